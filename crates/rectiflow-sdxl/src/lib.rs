@@ -1,0 +1,1 @@
+//! SDXL on libtorch.
