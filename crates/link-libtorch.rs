@@ -4,6 +4,8 @@
 //! start only under LD_LIBRARY_PATH. Where the folder has CUDA, `--no-as-needed` keeps `libtorch_cuda`, which nothing
 //! references by symbol and which registers the CUDA kernels when it is loaded.
 
+#![allow(clippy::print_stdout, reason = "cargo reads a build script's standard output")]
+
 use std::{env, path::Path};
 
 fn main() {

@@ -1,1 +1,20 @@
-//! SDXL on libtorch.
+//! SDXL on libtorch: its models, what they are conditioned on, and the file layouts they come in.
+//!
+//! Shapes in line comments: `b` batch, `c` channels, `h`, `w` latent height and width, `n` tokens of context (77 a
+//! chunk), `d` channels of a token. Latents are `[b, 4, h, w]`, a context is `[b, 77 k, 2048]`, pooled text `[b, 1280]`;
+//! the numbers are SDXL's, a tiny model has others.
+//!
+//! Nothing here opens a socket or knows a data set. Only `attention` knows kernels.
+
+mod attention;
+pub mod clip;
+pub mod config;
+mod config_reader;
+pub mod error;
+pub mod init;
+mod layers;
+pub mod tensor_file;
+pub mod unet;
+mod unet_blocks;
+pub mod vae;
+pub mod weights;

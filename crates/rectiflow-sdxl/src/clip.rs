@@ -1,0 +1,212 @@
+//! CLIP's text encoders: OpenAI's CLIP-L and OpenCLIP's bigG, as transformers computes them.
+//!
+//! SDXL reads the states before the last layer, without the final norm, and bigG's projected pooled output. Names are
+//! transformers' ("text_model." in front); files without that prefix, as transformers 5 writes CLIP-L, are read too.
+
+use tch::{Device, Kind, Tensor};
+
+use crate::{
+    attention::{Mask, attend},
+    config::{Activation, ClipConfig},
+    error::{Error, Result},
+    init::Init,
+    layers::{LayerNorm, Linear, Torch},
+    weights::{Parameters, Scope, Weights},
+};
+
+/// A text encoder.
+#[derive(Debug)]
+pub struct ClipText {
+    /// Its sizes.
+    pub config: ClipConfig,
+    /// Its tensors by their transformers names.
+    pub parameters: Parameters,
+    device: Device,
+    token_embedding: Tensor,
+    position_embedding: Tensor,
+    layers: Vec<Layer>,
+    final_layer_norm: LayerNorm,
+    text_projection: Option<Linear>,
+}
+
+/// What a text encoder gives.
+#[derive(Debug)]
+pub struct ClipOutput {
+    /// The states before the last layer, not normed: transformers' `hidden_states[-2]`. `[b, n, hidden_size]`
+    pub hidden: Tensor,
+    /// The last layer's normed state at the end of the text, projected where the model projects. `[b, pooled_dim]`
+    pub pooled: Tensor,
+}
+
+/// In front of all names but the projection's.
+const PREFIX: &str = "text_model.";
+
+impl ClipText {
+    /// Builds the encoder from its tensors.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] if they are not exactly those that the configuration asks for.
+    pub fn new(config: ClipConfig, mut weights: Weights) -> Result<Self> {
+        if weights.names().iter().all(|name| !name.starts_with(PREFIX)) {
+            weights.rename(|name| match name {
+                "text_projection.weight" => name.to_owned(),
+                _ => format!("{PREFIX}{name}"),
+            });
+        }
+        let device = weights.device();
+        let (width, factor) = (config.hidden_size, config.initializer_factor);
+        let embedding = Init::Normal { std: 0.02 * factor };
+        let mut root = weights.root();
+        let mut model = root.sub("text_model");
+        let mut embeddings = model.sub("embeddings");
+        let token_embedding = embeddings.take("token_embedding.weight", &[config.vocab_size, width], embedding);
+        let positions = [config.max_position_embeddings, width];
+        let position_embedding = embeddings.take("position_embedding.weight", &positions, embedding);
+        let layer = |i| Layer::new(&mut model.sub(format_args!("encoder.layers.{i}")), &config);
+        let layers = (0..config.num_hidden_layers).map(layer).collect();
+        let final_layer_norm = LayerNorm::new(&mut model.sub("final_layer_norm"), width, config.layer_norm_eps);
+        let text_projection = config.projection_dim.map(|dim| {
+            Linear::normal(&mut root.sub("text_projection"), [width, dim], factor / (width as f64).sqrt(), false)
+        });
+        let parameters = weights.finish()?;
+        Ok(Self {
+            config,
+            parameters,
+            device,
+            token_embedding,
+            position_embedding,
+            layers,
+            final_layer_norm,
+            text_projection,
+        })
+    }
+
+    /// The device it calculates on.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// Encodes token ids, `[b, n]` int64.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a wrong shape, dtype or id, [`Error::Torch`] if libtorch fails (out of memory).
+    pub fn forward(&self, ids: &Tensor) -> Result<ClipOutput> {
+        self.check(ids)?;
+        let doing = || format!("text encoder forward of {:?}", ids.size());
+        let ids = ids.f_to_device(self.device).map_err(Error::torch(doing()))?;
+        let calculate = || {
+            let hidden = self.penultimate(&ids)?;
+            let pooled = self.pool(&hidden, &ids)?;
+            Ok(ClipOutput { hidden, pooled })
+        };
+        calculate().map_err(Error::torch(doing()))
+    }
+
+    /// Only the states before the last layer: [`ClipOutput::hidden`], `[b, n, hidden_size]`.
+    ///
+    /// # Errors
+    /// As [`ClipText::forward`].
+    pub fn hidden(&self, ids: &Tensor) -> Result<Tensor> {
+        self.check(ids)?;
+        let calculate = || self.penultimate(&ids.f_to_device(self.device)?);
+        calculate().map_err(Error::torch(format!("text encoder forward of {:?}", ids.size())))
+    }
+
+    fn penultimate(&self, ids: &Tensor) -> Torch {
+        let num_tokens = ids.size()[1];
+        let tokens = Tensor::f_embedding(&self.token_embedding, ids, -1, false, false)?; // [b, n, d]
+        let mut hidden = tokens.f_add(&self.position_embedding.f_narrow(0, 0, num_tokens)?)?;
+        for layer in &self.layers[..self.layers.len() - 1] {
+            hidden = layer.forward(&hidden)?;
+        }
+        Ok(hidden)
+    }
+
+    fn pool(&self, penultimate: &Tensor, ids: &Tensor) -> Torch {
+        let last = &self.layers[self.layers.len() - 1];
+        let normed = self.final_layer_norm.forward(&last.forward(penultimate)?)?;
+        let (b, _, d) = normed.size3()?;
+        let at = self.end_of_text(ids)?.f_reshape([b, 1, 1])?.f_expand([b, 1, d], false)?;
+        let pooled = normed.f_gather(1, &at, false)?.f_squeeze_dim(1)?; // [b, d]
+        match &self.text_projection {
+            Some(projection) => projection.forward(&pooled),
+            None => Ok(pooled),
+        }
+    }
+
+    /// The position of each text's end, `[b]`. Configurations from before transformers 4.32 hold the wrong id 2; there
+    /// the end is the largest id, which in CLIP's vocabulary is the true one.
+    fn end_of_text(&self, ids: &Tensor) -> Torch {
+        if self.config.eos_token_id == 2 {
+            ids.f_argmax(1, false)
+        } else {
+            // argmax of equal values is the first.
+            ids.f_eq(self.config.eos_token_id)?.f_to_kind(Kind::Int)?.f_argmax(1, false)
+        }
+    }
+
+    /// Whether the ids fit. A CUDA kernel that reads beyond the table would end the process, so ids that are still on
+    /// the CPU (all that come from a tokenizer) are looked through.
+    fn check(&self, ids: &Tensor) -> Result<()> {
+        let (size, kind) = (ids.size(), ids.kind());
+        let max = self.config.max_position_embeddings;
+        if size.len() != 2 || size.contains(&0) || size[1] > max || kind != Kind::Int64 {
+            let expected = format!("[b, n] Int64 with n from 1 to {max}");
+            return Err(Error::input("input_ids", expected, format!("{size:?} {kind:?}")));
+        }
+        if ids.device() == Device::Cpu {
+            let (low, high) = (ids.min().int64_value(&[]), ids.max().int64_value(&[]));
+            if low < 0 || high >= self.config.vocab_size {
+                let expected = format!("ids from 0 to {}", self.config.vocab_size - 1);
+                return Err(Error::input("input_ids", expected, format!("{low} to {high}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Self-attention to what came before, and an MLP.
+#[derive(Debug)]
+struct Layer {
+    layer_norm1: LayerNorm,
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    out: Linear,
+    layer_norm2: LayerNorm,
+    fc1: Linear,
+    fc2: Linear,
+    num_heads: i64,
+    activation: Activation,
+}
+
+impl Layer {
+    fn new(scope: &mut Scope<'_>, config: &ClipConfig) -> Self {
+        let (width, inner, factor) = (config.hidden_size, config.intermediate_size, config.initializer_factor);
+        // transformers' CLIPPreTrainedModel._init_weights
+        let narrow = factor / (width as f64).sqrt();
+        let deep = narrow / (2.0 * config.num_hidden_layers as f64).sqrt();
+        let wide = factor / (2.0 * width as f64).sqrt();
+        let mut linear = |name: &str, widths, std| Linear::normal(&mut scope.sub(name), widths, std, true);
+        Self {
+            query: linear("self_attn.q_proj", [width, width], deep),
+            key: linear("self_attn.k_proj", [width, width], deep),
+            value: linear("self_attn.v_proj", [width, width], deep),
+            out: linear("self_attn.out_proj", [width, width], narrow),
+            fc1: linear("mlp.fc1", [width, inner], wide),
+            fc2: linear("mlp.fc2", [inner, width], deep),
+            layer_norm1: LayerNorm::new(&mut scope.sub("layer_norm1"), width, config.layer_norm_eps),
+            layer_norm2: LayerNorm::new(&mut scope.sub("layer_norm2"), width, config.layer_norm_eps),
+            num_heads: config.num_attention_heads,
+            activation: config.hidden_act,
+        }
+    }
+
+    fn forward(&self, x: &Tensor) -> Torch {
+        let normed = self.layer_norm1.forward(x)?;
+        let (q, k, v) = (self.query.forward(&normed)?, self.key.forward(&normed)?, self.value.forward(&normed)?);
+        let x = self.out.forward(&attend(&q, &k, &v, self.num_heads, Mask::Causal)?)?.f_add(x)?;
+        let inner = self.fc1.forward(&self.layer_norm2.forward(&x)?)?;
+        self.fc2.forward(&self.activation.forward(&inner)?)?.f_add(&x)
+    }
+}

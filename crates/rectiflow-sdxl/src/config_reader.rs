@@ -1,0 +1,230 @@
+//! Reads typed values out of a `config.json` and remembers every problem, so that one report names them all.
+//!
+//! Each method returns something usable even where the file is wrong; `finish` then refuses the whole.
+
+use serde_json::{Map, Value};
+
+use crate::{
+    config::Activation,
+    error::{Error, Result},
+};
+
+/// Larger sizes are a mistake or an attack: no model of this kind has them.
+const MAX_SIZE: i64 = 1 << 24;
+/// Most levels, blocks a level, and layers a block.
+const MAX_DEPTH: usize = 256;
+
+pub(crate) struct Reader<'a> {
+    json: &'a Map<String, Value>,
+    problems: Vec<String>,
+}
+
+impl<'a> Reader<'a> {
+    pub(crate) fn new(json: &'a Map<String, Value>) -> Self {
+        Self { json, problems: Vec::new() }
+    }
+
+    pub(crate) fn finish(self, what: &str) -> Result<()> {
+        if self.problems.is_empty() {
+            Ok(())
+        } else {
+            Err(Error::Config { what: what.to_owned(), problems: self.problems })
+        }
+    }
+
+    pub(crate) fn problem(&mut self, key: &str, expected: &str, found: &str) {
+        self.problems.push(format!("{key}: expected {expected}, found {found}"));
+    }
+
+    /// The value of a key; null counts as absent, as it does upstream for the keys that have a default.
+    fn get(&self, key: &str) -> Option<&'a Value> {
+        self.json.get(key).filter(|value| !value.is_null())
+    }
+
+    /// A value read by `read`, or the default; a problem if it is there and `read` refuses it.
+    fn typed<T>(&mut self, key: &str, default: T, expected: &str, read: impl Fn(&Value) -> Option<T>) -> T {
+        match self.get(key).map(|value| (value, read(value))) {
+            None => default,
+            Some((_, Some(value))) => value,
+            Some((value, None)) => {
+                self.problem(key, expected, &value.to_string());
+                default
+            }
+        }
+    }
+
+    pub(crate) fn positive(&mut self, key: &str, default: i64) -> i64 {
+        self.typed(key, default, "a positive integer", size)
+    }
+
+    pub(crate) fn optional_positive(&mut self, key: &str) -> Option<i64> {
+        self.typed(key, None, "a positive integer or null", |value| size(value).map(Some))
+    }
+
+    pub(crate) fn count(&mut self, key: &str, default: usize) -> usize {
+        self.typed(key, default, "a whole number", |value| value.as_u64().map(|n| n as usize))
+    }
+
+    pub(crate) fn number(&mut self, key: &str, default: f64) -> f64 {
+        self.typed(key, default, "a number", Value::as_f64)
+    }
+
+    pub(crate) fn boolean(&mut self, key: &str, default: bool) -> bool {
+        self.typed(key, default, "true or false", Value::as_bool)
+    }
+
+    /// A list of sizes, at least one long.
+    pub(crate) fn positive_list(&mut self, key: &str, default: &[i64]) -> Vec<i64> {
+        self.typed(key, default.to_vec(), "a list of positive integers", |value| {
+            let list = value.as_array().filter(|list| !list.is_empty() && list.len() <= 16)?;
+            list.iter().map(size).collect()
+        })
+    }
+
+    /// One size for all levels or one for each.
+    pub(crate) fn per_level(&mut self, key: &str, default: i64, num_levels: usize) -> Vec<i64> {
+        let expected = format!("a positive integer or {num_levels} of them");
+        self.typed(key, vec![default; num_levels], &expected, |value| match value {
+            Value::Array(list) if list.len() == num_levels => list.iter().map(size).collect(),
+            value => size(value).map(|n| vec![n; num_levels]),
+        })
+    }
+
+    /// A text that must be one of `supported`.
+    pub(crate) fn only(&mut self, key: &str, default: &str, supported: &[&str]) -> String {
+        let expected = supported.join(" or ");
+        self.typed(key, default.to_owned(), &expected, |value| {
+            value.as_str().filter(|text| supported.contains(text)).map(str::to_owned)
+        })
+    }
+
+    /// As [`Reader::only`], where absence is a problem too.
+    pub(crate) fn required(&mut self, key: &str, supported: &[&str]) {
+        if self.get(key).is_none() {
+            self.problem(key, &supported.join(" or "), "nothing");
+        }
+        self.only(key, supported[0], supported);
+    }
+
+    /// The first element of a list of texts, which must be one of `supported`.
+    pub(crate) fn first_of(&mut self, key: &str, default: &str, supported: &[&str]) -> String {
+        let expected = supported.join(" or ");
+        self.typed(key, default.to_owned(), &expected, |value| {
+            value.get(0)?.as_str().filter(|text| supported.contains(text)).map(str::to_owned)
+        })
+    }
+
+    /// A feature that must be off: absent, null or `off`.
+    pub(crate) fn unset(&mut self, key: &str, off: &Value) {
+        let Some(value) = self.get(key) else { return };
+        let same_number = value.as_f64().is_some_and(|n| Some(n) == off.as_f64());
+        if value != off && !same_number {
+            self.problem(key, &format!("{off} (other values are not supported)"), &value.to_string());
+        }
+    }
+
+    pub(crate) fn activation(&mut self, key: &str, default: Activation, supported: &[Activation]) -> Activation {
+        let names: Vec<_> = supported.iter().map(|a| activation_name(*a)).collect();
+        let expected = names.join(" or ");
+        self.typed(key, default, &expected, |value| {
+            let name = value.as_str().map(|name| if name == "swish" { "silu" } else { name });
+            supported.iter().copied().find(|a| Some(activation_name(*a)) == name)
+        })
+    }
+
+    pub(crate) fn divides(&mut self, key: &str, divisor: i64, of: &str, number: i64) {
+        if number % divisor != 0 {
+            self.problem(key, &format!("a divisor of {of} ({number})"), &divisor.to_string());
+        }
+    }
+
+    /// For each level whether its block type is the second of `types`.
+    pub(crate) fn block_types(
+        &mut self,
+        key: &str,
+        types: [&str; 2],
+        default: &[bool],
+        num_levels: usize,
+    ) -> Vec<bool> {
+        let expected = format!("{num_levels} of {} or {}", types[0], types[1]);
+        let found = self.typed(key, default.to_vec(), &expected, |value| {
+            let list = value.as_array().filter(|list| list.len() == num_levels)?;
+            list.iter().map(|name| types.iter().rposition(|t| Some(*t) == name.as_str()).map(|i| i == 1)).collect()
+        });
+        if found.len() != num_levels {
+            self.problem(key, &expected, &format!("{} by default", found.len()));
+            return vec![false; num_levels];
+        }
+        found
+    }
+
+    /// Transformer layers after each residual block of each level: one number for all, one a level, or a list a level.
+    pub(crate) fn layers(&mut self, key: &str, num_resnets: &[usize]) -> Vec<Vec<usize>> {
+        let expected = format!("a number of layers, or one or a list for each of {} levels", num_resnets.len());
+        let default = num_resnets.iter().map(|&n| vec![1; n]).collect();
+        self.typed(key, default, &expected, |value| layers_of(value, num_resnets))
+    }
+
+    /// The same on the way up. It is the mirror of the way down unless the file says otherwise; lists have no mirror,
+    /// since a level has one residual block more on the way up.
+    pub(crate) fn layers_up(&mut self, num_resnets: &[usize]) -> Vec<Vec<usize>> {
+        const KEY: &str = "reverse_transformer_layers_per_block";
+        if self.get(KEY).is_some() {
+            return self.layers(KEY, num_resnets);
+        }
+        let mirrored: Option<Vec<Vec<usize>>> = match self.get("transformer_layers_per_block") {
+            None => Some(num_resnets.iter().map(|&n| vec![1; n]).collect()),
+            Some(Value::Array(list)) => layers_of(&Value::Array(list.iter().rev().cloned().collect()), num_resnets)
+                .filter(|_| list.iter().all(|value| !value.is_array())),
+            Some(value) => layers_of(value, num_resnets),
+        };
+        mirrored.unwrap_or_else(|| {
+            self.problem(KEY, "layers for the way up, since transformer_layers_per_block is nested", "nothing");
+            num_resnets.iter().map(|&n| vec![1; n]).collect()
+        })
+    }
+
+    /// The middle's number of layers: the coarsest level's first.
+    pub(crate) fn layers_mid(&mut self, key: &str) -> usize {
+        let last = match self.get(key) {
+            Some(Value::Array(list)) => list.last(),
+            value => value,
+        };
+        let first = match last {
+            Some(Value::Array(list)) => list.first(),
+            value => value,
+        };
+        first.and_then(layer_count).unwrap_or(1)
+    }
+}
+
+/// An integer from 1 to [`MAX_SIZE`].
+fn size(value: &Value) -> Option<i64> {
+    value.as_i64().filter(|n| (1..=MAX_SIZE).contains(n))
+}
+
+fn layer_count(value: &Value) -> Option<usize> {
+    value.as_u64().map(|n| n as usize).filter(|n| *n <= MAX_DEPTH)
+}
+
+fn layers_of(value: &Value, num_resnets: &[usize]) -> Option<Vec<Vec<usize>>> {
+    let level = |value: &Value, n: usize| match value {
+        Value::Array(list) if list.len() == n => list.iter().map(layer_count).collect(),
+        value => layer_count(value).map(|layers| vec![layers; n]),
+    };
+    match value {
+        Value::Array(list) if list.len() == num_resnets.len() => {
+            list.iter().zip(num_resnets).map(|(value, &n)| level(value, n)).collect()
+        }
+        Value::Array(_) => None,
+        value => num_resnets.iter().map(|&n| level(value, n)).collect(),
+    }
+}
+
+fn activation_name(activation: Activation) -> &'static str {
+    match activation {
+        Activation::Silu => "silu",
+        Activation::Gelu => "gelu",
+        Activation::QuickGelu => "quick_gelu",
+    }
+}

@@ -1,0 +1,176 @@
+//! Everything that can go wrong between a model folder and a tensor, by meaning.
+
+use std::{fmt, io, path::PathBuf};
+
+use tch::TchError;
+
+/// A failure of this crate. Each message says what, where, what was expected and found, and what to do next.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// A file is not what its specification says.
+    #[error("{}: not a valid {kind}: {reason}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What it should have been, e.g. "safetensors file".
+        kind: &'static str,
+        /// The first rule it breaks, with expected and found values.
+        reason: String,
+    },
+    /// A model's `config.json` asks for what this program does not have, or contradicts itself.
+    #[error("{what}: {}", problems.join("; "))]
+    Config {
+        /// The file, or which configuration it is.
+        what: String,
+        /// One sentence per key: its name, expected and found.
+        problems: Vec<String>,
+    },
+    /// The tensors of a weight file are not those of the model.
+    #[error(transparent)]
+    Weights(Box<WeightProblems>),
+    /// A model folder lacks a part.
+    #[error("{}: {what} not found; {hint}", path.display())]
+    Missing {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// What was looked for.
+        what: String,
+        /// What to do.
+        hint: String,
+    },
+    /// A tensor or a value given to a model does not fit it.
+    #[error("{what}: expected {expected}, found {found}")]
+    Input {
+        /// The tensor or value, as the caller knows it.
+        what: String,
+        /// Shape, dtype or range that fits.
+        expected: String,
+        /// What was given.
+        found: String,
+    },
+    /// A setting or a combination of settings that cannot work.
+    #[error("{what}: {reason}")]
+    Invalid {
+        /// The setting, as the user writes it.
+        what: String,
+        /// Why not, and what would do.
+        reason: String,
+    },
+    /// libtorch failed in a calculation whose inputs were checked: most often it is out of memory.
+    #[error("{doing}: libtorch says: {}", first_line(source))]
+    Torch {
+        /// What was being calculated.
+        doing: String,
+        /// libtorch's words, with its stack trace.
+        source: TchError,
+    },
+}
+
+/// What this crate's functions return.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// An [`Error::Io`] about `path`, for `map_err`.
+    pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, source }
+    }
+
+    /// An [`Error::Torch`] while `doing`, for `map_err`.
+    pub fn torch(doing: impl Into<String>) -> impl FnOnce(TchError) -> Self {
+        let doing = doing.into();
+        move |source| Self::Torch { doing, source }
+    }
+
+    /// An [`Error::Input`] about a tensor or value.
+    pub fn input(what: impl Into<String>, expected: impl Into<String>, found: impl Into<String>) -> Self {
+        Self::Input { what: what.into(), expected: expected.into(), found: found.into() }
+    }
+}
+
+/// libtorch's message without its C++ stack trace.
+fn first_line(error: &TchError) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
+}
+
+/// How many names of each sort a message lists.
+const MAX_LISTED: usize = 20;
+
+/// What differs between a weight file and the model that its configuration describes.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct WeightProblems {
+    /// The files or the source the tensors came from.
+    pub source: String,
+    /// Tensors of the model that the files lack, with the shape expected.
+    pub missing: Vec<(String, Vec<i64>)>,
+    /// Tensors of the files that the model lacks, with their shape.
+    pub unexpected: Vec<(String, Vec<i64>)>,
+    /// Tensors of another shape: name, expected, found.
+    pub misshapen: Vec<(String, Vec<i64>, Vec<i64>)>,
+    /// Tensors that cannot be used for another reason: name, reason.
+    pub unusable: Vec<(String, String)>,
+}
+
+impl WeightProblems {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.missing.is_empty() && self.unexpected.is_empty() && self.misshapen.is_empty() && self.unusable.is_empty()
+    }
+}
+
+impl fmt::Display for WeightProblems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: the tensors do not fit the model's configuration", self.source)?;
+        list(f, "missing", &self.missing, |(name, shape)| format!("{name} {shape:?}"))?;
+        list(f, "unexpected", &self.unexpected, |(name, shape)| format!("{name} {shape:?}"))?;
+        list(f, "misshapen", &self.misshapen, |(name, expected, found)| {
+            format!("{name}: expected {expected:?}, found {found:?}")
+        })?;
+        list(f, "unusable", &self.unusable, |(name, reason)| format!("{name}: {reason}"))
+    }
+}
+
+impl std::error::Error for WeightProblems {}
+
+fn list<T>(f: &mut fmt::Formatter<'_>, title: &str, items: &[T], line: impl Fn(&T) -> String) -> fmt::Result {
+    if items.is_empty() {
+        return Ok(());
+    }
+    write!(f, "\n  {} {title}:", items.len())?;
+    for item in items.iter().take(MAX_LISTED) {
+        write!(f, "\n    {}", line(item))?;
+    }
+    if items.len() > MAX_LISTED {
+        write!(f, "\n    ... and {} more", items.len() - MAX_LISTED)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_the_first_twenty_and_the_count() {
+        let problems = WeightProblems {
+            source: "x.safetensors".into(),
+            missing: (0..25).map(|i| (format!("t{i}"), vec![i, 2])).collect(),
+            misshapen: vec![("w".into(), vec![1, 2], vec![2, 1])],
+            ..WeightProblems::default()
+        };
+        let text = problems.to_string();
+        assert!(text.contains("25 missing") && text.contains("t19 [19, 2]") && text.contains("and 5 more"), "{text}");
+        assert!(!text.contains("t20 "), "{text}");
+        assert!(text.contains("w: expected [1, 2], found [2, 1]"), "{text}");
+        assert!(!text.contains("unexpected"), "{text}");
+    }
+}

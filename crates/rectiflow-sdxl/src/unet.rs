@@ -1,0 +1,187 @@
+//! SDXL's UNet, with its own time for every sample of a batch.
+//!
+//! The same calculation as diffusers' `UNet2DConditionModel` with `addition_embed_type` "text_time", to fp32 rounding
+//! (golden-tested, gradients too). Two things differ in form only: sinusoids are always computed in fp32, and a context
+//! mask removes padding exactly (diffusers adds -10000).
+
+use tch::{Device, Kind, Tensor};
+
+use crate::{
+    attention::Mask,
+    config::{NUM_TIME_IDS, UNetConfig},
+    error::{Error, Result},
+    layers::{Conv, GroupNorm, Norm, Sinusoid, TimeEmbedding, Torch},
+    unet_blocks::{Conditions, DownBlock, MidBlock, UpBlock},
+    weights::{Parameters, Weights},
+};
+
+/// The network that predicts velocity or noise from noisy latents, time, text and size.
+#[derive(Debug)]
+pub struct UNet {
+    /// Its sizes.
+    pub config: UNetConfig,
+    /// Its tensors by their diffusers names.
+    pub parameters: Parameters,
+    kind: Kind,
+    device: Device,
+    time_proj: Sinusoid,
+    time_embedding: TimeEmbedding,
+    add_time_proj: Sinusoid,
+    add_embedding: TimeEmbedding,
+    conv_in: Conv,
+    down: Vec<DownBlock>,
+    mid: MidBlock,
+    up: Vec<UpBlock>,
+    conv_norm_out: GroupNorm,
+    conv_out: Conv,
+}
+
+/// What the UNet is given. Floating-point tensors are converted to the model's dtype, all to its device.
+#[derive(Debug, Clone, Copy)]
+pub struct UNetInput<'a> {
+    /// Noisy latents. `[b, 4, h, w]`, any size
+    pub sample: &'a Tensor,
+    /// Time of each sample, from 0 to 1000, not rounded: 1000 sigma for flow. `[b]`
+    pub timestep: &'a Tensor,
+    /// Penultimate states of both text encoders. `[b, 77 k, 2048]`
+    pub context: &'a Tensor,
+    /// Which tokens of the context count; `None`: all. `[b, 77 k]` bool, at least one true in each row
+    pub context_mask: Option<&'a Tensor>,
+    /// bigG's projected pooled output. `[b, 1280]`
+    pub text_embeds: &'a Tensor,
+    /// Original height and width, crop top and left, target height and width. `[b, 6]`
+    pub time_ids: &'a Tensor,
+}
+
+impl UNet {
+    /// Builds the network from its tensors.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] if they are not exactly those that the configuration asks for.
+    pub fn new(config: UNetConfig, mut weights: Weights) -> Result<Self> {
+        let (kind, device) = (weights.kind(), weights.device());
+        let c = &config;
+        let (finest, time_dim) = (c.down[0].channels, c.time_embed_dim);
+        let sinusoid = |dim| Sinusoid { dim, cos_first: c.flip_sin_to_cos, freq_shift: c.freq_shift };
+        let add_dim = c.pooled_dim + NUM_TIME_IDS * c.addition_time_embed_dim;
+        let norm = Norm { num_groups: c.norm_num_groups, eps: c.norm_eps };
+        let mut root = weights.root();
+        let conv_in = Conv::new(&mut root.sub("conv_in"), c.in_channels, finest, 3);
+        let time_embedding = TimeEmbedding::new(&mut root.sub("time_embedding"), finest, time_dim);
+        let add_embedding = TimeEmbedding::new(&mut root.sub("add_embedding"), add_dim, time_dim);
+        let levels = 0..c.down.len();
+        let down = |i| DownBlock::new(&mut root.sub(format_args!("down_blocks.{i}")), c, i);
+        let down = levels.clone().map(down).collect();
+        let mid = MidBlock::new(&mut root.sub("mid_block"), c);
+        let up = |i| UpBlock::new(&mut root.sub(format_args!("up_blocks.{i}")), c, i);
+        let up = levels.map(up).collect();
+        let conv_norm_out = GroupNorm::new(&mut root.sub("conv_norm_out"), finest, norm);
+        let conv_out = Conv::new(&mut root.sub("conv_out"), finest, c.out_channels, 3);
+        let (time_proj, add_time_proj) = (sinusoid(finest), sinusoid(c.addition_time_embed_dim));
+        let parameters = weights.finish()?;
+        Ok(Self {
+            config,
+            parameters,
+            kind,
+            device,
+            time_proj,
+            time_embedding,
+            add_time_proj,
+            add_embedding,
+            conv_in,
+            down,
+            mid,
+            up,
+            conv_norm_out,
+            conv_out,
+        })
+    }
+
+    /// The dtype it calculates in.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The device it calculates on.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// The prediction for each sample, `[b, 4, h, w]` in the model's dtype.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for tensors that do not fit, [`Error::Torch`] if libtorch fails (out of memory).
+    pub fn forward(&self, input: &UNetInput<'_>) -> Result<Tensor> {
+        self.check(input)?;
+        self.calculate(input).map_err(Error::torch(format!("UNet forward of {:?}", input.sample.size())))
+    }
+
+    fn calculate(&self, input: &UNetInput<'_>) -> Torch {
+        let place = |x: &Tensor| x.f_to_device(self.device)?.f_to_kind(self.kind);
+        let time = self.embed(input)?;
+        let context = place(input.context)?;
+        let mask = input.context_mask.map(|mask| mask.f_to_device(self.device)).transpose()?;
+        let mask = mask.as_ref().map_or(Mask::Everything, Mask::Keys);
+        let conditions = Conditions { time: &time, context: &context, mask };
+        let mut x = self.conv_in.forward(&place(input.sample)?)?;
+        let mut skips = vec![x.shallow_clone()];
+        for block in &self.down {
+            x = block.forward(x, &conditions, &mut skips)?;
+        }
+        x = self.mid.forward(&x, &conditions)?;
+        for block in &self.up {
+            x = block.forward(x, &conditions, &mut skips)?;
+        }
+        self.conv_out.forward(&self.conv_norm_out.forward(&x)?.f_silu()?)
+    }
+
+    /// The embedding of time, pooled text and size, after the non-linearity that every residual block begins with.
+    fn embed(&self, input: &UNetInput<'_>) -> Torch {
+        let place = |x: &Tensor| x.f_to_device(self.device);
+        let time = self.time_proj.forward(&place(input.timestep)?)?.f_to_kind(self.kind)?;
+        let time = self.time_embedding.forward(&time)?; // [b, time_embed_dim]
+        let b = input.time_ids.size()[0];
+        let sizes = self.add_time_proj.forward(&place(input.time_ids)?.f_reshape([-1])?)?.f_reshape([b, -1])?;
+        let text = place(input.text_embeds)?.f_to_kind(self.kind)?;
+        let added = Tensor::f_cat(&[text, sizes.f_to_kind(self.kind)?], 1)?; // [b, 2816]
+        time.f_add(&self.add_embedding.forward(&added)?)?.f_silu()
+    }
+
+    /// Whether the tensors fit each other and the model.
+    fn check(&self, input: &UNetInput<'_>) -> Result<()> {
+        let size = input.sample.size();
+        if size.len() != 4 || size[1] != self.config.in_channels || size.contains(&0) {
+            let expected = format!("[b, {}, h, w] without zeros", self.config.in_channels);
+            return Err(Error::input("sample", expected, format!("{size:?}")));
+        }
+        let b = size[0];
+        expect("timestep", input.timestep, &[b])?;
+        expect("text_embeds", input.text_embeds, &[b, self.config.pooled_dim])?;
+        expect("time_ids", input.time_ids, &[b, NUM_TIME_IDS])?;
+        let num_tokens = input.context.size().get(1).copied().unwrap_or(0);
+        expect("encoder_hidden_states", input.context, &[b, num_tokens.max(1), self.config.context_dim()])?;
+        if let Some(mask) = input.context_mask {
+            expect("context mask", mask, &[b, num_tokens])?;
+            if mask.kind() != Kind::Bool {
+                return Err(Error::input("context mask", "dtype Bool", format!("{:?}", mask.kind())));
+            }
+        }
+        let floating =
+            [("sample", input.sample), ("encoder_hidden_states", input.context), ("text_embeds", input.text_embeds)];
+        for (name, tensor) in floating {
+            if !tensor.is_floating_point() {
+                return Err(Error::input(name, "a floating-point dtype", format!("{:?}", tensor.kind())));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Refuses a tensor of another shape.
+fn expect(name: &str, tensor: &Tensor, shape: &[i64]) -> Result<()> {
+    if tensor.size() == shape {
+        Ok(())
+    } else {
+        Err(Error::input(name, format!("shape {shape:?}"), format!("{:?}", tensor.size())))
+    }
+}

@@ -1,0 +1,237 @@
+//! The UNet's levels: residual blocks, transformers that look at the text, and the resampling between levels.
+//!
+//! Names and order of operations are diffusers' (`unet_2d_blocks.py`, `transformer_2d.py`, `attention.py`).
+
+use tch::Tensor;
+
+use crate::{
+    attention::{Attention, Mask},
+    config::{LevelConfig, UNetConfig},
+    layers::{Conv, Downsample, GroupNorm, LayerNorm, Linear, Norm, Resnet, Torch, Upsample},
+    weights::Scope,
+};
+
+/// What every block is conditioned on.
+#[derive(Debug)]
+pub(crate) struct Conditions<'a> {
+    /// The embedding of time, text and size, after its non-linearity. `[b, time_embed_dim]`
+    pub(crate) time: &'a Tensor,
+    /// `[b, n, context_dim]`
+    pub(crate) context: &'a Tensor,
+    /// Which tokens of the context count.
+    pub(crate) mask: Mask<'a>,
+}
+
+/// Epsilon of the norm at a transformer's entrance, which diffusers fixes.
+const TRANSFORMER_NORM_EPS: f64 = 1e-6;
+/// Epsilon of the norms inside a transformer, which diffusers fixes.
+const LAYER_NORM_EPS: f64 = 1e-5;
+
+/// Self-attention, attention to the text, and an MLP with a gated GELU, each around a skip.
+#[derive(Debug)]
+struct TransformerBlock {
+    norm1: LayerNorm,
+    attn1: Attention,
+    norm2: LayerNorm,
+    attn2: Attention,
+    norm3: LayerNorm,
+    ff_in: Linear,
+    ff_out: Linear,
+}
+
+impl TransformerBlock {
+    fn new(scope: &mut Scope<'_>, level: &LevelConfig) -> Self {
+        let dim = level.channels;
+        Self {
+            norm1: LayerNorm::new(&mut scope.sub("norm1"), dim, LAYER_NORM_EPS),
+            attn1: Attention::new(&mut scope.sub("attn1"), [dim, dim], level.num_heads, false),
+            norm2: LayerNorm::new(&mut scope.sub("norm2"), dim, LAYER_NORM_EPS),
+            attn2: Attention::new(&mut scope.sub("attn2"), [dim, level.context_dim], level.num_heads, false),
+            norm3: LayerNorm::new(&mut scope.sub("norm3"), dim, LAYER_NORM_EPS),
+            ff_in: Linear::new(&mut scope.sub("ff.net.0.proj"), dim, 8 * dim),
+            ff_out: Linear::new(&mut scope.sub("ff.net.2"), 4 * dim, dim),
+        }
+    }
+
+    fn forward(&self, x: &Tensor, conditions: &Conditions<'_>) -> Torch {
+        let normed = self.norm1.forward(x)?;
+        let x = self.attn1.forward(&normed, &normed, Mask::Everything)?.f_add(x)?;
+        let normed = self.norm2.forward(&x)?;
+        let x = self.attn2.forward(&normed, conditions.context, conditions.mask)?.f_add(&x)?;
+        let both = self.ff_in.forward(&self.norm3.forward(&x)?)?.f_chunk(2, -1)?; // the value and its gate
+        self.ff_out.forward(&both[0].f_mul(&both[1].f_gelu("none")?)?)?.f_add(&x)
+    }
+}
+
+/// The outer projections of a transformer: SDXL's are linear, Stable Diffusion 1's are 1x1 convolutions.
+#[derive(Debug)]
+enum Projections {
+    Linear(Linear, Linear),
+    Conv(Conv, Conv),
+}
+
+/// diffusers' `Transformer2DModel`: pixels as tokens.
+#[derive(Debug)]
+pub(crate) struct Transformer {
+    norm: GroupNorm,
+    projections: Projections,
+    blocks: Vec<TransformerBlock>,
+}
+
+impl Transformer {
+    fn new(scope: &mut Scope<'_>, config: &UNetConfig, level: &LevelConfig, num_blocks: usize) -> Self {
+        let dim = level.channels;
+        let norm = Norm { num_groups: config.norm_num_groups, eps: TRANSFORMER_NORM_EPS };
+        let projections = if config.use_linear_projection {
+            let mut linear = |name| Linear::new(&mut scope.sub(name), dim, dim);
+            Projections::Linear(linear("proj_in"), linear("proj_out"))
+        } else {
+            let mut conv = |name| Conv::new(&mut scope.sub(name), dim, dim, 1);
+            Projections::Conv(conv("proj_in"), conv("proj_out"))
+        };
+        let block = |i| TransformerBlock::new(&mut scope.sub(format_args!("transformer_blocks.{i}")), level);
+        let blocks = (0..num_blocks).map(block).collect();
+        Self { norm: GroupNorm::new(&mut scope.sub("norm"), dim, norm), projections, blocks }
+    }
+
+    fn forward(&self, x: &Tensor, conditions: &Conditions<'_>) -> Torch {
+        let (b, c, h, w) = x.size4()?;
+        let tokens = |x: Tensor| x.f_permute([0, 2, 3, 1])?.f_reshape([b, h * w, c]);
+        let pixels = |x: Tensor| x.f_reshape([b, h, w, c])?.f_permute([0, 3, 1, 2]);
+        let normed = self.norm.forward(x)?;
+        let mut hidden = match &self.projections {
+            Projections::Linear(proj_in, _) => proj_in.forward(&tokens(normed)?)?,
+            Projections::Conv(proj_in, _) => tokens(proj_in.forward(&normed)?)?,
+        };
+        for block in &self.blocks {
+            hidden = block.forward(&hidden, conditions)?;
+        }
+        let hidden = match &self.projections {
+            Projections::Linear(_, proj_out) => pixels(proj_out.forward(&hidden)?)?,
+            Projections::Conv(_, proj_out) => proj_out.forward(&pixels(hidden)?)?,
+        };
+        // x first: the result takes its memory layout, not the permuted one.
+        x.f_add(&hidden)
+    }
+}
+
+/// The transformers of a level, one after each residual block, or none.
+fn transformers(scope: &mut Scope<'_>, config: &UNetConfig, level: &LevelConfig) -> Vec<Transformer> {
+    let numbered = level.transformer_layers.iter().enumerate();
+    numbered.map(|(i, &n)| Transformer::new(&mut scope.sub(format_args!("attentions.{i}")), config, level, n)).collect()
+}
+
+/// One residual block with the UNet's time embedding and norms.
+fn resnet(scope: &mut Scope<'_>, config: &UNetConfig, i: usize, channels: [i64; 2]) -> Resnet {
+    let norm = Norm { num_groups: config.norm_num_groups, eps: config.norm_eps };
+    Resnet::new(&mut scope.sub(format_args!("resnets.{i}")), channels, Some(config.time_embed_dim), norm)
+}
+
+/// A level on the way down; all its intermediate results are kept for the way up.
+#[derive(Debug)]
+pub(crate) struct DownBlock {
+    resnets: Vec<Resnet>,
+    attentions: Vec<Transformer>,
+    downsampler: Option<Downsample>,
+}
+
+impl DownBlock {
+    pub(crate) fn new(scope: &mut Scope<'_>, config: &UNetConfig, index: usize) -> Self {
+        let level = &config.down[index];
+        let inputs = config.down[index.saturating_sub(1)].channels;
+        let widths = |i| [if i == 0 { inputs } else { level.channels }, level.channels];
+        let is_last = index + 1 == config.down.len();
+        Self {
+            resnets: (0..level.num_resnets).map(|i| resnet(scope, config, i, widths(i))).collect(),
+            attentions: transformers(scope, config, level),
+            downsampler: (!is_last)
+                .then(|| Downsample::new(&mut scope.sub("downsamplers.0"), level.channels, config.downsample_padding)),
+        }
+    }
+
+    pub(crate) fn forward(&self, x: Tensor, conditions: &Conditions<'_>, skips: &mut Vec<Tensor>) -> Torch {
+        let mut x = x;
+        for (i, resnet) in self.resnets.iter().enumerate() {
+            x = resnet.forward(&x, Some(conditions.time))?;
+            if let Some(attention) = self.attentions.get(i) {
+                x = attention.forward(&x, conditions)?;
+            }
+            skips.push(x.shallow_clone());
+        }
+        if let Some(downsampler) = &self.downsampler {
+            x = downsampler.forward(&x)?;
+            skips.push(x.shallow_clone());
+        }
+        Ok(x)
+    }
+}
+
+/// The middle: residual block, transformer, residual block.
+#[derive(Debug)]
+pub(crate) struct MidBlock {
+    first: Resnet,
+    attention: Transformer,
+    last: Resnet,
+}
+
+impl MidBlock {
+    pub(crate) fn new(scope: &mut Scope<'_>, config: &UNetConfig) -> Self {
+        let widths = [config.mid.channels, config.mid.channels];
+        let num_layers = config.mid.transformer_layers[0];
+        Self {
+            first: resnet(scope, config, 0, widths),
+            attention: Transformer::new(&mut scope.sub("attentions.0"), config, &config.mid, num_layers),
+            last: resnet(scope, config, 1, widths),
+        }
+    }
+
+    pub(crate) fn forward(&self, x: &Tensor, conditions: &Conditions<'_>) -> Torch {
+        let x = self.first.forward(x, Some(conditions.time))?;
+        let x = self.attention.forward(&x, conditions)?;
+        self.last.forward(&x, Some(conditions.time))
+    }
+}
+
+/// A level on the way up; each residual block also sees what the way down kept.
+#[derive(Debug)]
+pub(crate) struct UpBlock {
+    resnets: Vec<Resnet>,
+    attentions: Vec<Transformer>,
+    upsampler: Option<Upsample>,
+}
+
+impl UpBlock {
+    pub(crate) fn new(scope: &mut Scope<'_>, config: &UNetConfig, index: usize) -> Self {
+        let level = &config.up[index];
+        let below = config.up[index.saturating_sub(1)].channels;
+        let above = config.up[(index + 1).min(config.up.len() - 1)].channels;
+        let is_last = index + 1 == config.up.len();
+        let num_resnets = level.num_resnets;
+        // The last skip of a level came from the level above it, before its first residual block.
+        let inputs = |i| if i == 0 { below } else { level.channels };
+        let skipped = |i| if i + 1 == num_resnets { above } else { level.channels };
+        let widths = |i| [inputs(i) + skipped(i), level.channels];
+        Self {
+            resnets: (0..num_resnets).map(|i| resnet(scope, config, i, widths(i))).collect(),
+            attentions: transformers(scope, config, level),
+            upsampler: (!is_last).then(|| Upsample::new(&mut scope.sub("upsamplers.0"), level.channels)),
+        }
+    }
+
+    /// Takes its skips from the end of `skips`.
+    pub(crate) fn forward(&self, x: Tensor, conditions: &Conditions<'_>, skips: &mut Vec<Tensor>) -> Torch {
+        let mut x = x;
+        for (i, resnet) in self.resnets.iter().enumerate() {
+            let skip = skips.pop().expect("the way down keeps one result for each residual block of the way up");
+            x = resnet.forward(&Tensor::f_cat(&[x, skip], 1)?, Some(conditions.time))?;
+            if let Some(attention) = self.attentions.get(i) {
+                x = attention.forward(&x, conditions)?;
+            }
+        }
+        match (&self.upsampler, skips.last()) {
+            // Odd sizes were rounded up on the way down; the next skip knows what they were.
+            (Some(upsampler), Some(next)) => upsampler.forward(&x, Some(crate::layers::height_width(next))),
+            _ => Ok(x),
+        }
+    }
+}
