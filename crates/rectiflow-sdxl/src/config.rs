@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 use crate::{
     config_reader::Reader,
     error::{Error, Result},
+    flow::Parameterization,
 };
 
 /// The non-linearity of a block.
@@ -404,18 +405,6 @@ impl VaeConfig {
     pub fn down_factor(&self) -> u32 {
         1 << (self.block_out_channels.len() - 1)
     }
-}
-
-/// What a UNet predicts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Parameterization {
-    /// The velocity noise - x0 of a straight path (rectified flow).
-    Flow,
-    /// The noise, on SDXL's discrete schedule.
-    Eps,
-    /// The velocity of the variance-preserving path, on SDXL's discrete schedule.
-    V,
 }
 
 /// What of diffusers' `scheduler_config.json` matters here.

@@ -95,6 +95,16 @@ impl Error {
     pub fn input(what: impl Into<String>, expected: impl Into<String>, found: impl Into<String>) -> Self {
         Self::Input { what: what.into(), expected: expected.into(), found: found.into() }
     }
+
+    /// An [`Error::Invalid`] about a setting, with all that is wrong with it.
+    pub fn invalid(what: impl Into<String>, problems: &[String]) -> Self {
+        Self::Invalid { what: what.into(), reason: problems.join("; ") }
+    }
+
+    /// An [`Error::Invalid`] about a name that is none of `known`.
+    pub fn unknown_name(kind: &str, name: &str, known: &[&str]) -> Self {
+        Self::Invalid { what: format!("{kind} {name:?}"), reason: format!("unknown; one of {}", known.join(", ")) }
+    }
 }
 
 /// libtorch's message without its C++ stack trace.

@@ -1,0 +1,95 @@
+//! SDXL's own noise schedule, for eps and v models: a thousand steps whose betas are linear in their square roots.
+//!
+//! `alpha_bar` is what training uses (diffusers' `alphas_cumprod`). [`sigma`] and its inverse [`timestep`] are the
+//! variance-exploding view that samplers use: `x_ve = x / sqrt(alpha_bar) = x0 + sigma * noise`. Those two follow
+//! ComfyUI's `ModelSamplingDiscrete` into its fp32 roundings, because a sample must agree with ComfyUI's to the last
+//! step of the schedule.
+
+use std::sync::LazyLock;
+
+/// Number of training steps.
+pub const NUM_STEPS: usize = 1000;
+const BETA_START: f64 = 0.00085;
+const BETA_END: f64 = 0.012;
+
+struct Table {
+    alpha_bars: Vec<f64>,
+    sigmas: Vec<f32>,
+    log_sigmas: Vec<f32>,
+}
+
+static TABLE: LazyLock<Table> = LazyLock::new(|| {
+    let (start, end) = (BETA_START.sqrt(), BETA_END.sqrt());
+    let mut product = 1.0;
+    let alpha_bars: Vec<f64> = (0..NUM_STEPS)
+        .map(|step| {
+            let root = start + (end - start) * step as f64 / (NUM_STEPS - 1) as f64;
+            product *= 1.0 - root * root;
+            product
+        })
+        .collect();
+    let sigmas: Vec<f64> = alpha_bars.iter().map(|abar| ((1.0 - abar) / abar).sqrt()).collect();
+    let log_sigmas = sigmas.iter().map(|sigma| sigma.ln() as f32).collect();
+    Table { alpha_bars, sigmas: sigmas.iter().map(|&sigma| sigma as f32).collect(), log_sigmas }
+});
+
+/// The share of the picture's variance left at a training step (0..1000).
+pub fn alpha_bar(step: usize) -> f64 {
+    TABLE.alpha_bars[step]
+}
+
+/// The training step of a time in [0, 1]: `floor(1000 * time)`, at most 999.
+pub fn training_step(time: f64) -> usize {
+    ((time * NUM_STEPS as f64) as usize).min(NUM_STEPS - 1)
+}
+
+/// Noise levels of all steps, rising from 0.0292 to 14.61.
+pub fn sigmas() -> &'static [f32] {
+    &TABLE.sigmas
+}
+
+/// The noise level at a timestep that may lie between two steps: linear in the logarithm.
+pub fn sigma(timestep: f32) -> f32 {
+    let t = timestep.clamp(0.0, (NUM_STEPS - 1) as f32);
+    let weight = t.fract();
+    let at = |index: f32| TABLE.log_sigmas[index as usize];
+    let log_sigma = (1.0 - weight) * at(t.floor()) + weight * at(t.ceil());
+    f64::from(log_sigma).exp() as f32
+}
+
+/// The step whose noise level is nearest to `sigma` in the logarithm (the lower one of a tie).
+pub fn timestep(sigma: f32) -> usize {
+    let log_sigma = f64::from(sigma).ln() as f32;
+    let mut nearest = (0, f32::INFINITY);
+    for (step, known) in TABLE.log_sigmas.iter().enumerate() {
+        let distance = (log_sigma - known).abs();
+        if distance < nearest.1 {
+            nearest = (step, distance);
+        }
+    }
+    nearest.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sigma_and_timestep_are_inverse_on_the_steps() {
+        for step in 0..NUM_STEPS {
+            assert_eq!(timestep(sigma(step as f32)), step);
+            assert_eq!(timestep(sigmas()[step]), step);
+        }
+        assert_eq!(timestep(1e-3), 0);
+        assert_eq!(timestep(80.0), 999);
+        assert!((sigmas()[999] - 14.6146).abs() < 1e-4);
+    }
+
+    #[test]
+    fn training_steps_are_whole_and_in_range() {
+        assert_eq!(training_step(0.0), 0);
+        assert_eq!(training_step(0.999_999), 999);
+        assert_eq!(training_step(1.0), 999);
+        assert_eq!(training_step(0.5), 500);
+    }
+}

@@ -1,0 +1,305 @@
+//! Sampling schedules: which noise levels a sampler visits. Pure functions, equal to ComfyUI's of the same names.
+//!
+//! Every number passes through fp32 where ComfyUI's does. That is not for speed: a schedule decides which picture
+//! comes out, `kl_optimal` amplifies a rounding by 200 at the noisy end of an eps model, and "the same workflow gives
+//! the same picture" is a promise of the exports. The quirks are kept for the same reason:
+//!
+//! - `normal` applies the shift a second time to a last sigma that is already shifted, so it ends above `sigma_min`;
+//! - `beta` drops a step that falls on the same table entry as the one before, so it may have fewer than asked;
+//! - `ddim_uniform` walks the table by whole strides, so it may have more than asked, and starts below `sigma_max`.
+//!
+//! One thing is not copied: `kl_optimal` with a single step is 0 / 0 there and `[sigma_max, 0]` here.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+use statrs::function::beta::inv_beta_reg;
+
+use crate::{
+    discrete,
+    error::{Error, Result},
+    flow::Parameterization,
+};
+
+/// The largest number of steps: one for each training step.
+pub const MAX_STEPS: usize = 1000;
+
+/// A named rule that picks sigmas.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Schedule {
+    /// Equal strides through the table of 1000 sigmas.
+    #[default]
+    Simple,
+    /// Equal strides in timestep from the first to the last.
+    Normal,
+    /// As `normal` with one more step, the last dropped.
+    SgmUniform,
+    /// Quantiles of Beta(0.6, 0.6) (arXiv 2407.12173): dense at both ends.
+    Beta,
+    /// Karras et al. 2022 with rho 7: dense at the clean end.
+    Karras,
+    /// Equal strides in the logarithm of sigma.
+    Exponential,
+    /// Whole strides through the table from its second entry.
+    DdimUniform,
+    /// Equal strides in the arc tangent of sigma ("Align your steps", closed form for Gaussian data).
+    KlOptimal,
+}
+
+impl Schedule {
+    /// All schedules with the names that users write.
+    pub const ALL: [(&'static str, Self); 8] = [
+        ("simple", Self::Simple),
+        ("normal", Self::Normal),
+        ("sgm_uniform", Self::SgmUniform),
+        ("beta", Self::Beta),
+        ("karras", Self::Karras),
+        ("exponential", Self::Exponential),
+        ("ddim_uniform", Self::DdimUniform),
+        ("kl_optimal", Self::KlOptimal),
+    ];
+
+    /// The sigmas from the first to the final 0: usually `steps + 1` numbers, see the quirks above.
+    ///
+    /// Errors if `steps` is not in `1..=1000`.
+    pub fn sigmas(self, steps: usize, levels: &NoiseLevels) -> Result<Vec<f64>> {
+        if !(1..=MAX_STEPS).contains(&steps) {
+            return Err(Error::invalid("sampling", &[format!("steps is {steps}, expected 1 to {MAX_STEPS}")]));
+        }
+        let sigmas = match self {
+            Self::Simple => simple(steps, levels),
+            Self::Normal => normal(steps, levels),
+            Self::SgmUniform => sgm_uniform(steps, levels),
+            Self::Beta => beta(steps, levels),
+            Self::Karras => karras(steps, levels),
+            Self::Exponential => exponential(steps, levels),
+            Self::DdimUniform => ddim_uniform(steps, levels),
+            Self::KlOptimal => kl_optimal(steps, levels),
+        };
+        Ok(sigmas.into_iter().map(f64::from).collect())
+    }
+}
+
+impl fmt::Display for Schedule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (name, _) = Self::ALL.iter().find(|(_, schedule)| schedule == self).expect("ALL has every variant");
+        f.write_str(name)
+    }
+}
+
+impl FromStr for Schedule {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match Self::ALL.iter().find(|(known, _)| *known == name) {
+            Some((_, schedule)) => Ok(*schedule),
+            None => Err(Error::unknown_name("schedule", name, &Self::ALL.map(|(name, _)| name))),
+        }
+    }
+}
+
+/// The noise levels a model knows: a table of 1000 rising sigmas, and sigma as a function of the timestep.
+#[derive(Clone, Debug)]
+pub struct NoiseLevels {
+    table: Vec<f32>,
+    shift: Option<f64>,
+}
+
+impl NoiseLevels {
+    /// The levels of a model: for flow `ModelSamplingSD3(shift)`, for eps and v SDXL's schedule (`shift` unused).
+    ///
+    /// Errors if a flow shift is not a positive number.
+    pub fn new(parameterization: Parameterization, shift: f64) -> Result<Self> {
+        match parameterization {
+            Parameterization::Flow => Self::flow(shift),
+            Parameterization::Eps | Parameterization::V => Ok(Self { table: discrete::sigmas().to_vec(), shift: None }),
+        }
+    }
+
+    fn flow(shift: f64) -> Result<Self> {
+        if !(shift.is_finite() && shift > 0.0) {
+            let problem = format!("shift is {shift}, expected a positive number (3 to 6 is the useful range)");
+            return Err(Error::invalid("sampling", &[problem]));
+        }
+        let table = (1..=1000).map(|step| shifted(shift, step as f32 / 1000.0 * 1000.0)).collect();
+        Ok(Self { table, shift: Some(shift) })
+    }
+
+    /// The cleanest level of the table.
+    pub fn sigma_min(&self) -> f64 {
+        f64::from(self.table[0])
+    }
+
+    /// The noisiest level of the table: 1 for flow, 14.61 for eps and v.
+    pub fn sigma_max(&self) -> f64 {
+        f64::from(self.last())
+    }
+
+    fn last(&self) -> f32 {
+        *self.table.last().expect("the table has 1000 entries")
+    }
+
+    fn timestep(&self, sigma: f32) -> f32 {
+        match self.shift {
+            Some(_) => sigma * 1000.0,
+            None => discrete::timestep(sigma) as f32,
+        }
+    }
+
+    fn sigma(&self, timestep: f32) -> f32 {
+        match self.shift {
+            Some(shift) => shifted(shift, timestep),
+            None => discrete::sigma(timestep),
+        }
+    }
+}
+
+/// `s u / (1 + (s - 1) u)` with `u = timestep / 1000`.
+fn shifted(shift: f64, timestep: f32) -> f32 {
+    let u = timestep / 1000.0;
+    if shift == 1.0 { u } else { shift as f32 * u / (1.0 + (shift - 1.0) as f32 * u) }
+}
+
+fn simple(steps: usize, levels: &NoiseLevels) -> Vec<f32> {
+    let stride = levels.table.len() as f64 / steps as f64;
+    let nth = |x: usize| levels.table[levels.table.len() - 1 - (x as f64 * stride) as usize];
+    ending_in_zero((0..steps).map(nth))
+}
+
+fn normal(steps: usize, levels: &NoiseLevels) -> Vec<f32> {
+    let (start, end) = (levels.timestep(levels.last()), levels.timestep(levels.table[0]));
+    // A schedule whose own end is 0 already would get a second one.
+    if is_nearly_zero(levels.sigma(end)) {
+        return linspace(start, end, steps + 1).into_iter().map(|t| levels.sigma(t)).collect();
+    }
+    ending_in_zero(linspace(start, end, steps).into_iter().map(|t| levels.sigma(t)))
+}
+
+fn sgm_uniform(steps: usize, levels: &NoiseLevels) -> Vec<f32> {
+    let (start, end) = (levels.timestep(levels.last()), levels.timestep(levels.table[0]));
+    ending_in_zero(linspace(start, end, steps + 1).into_iter().take(steps).map(|t| levels.sigma(t)))
+}
+
+fn beta(steps: usize, levels: &NoiseLevels) -> Vec<f32> {
+    const SHAPE: f64 = 0.6;
+    let index = |k: usize| {
+        let p = 1.0 - k as f64 * (1.0 / steps as f64);
+        // The median of a symmetric distribution is 0.5 exactly, and 0.5 * 999 is a tie: the library's last bit must
+        // not decide it.
+        let quantile = if p == 0.5 { 0.5 } else { inv_beta_reg(SHAPE, SHAPE, p) };
+        (quantile * (levels.table.len() - 1) as f64).round_ties_even() as usize
+    };
+    let mut indices: Vec<usize> = (0..steps).map(index).collect();
+    indices.dedup();
+    ending_in_zero(indices.into_iter().map(|index| levels.table[index]))
+}
+
+fn karras(steps: usize, levels: &NoiseLevels) -> Vec<f32> {
+    const RHO: f64 = 7.0;
+    let (low, high) = (levels.sigma_min().powf(1.0 / RHO), levels.sigma_max().powf(1.0 / RHO));
+    let sigma = |ramp: f32| {
+        let root = high as f32 + ramp * (low - high) as f32;
+        f64::from(root).powf(RHO) as f32
+    };
+    ending_in_zero(linspace(0.0, 1.0, steps).into_iter().map(sigma))
+}
+
+fn exponential(steps: usize, levels: &NoiseLevels) -> Vec<f32> {
+    let (low, high) = (levels.sigma_min().ln(), levels.sigma_max().ln());
+    ending_in_zero(linspace(high as f32, low as f32, steps).into_iter().map(|log| f64::from(log).exp() as f32))
+}
+
+fn ddim_uniform(steps: usize, levels: &NoiseLevels) -> Vec<f32> {
+    let first_is_zero = is_nearly_zero(levels.table[1]);
+    let steps = if first_is_zero { steps + 1 } else { steps };
+    let stride = (levels.table.len() / steps).max(1);
+    let mut sigmas: Vec<f32> = levels.table.iter().skip(1).step_by(stride).copied().collect();
+    sigmas.reverse();
+    if !first_is_zero {
+        sigmas.push(0.0);
+    }
+    sigmas
+}
+
+fn kl_optimal(steps: usize, levels: &NoiseLevels) -> Vec<f32> {
+    let (low, high) = (levels.sigma_min().atan() as f32, levels.sigma_max().atan() as f32);
+    let sigma = |x: usize| {
+        let weight = if steps == 1 { 0.0 } else { x as f32 / (steps - 1) as f32 };
+        f64::from(weight * low + (1.0 - weight) * high).tan() as f32
+    };
+    ending_in_zero((0..steps).map(sigma))
+}
+
+fn ending_in_zero(sigmas: impl Iterator<Item = f32>) -> Vec<f32> {
+    sigmas.chain([0.0]).collect()
+}
+
+fn is_nearly_zero(sigma: f32) -> bool {
+    sigma.abs() <= 1e-5
+}
+
+/// torch's `linspace` in fp32: from both ends to the middle, so that both ends are exact. `mul_add` because its
+/// compiler fuses the two operations; without it one number in four differs in the last bit.
+fn linspace(start: f32, end: f32, steps: usize) -> Vec<f32> {
+    if steps == 1 {
+        return vec![start];
+    }
+    let step = (end - start) / (steps - 1) as f32;
+    let from_start = |i: usize| step.mul_add(i as f32, start);
+    let from_end = |i: usize| (-step).mul_add((steps - 1 - i) as f32, end);
+    (0..steps).map(|i| if i < steps / 2 { from_start(i) } else { from_end(i) }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flow(schedule: Schedule, steps: usize, shift: f64) -> Vec<f64> {
+        schedule.sigmas(steps, &NoiseLevels::new(Parameterization::Flow, shift).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn schedules_fall_from_the_top_to_zero() {
+        for (name, schedule) in Schedule::ALL {
+            for parameterization in [Parameterization::Flow, Parameterization::Eps] {
+                let levels = NoiseLevels::new(parameterization, 3.0).unwrap();
+                for steps in [1, 2, 3, 28, 999, 1000] {
+                    let sigmas = schedule.sigmas(steps, &levels).unwrap();
+                    assert!(sigmas.windows(2).all(|pair| pair[0] > pair[1]), "{name} {steps} {parameterization}");
+                    assert_eq!(*sigmas.last().unwrap(), 0.0, "{name} {steps}");
+                    assert!(sigmas[0] <= levels.sigma_max() * (1.0 + 1e-6), "{name} {steps}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn quirks_are_kept() {
+        assert!((flow(Schedule::Normal, 8, 3.0)[7] - 0.0089).abs() < 1e-4);
+        assert!(flow(Schedule::Beta, 900, 3.0).len() < 901);
+        assert_eq!(flow(Schedule::DdimUniform, 300, 3.0).len(), 334);
+        assert_eq!(flow(Schedule::KlOptimal, 1, 3.0), [flow(Schedule::Karras, 1, 3.0)[0], 0.0]);
+    }
+
+    #[test]
+    fn names_round_trip_and_unknown_ones_are_answered_with_the_list() {
+        for (name, schedule) in Schedule::ALL {
+            assert_eq!(name.parse::<Schedule>().unwrap(), schedule);
+            assert_eq!(schedule.to_string(), name);
+        }
+        let message = "linear".parse::<Schedule>().unwrap_err().to_string();
+        assert!(message.contains("\"linear\"") && message.contains("sgm_uniform"), "{message}");
+    }
+
+    #[test]
+    fn bad_numbers_are_refused() {
+        let levels = NoiseLevels::new(Parameterization::Flow, 3.0).unwrap();
+        for steps in [0, 1001] {
+            assert!(Schedule::Simple.sigmas(steps, &levels).unwrap_err().to_string().contains("steps"));
+        }
+        for shift in [0.0, -3.0, f64::NAN, f64::INFINITY] {
+            assert!(NoiseLevels::new(Parameterization::Flow, shift).unwrap_err().to_string().contains("shift"));
+        }
+    }
+}
