@@ -1,5 +1,7 @@
 //! The eps and v objectives against diffusers' `DDPMScheduler` (scripts/golden/discrete.py).
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use rectiflow_sdxl::{
     discrete,
     flow::{Objective, ObjectiveSettings, Parameterization},

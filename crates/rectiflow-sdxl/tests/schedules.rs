@@ -1,5 +1,7 @@
 //! Every schedule against the numbers of ComfyUI's own functions (scripts/golden/schedules.py).
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::io::BufRead;
 
 use rectiflow_sdxl::{
