@@ -7,5 +7,6 @@
 
 pub mod error;
 pub mod rng;
+pub mod token;
 
 pub use error::{Error, Result};
