@@ -6,6 +6,8 @@
 //! ```
 
 pub mod error;
+pub mod grid;
+pub mod picture;
 pub mod rng;
 pub mod token;
 
