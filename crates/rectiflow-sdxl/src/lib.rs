@@ -8,13 +8,16 @@
 
 mod attention;
 pub mod clip;
+pub mod cond;
 pub mod config;
 mod config_reader;
 pub mod discrete;
 pub mod error;
 pub mod flow;
+pub mod forward;
 pub mod init;
 mod layers;
+pub mod model;
 pub mod schedule;
 pub mod tensor_file;
 pub mod unet;

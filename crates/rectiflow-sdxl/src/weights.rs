@@ -299,7 +299,15 @@ impl Parameters {
     /// # Errors
     /// As [`write_tensors`].
     pub fn save(&self, path: &Path, kind: Option<Kind>) -> Result<()> {
-        write_tensors(path, self.iter(), kind, &[("format", "pt")])
+        self.save_with(path, kind, &[])
+    }
+
+    /// As [`Parameters::save`], with more `metadata` in the header.
+    ///
+    /// # Errors
+    /// As [`write_tensors`].
+    pub fn save_with(&self, path: &Path, kind: Option<Kind>, metadata: &[(&str, &str)]) -> Result<()> {
+        write_tensors(path, self.iter(), kind, &[&[("format", "pt")], metadata].concat())
     }
 
     /// Overwrites their values with those of a file that has exactly these names and shapes.

@@ -1,0 +1,158 @@
+//! Token ids to what the UNet is conditioned on.
+//!
+//! A text is one to three chunks of 77 tokens. Both encoders' penultimate states are put side by side (channels), the
+//! chunks one after the other (tokens). The pooled text is bigG's, of the *first* chunk: ComfyUI's, A1111's and kohya's
+//! convention. In a batch of mixed lengths only real chunks are encoded; what stands in the places of the others is
+//! finite and masked out, so that no sample depends on its neighbours.
+
+use tch::{Device, Kind, Tensor};
+
+use crate::{
+    clip::ClipText,
+    error::{Error, Result},
+    layers::Torch,
+};
+
+/// What the text encoders say about a batch.
+#[derive(Debug)]
+pub struct Cond {
+    /// Penultimate states of both encoders. `[b, 77 k, 2048]`, k the largest number of chunks in the batch
+    pub context: Tensor,
+    /// Which tokens are real, where texts differ in length; `None`: all. `[b, 77 k]` bool
+    pub context_mask: Option<Tensor>,
+    /// bigG's projected pooled output of the first chunk. `[b, 1280]`
+    pub pooled: Tensor,
+}
+
+/// The token ids of a batch of texts.
+#[derive(Debug, Clone, Copy)]
+pub struct ChunkedIds<'a> {
+    /// CLIP-L's. `[b, n, 77]` int64; chunks beyond a text's own are ignored
+    pub clip_l: &'a Tensor,
+    /// bigG's, cut at the same places. `[b, n, 77]` int64
+    pub clip_g: &'a Tensor,
+    /// How many chunks each text has, from 1 to n. `[b]`
+    pub num_chunks: &'a [u32],
+}
+
+/// Encodes a batch: each encoder runs once, over the real chunks of all texts. Gradients flow where the encoders'
+/// parameters require them; CLIP-L's last layer is not used, so its parameters get none.
+///
+/// # Errors
+/// [`Error::Input`] for ids that do not fit, [`Error::Torch`] if libtorch fails (out of memory).
+pub fn encode(clip_l: &ClipText, clip_g: &ClipText, ids: ChunkedIds<'_>) -> Result<Cond> {
+    let [b, n, num_tokens] = check(ids)?;
+    let places = Places::new(ids.num_chunks, n as usize);
+    let flat = |ids: &Tensor| -> Torch {
+        let at = Tensor::f_from_slice(&places.real)?.f_to_device(ids.device())?;
+        ids.f_reshape([b * n, num_tokens])?.f_index_select(0, &at)
+    };
+    let encoding = |error| Error::torch("encoding texts")(error);
+    let hidden_l = clip_l.hidden(&flat(ids.clip_l).map_err(encoding)?)?; // [m, 77, 768]
+    let output_g = clip_g.forward(&flat(ids.clip_g).map_err(encoding)?)?; // [m, 77, 1280]
+    let assemble = || {
+        let hidden = Tensor::f_cat(&[&hidden_l, &output_g.hidden], 2)?; // [m, 77, 2048]
+        let device = hidden.device();
+        let select = |x: &Tensor, at: &[i64]| x.f_index_select(0, &Tensor::f_from_slice(at)?.f_to_device(device)?);
+        let width = hidden.size()[2];
+        let k = places.most as i64;
+        let context = if places.uniform() { hidden } else { select(&hidden, &places.padded)? };
+        Ok(Cond {
+            context: context.f_reshape([b, k * num_tokens, width])?,
+            context_mask: places.mask(num_tokens).map(|mask| mask?.f_to_device(device)).transpose()?,
+            pooled: select(&output_g.pooled, &places.first)?,
+        })
+    };
+    assemble().map_err(encoding)
+}
+
+/// Where each text's chunks are.
+struct Places {
+    /// The real chunks in the flattened input, `[m]`.
+    real: Vec<i64>,
+    /// For each text the place of its first chunk among the real ones, `[b]`.
+    first: Vec<i64>,
+    /// For each place of the output the real chunk that stands in it, `[b * most]`; where there is none, the text's
+    /// first, which is finite and will be masked.
+    padded: Vec<i64>,
+    /// For each place of the output whether it is real, `[b * most]`.
+    is_real: Vec<bool>,
+    /// The largest number of chunks.
+    most: usize,
+}
+
+impl Places {
+    fn new(num_chunks: &[u32], stride: usize) -> Self {
+        let most = num_chunks.iter().copied().max().unwrap_or(1) as usize;
+        let mut places = Self { real: vec![], first: vec![], padded: vec![], is_real: vec![], most };
+        for (text, &count) in num_chunks.iter().enumerate() {
+            let (count, first) = (count as usize, places.real.len());
+            places.real.extend((0..count).map(|chunk| (text * stride + chunk) as i64));
+            places.first.push(first as i64);
+            places.padded.extend((0..most).map(|chunk| (if chunk < count { first + chunk } else { first }) as i64));
+            places.is_real.extend((0..most).map(|chunk| chunk < count));
+        }
+        places
+    }
+
+    fn uniform(&self) -> bool {
+        self.is_real.iter().all(|&real| real)
+    }
+
+    /// `[b, 77 k]`, or nothing where all is real.
+    fn mask(&self, num_tokens: i64) -> Option<Torch> {
+        let build = || {
+            let chunks = Tensor::f_from_slice(&self.is_real)?.f_reshape([-1, self.most as i64, 1])?;
+            chunks.f_expand([-1, -1, num_tokens], false)?.f_reshape([-1, self.most as i64 * num_tokens])
+        };
+        (!self.uniform()).then(build)
+    }
+}
+
+/// The shape `[b, n, 77]` of ids that fit.
+fn check(ids: ChunkedIds<'_>) -> Result<[i64; 3]> {
+    let size = ids.clip_l.size();
+    let [b, n, num_tokens] = size[..] else {
+        return Err(Error::input("clip_l ids", "[b, n, 77]", format!("{size:?}")));
+    };
+    if ids.clip_g.size() != size {
+        return Err(Error::input("clip_g ids", format!("{size:?} as clip_l's"), format!("{:?}", ids.clip_g.size())));
+    }
+    for (name, tensor) in [("clip_l ids", ids.clip_l), ("clip_g ids", ids.clip_g)] {
+        if tensor.kind() != Kind::Int64 {
+            return Err(Error::input(name, "dtype Int64", format!("{:?}", tensor.kind())));
+        }
+    }
+    let fits = |&count: &u32| (1..=n).contains(&i64::from(count));
+    if ids.num_chunks.len() as i64 != b || b == 0 || !ids.num_chunks.iter().all(fits) {
+        let expected = format!("{b} (at least 1) numbers from 1 to {n}");
+        return Err(Error::input("num_chunks", expected, format!("{:?}", ids.num_chunks)));
+    }
+    Ok([b, n, num_tokens])
+}
+
+/// Size conditioning where nothing else is asked for, as ComfyUI has it: original and target are the picture's size,
+/// uncropped. `[b, 6]` fp32 on the CPU
+pub fn size_ids(batch: usize, width_px: u32, height_px: u32) -> Tensor {
+    let (h, w) = (height_px as f32, width_px as f32);
+    Tensor::from_slice(&[h, w, 0.0, 0.0, h, w]).repeat([batch as i64, 1]).to_device(Device::Cpu)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_of_mixed_lengths() {
+        let places = Places::new(&[2, 1, 3], 4);
+        assert_eq!(places.real, [0, 1, 4, 8, 9, 10]);
+        assert_eq!(places.first, [0, 2, 3]);
+        assert_eq!(places.padded, [0, 1, 0, 2, 2, 2, 3, 4, 5]);
+        assert_eq!(places.most, 3);
+        let mask = places.mask(2).unwrap().unwrap();
+        let row = |i| Vec::<bool>::try_from(mask.get(i)).unwrap();
+        assert_eq!(row(0), [true, true, true, true, false, false]);
+        assert_eq!(row(1), [true, true, false, false, false, false]);
+        assert!(Places::new(&[2, 2], 2).mask(2).is_none());
+    }
+}

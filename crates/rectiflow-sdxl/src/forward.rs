@@ -1,0 +1,98 @@
+//! One forward pass from tensors in a file to tensors in a file, for checking against other implementations.
+//!
+//! | pass | input | output |
+//! |---|---|---|
+//! | unet | `sample` [b, 4, h, w], `timestep` [b] or one number, `encoder_hidden_states` [b, n, 2048], `text_embeds` [b, 1280], `time_ids` [b, 6] | `sample` |
+//! | clip-l, clip-g | `input_ids` [b, n] | `hidden` (penultimate states), `pooled` |
+//! | vae-encode | `pixels` [b, 3, h, w] in -1 to 1 | `mean`, `logvar` |
+//! | vae-decode | `latents` [b, 4, h, w] | `pixels` |
+//!
+//! No scaling factor is applied. Results are in the model's dtype.
+
+use std::path::Path;
+
+use tch::{Kind, Tensor};
+
+use crate::{
+    clip::ClipText,
+    error::{Error, Result},
+    model::{Component, OpenOptions},
+    tensor_file::{TensorFile, write_tensors},
+    unet::{UNet, UNetInput},
+    vae::Vae,
+};
+
+/// Which calculation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pass {
+    /// Noisy latents to velocity or noise.
+    UNet,
+    /// Ids to CLIP-L's states.
+    ClipL,
+    /// Ids to bigG's states.
+    ClipG,
+    /// Pictures to the posterior of their latents.
+    VaeEncode,
+    /// Latents to pictures.
+    VaeDecode,
+}
+
+/// Opens the component of `model` that `pass` needs, runs it on the tensors of `input` and writes `output`. Returns the
+/// names and shapes written.
+///
+/// # Errors
+/// What is wrong with the model or the input, or that the output cannot be written.
+pub fn forward(
+    pass: Pass,
+    model: &Path,
+    input: &Path,
+    output: &Path,
+    options: &OpenOptions,
+) -> Result<Vec<(&'static str, Vec<i64>)>> {
+    let input = TensorFile::open(input)?;
+    let results = tch::no_grad(|| match pass {
+        Pass::UNet => unet(model, &input, options),
+        Pass::ClipL => clip(model, Component::ClipL, &input, options),
+        Pass::ClipG => clip(model, Component::ClipG, &input, options),
+        Pass::VaeEncode => {
+            let (mean, logvar) = Vae::open(model, options)?.encode(&input.tensor("pixels")?)?;
+            Ok(vec![("mean", mean), ("logvar", logvar)])
+        }
+        Pass::VaeDecode => {
+            let pixels = Vae::open(model, options)?.decode(&input.tensor("latents")?)?;
+            Ok(vec![("pixels", pixels)])
+        }
+    })?;
+    write_tensors(output, results.iter().map(|(name, tensor)| (*name, tensor)), None, &[("format", "pt")])?;
+    Ok(results.into_iter().map(|(name, tensor)| (name, tensor.size())).collect())
+}
+
+type Named = Vec<(&'static str, Tensor)>;
+
+fn unet(model: &Path, input: &TensorFile, options: &OpenOptions) -> Result<Named> {
+    let sample = input.tensor("sample")?;
+    let batch = sample.size().first().copied().unwrap_or(0);
+    let timestep = input.tensor("timestep")?;
+    // One number serves the whole batch, as in diffusers.
+    let timestep = if timestep.numel() == 1 { timestep.reshape([1]).expand([batch], false) } else { timestep };
+    let context = input.tensor("encoder_hidden_states")?;
+    let (text_embeds, time_ids) = (input.tensor("text_embeds")?, input.tensor("time_ids")?);
+    let given = UNetInput {
+        sample: &sample,
+        timestep: &timestep,
+        context: &context,
+        context_mask: None,
+        text_embeds: &text_embeds,
+        time_ids: &time_ids,
+    };
+    Ok(vec![("sample", UNet::open(model, options)?.forward(&given)?)])
+}
+
+fn clip(model: &Path, which: Component, input: &TensorFile, options: &OpenOptions) -> Result<Named> {
+    let ids = input.tensor("input_ids")?;
+    if ids.is_floating_point() || ids.kind() == Kind::Bool {
+        return Err(Error::input("input_ids", "an integer dtype", format!("{:?}", ids.kind())));
+    }
+    let output = ClipText::open(model, which, options)?.forward(&ids.to_kind(Kind::Int64))?;
+    Ok(vec![("hidden", output.hidden), ("pooled", output.pooled)])
+}

@@ -1,0 +1,171 @@
+//! Our models against diffusers and transformers: outputs and gradients of small random models.
+//!
+//! The references come from `scripts/golden/models.py`, calculated in float64. Allowed are a relative L2 error of 1e-5
+//! for outputs and 1e-4 for each parameter's gradient.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::path::{Path, PathBuf};
+
+use rectiflow_sdxl::{
+    clip::ClipText,
+    forward::{Pass, forward},
+    model::{Component, OpenOptions},
+    tensor_file::{TensorFile, write_tensors},
+    unet::{UNet, UNetInput},
+    vae::Vae,
+};
+use tch::{Kind, Tensor};
+
+const MAX_OUTPUT_ERROR: f64 = 1e-5;
+const MAX_GRADIENT_ERROR: f64 = 1e-4;
+
+fn golden(name: &str) -> PathBuf {
+    // The models are tiny: two threads would only wait for each other, for minutes where tests run side by side.
+    tch::set_num_threads(1);
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+fn cases(name: &str) -> TensorFile {
+    TensorFile::open(&golden(name).join("cases.safetensors")).unwrap()
+}
+
+/// |ours - reference| / |reference|
+fn relative_error(ours: &Tensor, reference: &Tensor) -> f64 {
+    assert_eq!(ours.size(), reference.size());
+    let (ours, reference) = (ours.detach().to_kind(Kind::Double), reference.to_kind(Kind::Double));
+    (&ours - &reference).norm().double_value(&[]) / reference.norm().double_value(&[])
+}
+
+#[track_caller]
+fn agrees(what: &str, ours: &Tensor, reference: &Tensor) {
+    let error = relative_error(ours, reference);
+    assert!(error <= MAX_OUTPUT_ERROR, "{what}: relative L2 error {error:.2e}");
+}
+
+/// The tensors of one UNet case.
+struct UNetCase {
+    sample: Tensor,
+    timestep: Tensor,
+    context: Tensor,
+    text_embeds: Tensor,
+    time_ids: Tensor,
+}
+
+impl UNetCase {
+    fn read(file: &TensorFile, i: usize) -> Self {
+        let get = |name: &str| file.tensor(&format!("{i}.{name}")).unwrap();
+        Self {
+            sample: get("sample"),
+            timestep: get("timestep"),
+            context: get("encoder_hidden_states"),
+            text_embeds: get("text_embeds"),
+            time_ids: get("time_ids"),
+        }
+    }
+
+    fn input(&self) -> UNetInput<'_> {
+        UNetInput {
+            sample: &self.sample,
+            timestep: &self.timestep,
+            context: &self.context,
+            context_mask: None,
+            text_embeds: &self.text_embeds,
+            time_ids: &self.time_ids,
+        }
+    }
+}
+
+/// SDXL's topology, and one with other numbers everywhere that the configuration allows.
+const UNETS: [&str; 2] = ["unet", "unet-nested"];
+
+#[test]
+fn unet_outputs_equal_diffusers() {
+    for name in UNETS {
+        let unet = UNet::open(&golden(name), &OpenOptions::default()).unwrap();
+        let file = cases(name);
+        for i in 0..4 {
+            let case = UNetCase::read(&file, i);
+            let ours = tch::no_grad(|| unet.forward(&case.input())).unwrap();
+            agrees(&format!("{name} case {i}"), &ours, &file.tensor(&format!("{i}.out")).unwrap());
+        }
+    }
+}
+
+#[test]
+fn unet_gradients_equal_diffusers() {
+    for name in UNETS {
+        let unet = UNet::open(&golden(name), &OpenOptions::default()).unwrap();
+        unet.parameters.set_requires_grad(true);
+        let file = cases(name);
+        let out = unet.forward(&UNetCase::read(&file, 1).input()).unwrap();
+        out.mse_loss(&file.tensor("1.target").unwrap(), tch::Reduction::Mean).backward();
+        let gradients = TensorFile::open(&golden(name).join("gradients.safetensors")).unwrap();
+        assert_eq!(gradients.names().count(), unet.parameters.len());
+        for (parameter, tensor) in unet.parameters.iter() {
+            let error = relative_error(&tensor.grad(), &gradients.tensor(parameter).unwrap());
+            assert!(error <= MAX_GRADIENT_ERROR, "{name} {parameter}: relative L2 error {error:.2e}");
+        }
+    }
+}
+
+#[test]
+fn text_encoders_equal_transformers() {
+    for (name, which) in [("clip-l", Component::ClipL), ("clip-g", Component::ClipG)] {
+        let clip = ClipText::open(&golden(name), which, &OpenOptions::default()).unwrap();
+        let file = cases(name);
+        let ids = file.tensor("input_ids").unwrap();
+        let ours = tch::no_grad(|| clip.forward(&ids)).unwrap();
+        agrees(&format!("{name} hidden"), &ours.hidden, &file.tensor("hidden").unwrap());
+        agrees(&format!("{name} pooled"), &ours.pooled, &file.tensor("pooled").unwrap());
+        assert!(tch::no_grad(|| clip.hidden(&ids)).unwrap().equal(&ours.hidden));
+    }
+}
+
+#[test]
+fn vae_equals_diffusers_both_ways() {
+    for name in ["vae", "vae-plain"] {
+        let vae = Vae::open(&golden(name), &OpenOptions::default()).unwrap();
+        let file = cases(name);
+        for i in 0..2 {
+            let get = |key: &str| file.tensor(&format!("{i}.{key}")).unwrap();
+            let (mean, logvar) = tch::no_grad(|| vae.encode(&get("pixels"))).unwrap();
+            agrees(&format!("{name} case {i} mean"), &mean, &get("mean"));
+            agrees(&format!("{name} case {i} logvar"), &logvar, &get("logvar"));
+            let pixels = tch::no_grad(|| vae.decode(&get("latents"))).unwrap();
+            agrees(&format!("{name} case {i} pixels"), &pixels, &get("decoded"));
+        }
+    }
+}
+
+/// The command's passes from file to file, over the golden cases, with its names.
+#[test]
+fn forward_passes_read_and_write_the_documented_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let (input, output) = (folder.path().join("in"), folder.path().join("out"));
+    let unet_names = ["sample", "timestep", "encoder_hidden_states", "text_embeds", "time_ids"];
+    type Case<'a> = (Pass, &'a str, &'a [&'a str], &'a [(&'a str, &'a str)]);
+    let passes: [Case<'_>; 5] = [
+        (Pass::UNet, "unet", &unet_names, &[("sample", "out")]),
+        (Pass::ClipL, "clip-l", &["input_ids"], &[("hidden", "hidden"), ("pooled", "pooled")]),
+        (Pass::ClipG, "clip-g", &["input_ids"], &[("hidden", "hidden"), ("pooled", "pooled")]),
+        (Pass::VaeEncode, "vae", &["pixels"], &[("mean", "mean"), ("logvar", "logvar")]),
+        (Pass::VaeDecode, "vae", &["latents"], &[("pixels", "decoded")]),
+    ];
+    for (pass, name, inputs, outputs) in passes {
+        let file = cases(name);
+        let key = |key: &str| if name.starts_with("clip") { key.to_owned() } else { format!("0.{key}") };
+        let tensors: Vec<_> = inputs.iter().map(|name| (*name, file.tensor(&key(name)).unwrap())).collect();
+        write_tensors(&input, tensors.iter().map(|(name, tensor)| (*name, tensor)), None, &[]).unwrap();
+        let written = forward(pass, &golden(name), &input, &output, &OpenOptions::default()).unwrap();
+        assert_eq!(written.len(), outputs.len());
+        let result = TensorFile::open(&output).unwrap();
+        for (name, reference) in outputs {
+            agrees(&format!("{pass:?} {name}"), &result.tensor(name).unwrap(), &file.tensor(&key(reference)).unwrap());
+        }
+        let missing = &tensors[1..];
+        write_tensors(&input, missing.iter().map(|(name, tensor)| (*name, tensor)), None, &[]).unwrap();
+        let error = forward(pass, &golden(name), &input, &output, &OpenOptions::default()).unwrap_err().to_string();
+        assert!(error.contains(inputs[0]), "{error}");
+    }
+}

@@ -1,0 +1,139 @@
+"""Makes the golden tensors of crates/rectiflow-sdxl/tests/golden/ with diffusers and transformers.
+
+    pip install -r scripts/golden/requirements.txt
+    python scripts/golden/models.py
+
+Small models with random weights, saved by the libraries themselves, and for each a file of cases: inputs, outputs, and
+for the UNets the gradients of a fixed loss with respect to every parameter. Everything is fp32 on the CPU, from fixed
+seeds. The calculation runs in float64 and is rounded at the end, so that the references carry no rounding of their own.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors.torch import save_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+ROOT = Path(__file__).resolve().parents[2] / "crates/rectiflow-sdxl/tests/golden"
+MAX_FILE_BYTES = 2_000_000
+
+
+def randomise(model, seed):
+    """Noise on every parameter, so that no bias is 0 and no norm is the identity: a swapped pair must show."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            spread = 0.2 if parameter.ndim == 1 else float(parameter.std()) * 0.5
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * spread)
+    return model.eval()
+
+
+def normal(generator, *shape):
+    return torch.randn(shape, generator=generator)
+
+
+def save(path, tensors):
+    tensors = {name: t.detach().to(torch.float32 if t.is_floating_point() else t.dtype).contiguous().clone()
+               for name, t in tensors.items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+# Each case: batch, latent height and width, chunks of 77 tokens. Odd sizes round up on the way down.
+UNET_CASES = [(1, 8, 8, 1), (2, 7, 10, 2), (3, 5, 13, 3), (2, 1, 3, 1)]
+
+
+def unet(name, seed, **config):
+    model = UNet2DConditionModel(
+        sample_size=16, block_out_channels=(8, 16, 24), norm_num_groups=4, layers_per_block=2,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=20,
+        addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=12 + 6 * 8,
+        **config)
+    randomise(model, seed).save_pretrained(ROOT / name)
+    model = model.double()
+    generator = torch.Generator().manual_seed(seed + 1)
+    cases, gradients = {}, {}
+    for i, (b, h, w, chunks) in enumerate(UNET_CASES):
+        case = {
+            "sample": normal(generator, b, 4, h, w),
+            "timestep": torch.tensor([999.0, 421.37, 0.125])[:b],
+            "encoder_hidden_states": normal(generator, b, 77 * chunks, 20),
+            "text_embeds": normal(generator, b, 12),
+            "time_ids": torch.tensor([[1024, 768, 0, 16, 960, 1088], [333, 2048, 7, 0, 512, 2048],
+                                      [64, 64, 0, 0, 64, 64]])[:b].float(),
+        }
+        wide = {key: tensor.double() for key, tensor in case.items()}
+        # The sinusoids of diffusers are fp32 whatever the model's dtype, here as there.
+        out = model(wide["sample"], wide["timestep"], wide["encoder_hidden_states"],
+                    added_cond_kwargs={"text_embeds": wide["text_embeds"], "time_ids": wide["time_ids"]}).sample
+        cases |= {f"{i}.{key}": tensor for key, tensor in case.items()} | {f"{i}.out": out}
+        if i == 1:
+            target = normal(generator, b, 4, h, w)
+            cases[f"{i}.target"] = target
+            torch.nn.functional.mse_loss(out, target.double()).backward()
+            gradients = {key: p.grad for key, p in model.named_parameters()}
+    save(ROOT / name / "cases.safetensors", cases)
+    save(ROOT / name / "gradients.safetensors", gradients)
+
+
+def clip(name, seed, model_class, vocab_size, bos, eos, pad, **config):
+    """`eos` is what the configuration says; the ids always end their text with the largest one."""
+    model = randomise(model_class(CLIPTextConfig(
+        vocab_size=vocab_size, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2,
+        projection_dim=24, bos_token_id=bos, eos_token_id=eos, pad_token_id=pad, **config)), seed)
+    model.save_pretrained(ROOT / name)
+    end = vocab_size - 1
+    generator = torch.Generator().manual_seed(seed + 1)
+    ids = torch.full((4, 77), pad)
+    for row, length in enumerate([0, 5, 30, 75]):
+        words = torch.randint(1, bos, (length,), generator=generator)
+        ids[row, : length + 2] = torch.cat([torch.tensor([bos]), words, torch.tensor([end])])
+    model = model.double()
+    out = model(ids, output_hidden_states=True)
+    pooled = out.text_embeds if model_class is CLIPTextModelWithProjection else out.pooler_output
+    save(ROOT / name / "cases.safetensors", {"input_ids": ids, "hidden": out.hidden_states[-2], "pooled": pooled})
+
+
+def vae(name, seed, **config):
+    levels = len(config["block_out_channels"])
+    model = randomise(AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels,
+        norm_num_groups=4, scaling_factor=0.13025, sample_size=32, **config), seed)
+    model.save_pretrained(ROOT / name)
+    model = model.double()
+    generator = torch.Generator().manual_seed(seed + 1)
+    cases = {}
+    for i, (b, h, w) in enumerate([(2, 16, 24), (1, 21, 35)]):
+        pixels = torch.tanh(normal(generator, b, 3, h, w))
+        posterior = model.encode(pixels.double()).latent_dist
+        latents = normal(generator, *posterior.mean.shape)
+        cases |= {f"{i}.pixels": pixels, f"{i}.mean": posterior.mean, f"{i}.logvar": posterior.logvar,
+                  f"{i}.latents": latents, f"{i}.decoded": model.decode(latents.double()).sample}
+    save(ROOT / name / "cases.safetensors", cases)
+
+
+def main():
+    torch.set_num_threads(1)
+    unet("unet", 10, transformer_layers_per_block=(1, 1, 2), attention_head_dim=(1, 2, 3), use_linear_projection=True)
+    unet("unet-nested", 20, transformer_layers_per_block=(0, (1, 2), (2, 1)), attention_head_dim=4,
+         reverse_transformer_layers_per_block=((1, 2, 1), (1, 1, 0), 1), flip_sin_to_cos=False, freq_shift=1,
+         norm_eps=1e-4)
+    clip("clip-l", 30, CLIPTextModel, 64, 62, 2, 63, hidden_act="quick_gelu")
+    clip("clip-g", 40, CLIPTextModelWithProjection, 64, 62, 63, 0, hidden_act="gelu")
+    vae("vae", 50, block_out_channels=(8, 8, 16, 16), layers_per_block=2)
+    vae("vae-plain", 60, block_out_channels=(8, 12), layers_per_block=1, mid_block_add_attention=False,
+        use_quant_conv=False, use_post_quant_conv=False, latent_channels=3)
+    for path in sorted(ROOT.rglob("*")):
+        if path.suffix == ".json":
+            config = json.loads(path.read_text())
+            config.pop("_name_or_path", None)
+            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        if path.is_file():
+            assert path.stat().st_size < MAX_FILE_BYTES, f"{path} is too large to commit"
+            print(f"{path.stat().st_size:>9,}  {path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
