@@ -5,10 +5,13 @@
 //! manifest -> order -> prompt -> token -> batch -> loader                     load
 //! ```
 
+pub mod epoch;
 pub mod error;
 pub mod grid;
+pub mod order;
 pub mod picture;
 pub mod rng;
 pub mod token;
+pub mod window;
 
 pub use error::{Error, Result};

@@ -1,0 +1,120 @@
+//! Steps: the shuffled micro-batches of all epochs, one after the other, cut every A.
+//!
+//! An epoch's list is one shuffled index a micro-batch (4 bytes); which stream and which of its micro-batches an index
+//! means is arithmetic. Two lists are kept, since a step may straddle two epochs. To seek is to compute another list.
+
+use std::sync::Arc;
+
+use crate::{
+    order::Order,
+    rng::{Purpose, Rng},
+};
+
+/// A micro-batch's place in a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slot {
+    /// Its number in the step.
+    pub slot: u32,
+    /// The epoch that it belongs to.
+    pub epoch: u64,
+    /// Index into [`Order::streams`].
+    pub stream: u32,
+    /// Its number in the endless stream of its bucket.
+    pub index: u64,
+    /// Samples in it.
+    pub size: u32,
+    /// Index of its first sample among those of the step.
+    pub first_sample: u64,
+}
+
+/// All slots of a step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StepPlan {
+    /// The step, from 0.
+    pub step: u64,
+    /// The epoch of its first micro-batch.
+    pub epoch: u64,
+    /// Samples in it.
+    pub num_samples: u64,
+    /// Its A slots.
+    pub slots: Vec<Slot>,
+}
+
+/// Walks through the steps of an order, in any order, fastest in ascending order.
+#[derive(Debug)]
+pub struct Steps {
+    order: Arc<Order>,
+    epochs: Vec<Epoch>,
+}
+
+impl Steps {
+    /// The steps of `order`.
+    pub fn new(order: Arc<Order>) -> Self {
+        Self { order, epochs: Vec::new() }
+    }
+
+    /// What a step is made of.
+    pub fn plan(&mut self, step: u64) -> StepPlan {
+        let num_slots = self.order.settings().micro_batches as u64;
+        let mut slots = Vec::with_capacity(num_slots as usize);
+        let mut num_samples = 0;
+        for slot in 0..num_slots {
+            let micro_batch = step * num_slots + slot;
+            let epoch = self.epoch_with(micro_batch);
+            let (epoch, (stream, index)) = (epoch.epoch, epoch.locate(micro_batch));
+            let size = self.order.streams()[stream as usize].size;
+            slots.push(Slot { slot: slot as u32, epoch, stream, index, size, first_sample: num_samples });
+            num_samples += u64::from(size);
+        }
+        StepPlan { step, epoch: slots[0].epoch, num_samples, slots }
+    }
+
+    fn epoch_with(&mut self, micro_batch: u64) -> &Epoch {
+        let position = self.epochs.iter().position(|epoch| epoch.holds(micro_batch));
+        let position = position.unwrap_or_else(|| {
+            if self.epochs.len() == 2 {
+                self.epochs.remove(0);
+            }
+            self.epochs.push(Epoch::new(&self.order, self.order.epoch_of(micro_batch)));
+            self.epochs.len() - 1
+        });
+        &self.epochs[position]
+    }
+}
+
+/// The shuffled list of one epoch.
+#[derive(Debug)]
+struct Epoch {
+    epoch: u64,
+    /// Micro-batches of the run before this epoch.
+    start: u64,
+    shuffled: Vec<u32>,
+    /// For each stream, micro-batches of this epoch in the streams before it; the total last.
+    ends: Vec<u64>,
+    /// For each stream, its micro-batches in the epochs before.
+    before: Vec<u64>,
+}
+
+impl Epoch {
+    fn new(order: &Order, epoch: u64) -> Self {
+        let mut ends = vec![0];
+        for count in order.epoch_counts(epoch) {
+            ends.push(ends[ends.len() - 1] + count);
+        }
+        let total = u32::try_from(ends[ends.len() - 1]).expect("Order::new bounds the micro-batches of an epoch");
+        let shuffled = Rng::keyed(order.settings().seed, Purpose::Epoch, &[epoch]).permutation(total);
+        let before = order.streams().iter().map(|stream| stream.before_epoch(epoch)).collect();
+        Self { epoch, start: order.epoch_start(epoch), shuffled, ends, before }
+    }
+
+    fn holds(&self, micro_batch: u64) -> bool {
+        micro_batch >= self.start && micro_batch - self.start < self.shuffled.len() as u64
+    }
+
+    /// The stream, and the number in it, of a micro-batch of this epoch.
+    fn locate(&self, micro_batch: u64) -> (u32, u64) {
+        let index = u64::from(self.shuffled[(micro_batch - self.start) as usize]);
+        let stream = self.ends.partition_point(|end| *end <= index) - 1;
+        (stream as u32, self.before[stream] + index - self.ends[stream])
+    }
+}

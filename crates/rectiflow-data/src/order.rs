@@ -1,0 +1,377 @@
+//! The order: which samples make up each micro-batch of each step.
+//!
+//! A pure function of the data sets, the seed, the micro-batch size b, the micro-batches a step A, the lanes L and the
+//! mode; **not of the number of ranks**, which only decides who runs which slot. Nothing here reads a file.
+//!
+//! - A bucket of n samples is an endless stream of passes, each a fresh permutation, cut into micro-batches of
+//!   q = min(b, n): one of n < b samples gives one ragged micro-batch a pass. With r repeats, epoch e gives it
+//!   floor((e+1) r n / q) - floor(e r n / q) micro-batches. So nothing is dropped, no pass repeats a sample, and after
+//!   e epochs a sample has been seen e r times, give or take one (below two where e r is not whole).
+//! - The micro-batches of an epoch, shuffled, follow those of the epoch before; step k is slots k A to (k+1) A of that
+//!   endless sequence ([`crate::epoch`]).
+//! - Which samples a micro-batch holds is settled a window at a time, by the length of their prompts ([`crate::window`]);
+//!   how many micro-batches there are never depends on text.
+//! - Slot s belongs to lane s mod L, lane l is run by rank l mod R, for any R <= L.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// How samples are spread over an epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Mode {
+    /// Each pass permutes all samples of a bucket, and the micro-batches of an epoch are shuffled: for data sets on
+    /// local or shared disk.
+    #[default]
+    Local,
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Local => f.write_str("local"),
+        }
+    }
+}
+
+impl From<Mode> for String {
+    fn from(mode: Mode) -> Self {
+        mode.to_string()
+    }
+}
+
+impl TryFrom<String> for Mode {
+    type Error = String;
+
+    fn try_from(name: String) -> std::result::Result<Self, String> {
+        match name.as_str() {
+            "local" => Ok(Self::Local),
+            "window" | "owned" => Err(format!(
+                "mode \"{name}\", for data sets in object storage, is not there yet; copy the data set to a disk and use \"local\""
+            )),
+            _ => Err(format!("expected mode \"local\", found \"{name}\"")),
+        }
+    }
+}
+
+/// What the order needs to know apart from the data.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OrderSettings {
+    /// Every random number of the order follows from it.
+    pub seed: u64,
+    /// Samples a micro-batch (b).
+    pub micro_batch: usize,
+    /// Micro-batches a step over all ranks (A).
+    pub micro_batches: usize,
+    /// Lanes (L), a divisor of A; none: the largest divisor that is at most 64.
+    pub lanes: Option<usize>,
+    /// How samples are spread over an epoch.
+    pub mode: Mode,
+    /// Samples (S) among which micro-batches are grouped by chunk count; rounded down to whole micro-batches, and no
+    /// larger than the bucket.
+    pub window_samples: u64,
+}
+
+/// How much of an epoch a data set makes up.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Amount {
+    /// Passes over it an epoch; need not be whole; counted to a millionth.
+    Repeats(f64),
+    /// Its part of an epoch's samples. Either all data sets have one or none; they sum to 1, and an epoch is then as
+    /// many samples as the data sets have together.
+    Share(f64),
+}
+
+/// Number of training samples of one bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct BucketRows {
+    /// Index of the bucket in its manifest.
+    pub bucket: u32,
+    /// Rows.
+    pub rows: u64,
+}
+
+/// What the order needs to know of one data set.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DataShape {
+    /// Hash of its manifest.
+    pub identity: String,
+    /// Whatever prompts and their length depend on: prompt settings and the tokenizer's fingerprint.
+    pub text: String,
+    /// How much of an epoch it makes up.
+    pub amount: Amount,
+    /// Its buckets, in a fixed order.
+    pub buckets: Vec<BucketRows>,
+}
+
+/// One of the processes that share a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RankOf {
+    /// Counted from 0.
+    pub rank: usize,
+    /// How many there are.
+    pub ranks: usize,
+}
+
+impl RankOf {
+    /// The only process of a run.
+    pub const ONLY: Self = Self { rank: 0, ranks: 1 };
+}
+
+/// One bucket of one data set: an endless stream of micro-batches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Stream {
+    /// Index of the data set.
+    pub data: u32,
+    /// Index of the bucket in its manifest.
+    pub bucket: u32,
+    /// Samples in the bucket (n).
+    pub rows: u64,
+    /// Samples in each of its micro-batches, min(b, n).
+    pub size: u32,
+    /// Micro-batches in each of its windows.
+    pub window: u64,
+    /// Passes an epoch, in millionths.
+    pub repeats_millionths: u64,
+}
+
+impl Stream {
+    /// Micro-batches that it has given before `epoch`.
+    pub fn before_epoch(&self, epoch: u64) -> u64 {
+        let samples_millionths = u128::from(epoch) * u128::from(self.repeats_millionths) * u128::from(self.rows);
+        (samples_millionths / (u128::from(self.size) * MILLION)) as u64
+    }
+
+    /// Micro-batches that it gives in `epoch`.
+    fn in_epoch(&self, epoch: u64) -> u64 {
+        self.before_epoch(epoch + 1) - self.before_epoch(epoch)
+    }
+}
+
+const MILLION: u128 = 1_000_000;
+
+/// The order of a run. Building it costs a few bytes a bucket and no time to speak of.
+#[derive(Debug, Clone)]
+pub struct Order {
+    settings: OrderSettings,
+    lanes: usize,
+    streams: Vec<Stream>,
+    hash: String,
+}
+
+impl Order {
+    /// The order over `data` as `settings` say.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if a size is 0, the lanes do not divide the micro-batches, amounts contradict each other, a
+    /// data set has no samples, or a count is beyond 32 bits.
+    pub fn new(data: &[DataShape], settings: OrderSettings) -> Result<Self> {
+        check_sizes(&settings)?;
+        let lanes = resolve_lanes(settings.micro_batches, settings.lanes)?;
+        let repeats = resolve_repeats(data)?;
+        let mut streams = Vec::new();
+        for ((index, shape), repeats_millionths) in (0..).zip(data).zip(repeats) {
+            for bucket in shape.buckets.iter().filter(|bucket| bucket.rows > 0) {
+                streams.push(stream(index, *bucket, repeats_millionths, &settings)?);
+            }
+        }
+        let hash = hash(data, &settings, lanes, &streams);
+        let order = Self { settings, lanes, streams, hash };
+        // Epochs differ by at most one micro-batch a stream.
+        if order.epoch_start(1) + order.streams.len() as u64 > u64::from(u32::MAX) {
+            let reason =
+                "an epoch has more than 4,294,967,295 micro-batches; lower the repeats or raise the micro-batch";
+            return Err(invalid("data", reason));
+        }
+        Ok(order)
+    }
+
+    /// Hex BLAKE3 of all that the order depends on. Two runs with the same hash train on the same samples.
+    pub fn hash(&self) -> &str {
+        &self.hash
+    }
+
+    /// The settings that it was made with.
+    pub fn settings(&self) -> &OrderSettings {
+        &self.settings
+    }
+
+    /// Lanes that slots are dealt to.
+    pub fn lanes(&self) -> usize {
+        self.lanes
+    }
+
+    /// All buckets of all data sets.
+    pub fn streams(&self) -> &[Stream] {
+        &self.streams
+    }
+
+    /// Micro-batches of all epochs before `epoch`.
+    pub fn epoch_start(&self, epoch: u64) -> u64 {
+        self.streams.iter().map(|stream| stream.before_epoch(epoch)).sum()
+    }
+
+    /// Micro-batches that each stream gives in `epoch`, in the order of [`Order::streams`].
+    pub(crate) fn epoch_counts(&self, epoch: u64) -> impl Iterator<Item = u64> + '_ {
+        self.streams.iter().map(move |stream| stream.in_epoch(epoch))
+    }
+
+    /// The epoch that holds a micro-batch, counted from the start of the run.
+    pub fn epoch_of(&self, micro_batch: u64) -> u64 {
+        let mut past = 1;
+        while self.epoch_start(past) <= micro_batch {
+            past *= 2;
+        }
+        // The last epoch that starts at or before it: an epoch may be empty where repeats are below 1.
+        let mut first = past / 2;
+        while past - first > 1 {
+            let middle = first + (past - first) / 2;
+            if self.epoch_start(middle) <= micro_batch {
+                first = middle;
+            } else {
+                past = middle;
+            }
+        }
+        first
+    }
+
+    /// The slots of a step that a rank runs, in ascending order.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if there are more ranks than lanes, with the number of lanes that would do.
+    pub fn slots_of(&self, rank: RankOf) -> Result<Vec<u32>> {
+        self.check_ranks(rank)?;
+        let is_mine = |slot: &u32| (*slot as usize % self.lanes) % rank.ranks == rank.rank;
+        Ok((0..self.settings.micro_batches as u32).filter(is_mine).collect())
+    }
+
+    /// The part of the ranks' time that is spent waiting for those that run a lane more, 0 where R divides L.
+    pub fn idle_share(&self, ranks: usize) -> f64 {
+        let busiest = self.lanes.div_ceil(ranks);
+        1.0 - self.lanes as f64 / (busiest * ranks) as f64
+    }
+
+    fn check_ranks(&self, rank: RankOf) -> Result<()> {
+        let RankOf { rank, ranks } = rank;
+        if rank >= ranks {
+            return Err(invalid("rank", &format!("expected a rank below the {ranks} ranks there are, found {rank}")));
+        }
+        if ranks <= self.lanes {
+            return Ok(());
+        }
+        let micro_batches = self.settings.micro_batches;
+        let enough = (ranks..=micro_batches).find(|lanes| micro_batches.is_multiple_of(*lanes));
+        let advice = enough.map_or_else(
+            || {
+                format!(
+                    "no lanes would do, since a step has {micro_batches} micro-batches: raise them to {ranks} or more"
+                )
+            },
+            |lanes| format!("lanes = {lanes} would do (a new order: a run under way cannot change it)"),
+        );
+        Err(invalid("lanes", &format!("{ranks} ranks cannot share {} lanes; {advice}", self.lanes)))
+    }
+}
+
+fn invalid(what: &str, reason: &str) -> Error {
+    Error::Invalid { what: what.to_owned(), reason: reason.to_owned() }
+}
+
+fn check_sizes(settings: &OrderSettings) -> Result<()> {
+    let sizes = [
+        ("micro_batch", settings.micro_batch as u64),
+        ("micro_batches", settings.micro_batches as u64),
+        ("window_samples", settings.window_samples),
+    ];
+    for (what, size) in sizes {
+        if size == 0 || size > u64::from(u32::MAX) {
+            return Err(invalid(what, &format!("expected 1 to 4,294,967,295, found {size}")));
+        }
+    }
+    Ok(())
+}
+
+fn resolve_lanes(micro_batches: usize, lanes: Option<usize>) -> Result<usize> {
+    let divides = |lanes: &usize| *lanes > 0 && micro_batches.is_multiple_of(*lanes);
+    match lanes {
+        None => Ok((1..=64).rev().find(divides).expect("1 divides everything")),
+        Some(lanes) if divides(&lanes) => Ok(lanes),
+        Some(lanes) => {
+            let reason = format!("expected a divisor of micro_batches = {micro_batches}, found {lanes}");
+            Err(invalid("lanes", &reason))
+        }
+    }
+}
+
+/// Passes an epoch of each data set, in millionths: whole numbers, so that counts are exact in every epoch.
+fn resolve_repeats(data: &[DataShape]) -> Result<Vec<u64>> {
+    if data.is_empty() {
+        return Err(invalid("data", "expected at least one data set, found none"));
+    }
+    let samples = |shape: &DataShape| shape.buckets.iter().map(|bucket| bucket.rows).sum::<u64>() as f64;
+    if let Some(empty) = data.iter().position(|shape| samples(shape) == 0.0) {
+        return Err(invalid(&format!("data[{empty}]"), "the data set has no training samples; prepare it again"));
+    }
+    let shares = data.iter().filter_map(|shape| match shape.amount {
+        Amount::Share(share) => Some(share),
+        Amount::Repeats(_) => None,
+    });
+    let (num_shares, sum) = shares.fold((0, 0.0), |(count, sum), share| (count + 1, sum + share));
+    if num_shares > 0 && (num_shares != data.len() || (sum - 1.0f64).abs() >= 1e-6) {
+        let reason = format!(
+            "expected a share for each of the {} data sets or for none, summing to 1; found {num_shares} that sum to {sum}",
+            data.len()
+        );
+        return Err(invalid("data.share", &reason));
+    }
+    let all: f64 = data.iter().map(samples).sum();
+    let repeats = data.iter().enumerate().map(|(index, shape)| match shape.amount {
+        Amount::Repeats(repeats) => millionths(&format!("data[{index}].repeats"), repeats, repeats),
+        Amount::Share(share) => millionths(&format!("data[{index}].share"), share, share * all / samples(shape)),
+    });
+    repeats.collect()
+}
+
+fn millionths(what: &str, value: f64, repeats: f64) -> Result<u64> {
+    let rounded = (repeats * MILLION as f64).round();
+    if value > 0.0 && (1.0..1e15).contains(&rounded) {
+        return Ok(rounded as u64);
+    }
+    let reason =
+        format!("{value} gives {repeats} passes an epoch; expected at least a millionth and at most a billion");
+    Err(invalid(what, &reason))
+}
+
+fn stream(data: u32, bucket: BucketRows, repeats_millionths: u64, settings: &OrderSettings) -> Result<Stream> {
+    let BucketRows { bucket, rows } = bucket;
+    if rows > u64::from(u32::MAX) {
+        let reason = format!("expected at most 4,294,967,295 samples in a bucket, found {rows}");
+        return Err(invalid(&format!("data[{data}], bucket {bucket}"), &reason));
+    }
+    let size = rows.min(settings.micro_batch as u64);
+    let window = (settings.window_samples.min(rows) / size).max(1);
+    Ok(Stream { data, bucket, rows, size: size as u32, window, repeats_millionths })
+}
+
+/// Everything that decides a sample's place, as JSON, whose form is fixed by the order of the fields.
+fn hash(data: &[DataShape], settings: &OrderSettings, lanes: usize, streams: &[Stream]) -> String {
+    #[derive(Serialize)]
+    struct Ingredients<'a> {
+        version: u32,
+        settings: &'a OrderSettings,
+        lanes: usize,
+        data: Vec<(&'a str, &'a str)>,
+        streams: &'a [Stream],
+    }
+    // An explicit number of lanes and the same number by default are the same order.
+    let settings = &OrderSettings { lanes: Some(lanes), ..settings.clone() };
+    let data = data.iter().map(|shape| (shape.identity.as_str(), shape.text.as_str())).collect();
+    let ingredients = Ingredients { version: 1, settings, lanes, data, streams };
+    let json = serde_json::to_vec(&ingredients).expect("numbers and strings have a JSON form");
+    blake3::hash(&json).to_hex().to_string()
+}

@@ -1,0 +1,426 @@
+//! The promises of the order (DESIGN section 6), checked for awkward bucket sizes, mixtures, ranks and data sets.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use proptest::prelude::*;
+use rectiflow_data::{
+    Error,
+    epoch::{Slot, Steps},
+    order::{Amount, BucketRows, DataShape, Mode, Order, OrderSettings, RankOf, Stream},
+    rng::{Purpose, key_u64},
+    window::{Place, Windows},
+};
+
+fn shape(rows: &[u64], amount: Amount) -> DataShape {
+    let buckets = (0..).zip(rows).map(|(bucket, &rows)| BucketRows { bucket, rows }).collect();
+    DataShape { identity: "identity".into(), text: "text".into(), amount, buckets }
+}
+
+fn settings(micro_batch: usize, micro_batches: usize) -> OrderSettings {
+    OrderSettings { seed: 3, micro_batch, micro_batches, lanes: None, mode: Mode::Local, window_samples: 64 }
+}
+
+fn order(data: &[DataShape], settings: OrderSettings) -> Arc<Order> {
+    Arc::new(Order::new(data, settings).unwrap())
+}
+
+fn single(rows: &[u64], micro_batch: usize, micro_batches: usize) -> Arc<Order> {
+    order(&[shape(rows, Amount::Repeats(1.0))], settings(micro_batch, micro_batches))
+}
+
+/// Chunk counts as a function of (sample, pass), as drawn prompts give them.
+fn count_by(salt: u64) -> impl Fn(&Stream, &Place) -> u8 {
+    move |stream, place| {
+        let words = [salt, u64::from(stream.data), u64::from(stream.bucket), u64::from(place.row), place.pass];
+        1 + (key_u64(0, Purpose::Prompt, &words) % 3) as u8
+    }
+}
+
+/// A micro-batch with its samples resolved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Batch {
+    slot: Slot,
+    places: Vec<Place>,
+}
+
+/// Walks steps and windows together, as the loader does.
+struct Walk {
+    order: Arc<Order>,
+    steps: Steps,
+    windows: Windows,
+    salt: u64,
+}
+
+impl Walk {
+    fn new(order: &Arc<Order>) -> Self {
+        let (steps, windows) = (Steps::new(order.clone()), Windows::new(order.clone()));
+        Self { order: order.clone(), steps, windows, salt: 0 }
+    }
+
+    fn step(&mut self, step: u64, slots: &[u32]) -> Vec<Batch> {
+        let plan = self.steps.plan(step);
+        let wanted = plan.slots.into_iter().filter(|slot| slots.contains(&slot.slot));
+        wanted.map(|slot| Batch { places: self.resolve(&slot), slot }).collect()
+    }
+
+    fn resolve(&mut self, slot: &Slot) -> Vec<Place> {
+        let count = count_by(self.salt);
+        let counts = |stream: &Stream, places: &[Place]| Ok(places.iter().map(|place| count(stream, place)).collect());
+        self.windows.samples(slot.stream, slot.index, slot.epoch, counts).unwrap()
+    }
+
+    fn whole_step(&mut self, step: u64) -> Vec<Batch> {
+        let all: Vec<u32> = (0..self.order.settings().micro_batches as u32).collect();
+        self.step(step, &all)
+    }
+}
+
+/// All micro-batches of the first `epochs` epochs.
+fn epochs(order: &Arc<Order>, epochs: u64) -> Vec<Batch> {
+    let mut walk = Walk::new(order);
+    let total = order.epoch_start(epochs) as usize;
+    let steps = total.div_ceil(order.settings().micro_batches) as u64;
+    let mut batches: Vec<Batch> = (0..steps).flat_map(|step| walk.whole_step(step)).collect();
+    batches.truncate(total);
+    batches
+}
+
+/// How often each (stream, row) was seen.
+fn times_seen(batches: &[Batch]) -> HashMap<(u32, u32), u64> {
+    let mut seen = HashMap::new();
+    for batch in batches {
+        for place in &batch.places {
+            *seen.entry((batch.slot.stream, place.row)).or_insert(0) += 1;
+        }
+    }
+    seen
+}
+
+/// Nothing dropped, no pass repeats a sample, every sample seen e times, give or take one.
+fn check_counts(order: &Arc<Order>, num_epochs: u64) {
+    let batches = epochs(order, num_epochs);
+    let mut passes = HashSet::new();
+    for batch in &batches {
+        for place in &batch.places {
+            assert!(passes.insert((batch.slot.stream, *place)), "{place:?} twice");
+        }
+    }
+    for num_epochs in 1..=num_epochs {
+        let seen = times_seen(&batches[..order.epoch_start(num_epochs) as usize]);
+        for (stream, facts) in (0..).zip(order.streams()) {
+            for row in 0..facts.rows as u32 {
+                let seen = *seen.get(&(stream, row)).unwrap_or(&0);
+                let expected = num_epochs as f64 * facts.repeats_millionths as f64 / 1e6;
+                let slack = if expected.fract() == 0.0 { 1.0 } else { 2.0 };
+                let off = (seen as f64 - expected).abs();
+                assert!(off <= slack, "{facts:?} row {row}: {seen} times in {num_epochs} epochs");
+                // A bucket below a micro-batch gives each sample exactly once a pass.
+                assert!(facts.rows > u64::from(facts.size) || expected.fract() > 0.0 || off == 0.0, "{facts:?}");
+            }
+        }
+    }
+}
+
+const AWKWARD: [&[u64]; 8] = [&[1], &[2], &[15], &[16], &[17], &[1000], &[1, 2, 15, 16, 17, 1000], &[1, 1, 1]];
+
+#[test]
+fn counts_hold_for_awkward_buckets() {
+    for rows in AWKWARD {
+        for (micro_batch, micro_batches) in [(16, 1), (16, 8), (1, 3), (7, 4)] {
+            check_counts(&single(rows, micro_batch, micro_batches), 5);
+        }
+    }
+}
+
+#[test]
+fn an_epoch_gives_the_micro_batches_of_the_formula() {
+    let order = single(&[17, 1000, 5], 16, 8);
+    let streams = order.streams();
+    for epoch in 0..40 {
+        assert_eq!(streams[0].before_epoch(epoch), epoch * 17 / 16);
+        assert_eq!(streams[1].before_epoch(epoch), epoch * 1000 / 16);
+        assert_eq!(streams[2].before_epoch(epoch), epoch);
+    }
+    let of_epoch = |epoch| order.epoch_start(epoch + 1) - order.epoch_start(epoch);
+    for batch in [0, 1, of_epoch(0) - 1, of_epoch(0), order.epoch_start(9), order.epoch_start(1_000_000)] {
+        let epoch = order.epoch_of(batch);
+        assert!(order.epoch_start(epoch) <= batch && batch < order.epoch_start(epoch + 1), "{batch}");
+    }
+}
+
+#[test]
+fn counts_hold_for_each_of_several_data_sets() {
+    let data = [
+        shape(&[17, 100], Amount::Repeats(1.0)),
+        shape(&[16, 3], Amount::Repeats(3.0)),
+        shape(&[33, 1], Amount::Repeats(0.4)),
+        shape(&[40], Amount::Repeats(1.5)),
+    ];
+    check_counts(&order(&data, settings(16, 4)), 6);
+    let shares = [shape(&[100, 20], Amount::Share(0.75)), shape(&[360], Amount::Share(0.25))];
+    let order = order(&shares, settings(8, 4));
+    check_counts(&order, 6);
+    // 480 samples an epoch, 360 of them from the first.
+    let mut samples = [0u64; 2];
+    for batch in epochs(&order, 20) {
+        samples[order.streams()[batch.slot.stream as usize].data as usize] += batch.places.len() as u64;
+    }
+    assert!(samples[0].abs_diff(20 * 360) <= 16 && samples[1].abs_diff(20 * 120) <= 16, "{samples:?}");
+}
+
+#[test]
+fn text_changes_neither_the_number_of_micro_batches_nor_what_a_window_holds() {
+    let order = single(&[1000, 17, 3], 16, 4);
+    let (mut one, mut other) = (Walk::new(&order), Walk::new(&order));
+    other.salt = 1;
+    let mut windows = [HashMap::<_, Vec<_>>::new(), HashMap::new()];
+    for step in 0..30 {
+        let (a, b) = (one.whole_step(step), other.whole_step(step));
+        assert_eq!(a.iter().map(|x| x.slot).collect::<Vec<_>>(), b.iter().map(|x| x.slot).collect::<Vec<_>>());
+        for (held, batches) in windows.iter_mut().zip([a, b]) {
+            for batch in batches {
+                let window = batch.slot.index / order.streams()[batch.slot.stream as usize].window;
+                let rows = batch.places.iter().map(|place| (place.pass, place.row));
+                held.entry((batch.slot.stream, window)).or_default().extend(rows);
+            }
+        }
+    }
+    let [one, other] = windows.map(|held| {
+        let whole = held.into_iter().filter(|((stream, _), rows)| {
+            let facts = order.streams()[*stream as usize];
+            rows.len() as u64 == facts.window * u64::from(facts.size)
+        });
+        whole.map(|(key, mut rows)| (rows.sort_unstable(), (key, rows)).1).collect::<HashMap<_, _>>()
+    });
+    assert!(one.len() > 20);
+    assert_eq!(one, other);
+}
+
+#[test]
+fn at_most_two_micro_batches_of_a_window_are_mixed() {
+    let order = single(&[1000, 65, 31], 8, 4);
+    let count = count_by(0);
+    let mut mixed = HashMap::new();
+    let mut num_pure = 0;
+    for batch in epochs(&order, 4) {
+        let facts = &order.streams()[batch.slot.stream as usize];
+        let counts: HashSet<u8> = batch.places.iter().map(|place| count(facts, place)).collect();
+        if counts.len() > 1 {
+            *mixed.entry((batch.slot.stream, batch.slot.index / facts.window)).or_insert(0) += 1;
+        } else {
+            num_pure += 1;
+        }
+    }
+    assert!(mixed.values().all(|&count| count <= 2), "{mixed:?}");
+    assert!(num_pure > mixed.values().sum::<i32>());
+}
+
+#[test]
+fn a_window_spans_at_most_two_passes_and_no_more_than_a_pass() {
+    for rows in [16, 17, 100, 1000] {
+        let order = single(&[rows], 16, 1);
+        let stream = order.streams()[0];
+        let samples = stream.window * 16;
+        assert!(samples <= rows.min(64) && samples + 16 > rows.min(64), "{stream:?}");
+    }
+}
+
+#[test]
+fn ranks_are_disjoint_and_together_run_the_same_steps() {
+    let order = single(&[1, 2, 15, 16, 17, 1000], 16, 8);
+    for step in [0, 1, 7, 8, 9, 50] {
+        let whole = Walk::new(&order).whole_step(step);
+        let num_samples = Steps::new(order.clone()).plan(step).num_samples;
+        assert_eq!(whole.iter().map(|batch| batch.places.len() as u64).sum::<u64>(), num_samples);
+        for ranks in [1, 2, 3, 4, 8] {
+            let mut together = Vec::new();
+            for rank in 0..ranks {
+                let slots = order.slots_of(RankOf { rank, ranks }).unwrap();
+                assert!(slots.iter().all(|slot| *slot as usize % ranks == rank), "as many lanes as slots");
+                together.extend(Walk::new(&order).step(step, &slots));
+            }
+            together.sort_by_key(|batch| batch.slot.slot);
+            assert_eq!(together, whole, "step {step}, {ranks} ranks");
+        }
+    }
+}
+
+#[test]
+fn first_samples_number_the_samples_of_a_step() {
+    let order = single(&[1, 2, 15, 17, 100], 16, 8);
+    for batches in (0..20).map(|step| Walk::new(&order).whole_step(step)) {
+        let mut expected = 0;
+        for batch in batches {
+            assert_eq!(batch.slot.first_sample, expected);
+            assert_eq!(batch.slot.size as usize, batch.places.len());
+            expected += batch.places.len() as u64;
+        }
+    }
+}
+
+#[test]
+fn seeking_equals_continuing() {
+    for rows in AWKWARD {
+        let order = single(rows, 16, 3);
+        let mut walk = Walk::new(&order);
+        let straight: Vec<_> = (0..60).map(|step| walk.whole_step(step)).collect();
+        for step in [0, 1, 2, 30, 59] {
+            assert_eq!(Walk::new(&order).whole_step(step), straight[step as usize], "{rows:?}, step {step}");
+        }
+        // Backwards, with everything that was remembered.
+        assert_eq!(walk.whole_step(7), straight[7]);
+    }
+    // Far away costs no more than near.
+    assert_eq!(Steps::new(single(&[1000], 16, 8)).plan(1 << 40).step, 1 << 40);
+}
+
+#[test]
+fn lanes_default_to_a_divisor_and_bound_the_ranks() {
+    for (micro_batches, lanes) in [(1, 1), (8, 8), (64, 64), (96, 48), (100, 50), (127, 1), (256, 64)] {
+        assert_eq!(single(&[100], 4, micro_batches).lanes(), lanes);
+    }
+    let with = |lanes| Order::new(&[shape(&[9], Amount::Repeats(1.0))], OrderSettings { lanes, ..settings(4, 12) });
+    assert!(with(Some(5)).unwrap_err().to_string().contains("divisor of micro_batches = 12"));
+    assert!(with(Some(0)).is_err());
+    let order = with(Some(4)).unwrap();
+    let slots: Vec<_> = (0..3).map(|rank| order.slots_of(RankOf { rank, ranks: 3 }).unwrap()).collect();
+    assert_eq!(slots, [vec![0, 3, 4, 7, 8, 11], vec![1, 5, 9], vec![2, 6, 10]]);
+    assert_eq!([1, 2, 3, 4].map(|ranks| order.idle_share(ranks)), [0.0, 0.0, 1.0 - 4.0 / 6.0, 0.0]);
+    let refused = |ranks| order.slots_of(RankOf { rank: 0, ranks }).unwrap_err().to_string();
+    assert!(refused(5).contains("5 ranks cannot share 4 lanes; lanes = 6 would do"), "{}", refused(5));
+    assert!(refused(13).contains("raise them to 13"), "{}", refused(13));
+    assert!(order.slots_of(RankOf { rank: 2, ranks: 2 }).is_err());
+}
+
+#[test]
+fn hash_depends_on_every_ingredient() {
+    let base = [shape(&[100, 7], Amount::Repeats(1.0)), shape(&[50], Amount::Repeats(1.0))];
+    let hash = |data: &[DataShape], settings| Order::new(data, settings).unwrap().hash().to_owned();
+    let first = hash(&base, settings(8, 4));
+    assert_eq!(first, hash(&base, settings(8, 4)));
+    assert_eq!(first, hash(&base, OrderSettings { lanes: Some(4), ..settings(8, 4) }), "the default, written out");
+    let mut hashes = HashSet::from([first]);
+    let mut differs = |what, hash: String| assert!(hashes.insert(hash), "{what}");
+    differs("seed", hash(&base, OrderSettings { seed: 4, ..settings(8, 4) }));
+    differs("b", hash(&base, settings(9, 4)));
+    differs("A", hash(&base, settings(8, 8)));
+    differs("L", hash(&base, OrderSettings { lanes: Some(2), ..settings(8, 4) }));
+    differs("S", hash(&base, OrderSettings { window_samples: 63, ..settings(8, 4) }));
+    let mut with = |what, change: fn(&mut [DataShape; 2])| {
+        let mut data = base.clone();
+        change(&mut data);
+        differs(what, hash(&data, settings(8, 4)));
+    };
+    with("identity", |data| data[1].identity = "other".into());
+    with("text", |data| data[1].text = "other".into());
+    with("repeats", |data| data[1].amount = Amount::Repeats(2.0));
+    with("rows", |data| data[1].buckets[0].rows = 51);
+    with("bucket", |data| data[1].buckets[0].bucket = 1);
+    with("order of data sets", |data| data.swap(0, 1));
+}
+
+#[test]
+fn impossible_settings_are_refused_by_name() {
+    let refused = |data: &[DataShape], settings| Order::new(data, settings).unwrap_err().to_string();
+    let one = |amount| [shape(&[100], amount)];
+    let repeats = Amount::Repeats(1.0);
+    assert!(refused(&[], settings(8, 4)).starts_with("data: "));
+    assert!(refused(&[shape(&[], repeats)], settings(8, 4)).starts_with("data[0]: "));
+    assert!(refused(&one(repeats), settings(0, 4)).starts_with("micro_batch: "));
+    assert!(refused(&one(repeats), settings(8, 0)).starts_with("micro_batches: "));
+    assert!(
+        refused(&one(repeats), OrderSettings { window_samples: 0, ..settings(8, 4) }).starts_with("window_samples")
+    );
+    for wrong in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e-9] {
+        assert!(refused(&one(Amount::Repeats(wrong)), settings(8, 4)).starts_with("data[0].repeats: "), "{wrong}");
+    }
+    for (first, second) in [(Amount::Share(0.5), Amount::Share(0.4)), (Amount::Share(0.5), repeats)] {
+        let data = [shape(&[10], first), shape(&[10], second)];
+        assert!(refused(&data, settings(8, 4)).starts_with("data.share: "));
+    }
+    assert!(refused(&[shape(&[1 << 33], repeats)], settings(8, 4)).contains("bucket 0"));
+    assert!(matches!(Order::new(&[], settings(8, 4)), Err(Error::Invalid { .. })));
+}
+
+#[test]
+fn modes_of_object_storage_are_refused_with_a_reason() {
+    let parse = |name: &str| serde_json::from_str::<Mode>(&format!("\"{name}\""));
+    assert_eq!(parse("local").unwrap(), Mode::Local);
+    for name in ["window", "owned"] {
+        let message = parse(name).unwrap_err().to_string();
+        assert!(message.contains(name) && message.contains("not there yet"), "{message}");
+    }
+    assert!(parse("loca").unwrap_err().to_string().contains("expected mode \"local\""));
+    assert_eq!(serde_json::to_string(&Mode::Local).unwrap(), "\"local\"");
+}
+
+/// A change here changes the order of every run ever made: raise the version in `order::hash` if it must be.
+#[test]
+fn first_slots_are_frozen() {
+    let order = single(&[5, 40, 100], 4, 4);
+    let mut walk = Walk::new(&order);
+    let found: Vec<(u32, u64, Vec<u32>)> = (0..2)
+        .flat_map(|step| walk.whole_step(step))
+        .map(|batch| (batch.slot.stream, batch.slot.index, batch.places.iter().map(|place| place.row).collect()))
+        .collect();
+    let expected: [(u32, u64, &[u32]); 8] = FROZEN;
+    assert_eq!(found, expected.map(|(stream, index, rows)| (stream, index, rows.to_vec())));
+    assert_eq!(order.hash(), FROZEN_HASH);
+}
+const FROZEN: [(u32, u64, &[u32]); 8] = [
+    (1, 0, &[24, 27, 4, 18]),
+    (1, 7, &[10, 6, 21, 31]),
+    (2, 14, &[7, 55, 12, 96]),
+    (2, 2, &[27, 99, 72, 44]),
+    (2, 10, &[88, 2, 68, 24]),
+    (2, 3, &[4, 41, 86, 66]),
+    (2, 11, &[22, 65, 48, 36]),
+    (1, 5, &[16, 25, 30, 19]),
+];
+const FROZEN_HASH: &str = "f2f1b22411a410591369c58ef04f45d97f88ebce62f61e3e38766a2a21a1b8d6";
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn counts_hold_for_any_mixture(
+        sizes in prop::collection::vec(prop_oneof![1u64..40, Just(15), Just(16), Just(17), 100u64..1000], 1..6),
+        micro_batch in 1usize..33,
+        micro_batches in 1usize..17,
+        window_samples in 1u64..300,
+        seed: u64,
+    ) {
+        let settings = OrderSettings { seed, window_samples, ..settings(micro_batch, micro_batches) };
+        check_counts(&order(&[shape(&sizes, Amount::Repeats(1.0))], settings), 3);
+    }
+
+    #[test]
+    fn counts_hold_for_any_repeats(
+        first in 1u64..200, second in 1u64..200, repeats in 0.05f64..4.0, micro_batch in 1usize..20,
+    ) {
+        let data = [shape(&[first], Amount::Repeats(1.0)), shape(&[second, 5], Amount::Repeats(repeats))];
+        check_counts(&order(&data, settings(micro_batch, 4)), 5);
+    }
+
+    #[test]
+    fn any_ranks_share_any_step(
+        sizes in prop::collection::vec(1u64..300, 1..5), micro_batches in 1usize..13, ranks in 1usize..13, step in 0u64..500,
+    ) {
+        let order = single(&sizes, 16, micro_batches);
+        if ranks > order.lanes() {
+            let refused = order.slots_of(RankOf { rank: 0, ranks }).is_err();
+            prop_assert!(refused);
+            return Ok(());
+        }
+        let mut slots: Vec<u32> =
+            (0..ranks).flat_map(|rank| order.slots_of(RankOf { rank, ranks }).unwrap()).collect();
+        slots.sort_unstable();
+        prop_assert_eq!(slots, (0..micro_batches as u32).collect::<Vec<_>>());
+        prop_assert_eq!(Walk::new(&order).whole_step(step), Walk::new(&order).whole_step(step));
+    }
+}
