@@ -5,13 +5,23 @@
 //! manifest -> order -> prompt -> token -> batch -> loader                     load
 //! ```
 
+pub mod bucket;
+pub mod dataset;
+mod durable;
 pub mod epoch;
 pub mod error;
 pub mod grid;
+pub mod manifest;
 pub mod order;
 pub mod picture;
+pub mod record;
 pub mod rng;
+pub mod shard;
+mod text_shard;
 pub mod token;
 pub mod window;
 
+pub use dataset::{BucketShape, Dataset};
 pub use error::{Error, Result};
+pub use manifest::{Codec, Manifest, Split};
+pub use record::{Record, SampleId};

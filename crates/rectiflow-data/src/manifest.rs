@@ -1,0 +1,528 @@
+//! `manifest.json` and the block table beside it: all that a reader must know before its first byte of data.
+//!
+//! The manifest is small (one line of facts per object of up to 512 MiB); what grows with the samples, 128 bytes per
+//! block of 32 rows, is in one binary file that the manifest names by its hash. Both are untrusted input: [`Manifest::parse`]
+//! checks every rule that later arithmetic relies on. `docs/format.md` is the specification.
+
+use std::{
+    collections::HashSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result, bucket::Geometry};
+
+/// Name of the manifest inside a data set.
+pub const MANIFEST_FILE: &str = "manifest.json";
+/// What `format` says in every manifest.
+pub const FORMAT: &str = "rectiflow-dataset";
+/// The version of the format that this crate writes and the only one that it reads.
+pub const FORMAT_VERSION: u32 = 1;
+/// Rows of a block: the unit of reading, checksumming and ownership.
+pub const BLOCK_ROWS: u32 = 32;
+/// Bytes before the first latent in a latents object: safetensors' length word and padded header.
+pub const LATENTS_OFFSET: u64 = 512;
+/// No latents object is larger.
+pub const MAX_OBJECT_BYTES: u64 = 512 << 20;
+/// Columns of a text object, hence column chunks of a row group.
+pub const TEXT_COLUMNS: usize = 13;
+/// Bytes of a block's entry in the block table.
+pub const BLOCK_ENTRY_BYTES: usize = 24 + 8 * TEXT_COLUMNS;
+
+const MAGIC: &[u8; 8] = b"RFBLOCKS";
+const TABLE_HEADER_BYTES: usize = 16;
+const MAX_MANIFEST_BYTES: u64 = 256 << 20;
+const MAX_BUCKETS: usize = 65_536;
+const MAX_SIDE_PX: u32 = 65_536;
+
+/// Which side of the test split rows are on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Split {
+    /// Trained on.
+    Train,
+    /// Held out for the test loss.
+    Test,
+}
+
+/// The VAE that made the latents: what a model needs to know to read them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Codec {
+    /// The VAE's name, for people.
+    pub vae: String,
+    /// Hex BLAKE3 of the VAE's weights: latents of another VAE mean something else.
+    pub hash: String,
+    /// What latents are multiplied by before noising; not applied in the data set.
+    pub scaling_factor: f64,
+    /// Pixels per latent along each side, 8 for SDXL.
+    pub down_factor: u32,
+    /// Channels of a latent, 4 for SDXL.
+    pub channels: u32,
+    /// Number format of the stored latents: always "F16".
+    pub dtype: String,
+}
+
+/// One aspect bucket. Its index in the manifest is its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bucket {
+    /// Width of its images.
+    pub width_px: u32,
+    /// Height of its images.
+    pub height_px: u32,
+}
+
+/// Rows of one bucket and split that are stored together: a latents file and a text file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Object {
+    /// Index of the bucket.
+    pub bucket: u32,
+    /// Side of the test split.
+    pub split: Split,
+    /// Rows in both files, deleted ones included.
+    pub rows: u32,
+    /// The latents file, relative to the data set.
+    pub latents: String,
+    /// The text file, relative to the data set. Its name changes when captions do.
+    pub text: String,
+    /// Length of the text file.
+    pub text_bytes: u64,
+    /// Deleted rows as hexadecimal bytes: bit `r % 8` of byte `r / 8` is row r. Absent when there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deleted: Option<String>,
+}
+
+/// The binary file with the block table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BlockTableFile {
+    /// Name, relative to the data set.
+    pub file: String,
+    /// Length of the file.
+    pub bytes: u64,
+    /// Hex BLAKE3 of the file.
+    pub hash: String,
+}
+
+/// The description of a packed data set.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Always [`FORMAT`].
+    pub format: String,
+    /// [`FORMAT_VERSION`].
+    pub format_version: u32,
+    /// The VAE.
+    pub codec: Codec,
+    /// How images became pixels of a bucket.
+    pub geometry: Geometry,
+    /// Rows of a block: [`BLOCK_ROWS`].
+    pub block_rows: u32,
+    /// The block table.
+    pub blocks: BlockTableFile,
+    /// The buckets that have objects, in order of width, then height.
+    pub buckets: Vec<Bucket>,
+    /// The objects. A bucket's rows are its objects' rows in this order.
+    pub objects: Vec<Object>,
+}
+
+impl Object {
+    /// Blocks of the object: the last may be shorter than [`BLOCK_ROWS`].
+    pub fn num_blocks(&self) -> u32 {
+        self.rows.div_ceil(BLOCK_ROWS)
+    }
+
+    /// Which rows are deleted, as one bit a row; `None` if none is.
+    pub fn deleted_bits(&self) -> Option<Vec<u8>> {
+        self.deleted.as_deref().and_then(decode_hex)
+    }
+
+    /// Rows that are not deleted.
+    pub fn live_rows(&self) -> u32 {
+        let deleted: u32 = self.deleted_bits().iter().flatten().map(|byte| byte.count_ones()).sum();
+        self.rows - deleted
+    }
+
+    /// Marks `row` as deleted.
+    ///
+    /// # Panics
+    /// If the object has no such row.
+    pub fn delete(&mut self, row: u32) {
+        assert!(row < self.rows, "row {row} of an object of {} rows", self.rows);
+        let mut bits = self.deleted_bits().unwrap_or_else(|| vec![0; self.rows.div_ceil(8) as usize]);
+        bits[row as usize / 8] |= 1 << (row % 8);
+        self.deleted = Some(encode_hex(&bits));
+    }
+}
+
+impl Manifest {
+    /// A manifest without rows.
+    pub fn new(codec: Codec, geometry: Geometry) -> Self {
+        let blocks = BlockTableFile { file: String::new(), bytes: 0, hash: String::new() };
+        let (format, block_rows) = (FORMAT.to_owned(), BLOCK_ROWS);
+        let (buckets, objects) = (Vec::new(), Vec::new());
+        Self { format, format_version: FORMAT_VERSION, codec, geometry, block_rows, blocks, buckets, objects }
+    }
+
+    /// Reads and checks the manifest of the data set at `root`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be read, [`Error::Malformed`] if it breaks a rule of the format.
+    pub fn read(root: &Path) -> Result<Self> {
+        let path = root.join(MANIFEST_FILE);
+        let bytes = read_at_most(&path, MAX_MANIFEST_BYTES, "manifest")?;
+        Self::parse(&path, &bytes)
+    }
+
+    /// Checks `bytes`, which come from `path`, against every rule of the format.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] naming the first rule that is broken.
+    pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
+        let malformed = |reason: String| Error::Malformed { path: path.into(), kind: "manifest", reason };
+        let version: Version = serde_json::from_slice(bytes).map_err(|e| malformed(e.to_string()))?;
+        version.check().map_err(malformed)?;
+        let manifest: Self = serde_json::from_slice(bytes).map_err(|e| malformed(e.to_string()))?;
+        manifest.check().map_err(malformed)?;
+        Ok(manifest)
+    }
+
+    /// The manifest's bytes, as they are written and hashed.
+    pub fn to_json(&self) -> Vec<u8> {
+        let mut bytes = serde_json::to_vec_pretty(self).expect("a manifest has no keys that JSON cannot hold");
+        bytes.push(b'\n');
+        bytes
+    }
+
+    /// Hex BLAKE3 of the manifest, which holds the hash of the block table, which holds all checksums.
+    pub fn identity(&self) -> String {
+        blake3::hash(&self.to_json()).to_hex().to_string()
+    }
+
+    /// Shape of a bucket's latents: channels, height, width.
+    ///
+    /// # Panics
+    /// If there is no such bucket.
+    pub fn latent_shape(&self, bucket: u32) -> [usize; 3] {
+        let Bucket { width_px, height_px } = self.buckets[bucket as usize];
+        let side = |px: u32| (px / self.codec.down_factor) as usize;
+        [self.codec.channels as usize, side(height_px), side(width_px)]
+    }
+
+    /// Bytes of one row of latents in a bucket.
+    ///
+    /// # Panics
+    /// If there is no such bucket.
+    pub fn row_bytes(&self, bucket: u32) -> u64 {
+        row_bytes(&self.codec, self.buckets[bucket as usize])
+    }
+
+    /// Length of an object's latents file.
+    pub fn latents_bytes(&self, object: &Object) -> u64 {
+        LATENTS_OFFSET + u64::from(object.rows) * self.row_bytes(object.bucket)
+    }
+
+    /// Rows that are not deleted, of one side of the split.
+    pub fn live_rows(&self, split: Split) -> u64 {
+        self.objects.iter().filter(|o| o.split == split).map(|o| u64::from(o.live_rows())).sum()
+    }
+
+    fn check(&self) -> std::result::Result<(), String> {
+        self.codec.check()?;
+        if self.block_rows != BLOCK_ROWS {
+            return Err(format!("block_rows is {}, expected {BLOCK_ROWS}", self.block_rows));
+        }
+        check_name(&self.blocks.file, "", ".bin")?;
+        check_hash("the hash of the block table", &self.blocks.hash)?;
+        if self.buckets.len() > MAX_BUCKETS {
+            return Err(format!("{} buckets, at most {MAX_BUCKETS} are allowed", self.buckets.len()));
+        }
+        let mut shapes = HashSet::new();
+        for bucket in &self.buckets {
+            bucket.check(&self.codec)?;
+            if !shapes.insert((bucket.width_px, bucket.height_px)) {
+                return Err(format!("bucket {}x{} px is listed twice", bucket.width_px, bucket.height_px));
+            }
+        }
+        let mut names = HashSet::new();
+        for object in &self.objects {
+            self.check_object(object)?;
+            for name in [&object.latents, &object.text] {
+                if !names.insert(name) {
+                    return Err(format!("two objects are called {name:?}"));
+                }
+            }
+        }
+        let expected = self.expected_table_bytes();
+        if self.blocks.bytes != expected {
+            return Err(format!("the block table has {} bytes, its objects need {expected}", self.blocks.bytes));
+        }
+        Ok(())
+    }
+
+    fn check_object(&self, object: &Object) -> std::result::Result<(), String> {
+        check_name(&object.latents, "latents/", ".safetensors")?;
+        check_name(&object.text, "text/", ".parquet")?;
+        let name = &object.latents;
+        let Some(bucket) = self.buckets.get(object.bucket as usize) else {
+            return Err(format!("{name}: bucket {} does not exist, there are {}", object.bucket, self.buckets.len()));
+        };
+        let bytes = u128::from(row_bytes(&self.codec, *bucket)) * u128::from(object.rows) + u128::from(LATENTS_OFFSET);
+        if object.rows == 0 || (bytes > u128::from(MAX_OBJECT_BYTES) && object.rows > 1) {
+            return Err(format!("{name}: {} rows make {bytes} bytes, allowed are 1 row to 512 MiB", object.rows));
+        }
+        if object.text_bytes > MAX_OBJECT_BYTES * 8 {
+            return Err(format!("{}: {} bytes of text, at most 4 GiB are allowed", object.text, object.text_bytes));
+        }
+        let Some(hex) = &object.deleted else { return Ok(()) };
+        let bits = decode_hex(hex).filter(|bits| bits.len() == object.rows.div_ceil(8) as usize);
+        let Some(bits) = bits else {
+            return Err(format!("{name}: \"deleted\" is not {} hexadecimal bytes", object.rows.div_ceil(8)));
+        };
+        let spare = (8 - object.rows % 8) % 8;
+        if bits.last().is_some_and(|last| last.leading_zeros() < spare) {
+            return Err(format!("{name}: \"deleted\" names rows beyond the last, {}", object.rows - 1));
+        }
+        Ok(())
+    }
+
+    fn expected_table_bytes(&self) -> u64 {
+        let blocks: u64 = self.objects.iter().map(|o| u64::from(o.num_blocks())).sum();
+        TABLE_HEADER_BYTES as u64 + blocks * BLOCK_ENTRY_BYTES as u64
+    }
+}
+
+/// The two keys that are read before any other, so that a later format gives a sentence and not a parser's complaint.
+#[derive(Deserialize)]
+struct Version {
+    format: String,
+    format_version: u32,
+}
+
+impl Version {
+    fn check(&self) -> std::result::Result<(), String> {
+        if self.format != FORMAT {
+            return Err(format!("format is {:?}, expected {FORMAT:?}", self.format));
+        }
+        if self.format_version != FORMAT_VERSION {
+            let found = self.format_version;
+            return Err(format!("format version {found}, this program reads {FORMAT_VERSION}: prepare the data again"));
+        }
+        Ok(())
+    }
+}
+
+impl Codec {
+    fn check(&self) -> std::result::Result<(), String> {
+        if self.dtype != "F16" {
+            return Err(format!("latents of dtype {:?}, expected \"F16\"", self.dtype));
+        }
+        if !(1..=64).contains(&self.channels) || !(1..=64).contains(&self.down_factor) {
+            let (channels, factor) = (self.channels, self.down_factor);
+            return Err(format!("{channels} channels and down-factor {factor}: both must be 1 to 64"));
+        }
+        if !(self.scaling_factor.is_finite() && self.scaling_factor > 0.0) {
+            return Err(format!("scaling factor {}, expected a positive number", self.scaling_factor));
+        }
+        Ok(())
+    }
+}
+
+impl Bucket {
+    fn check(&self, codec: &Codec) -> std::result::Result<(), String> {
+        let good = |px: u32| px > 0 && px <= MAX_SIDE_PX && px.is_multiple_of(codec.down_factor);
+        if good(self.width_px) && good(self.height_px) {
+            return Ok(());
+        }
+        let (w, h, factor) = (self.width_px, self.height_px, codec.down_factor);
+        Err(format!("bucket {w}x{h} px: sides must be multiples of {factor} from {factor} to {MAX_SIDE_PX}"))
+    }
+}
+
+/// What the block table says of one block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Block {
+    /// XXH3-64 of the block's rows in the latents file.
+    pub latents_xxh3: u64,
+    /// Where the block's row group begins in the text file.
+    pub text_offset: u64,
+    /// XXH3-64 of the row group's bytes.
+    pub text_xxh3: u64,
+    /// For each column chunk, in schema order: bytes (page header included) and number of values (levels).
+    pub columns: [(u32, u32); TEXT_COLUMNS],
+}
+
+impl Block {
+    /// Bytes of the block's row group.
+    pub fn text_bytes(&self) -> u64 {
+        self.columns.iter().map(|&(bytes, _)| u64::from(bytes)).sum()
+    }
+
+    /// Appends the block's entry, little-endian, in the order of the fields.
+    fn write(&self, out: &mut Vec<u8>) {
+        for word in [self.latents_xxh3, self.text_offset, self.text_xxh3] {
+            out.extend(word.to_le_bytes());
+        }
+        for (bytes, values) in self.columns {
+            out.extend(bytes.to_le_bytes());
+            out.extend(values.to_le_bytes());
+        }
+    }
+
+    fn read(entry: &[u8]) -> Self {
+        let u64_at = |at: usize| u64::from_le_bytes(entry[at..at + 8].try_into().expect("8 bytes were sliced"));
+        let u32_at = |at: usize| u32::from_le_bytes(entry[at..at + 4].try_into().expect("4 bytes were sliced"));
+        let columns = std::array::from_fn(|i| (u32_at(24 + 8 * i), u32_at(28 + 8 * i)));
+        Self { latents_xxh3: u64_at(0), text_offset: u64_at(8), text_xxh3: u64_at(16), columns }
+    }
+}
+
+/// The block table: one entry per block, objects in the manifest's order, blocks in row order.
+#[derive(Clone)]
+pub struct BlockTable {
+    bytes: Vec<u8>,
+    /// Index of each object's first block.
+    first: Vec<u64>,
+}
+
+impl std::fmt::Debug for BlockTable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BlockTable").field("bytes", &self.bytes.len()).finish_non_exhaustive()
+    }
+}
+
+impl BlockTable {
+    /// The table of `objects`, each given as its blocks.
+    pub fn new<'a>(objects: impl IntoIterator<Item = &'a [Block]>) -> Self {
+        let mut bytes = Vec::new();
+        bytes.extend(MAGIC);
+        bytes.extend(FORMAT_VERSION.to_le_bytes());
+        bytes.extend((BLOCK_ENTRY_BYTES as u32).to_le_bytes());
+        let (mut first, mut count) = (Vec::new(), 0);
+        for blocks in objects {
+            first.push(count);
+            count += blocks.len() as u64;
+            blocks.iter().for_each(|block| block.write(&mut bytes));
+        }
+        Self { bytes, first }
+    }
+
+    /// Reads the table that `manifest` names and checks it against the manifest's hash.
+    ///
+    /// # Errors
+    /// [`Error::Io`], or [`Error::Malformed`] if it is not the file that the manifest was written with.
+    pub fn read(root: &Path, manifest: &Manifest) -> Result<Self> {
+        let path = root.join(&manifest.blocks.file);
+        let bytes = read_at_most(&path, manifest.blocks.bytes, "block table")?;
+        Self::parse(&path, bytes, manifest)
+    }
+
+    fn parse(path: &Path, bytes: Vec<u8>, manifest: &Manifest) -> Result<Self> {
+        let malformed = |reason: String| Err(Error::Malformed { path: path.into(), kind: "block table", reason });
+        if bytes.len() as u64 != manifest.blocks.bytes {
+            return malformed(format!("{} bytes, the manifest says {}", bytes.len(), manifest.blocks.bytes));
+        }
+        let hash = blake3::hash(&bytes).to_hex();
+        if hash.as_str() != manifest.blocks.hash {
+            return malformed(format!("its BLAKE3 is {hash}, the manifest says {}", manifest.blocks.hash));
+        }
+        let mut header = Vec::from(MAGIC);
+        header.extend(FORMAT_VERSION.to_le_bytes());
+        header.extend((BLOCK_ENTRY_BYTES as u32).to_le_bytes());
+        if !bytes.starts_with(&header) {
+            return malformed(format!("it must begin with the bytes {header:?}"));
+        }
+        let mut first = Vec::with_capacity(manifest.objects.len());
+        let mut count = 0;
+        for object in &manifest.objects {
+            first.push(count);
+            count += u64::from(object.num_blocks());
+        }
+        Ok(Self { bytes, first })
+    }
+
+    /// Block `block` of object `object` (indices in the manifest).
+    ///
+    /// # Panics
+    /// If there is no such block.
+    pub fn block(&self, object: usize, block: u32) -> Block {
+        let index = (self.first[object] + u64::from(block)) as usize;
+        let at = TABLE_HEADER_BYTES + index * BLOCK_ENTRY_BYTES;
+        Block::read(&self.bytes[at..at + BLOCK_ENTRY_BYTES])
+    }
+
+    /// The file's bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Names the table in a manifest. The name holds the hash, so that a new table never replaces one in use.
+    pub fn file(&self) -> BlockTableFile {
+        let hash = blake3::hash(&self.bytes).to_hex().to_string();
+        BlockTableFile { file: format!("blocks-{}.bin", &hash[..16]), bytes: self.bytes.len() as u64, hash }
+    }
+}
+
+fn row_bytes(codec: &Codec, bucket: Bucket) -> u64 {
+    let side = |px: u32| u64::from(px / codec.down_factor);
+    2 * u64::from(codec.channels) * side(bucket.width_px) * side(bucket.height_px)
+}
+
+/// Reads a whole file that must not be longer than `limit` bytes.
+fn read_at_most(path: &Path, limit: u64, kind: &'static str) -> Result<Vec<u8>> {
+    let len = fs::metadata(path).map_err(Error::io(path))?.len();
+    if len > limit {
+        let reason = format!("{len} bytes, at most {limit} are expected");
+        return Err(Error::Malformed { path: PathBuf::from(path), kind, reason });
+    }
+    fs::read(path).map_err(Error::io(path))
+}
+
+/// A name that a manifest gives to a file must stay inside the data set.
+fn check_name(name: &str, folder: &str, extension: &str) -> std::result::Result<(), String> {
+    let stem = name.strip_prefix(folder).and_then(|rest| rest.strip_suffix(extension));
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if stem.is_some_and(|stem| !stem.is_empty() && !stem.starts_with('.') && stem.chars().all(plain))
+        && name.len() < 256
+    {
+        return Ok(());
+    }
+    Err(format!("{name:?} is not a name like {folder}1024x1024-00000{extension}"))
+}
+
+fn check_hash(what: &str, hash: &str) -> std::result::Result<(), String> {
+    match decode_hex(hash) {
+        Some(bytes) if bytes.len() == 32 => Ok(()),
+        _ => Err(format!("{what} is {hash:?}, expected 64 hexadecimal digits")),
+    }
+}
+
+fn encode_hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn decode_hex(hex: &str) -> Option<Vec<u8>> {
+    if !hex.len().is_multiple_of(2) || !hex.is_ascii() {
+        return None;
+    }
+    let digit = |c: u8| (c as char).to_digit(16);
+    hex.as_bytes().chunks_exact(2).map(|pair| Some((digit(pair[0])? * 16 + digit(pair[1])?) as u8)).collect()
+}
+
+/// Writes the block table and then the manifest that names it: from this moment the data set has these objects.
+/// `blocks` has each object's blocks, in the manifest's order.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn commit(root: &Path, manifest: &mut Manifest, blocks: &[Vec<Block>]) -> Result<()> {
+    assert_eq!(blocks.len(), manifest.objects.len(), "every object has its blocks");
+    let table = BlockTable::new(blocks.iter().map(Vec::as_slice));
+    manifest.blocks = table.file();
+    let path = root.join(&manifest.blocks.file);
+    crate::durable::write(&path, table.as_bytes())?;
+    crate::durable::write(&root.join(MANIFEST_FILE), &manifest.to_json())
+}
