@@ -16,6 +16,7 @@ pub mod error;
 pub mod flow;
 pub mod forward;
 pub mod init;
+pub mod keys;
 mod layers;
 pub mod model;
 pub mod schedule;
