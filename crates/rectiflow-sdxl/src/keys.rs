@@ -12,59 +12,20 @@
 //! The table is made from the configurations, so a tiny model has one too. It maps modules, and whatever is below a
 //! module keeps its name; it does not know which tensors exist. Pure: no file, no tensor.
 
-use std::{collections::HashMap, fmt};
+use std::collections::HashMap;
 
-use crate::config::{ClipConfig, LevelConfig, UNetConfig, VaeConfig};
+use crate::{
+    config::{ClipConfig, LevelConfig, UNetConfig, VaeConfig},
+    model::Component,
+};
 
-/// One of the four networks of a checkpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Component {
-    /// The UNet.
-    UNet,
-    /// The first text encoder, CLIP-L.
-    ClipL,
-    /// The second text encoder, OpenCLIP bigG.
-    ClipG,
-    /// The autoencoder.
-    Vae,
-}
-
-impl Component {
-    /// All four, in the order of a single file.
-    pub const ALL: [Self; 4] = [Self::UNet, Self::ClipL, Self::ClipG, Self::Vae];
-
-    /// Its folder in diffusers' layout.
-    pub fn folder(self) -> &'static str {
-        match self {
-            Self::UNet => "unet",
-            Self::ClipL => "text_encoder",
-            Self::ClipG => "text_encoder_2",
-            Self::Vae => "vae",
-        }
-    }
-
-    /// The weight file in that folder.
-    pub fn weights_file(self) -> &'static str {
-        match self {
-            Self::UNet | Self::Vae => "diffusion_pytorch_model.safetensors",
-            Self::ClipL | Self::ClipG => "model.safetensors",
-        }
-    }
-
-    /// What its names begin with in a single file.
-    pub fn single_prefix(self) -> &'static str {
-        match self {
-            Self::UNet => "model.diffusion_model.",
-            Self::ClipL => "conditioner.embedders.0.transformer.",
-            Self::ClipG => "conditioner.embedders.1.model.",
-            Self::Vae => "first_stage_model.",
-        }
-    }
-}
-
-impl fmt::Display for Component {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.folder())
+/// What a component's names begin with in a single file.
+pub fn single_prefix(component: Component) -> &'static str {
+    match component {
+        Component::UNet => "model.diffusion_model.",
+        Component::ClipL => "conditioner.embedders.0.transformer.",
+        Component::ClipG => "conditioner.embedders.1.model.",
+        Component::Vae => "first_stage_model.",
     }
 }
 
@@ -320,10 +281,10 @@ impl KeyTable {
     }
 
     fn add_form(&mut self, component: Component, diffusers: String, single: String, form: Form) {
-        let single = format!("{}{single}", component.single_prefix());
+        let single = format!("{}{single}", single_prefix(component));
         let row = self.rows.len();
         let known = self.by_diffusers.insert((component, diffusers.clone()), row);
-        assert!(known.is_none(), "{component}: {diffusers} is in the table twice");
+        assert!(known.is_none(), "{}: {diffusers} is in the table twice", component.name());
         self.by_single.entry(single.clone()).or_default().push(row);
         self.rows.push(Row { component, diffusers, single, form });
     }
@@ -369,20 +330,11 @@ mod tests {
     }
 
     fn sdxl() -> Configs {
-        let unet = json!({
-            "addition_embed_type": "text_time", "addition_time_embed_dim": 256, "attention_head_dim": [5, 10, 20],
-            "block_out_channels": [320, 640, 1280], "cross_attention_dim": 2048, "layers_per_block": 2,
-            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-            "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-            "projection_class_embeddings_input_dim": 2816, "transformer_layers_per_block": [1, 2, 10],
-            "use_linear_projection": true
-        });
-        let clip_l = json!({"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12});
-        let clip_g = json!({"hidden_size": 1280, "intermediate_size": 5120, "num_attention_heads": 20,
-            "num_hidden_layers": 32, "projection_dim": 1280, "hidden_act": "gelu"});
-        let vae = json!({"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2,
-            "down_block_types": ["DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D"],
-            "up_block_types": ["UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D"]});
+        let read = |text| serde_json::from_str(text).unwrap();
+        let unet = read(include_str!("../configs/unet/config.json"));
+        let clip_l = read(include_str!("../configs/text_encoder/config.json"));
+        let clip_g = read(include_str!("../configs/text_encoder_2/config.json"));
+        let vae = read(include_str!("../configs/vae/config.json"));
         Configs::new(unet, clip_l, clip_g, vae)
     }
 
@@ -438,8 +390,7 @@ mod tests {
         let mut single = BTreeMap::new();
         for component in Component::ALL {
             for (name, shape) in configs.tensors(component) {
-                let key =
-                    table.to_single(component, &name).unwrap_or_else(|| panic!("{component}: no place for {name}"));
+                let key = table.to_single(component, &name).unwrap_or_else(|| panic!("no place for {name}"));
                 let back = table.to_diffusers(&key.name);
                 let index = if let Form::Stacked { index, .. } = key.form { index } else { 0 };
                 let expected = DiffusersKey { component, name: name.clone(), form: key.form };
@@ -460,7 +411,7 @@ mod tests {
     #[test]
     fn every_name_of_the_real_model_goes_there_and_back() {
         let single = round_trip(&sdxl());
-        let count = |component: Component| single.keys().filter(|n| n.starts_with(component.single_prefix())).count();
+        let count = |component: Component| single.keys().filter(|n| n.starts_with(single_prefix(component))).count();
         // What the published checkpoint holds, less `position_ids` and `logit_scale`, which are no weights of ours.
         assert_eq!(Component::ALL.map(count), [1680, 196, 389, 248]);
         for (name, shape) in [

@@ -19,6 +19,7 @@ pub mod init;
 pub mod keys;
 mod layers;
 pub mod model;
+pub mod sample;
 pub mod schedule;
 pub mod tensor_file;
 pub mod unet;
