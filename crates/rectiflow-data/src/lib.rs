@@ -5,15 +5,19 @@
 //! manifest -> order -> prompt -> token -> batch -> loader                     load
 //! ```
 
+pub mod batch;
 pub mod bucket;
 pub mod dataset;
 mod durable;
 pub mod epoch;
 pub mod error;
+pub mod fixed;
 pub mod grid;
+pub mod loader;
 pub mod manifest;
 pub mod order;
 pub mod picture;
+pub mod prompt;
 pub mod record;
 pub mod rng;
 pub mod shard;

@@ -1,0 +1,198 @@
+//! Samples of one bucket to one contiguous host batch: latents, prompts, tokens, conditioning.
+//!
+//! Text is read a bucket at a time and kept (in `local` mode the data set's text is held in memory: about 1 kB a
+//! sample with long captions); prompts are drawn and tokenised anew each pass, keyed by (seed, sample, pass), so that
+//! drawing twice gives the same text.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use half::f16;
+use rayon::prelude::*;
+
+use crate::{
+    dataset::{Dataset, Split},
+    error::Result,
+    order::Amount,
+    prompt::{self, PromptSettings},
+    record::{Record, SampleId},
+    rng::{Purpose, Rng},
+    token::{CHUNK_LEN, Clip, TokenChunks, Tokenizer, empty_chunk},
+    window::Place,
+};
+
+/// One data set of a run.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// The opened data set.
+    pub dataset: Arc<Dataset>,
+    /// How prompts are made from its text.
+    pub prompt: PromptSettings,
+    /// How much of an epoch it makes up.
+    pub amount: Amount,
+}
+
+/// A host batch: n samples of one bucket of one data set.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MicroBatch {
+    /// Its number in the step.
+    pub slot: u32,
+    /// Index of its first sample among all samples of the step, over all ranks.
+    pub first_sample: u64,
+    /// Index of the data set.
+    pub data: u32,
+    /// Index of the bucket in that data set's manifest.
+    pub bucket: u32,
+    /// Width of its images.
+    pub width_px: u32,
+    /// Height of its images.
+    pub height_px: u32,
+    /// Channels, height and width of a latent.
+    pub latent_shape: [usize; 3],
+    /// Posterior means, unscaled, `[n, C, h, w]`.
+    pub latents: Vec<f16>,
+    /// The samples, n.
+    pub ids: Vec<SampleId>,
+    /// The pass of each, from 0.
+    pub passes: Vec<u64>,
+    /// What the model reads for each.
+    pub prompts: Vec<String>,
+    /// Chunks of 75 tokens of each, 1 to 3.
+    pub chunks: Vec<u32>,
+    /// Chunks of the longest: the second dimension of the ids.
+    pub tokens: usize,
+    /// Ids for CLIP-L, `[n, tokens, 77]`. Chunks beyond a sample's own hold no text, and are to be masked.
+    pub clip_l: Vec<i64>,
+    /// Ids for bigG, `[n, tokens, 77]`.
+    pub clip_g: Vec<i64>,
+    /// Original height and width, crop top and left, target height and width in pixels, `[n, 6]`.
+    pub time_ids: Vec<f32>,
+    /// 1 for a sample that counts, 0 for padding, n.
+    pub weights: Vec<f32>,
+}
+
+/// A rank's part of a step.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Step {
+    /// The step, from 0.
+    pub step: u64,
+    /// The epoch of the step's first micro-batch.
+    pub epoch: u64,
+    /// Samples of the whole step over all ranks: what a sum of losses is divided by.
+    pub num_samples: u64,
+    /// This rank's micro-batches, in slot order.
+    pub micro_batches: Vec<MicroBatch>,
+}
+
+/// Which samples a micro-batch is made of, and where it stands.
+#[derive(Debug, Clone)]
+pub(crate) struct Members {
+    pub(crate) slot: u32,
+    pub(crate) first_sample: u64,
+    pub(crate) data: u32,
+    pub(crate) bucket: u32,
+    pub(crate) places: Vec<Place>,
+}
+
+/// The records of a bucket, in row order.
+type Text = Arc<Vec<Record>>;
+
+/// Reads, draws and tokenises the samples of one split.
+#[derive(Debug)]
+pub(crate) struct Batcher {
+    sources: Vec<Source>,
+    split: Split,
+    seed: u64,
+    tokenizer: Tokenizer,
+    texts: Mutex<HashMap<(u32, u32), Text>>,
+}
+
+impl Batcher {
+    pub(crate) fn new(sources: Vec<Source>, split: Split, seed: u64) -> Self {
+        Self { sources, split, seed, tokenizer: Tokenizer::new(), texts: Mutex::default() }
+    }
+
+    /// Chunk counts of samples of one bucket, on all cores.
+    pub(crate) fn count(&self, data: u32, bucket: u32, places: &[Place]) -> Result<Vec<u8>> {
+        let texts = self.texts(data, bucket)?;
+        let settings = &self.sources[data as usize].prompt;
+        let count = |place: &Place| {
+            let prompt = self.prompt(settings, &texts[place.row as usize], place.pass);
+            self.tokenizer.num_chunks(&prompt, settings.cut) as u8
+        };
+        Ok(places.par_iter().map(count).collect())
+    }
+
+    /// Reads a micro-batch.
+    pub(crate) fn assemble(&self, members: &Members) -> Result<MicroBatch> {
+        let Members { slot, first_sample, data, bucket, ref places } = *members;
+        let Source { dataset, prompt: settings, .. } = &self.sources[data as usize];
+        let texts = self.texts(data, bucket)?;
+        let records: Vec<&Record> = places.iter().map(|place| &texts[place.row as usize]).collect();
+        let drawn = records.iter().zip(places).map(|(record, place)| self.prompt(settings, record, place.pass));
+        let prompts: Vec<String> = drawn.collect();
+        let chunks: Vec<TokenChunks> =
+            prompts.iter().map(|prompt| self.tokenizer.chunks_cut(prompt, settings.cut)).collect();
+        let tokens = chunks.iter().map(|chunks| chunks.clip_l.len()).max().unwrap_or(1);
+        let latent_shape = dataset.latent_shape(bucket);
+        let mut latents = vec![f16::ZERO; places.len() * latent_shape.iter().product::<usize>()];
+        let rows: Vec<u64> = places.iter().map(|place| u64::from(place.row)).collect();
+        dataset.read_latents(self.split, bucket, &rows, &mut latents)?;
+        Ok(MicroBatch {
+            slot,
+            first_sample,
+            data,
+            bucket,
+            width_px: records[0].target_width_px,
+            height_px: records[0].target_height_px,
+            latent_shape,
+            latents,
+            ids: records.iter().map(|record| record.id).collect(),
+            passes: places.iter().map(|place| place.pass).collect(),
+            prompts,
+            chunks: chunks.iter().map(|chunks| chunks.clip_l.len() as u32).collect(),
+            tokens,
+            clip_l: padded(chunks.iter().map(|chunks| &chunks.clip_l), tokens, Clip::L),
+            clip_g: padded(chunks.iter().map(|chunks| &chunks.clip_g), tokens, Clip::G),
+            time_ids: records.iter().flat_map(|record| time_ids(record)).collect(),
+            weights: vec![1.0; places.len()],
+        })
+    }
+
+    fn prompt(&self, settings: &PromptSettings, record: &Record, pass: u64) -> String {
+        prompt::draw(record, settings, &mut Rng::keyed(self.seed, Purpose::Prompt, &[record.id.0, pass]))
+    }
+
+    /// A bucket's records, read when they are first asked for.
+    fn texts(&self, data: u32, bucket: u32) -> Result<Text> {
+        // Held while reading: whoever else wants this bucket would read the same bytes.
+        let mut texts = self.texts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = texts.get(&(data, bucket)) {
+            return Ok(known.clone());
+        }
+        let read = Arc::new(self.sources[data as usize].dataset.records(self.split, bucket)?);
+        texts.insert((data, bucket), read.clone());
+        Ok(read)
+    }
+}
+
+/// Chunks of all samples, `[n, tokens, 77]`, the shorter ones filled up with chunks of no text.
+fn padded<'a>(samples: impl Iterator<Item = &'a Vec<[i64; CHUNK_LEN]>>, tokens: usize, clip: Clip) -> Vec<i64> {
+    let empty = empty_chunk(clip);
+    let chunk = |chunks: &'a Vec<[i64; CHUNK_LEN]>, at: usize| chunks.get(at).copied().unwrap_or(empty);
+    samples.flat_map(|chunks| (0..tokens).flat_map(move |at| chunk(chunks, at))).collect()
+}
+
+fn time_ids(record: &Record) -> [f32; 6] {
+    let sizes = [
+        record.original_height_px,
+        record.original_width_px,
+        record.crop_top_px,
+        record.crop_left_px,
+        record.target_height_px,
+        record.target_width_px,
+    ];
+    sizes.map(|size| size as f32)
+}

@@ -1,0 +1,221 @@
+//! The loader: steps in order, read ahead by one background thread.
+//!
+//! What a step holds is the business of `order`, `epoch` and `window`; bytes and text that of `batch`. Here is the only
+//! concurrency: the thread works at most two steps ahead of the consumer (one waits, one is in the making), with
+//! rayon's threads for its prompts and micro-batches. What is delivered depends on none of it. An error reaches the
+//! consumer at the step that it belongs to; asking again tries that step again. Dropping the loader ends the thread.
+
+use std::{
+    panic::resume_unwind,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use rayon::prelude::*;
+
+use crate::{
+    batch::{Batcher, Members},
+    dataset::Split,
+    epoch::{Slot, Steps},
+    error::{Error, Result},
+    order::{BucketRows, DataShape, Order, OrderSettings, Stream},
+    token,
+    window::{Place, Windows},
+};
+
+pub use crate::{
+    batch::{MicroBatch, Source, Step},
+    fixed::{TestBatches, test_batches},
+    order::{Amount, RankOf},
+};
+
+/// An endless sequence of steps.
+#[derive(Debug)]
+pub struct Loader {
+    plan: Arc<Plan>,
+    position: u64,
+    ahead: Option<ReadAhead>,
+}
+
+/// What the reading thread works from.
+#[derive(Debug)]
+struct Plan {
+    order: Arc<Order>,
+    batcher: Batcher,
+    slots: Vec<u32>,
+}
+
+impl Loader {
+    /// The steps of `settings` over the training samples of `sources`, from step 0. Reads nothing yet.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where the settings, the amounts or the number of ranks cannot work, or the data sets were
+    /// encoded by different VAEs.
+    pub fn new(sources: Vec<Source>, settings: OrderSettings, rank: RankOf) -> Result<Self> {
+        check_sources(&sources)?;
+        let shapes: Vec<DataShape> = sources.iter().map(shape).collect();
+        let order = Arc::new(Order::new(&shapes, settings)?);
+        let slots = order.slots_of(rank)?;
+        let batcher = Batcher::new(sources, Split::Train, order.settings().seed);
+        Ok(Self { plan: Arc::new(Plan { order, batcher, slots }), position: 0, ahead: None })
+    }
+
+    /// The order, for its arithmetic.
+    pub fn order(&self) -> &Order {
+        &self.plan.order
+    }
+
+    /// Hash of all that decides what the steps hold. Where it differs, a position means something else.
+    pub fn order_hash(&self) -> String {
+        self.plan.order.hash().to_owned()
+    }
+
+    /// The step that [`Loader::next_step`] gives next.
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// Goes to a step, without reading what lies between.
+    pub fn seek(&mut self, step: u64) {
+        if step != self.position {
+            self.ahead = None;
+            self.position = step;
+        }
+    }
+
+    /// This rank's part of the next step.
+    ///
+    /// # Errors
+    /// What reading met, [`Error::Io`], [`Error::Damaged`] or [`Error::Malformed`]; the position stays.
+    ///
+    /// # Panics
+    /// If the reading thread did.
+    pub fn next_step(&mut self) -> Result<Step> {
+        let ahead = self.ahead.get_or_insert_with(|| ReadAhead::start(self.plan.clone(), self.position));
+        let step = ahead.next();
+        match &step {
+            Ok(step) => self.position = step.step + 1,
+            Err(_) => self.ahead = None,
+        }
+        step
+    }
+}
+
+fn check_sources(sources: &[Source]) -> Result<()> {
+    for (index, source) in sources.iter().enumerate() {
+        source.prompt.check()?;
+        let (codec, first) = (&source.dataset.manifest().codec, &sources[0].dataset.manifest().codec);
+        if codec != first {
+            let reason = format!("encoded by {codec:?}, but data[0] by {first:?}; prepare both with the same VAE");
+            return Err(Error::Invalid { what: format!("data[{index}]"), reason });
+        }
+    }
+    Ok(())
+}
+
+fn shape(source: &Source) -> DataShape {
+    let buckets = source.dataset.buckets(Split::Train);
+    let rows = buckets.iter().map(|shape| BucketRows { bucket: shape.bucket, rows: shape.num_rows });
+    let prompt = serde_json::to_string(&source.prompt).expect("prompt settings are plain data");
+    DataShape {
+        identity: source.dataset.identity(),
+        text: format!("{} {prompt}", token::fingerprint()),
+        amount: source.amount,
+        buckets: rows.collect(),
+    }
+}
+
+/// The thread that reads ahead, and its end of the bargain.
+#[derive(Debug)]
+struct ReadAhead {
+    steps: Option<Receiver<Result<Step>>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl ReadAhead {
+    fn start(plan: Arc<Plan>, from: u64) -> Self {
+        let (sender, steps) = bounded(1);
+        let stop = Arc::new(AtomicBool::new(false));
+        let flag = stop.clone();
+        let thread = thread::Builder::new()
+            .name("rectiflow-loader".to_owned())
+            .spawn(move || read(&plan, from, &sender, &flag))
+            .expect("the system can start one more thread");
+        Self { steps: Some(steps), stop, thread: Some(thread) }
+    }
+
+    fn next(&mut self) -> Result<Step> {
+        let received = self.steps.as_ref().expect("only drop takes it").recv();
+        received.unwrap_or_else(|_| {
+            let thread = self.thread.take().expect("a thread ends without an error only once");
+            resume_unwind(thread.join().expect_err("the thread ends by itself only after an error or a panic"))
+        })
+    }
+}
+
+impl Drop for ReadAhead {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        // Without a receiver a thread that waits to send wakes up.
+        self.steps = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic nobody waited for is not worth a second one while unwinding.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn read(plan: &Plan, from: u64, sender: &Sender<Result<Step>>, stop: &AtomicBool) {
+    let (mut steps, mut windows) = (Steps::new(plan.order.clone()), Windows::new(plan.order.clone()));
+    for step in from.. {
+        let Some(read) = read_step(plan, step, &mut steps, &mut windows, stop) else { return };
+        let failed = read.is_err();
+        if sender.send(read).is_err() || failed {
+            return;
+        }
+    }
+}
+
+/// Reads one step; none if it was told to stop.
+fn read_step(
+    plan: &Plan,
+    step: u64,
+    steps: &mut Steps,
+    windows: &mut Windows,
+    stop: &AtomicBool,
+) -> Option<Result<Step>> {
+    let whole = steps.plan(step);
+    let mut members = Vec::with_capacity(plan.slots.len());
+    for slot in plan.slots.iter().map(|&slot| whole.slots[slot as usize]) {
+        if stop.load(Ordering::Relaxed) {
+            return None;
+        }
+        let count = |stream: &_, places: &[_]| plan.count(stream, places);
+        match windows.samples(slot.stream, slot.index, slot.epoch, count) {
+            Ok(places) => members.push(plan.members(&slot, places)),
+            Err(error) => return Some(Err(error)),
+        }
+    }
+    let going = |members| (!stop.load(Ordering::Relaxed)).then(|| plan.batcher.assemble(members));
+    let micro_batches: Vec<Result<MicroBatch>> = members.par_iter().map(going).collect::<Option<_>>()?;
+    let micro_batches: Result<Vec<MicroBatch>> = micro_batches.into_iter().collect();
+    let (epoch, num_samples) = (whole.epoch, whole.num_samples);
+    Some(micro_batches.map(|micro_batches| Step { step, epoch, num_samples, micro_batches }))
+}
+
+impl Plan {
+    fn count(&self, stream: &Stream, places: &[Place]) -> Result<Vec<u8>> {
+        self.batcher.count(stream.data, stream.bucket, places)
+    }
+
+    fn members(&self, slot: &Slot, places: Vec<Place>) -> Members {
+        let stream = self.order.streams()[slot.stream as usize];
+        let (data, bucket) = (stream.data, stream.bucket);
+        Members { slot: slot.slot, first_sample: slot.first_sample, data, bucket, places }
+    }
+}
