@@ -30,6 +30,16 @@ def randomise(model, seed):
     return model.eval()
 
 
+def quieten(model):
+    """Small activations in front of the norms, so that a wrong epsilon (1e-6 here, 1e-5 there) shows."""
+    layers = ("conv_in", "conv2", "conv_shortcut", "proj_in", "proj_out", "to_out", "ff.net.2", "downsamplers")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if any(layer in name for layer in layers):
+                parameter.mul_(0.02)
+    return model
+
+
 def normal(generator, *shape):
     return torch.randn(shape, generator=generator)
 
@@ -44,14 +54,15 @@ def save(path, tensors):
 UNET_CASES = [(1, 8, 8, 1), (2, 7, 10, 2), (3, 5, 13, 3), (2, 1, 3, 1)]
 
 
-def unet(name, seed, **config):
+def unet(name, seed, prepare, **config):
+    torch.manual_seed(seed)
     model = UNet2DConditionModel(
         sample_size=16, block_out_channels=(8, 16, 24), norm_num_groups=4, layers_per_block=2,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=20,
         addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=12 + 6 * 8,
         **config)
-    randomise(model, seed).save_pretrained(ROOT / name)
+    prepare(randomise(model, seed)).save_pretrained(ROOT / name)
     model = model.double()
     generator = torch.Generator().manual_seed(seed + 1)
     cases, gradients = {}, {}
@@ -80,6 +91,7 @@ def unet(name, seed, **config):
 
 def clip(name, seed, model_class, vocab_size, bos, eos, pad, **config):
     """`eos` is what the configuration says; the ids always end their text with the largest one."""
+    torch.manual_seed(seed)
     model = randomise(model_class(CLIPTextConfig(
         vocab_size=vocab_size, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2,
         projection_dim=24, bos_token_id=bos, eos_token_id=eos, pad_token_id=pad, **config)), seed)
@@ -96,11 +108,12 @@ def clip(name, seed, model_class, vocab_size, bos, eos, pad, **config):
     save(ROOT / name / "cases.safetensors", {"input_ids": ids, "hidden": out.hidden_states[-2], "pooled": pooled})
 
 
-def vae(name, seed, **config):
+def vae(name, seed, prepare, **config):
     levels = len(config["block_out_channels"])
-    model = randomise(AutoencoderKL(
+    torch.manual_seed(seed)
+    model = prepare(randomise(AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels,
-        norm_num_groups=4, scaling_factor=0.13025, sample_size=32, **config), seed)
+        norm_num_groups=4, scaling_factor=0.13025, sample_size=32, **config), seed))
     model.save_pretrained(ROOT / name)
     model = model.double()
     generator = torch.Generator().manual_seed(seed + 1)
@@ -116,23 +129,24 @@ def vae(name, seed, **config):
 
 def main():
     torch.set_num_threads(1)
-    unet("unet", 10, transformer_layers_per_block=(1, 1, 2), attention_head_dim=(1, 2, 3), use_linear_projection=True)
-    unet("unet-nested", 20, transformer_layers_per_block=(0, (1, 2), (2, 1)), attention_head_dim=4,
+    as_is = torch.nn.Identity()
+    unet("unet", 10, as_is, transformer_layers_per_block=(1, 1, 2), attention_head_dim=(1, 2, 3),
+         use_linear_projection=True)
+    unet("unet-nested", 20, quieten, transformer_layers_per_block=(0, (1, 2), (2, 1)), attention_head_dim=4,
          reverse_transformer_layers_per_block=((1, 2, 1), (1, 1, 0), 1), flip_sin_to_cos=False, freq_shift=1,
          norm_eps=1e-4)
     clip("clip-l", 30, CLIPTextModel, 64, 62, 2, 63, hidden_act="quick_gelu")
     clip("clip-g", 40, CLIPTextModelWithProjection, 64, 62, 63, 0, hidden_act="gelu")
-    vae("vae", 50, block_out_channels=(8, 8, 16, 16), layers_per_block=2)
-    vae("vae-plain", 60, block_out_channels=(8, 12), layers_per_block=1, mid_block_add_attention=False,
+    vae("vae", 50, quieten, block_out_channels=(8, 8, 16, 16), layers_per_block=2)
+    vae("vae-plain", 60, as_is, block_out_channels=(8, 12), layers_per_block=1, mid_block_add_attention=False,
         use_quant_conv=False, use_post_quant_conv=False, latent_channels=3)
-    for path in sorted(ROOT.rglob("*")):
-        if path.suffix == ".json":
+    for path in sorted(ROOT.glob("*/*")):
+        if path.name == "config.json":
             config = json.loads(path.read_text())
             config.pop("_name_or_path", None)
             path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        if path.is_file():
-            assert path.stat().st_size < MAX_FILE_BYTES, f"{path} is too large to commit"
-            print(f"{path.stat().st_size:>9,}  {path.relative_to(ROOT)}")
+        assert path.stat().st_size < MAX_FILE_BYTES, f"{path} is too large to commit"
+        print(f"{path.stat().st_size:>9,}  {path.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":
