@@ -62,6 +62,23 @@ impl Form {
     }
 }
 
+impl Form {
+    /// The diffusers shape of a tensor with this shape in the single file; `None` if that shape is impossible.
+    pub fn diffusers_shape(self, shape: &[i64]) -> Option<Vec<i64>> {
+        match (self, shape) {
+            (Self::Same, _) => Some(shape.to_vec()),
+            (Self::Transposed, _) => Some(shape.iter().rev().copied().collect()),
+            // Some files keep these projections as matrices.
+            (Self::Pointwise, [_, _]) => Some(shape.to_vec()),
+            (Self::Pointwise, [a, b, 1, 1]) => Some(vec![*a, *b]),
+            (Self::Stacked { of, .. }, [first, rest @ ..]) if first % of as i64 == 0 => {
+                Some([first / of as i64].iter().chain(rest).copied().collect())
+            }
+            _ => None,
+        }
+    }
+}
+
 /// A tensor of the single file, and how it holds the tensor that was asked about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SingleKey {
@@ -393,6 +410,7 @@ mod tests {
                 let key = table.to_single(component, &name).unwrap_or_else(|| panic!("no place for {name}"));
                 let back = table.to_diffusers(&key.name);
                 let index = if let Form::Stacked { index, .. } = key.form { index } else { 0 };
+                assert_eq!(key.form.diffusers_shape(&key.form.single_shape(&shape)), Some(shape.clone()));
                 let expected = DiffusersKey { component, name: name.clone(), form: key.form };
                 assert_eq!(back[index], expected, "{}", key.name);
                 let single_shape = key.form.single_shape(&shape);

@@ -7,12 +7,14 @@
 //! Nothing here opens a socket or knows a data set. Only `attention` knows kernels.
 
 mod attention;
+pub mod bundle;
 pub mod clip;
 pub mod cond;
 pub mod config;
 mod config_reader;
 pub mod discrete;
 pub mod error;
+pub mod export;
 pub mod flow;
 pub mod forward;
 pub mod init;
@@ -26,3 +28,5 @@ pub mod unet;
 mod unet_blocks;
 pub mod vae;
 pub mod weights;
+
+pub use error::{Error, Result};

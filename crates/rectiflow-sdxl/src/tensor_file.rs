@@ -173,16 +173,55 @@ pub fn write_tensors<'a>(
     kind: Option<Kind>,
     metadata: &[(&str, &str)],
 ) -> Result<()> {
-    let mut tensors: Vec<(&str, Kind, &Tensor)> =
-        tensors.into_iter().map(|(name, tensor)| (name, stored_kind(tensor, kind), tensor)).collect();
+    let tensors: Vec<(&str, &Tensor)> = tensors.into_iter().collect();
+    let planned = tensors.iter().map(|(name, tensor)| Planned {
+        name: (*name).to_owned(),
+        kind: stored_kind(tensor.kind(), kind),
+        shape: tensor.size(),
+    });
+    let planned = planned.collect();
+    let tensors: BTreeMap<&str, &Tensor> = tensors.into_iter().collect();
+    write_streamed(path, planned, metadata, &mut |name| Ok(tensors[name].shallow_clone()))
+}
+
+/// A tensor of a file to be written, before it is loaded.
+#[derive(Debug, Clone)]
+pub struct Planned {
+    /// Its name in the file.
+    pub name: String,
+    /// Its dtype in the file.
+    pub kind: Kind,
+    /// Its shape in the file.
+    pub shape: Vec<i64>,
+}
+
+/// As [`write_tensors`], for more tensors than memory holds: each is loaded when its turn comes, converted, written and
+/// dropped. `load` is asked once for every name, widest dtype first, then in the order of the names.
+///
+/// # Errors
+/// As [`write_tensors`], and what `load` returns.
+///
+/// # Panics
+/// If `load` gives a tensor of another shape than planned.
+pub fn write_streamed(
+    path: &Path,
+    mut planned: Vec<Planned>,
+    metadata: &[(&str, &str)],
+    load: &mut dyn FnMut(&str) -> Result<Tensor>,
+) -> Result<()> {
     // Wider elements first, as the reference writer does, so that every tensor is aligned to its own element.
-    tensors.sort_by_key(|&(name, kind, _)| (std::cmp::Reverse(kind.elt_size_in_bytes()), name));
-    let header = header(path, &tensors, metadata)?;
+    planned.sort_by(|a, b| {
+        let width = |planned: &Planned| std::cmp::Reverse(planned.kind.elt_size_in_bytes());
+        (width(a), &a.name).cmp(&(width(b), &b.name))
+    });
+    let header = header(path, &planned, metadata)?;
     write_atomically(path, |file| {
         file.write_all(&(header.len() as u64).to_le_bytes()).map_err(Error::io(path))?;
         file.write_all(&header).map_err(Error::io(path))?;
-        for (name, kind, tensor) in &tensors {
-            write_tensor(file, tensor, *kind).map_err(|e| match e {
+        for Planned { name, kind, shape } in &planned {
+            let tensor = load(name)?;
+            assert_eq!(&tensor.size(), shape, "tensor {name} is loaded as it was planned");
+            write_tensor(file, &tensor, *kind).map_err(|e| match e {
                 WriteError::Io(source) => Error::Io { path: path.to_owned(), source },
                 WriteError::Torch(source) => {
                     Error::Torch { doing: format!("{}: writing tensor {name}", path.display()), source }
@@ -193,14 +232,14 @@ pub fn write_tensors<'a>(
     })
 }
 
-fn stored_kind(tensor: &Tensor, kind: Option<Kind>) -> Kind {
-    let own = tensor.kind();
+/// The dtype a tensor is stored in: `kind` if that is given and both are floating point, else its own.
+pub(crate) fn stored_kind(own: Kind, kind: Option<Kind>) -> Kind {
     let floating = matches!(own, Kind::Half | Kind::BFloat16 | Kind::Float | Kind::Double);
     kind.filter(|_| floating).unwrap_or(own)
 }
 
 /// The JSON header, padded with spaces so that the data starts at a multiple of 8.
-fn header(path: &Path, tensors: &[(&str, Kind, &Tensor)], metadata: &[(&str, &str)]) -> Result<Vec<u8>> {
+fn header(path: &Path, planned: &[Planned], metadata: &[(&str, &str)]) -> Result<Vec<u8>> {
     let invalid = |reason| Error::Invalid { what: path.display().to_string(), reason };
     let mut header = serde_json::Map::new();
     if !metadata.is_empty() {
@@ -208,12 +247,12 @@ fn header(path: &Path, tensors: &[(&str, Kind, &Tensor)], metadata: &[(&str, &st
         header.insert("__metadata__".into(), serde_json::json!(metadata));
     }
     let mut offset = 0;
-    for (name, kind, tensor) in tensors {
+    for Planned { name, kind, shape } in planned {
         let dtype = dtype_name(*kind)
             .ok_or_else(|| invalid(format!("tensor {name} has dtype {kind:?}, which cannot be stored")))?;
-        let end = offset + tensor.numel() * kind.elt_size_in_bytes();
-        let entry = serde_json::json!({"dtype": dtype, "shape": tensor.size(), "data_offsets": [offset, end]});
-        if header.insert((*name).to_owned(), entry).is_some() {
+        let end = offset + shape.iter().product::<i64>() as usize * kind.elt_size_in_bytes();
+        let entry = serde_json::json!({"dtype": dtype, "shape": shape, "data_offsets": [offset, end]});
+        if header.insert(name.clone(), entry).is_some() {
             return Err(invalid(format!("tensor {name} is given twice")));
         }
         offset = end;

@@ -232,7 +232,7 @@ fn placeholder(shape: &[i64]) -> Tensor {
 }
 
 /// One pass over memory in the common case: a sum is finite unless a value is not, or the sum itself overflowed.
-fn is_finite(tensor: &Tensor) -> bool {
+pub(crate) fn is_finite(tensor: &Tensor) -> bool {
     tensor.sum(Kind::Float).double_value(&[]).is_finite() || tensor.isfinite().all().int64_value(&[]) != 0
 }
 
