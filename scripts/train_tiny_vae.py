@@ -1,0 +1,242 @@
+#!/usr/bin/env python3
+"""Train the demo's tiny VAE (assets/tiny-sdxl/vae): an AutoencoderKL of SDXL's topology that a CPU runs in no time.
+
+    pip install -r scripts/requirements-training.txt
+    python3 scripts/train_tiny_vae.py assets/emoji/emoji.tar assets/tiny-sdxl/vae
+
+Not on a user's path: the weights are committed. One process a core, each with one thread: convolutions this small
+gain nothing from threads. First on crops (the same pixels in half the time, since they stay in cache), at the end on
+whole pictures, so that the group norms see whole pictures. The decoder gets latents with a little noise added, which
+makes them smooth, so that small errors of a diffusion model stay small. Afterwards the latents' mean and deviation
+are folded into the two 1x1 convolutions beside them, so that SDXL's scaling factor 0.13025 is right here too.
+"""
+
+import argparse
+import copy
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from diffusers import AutoencoderKL
+from PIL import Image
+from safetensors.torch import save_file
+
+import emoji_subjects as emoji
+
+SCALING_FACTOR = 0.13025
+CONFIG = {
+    "in_channels": 3, "out_channels": 3, "latent_channels": 4,
+    "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
+    # Few channels where there are many pixels: 8 at full size cost a tenth of 32, and the bottleneck decides anyway.
+    "block_out_channels": [8, 16, 32, 64], "layers_per_block": 1,
+    # SDXL has 4 channels a group at full size (128 / 32), so has this. Smaller groups forget a plain colour.
+    "norm_num_groups": 2, "act_fn": "silu", "sample_size": 128, "scaling_factor": SCALING_FACTOR,
+}
+CROP_PX = 64
+# Of a latent channel's standard deviation.
+LATENT_NOISE = 0.1
+# Share of the steps that see whole pictures.
+WHOLE_SHARE = 0.2
+
+
+def options():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("archive", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--batch", type=int, default=8, help="crops a process and step")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", type=Path, help="raw weights of an earlier run to go on from (out/last.pt)")
+    return parser.parse_args()
+
+
+def crop(subjects, rng):
+    """A random crop of a randomly scaled picture, [3, CROP_PX, CROP_PX]; its middle lies on the subject."""
+    subject = subjects[rng.integers(len(subjects))]
+    scale = math.sqrt(emoji.AREA_PX / (subject.width * subject.height)) / emoji.MARGIN
+    picture = emoji.compose(subject, emoji.draw_background(rng), scale * rng.uniform(0.8, 1.25))
+    pad = CROP_PX // 2
+    x, y = (int(rng.integers(side // 8, side - side // 8)) for side in picture.size)
+    corner = picture.getpixel((0, 0))
+    canvas = Image.new("RGB", (CROP_PX, CROP_PX), corner)
+    canvas.paste(picture, (pad - x, pad - y))
+    if rng.integers(2):
+        canvas = canvas.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return emoji.to_array(canvas)
+
+
+def whole(subjects, rng, size):
+    """Whole pictures of one bucket: most are square, so other shapes are cut from a square's middle."""
+    arrays = []
+    for _ in range(size):
+        subject = subjects[rng.integers(len(subjects))]
+        arrays.append(emoji.to_array(emoji.at_bucket(emoji.compose(subject, emoji.draw_background(rng)))))
+    shape = arrays[0].shape
+    return np.stack([a for a in arrays if a.shape == shape])
+
+
+def batch(subjects, rng, step, args):
+    if step < args.steps * (1 - WHOLE_SHARE):
+        arrays = np.stack([crop(subjects, rng) for _ in range(args.batch)])
+    else:
+        arrays = whole(subjects, rng, max(1, args.batch // 2))
+    return torch.from_numpy(arrays).to(memory_format=torch.channels_last)
+
+
+def loss_of(vae, pixels):
+    """MSE, some L1 for crisp edges, and differences of neighbours for the same."""
+    with torch.autocast("cpu", torch.bfloat16):
+        latents = vae.encode(pixels).latent_dist.mean.float()
+        deviation = latents.detach().std(dim=(0, 2, 3), keepdim=True)
+        noisy = latents + LATENT_NOISE * deviation * torch.randn_like(latents)
+        decoded = vae.decode(noisy).sample.float()
+    error = decoded - pixels
+    edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+    # Keeps the latents near the unit ball without shaping them: the folding does the exact part.
+    size = (latents.pow(2).mean() - 1).clamp(min=0)
+    return error.pow(2).mean() + 0.1 * error.abs().mean() + 0.1 * edges + 1e-3 * size
+
+
+def rate(step, args):
+    """Warm-up over 200 steps, then a cosine to 0."""
+    return args.lr * min(1, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * step / args.steps))
+
+
+def share_gradients(parameters, processes):
+    if processes == 1:
+        return
+    flat = torch.cat([p.grad.flatten() for p in parameters])
+    dist.all_reduce(flat)
+    flat /= processes
+    for parameter, gradient in zip(parameters, flat.split([p.numel() for p in parameters])):
+        parameter.grad.copy_(gradient.view_as(parameter))
+
+
+def train(rank, args):
+    """One process's life; rank 0 reports, and writes the averaged weights every 500 steps."""
+    torch.set_num_threads(1)
+    torch.manual_seed(args.seed)
+    if args.processes > 1:
+        dist.init_process_group("gloo", init_method=f"file://{args.out.resolve()}/meeting", rank=rank,
+                                world_size=args.processes)
+    train_subjects, held_out = emoji.load(args.archive)
+    vae = AutoencoderKL(**CONFIG)
+    if args.start:
+        vae.load_state_dict(torch.load(args.start))
+    vae.to(memory_format=torch.channels_last)
+    average = copy.deepcopy(vae).requires_grad_(False)
+    parameters = list(vae.parameters())
+    optimiser = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.99), weight_decay=1e-4)
+    rng = np.random.default_rng([args.seed, rank])
+    torch.manual_seed(args.seed * 1000 + rank)
+    began, running = time.time(), 0.0
+    for step in range(args.steps):
+        for group in optimiser.param_groups:
+            group["lr"] = rate(step, args)
+        loss = loss_of(vae, batch(train_subjects, rng, step, args))
+        optimiser.zero_grad()
+        loss.backward()
+        # What no loss reaches (the posterior's variance) still needs a gradient to be shared.
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        share_gradients(parameters, args.processes)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        keep = min(0.999, (step + 1) / (step + 10))
+        torch._foreach_lerp_(list(average.parameters()), parameters, 1 - keep)
+        running = loss.item() if step == 0 else 0.98 * running + 0.02 * loss.item()
+        if rank == 0 and step % 50 == 49:
+            print(f"step {step + 1}/{args.steps} loss {running:.4f} {time.time() - began:.0f} s", flush=True)
+        if rank == 0 and (step % 500 == 499 or step + 1 == args.steps):
+            torch.save(average.state_dict(), args.out / "last.pt")
+            quality = psnr(average, held_out[:16], (0, 0, 0)) + psnr(average, held_out[:16], (255, 255, 255))
+            print(f"step {step + 1} held-out PSNR {np.mean(quality):.2f} dB", flush=True)
+    if rank == 0:
+        finish(average, train_subjects, held_out, args.out, time.time() - began)
+    if args.processes > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+@torch.no_grad()
+def psnr(vae, subjects, background):
+    """Per picture at its bucket, of 8-bit values, in dB."""
+    values = []
+    for subject in subjects:
+        pixels = torch.from_numpy(emoji.to_array(emoji.at_bucket(emoji.compose(subject, background))))[None]
+        decoded = vae.decode(vae.encode(pixels).latent_dist.mean).sample
+        eight_bit = lambda x: ((x.clamp(-1, 1) + 1) * 127.5).round()
+        values.append(10 * math.log10(255**2 / max(1e-3, (eight_bit(decoded) - eight_bit(pixels)).pow(2).mean())))
+    return values
+
+
+@torch.no_grad()
+def statistics(vae, subjects):
+    """Mean and standard deviation of each latent channel over the data set, a few backgrounds each."""
+    rng = np.random.default_rng(1)
+    rows = []
+    for subject in subjects:
+        pixels = torch.from_numpy(emoji.to_array(emoji.at_bucket(emoji.compose(subject, emoji.draw_background(rng)))))
+        rows.append(vae.encode(pixels[None]).latent_dist.mean.flatten(2)[0])
+    values = torch.cat(rows, dim=1).double()
+    return values.mean(dim=1), values.std(dim=1)
+
+
+@torch.no_grad()
+def fold(vae, mean, deviation):
+    """Makes latents * SCALING_FACTOR zero-mean and unit-variance, and leaves decode(encode(x)) as it was."""
+    mean, unit = mean.float(), (deviation * SCALING_FACTOR).float()
+    quant, post = vae.quant_conv, vae.post_quant_conv
+    num = len(mean)
+    quant.weight[:num].div_(unit.view(-1, 1, 1, 1))
+    quant.bias[:num].sub_(mean).div_(unit)
+    # The posterior's spread: the noise the decoder was trained with, the same everywhere.
+    quant.weight[num:] = 0
+    quant.bias[num:] = 2 * math.log(LATENT_NOISE / SCALING_FACTOR)
+    post.bias.add_(post.weight[:, :, 0, 0] @ mean)
+    post.weight.mul_(unit.view(1, -1, 1, 1))
+
+
+@torch.no_grad()
+def finish(vae, subjects, held_out, out, seconds):
+    """Folds, checks the folding, rounds to fp16, measures what was written, and writes it."""
+    vae = vae.to(memory_format=torch.contiguous_format).eval()
+    sample = torch.from_numpy(emoji.to_array(emoji.at_bucket(emoji.compose(held_out[0], (255, 255, 255)))))[None]
+    before = vae.decode(vae.encode(sample).latent_dist.mean).sample
+    fold(vae, *statistics(vae, subjects))
+    moved = (vae.decode(vae.encode(sample).latent_dist.mean).sample - before).abs().max().item()
+    assert moved < 1e-4, f"folding changed a decoded picture by {moved}"
+    vae.load_state_dict({name: value.half().float() for name, value in vae.state_dict().items()})
+    mean, deviation = (value * SCALING_FACTOR for value in statistics(vae, subjects))
+    assert mean.abs().max() < 0.02 and (deviation - 1).abs().max() < 0.02, (mean, deviation)
+    report = {"seconds": round(seconds), "parameters": sum(p.numel() for p in vae.parameters()),
+              "folding_changes_pixels_by": moved, "scaled_latents_mean": mean.tolist(),
+              "scaled_latents_deviation": deviation.tolist(), "held_out_subjects": len(held_out)}
+    for name, colour in emoji.BACKGROUNDS.items():
+        values = psnr(vae, held_out, colour)
+        report[f"psnr_db_{name}"] = {"mean": round(np.mean(values), 2), "lowest": round(min(values), 2)}
+    weights = {name: value.half().contiguous() for name, value in vae.state_dict().items()}
+    save_file(weights, out / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    config = {"_class_name": "AutoencoderKL", **CONFIG, "force_upcast": False}
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (out / "training.json").write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    arguments = options()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "meeting").unlink(missing_ok=True)
+    if arguments.processes == 1:
+        train(0, arguments)
+    else:
+        mp.spawn(train, (arguments,), nprocs=arguments.processes)
+    (arguments.out / "meeting").unlink(missing_ok=True)
