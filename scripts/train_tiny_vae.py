@@ -48,7 +48,7 @@ def options():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("archive", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=3600)
     parser.add_argument("--batch", type=int, default=8, help="crops a process and step")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--lr", type=float, default=2e-3)
