@@ -105,13 +105,13 @@ pub(crate) struct Batcher {
     sources: Vec<Source>,
     split: Split,
     seed: u64,
-    tokenizer: Tokenizer,
+    tokenizer: &'static Tokenizer,
     texts: Mutex<HashMap<(u32, u32), Text>>,
 }
 
 impl Batcher {
     pub(crate) fn new(sources: Vec<Source>, split: Split, seed: u64) -> Self {
-        Self { sources, split, seed, tokenizer: Tokenizer::new(), texts: Mutex::default() }
+        Self { sources, split, seed, tokenizer: Tokenizer::shared(), texts: Mutex::default() }
     }
 
     /// Chunk counts of samples of one bucket, on all cores.

@@ -87,6 +87,26 @@ impl Loader {
         }
     }
 
+    /// The mixed and padded shares of this rank's part of the first `num_steps` steps. Draws and tokenises their
+    /// prompts, reads no latents, and leaves the position alone.
+    ///
+    /// # Errors
+    /// What reading text met.
+    pub fn chunk_shares(&self, num_steps: u64) -> Result<ChunkShares> {
+        let plan = &self.plan;
+        let (mut steps, mut windows) = (Steps::new(plan.order.clone()), Windows::new(plan.order.clone()));
+        let mut shares = ChunkShares::default();
+        for step in 0..num_steps {
+            let whole = steps.plan(step);
+            for slot in plan.slots.iter().map(|&slot| whole.slots[slot as usize]) {
+                let count = |stream: &_, places: &[_]| plan.count(stream, places);
+                let places = windows.samples(slot.stream, slot.index, slot.epoch, count)?;
+                shares.add(&plan.count(&plan.order.streams()[slot.stream as usize], &places)?);
+            }
+        }
+        Ok(shares)
+    }
+
     /// This rank's part of the next step.
     ///
     /// # Errors
@@ -102,6 +122,39 @@ impl Loader {
             Err(_) => self.ahead = None,
         }
         step
+    }
+}
+
+/// How well windows keep texts of one length together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ChunkShares {
+    /// Micro-batches looked at.
+    pub micro_batches: u64,
+    /// Those whose samples differ in their number of chunks.
+    pub mixed: u64,
+    /// Chunks that the text encoders run, those of padding included.
+    pub chunks: u64,
+    /// Chunks without text, which fill shorter samples up to the longest of their micro-batch.
+    pub padding: u64,
+}
+
+impl ChunkShares {
+    /// Mixed micro-batches as a part of all, 0 to 1.
+    pub fn mixed_share(&self) -> f64 {
+        self.mixed as f64 / self.micro_batches.max(1) as f64
+    }
+
+    /// Padding as a part of all chunks, 0 to 1.
+    pub fn padded_share(&self) -> f64 {
+        self.padding as f64 / self.chunks.max(1) as f64
+    }
+
+    fn add(&mut self, counts: &[u8]) {
+        let longest = counts.iter().copied().max().unwrap_or(0);
+        self.micro_batches += 1;
+        self.mixed += u64::from(counts.iter().any(|&count| count != longest));
+        self.chunks += counts.len() as u64 * u64::from(longest);
+        self.padding += counts.iter().map(|&count| u64::from(longest - count)).sum::<u64>();
     }
 }
 

@@ -92,7 +92,7 @@ pub struct TokenChunks {
     pub clip_g: Vec<[i64; CHUNK_LEN]>,
 }
 
-/// CLIP's tokenizer. Building it takes about 0.1 s, so build one and share it: it can be used from many threads.
+/// CLIP's tokenizer, usable from many threads. Building it takes about 0.1 s; [`Tokenizer::shared`] does so once.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
 }
@@ -132,6 +132,12 @@ impl Tokenizer {
         let special = [BOS_TEXT, EOS_TEXT].map(|text| AddedToken::from(text, true));
         inner.add_special_tokens(special).expect("both are in the vocabulary");
         Self { inner }
+    }
+
+    /// The process's tokenizer, built at the first call.
+    pub fn shared() -> &'static Self {
+        static SHARED: LazyLock<Tokenizer> = LazyLock::new(Tokenizer::new);
+        &SHARED
     }
 
     /// The ids of a text, without BOS and EOS, uncut.

@@ -161,7 +161,7 @@ fn check_contents(batch: &MicroBatch, settings: &PromptSettings, tokenizer: &Tok
 #[test]
 fn steps_hold_what_was_packed() {
     let (_root, source) = packed();
-    let tokenizer = Tokenizer::new();
+    let tokenizer = Tokenizer::shared();
     let mut loader = loader(&source, RankOf::ONLY);
     let mut lengths = HashSet::new();
     for (number, step) in (0..).zip(take(&mut loader, 12)) {
@@ -171,7 +171,7 @@ fn steps_hold_what_was_packed() {
             assert_eq!((batch.slot, batch.first_sample, batch.data), (slot, first_sample, 0));
             assert!(batch.weights.iter().all(|&weight| weight == 1.0) && batch.weights.len() == batch.ids.len());
             first_sample += batch.ids.len() as u64;
-            check_contents(batch, &source.prompt, &tokenizer);
+            check_contents(batch, &source.prompt, tokenizer);
             lengths.insert(batch.tokens);
         }
         assert_eq!(step.num_samples, first_sample);
@@ -234,6 +234,23 @@ fn seeking_equals_continuing() {
 }
 
 #[test]
+fn shares_count_mixed_micro_batches_and_padding() {
+    let (_root, source) = packed();
+    let mut loader = loader(&source, RankOf::ONLY);
+    let shares = loader.chunk_shares(12).unwrap();
+    assert_eq!(loader.position(), 0);
+    let steps = take(&mut loader, 12);
+    let batches: Vec<_> = steps.iter().flat_map(|step| &step.micro_batches).collect();
+    let longest = |batch: &MicroBatch| batch.tokens as u64 * batch.ids.len() as u64;
+    let own = |batch: &MicroBatch| batch.chunks.iter().map(|&chunks| u64::from(chunks)).sum::<u64>();
+    assert_eq!(shares.micro_batches, 96);
+    assert_eq!(shares.mixed, batches.iter().filter(|batch| longest(batch) != own(batch)).count() as u64);
+    assert_eq!(shares.chunks, batches.iter().map(|batch| longest(batch)).sum::<u64>());
+    assert_eq!(shares.padding, shares.chunks - batches.iter().map(|batch| own(batch)).sum::<u64>());
+    assert!(shares.mixed_share() > 0.0 && shares.mixed_share() < 0.5 && shares.padded_share() < 0.3, "{shares:?}");
+}
+
+#[test]
 fn a_dropped_loader_leaves_no_thread() {
     let (_root, source) = packed();
     let mut loader = loader(&source, RankOf::ONLY);
@@ -280,13 +297,13 @@ fn several_data_sets_keep_their_own_amounts_and_prompts() {
         Source { prompt: rates(0.0, 1.0), amount: Amount::Repeats(2.0), ..source(roots[1].path()) },
     ];
     let mut loader = Loader::new(sources.clone(), settings(), RankOf::ONLY).unwrap();
-    let tokenizer = Tokenizer::new();
+    let tokenizer = Tokenizer::shared();
     let num_batches = loader.order().epoch_start(6) as usize;
     let mut samples = [0; 2];
     for batch in take(&mut loader, num_batches.div_ceil(8)).iter().flat_map(|s| &s.micro_batches).take(num_batches) {
         samples[batch.data as usize] += batch.ids.len();
         assert_eq!(batch.ids[0].0 >= 1000, batch.data == 1);
-        check_contents(batch, &sources[batch.data as usize].prompt, &tokenizer);
+        check_contents(batch, &sources[batch.data as usize].prompt, tokenizer);
         let full = batch.prompts.iter().filter(|prompt| prompt.contains("photograph")).count();
         assert_eq!(full, if batch.data == 0 { batch.ids.len() } else { 0 });
     }
@@ -325,7 +342,7 @@ fn three_images_in_three_buckets_train_and_test_at_any_number_of_ranks() {
 #[test]
 fn test_pass_weighs_every_sample_once_on_any_number_of_ranks() {
     let (_root, source) = packed();
-    let tokenizer = Tokenizer::new();
+    let tokenizer = Tokenizer::shared();
     let whole: Vec<MicroBatch> =
         test_batches(from_ref(&source), 4, SEED, RankOf::ONLY).unwrap().map(Result::unwrap).collect();
     let no_drops = PromptSettings { dropped: 0.0, ..source.prompt.clone() };
@@ -335,7 +352,7 @@ fn test_pass_weighs_every_sample_once_on_any_number_of_ranks() {
         assert!(batch.ids.len() <= 4 && batch.passes.iter().all(|&pass| pass == 0));
         assert!(batch.chunks.iter().all(|&chunks| chunks as usize == batch.tokens), "one chunk count");
         assert!(batch.prompts.iter().all(|prompt| !prompt.is_empty()));
-        check_contents(batch, &no_drops, &tokenizer);
+        check_contents(batch, &no_drops, tokenizer);
         first_sample += batch.ids.len() as u64;
     }
     assert_eq!(first_sample, 12);
