@@ -1,0 +1,53 @@
+# The doors of the repository. `make demo` and `make test` need rustc and cargo, a C++ compiler, make and Python with
+# pip; libtorch is fetched the first time (scripts/libtorch.py says from where, and what else is possible).
+
+PYTHON ?= python3
+# Every recipe that compiles starts with this: find or fetch libtorch, or stop.
+TORCH = LIBTORCH="$$($(PYTHON) scripts/libtorch.py)" || exit 1; export LIBTORCH; unset LIBTORCH_USE_PYTORCH
+# nextest shows a failing test sooner; plain `cargo test` does where it is not installed.
+TESTS = if cargo nextest --version >/dev/null 2>&1; then echo nextest run; else echo test; fi
+PEERS = .venv-peers
+
+.PHONY: help build test demo fmt lint unit doc docs peers clean-demo
+
+help:
+	@echo 'make build   the binary, target/release/rectiflow'
+	@echo 'make demo    prepare, train, sample and export a tiny SDXL on the CPU; report in runs/demo/report.html'
+	@echo 'make test    everything that CI checks, cheapest first'
+	@echo 'make docs    write the generated pages of docs/ anew'
+	@echo 'make peers   compare with diffusers (installs pinned versions into $(PEERS))'
+
+build:
+	@$(TORCH); cargo build --release -p rectiflow-cli
+
+demo: build
+	@$(TORCH); cargo build --release -p rectiflow-data --example emoji_pictures && sh scripts/demo.sh
+
+# Each step prints nothing of its own unless it fails or takes long; cheapest first.
+test: fmt lint unit doc
+
+fmt:
+	cargo fmt --all -- --check
+	@if command -v typos >/dev/null; then typos; else echo 'typos is not installed: skipped'; fi
+	@if command -v cargo-deny >/dev/null; then cargo deny check; else echo 'cargo-deny is not installed: skipped'; fi
+
+lint:
+	@$(TORCH); set -x; cargo clippy --release --workspace --all-targets -- -D warnings
+
+unit:
+	@$(TORCH); runner=$$($(TESTS)); set -x; cargo $$runner --release --workspace
+
+doc:
+	@$(TORCH); set -x; cargo test --release --workspace --doc && \
+	RUSTDOCFLAGS='-D warnings' cargo doc --release --workspace --no-deps
+
+docs:
+	@$(TORCH); RECTIFLOW_WRITE_DOCS=1 cargo test --release -p rectiflow-train --lib config_page
+
+peers: build
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --disable-pip-version-check -r scripts/golden/requirements.txt
+	@$(TORCH); sh scripts/peers/run.sh $(PEERS)/bin/python
+
+clean-demo:
+	rm -rf runs/demo
