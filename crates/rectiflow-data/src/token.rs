@@ -12,6 +12,7 @@
 
 use std::{fmt, io::Read, sync::LazyLock};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokenizers::{
@@ -73,7 +74,7 @@ impl Clip {
 }
 
 /// Where a long text is cut into chunks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Cut {
     /// Every 75 tokens, as ComfyUI does.

@@ -22,6 +22,7 @@
 
 use std::{fmt, str::FromStr};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use statrs::function::erf::erfc_inv;
 use tch::{Kind, Tensor};
@@ -35,7 +36,7 @@ use crate::{
 pub const TIMESTEP_SCALE: f64 = 1000.0;
 
 /// What a model predicts, and with it what its time means.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Parameterization {
     /// The velocity `noise - x0` on straight lines (rectified flow).
@@ -71,7 +72,7 @@ impl FromStr for Parameterization {
 }
 
 /// How training sigmas are distributed (flow only; eps and v draw their timestep uniformly).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SigmaDistribution {
     /// `sigmoid(u)` with `u ~ N(ln shift, 1)`: what logit-normal draws become after the resolution shift.
@@ -82,7 +83,7 @@ pub enum SigmaDistribution {
 }
 
 /// The `[objective]` section of a recipe: what is learnt, and at which noise levels.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ObjectiveSettings {
     /// `flow`, `eps` or `v`. Flow is what this program is for; eps makes base models to start from.

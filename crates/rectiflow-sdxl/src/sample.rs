@@ -13,6 +13,7 @@
 
 use std::sync::Mutex;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
@@ -28,7 +29,7 @@ use crate::{
 };
 
 /// What to draw, apart from the texts. Defaults are the article's.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SampleSettings {
     /// Number of steps, 1 to 1000. 28 is where Euler on a flow model stops gaining much.
@@ -68,7 +69,7 @@ impl Default for SampleSettings {
 }
 
 /// SDXL's six size numbers, in pixels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SizeConditioning {
     /// Width of the picture before it was cropped and resized.

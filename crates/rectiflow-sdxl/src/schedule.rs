@@ -12,6 +12,7 @@
 
 use std::{fmt, str::FromStr};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use statrs::function::beta::inv_beta_reg;
 
@@ -25,7 +26,7 @@ use crate::{
 pub const MAX_STEPS: usize = 1000;
 
 /// A named rule that picks sigmas.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Schedule {
     /// Equal strides through the table of 1000 sigmas.

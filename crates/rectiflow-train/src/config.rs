@@ -1,0 +1,489 @@
+//! The recipe: one TOML file that describes a whole run.
+//!
+//! Two stages. [`Recipe`] is the file as written: serde structs that each module owns, composed here. [`Checked`] is
+//! what the rest of the program works on: every key is known, every value is possible, and what follows from several
+//! keys is worked out. All problems are reported together, an unknown key with its nearest valid name.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use rectiflow_data::{
+    order::{Amount, Mode, OrderSettings},
+    prompt::PromptSettings,
+};
+use rectiflow_sdxl::{
+    flow::{Objective, ObjectiveSettings},
+    model::Component,
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tch::Device;
+
+use crate::{
+    error::{Error, Result},
+    keys::unknown_keys,
+    lr::LrConfig,
+    optim::AdamWConfig,
+    preview::PreviewConfig,
+    testloss::TestConfig,
+};
+
+/// A recipe as written: one TOML file, one run.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Where the run lives and what makes it repeatable.
+    pub run: RunConfig,
+    /// The model that training starts from.
+    pub model: ModelConfig,
+    /// The data sets, in order: one `[[data]]` section each.
+    pub data: Vec<DataConfig>,
+    /// What is learnt, from how many samples, in which batches.
+    pub train: TrainConfig,
+    /// What is predicted, and at which noise levels.
+    #[serde(default)]
+    pub objective: ObjectiveSettings,
+    /// AdamW.
+    #[serde(default)]
+    pub optimizer: AdamWConfig,
+    /// The learning rate.
+    #[serde(default)]
+    pub lr: LrConfig,
+    /// The test loss.
+    #[serde(default)]
+    pub test: TestConfig,
+    /// Checkpoints.
+    #[serde(default)]
+    pub checkpoint: CheckpointConfig,
+    /// Pictures sampled while training goes on.
+    #[serde(default)]
+    pub preview: PreviewConfig,
+}
+
+/// `[run]`: where the run lives and what makes it repeatable.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RunConfig {
+    /// The run folder: checkpoints, metrics.jsonl and previews. A run found there is resumed.
+    pub dir: PathBuf,
+    /// Every random number of the run follows from it.
+    #[serde(default)]
+    pub seed: u64,
+    /// `cpu`, `cuda` or `cuda:N`.
+    #[serde(default = "default_device")]
+    pub device: String,
+}
+
+fn default_device() -> String {
+    "cpu".to_owned()
+}
+
+/// `[model]`: the model that training starts from.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// A diffusers folder or a training checkpoint.
+    pub base: PathBuf,
+    /// Components that start from random weights (`unet`, `text_encoder`, `text_encoder_2`); of the others the
+    /// weights must be there.
+    #[serde(default)]
+    pub random: Vec<String>,
+}
+
+/// `[[data]]`: one data set.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// The folder that `rectiflow prep` wrote.
+    pub path: PathBuf,
+    /// How often an epoch goes through it; 1 where neither this nor `share` is given.
+    pub repeats: Option<f64>,
+    /// Its part of all samples of an epoch, above 0 and below 1; then every data set needs one, and they sum to 1.
+    pub share: Option<f64>,
+    /// How prompts are made from captions and tags.
+    #[serde(default)]
+    pub prompt: PromptSettings,
+}
+
+impl DataConfig {
+    fn amount(&self) -> Amount {
+        self.share.map_or_else(|| Amount::Repeats(self.repeats.unwrap_or(1.0)), Amount::Share)
+    }
+}
+
+/// Whether the text encoders learn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum TextEncoders {
+    /// They stay as they are.
+    Frozen,
+    /// Both are trained with the UNet.
+    Trained,
+}
+
+/// `[train]`: what is learnt, from how many samples, in which batches.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Samples to train on in all, repetitions counted. The run ends with the first step that reaches it.
+    pub samples: u64,
+    /// Samples a micro-batch: what is in memory at once, all of one bucket.
+    pub micro_batch: usize,
+    /// Micro-batches a step, over all ranks: the batch is micro_batch x micro_batches.
+    #[serde(default = "one")]
+    pub micro_batches: usize,
+    /// Lanes that the micro-batches of a step are dealt to; at most so many ranks can run. Default: the largest
+    /// divisor of micro_batches that is at most 64.
+    pub lanes: Option<usize>,
+    /// Window of samples inside which micro-batches are grouped by their number of 75-token chunks.
+    #[serde(default = "default_window")]
+    pub window_samples: u64,
+    /// `frozen` or `trained`.
+    #[serde(default = "frozen")]
+    pub text_encoders: TextEncoders,
+    /// The text encoders' learning rate as a multiple of the UNet's; it counts only where they are trained.
+    #[serde(default = "one_f64")]
+    pub text_encoder_lr_ratio: f64,
+    /// Gradients of a larger norm are scaled down to it. 1.0 is the article's.
+    #[serde(default = "one_f64")]
+    pub clip_norm: f64,
+}
+
+fn frozen() -> TextEncoders {
+    TextEncoders::Frozen
+}
+fn one() -> usize {
+    1
+}
+fn one_f64() -> f64 {
+    1.0
+}
+fn default_window() -> u64 {
+    2048
+}
+
+/// `[checkpoint]`: when and how many.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct CheckpointConfig {
+    /// Steps from one checkpoint to the next; the end of a run and an interrupt save as well.
+    pub every_steps: u64,
+    /// Newest checkpoints to keep; older ones are removed. At least 1.
+    pub keep: usize,
+}
+
+impl Default for CheckpointConfig {
+    fn default() -> Self {
+        Self { every_steps: 500, keep: 3 }
+    }
+}
+
+/// A recipe that can be run.
+#[derive(Debug, Clone)]
+pub struct Checked {
+    /// The recipe, every default filled in.
+    pub recipe: Recipe,
+    /// Where tensors live.
+    pub device: Device,
+    /// Noising, targets and loss weights.
+    pub objective: Objective,
+    /// Components that start from random weights.
+    pub random: Vec<Component>,
+    /// What the order needs to know.
+    pub order: OrderSettings,
+    /// The amount of each data set, in their order.
+    pub amounts: Vec<Amount>,
+}
+
+impl Recipe {
+    /// Reads, overrides and checks a recipe. `overrides` are `section.key=value` with the value in TOML.
+    ///
+    /// # Errors
+    /// [`Error::Recipe`] with every problem found, or [`Error::Io`].
+    pub fn load(path: &Path, overrides: &[String]) -> Result<Checked> {
+        let table = read_table(path, overrides)?;
+        let problems = |problems| Error::Recipe { path: path.to_owned(), problems };
+        let unknown = unknown_keys::<Self>(&table);
+        if !unknown.is_empty() {
+            return Err(problems(unknown));
+        }
+        let recipe: Self = toml::Value::Table(table).try_into().map_err(|e| problems(vec![one_line(&e)]))?;
+        recipe.check().map_err(problems)
+    }
+
+    /// The recipe as TOML with every default written out, as it is kept beside each checkpoint.
+    pub fn to_toml(&self) -> String {
+        toml::to_string_pretty(self).expect("a recipe is plain data that TOML can hold")
+    }
+
+    fn check(self) -> std::result::Result<Checked, Vec<String>> {
+        let mut problems = self.problems();
+        let device = parse_device(&self.run.device).unwrap_or_else(|reason| {
+            problems.push(("run.device".into(), reason));
+            Device::Cpu
+        });
+        let objective = Objective::new(self.objective.clone());
+        if let Err(error) = &objective {
+            problems.push(("objective".into(), error.to_string()));
+        }
+        if !problems.is_empty() {
+            return Err(problems.into_iter().map(|(key, reason)| format!("{key}: {reason}")).collect());
+        }
+        let order = OrderSettings {
+            seed: self.run.seed,
+            micro_batch: self.train.micro_batch,
+            micro_batches: self.train.micro_batches,
+            lanes: self.train.lanes,
+            mode: Mode::Local,
+            window_samples: self.train.window_samples,
+        };
+        let amounts = self.data.iter().map(DataConfig::amount).collect();
+        let objective = objective.expect("an error is a problem, and there are none");
+        let random = self.random_components().0;
+        Ok(Checked { recipe: self, device, objective, random, order, amounts })
+    }
+
+    fn problems(&self) -> Vec<(String, String)> {
+        let mut problems = self.data_problems();
+        problems.extend(self.train_problems());
+        problems.extend(self.lr.problems(self.train.samples));
+        problems.extend(self.optimizer.problems());
+        problems.extend(self.preview.problems());
+        problems.extend(self.test.problems());
+        if self.checkpoint.every_steps == 0 {
+            problems.push(("checkpoint.every_steps".into(), "expected at least 1, found 0".into()));
+        }
+        if self.checkpoint.keep == 0 {
+            problems.push(("checkpoint.keep".into(), "expected at least 1, found 0".into()));
+        }
+        problems.extend(self.random_problems());
+        problems
+    }
+
+    /// The components named in `model.random`, and what is wrong with those names.
+    fn random_components(&self) -> (Vec<Component>, Vec<String>) {
+        let mut unknown = self.model.random.clone();
+        unknown.retain(|name| !TRAINABLE.iter().any(|component| component.folder() == name));
+        let is_named = |component: &Component| self.model.random.iter().any(|name| name == component.folder());
+        (TRAINABLE.into_iter().filter(is_named).collect(), unknown)
+    }
+
+    fn random_problems(&self) -> Vec<(String, String)> {
+        let (random, unknown) = self.random_components();
+        let valid = TRAINABLE.map(Component::folder).join(", ");
+        let mut problems: Vec<_> = unknown
+            .into_iter()
+            .map(|name| ("model.random".to_owned(), format!("expected any of {valid}, found \"{name}\"")))
+            .collect();
+        if self.train.text_encoders == TextEncoders::Frozen {
+            problems.extend(random.into_iter().filter(|&component| component != Component::UNet).map(|component| {
+                let name = component.folder();
+                let reason = format!(
+                    "{name} would start from random weights and stay there; set train.text_encoders = \"trained\", or \
+                     take {name} off the list and give a base that has its weights"
+                );
+                ("model.random".to_owned(), reason)
+            }));
+        }
+        problems
+    }
+
+    fn data_problems(&self) -> Vec<(String, String)> {
+        let mut problems = Vec::new();
+        if self.data.is_empty() {
+            problems.push(("data".into(), "expected at least one [[data]] section with a path".into()));
+        }
+        let shares: Vec<f64> = self.data.iter().filter_map(|data| data.share).collect();
+        if !shares.is_empty() && (shares.len() != self.data.len() || (shares.iter().sum::<f64>() - 1.0).abs() > 1e-6) {
+            let reason = format!(
+                "expected one for each of the {} data sets, summing to 1; found {} that sum to {}",
+                self.data.len(),
+                shares.len(),
+                shares.iter().sum::<f64>()
+            );
+            problems.push(("data.share".into(), reason));
+        }
+        for (index, data) in self.data.iter().enumerate() {
+            let key = |name: &str| format!("data[{index}].{name}");
+            if data.share.is_some() && data.repeats.is_some() {
+                problems.push((key("share"), "expected either share or repeats, found both".into()));
+            }
+            if let Some(value) = data.repeats.filter(|value| !(*value > 0.0 && value.is_finite())) {
+                problems.push((key("repeats"), format!("expected a number above 0, found {value}")));
+            }
+            if let Some(value) = data.share.filter(|value| !(*value > 0.0 && *value <= 1.0)) {
+                problems.push((key("share"), format!("expected above 0, at most 1, found {value}")));
+            }
+        }
+        problems
+    }
+
+    fn train_problems(&self) -> Vec<(String, String)> {
+        let TrainConfig { samples, micro_batch, micro_batches, lanes, .. } = self.train;
+        let mut problems = Vec::new();
+        let mut at_least_one = |key: &str, value: u64| {
+            if value == 0 {
+                problems.push((format!("train.{key}"), "expected at least 1, found 0".to_owned()));
+            }
+        };
+        at_least_one("samples", samples);
+        at_least_one("micro_batch", micro_batch as u64);
+        at_least_one("micro_batches", micro_batches as u64);
+        at_least_one("window_samples", self.train.window_samples);
+        if let Some(lanes) = lanes.filter(|&lanes| lanes == 0 || !micro_batches.is_multiple_of(lanes)) {
+            let reason = format!("expected a divisor of train.micro_batches = {micro_batches}, found {lanes}");
+            problems.push(("train.lanes".into(), reason));
+        }
+        for (key, value) in
+            [("clip_norm", self.train.clip_norm), ("text_encoder_lr_ratio", self.train.text_encoder_lr_ratio)]
+        {
+            if !(value > 0.0 && value.is_finite()) {
+                problems.push((format!("train.{key}"), format!("expected a number above 0, found {value}")));
+            }
+        }
+        problems
+    }
+}
+
+impl Checked {
+    /// Samples a step, at most: ragged micro-batches of small buckets hold fewer.
+    pub fn batch(&self) -> u64 {
+        (self.order.micro_batch * self.order.micro_batches) as u64
+    }
+}
+
+/// Components that can be trained or started from random weights.
+const TRAINABLE: [Component; 3] = [Component::UNet, Component::ClipL, Component::ClipG];
+
+fn parse_device(name: &str) -> std::result::Result<Device, String> {
+    let expected = || format!("expected cpu, cuda or cuda:N, found \"{name}\"");
+    let device = match name.split_once(':') {
+        None if name == "cpu" => return Ok(Device::Cpu),
+        None if name == "cuda" => Device::Cuda(0),
+        Some(("cuda", index)) => Device::Cuda(index.parse().map_err(|_| expected())?),
+        _ => return Err(expected()),
+    };
+    let found = tch::Cuda::device_count();
+    match device {
+        Device::Cuda(index) if index as i64 >= found => {
+            Err(format!("\"{name}\" is not there: libtorch sees {found} CUDA devices"))
+        }
+        device => Ok(device),
+    }
+}
+
+fn read_table(path: &Path, overrides: &[String]) -> Result<toml::Table> {
+    let text = fs::read_to_string(path).map_err(Error::io(path))?;
+    let problem = |problem: String| Error::Recipe { path: path.to_owned(), problems: vec![problem] };
+    let mut table: toml::Table = text.parse().map_err(|e: toml::de::Error| problem(e.to_string()))?;
+    for text in overrides {
+        set(&mut table, text).map_err(problem)?;
+    }
+    Ok(table)
+}
+
+/// Applies one `section.key=value`. A value that is not TOML is taken as a string, so that paths need no quotes.
+fn set(table: &mut toml::Table, text: &str) -> std::result::Result<(), String> {
+    let (path, value) =
+        text.split_once('=').ok_or_else(|| format!("--set {text}: expected section.key=value, found no `=`"))?;
+    let value = format!("value = {value}")
+        .parse::<toml::Table>()
+        .ok()
+        .and_then(|mut parsed| parsed.remove("value"))
+        .unwrap_or_else(|| toml::Value::String(value.to_owned()));
+    let mut keys: Vec<&str> = path.trim().split('.').collect();
+    let last = keys.pop().expect("split gives at least one part");
+    let mut place = table;
+    for key in keys {
+        let entry = place.entry(key).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+        let kind = entry.type_str();
+        let section = match entry {
+            toml::Value::Table(table) => Some(table),
+            // `data.path=...` means the only [[data]] section.
+            toml::Value::Array(items) if items.len() == 1 => items[0].as_table_mut(),
+            _ => None,
+        };
+        place = section.ok_or_else(|| format!("--set {text}: `{key}` is a {kind}, not one section"))?;
+    }
+    place.insert(last.to_owned(), value);
+    Ok(())
+}
+
+fn one_line(error: &toml::de::Error) -> String {
+    error.to_string().trim().replace('\n', " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RECIPE: &str = "[run]\ndir = 'runs/x'\n[model]\nbase = 'm'\n[[data]]\npath = 'd'\n\
+                          [train]\nsamples = 100\nmicro_batch = 4\n";
+
+    fn load(text: &str, overrides: &[&str]) -> Result<Checked> {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("recipe.toml");
+        fs::write(&path, text).expect("the recipe is written");
+        Recipe::load(&path, &overrides.iter().map(ToString::to_string).collect::<Vec<_>>())
+    }
+
+    fn problems(text: &str, overrides: &[&str]) -> Vec<String> {
+        match load(text, overrides) {
+            Err(Error::Recipe { problems, .. }) => problems,
+            other => panic!("expected problems, found {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_smallest_recipe_takes_the_articles_defaults() {
+        let checked = load(RECIPE, &[]).expect("it can be run");
+        assert_eq!(checked.batch(), 4);
+        let recipe = &checked.recipe;
+        assert_eq!((recipe.lr.peak, recipe.optimizer.weight_decay, recipe.train.clip_norm), (1e-4, 0.1, 1.0));
+        assert_eq!((recipe.objective.shift, recipe.objective.stratified), (3.0, true));
+        assert_eq!(checked.amounts, [Amount::Repeats(1.0)]);
+    }
+
+    #[test]
+    fn a_resolved_recipe_reads_back_as_itself() {
+        let first = load(RECIPE, &[]).expect("it can be run").recipe.to_toml();
+        assert_eq!(load(&first, &[]).expect("it can be run").recipe.to_toml(), first);
+    }
+
+    #[test]
+    fn overrides_reach_into_sections_and_take_bare_strings() {
+        let overrides = ["train.samples=7", "lr.peak = 2e-5", "data.path=other/set", "preview.prompts=['a', 'b']"];
+        let recipe = load(RECIPE, &overrides).expect("it can be run").recipe;
+        assert_eq!((recipe.train.samples, recipe.lr.peak), (7, 2e-5));
+        assert_eq!(recipe.data[0].path, Path::new("other/set"));
+        assert_eq!(recipe.preview.prompts, ["a", "b"]);
+        assert!(problems(RECIPE, &["train.samples"])[0].contains("no `=`"));
+        assert!(problems(RECIPE, &["run.dir.x=1"])[0].contains("not one section"));
+    }
+
+    #[test]
+    fn every_problem_is_in_the_one_report() {
+        let overrides =
+            ["train.samples=0", "train.micro_batch=0", "optimizer.beta2=1.0", "run.device=tpu", "data.repeats=-1"];
+        let found = problems(RECIPE, &overrides).join("\n");
+        for key in ["train.samples", "train.micro_batch", "optimizer.beta2", "run.device", "data[0].repeats"] {
+            assert!(found.contains(&format!("{key}: ")), "{key} is missing in\n{found}");
+        }
+    }
+
+    #[test]
+    fn a_text_encoder_cannot_be_random_and_frozen() {
+        let found = problems(RECIPE, &["model.random=['text_encoder', 'vae']"]);
+        assert!(found.iter().any(|problem| problem.contains("train.text_encoders = \"trained\"")), "{found:?}");
+        assert!(found.iter().any(|problem| problem.contains("found \"vae\"")), "{found:?}");
+        load(RECIPE, &["model.random=['text_encoder']", "train.text_encoders=trained"]).expect("it can be run");
+    }
+
+    #[test]
+    fn shares_are_for_all_data_sets_or_none() {
+        let two = format!("{RECIPE}[[data]]\npath = 'e'\nshare = 0.5\n");
+        assert!(problems(&two, &[]).iter().any(|problem| problem.starts_with("data.share: ")));
+    }
+}

@@ -1,0 +1,68 @@
+//! Prompts to pictures with a whole model: where the tokenizer (`data`) and the sampler (`sdxl`) meet.
+
+use rectiflow_data::{
+    picture::Picture,
+    token::{CHUNK_LEN, Clip, TokenChunks, Tokenizer, empty_chunk},
+};
+use rectiflow_sdxl::{
+    cond::{self, ChunkedIds, Cond},
+    flow::Parameterization,
+    model::Model,
+    sample::{Progress, SampleSettings, Texts, decode, sample_latents},
+};
+use tch::{Tensor, no_grad};
+
+use crate::error::Result;
+
+/// What the text encoders say about `prompts`, one row each.
+///
+/// # Errors
+/// [`crate::Error::Model`].
+pub fn condition(model: &Model, tokenizer: &Tokenizer, prompts: &[String]) -> Result<Cond> {
+    let chunks: Vec<TokenChunks> = prompts.iter().map(|prompt| tokenizer.chunks(prompt)).collect();
+    let counts: Vec<u32> = chunks.iter().map(|chunks| chunks.clip_l.len() as u32).collect();
+    let most = counts.iter().copied().max().unwrap_or(1) as usize;
+    let ids = |which: Clip| {
+        let padding = empty_chunk(which);
+        let rows = chunks.iter().flat_map(|chunks| {
+            let own = if which == Clip::L { &chunks.clip_l } else { &chunks.clip_g };
+            (0..most).flat_map(|chunk| *own.get(chunk).unwrap_or(&padding)).collect::<Vec<i64>>()
+        });
+        let ids: Vec<i64> = rows.collect();
+        Tensor::from_slice(&ids).view([prompts.len() as i64, most as i64, CHUNK_LEN as i64])
+    };
+    let device = model.unet.device();
+    let (clip_l, clip_g) = (ids(Clip::L).to_device(device), ids(Clip::G).to_device(device));
+    let ids = ChunkedIds { clip_l: &clip_l, clip_g: &clip_g, num_chunks: &counts };
+    Ok(no_grad(|| cond::encode(&model.clip_l, &model.clip_g, ids))?)
+}
+
+/// One picture for each prompt, as one batch: `settings.batch` is taken from the number of prompts.
+///
+/// # Errors
+/// [`crate::Error::Model`]: settings that cannot work, or libtorch failing.
+pub fn draw(
+    model: &Model,
+    parameterization: Parameterization,
+    prompts: &[String],
+    negative: &str,
+    settings: &SampleSettings,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<Vec<Picture>> {
+    let tokenizer = Tokenizer::new();
+    let cond = condition(model, &tokenizer, prompts)?;
+    let uncond = condition(model, &tokenizer, &[negative.to_owned()])?;
+    let settings = SampleSettings { batch: prompts.len(), ..settings.clone() };
+    let texts = Texts { cond: &cond, uncond: &uncond };
+    let latents = sample_latents(&model.unet, &model.vae.config, parameterization, texts, &settings, progress)?;
+    Ok(pictures(&decode(&model.vae, &latents)?))
+}
+
+/// `[b, h, w, 3]` u8 as pictures.
+fn pictures(pixels: &Tensor) -> Vec<Picture> {
+    let size = pixels.size();
+    let (height, width) = (size[1] as u32, size[2] as u32);
+    let bytes = Vec::<u8>::try_from(pixels.flatten(0, -1)).expect("decoded pictures are bytes on the CPU");
+    let length = 3 * width as usize * height as usize;
+    bytes.chunks_exact(length).map(|pixels| Picture::new(width, height, pixels.to_vec())).collect()
+}

@@ -1,0 +1,87 @@
+//! Everything that can stop a run, by meaning.
+
+use std::{io, path::PathBuf};
+
+/// A failure of this crate. Each message says what, where, what was expected and found, and what to do next.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The recipe cannot be run; every problem is listed.
+    #[error("{}: {} problem{} in the recipe\n{}", path.display(), problems.len(), if problems.len() == 1 { "" } else { "s" },
+            problems.iter().map(|p| format!("  {p}")).collect::<Vec<_>>().join("\n"))]
+    Recipe {
+        /// The recipe's file.
+        path: PathBuf,
+        /// One line a problem: key, expected, found.
+        problems: Vec<String>,
+    },
+    /// The operating system refused.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The data set or the order failed.
+    #[error(transparent)]
+    Data(#[from] rectiflow_data::Error),
+    /// The model failed.
+    #[error(transparent)]
+    Model(#[from] rectiflow_sdxl::error::Error),
+    /// A checkpoint is not what it should be.
+    #[error("{}: {reason}", path.display())]
+    Checkpoint {
+        /// The checkpoint or a file in it.
+        path: PathBuf,
+        /// Expected, found, and what to do.
+        reason: String,
+    },
+    /// Another process works in the run folder.
+    #[error("{}: another `rectiflow train` is using this run folder; wait for it or choose another run.dir", path.display())]
+    Locked {
+        /// The run folder.
+        path: PathBuf,
+    },
+    /// The loss is no number any more: the step was not applied.
+    #[error(
+        "step {step}: the {what} is {value}; the update was not made. The last checkpoint is untouched; \
+         lower lr.peak, raise lr.warmup_samples or look at the samples of this step in metrics.jsonl"
+    )]
+    NotFinite {
+        /// The step.
+        step: u64,
+        /// "loss" or "gradient norm".
+        what: &'static str,
+        /// NaN or an infinity.
+        value: f64,
+    },
+    /// libtorch refused an operation.
+    #[error("{doing}: {reason}")]
+    Torch {
+        /// What was being done.
+        doing: String,
+        /// libtorch's first line.
+        reason: String,
+    },
+}
+
+/// What this crate's functions return.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// An [`Error::Io`] about `path`, for `map_err`.
+    pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, source }
+    }
+
+    /// An [`Error::Torch`] for `map_err`: libtorch's message without its C++ stack.
+    pub(crate) fn torch(doing: impl Into<String>) -> impl FnOnce(tch::TchError) -> Self {
+        let doing = doing.into();
+        move |error| {
+            let text = error.to_string();
+            Self::Torch { doing, reason: text.lines().next().unwrap_or_default().to_owned() }
+        }
+    }
+}

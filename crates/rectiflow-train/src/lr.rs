@@ -1,0 +1,121 @@
+//! The learning rate as a pure function of the samples seen.
+//!
+//! It counts samples, not updates, so that a recipe keeps its meaning when the batch size changes.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::f64::consts::PI;
+
+/// How the rate falls after the warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Decay {
+    /// It does not fall.
+    Constant,
+    /// In a straight line to `min_ratio` of the peak at the last sample.
+    Linear,
+    /// Along half a cosine to `min_ratio` of the peak at the last sample.
+    Cosine,
+}
+
+/// `[lr]`: warm-up and decay of the learning rate.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct LrConfig {
+    /// Peak rate. 1e-4 is the article's, at a batch of 4096; small batches want less or a longer warm-up.
+    pub peak: f64,
+    /// Samples over which the rate rises from 0 to the peak in a straight line.
+    pub warmup_samples: u64,
+    /// How the rate falls after the warm-up.
+    pub decay: Decay,
+    /// The rate at the end as a part of the peak, 0 to 1. 0 is the article's.
+    pub min_ratio: f64,
+}
+
+impl Default for LrConfig {
+    fn default() -> Self {
+        Self { peak: 1e-4, warmup_samples: 0, decay: Decay::Cosine, min_ratio: 0.0 }
+    }
+}
+
+impl LrConfig {
+    /// The rate for the update that begins after `seen` samples of a run of `total` samples.
+    ///
+    /// The warm-up is counted at the end of the update's first sample, so that the first update is not wasted on a
+    /// rate of 0.
+    pub fn rate(&self, seen: u64, total: u64) -> f64 {
+        if seen < self.warmup_samples {
+            return self.peak * (seen + 1) as f64 / self.warmup_samples as f64;
+        }
+        let span = total.saturating_sub(self.warmup_samples).max(1);
+        let done = ((seen - self.warmup_samples) as f64 / span as f64).min(1.0);
+        let left = match self.decay {
+            Decay::Constant => 1.0,
+            Decay::Linear => 1.0 - done,
+            Decay::Cosine => 0.5 * (1.0 + (PI * done).cos()),
+        };
+        let floor = if self.decay == Decay::Constant { 0.0 } else { self.min_ratio };
+        self.peak * (floor + (1.0 - floor) * left)
+    }
+
+    /// What is wrong with these settings for a run of `total` samples: (key, reason) pairs.
+    pub(crate) fn problems(&self, total: u64) -> Vec<(String, String)> {
+        let mut problems = Vec::new();
+        if !(self.peak > 0.0 && self.peak.is_finite()) {
+            problems.push(("lr.peak".into(), format!("expected a number above 0, found {}", self.peak)));
+        }
+        if !(0.0..=1.0).contains(&self.min_ratio) {
+            problems.push(("lr.min_ratio".into(), format!("expected 0 to 1, found {}", self.min_ratio)));
+        }
+        if self.warmup_samples >= total {
+            let reason = format!(
+                "{} is not below train.samples = {total}: the rate would never reach its peak",
+                self.warmup_samples
+            );
+            problems.push(("lr.warmup_samples".into(), reason));
+        }
+        problems
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn article() -> LrConfig {
+        LrConfig { warmup_samples: 1_000_000, ..LrConfig::default() }
+    }
+
+    #[test]
+    fn warm_up_rises_to_the_peak() {
+        let lr = article();
+        assert_eq!(lr.rate(0, 150_000_000), 1e-4 / 1e6);
+        assert!((lr.rate(499_999, 150_000_000) - 0.5e-4).abs() < 1e-12);
+        assert_eq!(lr.rate(1_000_000, 150_000_000), 1e-4);
+    }
+
+    #[test]
+    fn cosine_passes_its_middle_and_ends_at_the_minimum() {
+        let lr = article();
+        assert!((lr.rate(75_500_000, 150_000_000) - 0.5e-4).abs() < 1e-12);
+        assert!(lr.rate(150_000_000, 150_000_000).abs() < 1e-18);
+        assert_eq!(lr.rate(200_000_000, 150_000_000), lr.rate(150_000_000, 150_000_000));
+        let floored = LrConfig { min_ratio: 0.1, ..article() };
+        assert!((floored.rate(150_000_000, 150_000_000) - 1e-5).abs() < 1e-15);
+    }
+
+    #[test]
+    fn linear_and_constant() {
+        let linear = LrConfig { decay: Decay::Linear, ..article() };
+        assert!((linear.rate(75_500_000, 150_000_000) - 0.5e-4).abs() < 1e-12);
+        let constant = LrConfig { decay: Decay::Constant, min_ratio: 0.5, ..article() };
+        assert_eq!(constant.rate(149_999_999, 150_000_000), 1e-4);
+    }
+
+    #[test]
+    fn impossible_settings_are_named() {
+        let lr = LrConfig { peak: f64::NAN, warmup_samples: 10, min_ratio: 2.0, ..LrConfig::default() };
+        let keys: Vec<String> = lr.problems(10).into_iter().map(|(key, _)| key).collect();
+        assert_eq!(keys, ["lr.peak", "lr.min_ratio", "lr.warmup_samples"]);
+    }
+}

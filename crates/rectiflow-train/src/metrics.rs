@@ -1,0 +1,243 @@
+//! What a run writes down: one JSON object a line in `metrics.jsonl`.
+//!
+//! This file knows the names of all metrics; the terminal, the report and any other viewer read these events. A number
+//! that is not finite is written as a string ("NaN", "inf", "-inf"), since JSON has none. After a resume steps may
+//! appear twice: the later line counts.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{BufRead, BufReader, Write},
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::error::{Error, Result};
+
+/// One line of `metrics.jsonl`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// A process began to work on the run.
+    Start(Start),
+    /// An update was made.
+    Step(StepMetrics),
+    /// The test loss was measured.
+    Test(TestMetrics),
+    /// A checkpoint was written.
+    Checkpoint {
+        /// Steps done.
+        step: u64,
+        /// Folder name below `checkpoints/`.
+        name: String,
+        /// Time it took, in seconds.
+        secs: f64,
+    },
+    /// Preview pictures were sampled.
+    Preview {
+        /// Steps done.
+        step: u64,
+        /// File name below `previews/`.
+        name: String,
+        /// Time it took, in seconds.
+        secs: f64,
+    },
+    /// The process left the run in good order.
+    End {
+        /// Steps done.
+        step: u64,
+        /// Why: "finished" or "interrupted".
+        reason: String,
+        /// Time since `Start`, in seconds.
+        secs: f64,
+    },
+}
+
+/// What a process knew when it began.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Start {
+    /// Steps already done: 0, or those of the checkpoint resumed from.
+    pub step: u64,
+    /// Seconds since 1970.
+    pub unix_secs: u64,
+    /// Identity of the order of samples.
+    pub order_hash: String,
+    /// Trained parameters.
+    pub num_parameters: u64,
+    /// Samples in the training split, over all data sets.
+    pub num_train: u64,
+    /// Samples in the test split.
+    pub num_test: u64,
+    /// Rows a bucket, largest first: (width px, height px, train rows, test rows).
+    pub buckets: Vec<(u32, u32, u64, u64)>,
+    /// libtorch's intra-op threads.
+    pub threads: u32,
+}
+
+/// One update.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StepMetrics {
+    /// Steps done, this one included.
+    pub step: u64,
+    /// Samples seen, this step's included.
+    pub samples: u64,
+    /// Epoch in which the step begins, from 0.
+    pub epoch: u64,
+    /// Mean over the step's samples of the squared error.
+    #[serde(with = "lossless")]
+    pub loss: f64,
+    /// Norm of the gradient before clipping.
+    #[serde(with = "lossless")]
+    pub gradient_norm: f64,
+    /// Learning rate of the UNet.
+    pub lr: f64,
+    /// Seconds of the step.
+    pub secs: f64,
+    /// Seconds of them spent waiting for data.
+    pub data_secs: f64,
+}
+
+/// The test loss.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TestMetrics {
+    /// Steps done.
+    pub step: u64,
+    /// Samples seen.
+    pub samples: u64,
+    /// Mean over all test samples.
+    #[serde(with = "lossless")]
+    pub loss: f64,
+    /// By noise level, from little noise to much.
+    pub bins: Vec<SigmaBin>,
+    /// Time it took, in seconds.
+    pub secs: f64,
+}
+
+/// The test loss in a range of noise levels.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SigmaBin {
+    /// Lower end, exclusive.
+    pub from: f64,
+    /// Upper end, inclusive.
+    pub to: f64,
+    /// Mean of its samples.
+    #[serde(with = "lossless")]
+    pub loss: f64,
+    /// Standard error of the mean.
+    #[serde(with = "lossless")]
+    pub standard_error: f64,
+    /// Samples.
+    pub count: u64,
+}
+
+/// Appends events to `metrics.jsonl`.
+#[derive(Debug)]
+pub struct Writer {
+    path: PathBuf,
+    file: File,
+}
+
+impl Writer {
+    /// Opens the run's event file for appending; a last line cut by a crash is ended first.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn open(run_dir: &Path) -> Result<Self> {
+        let path = run_dir.join(FILE);
+        let unfinished = std::fs::read(&path).is_ok_and(|bytes| bytes.last().is_some_and(|&byte| byte != b'\n'));
+        let mut file = OpenOptions::new().create(true).append(true).open(&path).map_err(Error::io(&path))?;
+        if unfinished {
+            file.write_all(b"\n").map_err(Error::io(&path))?;
+        }
+        Ok(Self { path, file })
+    }
+
+    /// Writes one event.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn write(&mut self, event: &Event) -> Result<()> {
+        let mut line = serde_json::to_string(event).expect("events are plain data that JSON can hold");
+        line.push('\n');
+        self.file.write_all(line.as_bytes()).map_err(Error::io(&self.path))
+    }
+}
+
+/// All events of a run, in the order of writing. Lines that no event can be read from, as a crash leaves, are passed
+/// over.
+///
+/// # Errors
+/// [`Error::Io`] where the run has no `metrics.jsonl`.
+pub fn read(run_dir: &Path) -> Result<Vec<Event>> {
+    let path = run_dir.join(FILE);
+    let file = File::open(&path).map_err(Error::io(&path))?;
+    let lines = BufReader::new(file).split(b'\n').collect::<std::io::Result<Vec<_>>>().map_err(Error::io(&path))?;
+    Ok(lines.iter().filter_map(|line| serde_json::from_slice(line).ok()).collect())
+}
+
+const FILE: &str = "metrics.jsonl";
+
+/// Numbers as JSON numbers, or as strings where they are not finite.
+mod lossless {
+    use super::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+        if value.is_finite() { value.serialize(serializer) } else { value.to_string().serialize(serializer) }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Number {
+            Finite(f64),
+            Text(String),
+        }
+        match Number::deserialize(deserializer)? {
+            Number::Finite(value) => Ok(value),
+            Number::Text(text) => text.parse().map_err(serde::de::Error::custom),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step(step: u64, loss: f64) -> Event {
+        let metrics = StepMetrics {
+            step,
+            samples: 32 * step,
+            epoch: 0,
+            loss,
+            gradient_norm: f64::INFINITY,
+            lr: 1e-4,
+            secs: 0.5,
+            data_secs: 0.0,
+        };
+        Event::Step(metrics)
+    }
+
+    #[test]
+    fn events_come_back_as_written_even_when_not_finite() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let mut writer = Writer::open(dir.path()).expect("opens");
+        writer.write(&step(1, 0.1 + 0.2)).expect("writes");
+        writer.write(&step(2, f64::NAN)).expect("writes");
+        let events = read(dir.path()).expect("reads");
+        assert_eq!(events[0], step(1, 0.1 + 0.2));
+        let Event::Step(second) = &events[1] else { panic!("{events:?}") };
+        assert!(second.loss.is_nan() && second.gradient_norm == f64::INFINITY);
+    }
+
+    #[test]
+    fn a_line_cut_by_a_crash_costs_that_line_only() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        Writer::open(dir.path()).expect("opens").write(&step(1, 0.5)).expect("writes");
+        let mut file = OpenOptions::new().append(true).open(dir.path().join(FILE)).expect("opens");
+        file.write_all(b"{\"event\":\"step\",\"st").expect("writes");
+        Writer::open(dir.path()).expect("opens").write(&step(2, 0.25)).expect("writes");
+        let events = read(dir.path()).expect("reads");
+        assert_eq!(events.len(), 2);
+        assert!(matches!(&events[1], Event::Step(metrics) if metrics.step == 2));
+    }
+}

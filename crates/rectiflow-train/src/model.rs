@@ -1,0 +1,63 @@
+//! Models by folder: the base that a run starts from, and any folder that one samples or exports from, checkpoints of
+//! this trainer included.
+
+use std::path::Path;
+
+use rectiflow_sdxl::{
+    clip::ClipText,
+    flow::ObjectiveSettings,
+    model::{Component, Model, OpenOptions},
+    unet::UNet,
+    vae::Vae,
+    weights::Parameters,
+};
+use tch::Device;
+
+use crate::{
+    checkpoint::{Saved, component_folder, is_checkpoint},
+    error::Result,
+};
+
+/// Opens a whole model: a diffusers folder, or a checkpoint whose frozen parts are where it says and unchanged.
+///
+/// # Errors
+/// [`Error::Model`], or [`Error::Checkpoint`] where a frozen part is gone or different.
+pub fn open(path: &Path, options: &OpenOptions) -> Result<Model> {
+    let folder = |component| component_folder(path, component);
+    let model = Model {
+        unet: UNet::open(&folder(Component::UNet)?, options)?,
+        clip_l: ClipText::open(&folder(Component::ClipL)?, Component::ClipL, options)?,
+        clip_g: ClipText::open(&folder(Component::ClipG)?, Component::ClipG, options)?,
+        vae: Vae::open(&folder(Component::Vae)?, options)?,
+        parameterization: match objective(path)? {
+            Some(objective) => Some(objective.parameterization),
+            None => rectiflow_sdxl::model::parameterization(path)?,
+        },
+        scheduler: rectiflow_sdxl::model::scheduler(path)?,
+    };
+    model.check_fit(&path.display().to_string())?;
+    Ok(model)
+}
+
+/// What a checkpoint's UNet was trained to predict; `None` for a folder of another origin.
+///
+/// # Errors
+/// [`Error::Checkpoint`].
+pub fn objective(path: &Path) -> Result<Option<ObjectiveSettings>> {
+    if is_checkpoint(path) { Ok(Some(Saved::read(path)?.objective)) } else { Ok(None) }
+}
+
+/// The tensors of one component.
+pub(crate) fn parameters(model: &Model, component: Component) -> &Parameters {
+    match component {
+        Component::UNet => &model.unet.parameters,
+        Component::ClipL => &model.clip_l.parameters,
+        Component::ClipG => &model.clip_g.parameters,
+        Component::Vae => &model.vae.parameters,
+    }
+}
+
+/// Where a run's tensors live and which start from random weights.
+pub(crate) fn base_options(device: Device, random: &[Component], seed: u64) -> OpenOptions {
+    OpenOptions { device, random: random.to_vec(), seed, ..OpenOptions::default() }
+}

@@ -1,0 +1,132 @@
+//! AdamW on flat vectors (Loshchilov and Hutter 2019, algorithm 2), number for number PyTorch's.
+
+use std::ops::Range;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tch::{Tensor, no_grad};
+
+use crate::flat::part;
+
+/// `[optimizer]`: AdamW. The defaults are the article's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdamWConfig {
+    /// Decay of the mean of gradients, 0 to 1 exclusive.
+    pub beta1: f64,
+    /// Decay of the mean of squared gradients, 0 to 1 exclusive.
+    pub beta2: f64,
+    /// Added to the denominator; the update is damped where gradients are smaller than this.
+    pub eps: f64,
+    /// Decoupled weight decay, on all trained parameters.
+    pub weight_decay: f64,
+}
+
+impl Default for AdamWConfig {
+    fn default() -> Self {
+        Self { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1 }
+    }
+}
+
+impl AdamWConfig {
+    /// What is wrong with these settings: (key, reason) pairs.
+    pub(crate) fn problems(&self) -> Vec<(String, String)> {
+        let mut problems = Vec::new();
+        for (key, value) in [("beta1", self.beta1), ("beta2", self.beta2)] {
+            if !(0.0..1.0).contains(&value) {
+                problems
+                    .push((format!("optimizer.{key}"), format!("expected 0 up to, not including, 1, found {value}")));
+            }
+        }
+        for (key, value) in [("eps", self.eps), ("weight_decay", self.weight_decay)] {
+            if !(value >= 0.0 && value.is_finite()) {
+                problems.push((format!("optimizer.{key}"), format!("expected a number of at least 0, found {value}")));
+            }
+        }
+        problems
+    }
+}
+
+/// The optimiser's memory: two vectors as long as the parameters.
+#[derive(Debug)]
+pub struct AdamW {
+    config: AdamWConfig,
+    /// Mean of gradients, `[n]` fp32.
+    pub mean: Tensor,
+    /// Mean of squared gradients, `[n]` fp32.
+    pub mean_square: Tensor,
+}
+
+impl AdamW {
+    /// A fresh optimiser for `values` `[n]`.
+    pub fn new(config: AdamWConfig, values: &Tensor) -> Self {
+        Self { config, mean: values.zeros_like(), mean_square: values.zeros_like() }
+    }
+
+    /// Update number `update` (from 1) of `values` by `gradients`; `rates` gives each part's learning rate.
+    pub fn update(&mut self, values: &Tensor, gradients: &Tensor, update: u64, rates: &[(Range<i64>, f64)]) {
+        let AdamWConfig { beta1, beta2, eps, weight_decay } = self.config;
+        no_grad(|| {
+            let _ = self.mean.lerp_(gradients, 1.0 - beta1);
+            self.mean_square *= beta2;
+            self.mean_square += gradients.square() * (1.0 - beta2);
+            let correction1 = 1.0 - beta1.powf(update as f64);
+            let correction2 = (1.0 - beta2.powf(update as f64)).sqrt();
+            for (range, rate) in rates {
+                let mut values = part(values, range);
+                let mut denominator = part(&self.mean_square, range).sqrt();
+                denominator /= correction2;
+                denominator += eps;
+                values *= 1.0 - rate * weight_decay;
+                values -= part(&self.mean, range) / denominator * (rate / correction1);
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Kind;
+
+    /// torch.optim.AdamW of torch 2.13.0, by scripts/golden/adamw.py.
+    #[derive(Deserialize)]
+    struct Golden {
+        weight_decay: f64,
+        rate: f64,
+        start: Vec<f64>,
+        gradients: Vec<Vec<f64>>,
+        values: Vec<Vec<f64>>,
+    }
+
+    #[test]
+    fn updates_equal_pytorch() {
+        let cases: Vec<Golden> =
+            serde_json::from_str(include_str!("../tests/golden/adamw.json")).expect("the golden file is JSON");
+        assert_eq!(cases.len(), 2);
+        for case in cases {
+            let values = Tensor::from_slice(&case.start).to_kind(Kind::Float);
+            let config = AdamWConfig { weight_decay: case.weight_decay, ..AdamWConfig::default() };
+            let mut optimizer = AdamW::new(config, &values);
+            for (index, (gradient, wanted)) in case.gradients.iter().zip(&case.values).enumerate() {
+                let gradient = Tensor::from_slice(gradient).to_kind(Kind::Float);
+                // Two parts of equal rate: the split must not show.
+                let rates = [(0..2, case.rate), (2..case.start.len() as i64, case.rate)];
+                optimizer.update(&values, &gradient, index as u64 + 1, &rates);
+                let wanted = Tensor::from_slice(wanted).to_kind(Kind::Float);
+                let error = (&values - &wanted).norm() / wanted.norm();
+                assert!(f64::try_from(&error).expect("a scalar") < 1e-6, "update {}: {error}", index + 1);
+            }
+        }
+    }
+
+    #[test]
+    fn a_part_without_rate_keeps_its_values() {
+        let values = Tensor::from_slice(&[1f32, 2.0, 3.0, 4.0]);
+        let mut optimizer = AdamW::new(AdamWConfig::default(), &values);
+        optimizer.update(&values, &Tensor::ones([4], (Kind::Float, tch::Device::Cpu)), 1, &[(0..2, 0.1), (2..4, 0.0)]);
+        let after = Vec::<f32>::try_from(&values).expect("a vector");
+        assert!(after[0] < 1.0 && after[1] < 2.0);
+        assert_eq!(after[2..], [3.0, 4.0]);
+    }
+}

@@ -1,0 +1,191 @@
+//! The test loss: the same (sample, prompt, time, noise) tuples at every measurement.
+//!
+//! Times are uniform, one quantile cell a test sample, so that every noise level is looked at; cells and noise are
+//! keyed by the sample's id, so that neither batch size nor the number of ranks changes a tuple.
+
+use std::collections::HashMap;
+
+use rectiflow_data::{
+    batch::{MicroBatch, Source},
+    fixed::test_batches,
+    manifest::Split,
+    order::RankOf,
+    record::SampleId,
+    rng::{Purpose, Rng, key_u64},
+};
+use rectiflow_sdxl::sample::initial_noise;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tch::{Tensor, no_grad};
+
+use crate::{
+    error::Result,
+    metrics::SigmaBin,
+    step::{Stepper, latent_size},
+};
+
+/// `[test]`: the test loss.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct TestConfig {
+    /// Steps from one measurement to the next; the first is before training, the last at its end.
+    pub every_steps: u64,
+    /// Equal ranges of noise levels to report apart, 1 to 100.
+    pub bins: usize,
+}
+
+impl Default for TestConfig {
+    fn default() -> Self {
+        Self { every_steps: 500, bins: 10 }
+    }
+}
+
+impl TestConfig {
+    /// What is wrong with these settings: (key, reason) pairs.
+    pub(crate) fn problems(&self) -> Vec<(String, String)> {
+        let mut problems = Vec::new();
+        if self.every_steps == 0 {
+            problems.push(("test.every_steps".into(), "expected at least 1, found 0".into()));
+        }
+        if !(1..=100).contains(&self.bins) {
+            problems.push(("test.bins".into(), format!("expected 1 to 100, found {}", self.bins)));
+        }
+        problems
+    }
+}
+
+/// The fixed table of a run.
+#[derive(Debug)]
+pub(crate) struct TestTable {
+    seed: u64,
+    micro_batch: usize,
+    bins: usize,
+    times: HashMap<SampleId, f64>,
+}
+
+impl TestTable {
+    /// The table of all test samples of `sources`.
+    pub(crate) fn new(sources: &[Source], seed: u64, micro_batch: usize, bins: usize) -> Result<Self> {
+        let mut ids = Vec::new();
+        for source in sources {
+            for bucket in source.dataset.buckets(Split::Test) {
+                ids.extend(source.dataset.records(Split::Test, bucket.bucket)?.into_iter().map(|record| record.id));
+            }
+        }
+        Ok(Self { seed, micro_batch, bins, times: times(ids, seed) })
+    }
+
+    /// Number of test samples; a sample that is in two data sets counts once.
+    pub(crate) fn len(&self) -> usize {
+        self.times.len()
+    }
+
+    /// Mean loss and the loss by noise level. `None` where there is no test split.
+    pub(crate) fn measure(&self, stepper: &Stepper, sources: &[Source]) -> Result<Option<(f64, Vec<SigmaBin>)>> {
+        if self.times.is_empty() {
+            return Ok(None);
+        }
+        let mut bins = vec![Sums::default(); self.bins];
+        for batch in test_batches(sources, self.micro_batch, self.seed, RankOf::ONLY)? {
+            let batch = batch?;
+            let times: Vec<f64> = batch.ids.iter().map(|id| self.times[id]).collect();
+            let losses = no_grad(|| stepper.losses(&batch, &self.noise(&batch), &times))?;
+            let losses = Vec::<f32>::try_from(losses.to_device(tch::Device::Cpu)).expect("losses are an fp32 vector");
+            for ((loss, time), weight) in losses.iter().zip(&times).zip(&batch.weights) {
+                bins[bin_of(*time, self.bins)].add(f64::from(*loss), f64::from(*weight));
+            }
+        }
+        let total = bins.iter().fold(Sums::default(), |a, b| a.plus(b));
+        let width = 1.0 / self.bins as f64;
+        let bins = bins.iter().enumerate().map(|(i, sums)| sums.bin(i as f64 * width, (i + 1) as f64 * width));
+        Ok(Some((total.mean(), bins.collect())))
+    }
+
+    fn noise(&self, batch: &MicroBatch) -> Tensor {
+        let mut size = latent_size(batch);
+        size[0] = 1;
+        let noise = |id: &SampleId| initial_noise(key_u64(self.seed, Purpose::TestLoss, &[id.0]), &size);
+        Tensor::cat(&batch.ids.iter().map(noise).collect::<Vec<_>>(), 0)
+    }
+}
+
+/// A time for each sample: shuffled by key, each in a cell of its own, at the cell's middle.
+fn times(mut ids: Vec<SampleId>, seed: u64) -> HashMap<SampleId, f64> {
+    ids.sort_unstable_by_key(|id| id.0);
+    ids.dedup();
+    Rng::keyed(seed, Purpose::TestLoss, &[]).shuffle(&mut ids);
+    let count = ids.len() as f64;
+    ids.into_iter().enumerate().map(|(cell, id)| (id, (cell as f64 + 0.5) / count)).collect()
+}
+
+fn bin_of(time: f64, bins: usize) -> usize {
+    ((time * bins as f64).ceil() as usize).clamp(1, bins) - 1
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Sums {
+    count: f64,
+    sum: f64,
+    squares: f64,
+}
+
+impl Sums {
+    fn add(&mut self, loss: f64, weight: f64) {
+        self.count += weight;
+        self.sum += weight * loss;
+        self.squares += weight * loss * loss;
+    }
+
+    fn plus(self, other: &Self) -> Self {
+        Self { count: self.count + other.count, sum: self.sum + other.sum, squares: self.squares + other.squares }
+    }
+
+    fn mean(&self) -> f64 {
+        if self.count > 0.0 { self.sum / self.count } else { 0.0 }
+    }
+
+    fn bin(&self, from: f64, to: f64) -> SigmaBin {
+        let variance = if self.count > 1.0 {
+            ((self.squares - self.count * self.mean() * self.mean()) / (self.count - 1.0)).max(0.0)
+        } else {
+            0.0
+        };
+        let standard_error = if self.count > 0.0 { (variance / self.count).sqrt() } else { 0.0 };
+        SigmaBin { from, to, loss: self.mean(), standard_error, count: self.count as u64 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_fill_their_cells_whatever_the_order_of_ids() {
+        let ids: Vec<SampleId> = (0..40).map(SampleId).collect();
+        let mut reversed = ids.clone();
+        reversed.reverse();
+        let table = times(ids, 5);
+        assert_eq!(table, times(reversed, 5));
+        let mut all: Vec<f64> = table.values().copied().collect();
+        all.sort_by(f64::total_cmp);
+        assert!(all.iter().enumerate().all(|(i, t)| (t - (i as f64 + 0.5) / 40.0).abs() < 1e-12));
+        assert_ne!(table, times((0..40).map(SampleId).collect(), 6));
+    }
+
+    #[test]
+    fn bins_hold_their_upper_end() {
+        assert_eq!([0.0, 0.05, 0.1, 0.1001, 1.0].map(|t| bin_of(t, 10)), [0, 0, 0, 1, 9]);
+    }
+
+    #[test]
+    fn padding_of_weight_zero_does_not_count() {
+        let mut sums = Sums::default();
+        for (loss, weight) in [(1.0, 1.0), (3.0, 1.0), (100.0, 0.0)] {
+            sums.add(loss, weight);
+        }
+        let bin = sums.bin(0.0, 0.1);
+        assert_eq!((bin.loss, bin.count), (2.0, 2));
+        // Sample standard deviation sqrt(2), over the square root of 2.
+        assert!((bin.standard_error - 1.0).abs() < 1e-12);
+    }
+}
