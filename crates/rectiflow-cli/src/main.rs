@@ -1,2 +1,86 @@
-//! The command `rectiflow`.
-fn main() {}
+//! The command `rectiflow`: a contents page. It parses, dispatches, and turns how a command ended into an exit code.
+//!
+//! One subcommand a file: its arguments (`Args`) and `run`, which returns an [`answer::Answer`]. Standard output gets
+//! that answer and nothing else, once, at the end; progress and logs go to standard error.
+
+mod answer;
+mod export;
+mod forward;
+mod inspect;
+mod log;
+mod numbers;
+mod plot;
+mod progress;
+mod report;
+mod report_charts;
+mod run_record;
+mod sample;
+mod schedule;
+mod signals;
+mod tokens;
+mod train;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use answer::Answer;
+
+/// Turns captioned images into a rectified-flow SDXL: prepare, train, sample, export.
+///
+/// Exit codes: 0 done, 1 failed, 2 wrong arguments or settings, 130 interrupted, 143 terminated (both after saving).
+#[derive(Debug, Parser)]
+#[command(name = "rectiflow", version, max_term_width = 100, propagate_version = true)]
+struct Cli {
+    /// Print the answer as one JSON object, last on standard output; progress and logs stay on standard error.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Inspect(inspect::Args),
+    Train(train::Args),
+    Sample(sample::Args),
+    Export(export::ExportArgs),
+    Import(export::ImportArgs),
+    Report(report::Args),
+    Schedule(schedule::Args),
+    Tokens(tokens::Args),
+    Forward(forward::Args),
+}
+
+fn main() -> ExitCode {
+    let Cli { json, command } = Cli::parse();
+    log::start();
+    match run(command) {
+        Ok(answer) => answer.print(json),
+        Err(error) => answer::fail(&error, json),
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<Answer> {
+    match command {
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Train(args) => train::run(&args),
+        Command::Sample(args) => sample::run(&args),
+        Command::Export(args) => export::export(&args),
+        Command::Import(args) => export::import(&args),
+        Command::Report(args) => report::run(&args),
+        Command::Schedule(args) => schedule::run(&args),
+        Command::Tokens(args) => Ok(tokens::run(&args)),
+        Command::Forward(args) => forward::run(&args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        super::Cli::command().debug_assert();
+    }
+}

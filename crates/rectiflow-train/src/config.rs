@@ -357,7 +357,11 @@ impl Checked {
 /// Components that can be trained or started from random weights.
 const TRAINABLE: [Component; 3] = [Component::UNet, Component::ClipL, Component::ClipG];
 
-fn parse_device(name: &str) -> std::result::Result<Device, String> {
+/// A device by its name: `cpu`, `cuda` or `cuda:N`.
+///
+/// # Errors
+/// What was expected and found, as one sentence.
+pub fn parse_device(name: &str) -> std::result::Result<Device, String> {
     let expected = || format!("expected cpu, cuda or cuda:N, found \"{name}\"");
     let device = match name.split_once(':') {
         None if name == "cpu" => return Ok(Device::Cpu),

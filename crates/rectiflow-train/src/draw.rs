@@ -58,8 +58,11 @@ pub fn draw(
     Ok(pictures(&decode(&model.vae, &latents)?))
 }
 
-/// `[b, h, w, 3]` u8 as pictures.
-fn pictures(pixels: &Tensor) -> Vec<Picture> {
+/// `[b, h, w, 3]` u8 on the CPU, as [`decode`] gives them, as pictures.
+///
+/// # Panics
+/// If the tensor is something else.
+pub fn pictures(pixels: &Tensor) -> Vec<Picture> {
     let size = pixels.size();
     let (height, width) = (size[1] as u32, size[2] as u32);
     let bytes = Vec::<u8>::try_from(pixels.flatten(0, -1)).expect("decoded pictures are bytes on the CPU");

@@ -1,0 +1,63 @@
+//! `rectiflow forward`: one forward pass from tensors in a file, for checking against other implementations.
+
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+use rectiflow_sdxl::{
+    forward::{Pass, forward},
+    model::OpenOptions,
+};
+use serde_json::{Map, Value, json};
+
+use crate::answer::Answer;
+
+/// Run one forward pass on tensors from a file, to compare a model with another implementation of it.
+///
+/// Tensors by name, all in fp32: the unet takes `sample`, `timestep`, `encoder_hidden_states`, `text_embeds` and
+/// `time_ids` and gives `sample`; the text encoders take `input_ids` and give `hidden` (penultimate states) and `pooled`;
+/// vae-encode takes `pixels` in -1 to 1 and gives `mean` and `logvar`; vae-decode takes `latents` and gives `pixels`. No
+/// scaling factor is applied.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Which part of the model to run.
+    #[arg(value_enum)]
+    part: Part,
+    /// A diffusers model folder, or the folder of this one part, with its config.json.
+    #[arg(long)]
+    model: PathBuf,
+    /// The safetensors file with the input tensors.
+    #[arg(long)]
+    input: PathBuf,
+    /// The safetensors file to write.
+    #[arg(long)]
+    output: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Part {
+    Unet,
+    ClipL,
+    ClipG,
+    VaeEncode,
+    VaeDecode,
+}
+
+impl From<Part> for Pass {
+    fn from(part: Part) -> Self {
+        match part {
+            Part::Unet => Self::UNet,
+            Part::ClipL => Self::ClipL,
+            Part::ClipG => Self::ClipG,
+            Part::VaeEncode => Self::VaeEncode,
+            Part::VaeDecode => Self::VaeDecode,
+        }
+    }
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
+    let written = forward(args.part.into(), &args.model, &args.input, &args.output, &OpenOptions::default())?;
+    let output = args.output.display();
+    let lines: Vec<String> = written.iter().map(|(name, shape)| format!("{output}: {name} {shape:?}")).collect();
+    let shapes: Map<String, Value> = written.iter().map(|(name, shape)| ((*name).to_owned(), json!(shape))).collect();
+    Ok(Answer::done(lines.join("\n"), json!({ "output": args.output, "tensors": shapes })))
+}

@@ -1,0 +1,236 @@
+//! `rectiflow inspect`: what is in a packed data set, and whether it is still what was written.
+
+use std::{
+    cmp::Reverse,
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::Context;
+use half::f16;
+use rectiflow_data::{
+    dataset::{BucketShape, Dataset, Split},
+    grid::Grid,
+    loader::{Amount, ChunkShares, Loader, RankOf, Source},
+    manifest::Bucket,
+    picture::Picture,
+    prompt::{self, PromptSettings},
+    rng::{Purpose, Rng},
+};
+use rectiflow_sdxl::{model::OpenOptions, sample::decode, vae::Vae};
+use rectiflow_train::{
+    config::{Checked, Recipe},
+    draw::pictures,
+};
+use serde_json::{Value, json};
+use tch::{Kind, Tensor};
+
+use crate::{
+    answer::Answer,
+    numbers::{bytes, grouped, short, table},
+    progress::Progress,
+};
+
+/// Show what is in a packed data set: buckets, counts, prompts, pictures; check that no byte has changed.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The folder that `rectiflow prep` wrote.
+    dataset: PathBuf,
+    /// Read everything and compare it with its checksums; exit with 1 if anything is damaged.
+    #[arg(long)]
+    verify: bool,
+    /// Show so many prompts as the model will read them.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    prompts: usize,
+    /// Draw prompts at the rates of this recipe's first data set, and show how well its batches keep long and short
+    /// prompts apart.
+    #[arg(long, value_name = "RECIPE")]
+    recipe: Option<PathBuf>,
+    /// Override a key of that recipe, e.g. --set data.prompt.dropped=0; may be repeated.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE", requires = "recipe")]
+    overrides: Vec<String>,
+    /// Decode a few pictures of each bucket into this PNG file.
+    #[arg(long, value_name = "FILE.png", requires = "vae")]
+    sheet: Option<PathBuf>,
+    /// The VAE for --sheet: its folder, or a diffusers model folder.
+    #[arg(long)]
+    vae: Option<PathBuf>,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
+    let dataset = Arc::new(Dataset::open(&args.dataset)?);
+    let mut text = describe(&args.dataset, &dataset);
+    let recipe = args.recipe.as_ref().map(|path| Recipe::load(path, &args.overrides)).transpose()?;
+    let settings = recipe.as_ref().map_or_else(PromptSettings::default, |r| r.recipe.data[0].prompt.clone());
+    let prompts = draw_prompts(&dataset, &settings, args.prompts)?;
+    let shares = recipe.as_ref().map(|recipe| chunk_shares(&dataset, &settings, recipe)).transpose()?;
+    if let Some(shares) = &shares {
+        let percent = |share: f64| short(100.0 * share, 3);
+        text += &format!(
+            "\n\nbatches of this recipe: {}% mix prompts of different length, {}% of their chunks are padding",
+            percent(shares.mixed_share()),
+            percent(shares.padded_share())
+        );
+    }
+    if !prompts.is_empty() {
+        let shown = prompts.iter().map(|prompt| if prompt.is_empty() { "(empty)" } else { prompt.as_str() });
+        text = format!("{text}\n\nprompts, one draw each\n{}", shown.collect::<Vec<_>>().join("\n"));
+    }
+    if let (Some(sheet), Some(vae)) = (&args.sheet, &args.vae) {
+        draw_sheet(&dataset, vae)?.write_png(sheet, &[])?;
+        text = format!("{text}\n\npictures: {}", sheet.display());
+    }
+    let damage = if args.verify { verify(&dataset) } else { Vec::new() };
+    if args.verify {
+        let objects = dataset.manifest().objects.len();
+        let verdict = match damage.as_slice() {
+            [] => format!("verified: all {objects} objects are as they were written"),
+            damage => format!("damaged: {} of {objects} objects\n{}", damage.len(), damage.join("\n")),
+        };
+        text = format!("{text}\n\n{verdict}");
+    }
+    let failed = !damage.is_empty();
+    let answer = Answer::done(text, as_json(args, &dataset, &prompts, &damage));
+    Ok(if failed { answer.failed() } else { answer })
+}
+
+/// A bucket with the rows of both splits.
+struct Counts {
+    size: (u32, u32),
+    train: u64,
+    test: u64,
+}
+
+/// All buckets, the fullest first.
+fn counts(dataset: &Dataset) -> Vec<Counts> {
+    let rows = |split| dataset.buckets(split).into_iter().map(|shape: BucketShape| (shape.bucket, shape.num_rows));
+    let train: BTreeMap<u32, u64> = rows(Split::Train).collect();
+    let test: BTreeMap<u32, u64> = rows(Split::Test).collect();
+    let count = |(bucket, size): (u32, &Bucket)| Counts {
+        size: (size.width_px, size.height_px),
+        train: train.get(&bucket).copied().unwrap_or(0),
+        test: test.get(&bucket).copied().unwrap_or(0),
+    };
+    let mut counts: Vec<Counts> = (0..).zip(&dataset.manifest().buckets).map(count).collect();
+    counts.sort_by_key(|counts| Reverse(counts.train + counts.test));
+    counts
+}
+
+fn describe(path: &Path, dataset: &Dataset) -> String {
+    let manifest = dataset.manifest();
+    let codec = &manifest.codec;
+    let counts = counts(dataset);
+    let total = |side: fn(&Counts) -> u64| grouped(counts.iter().map(side).sum());
+    let mut rows = vec![["bucket", "train", "test"].map(str::to_owned).to_vec()];
+    rows.extend(counts.iter().map(|counts| {
+        let (width, height) = counts.size;
+        vec![format!("{width}x{height}"), grouped(counts.train), grouped(counts.test)]
+    }));
+    let latents: u64 = manifest.objects.iter().map(|object| manifest.latents_bytes(object)).sum();
+    let texts: u64 = manifest.objects.iter().map(|object| object.text_bytes).sum();
+    format!(
+        "{}: {} training and {} test pictures in {} buckets, {} objects, {} of latents, {} of text\n\
+         VAE: {} (scaling factor {}, 1/{} of the size, {} channels, BLAKE3 {})\n\
+         identity: {}\n\n{}",
+        path.display(),
+        total(|counts| counts.train),
+        total(|counts| counts.test),
+        counts.len(),
+        manifest.objects.len(),
+        bytes(latents),
+        bytes(texts),
+        codec.vae,
+        codec.scaling_factor,
+        codec.down_factor,
+        codec.channels,
+        codec.hash.get(..16).unwrap_or(&codec.hash),
+        dataset.identity(),
+        table(&rows)
+    )
+}
+
+fn as_json(args: &Args, dataset: &Dataset, prompts: &[String], damage: &[String]) -> Value {
+    let counts = counts(dataset);
+    let buckets: Vec<Value> = counts
+        .iter()
+        .map(|c| json!({ "width_px": c.size.0, "height_px": c.size.1, "train": c.train, "test": c.test }))
+        .collect();
+    json!({
+        "dataset": args.dataset,
+        "identity": dataset.identity(),
+        "codec": dataset.manifest().codec,
+        "num_train": counts.iter().map(|c| c.train).sum::<u64>(),
+        "num_test": counts.iter().map(|c| c.test).sum::<u64>(),
+        "num_objects": dataset.manifest().objects.len(),
+        "buckets": buckets,
+        "prompts": prompts,
+        "verified": args.verify,
+        "damage": damage,
+    })
+}
+
+/// What is damaged, one line an object.
+fn verify(dataset: &Dataset) -> Vec<String> {
+    let objects = &dataset.manifest().objects;
+    let mut progress = Progress::new("verify", "objects", 0, objects.len() as u64);
+    let mut damage = Vec::new();
+    for (index, object) in objects.iter().enumerate() {
+        damage.extend(dataset.verify_object(index).err().map(|error| error.to_string()));
+        progress.set(index as u64 + 1, &object.latents);
+    }
+    progress.finish();
+    damage
+}
+
+/// Prompts of pictures from all buckets: of bucket after bucket the first rows, which are in random order.
+fn draw_prompts(dataset: &Dataset, settings: &PromptSettings, count: usize) -> anyhow::Result<Vec<String>> {
+    let buckets = if count == 0 { Vec::new() } else { dataset.buckets(Split::Train) };
+    let each = count.div_ceil(buckets.len().max(1));
+    let mut prompts = Vec::new();
+    for shape in buckets {
+        let records = dataset.records(Split::Train, shape.bucket)?;
+        prompts.extend(records.iter().take(each).map(|record| {
+            let mut rng = Rng::keyed(0, Purpose::Prompt, &[record.id.0, 0]);
+            prompt::draw(record, settings, &mut rng)
+        }));
+    }
+    prompts.truncate(count);
+    Ok(prompts)
+}
+
+/// Steps from which the shares of mixed and padded micro-batches are worked out.
+const SHARE_STEPS: u64 = 100;
+
+fn chunk_shares(dataset: &Arc<Dataset>, settings: &PromptSettings, recipe: &Checked) -> anyhow::Result<ChunkShares> {
+    let source = Source { dataset: dataset.clone(), prompt: settings.clone(), amount: Amount::Repeats(1.0) };
+    let loader = Loader::new(vec![source], recipe.order.clone(), RankOf::ONLY)?;
+    Ok(loader.chunk_shares(SHARE_STEPS)?)
+}
+
+/// Buckets and pictures of each that a sheet shows.
+const SHEET_BUCKETS: usize = 12;
+const SHEET_PICTURES: u64 = 6;
+
+/// The first pictures of the fullest buckets, as the VAE gives them back.
+fn draw_sheet(dataset: &Dataset, vae: &Path) -> anyhow::Result<Picture> {
+    let vae = Vae::open(vae, &OpenOptions::default())?;
+    let mut shapes = dataset.buckets(Split::Train);
+    shapes.sort_by_key(|shape| Reverse(shape.num_rows));
+    let columns = shapes.first().context("the data set has no training pictures")?.num_rows.min(SHEET_PICTURES);
+    // Every row of the sheet is full: buckets with fewer pictures than that are left out.
+    shapes.retain(|shape| shape.num_rows >= columns);
+    shapes.truncate(SHEET_BUCKETS);
+    let mut drawn = Vec::new();
+    for shape in &shapes {
+        let [channels, height, width] = dataset.latent_shape(shape.bucket);
+        let mut latents = vec![f16::ZERO; columns as usize * channels * height * width];
+        dataset.read_latents(Split::Train, shape.bucket, &(0..columns).collect::<Vec<_>>(), &mut latents)?;
+        let shape = [columns as i64, channels as i64, height as i64, width as i64];
+        let latents = Tensor::from_slice(&latents).view(shape).to_kind(Kind::Float);
+        drawn.extend(pictures(&decode(&vae, &(latents * vae.config.scaling_factor))?));
+    }
+    let labels: Vec<String> =
+        shapes.iter().map(|s| format!("{}x{} {} rows", s.width_px, s.height_px, s.num_rows)).collect();
+    Ok(Grid { row_labels: &labels, column_labels: &[], columns: columns as usize, pictures: &drawn }.draw())
+}

@@ -1,0 +1,172 @@
+//! What a training run left behind, read back for the report: events, pictures, settings, exports, times.
+//!
+//! Nothing but `metrics.jsonl` has to be there. After a resume steps appear twice; the later ones count.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use rectiflow_train::{
+    Result,
+    metrics::{self, Event, Start, StepMetrics, TestMetrics},
+};
+use serde::{Deserialize, Serialize};
+
+/// A run, as far as it went.
+#[derive(Debug, Default)]
+pub(crate) struct RunRecord {
+    /// Name of the run folder.
+    pub(crate) name: String,
+    /// One a process that worked on it.
+    pub(crate) starts: Vec<Start>,
+    /// In order of steps, each once.
+    pub(crate) steps: Vec<StepMetrics>,
+    /// In order of steps, each once.
+    pub(crate) tests: Vec<TestMetrics>,
+    /// Pictures sampled while it trained: step and file, in order; only files that are there.
+    pub(crate) previews: Vec<(u64, PathBuf)>,
+    /// Checkpoints written and the seconds that took, all together.
+    pub(crate) checkpoints: (usize, f64),
+    /// Whether the last process finished the recipe.
+    pub(crate) finished: bool,
+    /// What `rectiflow sample` left in `samples/`, one entry a prompt.
+    pub(crate) samples: Vec<Sampled>,
+    /// The recipe of the newest checkpoint, with every default.
+    pub(crate) recipe: Option<String>,
+    /// Files and folders in `export/` with their sizes in bytes.
+    pub(crate) exports: Vec<(String, u64)>,
+    /// What was done and how long it took.
+    pub(crate) timeline: Vec<Part>,
+}
+
+/// A line of `timeline.jsonl`, as a script that runs several commands writes it.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Part {
+    /// What was done.
+    pub(crate) part: String,
+    /// How long it took.
+    pub(crate) secs: f64,
+}
+
+/// A prompt and its pictures.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+pub(crate) struct Sampled {
+    /// What was asked for.
+    pub(crate) prompt: String,
+    /// Files, relative to the folder of `samples.json`.
+    pub(crate) images: Vec<PathBuf>,
+}
+
+/// The list of pictures that `rectiflow sample` writes beside them.
+pub(crate) const SAMPLES_FILE: &str = "samples.json";
+
+impl RunRecord {
+    /// Reads the run folder.
+    ///
+    /// # Errors
+    /// If there is no `metrics.jsonl`.
+    pub(crate) fn read(run_dir: &Path) -> Result<Self> {
+        let mut record = Self { name: name_of(run_dir), ..Self::default() };
+        record.take_events(metrics::read(run_dir)?, run_dir);
+        record.samples = samples(&run_dir.join("samples"));
+        record.recipe = newest_recipe(&run_dir.join("checkpoints"));
+        record.exports = sizes(&run_dir.join("export"));
+        record.timeline = timeline(&run_dir.join("timeline.jsonl"));
+        Ok(record)
+    }
+
+    fn take_events(&mut self, events: Vec<Event>, run_dir: &Path) {
+        let (mut steps, mut tests, mut previews) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        for event in events {
+            match event {
+                Event::Start(start) => {
+                    // What an earlier process did after the checkpoint was lost and is done again.
+                    steps.split_off(&(start.step + 1));
+                    tests.split_off(&(start.step + 1));
+                    previews.split_off(&(start.step + 1));
+                    self.finished = false;
+                    self.starts.push(start);
+                }
+                Event::Step(step) => drop(steps.insert(step.step, step)),
+                Event::Test(test) => drop(tests.insert(test.step, test)),
+                Event::Preview { step, name, .. } => {
+                    let path = run_dir.join("previews").join(name);
+                    if path.is_file() {
+                        previews.insert(step, path);
+                    }
+                }
+                Event::Checkpoint { secs, .. } => {
+                    self.checkpoints = (self.checkpoints.0 + 1, self.checkpoints.1 + secs);
+                }
+                Event::End { reason, .. } => self.finished = reason == "finished",
+            }
+        }
+        self.steps = steps.into_values().collect();
+        self.tests = tests.into_values().collect();
+        self.previews = previews.into_iter().collect();
+    }
+
+    /// Seconds spent in steps.
+    pub(crate) fn training_secs(&self) -> f64 {
+        self.steps.iter().map(|step| step.secs).sum()
+    }
+
+    /// Samples seen when `step` steps were done.
+    pub(crate) fn samples_at(&self, step: u64) -> u64 {
+        let after = self.steps.partition_point(|metrics| metrics.step <= step);
+        after.checked_sub(1).map_or(0, |index| self.steps[index].samples)
+    }
+}
+
+fn name_of(run_dir: &Path) -> String {
+    let full = run_dir.canonicalize().unwrap_or_else(|_| run_dir.to_owned());
+    full.file_name().map_or_else(|| run_dir.display().to_string(), |name| name.to_string_lossy().into_owned())
+}
+
+/// The pictures that are there, with their full paths.
+fn samples(folder: &Path) -> Vec<Sampled> {
+    let text = fs::read_to_string(folder.join(SAMPLES_FILE)).unwrap_or_default();
+    let mut samples: Vec<Sampled> = serde_json::from_str(&text).unwrap_or_default();
+    for sampled in &mut samples {
+        sampled.images = sampled.images.iter().map(|image| folder.join(image)).filter(|path| path.is_file()).collect();
+    }
+    samples.retain(|sampled| !sampled.images.is_empty());
+    samples
+}
+
+fn newest_recipe(checkpoints: &Path) -> Option<String> {
+    let folders = fs::read_dir(checkpoints).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+    let newest = folders.filter(|folder| folder.join("recipe.toml").is_file()).max()?;
+    fs::read_to_string(newest.join("recipe.toml")).ok()
+}
+
+/// What lies in a folder, by name, with the bytes of all files below.
+fn sizes(folder: &Path) -> Vec<(String, u64)> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut sizes: Vec<(String, u64)> =
+        entries.map(|entry| (entry.file_name().to_string_lossy().into_owned(), size(&entry.path()))).collect();
+    sizes.sort();
+    sizes
+}
+
+fn size(path: &Path) -> u64 {
+    if path.is_dir() {
+        return fs::read_dir(path).into_iter().flatten().flatten().map(|entry| size(&entry.path())).sum();
+    }
+    path.metadata().map_or(0, |metadata| metadata.len())
+}
+
+/// Parts done twice count once, with the later time.
+fn timeline(path: &Path) -> Vec<Part> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let mut parts: Vec<Part> = Vec::new();
+    for part in text.lines().filter_map(|line| serde_json::from_str::<Part>(line).ok()) {
+        match parts.iter_mut().find(|known| known.part == part.part) {
+            Some(known) => known.secs = part.secs,
+            None => parts.push(part),
+        }
+    }
+    parts
+}

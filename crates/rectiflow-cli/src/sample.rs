@@ -1,0 +1,224 @@
+//! `rectiflow sample`: prompts to pictures, each a PNG that carries its settings, and all of them as a labelled grid.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context;
+use rectiflow_data::{grid::Grid, picture::Picture};
+use rectiflow_sdxl::{
+    flow::Parameterization,
+    model::{Model, OpenOptions},
+    sample::SampleSettings,
+    schedule::Schedule,
+};
+use rectiflow_train::{config::parse_device, draw::draw, model};
+use serde_json::json;
+use tch::Device;
+
+use crate::{
+    answer::{Answer, Misuse},
+    progress::Progress,
+    run_record::{SAMPLES_FILE, Sampled},
+};
+
+/// Draw pictures with a model: one PNG each, with its settings inside, and grid.png with all of them.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// A diffusers model folder or a training checkpoint.
+    #[arg(long)]
+    model: PathBuf,
+    /// What to draw; may be repeated for several rows of the grid.
+    #[arg(long = "prompt", value_name = "TEXT")]
+    prompts: Vec<String>,
+    /// A text file with one prompt a line, drawn after those of --prompt.
+    #[arg(long = "prompts", value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// What to steer away from; it counts where --cfg is above 1.
+    #[arg(long, default_value = "", hide_default_value = true)]
+    negative: String,
+    /// Steps of Euler's method, 1 to 1000.
+    #[arg(long, default_value_t = 28)]
+    steps: usize,
+    /// Which noise levels the steps visit; `rectiflow schedule` shows them.
+    #[arg(long, default_value_t = Schedule::Simple)]
+    schedule: Schedule,
+    /// How far the levels lean towards noise; 3 to 6 is the useful range. Flow models only.
+    #[arg(long, default_value_t = 6.0, allow_negative_numbers = true)]
+    shift: f64,
+    /// Guidance: how strongly the prompt is followed; 1 is none.
+    #[arg(long, default_value_t = 4.5, allow_negative_numbers = true)]
+    cfg: f64,
+    /// Seed of the noise; the same seed, settings and model give the same pictures.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Width and height in pixels, multiples of 8.
+    #[arg(long, default_value = "1024x1024", value_name = "WxH", value_parser = parse_size)]
+    size: (u32, u32),
+    /// Pictures for each prompt, drawn together from one noise.
+    #[arg(long, default_value_t = 1)]
+    batch: usize,
+    /// What the model predicts (flow, eps or v), where neither its metadata nor its scheduler says.
+    #[arg(long)]
+    parameterization: Option<Parameterization>,
+    /// Where to calculate: cpu, cuda or cuda:N.
+    #[arg(long, default_value = "cpu", value_parser = parse_device)]
+    device: Device,
+    /// The folder to write to; files of the same name are replaced.
+    #[arg(long, default_value = "samples", value_name = "DIR")]
+    out: PathBuf,
+}
+
+fn parse_size(text: &str) -> Result<(u32, u32), String> {
+    let expected = || format!("expected width x height in pixels, such as 1024x1024, found \"{text}\"");
+    let (width, height) = text.split_once('x').ok_or_else(expected)?;
+    Ok((width.parse().map_err(|_| expected())?, height.parse().map_err(|_| expected())?))
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
+    let prompts = args.all_prompts()?;
+    let model = model::open(&args.model, &OpenOptions { device: args.device, ..OpenOptions::default() })?;
+    let parameterization = args.parameterization_of(&model)?;
+    let settings = args.settings();
+    settings.latent_shape(&model.vae.config)?;
+    fs::create_dir_all(&args.out).with_context(|| format!("creating the folder {}", args.out.display()))?;
+
+    let total = (prompts.len() * settings.steps) as u64;
+    let mut progress = Progress::new("sample", "steps", 0, total);
+    let (mut pictures, mut samples, mut done) = (Vec::new(), Vec::<Sampled>::new(), 0);
+    for prompt in &prompts {
+        let texts = vec![prompt.clone(); args.batch];
+        let drawn = draw(&model, parameterization, &texts, &args.negative, &settings, &mut |_| {
+            done += 1;
+            progress.set(done, prompt);
+        })?;
+        let mut images = Vec::new();
+        for (position, picture) in drawn.into_iter().enumerate() {
+            pictures.push(picture);
+            images.push(args.write(prompt, position, pictures.len(), pictures.last().expect("just pushed"))?);
+        }
+        samples.push(Sampled { prompt: prompt.clone(), images });
+    }
+    progress.finish();
+    let grid = args.out.join("grid.png");
+    draw_grid(&prompts, args.batch, &pictures).write_png(&grid, &[("parameters", &args.parameters("", 0))])?;
+    let list = args.out.join(SAMPLES_FILE);
+    fs::write(&list, serde_json::to_string_pretty(&samples)?).with_context(|| format!("{}", list.display()))?;
+    let json = json!({ "out": args.out, "grid": grid, "samples": samples, "settings": settings });
+    Ok(Answer::done(format!("{} pictures and {}", pictures.len(), grid.display()), json))
+}
+
+impl Args {
+    fn all_prompts(&self) -> anyhow::Result<Vec<String>> {
+        let mut prompts = self.prompts.clone();
+        if let Some(path) = &self.file {
+            let text = fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
+            prompts.extend(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned));
+        }
+        if prompts.is_empty() {
+            return Err(
+                Misuse("nothing to draw: give --prompt TEXT, or --prompts FILE with one prompt a line".into()).into()
+            );
+        }
+        Ok(prompts)
+    }
+
+    fn settings(&self) -> SampleSettings {
+        SampleSettings {
+            steps: self.steps,
+            schedule: self.schedule,
+            shift: self.shift,
+            cfg: self.cfg,
+            seed: self.seed,
+            width_px: self.size.0,
+            height_px: self.size.1,
+            batch: self.batch,
+            size: None,
+        }
+    }
+
+    fn parameterization_of(&self, model: &Model) -> anyhow::Result<Parameterization> {
+        let missing = || {
+            let model = self.model.display();
+            Misuse(format!("{model} does not say what it predicts: add --parameterization flow, eps or v"))
+        };
+        Ok(self.parameterization.or(model.parameterization).ok_or_else(missing)?)
+    }
+
+    /// Writes the picture of a number, counted from 1; gives the name of its file.
+    fn write(&self, prompt: &str, position: usize, number: usize, picture: &Picture) -> anyhow::Result<PathBuf> {
+        let name = PathBuf::from(format!("{number:03}-{}.png", slug(prompt)));
+        picture.write_png(&self.out.join(&name), &[("parameters", &self.parameters(prompt, position))])?;
+        Ok(name)
+    }
+
+    /// The settings as AUTOMATIC1111's web interface writes them, which many viewers read.
+    fn parameters(&self, prompt: &str, position: usize) -> String {
+        let negative =
+            if self.negative.is_empty() { String::new() } else { format!("\nNegative prompt: {}", self.negative) };
+        let batch = match self.batch {
+            1 => String::new(),
+            batch => format!(", Batch size: {batch}, Batch pos: {position}"),
+        };
+        format!(
+            "{prompt}{negative}\nSteps: {}, Sampler: Euler, Schedule type: {}, CFG scale: {}, Seed: {}, Size: {}x{}, \
+             Model: {}, Shift: {}{batch}, Version: rectiflow {}",
+            self.steps,
+            self.schedule,
+            self.cfg,
+            self.seed,
+            self.size.0,
+            self.size.1,
+            model_name(&self.model),
+            self.shift,
+            env!("CARGO_PKG_VERSION")
+        )
+    }
+}
+
+/// Rows are prompts, columns the pictures of a batch; a batch of one is laid out as a square of captioned pictures.
+fn draw_grid(prompts: &[String], batch: usize, pictures: &[Picture]) -> Picture {
+    let columns: Vec<String> =
+        if batch == 1 { Vec::new() } else { (1..=batch).map(|n| format!("picture {n}")).collect() };
+    Grid { row_labels: prompts, column_labels: &columns, columns: batch, pictures }.draw()
+}
+
+fn model_name(path: &Path) -> String {
+    path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
+}
+
+/// The beginning of a prompt as part of a file name.
+fn slug(prompt: &str) -> String {
+    let words = prompt.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+    let mut slug = String::new();
+    for word in words {
+        if slug.len() + 1 + word.len() > 40 {
+            break;
+        }
+        if !slug.is_empty() {
+            slug.push('-');
+        }
+        slug += &word.to_ascii_lowercase();
+    }
+    if slug.is_empty() { "picture".to_owned() } else { slug }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_width_then_height() {
+        assert_eq!(parse_size("96x128"), Ok((96, 128)));
+        for wrong in ["96", "96x", "x128", "96x128x3", "-96x128", "96 x 128"] {
+            assert!(parse_size(wrong).unwrap_err().contains(wrong));
+        }
+    }
+
+    #[test]
+    fn file_names_begin_like_the_prompt() {
+        assert_eq!(slug("A Red, red apple/../etc on a white background and more"), "a-red-red-apple-etc-on-a-white");
+        assert_eq!(slug("猫"), "picture");
+    }
+}

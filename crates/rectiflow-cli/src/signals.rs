@@ -1,0 +1,48 @@
+//! Ctrl-C and SIGTERM: the first asks the work to stop after its current step, the second ends the process at once.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+};
+
+use signal_hook::{
+    consts::{SIGINT, SIGTERM},
+    flag,
+};
+
+/// Whether somebody has asked this process to stop.
+#[derive(Debug)]
+pub(crate) struct StopSignal {
+    asked: Arc<AtomicBool>,
+    which: Arc<AtomicUsize>,
+}
+
+impl StopSignal {
+    /// Takes over Ctrl-C and SIGTERM for the rest of the process.
+    pub(crate) fn listen() -> io::Result<Self> {
+        let (asked, which) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        for signal in [SIGINT, SIGTERM] {
+            // In this order: the exit is armed by the flag, which the first signal sets only afterwards.
+            flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&asked))?;
+            flag::register_usize(signal, Arc::clone(&which), signal as usize)?;
+            flag::register(signal, Arc::clone(&asked))?;
+        }
+        Ok(Self { asked, which })
+    }
+
+    /// Set once a signal has come.
+    pub(crate) fn flag(&self) -> &AtomicBool {
+        &self.asked
+    }
+
+    /// The signal that came last, if one did.
+    pub(crate) fn signal(&self) -> Option<i32> {
+        match self.which.load(Ordering::Relaxed) {
+            0 => None,
+            signal => i32::try_from(signal).ok(),
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! The command line from outside: what it answers, what it refuses, in which words and with which exit code.
+//!
+//! One table of arguments and expectations; what needs a data set, a model or a run is in `end_to_end.rs`.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::{
+    fs,
+    io::Read,
+    path::Path,
+    process::{Command, Output, Stdio},
+};
+
+use serde_json::Value;
+
+fn rectiflow(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rectiflow"));
+    command.args(arguments).env_remove("RUST_LOG").stdin(Stdio::null());
+    command.output().expect("the command starts")
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).expect("standard output is UTF-8")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).expect("standard error is UTF-8")
+}
+
+/// The answer as machines read it: the last line of standard output.
+fn json(output: &Output) -> Value {
+    let text = stdout(output);
+    serde_json::from_str(text.lines().last().expect("something is printed")).expect("the last line is JSON")
+}
+
+/// Arguments, exit code, and what standard error must hold. Each is a mistake that a newcomer makes.
+const MISTAKES: &[(&[&str], i32, &[&str])] = &[
+    (&[], 2, &["Usage: rectiflow", "train", "sample"]),
+    (&["trian"], 2, &["unrecognized subcommand 'trian'", "train"]),
+    (&["tokens"], 2, &["<TEXT>"]),
+    (&["schedule", "simpel"], 2, &["simpel", "simple"]),
+    (&["schedule", "simple", "--steps", "0"], 2, &["steps", "1 to 1000"]),
+    (&["schedule", "simple", "--shift", "-1"], 2, &["shift", "positive"]),
+    (&["forward", "vae", "--model", "m", "--input", "i", "--output", "o"], 2, &["vae-encode", "vae-decode"]),
+    (
+        &["forward", "unet", "--model", "nowhere", "--input", "absent.safetensors", "--output", "o"],
+        1,
+        &["absent.safetensors"],
+    ),
+    (&["inspect", "no/such/dataset"], 1, &["no/such/dataset", "manifest.json"]),
+    (&["inspect", "d", "--sheet", "x.png"], 2, &["--vae"]),
+    (&["train", "no-such-recipe.toml"], 1, &["no-such-recipe.toml"]),
+    (&["sample", "--model", "nowhere"], 2, &["--prompt"]),
+    (&["sample", "--model", "nowhere", "--prompt", "a", "--size", "96"], 2, &["1024x1024", "\"96\""]),
+    (&["sample", "--model", "nowhere", "--prompt", "a", "--device", "tpu"], 2, &["cpu, cuda or cuda:N", "tpu"]),
+    (&["sample", "--model", "nowhere", "--prompt", "a"], 1, &["nowhere"]),
+    (&["export", "--model", "m", "--format", "ckpt", "--out", "o"], 2, &["single-file", "diffusers"]),
+    (&["export", "--model", "nowhere", "--format", "diffusers", "--out", "o"], 1, &["nowhere"]),
+    (&["import", "absent.safetensors", "--out", "o"], 1, &["absent.safetensors"]),
+    (&["report", "no/such/run"], 1, &["no/such/run", "metrics.jsonl"]),
+];
+
+#[test]
+fn mistakes_are_explained_and_have_the_right_exit_code() {
+    for &(arguments, code, needles) in MISTAKES {
+        let output = rectiflow(arguments);
+        let message = stderr(&output);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {message}");
+        for needle in needles {
+            assert!(message.contains(needle), "{arguments:?} does not mention {needle}: {message}");
+        }
+        assert!(!message.contains("backtrace") && !message.contains("panicked"), "{arguments:?}: {message}");
+        assert_eq!(stdout(&output), "", "{arguments:?} answers nothing");
+    }
+}
+
+#[test]
+fn every_command_explains_itself() {
+    let output = rectiflow(&["--help"]);
+    assert!(output.status.success());
+    let overview = stdout(&output);
+    assert!(overview.contains("Exit codes"), "{overview}");
+    let commands = ["inspect", "train", "sample", "export", "import", "report", "schedule", "tokens", "forward"];
+    for command in commands {
+        let line = overview.lines().find(|line| line.trim_start().starts_with(command));
+        let line = line.unwrap_or_else(|| panic!("{command} is not in the overview"));
+        assert!(line.split_whitespace().count() > 5, "a sentence about {command}: {line}");
+        let help = rectiflow(&[command, "--help"]);
+        assert!(help.status.success(), "{command} --help");
+        // Every argument has a description: clap puts it on the line after the argument, or behind it.
+        let text = stdout(&help);
+        let bare = text.lines().zip(text.lines().skip(1)).find(|(line, next)| {
+            line.trim_start().starts_with("--") && !line.contains("   ") && next.trim().is_empty()
+        });
+        assert!(bare.is_none(), "{command}: no description for {bare:?}");
+    }
+}
+
+#[test]
+fn a_failure_is_an_object_for_machines_too() {
+    let output = rectiflow(&["inspect", "no/such/dataset", "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(json(&output)["error"].as_str().is_some_and(|message| message.contains("no/such/dataset")));
+    assert_eq!(json(&output)["exit"], 1);
+}
+
+#[test]
+fn tokens_are_those_of_hugging_face() {
+    let output = rectiflow(&["tokens", "A photo of a cat", "--json"]);
+    let answer = json(&output);
+    assert_eq!(answer.as_object().expect("an object").keys().collect::<Vec<_>>(), ["clip_g", "clip_l"]);
+    for (encoder, padding) in [("clip_l", 49407), ("clip_g", 0)] {
+        let ids: Vec<i64> = serde_json::from_value(answer[encoder][0].clone()).expect("a list of ids");
+        assert_eq!(ids[..7], [49406, 320, 1125, 539, 320, 2368, 49407], "{encoder}");
+        assert_eq!(ids[7..], [padding; 70], "{encoder}");
+        assert_eq!(answer[encoder].as_array().map(Vec::len), Some(1));
+    }
+    let text = stdout(&rectiflow(&["tokens", "A photo of a cat"]));
+    assert_eq!(
+        text,
+        "CLIP-L, chunk 1 of 1: 49406 320 1125 539 320 2368 49407 + 70 x 49407\n\
+         bigG, chunk 1 of 1: 49406 320 1125 539 320 2368 49407 + 70 x 0\n"
+    );
+    assert!(stdout(&rectiflow(&["tokens", ""])).contains("49406 49407 + 75 x 49407"));
+    let long = "cat ".repeat(300);
+    assert_eq!(json(&rectiflow(&["tokens", &long, "--json"]))["clip_l"].as_array().map(Vec::len), Some(3));
+    assert!(
+        stdout(&rectiflow(&["tokens", &long])).lines().all(|line| !line.contains(" x ")),
+        "full chunks have no padding"
+    );
+}
+
+#[test]
+fn schedules_are_lists_of_sigmas_and_pictures() {
+    let folder = tempfile::tempdir().unwrap();
+    let plot = folder.path().join("beta.svg");
+    let output = rectiflow(&["schedule", "beta", "--steps", "10", "--json", "--plot", plot.to_str().unwrap()]);
+    let answer = json(&output);
+    let sigmas: Vec<f64> = serde_json::from_value(answer["sigmas"].clone()).unwrap();
+    assert_eq!((sigmas.len(), sigmas[0], sigmas[10]), (11, 1.0, 0.0));
+    assert_eq!((answer["steps"].as_u64(), answer["shift"].as_f64()), (Some(10), Some(6.0)));
+    let svg = fs::read_to_string(plot).unwrap();
+    assert!(svg.starts_with("<?xml") && svg.ends_with("</svg>\n") && svg.contains("kl_optimal"), "{svg}");
+    assert_eq!(stdout(&rectiflow(&["schedule", "simple", "--steps", "4", "--shift", "1"])).lines().count(), 5);
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_rectiflow"))
+        .args(["schedule", "simple", "--steps", "1000"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Closed before anything is written: every write fails.
+    drop(child.stdout.take());
+    let mut message = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut message).unwrap();
+    assert_eq!((child.wait().unwrap().code(), message.as_str()), (Some(0), ""));
+}
+
+#[test]
+fn a_broken_recipe_shows_all_its_problems_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let train = |text: &str, more: &[&str]| {
+        let recipe = folder.path().join("broken.toml");
+        fs::write(&recipe, text).unwrap();
+        rectiflow(&[&["train", recipe.to_str().unwrap()], more].concat())
+    };
+    let sound =
+        "[run]\ndir = 'run'\n[model]\nbase = 'm'\n[[data]]\npath = 'd'\n[train]\nsamples = 8\nmicro_batch = 2\n";
+
+    let unknown = train(&format!("{sound}clip_nrom = 1.0\n[lr]\npaek = 1e-4\n"), &[]);
+    let message = stderr(&unknown);
+    assert_eq!(unknown.status.code(), Some(2), "{message}");
+    for needle in ["broken.toml", "clip_nrom", "clip_norm", "paek", "peak", "2 problems"] {
+        assert!(message.contains(needle), "{needle}: {message}");
+    }
+
+    let impossible = train(&sound.replace("samples = 8", "samples = 0"), &["--set", "checkpoint.keep=0"]);
+    let message = stderr(&impossible);
+    assert_eq!(impossible.status.code(), Some(2), "{message}");
+    assert!(message.contains("train.samples") && message.contains("checkpoint.keep"), "{message}");
+
+    let syntax = train("[run\n", &[]);
+    assert_eq!(syntax.status.code(), Some(2), "{}", stderr(&syntax));
+    assert!(!Path::new("run").exists(), "nothing is made for a broken recipe");
+}
+
+/// A run as a trainer leaves it, three steps long, killed once.
+fn write_run(folder: &Path) {
+    let start = |step: u64| {
+        format!(
+            r#"{{"event":"start","step":{step},"unix_secs":1,"order_hash":"x","num_parameters":2500000,"num_train":40,"num_test":4,"buckets":[[128,128,30,3],[160,96,10,1]],"threads":2}}"#
+        )
+    };
+    let step = |step: u64, loss: &str| {
+        format!(
+            r#"{{"event":"step","step":{step},"samples":{},"epoch":0,"loss":{loss},"gradient_norm":1.0,"lr":0.001,"secs":0.5,"data_secs":0.0}}"#,
+            step * 8
+        )
+    };
+    let test = r#"{"event":"test","step":2,"samples":16,"loss":0.5,"bins":[{"from":0.0,"to":1.0,"loss":0.5,"standard_error":0.1,"count":4}],"secs":0.1}"#;
+    let end = r#"{"event":"end","step":3,"reason":"finished","secs":9.0}"#;
+    // The first process lost its second and third step.
+    let lines = [start(0), step(1, "1.0"), step(2, "77.0"), step(3, "88.0"), start(1), step(2, "0.8"), test.to_owned()];
+    let text = [&lines[..], &[step(3, r#""NaN""#), end.to_owned()]].concat().join("\n");
+    fs::create_dir_all(folder.join("samples")).unwrap();
+    fs::write(folder.join("metrics.jsonl"), text).unwrap();
+    let samples = r#"[{"prompt":"a <b>bold</b> cat","images":["1.png","gone.png"]}]"#;
+    fs::write(folder.join("samples/samples.json"), samples).unwrap();
+    fs::write(folder.join("samples/1.png"), b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x80\0\0\0\x60").unwrap();
+    fs::write(folder.join("timeline.jsonl"), "{\"part\":\"train\",\"secs\":61.0}\nnot json\n").unwrap();
+}
+
+#[test]
+fn a_report_is_one_page_that_needs_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    write_run(folder.path());
+    let output = rectiflow(&["report", folder.path().to_str().unwrap(), "--json"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let page = fs::read_to_string(folder.path().join("report.html")).unwrap();
+    assert_eq!(json(&output)["bytes"].as_u64(), Some(page.len() as u64));
+    for needle in ["2.5 million", "24 samples", "once", "128×128", "1 min 1 s", "a &lt;b&gt;bold&lt;/b&gt; cat"] {
+        assert!(page.contains(needle), "{needle} is not in the page");
+    }
+    assert!(page.contains("width=\"128\" height=\"96\""), "a picture has its size");
+    assert_eq!(page.matches("<img").count(), 1, "pictures that are gone are left out");
+    let foreign = ["http://", "https://", "src=\"/", "url(", "<script", "@import", "<link"];
+    let found: Vec<_> =
+        foreign.iter().filter(|text| page.replace("http://www.w3.org/2000/svg", "").contains(**text)).collect();
+    assert!(found.is_empty(), "{found:?}");
+    assert!(page.matches("<img").count() == page.matches(" alt=\"").count(), "every picture has a text");
+}
