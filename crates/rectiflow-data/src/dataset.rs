@@ -204,7 +204,8 @@ impl Dataset {
         self.object_records(object).map(drop)
     }
 
-    fn read_row(&self, object: usize, row: u32, out: &mut [f16]) -> Result<()> {
+    /// Reads one row of an object, numbered with the deleted ones.
+    pub(crate) fn read_row(&self, object: usize, row: u32, out: &mut [f16]) -> Result<()> {
         let file = self.latents_file(object)?;
         let (block, row_bytes) = (row / BLOCK_ROWS, out.len() * 2);
         let (word, bit) = (&self.verified[object][block as usize / 64], 1u64 << (block % 64));

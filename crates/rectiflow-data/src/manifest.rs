@@ -344,7 +344,7 @@ impl Bucket {
 }
 
 /// What the block table says of one block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Block {
     /// XXH3-64 of the block's rows in the latents file.
     pub latents_xxh3: u64,

@@ -27,6 +27,8 @@ pub enum Purpose {
     Noise = 8,
     /// The fixed table of the test loss.
     TestLoss = 9,
+    /// Which samples are held out when a data set is written.
+    Split = 11,
     /// Initial weights.
     Weights = 10,
 }

@@ -128,7 +128,6 @@ impl ObjectWriter {
 ///
 /// # Errors
 /// [`Error::Io`].
-#[expect(dead_code, reason = "the caption editing of prep comes next")]
 pub(crate) fn write_text(root: &Path, text: &str, records: &[Record]) -> Result<(u64, Vec<Block>)> {
     let path = root.join(text);
     let mut writer = TextWriter::new(DurableFile::create(&path)?).map_err(parquet_error(&path))?;

@@ -1,0 +1,231 @@
+//! What is written about an image: parsing and cleaning of the caption sources, and the words about quality in them.
+//!
+//! Sources, the first that has text wins and the others are noted in `rejected.jsonl`:
+//! 1. `name.json` beside the image: one object with the keys below;
+//! 2. `name.txt` beside the image: one caption, all of the file;
+//! 3. `metadata.jsonl` in the image's folder or one above it (the nearest first): one object a line, which names the
+//!    image by `file_name`, relative to the folder of the `metadata.jsonl`.
+//!
+//! Keys: `caption` or `captions`, `alt_text`, `tags`, `important_tags`, `quality`; each a string or a list of strings;
+//! a string of tags or quality words is cut at commas. Other keys are ignored, since such files have other readers too.
+//!
+//! HTML entities are unescaped twice, as CLIP's own text cleaning does: captions from the web hold `&amp;quot;`, and the
+//! fast tokenizer, unlike the slow one with ftfy, would read the letters. Otherwise texts are kept as they are.
+
+use serde::Deserialize;
+use xxhash_rust::xxh3::Xxh3;
+
+/// No caption source is longer: a file of that size is something else.
+pub(crate) const MAX_SOURCE_BYTES: u64 = 1 << 20;
+
+/// All that is written about an image.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Text {
+    /// Captions and alt-texts.
+    pub captions: Vec<String>,
+    /// Tags.
+    pub tags: Vec<String>,
+    /// Tags that must be kept.
+    pub important_tags: Vec<String>,
+    /// Words about quality.
+    pub quality: Vec<String>,
+    /// A caption is an alt-text or already speaks of quality: nothing may be added.
+    pub verbatim: bool,
+}
+
+/// The keys of a JSON source. `file_name` is read by whoever reads `metadata.jsonl`.
+#[derive(Deserialize)]
+struct Keys {
+    caption: Option<Texts>,
+    captions: Option<Texts>,
+    alt_text: Option<Texts>,
+    tags: Option<Texts>,
+    important_tags: Option<Texts>,
+    quality: Option<Texts>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "a string or a list of strings")]
+enum Texts {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl Text {
+    /// Nothing is written.
+    pub fn is_empty(&self) -> bool {
+        self.captions.is_empty() && self.tags.is_empty() && self.important_tags.is_empty()
+    }
+
+    /// The text of a `name.txt`: one caption. `quality_words` are those that make it verbatim.
+    ///
+    /// # Errors
+    /// It is not UTF-8.
+    pub fn from_txt(bytes: &[u8], quality_words: &[String]) -> Result<Self, String> {
+        let text = utf8(bytes)?;
+        let mut all = Self { captions: clean([text.to_owned()]), ..Self::default() };
+        all.mark(quality_words, false);
+        Ok(all)
+    }
+
+    /// The text of a `name.json` or of a line of `metadata.jsonl`.
+    ///
+    /// # Errors
+    /// It is not a JSON object, or a key has a value of another kind.
+    pub fn from_json(bytes: &[u8], quality_words: &[String]) -> Result<Self, String> {
+        let keys: Keys = serde_json::from_str(utf8(bytes)?).map_err(|error| error.to_string())?;
+        let whole = |texts: Option<Texts>| match texts {
+            None => Vec::new(),
+            Some(Texts::One(text)) => clean([text]),
+            Some(Texts::Many(texts)) => clean(texts),
+        };
+        let cut = |texts: Option<Texts>| match texts {
+            Some(Texts::One(text)) => clean(text.split(',').map(str::to_owned)),
+            other => whole(other),
+        };
+        let mut captions = whole(keys.caption);
+        captions.extend(whole(keys.captions));
+        let alt_texts = whole(keys.alt_text);
+        let has_alt_text = !alt_texts.is_empty();
+        captions.extend(alt_texts);
+        let (tags, important_tags, quality) = (cut(keys.tags), cut(keys.important_tags), cut(keys.quality));
+        let mut all = Self { captions, tags, important_tags, quality, verbatim: false };
+        all.mark(quality_words, has_alt_text);
+        Ok(all)
+    }
+
+    /// A number that changes with any of the texts, and with `source`, the image's path.
+    pub fn fingerprint(&self, source: &str) -> u64 {
+        let mut hasher = Xxh3::new();
+        let mut add = |text: &str| {
+            hasher.update(&(text.len() as u64).to_le_bytes());
+            hasher.update(text.as_bytes());
+        };
+        add(source);
+        for list in [&self.captions, &self.tags, &self.important_tags, &self.quality] {
+            add(&list.len().to_string());
+            list.iter().for_each(|text| add(text));
+        }
+        add(if self.verbatim { "verbatim" } else { "" });
+        hasher.digest()
+    }
+
+    fn mark(&mut self, quality_words: &[String], has_alt_text: bool) {
+        let holds = |caption: &String| quality_words.iter().chain(&self.quality).any(|word| holds_word(caption, word));
+        self.verbatim = has_alt_text || self.captions.iter().any(holds);
+    }
+}
+
+/// Whether `word` (or several) stands in `text` with no letter or digit before or after it; case does not matter.
+fn holds_word(text: &str, word: &str) -> bool {
+    let (text, word) = (text.to_lowercase(), word.trim().to_lowercase());
+    let apart = |neighbour: Option<char>| neighbour.is_none_or(|c| !c.is_alphanumeric());
+    !word.is_empty()
+        && text
+            .match_indices(&word)
+            .any(|(at, _)| apart(text[..at].chars().next_back()) && apart(text[at + word.len()..].chars().next()))
+}
+
+fn utf8(bytes: &[u8]) -> Result<&str, String> {
+    let text = std::str::from_utf8(bytes).map_err(|error| format!("not UTF-8: {error}"))?;
+    // Windows editors put a byte order mark there.
+    Ok(text.strip_prefix('\u{feff}').unwrap_or(text))
+}
+
+/// Unescapes and trims; what is empty then, is nothing. NUL cannot be in a file that others read.
+fn clean(texts: impl IntoIterator<Item = String>) -> Vec<String> {
+    let clean = |text: String| {
+        let once = htmlize::unescape(text.as_str());
+        htmlize::unescape(once.as_ref()).replace('\0', "").trim().to_owned()
+    };
+    texts.into_iter().map(clean).filter(|text| !text.is_empty()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words() -> Vec<String> {
+        vec!["best quality".to_owned(), "masterpiece".to_owned()]
+    }
+
+    fn json(text: &str) -> Text {
+        Text::from_json(text.as_bytes(), &words()).unwrap()
+    }
+
+    #[test]
+    fn txt_is_one_caption() {
+        let text = Text::from_txt("\u{feff}A cat\non a mat.\n".as_bytes(), &words()).unwrap();
+        assert_eq!((text.captions, text.verbatim), (vec!["A cat\non a mat.".to_owned()], false));
+        assert!(Text::from_txt(b" \n\t", &words()).unwrap().is_empty());
+        assert!(Text::from_txt(b"caf\xe9", &words()).unwrap_err().contains("not UTF-8"));
+    }
+
+    #[test]
+    fn json_takes_strings_and_lists() {
+        let text = json(
+            r#"{"file_name": "x.png", "caption": "one", "captions": ["two", " ", "three"], "tags": "a, b,,c d",
+                "important_tags": ["x, y"], "quality": "high quality", "score": 7, "rating": null}"#,
+        );
+        assert_eq!(text.captions, ["one", "two", "three"]);
+        assert_eq!(text.tags, ["a", "b", "c d"]);
+        assert_eq!(text.important_tags, ["x, y"]);
+        assert_eq!(text.quality, ["high quality"]);
+        assert!(!text.verbatim);
+        assert!(json("{}").is_empty() && json(r#"{"caption": null}"#).is_empty());
+    }
+
+    #[test]
+    fn values_of_another_kind_are_refused() {
+        let cases =
+            [r#"{"caption": 5}"#, r#"{"tags": [1]}"#, r#"{"captions": {"a": "b"}}"#, "[]", "", "{", "nul", "\u{1}"];
+        for bad in cases {
+            assert!(Text::from_json(bad.as_bytes(), &words()).is_err(), "{bad}");
+        }
+        let deep = "[".repeat(100_000);
+        assert!(Text::from_json(deep.as_bytes(), &words()).is_err());
+    }
+
+    #[test]
+    fn entities_are_unescaped_also_when_escaped_twice() {
+        let text = json(r#"{"caption": "Tom &amp; Jerry &#39;s &amp;quot;caf&eacute;&amp;quot; 1 &lt; 2"}"#);
+        assert_eq!(text.captions, ["Tom & Jerry 's \"café\" 1 < 2"]);
+    }
+
+    #[test]
+    fn captions_that_speak_of_quality_and_alt_texts_are_verbatim() {
+        for verbatim in [
+            r#"{"caption": "A Masterpiece, oil on canvas"}"#,
+            r#"{"captions": ["a cat", "best quality photo"]}"#,
+            r#"{"caption": "worst quality scan", "quality": "worst quality"}"#,
+            r#"{"alt_text": "cat.jpg"}"#,
+        ] {
+            assert!(json(verbatim).verbatim, "{verbatim}");
+        }
+        for plain in [r#"{"caption": "masterpieces of"}"#, r#"{"caption": "a cat", "quality": "best quality"}"#] {
+            assert!(!json(plain).verbatim, "{plain}");
+        }
+        assert!(!holds_word("anything", "  "));
+    }
+
+    #[test]
+    fn fingerprint_sees_every_field() {
+        let base = json(r#"{"caption": "a", "tags": "b", "important_tags": "c", "quality": "d"}"#);
+        let mut seen = vec![base.fingerprint("x"), base.fingerprint("y")];
+        let edits: [fn(&mut Text); 5] = [
+            |t| t.captions.push(String::new()),
+            |t| t.tags[0].push('b'),
+            |t| t.important_tags.clear(),
+            |t| t.quality[0] = "e".to_owned(),
+            |t| t.verbatim = true,
+        ];
+        for edit in edits {
+            let mut text = base.clone();
+            edit(&mut text);
+            seen.push(text.fingerprint("x"));
+        }
+        seen.sort_unstable();
+        seen.dedup();
+        assert_eq!(seen.len(), 7);
+    }
+}

@@ -1,0 +1,174 @@
+//! Which new samples go into which object, in which order: pure.
+//!
+//! The samples of a bucket and split are put in one random order, which is then cut into objects. The order is keyed by
+//! (seed, bucket, split, number of the first object) and by nothing of the folder but the set of ids, so that an
+//! interrupted preparation finds its own plan again.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    SampleId, Split,
+    manifest::{BLOCK_ROWS, Bucket, LATENTS_OFFSET, MAX_OBJECT_BYTES},
+    rng::{Purpose, Rng},
+};
+
+/// Objects of one bucket and split are numbered together.
+pub(crate) type Series = (u32, u32, Split);
+
+/// A sample to be packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Item {
+    /// The caller's number for it.
+    pub(crate) index: usize,
+    pub(crate) id: SampleId,
+    pub(crate) bucket: Bucket,
+    pub(crate) split: Split,
+}
+
+/// An object to be written: rows that fail on the way are left out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PlannedObject {
+    /// Name without folder and extension, e.g. `1024x1024-00003`.
+    pub(crate) stem: String,
+    pub(crate) bucket: Bucket,
+    pub(crate) split: Split,
+    pub(crate) items: Vec<Item>,
+}
+
+/// All objects of a run. Two runs with the same `id` write the same bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Plan {
+    pub(crate) id: String,
+    pub(crate) objects: Vec<PlannedObject>,
+}
+
+/// The sizes of objects and the key of their order.
+#[derive(Debug, Clone)]
+pub(crate) struct Cut {
+    pub(crate) seed: u64,
+    /// Most rows of an object, whatever their size.
+    pub(crate) max_rows: u32,
+    /// Bytes of latents per pixel of the bucket, as a fraction.
+    pub(crate) bytes_per_px: (u64, u64),
+    /// All else that the written bytes depend on: codec, geometry.
+    pub(crate) salt: String,
+}
+
+impl Plan {
+    /// Plans `items`; `first` has the number of each series' next object where that is not 0.
+    pub(crate) fn new(items: Vec<Item>, first: &BTreeMap<Series, u32>, cut: &Cut) -> Self {
+        let mut series = BTreeMap::<Series, Vec<Item>>::new();
+        for item in items {
+            series.entry((item.bucket.width_px, item.bucket.height_px, item.split)).or_default().push(item);
+        }
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(cut.salt.as_bytes());
+        let mut objects = Vec::new();
+        for (key @ (width, height, split), mut items) in series {
+            let number = first.get(&key).copied().unwrap_or(0);
+            items.sort_unstable_by_key(|item| item.id);
+            let words = [width.into(), height.into(), u64::from(split == Split::Test), number.into()];
+            Rng::keyed(cut.seed, Purpose::WriteOrder, &words).shuffle(&mut items);
+            let bucket = Bucket { width_px: width, height_px: height };
+            for (number, items) in (number..).zip(items.chunks(cut.rows(bucket))) {
+                let stem = stem(key, number);
+                hasher.update(stem.as_bytes());
+                for item in items {
+                    hasher.update(&item.id.0.to_le_bytes());
+                }
+                objects.push(PlannedObject { stem, bucket, split, items: items.to_vec() });
+            }
+        }
+        Self { id: hasher.finalize().to_hex().to_string(), objects }
+    }
+}
+
+impl Cut {
+    /// Rows of a full object: whole blocks within 512 MiB and `max_rows`, but at least one row.
+    fn rows(&self, bucket: Bucket) -> usize {
+        let (bytes, px) = self.bytes_per_px;
+        let row_bytes = (u64::from(bucket.width_px) * u64::from(bucket.height_px) * bytes / px).max(1);
+        let block = u64::from(BLOCK_ROWS);
+        let rows = ((MAX_OBJECT_BYTES - LATENTS_OFFSET) / row_bytes).min(u64::from(self.max_rows));
+        if rows >= block { (rows / block * block) as usize } else { rows.max(1) as usize }
+    }
+}
+
+/// An object's name. The test split is in the name for people; readers go by the manifest.
+fn stem((width, height, split): Series, number: u32) -> String {
+    let infix = if split == Split::Test { "test-" } else { "" };
+    format!("{width}x{height}-{infix}{number:05}")
+}
+
+/// The series and number of an object of ours, from its stem.
+pub(crate) fn parse_stem(stem: &str) -> Option<(Series, u32)> {
+    let (size, rest) = stem.split_once('-')?;
+    let (width, height) = size.split_once('x')?;
+    let (split, number) = rest.strip_prefix("test-").map_or((Split::Train, rest), |number| (Split::Test, number));
+    let series = (width.parse().ok()?, height.parse().ok()?, split);
+    Some((series, number.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BUCKET: Bucket = Bucket { width_px: 128, height_px: 64 };
+
+    fn cut(max_rows: u32) -> Cut {
+        Cut { seed: 7, max_rows, bytes_per_px: (8, 64), salt: "salt".to_owned() }
+    }
+
+    fn items(range: std::ops::Range<u64>) -> Vec<Item> {
+        range.map(|i| Item { index: i as usize, id: SampleId(i), bucket: BUCKET, split: Split::Train }).collect()
+    }
+
+    #[test]
+    fn every_item_is_in_one_object_in_an_order_that_only_ids_decide() {
+        let plan = Plan::new(items(0..1000), &BTreeMap::new(), &cut(320));
+        let stems: Vec<&str> = plan.objects.iter().map(|o| o.stem.as_str()).collect();
+        assert_eq!(stems, ["128x64-00000", "128x64-00001", "128x64-00002", "128x64-00003"]);
+        assert_eq!(plan.objects.iter().map(|o| o.items.len()).collect::<Vec<_>>(), [320, 320, 320, 40]);
+        let mut ids: Vec<u64> = plan.objects.iter().flat_map(|o| &o.items).map(|item| item.id.0).collect();
+        assert!(ids.windows(2).filter(|pair| pair[1] == pair[0] + 1).count() < 10, "they are shuffled");
+        ids.sort_unstable();
+        assert_eq!(ids, (0..1000).collect::<Vec<_>>());
+        let mut reversed = items(0..1000);
+        reversed.reverse();
+        assert_eq!(Plan::new(reversed, &BTreeMap::new(), &cut(320)), plan);
+    }
+
+    #[test]
+    fn plan_changes_with_all_that_it_depends_on() {
+        let base = Plan::new(items(0..100), &BTreeMap::new(), &cut(320)).id;
+        let later = BTreeMap::from([((128, 64, Split::Train), 3)]);
+        let salted = Cut { salt: "other".to_owned(), ..cut(320) };
+        let seeded = Cut { seed: 8, ..cut(320) };
+        let test: Vec<Item> = items(0..100).into_iter().map(|i| Item { split: Split::Test, ..i }).collect();
+        let others = [
+            Plan::new(items(0..101), &BTreeMap::new(), &cut(320)).id,
+            Plan::new(items(0..100), &later, &cut(320)).id,
+            Plan::new(items(0..100), &BTreeMap::new(), &salted).id,
+            Plan::new(items(0..100), &BTreeMap::new(), &seeded).id,
+            Plan::new(items(0..100), &BTreeMap::new(), &cut(32)).id,
+            Plan::new(test, &BTreeMap::new(), &cut(320)).id,
+        ];
+        assert!(others.iter().all(|id| *id != base));
+    }
+
+    #[test]
+    fn objects_stay_below_512_mib() {
+        let bucket = Bucket { width_px: 1024, height_px: 1024 };
+        assert_eq!(cut(1 << 20).rows(bucket), 4064);
+        assert_eq!(cut(100).rows(bucket), 96);
+        assert_eq!(cut(1).rows(Bucket { width_px: 65_536, height_px: 65_536 }), 1);
+    }
+
+    #[test]
+    fn names_tell_series_and_number() {
+        for key in [(1024, 768, Split::Train), (64, 64, Split::Test)] {
+            assert_eq!(parse_stem(&stem(key, 42)), Some((key, 42)));
+        }
+        assert_eq!(parse_stem("x"), None);
+    }
+}

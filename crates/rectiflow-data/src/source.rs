@@ -1,0 +1,308 @@
+//! The folder that is prepared: its files in a fixed order, each image with its caption sources.
+//!
+//! Names that begin with a dot and the data set itself (if it lies inside) are passed over. Files reached through a
+//! symbolic link are read, folders are not. Everything that is not a caption source is offered as an image: content
+//! decides. `caption` says which sources there are and which wins.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet, hash_map::Entry},
+    ffi::OsStr,
+    fs::{self, File},
+    io::{BufRead, BufReader, Read},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+
+use crate::{
+    Error, Result,
+    caption::{MAX_SOURCE_BYTES, Text},
+    reject::{Reason, Remark},
+};
+
+const METADATA_FILE: &str = "metadata.jsonl";
+
+/// A file that may be an image, and where its text is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Found {
+    /// Relative to the prepared folder, `/` between its parts.
+    pub(crate) path: String,
+    json: bool,
+    txt: bool,
+    line: Option<Line>,
+}
+
+/// A line of a `metadata.jsonl`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Line {
+    file: u32,
+    number: u32,
+    offset: u64,
+    len: u32,
+}
+
+/// The files of a folder.
+#[derive(Debug)]
+pub(crate) struct Source {
+    root: PathBuf,
+    /// In the order of the walk: by name in each folder, a folder in its place among the files.
+    pub(crate) files: Vec<Found>,
+    /// What was wrong with names, links and caption sources.
+    pub(crate) remarks: Vec<Remark>,
+    metadata: Vec<(String, File)>,
+}
+
+impl Source {
+    /// Lists the folder `root`, without the data set in `out`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if `root` itself cannot be read; anything deeper becomes a remark.
+    pub(crate) fn list(root: &Path, out: &Path) -> Result<Self> {
+        fs::read_dir(root).map_err(Error::io(root))?;
+        let skip = fs::canonicalize(out).ok();
+        let mut walk = Walk { root, skip, source: Self::empty(root), lines: HashMap::new() };
+        walk.folder("");
+        let Walk { mut source, mut lines, .. } = walk;
+        for found in &mut source.files {
+            found.line = lines.remove(&found.path);
+        }
+        for (path, line) in lines.into_iter().collect::<BTreeMap<_, _>>() {
+            let detail = format!("it names {path:?}, which is not there");
+            source.remarks.push(Remark::new(source.line_name(line), Reason::OrphanCaption, detail));
+        }
+        Ok(source)
+    }
+
+    fn empty(root: &Path) -> Self {
+        Self { root: root.to_owned(), files: Vec::new(), remarks: Vec::new(), metadata: Vec::new() }
+    }
+
+    /// Where a file of the list lies.
+    pub(crate) fn path(&self, relative: &str) -> PathBuf {
+        self.root.join(relative)
+    }
+
+    /// What is written about an image, and what is to be said about its caption sources.
+    pub(crate) fn text(&self, found: &Found, quality_words: &[String]) -> (Option<Text>, Vec<Remark>) {
+        let stem = Path::new(&found.path).with_extension("");
+        let beside = |extension: &str| format!("{}.{extension}", stem.to_string_lossy());
+        let (mut text, mut remarks) = (None, Vec::new());
+        let mut offer = |name: String, read: &dyn Fn(&str) -> std::result::Result<Text, String>| {
+            if text.is_some() {
+                let detail = format!("{} has its text from a source that comes first", found.path);
+                return remarks.push(Remark::new(name, Reason::SecondCaption, detail));
+            }
+            match read(&name) {
+                Ok(found) if found.is_empty() => {
+                    remarks.push(Remark::new(name, Reason::BadCaption, "it holds neither caption nor tag"));
+                }
+                Ok(found) => text = Some(found),
+                Err(detail) => remarks.push(Remark::new(name, Reason::BadCaption, detail)),
+            }
+        };
+        if found.json {
+            offer(beside("json"), &|name| Text::from_json(&self.read(name)?, quality_words));
+        }
+        if found.txt {
+            offer(beside("txt"), &|name| Text::from_txt(&self.read(name)?, quality_words));
+        }
+        if let Some(line) = found.line {
+            offer(self.line_name(line), &|_| Text::from_json(&self.read_line(line)?, quality_words));
+        }
+        (text, remarks)
+    }
+
+    fn read(&self, relative: &str) -> std::result::Result<Vec<u8>, String> {
+        let file = File::open(self.path(relative)).map_err(|error| error.to_string())?;
+        let mut bytes = Vec::new();
+        file.take(MAX_SOURCE_BYTES + 1).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
+        if bytes.len() as u64 > MAX_SOURCE_BYTES {
+            return Err(format!("it is longer than {MAX_SOURCE_BYTES} bytes"));
+        }
+        Ok(bytes)
+    }
+
+    fn read_line(&self, line: Line) -> std::result::Result<Vec<u8>, String> {
+        let mut bytes = vec![0; line.len as usize];
+        let file = &self.metadata[line.file as usize].1;
+        file.read_exact_at(&mut bytes, line.offset).map_err(|error| error.to_string())?;
+        Ok(bytes)
+    }
+
+    fn line_name(&self, line: Line) -> String {
+        format!("{}:{}", self.metadata[line.file as usize].0, line.number)
+    }
+}
+
+struct Walk<'a> {
+    root: &'a Path,
+    /// The data set's own folder.
+    skip: Option<PathBuf>,
+    source: Source,
+    /// Lines of `metadata.jsonl` files by the image's path.
+    lines: HashMap<String, Line>,
+}
+
+/// The names in one folder, by what they may be.
+#[derive(Default)]
+struct Names {
+    /// Folders, true, and files, false.
+    entries: Vec<(String, bool)>,
+    captions: HashSet<String>,
+    has_metadata: bool,
+}
+
+impl Walk<'_> {
+    fn folder(&mut self, relative: &str) {
+        let path = self.root.join(relative);
+        if self.skip.is_some() && fs::canonicalize(&path).ok() == self.skip {
+            return;
+        }
+        let entries = match fs::read_dir(&path).and_then(Iterator::collect::<std::io::Result<Vec<_>>>) {
+            Ok(entries) => entries,
+            Err(error) => return self.remark(relative.to_owned(), Reason::Unreadable, error.to_string()),
+        };
+        let mut names = Names::default();
+        for entry in entries {
+            self.sort_in(relative, &entry, &mut names);
+        }
+        names.entries.sort_unstable();
+        if names.has_metadata {
+            self.metadata(relative);
+        }
+        let mut used = HashSet::new();
+        for (name, is_folder) in names.entries {
+            let path = join(relative, &name);
+            if is_folder {
+                self.folder(&path);
+                continue;
+            }
+            let stem = Path::new(&name).with_extension("").to_string_lossy().into_owned();
+            let mut has = |extension: &str| {
+                let caption = format!("{stem}.{extension}");
+                let has = names.captions.contains(&caption);
+                if has {
+                    used.insert(caption);
+                }
+                has
+            };
+            let (json, txt) = (has("json"), has("txt"));
+            self.source.files.push(Found { path, json, txt, line: None });
+        }
+        let mut orphans: Vec<String> = names.captions.difference(&used).cloned().collect();
+        orphans.sort_unstable();
+        for orphan in orphans {
+            self.remark(join(relative, &orphan), Reason::OrphanCaption, "no image has this name".to_owned());
+        }
+    }
+
+    fn sort_in(&mut self, relative: &str, entry: &fs::DirEntry, names: &mut Names) {
+        let name = match entry.file_name().into_string() {
+            Ok(name) => name,
+            Err(name) => {
+                let path = join(relative, &name.to_string_lossy());
+                return self.remark(path, Reason::UnreadableName, format!("its name is not UTF-8: {name:?}"));
+            }
+        };
+        if name.starts_with('.') {
+            return;
+        }
+        // A link that leads nowhere is offered as a file, and found unreadable there.
+        let is_folder = fs::metadata(entry.path()).is_ok_and(|metadata| metadata.is_dir());
+        if is_folder && entry.file_type().is_ok_and(|kind| kind.is_symlink()) {
+            let detail = "folders behind symbolic links are not entered".to_owned();
+            return self.remark(join(relative, &name), Reason::LinkedFolder, detail);
+        }
+        match Path::new(&name).extension().and_then(OsStr::to_str) {
+            _ if is_folder => names.entries.push((name, true)),
+            Some("txt" | "json") => {
+                names.captions.insert(name);
+            }
+            _ if name == METADATA_FILE => names.has_metadata = true,
+            _ => names.entries.push((name, false)),
+        }
+    }
+
+    fn remark(&mut self, path: String, reason: Reason, detail: String) {
+        self.source.remarks.push(Remark::new(path, reason, detail));
+    }
+
+    /// Takes note of every line of a folder's `metadata.jsonl`.
+    fn metadata(&mut self, folder: &str) {
+        let name = join(folder, METADATA_FILE);
+        let file = match File::open(self.root.join(&name)) {
+            Ok(file) => file,
+            Err(error) => return self.remark(name, Reason::Unreadable, error.to_string()),
+        };
+        let index = self.source.metadata.len() as u32;
+        let mut reader = match file.try_clone() {
+            Ok(clone) => BufReader::new(clone),
+            Err(error) => return self.remark(name, Reason::Unreadable, error.to_string()),
+        };
+        self.source.metadata.push((name.clone(), file));
+        let (mut offset, mut number) = (0, 0);
+        loop {
+            let mut bytes = Vec::new();
+            let read = (&mut reader).take(MAX_SOURCE_BYTES + 1).read_until(b'\n', &mut bytes);
+            number += 1;
+            match read {
+                Ok(0) => return,
+                Err(error) => return self.remark(name, Reason::Unreadable, error.to_string()),
+                Ok(len) if len as u64 > MAX_SOURCE_BYTES => {
+                    let detail = format!("line {number} is longer than {MAX_SOURCE_BYTES} bytes: what follows is lost");
+                    return self.remark(name, Reason::BadCaption, detail);
+                }
+                Ok(_) if bytes.trim_ascii().is_empty() => {}
+                Ok(len) => {
+                    let line = Line { file: index, number, offset, len: len as u32 };
+                    match named_file(&bytes, folder) {
+                        Ok(path) => self.add_line(path, line),
+                        Err(detail) => self.remark(format!("{name}:{number}"), Reason::BadCaption, detail),
+                    }
+                }
+            }
+            offset += bytes.len() as u64;
+        }
+    }
+
+    /// The nearest folder's line wins, and within a file the first.
+    fn add_line(&mut self, path: String, line: Line) {
+        let loser = match self.lines.entry(path.clone()) {
+            Entry::Vacant(entry) => {
+                entry.insert(line);
+                return;
+            }
+            // Folders are entered before what is in them: a later file is a deeper one, hence nearer.
+            Entry::Occupied(mut entry) if entry.get().file != line.file => entry.insert(line),
+            Entry::Occupied(_) => line,
+        };
+        let name = self.source.line_name(loser);
+        self.remark(name, Reason::SecondCaption, format!("{path} has its text from a source that comes first"));
+    }
+}
+
+fn join(folder: &str, name: &str) -> String {
+    if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") }
+}
+
+/// The path of the image that a line names, relative to the prepared folder.
+fn named_file(line: &[u8], folder: &str) -> std::result::Result<String, String> {
+    #[derive(Deserialize)]
+    struct Name {
+        file_name: String,
+    }
+    let name: Name = serde_json::from_slice(line).map_err(|error| error.to_string())?;
+    let mut parts: Vec<&str> = folder.split('/').filter(|part| !part.is_empty()).collect();
+    if name.file_name.starts_with('/') {
+        return Err(format!("file_name {:?} is not relative to its folder", name.file_name));
+    }
+    for part in name.file_name.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => return Err(format!("file_name {:?} leads out of its folder", name.file_name)),
+            part => parts.push(part),
+        }
+    }
+    Ok(parts.join("/"))
+}

@@ -1,0 +1,83 @@
+//! Which samples are held out for the test loss: pure, by content, so that a picture stays on its side.
+//!
+//! Samples are ranked by a hash of (seed, id), which a picture keeps for ever. A fraction takes those whose hash is
+//! below it; a count takes the lowest. Samples that are on a side already stay there when a folder grows: a training
+//! picture that turned into a test picture would make the test loss a lie. Never is more than half of a set held out.
+
+use crate::{
+    SampleId, Split,
+    rng::{Purpose, key_u64},
+};
+
+/// How much is held out.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Share {
+    /// This part of all samples, 0 to 0.5.
+    Fraction(f64),
+    /// This many samples.
+    Count(u64),
+}
+
+/// The sides of `new` samples, given how many are on each side already.
+pub(crate) fn sides(new: &[SampleId], present: (u64, u64), share: Share, seed: u64) -> Vec<Split> {
+    let (train, test) = present;
+    let total = train + test + new.len() as u64;
+    let mut ranked: Vec<(u64, usize)> =
+        new.iter().enumerate().map(|(i, id)| (key_u64(seed, Purpose::Split, &[id.0]), i)).collect();
+    ranked.sort_unstable();
+    let wanted = match share {
+        Share::Fraction(fraction) => {
+            let below = |&(key, _): &(u64, usize)| (key as f64) < fraction * 2f64.powi(64);
+            ranked.iter().take_while(|ranked| below(ranked)).count() as u64
+        }
+        Share::Count(count) => count.saturating_sub(test),
+    };
+    let wanted = wanted.min((total / 2).saturating_sub(test)) as usize;
+    let mut sides = vec![Split::Train; new.len()];
+    ranked.iter().take(wanted).for_each(|&(_, i)| sides[i] = Split::Test);
+    sides
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ids(range: std::ops::Range<u64>) -> Vec<SampleId> {
+        range.map(|i| SampleId(i.wrapping_mul(0x9e37_79b9_7f4a_7c15))).collect()
+    }
+
+    fn num_test(sides: &[Split]) -> usize {
+        sides.iter().filter(|&&side| side == Split::Test).count()
+    }
+
+    #[test]
+    fn fraction_is_met_and_does_not_depend_on_the_others() {
+        let all = ids(0..20_000);
+        let whole = sides(&all, (0, 0), Share::Fraction(0.1), 1);
+        // Five standard deviations.
+        assert!(num_test(&whole).abs_diff(2000) < 213, "{}", num_test(&whole));
+        let half = sides(&all[..10_000], (0, 0), Share::Fraction(0.1), 1);
+        assert_eq!(half, whole[..10_000]);
+        let rest = sides(&all[10_000..], (9_000, 1_000), Share::Fraction(0.1), 1);
+        assert_eq!(rest, whole[10_000..]);
+        assert_ne!(sides(&all, (0, 0), Share::Fraction(0.1), 2), whole);
+    }
+
+    #[test]
+    fn count_is_exact_and_filled_up_when_a_folder_grows() {
+        let all = ids(0..1000);
+        assert_eq!(num_test(&sides(&all, (0, 0), Share::Count(100), 1)), 100);
+        assert_eq!(num_test(&sides(&all, (500, 60), Share::Count(100), 1)), 40);
+        assert_eq!(num_test(&sides(&all, (500, 200), Share::Count(100), 1)), 0);
+    }
+
+    #[test]
+    fn never_more_than_half() {
+        for (num, most) in [(0, 0), (1, 0), (2, 1), (3, 1), (100, 50)] {
+            assert_eq!(num_test(&sides(&ids(0..num), (0, 0), Share::Count(2048), 1)), most);
+            assert!(num_test(&sides(&ids(0..num), (0, 0), Share::Fraction(0.5), 1)) <= most);
+        }
+        assert_eq!(num_test(&sides(&ids(0..10), (0, 10), Share::Count(2048), 1)), 0);
+        assert_eq!(num_test(&sides(&ids(0..10), (4, 4), Share::Count(2048), 1)), 5);
+    }
+}
