@@ -231,6 +231,19 @@ fn a_window_spans_at_most_two_passes_and_no_more_than_a_pass() {
 }
 
 #[test]
+fn each_pass_is_a_fresh_permutation() {
+    let order = single(&[1024, 1024], 16, 4);
+    let mut windows = HashMap::<_, Vec<u32>>::new();
+    for batch in epochs(&order, 3) {
+        let rows = batch.places.iter().map(|place| place.row);
+        windows.entry((batch.slot.stream, batch.slot.index / 4)).or_default().extend(rows);
+    }
+    // 16 windows a pass: no two hold the same rows, in no pass and no bucket.
+    let distinct: HashSet<Vec<u32>> = windows.into_values().map(|mut rows| (rows.sort_unstable(), rows).1).collect();
+    assert_eq!(distinct.len(), 2 * 3 * 16);
+}
+
+#[test]
 fn ranks_are_disjoint_and_together_run_the_same_steps() {
     let order = single(&[1, 2, 15, 16, 17, 1000], 16, 8);
     for step in [0, 1, 7, 8, 9, 50] {
