@@ -134,7 +134,7 @@ def main():
     parser.add_argument("--stock-tolerance", type=float, default=2.0, help="mean, stock scheduler, flow only")
     args = parser.parse_args()
 
-    pipe = StableDiffusionXLPipeline.from_pretrained(args.export, local_files_only=True, torch_dtype=torch.float32)
+    pipe = StableDiffusionXLPipeline.from_pretrained(args.export, local_files_only=True, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     stock = pipe.scheduler
     prediction = stock.config.prediction_type.replace("flow_prediction", "flow")

@@ -19,8 +19,8 @@ from safetensors import safe_open
 single_file, folder = sys.argv[1:3]
 with safe_open(single_file, "pt") as file:
     dtype = file.get_tensor("model.diffusion_model.out.2.weight").dtype
-folder_pipe = StableDiffusionXLPipeline.from_pretrained(folder, local_files_only=True, torch_dtype=dtype)
-single_pipe = StableDiffusionXLPipeline.from_single_file(single_file, config=folder, local_files_only=True, torch_dtype=dtype)
+folder_pipe = StableDiffusionXLPipeline.from_pretrained(folder, local_files_only=True, dtype=dtype)
+single_pipe = StableDiffusionXLPipeline.from_single_file(single_file, config=folder, local_files_only=True, dtype=dtype)
 failures = 0
 for name in ["unet", "text_encoder", "text_encoder_2", "vae"]:
     expected = getattr(folder_pipe, name).state_dict()
