@@ -24,7 +24,7 @@ from pathlib import Path
 from PIL import Image, ImageCms, features
 
 LONGEST_SIDE_PX = 192
-# The highest quality at which the whole archive stays below 8 MB.
+# Chosen by size: quality 78 with alpha 60 came to 8.25 MB. Method 6 takes 70 times as long and saves 3%.
 WEBP = {"format": "WEBP", "quality": 75, "alpha_quality": 50, "method": 4, "exact": False}
 # Renders fade out over many pixels of nearly nothing: those do not count as picture.
 VISIBLE_ALPHA = 8

@@ -73,7 +73,7 @@ def crop(subjects, rng):
 
 
 def whole(subjects, rng, size):
-    """Whole pictures of one bucket: most are square, so other shapes are cut from a square's middle."""
+    """At most `size` whole pictures: those of the first one's bucket, since a batch has one shape (most are square)."""
     arrays = []
     for _ in range(size):
         subject = subjects[rng.integers(len(subjects))]
