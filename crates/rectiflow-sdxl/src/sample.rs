@@ -511,4 +511,52 @@ mod tests {
         let ids: Vec<f32> = settings.time_ids().get(1).try_into().unwrap();
         assert_eq!(ids, [1216.0, 832.0, 0.0, 0.0, 1216.0, 832.0]);
     }
+
+    fn tiny_unet() -> UNet {
+        let mut config = crate::bundle::sdxl_configs().remove(&crate::model::Component::UNet).unwrap();
+        let changes = serde_json::json!({"block_out_channels": [8, 16], "attention_head_dim": [2, 2],
+            "norm_num_groups": 4, "layers_per_block": 1, "cross_attention_dim": 12,
+            "transformer_layers_per_block": [1, 1], "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": 54, "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+            "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"]});
+        config.extend(changes.as_object().unwrap().clone());
+        let config = crate::config::UNetConfig::from_json(config, "unet").unwrap();
+        UNet::new(config, crate::weights::Weights::random(1, Kind::Float, Device::Cpu)).unwrap()
+    }
+
+    fn cond(seed: u64, rows: i64, num_chunks: i64) -> Cond {
+        let context = initial_noise(seed, &[rows, 77 * num_chunks, 12]) * 3.0;
+        Cond { context, context_mask: None, pooled: initial_noise(seed + 1, &[rows, 6]) }
+    }
+
+    #[test]
+    fn one_guided_pass_equals_two_even_with_unequal_lengths() {
+        let unet = tiny_unet();
+        let x = initial_noise(5, &[2, 4, 6, 10]);
+        let time_ids = SampleSettings { batch: 2, ..Default::default() }.time_ids();
+        // A prompt for each picture (3 chunks, the second one's last masked out) against one negative of 2 chunks.
+        let mut prompts = cond(1, 2, 3);
+        let real = Tensor::from_slice(&[3i64, 2]).view([2, 1]) * 77;
+        prompts.context_mask = Some(Tensor::arange(3 * 77, (Kind::Int64, Device::Cpu)).view([1, -1]).lt_tensor(&real));
+        let negative = cond(3, 1, 2);
+        let denoise = |cond: &Cond, uncond: &Cond, cfg: f64| {
+            let guided = Guided::new(&unet, Parameterization::Flow, Texts { cond, uncond }, &time_ids, cfg).unwrap();
+            assert_eq!(guided.copies, if cfg == 1.0 { 1 } else { 2 });
+            tch::no_grad(|| guided.denoise(&x, 0.8).unwrap())
+        };
+        let (alone, against) = (denoise(&prompts, &negative, 1.0), denoise(&negative, &prompts, 1.0));
+        let expected = &against + (&alone - &against) * 4.5;
+        let together = denoise(&prompts, &negative, 4.5);
+        let largest = |difference: Tensor| difference.abs().max().double_value(&[]);
+        assert!(largest(&together - expected) < 1e-4);
+        assert!(largest(alone - against) > 1e-3, "the two texts must differ for this to show anything");
+    }
+
+    #[test]
+    fn wrong_numbers_of_texts_are_refused() {
+        let (unet, settings) = (tiny_unet(), SampleSettings { batch: 3, ..Default::default() });
+        let texts = Texts { cond: &cond(1, 2, 1), uncond: &cond(3, 1, 1) };
+        let message = Guided::new(&unet, Parameterization::Flow, texts, &settings.time_ids(), 4.5).unwrap_err();
+        assert_eq!(message.to_string(), "prompts: expected 1 or 3 (one for each picture), found 2");
+    }
 }
