@@ -57,8 +57,7 @@ pub fn inspect(bytes: &[u8], max_pixels: u64) -> Result<Header, Fault> {
             ImageFormat::Jpeg => jpeg::header(bytes)?,
             format => {
                 let mut decoder = reader(bytes, format, max_pixels)?;
-                let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-                (decoder.dimensions(), orientation)
+                (decoder.dimensions(), orientation(&mut decoder, bytes, format))
             }
         };
         check_size(size, max_pixels)?;
@@ -87,7 +86,7 @@ pub fn decode(bytes: &[u8], max_pixels: u64, background: [u8; 3]) -> Result<Deco
                 check_size(size, max_pixels)?;
                 // A profile or orientation that cannot be read is as good as none: the pixels may still be.
                 let profile = decoder.icc_profile().ok().flatten();
-                let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+                let orientation = orientation(&mut decoder, bytes, format);
                 let decoded = DynamicImage::from_decoder(decoder).map_err(broken)?;
                 (samples_of(decoded), size, profile, orientation)
             }
@@ -164,6 +163,29 @@ fn reader(bytes: &[u8], format: ImageFormat, max_pixels: u64) -> Result<impl Ima
     reader.into_decoder().map_err(broken)
 }
 
+/// The EXIF orientation. The PNG decoder does not see EXIF behind the pixels, where it may stand too.
+fn orientation(decoder: &mut impl ImageDecoder, bytes: &[u8], format: ImageFormat) -> Orientation {
+    let exif = if format == ImageFormat::Png { png_exif(bytes) } else { None };
+    let orientation = match exif {
+        Some(exif) => Orientation::from_exif_chunk(exif),
+        None => decoder.orientation().ok(),
+    };
+    orientation.unwrap_or(Orientation::NoTransforms)
+}
+
+/// The payload of a PNG's eXIf chunk. A chunk is: length, type, payload, checksum; the first begins at 8.
+fn png_exif(bytes: &[u8]) -> Option<&[u8]> {
+    let mut at = 8;
+    loop {
+        let length: [u8; 4] = bytes.get(at..at + 4)?.try_into().expect("four bytes were sliced");
+        let end = (at + 8).checked_add(u32::from_be_bytes(length) as usize)?;
+        if bytes.get(at + 4..at + 8)? == b"eXIf" {
+            return bytes.get(at + 8..end);
+        }
+        at = end.checked_add(4)?;
+    }
+}
+
 fn check_size((width, height): (u32, u32), max_pixels: u64) -> Result<(), Fault> {
     let pixels = u64::from(width) * u64::from(height);
     if pixels == 0 {
@@ -217,4 +239,201 @@ fn upright(pixels: Vec<u8>, (width, height): (u32, u32), orientation: Orientatio
     image.apply_orientation(orientation);
     let image = image.into_rgb8();
     Picture::new(image.width(), image.height(), image.into_raw())
+}
+
+#[cfg(test)]
+mod tests {
+    use image::{ImageEncoder, RgbaImage, codecs::png::PngEncoder};
+    use moxcms::ColorProfile;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MAX: u64 = 1 << 24;
+
+    fn png(image: &DynamicImage, profile: Option<Vec<u8>>) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut encoder = PngEncoder::new(&mut bytes);
+        if let Some(profile) = profile {
+            encoder.set_icc_profile(profile).unwrap();
+        }
+        let (width, height) = (image.width(), image.height());
+        encoder.write_image(image.as_bytes(), width, height, image.color().into()).unwrap();
+        bytes
+    }
+
+    fn flat(colour: [u8; 4]) -> DynamicImage {
+        DynamicImage::ImageRgba8(RgbaImage::from_pixel(8, 8, image::Rgba(colour)))
+    }
+
+    fn pixel(bytes: &[u8]) -> ([u8; 3], Option<Fault>) {
+        let decoded = decode(bytes, MAX, [255; 3]).unwrap();
+        (decoded.picture.at(4, 4), decoded.note)
+    }
+
+    fn assert_near(found: [u8; 3], expected: [u8; 3], tolerance: u8) {
+        let near = found.iter().zip(expected).all(|(&a, b)| a.abs_diff(b) <= tolerance);
+        assert!(near, "found {found:?}, expected {expected:?}");
+    }
+
+    #[test]
+    fn profiles_are_converted_to_srgb() {
+        let p3 = ColorProfile::new_display_p3().encode().unwrap();
+        // sRGB's green has these coordinates in Display P3 (CSS Color 4: color(display-p3 0.4584 0.9853 0.2983)).
+        let green = flat([117, 251, 76, 255]);
+        let (found, note) = pixel(&png(&green, Some(p3.clone())));
+        assert_near(found, [0, 255, 0], 4);
+        assert_eq!(note, None);
+        assert_eq!(pixel(&png(&green, None)).0, [117, 251, 76]);
+        let sixteen = DynamicImage::ImageRgba16(green.to_rgba16());
+        assert_near(pixel(&png(&sixteen, Some(p3.clone()))).0, [0, 255, 0], 4);
+        // Gray is gray in every RGB space with this white; its curve is sRGB's too.
+        let gray = DynamicImage::ImageLuma8(flat([90, 90, 90, 255]).to_luma8());
+        assert_near(pixel(&png(&gray, Some(p3))).0, [90; 3], 1);
+    }
+
+    #[test]
+    fn gray_profile_is_used_on_gray_and_noted_elsewhere() {
+        let linear = ColorProfile::new_gray_with_gamma(1.0).encode().unwrap();
+        let gray = DynamicImage::ImageLuma8(flat([55, 55, 55, 255]).to_luma8());
+        // 55 / 255 of the light is 0.2157, which sRGB writes as 128.
+        assert_near(pixel(&png(&gray, Some(linear.clone()))).0, [128; 3], 2);
+        let (found, note) = pixel(&png(&flat([10, 20, 30, 255]), Some(linear)));
+        assert_eq!((found, note.map(|note| note.reason)), ([10, 20, 30], Some(Reason::IgnoredProfile)));
+    }
+
+    #[test]
+    fn broken_profile_is_srgb_with_a_note() {
+        let (found, note) = pixel(&png(&flat([10, 20, 30, 255]), Some(vec![7; 200])));
+        assert_eq!(found, [10, 20, 30]);
+        assert!(note.unwrap().detail.contains("taken as sRGB"));
+    }
+
+    #[test]
+    fn transparent_pixels_show_the_background() {
+        for (alpha, expected) in [(0, [0, 0, 255]), (255, [200, 100, 0]), (51, [40, 20, 204])] {
+            let decoded = decode(&png(&flat([200, 100, 0, alpha]), None), MAX, [0, 0, 255]).unwrap();
+            assert_eq!(decoded.picture.at(0, 0), expected);
+        }
+    }
+
+    #[test]
+    fn exif_behind_the_pixels_counts() {
+        let mut exif = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0".to_vec();
+        exif.extend([0; 4]);
+        let chunk = [b"eXIf".as_slice(), &exif].concat();
+        let mut crc = flate2::Crc::new();
+        crc.update(&chunk);
+        let mut bytes = png(&DynamicImage::new_rgb8(9, 5), None);
+        let end = bytes.len() - 12;
+        let length = (exif.len() as u32).to_be_bytes();
+        bytes.splice(end..end, [&length[..], &chunk, &crc.sum().to_be_bytes()].concat());
+        assert_eq!(inspect(&bytes, MAX).unwrap(), Header { width_px: 5, height_px: 9 });
+        let picture = decode(&bytes, MAX, [0; 3]).unwrap().picture;
+        assert_eq!((picture.width_px(), picture.height_px()), (5, 9));
+    }
+
+    /// Made by libjpeg-turbo's cjpeg from the formula below, `-sample 2x2 -scans` with one component a scan, and
+    /// `-sample 1x1,2x1,2x1`.
+    #[test]
+    fn rare_jpegs_are_decoded_right() {
+        for bytes in [
+            include_bytes!("../tests/golden/scans-apart.jpg").as_slice(),
+            include_bytes!("../tests/golden/coarse-luma.jpg"),
+        ] {
+            let picture = decode(bytes, MAX, [0; 3]).unwrap().picture;
+            assert_eq!((picture.width_px(), picture.height_px()), (64, 48));
+            for (x, y) in (4..60).flat_map(|x| (4..44).map(move |y| (x, y))) {
+                let expected = [x * 4, y * 5, 255 - x * 2 - y * 2].map(|v| v as u8);
+                assert_near(picture.at(x, y), expected, 12);
+            }
+        }
+    }
+
+    /// The four inks of one pixel, stored inverted; PIL and libjpeg read the same.
+    #[test]
+    fn cmyk_without_profile_is_the_product_of_inks() {
+        let ink = Samples::Cmyk(vec![0, 0, 0, 0, 255, 0, 0, 0, 0, 0, 0, 255, 0, 128, 255, 51]);
+        let pixels = colour::to_srgb(ink, None).0.compose([9; 3]);
+        assert_eq!(pixels, [255, 255, 255, 0, 255, 255, 0, 0, 0, 204, 102, 0]);
+    }
+
+    #[test]
+    fn linear_resize_keeps_light_and_gamma_keeps_values() {
+        let pixels = (0..64 * 64).flat_map(|i| [if (i + i / 64) % 2 == 0 { 255 } else { 0 }; 3]).collect();
+        let board = Picture::new(64, 64, pixels);
+        let bucket = Bucket { width_px: 16, height_px: 16 };
+        let placement = Placement { resized_width_px: 16, resized_height_px: 16, crop_left_px: 0, crop_top_px: 0 };
+        let middle = |space| fit(&board, &placement, bucket, space)[(8 * 16 + 8) * 3];
+        assert!(middle(ResizeSpace::Gamma).abs_diff(128) <= 2);
+        // Half of the light is written as 188.
+        assert!(middle(ResizeSpace::Linear).abs_diff(188) <= 2);
+    }
+
+    #[test]
+    fn crop_takes_the_rectangle_that_was_placed() {
+        let pixels = (0..20u8).flat_map(|y| (0..30u8).flat_map(move |x| [x, y, 0])).collect();
+        let picture = Picture::new(30, 20, pixels);
+        let placement = Placement { resized_width_px: 30, resized_height_px: 20, crop_left_px: 7, crop_top_px: 3 };
+        let crop = fit(&picture, &placement, Bucket { width_px: 8, height_px: 16 }, ResizeSpace::Gamma);
+        assert_eq!(crop.len(), 8 * 16 * 3);
+        assert_eq!((crop[..3].to_vec(), crop[crop.len() - 3..].to_vec()), (vec![7, 3, 0], vec![14, 18, 0]));
+    }
+
+    #[test]
+    fn pixels_are_counted_before_memory_is_reserved() {
+        let bytes = png(&DynamicImage::new_rgb8(100, 50), None);
+        assert!(inspect(&bytes, 5000).is_ok() && decode(&bytes, 5000, [0; 3]).is_ok());
+        for fault in [inspect(&bytes, 4999).unwrap_err(), decode(&bytes, 4999, [0; 3]).unwrap_err()] {
+            assert_eq!(fault.reason, Reason::TooManyPixels);
+        }
+    }
+
+    #[test]
+    fn crash_of_a_decoder_is_the_files_fault() {
+        let fault = contained(|| -> Result<(), Fault> { panic!("out of bounds, say") }).unwrap_err();
+        assert_eq!(fault.reason, Reason::Broken);
+    }
+
+    fn samples() -> Vec<Vec<u8>> {
+        let image = DynamicImage::ImageRgb8(image::RgbImage::from_fn(40, 24, |x, y| {
+            image::Rgb([x as u8 * 6, y as u8 * 10, (x * y) as u8])
+        }));
+        let encode = |format| {
+            let mut bytes = Cursor::new(Vec::new());
+            image.write_to(&mut bytes, format).unwrap();
+            bytes.into_inner()
+        };
+        let formats = [ImageFormat::Jpeg, ImageFormat::Png, ImageFormat::WebP, ImageFormat::Gif];
+        let mut all: Vec<Vec<u8>> = formats.map(encode).to_vec();
+        all.push(include_bytes!("../tests/golden/scans-apart.jpg").to_vec());
+        all
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(400))]
+
+        /// Damaged files give a picture or a fault, never a crash of ours.
+        #[test]
+        fn damaged_bytes_are_survived(
+            which in 0usize..5,
+            edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
+            keep in any::<prop::sample::Index>(),
+            cut: bool,
+        ) {
+            let mut bytes = samples().swap_remove(which);
+            for (at, value) in edits {
+                let at = at.index(bytes.len());
+                bytes[at] = value;
+            }
+            if cut {
+                bytes.truncate(keep.index(bytes.len()));
+            }
+            let header = inspect(&bytes, MAX);
+            if let Ok(decoded) = decode(&bytes, MAX, [0; 3]) {
+                let size = Header { width_px: decoded.picture.width_px(), height_px: decoded.picture.height_px() };
+                prop_assert_eq!(header.unwrap(), size);
+            }
+        }
+    }
 }

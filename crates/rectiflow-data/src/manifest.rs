@@ -526,3 +526,180 @@ pub fn commit(root: &Path, manifest: &mut Manifest, blocks: &[Vec<Block>]) -> Re
     crate::durable::write(&path, table.as_bytes())?;
     crate::durable::write(&root.join(MANIFEST_FILE), &manifest.to_json())
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn block(seed: u64) -> Block {
+        let columns = std::array::from_fn(|i| (seed as u32 + i as u32, i as u32));
+        Block { latents_xxh3: seed, text_offset: seed * 3, text_xxh3: !seed, columns }
+    }
+
+    fn good() -> (Value, Vec<u8>) {
+        let object = |number: u32, rows: u32| {
+            json!({"bucket": 0, "split": "train", "rows": rows, "text_bytes": 100,
+                "latents": format!("latents/64x64-{number:05}.safetensors"), "text": format!("text/64x64-{number:05}.parquet")})
+        };
+        let blocks = [vec![block(1), block(2)], vec![block(3)]];
+        let table = BlockTable::new(blocks.iter().map(Vec::as_slice));
+        let file = table.file();
+        let manifest = json!({
+            "format": FORMAT, "format_version": 1, "block_rows": 32,
+            "codec": {"vae": "v", "hash": "00", "scaling_factor": 0.13025, "down_factor": 8, "channels": 4, "dtype": "F16"},
+            "geometry": {"area_px": 4096, "step_px": 32, "bucket_min_px": 32, "bucket_max_px": 128, "resize": "gamma",
+                "background": [255, 255, 255], "seed": 0},
+            "blocks": {"file": file.file, "bytes": file.bytes, "hash": file.hash},
+            "buckets": [{"width_px": 64, "height_px": 64}],
+            "objects": [object(0, 33), object(1, 20)],
+        });
+        (manifest, table.as_bytes().to_vec())
+    }
+
+    fn parse(value: &Value) -> Result<Manifest> {
+        Manifest::parse(Path::new("m"), value.to_string().as_bytes())
+    }
+
+    #[test]
+    fn good_manifest_survives_the_round() {
+        let (value, table) = good();
+        let manifest = parse(&value).unwrap();
+        assert_eq!(Manifest::parse(Path::new("m"), &manifest.to_json()).unwrap(), manifest);
+        assert_eq!((manifest.row_bytes(0), manifest.latent_shape(0)), (512, [4, 8, 8]));
+        let table = BlockTable::parse(Path::new("t"), table, &manifest).unwrap();
+        assert_eq!([table.block(0, 0), table.block(0, 1), table.block(1, 0)], [block(1), block(2), block(3)]);
+        assert_eq!(BLOCK_ENTRY_BYTES, 128);
+    }
+
+    #[test]
+    fn deleted_rows_are_kept_as_bits() {
+        let mut object = parse(&good().0).unwrap().objects.remove(0);
+        [0, 9, 32, 9].map(|row| object.delete(row));
+        assert_eq!((object.deleted.as_deref(), object.live_rows()), (Some("0102000001"), 30));
+    }
+
+    /// Each rule of the format, broken by one edit, with a word that its message must hold.
+    #[test]
+    fn every_broken_rule_is_named() {
+        let object = |key: &'static str| format!("/objects/1/{key}");
+        let cases = [
+            ("/format".to_owned(), json!("parquet"), "parquet"),
+            ("/format_version".to_owned(), json!(2), "version 2"),
+            ("/format_version".to_owned(), json!(u64::MAX), "invalid value"),
+            ("/block_rows".to_owned(), json!(64), "block_rows"),
+            ("/codec/dtype".to_owned(), json!("BF16"), "BF16"),
+            ("/codec/channels".to_owned(), json!(0), "channels"),
+            ("/codec/channels".to_owned(), json!(4_000_000_000u32), "channels"),
+            ("/codec/down_factor".to_owned(), json!(0), "down-factor"),
+            ("/codec/scaling_factor".to_owned(), json!(-1.0), "scaling"),
+            ("/codec/scaling_factor".to_owned(), json!(null), "null"),
+            ("/geometry/resize".to_owned(), json!("cubic"), "cubic"),
+            ("/geometry/background".to_owned(), json!([1, 2]), "array of length 3"),
+            ("/blocks/file".to_owned(), json!("../blocks.bin"), "../blocks.bin"),
+            ("/blocks/file".to_owned(), json!("/etc/x.bin"), "/etc/x.bin"),
+            ("/blocks/bytes".to_owned(), json!(u64::MAX), "block table has"),
+            ("/blocks/hash".to_owned(), json!("xyz"), "64 hexadecimal"),
+            ("/buckets/0/width_px".to_owned(), json!(0), "multiples of 8"),
+            ("/buckets/0/width_px".to_owned(), json!(60), "multiples of 8"),
+            ("/buckets/0/height_px".to_owned(), json!(4_294_967_288u32), "65536"),
+            (
+                "/buckets".to_owned(),
+                json!([{"width_px": 64, "height_px": 64}, {"width_px": 64, "height_px": 64}]),
+                "twice",
+            ),
+            ("/buckets".to_owned(), json!([]), "bucket 0 does not exist"),
+            (object("bucket"), json!(1), "bucket 1 does not exist"),
+            (object("split"), json!("validation"), "validation"),
+            (object("rows"), json!(0), "0 rows"),
+            (object("rows"), json!(u32::MAX), "512 MiB"),
+            (object("rows"), json!(-1), "invalid value"),
+            (object("rows"), json!(33), "block table has"),
+            (object("latents"), json!("latents/../../etc/passwd.safetensors"), "is not a name"),
+            (object("latents"), json!("/latents/a.safetensors"), "is not a name"),
+            (object("latents"), json!("latents/.safetensors"), "is not a name"),
+            (object("latents"), json!("latents/.a.safetensors"), "is not a name"),
+            (object("latents"), json!("latents/a b.safetensors"), "is not a name"),
+            (object("latents"), json!(format!("latents/{}.safetensors", "a".repeat(300))), "is not a name"),
+            (object("latents"), json!("latents/64x64-00000.safetensors"), "two objects"),
+            (object("text"), json!("text/a.parquet/../b"), "is not a name"),
+            (object("text"), json!("text/64x64-00000.parquet"), "two objects"),
+            (object("text_bytes"), json!(u64::MAX), "4 GiB"),
+            (object("deleted"), json!("00"), "3 hexadecimal bytes"),
+            (object("deleted"), json!("00000g"), "3 hexadecimal bytes"),
+            (object("deleted"), json!("0000é"), "3 hexadecimal bytes"),
+            (object("deleted"), json!("000010"), "beyond the last"),
+        ];
+        for (pointer, value, word) in cases {
+            let (mut manifest, _) = good();
+            match manifest.pointer_mut(&pointer) {
+                Some(place) => *place = value.clone(),
+                None => {
+                    drop(manifest["objects"][1].as_object_mut().unwrap().insert("deleted".to_owned(), value.clone()))
+                }
+            }
+            let error = parse(&manifest).expect_err(&format!("{pointer} = {value} is accepted"));
+            assert!(matches!(error, Error::Malformed { kind: "manifest", .. }), "{error}");
+            assert!(error.to_string().contains(word), "{pointer} = {value}: {error}");
+        }
+        let (mut manifest, _) = good();
+        manifest["extra"] = json!(1);
+        assert!(parse(&manifest).unwrap_err().to_string().contains("extra"));
+    }
+
+    #[test]
+    fn block_table_must_be_the_one_that_was_written() {
+        let (value, bytes) = good();
+        let manifest = parse(&value).unwrap();
+        let fails = |bytes: Vec<u8>, manifest: &Manifest, word: &str| {
+            let error = BlockTable::parse(Path::new("t"), bytes, manifest).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        };
+        fails(bytes[..bytes.len() - 1].to_vec(), &manifest, "the manifest says 400");
+        let mut flipped = bytes.clone();
+        flipped[100] ^= 1;
+        fails(flipped, &manifest, "BLAKE3");
+        // Right hash, wrong content: somebody made it on purpose.
+        let mut foreign = bytes;
+        foreign[0] = b'X';
+        let mut lying = manifest;
+        lying.blocks.hash = blake3::hash(&foreign).to_hex().to_string();
+        fails(foreign, &lying, "must begin with");
+    }
+
+    #[test]
+    fn deep_and_long_json_is_refused() {
+        let deep = format!("{}{}", "{\"format\":".repeat(100_000), "1");
+        assert!(matches!(Manifest::parse(Path::new("m"), deep.as_bytes()), Err(Error::Malformed { .. })));
+        let root = tempfile::tempdir().unwrap();
+        let file = fs::File::create(root.path().join(MANIFEST_FILE)).unwrap();
+        // Sparse: takes no room on the disk, and must take none in memory.
+        file.set_len(1 << 40).unwrap();
+        let error = Manifest::read(root.path()).unwrap_err().to_string();
+        assert!(error.contains("1099511627776 bytes"), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn any_edit_gives_a_manifest_or_an_error(
+            edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        ) {
+            let (value, table) = good();
+            let mut bytes = value.to_string().into_bytes();
+            for (at, byte) in edits {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            if let Ok(manifest) = Manifest::parse(Path::new("m"), &bytes) {
+                // What arithmetic relies on.
+                for object in &manifest.objects {
+                    prop_assert!(manifest.latents_bytes(object) <= MAX_OBJECT_BYTES + manifest.row_bytes(object.bucket));
+                    prop_assert!(object.live_rows() <= object.rows);
+                }
+                let _ = BlockTable::parse(Path::new("t"), table, &manifest);
+            }
+        }
+    }
+}

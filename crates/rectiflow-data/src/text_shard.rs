@@ -333,3 +333,147 @@ impl PageReader for OnePage {
 fn string(bytes: &ByteArray) -> Result<String, Reason> {
     Ok(bytes.as_utf8().map_err(|_| "a text is not UTF-8")?.to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn text() -> impl Strategy<Value = String> {
+        prop::collection::vec(any::<char>(), 0..12).prop_map(|chars| chars.into_iter().collect())
+    }
+
+    fn list() -> impl Strategy<Value = Vec<String>> {
+        prop::collection::vec(text(), 0..4)
+    }
+
+    fn record() -> impl Strategy<Value = Record> {
+        let texts = (list(), list(), list(), list(), text());
+        (any::<u64>(), texts, any::<bool>(), any::<[u32; 6]>()).prop_map(|(id, texts, verbatim, numbers)| Record {
+            id: SampleId(id),
+            captions: texts.0,
+            tags: texts.1,
+            important_tags: texts.2,
+            quality: texts.3,
+            verbatim,
+            original_width_px: numbers[0],
+            original_height_px: numbers[1],
+            crop_left_px: numbers[2],
+            crop_top_px: numbers[3],
+            target_width_px: numbers[4],
+            target_height_px: numbers[5],
+            source: texts.4,
+        })
+    }
+
+    /// A row group's bytes and columns.
+    type Group = (Vec<u8>, [(u32, u32); TEXT_COLUMNS]);
+
+    fn encode(blocks: &[&[Record]]) -> (Vec<u8>, Vec<Group>) {
+        let mut writer = TextWriter::new(Vec::new()).unwrap();
+        blocks.iter().for_each(|block| writer.write_block(block).unwrap());
+        let (groups, file) = writer.finish().unwrap();
+        let cut = |group| {
+            let (offset, columns) = group_table(group);
+            let len: u32 = columns.iter().map(|&(len, _)| len).sum();
+            (file[offset as usize..offset as usize + len as usize].to_vec(), columns)
+        };
+        let groups = groups.iter().map(cut).collect();
+        (file, groups)
+    }
+
+    fn plain(caption: &str) -> Record {
+        let texts = || vec![caption.to_owned(); 3];
+        Record {
+            id: SampleId(1),
+            captions: texts(),
+            tags: texts(),
+            important_tags: Vec::new(),
+            quality: Vec::new(),
+            verbatim: false,
+            original_width_px: 1,
+            original_height_px: 2,
+            crop_left_px: 3,
+            crop_top_px: 4,
+            target_width_px: 5,
+            target_height_px: 6,
+            source: "a.png".to_owned(),
+        }
+    }
+
+    #[test]
+    fn row_groups_follow_each_other_without_a_gap() {
+        let records = vec![plain("x"); 32];
+        let (file, groups) = encode(&[&records, &records, &records[..3]]);
+        let len: usize = groups.iter().map(|(bytes, _)| bytes.len()).sum();
+        let footer = u32::from_le_bytes(file[file.len() - 8..file.len() - 4].try_into().unwrap()) as usize;
+        assert_eq!(file.len(), 4 + len + footer + 8);
+        assert_eq!(groups[0].0, groups[1].0, "the same rows are the same bytes");
+    }
+
+    /// A caption of 100,000 characters must not be cut into a second page.
+    #[test]
+    fn long_captions_stay_in_one_page() {
+        let records = vec![plain(&"long ".repeat(20_000)); 32];
+        let (_, groups) = encode(&[&records]);
+        assert_eq!(decode_block(&groups[0].0, &groups[0].1, 32).unwrap(), records);
+    }
+
+    #[test]
+    fn lying_block_tables_are_refused() {
+        let records = vec![plain("caption"); 5];
+        let (_, groups) = encode(&[&records]);
+        let (bytes, columns) = &groups[0];
+        let fails = |columns: [(u32, u32); TEXT_COLUMNS], rows: usize| {
+            assert!(decode_block(bytes, &columns, rows).is_err(), "{columns:?} for {rows} rows");
+        };
+        for rows in [0, 4, 6, 33, usize::MAX] {
+            fails(*columns, rows);
+        }
+        for column in 0..TEXT_COLUMNS {
+            for values in [0, columns[column].1 - 1, columns[column].1 + 1, u32::MAX] {
+                let mut lie = *columns;
+                lie[column].1 = values;
+                fails(lie, 5);
+            }
+            let mut lie = *columns;
+            lie[column].0 = u32::MAX;
+            fails(lie, 5);
+            let mut lie = *columns;
+            lie[column].0 -= 1;
+            lie[(column + 1) % TEXT_COLUMNS].0 += 1;
+            fails(lie, 5);
+        }
+        assert!(decode_block(&[], &[(0, 0); TEXT_COLUMNS], 5).is_err());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn row_group_is_read_from_its_bytes_alone(records in prop::collection::vec(record(), 1..70)) {
+            let blocks: Vec<&[Record]> = records.chunks(BLOCK_ROWS as usize).collect();
+            let (_, groups) = encode(&blocks);
+            for (block, (bytes, columns)) in blocks.iter().zip(&groups) {
+                prop_assert_eq!(&decode_block(bytes, columns, block.len()).unwrap(), block);
+            }
+        }
+
+        #[test]
+        fn damaged_row_groups_are_survived(
+            records in prop::collection::vec(record(), 1..32),
+            edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+        ) {
+            let (_, mut groups) = encode(&[&records]);
+            let (mut bytes, columns) = groups.remove(0);
+            for (at, value) in edits {
+                let at = at.index(bytes.len());
+                bytes[at] = value;
+            }
+            if let Ok(decoded) = decode_block(&bytes, &columns, records.len()) {
+                prop_assert_eq!(decoded.len(), records.len());
+            }
+        }
+    }
+}
