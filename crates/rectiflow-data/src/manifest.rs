@@ -577,7 +577,7 @@ mod tests {
     #[test]
     fn deleted_rows_are_kept_as_bits() {
         let mut object = parse(&good().0).unwrap().objects.remove(0);
-        [0, 9, 32, 9].map(|row| object.delete(row));
+        [0, 9, 32, 9].into_iter().for_each(|row| object.delete(row));
         assert_eq!((object.deleted.as_deref(), object.live_rows()), (Some("0102000001"), 30));
     }
 
