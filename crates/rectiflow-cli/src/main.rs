@@ -10,6 +10,7 @@ mod inspect;
 mod log;
 mod numbers;
 mod plot;
+mod prep;
 mod progress;
 mod report;
 mod report_charts;
@@ -41,6 +42,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Prep(prep::Args),
     Inspect(inspect::Args),
     Train(train::Args),
     Sample(sample::Args),
@@ -63,6 +65,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<Answer> {
     match command {
+        Command::Prep(args) => prep::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Sample(args) => sample::run(&args),

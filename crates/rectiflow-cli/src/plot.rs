@@ -53,7 +53,7 @@ impl Axis {
 }
 
 /// How a curve looks; the number is its colour.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Style {
     /// A thin pale line behind the others.
     Faint(usize),
@@ -63,6 +63,8 @@ pub(crate) enum Style {
     Bold(usize),
     /// A line with a dot at each point, for few points.
     Dots(usize),
+    /// The same for one of several that have an order: from 0, coloured as 1 is, to 1, coloured as 0 is.
+    Ramp(f64),
 }
 
 /// A curve.
@@ -134,7 +136,7 @@ impl Plot {
             let (colour, opacity, thickness) = look(series.style);
             let _ = write!(
                 text,
-                "<path d=\"M{x:.1} {:.1}h14\" stroke=\"var(--c{colour})\" stroke-width=\"{}\" stroke-opacity=\"{opacity}\"/>\
+                "<path d=\"M{x:.1} {:.1}h14\" stroke=\"{colour}\" stroke-width=\"{}\" stroke-opacity=\"{opacity}\"/>\
                  <text x=\"{:.1}\" y=\"{y:.1}\" fill=\"var(--ink)\">{}</text>",
                 y - 4.0,
                 thickness + 1.0,
@@ -148,11 +150,13 @@ impl Plot {
 }
 
 /// The colour, opacity and thickness of a style.
-fn look(style: Style) -> (usize, f64, f64) {
+fn look(style: Style) -> (String, f64, f64) {
+    let variable = |colour: usize| format!("var(--c{})", colour % 8);
     match style {
-        Style::Faint(colour) => (colour % 8, 0.3, 1.0),
-        Style::Line(colour) | Style::Dots(colour) => (colour % 8, 1.0, 1.6),
-        Style::Bold(colour) => (colour % 8, 1.0, 3.0),
+        Style::Faint(colour) => (variable(colour), 0.3, 1.0),
+        Style::Line(colour) | Style::Dots(colour) => (variable(colour), 1.0, 1.6),
+        Style::Bold(colour) => (variable(colour), 1.0, 3.0),
+        Style::Ramp(at) => (format!("color-mix(in oklab,var(--c0) {:.0}%,var(--c1))", 100.0 * at), 1.0, 1.6),
     }
 }
 
@@ -165,12 +169,12 @@ fn curve(series: &Series, frame: &Frame) -> String {
         let _ = write!(path, "{}{x:.1} {y:.1}", if index == 0 { "M" } else { "L" });
     }
     let mut svg = format!(
-        "<path d=\"{path}\" fill=\"none\" stroke=\"var(--c{colour})\" stroke-width=\"{thickness}\" \
+        "<path d=\"{path}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"{thickness}\" \
          stroke-opacity=\"{opacity}\" stroke-linejoin=\"round\"/>"
     );
-    if matches!(series.style, Style::Dots(_)) || points.len() == 1 {
+    if matches!(series.style, Style::Dots(_) | Style::Ramp(_)) || points.len() == 1 {
         for (x, y) in &points {
-            let _ = write!(svg, "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"2.6\" fill=\"var(--c{colour})\"/>");
+            let _ = write!(svg, "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"2.6\" fill=\"{colour}\"/>");
         }
     }
     svg

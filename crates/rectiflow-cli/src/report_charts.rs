@@ -50,7 +50,7 @@ fn by_noise(tests: &[TestMetrics]) -> Option<Plot> {
     let series = bins.iter().enumerate().map(|(index, bin)| Series {
         name: format!("{}–{}", short(bin.from, 2), short(bin.to, 2)),
         points: tests.iter().filter_map(|t| Some((t.samples as f64, t.bins.get(index)?.loss))).collect(),
-        style: Style::Dots(index),
+        style: Style::Ramp(index as f64 / (bins.len() - 1).max(1) as f64),
     });
     let title = "Loss on held-out pictures, by noise level (0 picture, 1 noise)";
     Some(chart(title, "mean squared error", series.collect(), Axis::log))

@@ -46,6 +46,9 @@ const MISTAKES: &[(&[&str], i32, &[&str])] = &[
         1,
         &["absent.safetensors"],
     ),
+    (&["prep", "pictures", "--out", "o"], 2, &["--vae"]),
+    (&["prep", "pictures", "--out", "o", "--vae", "nowhere"], 1, &["nowhere"]),
+    (&["prep", "pictures", "--out", "o", "--vae", "v", "--set", "prep.are_px=1"], 2, &["are_px", "area_px"]),
     (&["inspect", "no/such/dataset"], 1, &["no/such/dataset", "manifest.json"]),
     (&["inspect", "d", "--sheet", "x.png"], 2, &["--vae"]),
     (&["train", "no-such-recipe.toml"], 1, &["no-such-recipe.toml"]),
@@ -79,7 +82,8 @@ fn every_command_explains_itself() {
     assert!(output.status.success());
     let overview = stdout(&output);
     assert!(overview.contains("Exit codes"), "{overview}");
-    let commands = ["inspect", "train", "sample", "export", "import", "report", "schedule", "tokens", "forward"];
+    let commands =
+        ["prep", "inspect", "train", "sample", "export", "import", "report", "schedule", "tokens", "forward"];
     for command in commands {
         let line = overview.lines().find(|line| line.trim_start().starts_with(command));
         let line = line.unwrap_or_else(|| panic!("{command} is not in the overview"));

@@ -5,6 +5,7 @@
 //! image goes to the bucket whose ratio of width to height is nearest to its own, is resized until it just covers the
 //! bucket, and the rest is cropped at a random place. What is not here: pixels (`image`).
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -14,7 +15,7 @@ use crate::{
 };
 
 /// In which space pixel values are averaged when an image is resized.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ResizeSpace {
     /// On sRGB's encoded values, as the pictures that SDXL was trained on were: the default, so that a fine-tune does

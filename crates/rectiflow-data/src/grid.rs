@@ -13,7 +13,7 @@ const GLYPH_PX: u32 = 8;
 /// A row label takes at most this many characters a line.
 const ROW_LABEL_CHARS: usize = 18;
 /// A column label takes at most this many lines.
-const COLUMN_LABEL_LINES: usize = 3;
+const COLUMN_LABEL_LINES: usize = 7;
 const BACKGROUND: [u8; 3] = [255; 3];
 const INK: [u8; 3] = [32; 3];
 

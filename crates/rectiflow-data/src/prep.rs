@@ -17,6 +17,7 @@ use std::{
 };
 
 use half::f16;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -36,7 +37,7 @@ use crate::{
 const FACTS_FILE: &str = "prep/files.jsonl";
 
 /// The `[prep]` section of a recipe.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct PrepSettings {
     /// Most pixels of a bucket: width times height. Range 1024 to 2^26. Default 1048576 = 1024 * 1024, what SDXL was

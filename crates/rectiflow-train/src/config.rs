@@ -11,6 +11,7 @@ use std::{
 
 use rectiflow_data::{
     order::{Amount, Mode, OrderSettings},
+    prep::PrepSettings,
     prompt::PromptSettings,
 };
 use rectiflow_sdxl::{
@@ -60,6 +61,9 @@ pub struct Recipe {
     /// Pictures sampled while training goes on.
     #[serde(default)]
     pub preview: PreviewConfig,
+    /// How `rectiflow prep --recipe` prepares images; training does not read it.
+    #[serde(default)]
+    pub prep: PrepSettings,
 }
 
 /// `[run]`: where the run lives and what makes it repeatable.
@@ -203,7 +207,7 @@ impl Recipe {
     /// # Errors
     /// [`Error::Recipe`] with every problem found, or [`Error::Io`].
     pub fn load(path: &Path, overrides: &[String]) -> Result<Checked> {
-        let table = read_table(path, overrides)?;
+        let table = read_table(Some(path), overrides)?;
         let problems = |problems| Error::Recipe { path: path.to_owned(), problems };
         let unknown = unknown_keys::<Self>(&table);
         if !unknown.is_empty() {
@@ -211,6 +215,23 @@ impl Recipe {
         }
         let recipe: Self = toml::Value::Table(table).try_into().map_err(|e| problems(vec![one_line(&e)]))?;
         recipe.check().map_err(problems)
+    }
+
+    /// How to prepare images: the `[prep]` section of a recipe, or of none, overridden. The recipe may hold nothing
+    /// else.
+    ///
+    /// # Errors
+    /// As [`Recipe::load`].
+    pub fn load_prep(path: Option<&Path>, overrides: &[String]) -> Result<PrepSettings> {
+        let mut table = read_table(path, overrides)?;
+        let path = path.unwrap_or(Path::new(NO_FILE));
+        let problems = |problems| Error::Recipe { path: path.to_owned(), problems };
+        let unknown = unknown_keys::<Self>(&table);
+        if !unknown.is_empty() {
+            return Err(problems(unknown));
+        }
+        let section = table.remove("prep").unwrap_or_else(|| toml::Value::Table(toml::Table::new()));
+        section.try_into().map_err(|e| problems(vec![format!("prep: {}", one_line(&e))]))
     }
 
     /// The recipe as TOML with every default written out, as it is kept beside each checkpoint.
@@ -378,8 +399,12 @@ pub fn parse_device(name: &str) -> std::result::Result<Device, String> {
     }
 }
 
-fn read_table(path: &Path, overrides: &[String]) -> Result<toml::Table> {
-    let text = fs::read_to_string(path).map_err(Error::io(path))?;
+/// What stands for a recipe's path in messages where there are overrides only.
+const NO_FILE: &str = "--set";
+
+fn read_table(path: Option<&Path>, overrides: &[String]) -> Result<toml::Table> {
+    let text = path.map_or_else(|| Ok(String::new()), |path| fs::read_to_string(path).map_err(Error::io(path)))?;
+    let path = path.unwrap_or(Path::new(NO_FILE));
     let problem = |problem: String| Error::Recipe { path: path.to_owned(), problems: vec![problem] };
     let mut table: toml::Table = text.parse().map_err(|e: toml::de::Error| problem(e.to_string()))?;
     for text in overrides {

@@ -1,0 +1,201 @@
+//! `rectiflow prep`: a folder of captioned images to a packed data set.
+//!
+//! The work is in `rectiflow_data::prep`, which knows no tensor library: here it is given a VAE to encode with.
+
+use std::path::{Path, PathBuf};
+
+use half::f16;
+use rectiflow_data::{
+    manifest::Codec,
+    prep::{PrepEvent, PrepSettings, PrepSummary, RgbBatch, prepare},
+    reject::{NOTES_FILE, REJECTED_FILE},
+};
+use rectiflow_sdxl::{
+    model::{Component, OpenOptions},
+    vae::Vae,
+};
+use rectiflow_train::{
+    checkpoint::hash_weights,
+    config::{Recipe, parse_device},
+};
+use serde_json::json;
+use tch::{Device, Kind, Tensor};
+
+use crate::{
+    answer::Answer,
+    numbers::{bytes, duration, grouped, table},
+    progress::Progress,
+};
+
+/// Turn a folder of captioned images of any shape into a packed data set to train on.
+///
+/// Captions are read from NAME.txt or NAME.json beside an image, or from one metadata.jsonl. Images that cannot be used
+/// are skipped and named, with the reason, in rejected.jsonl of the data set. An interrupted preparation goes on where it
+/// was; repeated on a changed folder it encodes only what changed.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The folder of images; folders inside it are read too.
+    source: PathBuf,
+    /// The data set, a folder to create or to bring up to date.
+    #[arg(long, value_name = "DATASET")]
+    out: PathBuf,
+    /// The VAE that encodes the images: its folder, or a diffusers model folder.
+    #[arg(long)]
+    vae: PathBuf,
+    /// A recipe whose [prep] section says how: area, bucket step, background, test split.
+    #[arg(long)]
+    recipe: Option<PathBuf>,
+    /// Override a key of the recipe, e.g. --set prep.area_px=262144; may be repeated.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    overrides: Vec<String>,
+    /// Mix all rows anew, so that pictures added later are spread among the others; nothing is encoded twice.
+    #[arg(long)]
+    repack: bool,
+    /// Where to encode: cpu, cuda or cuda:N.
+    #[arg(long, default_value = "cpu", value_parser = parse_device)]
+    device: Device,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
+    let settings = Recipe::load_prep(args.recipe.as_deref(), &args.overrides)?;
+    let settings = PrepSettings { repack: args.repack, ..settings };
+    let vae = Vae::open(&args.vae, &OpenOptions { device: args.device, ..OpenOptions::default() })?;
+    let codec = codec(&args.vae, &vae)?;
+    let mut live = Live::default();
+    let summary = prepare(
+        &args.source,
+        &args.out,
+        &settings,
+        &codec,
+        &mut |batch| encode(&vae, batch).map_err(|error| error.to_string()),
+        &mut |event| live.show(event),
+    );
+    live.finish();
+    let summary = summary?;
+    let json = json!({ "dataset": args.out, "codec": codec, "summary": summary });
+    Ok(Answer::done(describe(&args.out, &summary), json))
+}
+
+fn codec(path: &Path, vae: &Vae) -> anyhow::Result<Codec> {
+    let folder = Component::Vae.find(path)?;
+    Ok(Codec {
+        vae: name(&folder),
+        hash: hash_weights(&folder)?,
+        scaling_factor: vae.config.scaling_factor,
+        down_factor: vae.config.down_factor(),
+        channels: u32::try_from(vae.config.latent_channels).expect("the VAE's configuration has been checked"),
+        dtype: "F16".to_owned(),
+    })
+}
+
+/// The folder's name; of a folder that is just called "vae", with the model's name before it.
+fn name(folder: &Path) -> String {
+    let full = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+    let names: Vec<_> = full.iter().map(|name| name.to_string_lossy().into_owned()).collect();
+    let own = names.last().cloned().unwrap_or_default();
+    match names.len().checked_sub(2).map(|parent| &names[parent]) {
+        Some(parent) if own == "vae" => format!("{parent}/vae"),
+        _ => own,
+    }
+}
+
+/// The posterior means of a batch, unscaled. `[n, C, h/f, w/f]`
+fn encode(vae: &Vae, batch: &RgbBatch) -> rectiflow_sdxl::error::Result<Vec<f16>> {
+    let shape = [batch.num_images as i64, i64::from(batch.height_px), i64::from(batch.width_px), 3];
+    tch::no_grad(|| {
+        let pixels = Tensor::from_slice(&batch.pixels).view(shape).permute([0, 3, 1, 2]).to_device(vae.device());
+        let pixels = pixels.to_kind(Kind::Float) / 127.5 - 1.0; // [n, 3, h, w]
+        let (mean, _) = vae.encode(&pixels.to_kind(vae.kind()))?;
+        let mean = mean.to_kind(Kind::Half).to_device(Device::Cpu).contiguous().flatten(0, -1);
+        Ok(Vec::try_from(mean).expect("a flat tensor of halves on the CPU"))
+    })
+}
+
+/// The stages of a preparation, each with its own bar.
+#[derive(Debug, Default)]
+struct Live {
+    stage: &'static str,
+    progress: Option<Progress>,
+}
+
+impl Live {
+    fn show(&mut self, event: PrepEvent) {
+        match event {
+            PrepEvent::Scanning { done, num_files, rejected } => {
+                self.set("scan", "files", (done, num_files), &rejected_note(rejected));
+            }
+            PrepEvent::Encoding { width_px, height_px, done, num_samples, rejected } => {
+                let rejected = rejected_note(rejected);
+                let note = [format!("{width_px}x{height_px}"), rejected].join(" ");
+                self.set("encode", "images", (done, num_samples), note.trim_end());
+            }
+            PrepEvent::Rewriting { done, num_objects } => self.set("rewrite text", "objects", (done, num_objects), ""),
+            _ => {}
+        }
+    }
+
+    fn set(&mut self, stage: &'static str, unit: &'static str, (done, total): (u64, u64), note: &str) {
+        if self.stage != stage {
+            self.finish();
+            self.stage = stage;
+        }
+        self.progress.get_or_insert_with(|| Progress::new(stage, unit, 0, total)).set(done, note);
+    }
+
+    fn finish(&mut self) {
+        if let Some(progress) = self.progress.take() {
+            progress.finish();
+        }
+    }
+}
+
+fn rejected_note(rejected: u64) -> String {
+    if rejected == 0 { String::new() } else { format!("({} rejected)", grouped(rejected)) }
+}
+
+fn describe(out: &Path, summary: &PrepSummary) -> String {
+    let mut buckets = vec![["bucket", "train", "test"].map(str::to_owned).to_vec()];
+    buckets.extend(summary.buckets.iter().map(|bucket| {
+        vec![format!("{}x{}", bucket.width_px, bucket.height_px), grouped(bucket.train), grouped(bucket.test)]
+    }));
+    let mut text = format!(
+        "{}\n\n{}: {} training and {} test pictures in {} buckets, {}; {} in {}",
+        table(&buckets),
+        out.display(),
+        grouped(summary.train_rows),
+        grouped(summary.test_rows),
+        summary.buckets.len(),
+        bytes(summary.bytes),
+        work_done(summary),
+        duration(summary.secs)
+    );
+    for (title, counts, file) in
+        [("not in the data set", &summary.rejected, REJECTED_FILE), ("with a remark", &summary.notes, NOTES_FILE)]
+    {
+        if !counts.is_empty() {
+            let reasons: Vec<String> = counts
+                .iter()
+                .map(|(reason, &count)| format!("{} {}", grouped(count), reason.as_str().replace('_', " ")))
+                .collect();
+            text += &format!("\n{title}: {} (named in {})", reasons.join(", "), out.join(file).display());
+        }
+    }
+    text
+}
+
+/// What this run did, in words.
+fn work_done(summary: &PrepSummary) -> String {
+    let encoded = summary.written_rows - summary.copied_rows.min(summary.written_rows);
+    let parts = [
+        (encoded, "encoded"),
+        (summary.copied_rows, "moved"),
+        (summary.resumed_rows, "taken over from an interrupted run"),
+        (summary.rewritten_rows, "with new text"),
+    ];
+    let said: Vec<String> = parts
+        .iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, what)| format!("{} {what}", grouped(*count)))
+        .collect();
+    if said.is_empty() { "nothing to do".to_owned() } else { said.join(", ") }
+}
