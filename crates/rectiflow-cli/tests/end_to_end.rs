@@ -1,0 +1,209 @@
+//! The whole path with the real command: pictures in, a data set, a trained tiny SDXL, samples, both exports; and the
+//! promise that a killed run loses nothing: 20 steps straight equal 10 and more, kill -9, and the rest, in every byte.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/tiny-sdxl");
+
+fn rectiflow(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rectiflow"));
+    // One thread: the test machine may have any number of cores, and sums depend on how work is split.
+    command.args(arguments).env("OMP_NUM_THREADS", "1").stdin(Stdio::null());
+    command
+}
+
+fn succeed(arguments: &[&str]) -> Output {
+    let output = rectiflow(arguments).output().expect("the command starts");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "rectiflow {arguments:?}: {}\n{stderr}", output.status);
+    output
+}
+
+/// Twelve pictures of two shapes, each a colour that its caption names.
+fn write_pictures(folder: &Path) {
+    let colours = [("red", [220, 30, 30]), ("green", [30, 200, 60]), ("blue", [40, 60, 220])];
+    fs::create_dir_all(folder).expect("a folder for pictures");
+    for index in 0..12u32 {
+        let (name, colour) = colours[index as usize % 3];
+        let (width, height) = if index % 2 == 0 { (128, 128) } else { (160, 96) };
+        let mut picture = image::RgbImage::from_pixel(width, height, image::Rgb([240; 3]));
+        for (x, y, pixel) in picture.enumerate_pixels_mut() {
+            let (dx, dy) = (x.abs_diff(width / 2), y.abs_diff(height / 2));
+            if dx * dx + dy * dy < (20 + index) * (20 + index) {
+                *pixel = image::Rgb(colour);
+            }
+        }
+        picture.save(folder.join(format!("{index:02}.png"))).expect("the picture is written");
+        fs::write(folder.join(format!("{index:02}.txt")), format!("a {name} disc")).expect("the caption is written");
+    }
+}
+
+/// A recipe of 20 steps of 4 samples, a checkpoint every 10.
+fn write_recipe(folder: &Path, run: &str) -> PathBuf {
+    let path = folder.join(format!("{run}.toml"));
+    let text = format!(
+        "[run]\ndir = '{run_dir}'\nseed = 7\n\
+         [model]\nbase = '{TINY}'\nrandom = ['unet', 'text_encoder', 'text_encoder_2']\n\
+         [[data]]\npath = '{data}'\n\
+         [train]\nsamples = 80\nmicro_batch = 2\nmicro_batches = 2\ntext_encoders = 'trained'\n\
+         [lr]\npeak = 1e-3\nwarmup_samples = 8\n\
+         [test]\nevery_steps = 10\n[checkpoint]\nevery_steps = 10\nkeep = 2\n[preview]\nevery_steps = 100\n",
+        run_dir = folder.join(run).display(),
+        data = folder.join("dataset").display(),
+    );
+    fs::write(&path, text).expect("the recipe is written");
+    path
+}
+
+fn prepare(folder: &Path) {
+    write_pictures(&folder.join("pictures"));
+    let prep = folder.join("prep.toml");
+    fs::write(&prep, "[prep]\narea_px = 16384\nstep_px = 32\nbucket_min_px = 64\nbucket_max_px = 256\nmin_side_px = 32\ntest_count = 4\n")
+        .expect("the settings are written");
+    let (pictures, dataset, vae) = (folder.join("pictures"), folder.join("dataset"), Path::new(TINY).join("vae"));
+    let arguments = ["prep", text(&pictures), "--out", text(&dataset), "--vae", text(&vae), "--recipe", text(&prep)];
+    succeed(&arguments);
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("test paths are UTF-8")
+}
+
+/// Every weight file of a run's last checkpoint, and the optimiser's.
+fn tensors_of(run: &Path) -> BTreeMap<String, Vec<u8>> {
+    let checkpoint = run.join("checkpoints/step-00000020");
+    let files = [
+        "unet/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+        "text_encoder_2/model.safetensors",
+        "optimizer.safetensors",
+    ];
+    files
+        .map(|name| (name.to_owned(), fs::read(checkpoint.join(name)).expect("the checkpoint has this file")))
+        .into_iter()
+        .collect()
+}
+
+/// Waits until the run has written a line with `needle`, then kills it with SIGKILL.
+fn kill_when(mut child: Child, metrics: &Path, needle: &str) {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    loop {
+        if fs::read_to_string(metrics).is_ok_and(|text| text.contains(needle)) {
+            break;
+        }
+        assert!(child.try_wait().expect("the child can be asked").is_none(), "the run ended before it was killed");
+        assert!(Instant::now() < deadline, "the run did not get as far as {needle}");
+        thread::sleep(Duration::from_millis(2));
+    }
+    child.kill().expect("the child is killed");
+    child.wait().expect("the child is reaped");
+}
+
+#[test]
+fn pictures_become_a_model_that_others_open_and_a_kill_loses_nothing() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = folder.path();
+    prepare(folder);
+
+    let straight = write_recipe(folder, "straight");
+    succeed(&["train", text(&straight)]);
+
+    let killed = write_recipe(folder, "killed");
+    let child = rectiflow(&["train", text(&killed)]).stderr(Stdio::null()).spawn().expect("the command starts");
+    kill_when(child, &folder.join("killed/metrics.jsonl"), "\"event\":\"step\",\"step\":12,");
+    assert!(!folder.join("killed/checkpoints/step-00000020").exists(), "killed too late to prove anything");
+    succeed(&["train", text(&killed)]);
+
+    let (a, b) = (tensors_of(&folder.join("straight")), tensors_of(&folder.join("killed")));
+    for (name, bytes) in &a {
+        assert!(bytes == &b[name], "{name} differs between the straight and the killed run");
+    }
+
+    let metrics = fs::read_to_string(folder.join("straight/metrics.jsonl")).expect("metrics are written");
+    assert_eq!(metrics.lines().filter(|line| line.contains("\"event\":\"step\"")).count(), 20);
+    assert_eq!(metrics.lines().filter(|line| line.contains("\"event\":\"test\"")).count(), 3);
+
+    let checkpoint = folder.join("straight/checkpoints/step-00000020");
+    sample_and_export(folder, &checkpoint);
+}
+
+/// The checkpoint and the exported diffusers folder sample the same picture; the single file imports to the same folder.
+fn sample_and_export(folder: &Path, checkpoint: &Path) {
+    let diffusers = folder.join("export/diffusers");
+    let single = folder.join("export/tiny.safetensors");
+    succeed(&[
+        "export",
+        "--model",
+        text(checkpoint),
+        "--format",
+        "diffusers",
+        "--out",
+        text(&diffusers),
+        "--dtype",
+        "fp32",
+    ]);
+    succeed(&[
+        "export",
+        "--model",
+        text(checkpoint),
+        "--format",
+        "single-file",
+        "--out",
+        text(&single),
+        "--dtype",
+        "fp32",
+    ]);
+    let imported = folder.join("imported");
+    succeed(&["import", text(&single), "--out", text(&imported)]);
+    for part in ["unet/diffusion_pytorch_model.safetensors", "text_encoder_2/model.safetensors"] {
+        let [a, b] = [&diffusers, &imported].map(|root| fs::read(root.join(part)).expect("both have the component"));
+        assert!(a == b, "{part} differs after a round trip through the single file");
+    }
+    let pictures = [checkpoint, diffusers.as_path()].map(|model| {
+        let out = model.join("sampled");
+        let arguments =
+            ["sample", "--model", text(model), "--prompt", "a red disc", "--steps", "3", "--size", "128x96"];
+        succeed(&[&arguments[..], &["--seed", "5", "--out", text(&out)]].concat());
+        let first = fs::read_dir(&out)
+            .expect("samples are written")
+            .map(|entry| entry.expect("an entry").path())
+            .filter(|path| path.file_name().is_some_and(|name| name != "grid.png"))
+            .min()
+            .expect("at least one picture");
+        image::open(first).expect("the sample is a picture").to_rgb8()
+    });
+    assert_eq!(pictures[0].dimensions(), (128, 96));
+    assert!(pictures[0] == pictures[1], "the checkpoint and its export draw different pictures");
+}
+
+#[test]
+fn an_interrupt_saves_and_exits_130() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = folder.path();
+    prepare(folder);
+    let recipe = write_recipe(folder, "interrupted");
+    let mut child = rectiflow(&["train", text(&recipe), "--set", "train.samples=100000"])
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the command starts");
+    let metrics = folder.join("interrupted/metrics.jsonl");
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while !fs::read_to_string(&metrics).is_ok_and(|text| text.contains("\"event\":\"step\",\"step\":3,")) {
+        assert!(Instant::now() < deadline, "the run did not reach its third step");
+        thread::sleep(Duration::from_millis(2));
+    }
+    let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill runs");
+    assert!(kill.success());
+    assert_eq!(child.wait().expect("the child ends").code(), Some(130));
+    let text = fs::read_to_string(&metrics).expect("metrics are written");
+    assert!(text.lines().last().is_some_and(|line| line.contains("interrupted")), "{text}");
+    let saved = fs::read_dir(folder.join("interrupted/checkpoints")).expect("checkpoints").count();
+    assert!(saved >= 1, "an interrupt saves");
+}
