@@ -287,7 +287,7 @@ pub fn prepare(
     }
     let store = Store::open(out, codec, &settings.geometry())?;
     let source = Source::list(source, out)?;
-    let scan = Scan::run(&source, &out.join(FACTS_FILE), settings, progress);
+    let scan = Scan::run(&source, &out.join(FACTS_FILE), settings, progress)?;
     let mut preparation = Preparation { source, scan, store, settings, codec, counts: Counts::default() };
     preparation.run(encode, progress)?;
     preparation.leave_lists(out)?;
@@ -517,7 +517,7 @@ impl Preparation<'_> {
     }
 
     /// Leaves what was found out about files for people and for the next run.
-    fn leave_lists(&self, out: &Path) -> Result<()> {
+    fn leave_lists(&mut self, out: &Path) -> Result<()> {
         reject::write(out, REJECTED_FILE, &self.scan.rejected)?;
         reject::write(out, NOTES_FILE, &self.scan.notes)?;
         self.scan.remember(&out.join(FACTS_FILE))

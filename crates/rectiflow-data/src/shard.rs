@@ -2,7 +2,9 @@
 //!
 //! The latents file is one tensor `latents` of shape [n, C, h, w] in F16. Its header is padded to a fixed 512 bytes, so
 //! that row r begins at 512 + r * row_bytes and a writer may learn n last. Text is `text_shard`'s; which objects make a
-//! data set is the manifest's.
+//! data set is the manifest's. The whole format:
+//!
+#![doc = include_str!("../../../docs/format.md")]
 
 use std::{
     fs::{self, File},

@@ -473,6 +473,23 @@ fn unchanged_folder_changes_nothing() {
     assert!(before.iter().filter(|(n, _)| name(n)).eq(after.iter().filter(|(n, _)| name(n))));
 }
 
+/// What a killed first pass has found out is not found out again: here it says that a picture is bad, which is not so.
+#[test]
+fn killed_scan_is_continued() {
+    let (source, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    write_many(source.path(), 0..3);
+    run(source.path(), out.path(), &settings());
+    let facts = fs::read_to_string(out.path().join("prep/files.jsonl")).unwrap();
+    let mut lines: Vec<serde_json::Value> = facts.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    lines[1]["fault"] = serde_json::json!({"reason": "broken", "detail": "a lie"});
+    let other = tempfile::tempdir().unwrap();
+    write(other.path(), "prep/files.part.jsonl", format!("\n{}\n{}\n{{\"pa", lines[0], lines[1]));
+    let summary = run(source.path(), other.path(), &settings());
+    assert_eq!((summary.written_rows, rejected(other.path()).len()), (2, 1));
+    let names = files(other.path());
+    assert!(names.contains_key("prep/files.jsonl") && !names.contains_key("prep/files.part.jsonl"));
+}
+
 #[test]
 fn changed_folder_costs_only_the_changes() {
     let (source, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
