@@ -10,7 +10,7 @@ use crate::numbers;
 
 const WIDTH: f64 = 480.0;
 const HEIGHT: f64 = 290.0;
-const LEFT: f64 = 54.0;
+const LEFT: f64 = 64.0;
 const RIGHT: f64 = 12.0;
 const BOTTOM: f64 = 42.0;
 /// Height of a line of the legend.

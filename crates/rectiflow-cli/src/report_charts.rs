@@ -47,7 +47,8 @@ fn loss(steps: &[StepMetrics], tests: &[TestMetrics]) -> Plot {
 /// The test loss in each range of noise levels; none without test pictures.
 fn by_noise(tests: &[TestMetrics]) -> Option<Plot> {
     let bins = &tests.first()?.bins;
-    let series = bins.iter().enumerate().map(|(index, bin)| Series {
+    // A bin without samples has no loss, though it has a number.
+    let series = bins.iter().enumerate().filter(|(_, bin)| bin.count > 0).map(|(index, bin)| Series {
         name: format!("{}–{}", short(bin.from, 2), short(bin.to, 2)),
         points: tests.iter().filter_map(|t| Some((t.samples as f64, t.bins.get(index)?.loss))).collect(),
         style: Style::Ramp(index as f64 / (bins.len() - 1).max(1) as f64),

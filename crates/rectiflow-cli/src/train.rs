@@ -94,7 +94,8 @@ impl Live {
             Event::Start(start) => Self::show_start(start),
             Event::Step(step) => self.show_step(step),
             Event::Test(test) => {
-                let bins: Vec<String> = test.bins.iter().map(|bin| short(bin.loss, 3)).collect();
+                let bins: Vec<String> =
+                    test.bins.iter().filter(|bin| bin.count > 0).map(|bin| short(bin.loss, 3)).collect();
                 let at = grouped(test.samples);
                 let loss = short(test.loss, 4);
                 log::line(&format!("test loss {loss} at {at} samples (little noise to much: {})", bins.join(" ")));

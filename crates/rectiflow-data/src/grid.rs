@@ -11,9 +11,9 @@ use crate::picture::Picture;
 /// Side of a character before it is enlarged.
 const GLYPH_PX: u32 = 8;
 /// A row label takes at most this many characters a line.
-const ROW_LABEL_CHARS: usize = 18;
+const ROW_LABEL_CHARS: usize = 24;
 /// A column label takes at most this many lines.
-const COLUMN_LABEL_LINES: usize = 7;
+const COLUMN_LABEL_LINES: usize = 5;
 const BACKGROUND: [u8; 3] = [255; 3];
 const INK: [u8; 3] = [32; 3];
 
@@ -82,8 +82,8 @@ impl Layout {
 
         let largest = |side: fn(&Picture) -> u32| grid.pictures.iter().map(side).max().unwrap_or(1);
         let (cell_width_px, cell_height_px) = (largest(Picture::width_px), largest(Picture::height_px));
-        // Letters keep their size relative to the picture from 512 px on.
-        let scale = (cell_width_px.min(cell_height_px) / 256).clamp(2, 8);
+        // Letters grow with the pictures, so that a label takes the same part of a grid that is looked at as a whole.
+        let scale = (cell_width_px.min(cell_height_px) / 192).clamp(1, 8);
         let margin_px = GLYPH_PX * scale / 2;
         let glyph_px = GLYPH_PX * scale;
 
