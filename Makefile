@@ -34,8 +34,9 @@ fmt:
 lint:
 	@$(TORCH); set -x; cargo clippy --release --workspace --all-targets -- -D warnings
 
+# One thread: tests run side by side, and libgomp's spinning threads would fight for the same cores.
 unit:
-	@$(TORCH); runner=$$($(TESTS)); set -x; cargo $$runner --release --workspace
+	@$(TORCH); runner=$$($(TESTS)); set -x; OMP_NUM_THREADS=1 cargo $$runner --release --workspace
 
 doc:
 	@$(TORCH); set -x; cargo test --release --workspace --doc && \

@@ -24,7 +24,7 @@ use tch::Device;
 
 use crate::{
     error::{Error, Result},
-    keys::unknown_keys,
+    keys::{missing_keys, take_unknown_keys},
     lr::LrConfig,
     optim::AdamWConfig,
     preview::PreviewConfig,
@@ -207,14 +207,22 @@ impl Recipe {
     /// # Errors
     /// [`Error::Recipe`] with every problem found, or [`Error::Io`].
     pub fn load(path: &Path, overrides: &[String]) -> Result<Checked> {
-        let table = read_table(Some(path), overrides)?;
-        let problems = |problems| Error::Recipe { path: path.to_owned(), problems };
-        let unknown = unknown_keys::<Self>(&table);
-        if !unknown.is_empty() {
-            return Err(problems(unknown));
+        let mut table = read_table(Some(path), overrides)?;
+        let mut problems = take_unknown_keys::<Self>(&mut table);
+        let missing = missing_keys::<Self>(&mut table);
+        let fail = |problems| Error::Recipe { path: path.to_owned(), problems };
+        if !missing.is_empty() {
+            problems.extend(missing);
+            return Err(fail(problems));
         }
-        let recipe: Self = toml::Value::Table(table).try_into().map_err(|e| problems(vec![one_line(&e)]))?;
-        recipe.check().map_err(problems)
+        match toml::Value::Table(table).try_into::<Self>().map_err(|e| vec![one_line(&e)]).and_then(Self::check) {
+            Ok(checked) if problems.is_empty() => Ok(checked),
+            Ok(_) => Err(fail(problems)),
+            Err(more) => {
+                problems.extend(more);
+                Err(fail(problems))
+            }
+        }
     }
 
     /// How to prepare images: the `[prep]` section of a recipe, or of none, overridden. The recipe may hold nothing
@@ -226,7 +234,7 @@ impl Recipe {
         let mut table = read_table(path, overrides)?;
         let path = path.unwrap_or(Path::new(NO_FILE));
         let problems = |problems| Error::Recipe { path: path.to_owned(), problems };
-        let unknown = unknown_keys::<Self>(&table);
+        let unknown = take_unknown_keys::<Self>(&mut table);
         if !unknown.is_empty() {
             return Err(problems(unknown));
         }

@@ -1,38 +1,90 @@
-//! Unknown keys of a recipe, each with the nearest valid name.
+//! Keys of a recipe that are unknown, each with the nearest valid name, and keys that are missing.
 //!
 //! The valid keys are read off the JSON schema that schemars derives from the same structs that serde reads, so that
-//! there is no second list to keep.
+//! there is no second list to keep. Serde alone would stop at the first of them.
 
 use schemars::{JsonSchema, schema_for};
 use serde_json::Value;
 use strsim::levenshtein;
 
-/// One line for each key of `table` that `T` does not know.
-pub(crate) fn unknown_keys<T: JsonSchema>(table: &toml::Table) -> Vec<String> {
+/// Takes the keys that `T` does not know out of `table`: one line for each.
+pub(crate) fn take_unknown_keys<T: JsonSchema>(table: &mut toml::Table) -> Vec<String> {
     let schema = schema_for!(T).to_value();
     let mut found = Vec::new();
-    walk(&schema, &schema, table, "", &mut found);
+    visit(&schema, &schema, table, "", &mut |properties, table, path| {
+        let known = |key: &str| properties.get(key).is_some();
+        let unknown: Vec<String> = table.keys().filter(|key| !known(key)).cloned().collect();
+        for key in unknown {
+            table.remove(&key);
+            found.push(complaint(&joined(path, &key), &key, properties));
+        }
+    });
     found
 }
 
-fn walk(root: &Value, schema: &Value, table: &toml::Table, path: &str, found: &mut Vec<String>) {
-    let Some(properties) = resolve(root, schema).get("properties").and_then(Value::as_object) else {
-        return;
+/// One line for each key that `T` needs and `table` lacks.
+pub(crate) fn missing_keys<T: JsonSchema>(table: &mut toml::Table) -> Vec<String> {
+    let schema = schema_for!(T).to_value();
+    let mut found = Vec::new();
+    let mut note_missing = |schema: &Value, table: &toml::Table, path: &str| {
+        let required = schema.get("required").and_then(Value::as_array).into_iter().flatten();
+        let absent = required.filter_map(Value::as_str).filter(|key| !table.contains_key(*key));
+        found.extend(absent.map(|key| format!("{}: missing, and it has no default", joined(path, key))));
     };
-    for (key, value) in table {
-        let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-        match (properties.get(key), value) {
-            (None, _) => found.push(complaint(&path, key, properties.keys())),
-            (Some(schema), toml::Value::Table(table)) => walk(root, schema, table, &path, found),
-            (Some(schema), toml::Value::Array(items)) => {
-                let schema = resolve(root, schema).get("items").unwrap_or(&Value::Null);
-                for (index, item) in items.iter().enumerate() {
-                    if let toml::Value::Table(table) = item {
-                        walk(root, schema, table, &format!("{path}[{index}]"), found);
-                    }
-                }
+    note_missing(&schema, table, "");
+    visit_sections(&schema, &schema, table, "", &mut |schema, table, path| note_missing(schema, table, path));
+    found
+}
+
+fn joined(path: &str, key: &str) -> String {
+    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
+}
+
+/// Calls `act` with the properties of each section's schema, the section itself first.
+fn visit(
+    root: &Value,
+    schema: &Value,
+    table: &mut toml::Table,
+    path: &str,
+    act: &mut dyn FnMut(&Value, &mut toml::Table, &str),
+) {
+    if let Some(properties) = resolve(root, schema).get("properties") {
+        act(properties, table, path);
+    }
+    visit_sections(root, schema, table, path, &mut |schema, table, path| {
+        if let Some(properties) = schema.get("properties") {
+            act(properties, table, path);
+        }
+    });
+}
+
+/// Calls `act` with each section below `table` whose schema has properties, and that schema.
+fn visit_sections(
+    root: &Value,
+    schema: &Value,
+    table: &mut toml::Table,
+    path: &str,
+    act: &mut dyn FnMut(&Value, &mut toml::Table, &str),
+) {
+    for (key, value) in table.iter_mut() {
+        let Some(schema) = resolve(root, schema).get("properties").and_then(|properties| properties.get(key)) else {
+            continue;
+        };
+        let (schema, path) = (resolve(root, schema), joined(path, key));
+        let items: Vec<(&Value, &mut toml::Table, String)> = match value {
+            toml::Value::Table(table) => vec![(schema, table, path)],
+            toml::Value::Array(items) => {
+                let schema = resolve(root, schema.get("items").unwrap_or(&Value::Null));
+                let tables = items.iter_mut().enumerate();
+                tables
+                    .filter_map(|(index, item)| Some((schema, item.as_table_mut()?, format!("{path}[{index}]"))))
+                    .collect()
             }
-            _ => {}
+            _ => continue,
+        };
+        for (schema, table, path) in items.into_iter().filter(|(schema, ..)| schema.get("properties").is_some()) {
+            act(schema, table, &path);
+            visit_sections(root, schema, table, &path, act);
         }
     }
 }
@@ -48,8 +100,8 @@ pub(crate) fn resolve<'a>(root: &'a Value, schema: &'a Value) -> &'a Value {
     }
 }
 
-fn complaint<'a>(path: &str, key: &str, valid: impl Iterator<Item = &'a String>) -> String {
-    let valid: Vec<&String> = valid.collect();
+fn complaint(path: &str, key: &str, properties: &Value) -> String {
+    let valid: Vec<&String> = properties.as_object().into_iter().flatten().map(|(name, _)| name).collect();
     let nearest = valid.iter().min_by_key(|name| levenshtein(key, name)).filter(|name| levenshtein(key, name) <= 3);
     match nearest {
         Some(name) => format!("{path}: unknown key; did you mean `{name}`?"),
@@ -66,19 +118,28 @@ mod tests {
 
     #[test]
     fn all_unknown_keys_are_named_with_their_nearest() {
-        let table: toml::Table =
+        let mut table: toml::Table =
             "[run]\ndirr = 1\n[[data]]\npath = 'x'\nrepeat = 2\n[data.prompt]\n[tranin]\n[objective]\nshfit = 3\n"
                 .parse()
                 .expect("TOML");
-        let found = unknown_keys::<crate::config::Recipe>(&table);
+        let found = take_unknown_keys::<crate::config::Recipe>(&mut table);
         assert_eq!(
             found,
             [
+                "tranin: unknown key; did you mean `train`?",
                 "data[0].repeat: unknown key; did you mean `repeats`?",
                 "objective.shfit: unknown key; did you mean `shift`?",
                 "run.dirr: unknown key; did you mean `dir`?",
-                "tranin: unknown key; did you mean `train`?",
             ]
         );
+    }
+
+    #[test]
+    fn all_missing_keys_are_named() {
+        let mut table: toml::Table = "[run]\n[[data]]\n[train]\nsamples = 1\n".parse().expect("TOML");
+        let mut found = missing_keys::<crate::config::Recipe>(&mut table);
+        found.sort();
+        let keys: Vec<&str> = found.iter().filter_map(|line| line.split(':').next()).collect();
+        assert_eq!(keys, ["data[0].path", "model", "run.dir", "train.micro_batch"]);
     }
 }
