@@ -24,7 +24,7 @@ demo: build
 	@$(TORCH); cargo build --release -p rectiflow-data --example emoji_pictures && sh scripts/demo.sh
 
 # Each step prints nothing of its own unless it fails or takes long; cheapest first.
-test: fmt lint unit doc
+test: fmt lint doc unit
 
 fmt:
 	cargo fmt --all -- --check

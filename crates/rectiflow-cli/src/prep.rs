@@ -42,7 +42,7 @@ pub(crate) struct Args {
     /// The VAE that encodes the images: its folder, or a diffusers model folder.
     #[arg(long)]
     vae: PathBuf,
-    /// A recipe whose [prep] section says how: area, bucket step, background, test split.
+    /// A recipe whose `[prep]` section says how: area, bucket step, background, test split.
     #[arg(long)]
     recipe: Option<PathBuf>,
     /// Override a key of the recipe, e.g. --set prep.area_px=262144; may be repeated.

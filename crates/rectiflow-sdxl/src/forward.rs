@@ -2,10 +2,10 @@
 //!
 //! | pass | input | output |
 //! |---|---|---|
-//! | unet | `sample` [b, 4, h, w], `timestep` [b] or one number, `encoder_hidden_states` [b, n, 2048], `text_embeds` [b, 1280], `time_ids` [b, 6] | `sample` |
-//! | clip-l, clip-g | `input_ids` [b, n] | `hidden` (penultimate states), `pooled` |
-//! | vae-encode | `pixels` [b, 3, h, w] in -1 to 1 | `mean`, `logvar` |
-//! | vae-decode | `latents` [b, 4, h, w] | `pixels` |
+//! | unet | `sample` `[b, 4, h, w]`, `timestep` `[b]` or one number, `encoder_hidden_states` `[b, n, 2048]`, `text_embeds` `[b, 1280]`, `time_ids` `[b, 6]` | `sample` |
+//! | clip-l, clip-g | `input_ids` `[b, n]` | `hidden` (penultimate states), `pooled` |
+//! | vae-encode | `pixels` `[b, 3, h, w]` in -1 to 1 | `mean`, `logvar` |
+//! | vae-decode | `latents` `[b, 4, h, w]` | `pixels` |
 //!
 //! No scaling factor is applied. Results are in the model's dtype.
 

@@ -21,7 +21,7 @@ use crate::{
 /// Opens a whole model: a diffusers folder, or a checkpoint whose frozen parts are where it says and unchanged.
 ///
 /// # Errors
-/// [`Error::Model`], or [`Error::Checkpoint`] where a frozen part is gone or different.
+/// [`crate::Error::Model`], or [`crate::Error::Checkpoint`] where a frozen part is gone or different.
 pub fn open(path: &Path, options: &OpenOptions) -> Result<Model> {
     let folder = |component| component_folder(path, component);
     let model = Model {
@@ -42,7 +42,7 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Model> {
 /// What a checkpoint's UNet was trained to predict; `None` for a folder of another origin.
 ///
 /// # Errors
-/// [`Error::Checkpoint`].
+/// [`crate::Error::Checkpoint`].
 pub fn objective(path: &Path) -> Result<Option<ObjectiveSettings>> {
     if is_checkpoint(path) { Ok(Some(Saved::read(path)?.objective)) } else { Ok(None) }
 }
