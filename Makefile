@@ -17,11 +17,12 @@ help:
 	@echo 'make docs    write the generated pages of docs/ anew'
 	@echo 'make peers   compare with diffusers (installs pinned versions into $(PEERS))'
 
+# One set of packages in every recipe: with another, cargo unifies features differently and compiles much anew.
 build:
-	@$(TORCH); cargo build --release -p rectiflow-cli
+	@$(TORCH); cargo build --release --workspace --bins --example emoji_pictures
 
 demo: build
-	@$(TORCH); cargo build --release -p rectiflow-data --example emoji_pictures && sh scripts/demo.sh
+	sh scripts/demo.sh
 
 # Each step prints nothing of its own unless it fails or takes long; cheapest first.
 test: fmt lint doc unit
