@@ -24,5 +24,6 @@ pub mod run;
 pub mod state;
 mod step;
 pub mod testloss;
+mod workers;
 
 pub use error::{Error, Result};

@@ -26,6 +26,7 @@ use crate::{
     state::{Position, TrainState},
     step::Stepper,
     testloss::TestTable,
+    workers::Workers,
 };
 
 /// How a run was left.
@@ -105,6 +106,7 @@ impl<'a> Run<'a> {
             train_text_encoders: recipe.train.text_encoders == TextEncoders::Trained,
             clip_norm: recipe.train.clip_norm,
             text_encoder_lr_ratio: recipe.train.text_encoder_lr_ratio,
+            workers: Workers::new(checked.device, recipe.train.micro_batches),
         };
         Ok(Self {
             test: TestTable::new(sources, recipe.run.seed, recipe.train.micro_batch, recipe.test.bins)?,
