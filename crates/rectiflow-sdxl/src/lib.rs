@@ -19,6 +19,7 @@ pub mod flow;
 pub mod forward;
 pub mod init;
 pub mod keys;
+pub mod kid;
 mod layers;
 pub mod model;
 pub mod sample;
