@@ -8,18 +8,19 @@ TORCH = LIBTORCH="$$($(PYTHON) scripts/libtorch.py)" || exit 1; export LIBTORCH;
 TESTS = if cargo nextest --version >/dev/null 2>&1; then echo nextest run; else echo test; fi
 PEERS = .venv-peers
 
-.PHONY: help build test demo fmt lint unit doc docs peers clean-demo
+.PHONY: help build test demo fmt lint unit doc docs peers tiny-base clean-demo
 
 help:
 	@echo 'make build   the binary, target/release/rectiflow'
-	@echo 'make demo    prepare, train, sample and export a tiny SDXL on the CPU; report in runs/demo/report.html'
+	@echo 'make demo    convert a tiny SDXL to flow matching on the CPU and measure it; report in runs/demo/report.html'
 	@echo 'make test    everything that CI checks, cheapest first'
 	@echo 'make docs    write the generated pages of docs/ anew'
+	@echo 'make tiny-base   train the demo\'s base model anew (an hour) and pack it'
 	@echo 'make peers   compare with diffusers (installs pinned versions into $(PEERS))'
 
 # One set of packages in every recipe: with another, cargo unifies features differently and compiles much anew.
 build:
-	@$(TORCH); cargo build --release --workspace --bins --example emoji_pictures
+	@$(TORCH); cargo build --release --workspace --bins --examples
 
 demo: build
 	sh scripts/demo.sh
@@ -50,6 +51,9 @@ peers: build
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/pip install --disable-pip-version-check -r scripts/golden/requirements.txt
 	@$(TORCH); sh scripts/peers/run.sh $(PEERS)/bin/python
+
+tiny-base: build
+	PYTHON=$(PYTHON) sh scripts/tiny_base.sh
 
 clean-demo:
 	rm -rf runs/demo

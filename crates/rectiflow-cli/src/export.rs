@@ -2,10 +2,7 @@
 //!
 //! Both read any layout as a bundle of tensors and write another; which layout a path is in is told by what is there.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use rectiflow_data::token::{Clip, tokenizer_files};
@@ -13,7 +10,6 @@ use rectiflow_sdxl::{
     bundle::Bundle,
     export::{ExportOptions, TokenizerFile, export_diffusers, export_single_file},
     flow::Parameterization,
-    model::Component,
 };
 use rectiflow_train::{checkpoint, model};
 use serde_json::json;
@@ -125,9 +121,8 @@ fn open(path: &Path) -> anyhow::Result<Bundle<'static>> {
         Some(objective) => Some(objective.parameterization),
         None => rectiflow_sdxl::model::parameterization(path)?,
     };
-    let folders = Component::ALL.map(|component| Ok((component, checkpoint::component_folder(path, component)?)));
-    let folders: BTreeMap<Component, PathBuf> = folders.into_iter().collect::<rectiflow_train::Result<_>>()?;
-    Ok(Bundle::open_folders(|component| folders[&component].clone(), predicts)?)
+    let components = checkpoint::Components::find(path)?;
+    Ok(Bundle::open_folders(|component| components.folder(component).to_owned(), predicts)?)
 }
 
 fn options() -> ExportOptions {

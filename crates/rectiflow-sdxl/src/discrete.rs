@@ -38,14 +38,6 @@ pub fn alpha_bar(step: usize) -> f64 {
     TABLE.alpha_bars[step]
 }
 
-/// [`alpha_bar`] of the schedule whose noise levels are `divisor` times smaller at every step: sigma is the square root
-/// of `(1 - alpha_bar) / alpha_bar`.
-pub fn divided_alpha_bar(step: usize, divisor: f64) -> f64 {
-    let alpha_bar = alpha_bar(step);
-    let signal = divisor * divisor * alpha_bar;
-    signal / (signal + (1.0 - alpha_bar))
-}
-
 /// The training step of a time in [0, 1]: `floor(1000 * time)`, at most 999.
 pub fn training_step(time: f64) -> usize {
     ((time * NUM_STEPS as f64) as usize).min(NUM_STEPS - 1)
@@ -91,16 +83,6 @@ mod tests {
         assert_eq!(timestep(1e-3), 0);
         assert_eq!(timestep(80.0), 999);
         assert!((sigmas()[999] - 14.6146).abs() < 1e-4);
-    }
-
-    #[test]
-    fn a_divided_schedule_has_smaller_sigmas() {
-        for step in [0, 500, 999] {
-            let sigma = |alpha_bar: f64| ((1.0 - alpha_bar) / alpha_bar).sqrt();
-            let (whole, eighth) = (sigma(alpha_bar(step)), sigma(divided_alpha_bar(step, 8.0)));
-            assert!((whole / eighth - 8.0).abs() < 1e-9, "step {step}: {whole} and {eighth}");
-            assert!((divided_alpha_bar(step, 1.0) - alpha_bar(step)).abs() < 1e-15);
-        }
     }
 
     #[test]

@@ -94,10 +94,6 @@ pub struct ObjectiveSettings {
     pub shift: f64,
     /// One quantile cell for each sample of a global step instead of independent draws: less variance for nothing.
     pub stratified: bool,
-    /// Every noise level of SDXL's schedule divided by this; 1 is SDXL's own. The last level still shows the mean of
-    /// the picture, and the more so the more latents average the noise away: 8 shows a model of 16x16 latents as much
-    /// as SDXL's schedule shows one of 128x128. Eps and v only.
-    pub sigma_divisor: f64,
     /// Min-SNR loss weights with this gamma (5 in the paper, arXiv 2303.09556); none weighs all timesteps alike.
     /// Eps and v only.
     pub min_snr_gamma: Option<f64>,
@@ -110,7 +106,6 @@ impl Default for ObjectiveSettings {
             sigmas: SigmaDistribution::LogitNormal,
             shift: 3.0,
             stratified: true,
-            sigma_divisor: 1.0,
             min_snr_gamma: None,
         }
     }
@@ -141,13 +136,6 @@ impl Objective {
         let mut problems = Vec::new();
         if !(settings.shift.is_finite() && settings.shift > 0.0) {
             problems.push(format!("shift is {}, expected a positive number (3 is the default)", settings.shift));
-        }
-        let divisor = settings.sigma_divisor;
-        if !(divisor.is_finite() && divisor > 0.0) {
-            problems.push(format!("sigma_divisor is {divisor}, expected a positive number (1 is SDXL's schedule)"));
-        }
-        if divisor != 1.0 && settings.parameterization == Parameterization::Flow {
-            problems.push("sigma_divisor has no meaning for flow, which has no discrete schedule: remove it".into());
         }
         if let Some(gamma) = settings.min_snr_gamma {
             if !(gamma.is_finite() && gamma > 0.0) {
@@ -204,8 +192,7 @@ impl Objective {
 
     fn noised_discrete(&self, x0: &Tensor, noise: &Tensor, times: &[f64], predicts_v: bool) -> Noised {
         let steps: Vec<usize> = times.iter().map(|&time| discrete::training_step(time)).collect();
-        let divisor = self.settings.sigma_divisor;
-        let alpha_bars = || steps.iter().map(|&step| discrete::divided_alpha_bar(step, divisor));
+        let alpha_bars = || steps.iter().map(|&step| discrete::alpha_bar(step));
         let signal = spread(&per_sample(alpha_bars().map(f64::sqrt), x0));
         let spoil = spread(&per_sample(alpha_bars().map(|abar| (1.0 - abar).sqrt()), x0));
         Noised {

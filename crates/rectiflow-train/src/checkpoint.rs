@@ -16,6 +16,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     path::{Path, PathBuf},
+    sync::OnceLock,
 };
 
 use rectiflow_sdxl::{
@@ -194,29 +195,73 @@ pub fn is_checkpoint(folder: &Path) -> bool {
     folder.join(STATE).is_file()
 }
 
-/// The folder of each component of a model: a diffusers folder's own, or a checkpoint's own and its frozen ones.
-///
-/// # Errors
-/// [`Error::Checkpoint`] where a frozen component is gone or has changed since.
-pub fn component_folder(model: &Path, component: Component) -> Result<PathBuf> {
-    if !is_checkpoint(model) {
-        return Ok(component.find(model)?);
+/// Where the components of a model are, each found once. Gigabytes are hashed at most once a component, and only where
+/// somebody asks or a checkpoint names a hash that must be right.
+#[derive(Debug)]
+pub struct Components {
+    folders: BTreeMap<Component, PathBuf>,
+    hashes: BTreeMap<Component, OnceLock<String>>,
+}
+
+impl Components {
+    /// The components of a model: a diffusers folder's own, or a checkpoint's own and its frozen ones.
+    ///
+    /// # Errors
+    /// [`Error::Model`] where one is missing, [`Error::Checkpoint`] where a frozen one is gone or has changed since.
+    pub fn find(model: &Path) -> Result<Self> {
+        let mut frozen = if is_checkpoint(model) { Some(Saved::read(model)?.frozen) } else { None };
+        let (mut folders, mut hashes) = (BTreeMap::new(), BTreeMap::new());
+        for component in Component::ALL {
+            let hash = OnceLock::new();
+            let folder = match &mut frozen {
+                None => component.find(model)?,
+                Some(frozen) => match frozen.remove(component.folder()) {
+                    None => model.join(component.folder()),
+                    Some(part) => {
+                        check_unchanged(model, component, &part)?;
+                        hash.get_or_init(|| part.blake3);
+                        part.path
+                    }
+                },
+            };
+            folders.insert(component, folder);
+            hashes.insert(component, hash);
+        }
+        Ok(Self { folders, hashes })
     }
-    let Some(frozen) = Saved::read(model)?.frozen.remove(component.folder()) else {
-        return Ok(model.join(component.folder()));
-    };
+
+    /// The folder of a component, with its `config.json`.
+    pub fn folder(&self, component: Component) -> &Path {
+        &self.folders[&component]
+    }
+
+    /// BLAKE3 over the component's weight files.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn blake3(&self, component: Component) -> Result<&str> {
+        let hash = &self.hashes[&component];
+        if hash.get().is_none() {
+            let found = hash_weights(self.folder(component))?;
+            hash.get_or_init(|| found);
+        }
+        Ok(hash.get().expect("it was just set"))
+    }
+}
+
+fn check_unchanged(checkpoint: &Path, component: Component, frozen: &Frozen) -> Result<()> {
     let broken = |reason: String| Error::Checkpoint { path: frozen.path.clone(), reason };
+    let (name, checkpoint) = (component.name(), checkpoint.display());
     let found = hash_weights(&frozen.path)
-        .map_err(|e| broken(format!("the checkpoint {} needs this {}: {e}", model.display(), component.name())))?;
-    if found != frozen.blake3 {
-        return Err(broken(format!(
-            "the {} has changed since the checkpoint {} was written: expected BLAKE3 {}, found {found}; put the old one back",
-            component.name(),
-            model.display(),
-            frozen.blake3
-        )));
+        .map_err(|e| broken(format!("the checkpoint {checkpoint} needs this {name}: {e}")))?;
+    if found == frozen.blake3 {
+        return Ok(());
     }
-    Ok(frozen.path)
+    let expected = &frozen.blake3;
+    Err(broken(format!(
+        "the {name} has changed since the checkpoint {checkpoint} was written: expected BLAKE3 {expected}, found \
+         {found}; put the old one back"
+    )))
 }
 
 /// Puts a checkpoint's numbers into a run's state. Shapes and names must be those of the run.

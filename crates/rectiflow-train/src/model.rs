@@ -14,7 +14,7 @@ use rectiflow_sdxl::{
 use tch::Device;
 
 use crate::{
-    checkpoint::{Saved, component_folder, is_checkpoint},
+    checkpoint::{Components, Saved, is_checkpoint},
     error::Result,
 };
 
@@ -23,12 +23,17 @@ use crate::{
 /// # Errors
 /// [`crate::Error::Model`], or [`crate::Error::Checkpoint`] where a frozen part is gone or different.
 pub fn open(path: &Path, options: &OpenOptions) -> Result<Model> {
-    let folder = |component| component_folder(path, component);
+    open_components(path, &Components::find(path)?, options)
+}
+
+/// As [`open`], where the components have been found before.
+pub(crate) fn open_components(path: &Path, components: &Components, options: &OpenOptions) -> Result<Model> {
+    let folder = |component| components.folder(component);
     let model = Model {
-        unet: UNet::open(&folder(Component::UNet)?, options)?,
-        clip_l: ClipText::open(&folder(Component::ClipL)?, Component::ClipL, options)?,
-        clip_g: ClipText::open(&folder(Component::ClipG)?, Component::ClipG, options)?,
-        vae: Vae::open(&folder(Component::Vae)?, options)?,
+        unet: UNet::open(folder(Component::UNet), options)?,
+        clip_l: ClipText::open(folder(Component::ClipL), Component::ClipL, options)?,
+        clip_g: ClipText::open(folder(Component::ClipG), Component::ClipG, options)?,
+        vae: Vae::open(folder(Component::Vae), options)?,
         parameterization: match objective(path)? {
             Some(objective) => Some(objective.parameterization),
             None => rectiflow_sdxl::model::parameterization(path)?,

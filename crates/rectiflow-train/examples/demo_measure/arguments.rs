@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use rectiflow_sdxl::flow::Parameterization;
 
-const USAGE: &str = "usage: demo_measure RUN --heldout DIR --vae DIR [--pictures N] [--seeds N] LABEL=MODEL[@flow] ...";
+const USAGE: &str =
+    "usage: demo_measure RUN --heldout DIR --vae DIR [--pictures N] [--seeds N] [--keep DIR] LABEL=MODEL[@flow] ...";
 
 /// The command line, checked.
 #[derive(Debug)]
@@ -19,6 +20,8 @@ pub(crate) struct Arguments {
     pub(crate) num_pictures: usize,
     /// How often all is drawn anew with other noise.
     pub(crate) num_seeds: u64,
+    /// Where the pictures that were measured are left, for other programs.
+    pub(crate) keep: Option<PathBuf>,
     /// At least one.
     pub(crate) models: Vec<NamedModel>,
 }
@@ -34,13 +37,14 @@ pub(crate) struct NamedModel {
 
 impl Arguments {
     pub(crate) fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Self, String> {
-        let (mut run, mut heldout, mut vae) = (None, None, None);
+        let (mut run, mut heldout, mut vae, mut keep) = (None, None, None, None);
         let (mut num_pictures, mut num_seeds, mut models) = (192, 1, Vec::new());
         while let Some(argument) = arguments.next() {
             let mut value = || arguments.next().ok_or_else(|| format!("{argument} needs a value; {USAGE}"));
             match argument.as_str() {
                 "--heldout" => heldout = Some(PathBuf::from(value()?)),
                 "--vae" => vae = Some(PathBuf::from(value()?)),
+                "--keep" => keep = Some(PathBuf::from(value()?)),
                 "--pictures" => num_pictures = number(&argument, &value()?)?,
                 "--seeds" => num_seeds = number(&argument, &value()?)?,
                 flag if flag.starts_with('-') => return Err(format!("{flag}: no such option; {USAGE}")),
@@ -53,7 +57,7 @@ impl Arguments {
         if models.is_empty() {
             return Err(format!("no model to measure; {USAGE}"));
         }
-        Ok(Self { run, heldout, vae, num_pictures, num_seeds: num_seeds as u64, models })
+        Ok(Self { run, heldout, vae, num_pictures, num_seeds: num_seeds as u64, keep, models })
     }
 }
 

@@ -97,10 +97,8 @@ impl HeldOut {
             Ok(latents.mean_dim(&[0i64, 2, 3][..], false, Kind::Double)) // [4]
         };
         let apart = (mean("white")? - mean("black")?).norm().double_value(&[]);
-        let at = |side: f64, divisor: f64| {
-            let alpha_bar = discrete::divided_alpha_bar(discrete::NUM_STEPS - 1, divisor);
-            (alpha_bar / (1.0 - alpha_bar)).sqrt() * side * apart
-        };
+        let alpha_bar = discrete::alpha_bar(discrete::NUM_STEPS - 1);
+        let at = |side: f64| (alpha_bar / (1.0 - alpha_bar)).sqrt() * side * apart;
         let side = f64::from(SIDE_PX / vae.config.down_factor());
         let row = |name: &str, sigmas: f64| vec![name.to_owned(), format!("{sigmas:.1}")];
         Ok(Finding {
@@ -116,11 +114,11 @@ impl HeldOut {
             table: Some(Table {
                 columns: vec!["at the last step".into(), "black from white, in sigmas".into()],
                 rows: vec![
-                    row(&format!("this model's {side}x{side} latents, SDXL's schedule"), at(side, 1.0)),
-                    row("SDXL's 128x128 latents, SDXL's schedule", at(128.0, 1.0)),
+                    row(&format!("the base: {side}x{side} latents"), at(side)),
+                    row("SDXL: 128x128 latents", at(128.0)),
                     row(
-                        &format!("{side}x{side} latents, schedule divided by {}", 128.0 / side),
-                        at(side, 128.0 / side),
+                        &format!("the shifted base: {side}x{side} latents, {} times as large", 128.0 / side),
+                        at(128.0),
                     ),
                     row("flow matching, any size", 0.0),
                 ],

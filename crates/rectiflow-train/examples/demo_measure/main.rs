@@ -1,7 +1,7 @@
 //! Measures the demo's models side by side: the same prompts, the same noise.
 //!
 //! ```text
-//! demo_measure RUN --heldout DIR --vae DIR [--pictures N] [--seeds N] LABEL=MODEL[@PARAMETERIZATION] ...
+//! demo_measure RUN --heldout DIR --vae DIR [--pictures N] [--seeds N] [--keep DIR] LABEL=MODEL[@PARAMETERIZATION] ...
 //! ```
 //!
 //! The prompts are captions of pictures that no model was trained on (`emoji_pictures --holdout-subjects`). For each
@@ -18,6 +18,7 @@ mod side_by_side;
 
 use std::{
     fs,
+    path::Path,
     process::ExitCode,
     sync::atomic::{AtomicUsize, Ordering},
 };
@@ -96,6 +97,9 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<()> {
     let vae = Vae::open(&arguments.vae, &OpenOptions::default())?;
     let heldout = HeldOut::read(&arguments.heldout, &vae)?;
+    if let Some(folder) = &arguments.keep {
+        keep(&folder.join("real"), &heldout.pictures)?;
+    }
     let contenders = arguments.models.iter().map(open).collect::<Result<Vec<_>>>()?;
     let mut measured = Vec::new();
     for contender in &contenders {
@@ -112,6 +116,15 @@ fn run(arguments: &Arguments) -> Result<()> {
     let json = serde_json::to_string_pretty(&measured).expect("numbers are JSON");
     fs::write(&path, json).map_err(Error::io(&path))?;
     findings::write(&arguments.run, &all)
+}
+
+/// Leaves pictures as numbered files.
+fn keep(folder: &Path, pictures: &[Picture]) -> Result<()> {
+    fs::create_dir_all(folder).map_err(Error::io(folder))?;
+    for (index, picture) in pictures.iter().enumerate() {
+        picture.write_png(&folder.join(format!("{index:04}.png")), &[])?;
+    }
+    Ok(())
 }
 
 fn open(named: &arguments::NamedModel) -> Result<Contender> {

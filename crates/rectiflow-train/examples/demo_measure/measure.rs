@@ -12,7 +12,7 @@ use crate::{
     Contender,
     arguments::Arguments,
     heldout::{HeldOut, features},
-    settings,
+    keep, settings,
 };
 
 /// Width of the border that is taken for background.
@@ -56,6 +56,9 @@ impl Measured {
             let settings = rectiflow_sdxl::sample::SampleSettings { seed: seed * SEED_STRIDE, ..settings() };
             let pictures = contender.draw(&prompts, &settings, &format!("seed {seed}"))?;
             measured.add(&pictures, &asked, heldout);
+            if let Some(folder) = &arguments.keep {
+                keep(&folder.join(&contender.label).join(format!("seed-{seed}")), &pictures)?;
+            }
             measured.distance.push(kernel_distance(&features(vae, &pictures)?, &heldout.features));
         }
         Ok(measured)
