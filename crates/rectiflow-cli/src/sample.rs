@@ -120,9 +120,10 @@ fn parse_original(text: &str) -> Result<Original, String> {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let prompts = args.all_prompts()?;
+    let settings = args.settings();
+    settings.check()?;
     let model = model::open(&args.model, &OpenOptions { device: args.device, ..OpenOptions::default() })?;
     let parameterization = args.parameterization_of(&model)?;
-    let settings = args.settings();
     settings.latent_shape(&model.vae.config)?;
     fs::create_dir_all(&args.out).with_context(|| format!("creating the folder {}", args.out.display()))?;
 

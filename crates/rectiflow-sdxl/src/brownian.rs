@@ -9,7 +9,7 @@
 //! is NumPy's `SeedSequence` (O'Neill's seed_seq_fe), of which the one use that is needed is here. Levels are rounded to
 //! 1e-6, where bisection ends.
 //!
-//! Golden-tested against torchsde in `tests/noise.rs`.
+//! Golden-tested against torchsde in `tests/samplers.rs`.
 
 use tch::{Device, Tensor};
 

@@ -100,6 +100,27 @@ pub struct SizeConditioning {
 }
 
 impl SampleSettings {
+    /// Refuses what no model can draw; what depends on the model's factor is checked by [`Self::latent_shape`].
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with everything that is wrong with the settings.
+    pub fn check(&self) -> Result<()> {
+        let problems = self.problems();
+        if problems.is_empty() { Ok(()) } else { Err(Error::invalid("sampling", &problems)) }
+    }
+
+    fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if !(1..=MAX_STEPS).contains(&self.steps) {
+            problems.push(format!("steps is {}, expected 1 to {MAX_STEPS}", self.steps));
+        }
+        if self.batch == 0 {
+            problems.push("batch is 0, expected at least 1".into());
+        }
+        problems.extend(self.guidance().problems());
+        problems
+    }
+
     /// The shape of the latents, `[batch, 4, height / 8, width / 8]`.
     ///
     /// # Errors
@@ -112,13 +133,7 @@ impl SampleSettings {
                 problems.push(format!("{name} is {value}, expected a multiple of {factor}"));
             }
         }
-        if !(1..=MAX_STEPS).contains(&self.steps) {
-            problems.push(format!("steps is {}, expected 1 to {MAX_STEPS}", self.steps));
-        }
-        if self.batch == 0 {
-            problems.push("batch is 0, expected at least 1".into());
-        }
-        problems.extend(self.guidance().problems());
+        problems.extend(self.problems());
         if !problems.is_empty() {
             return Err(Error::invalid("sampling", &problems));
         }
