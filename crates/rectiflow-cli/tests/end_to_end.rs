@@ -181,6 +181,73 @@ fn sample_and_export(folder: &Path, checkpoint: &Path) {
     });
     assert_eq!(pictures[0].dimensions(), (128, 96));
     assert!(pictures[0] == pictures[1], "the checkpoint and its export draw different pictures");
+    sample_with_everything(folder, &diffusers);
+    refuse_what_cannot_be_drawn(folder, &diffusers);
+}
+
+/// All options of sampling at once, an empty prompt among the prompts; the pictures say how they were made.
+fn sample_with_everything(folder: &Path, model: &Path) {
+    let out = folder.join("everything");
+    let arguments = [
+        &["sample", "--model", text(model), "--prompt", "a red (disc)", "--prompt", "", "--negative", "grey, flou é"],
+        &["--sampler", "dpmpp_2m_sde", "--schedule", "beta", "--steps", "3", "--cfg", "3", "--cfg-rescale", "0.5"][..],
+        &["--pag-scale", "2", "--pag-parts", "mid,up.0", "--original-size", "200x150+4+0", "--size", "128x96"],
+        &["--batch", "2", "--seed", "9", "--out", text(&out)],
+    ];
+    succeed(&arguments.concat());
+    let texts = texts_of(&out.join("002-a-red-disc.png"));
+    let parameters = &texts["parameters"];
+    for needle in
+        ["a red (disc)\nNegative prompt: grey, flou é\n", "DPM++ 2M SDE", "PAG parts: mid up.0", "Batch pos: 1"]
+    {
+        assert!(parameters.contains(needle), "{needle}: {parameters}");
+    }
+    let json = |keyword: &str| serde_json::from_str::<serde_json::Value>(&texts[keyword]).expect("the chunk is JSON");
+    let (prompt, workflow) = (json("prompt"), json("workflow"));
+    let node = |class: &str| prompt.as_object().expect("nodes").values().find(|node| node["class_type"] == class);
+    assert_eq!(node("KSampler").expect("a sampler")["inputs"]["sampler_name"], "dpmpp_2m_sde");
+    assert_eq!(node("CLIPTextEncodeSDXL").expect("a text with sizes")["inputs"]["text_g"], "a red \\(disc\\)");
+    assert_eq!(workflow["nodes"].as_array().map(Vec::len), prompt.as_object().map(serde_json::Map::len));
+    assert!(workflow["extra"]["rectiflow"]["differences"].to_string().contains("up.0"));
+    assert!(out.join("004-picture.png").exists(), "an empty prompt is a prompt");
+}
+
+/// Sizes that the VAE cannot have, and weights that are not numbers.
+fn refuse_what_cannot_be_drawn(folder: &Path, model: &Path) {
+    let refused = |arguments: &[&str], code: i32, needles: &[&str]| {
+        let out = folder.join("refused");
+        let all = [&["sample", "--prompt", "a", "--steps", "2", "--out", text(&out)], arguments].concat();
+        let output = rectiflow(&all).output().expect("the command starts");
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{message}");
+        assert!(needles.iter().all(|needle| message.contains(needle)), "{needles:?}: {message}");
+    };
+    refused(&["--model", text(model), "--size", "100x96"], 2, &["width_px is 100", "multiple of 8"]);
+    let no_attention = ["--model", text(model), "--size", "64x64", "--pag-scale", "1", "--pag-parts", "down.0"];
+    refused(&no_attention, 2, &["no attention in down.0", "mid"]);
+    let weights = model.join("unet/diffusion_pytorch_model.safetensors");
+    let mut bytes = fs::read(&weights).expect("the weights are there");
+    let end = bytes.len();
+    bytes[end - 4..].fill(0xff); // the last fp32 number becomes NaN
+    fs::write(&weights, bytes).expect("the weights can be written");
+    refused(&["--model", text(model), "--size", "64x64"], 1, &["not finite", "unet"]);
+}
+
+/// The text chunks of a PNG, by keyword.
+fn texts_of(png: &Path) -> BTreeMap<String, String> {
+    let bytes = fs::read(png).expect("the picture is there");
+    let (mut texts, mut rest) = (BTreeMap::new(), &bytes[8..]);
+    while let [a, b, c, d, tail @ ..] = rest {
+        let length = u32::from_be_bytes([*a, *b, *c, *d]) as usize;
+        let (kind, data) = (&tail[..4], &tail[4..4 + length]);
+        if kind == b"tEXt" {
+            let (keyword, latin1) = data.split_at(data.iter().position(|&byte| byte == 0).expect("a keyword ends"));
+            let letters = latin1[1..].iter().map(|&byte| char::from(byte));
+            texts.insert(String::from_utf8_lossy(keyword).into_owned(), letters.collect());
+        }
+        rest = &tail[8 + length..];
+    }
+    texts
 }
 
 #[test]

@@ -101,9 +101,17 @@ impl Error {
         Self::Invalid { what: what.into(), reason: problems.join("; ") }
     }
 
-    /// An [`Error::Invalid`] about a name that is none of `known`.
+    /// An [`Error::Invalid`] about a name that is none of `known`, with the one it resembles most.
     pub fn unknown_name(kind: &str, name: &str, known: &[&str]) -> Self {
-        Self::Invalid { what: format!("{kind} {name:?}"), reason: format!("unknown; one of {}", known.join(", ")) }
+        let nearest = known.iter().min_by_key(|known| strsim::levenshtein(name, known));
+        // A name that shares less than half its letters with any is not a slip of the pen.
+        let nearest = nearest.filter(|nearest| strsim::normalized_levenshtein(name, nearest) >= 0.5);
+        let all = known.join(", ");
+        let reason = match nearest {
+            Some(nearest) => format!("unknown; did you mean {nearest}? All: {all}"),
+            None => format!("unknown; one of {all}"),
+        };
+        Self::Invalid { what: format!("{kind} {name:?}"), reason }
     }
 }
 
