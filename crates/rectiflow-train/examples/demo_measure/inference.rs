@@ -54,12 +54,25 @@ fn questions() -> Vec<Question> {
                 .to_vec(),
         },
         Question {
+            file: "inference-pag.png",
+            title: "Perturbed-attention guidance (PAG)",
+            text: "Steers away from what the model draws when its attention in the middle is switched off; with CFG and \
+                   without.",
+            columns: guided([(1.0, 0.0), (1.0, 3.0), (3.0, 0.0), (3.0, 3.0)]),
+        },
+        Question {
             file: "inference-cfg.png",
             title: "Guidance (CFG)",
             text: "How strongly the prompt is followed; 1 is no guidance.",
             columns: columns("CFG", &[1.0, 2.0, 3.0, 4.5, 7.0], |settings, cfg| settings.cfg = cfg),
         },
     ]
+}
+
+fn guided(scales: [(f64, f64); 4]) -> Vec<(String, SampleSettings)> {
+    let column =
+        |(cfg, pag_scale)| (format!("CFG {cfg}, PAG {pag_scale}"), SampleSettings { cfg, pag_scale, ..settings() });
+    scales.map(column).to_vec()
 }
 
 fn answer(question: Question, contender: &Contender, run: &Path) -> Result<Finding> {
