@@ -1,7 +1,7 @@
 """Writes the golden numbers of crates/rectiflow-sdxl/tests/golden/samplers.json by running ComfyUI's own samplers.
 
-    pip install torch==2.13.0 torchsde==0.2.6 numpy scipy tqdm
-    pip install --no-deps k-diffusion==0.1.1.post1
+    pip install -r scripts/golden/requirements.txt
+    pip install --no-deps k-diffusion==0.1.1.post1   # one file of it is used; its dependencies are many
     python scripts/golden/samplers.py COMFYUI_CHECKOUT
 
 As schedules.py does, it takes only the few functions that are needed out of the checkout's files (by name, from the

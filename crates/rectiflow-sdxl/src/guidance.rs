@@ -181,7 +181,7 @@ impl<'a> Guided<'a> {
             }
         }
         if self.guidance.is_perturbed() {
-            guided += (cond - &parts[parts.len() - 1]) * self.guidance.pag_scale;
+            guided = guided + (cond - &parts[parts.len() - 1]) * self.guidance.pag_scale;
         }
         guided
     }

@@ -26,6 +26,11 @@ use crate::{
 };
 pub use crate::{guidance::Texts, noise::initial_noise, solvers::Progress};
 
+/// The longest side of a picture, as ComfyUI's.
+const MAX_SIDE_PX: u32 = 16384;
+/// The largest number of pictures drawn together, as ComfyUI's.
+const MAX_BATCH: usize = 4096;
+
 /// What to draw, apart from the texts. Defaults are the article's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -114,8 +119,8 @@ impl SampleSettings {
         if !(1..=MAX_STEPS).contains(&self.steps) {
             problems.push(format!("steps is {}, expected 1 to {MAX_STEPS}", self.steps));
         }
-        if self.batch == 0 {
-            problems.push("batch is 0, expected at least 1".into());
+        if !(1..=MAX_BATCH).contains(&self.batch) {
+            problems.push(format!("batch is {}, expected 1 to {MAX_BATCH}", self.batch));
         }
         problems.extend(self.guidance().problems());
         problems
@@ -129,8 +134,11 @@ impl SampleSettings {
         let factor = vae.down_factor();
         let mut problems = Vec::new();
         for (name, value) in [("width_px", self.width_px), ("height_px", self.height_px)] {
-            if value == 0 || value % factor != 0 {
-                problems.push(format!("{name} is {value}, expected a multiple of {factor}"));
+            if value > MAX_SIDE_PX {
+                problems.push(format!("{name} is {value}, expected at most {MAX_SIDE_PX}"));
+            } else if value == 0 || value % factor != 0 {
+                let above = value.max(1).next_multiple_of(factor);
+                problems.push(format!("{name} is {value}, expected a multiple of {factor} such as {above}"));
             }
         }
         problems.extend(self.problems());
@@ -250,7 +258,17 @@ mod tests {
         let bad =
             SampleSettings { width_px: 1020, height_px: 0, steps: 0, batch: 0, cfg: f64::NAN, ..Default::default() };
         let message = bad.latent_shape(&vae).unwrap_err().to_string();
-        for word in ["width_px is 1020", "height_px is 0", "multiple of 8", "steps is 0", "batch is 0", "cfg is NaN"] {
+        let huge = SampleSettings { width_px: u32::MAX, batch: usize::MAX, ..Default::default() };
+        let too_much = huge.latent_shape(&vae).unwrap_err().to_string();
+        assert!(too_much.contains("at most 16384") && too_much.contains("1 to 4096"), "{too_much}");
+        for word in [
+            "width_px is 1020",
+            "height_px is 0",
+            "multiple of 8 such as 1024",
+            "steps is 0",
+            "batch is 0",
+            "cfg is NaN",
+        ] {
             assert!(message.contains(word), "{word}: {message}");
         }
     }
