@@ -18,6 +18,7 @@ export_fp16() {
 # The base with latents that are eight times as large; the rest of the VAE is the same.
 enlarge_latents() {
     rm -rf "$RUN/large-latents" && cp -R "$RUN/export" "$RUN/large-latents" &&
+        cp assets/tiny-sdxl/vae/*.safetensors "$RUN/large-latents/vae/" &&
         sed 's/0\.13025/1.042/' "$RUN/export/vae/config.json" >"$RUN/large-latents/vae/config.json" &&
         grep -q '1\.042' "$RUN/large-latents/vae/config.json"
 }
