@@ -495,7 +495,9 @@ mod tests {
             assert!(file.bytes(stored).unwrap() == bytes(query, kind));
             // All of them, read back through the table.
             let back = Bundle::open_single_file(&out, None).unwrap();
-            assert!(back.notes.is_empty());
+            let expected = if kind == Kind::Half { vec![true] } else { vec![] };
+            let about_fp16: Vec<bool> = back.notes.iter().map(|note| note.contains("the VAE is stored in fp16")).collect();
+            assert_eq!(about_fp16, expected, "{:?}", back.notes);
             for component in Component::ALL {
                 for (name, tensor) in parameters(&model, component).iter() {
                     let read = back.load(component, name).unwrap();
@@ -563,6 +565,70 @@ mod tests {
         let message =
             export_diffusers(&Bundle::of_model(&silent).unwrap(), &folder.path().join("x"), &options(Kind::Half));
         assert!(message.unwrap_err().to_string().contains("flow, eps or v"));
+    }
+
+    #[test]
+    fn a_single_file_opens_as_the_model_that_it_is() {
+        let model = tiny_model(Some(Parameterization::Eps));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        export_single_file(&Bundle::of_model(&model).unwrap(), &path, &options(Kind::Float)).unwrap();
+        let opened = Model::open(&path, &OpenOptions::default()).unwrap();
+        assert_eq!(opened.parameterization, Some(Parameterization::Eps));
+        for component in Component::ALL {
+            let found = parameters(&opened, component);
+            assert_eq!(found.len(), parameters(&model, component).len());
+            for (name, tensor) in parameters(&model, component).iter() {
+                assert!(found.get(name).unwrap().equal(tensor), "{}/{name}", component.folder());
+            }
+        }
+        let half = OpenOptions { kind: Kind::Half, ..OpenOptions::default() };
+        let opened = Model::open(&path, &half).unwrap();
+        assert_eq!((opened.unet.kind(), opened.vae.kind()), (Kind::Half, Kind::Float), "SDXL's VAE overflows in fp16");
+        let metadata = TensorFile::open(&path).unwrap().metadata().clone();
+        assert_eq!(metadata["modelspec.prediction_type"], "epsilon");
+        assert_eq!(metadata["modelspec.resolution"], "32x32", "16 latents of 2 pixels a side");
+        assert!(!metadata.contains_key("modelspec.usage_hint"), "there is nothing to say");
+    }
+
+    #[test]
+    fn parts_that_a_file_lacks_come_from_another_model() {
+        let [model, other] = [Parameterization::Flow, Parameterization::Eps].map(|p| tiny_model(Some(p)));
+        let folder = tempfile::tempdir().unwrap();
+        let [whole, part] = ["whole.safetensors", "unet.safetensors"].map(|name| folder.path().join(name));
+        let parts = folder.path().join("parts");
+        let _ = other.clip_g.parameters.get("text_projection.weight").unwrap().shallow_clone().fill_(0.25);
+        export_single_file(&Bundle::of_model(&model).unwrap(), &whole, &options(Kind::Float)).unwrap();
+        export_diffusers(&Bundle::of_model(&other).unwrap(), &parts, &options(Kind::Float)).unwrap();
+        // A UNet alone, without its prefix, as such files are.
+        let file = TensorFile::open(&whole).unwrap();
+        let bare = |name: &str| name.strip_prefix("model.diffusion_model.").map(str::to_owned);
+        let tensors: Vec<_> =
+            file.names().filter_map(|name| Some((bare(name)?, file.tensor(name).unwrap()))).collect();
+        let metadata: Vec<_> = file.metadata().iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+        write_tensors(&part, tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)), None, &metadata).unwrap();
+        let message = Bundle::open_single_file(&part, None).unwrap_err().to_string();
+        assert!(message.contains("clip-l") && message.contains("--missing-from"), "{message}");
+        let bundle = Bundle::open_single_file(&part, Some(&parts)).unwrap();
+        assert_eq!(bundle.notes.len(), 3, "{:?}", bundle.notes);
+        assert!(bundle.notes[1].starts_with("the clip-g is from"), "{:?}", bundle.notes);
+        let projection = bundle.load(Component::ClipG, "text_projection.weight").unwrap();
+        assert!(projection.eq(0.25).all().int64_value(&[]) == 1);
+        for (name, tensor) in model.unet.parameters.iter() {
+            assert!(bundle.load(Component::UNet, name).unwrap().equal(tensor), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_stack_is_as_wide_as_its_widest_part() {
+        for (a, b, expected) in [
+            (Kind::Half, Kind::Half, Kind::Half),
+            (Kind::Half, Kind::BFloat16, Kind::Float),
+            (Kind::BFloat16, Kind::Float, Kind::Float),
+            (Kind::Double, Kind::Half, Kind::Double),
+        ] {
+            assert_eq!((wider(a, b), wider(b, a)), (expected, expected), "{a:?} and {b:?}");
+        }
     }
 
     #[test]
