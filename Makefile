@@ -55,7 +55,7 @@ peers: build
 # The same comparisons at SDXL's own size, with random weights: 30 GB of disk, 16 GB of memory, an hour on two cores.
 peers-full: build
 	@$(TORCH); set -e; cargo build --release -p rectiflow-sdxl --example random_sdxl; \
-	sh scripts/peers/full_size.sh $(PEERS)/bin/python
+	TORCH_USE_RTLD_GLOBAL=1 $(PEERS)/bin/python scripts/peers/full_size.py runs/full-size
 
 clean-demo:
 	rm -rf runs/demo
