@@ -32,5 +32,5 @@ for dtype in fp32 fp16 bf16; do
 done
 
 echo "== speed of the tiny model"
-"$python" scripts/peers/bench_sample.py "$work/flow-fp32" --rectiflow "$rectiflow" --pairs 3 --rounds 3 --steps 12 \
+"$python" scripts/peers/bench_sample.py "$work/flow-fp32" --rectiflow "$rectiflow" --pairs 3 --rounds 3 --steps 8 --batch 2 \
     --threads 1 --out "benches/runs/$today-sample/tiny-fp32.json"
