@@ -91,7 +91,9 @@ pub(crate) fn export(args: &ExportArgs) -> anyhow::Result<Answer> {
         Format::SingleFile => {
             if args.out.is_dir() {
                 let out = args.out.display();
-                return Err(Misuse(format!("{out} is a folder: give the name of a file, such as model.safetensors")).into());
+                return Err(
+                    Misuse(format!("{out} is a folder: give the name of a file, such as model.safetensors")).into()
+                );
             }
             export_single_file(&bundle, &args.out, &options)?;
             write_card_beside(&args.out, &card)?;
@@ -154,8 +156,7 @@ fn with_attachments(options: ExportOptions, card: &ModelCard) -> ExportOptions {
         let file = move |(name, bytes): (&str, Vec<u8>)| Attachment { path: Path::new(folder).join(name), bytes };
         tokenizer_files(which).into_iter().map(file)
     };
-    let mut attachments: Vec<Attachment> =
-        files("tokenizer", Clip::L).chain(files("tokenizer_2", Clip::G)).collect();
+    let mut attachments: Vec<Attachment> = files("tokenizer", Clip::L).chain(files("tokenizer_2", Clip::G)).collect();
     attachments.push(Attachment {
         path: "README.md".into(),
         bytes: format!("{}{}", model_card::FRONT_MATTER, card.markdown(PICTURE)).into_bytes(),

@@ -168,7 +168,8 @@ mod tests {
              12,345 samples in 11 updates."
         );
         let text = card.markdown("x.png");
-        for needle in ["shift 5.5", "| data set | `1dentity` |", "| data set | `0ther` |", "BLAKE3 `f0zen`", "`0rder`"] {
+        for needle in ["shift 5.5", "| data set | `1dentity` |", "| data set | `0ther` |", "BLAKE3 `f0zen`", "`0rder`"]
+        {
             assert!(text.contains(needle), "{needle}: {text}");
         }
         assert!(text.ends_with("```toml\n[train]\nsamples = 99\n```\n"), "{text}");

@@ -113,7 +113,9 @@ impl<'a> Bundle<'a> {
         }
         let mut bundle = Self::new(parts, file.parameterization, &path.display().to_string())?;
         if bundle.kind(Component::Vae, VAE_TENSOR) == Some(Kind::Half) {
-            notes.push("the VAE is stored in fp16; it calculates in fp32 or bf16, since SDXL's overflows in fp16".into());
+            notes.push(
+                "the VAE is stored in fp16; it calculates in fp32 or bf16, since SDXL's overflows in fp16".into(),
+            );
         }
         bundle.notes = notes;
         Ok(bundle)
@@ -192,7 +194,7 @@ impl<'a> Bundle<'a> {
     /// # Errors
     /// [`Error::Input`] if there is none of that name, [`Error::Invalid`] if a value is not finite.
     pub fn load(&self, component: Component, name: &str) -> Result<Tensor> {
-        let what = || format!("tensor {name} of {}", component.folder());
+        let what = || self.named(component, name);
         let tensor = match &self.parts[&component].tensors {
             Tensors::Memory(parameters) => parameters.get(name).map(Tensor::detach),
             Tensors::Files(stored) => Some(stored.load(name)?),
@@ -204,6 +206,18 @@ impl<'a> Bundle<'a> {
             return Err(Error::Invalid { what: what(), reason: reason.into() });
         }
         Ok(tensor)
+    }
+
+    /// A tensor as messages name it: which, of what, and in which file.
+    fn named(&self, component: Component, name: &str) -> String {
+        let tensor = format!("tensor {name} of {}", component.folder());
+        match &self.parts[&component].tensors {
+            Tensors::Memory(_) => tensor,
+            Tensors::Files(stored) => {
+                let paths: Vec<String> = stored.paths().map(|path| path.display().to_string()).collect();
+                format!("{}: {tensor}", paths.join(", "))
+            }
+        }
     }
 }
 

@@ -152,7 +152,8 @@ impl fmt::Display for WeightProblems {
         write!(f, "{}: the tensors do not fit the model's configuration", self.source)?;
         if of_other_shape + self.unusable.len() == 1 {
             let missing = self.missing.iter().map(|(name, shape)| format!("{name} {shape:?} is missing"));
-            let unexpected = self.unexpected.iter().map(|(name, shape)| format!("{name} {shape:?} is not of the model"));
+            let unexpected =
+                self.unexpected.iter().map(|(name, shape)| format!("{name} {shape:?} is not of the model"));
             let misshapen = self.misshapen.iter().map(misshapen);
             return missing.chain(unexpected).chain(misshapen).try_for_each(|problem| write!(f, ": {problem}"));
         }

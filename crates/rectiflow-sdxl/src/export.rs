@@ -467,7 +467,11 @@ mod tests {
             let opened = Model::open(&out, &OpenOptions::default()).unwrap();
             assert_eq!(opened.parameterization, Some(Parameterization::Flow));
             assert_eq!(opened.scheduler.unwrap().flow_shift, Some(6.0));
-            assert!(out.join("tokenizer_2/vocab.json").is_file() && out.join("README.md").is_file() && out.join("model_index.json").is_file());
+            assert!(
+                out.join("tokenizer_2/vocab.json").is_file()
+                    && out.join("README.md").is_file()
+                    && out.join("model_index.json").is_file()
+            );
             assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing but the export is left");
         }
     }
@@ -496,7 +500,8 @@ mod tests {
             // All of them, read back through the table.
             let back = Bundle::open_single_file(&out, None).unwrap();
             let expected = if kind == Kind::Half { vec![true] } else { vec![] };
-            let about_fp16: Vec<bool> = back.notes.iter().map(|note| note.contains("the VAE is stored in fp16")).collect();
+            let about_fp16: Vec<bool> =
+                back.notes.iter().map(|note| note.contains("the VAE is stored in fp16")).collect();
             assert_eq!(about_fp16, expected, "{:?}", back.notes);
             for component in Component::ALL {
                 for (name, tensor) in parameters(&model, component).iter() {
@@ -603,8 +608,7 @@ mod tests {
         // A UNet alone, without its prefix, as such files are.
         let file = TensorFile::open(&whole).unwrap();
         let bare = |name: &str| name.strip_prefix("model.diffusion_model.").map(str::to_owned);
-        let tensors: Vec<_> =
-            file.names().filter_map(|name| Some((bare(name)?, file.tensor(name).unwrap()))).collect();
+        let tensors: Vec<_> = file.names().filter_map(|name| Some((bare(name)?, file.tensor(name).unwrap()))).collect();
         let metadata: Vec<_> = file.metadata().iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
         write_tensors(&part, tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)), None, &metadata).unwrap();
         let message = Bundle::open_single_file(&part, None).unwrap_err().to_string();

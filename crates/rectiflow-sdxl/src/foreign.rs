@@ -115,14 +115,19 @@ mod tests {
             let names = ["input_blocks.0.0.weight", "label_emb.0.0.weight"].map(|name| format!("{prefix}{name}"));
             assert_eq!(architecture(names.iter().map(String::as_str)), None, "{names:?}");
         }
-        assert_eq!(architecture(["first_stage_model.quant_conv.bias"].into_iter()), None, "other parts may be elsewhere");
+        assert_eq!(
+            architecture(["first_stage_model.quant_conv.bias"].into_iter()),
+            None,
+            "other parts may be elsewhere"
+        );
     }
 
     #[test]
     fn extras_are_counted_by_sort() {
-        let names: Vec<String> = ["model_ema.decay", "model_ema.a", "alphas_cumprod", "x.logit_scale", "v_pred", "ztsnr"]
-            .map(String::from)
-            .to_vec();
+        let names: Vec<String> =
+            ["model_ema.decay", "model_ema.a", "alphas_cumprod", "x.logit_scale", "v_pred", "ztsnr"]
+                .map(String::from)
+                .to_vec();
         let found = extras(&names);
         assert_eq!(found.len(), 3);
         assert!(found[0].starts_with("2 tensors of averaged weights"), "{found:?}");

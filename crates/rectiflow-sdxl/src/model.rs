@@ -361,7 +361,8 @@ fn check_fit(unet: &UNetConfig, [l, g]: [&ClipConfig; 2], vae: &VaeConfig, what:
         ("UNet's in_channels", unet.in_channels, "VAE's latent_channels", vae.latent_channels),
     ];
     let differs = pairs.iter().filter(|(_, a, _, b)| a != b);
-    let problems: Vec<_> = differs.map(|(left, a, right, b)| format!("{left} ({a}) is not the {right} ({b})")).collect();
+    let problems: Vec<_> =
+        differs.map(|(left, a, right, b)| format!("{left} ({a}) is not the {right} ({b})")).collect();
     if problems.is_empty() { Ok(()) } else { Err(Error::Config { what: what.to_owned(), problems }) }
 }
 

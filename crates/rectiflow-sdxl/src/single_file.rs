@@ -93,9 +93,10 @@ impl SingleFile {
         Error::Missing {
             path: self.file.path().to_owned(),
             what: format!("any tensor of the {} ({}...)", component.name(), single_prefix(component)),
-            hint: "this is not a whole SDXL checkpoint; take one that has the UNet, both text encoders and the VAE, or \
+            hint:
+                "this is not a whole SDXL checkpoint; take one that has the UNet, both text encoders and the VAE, or \
                    let `rectiflow import` take what is missing from another model (--missing-from)"
-                .into(),
+                    .into(),
         }
     }
 }

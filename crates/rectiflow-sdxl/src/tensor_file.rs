@@ -137,9 +137,8 @@ impl TensorFile {
     /// Takes the pages of a tensor that has been copied out of this process's memory. They stay in the system's cache.
     fn give_back(&self, entry: &Entry) {
         // SAFETY: the map is a file's and read-only: the next look at these bytes reads the same ones from the file.
-        let advised = unsafe {
-            self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, entry.start, entry.end - entry.start)
-        };
+        let advised =
+            unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, entry.start, entry.end - entry.start) };
         // It is advice: where it is not taken, the bytes are only resident for longer.
         drop(advised);
     }
@@ -171,7 +170,9 @@ fn explained(error: &SafeTensorError, bytes: &[u8]) -> String {
         SafeTensorError::HeaderTooSmall => format!("the file ends after {found} bytes, before its header does"),
         SafeTensorError::HeaderTooLarge | SafeTensorError::InvalidHeaderLength => {
             let length = bytes.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
-            format!("its first 8 bytes promise a header of {length} bytes, the file has {found}: it is cut or no such file")
+            format!(
+                "its first 8 bytes promise a header of {length} bytes, the file has {found}: it is cut or no such file"
+            )
         }
         SafeTensorError::MetadataIncompleteBuffer => {
             format!("the file has {found} bytes, which is not what its header promises: it is cut, copy it again")
@@ -454,9 +455,8 @@ mod tests {
         let one = |shape: &str, from: usize, to: usize| {
             with_header(&format!(r#"{{"a":{{"dtype":"F32","shape":{shape},"data_offsets":[{from},{to}]}}}}"#), 4)
         };
-        let named = |name: &str| {
-            with_header(&format!(r#"{{"{name}":{{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}}}"#), 4)
-        };
+        let named =
+            |name: &str| with_header(&format!(r#"{{"{name}":{{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}}}"#), 4);
         let two = r#""dtype":"F32","shape":[1],"data_offsets":[0,4]"#;
         let cases: [(&str, &[u8], &str); 21] = [
             ("empty", b"", "ends after 0 bytes"),
@@ -493,11 +493,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x");
         let (a, b) = (Tensor::from_slice(&[1.5f32, -2.0]), Tensor::from_slice(&[7i64]));
-        let planned = |name: &str, tensor: &Tensor| Planned {
-            name: name.into(),
-            kind: tensor.kind(),
-            shape: tensor.size(),
-        };
+        let planned =
+            |name: &str, tensor: &Tensor| Planned { name: name.into(), kind: tensor.kind(), shape: tensor.size() };
         let metadata = Metadata { entries: &[("format", "pt"), ("z", NO_HASH)], hash: Some("the \"hash\"") };
         let tensors = vec![planned("a", &a), planned("b", &b)];
         write_streamed(&path, tensors, metadata, &mut |name| Ok(if name == "a" { &a } else { &b }.shallow_clone()))
