@@ -113,7 +113,7 @@ impl Vae {
 }
 
 /// The names of the middle's attention in files older than diffusers 0.18, replaced by today's.
-fn current_name(name: &str) -> String {
+pub(crate) fn current_name(name: &str) -> String {
     let old = [(".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0.")];
     let in_attention = name.contains(".attentions.");
     let found = old.iter().find(|(old, _)| in_attention && name.contains(old));

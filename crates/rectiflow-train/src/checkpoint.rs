@@ -20,6 +20,7 @@ use std::{
 };
 
 use rectiflow_sdxl::{
+    durable::{rename_folder, write_bytes},
     flow::ObjectiveSettings,
     model::Component,
     tensor_file::{TensorFile, write_tensors},
@@ -131,22 +132,19 @@ impl Checkpoints {
             fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
             let config = part.source.join("config.json");
             let text = fs::read(&config).map_err(Error::io(&config))?;
-            write_synced(&folder.join("config.json"), &text)?;
+            write_bytes(&folder.join("config.json"), &text)?;
             part.parameters.save(&folder.join(part.component.weights_name()), None)?;
-            sync_folder(&folder)?;
         }
         let vectors = [("mean", &state.optimizer.mean), ("mean_square", &state.optimizer.mean_square)];
         write_tensors(&unfinished.join(OPTIMIZER), vectors, None, &[])?;
-        write_synced(&unfinished.join("recipe.toml"), recipe.as_bytes())?;
+        write_bytes(&unfinished.join("recipe.toml"), recipe.as_bytes())?;
         let json = serde_json::to_vec_pretty(saved).expect("the state is plain data that JSON can hold");
-        write_synced(&unfinished.join(STATE), &json)?;
-        sync_folder(&unfinished)?;
+        write_bytes(&unfinished.join(STATE), &json)?;
         if place.exists() {
             // The same step saved again, e.g. by an interrupt right after a resume: the new one is as good.
             fs::remove_dir_all(&place).map_err(Error::io(&place))?;
         }
-        fs::rename(&unfinished, &place).map_err(Error::io(&place))?;
-        sync_folder(&self.folder)?;
+        rename_folder(&unfinished, &place)?;
         self.prune()?;
         Ok(place)
     }
@@ -230,7 +228,20 @@ impl Components {
         Ok(Self { folders, hashes })
     }
 
-    /// The folder of a component, with its `config.json`.
+    /// As [`Self::find`], or of a single-file checkpoint, which all of them are in.
+    ///
+    /// # Errors
+    /// As [`Self::find`].
+    pub fn locate(model: &Path) -> Result<Self> {
+        if !model.is_file() {
+            return Self::find(model);
+        }
+        let folders = Component::ALL.map(|component| (component, model.to_owned()));
+        let hashes = Component::ALL.map(|component| (component, OnceLock::new()));
+        Ok(Self { folders: folders.into(), hashes: hashes.into() })
+    }
+
+    /// The folder of a component, with its `config.json`; the file where all are in one.
     pub fn folder(&self, component: Component) -> &Path {
         &self.folders[&component]
     }
@@ -323,14 +334,4 @@ const UNFINISHED: &str = "unfinished";
 
 fn step_of(path: &Path) -> Option<u64> {
     path.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()
-}
-
-fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
-    fs::write(path, bytes).map_err(Error::io(path))?;
-    File::open(path).and_then(|file| file.sync_all()).map_err(Error::io(path))
-}
-
-/// A new name in a folder is safe only when the folder is on disk.
-fn sync_folder(path: &Path) -> Result<()> {
-    File::open(path).and_then(|folder| folder.sync_all()).map_err(Error::io(path))
 }

@@ -23,6 +23,7 @@ pub mod model;
 pub mod optim;
 pub mod preview;
 pub mod run;
+pub mod staged;
 pub mod state;
 mod step;
 pub mod testloss;
