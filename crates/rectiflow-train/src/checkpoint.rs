@@ -14,7 +14,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
+    fs,
     path::{Path, PathBuf},
     sync::OnceLock,
 };
@@ -64,7 +64,7 @@ pub struct Saved {
 pub struct Frozen {
     /// The component's folder, absolute.
     pub path: PathBuf,
-    /// BLAKE3 over its weight files, hexadecimal.
+    /// BLAKE3 over its weights ([`hash_weights`]), hexadecimal.
     pub blake3: String,
 }
 
@@ -246,14 +246,14 @@ impl Components {
         &self.folders[&component]
     }
 
-    /// BLAKE3 over the component's weight files.
+    /// BLAKE3 over the component's weights, see [`hash_weights`].
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn blake3(&self, component: Component) -> Result<&str> {
         let hash = &self.hashes[&component];
         if hash.get().is_none() {
-            let found = hash_weights(self.folder(component))?;
+            let found = hash_weights(component, self.folder(component))?;
             hash.get_or_init(|| found);
         }
         Ok(hash.get().expect("it was just set"))
@@ -263,7 +263,7 @@ impl Components {
 fn check_unchanged(checkpoint: &Path, component: Component, frozen: &Frozen) -> Result<()> {
     let broken = |reason: String| Error::Checkpoint { path: frozen.path.clone(), reason };
     let (name, checkpoint) = (component.name(), checkpoint.display());
-    let found = hash_weights(&frozen.path)
+    let found = hash_weights(component, &frozen.path)
         .map_err(|e| broken(format!("the checkpoint {checkpoint} needs this {name}: {e}")))?;
     if found == frozen.blake3 {
         return Ok(());
@@ -309,23 +309,24 @@ pub fn restore(checkpoint: &Path, trained: &[Trained], state: &mut TrainState) -
     Ok(saved)
 }
 
-/// BLAKE3 over a component's weight files in the order of their names, hexadecimal.
+/// BLAKE3 over a component's tensors: names, dtypes, shapes and elements, in the order of their names, hexadecimal. The
+/// same for the same numbers, however they are cut into files and whatever else the files say, so that a model that was
+/// exported again still fits the data sets and checkpoints that name it.
 ///
 /// # Errors
-/// [`Error::Io`].
-pub fn hash_weights(folder: &Path) -> Result<String> {
-    let mut paths = Vec::new();
-    for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
-        let path = entry.map_err(Error::io(folder))?.path();
-        if path.extension().is_some_and(|extension| extension == "safetensors") {
-            paths.push(path);
-        }
-    }
-    paths.sort();
+/// [`Error::Model`] for missing or unusable weight files.
+pub fn hash_weights(component: Component, folder: &Path) -> Result<String> {
+    let files = component.weight_files(folder)?;
+    let files = files.iter().map(|path| TensorFile::open(path)).collect::<rectiflow_sdxl::Result<Vec<_>>>()?;
+    let mut tensors: Vec<(&str, &TensorFile)> =
+        files.iter().flat_map(|file| file.names().map(move |name| (name, file))).collect();
+    tensors.sort_unstable_by_key(|(name, _)| *name);
     let mut hasher = blake3::Hasher::new();
-    for path in paths {
-        let mut file = File::open(&path).map_err(Error::io(&path))?;
-        hasher.update_reader(&mut file).map_err(Error::io(&path))?;
+    for (name, file) in tensors {
+        let parts = (file.kind(name), file.shape(name), file.bytes(name));
+        let (Some(kind), Some(shape), Some(bytes)) = parts else { unreachable!("{name} is one of the file's names") };
+        hasher.update(format!("{name}\0{kind:?}\0{shape:?}\0").as_bytes());
+        hasher.update(bytes);
     }
     Ok(hasher.finalize().to_hex().to_string())
 }
@@ -334,4 +335,34 @@ const UNFINISHED: &str = "unfinished";
 
 fn step_of(path: &Path) -> Option<u64> {
     path.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Tensor;
+
+    use super::*;
+
+    #[test]
+    fn a_hash_of_weights_depends_on_the_numbers_alone() {
+        let (a, b) = (Tensor::from_slice(&[1f32, 2.0]), Tensor::from_slice(&[3f32]));
+        let folder = |files: &[(&str, &[(&str, &Tensor)])], metadata: &[(&str, &str)]| {
+            let dir = tempfile::tempdir().expect("a temporary folder");
+            for (name, tensors) in files {
+                write_tensors(&dir.path().join(name), tensors.iter().copied(), None, metadata).expect("writes");
+            }
+            dir
+        };
+        let hash = |dir: &tempfile::TempDir| hash_weights(Component::Vae, dir.path()).expect("it can be hashed");
+        let whole = "diffusion_pytorch_model.safetensors";
+        let one = folder(&[(whole, &[("a", &a), ("b", &b)])], &[]);
+        let told = folder(&[(whole, &[("b", &b), ("a", &a)])], &[("format", "pt")]);
+        let cut = folder(&[("1.safetensors", &[("b", &b)]), ("2.safetensors", &[("a", &a)])], &[]);
+        let index = r#"{"weight_map": {"a": "2.safetensors", "b": "1.safetensors"}}"#;
+        fs::write(cut.path().join(format!("{whole}.index.json")), index).expect("writes");
+        assert_eq!(hash(&one), hash(&told));
+        assert_eq!(hash(&one), hash(&cut));
+        let other = folder(&[(whole, &[("a", &b), ("b", &a)])], &[]);
+        assert_ne!(hash(&one), hash(&other));
+    }
 }
