@@ -19,14 +19,21 @@ convert() {
     once "$RUN/.$name" recipes/demo.toml "$name" \
         "$RECTIFLOW" train recipes/demo.toml --set run.dir="$RUN/$name" --set model.base="$base" "$@"
 }
+# The shifted base's UNet on latents of the usual size: flow needs no larger ones.
+usual_latents() {
+    rm -rf "$RUN/base-shifted" && cp -R runs/demo/base-shifted "$RUN/" &&
+        cp assets/tiny-sdxl/vae/config.json "$RUN/base-shifted/vae/"
+}
+
 convert converted runs/demo/base
-convert shifted-converted runs/demo/base-shifted
+once "$RUN/.usual-latents" assets/tiny-sdxl/vae/config.json 'give the shifted base the usual latents' usual_latents
+convert shifted-converted "$RUN/base-shifted"
 convert scratch assets/tiny-sdxl --set train.text_encoders=trained \
     --set 'model.random=["unet", "text_encoder", "text_encoder_2"]'
 
 part 'measure' \
     "$TARGET/examples/demo_measure" "$RUN" --heldout runs/demo/pictures/heldout --vae assets/tiny-sdxl/vae \
-    --pictures 256 --seeds 3 --keep "$RUN/kept" \
+    --pictures 128 --seeds 3 --keep "$RUN/kept" \
     "from scratch=$(newest_checkpoint "$RUN/scratch")" \
     "base, sampled as flow=runs/demo/base@flow" \
     "base=runs/demo/base" \
