@@ -352,21 +352,21 @@ impl Dataset {
         blocks.sort_unstable();
         blocks.dedup();
         let mut found = HashMap::new();
-        found.extend(blocks.iter().filter_map(|&key| Some((key, self.held.get(key)?))));
-        let mut missing = BTreeMap::<usize, Vec<u32>>::new();
-        for &(object, block) in blocks.iter().filter(|key| !found.contains_key(key)) {
-            missing.entry(object).or_default().push(block);
-        }
-        let mut tickets = Vec::new();
-        for (object, blocks) in missing {
-            for run in coalesce(blocks, BLOCKS_A_REQUEST) {
-                tickets.push((object, run.start, self.start(Part::Latents, object, run)?));
+        while found.len() < blocks.len() {
+            let claim = self.held.claim(&blocks, &mut found);
+            let mut missing = BTreeMap::<usize, Vec<u32>>::new();
+            claim.keys.iter().for_each(|&(object, block)| missing.entry(object).or_default().push(block));
+            let mut tickets = Vec::new();
+            for (object, blocks) in missing {
+                for run in coalesce(blocks, BLOCKS_A_REQUEST) {
+                    tickets.push((object, run.start, self.start(Part::Latents, object, run)?));
+                }
             }
-        }
-        for (object, first, (request, mut ticket)) in tickets {
-            for (block, bytes) in (first..).zip(request.split(ticket.wait()?)) {
-                self.held.insert((object, block), bytes.clone());
-                found.insert((object, block), bytes);
+            for (object, first, (request, mut ticket)) in tickets {
+                for (block, bytes) in (first..).zip(request.split(ticket.wait()?)) {
+                    self.held.insert((object, block), bytes.clone());
+                    found.insert((object, block), bytes);
+                }
             }
         }
         for (&(object, row), out) in rows.iter().zip(out.chunks_exact_mut(row_len)) {

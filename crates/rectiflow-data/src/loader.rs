@@ -74,14 +74,13 @@ impl Loader {
 
     /// Bytes of latents and text that `window` mode may hold at once, by default those of the windows that are open at
     /// one time and of one more a lane. A hard limit: bytes count from before they are requested. Besides them a loader
-    /// holds two steps of host batches.
+    /// holds three steps of host batches.
     ///
     /// # Errors
     /// [`Error::Invalid`] if the windows that are open at one time need more, with the number.
     pub fn read_ahead(self, bytes: u64) -> Result<Self> {
-        let Plan { order, batcher, .. } = &*self.plan;
-        let (needed, _) = needed_bytes(order, batcher.sources(), lanes_of(order, self.rank));
-        if self.is_windowed() && bytes < needed {
+        let needed = self.least_read_ahead_bytes();
+        if bytes < needed {
             let reason = format!(
                 "expected at least {needed} bytes for the open windows of this rank's lanes, found {bytes}; allow more, or \
                  lower window_samples or lanes"
@@ -92,13 +91,16 @@ impl Loader {
         Ok(Self { plan: Arc::new(Plan { read_ahead_bytes: bytes, ..plan }), ..self })
     }
 
+    /// The least that [`Loader::read_ahead`] takes: 0 in `local` mode, which holds nothing ahead.
+    pub fn least_read_ahead_bytes(&self) -> u64 {
+        let Plan { order, batcher, .. } = &*self.plan;
+        let is_windowed = order.settings().mode == Mode::Window;
+        if is_windowed { needed_bytes(order, batcher.sources(), lanes_of(order, self.rank)).0 } else { 0 }
+    }
+
     /// Bytes that it may hold in `window` mode.
     pub fn read_ahead_bytes(&self) -> u64 {
         self.plan.read_ahead_bytes
-    }
-
-    fn is_windowed(&self) -> bool {
-        self.plan.order.settings().mode == Mode::Window
     }
 
     /// The order, for its arithmetic.

@@ -148,28 +148,28 @@ fn needed_bytes(dataset: &Dataset, num_samples: u64) -> f64 {
 #[test]
 fn an_epoch_of_windows_fetches_every_byte_once() {
     let root = tempfile::tempdir().unwrap();
-    pack(root.path(), &[(24, 16, 16_000, 0), (16, 24, 12_005, 0)], 0, "a");
+    pack(root.path(), &[(24, 16, 6_005, 0)], 0, "a");
     let server = ObjectServer::start(root.path(), healthy);
     let source = Source { dataset: Arc::new(Dataset::open(server.url()).unwrap()), ..source(root.path()) };
-    let settings = OrderSettings { micro_batch: 16, window_samples: 512, ..settings(Mode::Window) };
-    for ranks in [1, 3] {
+    let settings = OrderSettings { micro_batch: 16, window_samples: 128, lanes: Some(2), ..settings(Mode::Window) };
+    for ranks in [1, 2] {
         server.reset();
-        let mut delivered = 0;
+        let (mut delivered, mut ahead, mut factor) = (0, 0, 0.0);
         for rank in (0..ranks).map(|rank| RankOf { rank, ranks }) {
             let loader = Loader::new(vec![source.clone()], settings.clone(), rank).unwrap();
-            let steps = loader.order().epoch_start(1) as usize / 8;
-            // Little is read ahead, so that what is fetched for the next epoch does not count.
-            let mut loader = loader.read_ahead(4 << 20).unwrap();
-            let batches = take(&mut loader, steps).into_iter().flat_map(|step| step.micro_batches);
+            let least = loader.least_read_ahead_bytes();
+            let mut loader = loader.read_ahead(least).unwrap();
+            ahead += least;
+            let batches = take(&mut loader, 3 * 6_005 / 128).into_iter().flat_map(|step| step.micro_batches);
             delivered += batches.map(|batch| batch.ids.len() as u64).sum::<u64>();
+            let epochs = (0..3).map(|epoch| amplification(loader.order(), epoch));
+            factor = epochs.fold(0.0, f64::max);
         }
-        let served = server.served();
-        let factor = served.bytes as f64 / needed_bytes(&source.dataset, delivered);
-        let loader = Loader::new(vec![source.clone()], settings.clone(), RankOf::ONLY).unwrap();
-        let (expected, samples) = (amplification(loader.order(), 0), delivered as f64 / served.requests as f64);
-        assert!(expected <= 1.01, "{expected}");
-        // Of the next epoch, the windows of one step more a lane have been fetched: at most 24 small ones.
-        assert!((0.99..1.05).contains(&(factor / expected)), "{ranks} ranks: {factor}, expected {expected}");
+        let (served, needed) = (server.served(), needed_bytes(&source.dataset, delivered));
+        let samples = delivered as f64 / served.requests as f64;
+        assert!(factor <= 1.01 && (ahead as f64) < 0.3 * needed, "{factor}, {ahead} of {needed}");
+        let served_bytes = served.bytes as f64;
+        assert!((needed..needed * factor + ahead as f64).contains(&served_bytes), "{served_bytes}, {needed} needed");
         assert!(samples >= 32.0, "{samples} samples a request");
     }
 }
@@ -177,20 +177,22 @@ fn an_epoch_of_windows_fetches_every_byte_once() {
 #[test]
 fn what_is_read_ahead_stays_within_its_limit() {
     let root = tempfile::tempdir().unwrap();
-    pack(root.path(), &[(24, 16, 8_000, 0)], 0, "a");
+    pack(root.path(), &[(24, 16, 4_000, 0)], 0, "a");
     let server = ObjectServer::start(root.path(), healthy);
-    let loader = || Loader::new(vec![open(&server.url())], settings(Mode::Window), RankOf::ONLY).unwrap();
-    let error = loader().read_ahead(1000).unwrap_err().to_string();
-    let needed: u64 = error.split_once("at least ").unwrap().1.split_once(' ').unwrap().0.parse().unwrap();
-    assert!(loader().read_ahead(needed - 1).is_err());
-    let mut loader = loader().read_ahead(needed).unwrap();
+    let source = open(&server.url());
+    let loader = || Loader::new(vec![source.clone()], settings(Mode::Window), RankOf::ONLY).unwrap();
+    let least = loader().least_read_ahead_bytes();
+    let error = loader().read_ahead(least - 1).unwrap_err().to_string();
+    assert!(error.contains(&format!("at least {least} bytes")), "{error}");
+    let mut loader = loader().read_ahead(least).unwrap();
     server.reset();
-    let row_bytes = needed_bytes(&open(&server.url()).dataset, 1);
+    let row_bytes = needed_bytes(&source.dataset, 1);
     for step in 1..100 {
         loader.next_step().unwrap();
         // Three steps more may have been made ready, of four samples in each of eight lanes.
         let delivered = row_bytes * 32.0 * f64::from(step + 3);
-        assert!((server.served().bytes as f64) < delivered + needed as f64 + 20_000.0, "step {step}");
+        // Texts differ in length: what was delivered may be shorter than the average.
+        assert!((server.served().bytes as f64) < 1.1 * delivered + least as f64, "step {step}");
     }
 }
 
