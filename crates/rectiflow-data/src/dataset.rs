@@ -9,6 +9,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fs::File,
+    ops::Range,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::{
@@ -22,6 +23,7 @@ use half::f16;
 
 use crate::{
     Error, Record, Result,
+    cache::{DatasetCache, DiskCache},
     fetch::{Part, Request, Ticket, coalesce},
     held::Held,
     manifest::{BLOCK_ROWS, BlockTable, LATENTS_OFFSET, MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, Object},
@@ -59,8 +61,10 @@ pub struct Dataset {
     root: PathBuf,
     /// Where the bytes come from if not from the folder.
     remote: Option<Remote>,
-    /// Blocks of a remote data set.
+    /// Blocks of a remote data set, in memory.
     held: Held,
+    /// And on a disk.
+    cache: Option<DatasetCache>,
     manifest: Manifest,
     identity: String,
     blocks: BlockTable,
@@ -134,7 +138,7 @@ impl Dataset {
         let words = |object: &Object| (0..object.num_blocks().div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
         let verified = manifest.objects.iter().map(words).collect();
         let (identity, files, held) = (manifest.identity(), Mutex::default(), Held::new(MEMORY_BYTES));
-        Ok(Self { root, remote, held, manifest, identity, blocks, rows, verified, files })
+        Ok(Self { root, remote, held, cache: None, manifest, identity, blocks, rows, verified, files })
     }
 
     /// The folder or URL that it was opened at.
@@ -258,14 +262,23 @@ impl Dataset {
         ends
     }
 
+    /// Keeps blocks that come over the network on a disk. A data set in a folder needs none and ignores it.
+    #[must_use]
+    pub fn with_cache(mut self, cache: &Arc<DiskCache>) -> Self {
+        self.cache = self.remote.is_some().then(|| cache.of(&self.identity));
+        self
+    }
+
     /// Starts reading consecutive blocks of an object.
     ///
     /// # Errors
     /// [`Error::Malformed`] if the block table points outside the object's text.
-    pub(crate) fn start(&self, part: Part, object: usize, blocks: std::ops::Range<u32>) -> Result<(Request, Ticket)> {
+    pub(crate) fn start(&self, part: Part, object: usize, blocks: Range<u32>) -> Result<Ticket> {
         let request = self.request(part, object, blocks)?;
-        let ticket = request.clone().start(self.remote.as_ref());
-        Ok((request, ticket))
+        Ok(match &self.remote {
+            None => request.start_local(),
+            Some(remote) => request.start_remote(remote.clone(), self.cache.clone()),
+        })
     }
 
     /// Bytes of the largest block of a bucket: its latents and its text.
@@ -284,19 +297,18 @@ impl Dataset {
     }
 
     /// The request for consecutive blocks of one of an object's files.
-    pub(crate) fn request(&self, part: Part, object: usize, blocks: std::ops::Range<u32>) -> Result<Request> {
+    pub(crate) fn request(&self, part: Part, object: usize, blocks: Range<u32>) -> Result<Request> {
         let entry = &self.manifest.objects[object];
         let table = |block| self.blocks.block(object, block);
-        let first = table(blocks.start);
         let (name, start) = match part {
             Part::Latents => {
                 let row_bytes = self.manifest.row_bytes(entry.bucket);
                 (&entry.latents, LATENTS_OFFSET + u64::from(blocks.start * BLOCK_ROWS) * row_bytes)
             }
-            Part::Text => (&entry.text, first.text_offset),
+            Part::Text => (&entry.text, table(blocks.start).text_offset),
         };
         let path = self.root.join(name);
-        let (mut checks, mut end) = (Vec::with_capacity(blocks.len()), start);
+        let (first, mut checks, mut end) = (blocks.start, Vec::with_capacity(blocks.len()), start);
         for block in blocks {
             let table = table(block);
             let row_bytes = self.manifest.row_bytes(entry.bucket);
@@ -313,7 +325,7 @@ impl Dataset {
             end = next;
             checks.push((len, xxh3));
         }
-        Ok(Request { name: name.clone(), path, start, blocks: checks })
+        Ok(Request { part, object, first, name: name.clone(), path, start, blocks: checks })
     }
 
     /// The records of the blocks of one text request, deleted rows included.
@@ -362,8 +374,8 @@ impl Dataset {
                     tickets.push((object, run.start, self.start(Part::Latents, object, run)?));
                 }
             }
-            for (object, first, (request, mut ticket)) in tickets {
-                for (block, bytes) in (first..).zip(request.split(ticket.wait()?)) {
+            for (object, first, mut ticket) in tickets {
+                for (block, bytes) in (first..).zip(ticket.wait()?) {
                     self.held.insert((object, block), bytes.clone());
                     found.insert((object, block), bytes);
                 }
@@ -384,8 +396,8 @@ impl Dataset {
             let found = std::fs::metadata(&path).map_err(Error::io(&path))?.len();
             check_len(&path, found, entry.text_bytes)?;
         }
-        let (request, mut ticket) = self.start(Part::Text, object, 0..entry.num_blocks())?;
-        self.decode_text(object, 0, &request.split(ticket.wait()?))
+        let blocks = self.start(Part::Text, object, 0..entry.num_blocks())?.wait()?;
+        self.decode_text(object, 0, &blocks)
     }
 
     /// Checks that every byte of an object's latents and text is what was written: for `inspect --verify`.
@@ -399,7 +411,7 @@ impl Dataset {
             Some(remote) => runtime().block_on(self.check_remote(remote, object))?,
         }
         for run in coalesce(0..entry.num_blocks(), BLOCKS_A_REQUEST) {
-            self.start(Part::Latents, object, run)?.1.wait()?;
+            self.start(Part::Latents, object, run)?.wait()?;
         }
         self.object_records(object).map(drop)
     }
@@ -422,7 +434,7 @@ impl Dataset {
         if word.load(Ordering::Relaxed) & bit == 0 {
             let bytes = self.request(Part::Latents, object, block..block + 1)?.read(&file)?;
             word.fetch_or(bit, Ordering::Relaxed);
-            return self.copy_row(object, row, &bytes, out);
+            return self.copy_row(object, row, &bytes[0], out);
         }
         let mut bytes = vec![0; row_bytes];
         let offset = LATENTS_OFFSET + u64::from(row) * row_bytes as u64;

@@ -9,6 +9,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    ops::Range,
     sync::Arc,
 };
 
@@ -21,7 +22,7 @@ use crate::{
     dataset::{Dataset, Split},
     epoch::{Slot, Steps},
     error::Result,
-    fetch::{Part, Request, Ticket, coalesce},
+    fetch::{Part, Ticket, coalesce},
     lanes::open_windows,
     manifest::BLOCK_ROWS,
     order::Order,
@@ -66,7 +67,6 @@ pub(crate) struct Feed<'a> {
 struct Blocks {
     object: usize,
     first: u32,
-    request: Request,
     bytes: Arriving,
 }
 
@@ -184,7 +184,7 @@ impl<'a> Feed<'a> {
     }
 
     /// What a window needs from its data set, and how many bytes that is.
-    fn requests(&mut self, slot: &Slot) -> Result<(Vec<(Part, usize, std::ops::Range<u32>)>, u64)> {
+    fn requests(&mut self, slot: &Slot) -> Result<(Vec<(Part, usize, Range<u32>)>, u64)> {
         let stream = self.order.streams()[slot.stream as usize];
         let dataset = &self.batcher.source(stream.data).dataset;
         let mut blocks = BTreeMap::<usize, BTreeSet<u32>>::new();
@@ -205,7 +205,7 @@ impl<'a> Feed<'a> {
         Ok((requests, num_bytes))
     }
 
-    fn admit(&mut self, slot: Slot, requests: Vec<(Part, usize, std::ops::Range<u32>)>, held_bytes: u64) {
+    fn admit(&mut self, slot: Slot, requests: Vec<(Part, usize, Range<u32>)>, held_bytes: u64) {
         let stream = self.order.streams()[slot.stream as usize];
         let dataset = &self.batcher.source(stream.data).dataset;
         self.held_bytes += held_bytes;
@@ -214,8 +214,8 @@ impl<'a> Feed<'a> {
         let mut window = Window { held_bytes, text: Vec::new(), latents: Vec::new(), arranged: None, left };
         for (part, object, run) in requests {
             let first = run.start;
-            let (request, ticket) = dataset.start(part, object, run).expect("`requests` has made the same request");
-            let blocks = Blocks { object, first, request, bytes: Arriving::UnderWay(ticket) };
+            let ticket = dataset.start(part, object, run).expect("`requests` has made the same request");
+            let blocks = Blocks { object, first, bytes: Arriving::UnderWay(ticket) };
             match part {
                 Part::Text => window.text.push(blocks),
                 Part::Latents => window.latents.push(blocks),
@@ -322,7 +322,7 @@ impl Window {
 impl Blocks {
     fn arrive(&mut self) -> Result<&[Bytes]> {
         if let Arriving::UnderWay(ticket) = &mut self.bytes {
-            self.bytes = Arriving::Here(self.request.split(ticket.wait()?));
+            self.bytes = Arriving::Here(ticket.wait()?);
         }
         match &self.bytes {
             Arriving::Here(bytes) => Ok(bytes),

@@ -4,7 +4,7 @@
 //! and are taken in the order in which their bytes are needed. Dropping a ticket cancels its request. What is wanted
 //! next, and how much may be held, is decided by whoever asks (`feed`).
 
-use std::{fs::File, ops::Range, os::unix::fs::FileExt, path::PathBuf};
+use std::{fs::File, ops::Range, os::unix::fs::FileExt, path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
 use tokio::task::JoinHandle;
@@ -12,6 +12,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
     Error, Result,
+    cache::DatasetCache,
     remote::{Remote, runtime},
 };
 
@@ -27,6 +28,11 @@ pub(crate) enum Part {
 /// Consecutive blocks of one file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Request {
+    pub(crate) part: Part,
+    /// Index of the object in the manifest.
+    pub(crate) object: usize,
+    /// Number of the first block in it.
+    pub(crate) first: u32,
     /// Name in the data set.
     pub(crate) name: String,
     /// Path or URL, for messages.
@@ -41,69 +47,108 @@ impl Request {
         self.start..self.start + self.blocks.iter().map(|(len, _)| len).sum::<u64>()
     }
 
-    /// The bytes, if every block is what was written.
+    /// The bytes of each block, if every one is what was written.
     ///
     /// # Errors
     /// [`Error::Damaged`] naming the first block that is not.
-    pub(crate) fn verify(&self, bytes: Bytes) -> Result<Bytes> {
-        let mut at = 0;
-        for &(len, expected) in &self.blocks {
-            let found = xxh3_64(&bytes[at..at + len as usize]);
-            if found != expected {
-                let start = self.start + at as u64;
-                return Err(Error::Damaged { path: self.path.clone(), range: start..start + len, expected, found });
+    pub(crate) fn verify(&self, mut bytes: Bytes) -> Result<Vec<Bytes>> {
+        let mut start = self.start;
+        let verify = |&(len, expected): &(u64, u64)| {
+            let block = bytes.split_to(len as usize);
+            let (found, range) = (xxh3_64(&block), start..start + len);
+            start += len;
+            if found == expected {
+                return Ok(block);
             }
-            at += len as usize;
-        }
-        Ok(bytes)
-    }
-
-    /// The bytes of each block in turn.
-    pub(crate) fn split(&self, mut bytes: Bytes) -> Vec<Bytes> {
-        self.blocks.iter().map(|&(len, _)| bytes.split_to(len as usize)).collect()
+            Err(Error::Damaged { path: self.path.clone(), range, expected, found })
+        };
+        self.blocks.iter().map(verify).collect()
     }
 
     /// Reads it from an open file.
     ///
     /// # Errors
     /// [`Error::Io`], and as [`Request::verify`].
-    pub(crate) fn read(&self, file: &File) -> Result<Bytes> {
+    pub(crate) fn read(&self, file: &File) -> Result<Vec<Bytes>> {
         let range = self.range();
         let mut bytes = vec![0; (range.end - range.start) as usize];
         file.read_exact_at(&mut bytes, range.start).map_err(Error::io(&self.path))?;
         self.verify(bytes.into())
     }
 
-    /// Starts reading it from `remote`, or from the local file where there is none.
-    pub(crate) fn start(self, remote: Option<&Remote>) -> Ticket {
-        let Some(remote) = remote.cloned() else {
-            let read = move || File::open(&self.path).map_err(Error::io(&self.path)).and_then(|file| self.read(&file));
-            return Ticket(Some(runtime().spawn_blocking(read)));
+    /// Starts reading it from the local file.
+    pub(crate) fn start_local(self) -> Ticket {
+        let read = move || File::open(&self.path).map_err(Error::io(&self.path)).and_then(|file| self.read(&file));
+        Ticket(Some(runtime().spawn_blocking(read)))
+    }
+
+    /// Starts reading it from `remote`, as far as `cache` has not got it.
+    pub(crate) fn start_remote(self, remote: Remote, cache: Option<DatasetCache>) -> Ticket {
+        let read = async move {
+            match cache {
+                None => self.fetch(&remote).await,
+                Some(cache) => self.fetch_missing(&remote, cache).await,
+            }
         };
-        let read = async move { remote.read_range(&self.name, self.range(), |bytes| self.verify(bytes)).await };
         Ticket(Some(runtime().spawn(read)))
     }
+
+    async fn fetch(&self, remote: &Remote) -> Result<Vec<Bytes>> {
+        remote.read_range(&self.name, self.range(), |bytes| self.verify(bytes)).await
+    }
+
+    async fn fetch_missing(self, remote: &Remote, cache: DatasetCache) -> Result<Vec<Bytes>> {
+        let this = Arc::new(self);
+        let (look, request) = (cache.clone(), this.clone());
+        let mut blocks = on_disk(move || look.get(&request)).await;
+        let missing = (0..).zip(&blocks).filter(|(_, block)| block.is_none()).map(|(at, _)| at);
+        for run in coalesce(missing.collect::<Vec<u32>>(), u32::MAX) {
+            let part = this.part_of(run.clone());
+            let fetched = part.fetch(remote).await?;
+            for (block, bytes) in blocks[run.start as usize..].iter_mut().zip(&fetched) {
+                *block = Some(bytes.clone());
+            }
+            let keep = cache.clone();
+            on_disk(move || keep.put(&part, part.first, &fetched)).await;
+        }
+        Ok(blocks.into_iter().map(|block| block.expect("what was missing has been fetched")).collect())
+    }
+
+    /// The request for some of its blocks.
+    fn part_of(&self, blocks: Range<u32>) -> Self {
+        let bytes = |blocks: &[(u64, u64)]| blocks.iter().map(|(len, _)| len).sum::<u64>();
+        let range = blocks.start as usize..blocks.end as usize;
+        Self {
+            first: self.first + blocks.start,
+            start: self.start + bytes(&self.blocks[..range.start]),
+            blocks: self.blocks[range].to_vec(),
+            ..self.clone()
+        }
+    }
+}
+
+/// Runs what waits for a disk where waiting is allowed.
+async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    runtime().spawn_blocking(work).await.expect("nobody cancels it, and it does not panic")
 }
 
 /// A request under way. Dropping it cancels the request.
 #[derive(Debug)]
-pub(crate) struct Ticket(Option<JoinHandle<Result<Bytes>>>);
+pub(crate) struct Ticket(Option<JoinHandle<Result<Vec<Bytes>>>>);
 
 impl Ticket {
-    /// Waits for the bytes: at most as long as the network settings allow a request to take.
+    /// Waits for the blocks: at most as long as the network settings allow a request to take.
     ///
     /// # Errors
     /// What reading met, after its retries.
     ///
     /// # Panics
-    /// If the reading task did.
-    pub(crate) fn wait(&mut self) -> Result<Bytes> {
+    /// If the reading task did, or if it was waited for before.
+    pub(crate) fn wait(&mut self) -> Result<Vec<Bytes>> {
         let task = self.0.take().expect("a ticket is waited for once");
         runtime().block_on(task).expect("a task that is waited for is not cancelled, and reading does not panic")
     }
-}
 
-impl Ticket {
     /// Whether waiting would not wait.
     pub(crate) fn is_finished(&self) -> bool {
         self.0.as_ref().is_none_or(JoinHandle::is_finished)
@@ -145,9 +190,13 @@ mod tests {
     fn blocks_are_told_apart_and_verified_one_by_one() {
         let bytes = Bytes::from_static(b"first, second");
         let blocks = vec![(5, xxh3_64(b"first")), (8, xxh3_64(b", second"))];
-        let request = Request { name: "n".into(), path: "p/n".into(), start: 100, blocks };
+        let (part, object, first) = (Part::Text, 0, 5);
+        let request = Request { part, object, first, name: "n".into(), path: "p/n".into(), start: 100, blocks };
         assert_eq!(request.range(), 100..113);
-        assert_eq!(request.split(request.verify(bytes).unwrap()), ["first", ", second"]);
+        assert_eq!(request.verify(bytes.clone()).unwrap(), ["first", ", second"]);
+        let second = request.part_of(1..2);
+        assert_eq!((second.first, second.range()), (6, 105..113));
+        assert_eq!(second.verify(bytes.slice(5..)).unwrap(), [", second"]);
         let error = request.verify(Bytes::from_static(b"first, sEcond")).unwrap_err();
         assert!(matches!(error, Error::Damaged { range, .. } if range == (105..113)));
     }

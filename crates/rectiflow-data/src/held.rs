@@ -81,7 +81,7 @@ impl Held {
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
         let mut blocks = self.held.lock();
-        self.keys.iter().for_each(|key| drop(blocks.on_their_way.remove(key)));
+        blocks.on_their_way.retain(|key| !self.keys.contains(key));
         self.held.changed.notify_all();
     }
 }

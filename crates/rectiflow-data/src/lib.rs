@@ -7,6 +7,7 @@
 
 pub mod batch;
 pub mod bucket;
+pub mod cache;
 pub mod caption;
 mod colour;
 pub mod dataset;
@@ -24,6 +25,7 @@ mod jpeg;
 pub mod lanes;
 pub mod loader;
 pub mod manifest;
+pub mod measure;
 pub mod order;
 pub mod pass;
 pub mod picture;

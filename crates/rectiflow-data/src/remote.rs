@@ -19,7 +19,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use object_store::{
-    ClientOptions, GetOptions, GetRange, ObjectStore, ObjectStoreExt, ObjectStoreScheme, PutPayload, RetryConfig,
+    ClientOptions, GetOptions, GetRange, ObjectStore, ObjectStoreExt, ObjectStoreScheme, RetryConfig,
     aws::AmazonS3Builder, azure::MicrosoftAzureBuilder, client::HttpError, gcp::GoogleCloudStorageBuilder,
     http::HttpBuilder, path::Path as Key,
 };
@@ -152,16 +152,6 @@ impl Remote {
         let key = self.key(name);
         let head = || async { self.store.head(&key).await.map_err(|error| self.classify(name, None, &error)) };
         self.retried(name, None, head).await.map(|meta| meta.size)
-    }
-
-    /// Writes a whole small object; it appears at once or not at all.
-    pub(crate) async fn write(&self, name: &str, bytes: Bytes) -> Result<()> {
-        let key = self.key(name);
-        let put = || async {
-            let put = self.store.put(&key, PutPayload::from_bytes(bytes.clone()));
-            put.await.map(drop).map_err(|error| self.classify(name, None, &error))
-        };
-        self.retried(name, None, put).await
     }
 
     /// The object's full URL, for messages.

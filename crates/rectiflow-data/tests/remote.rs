@@ -18,6 +18,7 @@ use object_server::{Fault, ObjectServer, Request};
 use packed::{BUCKETS, SEED, pack, source};
 use rectiflow_data::{
     Dataset, Error, Split,
+    cache::DiskCache,
     dataset::Network,
     lanes::amplification,
     loader::{Amount, Loader, RankOf, Source, Step, test_batches},
@@ -32,7 +33,7 @@ fn network() -> Network {
         stall_timeout: Duration::from_millis(400),
         pause: Duration::from_millis(2),
         longest_pause: Duration::from_millis(10),
-        attempts: 6,
+        attempts: 4,
         deadline: Duration::from_secs(8),
         ..Network::default()
     }
@@ -260,9 +261,9 @@ fn faults_that_last_are_named_with_object_range_and_cause() {
     };
     for mode in [Mode::Local, Mode::Window] {
         for (fault, words) in [
-            (Fault::Status(503), &["503", "given up after 6 attempts"][..]),
-            (Fault::Hangup, &["given up after 6 attempts"]),
-            (Fault::Cut(9), &["given up after 6 attempts"]),
+            (Fault::Status(503), &["503", "given up after 4 attempts"][..]),
+            (Fault::Hangup, &["given up after 4 attempts"]),
+            (Fault::Cut(9), &["given up after 4 attempts"]),
             (Fault::Stall(9), &["stalled", "after 9 bytes"]),
             (Fault::Silence, &["stalled", "after 0 bytes"]),
         ] {
@@ -302,7 +303,68 @@ fn a_description_that_is_wrong_is_refused_by_name() {
     fs::write(root.path().join("manifest.json"), &manifest[..manifest.len() / 2]).unwrap();
     let server = ObjectServer::start(root.path(), healthy);
     assert!(open(&server.url()).contains("not a valid manifest"), "{}", open(&server.url()));
-    assert!(open("http://127.0.0.1:1/x").contains("given up after 6 attempts"));
+    assert!(open("http://127.0.0.1:1/x").contains("given up after 4 attempts"));
+}
+
+#[test]
+fn what_is_on_the_disk_is_not_fetched_again() {
+    let (root, folder) = (packed(), tempfile::tempdir().unwrap());
+    let clean = steps(&source(root.path()), Mode::Window, 20);
+    let server = ObjectServer::start(root.path(), healthy);
+    let cached = |limit_bytes: u64| {
+        let cache = Arc::new(DiskCache::open(folder.path(), limit_bytes).unwrap());
+        let dataset = Dataset::open_with(server.url(), &network()).unwrap().with_cache(&cache);
+        let source = Source { dataset: Arc::new(dataset), ..open(&server.url()) };
+        server.reset();
+        assert_eq!(steps(&source, Mode::Window, 20), clean);
+        (server.served().requests, cache.used_bytes())
+    };
+    // No room: all over the network, in each of more than seven epochs.
+    let (streamed, used) = cached(0);
+    assert!(streamed > 7 * 6 && used == 0, "{streamed}");
+    let train = source(root.path()).dataset.num_bytes(Split::Train);
+    let (first, used) = cached(1 << 20);
+    assert!(first <= streamed && used <= train, "{first} of {streamed}, {used} bytes");
+    assert_eq!(cached(1 << 20), (0, used));
+    // A byte is wrong, a file is short, one is gone: these are fetched again.
+    let latents = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path().join("latents"));
+    let files = latents.filter(|path| path.exists()).flat_map(|path| fs::read_dir(path).unwrap());
+    let mut files: Vec<_> = files.map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    let bytes = fs::read(&files[0]).unwrap();
+    fs::write(&files[0], [&[bytes[0] ^ 1], &bytes[1..]].concat()).unwrap();
+    fs::write(&files[1], &bytes[..9]).unwrap();
+    fs::remove_file(&files[2]).unwrap();
+    let (again, _) = cached(1 << 20);
+    assert!(again > 0);
+    assert_eq!(cached(1 << 20), (0, used));
+}
+
+/// The environment is a process's: the test runs itself again with the one that a user would set.
+#[test]
+fn s3_addresses_work_with_the_usual_environment() {
+    const NAME: &str = "s3_addresses_work_with_the_usual_environment";
+    if let Ok(root) = std::env::var("RECTIFLOW_TEST_S3_CHILD") {
+        let remote = open("s3://bucket/data/set");
+        assert_eq!(steps(&remote, Mode::Window, 4), steps(&source(root), Mode::Window, 4));
+        let missing = Dataset::open("s3://bucket/elsewhere").unwrap_err().to_string();
+        assert!(missing.starts_with("s3://bucket/elsewhere/manifest.json: the store has no such object"), "{missing}");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("bucket/data/set");
+    fs::create_dir_all(&root).unwrap();
+    pack(&root, &BUCKETS, 0, "a");
+    let server = ObjectServer::start(folder.path(), healthy);
+    let child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", NAME])
+        .envs([("AWS_ENDPOINT_URL", server.url().as_str()), ("AWS_REGION", "auto")])
+        .envs([("AWS_ACCESS_KEY_ID", "key"), ("AWS_SECRET_ACCESS_KEY", "secret")])
+        .env("RECTIFLOW_TEST_S3_CHILD", &root)
+        .output()
+        .unwrap();
+    assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stdout));
+    assert!(server.served().names.iter().any(|(name, _)| name.starts_with("bucket/data/set/latents/")));
 }
 
 #[test]

@@ -2,11 +2,10 @@
 //!
 //! Written by hand on plain sockets, since the faults that matter are below what an HTTP library lets a handler do: a
 //! connection that is closed in the middle of a body, a body that stops coming, a length that is a lie. It counts every
-//! request and every byte of a body that it sends. GET with a range, HEAD, PUT and S3's multipart upload; no signature
-//! is checked: that a real S3 server agrees is the business of `scripts/check_s3.sh`.
+//! request and every byte of a body that it sends. S3's GET with a range, HEAD and PUT, path style; no signature is
+//! checked.
 
 use std::{
-    collections::HashMap,
     fs,
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
@@ -50,12 +49,10 @@ pub(crate) enum Fault {
 pub(crate) struct Request {
     /// From 0, over all connections.
     pub(crate) number: u64,
-    /// GET, HEAD, PUT, POST or DELETE.
+    /// GET, HEAD or PUT.
     pub(crate) method: String,
     /// Path of the file below the folder.
     pub(crate) name: String,
-    /// What follows the question mark.
-    pub(crate) query: String,
     /// The bytes asked for.
     pub(crate) range: Option<Range<u64>>,
     /// How often this file and range has been asked for before.
@@ -78,7 +75,6 @@ struct State {
     root: PathBuf,
     faults: Box<Faults>,
     served: Mutex<Served>,
-    uploads: Mutex<HashMap<String, Vec<u8>>>,
     stopping: AtomicBool,
 }
 
@@ -98,7 +94,6 @@ impl ObjectServer {
             root: root.to_owned(),
             faults: Box::new(faults),
             served: Mutex::default(),
-            uploads: Mutex::default(),
             stopping: AtomicBool::new(false),
         });
         let accepting = state.clone();
@@ -173,10 +168,8 @@ fn read_request(reader: &mut BufReader<TcpStream>) -> std::io::Result<Option<(Re
     }
     let mut words = line.split_whitespace();
     let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-    let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    let name = path.trim_start_matches('/').to_owned();
-    let mut request =
-        Request { number: 0, method: method.to_owned(), name, query: query.to_owned(), range: None, repeat: 0 };
+    let name = target.trim_start_matches('/').to_owned();
+    let mut request = Request { number: 0, method: method.to_owned(), name, range: None, repeat: 0 };
     let (mut length, mut expects) = (0, false);
     loop {
         let mut header = String::new();
@@ -216,9 +209,8 @@ fn answer(
         Some(Fault::Slow(delay)) => thread::sleep(delay),
         _ => {}
     }
-    match request.method.as_str() {
-        "PUT" | "POST" | "DELETE" => return store(state, request, body, out),
-        _ => {}
+    if request.method == "PUT" {
+        return store(state, request, body, out);
     }
     let Ok(file) = fs::File::open(state.root.join(&request.name)) else {
         return words(out, 404, "<Error><Code>NoSuchKey</Code></Error>");
@@ -277,31 +269,11 @@ fn words(out: &mut TcpStream, status: u16, body: &str) -> std::io::Result<bool> 
     Ok(true)
 }
 
-/// PUT, DELETE and the three requests of a multipart upload.
+/// PUT.
 fn store(state: &State, request: &Request, body: Vec<u8>, out: &mut TcpStream) -> std::io::Result<bool> {
     let path = state.root.join(&request.name);
-    let is_part = request.query.contains("partNumber=");
-    match request.method.as_str() {
-        "DELETE" => drop(fs::remove_file(path)),
-        "POST" if request.query.starts_with("uploads") => {
-            lock(&state.uploads).insert(request.name.clone(), Vec::new());
-            let xml = "<InitiateMultipartUploadResult><UploadId>1</UploadId></InitiateMultipartUploadResult>";
-            return words(out, 200, xml);
-        }
-        "POST" => {
-            let whole = lock(&state.uploads).remove(&request.name).unwrap_or_default();
-            fs::create_dir_all(path.parent().expect("an object has a folder"))?;
-            fs::write(path, whole)?;
-            let xml = "<CompleteMultipartUploadResult><ETag>\"whole\"</ETag></CompleteMultipartUploadResult>";
-            return words(out, 200, xml);
-        }
-        // Parts come one after the other from the only client there is.
-        _ if is_part => lock(&state.uploads).entry(request.name.clone()).or_default().extend(body),
-        _ => {
-            fs::create_dir_all(path.parent().expect("an object has a folder"))?;
-            fs::write(path, body)?;
-        }
-    }
+    fs::create_dir_all(path.parent().expect("an object has a folder"))?;
+    fs::write(path, body)?;
     out.write_all(b"HTTP/1.1 200 OK\r\nETag: \"new\"\r\nContent-Length: 0\r\n\r\n")?;
     Ok(true)
 }
