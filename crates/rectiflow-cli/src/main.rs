@@ -4,6 +4,8 @@
 //! that answer and nothing else, once, at the end; progress and logs go to standard error.
 
 mod answer;
+mod bench;
+mod bench_loader;
 mod export;
 mod forward;
 mod inspect;
@@ -52,6 +54,7 @@ enum Command {
     Schedule(schedule::Args),
     Tokens(tokens::Args),
     Forward(forward::Args),
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -75,6 +78,7 @@ fn run(command: Command) -> anyhow::Result<Answer> {
         Command::Schedule(args) => schedule::run(&args),
         Command::Tokens(args) => Ok(tokens::run(&args)),
         Command::Forward(args) => forward::run(&args),
+        Command::Bench(args) => bench::run(&args),
     }
 }
 

@@ -51,6 +51,9 @@ const MISTAKES: &[(&[&str], i32, &[&str])] = &[
     (&["prep", "pictures", "--out", "o", "--vae", "v", "--set", "prep.are_px=1"], 2, &["are_px", "area_px"]),
     (&["inspect", "no/such/dataset"], 1, &["no/such/dataset", "manifest.json"]),
     (&["inspect", "d", "--sheet", "x.png"], 2, &["--vae"]),
+    (&["inspect", "ftp://host/data"], 2, &["ftp://host/data", "s3://"]),
+    (&["bench", "loader", "no/such/dataset"], 1, &["no/such/dataset", "manifest.json"]),
+    (&["bench", "loader", "d", "--mode", "owned"], 2, &["owned", "window"]),
     (&["train", "no-such-recipe.toml"], 1, &["no-such-recipe.toml"]),
     (&["sample", "--model", "nowhere"], 2, &["--prompt"]),
     (&["sample", "--model", "nowhere", "--prompt", "a", "--size", "96"], 2, &["1024x1024", "\"96\""]),
@@ -83,7 +86,7 @@ fn every_command_explains_itself() {
     let overview = stdout(&output);
     assert!(overview.contains("Exit codes"), "{overview}");
     let commands =
-        ["prep", "inspect", "train", "sample", "export", "import", "report", "schedule", "tokens", "forward"];
+        ["prep", "inspect", "train", "sample", "export", "import", "report", "schedule", "tokens", "forward", "bench"];
     for command in commands {
         let line = overview.lines().find(|line| line.trim_start().starts_with(command));
         let line = line.unwrap_or_else(|| panic!("{command} is not in the overview"));

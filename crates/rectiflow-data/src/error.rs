@@ -49,6 +49,8 @@ pub enum Error {
         range: Option<Range<u64>>,
         /// Requests that were made for them.
         attempts: u32,
+        /// The store says that there is no such object.
+        missing: bool,
         /// The last failure, and what to do.
         reason: String,
     },
@@ -87,6 +89,11 @@ impl fmt::Display for BytesOf<'_> {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
+    /// Whether an object store has answered that an object is not there.
+    pub(crate) fn is_missing_object(&self) -> bool {
+        matches!(self, Self::Remote { missing: true, .. })
+    }
+
     /// An [`Error::Io`] about `path`, for `map_err`.
     pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();

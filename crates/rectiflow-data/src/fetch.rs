@@ -128,7 +128,7 @@ impl Request {
 }
 
 /// Runs what waits for a disk where waiting is allowed.
-async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+pub(crate) async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     runtime().spawn_blocking(work).await.expect("nobody cancels it, and it does not panic")
 }
 

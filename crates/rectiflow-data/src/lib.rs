@@ -5,6 +5,7 @@
 //! manifest -> order -> prompt -> token -> batch -> loader                     load
 //! ```
 
+mod aws_profile;
 pub mod batch;
 pub mod bucket;
 pub mod cache;
@@ -32,6 +33,7 @@ pub mod picture;
 mod plan;
 pub mod prep;
 pub mod prompt;
+pub mod publish;
 pub mod record;
 pub mod reject;
 mod remote;

@@ -1,7 +1,7 @@
 //! Objects at a URL: ranges of bytes over the network, with deadlines, bounded retries and errors that name the object.
 //!
 //! `s3://bucket/prefix` (any endpoint: AWS_ENDPOINT_URL), `gs://`, `az://` and `http(s)://` through `object_store`, with
-//! credentials from the usual environment variables. Its own time-out (30 s for a whole body) and its own retries are
+//! credentials from the usual environment variables and, for S3, profiles (`aws_profile`). Its own time-out (30 s for a whole body) and its own retries are
 //! switched off: what matters on a slow line is whether bytes still come. Server errors, throttling, time-outs, stalls,
 //! cut bodies and wrong bytes are tried again with growing, jittered pauses; "not found" and "not allowed" are not.
 //!
@@ -19,7 +19,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use object_store::{
-    ClientOptions, GetOptions, GetRange, ObjectStore, ObjectStoreExt, ObjectStoreScheme, RetryConfig,
+    BackoffConfig, ClientOptions, GetOptions, GetRange, ObjectStore, ObjectStoreExt, ObjectStoreScheme, RetryConfig,
     aws::AmazonS3Builder, azure::MicrosoftAzureBuilder, client::HttpError, gcp::GoogleCloudStorageBuilder,
     http::HttpBuilder, path::Path as Key,
 };
@@ -31,7 +31,7 @@ use tokio::{
 use url::Url;
 
 use crate::{
-    Error, Result,
+    Error, Result, aws_profile,
     rng::{Purpose, Rng},
 };
 
@@ -100,6 +100,7 @@ impl Place {
 #[derive(Debug, Clone)]
 pub(crate) struct Remote {
     store: Arc<dyn ObjectStore>,
+    parsed: Arc<(ObjectStoreScheme, Url)>,
     prefix: Key,
     /// As the user wrote it, without a slash at the end.
     url: Arc<str>,
@@ -125,10 +126,28 @@ impl Remote {
         install_tls();
         let known = "expected s3://, gs://, az://, http://, https:// or file://";
         let (scheme, prefix) = ObjectStoreScheme::parse(url).map_err(|error| format!("{error}; {known}"))?;
-        let store = open_store(&scheme, url, network).map_err(|error| chain(&error))?;
+        let store = open_store(&scheme, url, options(url, network), NO_RETRY).map_err(|error| chain(&error))?;
         let store = store.ok_or_else(|| known.to_owned())?;
         let (network, permits) = (Arc::new(network.clone()), Arc::new(Semaphore::new(network.concurrency)));
-        Ok(Self { store, prefix, url: text.trim_end_matches('/').into(), network, permits })
+        let parsed = Arc::new((scheme, url.clone()));
+        Ok(Self { store, parsed, prefix, url: text.trim_end_matches('/').into(), network, permits })
+    }
+
+    /// A client for writing the object `name`, and its key. It has the library's own retries, since a write is not
+    /// checked by us, and a limit on each request.
+    pub(crate) fn uploads(&self, name: &str) -> object_store::Result<(Arc<dyn ObjectStore>, Key)> {
+        let (scheme, url) = &*self.parsed;
+        let options = options(url, &self.network).with_timeout(UPLOAD_TIMEOUT);
+        let store = open_store(scheme, url, options, RetryConfig::default())?;
+        Ok((store.expect("a remote place has a store"), self.key(name)))
+    }
+
+    /// A failure of such a client as an error of ours.
+    pub(crate) fn failed(&self, name: &str, error: &object_store::Error) -> Error {
+        match self.classify(name, None, error) {
+            Failure::Lasting(error) | Failure::Passing(Reason::Check(error)) => error,
+            Failure::Passing(Reason::Words(reason)) => self.error(name, None, 1, reason),
+        }
     }
 
     /// The whole object `name`, which must not be longer than `limit` bytes.
@@ -244,7 +263,7 @@ impl Remote {
             }
             E::PermissionDenied { .. } | E::Unauthenticated { .. } => Some(CREDENTIALS),
             E::Generic { .. } | E::JoinError { .. } => match status(&reason).filter(|_| !has_transport(error)) {
-                Some(404 | 410) => Some("the store has no such object; is the address right?"),
+                Some(404 | 410) => Some(MISSING),
                 Some(401 | 403) => Some(CREDENTIALS),
                 // Too early, time-out, too many.
                 Some(408 | 425 | 429) => None,
@@ -254,7 +273,13 @@ impl Remote {
             _ => Some("this store cannot do what is asked of it"),
         };
         match lasting {
-            Some(advice) => Failure::Lasting(self.error(name, range, 1, format!("{advice} ({reason})"))),
+            Some(advice) => {
+                let mut lasting = self.error(name, range, 1, format!("{advice} ({reason})"));
+                if let Error::Remote { missing, .. } = &mut lasting {
+                    *missing = advice == MISSING;
+                }
+                Failure::Lasting(lasting)
+            }
             None => Failure::Passing(Reason::Words(reason)),
         }
     }
@@ -271,7 +296,7 @@ impl Remote {
     }
 
     fn error(&self, name: &str, range: Option<Range<u64>>, attempts: u32, reason: String) -> Error {
-        Error::Remote { object: self.url_of(name), range, attempts, reason }
+        Error::Remote { object: self.url_of(name), range, attempts, missing: false, reason }
     }
 
     fn pause(&self, attempt: u32) -> Duration {
@@ -284,6 +309,7 @@ impl Remote {
     }
 }
 
+const MISSING: &str = "the store has no such object; is the address right, and is the upload complete?";
 const CREDENTIALS: &str = "the store does not allow it; are the credentials right, and not expired?";
 
 impl std::fmt::Display for Reason {
@@ -311,21 +337,32 @@ fn install_tls() {
     INSTALLED.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
 }
 
-fn open_store(
-    scheme: &ObjectStoreScheme,
-    url: &Url,
-    network: &Network,
-) -> object_store::Result<Option<Arc<dyn ObjectStore>>> {
-    let retry = RetryConfig { max_retries: 0, retry_timeout: Duration::ZERO, ..RetryConfig::default() };
-    // No limit on a whole body: a large one on a slow line is fine as long as bytes come.
-    let options = ClientOptions::new()
+const NO_RETRY: RetryConfig = RetryConfig {
+    max_retries: 0,
+    retry_timeout: Duration::ZERO,
+    backoff: BackoffConfig { init_backoff: Duration::ZERO, max_backoff: Duration::ZERO, base: 2.0 },
+};
+/// A part of 16 MiB at half a megabit a second.
+const UPLOAD_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// No limit on a whole body: a large one on a slow line is fine as long as bytes come.
+fn options(url: &Url, network: &Network) -> ClientOptions {
+    ClientOptions::new()
         .with_timeout_disabled()
         .with_connect_timeout(network.connect_timeout)
         .with_pool_max_idle_per_host(network.concurrency)
-        .with_allow_http(url.scheme() == "http" || allows_http());
+        .with_allow_http(url.scheme() == "http" || allows_http())
+}
+
+fn open_store(
+    scheme: &ObjectStoreScheme,
+    url: &Url,
+    options: ClientOptions,
+    retry: RetryConfig,
+) -> object_store::Result<Option<Arc<dyn ObjectStore>>> {
     Ok(Some(match scheme {
         ObjectStoreScheme::AmazonS3 => {
-            let builder = AmazonS3Builder::from_env().with_url(url.as_str());
+            let builder = aws_profile::complete(AmazonS3Builder::from_env()).with_url(url.as_str());
             Arc::new(builder.with_client_options(options).with_retry(retry).build()?)
         }
         ObjectStoreScheme::GoogleCloudStorage => {
@@ -348,8 +385,10 @@ fn open_store(
 fn allows_http() -> bool {
     let names =
         ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "GOOGLE_BASE_URL", "AZURE_STORAGE_ENDPOINT"];
-    let plain = |name| std::env::var(name).is_ok_and(|value: String| value.starts_with("http://"));
-    names.into_iter().any(plain) || std::env::var("AWS_ALLOW_HTTP").is_ok_and(|value| value == "true")
+    let variables = names.into_iter().filter_map(|name| std::env::var(name).ok());
+    let endpoint = variables.chain(aws_profile::endpoint()).next();
+    endpoint.is_some_and(|endpoint| endpoint.starts_with("http://"))
+        || std::env::var("AWS_ALLOW_HTTP").is_ok_and(|value| value == "true")
 }
 
 /// An error and its causes as one line, without what a cause repeats.

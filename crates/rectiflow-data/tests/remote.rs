@@ -25,6 +25,7 @@ use rectiflow_data::{
     manifest::LATENTS_OFFSET,
     order::{Mode, OrderSettings},
     prompt::PromptSettings,
+    publish::publish,
 };
 
 /// Impatient, so that a test of patience is short.
@@ -340,31 +341,73 @@ fn what_is_on_the_disk_is_not_fetched_again() {
     assert_eq!(cached(1 << 20), (0, used));
 }
 
-/// The environment is a process's: the test runs itself again with the one that a user would set.
-#[test]
-fn s3_addresses_work_with_the_usual_environment() {
-    const NAME: &str = "s3_addresses_work_with_the_usual_environment";
-    if let Ok(root) = std::env::var("RECTIFLOW_TEST_S3_CHILD") {
-        let remote = open("s3://bucket/data/set");
-        assert_eq!(steps(&remote, Mode::Window, 4), steps(&source(root), Mode::Window, 4));
-        let missing = Dataset::open("s3://bucket/elsewhere").unwrap_err().to_string();
-        assert!(missing.starts_with("s3://bucket/elsewhere/manifest.json: the store has no such object"), "{missing}");
-        return;
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let root = folder.path().join("bucket/data/set");
-    fs::create_dir_all(&root).unwrap();
-    pack(&root, &BUCKETS, 0, "a");
-    let server = ObjectServer::start(folder.path(), healthy);
+/// The environment is a process's: a test runs itself again with the one that a user would set. In the child, gives the
+/// folder that the bucket `bucket` holds.
+fn with_s3(test: &str, bucket: &Path, faults: impl Fn(&Request) -> Option<Fault> + Send + Sync + 'static) {
+    let server = ObjectServer::start(bucket.parent().unwrap(), faults);
     let child = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", NAME])
+        .args(["--exact", test])
         .envs([("AWS_ENDPOINT_URL", server.url().as_str()), ("AWS_REGION", "auto")])
         .envs([("AWS_ACCESS_KEY_ID", "key"), ("AWS_SECRET_ACCESS_KEY", "secret")])
-        .env("RECTIFLOW_TEST_S3_CHILD", &root)
+        .env(CHILD, bucket)
         .output()
         .unwrap();
     assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stdout));
-    assert!(server.served().names.iter().any(|(name, _)| name.starts_with("bucket/data/set/latents/")));
+    assert!(server.served().requests > 0);
+}
+
+const CHILD: &str = "RECTIFLOW_TEST_S3_BUCKET";
+
+#[test]
+fn s3_addresses_work_with_the_usual_environment() {
+    let Ok(bucket) = std::env::var(CHILD) else {
+        let folder = tempfile::tempdir().unwrap();
+        let bucket = folder.path().join("bucket");
+        fs::create_dir_all(bucket.join("data/set")).unwrap();
+        pack(&bucket.join("data/set"), &BUCKETS, 0, "a");
+        return with_s3("s3_addresses_work_with_the_usual_environment", &bucket, healthy);
+    };
+    let (remote, local) = (open("s3://bucket/data/set/"), source(Path::new(&bucket).join("data/set")));
+    assert_eq!(steps(&remote, Mode::Window, 4), steps(&local, Mode::Window, 4));
+    let missing = Dataset::open("s3://bucket/elsewhere").unwrap_err().to_string();
+    assert!(missing.starts_with("s3://bucket/elsewhere/manifest.json: the store has no such object"), "{missing}");
+}
+
+#[test]
+fn publishing_sends_what_is_not_there_and_the_manifest_last() {
+    let Ok(bucket) = std::env::var(CHILD) else {
+        let folder = tempfile::tempdir().unwrap();
+        let bucket = folder.path().join("bucket");
+        fs::create_dir_all(&bucket).unwrap();
+        // The client tries again by itself where the store is busy.
+        let busy =
+            |r: &Request| (r.method == "PUT" && r.number % 5 == 0 && r.repeat == 0).then_some(Fault::Status(503));
+        return with_s3("publishing_sends_what_is_not_there_and_the_manifest_last", &bucket, busy);
+    };
+    let (root, url) = (tempfile::tempdir().unwrap(), "s3://bucket/new");
+    // The first object is larger than a part: 1200 rows of 16 KB.
+    pack(root.path(), &[(512, 256, 1200, 0), (16, 24, 7, 2)], 0, "a");
+    let mut heard = (0, 0);
+    let published = publish(root.path(), url, &mut |done, all| heard = (done, all)).unwrap();
+    assert_eq!((published.num_files, published.num_kept, heard.0), (8, 0, heard.1));
+    let remote = Dataset::open(url).unwrap();
+    (0..3).for_each(|object| remote.verify_object(object).unwrap());
+    assert_eq!(publish(root.path(), url, &mut |_, _| {}).unwrap().num_files, 0);
+    // Interrupted: the manifest is not there yet, one file is cut off, one is another data set's.
+    let place = Path::new(&bucket).join("new");
+    fs::remove_file(place.join("manifest.json")).unwrap();
+    let latents = place.join("latents/512x256-0-0.safetensors");
+    let bytes = fs::read(&latents).unwrap();
+    fs::write(&latents, &bytes[..bytes.len() - 1]).unwrap();
+    let text = place.join("text/16x24-1-1.parquet");
+    let mut bytes = fs::read(&text).unwrap();
+    bytes[20] ^= 1;
+    fs::write(&text, bytes).unwrap();
+    let again = publish(root.path(), url, &mut |_, _| {}).unwrap();
+    assert_eq!((again.num_files, again.num_kept), (4, 4));
+    let remote = Dataset::open(url).unwrap();
+    (0..3).for_each(|object| remote.verify_object(object).unwrap());
+    assert!(publish(root.path(), "/a/folder", &mut |_, _| {}).is_err());
 }
 
 #[test]

@@ -2,10 +2,11 @@
 //!
 //! Written by hand on plain sockets, since the faults that matter are below what an HTTP library lets a handler do: a
 //! connection that is closed in the middle of a body, a body that stops coming, a length that is a lie. It counts every
-//! request and every byte of a body that it sends. S3's GET with a range, HEAD and PUT, path style; no signature is
-//! checked.
+//! request and every byte of a body that it sends. S3's GET with a range, HEAD, PUT and multipart upload, path style;
+//! no signature is checked.
 
 use std::{
+    collections::BTreeMap,
     fs,
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
@@ -49,10 +50,12 @@ pub(crate) enum Fault {
 pub(crate) struct Request {
     /// From 0, over all connections.
     pub(crate) number: u64,
-    /// GET, HEAD or PUT.
+    /// GET, HEAD, PUT, POST or DELETE.
     pub(crate) method: String,
     /// Path of the file below the folder.
     pub(crate) name: String,
+    /// What follows the question mark.
+    pub(crate) query: String,
     /// The bytes asked for.
     pub(crate) range: Option<Range<u64>>,
     /// How often this file and range has been asked for before.
@@ -75,6 +78,8 @@ struct State {
     root: PathBuf,
     faults: Box<Faults>,
     served: Mutex<Served>,
+    /// Parts of multipart uploads, by file and number.
+    parts: Mutex<BTreeMap<(String, u32), Vec<u8>>>,
     stopping: AtomicBool,
 }
 
@@ -94,6 +99,7 @@ impl ObjectServer {
             root: root.to_owned(),
             faults: Box::new(faults),
             served: Mutex::default(),
+            parts: Mutex::default(),
             stopping: AtomicBool::new(false),
         });
         let accepting = state.clone();
@@ -168,8 +174,10 @@ fn read_request(reader: &mut BufReader<TcpStream>) -> std::io::Result<Option<(Re
     }
     let mut words = line.split_whitespace();
     let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-    let name = target.trim_start_matches('/').to_owned();
-    let mut request = Request { number: 0, method: method.to_owned(), name, range: None, repeat: 0 };
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let name = path.trim_start_matches('/').to_owned();
+    let mut request =
+        Request { number: 0, method: method.to_owned(), name, query: query.to_owned(), range: None, repeat: 0 };
     let (mut length, mut expects) = (0, false);
     loop {
         let mut header = String::new();
@@ -209,7 +217,7 @@ fn answer(
         Some(Fault::Slow(delay)) => thread::sleep(delay),
         _ => {}
     }
-    if request.method == "PUT" {
+    if matches!(request.method.as_str(), "PUT" | "POST" | "DELETE") {
         return store(state, request, body, out);
     }
     let Ok(file) = fs::File::open(state.root.join(&request.name)) else {
@@ -269,11 +277,33 @@ fn words(out: &mut TcpStream, status: u16, body: &str) -> std::io::Result<bool> 
     Ok(true)
 }
 
-/// PUT.
+/// PUT of an object or a part, and the requests around a multipart upload.
 fn store(state: &State, request: &Request, body: Vec<u8>, out: &mut TcpStream) -> std::io::Result<bool> {
-    let path = state.root.join(&request.name);
-    fs::create_dir_all(path.parent().expect("an object has a folder"))?;
-    fs::write(path, body)?;
+    let name = &request.name;
+    let part = request.query.split('&').find_map(|pair| pair.strip_prefix("partNumber=")?.parse::<u32>().ok());
+    match (request.method.as_str(), part) {
+        ("PUT", Some(number)) => drop(lock(&state.parts).insert((name.clone(), number), body)),
+        ("PUT", None) => write(state, name, &body)?,
+        ("POST", _) if request.query.starts_with("uploads") => {
+            let upload = "<InitiateMultipartUploadResult><UploadId>1</UploadId></InitiateMultipartUploadResult>";
+            return words(out, 200, upload);
+        }
+        ("POST", _) => {
+            let parts = std::mem::take(&mut *lock(&state.parts));
+            let (whole, others): (Vec<_>, Vec<_>) = parts.into_iter().partition(|((of, _), _)| of == name);
+            lock(&state.parts).extend(others);
+            write(state, name, &whole.into_iter().flat_map(|(_, part)| part).collect::<Vec<u8>>())?;
+            let done = "<CompleteMultipartUploadResult><ETag>\"whole\"</ETag></CompleteMultipartUploadResult>";
+            return words(out, 200, done);
+        }
+        _ => lock(&state.parts).retain(|(of, _), _| of != name),
+    }
     out.write_all(b"HTTP/1.1 200 OK\r\nETag: \"new\"\r\nContent-Length: 0\r\n\r\n")?;
     Ok(true)
+}
+
+fn write(state: &State, name: &str, bytes: &[u8]) -> std::io::Result<()> {
+    let path = state.root.join(name);
+    fs::create_dir_all(path.parent().expect("an object has a folder"))?;
+    fs::write(path, bytes)
 }
