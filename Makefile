@@ -8,13 +8,14 @@ TORCH = LIBTORCH="$$($(PYTHON) scripts/libtorch.py)" || exit 1; export LIBTORCH;
 TESTS = if cargo nextest --version >/dev/null 2>&1; then echo nextest run; else echo test; fi
 PEERS = .venv-peers
 
-.PHONY: help build test demo fmt lint unit doc docs peers clean-demo
+.PHONY: help build test demo fmt lint unit doc docs peers bench-loaders clean-demo
 
 help:
 	@echo 'make build   the binary, target/release/rectiflow'
 	@echo 'make demo    prepare, train, sample and export a tiny SDXL on the CPU; report in runs/demo/report.html'
 	@echo 'make test    everything that CI checks, cheapest first'
 	@echo 'make docs    write the generated pages of docs/ anew'
+	@echo 'make bench-loaders   the loader: samples a second, time to the first step, from a disk and from an object store'
 	@echo 'make peers   compare with diffusers (installs pinned versions into $(PEERS))'
 
 # One set of packages in every recipe: with another, cargo unifies features differently and compiles much anew.
@@ -50,6 +51,10 @@ peers: build
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/pip install --disable-pip-version-check -r scripts/golden/requirements.txt
 	@$(TORCH); sh scripts/peers/run.sh $(PEERS)/bin/python
+
+# Five minutes; packs 0.7 GB of synthetic data into target/loader-numbers the first time.
+bench-loaders:
+	cargo run --release -p rectiflow-data --example loader_numbers -- target/loader-numbers
 
 clean-demo:
 	rm -rf runs/demo

@@ -49,6 +49,7 @@ const MISTAKES: &[(&[&str], i32, &[&str])] = &[
     (&["prep", "pictures", "--out", "o"], 2, &["--vae"]),
     (&["prep", "pictures", "--out", "o", "--vae", "nowhere"], 1, &["nowhere"]),
     (&["prep", "pictures", "--out", "o", "--vae", "v", "--set", "prep.are_px=1"], 2, &["are_px", "area_px"]),
+    (&["prep", "pictures", "--out", "o", "--work", "w", "--vae", "nowhere"], 1, &["nowhere"]),
     (&["inspect", "no/such/dataset"], 1, &["no/such/dataset", "manifest.json"]),
     (&["inspect", "d", "--sheet", "x.png"], 2, &["--vae"]),
     (&["inspect", "ftp://host/data"], 2, &["ftp://host/data", "s3://"]),

@@ -105,7 +105,7 @@ mod tests {
         profile.extend(parse(CREDENTIALS, "r2"));
         assert_eq!(profile["aws_access_key_id"], "id");
         assert_eq!(profile["aws_secret_access_key"], "se=cret");
-        assert!(parse(CREDENTIALS, "r").is_empty() && parse("= \n[\n]\n[]", "").len() == 0);
+        assert!(parse(CREDENTIALS, "r").is_empty() && parse("= \n[\n]\n[]", "").is_empty());
     }
 
     #[test]

@@ -10,7 +10,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     ops::Range,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
 };
 
 use bytes::Bytes;
@@ -21,7 +21,7 @@ use crate::{
     batch::{Batcher, Members, MicroBatch, Source, Step},
     dataset::{Dataset, Split},
     epoch::{Slot, Steps},
-    error::Result,
+    error::{Error, Result},
     fetch::{Part, Ticket, coalesce},
     lanes::open_windows,
     manifest::BLOCK_ROWS,
@@ -49,6 +49,8 @@ pub(crate) struct Feed<'a> {
     /// The slots of this rank.
     slots: &'a [u32],
     limit_bytes: u64,
+    /// Set when nobody wants the steps any more.
+    stop: &'a AtomicBool,
     steps: Steps,
     scout: Steps,
     /// The step that the scout looks at next.
@@ -77,6 +79,9 @@ enum Arriving {
     Here(Vec<Bytes>),
 }
 
+/// Blocks of an object to be requested together.
+type Wanted = (Part, usize, Range<u32>);
+
 /// A window of which requests have started.
 #[derive(Debug)]
 struct Window {
@@ -96,11 +101,20 @@ struct Arranged {
 }
 
 impl<'a> Feed<'a> {
-    pub(crate) fn new(order: &Arc<Order>, batcher: &'a Batcher, slots: &'a [u32], limit_bytes: u64, from: u64) -> Self {
+    /// The steps from `from` on of the rank that runs `slots`, with at most `limit_bytes` held.
+    pub(crate) fn new(
+        order: &Arc<Order>,
+        batcher: &'a Batcher,
+        slots: &'a [u32],
+        limit_bytes: u64,
+        from: u64,
+        stop: &'a AtomicBool,
+    ) -> Self {
         Self {
             batcher,
             slots,
             limit_bytes,
+            stop,
             steps: Steps::new(order.clone()),
             scout: Steps::new(order.clone()),
             scout_step: from,
@@ -113,24 +127,21 @@ impl<'a> Feed<'a> {
         }
     }
 
-    /// Reads one step; steps are asked for one after the other. None where `stopped` says so.
+    /// Reads one step; steps are asked for one after the other.
     ///
     /// # Errors
-    /// What reading met.
-    pub(crate) fn step(&mut self, step: u64, stopped: impl Fn() -> bool) -> Result<Option<Step>> {
+    /// What reading met, or an error that nobody sees where it was told to stop.
+    pub(crate) fn step(&mut self, step: u64) -> Result<Step> {
         let whole = self.steps.plan(step);
         self.admit_needed(step)?;
         self.look_ahead(step)?;
         let slots: Vec<Slot> = self.slots.iter().map(|&slot| whole.slots[slot as usize]).collect();
         let mut ready = Vec::with_capacity(slots.len());
         for slot in &slots {
-            if stopped() {
-                return Ok(None);
-            }
             self.arrange(slot)?;
             let members = self.members(slot);
             let window = self.admitted.get_mut(&key(slot)).expect("what a step needs is admitted");
-            window.arrive(self.batcher.source(members.data), &members)?;
+            window.arrive(self.batcher.source(members.data), &members, self.stop)?;
             ready.push(members);
         }
         let assemble = |(slot, members): (&Slot, &Members)| self.assemble(slot, members);
@@ -139,7 +150,7 @@ impl<'a> Feed<'a> {
         self.look_ahead(step)?;
         self.arrange_next()?;
         let (epoch, num_samples) = (whole.epoch, whole.num_samples);
-        Ok(Some(Step { step, epoch, num_samples, micro_batches }))
+        Ok(Step { step, epoch, num_samples, micro_batches })
     }
 
     /// Admits all windows that a step needs: there is room for them, whatever else is held.
@@ -184,7 +195,7 @@ impl<'a> Feed<'a> {
     }
 
     /// What a window needs from its data set, and how many bytes that is.
-    fn requests(&mut self, slot: &Slot) -> Result<(Vec<(Part, usize, Range<u32>)>, u64)> {
+    fn requests(&mut self, slot: &Slot) -> Result<(Vec<Wanted>, u64)> {
         let stream = self.order.streams()[slot.stream as usize];
         let dataset = &self.batcher.source(stream.data).dataset;
         let mut blocks = BTreeMap::<usize, BTreeSet<u32>>::new();
@@ -205,7 +216,7 @@ impl<'a> Feed<'a> {
         Ok((requests, num_bytes))
     }
 
-    fn admit(&mut self, slot: Slot, requests: Vec<(Part, usize, Range<u32>)>, held_bytes: u64) {
+    fn admit(&mut self, slot: Slot, requests: Vec<Wanted>, held_bytes: u64) {
         let stream = self.order.streams()[slot.stream as usize];
         let dataset = &self.batcher.source(stream.data).dataset;
         self.held_bytes += held_bytes;
@@ -245,7 +256,7 @@ impl<'a> Feed<'a> {
         let stream = self.order.streams()[slot.stream as usize];
         let dataset = &self.batcher.source(stream.data).dataset;
         let places = self.windows.places(slot);
-        let mut records = read_records(dataset, &mut window.text)?;
+        let mut records = read_records(dataset, &mut window.text, self.stop)?;
         let mut by_row = HashMap::with_capacity(places.len());
         for row in places.iter().map(|place| place.row) {
             let located = dataset.locate(Split::Train, stream.bucket, row.into())?;
@@ -295,11 +306,11 @@ impl<'a> Feed<'a> {
 
 impl Window {
     /// Waits for the latents that a micro-batch needs.
-    fn arrive(&mut self, source: &Source, members: &Members) -> Result<()> {
+    fn arrive(&mut self, source: &Source, members: &Members, stop: &AtomicBool) -> Result<()> {
         for place in &members.places {
             let (object, row) = source.dataset.locate(Split::Train, members.bucket, place.row.into())?;
             let at = self.position(object, row / BLOCK_ROWS);
-            self.latents[at].arrive()?;
+            self.latents[at].arrive(stop)?;
         }
         Ok(())
     }
@@ -320,14 +331,12 @@ impl Window {
 }
 
 impl Blocks {
-    fn arrive(&mut self) -> Result<&[Bytes]> {
+    fn arrive(&mut self, stop: &AtomicBool) -> Result<()> {
         if let Arriving::UnderWay(ticket) = &mut self.bytes {
-            self.bytes = Arriving::Here(ticket.wait()?);
+            let stopped = || Error::Invalid { what: "loader".to_owned(), reason: "it was told to stop".to_owned() };
+            self.bytes = Arriving::Here(ticket.wait_unless(stop).ok_or_else(stopped)??);
         }
-        match &self.bytes {
-            Arriving::Here(bytes) => Ok(bytes),
-            Arriving::UnderWay(_) => unreachable!("it has just arrived"),
-        }
+        Ok(())
     }
 
     fn has_come(&self) -> bool {
@@ -339,8 +348,8 @@ impl Blocks {
 }
 
 /// Waits for text and decodes it: records by object and row. The bytes are dropped.
-fn read_records(dataset: &Dataset, text: &mut Vec<Blocks>) -> Result<HashMap<(usize, u32), Record>> {
-    text.iter_mut().try_for_each(|blocks| blocks.arrive().map(drop))?;
+fn read_records(dataset: &Dataset, text: &mut Vec<Blocks>, stop: &AtomicBool) -> Result<HashMap<(usize, u32), Record>> {
+    text.iter_mut().try_for_each(|blocks| blocks.arrive(stop))?;
     let decode = |blocks: &Blocks| match &blocks.bytes {
         Arriving::Here(bytes) => dataset.decode_text(blocks.object, blocks.first, bytes),
         Arriving::UnderWay(_) => unreachable!("it has just arrived"),

@@ -4,10 +4,20 @@
 //! and are taken in the order in which their bytes are needed. Dropping a ticket cancels its request. What is wanted
 //! next, and how much may be held, is decided by whoever asks (`feed`).
 
-use std::{fs::File, ops::Range, os::unix::fs::FileExt, path::PathBuf, sync::Arc};
+use std::{
+    fs::File,
+    ops::Range,
+    os::unix::fs::FileExt,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
-use tokio::task::JoinHandle;
+use tokio::{task::JoinHandle, time::timeout};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
@@ -15,6 +25,9 @@ use crate::{
     cache::DatasetCache,
     remote::{Remote, runtime},
 };
+
+/// How often somebody who waits looks whether waiting is still worth it.
+const STOP_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Which of an object's two files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -145,8 +158,22 @@ impl Ticket {
     /// # Panics
     /// If the reading task did, or if it was waited for before.
     pub(crate) fn wait(&mut self) -> Result<Vec<Bytes>> {
-        let task = self.0.take().expect("a ticket is waited for once");
-        runtime().block_on(task).expect("a task that is waited for is not cancelled, and reading does not panic")
+        static NEVER: AtomicBool = AtomicBool::new(false);
+        self.wait_unless(&NEVER).expect("it is never told to stop")
+    }
+
+    /// The same, but not for long after `stop` has been set: then there is none.
+    pub(crate) fn wait_unless(&mut self, stop: &AtomicBool) -> Option<Result<Vec<Bytes>>> {
+        let mut task = self.0.take().expect("a ticket is waited for once");
+        loop {
+            if let Ok(ended) = runtime().block_on(async { timeout(STOP_INTERVAL, &mut task).await }) {
+                return Some(ended.expect("a task that is waited for is not cancelled, and reading does not panic"));
+            }
+            if stop.load(Ordering::Relaxed) {
+                task.abort();
+                return None;
+            }
+        }
     }
 
     /// Whether waiting would not wait.

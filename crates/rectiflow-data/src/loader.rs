@@ -294,9 +294,9 @@ fn read(plan: &Plan, from: u64, sender: &Sender<Result<Step>>, stop: &AtomicBool
 }
 
 fn read_windows(plan: &Plan, from: u64, sender: &Sender<Result<Step>>, stop: &AtomicBool) {
-    let mut feed = Feed::new(&plan.order, &plan.batcher, &plan.slots, plan.read_ahead_bytes, from);
+    let mut feed = Feed::new(&plan.order, &plan.batcher, &plan.slots, plan.read_ahead_bytes, from, stop);
     for step in from.. {
-        let Some(read) = feed.step(step, || stop.load(Ordering::Relaxed)).transpose() else { return };
+        let read = feed.step(step);
         let failed = read.is_err();
         if sender.send(read).is_err() || failed {
             return;

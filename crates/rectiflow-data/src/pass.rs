@@ -13,8 +13,8 @@ use crate::{
     rng::{Purpose, Rng},
 };
 
-/// Blocks of a run: 128 rows, 16 MB at 1024 x 1024. With fewer, a request would bring fewer than 32 samples, since the
-/// text of a block is another request; with more, the same samples would meet more often (`Order::block_mates`).
+/// Blocks of a run: 128 rows, 17 MB at 1024 x 1024. With single blocks a request would bring 16 samples, since the text of
+/// a block is another request; with more, the same samples would meet more often (`docs/streaming.md`).
 pub const RUN_BLOCKS: u32 = 4;
 
 /// The runs of a bucket.

@@ -123,14 +123,14 @@ async fn send(remote: &Remote, root: &Path, name: &str) -> Result<()> {
     let mut parts =
         WriteMultipart::new_with_chunk_size(store.put_multipart(&key).await.map_err(failed)?, PART_BYTES as usize);
     for start in (0..len).step_by(PART_BYTES as usize) {
-        let sent = match (parts.wait_for_capacity(PARTS_AT_ONCE).await.map_err(failed), read(start).await) {
-            (Ok(()), Ok(bytes)) => Ok(parts.put(bytes)),
-            (Err(error), _) | (_, Err(error)) => Err(error),
-        };
-        if let Err(error) = sent {
-            // Parts of an upload that is not finished cost money until they are gone.
-            let _ = parts.abort().await;
-            return Err(error);
+        let room = parts.wait_for_capacity(PARTS_AT_ONCE).await.map_err(failed);
+        match room.and(read(start).await) {
+            Ok(bytes) => parts.put(bytes),
+            Err(error) => {
+                // Parts of an upload that is not finished cost money until they are gone.
+                let _ = parts.abort().await;
+                return Err(error);
+            }
         }
     }
     parts.finish().await.map(drop).map_err(failed)

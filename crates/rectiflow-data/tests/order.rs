@@ -441,6 +441,23 @@ fn every_block_is_read_once_an_epoch() {
     assert!(amplification(&windowed(&[40, 50, 60], 16, 8), 1) > 1.1);
 }
 
+/// Samples of one run of m rows in a micro-batch of b out of a window of S: (m - 1) (b - 1) / (S - 1) for each sample, as
+/// in drawing without replacement.
+#[test]
+fn samples_of_a_run_meet_as_often_as_by_chance() {
+    let order = windowed(&[60_000], 16, 8);
+    let whole = epochs(&order, 4).into_iter().filter(|batch| batch.slot.window_len == 16);
+    let (mut mates, mut samples) = (0, 0);
+    for batch in whole {
+        let run = |place: &Place| place.row / 128;
+        let mates_of = |place: &Place| batch.places.iter().filter(|other| run(other) == run(place)).count() - 1;
+        mates += batch.places.iter().map(mates_of).sum::<usize>();
+        samples += batch.places.len();
+    }
+    let (found, expected) = (mates as f64 / samples as f64, 127.0 * 15.0 / 255.0);
+    assert!(samples > 100_000 && (found / expected - 1.0).abs() < 0.02, "{found}, expected {expected}");
+}
+
 #[test]
 fn the_first_windows_are_small_and_grow() {
     let order = windowed(&[60_000, 30_000], 16, 8);
