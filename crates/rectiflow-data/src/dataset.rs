@@ -291,6 +291,12 @@ impl Dataset {
         blocks.max().unwrap_or(0) + u64::from(BLOCK_ROWS) * self.manifest.row_bytes(bucket)
     }
 
+    /// Rows of a bucket, deleted ones included.
+    pub(crate) fn rows_stored(&self, split: Split, bucket: u32) -> f64 {
+        let spans = self.rows.get(&(split, bucket)).into_iter().flatten();
+        spans.map(|span| f64::from(self.manifest.objects[span.object].rows)).sum()
+    }
+
     /// Rows of a block, deleted ones included.
     pub(crate) fn block_rows(&self, object: usize, block: u32) -> u32 {
         BLOCK_ROWS.min(self.manifest.objects[object].rows - block * BLOCK_ROWS)

@@ -58,6 +58,8 @@ pub(crate) struct Feed<'a> {
     windows: Windows,
     /// Found by the scout and not admitted yet, with the step that needs it.
     waiting: VecDeque<(u64, Slot)>,
+    /// What the first of them needs, once it has been worked out.
+    next_wanted: Option<(Vec<Wanted>, u64)>,
     admitted: HashMap<WindowKey, Window>,
     /// Keys of windows whose text has not been looked at, in order of need.
     unread: VecDeque<Slot>,
@@ -89,6 +91,8 @@ struct Window {
     text: Vec<Blocks>,
     latents: Vec<Blocks>,
     arranged: Option<Arranged>,
+    /// Why it could not be arranged, to be said when it is due.
+    failure: Option<Error>,
     /// Micro-batches still to be delivered.
     left: u32,
 }
@@ -120,6 +124,7 @@ impl<'a> Feed<'a> {
             scout_step: from,
             windows: Windows::new(order.clone()),
             waiting: VecDeque::new(),
+            next_wanted: None,
             admitted: HashMap::new(),
             unread: VecDeque::new(),
             held_bytes: 0,
@@ -134,7 +139,7 @@ impl<'a> Feed<'a> {
     pub(crate) fn step(&mut self, step: u64) -> Result<Step> {
         let whole = self.steps.plan(step);
         self.admit_needed(step)?;
-        self.look_ahead(step)?;
+        self.look_ahead(step);
         let slots: Vec<Slot> = self.slots.iter().map(|&slot| whole.slots[slot as usize]).collect();
         let mut ready = Vec::with_capacity(slots.len());
         for slot in &slots {
@@ -147,8 +152,8 @@ impl<'a> Feed<'a> {
         let assemble = |(slot, members): (&Slot, &Members)| self.assemble(slot, members);
         let micro_batches = slots.par_iter().zip(&ready).map(assemble).collect::<Result<_>>()?;
         slots.iter().for_each(|slot| self.give_back(slot));
-        self.look_ahead(step)?;
-        self.arrange_next()?;
+        self.look_ahead(step);
+        self.arrange_next();
         let (epoch, num_samples) = (whole.epoch, whole.num_samples);
         Ok(Step { step, epoch, num_samples, micro_batches })
     }
@@ -158,27 +163,39 @@ impl<'a> Feed<'a> {
         while self.scout_step <= step {
             self.scout();
         }
-        while let Some((_, slot)) = self.waiting.pop_front_if(|(needed, _)| *needed <= step) {
-            let (requests, num_bytes) = self.requests(&slot)?;
-            self.admit(slot, requests, num_bytes);
+        while self.waiting.front().is_some_and(|(needed, _)| *needed <= step) {
+            self.admit_next(u64::MAX)?;
         }
         Ok(())
     }
 
-    /// Admits windows of later steps as long as there is room.
-    fn look_ahead(&mut self, step: u64) -> Result<()> {
+    /// Admits windows of later steps as long as there is room. What is wrong with one of them is said when it is due.
+    fn look_ahead(&mut self, step: u64) {
         loop {
             while self.waiting.is_empty() && self.scout_step <= step + STEPS_AHEAD {
                 self.scout();
             }
-            let Some(&(_, slot)) = self.waiting.front() else { return Ok(()) };
-            let (requests, num_bytes) = self.requests(&slot)?;
-            if self.held_bytes + num_bytes > self.limit_bytes {
-                return Ok(());
+            let room = self.limit_bytes.saturating_sub(self.held_bytes);
+            if self.waiting.is_empty() || !self.admit_next(room).unwrap_or(false) {
+                return;
             }
-            self.waiting.pop_front();
-            self.admit(slot, requests, num_bytes);
         }
+    }
+
+    /// Admits the window that is needed next, if it takes no more than `room` bytes.
+    fn admit_next(&mut self, room: u64) -> Result<bool> {
+        let &(_, slot) = self.waiting.front().expect("the caller has looked");
+        let (wanted, num_bytes) = match self.next_wanted.take() {
+            Some(wanted) => wanted,
+            None => self.wanted(&slot)?,
+        };
+        if num_bytes > room {
+            self.next_wanted = Some((wanted, num_bytes));
+            return Ok(false);
+        }
+        self.waiting.pop_front();
+        self.admit(slot, wanted, num_bytes);
+        Ok(true)
     }
 
     /// Looks at one step more.
@@ -195,7 +212,7 @@ impl<'a> Feed<'a> {
     }
 
     /// What a window needs from its data set, and how many bytes that is.
-    fn requests(&mut self, slot: &Slot) -> Result<(Vec<Wanted>, u64)> {
+    fn wanted(&mut self, slot: &Slot) -> Result<(Vec<Wanted>, u64)> {
         let stream = self.order.streams()[slot.stream as usize];
         let dataset = &self.batcher.source(stream.data).dataset;
         let mut blocks = BTreeMap::<usize, BTreeSet<u32>>::new();
@@ -203,29 +220,30 @@ impl<'a> Feed<'a> {
             let (object, row) = dataset.locate(Split::Train, stream.bucket, place.row.into())?;
             blocks.entry(object).or_default().insert(row / BLOCK_ROWS);
         }
-        let (mut requests, mut num_bytes) = (Vec::new(), 0);
+        let (mut wanted, mut num_bytes) = (Vec::new(), 0);
         for part in [Part::Text, Part::Latents] {
             for (&object, blocks) in &blocks {
                 for run in coalesce(blocks.iter().copied(), RUN_BLOCKS) {
                     let range = dataset.request(part, object, run.clone())?.range();
                     num_bytes += range.end - range.start;
-                    requests.push((part, object, run));
+                    wanted.push((part, object, run));
                 }
             }
         }
-        Ok((requests, num_bytes))
+        Ok((wanted, num_bytes))
     }
 
-    fn admit(&mut self, slot: Slot, requests: Vec<Wanted>, held_bytes: u64) {
+    fn admit(&mut self, slot: Slot, wanted: Vec<Wanted>, held_bytes: u64) {
         let stream = self.order.streams()[slot.stream as usize];
         let dataset = &self.batcher.source(stream.data).dataset;
         self.held_bytes += held_bytes;
         // The scout met it at the first of its micro-batches that is still to come: after a seek not the first of all.
         let left = slot.window_len - (slot.index - slot.window_first) as u32;
-        let mut window = Window { held_bytes, text: Vec::new(), latents: Vec::new(), arranged: None, left };
-        for (part, object, run) in requests {
+        let mut window =
+            Window { held_bytes, text: Vec::new(), latents: Vec::new(), arranged: None, failure: None, left };
+        for (part, object, run) in wanted {
             let first = run.start;
-            let ticket = dataset.start(part, object, run).expect("`requests` has made the same request");
+            let ticket = dataset.start(part, object, run).expect("`wanted` has made the same request");
             let blocks = Blocks { object, first, bytes: Arriving::UnderWay(ticket) };
             match part {
                 Part::Text => window.text.push(blocks),
@@ -237,14 +255,21 @@ impl<'a> Feed<'a> {
     }
 
     /// Arranges the next window whose text has come, so that a step need not do it all at once.
-    fn arrange_next(&mut self) -> Result<()> {
-        let is_arranged = |slot: &Slot| self.admitted.get(&key(slot)).is_none_or(|window| window.arranged.is_some());
-        while self.unread.front().is_some_and(is_arranged) {
+    fn arrange_next(&mut self) {
+        let is_done = |slot: &Slot| {
+            let window = self.admitted.get(&key(slot));
+            window.is_none_or(|window| window.arranged.is_some() || window.failure.is_some())
+        };
+        while self.unread.front().is_some_and(is_done) {
             self.unread.pop_front();
         }
-        let Some(&slot) = self.unread.front() else { return Ok(()) };
-        let window = &self.admitted[&key(&slot)];
-        if window.text.iter().all(Blocks::has_come) { self.arrange(&slot) } else { Ok(()) }
+        let Some(&slot) = self.unread.front() else { return };
+        if self.admitted[&key(&slot)].text.iter().all(Blocks::has_come)
+            && let Err(error) = self.arrange(&slot)
+        {
+            let window = self.admitted.get_mut(&key(&slot)).expect("it was looked at above");
+            window.failure = Some(error);
+        }
     }
 
     /// Waits for a window's text, draws its prompts, and groups its samples by their length.
@@ -252,6 +277,9 @@ impl<'a> Feed<'a> {
         let window = self.admitted.get_mut(&key(slot)).expect("what is arranged is admitted");
         if window.arranged.is_some() {
             return Ok(());
+        }
+        if let Some(error) = window.failure.take() {
+            return Err(error);
         }
         let stream = self.order.streams()[slot.stream as usize];
         let dataset = &self.batcher.source(stream.data).dataset;
@@ -369,8 +397,10 @@ pub(crate) fn needed_bytes(order: &Order, sources: &[Source], num_lanes: usize) 
         let dataset = &sources[stream.data as usize].dataset;
         // The last window of a pass is up to a micro-batch longer, and a window begins and ends in the middle of blocks.
         let samples = ((stream.window + 1) * u64::from(stream.size)).min(stream.rows);
-        let blocks = samples.div_ceil(BLOCK_ROWS.into()) + 3;
-        blocks * dataset.largest_block(Split::Train, stream.bucket)
+        // Deleted rows are in their blocks all the same.
+        let rows =
+            (samples as f64 * dataset.rows_stored(Split::Train, stream.bucket) / stream.rows as f64).ceil() as u64;
+        (rows.div_ceil(BLOCK_ROWS.into()) + 3) * dataset.largest_block(Split::Train, stream.bucket)
     };
     let window = order.streams().iter().map(largest).max().unwrap_or(0);
     let open = (num_lanes * open_windows(order.lanes())) as u64;

@@ -433,7 +433,7 @@ fn every_block_is_read_once_an_epoch() {
         let of_epoch = &batches[start(epoch)..start(epoch + 1)];
         let delivered: usize = of_epoch.iter().map(|batch| batch.places.len()).sum();
         let counted = rows_read(&order, of_epoch) as f64 / delivered as f64;
-        let expected = amplification(&order, epoch as u64);
+        let expected = amplification(&order, epoch);
         assert!((counted - expected).abs() < 1e-9, "counted {counted}, expected {expected}");
         assert!((1.0..=1.01).contains(&counted), "epoch {epoch}: {counted}");
     }

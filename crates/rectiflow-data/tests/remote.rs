@@ -380,8 +380,9 @@ fn publishing_sends_what_is_not_there_and_the_manifest_last() {
         let bucket = folder.path().join("bucket");
         fs::create_dir_all(&bucket).unwrap();
         // The client tries again by itself where the store is busy.
-        let busy =
-            |r: &Request| (r.method == "PUT" && r.number % 5 == 0 && r.repeat == 0).then_some(Fault::Status(503));
+        let busy = |r: &Request| {
+            (r.method == "PUT" && r.number.is_multiple_of(5) && r.repeat == 0).then_some(Fault::Status(503))
+        };
         return with_s3("publishing_sends_what_is_not_there_and_the_manifest_last", &bucket, busy);
     };
     let (root, url) = (tempfile::tempdir().unwrap(), "s3://bucket/new");
