@@ -3,7 +3,8 @@
 //!     cargo run --release -p rectiflow-data --example loader_numbers -- FOLDER
 //!
 //! Packs synthetic data sets into FOLDER (1.2 GB), reads them in several ways for a few seconds each, and prints one
-//! JSON object a line. What is compared with what is said in `benches/README.md`.
+//! JSON object a line. `cpu_secs` is the processor time of this process, all threads and the server included: on a machine
+//! that others use, samples for each second of it say more than samples for each second of the clock.
 
 #![expect(clippy::print_stdout, reason = "an example talks to whoever runs it")]
 #![allow(clippy::unwrap_used, reason = "a measurement that fails has nothing else to say")]
@@ -102,13 +103,13 @@ fn tokens() {
     let text = "a photograph of a small red house beside the quiet river in the early morning light, ".repeat(12);
     let tokenizer = Tokenizer::shared();
     let ids: usize = tokenizer.chunks(&text).clip_l.len();
-    let (began, mut count) = (Instant::now(), 0);
+    let (began, cpu, mut count) = (Instant::now(), cpu_secs(), 0);
     while began.elapsed() < Duration::from_secs(2) {
         tokenizer.chunks_cut(&text, Cut::Plain);
         count += 1;
     }
-    let rate = f64::from(count) / began.elapsed().as_secs_f64();
-    println!("{}", json!({ "what": "tokens", "chunks": ids, "prompts_per_sec_one_core": rate }));
+    let rate = f64::from(count) / (cpu_secs() - cpu);
+    println!("{}", json!({ "what": "tokens", "chunks": ids, "prompts_per_cpu_sec": rate }));
 }
 
 /// Latents from the page cache.
@@ -117,8 +118,13 @@ fn from_disk(root: &Path) {
         let source = source(root.to_str().unwrap());
         // The first pass reads and verifies whole blocks, and fills the page cache.
         for round in ["first", "second"] {
+            let cpu = cpu_secs();
             let numbers = measure::loader(vec![source.clone()], settings(mode, 8), RankOf::ONLY, SECS).unwrap();
-            println!("{}", json!({ "what": "from disk", "round": round, "numbers": numbers }));
+            let rate = numbers.samples as f64 / (cpu_secs() - cpu);
+            println!(
+                "{}",
+                json!({ "what": "from disk", "round": round, "numbers": numbers, "samples_per_cpu_sec": rate })
+            );
         }
     }
 }
@@ -128,15 +134,21 @@ fn over_the_wire(root: &Path) {
         let delay = Duration::from_millis(delay_ms);
         let server = ObjectServer::start(root, move |_| (!delay.is_zero()).then_some(Fault::Slow(delay)));
         let source = source(&server.url());
+        let (began, cpu) = (Instant::now(), cpu_secs());
         let sequential = measure::sequential(&source.dataset, SECS).unwrap() / 1e6;
+        let sequential_cpu = sequential * began.elapsed().as_secs_f64() / (cpu_secs() - cpu);
         server.reset();
+        let row_bytes = source.dataset.num_bytes(Split::Train) as f64 / 4096.0;
+        let cpu = cpu_secs();
         let numbers = measure::loader(vec![source], settings(Mode::Window, 8), RankOf::ONLY, SECS).unwrap();
-        let served = server.served();
-        let per_request = numbers.samples as f64 / served.requests as f64;
+        let (served, cpu) = (server.served(), cpu_secs() - cpu);
+        let per_request = served.bytes as f64 / row_bytes / served.requests as f64;
+        let fetched = served.bytes as f64 / 1e6;
         println!(
             "{}",
             json!({ "what": "over the loopback", "delay_ms": delay_ms, "sequential_megabytes_per_sec": sequential,
-            "numbers": numbers, "samples_a_request": per_request, "peak_megabytes": peak_bytes() as f64 / 1e6 })
+            "sequential_megabytes_per_cpu_sec": sequential_cpu, "numbers": numbers, "samples_a_request": per_request,
+            "fetched_megabytes": fetched, "fetched_megabytes_per_cpu_sec": fetched / cpu, "peak_megabytes": peak_bytes() as f64 / 1e6 })
         );
     }
 }
@@ -156,6 +168,15 @@ fn first_step(root: &Path, micro_batches: usize) {
             "open_secs": open_secs, "first_step_secs": numbers.first_step_secs })
         );
     }
+}
+
+/// Processor time of this process so far, from the kernel: user and system, in hundredths of a second.
+fn cpu_secs() -> f64 {
+    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // The name of the program, in parentheses, may hold spaces.
+    let fields = stat.rsplit_once(')').map(|(_, rest)| rest).unwrap_or_default();
+    let ticks = fields.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<f64>().ok());
+    ticks.sum::<f64>() / 100.0
 }
 
 /// Most memory that this process has had, from the kernel.

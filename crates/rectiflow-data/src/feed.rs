@@ -139,7 +139,6 @@ impl<'a> Feed<'a> {
     pub(crate) fn step(&mut self, step: u64) -> Result<Step> {
         let whole = self.steps.plan(step);
         self.admit_needed(step)?;
-        self.look_ahead(step);
         let slots: Vec<Slot> = self.slots.iter().map(|&slot| whole.slots[slot as usize]).collect();
         let mut ready = Vec::with_capacity(slots.len());
         for slot in &slots {
@@ -152,6 +151,7 @@ impl<'a> Feed<'a> {
         let assemble = |(slot, members): (&Slot, &Members)| self.assemble(slot, members);
         let micro_batches = slots.par_iter().zip(&ready).map(assemble).collect::<Result<_>>()?;
         slots.iter().for_each(|slot| self.give_back(slot));
+        // Not before: what is read ahead must not slow down what is waited for, above all the first step.
         self.look_ahead(step);
         self.arrange_next();
         let (epoch, num_samples) = (whole.epoch, whole.num_samples);

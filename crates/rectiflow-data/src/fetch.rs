@@ -17,7 +17,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::{task::JoinHandle, time::timeout};
+use tokio::{sync::Semaphore, task::JoinHandle, time::timeout};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
@@ -26,6 +26,8 @@ use crate::{
     remote::{Remote, runtime},
 };
 
+/// Reads of local files at one time: in the order of their requests, so that what is needed first comes first.
+const LOCAL_READERS: usize = 8;
 /// How often somebody who waits looks whether waiting is still worth it.
 const STOP_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -91,8 +93,13 @@ impl Request {
 
     /// Starts reading it from the local file.
     pub(crate) fn start_local(self) -> Ticket {
+        static READERS: Semaphore = Semaphore::const_new(LOCAL_READERS);
         let read = move || File::open(&self.path).map_err(Error::io(&self.path)).and_then(|file| self.read(&file));
-        Ticket(Some(runtime().spawn_blocking(read)))
+        let read = async move {
+            let _permit = READERS.acquire().await.expect("the semaphore is never closed");
+            on_disk(read).await
+        };
+        Ticket(Some(runtime().spawn(read)))
     }
 
     /// Starts reading it from `remote`, as far as `cache` has not got it.

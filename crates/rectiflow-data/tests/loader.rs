@@ -283,6 +283,29 @@ fn test_pass_weighs_every_sample_once_on_any_number_of_ranks() {
     }
 }
 
+/// What ended an evaluation elsewhere: 2,048 samples that nowhere fill a batch.
+#[test]
+fn a_test_split_of_2048_samples_over_300_buckets_is_counted_once() {
+    let root = tempfile::tempdir().unwrap();
+    let rows = |at: u32| if at < 248 { 7 } else { 6 };
+    let buckets: Vec<_> = (0..300).map(|at| (8 + at % 20 * 8, 8 + at / 20 * 8, 0, rows(at))).collect();
+    pack(root.path(), &buckets, 0, "a");
+    let source = [source(root.path())];
+    for ranks in [1, 3] {
+        let (mut seen, mut calls) = (HashSet::new(), HashSet::new());
+        for rank in 0..ranks {
+            let pass = test_batches(&source, 16, SEED, RankOf { rank, ranks }).unwrap();
+            assert_eq!(pass.num_samples(), 2048);
+            let batches: Vec<MicroBatch> = pass.map(Result::unwrap).collect();
+            calls.insert(batches.len());
+            let samples = batches.iter().flat_map(|batch| batch.ids.iter().zip(&batch.weights));
+            let counted = samples.filter(|(_, weight)| **weight > 0.0);
+            assert!(counted.into_iter().all(|(id, weight)| *weight == 1.0 && seen.insert(*id)), "{ranks} ranks");
+        }
+        assert_eq!((seen.len(), calls.len()), (2048, 1), "{ranks} ranks");
+    }
+}
+
 #[test]
 fn a_data_set_without_a_test_split_makes_no_calls() {
     let root = tempfile::tempdir().unwrap();
