@@ -445,7 +445,7 @@ fn every_block_is_read_once_an_epoch() {
 /// in drawing without replacement.
 #[test]
 fn samples_of_a_run_meet_as_often_as_by_chance() {
-    let order = windowed(&[60_000], 16, 8);
+    let order = windowed(&[61_440], 16, 8);
     let whole = epochs(&order, 4).into_iter().filter(|batch| batch.slot.window_len == 16);
     let (mut mates, mut samples) = (0, 0);
     for batch in whole {
