@@ -12,8 +12,10 @@ use half::f16;
 use rectiflow_data::{
     dataset::{BucketShape, Dataset, Split},
     grid::Grid,
-    loader::{Amount, ChunkShares, Loader, RankOf, Source},
+    lanes::amplification,
+    loader::{Amount, Loader, RankOf, Source},
     manifest::Bucket,
+    order::Mode,
     picture::Picture,
     prompt::{self, PromptSettings},
     rng::{Purpose, Rng},
@@ -35,7 +37,7 @@ use crate::{
 /// Show what is in a packed data set: buckets, counts, prompts, pictures; check that no byte has changed.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The folder that `rectiflow prep` wrote.
+    /// The folder that `rectiflow prep` wrote, or the URL of a copy of it: s3://bucket/prefix, gs://, az://, http(s)://.
     dataset: PathBuf,
     /// Read everything and compare it with its checksums; exit with 1 if anything is damaged.
     #[arg(long)]
@@ -43,8 +45,8 @@ pub(crate) struct Args {
     /// Show so many prompts as the model will read them.
     #[arg(long, value_name = "N", default_value_t = 0)]
     prompts: usize,
-    /// Draw prompts at the rates of this recipe's first data set, and show how well its batches keep long and short
-    /// prompts apart.
+    /// Draw prompts at the rates of this recipe's first data set, show how well its batches keep long and short prompts
+    /// apart, and how often its order reads each byte.
     #[arg(long, value_name = "RECIPE")]
     recipe: Option<PathBuf>,
     /// Override a key of that recipe, e.g. --set data.prompt.dropped=0; may be repeated.
@@ -64,14 +66,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let recipe = args.recipe.as_ref().map(|path| Recipe::load(path, &args.overrides)).transpose()?;
     let settings = recipe.as_ref().map_or_else(PromptSettings::default, |r| r.recipe.data[0].prompt.clone());
     let prompts = draw_prompts(&dataset, &settings, args.prompts)?;
-    let shares = recipe.as_ref().map(|recipe| chunk_shares(&dataset, &settings, recipe)).transpose()?;
-    if let Some(shares) = &shares {
-        let percent = |share: f64| short(100.0 * share, 3);
-        text += &format!(
-            "\n\nbatches of this recipe: {}% mix prompts of different length, {}% of their chunks are padding",
-            percent(shares.mixed_share()),
-            percent(shares.padded_share())
-        );
+    if let Some(recipe) = &recipe {
+        text += &describe_order(&dataset, &settings, recipe)?;
     }
     if !prompts.is_empty() {
         let shown = prompts.iter().map(|prompt| if prompt.is_empty() { "(empty)" } else { prompt.as_str() });
@@ -202,10 +198,26 @@ fn draw_prompts(dataset: &Dataset, settings: &PromptSettings, count: usize) -> a
 /// Steps from which the shares of mixed and padded micro-batches are worked out.
 const SHARE_STEPS: u64 = 100;
 
-fn chunk_shares(dataset: &Arc<Dataset>, settings: &PromptSettings, recipe: &Checked) -> anyhow::Result<ChunkShares> {
+/// What the recipe's order makes of the data set.
+fn describe_order(dataset: &Arc<Dataset>, settings: &PromptSettings, recipe: &Checked) -> anyhow::Result<String> {
     let source = Source { dataset: dataset.clone(), prompt: settings.clone(), amount: Amount::Repeats(1.0) };
     let loader = Loader::new(vec![source], recipe.order.clone(), RankOf::ONLY)?;
-    Ok(loader.chunk_shares(SHARE_STEPS)?)
+    let shares = loader.chunk_shares(SHARE_STEPS)?;
+    let percent = |share: f64| short(100.0 * share, 3);
+    let mut text = format!(
+        "\n\nbatches of this recipe: {}% mix prompts of different length, {}% of their chunks are padding",
+        percent(shares.mixed_share()),
+        percent(shares.padded_share())
+    );
+    if loader.order().settings().mode == Mode::Window {
+        let factor = (0..2).map(|epoch| amplification(loader.order(), epoch)).fold(1.0, f64::max);
+        text += &format!(
+            "\nwindow mode: an epoch fetches {} times the bytes that it needs; one rank reads ahead {} of them",
+            short(factor, 5),
+            bytes(loader.read_ahead_bytes())
+        );
+    }
+    Ok(text)
 }
 
 /// Buckets and pictures of each that a sheet shows.

@@ -5,6 +5,8 @@
 
 mod answer;
 mod bench;
+mod bench_loader;
+mod bench_sample;
 mod dtype;
 mod export;
 mod forward;

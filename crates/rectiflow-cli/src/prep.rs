@@ -1,13 +1,19 @@
 //! `rectiflow prep`: a folder of captioned images to a packed data set.
 //!
-//! The work is in `rectiflow_data::prep`, which knows no tensor library: here it is given a VAE to encode with.
+//! The work is in `rectiflow_data::prep`, which knows no tensor library: here it is given a VAE to encode with. A data set
+//! that goes to a URL is prepared in a folder and then sent (`rectiflow_data::publish`).
 
-use std::path::{Path, PathBuf};
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
 
+use anyhow::Context;
 use half::f16;
 use rectiflow_data::{
     manifest::Codec,
     prep::{PrepEvent, PrepSettings, PrepSummary, RgbBatch, prepare},
+    publish::{Published, publish},
     reject::{NOTES_FILE, REJECTED_FILE},
 };
 use rectiflow_sdxl::{
@@ -22,7 +28,7 @@ use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
 use crate::{
-    answer::Answer,
+    answer::{Answer, Misuse},
     numbers::{bytes, duration, grouped, table},
     progress::Progress,
 };
@@ -36,9 +42,14 @@ use crate::{
 pub(crate) struct Args {
     /// The folder of images; folders inside it are read too.
     source: PathBuf,
-    /// The data set, a folder to create or to bring up to date.
+    /// The data set, a folder to create or to bring up to date; or a URL, s3://bucket/prefix, gs:// or az://, to which
+    /// the finished files are sent, the manifest last.
     #[arg(long, value_name = "DATASET")]
     out: PathBuf,
+    /// Where to prepare a data set that goes to a URL: it stays there, so that later runs encode and send only what
+    /// changed, and needs room for all of it. Default: a folder of that URL's name in the user's cache folder.
+    #[arg(long, value_name = "FOLDER")]
+    work: Option<PathBuf>,
     /// The VAE that encodes the images: its folder, or a diffusers model folder.
     #[arg(long)]
     vae: PathBuf,
@@ -62,9 +73,16 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let vae = Vae::open(&args.vae, &OpenOptions { device: args.device, ..OpenOptions::default() })?;
     let codec = codec(&args.vae, &vae)?;
     let mut live = Live::default();
+    let url = args.out.to_str().filter(|out| out.contains("://"));
+    let folder = match (url, &args.work) {
+        (None, Some(_)) => return Err(Misuse("--work is for a data set that goes to a URL".to_owned()).into()),
+        (None, None) => args.out.clone(),
+        (Some(_), Some(work)) => work.clone(),
+        (Some(url), None) => cache_folder(url).context("--work is needed: neither XDG_CACHE_HOME nor HOME is set")?,
+    };
     let summary = prepare(
         &args.source,
-        &args.out,
+        &folder,
         &settings,
         &codec,
         &mut |batch| encode(&vae, batch).map_err(|error| error.to_string()),
@@ -72,8 +90,25 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     );
     live.finish();
     let summary = summary?;
-    let json = json!({ "dataset": args.out, "codec": codec, "summary": summary });
-    Ok(Answer::done(describe(&args.out, &summary), json))
+    let mut json = json!({ "dataset": args.out, "codec": codec, "summary": summary });
+    let mut text = describe(&folder, &summary);
+    if let Some(url) = url {
+        let published = publish(&folder, url, &mut |done, total| live.set("send", "bytes", (done, total), ""));
+        live.finish();
+        let Published { num_files, num_bytes, num_kept } = published?;
+        text += &format!("\n{url}: {num_files} files sent, {}; {num_kept} were there", bytes(num_bytes));
+        json["published"] = json!({ "files": num_files, "bytes": num_bytes, "kept": num_kept });
+    }
+    Ok(Answer::done(text, json))
+}
+
+/// The working folder of a URL: `~/.cache/rectiflow/prep/s3-bucket-prefix`.
+fn cache_folder(url: &str) -> Option<PathBuf> {
+    let home = || env::var_os("HOME").filter(|home| !home.is_empty()).map(|home| PathBuf::from(home).join(".cache"));
+    let cache = env::var_os("XDG_CACHE_HOME").filter(|cache| !cache.is_empty()).map(PathBuf::from).or_else(home)?;
+    let parts = url.split(|c: char| !c.is_ascii_alphanumeric() && !matches!(c, '_' | '.'));
+    let name = parts.filter(|part| !part.is_empty()).collect::<Vec<_>>().join("-");
+    Some(cache.join("rectiflow/prep").join(name))
 }
 
 fn codec(path: &Path, vae: &Vae) -> anyhow::Result<Codec> {

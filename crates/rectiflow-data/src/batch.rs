@@ -1,7 +1,7 @@
 //! Samples of one bucket to one contiguous host batch: latents, prompts, tokens, conditioning.
 //!
-//! Text is read a bucket at a time and kept (in `local` mode the data set's text is held in memory: about 1 kB a
-//! sample with long captions); prompts are drawn and tokenised anew each pass, keyed by (seed, sample, pass), so that
+//! In `local` mode text is read a bucket at a time and kept (the data set's text is held in memory: about 1 kB a sample
+//! with long captions); in `window` mode it comes with the window (`feed`). Prompts are drawn and tokenised anew each pass, keyed by (seed, sample, pass), so that
 //! drawing twice gives the same text.
 
 use std::{
@@ -114,40 +114,67 @@ impl Batcher {
         Self { sources, split, seed, tokenizer: Tokenizer::shared(), texts: Mutex::default() }
     }
 
+    /// The data sets of the run.
+    pub(crate) fn sources(&self) -> &[Source] {
+        &self.sources
+    }
+
+    /// A data set of the run.
+    pub(crate) fn source(&self, data: u32) -> &Source {
+        &self.sources[data as usize]
+    }
+
     /// Chunk counts of samples of one bucket, on all cores.
     pub(crate) fn count(&self, data: u32, bucket: u32, places: &[Place]) -> Result<Vec<u8>> {
         let texts = self.texts(data, bucket)?;
+        Ok(self.count_of(data, places, |row| &texts[row as usize]))
+    }
+
+    /// Chunk counts of samples whose records are at hand, on all cores.
+    pub(crate) fn count_of<'r>(
+        &self,
+        data: u32,
+        places: &[Place],
+        record: impl Fn(u32) -> &'r Record + Sync,
+    ) -> Vec<u8> {
         let settings = &self.sources[data as usize].prompt;
         let count = |place: &Place| {
-            let prompt = self.prompt(settings, &texts[place.row as usize], place.pass);
+            let prompt = self.prompt(settings, record(place.row), place.pass);
             self.tokenizer.num_chunks(&prompt, settings.cut) as u8
         };
-        Ok(places.par_iter().map(count).collect())
+        places.par_iter().map(count).collect()
     }
 
     /// Reads a micro-batch.
     pub(crate) fn assemble(&self, members: &Members) -> Result<MicroBatch> {
-        let Members { slot, first_sample, data, bucket, ref places } = *members;
-        let Source { dataset, prompt: settings, .. } = &self.sources[data as usize];
+        let Members { data, bucket, ref places, .. } = *members;
+        let dataset = &self.sources[data as usize].dataset;
         let texts = self.texts(data, bucket)?;
         let records: Vec<&Record> = places.iter().map(|place| &texts[place.row as usize]).collect();
+        let row_len = dataset.latent_shape(bucket).iter().product::<usize>();
+        let mut latents = vec![f16::ZERO; places.len() * row_len];
+        let rows: Vec<u64> = places.iter().map(|place| u64::from(place.row)).collect();
+        dataset.read_latents(self.split, bucket, &rows, &mut latents)?;
+        Ok(self.finish(members, &records, latents))
+    }
+
+    /// A micro-batch of samples whose records and latents are at hand.
+    pub(crate) fn finish(&self, members: &Members, records: &[&Record], latents: Vec<f16>) -> MicroBatch {
+        let Members { slot, first_sample, data, bucket, ref places } = *members;
+        let Source { dataset, prompt: settings, .. } = &self.sources[data as usize];
         let drawn = records.iter().zip(places).map(|(record, place)| self.prompt(settings, record, place.pass));
         let prompts: Vec<String> = drawn.collect();
         let chunks: Vec<TokenChunks> =
             prompts.iter().map(|prompt| self.tokenizer.chunks_cut(prompt, settings.cut)).collect();
         let tokens = chunks.iter().map(|chunks| chunks.clip_l.len()).max().unwrap_or(1);
-        let latent_shape = dataset.latent_shape(bucket);
-        let mut latents = vec![f16::ZERO; places.len() * latent_shape.iter().product::<usize>()];
-        let rows: Vec<u64> = places.iter().map(|place| u64::from(place.row)).collect();
-        dataset.read_latents(self.split, bucket, &rows, &mut latents)?;
-        Ok(MicroBatch {
+        MicroBatch {
             slot,
             first_sample,
             data,
             bucket,
             width_px: records[0].target_width_px,
             height_px: records[0].target_height_px,
-            latent_shape,
+            latent_shape: dataset.latent_shape(bucket),
             latents,
             ids: records.iter().map(|record| record.id).collect(),
             passes: places.iter().map(|place| place.pass).collect(),
@@ -158,7 +185,7 @@ impl Batcher {
             clip_g: padded(chunks.iter().map(|chunks| &chunks.clip_g), tokens, Clip::G),
             time_ids: records.iter().flat_map(|record| time_ids(record)).collect(),
             weights: vec![1.0; places.len()],
-        })
+        }
     }
 
     fn prompt(&self, settings: &PromptSettings, record: &Record, pass: u64) -> String {

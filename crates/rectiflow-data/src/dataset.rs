@@ -1,12 +1,15 @@
-//! A packed data set on a local disk, opened for reading: rows by (split, bucket, number), each block verified once.
+//! A packed data set in a folder or at a URL, opened for reading: rows by (split, bucket, number), blocks verified.
 //!
 //! Rows are numbered among the live ones: objects in the manifest's order, deleted rows left out. Opening reads the
-//! manifest and the block table and nothing else. The first read of a block reads all of it and checks its checksum;
-//! later reads take only the rows that are asked for. What is not here: the order in which rows are wanted (`order`).
+//! manifest and the block table and nothing else, whatever the number of buckets. On a disk the first read of a block
+//! reads all of it and checks its checksum; later reads take only the rows that are asked for. From a URL blocks are
+//! always read and checked whole, and kept in memory up to a limit, which makes a small remote data set as good as a
+//! local one. What is not here: the order in which rows are wanted (`order`), and reading ahead (`feed`).
 
 use std::{
     collections::{BTreeMap, HashMap},
     fs::File,
+    ops::Range,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::{
@@ -15,20 +18,28 @@ use std::{
     },
 };
 
+use bytes::Bytes;
 use half::f16;
-use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
     Error, Record, Result,
-    manifest::{BLOCK_ROWS, Block, BlockTable, LATENTS_OFFSET, Manifest, Object},
-    shard::check_latents,
+    cache::{DatasetCache, DiskCache},
+    fetch::{Part, Request, Ticket, coalesce},
+    held::Held,
+    manifest::{BLOCK_ROWS, BlockTable, LATENTS_OFFSET, MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, Object},
+    remote::{Place, Remote, runtime},
+    shard::{check_header, check_latents},
     text_shard::decode_block,
 };
 
-pub use crate::manifest::Split;
+pub use crate::{manifest::Split, remote::Network};
 
 /// Open files are kept up to this number: opening one is cheap on a local disk and a round trip on a shared one.
 const MAX_OPEN_FILES: usize = 256;
+/// A remote data set's blocks are kept in memory up to this many bytes, 2 GiB, unless the loader reads ahead instead.
+pub const MEMORY_BYTES: u64 = 2 << 30;
+/// Most consecutive blocks in one request of random access: 32 MiB at 1024 x 1024.
+const BLOCKS_A_REQUEST: u32 = 8;
 
 /// A bucket with its rows of one split.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,10 +54,17 @@ pub struct BucketShape {
     pub num_rows: u64,
 }
 
-/// An opened local data set. Shared between threads by reference.
+/// An opened data set. Shared between threads by reference.
 #[derive(Debug)]
 pub struct Dataset {
+    /// The folder, or the URL.
     root: PathBuf,
+    /// Where the bytes come from if not from the folder.
+    remote: Option<Remote>,
+    /// Blocks of a remote data set, in memory.
+    held: Held,
+    /// And on a disk.
+    cache: Option<DatasetCache>,
     manifest: Manifest,
     identity: String,
     blocks: BlockTable,
@@ -76,13 +94,36 @@ impl Span {
 }
 
 impl Dataset {
-    /// Opens the data set in the folder `root`.
+    /// Opens the data set in a folder or at a URL: `s3://bucket/prefix`, `gs://`, `az://`, `http(s)://` or `file://`.
+    /// Credentials, region and endpoint are those of the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL,
+    /// GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_ACCOUNT_NAME and so on).
     ///
     /// # Errors
-    /// [`Error::Io`], or [`Error::Malformed`] if the manifest or the block table break a rule of the format.
-    pub fn open(root: &Path) -> Result<Self> {
-        let manifest = Manifest::read(root)?;
-        let blocks = BlockTable::read(root, &manifest)?;
+    /// [`Error::Io`] or [`Error::Remote`]; [`Error::Malformed`] if the manifest or the block table break a rule of the
+    /// format; [`Error::Invalid`] for a URL that cannot be one.
+    pub fn open(root: impl AsRef<Path>) -> Result<Self> {
+        Self::open_with(root, &Network::default())
+    }
+
+    /// Opens a data set with other limits on the network than the usual ones.
+    ///
+    /// # Errors
+    /// As [`Dataset::open`].
+    pub fn open_with(root: impl AsRef<Path>, network: &Network) -> Result<Self> {
+        let (root, remote) = match Place::parse(root.as_ref(), network)? {
+            Place::Folder(folder) => (folder, None),
+            Place::Remote(remote) => {
+                (PathBuf::from(root.as_ref().to_string_lossy().trim_end_matches('/')), Some(remote))
+            }
+        };
+        let (manifest, blocks) = match &remote {
+            None => {
+                let manifest = Manifest::read(&root)?;
+                let blocks = BlockTable::read(&root, &manifest)?;
+                (manifest, blocks)
+            }
+            Some(remote) => runtime().block_on(read_description(&root, remote))?,
+        };
         let mut rows = BTreeMap::<_, Vec<Span>>::new();
         for (object, entry) in manifest.objects.iter().enumerate() {
             let spans = rows.entry((entry.split, entry.bucket)).or_default();
@@ -96,8 +137,24 @@ impl Dataset {
         rows.retain(|_, spans| !spans.is_empty());
         let words = |object: &Object| (0..object.num_blocks().div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
         let verified = manifest.objects.iter().map(words).collect();
-        let (identity, files) = (manifest.identity(), Mutex::default());
-        Ok(Self { root: root.to_owned(), manifest, identity, blocks, rows, verified, files })
+        let (identity, files, held) = (manifest.identity(), Mutex::default(), Held::new(MEMORY_BYTES));
+        Ok(Self { root, remote, held, cache: None, manifest, identity, blocks, rows, verified, files })
+    }
+
+    /// The folder or URL that it was opened at.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Whether its bytes come over a network.
+    pub fn is_remote(&self) -> bool {
+        self.remote.is_some()
+    }
+
+    /// Bytes of latents and text of one side of the split, deleted rows included.
+    pub fn num_bytes(&self, split: Split) -> u64 {
+        let of_split = self.manifest.objects.iter().filter(|object| object.split == split);
+        of_split.map(|object| self.manifest.latents_bytes(object) + object.text_bytes).sum()
     }
 
     /// The data set's description.
@@ -169,11 +226,169 @@ impl Dataset {
         }
         let row_len = if rows.is_empty() { 1 } else { self.latent_shape(bucket).iter().product() };
         assert_eq!(out.len(), rows.len() * row_len, "room for {} rows of {row_len} numbers", rows.len());
-        for (&row, out) in rows.iter().zip(out.chunks_exact_mut(row_len)) {
-            let after = spans.partition_point(|span| span.first <= row);
-            let span = after.checked_sub(1).map(|i| &spans[i]).filter(|span| row - span.first < span.num_rows);
-            let span = span.ok_or_else(|| self.no_such(split, bucket, row))?;
-            self.read_row(span.object, span.physical(row), out)?;
+        let rows = rows.iter().map(|&row| self.locate(split, bucket, row)).collect::<Result<Vec<_>>>()?;
+        if self.remote.is_some() {
+            return self.read_remote(&rows, out, row_len);
+        }
+        for (&(object, row), out) in rows.iter().zip(out.chunks_exact_mut(row_len)) {
+            self.read_row(object, row, out)?;
+        }
+        Ok(())
+    }
+
+    /// The object of a live row, and its number there with the deleted ones.
+    pub(crate) fn locate(&self, split: Split, bucket: u32, row: u64) -> Result<(usize, u32)> {
+        let spans = self.rows.get(&(split, bucket)).map_or(&[][..], Vec::as_slice);
+        let after = spans.partition_point(|span| span.first <= row);
+        let span = after.checked_sub(1).map(|i| &spans[i]).filter(|span| row - span.first < span.num_rows);
+        let span = span.ok_or_else(|| self.no_such(split, bucket, row))?;
+        Ok((span.object, span.physical(row)))
+    }
+
+    /// Ends of the runs of up to `longest` consecutive blocks of an object, counted in live rows of the bucket; runs
+    /// without a live row are left out.
+    pub(crate) fn run_ends(&self, split: Split, bucket: u32, longest: u32) -> Vec<u32> {
+        let mut ends = Vec::new();
+        for span in self.rows.get(&(split, bucket)).into_iter().flatten() {
+            let rows = self.manifest.objects[span.object].rows;
+            for end in (1..=rows.div_ceil(longest * BLOCK_ROWS)).map(|run| (run * longest * BLOCK_ROWS).min(rows)) {
+                let live = span.live.as_ref().map_or(end as usize, |live| live.partition_point(|&row| row < end));
+                let end = u32::try_from(span.first).expect("the order refuses buckets of 2^32 rows") + live as u32;
+                if ends.last().map_or(end > 0, |&last| end > last) {
+                    ends.push(end);
+                }
+            }
+        }
+        ends
+    }
+
+    /// Keeps blocks that come over the network on a disk. A data set in a folder needs none and ignores it.
+    #[must_use]
+    pub fn with_cache(mut self, cache: &Arc<DiskCache>) -> Self {
+        self.cache = self.remote.is_some().then(|| cache.of(&self.identity));
+        self
+    }
+
+    /// Starts reading consecutive blocks of an object.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] if the block table points outside the object's text.
+    pub(crate) fn start(&self, part: Part, object: usize, blocks: Range<u32>) -> Result<Ticket> {
+        let request = self.request(part, object, blocks)?;
+        Ok(match &self.remote {
+            None => request.start_local(),
+            Some(remote) => request.start_remote(remote.clone(), self.cache.clone()),
+        })
+    }
+
+    /// Bytes of the largest block of a bucket: its latents and its text.
+    pub(crate) fn largest_block(&self, split: Split, bucket: u32) -> u64 {
+        let spans = self.rows.get(&(split, bucket)).into_iter().flatten();
+        let blocks = spans.flat_map(|span| {
+            let blocks = 0..self.manifest.objects[span.object].num_blocks();
+            blocks.map(|block| self.blocks.block(span.object, block).text_bytes())
+        });
+        blocks.max().unwrap_or(0) + u64::from(BLOCK_ROWS) * self.manifest.row_bytes(bucket)
+    }
+
+    /// Rows of a bucket, deleted ones included.
+    pub(crate) fn rows_stored(&self, split: Split, bucket: u32) -> f64 {
+        let spans = self.rows.get(&(split, bucket)).into_iter().flatten();
+        spans.map(|span| f64::from(self.manifest.objects[span.object].rows)).sum()
+    }
+
+    /// Rows of a block, deleted ones included.
+    pub(crate) fn block_rows(&self, object: usize, block: u32) -> u32 {
+        BLOCK_ROWS.min(self.manifest.objects[object].rows - block * BLOCK_ROWS)
+    }
+
+    /// The request for consecutive blocks of one of an object's files.
+    pub(crate) fn request(&self, part: Part, object: usize, blocks: Range<u32>) -> Result<Request> {
+        let entry = &self.manifest.objects[object];
+        let table = |block| self.blocks.block(object, block);
+        let (name, start) = match part {
+            Part::Latents => {
+                let row_bytes = self.manifest.row_bytes(entry.bucket);
+                (&entry.latents, LATENTS_OFFSET + u64::from(blocks.start * BLOCK_ROWS) * row_bytes)
+            }
+            Part::Text => (&entry.text, table(blocks.start).text_offset),
+        };
+        let path = self.root.join(name);
+        let (first, mut checks, mut end) = (blocks.start, Vec::with_capacity(blocks.len()), start);
+        for block in blocks {
+            let table = table(block);
+            let row_bytes = self.manifest.row_bytes(entry.bucket);
+            let (len, xxh3) = match part {
+                Part::Latents => (u64::from(self.block_rows(object, block)) * row_bytes, table.latents_xxh3),
+                Part::Text => (table.text_bytes(), table.text_xxh3),
+            };
+            let next = end.checked_add(len).filter(|&next| part == Part::Latents || next <= entry.text_bytes);
+            let Some(next) = next.filter(|_| part == Part::Latents || table.text_offset == end) else {
+                let (at, all) = (table.text_offset, entry.text_bytes);
+                let reason = format!("a block of {len} bytes at {at} is not in its place, or beyond its {all} bytes");
+                return Err(Error::Malformed { path, kind: "text file", reason });
+            };
+            end = next;
+            checks.push((len, xxh3));
+        }
+        Ok(Request { part, object, first, name: name.clone(), path, start, blocks: checks })
+    }
+
+    /// The records of the blocks of one text request, deleted rows included.
+    pub(crate) fn decode_text(&self, object: usize, first_block: u32, blocks: &[Bytes]) -> Result<Vec<Record>> {
+        let entry = &self.manifest.objects[object];
+        let mut records = Vec::new();
+        for (block, bytes) in (first_block..).zip(blocks) {
+            let (columns, num_rows) = (self.blocks.block(object, block).columns, self.block_rows(object, block));
+            let decoded = decode_block(bytes, &columns, num_rows as usize).map_err(|reason| Error::Malformed {
+                path: self.root.join(&entry.text),
+                kind: "text file",
+                reason,
+            });
+            records.extend(decoded?);
+        }
+        Ok(records)
+    }
+
+    /// Copies one row out of its block's bytes.
+    pub(crate) fn copy_row(&self, object: usize, row: u32, block: &[u8], out: &mut [f16]) -> Result<()> {
+        let row_bytes = out.len() * 2;
+        let start = (row % BLOCK_ROWS) as usize * row_bytes;
+        self.decode_row(object, row, &block[start..start + row_bytes], out)
+    }
+
+    fn decode_row(&self, object: usize, row: u32, bytes: &[u8], out: &mut [f16]) -> Result<()> {
+        for (out, pair) in out.iter_mut().zip(bytes.chunks_exact(2)) {
+            *out = f16::from_le_bytes([pair[0], pair[1]]);
+        }
+        if out.iter().all(|x| x.is_finite()) { Ok(()) } else { Err(self.not_finite(object, row)) }
+    }
+
+    /// Rows of a remote data set: the blocks that are not held yet are requested together.
+    fn read_remote(&self, rows: &[(usize, u32)], out: &mut [f16], row_len: usize) -> Result<()> {
+        let mut blocks: Vec<(usize, u32)> = rows.iter().map(|&(object, row)| (object, row / BLOCK_ROWS)).collect();
+        blocks.sort_unstable();
+        blocks.dedup();
+        let mut found = HashMap::new();
+        while found.len() < blocks.len() {
+            let claim = self.held.claim(&blocks, &mut found);
+            let mut missing = BTreeMap::<usize, Vec<u32>>::new();
+            claim.keys.iter().for_each(|&(object, block)| missing.entry(object).or_default().push(block));
+            let mut tickets = Vec::new();
+            for (object, blocks) in missing {
+                for run in coalesce(blocks, BLOCKS_A_REQUEST) {
+                    tickets.push((object, run.start, self.start(Part::Latents, object, run)?));
+                }
+            }
+            for (object, first, mut ticket) in tickets {
+                for (block, bytes) in (first..).zip(ticket.wait()?) {
+                    self.held.insert((object, block), bytes.clone());
+                    found.insert((object, block), bytes);
+                }
+            }
+        }
+        for (&(object, row), out) in rows.iter().zip(out.chunks_exact_mut(row_len)) {
+            self.copy_row(object, row, &found[&(object, row / BLOCK_ROWS)], out)?;
         }
         Ok(())
     }
@@ -181,15 +396,14 @@ impl Dataset {
     /// The records of all rows of an object, deleted ones included.
     pub(crate) fn object_records(&self, object: usize) -> Result<Vec<Record>> {
         let entry = &self.manifest.objects[object];
-        let path = self.root.join(&entry.text);
-        let file = File::open(&path).map_err(Error::io(&path))?;
-        let mut records = Vec::with_capacity(entry.rows as usize);
-        for block in 0..entry.num_blocks() {
-            let table = self.blocks.block(object, block);
-            let num_rows = BLOCK_ROWS.min(entry.rows - block * BLOCK_ROWS) as usize;
-            records.extend(read_text(&path, &file, entry, &table, num_rows)?);
+        if self.remote.is_none() {
+            // The length in the manifest is a claim; the file's own is not.
+            let path = self.root.join(&entry.text);
+            let found = std::fs::metadata(&path).map_err(Error::io(&path))?.len();
+            check_len(&path, found, entry.text_bytes)?;
         }
-        Ok(records)
+        let blocks = self.start(Part::Text, object, 0..entry.num_blocks())?.wait()?;
+        self.decode_text(object, 0, &blocks)
     }
 
     /// Checks that every byte of an object's latents and text is what was written: for `inspect --verify`.
@@ -197,49 +411,41 @@ impl Dataset {
     /// # Errors
     /// As [`Dataset::read_latents`] and [`Dataset::records`].
     pub fn verify_object(&self, object: usize) -> Result<()> {
-        let file = self.latents_file(object)?;
-        for block in 0..self.manifest.objects[object].num_blocks() {
-            self.read_block(object, block, &file)?;
+        let entry = &self.manifest.objects[object];
+        match &self.remote {
+            None => drop(self.latents_file(object)?),
+            Some(remote) => runtime().block_on(self.check_remote(remote, object))?,
+        }
+        for run in coalesce(0..entry.num_blocks(), BLOCKS_A_REQUEST) {
+            self.start(Part::Latents, object, run)?.wait()?;
         }
         self.object_records(object).map(drop)
     }
 
-    /// Reads one row of an object, numbered with the deleted ones.
+    /// Lengths of an object's files and the header of its latents.
+    async fn check_remote(&self, remote: &Remote, object: usize) -> Result<()> {
+        let entry = &self.manifest.objects[object];
+        let (latents, text) = (self.root.join(&entry.latents), self.root.join(&entry.text));
+        let header = remote.read_range(&entry.latents, 0..LATENTS_OFFSET, Ok).await?;
+        check_header(&latents, &header, entry.rows, self.latent_shape(entry.bucket))?;
+        check_len(&latents, remote.len(&entry.latents).await?, self.manifest.latents_bytes(entry))?;
+        check_len(&text, remote.len(&entry.text).await?, entry.text_bytes)
+    }
+
+    /// Reads one row of an object on a disk, numbered with the deleted ones.
     pub(crate) fn read_row(&self, object: usize, row: u32, out: &mut [f16]) -> Result<()> {
         let file = self.latents_file(object)?;
         let (block, row_bytes) = (row / BLOCK_ROWS, out.len() * 2);
         let (word, bit) = (&self.verified[object][block as usize / 64], 1u64 << (block % 64));
-        let bytes = if word.load(Ordering::Relaxed) & bit == 0 {
-            let bytes = self.read_block(object, block, &file)?;
+        if word.load(Ordering::Relaxed) & bit == 0 {
+            let bytes = self.request(Part::Latents, object, block..block + 1)?.read(&file)?;
             word.fetch_or(bit, Ordering::Relaxed);
-            let start = (row % BLOCK_ROWS) as usize * row_bytes;
-            bytes[start..start + row_bytes].to_vec()
-        } else {
-            let mut bytes = vec![0; row_bytes];
-            let offset = LATENTS_OFFSET + u64::from(row) * row_bytes as u64;
-            file.read_exact_at(&mut bytes, offset).map_err(Error::io(self.latents_path(object)))?;
-            bytes
-        };
-        for (out, pair) in out.iter_mut().zip(bytes.chunks_exact(2)) {
-            *out = f16::from_le_bytes([pair[0], pair[1]]);
+            return self.copy_row(object, row, &bytes[0], out);
         }
-        if out.iter().all(|x| x.is_finite()) { Ok(()) } else { Err(self.not_finite(object, row)) }
-    }
-
-    /// The bytes of a block of latents, found right.
-    fn read_block(&self, object: usize, block: u32, file: &File) -> Result<Vec<u8>> {
-        let entry = &self.manifest.objects[object];
-        let row_bytes = self.manifest.row_bytes(entry.bucket);
-        let start = LATENTS_OFFSET + u64::from(block * BLOCK_ROWS) * row_bytes;
-        let num_rows = BLOCK_ROWS.min(entry.rows - block * BLOCK_ROWS);
-        let mut bytes = vec![0; (u64::from(num_rows) * row_bytes) as usize];
-        let path = self.latents_path(object);
-        file.read_exact_at(&mut bytes, start).map_err(Error::io(&path))?;
-        let (expected, found) = (self.blocks.block(object, block).latents_xxh3, xxh3_64(&bytes));
-        if expected == found {
-            return Ok(bytes);
-        }
-        Err(Error::Damaged { path, range: start..start + bytes.len() as u64, expected, found })
+        let mut bytes = vec![0; row_bytes];
+        let offset = LATENTS_OFFSET + u64::from(row) * row_bytes as u64;
+        file.read_exact_at(&mut bytes, offset).map_err(Error::io(self.latents_path(object)))?;
+        self.decode_row(object, row, &bytes, out)
     }
 
     fn latents_path(&self, object: usize) -> PathBuf {
@@ -287,25 +493,21 @@ fn live_rows(object: &Object) -> Option<Vec<u32>> {
     Some((0..object.rows).filter(|row| bits[*row as usize / 8] >> (row % 8) & 1 == 0).collect())
 }
 
-fn read_text(path: &Path, file: &File, object: &Object, block: &Block, num_rows: usize) -> Result<Vec<Record>> {
-    let malformed = |reason: String| Error::Malformed { path: path.into(), kind: "text file", reason };
-    let (start, len) = (block.text_offset, block.text_bytes());
-    let end = start.checked_add(len).filter(|&end| end <= object.text_bytes);
-    let Some(end) = end else {
-        return Err(malformed(format!("a block of {len} bytes at {start} is beyond its {} bytes", object.text_bytes)));
-    };
-    // The length in the manifest is a claim; the file's own is not.
-    let real = file.metadata().map_err(Error::io(path))?.len();
-    if real != object.text_bytes {
-        return Err(malformed(format!("it has {real} bytes, the manifest says {}", object.text_bytes)));
+fn check_len(path: &Path, found: u64, expected: u64) -> Result<()> {
+    if found == expected {
+        return Ok(());
     }
-    let mut bytes = vec![0; len as usize];
-    file.read_exact_at(&mut bytes, start).map_err(Error::io(path))?;
-    let found = xxh3_64(&bytes);
-    if found != block.text_xxh3 {
-        return Err(Error::Damaged { path: path.into(), range: start..end, expected: block.text_xxh3, found });
-    }
-    decode_block(&bytes, &block.columns, num_rows).map_err(malformed)
+    let reason = format!("it has {found} bytes, the manifest says {expected}");
+    Err(Error::Malformed { path: path.into(), kind: "file of the data set", reason })
+}
+
+/// The manifest and the block table that it names.
+async fn read_description(root: &Path, remote: &Remote) -> Result<(Manifest, BlockTable)> {
+    let bytes = remote.read_all(MANIFEST_FILE, MAX_MANIFEST_BYTES).await?;
+    let manifest = Manifest::parse(&root.join(MANIFEST_FILE), &bytes)?;
+    let bytes = remote.read_all(&manifest.blocks.file, manifest.blocks.bytes).await?;
+    let blocks = BlockTable::parse(&root.join(&manifest.blocks.file), bytes.into(), &manifest)?;
+    Ok((manifest, blocks))
 }
 
 #[cfg(test)]
@@ -537,6 +739,6 @@ mod tests {
         let bytes = fs::read(&path).unwrap();
         fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
         let error = Dataset::open(root.path()).unwrap().records(Split::Train, 0).unwrap_err();
-        assert!(matches!(error, Error::Malformed { kind: "text file", .. }), "{error}");
+        assert!(matches!(error, Error::Malformed { kind: "file of the data set", .. }), "{error}");
     }
 }

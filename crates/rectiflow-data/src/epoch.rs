@@ -2,11 +2,13 @@
 //!
 //! An epoch's list is one shuffled index a micro-batch (4 bytes); which stream and which of its micro-batches an index
 //! means is arithmetic. Two lists are kept, since a step may straddle two epochs. To seek is to compute another list.
+//! In `window` mode the windows of an epoch take the list's place (`lanes`), and what is kept is proportional to them.
 
 use std::sync::Arc;
 
 use crate::{
-    order::Order,
+    lanes::{LaneWalk, Piece},
+    order::{Mode, Order},
     rng::{Purpose, Rng},
 };
 
@@ -21,6 +23,10 @@ pub struct Slot {
     pub stream: u32,
     /// Its number in the endless stream of its bucket.
     pub index: u64,
+    /// Number of the first micro-batch of its window.
+    pub window_first: u64,
+    /// Micro-batches of its window.
+    pub window_len: u32,
     /// Samples in it.
     pub size: u32,
     /// Index of its first sample among those of the step.
@@ -44,13 +50,16 @@ pub struct StepPlan {
 #[derive(Debug)]
 pub struct Steps {
     order: Arc<Order>,
+    /// `local` mode.
     epochs: Vec<Epoch>,
+    /// `window` mode.
+    lanes: Option<LaneWalk>,
 }
 
 impl Steps {
     /// The steps of `order`.
     pub fn new(order: Arc<Order>) -> Self {
-        Self { order, epochs: Vec::new() }
+        Self { order, epochs: Vec::new(), lanes: None }
     }
 
     /// What a step is made of.
@@ -59,14 +68,39 @@ impl Steps {
         let mut slots = Vec::with_capacity(num_slots as usize);
         let mut num_samples = 0;
         for slot in 0..num_slots {
-            let micro_batch = step * num_slots + slot;
-            let epoch = self.epoch_with(micro_batch);
-            let (epoch, (stream, index)) = (epoch.epoch, epoch.locate(micro_batch));
-            let size = self.order.streams()[stream as usize].size;
-            slots.push(Slot { slot: slot as u32, epoch, stream, index, size, first_sample: num_samples });
-            num_samples += u64::from(size);
+            let slot = self.slot(step * num_slots + slot, slot as u32, num_samples);
+            num_samples += u64::from(slot.size);
+            slots.push(slot);
         }
         StepPlan { step, epoch: slots[0].epoch, num_samples, slots }
+    }
+
+    /// Micro-batch `micro_batch` of the run, which is slot `slot` of its step and comes after `first_sample` samples.
+    fn slot(&mut self, micro_batch: u64, slot: u32, first_sample: u64) -> Slot {
+        let (epoch, stream, index, window) = match self.order.settings().mode {
+            Mode::Window => {
+                let (epoch, piece, number) = self.take(micro_batch);
+                (epoch, piece.stream, piece.first + u64::from(number), piece.first..piece.first + u64::from(piece.len))
+            }
+            _ => {
+                let epoch = self.epoch_with(micro_batch);
+                let (epoch, (stream, index)) = (epoch.epoch, epoch.locate(micro_batch));
+                (epoch, stream, index, self.order.streams()[stream as usize].window_of(index))
+            }
+        };
+        let size = self.order.streams()[stream as usize].size;
+        let (window_first, window_len) = (window.start, (window.end - window.start) as u32);
+        Slot { slot, epoch, stream, index, window_first, window_len, size, first_sample }
+    }
+
+    fn take(&mut self, micro_batch: u64) -> (u64, Piece, u32) {
+        let walk = match self.lanes.take().filter(|walk| walk.is_ahead(micro_batch)) {
+            Some(walk) => walk,
+            None => LaneWalk::new(&self.order, self.order.epoch_of(micro_batch)),
+        };
+        let walk = self.lanes.insert(walk);
+        let (piece, number) = walk.take(micro_batch);
+        (walk.epoch, piece, number)
     }
 
     fn epoch_with(&mut self, micro_batch: u64) -> &Epoch {

@@ -1,6 +1,6 @@
 //! Everything that can go wrong between a folder of images and a batch, by meaning.
 
-use std::{io, ops::Range, path::PathBuf};
+use std::{fmt, io, ops::Range, path::PathBuf};
 
 /// A failure of this crate. Each message says what, where, what was expected and found, and what to do next.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +40,20 @@ pub enum Error {
         /// XXH3-64 of the bytes read.
         found: u64,
     },
+    /// An object store could not or would not give what was asked of it.
+    #[error("{object}{}: {reason}", BytesOf(range))]
+    Remote {
+        /// The object's URL.
+        object: String,
+        /// The bytes that were asked for; none for a whole object.
+        range: Option<Range<u64>>,
+        /// Requests that were made for them.
+        attempts: u32,
+        /// The store says that there is no such object.
+        missing: bool,
+        /// The last failure, and what to do.
+        reason: String,
+    },
     /// A setting or a combination of settings that cannot work.
     #[error("{what}: {reason}")]
     Invalid {
@@ -62,10 +76,24 @@ pub enum Error {
     },
 }
 
+/// A range in a message, where there is one.
+struct BytesOf<'a>(&'a Option<Range<u64>>);
+
+impl fmt::Display for BytesOf<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.as_ref().map_or(Ok(()), |range| write!(f, ", bytes {}..{}", range.start, range.end))
+    }
+}
+
 /// What this crate's functions return.
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
+    /// Whether an object store has answered that an object is not there.
+    pub(crate) fn is_missing_object(&self) -> bool {
+        matches!(self, Self::Remote { missing: true, .. })
+    }
+
     /// An [`Error::Io`] about `path`, for `map_err`.
     pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();

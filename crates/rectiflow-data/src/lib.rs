@@ -5,8 +5,10 @@
 //! manifest -> order -> prompt -> token -> batch -> loader                     load
 //! ```
 
+mod aws_profile;
 pub mod batch;
 pub mod bucket;
+pub mod cache;
 pub mod caption;
 mod colour;
 pub mod dataset;
@@ -14,19 +16,27 @@ mod durable;
 mod encode;
 pub mod epoch;
 pub mod error;
+mod feed;
+mod fetch;
 pub mod fixed;
 pub mod grid;
+mod held;
 pub mod image;
 mod jpeg;
+pub mod lanes;
 pub mod loader;
 pub mod manifest;
+pub mod measure;
 pub mod order;
+pub mod pass;
 pub mod picture;
 mod plan;
 pub mod prep;
 pub mod prompt;
+pub mod publish;
 pub mod record;
 pub mod reject;
+mod remote;
 pub mod rng;
 mod scan;
 pub mod shard;

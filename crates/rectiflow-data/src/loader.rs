@@ -1,7 +1,7 @@
 //! The loader: steps in order, read ahead by one background thread.
 //!
-//! What a step holds is the business of `order`, `epoch` and `window`; bytes and text that of `batch`. Here is the only
-//! concurrency: the thread works at most two steps ahead of the consumer (one waits, one is in the making), with
+//! What a step holds is the business of `order`, `epoch`, `lanes` and `window`; bytes and text that of `batch` and, in
+//! `window` mode, `feed`. The thread works at most two steps ahead of the consumer (one waits, one is in the making), with
 //! rayon's threads for its prompts and micro-batches. What is delivered depends on none of it. An error reaches the
 //! consumer at the step that it belongs to; asking again tries that step again. Dropping the loader ends the thread.
 
@@ -19,10 +19,12 @@ use rayon::prelude::*;
 
 use crate::{
     batch::{Batcher, Members},
-    dataset::Split,
+    dataset::{BucketShape, MEMORY_BYTES, Split},
     epoch::{Slot, Steps},
     error::{Error, Result},
-    order::{BucketRows, DataShape, Order, OrderSettings, Stream},
+    feed::{Feed, needed_bytes},
+    order::{BucketRows, DataShape, Mode, Order, OrderSettings, Stream},
+    pass::RUN_BLOCKS,
     token,
     window::{Place, Windows},
 };
@@ -39,6 +41,7 @@ pub struct Loader {
     plan: Arc<Plan>,
     position: u64,
     ahead: Option<ReadAhead>,
+    rank: RankOf,
 }
 
 /// What the reading thread works from.
@@ -47,6 +50,8 @@ struct Plan {
     order: Arc<Order>,
     batcher: Batcher,
     slots: Vec<u32>,
+    /// Bytes that `window` mode may hold.
+    read_ahead_bytes: u64,
 }
 
 impl Loader {
@@ -57,11 +62,45 @@ impl Loader {
     /// encoded by different VAEs.
     pub fn new(sources: Vec<Source>, settings: OrderSettings, rank: RankOf) -> Result<Self> {
         check_sources(&sources)?;
-        let shapes: Vec<DataShape> = sources.iter().map(shape).collect();
-        let order = Arc::new(Order::new(&shapes, settings)?);
+        let mode = if settings.mode == Mode::Auto { choose_mode(&sources) } else { settings.mode };
+        let shapes: Vec<DataShape> = sources.iter().map(|source| shape(source, mode)).collect();
+        let order = Arc::new(Order::new(&shapes, OrderSettings { mode, ..settings })?);
         let slots = order.slots_of(rank)?;
+        let read_ahead_bytes = needed_bytes(&order, &sources, lanes_of(&order, rank)).1;
         let batcher = Batcher::new(sources, Split::Train, order.settings().seed);
-        Ok(Self { plan: Arc::new(Plan { order, batcher, slots }), position: 0, ahead: None })
+        let plan = Plan { order, batcher, slots, read_ahead_bytes };
+        Ok(Self { plan: Arc::new(plan), position: 0, ahead: None, rank })
+    }
+
+    /// Bytes of latents and text that `window` mode may hold at once, by default those of the windows that are open at
+    /// one time and of one more a lane. A hard limit: bytes count from before they are requested. Besides them a loader
+    /// holds three steps of host batches.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the windows that are open at one time need more, with the number.
+    pub fn read_ahead(self, bytes: u64) -> Result<Self> {
+        let needed = self.least_read_ahead_bytes();
+        if bytes < needed {
+            let reason = format!(
+                "expected at least {needed} bytes for the open windows of this rank's lanes, found {bytes}; allow more, or \
+                 lower window_samples or lanes"
+            );
+            return Err(Error::Invalid { what: "read_ahead".to_owned(), reason });
+        }
+        let plan = Arc::into_inner(self.plan).expect("a loader that reads nothing yet is alone with its plan");
+        Ok(Self { plan: Arc::new(Plan { read_ahead_bytes: bytes, ..plan }), ..self })
+    }
+
+    /// The least that [`Loader::read_ahead`] takes: 0 in `local` mode, which holds nothing ahead.
+    pub fn least_read_ahead_bytes(&self) -> u64 {
+        let Plan { order, batcher, .. } = &*self.plan;
+        let is_windowed = order.settings().mode == Mode::Window;
+        if is_windowed { needed_bytes(order, batcher.sources(), lanes_of(order, self.rank)).0 } else { 0 }
+    }
+
+    /// Bytes that it may hold in `window` mode.
+    pub fn read_ahead_bytes(&self) -> u64 {
+        self.plan.read_ahead_bytes
     }
 
     /// The order, for its arithmetic.
@@ -100,7 +139,7 @@ impl Loader {
             let whole = steps.plan(step);
             for slot in plan.slots.iter().map(|&slot| whole.slots[slot as usize]) {
                 let count = |stream: &_, places: &[_]| plan.count(stream, places);
-                let places = windows.samples(slot.stream, slot.index, slot.epoch, count)?;
+                let places = windows.samples(&slot, count)?;
                 shares.add(&plan.count(&plan.order.streams()[slot.stream as usize], &places)?);
             }
         }
@@ -170,9 +209,26 @@ fn check_sources(sources: &[Source]) -> Result<()> {
     Ok(())
 }
 
-fn shape(source: &Source) -> DataShape {
+/// `window` for data sets that are at a URL and, together, larger than memory is meant to hold.
+fn choose_mode(sources: &[Source]) -> Mode {
+    let remote = sources.iter().filter(|source| source.dataset.is_remote());
+    let num_bytes: u64 = remote.map(|source| source.dataset.num_bytes(Split::Train)).sum();
+    if num_bytes > MEMORY_BYTES { Mode::Window } else { Mode::Local }
+}
+
+/// Lanes that a rank runs.
+fn lanes_of(order: &Order, RankOf { rank, ranks }: RankOf) -> usize {
+    (0..order.lanes()).filter(|lane| lane % ranks == rank).count()
+}
+
+fn shape(source: &Source, mode: Mode) -> DataShape {
     let buckets = source.dataset.buckets(Split::Train);
-    let rows = buckets.iter().map(|shape| BucketRows { bucket: shape.bucket, rows: shape.num_rows });
+    let rows = buckets.iter().map(|shape| {
+        let &BucketShape { bucket, num_rows: rows, .. } = shape;
+        let windowed = mode == Mode::Window && rows <= u64::from(u32::MAX);
+        let run_ends = windowed.then(|| source.dataset.run_ends(Split::Train, bucket, RUN_BLOCKS));
+        BucketRows { bucket, rows, run_ends: run_ends.unwrap_or_default() }
+    });
     let prompt = serde_json::to_string(&source.prompt).expect("prompt settings are plain data");
     DataShape {
         identity: source.dataset.identity(),
@@ -224,9 +280,23 @@ impl Drop for ReadAhead {
 }
 
 fn read(plan: &Plan, from: u64, sender: &Sender<Result<Step>>, stop: &AtomicBool) {
+    if plan.order.settings().mode == Mode::Window {
+        return read_windows(plan, from, sender, stop);
+    }
     let (mut steps, mut windows) = (Steps::new(plan.order.clone()), Windows::new(plan.order.clone()));
     for step in from.. {
         let Some(read) = read_step(plan, step, &mut steps, &mut windows, stop) else { return };
+        let failed = read.is_err();
+        if sender.send(read).is_err() || failed {
+            return;
+        }
+    }
+}
+
+fn read_windows(plan: &Plan, from: u64, sender: &Sender<Result<Step>>, stop: &AtomicBool) {
+    let mut feed = Feed::new(&plan.order, &plan.batcher, &plan.slots, plan.read_ahead_bytes, from, stop);
+    for step in from.. {
+        let read = feed.step(step);
         let failed = read.is_err();
         if sender.send(read).is_err() || failed {
             return;
@@ -249,7 +319,7 @@ fn read_step(
             return None;
         }
         let count = |stream: &_, places: &[_]| plan.count(stream, places);
-        match windows.samples(slot.stream, slot.index, slot.epoch, count) {
+        match windows.samples(&slot, count) {
             Ok(places) => members.push(plan.members(&slot, places)),
             Err(error) => return Some(Err(error)),
         }

@@ -33,7 +33,7 @@ pub const BLOCK_ENTRY_BYTES: usize = 24 + 8 * TEXT_COLUMNS;
 
 const MAGIC: &[u8; 8] = b"RFBLOCKS";
 const TABLE_HEADER_BYTES: usize = 16;
-const MAX_MANIFEST_BYTES: u64 = 256 << 20;
+pub(crate) const MAX_MANIFEST_BYTES: u64 = 256 << 20;
 const MAX_BUCKETS: usize = 65_536;
 const MAX_SIDE_PX: u32 = 65_536;
 
@@ -421,7 +421,7 @@ impl BlockTable {
         Self::parse(&path, bytes, manifest)
     }
 
-    fn parse(path: &Path, bytes: Vec<u8>, manifest: &Manifest) -> Result<Self> {
+    pub(crate) fn parse(path: &Path, bytes: Vec<u8>, manifest: &Manifest) -> Result<Self> {
         let malformed = |reason: String| Err(Error::Malformed { path: path.into(), kind: "block table", reason });
         if bytes.len() as u64 != manifest.blocks.bytes {
             return malformed(format!("{} bytes, the manifest says {}", bytes.len(), manifest.blocks.bytes));

@@ -9,15 +9,21 @@
 //!   e epochs a sample has been seen e r times, give or take one (below two where e r is not whole).
 //! - The micro-batches of an epoch, shuffled, follow those of the epoch before; step k is slots k A to (k+1) A of that
 //!   endless sequence ([`crate::epoch`]).
+//! - In `window` mode a micro-batch belongs to a window, and all of a window to one lane ([`crate::lanes`]).
 //! - Which samples a micro-batch holds is settled a window at a time, by the length of their prompts ([`crate::window`]);
 //!   how many micro-batches there are never depends on text.
 //! - Slot s belongs to lane s mod L, lane l is run by rank l mod R, for any R <= L.
 
-use std::fmt;
+use std::{fmt, ops::Range};
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    lanes::lcm,
+    manifest::BLOCK_ROWS,
+    pass::Layout,
+};
 
 /// How samples are spread over an epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -27,12 +33,26 @@ pub enum Mode {
     /// local or shared disk.
     #[default]
     Local,
+    /// Each pass permutes the blocks of a bucket; a few of them are a window, whose samples are shuffled and which one
+    /// lane reads: for data sets in object storage. Every byte is fetched once an epoch.
+    Window,
+    /// The loader chooses once it knows the data: `window` for what is at a URL and larger than memory is meant to hold
+    /// ([`crate::dataset::MEMORY_BYTES`]), otherwise `local`.
+    Auto,
+}
+
+impl Mode {
+    fn is_local(&self) -> bool {
+        *self == Self::Local
+    }
 }
 
 impl fmt::Display for Mode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Local => f.write_str("local"),
+            Self::Window => f.write_str("window"),
+            Self::Auto => f.write_str("auto"),
         }
     }
 }
@@ -49,10 +69,13 @@ impl TryFrom<String> for Mode {
     fn try_from(name: String) -> std::result::Result<Self, String> {
         match name.as_str() {
             "local" => Ok(Self::Local),
-            "window" | "owned" => Err(format!(
-                "mode \"{name}\", for data sets in object storage, is not there yet; copy the data set to a disk and use \"local\""
+            "window" => Ok(Self::Window),
+            "auto" => Ok(Self::Auto),
+            "owned" => Err(format!(
+                "mode \"{name}\", which keeps blocks on a local disk, is not there yet; use \"window\", or copy the data \
+                 set to a disk and use \"local\""
             )),
-            _ => Err(format!("expected mode \"local\", found \"{name}\"")),
+            _ => Err(format!("expected mode \"auto\", \"local\" or \"window\", found \"{name}\"")),
         }
     }
 }
@@ -71,8 +94,8 @@ pub struct OrderSettings {
     pub lanes: Option<usize>,
     /// How samples are spread over an epoch.
     pub mode: Mode,
-    /// Samples (S) among which micro-batches are grouped by chunk count; rounded down to whole micro-batches, and no
-    /// larger than the bucket.
+    /// Samples (S) among which micro-batches are grouped by chunk count; rounded down to whole micro-batches (in `window`
+    /// mode also to whole blocks, but at least the smallest number that is both), and no larger than the bucket.
     pub window_samples: u64,
 }
 
@@ -88,12 +111,14 @@ pub enum Amount {
 }
 
 /// Number of training samples of one bucket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BucketRows {
     /// Index of the bucket in its manifest.
     pub bucket: u32,
     /// Rows.
     pub rows: u64,
+    /// For `window` mode, the end of each run of blocks, in rows, ascending; the last is `rows`.
+    pub run_ends: Vec<u32>,
 }
 
 /// What the order needs to know of one data set.
@@ -134,10 +159,13 @@ pub struct Stream {
     pub rows: u64,
     /// Samples in each of its micro-batches, min(b, n).
     pub size: u32,
-    /// Micro-batches in each of its windows.
+    /// Micro-batches in each of its windows; in `window` mode of all windows of a pass but the last.
     pub window: u64,
     /// Passes an epoch, in millionths.
     pub repeats_millionths: u64,
+    /// How it is cut into windows.
+    #[serde(skip_serializing_if = "Mode::is_local")]
+    pub mode: Mode,
 }
 
 impl Stream {
@@ -145,6 +173,54 @@ impl Stream {
     pub fn before_epoch(&self, epoch: u64) -> u64 {
         let samples_millionths = u128::from(epoch) * u128::from(self.repeats_millionths) * u128::from(self.rows);
         (samples_millionths / (u128::from(self.size) * MILLION)) as u64
+    }
+
+    /// The micro-batches of the window that holds micro-batch `index`. In `window` mode a pass of n samples is k windows
+    /// of S samples and a last one of t, b <= t < S + b, so that what is left over (fewer than b samples, delivered
+    /// with the last window of the next pass) is never older than a pass.
+    pub fn window_of(&self, index: u64) -> Range<u64> {
+        if self.mode.is_local() {
+            let first = index / self.window * self.window;
+            return first..first + self.window;
+        }
+        let (pass, first) = self.pass_of(index);
+        let (last, within) = (first + self.whole_windows() * self.window, index - first);
+        if index < last {
+            let first = first + within / self.window * self.window;
+            return first..first + self.window;
+        }
+        last..(pass + 1) * self.rows / u64::from(self.size)
+    }
+
+    /// Where the samples of micro-batches of one window lie: passes and positions in them.
+    pub(crate) fn positions(&self, micro_batches: Range<u64>) -> Vec<(u64, Range<u64>)> {
+        let size = u64::from(self.size);
+        if self.mode.is_local() {
+            return split_passes(micro_batches.start * size..micro_batches.end * size, self.rows, 0);
+        }
+        let (pass, first) = self.pass_of(micro_batches.start);
+        let last = first + self.whole_windows() * self.window;
+        if micro_batches.start < last {
+            return vec![(pass, (micro_batches.start - first) * size..(micro_batches.end - first) * size)];
+        }
+        // The last windows of all passes, one after the other, are an endless stream of their own.
+        let skipped = self.whole_windows() * self.window * size;
+        let tail = self.rows - skipped;
+        let start = (pass * tail / size + micro_batches.start - last) * size;
+        split_passes(start..start + (micro_batches.end - micro_batches.start) * size, tail, skipped)
+    }
+
+    /// The pass that a micro-batch of `window` mode is delivered in, and the number of that pass's first.
+    fn pass_of(&self, index: u64) -> (u64, u64) {
+        let size = u64::from(self.size);
+        let pass = ((index + 1) * size).div_ceil(self.rows) - 1;
+        (pass, pass * self.rows / size)
+    }
+
+    /// Windows of a pass but the last.
+    fn whole_windows(&self) -> u64 {
+        let (size, samples) = (u64::from(self.size), self.window * u64::from(self.size));
+        if self.rows >= samples + size { (self.rows - size) / samples } else { 0 }
     }
 
     /// Micro-batches that it gives in `epoch`.
@@ -155,12 +231,27 @@ impl Stream {
 
 const MILLION: u128 = 1_000_000;
 
+/// Cuts positions of an endless stream of passes of `rows` samples at the passes; `skipped` is added to each position.
+fn split_passes(positions: Range<u64>, rows: u64, skipped: u64) -> Vec<(u64, Range<u64>)> {
+    let mut parts = Vec::new();
+    let mut at = positions.start;
+    while at < positions.end {
+        let (pass, from) = (at / rows, at % rows);
+        let until = rows.min(from + positions.end - at);
+        parts.push((pass, from + skipped..until + skipped));
+        at += until - from;
+    }
+    parts
+}
+
 /// The order of a run. Building it costs a few bytes a bucket and no time to speak of.
 #[derive(Debug, Clone)]
 pub struct Order {
     settings: OrderSettings,
     lanes: usize,
     streams: Vec<Stream>,
+    /// Of each stream; empty in `local` mode.
+    layouts: Vec<Layout>,
     hash: String,
 }
 
@@ -174,14 +265,22 @@ impl Order {
         check_sizes(&settings)?;
         let lanes = resolve_lanes(settings.micro_batches, settings.lanes)?;
         let repeats = resolve_repeats(data)?;
-        let mut streams = Vec::new();
+        let (mut streams, mut layouts) = (Vec::new(), Vec::new());
         for ((index, shape), repeats_millionths) in (0..).zip(data).zip(repeats) {
             for bucket in shape.buckets.iter().filter(|bucket| bucket.rows > 0) {
-                streams.push(stream(index, *bucket, repeats_millionths, &settings)?);
+                streams.push(stream(index, bucket, repeats_millionths, &settings)?);
+                if settings.mode == Mode::Window {
+                    assert_eq!(
+                        bucket.run_ends.last().map(|&end| u64::from(end)),
+                        Some(bucket.rows),
+                        "runs hold all rows"
+                    );
+                    layouts.push(Layout::new(&bucket.run_ends));
+                }
             }
         }
         let hash = hash(data, &settings, lanes, &streams);
-        let order = Self { settings, lanes, streams, hash };
+        let order = Self { settings, lanes, streams, layouts, hash };
         // Epochs differ by at most one micro-batch a stream.
         if order.epoch_start(1) + order.streams.len() as u64 > u64::from(u32::MAX) {
             let reason =
@@ -209,6 +308,14 @@ impl Order {
     /// All buckets of all data sets.
     pub fn streams(&self) -> &[Stream] {
         &self.streams
+    }
+
+    /// The runs of a stream's bucket.
+    ///
+    /// # Panics
+    /// In `local` mode, which has none.
+    pub(crate) fn layout(&self, stream: u32) -> &Layout {
+        &self.layouts[stream as usize]
     }
 
     /// Micro-batches of all epochs before `epoch`.
@@ -283,6 +390,9 @@ fn invalid(what: &str, reason: &str) -> Error {
 }
 
 fn check_sizes(settings: &OrderSettings) -> Result<()> {
+    if settings.mode == Mode::Auto {
+        return Err(invalid("mode", "expected \"local\" or \"window\": only the loader can choose"));
+    }
     let sizes = [
         ("micro_batch", settings.micro_batch as u64),
         ("micro_batches", settings.micro_batches as u64),
@@ -347,15 +457,23 @@ fn millionths(what: &str, value: f64, repeats: f64) -> Result<u64> {
     Err(invalid(what, &reason))
 }
 
-fn stream(data: u32, bucket: BucketRows, repeats_millionths: u64, settings: &OrderSettings) -> Result<Stream> {
-    let BucketRows { bucket, rows } = bucket;
+fn stream(data: u32, bucket: &BucketRows, repeats_millionths: u64, settings: &OrderSettings) -> Result<Stream> {
+    let &BucketRows { bucket, rows, .. } = bucket;
     if rows > u64::from(u32::MAX) {
         let reason = format!("expected at most 4,294,967,295 samples in a bucket, found {rows}");
         return Err(invalid(&format!("data[{data}], bucket {bucket}"), &reason));
     }
     let size = rows.min(settings.micro_batch as u64);
-    let window = (settings.window_samples.min(rows) / size).max(1);
-    Ok(Stream { data, bucket, rows, size: size as u32, window, repeats_millionths })
+    let mode = settings.mode;
+    let window = match mode {
+        Mode::Window if size == settings.micro_batch as u64 => {
+            let step = lcm(u64::from(BLOCK_ROWS), size);
+            (settings.window_samples / step).max(1) * step / size
+        }
+        Mode::Window => 1,
+        _ => (settings.window_samples.min(rows) / size).max(1),
+    };
+    Ok(Stream { data, bucket, rows, size: size as u32, window, repeats_millionths, mode })
 }
 
 /// Everything that decides a sample's place, as JSON, whose form is fixed by the order of the fields.

@@ -31,6 +31,10 @@ pub enum Purpose {
     Split = 11,
     /// Initial weights.
     Weights = 10,
+    /// Which of its open windows a lane reads from next.
+    Lane = 12,
+    /// Pauses between attempts at a request; the only use whose seed is the time.
+    Jitter = 13,
 }
 
 /// A keyed stream of random numbers.

@@ -208,6 +208,20 @@ pub(crate) fn check_latents(path: &Path, mut file: &File, rows: u32, shape: [usi
     }
     let mut header = [0; LATENTS_OFFSET as usize];
     file.seek(SeekFrom::Start(0)).and_then(|_| file.read_exact(&mut header)).map_err(Error::io(path))?;
+    check_header(path, &header, rows, shape)
+}
+
+/// Checks the first 512 bytes of a latents file of `rows` latents of shape [C, h, w].
+///
+/// # Errors
+/// [`Error::Malformed`] with the first difference.
+///
+/// # Panics
+/// If there are not 512 bytes.
+pub(crate) fn check_header(path: &Path, header: &[u8], rows: u32, shape: [usize; 3]) -> Result<()> {
+    let malformed = |reason: String| Err(Error::Malformed { path: path.into(), kind: "latents file", reason });
+    let [channels, height, width] = shape.map(|n| n as u64);
+    let data = u64::from(rows) * channels * height * width * 2;
     if header[..8] != (LATENTS_OFFSET - 8).to_le_bytes() {
         return malformed(format!("its header is not {} bytes long", LATENTS_OFFSET - 8));
     }

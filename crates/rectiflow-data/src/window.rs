@@ -1,18 +1,22 @@
 //! Windows: which samples a micro-batch holds, so that prompts of one length meet.
 //!
-//! A stream is cut into windows of whole micro-batches, at most as long as a pass. Inside a window samples are sorted
-//! by their number of 75-token chunks (ties by the window's permutation), cut into micro-batches, and those shuffled.
-//! So chunk counts are exact, at most two micro-batches of a window are mixed, and how many there are never depends on
-//! text. Text is known to this file only as a function that counts chunks.
+//! A stream is cut into windows of whole micro-batches, at most as long as a pass (in `window` mode, at most a
+//! micro-batch longer). Inside a window samples are sorted by their number of 75-token chunks (ties by the window's
+//! permutation), cut into micro-batches, and those shuffled. So chunk counts are exact, at most two micro-batches of a
+//! window are mixed, and how many there are never depends on text. Text is known to this file only as a function that
+//! counts chunks.
 //!
-//! Memory: in an epoch 4 bytes a sample for rows and 1 for counts, of the buckets touched; counting is done once a
-//! window as long as the walk stays in ascending order.
+//! Memory: in an epoch 1 byte a sample for counts and in `local` mode 4 more for rows, of the buckets touched; in
+//! `window` mode 8 bytes a run of blocks. Counting is done once a window as long as the walk stays in ascending order.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, ops::Range, sync::Arc};
 
 use crate::{
+    epoch::Slot,
     error::Result,
-    order::{Order, Stream},
+    lanes::Piece,
+    order::{Mode, Order, Stream},
+    pass::{Pass, RowSpan},
     rng::{Purpose, Rng},
 };
 
@@ -35,12 +39,18 @@ pub struct Windows {
 /// What is remembered of a stream.
 #[derive(Debug, Default)]
 struct StreamWindows {
-    /// First position in the stream whose row is in `rows`.
+    /// `local` mode: the first position in the stream whose row is in `rows`.
     start: u64,
     rows: Vec<u32>,
-    /// Chunk counts of the windows asked for, by window, in stream order.
-    counts: HashMap<u64, Box<[u8]>>,
+    /// `window` mode: the orders of the last passes asked for.
+    passes: Vec<(u64, Pass)>,
+    /// Chunk counts of the windows asked for in `epoch`, by their first micro-batch and length, in stream order.
+    counts: HashMap<(u64, u32), Vec<u8>>,
+    epoch: u64,
 }
+
+/// A window may need the pass before for what was left over, and epochs need not be whole passes.
+const PASSES_KEPT: usize = 3;
 
 impl Windows {
     /// The windows of `order`.
@@ -49,33 +59,90 @@ impl Windows {
         Self { order, streams }
     }
 
-    /// The samples of a stream's micro-batch `index`, which belongs to `epoch`. `count` gives the chunk counts of all
-    /// samples of a window; it is not asked where all of them end up in one micro-batch.
+    /// The samples of a slot. `count` gives the chunk counts of all samples of a window; it is not asked where all of
+    /// them end up in one micro-batch.
     ///
     /// # Errors
     /// Those of `count`.
-    pub fn samples<F>(&mut self, stream: u32, index: u64, epoch: u64, count: F) -> Result<Vec<Place>>
+    pub fn samples<F>(&mut self, slot: &Slot, count: F) -> Result<Vec<Place>>
     where
         F: FnOnce(&Stream, &[Place]) -> Result<Vec<u8>>,
     {
-        let facts = &self.order.streams()[stream as usize];
-        let state = &mut self.streams[stream as usize];
-        let seed = self.order.settings().seed;
-        let window = index / facts.window;
-        state.cover(seed, facts, window, epoch);
-        let places = state.places(facts, window);
-        let counts = match state.counts.get(&window) {
-            _ if facts.window == 1 => &vec![1; places.len()].into_boxed_slice(),
-            Some(counts) => counts,
-            None => {
-                let counts = count(facts, &places)?;
-                assert_eq!(counts.len(), places.len(), "one chunk count a sample");
-                state.counts.entry(window).or_insert(counts.into_boxed_slice())
+        let state = &mut self.streams[slot.stream as usize];
+        if state.epoch != slot.epoch {
+            state.epoch = slot.epoch;
+            state.counts.clear();
+        }
+        let key = (slot.window_first, slot.window_len);
+        let known = state.counts.remove(&key);
+        let mut counted = None;
+        let arranged = self.arranged(slot, |stream, places| {
+            let counts = known.map_or_else(|| count(stream, places), Ok)?;
+            counted = Some(counts.clone());
+            Ok(counts)
+        })?;
+        if let Some(counts) = counted {
+            self.streams[slot.stream as usize].counts.insert(key, counts);
+        }
+        let within = (slot.index - slot.window_first) as usize * slot.size as usize;
+        Ok(arranged[within..within + slot.size as usize].to_vec())
+    }
+
+    /// The samples of a slot's window in the order of its micro-batches, nothing remembered but passes.
+    pub(crate) fn arranged<F>(&mut self, slot: &Slot, count: F) -> Result<Vec<Place>>
+    where
+        F: FnOnce(&Stream, &[Place]) -> Result<Vec<u8>>,
+    {
+        let facts = self.order.streams()[slot.stream as usize];
+        let places = self.places(slot);
+        let counts = if slot.window_len == 1 { vec![1; places.len()] } else { count(&facts, &places)? };
+        assert_eq!(counts.len(), places.len(), "one chunk count a sample");
+        let arranged = arrange(self.order.settings().seed, &facts, slot, &counts);
+        Ok(arranged.into_iter().map(|at| places[at as usize]).collect())
+    }
+
+    /// The samples of a slot's window in the order of the stream: which they are does not depend on text.
+    pub(crate) fn places(&mut self, slot: &Slot) -> Vec<Place> {
+        let facts = self.order.streams()[slot.stream as usize];
+        if facts.mode == Mode::Window {
+            let piece = Piece { stream: slot.stream, first: slot.window_first, len: slot.window_len };
+            let mut places = Vec::with_capacity(piece.len as usize * facts.size as usize);
+            for (pass, positions) in facts.positions(piece.first..piece.first + u64::from(piece.len)) {
+                let spans = self.pass_spans(piece.stream, pass, positions);
+                places.extend(spans.into_iter().flat_map(|span| span.rows).map(|row| Place { row, pass }));
             }
-        };
-        let arranged = arrange(seed, facts, window, counts);
-        let within = (index % facts.window) as usize * facts.size as usize;
-        Ok(arranged[within..within + facts.size as usize].iter().map(|&at| places[at as usize]).collect())
+            return places;
+        }
+        let window = slot.window_first / facts.window;
+        let state = &mut self.streams[slot.stream as usize];
+        state.cover(self.order.settings().seed, &facts, window, slot.epoch);
+        state.places(&facts, window)
+    }
+
+    /// The rows of a window of `window` mode.
+    pub(crate) fn spans(&mut self, piece: &Piece) -> Vec<RowSpan> {
+        let facts = self.order.streams()[piece.stream as usize];
+        let parts = facts.positions(piece.first..piece.first + u64::from(piece.len));
+        parts.into_iter().flat_map(|(pass, positions)| self.pass_spans(piece.stream, pass, positions)).collect()
+    }
+
+    /// The row after the run that begins with row `start`.
+    pub(crate) fn run_end(&self, stream: u32, start: u32) -> u32 {
+        self.order.layout(stream).run_end(start)
+    }
+
+    fn pass_spans(&mut self, stream: u32, pass: u64, positions: Range<u64>) -> Vec<RowSpan> {
+        let layout = self.order.layout(stream);
+        let passes = &mut self.streams[stream as usize].passes;
+        let known = passes.iter().position(|(number, _)| *number == pass).unwrap_or_else(|| {
+            if passes.len() == PASSES_KEPT {
+                passes.remove(0);
+            }
+            let facts = &self.order.streams()[stream as usize];
+            passes.push((pass, layout.pass(self.order.settings().seed, facts, pass)));
+            passes.len() - 1
+        });
+        passes[known].1.spans(layout, positions).collect()
     }
 }
 
@@ -102,7 +169,6 @@ impl StreamWindows {
             self.rows.extend_from_slice(&permutation[from as usize..until as usize]);
             position += until - from;
         }
-        self.counts.retain(|window, _| (first..past).contains(window));
     }
 
     fn places(&self, stream: &Stream, window: u64) -> Vec<Place> {
@@ -114,12 +180,14 @@ impl StreamWindows {
 }
 
 /// Indices into a window in the order of its micro-batches.
-fn arrange(seed: u64, stream: &Stream, window: u64, counts: &[u8]) -> Vec<u32> {
-    let words = [u64::from(stream.data), u64::from(stream.bucket), window];
+fn arrange(seed: u64, stream: &Stream, slot: &Slot, counts: &[u8]) -> Vec<u32> {
+    // Windows of `local` mode are numbered; those of `window` mode are not of one length.
+    let key = if stream.mode == Mode::Window { slot.window_first } else { slot.window_first / stream.window };
+    let words = [u64::from(stream.data), u64::from(stream.bucket), key];
     let mut rng = Rng::keyed(seed, Purpose::Window, &words);
     let mut sorted = rng.permutation(counts.len() as u32);
     sorted.sort_by_key(|&at| counts[at as usize]);
     let size = stream.size as usize;
-    let order = rng.permutation(stream.window as u32);
+    let order = rng.permutation(slot.window_len);
     order.into_iter().flat_map(|at| sorted[at as usize * size..][..size].iter().copied()).collect()
 }

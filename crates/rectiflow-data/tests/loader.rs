@@ -2,114 +2,26 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod packed;
+
 use std::{
     collections::{HashMap, HashSet},
     fs,
-    path::{Path, PathBuf},
+    path::PathBuf,
     slice::from_ref,
     sync::Arc,
 };
 
 use half::f16;
+use packed::{BUCKETS, SEED, latents, pack, record, source};
 use rectiflow_data::{
-    Codec, Dataset, Error, Manifest, Record, SampleId, Split,
-    bucket::{Geometry, ResizeSpace},
+    Dataset, Error,
     loader::{Amount, Loader, MicroBatch, RankOf, Source, Step, test_batches},
-    manifest::{Bucket, Object, commit},
     order::{Mode, OrderSettings},
     prompt::{self, PromptSettings},
     rng::{Purpose, Rng},
-    shard::ObjectWriter,
     token::{BOS, CHUNK_LEN, EOS, Tokenizer},
 };
-
-const SEED: u64 = 11;
-/// Width, height, training rows and test rows of each bucket.
-const BUCKETS: [(u32, u32, u64, u64); 4] = [(24, 16, 75, 9), (16, 24, 7, 2), (16, 16, 1, 0), (24, 24, 0, 1)];
-
-/// Captions of one to three chunks and more, tags on some, quality words on some.
-fn record(id: u64, (width_px, height_px): (u32, u32)) -> Record {
-    let caption = |words: u64| format!("{}photograph {id}", "a very long ".repeat(words as usize));
-    let tags = ["solo", "long_hair", "outdoors"].map(str::to_owned).to_vec();
-    Record {
-        id: SampleId(id),
-        captions: vec![caption(0), caption(id % 4 * 20)],
-        tags: if id.is_multiple_of(2) { tags } else { Vec::new() },
-        important_tags: Vec::new(),
-        quality: vec!["best quality".to_owned()],
-        verbatim: id.is_multiple_of(5),
-        original_width_px: 1000 + id as u32,
-        original_height_px: 2000 + id as u32,
-        crop_left_px: id as u32,
-        crop_top_px: 3 * id as u32,
-        target_width_px: width_px,
-        target_height_px: height_px,
-        source: format!("{id}.png"),
-    }
-}
-
-fn latents(id: u64, len: usize) -> impl Iterator<Item = f16> {
-    (0..len).map(move |at| f16::from_f32(id as f32 + at as f32 / 64.0))
-}
-
-fn empty_manifest(vae: &str) -> Manifest {
-    let hash = "00".repeat(32);
-    let codec = Codec {
-        vae: vae.to_owned(),
-        hash,
-        scaling_factor: 0.13025,
-        down_factor: 8,
-        channels: 4,
-        dtype: "F16".to_owned(),
-    };
-    let geometry = Geometry {
-        area_px: 24 * 16,
-        step_px: 8,
-        bucket_min_px: 16,
-        bucket_max_px: 24,
-        resize: ResizeSpace::Gamma,
-        background: [255; 3],
-        seed: 0,
-    };
-    Manifest::new(codec, geometry)
-}
-
-/// Packs `buckets` with ids from `first_id` on. The same sample numbers give the same bytes.
-fn pack(root: &Path, buckets: &[(u32, u32, u64, u64)], first_id: u64, vae: &str) {
-    let mut manifest = empty_manifest(vae);
-    let (mut blocks, mut ids) = (Vec::new(), first_id..);
-    for (bucket, &(width_px, height_px, train, test)) in (0..).zip(buckets) {
-        manifest.buckets.push(Bucket { width_px, height_px });
-        for (split, num_rows) in [(Split::Train, train), (Split::Test, test)].into_iter().filter(|(_, n)| *n > 0) {
-            let name = format!("{width_px}x{height_px}-{bucket}-{}", split as u8);
-            let (latents_name, text) = (format!("latents/{name}.safetensors"), format!("text/{name}.parquet"));
-            let shape = [4, height_px as usize / 8, width_px as usize / 8];
-            let mut writer = ObjectWriter::create(root, &latents_name, &text, shape).unwrap();
-            for id in ids.by_ref().take(num_rows as usize) {
-                let latents: Vec<f16> = latents(id, shape.iter().product()).collect();
-                writer.push(&latents, record(id, (width_px, height_px))).unwrap();
-            }
-            let done = writer.finish().unwrap();
-            let (rows, text_bytes) = (done.rows, done.text_bytes);
-            manifest.objects.push(Object {
-                bucket,
-                split,
-                rows,
-                latents: latents_name,
-                text,
-                text_bytes,
-                deleted: None,
-            });
-            blocks.push(done.blocks);
-        }
-    }
-    commit(root, &mut manifest, &blocks).unwrap();
-}
-
-fn source(root: &Path) -> Source {
-    let dataset = Arc::new(Dataset::open(root).unwrap());
-    Source { dataset, prompt: PromptSettings::default(), amount: Amount::Repeats(1.0) }
-}
 
 fn packed() -> (tempfile::TempDir, Source) {
     let root = tempfile::tempdir().unwrap();
@@ -368,6 +280,29 @@ fn test_pass_weighs_every_sample_once_on_any_number_of_ranks() {
         }
         counted.sort_by_key(|batch| batch.slot);
         assert_eq!(counted, whole, "{ranks} ranks");
+    }
+}
+
+/// What ended an evaluation elsewhere: 2,048 samples that nowhere fill a batch.
+#[test]
+fn a_test_split_of_2048_samples_over_300_buckets_is_counted_once() {
+    let root = tempfile::tempdir().unwrap();
+    let rows = |at: u32| if at < 248 { 7 } else { 6 };
+    let buckets: Vec<_> = (0..300).map(|at| (8 + at % 20 * 8, 8 + at / 20 * 8, 0, rows(at))).collect();
+    pack(root.path(), &buckets, 0, "a");
+    let source = [source(root.path())];
+    for ranks in [1, 3] {
+        let (mut seen, mut calls) = (HashSet::new(), HashSet::new());
+        for rank in 0..ranks {
+            let pass = test_batches(&source, 16, SEED, RankOf { rank, ranks }).unwrap();
+            assert_eq!(pass.num_samples(), 2048);
+            let batches: Vec<MicroBatch> = pass.map(Result::unwrap).collect();
+            calls.insert(batches.len());
+            let samples = batches.iter().flat_map(|batch| batch.ids.iter().zip(&batch.weights));
+            let counted = samples.filter(|(_, weight)| **weight > 0.0);
+            assert!(counted.into_iter().all(|(id, weight)| *weight == 1.0 && seen.insert(*id)), "{ranks} ranks");
+        }
+        assert_eq!((seen.len(), calls.len()), (2048, 1), "{ranks} ranks");
     }
 }
 

@@ -11,14 +11,26 @@ use proptest::prelude::*;
 use rectiflow_data::{
     Error,
     epoch::{Slot, Steps},
+    lanes::amplification,
     order::{Amount, BucketRows, DataShape, Mode, Order, OrderSettings, RankOf, Stream},
     rng::{Purpose, key_u64},
     window::{Place, Windows},
 };
 
+/// Buckets in objects of up to 500 rows, in runs of four blocks; so each object but the last ends with a short block.
 fn shape(rows: &[u64], amount: Amount) -> DataShape {
-    let buckets = (0..).zip(rows).map(|(bucket, &rows)| BucketRows { bucket, rows }).collect();
-    DataShape { identity: "identity".into(), text: "text".into(), amount, buckets }
+    let buckets = (0..).zip(rows).map(|(bucket, &rows)| BucketRows { bucket, rows, run_ends: run_ends(rows, 500) });
+    DataShape { identity: "identity".into(), text: "text".into(), amount, buckets: buckets.collect() }
+}
+
+fn run_ends(rows: u64, object_rows: u64) -> Vec<u32> {
+    // A test of refusal has more rows than can be counted.
+    let objects = (0..rows.min(1 << 20)).step_by(object_rows as usize);
+    let runs = objects.flat_map(|first| {
+        let end = rows.min(first + object_rows);
+        (first..end).step_by(128).map(move |run| (run + 128).min(end) as u32)
+    });
+    runs.collect()
 }
 
 fn settings(micro_batch: usize, micro_batches: usize) -> OrderSettings {
@@ -31,6 +43,18 @@ fn order(data: &[DataShape], settings: OrderSettings) -> Arc<Order> {
 
 fn single(rows: &[u64], micro_batch: usize, micro_batches: usize) -> Arc<Order> {
     order(&[shape(rows, Amount::Repeats(1.0))], settings(micro_batch, micro_batches))
+}
+
+/// The same in `window` mode, in objects of whole blocks but for a bucket's last.
+fn windowed(rows: &[u64], micro_batch: usize, micro_batches: usize) -> Arc<Order> {
+    let mut data = shape(rows, Amount::Repeats(1.0));
+    data.buckets.iter_mut().for_each(|bucket| bucket.run_ends = run_ends(bucket.rows, 512));
+    let settings = OrderSettings { window_samples: 256, ..window_mode(micro_batch, micro_batches) };
+    order(&[data], settings)
+}
+
+fn window_mode(micro_batch: usize, micro_batches: usize) -> OrderSettings {
+    OrderSettings { mode: Mode::Window, ..settings(micro_batch, micro_batches) }
 }
 
 /// Chunk counts as a function of (sample, pass), as drawn prompts give them.
@@ -71,7 +95,7 @@ impl Walk {
     fn resolve(&mut self, slot: &Slot) -> Vec<Place> {
         let count = count_by(self.salt);
         let counts = |stream: &Stream, places: &[Place]| Ok(places.iter().map(|place| count(stream, place)).collect());
-        self.windows.samples(slot.stream, slot.index, slot.epoch, counts).unwrap()
+        self.windows.samples(slot, counts).unwrap()
     }
 
     fn whole_step(&mut self, step: u64) -> Vec<Batch> {
@@ -133,6 +157,7 @@ fn counts_hold_for_awkward_buckets() {
     for rows in AWKWARD {
         for (micro_batch, micro_batches) in [(16, 1), (16, 8), (1, 3), (7, 4)] {
             check_counts(&single(rows, micro_batch, micro_batches), 5);
+            check_counts(&windowed(rows, micro_batch, micro_batches), 5);
         }
     }
 }
@@ -162,6 +187,7 @@ fn counts_hold_for_each_of_several_data_sets() {
         shape(&[40], Amount::Repeats(1.5)),
     ];
     check_counts(&order(&data, settings(16, 4)), 6);
+    check_counts(&order(&data, window_mode(16, 4)), 6);
     let shares = [shape(&[100, 20], Amount::Share(0.75)), shape(&[360], Amount::Share(0.25))];
     let order = order(&shares, settings(8, 4));
     check_counts(&order, 6);
@@ -245,20 +271,21 @@ fn each_pass_is_a_fresh_permutation() {
 
 #[test]
 fn ranks_are_disjoint_and_together_run_the_same_steps() {
-    let order = single(&[1, 2, 15, 16, 17, 1000], 16, 8);
-    for step in [0, 1, 7, 8, 9, 50] {
-        let whole = Walk::new(&order).whole_step(step);
-        let num_samples = Steps::new(order.clone()).plan(step).num_samples;
-        assert_eq!(whole.iter().map(|batch| batch.places.len() as u64).sum::<u64>(), num_samples);
-        for ranks in [1, 2, 3, 4, 8] {
-            let mut together = Vec::new();
-            for rank in 0..ranks {
-                let slots = order.slots_of(RankOf { rank, ranks }).unwrap();
-                assert!(slots.iter().all(|slot| *slot as usize % ranks == rank), "as many lanes as slots");
-                together.extend(Walk::new(&order).step(step, &slots));
+    for order in [single(&[1, 2, 15, 16, 17, 1000], 16, 8), windowed(&[1, 2, 15, 16, 17, 1000], 16, 8)] {
+        for step in [0, 1, 7, 8, 9, 50] {
+            let whole = Walk::new(&order).whole_step(step);
+            let num_samples = Steps::new(order.clone()).plan(step).num_samples;
+            assert_eq!(whole.iter().map(|batch| batch.places.len() as u64).sum::<u64>(), num_samples);
+            for ranks in [1, 2, 3, 4, 8] {
+                let mut together = Vec::new();
+                for rank in 0..ranks {
+                    let slots = order.slots_of(RankOf { rank, ranks }).unwrap();
+                    assert!(slots.iter().all(|slot| *slot as usize % ranks == rank), "as many lanes as slots");
+                    together.extend(Walk::new(&order).step(step, &slots));
+                }
+                together.sort_by_key(|batch| batch.slot.slot);
+                assert_eq!(together, whole, "step {step}, {ranks} ranks");
             }
-            together.sort_by_key(|batch| batch.slot.slot);
-            assert_eq!(together, whole, "step {step}, {ranks} ranks");
         }
     }
 }
@@ -278,12 +305,12 @@ fn first_samples_number_the_samples_of_a_step() {
 
 #[test]
 fn seeking_equals_continuing() {
-    for rows in AWKWARD {
-        let order = single(rows, 16, 3);
+    let orders = AWKWARD.iter().flat_map(|rows| [single(rows, 16, 3), windowed(rows, 16, 3)]);
+    for order in orders {
         let mut walk = Walk::new(&order);
         let straight: Vec<_> = (0..60).map(|step| walk.whole_step(step)).collect();
         for step in [0, 1, 2, 30, 59] {
-            assert_eq!(Walk::new(&order).whole_step(step), straight[step as usize], "{rows:?}, step {step}");
+            assert_eq!(Walk::new(&order).whole_step(step), straight[step as usize], "{order:?}, step {step}");
         }
         // Backwards, with everything that was remembered.
         assert_eq!(walk.whole_step(7), straight[7]);
@@ -323,6 +350,7 @@ fn hash_depends_on_every_ingredient() {
     differs("b", hash(&base, settings(9, 4)));
     differs("A", hash(&base, settings(8, 8)));
     differs("L", hash(&base, OrderSettings { lanes: Some(2), ..settings(8, 4) }));
+    differs("mode", hash(&base, window_mode(8, 4)));
     differs("S", hash(&base, OrderSettings { window_samples: 63, ..settings(8, 4) }));
     let mut with = |what, change: fn(&mut [DataShape; 2])| {
         let mut data = base.clone();
@@ -361,15 +389,97 @@ fn impossible_settings_are_refused_by_name() {
 }
 
 #[test]
-fn modes_of_object_storage_are_refused_with_a_reason() {
-    let parse = |name: &str| serde_json::from_str::<Mode>(&format!("\"{name}\""));
-    assert_eq!(parse("local").unwrap(), Mode::Local);
-    for name in ["window", "owned"] {
-        let message = parse(name).unwrap_err().to_string();
-        assert!(message.contains(name) && message.contains("not there yet"), "{message}");
+fn all_micro_batches_of_a_window_are_run_by_one_lane() {
+    let order = windowed(&[5000, 700, 17, 3], 16, 8);
+    let mut lanes = HashMap::new();
+    for batch in epochs(&order, 3) {
+        let Slot { stream, window_first, window_len, index, slot, .. } = batch.slot;
+        assert!((window_first..window_first + u64::from(window_len)).contains(&index));
+        let lane = slot as usize % order.lanes();
+        assert_eq!(*lanes.entry((stream, window_first)).or_insert(lane), lane);
     }
-    assert!(parse("loca").unwrap_err().to_string().contains("expected mode \"local\""));
-    assert_eq!(serde_json::to_string(&Mode::Local).unwrap(), "\"local\"");
+    // A lane never has more windows open than are kept open.
+    let mut open: HashMap<usize, HashMap<(u32, u64), u32>> = HashMap::new();
+    for batch in epochs(&order, 2) {
+        let windows = open.entry(batch.slot.slot as usize % order.lanes()).or_default();
+        let key = (batch.slot.stream, batch.slot.window_first);
+        *windows.entry(key).or_insert(batch.slot.window_len) -= 1;
+        windows.retain(|_, left| *left > 0);
+        assert!(windows.len() <= 2, "{windows:?}");
+    }
+}
+
+/// How often rows of blocks are read: blocks of a bucket are its runs of 128 rows cut every 32.
+fn rows_read(order: &Arc<Order>, epochs_of: &[Batch]) -> u64 {
+    let mut blocks = HashSet::new();
+    for batch in epochs_of {
+        let facts = &order.streams()[batch.slot.stream as usize];
+        let window = (batch.slot.stream, batch.slot.window_first);
+        blocks.extend(batch.places.iter().map(|place| {
+            let (object, row) = (place.row / 512 * 512, place.row % 512);
+            let first = object + row / 32 * 32;
+            (window, first, u64::from(32.min(facts.rows as u32 - first)))
+        }));
+    }
+    blocks.iter().map(|(_, _, rows)| rows).sum()
+}
+
+#[test]
+fn every_block_is_read_once_an_epoch() {
+    let order = windowed(&[60_000, 30_011, 9_000], 16, 8);
+    let start = |epoch| order.epoch_start(epoch) as usize;
+    let batches = epochs(&order, 3);
+    for epoch in 0..3 {
+        let of_epoch = &batches[start(epoch)..start(epoch + 1)];
+        let delivered: usize = of_epoch.iter().map(|batch| batch.places.len()).sum();
+        let counted = rows_read(&order, of_epoch) as f64 / delivered as f64;
+        let expected = amplification(&order, epoch);
+        assert!((counted - expected).abs() < 1e-9, "counted {counted}, expected {expected}");
+        assert!((1.0..=1.01).contains(&counted), "epoch {epoch}: {counted}");
+    }
+    // Where buckets are small against a window for each lane, that cannot be, and is said.
+    assert!(amplification(&windowed(&[40, 50, 60], 16, 8), 1) > 1.1);
+}
+
+/// Samples of one run of m rows in a micro-batch of b out of a window of S: (m - 1) (b - 1) / (S - 1) for each sample, as
+/// in drawing without replacement.
+#[test]
+fn samples_of_a_run_meet_as_often_as_by_chance() {
+    let order = windowed(&[61_440], 16, 8);
+    let whole = epochs(&order, 4).into_iter().filter(|batch| batch.slot.window_len == 16);
+    let (mut mates, mut samples) = (0, 0);
+    for batch in whole {
+        let run = |place: &Place| place.row / 128;
+        let mates_of = |place: &Place| batch.places.iter().filter(|other| run(other) == run(place)).count() - 1;
+        mates += batch.places.iter().map(mates_of).sum::<usize>();
+        samples += batch.places.len();
+    }
+    let (found, expected) = (mates as f64 / samples as f64, 127.0 * 15.0 / 255.0);
+    assert!(samples > 100_000 && (found / expected - 1.0).abs() < 0.02, "{found}, expected {expected}");
+}
+
+#[test]
+fn the_first_windows_are_small_and_grow() {
+    let order = windowed(&[60_000, 30_000], 16, 8);
+    let batches = epochs(&order, 1);
+    let window = |batch: &Batch| batch.slot.window_len;
+    assert!(batches[..8].iter().all(|batch| window(batch) == 2), "32 samples are one block");
+    assert!(batches[2000..].iter().filter(|batch| window(batch) == 16).count() > 2500);
+    let rows: HashSet<_> = batches[..16].iter().flat_map(|batch| &batch.places).map(|place| place.row / 32).collect();
+    assert!(rows.len() <= 16, "the first two steps need {} blocks", rows.len());
+}
+
+#[test]
+fn modes_are_known_by_their_names() {
+    let parse = |name: &str| serde_json::from_str::<Mode>(&format!("\"{name}\""));
+    for mode in [Mode::Local, Mode::Window, Mode::Auto] {
+        assert_eq!(parse(&mode.to_string()).unwrap(), mode);
+    }
+    assert!(parse("owned").unwrap_err().to_string().contains("not there yet"));
+    assert!(parse("loca").unwrap_err().to_string().contains("expected mode \"auto\""));
+    let auto = OrderSettings { mode: Mode::Auto, ..settings(8, 4) };
+    let error = Order::new(&[shape(&[9], Amount::Repeats(1.0))], auto).unwrap_err();
+    assert!(error.to_string().starts_with("mode: "), "{error}");
 }
 
 /// A change here changes the order of every run ever made: raise the version in `order::hash` if it must be.
@@ -408,8 +518,10 @@ proptest! {
         window_samples in 1u64..300,
         seed: u64,
     ) {
-        let settings = OrderSettings { seed, window_samples, ..settings(micro_batch, micro_batches) };
-        check_counts(&order(&[shape(&sizes, Amount::Repeats(1.0))], settings), 3);
+        for mode in [Mode::Local, Mode::Window] {
+            let settings = OrderSettings { seed, window_samples, mode, ..settings(micro_batch, micro_batches) };
+            check_counts(&order(&[shape(&sizes, Amount::Repeats(1.0))], settings), 3);
+        }
     }
 
     #[test]
@@ -418,13 +530,15 @@ proptest! {
     ) {
         let data = [shape(&[first], Amount::Repeats(1.0)), shape(&[second, 5], Amount::Repeats(repeats))];
         check_counts(&order(&data, settings(micro_batch, 4)), 5);
+        check_counts(&order(&data, window_mode(micro_batch, 4)), 5);
     }
 
     #[test]
     fn any_ranks_share_any_step(
         sizes in prop::collection::vec(1u64..300, 1..5), micro_batches in 1usize..13, ranks in 1usize..13, step in 0u64..500,
+        windowed_mode: bool,
     ) {
-        let order = single(&sizes, 16, micro_batches);
+        let order = if windowed_mode { windowed(&sizes, 16, micro_batches) } else { single(&sizes, 16, micro_batches) };
         if ranks > order.lanes() {
             let refused = order.slots_of(RankOf { rank: 0, ranks }).is_err();
             prop_assert!(refused);

@@ -78,6 +78,14 @@ pub struct RunConfig {
     /// `cpu`, `cuda` or `cuda:N`.
     #[serde(default = "default_device")]
     pub device: String,
+    /// Memory of each rank for latents and text that are read ahead from object storage, in MiB; a hard limit. Default:
+    /// what the open windows of its lanes need, and one more window a lane.
+    pub read_ahead_mib: Option<u64>,
+    /// A folder on a local disk where data from URLs is kept, so that later epochs and runs need not fetch it again. The
+    /// ranks of a machine and several runs may share it. Needs `cache_gib`.
+    pub cache_dir: Option<PathBuf>,
+    /// GiB that `cache_dir` may take; a hard limit. What does not fit comes over the network in every epoch.
+    pub cache_gib: Option<u64>,
 }
 
 fn default_device() -> String {
@@ -100,7 +108,8 @@ pub struct ModelConfig {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
-    /// The folder that `rectiflow prep` wrote.
+    /// The folder that `rectiflow prep` wrote, or the URL of a copy of it: `s3://bucket/prefix`, `gs://`, `az://`,
+    /// `http(s)://`. Credentials and endpoint are those of the environment.
     pub path: PathBuf,
     /// How often an epoch goes through it; 1 where neither this nor `share` is given.
     pub repeats: Option<f64>,
@@ -141,7 +150,14 @@ pub struct TrainConfig {
     /// Lanes that the micro-batches of a step are dealt to; at most so many ranks can run. Default: the largest
     /// divisor of micro_batches that is at most 64.
     pub lanes: Option<usize>,
-    /// Window of samples inside which micro-batches are grouped by their number of 75-token chunks.
+    /// How samples are spread over an epoch: `local` permutes all samples of a bucket, for data on a disk; `window`
+    /// permutes blocks and shuffles the samples of a window of them, for data in object storage, every byte of which
+    /// is then fetched once an epoch; `auto` takes `window` for data at URLs that is larger than 2 GiB.
+    #[serde(default = "auto")]
+    #[schemars(with = "String")]
+    pub mode: Mode,
+    /// Window of samples inside which micro-batches are grouped by their number of 75-token chunks; in `window` mode
+    /// also the samples that are shuffled among each other.
     #[serde(default = "default_window")]
     pub window_samples: u64,
     /// `frozen` or `trained`.
@@ -163,6 +179,9 @@ fn one() -> usize {
 }
 fn one_f64() -> f64 {
     1.0
+}
+fn auto() -> Mode {
+    Mode::Auto
 }
 fn default_window() -> u64 {
     2048
@@ -265,7 +284,7 @@ impl Recipe {
             micro_batch: self.train.micro_batch,
             micro_batches: self.train.micro_batches,
             lanes: self.train.lanes,
-            mode: Mode::Local,
+            mode: self.train.mode,
             window_samples: self.train.window_samples,
         };
         let amounts = self.data.iter().map(DataConfig::amount).collect();
@@ -275,7 +294,8 @@ impl Recipe {
     }
 
     fn problems(&self) -> Vec<(String, String)> {
-        let mut problems = self.data_problems();
+        let mut problems = self.run_problems();
+        problems.extend(self.data_problems());
         problems.extend(self.train_problems());
         problems.extend(self.lr.problems(self.train.samples));
         problems.extend(self.optimizer.problems());
@@ -347,6 +367,15 @@ impl Recipe {
             }
         }
         problems
+    }
+
+    fn run_problems(&self) -> Vec<(String, String)> {
+        let RunConfig { cache_dir, cache_gib, .. } = &self.run;
+        match (cache_dir, cache_gib) {
+            (Some(_), None) => vec![("run.cache_gib".into(), "expected a number, since run.cache_dir is given".into())],
+            (None, Some(_)) => vec![("run.cache_dir".into(), "expected a folder, since run.cache_gib is given".into())],
+            _ => Vec::new(),
+        }
     }
 
     fn train_problems(&self) -> Vec<(String, String)> {

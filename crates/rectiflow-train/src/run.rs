@@ -11,7 +11,9 @@ use std::{
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
-use rectiflow_data::{batch::Source, dataset::Dataset, loader::Loader, manifest::Split, order::RankOf};
+use rectiflow_data::{
+    batch::Source, cache::DiskCache, dataset::Dataset, loader::Loader, manifest::Split, order::RankOf,
+};
 use rectiflow_sdxl::model::{Component, Model};
 
 use crate::{
@@ -96,7 +98,10 @@ impl<'a> Run<'a> {
     fn new(parts: Parts<'a>, observe: &'a mut dyn FnMut(&Event)) -> Result<Self> {
         let Parts { checked, sources, model, .. } = parts;
         let recipe = &checked.recipe;
-        let loader = Loader::new(sources.to_vec(), checked.order.clone(), RankOf::ONLY)?;
+        let mut loader = Loader::new(sources.to_vec(), checked.order.clone(), RankOf::ONLY)?;
+        if let Some(mebibytes) = recipe.run.read_ahead_mib {
+            loader = loader.read_ahead(mebibytes.saturating_mul(1 << 20))?;
+        }
         let trained: Vec<_> =
             trained_components(checked).map(|part| (part.folder(), model::parameters(model, part))).collect();
         let parameters = FlatParameters::adopt(&trained);
@@ -260,9 +265,15 @@ fn lock(run_dir: &Path) -> Result<File> {
 }
 
 fn open_sources(checked: &Checked) -> Result<Vec<Source>> {
+    let run = &checked.recipe.run;
+    let cache = run.cache_dir.as_ref().zip(run.cache_gib);
+    let cache = cache.map(|(dir, gib)| DiskCache::open(dir, gib.saturating_mul(1 << 30)).map(Arc::new)).transpose()?;
     let open = |(data, amount): (&crate::config::DataConfig, _)| {
-        let dataset = Arc::new(Dataset::open(&data.path)?);
-        Ok(Source { dataset, prompt: data.prompt.clone(), amount })
+        let mut dataset = Dataset::open(&data.path)?;
+        if let Some(cache) = &cache {
+            dataset = dataset.with_cache(cache);
+        }
+        Ok(Source { dataset: Arc::new(dataset), prompt: data.prompt.clone(), amount })
     };
     checked.recipe.data.iter().zip(checked.amounts.iter().cloned()).map(open).collect()
 }

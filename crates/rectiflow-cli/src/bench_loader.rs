@@ -1,0 +1,82 @@
+//! `rectiflow bench loader`: how fast this machine reads a data set, from a folder or a URL.
+
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rectiflow_data::{
+    dataset::Dataset,
+    loader::{Amount, RankOf, Source},
+    measure,
+    order::{Mode, OrderSettings},
+    prompt::PromptSettings,
+};
+use serde_json::json;
+
+use crate::{answer::Answer, numbers::short};
+
+/// Read a data set as training does and throw it away: time to the first step, samples and bytes a second, and the
+/// same bytes a second of plain reading from front to back.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The folder that `rectiflow prep` wrote, or the URL of a copy of it.
+    dataset: PathBuf,
+    /// Samples a micro-batch.
+    #[arg(long, default_value_t = 16)]
+    micro_batch: usize,
+    /// Micro-batches a step.
+    #[arg(long, default_value_t = 8)]
+    micro_batches: usize,
+    /// Samples of a window.
+    #[arg(long, default_value_t = 2048)]
+    window_samples: u64,
+    /// How samples are spread over an epoch: auto, local or window.
+    #[arg(long, default_value = "auto", value_parser = parse_mode)]
+    mode: Mode,
+    /// Seconds to read for, twice.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
+    secs: u64,
+}
+
+fn parse_mode(name: &str) -> Result<Mode, String> {
+    Mode::try_from(name.to_owned())
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
+    let began = Instant::now();
+    let dataset = Arc::new(Dataset::open(&args.dataset)?);
+    let open_secs = began.elapsed().as_secs_f64();
+    let settings = OrderSettings {
+        seed: 0,
+        micro_batch: args.micro_batch,
+        micro_batches: args.micro_batches,
+        lanes: None,
+        mode: args.mode,
+        window_samples: args.window_samples,
+    };
+    let at_least = Duration::from_secs(args.secs);
+    let (prompt, amount) = (PromptSettings::default(), Amount::Repeats(1.0));
+    let source = Source { dataset: dataset.clone(), prompt, amount };
+    let numbers = measure::loader(vec![source], settings, RankOf::ONLY, at_least)?;
+    let sequential = measure::sequential(&dataset, at_least)? / 1e6;
+    let text = format!(
+        "{}: mode {}\nopened in {} s, first step after {} s\n\
+         {} samples/s, {} MB/s of latents; plain reading from front to back: {} MB/s",
+        args.dataset.display(),
+        numbers.mode,
+        short(open_secs, 3),
+        short(numbers.first_step_secs, 3),
+        short(numbers.samples_per_sec, 4),
+        short(numbers.megabytes_per_sec, 4),
+        short(sequential, 4)
+    );
+    let json = json!({
+        "dataset": args.dataset,
+        "open_secs": open_secs,
+        "loader": numbers,
+        "sequential_megabytes_per_sec": sequential,
+    });
+    Ok(Answer::done(text, json))
+}

@@ -1,0 +1,127 @@
+//! Profiles of the AWS command line, `~/.aws/credentials` and `~/.aws/config`: where most people keep their S3 keys, for
+//! R2, MinIO and others too. `object_store` reads only the environment, which comes first here as well.
+//!
+//! Keys, token, region and endpoint are read; single sign-on, assumed roles and credential processes are not: export
+//! their keys (`aws configure export-credentials --format env`).
+
+use std::{
+    collections::HashMap,
+    env, fs,
+    path::{Path, PathBuf},
+};
+
+use object_store::aws::AmazonS3Builder;
+
+/// Fills in from the profile what the environment leaves open: the keys only together.
+pub(crate) fn complete(builder: AmazonS3Builder) -> AmazonS3Builder {
+    let is_set = |name: &str| env::var_os(name).is_some_and(|value| !value.is_empty());
+    let keys = ["AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"];
+    let has_keys = keys.into_iter().any(is_set) || is_set("AWS_SKIP_SIGNATURE");
+    let has_endpoint = is_set("AWS_ENDPOINT_URL") || is_set("AWS_ENDPOINT_URL_S3") || is_set("AWS_ENDPOINT");
+    apply(builder, &profile(), has_keys, has_endpoint, is_set("AWS_REGION") || is_set("AWS_DEFAULT_REGION"))
+}
+
+/// The endpoint of the profile, where the environment names none.
+pub(crate) fn endpoint() -> Option<String> {
+    profile().get("endpoint_url").cloned()
+}
+
+type Profile = HashMap<String, String>;
+
+fn apply(
+    mut builder: AmazonS3Builder,
+    profile: &Profile,
+    has_keys: bool,
+    has_endpoint: bool,
+    has_region: bool,
+) -> AmazonS3Builder {
+    let keys = profile.get("aws_access_key_id").zip(profile.get("aws_secret_access_key"));
+    if let Some((id, secret)) = keys.filter(|_| !has_keys) {
+        builder = builder.with_access_key_id(id).with_secret_access_key(secret);
+        if let Some(token) = profile.get("aws_session_token") {
+            builder = builder.with_token(token);
+        }
+    }
+    if let Some(endpoint) = profile.get("endpoint_url").filter(|_| !has_endpoint) {
+        builder = builder.with_endpoint(endpoint);
+    }
+    match profile.get("region").filter(|_| !has_region) {
+        Some(region) => builder.with_region(region),
+        None => builder,
+    }
+}
+
+/// The keys of the profile that AWS_PROFILE names, of both files.
+fn profile() -> Profile {
+    let name = env::var("AWS_PROFILE").unwrap_or_else(|_| "default".to_owned());
+    let home = env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
+    let place =
+        |variable: &str, file: &str| env::var_os(variable).map_or_else(|| home.join(".aws").join(file), PathBuf::from);
+    let mut profile = read(&place("AWS_CONFIG_FILE", "config"), &name);
+    profile.extend(read(&place("AWS_SHARED_CREDENTIALS_FILE", "credentials"), &name));
+    profile
+}
+
+/// A file that is not there, or cannot be read, says nothing.
+fn read(path: &Path, name: &str) -> Profile {
+    fs::read_to_string(path).map(|text| parse(&text, name)).unwrap_or_default()
+}
+
+/// The keys of one section. `config` calls it `[profile NAME]` unless it is the default; indented lines are settings of
+/// single services.
+fn parse(text: &str, name: &str) -> Profile {
+    let mut keys = Profile::new();
+    let mut is_wanted = false;
+    for line in text.lines() {
+        if let Some(section) = line.trim().strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+            let section = section.trim();
+            is_wanted = section.strip_prefix("profile ").map_or(section, str::trim) == name;
+            continue;
+        }
+        let is_comment = line.starts_with(['#', ';', ' ', '\t']);
+        if let Some((key, value)) = line.split_once('=').filter(|_| is_wanted && !is_comment) {
+            keys.insert(key.trim().to_lowercase(), value.trim().to_owned());
+        }
+    }
+    keys
+}
+
+#[cfg(test)]
+mod tests {
+    use object_store::aws::AmazonS3ConfigKey as Key;
+
+    use super::*;
+
+    const CONFIG: &str = "[default]\nregion = eu-west-1\n\n[profile r2]\n# a comment = x\nregion=auto\n\
+                          endpoint_url = https://account.example\ns3 =\n  addressing_style = path\n[services x]\n";
+    const CREDENTIALS: &str = "[default]\naws_access_key_id=a\naws_secret_access_key=b\n\
+                               [r2]\nAWS_ACCESS_KEY_ID = id\naws_secret_access_key = se=cret\naws_session_token = t\n";
+
+    #[test]
+    fn a_profile_is_what_both_files_say_of_it() {
+        assert_eq!(parse(CONFIG, "default"), HashMap::from([("region".to_owned(), "eu-west-1".to_owned())]));
+        let mut profile = parse(CONFIG, "r2");
+        assert!(!profile.contains_key("addressing_style") && !profile.contains_key("# a comment"));
+        profile.extend(parse(CREDENTIALS, "r2"));
+        assert_eq!(profile["aws_access_key_id"], "id");
+        assert_eq!(profile["aws_secret_access_key"], "se=cret");
+        assert!(parse(CREDENTIALS, "r").is_empty() && parse("= \n[\n]\n[]", "").is_empty());
+    }
+
+    #[test]
+    fn the_environment_comes_first() {
+        let mut profile = parse(CONFIG, "r2");
+        profile.extend(parse(CREDENTIALS, "r2"));
+        let values = |builder: &AmazonS3Builder| {
+            [Key::AccessKeyId, Key::SecretAccessKey, Key::Token, Key::Region, Key::Endpoint]
+                .map(|key| builder.get_config_value(&key))
+        };
+        let some = |text: &str| Some(text.to_owned());
+        let filled = apply(AmazonS3Builder::new(), &profile, false, false, false);
+        let expected = [some("id"), some("se=cret"), some("t"), some("auto"), some("https://account.example")];
+        assert_eq!(values(&filled), expected);
+        let given = AmazonS3Builder::new().with_access_key_id("mine").with_secret_access_key("my").with_region("here");
+        let kept = apply(given, &profile, true, true, true);
+        assert_eq!(values(&kept), [some("mine"), some("my"), None, some("here"), None]);
+    }
+}

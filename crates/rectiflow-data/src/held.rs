@@ -1,0 +1,133 @@
+//! Blocks kept in memory, up to a limit in bytes: for random access to a data set at a URL.
+//!
+//! The oldest go first. Below the limit nothing goes, so that a small remote data set is fetched once a run; above it
+//! this is no cache worth the name, and `window` mode is what is wanted. A block is on its way to one thread at a time:
+//! whoever wants it too waits for that thread, whose requests have a deadline.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+};
+
+use bytes::Bytes;
+
+/// Object and block.
+type Key = (usize, u32);
+
+#[derive(Debug)]
+pub(crate) struct Held {
+    limit_bytes: u64,
+    blocks: Mutex<Blocks>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Blocks {
+    by_key: HashMap<Key, Bytes>,
+    oldest_first: VecDeque<Key>,
+    num_bytes: u64,
+    on_their_way: HashSet<Key>,
+}
+
+/// Blocks that the holder alone fetches; given up when dropped.
+#[derive(Debug)]
+pub(crate) struct Claim<'a> {
+    held: &'a Held,
+    pub(crate) keys: Vec<Key>,
+}
+
+impl Held {
+    pub(crate) fn new(limit_bytes: u64) -> Self {
+        Self { limit_bytes, blocks: Mutex::default(), changed: Condvar::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Blocks> {
+        self.blocks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds the blocks of `wanted` that are here to `found`, and claims those that nobody is fetching. If there are
+    /// none of either, waits until another thread has fetched or given up one.
+    pub(crate) fn claim(&self, wanted: &[Key], found: &mut HashMap<Key, Bytes>) -> Claim<'_> {
+        let mut blocks = self.lock();
+        loop {
+            let missing: Vec<Key> = wanted.iter().filter(|key| !found.contains_key(key)).copied().collect();
+            found.extend(missing.iter().filter_map(|key| Some((*key, blocks.by_key.get(key)?.clone()))));
+            let left = missing.iter().filter(|key| !found.contains_key(key));
+            let keys: Vec<Key> = left.filter(|key| !blocks.on_their_way.contains(key)).copied().collect();
+            if !keys.is_empty() || wanted.iter().all(|key| found.contains_key(key)) {
+                blocks.on_their_way.extend(&keys);
+                return Claim { held: self, keys };
+            }
+            blocks = self.changed.wait(blocks).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    pub(crate) fn insert(&self, key: Key, bytes: Bytes) {
+        let mut blocks = self.lock();
+        if bytes.len() as u64 > self.limit_bytes || blocks.by_key.contains_key(&key) {
+            return;
+        }
+        blocks.num_bytes += bytes.len() as u64;
+        blocks.by_key.insert(key, bytes);
+        blocks.oldest_first.push_back(key);
+        while blocks.num_bytes > self.limit_bytes {
+            let oldest = blocks.oldest_first.pop_front().expect("bytes are those of blocks");
+            let gone = blocks.by_key.remove(&oldest).expect("both lists hold the same keys");
+            blocks.num_bytes -= gone.len() as u64;
+        }
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        let mut blocks = self.held.lock();
+        blocks.on_their_way.retain(|key| !self.keys.contains(key));
+        self.held.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    fn has(held: &Held, key: Key) -> bool {
+        let mut found = HashMap::new();
+        drop(held.claim(&[key], &mut found));
+        !found.is_empty()
+    }
+
+    fn bytes(len: usize) -> Bytes {
+        Bytes::from(vec![0; len])
+    }
+
+    #[test]
+    fn oldest_blocks_go_when_there_is_no_room() {
+        let held = Held::new(10);
+        (0..3).for_each(|block| held.insert((0, block), bytes(4)));
+        assert_eq!([0, 1, 2].map(|block| has(&held, (0, block))), [false, true, true]);
+        held.insert((0, 9), bytes(11));
+        assert!(!has(&held, (0, 9)) && has(&held, (0, 1)));
+        held.insert((1, 1), bytes(10));
+        assert_eq!([(0, 1), (0, 2), (1, 1)].map(|key| has(&held, key)), [false, false, true]);
+    }
+
+    #[test]
+    fn a_block_is_fetched_by_one_thread_and_given_up_with_it() {
+        let held = Held::new(100);
+        let claim = held.claim(&[(0, 1), (0, 2)], &mut HashMap::new());
+        assert_eq!(claim.keys, [(0, 1), (0, 2)]);
+        thread::scope(|scope| {
+            let other = scope.spawn(|| {
+                let mut found = HashMap::new();
+                let claim = held.claim(&[(0, 1), (0, 2)], &mut found);
+                (found.into_keys().collect::<Vec<_>>(), claim.keys.clone())
+            });
+            held.insert((0, 1), bytes(3));
+            // The first thread fails with the second block: the other one takes it over.
+            drop(claim);
+            assert_eq!(other.join().unwrap(), (vec![(0, 1)], vec![(0, 2)]));
+        });
+    }
+}

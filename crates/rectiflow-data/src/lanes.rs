@@ -1,0 +1,220 @@
+//! `window` mode: which lane runs which windows of an epoch, and in which order. Pure.
+//!
+//! A window's samples lie in a few runs of blocks, so all its micro-batches belong to one lane: no other has to read
+//! those blocks. The windows of an epoch are shuffled, laid end to end, and cut into one piece a lane, exactly as long
+//! as the lane has slots in that epoch. A cut may divide a window in two smaller ones, which costs at most one block
+//! read twice; so an epoch holds its own micro-batches and no others, and to seek is to compute another epoch.
+//! A lane keeps a few windows open and draws each micro-batch from one of them at random. In the first epoch a lane's
+//! first windows are small and grow, so that the first step needs few bytes.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use crate::{
+    manifest::BLOCK_ROWS,
+    order::{Order, Stream},
+    rng::{Purpose, Rng},
+    window::Windows,
+};
+
+/// Micro-batches of one stream that one lane runs together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Piece {
+    pub(crate) stream: u32,
+    /// Number of its first micro-batch in the stream.
+    pub(crate) first: u64,
+    /// Its micro-batches.
+    pub(crate) len: u32,
+}
+
+/// Windows that a lane keeps open: with few lanes more of them, so that a step mixes buckets.
+pub(crate) fn open_windows(lanes: usize) -> usize {
+    16usize.div_ceil(lanes).clamp(2, 4)
+}
+
+/// One epoch, walked in the order of its slots.
+#[derive(Debug)]
+pub(crate) struct LaneWalk {
+    pub(crate) epoch: u64,
+    /// First micro-batch of the next epoch, counted over the run.
+    end: u64,
+    /// The micro-batch that comes next.
+    next: u64,
+    lanes: Vec<Lane>,
+}
+
+#[derive(Debug)]
+struct Lane {
+    waiting: VecDeque<Piece>,
+    /// Open windows and how many of their micro-batches have been taken.
+    open: Vec<(Piece, u32)>,
+    rng: Rng,
+}
+
+impl LaneWalk {
+    pub(crate) fn new(order: &Order, epoch: u64) -> Self {
+        let (start, end) = (order.epoch_start(epoch), order.epoch_start(epoch + 1));
+        let open = open_windows(order.lanes());
+        let lanes = deal(order, epoch, start..end).into_iter().zip(0..).map(|(mut pieces, lane)| {
+            if epoch == 0 {
+                pieces = grow(order, pieces, open);
+            }
+            let mut waiting = VecDeque::from(pieces);
+            let first = waiting.len().min(open);
+            let open = waiting.drain(..first).map(|piece| (piece, 0)).collect();
+            let rng = Rng::keyed(order.settings().seed, Purpose::Lane, &[epoch, lane]);
+            Lane { waiting, open, rng }
+        });
+        Self { epoch, end, next: start, lanes: lanes.collect() }
+    }
+
+    /// Whether a micro-batch can be reached without starting again.
+    pub(crate) fn is_ahead(&self, micro_batch: u64) -> bool {
+        (self.next..self.end).contains(&micro_batch)
+    }
+
+    /// The window of a micro-batch, and its number in it. Everything before it is passed over.
+    pub(crate) fn take(&mut self, micro_batch: u64) -> (Piece, u32) {
+        assert!(self.is_ahead(micro_batch), "micro-batch {micro_batch} is passed or in another epoch");
+        loop {
+            let lane = (self.next % self.lanes.len() as u64) as usize;
+            let taken = self.lanes[lane].take();
+            self.next += 1;
+            if self.next > micro_batch {
+                return taken;
+            }
+        }
+    }
+
+    /// All windows of the epoch, whole, as long as none has been taken from.
+    fn pieces(&self) -> impl Iterator<Item = Piece> + '_ {
+        let of_lane = |lane: &'_ Lane| -> Vec<Piece> {
+            lane.open.iter().map(|(piece, _)| *piece).chain(lane.waiting.iter().copied()).collect()
+        };
+        self.lanes.iter().flat_map(of_lane)
+    }
+}
+
+impl Lane {
+    fn take(&mut self) -> (Piece, u32) {
+        let at = self.rng.below(self.open.len() as u64) as usize;
+        let (piece, taken) = &mut self.open[at];
+        let result = (*piece, *taken);
+        *taken += 1;
+        if *taken == piece.len {
+            match self.waiting.pop_front() {
+                Some(next) => self.open[at] = (next, 0),
+                None => drop(self.open.swap_remove(at)),
+            }
+        }
+        result
+    }
+}
+
+/// The windows of an epoch by lane.
+fn deal(order: &Order, epoch: u64, span: std::ops::Range<u64>) -> Vec<Vec<Piece>> {
+    let mut windows: Vec<Piece> = Vec::new();
+    for (stream, facts) in (0..).zip(order.streams()) {
+        let (mut at, end) = (facts.before_epoch(epoch), facts.before_epoch(epoch + 1));
+        while at < end {
+            let until = facts.window_of(at).end.min(end);
+            windows.push(Piece { stream, first: at, len: (until - at) as u32 });
+            at = until;
+        }
+    }
+    Rng::keyed(order.settings().seed, Purpose::Epoch, &[epoch]).shuffle(&mut windows);
+    let num_lanes = order.lanes() as u64;
+    // Slots s < n with s mod L == lane.
+    let below = |n: u64, lane: u64| n / num_lanes + u64::from(n % num_lanes > lane);
+    let mut windows = windows.into_iter();
+    let mut left: Option<Piece> = None;
+    let fill = |lane: u64| {
+        let mut room = below(span.end, lane) - below(span.start, lane);
+        let mut pieces = Vec::new();
+        while room > 0 {
+            let mut piece = left.take().or_else(|| windows.next()).expect("lanes have as many slots as there are");
+            if u64::from(piece.len) > room {
+                let rest = Piece { first: piece.first + room, len: piece.len - room as u32, ..piece };
+                piece.len = room as u32;
+                left = Some(rest);
+            }
+            room -= u64::from(piece.len);
+            pieces.push(piece);
+        }
+        pieces
+    };
+    (0..num_lanes).map(fill).collect()
+}
+
+/// Cuts the first windows of a lane into small ones that grow, between blocks.
+fn grow(order: &Order, pieces: Vec<Piece>, num_windows: usize) -> Vec<Piece> {
+    let mut grown = Vec::with_capacity(pieces.len());
+    // One of each window in turn: all of a lane's open windows are small at first.
+    let mut parts: Vec<VecDeque<Piece>> = Vec::new();
+    for piece in &pieces[..num_windows.min(pieces.len())] {
+        let mut len = smallest(&order.streams()[piece.stream as usize]);
+        let (mut at, end) = (piece.first, piece.first + u64::from(piece.len));
+        let mut cut = VecDeque::new();
+        while at < end {
+            let part = len.min((end - at) as u32);
+            cut.push_back(Piece { stream: piece.stream, first: at, len: part });
+            at += u64::from(part);
+            len = len.saturating_mul(2);
+        }
+        parts.push(cut);
+    }
+    while parts.iter().any(|cut| !cut.is_empty()) {
+        grown.extend(parts.iter_mut().filter_map(VecDeque::pop_front));
+    }
+    grown.extend(pieces.into_iter().skip(num_windows));
+    grown
+}
+
+/// Micro-batches of the smallest whole number of blocks.
+fn smallest(stream: &Stream) -> u32 {
+    let (block, size) = (u64::from(BLOCK_ROWS), u64::from(stream.size));
+    (lcm(block, size) / size) as u32
+}
+
+/// Least common multiple.
+pub(crate) fn lcm(a: u64, b: u64) -> u64 {
+    let (mut x, mut y) = (a, b);
+    while y != 0 {
+        (x, y) = (y, x % y);
+    }
+    a / x * b
+}
+
+/// Rows that an epoch of `window` mode reads, in whole blocks, over the rows that it delivers: the factor by which
+/// bytes are fetched more often than they are needed. Deleted rows, which are in the blocks, come on top.
+pub fn amplification(order: &Order, epoch: u64) -> f64 {
+    let mut windows = Windows::new(order.clone().into());
+    let (mut read, mut needed) = (0, 0);
+    for piece in LaneWalk::new(order, epoch).pieces() {
+        let mut blocks = BTreeSet::new();
+        for span in windows.spans(&piece) {
+            needed += span.rows.len() as u64;
+            let block = |row: u32| (row - span.run_start) / BLOCK_ROWS;
+            for block in block(span.rows.start)..=block(span.rows.end - 1) {
+                let rows = windows.run_end(piece.stream, span.run_start) - span.run_start - block * BLOCK_ROWS;
+                blocks.insert((span.run_start, block, rows.min(BLOCK_ROWS)));
+            }
+        }
+        read += blocks.iter().map(|&(_, _, rows)| u64::from(rows)).sum::<u64>();
+    }
+    read as f64 / (needed as f64).max(1.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn least_common_multiples() {
+        assert_eq!([lcm(32, 16), lcm(32, 12), lcm(32, 7), lcm(1, 1)], [32, 96, 224, 1]);
+    }
+
+    #[test]
+    fn few_lanes_keep_more_windows_open() {
+        assert_eq!([1, 4, 8, 16, 64].map(open_windows), [4, 4, 2, 2, 2]);
+    }
+}

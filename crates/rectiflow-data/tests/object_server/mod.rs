@@ -1,0 +1,309 @@
+//! An object store for tests and measurements: files of a folder over HTTP/1.1, as S3 serves them, with faults.
+//!
+//! Written by hand on plain sockets, since the faults that matter are below what an HTTP library lets a handler do: a
+//! connection that is closed in the middle of a body, a body that stops coming, a length that is a lie. It counts every
+//! request and every byte of a body that it sends. S3's GET with a range, HEAD, PUT and multipart upload, path style;
+//! no signature is checked.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    ops::Range,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+/// What goes wrong with one request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(dead_code, reason = "each user of this file has its own faults")]
+pub(crate) enum Fault {
+    /// This status and a few words instead of the object.
+    Status(u16),
+    /// The connection is closed without an answer.
+    Hangup,
+    /// The body ends after so many bytes, and the connection with it.
+    Cut(usize),
+    /// After so many bytes nothing more comes, until the client goes away.
+    Stall(usize),
+    /// Not even the head of the answer comes, until the client goes away.
+    Silence,
+    /// One byte of the body is wrong.
+    Flip(usize),
+    /// The object has another version's ETag, with the same bytes.
+    OtherTag,
+    /// The answer is delayed.
+    Slow(Duration),
+    /// The whole object instead of the range, as servers without ranges answer.
+    NoRanges,
+}
+
+/// A request as it came.
+#[derive(Debug, Clone)]
+#[allow(dead_code, reason = "each user of this file looks at its own fields")]
+pub(crate) struct Request {
+    /// From 0, over all connections.
+    pub(crate) number: u64,
+    /// GET, HEAD, PUT, POST or DELETE.
+    pub(crate) method: String,
+    /// Path of the file below the folder.
+    pub(crate) name: String,
+    /// What follows the question mark.
+    pub(crate) query: String,
+    /// The bytes asked for.
+    pub(crate) range: Option<Range<u64>>,
+    /// How often this file and range has been asked for before.
+    pub(crate) repeat: u64,
+}
+
+/// What the server has done so far.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Served {
+    pub(crate) requests: u64,
+    /// Bytes of bodies that were sent.
+    pub(crate) bytes: u64,
+    /// Requests of each file and range, in order of their arrival.
+    pub(crate) names: Vec<(String, Option<Range<u64>>)>,
+}
+
+type Faults = dyn Fn(&Request) -> Option<Fault> + Send + Sync;
+
+struct State {
+    root: PathBuf,
+    faults: Box<Faults>,
+    served: Mutex<Served>,
+    /// Parts of multipart uploads, by file and number.
+    parts: Mutex<BTreeMap<(String, u32), Vec<u8>>>,
+    stopping: AtomicBool,
+}
+
+/// A running server. It stops when dropped.
+pub(crate) struct ObjectServer {
+    address: SocketAddr,
+    state: Arc<State>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl ObjectServer {
+    /// Serves the files below `root` on a free port of the loopback.
+    pub(crate) fn start(root: &Path, faults: impl Fn(&Request) -> Option<Fault> + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("the loopback has a free port");
+        let address = listener.local_addr().expect("a bound socket has an address");
+        let state = Arc::new(State {
+            root: root.to_owned(),
+            faults: Box::new(faults),
+            served: Mutex::default(),
+            parts: Mutex::default(),
+            stopping: AtomicBool::new(false),
+        });
+        let accepting = state.clone();
+        let thread = thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                if accepting.stopping.load(Ordering::SeqCst) {
+                    return;
+                }
+                let state = accepting.clone();
+                thread::spawn(move || drop(serve(&state, stream)));
+            }
+        });
+        Self { address, state, thread: Some(thread) }
+    }
+
+    /// `http://127.0.0.1:PORT`.
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    pub(crate) fn served(&self) -> Served {
+        lock(&self.state.served).clone()
+    }
+
+    /// Counts from zero again.
+    #[allow(dead_code, reason = "not every user counts twice")]
+    pub(crate) fn reset(&self) {
+        *lock(&self.state.served) = Served::default();
+    }
+}
+
+impl Drop for ObjectServer {
+    fn drop(&mut self) {
+        self.state.stopping.store(true, Ordering::SeqCst);
+        drop(TcpStream::connect(self.address));
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Answers the requests of one connection, until either side closes it.
+fn serve(state: &State, stream: TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let mut out = stream;
+    while let Some((mut request, body)) = read_request(&mut reader)? {
+        {
+            let mut served = lock(&state.served);
+            request.number = served.requests;
+            let key = (request.name.clone(), request.range.clone());
+            request.repeat = served.names.iter().filter(|known| **known == key).count() as u64;
+            served.requests += 1;
+            served.names.push(key);
+        }
+        let fault = (state.faults)(&request);
+        if !answer(state, &request, body, fault, &mut out)? {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn read_request(reader: &mut BufReader<TcpStream>) -> std::io::Result<Option<(Request, Vec<u8>)>> {
+    let mut line = String::new();
+    if reader.read_line(&mut line)? == 0 {
+        return Ok(None);
+    }
+    let mut words = line.split_whitespace();
+    let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let name = path.trim_start_matches('/').to_owned();
+    let mut request =
+        Request { number: 0, method: method.to_owned(), name, query: query.to_owned(), range: None, repeat: 0 };
+    let (mut length, mut expects) = (0, false);
+    loop {
+        let mut header = String::new();
+        reader.read_line(&mut header)?;
+        let Some((key, value)) = header.trim_end().split_once(':') else { break };
+        match (key.to_ascii_lowercase().as_str(), value.trim()) {
+            ("content-length", value) => length = value.parse().unwrap_or(0),
+            ("expect", _) => expects = true,
+            ("range", value) => {
+                let bounds = value.strip_prefix("bytes=").and_then(|range| range.split_once('-'));
+                let parse = |(from, to): (&str, &str)| Some(from.parse().ok()?..to.parse::<u64>().ok()? + 1);
+                request.range = bounds.and_then(parse);
+            }
+            _ => {}
+        }
+    }
+    if expects {
+        reader.get_mut().write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body)?;
+    Ok(Some((request, body)))
+}
+
+/// Answers one request; false where the connection is to be closed.
+fn answer(
+    state: &State,
+    request: &Request,
+    body: Vec<u8>,
+    fault: Option<Fault>,
+    out: &mut TcpStream,
+) -> std::io::Result<bool> {
+    match fault {
+        Some(Fault::Hangup) => return Ok(false),
+        Some(Fault::Silence) => return wait_for_end(out),
+        Some(Fault::Status(status)) => return words(out, status, "<Error><Code>Injected</Code></Error>"),
+        Some(Fault::Slow(delay)) => thread::sleep(delay),
+        _ => {}
+    }
+    if matches!(request.method.as_str(), "PUT" | "POST" | "DELETE") {
+        return store(state, request, body, out);
+    }
+    let Ok(file) = fs::File::open(state.root.join(&request.name)) else {
+        return words(out, 404, "<Error><Code>NoSuchKey</Code></Error>");
+    };
+    let size = file.metadata()?.len();
+    let range = request.range.clone().filter(|_| fault != Some(Fault::NoRanges));
+    let (status, range) = match range {
+        Some(range) if range.start >= size => return words(out, 416, ""),
+        Some(range) => (206, range.start..range.end.min(size)),
+        None => (200, 0..size),
+    };
+    let mut bytes = vec![0; (range.end - range.start) as usize];
+    std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, range.start)?;
+    let tag = if fault == Some(Fault::OtherTag) { "other" } else { "tag" };
+    let mut head = format!(
+        "HTTP/1.1 {status} OK\r\nContent-Length: {}\r\nETag: \"{tag}-{size}\"\r\nAccept-Ranges: bytes\r\n\
+         Last-Modified: Tue, 24 Nov 2026 06:00:00 GMT\r\n",
+        bytes.len()
+    );
+    if status == 206 {
+        head += &format!("Content-Range: bytes {}-{}/{size}\r\n", range.start, range.end - 1);
+    }
+    out.write_all(format!("{head}\r\n").as_bytes())?;
+    if request.method == "HEAD" {
+        return Ok(true);
+    }
+    let (sent, then) = match fault {
+        Some(Fault::Cut(at)) => (at.min(bytes.len()), Some(Fault::Cut(at))),
+        Some(Fault::Stall(at)) => (at.min(bytes.len()), Some(Fault::Stall(at))),
+        Some(Fault::Flip(at)) => {
+            let at = at % bytes.len().max(1);
+            bytes[at] ^= 0x10;
+            (bytes.len(), None)
+        }
+        _ => (bytes.len(), None),
+    };
+    out.write_all(&bytes[..sent])?;
+    lock(&state.served).bytes += sent as u64;
+    match then {
+        Some(Fault::Stall(_)) => wait_for_end(out),
+        Some(_) => Ok(false),
+        None => Ok(true),
+    }
+}
+
+/// Sends nothing until the client closes the connection.
+fn wait_for_end(out: &mut TcpStream) -> std::io::Result<bool> {
+    let mut byte = [0];
+    while out.read(&mut byte)? > 0 {}
+    Ok(false)
+}
+
+fn words(out: &mut TcpStream, status: u16, body: &str) -> std::io::Result<bool> {
+    let head = format!("HTTP/1.1 {status} Injected\r\nContent-Type: application/xml\r\nContent-Length: {}", body.len());
+    out.write_all(format!("{head}\r\n\r\n{body}").as_bytes())?;
+    Ok(true)
+}
+
+/// PUT of an object or a part, and the requests around a multipart upload.
+fn store(state: &State, request: &Request, body: Vec<u8>, out: &mut TcpStream) -> std::io::Result<bool> {
+    let name = &request.name;
+    let part = request.query.split('&').find_map(|pair| pair.strip_prefix("partNumber=")?.parse::<u32>().ok());
+    match (request.method.as_str(), part) {
+        ("PUT", Some(number)) => drop(lock(&state.parts).insert((name.clone(), number), body)),
+        ("PUT", None) => write(state, name, &body)?,
+        ("POST", _) if request.query.starts_with("uploads") => {
+            let upload = "<InitiateMultipartUploadResult><UploadId>1</UploadId></InitiateMultipartUploadResult>";
+            return words(out, 200, upload);
+        }
+        ("POST", _) => {
+            let parts = std::mem::take(&mut *lock(&state.parts));
+            let (whole, others): (Vec<_>, Vec<_>) = parts.into_iter().partition(|((of, _), _)| of == name);
+            lock(&state.parts).extend(others);
+            write(state, name, &whole.into_iter().flat_map(|(_, part)| part).collect::<Vec<u8>>())?;
+            let done = "<CompleteMultipartUploadResult><ETag>\"whole\"</ETag></CompleteMultipartUploadResult>";
+            return words(out, 200, done);
+        }
+        _ => lock(&state.parts).retain(|(of, _), _| of != name),
+    }
+    out.write_all(b"HTTP/1.1 200 OK\r\nETag: \"new\"\r\nContent-Length: 0\r\n\r\n")?;
+    Ok(true)
+}
+
+fn write(state: &State, name: &str, bytes: &[u8]) -> std::io::Result<()> {
+    let path = state.root.join(name);
+    fs::create_dir_all(path.parent().expect("an object has a folder"))?;
+    fs::write(path, bytes)
+}
