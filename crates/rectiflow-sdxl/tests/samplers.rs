@@ -13,6 +13,7 @@ use rectiflow_sdxl::{
     discrete,
     error::Result,
     flow::Parameterization,
+    guidance::rescaled,
     sampler::{Course, Sampler},
     schedule::{NoiseLevels, Schedule},
     stochastic::{self, Stochastic},
@@ -30,7 +31,19 @@ const STOCHASTIC: [Sampler; 2] = [Sampler::EulerAncestral, Sampler::DpmPp2mSde];
 struct Golden {
     samplers: Vec<Case>,
     eps_form_on_flow: BTreeMap<Sampler, f64>,
+    rescale_cfg: Vec<RescaleCase>,
     brownian: Vec<BrownianCase>,
+}
+
+#[derive(Deserialize)]
+struct RescaleCase {
+    sigma: f64,
+    cfg: f64,
+    share: f64,
+    x: Vec<f64>,
+    cond: Vec<f64>,
+    uncond: Vec<f64>,
+    denoised: Vec<f64>,
 }
 
 #[derive(Deserialize)]
@@ -101,6 +114,18 @@ fn every_sampler_ends_where_comfyui_does() {
         // The first level of a flow model is rounded to fp32 in dpmpp_2m_sde; nothing else is rounded.
         let tolerance = if case.sampler == Sampler::DpmPp2mSde { 1e-6 } else { 1e-10 };
         assert!(difference < tolerance, "{} {}: {difference:e}", case.parameterization, case.sampler);
+    }
+}
+
+#[test]
+fn rescaled_guidance_is_comfyuis() {
+    for case in golden().rescale_cfg {
+        let tensor = |values: &[f64]| Tensor::from_slice(values).view([2, 4, 3, 2]);
+        let (cond, uncond) = (tensor(&case.cond), tensor(&case.uncond));
+        let guided = &uncond + (&cond - &uncond) * case.cfg;
+        let ours = rescaled(&tensor(&case.x), case.sigma, &cond, &guided, case.share);
+        assert!(largest(&(&ours - tensor(&case.denoised))) < 1e-10, "sigma {}", case.sigma);
+        assert!(largest(&(ours - guided)) > 0.1, "rescaling must have done something");
     }
 }
 
