@@ -181,7 +181,8 @@ impl<'a> Guided<'a> {
             }
         }
         if self.guidance.is_perturbed() {
-            guided = guided + (cond - &parts[parts.len() - 1]) * self.guidance.pag_scale;
+            // Not in place: without CFG it is the prompt's own prediction.
+            guided = &guided + (cond - &parts[parts.len() - 1]) * self.guidance.pag_scale;
         }
         guided
     }
