@@ -4,10 +4,13 @@
 //! that answer and nothing else, once, at the end; progress and logs go to standard error.
 
 mod answer;
+mod bench;
+mod dtype;
 mod export;
 mod forward;
 mod inspect;
 mod log;
+mod model_card;
 mod numbers;
 mod plot;
 mod prep;
@@ -52,6 +55,7 @@ enum Command {
     Schedule(schedule::Args),
     Tokens(tokens::Args),
     Forward(forward::Args),
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -75,6 +79,7 @@ fn run(command: Command) -> anyhow::Result<Answer> {
         Command::Schedule(args) => schedule::run(&args),
         Command::Tokens(args) => Ok(tokens::run(&args)),
         Command::Forward(args) => forward::run(&args),
+        Command::Bench(args) => bench::run(&args),
     }
 }
 

@@ -91,7 +91,7 @@ pub(crate) struct Args {
     out: PathBuf,
 }
 
-fn parse_size(text: &str) -> Result<(u32, u32), String> {
+pub(crate) fn parse_size(text: &str) -> Result<(u32, u32), String> {
     let expected = || format!("expected width x height in pixels, such as 1024x1024, found \"{text}\"");
     let (width, height) = text.split_once('x').ok_or_else(expected)?;
     Ok((width.parse().map_err(|_| expected())?, height.parse().map_err(|_| expected())?))

@@ -75,6 +75,10 @@ const MISTAKES: &[(&[&str], i32, &[&str])] = &[
     (&["export", "--model", "m", "--format", "ckpt", "--out", "o"], 2, &["single-file", "diffusers"]),
     (&["export", "--model", "nowhere", "--format", "diffusers", "--out", "o"], 1, &["nowhere"]),
     (&["import", "absent.safetensors", "--out", "o"], 1, &["absent.safetensors"]),
+    (&["bench"], 2, &["sample"]),
+    (&["bench", "sample", "--model", "nowhere"], 1, &["nowhere"]),
+    (&["bench", "sample", "--model", "nowhere", "--rounds", "0"], 2, &["--rounds"]),
+    (&["bench", "sample", "--model", "nowhere", "--dtype", "fp16"], 2, &["fp32", "bf16"]),
     (&["report", "no/such/run"], 1, &["no/such/run", "metrics.jsonl"]),
 ];
 
@@ -99,7 +103,7 @@ fn every_command_explains_itself() {
     let overview = stdout(&output);
     assert!(overview.contains("Exit codes"), "{overview}");
     let commands =
-        ["prep", "inspect", "train", "sample", "export", "import", "report", "schedule", "tokens", "forward"];
+        ["prep", "inspect", "train", "sample", "export", "import", "report", "schedule", "tokens", "forward", "bench"];
     for command in commands {
         let line = overview.lines().find(|line| line.trim_start().starts_with(command));
         let line = line.unwrap_or_else(|| panic!("{command} is not in the overview"));

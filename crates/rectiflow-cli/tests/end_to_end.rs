@@ -166,8 +166,8 @@ fn sample_and_export(folder: &Path, checkpoint: &Path) {
         let [a, b] = [&diffusers, &imported].map(|root| fs::read(root.join(part)).expect("both have the component"));
         assert!(a == b, "{part} differs after a round trip through the single file");
     }
-    let pictures = [checkpoint, diffusers.as_path()].map(|model| {
-        let out = model.join("sampled");
+    let pictures = [checkpoint, diffusers.as_path(), single.as_path()].map(|model| {
+        let out = folder.join("sampled").join(model.file_name().expect("models have names"));
         let arguments =
             ["sample", "--model", text(model), "--prompt", "a red disc", "--steps", "3", "--size", "128x96"];
         succeed(&[&arguments[..], &["--seed", "5", "--out", text(&out)]].concat());
@@ -181,6 +181,16 @@ fn sample_and_export(folder: &Path, checkpoint: &Path) {
     });
     assert_eq!(pictures[0].dimensions(), (128, 96));
     assert!(pictures[0] == pictures[1], "the checkpoint and its export draw different pictures");
+    assert!(pictures[0] == pictures[2], "the checkpoint and its single file draw different pictures");
+    for card in [diffusers.join("README.md"), single.with_extension("md")] {
+        let card = fs::read_to_string(card).expect("an export has a model card");
+        assert!(card.contains("| updates | 20 |") && card.contains("samples = 80"), "{card}");
+    }
+    let size = ["--size", "64x64", "--steps", "2", "--rounds", "1", "--json"];
+    let measured = succeed(&[&["bench", "sample", "--model", text(&single)][..], &size].concat());
+    let answer = String::from_utf8(measured.stdout).expect("the answer is UTF-8");
+    let answer: serde_json::Value = serde_json::from_str(answer.trim()).expect("the answer is one object");
+    assert!(answer["images_per_sec"].as_f64().is_some_and(|speed| speed > 0.0), "{answer}");
     sample_with_everything(folder, &diffusers);
     refuse_what_cannot_be_drawn(folder, &diffusers);
 }

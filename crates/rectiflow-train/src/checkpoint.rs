@@ -14,11 +14,13 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
+    fs,
     path::{Path, PathBuf},
+    sync::OnceLock,
 };
 
 use rectiflow_sdxl::{
+    durable::{rename_folder, write_bytes},
     flow::ObjectiveSettings,
     model::Component,
     tensor_file::{TensorFile, write_tensors},
@@ -62,7 +64,7 @@ pub struct Saved {
 pub struct Frozen {
     /// The component's folder, absolute.
     pub path: PathBuf,
-    /// BLAKE3 over its weight files, hexadecimal.
+    /// BLAKE3 over its weights ([`hash_weights`]), hexadecimal.
     pub blake3: String,
 }
 
@@ -130,22 +132,19 @@ impl Checkpoints {
             fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
             let config = part.source.join("config.json");
             let text = fs::read(&config).map_err(Error::io(&config))?;
-            write_synced(&folder.join("config.json"), &text)?;
+            write_bytes(&folder.join("config.json"), &text)?;
             part.parameters.save(&folder.join(part.component.weights_name()), None)?;
-            sync_folder(&folder)?;
         }
         let vectors = [("mean", &state.optimizer.mean), ("mean_square", &state.optimizer.mean_square)];
         write_tensors(&unfinished.join(OPTIMIZER), vectors, None, &[])?;
-        write_synced(&unfinished.join("recipe.toml"), recipe.as_bytes())?;
+        write_bytes(&unfinished.join("recipe.toml"), recipe.as_bytes())?;
         let json = serde_json::to_vec_pretty(saved).expect("the state is plain data that JSON can hold");
-        write_synced(&unfinished.join(STATE), &json)?;
-        sync_folder(&unfinished)?;
+        write_bytes(&unfinished.join(STATE), &json)?;
         if place.exists() {
             // The same step saved again, e.g. by an interrupt right after a resume: the new one is as good.
             fs::remove_dir_all(&place).map_err(Error::io(&place))?;
         }
-        fs::rename(&unfinished, &place).map_err(Error::io(&place))?;
-        sync_folder(&self.folder)?;
+        rename_folder(&unfinished, &place)?;
         self.prune()?;
         Ok(place)
     }
@@ -194,29 +193,86 @@ pub fn is_checkpoint(folder: &Path) -> bool {
     folder.join(STATE).is_file()
 }
 
-/// The folder of each component of a model: a diffusers folder's own, or a checkpoint's own and its frozen ones.
-///
-/// # Errors
-/// [`Error::Checkpoint`] where a frozen component is gone or has changed since.
-pub fn component_folder(model: &Path, component: Component) -> Result<PathBuf> {
-    if !is_checkpoint(model) {
-        return Ok(component.find(model)?);
+/// Where the components of a model are, each found once. Gigabytes are hashed at most once a component, and only where
+/// somebody asks or a checkpoint names a hash that must be right.
+#[derive(Debug)]
+pub struct Components {
+    folders: BTreeMap<Component, PathBuf>,
+    hashes: BTreeMap<Component, OnceLock<String>>,
+}
+
+impl Components {
+    /// The components of a model: a diffusers folder's own, or a checkpoint's own and its frozen ones.
+    ///
+    /// # Errors
+    /// [`Error::Model`] where one is missing, [`Error::Checkpoint`] where a frozen one is gone or has changed since.
+    pub fn find(model: &Path) -> Result<Self> {
+        let mut frozen = if is_checkpoint(model) { Some(Saved::read(model)?.frozen) } else { None };
+        let (mut folders, mut hashes) = (BTreeMap::new(), BTreeMap::new());
+        for component in Component::ALL {
+            let hash = OnceLock::new();
+            let folder = match &mut frozen {
+                None => component.find(model)?,
+                Some(frozen) => match frozen.remove(component.folder()) {
+                    None => model.join(component.folder()),
+                    Some(part) => {
+                        check_unchanged(model, component, &part)?;
+                        hash.get_or_init(|| part.blake3);
+                        part.path
+                    }
+                },
+            };
+            folders.insert(component, folder);
+            hashes.insert(component, hash);
+        }
+        Ok(Self { folders, hashes })
     }
-    let Some(frozen) = Saved::read(model)?.frozen.remove(component.folder()) else {
-        return Ok(model.join(component.folder()));
-    };
+
+    /// As [`Self::find`], or of a single-file checkpoint, which all of them are in.
+    ///
+    /// # Errors
+    /// As [`Self::find`].
+    pub fn locate(model: &Path) -> Result<Self> {
+        if !model.is_file() {
+            return Self::find(model);
+        }
+        let folders = Component::ALL.map(|component| (component, model.to_owned()));
+        let hashes = Component::ALL.map(|component| (component, OnceLock::new()));
+        Ok(Self { folders: folders.into(), hashes: hashes.into() })
+    }
+
+    /// The folder of a component, with its `config.json`; the file where all are in one.
+    pub fn folder(&self, component: Component) -> &Path {
+        &self.folders[&component]
+    }
+
+    /// BLAKE3 over the component's weights, see [`hash_weights`].
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn blake3(&self, component: Component) -> Result<&str> {
+        let hash = &self.hashes[&component];
+        if hash.get().is_none() {
+            let found = hash_weights(component, self.folder(component))?;
+            hash.get_or_init(|| found);
+        }
+        Ok(hash.get().expect("it was just set"))
+    }
+}
+
+fn check_unchanged(checkpoint: &Path, component: Component, frozen: &Frozen) -> Result<()> {
     let broken = |reason: String| Error::Checkpoint { path: frozen.path.clone(), reason };
-    let found = hash_weights(&frozen.path)
-        .map_err(|e| broken(format!("the checkpoint {} needs this {}: {e}", model.display(), component.name())))?;
-    if found != frozen.blake3 {
-        return Err(broken(format!(
-            "the {} has changed since the checkpoint {} was written: expected BLAKE3 {}, found {found}; put the old one back",
-            component.name(),
-            model.display(),
-            frozen.blake3
-        )));
+    let (name, checkpoint) = (component.name(), checkpoint.display());
+    let found = hash_weights(component, &frozen.path)
+        .map_err(|e| broken(format!("the checkpoint {checkpoint} needs this {name}: {e}")))?;
+    if found == frozen.blake3 {
+        return Ok(());
     }
-    Ok(frozen.path)
+    let expected = &frozen.blake3;
+    Err(broken(format!(
+        "the {name} has changed since the checkpoint {checkpoint} was written: expected BLAKE3 {expected}, found \
+         {found}; put the old one back"
+    )))
 }
 
 /// Puts a checkpoint's numbers into a run's state. Shapes and names must be those of the run.
@@ -253,23 +309,24 @@ pub fn restore(checkpoint: &Path, trained: &[Trained], state: &mut TrainState) -
     Ok(saved)
 }
 
-/// BLAKE3 over a component's weight files in the order of their names, hexadecimal.
+/// BLAKE3 over a component's tensors: names, dtypes, shapes and elements, in the order of their names, hexadecimal. The
+/// same for the same numbers, however they are cut into files and whatever else the files say, so that a model that was
+/// exported again still fits the data sets and checkpoints that name it.
 ///
 /// # Errors
-/// [`Error::Io`].
-pub fn hash_weights(folder: &Path) -> Result<String> {
-    let mut paths = Vec::new();
-    for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
-        let path = entry.map_err(Error::io(folder))?.path();
-        if path.extension().is_some_and(|extension| extension == "safetensors") {
-            paths.push(path);
-        }
-    }
-    paths.sort();
+/// [`Error::Model`] for missing or unusable weight files.
+pub fn hash_weights(component: Component, folder: &Path) -> Result<String> {
+    let files = component.weight_files(folder)?;
+    let files = files.iter().map(|path| TensorFile::open(path)).collect::<rectiflow_sdxl::Result<Vec<_>>>()?;
+    let mut tensors: Vec<(&str, &TensorFile)> =
+        files.iter().flat_map(|file| file.names().map(move |name| (name, file))).collect();
+    tensors.sort_unstable_by_key(|(name, _)| *name);
     let mut hasher = blake3::Hasher::new();
-    for path in paths {
-        let mut file = File::open(&path).map_err(Error::io(&path))?;
-        hasher.update_reader(&mut file).map_err(Error::io(&path))?;
+    for (name, file) in tensors {
+        let parts = (file.kind(name), file.shape(name), file.bytes(name));
+        let (Some(kind), Some(shape), Some(bytes)) = parts else { unreachable!("{name} is one of the file's names") };
+        hasher.update(format!("{name}\0{kind:?}\0{shape:?}\0").as_bytes());
+        hasher.update(bytes);
     }
     Ok(hasher.finalize().to_hex().to_string())
 }
@@ -280,12 +337,32 @@ fn step_of(path: &Path) -> Option<u64> {
     path.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()
 }
 
-fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
-    fs::write(path, bytes).map_err(Error::io(path))?;
-    File::open(path).and_then(|file| file.sync_all()).map_err(Error::io(path))
-}
+#[cfg(test)]
+mod tests {
+    use tch::Tensor;
 
-/// A new name in a folder is safe only when the folder is on disk.
-fn sync_folder(path: &Path) -> Result<()> {
-    File::open(path).and_then(|folder| folder.sync_all()).map_err(Error::io(path))
+    use super::*;
+
+    #[test]
+    fn a_hash_of_weights_depends_on_the_numbers_alone() {
+        let (a, b) = (Tensor::from_slice(&[1f32, 2.0]), Tensor::from_slice(&[3f32]));
+        let folder = |files: &[(&str, &[(&str, &Tensor)])], metadata: &[(&str, &str)]| {
+            let dir = tempfile::tempdir().expect("a temporary folder");
+            for (name, tensors) in files {
+                write_tensors(&dir.path().join(name), tensors.iter().copied(), None, metadata).expect("writes");
+            }
+            dir
+        };
+        let hash = |dir: &tempfile::TempDir| hash_weights(Component::Vae, dir.path()).expect("it can be hashed");
+        let whole = "diffusion_pytorch_model.safetensors";
+        let one = folder(&[(whole, &[("a", &a), ("b", &b)])], &[]);
+        let told = folder(&[(whole, &[("b", &b), ("a", &a)])], &[("format", "pt")]);
+        let cut = folder(&[("1.safetensors", &[("b", &b)]), ("2.safetensors", &[("a", &a)])], &[]);
+        let index = r#"{"weight_map": {"a": "2.safetensors", "b": "1.safetensors"}}"#;
+        fs::write(cut.path().join(format!("{whole}.index.json")), index).expect("writes");
+        assert_eq!(hash(&one), hash(&told));
+        assert_eq!(hash(&one), hash(&cut));
+        let other = folder(&[(whole, &[("a", &b), ("b", &a)])], &[]);
+        assert_ne!(hash(&one), hash(&other));
+    }
 }

@@ -6,7 +6,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Tensor, no_grad};
 
-use crate::flat::part;
+use crate::{
+    flat::part,
+    workers::{Shared, Workers},
+};
 
 /// `[optimizer]`: AdamW. The defaults are the article's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -64,14 +67,24 @@ impl AdamW {
     }
 
     /// Update number `update` (from 1) of `values` by `gradients`; `rates` gives each part's learning rate.
-    pub fn update(&mut self, values: &Tensor, gradients: &Tensor, update: u64, rates: &[(Range<i64>, f64)]) {
-        no_grad(|| {
-            for (range, rate) in rates {
-                for start in range.clone().step_by(CHUNK) {
-                    let chunk = start..range.end.min(start + CHUNK as i64);
-                    self.update_chunk(values, gradients, update, &chunk, *rate);
-                }
-            }
+    pub(crate) fn update(
+        &mut self,
+        values: &Tensor,
+        gradients: &Tensor,
+        update: u64,
+        rates: &[(Range<i64>, f64)],
+        workers: &Workers,
+    ) {
+        let chunks = |(range, rate): &(Range<i64>, f64)| {
+            let (end, rate) = (range.end, *rate);
+            range.clone().step_by(CHUNK).map(move |start| (start..end.min(start + CHUNK as i64), rate))
+        };
+        let chunks: Vec<(Range<i64>, f64)> = rates.iter().flat_map(chunks).collect();
+        // SAFETY: each worker reads and writes the elements of its own chunks, and chunks do not overlap.
+        let shared = unsafe { Shared::new((&*self, values, gradients)) };
+        workers.map(&chunks, |(chunk, rate)| {
+            let (optimizer, values, gradients) = shared.get();
+            no_grad(|| optimizer.update_chunk(values, gradients, update, chunk, *rate));
         });
     }
 
@@ -99,7 +112,11 @@ const CHUNK: usize = 1 << 16;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Kind;
+    use tch::{Device, Kind};
+
+    fn workers() -> Workers {
+        Workers::new(Device::Cpu, 2)
+    }
 
     /// torch.optim.AdamW of torch 2.13.0, by scripts/golden/adamw.py.
     #[derive(Deserialize)]
@@ -124,7 +141,7 @@ mod tests {
                 let gradient = Tensor::from_slice(gradient).to_kind(Kind::Float);
                 // Two parts of equal rate: the split must not show.
                 let rates = [(0..2, case.rate), (2..case.start.len() as i64, case.rate)];
-                optimizer.update(&values, &gradient, index as u64 + 1, &rates);
+                optimizer.update(&values, &gradient, index as u64 + 1, &rates, &workers());
                 let wanted = Tensor::from_slice(wanted).to_kind(Kind::Float);
                 let error = (&values - &wanted).norm() / wanted.norm();
                 assert!(f64::try_from(&error).expect("a scalar") < 1e-6, "update {}: {error}", index + 1);
@@ -136,7 +153,8 @@ mod tests {
     fn a_part_without_rate_keeps_its_values() {
         let values = Tensor::from_slice(&[1f32, 2.0, 3.0, 4.0]);
         let mut optimizer = AdamW::new(AdamWConfig::default(), &values);
-        optimizer.update(&values, &Tensor::ones([4], (Kind::Float, tch::Device::Cpu)), 1, &[(0..2, 0.1), (2..4, 0.0)]);
+        let ones = Tensor::ones([4], (Kind::Float, tch::Device::Cpu));
+        optimizer.update(&values, &ones, 1, &[(0..2, 0.1), (2..4, 0.0)], &workers());
         let after = Vec::<f32>::try_from(&values).expect("a vector");
         assert!(after[0] < 1.0 && after[1] < 2.0);
         assert_eq!(after[2..], [3.0, 4.0]);

@@ -15,7 +15,7 @@ use rectiflow_data::{batch::Source, dataset::Dataset, loader::Loader, manifest::
 use rectiflow_sdxl::model::{Component, Model};
 
 use crate::{
-    checkpoint::{self, Checkpoints, Frozen, Saved, Trained},
+    checkpoint::{self, Checkpoints, Components, Frozen, Saved, Trained},
     config::{Checked, TextEncoders},
     error::{Error, Result},
     flat::FlatParameters,
@@ -26,6 +26,7 @@ use crate::{
     state::{Position, TrainState},
     step::Stepper,
     testloss::TestTable,
+    workers::Workers,
 };
 
 /// How a run was left.
@@ -50,10 +51,12 @@ pub fn train(checked: &Checked, stop: &AtomicBool, observe: &mut dyn FnMut(&Even
     let _lock = lock(run_dir)?;
     let checkpoints = Checkpoints::open(run_dir, checked.recipe.checkpoint.keep)?;
     let sources = open_sources(checked)?;
-    check_vae(checked, &sources)?;
+    let base = Components::find(&checked.recipe.model.base)?;
+    check_vae(checked, &base, &sources)?;
     let options = model::base_options(checked.device, &checked.random, checked.recipe.run.seed);
-    let model = model::open(&checked.recipe.model.base, &options)?;
-    let mut run = Run::new(checked, &checkpoints, &sources, &model, observe)?;
+    let model = model::open_components(&checked.recipe.model.base, &base, &options)?;
+    let parts = Parts { checked, checkpoints: &checkpoints, sources: &sources, base: &base, model: &model };
+    let mut run = Run::new(parts, observe)?;
     run.start()?;
     while run.state.position.samples < checked.recipe.train.samples {
         if stop.load(Ordering::Relaxed) {
@@ -64,12 +67,19 @@ pub fn train(checked: &Checked, stop: &AtomicBool, observe: &mut dyn FnMut(&Even
     run.leave("finished")
 }
 
-/// One process's work on a run.
-struct Run<'a> {
+/// What a run works on and does not change.
+#[derive(Clone, Copy)]
+struct Parts<'a> {
     checked: &'a Checked,
     checkpoints: &'a Checkpoints,
     sources: &'a [Source],
+    base: &'a Components,
     model: &'a Model,
+}
+
+/// One process's work on a run.
+struct Run<'a> {
+    parts: Parts<'a>,
     state: TrainState,
     loader: Loader,
     stepper: Stepper<'a>,
@@ -83,13 +93,8 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn new(
-        checked: &'a Checked,
-        checkpoints: &'a Checkpoints,
-        sources: &'a [Source],
-        model: &'a Model,
-        observe: &'a mut dyn FnMut(&Event),
-    ) -> Result<Self> {
+    fn new(parts: Parts<'a>, observe: &'a mut dyn FnMut(&Event)) -> Result<Self> {
+        let Parts { checked, sources, model, .. } = parts;
         let recipe = &checked.recipe;
         let loader = Loader::new(sources.to_vec(), checked.order.clone(), RankOf::ONLY)?;
         let trained: Vec<_> =
@@ -105,18 +110,16 @@ impl<'a> Run<'a> {
             train_text_encoders: recipe.train.text_encoders == TextEncoders::Trained,
             clip_norm: recipe.train.clip_norm,
             text_encoder_lr_ratio: recipe.train.text_encoder_lr_ratio,
+            workers: Workers::new(checked.device, recipe.train.micro_batches),
         };
         Ok(Self {
             test: TestTable::new(sources, recipe.run.seed, recipe.train.micro_batch, recipe.test.bins)?,
             previewer: Previewer::new(&recipe.preview, &recipe.run.dir),
-            template: template(checked, sources, &loader, &state)?,
+            template: parts.template(&loader, &state)?,
             writer: Writer::open(&recipe.run.dir)?,
             began: Instant::now(),
             last_saved: None,
-            checked,
-            checkpoints,
-            sources,
-            model,
+            parts,
             state,
             loader,
             stepper,
@@ -126,8 +129,8 @@ impl<'a> Run<'a> {
 
     /// Resumes where there is a checkpoint, and measures where the run stands before its first step.
     fn start(&mut self) -> Result<()> {
-        if let Some(newest) = self.checkpoints.list()?.pop() {
-            let saved = checkpoint::restore(&newest, &trained(self.checked, self.model)?, &mut self.state)?;
+        if let Some(newest) = self.parts.checkpoints.list()?.pop() {
+            let saved = checkpoint::restore(&newest, &self.parts.trained(), &mut self.state)?;
             self.check_same_order(&newest, &saved)?;
             self.loader.seek(self.state.position.cursor);
             self.last_saved = Some((saved.position.cursor, newest));
@@ -137,9 +140,9 @@ impl<'a> Run<'a> {
             unix_secs: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
             order_hash: self.loader.order_hash(),
             num_parameters: self.state.parameters.num_parameters() as u64,
-            num_train: count(self.sources, Split::Train),
+            num_train: count(self.parts.sources, Split::Train),
             num_test: self.test.len() as u64,
-            buckets: bucket_counts(self.sources),
+            buckets: bucket_counts(self.parts.sources),
             threads: tch::get_num_threads() as u32,
         };
         self.emit(Event::Start(start))?;
@@ -165,7 +168,7 @@ impl<'a> Run<'a> {
 
     /// One update and what is due after it.
     fn step(&mut self) -> Result<()> {
-        let recipe = &self.checked.recipe;
+        let recipe = &self.parts.checked.recipe;
         let began = Instant::now();
         let step = self.loader.next_step()?;
         let data_secs = began.elapsed().as_secs_f64();
@@ -197,7 +200,7 @@ impl<'a> Run<'a> {
 
     fn measure(&mut self) -> Result<()> {
         let began = Instant::now();
-        if let Some((loss, bins)) = self.test.measure(&self.stepper, self.sources)? {
+        if let Some((loss, bins)) = self.test.measure(&self.stepper, self.parts.sources)? {
             let Position { cursor: step, samples, .. } = self.state.position;
             let secs = began.elapsed().as_secs_f64();
             self.emit(Event::Test(TestMetrics { step, samples, loss, bins, secs }))?;
@@ -208,7 +211,7 @@ impl<'a> Run<'a> {
     fn preview(&mut self) -> Result<()> {
         let began = Instant::now();
         let step = self.state.position.cursor;
-        if let Some(name) = self.previewer.draw(self.model, self.checked, step)? {
+        if let Some(name) = self.previewer.draw(self.parts.model, self.parts.checked, step)? {
             self.emit(Event::Preview { step, name, secs: began.elapsed().as_secs_f64() })?;
         }
         Ok(())
@@ -222,8 +225,8 @@ impl<'a> Run<'a> {
         }
         let began = Instant::now();
         let saved = Saved { position: self.state.position, ..self.template.clone() };
-        let trained = trained(self.checked, self.model)?;
-        let place = self.checkpoints.save(&saved, &self.checked.recipe.to_toml(), &trained, &self.state)?;
+        let Parts { checked, checkpoints, .. } = self.parts;
+        let place = checkpoints.save(&saved, &checked.recipe.to_toml(), &self.parts.trained(), &self.state)?;
         let name = place.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         self.last_saved = Some((step, place));
         self.emit(Event::Checkpoint { step, name, secs: began.elapsed().as_secs_f64() })
@@ -265,9 +268,8 @@ fn open_sources(checked: &Checked) -> Result<Vec<Source>> {
 }
 
 /// Latents of another VAE would train without complaint and decode to noise.
-fn check_vae(checked: &Checked, sources: &[Source]) -> Result<()> {
-    let folder = checkpoint::component_folder(&checked.recipe.model.base, Component::Vae)?;
-    let found = checkpoint::hash_weights(&folder)?;
+fn check_vae(checked: &Checked, base: &Components, sources: &[Source]) -> Result<()> {
+    let found = base.blake3(Component::Vae)?;
     for (data, source) in checked.recipe.data.iter().zip(sources) {
         let codec = &source.dataset.manifest().codec;
         if codec.hash != found {
@@ -276,7 +278,7 @@ fn check_vae(checked: &Checked, sources: &[Source]) -> Result<()> {
                  the data set with this VAE or choose the other model",
                 codec.vae,
                 codec.hash,
-                folder.display()
+                base.folder(Component::Vae).display()
             );
             return Err(Error::Checkpoint { path: data.path.clone(), reason });
         }
@@ -293,33 +295,35 @@ fn trained_components(checked: &Checked) -> impl Iterator<Item = Component> {
     })
 }
 
-fn trained<'a>(checked: &Checked, model: &'a Model) -> Result<Vec<Trained<'a>>> {
-    let part = |component| {
-        let source = checkpoint::component_folder(&checked.recipe.model.base, component)?;
-        Ok(Trained { component, source, parameters: model::parameters(model, component) })
-    };
-    trained_components(checked).map(part).collect()
-}
+impl<'a> Parts<'a> {
+    fn trained(&self) -> Vec<Trained<'a>> {
+        let part = |component| Trained {
+            component,
+            source: self.base.folder(component).to_owned(),
+            parameters: model::parameters(self.model, component),
+        };
+        trained_components(self.checked).map(part).collect()
+    }
 
-/// What every checkpoint of this process says, but for the position.
-fn template(checked: &Checked, sources: &[Source], loader: &Loader, state: &TrainState) -> Result<Saved> {
-    let base = &checked.recipe.model.base;
-    let trained: Vec<_> = trained_components(checked).collect();
-    let frozen = Component::ALL.into_iter().filter(|component| !trained.contains(component)).map(|component| {
-        let folder = checkpoint::component_folder(base, component)?;
-        let path = folder.canonicalize().map_err(Error::io(&folder))?;
-        Ok((component.folder().to_owned(), Frozen { blake3: checkpoint::hash_weights(&path)?, path }))
-    });
-    Ok(Saved {
-        format: Saved::format(),
-        position: Position::default(),
-        order_hash: loader.order_hash(),
-        objective: checked.recipe.objective.clone(),
-        frozen: frozen.collect::<Result<_>>()?,
-        data: sources.iter().map(|source| source.dataset.identity()).collect(),
-        program: program_identity()?,
-        layout: Saved::layout(&state.parameters.slices),
-    })
+    /// What every checkpoint of this process says, but for the position.
+    fn template(&self, loader: &Loader, state: &TrainState) -> Result<Saved> {
+        let trained: Vec<_> = trained_components(self.checked).collect();
+        let frozen = Component::ALL.into_iter().filter(|component| !trained.contains(component)).map(|component| {
+            let folder = self.base.folder(component);
+            let path = folder.canonicalize().map_err(Error::io(folder))?;
+            Ok((component.folder().to_owned(), Frozen { blake3: self.base.blake3(component)?.to_owned(), path }))
+        });
+        Ok(Saved {
+            format: Saved::format(),
+            position: Position::default(),
+            order_hash: loader.order_hash(),
+            objective: self.checked.recipe.objective.clone(),
+            frozen: frozen.collect::<Result<_>>()?,
+            data: self.sources.iter().map(|source| source.dataset.identity()).collect(),
+            program: program_identity()?,
+            layout: Saved::layout(&state.parameters.slices),
+        })
+    }
 }
 
 fn program_identity() -> Result<String> {

@@ -19,7 +19,9 @@ use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::{
     error::{Error, Result},
+    flat::FlatParameters,
     state::TrainState,
+    workers::{Shared, Workers},
 };
 
 /// What a step needs besides the state it changes.
@@ -32,6 +34,7 @@ pub(crate) struct Stepper<'a> {
     pub(crate) train_text_encoders: bool,
     pub(crate) clip_norm: f64,
     pub(crate) text_encoder_lr_ratio: f64,
+    pub(crate) workers: Workers,
 }
 
 /// What a step measured.
@@ -47,17 +50,7 @@ impl Stepper<'_> {
     /// # Errors
     /// [`Error::NotFinite`] where the loss or the gradient is no number; the state is as before then.
     pub(crate) fn step(&self, state: &mut TrainState, step: &Step, lr: f64) -> Result<Measured> {
-        state.parameters.zero_gradients();
-        let quantiles = StepQuantiles::draw(self.seed, step);
-        let mut loss = 0.0;
-        for batch in &step.micro_batches {
-            let noise = noise(self.seed, step.step, batch, self.device);
-            let times = quantiles.times(self.objective, batch);
-            let sum = self.losses(batch, &noise, &times)?.sum(Kind::Float) / step.num_samples as f64;
-            sum.f_backward().map_err(Error::torch("the backward pass"))?;
-            loss += sum.double_value(&[]);
-        }
-        let mut gradients = state.parameters.gradients();
+        let (loss, mut gradients) = self.gradients(&state.parameters, step)?;
         let gradient_norm = gradients.norm().double_value(&[]);
         for (what, value) in [("loss", loss), ("gradient norm", gradient_norm)] {
             if !value.is_finite() {
@@ -69,10 +62,34 @@ impl Stepper<'_> {
         }
         state.position.update += 1;
         let rates = state.rates(lr, self.text_encoder_lr_ratio);
-        state.optimizer.update(&state.parameters.values, &gradients, state.position.update, &rates);
+        state.optimizer.update(&state.parameters.values, &gradients, state.position.update, &rates, &self.workers);
         state.position.cursor = step.step + 1;
         state.position.samples += step.num_samples;
         Ok(Measured { loss, gradient_norm })
+    }
+
+    /// The loss of a step and its gradient `[n]`, summed over the micro-batches in the order of their slots, however
+    /// many of them are worked on at a time.
+    fn gradients(&self, parameters: &FlatParameters, step: &Step) -> Result<(f64, Tensor)> {
+        let quantiles = StepQuantiles::draw(self.seed, step);
+        let mut loss = 0.0;
+        let sum = parameters.values.zeros_like();
+        // SAFETY: forward and backward passes read the parameters, and `accumulate` writes `sum` when they are done.
+        let shared = unsafe { Shared::new((self, parameters)) };
+        for batches in step.micro_batches.chunks(self.workers.width()) {
+            let passes = self.workers.map(batches, |batch| {
+                let (stepper, parameters) = shared.get();
+                let noise = noise(stepper.seed, step.step, batch, stepper.device);
+                let times = quantiles.times(stepper.objective, batch);
+                let loss = stepper.losses(batch, &noise, &times)?.sum(Kind::Float) / step.num_samples as f64;
+                Ok((loss.double_value(&[]), parameters.gradients_of(&loss)?))
+            });
+            let passes: Vec<(f64, Vec<Tensor>)> = passes.into_iter().collect::<Result<_>>()?;
+            let (losses, gradients): (Vec<f64>, Vec<_>) = passes.into_iter().unzip();
+            loss += losses.iter().sum::<f64>();
+            parameters.accumulate(&sum, &gradients, &self.workers);
+        }
+        Ok((loss, sum))
     }
 
     /// The (weighted) mean squared error of each sample, `[n]` fp32; samples of weight 0 have 0.

@@ -22,6 +22,7 @@ use crate::{
     error::Result,
     metrics::SigmaBin,
     step::{Stepper, latent_size},
+    workers::Shared,
 };
 
 /// `[test]`: the test loss.
@@ -86,19 +87,32 @@ impl TestTable {
             return Ok(None);
         }
         let mut bins = vec![Sums::default(); self.bins];
-        for batch in test_batches(sources, self.micro_batch, self.seed, RankOf::ONLY)? {
-            let batch = batch?;
-            let times: Vec<f64> = batch.ids.iter().map(|id| self.times[id]).collect();
-            let losses = no_grad(|| stepper.losses(&batch, &self.noise(&batch), &times))?;
-            let losses = Vec::<f32>::try_from(losses.to_device(tch::Device::Cpu)).expect("losses are an fp32 vector");
-            for ((loss, time), weight) in losses.iter().zip(&times).zip(&batch.weights) {
-                bins[bin_of(*time, self.bins)].add(f64::from(*loss), f64::from(*weight));
+        // SAFETY: a pass without gradients reads the parameters and writes nothing that another one sees.
+        let shared = unsafe { Shared::new(stepper) };
+        let mut batches = test_batches(sources, self.micro_batch, self.seed, RankOf::ONLY)?;
+        loop {
+            let some = batches.by_ref().take(stepper.workers.width()).collect::<rectiflow_data::Result<Vec<_>>>()?;
+            if some.is_empty() {
+                break;
+            }
+            let losses = stepper.workers.map(&some, |batch| self.losses(shared.get(), batch));
+            for (batch, losses) in some.iter().zip(losses) {
+                for ((loss, id), weight) in losses?.iter().zip(&batch.ids).zip(&batch.weights) {
+                    bins[bin_of(self.times[id], self.bins)].add(f64::from(*loss), f64::from(*weight));
+                }
             }
         }
         let total = bins.iter().fold(Sums::default(), |a, b| a.plus(b));
         let width = 1.0 / self.bins as f64;
         let bins = bins.iter().enumerate().map(|(i, sums)| sums.bin(i as f64 * width, (i + 1) as f64 * width));
         Ok(Some((total.mean(), bins.collect())))
+    }
+
+    /// The loss of each sample of a batch at its own time and noise.
+    fn losses(&self, stepper: &Stepper, batch: &MicroBatch) -> Result<Vec<f32>> {
+        let times: Vec<f64> = batch.ids.iter().map(|id| self.times[id]).collect();
+        let losses = no_grad(|| stepper.losses(batch, &self.noise(batch), &times))?;
+        Ok(Vec::try_from(losses.to_device(tch::Device::Cpu)).expect("losses are an fp32 vector"))
     }
 
     fn noise(&self, batch: &MicroBatch) -> Tensor {
