@@ -7,14 +7,15 @@
 As schedules.py does, it takes only the few functions that are needed out of the checkout's files (by name, from the
 syntax tree); nothing of their code ends up in the output. Each sampler goes through eight steps with a small closed
 form in a UNet's place, which is not linear, so that nothing cancels: in float64, whose rounding does not hide a wrong
-term. Three kinds of numbers:
+term. Four kinds of numbers:
 
 - "samplers": the end of each sampler's way, for flow and for eps, with given step noise for the stochastic ones.
   Where k-diffusion on PyPI has the same sampler (everything for eps; Euler, Heun and DPM++ 2M for flow), the script
   checks that it agrees.
 - "eps_form_on_flow": where k-diffusion's stochastic samplers, which know eps only, end on Gaussian data behind a flow
   model, as the deviation of what they draw; the data have 0.4.
-- "brownian": step noise of ComfyUI's BrownianTreeNoiseSampler, from torchsde; "ancestral": of its default one on a CPU.
+- "rescale_cfg": what ComfyUI's RescaleCFG node makes of two predictions.
+- "brownian": step noise of ComfyUI's BrownianTreeNoiseSampler, from torchsde.
 """
 
 import argparse
@@ -156,6 +157,24 @@ def eps_form_on_flow(source, name, steps=64):
     return float(end.square().sum().sqrt())
 
 
+def rescale_cases(checkout):
+    """The node patches a model with a function of ComfyUI's arguments; here the model only keeps it."""
+    taken = only((checkout / "comfy_extras/nodes_model_advanced.py").read_text(), ["RescaleCFG"], {"torch": torch})
+    generator = torch.Generator().manual_seed(3)
+    normal = lambda: torch.randn(2, 4, 3, 2, generator=generator, dtype=torch.float64)
+    for sigma, scale, multiplier in [(0.8, 4.5, 0.7), (7.1, 7.0, 1.0)]:
+        x, cond, uncond = normal() * (1 + sigma), normal(), normal()
+        kept = []
+        model = types.SimpleNamespace(set_model_sampler_cfg_function=kept.append)
+        taken.RescaleCFG().patch(types.SimpleNamespace(clone=lambda: model), multiplier)
+        sigmas = torch.full((2,), sigma, dtype=torch.float64)
+        args = {"cond": x - cond, "uncond": x - uncond, "cond_scale": scale, "sigma": sigmas, "input": x}
+        yield {
+            "sigma": sigma, "cfg": scale, "share": multiplier, "x": flat(x), "cond": flat(cond),
+            "uncond": flat(uncond), "denoised": flat(x - kept[0](args)),
+        }
+
+
 def brownian_cases(comfy):
     for seed, shape, sigmas in [
         (5, (1, 4, 3, 2), [1.0, 0.9545, 0.75, 0.3]),
@@ -188,6 +207,7 @@ def main():
         "k_diffusion": importlib.metadata.version("k-diffusion"),
         "samplers": list(sampler_cases(comfy, unipc, original)),
         "eps_form_on_flow": {name: eps_form_on_flow(original, name) for name in ("euler_ancestral", "dpmpp_2m_sde")},
+        "rescale_cfg": list(rescale_cases(args.checkout)),
         "brownian": list(brownian_cases(comfy)),
     }
     args.out.write_text(json.dumps(golden) + "\n")

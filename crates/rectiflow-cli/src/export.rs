@@ -14,7 +14,10 @@ use rectiflow_sdxl::{
     durable::write_bytes,
     export::{Attachment, ExportOptions, export_diffusers, export_single_file},
     flow::Parameterization,
+    infotext::Drawing,
     model::Component,
+    sample::SampleSettings,
+    workflow::{Workflow, ascii_json},
 };
 use rectiflow_train::{checkpoint, model};
 use serde_json::json;
@@ -97,6 +100,7 @@ pub(crate) fn export(args: &ExportArgs) -> anyhow::Result<Answer> {
             }
             export_single_file(&bundle, &args.out, &options)?;
             write_card_beside(&args.out, &card)?;
+            write_workflow_beside(&args.out, &bundle, args.shift)?;
         }
         Format::Diffusers => export_diffusers(&bundle, &args.out, &with_attachments(options, &card))?,
     }
@@ -137,6 +141,18 @@ fn dtypes(bundle: &Bundle<'_>) -> BTreeMap<&'static str, Vec<String>> {
         (component.folder(), kinds)
     };
     Component::ALL.map(of).into_iter().collect()
+}
+
+/// A ComfyUI workflow that draws with the file, `NAME.workflow.json`: open it on ComfyUI's page.
+fn write_workflow_beside(file: &Path, bundle: &Bundle<'_>, shift: f64) -> anyhow::Result<()> {
+    let Some(parameterization) = bundle.parameterization else { return Ok(()) };
+    let settings = SampleSettings { shift, ..SampleSettings::default() };
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    let model = name.strip_suffix(".safetensors").unwrap_or(&name);
+    let drawing = Drawing { settings: &settings, parameterization, prompt: "", negative: "", model };
+    let workflow = Workflow::new(&drawing, &name).workflow();
+    let path = file.with_extension("workflow.json");
+    Ok(write_bytes(&path, ascii_json(&workflow).as_bytes())?)
 }
 
 /// `NAME.md` and, if the run has a picture, `NAME.png`, which many programs show beside `NAME.safetensors`.

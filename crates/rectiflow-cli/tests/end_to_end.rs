@@ -160,6 +160,9 @@ fn sample_and_export(folder: &Path, checkpoint: &Path) {
         "--dtype",
         "fp32",
     ]);
+    let workflow =
+        fs::read_to_string(folder.join("export/tiny.workflow.json")).expect("a workflow lies beside the file");
+    assert!(workflow.contains("\"tiny.safetensors\"") && workflow.contains("ModelSamplingSD3"), "{workflow}");
     let imported = folder.join("imported");
     succeed(&["import", text(&single), "--out", text(&imported)]);
     for part in ["unet/diffusion_pytorch_model.safetensors", "text_encoder_2/model.safetensors"] {

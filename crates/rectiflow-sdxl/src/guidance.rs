@@ -181,25 +181,27 @@ impl<'a> Guided<'a> {
             }
         }
         if self.guidance.is_perturbed() {
-            guided = guided + (cond - &parts[parts.len() - 1]) * self.guidance.pag_scale;
+            // Not in place: without CFG it is the prompt's own prediction.
+            guided = &guided + (cond - &parts[parts.len() - 1]) * self.guidance.pag_scale;
         }
         guided
     }
 }
 
-/// CFG's result with the spread of the prompt's own prediction, in `share`.
+/// CFG's result with the spread of the prompt's own prediction, in `share` (0 to 1). `guided` and `cond` are denoised
+/// latents `[b, 4, h, w]`.
 ///
-/// Spread is that of the v prediction `(x / (sigma^2 + 1) - x + denoised) * sqrt(sigma^2 + 1) / sigma` of each picture.
-/// That is the v of an eps or v model. ComfyUI's node uses the same expression behind a flow model, where it is no
-/// velocity, only a mixture of latents and prediction; it is kept, so that its workflow draws the same picture.
-fn rescaled(x: &Tensor, sigma: f64, cond: &Tensor, guided: &Tensor, share: f64) -> Tensor {
+/// Spread is that of the v prediction `(x / (sigma^2 + 1) - denoised) * sqrt(sigma^2 + 1) / sigma` of each picture. That
+/// is the v of an eps or v model. ComfyUI's node uses the same expression behind a flow model, where it is no velocity,
+/// only a mixture of latents and prediction; it is kept, so that its workflow draws the same picture.
+pub fn rescaled(x: &Tensor, sigma: f64, cond: &Tensor, guided: &Tensor, share: f64) -> Tensor {
     let variance = sigma * sigma + 1.0;
-    let from_x = x / variance - x;
-    let to_v = |denoised: &Tensor| (&from_x + denoised) * (variance.sqrt() / sigma);
+    let from_x = x / variance;
+    let to_v = |denoised: &Tensor| (&from_x - denoised) * (variance.sqrt() / sigma);
     let spread = |v: &Tensor| v.std_dim(&[1i64, 2, 3][..], true, true); // [b, 1, 1, 1]
     let (v_cond, v_guided) = (to_v(cond), to_v(guided));
     let factor = spread(&v_cond) / spread(&v_guided) * share + (1.0 - share);
-    v_guided * factor * (sigma / variance.sqrt()) - from_x
+    from_x - v_guided * factor * (sigma / variance.sqrt())
 }
 
 /// `[1 or b, n, ...]` -> `[batch, num_tokens, ...]`: rows expanded, tokens repeated, which leaves attention as it is.
@@ -316,7 +318,7 @@ mod tests {
         let with = |cfg_rescale: f64, cfg: f64| guided(&unet, texts, &x, &Guidance { cfg, cfg_rescale, ..NONE });
         // The v of ComfyUI's node at sigma 0.8, its deviation for each picture.
         let spread = |denoised: &Tensor| {
-            let v = &x / 1.64 - &x + denoised;
+            let v = &x / 1.64 - denoised;
             Vec::<f32>::try_from(v.std_dim(&[1i64, 2, 3][..], true, false)).unwrap()
         };
         let (alone, full, plain) = (spread(&with(0.0, 1.0)), spread(&with(1.0, 7.0)), spread(&with(0.0, 7.0)));

@@ -93,11 +93,8 @@ impl Update {
 
     /// The step of order 1 plus weighted differences.
     fn with(&self, weights: &[f64], last: Option<Tensor>) -> Tensor {
-        let mut x = self.base.shallow_clone();
-        for (weight, difference) in weights.iter().zip(self.differences.iter().chain(last.as_ref())) {
-            x = x - difference * (self.hh * weight);
-        }
-        x
+        let terms = weights.iter().zip(self.differences.iter().chain(last.as_ref()));
+        terms.fold(self.base.shallow_clone(), |x, (weight, difference)| x - difference * (self.hh * weight))
     }
 }
 

@@ -3,7 +3,7 @@
 //! Of Gaussian data everything is known: where the noise-free path ends, and that every stochastic sampler has to draw
 //! the data's mean and deviation. So the order of each method is measured, not believed.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic, and say what it measured")]
 
 use std::collections::BTreeMap;
 
@@ -13,6 +13,7 @@ use rectiflow_sdxl::{
     discrete,
     error::Result,
     flow::Parameterization,
+    guidance::rescaled,
     sampler::{Course, Sampler},
     schedule::{NoiseLevels, Schedule},
     stochastic::{self, Stochastic},
@@ -30,7 +31,19 @@ const STOCHASTIC: [Sampler; 2] = [Sampler::EulerAncestral, Sampler::DpmPp2mSde];
 struct Golden {
     samplers: Vec<Case>,
     eps_form_on_flow: BTreeMap<Sampler, f64>,
+    rescale_cfg: Vec<RescaleCase>,
     brownian: Vec<BrownianCase>,
+}
+
+#[derive(Deserialize)]
+struct RescaleCase {
+    sigma: f64,
+    cfg: f64,
+    share: f64,
+    x: Vec<f64>,
+    cond: Vec<f64>,
+    uncond: Vec<f64>,
+    denoised: Vec<f64>,
 }
 
 #[derive(Deserialize)]
@@ -105,6 +118,18 @@ fn every_sampler_ends_where_comfyui_does() {
 }
 
 #[test]
+fn rescaled_guidance_is_comfyuis() {
+    for case in golden().rescale_cfg {
+        let tensor = |values: &[f64]| Tensor::from_slice(values).view([2, 4, 3, 2]);
+        let (cond, uncond) = (tensor(&case.cond), tensor(&case.uncond));
+        let guided = &uncond + (&cond - &uncond) * case.cfg;
+        let ours = rescaled(&tensor(&case.x), case.sigma, &cond, &guided, case.share);
+        assert!(largest(&(&ours - tensor(&case.denoised))) < 1e-10, "sigma {}", case.sigma);
+        assert!(largest(&(ours - guided)) > 0.1, "rescaling must have done something");
+    }
+}
+
+#[test]
 fn brownian_noise_is_torchsdes() {
     for case in golden().brownian {
         let last = case.sigmas.len() - 1;
@@ -158,7 +183,7 @@ fn error(sampler: Sampler, parameterization: Parameterization, steps: usize) -> 
     let x = noise() * spread(parameterization, sigmas[0]) + MEAN * signal(parameterization, sigmas[0]);
     let mut end = run(sampler, parameterization, &x, &sigmas, &mut gaussian(parameterization), &[]);
     if sampler == Sampler::UniPc && parameterization == Parameterization::Flow {
-        end = end * (1.0 - unipc::LAST_SIGMA); // it scales as if it had gone on to 0
+        end *= 1.0 - unipc::LAST_SIGMA; // it scales as if it had gone on to 0
     }
     largest(&(end - exact(parameterization, &x, sigmas[0], sigmas[steps])))
 }
