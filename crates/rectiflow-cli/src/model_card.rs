@@ -66,7 +66,9 @@ impl ModelCard {
     /// What the Hugging Face hub reads from the top of a README.
     pub(crate) fn front_matter(&self) -> String {
         let flow = if self.parameterization == Some(Parameterization::Flow) { "- rectified-flow\n" } else { "" };
-        format!("---\nlibrary_name: diffusers\npipeline_tag: text-to-image\ntags:\n- stable-diffusion-xl\n{flow}---\n\n")
+        format!(
+            "---\nlibrary_name: diffusers\npipeline_tag: text-to-image\ntags:\n- stable-diffusion-xl\n{flow}---\n\n"
+        )
     }
 
     /// The whole card; `picture` is the name of the file that the samples are in.
