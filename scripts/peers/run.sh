@@ -11,7 +11,7 @@ trap 'rm -rf "$work"' EXIT
 export TORCH_USE_RTLD_GLOBAL=1
 
 today=$(date -u +%F)
-echo "$today, $("$rectiflow" --version), $(nproc) cores of$(sed -n 's/^model name[^:]*://p' /proc/cpuinfo | head -n 1)"
+echo "$today, $("$rectiflow" --version), $(getconf _NPROCESSORS_ONLN) cores of$(sed -n 's/^model name[^:]*://p' /proc/cpuinfo | head -n 1)"
 grep -E '^(torch|diffusers|transformers)==' scripts/peers/requirements.txt | tr '\n' ' '
 echo
 

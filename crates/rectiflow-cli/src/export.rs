@@ -25,7 +25,7 @@ use serde_json::json;
 use crate::{
     answer::{Answer, Misuse},
     dtype::{self, FileDtype},
-    model_card::{self, ModelCard},
+    model_card::ModelCard,
 };
 
 /// Write a model for other tools: one file for ComfyUI, or a folder for diffusers.
@@ -175,7 +175,7 @@ fn with_attachments(options: ExportOptions, card: &ModelCard) -> ExportOptions {
     let mut attachments: Vec<Attachment> = files("tokenizer", Clip::L).chain(files("tokenizer_2", Clip::G)).collect();
     attachments.push(Attachment {
         path: "README.md".into(),
-        bytes: format!("{}{}", model_card::FRONT_MATTER, card.markdown(PICTURE)).into_bytes(),
+        bytes: (card.front_matter() + &card.markdown(PICTURE)).into_bytes(),
     });
     attachments.extend(card.samples.clone().map(|bytes| Attachment { path: PICTURE.into(), bytes }));
     ExportOptions { attachments, ..options }

@@ -15,10 +15,6 @@ use rectiflow_train::checkpoint::{self, Saved};
 
 use crate::numbers;
 
-/// What the Hugging Face hub reads from the top of a README.
-pub(crate) const FRONT_MATTER: &str = "---\nlibrary_name: diffusers\npipeline_tag: text-to-image\n\
-                                       tags:\n- stable-diffusion-xl\n- rectified-flow\n---\n\n";
-
 /// What is known of a model.
 #[derive(Debug)]
 pub(crate) struct ModelCard {
@@ -65,6 +61,14 @@ impl ModelCard {
             }
             None => format!("{kind}, converted from {} by rectiflow {}.", self.source, env!("CARGO_PKG_VERSION")),
         }
+    }
+
+    /// What the Hugging Face hub reads from the top of a README.
+    pub(crate) fn front_matter(&self) -> String {
+        let flow = if self.parameterization == Some(Parameterization::Flow) { "- rectified-flow\n" } else { "" };
+        format!(
+            "---\nlibrary_name: diffusers\npipeline_tag: text-to-image\ntags:\n- stable-diffusion-xl\n{flow}---\n\n"
+        )
     }
 
     /// The whole card; `picture` is the name of the file that the samples are in.
@@ -172,6 +176,7 @@ mod tests {
         {
             assert!(text.contains(needle), "{needle}: {text}");
         }
+        assert!(card.front_matter().contains("- rectified-flow\n---\n"));
         assert!(text.ends_with("```toml\n[train]\nsamples = 99\n```\n"), "{text}");
         assert!(!text.contains("x.png") && !text.contains("/base"), "no picture, no path of this machine: {text}");
     }
@@ -204,6 +209,6 @@ mod tests {
         let card = ModelCard::of(&path, Some(Parameterization::Eps), 6.0).unwrap();
         assert_eq!(card.title, "model.safetensors");
         assert!(card.description().starts_with("A Stable Diffusion XL, converted from model.safetensors by rectiflow"));
-        assert!(!card.markdown("x.png").contains("Training"));
+        assert!(!card.markdown("x.png").contains("Training") && !card.front_matter().contains("flow"));
     }
 }
