@@ -1,6 +1,9 @@
 //! The whole path with the real command: pictures in, a data set, a trained tiny SDXL, samples, both exports; and the
 //! promise that a killed run loses nothing: 20 steps straight equal 10 and more, kill -9, and the rest, in every byte.
 
+#[path = "../../rectiflow-data/tests/object_server/mod.rs"]
+mod object_server;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -9,6 +12,8 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
+
+use object_server::ObjectServer;
 
 const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/tiny-sdxl");
 
@@ -119,7 +124,10 @@ fn pictures_become_a_model_that_others_open_and_a_kill_loses_nothing() {
     let child = rectiflow(&["train", text(&killed)]).stderr(Stdio::null()).spawn().expect("the command starts");
     kill_when(child, &folder.join("killed/metrics.jsonl"), "\"event\":\"step\",\"step\":12,");
     assert!(!folder.join("killed/checkpoints/step-00000020").exists(), "killed too late to prove anything");
-    succeed(&["train", text(&killed)]);
+    // It goes on from a copy of the data set at a URL: the same bytes, and so the same run.
+    let server = ObjectServer::start(&folder.join("dataset"), |_| None);
+    succeed(&["inspect", &server.url(), "--verify"]);
+    succeed(&["train", text(&killed), "--set", &format!("data.path={}", server.url())]);
 
     let (a, b) = (tensors_of(&folder.join("straight")), tensors_of(&folder.join("killed")));
     for (name, bytes) in &a {

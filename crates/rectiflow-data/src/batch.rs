@@ -1,8 +1,8 @@
 //! Samples of one bucket to one contiguous host batch: latents, prompts, tokens, conditioning.
 //!
 //! In `local` mode text is read a bucket at a time and kept (the data set's text is held in memory: about 1 kB a sample
-//! with long captions); in `window` mode it comes with the window (`feed`). Prompts are drawn and tokenised anew each pass, keyed by (seed, sample, pass), so that
-//! drawing twice gives the same text.
+//! with long captions); in `window` mode it comes with the window (`feed`). Prompts are drawn and tokenised anew each
+//! pass, keyed by (seed, sample, pass), so that drawing twice gives the same text.
 
 use std::{
     collections::HashMap,

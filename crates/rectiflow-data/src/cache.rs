@@ -103,16 +103,19 @@ impl DiskCache {
     /// Replaces the counter by what `change` makes of it; none leaves it alone. Gives the new value.
     fn change_usage(&self, change: impl FnOnce(u64) -> Option<u64>) -> Option<u64> {
         let usage = self.usage.lock().unwrap_or_else(PoisonError::into_inner);
-        let changed = || -> io::Result<Option<u64>> {
-            usage.lock()?;
+        let change = |usage: &File| -> io::Result<Option<u64>> {
             let mut bytes = [0; 8];
             usage.read_exact_at(&mut bytes, 0)?;
             let new = change(u64::from_le_bytes(bytes));
             new.map_or(Ok(()), |new| usage.write_all_at(&new.to_le_bytes(), 0))?;
-            usage.unlock()?;
             Ok(new)
         };
-        changed().unwrap_or_else(|error| {
+        let changed = usage.lock().and_then(|()| {
+            let changed = change(&usage);
+            // Also where it failed: others wait.
+            usage.unlock().and(changed)
+        });
+        changed.unwrap_or_else(|error| {
             self.fail(&error);
             None
         })

@@ -26,7 +26,7 @@ use crate::{
     remote::{Remote, runtime},
 };
 
-/// Reads of local files at one time: in the order of their requests, so that what is needed first comes first.
+/// Reads of local files at one time.
 const LOCAL_READERS: usize = 8;
 /// How often somebody who waits looks whether waiting is still worth it.
 const STOP_INTERVAL: Duration = Duration::from_millis(50);
@@ -93,13 +93,8 @@ impl Request {
 
     /// Starts reading it from the local file.
     pub(crate) fn start_local(self) -> Ticket {
-        static READERS: Semaphore = Semaphore::const_new(LOCAL_READERS);
         let read = move || File::open(&self.path).map_err(Error::io(&self.path)).and_then(|file| self.read(&file));
-        let read = async move {
-            let _permit = READERS.acquire().await.expect("the semaphore is never closed");
-            on_disk(read).await
-        };
-        Ticket(Some(runtime().spawn(read)))
+        Ticket(Some(runtime().spawn(in_turn(read))))
     }
 
     /// Starts reading it from `remote`, as far as `cache` has not got it.
@@ -120,7 +115,7 @@ impl Request {
     async fn fetch_missing(self, remote: &Remote, cache: DatasetCache) -> Result<Vec<Bytes>> {
         let this = Arc::new(self);
         let (look, request) = (cache.clone(), this.clone());
-        let mut blocks = on_disk(move || look.get(&request)).await;
+        let mut blocks = in_turn(move || look.get(&request)).await;
         let missing = (0..).zip(&blocks).filter(|(_, block)| block.is_none()).map(|(at, _)| at);
         for run in coalesce(missing.collect::<Vec<u32>>(), u32::MAX) {
             let part = this.part_of(run.clone());
@@ -145,6 +140,13 @@ impl Request {
             ..self.clone()
         }
     }
+}
+
+/// Reads from a disk, a few at a time, in the order in which they were asked for: what is needed first comes first.
+async fn in_turn<T: Send + 'static>(read: impl FnOnce() -> T + Send + 'static) -> T {
+    static READERS: Semaphore = Semaphore::const_new(LOCAL_READERS);
+    let _permit = READERS.acquire().await.expect("the semaphore is never closed");
+    on_disk(read).await
 }
 
 /// Runs what waits for a disk where waiting is allowed.

@@ -66,7 +66,8 @@ impl Loader {
         let shapes: Vec<DataShape> = sources.iter().map(|source| shape(source, mode)).collect();
         let order = Arc::new(Order::new(&shapes, OrderSettings { mode, ..settings })?);
         let slots = order.slots_of(rank)?;
-        let read_ahead_bytes = needed_bytes(&order, &sources, lanes_of(&order, rank)).1;
+        let is_windowed = order.settings().mode == Mode::Window;
+        let read_ahead_bytes = if is_windowed { needed_bytes(&order, &sources, lanes_of(&order, rank)).1 } else { 0 };
         let batcher = Batcher::new(sources, Split::Train, order.settings().seed);
         let plan = Plan { order, batcher, slots, read_ahead_bytes };
         Ok(Self { plan: Arc::new(plan), position: 0, ahead: None, rank })
@@ -87,8 +88,12 @@ impl Loader {
             );
             return Err(Error::Invalid { what: "read_ahead".to_owned(), reason });
         }
-        let plan = Arc::into_inner(self.plan).expect("a loader that reads nothing yet is alone with its plan");
-        Ok(Self { plan: Arc::new(Plan { read_ahead_bytes: bytes, ..plan }), ..self })
+        let Self { plan, position, ahead, rank } = self;
+        // Ends the reading thread, which shares the plan.
+        drop(ahead);
+        let plan = Arc::into_inner(plan).expect("only the reading thread shares the plan");
+        let plan = Arc::new(Plan { read_ahead_bytes: bytes, ..plan });
+        Ok(Self { plan, position, ahead: None, rank })
     }
 
     /// The least that [`Loader::read_ahead`] takes: 0 in `local` mode, which holds nothing ahead.

@@ -258,9 +258,7 @@ impl Remote {
         use object_store::Error as E;
         let reason = chain(error);
         let lasting = match error {
-            E::NotFound { .. } => {
-                Some("the store has no such object; is the address right, and is the upload complete?")
-            }
+            E::NotFound { .. } => Some(MISSING),
             E::PermissionDenied { .. } | E::Unauthenticated { .. } => Some(CREDENTIALS),
             E::Generic { .. } | E::JoinError { .. } => match status(&reason).filter(|_| !has_transport(error)) {
                 Some(404 | 410) => Some(MISSING),

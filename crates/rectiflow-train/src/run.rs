@@ -164,8 +164,9 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         let reason = format!(
-            "it was trained in the order {}, and this recipe and data set give {found}: the data, its prompts, the seed \
-             or the batch have changed; change them back, or start a new run with another run.dir",
+            "it was trained in the order {}, and this recipe and data set give {found}: the data, its prompts, the seed, \
+             the batch or the mode (`auto` goes by where the data is) have changed; change them back, or start a new run \
+             with another run.dir",
             saved.order_hash
         );
         Err(Error::Checkpoint { path: newest.to_owned(), reason })

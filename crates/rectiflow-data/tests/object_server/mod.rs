@@ -5,6 +5,8 @@
 //! request and every byte of a body that it sends. S3's GET with a range, HEAD, PUT and multipart upload, path style;
 //! no signature is checked.
 
+#![allow(dead_code, reason = "each user needs its own part")]
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -22,7 +24,6 @@ use std::{
 
 /// What goes wrong with one request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(dead_code, reason = "each user of this file has its own faults")]
 pub(crate) enum Fault {
     /// This status and a few words instead of the object.
     Status(u16),
@@ -46,7 +47,6 @@ pub(crate) enum Fault {
 
 /// A request as it came.
 #[derive(Debug, Clone)]
-#[allow(dead_code, reason = "each user of this file looks at its own fields")]
 pub(crate) struct Request {
     /// From 0, over all connections.
     pub(crate) number: u64,
@@ -125,7 +125,6 @@ impl ObjectServer {
     }
 
     /// Counts from zero again.
-    #[allow(dead_code, reason = "not every user counts twice")]
     pub(crate) fn reset(&self) {
         *lock(&self.state.served) = Served::default();
     }
