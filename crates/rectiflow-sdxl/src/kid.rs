@@ -47,10 +47,8 @@ mod tests {
     use super::*;
     use tch::Device;
 
-    fn random(seed: i64, n: i64, d: i64) -> Tensor {
-        let angles = Tensor::arange(n * d, (Kind::Double, Device::Cpu)) * 12.9898 + seed as f64;
-        let uniform = (angles.sin() * 43_758.545_3).frac();
-        uniform.reshape([n, d])
+    fn random(seed: u64, n: i64, d: i64) -> Tensor {
+        crate::noise::initial_noise(seed, &[n, d]).to_kind(Kind::Double)
     }
 
     /// The definition, term by term.
