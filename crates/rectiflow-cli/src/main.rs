@@ -4,6 +4,7 @@
 //! that answer and nothing else, once, at the end; progress and logs go to standard error.
 
 mod answer;
+mod eval;
 mod export;
 mod forward;
 mod inspect;
@@ -29,7 +30,8 @@ use answer::Answer;
 
 /// Turns captioned images into a rectified-flow SDXL: prepare, train, sample, export.
 ///
-/// Exit codes: 0 done, 1 failed, 2 wrong arguments or settings, 130 interrupted, 143 terminated (both after saving).
+/// Exit codes: 0 done, 1 failed, 2 wrong arguments or settings, 3 stopped by the guard, 130 interrupted, 143 terminated
+/// (both after saving).
 #[derive(Debug, Parser)]
 #[command(name = "rectiflow", version, max_term_width = 100, propagate_version = true)]
 struct Cli {
@@ -45,6 +47,7 @@ enum Command {
     Prep(prep::Args),
     Inspect(inspect::Args),
     Train(train::Args),
+    Eval(eval::Args),
     Sample(sample::Args),
     Export(export::ExportArgs),
     Import(export::ImportArgs),
@@ -68,6 +71,7 @@ fn run(command: Command) -> anyhow::Result<Answer> {
         Command::Prep(args) => prep::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Train(args) => train::run(&args),
+        Command::Eval(args) => eval::run(&args),
         Command::Sample(args) => sample::run(&args),
         Command::Export(args) => export::export(&args),
         Command::Import(args) => export::import(&args),

@@ -52,6 +52,8 @@ const MISTAKES: &[(&[&str], i32, &[&str])] = &[
     (&["inspect", "no/such/dataset"], 1, &["no/such/dataset", "manifest.json"]),
     (&["inspect", "d", "--sheet", "x.png"], 2, &["--vae"]),
     (&["train", "no-such-recipe.toml"], 1, &["no-such-recipe.toml"]),
+    (&["eval", "no-such-recipe.toml"], 2, &["--checkpoint"]),
+    (&["eval", "no-such-recipe.toml", "--checkpoint", "c"], 1, &["no-such-recipe.toml"]),
     (&["sample", "--model", "nowhere"], 2, &["--prompt"]),
     (&["sample", "--model", "nowhere", "--prompt", "a", "--size", "96"], 2, &["1024x1024", "\"96\""]),
     (&["sample", "--model", "nowhere", "--prompt", "a", "--device", "tpu"], 2, &["cpu, cuda or cuda:N", "tpu"]),
@@ -83,7 +85,7 @@ fn every_command_explains_itself() {
     let overview = stdout(&output);
     assert!(overview.contains("Exit codes"), "{overview}");
     let commands =
-        ["prep", "inspect", "train", "sample", "export", "import", "report", "schedule", "tokens", "forward"];
+        ["prep", "inspect", "train", "eval", "sample", "export", "import", "report", "schedule", "tokens", "forward"];
     for command in commands {
         let line = overview.lines().find(|line| line.trim_start().starts_with(command));
         let line = line.unwrap_or_else(|| panic!("{command} is not in the overview"));
