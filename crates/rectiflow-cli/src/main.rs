@@ -13,6 +13,7 @@ mod numbers;
 mod plot;
 mod prep;
 mod progress;
+mod replay;
 mod report;
 mod report_charts;
 mod run_record;
@@ -48,6 +49,7 @@ enum Command {
     Inspect(inspect::Args),
     Train(train::Args),
     Eval(eval::Args),
+    Replay(replay::Args),
     Sample(sample::Args),
     Export(export::ExportArgs),
     Import(export::ImportArgs),
@@ -72,6 +74,7 @@ fn run(command: Command) -> anyhow::Result<Answer> {
         Command::Inspect(args) => inspect::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Replay(args) => replay::run(&args),
         Command::Sample(args) => sample::run(&args),
         Command::Export(args) => export::export(&args),
         Command::Import(args) => export::import(&args),

@@ -283,6 +283,8 @@ mod tests {
         });
         let skipped = StepMetrics { loss: 5e9, applied: false, ..step };
         live.show_step(&skipped);
-        assert!(live.note(&skipped).contains("loss 0.5, ") && live.note(&skipped).contains("guard: 1 skipped, 0 rewound"));
+        assert!(
+            live.note(&skipped).contains("loss 0.5, ") && live.note(&skipped).contains("guard: 1 skipped, 0 rewound")
+        );
     }
 }

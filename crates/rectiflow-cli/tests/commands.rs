@@ -54,6 +54,8 @@ const MISTAKES: &[(&[&str], i32, &[&str])] = &[
     (&["train", "no-such-recipe.toml"], 1, &["no-such-recipe.toml"]),
     (&["eval", "no-such-recipe.toml"], 2, &["--checkpoint"]),
     (&["eval", "no-such-recipe.toml", "--checkpoint", "c"], 1, &["no-such-recipe.toml"]),
+    (&["replay", "absent.json"], 1, &["absent.json"]),
+    (&["replay", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")], 1, &["Cargo.toml", "not a black box"]),
     (&["sample", "--model", "nowhere"], 2, &["--prompt"]),
     (&["sample", "--model", "nowhere", "--prompt", "a", "--size", "96"], 2, &["1024x1024", "\"96\""]),
     (&["sample", "--model", "nowhere", "--prompt", "a", "--device", "tpu"], 2, &["cpu, cuda or cuda:N", "tpu"]),
@@ -84,8 +86,10 @@ fn every_command_explains_itself() {
     assert!(output.status.success());
     let overview = stdout(&output);
     assert!(overview.contains("Exit codes"), "{overview}");
-    let commands =
-        ["prep", "inspect", "train", "eval", "sample", "export", "import", "report", "schedule", "tokens", "forward"];
+    let commands = [
+        "prep", "inspect", "train", "eval", "replay", "sample", "export", "import", "report", "schedule", "tokens",
+        "forward",
+    ];
     for command in commands {
         let line = overview.lines().find(|line| line.trim_start().starts_with(command));
         let line = line.unwrap_or_else(|| panic!("{command} is not in the overview"));

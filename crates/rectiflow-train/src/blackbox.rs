@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rectiflow_data::batch::Step;
+use rectiflow_data::batch::{MicroBatch, Step};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -84,6 +84,20 @@ impl BlackBox {
     }
 }
 
+/// The samples of a step with what was measured of each.
+pub(crate) fn samples_of(step: &Step, passes: &Passes) -> Vec<SeenSample> {
+    let of_batch = |batch: &MicroBatch| {
+        let (data, ids, prompts) = (batch.data, batch.ids.clone(), batch.prompts.clone());
+        ids.into_iter().zip(prompts).map(move |(id, prompt)| (data, id.0, prompt))
+    };
+    let places = step.micro_batches.iter().flat_map(of_batch);
+    let sample = |((data, id, prompt), &(time, loss)): (_, &(f64, f32))| {
+        let loss = f64::from(loss);
+        SeenSample { id, data, prompt, time, loss }
+    };
+    places.zip(&passes.samples).map(sample).collect()
+}
+
 const FORMAT: u32 = 1;
 /// Steps in a black box.
 const NUM_STEPS: usize = 10;
@@ -108,18 +122,8 @@ impl Recorder {
         if self.steps.len() == NUM_STEPS {
             self.steps.pop_front();
         }
-        let places = step.micro_batches.iter().flat_map(|batch| {
-            batch.ids.iter().zip(&batch.prompts).map(|(id, prompt)| (batch.data, id.0, prompt.clone()))
-        });
-        let samples = places.zip(&passes.samples).map(|((data, id, prompt), &(time, loss))| SeenSample {
-            id,
-            data,
-            prompt,
-            time,
-            loss: f64::from(loss),
-        });
         let (loss, gradient_norm) = (passes.loss, passes.gradient_norm);
-        self.steps.push_back(SeenStep { step: step.step, loss, gradient_norm, lr, samples: samples.collect() });
+        self.steps.push_back(SeenStep { step: step.step, loss, gradient_norm, lr, samples: samples_of(step, passes) });
     }
 
     /// Writes what is remembered; gives the file's name. The oldest files beyond a number are removed.

@@ -342,7 +342,8 @@ pub fn verify(checkpoint: &Path) -> Result<()> {
     let Some((name, expected, found)) = differs else {
         return Err(Error::Checkpoint { path, reason: "not a list of hashes and names".to_owned() });
     };
-    let or_none = |hash: Option<String>| hash.map_or_else(|| "no such file".to_owned(), |hash| format!("BLAKE3 {hash}"));
+    let or_none =
+        |hash: Option<String>| hash.map_or_else(|| "no such file".to_owned(), |hash| format!("BLAKE3 {hash}"));
     let reason = format!("damaged: expected {}, found {}", or_none(expected), or_none(found));
     Err(Error::Checkpoint { path: checkpoint.join(name), reason })
 }

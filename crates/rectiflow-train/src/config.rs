@@ -241,7 +241,19 @@ impl Recipe {
     /// # Errors
     /// [`Error::Recipe`] with every problem found, or [`Error::Io`].
     pub fn load(path: &Path, overrides: &[String]) -> Result<Checked> {
-        let mut table = read_table(Some(path), overrides)?;
+        Self::check_table(read_table(Some(path), overrides)?, path)
+    }
+
+    /// As [`Recipe::load`], from a text that was kept in the file `path`.
+    ///
+    /// # Errors
+    /// As [`Recipe::load`].
+    pub(crate) fn parse(text: &str, path: &Path) -> Result<Checked> {
+        let problem = |e: toml::de::Error| Error::Recipe { path: path.to_owned(), problems: vec![e.to_string()] };
+        Self::check_table(text.parse().map_err(problem)?, path)
+    }
+
+    fn check_table(mut table: toml::Table, path: &Path) -> Result<Checked> {
         let mut problems = take_unknown_keys::<Self>(&mut table);
         let missing = missing_keys::<Self>(&mut table);
         let fail = |problems| Error::Recipe { path: path.to_owned(), problems };

@@ -108,7 +108,8 @@ mod tests {
     fn the_average_of_a_constant_comes_closer_as_the_closed_form_says() {
         let workers = Workers::new(Device::Cpu, 2);
         let size = (1i64 << 16) + 3; // more than one chunk
-        let (average, values) = (Tensor::zeros([size], (Kind::Float, Device::Cpu)), Tensor::ones([size], (Kind::Float, Device::Cpu)));
+        let (average, values) =
+            (Tensor::zeros([size], (Kind::Float, Device::Cpu)), Tensor::ones([size], (Kind::Float, Device::Cpu)));
         for _ in 0..10 {
             follow(&average, &values, 0.9, &workers);
         }
@@ -132,8 +133,11 @@ mod tests {
 
     #[test]
     fn impossible_settings_are_named() {
-        let keys: Vec<String> =
-            EmaConfig { half_life_samples: Some(0), ramp: f64::NAN }.problems().into_iter().map(|(key, _)| key).collect();
+        let keys: Vec<String> = EmaConfig { half_life_samples: Some(0), ramp: f64::NAN }
+            .problems()
+            .into_iter()
+            .map(|(key, _)| key)
+            .collect();
         assert_eq!(keys, ["ema.half_life_samples", "ema.ramp"]);
     }
 }

@@ -247,7 +247,8 @@ impl GuardState {
         }
         let z = (norm - self.normal.norm_mean) / deviation;
         let clipped = self.normal.norm_mean + limit * limit / z * deviation;
-        (z > limit).then(|| (clipped, format!("the gradient norm {norm:.4} is {z:.1} standard deviations above its mean")))
+        (z > limit)
+            .then(|| (clipped, format!("the gradient norm {norm:.4} is {z:.1} standard deviations above its mean")))
     }
 
     fn drift(&mut self, config: &GuardConfig) -> Option<String> {

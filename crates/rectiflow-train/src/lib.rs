@@ -28,6 +28,7 @@ pub mod model;
 pub mod optim;
 mod origin;
 pub mod preview;
+pub mod replay;
 pub mod run;
 mod snapshots;
 pub mod state;

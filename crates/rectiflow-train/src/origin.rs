@@ -57,9 +57,8 @@ impl Origin {
                 && found.saved.lineage.last().map(|known| &known.blake3) != Some(&ancestor.blake3)
             {
                 let run_dir = checked.recipe.run.dir.display();
-                let reason = format!(
-                    "{run_dir} has checkpoints of a run that did not come from there; choose another run.dir"
-                );
+                let reason =
+                    format!("{run_dir} has checkpoints of a run that did not come from there; choose another run.dir");
                 return Err(Error::Branch { checkpoint: asked.path.clone(), reason });
             }
             let changed = allowed_changes(checked, &found)?;
@@ -184,14 +183,8 @@ mod tests {
     fn order(micro_batch: usize, micro_batches: usize) -> Order {
         let buckets = [(0, 100), (1, 33), (2, 3)].map(|(bucket, rows)| BucketRows { bucket, rows }).to_vec();
         let shape = DataShape { identity: "a".into(), text: "b".into(), amount: Amount::Repeats(1.0), buckets };
-        let settings = OrderSettings {
-            seed: 0,
-            micro_batch,
-            micro_batches,
-            lanes: None,
-            mode: Mode::Local,
-            window_samples: 2048,
-        };
+        let settings =
+            OrderSettings { seed: 0, micro_batch, micro_batches, lanes: None, mode: Mode::Local, window_samples: 2048 };
         Order::new(&[shape], settings).expect("an order")
     }
 

@@ -160,7 +160,7 @@ impl<'a> Run<'a> {
         let Parts { checked, sources, model, .. } = parts;
         let recipe = &checked.recipe;
         let loader = Loader::new(sources.to_vec(), checked.order.clone(), RankOf::ONLY)?;
-        let state = parts.fresh_state();
+        let state = fresh_state(checked, model);
         let distances = if recipe.guard.enabled { &recipe.guard.snapshot_updates[..] } else { &[] };
         Ok(Self {
             tables: Tables::new(checked, sources)?,
@@ -327,7 +327,6 @@ impl<'a> Run<'a> {
     }
 
     fn update(&mut self, step: &Step, passes: Passes, norm: f64, lr: f64) {
-        let norm = norm.min(self.parts.checked.recipe.train.clip_norm);
         self.stepper.update(&mut self.state, step, passes, norm, lr);
         if !self.guard.is_suspicious() {
             self.ring.keep(&self.state, &self.guard.normal);
@@ -538,6 +537,21 @@ fn component_configs(checked: &Checked, components: &Components) -> Result<Vec<(
     trained_components(checked).map(read).collect()
 }
 
+/// The state before the first step from a model's weights.
+pub(crate) fn fresh_state(checked: &Checked, model: &Model) -> TrainState {
+    let trained: Vec<_> =
+        trained_components(checked).map(|part| (part.folder(), model::parameters(model, part))).collect();
+    let parameters = FlatParameters::adopt(&trained);
+    TrainState {
+        position: Position::default(),
+        optimizer: Optimizer::new(checked.recipe.optimizer.clone(), &parameters.values),
+        moments_from: vec![0; parameters.groups.len()],
+        average: checked.recipe.ema.half_life_samples.map(|_| parameters.values.copy()),
+        passed_over: Vec::new(),
+        parameters,
+    }
+}
+
 impl<'a> Parts<'a> {
     fn trained(&self) -> Vec<Trained<'a>> {
         let model = self.model;
@@ -547,22 +561,6 @@ impl<'a> Parts<'a> {
             parameters: model::parameters(model, *component),
         };
         self.configs.iter().map(part).collect()
-    }
-
-    /// The state before the first step from the model's weights.
-    fn fresh_state(&self) -> TrainState {
-        let recipe = &self.checked.recipe;
-        let trained: Vec<_> =
-            trained_components(self.checked).map(|part| (part.folder(), model::parameters(self.model, part))).collect();
-        let parameters = FlatParameters::adopt(&trained);
-        TrainState {
-            position: Position::default(),
-            optimizer: Optimizer::new(recipe.optimizer.clone(), &parameters.values),
-            moments_from: vec![0; parameters.groups.len()],
-            average: recipe.ema.half_life_samples.map(|_| parameters.values.copy()),
-            passed_over: Vec::new(),
-            parameters,
-        }
     }
 
     /// What every checkpoint of this process says, but for the position.

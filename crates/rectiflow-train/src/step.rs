@@ -36,6 +36,7 @@ pub(crate) struct Stepper<'a> {
     pub(crate) seed: u64,
     pub(crate) train_text_encoders: bool,
     pub(crate) offset_noise: f64,
+    pub(crate) clip_norm: f64,
     pub(crate) ratios: LrRatios,
     pub(crate) ema: EmaConfig,
     pub(crate) workers: Workers,
@@ -62,6 +63,7 @@ impl<'a> Stepper<'a> {
             seed: recipe.run.seed,
             train_text_encoders: recipe.train.text_encoders != TextEncoders::Frozen,
             offset_noise: recipe.train.offset_noise,
+            clip_norm: recipe.train.clip_norm,
             ratios: recipe.lr.ratio.clone(),
             ema: recipe.ema.clone(),
             workers: Workers::new(checked.device, recipe.train.micro_batches),
@@ -100,9 +102,11 @@ impl<'a> Stepper<'a> {
         Ok(Passes { loss, gradient_norm: sum.norm().double_value(&[]), samples, gradients: sum })
     }
 
-    /// Makes the update of a step at learning rate `lr`, its gradient scaled down to `norm` where it is larger.
+    /// Makes the update of a step at learning rate `lr`, its gradient scaled down to `norm` or the recipe's limit, the
+    /// smaller one, where it is larger.
     pub(crate) fn update(&self, state: &mut TrainState, step: &Step, passes: Passes, norm: f64, lr: f64) {
         let Passes { gradient_norm, mut gradients, .. } = passes;
+        let norm = norm.min(self.clip_norm);
         if gradient_norm > norm {
             gradients *= norm / gradient_norm;
         }

@@ -28,37 +28,40 @@ const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/tiny-sdxl"
 const BUCKETS: [(u32, u32, u64, u64); 2] = [(64, 64, 40, 10), (96, 64, 21, 6)];
 
 /// A folder with a data set and a base model, and whatever runs are made in it.
-pub struct Fixture {
+pub(crate) struct Fixture {
     folder: tempfile::TempDir,
 }
 
 impl Fixture {
     /// Packs the data and makes a base: the tiny SDXL after one step, so that its text encoders have weights.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
+        Self::with_poison(None)
+    }
+
+    /// As [`Fixture::new`], one sample's latents ten thousand times too large, as far as half precision goes.
+    pub(crate) fn with_poison(poison: Option<u64>) -> Self {
         // The sum of a reduction depends on how it is split.
         tch::set_num_threads(1);
         let folder = tempfile::tempdir().expect("a temporary folder");
         let fixture = Self { folder };
-        pack(&fixture.path("data"));
-        let recipe = fixture.write(
-            "base",
-            &format!("[model]\nbase = '{TINY}'\nrandom = ['unet', 'text_encoder', 'text_encoder_2']\n"),
-        );
+        pack(&fixture.path("data"), poison);
+        let recipe = fixture
+            .write("base", &format!("[model]\nbase = '{TINY}'\nrandom = ['unet', 'text_encoder', 'text_encoder_2']\n"));
         let set = ["train.samples=8", "train.text_encoders=trained", "lr.peak=1e-6"];
         run(&load(&recipe, &set)).expect("the base is trained");
         fixture
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
     /// The base's checkpoint.
-    pub fn base(&self) -> PathBuf {
+    pub(crate) fn base(&self) -> PathBuf {
         self.checkpoint("base", 1)
     }
 
-    pub fn checkpoint(&self, run: &str, step: u64) -> PathBuf {
+    pub(crate) fn checkpoint(&self, run: &str, step: u64) -> PathBuf {
         self.path(run).join(format!("checkpoints/step-{step:08}"))
     }
 
@@ -78,7 +81,7 @@ impl Fixture {
     }
 
     /// The recipe of a run of 16 steps of 8 samples, its checkpoints at steps 8 and 16, overridden.
-    pub fn recipe(&self, name: &str, overrides: &[&str]) -> Checked {
+    pub(crate) fn recipe(&self, name: &str, overrides: &[&str]) -> Checked {
         load(&self.write(name, &format!("[model]\nbase = '{}'\n", self.base().display())), overrides)
     }
 }
@@ -89,14 +92,14 @@ fn load(path: &Path, overrides: &[&str]) -> Checked {
 }
 
 /// How a run ended, and its events.
-pub struct Ran {
-    pub outcome: Result<Outcome>,
-    pub events: Vec<Event>,
+pub(crate) struct Ran {
+    pub(crate) outcome: Result<Outcome>,
+    pub(crate) events: Vec<Event>,
 }
 
 impl Ran {
     /// Steps of the events that were not applied.
-    pub fn passed_over(&self) -> Vec<u64> {
+    pub(crate) fn passed_over(&self) -> Vec<u64> {
         let step = |event: &Event| match event {
             Event::Step(step) if !step.applied => Some(step.step),
             _ => None,
@@ -105,7 +108,7 @@ impl Ran {
     }
 
     /// The guard's acts: step and action.
-    pub fn acts(&self) -> Vec<(u64, &str)> {
+    pub(crate) fn acts(&self) -> Vec<(u64, &str)> {
         let act = |event| match event {
             &Event::Guard(ref act) => Some((act.step, act.action.as_str())),
             _ => None,
@@ -114,7 +117,7 @@ impl Ran {
     }
 
     /// The last test loss.
-    pub fn test_loss(&self) -> f64 {
+    pub(crate) fn test_loss(&self) -> f64 {
         let loss = |event: &Event| match event {
             Event::Test(test) => Some(test.loss),
             _ => None,
@@ -123,12 +126,12 @@ impl Ran {
     }
 }
 
-pub fn run(checked: &Checked) -> Result<Outcome> {
+pub(crate) fn run(checked: &Checked) -> Result<Outcome> {
     run_with(checked, Options::default(), |_| {}).outcome
 }
 
 /// Trains, showing each event to `observe`.
-pub fn run_with(checked: &Checked, options: Options<'_>, mut observe: impl FnMut(&Event)) -> Ran {
+pub(crate) fn run_with(checked: &Checked, options: Options<'_>, mut observe: impl FnMut(&Event)) -> Ran {
     let mut events = Vec::new();
     let outcome = train(checked, options, &AtomicBool::new(false), &mut |event| {
         observe(event);
@@ -138,14 +141,14 @@ pub fn run_with(checked: &Checked, options: Options<'_>, mut observe: impl FnMut
 }
 
 /// Trains on steps that `spoil` has had in its hands; steps count from 1, as in the log.
-pub fn run_spoilt(checked: &Checked, mut spoil: impl FnMut(u64, &mut Step)) -> Ran {
+pub(crate) fn run_spoilt(checked: &Checked, mut spoil: impl FnMut(u64, &mut Step)) -> Ran {
     let mut before_step = |step: &mut Step| spoil(step.step + 1, step);
     let options = Options { before_step: Some(&mut before_step), ..Options::default() };
     run_with(checked, options, |_| {})
 }
 
 /// Trains until a step has been made, as a signal would stop it.
-pub fn run_until(checked: &Checked, options: Options<'_>, last: u64) -> Outcome {
+pub(crate) fn run_until(checked: &Checked, options: Options<'_>, last: u64) -> Outcome {
     let stop = AtomicBool::new(false);
     let outcome = train(checked, options, &stop, &mut |event| {
         if matches!(event, Event::Step(step) if step.step == last) {
@@ -156,14 +159,18 @@ pub fn run_until(checked: &Checked, options: Options<'_>, last: u64) -> Outcome 
 }
 
 /// Multiplies the latents of a step's first micro-batch, as far as half precision goes.
-pub fn scale_latents(step: &mut Step, factor: f32) {
-    for value in &mut step.micro_batches[0].latents {
+pub(crate) fn scale_latents(step: &mut Step, factor: f32) {
+    scale(&mut step.micro_batches[0].latents, factor);
+}
+
+fn scale(latents: &mut [f16], factor: f32) {
+    for value in latents {
         *value = f16::from_f32((value.to_f32() * factor).clamp(-65504.0, 65504.0));
     }
 }
 
 /// Makes one number of a step NaN.
-pub fn spoil_with_nan(step: &mut Step) {
+pub(crate) fn spoil_with_nan(step: &mut Step) {
     step.micro_batches[0].latents[0] = f16::NAN;
 }
 
@@ -215,7 +222,7 @@ fn empty_manifest() -> Manifest {
     Manifest::new(codec, geometry)
 }
 
-fn pack(root: &Path) {
+fn pack(root: &Path, poison: Option<u64>) {
     let mut manifest = empty_manifest();
     let (mut blocks, mut ids) = (Vec::new(), 0..);
     for (bucket, (width_px, height_px, train, test)) in (0..).zip(BUCKETS) {
@@ -226,7 +233,11 @@ fn pack(root: &Path) {
             let shape = [4, height_px as usize / 8, width_px as usize / 8];
             let mut writer = ObjectWriter::create(root, &latents_name, &text, shape).expect("an object");
             for id in ids.by_ref().take(num_rows as usize) {
-                writer.push(&latents(id, shape), record(id, (width_px, height_px))).expect("a row");
+                let mut latents = latents(id, shape);
+                if poison == Some(id) {
+                    scale(&mut latents, 1e4);
+                }
+                writer.push(&latents, record(id, (width_px, height_px))).expect("a row");
             }
             let done = writer.finish().expect("an object");
             let (rows, text_bytes) = (done.rows, done.text_bytes);

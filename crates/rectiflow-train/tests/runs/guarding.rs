@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use rectiflow_train::{Error, blackbox::BlackBox, metrics::Event, run::Options};
+use rectiflow_train::{Error, blackbox::BlackBox, metrics::Event, replay::replay, run::Options};
 
 use crate::fixture::{Fixture, Ran, run_spoilt, run_with, scale_latents, spoil_with_nan};
 
@@ -86,4 +86,27 @@ fn what_cannot_be_saved_is_rewound_and_then_stopped_for_good() {
     assert!(acknowledged.test_loss().is_finite());
     assert!(acknowledged.outcome.unwrap().finished);
     assert_eq!(fs::read_to_string(run_dir.join("STOPPED.acknowledged")).unwrap().trim(), reason);
+}
+
+#[test]
+fn a_replay_makes_the_same_numbers_and_finds_the_poisoned_sample() {
+    const POISON: u64 = 17;
+    let fixture = Fixture::with_poison(Some(POISON));
+    let checked = fixture.recipe("poisoned", &["guard.warmup_updates=2"]);
+    let ran = run_with(&checked, Options::default(), |_| {});
+    assert!(ran.outcome.as_ref().is_ok_and(|outcome| outcome.finished), "{:?}", ran.outcome);
+    // Once an epoch of 61 samples, so twice in 128; the second time there is a checkpoint behind it.
+    let [(first, "skip"), (second, "skip")] = ran.acts()[..] else { panic!("{:?}", ran.acts()) };
+    assert!(first <= 8 && second > 8, "{first} {second}");
+    for step in [first, second] {
+        let mut steps = Vec::new();
+        let path = fixture.path(&format!("poisoned/blackbox/step-{step:08}-skip.json"));
+        replay(&path, &mut |step| steps.push(step.clone())).unwrap();
+        let (last, before) = steps.split_last().unwrap();
+        assert_eq!((last.step + 1, last.worst.id), (step, POISON));
+        assert!(last.wrong.as_ref().is_some_and(|reason| reason.contains("times its mean")), "{last:?}");
+        assert!(before.iter().all(|step| step.wrong.is_none()), "{before:?}");
+        assert!(steps.iter().all(|step| step.seen.is_none_or(|seen| seen == (step.loss, step.gradient_norm))));
+        assert!(last.seen.is_some());
+    }
 }
