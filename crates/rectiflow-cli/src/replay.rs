@@ -40,25 +40,19 @@ fn as_json(step: &Replayed) -> serde_json::Value {
         "step": step.step + 1,
         "loss": step.loss.to_string(),
         "gradient_norm": step.gradient_norm.to_string(),
-        "as_seen": step.seen.map(|seen| is_same(step, seen)),
+        "as_seen": step.is_as_seen(),
         "wrong": step.wrong,
         "worst": step.worst,
     })
 }
 
-/// Whether a step came out as in the run, bit for bit.
-fn is_same(step: &Replayed, (loss, norm): (f64, f64)) -> bool {
-    let bits = |a: f64, b: f64| a == b || (a.is_nan() && b.is_nan());
-    bits(step.loss, loss) && bits(step.gradient_norm, norm)
-}
-
 fn describe(steps: &[Replayed]) -> String {
     let mut rows = vec![["step", "loss", "gradient", "as seen", "worst sample"].map(str::to_owned).to_vec()];
     for step in steps {
-        let seen = match step.seen {
+        let seen = match step.is_as_seen() {
             None => "not in the box",
-            Some(seen) if is_same(step, seen) => "yes",
-            Some(_) => "no",
+            Some(true) => "yes",
+            Some(false) => "no",
         };
         let worst = &step.worst;
         let worst = format!("{} at {}: {}", worst.id, short(worst.time, 3), short(worst.loss, 4));

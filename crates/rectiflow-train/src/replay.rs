@@ -37,6 +37,15 @@ pub struct Replayed {
     pub worst: SeenSample,
 }
 
+impl Replayed {
+    /// Whether the step came out as in the run, but for the last bit, which JSON may lose; `None` where the black box
+    /// does not have the step.
+    pub fn is_as_seen(&self) -> Option<bool> {
+        let same = |a: f64, b: f64| a == b || (a - b).abs() <= 1e-15 * b.abs() || (a.is_nan() && b.is_nan());
+        self.seen.map(|(loss, norm)| same(self.loss, loss) && same(self.gradient_norm, norm))
+    }
+}
+
 /// Replays a black box up to the step that the guard acted on; each step is shown to `observe`.
 ///
 /// # Errors
