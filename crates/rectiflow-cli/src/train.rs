@@ -263,6 +263,7 @@ mod tests {
             epoch: 0,
             loss: 0.5,
             gradient_norm: 1.25,
+            norm_by_component: std::collections::BTreeMap::new(),
             lr: 1e-4,
             secs: 2.0,
             data_secs: 0.5,

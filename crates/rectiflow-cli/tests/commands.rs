@@ -241,3 +241,28 @@ fn a_report_is_one_page_that_needs_nothing_else() {
     assert!(found.is_empty(), "{found:?}");
     assert!(page.matches("<img").count() == page.matches(" alt=\"").count(), "every picture has a text");
 }
+
+#[test]
+fn a_stopped_run_exits_with_3_before_it_looks_at_anything_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let (recipe, run) = (folder.path().join("recipe.toml"), folder.path().join("run"));
+    fs::create_dir(&run).unwrap();
+    fs::write(run.join("STOPPED"), "the loss is NaN\n").unwrap();
+    let text = format!(
+        "[run]\ndir = '{}'\n[model]\nbase = 'nowhere'\n[[data]]\npath = 'no/such/dataset'\n\
+         [train]\nsamples = 10\nmicro_batch = 1\n",
+        run.display()
+    );
+    fs::write(&recipe, text).unwrap();
+    let recipe = recipe.to_str().unwrap();
+    for _ in 0..2 {
+        let output = rectiflow(&["train", recipe, "--json"]);
+        let message = stderr(&output);
+        assert_eq!(output.status.code(), Some(3), "{message}");
+        assert!(message.contains("the loss is NaN") && message.contains("--acknowledge-stop"), "{message}");
+        assert_eq!(json(&output)["exit"], 3);
+    }
+    let output = rectiflow(&["train", recipe, "--acknowledge-stop"]);
+    assert_eq!(output.status.code(), Some(1), "now the data set is missing");
+    assert!(stderr(&output).contains("no/such/dataset"), "{}", stderr(&output));
+}

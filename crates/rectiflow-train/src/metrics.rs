@@ -5,6 +5,7 @@
 //! appear twice: the later line counts.
 
 use std::{
+    collections::BTreeMap,
     fs::{File, OpenOptions},
     io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
@@ -123,6 +124,9 @@ pub struct StepMetrics {
     /// Norm of the gradient before clipping.
     #[serde(with = "lossless")]
     pub gradient_norm: f64,
+    /// The norm of each component's part of it, where more than one is trained; as text where it is not finite.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub norm_by_component: BTreeMap<String, Lossless>,
     /// Learning rate of the schedule, lowered by the guard where it was.
     pub lr: f64,
     /// Seconds of the step.
@@ -246,6 +250,11 @@ pub fn read(run_dir: &Path) -> Result<Vec<Event>> {
 
 const FILE: &str = "metrics.jsonl";
 
+/// A number that may not be finite.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Lossless(#[serde(with = "lossless")] pub f64);
+
 /// Numbers as JSON numbers, or as strings where they are not finite.
 pub(crate) mod lossless {
     use super::{Deserialize, Deserializer, Serialize, Serializer};
@@ -279,6 +288,7 @@ mod tests {
             epoch: 0,
             loss,
             gradient_norm: f64::INFINITY,
+            norm_by_component: BTreeMap::from([("unet".to_owned(), Lossless(f64::INFINITY))]),
             lr: 1e-4,
             secs: 0.5,
             data_secs: 0.0,

@@ -28,7 +28,7 @@ use crate::{
     error::{Error, Result},
     flat::FlatParameters,
     guard::{Acts, GuardState, Observation, Verdict},
-    metrics::{Event, GuardEvent, Start, StepMetrics, TestMetrics, Writer},
+    metrics::{Event, GuardEvent, Lossless, Start, StepMetrics, TestMetrics, Writer},
     model,
     optim::Optimizer,
     origin::{Origin, epochs_at, step_at},
@@ -266,6 +266,8 @@ impl<'a> Run<'a> {
         let passes = self.stepper.passes(&self.state.parameters, &step)?;
         self.recorder.record(&step, &passes, lr);
         let (loss, gradient_norm) = (passes.loss, passes.gradient_norm);
+        let groups = self.state.parameters.groups.iter().map(|group| group.component.clone());
+        let norm_by_component = groups.zip(passes.norm_by_group.iter().copied().map(Lossless)).collect();
         let applied = self.act(&step, passes, lr)?;
         let Position { cursor, samples, .. } = self.state.position;
         self.emit(Event::Step(StepMetrics {
@@ -274,6 +276,7 @@ impl<'a> Run<'a> {
             epoch: step.epoch,
             loss,
             gradient_norm,
+            norm_by_component,
             lr,
             secs: began.elapsed().as_secs_f64(),
             data_secs,

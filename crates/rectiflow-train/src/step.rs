@@ -21,7 +21,7 @@ use crate::{
     config::{Checked, TextEncoders},
     ema::{self, EmaConfig},
     error::Result,
-    flat::FlatParameters,
+    flat::{FlatParameters, part},
     lr::LrRatios,
     state::TrainState,
     workers::{Shared, Workers},
@@ -47,6 +47,8 @@ pub(crate) struct Stepper<'a> {
 pub(crate) struct Passes {
     pub(crate) loss: f64,
     pub(crate) gradient_norm: f64,
+    /// The norm of each group's part, where there is more than one group.
+    pub(crate) norm_by_group: Vec<f64>,
     /// Time and loss of each sample, in the order of the step's micro-batches.
     pub(crate) samples: Vec<(f64, f32)>,
     gradients: Tensor,
@@ -99,7 +101,9 @@ impl<'a> Stepper<'a> {
             loss += chunk_loss;
             parameters.accumulate(&sum, &gradients, &self.workers);
         }
-        Ok(Passes { loss, gradient_norm: sum.norm().double_value(&[]), samples, gradients: sum })
+        let groups = if parameters.groups.len() > 1 { &parameters.groups[..] } else { &[] };
+        let norm_by_group = groups.iter().map(|group| part(&sum, &group.range).norm().double_value(&[])).collect();
+        Ok(Passes { loss, gradient_norm: sum.norm().double_value(&[]), norm_by_group, samples, gradients: sum })
     }
 
     /// Makes the update of a step at learning rate `lr`, its gradient scaled down to `norm` or the recipe's limit, the

@@ -47,7 +47,7 @@ impl Fixture {
         pack(&fixture.path("data"), poison);
         let recipe = fixture
             .write("base", &format!("[model]\nbase = '{TINY}'\nrandom = ['unet', 'text_encoder', 'text_encoder_2']\n"));
-        let set = ["train.samples=8", "train.text_encoders=trained", "lr.peak=1e-6"];
+        let set = ["train.samples=8", "train.text_encoders=trained", "lr.peak=1e-6", "guard.enabled=false"];
         run(&load(&recipe, &set)).expect("the base is trained");
         fixture
     }
@@ -109,11 +109,13 @@ impl Ran {
 
     /// The guard's acts: step and action.
     pub(crate) fn acts(&self) -> Vec<(u64, &str)> {
-        let act = |event| match event {
-            &Event::Guard(ref act) => Some((act.step, act.action.as_str())),
-            _ => None,
-        };
-        self.events.iter().filter_map(act).collect()
+        let mut acts = Vec::new();
+        for event in &self.events {
+            if let Event::Guard(act) = event {
+                acts.push((act.step, act.action.as_str()));
+            }
+        }
+        acts
     }
 
     /// The last test loss.
