@@ -383,6 +383,39 @@ mod tests {
         }
     }
 
+    /// A run of the demo's study, as its metrics.jsonl has it: the tiny base, converted from eps to flow, 48,000 samples
+    /// in steps of 32 (recorded 2026-11-24). A conversion begins with the highest loss, and its data are real.
+    fn recorded() -> Vec<Observation> {
+        let number = |text: &str| text.parse::<f64>().expect("a number");
+        let lines = include_str!("../tests/golden/trace.csv").lines().skip(1);
+        let pairs = lines.map(|line| line.split_once(',').expect("two numbers"));
+        pairs.map(|(loss, norm)| Observation { loss: number(loss), gradient_norm: number(norm) }).collect()
+    }
+
+    #[test]
+    fn a_recorded_run_raises_no_alarm_and_what_is_done_to_it_does() {
+        let config = GuardConfig::default();
+        let acts = |spoil: &dyn Fn(usize, Observation) -> Observation| -> Vec<(usize, bool)> {
+            let mut guard = GuardState::default();
+            let verdicts = recorded().into_iter().enumerate().map(|(at, seen)| guard.judge(&config, spoil(at, seen)));
+            let acts = verdicts.enumerate().filter(|(_, verdict)| *verdict != Verdict::Continue);
+            acts.map(|(at, verdict)| (at, matches!(verdict, Verdict::Rewind { .. }))).collect()
+        };
+        assert!(recorded().len() > 1500);
+        assert_eq!(acts(&|_, seen| seen), []);
+        let single = |at, seen: Observation| {
+            if at % 300 == 299 { Observation { gradient_norm: 50.0 * seen.gradient_norm, ..seen } } else { seen }
+        };
+        assert_eq!(acts(&single), [299, 599, 899, 1199, 1499].map(|at| (at, false)));
+        // From step 1000 on the loss grows by 1% a step.
+        let drift = |at: usize, seen: Observation| {
+            let loss = seen.loss * 1.01f64.powi(at.saturating_sub(1000) as i32);
+            Observation { loss, ..seen }
+        };
+        let first = acts(&drift)[0];
+        assert!(first.1 && (1030..1100).contains(&first.0), "{first:?}");
+    }
+
     #[test]
     fn single_bad_batches_are_skipped_and_nothing_else_happens() {
         let config = GuardConfig::default();

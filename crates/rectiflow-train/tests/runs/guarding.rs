@@ -27,7 +27,7 @@ fn poisoned_samples_cost_a_guarded_run_their_steps_and_an_unguarded_one_everythi
     assert_eq!(guarded.passed_over(), [12, 15, 22, 29]);
     assert_eq!(guarded.acts(), [(12, "skip"), (15, "skip"), (22, "skip"), (29, "skip")]);
     let ratio = guarded.test_loss() / clean.test_loss();
-    assert!(ratio < 1.1, "guarded {}, clean {}", guarded.test_loss(), clean.test_loss());
+    assert!(ratio < 1.02, "guarded {}, clean {}", guarded.test_loss(), clean.test_loss());
 
     let off = &[LONG, "guard.enabled=false"];
     let scaled = |step: u64, samples: &mut _| {
