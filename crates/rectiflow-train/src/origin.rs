@@ -50,21 +50,18 @@ impl Origin {
     /// [`Error::Changed`] where the recipe has changed in what a resumed run must keep, [`Error::Branch`] where a branch
     /// is asked for that cannot be made, [`Error::Checkpoint`] where checkpoints are damaged.
     pub(crate) fn find(checked: &Checked, checkpoints: &Checkpoints, branch_from: Option<&Path>) -> Result<Self> {
-        let ancestor = branch_from.map(|path| ancestor(checked, path)).transpose()?;
         if let Some(path) = checkpoints.newest_sound()? {
             let found = Found { saved: Saved::read(&path)?, path };
-            if let Some((asked, ancestor)) = &ancestor
-                && found.saved.lineage.last().map(|known| &known.blake3) != Some(&ancestor.blake3)
-            {
-                let run_dir = checked.recipe.run.dir.display();
-                let reason =
-                    format!("{run_dir} has checkpoints of a run that did not come from there; choose another run.dir");
-                return Err(Error::Branch { checkpoint: asked.path.clone(), reason });
+            if let Some(asked) = branch_from {
+                check_came_from(checked, &found.saved, asked)?;
             }
             let changed = allowed_changes(checked, &found)?;
             return Ok(Self::Resume(found, changed));
         }
-        Ok(ancestor.map_or(Self::Base, |(found, ancestor)| Self::Branch(found, ancestor)))
+        match branch_from {
+            None => Ok(Self::Base),
+            Some(path) => ancestor(checked, path).map(|(found, ancestor)| Self::Branch(found, ancestor)),
+        }
     }
 
     /// The folder that the model is opened from.
@@ -117,6 +114,17 @@ pub(crate) fn epochs_at(order: &Order, step: u64) -> f64 {
     let epoch = order.epoch_of(micro_batch);
     let (start, end) = (order.epoch_start(epoch), order.epoch_start(epoch + 1));
     epoch as f64 + (micro_batch - start) as f64 / (end - start).max(1) as f64
+}
+
+/// Whoever starts a branch again with the same command goes on with it, even if its ancestor is gone by now.
+fn check_came_from(checked: &Checked, saved: &Saved, asked: &Path) -> Result<()> {
+    let full = asked.canonicalize().or_else(|_| std::path::absolute(asked)).map_err(Error::io(asked))?;
+    if saved.lineage.last().is_some_and(|ancestor| ancestor.checkpoint == full) {
+        return Ok(());
+    }
+    let run_dir = checked.recipe.run.dir.display();
+    let reason = format!("{run_dir} has checkpoints of a run that did not come from there; choose another run.dir");
+    Err(Error::Branch { checkpoint: asked.to_owned(), reason })
 }
 
 /// The checkpoint to branch from, and what will be remembered of it.
