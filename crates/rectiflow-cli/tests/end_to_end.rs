@@ -138,6 +138,7 @@ fn pictures_become_a_model_that_others_open_and_a_kill_loses_nothing() {
     assert_eq!(metrics.lines().filter(|line| line.contains("\"event\":\"step\"")).count(), 20);
     assert_eq!(metrics.lines().filter(|line| line.contains("\"event\":\"test\"")).count(), 3);
 
+    evaluate_and_branch(folder, &straight);
     let checkpoint = folder.join("straight/checkpoints/step-00000020");
     sample_and_export(folder, &checkpoint);
 }
@@ -272,26 +273,58 @@ fn texts_of(png: &Path) -> BTreeMap<String, String> {
 }
 
 #[test]
-fn an_interrupt_saves_and_exits_130() {
+fn a_signal_saves_and_exits_with_its_number() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let folder = folder.path();
     prepare(folder);
-    let recipe = write_recipe(folder, "interrupted");
-    let mut child = rectiflow(&["train", text(&recipe), "--set", "train.samples=100000"])
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("the command starts");
-    let metrics = folder.join("interrupted/metrics.jsonl");
-    let deadline = Instant::now() + Duration::from_secs(120);
-    while !fs::read_to_string(&metrics).is_ok_and(|text| text.contains("\"event\":\"step\",\"step\":3,")) {
-        assert!(Instant::now() < deadline, "the run did not reach its third step");
-        thread::sleep(Duration::from_millis(2));
+    for (signal, code) in [("INT", 130), ("TERM", 143)] {
+        let recipe = write_recipe(folder, signal);
+        let mut child = rectiflow(&["train", text(&recipe), "--set", "train.samples=100000"])
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the command starts");
+        let run = folder.join(signal);
+        let metrics = run.join("metrics.jsonl");
+        let deadline = Instant::now() + Duration::from_secs(120);
+        while !fs::read_to_string(&metrics).is_ok_and(|text| text.contains("\"event\":\"step\",\"step\":3,")) {
+            assert!(Instant::now() < deadline, "the run did not reach its third step");
+            thread::sleep(Duration::from_millis(2));
+        }
+        let kill = Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status();
+        assert!(kill.expect("kill runs").success());
+        assert_eq!(child.wait().expect("the child ends").code(), Some(code), "SIG{signal}");
+        let text = fs::read_to_string(&metrics).expect("metrics are written");
+        assert!(text.lines().last().is_some_and(|line| line.contains("interrupted")), "{text}");
+        let saved = fs::read_dir(run.join("checkpoints")).expect("checkpoints").count();
+        assert!(saved >= 1, "SIG{signal} saves");
     }
-    let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill runs");
-    assert!(kill.success());
-    assert_eq!(child.wait().expect("the child ends").code(), Some(130));
-    let text = fs::read_to_string(&metrics).expect("metrics are written");
-    assert!(text.lines().last().is_some_and(|line| line.contains("interrupted")), "{text}");
-    let saved = fs::read_dir(folder.join("interrupted/checkpoints")).expect("checkpoints").count();
-    assert!(saved >= 1, "an interrupt saves");
+}
+
+/// The last line of standard output as JSON.
+fn json(output: &Output) -> serde_json::Value {
+    let text = String::from_utf8_lossy(&output.stdout);
+    serde_json::from_str(text.lines().last().expect("an answer")).expect("the answer is JSON")
+}
+
+/// The test loss of a checkpoint is the run's own, and a branch goes on from there; what may not change is refused.
+fn evaluate_and_branch(folder: &Path, recipe: &Path) {
+    let checkpoint = folder.join("straight/checkpoints/step-00000020");
+    let evaluated = json(&succeed(&["eval", text(recipe), "--checkpoint", text(&checkpoint), "--json"]));
+    let metrics = fs::read_to_string(folder.join("straight/metrics.jsonl")).expect("metrics are written");
+    let last = metrics.lines().rfind(|line| line.contains("\"event\":\"test\"")).expect("a test loss");
+    let own: serde_json::Value = serde_json::from_str(last).expect("an event");
+    let (own, evaluated) = (own["loss"].as_f64(), evaluated["trained"]["test"]["loss"].as_f64());
+    let (own, evaluated) = (own.expect("a number"), evaluated.expect("a number"));
+    assert!((own / evaluated - 1.0).abs() < 1e-6, "{own} and {evaluated}");
+
+    let changed = rectiflow(&["train", text(recipe), "--set", "lr.peak=1e-4"]).output().expect("the command starts");
+    let message = String::from_utf8_lossy(&changed.stderr).into_owned();
+    assert_eq!(changed.status.code(), Some(2), "{message}");
+    assert!(message.contains("lr.peak: 0.001 -> 0.0001") && message.contains("--branch-from"), "{message}");
+
+    let branch = write_recipe(folder, "branch");
+    let sets = ["--set", "lr.peak=1e-4", "--set", "train.micro_batch=4", "--set", "train.samples=88"];
+    let from = ["train", text(&branch), "--branch-from", text(&checkpoint), "--json"];
+    let answer = json(&succeed(&[&from[..], &sets].concat()));
+    assert_eq!((answer["finished"].as_bool(), answer["samples"].as_u64()), (Some(true), Some(88)));
 }
