@@ -189,7 +189,8 @@ mod tests {
     use super::*;
 
     fn order(micro_batch: usize, micro_batches: usize) -> Order {
-        let buckets = [(0, 100), (1, 33), (2, 3)].map(|(bucket, rows)| BucketRows { bucket, rows }).to_vec();
+        let buckets = [(0, 100), (1, 33), (2, 3)];
+        let buckets = buckets.map(|(bucket, rows)| BucketRows { bucket, rows, run_ends: vec![] }).to_vec();
         let shape = DataShape { identity: "a".into(), text: "b".into(), amount: Amount::Repeats(1.0), buckets };
         let settings =
             OrderSettings { seed: 0, micro_batch, micro_batches, lanes: None, mode: Mode::Local, window_samples: 2048 };

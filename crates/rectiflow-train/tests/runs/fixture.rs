@@ -15,6 +15,7 @@ use rectiflow_data::{
     rng::{Purpose, Rng},
     shard::ObjectWriter,
 };
+use rectiflow_sdxl::model::Component;
 use rectiflow_train::{
     Result,
     checkpoint::hash_weights,
@@ -206,7 +207,7 @@ fn latents(id: u64, shape: [usize; 3]) -> Vec<f16> {
 fn empty_manifest() -> Manifest {
     let codec = Codec {
         vae: "tiny".to_owned(),
-        hash: hash_weights(&Path::new(TINY).join("vae")).expect("the tiny VAE is there"),
+        hash: hash_weights(Component::Vae, &Path::new(TINY).join("vae")).expect("the tiny VAE is there"),
         scaling_factor: 0.13025,
         down_factor: 8,
         channels: 4,
