@@ -8,19 +8,21 @@ TORCH = LIBTORCH="$$($(PYTHON) scripts/libtorch.py)" || exit 1; export LIBTORCH;
 TESTS = if cargo nextest --version >/dev/null 2>&1; then echo nextest run; else echo test; fi
 PEERS = .venv-peers
 
-.PHONY: help build test demo fmt lint unit doc docs peers bench-loaders clean-demo
+.PHONY: help build test demo fmt lint unit doc docs peers peers-full bench-loaders tiny-base study clean-demo
 
 help:
 	@echo 'make build   the binary, target/release/rectiflow'
-	@echo 'make demo    prepare, train, sample and export a tiny SDXL on the CPU; report in runs/demo/report.html'
+	@echo 'make demo    convert a tiny SDXL to flow matching on the CPU and measure it; report in runs/demo/report.html'
 	@echo 'make test    everything that CI checks, cheapest first'
 	@echo 'make docs    write the generated pages of docs/ anew'
+	@echo 'make tiny-base   train the demo\'s base model anew (an hour) and pack it'
+	@echo 'make study   the demo\'s comparison at length, on three seeds (half an hour)'
+	@echo 'make peers   compare with diffusers (installs pinned versions into $(PEERS), 1.6 GB)'
 	@echo 'make bench-loaders   the loader: samples a second, time to the first step, from a disk and from an object store'
-	@echo 'make peers   compare with diffusers (installs pinned versions into $(PEERS))'
 
 # One set of packages in every recipe: with another, cargo unifies features differently and compiles much anew.
 build:
-	@$(TORCH); cargo build --release --workspace --bins --example emoji_pictures
+	@$(TORCH); cargo build --release --workspace --bins --examples
 
 demo: build
 	sh scripts/demo.sh
@@ -47,10 +49,22 @@ doc:
 docs:
 	@$(TORCH); RECTIFLOW_WRITE_DOCS=1 cargo test --release -p rectiflow-train --lib config_page
 
+# What the comparisons print is kept: docs/peers.txt.
 peers: build
-	$(PYTHON) -m venv $(PEERS)
-	$(PEERS)/bin/pip install --disable-pip-version-check -r scripts/golden/requirements.txt
-	@$(TORCH); sh scripts/peers/run.sh $(PEERS)/bin/python
+	$(PYTHON) scripts/peers/environment.py $(PEERS)
+	@$(TORCH); set -e; sh scripts/peers/run.sh $(PEERS)/bin/python >$(PEERS)/output.txt || { cat $(PEERS)/output.txt; exit 1; }; \
+	cp $(PEERS)/output.txt docs/peers.txt; cat docs/peers.txt
+
+# The same comparisons at SDXL's own size, with random weights: 30 GB of disk, 16 GB of memory, an hour on two cores.
+peers-full: build
+	@$(TORCH); set -e; cargo build --release -p rectiflow-sdxl --example random_sdxl; \
+	TORCH_USE_RTLD_GLOBAL=1 $(PEERS)/bin/python scripts/peers/full_size.py runs/full-size
+
+tiny-base: build
+	PYTHON=$(PYTHON) sh scripts/tiny_base.sh
+
+study: build
+	sh scripts/study.sh
 
 # Five minutes; packs 0.7 GB of synthetic data into target/loader-numbers the first time.
 bench-loaders:

@@ -1,4 +1,4 @@
-"""Writes the golden sigmas of crates/rectiflow-sdxl/tests/golden/schedules.json by running ComfyUI's own functions.
+"""Writes the golden sigmas of crates/rectiflow-sdxl/tests/golden/schedules.json.gz by running ComfyUI's own functions.
 
     python scripts/golden/schedules.py COMFYUI_CHECKOUT
 
@@ -11,6 +11,7 @@ the output: numbers, and the commit they came from. Add --sweep to print the num
 import argparse
 import ast
 import functools
+import gzip
 import json
 import math
 import pathlib
@@ -29,9 +30,10 @@ WANTED = {
     "comfy/k_diffusion/sampling.py": ["append_zero", "get_sigmas_karras", "get_sigmas_exponential"],
     "comfy/samplers.py": ["simple_scheduler", "ddim_scheduler", "normal_scheduler", "beta_scheduler", "kl_optimal_scheduler"],
 }
-STEPS = [1, 2, 3, 7, 8, 20, 28, 50, 99]
-LONG_STEPS = [333, 1000]
+STEPS = [1, 2, 3, 7, 8, 20, 28, 50, 99, 1000]
 SHIFTS = [0.5, 1.0, 3.0, 6.0, 20.0]
+# As many shifts as this between 0.5 and 20 that nobody chose, each with a number of steps for each schedule.
+NUM_RANDOM = 8
 
 
 def load(checkout):
@@ -95,7 +97,7 @@ def main():
     parser.add_argument("checkout", type=pathlib.Path)
     parser.add_argument("--commit", help="if the checkout is not a git work tree")
     parser.add_argument("--sweep", action="store_true", help="every step count; to standard output")
-    parser.add_argument("--out", type=pathlib.Path, default="crates/rectiflow-sdxl/tests/golden/schedules.json")
+    parser.add_argument("--out", type=pathlib.Path, default="crates/rectiflow-sdxl/tests/golden/schedules.json.gz")
     args = parser.parse_args()
     comfy = load(args.checkout)
     if args.sweep:
@@ -104,11 +106,14 @@ def main():
         return
     git = ["git", "-C", str(args.checkout), "rev-parse", "HEAD"]
     commit = args.commit or subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()
-    long = lambda head, name: LONG_STEPS if head["shift"] in (1.0, 3.0) and name not in ("simple", "ddim_uniform") else []
-    found = list(cases(comfy, SHIFTS, lambda head, name: STEPS + long(head, name)))
+    random = numpy.random.default_rng(1)
+    shifts = [round(float(shift), 4) for shift in numpy.exp(random.uniform(math.log(0.5), math.log(20), NUM_RANDOM))]
+    found = list(cases(comfy, SHIFTS, lambda head, name: STEPS))
+    found += list(cases(comfy, shifts, lambda head, name: [int(random.integers(2, 1000))]))
     lines = ",\n".join(json.dumps(case) for case in found)
     head = {"comfyui_commit": commit, "torch": torch.__version__, "scipy": scipy.__version__}
-    args.out.write_text(json.dumps(head)[:-1] + ', "cases": [\n' + lines + "\n]}\n")
+    text = json.dumps(head)[:-1] + ', "cases": [\n' + lines + "\n]}\n"
+    args.out.write_bytes(gzip.compress(text.encode(), mtime=0))
     print(f"{len(found)} cases, {args.out.stat().st_size} bytes")
 
 

@@ -142,7 +142,7 @@ def main():
         ours = rectiflow_pictures(args, PROMPT, pathlib.Path(folder) / "one")
         other = rectiflow_pictures(args, OTHER_PROMPT, pathlib.Path(folder) / "other")
     pipe.scheduler = GivenSigmas(rectiflow_sigmas(args, prediction), prediction)
-    print(f"{args.export}: {prediction}, {args.schedule}, {args.steps} steps, {args.width}x{args.height}, {args.batch} pictures")
+    print(f"{args.export.name}: {prediction}, {args.schedule}, {args.steps} steps, {args.width}x{args.height}, {args.batch} pictures")
     same = report("same sigmas", ours, pipeline_pictures(pipe, args, PROMPT))
     pipe.scheduler = stock
     loose = report(f"stock {type(stock).__name__}", ours, pipeline_pictures(pipe, args, PROMPT))

@@ -88,7 +88,7 @@ def main():
     scheduler = {"prediction_type": "flow_prediction" if flow else args.prediction, "use_flow_sigmas": flow}
     (args.out / "scheduler").mkdir(exist_ok=True)
     (args.out / "scheduler/scheduler_config.json").write_text(json.dumps(scheduler))
-    print(args.out, sum(p.numel() for p in parts["unet"].parameters()), "parameters in the UNet")
+    print(args.out.name, sum(p.numel() for p in parts["unet"].parameters()), "parameters in the UNet")
 
 
 main()

@@ -1,6 +1,7 @@
 //! What a command says when it is done, and the exit code that follows.
 //!
-//! Codes: 0 done, 1 failed, 2 wrong arguments or settings, 128 + signal where a signal stopped it after saving.
+//! Codes: 0 done, 1 failed, 2 wrong arguments or settings, 3 stopped by the guard, 128 + signal where a signal stopped
+//! it after saving.
 
 use std::{
     io::{self, ErrorKind, Write},
@@ -13,6 +14,9 @@ use serde_json::{Value, json};
 const FAILED: u8 = 1;
 /// The arguments or settings cannot work. Clap exits with the same code.
 const USAGE: u8 = 2;
+
+/// The guard has stopped the run, now or before.
+const STOPPED: u8 = 3;
 
 /// What a command that ran to its end has to say.
 #[derive(Debug)]
@@ -91,6 +95,9 @@ fn message(error: &anyhow::Error) -> String {
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
+    if matches!(error.downcast_ref(), Some(rectiflow_train::Error::Stopped { .. })) {
+        return STOPPED;
+    }
     let misuse = error.chain().any(|cause| {
         cause.is::<Misuse>()
             || cause.downcast_ref().is_some_and(is_setting)
@@ -106,6 +113,8 @@ fn is_setting(error: &rectiflow_train::Error) -> bool {
     matches!(
         error,
         Error::Recipe { .. }
+            | Error::Changed { .. }
+            | Error::Branch { .. }
             | Error::Data(rectiflow_data::Error::Invalid { .. })
             | Error::Model(rectiflow_sdxl::error::Error::Invalid { .. })
     )
@@ -144,6 +153,8 @@ mod tests {
         let recipe = rectiflow_train::Error::Recipe { path: PathBuf::from("r.toml"), problems: vec!["x".into()] };
         assert_eq!(exit_code(&recipe.into()), USAGE);
         assert_eq!(exit_code(&Misuse("both".into()).into()), USAGE);
+        let stopped = rectiflow_train::Error::Stopped { run_dir: PathBuf::from("r"), reason: "x".into() };
+        assert_eq!(exit_code(&stopped.into()), STOPPED);
         assert_eq!(exit_code(&anyhow::anyhow!("disk full")), FAILED);
     }
 }

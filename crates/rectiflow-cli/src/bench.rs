@@ -2,9 +2,9 @@
 
 use clap::Subcommand;
 
-use crate::{answer::Answer, bench_loader};
+use crate::{answer::Answer, bench_loader, bench_sample};
 
-/// Measure how fast this machine does one thing.
+/// Measure how fast this machine does one thing, and how much memory it takes.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -14,10 +14,12 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 enum What {
     Loader(bench_loader::Args),
+    Sample(bench_sample::Args),
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     match &args.what {
         What::Loader(args) => bench_loader::run(args),
+        What::Sample(args) => bench_sample::run(args),
     }
 }

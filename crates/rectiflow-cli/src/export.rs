@@ -11,20 +11,28 @@ use clap::ValueEnum;
 use rectiflow_data::token::{Clip, tokenizer_files};
 use rectiflow_sdxl::{
     bundle::Bundle,
-    export::{ExportOptions, TokenizerFile, export_diffusers, export_single_file},
+    durable::write_bytes,
+    export::{Attachment, ExportOptions, export_diffusers, export_single_file},
     flow::Parameterization,
+    infotext::Drawing,
     model::Component,
+    sample::SampleSettings,
+    workflow::{Workflow, ascii_json},
 };
 use rectiflow_train::{checkpoint, model};
 use serde_json::json;
-use tch::Kind;
 
-use crate::answer::Answer;
+use crate::{
+    answer::{Answer, Misuse},
+    dtype::{self, FileDtype},
+    model_card::ModelCard,
+};
 
 /// Write a model for other tools: one file for ComfyUI, or a folder for diffusers.
 ///
 /// A diffusers folder has both tokenizers, and a scheduler that samples it as it was trained: nothing has to be fetched
-/// to use it. In ComfyUI put a ModelSamplingSD3 node (shift 3 to 6) behind the loader of a flow model.
+/// to use it. In ComfyUI put a ModelSamplingSD3 node (shift 3 to 6) behind the loader of a flow model. A model card says
+/// what the model is and, for a checkpoint, how it was trained; it is README.md in the folder, NAME.md beside the file.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ExportArgs {
     /// A training checkpoint, a diffusers model folder or a single-file checkpoint.
@@ -37,8 +45,8 @@ pub(crate) struct ExportArgs {
     #[arg(long)]
     out: PathBuf,
     /// Numbers in the file; fp16 and bf16 halve its size.
-    #[arg(long, value_enum, default_value_t = Dtype::Fp16)]
-    dtype: Dtype,
+    #[arg(long, value_enum, default_value_t = FileDtype::Fp16)]
+    dtype: FileDtype,
     /// Shift that the diffusers scheduler samples a flow model with.
     #[arg(long, default_value_t = 6.0, allow_negative_numbers = true)]
     shift: f64,
@@ -58,6 +66,9 @@ pub(crate) struct ImportArgs {
     /// What the model predicts (flow, eps or v), where the file does not say.
     #[arg(long)]
     parameterization: Option<Parameterization>,
+    /// A diffusers model folder that the parts come from that the file lacks, such as text encoders.
+    #[arg(long, value_name = "MODEL")]
+    missing_from: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -68,87 +79,119 @@ enum Format {
     Diffusers,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Dtype {
-    Fp32,
-    Fp16,
-    Bf16,
-}
-
-impl From<Dtype> for Kind {
-    fn from(dtype: Dtype) -> Self {
-        match dtype {
-            Dtype::Fp32 => Self::Float,
-            Dtype::Fp16 => Self::Half,
-            Dtype::Bf16 => Self::BFloat16,
-        }
-    }
-}
-
 pub(crate) fn export(args: &ExportArgs) -> anyhow::Result<Answer> {
     let mut bundle = open(&args.model)?;
     bundle.parameterization = args.parameterization.or(bundle.parameterization);
+    let card = ModelCard::of(&args.model, bundle.parameterization, args.shift)?;
     let options = ExportOptions {
         kind: Some(args.dtype.into()),
         sampling_shift: args.shift,
-        title: title(&args.model),
-        ..options()
+        title: card.title.clone(),
+        description: card.description(),
+        ..ExportOptions::default()
     };
     match args.format {
-        Format::SingleFile => export_single_file(&bundle, &args.out, &options)?,
-        Format::Diffusers => export_diffusers(&bundle, &args.out, &options)?,
+        Format::SingleFile => {
+            if args.out.is_dir() {
+                let out = args.out.display();
+                return Err(
+                    Misuse(format!("{out} is a folder: give the name of a file, such as model.safetensors")).into()
+                );
+            }
+            export_single_file(&bundle, &args.out, &options)?;
+            write_card_beside(&args.out, &card)?;
+            write_workflow_beside(&args.out, &bundle, args.shift)?;
+        }
+        Format::Diffusers => export_diffusers(&bundle, &args.out, &with_attachments(options, &card))?,
     }
     Ok(written(&bundle, &args.out))
 }
 
 pub(crate) fn import(args: &ImportArgs) -> anyhow::Result<Answer> {
-    let mut bundle = Bundle::open_single_file(&args.file)?;
+    let mut bundle = Bundle::open_single_file(&args.file, args.missing_from.as_deref())?;
+    warn(&bundle);
     bundle.parameterization = args.parameterization.or(bundle.parameterization);
-    if !bundle.ignored.is_empty() {
-        tracing::warn!("{} tensors belong to no part of SDXL and are left out", bundle.ignored.len());
-    }
-    export_diffusers(&bundle, &args.out, &ExportOptions { title: title(&args.file), ..options() })?;
+    let options = ExportOptions::default();
+    let card = ModelCard::of(&args.file, bundle.parameterization, options.sampling_shift)?;
+    let options = ExportOptions { title: card.title.clone(), description: card.description(), ..options };
+    export_diffusers(&bundle, &args.out, &with_attachments(options, &card))?;
     Ok(written(&bundle, &args.out))
+}
+
+fn warn(bundle: &Bundle<'_>) {
+    for note in &bundle.notes {
+        tracing::warn!("{note}");
+    }
 }
 
 fn written(bundle: &Bundle<'_>, out: &Path) -> Answer {
     let predicts = bundle.parameterization.map(|parameterization| parameterization.to_string());
-    Answer::done(out.display().to_string(), json!({ "out": out, "parameterization": predicts }))
+    let json = json!({ "out": out, "parameterization": predicts, "read_as": dtypes(bundle), "notes": bundle.notes });
+    Answer::done(out.display().to_string(), json)
 }
+
+/// The dtypes of each component's tensors where they were read.
+fn dtypes(bundle: &Bundle<'_>) -> BTreeMap<&'static str, Vec<String>> {
+    let of = |component: Component| {
+        let names = bundle.names(component);
+        let mut kinds: Vec<String> =
+            names.iter().filter_map(|name| bundle.kind(component, name)).map(dtype::name).collect();
+        kinds.sort();
+        kinds.dedup();
+        (component.folder(), kinds)
+    };
+    Component::ALL.map(of).into_iter().collect()
+}
+
+/// A ComfyUI workflow that draws with the file, `NAME.workflow.json`: open it on ComfyUI's page.
+fn write_workflow_beside(file: &Path, bundle: &Bundle<'_>, shift: f64) -> anyhow::Result<()> {
+    let Some(parameterization) = bundle.parameterization else { return Ok(()) };
+    let settings = SampleSettings { shift, ..SampleSettings::default() };
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    let model = name.strip_suffix(".safetensors").unwrap_or(&name);
+    let drawing = Drawing { settings: &settings, parameterization, prompt: "", negative: "", model };
+    let workflow = Workflow::new(&drawing, &name).workflow();
+    let path = file.with_extension("workflow.json");
+    Ok(write_bytes(&path, ascii_json(&workflow).as_bytes())?)
+}
+
+/// `NAME.md` and, if the run has a picture, `NAME.png`, which many programs show beside `NAME.safetensors`.
+fn write_card_beside(out: &Path, card: &ModelCard) -> anyhow::Result<()> {
+    let picture = out.with_extension("png");
+    let name = picture.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    write_bytes(&out.with_extension("md"), card.markdown(&name).as_bytes())?;
+    if let Some(pixels) = &card.samples {
+        write_bytes(&picture, pixels)?;
+    }
+    Ok(())
+}
+
+/// Both tokenizers, the model card and its picture.
+fn with_attachments(options: ExportOptions, card: &ModelCard) -> ExportOptions {
+    let files = |folder: &'static str, which| {
+        let file = move |(name, bytes): (&str, Vec<u8>)| Attachment { path: Path::new(folder).join(name), bytes };
+        tokenizer_files(which).into_iter().map(file)
+    };
+    let mut attachments: Vec<Attachment> = files("tokenizer", Clip::L).chain(files("tokenizer_2", Clip::G)).collect();
+    attachments.push(Attachment {
+        path: "README.md".into(),
+        bytes: (card.front_matter() + &card.markdown(PICTURE)).into_bytes(),
+    });
+    attachments.extend(card.samples.clone().map(|bytes| Attachment { path: PICTURE.into(), bytes }));
+    ExportOptions { attachments, ..options }
+}
+
+/// The picture of the model card in a diffusers folder.
+const PICTURE: &str = "samples.png";
 
 /// Opens a model of any layout without loading it.
 fn open(path: &Path) -> anyhow::Result<Bundle<'static>> {
     if path.is_file() {
-        return Ok(Bundle::open_single_file(path)?);
+        let bundle = Bundle::open_single_file(path, None)?;
+        warn(&bundle);
+        return Ok(bundle);
     }
-    let predicts = match model::objective(path)? {
-        Some(objective) => Some(objective.parameterization),
-        None => rectiflow_sdxl::model::parameterization(path)?,
-    };
-    let folders = Component::ALL.map(|component| Ok((component, checkpoint::component_folder(path, component)?)));
-    let folders: BTreeMap<Component, PathBuf> = folders.into_iter().collect::<rectiflow_train::Result<_>>()?;
-    Ok(Bundle::open_folders(|component| folders[&component].clone(), predicts)?)
-}
-
-fn options() -> ExportOptions {
-    let files = |folder, which| {
-        tokenizer_files(which).into_iter().map(move |(name, bytes)| TokenizerFile {
-            folder,
-            name: name.to_owned(),
-            bytes,
-        })
-    };
-    let tokenizers = files("tokenizer", Clip::L).chain(files("tokenizer_2", Clip::G)).collect();
-    ExportOptions { tokenizers, ..ExportOptions::default() }
-}
-
-/// A name for the model: its file or folder, and for a checkpoint its run as well.
-fn title(path: &Path) -> String {
-    let names: Vec<String> = path
-        .components()
-        .map(|part| part.as_os_str().to_string_lossy().into_owned())
-        .filter(|name| name != "checkpoints" && name != "." && name != "..")
-        .collect();
-    let wanted = if checkpoint::is_checkpoint(path) { 2 } else { 1 };
-    names[names.len().saturating_sub(wanted)..].join(" ")
+    let components = checkpoint::Components::find(path)?;
+    let predicts = model::parameterization(path)?;
+    Ok(Bundle::open_folders(|component| components.folder(component).to_owned(), predicts)?)
 }

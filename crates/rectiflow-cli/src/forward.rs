@@ -9,11 +9,11 @@ use rectiflow_sdxl::{
 };
 use serde_json::{Map, Value, json};
 
-use crate::answer::Answer;
+use crate::{answer::Answer, dtype::ComputeDtype};
 
 /// Run one forward pass on tensors from a file, to compare a model with another implementation of it.
 ///
-/// Tensors by name, all in fp32: the unet takes `sample`, `timestep`, `encoder_hidden_states`, `text_embeds` and
+/// Tensors by name, floating-point ones in any dtype: the unet takes `sample`, `timestep`, `encoder_hidden_states`, `text_embeds` and
 /// `time_ids` and gives `sample`; the text encoders take `input_ids` and give `hidden` (penultimate states) and `pooled`;
 /// vae-encode takes `pixels` in -1 to 1 and gives `mean` and `logvar`; vae-decode takes `latents` and gives `pixels`. No
 /// scaling factor is applied.
@@ -22,9 +22,12 @@ pub(crate) struct Args {
     /// Which part of the model to run.
     #[arg(value_enum)]
     part: Part,
-    /// A diffusers model folder, or the folder of this one part, with its config.json.
+    /// A diffusers model folder, a single-file checkpoint, or the folder of this one part, with its config.json.
     #[arg(long)]
     model: PathBuf,
+    /// What it calculates in, whatever its files hold; results are in it too.
+    #[arg(long, value_enum, default_value_t = ComputeDtype::Fp32)]
+    dtype: ComputeDtype,
     /// The safetensors file with the input tensors.
     #[arg(long)]
     input: PathBuf,
@@ -55,7 +58,8 @@ impl From<Part> for Pass {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
-    let written = forward(args.part.into(), &args.model, &args.input, &args.output, &OpenOptions::default())?;
+    let options = OpenOptions { kind: args.dtype.into(), ..OpenOptions::default() };
+    let written = forward(args.part.into(), &args.model, &args.input, &args.output, &options)?;
     let output = args.output.display();
     let lines: Vec<String> = written.iter().map(|(name, shape)| format!("{output}: {name} {shape:?}")).collect();
     let shapes: Map<String, Value> = written.iter().map(|(name, shape)| ((*name).to_owned(), json!(shape))).collect();

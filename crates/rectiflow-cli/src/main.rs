@@ -6,14 +6,19 @@
 mod answer;
 mod bench;
 mod bench_loader;
+mod bench_sample;
+mod dtype;
+mod eval;
 mod export;
 mod forward;
 mod inspect;
 mod log;
+mod model_card;
 mod numbers;
 mod plot;
 mod prep;
 mod progress;
+mod replay;
 mod report;
 mod report_charts;
 mod run_record;
@@ -31,7 +36,8 @@ use answer::Answer;
 
 /// Turns captioned images into a rectified-flow SDXL: prepare, train, sample, export.
 ///
-/// Exit codes: 0 done, 1 failed, 2 wrong arguments or settings, 130 interrupted, 143 terminated (both after saving).
+/// Exit codes: 0 done, 1 failed, 2 wrong arguments or settings, 3 stopped by the guard, 130 interrupted, 143 terminated
+/// (both after saving).
 #[derive(Debug, Parser)]
 #[command(name = "rectiflow", version, max_term_width = 100, propagate_version = true)]
 struct Cli {
@@ -47,6 +53,8 @@ enum Command {
     Prep(prep::Args),
     Inspect(inspect::Args),
     Train(train::Args),
+    Eval(eval::Args),
+    Replay(replay::Args),
     Sample(sample::Args),
     Export(export::ExportArgs),
     Import(export::ImportArgs),
@@ -71,6 +79,8 @@ fn run(command: Command) -> anyhow::Result<Answer> {
         Command::Prep(args) => prep::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Train(args) => train::run(&args),
+        Command::Eval(args) => eval::run(&args),
+        Command::Replay(args) => replay::run(&args),
         Command::Sample(args) => sample::run(&args),
         Command::Export(args) => export::export(&args),
         Command::Import(args) => export::import(&args),

@@ -62,6 +62,17 @@ pub(crate) fn short(value: f64, digits: usize) -> String {
     trimmed(&format!("{value:.decimals$}")).to_owned()
 }
 
+/// The middle one, or the mean of the two in the middle; NaN of none.
+pub(crate) fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.len() {
+        0 => f64::NAN,
+        odd if odd % 2 == 1 => sorted[odd / 2],
+        even => f64::midpoint(sorted[even / 2 - 1], sorted[even / 2]),
+    }
+}
+
 /// A number beside an axis: "0.05", "200", "20k", "1.5M".
 pub(crate) fn tick(value: f64) -> String {
     match value.abs() {
@@ -111,6 +122,12 @@ mod tests {
             [0.0001, 1.5e-9, 12.3456, 20_000.0, 3e8].map(|v| short(v, 3)),
             ["0.0001", "1.5e-9", "12.3", "20000", "3e8"]
         );
+    }
+
+    #[test]
+    fn medians_are_in_the_middle() {
+        assert_eq!([&[3.0][..], &[9.0, 1.0, 2.0], &[4.0, 1.0, 2.0, 9.0]].map(median), [3.0, 2.0, 3.0]);
+        assert!(median(&[]).is_nan());
     }
 
     #[test]

@@ -115,7 +115,7 @@ fn codec(path: &Path, vae: &Vae) -> anyhow::Result<Codec> {
     let folder = Component::Vae.find(path)?;
     Ok(Codec {
         vae: name(&folder),
-        hash: hash_weights(&folder)?,
+        hash: hash_weights(Component::Vae, &folder)?,
         scaling_factor: vae.config.scaling_factor,
         down_factor: vae.config.down_factor(),
         channels: u32::try_from(vae.config.latent_channels).expect("the VAE's configuration has been checked"),

@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::Context;
 use base64::{Engine, engine::general_purpose::STANDARD};
+use rectiflow_train::findings::{Finding, Table};
 use serde_json::json;
 
 use crate::{
@@ -50,6 +51,9 @@ fn page(record: &RunRecord) -> anyhow::Result<String> {
     let title = escape(&format!("rectiflow: {}", record.name));
     let mut body = format!("<header><h1>{}</h1><p>{}</p></header>\n", escape(&record.name), summary(record));
     body += &samples(record)?;
+    for finding in &record.findings {
+        body += &found(finding, &record.folder)?;
+    }
     body += &previews(record)?;
     body += &report_charts::section(record);
     body += &numbers(record);
@@ -115,6 +119,33 @@ fn samples(record: &RunRecord) -> anyhow::Result<String> {
         section += "</div></figure>\n";
     }
     Ok(section + "</div></section>\n")
+}
+
+/// A finding: what it says, its picture, its numbers.
+fn found(finding: &Finding, folder: &Path) -> anyhow::Result<String> {
+    let mut section = format!("<section><h2>{}</h2>\n", escape(&finding.title));
+    for paragraph in &finding.text {
+        let _ = writeln!(section, "<p>{}</p>", escape(paragraph));
+    }
+    if let Some(picture) = &finding.picture {
+        let picture = embedded(&folder.join(picture), &finding.title)?;
+        let _ = writeln!(section, "<figure class=\"wide\">{picture}</figure>");
+    }
+    section += &finding.table.as_ref().map(wide_table).unwrap_or_default();
+    Ok(section + "</section>\n")
+}
+
+/// A table of several columns; on a narrow screen it scrolls by itself.
+fn wide_table(table: &Table) -> String {
+    let cells = |tag: &str, cells: &[String]| -> String {
+        cells.iter().map(|cell| format!("<{tag}>{}</{tag}>", escape(cell))).collect()
+    };
+    let mut html = format!("<div class=\"wide\"><table class=\"many\">\n<tr>{}</tr>\n", cells("th", &table.columns));
+    for row in &table.rows {
+        let (name, values) = row.split_at(row.len().min(1));
+        let _ = writeln!(html, "<tr>{}{}</tr>", cells("th", name), cells("td", values));
+    }
+    html + "</table></div>\n"
 }
 
 fn previews(record: &RunRecord) -> anyhow::Result<String> {

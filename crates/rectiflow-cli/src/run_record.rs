@@ -10,6 +10,7 @@ use std::{
 
 use rectiflow_train::{
     Result,
+    findings::{self, Finding},
     metrics::{self, Event, Start, StepMetrics, TestMetrics},
 };
 use serde::{Deserialize, Serialize};
@@ -31,6 +32,10 @@ pub(crate) struct RunRecord {
     pub(crate) checkpoints: (usize, f64),
     /// Whether the last process finished the recipe.
     pub(crate) finished: bool,
+    /// What somebody found out about the run.
+    pub(crate) findings: Vec<Finding>,
+    /// The run folder.
+    pub(crate) folder: PathBuf,
     /// What `rectiflow sample` left in `samples/`, one entry a prompt.
     pub(crate) samples: Vec<Sampled>,
     /// The recipe of the newest checkpoint, with every default.
@@ -68,8 +73,9 @@ impl RunRecord {
     /// # Errors
     /// If there is no `metrics.jsonl`.
     pub(crate) fn read(run_dir: &Path) -> Result<Self> {
-        let mut record = Self { name: name_of(run_dir), ..Self::default() };
+        let mut record = Self { name: name_of(run_dir), folder: run_dir.to_owned(), ..Self::default() };
         record.take_events(metrics::read(run_dir)?, run_dir);
+        record.findings = findings::read(run_dir)?;
         record.samples = samples(&run_dir.join("samples"));
         record.recipe = newest_recipe(&run_dir.join("checkpoints"));
         record.exports = sizes(&run_dir.join("export"));
@@ -100,6 +106,7 @@ impl RunRecord {
                 Event::Checkpoint { secs, .. } => {
                     self.checkpoints = (self.checkpoints.0 + 1, self.checkpoints.1 + secs);
                 }
+                Event::SaveFailed { .. } | Event::Guard(_) => {}
                 Event::End { reason, .. } => self.finished = reason == "finished",
             }
         }

@@ -9,9 +9,13 @@ use anyhow::Context;
 use rectiflow_data::{grid::Grid, picture::Picture};
 use rectiflow_sdxl::{
     flow::Parameterization,
+    infotext::{Drawing, infotext},
     model::{Model, OpenOptions},
-    sample::SampleSettings,
+    sample::{SampleSettings, SizeConditioning},
+    sampler::Sampler,
     schedule::Schedule,
+    unet::UNetPart,
+    workflow::{Workflow, ascii_json},
 };
 use rectiflow_train::{config::parse_device, draw::draw, model};
 use serde_json::json;
@@ -24,6 +28,8 @@ use crate::{
 };
 
 /// Draw pictures with a model: one PNG each, with its settings inside, and grid.png with all of them.
+///
+/// A PNG carries AUTOMATIC1111's `parameters` and a ComfyUI workflow that draws it again: drop it on ComfyUI's page.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// A diffusers model folder or a training checkpoint.
@@ -38,9 +44,12 @@ pub(crate) struct Args {
     /// What to steer away from; it counts where --cfg is above 1.
     #[arg(long, default_value = "", hide_default_value = true)]
     negative: String,
-    /// Steps of Euler's method, 1 to 1000.
+    /// Steps of the sampler, 1 to 1000.
     #[arg(long, default_value_t = 28)]
     steps: usize,
+    /// How the steps are made: euler, euler_ancestral, heun, dpmpp_2m, dpmpp_2m_sde, uni_pc or ddim.
+    #[arg(long, default_value_t = Sampler::Euler)]
+    sampler: Sampler,
     /// Which noise levels the steps visit; `rectiflow schedule` shows them.
     #[arg(long, default_value_t = Schedule::Simple)]
     schedule: Schedule,
@@ -50,12 +59,24 @@ pub(crate) struct Args {
     /// Guidance: how strongly the prompt is followed; 1 is none.
     #[arg(long, default_value_t = 4.5, allow_negative_numbers = true)]
     cfg: f64,
+    /// Share of the guided prediction that is brought back to the prompt's own contrast, 0 to 1.
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    cfg_rescale: f64,
+    /// Perturbed-attention guidance, for one more pass a step; 3 goes with --cfg 3, 0 is none.
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    pag_scale: f64,
+    /// Where that perturbs attention: mid as in ComfyUI, or levels of the UNet such as down.2 or up.0.
+    #[arg(long, default_value = "mid", value_delimiter = ',', value_name = "PARTS")]
+    pag_parts: Vec<UNetPart>,
     /// Seed of the noise; the same seed, settings and model give the same pictures.
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Width and height in pixels, multiples of 8.
     #[arg(long, default_value = "1024x1024", value_name = "WxH", value_parser = parse_size)]
     size: (u32, u32),
+    /// What the model is told of a picture's size before it was cropped, and where; without it: --size, uncropped.
+    #[arg(long, value_name = "WxH[+LEFT+TOP]", value_parser = parse_original)]
+    original_size: Option<Original>,
     /// Pictures for each prompt, drawn together from one noise.
     #[arg(long, default_value_t = 1)]
     batch: usize,
@@ -70,20 +91,43 @@ pub(crate) struct Args {
     out: PathBuf,
 }
 
-fn parse_size(text: &str) -> Result<(u32, u32), String> {
+pub(crate) fn parse_size(text: &str) -> Result<(u32, u32), String> {
     let expected = || format!("expected width x height in pixels, such as 1024x1024, found \"{text}\"");
     let (width, height) = text.split_once('x').ok_or_else(expected)?;
     Ok((width.parse().map_err(|_| expected())?, height.parse().map_err(|_| expected())?))
 }
 
+/// A picture before it was cropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Original {
+    size: (u32, u32),
+    crop_left_px: u32,
+    crop_top_px: u32,
+}
+
+fn parse_original(text: &str) -> Result<Original, String> {
+    let expected = || format!("expected width x height + left + top, such as 1536x1024+128+0, found \"{text}\"");
+    let mut parts = text.split('+');
+    let size = parse_size(parts.next().unwrap_or_default()).map_err(|_| expected())?;
+    let crops: Vec<u32> = parts.map(|part| part.parse().map_err(|_| expected())).collect::<Result<_, _>>()?;
+    let [crop_left_px, crop_top_px] = match crops[..] {
+        [] => [0, 0],
+        [left, top] => [left, top],
+        _ => return Err(expected()),
+    };
+    Ok(Original { size, crop_left_px, crop_top_px })
+}
+
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let prompts = args.all_prompts()?;
+    let settings = args.settings();
+    settings.check()?;
     let model = model::open(&args.model, &OpenOptions { device: args.device, ..OpenOptions::default() })?;
     let parameterization = args.parameterization_of(&model)?;
-    let settings = args.settings();
     settings.latent_shape(&model.vae.config)?;
     fs::create_dir_all(&args.out).with_context(|| format!("creating the folder {}", args.out.display()))?;
 
+    let name = model_name(&args.model);
     let total = (prompts.len() * settings.steps) as u64;
     let mut progress = Progress::new("sample", "steps", 0, total);
     let (mut pictures, mut samples, mut done) = (Vec::new(), Vec::<Sampled>::new(), 0);
@@ -96,13 +140,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
         let mut images = Vec::new();
         for (position, picture) in drawn.into_iter().enumerate() {
             pictures.push(picture);
-            images.push(args.write(prompt, position, pictures.len(), pictures.last().expect("just pushed"))?);
+            let drawing = args.drawing(prompt, &settings, parameterization, &name);
+            images.push(args.write(&drawing, position, pictures.len(), pictures.last().expect("just pushed"))?);
         }
         samples.push(Sampled { prompt: prompt.clone(), images });
     }
     progress.finish();
     let grid = args.out.join("grid.png");
-    draw_grid(&prompts, args.batch, &pictures).write_png(&grid, &[("parameters", &args.parameters("", 0))])?;
+    let text = infotext(&args.drawing("", &settings, parameterization, &name), 0);
+    draw_grid(&prompts, args.batch, &pictures).write_png(&grid, &[("parameters", &text)])?;
     let list = args.out.join(SAMPLES_FILE);
     fs::write(&list, serde_json::to_string_pretty(&samples)?).with_context(|| format!("{}", list.display()))?;
     let json = json!({ "out": args.out, "grid": grid, "samples": samples, "settings": settings });
@@ -127,15 +173,36 @@ impl Args {
     fn settings(&self) -> SampleSettings {
         SampleSettings {
             steps: self.steps,
+            sampler: self.sampler,
             schedule: self.schedule,
             shift: self.shift,
             cfg: self.cfg,
+            cfg_rescale: self.cfg_rescale,
+            pag_scale: self.pag_scale,
+            pag_parts: self.pag_parts.clone(),
             seed: self.seed,
             width_px: self.size.0,
             height_px: self.size.1,
             batch: self.batch,
-            size: None,
+            size: self.original_size.map(|original| SizeConditioning {
+                original_width_px: original.size.0,
+                original_height_px: original.size.1,
+                crop_left_px: original.crop_left_px,
+                crop_top_px: original.crop_top_px,
+                target_width_px: self.size.0,
+                target_height_px: self.size.1,
+            }),
         }
+    }
+
+    fn drawing<'a>(
+        &'a self,
+        prompt: &'a str,
+        settings: &'a SampleSettings,
+        parameterization: Parameterization,
+        model: &'a str,
+    ) -> Drawing<'a> {
+        Drawing { settings, parameterization, prompt, negative: &self.negative, model }
     }
 
     fn parameterization_of(&self, model: &Model) -> anyhow::Result<Parameterization> {
@@ -147,33 +214,23 @@ impl Args {
     }
 
     /// Writes the picture of a number, counted from 1; gives the name of its file.
-    fn write(&self, prompt: &str, position: usize, number: usize, picture: &Picture) -> anyhow::Result<PathBuf> {
-        let name = PathBuf::from(format!("{number:03}-{}.png", slug(prompt)));
-        picture.write_png(&self.out.join(&name), &[("parameters", &self.parameters(prompt, position))])?;
+    fn write(
+        &self,
+        drawing: &Drawing<'_>,
+        position: usize,
+        number: usize,
+        picture: &Picture,
+    ) -> anyhow::Result<PathBuf> {
+        let name = PathBuf::from(format!("{number:03}-{}.png", slug(drawing.prompt)));
+        let workflow = Workflow::new(drawing, &format!("{}.safetensors", drawing.model));
+        let texts = [
+            ("parameters", infotext(drawing, position)),
+            ("prompt", ascii_json(&workflow.prompt())),
+            ("workflow", ascii_json(&workflow.workflow())),
+        ];
+        let texts: Vec<(&str, &str)> = texts.iter().map(|(keyword, text)| (*keyword, text.as_str())).collect();
+        picture.write_png(&self.out.join(&name), &texts)?;
         Ok(name)
-    }
-
-    /// The settings as AUTOMATIC1111's web interface writes them, which many viewers read.
-    fn parameters(&self, prompt: &str, position: usize) -> String {
-        let negative =
-            if self.negative.is_empty() { String::new() } else { format!("\nNegative prompt: {}", self.negative) };
-        let batch = match self.batch {
-            1 => String::new(),
-            batch => format!(", Batch size: {batch}, Batch pos: {position}"),
-        };
-        format!(
-            "{prompt}{negative}\nSteps: {}, Sampler: Euler, Schedule type: {}, CFG scale: {}, Seed: {}, Size: {}x{}, \
-             Model: {}, Shift: {}{batch}, Version: rectiflow {}",
-            self.steps,
-            self.schedule,
-            self.cfg,
-            self.seed,
-            self.size.0,
-            self.size.1,
-            model_name(&self.model),
-            self.shift,
-            env!("CARGO_PKG_VERSION")
-        )
     }
 }
 
@@ -184,8 +241,10 @@ fn draw_grid(prompts: &[String], batch: usize, pictures: &[Picture]) -> Picture 
     Grid { row_labels: prompts, column_labels: &columns, columns: batch, pictures }.draw()
 }
 
+/// A model's file or folder, without the ending of a single file.
 fn model_name(path: &Path) -> String {
-    path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
+    let name = path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned());
+    name.strip_suffix(".safetensors").unwrap_or(&name).to_owned()
 }
 
 /// The beginning of a prompt as part of a file name.
@@ -213,6 +272,16 @@ mod tests {
         assert_eq!(parse_size("96x128"), Ok((96, 128)));
         for wrong in ["96", "96x", "x128", "96x128x3", "-96x128", "96 x 128"] {
             assert!(parse_size(wrong).unwrap_err().contains(wrong));
+        }
+    }
+
+    #[test]
+    fn original_sizes_may_have_a_crop() {
+        let parsed = parse_original("1536x1024+128+7").unwrap();
+        assert_eq!(parsed, Original { size: (1536, 1024), crop_left_px: 128, crop_top_px: 7 });
+        assert_eq!(parse_original("96x128").unwrap(), Original { size: (96, 128), crop_left_px: 0, crop_top_px: 0 });
+        for wrong in ["1536", "1536x1024+1", "1536x1024+1+2+3", "1536x1024+-1+2", ""] {
+            assert!(parse_original(wrong).unwrap_err().contains(&format!("found \"{wrong}\"")));
         }
     }
 

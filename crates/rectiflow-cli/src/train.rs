@@ -5,15 +5,15 @@ use std::{path::PathBuf, sync::atomic::Ordering};
 use anyhow::Context;
 use rectiflow_train::{
     config::{Checked, Recipe},
-    metrics::{Event, Start, StepMetrics},
-    run::{Outcome, train},
+    metrics::{Event, GuardEvent, Start, StepMetrics, TestMetrics},
+    run::{Options, Outcome, train},
 };
 use serde_json::json;
 
 use crate::{
     answer::Answer,
     log,
-    numbers::{duration, grouped, short},
+    numbers::{bytes, duration, grouped, short},
     progress::Progress,
     signals::StopSignal,
 };
@@ -21,7 +21,8 @@ use crate::{
 /// Train a model as a recipe says; a run that was interrupted goes on where it was.
 ///
 /// Everything about the run is in the recipe, a TOML file. Ctrl-C finishes the step, saves a checkpoint and exits with
-/// 130 (a second Ctrl-C stops at once); the same command resumes.
+/// 130, SIGTERM with 143 (a second one stops at once); the same command resumes. A run that the guard has stopped exits
+/// with 3, and does so again until the stop is acknowledged.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The recipe, a TOML file.
@@ -29,13 +30,24 @@ pub(crate) struct Args {
     /// Override a key of the recipe, e.g. --set train.samples=2000; may be repeated.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     overrides: Vec<String>,
+    /// Begin a new run from this checkpoint: weights and samples seen are its, all else is the recipe's.
+    #[arg(long, value_name = "CHECKPOINT")]
+    branch_from: Option<PathBuf>,
+    /// Go on with a run that the guard has stopped.
+    #[arg(long)]
+    acknowledge_stop: bool,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let checked = Recipe::load(&args.recipe, &args.overrides)?;
     let stop = StopSignal::listen().context("listening for Ctrl-C")?;
     let mut live = Live::new(&checked);
-    let outcome = train(&checked, stop.flag(), &mut |event| {
+    let options = Options {
+        branch_from: args.branch_from.clone(),
+        acknowledge_stop: args.acknowledge_stop,
+        ..Options::default()
+    };
+    let outcome = train(&checked, options, stop.flag(), &mut |event| {
         live.show(event);
         if stop.flag().load(Ordering::Relaxed) {
             live.say_stopping();
@@ -73,41 +85,59 @@ fn answer(checked: &Checked, outcome: &Outcome) -> (Answer, bool) {
     (Answer::done(text, json), outcome.finished)
 }
 
-/// Share of the newest loss in the one that is shown.
-const LOSS_SHARE: f64 = 0.05;
+/// Share of the newest number in those that are shown.
+const NEWEST_SHARE: f64 = 0.05;
 
 /// The line that shows where training stands.
 struct Live {
     samples: u64,
     bar: Option<Progress>,
     loss: Option<f64>,
+    /// Part of the time that goes by waiting for data.
+    waiting: Option<f64>,
+    test: Option<f64>,
+    /// What the guard has done, in words.
+    guard: String,
+    skips: u64,
+    rewinds: u64,
     said_stopping: bool,
 }
 
 impl Live {
     fn new(checked: &Checked) -> Self {
-        Self { samples: checked.recipe.train.samples, bar: None, loss: None, said_stopping: false }
+        let guard = if checked.recipe.guard.enabled { "guard quiet" } else { "guard off" };
+        Self {
+            samples: checked.recipe.train.samples,
+            bar: None,
+            loss: None,
+            waiting: None,
+            test: None,
+            guard: guard.to_owned(),
+            skips: 0,
+            rewinds: 0,
+            said_stopping: false,
+        }
     }
 
     fn show(&mut self, event: &Event) {
         match event {
             Event::Start(start) => Self::show_start(start),
             Event::Step(step) => self.show_step(step),
-            Event::Test(test) => {
-                let bins: Vec<String> =
-                    test.bins.iter().filter(|bin| bin.count > 0).map(|bin| short(bin.loss, 3)).collect();
-                let at = grouped(test.samples);
-                let loss = short(test.loss, 4);
-                log::line(&format!("test loss {loss} at {at} samples (little noise to much: {})", bins.join(" ")));
-            }
+            Event::Test(test) => self.show_test(test),
             Event::Checkpoint { name, secs, .. } => log::line(&format!("saved {name} in {}", duration(*secs))),
+            Event::Guard(act) => self.show_guard(act),
             Event::Preview { name, secs, .. } => log::line(&format!("drew previews/{name} in {}", duration(*secs))),
-            Event::End { .. } => {}
+            // What went wrong has been logged as an error.
+            Event::SaveFailed { .. } | Event::End { .. } => {}
         }
     }
 
     fn show_start(start: &Start) {
-        let begins = if start.step == 0 { "training".to_owned() } else { format!("resuming at step {}", start.step) };
+        let begins = match &start.branched_from {
+            Some(checkpoint) => format!("branching from {}", checkpoint.display()),
+            None if start.step == 0 => "training".to_owned(),
+            None => format!("resuming at step {}", start.step),
+        };
         log::line(&format!(
             "{begins}: {} parameters, {} pictures in {} buckets, {} held out, {} threads",
             grouped(start.num_parameters),
@@ -116,9 +146,43 @@ impl Live {
             grouped(start.num_test),
             start.threads
         ));
+        for change in &start.changes {
+            log::line(&format!("the recipe has changed: {change}"));
+        }
+        if start.snapshot_bytes > 0 {
+            let memory = bytes(start.snapshot_bytes);
+            log::line(&format!("the guard's snapshots will take up to {memory} of memory (guard.snapshot_updates)"));
+        }
         if start.num_test == 0 {
             tracing::warn!("the data has no test split, so no test loss is measured");
         }
+    }
+
+    fn show_test(&mut self, test: &TestMetrics) {
+        self.test = Some(test.loss);
+        let bins: Vec<String> = test.bins.iter().filter(|bin| bin.count > 0).map(|bin| short(bin.loss, 3)).collect();
+        let at = grouped(test.samples);
+        let also = [("averaged weights", &test.ema), ("training samples", &test.training)];
+        let also = also.iter().filter_map(|(of, losses)| Some(format!(", {of} {}", short(losses.as_ref()?.loss, 4))));
+        log::line(&format!(
+            "test loss {}{} at {at} samples (little noise to much: {})",
+            short(test.loss, 4),
+            also.collect::<String>(),
+            bins.join(" ")
+        ));
+    }
+
+    fn show_guard(&mut self, act: &GuardEvent) {
+        match act.action.as_str() {
+            // Scaling a gradient down is everyday work.
+            "clip" => return,
+            "skip" => self.skips += 1,
+            "rewind" => self.rewinds += 1,
+            _ => {}
+        }
+        self.guard = format!("guard: {} skipped, {} rewound", self.skips, self.rewinds);
+        let evidence = act.black_box.as_ref().map_or_else(String::new, |name| format!(" (blackbox/{name})"));
+        tracing::warn!("guard, step {}: {}: {}{evidence}", act.step, act.action, act.reason);
     }
 
     fn show_step(&mut self, step: &StepMetrics) {
@@ -126,20 +190,33 @@ impl Live {
             // What an earlier process did says nothing about this one's speed; nor does its own first step.
             self.bar = Some(Progress::new("train", "samples", step.samples, self.samples));
         }
-        if step.loss.is_finite() {
-            let loss = self.loss.unwrap_or(step.loss);
-            self.loss = Some(loss + LOSS_SHARE * (step.loss - loss));
+        if step.applied && step.loss.is_finite() {
+            follow(&mut self.loss, step.loss);
         }
-        let note = format!(
+        follow(&mut self.waiting, step.data_secs / step.secs.max(1e-9));
+        let note = self.note(step);
+        if let Some(bar) = &mut self.bar {
+            bar.set(step.samples, &note);
+        }
+    }
+
+    /// All that a person watches, but for progress and speed.
+    fn note(&self, step: &StepMetrics) -> String {
+        let mut note = format!(
             "step {}, loss {}, gradient {}, lr {}",
             step.step,
             short(self.loss.unwrap_or(f64::NAN), 4),
             short(step.gradient_norm, 3),
             short(step.lr, 3)
         );
-        if let Some(bar) = &mut self.bar {
-            bar.set(step.samples, &note);
+        if let Some(test) = self.test {
+            note += &format!(", test loss {}", short(test, 4));
         }
+        note += &format!(", {:.0}% waiting for data, {}", 100.0 * self.waiting.unwrap_or(0.0), self.guard);
+        if let Some(spent) = step.spent {
+            note += &format!(", spent {spent:.2}");
+        }
+        note
     }
 
     fn say_stopping(&mut self) {
@@ -154,5 +231,61 @@ impl Live {
         if let Some(bar) = self.bar.take() {
             bar.finish();
         }
+    }
+}
+
+/// Moves a running mean towards its newest number.
+fn follow(mean: &mut Option<f64>, newest: f64) {
+    let old = mean.unwrap_or(newest);
+    *mean = Some(old + NEWEST_SHARE * (newest - old));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_says_all_that_a_person_watches() {
+        let mut live = Live {
+            samples: 1000,
+            bar: None,
+            loss: None,
+            waiting: None,
+            test: Some(0.25),
+            guard: "guard quiet".into(),
+            skips: 0,
+            rewinds: 0,
+            said_stopping: false,
+        };
+        let step = StepMetrics {
+            step: 7,
+            samples: 224,
+            epoch: 0,
+            loss: 0.5,
+            gradient_norm: 1.25,
+            norm_by_component: std::collections::BTreeMap::new(),
+            lr: 1e-4,
+            secs: 2.0,
+            data_secs: 0.5,
+            applied: true,
+            spent: Some(3.456),
+        };
+        live.show_step(&step);
+        let line = "step 7, loss 0.5, gradient 1.25, lr 0.0001, test loss 0.25, 25% waiting for data, guard quiet, \
+                    spent 3.46";
+        assert_eq!(live.note(&step), line);
+        // A step that was passed over says nothing about the loss.
+        live.show_guard(&GuardEvent {
+            step: 8,
+            action: "skip".into(),
+            reason: "the loss is 5e9".into(),
+            update: 7,
+            black_box: None,
+        });
+        let skipped = StepMetrics { loss: 5e9, applied: false, ..step };
+        live.show_step(&skipped);
+        assert!(
+            live.note(&skipped).contains("loss 0.5, ") && live.note(&skipped).contains("guard: 1 skipped, 0 rewound")
+        );
     }
 }

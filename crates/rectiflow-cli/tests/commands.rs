@@ -37,7 +37,7 @@ const MISTAKES: &[(&[&str], i32, &[&str])] = &[
     (&[], 2, &["Usage: rectiflow", "train", "sample"]),
     (&["trian"], 2, &["unrecognized subcommand 'trian'", "train"]),
     (&["tokens"], 2, &["<TEXT>"]),
-    (&["schedule", "simpel"], 2, &["simpel", "simple"]),
+    (&["schedule", "simpel"], 2, &["simpel", "did you mean simple?", "kl_optimal"]),
     (&["schedule", "simple", "--steps", "0"], 2, &["steps", "1 to 1000"]),
     (&["schedule", "simple", "--shift", "-1"], 2, &["shift", "positive"]),
     (&["forward", "vae", "--model", "m", "--input", "i", "--output", "o"], 2, &["vae-encode", "vae-decode"]),
@@ -56,13 +56,37 @@ const MISTAKES: &[(&[&str], i32, &[&str])] = &[
     (&["bench", "loader", "no/such/dataset"], 1, &["no/such/dataset", "manifest.json"]),
     (&["bench", "loader", "d", "--mode", "owned"], 2, &["owned", "window"]),
     (&["train", "no-such-recipe.toml"], 1, &["no-such-recipe.toml"]),
+    (&["eval", "no-such-recipe.toml"], 2, &["--checkpoint"]),
+    (&["eval", "no-such-recipe.toml", "--checkpoint", "c"], 1, &["no-such-recipe.toml"]),
+    (&["replay", "absent.json"], 1, &["absent.json"]),
+    (&["replay", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")], 1, &["Cargo.toml", "not a black box"]),
     (&["sample", "--model", "nowhere"], 2, &["--prompt"]),
     (&["sample", "--model", "nowhere", "--prompt", "a", "--size", "96"], 2, &["1024x1024", "\"96\""]),
     (&["sample", "--model", "nowhere", "--prompt", "a", "--device", "tpu"], 2, &["cpu, cuda or cuda:N", "tpu"]),
     (&["sample", "--model", "nowhere", "--prompt", "a"], 1, &["nowhere"]),
+    (&["sample", "--model", "nowhere", "--prompt", ""], 1, &["nowhere"]),
+    (
+        &["sample", "--model", "nowhere", "--prompt", "a", "--sampler", "dpm2m"],
+        2,
+        &["did you mean dpmpp_2m?", "uni_pc"],
+    ),
+    (&["sample", "--model", "nowhere", "--prompt", "a", "--schedule", "krras"], 2, &["did you mean karras?"]),
+    (&["sample", "--model", "nowhere", "--prompt", "a", "--steps", "0"], 2, &["steps is 0", "1 to 1000"]),
+    (&["sample", "--model", "nowhere", "--prompt", "a", "--batch", "0"], 2, &["batch is 0"]),
+    (
+        &["sample", "--model", "nowhere", "--prompt", "a", "--cfg-rescale", "2"],
+        2,
+        &["cfg_rescale is 2", "0 (none) to 1"],
+    ),
+    (&["sample", "--model", "nowhere", "--prompt", "a", "--pag-parts", "midle"], 2, &["midle", "did you mean mid?"]),
+    (&["sample", "--model", "nowhere", "--prompt", "a", "--original-size", "9+1"], 2, &["1536x1024+128+0", "9+1"]),
     (&["export", "--model", "m", "--format", "ckpt", "--out", "o"], 2, &["single-file", "diffusers"]),
     (&["export", "--model", "nowhere", "--format", "diffusers", "--out", "o"], 1, &["nowhere"]),
     (&["import", "absent.safetensors", "--out", "o"], 1, &["absent.safetensors"]),
+    (&["bench"], 2, &["sample"]),
+    (&["bench", "sample", "--model", "nowhere"], 1, &["nowhere"]),
+    (&["bench", "sample", "--model", "nowhere", "--rounds", "0"], 2, &["--rounds"]),
+    (&["bench", "sample", "--model", "nowhere", "--dtype", "fp16"], 2, &["fp32", "bf16"]),
     (&["report", "no/such/run"], 1, &["no/such/run", "metrics.jsonl"]),
 ];
 
@@ -86,8 +110,10 @@ fn every_command_explains_itself() {
     assert!(output.status.success());
     let overview = stdout(&output);
     assert!(overview.contains("Exit codes"), "{overview}");
-    let commands =
-        ["prep", "inspect", "train", "sample", "export", "import", "report", "schedule", "tokens", "forward", "bench"];
+    let commands = [
+        "prep", "inspect", "train", "eval", "replay", "sample", "export", "import", "report", "schedule", "tokens",
+        "forward", "bench",
+    ];
     for command in commands {
         let line = overview.lines().find(|line| line.trim_start().starts_with(command));
         let line = line.unwrap_or_else(|| panic!("{command} is not in the overview"));
@@ -238,4 +264,29 @@ fn a_report_is_one_page_that_needs_nothing_else() {
         foreign.iter().filter(|text| page.replace("http://www.w3.org/2000/svg", "").contains(**text)).collect();
     assert!(found.is_empty(), "{found:?}");
     assert!(page.matches("<img").count() == page.matches(" alt=\"").count(), "every picture has a text");
+}
+
+#[test]
+fn a_stopped_run_exits_with_3_before_it_looks_at_anything_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let (recipe, run) = (folder.path().join("recipe.toml"), folder.path().join("run"));
+    fs::create_dir(&run).unwrap();
+    fs::write(run.join("STOPPED"), "the loss is NaN\n").unwrap();
+    let text = format!(
+        "[run]\ndir = '{}'\n[model]\nbase = 'nowhere'\n[[data]]\npath = 'no/such/dataset'\n\
+         [train]\nsamples = 10\nmicro_batch = 1\n",
+        run.display()
+    );
+    fs::write(&recipe, text).unwrap();
+    let recipe = recipe.to_str().unwrap();
+    for _ in 0..2 {
+        let output = rectiflow(&["train", recipe, "--json"]);
+        let message = stderr(&output);
+        assert_eq!(output.status.code(), Some(3), "{message}");
+        assert!(message.contains("the loss is NaN") && message.contains("--acknowledge-stop"), "{message}");
+        assert_eq!(json(&output)["exit"], 3);
+    }
+    let output = rectiflow(&["train", recipe, "--acknowledge-stop"]);
+    assert_eq!(output.status.code(), Some(1), "now the data set is missing");
+    assert!(stderr(&output).contains("no/such/dataset"), "{}", stderr(&output));
 }

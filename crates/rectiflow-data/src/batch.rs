@@ -188,6 +188,12 @@ impl Batcher {
         }
     }
 
+    /// The samples of a micro-batch.
+    pub(crate) fn ids(&self, members: &Members) -> Result<Vec<SampleId>> {
+        let texts = self.texts(members.data, members.bucket)?;
+        Ok(members.places.iter().map(|place| texts[place.row as usize].id).collect())
+    }
+
     fn prompt(&self, settings: &PromptSettings, record: &Record, pass: u64) -> String {
         prompt::draw(record, settings, &mut Rng::keyed(self.seed, Purpose::Prompt, &[record.id.0, pass]))
     }

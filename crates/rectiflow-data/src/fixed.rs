@@ -1,4 +1,5 @@
-//! The test pass: every test sample once, in a fixed order, in micro-batches of one chunk count each.
+//! The fixed passes: every test sample, or a fixed few of the training samples, each once, in a fixed order, in
+//! micro-batches of one chunk count each.
 //!
 //! The tuples of a test loss must not change from one measurement to the next, nor with the number of ranks: each
 //! sample has one prompt for ever, that of pass 0, and none is dropped (a loss without text would tell how many were
@@ -13,6 +14,8 @@ use crate::{
     error::{Error, Result},
     order::RankOf,
     prompt::PromptSettings,
+    record::SampleId,
+    rng::{Purpose, key_u64},
     token::MAX_CHUNKS,
     window::Place,
 };
@@ -24,28 +27,87 @@ use crate::{
 /// # Errors
 /// [`Error::Invalid`] for impossible settings, otherwise what reading text met.
 pub fn test_batches(sources: &[Source], micro_batch: usize, seed: u64, rank: RankOf) -> Result<TestBatches> {
+    let mut rows = Vec::new();
+    for (data, source) in (0..).zip(sources) {
+        for shape in source.dataset.buckets(Split::Test) {
+            rows.push((data, shape.bucket, (0..num_rows(shape.num_rows)).collect()));
+        }
+    }
+    fixed_batches(sources, Split::Test, rows, Fixed { micro_batch, seed, rank })
+}
+
+/// As [`test_batches`], with `count` of the training samples, or all if there are fewer: those whose hash of seed, data
+/// set, bucket and row is lowest. Rows that are added later leave most of them as they are.
+///
+/// # Errors
+/// As [`test_batches`].
+pub fn training_batches(
+    sources: &[Source],
+    count: usize,
+    micro_batch: usize,
+    seed: u64,
+    rank: RankOf,
+) -> Result<TestBatches> {
+    let mut hashed = Vec::new();
+    for (data, source) in (0..).zip(sources) {
+        for shape in source.dataset.buckets(Split::Train) {
+            hashed.extend((0..num_rows(shape.num_rows)).map(|row| {
+                let words = [u64::from(data), u64::from(shape.bucket), u64::from(row)];
+                (key_u64(seed, Purpose::TestLoss, &words), (data, shape.bucket, row))
+            }));
+        }
+    }
+    if count < hashed.len() {
+        hashed.select_nth_unstable(count);
+        hashed.truncate(count);
+    }
+    let mut chosen: Vec<(u32, u32, u32)> = hashed.into_iter().map(|(_, place)| place).collect();
+    chosen.sort_unstable();
+    let of_bucket = chosen.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1));
+    let rows = of_bucket.map(|rows| (rows[0].0, rows[0].1, rows.iter().map(|place| place.2).collect())).collect();
+    fixed_batches(sources, Split::Train, rows, Fixed { micro_batch, seed, rank })
+}
+
+fn num_rows(count: u64) -> u32 {
+    u32::try_from(count).expect("a bucket has fewer than 2^32 rows")
+}
+
+/// What a fixed pass is besides its samples.
+#[derive(Debug, Clone, Copy)]
+struct Fixed {
+    micro_batch: usize,
+    seed: u64,
+    rank: RankOf,
+}
+
+/// A fixed pass over rows of buckets: (data set, bucket, rows).
+fn fixed_batches(
+    sources: &[Source],
+    split: Split,
+    rows: Vec<(u32, u32, Vec<u32>)>,
+    Fixed { micro_batch, seed, rank }: Fixed,
+) -> Result<TestBatches> {
     if micro_batch == 0 || rank.rank >= rank.ranks {
         let reason =
             format!("expected a micro-batch of at least 1 and a rank below the ranks, found {micro_batch}, {rank:?}");
         return Err(Error::Invalid { what: "test".to_owned(), reason });
     }
+    for source in sources {
+        source.prompt.check()?;
+    }
     let fixed = sources
         .iter()
         .map(|source| Source { prompt: PromptSettings { dropped: 0.0, ..source.prompt.clone() }, ..source.clone() });
-    let batcher = Batcher::new(fixed.collect(), Split::Test, seed);
+    let batcher = Batcher::new(fixed.collect(), split, seed);
     let mut members = Vec::new();
-    for (data, source) in (0..).zip(sources) {
-        source.prompt.check()?;
-        for shape in source.dataset.buckets(Split::Test) {
-            let rows = 0..u32::try_from(shape.num_rows).expect("a test split has fewer than 2^32 rows");
-            let places: Vec<Place> = rows.map(|row| Place { row, pass: 0 }).collect();
-            let counts = batcher.count(data, shape.bucket, &places)?;
-            for chunks in 1..=MAX_CHUNKS as u8 {
-                let of_count = places.iter().zip(&counts).filter(|(_, count)| **count == chunks);
-                let of_count: Vec<Place> = of_count.map(|(place, _)| *place).collect();
-                let pieces = of_count.chunks(micro_batch).map(<[Place]>::to_vec);
-                members.extend(pieces.map(|places| (data, shape.bucket, places)));
-            }
+    for (data, bucket, rows) in rows {
+        let places: Vec<Place> = rows.into_iter().map(|row| Place { row, pass: 0 }).collect();
+        let counts = batcher.count(data, bucket, &places)?;
+        for chunks in 1..=MAX_CHUNKS as u8 {
+            let of_count = places.iter().zip(&counts).filter(|(_, count)| **count == chunks);
+            let of_count: Vec<Place> = of_count.map(|(place, _)| *place).collect();
+            let pieces = of_count.chunks(micro_batch).map(<[Place]>::to_vec);
+            members.extend(pieces.map(|places| (data, bucket, places)));
         }
     }
     Ok(TestBatches { batcher, members: number(members), rank, next: 0 })
@@ -62,7 +124,7 @@ fn number(members: Vec<(u32, u32, Vec<Place>)>) -> Vec<Members> {
     numbered.collect()
 }
 
-/// One rank's part of the test pass: see [`test_batches`].
+/// One rank's part of a fixed pass: see [`test_batches`] and [`training_batches`].
 #[derive(Debug)]
 pub struct TestBatches {
     batcher: Batcher,
@@ -72,9 +134,21 @@ pub struct TestBatches {
 }
 
 impl TestBatches {
-    /// Test samples over all ranks.
+    /// Samples over all ranks.
     pub fn num_samples(&self) -> u64 {
         self.members.iter().map(|members| members.places.len() as u64).sum()
+    }
+
+    /// Ids of these samples, in the order of the pass.
+    ///
+    /// # Errors
+    /// What reading text met.
+    pub fn ids(&self) -> Result<Vec<SampleId>> {
+        let mut ids = Vec::new();
+        for members in &self.members {
+            ids.extend(self.batcher.ids(members)?);
+        }
+        Ok(ids)
     }
 
     /// Micro-batches that every rank gets, those of weight 0 included.

@@ -68,6 +68,16 @@ impl Attention {
         let (q, k, v) = (self.to_q.forward(x)?, self.to_k.forward(context)?, self.to_v.forward(context)?);
         self.to_out.forward(&attend(&q, &k, &v, self.num_heads, mask)?)
     }
+
+    /// Self-attention in which the rows of the batch from `first` on look at nothing but themselves: each of their
+    /// tokens keeps its own value (perturbed-attention guidance, arXiv 2403.17377). `x`: `[b, n, dim]`, `first <= b`.
+    pub(crate) fn forward_perturbed(&self, x: &Tensor, first: i64) -> Torch {
+        let rest = x.size()[0] - first;
+        let looking = x.f_narrow(0, 0, first)?;
+        let (q, k, v) = (self.to_q.forward(&looking)?, self.to_k.forward(&looking)?, self.to_v.forward(x)?);
+        let mixed = attend(&q, &k, &v.f_narrow(0, 0, first)?, self.num_heads, Mask::Everything)?;
+        self.to_out.forward(&Tensor::f_cat(&[mixed, v.f_narrow(0, first, rest)?], 0)?)
+    }
 }
 
 #[cfg(test)]

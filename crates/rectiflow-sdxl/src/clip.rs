@@ -47,11 +47,8 @@ impl ClipText {
     /// # Errors
     /// [`Error::Weights`] if they are not exactly those that the configuration asks for.
     pub fn new(config: ClipConfig, mut weights: Weights) -> Result<Self> {
-        if weights.names().iter().all(|name| !name.starts_with(PREFIX)) {
-            weights.rename(|name| match name {
-                "text_projection.weight" => name.to_owned(),
-                _ => format!("{PREFIX}{name}"),
-            });
+        if lacks_prefix(weights.names().into_iter()) {
+            weights.rename(with_prefix);
         }
         let device = weights.device();
         let (width, factor) = (config.hidden_size, config.initializer_factor);
@@ -163,6 +160,16 @@ impl ClipText {
         }
         Ok(())
     }
+}
+
+/// Whether these are names of an encoder without their usual prefix, as transformers 5 writes CLIP-L.
+pub(crate) fn lacks_prefix<'a>(mut names: impl Iterator<Item = &'a str>) -> bool {
+    names.all(|name| !name.starts_with(PREFIX))
+}
+
+/// The usual name of a tensor that is called so without its prefix.
+pub(crate) fn with_prefix(name: &str) -> String {
+    if name == "text_projection.weight" { name.to_owned() } else { format!("{PREFIX}{name}") }
 }
 
 /// Self-attention to what came before, and an MLP.

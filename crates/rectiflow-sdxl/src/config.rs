@@ -199,7 +199,7 @@ impl Levels {
         let has_attention = r.block_types("down_block_types", attending, &[true, true, true, false], num_levels);
         let attending = ["UpBlock2D", "CrossAttnUpBlock2D"];
         let has_attention_up = r.block_types("up_block_types", attending, &[false, true, true, true], num_levels);
-        let num_layers = r.per_level("layers_per_block", 2, num_levels);
+        let num_resnets = r.num_blocks_per_level("layers_per_block", 2, num_levels);
         let heads = r.per_level("attention_head_dim", 8, num_levels);
         let context = r.per_level("cross_attention_dim", 1280, num_levels);
         if context.iter().any(|&c| c != context[0]) {
@@ -208,7 +208,6 @@ impl Levels {
         for (&width, &num_heads) in widths.iter().zip(&heads) {
             r.divides("attention_head_dim", num_heads, "block_out_channels", width);
         }
-        let num_resnets: Vec<usize> = num_layers.iter().map(|&n| n as usize).collect();
         let up_resnets: Vec<usize> = num_resnets.iter().rev().map(|n| n + 1).collect();
         let layers = r.layers("transformer_layers_per_block", &num_resnets);
         let layers_up = r.layers_up(&up_resnets);
@@ -292,7 +291,7 @@ impl ClipConfig {
         let hidden_size = r.positive("hidden_size", 512);
         let num_attention_heads = r.positive("num_attention_heads", 8);
         r.divides("num_attention_heads", num_attention_heads, "hidden_size", hidden_size);
-        let num_hidden_layers = r.positive("num_hidden_layers", 12) as usize;
+        let num_hidden_layers = r.num_layers("num_hidden_layers", 12);
         if num_hidden_layers < 2 {
             r.problem("num_hidden_layers", "at least 2 (the last but one layer's states are used)", "1");
         }
@@ -388,7 +387,7 @@ impl VaeConfig {
             out_channels: r.positive("out_channels", 3),
             latent_channels: r.positive("latent_channels", 4),
             block_out_channels,
-            layers_per_block: r.positive("layers_per_block", 1) as usize,
+            layers_per_block: r.num_blocks("layers_per_block", 1),
             norm_num_groups,
             use_quant_conv: r.boolean("use_quant_conv", true),
             use_post_quant_conv: r.boolean("use_post_quant_conv", true),
@@ -545,6 +544,26 @@ mod tests {
             assert!(VaeConfig::from_json(json, "x").is_err(), "{widths}");
         }
         assert!(ClipConfig::from_json(object(serde_json::json!({"num_attention_heads": 0})), false, "x").is_err());
+    }
+
+    #[test]
+    fn a_few_bytes_cannot_describe_millions_of_layers() {
+        let many = serde_json::json!(1 << 24);
+        for (key, value) in [
+            ("layers_per_block", many.clone()),
+            ("layers_per_block", serde_json::json!([1 << 24, 2, 2])),
+            ("transformer_layers_per_block", many.clone()),
+            ("transformer_layers_per_block", serde_json::json!([1, 2, 1 << 24])),
+        ] {
+            let mut json = sdxl();
+            json.insert(key.into(), value);
+            let error = UNetConfig::from_json(json, "x").unwrap_err().to_string();
+            assert!(error.contains(key), "{error}");
+        }
+        let clip = object(serde_json::json!({"num_hidden_layers": many}));
+        assert!(ClipConfig::from_json(clip, false, "x").unwrap_err().to_string().contains("num_hidden_layers"));
+        let vae = object(serde_json::json!({"layers_per_block": many}));
+        assert!(VaeConfig::from_json(vae, "x").unwrap_err().to_string().contains("layers_per_block"));
     }
 
     #[test]

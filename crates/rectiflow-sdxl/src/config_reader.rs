@@ -11,8 +11,10 @@ use crate::{
 
 /// Larger sizes are a mistake or an attack: no model of this kind has them.
 const MAX_SIZE: i64 = 1 << 24;
-/// Most levels, blocks a level, and layers a block.
-const MAX_DEPTH: usize = 256;
+/// Most layers of a text encoder or a transformer; SDXL's have 32 and 10.
+const MAX_LAYERS: usize = 64;
+/// Most residual blocks a level; SDXL's have 3. A header of a few bytes must not describe millions of tensors.
+const MAX_BLOCKS: i64 = 16;
 
 pub(crate) struct Reader<'a> {
     json: &'a Map<String, Value>,
@@ -63,6 +65,26 @@ impl<'a> Reader<'a> {
 
     pub(crate) fn count(&mut self, key: &str, default: usize) -> usize {
         self.typed(key, default, "a whole number", |value| value.as_u64().map(|n| n as usize))
+    }
+
+    /// How many layers follow one another, at least one.
+    pub(crate) fn num_layers(&mut self, key: &str, default: usize) -> usize {
+        self.typed(key, default, &format!("1 to {MAX_LAYERS}"), |value| layer_count(value).filter(|n| *n > 0))
+    }
+
+    /// How many residual blocks a level has.
+    pub(crate) fn num_blocks(&mut self, key: &str, default: usize) -> usize {
+        let blocks = |value: &Value| size(value).filter(|n| *n <= MAX_BLOCKS).map(|n| n as usize);
+        self.typed(key, default, &format!("1 to {MAX_BLOCKS}"), blocks)
+    }
+
+    /// How many residual blocks each level has: one number for all or one for each.
+    pub(crate) fn num_blocks_per_level(&mut self, key: &str, default: i64, num_levels: usize) -> Vec<usize> {
+        let found = self.per_level(key, default, num_levels);
+        if found.iter().any(|n| *n > MAX_BLOCKS) {
+            self.problem(key, &format!("1 to {MAX_BLOCKS}"), &format!("{found:?}"));
+        }
+        found.into_iter().map(|n| n.min(MAX_BLOCKS) as usize).collect()
     }
 
     pub(crate) fn number(&mut self, key: &str, default: f64) -> f64 {
@@ -204,7 +226,7 @@ fn size(value: &Value) -> Option<i64> {
 }
 
 fn layer_count(value: &Value) -> Option<usize> {
-    value.as_u64().map(|n| n as usize).filter(|n| *n <= MAX_DEPTH)
+    value.as_u64().map(|n| n as usize).filter(|n| *n <= MAX_LAYERS)
 }
 
 fn layers_of(value: &Value, num_resnets: &[usize]) -> Option<Vec<Vec<usize>>> {

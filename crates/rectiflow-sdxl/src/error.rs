@@ -101,9 +101,17 @@ impl Error {
         Self::Invalid { what: what.into(), reason: problems.join("; ") }
     }
 
-    /// An [`Error::Invalid`] about a name that is none of `known`.
+    /// An [`Error::Invalid`] about a name that is none of `known`, with the one it resembles most.
     pub fn unknown_name(kind: &str, name: &str, known: &[&str]) -> Self {
-        Self::Invalid { what: format!("{kind} {name:?}"), reason: format!("unknown; one of {}", known.join(", ")) }
+        let nearest = known.iter().min_by_key(|known| strsim::levenshtein(name, known));
+        // A name that shares less than half its letters with any is not a slip of the pen.
+        let nearest = nearest.filter(|nearest| strsim::normalized_levenshtein(name, nearest) >= 0.5);
+        let all = known.join(", ");
+        let reason = match nearest {
+            Some(nearest) => format!("unknown; did you mean {nearest}? All: {all}"),
+            None => format!("unknown; one of {all}"),
+        };
+        Self::Invalid { what: format!("{kind} {name:?}"), reason }
     }
 }
 
@@ -138,15 +146,34 @@ impl WeightProblems {
 }
 
 impl fmt::Display for WeightProblems {
+    /// One line where one sentence says it all, a list of each sort where the file is of another model.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let of_other_shape = self.missing.len() + self.unexpected.len() + self.misshapen.len();
+        match (of_other_shape, &self.unusable[..]) {
+            (0, [(name, reason)]) => return write!(f, "{}: tensor {name} {reason}", self.source),
+            (0, [(name, reason), ..]) => {
+                let num = self.unusable.len();
+                return write!(f, "{}: {num} tensors cannot be used; the first, {name}, {reason}", self.source);
+            }
+            _ => {}
+        }
         write!(f, "{}: the tensors do not fit the model's configuration", self.source)?;
+        if of_other_shape + self.unusable.len() == 1 {
+            let missing = self.missing.iter().map(|(name, shape)| format!("{name} {shape:?} is missing"));
+            let unexpected =
+                self.unexpected.iter().map(|(name, shape)| format!("{name} {shape:?} is not of the model"));
+            let misshapen = self.misshapen.iter().map(misshapen);
+            return missing.chain(unexpected).chain(misshapen).try_for_each(|problem| write!(f, ": {problem}"));
+        }
         list(f, "missing", &self.missing, |(name, shape)| format!("{name} {shape:?}"))?;
         list(f, "unexpected", &self.unexpected, |(name, shape)| format!("{name} {shape:?}"))?;
-        list(f, "misshapen", &self.misshapen, |(name, expected, found)| {
-            format!("{name}: expected {expected:?}, found {found:?}")
-        })?;
-        list(f, "unusable", &self.unusable, |(name, reason)| format!("{name}: {reason}"))
+        list(f, "misshapen", &self.misshapen, misshapen)?;
+        list(f, "unusable", &self.unusable, |(name, reason)| format!("{name} {reason}"))
     }
+}
+
+fn misshapen((name, expected, found): &(String, Vec<i64>, Vec<i64>)) -> String {
+    format!("{name}: expected {expected:?}, found {found:?}")
 }
 
 impl std::error::Error for WeightProblems {}
@@ -182,5 +209,22 @@ mod tests {
         assert!(!text.contains("t20 "), "{text}");
         assert!(text.contains("w: expected [1, 2], found [2, 1]"), "{text}");
         assert!(!text.contains("unexpected"), "{text}");
+    }
+
+    #[test]
+    fn one_problem_is_one_line() {
+        let source = || "x.safetensors".to_owned();
+        let nan = || ("w".to_owned(), "holds values that are not finite (NaN or infinity)".to_owned());
+        let one = WeightProblems { source: source(), unusable: vec![nan()], ..WeightProblems::default() };
+        assert_eq!(one.to_string(), "x.safetensors: tensor w holds values that are not finite (NaN or infinity)");
+        let two = WeightProblems { source: source(), unusable: vec![nan(), nan()], ..WeightProblems::default() };
+        assert!(two.to_string().starts_with("x.safetensors: 2 tensors cannot be used; the first, w, holds"), "{two}");
+        let shape = WeightProblems {
+            source: source(),
+            misshapen: vec![("w".into(), vec![4], vec![9])],
+            ..WeightProblems::default()
+        };
+        let expected = "x.safetensors: the tensors do not fit the model's configuration: w: expected [4], found [9]";
+        assert_eq!(shape.to_string(), expected);
     }
 }

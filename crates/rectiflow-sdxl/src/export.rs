@@ -4,12 +4,12 @@
 //!   it, and for a flow model the scheduler is `DPMSolverMultistepScheduler` of order 1 on flow sigmas, which is
 //!   Euler's method. (diffusers' own flow-matching Euler lacks two members that the SDXL pipeline uses.) Two of its
 //!   habits differ from `rectiflow sample`: it starts just below sigma 1, and truncates timesteps to integers.
-//! - The single file says what it predicts in its header (`modelspec.prediction_type`, `rectiflow.parameterization`)
-//!   and holds the four configurations, so that a tiny model can be read back. No tool reads "flow" from a file by
-//!   itself yet: in ComfyUI the model goes through a ModelSamplingSD3 node.
+//! - The single file says in its header what it is (`model_spec`) and holds the four configurations, so that a tiny
+//!   model can be read back. No tool reads "flow" from a file by itself yet: in ComfyUI the model goes through a
+//!   ModelSamplingSD3 node.
 //!
-//! Every tensor is loaded, checked, converted, written and dropped before the next. A folder or file appears under its
-//! name only when it is whole.
+//! Every tensor is loaded, checked, converted, written and dropped before the next: memory holds one tensor, whatever
+//! the size of the model. A folder or file appears under its name only when it is whole.
 
 use std::{
     collections::BTreeMap,
@@ -22,12 +22,14 @@ use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor};
 
 use crate::{
-    bundle::{Bundle, CONFIGS_KEY},
+    bundle::Bundle,
+    durable::{rename_folder, write_bytes},
     error::{Error, Result},
     flow::Parameterization,
     keys::{Form, SingleKey},
     model::{Component, PARAMETERIZATION_KEY},
-    tensor_file::{Planned, stored_kind, write_atomically, write_streamed},
+    model_spec,
+    tensor_file::{Metadata, Planned, stored_kind, write_streamed},
 };
 
 /// The diffusers version whose configuration keys are written.
@@ -45,8 +47,10 @@ pub struct ExportOptions {
     pub sampling_shift: f64,
     /// Name of the model in the single file's header.
     pub title: String,
-    /// Files of both tokenizers, for the diffusers folder.
-    pub tokenizers: Vec<TokenizerFile>,
+    /// What the model is and comes from, in the single file's header; nothing if empty.
+    pub description: String,
+    /// More files for the diffusers folder: both tokenizers', a model card.
+    pub attachments: Vec<Attachment>,
     /// More entries for the headers of weight files.
     pub metadata: Vec<(String, String)>,
 }
@@ -58,19 +62,18 @@ impl Default for ExportOptions {
             // What `rectiflow sample` takes: the article trained with 3 and sampled best with 6.
             sampling_shift: 6.0,
             title: "rectiflow SDXL".into(),
-            tokenizers: Vec::new(),
+            description: String::new(),
+            attachments: Vec::new(),
             metadata: Vec::new(),
         }
     }
 }
 
-/// A file of a tokenizer.
+/// A file of an exported folder that holds no weights.
 #[derive(Debug, Clone)]
-pub struct TokenizerFile {
-    /// `tokenizer` or `tokenizer_2`.
-    pub folder: &'static str,
-    /// Its name there, e.g. `vocab.json`.
-    pub name: String,
+pub struct Attachment {
+    /// Its place in the folder, e.g. `tokenizer/vocab.json`.
+    pub path: PathBuf,
     /// Its contents.
     pub bytes: Vec<u8>,
 }
@@ -110,9 +113,10 @@ fn write_folder(
     create(&folder.join("scheduler"))?;
     let scheduler = scheduler_config(parameterization, options.sampling_shift);
     write_json(&folder.join("scheduler").join("scheduler_config.json"), &scheduler)?;
-    for file in &options.tokenizers {
-        create(&folder.join(file.folder))?;
-        write_bytes(&folder.join(file.folder).join(&file.name), &file.bytes)?;
+    for file in &options.attachments {
+        let path = folder.join(&file.path);
+        create(path.parent().unwrap_or(folder))?;
+        write_bytes(&path, &file.bytes)?;
     }
     write_json(&folder.join("model_index.json"), &model_index(parameterization))
 }
@@ -141,7 +145,8 @@ fn write_component(
         metadata.push((PARAMETERIZATION_KEY.into(), parameterization.to_string()));
     }
     let path = folder.join(component.weights_name());
-    write_streamed(&path, planned, &borrowed(&metadata), &mut |name| loaded(bundle, component, name, options))
+    let metadata = Metadata { entries: &borrowed(&metadata), hash: None };
+    write_streamed(&path, planned, metadata, &mut |name| loaded(bundle, component, name, options))
 }
 
 /// Writes a single-file SDXL checkpoint. An earlier file of that name is replaced.
@@ -168,11 +173,16 @@ pub fn export_single_file(bundle: &Bundle<'_>, out: &Path, options: &ExportOptio
     let planned = contents.iter().map(|(name, parts)| {
         let (component, diffusers, form) = &parts[0];
         let shape = bundle.shape(*component, diffusers).expect("listed tensors have shapes");
-        let kind = stored(bundle, *component, diffusers, options);
+        let kinds = parts.iter().map(|(component, diffusers, _)| stored(bundle, *component, diffusers, options));
+        let kind = kinds.reduce(wider).expect("every tensor of the file holds one of the model");
         Planned { name: name.clone(), kind, shape: form.single_shape(&shape) }
     });
-    let metadata = single_file_metadata(bundle, parameterization, options);
-    write_streamed(out, planned.collect(), &borrowed(&metadata), &mut |name| {
+    let configs = Component::ALL.map(|component| {
+        (component.folder().to_owned(), component_config(component, bundle.config(component), options.kind).into())
+    });
+    let metadata = model_spec::metadata(bundle, parameterization, options, configs.into_iter().collect())?;
+    let metadata = Metadata { entries: &borrowed(&metadata), hash: Some(model_spec::HASH_KEY) };
+    write_streamed(out, planned.collect(), metadata, &mut |name| {
         let parts = contents[name].iter();
         let tensors =
             parts.map(|(component, diffusers, form)| Ok((loaded(bundle, *component, diffusers, options)?, *form)));
@@ -190,6 +200,16 @@ fn to_single(mut parts: Vec<(Tensor, Form)>) -> std::result::Result<Tensor, tch:
         Form::Same | Form::Stacked { .. } => Ok(tensor),
         Form::Transposed => tensor.f_tr(),
         Form::Pointwise => tensor.f_unsqueeze(-1)?.f_unsqueeze(-1),
+    }
+}
+
+/// The dtype that holds what both hold: parts of a stack need not have one dtype.
+fn wider(a: Kind, b: Kind) -> Kind {
+    match (a, b) {
+        (a, b) if a == b => a,
+        (Kind::Half, Kind::BFloat16) | (Kind::BFloat16, Kind::Half) => Kind::Float,
+        (a, b) if a.elt_size_in_bytes() < b.elt_size_in_bytes() => b,
+        (a, _) => a,
     }
 }
 
@@ -304,41 +324,6 @@ fn scheduler_config(parameterization: Parameterization, sampling_shift: f64) -> 
     Value::Object(std::mem::take(config))
 }
 
-/// The single file's header: modelspec's keys, and ours.
-fn single_file_metadata(
-    bundle: &Bundle<'_>,
-    parameterization: Parameterization,
-    options: &ExportOptions,
-) -> Vec<(String, String)> {
-    let sample_size = bundle.config(Component::UNet).get("sample_size").and_then(Value::as_u64).unwrap_or(128);
-    let side = sample_size * 8;
-    let prediction = match parameterization {
-        Parameterization::Flow => "flow",
-        Parameterization::Eps => "epsilon",
-        Parameterization::V => "v",
-    };
-    let configs: Map<String, Value> = Component::ALL
-        .into_iter()
-        .map(|component| {
-            let config = component_config(component, bundle.config(component), options.kind);
-            (component.folder().to_owned(), Value::Object(config))
-        })
-        .collect();
-    let own = [
-        ("format", "pt".to_owned()),
-        ("modelspec.sai_model_spec", "1.0.0".into()),
-        ("modelspec.architecture", "stable-diffusion-xl-v1-base".into()),
-        ("modelspec.implementation", "https://github.com/Stability-AI/generative-models".into()),
-        ("modelspec.title", options.title.clone()),
-        ("modelspec.resolution", format!("{side}x{side}")),
-        ("modelspec.prediction_type", prediction.into()),
-        (PARAMETERIZATION_KEY, parameterization.to_string()),
-        (CONFIGS_KEY, Value::Object(configs).to_string()),
-    ];
-    let own = own.into_iter().map(|(key, value)| (key.to_owned(), value));
-    own.chain(options.metadata.iter().cloned()).collect()
-}
-
 fn borrowed(metadata: &[(String, String)]) -> Vec<(&str, &str)> {
     metadata.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect()
 }
@@ -347,10 +332,6 @@ fn write_json(path: &Path, value: &Value) -> Result<()> {
     let mut text = serde_json::to_string_pretty(value).expect("a JSON value serialises");
     text.push('\n');
     write_bytes(path, text.as_bytes())
-}
-
-fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
-    write_atomically(path, |file| std::io::Write::write_all(file, bytes).map_err(Error::io(path)))
 }
 
 /// Whatever stands at `out` may be deleted only if it is an export (or empty).
@@ -374,7 +355,7 @@ fn replace(staging: &Path, out: &Path) -> Result<()> {
     if had_old {
         fs::rename(out, &old).map_err(Error::io(out))?;
     }
-    fs::rename(staging, out).map_err(Error::io(out))?;
+    rename_folder(staging, out)?;
     if had_old { fs::remove_dir_all(&old).map_err(Error::io(old)) } else { Ok(()) }
 }
 
@@ -391,7 +372,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        bundle::sdxl_configs,
+        bundle::{CONFIGS_KEY, sdxl_configs},
         clip::ClipText,
         config::{ClipConfig, UNetConfig, VaeConfig},
         model::{Model, OpenOptions},
@@ -454,10 +435,10 @@ mod tests {
     }
 
     fn options(kind: Kind) -> ExportOptions {
-        let file = |folder, name: &str| TokenizerFile { folder, name: name.into(), bytes: b"{}".to_vec() };
+        let file = |path: &str| Attachment { path: path.into(), bytes: b"{}".to_vec() };
         ExportOptions {
             kind: Some(kind),
-            tokenizers: vec![file("tokenizer", "vocab.json"), file("tokenizer_2", "vocab.json")],
+            attachments: vec![file("tokenizer/vocab.json"), file("tokenizer_2/vocab.json"), file("README.md")],
             metadata: vec![("run".into(), "demo".into())],
             ..ExportOptions::default()
         }
@@ -486,7 +467,11 @@ mod tests {
             let opened = Model::open(&out, &OpenOptions::default()).unwrap();
             assert_eq!(opened.parameterization, Some(Parameterization::Flow));
             assert_eq!(opened.scheduler.unwrap().flow_shift, Some(6.0));
-            assert!(out.join("tokenizer_2/vocab.json").is_file() && out.join("model_index.json").is_file());
+            assert!(
+                out.join("tokenizer_2/vocab.json").is_file()
+                    && out.join("README.md").is_file()
+                    && out.join("model_index.json").is_file()
+            );
             assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing but the export is left");
         }
     }
@@ -513,8 +498,11 @@ mod tests {
             assert_eq!(file.shape(stored), Some(&[16, 16, 1, 1][..]));
             assert!(file.bytes(stored).unwrap() == bytes(query, kind));
             // All of them, read back through the table.
-            let back = Bundle::open_single_file(&out).unwrap();
-            assert!(back.ignored.is_empty());
+            let back = Bundle::open_single_file(&out, None).unwrap();
+            let expected = if kind == Kind::Half { vec![true] } else { vec![] };
+            let about_fp16: Vec<bool> =
+                back.notes.iter().map(|note| note.contains("the VAE is stored in fp16")).collect();
+            assert_eq!(about_fp16, expected, "{:?}", back.notes);
             for component in Component::ALL {
                 for (name, tensor) in parameters(&model, component).iter() {
                     let read = back.load(component, name).unwrap();
@@ -534,7 +522,7 @@ mod tests {
         export_diffusers(&bundle, &direct, &options(Kind::Half)).unwrap();
         export_single_file(&bundle, &single, &options(Kind::Half)).unwrap();
         let kept = ExportOptions { kind: None, ..options(Kind::Half) };
-        export_diffusers(&Bundle::open_single_file(&single).unwrap(), &imported, &kept).unwrap();
+        export_diffusers(&Bundle::open_single_file(&single, None).unwrap(), &imported, &kept).unwrap();
         for component in Component::ALL {
             for name in ["config.json", component.weights_name()] {
                 let read = |root: &Path| fs::read(root.join(component.folder()).join(name)).unwrap();
@@ -585,6 +573,69 @@ mod tests {
     }
 
     #[test]
+    fn a_single_file_opens_as_the_model_that_it_is() {
+        let model = tiny_model(Some(Parameterization::Eps));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        export_single_file(&Bundle::of_model(&model).unwrap(), &path, &options(Kind::Float)).unwrap();
+        let opened = Model::open(&path, &OpenOptions::default()).unwrap();
+        assert_eq!(opened.parameterization, Some(Parameterization::Eps));
+        for component in Component::ALL {
+            let found = parameters(&opened, component);
+            assert_eq!(found.len(), parameters(&model, component).len());
+            for (name, tensor) in parameters(&model, component).iter() {
+                assert!(found.get(name).unwrap().equal(tensor), "{}/{name}", component.folder());
+            }
+        }
+        let half = OpenOptions { kind: Kind::Half, ..OpenOptions::default() };
+        let opened = Model::open(&path, &half).unwrap();
+        assert_eq!((opened.unet.kind(), opened.vae.kind()), (Kind::Half, Kind::Float), "SDXL's VAE overflows in fp16");
+        let metadata = TensorFile::open(&path).unwrap().metadata().clone();
+        assert_eq!(metadata["modelspec.prediction_type"], "epsilon");
+        assert_eq!(metadata["modelspec.resolution"], "32x32", "16 latents of 2 pixels a side");
+        assert!(!metadata.contains_key("modelspec.usage_hint"), "there is nothing to say");
+    }
+
+    #[test]
+    fn parts_that_a_file_lacks_come_from_another_model() {
+        let [model, other] = [Parameterization::Flow, Parameterization::Eps].map(|p| tiny_model(Some(p)));
+        let folder = tempfile::tempdir().unwrap();
+        let [whole, part] = ["whole.safetensors", "unet.safetensors"].map(|name| folder.path().join(name));
+        let parts = folder.path().join("parts");
+        let _ = other.clip_g.parameters.get("text_projection.weight").unwrap().shallow_clone().fill_(0.25);
+        export_single_file(&Bundle::of_model(&model).unwrap(), &whole, &options(Kind::Float)).unwrap();
+        export_diffusers(&Bundle::of_model(&other).unwrap(), &parts, &options(Kind::Float)).unwrap();
+        // A UNet alone, without its prefix, as such files are.
+        let file = TensorFile::open(&whole).unwrap();
+        let bare = |name: &str| name.strip_prefix("model.diffusion_model.").map(str::to_owned);
+        let tensors: Vec<_> = file.names().filter_map(|name| Some((bare(name)?, file.tensor(name).unwrap()))).collect();
+        let metadata: Vec<_> = file.metadata().iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+        write_tensors(&part, tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)), None, &metadata).unwrap();
+        let message = Bundle::open_single_file(&part, None).unwrap_err().to_string();
+        assert!(message.contains("clip-l") && message.contains("--missing-from"), "{message}");
+        let bundle = Bundle::open_single_file(&part, Some(&parts)).unwrap();
+        assert_eq!(bundle.notes.len(), 3, "{:?}", bundle.notes);
+        assert!(bundle.notes[1].starts_with("the clip-g is from"), "{:?}", bundle.notes);
+        let projection = bundle.load(Component::ClipG, "text_projection.weight").unwrap();
+        assert!(projection.eq(0.25).all().int64_value(&[]) == 1);
+        for (name, tensor) in model.unet.parameters.iter() {
+            assert!(bundle.load(Component::UNet, name).unwrap().equal(tensor), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_stack_is_as_wide_as_its_widest_part() {
+        for (a, b, expected) in [
+            (Kind::Half, Kind::Half, Kind::Half),
+            (Kind::Half, Kind::BFloat16, Kind::Float),
+            (Kind::BFloat16, Kind::Float, Kind::Float),
+            (Kind::Double, Kind::Half, Kind::Double),
+        ] {
+            assert_eq!((wider(a, b), wider(b, a)), (expected, expected), "{a:?} and {b:?}");
+        }
+    }
+
+    #[test]
     fn unfit_single_files_are_answered_with_what_is_wrong() {
         let model = tiny_model(Some(Parameterization::Flow));
         let folder = tempfile::tempdir().unwrap();
@@ -602,13 +653,13 @@ mod tests {
             path
         };
         let own: Vec<_> = file.metadata().iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
-        let bundle = Bundle::open_single_file(&rewritten(&|_| true, &own)).unwrap();
-        assert_eq!(bundle.ignored, ["model_ema.decay"], "an averaged copy is no obstacle");
-        let error = |path: PathBuf| Bundle::open_single_file(&path).unwrap_err().to_string();
+        let bundle = Bundle::open_single_file(&rewritten(&|_| true, &own), None).unwrap();
+        assert!(bundle.notes[0].starts_with("1 tensor of averaged weights"), "no obstacle: {:?}", bundle.notes);
+        let error = |path: PathBuf| Bundle::open_single_file(&path, None).unwrap_err().to_string();
         let message = error(rewritten(&|name| !name.contains("embedders.1"), &own));
         assert!(message.contains("clip-g") && message.contains("conditioner.embedders.1.model."), "{message}");
         let message = error(rewritten(&|name| !name.ends_with("out.2.bias"), &own));
-        assert!(message.contains("1 missing") && message.contains("unet/conv_out.bias"), "{message}");
+        assert!(message.ends_with("unet/conv_out.bias [4] is missing"), "{message}");
         let message = error(rewritten(&|_| true, &[]));
         assert!(message.contains("unet/conv_in.weight: expected [320, 4, 3, 3], found [8, 4, 3, 3]"), "{message}");
         let message = error(rewritten(&|_| true, &[(CONFIGS_KEY, "{\"unet\": 3}")]));

@@ -7,26 +7,42 @@
 //! Nothing here opens a socket or knows a data set. Only `attention` knows kernels.
 
 mod attention;
+pub mod brownian;
 pub mod bundle;
 pub mod clip;
 pub mod cond;
 pub mod config;
 mod config_reader;
+pub mod denoise;
 pub mod discrete;
+pub mod durable;
 pub mod error;
 pub mod export;
 pub mod flow;
+mod foreign;
 pub mod forward;
+pub mod guidance;
+pub mod infotext;
 pub mod init;
 pub mod keys;
+pub mod kid;
 mod layers;
 pub mod model;
+pub mod model_spec;
+pub mod noise;
 pub mod sample;
+pub mod sampler;
 pub mod schedule;
+mod single_file;
+pub mod solvers;
+pub mod stochastic;
+mod stored;
 pub mod tensor_file;
 pub mod unet;
 mod unet_blocks;
+pub mod unipc;
 pub mod vae;
 pub mod weights;
+pub mod workflow;
 
 pub use error::{Error, Result};

@@ -1,4 +1,5 @@
-//! Models from folders: a whole diffusers folder, or one component's folder with its `config.json`.
+//! Models from folders and files: a whole diffusers folder, one component's folder with its `config.json`, or a
+//! single-file checkpoint.
 //!
 //! ```text
 //! MODEL/unet/             config.json, diffusion_pytorch_model.safetensors
@@ -8,20 +9,24 @@
 //! MODEL/scheduler/        scheduler_config.json                              says flow, eps or v
 //! ```
 //!
-//! Not here: single-file checkpoints (`keys`).
+//! Weights may be sharded (an index names the files) and in an fp16 variant, under the names that diffusers and
+//! transformers give such files. What a single file holds under which names is in `single_file`.
 
 use std::path::{Path, PathBuf};
 
+use serde_json::{Map, Value};
 use tch::{Device, Kind};
 
 use crate::{
-    clip::ClipText,
+    clip::{self, ClipText},
     config::{ClipConfig, SchedulerConfig, UNetConfig, VaeConfig, read_object},
     error::{Error, Result},
     flow::Parameterization,
+    single_file::SingleFile,
+    stored::Stored,
     tensor_file::TensorFile,
     unet::UNet,
-    vae::Vae,
+    vae::{self, Vae},
     weights::Weights,
 };
 
@@ -91,7 +96,9 @@ impl Component {
                 hint: if model.is_dir() {
                     "give a diffusers model folder, or the component's own folder with its config.json".into()
                 } else if model.exists() {
-                    "this is a file, not a folder in diffusers' layout".into()
+                    "this is a file, not a folder in diffusers' layout (`rectiflow import` makes one of a single-file \
+                     checkpoint)"
+                        .into()
                 } else {
                     "there is nothing at this path".into()
                 },
@@ -109,7 +116,7 @@ impl Component {
             if single.is_file() {
                 return Ok(vec![single]);
             }
-            let index = folder.join(format!("{stem}.safetensors{variant}.index.json"));
+            let index = folder.join(format!("{stem}.safetensors.index{variant}.json"));
             if index.is_file() {
                 return shards(&index);
             }
@@ -128,14 +135,56 @@ impl Component {
         })
     }
 
-    /// The tensors of this component in `folder`, or random ones if the options say so.
-    fn weights(self, folder: &Path, options: &OpenOptions) -> Result<Weights> {
-        if options.random.contains(&self) {
-            Ok(Weights::random(options.seed, options.kind, options.device))
-        } else {
-            Weights::open(&self.weight_files(folder)?, options.kind, options.device)
-        }
+    /// How its configuration is called in messages, where it is in no file of its own.
+    pub(crate) fn config_name(self) -> String {
+        format!("{}/config.json", self.folder())
     }
+
+    /// The tensors of this component in its folder, under today's names.
+    pub(crate) fn stored(self, folder: &Path) -> Result<Stored> {
+        let mut stored = Stored::open(&self.weight_files(folder)?)?;
+        stored.drop_constants();
+        match self {
+            Self::UNet => {}
+            Self::Vae => stored.rename(vae::current_name),
+            Self::ClipL | Self::ClipG => {
+                if clip::lacks_prefix(stored.names()) {
+                    stored.rename(clip::with_prefix);
+                }
+            }
+        }
+        Ok(stored)
+    }
+
+    /// Its configuration in a folder or a single file, and how that is called in messages.
+    fn config(self, model: &Path) -> Result<(Map<String, Value>, String)> {
+        if model.is_file() {
+            let (config, _) = SingleFile::open(model)?.take(self)?;
+            return Ok((config, format!("{}: {}", model.display(), self.config_name())));
+        }
+        let path = self.find(model)?.join("config.json");
+        Ok((read_object(&path)?, path.display().to_string()))
+    }
+
+    /// Its configuration, how that is called, and its tensors: from a single file, or from a folder.
+    fn open(self, model: &Path, options: &OpenOptions) -> Result<Opened> {
+        let (config, what) = self.config(model)?;
+        let weights = if options.random.contains(&self) {
+            Weights::random(options.seed, options.kind, options.device)
+        } else {
+            let stored =
+                if model.is_file() { SingleFile::open(model)?.take(self)?.1 } else { self.stored(&self.find(model)?)? };
+            Weights::of_files(stored, options.kind, options.device)
+        };
+        Ok(Opened { config, what, weights })
+    }
+}
+
+/// What a component is built from.
+struct Opened {
+    config: Map<String, Value>,
+    what: String,
+    weights: Weights,
 }
 
 /// The files that a sharded model's index names.
@@ -177,40 +226,40 @@ impl Default for OpenOptions {
 }
 
 impl UNet {
-    /// Opens the UNet of a diffusers folder, or a UNet's own folder.
+    /// Opens the UNet of a diffusers folder or a single-file checkpoint, or a UNet's own folder.
     ///
     /// # Errors
     /// What is wrong with the folder, its configuration or its weights.
     pub fn open(model: &Path, options: &OpenOptions) -> Result<Self> {
-        let folder = Component::UNet.find(model)?;
-        let config = UNetConfig::read(&folder.join("config.json"))?;
-        Self::new(config, Component::UNet.weights(&folder, options)?)
+        let Opened { config, what, weights } = Component::UNet.open(model, options)?;
+        Self::new(UNetConfig::from_json(config, &what)?, weights)
     }
 }
 
 impl ClipText {
-    /// Opens a text encoder (`which`: CLIP-L or bigG) of a diffusers folder, or an encoder's own folder.
+    /// Opens a text encoder (`which`: CLIP-L or bigG) of a diffusers folder or a single-file checkpoint, or an encoder's
+    /// own folder.
     ///
     /// # Errors
     /// What is wrong with the folder, its configuration or its weights.
     pub fn open(model: &Path, which: Component, options: &OpenOptions) -> Result<Self> {
-        let folder = which.find(model)?;
-        let config = ClipConfig::read(&folder.join("config.json"), which == Component::ClipG)?;
-        Self::new(config, which.weights(&folder, options)?)
+        let Opened { config, what, weights } = which.open(model, options)?;
+        Self::new(ClipConfig::from_json(config, which == Component::ClipG, &what)?, weights)
     }
 }
 
 impl Vae {
-    /// Opens the autoencoder of a diffusers folder, or an autoencoder's own folder.
+    /// Opens the autoencoder of a diffusers folder or a single-file checkpoint, or an autoencoder's own folder.
     ///
     /// # Errors
     /// What is wrong with the folder, its configuration or its weights.
     pub fn open(model: &Path, options: &OpenOptions) -> Result<Self> {
-        let folder = Component::Vae.find(model)?;
-        let config = VaeConfig::read(&folder.join("config.json"))?;
-        let overflows = config.force_upcast && options.kind == Kind::Half;
-        let kind = if overflows { Kind::Float } else { options.kind };
-        Self::new(config, Component::Vae.weights(&folder, &OpenOptions { kind, ..options.clone() })?)
+        let Opened { config, what, mut weights } = Component::Vae.open(model, options)?;
+        let config = VaeConfig::from_json(config, &what)?;
+        if config.force_upcast && options.kind == Kind::Half {
+            weights.convert_to(Kind::Float);
+        }
+        Self::new(config, weights)
     }
 }
 
@@ -232,7 +281,7 @@ pub struct Model {
 }
 
 impl Model {
-    /// Opens a whole diffusers folder.
+    /// Opens a whole diffusers folder or single-file checkpoint.
     ///
     /// # Errors
     /// What is wrong with the folder, a configuration or weights; [`Error::Config`] if the parts do not fit each other.
@@ -254,23 +303,67 @@ impl Model {
     /// # Errors
     /// [`Error::Config`] naming all that do not; `what` names the model.
     pub fn check_fit(&self, what: &str) -> Result<()> {
-        let (unet, vae) = (&self.unet.config, &self.vae.config);
-        let (l, g) = (&self.clip_l.config, &self.clip_g.config);
-        let pairs = [
-            (
-                "UNet's cross_attention_dim",
-                unet.context_dim(),
-                "both text encoders' hidden_size",
-                l.hidden_size + g.hidden_size,
-            ),
-            ("UNet's pooled text width", unet.pooled_dim, "second text encoder's pooled width", g.pooled_dim()),
-            ("UNet's in_channels", unet.in_channels, "VAE's latent_channels", vae.latent_channels),
-        ];
-        let differs = pairs.iter().filter(|(_, a, _, b)| a != b);
-        let problems: Vec<_> =
-            differs.map(|(left, a, right, b)| format!("{left} ({a}) is not the {right} ({b})")).collect();
-        if problems.is_empty() { Ok(()) } else { Err(Error::Config { what: what.to_owned(), problems }) }
+        check_fit(&self.unet.config, [&self.clip_l.config, &self.clip_g.config], &self.vae.config, what)
     }
+}
+
+/// The sizes of all parts of a model, without their weights.
+#[derive(Debug, Clone)]
+pub struct Configs {
+    /// The UNet's.
+    pub unet: UNetConfig,
+    /// The first text encoder's.
+    pub clip_l: ClipConfig,
+    /// The second text encoder's.
+    pub clip_g: ClipConfig,
+    /// The autoencoder's.
+    pub vae: VaeConfig,
+}
+
+impl Configs {
+    /// Reads the configurations of the UNet, CLIP-L, bigG and the autoencoder, each in the folder or the single-file
+    /// checkpoint named in that order.
+    ///
+    /// # Errors
+    /// What is wrong with a folder, a file's header or a configuration.
+    pub fn read(places: [&Path; 4]) -> Result<Self> {
+        let [unet, clip_l, clip_g, vae] = places;
+        let (unet, unet_name) = Component::UNet.config(unet)?;
+        let (clip_l, clip_l_name) = Component::ClipL.config(clip_l)?;
+        let (clip_g, clip_g_name) = Component::ClipG.config(clip_g)?;
+        let (vae, vae_name) = Component::Vae.config(vae)?;
+        Ok(Self {
+            unet: UNetConfig::from_json(unet, &unet_name)?,
+            clip_l: ClipConfig::from_json(clip_l, false, &clip_l_name)?,
+            clip_g: ClipConfig::from_json(clip_g, true, &clip_g_name)?,
+            vae: VaeConfig::from_json(vae, &vae_name)?,
+        })
+    }
+
+    /// Whether the parts' widths fit each other.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming all that do not; `what` names the model.
+    pub fn check_fit(&self, what: &str) -> Result<()> {
+        check_fit(&self.unet, [&self.clip_l, &self.clip_g], &self.vae, what)
+    }
+}
+
+fn check_fit(unet: &UNetConfig, [l, g]: [&ClipConfig; 2], vae: &VaeConfig, what: &str) -> Result<()> {
+    let pairs = [
+        (
+            "UNet's cross_attention_dim",
+            unet.context_dim(),
+            "both text encoders' hidden_size",
+            l.hidden_size + g.hidden_size,
+        ),
+        ("UNet's pooled text width", unet.pooled_dim, "second text encoder's pooled width", g.pooled_dim()),
+        ("UNet's in_channels", unet.in_channels, "VAE's latent_channels", vae.latent_channels),
+    ];
+    let differs = pairs.iter().filter(|(_, a, _, b)| a != b);
+    let problems: Vec<_> =
+        differs.map(|(left, a, right, b)| format!("{left} ({a}) is not the {right} ({b})")).collect();
+    if problems.is_empty() { Ok(()) } else { Err(Error::Config { what: what.to_owned(), problems }) }
 }
 
 /// What a model's UNet predicts: from the header of its weights if this program wrote them, else from the scheduler's
@@ -279,6 +372,9 @@ impl Model {
 /// # Errors
 /// [`Error::Io`], [`Error::Malformed`].
 pub fn parameterization(model: &Path) -> Result<Option<Parameterization>> {
+    if model.is_file() {
+        return Ok(SingleFile::open(model)?.parameterization);
+    }
     let files = Component::UNet.find(model).and_then(|folder| Component::UNet.weight_files(&folder));
     for file in files.unwrap_or_default() {
         if let Some(name) = TensorFile::open(&file)?.metadata().get(PARAMETERIZATION_KEY) {
@@ -317,6 +413,10 @@ mod tests {
         assert!(found().unwrap_err().to_string().contains("pickle"));
         fs::write(folder.path().join("model.fp16.safetensors"), b"").unwrap();
         assert_eq!(found().unwrap(), [folder.path().join("model.fp16.safetensors")]);
+        fs::remove_file(folder.path().join("model.fp16.safetensors")).unwrap();
+        let index = folder.path().join("model.safetensors.index.fp16.json");
+        fs::write(&index, r#"{"weight_map": {"a": "half"}}"#).unwrap();
+        assert_eq!(found().unwrap(), [folder.path().join("half")]);
         let index = folder.path().join("model.safetensors.index.json");
         fs::write(&index, r#"{"weight_map": {"a": "two", "b": "one", "c": "two"}}"#).unwrap();
         assert_eq!(found().unwrap(), [folder.path().join("one"), folder.path().join("two")]);
@@ -335,7 +435,7 @@ mod tests {
         assert!(error(&folder.path().join("gone")).contains("nothing at this path"));
         let file = folder.path().join("file");
         fs::write(&file, b"x").unwrap();
-        assert!(error(&file).contains("this is a file"));
+        assert!(error(&file).contains("the file ends after 1 bytes"), "a single file, then");
         assert!(error(folder.path()).contains("unet/config.json"));
     }
 

@@ -63,11 +63,23 @@ impl Schedule {
 
     /// The sigmas from the first to the final 0: usually `steps + 1` numbers, see the quirks above.
     ///
-    /// Errors if `steps` is not in `1..=1000`.
+    /// # Errors
+    /// [`Error::Invalid`] if `steps` is not in `1..=1000`.
     pub fn sigmas(self, steps: usize, levels: &NoiseLevels) -> Result<Vec<f64>> {
-        if !(1..=MAX_STEPS).contains(&steps) {
-            return Err(Error::invalid("sampling", &[format!("steps is {steps}, expected 1 to {MAX_STEPS}")]));
-        }
+        check_steps(steps)?;
+        Ok(self.unchecked(steps, levels))
+    }
+
+    /// As [`Self::sigmas`] of `steps + 1`, which may be one more than the largest number: for samplers that drop one.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if `steps` is not in `1..=1000`.
+    pub fn sigmas_with_one_more(self, steps: usize, levels: &NoiseLevels) -> Result<Vec<f64>> {
+        check_steps(steps)?;
+        Ok(self.unchecked(steps + 1, levels))
+    }
+
+    fn unchecked(self, steps: usize, levels: &NoiseLevels) -> Vec<f64> {
         let sigmas = match self {
             Self::Simple => simple(steps, levels),
             Self::Normal => normal(steps, levels),
@@ -78,8 +90,15 @@ impl Schedule {
             Self::DdimUniform => ddim_uniform(steps, levels),
             Self::KlOptimal => kl_optimal(steps, levels),
         };
-        Ok(sigmas.into_iter().map(f64::from).collect())
+        sigmas.into_iter().map(f64::from).collect()
     }
+}
+
+fn check_steps(steps: usize) -> Result<()> {
+    if (1..=MAX_STEPS).contains(&steps) {
+        return Ok(());
+    }
+    Err(Error::invalid("sampling", &[format!("steps is {steps}, expected 1 to {MAX_STEPS}")]))
 }
 
 impl fmt::Display for Schedule {
@@ -135,6 +154,19 @@ impl NoiseLevels {
     /// The noisiest level of the table: 1 for flow, 14.61 for eps and v.
     pub fn sigma_max(&self) -> f64 {
         f64::from(self.last())
+    }
+
+    /// These levels with a first one of 1 moved just below it (flow only): where 1 is, the logarithm of the
+    /// signal-to-noise ratio is infinite. The level is the one 0.01% down the schedule, as in ComfyUI.
+    pub fn below_the_top(&self, sigmas: &[f64]) -> Vec<f64> {
+        let mut sigmas = sigmas.to_vec();
+        if let (Some(shift), Some(first)) = (self.shift, sigmas.first_mut())
+            && *first >= 1.0
+        {
+            let u = 1.0 - 1e-4;
+            *first = f64::from((shift * u / (1.0 + (shift - 1.0) * u)) as f32);
+        }
+        sigmas
     }
 
     fn last(&self) -> f32 {

@@ -1,27 +1,38 @@
 //! safetensors files: read through a memory map, written as a stream, one tensor in memory at a time.
 //!
 //! The header is parsed and validated by the `safetensors` crate (sizes, offsets, no gaps, no overlaps); the bytes are
-//! touched only when a tensor is asked for. Writing is done here rather than by that crate, because its metadata is a
-//! hash map, whose order differs between runs: the bytes written here depend on nothing but the tensors. A written file
-//! appears under its name only when it is whole and on disk.
+//! touched only when a tensor is asked for, and their pages given back when it has been copied, so that a model of any
+//! size is read with its largest tensor resident. Writing is done here rather than by that crate, because its metadata
+//! is a hash map, whose order differs between runs: the bytes written here depend on nothing but the tensors. A written
+//! file appears under its name only when it is whole and on disk.
 //!
 //! Not here: what the names mean (`weights`, `keys`).
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
-    io::{BufWriter, Write},
+    fs::File,
+    io::{self, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
 
-use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensors};
+use memmap2::{Mmap, UncheckedAdvice};
+use safetensors::{Dtype, SafeTensorError, SafeTensors};
+use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
-use crate::error::{Error, Result};
+use crate::{
+    durable::write_atomically,
+    error::{Error, Result},
+};
 
 /// What a valid file must be, in messages.
 const KIND: &str = "safetensors file";
+
+/// Longest name of a tensor, in bytes: SDXL's longest has 87. A message repeats names.
+const MAX_NAME_BYTES: usize = 512;
+
+/// Most dimensions of a tensor; weights have 4.
+const MAX_DIMENSIONS: usize = 8;
 
 /// An open safetensors file.
 #[derive(Debug)]
@@ -51,24 +62,19 @@ impl TensorFile {
         // one with SIGBUS, as for every program that maps its input.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
         let malformed = |reason| Error::Malformed { path: path.to_owned(), kind: KIND, reason };
-        if map.starts_with(b"PK\x03\x04") || map.starts_with(b"\x80\x02") {
-            return Err(malformed(
-                "this is a pickle, which can run code when it is opened; convert it to safetensors with a tool you \
-                 trust"
-                    .into(),
-            ));
+        if let Some(what) = something_else(&map) {
+            return Err(malformed(what.into()));
         }
-        let (header_bytes, header) = SafeTensors::read_metadata(&map).map_err(|e| malformed(e.to_string()))?;
+        let (header_bytes, header) = SafeTensors::read_metadata(&map).map_err(|e| malformed(explained(&e, &map)))?;
         let data_start = header_bytes + size_of::<u64>();
         let mut entries = BTreeMap::new();
         for (name, info) in header.tensors() {
+            check_name(&name).map_err(malformed)?;
             let shape = info.shape.iter().map(|&n| i64::try_from(n)).collect::<std::result::Result<Vec<_>, _>>();
-            let shape = shape.map_err(|_| malformed(format!("tensor {name} has an impossible shape")))?;
+            let shape = shape.ok().filter(|shape| shape.len() <= MAX_DIMENSIONS);
+            let shape = shape.ok_or_else(|| malformed(format!("tensor {name} has an impossible shape")))?;
             let (start, end) = (data_start + info.data_offsets.0, data_start + info.data_offsets.1);
             entries.insert(name, Entry { dtype: info.dtype, shape, start, end });
-        }
-        if entries.values().any(|entry| entry.end > map.len()) {
-            return Err(malformed(format!("the file ends after {} bytes, before its tensors do", map.len())));
         }
         let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();
         Ok(Self { path: path.to_owned(), map, entries, metadata })
@@ -122,9 +128,69 @@ impl TensorFile {
             kind: KIND,
             reason: format!("tensor {name} has dtype {:?}, which is not supported", entry.dtype),
         })?;
-        Tensor::f_from_data_size(&self.map[entry.start..entry.end], &entry.shape, kind)
-            .map_err(Error::torch(format!("{}: reading tensor {name}", self.path.display())))
+        let tensor = Tensor::f_from_data_size(&self.map[entry.start..entry.end], &entry.shape, kind)
+            .map_err(Error::torch(format!("{}: reading tensor {name}", self.path.display())))?;
+        self.give_back(entry);
+        Ok(tensor)
     }
+
+    /// Takes the pages of a tensor that has been copied out of this process's memory. They stay in the system's cache.
+    fn give_back(&self, entry: &Entry) {
+        // SAFETY: the map is a file's and read-only: the next look at these bytes reads the same ones from the file.
+        let advised =
+            unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, entry.start, entry.end - entry.start) };
+        // It is advice: where it is not taken, the bytes are only resident for longer.
+        drop(advised);
+    }
+}
+
+/// What a file is that is often taken for a safetensors file, by its first bytes.
+fn something_else(bytes: &[u8]) -> Option<&'static str> {
+    let is_pickle = matches!(bytes, [0x80, 2..=5, ..]);
+    if bytes.starts_with(b"PK\x03\x04") || is_pickle {
+        return Some(
+            "this is a pickle (.ckpt, .pt, .bin), which can run code when it is opened; convert it to safetensors with a \
+             tool you trust",
+        );
+    }
+    if bytes.starts_with(b"GGUF") {
+        return Some("this is a GGUF file, whose weights are quantised; take the safetensors file they were made from");
+    }
+    if bytes.starts_with(b"version https://git-lfs") {
+        return Some("this is a Git LFS pointer, not the file it points to; run `git lfs pull`");
+    }
+    let is_page = bytes.len() > 9 && bytes[..9].eq_ignore_ascii_case(b"<!doctype") || bytes.starts_with(b"<html");
+    is_page.then_some("this is a web page: the download failed, do it again")
+}
+
+/// The reader's verdict on a header in words that say what to do.
+fn explained(error: &SafeTensorError, bytes: &[u8]) -> String {
+    let found = bytes.len();
+    match error {
+        SafeTensorError::HeaderTooSmall => format!("the file ends after {found} bytes, before its header does"),
+        SafeTensorError::HeaderTooLarge | SafeTensorError::InvalidHeaderLength => {
+            let length = bytes.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+            format!(
+                "its first 8 bytes promise a header of {length} bytes, the file has {found}: it is cut or no such file"
+            )
+        }
+        SafeTensorError::MetadataIncompleteBuffer => {
+            format!("the file has {found} bytes, which is not what its header promises: it is cut, copy it again")
+        }
+        // Nothing but the message of the JSON reader can be long: it quotes what it found.
+        error => error.to_string().chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect(),
+    }
+}
+
+/// Names go into messages: one of another origin than a program could forge lines of a log or fill a screen.
+fn check_name(name: &str) -> std::result::Result<(), String> {
+    if name.len() > MAX_NAME_BYTES {
+        return Err(format!("a tensor's name has {} bytes, more than {MAX_NAME_BYTES}", name.len()));
+    }
+    if name.chars().any(char::is_control) {
+        return Err(format!("the name {name:?} of a tensor has control characters"));
+    }
+    Ok(())
 }
 
 /// libtorch's dtype for one of the format's.
@@ -181,8 +247,21 @@ pub fn write_tensors<'a>(
     });
     let planned = planned.collect();
     let tensors: BTreeMap<&str, &Tensor> = tensors.into_iter().collect();
+    let metadata = Metadata { entries: metadata, hash: None };
     write_streamed(path, planned, metadata, &mut |name| Ok(tensors[name].shallow_clone()))
 }
+
+/// The `__metadata__` of a file to be written.
+#[derive(Debug, Clone, Copy)]
+pub struct Metadata<'a> {
+    /// Keys and values.
+    pub entries: &'a [(&'a str, &'a str)],
+    /// The key of one more: the SHA-256 of everything behind the header, as "0x" and 64 hexadecimal digits.
+    pub hash: Option<&'a str>,
+}
+
+/// What stands in the header until the hash is known.
+const NO_HASH: &str = "0x0000000000000000000000000000000000000000000000000000000000000000";
 
 /// A tensor of a file to be written, before it is loaded.
 #[derive(Debug, Clone)]
@@ -196,7 +275,8 @@ pub struct Planned {
 }
 
 /// As [`write_tensors`], for more tensors than memory holds: each is loaded when its turn comes, converted, written and
-/// dropped. `load` is asked once for every name, widest dtype first, then in the order of the names.
+/// dropped. `load` is asked once for every name, widest dtype first, then in the order of the names. The hash is filled
+/// into the header when the last tensor is written.
 ///
 /// # Errors
 /// As [`write_tensors`], and what `load` returns.
@@ -206,7 +286,7 @@ pub struct Planned {
 pub fn write_streamed(
     path: &Path,
     mut planned: Vec<Planned>,
-    metadata: &[(&str, &str)],
+    metadata: Metadata<'_>,
     load: &mut dyn FnMut(&str) -> Result<Tensor>,
 ) -> Result<()> {
     // Wider elements first, as the reference writer does, so that every tensor is aligned to its own element.
@@ -218,18 +298,52 @@ pub fn write_streamed(
     write_atomically(path, |file| {
         file.write_all(&(header.len() as u64).to_le_bytes()).map_err(Error::io(path))?;
         file.write_all(&header).map_err(Error::io(path))?;
+        let mut data = Hashed { file, hash: metadata.hash.map(|_| Sha256::new()) };
         for Planned { name, kind, shape } in &planned {
             let tensor = load(name)?;
             assert_eq!(&tensor.size(), shape, "tensor {name} is loaded as it was planned");
-            write_tensor(file, &tensor, *kind).map_err(|e| match e {
+            write_tensor(&mut data, &tensor, *kind).map_err(|e| match e {
                 WriteError::Io(source) => Error::Io { path: path.to_owned(), source },
                 WriteError::Torch(source) => {
                     Error::Torch { doing: format!("{}: writing tensor {name}", path.display()), source }
                 }
             })?;
         }
-        Ok(())
+        let Some(hash) = data.hash else { return Ok(()) };
+        let place = hash_place(&header, metadata.hash.expect("there is a hash only where its key is given"));
+        let hash = format!("0x{:x}", hash.finalize());
+        let patch = file.seek(SeekFrom::Start(place)).and_then(|_| file.write_all(hash.as_bytes()));
+        patch.map_err(Error::io(path))
     })
+}
+
+/// Where in the file the hash under `key` goes.
+fn hash_place(header: &[u8], key: &str) -> u64 {
+    let entry = serde_json::json!({ key: NO_HASH }).to_string();
+    let entry = entry.trim_matches(['{', '}']).as_bytes();
+    let start = header.windows(entry.len()).position(|window| window == entry);
+    let start = start.expect("the header was written with this entry");
+    (size_of::<u64>() + start + entry.len() - NO_HASH.len() - 1) as u64
+}
+
+/// A writer that also hashes what it writes.
+struct Hashed<'a, W> {
+    file: &'a mut W,
+    hash: Option<Sha256>,
+}
+
+impl<W: Write> Write for Hashed<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        if let Some(hash) = &mut self.hash {
+            hash.update(&bytes[..written]);
+        }
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
 }
 
 /// The dtype a tensor is stored in: `kind` if that is given and both are floating point, else its own.
@@ -239,11 +353,12 @@ pub(crate) fn stored_kind(own: Kind, kind: Option<Kind>) -> Kind {
 }
 
 /// The JSON header, padded with spaces so that the data starts at a multiple of 8.
-fn header(path: &Path, planned: &[Planned], metadata: &[(&str, &str)]) -> Result<Vec<u8>> {
+fn header(path: &Path, planned: &[Planned], metadata: Metadata<'_>) -> Result<Vec<u8>> {
     let invalid = |reason| Error::Invalid { what: path.display().to_string(), reason };
     let mut header = serde_json::Map::new();
+    let metadata: BTreeMap<_, _> =
+        metadata.entries.iter().copied().chain(metadata.hash.map(|key| (key, NO_HASH))).collect();
     if !metadata.is_empty() {
-        let metadata: BTreeMap<_, _> = metadata.iter().copied().collect();
         header.insert("__metadata__".into(), serde_json::json!(metadata));
     }
     let mut offset = 0;
@@ -263,7 +378,7 @@ fn header(path: &Path, planned: &[Planned], metadata: &[(&str, &str)]) -> Result
 }
 
 enum WriteError {
-    Io(std::io::Error),
+    Io(io::Error),
     Torch(tch::TchError),
 }
 
@@ -281,40 +396,10 @@ fn write_tensor(file: &mut impl Write, tensor: &Tensor, kind: Kind) -> std::resu
     file.write_all(bytes).map_err(WriteError::Io)
 }
 
-/// Creates `path` from what `write` writes: into a file beside it first, so that a reader never sees a part and a crash
-/// leaves the old file.
-///
-/// # Errors
-/// [`Error::Io`], or whatever `write` returns; the temporary file is removed then.
-pub fn write_atomically(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".tmp-{}", std::process::id()));
-    let temporary = path.with_file_name(name);
-    let result = write_and_sync(&temporary, write)
-        .and_then(|()| fs::rename(&temporary, path).map_err(Error::io(path)))
-        .and_then(|()| sync_folder(path));
-    if result.is_err() {
-        // The first failure is the one to report; a temporary file that stays is only untidy.
-        let _ = fs::remove_file(&temporary);
-    }
-    result
-}
-
-fn write_and_sync(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
-    let mut file = BufWriter::with_capacity(1 << 20, File::create(path).map_err(Error::io(path))?);
-    write(&mut file)?;
-    file.flush().map_err(Error::io(path))?;
-    file.get_ref().sync_all().map_err(Error::io(path))
-}
-
-/// Makes the rename itself survive a power cut.
-fn sync_folder(path: &Path) -> Result<()> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(folder).and_then(|f| f.sync_all()).map_err(Error::io(folder))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn written(folder: &Path, name: &str, bytes: &[u8]) -> PathBuf {
@@ -354,6 +439,11 @@ mod tests {
         assert!(file.tensor("w").unwrap().to_kind(Kind::Float).equal(&transposed));
     }
 
+    /// A file of this header and this many bytes of zeros.
+    fn with_header(header: &str, num_bytes: usize) -> Vec<u8> {
+        [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &vec![0; num_bytes]].concat()
+    }
+
     #[test]
     fn hostile_files_give_one_line_errors() {
         let folder = tempfile::tempdir().unwrap();
@@ -362,35 +452,58 @@ mod tests {
         let good = fs::read(good).unwrap();
         let mut huge = good.clone();
         huge[..8].copy_from_slice(&u64::MAX.to_le_bytes());
-        let lie = br#"{"a":{"dtype":"F32","shape":[9223372036854775807,4],"data_offsets":[0,4]}}"#;
-        let mut lying = (lie.len() as u64).to_le_bytes().to_vec();
-        lying.extend_from_slice(lie);
-        let cases: [(&str, &[u8]); 8] = [
-            ("empty", b""),
-            ("short", b"\x10\0\0"),
-            ("truncated header", &good[..20]),
-            ("truncated data", &good[..good.len() - 1]),
-            ("trailing data", &[good.as_slice(), b"x"].concat()),
-            ("huge header", &huge),
-            ("lying shape", &lying),
-            ("pickle", b"PK\x03\x04rest"),
+        let one = |shape: &str, from: usize, to: usize| {
+            with_header(&format!(r#"{{"a":{{"dtype":"F32","shape":{shape},"data_offsets":[{from},{to}]}}}}"#), 4)
+        };
+        let named =
+            |name: &str| with_header(&format!(r#"{{"{name}":{{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}}}"#), 4);
+        let two = r#""dtype":"F32","shape":[1],"data_offsets":[0,4]"#;
+        let cases: [(&str, &[u8], &str); 21] = [
+            ("empty", b"", "ends after 0 bytes"),
+            ("short", b"\x10\0\0", "ends after 3 bytes"),
+            ("truncated header", &good[..20], "20"),
+            ("truncated data", &good[..good.len() - 1], "it is cut"),
+            ("trailing data", &[good.as_slice(), b"x"].concat(), "not what its header promises"),
+            ("huge header", &huge, "18446744073709551615"),
+            ("lying shape", &one("[9223372036854775807,4]", 0, 4), "overflow"),
+            ("overflowing shape", &one("[18446744073709551615]", 0, 4), "overflow"),
+            ("many dimensions", &one(&format!("[{}1]", "1,".repeat(99)), 0, 4), "impossible shape"),
+            ("backwards", &one("[1]", 4, 0), "offset"),
+            ("beyond the end", &one("[1]", 8, 12), "offset"),
+            ("hole", &one("[0]", 4, 4), "offset"),
+            ("overlap", &with_header(&format!(r#"{{"a":{{{two}}},"b":{{{two}}}}}"#), 8), "offset"),
+            ("twice", &with_header(&format!(r#"{{"a":{{{two}}},"a":{{{two}}}}}"#), 8), "it is cut"),
+            ("deep", &with_header(&"[".repeat(100_000), 0), "JSON"),
+            ("no utf-8", &[&8u64.to_le_bytes()[..], &[0xff; 8]].concat(), "UTF-8"),
+            ("forged lines", &named("a\\nerror: all is well"), "control characters"),
+            ("long name", &named(&"a".repeat(10_000)), "10000 bytes"),
+            ("pickle", b"PK\x03\x04rest", "run code"),
+            ("old pickle", b"\x80\x02}q\x01", "run code"),
+            ("pointer", b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
         ];
-        for (name, bytes) in cases {
+        for (name, bytes, reason) in cases {
             let error = TensorFile::open(&written(folder.path(), name, bytes)).expect_err(name).to_string();
-            assert!(error.contains(name) && !error.contains('\n'), "{name}: {error}");
+            assert!(error.contains(name) && error.contains(reason), "{name}: {error}");
+            assert!(!error.contains('\n') && error.len() < 800, "{name}: {error}");
         }
     }
 
     #[test]
-    fn a_failed_write_leaves_the_old_file_and_nothing_else() {
+    fn the_hash_is_of_everything_behind_the_header() {
         let folder = tempfile::tempdir().unwrap();
-        let path = written(folder.path(), "kept", b"old");
-        let fails = write_atomically(&path, |file| {
-            file.write_all(b"new").unwrap();
-            Err(Error::Invalid { what: "x".into(), reason: "y".into() })
-        });
-        assert!(fails.is_err());
-        assert_eq!(fs::read(&path).unwrap(), b"old");
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        let path = folder.path().join("x");
+        let (a, b) = (Tensor::from_slice(&[1.5f32, -2.0]), Tensor::from_slice(&[7i64]));
+        let planned =
+            |name: &str, tensor: &Tensor| Planned { name: name.into(), kind: tensor.kind(), shape: tensor.size() };
+        let metadata = Metadata { entries: &[("format", "pt"), ("z", NO_HASH)], hash: Some("the \"hash\"") };
+        let tensors = vec![planned("a", &a), planned("b", &b)];
+        write_streamed(&path, tensors, metadata, &mut |name| Ok(if name == "a" { &a } else { &b }.shallow_clone()))
+            .unwrap();
+        let file = TensorFile::open(&path).unwrap();
+        assert!(file.tensor("a").unwrap().equal(&a) && file.tensor("b").unwrap().equal(&b));
+        // printf '\7\0\0\0\0\0\0\0\0\0\300\77\0\0\0\300' | sha256sum
+        let expected = "0x883e84fa23489c606f1d7f02f7319a4c5e0bf3a062bfc42dbbae97bfba052a0e";
+        assert_eq!(file.metadata()["the \"hash\""], expected);
+        assert_eq!(file.metadata()["z"], NO_HASH, "only its own entry is filled in");
     }
 }

@@ -4,11 +4,14 @@
 //! (golden-tested, gradients too). Two things differ in form only: sinusoids are always computed in fp32, and a context
 //! mask removes padding exactly (diffusers adds -10000).
 
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use crate::{
     attention::Mask,
-    config::{NUM_TIME_IDS, UNetConfig},
+    config::{LevelConfig, NUM_TIME_IDS, UNetConfig},
     error::{Error, Result},
     layers::{Conv, GroupNorm, Norm, Sinusoid, TimeEmbedding, Torch},
     unet_blocks::{Conditions, DownBlock, MidBlock, UpBlock},
@@ -51,6 +54,66 @@ pub struct UNetInput<'a> {
     pub text_embeds: &'a Tensor,
     /// Original height and width, crop top and left, target height and width. `[b, 6]`
     pub time_ids: &'a Tensor,
+}
+
+/// A level of the network, on the way down (from 0, the finest), in the middle, or on the way up (from 0, the coarsest).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum UNetPart {
+    /// `down_blocks.N` in diffusers' names.
+    Down(usize),
+    /// `mid_block`.
+    Mid,
+    /// `up_blocks.N`.
+    Up(usize),
+}
+
+impl fmt::Display for UNetPart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Down(level) => write!(f, "down.{level}"),
+            Self::Mid => f.write_str("mid"),
+            Self::Up(level) => write!(f, "up.{level}"),
+        }
+    }
+}
+
+impl From<UNetPart> for String {
+    fn from(part: UNetPart) -> Self {
+        part.to_string()
+    }
+}
+
+impl FromStr for UNetPart {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        let level = |text: &str| text.parse().ok();
+        let part = match name.split_once('.') {
+            None if name == "mid" => Some(Self::Mid),
+            Some(("down", number)) => level(number).map(Self::Down),
+            Some(("up", number)) => level(number).map(Self::Up),
+            _ => None,
+        };
+        part.ok_or_else(|| Error::unknown_name("part of the UNet", name, &["mid", "down.1", "down.2", "up.0", "up.1"]))
+    }
+}
+
+impl TryFrom<String> for UNetPart {
+    type Error = Error;
+
+    fn try_from(name: String) -> Result<Self> {
+        name.parse()
+    }
+}
+
+/// Where self-attention is switched off, for perturbed-attention guidance.
+#[derive(Debug, Clone, Copy)]
+pub struct Perturbation<'a> {
+    /// In all transformer blocks of these parts.
+    pub parts: &'a [UNetPart],
+    /// For the rows of the batch from this one on.
+    pub first_row: i64,
 }
 
 impl UNet {
@@ -112,25 +175,70 @@ impl UNet {
     /// # Errors
     /// [`Error::Input`] for tensors that do not fit, [`Error::Torch`] if libtorch fails (out of memory).
     pub fn forward(&self, input: &UNetInput<'_>) -> Result<Tensor> {
-        self.check(input)?;
-        self.calculate(input).map_err(Error::torch(format!("UNet forward of {:?}", input.sample.size())))
+        self.forward_perturbed(input, None)
     }
 
-    fn calculate(&self, input: &UNetInput<'_>) -> Torch {
+    /// As [`Self::forward`], with self-attention switched off in places.
+    ///
+    /// # Errors
+    /// As [`Self::forward`]; [`Error::Invalid`] for a part without attention.
+    pub fn forward_perturbed(&self, input: &UNetInput<'_>, perturbation: Option<Perturbation<'_>>) -> Result<Tensor> {
+        self.check(input)?;
+        if let Some(perturbation) = perturbation {
+            self.check_parts(perturbation.parts)?;
+            let rows = input.sample.size()[0];
+            if !(1..rows).contains(&perturbation.first_row) {
+                let expected = format!("from 1 to {} of a batch of {rows}", rows - 1);
+                return Err(Error::input("first perturbed row", expected, perturbation.first_row.to_string()));
+            }
+        }
+        self.calculate(input, perturbation).map_err(Error::torch(format!("UNet forward of {:?}", input.sample.size())))
+    }
+
+    /// The parts that have transformers, and so self-attention to switch off.
+    pub fn parts_with_attention(&self) -> Vec<UNetPart> {
+        let of = |levels: &[LevelConfig], part: fn(usize) -> UNetPart| {
+            let with = levels.iter().enumerate().filter(|(_, level)| !level.transformer_layers.is_empty());
+            with.map(|(index, _)| part(index)).collect::<Vec<_>>()
+        };
+        [of(&self.config.down, UNetPart::Down), vec![UNetPart::Mid], of(&self.config.up, UNetPart::Up)].concat()
+    }
+
+    /// Refuses parts that have no attention.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with the first of them and those that would do.
+    pub fn check_parts(&self, parts: &[UNetPart]) -> Result<()> {
+        let known = self.parts_with_attention();
+        match parts.iter().find(|part| !known.contains(part)) {
+            None => Ok(()),
+            Some(part) => {
+                let names: Vec<String> = known.iter().map(ToString::to_string).collect();
+                let problem = format!("this UNet has no attention in {part}; it has in {}", names.join(", "));
+                Err(Error::invalid("pag_parts", &[problem]))
+            }
+        }
+    }
+
+    fn calculate(&self, input: &UNetInput<'_>, perturbation: Option<Perturbation<'_>>) -> Torch {
         let place = |x: &Tensor| x.f_to_device(self.device)?.f_to_kind(self.kind);
         let time = self.embed(input)?;
         let context = place(input.context)?;
         let mask = input.context_mask.map(|mask| mask.f_to_device(self.device)).transpose()?;
         let mask = mask.as_ref().map_or(Mask::Everything, Mask::Keys);
-        let conditions = Conditions { time: &time, context: &context, mask };
+        let conditions = Conditions { time: &time, context: &context, mask, perturbed_from: None };
+        let within = |part: UNetPart| {
+            let perturbation = perturbation.filter(|perturbation| perturbation.parts.contains(&part));
+            Conditions { perturbed_from: perturbation.map(|perturbation| perturbation.first_row), ..conditions }
+        };
         let mut x = self.conv_in.forward(&place(input.sample)?)?;
         let mut skips = vec![x.shallow_clone()];
-        for block in &self.down {
-            x = block.forward(x, &conditions, &mut skips)?;
+        for (level, block) in self.down.iter().enumerate() {
+            x = block.forward(x, &within(UNetPart::Down(level)), &mut skips)?;
         }
-        x = self.mid.forward(&x, &conditions)?;
-        for block in &self.up {
-            x = block.forward(x, &conditions, &mut skips)?;
+        x = self.mid.forward(&x, &within(UNetPart::Mid))?;
+        for (level, block) in self.up.iter().enumerate() {
+            x = block.forward(x, &within(UNetPart::Up(level)), &mut skips)?;
         }
         self.conv_out.forward(&self.conv_norm_out.forward(&x)?.f_silu()?)
     }

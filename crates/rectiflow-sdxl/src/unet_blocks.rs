@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// What every block is conditioned on.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Conditions<'a> {
     /// The embedding of time, text and size, after its non-linearity. `[b, time_embed_dim]`
     pub(crate) time: &'a Tensor,
@@ -20,6 +20,8 @@ pub(crate) struct Conditions<'a> {
     pub(crate) context: &'a Tensor,
     /// Which tokens of the context count.
     pub(crate) mask: Mask<'a>,
+    /// The first row of the batch whose self-attention is off in this block.
+    pub(crate) perturbed_from: Option<i64>,
 }
 
 /// Epsilon of the norm at a transformer's entrance, which diffusers fixes.
@@ -55,7 +57,11 @@ impl TransformerBlock {
 
     fn forward(&self, x: &Tensor, conditions: &Conditions<'_>) -> Torch {
         let normed = self.norm1.forward(x)?;
-        let x = self.attn1.forward(&normed, &normed, Mask::Everything)?.f_add(x)?;
+        let looked = match conditions.perturbed_from {
+            None => self.attn1.forward(&normed, &normed, Mask::Everything)?,
+            Some(first) => self.attn1.forward_perturbed(&normed, first)?,
+        };
+        let x = looked.f_add(x)?;
         let normed = self.norm2.forward(&x)?;
         let x = self.attn2.forward(&normed, conditions.context, conditions.mask)?.f_add(&x)?;
         let both = self.ff_in.forward(&self.norm3.forward(&x)?)?.f_chunk(2, -1)?; // the value and its gate

@@ -81,6 +81,20 @@ impl Vae {
         calculate().map_err(Error::torch(format!("VAE encoding of {:?}", pixels.size())))
     }
 
+    /// What the encoder's coarsest level sees in pictures, averaged over a grid of 4 x 4 fields: `[b, 3, h, w]` in -1 to 1
+    /// to `[b, 16 c]` fp32, whatever their size. Features for comparing sets of pictures (see [`crate::kid`]).
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn features(&self, pixels: &Tensor) -> Result<Tensor> {
+        check("pixels", pixels, self.config.in_channels, i64::from(self.config.down_factor()))?;
+        let calculate = || {
+            let seen = self.encoder.trunk(&pixels.f_to_device(self.device)?.f_to_kind(self.kind)?)?;
+            seen.f_adaptive_avg_pool2d([4, 4])?.f_flatten(1, 3)?.f_to_kind(Kind::Float)
+        };
+        calculate().map_err(Error::torch(format!("VAE features of {:?}", pixels.size())))
+    }
+
     /// Pictures of unscaled latents, `[b, 4, h, w]` to `[b, 3, 8 h, 8 w]`, in about -1 to 1, not clamped.
     ///
     /// # Errors
@@ -99,7 +113,7 @@ impl Vae {
 }
 
 /// The names of the middle's attention in files older than diffusers 0.18, replaced by today's.
-fn current_name(name: &str) -> String {
+pub(crate) fn current_name(name: &str) -> String {
     let old = [(".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0.")];
     let in_attention = name.contains(".attentions.");
     let found = old.iter().find(|(old, _)| in_attention && name.contains(old));
@@ -166,6 +180,12 @@ impl Encoder {
     }
 
     fn forward(&self, pixels: &Tensor) -> Torch {
+        let x = self.trunk(pixels)?;
+        self.conv_out.forward(&self.conv_norm_out.forward(&x)?.f_silu()?)
+    }
+
+    /// All levels and the middle, without the head that makes moments of it. `[b, c, h/8, w/8]`
+    fn trunk(&self, pixels: &Tensor) -> Torch {
         let mut x = self.conv_in.forward(pixels)?;
         for level in &self.levels {
             for resnet in &level.resnets {
@@ -175,8 +195,7 @@ impl Encoder {
                 x = downsampler.forward(&x)?;
             }
         }
-        x = self.mid.forward(&x)?;
-        self.conv_out.forward(&self.conv_norm_out.forward(&x)?.f_silu()?)
+        self.mid.forward(&x)
     }
 }
 

@@ -18,7 +18,8 @@ use tch::{Device, Kind, Tensor};
 use crate::{
     error::{Error, Result, WeightProblems},
     init::Init,
-    tensor_file::{TensorFile, write_tensors},
+    stored::{Stored, is_constant},
+    tensor_file::write_tensors,
 };
 
 /// Tensors waiting to be taken by a model under construction.
@@ -34,8 +35,8 @@ pub struct Weights {
 /// Where the tensors come from.
 #[derive(Debug)]
 enum Source {
-    /// Files, and for each name where it is: file and the name in it.
-    Files { files: Vec<TensorFile>, index: BTreeMap<String, (usize, String)> },
+    /// In files.
+    Files(Stored),
     /// Tensors already in memory.
     Memory(BTreeMap<String, Tensor>),
     /// Drawn from a seed.
@@ -53,15 +54,15 @@ impl Weights {
     /// The tensors of one or more safetensors files (shards), converted to `kind` on `device` as they are taken.
     ///
     /// # Errors
-    /// As [`TensorFile::open`].
+    /// As [`crate::tensor_file::TensorFile::open`].
     pub fn open(paths: &[PathBuf], kind: Kind, device: Device) -> Result<Self> {
-        let files = paths.iter().map(|path| TensorFile::open(path)).collect::<Result<Vec<_>>>()?;
-        let mut index = BTreeMap::new();
-        for (i, file) in files.iter().enumerate() {
-            index.extend(file.names().map(|name| (name.to_owned(), (i, name.to_owned()))));
-        }
-        let description = paths.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ");
-        Ok(Self::new(Source::Files { files, index }, description, kind, device))
+        Ok(Self::of_files(Stored::open(paths)?, kind, device))
+    }
+
+    /// Tensors in files, one at a time converted to `kind` on `device`.
+    pub(crate) fn of_files(stored: Stored, kind: Kind, device: Device) -> Self {
+        let description = stored.paths().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
+        Self::new(Source::Files(stored), description, kind, device)
     }
 
     /// Tensors in memory, by the names the model will ask for. `description` names their origin in messages.
@@ -87,7 +88,7 @@ impl Weights {
     /// The names still to be taken, sorted.
     pub fn names(&self) -> Vec<&str> {
         match &self.source {
-            Source::Files { index, .. } => index.keys().map(String::as_str).collect(),
+            Source::Files(stored) => stored.names().collect(),
             Source::Memory(tensors) => tensors.keys().map(String::as_str).collect(),
             Source::Random(_) | Source::Shapes => Vec::new(),
         }
@@ -96,14 +97,17 @@ impl Weights {
     /// Gives every tensor another name, before any is taken.
     pub fn rename(&mut self, rename: impl Fn(&str) -> String) {
         match &mut self.source {
-            Source::Files { index, .. } => {
-                *index = std::mem::take(index).into_iter().map(|(name, at)| (rename(&name), at)).collect();
-            }
+            Source::Files(stored) => stored.rename(rename),
             Source::Memory(tensors) => {
                 *tensors = std::mem::take(tensors).into_iter().map(|(name, t)| (rename(&name), t)).collect();
             }
             Source::Random(_) | Source::Shapes => {}
         }
+    }
+
+    /// Converts to another dtype than was asked for, before any tensor is taken.
+    pub(crate) fn convert_to(&mut self, kind: Kind) {
+        self.kind = kind;
     }
 
     /// The dtype tensors are converted to.
@@ -137,10 +141,11 @@ impl Weights {
                 let values = Tensor::from_slice(&init.values(*seed, name, num_values));
                 return self.place(name, &values.reshape(shape));
             }
-            Source::Files { files, index } => match index.remove(name) {
-                Some((file, stored)) => found_in(&files[file], &stored, shape),
-                None => Found::Nothing,
-            },
+            Source::Files(stored) => {
+                let found = found_in(stored, name, shape);
+                stored.forget(name);
+                found
+            }
             Source::Memory(tensors) => match tensors.remove(name) {
                 Some(tensor) if tensor.size() == shape => Found::Tensor(tensor),
                 Some(tensor) => Found::Misshapen(tensor.size()),
@@ -173,7 +178,7 @@ impl Weights {
             }
             Ok(placed) => Some(placed),
             Err(error) => {
-                let reason = Error::torch("placing it")(error).to_string();
+                let reason = Error::torch("cannot be placed")(error).to_string();
                 self.problems.unusable.push((name.to_owned(), reason));
                 None
             }
@@ -186,19 +191,14 @@ impl Weights {
     /// # Errors
     /// [`Error::Weights`] with everything missing, unexpected, misshapen or unusable.
     pub fn finish(mut self) -> Result<Parameters> {
-        match &self.source {
-            Source::Files { files, index } => {
-                let left = index.iter().filter(|(name, _)| !name.ends_with("position_ids"));
-                let left =
-                    left.map(|(name, (file, at))| (name.clone(), files[*file].shape(at).unwrap_or(&[]).to_vec()));
-                self.problems.unexpected.extend(left);
+        let left: Vec<(String, Vec<i64>)> = match &self.source {
+            Source::Files(stored) => {
+                stored.names().map(|name| (name.to_owned(), stored.shape(name).unwrap_or_default())).collect()
             }
-            Source::Memory(tensors) => {
-                let left = tensors.iter().filter(|(name, _)| !name.ends_with("position_ids"));
-                self.problems.unexpected.extend(left.map(|(name, tensor)| (name.clone(), tensor.size())));
-            }
-            Source::Random(_) | Source::Shapes => {}
-        }
+            Source::Memory(tensors) => tensors.iter().map(|(name, tensor)| (name.clone(), tensor.size())).collect(),
+            Source::Random(_) | Source::Shapes => Vec::new(),
+        };
+        self.problems.unexpected.extend(left.into_iter().filter(|(name, _)| !is_constant(name)));
         if self.problems.is_empty() {
             Ok(Parameters(self.parameters))
         } else {
@@ -214,14 +214,14 @@ enum Found {
     Unusable(String),
 }
 
-fn found_in(file: &TensorFile, name: &str, shape: &[i64]) -> Found {
-    match file.shape(name) {
+fn found_in(stored: &Stored, name: &str, shape: &[i64]) -> Found {
+    match stored.shape(name) {
         None => Found::Nothing,
-        Some(size) if size != shape => Found::Misshapen(size.to_vec()),
-        Some(_) => match file.tensor(name) {
+        Some(size) if size != shape => Found::Misshapen(size),
+        Some(_) => match stored.load(name) {
             Ok(tensor) if tensor.is_floating_point() => Found::Tensor(tensor),
-            Ok(tensor) => Found::Unusable(format!("expected a floating-point dtype, found {:?}", tensor.kind())),
-            Err(error) => Found::Unusable(error.to_string()),
+            Ok(tensor) => Found::Unusable(format!("is {:?} and not floating point", tensor.kind())),
+            Err(error) => Found::Unusable(format!("cannot be read: {error}")),
         },
     }
 }
@@ -331,6 +331,8 @@ impl Parameters {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    use crate::tensor_file::TensorFile;
 
     const CPU: Device = Device::Cpu;
 

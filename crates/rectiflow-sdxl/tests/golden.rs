@@ -12,7 +12,7 @@ use rectiflow_sdxl::{
     forward::{Pass, forward},
     model::{Component, OpenOptions},
     tensor_file::{TensorFile, write_tensors},
-    unet::{UNet, UNetInput},
+    unet::{Perturbation, UNet, UNetInput, UNetPart},
     vae::Vae,
 };
 use tch::{Kind, Tensor};
@@ -88,6 +88,32 @@ fn unet_outputs_equal_diffusers() {
             let case = UNetCase::read(&file, i);
             let ours = tch::no_grad(|| unet.forward(&case.input())).unwrap();
             agrees(&format!("{name} case {i}"), &ours, &file.tensor(&format!("{i}.out")).unwrap());
+        }
+    }
+}
+
+/// Perturbed-attention guidance's extra pass (scripts/golden/pag.py): the second half of the batch has no self-attention
+/// in some parts of the UNet, the first half is what it is alone.
+#[test]
+fn perturbed_attention_equals_diffusers() {
+    let unet = UNet::open(&golden("unet"), &OpenOptions::default()).unwrap();
+    let case = UNetCase::read(&cases("unet"), 1);
+    let twice = |tensor: &Tensor| Tensor::cat(&[tensor, tensor], 0);
+    let case = UNetCase {
+        sample: twice(&case.sample),
+        timestep: twice(&case.timestep),
+        context: twice(&case.context),
+        text_embeds: twice(&case.text_embeds),
+        time_ids: twice(&case.time_ids),
+    };
+    let file = TensorFile::open(&golden("unet").join("perturbed.safetensors")).unwrap();
+    let elsewhere = [UNetPart::Down(2), UNetPart::Up(1)];
+    for (name, parts) in [("mid", &[UNetPart::Mid][..]), ("down.2 and up.1", &elsewhere)] {
+        let perturbation = Perturbation { parts, first_row: 2 };
+        let ours = tch::no_grad(|| unet.forward_perturbed(&case.input(), Some(perturbation))).unwrap();
+        let theirs = file.tensor(name).unwrap();
+        for (half, what) in ours.chunk(2, 0).iter().zip(theirs.chunk(2, 0)).zip(["plain", "perturbed"]) {
+            agrees(&format!("{name}, {what}"), half.0, &half.1);
         }
     }
 }

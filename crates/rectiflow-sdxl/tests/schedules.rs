@@ -51,9 +51,31 @@ impl Case {
 
 #[test]
 fn sigmas_equal_comfyui() {
-    let golden: Golden = serde_json::from_str(include_str!("golden/schedules.json")).unwrap();
-    assert!(golden.cases.len() > 400);
+    let packed = flate2::read::GzDecoder::new(&include_bytes!("golden/schedules.json.gz")[..]);
+    let golden: Golden = serde_json::from_reader(packed).unwrap();
+    assert!(golden.cases.len() > 500);
     golden.cases.iter().for_each(Case::check);
+    for steps in [1, 2, 1000] {
+        for shift in [0.5, 1.0, 3.0, 6.0, 20.0] {
+            for (name, schedule) in Schedule::ALL {
+                let found = golden.cases.iter().any(|case| {
+                    (case.steps, case.shift, case.schedule) == (steps, shift, schedule)
+                        && case.parameterization == Parameterization::Flow
+                });
+                // A single step of kl_optimal is 0 / 0 there.
+                assert!(found || (name, steps) == ("kl_optimal", 1), "no case of {name}, {steps} steps, shift {shift}");
+            }
+        }
+    }
+}
+
+/// v models are trained on the levels of eps models.
+#[test]
+fn v_visits_the_levels_of_eps() {
+    for (name, schedule) in Schedule::ALL {
+        let sigmas = |parameterization| schedule.sigmas(28, &NoiseLevels::new(parameterization, 3.0).unwrap()).unwrap();
+        assert_eq!(sigmas(Parameterization::V), sigmas(Parameterization::Eps), "{name}");
+    }
 }
 
 /// Reads the lines of `scripts/golden/schedules.py CHECKOUT --sweep` (all step counts, nine shifts) from the file that

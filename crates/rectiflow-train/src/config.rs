@@ -23,10 +23,12 @@ use serde::{Deserialize, Serialize};
 use tch::Device;
 
 use crate::{
+    ema::EmaConfig,
     error::{Error, Result},
+    guard::GuardConfig,
     keys::{missing_keys, take_unknown_keys},
     lr::LrConfig,
-    optim::AdamWConfig,
+    optim::OptimizerConfig,
     preview::PreviewConfig,
     testloss::TestConfig,
 };
@@ -46,12 +48,18 @@ pub struct Recipe {
     /// What is predicted, and at which noise levels.
     #[serde(default)]
     pub objective: ObjectiveSettings,
-    /// AdamW.
+    /// AdamW or StableAdamW.
     #[serde(default)]
-    pub optimizer: AdamWConfig,
+    pub optimizer: OptimizerConfig,
     /// The learning rate.
     #[serde(default)]
     pub lr: LrConfig,
+    /// Averaged weights, kept beside the trained ones.
+    #[serde(default)]
+    pub ema: EmaConfig,
+    /// What is done about a loss that explodes.
+    #[serde(default)]
+    pub guard: GuardConfig,
     /// The test loss.
     #[serde(default)]
     pub test: TestConfig,
@@ -86,6 +94,8 @@ pub struct RunConfig {
     pub cache_dir: Option<PathBuf>,
     /// GiB that `cache_dir` may take; a hard limit. What does not fit comes over the network in every epoch.
     pub cache_gib: Option<u64>,
+    /// What an hour of all machines costs, in any currency: the live line and the log then say what was spent.
+    pub price_per_hour: Option<f64>,
 }
 
 fn default_device() -> String {
@@ -126,14 +136,21 @@ impl DataConfig {
     }
 }
 
-/// Whether the text encoders learn.
+/// Which text encoders learn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
 pub enum TextEncoders {
     /// They stay as they are.
+    #[serde(rename = "frozen")]
     Frozen,
     /// Both are trained with the UNet.
+    #[serde(rename = "trained")]
     Trained,
+    /// CLIP-L is trained with the UNet, bigG stays.
+    #[serde(rename = "text_encoder")]
+    OnlyClipL,
+    /// OpenCLIP bigG is trained with the UNet, CLIP-L stays.
+    #[serde(rename = "text_encoder_2")]
+    OnlyClipG,
 }
 
 /// `[train]`: what is learnt, from how many samples, in which batches.
@@ -160,15 +177,30 @@ pub struct TrainConfig {
     /// also the samples that are shuffled among each other.
     #[serde(default = "default_window")]
     pub window_samples: u64,
-    /// `frozen` or `trained`.
+    /// `frozen`, `trained` (both), or the one that is trained; `lr.ratio` has their rates.
     #[serde(default = "frozen")]
     pub text_encoders: TextEncoders,
-    /// The text encoders' learning rate as a multiple of the UNet's; it counts only where they are trained.
-    #[serde(default = "one_f64")]
-    pub text_encoder_lr_ratio: f64,
+    /// Offset noise: so many times a normal number of its own is added to the noise of each channel of a sample, so
+    /// that a model learns to change a picture's mean. For eps and v, 0.03 to 0.1; flow models need none.
+    #[serde(default)]
+    pub offset_noise: f64,
     /// Gradients of a larger norm are scaled down to it. 1.0 is the article's.
     #[serde(default = "one_f64")]
     pub clip_norm: f64,
+}
+
+impl TrainConfig {
+    /// Whether a component learns.
+    pub fn trains(&self, component: Component) -> bool {
+        use TextEncoders::{Frozen, OnlyClipG, OnlyClipL, Trained};
+        match (component, self.text_encoders) {
+            (Component::UNet, _) | (Component::ClipL | Component::ClipG, Trained) => true,
+            (Component::ClipL, OnlyClipL) | (Component::ClipG, OnlyClipG) => true,
+            (Component::ClipL, Frozen | OnlyClipG) | (Component::ClipG, Frozen | OnlyClipL) | (Component::Vae, _) => {
+                false
+            }
+        }
+    }
 }
 
 fn frozen() -> TextEncoders {
@@ -195,11 +227,13 @@ pub struct CheckpointConfig {
     pub every_steps: u64,
     /// Newest checkpoints to keep; older ones are removed. At least 1.
     pub keep: usize,
+    /// Checkpoints whose step is a multiple of this are kept for ever; 0 keeps none but the newest.
+    pub keep_every_steps: u64,
 }
 
 impl Default for CheckpointConfig {
     fn default() -> Self {
-        Self { every_steps: 500, keep: 3 }
+        Self { every_steps: 500, keep: 3, keep_every_steps: 0 }
     }
 }
 
@@ -226,7 +260,19 @@ impl Recipe {
     /// # Errors
     /// [`Error::Recipe`] with every problem found, or [`Error::Io`].
     pub fn load(path: &Path, overrides: &[String]) -> Result<Checked> {
-        let mut table = read_table(Some(path), overrides)?;
+        Self::check_table(read_table(Some(path), overrides)?, path)
+    }
+
+    /// As [`Recipe::load`], from a text that was kept in the file `path`.
+    ///
+    /// # Errors
+    /// As [`Recipe::load`].
+    pub(crate) fn parse(text: &str, path: &Path) -> Result<Checked> {
+        let problem = |e: toml::de::Error| Error::Recipe { path: path.to_owned(), problems: vec![e.to_string()] };
+        Self::check_table(text.parse().map_err(problem)?, path)
+    }
+
+    fn check_table(mut table: toml::Table, path: &Path) -> Result<Checked> {
         let mut problems = take_unknown_keys::<Self>(&mut table);
         let missing = missing_keys::<Self>(&mut table);
         let fail = |problems| Error::Recipe { path: path.to_owned(), problems };
@@ -299,6 +345,8 @@ impl Recipe {
         problems.extend(self.train_problems());
         problems.extend(self.lr.problems(self.train.samples));
         problems.extend(self.optimizer.problems());
+        problems.extend(self.ema.problems());
+        problems.extend(self.guard.problems());
         problems.extend(self.preview.problems());
         problems.extend(self.test.problems());
         if self.checkpoint.every_steps == 0 {
@@ -306,6 +354,17 @@ impl Recipe {
         }
         if self.checkpoint.keep == 0 {
             problems.push(("checkpoint.keep".into(), "expected at least 1, found 0".into()));
+        }
+        let CheckpointConfig { every_steps, keep_every_steps, .. } = self.checkpoint;
+        if every_steps > 0 && !keep_every_steps.is_multiple_of(every_steps) {
+            let reason = format!(
+                "expected a multiple of checkpoint.every_steps = {every_steps}, since others are never written; found \
+                 {keep_every_steps}"
+            );
+            problems.push(("checkpoint.keep_every_steps".into(), reason));
+        }
+        if let Some(price) = self.run.price_per_hour.filter(|price| !(*price >= 0.0 && price.is_finite())) {
+            problems.push(("run.price_per_hour".into(), format!("expected a number of at least 0, found {price}")));
         }
         problems.extend(self.random_problems());
         problems
@@ -326,16 +385,15 @@ impl Recipe {
             .into_iter()
             .map(|name| ("model.random".to_owned(), format!("expected any of {valid}, found \"{name}\"")))
             .collect();
-        if self.train.text_encoders == TextEncoders::Frozen {
-            problems.extend(random.into_iter().filter(|&component| component != Component::UNet).map(|component| {
-                let name = component.folder();
-                let reason = format!(
-                    "{name} would start from random weights and stay there; set train.text_encoders = \"trained\", or \
-                     take {name} off the list and give a base that has its weights"
-                );
-                ("model.random".to_owned(), reason)
-            }));
-        }
+        let stuck = random.into_iter().filter(|&component| !self.train.trains(component));
+        problems.extend(stuck.map(|component| {
+            let name = component.folder();
+            let reason = format!(
+                "{name} would start from random weights and stay there; set train.text_encoders = \"trained\", or take \
+                 {name} off the list and give a base that has its weights"
+            );
+            ("model.random".to_owned(), reason)
+        }));
         problems
     }
 
@@ -394,12 +452,12 @@ impl Recipe {
             let reason = format!("expected a divisor of train.micro_batches = {micro_batches}, found {lanes}");
             problems.push(("train.lanes".into(), reason));
         }
-        for (key, value) in
-            [("clip_norm", self.train.clip_norm), ("text_encoder_lr_ratio", self.train.text_encoder_lr_ratio)]
-        {
-            if !(value > 0.0 && value.is_finite()) {
-                problems.push((format!("train.{key}"), format!("expected a number above 0, found {value}")));
-            }
+        let TrainConfig { clip_norm, offset_noise, .. } = self.train;
+        if !(clip_norm > 0.0 && clip_norm.is_finite()) {
+            problems.push(("train.clip_norm".into(), format!("expected a number above 0, found {clip_norm}")));
+        }
+        if !(0.0..=1.0).contains(&offset_noise) {
+            problems.push(("train.offset_noise".into(), format!("expected 0 to 1, found {offset_noise}")));
         }
         problems
     }
@@ -483,6 +541,8 @@ fn one_line(error: &toml::de::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use rectiflow_sdxl::flow::Parameterization;
+
     use super::*;
 
     const RECIPE: &str = "[run]\ndir = 'runs/x'\n[model]\nbase = 'm'\n[[data]]\npath = 'd'\n\
@@ -551,5 +611,49 @@ mod tests {
     fn shares_are_for_all_data_sets_or_none() {
         let two = format!("{RECIPE}[[data]]\npath = 'e'\nshare = 0.5\n");
         assert!(problems(&two, &[]).iter().any(|problem| problem.starts_with("data.share: ")));
+    }
+
+    #[test]
+    fn every_recipe_of_the_repository_can_be_run() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../recipes");
+        let paths = fs::read_dir(folder).expect("the recipes").map(|entry| entry.expect("an entry").path());
+        let recipes: Vec<PathBuf> = paths.filter(|path| path.extension().is_some_and(|e| e == "toml")).collect();
+        assert!(recipes.len() >= 5, "{recipes:?}");
+        for path in recipes {
+            // This machine need not have the device.
+            Recipe::load(&path, &["run.device=cpu".to_owned()]).unwrap_or_else(|error| panic!("{error}"));
+        }
+    }
+
+    #[test]
+    fn the_large_recipe_is_the_articles() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../recipes/sdxl-flow-32xh100.toml");
+        let checked = Recipe::load(Path::new(path), &["run.device=cpu".to_owned()]).expect("it can be run");
+        let Recipe { train, optimizer, lr, objective, .. } = &checked.recipe;
+        assert_eq!((checked.batch(), train.micro_batch, train.micro_batches), (4096, 16, 32 * 8));
+        assert_eq!((train.samples, train.clip_norm, train.text_encoders), (150_000_000, 1.0, TextEncoders::Frozen));
+        assert_eq!((optimizer.beta1, optimizer.beta2, optimizer.eps, optimizer.weight_decay), (0.9, 0.999, 1e-8, 0.1));
+        assert_eq!((lr.peak, lr.warmup_samples, lr.min_ratio), (1e-4, 1_000_000, 0.0));
+        assert_eq!((lr.rate(1_000_000, train.samples), lr.rate(150_000_000, train.samples)), (1e-4, 0.0));
+        assert_eq!((objective.parameterization, objective.shift), (Parameterization::Flow, 3.0));
+    }
+
+    #[test]
+    fn text_encoders_are_trained_apart() {
+        for (name, trained) in [
+            ("frozen", [true, false, false, false]),
+            ("trained", [true, true, true, false]),
+            ("text_encoder", [true, true, false, false]),
+            ("text_encoder_2", [true, false, true, false]),
+        ] {
+            let recipe = load(RECIPE, &[&format!("train.text_encoders={name}")]).expect("it can be run").recipe;
+            assert_eq!(Component::ALL.map(|component| recipe.train.trains(component)), trained, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_to_keep_must_be_one_that_is_written() {
+        let found = problems(RECIPE, &["checkpoint.every_steps=100", "checkpoint.keep_every_steps=250"]);
+        assert!(found[0].contains("a multiple of checkpoint.every_steps = 100"), "{found:?}");
     }
 }

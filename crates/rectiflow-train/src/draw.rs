@@ -5,6 +5,7 @@ use rectiflow_data::{
     token::{CHUNK_LEN, Clip, TokenChunks, Tokenizer, empty_chunk},
 };
 use rectiflow_sdxl::{
+    clip::ClipText,
     cond::{self, ChunkedIds, Cond},
     flow::Parameterization,
     model::Model,
@@ -14,11 +15,24 @@ use tch::{Tensor, no_grad};
 
 use crate::error::Result;
 
-/// What the text encoders say about `prompts`, one row each.
+/// What a model's text encoders say about `prompts`, one row each.
 ///
 /// # Errors
 /// [`crate::Error::Model`].
 pub fn condition(model: &Model, tokenizer: &Tokenizer, prompts: &[String]) -> Result<Cond> {
+    encode_texts(&model.clip_l, &model.clip_g, tokenizer, prompts)
+}
+
+/// What both text encoders say about `prompts`, one row each.
+///
+/// # Errors
+/// [`crate::Error::Model`].
+pub fn encode_texts(
+    encoder_l: &ClipText,
+    encoder_g: &ClipText,
+    tokenizer: &Tokenizer,
+    prompts: &[String],
+) -> Result<Cond> {
     let chunks: Vec<TokenChunks> = prompts.iter().map(|prompt| tokenizer.chunks(prompt)).collect();
     let counts: Vec<u32> = chunks.iter().map(|chunks| chunks.clip_l.len() as u32).collect();
     let most = counts.iter().copied().max().unwrap_or(1) as usize;
@@ -31,10 +45,10 @@ pub fn condition(model: &Model, tokenizer: &Tokenizer, prompts: &[String]) -> Re
         let ids: Vec<i64> = rows.collect();
         Tensor::from_slice(&ids).view([prompts.len() as i64, most as i64, CHUNK_LEN as i64])
     };
-    let device = model.unet.device();
+    let device = encoder_g.device();
     let (clip_l, clip_g) = (ids(Clip::L).to_device(device), ids(Clip::G).to_device(device));
     let ids = ChunkedIds { clip_l: &clip_l, clip_g: &clip_g, num_chunks: &counts };
-    Ok(no_grad(|| cond::encode(&model.clip_l, &model.clip_g, ids))?)
+    Ok(no_grad(|| cond::encode(encoder_l, encoder_g, ids))?)
 }
 
 /// One picture for each prompt, as one batch: `settings.batch` is taken from the number of prompts.

@@ -43,10 +43,40 @@ pub enum Error {
         /// The run folder.
         path: PathBuf,
     },
+    /// The recipe differs from the one that the run was begun with, in what must stay.
+    #[error("{}: the recipe has changed in what a run must keep\n{}\nChange it back, or start a new run from where \
+             this one is: another run.dir and --branch-from {}", run_dir.display(),
+            changes.iter().map(|change| format!("  {change}")).collect::<Vec<_>>().join("\n"), checkpoint.display())]
+    Changed {
+        /// The run folder.
+        run_dir: PathBuf,
+        /// The checkpoint that the run would go on from.
+        checkpoint: PathBuf,
+        /// One line a key: old and new value.
+        changes: Vec<String>,
+    },
+    /// A run cannot be branched from this checkpoint, or not into this folder.
+    #[error("--branch-from {}: {reason}", checkpoint.display())]
+    Branch {
+        /// The checkpoint to branch from.
+        checkpoint: PathBuf,
+        /// What is wrong, and what to do.
+        reason: String,
+    },
+    /// The guard has stopped the run, now or earlier.
+    #[error("{}: the guard has stopped this run: {reason}\nLook at the events in metrics.jsonl and the evidence in \
+             blackbox/; then go on with --acknowledge-stop, or from an earlier checkpoint with --branch-from",
+            run_dir.display())]
+    Stopped {
+        /// The run folder.
+        run_dir: PathBuf,
+        /// What the guard saw.
+        reason: String,
+    },
     /// The loss is no number any more: the step was not applied.
     #[error(
         "step {step}: the {what} is {value}; the update was not made. The last checkpoint is untouched; \
-         lower lr.peak, raise lr.warmup_samples or look at the samples of this step in metrics.jsonl"
+         lower lr.peak, raise lr.warmup_samples, or let the guard pass over such steps (guard.enabled = true)"
     )]
     NotFinite {
         /// The step.

@@ -9,6 +9,11 @@ use std::ops::Range;
 use rectiflow_sdxl::weights::Parameters;
 use tch::{Kind, Tensor, no_grad};
 
+use crate::{
+    error::{Error, Result},
+    workers::{Shared, Workers},
+};
+
 /// Where one tensor lies in the flat vector.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Slice {
@@ -76,24 +81,25 @@ impl FlatParameters {
         self.values.numel() as i64
     }
 
-    /// The gradients of all parameters as one vector `[n]`; a parameter that the loss does not reach has zeros.
-    pub fn gradients(&self) -> Tensor {
-        let parts: Vec<Tensor> = self
-            .leaves
-            .iter()
-            .map(|leaf| {
-                let gradient = leaf.grad();
-                if gradient.defined() { gradient.flatten(0, -1) } else { leaf.zeros_like().flatten(0, -1) }
-            })
-            .collect();
-        Tensor::cat(&parts, 0)
+    /// The gradient of `loss`, one tensor for each of `slices`; an undefined one where the loss does not depend on it.
+    /// The tensors' own `.grad` is left alone, so that several losses can be worked on at the same time.
+    pub(crate) fn gradients_of(&self, loss: &Tensor) -> Result<Vec<Tensor>> {
+        Tensor::f_run_backward(&[loss], &self.leaves, false, false).map_err(Error::torch("the backward pass"))
     }
 
-    /// Forgets the gradients of the last step.
-    pub fn zero_gradients(&mut self) {
-        for leaf in &mut self.leaves {
-            leaf.zero_grad();
-        }
+    /// Adds gradients of several losses, as [`Self::gradients_of`] gives them, to the vector `sum` `[n]`, in their
+    /// order.
+    pub(crate) fn accumulate(&self, sum: &Tensor, gradients: &[Vec<Tensor>], workers: &Workers) {
+        let places: Vec<usize> = (0..self.slices.len()).collect();
+        // SAFETY: each worker writes the elements of its own slices, and slices do not overlap.
+        let shared = unsafe { Shared::new((self, sum, gradients)) };
+        workers.map(&places, |&place| {
+            let (flat, sum, gradients) = shared.get();
+            let mut total = part(sum, &flat.slices[place].range);
+            for gradient in gradients.iter().map(|all| &all[place]).filter(|gradient| gradient.defined()) {
+                no_grad(|| total += gradient.flatten(0, -1));
+            }
+        });
     }
 }
 

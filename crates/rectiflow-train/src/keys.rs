@@ -11,9 +11,9 @@ use strsim::levenshtein;
 pub(crate) fn take_unknown_keys<T: JsonSchema>(table: &mut toml::Table) -> Vec<String> {
     let schema = schema_for!(T).to_value();
     let mut found = Vec::new();
-    visit(&schema, &schema, table, "", &mut |properties, table, path| {
-        let known = |key: &str| properties.get(key).is_some();
-        let unknown: Vec<String> = table.keys().filter(|key| !known(key)).cloned().collect();
+    visit(&schema, &schema, table, "", &mut |schema, table, path| {
+        let properties = &schema["properties"];
+        let unknown: Vec<String> = table.keys().filter(|key| properties.get(key).is_none()).cloned().collect();
         for key in unknown {
             table.remove(&key);
             found.push(complaint(&joined(path, &key), &key, properties));
@@ -26,13 +26,11 @@ pub(crate) fn take_unknown_keys<T: JsonSchema>(table: &mut toml::Table) -> Vec<S
 pub(crate) fn missing_keys<T: JsonSchema>(table: &mut toml::Table) -> Vec<String> {
     let schema = schema_for!(T).to_value();
     let mut found = Vec::new();
-    let mut note_missing = |schema: &Value, table: &toml::Table, path: &str| {
+    visit(&schema, &schema, table, "", &mut |schema, table, path| {
         let required = schema.get("required").and_then(Value::as_array).into_iter().flatten();
         let absent = required.filter_map(Value::as_str).filter(|key| !table.contains_key(*key));
         found.extend(absent.map(|key| format!("{}: missing, and it has no default", joined(path, key))));
-    };
-    note_missing(&schema, table, "");
-    visit_sections(&schema, &schema, table, "", &mut |schema, table, path| note_missing(schema, table, path));
+    });
     found
 }
 
@@ -40,7 +38,7 @@ fn joined(path: &str, key: &str) -> String {
     if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
 }
 
-/// Calls `act` with the properties of each section's schema, the section itself first.
+/// Calls `act` with `table` and each section below it whose schema has properties, and that schema.
 fn visit(
     root: &Value,
     schema: &Value,
@@ -48,43 +46,23 @@ fn visit(
     path: &str,
     act: &mut dyn FnMut(&Value, &mut toml::Table, &str),
 ) {
-    if let Some(properties) = resolve(root, schema).get("properties") {
-        act(properties, table, path);
-    }
-    visit_sections(root, schema, table, path, &mut |schema, table, path| {
-        if let Some(properties) = schema.get("properties") {
-            act(properties, table, path);
-        }
-    });
-}
-
-/// Calls `act` with each section below `table` whose schema has properties, and that schema.
-fn visit_sections(
-    root: &Value,
-    schema: &Value,
-    table: &mut toml::Table,
-    path: &str,
-    act: &mut dyn FnMut(&Value, &mut toml::Table, &str),
-) {
+    let schema = resolve(root, schema);
+    let Some(properties) = schema.get("properties") else { return };
+    act(schema, table, path);
     for (key, value) in table.iter_mut() {
-        let Some(schema) = resolve(root, schema).get("properties").and_then(|properties| properties.get(key)) else {
-            continue;
-        };
-        let (schema, path) = (resolve(root, schema), joined(path, key));
-        let items: Vec<(&Value, &mut toml::Table, String)> = match value {
-            toml::Value::Table(table) => vec![(schema, table, path)],
+        let Some(schema) = properties.get(key) else { continue };
+        let path = joined(path, key);
+        match value {
+            toml::Value::Table(section) => visit(root, schema, section, &path, act),
             toml::Value::Array(items) => {
-                let schema = resolve(root, schema.get("items").unwrap_or(&Value::Null));
-                let tables = items.iter_mut().enumerate();
-                tables
-                    .filter_map(|(index, item)| Some((schema, item.as_table_mut()?, format!("{path}[{index}]"))))
-                    .collect()
+                let schema = resolve(root, schema).get("items").unwrap_or(&Value::Null);
+                for (index, section) in items.iter_mut().enumerate() {
+                    if let Some(section) = section.as_table_mut() {
+                        visit(root, schema, section, &format!("{path}[{index}]"), act);
+                    }
+                }
             }
-            _ => continue,
-        };
-        for (schema, table, path) in items.into_iter().filter(|(schema, ..)| schema.get("properties").is_some()) {
-            act(schema, table, &path);
-            visit_sections(root, schema, table, &path, act);
+            _ => {}
         }
     }
 }

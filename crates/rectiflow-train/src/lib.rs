@@ -1,28 +1,41 @@
 //! The trainer: from a recipe, a packed data set and a base model to checkpoints, metrics and pictures.
 //!
 //! ```text
-//! recipe -> checked | data set -> loader -> step -> optimiser -> checkpoint
+//! recipe -> checked | data set -> loader -> step -> guard -> optimiser -> checkpoint
 //!                   | base model --^    \-> metrics, test loss, previews
 //! ```
 //!
 //! [`run::train`] tells the story from top to bottom.
 
+pub mod blackbox;
+mod changes;
 pub mod checkpoint;
 pub mod config;
 #[cfg(test)]
 mod config_page;
 pub mod draw;
+pub mod ema;
 pub mod error;
+pub mod eval;
+pub mod findings;
 pub mod flat;
+pub mod gallery;
+pub mod guard;
 mod keys;
 pub mod lr;
 pub mod metrics;
 pub mod model;
 pub mod optim;
+mod origin;
 pub mod preview;
+pub mod replay;
 pub mod run;
+mod snapshots;
+pub mod staged;
 pub mod state;
 mod step;
+mod stopped;
 pub mod testloss;
+mod workers;
 
 pub use error::{Error, Result};

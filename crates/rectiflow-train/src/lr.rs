@@ -30,11 +30,46 @@ pub struct LrConfig {
     pub decay: Decay,
     /// The rate at the end as a part of the peak, 0 to 1. 0 is the article's.
     pub min_ratio: f64,
+    /// The rate of each component as a multiple of this schedule's; it counts only where the component is trained.
+    pub ratio: LrRatios,
 }
 
 impl Default for LrConfig {
     fn default() -> Self {
-        Self { peak: 1e-4, warmup_samples: 0, decay: Decay::Cosine, min_ratio: 0.0 }
+        Self { peak: 1e-4, warmup_samples: 0, decay: Decay::Cosine, min_ratio: 0.0, ratio: LrRatios::default() }
+    }
+}
+
+/// `[lr.ratio]`: the rate of each component as a multiple of the schedule's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct LrRatios {
+    /// The UNet's.
+    pub unet: f64,
+    /// CLIP-L's. Text encoders want less than the UNet, if they are trained at all.
+    pub text_encoder: f64,
+    /// OpenCLIP bigG's.
+    pub text_encoder_2: f64,
+}
+
+impl Default for LrRatios {
+    fn default() -> Self {
+        Self { unet: 1.0, text_encoder: 1.0, text_encoder_2: 1.0 }
+    }
+}
+
+impl LrRatios {
+    /// The multiple for a component, by its folder's name.
+    ///
+    /// # Panics
+    /// If no such component can be trained.
+    pub fn of(&self, component: &str) -> f64 {
+        match component {
+            "unet" => self.unet,
+            "text_encoder" => self.text_encoder,
+            "text_encoder_2" => self.text_encoder_2,
+            other => unreachable!("{other} is never trained"),
+        }
     }
 }
 
@@ -66,6 +101,17 @@ impl LrConfig {
         }
         if !(0.0..=1.0).contains(&self.min_ratio) {
             problems.push(("lr.min_ratio".into(), format!("expected 0 to 1, found {}", self.min_ratio)));
+        }
+        let ratios = [
+            ("unet", self.ratio.unet),
+            ("text_encoder", self.ratio.text_encoder),
+            ("text_encoder_2", self.ratio.text_encoder_2),
+        ];
+        for (name, value) in ratios {
+            if !(value > 0.0 && value.is_finite()) {
+                let reason = format!("expected a number above 0, found {value}; train.text_encoders freezes");
+                problems.push((format!("lr.ratio.{name}"), reason));
+            }
         }
         if self.warmup_samples >= total {
             let reason = format!(
@@ -115,7 +161,8 @@ mod tests {
     #[test]
     fn impossible_settings_are_named() {
         let lr = LrConfig { peak: f64::NAN, warmup_samples: 10, min_ratio: 2.0, ..LrConfig::default() };
+        let lr = LrConfig { ratio: LrRatios { text_encoder_2: 0.0, ..LrRatios::default() }, ..lr };
         let keys: Vec<String> = lr.problems(10).into_iter().map(|(key, _)| key).collect();
-        assert_eq!(keys, ["lr.peak", "lr.min_ratio", "lr.warmup_samples"]);
+        assert_eq!(keys, ["lr.peak", "lr.min_ratio", "lr.ratio.text_encoder_2", "lr.warmup_samples"]);
     }
 }

@@ -5,6 +5,7 @@
 //! appear twice: the later line counts.
 
 use std::{
+    collections::BTreeMap,
     fs::{File, OpenOptions},
     io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
@@ -33,6 +34,15 @@ pub enum Event {
         /// Time it took, in seconds.
         secs: f64,
     },
+    /// A checkpoint could not be written; training goes on, and earlier ones are as they were.
+    SaveFailed {
+        /// Steps done.
+        step: u64,
+        /// The system's reason.
+        reason: String,
+    },
+    /// The guard acted.
+    Guard(GuardEvent),
     /// Preview pictures were sampled.
     Preview {
         /// Steps done.
@@ -72,6 +82,31 @@ pub struct Start {
     pub buckets: Vec<(u32, u32, u64, u64)>,
     /// libtorch's intra-op threads.
     pub threads: u32,
+    /// The checkpoint of another run that this one was branched from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub branched_from: Option<PathBuf>,
+    /// What has changed in the recipe since that checkpoint, or since the one resumed from: "key: old -> new".
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<String>,
+    /// Host memory that the guard's snapshots take once all are there, in bytes.
+    #[serde(default)]
+    pub snapshot_bytes: u64,
+}
+
+/// An act of the guard.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuardEvent {
+    /// Steps done, the one acted on included.
+    pub step: u64,
+    /// "clip", "skip", "rewind", "stop" or "acknowledged".
+    pub action: String,
+    /// Why.
+    pub reason: String,
+    /// Updates made, as of now; a rewind lowers it.
+    pub update: u64,
+    /// File name below `blackbox/`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub black_box: Option<String>,
 }
 
 /// One update.
@@ -89,12 +124,29 @@ pub struct StepMetrics {
     /// Norm of the gradient before clipping.
     #[serde(with = "lossless")]
     pub gradient_norm: f64,
-    /// Learning rate of the UNet.
+    /// The norm of each component's part of it, where more than one is trained; as text where it is not finite.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub norm_by_component: BTreeMap<String, Lossless>,
+    /// Learning rate of the schedule, lowered by the guard where it was.
     pub lr: f64,
     /// Seconds of the step.
     pub secs: f64,
     /// Seconds of them spent waiting for data.
     pub data_secs: f64,
+    /// Whether the update was made; the guard passes over some steps.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub applied: bool,
+    /// Money spent on the run so far, in the currency of `run.price_per_hour`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spent: Option<f64>,
+}
+
+fn yes() -> bool {
+    true
+}
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it")]
+fn is_yes(value: &bool) -> bool {
+    *value
 }
 
 /// The test loss.
@@ -109,8 +161,27 @@ pub struct TestMetrics {
     pub loss: f64,
     /// By noise level, from little noise to much.
     pub bins: Vec<SigmaBin>,
+    /// The same of a fixed few of the training samples, where the recipe asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub training: Option<TableLoss>,
+    /// The loss of the averaged weights on the test samples, where an average is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ema: Option<TableLoss>,
+    /// The loss of the averaged weights on the fixed training samples.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ema_training: Option<TableLoss>,
     /// Time it took, in seconds.
     pub secs: f64,
+}
+
+/// The loss on a fixed table.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TableLoss {
+    /// Mean over all samples.
+    #[serde(with = "lossless")]
+    pub loss: f64,
+    /// By noise level, from little noise to much.
+    pub bins: Vec<SigmaBin>,
 }
 
 /// The test loss in a range of noise levels.
@@ -135,31 +206,33 @@ pub struct SigmaBin {
 pub struct Writer {
     path: PathBuf,
     file: File,
+    /// Whether the last line may not be whole.
+    torn: bool,
 }
 
 impl Writer {
-    /// Opens the run's event file for appending; a last line cut by a crash is ended first.
+    /// Opens the run's event file for appending; a last line cut by a crash stays a line of its own.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn open(run_dir: &Path) -> Result<Self> {
         let path = run_dir.join(FILE);
-        let unfinished = std::fs::read(&path).is_ok_and(|bytes| bytes.last().is_some_and(|&byte| byte != b'\n'));
-        let mut file = OpenOptions::new().create(true).append(true).open(&path).map_err(Error::io(&path))?;
-        if unfinished {
-            file.write_all(b"\n").map_err(Error::io(&path))?;
-        }
-        Ok(Self { path, file })
+        let torn = std::fs::read(&path).is_ok_and(|bytes| bytes.last().is_some_and(|&byte| byte != b'\n'));
+        let file = OpenOptions::new().create(true).append(true).open(&path).map_err(Error::io(&path))?;
+        Ok(Self { path, file, torn })
     }
 
-    /// Writes one event.
+    /// Writes one event. After a failure, as on a full disk, the next one begins on a line of its own.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn write(&mut self, event: &Event) -> Result<()> {
-        let mut line = serde_json::to_string(event).expect("events are plain data that JSON can hold");
-        line.push('\n');
-        self.file.write_all(line.as_bytes()).map_err(Error::io(&self.path))
+        let event = serde_json::to_string(event).expect("events are plain data that JSON can hold");
+        let line = format!("{}{event}\n", if self.torn { "\n" } else { "" });
+        self.torn = true;
+        self.file.write_all(line.as_bytes()).map_err(Error::io(&self.path))?;
+        self.torn = false;
+        Ok(())
     }
 }
 
@@ -177,15 +250,20 @@ pub fn read(run_dir: &Path) -> Result<Vec<Event>> {
 
 const FILE: &str = "metrics.jsonl";
 
+/// A number that may not be finite.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Lossless(#[serde(with = "lossless")] pub f64);
+
 /// Numbers as JSON numbers, or as strings where they are not finite.
-mod lossless {
+pub(crate) mod lossless {
     use super::{Deserialize, Deserializer, Serialize, Serializer};
 
-    pub(super) fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
         if value.is_finite() { value.serialize(serializer) } else { value.to_string().serialize(serializer) }
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
         #[derive(Deserialize)]
         #[serde(untagged)]
         enum Number {
@@ -210,9 +288,12 @@ mod tests {
             epoch: 0,
             loss,
             gradient_norm: f64::INFINITY,
+            norm_by_component: BTreeMap::from([("unet".to_owned(), Lossless(f64::INFINITY))]),
             lr: 1e-4,
             secs: 0.5,
             data_secs: 0.0,
+            applied: true,
+            spent: None,
         };
         Event::Step(metrics)
     }

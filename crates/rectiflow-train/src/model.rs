@@ -5,7 +5,7 @@ use std::path::Path;
 
 use rectiflow_sdxl::{
     clip::ClipText,
-    flow::ObjectiveSettings,
+    flow::{ObjectiveSettings, Parameterization},
     model::{Component, Model, OpenOptions},
     unet::UNet,
     vae::Vae,
@@ -14,29 +14,43 @@ use rectiflow_sdxl::{
 use tch::Device;
 
 use crate::{
-    checkpoint::{Saved, component_folder, is_checkpoint},
+    checkpoint::{Components, Saved, is_checkpoint},
     error::Result,
 };
 
-/// Opens a whole model: a diffusers folder, or a checkpoint whose frozen parts are where it says and unchanged.
+/// Opens a whole model: a diffusers folder, a single-file checkpoint, or a training checkpoint whose frozen parts are
+/// where it says and unchanged.
 ///
 /// # Errors
 /// [`crate::Error::Model`], or [`crate::Error::Checkpoint`] where a frozen part is gone or different.
 pub fn open(path: &Path, options: &OpenOptions) -> Result<Model> {
-    let folder = |component| component_folder(path, component);
+    open_components(path, &Components::locate(path)?, options)
+}
+
+/// As [`open`], where the components have been found before.
+pub(crate) fn open_components(path: &Path, components: &Components, options: &OpenOptions) -> Result<Model> {
+    let place = |component| components.folder(component);
     let model = Model {
-        unet: UNet::open(&folder(Component::UNet)?, options)?,
-        clip_l: ClipText::open(&folder(Component::ClipL)?, Component::ClipL, options)?,
-        clip_g: ClipText::open(&folder(Component::ClipG)?, Component::ClipG, options)?,
-        vae: Vae::open(&folder(Component::Vae)?, options)?,
-        parameterization: match objective(path)? {
-            Some(objective) => Some(objective.parameterization),
-            None => rectiflow_sdxl::model::parameterization(path)?,
-        },
+        unet: UNet::open(place(Component::UNet), options)?,
+        clip_l: ClipText::open(place(Component::ClipL), Component::ClipL, options)?,
+        clip_g: ClipText::open(place(Component::ClipG), Component::ClipG, options)?,
+        vae: Vae::open(place(Component::Vae), options)?,
+        parameterization: parameterization(path)?,
         scheduler: rectiflow_sdxl::model::scheduler(path)?,
     };
     model.check_fit(&path.display().to_string())?;
     Ok(model)
+}
+
+/// What a model's UNet predicts, where the model says so.
+///
+/// # Errors
+/// [`crate::Error::Checkpoint`], [`crate::Error::Model`].
+pub fn parameterization(path: &Path) -> Result<Option<Parameterization>> {
+    match objective(path)? {
+        Some(objective) => Ok(Some(objective.parameterization)),
+        None => Ok(rectiflow_sdxl::model::parameterization(path)?),
+    }
 }
 
 /// What a checkpoint's UNet was trained to predict; `None` for a folder of another origin.

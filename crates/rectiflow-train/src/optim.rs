@@ -1,17 +1,39 @@
-//! AdamW on flat vectors (Loshchilov and Hutter 2019, algorithm 2), number for number PyTorch's.
+//! AdamW (Loshchilov and Hutter 2019, algorithm 2) and StableAdamW (Wortsman et al. 2023, arXiv 2304.13013, algorithm 2)
+//! on flat vectors.
+//!
+//! AdamW is PyTorch's number for number. StableAdamW divides a tensor's learning rate by `max(1, RMS)`, where `RMS` is
+//! the root mean square of `g / sqrt(v)` over that tensor: it is about 1 as long as the second moment knows how large
+//! gradients are, and far above it when they have suddenly grown, which is when AdamW makes its too long steps.
 
 use std::ops::Range;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::{Tensor, no_grad};
+use tch::{Kind, Tensor, no_grad};
 
-use crate::flat::part;
+use crate::{
+    flat::part,
+    workers::{Shared, Workers},
+};
 
-/// `[optimizer]`: AdamW. The defaults are the article's.
+/// Which optimiser.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum OptimizerName {
+    /// AdamW, as PyTorch has it.
+    #[default]
+    #[serde(rename = "adamw")]
+    AdamW,
+    /// AdamW whose rate is lowered, tensor by tensor, where gradients have outgrown the second moment.
+    #[serde(rename = "stable_adamw")]
+    StableAdamW,
+}
+
+/// `[optimizer]`: AdamW or StableAdamW. The defaults are the article's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct AdamWConfig {
+pub struct OptimizerConfig {
+    /// `adamw` or `stable_adamw` (arXiv 2304.13013).
+    pub name: OptimizerName,
     /// Decay of the mean of gradients, 0 to 1 exclusive.
     pub beta1: f64,
     /// Decay of the mean of squared gradients, 0 to 1 exclusive.
@@ -22,13 +44,13 @@ pub struct AdamWConfig {
     pub weight_decay: f64,
 }
 
-impl Default for AdamWConfig {
+impl Default for OptimizerConfig {
     fn default() -> Self {
-        Self { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1 }
+        Self { name: OptimizerName::AdamW, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1 }
     }
 }
 
-impl AdamWConfig {
+impl OptimizerConfig {
     /// What is wrong with these settings: (key, reason) pairs.
     pub(crate) fn problems(&self) -> Vec<(String, String)> {
         let mut problems = Vec::new();
@@ -47,50 +69,111 @@ impl AdamWConfig {
     }
 }
 
+/// A piece of the flat vector that is updated as one.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Part {
+    /// Its elements.
+    pub(crate) range: Range<i64>,
+    /// Its learning rate.
+    pub(crate) rate: f64,
+    /// Number of this update since the piece's moments were zero, from 1.
+    pub(crate) update: u64,
+}
+
 /// The optimiser's memory: two vectors as long as the parameters.
 #[derive(Debug)]
-pub struct AdamW {
-    config: AdamWConfig,
+pub struct Optimizer {
+    config: OptimizerConfig,
     /// Mean of gradients, `[n]` fp32.
     pub mean: Tensor,
     /// Mean of squared gradients, `[n]` fp32.
     pub mean_square: Tensor,
 }
 
-impl AdamW {
+impl Optimizer {
     /// A fresh optimiser for `values` `[n]`.
-    pub fn new(config: AdamWConfig, values: &Tensor) -> Self {
+    pub fn new(config: OptimizerConfig, values: &Tensor) -> Self {
         Self { config, mean: values.zeros_like(), mean_square: values.zeros_like() }
     }
 
-    /// Update number `update` (from 1) of `values` by `gradients`; `rates` gives each part's learning rate.
-    pub fn update(&mut self, values: &Tensor, gradients: &Tensor, update: u64, rates: &[(Range<i64>, f64)]) {
-        no_grad(|| {
-            for (range, rate) in rates {
-                for start in range.clone().step_by(CHUNK) {
-                    let chunk = start..range.end.min(start + CHUNK as i64);
-                    self.update_chunk(values, gradients, update, &chunk, *rate);
-                }
-            }
+    /// Whether each tensor has to be a part of its own.
+    pub(crate) fn works_by_tensor(&self) -> bool {
+        self.config.name == OptimizerName::StableAdamW
+    }
+
+    /// Updates `values` by `gradients`, part by part.
+    pub(crate) fn update(&mut self, values: &Tensor, gradients: &Tensor, parts: &[Part], workers: &Workers) {
+        let chunks: Vec<(usize, Range<i64>)> =
+            parts.iter().enumerate().flat_map(|(index, part)| chunks(&part.range).map(move |at| (index, at))).collect();
+        // SAFETY: each worker reads and writes the elements of its own chunks, and chunks do not overlap.
+        let shared = unsafe { Shared::new((&*self, values, gradients)) };
+        if !self.works_by_tensor() {
+            workers.map(&chunks, |(index, chunk)| {
+                let (optimizer, values, gradients) = shared.get();
+                no_grad(|| {
+                    optimizer.advance(gradients, chunk);
+                    optimizer.apply(values, &parts[*index], chunk, parts[*index].rate);
+                });
+            });
+            return;
+        }
+        let excess = workers.map(&chunks, |(index, chunk)| {
+            let (optimizer, _, gradients) = shared.get();
+            no_grad(|| {
+                optimizer.advance(gradients, chunk);
+                optimizer.excess(gradients, &parts[*index], chunk)
+            })
+        });
+        let mut rates: Vec<f64> = vec![0.0; parts.len()];
+        for ((index, _), excess) in chunks.iter().zip(excess) {
+            rates[*index] += excess;
+        }
+        for (rate, part) in rates.iter_mut().zip(parts) {
+            let rms = (*rate / (part.range.end - part.range.start) as f64).sqrt();
+            *rate = part.rate / rms.max(1.0);
+        }
+        workers.map(&chunks, |(index, chunk)| {
+            let (optimizer, values, _) = shared.get();
+            no_grad(|| optimizer.apply(values, &parts[*index], chunk, rates[*index]));
         });
     }
 
-    fn update_chunk(&self, values: &Tensor, gradients: &Tensor, update: u64, chunk: &Range<i64>, rate: f64) {
-        let AdamWConfig { beta1, beta2, eps, weight_decay } = self.config;
-        let correction1 = 1.0 - beta1.powf(update as f64);
-        let correction2 = (1.0 - beta2.powf(update as f64)).sqrt();
+    /// Takes gradients into both moments.
+    fn advance(&self, gradients: &Tensor, chunk: &Range<i64>) {
+        let OptimizerConfig { beta1, beta2, .. } = self.config;
         let gradient = part(gradients, chunk);
-        let (mut value, mut mean) = (part(values, chunk), part(&self.mean, chunk));
-        let mut mean_square = part(&self.mean_square, chunk);
+        let (mut mean, mut mean_square) = (part(&self.mean, chunk), part(&self.mean_square, chunk));
         let _ = mean.lerp_(&gradient, 1.0 - beta1);
         mean_square *= beta2;
         mean_square += gradient.square() * (1.0 - beta2);
-        let mut denominator = mean_square.sqrt();
+    }
+
+    /// Sum of `g^2 / max(v, eps^2)`, with the second moment after this update and corrected for its start at zero.
+    fn excess(&self, gradients: &Tensor, of: &Part, chunk: &Range<i64>) -> f64 {
+        let OptimizerConfig { beta2, eps, .. } = self.config;
+        let correction = 1.0 - beta2.powf(of.update as f64);
+        let mean_square = (part(&self.mean_square, chunk) / correction).clamp_min(eps * eps);
+        (part(gradients, chunk).square() / mean_square).sum(Kind::Double).double_value(&[])
+    }
+
+    /// Changes values by both moments.
+    fn apply(&self, values: &Tensor, of: &Part, chunk: &Range<i64>, rate: f64) {
+        let OptimizerConfig { beta1, beta2, eps, weight_decay, .. } = self.config;
+        let correction1 = 1.0 - beta1.powf(of.update as f64);
+        let correction2 = (1.0 - beta2.powf(of.update as f64)).sqrt();
+        let mut value = part(values, chunk);
+        let mut denominator = part(&self.mean_square, chunk).sqrt();
         denominator /= correction2;
         denominator += eps;
         value *= 1.0 - rate * weight_decay;
-        value -= mean / denominator * (rate / correction1);
+        value -= part(&self.mean, chunk) / denominator * (rate / correction1);
     }
+}
+
+/// A range in pieces that stay in the cache.
+pub(crate) fn chunks(range: &Range<i64>) -> impl Iterator<Item = Range<i64>> + use<> {
+    let end = range.end;
+    range.clone().step_by(CHUNK).map(move |start| start..end.min(start + CHUNK as i64))
 }
 
 /// Elements updated at a time: a dozen passes over a chunk that stays in the cache instead of over all of memory.
@@ -99,9 +182,14 @@ const CHUNK: usize = 1 << 16;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Kind;
+    use tch::Device;
 
-    /// torch.optim.AdamW of torch 2.13.0, by scripts/golden/adamw.py.
+    fn workers() -> Workers {
+        Workers::new(Device::Cpu, 2)
+    }
+
+    /// torch.optim.AdamW of torch 2.13.0, by scripts/golden/adamw.py, or StableAdamW as scripts/golden/stable_adamw.py
+    /// states it.
     #[derive(Deserialize)]
     struct Golden {
         weight_decay: f64,
@@ -111,32 +199,67 @@ mod tests {
         values: Vec<Vec<f64>>,
     }
 
-    #[test]
-    fn updates_equal_pytorch() {
-        let cases: Vec<Golden> =
-            serde_json::from_str(include_str!("../tests/golden/adamw.json")).expect("the golden file is JSON");
+    /// Goes through all updates of all cases, with the vector in these parts.
+    fn compare(name: OptimizerName, golden: &str, cuts: &[Range<i64>]) {
+        let cases: Vec<Golden> = serde_json::from_str(golden).expect("the golden file is JSON");
         assert_eq!(cases.len(), 2);
         for case in cases {
             let values = Tensor::from_slice(&case.start).to_kind(Kind::Float);
-            let config = AdamWConfig { weight_decay: case.weight_decay, ..AdamWConfig::default() };
-            let mut optimizer = AdamW::new(config, &values);
-            for (index, (gradient, wanted)) in case.gradients.iter().zip(&case.values).enumerate() {
+            let config = OptimizerConfig { name, weight_decay: case.weight_decay, ..OptimizerConfig::default() };
+            let mut optimizer = Optimizer::new(config, &values);
+            for (update, (gradient, wanted)) in (1..).zip(case.gradients.iter().zip(&case.values)) {
                 let gradient = Tensor::from_slice(gradient).to_kind(Kind::Float);
-                // Two parts of equal rate: the split must not show.
-                let rates = [(0..2, case.rate), (2..case.start.len() as i64, case.rate)];
-                optimizer.update(&values, &gradient, index as u64 + 1, &rates);
+                let part = |range: &Range<i64>| Part { range: range.clone(), rate: case.rate, update };
+                let parts: Vec<Part> = cuts.iter().map(part).collect();
+                optimizer.update(&values, &gradient, &parts, &workers());
                 let wanted = Tensor::from_slice(wanted).to_kind(Kind::Float);
                 let error = (&values - &wanted).norm() / wanted.norm();
-                assert!(f64::try_from(&error).expect("a scalar") < 1e-6, "update {}: {error}", index + 1);
+                assert!(f64::try_from(&error).expect("a scalar") < 1e-6, "update {update}: {error}");
             }
         }
     }
 
     #[test]
+    fn updates_equal_pytorch() {
+        // Two parts of equal rate: the split must not show.
+        compare(OptimizerName::AdamW, include_str!("../tests/golden/adamw.json"), &[0..2, 2..7]);
+    }
+
+    #[test]
+    fn stable_updates_equal_the_reference() {
+        // The second tensor's gradients grow a hundredfold half-way.
+        compare(OptimizerName::StableAdamW, include_str!("../tests/golden/stable_adamw.json"), &[0..3, 3..8]);
+    }
+
+    #[test]
+    fn a_tensor_longer_than_a_chunk_has_one_rms() {
+        let size = 2 * CHUNK as i64;
+        let run = |gradient: &Tensor, name| {
+            let values = Tensor::zeros([size], (Kind::Float, Device::Cpu));
+            let mut optimizer = Optimizer::new(OptimizerConfig { name, ..OptimizerConfig::default() }, &values);
+            let ones = values.ones_like();
+            let part = |update| [Part { range: 0..size, rate: 0.1, update }];
+            optimizer.update(&values, &ones, &part(1), &workers());
+            optimizer.update(&values, gradient, &part(2), &workers());
+            values
+        };
+        // Gradients grow only in the second chunk, whose rate must fall as the first one's does.
+        let gradient = Tensor::ones([size], (Kind::Float, Device::Cpu));
+        let _ = gradient.narrow(0, CHUNK as i64, CHUNK as i64).fill_(1e4);
+        let (plain, stable) = (run(&gradient, OptimizerName::AdamW), run(&gradient, OptimizerName::StableAdamW));
+        let second = |values: &Tensor, at: i64| values.double_value(&[at]) + 0.1;
+        let (ratio_first, ratio_second) =
+            (second(&stable, 0) / second(&plain, 0), second(&stable, CHUNK as i64) / second(&plain, CHUNK as i64));
+        assert!(ratio_first < 0.9 && (ratio_first - ratio_second).abs() < 1e-3, "{ratio_first} {ratio_second}");
+    }
+
+    #[test]
     fn a_part_without_rate_keeps_its_values() {
         let values = Tensor::from_slice(&[1f32, 2.0, 3.0, 4.0]);
-        let mut optimizer = AdamW::new(AdamWConfig::default(), &values);
-        optimizer.update(&values, &Tensor::ones([4], (Kind::Float, tch::Device::Cpu)), 1, &[(0..2, 0.1), (2..4, 0.0)]);
+        let mut optimizer = Optimizer::new(OptimizerConfig::default(), &values);
+        let ones = Tensor::ones([4], (Kind::Float, Device::Cpu));
+        let part = |range, rate| Part { range, rate, update: 1 };
+        optimizer.update(&values, &ones, &[part(0..2, 0.1), part(2..4, 0.0)], &workers());
         let after = Vec::<f32>::try_from(&values).expect("a vector");
         assert!(after[0] < 1.0 && after[1] < 2.0);
         assert_eq!(after[2..], [3.0, 4.0]);

@@ -3,8 +3,13 @@
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
+use tch::Tensor;
 
-use crate::{flat::FlatParameters, optim::AdamW};
+use crate::{
+    flat::FlatParameters,
+    lr::LrRatios,
+    optim::{Optimizer, Part},
+};
 
 /// How far a run is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,13 +30,40 @@ pub struct TrainState {
     /// The trained parameters, fp32.
     pub parameters: FlatParameters,
     /// The optimiser's memory.
-    pub optimizer: AdamW,
+    pub optimizer: Optimizer,
+    /// For each group of the parameters, the number of updates that were made when its moments were zero: 0, or where
+    /// a branch began to train it.
+    pub moments_from: Vec<u64>,
+    /// Average of the parameters, `[n]` fp32, where one is kept.
+    pub average: Option<Tensor>,
+    /// Steps of the order that the guard passed over, in order, without overlap.
+    pub passed_over: Vec<Range<u64>>,
 }
 
 impl TrainState {
-    /// The learning rate of each part of the flat vector, given the UNet's and the text encoders' multiple of it.
-    pub fn rates(&self, lr: f64, text_encoder_ratio: f64) -> Vec<(Range<i64>, f64)> {
-        let rate = |component: &str| if component == "unet" { lr } else { lr * text_encoder_ratio };
-        self.parameters.groups.iter().map(|group| (group.range.clone(), rate(&group.component))).collect()
+    /// What the optimiser works on in the next update at rate `lr`: the groups, or each tensor where it works by
+    /// tensor. The position must already count that update.
+    pub(crate) fn parts(&self, lr: f64, ratios: &LrRatios) -> Vec<Part> {
+        let mut parts = Vec::new();
+        for (group, from) in self.parameters.groups.iter().zip(&self.moments_from) {
+            let (rate, update) = (lr * ratios.of(&group.component), self.position.update - from);
+            let part = |range: &Range<i64>| Part { range: range.clone(), rate, update };
+            if self.optimizer.works_by_tensor() {
+                let inside = self.parameters.slices.iter().filter(|slice| group.range.contains(&slice.range.start));
+                parts.extend(inside.map(|slice| part(&slice.range)));
+            } else {
+                parts.push(part(&group.range));
+            }
+        }
+        parts
+    }
+
+    /// Notes that the guard passed over the steps `steps`.
+    pub(crate) fn pass_over(&mut self, mut steps: Range<u64>) {
+        // A rewind may reach behind earlier ranges.
+        while let Some(last) = self.passed_over.pop_if(|last| last.end >= steps.start) {
+            steps = steps.start.min(last.start)..steps.end.max(last.end);
+        }
+        self.passed_over.push(steps);
     }
 }

@@ -1,4 +1,4 @@
-//! One step: noise, predict, compare, accumulate over micro-batches, clip, update.
+//! One step: noise, predict, compare, accumulate over micro-batches; then, if the guard agrees, clip and update.
 //!
 //! The loss of a step is the sum over its samples of the (weighted) mean squared error, divided by the step's true
 //! number of samples, so that a ragged micro-batch counts by its samples. Sigma and noise are keyed by (seed, cursor,
@@ -18,8 +18,13 @@ use rectiflow_sdxl::{
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::{
-    error::{Error, Result},
+    config::{Checked, TextEncoders},
+    ema::{self, EmaConfig},
+    error::Result,
+    flat::{FlatParameters, part},
+    lr::LrRatios,
     state::TrainState,
+    workers::{Shared, Workers},
 };
 
 /// What a step needs besides the state it changes.
@@ -30,49 +35,104 @@ pub(crate) struct Stepper<'a> {
     pub(crate) device: Device,
     pub(crate) seed: u64,
     pub(crate) train_text_encoders: bool,
+    pub(crate) offset_noise: f64,
     pub(crate) clip_norm: f64,
-    pub(crate) text_encoder_lr_ratio: f64,
+    pub(crate) ratios: LrRatios,
+    pub(crate) ema: EmaConfig,
+    pub(crate) workers: Workers,
 }
 
-/// What a step measured.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Measured {
+/// The forward and backward passes of a step: everything but the update.
+#[derive(Debug)]
+pub(crate) struct Passes {
     pub(crate) loss: f64,
     pub(crate) gradient_norm: f64,
+    /// The norm of each group's part, where there is more than one group.
+    pub(crate) norm_by_group: Vec<f64>,
+    /// Time and loss of each sample, in the order of the step's micro-batches.
+    pub(crate) samples: Vec<(f64, f32)>,
+    gradients: Tensor,
 }
 
-impl Stepper<'_> {
-    /// Makes one update of `state` from `step` at learning rate `lr`.
-    ///
-    /// # Errors
-    /// [`Error::NotFinite`] where the loss or the gradient is no number; the state is as before then.
-    pub(crate) fn step(&self, state: &mut TrainState, step: &Step, lr: f64) -> Result<Measured> {
-        state.parameters.zero_gradients();
+impl<'a> Stepper<'a> {
+    /// How the steps of a recipe are made with this model.
+    pub(crate) fn new(checked: &'a Checked, model: &'a Model) -> Self {
+        let recipe = &checked.recipe;
+        Self {
+            model,
+            objective: &checked.objective,
+            device: checked.device,
+            seed: recipe.run.seed,
+            train_text_encoders: recipe.train.text_encoders != TextEncoders::Frozen,
+            offset_noise: recipe.train.offset_noise,
+            clip_norm: recipe.train.clip_norm,
+            ratios: recipe.lr.ratio.clone(),
+            ema: recipe.ema.clone(),
+            workers: Workers::new(checked.device, recipe.train.micro_batches),
+        }
+    }
+
+    /// The loss of a step and its gradient `[n]`, summed over the micro-batches in the order of their slots, however
+    /// many of them are worked on at a time.
+    pub(crate) fn passes(&self, parameters: &FlatParameters, step: &Step) -> Result<Passes> {
         let quantiles = StepQuantiles::draw(self.seed, step);
-        let mut loss = 0.0;
-        for batch in &step.micro_batches {
-            let noise = noise(self.seed, step.step, batch, self.device);
-            let times = quantiles.times(self.objective, batch);
-            let sum = self.losses(batch, &noise, &times)?.sum(Kind::Float) / step.num_samples as f64;
-            sum.f_backward().map_err(Error::torch("the backward pass"))?;
-            loss += sum.double_value(&[]);
-        }
-        let mut gradients = state.parameters.gradients();
-        let gradient_norm = gradients.norm().double_value(&[]);
-        for (what, value) in [("loss", loss), ("gradient norm", gradient_norm)] {
-            if !value.is_finite() {
-                return Err(Error::NotFinite { step: step.step, what, value });
+        let (mut loss, mut samples) = (0.0, Vec::new());
+        let sum = parameters.values.zeros_like();
+        // SAFETY: forward and backward passes read the parameters, and `accumulate` writes `sum` when they are done.
+        let shared = unsafe { Shared::new((self, parameters)) };
+        for batches in step.micro_batches.chunks(self.workers.width()) {
+            let passes: Vec<Result<_>> = self.workers.map(batches, |batch| {
+                let (stepper, parameters) = shared.get();
+                let noise = stepper.noise(step.step, batch);
+                let times = quantiles.times(stepper.objective, batch);
+                let losses = stepper.losses(batch, &noise, &times)?;
+                let loss = losses.sum(Kind::Float) / step.num_samples as f64;
+                let gradients = parameters.gradients_of(&loss)?;
+                Ok((loss.double_value(&[]), times.into_iter().zip(to_vec(&losses)), gradients))
+            });
+            let mut gradients = Vec::with_capacity(passes.len());
+            let mut chunk_loss = 0.0;
+            for pass in passes {
+                let (loss, of_batch, of_parameters) = pass?;
+                chunk_loss += loss;
+                samples.extend(of_batch);
+                gradients.push(of_parameters);
             }
+            loss += chunk_loss;
+            parameters.accumulate(&sum, &gradients, &self.workers);
         }
-        if gradient_norm > self.clip_norm {
-            gradients *= self.clip_norm / gradient_norm;
+        let groups = if parameters.groups.len() > 1 { &parameters.groups[..] } else { &[] };
+        let norm_by_group = groups.iter().map(|group| part(&sum, &group.range).norm().double_value(&[])).collect();
+        Ok(Passes { loss, gradient_norm: sum.norm().double_value(&[]), norm_by_group, samples, gradients: sum })
+    }
+
+    /// Makes the update of a step at learning rate `lr`, its gradient scaled down to `norm` or the recipe's limit, the
+    /// smaller one, where it is larger.
+    pub(crate) fn update(&self, state: &mut TrainState, step: &Step, passes: Passes, norm: f64, lr: f64) {
+        let Passes { gradient_norm, mut gradients, .. } = passes;
+        let norm = norm.min(self.clip_norm);
+        if gradient_norm > norm {
+            gradients *= norm / gradient_norm;
         }
         state.position.update += 1;
-        let rates = state.rates(lr, self.text_encoder_lr_ratio);
-        state.optimizer.update(&state.parameters.values, &gradients, state.position.update, &rates);
-        state.position.cursor = step.step + 1;
-        state.position.samples += step.num_samples;
-        Ok(Measured { loss, gradient_norm })
+        let parts = state.parts(lr, &self.ratios);
+        state.optimizer.update(&state.parameters.values, &gradients, &parts, &self.workers);
+        pass(state, step);
+        let keep = self.ema.keep(step.num_samples, state.position.samples);
+        if let (Some(average), Some(keep)) = (&state.average, keep) {
+            ema::follow(average, &state.parameters.values, keep, &self.workers);
+        }
+    }
+
+    /// The noise of a micro-batch, `[n, C, h, w]` fp32, drawn on the CPU so that every device trains on the same.
+    fn noise(&self, cursor: u64, batch: &MicroBatch) -> Tensor {
+        let key = |what: &[u64]| key_u64(self.seed, Purpose::Noise, &[&[cursor, u64::from(batch.slot)], what].concat());
+        let size = latent_size(batch);
+        let mut noise = initial_noise(key(&[]), &size);
+        if self.offset_noise > 0.0 {
+            noise += initial_noise(key(&[1]), &[size[0], size[1], 1, 1]) * self.offset_noise;
+        }
+        noise.to_device(self.device)
     }
 
     /// The (weighted) mean squared error of each sample, `[n]` fp32; samples of weight 0 have 0.
@@ -129,10 +189,15 @@ impl StepQuantiles {
     }
 }
 
-/// The noise of a micro-batch, `[n, C, h, w]` fp32, drawn on the CPU so that every device trains on the same.
-fn noise(seed: u64, cursor: u64, batch: &MicroBatch, device: Device) -> Tensor {
-    let key = key_u64(seed, Purpose::Noise, &[cursor, u64::from(batch.slot)]);
-    initial_noise(key, &latent_size(batch)).to_device(device)
+/// Counts a step as passed, whether or not it was applied.
+pub(crate) fn pass(state: &mut TrainState, step: &Step) {
+    state.position.cursor = step.step + 1;
+    state.position.samples += step.num_samples;
+}
+
+/// An fp32 vector of any device as numbers.
+pub(crate) fn to_vec(losses: &Tensor) -> Vec<f32> {
+    Vec::try_from(losses.detach().to_device(Device::Cpu)).expect("losses are an fp32 vector")
 }
 
 /// Shape of a micro-batch's latents.

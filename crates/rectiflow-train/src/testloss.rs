@@ -1,4 +1,5 @@
-//! The test loss: the same (sample, prompt, time, noise) tuples at every measurement.
+//! The test loss: the same (sample, prompt, time, noise) tuples at every measurement; and the same for a fixed few of the
+//! training samples, whose distance to the test loss is what the model knows by heart.
 //!
 //! Times are uniform, one quantile cell a test sample, so that every noise level is looked at; cells and noise are
 //! keyed by the sample's id, so that neither batch size nor the number of ranks changes a tuple.
@@ -7,8 +8,7 @@ use std::collections::HashMap;
 
 use rectiflow_data::{
     batch::{MicroBatch, Source},
-    fixed::test_batches,
-    manifest::Split,
+    fixed::{TestBatches, test_batches, training_batches},
     order::RankOf,
     record::SampleId,
     rng::{Purpose, Rng, key_u64},
@@ -19,9 +19,11 @@ use serde::{Deserialize, Serialize};
 use tch::{Tensor, no_grad};
 
 use crate::{
+    config::Checked,
     error::Result,
-    metrics::SigmaBin,
-    step::{Stepper, latent_size},
+    metrics::{SigmaBin, TableLoss},
+    step::{Stepper, latent_size, to_vec},
+    workers::Shared,
 };
 
 /// `[test]`: the test loss.
@@ -32,11 +34,13 @@ pub struct TestConfig {
     pub every_steps: u64,
     /// Equal ranges of noise levels to report apart, 1 to 100.
     pub bins: usize,
+    /// Training samples, chosen by hash, whose loss is measured in the same way; 0 measures none.
+    pub training_samples: usize,
 }
 
 impl Default for TestConfig {
     fn default() -> Self {
-        Self { every_steps: 500, bins: 10 }
+        Self { every_steps: 500, bins: 10, training_samples: 0 }
     }
 }
 
@@ -54,51 +58,108 @@ impl TestConfig {
     }
 }
 
-/// The fixed table of a run.
+/// Both fixed tables of a run.
 #[derive(Debug)]
-pub(crate) struct TestTable {
+pub(crate) struct Tables {
+    /// All test samples.
+    pub(crate) test: Table,
+    /// Some of the training samples.
+    pub(crate) training: Table,
+}
+
+/// What both tables say of a model.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Losses {
+    /// On the test samples; `None` where there is no test split.
+    pub test: Option<TableLoss>,
+    /// On the fixed training samples; `None` where the recipe asks for none.
+    pub training: Option<TableLoss>,
+}
+
+impl Tables {
+    /// The tables of a run.
+    pub(crate) fn new(checked: &Checked, sources: &[Source]) -> Result<Self> {
+        let recipe = &checked.recipe;
+        let table = |samples| Table::new(samples, checked, sources);
+        Ok(Self { test: table(Samples::Test)?, training: table(Samples::Training(recipe.test.training_samples))? })
+    }
+
+    /// Measures a model on both.
+    pub(crate) fn measure(&self, stepper: &Stepper, sources: &[Source]) -> Result<Losses> {
+        Ok(Losses { test: self.test.measure(stepper, sources)?, training: self.training.measure(stepper, sources)? })
+    }
+}
+
+/// Which samples a table has.
+#[derive(Debug, Clone, Copy)]
+enum Samples {
+    Test,
+    Training(usize),
+}
+
+/// A fixed table.
+#[derive(Debug)]
+pub(crate) struct Table {
+    samples: Samples,
     seed: u64,
     micro_batch: usize,
     bins: usize,
     times: HashMap<SampleId, f64>,
 }
 
-impl TestTable {
-    /// The table of all test samples of `sources`.
-    pub(crate) fn new(sources: &[Source], seed: u64, micro_batch: usize, bins: usize) -> Result<Self> {
-        let mut ids = Vec::new();
-        for source in sources {
-            for bucket in source.dataset.buckets(Split::Test) {
-                ids.extend(source.dataset.records(Split::Test, bucket.bucket)?.into_iter().map(|record| record.id));
-            }
-        }
-        Ok(Self { seed, micro_batch, bins, times: times(ids, seed) })
+impl Table {
+    fn new(samples: Samples, checked: &Checked, sources: &[Source]) -> Result<Self> {
+        let recipe = &checked.recipe;
+        let (seed, micro_batch, bins) = (recipe.run.seed, recipe.train.micro_batch, recipe.test.bins);
+        let table = Self { samples, seed, micro_batch, bins, times: HashMap::new() };
+        let ids = table.batches(sources)?.ids()?;
+        Ok(Self { times: times(ids, seed), ..table })
     }
 
-    /// Number of test samples; a sample that is in two data sets counts once.
+    /// Number of samples; one that is in two data sets counts once.
     pub(crate) fn len(&self) -> usize {
         self.times.len()
     }
 
-    /// Mean loss and the loss by noise level. `None` where there is no test split.
-    pub(crate) fn measure(&self, stepper: &Stepper, sources: &[Source]) -> Result<Option<(f64, Vec<SigmaBin>)>> {
+    fn batches(&self, sources: &[Source]) -> Result<TestBatches> {
+        let Self { micro_batch, seed, .. } = *self;
+        Ok(match self.samples {
+            Samples::Test => test_batches(sources, micro_batch, seed, RankOf::ONLY)?,
+            Samples::Training(count) => training_batches(sources, count, micro_batch, seed, RankOf::ONLY)?,
+        })
+    }
+
+    /// Mean loss and the loss by noise level. `None` where the table is empty.
+    fn measure(&self, stepper: &Stepper, sources: &[Source]) -> Result<Option<TableLoss>> {
         if self.times.is_empty() {
             return Ok(None);
         }
         let mut bins = vec![Sums::default(); self.bins];
-        for batch in test_batches(sources, self.micro_batch, self.seed, RankOf::ONLY)? {
-            let batch = batch?;
-            let times: Vec<f64> = batch.ids.iter().map(|id| self.times[id]).collect();
-            let losses = no_grad(|| stepper.losses(&batch, &self.noise(&batch), &times))?;
-            let losses = Vec::<f32>::try_from(losses.to_device(tch::Device::Cpu)).expect("losses are an fp32 vector");
-            for ((loss, time), weight) in losses.iter().zip(&times).zip(&batch.weights) {
-                bins[bin_of(*time, self.bins)].add(f64::from(*loss), f64::from(*weight));
+        // SAFETY: a pass without gradients reads the parameters and writes nothing that another one sees.
+        let shared = unsafe { Shared::new(stepper) };
+        let mut batches = self.batches(sources)?;
+        loop {
+            let some = batches.by_ref().take(stepper.workers.width()).collect::<rectiflow_data::Result<Vec<_>>>()?;
+            if some.is_empty() {
+                break;
+            }
+            let losses = stepper.workers.map(&some, |batch| self.losses(shared.get(), batch));
+            for (batch, losses) in some.iter().zip(losses) {
+                for ((loss, id), weight) in losses?.iter().zip(&batch.ids).zip(&batch.weights) {
+                    bins[bin_of(self.times[id], self.bins)].add(f64::from(*loss), f64::from(*weight));
+                }
             }
         }
         let total = bins.iter().fold(Sums::default(), |a, b| a.plus(b));
         let width = 1.0 / self.bins as f64;
         let bins = bins.iter().enumerate().map(|(i, sums)| sums.bin(i as f64 * width, (i + 1) as f64 * width));
-        Ok(Some((total.mean(), bins.collect())))
+        Ok(Some(TableLoss { loss: total.mean(), bins: bins.collect() }))
+    }
+
+    /// The loss of each sample of a batch at its own time and noise.
+    fn losses(&self, stepper: &Stepper, batch: &MicroBatch) -> Result<Vec<f32>> {
+        let times: Vec<f64> = batch.ids.iter().map(|id| self.times[id]).collect();
+        Ok(to_vec(&no_grad(|| stepper.losses(batch, &self.noise(batch), &times))?))
     }
 
     fn noise(&self, batch: &MicroBatch) -> Tensor {

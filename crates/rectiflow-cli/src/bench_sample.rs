@@ -1,0 +1,188 @@
+//! `rectiflow bench sample`: how fast pictures are drawn, measured anew on the machine at hand.
+//!
+//! It draws with one part of the model in memory at a time and measures what a user waits for and what it
+//! takes: seconds to load, seconds a batch from noise to pixels, the process's largest memory. A first batch warms up and
+//! does not count. `scripts/peers/bench_sample.py` runs it in turn with diffusers.
+
+use std::{path::PathBuf, time::Instant};
+
+use rectiflow_sdxl::{
+    flow::Parameterization,
+    model::OpenOptions,
+    sample::{SampleSettings, Texts, decode, sample_latents},
+};
+use rectiflow_train::{config::parse_device, staged::StagedModel};
+use serde_json::json;
+use tch::{Device, Tensor};
+
+use crate::{
+    answer::{Answer, Misuse},
+    dtype::{self, ComputeDtype},
+    numbers,
+    progress::Progress,
+    sample::parse_size,
+};
+
+/// Draw pictures and throw them away: pictures a second, seconds to load, largest memory.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// A diffusers model folder, a single-file checkpoint or a training checkpoint.
+    #[arg(long)]
+    model: PathBuf,
+    /// What to draw.
+    #[arg(long, default_value = "a red apple on a white background", value_name = "TEXT")]
+    prompt: String,
+    /// Steps of Euler's method, 1 to 1000.
+    #[arg(long, default_value_t = 28)]
+    steps: usize,
+    /// Guidance; above 1 the UNet sees every picture twice.
+    #[arg(long, default_value_t = 4.5, allow_negative_numbers = true)]
+    cfg: f64,
+    /// Width and height in pixels, multiples of 8.
+    #[arg(long, default_value = "1024x1024", value_name = "WxH", value_parser = parse_size)]
+    size: (u32, u32),
+    /// Pictures drawn together.
+    #[arg(long, default_value_t = 1)]
+    batch: usize,
+    /// Batches that count; one more is drawn before them.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// What the model calculates in, whatever its files hold.
+    #[arg(long, value_enum, default_value_t = ComputeDtype::Fp32)]
+    dtype: ComputeDtype,
+    /// What the model predicts (flow, eps or v), where neither its metadata nor its scheduler says.
+    #[arg(long)]
+    parameterization: Option<Parameterization>,
+    /// Where to calculate: cpu, cuda or cuda:N.
+    #[arg(long, default_value = "cpu", value_parser = parse_device)]
+    device: Device,
+}
+
+/// Seconds of the parts of a measurement.
+#[derive(Debug, Default)]
+struct Measured {
+    load_secs: f64,
+    encode_secs: f64,
+    /// From noise to pixels, one for each batch; the first is the one that warms up.
+    batch_secs: Vec<f64>,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
+    let options = OpenOptions { kind: args.dtype.into(), device: args.device, ..OpenOptions::default() };
+    let model = StagedModel::find(&args.model, &options)?;
+    let unknown = || {
+        let model = args.model.display();
+        Misuse(format!("{model} does not say what it predicts: add --parameterization flow, eps or v"))
+    };
+    let parameterization = args.parameterization.or(model.parameterization).ok_or_else(unknown)?;
+    let settings = args.settings();
+    settings.latent_shape(model.vae_config())?;
+    settings.sigmas(parameterization)?;
+    let measured = measure(args, &model, parameterization, &settings)?;
+
+    let median_secs = numbers::median(&measured.batch_secs[1..]);
+    let images_per_sec = args.batch as f64 / median_secs;
+    let peak_bytes = peak_bytes();
+    let memory = peak_bytes.map_or_else(|| "unknown".into(), numbers::bytes);
+    let text = format!(
+        "{} pictures a second ({} s a batch of {}, median of {}), loaded in {}, largest memory {memory}",
+        numbers::short(images_per_sec, 3),
+        numbers::short(median_secs, 3),
+        args.batch,
+        args.rounds,
+        numbers::duration(measured.load_secs),
+    );
+    let json = json!({
+        "images_per_sec": images_per_sec,
+        "batch_secs": measured.batch_secs[1..],
+        "warm_up_secs": measured.batch_secs[0],
+        "encode_secs": measured.encode_secs,
+        "load_secs": measured.load_secs,
+        "peak_bytes": peak_bytes,
+        "dtype": dtype::name(args.dtype.into()),
+        "threads": tch::get_num_threads(),
+        "settings": settings,
+    });
+    Ok(Answer::done(text, json))
+}
+
+/// Encodes, draws all batches, decodes all batches.
+fn measure(
+    args: &Args,
+    model: &StagedModel,
+    parameterization: Parameterization,
+    settings: &SampleSettings,
+) -> anyhow::Result<Measured> {
+    let mut measured = Measured::default();
+    let began = Instant::now();
+    let encoders = model.text_encoders()?;
+    measured.load_secs += began.elapsed().as_secs_f64();
+    let began = Instant::now();
+    let (cond, uncond) = (encoders.encode(std::slice::from_ref(&args.prompt))?, encoders.encode(&[String::new()])?);
+    measured.encode_secs = began.elapsed().as_secs_f64();
+    drop(encoders);
+
+    let total = u64::from(args.rounds + 1) * settings.steps as u64;
+    let (mut progress, mut done) = (Progress::new("bench sample", "steps", 0, total), 0);
+    let began = Instant::now();
+    let unet = model.unet()?;
+    measured.load_secs += began.elapsed().as_secs_f64();
+    let texts = Texts { cond: &cond, uncond: &uncond };
+    let mut latents: Vec<Tensor> = Vec::new();
+    for round in 0..=args.rounds {
+        let settings = SampleSettings { seed: u64::from(round), ..settings.clone() };
+        let began = Instant::now();
+        latents.push(sample_latents(&unet, model.vae_config(), parameterization, texts, &settings, &mut |_| {
+            done += 1;
+            progress.set(done, "");
+        })?);
+        measured.batch_secs.push(began.elapsed().as_secs_f64());
+    }
+    drop(unet);
+    progress.finish();
+
+    let began = Instant::now();
+    let vae = model.vae()?;
+    measured.load_secs += began.elapsed().as_secs_f64();
+    for (latents, secs) in latents.iter().zip(&mut measured.batch_secs) {
+        let began = Instant::now();
+        let _pixels = decode(&vae, latents)?;
+        *secs += began.elapsed().as_secs_f64();
+    }
+    Ok(measured)
+}
+
+impl Args {
+    fn settings(&self) -> SampleSettings {
+        SampleSettings {
+            steps: self.steps,
+            cfg: self.cfg,
+            width_px: self.size.0,
+            height_px: self.size.1,
+            batch: self.batch,
+            ..SampleSettings::default()
+        }
+    }
+}
+
+/// The most memory that this process has had resident, where the system says so (Linux). Weights are mapped, and pages
+/// that have been read count until they are given back.
+fn peak_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn the_largest_memory_never_falls() {
+        let before = peak_bytes().expect("Linux says it");
+        let held = vec![1u8; 64 << 20];
+        let after = peak_bytes().expect("Linux says it");
+        assert!(after >= before && after >= held.len() as u64, "{before} then {after}");
+    }
+}

@@ -1,0 +1,82 @@
+//! A model seen as a denoiser: noisy latents and a noise level in, the clean latents that they point to out.
+//!
+//! This is where the three parameterizations meet, so that samplers and guidance are written once. In this view an eps
+//! or v model's latents are `x0 + sigma * noise` (not scaled to unit variance), a flow model's are
+//! `(1 - sigma) * x0 + sigma * noise`. Both follow the same equation, `dx/dsigma = (x - denoised) / sigma`; where a
+//! sampler has to know which of the two it is on (because it adds noise of its own), it asks [`signal`].
+
+use tch::{Kind, Tensor};
+
+use crate::{
+    discrete,
+    error::Result,
+    flow::{self, Parameterization},
+};
+
+/// A denoiser: (noisy latents `[b, 4, h, w]`, noise level) to clean latents of the same shape.
+pub type Denoise<'a> = dyn FnMut(&Tensor, f64) -> Result<Tensor> + 'a;
+
+/// How much of the picture is in the latents at a level: `1 - sigma` for flow, all of it for eps and v.
+pub fn signal(parameterization: Parameterization, sigma: f64) -> f64 {
+    match parameterization {
+        Parameterization::Flow => 1.0 - sigma,
+        Parameterization::Eps | Parameterization::V => 1.0,
+    }
+}
+
+/// Noise at the first level, for a picture that is empty.
+///
+/// An eps or v model that starts at the top gets the variance of its noisiest training inputs, `1 + sigma^2`.
+pub fn noised_start(parameterization: Parameterization, noise: &Tensor, sigma: f64, sigma_max: f64) -> Tensor {
+    let starts_at_top = sigma >= sigma_max * (1.0 - 1e-5);
+    match parameterization {
+        Parameterization::Eps | Parameterization::V if starts_at_top => noise * (1.0 + sigma * sigma).sqrt(),
+        _ => noise * sigma,
+    }
+}
+
+/// One evaluation of a model: scales its input, gives it its timestep, turns its answer into clean latents. `model`
+/// takes (input `[b, 4, h, w]`, timestep `[b]` fp32) and answers in the input's shape.
+///
+/// # Errors
+/// What `model` returns.
+pub fn denoised_by(
+    parameterization: Parameterization,
+    x: &Tensor,
+    sigma: f64,
+    model: &mut dyn FnMut(&Tensor, &Tensor) -> Result<Tensor>,
+) -> Result<Tensor> {
+    let batch = |value: f64| Tensor::full([x.size()[0]], value, (Kind::Float, x.device()));
+    if parameterization == Parameterization::Flow {
+        let sigma = batch(sigma);
+        let velocity = widened(model(x, &flow::timestep(&sigma))?);
+        return Ok(flow::clean_estimate(x, &velocity, &sigma));
+    }
+    let variance = sigma * sigma + 1.0;
+    let timestep = batch(discrete::timestep(sigma as f32) as f64);
+    let output = widened(model(&(x / variance.sqrt()), &timestep)?);
+    Ok(match parameterization {
+        Parameterization::V => x / variance - output * (sigma / variance.sqrt()),
+        _ => x - output * sigma,
+    })
+}
+
+/// At least fp32: a bf16 model's answer is added up over many steps.
+fn widened(output: Tensor) -> Tensor {
+    if output.kind() == Kind::Double { output } else { output.to_kind(Kind::Float) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn start_has_the_first_levels_noise() {
+        let noise = Tensor::from_slice(&[1.0f64]);
+        let start = |parameterization, sigma| noised_start(parameterization, &noise, sigma, 14.0).double_value(&[0]);
+        assert_eq!(start(Parameterization::Flow, 1.0), 1.0);
+        assert_eq!(start(Parameterization::Flow, 0.9), 0.9);
+        assert_eq!(start(Parameterization::Eps, 14.0), 197f64.sqrt());
+        assert_eq!(start(Parameterization::V, 3.0), 3.0);
+    }
+}

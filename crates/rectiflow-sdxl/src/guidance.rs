@@ -1,0 +1,372 @@
+//! Guidance: a UNet with its texts as one denoiser that follows the prompt more strongly than the UNet does.
+//!
+//! On denoised latents, as ComfyUI's nodes compute it and in their order, `c` the prompt's, `u` the negative's, `p` the
+//! prompt's with self-attention switched off:
+//!
+//! ```text
+//! guided = u + cfg * (c - u)                          classifier-free guidance; at 1 the negative is not computed
+//! guided = rescaled to the spread of c                RescaleCFG (arXiv 2305.08891, section 3.4)
+//! guided = guided + pag_scale * (c - p)               PerturbedAttentionGuidance (arXiv 2403.17377)
+//! ```
+//!
+//! All of them go through the UNet as one batch (ComfyUI takes a second pass for `p`): prompts first, then negatives,
+//! then perturbed prompts. Texts of unequal length are repeated up to the least common multiple of their lengths, which
+//! leaves attention as it is.
+
+use tch::{Kind, Tensor};
+
+use crate::{
+    cond::Cond,
+    denoise::denoised_by,
+    error::{Error, Result},
+    flow::Parameterization,
+    unet::{Perturbation, UNet, UNetInput, UNetPart},
+};
+
+/// How strongly, and in which way.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Guidance {
+    /// Scale of classifier-free guidance; 1 is none.
+    pub cfg: f64,
+    /// Share of CFG's result that is rescaled to the prompt's spread, against too much contrast: 0 is none, 1 all.
+    pub cfg_rescale: f64,
+    /// Scale of perturbed-attention guidance; 0 is none. With it `cfg` is set lower: 3 and 3 go together.
+    pub pag_scale: f64,
+    /// Where attention is perturbed: `mid` as ComfyUI does, or `down.N` and `up.N` with a level's number.
+    pub pag_parts: Vec<UNetPart>,
+}
+
+impl Default for Guidance {
+    fn default() -> Self {
+        Self { cfg: 4.5, cfg_rescale: 0.0, pag_scale: 0.0, pag_parts: vec![UNetPart::Mid] }
+    }
+}
+
+impl Guidance {
+    /// Whether the negative has a part in it. `math.isclose`, which is how ComfyUI decides.
+    pub fn is_guided(&self) -> bool {
+        (self.cfg - 1.0).abs() > 1e-9 * self.cfg.abs().max(1.0)
+    }
+
+    /// Whether attention is perturbed.
+    pub fn is_perturbed(&self) -> bool {
+        self.pag_scale != 0.0
+    }
+
+    /// What is wrong with the numbers.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if !self.cfg.is_finite() {
+            problems.push(format!("cfg is {}, expected a finite number (1 is no guidance)", self.cfg));
+        }
+        if !(0.0..=1.0).contains(&self.cfg_rescale) {
+            problems.push(format!("cfg_rescale is {}, expected 0 (none) to 1", self.cfg_rescale));
+        }
+        if !self.pag_scale.is_finite() {
+            problems.push(format!("pag_scale is {}, expected a finite number (0 is none)", self.pag_scale));
+        }
+        if self.is_perturbed() && self.pag_parts.is_empty() {
+            problems.push("pag_parts is empty, expected \"mid\" or others where pag_scale is not 0".into());
+        }
+        problems
+    }
+}
+
+/// What to draw and what to stay away from.
+#[derive(Clone, Copy, Debug)]
+pub struct Texts<'a> {
+    /// The prompt, or one for each picture.
+    pub cond: &'a Cond,
+    /// The negative prompt (the empty text if the user gives none), or one for each picture.
+    pub uncond: &'a Cond,
+}
+
+/// A UNet with its conditions, as one denoiser.
+#[derive(Debug)]
+pub struct Guided<'a> {
+    unet: &'a UNet,
+    parameterization: Parameterization,
+    guidance: &'a Guidance,
+    /// How often each picture is in the batch.
+    copies: i64,
+    batch: i64,
+    context: Tensor,
+    context_mask: Option<Tensor>,
+    pooled: Tensor,
+    time_ids: Tensor,
+}
+
+impl<'a> Guided<'a> {
+    /// `time_ids` are `[b, 6]`; the texts have one row for all pictures or one for each.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for texts that do not fit the batch, [`Error::Invalid`] for parts of the UNet without attention.
+    pub fn new(
+        unet: &'a UNet,
+        parameterization: Parameterization,
+        texts: Texts<'_>,
+        time_ids: &Tensor,
+        guidance: &'a Guidance,
+    ) -> Result<Self> {
+        let (batch, device) = (time_ids.size()[0], unet.device());
+        let mut parts = vec![("prompts", texts.cond)];
+        if guidance.is_guided() {
+            parts.push(("negative prompts", texts.uncond));
+        }
+        if guidance.is_perturbed() {
+            unet.check_parts(&guidance.pag_parts)?;
+            parts.push(("prompts", texts.cond));
+        }
+        for (name, part) in &parts {
+            let rows = part.pooled.size()[0];
+            if rows != 1 && rows != batch {
+                return Err(Error::input(*name, format!("1 or {batch} (one for each picture)"), rows.to_string()));
+            }
+        }
+        let parts: Vec<&Cond> = parts.into_iter().map(|(_, part)| part).collect();
+        let num_tokens = parts.iter().map(|part| part.context.size()[1]).fold(1, least_common_multiple);
+        let context: Vec<_> = parts.iter().map(|part| repeated(&part.context, batch, num_tokens)).collect();
+        let masks: Vec<_> = parts.iter().map(|part| repeated(&mask_of(part), batch, num_tokens)).collect();
+        let pooled: Vec<_> = parts.iter().map(|part| part.pooled.expand([batch, -1], false)).collect();
+        let is_masked = parts.iter().any(|part| part.context_mask.is_some());
+        Ok(Self {
+            unet,
+            parameterization,
+            guidance,
+            copies: parts.len() as i64,
+            batch,
+            context: Tensor::cat(&context, 0).to_device(device).to_kind(unet.kind()),
+            context_mask: is_masked.then(|| Tensor::cat(&masks, 0).to_device(device)),
+            pooled: Tensor::cat(&pooled, 0).to_device(device).to_kind(unet.kind()),
+            time_ids: time_ids.repeat([parts.len() as i64, 1]).to_device(device),
+        })
+    }
+
+    /// The clean latents that `x` points to, guided. `[b, 4, h, w]` fp32
+    ///
+    /// # Errors
+    /// What the UNet returns, and [`Error::Input`] if its answer is not finite.
+    pub fn denoise(&self, x: &Tensor, sigma: f64) -> Result<Tensor> {
+        let stacked = x.repeat([self.copies, 1, 1, 1]);
+        let perturbation = self
+            .guidance
+            .is_perturbed()
+            .then(|| Perturbation { parts: &self.guidance.pag_parts, first_row: (self.copies - 1) * self.batch });
+        let denoised = denoised_by(self.parameterization, &stacked, sigma, &mut |sample, timestep| {
+            let input = UNetInput {
+                sample: &sample.to_kind(self.unet.kind()),
+                timestep,
+                context: &self.context,
+                context_mask: self.context_mask.as_ref(),
+                text_embeds: &self.pooled,
+                time_ids: &self.time_ids,
+            };
+            self.unet.forward_perturbed(&input, perturbation)
+        })?;
+        if denoised.isfinite().all().int64_value(&[]) == 0 {
+            let found = "NaN or infinity: the model is broken, or its numbers do not fit its dtype";
+            return Err(Error::input(format!("the UNet's answer at sigma {sigma:.4}"), "finite numbers", found));
+        }
+        Ok(self.combined(x, sigma, &denoised.chunk(self.copies, 0)))
+    }
+
+    /// The parts of the batch as one denoised prediction.
+    fn combined(&self, x: &Tensor, sigma: f64, parts: &[Tensor]) -> Tensor {
+        let cond = &parts[0];
+        let mut guided = cond.shallow_clone();
+        if self.guidance.is_guided() {
+            guided = &parts[1] + (cond - &parts[1]) * self.guidance.cfg;
+            if self.guidance.cfg_rescale > 0.0 {
+                guided = rescaled(x, sigma, cond, &guided, self.guidance.cfg_rescale);
+            }
+        }
+        if self.guidance.is_perturbed() {
+            // Not in place: without CFG it is the prompt's own prediction.
+            guided = &guided + (cond - &parts[parts.len() - 1]) * self.guidance.pag_scale;
+        }
+        guided
+    }
+}
+
+/// CFG's result with the spread of the prompt's own prediction, in `share` (0 to 1). `guided` and `cond` are denoised
+/// latents `[b, 4, h, w]`.
+///
+/// Spread is that of the v prediction `(x / (sigma^2 + 1) - denoised) * sqrt(sigma^2 + 1) / sigma` of each picture. That
+/// is the v of an eps or v model. ComfyUI's node uses the same expression behind a flow model, where it is no velocity,
+/// only a mixture of latents and prediction; it is kept, so that its workflow draws the same picture.
+pub fn rescaled(x: &Tensor, sigma: f64, cond: &Tensor, guided: &Tensor, share: f64) -> Tensor {
+    let variance = sigma * sigma + 1.0;
+    let from_x = x / variance;
+    let to_v = |denoised: &Tensor| (&from_x - denoised) * (variance.sqrt() / sigma);
+    let spread = |v: &Tensor| v.std_dim(&[1i64, 2, 3][..], true, true); // [b, 1, 1, 1]
+    let (v_cond, v_guided) = (to_v(cond), to_v(guided));
+    let factor = spread(&v_cond) / spread(&v_guided) * share + (1.0 - share);
+    from_x - v_guided * factor * (sigma / variance.sqrt())
+}
+
+/// `[1 or b, n, ...]` -> `[batch, num_tokens, ...]`: rows expanded, tokens repeated, which leaves attention as it is.
+fn repeated(tokens: &Tensor, batch: i64, num_tokens: i64) -> Tensor {
+    let size = tokens.size();
+    let mut repeats = vec![1; size.len()];
+    repeats[0] = batch / size[0];
+    repeats[1] = num_tokens / size[1];
+    tokens.repeat(repeats)
+}
+
+/// `[b, n]` bool: which tokens are real.
+fn mask_of(cond: &Cond) -> Tensor {
+    let size = cond.context.size();
+    match &cond.context_mask {
+        Some(mask) => mask.shallow_clone(),
+        None => Tensor::ones([size[0], size[1]], (Kind::Bool, cond.context.device())),
+    }
+}
+
+fn least_common_multiple(a: i64, b: i64) -> i64 {
+    let (mut divisor, mut rest) = (a, b);
+    while rest != 0 {
+        (divisor, rest) = (rest, divisor % rest);
+    }
+    a / divisor * b
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+    use crate::{noise::initial_noise, sample::SampleSettings, weights::Weights};
+
+    fn tiny_unet(weights: Weights) -> UNet {
+        let mut config = crate::bundle::sdxl_configs().remove(&crate::model::Component::UNet).unwrap();
+        let changes = serde_json::json!({"block_out_channels": [8, 16], "attention_head_dim": [2, 2],
+            "norm_num_groups": 4, "layers_per_block": 1, "cross_attention_dim": 12,
+            "transformer_layers_per_block": [1, 2], "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": 54, "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+            "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"]});
+        config.extend(changes.as_object().unwrap().clone());
+        UNet::new(crate::config::UNetConfig::from_json(config, "unet").unwrap(), weights).unwrap()
+    }
+
+    fn random_unet() -> UNet {
+        tiny_unet(Weights::random(1, Kind::Float, Device::Cpu))
+    }
+
+    fn cond(seed: u64, rows: i64, num_chunks: i64) -> Cond {
+        let context = initial_noise(seed, &[rows, 77 * num_chunks, 12]) * 3.0;
+        Cond { context, context_mask: None, pooled: initial_noise(seed + 1, &[rows, 6]) }
+    }
+
+    fn time_ids(batch: usize) -> Tensor {
+        SampleSettings { batch, ..Default::default() }.time_ids()
+    }
+
+    fn guided(unet: &UNet, texts: Texts<'_>, x: &Tensor, guidance: &Guidance) -> Tensor {
+        let guided = Guided::new(unet, Parameterization::Flow, texts, &time_ids(x.size()[0] as usize), guidance);
+        tch::no_grad(|| guided.unwrap().denoise(x, 0.8).unwrap())
+    }
+
+    fn largest(difference: &Tensor) -> f64 {
+        difference.abs().max().double_value(&[])
+    }
+
+    const NONE: Guidance = Guidance { cfg: 1.0, cfg_rescale: 0.0, pag_scale: 0.0, pag_parts: Vec::new() };
+
+    #[test]
+    fn one_guided_pass_equals_two_even_with_unequal_lengths() {
+        let unet = random_unet();
+        let x = initial_noise(5, &[2, 4, 6, 10]);
+        // A prompt for each picture (3 chunks, the second one's last masked out) against one negative of 2 chunks.
+        let mut prompts = cond(1, 2, 3);
+        let real = Tensor::from_slice(&[3i64, 2]).view([2, 1]) * 77;
+        prompts.context_mask = Some(Tensor::arange(3 * 77, (Kind::Int64, Device::Cpu)).view([1, -1]).lt_tensor(&real));
+        let negative = cond(3, 1, 2);
+        let denoise =
+            |cond: &Cond, uncond: &Cond, cfg: f64| guided(&unet, Texts { cond, uncond }, &x, &Guidance { cfg, ..NONE });
+        let (alone, against) = (denoise(&prompts, &negative, 1.0), denoise(&negative, &prompts, 1.0));
+        let expected = &against + (&alone - &against) * 4.5;
+        let together = denoise(&prompts, &negative, 4.5);
+        assert!(largest(&(together - expected)) < 1e-4);
+        assert!(largest(&(alone - against)) > 1e-3, "the two texts must differ for this to show anything");
+    }
+
+    #[test]
+    fn perturbed_attention_is_added_to_cfg_and_its_rows_leave_the_others_alone() {
+        let unet = random_unet();
+        let x = initial_noise(5, &[2, 4, 6, 10]);
+        let (prompts, negative) = (cond(1, 2, 1), cond(3, 1, 1));
+        let texts = Texts { cond: &prompts, uncond: &negative };
+        let with = |cfg: f64, pag_scale: f64, pag_parts: &[UNetPart]| {
+            guided(&unet, texts, &x, &Guidance { cfg, pag_scale, pag_parts: pag_parts.to_vec(), ..NONE })
+        };
+        let (alone, cfg) = (with(1.0, 0.0, &[]), with(3.0, 0.0, &[]));
+        // At cfg 1 and scale -1 what comes out is the perturbed prediction: c - (c - p).
+        let perturbed = with(1.0, -1.0, &[UNetPart::Mid]);
+        let expected = &cfg + (&alone - &perturbed) * 2.5;
+        assert!(largest(&(with(3.0, 2.5, &[UNetPart::Mid]) - expected)) < 1e-4);
+        assert!(largest(&(&alone - &perturbed)) > 1e-3, "switching attention off must change something");
+        let elsewhere = with(1.0, -1.0, &[UNetPart::Down(1), UNetPart::Up(0)]);
+        assert!(largest(&(elsewhere - perturbed)) > 1e-3, "other parts are other predictions");
+    }
+
+    #[test]
+    fn rescaling_gives_the_prompts_spread() {
+        let unet = random_unet();
+        let x = initial_noise(5, &[2, 4, 6, 10]);
+        let (prompts, negative) = (cond(1, 2, 1), cond(3, 1, 1));
+        let texts = Texts { cond: &prompts, uncond: &negative };
+        let with = |cfg_rescale: f64, cfg: f64| guided(&unet, texts, &x, &Guidance { cfg, cfg_rescale, ..NONE });
+        // The v of ComfyUI's node at sigma 0.8, its deviation for each picture.
+        let spread = |denoised: &Tensor| {
+            let v = &x / 1.64 - denoised;
+            Vec::<f32>::try_from(v.std_dim(&[1i64, 2, 3][..], true, false)).unwrap()
+        };
+        let (alone, full, plain) = (spread(&with(0.0, 1.0)), spread(&with(1.0, 7.0)), spread(&with(0.0, 7.0)));
+        for picture in 0..2 {
+            assert!((full[picture] / alone[picture] - 1.0).abs() < 1e-4, "{full:?} {alone:?}");
+            assert!((plain[picture] / alone[picture] - 1.0).abs() > 1e-3, "CFG must have changed it: {plain:?}");
+        }
+        let half = with(0.5, 7.0) - (with(1.0, 7.0) + with(0.0, 7.0)) * 0.5;
+        assert!(largest(&half) < 1e-5);
+    }
+
+    #[test]
+    fn wrong_numbers_of_texts_and_parts_without_attention_are_refused() {
+        let unet = random_unet();
+        let (prompts, negative) = (cond(1, 2, 1), cond(3, 1, 1));
+        let texts = Texts { cond: &prompts, uncond: &negative };
+        let message = |batch: usize, guidance: &Guidance| {
+            let guided = Guided::new(&unet, Parameterization::Flow, texts, &time_ids(batch), guidance);
+            guided.unwrap_err().to_string()
+        };
+        assert_eq!(message(3, &NONE), "prompts: expected 1 or 3 (one for each picture), found 2");
+        let elsewhere = Guidance { pag_scale: 3.0, pag_parts: vec![UNetPart::Down(0)], ..NONE };
+        let expected = "pag_parts: this UNet has no attention in down.0; it has in down.1, mid, up.0";
+        assert_eq!(message(2, &elsewhere), expected);
+    }
+
+    #[test]
+    fn a_model_that_answers_nan_is_named_with_the_level() {
+        // Weights are checked when they are loaded; numbers can still overflow on the way through.
+        let unet = random_unet();
+        let texts = Texts { cond: &cond(1, 1, 1), uncond: &cond(3, 1, 1) };
+        let guidance = NONE;
+        let guided = Guided::new(&unet, Parameterization::Flow, texts, &time_ids(1), &guidance).unwrap();
+        let x = Tensor::full([1, 4, 6, 10], f64::NAN, (Kind::Float, Device::Cpu));
+        let message = tch::no_grad(|| guided.denoise(&x, 0.75)).unwrap_err().to_string();
+        assert!(
+            message.starts_with("the UNet's answer at sigma 0.7500: expected finite numbers, found NaN"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn bad_numbers_are_all_named() {
+        let bad = Guidance { cfg: f64::NAN, cfg_rescale: 1.5, pag_scale: f64::INFINITY, pag_parts: Vec::new() };
+        let problems = bad.problems().join("; ");
+        for word in ["cfg is NaN", "cfg_rescale is 1.5", "pag_scale is inf", "pag_parts is empty"] {
+            assert!(problems.contains(word), "{word}: {problems}");
+        }
+        assert_eq!(Guidance::default().problems(), [""; 0]);
+    }
+}

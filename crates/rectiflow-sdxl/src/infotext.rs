@@ -1,0 +1,155 @@
+//! The settings of a picture as one text, the way AUTOMATIC1111's web interface writes and many programs read it.
+//!
+//! Prompt, a line with the negative prompt, a line of `Key: value` pairs; a value with a comma, a colon or a quote in it
+//! is a JSON string. Names of samplers and schedules are the web interface's own, so that it can read them back. Keys
+//! that it does not know (`Shift`, `CFG rescale`, `PAG scale`...) it keeps as they are.
+
+use std::fmt::Write;
+
+use crate::{flow::Parameterization, sample::SampleSettings, schedule::Schedule, unet::UNetPart};
+
+/// A picture's origin: what [`infotext`] and [`crate::workflow::Workflow`] are made from.
+#[derive(Debug, Clone, Copy)]
+pub struct Drawing<'a> {
+    /// How it was drawn.
+    pub settings: &'a SampleSettings,
+    /// What the model predicts.
+    pub parameterization: Parameterization,
+    /// What was to be seen.
+    pub prompt: &'a str,
+    /// What it was steered away from.
+    pub negative: &'a str,
+    /// The model's name, without an ending.
+    pub model: &'a str,
+}
+
+/// The text of the picture at a position of its batch, counted from 0.
+pub fn infotext(drawing: &Drawing<'_>, position: usize) -> String {
+    let mut text = drawing.prompt.to_owned();
+    if !drawing.negative.is_empty() {
+        let _ = write!(text, "\nNegative prompt: {}", drawing.negative);
+    }
+    let pairs: Vec<String> =
+        pairs(drawing, position).into_iter().map(|(key, value)| format!("{key}: {}", quoted(&value))).collect();
+    format!("{text}\n{}", pairs.join(", "))
+}
+
+fn pairs(drawing: &Drawing<'_>, position: usize) -> Vec<(&'static str, String)> {
+    let settings = drawing.settings;
+    let mut pairs = vec![
+        ("Steps", settings.steps.to_string()),
+        ("Sampler", settings.sampler.web_name().to_owned()),
+        ("Schedule type", schedule_name(settings.schedule).to_owned()),
+        ("CFG scale", settings.cfg.to_string()),
+        ("Seed", settings.seed.to_string()),
+        ("Size", format!("{}x{}", settings.width_px, settings.height_px)),
+        ("Model", drawing.model.to_owned()),
+    ];
+    if drawing.parameterization == Parameterization::Flow {
+        pairs.push(("Shift", settings.shift.to_string()));
+    }
+    let guidance = settings.guidance();
+    if guidance.is_guided() && guidance.cfg_rescale > 0.0 {
+        pairs.push(("CFG rescale", guidance.cfg_rescale.to_string()));
+    }
+    if guidance.is_perturbed() {
+        pairs.push(("PAG scale", guidance.pag_scale.to_string()));
+        if guidance.pag_parts != [UNetPart::Mid] {
+            let parts: Vec<String> = guidance.pag_parts.iter().map(ToString::to_string).collect();
+            pairs.push(("PAG parts", parts.join(" ")));
+        }
+    }
+    if let Some(size) = settings.size {
+        let original = format!("{}x{}", size.original_width_px, size.original_height_px);
+        pairs.push(("Original size", original));
+        pairs.push(("Crop", format!("+{}+{}", size.crop_left_px, size.crop_top_px)));
+        pairs.push(("Target size", format!("{}x{}", size.target_width_px, size.target_height_px)));
+    }
+    if settings.batch > 1 {
+        pairs.push(("Batch size", settings.batch.to_string()));
+        pairs.push(("Batch pos", position.to_string()));
+    }
+    pairs.push(("Version", format!("rectiflow {}", env!("CARGO_PKG_VERSION"))));
+    pairs
+}
+
+/// The web interface's name for a schedule.
+fn schedule_name(schedule: Schedule) -> &'static str {
+    match schedule {
+        Schedule::Simple => "Simple",
+        Schedule::Normal => "Normal",
+        Schedule::SgmUniform => "SGM Uniform",
+        Schedule::Beta => "Beta",
+        Schedule::Karras => "Karras",
+        Schedule::Exponential => "Exponential",
+        Schedule::DdimUniform => "DDIM",
+        Schedule::KlOptimal => "KL Optimal",
+    }
+}
+
+/// A value as it is, or as a JSON string where it would be read as several.
+fn quoted(value: &str) -> String {
+    if value.contains([',', ':', '\n', '"']) { serde_json::Value::from(value).to_string() } else { value.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{sample::SizeConditioning, sampler::Sampler};
+
+    #[test]
+    fn a_plain_picture_has_a_plain_text() {
+        let settings = SampleSettings { width_px: 832, height_px: 1216, seed: 5, ..Default::default() };
+        let drawing = Drawing {
+            settings: &settings,
+            parameterization: Parameterization::Flow,
+            prompt: "a fox",
+            negative: "",
+            model: "fox",
+        };
+        let expected = format!(
+            "a fox\nSteps: 28, Sampler: Euler, Schedule type: Simple, CFG scale: 4.5, Seed: 5, Size: 832x1216, \
+             Model: fox, Shift: 6, Version: rectiflow {}",
+            env!("CARGO_PKG_VERSION")
+        );
+        assert_eq!(infotext(&drawing, 0), expected);
+    }
+
+    #[test]
+    fn everything_that_was_set_is_said_and_values_are_quoted() {
+        let size = SizeConditioning {
+            original_width_px: 1000,
+            original_height_px: 1500,
+            crop_left_px: 3,
+            crop_top_px: 5,
+            target_width_px: 1024,
+            target_height_px: 1024,
+        };
+        let settings = SampleSettings {
+            sampler: Sampler::DpmPp2mSde,
+            schedule: Schedule::SgmUniform,
+            cfg_rescale: 0.7,
+            pag_scale: 3.0,
+            pag_parts: vec![UNetPart::Mid, UNetPart::Up(0)],
+            batch: 4,
+            size: Some(size),
+            ..Default::default()
+        };
+        let drawing = Drawing {
+            settings: &settings,
+            parameterization: Parameterization::Eps,
+            prompt: "a fox",
+            negative: "blurry, grey",
+            model: "fox, v2: \"red\"",
+        };
+        let text = infotext(&drawing, 2);
+        for needle in [
+            "a fox\nNegative prompt: blurry, grey\nSteps: 28, Sampler: DPM++ 2M SDE, Schedule type: SGM Uniform, ",
+            "Model: \"fox, v2: \\\"red\\\"\", CFG rescale: 0.7, PAG scale: 3, PAG parts: mid up.0, ",
+            "Original size: 1000x1500, Crop: +3+5, Target size: 1024x1024, Batch size: 4, Batch pos: 2, Version: ",
+        ] {
+            assert!(text.contains(needle), "{needle}: {text}");
+        }
+        assert!(!text.contains("Shift"), "eps has none: {text}");
+    }
+}

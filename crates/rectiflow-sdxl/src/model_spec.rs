@@ -1,0 +1,66 @@
+//! What a single file says about itself: the keys of the ModelSpec standard (version 1.0.1), and ours.
+//!
+//! Programs read the architecture, the title and the resolution from there, people the rest. There is no date among
+//! them: the same weights give the same bytes. Also not here: the model card, which is a text of its own.
+
+use serde_json::{Map, Value};
+
+use crate::{
+    bundle::{Bundle, CONFIGS_KEY},
+    config::VaeConfig,
+    error::Result,
+    export::ExportOptions,
+    flow::Parameterization,
+    model::{Component, PARAMETERIZATION_KEY},
+};
+
+/// The key of the SHA-256 of all tensors' bytes.
+pub(crate) const HASH_KEY: &str = "modelspec.hash_sha256";
+
+/// The entries of the header, but for the hash. `configs`: the four configurations by component folder.
+pub(crate) fn metadata(
+    bundle: &Bundle<'_>,
+    parameterization: Parameterization,
+    options: &ExportOptions,
+    configs: Map<String, Value>,
+) -> Result<Vec<(String, String)>> {
+    let vae = VaeConfig::from_json(bundle.config(Component::Vae).clone(), &Component::Vae.config_name())?;
+    let sample_size = bundle.config(Component::UNet).get("sample_size").and_then(Value::as_u64).unwrap_or(128);
+    let side = sample_size * u64::from(vae.down_factor());
+    let own = [
+        ("format", "pt".to_owned()),
+        ("modelspec.sai_model_spec", "1.0.1".into()),
+        ("modelspec.architecture", "stable-diffusion-xl-v1-base".into()),
+        ("modelspec.implementation", "https://github.com/Stability-AI/generative-models".into()),
+        ("modelspec.title", options.title.clone()),
+        ("modelspec.description", options.description.clone()),
+        ("modelspec.resolution", format!("{side}x{side}")),
+        ("modelspec.prediction_type", prediction_type(parameterization).into()),
+        ("modelspec.usage_hint", usage_hint(parameterization, options.sampling_shift)),
+        (PARAMETERIZATION_KEY, parameterization.to_string()),
+        (CONFIGS_KEY, Value::Object(configs).to_string()),
+    ];
+    let own = own.into_iter().filter(|(_, value)| !value.is_empty());
+    Ok(own.map(|(key, value)| (key.to_owned(), value)).chain(options.metadata.iter().cloned()).collect())
+}
+
+/// The standard has "v" and "epsilon", and leaves room for others.
+fn prediction_type(parameterization: Parameterization) -> &'static str {
+    match parameterization {
+        Parameterization::Flow => "flow",
+        Parameterization::Eps => "epsilon",
+        Parameterization::V => "v",
+    }
+}
+
+/// What somebody who samples the model must know; no program infers "flow" from a file.
+pub fn usage_hint(parameterization: Parameterization, shift: f64) -> String {
+    match parameterization {
+        Parameterization::Flow => format!(
+            "A rectified-flow model: in ComfyUI put ModelSamplingSD3 (shift {shift}; 3 to 6 is useful) behind the \
+             checkpoint loader. Euler, schedule simple or beta, CFG about 4.5."
+        ),
+        Parameterization::V => "A v-prediction model: set ModelSamplingDiscrete to v_prediction in ComfyUI.".into(),
+        Parameterization::Eps => String::new(),
+    }
+}

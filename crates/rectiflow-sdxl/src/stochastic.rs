@@ -1,0 +1,127 @@
+//! Samplers that add noise: each step goes further down than its level and comes back up with fresh noise.
+//!
+//! Where the solvers of [`crate::solvers`] see no difference between flow and eps or v, these do: how much of the
+//! picture is left in the latents at a level ([`signal`]) decides how much noise a step may add. A tool that uses the
+//! eps form on a flow model gets latents whose noise is not what their sigma says. ComfyUI's arithmetic, with its own
+//! flow forms: golden-tested, in `tests/samplers.rs`.
+
+use tch::Tensor;
+
+use crate::{
+    denoise::{Denoise, signal},
+    error::Result,
+    flow::Parameterization,
+    noise::StepNoise,
+    solvers::{Progress, Watch},
+};
+
+/// What a stochastic sampler is told beside the levels.
+pub struct Stochastic<'a> {
+    /// What the latents at a level are made of.
+    pub parameterization: Parameterization,
+    /// How much of the noise is replaced: 1 is the usual, 0 makes the sampler deterministic.
+    pub eta: f64,
+    /// Where the new noise comes from.
+    pub noise: &'a mut StepNoise<'a>,
+}
+
+impl std::fmt::Debug for Stochastic<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Stochastic({}, eta {})", self.parameterization, self.eta)
+    }
+}
+
+/// Euler's method to a level below the next one, and noise back up to it.
+///
+/// # Errors
+/// What `denoise` returns.
+pub fn euler_ancestral(
+    denoise: &mut Denoise<'_>,
+    x: Tensor,
+    sigmas: &[f64],
+    stochastic: &mut Stochastic<'_>,
+    watch: &mut Watch<'_>,
+) -> Result<Tensor> {
+    let mut x = x;
+    for (step, pair) in sigmas.windows(2).enumerate() {
+        let (sigma, next) = (pair[0], pair[1]);
+        let denoised = denoise(&x, sigma)?;
+        watch(Progress { step, num_steps: sigmas.len() - 1, sigma, x: &x, denoised: &denoised });
+        let rest = Renoise::between(stochastic.parameterization, sigma, next, stochastic.eta);
+        let down = &x * (rest.down / sigma) + denoised * (1.0 - rest.down / sigma);
+        x = if rest.added > 0.0 {
+            down * rest.scale + (stochastic.noise)(sigma, next) * rest.added
+        } else {
+            down * rest.scale
+        };
+    }
+    Ok(x)
+}
+
+/// How an ancestral step ends: at the level `down`, then scaled by `scale`, then noise of deviation `added`.
+#[derive(Debug)]
+struct Renoise {
+    down: f64,
+    scale: f64,
+    added: f64,
+}
+
+impl Renoise {
+    /// For eps and v, Karras et al.'s `sigma_down^2 + sigma_up^2 = next^2`. For flow, a level below in the same
+    /// proportion as the step itself, `next * (1 + (next / sigma - 1) * eta)`; scaling brings its signal back to the
+    /// next level's.
+    fn between(parameterization: Parameterization, sigma: f64, next: f64, eta: f64) -> Self {
+        if next == 0.0 || eta == 0.0 {
+            return Self { down: next, scale: 1.0, added: 0.0 };
+        }
+        if parameterization == Parameterization::Flow {
+            let down = next * (1.0 + (next / sigma - 1.0) * eta);
+            let scale = signal(parameterization, next) / signal(parameterization, down);
+            return Self { down, scale, added: (next.powi(2) - (down * scale).powi(2)).max(0.0).sqrt() };
+        }
+        let added = (eta * next * (1.0 - (next / sigma).powi(2)).sqrt()).min(next);
+        Self { down: (next * next - added * added).sqrt(), scale: 1.0, added }
+    }
+}
+
+/// DPM-Solver++(2M) for the reverse-time stochastic equation (Lu et al. 2022, appendix), midpoint form: [`dpmpp_2m`]
+/// with noise, in the logarithm of the signal-to-noise ratio.
+///
+/// Every sigma must be below 1 for flow: at 1 there is no signal and the logarithm is infinite. The caller moves the
+/// first level down a little ([`crate::schedule::NoiseLevels::below_the_top`]).
+///
+/// [`dpmpp_2m`]: crate::solvers::dpmpp_2m
+///
+/// # Errors
+/// What `denoise` returns.
+pub fn dpmpp_2m_sde(
+    denoise: &mut Denoise<'_>,
+    x: Tensor,
+    sigmas: &[f64],
+    stochastic: &mut Stochastic<'_>,
+    watch: &mut Watch<'_>,
+) -> Result<Tensor> {
+    let (parameterization, eta) = (stochastic.parameterization, stochastic.eta);
+    let signal_at = |sigma: f64| signal(parameterization, sigma);
+    let mut x = x;
+    let mut last: Option<(Tensor, f64)> = None; // the answer before, and the length of the step after it
+    for (step, pair) in sigmas.windows(2).enumerate() {
+        let (sigma, next) = (pair[0], pair[1]);
+        let denoised = denoise(&x, sigma)?;
+        watch(Progress { step, num_steps: sigmas.len() - 1, sigma, x: &x, denoised: &denoised });
+        if next == 0.0 {
+            x = denoised;
+            continue;
+        }
+        let length = (signal_at(next) / next).ln() - (signal_at(sigma) / sigma).ln();
+        let share = -(-length * (eta + 1.0)).exp_m1() * signal_at(next); // of the denoised latents
+        let mut mixed = &x * (next / sigma * (-length * eta).exp()) + &denoised * share;
+        if let Some((before, last_length)) = &last {
+            mixed += (&denoised - before) * (0.5 * share * length / last_length);
+        }
+        let added = next * (-(-2.0 * length * eta).exp_m1()).sqrt();
+        x = if added > 0.0 { mixed + (stochastic.noise)(sigma, next) * added } else { mixed };
+        last = Some((denoised, length));
+    }
+    Ok(x)
+}

@@ -1,0 +1,128 @@
+//! Tensors that lie in files, under the names that a model asks for, in diffusers' shapes.
+//!
+//! Shards of a folder and a single-file checkpoint look alike here: for each name a file, the name in it, and what has to
+//! be done to what is read. Nothing is read before it is asked for.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use tch::{Kind, Tensor};
+
+use crate::{
+    error::{Error, Result},
+    keys::Form,
+    tensor_file::TensorFile,
+};
+
+/// Named tensors in files.
+#[derive(Debug, Default)]
+pub(crate) struct Stored {
+    index: BTreeMap<String, Place>,
+    files: Vec<Arc<TensorFile>>,
+}
+
+/// Where a tensor is, and in which form.
+#[derive(Debug)]
+struct Place {
+    file: usize,
+    name: String,
+    form: Form,
+}
+
+impl Stored {
+    /// All tensors of some files (shards), under their own names.
+    pub(crate) fn open(paths: &[PathBuf]) -> Result<Self> {
+        let mut stored = Self::default();
+        for path in paths {
+            let file = stored.add_file(Arc::new(TensorFile::open(path)?));
+            let names: Vec<String> = stored.files[file].names().map(str::to_owned).collect();
+            for name in names {
+                stored.add(name.clone(), file, name, Form::Same);
+            }
+        }
+        Ok(stored)
+    }
+
+    /// Adds a file without its tensors; gives its number.
+    pub(crate) fn add_file(&mut self, file: Arc<TensorFile>) -> usize {
+        self.files.push(file);
+        self.files.len() - 1
+    }
+
+    /// Adds the tensor that is `stored` in a file.
+    pub(crate) fn add(&mut self, name: String, file: usize, stored: String, form: Form) {
+        self.index.insert(name, Place { file, name: stored, form });
+    }
+
+    /// Gives every tensor another name.
+    pub(crate) fn rename(&mut self, rename: impl Fn(&str) -> String) {
+        self.index = std::mem::take(&mut self.index).into_iter().map(|(name, at)| (rename(&name), at)).collect();
+    }
+
+    /// Drops what older programs stored beside the weights: the position ids, a constant.
+    pub(crate) fn drop_constants(&mut self) {
+        self.index.retain(|name, _| !is_constant(name));
+    }
+
+    /// Names, sorted.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.index.keys().map(String::as_str)
+    }
+
+    /// The paths of the files.
+    pub(crate) fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(|file| file.path())
+    }
+
+    /// A tensor's shape in diffusers' layout; `None` if there is no such tensor, or if it cannot be brought into it.
+    pub(crate) fn shape(&self, name: &str) -> Option<Vec<i64>> {
+        let place = self.index.get(name)?;
+        place.form.diffusers_shape(self.files[place.file].shape(&place.name)?)
+    }
+
+    /// A tensor's dtype, where libtorch has it.
+    pub(crate) fn kind(&self, name: &str) -> Option<Kind> {
+        self.index.get(name).and_then(|place| self.files[place.file].kind(&place.name))
+    }
+
+    /// A copy of a tensor in its own dtype and diffusers' shape.
+    pub(crate) fn load(&self, name: &str) -> Result<Tensor> {
+        let Some(place) = self.index.get(name) else {
+            let paths: Vec<_> = self.paths().map(|path| path.display().to_string()).collect();
+            return Err(Error::input(format!("{}: {name}", paths.join(", ")), "a tensor", "none of that name"));
+        };
+        let tensor = self.files[place.file].tensor(&place.name)?;
+        let path = self.files[place.file].path().display();
+        in_diffusers_form(tensor, place.form).map_err(Error::torch(format!("{path}: converting {}", place.name)))
+    }
+
+    /// Forgets a tensor.
+    pub(crate) fn forget(&mut self, name: &str) {
+        self.index.remove(name);
+    }
+}
+
+/// Whether a name is of a constant that some programs store among CLIP's weights.
+pub(crate) fn is_constant(name: &str) -> bool {
+    name.ends_with("position_ids")
+}
+
+/// A single file's tensor in diffusers' shape.
+fn in_diffusers_form(tensor: Tensor, form: Form) -> std::result::Result<Tensor, tch::TchError> {
+    let made = match form {
+        Form::Same => return Ok(tensor),
+        Form::Transposed => tensor.f_tr()?,
+        Form::Pointwise => {
+            let size = tensor.size();
+            tensor.f_reshape(&size[..2])?
+        }
+        Form::Stacked { index, of } => {
+            let rows = tensor.size()[0] / of as i64;
+            tensor.f_narrow(0, index as i64 * rows, rows)?
+        }
+    };
+    made.f_contiguous()
+}

@@ -1,0 +1,154 @@
+//! UniPC (Zhao et al. 2023): a multistep predictor and a corrector that reuses the next step's evaluation.
+//!
+//! The variant B1(h) of order 3 on denoised predictions, with the lower orders that its authors use at both ends. The
+//! paper works on latents of unit variance; its update is linear in them, so that it is written here on latents as
+//! [`crate::denoise`] has them, where `lambda = -ln sigma` and every signal factor is 1. That is also why it holds for
+//! flow unchanged. As in ComfyUI, a final 0 is replaced by 0.001, because lambda must be finite.
+
+use tch::Tensor;
+
+use crate::{
+    denoise::Denoise,
+    error::Result,
+    solvers::{Progress, Watch},
+};
+
+/// The highest order.
+const ORDER: usize = 3;
+/// What stands for a final sigma of 0.
+pub const LAST_SIGMA: f64 = 0.001;
+
+/// UniPC from `sigmas[0]` to the last, or to [`LAST_SIGMA`] where that is 0. Order 3 inside, one evaluation a step.
+///
+/// One step alone is Euler's (ComfyUI's answers its input there).
+///
+/// # Errors
+/// What `denoise` returns.
+pub fn uni_pc(denoise: &mut Denoise<'_>, x: Tensor, sigmas: &[f64], watch: &mut Watch<'_>) -> Result<Tensor> {
+    let sigmas: Vec<f64> = sigmas.iter().map(|&sigma| if sigma == 0.0 { LAST_SIGMA } else { sigma }).collect();
+    let num_steps = sigmas.len() - 1;
+    let highest = ORDER.min(num_steps.saturating_sub(1)).max(1);
+    let mut x = x;
+    let mut answers: Vec<(Tensor, f64)> = Vec::new(); // newest first: denoised latents and their lambda
+    for (step, pair) in sigmas.windows(2).enumerate() {
+        let (sigma, next) = (pair[0], pair[1]);
+        if step == 0 {
+            answers.push((denoise(&x, sigma)?, -sigma.ln()));
+        }
+        watch(Progress { step, num_steps, sigma, x: &x, denoised: &answers[0].0 });
+        let order = highest.min(step + 1).min(num_steps - step);
+        let update = Update::new(&x, [sigma, next], &answers[..order]);
+        let predicted = update.predict();
+        if step + 1 == num_steps {
+            return Ok(predicted);
+        }
+        let answer = denoise(&predicted, next)?;
+        x = update.correct(&answer);
+        answers.insert(0, (answer, -next.ln()));
+        answers.truncate(ORDER);
+    }
+    Ok(x)
+}
+
+/// One step's numbers.
+struct Update {
+    /// The step of order 1.
+    base: Tensor,
+    /// Differences of earlier answers to the newest, each over its distance in units of the step.
+    differences: Vec<Tensor>,
+    /// Those distances, and 1 for the answer to come.
+    ratios: Vec<f64>,
+    newest: Tensor,
+    /// The step's length in lambda, negative.
+    hh: f64,
+}
+
+impl Update {
+    /// `answers`: as many as the step's order, newest first.
+    fn new(x: &Tensor, [sigma, next]: [f64; 2], answers: &[(Tensor, f64)]) -> Self {
+        let (newest, lambda) = (&answers[0].0, answers[0].1);
+        let length = -next.ln() - lambda;
+        let mut ratios: Vec<f64> = answers[1..].iter().map(|(_, before)| (before - lambda) / length).collect();
+        let differences =
+            answers[1..].iter().zip(&ratios).map(|((answer, _), ratio)| (answer - newest) / *ratio).collect();
+        ratios.push(1.0);
+        let base = x * (next / sigma) - newest * (-length).exp_m1();
+        Self { base, differences, ratios, newest: newest.shallow_clone(), hh: -length }
+    }
+
+    fn predict(&self) -> Tensor {
+        let weights = match self.differences.len() {
+            0 => Vec::new(),
+            // The authors' simplification: any weight has order 2 here.
+            1 => vec![0.5],
+            n => weights(&self.ratios[..n], self.hh),
+        };
+        self.with(&weights, None)
+    }
+
+    fn correct(&self, answer: &Tensor) -> Tensor {
+        let weights = if self.ratios.len() == 1 { vec![0.5] } else { weights(&self.ratios, self.hh) };
+        self.with(&weights, Some(answer - &self.newest))
+    }
+
+    /// The step of order 1 plus weighted differences.
+    fn with(&self, weights: &[f64], last: Option<Tensor>) -> Tensor {
+        let terms = weights.iter().zip(self.differences.iter().chain(last.as_ref()));
+        terms.fold(self.base.shallow_clone(), |x, (weight, difference)| x - difference * (self.hh * weight))
+    }
+}
+
+/// The weights for which the first `n` derivatives are met (the paper's theorem 3.1): the solution of
+/// `sum_j ratio_j^i w_j = b_i` for `i` from 0, with `b_i = (i + 1)! phi_(i+2)(hh)` and B(h) = h.
+fn weights(ratios: &[f64], hh: f64) -> Vec<f64> {
+    let n = ratios.len();
+    let mut rows: Vec<Vec<f64>> = Vec::new();
+    let (mut phi, mut factorial) = (hh.exp_m1() / hh - 1.0, 1.0);
+    for i in 0..n {
+        let mut row: Vec<f64> = ratios.iter().map(|ratio| ratio.powi(i as i32)).collect();
+        row.push(phi * factorial / hh);
+        rows.push(row);
+        factorial *= (i + 2) as f64;
+        phi = phi / hh - 1.0 / factorial;
+    }
+    solve(rows)
+}
+
+/// Solves a small linear system by Gauss-Jordan elimination; each row has its right side at the end.
+fn solve(mut rows: Vec<Vec<f64>>) -> Vec<f64> {
+    let n = rows.len();
+    for column in 0..n {
+        let largest = (column..n).max_by(|&a, &b| rows[a][column].abs().total_cmp(&rows[b][column].abs()));
+        rows.swap(column, largest.expect("the range is not empty"));
+        let pivot = rows[column].clone();
+        for (i, row) in rows.iter_mut().enumerate() {
+            if i != column {
+                let factor = row[column] / pivot[column];
+                row.iter_mut().zip(&pivot).for_each(|(value, pivot)| *value -= factor * pivot);
+            }
+        }
+    }
+    (0..n).map(|i| rows[i][n] / rows[i][i]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_systems_are_solved() {
+        let solution = solve(vec![vec![0.0, 2.0, 1.0, 7.0], vec![1.0, 1.0, 1.0, 6.0], vec![2.0, 0.0, -1.0, -1.0]]);
+        assert!(solution.iter().zip([1.0, 2.0, 3.0]).all(|(a, b)| (a - b).abs() < 1e-12), "{solution:?}");
+    }
+
+    #[test]
+    fn short_steps_have_the_weights_of_polynomials() {
+        // As h goes to 0 the weights integrate a polynomial through the answers: for two of them, 1/2 and 1/2 minus
+        // what the earlier one takes: sum w = 1/2, sum r w = 1/3.
+        let found = weights(&[-1.0, 1.0], -1e-3);
+        assert!(
+            (found[0] + found[1] - 0.5).abs() < 1e-3 && (found[1] - found[0] - 1.0 / 3.0).abs() < 1e-3,
+            "{found:?}"
+        );
+    }
+}

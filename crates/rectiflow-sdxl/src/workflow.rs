@@ -1,0 +1,464 @@
+//! ComfyUI workflows that draw what a sample shows: the graph that a picture carries and that lies beside an export.
+//!
+//! ComfyUI has two forms of a graph. `prompt` is what its server runs: nodes with their inputs, by name. `workflow` is
+//! what its page opens when a picture is dropped on it: the same nodes with places, slots and numbered links. Both are
+//! made from one list of nodes, so they cannot disagree.
+//!
+//! ```text
+//! CheckpointLoaderSimple -> ModelSamplingSD3 (flow) or ModelSamplingDiscrete (v) -> RescaleCFG, PerturbedAttentionGuidance
+//!     -> KSampler <- CLIPTextEncode x 2 (CLIPTextEncodeSDXL where sizes are given), EmptyLatentImage
+//! KSampler -> VAEDecode -> SaveImage
+//! ```
+//!
+//! Only nodes that ComfyUI itself has. Prompts are escaped, since ours are taken literally and ComfyUI gives parentheses
+//! a meaning (its page also braces). What a workflow cannot say is in [`Workflow::differences`].
+
+use serde_json::{Map, Value, json};
+
+use crate::{flow::Parameterization, infotext::Drawing, sample::SizeConditioning, unet::UNetPart};
+
+/// A graph of ComfyUI nodes.
+#[derive(Debug)]
+pub struct Workflow {
+    nodes: Vec<Node>,
+    differences: Vec<String>,
+}
+
+/// A node: its number is its place in the list, counted from 1.
+#[derive(Debug)]
+struct Node {
+    class: &'static str,
+    inputs: Vec<(&'static str, Input)>,
+    /// Names and types, in the order of slots.
+    outputs: &'static [(&'static str, &'static str)],
+    /// Column and row on the page.
+    place: [i32; 2],
+}
+
+#[derive(Debug)]
+enum Input {
+    Link(Output),
+    Value(Value),
+    /// A text, which the page takes with other escapes than the server.
+    Text(String),
+    /// Something that only the page asks for.
+    PageOnly(Value),
+}
+
+/// A node's output slot, and what comes out of it.
+#[derive(Debug, Clone, Copy)]
+struct Output {
+    node: usize,
+    slot: usize,
+    kind: &'static str,
+}
+
+const LOADER_OUTPUTS: &[(&str, &str)] = &[("MODEL", "MODEL"), ("CLIP", "CLIP"), ("VAE", "VAE")];
+const MODEL_OUTPUT: &[(&str, &str)] = &[("MODEL", "MODEL")];
+const CONDITIONING_OUTPUT: &[(&str, &str)] = &[("CONDITIONING", "CONDITIONING")];
+const LATENT_OUTPUT: &[(&str, &str)] = &[("LATENT", "LATENT")];
+const IMAGE_OUTPUT: &[(&str, &str)] = &[("IMAGE", "IMAGE")];
+
+impl Workflow {
+    /// The graph that draws this. `checkpoint` is the single file's name, as it lies in ComfyUI's folder.
+    pub fn new(drawing: &Drawing<'_>, checkpoint: &str) -> Self {
+        let mut graph = Self { nodes: Vec::new(), differences: differences(drawing) };
+        let settings = drawing.settings;
+        let loader = graph.add("CheckpointLoaderSimple", LOADER_OUTPUTS, [0, 1], vec![value("ckpt_name", checkpoint)]);
+        let (clip, vae) = (Output { slot: 1, kind: "CLIP", ..loader }, Output { slot: 2, kind: "VAE", ..loader });
+        let model = graph.add_model_nodes(drawing, loader);
+        let positive = graph.add_text(drawing.prompt, settings.size, clip, 1);
+        let negative = graph.add_text(drawing.negative, settings.size, clip, 2);
+        let latent = vec![
+            value("width", settings.width_px),
+            value("height", settings.height_px),
+            value("batch_size", settings.batch),
+        ];
+        let latent = graph.add("EmptyLatentImage", LATENT_OUTPUT, [1, 3], latent);
+        let sampler = vec![
+            link("model", model),
+            link("positive", positive),
+            link("negative", negative),
+            link("latent_image", latent),
+            value("seed", settings.seed),
+            ("control_after_generate", Input::PageOnly("fixed".into())),
+            value("steps", settings.steps),
+            value("cfg", settings.cfg),
+            value("sampler_name", settings.sampler.to_string()),
+            value("scheduler", settings.schedule.to_string()),
+            value("denoise", 1.0),
+        ];
+        let samples = graph.add("KSampler", LATENT_OUTPUT, [4, 1], sampler);
+        let images = graph.add("VAEDecode", IMAGE_OUTPUT, [5, 1], vec![link("samples", samples), link("vae", vae)]);
+        graph.add("SaveImage", &[], [6, 1], vec![link("images", images), value("filename_prefix", "rectiflow")]);
+        graph
+    }
+
+    /// What the graph cannot reproduce of the drawing, a sentence each.
+    pub fn differences(&self) -> &[String] {
+        &self.differences
+    }
+
+    /// What has to be known of the model, and what is done to its guidance.
+    fn add_model_nodes(&mut self, drawing: &Drawing<'_>, loader: Output) -> Output {
+        let mut model = loader;
+        let mut column = 1;
+        let mut patch = |class: &'static str, inputs: Vec<(&'static str, Input)>| {
+            let inputs = [link("model", model)].into_iter().chain(inputs).collect();
+            model = self.add(class, MODEL_OUTPUT, [column, 0], inputs);
+            column += 1;
+        };
+        match drawing.parameterization {
+            Parameterization::Flow => patch("ModelSamplingSD3", vec![value("shift", drawing.settings.shift)]),
+            Parameterization::V => {
+                patch("ModelSamplingDiscrete", vec![value("sampling", "v_prediction"), value("zsnr", false)]);
+            }
+            Parameterization::Eps => {}
+        }
+        let guidance = drawing.settings.guidance();
+        if guidance.is_guided() && guidance.cfg_rescale > 0.0 {
+            patch("RescaleCFG", vec![value("multiplier", guidance.cfg_rescale)]);
+        }
+        if guidance.is_perturbed() {
+            patch("PerturbedAttentionGuidance", vec![value("scale", guidance.pag_scale)]);
+        }
+        model
+    }
+
+    fn add_text(&mut self, text: &str, size: Option<SizeConditioning>, clip: Output, row: i32) -> Output {
+        let Some(size) = size else {
+            let inputs = vec![link("clip", clip), ("text", Input::Text(text.to_owned()))];
+            return self.add("CLIPTextEncode", CONDITIONING_OUTPUT, [1, row], inputs);
+        };
+        let inputs = vec![
+            link("clip", clip),
+            value("width", size.original_width_px),
+            value("height", size.original_height_px),
+            value("crop_w", size.crop_left_px),
+            value("crop_h", size.crop_top_px),
+            value("target_width", size.target_width_px),
+            value("target_height", size.target_height_px),
+            ("text_g", Input::Text(text.to_owned())),
+            ("text_l", Input::Text(text.to_owned())),
+        ];
+        self.add("CLIPTextEncodeSDXL", CONDITIONING_OUTPUT, [1, row], inputs)
+    }
+
+    /// Adds a node; gives its first output.
+    fn add(
+        &mut self,
+        class: &'static str,
+        outputs: &'static [(&'static str, &'static str)],
+        place: [i32; 2],
+        inputs: Vec<(&'static str, Input)>,
+    ) -> Output {
+        self.nodes.push(Node { class, inputs, outputs, place });
+        Output { node: self.nodes.len(), slot: 0, kind: outputs.first().map_or("", |(_, kind)| kind) }
+    }
+
+    /// For the server: `{"1": {"class_type": ..., "inputs": {...}}, ...}`.
+    pub fn prompt(&self) -> Value {
+        let nodes = self.nodes.iter().zip(1..).map(|(node, number): (&Node, usize)| {
+            let inputs = node.inputs.iter().filter_map(|(name, input)| {
+                let value = match input {
+                    Input::Link(from) => json!([from.node.to_string(), from.slot]),
+                    Input::Value(value) => value.clone(),
+                    Input::Text(text) => escaped(text, &['(', ')']).into(),
+                    Input::PageOnly(_) => return None,
+                };
+                Some(((*name).to_owned(), value))
+            });
+            (number.to_string(), json!({ "class_type": node.class, "inputs": inputs.collect::<Map<_, _>>() }))
+        });
+        Value::Object(nodes.collect())
+    }
+
+    /// For the page: nodes with slots and places, and links `[number, from, its slot, to, its slot, type]`.
+    pub fn workflow(&self) -> Value {
+        let links = self.links();
+        let nodes: Vec<Value> = (1..=self.nodes.len()).map(|number| self.page_node(number, &links)).collect();
+        let rows: Vec<Value> = links
+            .iter()
+            .zip(1..)
+            .map(|(link, number): (&Link, usize)| {
+                let Link { from, to, to_slot } = link;
+                json!([number, from.node, from.slot, to, to_slot, from.kind])
+            })
+            .collect();
+        json!({
+            "last_node_id": nodes.len(),
+            "last_link_id": rows.len(),
+            "nodes": nodes,
+            "links": rows,
+            "groups": [],
+            "config": {},
+            "extra": { "rectiflow": { "differences": self.differences } },
+            "version": 0.4,
+        })
+    }
+
+    fn links(&self) -> Vec<Link> {
+        let of_node = |(node, to): (&Node, usize)| {
+            let linked = node.inputs.iter().filter_map(|(_, input)| match input {
+                Input::Link(from) => Some(*from),
+                _ => None,
+            });
+            linked.enumerate().map(|(to_slot, from)| Link { from, to, to_slot }).collect::<Vec<_>>()
+        };
+        self.nodes.iter().zip(1..).flat_map(of_node).collect()
+    }
+
+    fn page_node(&self, number: usize, links: &[Link]) -> Value {
+        let node = &self.nodes[number - 1];
+        let numbered = || links.iter().zip(1usize..);
+        let names = node.inputs.iter().filter(|(_, input)| matches!(input, Input::Link(_))).map(|(name, _)| name);
+        let incoming = numbered().filter(|(link, _)| link.to == number);
+        let inputs: Vec<Value> = names
+            .zip(incoming)
+            .map(|(name, (link, id))| json!({ "name": name, "type": link.from.kind, "link": id }))
+            .collect();
+        let output = |(slot, (name, kind)): (usize, &(&str, &str))| {
+            let leaves = |link: &Link| link.from.node == number && link.from.slot == slot;
+            let ids: Vec<usize> = numbered().filter(|(link, _)| leaves(link)).map(|(_, id)| id).collect();
+            json!({ "name": name, "type": kind, "links": ids, "slot_index": slot })
+        };
+        let outputs: Vec<Value> = node.outputs.iter().enumerate().map(output).collect();
+        let [column, row] = node.place;
+        json!({
+            "id": number,
+            "type": node.class,
+            "pos": [40 + 350 * column, 40 + 280 * row],
+            "size": [320, 60 + 30 * node.inputs.len()],
+            "flags": {},
+            "order": number - 1,
+            "mode": 0,
+            "inputs": inputs,
+            "outputs": outputs,
+            "properties": { "Node name for S&R": node.class },
+            "widgets_values": node.inputs.iter().filter_map(|(_, input)| input.on_page()).collect::<Vec<_>>(),
+        })
+    }
+}
+
+/// A line on the page.
+struct Link {
+    from: Output,
+    to: usize,
+    to_slot: usize,
+}
+
+impl Input {
+    /// What its widget holds; links have none.
+    fn on_page(&self) -> Option<Value> {
+        match self {
+            Self::Link(_) => None,
+            Self::Value(value) | Self::PageOnly(value) => Some(value.clone()),
+            Self::Text(text) => Some(escaped(text, &['(', ')', '{', '}']).into()),
+        }
+    }
+}
+
+fn value(name: &'static str, value: impl Into<Value>) -> (&'static str, Input) {
+    (name, Input::Value(value.into()))
+}
+
+fn link(name: &'static str, from: Output) -> (&'static str, Input) {
+    (name, Input::Link(from))
+}
+
+/// A backslash before each of these characters.
+fn escaped(text: &str, special: &[char]) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for letter in text.chars() {
+        if special.contains(&letter) {
+            escaped.push('\\');
+        }
+        escaped.push(letter);
+    }
+    escaped
+}
+
+fn differences(drawing: &Drawing<'_>) -> Vec<String> {
+    let guidance = drawing.settings.guidance();
+    let mut found = Vec::new();
+    if guidance.is_perturbed() && guidance.pag_parts != [UNetPart::Mid] {
+        let parts: Vec<String> = guidance.pag_parts.iter().map(ToString::to_string).collect();
+        found.push(format!("attention was perturbed in {}; ComfyUI's node does it in mid", parts.join(", ")));
+    }
+    // A number on the page is a JavaScript number.
+    if drawing.settings.seed > 1 << 53 {
+        found.push("the page rounds seeds above 2^53: send `prompt` to the server instead".to_owned());
+    }
+    if drawing.settings.sampler == crate::sampler::Sampler::EulerAncestral {
+        found.push("ComfyUI on a GPU draws the noise of euler_ancestral's steps from the GPU's generator".to_owned());
+    }
+    found
+}
+
+/// JSON in ASCII, as Python writes it: older readers of PNG texts know no other.
+pub fn ascii_json(value: &Value) -> String {
+    let mut ascii = String::new();
+    for letter in value.to_string().chars() {
+        if letter.is_ascii() {
+            ascii.push(letter);
+        } else {
+            letter.encode_utf16(&mut [0; 2]).iter().for_each(|unit| ascii.push_str(&format!("\\u{unit:04x}")));
+        }
+    }
+    ascii
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::{sample::SampleSettings, sampler::Sampler, schedule::Schedule};
+
+    fn settings() -> SampleSettings {
+        SampleSettings { steps: 20, cfg: 3.5, seed: 7, width_px: 832, height_px: 1216, batch: 2, ..Default::default() }
+    }
+
+    fn workflow(settings: &SampleSettings, parameterization: Parameterization) -> Workflow {
+        let drawing =
+            Drawing { settings, parameterization, prompt: "a fox (red) {x}", negative: "blurry", model: "fox" };
+        Workflow::new(&drawing, "fox.safetensors")
+    }
+
+    fn everything() -> SampleSettings {
+        let size = SizeConditioning {
+            original_width_px: 1000,
+            original_height_px: 1500,
+            crop_left_px: 3,
+            crop_top_px: 5,
+            target_width_px: 832,
+            target_height_px: 1216,
+        };
+        SampleSettings { cfg_rescale: 0.7, pag_scale: 3.0, size: Some(size), ..settings() }
+    }
+
+    /// The one node of a class.
+    fn node<'a>(prompt: &'a Value, class: &str) -> &'a Value {
+        let mut found = prompt.as_object().unwrap().values().filter(|node| node["class_type"] == class);
+        let node = found.next().unwrap_or_else(|| panic!("no {class}"));
+        assert!(found.next().is_none(), "one {class}");
+        node
+    }
+
+    /// The class of the node that an input comes from.
+    fn source<'a>(prompt: &'a Value, node: &Value, input: &str) -> &'a str {
+        prompt[node["inputs"][input][0].as_str().unwrap()]["class_type"].as_str().unwrap()
+    }
+
+    #[test]
+    fn the_sampler_gets_the_settings_and_the_shifted_model() {
+        let prompt = workflow(&settings(), Parameterization::Flow).prompt();
+        let sampler = node(&prompt, "KSampler");
+        for (name, expected) in [
+            ("seed", json!(7)),
+            ("steps", json!(20)),
+            ("cfg", json!(3.5)),
+            ("sampler_name", json!("euler")),
+            ("scheduler", json!("simple")),
+            ("denoise", json!(1.0)),
+        ] {
+            assert_eq!(sampler["inputs"][name], expected, "{name}");
+        }
+        assert!(sampler["inputs"].get("control_after_generate").is_none(), "the server knows no such input");
+        assert_eq!(source(&prompt, sampler, "model"), "ModelSamplingSD3");
+        assert_eq!(node(&prompt, "ModelSamplingSD3")["inputs"]["shift"], 6.0);
+        assert_eq!(node(&prompt, "EmptyLatentImage")["inputs"], json!({"width": 832, "height": 1216, "batch_size": 2}));
+        let text = |input: &str| &prompt[sampler["inputs"][input][0].as_str().unwrap()]["inputs"]["text"];
+        assert_eq!((text("positive"), text("negative")), (&json!("a fox \\(red\\) {x}"), &json!("blurry")));
+        assert_eq!(node(&prompt, "VAEDecode")["inputs"]["vae"], json!(["1", 2]), "the loader's third output");
+    }
+
+    #[test]
+    fn models_that_are_not_flow_are_not_shifted() {
+        let eps = workflow(&settings(), Parameterization::Eps).prompt();
+        assert_eq!(source(&eps, node(&eps, "KSampler"), "model"), "CheckpointLoaderSimple");
+        let v = workflow(&settings(), Parameterization::V).prompt();
+        assert_eq!(node(&v, "ModelSamplingDiscrete")["inputs"]["sampling"], "v_prediction");
+        assert_eq!(source(&v, node(&v, "KSampler"), "model"), "ModelSamplingDiscrete");
+    }
+
+    #[test]
+    fn guidance_and_sizes_become_nodes() {
+        let prompt = workflow(&everything(), Parameterization::Flow).prompt();
+        let sampler = node(&prompt, "KSampler");
+        assert_eq!(source(&prompt, sampler, "model"), "PerturbedAttentionGuidance");
+        assert_eq!(source(&prompt, node(&prompt, "PerturbedAttentionGuidance"), "model"), "RescaleCFG");
+        assert_eq!(source(&prompt, node(&prompt, "RescaleCFG"), "model"), "ModelSamplingSD3");
+        let positive = &prompt[sampler["inputs"]["positive"][0].as_str().unwrap()];
+        assert_eq!(positive["class_type"], "CLIPTextEncodeSDXL");
+        assert_eq!(positive["inputs"]["height"], 1500);
+        assert_eq!((&positive["inputs"]["crop_w"], &positive["inputs"]["crop_h"]), (&json!(3), &json!(5)));
+        let plain = SampleSettings { cfg: 1.0, ..everything() };
+        let text = workflow(&plain, Parameterization::Flow).prompt().to_string();
+        assert!(!text.contains("RescaleCFG"), "without CFG there is nothing to rescale");
+    }
+
+    /// Every link of the page has both its ends, of one type, and the page's graph is the server's.
+    #[test]
+    fn links_are_consistent_and_both_forms_agree() {
+        for parameterization in [Parameterization::Flow, Parameterization::Eps, Parameterization::V] {
+            for settings in [settings(), everything()] {
+                let graph = workflow(&settings, parameterization);
+                let (prompt, page) = (graph.prompt(), graph.workflow());
+                let nodes: BTreeMap<u64, &Value> =
+                    page["nodes"].as_array().unwrap().iter().map(|node| (node["id"].as_u64().unwrap(), node)).collect();
+                assert_eq!(nodes.len(), prompt.as_object().unwrap().len());
+                let links = page["links"].as_array().unwrap();
+                assert_eq!(page["last_link_id"], links.len());
+                for link in links {
+                    let [id, from, slot, to, to_slot] = [0, 1, 2, 3, 4].map(|i| link[i].as_u64().unwrap());
+                    let output = &nodes[&from]["outputs"][slot as usize];
+                    let input = &nodes[&to]["inputs"][to_slot as usize];
+                    assert!(output["links"].as_array().unwrap().contains(&json!(id)), "{link}: {output}");
+                    assert_eq!((&input["link"], &input["type"], &output["type"]), (&json!(id), &link[5], &link[5]));
+                    let name = input["name"].as_str().unwrap();
+                    assert_eq!(prompt[to.to_string()]["inputs"][name], json!([from.to_string(), slot]), "{name}");
+                    assert!(from < to, "a node comes after what it needs");
+                }
+                let linked: usize = nodes.values().map(|node| node["inputs"].as_array().unwrap().len()).sum();
+                assert_eq!(linked, links.len(), "no input without a link");
+            }
+        }
+    }
+
+    #[test]
+    fn widgets_are_in_the_order_of_comfyuis_nodes() {
+        let settings = SampleSettings { sampler: Sampler::UniPc, schedule: Schedule::Beta, ..everything() };
+        let page = workflow(&settings, Parameterization::Flow).workflow();
+        let widgets = |class: &str| {
+            let nodes = page["nodes"].as_array().unwrap();
+            nodes.iter().find(|node| node["type"] == class).unwrap()["widgets_values"].clone()
+        };
+        assert_eq!(widgets("KSampler"), json!([7, "fixed", 20, 3.5, "uni_pc", "beta", 1.0]));
+        let text = "a fox \\(red\\) \\{x\\}";
+        assert_eq!(widgets("CLIPTextEncodeSDXL"), json!([1000, 1500, 3, 5, 832, 1216, text, text]));
+        assert_eq!(widgets("CheckpointLoaderSimple"), json!(["fox.safetensors"]));
+    }
+
+    #[test]
+    fn what_a_workflow_cannot_say_is_said() {
+        let differences = |settings: &SampleSettings| workflow(settings, Parameterization::Flow).differences;
+        assert!(differences(&everything()).is_empty());
+        let odd = SampleSettings {
+            pag_parts: vec![UNetPart::Down(2)],
+            seed: u64::MAX,
+            sampler: Sampler::EulerAncestral,
+            ..everything()
+        };
+        let found = differences(&odd).join("\n");
+        assert!(found.contains("down.2") && found.contains("2^53") && found.contains("GPU"), "{found}");
+    }
+
+    #[test]
+    fn json_is_ascii_and_the_same() {
+        let value = json!({ "text": "forêt 猫 🐈 \"x\"\n" });
+        let ascii = ascii_json(&value);
+        assert!(ascii.is_ascii() && ascii.contains("\\ud83d\\udc08"), "{ascii}");
+        assert_eq!(serde_json::from_str::<Value>(&ascii).unwrap(), value);
+    }
+}

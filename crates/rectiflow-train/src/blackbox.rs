@@ -1,0 +1,156 @@
+//! The black box: what the last steps were made of, written down before the guard acts.
+//!
+//! One JSON file an act below `RUN/blackbox/`, named by step and act: the samples of the last steps with their prompts,
+//! times and losses, and all that is needed to run them again (`replay`).
+
+use std::{
+    collections::VecDeque,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use rectiflow_data::batch::{MicroBatch, Step};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    error::{Error, Result},
+    metrics::lossless,
+    step::Passes,
+};
+
+/// What led to an act of the guard.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BlackBox {
+    /// Version of this format.
+    pub format: u32,
+    /// "skip", "rewind" or "stop".
+    pub action: String,
+    /// What the guard saw.
+    pub reason: String,
+    /// The recipe with every default, as TOML.
+    pub recipe: String,
+    /// The newest checkpoint at that time, absolute.
+    pub checkpoint: Option<PathBuf>,
+    /// The last steps, oldest first; the last one is the one that the guard acted on.
+    pub steps: Vec<SeenStep>,
+}
+
+/// A step, as it was measured before its update.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SeenStep {
+    /// Which step of the order, from 0.
+    pub step: u64,
+    /// Its loss.
+    #[serde(with = "lossless")]
+    pub loss: f64,
+    /// Norm of its gradient before clipping.
+    #[serde(with = "lossless")]
+    pub gradient_norm: f64,
+    /// Learning rate of the schedule, lowered by the guard where it was.
+    pub lr: f64,
+    /// Its samples, in the order of the micro-batches.
+    pub samples: Vec<SeenSample>,
+}
+
+/// A sample of a step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SeenSample {
+    /// Identity of the sample.
+    pub id: u64,
+    /// Which of the recipe's data sets it is from, from 0.
+    pub data: u32,
+    /// What the model read.
+    pub prompt: String,
+    /// Noise level: sigma for flow, timestep / 1000 for eps and v.
+    pub time: f64,
+    /// Its loss.
+    #[serde(with = "lossless")]
+    pub loss: f64,
+}
+
+impl BlackBox {
+    /// Reads a black box.
+    ///
+    /// # Errors
+    /// [`Error::Io`], or [`Error::Checkpoint`] where the file is something else.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = fs::read_to_string(path).map_err(Error::io(path))?;
+        let broken = |reason: String| Error::Checkpoint { path: path.to_owned(), reason };
+        let found: Self = serde_json::from_str(&text).map_err(|error| broken(format!("not a black box: {error}")))?;
+        if found.format != FORMAT {
+            return Err(broken(format!("expected black box format {FORMAT}, found {}", found.format)));
+        }
+        Ok(found)
+    }
+}
+
+/// The samples of a step with what was measured of each.
+pub(crate) fn samples_of(step: &Step, passes: &Passes) -> Vec<SeenSample> {
+    let of_batch = |batch: &MicroBatch| {
+        let (data, ids, prompts) = (batch.data, batch.ids.clone(), batch.prompts.clone());
+        ids.into_iter().zip(prompts).map(move |(id, prompt)| (data, id.0, prompt))
+    };
+    let places = step.micro_batches.iter().flat_map(of_batch);
+    let sample = |((data, id, prompt), &(time, loss)): (_, &(f64, f32))| {
+        let loss = f64::from(loss);
+        SeenSample { id, data, prompt, time, loss }
+    };
+    places.zip(&passes.samples).map(sample).collect()
+}
+
+const FORMAT: u32 = 1;
+/// Steps in a black box.
+const NUM_STEPS: usize = 10;
+/// Black boxes that a run keeps: a data set with many bad samples must not fill the disk.
+const MAX_FILES: usize = 50;
+
+/// Remembers the last steps.
+#[derive(Debug)]
+pub(crate) struct Recorder {
+    folder: PathBuf,
+    steps: VecDeque<SeenStep>,
+}
+
+impl Recorder {
+    /// A recorder for the run in `run_dir`.
+    pub(crate) fn new(run_dir: &Path) -> Self {
+        Self { folder: run_dir.join("blackbox"), steps: VecDeque::with_capacity(NUM_STEPS) }
+    }
+
+    /// Remembers a step.
+    pub(crate) fn record(&mut self, step: &Step, passes: &Passes, lr: f64) {
+        if self.steps.len() == NUM_STEPS {
+            self.steps.pop_front();
+        }
+        let (loss, gradient_norm) = (passes.loss, passes.gradient_norm);
+        self.steps.push_back(SeenStep { step: step.step, loss, gradient_norm, lr, samples: samples_of(step, passes) });
+    }
+
+    /// Writes what is remembered; gives the file's name. The oldest files beyond a number are removed.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn write(
+        &self,
+        action: &str,
+        reason: &str,
+        recipe: String,
+        checkpoint: Option<PathBuf>,
+    ) -> Result<String> {
+        let steps: Vec<SeenStep> = self.steps.iter().cloned().collect();
+        let step = steps.last().map_or(0, |step| step.step);
+        let (action, reason) = (action.to_owned(), reason.to_owned());
+        let black_box = BlackBox { format: FORMAT, action, reason, recipe, checkpoint, steps };
+        let name = format!("step-{:08}-{}.json", step + 1, black_box.action);
+        let text = serde_json::to_string_pretty(&black_box).expect("a black box is plain data that JSON can hold");
+        let path = self.folder.join(&name);
+        fs::create_dir_all(&self.folder).and_then(|()| fs::write(&path, text)).map_err(Error::io(&path))?;
+        let entries = fs::read_dir(&self.folder).map_err(Error::io(&self.folder))?;
+        let mut files: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+        files.sort();
+        for old in &files[..files.len().saturating_sub(MAX_FILES)] {
+            fs::remove_file(old).map_err(Error::io(old))?;
+        }
+        Ok(name)
+    }
+}

@@ -1,0 +1,143 @@
+//! Averaged weights: an exponential moving average of the parameters, which is most often the better model to sample.
+//!
+//! It counts samples, not updates, so that a recipe keeps its meaning when the batch size changes: after
+//! `half_life_samples` samples an old value has half its weight. An average that began with bad weights would remember
+//! them for long, so that at first the half-life is only a part (`ramp`) of the samples seen (Karras et al. 2022, arXiv
+//! 2206.00364, do the same).
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tch::{Tensor, no_grad};
+
+use crate::{
+    flat::part,
+    optim::chunks,
+    workers::{Shared, Workers},
+};
+
+/// `[ema]`: averaged weights, kept beside the trained ones.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct EmaConfig {
+    /// Samples after which an old value has half its weight; none keeps no average. It costs 4 bytes a parameter.
+    pub half_life_samples: Option<u64>,
+    /// The half-life is never above this part of the samples seen, so that an average forgets its start. Above 0.
+    pub ramp: f64,
+}
+
+impl Default for EmaConfig {
+    fn default() -> Self {
+        Self { half_life_samples: None, ramp: 0.05 }
+    }
+}
+
+impl EmaConfig {
+    /// The weight of the old average after an update of `batch` samples, `seen` samples of the run included; `None`
+    /// where no average is kept.
+    pub fn keep(&self, batch: u64, seen: u64) -> Option<f64> {
+        let half_life = (self.half_life_samples? as f64).min(self.ramp * seen as f64);
+        Some(0.5f64.powf(batch as f64 / half_life))
+    }
+
+    /// What is wrong with these settings: (key, reason) pairs.
+    pub(crate) fn problems(&self) -> Vec<(String, String)> {
+        let mut problems = Vec::new();
+        if self.half_life_samples == Some(0) {
+            problems.push(("ema.half_life_samples".into(), "expected at least 1, found 0".into()));
+        }
+        if !(self.ramp > 0.0 && self.ramp.is_finite()) {
+            problems.push(("ema.ramp".into(), format!("expected a number above 0, found {}", self.ramp)));
+        }
+        problems
+    }
+}
+
+/// `average = keep * average + (1 - keep) * values`, both `[n]` fp32.
+pub(crate) fn follow(average: &Tensor, values: &Tensor, keep: f64, workers: &Workers) {
+    on_chunks(average, values, workers, |mut average, values| {
+        let _ = average.lerp_(&values, 1.0 - keep);
+    });
+}
+
+/// Exchanges two vectors `[n]`, bit for bit, without memory for a third.
+pub(crate) fn swap(a: &Tensor, b: &Tensor, workers: &Workers) {
+    on_chunks(a, b, workers, |mut a, mut b| {
+        let kept = a.copy();
+        a.copy_(&b);
+        b.copy_(&kept);
+    });
+}
+
+fn on_chunks(a: &Tensor, b: &Tensor, workers: &Workers, act: impl Fn(Tensor, Tensor) + Send + Sync) {
+    let chunks: Vec<_> = chunks(&(0..a.numel() as i64)).collect();
+    // SAFETY: each worker reads and writes the elements of its own chunks, and chunks do not overlap.
+    let shared = unsafe { Shared::new((a, b)) };
+    workers.map(&chunks, |chunk| {
+        let (a, b) = shared.get();
+        no_grad(|| act(part(a, chunk), part(b, chunk)));
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    fn config(half_life: u64) -> EmaConfig {
+        EmaConfig { half_life_samples: Some(half_life), ..EmaConfig::default() }
+    }
+
+    #[test]
+    fn a_half_life_halves_however_it_is_cut_into_batches() {
+        for batch in [1, 32, 1000] {
+            let keep = config(1000).keep(batch, 1_000_000).expect("an average is kept");
+            assert!((keep.powf(1000.0 / batch as f64) - 0.5).abs() < 1e-12);
+        }
+        assert_eq!(EmaConfig::default().keep(32, 1000), None);
+    }
+
+    #[test]
+    fn at_first_the_half_life_is_a_part_of_what_was_seen() {
+        // 5% of 2,000 samples are 100, and a batch of 100 halves.
+        let keep = config(1_000_000).keep(100, 2000).expect("an average is kept");
+        assert!((keep - 0.5).abs() < 1e-12);
+    }
+
+    #[test]
+    fn the_average_of_a_constant_comes_closer_as_the_closed_form_says() {
+        let workers = Workers::new(Device::Cpu, 2);
+        let size = (1i64 << 16) + 3; // more than one chunk
+        let (average, values) =
+            (Tensor::zeros([size], (Kind::Float, Device::Cpu)), Tensor::ones([size], (Kind::Float, Device::Cpu)));
+        for _ in 0..10 {
+            follow(&average, &values, 0.9, &workers);
+        }
+        let expected = 1.0 - 0.9f64.powi(10);
+        assert!((average.min().double_value(&[]) - expected).abs() < 1e-6);
+        assert!((average.max().double_value(&[]) - expected).abs() < 1e-6);
+    }
+
+    #[test]
+    fn swapping_twice_changes_nothing() {
+        let workers = Workers::new(Device::Cpu, 2);
+        tch::manual_seed(1);
+        let a = Tensor::randn([100_000], (Kind::Float, Device::Cpu));
+        let b = a.randn_like();
+        let (old_a, old_b) = (a.copy(), b.copy());
+        swap(&a, &b, &workers);
+        assert!(a.equal(&old_b) && b.equal(&old_a));
+        swap(&a, &b, &workers);
+        assert!(a.equal(&old_a) && b.equal(&old_b));
+    }
+
+    #[test]
+    fn impossible_settings_are_named() {
+        let keys: Vec<String> = EmaConfig { half_life_samples: Some(0), ramp: f64::NAN }
+            .problems()
+            .into_iter()
+            .map(|(key, _)| key)
+            .collect();
+        assert_eq!(keys, ["ema.half_life_samples", "ema.ramp"]);
+    }
+}

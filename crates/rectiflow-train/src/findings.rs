@@ -1,0 +1,84 @@
+//! What somebody found out about a run: titles, sentences, pictures and tables, for its report.
+//!
+//! Whoever measures a run leaves `findings.json` in the run folder and pictures beside it; `rectiflow report` puts them
+//! at the top of the page, in their order.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// One section of the report.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Finding {
+    /// Its heading.
+    pub title: String,
+    /// Paragraphs above the picture.
+    #[serde(default)]
+    pub text: Vec<String>,
+    /// A PNG, relative to the run folder.
+    #[serde(default)]
+    pub picture: Option<PathBuf>,
+    /// Numbers below the picture.
+    #[serde(default)]
+    pub table: Option<Table>,
+}
+
+/// Numbers, or words, in rows.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Table {
+    /// Headings of the columns; the first one is over the rows' names.
+    pub columns: Vec<String>,
+    /// One cell a column.
+    pub rows: Vec<Vec<String>>,
+}
+
+const FILE: &str = "findings.json";
+
+/// Writes the findings of a run, in place of those that were there.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn write(run_dir: &Path, findings: &[Finding]) -> Result<()> {
+    let path = run_dir.join(FILE);
+    let text = serde_json::to_string_pretty(findings).expect("findings are plain data that JSON can hold");
+    let beside = run_dir.join(format!("{FILE}.tmp"));
+    fs::write(&beside, text).and_then(|()| fs::rename(&beside, &path)).map_err(Error::io(&path))
+}
+
+/// The findings of a run; none where nobody left any.
+///
+/// # Errors
+/// [`Error::Io`], also for a file that holds something else.
+pub fn read(run_dir: &Path) -> Result<Vec<Finding>> {
+    let path = run_dir.join(FILE);
+    if !path.exists() {
+        return Ok(Vec::new());
+    }
+    let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
+    serde_json::from_str(&text).map_err(|error| Error::io(&path)(error.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn findings_come_back_as_written() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        assert_eq!(read(dir.path()).expect("there are none"), []);
+        let table =
+            Table { columns: vec!["model".into(), "KID".into()], rows: vec![vec!["base".into(), "0.1".into()]] };
+        let finding = Finding { title: "Shift".into(), table: Some(table), ..Finding::default() };
+        write(dir.path(), std::slice::from_ref(&finding)).expect("writes");
+        assert_eq!(read(dir.path()).expect("reads"), [finding]);
+        fs::write(dir.path().join(FILE), r#"[{"titel": "x"}]"#).expect("writes");
+        assert!(read(dir.path()).expect_err("a wrong key").to_string().contains("titel"));
+    }
+}

@@ -1,0 +1,557 @@
+//! The guard: numbers in, verdict out. A run that goes wrong is seen within one step, before the update is made.
+//!
+//! ```text
+//! loss, gradient norm  ->  skip      not finite, or a spike: no update, the batch is passed over
+//!                          clip      an unusually large gradient is scaled down (ZClip, arXiv 2504.02507); off by default
+//!                          rewind    several skips in a row, or the loss has left its lowest level: back to a snapshot
+//!                          stop      the budget of rewinds is spent: a person must look
+//!                          continue  everything else
+//! ```
+//!
+//! Everything here is arithmetic on what it is told: no tensor, no clock, no file. What the verdicts do is in `watch`.
+//! Its state is part of a checkpoint, so that a resumed run judges as the straight one would have.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// `[guard]`: what is done about a loss that explodes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct GuardConfig {
+    /// Whether the guard acts. Without it, a loss or gradient that is not finite ends the run.
+    pub enabled: bool,
+    /// Updates in which the guard learns what is normal; until then it acts only on numbers that are not finite.
+    pub warmup_updates: u64,
+    /// A step is not applied if its loss or its gradient norm is above so many times the running mean. Above 1.
+    pub spike_ratio: f64,
+    /// So many steps that were not applied, one after the other, make a rewind. At least 1.
+    pub skips_to_rewind: u32,
+    /// The loss has drifted away if its short mean (10 updates) is above so many times the lowest long mean (100
+    /// updates) so far, and outside of its noise. Above 1.
+    pub drift_ratio: f64,
+    /// So many updates of drift, one after the other, make a rewind. At least 1.
+    pub drift_updates: u32,
+    /// Gradient norms more than so many standard deviations above their running mean are scaled down, as ZClip does
+    /// (2.5 in the paper); none leaves it to `train.clip_norm`.
+    pub clip_z: Option<f64>,
+    /// How many updates back a rewind can go. For each, two snapshots are kept in host memory, each of 12 bytes a
+    /// trained parameter, 16 with `ema`. The first rewind goes the shortest way that is enough, the next one further.
+    pub snapshot_updates: Vec<u64>,
+    /// After a rewind the learning rate is multiplied by this. Above 0, at most 1.
+    pub rate_factor: f64,
+    /// After so many updates without an act, one such factor is taken back.
+    pub cooldown_updates: u64,
+    /// Rewinds that a run may make; one more stops it.
+    pub max_rewinds: u32,
+}
+
+impl Default for GuardConfig {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            warmup_updates: 50,
+            spike_ratio: 10.0,
+            skips_to_rewind: 3,
+            drift_ratio: 1.3,
+            drift_updates: 10,
+            clip_z: None,
+            snapshot_updates: vec![5, 50, 500],
+            rate_factor: 0.5,
+            cooldown_updates: 100,
+            max_rewinds: 3,
+        }
+    }
+}
+
+impl GuardConfig {
+    /// What is wrong with these settings: (key, reason) pairs.
+    pub(crate) fn problems(&self) -> Vec<(String, String)> {
+        let mut problems = Vec::new();
+        let mut expect = |key: &str, fits: bool, expected: &str, found: String| {
+            if !fits {
+                problems.push((format!("guard.{key}"), format!("expected {expected}, found {found}")));
+            }
+        };
+        let above_one = |value: f64| value > 1.0 && value.is_finite();
+        expect("spike_ratio", above_one(self.spike_ratio), "a number above 1", self.spike_ratio.to_string());
+        expect("drift_ratio", above_one(self.drift_ratio), "a number above 1", self.drift_ratio.to_string());
+        expect("skips_to_rewind", self.skips_to_rewind > 0, "at least 1", self.skips_to_rewind.to_string());
+        expect("drift_updates", self.drift_updates > 0, "at least 1", self.drift_updates.to_string());
+        let factor = self.rate_factor;
+        expect("rate_factor", factor > 0.0 && factor <= 1.0, "above 0, at most 1", factor.to_string());
+        let z = self.clip_z.unwrap_or(1.0);
+        expect("clip_z", z > 0.0 && z.is_finite(), "a number above 0", z.to_string());
+        let back = &self.snapshot_updates;
+        let rising = back.first().is_some_and(|first| *first > 0) && back.windows(2).all(|pair| pair[0] < pair[1]);
+        let expected = "at least one number of updates, each larger than the one before";
+        expect("snapshot_updates", rising || !self.enabled, expected, format!("{back:?}"));
+        problems
+    }
+}
+
+/// What a step measured, before its update.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Observation {
+    /// The step's loss.
+    pub loss: f64,
+    /// Norm of its gradient before clipping.
+    pub gradient_norm: f64,
+}
+
+/// What is to be done with a step.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Verdict {
+    /// Make the update.
+    Continue,
+    /// Scale the gradient down to this norm and make the update.
+    Clip {
+        /// The norm.
+        norm: f64,
+        /// Why, for the log.
+        reason: String,
+    },
+    /// Pass over the step.
+    Skip {
+        /// Why, for the log.
+        reason: String,
+    },
+    /// Go back at least so many updates, pass over all steps since then and this one.
+    Rewind {
+        /// Updates.
+        back: u64,
+        /// Why, for the log.
+        reason: String,
+    },
+    /// End the run.
+    Stop {
+        /// Why, for the log and the user.
+        reason: String,
+    },
+}
+
+/// The guard's memory.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct GuardState {
+    /// What is normal: goes back with a rewind.
+    pub normal: Normal,
+    /// What the guard has done: stays.
+    pub acts: Acts,
+}
+
+/// Running means of what applied steps measured.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Normal {
+    updates: u64,
+    #[serde(with = "exact")]
+    loss_short: f64,
+    #[serde(with = "exact")]
+    loss_long: f64,
+    #[serde(with = "exact")]
+    loss_lowest: f64,
+    #[serde(with = "exact")]
+    loss_variance: f64,
+    #[serde(with = "exact")]
+    norm_mean: f64,
+    #[serde(with = "exact")]
+    norm_variance: f64,
+    drifting: u32,
+}
+
+/// What the guard has done so far.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Acts {
+    /// Steps in a row that were not applied.
+    pub skips_in_a_row: u32,
+    /// Steps that were not applied, in all.
+    pub skips: u64,
+    /// Rewinds made since the run began or a stop was acknowledged.
+    pub rewinds: u32,
+    /// Which of the distances the next rewind goes, if it comes before things have calmed down.
+    escalation: u32,
+    /// Updates since the last skip or rewind.
+    calm: u64,
+    /// What the learning rate is multiplied by.
+    #[serde(with = "exact")]
+    pub rate: f64,
+}
+
+impl Default for Acts {
+    fn default() -> Self {
+        Self { skips_in_a_row: 0, skips: 0, rewinds: 0, escalation: 0, calm: 0, rate: 1.0 }
+    }
+}
+
+/// Share of the newest number in the mean gradient norm and its variance: ZClip's 1 - 0.97.
+const NORM_SHARE: f64 = 0.03;
+const SHORT_SHARE: f64 = 0.1;
+const LONG_SHARE: f64 = 0.01;
+/// A drift is outside of the noise if the short mean is so many of its standard deviations above the lowest long mean.
+const DRIFT_DEVIATIONS: f64 = 6.0;
+
+impl GuardState {
+    /// Judges a step by what the steps before it measured, and learns from it if it will be applied.
+    pub fn judge(&mut self, config: &GuardConfig, seen: Observation) -> Verdict {
+        if let Some(reason) = self.spike(config, seen) {
+            return self.skip(config, reason);
+        }
+        let clip = self.clip(config, seen.gradient_norm);
+        let norm = clip.as_ref().map_or(seen.gradient_norm, |(norm, _)| *norm);
+        self.normal.learn(seen.loss, norm);
+        if let Some(reason) = self.drift(config) {
+            return self.rewind(config, 1, reason);
+        }
+        self.calm_down(config);
+        match clip {
+            Some((norm, reason)) => Verdict::Clip { norm, reason },
+            None => Verdict::Continue,
+        }
+    }
+
+    /// Whether the loss is where snapshots should not be taken.
+    pub fn is_suspicious(&self) -> bool {
+        self.normal.drifting > 0 || self.acts.skips_in_a_row > 0
+    }
+
+    fn spike(&self, config: &GuardConfig, seen: Observation) -> Option<String> {
+        let normal = &self.normal;
+        let measured =
+            [("loss", seen.loss, normal.loss_short), ("gradient norm", seen.gradient_norm, normal.norm_mean)];
+        for (what, value, mean) in measured {
+            if !value.is_finite() {
+                return Some(format!("the {what} is {value}"));
+            }
+            if normal.updates >= config.warmup_updates.max(1) && value > config.spike_ratio * mean {
+                return Some(format!("the {what} {value:.4} is {:.1} times its mean {mean:.4}", value / mean));
+            }
+        }
+        None
+    }
+
+    fn skip(&mut self, config: &GuardConfig, reason: String) -> Verdict {
+        self.acts.skips += 1;
+        self.acts.calm = 0;
+        self.acts.skips_in_a_row += 1;
+        if self.acts.skips_in_a_row < config.skips_to_rewind {
+            return Verdict::Skip { reason };
+        }
+        let reason = format!("{} steps in a row cannot be applied; in the last one {reason}", self.acts.skips_in_a_row);
+        self.rewind(config, 0, reason)
+    }
+
+    /// ZClip: beyond `clip_z` standard deviations z, the norm becomes mean + clip_z^2 / z standard deviations.
+    fn clip(&self, config: &GuardConfig, norm: f64) -> Option<(f64, String)> {
+        let limit = config.clip_z?;
+        let deviation = self.normal.norm_variance.sqrt();
+        if self.normal.updates < config.warmup_updates.max(2) || deviation == 0.0 {
+            return None;
+        }
+        let z = (norm - self.normal.norm_mean) / deviation;
+        let clipped = self.normal.norm_mean + limit * limit / z * deviation;
+        (z > limit)
+            .then(|| (clipped, format!("the gradient norm {norm:.4} is {z:.1} standard deviations above its mean")))
+    }
+
+    fn drift(&mut self, config: &GuardConfig) -> Option<String> {
+        let normal = &mut self.normal;
+        if normal.updates <= config.warmup_updates {
+            normal.loss_lowest = normal.loss_long;
+            return None;
+        }
+        let deviation = (normal.loss_variance * SHORT_SHARE / (2.0 - SHORT_SHARE)).sqrt();
+        let drifts = normal.loss_short > config.drift_ratio * normal.loss_lowest
+            && normal.loss_short > normal.loss_lowest + DRIFT_DEVIATIONS * deviation;
+        normal.drifting = if drifts { normal.drifting + 1 } else { 0 };
+        if normal.drifting == 0 {
+            normal.loss_lowest = normal.loss_lowest.min(normal.loss_long);
+        }
+        let (short, lowest) = (normal.loss_short, normal.loss_lowest);
+        (normal.drifting >= config.drift_updates)
+            .then(|| format!("the loss has risen to {short:.4} from {lowest:.4} and stays there"))
+    }
+
+    /// `shortest` is the least of the distances that makes sense for this kind of trouble.
+    fn rewind(&mut self, config: &GuardConfig, shortest: usize, reason: String) -> Verdict {
+        let acts = &mut self.acts;
+        if acts.rewinds >= config.max_rewinds {
+            return Verdict::Stop { reason: format!("{reason}, and all {} rewinds are spent", config.max_rewinds) };
+        }
+        let furthest = config.snapshot_updates.len() - 1;
+        let which = shortest.max(acts.escalation as usize).min(furthest);
+        acts.rewinds += 1;
+        acts.escalation = which as u32 + 1;
+        acts.rate *= config.rate_factor;
+        (acts.calm, acts.skips_in_a_row) = (0, 0);
+        Verdict::Rewind { back: config.snapshot_updates[which], reason }
+    }
+
+    fn calm_down(&mut self, config: &GuardConfig) {
+        let acts = &mut self.acts;
+        (acts.skips_in_a_row, acts.calm) = (0, acts.calm + 1);
+        if acts.calm >= config.cooldown_updates {
+            acts.calm = 0;
+            acts.escalation = 0;
+            acts.rate = (acts.rate / config.rate_factor).min(1.0);
+        }
+    }
+}
+
+impl Normal {
+    fn learn(&mut self, loss: f64, norm: f64) {
+        self.updates += 1;
+        // The first numbers count alike.
+        let share = |usual: f64| usual.max(1.0 / self.updates as f64);
+        let from_short = loss - self.loss_short;
+        self.loss_short += share(SHORT_SHARE) * from_short;
+        self.loss_long += share(LONG_SHARE) * (loss - self.loss_long);
+        if self.updates > 1 {
+            self.loss_variance += share(LONG_SHARE) * (from_short * from_short - self.loss_variance);
+        }
+        let from_mean = norm - self.norm_mean;
+        self.norm_mean += share(NORM_SHARE) * from_mean;
+        if self.updates > 1 {
+            self.norm_variance += share(NORM_SHARE) * (from_mean * (norm - self.norm_mean) - self.norm_variance);
+        }
+    }
+}
+
+/// Floats as text, which is read back as the same bits; `serde_json` may be off by the last one.
+mod exact {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&value.to_string())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rectiflow_data::rng::{Purpose, Rng};
+
+    use super::*;
+
+    /// Losses and norms of a healthy run: both fall, both are noisy (log-normal), the norm with heavier tails.
+    struct Trace {
+        rng: Rng,
+        update: f64,
+    }
+
+    impl Trace {
+        fn new(seed: u64) -> Self {
+            Self { rng: Rng::keyed(seed, Purpose::Noise, &[]), update: 0.0 }
+        }
+
+        fn normal(&mut self) -> f64 {
+            let (a, b) = (self.rng.f64(), self.rng.f64());
+            (-2.0 * (1.0 - a).ln()).sqrt() * (std::f64::consts::TAU * b).cos()
+        }
+    }
+
+    impl Iterator for Trace {
+        type Item = Observation;
+
+        fn next(&mut self) -> Option<Observation> {
+            self.update += 1.0;
+            let level = 0.4 + 0.6 / (1.0 + self.update / 50.0);
+            let loss = level * (0.25 * self.normal()).exp();
+            let gradient_norm = level * (0.4 * self.normal()).exp();
+            Some(Observation { loss, gradient_norm })
+        }
+    }
+
+    fn after_healthy_updates(config: &GuardConfig, updates: usize) -> (GuardState, Trace) {
+        let (mut guard, mut trace) = (GuardState::default(), Trace::new(1));
+        for seen in trace.by_ref().take(updates) {
+            assert_eq!(guard.judge(config, seen), Verdict::Continue);
+        }
+        (guard, trace)
+    }
+
+    const BROKEN: Observation = Observation { loss: f64::NAN, gradient_norm: f64::NAN };
+
+    #[test]
+    fn clean_noisy_runs_raise_no_alarm() {
+        let config = GuardConfig::default();
+        for seed in 0..5 {
+            let mut guard = GuardState::default();
+            for (update, seen) in Trace::new(seed).take(20_000).enumerate() {
+                assert_eq!(guard.judge(&config, seen), Verdict::Continue, "seed {seed}, update {update}, {seen:?}");
+            }
+        }
+    }
+
+    /// A run of the demo's study, as its metrics.jsonl has it: the tiny base, converted from eps to flow, 48,000 samples
+    /// in steps of 32 (recorded 2026-11-24). A conversion begins with the highest loss, and its data are real.
+    fn recorded() -> Vec<Observation> {
+        let number = |text: &str| text.parse::<f64>().expect("a number");
+        let lines = include_str!("../tests/golden/trace.csv").lines().skip(1);
+        let pairs = lines.map(|line| line.split_once(',').expect("two numbers"));
+        pairs.map(|(loss, norm)| Observation { loss: number(loss), gradient_norm: number(norm) }).collect()
+    }
+
+    #[test]
+    fn a_recorded_run_raises_no_alarm_and_what_is_done_to_it_does() {
+        let config = GuardConfig::default();
+        let acts = |spoil: &dyn Fn(usize, Observation) -> Observation| -> Vec<(usize, bool)> {
+            let mut guard = GuardState::default();
+            let verdicts = recorded().into_iter().enumerate().map(|(at, seen)| guard.judge(&config, spoil(at, seen)));
+            let acts = verdicts.enumerate().filter(|(_, verdict)| *verdict != Verdict::Continue);
+            acts.map(|(at, verdict)| (at, matches!(verdict, Verdict::Rewind { .. }))).collect()
+        };
+        assert!(recorded().len() > 1500);
+        assert_eq!(acts(&|_, seen| seen), []);
+        let single = |at, seen: Observation| {
+            if at % 300 == 299 { Observation { gradient_norm: 50.0 * seen.gradient_norm, ..seen } } else { seen }
+        };
+        assert_eq!(acts(&single), [299, 599, 899, 1199, 1499].map(|at| (at, false)));
+        // From step 1000 on the loss grows by 1% a step.
+        let drift = |at: usize, seen: Observation| {
+            let loss = seen.loss * 1.01f64.powi(at.saturating_sub(1000) as i32);
+            Observation { loss, ..seen }
+        };
+        let first = acts(&drift)[0];
+        assert!(first.1 && (1030..1100).contains(&first.0), "{first:?}");
+    }
+
+    #[test]
+    fn single_bad_batches_are_skipped_and_nothing_else_happens() {
+        let config = GuardConfig::default();
+        let (mut guard, trace) = after_healthy_updates(&config, 200);
+        for (update, mut seen) in trace.take(1000).enumerate() {
+            let bad = update % 50 == 49;
+            match update / 50 % 3 {
+                _ if !bad => {}
+                0 => seen.loss = f64::NAN,
+                1 => seen.gradient_norm = f64::INFINITY,
+                _ => seen.gradient_norm *= 1e4,
+            }
+            let verdict = guard.judge(&config, seen);
+            assert_eq!(matches!(verdict, Verdict::Skip { .. }), bad, "update {update}: {verdict:?}");
+        }
+        assert_eq!((guard.acts.skips, guard.acts.rewinds, guard.acts.rate), (20, 0, 1.0));
+    }
+
+    #[test]
+    fn numbers_that_are_not_finite_are_skipped_from_the_first_step_on() {
+        let verdict = GuardState::default().judge(&GuardConfig::default(), BROKEN);
+        assert_eq!(verdict, Verdict::Skip { reason: "the loss is NaN".into() });
+    }
+
+    #[test]
+    fn a_slow_drift_is_rewound_past_its_beginning() {
+        let config = GuardConfig::default();
+        for growth in [1.003f64, 1.01, 1.05] {
+            let (mut guard, trace) = after_healthy_updates(&config, 1000);
+            let drifted = trace.enumerate().map(|(update, seen)| Observation {
+                loss: seen.loss * growth.powi(update as i32 + 1),
+                gradient_norm: seen.gradient_norm,
+            });
+            let acted = drifted.take(400).position(|seen| match guard.judge(&config, seen) {
+                Verdict::Continue => false,
+                Verdict::Rewind { back, reason } => {
+                    assert_eq!(back, 50, "the shortest distance is behind the beginning of no drift");
+                    assert!(reason.contains("has risen"), "{reason}");
+                    true
+                }
+                other => panic!("{other:?}"),
+            });
+            let acted = acted.expect("the drift is seen");
+            assert!(acted < 250, "growth {growth}: only after {acted} updates");
+        }
+    }
+
+    #[test]
+    fn permanent_divergence_goes_further_back_each_time_and_then_stops() {
+        let config = GuardConfig::default();
+        let (mut guard, _) = after_healthy_updates(&config, 100);
+        let mut backs = Vec::new();
+        for step in 0.. {
+            match guard.judge(&config, BROKEN) {
+                Verdict::Skip { .. } => {}
+                Verdict::Rewind { back, .. } => backs.push(back),
+                Verdict::Stop { reason } => {
+                    assert!(reason.contains("all 3 rewinds are spent"), "{reason}");
+                    assert_eq!(step, 11, "three steps a rewind, and three more");
+                    break;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(backs, [5, 50, 500]);
+        assert_eq!(guard.acts.rate, 0.125);
+    }
+
+    #[test]
+    fn the_rate_comes_back_when_things_have_calmed_down() {
+        let config = GuardConfig::default();
+        let (mut guard, trace) = after_healthy_updates(&config, 100);
+        for _ in 0..3 {
+            guard.judge(&config, BROKEN);
+        }
+        assert_eq!((guard.acts.rewinds, guard.acts.rate), (1, 0.5));
+        let rates: Vec<f64> = trace
+            .take(100)
+            .map(|seen| {
+                guard.judge(&config, seen);
+                guard.acts.rate
+            })
+            .collect();
+        assert_eq!((rates[98], rates[99]), (0.5, 1.0));
+        // Trouble that comes later begins with the shortest distance again.
+        let back = (0..3).find_map(|_| match guard.judge(&config, BROKEN) {
+            Verdict::Rewind { back, .. } => Some(back),
+            _ => None,
+        });
+        assert_eq!(back, Some(5));
+    }
+
+    #[test]
+    fn large_gradients_are_clipped_as_zclip_does() {
+        let config = GuardConfig { clip_z: Some(2.5), ..GuardConfig::default() };
+        let mut guard = GuardState::default();
+        let see = |gradient_norm| Observation { loss: 1.0, gradient_norm };
+        for update in 0..2000 {
+            let norm = if update % 2 == 0 { 0.9 } else { 1.1 };
+            assert_eq!(guard.judge(&config, see(norm)), Verdict::Continue);
+        }
+        let (mean, deviation) = (guard.normal.norm_mean, guard.normal.norm_variance.sqrt());
+        assert!((mean - 1.0).abs() < 5e-3 && (deviation - 0.1).abs() < 2e-3, "{mean} {deviation}");
+        let Verdict::Clip { norm, reason } = guard.judge(&config, see(2.0)) else { panic!("not clipped") };
+        let z = (2.0 - mean) / deviation;
+        assert!((norm - (mean + 6.25 / z * deviation)).abs() < 1e-12, "{norm}");
+        assert!(reason.contains("standard deviations"), "{reason}");
+        // What was clipped is what is learnt from.
+        assert!(guard.normal.norm_mean < mean + 0.031 * (norm - mean));
+    }
+
+    #[test]
+    fn the_state_comes_back_from_json_bit_for_bit() {
+        let config = GuardConfig::default();
+        let (mut guard, mut trace) = after_healthy_updates(&config, 333);
+        guard.judge(&config, BROKEN);
+        let text = serde_json::to_string(&guard).expect("plain data");
+        let mut back: GuardState = serde_json::from_str(&text).expect("what was written");
+        assert_eq!(back, guard);
+        let next = trace.next().expect("endless");
+        assert_eq!((back.judge(&config, next), back), (guard.judge(&config, next), guard));
+    }
+
+    #[test]
+    fn impossible_settings_are_named() {
+        let config = GuardConfig {
+            spike_ratio: 1.0,
+            drift_ratio: f64::NAN,
+            skips_to_rewind: 0,
+            drift_updates: 0,
+            rate_factor: 0.0,
+            clip_z: Some(-1.0),
+            snapshot_updates: vec![50, 5],
+            ..GuardConfig::default()
+        };
+        assert_eq!(config.problems().len(), 7);
+        assert_eq!(GuardConfig::default().problems(), []);
+    }
+}

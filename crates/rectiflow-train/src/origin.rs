@@ -1,0 +1,210 @@
+//! Where a run begins: at its base model, at its own newest checkpoint, or at another run's checkpoint (a branch).
+//!
+//! ```text
+//! base      weights of model.base, no samples seen
+//! resume    everything is the checkpoint's; the recipe may differ only in what does not change what is learnt
+//! branch    weights, samples seen and what fits of the optimiser's memory are the checkpoint's; everything else is the
+//!           recipe's: batch, rate, frozen set, objective, data
+//! ```
+//!
+//! A branch over the same data goes on where the old run was in it, counted in epochs; over other data it begins with
+//! their first epoch.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use rectiflow_data::order::Order;
+use rectiflow_sdxl::model::Component;
+
+use crate::{
+    changes::{Change, changes},
+    checkpoint::{Ancestor, Checkpoints, Components, Saved, hash_file, verify},
+    config::Checked,
+    error::{Error, Result},
+};
+
+/// Where a run begins.
+#[derive(Debug)]
+pub(crate) enum Origin {
+    /// At the base model.
+    Base,
+    /// At a checkpoint of its own; with what has changed in the recipe.
+    Resume(Found, Vec<String>),
+    /// At a checkpoint of another run.
+    Branch(Found, Ancestor),
+}
+
+/// A sound checkpoint.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) path: PathBuf,
+    pub(crate) saved: Saved,
+}
+
+impl Origin {
+    /// Decides where the run of a recipe begins.
+    ///
+    /// # Errors
+    /// [`Error::Changed`] where the recipe has changed in what a resumed run must keep, [`Error::Branch`] where a branch
+    /// is asked for that cannot be made, [`Error::Checkpoint`] where checkpoints are damaged.
+    pub(crate) fn find(checked: &Checked, checkpoints: &Checkpoints, branch_from: Option<&Path>) -> Result<Self> {
+        if let Some(path) = checkpoints.newest_sound()? {
+            let found = Found { saved: Saved::read(&path)?, path };
+            if let Some(asked) = branch_from {
+                check_came_from(checked, &found.saved, asked)?;
+            }
+            let changed = allowed_changes(checked, &found)?;
+            return Ok(Self::Resume(found, changed));
+        }
+        match branch_from {
+            None => Ok(Self::Base),
+            Some(path) => ancestor(checked, path).map(|(found, ancestor)| Self::Branch(found, ancestor)),
+        }
+    }
+
+    /// The folder that the model is opened from.
+    pub(crate) fn model<'a>(&'a self, checked: &'a Checked) -> &'a Path {
+        match self {
+            Self::Base => &checked.recipe.model.base,
+            Self::Resume(found, _) | Self::Branch(found, _) => &found.path,
+        }
+    }
+
+    /// What the model consists of. Components that a branch freezes are copied out of the other run's checkpoint, which
+    /// may be removed one day.
+    ///
+    /// # Errors
+    /// As [`Components::find`], or [`Error::Io`].
+    pub(crate) fn components(&self, checked: &Checked) -> Result<Components> {
+        let mut components = Components::find(self.model(checked))?;
+        if let Self::Branch(found, _) = self {
+            for component in Component::ALL.into_iter().filter(|&component| !checked.recipe.train.trains(component)) {
+                let folder = components.folder(component).to_owned();
+                if folder.starts_with(&found.path) {
+                    components.replace(component, keep(&folder, &checked.recipe.run.dir, component)?);
+                }
+            }
+        }
+        Ok(components)
+    }
+
+    /// The checkpoints that the run came from.
+    pub(crate) fn lineage(&self) -> Vec<Ancestor> {
+        match self {
+            Self::Base => Vec::new(),
+            Self::Resume(found, _) => found.saved.lineage.clone(),
+            Self::Branch(found, ancestor) => [found.saved.lineage.clone(), vec![ancestor.clone()]].concat(),
+        }
+    }
+}
+
+/// The step of `order` at which so many epochs have been passed.
+pub(crate) fn step_at(order: &Order, epochs: f64) -> u64 {
+    let epoch = epochs.floor() as u64;
+    let (start, end) = (order.epoch_start(epoch), order.epoch_start(epoch + 1));
+    let micro_batch = start + ((end - start) as f64 * epochs.fract()).round() as u64;
+    micro_batch / order.settings().micro_batches as u64
+}
+
+/// Epochs that have been passed when `step` steps of `order` have.
+pub(crate) fn epochs_at(order: &Order, step: u64) -> f64 {
+    let micro_batch = step * order.settings().micro_batches as u64;
+    let epoch = order.epoch_of(micro_batch);
+    let (start, end) = (order.epoch_start(epoch), order.epoch_start(epoch + 1));
+    epoch as f64 + (micro_batch - start) as f64 / (end - start).max(1) as f64
+}
+
+/// Whoever starts a branch again with the same command goes on with it, even if its ancestor is gone by now.
+fn check_came_from(checked: &Checked, saved: &Saved, asked: &Path) -> Result<()> {
+    let full = asked.canonicalize().or_else(|_| std::path::absolute(asked)).map_err(Error::io(asked))?;
+    if saved.lineage.last().is_some_and(|ancestor| ancestor.checkpoint == full) {
+        return Ok(());
+    }
+    let run_dir = checked.recipe.run.dir.display();
+    let reason = format!("{run_dir} has checkpoints of a run that did not come from there; choose another run.dir");
+    Err(Error::Branch { checkpoint: asked.to_owned(), reason })
+}
+
+/// The checkpoint to branch from, and what will be remembered of it.
+fn ancestor(checked: &Checked, path: &Path) -> Result<(Found, Ancestor)> {
+    let fail = |reason: String| Error::Branch { checkpoint: path.to_owned(), reason };
+    let folder = path.canonicalize().map_err(|error| fail(error.to_string()))?;
+    verify(&folder).map_err(|error| fail(format!("expected a sound checkpoint: {error}")))?;
+    let saved = Saved::read(&folder)?;
+    let (seen, samples) = (saved.position.samples, checked.recipe.train.samples);
+    if seen >= samples {
+        let reason = format!("it has seen {seen} samples, and train.samples = {samples} counts them; raise it");
+        return Err(fail(reason));
+    }
+    let changed = recipe_changes(checked, &folder).map_err(fail)?;
+    let ancestor = Ancestor {
+        checkpoint: folder.clone(),
+        blake3: hash_file(&folder.join("state.json"))?,
+        position: saved.position,
+        changed: changed.into_iter().map(|change| change.line).collect(),
+    };
+    Ok((Found { path: folder, saved }, ancestor))
+}
+
+fn recipe_changes(checked: &Checked, checkpoint: &Path) -> std::result::Result<Vec<Change>, String> {
+    let old = Saved::recipe(checkpoint).map_err(|error| error.to_string())?;
+    changes(&old, &checked.recipe).map_err(|error| format!("its recipe cannot be read: {error}"))
+}
+
+/// What has changed in the recipe since the run's checkpoint, if a resumed run may change it.
+fn allowed_changes(checked: &Checked, found: &Found) -> Result<Vec<String>> {
+    let changes = recipe_changes(checked, &found.path)
+        .map_err(|reason| Error::Checkpoint { path: found.path.clone(), reason })?;
+    let refused: Vec<String> =
+        changes.iter().filter(|change| !change.is_harmless()).map(|change| change.line.clone()).collect();
+    if !refused.is_empty() {
+        let (run_dir, checkpoint) = (checked.recipe.run.dir.clone(), found.path.clone());
+        return Err(Error::Changed { run_dir, checkpoint, changes: refused });
+    }
+    Ok(changes.into_iter().map(|change| change.line).collect())
+}
+
+/// Copies a component's folder into the run, once.
+fn keep(folder: &Path, run_dir: &Path, component: Component) -> Result<PathBuf> {
+    let place = run_dir.join("base").join(component.folder());
+    // What an interrupted branch left is written again.
+    let _ = fs::remove_dir_all(&place);
+    fs::create_dir_all(&place).map_err(Error::io(&place))?;
+    for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
+        let path = entry.map_err(Error::io(folder))?.path();
+        if let Some(name) = path.file_name().filter(|_| path.is_file()) {
+            let to = place.join(name);
+            fs::copy(&path, &to).map_err(Error::io(&to))?;
+        }
+    }
+    Ok(place)
+}
+
+#[cfg(test)]
+mod tests {
+    use rectiflow_data::order::{Amount, BucketRows, DataShape, Mode, OrderSettings};
+
+    use super::*;
+
+    fn order(micro_batch: usize, micro_batches: usize) -> Order {
+        let buckets = [(0, 100), (1, 33), (2, 3)].map(|(bucket, rows)| BucketRows { bucket, rows }).to_vec();
+        let shape = DataShape { identity: "a".into(), text: "b".into(), amount: Amount::Repeats(1.0), buckets };
+        let settings =
+            OrderSettings { seed: 0, micro_batch, micro_batches, lanes: None, mode: Mode::Local, window_samples: 2048 };
+        Order::new(&[shape], settings).expect("an order")
+    }
+
+    #[test]
+    fn a_branch_is_where_the_old_run_was_in_the_data() {
+        let (old, new) = (order(4, 2), order(8, 4));
+        for step in [0, 1, 7, 50, 1000] {
+            assert_eq!(step_at(&old, epochs_at(&old, step)), step, "the same order: the same step");
+            let there = epochs_at(&new, step_at(&new, epochs_at(&old, step)));
+            // No further ahead than a step of the new order, which is about a quarter of an epoch.
+            let behind = epochs_at(&old, step) - there;
+            assert!((-0.02..0.26).contains(&behind), "step {step}: {behind}");
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Runs the steps before an act of the guard again, in memory only, and says what each was.
+//!
+//! A black box names the checkpoint before the act and holds the recipe. From that checkpoint the same steps are made
+//! again, judged by the same guard: what it skipped is skipped again. Where it had rewound after the checkpoint, the
+//! replay ends there, since it has no snapshots.
+
+use std::path::Path;
+
+use rectiflow_data::{batch::Step, loader::Loader, order::RankOf};
+
+use crate::{
+    blackbox::{BlackBox, SeenSample, samples_of},
+    checkpoint::{self, Components, Saved, verify},
+    config::{Checked, Recipe},
+    error::{Error, Result},
+    guard::{GuardState, Observation, Verdict},
+    model,
+    run::{fresh_state, open_sources},
+    state::TrainState,
+    step::{Passes, Stepper, pass},
+};
+
+/// A step that was made again.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Replayed {
+    /// Which step of the order, from 0.
+    pub step: u64,
+    /// Its loss.
+    pub loss: f64,
+    /// Norm of its gradient before clipping.
+    pub gradient_norm: f64,
+    /// What the run measured, where the black box has the step: loss and gradient norm.
+    pub seen: Option<(f64, f64)>,
+    /// Why the guard would not apply it; `None` where it was applied.
+    pub wrong: Option<String>,
+    /// The first sample whose loss is not finite, or else the one of the highest loss.
+    pub worst: SeenSample,
+}
+
+impl Replayed {
+    /// Whether the step came out as in the run, but for the last bit, which JSON may lose; `None` where the black box
+    /// does not have the step.
+    pub fn is_as_seen(&self) -> Option<bool> {
+        let same = |a: f64, b: f64| a == b || (a - b).abs() <= 1e-15 * b.abs() || (a.is_nan() && b.is_nan());
+        self.seen.map(|(loss, norm)| same(self.loss, loss) && same(self.gradient_norm, norm))
+    }
+}
+
+/// Replays a black box up to the step that the guard acted on; each step is shown to `observe`.
+///
+/// # Errors
+/// [`Error::Checkpoint`] where the checkpoint is gone or damaged, or the data have changed since; [`Error::Model`],
+/// [`Error::Data`].
+pub fn replay(path: &Path, observe: &mut dyn FnMut(&Replayed)) -> Result<()> {
+    let black_box = BlackBox::read(path)?;
+    let checked = Recipe::parse(&black_box.recipe, path)?;
+    let Some(end) = black_box.steps.last().map(|step| step.step + 1) else {
+        return Err(Error::Checkpoint { path: path.to_owned(), reason: "it has no steps".to_owned() });
+    };
+    let sources = open_sources(&checked)?;
+    let mut loader = Loader::new(sources, checked.order.clone(), RankOf::ONLY)?;
+    let start = black_box.checkpoint.as_deref();
+    let place = start.unwrap_or(&checked.recipe.model.base);
+    let random = if start.is_none() { &checked.random[..] } else { &[] };
+    let options = model::base_options(checked.device, random, checked.recipe.run.seed);
+    let model = model::open_components(place, &Components::find(place)?, &options)?;
+    let stepper = Stepper::new(&checked, &model);
+    let mut state = fresh_state(&checked, &model);
+    let mut guard = GuardState::default();
+    if let Some(checkpoint) = start {
+        guard = go_to(checkpoint, &loader, &mut state)?;
+    }
+    loader.seek(state.position.cursor);
+    while state.position.cursor < end {
+        let step = loader.next_step()?;
+        let again = make(&checked, &stepper, &mut state, &mut guard, &step)?;
+        let known = black_box.steps.iter().find(|known| known.step == step.step);
+        let seen = known.map(|known| (known.loss, known.gradient_norm));
+        observe(&Replayed { seen, ..again.replayed });
+        if again.ends {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Puts a checkpoint's numbers into the state; gives its guard.
+fn go_to(checkpoint: &Path, loader: &Loader, state: &mut TrainState) -> Result<GuardState> {
+    verify(checkpoint)?;
+    let saved = Saved::read(checkpoint)?;
+    if saved.order_hash != loader.order_hash() {
+        let reason = "the data have changed since: the same steps cannot be made again".to_owned();
+        return Err(Error::Checkpoint { path: checkpoint.to_owned(), reason });
+    }
+    checkpoint::restore(checkpoint, &saved, state)?;
+    Ok(saved.guard)
+}
+
+/// A step, and whether the replay cannot go on behind it.
+struct Again {
+    replayed: Replayed,
+    ends: bool,
+}
+
+fn make(
+    checked: &Checked,
+    stepper: &Stepper<'_>,
+    state: &mut TrainState,
+    guard: &mut GuardState,
+    step: &Step,
+) -> Result<Again> {
+    let recipe = &checked.recipe;
+    let lr = recipe.lr.rate(state.position.samples, recipe.train.samples) * guard.acts.rate;
+    let passes = stepper.passes(&state.parameters, step)?;
+    let (loss, gradient_norm) = (passes.loss, passes.gradient_norm);
+    let worst = worst(step, &passes);
+    let verdict = guard.judge(&recipe.guard, Observation { loss, gradient_norm });
+    let (norm, wrong, ends) = match verdict {
+        Verdict::Continue => (f64::INFINITY, None, false),
+        Verdict::Clip { norm, .. } => (norm, None, false),
+        Verdict::Skip { reason } => (0.0, Some(reason), false),
+        Verdict::Rewind { reason, .. } | Verdict::Stop { reason } => (0.0, Some(reason), true),
+    };
+    if wrong.is_none() {
+        stepper.update(state, step, passes, norm, lr);
+    } else {
+        pass(state, step);
+    }
+    let replayed = Replayed { step: step.step, loss, gradient_norm, seen: None, wrong, worst };
+    Ok(Again { replayed, ends })
+}
+
+fn worst(step: &Step, passes: &Passes) -> SeenSample {
+    let badness = |sample: &SeenSample| if sample.loss.is_nan() { f64::INFINITY } else { sample.loss };
+    let worse = |a: SeenSample, b: SeenSample| if badness(&b) > badness(&a) { b } else { a };
+    samples_of(step, passes).into_iter().reduce(worse).expect("a step has samples")
+}

@@ -1,0 +1,97 @@
+//! A model of which one part is in memory at a time: text encoders, then the UNet, then the autoencoder.
+//!
+//! SDXL's text encoders are a quarter of its weights and are done when the prompts are encoded; the autoencoder begins
+//! when the UNet is done. So a program that draws a given list of prompts needs the memory of the UNet, not of the whole.
+//! That the parts fit each other is checked before the first is loaded.
+
+use std::path::{Path, PathBuf};
+
+use rectiflow_data::token::Tokenizer;
+use rectiflow_sdxl::{
+    clip::ClipText,
+    cond::Cond,
+    config::VaeConfig,
+    flow::Parameterization,
+    model::{Component, Configs, OpenOptions},
+    unet::UNet,
+    vae::Vae,
+};
+
+use crate::{checkpoint::Components, draw::encode_texts, error::Result, model::parameterization};
+
+/// Where a model's parts are.
+#[derive(Debug)]
+pub struct StagedModel {
+    options: OpenOptions,
+    places: [PathBuf; 4],
+    configs: Configs,
+    /// What the UNet predicts, where the model says so.
+    pub parameterization: Option<Parameterization>,
+}
+
+impl StagedModel {
+    /// Finds the parts of a model in any layout and reads their configurations.
+    ///
+    /// # Errors
+    /// What is wrong with a folder, a file's header or a configuration, or that the parts do not fit each other.
+    pub fn find(path: &Path, options: &OpenOptions) -> Result<Self> {
+        let components = Components::locate(path)?;
+        let places = Component::ALL.map(|component| components.folder(component).to_owned());
+        let [unet, clip_l, clip_g, vae] = &places;
+        let configs = Configs::read([unet, clip_l, clip_g, vae])?;
+        configs.check_fit(&path.display().to_string())?;
+        Ok(Self { options: options.clone(), places, configs, parameterization: parameterization(path)? })
+    }
+
+    /// The autoencoder's sizes.
+    pub fn vae_config(&self) -> &VaeConfig {
+        &self.configs.vae
+    }
+
+    /// Loads both text encoders, to be dropped when all texts are encoded.
+    ///
+    /// # Errors
+    /// [`crate::Error::Model`].
+    pub fn text_encoders(&self) -> Result<TextEncoders> {
+        let [_, clip_l, clip_g, _] = &self.places;
+        Ok(TextEncoders {
+            clip_l: ClipText::open(clip_l, Component::ClipL, &self.options)?,
+            clip_g: ClipText::open(clip_g, Component::ClipG, &self.options)?,
+            tokenizer: Tokenizer::new(),
+        })
+    }
+
+    /// Loads the UNet.
+    ///
+    /// # Errors
+    /// [`crate::Error::Model`].
+    pub fn unet(&self) -> Result<UNet> {
+        Ok(UNet::open(&self.places[0], &self.options)?)
+    }
+
+    /// Loads the autoencoder.
+    ///
+    /// # Errors
+    /// [`crate::Error::Model`].
+    pub fn vae(&self) -> Result<Vae> {
+        Ok(Vae::open(&self.places[3], &self.options)?)
+    }
+}
+
+/// Both text encoders and their tokenizer.
+#[derive(Debug)]
+pub struct TextEncoders {
+    clip_l: ClipText,
+    clip_g: ClipText,
+    tokenizer: Tokenizer,
+}
+
+impl TextEncoders {
+    /// What they say about some texts, one row each.
+    ///
+    /// # Errors
+    /// [`crate::Error::Model`].
+    pub fn encode(&self, texts: &[String]) -> Result<Cond> {
+        encode_texts(&self.clip_l, &self.clip_g, &self.tokenizer, texts)
+    }
+}

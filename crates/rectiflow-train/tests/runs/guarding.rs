@@ -1,0 +1,112 @@
+//! The guard end to end: with it a spoilt run is as good as a clean one, without it it is lost.
+
+use std::fs;
+
+use rectiflow_train::{Error, blackbox::BlackBox, metrics::Event, replay::replay, run::Options};
+
+use crate::fixture::{Fixture, Ran, run_spoilt, run_with, scale_latents, spoil_with_nan};
+
+/// 40 steps without a limit on the gradient's norm: what the guard does is not done by clipping.
+const LONG: &str = "train.samples=320";
+
+#[test]
+fn poisoned_samples_cost_a_guarded_run_their_steps_and_an_unguarded_one_everything() {
+    let fixture = Fixture::new();
+    let clean = run_spoilt(&fixture.recipe("clean", &[LONG]), |_, _| {});
+    assert_eq!((clean.acts(), clean.passed_over()), (vec![], vec![]), "no false alarm");
+    let untrained = first_test_loss(&clean);
+    assert!(clean.test_loss() < 0.9 * untrained, "it learns: {untrained} to {}", clean.test_loss());
+
+    let poison = |step: u64, samples: &mut _| match step {
+        12 | 29 => spoil_with_nan(samples),
+        15 | 22 => scale_latents(samples, 1e4),
+        _ => {}
+    };
+    let guarded = run_spoilt(&fixture.recipe("guarded", &[LONG]), poison);
+    assert!(guarded.outcome.as_ref().is_ok_and(|outcome| outcome.finished));
+    assert_eq!(guarded.passed_over(), [12, 15, 22, 29]);
+    assert_eq!(guarded.acts(), [(12, "skip"), (15, "skip"), (22, "skip"), (29, "skip")]);
+    let ratio = guarded.test_loss() / clean.test_loss();
+    assert!(ratio < 1.02, "guarded {}, clean {}", guarded.test_loss(), clean.test_loss());
+
+    let off = &[LONG, "guard.enabled=false"];
+    let scaled = |step: u64, samples: &mut _| {
+        if [15, 22].contains(&step) {
+            scale_latents(samples, 1e4);
+        }
+    };
+    let lost = run_spoilt(&fixture.recipe("unguarded", off), scaled);
+    let ratio = lost.test_loss() / clean.test_loss();
+    assert!(ratio > 1.2 || ratio.is_nan(), "unguarded {}, clean {}", lost.test_loss(), clean.test_loss());
+
+    let ended = run_spoilt(&fixture.recipe("unguarded-nan", off), poison);
+    assert!(matches!(ended.outcome, Err(Error::NotFinite { step: 11, .. })), "{:?}", ended.outcome);
+}
+
+fn first_test_loss(ran: &Ran) -> f64 {
+    let loss = |event: &Event| match event {
+        Event::Test(test) => Some(test.loss),
+        _ => None,
+    };
+    ran.events.iter().find_map(loss).unwrap()
+}
+
+#[test]
+fn what_cannot_be_saved_is_rewound_and_then_stopped_for_good() {
+    let fixture = Fixture::new();
+    let checked = fixture.recipe("broken", &["guard.max_rewinds=2", "train.samples=200"]);
+    let ran = run_spoilt(&checked, |step, samples| {
+        if step > 10 {
+            spoil_with_nan(samples);
+        }
+    });
+    let Err(Error::Stopped { run_dir, reason }) = &ran.outcome else { panic!("{:?}", ran.outcome) };
+    assert!(reason.contains("all 2 rewinds are spent") && reason.contains("NaN"), "{reason}");
+    let skips = |from: u64| [(from, "skip"), (from + 1, "skip")];
+    let expected = [&skips(11)[..], &[(13, "rewind")], &skips(14), &[(16, "rewind")], &skips(17), &[(19, "stop")]];
+    assert_eq!(ran.acts(), expected.concat());
+    let updates = ran.events.iter().filter_map(|event| match event {
+        Event::Guard(act) if act.action == "rewind" => Some(act.update),
+        _ => None,
+    });
+    assert_eq!(updates.collect::<Vec<_>>(), [5, 0], "at least 5 updates back from 10, then 50, or all there are");
+
+    let black_box = BlackBox::read(&run_dir.join("blackbox/step-00000013-rewind.json")).unwrap();
+    assert_eq!(black_box.steps.len(), 10);
+    let last = black_box.steps.last().unwrap();
+    assert_eq!((last.step, last.samples.len()), (12, 8));
+    assert!(last.loss.is_nan() && last.samples[0].loss.is_nan() && last.samples[7].loss.is_finite());
+    assert!(last.samples.iter().all(|sample| sample.prompt.contains("square") || sample.prompt.is_empty()));
+    assert!(black_box.checkpoint.unwrap().ends_with("broken/checkpoints/step-00000008"));
+
+    let again = run_with(&checked, Options::default(), |_| {});
+    assert!(matches!(again.outcome, Err(Error::Stopped { .. })) && again.events.is_empty(), "a stop stays a stop");
+    let options = Options { acknowledge_stop: true, ..Options::default() };
+    let acknowledged = run_with(&checked, options, |_| {});
+    assert!(acknowledged.test_loss().is_finite());
+    assert!(acknowledged.outcome.unwrap().finished);
+    assert_eq!(fs::read_to_string(run_dir.join("STOPPED.acknowledged")).unwrap().trim(), reason);
+}
+
+#[test]
+fn a_replay_makes_the_same_numbers_and_finds_the_poisoned_sample() {
+    const POISON: u64 = 17;
+    let fixture = Fixture::with_poison(Some(POISON));
+    let checked = fixture.recipe("poisoned", &["guard.warmup_updates=2"]);
+    let ran = run_with(&checked, Options::default(), |_| {});
+    assert!(ran.outcome.as_ref().is_ok_and(|outcome| outcome.finished), "{:?}", ran.outcome);
+    // Once an epoch of 61 samples, so twice in 128; the second time there is a checkpoint behind it.
+    let [(first, "skip"), (second, "skip")] = ran.acts()[..] else { panic!("{:?}", ran.acts()) };
+    assert!(first <= 8 && second > 8, "{first} {second}");
+    for step in [first, second] {
+        let mut steps = Vec::new();
+        let path = fixture.path(&format!("poisoned/blackbox/step-{step:08}-skip.json"));
+        replay(&path, &mut |step| steps.push(step.clone())).unwrap();
+        let (last, before) = steps.split_last().unwrap();
+        assert_eq!((last.step + 1, last.worst.id), (step, POISON));
+        assert!(last.wrong.as_ref().is_some_and(|reason| reason.contains("times its mean")), "{last:?}");
+        assert!(before.iter().all(|step| step.wrong.is_none()), "{before:?}");
+        let differing: Vec<_> = steps.iter().filter(|step| step.is_as_seen() == Some(false)).collect();
+        assert!(differing.is_empty() && last.is_as_seen() == Some(true), "{differing:?}");
+    }
+}

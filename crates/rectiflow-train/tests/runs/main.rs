@@ -1,0 +1,9 @@
+//! Whole runs of the tiny SDXL in this process: what the guard saves, what a checkpoint brings back, where a branch
+//! begins, what a test loss does not depend on.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod branches;
+mod checkpoints;
+mod evaluations;
+mod fixture;
+mod guarding;

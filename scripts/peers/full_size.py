@@ -1,0 +1,132 @@
+"""Everything that only shows at SDXL's own size, on random weights of the true shapes: memory, round trips, speed.
+
+    python scripts/peers/full_size.py WORK [--rectiflow target/release/rectiflow] [--stages convert,diffusers,run,speed]
+
+Needs target/release/examples/random_sdxl, 30 GB of disk at WORK and 16 GB of memory. What is in WORK is kept, so that
+stages can be run one by one; delete it by hand. Memory is the largest resident set of the process, pages of mapped files
+included (getrusage of the child).
+
+- convert: diffusers folder (fp16) -> single file -> folder; every tensor's bytes must come back; peaks below --max-gb.
+- diffusers: the single file through diffusers' own converter, tensor by tensor (single_file.py).
+- run: one UNet forward (64x64 latents) and one VAE decode in bf16, from the file.
+- speed: rectiflow and diffusers in turn, 512x512, 4 steps, bf16 (bench_sample.py).
+"""
+
+import argparse
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+
+HERE = pathlib.Path(__file__).parent
+PARTS = ["unet/diffusion_pytorch_model", "text_encoder/model", "text_encoder_2/model", "vae/diffusion_pytorch_model"]
+
+
+def measured(command):
+    """Runs a command; gives its largest resident set in GB."""
+    began = time.perf_counter()
+    process = subprocess.Popen([str(word) for word in command], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status != 0:
+        sys.exit(f"failed: {' '.join(map(str, command))}")
+    peak_gb = usage.ru_maxrss * 1024 / 1e9
+    cpu_secs = usage.ru_utime + usage.ru_stime
+    secs = time.perf_counter() - began
+    words = " ".join(str(word) for word in command[1:3])
+    print(f"{words}: {secs:.0f} s ({cpu_secs:.0f} s of CPU), largest memory {peak_gb:.2f} GB", flush=True)
+    return peak_gb
+
+
+def make_model(args):
+    for dtype in ["fp16", "bf16"]:
+        if not (args.work / dtype).exists():
+            free_gb = shutil.disk_usage(args.work).free / 1e9
+            if free_gb < 8:
+                sys.exit(f"{args.work} has {free_gb:.0f} GB free, less than the 8 GB of a model")
+            subprocess.run([args.rectiflow.parent / "examples/random_sdxl", args.work / dtype, dtype], check=True)
+
+
+def data_of(path):
+    """The bytes behind a safetensors file's header, in pieces."""
+    with open(path, "rb") as file:
+        file.seek(int.from_bytes(file.read(8), "little"), os.SEEK_CUR)
+        while piece := file.read(1 << 24):
+            yield piece
+
+
+def convert(args):
+    folder, single, back = args.work / "fp16", args.work / "fp16.safetensors", args.work / "back"
+    out = ["--dtype", "fp16", "--out", single]
+    peaks = [measured([args.rectiflow, "export", "--model", folder, "--format", "single-file", *out])]
+    peaks.append(measured([args.rectiflow, "import", single, "--out", back]))
+    for part in PARTS:
+        names = [root / f"{part}.safetensors" for root in (folder, back)]
+        if any(a != b for a, b in zip(*map(data_of, names), strict=True)):
+            sys.exit(f"{part} did not come back byte for byte")
+    print("every tensor of the four components came back byte for byte")
+    # single_file.py needs what an export has and the random model lacks.
+    shutil.rmtree(args.work / "exported", ignore_errors=True)
+    back.rename(args.work / "exported")
+    if max(peaks) > args.max_gb:
+        sys.exit(f"expected at most {args.max_gb} GB, found {max(peaks):.2f} GB")
+
+
+def diffusers(args):
+    subprocess.run(
+        [sys.executable, HERE / "single_file.py", args.work / "fp16.safetensors", args.work / "exported"], check=True
+    )
+
+
+def run(args):
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    inputs = {
+        "unet": {
+            "sample": torch.randn(1, 4, 64, 64),
+            "timestep": torch.tensor([500.0]),
+            "encoder_hidden_states": torch.randn(1, 77, 2048),
+            "text_embeds": torch.randn(1, 1280),
+            "time_ids": torch.tensor([[512.0, 512, 0, 0, 512, 512]]),
+        },
+        "vae-decode": {"latents": torch.randn(1, 4, 64, 64)},
+    }
+    for part, tensors in inputs.items():
+        given, result = args.work / "in.safetensors", args.work / "out.safetensors"
+        save_file(tensors, given)
+        files = ["--model", args.work / "bf16", "--input", given, "--output", result]
+        measured([args.rectiflow, "forward", part, *files, "--dtype", "bf16"])
+
+
+def speed(args):
+    command = [sys.executable, HERE / "bench_sample.py", args.work / "bf16-export", "--rectiflow", args.rectiflow]
+    if not (args.work / "bf16-export").exists():
+        out = ["--dtype", "bf16", "--out", args.work / "bf16-export"]
+        measured([args.rectiflow, "export", "--model", args.work / "bf16", "--format", "diffusers", *out])
+    settings = {"pairs": args.pairs, "steps": 4, "size": "512x512", "batch": 1, "rounds": 1, "cfg": args.cfg}
+    words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    subprocess.run([*command, *words, "--dtype", "bf16", *(["--out", args.out] if args.out else [])], check=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=pathlib.Path)
+    parser.add_argument("--rectiflow", type=pathlib.Path, default="target/release/rectiflow")
+    parser.add_argument("--stages", default="convert,diffusers,run,speed")
+    parser.add_argument("--max-gb", type=float, default=4.0, help="of a conversion's memory")
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--cfg", type=float, default=4.5)
+    parser.add_argument("--out", type=pathlib.Path, help="where the speed's raw numbers go")
+    args = parser.parse_args()
+    stages = {"convert": convert, "diffusers": diffusers, "run": run, "speed": speed}
+    args.work.mkdir(parents=True, exist_ok=True)
+    make_model(args)
+    for name in args.stages.split(","):
+        print(f"== {name}", flush=True)
+        stages[name](args)
+
+
+main()
