@@ -6,8 +6,8 @@ use rectiflow_train::{Error, blackbox::BlackBox, metrics::Event, replay::replay,
 
 use crate::fixture::{Fixture, Ran, run_spoilt, run_with, scale_latents, spoil_with_nan};
 
-/// 40 steps without a limit on the gradient's norm: what the guard does is not done by clipping.
-const LONG: &str = "train.samples=320";
+/// 100 steps, so that the four that are passed over are no great loss by themselves.
+const LONG: &str = "train.samples=800";
 
 #[test]
 fn poisoned_samples_cost_a_guarded_run_their_steps_and_an_unguarded_one_everything() {
@@ -18,20 +18,20 @@ fn poisoned_samples_cost_a_guarded_run_their_steps_and_an_unguarded_one_everythi
     assert!(clean.test_loss() < 0.9 * untrained, "it learns: {untrained} to {}", clean.test_loss());
 
     let poison = |step: u64, samples: &mut _| match step {
-        12 | 29 => spoil_with_nan(samples),
-        15 | 22 => scale_latents(samples, 1e4),
+        72 | 89 => spoil_with_nan(samples),
+        75 | 82 => scale_latents(samples, 1e4),
         _ => {}
     };
     let guarded = run_spoilt(&fixture.recipe("guarded", &[LONG]), poison);
     assert!(guarded.outcome.as_ref().is_ok_and(|outcome| outcome.finished));
-    assert_eq!(guarded.passed_over(), [12, 15, 22, 29]);
-    assert_eq!(guarded.acts(), [(12, "skip"), (15, "skip"), (22, "skip"), (29, "skip")]);
+    assert_eq!(guarded.passed_over(), [72, 75, 82, 89]);
+    assert_eq!(guarded.acts(), [(72, "skip"), (75, "skip"), (82, "skip"), (89, "skip")]);
     let ratio = guarded.test_loss() / clean.test_loss();
     assert!(ratio < 1.02, "guarded {}, clean {}", guarded.test_loss(), clean.test_loss());
 
     let off = &[LONG, "guard.enabled=false"];
     let scaled = |step: u64, samples: &mut _| {
-        if [15, 22].contains(&step) {
+        if [75, 82].contains(&step) {
             scale_latents(samples, 1e4);
         }
     };
@@ -40,7 +40,7 @@ fn poisoned_samples_cost_a_guarded_run_their_steps_and_an_unguarded_one_everythi
     assert!(ratio > 1.2 || ratio.is_nan(), "unguarded {}, clean {}", lost.test_loss(), clean.test_loss());
 
     let ended = run_spoilt(&fixture.recipe("unguarded-nan", off), poison);
-    assert!(matches!(ended.outcome, Err(Error::NotFinite { step: 11, .. })), "{:?}", ended.outcome);
+    assert!(matches!(ended.outcome, Err(Error::NotFinite { step: 71, .. })), "{:?}", ended.outcome);
 }
 
 fn first_test_loss(ran: &Ran) -> f64 {
