@@ -149,10 +149,10 @@ mod tests {
         let folder = run.join("checkpoints/step-00000012");
         fs::create_dir_all(&folder).unwrap();
         let state = serde_json::json!({
-            "format": 1, "position": {"cursor": 12, "update": 11, "samples": 12_345}, "order_hash": "0rder",
+            "format": 1, "position": {"cursor": 12, "update": 11, "samples": 12_345}, "order_hash": "0d3f",
             "objective": rectiflow_sdxl::flow::ObjectiveSettings::default(),
-            "frozen": {"vae": {"path": "/base/vae", "blake3": "f0zen"}},
-            "data": ["1dentity", "0ther"], "program": "rectiflow 0.1.0 b1ake3", "layout": []
+            "frozen": {"vae": {"path": "/base/vae", "blake3": "f07e4"}},
+            "data": ["1de7", "07e5"], "program": "rectiflow 0.1.0 b1a3e3", "layout": []
         });
         fs::write(folder.join("state.json"), state.to_string()).unwrap();
         fs::write(folder.join("recipe.toml"), "[train]\nsamples = 99\n\n").unwrap();
@@ -168,12 +168,11 @@ mod tests {
         assert_eq!(card.title, "birds step-00000012");
         assert_eq!(
             card.description(),
-            "A Stable Diffusion XL that predicts velocity (rectified flow), trained by rectiflow 0.1.0 b1ake3 on \
+            "A Stable Diffusion XL that predicts velocity (rectified flow), trained by rectiflow 0.1.0 b1a3e3 on \
              12,345 samples in 11 updates."
         );
         let text = card.markdown("x.png");
-        for needle in ["shift 5.5", "| data set | `1dentity` |", "| data set | `0ther` |", "BLAKE3 `f0zen`", "`0rder`"]
-        {
+        for needle in ["shift 5.5", "| data set | `1de7` |", "| data set | `07e5` |", "BLAKE3 `f07e4`", "`0d3f`"] {
             assert!(text.contains(needle), "{needle}: {text}");
         }
         assert!(card.front_matter().contains("- rectified-flow\n---\n"));
