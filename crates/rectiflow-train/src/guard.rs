@@ -37,6 +37,9 @@ pub struct GuardConfig {
     /// How many updates back a rewind can go. For each, two snapshots are kept in host memory, each of 12 bytes a
     /// trained parameter, 16 with `ema`. The first rewind goes the shortest way that is enough, the next one further.
     pub snapshot_updates: Vec<u64>,
+    /// Host memory that snapshots may take, in GiB. Distances for which there is no room are left out, the furthest
+    /// first; where there is room for none, what would be a rewind is a stop.
+    pub snapshot_gib: f64,
     /// After a rewind the learning rate is multiplied by this. Above 0, at most 1.
     pub rate_factor: f64,
     /// After so many updates without an act, one such factor is taken back.
@@ -56,6 +59,7 @@ impl Default for GuardConfig {
             drift_updates: 10,
             clip_z: None,
             snapshot_updates: vec![5, 50, 500],
+            snapshot_gib: 16.0,
             rate_factor: 0.5,
             cooldown_updates: 100,
             max_rewinds: 3,
@@ -81,6 +85,8 @@ impl GuardConfig {
         expect("rate_factor", factor > 0.0 && factor <= 1.0, "above 0, at most 1", factor.to_string());
         let z = self.clip_z.unwrap_or(1.0);
         expect("clip_z", z > 0.0 && z.is_finite(), "a number above 0", z.to_string());
+        let room = self.snapshot_gib;
+        expect("snapshot_gib", room >= 0.0 && room.is_finite(), "a number of at least 0", room.to_string());
         let back = &self.snapshot_updates;
         let rising = back.first().is_some_and(|first| *first > 0) && back.windows(2).all(|pair| pair[0] < pair[1]);
         let expected = "at least one number of updates, each larger than the one before";

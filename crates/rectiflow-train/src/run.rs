@@ -28,13 +28,13 @@ use crate::{
     ema,
     error::{Error, Result},
     flat::FlatParameters,
-    guard::{Acts, GuardState, Observation, Verdict},
+    guard::{Acts, GuardConfig, GuardState, Observation, Verdict},
     metrics::{Event, GuardEvent, Lossless, Start, StepMetrics, TestMetrics, Writer},
     model,
     optim::Optimizer,
     origin::{Origin, epochs_at, step_at},
     preview::Previewer,
-    snapshots::Ring,
+    snapshots::{self, Ring},
     state::{Position, TrainState},
     step::{Passes, Stepper, pass},
     stopped,
@@ -165,7 +165,7 @@ impl<'a> Run<'a> {
             loader = loader.read_ahead(mebibytes.saturating_mul(1 << 20))?;
         }
         let state = fresh_state(checked, model);
-        let distances = if recipe.guard.enabled { &recipe.guard.snapshot_updates[..] } else { &[] };
+        let distances = snapshot_distances(&recipe.guard, &state);
         Ok(Self {
             tables: Tables::new(checked, sources)?,
             previewer: Previewer::new(&recipe.preview, &recipe.run.dir),
@@ -227,7 +227,6 @@ impl<'a> Run<'a> {
             Origin::Branch(_, ancestor) => (Some(ancestor.checkpoint.clone()), ancestor.changed.clone()),
         };
         let num_parameters = self.state.parameters.num_parameters() as u64;
-        let vectors = if self.state.average.is_some() { 4 } else { 3 };
         Start {
             step: self.state.position.cursor,
             unix_secs: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
@@ -239,7 +238,7 @@ impl<'a> Run<'a> {
             threads: tch::get_num_threads() as u32,
             branched_from,
             changes,
-            snapshot_bytes: self.ring.capacity() as u64 * vectors * 4 * num_parameters,
+            snapshot_bytes: self.ring.capacity() as u64 * snapshots::bytes(&self.state),
         }
     }
 
@@ -322,6 +321,10 @@ impl<'a> Run<'a> {
                 self.state.pass_over(step.step..step.step + 1);
                 self.emit_guard("skip", reason, black_box);
                 return Ok(false);
+            }
+            Verdict::Rewind { reason, .. } if self.ring.capacity() == 0 => {
+                let none = "guard.snapshot_gib leaves no room for a snapshot to go back to";
+                return Err(self.stop(step, format!("{reason}; {none}")));
             }
             Verdict::Rewind { back, reason } => {
                 let black_box = self.black_box("rewind", &reason);
@@ -491,6 +494,25 @@ fn check_finite(step: &Step, seen: Observation) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// How far back the guard's snapshots go, in the memory that they may take.
+fn snapshot_distances<'a>(guard: &'a GuardConfig, state: &TrainState) -> &'a [u64] {
+    if !guard.enabled {
+        return &[];
+    }
+    let budget_bytes = (guard.snapshot_gib * f64::from(1 << 30)) as u64;
+    let affordable = snapshots::affordable(&guard.snapshot_updates, snapshots::bytes(state), budget_bytes);
+    if affordable.len() < guard.snapshot_updates.len() {
+        tracing::warn!(
+            "guard.snapshot_gib = {}: of guard.snapshot_updates = {:?} there is room for {affordable:?}; two snapshots of \
+             {:.1} GiB are kept for each",
+            guard.snapshot_gib,
+            guard.snapshot_updates,
+            snapshots::bytes(state) as f64 / f64::from(1 << 30)
+        );
+    }
+    affordable
 }
 
 /// Keeps a second trainer out of the run folder for as long as the file is open; the system frees it at any death.

@@ -53,6 +53,21 @@ fn on_host(tensor: &Tensor) -> Tensor {
     if tensor.device() == Device::Cpu { tensor.copy() } else { tensor.to_device(Device::Cpu) }
 }
 
+/// What a snapshot of this state takes, in bytes: values, both moments, and the average where there is one, in fp32.
+pub(crate) fn bytes(state: &TrainState) -> u64 {
+    let vectors = if state.average.is_some() { 4 } else { 3 };
+    4 * vectors * state.parameters.num_parameters() as u64
+}
+
+/// The distances whose snapshots fit into `budget_bytes`, from the shortest on; a snapshot takes `snapshot_bytes`.
+pub(crate) fn affordable(distances: &[u64], snapshot_bytes: u64, budget_bytes: u64) -> &[u64] {
+    let levels = budget_bytes / (SNAPSHOTS_A_LEVEL as u64 * snapshot_bytes).max(1);
+    &distances[..distances.len().min(usize::try_from(levels).unwrap_or(usize::MAX))]
+}
+
+/// The newest of a distance, and the one before it.
+const SNAPSHOTS_A_LEVEL: usize = 2;
+
 /// The snapshots of a run.
 #[derive(Debug)]
 pub(crate) struct Ring {
@@ -68,7 +83,7 @@ impl Ring {
 
     /// Snapshots that it holds once the run is old enough, at most.
     pub(crate) fn capacity(&self) -> usize {
-        2 * self.levels.len()
+        SNAPSHOTS_A_LEVEL * self.levels.len()
     }
 
     /// Takes a snapshot of a state where one is due.
@@ -79,7 +94,7 @@ impl Ring {
             if kept.first().is_none_or(|newest| update >= newest.position.update + *distance) {
                 let snapshot = taken.get_or_insert_with(|| Rc::new(Snapshot::of(state, normal)));
                 kept.insert(0, snapshot.clone());
-                kept.truncate(2);
+                kept.truncate(SNAPSHOTS_A_LEVEL);
             }
         }
     }
@@ -149,6 +164,16 @@ mod tests {
                 assert_eq!(state.parameters.values.double_value(&[0]), (update - age) as f64);
             }
         }
+    }
+
+    #[test]
+    fn the_furthest_distances_are_given_up_first() {
+        let distances = [5, 50, 500];
+        let kept = |budget_bytes| affordable(&distances, 100, budget_bytes).to_vec();
+        assert_eq!(kept(600), [5, 50, 500]);
+        assert_eq!(kept(599), [5, 50]);
+        assert_eq!(kept(200), [5]);
+        assert_eq!(kept(199), [0u64; 0]);
     }
 
     #[test]

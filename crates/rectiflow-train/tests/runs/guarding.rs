@@ -52,6 +52,20 @@ fn first_test_loss(ran: &Ran) -> f64 {
 }
 
 #[test]
+fn without_room_for_snapshots_a_rewind_is_a_stop() {
+    let fixture = Fixture::new();
+    let checked = fixture.recipe("no-room", &["guard.snapshot_gib=0", "train.samples=200"]);
+    let ran = run_spoilt(&checked, |step, samples| {
+        if step > 10 {
+            spoil_with_nan(samples);
+        }
+    });
+    let Err(Error::Stopped { reason, .. }) = &ran.outcome else { panic!("{:?}", ran.outcome) };
+    assert!(reason.contains("guard.snapshot_gib leaves no room"), "{reason}");
+    assert_eq!(ran.acts(), [(11, "skip"), (12, "skip"), (13, "stop")]);
+}
+
+#[test]
 fn what_cannot_be_saved_is_rewound_and_then_stopped_for_good() {
     let fixture = Fixture::new();
     let checked = fixture.recipe("broken", &["guard.max_rewinds=2", "train.samples=200"]);
