@@ -2,11 +2,10 @@
 
 use std::path::Path;
 
-use rectiflow_data::{grid::Grid, picture::Picture};
 use rectiflow_sdxl::{sample::SampleSettings, schedule::Schedule};
 use rectiflow_train::{Result, findings::Finding};
 
-use crate::{Contender, settings};
+use crate::{Contender, settings, side_by_side::write_columns};
 
 const PROMPTS: [&str; 4] = [
     "a 3D emoji of red apple on a white background",
@@ -81,13 +80,10 @@ fn guided(scales: [(f64, f64); 4]) -> Vec<(String, SampleSettings)> {
 
 fn answer(question: Question, contender: &Contender, run: &Path) -> Result<Finding> {
     let prompts = PROMPTS.map(str::to_owned);
-    let draw = |(_, settings): &(String, SampleSettings)| contender.draw(&prompts, settings, question.title);
-    let columns: Vec<Vec<Picture>> = question.columns.iter().map(draw).collect::<Result<_>>()?;
-    let pictures: Vec<Picture> =
-        (0..prompts.len()).flat_map(|row| columns.iter().map(move |column| column[row].clone())).collect();
-    let labels: Vec<String> = question.columns.into_iter().map(|(label, _)| label).collect();
-    let grid = Grid { row_labels: &prompts, column_labels: &labels, columns: labels.len(), pictures: &pictures };
-    grid.draw().write_png(&run.join(question.file), &[])?;
+    let draw =
+        |(label, settings): (String, SampleSettings)| Ok((label, contender.draw(&prompts, &settings, question.title)?));
+    let columns = question.columns.into_iter().map(draw).collect::<Result<Vec<_>>>()?;
+    write_columns(&run.join(question.file), &prompts, columns)?;
     Ok(Finding {
         title: question.title.into(),
         text: vec![question.text.into()],

@@ -21,17 +21,23 @@ const PROMPTS: [&str; 8] = [
 
 pub(crate) fn finding(contenders: &[Contender], run: &Path) -> Result<Finding> {
     let prompts = PROMPTS.map(str::to_owned);
-    let columns = contenders.iter().map(|contender| contender.draw(&prompts, &settings(), "side by side"));
-    let columns: Vec<Vec<Picture>> = columns.collect::<Result<_>>()?;
-    let pictures: Vec<Picture> =
-        (0..prompts.len()).flat_map(|row| columns.iter().map(move |column| column[row].clone())).collect();
-    let labels: Vec<String> = contenders.iter().map(|contender| contender.label.clone()).collect();
-    let grid = Grid { row_labels: &prompts, column_labels: &labels, columns: contenders.len(), pictures: &pictures };
-    grid.draw().write_png(&run.join(FILE), &[])?;
+    let draw =
+        |contender: &Contender| Ok((contender.label.clone(), contender.draw(&prompts, &settings(), "side by side")?));
+    let columns = contenders.iter().map(draw).collect::<Result<Vec<_>>>()?;
+    write_columns(&run.join(FILE), &prompts, columns)?;
     Ok(Finding {
         title: "Before and after".into(),
         text: vec!["The same prompts from the same noise, a column for each model.".into()],
         picture: Some(FILE.into()),
         table: None,
     })
+}
+
+/// A grid of labelled columns, each with one picture a prompt.
+pub(crate) fn write_columns(path: &Path, prompts: &[String], columns: Vec<(String, Vec<Picture>)>) -> Result<()> {
+    let (labels, columns): (Vec<String>, Vec<Vec<Picture>>) = columns.into_iter().unzip();
+    let pictures: Vec<Picture> =
+        (0..prompts.len()).flat_map(|row| columns.iter().map(move |column| column[row].clone())).collect();
+    let grid = Grid { row_labels: prompts, column_labels: &labels, columns: labels.len(), pictures: &pictures };
+    Ok(grid.draw().write_png(path, &[])?)
 }
