@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::Context;
 use base64::{Engine, engine::general_purpose::STANDARD};
+use rectiflow_sdxl::durable::write_bytes;
 use rectiflow_train::findings::{Finding, Table};
 use serde_json::json;
 
@@ -39,10 +40,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
         RunRecord::read(&args.run_dir).with_context(|| format!("reading the run {}", args.run_dir.display()))?;
     let page = page(&record)?;
     let path = args.run_dir.join("report.html");
-    let beside = args.run_dir.join("report.html.tmp");
-    fs::write(&beside, &page)
-        .and_then(|()| fs::rename(&beside, &path))
-        .with_context(|| format!("{}", path.display()))?;
+    write_bytes(&path, page.as_bytes())?;
     let text = format!("{} ({})", path.display(), bytes(page.len() as u64));
     Ok(Answer::done(text, json!({ "report": path, "bytes": page.len() })))
 }

@@ -8,6 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rectiflow_sdxl::durable::write_bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -44,12 +45,10 @@ const FILE: &str = "findings.json";
 /// Writes the findings of a run, in place of those that were there.
 ///
 /// # Errors
-/// [`Error::Io`].
+/// [`Error::Model`] where the file cannot be written.
 pub fn write(run_dir: &Path, findings: &[Finding]) -> Result<()> {
-    let path = run_dir.join(FILE);
-    let text = serde_json::to_string_pretty(findings).expect("findings are plain data that JSON can hold");
-    let beside = run_dir.join(format!("{FILE}.tmp"));
-    fs::write(&beside, text).and_then(|()| fs::rename(&beside, &path)).map_err(Error::io(&path))
+    let json = serde_json::to_vec_pretty(findings).expect("findings are plain data that JSON can hold");
+    Ok(write_bytes(&run_dir.join(FILE), &json)?)
 }
 
 /// The findings of a run; none where nobody left any.
