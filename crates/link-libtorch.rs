@@ -5,10 +5,12 @@
 //! references by symbol and which registers the CUDA kernels when it is loaded.
 
 #![allow(clippy::print_stdout, reason = "cargo reads a build script's standard output")]
+#![allow(unreachable_pub, reason = "it is a script by itself and a part of `train`'s")]
 
 use std::{env, path::Path};
 
-fn main() {
+/// Tells cargo how to link.
+pub fn main() {
     println!("cargo::rerun-if-changed=../link-libtorch.rs");
     println!("cargo::rerun-if-env-changed=DEP_TCH_LIBTORCH_LIB");
     let lib = env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys publishes libtorch_lib as `links` metadata");
