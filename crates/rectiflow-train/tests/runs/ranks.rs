@@ -196,7 +196,7 @@ fn a_rank_that_cannot_read_its_data_is_named_by_the_others() {
         bytes[middle..].fill(0x55);
         fs::write(&path, bytes).unwrap();
     }
-    let mut all = recipes(&fixture, "unreadable", 3, &["test.every_steps=1000000"]);
+    let mut all = recipes(&fixture, "unreadable", 3, &[]);
     let path = format!("data.path={}", copy.display());
     all[1] = fixture.recipe("unreadable", &[&FOUR[..], &[&path]].concat());
     let ran = run_ranks(&all, |_, _| {});
