@@ -84,6 +84,7 @@ fn train_as(args: &Args, checked: &Checked, stop: &StopSignal, launch: Option<La
         live.finish();
     }
     let (answer, is_finished) = answer(checked, &outcome?);
+    let answer = if is_first { answer } else { Answer::of_rank_0(0) };
     // A signal that comes when the work is done anyway stops nothing. Where another rank was told to stop, this one was
     // by it.
     Ok(if is_finished { answer } else { answer.stopped_by(stop.signal().unwrap_or(SIGTERM)) })

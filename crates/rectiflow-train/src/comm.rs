@@ -413,7 +413,7 @@ impl Comm {
     fn finish(&self, collective: Collective, tensor: &Tensor, work: std::result::Result<Work, String>) -> Result<()> {
         let peers = self.peers.as_ref().expect("a rank alone has no works");
         let began = Instant::now();
-        let before = peers.pulse.wait_in(&format!("in {}", collective.name()));
+        let before = peers.pulse.wait_in(collective.name());
         let done = match work {
             Ok(work) => peers.wait(work, began),
             Err(reason) => Err(reason),

@@ -107,10 +107,10 @@ impl Pulse {
         self.set(Doing { what, kind: Kind::Long });
     }
 
-    /// Waits for others in `what`; gives what was being done, for [`Self::resume`].
+    /// Waits for others in a collective; gives what was being done, for [`Self::resume`].
     pub(crate) fn wait_in(&self, what: &str) -> Doing {
         let before = self.lock().doing.clone();
-        self.set(Doing { what: what.to_owned(), kind: Kind::Waiting });
+        self.set(Doing { what: format!("{}, in {what}", before.what), kind: Kind::Waiting });
         before
     }
 
