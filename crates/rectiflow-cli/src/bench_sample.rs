@@ -68,7 +68,7 @@ struct Measured {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
-    let options = OpenOptions { kind: args.dtype.into(), device: args.device, ..OpenOptions::default() };
+    let options = OpenOptions { kind: args.dtype.into(), device: args.device, map: true, ..OpenOptions::default() };
     let model = StagedModel::find(&args.model, &options)?;
     let unknown = || {
         let model = args.model.display();
