@@ -1,6 +1,6 @@
 //! torch's c10d as Rust values: a key-value store, a group of processes, and works to wait for.
 //!
-//! What is unsafe about `cpp/c10d.cpp` stays in this file. Errors are c10d's own first line; who met them, in which
+//! What is unsafe about `c10d.cpp` stays in this file. Errors are c10d's own first line; who met them, in which
 //! collective and over how many bytes is added by `comm`.
 
 use std::{

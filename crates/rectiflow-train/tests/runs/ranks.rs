@@ -56,8 +56,7 @@ fn weights_and_moments(checkpoint: &Path) -> (Vec<u8>, Vec<Vec<u8>>) {
 #[test]
 fn a_run_is_the_same_at_any_number_of_ranks_and_with_any_sharding() {
     let fixture = Fixture::new();
-    let fifty =
-        ["train.micro_batch=1", "train.samples=200", "checkpoint.every_steps=50", "test.training_samples=13"];
+    let fifty = ["train.micro_batch=1", "train.samples=200", "checkpoint.every_steps=50", "test.training_samples=13"];
     let run = |name: &str, ranks: usize, sharding: &str| {
         let set = format!("ranks.sharding={sharding}");
         let ran = run_ranks(&recipes(&fixture, name, ranks, &[&fifty[..], &[&set]].concat()), |_, _| {});
