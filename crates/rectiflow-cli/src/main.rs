@@ -15,6 +15,7 @@ mod inspect;
 mod log;
 mod model_card;
 mod numbers;
+mod plan;
 mod plot;
 mod prep;
 mod progress;
@@ -52,6 +53,7 @@ struct Cli {
 enum Command {
     Prep(prep::Args),
     Inspect(inspect::Args),
+    Plan(plan::Args),
     Train(train::Args),
     Eval(eval::Args),
     Replay(replay::Args),
@@ -78,6 +80,7 @@ fn run(command: Command) -> anyhow::Result<Answer> {
     match command {
         Command::Prep(args) => prep::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Plan(args) => plan::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Replay(args) => replay::run(&args),

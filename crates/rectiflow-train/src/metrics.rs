@@ -91,6 +91,9 @@ pub struct Start {
     /// Host memory that the guard's snapshots take once all are there, in bytes.
     #[serde(default)]
     pub snapshot_bytes: u64,
+    /// Peak of the GPU that this process calculates on, dense bf16, in FLOP/s; none where the recipe does not name it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_flops: Option<f64>,
 }
 
 /// An act of the guard.
@@ -133,12 +136,23 @@ pub struct StepMetrics {
     pub secs: f64,
     /// Seconds of them spent waiting for data.
     pub data_secs: f64,
+    /// Arithmetic of this process's part of the step by the models' own count, in FLOP: what recomputation adds is not in
+    /// it.
+    #[serde(default)]
+    pub flops: u64,
     /// Whether the update was made; the guard passes over some steps.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub applied: bool,
     /// Money spent on the run so far, in the currency of `run.price_per_hour`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spent: Option<f64>,
+}
+
+impl StepMetrics {
+    /// FLOP/s of the step, waiting included.
+    pub fn flops_per_sec(&self) -> f64 {
+        self.flops as f64 / self.secs.max(1e-9)
+    }
 }
 
 fn yes() -> bool {
@@ -292,6 +306,7 @@ mod tests {
             lr: 1e-4,
             secs: 0.5,
             data_secs: 0.0,
+            flops: 1 << 40,
             applied: true,
             spent: None,
         };

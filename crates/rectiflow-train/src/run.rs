@@ -39,6 +39,7 @@ use crate::{
     step::{Passes, Stepper, pass},
     stopped,
     testloss::{Losses, Tables},
+    work::Configs,
 };
 
 /// How a run was left.
@@ -239,6 +240,7 @@ impl<'a> Run<'a> {
             branched_from,
             changes,
             snapshot_bytes: self.ring.capacity() as u64 * snapshots::bytes(&self.state),
+            peak_flops: self.parts.checked.peak_flops(),
         }
     }
 
@@ -284,6 +286,7 @@ impl<'a> Run<'a> {
             lr,
             secs: began.elapsed().as_secs_f64(),
             data_secs,
+            flops: Configs::of(self.parts.model).step_flops(&recipe.train, &step),
             applied,
             spent: recipe.run.price_per_hour.map(|price| price * self.secs() / 3600.0),
         }));
