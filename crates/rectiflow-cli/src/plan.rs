@@ -124,7 +124,11 @@ fn describe(plan: &Plan) -> String {
         time(plan),
         format!("memory of one GPU\n{}", terms(&plan.memory, Some((plan.memory_bytes, plan.memory_available_bytes)))),
         format!("memory of its machine, for each GPU\n{}", terms(&plan.host_memory, None)),
-        format!("disk: {} of checkpoints, and the data\n{}", bytes(plan.checkpoint_bytes as u64), storage(&plan.storage)),
+        format!(
+            "disk: {} of checkpoints, and the data\n{}",
+            bytes(plan.checkpoint_bytes as u64),
+            storage(&plan.storage)
+        ),
         scaling(plan),
         format!("assumed\n{}", list(&plan.assumptions)),
     ];
@@ -149,7 +153,10 @@ fn time(plan: &Plan) -> String {
         row("GPU-hours", short(time.gpu_hours, 5)),
     ];
     rows.push(row("money", time.money.map_or("no price given".into(), |money| format!("{money:.0}"))));
-    rows.push(row("samples/s", format!("{}, {} a GPU", short(time.samples_per_sec, 4), short(time.samples_per_sec / gpus, 3))));
+    rows.push(row(
+        "samples/s",
+        format!("{}, {} a GPU", short(time.samples_per_sec, 4), short(time.samples_per_sec / gpus, 3)),
+    ));
     rows.push(row("MFU", format!("{:.1}%", 100.0 * time.mfu)));
     rows.push(row("steps", format!("{} of {}", grouped(time.steps), duration(time.step_secs))));
     let flops = [plan.flops.sample, plan.flops.step, plan.flops.run].map(flops);
@@ -183,7 +190,9 @@ fn storage(storage: &Storage) -> String {
 
 fn scaling(plan: &Plan) -> String {
     let percent = |share: f64| format!("{:.1}%", 100.0 * share);
-    let mut rows = vec![["GPUs", "once a step", "not overlapped", "each micro-batch", "not overlapped"].map(str::to_owned).to_vec()];
+    let mut rows = vec![
+        ["GPUs", "once a step", "not overlapped", "each micro-batch", "not overlapped"].map(str::to_owned).to_vec(),
+    ];
     rows.extend(plan.scaling.iter().map(|row| {
         let shares = [row.once, row.once_in_turn, row.each, row.each_in_turn].map(percent);
         [vec![grouped(row.gpus as u64)], shares.to_vec()].concat()

@@ -97,7 +97,9 @@ fn unet_block(config: &UNetConfig, block: &Block, num_tokens: i64) -> Flops {
     let num_pixels = size[0] * size[1];
     let one = match block.kind {
         BlockKind::Conv { channels } => Flops::convolution(3, channels, size),
-        BlockKind::Resnet { channels } => resnet(channels, size) + Flops::linear(1, [config.time_embed_dim, channels[1]]),
+        BlockKind::Resnet { channels } => {
+            resnet(channels, size) + Flops::linear(1, [config.time_embed_dim, channels[1]])
+        }
         BlockKind::Projections { channels } if config.use_linear_projection => {
             Flops::linear(num_pixels, [channels; 2]) * 2
         }

@@ -604,10 +604,18 @@ mod tests {
 
     #[test]
     fn every_problem_is_in_the_one_report() {
-        let overrides =
-            ["train.samples=0", "train.micro_batch=0", "optimizer.beta2=1.0", "run.device=tpu", "data.repeats=-1", "run.hardware=h100"];
+        let overrides = [
+            "train.samples=0",
+            "train.micro_batch=0",
+            "optimizer.beta2=1.0",
+            "run.device=tpu",
+            "data.repeats=-1",
+            "run.hardware=h100",
+        ];
         let found = problems(RECIPE, &overrides).join("\n");
-        for key in ["train.samples", "train.micro_batch", "optimizer.beta2", "run.device", "run.hardware", "data[0].repeats"] {
+        for key in
+            ["train.samples", "train.micro_batch", "optimizer.beta2", "run.device", "run.hardware", "data[0].repeats"]
+        {
             assert!(found.contains(&format!("{key}: ")), "{key} is missing in\n{found}");
         }
     }

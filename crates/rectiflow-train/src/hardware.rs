@@ -70,7 +70,13 @@ const NVLINK_5: Link = nvlink("NVLink 5", 18.0, 40.1);
 const PCIE_4: Link = pcie("PCIe 4 x16", 24.0);
 const PCIE_5: Link = pcie("PCIe 5 x16", 48.0);
 
-const fn gpu(names: [&'static str; 2], tera_flops: f64, giga_bytes: f64, inside: Link, source: &'static str) -> Hardware {
+const fn gpu(
+    names: [&'static str; 2],
+    tera_flops: f64,
+    giga_bytes: f64,
+    inside: Link,
+    source: &'static str,
+) -> Hardware {
     let [name, label] = names;
     let (peak_flops, memory_bytes) = (tera_flops * 1e12, giga_bytes * 1e9);
     Hardware { name, label, peak_flops, memory_bytes, gpus_per_node: 8, inside, source }
@@ -81,7 +87,13 @@ pub const HARDWARE: &[Hardware] = &[
     gpu(["h100-sxm", "H100 SXM 80 GB"], 989.4, 80.0, NVLINK_4, "NVIDIA H100 Tensor Core GPU Architecture, table 2"),
     gpu(["h100-pcie", "H100 PCIe 80 GB"], 756.0, 80.0, PCIE_5, "NVIDIA H100 Tensor Core GPU Architecture, table 2"),
     gpu(["h200-sxm", "H200 SXM 141 GB"], 989.4, 141.0, NVLINK_4, "NVIDIA H200 data sheet (half of the sparse figure)"),
-    gpu(["b200-sxm", "B200 SXM 180 GB"], 2250.0, 180.0, NVLINK_5, "NVIDIA HGX B200 data sheet (half of the sparse figure)"),
+    gpu(
+        ["b200-sxm", "B200 SXM 180 GB"],
+        2250.0,
+        180.0,
+        NVLINK_5,
+        "NVIDIA HGX B200 data sheet (half of the sparse figure)",
+    ),
     gpu(["a100-80gb", "A100 SXM 80 GB"], 312.0, 80.0, NVLINK_3, "NVIDIA A100 data sheet"),
     gpu(["a100-40gb", "A100 SXM 40 GB"], 312.0, 40.0, NVLINK_3, "NVIDIA A100 data sheet"),
     gpu(["l40s", "L40S 48 GB"], 362.05, 48.0, PCIE_4, "NVIDIA L40S data sheet (half of the sparse figure)"),

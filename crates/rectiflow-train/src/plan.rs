@@ -221,7 +221,12 @@ fn single_gpu_mfu(question: &Question) -> (f64, String) {
     match question.mfu {
         Some(mfu) => {
             let percent = 100.0 * mfu;
-            (mfu, format!("a GPU alone reaches {percent:.1}% of its peak (--mfu); the links' cost is simulated and added"))
+            (
+                mfu,
+                format!(
+                    "a GPU alone reaches {percent:.1}% of its peak (--mfu); the links' cost is simulated and added"
+                ),
+            )
         }
         None => {
             let (mfu, _) = published_mfu(1);
@@ -246,9 +251,11 @@ fn published_source(question: &Question, mfu: f64, at: usize) -> String {
 
 fn machine_assumptions(question: &Question) -> Vec<String> {
     let Question { hardware, gpus, network, .. } = question;
-    let mut found = vec![format!("peak {:.1} TFLOP/s, {} ({})", hardware.peak_flops / 1e12, hardware.label, hardware.source)];
+    let mut found =
+        vec![format!("peak {:.1} TFLOP/s, {} ({})", hardware.peak_flops / 1e12, hardware.label, hardware.source)];
     if *gpus > 1 {
-        let between = if *gpus > hardware.gpus_per_node { format!(", {} between them", network.label) } else { String::new() };
+        let between =
+            if *gpus > hardware.gpus_per_node { format!(", {} between them", network.label) } else { String::new() };
         found.push(format!(
             "machines of {} GPUs, {} inside{between}, at the rates that NCCL counts on",
             hardware.gpus_per_node, hardware.inside.label

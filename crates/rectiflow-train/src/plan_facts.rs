@@ -23,13 +23,7 @@ use rectiflow_sdxl::{
 };
 use serde::Serialize;
 
-use crate::{
-    checkpoint::Components,
-    config::Checked,
-    error::Result,
-    plan_memory::Parameters,
-    work::Configs,
-};
+use crate::{checkpoint::Components, config::Checked, error::Result, plan_memory::Parameters, work::Configs};
 
 /// Facts about a run.
 #[derive(Debug)]
@@ -237,14 +231,15 @@ impl ReadData {
         let order = Order::new(&[shape], OrderSettings { mode: Mode::Local, ..checked.order.clone() })?;
         let side = i64::from(ASSUMED_PX / vae.down_factor());
         let sample_bytes = (2 * vae.latent_channels * side * side) as f64 + ASSUMED_TEXT_BYTES;
-        let from = if checked.recipe.data.iter().any(|data| is_url(&data.path)) { ReadFrom::Network } else { ReadFrom::Disk };
+        let from =
+            if checked.recipe.data.iter().any(|data| is_url(&data.path)) { ReadFrom::Network } else { ReadFrom::Disk };
         let data = DataFacts { num_train: None, sample_bytes, amplification: 1.0, from };
         Ok(Self { order, latents: vec![([side; 2], 1.0)], data, read_ahead_bytes: 0 })
     }
 
     fn of_sources(checked: &Checked, sources: Vec<Source>, ranks: usize) -> Result<Self> {
         let num_bytes: u64 = sources.iter().map(|source| source.dataset.num_bytes(Split::Train)).sum();
-        let num_train: u64 = sources.iter().flat_map(|source| rows(source)).sum();
+        let num_train: u64 = sources.iter().flat_map(rows).sum();
         let from = from(checked, &sources, num_bytes);
         let loader = Loader::new(sources.clone(), checked.order.clone(), RankOf { rank: 0, ranks })?;
         let order = loader.order().clone();

@@ -154,7 +154,9 @@ struct Values {
 
 fn values_of(kind: BlockKind) -> Values {
     match kind {
-        BlockKind::Conv { channels: [inputs, outputs] } => Values { input: inputs, inner: 0, gradients: inputs + outputs },
+        BlockKind::Conv { channels: [inputs, outputs] } => {
+            Values { input: inputs, inner: 0, gradients: inputs + outputs }
+        }
         // norm and non-linearity before each convolution, and the first one's result
         BlockKind::Resnet { channels: [inputs, outputs] } => {
             Values { input: inputs, inner: 2 * inputs + 3 * outputs, gradients: inputs + 2 * outputs }
