@@ -213,11 +213,13 @@ mod tests {
         near(memory(&unet(), SDXL, &each, [128, 128])[1].bytes, 10.27 / 32.0);
     }
 
-    /// The article's run took 31 GB a GPU.
+    /// The article's run took 31 GB a GPU; whether CUDA's own share is in that is not said.
     #[test]
-    fn the_articles_memory_is_beaten_on_paper() {
-        let needed = total(&memory(&unet(), SDXL, &settings(32), [128, 128]));
-        assert!((25e9..31e9).contains(&needed), "{needed}");
+    fn the_articles_memory_is_reproduced_and_with_each_beaten() {
+        let of = |settings: &MemorySettings| total(&memory(&unet(), SDXL, settings, [128, 128]));
+        near(of(&settings(32)) - RUNTIME_BYTES, 30.1);
+        let each = MemorySettings { exchange: Exchange::Each, ..settings(32) };
+        near(of(&each) - RUNTIME_BYTES, 20.2);
     }
 
     #[test]
