@@ -146,9 +146,8 @@ fn list(lines: &[String]) -> String {
 fn time(plan: &Plan) -> String {
     let time = &plan.time;
     let gpus = plan.gpus as f64;
-    let row = |name: &str, value: String| vec![name.to_owned(), value];
+    let row = |name: &'static str, value: String| (name, value);
     let mut rows = vec![
-        row(&format!("{} x {}", plan.gpus, plan.hardware), String::new()),
         row("time", format!("{} ({} hours)", duration(3600.0 * time.hours), short(time.hours, 4))),
         row("GPU-hours", short(time.gpu_hours, 5)),
     ];
@@ -163,7 +162,8 @@ fn time(plan: &Plan) -> String {
     rows.push(row("arithmetic", format!("{} a sample, {} a step, {} in all", flops[0], flops[1], flops[2])));
     let simulated = short(time.simulated_hours, 4);
     rows.push(row("at best", format!("{simulated} hours, if a GPU alone were slowed by the links only")));
-    table(&rows)
+    let rows: Vec<String> = rows.iter().map(|(name, value)| format!("{name:<10}  {value}")).collect();
+    format!("{} x {}\n{}", plan.gpus, plan.hardware, rows.join("\n"))
 }
 
 fn terms(terms: &[Term], total: Option<(f64, f64)>) -> String {

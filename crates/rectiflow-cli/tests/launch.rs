@@ -11,7 +11,8 @@ use std::{
     process::{Command, Output},
 };
 
-use yaml_rust2::{Yaml, YamlLoader};
+use granit_parser::{Event, Parser, ScalarStyle};
+use serde_json::Value;
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 
@@ -50,8 +51,7 @@ impl Stage {
         let stage = Self { folder: tempfile::tempdir().unwrap() };
         symlink(env!("CARGO_BIN_EXE_rectiflow"), stage.path("rectiflow")).unwrap();
         fs::create_dir(stage.path("bin")).unwrap();
-        for (name, script) in
-            [("rectiflow", RECTIFLOW), ("torchrun", TORCHRUN), ("srun", SRUN), ("scontrol", SCONTROL)]
+        for (name, script) in [("rectiflow", RECTIFLOW), ("torchrun", TORCHRUN), ("srun", SRUN), ("scontrol", SCONTROL)]
         {
             let path = stage.path("bin").join(name);
             fs::write(&path, script).unwrap();
@@ -142,13 +142,45 @@ fn variables(all: &[(&str, &str)]) -> BTreeMap<String, String> {
     all.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
 }
 
+/// The documents of a file; a scalar without quotes that is a number or a truth value is one.
 #[track_caller]
-fn yaml(text: &str) -> Vec<Yaml> {
-    YamlLoader::load_from_str(text).unwrap()
+fn yaml(text: &str) -> Vec<Value> {
+    let mut events = Parser::new_from_str(text).map(|event| event.unwrap().0);
+    let mut documents = Vec::new();
+    while let Some(event) = events.next() {
+        if matches!(event, Event::DocumentStart(..)) {
+            documents.push(value(&mut events).unwrap());
+        }
+    }
+    documents
 }
 
-fn text(value: &Yaml) -> &str {
-    value.as_str().unwrap_or_else(|| panic!("expected text, found {value:?}"))
+/// The value that comes next; none where a sequence or a mapping ends.
+fn value<'a>(events: &mut impl Iterator<Item = Event<'a>>) -> Option<Value> {
+    Some(match events.next()? {
+        Event::Scalar(text, ScalarStyle::Plain, ..) => {
+            serde_json::from_str(&text).unwrap_or_else(|_| Value::String(text.into_owned()))
+        }
+        Event::Scalar(text, ..) => Value::String(text.into_owned()),
+        Event::SequenceStart(..) => std::iter::from_fn(|| value(events)).collect(),
+        Event::MappingStart(..) => {
+            let mut fields = serde_json::Map::new();
+            while let Some(name) = value(events) {
+                fields.insert(name.as_str().unwrap().to_owned(), value(events).unwrap());
+            }
+            Value::Object(fields)
+        }
+        Event::SequenceEnd | Event::MappingEnd => return None,
+        other => panic!("the files of launch/ have no {other:?}"),
+    })
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().unwrap_or_else(|| panic!("expected a list, found {value}"))
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_else(|| panic!("expected text, found {value}"))
 }
 
 #[test]
@@ -192,20 +224,22 @@ fn kubernetes_runs_and_a_stop_fails_the_job() {
     assert_eq!(text(&pod["restartPolicy"]), "Never");
     let rule = &spec["podFailurePolicy"]["rules"][0];
     assert_eq!((text(&rule["action"]), &rule["onExitCodes"]["containerName"]), ("FailJob", &container["name"]));
-    let codes = rule["onExitCodes"]["values"].as_vec().unwrap();
-    assert!(codes.contains(&Yaml::Integer(3)), "exit code 3 is final");
+    assert!(list(&rule["onExitCodes"]["values"]).contains(&Value::from(3)), "exit code 3 is final");
 
-    let env = container["env"].as_vec().unwrap().iter();
+    let env = list(&container["env"]).iter();
     let mut variables: BTreeMap<_, _> =
         env.map(|pair| (text(&pair["name"]).to_owned(), text(&pair["value"]).to_owned())).collect();
     assert_eq!(variables["NUM_NODES"], spec["completions"].as_i64().unwrap().to_string());
     assert_eq!(spec["completions"], spec["parallelism"]);
-    assert_eq!(variables["GPUS_PER_NODE"], container["resources"]["limits"]["nvidia.com/gpu"].as_i64().unwrap().to_string());
-    let mounts: Vec<&str> = container["volumeMounts"].as_vec().unwrap().iter().map(|m| text(&m["name"])).collect();
-    let volumes: Vec<&str> = pod["volumes"].as_vec().unwrap().iter().map(|volume| text(&volume["name"])).collect();
+    assert_eq!(
+        variables["GPUS_PER_NODE"],
+        container["resources"]["limits"]["nvidia.com/gpu"].as_i64().unwrap().to_string()
+    );
+    let mounts: Vec<&str> = list(&container["volumeMounts"]).iter().map(|m| text(&m["name"])).collect();
+    let volumes: Vec<&str> = list(&pod["volumes"]).iter().map(|volume| text(&volume["name"])).collect();
     assert_eq!(mounts, volumes);
 
-    assert_eq!(container["command"].as_vec().unwrap().iter().map(text).collect::<Vec<_>>(), ["bash", "-c"]);
+    assert_eq!(container["command"], serde_json::json!(["bash", "-c"]));
     variables.insert("JOB_COMPLETION_INDEX".into(), "0".into());
     let calls = Stage::new().rehearse(text(&container["args"][0]), &variables, "rectiflow-0.rectiflow");
     for option in ["--nnodes 4 --nproc-per-node 8", "--max-restarts", "--local-addr rectiflow-0.rectiflow"] {
@@ -218,11 +252,14 @@ fn skypilot_runs_and_a_stop_rents_nothing_again() {
     let documents = yaml(&launch_file("skypilot.yaml"));
     let [task] = &documents[..] else { panic!("one task") };
     assert_eq!(task["resources"]["job_recovery"]["max_restarts_on_errors"].as_i64(), Some(0));
-    let envs = task["envs"].as_hash().unwrap().iter();
-    let mut variables: BTreeMap<_, _> = envs.map(|(name, value)| (text(name).to_owned(), text(value).to_owned())).collect();
+    let envs = task["envs"].as_object().unwrap().iter();
+    let mut variables: BTreeMap<_, _> = envs.map(|(name, value)| (name.clone(), text(value).to_owned())).collect();
     assert!(Path::new(ROOT).join(&variables["RECIPE"]).is_file(), "the recipe that it names is there");
-    let mounts = task["file_mounts"].as_hash().unwrap();
-    assert!(mounts.keys().any(|mount| variables["RUN_DIR"].starts_with(text(mount))), "checkpoints outlive machines");
+    let mounts = task["file_mounts"].as_object().unwrap();
+    assert!(
+        mounts.keys().any(|mount| variables["RUN_DIR"].starts_with(mount.as_str())),
+        "checkpoints outlive machines"
+    );
     let setup = Command::new("bash").args(["-n", "-c", text(&task["setup"])]).status().unwrap();
     assert!(setup.success());
     for (name, value) in [

@@ -255,7 +255,7 @@ fn machine_assumptions(question: &Question) -> Vec<String> {
         vec![format!("peak {:.1} TFLOP/s, {} ({})", hardware.peak_flops / 1e12, hardware.label, hardware.source)];
     if *gpus > 1 {
         let between =
-            if *gpus > hardware.gpus_per_node { format!(", {} between them", network.label) } else { String::new() };
+            if *gpus > hardware.gpus_per_node { format!(", between them {}", network.label) } else { String::new() };
         found.push(format!(
             "machines of {} GPUs, {} inside{between}, at the rates that NCCL counts on",
             hardware.gpus_per_node, hardware.inside.label
@@ -303,10 +303,10 @@ fn host_memory(checked: &Checked, facts: &Facts, question: &Question) -> Vec<Ter
     let room = guard.snapshot_gib * f64::from(1 << 30);
     let levels = ((room / (2.0 * snapshot)) as usize).min(guard.snapshot_updates.len());
     let num_snapshots = if guard.enabled { 2 * levels } else { 0 };
-    vec![
-        Term { what: format!("the guard's {num_snapshots} snapshots"), bytes: num_snapshots as f64 * snapshot },
-        Term { what: "latents and text that are read ahead".into(), bytes: facts.read_ahead_bytes as f64 },
-    ]
+    let snapshots =
+        Term { what: format!("the guard's {num_snapshots} snapshots"), bytes: num_snapshots as f64 * snapshot };
+    let read_ahead = Term { what: "latents and text that are read ahead".into(), bytes: facts.read_ahead_bytes as f64 };
+    [snapshots, read_ahead].into_iter().filter(|term| term.bytes > 0.0).collect()
 }
 
 fn warnings(question: &Question, memory_bytes: f64, idle_share: f64) -> Vec<String> {

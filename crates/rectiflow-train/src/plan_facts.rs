@@ -210,7 +210,7 @@ impl ReadData {
                 Err(error) => {
                     assumptions.push(format!(
                         "{} cannot be read ({error}): one bucket of {ASSUMED_PX}x{ASSUMED_PX}, {ASSUMED_TEXT_BYTES} bytes \
-                         of text a sample, read over the network unless it is a folder",
+                         of text a sample",
                         data.path.display()
                     ));
                     return Self::assumed(checked, vae);
