@@ -253,6 +253,13 @@ fn machine_assumptions(question: &Question) -> Vec<String> {
     let Question { hardware, gpus, network, .. } = question;
     let mut found =
         vec![format!("peak {:.1} TFLOP/s, {} ({})", hardware.peak_flops / 1e12, hardware.label, hardware.source)];
+    let precision = if question.precision == Precision::Bf16 { "bf16" } else { "fp32" };
+    let checkpointing = if question.checkpointing { "every block checkpointed" } else { "no checkpointing" };
+    let exchange = if question.exchange == Exchange::Once { "once a step" } else { "after every micro-batch" };
+    found.push(format!(
+        "{precision}, {checkpointing}, gradients exchanged {exchange} (--precision, --checkpointing, --exchange; recipes have \
+         no keys for these yet)"
+    ));
     if *gpus > 1 {
         let between =
             if *gpus > hardware.gpus_per_node { format!(", between them {}", network.label) } else { String::new() };
