@@ -8,7 +8,6 @@ use rectiflow_train::{
     plan::{Plan, Question, plan},
     plan_facts::{Facts, ReadFrom, Storage},
     plan_memory::{Precision, Term},
-    simulate::Exchange,
 };
 
 use crate::{
@@ -48,9 +47,6 @@ pub(crate) struct Args {
     /// Which blocks are run again on the way back, to save memory.
     #[arg(long, value_enum, default_value_t = CheckpointingArg::Full)]
     checkpointing: CheckpointingArg,
-    /// When gradients cross the network: once a step, or after each micro-batch.
-    #[arg(long, value_enum, default_value_t = ExchangeArg::Once)]
-    exchange: ExchangeArg,
     /// Override a key of the recipe, e.g. --set train.micro_batch=8; may be repeated.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     overrides: Vec<String>,
@@ -66,12 +62,6 @@ enum PrecisionArg {
 enum CheckpointingArg {
     Full,
     Off,
-}
-
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum ExchangeArg {
-    Once,
-    Each,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
@@ -112,10 +102,6 @@ fn question(args: &Args, of_recipe: Option<&str>) -> anyhow::Result<Question> {
             PrecisionArg::Fp32 => Precision::Fp32,
         },
         checkpointing: matches!(args.checkpointing, CheckpointingArg::Full),
-        exchange: match args.exchange {
-            ExchangeArg::Once => Exchange::Once,
-            ExchangeArg::Each => Exchange::Each,
-        },
     })
 }
 

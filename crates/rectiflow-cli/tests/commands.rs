@@ -150,7 +150,7 @@ fn a_plan_follows_what_it_is_asked() {
     assert!(alone.0 > eight.0 && eight.0 > many.0 && alone.1 <= eight.1 && eight.1 <= many.1);
     let slow = hours(&["--gpus", "64", "--network", "eth-100"]);
     assert!(slow.0 > many.0);
-    let each = hours(&["--gpus", "64", "--network", "eth-100", "--exchange", "each"]);
+    let each = hours(&["--gpus", "64", "--network", "eth-100", "--set", "ranks.sharding='each'"]);
     assert!(each.0 > slow.0, "gradients that cross a slow network once a step cost less");
     let small = rectiflow(&["plan", ARTICLE, "--hardware", "rtx-4090", "--json"]);
     let warnings = json(&small)["warnings"].to_string();

@@ -11,9 +11,10 @@ use crate::{
     config::Checked,
     error::Result,
     hardware::{Hardware, Network},
+    launch::Sharding,
     plan_facts::{Facts, Storage},
     plan_memory::{MemorySettings, Precision, Term, memory, total},
-    simulate::{BUCKET_BYTES, Cluster, Exchange, StepWork, predict},
+    simulate::{BUCKET_BYTES, Cluster, StepWork, predict},
 };
 
 /// What is asked for.
@@ -33,8 +34,6 @@ pub struct Question {
     pub precision: Precision,
     /// Whether every block is checkpointed.
     pub checkpointing: bool,
-    /// When gradients are exchanged.
-    pub exchange: Exchange,
 }
 
 /// The published run that speed is judged by: samples a second a GPU, at a number of GPUs, on H100 SXM (bigASP v2.5, an
@@ -142,7 +141,9 @@ pub fn plan(checked: &Checked, facts: &Facts, question: &Question) -> Result<Pla
     let sample_flops = facts.mean_sample_flops();
     let (mfu, mfu_source) = single_gpu_mfu(question);
     let step_work = |mfu: f64| step_work(checked, facts, question, &work, mfu);
-    let simulated = predict(&cluster(question, question.gpus), &step_work(mfu), question.exchange, true);
+    // Without overlap: the trainer has none yet.
+    let sharding = checked.recipe.ranks.sharding;
+    let simulated = predict(&cluster(question, question.gpus), &step_work(mfu), sharding, false);
     let (step_secs, speed_source) = match question.mfu {
         Some(_) => (simulated.step_secs, mfu_source),
         None => {
@@ -165,7 +166,7 @@ pub fn plan(checked: &Checked, facts: &Facts, question: &Question) -> Result<Pla
         gpus: question.gpus,
         hardware: question.hardware.label.to_owned(),
         assumptions,
-        warnings: warnings(question, memory_bytes, idle_share),
+        warnings: warnings(checked, question, memory_bytes, idle_share),
         flops: Arithmetic {
             sample: sample_flops,
             step: sample_flops * checked.batch() as f64,
@@ -255,10 +256,9 @@ fn machine_assumptions(question: &Question) -> Vec<String> {
         vec![format!("peak {:.1} TFLOP/s, {} ({})", hardware.peak_flops / 1e12, hardware.label, hardware.source)];
     let precision = if question.precision == Precision::Bf16 { "bf16" } else { "fp32" };
     let checkpointing = if question.checkpointing { "every block checkpointed" } else { "no checkpointing" };
-    let exchange = if question.exchange == Exchange::Once { "once a step" } else { "after every micro-batch" };
     found.push(format!(
-        "{precision}, {checkpointing}, gradients exchanged {exchange} (--precision, --checkpointing, --exchange; recipes have \
-         no keys for these yet)"
+        "{precision} and {checkpointing} (--precision, --checkpointing; recipes have no keys for these yet), messages that \
+         wait for the calculation and it for them"
     ));
     if *gpus > 1 {
         let between =
@@ -294,7 +294,7 @@ fn memory_terms(checked: &Checked, facts: &Facts, question: &Question) -> Vec<Te
     let settings = MemorySettings {
         precision: question.precision,
         checkpointing: question.checkpointing,
-        exchange: question.exchange,
+        sharding: checked.recipe.ranks.sharding,
         ranks: question.gpus,
         micro_batch: checked.recipe.train.micro_batch,
         averaged: checked.recipe.ema.half_life_samples.is_some(),
@@ -306,7 +306,8 @@ fn memory_terms(checked: &Checked, facts: &Facts, question: &Question) -> Vec<Te
 fn host_memory(checked: &Checked, facts: &Facts, question: &Question) -> Vec<Term> {
     let guard = &checked.recipe.guard;
     let vectors = if checked.recipe.ema.half_life_samples.is_some() { 4.0 } else { 3.0 };
-    let snapshot = 4.0 * vectors * facts.parameters.trained as f64 / question.gpus as f64;
+    let owners = if checked.recipe.ranks.sharding == Sharding::None { 1 } else { question.gpus };
+    let snapshot = 4.0 * vectors * facts.parameters.trained as f64 / owners as f64;
     let room = guard.snapshot_gib * f64::from(1 << 30);
     let levels = ((room / (2.0 * snapshot)) as usize).min(guard.snapshot_updates.len());
     let num_snapshots = if guard.enabled { 2 * levels } else { 0 };
@@ -316,7 +317,7 @@ fn host_memory(checked: &Checked, facts: &Facts, question: &Question) -> Vec<Ter
     [snapshots, read_ahead].into_iter().filter(|term| term.bytes > 0.0).collect()
 }
 
-fn warnings(question: &Question, memory_bytes: f64, idle_share: f64) -> Vec<String> {
+fn warnings(checked: &Checked, question: &Question, memory_bytes: f64, idle_share: f64) -> Vec<String> {
     let mut found = Vec::new();
     let room = question.hardware.memory_bytes;
     if memory_bytes > room {
@@ -326,7 +327,7 @@ fn warnings(question: &Question, memory_bytes: f64, idle_share: f64) -> Vec<Stri
             question.hardware.label,
             room / 1e9,
             if question.checkpointing { "" } else { ", checkpointing" },
-            if question.exchange == Exchange::Once && question.gpus > 1 { ", or --exchange each" } else { "" }
+            if checked.recipe.ranks.sharding == Sharding::Each { "" } else { ", or ranks.sharding = \"each\"" }
         ));
     }
     if idle_share > 0.0 {
@@ -340,12 +341,12 @@ fn warnings(question: &Question, memory_bytes: f64, idle_share: f64) -> Vec<Stri
 
 fn scaling(question: &Question, gpus: usize, work: &StepWork) -> Scaling {
     let cluster = cluster(question, gpus);
-    let of = |exchange, overlap| predict(&cluster, work, exchange, overlap).efficiency;
+    let of = |sharding, overlap| predict(&cluster, work, sharding, overlap).efficiency;
     Scaling {
         gpus,
-        once: of(Exchange::Once, true),
-        once_in_turn: of(Exchange::Once, false),
-        each: of(Exchange::Each, true),
-        each_in_turn: of(Exchange::Each, false),
+        once: of(Sharding::Once, true),
+        once_in_turn: of(Sharding::Once, false),
+        each: of(Sharding::Each, true),
+        each_in_turn: of(Sharding::Each, false),
     }
 }

@@ -16,7 +16,7 @@ use rectiflow_sdxl::{
 };
 use serde::Serialize;
 
-use crate::simulate::Exchange;
+use crate::launch::Sharding;
 
 /// What is calculated in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,8 +44,8 @@ pub struct MemorySettings {
     pub precision: Precision,
     /// Whether blocks are run again on the way back instead of being kept.
     pub checkpointing: bool,
-    /// When gradients are exchanged: after every micro-batch each rank keeps its part of their sum only.
-    pub exchange: Exchange,
+    /// What is split over the ranks.
+    pub sharding: Sharding,
     /// Ranks that share the optimiser's memory.
     pub ranks: usize,
     /// Samples a micro-batch.
@@ -85,10 +85,8 @@ pub fn memory(config: &UNetConfig, parameters: Parameters, settings: &MemorySett
         Precision::Bf16 => "bf16",
         Precision::Fp32 => "fp32",
     };
-    let gradients = match settings.exchange {
-        Exchange::Once => 4.0 * trained,
-        Exchange::Each => 4.0 * trained / ranks,
-    };
+    let split = if settings.sharding == Sharding::None { 1.0 } else { ranks };
+    let gradients = if settings.sharding == Sharding::Each { 4.0 * trained / ranks } else { 4.0 * trained };
     // In fp32 the weights that are calculated with are the masters.
     let vectors = match settings.precision {
         Precision::Bf16 => 3.0,
@@ -99,7 +97,7 @@ pub fn memory(config: &UNetConfig, parameters: Parameters, settings: &MemorySett
     vec![
         term(format!("trained weights, {name}"), value_bytes * trained),
         term("gradients, fp32".into(), gradients),
-        term(format!("optimiser, {vectors} fp32 vectors over {ranks} ranks"), 4.0 * vectors * trained / ranks),
+        term(format!("optimiser, {vectors} fp32 vectors over {split} ranks"), 4.0 * vectors * trained / split),
         term(format!("frozen text encoders, {name}"), value_bytes * parameters.frozen as f64),
         term(format!("autoencoder for previews, {name}"), value_bytes * parameters.vae as f64),
         term(kept.what.into(), kept.all),
@@ -191,7 +189,7 @@ mod tests {
         MemorySettings {
             precision: Precision::Bf16,
             checkpointing: true,
-            exchange: Exchange::Once,
+            sharding: Sharding::Once,
             ranks,
             micro_batch: 16,
             averaged: false,
@@ -209,7 +207,7 @@ mod tests {
         near(terms[0].bytes, 5.1);
         near(terms[1].bytes, 10.3);
         near(terms[2].bytes, 1.0);
-        let each = MemorySettings { exchange: Exchange::Each, ..settings(32) };
+        let each = MemorySettings { sharding: Sharding::Each, ..settings(32) };
         near(memory(&unet(), SDXL, &each, [128, 128])[1].bytes, 10.27 / 32.0);
     }
 
@@ -218,7 +216,7 @@ mod tests {
     fn the_articles_memory_is_reproduced_and_with_each_beaten() {
         let of = |settings: &MemorySettings| total(&memory(&unet(), SDXL, settings, [128, 128]));
         near(of(&settings(32)) - RUNTIME_BYTES, 30.1);
-        let each = MemorySettings { exchange: Exchange::Each, ..settings(32) };
+        let each = MemorySettings { sharding: Sharding::Each, ..settings(32) };
         near(of(&each) - RUNTIME_BYTES, 20.2);
     }
 
@@ -230,6 +228,7 @@ mod tests {
         assert!(of(&MemorySettings { micro_batch: 8, ..base }) < of(&base));
         near(of(&MemorySettings { averaged: true, ..base }) - of(&base), 10.27 / 8.0);
         near(of(&settings(1)) - of(&settings(2)), 12.0 * 2.567 / 2.0);
+        near(of(&MemorySettings { sharding: Sharding::None, ..base }) - of(&settings(1)), 0.0);
         let fp32 = memory(&unet(), SDXL, &MemorySettings { precision: Precision::Fp32, ..settings(1) }, [128, 128]);
         near(fp32[0].bytes + fp32[1].bytes + fp32[2].bytes, 16.0 * 2.567);
     }

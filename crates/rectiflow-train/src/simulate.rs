@@ -3,6 +3,7 @@
 //! ```text
 //! once   last micro-batch's backward | reduce-scatter of the gradients (fp32) | update | all-gather of the weights (bf16)
 //! each   every micro-batch's backward | its reduce-scatter                     | update | all-gather of the weights
+//! none   last micro-batch's backward | all-reduce of the gradients: reduce-scatter and all-gather | update
 //! ```
 //!
 //! Collectives are hierarchical rings. In a ring of n a rank sends (n - 1) / n of the message, in n - 1 hops (Thakur,
@@ -19,16 +20,7 @@
 //! Not in it: stragglers, shared links beyond a machine's card, GPUs that are slower while they communicate. It is a lower
 //! bound of what goes wrong.
 
-use crate::hardware::Link;
-
-/// When gradients cross the network.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Exchange {
-    /// Once a step: they are summed on each rank first.
-    Once,
-    /// After every micro-batch.
-    Each,
-}
+use crate::{hardware::Link, launch::Sharding};
 
 /// The ranks of a run and what joins them.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -111,7 +103,10 @@ impl Cluster {
 
     /// Seconds of a message that is sent in buckets: (all of it, the last bucket).
     fn bucketed_secs(&self, bytes: f64, bucket_bytes: f64) -> (f64, f64) {
-        let num_buckets = (bytes / bucket_bytes).ceil().max(1.0);
+        let num_buckets = (bytes / bucket_bytes).ceil();
+        if num_buckets < 1.0 {
+            return (0.0, 0.0);
+        }
         let one = self.scatter_secs(bytes / num_buckets);
         (num_buckets * one, one)
     }
@@ -124,13 +119,15 @@ fn ring_secs(link: Link, ranks: usize, bytes: f64) -> f64 {
 }
 
 /// What a step takes on a cluster. `overlap`: whether messages are sent while the rank goes on calculating.
-pub fn predict(cluster: &Cluster, work: &StepWork, exchange: Exchange, overlap: bool) -> Prediction {
-    let times = match exchange {
-        Exchange::Once => 1.0,
-        Exchange::Each => work.micro_batches as f64,
+pub fn predict(cluster: &Cluster, work: &StepWork, sharding: Sharding, overlap: bool) -> Prediction {
+    // How often gradients cross, how large they then are on their way, and what comes back after the update.
+    let (times, gradient_bytes, weight_bytes) = match sharding {
+        Sharding::Once => (1.0, work.gradient_bytes, work.weight_bytes),
+        Sharding::Each => (work.micro_batches as f64, work.gradient_bytes, work.weight_bytes),
+        Sharding::None => (1.0, 2.0 * work.gradient_bytes, 0.0),
     };
-    let (scatter, last) = cluster.bucketed_secs(work.gradient_bytes, work.bucket_bytes);
-    let (gather, first) = cluster.bucketed_secs(work.weight_bytes, work.bucket_bytes);
+    let (scatter, last) = cluster.bucketed_secs(gradient_bytes, work.bucket_bytes);
+    let (gather, first) = cluster.bucketed_secs(weight_bytes, work.bucket_bytes);
     let backward_secs = work.micro_batch_secs * work.backward_share;
     let left_over = |message: f64, hidden_in: f64, bucket: f64| {
         if overlap { (message - hidden_in).max(bucket) } else { message }
@@ -143,7 +140,7 @@ pub fn predict(cluster: &Cluster, work: &StepWork, exchange: Exchange, overlap: 
         step_secs,
         waiting_secs,
         network_secs: times * scatter + gather,
-        sent_bytes: times * cluster.sent_bytes(work.gradient_bytes) + cluster.sent_bytes(work.weight_bytes),
+        sent_bytes: times * cluster.sent_bytes(gradient_bytes) + cluster.sent_bytes(weight_bytes),
         efficiency: if step_secs > 0.0 { busy_secs / step_secs } else { 1.0 },
     }
 }
@@ -182,8 +179,8 @@ mod tests {
 
     #[test]
     fn one_rank_sends_nothing() {
-        for exchange in [Exchange::Once, Exchange::Each] {
-            let alone = predict(&cluster(1), &work(), exchange, false);
+        for sharding in [Sharding::Once, Sharding::Each, Sharding::None] {
+            let alone = predict(&cluster(1), &work(), sharding, false);
             assert_eq!((alone.sent_bytes, alone.waiting_secs, alone.efficiency), (0.0, 0.0, 1.0));
             near(alone.step_secs, 16.0);
         }
@@ -193,7 +190,7 @@ mod tests {
     fn a_free_network_costs_nothing() {
         let free = Cluster { inside: FREE, between: FREE, ..cluster(1024) };
         for overlap in [false, true] {
-            let found = predict(&free, &work(), Exchange::Each, overlap);
+            let found = predict(&free, &work(), Sharding::Each, overlap);
             near(found.step_secs, 16.0);
             assert!(found.efficiency > 0.9999 && found.sent_bytes > 0.0);
         }
@@ -219,34 +216,35 @@ mod tests {
     fn what_is_not_hidden_is_waited_for() {
         // Four ranks of a machine: the gradients take 3 s in 4 buckets, the weights 1.5 s in 2.
         let four = cluster(4);
-        near(predict(&four, &work(), Exchange::Once, false).step_secs, 16.0 + 3.0 + 1.5);
-        near(predict(&four, &work(), Exchange::Each, false).step_secs, 16.0 + 5.0 * 3.0 + 1.5);
+        near(predict(&four, &work(), Sharding::Once, false).step_secs, 16.0 + 3.0 + 1.5);
+        near(predict(&four, &work(), Sharding::Each, false).step_secs, 16.0 + 5.0 * 3.0 + 1.5);
         // A backward pass of 2 s hides all but 1 s, more than the last bucket's 0.75 s; a forward pass of 1 s hides all
         // but 0.5 s of the weights, less than a bucket's 0.75 s.
-        near(predict(&four, &work(), Exchange::Once, true).step_secs, 16.0 + 1.0 + 0.75);
-        near(predict(&four, &work(), Exchange::Each, true).step_secs, 16.0 + 5.0 + 0.75);
+        near(predict(&four, &work(), Sharding::Once, true).step_secs, 16.0 + 1.0 + 0.75);
+        near(predict(&four, &work(), Sharding::Each, true).step_secs, 16.0 + 5.0 + 0.75);
         // Where the calculation takes long the last bucket is all that is left.
         let long = StepWork { micro_batch_secs: 300.0, ..work() };
-        near(predict(&four, &long, Exchange::Once, true).waiting_secs, 0.75 + 0.75);
+        near(predict(&four, &long, Sharding::Once, true).waiting_secs, 0.75 + 0.75);
     }
 
     #[test]
     fn traffic_of_once_does_not_depend_on_the_number_of_micro_batches() {
         let many = StepWork { micro_batches: 50, ..work() };
-        let sent = |work: &StepWork, exchange| predict(&cluster(8), work, exchange, true).sent_bytes;
-        near(sent(&work(), Exchange::Once), 600.0 * 7.0 / 8.0);
-        near(sent(&many, Exchange::Once), 600.0 * 7.0 / 8.0);
-        near(sent(&many, Exchange::Each), (50.0 * 400.0 + 200.0) * 7.0 / 8.0);
+        let sent = |work: &StepWork, sharding| predict(&cluster(8), work, sharding, true).sent_bytes;
+        near(sent(&work(), Sharding::Once), 600.0 * 7.0 / 8.0);
+        near(sent(&many, Sharding::Once), 600.0 * 7.0 / 8.0);
+        near(sent(&many, Sharding::Each), (50.0 * 400.0 + 200.0) * 7.0 / 8.0);
+        near(sent(&many, Sharding::None), 2.0 * 400.0 * 7.0 / 8.0);
     }
 
     #[test]
     fn efficiency_falls_with_ranks_and_rises_with_overlap() {
-        let of = |ranks, exchange, overlap| predict(&cluster(ranks), &work(), exchange, overlap).efficiency;
-        for exchange in [Exchange::Once, Exchange::Each] {
-            let falling: Vec<f64> = [1, 2, 4, 8, 64, 1024].map(|ranks| of(ranks, exchange, false)).into();
+        let of = |ranks, sharding, overlap| predict(&cluster(ranks), &work(), sharding, overlap).efficiency;
+        for sharding in [Sharding::Once, Sharding::Each, Sharding::None] {
+            let falling: Vec<f64> = [1, 2, 4, 8, 64, 1024].map(|ranks| of(ranks, sharding, false)).into();
             assert!(falling.windows(2).all(|pair| pair[0] > pair[1]), "{falling:?}");
-            assert!(of(1024, exchange, true) > of(1024, exchange, false));
+            assert!(of(1024, sharding, true) > of(1024, sharding, false));
         }
-        assert!(of(64, Exchange::Once, true) > of(64, Exchange::Each, true));
+        assert!(of(64, Sharding::Once, true) > of(64, Sharding::Each, true));
     }
 }
