@@ -2,7 +2,7 @@
 //!
 //! Arithmetic and memory are the makers' figures. Links are what NCCL itself counts on (`src/graph/topo.h`: 20.6 GB/s for
 //! each of Hopper's 18 NVLinks, 20.0 of Ampere's 12, 40.1 of Blackwell's 18; 12 GB/s for PCIe 3 x16 and for 100 Gbit/s of
-//! network), and the latencies of its ring (`src/graph/tuning.cc`, "simple" protocol): a fifth to a tenth below what is
+//! network), and the latencies of its ring (`src/graph/tuning.cc`, "simple" protocol): up to a fifth below what is
 //! printed on the box. No prices: they are the user's to know.
 
 use rectiflow_sdxl::Error as ModelError;
@@ -84,8 +84,8 @@ const fn gpu(
 
 /// The GPUs that are known.
 pub const HARDWARE: &[Hardware] = &[
-    gpu(["h100-sxm", "H100 SXM 80 GB"], 989.4, 80.0, NVLINK_4, "NVIDIA H100 Tensor Core GPU Architecture, table 2"),
-    gpu(["h100-pcie", "H100 PCIe 80 GB"], 756.0, 80.0, PCIE_5, "NVIDIA H100 Tensor Core GPU Architecture, table 2"),
+    gpu(["h100-sxm", "H100 SXM 80 GB"], 989.4, 80.0, NVLINK_4, "NVIDIA H100 Tensor Core GPU Architecture, white paper"),
+    gpu(["h100-pcie", "H100 PCIe 80 GB"], 756.0, 80.0, PCIE_5, "NVIDIA H100 Tensor Core GPU Architecture, white paper"),
     gpu(["h200-sxm", "H200 SXM 141 GB"], 989.4, 141.0, NVLINK_4, "NVIDIA H200 data sheet (half of the sparse figure)"),
     gpu(
         ["b200-sxm", "B200 SXM 180 GB"],
@@ -97,8 +97,14 @@ pub const HARDWARE: &[Hardware] = &[
     gpu(["a100-80gb", "A100 SXM 80 GB"], 312.0, 80.0, NVLINK_3, "NVIDIA A100 data sheet"),
     gpu(["a100-40gb", "A100 SXM 40 GB"], 312.0, 40.0, NVLINK_3, "NVIDIA A100 data sheet"),
     gpu(["l40s", "L40S 48 GB"], 362.05, 48.0, PCIE_4, "NVIDIA L40S data sheet (half of the sparse figure)"),
-    gpu(["rtx-4090", "GeForce RTX 4090 24 GB"], 165.2, 24.0, PCIE_4, "NVIDIA Ada GPU Architecture, appendix A"),
-    gpu(["rtx-3090", "GeForce RTX 3090 24 GB"], 71.0, 24.0, PCIE_4, "NVIDIA Ampere GA102 GPU Architecture, appendix A"),
+    gpu(["rtx-4090", "GeForce RTX 4090 24 GB"], 165.2, 24.0, PCIE_4, "NVIDIA Ada GPU Architecture, white paper"),
+    gpu(
+        ["rtx-3090", "GeForce RTX 3090 24 GB"],
+        71.0,
+        24.0,
+        PCIE_4,
+        "NVIDIA Ampere GA102 GPU Architecture, white paper",
+    ),
 ];
 
 /// The networks that are known.
