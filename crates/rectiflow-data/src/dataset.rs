@@ -269,16 +269,33 @@ impl Dataset {
         self
     }
 
+    /// The cache for its blocks.
+    pub(crate) fn cache(&self) -> Option<&DatasetCache> {
+        self.cache.as_ref()
+    }
+
+    /// The store that its blocks come from, if they are not in a folder.
+    pub(crate) fn remote(&self) -> Option<&Remote> {
+        self.remote.as_ref()
+    }
+
     /// Starts reading consecutive blocks of an object.
     ///
     /// # Errors
     /// [`Error::Malformed`] if the block table points outside the object's text.
     pub(crate) fn start(&self, part: Part, object: usize, blocks: Range<u32>) -> Result<Ticket> {
-        let request = self.request(part, object, blocks)?;
-        Ok(match &self.remote {
-            None => request.start_local(),
-            Some(remote) => request.start_remote(remote.clone(), self.cache.clone()),
-        })
+        Ok(self.start_request(self.request(part, object, blocks)?))
+    }
+
+    /// Starts reading the blocks of a request.
+    pub(crate) fn start_request(&self, request: Request) -> Ticket {
+        match self.remote.clone() {
+            None => Ticket::start(request.read_local()),
+            Some(remote) => {
+                let cache = self.cache.clone();
+                Ticket::start(async move { request.read_remote(&remote, cache).await })
+            }
+        }
     }
 
     /// Bytes of the largest block of a bucket: its latents and its text.
@@ -289,6 +306,18 @@ impl Dataset {
             blocks.map(|block| self.blocks.block(span.object, block).text_bytes())
         });
         blocks.max().unwrap_or(0) + u64::from(BLOCK_ROWS) * self.manifest.row_bytes(bucket)
+    }
+
+    /// A row's part of the bytes of its block, latents and text.
+    pub(crate) fn share_of_block(&self, object: usize, block: u32) -> u64 {
+        let text = self.blocks.block(object, block).text_bytes().div_ceil(self.block_rows(object, block).into());
+        text + self.manifest.row_bytes(self.manifest.objects[object].bucket)
+    }
+
+    /// Rows of a bucket.
+    pub(crate) fn num_rows(&self, split: Split, bucket: u32) -> f64 {
+        let spans = self.rows.get(&(split, bucket)).into_iter().flatten();
+        spans.map(|span| span.num_rows as f64).sum()
     }
 
     /// Rows of a bucket, deleted ones included.
@@ -331,7 +360,7 @@ impl Dataset {
             end = next;
             checks.push((len, xxh3));
         }
-        Ok(Request { part, object, first, name: name.clone(), path, start, blocks: checks })
+        Ok(Request { part, object, first, name: name.clone(), path, start, step: 0, blocks: checks })
     }
 
     /// The records of the blocks of one text request, deleted rows included.
@@ -430,6 +459,26 @@ impl Dataset {
         check_header(&latents, &header, entry.rows, self.latent_shape(entry.bucket))?;
         check_len(&latents, remote.len(&entry.latents).await?, self.manifest.latents_bytes(entry))?;
         check_len(&text, remote.len(&entry.text).await?, entry.text_bytes)
+    }
+
+    /// Reads one row, numbered with the deleted ones, if its block is on a disk. The first read of a block reads and
+    /// verifies all of it.
+    pub(crate) fn read_row_on_disk(&self, object: usize, row: u32, out: &mut [f16]) -> Result<bool> {
+        if self.remote.is_none() {
+            return self.read_row(object, row, out).map(|()| true);
+        }
+        let Some(cache) = &self.cache else { return Ok(false) };
+        let block = row / BLOCK_ROWS;
+        let request = self.request(Part::Latents, object, block..block + 1)?;
+        let (word, bit) = (&self.verified[object][block as usize / 64], 1u64 << (block % 64));
+        if word.load(Ordering::Relaxed) & bit == 0 {
+            let Some(bytes) = cache.get(&request, 0) else { return Ok(false) };
+            word.fetch_or(bit, Ordering::Relaxed);
+            return self.copy_row(object, row, &bytes, out).map(|()| true);
+        }
+        let mut bytes = vec![0; out.len() * 2];
+        let start = u64::from(row % BLOCK_ROWS) * bytes.len() as u64;
+        Ok(cache.get_part(&request, start, &mut bytes) && self.decode_row(object, row, &bytes, out).map(|()| true)?)
     }
 
     /// Reads one row of an object on a disk, numbered with the deleted ones.

@@ -179,6 +179,11 @@ impl Remote {
         format!("{}/{name}", self.url)
     }
 
+    /// Longest time for all attempts at a request.
+    pub(crate) fn patience(&self) -> Duration {
+        self.network.deadline
+    }
+
     fn key(&self, name: &str) -> Key {
         name.split('/').fold(self.prefix.clone(), |key, part| key.join(part))
     }
