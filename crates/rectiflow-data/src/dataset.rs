@@ -386,11 +386,20 @@ impl Dataset {
         self.decode_row(object, row, &block[start..start + row_bytes], out)
     }
 
+    /// The same, to the end of `out`: memory is written once.
+    pub(crate) fn append_row(&self, object: usize, row: u32, block: &[u8], out: &mut Vec<f16>) -> Result<()> {
+        let row_bytes = self.manifest.row_bytes(self.manifest.objects[object].bucket) as usize;
+        let (start, first) = ((row % BLOCK_ROWS) as usize * row_bytes, out.len());
+        let pairs = block[start..start + row_bytes].chunks_exact(2);
+        out.extend(pairs.map(|pair| f16::from_le_bytes([pair[0], pair[1]])));
+        if all_finite(&out[first..]) { Ok(()) } else { Err(self.not_finite(object, row)) }
+    }
+
     fn decode_row(&self, object: usize, row: u32, bytes: &[u8], out: &mut [f16]) -> Result<()> {
         for (out, pair) in out.iter_mut().zip(bytes.chunks_exact(2)) {
             *out = f16::from_le_bytes([pair[0], pair[1]]);
         }
-        if out.iter().all(|x| x.is_finite()) { Ok(()) } else { Err(self.not_finite(object, row)) }
+        if all_finite(out) { Ok(()) } else { Err(self.not_finite(object, row)) }
     }
 
     /// Rows of a remote data set: the blocks that are not held yet are requested together.
@@ -534,6 +543,12 @@ impl Dataset {
         let what = format!("row {row} of bucket {bucket} ({split:?})");
         Error::Invalid { what, reason: format!("{} has {num_rows} such rows", self.root.display()) }
     }
+}
+
+/// Whether no number is infinite or NaN. Without a branch for each, so that many are looked at together.
+fn all_finite(numbers: &[f16]) -> bool {
+    let magnitude = |number: &f16| number.to_bits() & 0x7fff;
+    numbers.iter().map(magnitude).fold(0, u16::max) < f16::INFINITY.to_bits()
 }
 
 /// Physical numbers of an object's live rows, if any row is deleted.

@@ -31,6 +31,7 @@ use crate::{
     pass::RUN_BLOCKS,
     record::Record,
     rows::{Row, start_latents, start_records},
+    uses::Uses,
     window::{Place, Windows},
 };
 
@@ -44,14 +45,23 @@ fn key(slot: &Slot) -> WindowKey {
     (slot.stream, slot.window_first, slot.window_len)
 }
 
+/// What the steps of one rank are read from.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) order: Arc<Order>,
+    pub(crate) batcher: Batcher,
+    /// The slots of this rank.
+    pub(crate) slots: Vec<u32>,
+    /// Bytes that `window` and `owned` mode may hold.
+    pub(crate) read_ahead_bytes: u64,
+    /// What this machine needs when, if there is a cache that asks.
+    pub(crate) uses: Option<Arc<Uses>>,
+}
+
 /// Reads the steps of one rank.
 #[derive(Debug)]
 pub(crate) struct Feed<'a> {
-    order: Arc<Order>,
-    batcher: &'a Batcher,
-    /// The slots of this rank.
-    slots: &'a [u32],
-    limit_bytes: u64,
+    plan: &'a Plan,
     /// Set when nobody wants the steps any more.
     stop: &'a AtomicBool,
     steps: Steps,
@@ -126,19 +136,11 @@ struct Arranged {
 }
 
 impl<'a> Feed<'a> {
-    /// The steps from `from` on of the rank that runs `slots`, with at most `limit_bytes` held.
-    pub(crate) fn new(
-        order: &Arc<Order>,
-        batcher: &'a Batcher,
-        slots: &'a [u32],
-        limit_bytes: u64,
-        from: u64,
-        stop: &'a AtomicBool,
-    ) -> Self {
+    /// The steps from `from` on.
+    pub(crate) fn new(plan: &'a Plan, from: u64, stop: &'a AtomicBool) -> Self {
+        let order = &plan.order;
         Self {
-            batcher,
-            slots,
-            limit_bytes,
+            plan,
             stop,
             steps: Steps::new(order.clone()),
             scout: Steps::new(order.clone()),
@@ -149,7 +151,6 @@ impl<'a> Feed<'a> {
             admitted: HashMap::new(),
             unread: VecDeque::new(),
             held_bytes: 0,
-            order: order.clone(),
         }
     }
 
@@ -160,13 +161,13 @@ impl<'a> Feed<'a> {
     pub(crate) fn step(&mut self, step: u64) -> Result<Step> {
         let whole = self.steps.plan(step);
         self.admit_needed(step)?;
-        let slots: Vec<Slot> = self.slots.iter().map(|&slot| whole.slots[slot as usize]).collect();
+        let slots: Vec<Slot> = self.plan.slots.iter().map(|&slot| whole.slots[slot as usize]).collect();
         let mut ready = Vec::with_capacity(slots.len());
         for slot in &slots {
             self.arrange(slot)?;
             let members = self.members(slot);
             let window = self.admitted.get_mut(&key(slot)).expect("what a step needs is admitted");
-            let rows = window.arrive(self.batcher.source(members.data), &members, self.stop)?;
+            let rows = window.arrive(self.plan.batcher.source(members.data), &members, self.stop)?;
             ready.push((slot, members, rows));
         }
         let assemble = |(slot, members, rows): (&Slot, Members, _)| self.assemble(slot, &members, rows);
@@ -196,7 +197,7 @@ impl<'a> Feed<'a> {
             while self.waiting.is_empty() && self.scout_step <= step + STEPS_AHEAD {
                 self.scout();
             }
-            let room = self.limit_bytes.saturating_sub(self.held_bytes);
+            let room = self.plan.read_ahead_bytes.saturating_sub(self.held_bytes);
             if self.waiting.is_empty() || !self.admit_next(room).unwrap_or(false) {
                 return;
             }
@@ -222,7 +223,7 @@ impl<'a> Feed<'a> {
     /// Looks at one step more.
     fn scout(&mut self) {
         let plan = self.scout.plan(self.scout_step);
-        for slot in self.slots.iter().map(|&slot| plan.slots[slot as usize]) {
+        for slot in self.plan.slots.iter().map(|&slot| plan.slots[slot as usize]) {
             let is_known = self.admitted.contains_key(&key(&slot))
                 || self.waiting.iter().any(|(_, waiting)| key(waiting) == key(&slot));
             if !is_known {
@@ -234,8 +235,8 @@ impl<'a> Feed<'a> {
 
     /// What a window needs from its data set, and how many bytes that is.
     fn wanted(&mut self, slot: &Slot, step: u64) -> Result<(Wanted, u64)> {
-        let stream = self.order.streams()[slot.stream as usize];
-        let dataset = &self.batcher.source(stream.data).dataset;
+        let stream = self.plan.order.streams()[slot.stream as usize];
+        let dataset = &self.plan.batcher.source(stream.data).dataset;
         let located = self.windows.places(slot).into_iter();
         let located = located.map(|place| dataset.locate(Split::Train, stream.bucket, place.row.into()));
         let rows: Vec<Row> = located.collect::<Result<_>>()?;
@@ -261,9 +262,11 @@ impl<'a> Feed<'a> {
     }
 
     fn admit(&mut self, slot: Slot, step: u64, wanted: Wanted, held_bytes: u64) {
-        let stream = self.order.streams()[slot.stream as usize];
-        let dataset = &self.batcher.source(stream.data).dataset;
+        let stream = self.plan.order.streams()[slot.stream as usize];
+        let dataset = &self.plan.batcher.source(stream.data).dataset;
         self.held_bytes += held_bytes;
+        // What was admitted before is as good as read, and its next use a later one.
+        self.plan.uses.iter().for_each(|uses| uses.advance(step));
         // The scout met it at the first of its micro-batches that is still to come: after a seek not the first of all.
         let left = slot.window_len - (slot.index - slot.window_first) as u32;
         let content = match wanted {
@@ -314,8 +317,8 @@ impl<'a> Feed<'a> {
         if let Some(error) = window.failure.take() {
             return Err(error);
         }
-        let stream = self.order.streams()[slot.stream as usize];
-        let dataset = &self.batcher.source(stream.data).dataset;
+        let stream = self.plan.order.streams()[slot.stream as usize];
+        let dataset = &self.plan.batcher.source(stream.data).dataset;
         let places = self.windows.places(slot);
         let mut records = window.read_records(dataset, self.stop)?;
         let mut by_row = HashMap::with_capacity(places.len());
@@ -324,7 +327,7 @@ impl<'a> Feed<'a> {
             // A row may be there twice, of two passes.
             by_row.extend(records.remove(&located).map(|record| (row, record)));
         }
-        let count = |_: &_, places: &[Place]| Ok(self.batcher.count_of(stream.data, places, |row| &by_row[&row]));
+        let count = |_: &_, places: &[Place]| Ok(self.plan.batcher.count_of(stream.data, places, |row| &by_row[&row]));
         let places = self.windows.arranged(slot, count)?;
         window.arranged = Some(Arranged { places, records: by_row });
         window.start_rows(dataset, stream.bucket, slot.size as usize)
@@ -332,7 +335,7 @@ impl<'a> Feed<'a> {
 
     /// The samples of a slot of an arranged window.
     fn members(&self, slot: &Slot) -> Members {
-        let stream = self.order.streams()[slot.stream as usize];
+        let stream = self.plan.order.streams()[slot.stream as usize];
         let arranged = self.admitted[&key(slot)].arranged.as_ref().expect("the slot's window is arranged");
         let size = slot.size as usize;
         let within = (slot.index - slot.window_first) as usize * size;
@@ -344,7 +347,7 @@ impl<'a> Feed<'a> {
     /// A micro-batch, from its rows if they have been read apart.
     fn assemble(&self, slot: &Slot, members: &Members, rows: Option<Vec<f16>>) -> Result<MicroBatch> {
         let window = &self.admitted[&key(slot)];
-        let dataset = &self.batcher.source(members.data).dataset;
+        let dataset = &self.plan.batcher.source(members.data).dataset;
         let latents = match (rows, &window.content) {
             (Some(rows), _) => rows,
             (None, Content::Blocks { latents, .. }) => copy_rows(dataset, latents, members)?,
@@ -352,7 +355,7 @@ impl<'a> Feed<'a> {
         };
         let records = &window.arranged.as_ref().expect("the slot's window is arranged").records;
         let records: Vec<&Record> = members.places.iter().map(|place| &records[&place.row]).collect();
-        Ok(self.batcher.finish(members, &records, latents))
+        Ok(self.plan.batcher.finish(members, &records, latents))
     }
 
     fn give_back(&mut self, slot: &Slot) {
@@ -422,12 +425,12 @@ impl Window {
 /// The latents of a micro-batch, out of blocks that have arrived.
 fn copy_rows(dataset: &Dataset, latents: &[Blocks], members: &Members) -> Result<Vec<f16>> {
     let row_len = dataset.latent_shape(members.bucket).iter().product::<usize>();
-    let mut out = vec![f16::ZERO; members.places.len() * row_len];
-    for (place, out) in members.places.iter().zip(out.chunks_exact_mut(row_len)) {
+    let mut out = Vec::with_capacity(members.places.len() * row_len);
+    for place in &members.places {
         let (object, row) = dataset.locate(Split::Train, members.bucket, place.row.into())?;
         let blocks = &latents[position(latents, object, row / BLOCK_ROWS)];
         let Arriving::Here(bytes) = &blocks.bytes else { unreachable!("`arrive` has waited for it") };
-        dataset.copy_row(object, row, &bytes[(row / BLOCK_ROWS - blocks.first) as usize], out)?;
+        dataset.append_row(object, row, &bytes[(row / BLOCK_ROWS - blocks.first) as usize], &mut out)?;
     }
     Ok(out)
 }

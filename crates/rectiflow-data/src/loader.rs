@@ -23,7 +23,7 @@ use crate::{
     dataset::{BucketShape, MEMORY_BYTES, Split},
     epoch::{Slot, Steps},
     error::{Error, Result},
-    feed::{Feed, largest_window, needed_bytes},
+    feed::{Feed, Plan, largest_window, needed_bytes},
     order::{BucketRows, DataShape, Mode, Order, OrderSettings, Stream},
     pass::RUN_BLOCKS,
     token,
@@ -44,18 +44,6 @@ pub struct Loader {
     position: u64,
     ahead: Option<ReadAhead>,
     rank: RankOf,
-}
-
-/// What the reading thread works from.
-#[derive(Debug)]
-struct Plan {
-    order: Arc<Order>,
-    batcher: Batcher,
-    slots: Vec<u32>,
-    /// Bytes that `window` and `owned` mode may hold.
-    read_ahead_bytes: u64,
-    /// What this machine needs when, if there is a cache that asks.
-    uses: Option<Arc<Uses>>,
 }
 
 impl Loader {
@@ -369,9 +357,8 @@ fn read(plan: &Plan, from: u64, sender: &Sender<Result<Step>>, stop: &AtomicBool
 }
 
 fn read_windows(plan: &Plan, from: u64, sender: &Sender<Result<Step>>, stop: &AtomicBool) {
-    let mut feed = Feed::new(&plan.order, &plan.batcher, &plan.slots, plan.read_ahead_bytes, from, stop);
+    let mut feed = Feed::new(plan, from, stop);
     for step in from.. {
-        plan.uses.iter().for_each(|uses| uses.advance(step));
         let read = feed.step(step);
         let failed = read.is_err();
         if sender.send(read).is_err() || failed {

@@ -20,7 +20,7 @@ use crate::{
     window::Windows,
 };
 
-/// Tables kept: of the epoch that is delivered, of the one that is read ahead, and of the one after.
+/// Tables kept: of the epoch that is asked for, of the one after, and one for whoever is behind or ahead.
 const EPOCHS_KEPT: usize = 3;
 
 /// The uses of blocks by some lanes of an order.
@@ -29,7 +29,7 @@ pub(crate) struct Uses {
     order: Arc<Order>,
     lanes: Vec<usize>,
     data: Vec<Data>,
-    /// The step that is delivered.
+    /// The step whose windows are being asked for.
     now: AtomicU64,
     tables: Mutex<Tables>,
 }
@@ -82,7 +82,7 @@ impl Uses {
         uses
     }
 
-    /// Says which step is delivered.
+    /// Says that the windows of all steps before `step` have been asked for.
     pub(crate) fn advance(&self, step: u64) {
         self.now.store(step, Ordering::Relaxed);
     }
@@ -97,10 +97,10 @@ impl Uses {
         self.data.iter().filter_map(|data| data.claim.as_ref()).any(|claim| claim.mark == mark)
     }
 
-    /// The first step after the one that is delivered, and after `step`, in which a block is needed; none if it is not
-    /// in this epoch nor the next.
+    /// The first step after `step` in which a block is needed, of those whose windows have not been asked for; none if it
+    /// is not in this epoch nor the next.
     pub(crate) fn next(&self, folder: &str, object: usize, block: u32, step: u64) -> Option<u64> {
-        let after = step.max(self.now.load(Ordering::Relaxed));
+        let after = step.max(self.now.load(Ordering::Relaxed).saturating_sub(1));
         let data = self.data.iter().filter(|data| data.has(folder));
         let blocks = data.filter_map(|data| Some(data.first_block.get(object)? + block));
         let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
