@@ -56,26 +56,42 @@ impl DiskCache {
         next.min().unwrap_or(LATE)
     }
 
-    /// Makes room until `len` bytes more are within the limit, or nothing is left that is needed later than `due`.
-    /// Called with the counter `used` locked.
+    /// Makes room until `len` bytes more are within the limit, if enough is there that is needed later than `due`; else
+    /// nothing goes. Called with the counter `used` locked.
     pub(crate) fn make_room(&self, used: &mut u64, len: u64, due: u64) -> io::Result<()> {
         let mut room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
         room.asked_since += 1;
-        let mut may_look = !room.has_looked || room.asked_since * FILES_A_LOOK > room.num_files;
-        while used.saturating_add(len) > self.limit_bytes() {
-            let Some(candidate) = room.candidates.pop_if(|candidate| candidate.due > due) else {
-                if !may_look {
-                    return Ok(());
-                }
-                may_look = false;
-                *room = self.look(used)?;
-                continue;
-            };
-            if self.may_go(&candidate, due) && fs::remove_file(&candidate.path).is_ok() {
-                *used = used.saturating_sub(candidate.len);
-            }
+        let may_look = !room.has_looked || room.asked_since * FILES_A_LOOK > room.num_files;
+        if self.chosen(&mut room, *used, len, due).is_none_or(|chosen| self.remove(chosen, used) == 0) && may_look {
+            *room = self.look(used)?;
+            let chosen = self.chosen(&mut room, *used, len, due);
+            chosen.map(|chosen| self.remove(chosen, used));
         }
         Ok(())
+    }
+
+    /// Takes the farthest candidates that make room enough, if there are.
+    fn chosen(&self, room: &mut Room, used: u64, len: u64, due: u64) -> Option<Vec<Candidate>> {
+        let mut needed = used.saturating_add(len).saturating_sub(self.limit_bytes());
+        let mut chosen = Vec::new();
+        while needed > 0 {
+            let Some(candidate) = room.candidates.pop_if(|candidate| candidate.due > due) else {
+                // The farthest last again.
+                room.candidates.extend(chosen.into_iter().rev());
+                return None;
+            };
+            if self.may_go(&candidate, due) {
+                needed = needed.saturating_sub(candidate.len);
+                chosen.push(candidate);
+            }
+        }
+        Some(chosen)
+    }
+
+    /// Deletes files; gives their number, without those that were gone.
+    fn remove(&self, chosen: Vec<Candidate>, used: &mut u64) -> usize {
+        let removed = chosen.into_iter().filter(|candidate| fs::remove_file(&candidate.path).is_ok());
+        removed.map(|candidate| *used = used.saturating_sub(candidate.len)).count()
     }
 
     /// Whether a candidate is still one.

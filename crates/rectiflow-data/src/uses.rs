@@ -1,8 +1,13 @@
 //! When blocks are needed next on this machine: what a cache that is full has to know to throw out the right ones.
 //!
 //! The order is known, so that the block whose next use is farthest away can go first (Belady's rule), and one that is
-//! needed later than all that is there need not be kept at all. A use is the step in which the first micro-batch of a
-//! window with rows of that block is due, in any lane that runs on this machine. Looked up in tables of an epoch each,
+//! needed later than all that is there need not be kept at all. That helps where a block is used many times an epoch, a
+//! row at a time, in `owned` mode. In `window` mode each block is used once an epoch: whatever goes and stays, no more
+//! blocks are found than were there when the epoch began. Then what is needed soon counts as needed now, and stays: the
+//! disk is not written again and again, and what it saves is spread over the epoch.
+//!
+//! A use is the step in which the first micro-batch of a window with rows of that block is due, in any lane that runs on
+//! this machine. Looked up in tables of an epoch each,
 //! which are computed when they are first asked for: 8 bytes for each block of each window, and only where space is
 //! short. Does no I/O.
 
@@ -16,7 +21,7 @@ use crate::{
     dataset::{Dataset, Split},
     lanes::beginnings,
     manifest::BLOCK_ROWS,
-    order::Order,
+    order::{Mode, Order},
     window::Windows,
 };
 
@@ -98,13 +103,14 @@ impl Uses {
     }
 
     /// The first step after `step` in which a block is needed, of those whose windows have not been asked for; none if it
-    /// is not in this epoch nor the next.
+    /// is not in this epoch nor the next. In `window` mode always 0 instead of a later step.
     pub(crate) fn next(&self, folder: &str, object: usize, block: u32, step: u64) -> Option<u64> {
         let after = step.max(self.now.load(Ordering::Relaxed).saturating_sub(1));
         let data = self.data.iter().filter(|data| data.has(folder));
         let blocks = data.filter_map(|data| Some(data.first_block.get(object)? + block));
         let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
-        blocks.filter_map(|block| tables.next(self, block, after)).min()
+        let next = blocks.filter_map(|block| tables.next(self, block, after)).min();
+        if self.order.settings().mode == Mode::Window { next.map(|_| 0) } else { next }
     }
 }
 
