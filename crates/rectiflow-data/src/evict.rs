@@ -62,10 +62,15 @@ impl DiskCache {
         let mut room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
         room.asked_since += 1;
         let may_look = !room.has_looked || room.asked_since * FILES_A_LOOK > room.num_files;
-        if self.chosen(&mut room, *used, len, due).is_none_or(|chosen| self.remove(chosen, used) == 0) && may_look {
+        let mut chosen = self.chosen(&mut room, *used, len, due);
+        if chosen.is_none() && may_look {
             *room = self.look(used)?;
-            let chosen = self.chosen(&mut room, *used, len, due);
-            chosen.map(|chosen| self.remove(chosen, used));
+            chosen = self.chosen(&mut room, *used, len, due);
+        }
+        for candidate in chosen.into_iter().flatten() {
+            if fs::remove_file(&candidate.path).is_ok() {
+                *used = used.saturating_sub(candidate.len);
+            }
         }
         Ok(())
     }
@@ -86,12 +91,6 @@ impl DiskCache {
             }
         }
         Some(chosen)
-    }
-
-    /// Deletes files; gives their number, without those that were gone.
-    fn remove(&self, chosen: Vec<Candidate>, used: &mut u64) -> usize {
-        let removed = chosen.into_iter().filter(|candidate| fs::remove_file(&candidate.path).is_ok());
-        removed.map(|candidate| *used = used.saturating_sub(candidate.len)).count()
     }
 
     /// Whether a candidate is still one.

@@ -57,7 +57,8 @@ struct Tables {
 #[derive(Debug)]
 struct Epoch {
     epoch: u64,
-    /// Step that it begins in, and the first step after it.
+    /// Step that it begins in, and the one that the next epoch begins in: of two epochs that share a step, the earlier has
+    /// no use after it.
     start: u64,
     end: u64,
     /// Block and step after `start`, sorted.
@@ -124,7 +125,7 @@ impl Tables {
     fn next(&mut self, uses: &Uses, block: u32, after: u64) -> Option<u64> {
         let first = match self.epochs.iter().find(|epoch| (epoch.start..epoch.end).contains(&after)) {
             Some(epoch) => epoch.epoch,
-            None => uses.order.epoch_of(after * uses.order.settings().micro_batches as u64),
+            None => uses.order.epoch_of((after + 1) * uses.order.settings().micro_batches as u64 - 1),
         };
         (first..first + 2).find_map(|epoch| self.epoch(uses, epoch).next(block, after))
     }
@@ -146,7 +147,7 @@ impl Epoch {
     fn new(uses: &Uses, windows: &mut Windows, epoch: u64) -> Self {
         let micro_batches = uses.order.settings().micro_batches as u64;
         let (start, end) = (uses.order.epoch_start(epoch), uses.order.epoch_start(epoch + 1));
-        let (start, end) = (start / micro_batches, end.div_ceil(micro_batches));
+        let (start, end) = (start / micro_batches, end / micro_batches);
         let mut found = Vec::new();
         for (micro_batch, _, piece) in beginnings(&uses.order, epoch).filter(|(_, lane, _)| uses.lanes.contains(lane)) {
             let stream = uses.order.streams()[piece.stream as usize];
