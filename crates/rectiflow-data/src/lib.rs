@@ -8,6 +8,7 @@
 mod aws_profile;
 pub mod batch;
 pub mod bucket;
+mod buffers;
 pub mod cache;
 pub mod caption;
 mod colour;
