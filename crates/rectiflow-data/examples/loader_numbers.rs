@@ -1,6 +1,6 @@
 //! The loader's numbers on this machine, against an object store on the loopback with a delay of its own.
 //!
-//!     cargo run --release -p rectiflow-data --example loader_numbers -- FOLDER
+//!     cargo run --release -p rectiflow-data --example loader_numbers -- FOLDER [order|tokens|disk|wire|memory|owned|first]
 //!
 //! Packs synthetic data sets into FOLDER (0.7 GB), reads them in several ways for a few seconds each, and prints one JSON
 //! object a line. `cpu_secs` is the processor time of this process, all threads; the server is a process of its own. On a
@@ -53,18 +53,23 @@ fn main() {
     {
         return memory_of(url, lanes.parse().unwrap());
     }
-    let folder = PathBuf::from(arguments.first().expect("usage: loader_numbers FOLDER"));
+    let folder = PathBuf::from(arguments.first().expect("usage: loader_numbers FOLDER [PART]"));
     let large = packed(&folder.join("large"), &[(1024, 1024, 4096); 1]);
     let many: Vec<(u32, u32, u64)> = (0..300).map(|at| (256 + 8 * (at % 20), 256 + 8 * (at / 20), 64)).collect();
     let many = packed(&folder.join("many"), &many);
-    order();
-    tokens();
-    from_disk(&large);
-    over_the_wire(&large);
-    memory(&large);
-    owned(&large, &folder.join("cache"));
-    for micro_batches in [1, 8] {
-        first_step(&many, micro_batches);
+    let parts: [(&str, &dyn Fn()); 7] = [
+        ("order", &order),
+        ("tokens", &tokens),
+        ("disk", &|| from_disk(&large)),
+        ("wire", &|| over_the_wire(&large)),
+        ("memory", &|| memory(&large)),
+        ("owned", &|| owned(&large, &folder.join("cache"))),
+        ("first", &|| [1, 8].into_iter().for_each(|micro_batches| first_step(&many, micro_batches))),
+    ];
+    for (name, part) in parts {
+        if arguments.get(1).is_none_or(|only| only == name) {
+            part();
+        }
     }
 }
 
@@ -207,14 +212,15 @@ fn memory(root: &Path) {
     }
 }
 
-/// The same, in such a process: what may be read ahead, and three steps.
+/// The same, in such a process: what may be read ahead, three steps, idle buffers.
 fn memory_of(url: &str, lanes: usize) {
     let settings = OrderSettings { lanes: Some(lanes), ..settings(Mode::Window, 8) };
     let source = source(url);
     let before = peak_bytes();
-    let numbers = measure::loader(vec![source], settings, RankOf::ONLY, SECS).unwrap();
+    let request_bytes = source.dataset.num_bytes(Split::Train) / 4096 * 128;
+    let numbers = measure::loader(vec![source], settings, RankOf::ONLY, 4 * SECS).unwrap();
     let step_bytes = numbers.latent_bytes / numbers.steps;
-    let (grown, formula) = (peak_bytes() - before, numbers.read_ahead_bytes + 3 * step_bytes);
+    let (grown, formula) = (peak_bytes() - before, numbers.read_ahead_bytes + 3 * step_bytes + 8 * request_bytes);
     println!(
         "{}",
         json!({ "what": "resident memory", "lanes": lanes, "megabytes": grown as f64 / 1e6,

@@ -133,7 +133,7 @@ impl Remote {
         let store = store.ok_or_else(|| known.to_owned())?;
         let (network, permits) = (Arc::new(network.clone()), Arc::new(Semaphore::new(network.concurrency)));
         let parsed = Arc::new((scheme, url.clone()));
-        let (url, buffers) = (text.trim_end_matches('/').into(), Buffers::new(network.concurrency));
+        let (url, buffers) = (text.trim_end_matches('/').into(), Buffers::new(network.concurrency / 2));
         Ok(Self { store, parsed, prefix, url, network, permits, buffers })
     }
 
