@@ -62,11 +62,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let recipe = args.recipe.as_ref().map(|path| Recipe::load(path, &args.overrides)).transpose()?;
-    let mut dataset = Dataset::open(&args.dataset)?;
-    if let Some(cache) = recipe.as_ref().map(|checked| checked.recipe.run.open_cache()).transpose()?.flatten() {
-        dataset = dataset.with_cache(&cache);
-    }
-    let dataset = Arc::new(dataset);
+    let dataset = Arc::new(Dataset::open(&args.dataset)?);
     let mut text = describe(&args.dataset, &dataset);
     let settings = recipe.as_ref().map_or_else(PromptSettings::default, |r| r.recipe.data[0].prompt.clone());
     let prompts = draw_prompts(&dataset, &settings, args.prompts)?;

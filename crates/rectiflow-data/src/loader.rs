@@ -50,8 +50,8 @@ impl Loader {
     /// The steps of `settings` over the training samples of `sources`, from step 0. Reads nothing yet.
     ///
     /// # Errors
-    /// [`Error::Invalid`] where the settings, the amounts or the number of ranks cannot work, the data sets were encoded
-    /// by different VAEs, or `owned` mode has no disk cache for what is at a URL, or one below a window a lane.
+    /// [`Error::Invalid`] where the settings, the amounts or the number of ranks cannot work, or the data sets were
+    /// encoded by different VAEs.
     pub fn new(sources: Vec<Source>, settings: OrderSettings, rank: RankOf) -> Result<Self> {
         check_sources(&sources)?;
         let mode = if settings.mode == Mode::Auto { choose_mode(&sources) } else { settings.mode };
@@ -59,7 +59,6 @@ impl Loader {
         let order = Arc::new(Order::new(&shapes, OrderSettings { mode, ..settings })?);
         let slots = order.slots_of(rank)?;
         let lanes = lanes_of(&order, rank.ranks, rank.rank..rank.rank + 1);
-        check_cache(&order, &sources, &lanes)?;
         let has_windows = order.settings().mode.has_windows();
         let read_ahead_bytes = if has_windows { needed_bytes(&order, &sources, lanes.len()).1 } else { 0 };
         let uses = uses(&order, &sources, lanes);
@@ -103,6 +102,16 @@ impl Loader {
         drop(ahead);
         let plan = Arc::into_inner(plan).expect("only the reading thread shares the plan");
         Self { plan: Arc::new(change(plan)), position, ahead: None, rank }
+    }
+
+    /// Whether `owned` mode has the disk that it needs: what is at a URL needs a cache with room for a window a lane of
+    /// this rank, and had better have room for the lanes' shares. [`Loader::next_step`] asks too.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with the bytes that would do.
+    pub fn check_cache(&self) -> Result<()> {
+        let (Plan { order, batcher, .. }, RankOf { rank, ranks }) = (&*self.plan, self.rank);
+        check_cache(order, batcher.sources(), &lanes_of(order, ranks, rank..rank + 1))
     }
 
     /// The least that [`Loader::read_ahead`] takes: 0 in `local` mode, which holds nothing ahead.
@@ -163,11 +172,15 @@ impl Loader {
     /// This rank's part of the next step.
     ///
     /// # Errors
-    /// What reading met, [`Error::Io`], [`Error::Damaged`] or [`Error::Malformed`]; the position stays.
+    /// What reading met, [`Error::Io`], [`Error::Damaged`] or [`Error::Malformed`]; the position stays. As
+    /// [`Loader::check_cache`].
     ///
     /// # Panics
     /// If the reading thread did.
     pub fn next_step(&mut self) -> Result<Step> {
+        if self.ahead.is_none() {
+            self.check_cache()?;
+        }
         let ahead = self.ahead.get_or_insert_with(|| ReadAhead::start(self.plan.clone(), self.position));
         let step = ahead.next();
         match &step {
@@ -242,7 +255,7 @@ fn uses(order: &Arc<Order>, sources: &[Source], lanes: Vec<usize>) -> Option<Arc
     (has_cache && order.settings().mode.has_windows()).then(|| Uses::new(order, datasets(), lanes))
 }
 
-/// In `owned` mode what is at a URL needs a cache with room for a window a lane, and had better have more.
+/// As [`Loader::check_cache`], for some lanes.
 fn check_cache(order: &Order, sources: &[Source], lanes: &[usize]) -> Result<()> {
     let remote: Vec<&Source> = sources.iter().filter(|source| source.dataset.is_remote()).collect();
     if order.settings().mode != Mode::Owned || remote.is_empty() {

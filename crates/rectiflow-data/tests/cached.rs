@@ -187,8 +187,13 @@ fn from_the_second_epoch_on_shares_need_no_network() {
 fn a_share_needs_a_disk_with_room_for_a_window_a_lane() {
     let (root, folder) = (large(), tempfile::tempdir().unwrap());
     let server = ObjectServer::start(root.path(), healthy);
+    let loader =
+        |source: Source| Loader::new(vec![source], settings(Mode::Owned), RankOf { rank: 1, ranks: 2 }).unwrap();
     let refused = |source: Source| {
-        Loader::new(vec![source], settings(Mode::Owned), RankOf { rank: 1, ranks: 2 }).unwrap_err().to_string()
+        let mut loader = loader(source);
+        let error = loader.check_cache().unwrap_err().to_string();
+        assert_eq!(loader.next_step().unwrap_err().to_string(), error);
+        error
     };
     let error = refused(open(&server.url()));
     assert!(error.contains("keeps blocks on a local disk"), "{error}");
@@ -199,8 +204,7 @@ fn a_share_needs_a_disk_with_room_for_a_window_a_lane() {
     let least = number(&error, "at least ");
     let error = refused(cached(&server.url(), folder.path(), least - 1).0);
     assert!(error.contains(&format!("{least} bytes, found a limit of {}", least - 1)), "{error}");
-    let source = cached(&server.url(), folder.path(), least).0;
-    Loader::new(vec![source], settings(Mode::Owned), RankOf { rank: 1, ranks: 2 }).unwrap();
+    loader(cached(&server.url(), folder.path(), least).0).check_cache().unwrap();
 }
 
 /// Two lanes, so that a window of each is little of the data.
