@@ -7,6 +7,7 @@ use std::{
 };
 
 use rectiflow_data::{
+    cache::DiskCache,
     dataset::Dataset,
     loader::{Amount, RankOf, Source},
     measure,
@@ -32,9 +33,15 @@ pub(crate) struct Args {
     /// Samples of a window.
     #[arg(long, default_value_t = 2048)]
     window_samples: u64,
-    /// How samples are spread over an epoch: auto, local or window.
+    /// How samples are spread over an epoch: auto, local, window or owned.
     #[arg(long, default_value = "auto", value_parser = parse_mode)]
     mode: Mode,
+    /// Keep blocks that come over the network in this folder; owned mode needs it.
+    #[arg(long, requires = "cache_gib")]
+    cache_dir: Option<PathBuf>,
+    /// GiB that the cache may take.
+    #[arg(long, requires = "cache_dir")]
+    cache_gib: Option<u64>,
     /// Seconds to read for, twice.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
     secs: u64,
@@ -46,7 +53,11 @@ fn parse_mode(name: &str) -> Result<Mode, String> {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let began = Instant::now();
-    let dataset = Arc::new(Dataset::open(&args.dataset)?);
+    let mut dataset = Dataset::open(&args.dataset)?;
+    if let Some((folder, gib)) = args.cache_dir.as_ref().zip(args.cache_gib) {
+        dataset = dataset.with_cache(&Arc::new(DiskCache::open(folder, gib.saturating_mul(1 << 30))?));
+    }
+    let dataset = Arc::new(dataset);
     let open_secs = began.elapsed().as_secs_f64();
     let settings = OrderSettings {
         seed: 0,

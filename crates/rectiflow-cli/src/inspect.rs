@@ -61,9 +61,9 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
+    let recipe = args.recipe.as_ref().map(|path| Recipe::load(path, &args.overrides)).transpose()?;
     let dataset = Arc::new(Dataset::open(&args.dataset)?);
     let mut text = describe(&args.dataset, &dataset);
-    let recipe = args.recipe.as_ref().map(|path| Recipe::load(path, &args.overrides)).transpose()?;
     let settings = recipe.as_ref().map_or_else(PromptSettings::default, |r| r.recipe.data[0].prompt.clone());
     let prompts = draw_prompts(&dataset, &settings, args.prompts)?;
     if let Some(recipe) = &recipe {
@@ -209,13 +209,21 @@ fn describe_order(dataset: &Arc<Dataset>, settings: &PromptSettings, recipe: &Ch
         percent(shares.mixed_share()),
         percent(shares.padded_share())
     );
-    if loader.order().settings().mode == Mode::Window {
-        let factor = (0..2).map(|epoch| amplification(loader.order(), epoch)).fold(1.0, f64::max);
-        text += &format!(
-            "\nwindow mode: an epoch fetches {} times the bytes that it needs; one rank reads ahead {} of them",
-            short(factor, 5),
-            bytes(loader.read_ahead_bytes())
-        );
+    let mode = loader.order().settings().mode;
+    if mode.has_windows() {
+        let factor = |epochs: std::ops::Range<u64>| {
+            let factors = epochs.map(|epoch| amplification(loader.order(), epoch));
+            short(factors.fold(0.0, f64::max), 5)
+        };
+        text += &match mode {
+            Mode::Owned => format!(
+                "\nowned mode: the first epoch fetches {} times the bytes that it needs, later ones {} or less",
+                factor(0..1),
+                factor(1..3)
+            ),
+            _ => format!("\nwindow mode: an epoch fetches {} times the bytes that it needs", factor(0..2)),
+        };
+        text += &format!("; one rank reads ahead {} of them", bytes(loader.read_ahead_bytes()));
     }
     Ok(text)
 }

@@ -1,10 +1,10 @@
 //! The loader's numbers on this machine, against an object store on the loopback with a delay of its own.
 //!
-//!     cargo run --release -p rectiflow-data --example loader_numbers -- FOLDER
+//!     cargo run --release -p rectiflow-data --example loader_numbers -- FOLDER [order|tokens|disk|wire|memory|owned|first]
 //!
-//! Packs synthetic data sets into FOLDER (1.2 GB), reads them in several ways for a few seconds each, and prints one
-//! JSON object a line. `cpu_secs` is the processor time of this process, all threads and the server included: on a machine
-//! that others use, samples for each second of it say more than samples for each second of the clock.
+//! Packs synthetic data sets into FOLDER (0.7 GB), reads them in several ways for a few seconds each, and prints one JSON
+//! object a line. `cpu_secs` is the processor time of this process, all threads; the server is a process of its own. On a
+//! machine that others use, bytes for each second of it say more than bytes for each second of the clock.
 
 #![expect(clippy::print_stdout, reason = "an example talks to whoever runs it")]
 #![allow(clippy::unwrap_used, reason = "a measurement that fails has nothing else to say")]
@@ -14,7 +14,9 @@ mod object_server;
 
 use std::{
     fs,
+    io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -24,9 +26,10 @@ use object_server::{Fault, ObjectServer};
 use rectiflow_data::{
     Codec, Dataset, Manifest, Record, SampleId, Split,
     bucket::{Geometry, ResizeSpace},
+    cache::DiskCache,
     epoch::Steps,
     lanes::amplification,
-    loader::{Amount, RankOf, Source},
+    loader::{Amount, Loader, RankOf, Source},
     manifest::{Bucket, Object, commit},
     measure,
     order::{BucketRows, DataShape, Mode, Order, OrderSettings},
@@ -39,16 +42,34 @@ use serde_json::json;
 const SECS: Duration = Duration::from_secs(5);
 
 fn main() {
-    let folder = PathBuf::from(std::env::args().nth(1).expect("usage: loader_numbers FOLDER"));
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [serve, folder, delay_ms] = &arguments[..]
+        && serve == "--serve"
+    {
+        return serve_objects(Path::new(folder), delay_ms.parse().unwrap());
+    }
+    if let [memory, url, lanes] = &arguments[..]
+        && memory == "--memory"
+    {
+        return memory_of(url, lanes.parse().unwrap());
+    }
+    let folder = PathBuf::from(arguments.first().expect("usage: loader_numbers FOLDER [PART]"));
     let large = packed(&folder.join("large"), &[(1024, 1024, 4096); 1]);
     let many: Vec<(u32, u32, u64)> = (0..300).map(|at| (256 + 8 * (at % 20), 256 + 8 * (at / 20), 64)).collect();
     let many = packed(&folder.join("many"), &many);
-    order();
-    tokens();
-    from_disk(&large);
-    over_the_wire(&large);
-    for micro_batches in [1, 8] {
-        first_step(&many, micro_batches);
+    let parts: [(&str, &dyn Fn()); 7] = [
+        ("order", &order),
+        ("tokens", &tokens),
+        ("disk", &|| from_disk(&large)),
+        ("wire", &|| over_the_wire(&large)),
+        ("memory", &|| memory(&large)),
+        ("owned", &|| owned(&large, &folder.join("cache"))),
+        ("first", &|| [1, 8].into_iter().for_each(|micro_batches| first_step(&many, micro_batches))),
+    ];
+    for (name, part) in parts {
+        if arguments.get(1).is_none_or(|only| only == name) {
+            part();
+        }
     }
 }
 
@@ -129,36 +150,168 @@ fn from_disk(root: &Path) {
     }
 }
 
+/// Pairs of plain reading and the loader, one after the other, so that neighbours disturb both alike.
+const PAIRS: usize = 5;
+/// A pass over the data, so that what comes next is the steady state.
+const WARM_UP_STEPS: usize = 32;
+
 fn over_the_wire(root: &Path) {
     for delay_ms in [0, 20, 50] {
-        let delay = Duration::from_millis(delay_ms);
-        let server = ObjectServer::start(root, move |_| (!delay.is_zero()).then_some(Fault::Slow(delay)));
-        let source = source(&server.url());
-        let (began, cpu) = (Instant::now(), cpu_secs());
-        let sequential = measure::sequential(&source.dataset, SECS).unwrap() / 1e6;
-        let sequential_cpu = sequential * began.elapsed().as_secs_f64() / (cpu_secs() - cpu);
-        server.reset();
-        let row_bytes = source.dataset.num_bytes(Split::Train) as f64 / 4096.0;
-        let cpu = cpu_secs();
-        let numbers = measure::loader(vec![source], settings(Mode::Window, 8), RankOf::ONLY, SECS).unwrap();
-        let (served, cpu) = (server.served(), cpu_secs() - cpu);
-        let per_request = served.bytes as f64 / row_bytes / served.requests as f64;
-        let fetched = served.bytes as f64 / 1e6;
+        let mut server = Server::start(root, delay_ms);
+        let mut ratios = Vec::new();
+        for pair in 0..PAIRS {
+            let source = source(&server.url);
+            let (began, cpu) = (Instant::now(), cpu_secs());
+            let sequential = measure::sequential(&source.dataset, SECS).unwrap() / 1e6;
+            let sequential_cpu = sequential * began.elapsed().as_secs_f64() / (cpu_secs() - cpu);
+            let row_bytes = source.dataset.num_bytes(Split::Train) as f64 / 4096.0;
+            // One lane, whose 0.4 GB ahead are filled in the first of some seconds.
+            let settings = OrderSettings { lanes: Some(1), ..settings(Mode::Window, 8) };
+            let mut loader = Loader::new(vec![source], settings, RankOf::ONLY).unwrap();
+            for _ in 0..WARM_UP_STEPS {
+                loader.next_step().unwrap();
+            }
+            let (before, began, cpu) = (server.served(), Instant::now(), cpu_secs());
+            let mut delivered = 0;
+            while began.elapsed() < SECS {
+                let step = loader.next_step().unwrap();
+                delivered += step.micro_batches.iter().map(|batch| 2 * batch.latents.len() as u64).sum::<u64>();
+            }
+            let (after, secs, cpu) = (server.served(), began.elapsed().as_secs_f64(), cpu_secs() - cpu);
+            drop(loader);
+            let (requests, fetched) = (after.0 - before.0, (after.1 - before.1) as f64 / 1e6);
+            let (per_sec, per_cpu_sec) = (delivered as f64 / 1e6 / secs, delivered as f64 / 1e6 / cpu);
+            ratios.push((per_sec / sequential, per_cpu_sec / sequential_cpu));
+            println!(
+                "{}",
+                json!({ "what": "over the loopback", "delay_ms": delay_ms, "pair": pair,
+                "sequential_megabytes_per_sec": sequential, "sequential_megabytes_per_cpu_sec": sequential_cpu,
+                "samples_a_request": fetched * 1e6 / row_bytes / requests as f64, "fetched_megabytes": fetched,
+                "megabytes_per_sec": per_sec, "megabytes_per_cpu_sec": per_cpu_sec })
+            );
+        }
+        let median = |mut ratios: Vec<f64>| {
+            ratios.sort_by(f64::total_cmp);
+            ratios[ratios.len() / 2]
+        };
+        let (clock, cpu) = (ratios.iter().map(|r| r.0).collect(), ratios.iter().map(|r| r.1).collect());
         println!(
             "{}",
-            json!({ "what": "over the loopback", "delay_ms": delay_ms, "sequential_megabytes_per_sec": sequential,
-            "sequential_megabytes_per_cpu_sec": sequential_cpu, "numbers": numbers, "samples_a_request": per_request,
-            "fetched_megabytes": fetched, "fetched_megabytes_per_cpu_sec": fetched / cpu, "peak_megabytes": peak_bytes() as f64 / 1e6 })
+            json!({ "what": "loader over plain reading, medians", "delay_ms": delay_ms, "by_the_clock": median(clock),
+            "by_cpu_time": median(cpu) })
         );
+    }
+}
+
+/// Resident memory against what docs/streaming.md says, in processes that have not had any yet.
+fn memory(root: &Path) {
+    let server = Server::start(root, 0);
+    for lanes in ["1", "2"] {
+        let child = Command::new(std::env::current_exe().unwrap()).args(["--memory", &server.url, lanes]).status();
+        assert!(child.unwrap().success());
+    }
+}
+
+/// The same, in such a process: what may be read ahead, three steps, idle buffers.
+fn memory_of(url: &str, lanes: usize) {
+    let settings = OrderSettings { lanes: Some(lanes), ..settings(Mode::Window, 8) };
+    let source = source(url);
+    let before = peak_bytes();
+    let request_bytes = source.dataset.num_bytes(Split::Train) / 4096 * 128;
+    let numbers = measure::loader(vec![source], settings, RankOf::ONLY, 4 * SECS).unwrap();
+    let step_bytes = numbers.latent_bytes / numbers.steps;
+    let (grown, formula) = (peak_bytes() - before, numbers.read_ahead_bytes + 3 * step_bytes + 8 * request_bytes);
+    println!(
+        "{}",
+        json!({ "what": "resident memory", "lanes": lanes, "megabytes": grown as f64 / 1e6,
+        "formula_megabytes": formula as f64 / 1e6, "ratio": grown as f64 / formula as f64 })
+    );
+}
+
+/// `owned` mode from the second epoch on: single rows from the disk cache, in the page cache.
+fn owned(root: &Path, cache: &Path) {
+    let mut server = Server::start(root, 0);
+    let cache = Arc::new(DiskCache::open(cache, 1 << 30).unwrap());
+    let dataset = Arc::new(Dataset::open(&server.url).unwrap().with_cache(&cache));
+    let source = Source { dataset, ..source(&server.url) };
+    let mut loader = Loader::new(vec![source], settings(Mode::Owned, 8), RankOf::ONLY).unwrap();
+    for epoch in 0..4 {
+        let (began, cpu, before) = (Instant::now(), cpu_secs(), server.served());
+        let steps = 4096 / 128;
+        for _ in 0..steps {
+            loader.next_step().unwrap();
+        }
+        let (secs, cpu, after) = (began.elapsed().as_secs_f64(), cpu_secs() - cpu, server.served());
+        println!(
+            "{}",
+            json!({ "what": "owned", "epoch": epoch, "samples_per_sec": 4096.0 / secs, "samples_per_cpu_sec": 4096.0 / cpu,
+            "requests": after.0 - before.0, "fetched_megabytes": (after.1 - before.1) as f64 / 1e6 })
+        );
+    }
+}
+
+/// An object server in a process of its own.
+struct Server {
+    url: String,
+    child: Child,
+    ask: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Server {
+    fn start(root: &Path, delay_ms: u64) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args([Path::new("--serve"), root, Path::new(&delay_ms.to_string())])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (ask, answers) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+        let mut server = Self { url: String::new(), child, ask, answers };
+        server.url = server.answer();
+        server
+    }
+
+    /// Requests and bytes so far.
+    fn served(&mut self) -> (u64, u64) {
+        writeln!(self.ask).unwrap();
+        let answer = self.answer();
+        let (requests, bytes) = answer.split_once(' ').unwrap();
+        (requests.parse().unwrap(), bytes.parse().unwrap())
+    }
+
+    fn answer(&mut self) -> String {
+        let mut line = String::new();
+        self.answers.read_line(&mut line).unwrap();
+        line.trim().to_owned()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended by itself, since nobody asks it any more.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Serves until nobody asks any more; answers each line with what has been served.
+fn serve_objects(root: &Path, delay_ms: u64) {
+    let delay = Duration::from_millis(delay_ms);
+    let server = ObjectServer::start(root, move |_| (!delay.is_zero()).then_some(Fault::Slow(delay)));
+    println!("{}", server.url());
+    for _ in std::io::stdin().lines() {
+        let served = server.served();
+        println!("{} {}", served.requests, served.bytes);
     }
 }
 
 /// From opening to the first step, with 300 buckets and 20 ms for every request.
 fn first_step(root: &Path, micro_batches: usize) {
-    let server = ObjectServer::start(root, |_| Some(Fault::Slow(Duration::from_millis(20))));
+    let server = Server::start(root, 20);
     for mode in [Mode::Local, Mode::Window] {
         let began = Instant::now();
-        let source = source(&server.url());
+        let source = source(&server.url);
         let open_secs = began.elapsed().as_secs_f64();
         let numbers =
             measure::loader(vec![source], settings(mode, micro_batches), RankOf::ONLY, Duration::ZERO).unwrap();

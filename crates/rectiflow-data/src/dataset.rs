@@ -269,16 +269,33 @@ impl Dataset {
         self
     }
 
+    /// The cache for its blocks.
+    pub(crate) fn cache(&self) -> Option<&DatasetCache> {
+        self.cache.as_ref()
+    }
+
+    /// The store that its blocks come from, if they are not in a folder.
+    pub(crate) fn remote(&self) -> Option<&Remote> {
+        self.remote.as_ref()
+    }
+
     /// Starts reading consecutive blocks of an object.
     ///
     /// # Errors
     /// [`Error::Malformed`] if the block table points outside the object's text.
     pub(crate) fn start(&self, part: Part, object: usize, blocks: Range<u32>) -> Result<Ticket> {
-        let request = self.request(part, object, blocks)?;
-        Ok(match &self.remote {
-            None => request.start_local(),
-            Some(remote) => request.start_remote(remote.clone(), self.cache.clone()),
-        })
+        Ok(self.start_request(self.request(part, object, blocks)?))
+    }
+
+    /// Starts reading the blocks of a request.
+    pub(crate) fn start_request(&self, request: Request) -> Ticket {
+        match self.remote.clone() {
+            None => Ticket::start(request.read_local()),
+            Some(remote) => {
+                let cache = self.cache.clone();
+                Ticket::start(async move { request.read_remote(&remote, cache).await })
+            }
+        }
     }
 
     /// Bytes of the largest block of a bucket: its latents and its text.
@@ -289,6 +306,18 @@ impl Dataset {
             blocks.map(|block| self.blocks.block(span.object, block).text_bytes())
         });
         blocks.max().unwrap_or(0) + u64::from(BLOCK_ROWS) * self.manifest.row_bytes(bucket)
+    }
+
+    /// A row's part of the bytes of its block, latents and text.
+    pub(crate) fn share_of_block(&self, object: usize, block: u32) -> u64 {
+        let text = self.blocks.block(object, block).text_bytes().div_ceil(self.block_rows(object, block).into());
+        text + self.manifest.row_bytes(self.manifest.objects[object].bucket)
+    }
+
+    /// Rows of a bucket.
+    pub(crate) fn num_rows(&self, split: Split, bucket: u32) -> f64 {
+        let spans = self.rows.get(&(split, bucket)).into_iter().flatten();
+        spans.map(|span| span.num_rows as f64).sum()
     }
 
     /// Rows of a bucket, deleted ones included.
@@ -331,7 +360,7 @@ impl Dataset {
             end = next;
             checks.push((len, xxh3));
         }
-        Ok(Request { part, object, first, name: name.clone(), path, start, blocks: checks })
+        Ok(Request { part, object, first, name: name.clone(), path, start, step: 0, blocks: checks })
     }
 
     /// The records of the blocks of one text request, deleted rows included.
@@ -357,11 +386,20 @@ impl Dataset {
         self.decode_row(object, row, &block[start..start + row_bytes], out)
     }
 
+    /// The same, to the end of `out`: memory is written once.
+    pub(crate) fn append_row(&self, object: usize, row: u32, block: &[u8], out: &mut Vec<f16>) -> Result<()> {
+        let row_bytes = self.manifest.row_bytes(self.manifest.objects[object].bucket) as usize;
+        let (start, first) = ((row % BLOCK_ROWS) as usize * row_bytes, out.len());
+        let pairs = block[start..start + row_bytes].chunks_exact(2);
+        out.extend(pairs.map(|pair| f16::from_le_bytes([pair[0], pair[1]])));
+        if all_finite(&out[first..]) { Ok(()) } else { Err(self.not_finite(object, row)) }
+    }
+
     fn decode_row(&self, object: usize, row: u32, bytes: &[u8], out: &mut [f16]) -> Result<()> {
         for (out, pair) in out.iter_mut().zip(bytes.chunks_exact(2)) {
             *out = f16::from_le_bytes([pair[0], pair[1]]);
         }
-        if out.iter().all(|x| x.is_finite()) { Ok(()) } else { Err(self.not_finite(object, row)) }
+        if all_finite(out) { Ok(()) } else { Err(self.not_finite(object, row)) }
     }
 
     /// Rows of a remote data set: the blocks that are not held yet are requested together.
@@ -432,6 +470,26 @@ impl Dataset {
         check_len(&text, remote.len(&entry.text).await?, entry.text_bytes)
     }
 
+    /// Reads one row, numbered with the deleted ones, if its block is on a disk. The first read of a block reads and
+    /// verifies all of it.
+    pub(crate) fn read_row_on_disk(&self, object: usize, row: u32, out: &mut [f16]) -> Result<bool> {
+        if self.remote.is_none() {
+            return self.read_row(object, row, out).map(|()| true);
+        }
+        let Some(cache) = &self.cache else { return Ok(false) };
+        let block = row / BLOCK_ROWS;
+        let request = self.request(Part::Latents, object, block..block + 1)?;
+        let (word, bit) = (&self.verified[object][block as usize / 64], 1u64 << (block % 64));
+        if word.load(Ordering::Relaxed) & bit == 0 {
+            let Some(bytes) = cache.get(&request, 0) else { return Ok(false) };
+            word.fetch_or(bit, Ordering::Relaxed);
+            return self.copy_row(object, row, &bytes, out).map(|()| true);
+        }
+        let mut bytes = vec![0; out.len() * 2];
+        let start = u64::from(row % BLOCK_ROWS) * bytes.len() as u64;
+        Ok(cache.get_part(&request, start, &mut bytes) && self.decode_row(object, row, &bytes, out).map(|()| true)?)
+    }
+
     /// Reads one row of an object on a disk, numbered with the deleted ones.
     pub(crate) fn read_row(&self, object: usize, row: u32, out: &mut [f16]) -> Result<()> {
         let file = self.latents_file(object)?;
@@ -485,6 +543,12 @@ impl Dataset {
         let what = format!("row {row} of bucket {bucket} ({split:?})");
         Error::Invalid { what, reason: format!("{} has {num_rows} such rows", self.root.display()) }
     }
+}
+
+/// Whether no number is infinite or NaN. Without a branch for each, so that many are looked at together.
+fn all_finite(numbers: &[f16]) -> bool {
+    let magnitude = |number: &f16| number.to_bits() & 0x7fff;
+    numbers.iter().map(magnitude).fold(0, u16::max) < f16::INFINITY.to_bits()
 }
 
 /// Physical numbers of an object's live rows, if any row is deleted.

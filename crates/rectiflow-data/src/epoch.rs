@@ -2,7 +2,7 @@
 //!
 //! An epoch's list is one shuffled index a micro-batch (4 bytes); which stream and which of its micro-batches an index
 //! means is arithmetic. Two lists are kept, since a step may straddle two epochs. To seek is to compute another list.
-//! In `window` mode the windows of an epoch take the list's place (`lanes`), and what is kept is proportional to them.
+//! In `window` and `owned` mode the windows of an epoch take the list's place (`lanes`), and what is kept is proportional to them.
 
 use std::sync::Arc;
 
@@ -52,7 +52,7 @@ pub struct Steps {
     order: Arc<Order>,
     /// `local` mode.
     epochs: Vec<Epoch>,
-    /// `window` mode.
+    /// `window` and `owned` mode.
     lanes: Option<LaneWalk>,
 }
 
@@ -78,7 +78,7 @@ impl Steps {
     /// Micro-batch `micro_batch` of the run, which is slot `slot` of its step and comes after `first_sample` samples.
     fn slot(&mut self, micro_batch: u64, slot: u32, first_sample: u64) -> Slot {
         let (epoch, stream, index, window) = match self.order.settings().mode {
-            Mode::Window => {
+            Mode::Window | Mode::Owned => {
                 let (epoch, piece, number) = self.take(micro_batch);
                 (epoch, piece.stream, piece.first + u64::from(number), piece.first..piece.first + u64::from(piece.len))
             }

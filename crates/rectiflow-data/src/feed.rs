@@ -1,4 +1,4 @@
-//! `window` mode's reading: the blocks of coming windows, fetched ahead within a limit in bytes, delivered in order.
+//! Reading in `window` and `owned` mode: coming windows, fetched ahead within a limit in bytes, delivered in order.
 //!
 //! A scout walks the order ahead of the consumer and finds the windows that this rank needs, in the order in which it
 //! needs them. As long as there is room each is admitted: all requests for its text and latents start at once and
@@ -6,10 +6,12 @@
 //! micro-batch is due, or before, once its text is there; its bytes are given back with its last micro-batch. Bytes are
 //! reserved before they are requested, so the limit is a hard one; that it allows all windows that are ever open at
 //! once is checked when the loader is made ([`needed_bytes`]), so that waiting cannot last for ever.
+//!
+//! A window is whole blocks, but in the later passes of `owned` mode: then it is single rows, whose latents are read when
+//! it is arranged, each micro-batch's by itself (`rows`).
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
-    ops::Range,
     sync::{Arc, atomic::AtomicBool},
 };
 
@@ -22,12 +24,14 @@ use crate::{
     dataset::{Dataset, Split},
     epoch::{Slot, Steps},
     error::{Error, Result},
-    fetch::{Part, Ticket, coalesce},
+    fetch::{Part, Request, Ticket, coalesce},
     lanes::open_windows,
     manifest::BLOCK_ROWS,
-    order::Order,
+    order::{Mode, Order},
     pass::RUN_BLOCKS,
     record::Record,
+    rows::{Row, start_latents, start_records},
+    uses::Uses,
     window::{Place, Windows},
 };
 
@@ -41,14 +45,23 @@ fn key(slot: &Slot) -> WindowKey {
     (slot.stream, slot.window_first, slot.window_len)
 }
 
+/// What the steps of one rank are read from.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) order: Arc<Order>,
+    pub(crate) batcher: Batcher,
+    /// The slots of this rank.
+    pub(crate) slots: Vec<u32>,
+    /// Bytes that `window` and `owned` mode may hold.
+    pub(crate) read_ahead_bytes: u64,
+    /// What this machine needs when, if there is a cache that asks.
+    pub(crate) uses: Option<Arc<Uses>>,
+}
+
 /// Reads the steps of one rank.
 #[derive(Debug)]
 pub(crate) struct Feed<'a> {
-    order: Arc<Order>,
-    batcher: &'a Batcher,
-    /// The slots of this rank.
-    slots: &'a [u32],
-    limit_bytes: u64,
+    plan: &'a Plan,
     /// Set when nobody wants the steps any more.
     stop: &'a AtomicBool,
     steps: Steps,
@@ -59,7 +72,7 @@ pub(crate) struct Feed<'a> {
     /// Found by the scout and not admitted yet, with the step that needs it.
     waiting: VecDeque<(u64, Slot)>,
     /// What the first of them needs, once it has been worked out.
-    next_wanted: Option<(Vec<Wanted>, u64)>,
+    next_wanted: Option<(Wanted, u64)>,
     admitted: HashMap<WindowKey, Window>,
     /// Keys of windows whose text has not been looked at, in order of need.
     unread: VecDeque<Slot>,
@@ -71,30 +84,48 @@ pub(crate) struct Feed<'a> {
 struct Blocks {
     object: usize,
     first: u32,
-    bytes: Arriving,
+    /// Of each block.
+    bytes: Arriving<Vec<Bytes>>,
 }
 
 #[derive(Debug)]
-enum Arriving {
-    UnderWay(Ticket),
-    /// Of each block.
-    Here(Vec<Bytes>),
+enum Arriving<T> {
+    UnderWay(Ticket<T>),
+    Here(T),
 }
 
-/// Blocks of an object to be requested together.
-type Wanted = (Part, usize, Range<u32>);
+/// What a window needs from its data set.
+#[derive(Debug)]
+enum Wanted {
+    Blocks(Vec<Request>),
+    Rows(Vec<Row>),
+}
 
 /// A window of which requests have started.
 #[derive(Debug)]
 struct Window {
     held_bytes: u64,
-    text: Vec<Blocks>,
-    latents: Vec<Blocks>,
+    /// The step that needs it first.
+    step: u64,
+    content: Content,
     arranged: Option<Arranged>,
     /// Why it could not be arranged, to be said when it is due.
     failure: Option<Error>,
     /// Micro-batches still to be delivered.
     left: u32,
+}
+
+#[derive(Debug)]
+enum Content {
+    Blocks {
+        text: Vec<Blocks>,
+        latents: Vec<Blocks>,
+    },
+    Rows {
+        text: Vec<Arriving<Vec<(Row, Record)>>>,
+        /// Of each micro-batch that is still to be delivered, once the window is arranged.
+        latents: VecDeque<Arriving<Vec<f16>>>,
+    },
 }
 
 #[derive(Debug)]
@@ -105,19 +136,11 @@ struct Arranged {
 }
 
 impl<'a> Feed<'a> {
-    /// The steps from `from` on of the rank that runs `slots`, with at most `limit_bytes` held.
-    pub(crate) fn new(
-        order: &Arc<Order>,
-        batcher: &'a Batcher,
-        slots: &'a [u32],
-        limit_bytes: u64,
-        from: u64,
-        stop: &'a AtomicBool,
-    ) -> Self {
+    /// The steps from `from` on.
+    pub(crate) fn new(plan: &'a Plan, from: u64, stop: &'a AtomicBool) -> Self {
+        let order = &plan.order;
         Self {
-            batcher,
-            slots,
-            limit_bytes,
+            plan,
             stop,
             steps: Steps::new(order.clone()),
             scout: Steps::new(order.clone()),
@@ -128,7 +151,6 @@ impl<'a> Feed<'a> {
             admitted: HashMap::new(),
             unread: VecDeque::new(),
             held_bytes: 0,
-            order: order.clone(),
         }
     }
 
@@ -139,17 +161,17 @@ impl<'a> Feed<'a> {
     pub(crate) fn step(&mut self, step: u64) -> Result<Step> {
         let whole = self.steps.plan(step);
         self.admit_needed(step)?;
-        let slots: Vec<Slot> = self.slots.iter().map(|&slot| whole.slots[slot as usize]).collect();
+        let slots: Vec<Slot> = self.plan.slots.iter().map(|&slot| whole.slots[slot as usize]).collect();
         let mut ready = Vec::with_capacity(slots.len());
         for slot in &slots {
             self.arrange(slot)?;
             let members = self.members(slot);
             let window = self.admitted.get_mut(&key(slot)).expect("what a step needs is admitted");
-            window.arrive(self.batcher.source(members.data), &members, self.stop)?;
-            ready.push(members);
+            let rows = window.arrive(self.plan.batcher.source(members.data), &members, self.stop)?;
+            ready.push((slot, members, rows));
         }
-        let assemble = |(slot, members): (&Slot, &Members)| self.assemble(slot, members);
-        let micro_batches = slots.par_iter().zip(&ready).map(assemble).collect::<Result<_>>()?;
+        let assemble = |(slot, members, rows): (&Slot, Members, _)| self.assemble(slot, &members, rows);
+        let micro_batches = ready.into_par_iter().map(assemble).collect::<Result<_>>()?;
         slots.iter().for_each(|slot| self.give_back(slot));
         // Not before: what is read ahead must not slow down what is waited for, above all the first step.
         self.look_ahead(step);
@@ -175,7 +197,7 @@ impl<'a> Feed<'a> {
             while self.waiting.is_empty() && self.scout_step <= step + STEPS_AHEAD {
                 self.scout();
             }
-            let room = self.limit_bytes.saturating_sub(self.held_bytes);
+            let room = self.plan.read_ahead_bytes.saturating_sub(self.held_bytes);
             if self.waiting.is_empty() || !self.admit_next(room).unwrap_or(false) {
                 return;
             }
@@ -184,24 +206,24 @@ impl<'a> Feed<'a> {
 
     /// Admits the window that is needed next, if it takes no more than `room` bytes.
     fn admit_next(&mut self, room: u64) -> Result<bool> {
-        let &(_, slot) = self.waiting.front().expect("the caller has looked");
+        let &(step, slot) = self.waiting.front().expect("the caller has looked");
         let (wanted, num_bytes) = match self.next_wanted.take() {
             Some(wanted) => wanted,
-            None => self.wanted(&slot)?,
+            None => self.wanted(&slot, step)?,
         };
         if num_bytes > room {
             self.next_wanted = Some((wanted, num_bytes));
             return Ok(false);
         }
         self.waiting.pop_front();
-        self.admit(slot, wanted, num_bytes);
+        self.admit(slot, step, wanted, num_bytes);
         Ok(true)
     }
 
     /// Looks at one step more.
     fn scout(&mut self) {
         let plan = self.scout.plan(self.scout_step);
-        for slot in self.slots.iter().map(|&slot| plan.slots[slot as usize]) {
+        for slot in self.plan.slots.iter().map(|&slot| plan.slots[slot as usize]) {
             let is_known = self.admitted.contains_key(&key(&slot))
                 || self.waiting.iter().any(|(_, waiting)| key(waiting) == key(&slot));
             if !is_known {
@@ -212,44 +234,58 @@ impl<'a> Feed<'a> {
     }
 
     /// What a window needs from its data set, and how many bytes that is.
-    fn wanted(&mut self, slot: &Slot) -> Result<(Vec<Wanted>, u64)> {
-        let stream = self.order.streams()[slot.stream as usize];
-        let dataset = &self.batcher.source(stream.data).dataset;
+    fn wanted(&mut self, slot: &Slot, step: u64) -> Result<(Wanted, u64)> {
+        let stream = self.plan.order.streams()[slot.stream as usize];
+        let dataset = &self.plan.batcher.source(stream.data).dataset;
+        let located = self.windows.places(slot).into_iter();
+        let located = located.map(|place| dataset.locate(Split::Train, stream.bucket, place.row.into()));
+        let rows: Vec<Row> = located.collect::<Result<_>>()?;
+        if stream.mode == Mode::Owned && stream.owned_pass(slot.window_first) > 0 {
+            let num_bytes = rows.iter().map(|&(object, row)| dataset.share_of_block(object, row / BLOCK_ROWS)).sum();
+            return Ok((Wanted::Rows(rows), num_bytes));
+        }
         let mut blocks = BTreeMap::<usize, BTreeSet<u32>>::new();
-        for place in self.windows.places(slot) {
-            let (object, row) = dataset.locate(Split::Train, stream.bucket, place.row.into())?;
+        for (object, row) in rows {
             blocks.entry(object).or_default().insert(row / BLOCK_ROWS);
         }
         let (mut wanted, mut num_bytes) = (Vec::new(), 0);
         for part in [Part::Text, Part::Latents] {
             for (&object, blocks) in &blocks {
                 for run in coalesce(blocks.iter().copied(), RUN_BLOCKS) {
-                    let range = dataset.request(part, object, run.clone())?.range();
-                    num_bytes += range.end - range.start;
-                    wanted.push((part, object, run));
+                    let request = Request { step, ..dataset.request(part, object, run)? };
+                    num_bytes += request.range().end - request.range().start;
+                    wanted.push(request);
                 }
             }
         }
-        Ok((wanted, num_bytes))
+        Ok((Wanted::Blocks(wanted), num_bytes))
     }
 
-    fn admit(&mut self, slot: Slot, wanted: Vec<Wanted>, held_bytes: u64) {
-        let stream = self.order.streams()[slot.stream as usize];
-        let dataset = &self.batcher.source(stream.data).dataset;
+    fn admit(&mut self, slot: Slot, step: u64, wanted: Wanted, held_bytes: u64) {
+        let stream = self.plan.order.streams()[slot.stream as usize];
+        let dataset = &self.plan.batcher.source(stream.data).dataset;
         self.held_bytes += held_bytes;
+        // What was admitted before is as good as read, and its next use a later one.
+        self.plan.uses.iter().for_each(|uses| uses.advance(step));
         // The scout met it at the first of its micro-batches that is still to come: after a seek not the first of all.
         let left = slot.window_len - (slot.index - slot.window_first) as u32;
-        let mut window =
-            Window { held_bytes, text: Vec::new(), latents: Vec::new(), arranged: None, failure: None, left };
-        for (part, object, run) in wanted {
-            let first = run.start;
-            let ticket = dataset.start(part, object, run).expect("`wanted` has made the same request");
-            let blocks = Blocks { object, first, bytes: Arriving::UnderWay(ticket) };
-            match part {
-                Part::Text => window.text.push(blocks),
-                Part::Latents => window.latents.push(blocks),
+        let content = match wanted {
+            Wanted::Blocks(requests) => {
+                let start = |request: Request| {
+                    let (object, first) = (request.object, request.first);
+                    Blocks { object, first, bytes: Arriving::UnderWay(dataset.start_request(request)) }
+                };
+                let (text, latents): (Vec<_>, Vec<_>) = requests.into_iter().partition(|r| r.part == Part::Text);
+                // Text first: it is needed before the latents.
+                let text = text.into_iter().map(start).collect();
+                Content::Blocks { text, latents: latents.into_iter().map(start).collect() }
             }
-        }
+            Wanted::Rows(rows) => {
+                let text = start_records(dataset, rows, step).into_iter().map(Arriving::UnderWay).collect();
+                Content::Rows { text, latents: VecDeque::new() }
+            }
+        };
+        let window = Window { held_bytes, step, content, arranged: None, failure: None, left };
         self.admitted.insert(key(&slot), window);
         self.unread.push_back(slot);
     }
@@ -264,7 +300,7 @@ impl<'a> Feed<'a> {
             self.unread.pop_front();
         }
         let Some(&slot) = self.unread.front() else { return };
-        if self.admitted[&key(&slot)].text.iter().all(Blocks::has_come)
+        if self.admitted[&key(&slot)].has_text()
             && let Err(error) = self.arrange(&slot)
         {
             let window = self.admitted.get_mut(&key(&slot)).expect("it was looked at above");
@@ -281,25 +317,25 @@ impl<'a> Feed<'a> {
         if let Some(error) = window.failure.take() {
             return Err(error);
         }
-        let stream = self.order.streams()[slot.stream as usize];
-        let dataset = &self.batcher.source(stream.data).dataset;
+        let stream = self.plan.order.streams()[slot.stream as usize];
+        let dataset = &self.plan.batcher.source(stream.data).dataset;
         let places = self.windows.places(slot);
-        let mut records = read_records(dataset, &mut window.text, self.stop)?;
+        let mut records = window.read_records(dataset, self.stop)?;
         let mut by_row = HashMap::with_capacity(places.len());
         for row in places.iter().map(|place| place.row) {
             let located = dataset.locate(Split::Train, stream.bucket, row.into())?;
             // A row may be there twice, of two passes.
             by_row.extend(records.remove(&located).map(|record| (row, record)));
         }
-        let count = |_: &_, places: &[Place]| Ok(self.batcher.count_of(stream.data, places, |row| &by_row[&row]));
+        let count = |_: &_, places: &[Place]| Ok(self.plan.batcher.count_of(stream.data, places, |row| &by_row[&row]));
         let places = self.windows.arranged(slot, count)?;
         window.arranged = Some(Arranged { places, records: by_row });
-        Ok(())
+        window.start_rows(dataset, stream.bucket, slot.size as usize)
     }
 
     /// The samples of a slot of an arranged window.
     fn members(&self, slot: &Slot) -> Members {
-        let stream = self.order.streams()[slot.stream as usize];
+        let stream = self.plan.order.streams()[slot.stream as usize];
         let arranged = self.admitted[&key(slot)].arranged.as_ref().expect("the slot's window is arranged");
         let size = slot.size as usize;
         let within = (slot.index - slot.window_first) as usize * size;
@@ -308,18 +344,18 @@ impl<'a> Feed<'a> {
         Members { slot: slot.slot, first_sample: slot.first_sample, data, bucket, places }
     }
 
-    fn assemble(&self, slot: &Slot, members: &Members) -> Result<MicroBatch> {
+    /// A micro-batch, from its rows if they have been read apart.
+    fn assemble(&self, slot: &Slot, members: &Members, rows: Option<Vec<f16>>) -> Result<MicroBatch> {
         let window = &self.admitted[&key(slot)];
-        let dataset = &self.batcher.source(members.data).dataset;
-        let row_len = dataset.latent_shape(members.bucket).iter().product::<usize>();
-        let mut latents = vec![f16::ZERO; members.places.len() * row_len];
-        for (place, out) in members.places.iter().zip(latents.chunks_exact_mut(row_len)) {
-            let (object, row) = dataset.locate(Split::Train, members.bucket, place.row.into())?;
-            dataset.copy_row(object, row, window.block(object, row / BLOCK_ROWS), out)?;
-        }
+        let dataset = &self.plan.batcher.source(members.data).dataset;
+        let latents = match (rows, &window.content) {
+            (Some(rows), _) => rows,
+            (None, Content::Blocks { latents, .. }) => copy_rows(dataset, latents, members)?,
+            (None, Content::Rows { .. }) => unreachable!("its rows have arrived"),
+        };
         let records = &window.arranged.as_ref().expect("the slot's window is arranged").records;
         let records: Vec<&Record> = members.places.iter().map(|place| &records[&place.row]).collect();
-        Ok(self.batcher.finish(members, &records, latents))
+        Ok(self.plan.batcher.finish(members, &records, latents))
     }
 
     fn give_back(&mut self, slot: &Slot) {
@@ -333,51 +369,106 @@ impl<'a> Feed<'a> {
 }
 
 impl Window {
-    /// Waits for the latents that a micro-batch needs.
-    fn arrive(&mut self, source: &Source, members: &Members, stop: &AtomicBool) -> Result<()> {
-        for place in &members.places {
-            let (object, row) = source.dataset.locate(Split::Train, members.bucket, place.row.into())?;
-            let at = self.position(object, row / BLOCK_ROWS);
-            self.latents[at].arrive(stop)?;
+    /// Waits for the latents that a micro-batch needs; gives them if they have been read apart.
+    fn arrive(&mut self, source: &Source, members: &Members, stop: &AtomicBool) -> Result<Option<Vec<f16>>> {
+        match &mut self.content {
+            Content::Blocks { latents, .. } => {
+                for place in &members.places {
+                    let (object, row) = source.dataset.locate(Split::Train, members.bucket, place.row.into())?;
+                    let at = position(latents, object, row / BLOCK_ROWS);
+                    latents[at].bytes.arrive(stop)?;
+                }
+                Ok(None)
+            }
+            Content::Rows { latents, .. } => {
+                let next = latents.pop_front().expect("there are as many as micro-batches to be delivered");
+                next.into_arrived(stop).map(Some)
+            }
+        }
+    }
+
+    fn has_text(&self) -> bool {
+        match &self.content {
+            Content::Blocks { text, .. } => text.iter().all(|blocks| blocks.bytes.has_come()),
+            Content::Rows { text, .. } => text.iter().all(Arriving::has_come),
+        }
+    }
+
+    /// Waits for text and decodes it: records by object and row. The bytes are dropped.
+    fn read_records(&mut self, dataset: &Dataset, stop: &AtomicBool) -> Result<HashMap<Row, Record>> {
+        match &mut self.content {
+            Content::Blocks { text, .. } => decode_records(dataset, text, stop),
+            Content::Rows { text, .. } => {
+                let mut records = HashMap::new();
+                for arriving in text.drain(..) {
+                    records.extend(arriving.into_arrived(stop)?);
+                }
+                Ok(records)
+            }
+        }
+    }
+
+    /// Starts reading the latents of an arranged window that is read by rows, in micro-batches of `size`.
+    fn start_rows(&mut self, dataset: &Arc<Dataset>, bucket: u32, size: usize) -> Result<()> {
+        let Content::Rows { latents, .. } = &mut self.content else { return Ok(()) };
+        let places = &self.arranged.as_ref().expect("it is arranged").places;
+        let row_len = dataset.latent_shape(bucket).iter().product();
+        for places in places[places.len() - self.left as usize * size..].chunks_exact(size) {
+            let located = places.iter().map(|place| dataset.locate(Split::Train, bucket, place.row.into()));
+            let rows = located.collect::<Result<_>>()?;
+            latents.push_back(Arriving::UnderWay(start_latents(dataset.clone(), rows, row_len, self.step)));
         }
         Ok(())
-    }
-
-    /// The bytes of a block of latents that has arrived.
-    fn block(&self, object: usize, block: u32) -> &Bytes {
-        let blocks = &self.latents[self.position(object, block)];
-        match &blocks.bytes {
-            Arriving::Here(bytes) => &bytes[(block - blocks.first) as usize],
-            Arriving::UnderWay(_) => unreachable!("`arrive` has waited for it"),
-        }
-    }
-
-    /// Index of the request with a block. Requests are sorted by object and block.
-    fn position(&self, object: usize, block: u32) -> usize {
-        self.latents.partition_point(|blocks| (blocks.object, blocks.first) <= (object, block)) - 1
     }
 }
 
-impl Blocks {
+/// The latents of a micro-batch, out of blocks that have arrived.
+fn copy_rows(dataset: &Dataset, latents: &[Blocks], members: &Members) -> Result<Vec<f16>> {
+    let row_len = dataset.latent_shape(members.bucket).iter().product::<usize>();
+    let mut out = Vec::with_capacity(members.places.len() * row_len);
+    for place in &members.places {
+        let (object, row) = dataset.locate(Split::Train, members.bucket, place.row.into())?;
+        let blocks = &latents[position(latents, object, row / BLOCK_ROWS)];
+        let Arriving::Here(bytes) = &blocks.bytes else { unreachable!("`arrive` has waited for it") };
+        dataset.append_row(object, row, &bytes[(row / BLOCK_ROWS - blocks.first) as usize], &mut out)?;
+    }
+    Ok(out)
+}
+
+/// Index of the request with a block. Requests are sorted by object and block.
+fn position(latents: &[Blocks], object: usize, block: u32) -> usize {
+    latents.partition_point(|blocks| (blocks.object, blocks.first) <= (object, block)) - 1
+}
+
+impl<T: Send + 'static> Arriving<T> {
+    /// Waits for it.
     fn arrive(&mut self, stop: &AtomicBool) -> Result<()> {
-        if let Arriving::UnderWay(ticket) = &mut self.bytes {
+        if let Self::UnderWay(ticket) = self {
             let stopped = || Error::Invalid { what: "loader".to_owned(), reason: "it was told to stop".to_owned() };
-            self.bytes = Arriving::Here(ticket.wait_unless(stop).ok_or_else(stopped)??);
+            *self = Self::Here(ticket.wait_unless(stop).ok_or_else(stopped)??);
         }
         Ok(())
+    }
+
+    fn into_arrived(mut self, stop: &AtomicBool) -> Result<T> {
+        self.arrive(stop)?;
+        match self {
+            Self::Here(value) => Ok(value),
+            Self::UnderWay(_) => unreachable!("it has just arrived"),
+        }
     }
 
     fn has_come(&self) -> bool {
-        match &self.bytes {
-            Arriving::UnderWay(ticket) => ticket.is_finished(),
-            Arriving::Here(_) => true,
+        match self {
+            Self::UnderWay(ticket) => ticket.is_finished(),
+            Self::Here(_) => true,
         }
     }
 }
 
-/// Waits for text and decodes it: records by object and row. The bytes are dropped.
-fn read_records(dataset: &Dataset, text: &mut Vec<Blocks>, stop: &AtomicBool) -> Result<HashMap<(usize, u32), Record>> {
-    text.iter_mut().try_for_each(|blocks| blocks.arrive(stop))?;
+/// Waits for blocks of text and decodes them. The bytes are dropped.
+fn decode_records(dataset: &Dataset, text: &mut Vec<Blocks>, stop: &AtomicBool) -> Result<HashMap<Row, Record>> {
+    text.iter_mut().try_for_each(|blocks| blocks.bytes.arrive(stop))?;
     let decode = |blocks: &Blocks| match &blocks.bytes {
         Arriving::Here(bytes) => dataset.decode_text(blocks.object, blocks.first, bytes),
         Arriving::UnderWay(_) => unreachable!("it has just arrived"),
@@ -390,19 +481,24 @@ fn read_records(dataset: &Dataset, text: &mut Vec<Blocks>, stop: &AtomicBool) ->
     Ok(records)
 }
 
-/// Bytes that the windows of `num_lanes` lanes take at most while all that may be open are, and of one more a lane to
-/// read ahead: what a loader must and what it had better be allowed to hold.
-pub(crate) fn needed_bytes(order: &Order, sources: &[Source], num_lanes: usize) -> (u64, u64) {
+/// Bytes of the largest window, as whole blocks.
+pub(crate) fn largest_window(order: &Order, sources: &[Source]) -> u64 {
     let largest = |stream: &crate::order::Stream| {
         let dataset = &sources[stream.data as usize].dataset;
         // The last window of a pass is up to a micro-batch longer, and a window begins and ends in the middle of blocks.
         let samples = ((stream.window + 1) * u64::from(stream.size)).min(stream.rows);
         // Deleted rows are in their blocks all the same.
-        let rows =
-            (samples as f64 * dataset.rows_stored(Split::Train, stream.bucket) / stream.rows as f64).ceil() as u64;
+        let stored = dataset.rows_stored(Split::Train, stream.bucket) / dataset.num_rows(Split::Train, stream.bucket);
+        let rows = (samples as f64 * stored).ceil() as u64;
         (rows.div_ceil(BLOCK_ROWS.into()) + 3) * dataset.largest_block(Split::Train, stream.bucket)
     };
-    let window = order.streams().iter().map(largest).max().unwrap_or(0);
+    order.streams().iter().map(largest).max().unwrap_or(0)
+}
+
+/// Bytes that the windows of `num_lanes` lanes take at most while all that may be open are, and of one more a lane to
+/// read ahead: what a loader must and what it had better be allowed to hold.
+pub(crate) fn needed_bytes(order: &Order, sources: &[Source], num_lanes: usize) -> (u64, u64) {
+    let window = largest_window(order, sources);
     let open = (num_lanes * open_windows(order.lanes())) as u64;
     (open * window, (open + num_lanes as u64) * window)
 }

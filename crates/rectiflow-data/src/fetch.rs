@@ -13,16 +13,21 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use tokio::{sync::Semaphore, task::JoinHandle, time::timeout};
+use tokio::{
+    sync::Semaphore,
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
     Error, Result,
     cache::DatasetCache,
+    flight::Boarding,
     remote::{Remote, runtime},
 };
 
@@ -30,6 +35,8 @@ use crate::{
 const LOCAL_READERS: usize = 8;
 /// How often somebody who waits looks whether waiting is still worth it.
 const STOP_INTERVAL: Duration = Duration::from_millis(50);
+/// How often a reader looks whether another process has fetched what it waits for.
+const OTHERS_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Which of an object's two files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -53,6 +60,8 @@ pub(crate) struct Request {
     /// Path or URL, for messages.
     pub(crate) path: PathBuf,
     pub(crate) start: u64,
+    /// The step that needs it: a cache keeps what is needed again soon after. 0 where that is not known.
+    pub(crate) step: u64,
     /// Length and XXH3-64 of each block.
     pub(crate) blocks: Vec<(u64, u64)>,
 }
@@ -91,42 +100,71 @@ impl Request {
         self.verify(bytes.into())
     }
 
-    /// Starts reading it from the local file.
-    pub(crate) fn start_local(self) -> Ticket {
-        let read = move || File::open(&self.path).map_err(Error::io(&self.path)).and_then(|file| self.read(&file));
-        Ticket(Some(runtime().spawn(in_turn(read))))
+    /// Reads it from the local file.
+    pub(crate) async fn read_local(self) -> Result<Vec<Bytes>> {
+        in_turn(move || File::open(&self.path).map_err(Error::io(&self.path)).and_then(|file| self.read(&file))).await
     }
 
-    /// Starts reading it from `remote`, as far as `cache` has not got it.
-    pub(crate) fn start_remote(self, remote: Remote, cache: Option<DatasetCache>) -> Ticket {
-        let read = async move {
-            match cache {
-                None => self.fetch(&remote).await,
-                Some(cache) => self.fetch_missing(&remote, cache).await,
-            }
-        };
-        Ticket(Some(runtime().spawn(read)))
+    /// Reads it from `remote`, as far as `cache` has not got it.
+    pub(crate) async fn read_remote(self, remote: &Remote, cache: Option<DatasetCache>) -> Result<Vec<Bytes>> {
+        match cache {
+            None => self.fetch(remote).await,
+            Some(cache) => self.fetch_missing(remote, cache).await,
+        }
     }
 
     async fn fetch(&self, remote: &Remote) -> Result<Vec<Bytes>> {
         remote.read_range(&self.name, self.range(), |bytes| self.verify(bytes)).await
     }
 
+    /// Its blocks from `cache` or, where they are not there, from `remote`, which then keeps them. What another process
+    /// fetches is waited for, as long as that may take with its retries.
     async fn fetch_missing(self, remote: &Remote, cache: DatasetCache) -> Result<Vec<Bytes>> {
-        let this = Arc::new(self);
-        let (look, request) = (cache.clone(), this.clone());
-        let mut blocks = in_turn(move || look.get(&request)).await;
-        let missing = (0..).zip(&blocks).filter(|(_, block)| block.is_none()).map(|(at, _)| at);
-        for run in coalesce(missing.collect::<Vec<u32>>(), u32::MAX) {
-            let part = this.part_of(run.clone());
-            let fetched = part.fetch(remote).await?;
-            for (block, bytes) in blocks[run.start as usize..].iter_mut().zip(&fetched) {
-                *block = Some(bytes.clone());
+        let (this, began) = (Arc::new(self), Instant::now());
+        let mut blocks: Vec<Option<Bytes>> = vec![None; this.blocks.len()];
+        loop {
+            let missing: Vec<u32> = (0..).zip(&blocks).filter(|(_, block)| block.is_none()).map(|(at, _)| at).collect();
+            if missing.is_empty() {
+                break;
             }
-            let keep = cache.clone();
-            on_disk(move || keep.put(&part, part.first, &fetched)).await;
+            if began.elapsed() > remote.patience() {
+                this.fetch_runs(remote, missing, &mut blocks).await?;
+                break;
+            }
+            let num_missing = missing.len();
+            let (look, request) = (cache.clone(), this.clone());
+            let boarded = in_turn(move || -> Vec<(u32, Boarding)> {
+                missing.into_iter().map(|at| (at, look.board(&request, at as usize))).collect()
+            });
+            let mut flights = Vec::new();
+            let mut num_theirs = 0;
+            for (at, boarding) in boarded.await {
+                match boarding {
+                    Boarding::Here(bytes) => blocks[at as usize] = Some(bytes),
+                    Boarding::Ours(flight) => flights.push((at, flight)),
+                    Boarding::Theirs => num_theirs += 1,
+                }
+            }
+            // Nothing is waited for while others may wait for a flight of ours.
+            this.fetch_runs(remote, flights.iter().map(|(at, _)| *at).collect(), &mut blocks).await?;
+            let kept: Vec<_> = flights.into_iter().map(|(at, flight)| (flight, blocks[at as usize].clone())).collect();
+            on_disk(move || kept.into_iter().for_each(|(flight, bytes)| flight.keep(&bytes.unwrap_or_default()))).await;
+            if num_theirs == num_missing {
+                sleep(OTHERS_INTERVAL).await;
+            }
         }
         Ok(blocks.into_iter().map(|block| block.expect("what was missing has been fetched")).collect())
+    }
+
+    /// Fetches the blocks `at`, neighbours together.
+    async fn fetch_runs(&self, remote: &Remote, at: Vec<u32>, blocks: &mut [Option<Bytes>]) -> Result<()> {
+        for run in coalesce(at, u32::MAX) {
+            let fetched = self.part_of(run.clone()).fetch(remote).await?;
+            for (block, bytes) in blocks[run.start as usize..].iter_mut().zip(fetched) {
+                *block = Some(bytes);
+            }
+        }
+        Ok(())
     }
 
     /// The request for some of its blocks.
@@ -143,7 +181,7 @@ impl Request {
 }
 
 /// Reads from a disk, a few at a time, in the order in which they were asked for: what is needed first comes first.
-async fn in_turn<T: Send + 'static>(read: impl FnOnce() -> T + Send + 'static) -> T {
+pub(crate) async fn in_turn<T: Send + 'static>(read: impl FnOnce() -> T + Send + 'static) -> T {
     static READERS: Semaphore = Semaphore::const_new(LOCAL_READERS);
     let _permit = READERS.acquire().await.expect("the semaphore is never closed");
     on_disk(read).await
@@ -154,25 +192,30 @@ pub(crate) async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> T + Send +
     runtime().spawn_blocking(work).await.expect("nobody cancels it, and it does not panic")
 }
 
-/// A request under way. Dropping it cancels the request.
+/// Something on its way, by default the blocks of a request. Dropping it cancels the request.
 #[derive(Debug)]
-pub(crate) struct Ticket(Option<JoinHandle<Result<Vec<Bytes>>>>);
+pub(crate) struct Ticket<T = Vec<Bytes>>(Option<JoinHandle<Result<T>>>);
 
-impl Ticket {
-    /// Waits for the blocks: at most as long as the network settings allow a request to take.
+impl<T: Send + 'static> Ticket<T> {
+    /// Starts reading.
+    pub(crate) fn start(reading: impl Future<Output = Result<T>> + Send + 'static) -> Self {
+        Self(Some(runtime().spawn(reading)))
+    }
+
+    /// Waits for it: at most as long as the network settings allow a request to take.
     ///
     /// # Errors
     /// What reading met, after its retries.
     ///
     /// # Panics
     /// If the reading task did, or if it was waited for before.
-    pub(crate) fn wait(&mut self) -> Result<Vec<Bytes>> {
+    pub(crate) fn wait(&mut self) -> Result<T> {
         static NEVER: AtomicBool = AtomicBool::new(false);
         self.wait_unless(&NEVER).expect("it is never told to stop")
     }
 
     /// The same, but not for long after `stop` has been set: then there is none.
-    pub(crate) fn wait_unless(&mut self, stop: &AtomicBool) -> Option<Result<Vec<Bytes>>> {
+    pub(crate) fn wait_unless(&mut self, stop: &AtomicBool) -> Option<Result<T>> {
         let mut task = self.0.take().expect("a ticket is waited for once");
         loop {
             if let Ok(ended) = runtime().block_on(async { timeout(STOP_INTERVAL, &mut task).await }) {
@@ -191,7 +234,7 @@ impl Ticket {
     }
 }
 
-impl Drop for Ticket {
+impl<T> Drop for Ticket<T> {
     fn drop(&mut self) {
         if let Some(task) = &self.0 {
             task.abort();
@@ -227,7 +270,8 @@ mod tests {
         let bytes = Bytes::from_static(b"first, second");
         let blocks = vec![(5, xxh3_64(b"first")), (8, xxh3_64(b", second"))];
         let (part, object, first) = (Part::Text, 0, 5);
-        let request = Request { part, object, first, name: "n".into(), path: "p/n".into(), start: 100, blocks };
+        let request =
+            Request { part, object, first, name: "n".into(), path: "p/n".into(), start: 100, step: 0, blocks };
         assert_eq!(request.range(), 100..113);
         assert_eq!(request.verify(bytes.clone()).unwrap(), ["first", ", second"]);
         let second = request.part_of(1..2);

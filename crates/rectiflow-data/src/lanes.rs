@@ -1,9 +1,11 @@
-//! `window` mode: which lane runs which windows of an epoch, and in which order. Pure.
+//! `window` and `owned` mode: which lane runs which windows of an epoch, and in which order. Pure.
 //!
 //! A window's samples lie in a few runs of blocks, so all its micro-batches belong to one lane: no other has to read
 //! those blocks. The windows of an epoch are shuffled, laid end to end, and cut into one piece a lane, exactly as long
 //! as the lane has slots in that epoch. A cut may divide a window in two smaller ones, which costs at most one block
 //! read twice; so an epoch holds its own micro-batches and no others, and to seek is to compute another epoch.
+//! In `owned` mode a lane first gets the windows of its shares, as many as every other lane, and the windows of the
+//! other streams fill what is left of its slots; then its windows are shuffled.
 //! A lane keeps a few windows open and draws each micro-batch from one of them at random. In the first epoch a lane's
 //! first windows are small and grow, so that the first step needs few bytes.
 
@@ -11,7 +13,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use crate::{
     manifest::BLOCK_ROWS,
-    order::{Order, Stream},
+    order::{Mode, Order, Stream},
     rng::{Purpose, Rng},
     window::Windows,
 };
@@ -110,14 +112,27 @@ impl Lane {
     }
 }
 
+/// The windows of an epoch with the micro-batch of the run that each begins with and its lane, as they begin.
+pub(crate) fn beginnings(order: &Order, epoch: u64) -> impl Iterator<Item = (u64, usize, Piece)> {
+    let mut walk = LaneWalk::new(order, epoch);
+    let lanes = walk.lanes.len() as u64;
+    let begins = move |micro_batch| {
+        let (piece, number) = walk.take(micro_batch);
+        (number == 0).then_some((micro_batch, (micro_batch % lanes) as usize, piece))
+    };
+    (order.epoch_start(epoch)..order.epoch_start(epoch + 1)).filter_map(begins)
+}
+
 /// The windows of an epoch by lane.
 fn deal(order: &Order, epoch: u64, span: std::ops::Range<u64>) -> Vec<Vec<Piece>> {
     let mut windows: Vec<Piece> = Vec::new();
+    let mut owned: Vec<Vec<Piece>> = vec![Vec::new(); order.lanes()];
     for (stream, facts) in (0..).zip(order.streams()) {
         let (mut at, end) = (facts.before_epoch(epoch), facts.before_epoch(epoch + 1));
         while at < end {
             let until = facts.window_of(at).end.min(end);
-            windows.push(Piece { stream, first: at, len: (until - at) as u32 });
+            let to = facts.lane.map_or(&mut windows, |lane| &mut owned[lane as usize]);
+            to.push(Piece { stream, first: at, len: (until - at) as u32 });
             at = until;
         }
     }
@@ -127,9 +142,10 @@ fn deal(order: &Order, epoch: u64, span: std::ops::Range<u64>) -> Vec<Vec<Piece>
     let below = |n: u64, lane: u64| n / num_lanes + u64::from(n % num_lanes > lane);
     let mut windows = windows.into_iter();
     let mut left: Option<Piece> = None;
-    let fill = |lane: u64| {
-        let mut room = below(span.end, lane) - below(span.start, lane);
-        let mut pieces = Vec::new();
+    let fill = |(lane, mut pieces): (u64, Vec<Piece>)| {
+        let is_owner = !pieces.is_empty();
+        let taken: u64 = pieces.iter().map(|piece| u64::from(piece.len)).sum();
+        let mut room = below(span.end, lane) - below(span.start, lane) - taken;
         while room > 0 {
             let mut piece = left.take().or_else(|| windows.next()).expect("lanes have as many slots as there are");
             if u64::from(piece.len) > room {
@@ -140,9 +156,12 @@ fn deal(order: &Order, epoch: u64, span: std::ops::Range<u64>) -> Vec<Vec<Piece>
             room -= u64::from(piece.len);
             pieces.push(piece);
         }
+        if is_owner {
+            Rng::keyed(order.settings().seed, Purpose::LaneOrder, &[epoch, lane]).shuffle(&mut pieces);
+        }
         pieces
     };
-    (0..num_lanes).map(fill).collect()
+    (0..).zip(owned).map(fill).collect()
 }
 
 /// Cuts the first windows of a lane into small ones that grow, between blocks.
@@ -184,19 +203,25 @@ pub(crate) fn lcm(a: u64, b: u64) -> u64 {
     a / x * b
 }
 
-/// Rows that an epoch of `window` mode reads, in whole blocks, over the rows that it delivers: the factor by which
-/// bytes are fetched more often than they are needed. Deleted rows, which are in the blocks, come on top.
+/// Rows that an epoch fetches, in whole blocks, over the rows that it delivers: the factor by which bytes are fetched
+/// more often than they are needed. Deleted rows, which are in the blocks, come on top. In `owned` mode later passes over
+/// the shares fetch nothing, if there is room for them on the disks; the other streams are counted in each epoch, though
+/// some of their blocks will be on the disk of whoever needs them again.
 pub fn amplification(order: &Order, epoch: u64) -> f64 {
     let mut windows = Windows::new(order.clone().into());
     let (mut read, mut needed) = (0, 0);
     for piece in LaneWalk::new(order, epoch).pieces() {
+        let facts = &order.streams()[piece.stream as usize];
+        needed += u64::from(piece.len) * u64::from(facts.size);
+        if facts.mode == Mode::Owned && facts.owned_pass(piece.first) > 0 {
+            continue;
+        }
         let mut blocks = BTreeSet::new();
         for span in windows.spans(&piece) {
-            needed += span.rows.len() as u64;
-            let block = |row: u32| (row - span.run_start) / BLOCK_ROWS;
+            let block = |row: u32| (row - span.run.start) / BLOCK_ROWS;
             for block in block(span.rows.start)..=block(span.rows.end - 1) {
-                let rows = windows.run_end(piece.stream, span.run_start) - span.run_start - block * BLOCK_ROWS;
-                blocks.insert((span.run_start, block, rows.min(BLOCK_ROWS)));
+                let rows = span.run.end - span.run.start - block * BLOCK_ROWS;
+                blocks.insert((span.run.start, block, rows.min(BLOCK_ROWS)));
             }
         }
         read += blocks.iter().map(|&(_, _, rows)| u64::from(rows)).sum::<u64>();

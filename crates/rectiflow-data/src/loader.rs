@@ -1,11 +1,12 @@
 //! The loader: steps in order, read ahead by one background thread.
 //!
 //! What a step holds is the business of `order`, `epoch`, `lanes` and `window`; bytes and text that of `batch` and, in
-//! `window` mode, `feed`. The thread works at most two steps ahead of the consumer (one waits, one is in the making), with
+//! `window` and `owned` mode, `feed`. The thread works at most two steps ahead of the consumer (one waits, one is in the making), with
 //! rayon's threads for its prompts and micro-batches. What is delivered depends on none of it. An error reaches the
 //! consumer at the step that it belongs to; asking again tries that step again. Dropping the loader ends the thread.
 
 use std::{
+    ops::Range,
     panic::resume_unwind,
     sync::{
         Arc,
@@ -22,10 +23,11 @@ use crate::{
     dataset::{BucketShape, MEMORY_BYTES, Split},
     epoch::{Slot, Steps},
     error::{Error, Result},
-    feed::{Feed, needed_bytes},
+    feed::{Feed, Plan, largest_window, needed_bytes},
     order::{BucketRows, DataShape, Mode, Order, OrderSettings, Stream},
     pass::RUN_BLOCKS,
     token,
+    uses::Uses,
     window::{Place, Windows},
 };
 
@@ -44,16 +46,6 @@ pub struct Loader {
     rank: RankOf,
 }
 
-/// What the reading thread works from.
-#[derive(Debug)]
-struct Plan {
-    order: Arc<Order>,
-    batcher: Batcher,
-    slots: Vec<u32>,
-    /// Bytes that `window` mode may hold.
-    read_ahead_bytes: u64,
-}
-
 impl Loader {
     /// The steps of `settings` over the training samples of `sources`, from step 0. Reads nothing yet.
     ///
@@ -66,14 +58,27 @@ impl Loader {
         let shapes: Vec<DataShape> = sources.iter().map(|source| shape(source, mode)).collect();
         let order = Arc::new(Order::new(&shapes, OrderSettings { mode, ..settings })?);
         let slots = order.slots_of(rank)?;
-        let is_windowed = order.settings().mode == Mode::Window;
-        let read_ahead_bytes = if is_windowed { needed_bytes(&order, &sources, lanes_of(&order, rank)).1 } else { 0 };
+        let lanes = lanes_of(&order, rank.ranks, rank.rank..rank.rank + 1);
+        let has_windows = order.settings().mode.has_windows();
+        let read_ahead_bytes = if has_windows { needed_bytes(&order, &sources, lanes.len()).1 } else { 0 };
+        let uses = uses(&order, &sources, lanes);
         let batcher = Batcher::new(sources, Split::Train, order.settings().seed);
-        let plan = Plan { order, batcher, slots, read_ahead_bytes };
+        let plan = Plan { order, batcher, slots, read_ahead_bytes, uses };
         Ok(Self { plan: Arc::new(plan), position: 0, ahead: None, rank })
     }
 
-    /// Bytes of latents and text that `window` mode may hold at once, by default those of the windows that are open at
+    /// The ranks that run on this machine and share its disk cache, this one among them; by default this one alone. What
+    /// is delivered does not depend on it. A cache that is full keeps what the machine needs soonest.
+    #[must_use]
+    pub fn on_machine_with(self, ranks: Range<usize>) -> Self {
+        let rank = self.rank;
+        self.with_plan(|plan| {
+            let lanes = lanes_of(&plan.order, rank.ranks, ranks);
+            Plan { uses: uses(&plan.order, plan.batcher.sources(), lanes), ..plan }
+        })
+    }
+
+    /// Bytes of latents and text that `window` and `owned` mode may hold at once, by default those of the windows that are open at
     /// one time and of one more a lane. A hard limit: bytes count from before they are requested. Besides them a loader
     /// holds three steps of host batches.
     ///
@@ -88,22 +93,35 @@ impl Loader {
             );
             return Err(Error::Invalid { what: "read_ahead".to_owned(), reason });
         }
+        Ok(self.with_plan(|plan| Plan { read_ahead_bytes: bytes, ..plan }))
+    }
+
+    fn with_plan(self, change: impl FnOnce(Plan) -> Plan) -> Self {
         let Self { plan, position, ahead, rank } = self;
         // Ends the reading thread, which shares the plan.
         drop(ahead);
         let plan = Arc::into_inner(plan).expect("only the reading thread shares the plan");
-        let plan = Arc::new(Plan { read_ahead_bytes: bytes, ..plan });
-        Ok(Self { plan, position, ahead: None, rank })
+        Self { plan: Arc::new(change(plan)), position, ahead: None, rank }
+    }
+
+    /// Whether `owned` mode has the disk that it needs: what is at a URL needs a cache with room for a window a lane of
+    /// this rank, and had better have room for the lanes' shares. [`Loader::next_step`] asks too.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with the bytes that would do.
+    pub fn check_cache(&self) -> Result<()> {
+        let (Plan { order, batcher, .. }, RankOf { rank, ranks }) = (&*self.plan, self.rank);
+        check_cache(order, batcher.sources(), &lanes_of(order, ranks, rank..rank + 1))
     }
 
     /// The least that [`Loader::read_ahead`] takes: 0 in `local` mode, which holds nothing ahead.
     pub fn least_read_ahead_bytes(&self) -> u64 {
-        let Plan { order, batcher, .. } = &*self.plan;
-        let is_windowed = order.settings().mode == Mode::Window;
-        if is_windowed { needed_bytes(order, batcher.sources(), lanes_of(order, self.rank)).0 } else { 0 }
+        let (Plan { order, batcher, .. }, RankOf { rank, ranks }) = (&*self.plan, self.rank);
+        let lanes = lanes_of(order, ranks, rank..rank + 1).len();
+        if order.settings().mode.has_windows() { needed_bytes(order, batcher.sources(), lanes).0 } else { 0 }
     }
 
-    /// Bytes that it may hold in `window` mode.
+    /// Bytes that it may hold in `window` and `owned` mode.
     pub fn read_ahead_bytes(&self) -> u64 {
         self.plan.read_ahead_bytes
     }
@@ -154,11 +172,15 @@ impl Loader {
     /// This rank's part of the next step.
     ///
     /// # Errors
-    /// What reading met, [`Error::Io`], [`Error::Damaged`] or [`Error::Malformed`]; the position stays.
+    /// What reading met, [`Error::Io`], [`Error::Damaged`] or [`Error::Malformed`]; the position stays. As
+    /// [`Loader::check_cache`].
     ///
     /// # Panics
     /// If the reading thread did.
     pub fn next_step(&mut self) -> Result<Step> {
+        if self.ahead.is_none() {
+            self.check_cache()?;
+        }
         let ahead = self.ahead.get_or_insert_with(|| ReadAhead::start(self.plan.clone(), self.position));
         let step = ahead.next();
         match &step {
@@ -221,16 +243,65 @@ fn choose_mode(sources: &[Source]) -> Mode {
     if num_bytes > MEMORY_BYTES { Mode::Window } else { Mode::Local }
 }
 
-/// Lanes that a rank runs.
-fn lanes_of(order: &Order, RankOf { rank, ranks }: RankOf) -> usize {
-    (0..order.lanes()).filter(|lane| lane % ranks == rank).count()
+/// Lanes that some of `num_ranks` ranks run.
+fn lanes_of(order: &Order, num_ranks: usize, ranks: Range<usize>) -> Vec<usize> {
+    (0..order.lanes()).filter(|lane| ranks.contains(&(lane % num_ranks))).collect()
+}
+
+/// What a full cache asks; none where there is no cache, or nothing known of what comes when.
+fn uses(order: &Arc<Order>, sources: &[Source], lanes: Vec<usize>) -> Option<Arc<Uses>> {
+    let has_cache = sources.iter().any(|source| source.dataset.cache().is_some());
+    let datasets = || sources.iter().map(|source| source.dataset.clone()).collect();
+    (has_cache && order.settings().mode.has_windows()).then(|| Uses::new(order, datasets(), lanes))
+}
+
+/// As [`Loader::check_cache`], for some lanes.
+fn check_cache(order: &Order, sources: &[Source], lanes: &[usize]) -> Result<()> {
+    let remote: Vec<&Source> = sources.iter().filter(|source| source.dataset.is_remote()).collect();
+    if order.settings().mode != Mode::Owned || remote.is_empty() {
+        return Ok(());
+    }
+    let least = lanes.len() as u64 * largest_window(order, sources);
+    let is_mine = |stream: &&Stream| stream.lane.is_none_or(|lane| lanes.contains(&(lane as usize)));
+    let bytes = |stream: &Stream| {
+        let dataset = &sources[stream.data as usize].dataset;
+        let rows: u64 = dataset.buckets(Split::Train).iter().map(|bucket| bucket.num_rows).sum();
+        dataset.num_bytes(Split::Train) as f64 * stream.rows as f64 / rows as f64
+    };
+    let all = order.streams().iter().filter(is_mine).filter(|s| sources[s.data as usize].dataset.is_remote());
+    let all = all.map(bytes).sum::<f64>() as u64;
+    let what = "cache".to_owned();
+    let Some(cache) = remote.iter().map(|source| source.dataset.cache()).collect::<Option<Vec<_>>>() else {
+        let reason = format!(
+            "mode \"owned\" keeps blocks on a local disk: give a folder and at least {least} bytes, better {all}, which \
+             hold all that this rank reads; or use mode \"window\""
+        );
+        return Err(Error::Invalid { what, reason });
+    };
+    let limit = cache[0].cache.limit_bytes();
+    if limit < least.min(all) {
+        let reason = format!(
+            "expected room for at least a window a lane, {least} bytes, found a limit of {limit}; allow more (all that \
+             this rank reads is {all} bytes), lower window_samples, or use mode \"window\""
+        );
+        return Err(Error::Invalid { what, reason });
+    }
+    if limit < all {
+        tracing::warn!(
+            limit,
+            all,
+            "the cache is smaller than what this rank's lanes own: blocks are fetched again and again; \
+             mode \"window\" fetches each once an epoch"
+        );
+    }
+    Ok(())
 }
 
 fn shape(source: &Source, mode: Mode) -> DataShape {
     let buckets = source.dataset.buckets(Split::Train);
     let rows = buckets.iter().map(|shape| {
         let &BucketShape { bucket, num_rows: rows, .. } = shape;
-        let windowed = mode == Mode::Window && rows <= u64::from(u32::MAX);
+        let windowed = mode.has_windows() && rows <= u64::from(u32::MAX);
         let run_ends = windowed.then(|| source.dataset.run_ends(Split::Train, bucket, RUN_BLOCKS));
         BucketRows { bucket, rows, run_ends: run_ends.unwrap_or_default() }
     });
@@ -285,7 +356,7 @@ impl Drop for ReadAhead {
 }
 
 fn read(plan: &Plan, from: u64, sender: &Sender<Result<Step>>, stop: &AtomicBool) {
-    if plan.order.settings().mode == Mode::Window {
+    if plan.order.settings().mode.has_windows() {
         return read_windows(plan, from, sender, stop);
     }
     let (mut steps, mut windows) = (Steps::new(plan.order.clone()), Windows::new(plan.order.clone()));
@@ -299,7 +370,7 @@ fn read(plan: &Plan, from: u64, sender: &Sender<Result<Step>>, stop: &AtomicBool
 }
 
 fn read_windows(plan: &Plan, from: u64, sender: &Sender<Result<Step>>, stop: &AtomicBool) {
-    let mut feed = Feed::new(&plan.order, &plan.batcher, &plan.slots, plan.read_ahead_bytes, from, stop);
+    let mut feed = Feed::new(plan, from, stop);
     for step in from.. {
         let read = feed.step(step);
         let failed = read.is_err();

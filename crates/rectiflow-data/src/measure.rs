@@ -16,8 +16,10 @@ use crate::{
 /// What reading with the loader took.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LoaderNumbers {
-    /// Mode of the order: `local` or `window`.
+    /// Mode of the order.
     pub mode: String,
+    /// Bytes of latents and text that were allowed to be read ahead.
+    pub read_ahead_bytes: u64,
     /// From nothing to the first step.
     pub first_step_secs: f64,
     /// Steps after the first.
@@ -47,6 +49,7 @@ pub fn loader(
     let began = Instant::now();
     let mut loader = Loader::new(sources, settings, rank)?;
     let mode = loader.order().settings().mode.to_string();
+    let read_ahead_bytes = loader.read_ahead_bytes();
     loader.next_step()?;
     let first_step_secs = began.elapsed().as_secs_f64();
     let began = Instant::now();
@@ -59,7 +62,17 @@ pub fn loader(
     }
     let secs = began.elapsed().as_secs_f64();
     let (samples_per_sec, megabytes_per_sec) = (samples as f64 / secs, latent_bytes as f64 / secs / 1e6);
-    Ok(LoaderNumbers { mode, first_step_secs, steps, samples, latent_bytes, secs, samples_per_sec, megabytes_per_sec })
+    Ok(LoaderNumbers {
+        mode,
+        read_ahead_bytes,
+        first_step_secs,
+        steps,
+        samples,
+        latent_bytes,
+        secs,
+        samples_per_sec,
+        megabytes_per_sec,
+    })
 }
 
 /// Bytes a second of the plainest reading there is: the training latents from front to back, one request of a run of

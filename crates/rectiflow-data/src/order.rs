@@ -10,6 +10,8 @@
 //! - The micro-batches of an epoch, shuffled, follow those of the epoch before; step k is slots k A to (k+1) A of that
 //!   endless sequence ([`crate::epoch`]).
 //! - In `window` mode a micro-batch belongs to a window, and all of a window to one lane ([`crate::lanes`]).
+//! - In `owned` mode each lane has an equal share of a bucket for the whole run, which is a stream of its own; what equal
+//!   shares leave over, and buckets too small to be shared, are streams of `window` mode ([`crate::share`]).
 //! - Which samples a micro-batch holds is settled a window at a time, by the length of their prompts ([`crate::window`]);
 //!   how many micro-batches there are never depends on text.
 //! - Slot s belongs to lane s mod L, lane l is run by rank l mod R, for any R <= L.
@@ -23,6 +25,7 @@ use crate::{
     lanes::lcm,
     manifest::BLOCK_ROWS,
     pass::Layout,
+    share,
 };
 
 /// How samples are spread over an epoch.
@@ -36,6 +39,9 @@ pub enum Mode {
     /// Each pass permutes the blocks of a bucket; a few of them are a window, whose samples are shuffled and which one
     /// lane reads: for data sets in object storage. Every byte is fetched once an epoch.
     Window,
+    /// Each lane has an equal share of a bucket's blocks for the whole run, on a local disk: the first pass is as in
+    /// `window` mode, each later one permutes all samples of the share and needs no network.
+    Owned,
     /// The loader chooses once it knows the data: `window` for what is at a URL and larger than memory is meant to hold
     /// ([`crate::dataset::MEMORY_BYTES`]), otherwise `local`.
     Auto,
@@ -45,6 +51,11 @@ impl Mode {
     fn is_local(&self) -> bool {
         *self == Self::Local
     }
+
+    /// Whether lanes read windows of blocks, and the order has to know where blocks begin and end.
+    pub fn has_windows(&self) -> bool {
+        matches!(self, Self::Window | Self::Owned)
+    }
 }
 
 impl fmt::Display for Mode {
@@ -52,6 +63,7 @@ impl fmt::Display for Mode {
         match self {
             Self::Local => f.write_str("local"),
             Self::Window => f.write_str("window"),
+            Self::Owned => f.write_str("owned"),
             Self::Auto => f.write_str("auto"),
         }
     }
@@ -70,12 +82,9 @@ impl TryFrom<String> for Mode {
         match name.as_str() {
             "local" => Ok(Self::Local),
             "window" => Ok(Self::Window),
+            "owned" => Ok(Self::Owned),
             "auto" => Ok(Self::Auto),
-            "owned" => Err(format!(
-                "mode \"{name}\", which keeps blocks on a local disk, is not there yet; use \"window\", or copy the data \
-                 set to a disk and use \"local\""
-            )),
-            _ => Err(format!("expected mode \"auto\", \"local\" or \"window\", found \"{name}\"")),
+            _ => Err(format!("expected mode \"auto\", \"local\", \"window\" or \"owned\", found \"{name}\"")),
         }
     }
 }
@@ -95,7 +104,8 @@ pub struct OrderSettings {
     /// How samples are spread over an epoch.
     pub mode: Mode,
     /// Samples (S) among which micro-batches are grouped by chunk count; rounded down to whole micro-batches (in `window`
-    /// mode also to whole blocks, but at least the smallest number that is both), and no larger than the bucket.
+    /// and `owned` mode also to whole blocks, but at least the smallest number that is both), and no larger than the
+    /// bucket.
     pub window_samples: u64,
 }
 
@@ -117,7 +127,7 @@ pub struct BucketRows {
     pub bucket: u32,
     /// Rows.
     pub rows: u64,
-    /// For `window` mode, the end of each run of blocks, in rows, ascending; the last is `rows`.
+    /// For `window` and `owned` mode, the end of each run of blocks, in rows, ascending; the last is `rows`.
     pub run_ends: Vec<u32>,
 }
 
@@ -148,14 +158,14 @@ impl RankOf {
     pub const ONLY: Self = Self { rank: 0, ranks: 1 };
 }
 
-/// One bucket of one data set: an endless stream of micro-batches.
+/// One bucket of one data set, or a lane's share of one: an endless stream of micro-batches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Stream {
     /// Index of the data set.
     pub data: u32,
     /// Index of the bucket in its manifest.
     pub bucket: u32,
-    /// Samples in the bucket (n).
+    /// Samples in the bucket (n), or in the share.
     pub rows: u64,
     /// Samples in each of its micro-batches, min(b, n).
     pub size: u32,
@@ -163,9 +173,12 @@ pub struct Stream {
     pub window: u64,
     /// Passes an epoch, in millionths.
     pub repeats_millionths: u64,
-    /// How it is cut into windows.
+    /// How it is cut into windows: `owned` for a lane's share, `window` for what is left of that bucket.
     #[serde(skip_serializing_if = "Mode::is_local")]
     pub mode: Mode,
+    /// The lane whose share it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lane: Option<u32>,
 }
 
 impl Stream {
@@ -183,6 +196,11 @@ impl Stream {
             let first = index / self.window * self.window;
             return first..first + self.window;
         }
+        if self.mode == Mode::Owned {
+            let (pass, in_pass) = (self.owned_pass(index), self.in_pass());
+            let first = index - index % in_pass % self.window;
+            return first..(first + self.window).min((pass + 1) * in_pass);
+        }
         let (pass, first) = self.pass_of(index);
         let (last, within) = (first + self.whole_windows() * self.window, index - first);
         if index < last {
@@ -198,6 +216,11 @@ impl Stream {
         if self.mode.is_local() {
             return split_passes(micro_batches.start * size..micro_batches.end * size, self.rows, 0);
         }
+        if self.mode == Mode::Owned {
+            let pass = self.owned_pass(micro_batches.start);
+            let start = pass * self.in_pass();
+            return vec![(pass, (micro_batches.start - start) * size..(micro_batches.end - start) * size)];
+        }
         let (pass, first) = self.pass_of(micro_batches.start);
         let last = first + self.whole_windows() * self.window;
         if micro_batches.start < last {
@@ -208,6 +231,16 @@ impl Stream {
         let tail = self.rows - skipped;
         let start = (pass * tail / size + micro_batches.start - last) * size;
         split_passes(start..start + (micro_batches.end - micro_batches.start) * size, tail, skipped)
+    }
+
+    /// Micro-batches of a pass over a share, which is a whole number of them.
+    fn in_pass(&self) -> u64 {
+        self.rows / u64::from(self.size)
+    }
+
+    /// The pass over a share that a micro-batch is part of.
+    pub(crate) fn owned_pass(&self, index: u64) -> u64 {
+        index / self.in_pass()
     }
 
     /// The pass that a micro-batch of `window` mode is delivered in, and the number of that pass's first.
@@ -250,7 +283,7 @@ pub struct Order {
     settings: OrderSettings,
     lanes: usize,
     streams: Vec<Stream>,
-    /// Of each stream; empty in `local` mode.
+    /// Of each stream, where its rows lie; empty in `local` mode.
     layouts: Vec<Layout>,
     hash: String,
 }
@@ -268,14 +301,21 @@ impl Order {
         let (mut streams, mut layouts) = (Vec::new(), Vec::new());
         for ((index, shape), repeats_millionths) in (0..).zip(data).zip(repeats) {
             for bucket in shape.buckets.iter().filter(|bucket| bucket.rows > 0) {
-                streams.push(stream(index, bucket, repeats_millionths, &settings)?);
-                if settings.mode == Mode::Window {
-                    assert_eq!(
-                        bucket.run_ends.last().map(|&end| u64::from(end)),
-                        Some(bucket.rows),
-                        "runs hold all rows"
-                    );
-                    layouts.push(Layout::new(&bucket.run_ends));
+                let whole = stream(index, bucket, repeats_millionths, &settings)?;
+                if !settings.mode.has_windows() {
+                    streams.push(whole);
+                    continue;
+                }
+                let end = bucket.run_ends.last().map(|&end| u64::from(end));
+                assert_eq!(end, Some(bucket.rows), "runs hold all rows");
+                let layout = Layout::new(&bucket.run_ends);
+                if settings.mode == Mode::Owned {
+                    let (shares, of_shares) = share::deal(settings.seed, &whole, &layout, lanes);
+                    streams.extend(shares);
+                    layouts.extend(of_shares);
+                } else {
+                    streams.push(whole);
+                    layouts.push(layout);
                 }
             }
         }
@@ -310,7 +350,7 @@ impl Order {
         &self.streams
     }
 
-    /// The runs of a stream's bucket.
+    /// The runs that a stream's rows lie in.
     ///
     /// # Panics
     /// In `local` mode, which has none.
@@ -391,7 +431,7 @@ fn invalid(what: &str, reason: &str) -> Error {
 
 fn check_sizes(settings: &OrderSettings) -> Result<()> {
     if settings.mode == Mode::Auto {
-        return Err(invalid("mode", "expected \"local\" or \"window\": only the loader can choose"));
+        return Err(invalid("mode", "expected \"local\", \"window\" or \"owned\": only the loader can choose"));
     }
     let sizes = [
         ("micro_batch", settings.micro_batch as u64),
@@ -464,7 +504,8 @@ fn stream(data: u32, bucket: &BucketRows, repeats_millionths: u64, settings: &Or
         return Err(invalid(&format!("data[{data}], bucket {bucket}"), &reason));
     }
     let size = rows.min(settings.micro_batch as u64);
-    let mode = settings.mode;
+    // A share is a stream of its own, made from this one.
+    let mode = if settings.mode == Mode::Owned { Mode::Window } else { settings.mode };
     let window = match mode {
         Mode::Window if size == settings.micro_batch as u64 => {
             let step = lcm(u64::from(BLOCK_ROWS), size);
@@ -473,7 +514,7 @@ fn stream(data: u32, bucket: &BucketRows, repeats_millionths: u64, settings: &Or
         Mode::Window => 1,
         _ => (settings.window_samples.min(rows) / size).max(1),
     };
-    Ok(Stream { data, bucket, rows, size: size as u32, window, repeats_millionths, mode })
+    Ok(Stream { data, bucket, rows, size: size as u32, window, repeats_millionths, mode, lane: None })
 }
 
 /// Everything that decides a sample's place, as JSON, whose form is fixed by the order of the fields.

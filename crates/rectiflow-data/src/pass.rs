@@ -1,4 +1,4 @@
-//! A pass over a bucket in `window` mode: runs of whole blocks in random order.
+//! A pass over a bucket in `window` mode, or the first over a share in `owned` mode: runs of whole blocks in random order.
 //!
 //! A run is up to [`RUN_BLOCKS`] consecutive blocks of one object, which are one request. Rows were put in random order
 //! when they were written, so that consecutive ones are as good a sample as any. Each pass permutes the runs; those
@@ -17,71 +17,81 @@ use crate::{
 /// a block is another request; with more, the same samples would meet more often (`docs/streaming.md`).
 pub const RUN_BLOCKS: u32 = 4;
 
-/// The runs of a bucket.
+/// Where the rows of a stream lie: runs, or parts of them where a run was divided among lanes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Layout {
-    /// Number of the row after each run's last.
-    ends: Vec<u32>,
-    /// Runs of whole blocks, then the others.
-    runs: Vec<u32>,
+    /// Those of whole blocks, then the others.
+    spans: Vec<RowSpan>,
     num_whole: usize,
-}
-
-impl Layout {
-    /// The layout of runs that end before the rows `ends`.
-    pub(crate) fn new(ends: &[u32]) -> Self {
-        let mut layout = Self { ends: ends.to_vec(), runs: Vec::new(), num_whole: 0 };
-        let is_whole = |run: &u32| layout.rows(*run).len().is_multiple_of(BLOCK_ROWS as usize);
-        let (mut runs, short): (Vec<u32>, Vec<u32>) = (0..ends.len() as u32).partition(is_whole);
-        layout.num_whole = runs.len();
-        runs.extend(short);
-        layout.runs = runs;
-        layout
-    }
-
-    /// Rows of a run.
-    fn rows(&self, run: u32) -> Range<u32> {
-        let before = (run as usize).checked_sub(1).map_or(0, |run| self.ends[run]);
-        before..self.ends[run as usize]
-    }
-
-    /// The row after the run that begins with row `start`.
-    pub(crate) fn run_end(&self, start: u32) -> u32 {
-        self.ends[self.ends.partition_point(|&end| end <= start)]
-    }
-
-    /// The order of `pass`.
-    pub(crate) fn pass(&self, seed: u64, stream: &Stream, pass: u64) -> Pass {
-        let words = [u64::from(stream.data), u64::from(stream.bucket), pass];
-        let mut rng = Rng::keyed(seed, Purpose::Pass, &words);
-        let mut runs = self.runs.clone();
-        let (whole, short) = runs.split_at_mut(self.num_whole);
-        rng.shuffle(whole);
-        rng.shuffle(short);
-        let mut end = 0;
-        let ends = runs.iter().map(|&run| {
-            end += self.rows(run).len() as u32;
-            end
-        });
-        let ends = ends.collect();
-        Pass { runs, ends }
-    }
-}
-
-/// One pass's order.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Pass {
-    runs: Vec<u32>,
-    /// Position after each run's last row.
+    /// Position after each one's last row.
     ends: Vec<u32>,
 }
 
 /// Consecutive rows, all in one run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RowSpan {
-    /// First row of the run, from which blocks are counted.
-    pub(crate) run_start: u32,
+    /// All rows of the run, from whose first blocks are counted.
+    pub(crate) run: Range<u32>,
     pub(crate) rows: Range<u32>,
+}
+
+impl Layout {
+    /// The layout of a bucket whose runs end before the rows `ends`.
+    pub(crate) fn new(ends: &[u32]) -> Self {
+        let starts = std::iter::once(0).chain(ends.iter().copied());
+        Self::of(starts.zip(ends).map(|(start, &end)| RowSpan { run: start..end, rows: start..end }).collect())
+    }
+
+    /// The layout of some spans.
+    pub(crate) fn of(spans: Vec<RowSpan>) -> Self {
+        let is_whole = |span: &RowSpan| span.rows.len().is_multiple_of(BLOCK_ROWS as usize);
+        let (mut spans, short): (Vec<RowSpan>, Vec<RowSpan>) = spans.into_iter().partition(is_whole);
+        let num_whole = spans.len();
+        spans.extend(short);
+        let ends = ends(spans.iter());
+        Self { spans, num_whole, ends }
+    }
+
+    /// The row of the bucket at a position of the layout.
+    pub(crate) fn row(&self, position: u32) -> u32 {
+        let at = self.ends.partition_point(|&end| end <= position);
+        self.spans[at].rows.end - (self.ends[at] - position)
+    }
+
+    /// The order of `pass`.
+    pub(crate) fn pass(&self, seed: u64, stream: &Stream, pass: u64) -> Pass {
+        let mut words = vec![u64::from(stream.data), u64::from(stream.bucket), pass];
+        words.extend(stream.lane.map(u64::from));
+        self.shuffled(&mut Rng::keyed(seed, Purpose::Pass, &words))
+    }
+
+    /// The spans in random order, those that are not whole blocks last.
+    pub(crate) fn shuffled(&self, rng: &mut Rng) -> Pass {
+        let mut spans: Vec<u32> = (0..self.spans.len() as u32).collect();
+        let (whole, short) = spans.split_at_mut(self.num_whole);
+        rng.shuffle(whole);
+        rng.shuffle(short);
+        let ends = ends(spans.iter().map(|&span| &self.spans[span as usize]));
+        Pass { spans, ends }
+    }
+}
+
+/// Position after each span's last row.
+fn ends<'a>(spans: impl Iterator<Item = &'a RowSpan>) -> Vec<u32> {
+    let end = |end: &mut u32, span: &RowSpan| {
+        *end += span.rows.len() as u32;
+        Some(*end)
+    };
+    spans.scan(0, end).collect()
+}
+
+/// One pass's order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Pass {
+    /// Indices into the layout's spans.
+    spans: Vec<u32>,
+    /// Position after each one's last row.
+    ends: Vec<u32>,
 }
 
 impl Pass {
@@ -89,13 +99,13 @@ impl Pass {
     pub(crate) fn spans<'a>(&'a self, layout: &'a Layout, positions: Range<u64>) -> impl Iterator<Item = RowSpan> + 'a {
         let (from, to) = (positions.start as u32, positions.end as u32);
         let first = self.ends.partition_point(|&end| end <= from);
-        let runs = (first..self.runs.len()).map(move |at| {
-            let rows = layout.rows(self.runs[at]);
+        let spans = (first..self.spans.len()).map(move |at| {
+            let RowSpan { run, rows } = layout.spans[self.spans[at] as usize].clone();
             let start = self.ends[at] - rows.len() as u32;
             let (skip, stop) = (from.saturating_sub(start), to.saturating_sub(start).min(rows.len() as u32));
-            RowSpan { run_start: rows.start, rows: rows.start + skip.min(stop)..rows.start + stop }
+            RowSpan { run, rows: rows.start + skip.min(stop)..rows.start + stop }
         });
-        runs.take_while(|span| !span.rows.is_empty())
+        spans.take_while(|span| !span.rows.is_empty())
     }
 }
 
@@ -106,7 +116,7 @@ mod tests {
 
     fn stream(rows: u64) -> Stream {
         let (data, bucket, size, window, repeats_millionths) = (0, 3, 4, 16, 1_000_000);
-        Stream { data, bucket, rows, size, window, repeats_millionths, mode: Mode::Window }
+        Stream { data, bucket, rows, size, window, repeats_millionths, mode: Mode::Window, lane: None }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::StreamExt;
 use object_store::{
     BackoffConfig, ClientOptions, GetOptions, GetRange, ObjectStore, ObjectStoreExt, ObjectStoreScheme, RetryConfig,
@@ -32,6 +32,7 @@ use url::Url;
 
 use crate::{
     Error, Result, aws_profile,
+    buffers::Buffers,
     rng::{Purpose, Rng},
 };
 
@@ -107,6 +108,7 @@ pub(crate) struct Remote {
     url: Arc<str>,
     network: Arc<Network>,
     permits: Arc<Semaphore>,
+    buffers: Buffers,
 }
 
 /// Why an attempt failed: whether another one may succeed.
@@ -131,7 +133,8 @@ impl Remote {
         let store = store.ok_or_else(|| known.to_owned())?;
         let (network, permits) = (Arc::new(network.clone()), Arc::new(Semaphore::new(network.concurrency)));
         let parsed = Arc::new((scheme, url.clone()));
-        Ok(Self { store, parsed, prefix, url: text.trim_end_matches('/').into(), network, permits })
+        let (url, buffers) = (text.trim_end_matches('/').into(), Buffers::new(network.concurrency / 2));
+        Ok(Self { store, parsed, prefix, url, network, permits, buffers })
     }
 
     /// A client for writing the object `name`, and its key. It has the library's own retries, since a write is not
@@ -177,6 +180,11 @@ impl Remote {
     /// The object's full URL, for messages.
     pub(crate) fn url_of(&self, name: &str) -> String {
         format!("{}/{name}", self.url)
+    }
+
+    /// Longest time for all attempts at a request.
+    pub(crate) fn patience(&self) -> Duration {
+        self.network.deadline
     }
 
     fn key(&self, name: &str) -> Key {
@@ -240,7 +248,7 @@ impl Remote {
             return Err(Failure::Lasting(self.error(name, None, 1, reason)));
         }
         let mut body = answer.into_stream();
-        let mut bytes = BytesMut::with_capacity(expected.min(limit) as usize);
+        let mut bytes = self.buffers.take(expected.min(limit) as usize);
         while let Some(chunk) = timeout(stall, body.next()).await.map_err(|_| stalled(bytes.len()))? {
             bytes.extend_from_slice(&chunk.map_err(|error| self.classify(name, range.clone(), &error))?);
             if bytes.len() as u64 > limit {
@@ -249,7 +257,7 @@ impl Remote {
         }
         let expected = range.map_or(expected, |range| range.end - range.start);
         if bytes.len() as u64 == expected {
-            return Ok(bytes.freeze());
+            return Ok(self.buffers.lend(bytes));
         }
         let reason = format!("the body has {} bytes, expected {expected}", bytes.len());
         Err(Failure::Passing(Reason::Words(reason)))

@@ -33,6 +33,10 @@ pub enum Purpose {
     Weights = 10,
     /// Which of its open windows a lane reads from next.
     Lane = 12,
+    /// Which lane owns which runs of a bucket.
+    Deal = 14,
+    /// Order of a lane's windows in an epoch of `owned` mode.
+    LaneOrder = 15,
     /// Pauses between attempts at a request; the only use whose seed is the time.
     Jitter = 13,
 }

@@ -7,7 +7,7 @@
 //! counts chunks.
 //!
 //! Memory: in an epoch 1 byte a sample for counts and in `local` mode 4 more for rows, of the buckets touched; in
-//! `window` mode 8 bytes a run of blocks. Counting is done once a window as long as the walk stays in ascending order.
+//! `window` mode 8 bytes a run of blocks; in `owned` mode up to 8 bytes a sample of the lanes that are asked for. Counting is done once a window as long as the walk stays in ascending order.
 
 use std::{collections::HashMap, ops::Range, sync::Arc};
 
@@ -42,8 +42,10 @@ struct StreamWindows {
     /// `local` mode: the first position in the stream whose row is in `rows`.
     start: u64,
     rows: Vec<u32>,
-    /// `window` mode: the orders of the last passes asked for.
+    /// `window` mode, and the first pass of `owned` mode: the orders of the last passes asked for.
     passes: Vec<(u64, Pass)>,
+    /// `owned` mode: positions in the share in the order of the last passes asked for.
+    permutations: Vec<(u64, Vec<u32>)>,
     /// Chunk counts of the windows asked for in `epoch`, by their first micro-batch and length, in stream order.
     counts: HashMap<(u64, u32), Vec<u8>>,
     epoch: u64,
@@ -104,14 +106,8 @@ impl Windows {
     /// The samples of a slot's window in the order of the stream: which they are does not depend on text.
     pub(crate) fn places(&mut self, slot: &Slot) -> Vec<Place> {
         let facts = self.order.streams()[slot.stream as usize];
-        if facts.mode == Mode::Window {
-            let piece = Piece { stream: slot.stream, first: slot.window_first, len: slot.window_len };
-            let mut places = Vec::with_capacity(piece.len as usize * facts.size as usize);
-            for (pass, positions) in facts.positions(piece.first..piece.first + u64::from(piece.len)) {
-                let spans = self.pass_spans(piece.stream, pass, positions);
-                places.extend(spans.into_iter().flat_map(|span| span.rows).map(|row| Place { row, pass }));
-            }
-            return places;
+        if facts.mode.has_windows() {
+            return self.places_of(&Piece { stream: slot.stream, first: slot.window_first, len: slot.window_len });
         }
         let window = slot.window_first / facts.window;
         let state = &mut self.streams[slot.stream as usize];
@@ -119,16 +115,30 @@ impl Windows {
         state.places(&facts, window)
     }
 
-    /// The rows of a window of `window` mode.
+    /// The samples of a window of `window` or `owned` mode.
+    pub(crate) fn places_of(&mut self, piece: &Piece) -> Vec<Place> {
+        let facts = self.order.streams()[piece.stream as usize];
+        let mut places = Vec::with_capacity(piece.len as usize * facts.size as usize);
+        for (pass, positions) in facts.positions(piece.first..piece.first + u64::from(piece.len)) {
+            if facts.mode == Mode::Owned && pass > 0 {
+                let layout = self.order.layout(piece.stream);
+                let state = &mut self.streams[piece.stream as usize];
+                let permutation = state.permutation(self.order.settings().seed, &facts, pass);
+                let positions = &permutation[positions.start as usize..positions.end as usize];
+                places.extend(positions.iter().map(|&position| Place { row: layout.row(position), pass }));
+                continue;
+            }
+            let spans = self.pass_spans(piece.stream, pass, positions);
+            places.extend(spans.into_iter().flat_map(|span| span.rows).map(|row| Place { row, pass }));
+        }
+        places
+    }
+
+    /// The rows of a window of blocks: of any but a later pass over a share.
     pub(crate) fn spans(&mut self, piece: &Piece) -> Vec<RowSpan> {
         let facts = self.order.streams()[piece.stream as usize];
         let parts = facts.positions(piece.first..piece.first + u64::from(piece.len));
         parts.into_iter().flat_map(|(pass, positions)| self.pass_spans(piece.stream, pass, positions)).collect()
-    }
-
-    /// The row after the run that begins with row `start`.
-    pub(crate) fn run_end(&self, stream: u32, start: u32) -> u32 {
-        self.order.layout(stream).run_end(start)
     }
 
     fn pass_spans(&mut self, stream: u32, pass: u64, positions: Range<u64>) -> Vec<RowSpan> {
@@ -147,6 +157,21 @@ impl Windows {
 }
 
 impl StreamWindows {
+    /// The order of a later pass over a share.
+    fn permutation(&mut self, seed: u64, stream: &Stream, pass: u64) -> &[u32] {
+        let known = self.permutations.iter().position(|(number, _)| *number == pass).unwrap_or_else(|| {
+            // Those of an epoch, and of the next one's beginning.
+            if self.permutations.len() as u64 > stream.repeats_millionths.div_ceil(1_000_000) {
+                self.permutations.remove(0);
+            }
+            let lane = stream.lane.expect("a share is a lane's");
+            let words = [u64::from(stream.data), u64::from(stream.bucket), pass, u64::from(lane)];
+            self.permutations.push((pass, Rng::keyed(seed, Purpose::Pass, &words).permutation(stream.rows as u32)));
+            self.permutations.len() - 1
+        });
+        &self.permutations[known].1
+    }
+
     /// Computes the rows of all windows of `epoch`, unless they hold `window` already.
     fn cover(&mut self, seed: u64, stream: &Stream, window: u64, epoch: u64) {
         let samples = stream.window * u64::from(stream.size);
@@ -181,9 +206,10 @@ impl StreamWindows {
 
 /// Indices into a window in the order of its micro-batches.
 fn arrange(seed: u64, stream: &Stream, slot: &Slot, counts: &[u8]) -> Vec<u32> {
-    // Windows of `local` mode are numbered; those of `window` mode are not of one length.
-    let key = if stream.mode == Mode::Window { slot.window_first } else { slot.window_first / stream.window };
-    let words = [u64::from(stream.data), u64::from(stream.bucket), key];
+    // Windows of `local` mode are numbered; those of other modes are not of one length.
+    let key = if stream.mode.has_windows() { slot.window_first } else { slot.window_first / stream.window };
+    let mut words = vec![u64::from(stream.data), u64::from(stream.bucket), key];
+    words.extend(stream.lane.map(u64::from));
     let mut rng = Rng::keyed(seed, Purpose::Window, &words);
     let mut sorted = rng.permutation(counts.len() as u32);
     sorted.sort_by_key(|&at| counts[at as usize]);

@@ -53,6 +53,14 @@ fn windowed(rows: &[u64], micro_batch: usize, micro_batches: usize) -> Arc<Order
     order(&[data], settings)
 }
 
+/// The same in `owned` mode.
+fn owned(rows: &[u64], micro_batch: usize, micro_batches: usize) -> Arc<Order> {
+    let mut data = shape(rows, Amount::Repeats(1.0));
+    data.buckets.iter_mut().for_each(|bucket| bucket.run_ends = run_ends(bucket.rows, 512));
+    let settings = OrderSettings { mode: Mode::Owned, window_samples: 256, ..settings(micro_batch, micro_batches) };
+    order(&[data], settings)
+}
+
 fn window_mode(micro_batch: usize, micro_batches: usize) -> OrderSettings {
     OrderSettings { mode: Mode::Window, ..settings(micro_batch, micro_batches) }
 }
@@ -114,12 +122,13 @@ fn epochs(order: &Arc<Order>, epochs: u64) -> Vec<Batch> {
     batches
 }
 
-/// How often each (stream, row) was seen.
-fn times_seen(batches: &[Batch]) -> HashMap<(u32, u32), u64> {
+/// How often each (data set, bucket, row) was seen.
+fn times_seen(order: &Order, batches: &[Batch]) -> HashMap<(u32, u32, u32), u64> {
     let mut seen = HashMap::new();
     for batch in batches {
+        let Stream { data, bucket, .. } = order.streams()[batch.slot.stream as usize];
         for place in &batch.places {
-            *seen.entry((batch.slot.stream, place.row)).or_insert(0) += 1;
+            *seen.entry((data, bucket, place.row)).or_insert(0) += 1;
         }
     }
     seen
@@ -129,22 +138,28 @@ fn times_seen(batches: &[Batch]) -> HashMap<(u32, u32), u64> {
 fn check_counts(order: &Arc<Order>, num_epochs: u64) {
     let batches = epochs(order, num_epochs);
     let mut passes = HashSet::new();
+    // A bucket's rows; in `owned` mode it is several streams.
+    let mut buckets = HashMap::<_, (u64, Stream)>::new();
+    for facts in order.streams() {
+        buckets.entry((facts.data, facts.bucket)).or_insert((0, *facts)).0 += facts.rows;
+    }
     for batch in &batches {
+        let Stream { data, bucket, .. } = order.streams()[batch.slot.stream as usize];
         for place in &batch.places {
-            assert!(passes.insert((batch.slot.stream, *place)), "{place:?} twice");
+            assert!(passes.insert((data, bucket, *place)), "{place:?} twice");
         }
     }
     for num_epochs in 1..=num_epochs {
-        let seen = times_seen(&batches[..order.epoch_start(num_epochs) as usize]);
-        for (stream, facts) in (0..).zip(order.streams()) {
-            for row in 0..facts.rows as u32 {
-                let seen = *seen.get(&(stream, row)).unwrap_or(&0);
+        let seen = times_seen(order, &batches[..order.epoch_start(num_epochs) as usize]);
+        for (&(data, bucket), (rows, facts)) in &buckets {
+            for row in 0..*rows as u32 {
+                let seen = *seen.get(&(data, bucket, row)).unwrap_or(&0);
                 let expected = num_epochs as f64 * facts.repeats_millionths as f64 / 1e6;
                 let slack = if expected.fract() == 0.0 { 1.0 } else { 2.0 };
                 let off = (seen as f64 - expected).abs();
                 assert!(off <= slack, "{facts:?} row {row}: {seen} times in {num_epochs} epochs");
                 // A bucket below a micro-batch gives each sample exactly once a pass.
-                assert!(facts.rows > u64::from(facts.size) || expected.fract() > 0.0 || off == 0.0, "{facts:?}");
+                assert!(*rows > u64::from(facts.size) || expected.fract() > 0.0 || off == 0.0, "{facts:?}");
             }
         }
     }
@@ -158,6 +173,7 @@ fn counts_hold_for_awkward_buckets() {
         for (micro_batch, micro_batches) in [(16, 1), (16, 8), (1, 3), (7, 4)] {
             check_counts(&single(rows, micro_batch, micro_batches), 5);
             check_counts(&windowed(rows, micro_batch, micro_batches), 5);
+            check_counts(&owned(rows, micro_batch, micro_batches), 5);
         }
     }
 }
@@ -188,6 +204,7 @@ fn counts_hold_for_each_of_several_data_sets() {
     ];
     check_counts(&order(&data, settings(16, 4)), 6);
     check_counts(&order(&data, window_mode(16, 4)), 6);
+    check_counts(&order(&data, OrderSettings { mode: Mode::Owned, ..window_mode(16, 4) }), 6);
     let shares = [shape(&[100, 20], Amount::Share(0.75)), shape(&[360], Amount::Share(0.25))];
     let order = order(&shares, settings(8, 4));
     check_counts(&order, 6);
@@ -271,7 +288,8 @@ fn each_pass_is_a_fresh_permutation() {
 
 #[test]
 fn ranks_are_disjoint_and_together_run_the_same_steps() {
-    for order in [single(&[1, 2, 15, 16, 17, 1000], 16, 8), windowed(&[1, 2, 15, 16, 17, 1000], 16, 8)] {
+    let sizes = [1, 2, 15, 16, 17, 1000];
+    for order in [single(&sizes, 16, 8), windowed(&sizes, 16, 8), owned(&sizes, 16, 8)] {
         for step in [0, 1, 7, 8, 9, 50] {
             let whole = Walk::new(&order).whole_step(step);
             let num_samples = Steps::new(order.clone()).plan(step).num_samples;
@@ -305,7 +323,7 @@ fn first_samples_number_the_samples_of_a_step() {
 
 #[test]
 fn seeking_equals_continuing() {
-    let orders = AWKWARD.iter().flat_map(|rows| [single(rows, 16, 3), windowed(rows, 16, 3)]);
+    let orders = AWKWARD.iter().flat_map(|rows| [single(rows, 16, 3), windowed(rows, 16, 3), owned(rows, 16, 3)]);
     for order in orders {
         let mut walk = Walk::new(&order);
         let straight: Vec<_> = (0..60).map(|step| walk.whole_step(step)).collect();
@@ -351,6 +369,7 @@ fn hash_depends_on_every_ingredient() {
     differs("A", hash(&base, settings(8, 8)));
     differs("L", hash(&base, OrderSettings { lanes: Some(2), ..settings(8, 4) }));
     differs("mode", hash(&base, window_mode(8, 4)));
+    differs("mode", hash(&base, OrderSettings { mode: Mode::Owned, ..window_mode(8, 4) }));
     differs("S", hash(&base, OrderSettings { window_samples: 63, ..settings(8, 4) }));
     let mut with = |what, change: fn(&mut [DataShape; 2])| {
         let mut data = base.clone();
@@ -458,6 +477,59 @@ fn samples_of_a_run_meet_as_often_as_by_chance() {
     assert!(samples > 100_000 && (found / expected - 1.0).abs() < 0.02, "{found}, expected {expected}");
 }
 
+/// In `owned` mode a sample of a share is delivered by the same lane in each pass, shares are equal, and from the second
+/// epoch on a share is shuffled without regard to blocks.
+#[test]
+fn shares_stay_with_their_lanes_and_are_fully_shuffled() {
+    let order = owned(&[9000, 700, 17, 3], 16, 8);
+    let batches = epochs(&order, 4);
+    let mut lanes = HashMap::new();
+    let mut shared = 0;
+    for batch in &batches {
+        let facts = &order.streams()[batch.slot.stream as usize];
+        let lane = batch.slot.slot % order.lanes() as u32;
+        if let Some(owner) = facts.lane {
+            shared += batch.places.len();
+            assert_eq!(owner, lane);
+            assert!(batch.places.iter().all(|place| *lanes.entry((facts.bucket, place.row)).or_insert(lane) == lane));
+        }
+    }
+    // 9000 = 8 * 1120 + 40 and 700 = 8 * 64 + 188, so that all but 248 samples of an epoch are in shares.
+    assert_eq!((lanes.len(), shared), (9000 + 700 - 40 - 188, 4 * (9000 + 700 - 40 - 188)));
+    let blocks = |epoch: u64| {
+        let of_share = batches[order.epoch_start(epoch) as usize..order.epoch_start(epoch + 1) as usize].iter();
+        let of_share = of_share.filter(|batch| order.streams()[batch.slot.stream as usize].rows == 1120);
+        let in_batch = of_share.map(|batch| batch.places.iter().map(|place| place.row / 32).collect::<HashSet<_>>());
+        let counts: Vec<usize> = in_batch.map(|blocks| blocks.len()).collect();
+        counts.iter().sum::<usize>() as f64 / counts.len() as f64
+    };
+    // Of 35 blocks 16 samples touch 35 (1 - (34/35)^16) = 13.0, of a window of at most 8 blocks at most 7.1.
+    let expected = 35.0 * (1.0 - (34.0f64 / 35.0).powi(16));
+    assert!(blocks(0) < 7.2, "{}", blocks(0));
+    for epoch in 1..4 {
+        assert!((blocks(epoch) / expected - 1.0).abs() < 0.03, "epoch {epoch}: {}, {expected}", blocks(epoch));
+    }
+    // All that the network has to bring after the first epoch.
+    assert!((0.99..1.1).contains(&amplification(&order, 0)), "{}", amplification(&order, 0));
+    let later = amplification(&order, 1);
+    assert!((248.0 / 9720.0..2.0 * 248.0 / 9720.0).contains(&later), "{later}");
+}
+
+#[test]
+fn a_share_is_run_by_the_same_windows_whatever_else_there_is_to_do() {
+    let order = owned(&[60_000], 16, 8);
+    // Equal shares of 7,488 rows make equal parts of an epoch: every lane has the same number of its own.
+    let counts = |epoch: u64| {
+        let mut counts = [0; 8];
+        for batch in &epochs(&order, epoch + 1)[order.epoch_start(epoch) as usize..] {
+            counts[batch.slot.slot as usize % 8] +=
+                usize::from(order.streams()[batch.slot.stream as usize].lane.is_some());
+        }
+        counts
+    };
+    assert_eq!([counts(0), counts(1)], [[468; 8]; 2]);
+}
+
 #[test]
 fn the_first_windows_are_small_and_grow() {
     let order = windowed(&[60_000, 30_000], 16, 8);
@@ -472,10 +544,9 @@ fn the_first_windows_are_small_and_grow() {
 #[test]
 fn modes_are_known_by_their_names() {
     let parse = |name: &str| serde_json::from_str::<Mode>(&format!("\"{name}\""));
-    for mode in [Mode::Local, Mode::Window, Mode::Auto] {
+    for mode in [Mode::Local, Mode::Window, Mode::Owned, Mode::Auto] {
         assert_eq!(parse(&mode.to_string()).unwrap(), mode);
     }
-    assert!(parse("owned").unwrap_err().to_string().contains("not there yet"));
     assert!(parse("loca").unwrap_err().to_string().contains("expected mode \"auto\""));
     let auto = OrderSettings { mode: Mode::Auto, ..settings(8, 4) };
     let error = Order::new(&[shape(&[9], Amount::Repeats(1.0))], auto).unwrap_err();
@@ -485,7 +556,11 @@ fn modes_are_known_by_their_names() {
 /// A change here changes the order of every run ever made: raise the version in `order::hash` if it must be.
 #[test]
 fn first_slots_are_frozen() {
-    let cases = [(single(&[5, 40, 100], 4, 4), FROZEN), (windowed(&[5, 40, 1000], 4, 4), FROZEN_WINDOWS)];
+    let cases = [
+        (single(&[5, 40, 100], 4, 4), FROZEN),
+        (windowed(&[5, 40, 1000], 4, 4), FROZEN_WINDOWS),
+        (owned(&[5, 40, 1000], 4, 4), FROZEN_SHARES),
+    ];
     assert_eq!(cases[0].0.hash(), FROZEN_HASH);
     for (order, expected) in cases {
         let mut walk = Walk::new(&order);
@@ -517,7 +592,20 @@ const FROZEN_WINDOWS: [(u32, u64, &[u32]); 8] = [
     (2, 24, &[236, 781, 777, 822]),
     (2, 193, &[1, 13, 18, 25]),
 ];
+/// Shares of 224 rows of the last bucket, and what is left of it.
+const FROZEN_SHARES: [(u32, u64, &[u32]); 8] = [
+    (2, 0, &[775, 799, 794, 783]),
+    (3, 0, &[394, 414, 385, 401]),
+    (4, 0, &[648, 645, 657, 665]),
+    (6, 17, &[965, 979, 983, 974]),
+    (2, 1, &[777, 770, 778, 795]),
+    (6, 0, &[899, 908, 905, 918]),
+    (6, 16, &[961, 962, 960, 963]),
+    (6, 18, &[975, 978, 977, 987]),
+];
 const FROZEN_HASH: &str = "f2f1b22411a410591369c58ef04f45d97f88ebce62f61e3e38766a2a21a1b8d6";
+
+type Make = fn(&[u64], usize, usize) -> Arc<Order>;
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
@@ -530,7 +618,7 @@ proptest! {
         window_samples in 1u64..300,
         seed: u64,
     ) {
-        for mode in [Mode::Local, Mode::Window] {
+        for mode in [Mode::Local, Mode::Window, Mode::Owned] {
             let settings = OrderSettings { seed, window_samples, mode, ..settings(micro_batch, micro_batches) };
             check_counts(&order(&[shape(&sizes, Amount::Repeats(1.0))], settings), 3);
         }
@@ -543,14 +631,15 @@ proptest! {
         let data = [shape(&[first], Amount::Repeats(1.0)), shape(&[second, 5], Amount::Repeats(repeats))];
         check_counts(&order(&data, settings(micro_batch, 4)), 5);
         check_counts(&order(&data, window_mode(micro_batch, 4)), 5);
+        check_counts(&order(&data, OrderSettings { mode: Mode::Owned, ..window_mode(micro_batch, 4) }), 5);
     }
 
     #[test]
     fn any_ranks_share_any_step(
         sizes in prop::collection::vec(1u64..300, 1..5), micro_batches in 1usize..13, ranks in 1usize..13, step in 0u64..500,
-        windowed_mode: bool,
+        make in prop_oneof![Just(single as Make), Just(windowed as Make), Just(owned as Make)],
     ) {
-        let order = if windowed_mode { windowed(&sizes, 16, micro_batches) } else { single(&sizes, 16, micro_batches) };
+        let order = make(&sizes, 16, micro_batches);
         if ranks > order.lanes() {
             let refused = order.slots_of(RankOf { rank: 0, ranks }).is_err();
             prop_assert!(refused);

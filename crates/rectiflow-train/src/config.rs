@@ -7,9 +7,11 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use rectiflow_data::{
+    cache::DiskCache,
     order::{Amount, Mode, OrderSettings},
     prep::PrepSettings,
     prompt::PromptSettings,
@@ -95,15 +97,26 @@ pub struct RunConfig {
     /// what the open windows of its lanes need, and one more window a lane.
     pub read_ahead_mib: Option<u64>,
     /// A folder on a local disk where data from URLs is kept, so that later epochs and runs need not fetch it again. The
-    /// ranks of a machine and several runs may share it. Needs `cache_gib`.
+    /// ranks of a machine and several runs may share it. Needs `cache_gib`; `train.mode = "owned"` needs both.
     pub cache_dir: Option<PathBuf>,
-    /// GiB that `cache_dir` may take; a hard limit. What does not fit comes over the network in every epoch.
+    /// GiB that `cache_dir` may take; a hard limit. When it is reached, what is needed last goes first.
     pub cache_gib: Option<u64>,
     /// The GPU that the run is on, so that the live line and the log can say what part of its peak is used: `h100-sxm`,
     /// `h200-sxm`, `a100-80gb`, `rtx-4090` and others that `rectiflow plan --hardware` lists.
     pub hardware: Option<String>,
     /// What an hour of all machines costs, in any currency: the live line and the log then say what was spent.
     pub price_per_hour: Option<f64>,
+}
+
+impl RunConfig {
+    /// Opens the cache that it names, if any.
+    ///
+    /// # Errors
+    /// As [`DiskCache::open`].
+    pub fn open_cache(&self) -> rectiflow_data::Result<Option<Arc<DiskCache>>> {
+        let cache = self.cache_dir.as_ref().zip(self.cache_gib);
+        cache.map(|(dir, gib)| DiskCache::open(dir, gib.saturating_mul(1 << 30)).map(Arc::new)).transpose()
+    }
 }
 
 fn default_device() -> String {
@@ -177,12 +190,14 @@ pub struct TrainConfig {
     pub lanes: Option<usize>,
     /// How samples are spread over an epoch: `local` permutes all samples of a bucket, for data on a disk; `window`
     /// permutes blocks and shuffles the samples of a window of them, for data in object storage, every byte of which
-    /// is then fetched once an epoch; `auto` takes `window` for data at URLs that is larger than 2 GiB.
+    /// is then fetched once an epoch; `owned` gives each lane a share of the blocks, which stays on its machine's disk
+    /// (`run.cache_dir`) and is fully shuffled from the second epoch on; `auto` takes `window` for data at URLs that is
+    /// larger than 2 GiB.
     #[serde(default = "auto")]
     #[schemars(with = "String")]
     pub mode: Mode,
-    /// Window of samples inside which micro-batches are grouped by their number of 75-token chunks; in `window` mode
-    /// also the samples that are shuffled among each other.
+    /// Window of samples inside which micro-batches are grouped by their number of 75-token chunks; in `window` mode, and
+    /// in the first epoch of `owned` mode, also the samples that are shuffled among each other.
     #[serde(default = "default_window")]
     pub window_samples: u64,
     /// `frozen`, `trained` (both), or the one that is trained; `lr.ratio` has their rates.

@@ -12,7 +12,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use rectiflow_data::{batch::Source, cache::DiskCache, dataset::Dataset, loader::Loader, manifest::Split};
+use rectiflow_data::{batch::Source, dataset::Dataset, loader::Loader, manifest::Split};
 use rectiflow_sdxl::model::{Component, Model};
 use tch::{Cuda, Device};
 
@@ -143,9 +143,7 @@ fn lock(run_dir: &Path) -> Result<File> {
 }
 
 pub(crate) fn open_sources(checked: &Checked) -> Result<Vec<Source>> {
-    let run = &checked.recipe.run;
-    let cache = run.cache_dir.as_ref().zip(run.cache_gib);
-    let cache = cache.map(|(dir, gib)| DiskCache::open(dir, gib.saturating_mul(1 << 30)).map(Arc::new)).transpose()?;
+    let cache = checked.recipe.run.open_cache()?;
     let open = |(data, amount): (&DataConfig, _)| {
         let mut dataset = Dataset::open(&data.path)?;
         if let Some(cache) = &cache {

@@ -181,6 +181,7 @@ impl<'a> Run<'a> {
         if let Some(mebibytes) = recipe.run.read_ahead_mib {
             loader = loader.read_ahead(mebibytes.saturating_mul(1 << 20))?;
         }
+        loader.check_cache()?;
         check_same_data(comm, sources, &loader.order_hash())?;
         let state = fresh_state(checked, model, comm);
         let exchange = Exchange::new(comm, recipe.ranks.sharding, state.parameters.num_parameters());

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each user needs its own part")]
 
+pub(crate) mod remote;
+
 use std::{path::Path, sync::Arc};
 
 use half::f16;
@@ -9,7 +11,7 @@ use rectiflow_data::{
     Codec, Dataset, Manifest, Record, SampleId, Split,
     bucket::{Geometry, ResizeSpace},
     loader::{Amount, Source},
-    manifest::{Bucket, Object, commit},
+    manifest::{Bucket, LATENTS_OFFSET, Object, commit},
     prompt::PromptSettings,
     shard::ObjectWriter,
 };
@@ -100,4 +102,28 @@ pub(crate) fn pack(root: &Path, buckets: &[(u32, u32, u64, u64)], first_id: u64,
 pub(crate) fn source(root: impl AsRef<Path>) -> Source {
     let dataset = Arc::new(Dataset::open(root).unwrap());
     Source { dataset, prompt: PromptSettings::default(), amount: Amount::Repeats(1.0) }
+}
+
+/// One of the usual small data sets, in a folder.
+pub(crate) fn packed() -> tempfile::TempDir {
+    let root = tempfile::tempdir().unwrap();
+    pack(root.path(), &BUCKETS, 0, "a");
+    root
+}
+
+/// Bytes of latents and text that the samples of `steps` need, without what surrounds them in files.
+pub(crate) fn needed_bytes(dataset: &Dataset, num_samples: u64) -> f64 {
+    let manifest = dataset.manifest();
+    let train = manifest.objects.iter().filter(|object| object.split == Split::Train);
+    let bytes = train.clone().map(|object| {
+        let text: u64 = (0..object.num_blocks())
+            .map(|block| {
+                let index = manifest.objects.iter().position(|other| other == object).unwrap();
+                dataset.blocks().block(index, block).text_bytes()
+            })
+            .sum();
+        manifest.latents_bytes(object) - LATENTS_OFFSET + text
+    });
+    let rows: u64 = train.map(|object| u64::from(object.live_rows())).sum();
+    bytes.sum::<u64>() as f64 * num_samples as f64 / rows as f64
 }

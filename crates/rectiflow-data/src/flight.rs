@@ -1,0 +1,209 @@
+//! A block on its way into a cache: fetched by one process, while the others wait for it.
+//!
+//! Whoever wants a block that is not there makes its temporary file and locks it. Who finds it locked waits: until the
+//! block is there, or the lock is free because its holder failed or died, and then takes over. Space is reserved with the
+//! lock held and before anything is requested, and the temporary file is as long as what is reserved, so that what a
+//! killed process had reserved can be told and given back.
+
+use std::{
+    fs::{self, File, TryLockError},
+    io,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
+
+use bytes::Bytes;
+
+use crate::{
+    cache::{DatasetCache, is_at, open_lockable},
+    durable::TEMPORARY_PREFIX,
+    fetch::Request,
+};
+
+/// Where a block comes from.
+#[derive(Debug)]
+pub(crate) enum Boarding {
+    /// From the disk.
+    Here(Bytes),
+    /// Over the network, by us.
+    Ours(Flight),
+    /// Over the network, by somebody else.
+    Theirs,
+}
+
+/// A block that its holder alone fetches. Given up when dropped.
+#[derive(Debug)]
+pub(crate) struct Flight {
+    cache: DatasetCache,
+    path: PathBuf,
+    len: u64,
+    /// Locked, and its path; none where the block will not be kept.
+    temporary: Option<(File, PathBuf)>,
+}
+
+/// Tries to take a block whose file comes and goes.
+const TRIES: usize = 4;
+
+impl DatasetCache {
+    /// The block at `index` of a request: from here, or by a flight.
+    pub(crate) fn board(&self, request: &Request, index: usize) -> Boarding {
+        let (path, len) = (self.path(request, index), request.blocks[index].0);
+        for _ in 0..TRIES {
+            if let Some(bytes) = self.get(request, index) {
+                return Boarding::Here(bytes);
+            }
+            if self.cache.has_failed() {
+                break;
+            }
+            match self.take(&path) {
+                Ok(Taken::Theirs) => return Boarding::Theirs,
+                Ok(Taken::Gone) => {}
+                Ok(Taken::Ours(file, temporary)) => {
+                    let is_kept = self.reserve(request, index, &file);
+                    if !is_kept {
+                        // Nothing can be done about one that will not go: whoever takes it next uses it.
+                        let _ = fs::remove_file(&temporary);
+                    }
+                    let temporary = is_kept.then_some((file, temporary));
+                    return Boarding::Ours(Flight { cache: self.clone(), path, len, temporary });
+                }
+                Err(error) => self.cache.fail(&error),
+            }
+        }
+        Boarding::Ours(Flight { cache: self.clone(), path, len, temporary: None })
+    }
+
+    /// Locks the temporary file of a block.
+    fn take(&self, path: &Path) -> io::Result<Taken> {
+        let folder = path.parent().expect("a block is in a folder");
+        fs::create_dir_all(folder)?;
+        let name = path.file_name().expect("a block has a name").to_string_lossy();
+        let temporary = folder.join(format!("{TEMPORARY_PREFIX}{name}"));
+        let file = open_lockable(&temporary)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(Taken::Theirs),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+        if !is_at(&file, &temporary) {
+            // It has been finished, or given up, since it was opened.
+            return Ok(Taken::Gone);
+        }
+        if path.exists() {
+            fs::remove_file(&temporary)?;
+            return Ok(Taken::Gone);
+        }
+        Ok(Taken::Ours(file, temporary))
+    }
+
+    /// Reserves space for a block, in its temporary file, if there is any.
+    fn reserve(&self, request: &Request, index: usize, file: &File) -> bool {
+        let (len, block, cache) = (request.blocks[index].0, self.block(request, index), &self.cache);
+        let reserved = cache.with_usage(|used| {
+            // What a killed process had reserved.
+            *used = used.saturating_sub(file.metadata()?.len());
+            file.set_len(0)?;
+            if used.saturating_add(len) > cache.limit_bytes() {
+                cache.make_room(used, len, cache.due(&block, request.step))?;
+            }
+            let is_free = used.saturating_add(len) <= cache.limit_bytes();
+            if is_free {
+                file.set_len(len)?;
+                *used += len;
+            }
+            Ok(is_free)
+        });
+        reserved == Some(true)
+    }
+}
+
+/// What became of an attempt to take a block.
+enum Taken {
+    Ours(File, PathBuf),
+    Theirs,
+    /// Its file is not the one that was opened: the attempt is to be made again.
+    Gone,
+}
+
+impl Flight {
+    /// Keeps the block, which has been verified.
+    pub(crate) fn keep(mut self, bytes: &[u8]) {
+        let Some((file, temporary)) = &self.temporary else { return };
+        let cache = self.cache.cache.clone();
+        if let Err(error) = file.write_all_at(bytes, 0) {
+            // First, so that its space is not counted when the disk is found full.
+            drop(self);
+            return cache.fail(&error);
+        }
+        // Under the counter's lock, so that whoever counts files finds it once.
+        if cache.with_usage(|_| fs::rename(temporary, &self.path)).is_some() {
+            self.temporary = None;
+        }
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        let Some((_file, temporary)) = self.temporary.take() else { return };
+        self.cache.cache.with_usage(|used| {
+            fs::remove_file(&temporary)?;
+            *used = used.saturating_sub(self.len);
+            Ok(())
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::tests::{IDENTITY, blocks, count_more, file_bytes, flight, found, open, request};
+
+    #[test]
+    fn one_fetches_while_others_wait_and_takes_over_from_one_that_gives_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let blocks = blocks(2);
+        let request = request(0, &blocks);
+        // Each open cache has its own locks, as each process has.
+        let [first, second] = [(); 2].map(|()| open(folder.path(), 1000).of(IDENTITY));
+        let ours = flight(&first, &request, 0);
+        assert!(matches!(second.board(&request, 0), Boarding::Theirs));
+        // Reserved before it is requested.
+        assert_eq!((second.cache.used_bytes(), file_bytes(folder.path())), (100, 100));
+        ours.keep(&blocks[0]);
+        assert!(matches!(second.board(&request, 0), Boarding::Here(bytes) if bytes == blocks[0]));
+        drop(flight(&first, &request, 1));
+        assert_eq!(first.cache.used_bytes(), 100, "given back");
+        let taken_over = flight(&second, &request, 1);
+        assert!(matches!(first.board(&request, 1), Boarding::Theirs));
+        taken_over.keep(&blocks[1]);
+        assert_eq!((found(&first, &request), first.cache.used_bytes()), (vec![true; 2], 200));
+        assert_eq!(file_bytes(folder.path()), 200);
+    }
+
+    #[test]
+    fn what_a_killed_process_had_reserved_is_given_back_to_who_takes_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let blocks = blocks(1);
+        let (request, cache) = (request(0, &blocks), open(folder.path(), 150));
+        // Killed with a flight: its file is there, its space is counted, its lock is gone.
+        let latents = folder.path().join(&IDENTITY[..32]).join("latents");
+        fs::create_dir_all(&latents).unwrap();
+        fs::write(latents.join(format!("{TEMPORARY_PREFIX}7-0")), [0; 100]).unwrap();
+        count_more(&cache, 100);
+        flight(&cache.of(IDENTITY), &request, 0).keep(&blocks[0]);
+        assert_eq!((found(&cache.of(IDENTITY), &request), cache.used_bytes()), (vec![true], 100));
+        assert_eq!(fs::read_dir(&latents).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn without_room_a_block_is_fetched_and_not_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let blocks = blocks(2);
+        let (request, cache) = (request(0, &blocks), open(folder.path(), 150));
+        let [one, other] = [0, 1].map(|index| flight(&cache.of(IDENTITY), &request, index));
+        other.keep(&blocks[1]);
+        one.keep(&blocks[0]);
+        assert_eq!((found(&cache.of(IDENTITY), &request), cache.used_bytes()), (vec![true, false], 100));
+        assert_eq!(file_bytes(folder.path()), 100);
+    }
+}

@@ -1,0 +1,95 @@
+//! Single rows, for the later passes of `owned` mode: from blocks on a disk, which are read whole only once.
+//!
+//! The first read of a block in a process reads all of it and checks its checksum, later ones only the rows that are
+//! wanted. A block that is not on the disk any more comes over the network as a whole. Text is read by the block, which
+//! is small. One request here is for some rows of one data set, whatever their blocks.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::try_join_all;
+use half::f16;
+
+use crate::{
+    Record, Result,
+    dataset::Dataset,
+    fetch::{Part, Ticket, in_turn},
+    manifest::BLOCK_ROWS,
+};
+
+/// Object, and row in it with the deleted ones.
+pub(crate) type Row = (usize, u32);
+
+/// Blocks of text that one task reads: many tasks are under way at once.
+const TEXTS_A_TASK: usize = 16;
+
+/// Starts reading the latents of rows, `[rows, C, h, w]` with `row_len` numbers each, which `step` needs.
+pub(crate) fn start_latents(dataset: Arc<Dataset>, rows: Vec<Row>, row_len: usize, step: u64) -> Ticket<Vec<f16>> {
+    Ticket::start(async move {
+        let (reader, wanted) = (dataset.clone(), rows.clone());
+        let (mut latents, missing) = in_turn(move || read_all(&reader, &wanted, row_len)).await?;
+        let mut blocks: Vec<(usize, u32)> = missing.iter().map(|&at| (rows[at].0, rows[at].1 / BLOCK_ROWS)).collect();
+        blocks.sort_unstable();
+        blocks.dedup();
+        let read = blocks.iter().map(|&(object, block)| read_block(&dataset, Part::Latents, object, block, step));
+        let read = try_join_all(read).await?;
+        for at in missing {
+            let (object, row) = rows[at];
+            let block = blocks.binary_search(&(object, row / BLOCK_ROWS)).expect("it has just been read");
+            dataset.copy_row(object, row, &read[block], &mut latents[at * row_len..(at + 1) * row_len])?;
+        }
+        Ok(latents)
+    })
+}
+
+/// The rows that are on the disk, and the numbers of the others.
+fn read_all(dataset: &Dataset, rows: &[Row], row_len: usize) -> Result<(Vec<f16>, Vec<usize>)> {
+    let (mut latents, mut missing) = (vec![f16::ZERO; rows.len() * row_len], Vec::new());
+    for (at, (&(object, row), out)) in rows.iter().zip(latents.chunks_exact_mut(row_len)).enumerate() {
+        if !dataset.read_row_on_disk(object, row, out)? {
+            missing.push(at);
+        }
+    }
+    Ok((latents, missing))
+}
+
+/// Starts reading the records of rows, in any order, which `step` needs.
+pub(crate) fn start_records(dataset: &Arc<Dataset>, mut rows: Vec<Row>, step: u64) -> Vec<Ticket<Vec<(Row, Record)>>> {
+    rows.sort_unstable();
+    rows.dedup();
+    let same_block = |a: &Row, b: &Row| (a.0, a.1 / BLOCK_ROWS) == (b.0, b.1 / BLOCK_ROWS);
+    let blocks: Vec<Vec<Row>> = rows.chunk_by(same_block).map(<[Row]>::to_vec).collect();
+    let start = |blocks: &[Vec<Row>]| {
+        let (dataset, blocks) = (dataset.clone(), blocks.to_vec());
+        Ticket::start(async move {
+            let read = blocks.into_iter().map(|rows| read_records(&dataset, rows, step));
+            Ok(try_join_all(read).await?.into_iter().flatten().collect())
+        })
+    };
+    blocks.chunks(TEXTS_A_TASK).map(start).collect()
+}
+
+/// Records of rows of one block.
+async fn read_records(dataset: &Arc<Dataset>, rows: Vec<Row>, step: u64) -> Result<Vec<(Row, Record)>> {
+    let (object, block) = (rows[0].0, rows[0].1 / BLOCK_ROWS);
+    let bytes = read_block(dataset, Part::Text, object, block, step).await?;
+    let dataset = dataset.clone();
+    in_turn(move || {
+        let mut records = dataset.decode_text(object, block, &[bytes])?;
+        // From the last one on: what comes before it keeps its number.
+        let take = |&(object, row): &Row| ((object, row), records.swap_remove((row % BLOCK_ROWS) as usize));
+        Ok(rows.iter().rev().map(take).collect())
+    })
+    .await
+}
+
+/// One block, from wherever it is.
+async fn read_block(dataset: &Dataset, part: Part, object: usize, block: u32, step: u64) -> Result<Bytes> {
+    let mut request = dataset.request(part, object, block..block + 1)?;
+    request.step = step;
+    let mut blocks = match dataset.remote() {
+        None => request.read_local().await?,
+        Some(remote) => request.read_remote(remote, dataset.cache().cloned()).await?,
+    };
+    Ok(blocks.remove(0))
+}

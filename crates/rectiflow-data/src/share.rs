@@ -1,0 +1,77 @@
+//! `owned` mode: which rows of a bucket each lane has for the whole run. Pure.
+//!
+//! The runs of a bucket, shuffled once, are laid end to end and cut into one piece a lane, all of the same length: whole
+//! micro-batches and, where no rows are deleted, whole blocks. Equal lengths make the lanes' parts of an epoch equal. Each
+//! piece, a share, is a stream of its own. What is left is a stream of `window` mode, dealt afresh each epoch: fewer than
+//! a micro-batch of whole blocks a lane, and never so few that it would be a ragged micro-batch. A bucket without that
+//! much for each lane is not shared at all.
+
+use crate::{
+    lanes::lcm,
+    manifest::BLOCK_ROWS,
+    order::{Mode, Stream},
+    pass::Layout,
+    rng::{Purpose, Rng},
+};
+
+/// The streams of a bucket, `whole`, and where the rows of each lie: a share for each lane, and what is left.
+pub(crate) fn deal(seed: u64, whole: &Stream, layout: &Layout, lanes: usize) -> (Vec<Stream>, Vec<Layout>) {
+    let rows = share_rows(whole, lanes as u64);
+    let words = [u64::from(whole.data), u64::from(whole.bucket)];
+    let dealt = layout.shuffled(&mut Rng::keyed(seed, Purpose::Deal, &words));
+    let piece = |positions| Layout::of(dealt.spans(layout, positions).collect());
+    let (mut streams, mut layouts) = (Vec::new(), Vec::new());
+    for lane in (0..lanes as u64).filter(|_| rows > 0) {
+        streams.push(Stream { rows, mode: Mode::Owned, lane: Some(lane as u32), ..*whole });
+        layouts.push(piece(lane * rows..(lane + 1) * rows));
+    }
+    let shared = rows * lanes as u64;
+    if shared < whole.rows {
+        streams.push(Stream { rows: whole.rows - shared, ..*whole });
+        layouts.push(piece(shared..whole.rows));
+    }
+    (streams, layouts)
+}
+
+/// Rows of each lane's share.
+fn share_rows(whole: &Stream, lanes: u64) -> u64 {
+    let size = u64::from(whole.size);
+    let step = lcm(u64::from(BLOCK_ROWS), size);
+    let rows = whole.rows / lanes / step * step;
+    let left = whole.rows - rows * lanes;
+    if left > 0 && left < size { rows.saturating_sub(step) } else { rows }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn whole(rows: u64, size: u32) -> Stream {
+        let (data, bucket, window, repeats_millionths) = (0, 0, 16, 1_000_000);
+        Stream { data, bucket, rows, size, window, repeats_millionths, mode: Mode::Window, lane: None }
+    }
+
+    #[test]
+    fn shares_are_whole_blocks_and_micro_batches_and_leave_no_ragged_rest() {
+        // Of 3 lanes in micro-batches of 16: 32 rows is the least.
+        for (rows, share) in [(95, 0), (96, 32), (97, 0), (111, 0), (112, 32), (192, 64), (193, 32), (1000, 320)] {
+            assert_eq!(share_rows(&whole(rows, 16), 3), share, "{rows} rows");
+        }
+        assert_eq!(share_rows(&whole(1000, 12), 3), 288, "a multiple of 96");
+    }
+
+    #[test]
+    fn every_row_is_in_one_share_or_left() {
+        let ends: Vec<u32> = (1..=9).map(|run| (run * 128).min(1100)).collect();
+        let layout = Layout::new(&ends);
+        let (streams, layouts) = deal(5, &whole(1100, 16), &layout, 4);
+        assert_eq!(streams.iter().map(|stream| stream.rows).collect::<Vec<_>>(), [256, 256, 256, 256, 76]);
+        let rows = streams.iter().zip(&layouts).flat_map(|(stream, layout)| {
+            (0..stream.rows as u32).map(|position| layout.row(position)).collect::<Vec<_>>()
+        });
+        let mut rows: Vec<u32> = rows.collect();
+        assert!(rows[..256].iter().any(|&row| row > 256), "they are shuffled");
+        rows.sort_unstable();
+        assert_eq!(rows, (0..1100).collect::<Vec<_>>());
+    }
+}

@@ -1,0 +1,177 @@
+//! When blocks are needed next on this machine: what a cache that is full has to know to throw out the right ones.
+//!
+//! The order is known, so that the block whose next use is farthest away can go first (Belady's rule), and one that is
+//! needed later than all that is there need not be kept at all. That helps where a block is used many times an epoch, a
+//! row at a time, in `owned` mode. In `window` mode each block is used once an epoch: whatever goes and stays, no more
+//! blocks are found than were there when the epoch began. Then what is needed soon counts as needed now, and stays: the
+//! disk is not written again and again, and what it saves is spread over the epoch.
+//!
+//! A use is the step in which the first micro-batch of a window with rows of that block is due, in any lane that runs on
+//! this machine. Looked up in tables of an epoch each,
+//! which are computed when they are first asked for: 8 bytes for each block of each window, and only where space is
+//! short. Does no I/O.
+
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicU64, Ordering},
+};
+
+use crate::{
+    cache::Claim,
+    dataset::{Dataset, Split},
+    lanes::beginnings,
+    manifest::BLOCK_ROWS,
+    order::{Mode, Order},
+    window::Windows,
+};
+
+/// Tables kept: of the epoch that is asked for, of the one after, and one for whoever is behind or ahead.
+const EPOCHS_KEPT: usize = 3;
+
+/// The uses of blocks by some lanes of an order.
+#[derive(Debug)]
+pub(crate) struct Uses {
+    order: Arc<Order>,
+    lanes: Vec<usize>,
+    data: Vec<Data>,
+    /// The step whose windows are being asked for.
+    now: AtomicU64,
+    tables: Mutex<Tables>,
+}
+
+#[derive(Debug)]
+struct Data {
+    dataset: Arc<Dataset>,
+    /// Number of each object's first block among those of all data sets.
+    first_block: Vec<u32>,
+    /// Says to other processes, as long as it lives, that somebody plans with this data set.
+    claim: Option<Claim>,
+}
+
+#[derive(Debug)]
+struct Tables {
+    windows: Windows,
+    epochs: Vec<Epoch>,
+}
+
+#[derive(Debug)]
+struct Epoch {
+    epoch: u64,
+    /// Step that it begins in, and the one that the next epoch begins in: of two epochs that share a step, the earlier has
+    /// no use after it.
+    start: u64,
+    end: u64,
+    /// Block and step after `start`, sorted.
+    uses: Vec<(u32, u32)>,
+}
+
+impl Uses {
+    /// Of the blocks of `datasets`, the data sets of `order`, by `lanes`.
+    pub(crate) fn new(order: &Arc<Order>, datasets: Vec<Arc<Dataset>>, lanes: Vec<usize>) -> Arc<Self> {
+        let plan = format!("{} {lanes:?}", order.hash());
+        let mut num_blocks = 0;
+        let data = datasets.into_iter().map(|dataset| {
+            let first = |object: &crate::manifest::Object| {
+                num_blocks += object.num_blocks();
+                num_blocks - object.num_blocks()
+            };
+            let first_block = dataset.manifest().objects.iter().map(first).collect();
+            let claim = dataset.cache().and_then(|cache| cache.claim(&plan));
+            Data { dataset, first_block, claim }
+        });
+        let data: Vec<Data> = data.collect();
+        let tables = Mutex::new(Tables { windows: Windows::new(order.clone()), epochs: Vec::new() });
+        let uses = Arc::new(Self { order: order.clone(), lanes, data, now: AtomicU64::new(0), tables });
+        for data in &uses.data {
+            data.dataset.cache().into_iter().for_each(|cache| cache.plan_with(&uses));
+        }
+        uses
+    }
+
+    /// Says that the windows of all steps before `step` have been asked for.
+    pub(crate) fn advance(&self, step: u64) {
+        self.now.store(step, Ordering::Relaxed);
+    }
+
+    /// Whether it knows the data set of a cache's folder.
+    pub(crate) fn knows(&self, folder: &str) -> bool {
+        self.data.iter().any(|data| data.has(folder))
+    }
+
+    /// Whether a mark of a plan is its own.
+    pub(crate) fn claims(&self, mark: &str) -> bool {
+        self.data.iter().filter_map(|data| data.claim.as_ref()).any(|claim| claim.mark == mark)
+    }
+
+    /// The first step after `step` in which a block is needed, of those whose windows have not been asked for; none if it
+    /// is not in this epoch nor the next. In `window` mode always 0 instead of a later step.
+    pub(crate) fn next(&self, folder: &str, object: usize, block: u32, step: u64) -> Option<u64> {
+        let after = step.max(self.now.load(Ordering::Relaxed).saturating_sub(1));
+        let data = self.data.iter().filter(|data| data.has(folder));
+        let blocks = data.filter_map(|data| Some(data.first_block.get(object)? + block));
+        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = blocks.filter_map(|block| tables.next(self, block, after)).min();
+        if self.order.settings().mode == Mode::Window { next.map(|_| 0) } else { next }
+    }
+}
+
+impl Data {
+    fn has(&self, folder: &str) -> bool {
+        self.dataset.cache().is_some_and(|cache| cache.name() == folder)
+    }
+}
+
+impl Tables {
+    fn next(&mut self, uses: &Uses, block: u32, after: u64) -> Option<u64> {
+        let first = match self.epochs.iter().find(|epoch| (epoch.start..epoch.end).contains(&after)) {
+            Some(epoch) => epoch.epoch,
+            None => uses.order.epoch_of((after + 1) * uses.order.settings().micro_batches as u64 - 1),
+        };
+        (first..first + 2).find_map(|epoch| self.epoch(uses, epoch).next(block, after))
+    }
+
+    fn epoch(&mut self, uses: &Uses, number: u64) -> &Epoch {
+        let known = self.epochs.iter().position(|epoch| epoch.epoch == number).unwrap_or_else(|| {
+            self.epochs.retain(|epoch| epoch.epoch + EPOCHS_KEPT as u64 > number);
+            if self.epochs.len() == EPOCHS_KEPT {
+                self.epochs.remove(0);
+            }
+            self.epochs.push(Epoch::new(uses, &mut self.windows, number));
+            self.epochs.len() - 1
+        });
+        &self.epochs[known]
+    }
+}
+
+impl Epoch {
+    fn new(uses: &Uses, windows: &mut Windows, epoch: u64) -> Self {
+        let micro_batches = uses.order.settings().micro_batches as u64;
+        let (start, end) = (uses.order.epoch_start(epoch), uses.order.epoch_start(epoch + 1));
+        let (start, end) = (start / micro_batches, end / micro_batches);
+        let mut found = Vec::new();
+        for (micro_batch, _, piece) in beginnings(&uses.order, epoch).filter(|(_, lane, _)| uses.lanes.contains(lane)) {
+            let stream = uses.order.streams()[piece.stream as usize];
+            let data = &uses.data[stream.data as usize];
+            let before = found.len();
+            for place in windows.places_of(&piece) {
+                let located = data.dataset.locate(Split::Train, stream.bucket, place.row.into());
+                let (object, row) = located.expect("the order knows the rows of the data sets it was made for");
+                let block = data.first_block[object] + row / BLOCK_ROWS;
+                // Rows of windows of blocks are neighbours.
+                if found.len() == before || found.last().is_some_and(|&(last, _)| last != block) {
+                    found.push((block, (micro_batch / micro_batches - start) as u32));
+                }
+            }
+        }
+        found.sort_unstable();
+        found.dedup();
+        Self { epoch, start, end, uses: found }
+    }
+
+    fn next(&self, block: u32, after: u64) -> Option<u64> {
+        let from = (after + 1).saturating_sub(self.start);
+        let at = self.uses.partition_point(|&(of, step)| (of, u64::from(step)) < (block, from));
+        let &(of, step) = self.uses.get(at)?;
+        (of == block).then(|| self.start + u64::from(step))
+    }
+}
