@@ -69,7 +69,7 @@ fn pack(folder: &Path) {
     let num = |buckets: &[(u32, u32, u64, u64)]| buckets.iter().map(|bucket| bucket.2 + bucket.3).sum::<u64>();
     // 1 to 12 samples in each bucket but the first.
     test[0].3 += 2048 - num(&test);
-    for (name, buckets, first_id) in [("train", &train, 0), ("test", &test, 1 << 20)] {
+    for (name, buckets, first_id) in [("train", &train, 0), ("test", &test, 20_000)] {
         let root = folder.join(name);
         if !root.join("manifest.json").exists() {
             packed::pack(&root, buckets, first_id, "synthetic");
@@ -94,12 +94,14 @@ fn serve(folder: &Path) {
             }
             _ => {
                 let served = server.served();
-                println!("{}", json!({ "requests": served.requests, "bytes": served.bytes }));
+                println!(
+                    "{}",
+                    json!({ "requests": served.requests, "bytes": served.bytes, "repeated_bytes": served.repeated_bytes })
+                );
             }
         }
     }
 }
-
 
 /// One epoch on one rank that asks for one micro-batch a step.
 fn train(url: &str) -> impl Iterator<Item = Result<MicroBatch>> + use<> {
@@ -130,7 +132,7 @@ fn test(url: &str) -> impl Iterator<Item = Result<MicroBatch>> + use<> {
 /// Reads to the end or for so many seconds, as `scripts/peers/loaders/read.py` does with the others.
 fn read(batches: &mut dyn Iterator<Item = Result<MicroBatch>>, secs: f64) {
     let began = Instant::now();
-    let (mut first_secs, mut first_samples, mut num_batches, mut latent_bytes) = (None, 0, 0, 0);
+    let (mut first_secs, mut first_samples, mut num_batches, mut latent_bytes) = (None, 0, 0u64, 0);
     let mut ids = Vec::new();
     let whole_pass = loop {
         let Some(batch) = batches.next() else { break true };
@@ -147,11 +149,11 @@ fn read(batches: &mut dyn Iterator<Item = Result<MicroBatch>>, secs: f64) {
     };
     let secs = began.elapsed().as_secs_f64();
     let distinct = ids.iter().collect::<HashSet<_>>().len();
-    let rate = (ids.len() - first_samples) as f64 / (secs - first_secs.unwrap());
+    let (rate, after_first) = (ids.len() as f64 / secs, (ids.len() - first_samples) as f64);
     println!(
         "{}",
         json!({ "first_batch_secs": first_secs, "secs": secs, "samples": ids.len(), "distinct": distinct,
             "batches": num_batches, "latent_bytes": latent_bytes, "whole_pass": whole_pass, "error": null,
-            "samples_per_sec": rate })
+            "samples_per_sec": rate, "samples_per_sec_after_first": after_first / (secs - first_secs.unwrap()) })
     );
 }

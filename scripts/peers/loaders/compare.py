@@ -161,7 +161,7 @@ def measure(args, server, run):
     process.wait()
     cache_bytes = sum(path.lstat().st_size for path in cache.rglob("*") if path.is_file())
     shutil.rmtree(cache, ignore_errors=True)
-    result = json.loads(output) if output.strip() else {"error": f"nothing came in {3 * args.secs} s", "samples": 0}
+    result = json.loads(output) if output.strip() else {"error": f"nothing came in {3 * args.secs} s", "samples": 0, "distinct": 0, "latent_bytes": 0}
     took = {"wall_secs": time.monotonic() - began, "cpu_secs": watch.cpu_secs(), "cache_bytes": cache_bytes}
     return {**run, **result, **served, **watch.peak, **took}
 
@@ -243,8 +243,10 @@ def line_of(run):
 
 
 def median(runs, value):
-    found = [value(run) for run in runs]
-    return statistics.median(found) if found and None not in found else None
+    """Over the runs that ended without an error; over all where there is none."""
+    found = [value(run) for run in [run for run in runs if not run["error"]] or runs]
+    found = [number for number in found if number is not None]
+    return statistics.median(found) if found else None
 
 
 def shown(value, form):
@@ -257,8 +259,12 @@ def tables_of(args, done, samples):
     parts = [f"{header['date']}, {header['machine']}; medians of {args.rounds} rounds, {args.workers} workers each.\n"]
 
     def amplification(run):
+        if not run["samples"]:
+            return None
         needed = run["latent_bytes"] + run["samples"] * train["text_bytes"] / train["samples"]
-        return run["bytes"] / needed if run["samples"] else None
+        # rectiflow's loader does not stop at the end of a pass: what it asks for again is the next one's.
+        ahead = run["repeated_bytes"] if run["engine"] == "rectiflow" else 0
+        return (run["bytes"] - ahead) / needed
 
     for delay_ms in args.delays:
         parts.append(f"\n{train['samples']:,} samples in {train['buckets']} buckets, {delay_ms} ms a request:\n\n")
@@ -276,7 +282,7 @@ def tables_of(args, done, samples):
                 shown(median(mine, amplification), "{:.3f}"),
                 shown(median(mine, lambda run: run.get("first_batch_secs")), "{:.2f} s"),
                 shown(median(mine, lambda run: run["memory_bytes"] / 1e9), "{:.2f} GB"),
-                ended(mine[-1], train["samples"]),
+                ended(mine),
             ]
             parts.append(f"| {NAMES[engine]} | {' | '.join(cells)} |\n")
     parts.append(f"\nSamples/s at {args.delays[-1]} ms by workers:\n\n")
@@ -299,11 +305,16 @@ def tables_of(args, done, samples):
     return "".join(parts)
 
 
-def ended(run, samples):
-    """How a pass ended."""
-    if run["error"]:
-        return f"{run['distinct']:,}, then {run['error']}"
-    return f"{run['distinct']:,}" if run["whole_pass"] else f"{run['distinct']:,} when time was up"
+def ended(runs):
+    """How the passes of an engine ended: how many samples came, and what it said if it did not end well."""
+
+    def one(run):
+        if run["error"]:
+            return f"{run['distinct']:,}, then {run['error']}"
+        return f"{run['distinct']:,}" if run["whole_pass"] else f"{run['distinct']:,} when time was up"
+
+    counts = {text: sum(one(run) == text for run in runs) for text in map(one, runs)}
+    return "; ".join(f"{text} ({count} of {len(runs)})" if len(counts) > 1 else text for text, count in counts.items())
 
 
 if __name__ == "__main__":

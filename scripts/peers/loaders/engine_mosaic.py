@@ -5,6 +5,7 @@ cache on the disk without a limit.
 """
 
 from streaming import MDSWriter, Stream, StreamingDataset
+from streaming.base.util import clean_stale_shared_memory
 from torch.utils.data import DataLoader
 
 
@@ -18,6 +19,8 @@ def write(folder, buckets):
 
 
 def batches(place, training):
+    # What runs that were ended leave behind would be taken for a run of today.
+    clean_stale_shared_memory()
     streams = [Stream(remote=f"{place.s3}/{name}", local=f"{place.cache}/{name}") for name in place.buckets]
     dataset = StreamingDataset(
         streams=streams, batch_size=place.batch, shuffle=training, batching_method=place.method or "per_stream"

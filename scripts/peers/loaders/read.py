@@ -39,7 +39,7 @@ def read(loader_of, secs):
         last = [line for line in str(cause).strip().splitlines() if line.strip()]
         error = f"{type(cause).__name__}: {last[-1].strip() if last else ''}"
     total = time.perf_counter() - began
-    after_first = total - first_secs if first_secs is not None else None
+    after_first = len(ids) - first_samples
     return {
         "first_batch_secs": first_secs,
         "secs": total,
@@ -51,7 +51,8 @@ def read(loader_of, secs):
         "latent_bytes": latent_bytes,
         "whole_pass": whole,
         "error": error,
-        "samples_per_sec": (len(ids) - first_samples) / after_first if after_first else None,
+        "samples_per_sec": len(ids) / total,
+        "samples_per_sec_after_first": after_first / (total - first_secs) if after_first else None,
     }
 
 
