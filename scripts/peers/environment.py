@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Make the Python environment that the comparisons run in: pinned PyTorch, diffusers and transformers, for the CPU.
+"""Make a Python environment that the comparisons run in: pinned PyTorch and what is compared, for the CPU.
 
     python3 scripts/peers/environment.py FOLDER [REQUIREMENTS]
 
-Makes a virtual environment at FOLDER, or completes the one there, with scripts/peers/requirements.txt or the file named.
-The torch wheel of the registry is built for CUDA and
-asks for 4 GB of CUDA libraries, which no comparison uses. So it is installed without them (1.2 GB in all): the two small
-ones that it calls while it is loaded are installed, and empty shared objects stand in for the others. Python must then
-resolve symbols when they are called and not at once, which TORCH_USE_RTLD_GLOBAL=1 tells it; scripts/peers/run.sh sets
-it. Where an NVIDIA GPU is to be compared, install scripts/golden/requirements.txt as it is instead.
+Makes a virtual environment at FOLDER, or completes the one there, with scripts/peers/requirements.txt or with the file
+that is named. The torch wheel of the registry is built for CUDA and asks for 4 GB of CUDA libraries, which no
+comparison uses. So it is installed without them (1.2 GB in all): the two small ones that it calls while it is loaded
+are installed, and empty shared objects stand in for the others. Python must then resolve symbols when they are called
+and not at once, which TORCH_USE_RTLD_GLOBAL=1 tells it; the scripts that compare set it. Where an NVIDIA GPU is to be
+compared, install scripts/golden/requirements.txt as it is instead.
 """
 
 import pathlib

@@ -2,7 +2,7 @@
 """Reads the same samples from the same server with rectiflow's loader and with four others, each in turn.
 
     python3 scripts/peers/loaders/compare.py FOLDER --python VENV/bin/python --program side_by_side --out RUNS
-        [--rounds 3] [--delays 0 20] [--workers 4] [--more-workers 2 8] [--secs 40] [--engines ...]
+        [--rounds 3] [--delays 0 20] [--workers 4] [--more-workers 8] [--secs 30] [--engines ...]
 
 FOLDER (13 GB) gets the samples, packed by each engine in its own format, and the engines' caches. Every run is a process
 of its own that begins with an empty cache and reads one pass in batches of 16 of one shape. The server, an example program
@@ -31,7 +31,8 @@ NAMES = {
     "webdataset": "WebDataset",
     "flowrider": "flowrider",
 }
-BATCH = 16
+# An engine that has not given a batch by then is ended.
+PATIENCE_SECS = 180
 
 
 class Server:
@@ -151,7 +152,7 @@ def measure(args, server, run):
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True)
         watch = Watch(process.pid)
         watch.start()
-        late = threading.Timer(3 * args.secs, end_session, [process.pid])
+        late = threading.Timer(PATIENCE_SECS, end_session, [process.pid])
         late.start()
         output = process.stdout.readline()
     served = server.served()
@@ -161,7 +162,7 @@ def measure(args, server, run):
     process.wait()
     cache_bytes = sum(path.lstat().st_size for path in cache.rglob("*") if path.is_file())
     shutil.rmtree(cache, ignore_errors=True)
-    result = json.loads(output) if output.strip() else {"error": f"nothing came in {3 * args.secs} s", "samples": 0, "distinct": 0, "latent_bytes": 0}
+    result = json.loads(output) if output.strip() else {"error": f"nothing came in {PATIENCE_SECS} s", "samples": 0, "distinct": 0, "latent_bytes": 0}
     took = {"wall_secs": time.monotonic() - began, "cpu_secs": watch.cpu_secs(), "cache_bytes": cache_bytes}
     return {**run, **result, **served, **watch.peak, **took}
 
@@ -206,8 +207,8 @@ def arguments():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--delays", type=int, nargs="+", default=[0, 20])
     parser.add_argument("--workers", type=int, default=4)
-    parser.add_argument("--more-workers", type=int, nargs="*", default=[2, 8])
-    parser.add_argument("--secs", type=int, default=40)
+    parser.add_argument("--more-workers", type=int, nargs="*", default=[8])
+    parser.add_argument("--secs", type=int, default=30)
     parser.add_argument("--engines", nargs="+", choices=NAMES, default=list(NAMES))
     return parser.parse_args()
 
