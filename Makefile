@@ -16,8 +16,8 @@ help:
 	@echo 'make demo    convert a tiny SDXL to flow matching on the CPU and measure it; report in runs/demo/report.html'
 	@echo 'make test    everything that CI checks, cheapest first'
 	@echo 'make docs    write the generated pages of docs/ anew'
-	@echo 'make tiny-base   train the demo\'s base model anew (an hour) and pack it'
-	@echo 'make study   the demo\'s comparison at length, on three seeds (half an hour)'
+	@echo "make tiny-base   train the demo's base model anew (an hour) and pack it"
+	@echo "make study   the demo's comparison at length, on three seeds (half an hour)"
 	@echo 'make peers   compare with diffusers (installs pinned versions into $(PEERS), 1.6 GB)'
 	@echo 'make peers-loaders   the loader beside four others, same samples, same server (installs them into $(LOADERS), 2.5 GB)'
 	@echo 'make mixing  what the order of samples is worth: three orders, three seeds, the tiny model (half an hour)'
@@ -67,7 +67,7 @@ peers-full: build
 peers-loaders: build
 	$(PYTHON) scripts/peers/environment.py $(LOADERS) scripts/peers/requirements-loaders.txt
 	$(PYTHON) scripts/peers/loaders/compare.py target/peers-loaders --python $(LOADERS)/bin/python \
-	--program target/release/examples/side_by_side --out benches/runs/$$(date +%F)-loaders
+	--program target/release/examples/side_by_side --out benches/runs/$$(date +%F)-loaders --page docs/streaming.md
 
 # The plot needs matplotlib, which is in the environment of the loaders.
 mixing: build

@@ -2,12 +2,13 @@
 """Reads the same samples from the same server with rectiflow's loader and with four others, each in turn.
 
     python3 scripts/peers/loaders/compare.py FOLDER --python VENV/bin/python --program side_by_side --out RUNS
-        [--rounds 3] [--delays 0 20] [--workers 4] [--more-workers 8] [--secs 30] [--engines ...]
+        [--rounds 3] [--delays 0 20] [--workers 4] [--more-workers 8] [--secs 30] [--engines ...] [--page FILE.md]
 
 FOLDER (13 GB) gets the samples, packed by each engine in its own format, and the engines' caches. Every run is a process
 of its own that begins with an empty cache and reads one pass in batches of 16 of one shape. The server, an example program
 of rectiflow-data, answers each request later by the delay, and counts requests and bytes. Its files are in the page cache.
-RUNS gets every number, runs.jsonl, and the tables, tables.md. Engine by engine: engine_*.py; the samples: samples.py.
+RUNS gets every number, runs.jsonl, and the tables, tables.md, which are also put into the page, between its two marks.
+Engine by engine: engine_*.py; the samples: samples.py.
 """
 
 import argparse
@@ -31,6 +32,8 @@ NAMES = {
     "webdataset": "WebDataset",
     "flowrider": "flowrider",
 }
+# Around what the page has from here.
+MARKS = ["<!-- scripts/peers/loaders/compare.py writes from here -->", "<!-- to here -->"]
 # An engine that has not given a batch by then is ended.
 PATIENCE_SECS = 180
 
@@ -209,6 +212,7 @@ def arguments():
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--more-workers", type=int, nargs="*", default=[8])
     parser.add_argument("--secs", type=int, default=30)
+    parser.add_argument("--page", type=pathlib.Path)
     parser.add_argument("--engines", nargs="+", choices=NAMES, default=list(NAMES))
     return parser.parse_args()
 
@@ -234,6 +238,10 @@ def main():
     tables = tables_of(args, done, samples)
     (args.out / "tables.md").write_text(tables)
     print(tables)
+    if args.page:
+        before, rest = args.page.read_text().split(MARKS[0])
+        after = rest.split(MARKS[1])[1]
+        args.page.write_text(f"{before}{MARKS[0]}\n{tables}{MARKS[1]}{after}")
 
 
 def line_of(run):
