@@ -3,10 +3,16 @@
 //! torch-sys names the folder of the libraries but cannot set the run path of other crates' binaries; without it they
 //! start only under LD_LIBRARY_PATH. Where the folder has CUDA, `--no-as-needed` keeps `libtorch_cuda`, which nothing
 //! references by symbol and which registers the CUDA kernels when it is loaded.
+//!
+//! A crate's C++ files, `src/*.cpp`, are what libtorch has and `tch` does not bind. Each has a C interface. With the
+//! feature `nccl`, `RECTIFLOW_CUDA_INCLUDE` names the folders of CUDA's and NCCL's headers, separated by colons.
 
 #![allow(clippy::print_stdout, reason = "cargo reads a build script's standard output")]
 
-use std::{env, path::Path};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+};
 
 fn main() {
     println!("cargo::rerun-if-changed=../link-libtorch.rs");
@@ -18,4 +24,47 @@ fn main() {
         println!("cargo::rustc-link-arg=-L{lib}");
         println!("cargo::rustc-link-arg=-ltorch_cuda");
     }
+    compile_cpp(Path::new(&lib));
+}
+
+/// Compiles the crate's C++ files, if it has any, as torch-sys compiles its own.
+fn compile_cpp(lib: &Path) {
+    let files: Vec<PathBuf> = fs::read_dir("src")
+        .expect("a crate has a folder src")
+        .map(|entry| entry.expect("the folder src can be read").path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "cpp"))
+        .collect();
+    if files.is_empty() {
+        return;
+    }
+    // Not the folder: a change of any Rust file would compile all C++ anew. After adding a file, touch this script.
+    for file in &files {
+        println!("cargo::rerun-if-changed={}", file.display());
+    }
+    for variable in ["LIBTORCH_INCLUDE", "LIBTORCH_CXX11_ABI"] {
+        println!("cargo::rerun-if-env-changed={variable}");
+    }
+    let root = env::var("LIBTORCH_INCLUDE").map_or_else(|_| lib.join(".."), PathBuf::from);
+    let abi = env::var("LIBTORCH_CXX11_ABI").unwrap_or_else(|_| "1".into());
+    let mut build = cc::Build::new();
+    build
+        .cpp(true)
+        .std("c++17")
+        .files(files)
+        .include(root.join("include"))
+        .include(root.join("include/torch/csrc/api/include"))
+        .define("_GLIBCXX_USE_CXX11_ABI", abi.as_str())
+        .define("USE_C10D_GLOO", None)
+        .warnings(false); // libtorch's headers
+    // Headers that libtorch's own need and its wheel does not have.
+    if Path::new("cpp").is_dir() {
+        println!("cargo::rerun-if-changed=cpp");
+        build.include("cpp");
+    }
+    if env::var_os("CARGO_FEATURE_NCCL").is_some() {
+        println!("cargo::rerun-if-env-changed=RECTIFLOW_CUDA_INCLUDE");
+        let folders = env::var("RECTIFLOW_CUDA_INCLUDE").unwrap_or_else(|_| "/usr/local/cuda/include".into());
+        build.define("USE_C10D_NCCL", None).includes(folders.split(':'));
+    }
+    build.compile(&format!("{}_cpp", env::var("CARGO_PKG_NAME").expect("cargo sets it")));
 }

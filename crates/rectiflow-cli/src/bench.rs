@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 
-use crate::{answer::Answer, bench_loader, bench_sample};
+use crate::{answer::Answer, bench_loader, bench_ranks, bench_sample};
 
 /// Measure how fast this machine does one thing, and how much memory it takes.
 #[derive(Debug, clap::Args)]
@@ -14,12 +14,14 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 enum What {
     Loader(bench_loader::Args),
+    Ranks(bench_ranks::Args),
     Sample(bench_sample::Args),
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     match &args.what {
         What::Loader(args) => bench_loader::run(args),
+        What::Ranks(args) => bench_ranks::run(args),
         What::Sample(args) => bench_sample::run(args),
     }
 }

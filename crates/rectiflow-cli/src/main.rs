@@ -6,12 +6,14 @@
 mod answer;
 mod bench;
 mod bench_loader;
+mod bench_ranks;
 mod bench_sample;
 mod dtype;
 mod eval;
 mod export;
 mod forward;
 mod inspect;
+mod local_ranks;
 mod log;
 mod model_card;
 mod numbers;

@@ -27,6 +27,7 @@ pub mod init;
 pub mod keys;
 pub mod kid;
 mod layers;
+mod mapped;
 pub mod model;
 pub mod model_spec;
 pub mod noise;

@@ -7,10 +7,11 @@ use serde::Serialize;
 
 use crate::{
     checkpoint::{Components, EMA},
+    comm::Comm,
     config::Checked,
     error::{Error, Result},
     model,
-    run::{check_vae, open_sources},
+    opening::{check_vae, open_sources},
     step::Stepper,
     testloss::{Losses, Tables},
 };
@@ -48,7 +49,7 @@ pub fn evaluate(checked: &Checked, checkpoint: &Path) -> Result<Evaluation> {
             let reason = format!("the recipe's objective is {expected}, but this model predicts {found}");
             return Err(Error::Checkpoint { path: path.to_owned(), reason });
         }
-        tables.measure(&Stepper::new(checked, &model), &sources)
+        tables.measure(&Stepper::new(checked, &model), &sources, &Comm::alone())
     };
     let trained = losses(checkpoint)?;
     let averaged = checkpoint.join(EMA);

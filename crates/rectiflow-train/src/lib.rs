@@ -8,8 +8,11 @@
 //! [`run::train`] tells the story from top to bottom.
 
 pub mod blackbox;
+mod c10d;
 mod changes;
 pub mod checkpoint;
+pub mod comm;
+mod components;
 pub mod config;
 #[cfg(test)]
 mod config_page;
@@ -17,18 +20,25 @@ pub mod draw;
 pub mod ema;
 pub mod error;
 pub mod eval;
+mod exchange;
 pub mod findings;
 pub mod flat;
 pub mod gallery;
 pub mod guard;
 mod keys;
+pub mod lag;
+pub mod launch;
 pub mod lr;
 pub mod metrics;
 pub mod model;
+mod opening;
 pub mod optim;
 mod origin;
+pub mod partition;
 pub mod preview;
+mod pulse;
 pub mod replay;
+mod restore;
 pub mod run;
 mod snapshots;
 pub mod staged;
@@ -36,6 +46,7 @@ pub mod state;
 mod step;
 mod stopped;
 pub mod testloss;
+mod watch;
 mod workers;
 
 pub use error::{Error, Result};

@@ -21,6 +21,7 @@ use crate::{
     config::{Checked, TextEncoders},
     ema::{self, EmaConfig},
     error::Result,
+    exchange::{Exchange, GradientSum},
     flat::{FlatParameters, part},
     lr::LrRatios,
     state::TrainState,
@@ -42,16 +43,36 @@ pub(crate) struct Stepper<'a> {
     pub(crate) workers: Workers,
 }
 
-/// The forward and backward passes of a step: everything but the update.
+/// The forward and backward passes that one rank made for a step.
+#[derive(Debug)]
+pub(crate) struct Summed {
+    /// Its part of the step's loss.
+    pub(crate) loss: f64,
+    /// Time and loss of each sample, in the order of its micro-batches.
+    pub(crate) samples: Vec<(f64, f32)>,
+    pub(crate) gradients: GradientSum,
+}
+
+/// The forward and backward passes of a step, over all ranks: everything but the update.
 #[derive(Debug)]
 pub(crate) struct Passes {
     pub(crate) loss: f64,
     pub(crate) gradient_norm: f64,
     /// The norm of each group's part, where there is more than one group.
     pub(crate) norm_by_group: Vec<f64>,
-    /// Time and loss of each sample, in the order of the step's micro-batches.
+    /// Time and loss of each sample that this rank worked on, in the order of its micro-batches.
     pub(crate) samples: Vec<(f64, f32)>,
-    gradients: Tensor,
+    /// The gradient of what this rank updates ([`TrainState::own`]).
+    pub(crate) gradients: Tensor,
+}
+
+/// How far an update goes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rates {
+    /// A gradient of a larger norm is scaled down to it.
+    pub(crate) norm: f64,
+    /// Learning rate.
+    pub(crate) lr: f64,
 }
 
 impl<'a> Stepper<'a> {
@@ -72,13 +93,13 @@ impl<'a> Stepper<'a> {
         }
     }
 
-    /// The loss of a step and its gradient `[n]`, summed over the micro-batches in the order of their slots, however
-    /// many of them are worked on at a time.
-    pub(crate) fn passes(&self, parameters: &FlatParameters, step: &Step) -> Result<Passes> {
+    /// The loss of a step and its gradient `[n]`, summed over this rank's micro-batches in the order of their slots,
+    /// however many of them are worked on at a time.
+    pub(crate) fn passes(&self, parameters: &FlatParameters, step: &Step, exchange: &Exchange) -> Result<Summed> {
         let quantiles = StepQuantiles::draw(self.seed, step);
         let (mut loss, mut samples) = (0.0, Vec::new());
-        let sum = parameters.values.zeros_like();
-        // SAFETY: forward and backward passes read the parameters, and `accumulate` writes `sum` when they are done.
+        let mut sum = exchange.begin(parameters);
+        // SAFETY: forward and backward passes read the parameters, and the sum is written when they are done.
         let shared = unsafe { Shared::new((self, parameters)) };
         for batches in step.micro_batches.chunks(self.workers.width()) {
             let passes: Vec<Result<_>> = self.workers.map(batches, |batch| {
@@ -101,16 +122,21 @@ impl<'a> Stepper<'a> {
                 gradients.push(of_parameters);
             }
             loss += chunk_loss;
-            parameters.accumulate(&sum, &gradients, &self.workers);
+            exchange.add(&mut sum, parameters, &gradients, &self.workers)?;
         }
-        let groups = if parameters.groups.len() > 1 { &parameters.groups[..] } else { &[] };
-        let norm_by_group = groups.iter().map(|group| part(&sum, &group.range).norm().double_value(&[])).collect();
-        Ok(Passes { loss, gradient_norm: sum.norm().double_value(&[]), norm_by_group, samples, gradients: sum })
+        Ok(Summed { loss, samples, gradients: sum })
     }
 
     /// Makes the update of a step at learning rate `lr`, its gradient scaled down to `norm` or the recipe's limit, the
     /// smaller one, where it is larger.
-    pub(crate) fn update(&self, state: &mut TrainState, step: &Step, passes: Passes, norm: f64, lr: f64) {
+    pub(crate) fn update(
+        &self,
+        state: &mut TrainState,
+        step: &Step,
+        passes: Passes,
+        Rates { norm, lr }: Rates,
+        exchange: &Exchange,
+    ) -> Result<()> {
         let Passes { gradient_norm, mut gradients, .. } = passes;
         let norm = norm.min(self.clip_norm);
         if gradient_norm > norm {
@@ -118,12 +144,16 @@ impl<'a> Stepper<'a> {
         }
         state.position.update += 1;
         let parts = state.parts(lr, &self.ratios);
-        state.optimizer.update(&state.parameters.values, &gradients, &parts, &self.workers);
+        let values = part(&state.parameters.values, &state.own);
+        let total = |excess: &[f64]| exchange.total(excess);
+        state.optimizer.update(&values, &gradients, &parts, &self.workers, &total)?;
+        exchange.publish(&state.parameters)?;
         pass(state, step);
         let keep = self.ema.keep(step.num_samples, state.position.samples);
         if let (Some(average), Some(keep)) = (&state.average, keep) {
-            ema::follow(average, &state.parameters.values, keep, &self.workers);
+            ema::follow(average, &values, keep, &self.workers);
         }
+        Ok(())
     }
 
     /// The (weighted) mean squared error of each sample, `[n]` fp32; samples of weight 0 have 0.

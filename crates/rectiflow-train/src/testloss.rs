@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Tensor, no_grad};
 
 use crate::{
+    comm::Comm,
     config::Checked,
     error::Result,
     metrics::{SigmaBin, TableLoss},
@@ -84,9 +85,10 @@ impl Tables {
         Ok(Self { test: table(Samples::Test)?, training: table(Samples::Training(recipe.test.training_samples))? })
     }
 
-    /// Measures a model on both.
-    pub(crate) fn measure(&self, stepper: &Stepper, sources: &[Source]) -> Result<Losses> {
-        Ok(Losses { test: self.test.measure(stepper, sources)?, training: self.training.measure(stepper, sources)? })
+    /// Measures a model on both, the micro-batches divided over the ranks.
+    pub(crate) fn measure(&self, stepper: &Stepper, sources: &[Source], comm: &Comm) -> Result<Losses> {
+        let test = self.test.measure(stepper, sources, comm)?;
+        Ok(Losses { test, training: self.training.measure(stepper, sources, comm)? })
     }
 }
 
@@ -112,7 +114,7 @@ impl Table {
         let recipe = &checked.recipe;
         let (seed, micro_batch, bins) = (recipe.run.seed, recipe.train.micro_batch, recipe.test.bins);
         let table = Self { samples, seed, micro_batch, bins, times: HashMap::new() };
-        let ids = table.batches(sources)?.ids()?;
+        let ids = table.batches(sources, RankOf::ONLY)?.ids()?;
         Ok(Self { times: times(ids, seed), ..table })
     }
 
@@ -121,23 +123,23 @@ impl Table {
         self.times.len()
     }
 
-    fn batches(&self, sources: &[Source]) -> Result<TestBatches> {
+    fn batches(&self, sources: &[Source], rank: RankOf) -> Result<TestBatches> {
         let Self { micro_batch, seed, .. } = *self;
         Ok(match self.samples {
-            Samples::Test => test_batches(sources, micro_batch, seed, RankOf::ONLY)?,
-            Samples::Training(count) => training_batches(sources, count, micro_batch, seed, RankOf::ONLY)?,
+            Samples::Test => test_batches(sources, micro_batch, seed, rank)?,
+            Samples::Training(count) => training_batches(sources, count, micro_batch, seed, rank)?,
         })
     }
 
     /// Mean loss and the loss by noise level. `None` where the table is empty.
-    fn measure(&self, stepper: &Stepper, sources: &[Source]) -> Result<Option<TableLoss>> {
+    fn measure(&self, stepper: &Stepper, sources: &[Source], comm: &Comm) -> Result<Option<TableLoss>> {
         if self.times.is_empty() {
             return Ok(None);
         }
         let mut bins = vec![Sums::default(); self.bins];
         // SAFETY: a pass without gradients reads the parameters and writes nothing that another one sees.
         let shared = unsafe { Shared::new(stepper) };
-        let mut batches = self.batches(sources)?;
+        let mut batches = self.batches(sources, comm.rank())?;
         loop {
             let some = batches.by_ref().take(stepper.workers.width()).collect::<rectiflow_data::Result<Vec<_>>>()?;
             if some.is_empty() {
@@ -150,6 +152,10 @@ impl Table {
                 }
             }
         }
+        let numbers: Vec<f64> = bins.iter().flat_map(|sums| [sums.count, sums.sum, sums.squares]).collect();
+        let numbers = comm.sum_numbers(&numbers)?;
+        let sums = numbers.chunks(3).map(|sums| Sums { count: sums[0], sum: sums[1], squares: sums[2] });
+        let bins: Vec<Sums> = sums.collect();
         let total = bins.iter().fold(Sums::default(), |a, b| a.plus(b));
         let width = 1.0 / self.bins as f64;
         let bins = bins.iter().enumerate().map(|(i, sums)| sums.bin(i as f64 * width, (i + 1) as f64 * width));
