@@ -9,7 +9,7 @@
 //! `serve` prints its URL and then obeys lines on its standard input: `delay MS` has every request answered so much
 //! later and counts from zero, `served` prints what was asked of it since. The other three print one JSON object.
 
-#![expect(clippy::print_stdout, reason = "an example talks to whoever runs it")]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "an example talks to whoever runs it")]
 #![allow(clippy::unwrap_used, reason = "a measurement that fails has nothing else to say")]
 
 #[path = "../tests/object_server/mod.rs"]
@@ -18,7 +18,9 @@ mod object_server;
 mod packed;
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
+    fs,
+    ops::Range,
     path::Path,
     sync::{
         Arc,
@@ -27,9 +29,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use object_server::{Fault, ObjectServer};
+use object_server::{Asked, Fault, ObjectServer};
 use rectiflow_data::{
     Result,
+    lanes::amplification,
     loader::{Loader, MicroBatch, RankOf, test_batches},
     order::{Mode, OrderSettings},
 };
@@ -94,13 +97,32 @@ fn serve(folder: &Path) {
             }
             _ => {
                 let served = server.served();
+                let distinct = distinct_bytes(folder, &served.names);
                 println!(
                     "{}",
-                    json!({ "requests": served.requests, "bytes": served.bytes, "repeated_bytes": served.repeated_bytes })
+                    json!({ "requests": served.requests, "bytes": served.bytes, "distinct_bytes": distinct })
                 );
             }
         }
     }
+}
+
+/// Bytes that were asked for, each counted once however often that was; of what is asked for whole, all.
+fn distinct_bytes(folder: &Path, asked: &[Asked]) -> u64 {
+    let mut by_file = BTreeMap::<&str, Vec<Range<u64>>>::new();
+    for (name, range) in asked {
+        let len = fs::metadata(folder.join(name)).map_or(0, |of| of.len());
+        let range = range.clone().unwrap_or(0..len);
+        by_file.entry(name).or_default().push(range.start..range.end.min(len));
+    }
+    let in_file = |mut ranges: Vec<Range<u64>>| {
+        ranges.sort_by_key(|range| range.start);
+        let add = |(sum, past): (u64, u64), range: Range<u64>| {
+            (sum + range.end.saturating_sub(range.start.max(past)), past.max(range.end))
+        };
+        ranges.into_iter().fold((0, 0), add).0
+    };
+    by_file.into_values().map(in_file).sum()
 }
 
 /// One epoch on one rank that asks for one micro-batch a step.
@@ -118,6 +140,7 @@ fn train(url: &str) -> impl Iterator<Item = Result<MicroBatch>> + use<> {
     std::iter::once_with(move || {
         let mut loader = Loader::new(vec![packed::source(url)], settings, RankOf::ONLY).unwrap();
         let steps = loader.order().epoch_start(1);
+        eprintln!("second pass by arithmetic: fetched / needed {:.4}", amplification(loader.order(), 1));
         (0..steps).map(move |_| loader.next_step().map(|mut step| step.micro_batches.remove(0)))
     })
     .flatten()

@@ -2,7 +2,7 @@
 """Reads the same samples from the same server with rectiflow's loader and with four others, each in turn.
 
     python3 scripts/peers/loaders/compare.py FOLDER --python VENV/bin/python --program side_by_side --out RUNS
-        [--rounds 3] [--delays 0 20] [--workers 4] [--more-workers 8] [--secs 30] [--engines ...] [--page FILE.md]
+        [--rounds 2] [--delays 0 20] [--workers 4] [--more-workers 8] [--secs 30] [--engines ...] [--page FILE.md]
 
 FOLDER (13 GB) gets the samples, packed by each engine in its own format, and the engines' caches. Every run is a process
 of its own that begins with an empty cache and reads one pass in batches of 16 of one shape. The server, an example program
@@ -207,7 +207,7 @@ def arguments():
     parser.add_argument("--python", type=pathlib.Path, required=True)
     parser.add_argument("--program", type=pathlib.Path, required=True)
     parser.add_argument("--out", type=pathlib.Path, required=True)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--delays", type=int, nargs="+", default=[0, 20])
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--more-workers", type=int, nargs="*", default=[8])
@@ -272,13 +272,12 @@ def tables_of(args, done, samples):
             return None
         needed = run["latent_bytes"] + run["samples"] * train["text_bytes"] / train["samples"]
         # rectiflow's loader does not stop at the end of a pass: what it asks for again is the next one's.
-        ahead = run["repeated_bytes"] if run["engine"] == "rectiflow" else 0
-        return (run["bytes"] - ahead) / needed
+        return run["distinct_bytes" if run["engine"] == "rectiflow" else "bytes"] / needed
 
     for delay_ms in args.delays:
         parts.append(f"\n{train['samples']:,} samples in {train['buckets']} buckets, {delay_ms} ms a request:\n\n")
-        parts.append("| engine | samples/s | samples a request | fetched / needed | first batch | memory | samples delivered |\n")
-        parts.append("|---|---|---|---|---|---|---|\n")
+        parts.append("| engine | samples/s | by CPU second | samples a request | fetched / needed | first batch | memory | disk | samples delivered |\n")
+        parts.append("|---|---|---|---|---|---|---|---|---|\n")
         for engine in args.engines:
             mine = [
                 run
@@ -287,10 +286,12 @@ def tables_of(args, done, samples):
             ]
             cells = [
                 shown(median(mine, lambda run: run.get("samples_per_sec")), "{:,.0f}"),
+                shown(median(mine, lambda run: run["samples"] / max(run["cpu_secs"], 0.01)), "{:,.0f}"),
                 shown(median(mine, lambda run: run["samples"] / max(run["requests"], 1)), "{:.1f}"),
                 shown(median(mine, amplification), "{:.3f}"),
                 shown(median(mine, lambda run: run.get("first_batch_secs")), "{:.2f} s"),
                 shown(median(mine, lambda run: run["memory_bytes"] / 1e9), "{:.2f} GB"),
+                shown(median(mine, lambda run: run["cache_bytes"] / 1e9), "{:.2f} GB"),
                 ended(mine),
             ]
             parts.append(f"| {NAMES[engine]} | {' | '.join(cells)} |\n")

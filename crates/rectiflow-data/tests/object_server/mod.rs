@@ -68,8 +68,6 @@ pub(crate) struct Served {
     pub(crate) requests: u64,
     /// Bytes of bodies that were sent.
     pub(crate) bytes: u64,
-    /// Those of them whose file and range had been asked for before.
-    pub(crate) repeated_bytes: u64,
     /// Requests of each file and range, in order of their arrival.
     pub(crate) names: Vec<Asked>,
 }
@@ -261,11 +259,7 @@ fn answer(
     }
     file.seek(SeekFrom::Start(range.start))?;
     let sent = send_body(&mut file.take(length), length, fault.as_ref(), out)?;
-    {
-        let mut served = lock(&state.served);
-        served.bytes += sent;
-        served.repeated_bytes += if request.repeat > 0 { sent } else { 0 };
-    }
+    lock(&state.served).bytes += sent;
     match fault {
         Some(Fault::Stall(_)) => wait_for_end(out),
         Some(Fault::Cut(_)) => Ok(false),
