@@ -20,7 +20,7 @@ help:
 	@echo "make study   the demo's comparison at length, on three seeds (half an hour)"
 	@echo 'make peers   compare with diffusers (installs pinned versions into $(PEERS), 1.6 GB)'
 	@echo 'make peers-loaders   the loader beside four others, same samples, same server (installs them into $(LOADERS), 2.5 GB)'
-	@echo 'make mixing  what the order of samples is worth: three orders, three seeds, the tiny model (half an hour)'
+	@echo 'make mixing  what the order of samples is worth: three orders, three seeds, the tiny model (ten minutes)'
 	@echo 'make bench-loaders   the loader: samples a second, time to the first step, from a disk and from an object store'
 
 # One set of packages in every recipe: with another, cargo unifies features differently and compiles much anew.
