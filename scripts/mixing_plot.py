@@ -12,6 +12,7 @@ import statistics
 import sys
 
 import matplotlib
+import matplotlib.ticker
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plot
@@ -43,10 +44,15 @@ def curves(folder, order, seeds, name, smoothed=1):
 def draw(axes, folder, seeds, name, smoothed, title):
     for order, (label, colour) in ORDERS.items():
         samples, losses = curves(folder, order, seeds, name, smoothed)
+        # Seeds differ by a step, since small buckets give smaller micro-batches.
         columns = list(zip(*losses))
+        samples = samples[: len(columns)]
         axes.plot(samples, [statistics.mean(column) for column in columns], color=colour, label=label)
         axes.fill_between(samples, list(map(min, columns)), list(map(max, columns)), color=colour, alpha=0.2, linewidth=0)
     axes.set_yscale("log")
+    axes.set_yticks([0.3, 0.4, 0.6, 0.8, 1.0], minor=False)
+    axes.yaxis.set_major_formatter("{x:.1f}")
+    axes.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
     axes.set_title(title, fontsize=10)
     axes.set_xlabel("samples")
     axes.grid(color="#dfe4ea")
