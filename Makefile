@@ -9,7 +9,7 @@ TESTS = if cargo nextest --version >/dev/null 2>&1; then echo nextest run; else 
 PEERS = .venv-peers
 LOADERS = .venv-loaders
 
-.PHONY: help build test demo fmt lint unit doc docs peers peers-full peers-loaders bench-loaders mixing tiny-base study clean-demo
+.PHONY: help build test demo fmt lint unit doc docs peers peers-full peers-loaders bench-loaders mixing tiny-base study experiments clean-demo
 
 help:
 	@echo 'make build   the binary, target/release/rectiflow'
@@ -18,6 +18,7 @@ help:
 	@echo 'make docs    write the generated pages of docs/ anew'
 	@echo "make tiny-base   train the demo's base model anew (an hour) and pack it"
 	@echo "make study   the demo's comparison at length, on three seeds (half an hour)"
+	@echo 'make experiments   text encoders, objectives, captions: what they are worth on the tiny model (quarter of an hour)'
 	@echo 'make peers   compare with diffusers (installs pinned versions into $(PEERS), 1.6 GB)'
 	@echo 'make peers-loaders   the loader beside four others, same samples, same server (installs them into $(LOADERS), 2.5 GB)'
 	@echo 'make mixing  what the order of samples is worth: three orders, three seeds, the tiny model (ten minutes)'
@@ -79,6 +80,9 @@ tiny-base: build
 
 study: build
 	sh scripts/study.sh
+
+experiments: build
+	sh scripts/experiments.sh
 
 # Five minutes; packs 0.7 GB of synthetic data into target/loader-numbers the first time.
 bench-loaders:

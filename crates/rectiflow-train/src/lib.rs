@@ -7,6 +7,7 @@
 //!
 //! [`run::train`] tells the story from top to bottom.
 
+mod bins;
 pub mod blackbox;
 mod c10d;
 mod changes;
@@ -25,6 +26,7 @@ pub mod findings;
 pub mod flat;
 pub mod gallery;
 pub mod guard;
+pub mod hardware;
 mod keys;
 pub mod lag;
 pub mod launch;
@@ -35,18 +37,24 @@ mod opening;
 pub mod optim;
 mod origin;
 pub mod partition;
+pub mod plan;
+pub mod plan_facts;
+pub mod plan_memory;
 pub mod preview;
 mod pulse;
 pub mod replay;
 mod restore;
 pub mod run;
+pub mod simulate;
 mod snapshots;
 pub mod staged;
 pub mod state;
 mod step;
 mod stopped;
 pub mod testloss;
+pub mod vitals;
 mod watch;
+pub mod work;
 mod workers;
 
 pub use error::{Error, Result};
