@@ -7,18 +7,21 @@ TORCH = LIBTORCH="$$($(PYTHON) scripts/libtorch.py)" || exit 1; export LIBTORCH;
 # nextest shows a failing test sooner; plain `cargo test` does where it is not installed.
 TESTS = if cargo nextest --version >/dev/null 2>&1; then echo nextest run; else echo test; fi
 PEERS = .venv-peers
+LOADERS = .venv-loaders
 
-.PHONY: help build test demo fmt lint unit doc docs peers peers-full bench-loaders tiny-base study experiments clean-demo
+.PHONY: help build test demo fmt lint unit doc docs peers peers-full peers-loaders bench-loaders mixing tiny-base study experiments clean-demo
 
 help:
 	@echo 'make build   the binary, target/release/rectiflow'
 	@echo 'make demo    convert a tiny SDXL to flow matching on the CPU and measure it; report in runs/demo/report.html'
 	@echo 'make test    everything that CI checks, cheapest first'
 	@echo 'make docs    write the generated pages of docs/ anew'
-	@echo 'make tiny-base   train the demo\'s base model anew (an hour) and pack it'
-	@echo 'make study   the demo\'s comparison at length, on three seeds (half an hour)'
+	@echo "make tiny-base   train the demo's base model anew (an hour) and pack it"
+	@echo "make study   the demo's comparison at length, on three seeds (half an hour)"
 	@echo 'make experiments   text encoders, objectives, captions: what they are worth on the tiny model (quarter of an hour)'
 	@echo 'make peers   compare with diffusers (installs pinned versions into $(PEERS), 1.6 GB)'
+	@echo 'make peers-loaders   the loader beside four others, same samples, same server (installs them into $(LOADERS), 2.5 GB)'
+	@echo 'make mixing  what the order of samples is worth: three orders, three seeds, the tiny model (ten minutes)'
 	@echo 'make bench-loaders   the loader: samples a second, time to the first step, from a disk and from an object store'
 
 # One set of packages in every recipe: with another, cargo unifies features differently and compiles much anew.
@@ -60,6 +63,17 @@ peers: build
 peers-full: build
 	@$(TORCH); set -e; cargo build --release -p rectiflow-sdxl --example random_sdxl; \
 	TORCH_USE_RTLD_GLOBAL=1 $(PEERS)/bin/python scripts/peers/full_size.py runs/full-size
+
+# Quarter of an hour on a machine that does nothing else; 13 GB in target/peers-loaders.
+peers-loaders: build
+	$(PYTHON) scripts/peers/environment.py $(LOADERS) scripts/peers/requirements-loaders.txt
+	$(PYTHON) scripts/peers/loaders/compare.py target/peers-loaders --python $(LOADERS)/bin/python \
+	--program target/release/examples/side_by_side --out benches/runs/$$(date +%F)-loaders --page docs/streaming.md
+
+# The plot needs matplotlib, which is in the environment of the loaders.
+mixing: build
+	$(PYTHON) scripts/peers/environment.py $(LOADERS) scripts/peers/requirements-loaders.txt
+	PYTHON=$(LOADERS)/bin/python sh scripts/mixing.sh
 
 tiny-base: build
 	PYTHON=$(PYTHON) sh scripts/tiny_base.sh

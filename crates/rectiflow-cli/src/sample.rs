@@ -167,7 +167,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let list = args.out.join(SAMPLES_FILE);
     fs::write(&list, serde_json::to_string_pretty(&samples)?).with_context(|| format!("{}", list.display()))?;
     let json = json!({ "out": args.out, "grid": grid, "samples": samples, "settings": settings });
-    Ok(Answer::done(format!("{} pictures and {}", drawn.len(), grid.display()), json))
+    Ok(Answer::done(format!("pictures: {}, with {}", drawn.len(), grid.display()), json))
 }
 
 impl Args {
