@@ -155,8 +155,8 @@ impl Live {
             Event::Checkpoint { name, secs, .. } => log::line(&format!("saved {name} in {}", duration(*secs))),
             Event::Guard(act) => self.show_guard(act),
             Event::Preview { name, secs, .. } => log::line(&format!("drew previews/{name} in {}", duration(*secs))),
-            // What went wrong has been logged as an error.
-            Event::SaveFailed { .. } | Event::End { .. } => {}
+            // What went wrong has been logged as an error; vital signs are for the file.
+            Event::SaveFailed { .. } | Event::Vitals(_) | Event::End { .. } => {}
         }
     }
 

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     comm::Comm,
     error::{Error, Result},
-    metrics::lossless,
+    metrics::{VitalsMetrics, lossless},
     step::Passes,
 };
 
@@ -35,6 +35,9 @@ pub struct BlackBox {
     /// Processes that shared the run.
     #[serde(default = "one")]
     pub ranks: usize,
+    /// The vital signs of the model's parts, as they were last taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vitals: Option<VitalsMetrics>,
     /// The last steps, oldest first; the last one is the one that the guard acted on.
     pub steps: Vec<SeenStep>,
 }
@@ -120,12 +123,13 @@ const MAX_FILES: usize = 50;
 pub(crate) struct Recorder {
     folder: PathBuf,
     steps: VecDeque<SeenStep>,
+    vitals: Option<VitalsMetrics>,
 }
 
 impl Recorder {
     /// A recorder for the run in `run_dir`.
     pub(crate) fn new(run_dir: &Path) -> Self {
-        Self { folder: run_dir.join("blackbox"), steps: VecDeque::with_capacity(NUM_STEPS) }
+        Self { folder: run_dir.join("blackbox"), steps: VecDeque::with_capacity(NUM_STEPS), vitals: None }
     }
 
     /// Remembers a step.
@@ -135,6 +139,11 @@ impl Recorder {
         }
         let (loss, gradient_norm) = (passes.loss, passes.gradient_norm);
         self.steps.push_back(SeenStep { step: step.step, loss, gradient_norm, lr, samples: samples_of(step, passes) });
+    }
+
+    /// Remembers the vital signs that were last taken.
+    pub(crate) fn record_vitals(&mut self, vitals: &VitalsMetrics) {
+        self.vitals = Some(vitals.clone());
     }
 
     /// What all ranks remember, on rank 0; elsewhere what this one does.
@@ -173,7 +182,8 @@ impl Recorder {
     ) -> Result<String> {
         let step = steps.last().map_or(0, |step| step.step);
         let (action, reason) = (action.to_owned(), reason.to_owned());
-        let black_box = BlackBox { format: FORMAT, action, reason, recipe, checkpoint, ranks, steps };
+        let vitals = self.vitals.clone();
+        let black_box = BlackBox { format: FORMAT, action, reason, recipe, checkpoint, ranks, vitals, steps };
         let name = format!("step-{:08}-{}.json", step + 1, black_box.action);
         let text = serde_json::to_string_pretty(&black_box).expect("a black box is plain data that JSON can hold");
         let path = self.folder.join(&name);

@@ -7,6 +7,7 @@
 //!
 //! [`run::train`] tells the story from top to bottom.
 
+mod bins;
 pub mod blackbox;
 mod c10d;
 mod changes;
@@ -46,6 +47,7 @@ pub mod state;
 mod step;
 mod stopped;
 pub mod testloss;
+pub mod vitals;
 mod watch;
 mod workers;
 

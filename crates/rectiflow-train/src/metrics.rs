@@ -18,6 +18,7 @@ use crate::{
     comm::Collective,
     error::{Error, Result},
     lag::Slowest,
+    vitals::Vitals,
 };
 
 /// One line of `metrics.jsonl`.
@@ -46,6 +47,8 @@ pub enum Event {
         /// The system's reason.
         reason: String,
     },
+    /// The vital signs of the model's parts were taken.
+    Vitals(VitalsMetrics),
     /// The guard acted.
     Guard(GuardEvent),
     /// Preview pictures were sampled.
@@ -122,6 +125,17 @@ pub struct GuardEvent {
     /// File name below `blackbox/`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub black_box: Option<String>,
+}
+
+/// How the parts of the model look in an update.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct VitalsMetrics {
+    /// Steps done, that of the update included.
+    pub step: u64,
+    /// Each part, in the order of names.
+    pub modules: Vec<Vitals>,
+    /// Losses of the samples trained on since the last look, by noise level.
+    pub training: TableLoss,
 }
 
 /// One update.

@@ -160,8 +160,8 @@ impl Optimizer {
         mean_square += gradient.square() * (1.0 - beta2);
     }
 
-    /// Sum of `g^2 / max(v, eps^2)`, with the second moment after this update and corrected for its start at zero.
-    fn excess(&self, gradients: &Tensor, of: &Part, chunk: &Range<i64>) -> f64 {
+    /// Sum over a chunk of `g^2 / max(v, eps^2)`, with the second moment after this update and corrected for its start at zero.
+    pub(crate) fn excess(&self, gradients: &Tensor, of: &Part, chunk: &Range<i64>) -> f64 {
         let OptimizerConfig { beta2, eps, .. } = self.config;
         let correction = 1.0 - beta2.powf(of.update as f64);
         let mean_square = (part(&self.mean_square, chunk) / correction).clamp_min(eps * eps);
@@ -170,15 +170,20 @@ impl Optimizer {
 
     /// Changes values by both moments.
     fn apply(&self, values: &Tensor, of: &Part, chunk: &Range<i64>, rate: f64) {
-        let OptimizerConfig { beta1, beta2, eps, weight_decay, .. } = self.config;
+        let mut value = part(values, chunk);
+        value *= 1.0 - rate * self.config.weight_decay;
+        value -= self.step(of, chunk, rate);
+    }
+
+    /// What an update at `rate` takes from the values of a chunk, weight decay apart.
+    pub(crate) fn step(&self, of: &Part, chunk: &Range<i64>, rate: f64) -> Tensor {
+        let OptimizerConfig { beta1, beta2, eps, .. } = self.config;
         let correction1 = 1.0 - beta1.powf(of.update as f64);
         let correction2 = (1.0 - beta2.powf(of.update as f64)).sqrt();
-        let mut value = part(values, chunk);
         let mut denominator = part(&self.mean_square, chunk).sqrt();
         denominator /= correction2;
         denominator += eps;
-        value *= 1.0 - rate * weight_decay;
-        value -= part(&self.mean, chunk) / denominator * (rate / correction1);
+        part(&self.mean, chunk) / denominator * (rate / correction1)
     }
 }
 

@@ -128,7 +128,7 @@ fn make(
         Verdict::Rewind { reason, .. } | Verdict::Stop { reason } => (0.0, Some(reason), true),
     };
     if wrong.is_none() {
-        stepper.update(state, step, passes, Rates { norm, lr }, &exchange)?;
+        let _gradients = stepper.update(state, step, passes, Rates { norm, lr }, &exchange)?;
     } else {
         pass(state, step);
     }

@@ -11,6 +11,7 @@ use std::{
 use rectiflow_data::{batch::Step, loader::Loader};
 
 use crate::{
+    bins::Bins,
     blackbox::Recorder,
     checkpoint::{self, Checkpoints, Save, Saved},
     comm::Comm,
@@ -43,6 +44,9 @@ pub struct Outcome {
     pub checkpoint: Option<PathBuf>,
 }
 
+/// Has a step and the state it begins with in its hands.
+pub type BeforeStep<'a> = dyn FnMut(&mut Step, &mut TrainState) + 'a;
+
 /// What may be asked of a run besides its recipe.
 #[derive(Default)]
 pub struct Options<'a> {
@@ -53,7 +57,7 @@ pub struct Options<'a> {
     /// Which of the processes of the run this one is; none: the only one.
     pub launch: Option<Launch>,
     /// Sees each step before it is worked on, and may spoil it: how tests show what the guard does.
-    pub before_step: Option<&'a mut dyn FnMut(&mut Step)>,
+    pub before_step: Option<&'a mut BeforeStep<'a>>,
 }
 
 impl std::fmt::Debug for Options<'_> {
@@ -122,7 +126,7 @@ fn train_together(
         model: &model,
         trained: &trained,
     };
-    let before_step = options.before_step.map(|before_step| before_step as &mut dyn FnMut(&mut Step));
+    let before_step: Option<&mut BeforeStep<'_>> = options.before_step.map(|before_step| before_step as _);
     let mut run = Run::new(parts, before_step, observe)?;
     run.start(acknowledged)?;
     while run.state.position.samples < checked.recipe.train.samples {
@@ -145,6 +149,8 @@ pub(crate) struct Run<'a> {
     pub(crate) guard: GuardState,
     pub(crate) ring: Ring,
     pub(crate) recorder: Recorder,
+    /// Of the samples trained on since the vital signs were last taken.
+    pub(crate) losses: Bins,
     tables: Tables,
     previewer: Previewer,
     template: Saved,
@@ -153,7 +159,7 @@ pub(crate) struct Run<'a> {
     /// Whether the last event could not be written.
     mute: bool,
     observe: &'a mut dyn FnMut(&Event),
-    before_step: Option<&'a mut dyn FnMut(&mut Step)>,
+    before_step: Option<&'a mut BeforeStep<'a>>,
     pub(crate) began: Instant,
     /// What earlier processes worked, as far as it was saved.
     secs_before: f64,
@@ -165,7 +171,7 @@ pub(crate) struct Run<'a> {
 impl<'a> Run<'a> {
     fn new(
         parts: Parts<'a>,
-        before_step: Option<&'a mut dyn FnMut(&mut Step)>,
+        before_step: Option<&'a mut BeforeStep<'a>>,
         observe: &'a mut dyn FnMut(&Event),
     ) -> Result<Self> {
         let Parts { checked, comm, sources, model, .. } = parts;
@@ -188,6 +194,7 @@ impl<'a> Run<'a> {
             guard: GuardState::default(),
             ring: Ring::new(distances),
             recorder: Recorder::new(&recipe.run.dir),
+            losses: Bins::new(recipe.test.bins),
             stepper: Stepper::new(checked, model),
             lag: Lag::default(),
             mute: false,
@@ -266,7 +273,7 @@ impl<'a> Run<'a> {
         let mut step = self.loader.next_step()?;
         let data_secs = began.elapsed().as_secs_f64();
         if let Some(before_step) = &mut self.before_step {
-            before_step(&mut step);
+            before_step(&mut step, &mut self.state);
         }
         let lr = recipe.lr.rate(self.state.position.samples, recipe.train.samples) * self.guard.acts.rate;
         comm.work(|| format!("in the forward and backward passes of step {number}"));
@@ -278,6 +285,9 @@ impl<'a> Run<'a> {
         let (passes, together) = self.exchange.reduce(summed, &self.state.parameters, stop, busy)?;
         self.told_to_stop |= together.stop;
         self.recorder.record(&step, &passes, lr);
+        for &(time, loss) in passes.samples.iter().filter(|(_, loss)| loss.is_finite()) {
+            self.losses.add(time, f64::from(loss), 1.0);
+        }
         let (loss, gradient_norm) = (passes.loss, passes.gradient_norm);
         let groups = self.state.parameters.groups.iter().map(|group| group.component.clone());
         let norm_by_component = groups.zip(passes.norm_by_group.iter().copied().map(Lossless)).collect();

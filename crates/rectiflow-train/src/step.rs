@@ -128,7 +128,7 @@ impl<'a> Stepper<'a> {
     }
 
     /// Makes the update of a step at learning rate `lr`, its gradient scaled down to `norm` or the recipe's limit, the
-    /// smaller one, where it is larger.
+    /// smaller one, where it is larger. Gives the gradient that the update was made with.
     pub(crate) fn update(
         &self,
         state: &mut TrainState,
@@ -136,7 +136,7 @@ impl<'a> Stepper<'a> {
         passes: Passes,
         Rates { norm, lr }: Rates,
         exchange: &Exchange,
-    ) -> Result<()> {
+    ) -> Result<Tensor> {
         let Passes { gradient_norm, mut gradients, .. } = passes;
         let norm = norm.min(self.clip_norm);
         if gradient_norm > norm {
@@ -153,7 +153,7 @@ impl<'a> Stepper<'a> {
         if let (Some(average), Some(keep)) = (&state.average, keep) {
             ema::follow(average, &values, keep, &self.workers);
         }
-        Ok(())
+        Ok(gradients)
     }
 
     /// The (weighted) mean squared error of each sample, `[n]` fp32; samples of weight 0 have 0.

@@ -3,16 +3,18 @@
 //! The verdict is made from numbers that are the same on all ranks, so that all of them do the same thing.
 
 use rectiflow_data::batch::Step;
+use tch::Tensor;
 
 use crate::{
+    bins::Bins,
     error::{Error, Result},
     guard::{GuardConfig, Observation, Verdict},
-    metrics::{Event, GuardEvent},
+    metrics::{Event, GuardEvent, VitalsMetrics},
     run::Run,
     snapshots,
     state::Position,
     step::{Passes, Rates, pass},
-    stopped,
+    stopped, vitals,
 };
 
 impl Run<'_> {
@@ -55,10 +57,25 @@ impl Run<'_> {
     }
 
     fn update(&mut self, step: &Step, passes: Passes, rates: Rates) -> Result<()> {
-        self.stepper.update(&mut self.state, step, passes, rates, &self.exchange)?;
+        let gradients = self.stepper.update(&mut self.state, step, passes, rates, &self.exchange)?;
+        let every = self.parts.checked.recipe.guard.vitals_every_updates;
+        if every > 0 && self.state.position.update.is_multiple_of(every) {
+            self.take_vitals(&gradients, rates.lr)?;
+        }
         if !self.guard.is_suspicious() {
             self.ring.keep(&self.state, &self.guard.normal);
         }
+        Ok(())
+    }
+
+    /// Writes down how the parts of the model look in the update just made.
+    fn take_vitals(&mut self, gradients: &Tensor, lr: f64) -> Result<()> {
+        let modules = vitals::measure(&self.state, gradients, lr, &self.stepper.ratios, &self.exchange)?;
+        let losses = std::mem::replace(&mut self.losses, Bins::new(self.parts.checked.recipe.test.bins));
+        let training = losses.of_all(self.parts.comm)?.means();
+        let vitals = VitalsMetrics { step: self.state.position.cursor, modules, training };
+        self.recorder.record_vitals(&vitals);
+        self.emit(Event::Vitals(vitals));
         Ok(())
     }
 

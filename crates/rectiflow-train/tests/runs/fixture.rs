@@ -26,6 +26,7 @@ use rectiflow_train::{
     launch::Launch,
     metrics::Event,
     run::{Options, Outcome, train},
+    state::TrainState,
 };
 
 const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/tiny-sdxl");
@@ -155,7 +156,7 @@ pub(crate) fn run_ranks(recipes: &[Checked], spoil: impl Fn(usize, &mut Step) + 
         let place = RankOf { rank, ranks };
         let (host, attempt) = ("127.0.0.1".to_owned(), String::new());
         let launch = Launch { rank: place, local_rank: rank, host, port, store_is_launchers: false, attempt };
-        let mut before_step = |step: &mut Step| spoil(rank, step);
+        let mut before_step = |step: &mut Step, _: &mut TrainState| spoil(rank, step);
         let launch = Some(launch).filter(|_| ranks > 1);
         let options = Options { before_step: Some(&mut before_step), launch, ..Options::default() };
         run_with(checked, options, |_| {})
@@ -169,7 +170,12 @@ pub(crate) fn run_ranks(recipes: &[Checked], spoil: impl Fn(usize, &mut Step) + 
 
 /// Trains on steps that `spoil` has had in its hands; steps count from 1, as in the log.
 pub(crate) fn run_spoilt(checked: &Checked, mut spoil: impl FnMut(u64, &mut Step)) -> Ran {
-    let mut before_step = |step: &mut Step| spoil(step.step + 1, step);
+    run_disturbed(checked, |step, _| spoil(step.step + 1, step))
+}
+
+/// Trains on steps and with a state that `disturb` has had in its hands.
+pub(crate) fn run_disturbed(checked: &Checked, mut disturb: impl FnMut(&mut Step, &mut TrainState)) -> Ran {
+    let mut before_step = |step: &mut Step, state: &mut TrainState| disturb(step, state);
     let options = Options { before_step: Some(&mut before_step), ..Options::default() };
     run_with(checked, options, |_| {})
 }
