@@ -217,8 +217,8 @@ impl Comm {
         self.reduce_scatter_from((vector.kind(), vector.device()), partition, &fill, &add)
     }
 
-    /// As [`Self::reduce_scatter`] of a vector of this kind that need not exist as a whole: `fill` writes a range of it
-    /// into a place, `take` is given the sum of a range of this rank's part.
+    /// As [`Self::reduce_scatter`] of a vector of this kind that need not exist as a whole: `fill` writes a range of it,
+    /// all of it, into a place, `take` is given the sum of a range of this rank's part.
     ///
     /// # Errors
     /// [`Error::Collective`].
