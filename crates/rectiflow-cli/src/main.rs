@@ -17,6 +17,7 @@ mod local_ranks;
 mod log;
 mod model_card;
 mod numbers;
+mod plan;
 mod plot;
 mod prep;
 mod progress;
@@ -54,6 +55,7 @@ struct Cli {
 enum Command {
     Prep(prep::Args),
     Inspect(inspect::Args),
+    Plan(plan::Args),
     Train(train::Args),
     Eval(eval::Args),
     Replay(replay::Args),
@@ -80,6 +82,7 @@ fn run(command: Command) -> anyhow::Result<Answer> {
     match command {
         Command::Prep(args) => prep::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Plan(args) => plan::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Replay(args) => replay::run(&args),

@@ -47,6 +47,13 @@ pub(crate) fn bytes(count: u64) -> String {
     }
 }
 
+/// Arithmetic: "812 FLOP", "3.4 GFLOP", "20.4 TFLOP".
+pub(crate) fn flops(count: f64) -> String {
+    const UNITS: [&str; 8] = ["", "k", "M", "G", "T", "P", "E", "Z"];
+    let thousands = (count.max(1.0).log10() / 3.0).floor().clamp(0.0, 7.0);
+    format!("{} {}FLOP", short(count / 1000f64.powf(thousands), 3), UNITS[thousands as usize])
+}
+
 /// At most `digits` significant digits, without trailing zeros: 0.00010, 3 -> "0.0001".
 pub(crate) fn short(value: f64, digits: usize) -> String {
     if value == 0.0 || !value.is_finite() {
@@ -118,6 +125,7 @@ mod tests {
         assert_eq!(duration(f64::NAN), "?");
         assert_eq!([0.05, 200.0, 20_000.0, 1.5e6].map(tick), ["0.05", "200", "20k", "1.5M"]);
         assert_eq!([812, 3_400, 999_600, 512_000_000].map(bytes), ["812 B", "3.4 kB", "1.0 MB", "512 MB"]);
+        assert_eq!([812.0, 2.0352e13, 3.05e21].map(flops), ["812 FLOP", "20.4 TFLOP", "3.05 ZFLOP"]);
         assert_eq!(
             [0.0001, 1.5e-9, 12.3456, 20_000.0, 3e8].map(|v| short(v, 3)),
             ["0.0001", "1.5e-9", "12.3", "20000", "3e8"]

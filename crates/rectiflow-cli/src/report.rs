@@ -17,7 +17,7 @@ use serde_json::json;
 
 use crate::{
     answer::Answer,
-    numbers::{bytes, duration, grouped, short},
+    numbers::{bytes, duration, flops, grouped, short},
     plot::{COLOURS_DARK, COLOURS_LIGHT, escape},
     report_charts,
     run_record::{RunRecord, Sampled},
@@ -198,6 +198,13 @@ fn numbers(record: &RunRecord) -> String {
             rows.push(("Test loss at the end", short(test.loss, 4)));
         }
         rows.push(("Samples a second", short(last.samples as f64 / secs.max(1e-9), 3)));
+        let speed = record.steps.iter().map(|step| step.flops as f64).sum::<f64>() / secs.max(1e-9);
+        if speed > 0.0 {
+            rows.push(("Arithmetic of training", format!("{}/s", flops(speed))));
+        }
+        if let Some(peak) = record.starts.iter().find_map(|start| start.peak_flops) {
+            rows.push(("MFU, share of the GPU's bf16 peak", format!("{} %", short(100.0 * speed / peak, 3))));
+        }
         rows.push(("Time spent waiting for data", format!("{} %", short(100.0 * waiting, 2))));
     }
     rows.push(("Checkpoints written", format!("{} in {}", record.checkpoints.0, duration(record.checkpoints.1))));

@@ -15,7 +15,7 @@ use signal_hook::consts::SIGTERM;
 use crate::{
     answer::{Answer, Misuse},
     local_ranks, log,
-    numbers::{bytes, duration, grouped, short},
+    numbers::{bytes, duration, flops, grouped, short},
     progress::Progress,
     signals::StopSignal,
 };
@@ -123,6 +123,10 @@ struct Live {
     loss: Option<f64>,
     /// Part of the time that goes by waiting for data.
     waiting: Option<f64>,
+    /// FLOP/s.
+    speed: Option<f64>,
+    /// What the GPU could do at best, in FLOP/s.
+    peak: Option<f64>,
     test: Option<f64>,
     /// What the guard has done, in words.
     guard: String,
@@ -139,6 +143,8 @@ impl Live {
             bar: None,
             loss: None,
             waiting: None,
+            speed: None,
+            peak: checked.peak_flops(),
             test: None,
             guard: guard.to_owned(),
             skips: 0,
@@ -229,6 +235,7 @@ impl Live {
             follow(&mut self.loss, step.loss);
         }
         follow(&mut self.waiting, step.data_secs / step.secs.max(1e-9));
+        follow(&mut self.speed, step.flops_per_sec());
         let note = self.note(step);
         if let Some(bar) = &mut self.bar {
             bar.set(step.samples, &note);
@@ -247,6 +254,7 @@ impl Live {
         if let Some(test) = self.test {
             note += &format!(", test loss {}", short(test, 4));
         }
+        note += &format!(", {}", arithmetic(self.speed.unwrap_or(0.0), self.peak));
         note += &format!(", {:.0}% waiting for data, {}", 100.0 * self.waiting.unwrap_or(0.0), self.guard);
         if let Some(slowest) = step.ranks.as_ref().and_then(|ranks| ranks.slowest) {
             note += &format!(", rank {} is {:.0}% slower than the others", slowest.rank, 100.0 * slowest.lag);
@@ -272,6 +280,14 @@ impl Live {
     }
 }
 
+/// How much of the hardware is used: as a share of what it could do at best where that is known.
+fn arithmetic(speed: f64, peak: Option<f64>) -> String {
+    match peak {
+        Some(peak) => format!("MFU {:.1}%", 100.0 * speed / peak),
+        None => format!("{}/s", flops(speed)),
+    }
+}
+
 /// Moves a running mean towards its newest number.
 fn follow(mean: &mut Option<f64>, newest: f64) {
     let old = mean.unwrap_or(newest);
@@ -289,6 +305,8 @@ mod tests {
             bar: None,
             loss: None,
             waiting: None,
+            speed: None,
+            peak: None,
             test: Some(0.25),
             guard: "guard quiet".into(),
             skips: 0,
@@ -305,14 +323,17 @@ mod tests {
             lr: 1e-4,
             secs: 2.0,
             data_secs: 0.5,
+            flops: 3_000_000_000_000,
             applied: true,
             spent: Some(3.456),
             ranks: None,
         };
         live.show_step(&step);
-        let line = "step 7, loss 0.5, gradient 1.25, lr 0.0001, test loss 0.25, 25% waiting for data, guard quiet, \
+        let line = "step 7, loss 0.5, gradient 1.25, lr 0.0001, test loss 0.25, 1.5 TFLOP/s, 25% waiting for data, guard quiet, \
                     spent 3.46";
         assert_eq!(live.note(&step), line);
+        live.peak = Some(989.4e12);
+        assert!(live.note(&step).contains(", MFU 0.2%, "), "{}", live.note(&step));
         // A step that was passed over says nothing about the loss.
         live.show_guard(&GuardEvent {
             step: 8,

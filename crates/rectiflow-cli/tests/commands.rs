@@ -32,6 +32,9 @@ fn json(output: &Output) -> Value {
     serde_json::from_str(text.lines().last().expect("something is printed")).expect("the last line is JSON")
 }
 
+/// A run that somebody has paid for; neither its data nor its model are here.
+const ARTICLE: &str = "../../recipes/sdxl-flow-32xh100.toml";
+
 /// Arguments, exit code, and what standard error must hold. Each is a mistake that a newcomer makes.
 const MISTAKES: &[(&[&str], i32, &[&str])] = &[
     (&[], 2, &["Usage: rectiflow", "train", "sample"]),
@@ -55,6 +58,13 @@ const MISTAKES: &[(&[&str], i32, &[&str])] = &[
     (&["inspect", "ftp://host/data"], 2, &["ftp://host/data", "s3://"]),
     (&["bench", "loader", "no/such/dataset"], 1, &["no/such/dataset", "manifest.json"]),
     (&["bench", "loader", "d", "--mode", "owned"], 2, &["owned", "window"]),
+    (&["plan", "no-such-recipe.toml", "--hardware", "h100-sxm"], 1, &["no-such-recipe.toml"]),
+    (&["plan", ARTICLE, "--hardware", "h100sxm"], 2, &["h100sxm", "did you mean h100-sxm?"]),
+    (&["plan", ARTICLE, "--network", "ib"], 2, &["network", "ib-400", "eth-100"]),
+    (&["plan", ARTICLE, "--mfu", "1.5"], 2, &["--mfu", "at most 1"]),
+    (&["plan", ARTICLE, "--gpus", "0"], 2, &["--gpus"]),
+    (&["plan", ARTICLE, "--gpus", "65"], 2, &["65 ranks cannot share 64 lanes", "lanes = 128"]),
+    (&["plan", "../../recipes/demo.toml"], 2, &["--hardware", "run.hardware", "h100-sxm"]),
     (&["train", "no-such-recipe.toml"], 1, &["no-such-recipe.toml"]),
     (&["eval", "no-such-recipe.toml"], 2, &["--checkpoint"]),
     (&["eval", "no-such-recipe.toml", "--checkpoint", "c"], 1, &["no-such-recipe.toml"]),
@@ -89,6 +99,63 @@ const MISTAKES: &[(&[&str], i32, &[&str])] = &[
     (&["bench", "sample", "--model", "nowhere", "--dtype", "fp16"], 2, &["fp32", "bf16"]),
     (&["report", "no/such/run"], 1, &["no/such/run", "metrics.jsonl"]),
 ];
+
+/// 150 million samples in 139 hours on 32 H100s, 31 GB a GPU, $16k.
+#[test]
+fn a_plan_comes_to_what_the_published_run_took() {
+    let output = rectiflow(&["plan", ARTICLE, "--gpus", "32", "--json"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let plan = json(&output);
+    let number = |pointer: &str| plan.pointer(pointer).and_then(Value::as_f64).unwrap_or_else(|| panic!("{pointer}"));
+    let near = |pointer: &str, expected: f64| {
+        let found = number(pointer);
+        assert!((found / expected - 1.0).abs() < 0.005, "{pointer}: found {found}, expected {expected}");
+    };
+    near("/time/hours", 138.5);
+    near("/time/gpu_hours", 4433.0);
+    near("/time/money", 16_620.0);
+    near("/time/mfu", 0.1937);
+    near("/time/samples_per_sec", 300.8);
+    near("/time/steps", 36_622.0);
+    near("/storage/bytes_per_sec", 300.8 * 132_072.0);
+    near("/memory_bytes", 31.6e9);
+    assert!(number("/time/simulated_hours") < number("/time/hours"));
+    let text = stdout(&rectiflow(&["plan", ARTICLE, "--gpus", "32"]));
+    for said in ["datasets/photos cannot be read", "models/sdxl-base-1.0 is not there", "published run", "--mfu"] {
+        assert!(text.contains(said), "{said} is not in\n{text}");
+    }
+}
+
+#[test]
+fn every_recipe_can_be_planned() {
+    let recipes = fs::read_dir("../../recipes").unwrap().map(|entry| entry.unwrap().path());
+    let recipes: Vec<_> = recipes.filter(|path| path.extension().is_some_and(|ending| ending == "toml")).collect();
+    assert!(!recipes.is_empty());
+    for recipe in recipes {
+        let output = rectiflow(&["plan", recipe.to_str().unwrap(), "--hardware", "a100-80gb", "--json"]);
+        assert!(output.status.success(), "{}: {}", recipe.display(), stderr(&output));
+        assert!(json(&output)["time"]["hours"].as_f64().unwrap() > 0.0);
+    }
+}
+
+/// More of the same GPUs take less time, never less money; a slower network costs both.
+#[test]
+fn a_plan_follows_what_it_is_asked() {
+    let hours = |more: &[&str]| {
+        let output = rectiflow(&[&["plan", ARTICLE, "--json", "--mfu", "0.3"], more].concat());
+        let time = json(&output)["time"].clone();
+        (time["hours"].as_f64().unwrap(), time["gpu_hours"].as_f64().unwrap())
+    };
+    let (alone, eight, many) = (hours(&["--gpus", "1"]), hours(&["--gpus", "8"]), hours(&["--gpus", "64"]));
+    assert!(alone.0 > eight.0 && eight.0 > many.0 && alone.1 <= eight.1 && eight.1 <= many.1);
+    let slow = hours(&["--gpus", "64", "--network", "eth-100"]);
+    assert!(slow.0 > many.0);
+    let each = hours(&["--gpus", "64", "--network", "eth-100", "--set", "ranks.sharding='each'"]);
+    assert!(each.0 > slow.0, "gradients that cross a slow network once a step cost less");
+    let small = rectiflow(&["plan", ARTICLE, "--hardware", "rtx-4090", "--json"]);
+    let warnings = json(&small)["warnings"].to_string();
+    assert!(warnings.contains("does not fit") && warnings.contains("train.micro_batch"), "{warnings}");
+}
 
 #[test]
 fn mistakes_are_explained_and_have_the_right_exit_code() {

@@ -18,6 +18,7 @@ pub mod discrete;
 pub mod durable;
 pub mod error;
 pub mod export;
+pub mod flops;
 pub mod flow;
 mod foreign;
 pub mod forward;
@@ -43,6 +44,7 @@ pub mod unet;
 mod unet_blocks;
 pub mod unipc;
 pub mod vae;
+pub mod walk;
 pub mod weights;
 pub mod workflow;
 

@@ -21,7 +21,7 @@ impl Change {
     pub(crate) fn is_harmless(&self) -> bool {
         let key = self.key.as_str();
         let sections = ["test.", "checkpoint.", "preview.", "prep.", "guard.", "ranks."];
-        let keys = ["run.dir", "run.device", "run.price_per_hour", "train.samples"];
+        let keys = ["run.dir", "run.device", "run.hardware", "run.price_per_hour", "train.samples"];
         sections.iter().any(|section| key.starts_with(section))
             || keys.contains(&key)
             || (key.starts_with("data[") && key.ends_with("].path"))

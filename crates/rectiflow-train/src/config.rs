@@ -26,6 +26,7 @@ use crate::{
     ema::EmaConfig,
     error::{Error, Result},
     guard::GuardConfig,
+    hardware::hardware,
     keys::{missing_keys, take_unknown_keys},
     launch::RanksConfig,
     lr::LrConfig,
@@ -98,6 +99,9 @@ pub struct RunConfig {
     pub cache_dir: Option<PathBuf>,
     /// GiB that `cache_dir` may take; a hard limit. What does not fit comes over the network in every epoch.
     pub cache_gib: Option<u64>,
+    /// The GPU that the run is on, so that the live line and the log can say what part of its peak is used: `h100-sxm`,
+    /// `h200-sxm`, `a100-80gb`, `rtx-4090` and others that `rectiflow plan --hardware` lists.
+    pub hardware: Option<String>,
     /// What an hour of all machines costs, in any currency: the live line and the log then say what was spent.
     pub price_per_hour: Option<f64>,
 }
@@ -433,12 +437,15 @@ impl Recipe {
     }
 
     fn run_problems(&self) -> Vec<(String, String)> {
-        let RunConfig { cache_dir, cache_gib, .. } = &self.run;
-        match (cache_dir, cache_gib) {
+        let RunConfig { cache_dir, cache_gib, hardware: name, .. } = &self.run;
+        let mut problems = match (cache_dir, cache_gib) {
             (Some(_), None) => vec![("run.cache_gib".into(), "expected a number, since run.cache_dir is given".into())],
             (None, Some(_)) => vec![("run.cache_dir".into(), "expected a folder, since run.cache_gib is given".into())],
             _ => Vec::new(),
-        }
+        };
+        let unknown = name.as_ref().and_then(|name| hardware(name).err());
+        problems.extend(unknown.map(|error| ("run.hardware".into(), error.to_string())));
+        problems
     }
 
     fn train_problems(&self) -> Vec<(String, String)> {
@@ -472,6 +479,12 @@ impl Checked {
     /// Samples a step, at most: ragged micro-batches of small buckets hold fewer.
     pub fn batch(&self) -> u64 {
         (self.order.micro_batch * self.order.micro_batches) as u64
+    }
+
+    /// Peak of the GPU that the run is on, in FLOP/s; none on a processor, or where the recipe does not name it.
+    pub fn peak_flops(&self) -> Option<f64> {
+        let name = self.recipe.run.hardware.as_ref().filter(|_| self.device.is_cuda())?;
+        Some(hardware(name).ok()?.peak_flops)
     }
 }
 
@@ -596,10 +609,18 @@ mod tests {
 
     #[test]
     fn every_problem_is_in_the_one_report() {
-        let overrides =
-            ["train.samples=0", "train.micro_batch=0", "optimizer.beta2=1.0", "run.device=tpu", "data.repeats=-1"];
+        let overrides = [
+            "train.samples=0",
+            "train.micro_batch=0",
+            "optimizer.beta2=1.0",
+            "run.device=tpu",
+            "data.repeats=-1",
+            "run.hardware=h100",
+        ];
         let found = problems(RECIPE, &overrides).join("\n");
-        for key in ["train.samples", "train.micro_batch", "optimizer.beta2", "run.device", "data[0].repeats"] {
+        for key in
+            ["train.samples", "train.micro_batch", "optimizer.beta2", "run.device", "run.hardware", "data[0].repeats"]
+        {
             assert!(found.contains(&format!("{key}: ")), "{key} is missing in\n{found}");
         }
     }

@@ -99,6 +99,9 @@ pub struct Start {
     /// Host memory that the guard's snapshots take once all are there, in bytes.
     #[serde(default)]
     pub snapshot_bytes: u64,
+    /// Peak of the GPU that this process calculates on, dense bf16, in FLOP/s; none where the recipe does not name it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_flops: Option<f64>,
     /// Processes that share the run.
     #[serde(default = "one")]
     pub ranks: usize,
@@ -162,6 +165,10 @@ pub struct StepMetrics {
     pub secs: f64,
     /// Seconds of them spent waiting for data.
     pub data_secs: f64,
+    /// Arithmetic of this process's part of the step by the models' own count, in FLOP: what recomputation adds is not in
+    /// it.
+    #[serde(default)]
+    pub flops: u64,
     /// Whether the update was made; the guard passes over some steps.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub applied: bool,
@@ -187,6 +194,13 @@ pub struct RankMetrics {
     /// The slowest rank, where it lags by more than a tenth.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slowest: Option<Slowest>,
+}
+
+impl StepMetrics {
+    /// FLOP/s of the step, waiting included.
+    pub fn flops_per_sec(&self) -> f64 {
+        self.flops as f64 / self.secs.max(1e-9)
+    }
 }
 
 fn yes() -> bool {
@@ -340,6 +354,7 @@ mod tests {
             lr: 1e-4,
             secs: 0.5,
             data_secs: 0.0,
+            flops: 1 << 40,
             applied: true,
             spent: None,
             ranks: None,

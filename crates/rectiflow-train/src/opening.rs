@@ -254,6 +254,7 @@ impl Parts<'_> {
             branched_from,
             changes,
             snapshot_bytes,
+            peak_flops: self.checked.peak_flops(),
             ranks,
             idle_share: loader.order().idle_share(ranks),
         }

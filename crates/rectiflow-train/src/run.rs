@@ -31,6 +31,7 @@ use crate::{
     step::Stepper,
     testloss::{Losses, Tables},
     watch::snapshot_distances,
+    work::Configs,
 };
 
 /// How a run was left.
@@ -313,6 +314,7 @@ impl<'a> Run<'a> {
             lr,
             secs,
             data_secs,
+            flops: Configs::of(self.parts.model).step_flops(&recipe.train, &step),
             applied,
             spent: recipe.run.price_per_hour.map(|price| price * self.secs() / 3600.0),
             ranks,

@@ -1,0 +1,151 @@
+//! The UNet's blocks in the order in which they run, with the sizes they run at, from the configuration alone. Pure.
+//!
+//! What calculations about a UNet that is not there have in common: its FLOPs (`flops`), what it keeps for the way back.
+
+use crate::config::{LevelConfig, UNetConfig};
+
+/// One block and the size it works at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Block {
+    /// What it is.
+    pub kind: BlockKind,
+    /// Height and width of its output.
+    pub size: [i64; 2],
+    /// How many of them follow one another.
+    pub repeats: u64,
+}
+
+/// What a block is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BlockKind {
+    /// A 3x3 convolution between blocks: at both ends, and where the size changes.
+    Conv {
+        /// Channels of its input and output.
+        channels: [i64; 2],
+    },
+    /// Two convolutions around a skip.
+    Resnet {
+        /// Channels of its input and output.
+        channels: [i64; 2],
+    },
+    /// The projections at the entrance and the exit of a transformer.
+    Projections {
+        /// Channels of the pixels and the tokens.
+        channels: i64,
+    },
+    /// A transformer layer: self-attention, attention to the text, MLP.
+    Layer {
+        /// Channels of a token.
+        channels: i64,
+        /// Channels of a token of the text.
+        context_dim: i64,
+    },
+}
+
+/// The blocks that a forward pass over latents of `size` (height, width) runs.
+pub fn unet_blocks(config: &UNetConfig, size: [i64; 2]) -> Vec<Block> {
+    let sizes = level_sizes(config, size);
+    let finest = config.down[0].channels;
+    let mut walk = Walk { blocks: Vec::new() };
+    walk.conv([config.in_channels, finest], size);
+    for (i, level) in config.down.iter().enumerate() {
+        let above = config.down[i.saturating_sub(1)].channels;
+        walk.level(level, sizes[i], |j| if j == 0 { above } else { level.channels });
+        if let Some(&smaller) = sizes.get(i + 1) {
+            walk.conv([level.channels; 2], smaller);
+        }
+    }
+    walk.mid(&config.mid, sizes[sizes.len() - 1]);
+    for (i, level) in config.up.iter().enumerate() {
+        let below = config.up[i.saturating_sub(1)].channels;
+        let above = config.up[(i + 1).min(config.up.len() - 1)].channels;
+        let inputs = |j| if j == 0 { below } else { level.channels };
+        let skipped = |j| if j + 1 == level.num_resnets { above } else { level.channels };
+        let depth = sizes.len() - 1 - i;
+        walk.level(level, sizes[depth], |j| inputs(j) + skipped(j));
+        if depth > 0 {
+            walk.conv([level.channels; 2], sizes[depth - 1]);
+        }
+    }
+    walk.conv([finest, config.out_channels], size);
+    walk.blocks
+}
+
+/// Height and width at each level, the finest first; the way up has the same.
+fn level_sizes(config: &UNetConfig, size: [i64; 2]) -> Vec<[i64; 2]> {
+    // Padding 0 pads one pixel at the right and the bottom only; see `layers::Downsample`.
+    let padding = if config.downsample_padding == 0 { 1 } else { 2 * config.downsample_padding };
+    let half = |n: i64| (n + padding - 3) / 2 + 1;
+    let mut sizes = vec![size];
+    while sizes.len() < config.down.len() {
+        sizes.push(sizes[sizes.len() - 1].map(half));
+    }
+    sizes
+}
+
+struct Walk {
+    blocks: Vec<Block>,
+}
+
+impl Walk {
+    fn push(&mut self, kind: BlockKind, size: [i64; 2]) {
+        self.blocks.push(Block { kind, size, repeats: 1 });
+    }
+
+    fn conv(&mut self, channels: [i64; 2], size: [i64; 2]) {
+        self.push(BlockKind::Conv { channels }, size);
+    }
+
+    /// The residual blocks of a level, each with its transformer; `inputs` are the channels that each is given.
+    fn level(&mut self, level: &LevelConfig, size: [i64; 2], inputs: impl Fn(usize) -> i64) {
+        for i in 0..level.num_resnets {
+            self.push(BlockKind::Resnet { channels: [inputs(i), level.channels] }, size);
+            if let Some(&num_layers) = level.transformer_layers.get(i) {
+                self.transformer(level, num_layers, size);
+            }
+        }
+    }
+
+    fn mid(&mut self, level: &LevelConfig, size: [i64; 2]) {
+        let resnet = BlockKind::Resnet { channels: [level.channels; 2] };
+        self.push(resnet, size);
+        self.transformer(level, level.transformer_layers[0], size);
+        self.push(resnet, size);
+    }
+
+    fn transformer(&mut self, level: &LevelConfig, num_layers: usize, size: [i64; 2]) {
+        self.push(BlockKind::Projections { channels: level.channels }, size);
+        let kind = BlockKind::Layer { channels: level.channels, context_dim: level.context_dim };
+        self.blocks.push(Block { kind, size, repeats: num_layers as u64 });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{bundle::sdxl_configs, model::Component};
+
+    #[test]
+    fn sdxl_has_the_blocks_that_its_paper_draws() {
+        let json = sdxl_configs().remove(&Component::UNet).expect("there is one for every component");
+        let config = UNetConfig::from_json(json, "SDXL").expect("it is valid");
+        let blocks = unet_blocks(&config, [128, 96]);
+        let resnets = blocks.iter().filter(|block| matches!(block.kind, BlockKind::Resnet { .. })).count();
+        assert_eq!(resnets, 6 + 2 + 9);
+        let layers = |size| -> u64 {
+            let at = blocks.iter().filter(|b| matches!(b.kind, BlockKind::Layer { .. }) && b.size == size);
+            at.map(|block| block.repeats).sum()
+        };
+        assert_eq!([layers([128, 96]), layers([64, 48]), layers([32, 24])], [0, 4 + 6, 20 + 10 + 30]);
+        assert_eq!(blocks.last().map(|block| block.kind), Some(BlockKind::Conv { channels: [320, 4] }));
+    }
+
+    #[test]
+    fn odd_sizes_are_rounded_up_on_the_way_down_and_come_back() {
+        let json = sdxl_configs().remove(&Component::UNet).expect("there is one for every component");
+        let config = UNetConfig::from_json(json, "SDXL").expect("it is valid");
+        assert_eq!(level_sizes(&config, [13, 18]), [[13, 18], [7, 9], [4, 5]]);
+        let sizes: Vec<_> = unet_blocks(&config, [13, 18]).iter().map(|block| block.size).collect();
+        assert_eq!(sizes.last(), Some(&[13, 18]));
+    }
+}

@@ -1,0 +1,282 @@
+//! What a plan is made of: the model's sizes and the data's, read where they are and named as assumptions where not.
+//!
+//! Of a model only the `config.json` files are read, of a data set the manifest and the block table.
+
+use std::{path::Path, sync::Arc};
+
+use rectiflow_data::{
+    batch::Source,
+    dataset::{BucketShape, Dataset, MEMORY_BYTES},
+    lanes::amplification,
+    loader::Loader,
+    manifest::{BLOCK_ROWS, Split},
+    order::{BucketRows, DataShape, Mode, Order, OrderSettings, RankOf},
+};
+use rectiflow_sdxl::{
+    bundle::sdxl_configs,
+    clip::ClipText,
+    config::{ClipConfig, UNetConfig, VaeConfig, read_object},
+    model::Component,
+    unet::UNet,
+    vae::Vae,
+    weights::Weights,
+};
+use serde::Serialize;
+
+use crate::{checkpoint::Components, config::Checked, error::Result, plan_memory::Parameters, work::Configs};
+
+/// Facts about a run.
+#[derive(Debug)]
+pub struct Facts {
+    /// The UNet's sizes.
+    pub unet: UNetConfig,
+    /// Parameters by what is done with them.
+    pub parameters: Parameters,
+    /// Which samples make up a step; of a data set that is not there, only what does not depend on it.
+    pub order: Order,
+    /// Height and width of latents, and the share of samples that have them.
+    pub latents: Vec<([i64; 2], f64)>,
+    /// What is read.
+    pub data: DataFacts,
+    /// Bytes that a rank reads ahead by default.
+    pub read_ahead_bytes: u64,
+    /// What could not be read and was assumed, a sentence each.
+    pub assumptions: Vec<String>,
+    sample_flops: f64,
+}
+
+/// The data sets, together.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct DataFacts {
+    /// Training samples; none of data that are not there.
+    pub num_train: Option<u64>,
+    /// Bytes of latents and text of a sample, on average.
+    pub sample_bytes: f64,
+    /// How often each byte is read in an epoch.
+    pub amplification: f64,
+    /// Where they come from.
+    pub from: ReadFrom,
+}
+
+/// Where bytes come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReadFrom {
+    /// A disk of the machine, or one that it has mounted.
+    Disk,
+    /// The network, once: they are kept in memory or on a disk.
+    NetworkOnce,
+    /// The network, in every epoch.
+    Network,
+}
+
+/// What is read from storage.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Storage {
+    /// Where it comes from.
+    pub from: ReadFrom,
+    /// Bytes a second, all ranks together, while it is read.
+    pub bytes_per_sec: f64,
+    /// Requests a second at most, all ranks together: a request is for 32 samples or more.
+    pub requests_per_sec: f64,
+    /// Passes over the data; none of data that are not there.
+    pub epochs: Option<f64>,
+    /// Bytes that are read in the run; none where that depends on data that are not there.
+    pub run_bytes: Option<f64>,
+}
+
+/// A sample's text where none can be looked at.
+const ASSUMED_TEXT_BYTES: f64 = 1000.0;
+/// A bucket where there is no data set.
+const ASSUMED_PX: u32 = 1024;
+
+impl Facts {
+    /// Reads what there is. `num_chunks`: 75-token chunks of a prompt.
+    ///
+    /// # Errors
+    /// [`crate::Error::Model`] for a model whose configurations cannot be used, [`crate::Error::Data`] for recipes whose
+    /// order cannot be.
+    pub fn read(checked: &Checked, ranks: usize, num_chunks: u64) -> Result<Self> {
+        let mut assumptions = Vec::new();
+        let model = ModelFacts::read(&checked.recipe.model.base, &mut assumptions)?;
+        let parameters = model.parameters(checked);
+        let data = ReadData::read(checked, ranks, &model.vae, &mut assumptions)?;
+        let configs = Configs { unet: &model.unet, clip_l: &model.clip_l, clip_g: &model.clip_g };
+        let text = num_chunks * configs.text_flops(&checked.recipe.train);
+        let of = |(size, share): &([i64; 2], f64)| (configs.unet_flops(*size, num_chunks) + text) as f64 * share;
+        let sample_flops = data.latents.iter().map(of).sum();
+        assumptions.push(format!("prompts of {num_chunks} x 75 tokens (--chunks)"));
+        let ReadData { order, latents, data, read_ahead_bytes } = data;
+        Ok(Self { parameters, order, latents, data, read_ahead_bytes, assumptions, sample_flops, unet: model.unet })
+    }
+
+    /// FLOPs of training on a sample, over all buckets.
+    pub fn mean_sample_flops(&self) -> f64 {
+        self.sample_flops
+    }
+
+    /// Height and width of the latents that need most memory.
+    pub fn largest_latents(&self) -> [i64; 2] {
+        let sizes = self.latents.iter().map(|(size, _)| *size);
+        sizes.max_by_key(|size| size[0] * size[1]).expect("there is at least one bucket")
+    }
+
+    /// What is read for so many samples at a speed.
+    pub fn storage(&self, samples: u64, samples_per_sec: f64) -> Storage {
+        let DataFacts { num_train, sample_bytes, amplification, from } = self.data;
+        let bytes = sample_bytes * amplification;
+        let once = num_train.map(|rows| sample_bytes * rows.min(samples) as f64);
+        Storage {
+            from,
+            bytes_per_sec: bytes * samples_per_sec,
+            requests_per_sec: samples_per_sec / f64::from(BLOCK_ROWS),
+            epochs: num_train.map(|rows| samples as f64 / rows as f64),
+            run_bytes: if from == ReadFrom::NetworkOnce { once } else { Some(bytes * samples as f64) },
+        }
+    }
+}
+
+/// The model's configurations.
+struct ModelFacts {
+    unet: UNetConfig,
+    clip_l: ClipConfig,
+    clip_g: ClipConfig,
+    vae: VaeConfig,
+}
+
+impl ModelFacts {
+    /// Those of the base model; SDXL's own where it is not there.
+    fn read(base: &Path, assumptions: &mut Vec<String>) -> Result<Self> {
+        let components = base.exists().then(|| Components::find(base)).transpose()?;
+        if components.is_none() {
+            assumptions.push(format!("{} is not there: the sizes are SDXL 1.0's", base.display()));
+        }
+        let mut defaults = sdxl_configs();
+        let mut json = |component| match &components {
+            Some(components) => read_object(&components.folder(component).join("config.json")),
+            None => Ok(defaults.remove(&component).expect("there is one for every component")),
+        };
+        let name = |component: Component| base.join(component.folder()).display().to_string();
+        Ok(Self {
+            unet: UNetConfig::from_json(json(Component::UNet)?, &name(Component::UNet))?,
+            clip_l: ClipConfig::from_json(json(Component::ClipL)?, false, &name(Component::ClipL))?,
+            clip_g: ClipConfig::from_json(json(Component::ClipG)?, true, &name(Component::ClipG))?,
+            vae: VaeConfig::from_json(json(Component::Vae)?, &name(Component::Vae))?,
+        })
+    }
+
+    fn parameters(&self, checked: &Checked) -> Parameters {
+        let mut found = Parameters { trained: 0, frozen: 0, vae: 0 };
+        for component in Component::ALL {
+            let number = self.count(component);
+            match component {
+                Component::Vae => found.vae += number,
+                component if checked.recipe.train.trains(component) => found.trained += number,
+                _ => found.frozen += number,
+            }
+        }
+        found
+    }
+
+    fn count(&self, component: Component) -> u64 {
+        let weights = Weights::shapes_only();
+        let parameters = match component {
+            Component::UNet => UNet::new(self.unet.clone(), weights).map(|model| model.parameters),
+            Component::ClipL => ClipText::new(self.clip_l.clone(), weights).map(|model| model.parameters),
+            Component::ClipG => ClipText::new(self.clip_g.clone(), weights).map(|model| model.parameters),
+            Component::Vae => Vae::new(self.vae.clone(), weights).map(|model| model.parameters),
+        };
+        parameters.expect("shapes fit any configuration").num_elements() as u64
+    }
+}
+
+/// What the data sets say.
+struct ReadData {
+    order: Order,
+    latents: Vec<([i64; 2], f64)>,
+    data: DataFacts,
+    read_ahead_bytes: u64,
+}
+
+impl ReadData {
+    /// Of the data sets, or of one bucket of 1024 x 1024 where one of them is not there.
+    fn read(checked: &Checked, ranks: usize, vae: &VaeConfig, assumptions: &mut Vec<String>) -> Result<Self> {
+        let mut sources = Vec::new();
+        for (data, amount) in checked.recipe.data.iter().zip(&checked.amounts) {
+            match Dataset::open(&data.path) {
+                Ok(dataset) => {
+                    sources.push(Source { dataset: Arc::new(dataset), prompt: data.prompt.clone(), amount: *amount });
+                }
+                Err(error) => {
+                    assumptions.push(format!(
+                        "{} cannot be read ({error}): one bucket of {ASSUMED_PX}x{ASSUMED_PX}, {ASSUMED_TEXT_BYTES} bytes \
+                         of text a sample",
+                        data.path.display()
+                    ));
+                    return Self::assumed(checked, vae);
+                }
+            }
+        }
+        Self::of_sources(checked, sources, ranks)
+    }
+
+    fn assumed(checked: &Checked, vae: &VaeConfig) -> Result<Self> {
+        let buckets = vec![BucketRows { bucket: 0, rows: checked.recipe.train.samples, run_ends: Vec::new() }];
+        let shape = DataShape {
+            identity: String::new(),
+            text: String::new(),
+            amount: rectiflow_data::order::Amount::Repeats(1.0),
+            buckets,
+        };
+        let order = Order::new(&[shape], OrderSettings { mode: Mode::Local, ..checked.order.clone() })?;
+        let side = i64::from(ASSUMED_PX / vae.down_factor());
+        let sample_bytes = (2 * vae.latent_channels * side * side) as f64 + ASSUMED_TEXT_BYTES;
+        let from =
+            if checked.recipe.data.iter().any(|data| is_url(&data.path)) { ReadFrom::Network } else { ReadFrom::Disk };
+        let data = DataFacts { num_train: None, sample_bytes, amplification: 1.0, from };
+        Ok(Self { order, latents: vec![([side; 2], 1.0)], data, read_ahead_bytes: 0 })
+    }
+
+    fn of_sources(checked: &Checked, sources: Vec<Source>, ranks: usize) -> Result<Self> {
+        let num_bytes: u64 = sources.iter().map(|source| source.dataset.num_bytes(Split::Train)).sum();
+        let num_train: u64 = sources.iter().flat_map(rows).sum();
+        let from = from(checked, &sources, num_bytes);
+        let loader = Loader::new(sources.clone(), checked.order.clone(), RankOf { rank: 0, ranks })?;
+        let order = loader.order().clone();
+        // An epoch's micro-batches of each bucket are its share of the work, repeats and shares counted.
+        let samples = |stream: &rectiflow_data::order::Stream| (stream.before_epoch(1) * u64::from(stream.size)) as f64;
+        let all: f64 = order.streams().iter().map(samples).sum();
+        let latents = order.streams().iter().map(|stream| {
+            let manifest = sources[stream.data as usize].dataset.manifest();
+            let [_, height, width] = manifest.latent_shape(stream.bucket).map(|size| size as i64);
+            ([height, width], samples(stream) / all.max(1.0))
+        });
+        let data = DataFacts {
+            num_train: Some(num_train),
+            sample_bytes: num_bytes as f64 / (num_train as f64).max(1.0),
+            amplification: if order.settings().mode == Mode::Window { amplification(&order, 0) } else { 1.0 },
+            from,
+        };
+        Ok(Self { latents: latents.collect(), data, read_ahead_bytes: loader.read_ahead_bytes(), order })
+    }
+}
+
+fn rows(source: &Source) -> Vec<u64> {
+    source.dataset.buckets(Split::Train).iter().map(|bucket: &BucketShape| bucket.num_rows).collect()
+}
+
+fn from(checked: &Checked, sources: &[Source], num_bytes: u64) -> ReadFrom {
+    let run = &checked.recipe.run;
+    let kept_bytes = run.cache_dir.as_ref().and(run.cache_gib).map_or(0, |gib| gib.saturating_mul(1 << 30));
+    if !sources.iter().any(|source| source.dataset.is_remote()) {
+        ReadFrom::Disk
+    } else if num_bytes <= MEMORY_BYTES.max(kept_bytes) {
+        ReadFrom::NetworkOnce
+    } else {
+        ReadFrom::Network
+    }
+}
+
+fn is_url(path: &Path) -> bool {
+    path.to_string_lossy().contains("://")
+}
