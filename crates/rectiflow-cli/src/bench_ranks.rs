@@ -94,6 +94,7 @@ fn measure(args: &Args, ranks: usize, folder: &std::path::Path, stop: &StopSigna
         format!("train.samples={}", steps * batch),
         format!("train.micro_batches={micro_batches}"),
         format!("train.lanes={micro_batches}"),
+        "lr.warmup_samples=0".to_owned(),
         "preview.prompts=[]".to_owned(),
         "test.every_steps=1000000000".to_owned(),
         "test.training_samples=0".to_owned(),

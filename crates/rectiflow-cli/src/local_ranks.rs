@@ -56,7 +56,8 @@ impl Ranks {
             if rank > 0 || pinned {
                 command.stdout(Stdio::null());
             }
-            let child = command.stdin(Stdio::piped()).process_group(0).spawn().context("starting a rank")?;
+            let child = command.stdin(Stdio::piped()).process_group(0).spawn();
+            let child = child.with_context(|| format!("starting a rank: {}", command.get_program().display()))?;
             Ok(Rank { child, status: None })
         };
         (0..ranks).map(start).collect::<anyhow::Result<Vec<Rank>>>().map(Self)
@@ -94,8 +95,9 @@ fn command(rank: usize, pinned: bool) -> anyhow::Result<Command> {
     if !pinned {
         return Ok(Command::new(program));
     }
+    let core = rank % thread::available_parallelism().map_or(1, usize::from);
     let mut command = Command::new("taskset");
-    command.args(["--cpu-list", &rank.to_string()]).arg(program);
+    command.args(["--cpu-list", &core.to_string()]).arg(program);
     Ok(command)
 }
 

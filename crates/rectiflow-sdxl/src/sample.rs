@@ -15,7 +15,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{
     config::VaeConfig,
-    denoise::noised_start,
+    denoise::{Denoise, noised_start},
     error::{Error, Result},
     flow::Parameterization,
     guidance::{Guidance, Guided},
@@ -207,16 +207,34 @@ pub fn sample_latents(
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Tensor> {
     tch::no_grad(|| {
+        let guidance = settings.guidance();
+        settings.latent_shape(vae)?;
+        let guided = Guided::new(unet, parameterization, texts, &settings.time_ids(), &guidance)?;
+        let model = (vae, parameterization, unet.device());
+        sample_latents_by(&mut |x, sigma| guided.denoise(x, sigma), model, settings, progress)
+    })
+}
+
+/// As [`sample_latents`], by any denoiser of the whole batch: one that several processes share, say. Besides the
+/// settings, all that counts of the model is its autoencoder's sizes, what it predicts, and where it is.
+///
+/// # Errors
+/// What is wrong with the settings, and what the denoiser returns.
+pub fn sample_latents_by(
+    denoise: &mut Denoise<'_>,
+    (vae, parameterization, device): (&VaeConfig, Parameterization, Device),
+    settings: &SampleSettings,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<Tensor> {
+    tch::no_grad(|| {
         let shape = settings.latent_shape(vae)?;
         let sigmas = settings.sigmas(parameterization)?;
-        let guidance = settings.guidance();
-        let guided = Guided::new(unet, parameterization, texts, &settings.time_ids(), &guidance)?;
-        let noise = f_initial_noise(settings.seed, &shape).and_then(|noise| noise.f_to_device(unet.device()));
+        let noise = f_initial_noise(settings.seed, &shape).and_then(|noise| noise.f_to_device(device));
         let noise = noise.map_err(Error::torch(format!("drawing the noise of latents {shape:?}")))?;
         let levels = NoiseLevels::new(parameterization, settings.shift)?;
         let x = noised_start(parameterization, &noise, sigmas[0], levels.sigma_max());
         let course = Course { sigmas: &sigmas, parameterization, levels: &levels, seed: settings.seed };
-        settings.sampler.run(&mut |x, sigma| guided.denoise(x, sigma), x, course, progress)
+        settings.sampler.run(denoise, x, course, progress)
     })
 }
 

@@ -85,6 +85,8 @@ struct Peers {
     pulse: Pulse,
     serves_store: bool,
     broken: Cell<bool>,
+    /// Where a round is laid out, and where it arrives.
+    buffers: [Buffer; 2],
     // Last: the group and the pulse have to end before the store that this process may serve.
     _store: Store,
 }
@@ -136,6 +138,7 @@ impl Comm {
             pulse: Pulse::start(own, *rank),
             serves_store,
             broken: Cell::new(false),
+            buffers: Default::default(),
             _store: store,
         };
         Ok(Self { rank: *rank, peers: Some(peers), traffic: RefCell::default() })
@@ -214,8 +217,8 @@ impl Comm {
         self.reduce_scatter_from((vector.kind(), vector.device()), partition, &fill, &add)
     }
 
-    /// As [`Self::reduce_scatter`] of a vector of this kind that need not exist as a whole: `fill` writes a range of it
-    /// into a place, `take` is given the sum of a range of this rank's part.
+    /// As [`Self::reduce_scatter`] of a vector of this kind that need not exist as a whole: `fill` writes a range of it,
+    /// all of it, into a place, `take` is given the sum of a range of this rank's part.
     ///
     /// # Errors
     /// [`Error::Collective`].
@@ -236,10 +239,14 @@ impl Comm {
         };
         for round in partition.rounds(ROUND) {
             let length = round.end - round.start;
-            let pieces = Tensor::zeros([ranks, length], (kind, device));
+            let pieces = peers.buffers[0].take(ranks * length, kind, device).view([ranks, length]);
             for rank in 0..self.rank.ranks {
-                let range = partition.at(rank, &round);
-                no_grad(|| fill(&range, pieces.get(rank as i64).narrow(0, 0, range.end - range.start)));
+                let (range, row) = (partition.at(rank, &round), pieces.get(rank as i64));
+                let filled = range.end - range.start;
+                no_grad(|| {
+                    fill(&range, row.narrow(0, 0, filled));
+                    let _ = row.narrow(0, filled, length - filled).zero_();
+                });
             }
             let sum = no_grad(|| self.sum_of_pieces(peers, &pieces))?;
             let own = partition.at(self.rank.rank, &round);
@@ -257,10 +264,11 @@ impl Comm {
             self.finish(Collective::ReduceScatter, pieces, group.reduce_scatter(&sum, pieces))?;
             return Ok(sum);
         }
-        let received = pieces.empty_like();
+        let [ranks, length] = [pieces.size()[0], pieces.size()[1]];
+        let received = peers.buffers[1].take(ranks * length, pieces.kind(), pieces.device()).view([ranks, length]);
         self.finish(Collective::ReduceScatter, pieces, group.all_to_all(&received, pieces))?;
         let mut sum = received.get(0);
-        for rank in 1..self.rank.ranks as i64 {
+        for rank in 1..ranks {
             sum += received.get(rank);
         }
         Ok(sum)
@@ -275,10 +283,14 @@ impl Comm {
         let ranks = self.rank.ranks as i64;
         for round in partition.rounds(ROUND) {
             let length = round.end - round.start;
-            let own = partition.at(self.rank.rank, &round);
-            let piece = Tensor::zeros([length], (vector.kind(), vector.device()));
-            no_grad(|| piece.narrow(0, 0, own.end - own.start).copy_(&part(vector, &own)));
-            let all = Tensor::empty([ranks * length], (vector.kind(), vector.device()));
+            let (own, kind, device) = (partition.at(self.rank.rank, &round), vector.kind(), vector.device());
+            let mut piece = part(vector, &own);
+            if own.end - own.start < length {
+                let padded = Tensor::zeros([length], (kind, device));
+                no_grad(|| padded.narrow(0, 0, own.end - own.start).copy_(&piece));
+                piece = padded;
+            }
+            let all = peers.buffers[0].take(ranks * length, kind, device);
             self.finish(Collective::AllGather, &piece, peers.group()?.all_gather(&all, &piece))?;
             for rank in (0..self.rank.ranks).filter(|&rank| rank != self.rank.rank) {
                 let range = partition.at(rank, &round);
@@ -471,6 +483,22 @@ impl Peers {
                 return Err(reason);
             }
         }
+    }
+}
+
+/// Memory that is used in every round: taken anew each time, it would be zeroed by the system each time.
+#[derive(Debug, Default)]
+struct Buffer(RefCell<Option<Tensor>>);
+
+impl Buffer {
+    /// `len` elements of anything.
+    fn take(&self, len: i64, kind: Kind, device: Device) -> Tensor {
+        let mut kept = self.0.borrow_mut();
+        let fits = |kept: &Tensor| kept.kind() == kind && kept.device() == device && kept.numel() as i64 >= len;
+        if !kept.as_ref().is_some_and(fits) {
+            *kept = Some(Tensor::empty([len], (kind, device)));
+        }
+        kept.as_ref().expect("it was just made").narrow(0, 0, len)
     }
 }
 

@@ -126,7 +126,9 @@ impl<'a> Exchange<'a> {
     ) -> Result<()> {
         sum.calls += 1;
         let own = self.own();
-        let fill = |range: &Range<i64>, place: Tensor| {
+        let fill = |range: &Range<i64>, mut place: Tensor| {
+            // Where there is no gradient, there is whatever was there before.
+            let _ = place.zero_();
             if let Some(gradient) = gradient {
                 copy_range(&parameters.slices, gradient, range, &place);
             }
@@ -223,7 +225,7 @@ fn square_norm(vector: &Tensor) -> f64 {
     vector.norm().double_value(&[]).powi(2)
 }
 
-/// Writes a range of the flat vector that `tensors` make up to `place`.
+/// Writes a range of the flat vector that `tensors` make up to `place`, but for tensors that are not defined.
 fn copy_range(slices: &[Slice], tensors: &[Tensor], range: &Range<i64>, place: &Tensor) {
     let first = slices.partition_point(|slice| slice.range.end <= range.start);
     for (slice, tensor) in slices.iter().zip(tensors).skip(first).take_while(|(slice, _)| slice.range.start < range.end)

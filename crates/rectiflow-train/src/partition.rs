@@ -13,13 +13,20 @@ use rectiflow_data::order::RankOf;
 pub struct Partition {
     len: i64,
     ranks: usize,
+    part: i64,
 }
 
 impl Partition {
     /// `len` elements over `ranks` ranks, at least 1.
     pub fn new(len: i64, ranks: usize) -> Self {
-        assert!(ranks > 0 && len >= 0, "a vector is split over at least one rank");
-        Self { len, ranks }
+        Self::of_rows(len, 1, ranks)
+    }
+
+    /// `rows` rows of `width` elements over `ranks` ranks, at least 1, no row being cut.
+    pub fn of_rows(rows: i64, width: i64, ranks: usize) -> Self {
+        assert!(ranks > 0 && rows >= 0 && width >= 0, "a vector is split over at least one rank");
+        let part = (rows + ranks as i64 - 1) / ranks as i64;
+        Self { len: rows * width, ranks, part: part * width }
     }
 
     /// All elements.
@@ -29,13 +36,12 @@ impl Partition {
 
     /// Elements of a part, those of the last ones perhaps fewer.
     pub fn part_len(&self) -> i64 {
-        (self.len + self.ranks as i64 - 1) / self.ranks as i64
+        self.part
     }
 
     /// What a rank owns.
     pub fn of(&self, rank: usize) -> Range<i64> {
-        let part = self.part_len();
-        let at = |rank: usize| (rank as i64 * part).min(self.len);
+        let at = |rank: usize| (rank as i64 * self.part).min(self.len);
         at(rank)..at(rank + 1)
     }
 
@@ -47,7 +53,7 @@ impl Partition {
     /// The rounds of a collective over the whole vector: in each, so many elements of every part, as offsets in it.
     /// A round takes at most `most` elements of all parts together, but at least one of each.
     pub fn rounds(&self, most: i64) -> impl Iterator<Item = Range<i64>> + use<> {
-        let (part, step) = (self.part_len(), (most / self.ranks as i64).max(1));
+        let (part, step) = (self.part, (most / self.ranks as i64).max(1));
         (0..part).step_by(step as usize).map(move |start| start..(start + step).min(part))
     }
 
@@ -74,6 +80,13 @@ mod tests {
             // At most R - 1 elements would have to be added to make all parts equal.
             assert!(partition.part_len() * ranks as i64 - len < ranks as i64);
         }
+    }
+
+    #[test]
+    fn rows_are_not_cut() {
+        let parts: Vec<Range<i64>> = (0..3).map(|rank| Partition::of_rows(5, 10, 3).of(rank)).collect();
+        assert_eq!(parts, [0..20, 20..40, 40..50]);
+        assert_eq!(Partition::of_rows(1, 10, 3).of(2), 10..10, "more ranks than rows");
     }
 
     #[test]

@@ -2,19 +2,28 @@
 
 use std::{
     fs,
+    ops::Range,
     path::{Path, PathBuf},
 };
 
-use rectiflow_data::grid::Grid;
-use rectiflow_sdxl::{model::Model, sample::SampleSettings};
+use rectiflow_data::{grid::Grid, picture::Picture, token::Tokenizer};
+use rectiflow_sdxl::{
+    cond::Cond,
+    guidance::Guided,
+    model::Model,
+    sample::{SampleSettings, Texts, decode, sample_latents_by},
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
 
 use crate::{
     comm::Comm,
     config::Checked,
-    draw::draw,
+    draw::{condition, pictures},
     error::{Error, Result},
+    flat::part,
+    partition::Partition,
 };
 
 /// `[preview]`: pictures sampled while training goes on.
@@ -65,17 +74,71 @@ impl Previewer {
             return Ok(None);
         }
         let name = format!("step-{step:08}.png");
-        comm.first(|| self.draw_all(model, checked, step, &name))?;
+        let pictures = self.pictures(model, checked, comm)?;
+        let write = || {
+            fs::create_dir_all(&self.folder).map_err(Error::io(&self.folder))?;
+            let prompts = &self.config.prompts;
+            let grid = Grid { row_labels: &[], column_labels: prompts, columns: prompts.len(), pictures: &pictures };
+            Ok(grid.draw().write_png(&self.folder.join(&name), &[("Title", &format!("step {step}"))])?)
+        };
+        comm.first(write)?;
         Ok(Some(name))
     }
 
-    fn draw_all(&self, model: &Model, checked: &Checked, step: u64, name: &str) -> Result<()> {
+    /// The pictures of all prompts, on all ranks. Each rank runs the UNet on its rows of the batch and decodes them; the
+    /// noise and the sampler's arithmetic are those of the whole batch everywhere, so that the pictures do not depend on
+    /// the number of ranks.
+    fn pictures(&self, model: &Model, checked: &Checked, comm: &Comm) -> Result<Vec<Picture>> {
         let PreviewConfig { prompts, negative, sample, .. } = &self.config;
         let parameterization = checked.recipe.objective.parameterization;
-        let pictures = draw(model, parameterization, prompts, negative, sample, &mut |_| {})?;
-        fs::create_dir_all(&self.folder).map_err(Error::io(&self.folder))?;
-        let grid = Grid { row_labels: &[], column_labels: prompts, columns: prompts.len(), pictures: &pictures };
-        grid.draw().write_png(&self.folder.join(name), &[("Title", &format!("step {step}"))])?;
-        Ok(())
+        let settings = SampleSettings { batch: prompts.len(), ..sample.clone() };
+        let rows = Partition::new(prompts.len() as i64, comm.rank().ranks).own(comm.rank());
+        let tokenizer = Tokenizer::new();
+        let cond = rows_of(&condition(model, &tokenizer, prompts)?, &rows);
+        let uncond = condition(model, &tokenizer, std::slice::from_ref(negative))?;
+        let own = SampleSettings { batch: (rows.end - rows.start) as usize, ..settings.clone() };
+        let guidance = settings.guidance();
+        let texts = Texts { cond: &cond, uncond: &uncond };
+        let guided =
+            (!rows.is_empty()).then(|| Guided::new(&model.unet, parameterization, texts, &own.time_ids(), &guidance));
+        let guided = guided.transpose()?;
+        // A sampler knows the model's errors only.
+        let mut failed = None;
+        let mut denoise = |x: &Tensor, sigma: f64| {
+            let whole = x.zeros_like();
+            if let Some(guided) = &guided {
+                part(&whole, &rows).copy_(&guided.denoise(&part(x, &rows), sigma)?);
+            }
+            if let Err(error) = gather_rows(comm, &whole) {
+                failed = Some(error);
+                return Err(rectiflow_sdxl::error::Error::input("previews", "all ranks", "a failed collective"));
+            }
+            Ok(whole)
+        };
+        let place = (&model.vae.config, parameterization, model.unet.device());
+        let latents = sample_latents_by(&mut denoise, place, &settings, &mut |_| {});
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        let latents = latents?;
+        let [height, width] = [settings.height_px, settings.width_px].map(i64::from);
+        let pixels = Tensor::zeros([prompts.len() as i64, height, width, 3], (Kind::Uint8, checked.device));
+        if !rows.is_empty() {
+            part(&pixels, &rows).copy_(&decode(&model.vae, &part(&latents, &rows))?);
+        }
+        gather_rows(comm, &pixels)?;
+        Ok(pictures(&pixels.to_device(Device::Cpu)))
     }
+}
+
+/// The rows of a tensor `[b, ...]` that other ranks have made, which are those of equal parts of the batch.
+fn gather_rows(comm: &Comm, tensor: &Tensor) -> Result<()> {
+    let (rows, width) = (tensor.size()[0], tensor.get(0).numel() as i64);
+    comm.all_gather(&tensor.view([-1]), &Partition::of_rows(rows, width, comm.rank().ranks))
+}
+
+/// Some rows of what was said about texts.
+fn rows_of(cond: &Cond, rows: &Range<i64>) -> Cond {
+    let cut = |tensor: &Tensor| part(tensor, rows);
+    Cond { context: cut(&cond.context), context_mask: cond.context_mask.as_ref().map(cut), pooled: cut(&cond.pooled) }
 }

@@ -193,3 +193,22 @@ fn ranks_that_cannot_be_are_refused_in_one_line() {
     let many = ["train", text(&recipe), "--ranks", "3", "--set", "ranks.start_secs=20"];
     refused(&mut rectiflow(&many), &["3 ranks", "lanes"]);
 }
+
+#[test]
+fn the_bench_counts_the_bytes_that_go_over_the_wire() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    prepare(folder.path());
+    let recipe = write_recipe(folder.path(), "bench");
+    let arguments = ["bench", "ranks", text(&recipe), "--steps", "3", "--micro-batches", "2", "--json"];
+    let output = rectiflow(&arguments).output().expect("it starts");
+    assert!(output.status.success(), "{}", message(&output));
+    assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), 1, "the ranks print nothing");
+    let rows = json(&output);
+    let number = |row: usize, name: &str| rows[row][name].as_f64().expect("a number");
+    assert_eq!((number(0, "ranks"), number(1, "ranks"), number(0, "step_bytes")), (1.0, 2.0, 0.0));
+    assert!((0..2).all(|row| number(row, "samples_per_sec") > 0.0 && number(row, "efficiency") > 0.0), "{rows}");
+    // Both ranks send what was counted; whatever else is going on on this machine comes on top.
+    let (counted, sent) = (2.0 * number(1, "step_bytes"), number(1, "loopback_step_bytes"));
+    assert!(counted > 1e6 && sent > 0.99 * counted, "{counted} counted, {sent} sent");
+    assert!(!folder.path().join("bench").exists(), "the run folder is not touched");
+}

@@ -220,3 +220,26 @@ fn copy_folder(from: &Path, to: &Path) {
         }
     }
 }
+
+#[test]
+fn previews_are_divided_over_ranks_and_the_same() {
+    let fixture = Fixture::new();
+    let settings = [
+        "train.samples=8",
+        "preview.prompts=['a red square', 'a green square', 'a blue square']",
+        "preview.sample={steps=2, width_px=64, height_px=64, sampler='euler_ancestral', cfg=3.0}",
+    ];
+    // Before the first step; more ranks than pictures, too.
+    let pictures = [("alone", 1), ("two", 2), ("four", 4)].map(|(name, ranks)| {
+        assert_finished(&run_ranks(&recipes(&fixture, name, ranks, &settings), |_, _| {}));
+        let path = fixture.path(name).join("previews/step-00000000.png");
+        rectiflow_data::image::decode(&fs::read(&path).unwrap(), u64::MAX, [255; 3]).unwrap().picture
+    });
+    for other in &pictures[1..] {
+        let (a, b) = (pictures[0].pixels(), other.pixels());
+        assert_eq!(a.len(), b.len());
+        // Latents that agree to 1e-6 may be rounded to neighbouring levels.
+        let furthest = a.iter().zip(b).map(|(a, b)| a.abs_diff(*b)).max();
+        assert!(furthest <= Some(1), "{furthest:?}");
+    }
+}
