@@ -20,7 +20,7 @@ static GENERATOR: Mutex<()> = Mutex::new(());
 /// Initial noise as ComfyUI draws it: torch's CPU generator seeded with `seed`, fp32, the whole batch at once.
 ///
 /// # Panics
-/// If there is no memory for it; where a user chose the shape, [`f_initial_noise`] reports that.
+/// If there is no memory for it; where a user chose the shape, `f_initial_noise` reports that.
 pub fn initial_noise(seed: u64, shape: &[i64]) -> Tensor {
     f_initial_noise(seed, shape).expect("there is memory for the noise of a batch that is in memory")
 }

@@ -2,7 +2,7 @@
 //!
 //! All ranks make the same calls in the same order. Vectors go in rounds of a few megabytes. A sum is made in the order
 //! of the ranks where this file makes it (Gloo), and comes out alike on all ranks in any case. A call that fails says
-//! which rank is to blame and what that rank was doing ([`crate::pulse`]); after that nothing works any more, and the
+//! which rank is to blame and what that rank was doing (`pulse`); after that nothing works any more, and the
 //! process should end.
 //!
 //! Gloo's own reduce-scatter is an all-reduce of the whole vector, twice the traffic: here it is an exchange of pieces
