@@ -4,11 +4,11 @@
     python3 scripts/peers/loaders/compare.py FOLDER --python VENV/bin/python --program side_by_side --out RUNS
         [--rounds 2] [--delays 0 20] [--workers 4] [--more-workers 8] [--secs 30] [--engines ...] [--page FILE.md]
 
-FOLDER (13 GB) gets the samples, packed by each engine in its own format, and the engines' caches. Every run is a process
-of its own that begins with an empty cache and reads one pass in batches of 16 of one shape. The server, an example program
-of rectiflow-data, answers each request later by the delay, and counts requests and bytes. Its files are in the page cache.
-RUNS gets every number, runs.jsonl, and the tables, tables.md, which are also put into the page, between its two marks.
-Engine by engine: engine_*.py; the samples: samples.py.
+FOLDER (13 GB) gets the samples, packed by each engine in its own format, the engines' caches, and all that they say,
+log.txt. Every run is a process of its own that begins with an empty cache and reads one pass in batches of 16 of one
+shape. The server, an example program of rectiflow-data, answers each request later by the delay, and counts requests
+and bytes. Its files are in the page cache. RUNS gets every number, runs.jsonl, and the tables, tables.md, which are
+also put into the page, between its two marks. Engine by engine: engine_*.py; the samples: samples.py.
 """
 
 import argparse
@@ -148,7 +148,7 @@ def measure(args, server, run):
         "OMP_NUM_THREADS": "1",
     }
     began = time.monotonic()
-    with (args.out / "log.txt").open("a") as log:
+    with (args.folder / "log.txt").open("a") as log:
         log.write(f"\n== {json.dumps(run)}\n")
         log.flush()
         command = [str(word) for word in command_of(args, run, url, cache)]
@@ -220,7 +220,7 @@ def arguments():
 def main():
     args = arguments()
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "log.txt").unlink(missing_ok=True)
+    (args.folder / "log.txt").unlink(missing_ok=True)
     subprocess.run([args.program, "pack", args.folder / "rectiflow"], check=True, stdout=subprocess.DEVNULL)
     environment = {**os.environ, "TORCH_USE_RTLD_GLOBAL": "1"}
     subprocess.run([args.python, HERE / "write.py", args.folder], check=True, env=environment)
