@@ -54,7 +54,7 @@ const MISTAKES: &[(&[&str], i32, &[&str])] = &[
     (&["inspect", "d", "--sheet", "x.png"], 2, &["--vae"]),
     (&["inspect", "ftp://host/data"], 2, &["ftp://host/data", "s3://"]),
     (&["bench", "loader", "no/such/dataset"], 1, &["no/such/dataset", "manifest.json"]),
-    (&["bench", "loader", "d", "--mode", "owned"], 2, &["owned", "window"]),
+    (&["bench", "loader", "d", "--mode", "owne"], 2, &["owned", "window"]),
     (&["train", "no-such-recipe.toml"], 1, &["no-such-recipe.toml"]),
     (&["eval", "no-such-recipe.toml"], 2, &["--checkpoint"]),
     (&["eval", "no-such-recipe.toml", "--checkpoint", "c"], 1, &["no-such-recipe.toml"]),
