@@ -334,6 +334,31 @@ fn two_runs_share_a_cache_too_small_for_both() {
     assert!(cache.used_bytes() <= limit, "{} of {limit}", cache.used_bytes());
 }
 
+/// Two ranks that do not say that they share a machine: each leaves alone what only the other one needs.
+#[test]
+fn what_another_living_run_needs_is_left_alone() {
+    let (root, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    // Two shares of 512 rows, and nothing left over.
+    pack(root.path(), &[(24, 16, 1_024, 0)], 0, "a");
+    let server = ObjectServer::start(root.path(), healthy);
+    let limit = source(root.path()).dataset.num_bytes(Split::Train) / 100 * 55;
+    let loader = |rank| {
+        let source = cached(&server.url(), folder.path(), limit).0;
+        Loader::new(vec![source], two_lanes(Mode::Owned, SEED), RankOf { rank, ranks: 2 }).unwrap()
+    };
+    let mut first = loader(0);
+    // An epoch is 32 steps.
+    take(&mut first, 40);
+    let mut second = loader(1);
+    let clean = Loader::new(vec![source(root.path())], two_lanes(Mode::Owned, SEED), RankOf { rank: 1, ranks: 2 });
+    assert_eq!(take(&mut second, 40), take(&mut clean.unwrap(), 40));
+    // It reads ahead, too.
+    drop(second);
+    server.reset();
+    take(&mut first, 40);
+    assert_eq!(server.served().requests, 0);
+}
+
 /// Set in a process that a test starts to kill it: the server, and the cache's folder.
 const CHILD: [&str; 2] = ["RECTIFLOW_TEST_URL", "RECTIFLOW_TEST_CACHE"];
 
