@@ -8,7 +8,7 @@
 
 use std::{env, path::Path};
 
-fn main() {
+pub(crate) fn main() {
     println!("cargo::rerun-if-changed=../link-libtorch.rs");
     println!("cargo::rerun-if-env-changed=DEP_TCH_LIBTORCH_LIB");
     let lib = env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys publishes libtorch_lib as `links` metadata");

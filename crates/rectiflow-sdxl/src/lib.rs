@@ -7,6 +7,7 @@
 //! Nothing here opens a socket or knows a data set. Only `attention` knows kernels.
 
 mod attention;
+pub mod autograd;
 pub mod brownian;
 pub mod bundle;
 pub mod clip;
@@ -30,6 +31,7 @@ mod layers;
 pub mod model;
 pub mod model_spec;
 pub mod noise;
+mod remade;
 pub mod sample;
 pub mod sampler;
 pub mod schedule;
