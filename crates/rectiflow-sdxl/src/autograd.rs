@@ -138,7 +138,8 @@ unsafe extern "C" fn drop_closure<F>(data: *mut c_void) {
     let _no_unwinding = catch_unwind(AssertUnwindSafe(move || drop(closure)));
 }
 
-fn checked(text: *mut c_char) -> Result<(), TchError> {
+/// An error of C++'s, as a text that is freed here.
+pub(crate) fn checked(text: *mut c_char) -> Result<(), TchError> {
     if text.is_null() {
         return Ok(());
     }
@@ -186,7 +187,7 @@ mod tests {
         let (calls, weight) = (calls.clone(), Mutex::new(weight.shallow_clone()));
         move |inputs| {
             calls.fetch_add(1, Ordering::Relaxed);
-            inputs[0].f_mul(&*weight.lock().expect("no panic holds it"))?.f_sin()
+            inputs[0].f_mul(&weight.lock().expect("no panic holds it"))?.f_sin()
         }
     }
 
@@ -258,11 +259,13 @@ mod tests {
                     let weight = weight.lock().unwrap().shallow_clone();
                     let mut sum = 0.0;
                     for _ in 0..50 {
-                        let x = Tensor::full([1000], f64::from(thread), (Kind::Float, Device::Cpu)).set_requires_grad(true);
+                        let x =
+                            Tensor::full([1000], f64::from(thread), (Kind::Float, Device::Cpu)).set_requires_grad(true);
                         let held = Mutex::new(weight.shallow_clone());
-                        let run = move |inputs: &[Tensor]| inputs[0].f_mul(&*held.lock().expect("no panic holds it"));
+                        let run = move |inputs: &[Tensor]| inputs[0].f_mul(&held.lock().expect("no panic holds it"));
                         let y = checkpoint(&[&x], &[weight.shallow_clone()], run).unwrap();
-                        sum += Tensor::run_backward(&[y.sum(Kind::Float)], &[&weight], false, false)[0].double_value(&[0]);
+                        sum +=
+                            Tensor::run_backward(&[y.sum(Kind::Float)], &[&weight], false, false)[0].double_value(&[0]);
                     }
                     sum
                 }

@@ -25,6 +25,7 @@ pub mod forward;
 pub mod guidance;
 pub mod infotext;
 pub mod init;
+mod kernels;
 pub mod keys;
 pub mod kid;
 mod layers;

@@ -30,7 +30,6 @@ use rectiflow_sdxl::{
     flow::ObjectiveSettings,
     model::Component,
     tensor_file::{TensorFile, write_tensors},
-    weights::Parameters,
 };
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
@@ -112,15 +111,13 @@ pub struct Frozen {
     pub blake3: String,
 }
 
-/// A trained component: which, its configuration file, and its tensors.
+/// A trained component: which, and its configuration file.
 #[derive(Debug)]
 pub struct Trained<'a> {
     /// Which component.
     pub component: Component,
     /// What its `config.json` holds.
     pub config: &'a [u8],
-    /// Its tensors.
-    pub parameters: &'a Parameters,
 }
 
 /// The checkpoints of one run.
@@ -234,18 +231,17 @@ impl Checkpoints {
 /// Writes all files of a checkpoint into `folder`.
 fn write(folder: &Path, saved: &Saved, recipe: &str, trained: &[Trained], state: &TrainState) -> Result<()> {
     fs::create_dir_all(folder).map_err(Error::io(folder))?;
-    let current = |part: &Trained, path: &Path| Ok(part.parameters.save(path, None)?);
-    write_model(folder, saved, trained, &current)?;
+    let save = |vector: &Tensor, part: &Trained, path: &Path| {
+        let slices = slices_of(&state.parameters.slices, part.component);
+        let tensors: Vec<(&str, Tensor)> = slices.map(|(name, slice)| (name, view(vector, slice))).collect();
+        let tensors = tensors.iter().map(|(name, tensor)| (*name, tensor));
+        Ok(write_tensors(path, tensors, None, &[("format", "pt")])?)
+    };
+    // The masters, whatever the model calculates in.
+    write_model(folder, saved, trained, &|part, path| save(&state.parameters.values, part, path))?;
     if let Some(average) = &state.average {
-        let averaged = |part: &Trained, path: &Path| {
-            let tensors: Vec<(&str, Tensor)> = slices_of(&state.parameters.slices, part.component)
-                .map(|(name, slice)| (name, view(average, slice)))
-                .collect();
-            let tensors = tensors.iter().map(|(name, tensor)| (*name, tensor));
-            Ok(write_tensors(path, tensors, None, &[("format", "pt")])?)
-        };
         let model = Saved { layout: Vec::new(), ..saved.clone() };
-        write_model(&folder.join(EMA), &model, trained, &averaged)?;
+        write_model(&folder.join(EMA), &model, trained, &|part, path| save(average, part, path))?;
     }
     let vectors = [("mean", &state.optimizer.mean), ("mean_square", &state.optimizer.mean_square)];
     write_tensors(&folder.join(OPTIMIZER), vectors, None, &[])?;

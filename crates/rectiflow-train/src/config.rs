@@ -29,6 +29,7 @@ use crate::{
     keys::{missing_keys, take_unknown_keys},
     lr::LrConfig,
     optim::OptimizerConfig,
+    precision::Precision,
     preview::PreviewConfig,
     testloss::TestConfig,
 };
@@ -180,6 +181,11 @@ pub struct TrainConfig {
     /// `frozen`, `trained` (both), or the one that is trained; `lr.ratio` has their rates.
     #[serde(default = "frozen")]
     pub text_encoders: TextEncoders,
+    /// `fp32`, or `bf16`: the model calculates in bf16 with copies of the weights, while weights, the sum of gradients
+    /// and the optimiser's memory stay in fp32. Faster, and half the memory for activations; docs/numerics.md has what
+    /// is in which.
+    #[serde(default)]
+    pub dtype: Precision,
     /// Offset noise: so many times a normal number of its own is added to the noise of each channel of a sample, so
     /// that a model learns to change a picture's mean. For eps and v, 0.03 to 0.1; flow models need none.
     #[serde(default)]
@@ -471,7 +477,7 @@ impl Checked {
 }
 
 /// Components that can be trained or started from random weights.
-const TRAINABLE: [Component; 3] = [Component::UNet, Component::ClipL, Component::ClipG];
+pub(crate) const TRAINABLE: [Component; 3] = [Component::UNet, Component::ClipL, Component::ClipG];
 
 /// A device by its name: `cpu`, `cuda` or `cuda:N`.
 ///

@@ -9,7 +9,7 @@ use crate::{
     checkpoint::{Components, EMA},
     config::Checked,
     error::{Error, Result},
-    model,
+    model, precision,
     run::{check_vae, open_sources},
     step::Stepper,
     testloss::{Losses, Tables},
@@ -48,6 +48,7 @@ pub fn evaluate(checked: &Checked, checkpoint: &Path) -> Result<Evaluation> {
             let reason = format!("the recipe's objective is {expected}, but this model predicts {found}");
             return Err(Error::Checkpoint { path: path.to_owned(), reason });
         }
+        precision::apply_frozen(checked.recipe.train.dtype, &model);
         tables.measure(&Stepper::new(checked, &model), &sources)
     };
     let trained = losses(checkpoint)?;

@@ -25,14 +25,13 @@ use crate::{
     blackbox::Recorder,
     checkpoint::{self, Checkpoints, Components, Frozen, Saved, Trained},
     config::{Checked, DataConfig},
-    ema,
     error::{Error, Result},
-    flat::FlatParameters,
     guard::{Acts, GuardConfig, GuardState, Observation, Verdict},
     metrics::{Event, GuardEvent, Lossless, Start, StepMetrics, TestMetrics, Writer},
     model,
     optim::Optimizer,
     origin::{Origin, epochs_at, step_at},
+    precision,
     preview::Previewer,
     snapshots::{self, Ring},
     state::{Position, TrainState},
@@ -395,10 +394,10 @@ impl<'a> Run<'a> {
         let averaged = match &self.state.average {
             None => Losses { test: None, training: None },
             Some(average) => {
-                let workers = &self.stepper.workers;
-                ema::swap(&self.state.parameters.values, average, workers);
+                let (parameters, workers) = (&self.state.parameters, &self.stepper.workers);
+                parameters.exchange(average, workers);
                 let losses = self.tables.measure(&self.stepper, sources);
-                ema::swap(&self.state.parameters.values, average, workers);
+                parameters.exchange(average, workers);
                 losses?
             }
         };
@@ -575,9 +574,7 @@ fn component_configs(checked: &Checked, components: &Components) -> Result<Vec<(
 
 /// The state before the first step from a model's weights.
 pub(crate) fn fresh_state(checked: &Checked, model: &Model) -> TrainState {
-    let trained: Vec<_> =
-        trained_components(checked).map(|part| (part.folder(), model::parameters(model, part))).collect();
-    let parameters = FlatParameters::adopt(&trained);
+    let parameters = precision::apply(checked, model);
     TrainState {
         position: Position::default(),
         optimizer: Optimizer::new(checked.recipe.optimizer.clone(), &parameters.values),
@@ -590,13 +587,7 @@ pub(crate) fn fresh_state(checked: &Checked, model: &Model) -> TrainState {
 
 impl<'a> Parts<'a> {
     fn trained(&self) -> Vec<Trained<'a>> {
-        let model = self.model;
-        let part = |(component, config): &'a (Component, Vec<u8>)| Trained {
-            component: *component,
-            config,
-            parameters: model::parameters(model, *component),
-        };
-        self.configs.iter().map(part).collect()
+        self.configs.iter().map(|(component, config)| Trained { component: *component, config }).collect()
     }
 
     /// What every checkpoint of this process says, but for the position.

@@ -45,6 +45,7 @@ impl Snapshot {
                 average.copy_(kept);
             }
         });
+        state.parameters.refresh_all();
         state.position.update = self.position.update;
     }
 }
@@ -121,13 +122,15 @@ mod tests {
     use crate::{
         flat::FlatParameters,
         optim::{Optimizer, OptimizerConfig},
+        precision::Precision,
     };
 
     /// A state of one number, which is the number of updates.
     fn state() -> TrainState {
         let mut weights = Weights::random(0, tch::Kind::Float, Device::Cpu);
         let _ = weights.take("x", &[1], Init::Zeros);
-        let parameters = FlatParameters::adopt(&[("unet", &weights.finish().expect("random weights fit"))]);
+        let parameters =
+            FlatParameters::adopt(&[("unet", &weights.finish().expect("random weights fit"))], Precision::Fp32);
         TrainState {
             position: Position::default(),
             optimizer: Optimizer::new(OptimizerConfig::default(), &parameters.values),

@@ -77,11 +77,12 @@ impl<'a> Stepper<'a> {
     pub(crate) fn passes(&self, parameters: &FlatParameters, step: &Step) -> Result<Passes> {
         let quantiles = StepQuantiles::draw(self.seed, step);
         let (mut loss, mut samples) = (0.0, Vec::new());
-        let sum = parameters.values.zeros_like();
-        // SAFETY: forward and backward passes read the parameters, and `accumulate` writes `sum` when they are done.
+        parameters.gradients.begin(&parameters.values);
+        // SAFETY: forward and backward passes read the parameters, and each gradient has a place of its own behind a lock.
         let shared = unsafe { Shared::new((self, parameters)) };
-        for batches in step.micro_batches.chunks(self.workers.width()) {
-            let passes: Vec<Result<_>> = self.workers.map(batches, |batch| {
+        let numbered: Vec<_> = step.micro_batches.iter().enumerate().collect();
+        for batches in numbered.chunks(self.workers.width()) {
+            let passes: Vec<Result<_>> = self.workers.map(batches, |&(index, batch)| {
                 let (stepper, parameters) = shared.get();
                 let key = [step.step, u64::from(batch.slot)];
                 let noise = noise(stepper.seed, key, &latent_size(batch), stepper.offset_noise);
@@ -89,20 +90,18 @@ impl<'a> Stepper<'a> {
                 let times = quantiles.times(stepper.objective, batch);
                 let losses = stepper.losses(batch, &noise, &times)?;
                 let loss = losses.sum(Kind::Float) / step.num_samples as f64;
-                let gradients = parameters.gradients_of(&loss)?;
-                Ok((loss.double_value(&[]), times.into_iter().zip(to_vec(&losses)), gradients))
+                parameters.gradients.add(index, &loss)?;
+                Ok((loss.double_value(&[]), times.into_iter().zip(to_vec(&losses))))
             });
-            let mut gradients = Vec::with_capacity(passes.len());
             let mut chunk_loss = 0.0;
             for pass in passes {
-                let (loss, of_batch, of_parameters) = pass?;
+                let (loss, of_batch) = pass?;
                 chunk_loss += loss;
                 samples.extend(of_batch);
-                gradients.push(of_parameters);
             }
             loss += chunk_loss;
-            parameters.accumulate(&sum, &gradients, &self.workers);
         }
+        let sum = parameters.gradients.finish();
         let groups = if parameters.groups.len() > 1 { &parameters.groups[..] } else { &[] };
         let norm_by_group = groups.iter().map(|group| part(&sum, &group.range).norm().double_value(&[])).collect();
         Ok(Passes { loss, gradient_norm: sum.norm().double_value(&[]), norm_by_group, samples, gradients: sum })
@@ -119,6 +118,7 @@ impl<'a> Stepper<'a> {
         state.position.update += 1;
         let parts = state.parts(lr, &self.ratios);
         state.optimizer.update(&state.parameters.values, &gradients, &parts, &self.workers);
+        state.parameters.refresh_all();
         pass(state, step);
         let keep = self.ema.keep(step.num_samples, state.position.samples);
         if let (Some(average), Some(keep)) = (&state.average, keep) {
