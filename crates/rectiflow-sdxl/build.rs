@@ -1,4 +1,4 @@
-//! Compiles `src/autograd.cpp` against the libtorch that torch-sys found, and links as every crate here does.
+//! Compiles `src/autograd.cpp` and `src/kernels.cpp` against the libtorch that torch-sys found, and links as every crate here does.
 
 #![allow(clippy::print_stdout, reason = "cargo reads a build script's standard output")]
 
@@ -18,7 +18,8 @@ fn main() {
     for name in ["LIBTORCH_INCLUDE", "LIBTORCH_CXX11_ABI"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
-    println!("cargo::rerun-if-changed=src/autograd.cpp");
+    let files = ["src/autograd.cpp", "src/kernels.cpp"];
+    files.iter().for_each(|file| println!("cargo::rerun-if-changed={file}"));
     cc::Build::new()
         .cpp(true)
         .std("c++17")
@@ -26,6 +27,8 @@ fn main() {
         .warnings(false)
         .include(include(base))
         .define("_GLIBCXX_USE_CXX11_ABI", abi.as_str())
-        .file("src/autograd.cpp")
-        .compile("rectiflow_autograd");
+        // libtorch's parallel loops are templates, and serial without it.
+        .flag("-fopenmp")
+        .files(files)
+        .compile("rectiflow_shim");
 }
