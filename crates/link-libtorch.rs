@@ -3,12 +3,17 @@
 //! torch-sys names the folder of the libraries but cannot set the run path of other crates' binaries; without it they
 //! start only under LD_LIBRARY_PATH. Where the folder has CUDA, `--no-as-needed` keeps `libtorch_cuda`, which nothing
 //! references by symbol and which registers the CUDA kernels when it is loaded.
+//!
+//! A crate's C++ files, `src/*.cpp`, are what libtorch has and `tch` does not bind. Each has a C interface.
 
 #![allow(clippy::print_stdout, reason = "cargo reads a build script's standard output")]
 
-use std::{env, path::Path};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+};
 
-pub(crate) fn main() {
+fn main() {
     println!("cargo::rerun-if-changed=../link-libtorch.rs");
     println!("cargo::rerun-if-env-changed=DEP_TCH_LIBTORCH_LIB");
     let lib = env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys publishes libtorch_lib as `links` metadata");
@@ -18,4 +23,36 @@ pub(crate) fn main() {
         println!("cargo::rustc-link-arg=-L{lib}");
         println!("cargo::rustc-link-arg=-ltorch_cuda");
     }
+    compile_cpp(Path::new(&lib));
+}
+
+/// Compiles the crate's C++ files, if it has any, as torch-sys compiles its own.
+fn compile_cpp(lib: &Path) {
+    let files: Vec<PathBuf> = fs::read_dir("src")
+        .expect("a crate has a folder src")
+        .map(|entry| entry.expect("the folder src can be read").path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "cpp"))
+        .collect();
+    if files.is_empty() {
+        return;
+    }
+    // Not the folder: a change of any Rust file would compile all C++ anew. After adding a file, touch this script.
+    for file in &files {
+        println!("cargo::rerun-if-changed={}", file.display());
+    }
+    for variable in ["LIBTORCH_INCLUDE", "LIBTORCH_CXX11_ABI"] {
+        println!("cargo::rerun-if-env-changed={variable}");
+    }
+    let root = env::var("LIBTORCH_INCLUDE").map_or_else(|_| lib.join(".."), PathBuf::from);
+    let abi = env::var("LIBTORCH_CXX11_ABI").unwrap_or_else(|_| "1".into());
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .files(files)
+        .include(root.join("include"))
+        .include(root.join("include/torch/csrc/api/include"))
+        .define("_GLIBCXX_USE_CXX11_ABI", abi.as_str())
+        .flag("-fopenmp") // libtorch's parallel loops are templates, and serial without it
+        .warnings(false) // libtorch's headers
+        .compile(&format!("{}_cpp", env::var("CARGO_PKG_NAME").expect("cargo sets it")));
 }

@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 
-use crate::{answer::Answer, bench_loader, bench_sample};
+use crate::{answer::Answer, bench_loader, bench_sample, bench_step};
 
 /// Measure how fast this machine does one thing, and how much memory it takes.
 #[derive(Debug, clap::Args)]
@@ -15,11 +15,13 @@ pub(crate) struct Args {
 enum What {
     Loader(bench_loader::Args),
     Sample(bench_sample::Args),
+    Step(bench_step::Args),
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     match &args.what {
         What::Loader(args) => bench_loader::run(args),
         What::Sample(args) => bench_sample::run(args),
+        What::Step(args) => bench_step::run(args),
     }
 }

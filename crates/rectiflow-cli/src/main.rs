@@ -7,6 +7,7 @@ mod answer;
 mod bench;
 mod bench_loader;
 mod bench_sample;
+mod bench_step;
 mod dtype;
 mod eval;
 mod export;

@@ -46,18 +46,14 @@ impl Progress {
         self.done = done;
         if let Some(bar) = &self.bar {
             bar.set_position(done);
-            bar.set_message(format!("{}{}", self.speed(), prefixed(note)));
+            bar.set_message(joined(&[&self.speed(), note]));
         } else if self.last_line.elapsed() >= LINE_EVERY {
             self.last_line = Instant::now();
             let percent = 100 * done / self.total.max(1);
             let unit = self.unit;
             let (done, total) = (numbers::grouped(done), numbers::grouped(self.total));
-            log::line(&format!(
-                "{}: {done} of {total} {unit} ({percent}%), {}{}",
-                self.what,
-                self.speed(),
-                prefixed(note)
-            ));
+            let far = format!("{done} of {total} {unit} ({percent}%)");
+            log::line(&format!("{}: {}", self.what, joined(&[&far, &self.speed(), note])));
         }
     }
 
@@ -68,14 +64,19 @@ impl Progress {
         }
     }
 
+    /// Nothing before there is something to judge by.
     fn speed(&self) -> String {
+        if self.done <= self.start {
+            return String::new();
+        }
         let secs = self.began.elapsed().as_secs_f64();
-        let rate = (self.done - self.start.min(self.done)) as f64 / secs.max(1e-3);
+        let rate = (self.done - self.start) as f64 / secs.max(1e-3);
         let left = (self.total - self.done.min(self.total)) as f64 / rate;
         format!("{}/s, {} left", numbers::short(rate, 3), numbers::duration(left))
     }
 }
 
-fn prefixed(note: &str) -> String {
-    if note.is_empty() { String::new() } else { format!(", {note}") }
+/// What there is to say, with commas between.
+fn joined(parts: &[&str]) -> String {
+    parts.iter().copied().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(", ")
 }

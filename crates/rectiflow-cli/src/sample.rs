@@ -8,21 +8,23 @@ use std::{
 use anyhow::Context;
 use rectiflow_data::{grid::Grid, picture::Picture};
 use rectiflow_sdxl::{
+    cond::Cond,
     flow::Parameterization,
     infotext::{Drawing, infotext},
-    model::{Model, OpenOptions},
-    sample::{SampleSettings, SizeConditioning},
+    model::OpenOptions,
+    sample::{SampleSettings, SizeConditioning, Texts, decode, sample_latents},
     sampler::Sampler,
     schedule::Schedule,
     unet::UNetPart,
     workflow::{Workflow, ascii_json},
 };
-use rectiflow_train::{config::parse_device, draw::draw, model};
+use rectiflow_train::{config::parse_device, draw::pictures, staged::StagedModel};
 use serde_json::json;
 use tch::Device;
 
 use crate::{
     answer::{Answer, Misuse},
+    dtype::ComputeDtype,
     progress::Progress,
     run_record::{SAMPLES_FILE, Sampled},
 };
@@ -32,7 +34,7 @@ use crate::{
 /// A PNG carries AUTOMATIC1111's `parameters` and a ComfyUI workflow that draws it again: drop it on ComfyUI's page.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// A diffusers model folder or a training checkpoint.
+    /// A diffusers model folder, a single-file checkpoint or a training checkpoint.
     #[arg(long)]
     model: PathBuf,
     /// What to draw; may be repeated for several rows of the grid.
@@ -83,6 +85,13 @@ pub(crate) struct Args {
     /// What the model predicts (flow, eps or v), where neither its metadata nor its scheduler says.
     #[arg(long)]
     parameterization: Option<Parameterization>,
+    /// What the model calculates in, whatever its files hold; bf16 takes half the memory.
+    #[arg(long, value_enum, default_value_t = ComputeDtype::Fp32)]
+    dtype: ComputeDtype,
+    /// Look at weights in their files instead of copying them, where a CPU calculates in the file's dtype: a good half
+    /// of the memory, a fifth slower.
+    #[arg(long)]
+    low_memory: bool,
     /// Where to calculate: cpu, cuda or cuda:N.
     #[arg(long, default_value = "cpu", value_parser = parse_device)]
     device: Device,
@@ -122,37 +131,43 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let prompts = args.all_prompts()?;
     let settings = args.settings();
     settings.check()?;
-    let model = model::open(&args.model, &OpenOptions { device: args.device, ..OpenOptions::default() })?;
+    let options =
+        OpenOptions { kind: args.dtype.into(), device: args.device, map: args.low_memory, ..OpenOptions::default() };
+    let model = StagedModel::find(&args.model, &options)?;
     let parameterization = args.parameterization_of(&model)?;
-    settings.latent_shape(&model.vae.config)?;
+    settings.latent_shape(model.vae_config())?;
+    settings.sigmas(parameterization)?;
     fs::create_dir_all(&args.out).with_context(|| format!("creating the folder {}", args.out.display()))?;
 
     let name = model_name(&args.model);
     let total = (prompts.len() * settings.steps) as u64;
     let mut progress = Progress::new("sample", "steps", 0, total);
-    let (mut pictures, mut samples, mut done) = (Vec::new(), Vec::<Sampled>::new(), 0);
-    for prompt in &prompts {
-        let texts = vec![prompt.clone(); args.batch];
-        let drawn = draw(&model, parameterization, &texts, &args.negative, &settings, &mut |_| {
+    let (conds, uncond) = args.encode(&model, &prompts, &mut progress)?;
+    progress.set(0, "loading the UNet and the autoencoder");
+    let (unet, vae) = (model.unet()?, model.vae()?);
+    let (mut drawn, mut samples, mut done) = (Vec::new(), Vec::<Sampled>::new(), 0);
+    for (prompt, cond) in prompts.iter().zip(&conds) {
+        let texts = Texts { cond, uncond: &uncond };
+        let latents = sample_latents(&unet, &vae.config, parameterization, texts, &settings, &mut |_| {
             done += 1;
             progress.set(done, prompt);
         })?;
+        let drawing = args.drawing(prompt, &settings, parameterization, &name);
         let mut images = Vec::new();
-        for (position, picture) in drawn.into_iter().enumerate() {
-            pictures.push(picture);
-            let drawing = args.drawing(prompt, &settings, parameterization, &name);
-            images.push(args.write(&drawing, position, pictures.len(), pictures.last().expect("just pushed"))?);
+        for (position, picture) in pictures(&decode(&vae, &latents)?).into_iter().enumerate() {
+            images.push(args.write(&drawing, position, drawn.len() + 1, &picture)?);
+            drawn.push(picture);
         }
         samples.push(Sampled { prompt: prompt.clone(), images });
     }
     progress.finish();
     let grid = args.out.join("grid.png");
     let text = infotext(&args.drawing("", &settings, parameterization, &name), 0);
-    draw_grid(&prompts, args.batch, &pictures).write_png(&grid, &[("parameters", &text)])?;
+    draw_grid(&prompts, args.batch, &drawn).write_png(&grid, &[("parameters", &text)])?;
     let list = args.out.join(SAMPLES_FILE);
     fs::write(&list, serde_json::to_string_pretty(&samples)?).with_context(|| format!("{}", list.display()))?;
     let json = json!({ "out": args.out, "grid": grid, "samples": samples, "settings": settings });
-    Ok(Answer::done(format!("{} pictures and {}", pictures.len(), grid.display()), json))
+    Ok(Answer::done(format!("{} pictures and {}", drawn.len(), grid.display()), json))
 }
 
 impl Args {
@@ -205,7 +220,21 @@ impl Args {
         Drawing { settings, parameterization, prompt, negative: &self.negative, model }
     }
 
-    fn parameterization_of(&self, model: &Model) -> anyhow::Result<Parameterization> {
+    /// What the text encoders say about each prompt and about the negative one. They are in memory only here.
+    fn encode(
+        &self,
+        model: &StagedModel,
+        prompts: &[String],
+        progress: &mut Progress,
+    ) -> anyhow::Result<(Vec<Cond>, Cond)> {
+        progress.set(0, "loading the text encoders");
+        let encoders = model.text_encoders()?;
+        progress.set(0, "reading the prompts");
+        let encode = |text: &String| encoders.encode(std::slice::from_ref(text));
+        Ok((prompts.iter().map(encode).collect::<Result<_, _>>()?, encode(&self.negative)?))
+    }
+
+    fn parameterization_of(&self, model: &StagedModel) -> anyhow::Result<Parameterization> {
         let missing = || {
             let model = self.model.display();
             Misuse(format!("{model} does not say what it predicts: add --parameterization flow, eps or v"))

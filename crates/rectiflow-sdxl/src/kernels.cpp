@@ -41,6 +41,7 @@ Tensor product(const Tensor& x, const Tensor& w, const std::optional<Tensor>& b 
 struct Linear : torch::autograd::Function<Linear> {
   static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& w, const std::optional<Tensor>& b) {
     context->save_for_backward({x, w});
+    context->saved_data["has_bias"] = b.has_value();
     const auto y = product(x.reshape({-1, x.size(-1)}), w, b);
     auto shape = x.sizes().vec();
     shape.back() = w.size(0);
@@ -55,7 +56,8 @@ struct Linear : torch::autograd::Function<Linear> {
     variable_list result(3);
     if (context->needs_input_grad(0)) result[0] = product(g, w.t()).view(x.sizes());
     if (context->needs_input_grad(1)) result[1] = product(g.t(), x.reshape({-1, x.size(-1)}).t());
-    if (context->needs_input_grad(2)) result[2] = g.sum(0);
+    // Without a bias there is no third edge to ask about.
+    if (context->saved_data["has_bias"].toBool() && context->needs_input_grad(2)) result[2] = g.sum(0);
     return result;
   }
 };

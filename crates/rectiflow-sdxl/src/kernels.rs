@@ -103,11 +103,14 @@ mod tests {
             let x = random(1, &shape, Kind::Float);
             let (weight, bias) =
                 (random(2, &[outputs, *shape.last().unwrap()], Kind::Float), random(3, &[outputs], Kind::Float));
+            // Without a bias the third gradient is missing, and nothing else changes.
+            let without = passes(&[&x, &weight], || linear(&x, &weight, None).unwrap());
             let ours = passes(&[&x, &weight, &bias], || linear(&x, &weight, Some(&bias)).unwrap());
             let exact = passes(&[&x, &weight, &bias], || {
                 let double = |t: &Tensor| t.to_kind(Kind::Double);
                 double(&x).linear(&double(&weight), Some(double(&bias)))
             });
+            assert!(without[0].equal(&ours[0]) && without[1].equal(&ours[1]));
             for (ours, exact) in ours.iter().zip(&exact) {
                 assert!(error(ours, exact) < 1e-6, "{shape:?}: {}", error(ours, exact));
             }

@@ -174,7 +174,7 @@ impl Component {
         } else {
             let stored =
                 if model.is_file() { SingleFile::open(model)?.take(self)?.1 } else { self.stored(&self.find(model)?)? };
-            Weights::of_files(stored, options.kind, options.device)
+            Weights::of_files(stored, options.kind, options.device).map(options.map)
         };
         Ok(Opened { config, what, weights })
     }
@@ -217,11 +217,14 @@ pub struct OpenOptions {
     pub random: Vec<Component>,
     /// Seed of the random weights.
     pub seed: u64,
+    /// Whether weights that a CPU calculates in the dtype of their file are looked at there instead of copied: a UNet
+    /// then takes the memory of its largest level. They can be read and not written: not for training.
+    pub map: bool,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { device: Device::Cpu, kind: Kind::Float, random: Vec::new(), seed: 0 }
+        Self { device: Device::Cpu, kind: Kind::Float, random: Vec::new(), seed: 0, map: false }
     }
 }
 

@@ -12,19 +12,29 @@ use std::{collections::VecDeque, sync::Mutex};
 
 use tch::{Device, Kind, Tensor};
 
+use crate::layers::Torch;
+
 /// Torch's generator belongs to the process: between seeding and drawing nobody else may seed it.
 static GENERATOR: Mutex<()> = Mutex::new(());
 
 /// Initial noise as ComfyUI draws it: torch's CPU generator seeded with `seed`, fp32, the whole batch at once.
+///
+/// # Panics
+/// If there is no memory for it; where a user chose the shape, [`f_initial_noise`] reports that.
 pub fn initial_noise(seed: u64, shape: &[i64]) -> Tensor {
-    draws(seed, shape, 1).remove(0)
+    f_initial_noise(seed, shape).expect("there is memory for the noise of a batch that is in memory")
+}
+
+/// As [`initial_noise`], for a shape that may be too large.
+pub(crate) fn f_initial_noise(seed: u64, shape: &[i64]) -> Torch {
+    Ok(draws(seed, shape, 1)?.remove(0))
 }
 
 /// `count` draws in a row from one generator.
-fn draws(seed: u64, shape: &[i64], count: usize) -> Vec<Tensor> {
+fn draws(seed: u64, shape: &[i64], count: usize) -> Torch<Vec<Tensor>> {
     let _guard = GENERATOR.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     tch::manual_seed(seed as i64);
-    (0..count).map(|_| Tensor::randn(shape, (Kind::Float, Device::Cpu))).collect()
+    (0..count).map(|_| Tensor::f_randn(shape, (Kind::Float, Device::Cpu))).collect()
 }
 
 /// Noise of unit variance for the step from one level to the next: (from, to) to a tensor of the latents' shape.
@@ -37,9 +47,9 @@ pub fn independent(
     shape: &[i64],
     num_steps: usize,
     device: Device,
-) -> impl FnMut(f64, f64) -> Tensor + use<> {
-    let mut drawn: VecDeque<Tensor> = draws(seed.wrapping_add(1), shape, num_steps).into();
-    move |_, _| drawn.pop_front().expect("a sampler asks for noise at most once a step").to_device(device)
+) -> Torch<impl FnMut(f64, f64) -> Tensor + use<>> {
+    let mut drawn: VecDeque<Tensor> = draws(seed.wrapping_add(1), shape, num_steps)?.into();
+    Ok(move |_, _| drawn.pop_front().expect("a sampler asks for noise at most once a step").to_device(device))
 }
 
 #[cfg(test)]
@@ -58,9 +68,16 @@ mod tests {
     }
 
     #[test]
+    fn too_much_is_an_error() {
+        // More bytes than a 64-bit processor can address.
+        assert!(f_initial_noise(0, &[1 << 24, 4, 1 << 10, 1 << 10]).is_err());
+        assert!(independent(0, &[1 << 24, 4, 1 << 10, 1 << 10], 2, Device::Cpu).is_err());
+    }
+
+    #[test]
     fn steps_have_noise_of_their_own() {
         let shape = [1, 4, 3, 5];
-        let mut steps = independent(7, &shape, 2, Device::Cpu);
+        let mut steps = independent(7, &shape, 2, Device::Cpu).unwrap();
         let (first, second) = (steps(1.0, 0.5), steps(0.5, 0.2));
         assert!(first.equal(&initial_noise(8, &shape)), "the first draw of the generator seeded with seed + 1");
         assert!(!first.equal(&second) && !first.equal(&initial_noise(7, &shape)));

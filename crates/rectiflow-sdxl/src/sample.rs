@@ -19,6 +19,7 @@ use crate::{
     error::{Error, Result},
     flow::Parameterization,
     guidance::{Guidance, Guided},
+    noise::f_initial_noise,
     sampler::{Course, Sampler},
     schedule::{MAX_STEPS, NoiseLevels, Schedule},
     unet::{UNet, UNetPart},
@@ -210,7 +211,8 @@ pub fn sample_latents(
         let sigmas = settings.sigmas(parameterization)?;
         let guidance = settings.guidance();
         let guided = Guided::new(unet, parameterization, texts, &settings.time_ids(), &guidance)?;
-        let noise = initial_noise(settings.seed, &shape).to_device(unet.device());
+        let noise = f_initial_noise(settings.seed, &shape).and_then(|noise| noise.f_to_device(unet.device()));
+        let noise = noise.map_err(Error::torch(format!("drawing the noise of latents {shape:?}")))?;
         let levels = NoiseLevels::new(parameterization, settings.shift)?;
         let x = noised_start(parameterization, &noise, sigmas[0], levels.sigma_max());
         let course = Course { sigmas: &sigmas, parameterization, levels: &levels, seed: settings.seed };

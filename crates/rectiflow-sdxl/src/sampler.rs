@@ -124,7 +124,8 @@ impl Sampler {
             }
             Self::EulerAncestral => {
                 let num_steps = sigmas.len().saturating_sub(1);
-                let mut noise = noise::independent(seed, &x.size(), num_steps, x.device());
+                let noise = noise::independent(seed, &x.size(), num_steps, x.device());
+                let mut noise = noise.map_err(Error::torch(format!("drawing the noise of {num_steps} steps")))?;
                 let mut stochastic = Stochastic { parameterization, eta: 1.0, noise: &mut noise };
                 stochastic::euler_ancestral(denoise, x, sigmas, &mut stochastic, watch)
             }

@@ -30,20 +30,42 @@ pub struct Progress<'a> {
 /// Who is told.
 pub type Watch<'a> = dyn FnMut(Progress<'_>) + 'a;
 
+/// Where a step begins: what the model saw, what it answered, and the noise level to go to.
+#[derive(Debug)]
+pub(crate) struct Begun<'a> {
+    pub(crate) x: &'a Tensor,
+    pub(crate) denoised: Tensor,
+    pub(crate) sigma: f64,
+    pub(crate) next: f64,
+}
+
+/// Goes from level to level: asks the model, tells who watches, and has `step` make the latents at the next level.
+pub(crate) fn walk(
+    denoise: &mut Denoise<'_>,
+    mut x: Tensor,
+    sigmas: &[f64],
+    watch: &mut Watch<'_>,
+    mut step: impl FnMut(&mut Denoise<'_>, Begun<'_>) -> Result<Tensor>,
+) -> Result<Tensor> {
+    let num_steps = sigmas.len().saturating_sub(1);
+    for (index, pair) in sigmas.windows(2).enumerate() {
+        let (sigma, next) = (pair[0], pair[1]);
+        let denoised = denoise(&x, sigma)?;
+        watch(Progress { step: index, num_steps, sigma, x: &x, denoised: &denoised });
+        x = step(denoise, Begun { x: &x, denoised, sigma, next })?;
+    }
+    Ok(x)
+}
+
 /// Euler's method. Order 1.
 ///
 /// # Errors
 /// What `denoise` returns.
 pub fn euler(denoise: &mut Denoise<'_>, x: Tensor, sigmas: &[f64], watch: &mut Watch<'_>) -> Result<Tensor> {
-    let mut x = x;
-    for (step, pair) in sigmas.windows(2).enumerate() {
-        let (sigma, next) = (pair[0], pair[1]);
-        let denoised = denoise(&x, sigma)?;
-        watch(Progress { step, num_steps: sigmas.len() - 1, sigma, x: &x, denoised: &denoised });
+    walk(denoise, x, sigmas, watch, |_, Begun { x, denoised, sigma, next }| {
         // Not in place: the caller may still hold the tensor.
-        x = &x + slope(&x, &denoised, sigma) * (next - sigma);
-    }
-    Ok(x)
+        Ok(x + slope(x, &denoised, sigma) * (next - sigma))
+    })
 }
 
 /// DDIM without noise (Song et al. 2021, eq. 12 with their sigma at 0): the clean latents and the noise that the model
@@ -58,15 +80,10 @@ pub fn ddim(
     parameterization: Parameterization,
     watch: &mut Watch<'_>,
 ) -> Result<Tensor> {
-    let mut x = x;
-    for (step, pair) in sigmas.windows(2).enumerate() {
-        let (sigma, next) = (pair[0], pair[1]);
-        let denoised = denoise(&x, sigma)?;
-        watch(Progress { step, num_steps: sigmas.len() - 1, sigma, x: &x, denoised: &denoised });
-        let noise = (&x - &denoised * signal(parameterization, sigma)) / sigma;
-        x = denoised * signal(parameterization, next) + noise * next;
-    }
-    Ok(x)
+    walk(denoise, x, sigmas, watch, |_, Begun { x, denoised, sigma, next }| {
+        let noise = (x - &denoised * signal(parameterization, sigma)) / sigma;
+        Ok(denoised * signal(parameterization, next) + noise * next)
+    })
 }
 
 /// Heun's method (Karras et al. 2022, algorithm 2): the mean of the slopes at both ends of a step. Order 2, two
@@ -75,21 +92,15 @@ pub fn ddim(
 /// # Errors
 /// What `denoise` returns.
 pub fn heun(denoise: &mut Denoise<'_>, x: Tensor, sigmas: &[f64], watch: &mut Watch<'_>) -> Result<Tensor> {
-    let mut x = x;
-    for (step, pair) in sigmas.windows(2).enumerate() {
-        let (sigma, next) = (pair[0], pair[1]);
-        let denoised = denoise(&x, sigma)?;
-        watch(Progress { step, num_steps: sigmas.len() - 1, sigma, x: &x, denoised: &denoised });
-        let before = slope(&x, &denoised, sigma);
-        let end = &x + &before * (next - sigma);
-        x = if next == 0.0 {
-            end
-        } else {
-            let after = slope(&end, &denoise(&end, next)?, next);
-            &x + (before + after) * (0.5 * (next - sigma))
-        };
-    }
-    Ok(x)
+    walk(denoise, x, sigmas, watch, |denoise, Begun { x, denoised, sigma, next }| {
+        let before = slope(x, &denoised, sigma);
+        let end = x + &before * (next - sigma);
+        if next == 0.0 {
+            return Ok(end);
+        }
+        let after = slope(&end, &denoise(&end, next)?, next);
+        Ok(x + (before + after) * (0.5 * (next - sigma)))
+    })
 }
 
 /// DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): the denoised latents are taken to move on a straight line through the
@@ -103,12 +114,8 @@ pub fn heun(denoise: &mut Denoise<'_>, x: Tensor, sigmas: &[f64], watch: &mut Wa
 /// # Errors
 /// What `denoise` returns.
 pub fn dpmpp_2m(denoise: &mut Denoise<'_>, x: Tensor, sigmas: &[f64], watch: &mut Watch<'_>) -> Result<Tensor> {
-    let mut x = x;
     let mut last: Option<(Tensor, f64)> = None; // the answer before, and the length of the step after it
-    for (step, pair) in sigmas.windows(2).enumerate() {
-        let (sigma, next) = (pair[0], pair[1]);
-        let denoised = denoise(&x, sigma)?;
-        watch(Progress { step, num_steps: sigmas.len() - 1, sigma, x: &x, denoised: &denoised });
+    walk(denoise, x, sigmas, watch, |_, Begun { x, denoised, sigma, next }| {
         let length = (sigma / next).ln(); // infinite in the last step
         let target = match &last {
             Some((before, last_length)) if next > 0.0 => {
@@ -117,10 +124,9 @@ pub fn dpmpp_2m(denoise: &mut Denoise<'_>, x: Tensor, sigmas: &[f64], watch: &mu
             }
             _ => denoised.shallow_clone(),
         };
-        x = &x * (next / sigma) + target * (1.0 - next / sigma);
         last = Some((denoised, length));
-    }
-    Ok(x)
+        Ok(x * (next / sigma) + target * (1.0 - next / sigma))
+    })
 }
 
 /// `dx/dsigma`.

@@ -12,7 +12,7 @@ use crate::{
     error::Result,
     flow::Parameterization,
     noise::StepNoise,
-    solvers::{Progress, Watch},
+    solvers::{Begun, Watch, walk},
 };
 
 /// What a stochastic sampler is told beside the levels.
@@ -42,20 +42,15 @@ pub fn euler_ancestral(
     stochastic: &mut Stochastic<'_>,
     watch: &mut Watch<'_>,
 ) -> Result<Tensor> {
-    let mut x = x;
-    for (step, pair) in sigmas.windows(2).enumerate() {
-        let (sigma, next) = (pair[0], pair[1]);
-        let denoised = denoise(&x, sigma)?;
-        watch(Progress { step, num_steps: sigmas.len() - 1, sigma, x: &x, denoised: &denoised });
+    walk(denoise, x, sigmas, watch, |_, Begun { x, denoised, sigma, next }| {
         let rest = Renoise::between(stochastic.parameterization, sigma, next, stochastic.eta);
-        let down = &x * (rest.down / sigma) + denoised * (1.0 - rest.down / sigma);
-        x = if rest.added > 0.0 {
+        let down = x * (rest.down / sigma) + denoised * (1.0 - rest.down / sigma);
+        Ok(if rest.added > 0.0 {
             down * rest.scale + (stochastic.noise)(sigma, next) * rest.added
         } else {
             down * rest.scale
-        };
-    }
-    Ok(x)
+        })
+    })
 }
 
 /// How an ancestral step ends: at the level `down`, then scaled by `scale`, then noise of deviation `added`.
@@ -103,25 +98,19 @@ pub fn dpmpp_2m_sde(
 ) -> Result<Tensor> {
     let (parameterization, eta) = (stochastic.parameterization, stochastic.eta);
     let signal_at = |sigma: f64| signal(parameterization, sigma);
-    let mut x = x;
     let mut last: Option<(Tensor, f64)> = None; // the answer before, and the length of the step after it
-    for (step, pair) in sigmas.windows(2).enumerate() {
-        let (sigma, next) = (pair[0], pair[1]);
-        let denoised = denoise(&x, sigma)?;
-        watch(Progress { step, num_steps: sigmas.len() - 1, sigma, x: &x, denoised: &denoised });
+    walk(denoise, x, sigmas, watch, |_, Begun { x, denoised, sigma, next }| {
         if next == 0.0 {
-            x = denoised;
-            continue;
+            return Ok(denoised);
         }
         let length = (signal_at(next) / next).ln() - (signal_at(sigma) / sigma).ln();
         let share = -(-length * (eta + 1.0)).exp_m1() * signal_at(next); // of the denoised latents
-        let mut mixed = &x * (next / sigma * (-length * eta).exp()) + &denoised * share;
+        let mut mixed = x * (next / sigma * (-length * eta).exp()) + &denoised * share;
         if let Some((before, last_length)) = &last {
             mixed += (&denoised - before) * (0.5 * share * length / last_length);
         }
         let added = next * (-(-2.0 * length * eta).exp_m1()).sqrt();
-        x = if added > 0.0 { mixed + (stochastic.noise)(sigma, next) * added } else { mixed };
         last = Some((denoised, length));
-    }
-    Ok(x)
+        Ok(if added > 0.0 { mixed + (stochastic.noise)(sigma, next) * added } else { mixed })
+    })
 }

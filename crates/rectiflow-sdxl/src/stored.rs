@@ -99,6 +99,12 @@ impl Stored {
         in_diffusers_form(tensor, place.form).map_err(Error::torch(format!("{path}: converting {}", place.name)))
     }
 
+    /// A tensor's file and its name there, where its bytes are those of a tensor of diffusers' shape on a CPU.
+    pub(crate) fn place_as_is(&self, name: &str) -> Option<(&Arc<TensorFile>, &str)> {
+        let place = self.index.get(name).filter(|place| place.form == Form::Same)?;
+        Some((&self.files[place.file], &place.name))
+    }
+
     /// Forgets a tensor.
     pub(crate) fn forget(&mut self, name: &str) {
         self.index.remove(name);

@@ -13,6 +13,7 @@ use std::{
     fs::File,
     io::{self, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use memmap2::{Mmap, UncheckedAdvice};
@@ -23,6 +24,7 @@ use tch::{Device, Kind, Tensor};
 use crate::{
     durable::write_atomically,
     error::{Error, Result},
+    mapped::tensor_over,
 };
 
 /// What a valid file must be, in messages.
@@ -115,6 +117,25 @@ impl TensorFile {
     /// # Errors
     /// [`Error::Missing`] if there is no such tensor, [`Error::Malformed`] if libtorch lacks its dtype.
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
+        let (entry, kind) = self.entry(name)?;
+        let tensor = Tensor::f_from_data_size(&self.map[entry.start..entry.end], &entry.shape, kind)
+            .map_err(Error::torch(format!("{}: reading tensor {name}", self.path.display())))?;
+        self.give_back(name);
+        Ok(tensor)
+    }
+
+    /// A tensor of floating-point numbers that is the file's bytes: it can be read and must not be written. The file
+    /// stays open for as long as anything views it.
+    ///
+    /// # Errors
+    /// As [`Self::tensor`].
+    pub(crate) fn mapped(self: &Arc<Self>, name: &str) -> Result<Tensor> {
+        let (entry, kind) = self.entry(name)?;
+        tensor_over(&self.map[entry.start..entry.end], &entry.shape, kind, self.clone())
+            .map_err(Error::torch(format!("{}: mapping tensor {name}", self.path.display())))
+    }
+
+    fn entry(&self, name: &str) -> Result<(&Entry, Kind)> {
         let Some(entry) = self.entries.get(name) else {
             let names: Vec<_> = self.names().take(20).collect();
             return Err(Error::Missing {
@@ -128,14 +149,13 @@ impl TensorFile {
             kind: KIND,
             reason: format!("tensor {name} has dtype {:?}, which is not supported", entry.dtype),
         })?;
-        let tensor = Tensor::f_from_data_size(&self.map[entry.start..entry.end], &entry.shape, kind)
-            .map_err(Error::torch(format!("{}: reading tensor {name}", self.path.display())))?;
-        self.give_back(entry);
-        Ok(tensor)
+        Ok((entry, kind))
     }
 
-    /// Takes the pages of a tensor that has been copied out of this process's memory. They stay in the system's cache.
-    fn give_back(&self, entry: &Entry) {
+    /// Takes the pages of a tensor out of this process's memory, when it has been copied or is not needed for a while.
+    /// They stay in the system's cache.
+    pub(crate) fn give_back(&self, name: &str) {
+        let Some(entry) = self.entries.get(name) else { return };
         // SAFETY: the map is a file's and read-only: the next look at these bytes reads the same ones from the file.
         let advised =
             unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, entry.start, entry.end - entry.start) };

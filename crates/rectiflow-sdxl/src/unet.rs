@@ -243,10 +243,13 @@ impl UNet {
         let mut skips = vec![x.shallow_clone()];
         for (level, block) in self.down.iter().enumerate() {
             x = block.forward(x, &within(UNetPart::Down(level)), &mut skips)?;
+            self.parameters.give_back(&format!("down_blocks.{level}."));
         }
         x = self.mid.forward(&x, &within(UNetPart::Mid))?;
+        self.parameters.give_back("mid_block.");
         for (level, block) in self.up.iter().enumerate() {
             x = block.forward(x, &within(UNetPart::Up(level)), &mut skips)?;
+            self.parameters.give_back(&format!("up_blocks.{level}."));
         }
         let normed = self.conv_norm_out.forward(&x)?.f_silu()?;
         self.conv_out.forward(&normed.f_to_kind(self.conv_out.kind())?)

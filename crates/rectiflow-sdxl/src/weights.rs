@@ -18,6 +18,7 @@ use tch::{Device, Kind, Tensor};
 use crate::{
     error::{Error, Result, WeightProblems},
     init::Init,
+    mapped::Mapped,
     stored::{Stored, is_constant},
     tensor_file::write_tensors,
 };
@@ -28,7 +29,9 @@ pub struct Weights {
     source: Source,
     kind: Kind,
     device: Device,
-    parameters: BTreeMap<String, Tensor>,
+    /// Whether tensors may be views of their files.
+    may_map: bool,
+    parameters: Parameters,
     problems: WeightProblems,
 }
 
@@ -48,7 +51,7 @@ enum Source {
 impl Weights {
     fn new(source: Source, description: String, kind: Kind, device: Device) -> Self {
         let problems = WeightProblems { source: description, ..WeightProblems::default() };
-        Self { source, kind, device, parameters: BTreeMap::new(), problems }
+        Self { source, kind, device, may_map: false, parameters: Parameters::default(), problems }
     }
 
     /// The tensors of one or more safetensors files (shards), converted to `kind` on `device` as they are taken.
@@ -63,6 +66,12 @@ impl Weights {
     pub(crate) fn of_files(stored: Stored, kind: Kind, device: Device) -> Self {
         let description = stored.paths().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
         Self::new(Source::Files(stored), description, kind, device)
+    }
+
+    /// Lets tensors be views of their files where that is possible; they must not be written then.
+    pub(crate) fn map(mut self, may_map: bool) -> Self {
+        self.may_map = may_map;
+        self
     }
 
     /// Tensors in memory, by the names the model will ask for. `description` names their origin in messages.
@@ -129,7 +138,7 @@ impl Weights {
     /// stands in, and [`Weights::finish`] fails.
     pub fn take(&mut self, name: &str, shape: &[i64], init: Init) -> Tensor {
         let tensor = tch::no_grad(|| self.make(name, shape, init)).unwrap_or_else(|| placeholder(shape));
-        self.parameters.insert(name.to_owned(), tensor.shallow_clone());
+        self.parameters.tensors.insert(name.to_owned(), tensor.shallow_clone());
         tensor
     }
 
@@ -142,7 +151,8 @@ impl Weights {
                 return self.place(name, &values.reshape(shape));
             }
             Source::Files(stored) => {
-                let found = found_in(stored, name, shape);
+                let kind = (self.may_map && self.device == Device::Cpu).then_some(self.kind);
+                let found = found_in(stored, name, shape, kind, &mut self.parameters.mapped);
                 stored.forget(name);
                 found
             }
@@ -163,7 +173,9 @@ impl Weights {
 
     /// The tensor converted and moved, if all its values are finite.
     fn checked(&mut self, name: &str, tensor: &Tensor) -> Option<Tensor> {
-        if !is_finite(tensor) {
+        let is_finite = is_finite(tensor);
+        self.parameters.mapped.give_back(name);
+        if !is_finite {
             self.problems.unusable.push((name.to_owned(), "holds values that are not finite (NaN or infinity)".into()));
             return None;
         }
@@ -199,11 +211,7 @@ impl Weights {
             Source::Random(_) | Source::Shapes => Vec::new(),
         };
         self.problems.unexpected.extend(left.into_iter().filter(|(name, _)| !is_constant(name)));
-        if self.problems.is_empty() {
-            Ok(Parameters(self.parameters))
-        } else {
-            Err(Error::Weights(Box::new(self.problems)))
-        }
+        if self.problems.is_empty() { Ok(self.parameters) } else { Err(Error::Weights(Box::new(self.problems))) }
     }
 }
 
@@ -214,11 +222,19 @@ enum Found {
     Unusable(String),
 }
 
-fn found_in(stored: &Stored, name: &str, shape: &[i64]) -> Found {
+/// A tensor of some files: a view where it may be mapped and has this dtype, a copy otherwise.
+fn found_in(stored: &Stored, name: &str, shape: &[i64], map: Option<Kind>, mapped: &mut Mapped) -> Found {
+    let mut load = || match stored.place_as_is(name) {
+        Some((file, stored_name)) if map.is_some() && stored.kind(name) == map => {
+            mapped.insert(name, file.clone(), stored_name);
+            file.mapped(stored_name)
+        }
+        _ => stored.load(name),
+    };
     match stored.shape(name) {
         None => Found::Nothing,
         Some(size) if size != shape => Found::Misshapen(size),
-        Some(_) => match stored.load(name) {
+        Some(_) => match load() {
             Ok(tensor) if tensor.is_floating_point() => Found::Tensor(tensor),
             Ok(tensor) => Found::Unusable(format!("is {:?} and not floating point", tensor.kind())),
             Err(error) => Found::Unusable(format!("cannot be read: {error}")),
@@ -231,9 +247,13 @@ fn placeholder(shape: &[i64]) -> Tensor {
     Tensor::zeros([1], (Kind::Float, Device::Cpu)).expand(shape, false)
 }
 
-/// One pass over memory in the common case: a sum is finite unless a value is not, or the sum itself overflowed.
+/// Looked at in pieces that stay in the cache: torch widens what it sums, and temporary tensors as large as a model's
+/// largest stay in the allocator's hands. A sum is finite unless a value is not, or the sum itself overflowed.
 pub(crate) fn is_finite(tensor: &Tensor) -> bool {
-    tensor.sum(Kind::Float).double_value(&[]).is_finite() || tensor.isfinite().all().int64_value(&[]) != 0
+    const PIECE: i64 = 1 << 18;
+    tensor.flatten(0, -1).split(PIECE, 0).iter().all(|piece| {
+        piece.sum(Kind::Float).double_value(&[]).is_finite() || piece.isfinite().all().int64_value(&[]) != 0
+    })
 }
 
 /// A place in the hierarchy of names.
@@ -257,7 +277,7 @@ impl Scope<'_> {
 
     /// The tensors taken here and below, in the order of their names.
     pub(crate) fn taken(&self) -> Vec<Tensor> {
-        let from_here = self.weights.parameters.range(self.prefix.clone()..);
+        let from_here = self.weights.parameters.tensors.range(self.prefix.clone()..);
         let here = from_here.take_while(|(name, _)| name.starts_with(&self.prefix));
         here.map(|(_, tensor)| tensor.shallow_clone()).collect()
     }
@@ -270,38 +290,47 @@ impl Scope<'_> {
 
 /// A model's tensors under their upstream names, in the order of the names. They share storage with the model: an
 /// in-place update of one changes the model.
-#[derive(Debug)]
-pub struct Parameters(BTreeMap<String, Tensor>);
+#[derive(Debug, Default)]
+pub struct Parameters {
+    tensors: BTreeMap<String, Tensor>,
+    mapped: Mapped,
+}
 
 impl Parameters {
     /// Names and tensors, in the order of the names.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
-        self.0.iter().map(|(name, tensor)| (name.as_str(), tensor))
+        self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))
     }
 
     /// One tensor.
     pub fn get(&self, name: &str) -> Option<&Tensor> {
-        self.0.get(name)
+        self.tensors.get(name)
     }
 
     /// How many tensors.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.tensors.len()
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.tensors.is_empty()
     }
 
     /// How many numbers.
     pub fn num_elements(&self) -> usize {
-        self.0.values().map(Tensor::numel).sum()
+        self.tensors.values().map(Tensor::numel).sum()
+    }
+
+    /// Takes the pages of mapped tensors whose names begin with `prefix` out of this process's memory until they are
+    /// looked at again. Others stay.
+    pub(crate) fn give_back(&self, prefix: &str) {
+        self.mapped.give_back(prefix);
     }
 
     /// Whether autograd records operations on them. New models do not train.
     pub fn set_requires_grad(&self, requires_grad: bool) {
-        for tensor in self.0.values() {
+        for tensor in self.tensors.values() {
             let _same_tensor = tensor.set_requires_grad(requires_grad);
         }
     }
@@ -412,6 +441,29 @@ mod tests {
             weights.finish().unwrap().save(&saved, Some(kind)).unwrap();
             assert_eq!(TensorFile::open(&saved).unwrap().kind("w"), Some(kind));
         }
+    }
+
+    #[test]
+    fn mapped_weights_are_the_files_and_come_back_when_given_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let values = Tensor::arange(100_000, (Kind::BFloat16, CPU));
+        let path = file(folder.path(), &[("a.w", values.shallow_clone()), ("nan", Tensor::from_slice(&[f32::NAN]))]);
+        let open = |kind| Weights::open(std::slice::from_ref(&path), kind, CPU).unwrap().map(true);
+        let mut weights = open(Kind::BFloat16);
+        let taken = weights.take("a.w", &[100_000], Init::Zeros);
+        weights.parameters.give_back("a.");
+        assert!(taken.equal(&values));
+        assert!(!weights.parameters.mapped.is_empty());
+        // A file that has been deleted lives for as long as it is looked at, whoever does.
+        drop(weights);
+        std::fs::remove_file(&path).unwrap();
+        assert!(taken.equal(&values));
+        let path = file(folder.path(), &[("a.w", values.shallow_clone()), ("nan", Tensor::from_slice(&[f32::NAN]))]);
+        let mut weights = Weights::open(&[path], Kind::Float, CPU).unwrap().map(true);
+        assert!(weights.take("a.w", &[100_000], Init::Zeros).equal(&values.to_kind(Kind::Float)));
+        assert!(weights.parameters.mapped.is_empty(), "another dtype is a copy");
+        let _ = weights.take("nan", &[1], Init::Zeros);
+        assert!(matches!(weights.finish(), Err(Error::Weights(_))), "mapped weights are looked at too");
     }
 
     #[test]

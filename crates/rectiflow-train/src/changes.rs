@@ -20,7 +20,7 @@ impl Change {
     /// is learnt. Where a data set lies does not matter, since the order's hash tells whether it is the same one.
     pub(crate) fn is_harmless(&self) -> bool {
         let key = self.key.as_str();
-        let sections = ["test.", "checkpoint.", "preview.", "prep.", "guard."];
+        let sections = ["test.", "checkpoint.", "preview.", "prep.", "guard.", "memory."];
         let keys = ["run.dir", "run.device", "run.price_per_hour", "train.samples"];
         sections.iter().any(|section| key.starts_with(section))
             || keys.contains(&key)

@@ -28,6 +28,7 @@ use crate::{
     guard::GuardConfig,
     keys::{missing_keys, take_unknown_keys},
     lr::LrConfig,
+    memory::MemoryConfig,
     optim::OptimizerConfig,
     precision::Precision,
     preview::PreviewConfig,
@@ -46,6 +47,9 @@ pub struct Recipe {
     pub data: Vec<DataConfig>,
     /// What is learnt, from how many samples, in which batches.
     pub train: TrainConfig,
+    /// What is kept in memory and what is calculated again.
+    #[serde(default)]
+    pub memory: MemoryConfig,
     /// What is predicted, and at which noise levels.
     #[serde(default)]
     pub objective: ObjectiveSettings,
@@ -353,6 +357,7 @@ impl Recipe {
         problems.extend(self.optimizer.problems());
         problems.extend(self.ema.problems());
         problems.extend(self.guard.problems());
+        problems.extend(self.memory.problems());
         problems.extend(self.preview.problems());
         problems.extend(self.test.problems());
         if self.checkpoint.every_steps == 0 {

@@ -70,7 +70,79 @@ pub(crate) fn apply_frozen(precision: Precision, model: &Model) {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use rectiflow_sdxl::{
+        model::OpenOptions,
+        tensor_file::TensorFile,
+        unet::{UNet, UNetInput},
+    };
+    use tch::Tensor;
+
     use super::*;
+
+    /// Relative L2 errors of PyTorch's autocast, by scripts/golden/autocast.py.
+    #[derive(Debug, Deserialize)]
+    struct Autocast {
+        output: f64,
+        gradient: f64,
+        median: f64,
+    }
+
+    fn error(ours: &Tensor, exact: &Tensor) -> (f64, f64) {
+        let exact = exact.to_kind(Kind::Double);
+        let difference = ours.detach().to_kind(Kind::Double) - &exact;
+        (difference.norm().double_value(&[]), exact.norm().double_value(&[]))
+    }
+
+    #[test]
+    fn gradients_in_bf16_are_at_least_as_exact_as_autocasts() {
+        tch::set_num_threads(1);
+        let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../rectiflow-sdxl/tests/golden");
+        let golden = include_str!("../tests/golden/autocast.json");
+        let golden: std::collections::BTreeMap<String, Autocast> = serde_json::from_str(golden).expect("JSON");
+        for (name, theirs) in golden {
+            let unet = UNet::open(&models.join(&name), &OpenOptions::default()).expect("the golden model opens");
+            let flat = FlatParameters::adopt(&[("unet", &unet.parameters)], Precision::Bf16);
+            let open = |file: &str| TensorFile::open(&models.join(&name).join(file)).expect("the golden file opens");
+            let (cases, exact) = (open("cases.safetensors"), open("gradients.safetensors"));
+            let get = |key: &str| cases.tensor(&format!("1.{key}")).expect("the case has it");
+            let prediction = unet.forward(&UNetInput {
+                sample: &get("sample"),
+                timestep: &get("timestep"),
+                context: &get("encoder_hidden_states"),
+                context_mask: None,
+                text_embeds: &get("text_embeds"),
+                time_ids: &get("time_ids"),
+            });
+            let prediction = prediction.expect("the case fits");
+            let (difference, size) = error(&prediction, &get("out"));
+            flat.gradients.begin(&flat.values);
+            let loss = prediction.to_kind(Kind::Float).mse_loss(&get("target"), tch::Reduction::Mean);
+            flat.gradients.add(0, &loss).expect("the backward pass runs");
+            let sum = flat.gradients.finish();
+            let errors: Vec<(f64, f64)> = flat
+                .slices
+                .iter()
+                .map(|slice| {
+                    let exact = exact.tensor(&slice.name["unet.".len()..]).expect("the golden file has it");
+                    error(&crate::flat::part(&sum, &slice.range), &exact.flatten(0, -1))
+                })
+                .collect();
+            let norm = |of: fn(&(f64, f64)) -> f64| errors.iter().map(|error| of(error).powi(2)).sum::<f64>().sqrt();
+            let mut relative: Vec<f64> = errors.iter().map(|(difference, size)| difference / size).collect();
+            relative.sort_by(f64::total_cmp);
+            let ours = Autocast {
+                output: difference / size,
+                gradient: norm(|error| error.0) / norm(|error| error.1),
+                median: relative[relative.len() / 2],
+            };
+            let as_exact =
+                ours.output <= theirs.output && ours.gradient <= theirs.gradient && ours.median <= theirs.median;
+            assert!(as_exact, "{name}: {ours:?}, autocast {theirs:?}");
+            assert!(ours.gradient > 1e-4, "{name}: this was not bf16: {ours:?}");
+        }
+    }
 
     #[test]
     fn norms_embeddings_and_the_last_convolution_stay() {

@@ -27,6 +27,7 @@ use crate::{
     config::{Checked, DataConfig},
     error::{Error, Result},
     guard::{Acts, GuardConfig, GuardState, Observation, Verdict},
+    memory,
     metrics::{Event, GuardEvent, Lossless, Start, StepMetrics, TestMetrics, Writer},
     model,
     optim::Optimizer,
@@ -89,10 +90,12 @@ pub fn train(
     let sources = open_sources(checked)?;
     let components = origin.components(checked)?;
     check_vae(checked, &components, &sources)?;
+    memory::announce(checked, &components, &sources)?;
     // Where a run goes on, no component is random any more.
     let random = if matches!(origin, Origin::Base) { &checked.random[..] } else { &[] };
     let open = model::base_options(checked.device, random, checked.recipe.run.seed);
-    let model = model::open_components(origin.model(checked), &components, &open)?;
+    let mut model = model::open_components(origin.model(checked), &components, &open)?;
+    checked.recipe.memory.apply(&mut model);
     let configs = component_configs(checked, &components)?;
     let parts = Parts {
         checked,

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use tch::{Device, Tensor, no_grad};
 
 use crate::{
-    guard::Normal,
+    guard::{GuardConfig, Normal},
     state::{Position, TrainState},
 };
 
@@ -64,6 +64,16 @@ pub(crate) fn bytes(state: &TrainState) -> u64 {
 pub(crate) fn affordable(distances: &[u64], snapshot_bytes: u64, budget_bytes: u64) -> &[u64] {
     let levels = budget_bytes / (SNAPSHOTS_A_LEVEL as u64 * snapshot_bytes).max(1);
     &distances[..distances.len().min(usize::try_from(levels).unwrap_or(usize::MAX))]
+}
+
+/// What the snapshots of a guard take in all, where one takes `snapshot_bytes`.
+pub(crate) fn total_bytes(guard: &GuardConfig, snapshot_bytes: u64) -> u64 {
+    if !guard.enabled {
+        return 0;
+    }
+    let budget_bytes = (guard.snapshot_gib * f64::from(1 << 30)) as u64;
+    let levels = affordable(&guard.snapshot_updates, snapshot_bytes, budget_bytes).len();
+    (SNAPSHOTS_A_LEVEL * levels) as u64 * snapshot_bytes
 }
 
 /// The newest of a distance, and the one before it.

@@ -7,3 +7,4 @@ mod checkpoints;
 mod evaluations;
 mod fixture;
 mod guarding;
+mod precision;
