@@ -8,7 +8,7 @@ TORCH = LIBTORCH="$$($(PYTHON) scripts/libtorch.py)" || exit 1; export LIBTORCH;
 TESTS = if cargo nextest --version >/dev/null 2>&1; then echo nextest run; else echo test; fi
 PEERS = .venv-peers
 
-.PHONY: help build test demo fmt lint unit doc docs peers peers-full bench-loaders tiny-base study clean-demo
+.PHONY: help build test demo fmt lint unit doc docs peers peers-full bench-loaders tiny-base study experiments clean-demo
 
 help:
 	@echo 'make build   the binary, target/release/rectiflow'
@@ -17,6 +17,7 @@ help:
 	@echo 'make docs    write the generated pages of docs/ anew'
 	@echo 'make tiny-base   train the demo\'s base model anew (an hour) and pack it'
 	@echo 'make study   the demo\'s comparison at length, on three seeds (half an hour)'
+	@echo 'make experiments   text encoders, objectives, captions: what they are worth on the tiny model (quarter of an hour)'
 	@echo 'make peers   compare with diffusers (installs pinned versions into $(PEERS), 1.6 GB)'
 	@echo 'make bench-loaders   the loader: samples a second, time to the first step, from a disk and from an object store'
 
@@ -65,6 +66,9 @@ tiny-base: build
 
 study: build
 	sh scripts/study.sh
+
+experiments: build
+	sh scripts/experiments.sh
 
 # Five minutes; packs 0.7 GB of synthetic data into target/loader-numbers the first time.
 bench-loaders:

@@ -4,7 +4,8 @@
 //! start only under LD_LIBRARY_PATH. Where the folder has CUDA, `--no-as-needed` keeps `libtorch_cuda`, which nothing
 //! references by symbol and which registers the CUDA kernels when it is loaded.
 //!
-//! A crate's C++ files, `src/*.cpp`, are what libtorch has and `tch` does not bind. Each has a C interface.
+//! A crate's C++ files, `src/*.cpp`, are what libtorch has and `tch` does not bind. Each has a C interface. With the
+//! feature `nccl`, `RECTIFLOW_CUDA_INCLUDE` names the folders of CUDA's and NCCL's headers, separated by colons.
 
 #![allow(clippy::print_stdout, reason = "cargo reads a build script's standard output")]
 
@@ -45,14 +46,26 @@ fn compile_cpp(lib: &Path) {
     }
     let root = env::var("LIBTORCH_INCLUDE").map_or_else(|_| lib.join(".."), PathBuf::from);
     let abi = env::var("LIBTORCH_CXX11_ABI").unwrap_or_else(|_| "1".into());
-    cc::Build::new()
+    let mut build = cc::Build::new();
+    build
         .cpp(true)
         .std("c++17")
         .files(files)
         .include(root.join("include"))
         .include(root.join("include/torch/csrc/api/include"))
         .define("_GLIBCXX_USE_CXX11_ABI", abi.as_str())
+        .define("USE_C10D_GLOO", None)
         .flag("-fopenmp") // libtorch's parallel loops are templates, and serial without it
-        .warnings(false) // libtorch's headers
-        .compile(&format!("{}_cpp", env::var("CARGO_PKG_NAME").expect("cargo sets it")));
+        .warnings(false); // libtorch's headers
+    // Headers that libtorch's own need and its wheel does not have.
+    if Path::new("cpp").is_dir() {
+        println!("cargo::rerun-if-changed=cpp");
+        build.include("cpp");
+    }
+    if env::var_os("CARGO_FEATURE_NCCL").is_some() {
+        println!("cargo::rerun-if-env-changed=RECTIFLOW_CUDA_INCLUDE");
+        let folders = env::var("RECTIFLOW_CUDA_INCLUDE").unwrap_or_else(|_| "/usr/local/cuda/include".into());
+        build.define("USE_C10D_NCCL", None).includes(folders.split(':'));
+    }
+    build.compile(&format!("{}_cpp", env::var("CARGO_PKG_NAME").expect("cargo sets it")));
 }

@@ -34,6 +34,11 @@ impl Answer {
         Self { text: text.into(), json, exit: 0 }
     }
 
+    /// Nothing more to say: rank 0 of the run, a process of its own, has said it. Ends with `code`.
+    pub(crate) fn of_rank_0(code: i32) -> Self {
+        Self { text: String::new(), json: Value::Null, exit: u8::try_from(code).unwrap_or(FAILED) }
+    }
+
     /// The same answer from a command that a signal stopped.
     pub(crate) fn stopped_by(self, signal: i32) -> Self {
         Self { exit: 128 + u8::try_from(signal).unwrap_or(0), ..self }
@@ -46,7 +51,7 @@ impl Answer {
 
     /// Prints it. A reader that has gone away (`| head`) is no failure.
     pub(crate) fn print(&self, as_json: bool) -> ExitCode {
-        let line = if as_json { self.json.to_string() } else { self.text.clone() };
+        let line = if as_json && !self.json.is_null() { self.json.to_string() } else { self.text.clone() };
         match write_line(&line) {
             Err(error) if error.kind() != ErrorKind::BrokenPipe => {
                 report(&format!("standard output: {error}"));
@@ -71,7 +76,7 @@ pub(crate) fn fail(error: &anyhow::Error, as_json: bool) -> ExitCode {
 
 fn report(message: &str) {
     // Nothing can be done where standard error is closed.
-    let _ = writeln!(io::stderr().lock(), "error: {message}");
+    let _ = writeln!(io::stderr().lock(), "{}error: {message}", crate::log::rank_prefix());
 }
 
 fn write_line(line: &str) -> io::Result<()> {
@@ -115,6 +120,7 @@ fn is_setting(error: &rectiflow_train::Error) -> bool {
         Error::Recipe { .. }
             | Error::Changed { .. }
             | Error::Branch { .. }
+            | Error::Launch { .. }
             | Error::Data(rectiflow_data::Error::Invalid { .. })
             | Error::Model(rectiflow_sdxl::error::Error::Invalid { .. })
     )

@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 
-use crate::{answer::Answer, bench_loader, bench_sample, bench_step};
+use crate::{answer::Answer, bench_loader, bench_ranks, bench_sample, bench_step};
 
 /// Measure how fast this machine does one thing, and how much memory it takes.
 #[derive(Debug, clap::Args)]
@@ -14,6 +14,7 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 enum What {
     Loader(bench_loader::Args),
+    Ranks(bench_ranks::Args),
     Sample(bench_sample::Args),
     Step(bench_step::Args),
 }
@@ -21,6 +22,7 @@ enum What {
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     match &args.what {
         What::Loader(args) => bench_loader::run(args),
+        What::Ranks(args) => bench_ranks::run(args),
         What::Sample(args) => bench_sample::run(args),
         What::Step(args) => bench_step::run(args),
     }

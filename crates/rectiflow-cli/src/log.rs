@@ -24,13 +24,22 @@ pub(crate) fn line(text: &str) {
     bars().suspend(|| drop(writeln!(io::stderr().lock(), "{text}")));
 }
 
-/// Starts logging.
+/// "rank 2: " in every rank of a run but the first, which speaks for all.
+pub(crate) fn rank_prefix() -> String {
+    match std::env::var("RANK") {
+        Ok(rank) if rank != "0" => format!("rank {rank}: "),
+        _ => String::new(),
+    }
+}
+
+/// Starts logging. Of several ranks, those but the first only warn.
 pub(crate) fn start() {
     let from_environment = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|text| !text.is_empty());
     let (filter, refused) = match from_environment.as_deref().map(EnvFilter::try_new) {
         Some(Ok(filter)) => (filter, None),
         Some(Err(error)) => (EnvFilter::new(DEFAULT), Some(error)),
-        None => (EnvFilter::new(DEFAULT), None),
+        None if rank_prefix().is_empty() => (EnvFilter::new(DEFAULT), None),
+        None => (EnvFilter::new("warn"), None),
     };
     tracing_subscriber::fmt()
         .with_env_filter(filter)

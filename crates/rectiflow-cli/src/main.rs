@@ -6,6 +6,7 @@
 mod answer;
 mod bench;
 mod bench_loader;
+mod bench_ranks;
 mod bench_sample;
 mod bench_step;
 mod dtype;
@@ -13,6 +14,7 @@ mod eval;
 mod export;
 mod forward;
 mod inspect;
+mod local_ranks;
 mod log;
 mod model_card;
 mod numbers;

@@ -106,7 +106,7 @@ impl RunRecord {
                 Event::Checkpoint { secs, .. } => {
                     self.checkpoints = (self.checkpoints.0 + 1, self.checkpoints.1 + secs);
                 }
-                Event::SaveFailed { .. } | Event::Guard(_) => {}
+                Event::SaveFailed { .. } | Event::Guard(_) | Event::Vitals(_) => {}
                 Event::End { reason, .. } => self.finished = reason == "finished",
             }
         }

@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    thread,
 };
 
 use signal_hook::{
@@ -31,6 +32,16 @@ impl StopSignal {
             flag::register(signal, Arc::clone(&asked))?;
         }
         Ok(Self { asked, which })
+    }
+
+    /// Takes the end of standard input for a wish to stop: the process that started this one asks so, or is gone.
+    pub(crate) fn listen_for_end_of_input(&self) {
+        let asked = Arc::clone(&self.asked);
+        thread::spawn(move || {
+            // Nothing is ever written to it; an error is an end as well.
+            let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+            asked.store(true, Ordering::Relaxed);
+        });
     }
 
     /// Set once a signal has come.

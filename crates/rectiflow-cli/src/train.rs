@@ -1,18 +1,20 @@
 //! `rectiflow train`: a run from its recipe, with a live line on a terminal and plain lines in a log.
 
-use std::{path::PathBuf, sync::atomic::Ordering};
+use std::{env, path::PathBuf, sync::atomic::Ordering};
 
 use anyhow::Context;
 use rectiflow_train::{
     config::{Checked, Recipe},
+    launch::Launch,
     metrics::{Event, GuardEvent, Start, StepMetrics, TestMetrics},
     run::{Options, Outcome, train},
 };
 use serde_json::json;
+use signal_hook::consts::SIGTERM;
 
 use crate::{
-    answer::Answer,
-    log,
+    answer::{Answer, Misuse},
+    local_ranks, log,
     numbers::{bytes, duration, grouped, short},
     progress::Progress,
     signals::StopSignal,
@@ -36,30 +38,56 @@ pub(crate) struct Args {
     /// Go on with a run that the guard has stopped.
     #[arg(long)]
     acknowledge_stop: bool,
+    /// Start so many ranks on this machine. Across machines a launcher such as torchrun does, with `--no-python`.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    ranks: Option<u16>,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let checked = Recipe::load(&args.recipe, &args.overrides)?;
     let stop = StopSignal::listen().context("listening for Ctrl-C")?;
-    let mut live = Live::new(&checked);
+    let is_local_rank = env::var_os(local_ranks::STARTED).is_some();
+    let launch = Launch::from_environment(|name| env::var(name).ok())?;
+    match args.ranks.map(usize::from).filter(|_| !is_local_rank) {
+        Some(ranks) if launch.is_some() => {
+            let reason =
+                format!("--ranks {ranks}: a launcher has set RANK and WORLD_SIZE already; leave one of both out");
+            return Err(Misuse(reason).into());
+        }
+        Some(ranks) if ranks > 1 => return local_ranks::run(ranks, &checked, &stop),
+        _ => {}
+    }
+    if is_local_rank {
+        stop.listen_for_end_of_input();
+    }
+    train_as(args, &checked, &stop, launch)
+}
+
+/// Trains as the only process, or as one of several.
+fn train_as(args: &Args, checked: &Checked, stop: &StopSignal, launch: Option<Launch>) -> anyhow::Result<Answer> {
+    let is_first = launch.as_ref().is_none_or(|launch| launch.rank.rank == 0);
+    let mut live = is_first.then(|| Live::new(checked));
     let options = Options {
         branch_from: args.branch_from.clone(),
         acknowledge_stop: args.acknowledge_stop,
+        launch,
         ..Options::default()
     };
-    let outcome = train(&checked, options, stop.flag(), &mut |event| {
+    let outcome = train(checked, options, stop.flag(), &mut |event| {
+        let Some(live) = &mut live else { return };
         live.show(event);
         if stop.flag().load(Ordering::Relaxed) {
             live.say_stopping();
         }
     });
-    live.finish();
-    let answer = answer(&checked, &outcome?);
-    // A signal that comes when the work is done anyway stops nothing.
-    match stop.signal() {
-        Some(signal) if !answer.1 => Ok(answer.0.stopped_by(signal)),
-        _ => Ok(answer.0),
+    if let Some(live) = &mut live {
+        live.finish();
     }
+    let (answer, is_finished) = answer(checked, &outcome?);
+    let answer = if is_first { answer } else { Answer::of_rank_0(0) };
+    // A signal that comes when the work is done anyway stops nothing. Where another rank was told to stop, this one was
+    // by it.
+    Ok(if is_finished { answer } else { answer.stopped_by(stop.signal().unwrap_or(SIGTERM)) })
 }
 
 /// What to say, and whether the run is finished.
@@ -127,8 +155,8 @@ impl Live {
             Event::Checkpoint { name, secs, .. } => log::line(&format!("saved {name} in {}", duration(*secs))),
             Event::Guard(act) => self.show_guard(act),
             Event::Preview { name, secs, .. } => log::line(&format!("drew previews/{name} in {}", duration(*secs))),
-            // What went wrong has been logged as an error.
-            Event::SaveFailed { .. } | Event::End { .. } => {}
+            // What went wrong has been logged as an error; vital signs are for the file.
+            Event::SaveFailed { .. } | Event::Vitals(_) | Event::End { .. } => {}
         }
     }
 
@@ -146,6 +174,13 @@ impl Live {
             grouped(start.num_test),
             start.threads
         ));
+        if start.ranks > 1 {
+            let idle = 100.0 * start.idle_share;
+            log::line(&format!(
+                "{} ranks; {idle:.0}% of their time is spent waiting for those with a lane more",
+                start.ranks
+            ));
+        }
         for change in &start.changes {
             log::line(&format!("the recipe has changed: {change}"));
         }
@@ -213,6 +248,9 @@ impl Live {
             note += &format!(", test loss {}", short(test, 4));
         }
         note += &format!(", {:.0}% waiting for data, {}", 100.0 * self.waiting.unwrap_or(0.0), self.guard);
+        if let Some(slowest) = step.ranks.as_ref().and_then(|ranks| ranks.slowest) {
+            note += &format!(", rank {} is {:.0}% slower than the others", slowest.rank, 100.0 * slowest.lag);
+        }
         if let Some(spent) = step.spent {
             note += &format!(", spent {spent:.2}");
         }
@@ -269,6 +307,7 @@ mod tests {
             data_secs: 0.5,
             applied: true,
             spent: Some(3.456),
+            ranks: None,
         };
         live.show_step(&step);
         let line = "step 7, loss 0.5, gradient 1.25, lr 0.0001, test loss 0.25, 25% waiting for data, guard quiet, \

@@ -4,6 +4,8 @@
 #[path = "../../rectiflow-data/tests/object_server/mod.rs"]
 mod object_server;
 
+mod many_ranks;
+
 use std::{
     collections::BTreeMap,
     fs,

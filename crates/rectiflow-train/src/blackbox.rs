@@ -13,8 +13,9 @@ use rectiflow_data::batch::{MicroBatch, Step};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    comm::Comm,
     error::{Error, Result},
-    metrics::lossless,
+    metrics::{VitalsMetrics, lossless},
     step::Passes,
 };
 
@@ -31,6 +32,12 @@ pub struct BlackBox {
     pub recipe: String,
     /// The newest checkpoint at that time, absolute.
     pub checkpoint: Option<PathBuf>,
+    /// Processes that shared the run.
+    #[serde(default = "one")]
+    pub ranks: usize,
+    /// The vital signs of the model's parts, as they were last taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vitals: Option<VitalsMetrics>,
     /// The last steps, oldest first; the last one is the one that the guard acted on.
     pub steps: Vec<SeenStep>,
 }
@@ -52,9 +59,16 @@ pub struct SeenStep {
     pub samples: Vec<SeenSample>,
 }
 
+fn one() -> usize {
+    1
+}
+
 /// A sample of a step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SeenSample {
+    /// Micro-batch of the step that it was in.
+    #[serde(default)]
+    pub slot: u32,
     /// Identity of the sample.
     pub id: u64,
     /// Which of the recipe's data sets it is from, from 0.
@@ -84,16 +98,16 @@ impl BlackBox {
     }
 }
 
-/// The samples of a step with what was measured of each.
+/// This rank's samples of a step with what was measured of each.
 pub(crate) fn samples_of(step: &Step, passes: &Passes) -> Vec<SeenSample> {
     let of_batch = |batch: &MicroBatch| {
-        let (data, ids, prompts) = (batch.data, batch.ids.clone(), batch.prompts.clone());
-        ids.into_iter().zip(prompts).map(move |(id, prompt)| (data, id.0, prompt))
+        let (slot, data, ids, prompts) = (batch.slot, batch.data, batch.ids.clone(), batch.prompts.clone());
+        ids.into_iter().zip(prompts).map(move |(id, prompt)| (slot, data, id.0, prompt))
     };
     let places = step.micro_batches.iter().flat_map(of_batch);
-    let sample = |((data, id, prompt), &(time, loss)): (_, &(f64, f32))| {
+    let sample = |((slot, data, id, prompt), &(time, loss)): (_, &(f64, f32))| {
         let loss = f64::from(loss);
-        SeenSample { id, data, prompt, time, loss }
+        SeenSample { slot, id, data, prompt, time, loss }
     };
     places.zip(&passes.samples).map(sample).collect()
 }
@@ -109,12 +123,13 @@ const MAX_FILES: usize = 50;
 pub(crate) struct Recorder {
     folder: PathBuf,
     steps: VecDeque<SeenStep>,
+    vitals: Option<VitalsMetrics>,
 }
 
 impl Recorder {
     /// A recorder for the run in `run_dir`.
     pub(crate) fn new(run_dir: &Path) -> Self {
-        Self { folder: run_dir.join("blackbox"), steps: VecDeque::with_capacity(NUM_STEPS) }
+        Self { folder: run_dir.join("blackbox"), steps: VecDeque::with_capacity(NUM_STEPS), vitals: None }
     }
 
     /// Remembers a step.
@@ -126,7 +141,34 @@ impl Recorder {
         self.steps.push_back(SeenStep { step: step.step, loss, gradient_norm, lr, samples: samples_of(step, passes) });
     }
 
-    /// Writes what is remembered; gives the file's name. The oldest files beyond a number are removed.
+    /// Remembers the vital signs that were last taken.
+    pub(crate) fn record_vitals(&mut self, vitals: &VitalsMetrics) {
+        self.vitals = Some(vitals.clone());
+    }
+
+    /// What all ranks remember, on rank 0; elsewhere what this one does.
+    ///
+    /// # Errors
+    /// [`Error::Collective`].
+    pub(crate) fn steps_of_all(&self, comm: &Comm) -> Result<Vec<SeenStep>> {
+        let mut steps: Vec<SeenStep> = self.steps.iter().cloned().collect();
+        let text = serde_json::to_string(&steps).expect("steps are plain data that JSON can hold");
+        let others = comm.gather_texts(&text)?;
+        if comm.is_first() {
+            for text in &others[1..] {
+                let of_rank: Vec<SeenStep> = serde_json::from_str(text).expect("another rank of this program wrote it");
+                for (step, more) in steps.iter_mut().zip(of_rank) {
+                    step.samples.extend(more.samples);
+                }
+            }
+            for step in &mut steps {
+                step.samples.sort_by_key(|sample| sample.slot);
+            }
+        }
+        Ok(steps)
+    }
+
+    /// Writes what all ranks remember; gives the file's name. The oldest files beyond a number are removed.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -136,11 +178,12 @@ impl Recorder {
         reason: &str,
         recipe: String,
         checkpoint: Option<PathBuf>,
+        (ranks, steps): (usize, Vec<SeenStep>),
     ) -> Result<String> {
-        let steps: Vec<SeenStep> = self.steps.iter().cloned().collect();
         let step = steps.last().map_or(0, |step| step.step);
         let (action, reason) = (action.to_owned(), reason.to_owned());
-        let black_box = BlackBox { format: FORMAT, action, reason, recipe, checkpoint, steps };
+        let vitals = self.vitals.clone();
+        let black_box = BlackBox { format: FORMAT, action, reason, recipe, checkpoint, ranks, vitals, steps };
         let name = format!("step-{:08}-{}.json", step + 1, black_box.action);
         let text = serde_json::to_string_pretty(&black_box).expect("a black box is plain data that JSON can hold");
         let path = self.folder.join(&name);

@@ -20,11 +20,20 @@ impl Change {
     /// is learnt. Where a data set lies does not matter, since the order's hash tells whether it is the same one.
     pub(crate) fn is_harmless(&self) -> bool {
         let key = self.key.as_str();
-        let sections = ["test.", "checkpoint.", "preview.", "prep.", "guard.", "memory."];
+        let sections = ["test.", "checkpoint.", "preview.", "prep.", "guard.", "memory.", "ranks."];
         let keys = ["run.dir", "run.device", "run.price_per_hour", "train.samples"];
         sections.iter().any(|section| key.starts_with(section))
             || keys.contains(&key)
             || (key.starts_with("data[") && key.ends_with("].path"))
+    }
+}
+
+impl Change {
+    /// Whether it may differ between the ranks of a run: where things are on each one's machine, and its memory.
+    pub(crate) fn is_of_machine(&self) -> bool {
+        let key = self.key.as_str();
+        let keys = ["run.dir", "run.device", "run.read_ahead_mib", "run.cache_dir", "run.cache_gib"];
+        keys.contains(&key) || (key.starts_with("data[") && key.ends_with("].path"))
     }
 }
 

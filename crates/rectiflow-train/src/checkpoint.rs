@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! RUN/checkpoints/step-00000500/
-//!   state.json                     position, order, identities, where the frozen parts are (format version 2)
+//!   state.json                     position, order, identities, where the frozen parts are (format version 3)
 //!   recipe.toml                    the recipe with every default written out
 //!   unet/config.json, unet/diffusion_pytorch_model.safetensors          fp32, diffusers' names
 //!   text_encoder/..., text_encoder_2/...                                only where they are trained
-//!   optimizer.safetensors          "mean" and "mean_square" [n] fp32, in the order of state.json's `layout`
+//!   optimizer.safetensors          "mean" and "mean_square" [n] fp32, in the order of state.json's `layout`; of R ranks
+//!                                  with parts of their own optimizer-00001-of-0000R.safetensors and so on, equal parts
+//!                                  of that vector in the order of the ranks, the last ones perhaps shorter
 //!   ema/                           only with `ema`: state.json and the averaged weights, a model like the folder itself
 //!   BLAKE3SUMS                     hash and name of every other file, as the program b3sum writes and checks them
 //! ```
@@ -15,13 +17,12 @@
 //! the one before. Frozen components are named by path and hash instead of being copied. Before a run goes on from a
 //! checkpoint every file is checked; a damaged one is set aside (`step-00000500.damaged`) and the one before is used.
 //!
-//! Format 1 had neither sums nor `ema/`, nor what a branch and the guard need; it can be read.
+//! Format 2 had one optimiser file always. Format 1 had neither sums nor `ema/`, nor what a branch and the guard need; it can be read.
 
 use std::{
     collections::BTreeMap,
     fs::{self, File},
     path::{Path, PathBuf},
-    sync::OnceLock,
 };
 
 use rayon::prelude::*;
@@ -29,20 +30,26 @@ use rectiflow_sdxl::{
     durable::{rename_folder, write_bytes},
     flow::ObjectiveSettings,
     model::Component,
-    tensor_file::{TensorFile, write_tensors},
+    tensor_file::write_tensors,
 };
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
+pub use crate::{
+    components::{Components, hash_weights},
+    restore::{inherit, restore},
+};
 use crate::{
     config::CheckpointConfig,
     error::{Error, Result},
+    exchange::Exchange,
     flat::{Slice, part},
     guard::GuardState,
     state::{Position, TrainState},
+    workers::Workers,
 };
 
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 const STATE: &str = "state.json";
 const RECIPE: &str = "recipe.toml";
 const OPTIMIZER: &str = "optimizer.safetensors";
@@ -69,6 +76,9 @@ pub struct Saved {
     pub program: String,
     /// Names and shapes of the optimiser's vectors, in order.
     pub layout: Vec<(String, Vec<i64>)>,
+    /// Files that the optimiser's memory is in: one, or one for each rank.
+    #[serde(default = "one")]
+    pub shards: usize,
     /// Epochs of the data that have been passed, with the part of the last one.
     #[serde(default)]
     pub epochs: f64,
@@ -87,6 +97,10 @@ pub struct Saved {
     /// The checkpoints that this run was branched from, oldest first.
     #[serde(default)]
     pub lineage: Vec<Ancestor>,
+}
+
+fn one() -> usize {
+    1
 }
 
 /// A checkpoint that a run was branched from.
@@ -112,12 +126,12 @@ pub struct Frozen {
 }
 
 /// A trained component: which, and its configuration file.
-#[derive(Debug)]
-pub struct Trained<'a> {
+#[derive(Debug, Clone)]
+pub(crate) struct Trained {
     /// Which component.
-    pub component: Component,
-    /// What its `config.json` holds.
-    pub config: &'a [u8],
+    pub(crate) component: Component,
+    /// What its `config.json` holds. Read once: the checkpoint that it is in may be removed before the next is written.
+    pub(crate) config: Vec<u8>,
 }
 
 /// The checkpoints of one run.
@@ -129,20 +143,26 @@ pub struct Checkpoints {
 }
 
 impl Checkpoints {
-    /// The checkpoints below `run_dir`; what an interrupted save left is removed. The caller holds the run's lock.
+    /// The checkpoints below `run_dir`.
+    pub(crate) fn at(run_dir: &Path, config: &CheckpointConfig) -> Self {
+        let folder = run_dir.join("checkpoints");
+        Self { folder, keep: config.keep, keep_every_steps: config.keep_every_steps }
+    }
+
+    /// Makes the folder, and removes what an interrupted save left. The caller holds the run's lock.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn open(run_dir: &Path, config: &CheckpointConfig) -> Result<Self> {
-        let folder = run_dir.join("checkpoints");
-        fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
-        for entry in fs::read_dir(&folder).map_err(Error::io(&folder))? {
-            let entry = entry.map_err(Error::io(&folder))?;
+    pub(crate) fn clean(&self) -> Result<()> {
+        let folder = &self.folder;
+        fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
+            let entry = entry.map_err(Error::io(folder))?;
             if entry.file_name().to_string_lossy().ends_with(UNFINISHED) {
                 fs::remove_dir_all(entry.path()).map_err(Error::io(entry.path()))?;
             }
         }
-        Ok(Self { folder, keep: config.keep, keep_every_steps: config.keep_every_steps })
+        Ok(())
     }
 
     /// Folders of all checkpoints, oldest first.
@@ -196,24 +216,31 @@ impl Checkpoints {
         }
     }
 
-    /// Writes a checkpoint and removes older ones that need not be kept. Gives its folder.
+    /// Writes a checkpoint, on all ranks together, and removes older ones that need not be kept. Gives its folder.
     ///
     /// # Errors
-    /// [`Error::Io`] or [`Error::Model`]; earlier checkpoints are untouched then.
-    pub fn save(&self, saved: &Saved, recipe: &str, trained: &[Trained], state: &TrainState) -> Result<PathBuf> {
-        let place = self.folder.join(format!("step-{:08}", saved.position.cursor));
+    /// [`Error::Io`] or [`Error::Model`], on other ranks [`Error::OtherRank`]; earlier checkpoints are untouched then.
+    /// [`Error::Collective`].
+    pub(crate) fn save(&self, save: &Save<'_>) -> Result<PathBuf> {
+        let comm = save.exchange.comm;
+        let place = self.folder.join(format!("step-{:08}", save.saved.position.cursor));
         let unfinished = place.with_extension(UNFINISHED);
-        write(&unfinished, saved, recipe, trained, state).inspect_err(|_| {
+        let create = || fs::create_dir_all(&unfinished).map_err(Error::io(&unfinished));
+        let written = comm.first(create).and_then(|()| save.write(&unfinished));
+        let finish = || {
+            if place.exists() {
+                // The same step saved again, e.g. by an interrupt right after a resume: the new one is as good.
+                fs::remove_dir_all(&place).map_err(Error::io(&place))?;
+            }
+            rename_folder(&unfinished, &place)?;
+            self.prune()
+        };
+        let finished = written.and_then(|()| comm.first(finish));
+        if finished.is_err() && comm.is_first() {
             // On a full disk the room is needed; what cannot be removed now is when the run is opened again.
             let _ = fs::remove_dir_all(&unfinished);
-        })?;
-        if place.exists() {
-            // The same step saved again, e.g. by an interrupt right after a resume: the new one is as good.
-            fs::remove_dir_all(&place).map_err(Error::io(&place))?;
         }
-        rename_folder(&unfinished, &place)?;
-        self.prune()?;
-        Ok(place)
+        finished.map(|()| place)
     }
 
     fn prune(&self) -> Result<()> {
@@ -228,46 +255,92 @@ impl Checkpoints {
     }
 }
 
-/// Writes all files of a checkpoint into `folder`.
-fn write(folder: &Path, saved: &Saved, recipe: &str, trained: &[Trained], state: &TrainState) -> Result<()> {
-    fs::create_dir_all(folder).map_err(Error::io(folder))?;
-    let save = |vector: &Tensor, part: &Trained, path: &Path| {
-        let slices = slices_of(&state.parameters.slices, part.component);
-        let tensors: Vec<(&str, Tensor)> = slices.map(|(name, slice)| (name, view(vector, slice))).collect();
-        let tensors = tensors.iter().map(|(name, tensor)| (*name, tensor));
-        Ok(write_tensors(path, tensors, None, &[("format", "pt")])?)
-    };
-    // The masters, whatever the model calculates in.
-    write_model(folder, saved, trained, &|part, path| save(&state.parameters.values, part, path))?;
-    if let Some(average) = &state.average {
-        let model = Saved { layout: Vec::new(), ..saved.clone() };
-        write_model(&folder.join(EMA), &model, trained, &|part, path| save(average, part, path))?;
-    }
-    let vectors = [("mean", &state.optimizer.mean), ("mean_square", &state.optimizer.mean_square)];
-    write_tensors(&folder.join(OPTIMIZER), vectors, None, &[])?;
-    write_bytes(&folder.join(RECIPE), recipe.as_bytes())?;
-    Ok(write_bytes(&folder.join(SUMS), sums(folder)?.as_bytes())?)
+/// What goes into a checkpoint.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Save<'a> {
+    pub(crate) saved: &'a Saved,
+    pub(crate) recipe: &'a str,
+    pub(crate) trained: &'a [Trained],
+    pub(crate) state: &'a TrainState,
+    pub(crate) exchange: &'a Exchange<'a>,
+    pub(crate) workers: &'a Workers,
 }
 
-/// Writes what makes a folder a model: `state.json` and the trained components, their weights by `save`.
-fn write_model(
-    folder: &Path,
-    saved: &Saved,
-    trained: &[Trained],
-    save: &dyn Fn(&Trained, &Path) -> Result<()>,
-) -> Result<()> {
-    for part in trained {
-        let folder = folder.join(part.component.folder());
-        fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
-        write_bytes(&folder.join("config.json"), part.config)?;
-        save(part, &folder.join(part.component.weights_name()))?;
+impl Save<'_> {
+    /// Writes all files of a checkpoint into `folder`: rank 0 the model, every rank its part of the optimiser's memory.
+    fn write(&self, folder: &Path) -> Result<()> {
+        let Self { saved, exchange, state, .. } = self;
+        let comm = exchange.comm;
+        let mut own = comm.all_could(self.write_own(folder))?;
+        if state.average.is_some() {
+            exchange.swap_average(state, self.workers)?;
+            let model = Saved { layout: Vec::new(), ..(*saved).clone() };
+            let written = if comm.is_first() { self.write_model(&folder.join(EMA), &model) } else { Ok(()) };
+            let written = comm.all_could(written);
+            exchange.swap_average(state, self.workers)?;
+            written?;
+            if comm.is_first() {
+                collect_files(&folder.join(EMA), &format!("{EMA}/"), &mut own)?;
+            }
+        }
+        let lines = comm.all_could(sums_of(folder, &own))?;
+        let all = comm.gather_texts(&lines)?;
+        comm.first(|| {
+            let mut lines: Vec<&str> = all.iter().flat_map(|lines| lines.lines()).collect();
+            lines.sort_by_key(|line| line.split_once("  ").map(|(_, name)| name));
+            let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+            Ok(write_bytes(&folder.join(SUMS), text.as_bytes())?)
+        })
     }
-    let json = serde_json::to_vec_pretty(saved).expect("the state is plain data that JSON can hold");
-    Ok(write_bytes(&folder.join(STATE), &json)?)
+
+    /// Writes what this rank has to write, but for the averaged weights; gives the names of the files.
+    fn write_own(&self, folder: &Path) -> Result<Vec<String>> {
+        let Self { saved, exchange, state, .. } = self;
+        let rank = exchange.comm.rank().rank;
+        let mut names = Vec::new();
+        if exchange.comm.is_first() {
+            self.write_model(folder, saved)?;
+            write_bytes(&folder.join(RECIPE), self.recipe.as_bytes())?;
+            names.extend([STATE.to_owned(), RECIPE.to_owned()]);
+            for part in self.trained {
+                let name = part.component.folder();
+                collect_files(&folder.join(name), &format!("{name}/"), &mut names)?;
+            }
+        }
+        if rank < saved.shards {
+            let name = optimizer_name(rank, saved.shards);
+            let vectors = [("mean", &state.optimizer.mean), ("mean_square", &state.optimizer.mean_square)];
+            write_tensors(&folder.join(&name), vectors, None, &[])?;
+            names.push(name);
+        }
+        Ok(names)
+    }
+
+    /// Writes what makes a folder a model: `state.json` and the trained components, with the values of now.
+    fn write_model(&self, folder: &Path, saved: &Saved) -> Result<()> {
+        let parameters = &self.state.parameters;
+        for part in self.trained {
+            let folder = folder.join(part.component.folder());
+            fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
+            write_bytes(&folder.join("config.json"), &part.config)?;
+            let tensors: Vec<(&str, Tensor)> = slices_of(&parameters.slices, part.component)
+                .map(|(name, slice)| (name, view(&parameters.values, slice)))
+                .collect();
+            let tensors = tensors.iter().map(|(name, tensor)| (*name, tensor));
+            write_tensors(&folder.join(part.component.weights_name()), tensors, None, &[("format", "pt")])?;
+        }
+        let json = serde_json::to_vec_pretty(saved).expect("the state is plain data that JSON can hold");
+        Ok(write_bytes(&folder.join(STATE), &json)?)
+    }
+}
+
+/// The file of one rank's part of the optimiser's memory.
+pub(crate) fn optimizer_name(shard: usize, shards: usize) -> String {
+    if shards == 1 { OPTIMIZER.to_owned() } else { format!("optimizer-{:05}-of-{shards:05}.safetensors", shard + 1) }
 }
 
 /// A component's slices of the flat vector, each with its name inside the component.
-fn slices_of(slices: &[Slice], component: Component) -> impl Iterator<Item = (&str, &Slice)> {
+pub(crate) fn slices_of(slices: &[Slice], component: Component) -> impl Iterator<Item = (&str, &Slice)> {
     slices.iter().filter_map(move |slice| {
         let name = slice.name.strip_prefix(component.folder())?.strip_prefix('.')?;
         Some((name, slice))
@@ -285,6 +358,10 @@ fn sums(folder: &Path) -> Result<String> {
     collect_files(folder, "", &mut names)?;
     names.retain(|name| name != SUMS);
     names.sort();
+    sums_of(folder, &names)
+}
+
+fn sums_of(folder: &Path, names: &[String]) -> Result<String> {
     let line = |name: &String| Ok(format!("{}  {name}\n", hash_file(&folder.join(name))?));
     names.par_iter().map(line).collect()
 }
@@ -389,232 +466,9 @@ pub fn is_checkpoint(folder: &Path) -> bool {
     folder.join(STATE).is_file()
 }
 
-/// Where the components of a model are, each found once. Gigabytes are hashed at most once a component, and only where
-/// somebody asks or a checkpoint names a hash that must be right.
-#[derive(Debug)]
-pub struct Components {
-    folders: BTreeMap<Component, PathBuf>,
-    hashes: BTreeMap<Component, OnceLock<String>>,
-}
-
-impl Components {
-    /// The components of a model: a diffusers folder's own, or a checkpoint's own and its frozen ones.
-    ///
-    /// # Errors
-    /// [`Error::Model`] where one is missing, [`Error::Checkpoint`] where a frozen one is gone or has changed since.
-    pub fn find(model: &Path) -> Result<Self> {
-        let mut frozen = if is_checkpoint(model) { Some(Saved::read(model)?.frozen) } else { None };
-        let (mut folders, mut hashes) = (BTreeMap::new(), BTreeMap::new());
-        for component in Component::ALL {
-            let hash = OnceLock::new();
-            let folder = match &mut frozen {
-                None => component.find(model)?,
-                Some(frozen) => match frozen.remove(component.folder()) {
-                    None => model.join(component.folder()),
-                    Some(part) => {
-                        check_unchanged(model, component, &part)?;
-                        hash.get_or_init(|| part.blake3);
-                        part.path
-                    }
-                },
-            };
-            folders.insert(component, folder);
-            hashes.insert(component, hash);
-        }
-        Ok(Self { folders, hashes })
-    }
-
-    /// As [`Self::find`], or of a single-file checkpoint, which all of them are in.
-    ///
-    /// # Errors
-    /// As [`Self::find`].
-    pub fn locate(model: &Path) -> Result<Self> {
-        if !model.is_file() {
-            return Self::find(model);
-        }
-        let folders = Component::ALL.map(|component| (component, model.to_owned()));
-        let hashes = Component::ALL.map(|component| (component, OnceLock::new()));
-        Ok(Self { folders: folders.into(), hashes: hashes.into() })
-    }
-
-    /// The folder of a component, with its `config.json`; the file where all are in one.
-    pub fn folder(&self, component: Component) -> &Path {
-        &self.folders[&component]
-    }
-
-    /// Takes a component from another folder, which holds the same.
-    pub(crate) fn replace(&mut self, component: Component, folder: PathBuf) {
-        self.folders.insert(component, folder);
-    }
-
-    /// BLAKE3 over the component's weights, see [`hash_weights`].
-    ///
-    /// # Errors
-    /// [`Error::Io`].
-    pub fn blake3(&self, component: Component) -> Result<&str> {
-        let hash = &self.hashes[&component];
-        if hash.get().is_none() {
-            let found = hash_weights(component, self.folder(component))?;
-            hash.get_or_init(|| found);
-        }
-        Ok(hash.get().expect("it was just set"))
-    }
-}
-
-fn check_unchanged(checkpoint: &Path, component: Component, frozen: &Frozen) -> Result<()> {
-    let broken = |reason: String| Error::Checkpoint { path: frozen.path.clone(), reason };
-    let (name, checkpoint) = (component.name(), checkpoint.display());
-    let found = hash_weights(component, &frozen.path)
-        .map_err(|e| broken(format!("the checkpoint {checkpoint} needs this {name}: {e}")))?;
-    if found == frozen.blake3 {
-        return Ok(());
-    }
-    let expected = &frozen.blake3;
-    Err(broken(format!(
-        "the {name} has changed since the checkpoint {checkpoint} was written: expected BLAKE3 {expected}, found \
-         {found}; put the old one back"
-    )))
-}
-
-/// Puts a checkpoint's numbers into the state of the run that it is of. The parameters are the checkpoint's already.
-///
-/// # Errors
-/// [`Error::Checkpoint`] where the run trains other tensors, naming the first difference; [`Error::Model`].
-pub fn restore(checkpoint: &Path, saved: &Saved, state: &mut TrainState) -> Result<()> {
-    let path = checkpoint.join(OPTIMIZER);
-    let layout = Saved::layout(&state.parameters.slices);
-    if saved.layout != layout {
-        let differs = layout.iter().zip(&saved.layout).find(|(a, b)| a != b);
-        let reason = match differs {
-            Some((expected, found)) => format!("expected {expected:?}, found {found:?}"),
-            None => format!("expected {} tensors, found {}", layout.len(), saved.layout.len()),
-        };
-        return Err(Error::Checkpoint { path, reason: format!("{reason}: it is of another model or frozen set") });
-    }
-    inherit(checkpoint, saved, state)?;
-    state.passed_over = saved.passed_over.iter().map(|&(first, end)| first..end).collect();
-    Ok(())
-}
-
-/// Takes over from a checkpoint, whose parameters the state has already, what fits a state that may train other tensors:
-/// moments and averages by name and shape, updates and samples. What has no moments begins with none.
-///
-/// # Errors
-/// [`Error::Checkpoint`] where the optimiser's vectors are not as long as the layout says; [`Error::Model`].
-pub fn inherit(checkpoint: &Path, saved: &Saved, state: &mut TrainState) -> Result<()> {
-    state.position = saved.position;
-    for (from, group) in state.moments_from.iter_mut().zip(&state.parameters.groups) {
-        let prefix = format!("{}.", group.component);
-        let has_moments = saved.layout.iter().any(|(name, _)| name.starts_with(&prefix));
-        let known = saved.moments_from.get(&group.component).copied().unwrap_or(0);
-        *from = if has_moments { known } else { saved.position.update };
-    }
-    inherit_moments(checkpoint, saved, state)?;
-    if let Some(average) = &state.average {
-        inherit_average(&checkpoint.join(EMA), &state.parameters.slices, average)?;
-    }
-    Ok(())
-}
-
-fn inherit_moments(checkpoint: &Path, saved: &Saved, state: &TrainState) -> Result<()> {
-    if saved.layout.is_empty() {
-        return Ok(());
-    }
-    let path = checkpoint.join(OPTIMIZER);
-    let mut places = BTreeMap::new();
-    let mut end = 0;
-    for (name, shape) in &saved.layout {
-        let start = end;
-        end += shape.iter().product::<i64>();
-        places.insert(name, (shape, start..end));
-    }
-    let file = TensorFile::open(&path)?;
-    for (name, vector) in [("mean", &state.optimizer.mean), ("mean_square", &state.optimizer.mean_square)] {
-        let found = file.tensor(name)?;
-        if found.size() != [end] {
-            let reason = format!("{name}: expected shape [{end}], found {:?}", found.size());
-            return Err(Error::Checkpoint { path, reason });
-        }
-        for slice in &state.parameters.slices {
-            if let Some((_, range)) = places.get(&slice.name).filter(|(shape, _)| **shape == slice.shape) {
-                part(vector, &slice.range).copy_(&part(&found, range));
-            }
-        }
-    }
-    Ok(())
-}
-
-fn inherit_average(ema: &Path, slices: &[Slice], average: &Tensor) -> Result<()> {
-    for component in Component::ALL {
-        let path = ema.join(component.folder()).join(component.weights_name());
-        if !path.is_file() {
-            continue;
-        }
-        let file = TensorFile::open(&path)?;
-        for (name, slice) in slices_of(slices, component) {
-            if file.shape(name).is_some_and(|shape| shape == slice.shape) {
-                view(average, slice).copy_(&file.tensor(name)?);
-            }
-        }
-    }
-    Ok(())
-}
-
-/// BLAKE3 over a component's tensors: names, dtypes, shapes and elements, in the order of their names, hexadecimal. The
-/// same for the same numbers, however they are cut into files and whatever else the files say, so that a model that was
-/// exported again still fits the data sets and checkpoints that name it.
-///
-/// # Errors
-/// [`Error::Model`] for missing or unusable weight files.
-pub fn hash_weights(component: Component, folder: &Path) -> Result<String> {
-    let files = component.weight_files(folder)?;
-    let files = files.iter().map(|path| TensorFile::open(path)).collect::<rectiflow_sdxl::Result<Vec<_>>>()?;
-    let mut tensors: Vec<(&str, &TensorFile)> =
-        files.iter().flat_map(|file| file.names().map(move |name| (name, file))).collect();
-    tensors.sort_unstable_by_key(|(name, _)| *name);
-    let mut hasher = blake3::Hasher::new();
-    for (name, file) in tensors {
-        let parts = (file.kind(name), file.shape(name), file.bytes(name));
-        let (Some(kind), Some(shape), Some(bytes)) = parts else { unreachable!("{name} is one of the file's names") };
-        hasher.update(format!("{name}\0{kind:?}\0{shape:?}\0").as_bytes());
-        hasher.update(bytes);
-    }
-    Ok(hasher.finalize().to_hex().to_string())
-}
-
 const UNFINISHED: &str = "unfinished";
 const DAMAGED: &str = "damaged";
 
 fn step_of(path: &Path) -> Option<u64> {
     path.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use tch::Tensor;
-
-    use super::*;
-
-    #[test]
-    fn a_hash_of_weights_depends_on_the_numbers_alone() {
-        let (a, b) = (Tensor::from_slice(&[1f32, 2.0]), Tensor::from_slice(&[3f32]));
-        let folder = |files: &[(&str, &[(&str, &Tensor)])], metadata: &[(&str, &str)]| {
-            let dir = tempfile::tempdir().expect("a temporary folder");
-            for (name, tensors) in files {
-                write_tensors(&dir.path().join(name), tensors.iter().copied(), None, metadata).expect("writes");
-            }
-            dir
-        };
-        let hash = |dir: &tempfile::TempDir| hash_weights(Component::Vae, dir.path()).expect("it can be hashed");
-        let whole = "diffusion_pytorch_model.safetensors";
-        let one = folder(&[(whole, &[("a", &a), ("b", &b)])], &[]);
-        let told = folder(&[(whole, &[("b", &b), ("a", &a)])], &[("format", "pt")]);
-        let cut = folder(&[("1.safetensors", &[("b", &b)]), ("2.safetensors", &[("a", &a)])], &[]);
-        let index = r#"{"weight_map": {"a": "2.safetensors", "b": "1.safetensors"}}"#;
-        fs::write(cut.path().join(format!("{whole}.index.json")), index).expect("writes");
-        assert_eq!(hash(&one), hash(&told));
-        assert_eq!(hash(&one), hash(&cut));
-        let other = folder(&[(whole, &[("a", &b), ("b", &a)])], &[]);
-        assert_ne!(hash(&one), hash(&other));
-    }
 }

@@ -27,6 +27,7 @@ use crate::{
     error::{Error, Result},
     guard::GuardConfig,
     keys::{missing_keys, take_unknown_keys},
+    launch::RanksConfig,
     lr::LrConfig,
     memory::MemoryConfig,
     optim::OptimizerConfig,
@@ -65,6 +66,9 @@ pub struct Recipe {
     /// What is done about a loss that explodes.
     #[serde(default)]
     pub guard: GuardConfig,
+    /// Several processes that share the run.
+    #[serde(default)]
+    pub ranks: RanksConfig,
     /// The test loss.
     #[serde(default)]
     pub test: TestConfig,
@@ -358,6 +362,7 @@ impl Recipe {
         problems.extend(self.ema.problems());
         problems.extend(self.guard.problems());
         problems.extend(self.memory.problems());
+        problems.extend(self.ranks.problems());
         problems.extend(self.preview.problems());
         problems.extend(self.test.problems());
         if self.checkpoint.every_steps == 0 {

@@ -103,6 +103,34 @@ pub enum Error {
         /// Settings that would need less.
         help: String,
     },
+    /// The ranks of a run cannot come together as they were started.
+    #[error("{reason}")]
+    Launch {
+        /// What is wrong, and what to do.
+        reason: String,
+    },
+    /// A collective failed, or another rank did while this one was waiting for it.
+    #[error("rank {rank} of {ranks}: {collective} of {bytes} bytes: {reason}")]
+    Collective {
+        /// "all-reduce", "all-gather" and so on.
+        collective: &'static str,
+        /// This rank.
+        rank: usize,
+        /// How many there are.
+        ranks: usize,
+        /// What this rank put in.
+        bytes: u64,
+        /// Which rank failed, and in what.
+        reason: String,
+    },
+    /// Another rank cannot do what all are waiting for.
+    #[error("rank {rank}: {message}")]
+    OtherRank {
+        /// Which.
+        rank: usize,
+        /// Its own message.
+        message: String,
+    },
     /// libtorch refused an operation.
     #[error("{doing}: {reason}")]
     Torch {

@@ -7,10 +7,12 @@ use serde::Serialize;
 
 use crate::{
     checkpoint::{Components, EMA},
+    comm::Comm,
     config::Checked,
     error::{Error, Result},
-    model, precision,
-    run::{check_vae, open_sources},
+    model,
+    opening::{check_vae, open_sources},
+    precision,
     step::Stepper,
     testloss::{Losses, Tables},
 };
@@ -49,7 +51,7 @@ pub fn evaluate(checked: &Checked, checkpoint: &Path) -> Result<Evaluation> {
             return Err(Error::Checkpoint { path: path.to_owned(), reason });
         }
         precision::apply_frozen(checked.recipe.train.dtype, &model);
-        tables.measure(&Stepper::new(checked, &model), &sources)
+        tables.measure(&Stepper::new(checked, &model), &sources, &Comm::alone())
     };
     let trained = losses(checkpoint)?;
     let averaged = checkpoint.join(EMA);

@@ -12,7 +12,7 @@ use std::ops::Range;
 use rectiflow_sdxl::weights::Parameters;
 use tch::{Kind, Tensor, no_grad};
 
-use crate::{ema, gradients::GradientSum, precision::Precision, workers::Workers};
+use crate::{gradients::GradientSum, precision::Precision};
 
 /// Where one tensor lies in the flat vector.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,27 +87,16 @@ impl FlatParameters {
         }
         let gradients = GradientSum::new(&leaves, &slices);
         let adopted = Self { values, slices, groups, copies, gradients };
-        adopted.refresh(&(0..end));
+        adopted.refresh();
         adopted
     }
 
-    /// Exchanges the values and another vector `[n]`, the average of them, say.
-    pub(crate) fn exchange(&self, other: &Tensor, workers: &Workers) {
-        ema::swap(&self.values, other, workers);
-        self.refresh_all();
-    }
-
-    /// Brings the compute copies of a range up to its values. Whoever has changed values calls it before the model is
-    /// used again; in fp32 there is nothing to do.
-    pub(crate) fn refresh(&self, range: &Range<i64>) {
+    /// Brings the compute copies up to the values. Whoever has changed values calls it before the model is used again; in
+    /// fp32 there is nothing to do.
+    pub(crate) fn refresh(&self) {
         if let Some(copies) = &self.copies {
-            no_grad(|| part(copies, range).copy_(&part(&self.values, range)));
+            no_grad(|| copies.shallow_clone().copy_(&self.values));
         }
-    }
-
-    /// As [`Self::refresh`], of all values.
-    pub(crate) fn refresh_all(&self) {
-        self.refresh(&(0..self.num_parameters()));
     }
 
     /// Number of trained parameters.

@@ -46,6 +46,10 @@ pub struct GuardConfig {
     pub cooldown_updates: u64,
     /// Rewinds that a run may make; one more stops it.
     pub max_rewinds: u32,
+    /// Updates from one look at the vital signs of the model's parts to the next (gradient norm, `g / sqrt(v)`, update to
+    /// weight ratio; losses by noise level since the last look); 0 never looks. They go to `metrics.jsonl` and into black
+    /// boxes; a look costs about as much as the optimiser's update.
+    pub vitals_every_updates: u64,
 }
 
 impl Default for GuardConfig {
@@ -63,6 +67,7 @@ impl Default for GuardConfig {
             rate_factor: 0.5,
             cooldown_updates: 100,
             max_rewinds: 3,
+            vitals_every_updates: 100,
         }
     }
 }

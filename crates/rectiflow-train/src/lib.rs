@@ -7,9 +7,13 @@
 //!
 //! [`run::train`] tells the story from top to bottom.
 
+mod bins;
 pub mod blackbox;
+mod c10d;
 mod changes;
 pub mod checkpoint;
+pub mod comm;
+mod components;
 pub mod config;
 #[cfg(test)]
 mod config_page;
@@ -17,22 +21,29 @@ pub mod draw;
 pub mod ema;
 pub mod error;
 pub mod eval;
+mod exchange;
 pub mod findings;
 pub mod flat;
 pub mod gallery;
 mod gradients;
 pub mod guard;
 mod keys;
+pub mod lag;
+pub mod launch;
 pub mod lr;
 pub mod memory;
 pub mod metrics;
 pub mod model;
+mod opening;
 pub mod optim;
 mod origin;
+pub mod partition;
 pub mod precision;
 pub mod preview;
+mod pulse;
 pub mod rehearsal;
 pub mod replay;
+mod restore;
 pub mod run;
 mod snapshots;
 pub mod staged;
@@ -40,6 +51,8 @@ pub mod state;
 mod step;
 mod stopped;
 pub mod testloss;
+pub mod vitals;
+mod watch;
 mod workers;
 
 pub use error::{Error, Result};

@@ -21,8 +21,11 @@ use tch::Device;
 
 use crate::{
     checkpoint::Components,
+    comm::Comm,
     config::Checked,
     error::{Error, Result},
+    guard::GuardConfig,
+    launch::Sharding,
     precision::Precision,
     snapshots, workers,
 };
@@ -178,9 +181,16 @@ impl Estimate {
         if recipe.ema.half_life_samples.is_some() {
             estimate.average = 4 * num_trained;
         }
-        let vectors = if estimate.average > 0 { 4 } else { 3 };
-        estimate.snapshots = snapshots::total_bytes(&recipe.guard, 4 * vectors * num_trained);
         Ok(estimate)
+    }
+
+    /// The same on a rank that keeps the optimiser's memory of one part of `shards`; and its snapshots.
+    fn split(mut self, shards: u64, guard: &GuardConfig) -> Self {
+        self.moments = self.moments.div_ceil(shards);
+        self.average = self.average.div_ceil(shards);
+        // Masters, both moments, the average.
+        self.snapshots = snapshots::total_bytes(guard, self.moments / 2 + self.moments + self.average);
+        self
     }
 
     /// What the device has to hold.
@@ -245,8 +255,10 @@ impl fmt::Display for Estimate {
 }
 
 /// Says what a run is going to take, and refuses it where that is more than there is.
-pub(crate) fn announce(checked: &Checked, components: &Components, sources: &[Source]) -> Result<()> {
-    let estimate = Estimate::of_run(checked, components, sources)?;
+pub(crate) fn announce(checked: &Checked, comm: &Comm, components: &Components, sources: &[Source]) -> Result<()> {
+    let ranks = comm.rank().ranks as u64;
+    let shards = if checked.recipe.ranks.sharding == Sharding::None { 1 } else { ranks };
+    let estimate = Estimate::of_run(checked, components, sources)?.split(shards, &checked.recipe.guard);
     tracing::info!(
         "memory: about {:.2} GiB on {:?} ({estimate})",
         estimate.device_bytes(checked.device) as f64 / f64::from(1 << 30),

@@ -1,4 +1,5 @@
-//! What a run writes down: one JSON object a line in `metrics.jsonl`.
+//! What a run writes down: one JSON object a line in `metrics.jsonl`. Of several ranks, rank 0 writes that file, and
+//! the others write their own events and seconds to `metrics-rank-00001.jsonl` and so on.
 //!
 //! This file knows the names of all metrics; the terminal, the report and any other viewer read these events. A number
 //! that is not finite is written as a string ("NaN", "inf", "-inf"), since JSON has none. After a resume steps may
@@ -13,7 +14,12 @@ use std::{
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::error::{Error, Result};
+use crate::{
+    comm::Collective,
+    error::{Error, Result},
+    lag::Slowest,
+    vitals::Vitals,
+};
 
 /// One line of `metrics.jsonl`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -41,6 +47,8 @@ pub enum Event {
         /// The system's reason.
         reason: String,
     },
+    /// The vital signs of the model's parts were taken.
+    Vitals(VitalsMetrics),
     /// The guard acted.
     Guard(GuardEvent),
     /// Preview pictures were sampled.
@@ -91,6 +99,16 @@ pub struct Start {
     /// Host memory that the guard's snapshots take once all are there, in bytes.
     #[serde(default)]
     pub snapshot_bytes: u64,
+    /// Processes that share the run.
+    #[serde(default = "one")]
+    pub ranks: usize,
+    /// Part of the ranks' time that goes by while those wait that have a lane fewer than others, 0 to 1.
+    #[serde(default)]
+    pub idle_share: f64,
+}
+
+fn one() -> usize {
+    1
 }
 
 /// An act of the guard.
@@ -107,6 +125,17 @@ pub struct GuardEvent {
     /// File name below `blackbox/`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub black_box: Option<String>,
+}
+
+/// How the parts of the model look in an update.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct VitalsMetrics {
+    /// Steps done, that of the update included.
+    pub step: u64,
+    /// Each part, in the order of names.
+    pub modules: Vec<Vitals>,
+    /// Losses of the samples trained on since the last look, by noise level.
+    pub training: TableLoss,
 }
 
 /// One update.
@@ -139,6 +168,25 @@ pub struct StepMetrics {
     /// Money spent on the run so far, in the currency of `run.price_per_hour`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spent: Option<f64>,
+    /// What the step was like for this one of several ranks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ranks: Option<RankMetrics>,
+}
+
+/// One rank's share of an update; with `data_secs` the seconds make up the step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RankMetrics {
+    /// Seconds in forward and backward passes.
+    pub passes_secs: f64,
+    /// Seconds in collectives, waiting for slower ranks included.
+    pub communication_secs: f64,
+    /// Seconds in everything else: the guard, the optimiser, the average.
+    pub update_secs: f64,
+    /// Bytes that crossed the wire for this rank, by collective.
+    pub bytes: BTreeMap<Collective, u64>,
+    /// The slowest rank, where it lags by more than a tenth.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slowest: Option<Slowest>,
 }
 
 fn yes() -> bool {
@@ -211,12 +259,12 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Opens the run's event file for appending; a last line cut by a crash stays a line of its own.
+    /// Opens the event file of a rank for appending; a last line cut by a crash stays a line of its own.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn open(run_dir: &Path) -> Result<Self> {
-        let path = run_dir.join(FILE);
+    pub fn open(run_dir: &Path, rank: usize) -> Result<Self> {
+        let path = run_dir.join(if rank == 0 { FILE.to_owned() } else { format!("metrics-rank-{rank:05}.jsonl") });
         let torn = std::fs::read(&path).is_ok_and(|bytes| bytes.last().is_some_and(|&byte| byte != b'\n'));
         let file = OpenOptions::new().create(true).append(true).open(&path).map_err(Error::io(&path))?;
         Ok(Self { path, file, torn })
@@ -294,6 +342,7 @@ mod tests {
             data_secs: 0.0,
             applied: true,
             spent: None,
+            ranks: None,
         };
         Event::Step(metrics)
     }
@@ -301,7 +350,7 @@ mod tests {
     #[test]
     fn events_come_back_as_written_even_when_not_finite() {
         let dir = tempfile::tempdir().expect("a temporary folder");
-        let mut writer = Writer::open(dir.path()).expect("opens");
+        let mut writer = Writer::open(dir.path(), 0).expect("opens");
         writer.write(&step(1, 0.1 + 0.2)).expect("writes");
         writer.write(&step(2, f64::NAN)).expect("writes");
         let events = read(dir.path()).expect("reads");
@@ -313,10 +362,10 @@ mod tests {
     #[test]
     fn a_line_cut_by_a_crash_costs_that_line_only() {
         let dir = tempfile::tempdir().expect("a temporary folder");
-        Writer::open(dir.path()).expect("opens").write(&step(1, 0.5)).expect("writes");
+        Writer::open(dir.path(), 0).expect("opens").write(&step(1, 0.5)).expect("writes");
         let mut file = OpenOptions::new().append(true).open(dir.path().join(FILE)).expect("opens");
         file.write_all(b"{\"event\":\"step\",\"st").expect("writes");
-        Writer::open(dir.path()).expect("opens").write(&step(2, 0.25)).expect("writes");
+        Writer::open(dir.path(), 0).expect("opens").write(&step(2, 0.25)).expect("writes");
         let events = read(dir.path()).expect("reads");
         assert_eq!(events.len(), 2);
         assert!(matches!(&events[1], Event::Step(metrics) if metrics.step == 2));

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, no_grad};
 
 use crate::{
+    error::Result,
     flat::part,
     workers::{Shared, Workers},
 };
@@ -72,8 +73,10 @@ impl OptimizerConfig {
 /// A piece of the flat vector that is updated as one.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Part {
-    /// Its elements.
+    /// Its elements, as far as they are this rank's.
     pub(crate) range: Range<i64>,
+    /// How many elements it has on all ranks.
+    pub(crate) whole: i64,
     /// Its learning rate.
     pub(crate) rate: f64,
     /// Number of this update since the piece's moments were zero, from 1.
@@ -101,8 +104,15 @@ impl Optimizer {
         self.config.name == OptimizerName::StableAdamW
     }
 
-    /// Updates `values` by `gradients`, part by part.
-    pub(crate) fn update(&mut self, values: &Tensor, gradients: &Tensor, parts: &[Part], workers: &Workers) {
+    /// Updates `values` by `gradients`, part by part. `total` makes sums over a rank's elements sums over all ranks'.
+    pub(crate) fn update(
+        &mut self,
+        values: &Tensor,
+        gradients: &Tensor,
+        parts: &[Part],
+        workers: &Workers,
+        total: &dyn Fn(&[f64]) -> Result<Vec<f64>>,
+    ) -> Result<()> {
         let chunks: Vec<(usize, Range<i64>)> =
             parts.iter().enumerate().flat_map(|(index, part)| chunks(&part.range).map(move |at| (index, at))).collect();
         // SAFETY: each worker reads and writes the elements of its own chunks, and chunks do not overlap.
@@ -115,7 +125,7 @@ impl Optimizer {
                     optimizer.apply(values, &parts[*index], chunk, parts[*index].rate);
                 });
             });
-            return;
+            return Ok(());
         }
         let excess = workers.map(&chunks, |(index, chunk)| {
             let (optimizer, _, gradients) = shared.get();
@@ -128,14 +138,16 @@ impl Optimizer {
         for ((index, _), excess) in chunks.iter().zip(excess) {
             rates[*index] += excess;
         }
+        let mut rates = total(&rates)?;
         for (rate, part) in rates.iter_mut().zip(parts) {
-            let rms = (*rate / (part.range.end - part.range.start) as f64).sqrt();
+            let rms = (*rate / part.whole as f64).sqrt();
             *rate = part.rate / rms.max(1.0);
         }
         workers.map(&chunks, |(index, chunk)| {
             let (optimizer, values, _) = shared.get();
             no_grad(|| optimizer.apply(values, &parts[*index], chunk, rates[*index]));
         });
+        Ok(())
     }
 
     /// Takes gradients into both moments.
@@ -148,8 +160,8 @@ impl Optimizer {
         mean_square += gradient.square() * (1.0 - beta2);
     }
 
-    /// Sum of `g^2 / max(v, eps^2)`, with the second moment after this update and corrected for its start at zero.
-    fn excess(&self, gradients: &Tensor, of: &Part, chunk: &Range<i64>) -> f64 {
+    /// Sum over a chunk of `g^2 / max(v, eps^2)`, with the second moment after this update and corrected for its start at zero.
+    pub(crate) fn excess(&self, gradients: &Tensor, of: &Part, chunk: &Range<i64>) -> f64 {
         let OptimizerConfig { beta2, eps, .. } = self.config;
         let correction = 1.0 - beta2.powf(of.update as f64);
         let mean_square = (part(&self.mean_square, chunk) / correction).clamp_min(eps * eps);
@@ -158,15 +170,20 @@ impl Optimizer {
 
     /// Changes values by both moments.
     fn apply(&self, values: &Tensor, of: &Part, chunk: &Range<i64>, rate: f64) {
-        let OptimizerConfig { beta1, beta2, eps, weight_decay, .. } = self.config;
+        let mut value = part(values, chunk);
+        value *= 1.0 - rate * self.config.weight_decay;
+        value -= self.step(of, chunk, rate);
+    }
+
+    /// What an update at `rate` takes from the values of a chunk, weight decay apart.
+    pub(crate) fn step(&self, of: &Part, chunk: &Range<i64>, rate: f64) -> Tensor {
+        let OptimizerConfig { beta1, beta2, eps, .. } = self.config;
         let correction1 = 1.0 - beta1.powf(of.update as f64);
         let correction2 = (1.0 - beta2.powf(of.update as f64)).sqrt();
-        let mut value = part(values, chunk);
         let mut denominator = part(&self.mean_square, chunk).sqrt();
         denominator /= correction2;
         denominator += eps;
-        value *= 1.0 - rate * weight_decay;
-        value -= part(&self.mean, chunk) / denominator * (rate / correction1);
+        part(&self.mean, chunk) / denominator * (rate / correction1)
     }
 }
 
@@ -188,6 +205,15 @@ mod tests {
         Workers::new(Device::Cpu, 2)
     }
 
+    fn a_part(range: Range<i64>, rate: f64, update: u64) -> Part {
+        Part { whole: range.end - range.start, range, rate, update }
+    }
+
+    /// An update by a rank alone.
+    fn update(optimizer: &mut Optimizer, values: &Tensor, gradients: &Tensor, parts: &[Part]) {
+        optimizer.update(values, gradients, parts, &workers(), &|own| Ok(own.to_vec())).expect("nothing is exchanged");
+    }
+
     /// torch.optim.AdamW of torch 2.13.0, by scripts/golden/adamw.py, or StableAdamW as scripts/golden/stable_adamw.py
     /// states it.
     #[derive(Deserialize)]
@@ -207,14 +233,14 @@ mod tests {
             let values = Tensor::from_slice(&case.start).to_kind(Kind::Float);
             let config = OptimizerConfig { name, weight_decay: case.weight_decay, ..OptimizerConfig::default() };
             let mut optimizer = Optimizer::new(config, &values);
-            for (update, (gradient, wanted)) in (1..).zip(case.gradients.iter().zip(&case.values)) {
+            for (update_number, (gradient, wanted)) in (1..).zip(case.gradients.iter().zip(&case.values)) {
                 let gradient = Tensor::from_slice(gradient).to_kind(Kind::Float);
-                let part = |range: &Range<i64>| Part { range: range.clone(), rate: case.rate, update };
-                let parts: Vec<Part> = cuts.iter().map(part).collect();
-                optimizer.update(&values, &gradient, &parts, &workers());
+                let parts: Vec<Part> =
+                    cuts.iter().map(|range| a_part(range.clone(), case.rate, update_number)).collect();
+                update(&mut optimizer, &values, &gradient, &parts);
                 let wanted = Tensor::from_slice(wanted).to_kind(Kind::Float);
                 let error = (&values - &wanted).norm() / wanted.norm();
-                assert!(f64::try_from(&error).expect("a scalar") < 1e-6, "update {update}: {error}");
+                assert!(f64::try_from(&error).expect("a scalar") < 1e-6, "update {update_number}: {error}");
             }
         }
     }
@@ -238,9 +264,8 @@ mod tests {
             let values = Tensor::zeros([size], (Kind::Float, Device::Cpu));
             let mut optimizer = Optimizer::new(OptimizerConfig { name, ..OptimizerConfig::default() }, &values);
             let ones = values.ones_like();
-            let part = |update| [Part { range: 0..size, rate: 0.1, update }];
-            optimizer.update(&values, &ones, &part(1), &workers());
-            optimizer.update(&values, gradient, &part(2), &workers());
+            update(&mut optimizer, &values, &ones, &[a_part(0..size, 0.1, 1)]);
+            update(&mut optimizer, &values, gradient, &[a_part(0..size, 0.1, 2)]);
             values
         };
         // Gradients grow only in the second chunk, whose rate must fall as the first one's does.
@@ -258,8 +283,7 @@ mod tests {
         let values = Tensor::from_slice(&[1f32, 2.0, 3.0, 4.0]);
         let mut optimizer = Optimizer::new(OptimizerConfig::default(), &values);
         let ones = Tensor::ones([4], (Kind::Float, Device::Cpu));
-        let part = |range, rate| Part { range, rate, update: 1 };
-        optimizer.update(&values, &ones, &[part(0..2, 0.1), part(2..4, 0.0)], &workers());
+        update(&mut optimizer, &values, &ones, &[a_part(0..2, 0.1, 1), a_part(2..4, 0.0, 1)]);
         let after = Vec::<f32>::try_from(&values).expect("a vector");
         assert!(after[0] < 1.0 && after[1] < 2.0);
         assert_eq!(after[2..], [3.0, 4.0]);

@@ -17,10 +17,12 @@ use std::{
 
 use rectiflow_data::order::Order;
 use rectiflow_sdxl::model::Component;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     changes::{Change, changes},
     checkpoint::{Ancestor, Checkpoints, Components, Saved, hash_file, verify},
+    comm::Comm,
     config::Checked,
     error::{Error, Result},
 };
@@ -34,6 +36,14 @@ pub(crate) enum Origin {
     Resume(Found, Vec<String>),
     /// At a checkpoint of another run.
     Branch(Found, Ancestor),
+}
+
+/// What rank 0 found, for the others.
+#[derive(Debug, Serialize, Deserialize)]
+enum Choice {
+    Base,
+    Resume(PathBuf, Vec<String>),
+    Branch(PathBuf, Ancestor),
 }
 
 /// A sound checkpoint.
@@ -64,6 +74,36 @@ impl Origin {
         }
     }
 
+    /// As [`Self::find`], by rank 0 for all: who looks may set damaged checkpoints aside.
+    ///
+    /// # Errors
+    /// As [`Self::find`], [`Error::OtherRank`], [`Error::Collective`].
+    pub(crate) fn find_together(
+        checked: &Checked,
+        checkpoints: &Checkpoints,
+        branch_from: Option<&Path>,
+        comm: &Comm,
+    ) -> Result<Self> {
+        let mut found = None;
+        let choice = comm.first(|| {
+            let origin = Self::find(checked, checkpoints, branch_from)?;
+            let choice = match &origin {
+                Self::Base => Choice::Base,
+                Self::Resume(found, changed) => Choice::Resume(found.path.clone(), changed.clone()),
+                Self::Branch(found, ancestor) => Choice::Branch(found.path.clone(), ancestor.clone()),
+            };
+            found = Some(origin);
+            Ok(choice)
+        })?;
+        let at = |path: PathBuf| -> Result<Found> { Ok(Found { saved: Saved::read(&path)?, path }) };
+        match (found, choice) {
+            (Some(origin), _) => Ok(origin),
+            (None, Choice::Base) => Ok(Self::Base),
+            (None, Choice::Resume(path, changed)) => Ok(Self::Resume(at(path)?, changed)),
+            (None, Choice::Branch(path, ancestor)) => Ok(Self::Branch(at(path)?, ancestor)),
+        }
+    }
+
     /// The folder that the model is opened from.
     pub(crate) fn model<'a>(&'a self, checked: &'a Checked) -> &'a Path {
         match self {
@@ -76,14 +116,16 @@ impl Origin {
     /// may be removed one day.
     ///
     /// # Errors
-    /// As [`Components::find`], or [`Error::Io`].
-    pub(crate) fn components(&self, checked: &Checked) -> Result<Components> {
+    /// As [`Components::find`], or [`Error::Io`], [`Error::OtherRank`], [`Error::Collective`].
+    pub(crate) fn components(&self, checked: &Checked, comm: &Comm) -> Result<Components> {
         let mut components = Components::find(self.model(checked))?;
         if let Self::Branch(found, _) = self {
             for component in Component::ALL.into_iter().filter(|&component| !checked.recipe.train.trains(component)) {
                 let folder = components.folder(component).to_owned();
                 if folder.starts_with(&found.path) {
-                    components.replace(component, keep(&folder, &checked.recipe.run.dir, component)?);
+                    let place = checked.recipe.run.dir.join("base").join(component.folder());
+                    comm.first(|| keep(&folder, &place))?;
+                    components.replace(component, place);
                 }
             }
         }
@@ -167,11 +209,10 @@ fn allowed_changes(checked: &Checked, found: &Found) -> Result<Vec<String>> {
 }
 
 /// Copies a component's folder into the run, once.
-fn keep(folder: &Path, run_dir: &Path, component: Component) -> Result<PathBuf> {
-    let place = run_dir.join("base").join(component.folder());
+fn keep(folder: &Path, place: &Path) -> Result<()> {
     // What an interrupted branch left is written again.
-    let _ = fs::remove_dir_all(&place);
-    fs::create_dir_all(&place).map_err(Error::io(&place))?;
+    let _ = fs::remove_dir_all(place);
+    fs::create_dir_all(place).map_err(Error::io(place))?;
     for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
         let path = entry.map_err(Error::io(folder))?.path();
         if let Some(name) = path.file_name().filter(|_| path.is_file()) {
@@ -179,7 +220,7 @@ fn keep(folder: &Path, run_dir: &Path, component: Component) -> Result<PathBuf> 
             fs::copy(&path, &to).map_err(Error::io(&to))?;
         }
     }
-    Ok(place)
+    Ok(())
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    comm::Comm,
     config::Checked,
     draw::draw,
     error::{Error, Result},
@@ -59,17 +60,22 @@ impl Previewer {
     }
 
     /// Samples all prompts as a row of pictures; gives the file's name, or `None` where there are no prompts.
-    pub(crate) fn draw(&self, model: &Model, checked: &Checked, step: u64) -> Result<Option<String>> {
+    pub(crate) fn draw(&self, model: &Model, checked: &Checked, step: u64, comm: &Comm) -> Result<Option<String>> {
         if self.config.prompts.is_empty() {
             return Ok(None);
         }
+        let name = format!("step-{step:08}.png");
+        comm.first(|| self.draw_all(model, checked, step, &name))?;
+        Ok(Some(name))
+    }
+
+    fn draw_all(&self, model: &Model, checked: &Checked, step: u64, name: &str) -> Result<()> {
         let PreviewConfig { prompts, negative, sample, .. } = &self.config;
         let parameterization = checked.recipe.objective.parameterization;
         let pictures = draw(model, parameterization, prompts, negative, sample, &mut |_| {})?;
         fs::create_dir_all(&self.folder).map_err(Error::io(&self.folder))?;
-        let name = format!("step-{step:08}.png");
         let grid = Grid { row_labels: &[], column_labels: prompts, columns: prompts.len(), pictures: &pictures };
-        grid.draw().write_png(&self.folder.join(&name), &[("Title", &format!("step {step}"))])?;
-        Ok(Some(name))
+        grid.draw().write_png(&self.folder.join(name), &[("Title", &format!("step {step}"))])?;
+        Ok(())
     }
 }

@@ -140,9 +140,11 @@ pub fn rehearse(unet: &UNet, input: &Input, settings: &Settings, observe: &mut d
         if norm > settings.clip_norm {
             gradients *= settings.clip_norm / norm;
         }
-        let part = Part { range: 0..parameters.num_parameters(), rate: settings.lr, update: step as u64 + 1 };
-        optimizer.update(&parameters.values, &gradients, &[part], &workers);
-        parameters.refresh_all();
+        let whole = parameters.num_parameters();
+        let part = Part { range: 0..whole, whole, rate: settings.lr, update: step as u64 + 1 };
+        let alone = |own: &[f64]| Ok(own.to_vec());
+        optimizer.update(&parameters.values, &gradients, &[part], &workers, &alone)?;
+        parameters.refresh();
         measured.secs.push(began.elapsed().as_secs_f64());
         measured.losses.push(loss);
         measured.gradient_norms.push(norm);

@@ -11,13 +11,15 @@ use rectiflow_data::{batch::Step, loader::Loader, order::RankOf};
 use crate::{
     blackbox::{BlackBox, SeenSample, samples_of},
     checkpoint::{self, Components, Saved, verify},
+    comm::Comm,
     config::{Checked, Recipe},
     error::{Error, Result},
+    exchange::Exchange,
     guard::{GuardState, Observation, Verdict},
     model,
-    run::{fresh_state, open_sources},
+    opening::{fresh_state, open_sources},
     state::TrainState,
-    step::{Passes, Stepper, pass},
+    step::{Passes, Rates, Stepper, pass},
 };
 
 /// A step that was made again.
@@ -66,7 +68,8 @@ pub fn replay(path: &Path, observe: &mut dyn FnMut(&Replayed)) -> Result<()> {
     let mut model = model::open_components(place, &Components::find(place)?, &options)?;
     checked.recipe.memory.apply(&mut model);
     let stepper = Stepper::new(&checked, &model);
-    let mut state = fresh_state(&checked, &model);
+    let comm = Comm::alone();
+    let mut state = fresh_state(&checked, &model, &comm);
     let mut guard = GuardState::default();
     if let Some(checkpoint) = start {
         guard = go_to(checkpoint, &loader, &mut state)?;
@@ -112,7 +115,10 @@ fn make(
 ) -> Result<Again> {
     let recipe = &checked.recipe;
     let lr = recipe.lr.rate(state.position.samples, recipe.train.samples) * guard.acts.rate;
-    let passes = stepper.passes(&state.parameters, step)?;
+    let comm = Comm::alone();
+    let exchange = Exchange::new(&comm, recipe.ranks.sharding, state.parameters.num_parameters());
+    let summed = stepper.passes(&state.parameters, step, &exchange)?;
+    let (passes, _) = exchange.reduce(summed, &state.parameters, false, 0.0)?;
     let (loss, gradient_norm) = (passes.loss, passes.gradient_norm);
     let worst = worst(step, &passes);
     let verdict = guard.judge(&recipe.guard, Observation { loss, gradient_norm });
@@ -123,7 +129,7 @@ fn make(
         Verdict::Rewind { reason, .. } | Verdict::Stop { reason } => (0.0, Some(reason), true),
     };
     if wrong.is_none() {
-        stepper.update(state, step, passes, norm, lr);
+        let _gradients = stepper.update(state, step, passes, Rates { norm, lr }, &exchange)?;
     } else {
         pass(state, step);
     }

@@ -1,44 +1,37 @@
 //! The life of a run, top to bottom: open, resume, loop, save.
+//!
+//! All ranks of a run tell the same story at the same time. What only one of them may do is done by rank 0.
 
 use std::{
-    env,
-    fs::{self, File, TryLockError},
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::{Instant, SystemTime, UNIX_EPOCH},
+    sync::atomic::{AtomicBool, Ordering},
+    time::Instant,
 };
 
-use rectiflow_data::{
-    batch::{Source, Step},
-    cache::DiskCache,
-    dataset::Dataset,
-    loader::Loader,
-    manifest::Split,
-    order::RankOf,
-};
-use rectiflow_sdxl::model::{Component, Model};
+use rectiflow_data::{batch::Step, loader::Loader};
 
 use crate::{
+    bins::Bins,
     blackbox::Recorder,
-    checkpoint::{self, Checkpoints, Components, Frozen, Saved, Trained},
-    config::{Checked, DataConfig},
+    checkpoint::{self, Checkpoints, Save, Saved},
+    comm::Comm,
+    config::Checked,
     error::{Error, Result},
-    guard::{Acts, GuardConfig, GuardState, Observation, Verdict},
+    exchange::Exchange,
+    guard::{Acts, GuardState},
+    lag::Lag,
+    launch::Launch,
     memory,
-    metrics::{Event, GuardEvent, Lossless, Start, StepMetrics, TestMetrics, Writer},
+    metrics::{Event, Lossless, RankMetrics, StepMetrics, TestMetrics, Writer},
     model,
-    optim::Optimizer,
+    opening::{self, Parts, check_same_data, check_same_start, check_vae, find_trained, fresh_state, open_sources},
     origin::{Origin, epochs_at, step_at},
-    precision,
     preview::Previewer,
     snapshots::{self, Ring},
     state::{Position, TrainState},
-    step::{Passes, Stepper, pass},
-    stopped,
+    step::Stepper,
     testloss::{Losses, Tables},
+    watch::snapshot_distances,
 };
 
 /// How a run was left.
@@ -52,6 +45,9 @@ pub struct Outcome {
     pub checkpoint: Option<PathBuf>,
 }
 
+/// Has a step and the state it begins with in its hands.
+pub type BeforeStep<'a> = dyn FnMut(&mut Step, &mut TrainState) + 'a;
+
 /// What may be asked of a run besides its recipe.
 #[derive(Default)]
 pub struct Options<'a> {
@@ -59,19 +55,24 @@ pub struct Options<'a> {
     pub branch_from: Option<PathBuf>,
     /// Go on although the guard has stopped the run.
     pub acknowledge_stop: bool,
+    /// Which of the processes of the run this one is; none: the only one.
+    pub launch: Option<Launch>,
     /// Sees each step before it is worked on, and may spoil it: how tests show what the guard does.
-    pub before_step: Option<&'a mut dyn FnMut(&mut Step)>,
+    pub before_step: Option<&'a mut BeforeStep<'a>>,
 }
 
 impl std::fmt::Debug for Options<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { branch_from, acknowledge_stop, .. } = self;
-        write!(f, "Options {{ branch_from: {branch_from:?}, acknowledge_stop: {acknowledge_stop} }}")
+        let Self { branch_from, acknowledge_stop, launch, .. } = self;
+        write!(
+            f,
+            "Options {{ branch_from: {branch_from:?}, acknowledge_stop: {acknowledge_stop}, launch: {launch:?} }}"
+        )
     }
 }
 
 /// Trains as the recipe says until it is done or `stop` is set; a run found in the run folder is resumed. Every event
-/// is written to `metrics.jsonl` and shown to `observe`.
+/// is written to `metrics.jsonl` (of other ranks than 0, their own events to a file of their own) and shown to `observe`.
 ///
 /// # Errors
 /// Everything in [`Error`]; the last checkpoint is whole whatever happens.
@@ -81,108 +82,132 @@ pub fn train(
     stop: &AtomicBool,
     observe: &mut dyn FnMut(&Event),
 ) -> Result<Outcome> {
+    let checked = opening::for_rank(checked, options.launch.as_ref())?;
+    let comm = match &options.launch {
+        Some(launch) => Comm::open(launch, checked.device, &checked.recipe.ranks)?,
+        None => Comm::alone(),
+    };
+    let outcome = train_together(&checked, &comm, options, stop, observe);
+    match &outcome {
+        // Nobody leaves before all are done: rank 0 may serve what the others still need.
+        Ok(_) => comm.barrier()?,
+        Err(error) => comm.abandon(error),
+    }
+    outcome
+}
+
+fn train_together(
+    checked: &Checked,
+    comm: &Comm,
+    options: Options<'_>,
+    stop: &AtomicBool,
+    observe: &mut dyn FnMut(&Event),
+) -> Result<Outcome> {
     let run_dir = &checked.recipe.run.dir;
-    fs::create_dir_all(run_dir).map_err(Error::io(run_dir))?;
-    let _lock = lock(run_dir)?;
-    let acknowledged = stopped::check(run_dir, options.acknowledge_stop)?;
-    let checkpoints = Checkpoints::open(run_dir, &checked.recipe.checkpoint)?;
-    let origin = Origin::find(checked, &checkpoints, options.branch_from.as_deref())?;
+    let (_lock, acknowledged) = opening::open_folder(run_dir, comm, options.acknowledge_stop)?;
+    check_same_start(comm, &checked.recipe)?;
+    let checkpoints = Checkpoints::at(run_dir, &checked.recipe.checkpoint);
+    comm.first(|| checkpoints.clean())?;
+    let origin = Origin::find_together(checked, &checkpoints, options.branch_from.as_deref(), comm)?;
     let sources = open_sources(checked)?;
-    let components = origin.components(checked)?;
+    let components = origin.components(checked, comm)?;
     check_vae(checked, &components, &sources)?;
-    memory::announce(checked, &components, &sources)?;
+    memory::announce(checked, comm, &components, &sources)?;
     // Where a run goes on, no component is random any more.
     let random = if matches!(origin, Origin::Base) { &checked.random[..] } else { &[] };
     let open = model::base_options(checked.device, random, checked.recipe.run.seed);
     let mut model = model::open_components(origin.model(checked), &components, &open)?;
     checked.recipe.memory.apply(&mut model);
-    let configs = component_configs(checked, &components)?;
+    let trained = find_trained(checked, &components)?;
     let parts = Parts {
         checked,
+        comm,
         checkpoints: &checkpoints,
         origin: &origin,
         sources: &sources,
         components: &components,
         model: &model,
-        configs: &configs,
+        trained: &trained,
     };
-    let before_step = options.before_step.map(|before_step| before_step as &mut dyn FnMut(&mut Step));
+    let before_step: Option<&mut BeforeStep<'_>> = options.before_step.map(|before_step| before_step as _);
     let mut run = Run::new(parts, before_step, observe)?;
     run.start(acknowledged)?;
     while run.state.position.samples < checked.recipe.train.samples {
-        if stop.load(Ordering::Relaxed) {
+        // Alone, a process looks by itself; several have to agree, which they do in every step.
+        if run.told_to_stop || (comm.rank().ranks == 1 && stop.load(Ordering::Relaxed)) {
             return run.leave("interrupted");
         }
-        run.step()?;
+        run.step(stop)?;
     }
     run.leave("finished")
 }
 
-/// What a run works on and does not change.
-#[derive(Clone, Copy)]
-struct Parts<'a> {
-    checked: &'a Checked,
-    checkpoints: &'a Checkpoints,
-    origin: &'a Origin,
-    sources: &'a [Source],
-    components: &'a Components,
-    model: &'a Model,
-    /// The configuration files of the trained components.
-    configs: &'a [(Component, Vec<u8>)],
-}
-
 /// One process's work on a run.
-struct Run<'a> {
-    parts: Parts<'a>,
-    state: TrainState,
+pub(crate) struct Run<'a> {
+    pub(crate) parts: Parts<'a>,
+    pub(crate) state: TrainState,
     loader: Loader,
-    stepper: Stepper<'a>,
-    guard: GuardState,
-    ring: Ring,
-    recorder: Recorder,
+    pub(crate) stepper: Stepper<'a>,
+    pub(crate) exchange: Exchange<'a>,
+    pub(crate) guard: GuardState,
+    pub(crate) ring: Ring,
+    pub(crate) recorder: Recorder,
+    /// Of the samples trained on since the vital signs were last taken.
+    pub(crate) losses: Bins,
     tables: Tables,
     previewer: Previewer,
     template: Saved,
     writer: Writer,
+    lag: Lag,
     /// Whether the last event could not be written.
     mute: bool,
     observe: &'a mut dyn FnMut(&Event),
-    before_step: Option<&'a mut dyn FnMut(&mut Step)>,
-    began: Instant,
+    before_step: Option<&'a mut BeforeStep<'a>>,
+    pub(crate) began: Instant,
     /// What earlier processes worked, as far as it was saved.
     secs_before: f64,
-    last_saved: Option<(u64, PathBuf)>,
+    pub(crate) last_saved: Option<(u64, PathBuf)>,
+    /// Whether any rank has been asked to stop.
+    told_to_stop: bool,
 }
 
 impl<'a> Run<'a> {
     fn new(
         parts: Parts<'a>,
-        before_step: Option<&'a mut dyn FnMut(&mut Step)>,
+        before_step: Option<&'a mut BeforeStep<'a>>,
         observe: &'a mut dyn FnMut(&Event),
     ) -> Result<Self> {
-        let Parts { checked, sources, model, .. } = parts;
+        let Parts { checked, comm, sources, model, .. } = parts;
         let recipe = &checked.recipe;
-        let mut loader = Loader::new(sources.to_vec(), checked.order.clone(), RankOf::ONLY)?;
+        let mut loader = Loader::new(sources.to_vec(), checked.order.clone(), comm.rank())?;
         if let Some(mebibytes) = recipe.run.read_ahead_mib {
             loader = loader.read_ahead(mebibytes.saturating_mul(1 << 20))?;
         }
-        let state = fresh_state(checked, model);
-        let distances = snapshot_distances(&recipe.guard, &state);
+        check_same_data(comm, sources, &loader.order_hash())?;
+        let state = fresh_state(checked, model, comm);
+        let exchange = Exchange::new(comm, recipe.ranks.sharding, state.parameters.num_parameters());
+        let exchange = exchange.with_order(loader.order());
+        let snapshot_bytes = snapshots::bytes(exchange.most_owned(), state.average.is_some());
+        let distances = snapshot_distances(&recipe.guard, snapshot_bytes);
         Ok(Self {
             tables: Tables::new(checked, sources)?,
             previewer: Previewer::new(&recipe.preview, &recipe.run.dir),
-            template: parts.template(&loader, &state)?,
-            writer: Writer::open(&recipe.run.dir)?,
+            template: parts.template(&loader, &state, exchange.shards())?,
+            writer: Writer::open(&recipe.run.dir, comm.rank().rank)?,
             guard: GuardState::default(),
             ring: Ring::new(distances),
             recorder: Recorder::new(&recipe.run.dir),
+            losses: Bins::new(recipe.test.bins),
             stepper: Stepper::new(checked, model),
+            lag: Lag::default(),
             mute: false,
             began: Instant::now(),
             secs_before: 0.0,
             last_saved: None,
+            told_to_stop: false,
             parts,
             state,
+            exchange,
             loader,
             observe,
             before_step,
@@ -208,7 +233,10 @@ impl<'a> Run<'a> {
             }
         }
         self.loader.seek(self.state.position.cursor);
-        let start = self.start_event();
+        let snapshot_bytes = snapshots::bytes(self.exchange.most_owned(), self.state.average.is_some());
+        let snapshot_bytes = self.ring.capacity() as u64 * snapshot_bytes;
+        let num_test = self.tables.test.len() as u64;
+        let start = self.parts.start_event(&self.state, &self.loader, num_test, snapshot_bytes);
         self.emit(Event::Start(start));
         if let Some(reason) = acknowledged {
             self.guard.acts = Acts::default();
@@ -220,28 +248,6 @@ impl<'a> Run<'a> {
             self.preview()?;
         }
         Ok(())
-    }
-
-    fn start_event(&self) -> Start {
-        let (branched_from, changes) = match self.parts.origin {
-            Origin::Base => (None, Vec::new()),
-            Origin::Resume(_, changes) => (None, changes.clone()),
-            Origin::Branch(_, ancestor) => (Some(ancestor.checkpoint.clone()), ancestor.changed.clone()),
-        };
-        let num_parameters = self.state.parameters.num_parameters() as u64;
-        Start {
-            step: self.state.position.cursor,
-            unix_secs: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
-            order_hash: self.loader.order_hash(),
-            num_parameters,
-            num_train: count(self.parts.sources, Split::Train),
-            num_test: self.tables.test.len() as u64,
-            buckets: bucket_counts(self.parts.sources),
-            threads: tch::get_num_threads() as u32,
-            branched_from,
-            changes,
-            snapshot_bytes: self.ring.capacity() as u64 * snapshots::bytes(&self.state),
-        }
     }
 
     fn check_same_order(&self, newest: &Path, saved: &Saved) -> Result<()> {
@@ -260,22 +266,46 @@ impl<'a> Run<'a> {
     }
 
     /// One step, and what is due after it.
-    fn step(&mut self) -> Result<()> {
+    fn step(&mut self, stop: &AtomicBool) -> Result<()> {
         let recipe = &self.parts.checked.recipe;
+        let comm = self.parts.comm;
+        let number = self.state.position.cursor + 1;
         let began = Instant::now();
+        comm.take_traffic();
+        comm.work(|| format!("reading the data of step {number}"));
         let mut step = self.loader.next_step()?;
         let data_secs = began.elapsed().as_secs_f64();
         if let Some(before_step) = &mut self.before_step {
-            before_step(&mut step);
+            before_step(&mut step, &mut self.state);
         }
         let lr = recipe.lr.rate(self.state.position.samples, recipe.train.samples) * self.guard.acts.rate;
-        let passes = self.stepper.passes(&self.state.parameters, &step)?;
+        comm.work(|| format!("in the forward and backward passes of step {number}"));
+        let summed = self.stepper.passes(&self.state.parameters, &step, &self.exchange)?;
+        let passes_secs = began.elapsed().as_secs_f64() - data_secs - comm.traffic_secs();
+        comm.work(|| format!("in the update of step {number}"));
+        let busy = (data_secs + passes_secs) / step.micro_batches.len() as f64;
+        let stop = stop.load(Ordering::Relaxed);
+        let (passes, together) = self.exchange.reduce(summed, &self.state.parameters, stop, busy)?;
+        self.told_to_stop |= together.stop;
         self.recorder.record(&step, &passes, lr);
+        for &(time, loss) in passes.samples.iter().filter(|(_, loss)| loss.is_finite()) {
+            self.losses.add(time, f64::from(loss), 1.0);
+        }
         let (loss, gradient_norm) = (passes.loss, passes.gradient_norm);
         let groups = self.state.parameters.groups.iter().map(|group| group.component.clone());
         let norm_by_component = groups.zip(passes.norm_by_group.iter().copied().map(Lossless)).collect();
         let applied = self.act(&step, passes, lr)?;
         let Position { cursor, samples, .. } = self.state.position;
+        let secs = began.elapsed().as_secs_f64();
+        let traffic = comm.take_traffic();
+        let slowest = self.lag.follow(&together.busy);
+        let ranks = (comm.rank().ranks > 1).then_some(RankMetrics {
+            passes_secs,
+            communication_secs: traffic.secs,
+            update_secs: secs - data_secs - passes_secs - traffic.secs,
+            bytes: traffic.bytes,
+            slowest,
+        });
         self.emit(Event::Step(StepMetrics {
             step: cursor,
             samples,
@@ -284,11 +314,19 @@ impl<'a> Run<'a> {
             gradient_norm,
             norm_by_component,
             lr,
-            secs: began.elapsed().as_secs_f64(),
+            secs,
             data_secs,
             applied,
             spent: recipe.run.price_per_hour.map(|price| price * self.secs() / 3600.0),
+            ranks,
         }));
+        self.after_step()
+    }
+
+    /// Measures, draws and saves where it is due.
+    fn after_step(&mut self) -> Result<()> {
+        let recipe = &self.parts.checked.recipe;
+        let Position { cursor, samples, .. } = self.state.position;
         let last = samples >= recipe.train.samples;
         if last || cursor.is_multiple_of(recipe.test.every_steps) {
             self.measure()?;
@@ -297,112 +335,25 @@ impl<'a> Run<'a> {
             self.preview()?;
         }
         if cursor.is_multiple_of(recipe.checkpoint.every_steps) {
-            self.save_or_warn();
+            self.save_or_warn()?;
         }
         Ok(())
     }
 
-    /// Asks the guard and does what it says. Gives whether the update was made.
-    fn act(&mut self, step: &Step, passes: Passes, lr: f64) -> Result<bool> {
-        let config = &self.parts.checked.recipe.guard;
-        let seen = Observation { loss: passes.loss, gradient_norm: passes.gradient_norm };
-        if !config.enabled {
-            check_finite(step, seen)?;
-            self.update(step, passes, f64::INFINITY, lr);
-            return Ok(true);
-        }
-        match self.guard.judge(config, seen) {
-            Verdict::Continue => self.update(step, passes, f64::INFINITY, lr),
-            Verdict::Clip { norm, reason } => {
-                self.update(step, passes, norm, lr);
-                self.emit_guard("clip", reason, None);
-            }
-            Verdict::Skip { reason } => {
-                let black_box = self.black_box("skip", &reason);
-                pass(&mut self.state, step);
-                self.state.pass_over(step.step..step.step + 1);
-                self.emit_guard("skip", reason, black_box);
-                return Ok(false);
-            }
-            Verdict::Rewind { reason, .. } if self.ring.capacity() == 0 => {
-                let none = "guard.snapshot_gib leaves no room for a snapshot to go back to";
-                return Err(self.stop(step, format!("{reason}; {none}")));
-            }
-            Verdict::Rewind { back, reason } => {
-                let black_box = self.black_box("rewind", &reason);
-                self.rewind(step, back);
-                self.emit_guard("rewind", reason, black_box);
-                return Ok(false);
-            }
-            Verdict::Stop { reason } => return Err(self.stop(step, reason)),
-        }
-        Ok(true)
-    }
-
-    fn update(&mut self, step: &Step, passes: Passes, norm: f64, lr: f64) {
-        self.stepper.update(&mut self.state, step, passes, norm, lr);
-        if !self.guard.is_suspicious() {
-            self.ring.keep(&self.state, &self.guard.normal);
-        }
-    }
-
-    /// Goes back to a snapshot and passes over everything since then, this step included.
-    fn rewind(&mut self, step: &Step, back: u64) {
-        let update = self.state.position.update;
-        let snapshot = self.ring.back(update, back).expect("the first snapshot was taken before the first step");
-        snapshot.restore(&mut self.state);
-        self.guard.normal = snapshot.normal.clone();
-        pass(&mut self.state, step);
-        self.state.pass_over(snapshot.position.cursor..step.step + 1);
-    }
-
-    /// Leaves the evidence and the reason; the last checkpoint is as it was.
-    fn stop(&mut self, step: &Step, reason: String) -> Error {
-        let run_dir = self.parts.checked.recipe.run.dir.clone();
-        let black_box = self.black_box("stop", &reason);
-        pass(&mut self.state, step);
-        self.emit_guard("stop", reason.clone(), black_box);
-        let secs = self.began.elapsed().as_secs_f64();
-        self.emit(Event::End { step: self.state.position.cursor, reason: "stopped".to_owned(), secs });
-        match stopped::write(&run_dir, &reason) {
-            Ok(()) => Error::Stopped { run_dir, reason },
-            Err(error) => error,
-        }
-    }
-
-    /// Writes down what the last steps were; the run does not depend on it.
-    fn black_box(&self, action: &str, reason: &str) -> Option<String> {
-        let recipe = self.parts.checked.recipe.to_toml();
-        let checkpoint = self.last_saved.as_ref().map(|(_, place)| place.canonicalize().unwrap_or(place.clone()));
-        match self.recorder.write(action, reason, recipe, checkpoint) {
-            Ok(name) => Some(name),
-            Err(error) => {
-                tracing::warn!("the black box of this act could not be written: {error}");
-                None
-            }
-        }
-    }
-
-    fn emit_guard(&mut self, action: &str, reason: String, black_box: Option<String>) {
-        let Position { cursor: step, update, .. } = self.state.position;
-        self.emit(Event::Guard(GuardEvent { step, action: action.to_owned(), reason, update, black_box }));
-    }
-
     fn measure(&mut self) -> Result<()> {
         let began = Instant::now();
-        let sources = self.parts.sources;
-        let Losses { test: Some(test), training } = self.tables.measure(&self.stepper, sources)? else {
+        let Parts { sources, comm, .. } = self.parts;
+        comm.long_work("measuring the test loss");
+        let Losses { test: Some(test), training } = self.tables.measure(&self.stepper, sources, comm)? else {
             return Ok(());
         };
-        let averaged = match &self.state.average {
-            None => Losses { test: None, training: None },
-            Some(average) => {
-                let (parameters, workers) = (&self.state.parameters, &self.stepper.workers);
-                parameters.exchange(average, workers);
-                let losses = self.tables.measure(&self.stepper, sources);
-                parameters.exchange(average, workers);
-                losses?
-            }
+        let averaged = if self.state.average.is_none() {
+            Losses { test: None, training: None }
+        } else {
+            self.exchange.swap_average(&self.state, &self.stepper.workers)?;
+            let losses = self.tables.measure(&self.stepper, sources, comm);
+            self.exchange.swap_average(&self.state, &self.stepper.workers)?;
+            losses?
         };
         let Position { cursor: step, samples, .. } = self.state.position;
         self.emit(Event::Test(TestMetrics {
@@ -421,7 +372,9 @@ impl<'a> Run<'a> {
     fn preview(&mut self) -> Result<()> {
         let began = Instant::now();
         let step = self.state.position.cursor;
-        if let Some(name) = self.previewer.draw(self.parts.model, self.parts.checked, step)? {
+        let Parts { model, checked, comm, .. } = self.parts;
+        comm.long_work("drawing the previews");
+        if let Some(name) = self.previewer.draw(model, checked, step, comm)? {
             self.emit(Event::Preview { step, name, secs: began.elapsed().as_secs_f64() });
         }
         Ok(())
@@ -434,6 +387,7 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         let began = Instant::now();
+        self.parts.comm.long_work("saving a checkpoint");
         let groups = self.state.parameters.groups.iter().map(|group| group.component.clone());
         let saved = Saved {
             position: self.state.position,
@@ -444,8 +398,15 @@ impl<'a> Run<'a> {
             secs: self.secs(),
             ..self.template.clone()
         };
-        let Parts { checked, checkpoints, .. } = self.parts;
-        let place = checkpoints.save(&saved, &checked.recipe.to_toml(), &self.parts.trained(), &self.state)?;
+        let Parts { checked, checkpoints, trained, .. } = self.parts;
+        let place = checkpoints.save(&Save {
+            saved: &saved,
+            recipe: &checked.recipe.to_toml(),
+            trained,
+            state: &self.state,
+            exchange: &self.exchange,
+            workers: &self.stepper.workers,
+        })?;
         let name = place.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         self.last_saved = Some((step, place));
         self.emit(Event::Checkpoint { step, name, secs: began.elapsed().as_secs_f64() });
@@ -453,14 +414,19 @@ impl<'a> Run<'a> {
     }
 
     /// A full disk is no reason to stop training: room may be made before the next checkpoint is due.
-    fn save_or_warn(&mut self) {
-        if let Err(error) = self.save() {
-            let step = self.state.position.cursor;
-            tracing::error!(
-                "the checkpoint of step {step} could NOT be written: {error}. Training goes on; if it is stopped now, all \
-                 since the last checkpoint is lost"
-            );
-            self.emit(Event::SaveFailed { step, reason: error.to_string() });
+    fn save_or_warn(&mut self) -> Result<()> {
+        match self.save() {
+            Err(error @ (Error::Collective { .. } | Error::Launch { .. })) => Err(error),
+            Err(error) => {
+                let step = self.state.position.cursor;
+                tracing::error!(
+                    "the checkpoint of step {step} could NOT be written: {error}. Training goes on; if it is stopped now, \
+                     all since the last checkpoint is lost"
+                );
+                self.emit(Event::SaveFailed { step, reason: error.to_string() });
+                Ok(())
+            }
+            Ok(()) => Ok(()),
         }
     }
 
@@ -479,7 +445,7 @@ impl<'a> Run<'a> {
     }
 
     /// Writes an event down and shows it. Where it cannot be written, training goes on without a log.
-    fn emit(&mut self, event: Event) {
+    pub(crate) fn emit(&mut self, event: Event) {
         let written = self.writer.write(&event);
         if let (Err(error), false) = (&written, self.mute) {
             tracing::error!("events are not being written down: {error}. Training goes on");
@@ -487,159 +453,4 @@ impl<'a> Run<'a> {
         self.mute = written.is_err();
         (self.observe)(&event);
     }
-}
-
-fn check_finite(step: &Step, seen: Observation) -> Result<()> {
-    for (what, value) in [("loss", seen.loss), ("gradient norm", seen.gradient_norm)] {
-        if !value.is_finite() {
-            return Err(Error::NotFinite { step: step.step, what, value });
-        }
-    }
-    Ok(())
-}
-
-/// How far back the guard's snapshots go, in the memory that they may take.
-fn snapshot_distances<'a>(guard: &'a GuardConfig, state: &TrainState) -> &'a [u64] {
-    if !guard.enabled {
-        return &[];
-    }
-    let budget_bytes = (guard.snapshot_gib * f64::from(1 << 30)) as u64;
-    let affordable = snapshots::affordable(&guard.snapshot_updates, snapshots::bytes(state), budget_bytes);
-    if affordable.len() < guard.snapshot_updates.len() {
-        tracing::warn!(
-            "guard.snapshot_gib = {}: of guard.snapshot_updates = {:?} there is room for {affordable:?}; two snapshots of \
-             {:.1} GiB are kept for each",
-            guard.snapshot_gib,
-            guard.snapshot_updates,
-            snapshots::bytes(state) as f64 / f64::from(1 << 30)
-        );
-    }
-    affordable
-}
-
-/// Keeps a second trainer out of the run folder for as long as the file is open; the system frees it at any death.
-fn lock(run_dir: &Path) -> Result<File> {
-    let path = run_dir.join("lock");
-    let file = File::create(&path).map_err(Error::io(&path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::Locked { path: run_dir.to_owned() }),
-        Err(TryLockError::Error(source)) => Err(Error::Io { path, source }),
-    }
-}
-
-pub(crate) fn open_sources(checked: &Checked) -> Result<Vec<Source>> {
-    let run = &checked.recipe.run;
-    let cache = run.cache_dir.as_ref().zip(run.cache_gib);
-    let cache = cache.map(|(dir, gib)| DiskCache::open(dir, gib.saturating_mul(1 << 30)).map(Arc::new)).transpose()?;
-    let open = |(data, amount): (&DataConfig, _)| {
-        let mut dataset = Dataset::open(&data.path)?;
-        if let Some(cache) = &cache {
-            dataset = dataset.with_cache(cache);
-        }
-        Ok(Source { dataset: Arc::new(dataset), prompt: data.prompt.clone(), amount })
-    };
-    checked.recipe.data.iter().zip(checked.amounts.iter().cloned()).map(open).collect()
-}
-
-/// Latents of another VAE would train without complaint and decode to noise.
-pub(crate) fn check_vae(checked: &Checked, base: &Components, sources: &[Source]) -> Result<()> {
-    let found = base.blake3(Component::Vae)?;
-    for (data, source) in checked.recipe.data.iter().zip(sources) {
-        let codec = &source.dataset.manifest().codec;
-        if codec.hash != found {
-            let reason = format!(
-                "its latents were made by the VAE {} (BLAKE3 {}), but the model's VAE {} has BLAKE3 {found}; prepare \
-                 the data set with this VAE or choose the other model",
-                codec.vae,
-                codec.hash,
-                base.folder(Component::Vae).display()
-            );
-            return Err(Error::Checkpoint { path: data.path.clone(), reason });
-        }
-    }
-    Ok(())
-}
-
-fn trained_components(checked: &Checked) -> impl Iterator<Item = Component> {
-    Component::ALL.into_iter().filter(|&component| checked.recipe.train.trains(component))
-}
-
-/// The configuration files of the trained components. They are read once: the checkpoint that they are in may be
-/// removed before the next one is written.
-fn component_configs(checked: &Checked, components: &Components) -> Result<Vec<(Component, Vec<u8>)>> {
-    let read = |component| {
-        let path = components.folder(component).join("config.json");
-        Ok((component, fs::read(&path).map_err(Error::io(&path))?))
-    };
-    trained_components(checked).map(read).collect()
-}
-
-/// The state before the first step from a model's weights.
-pub(crate) fn fresh_state(checked: &Checked, model: &Model) -> TrainState {
-    let parameters = precision::apply(checked, model);
-    TrainState {
-        position: Position::default(),
-        optimizer: Optimizer::new(checked.recipe.optimizer.clone(), &parameters.values),
-        moments_from: vec![0; parameters.groups.len()],
-        average: checked.recipe.ema.half_life_samples.map(|_| parameters.values.copy()),
-        passed_over: Vec::new(),
-        parameters,
-    }
-}
-
-impl<'a> Parts<'a> {
-    fn trained(&self) -> Vec<Trained<'a>> {
-        self.configs.iter().map(|(component, config)| Trained { component: *component, config }).collect()
-    }
-
-    /// What every checkpoint of this process says, but for the position.
-    fn template(&self, loader: &Loader, state: &TrainState) -> Result<Saved> {
-        let trained: Vec<_> = trained_components(self.checked).collect();
-        let frozen = Component::ALL.into_iter().filter(|component| !trained.contains(component)).map(|component| {
-            let folder = self.components.folder(component);
-            let path = folder.canonicalize().map_err(Error::io(folder))?;
-            Ok((component.folder().to_owned(), Frozen { blake3: self.components.blake3(component)?.to_owned(), path }))
-        });
-        Ok(Saved {
-            format: Saved::format(),
-            position: Position::default(),
-            order_hash: loader.order_hash(),
-            objective: self.checked.recipe.objective.clone(),
-            frozen: frozen.collect::<Result<_>>()?,
-            data: self.sources.iter().map(|source| source.dataset.identity()).collect(),
-            program: program_identity()?,
-            layout: Saved::layout(&state.parameters.slices),
-            epochs: 0.0,
-            moments_from: std::collections::BTreeMap::new(),
-            passed_over: Vec::new(),
-            guard: GuardState::default(),
-            secs: 0.0,
-            lineage: self.origin.lineage(),
-        })
-    }
-}
-
-fn program_identity() -> Result<String> {
-    let path = env::current_exe().map_err(Error::io("the running program"))?;
-    Ok(format!("rectiflow {} BLAKE3 {}", env!("CARGO_PKG_VERSION"), checkpoint::hash_file(&path)?))
-}
-
-fn count(sources: &[Source], split: Split) -> u64 {
-    sources.iter().flat_map(|source| source.dataset.buckets(split)).map(|bucket| bucket.num_rows).sum()
-}
-
-fn bucket_counts(sources: &[Source]) -> Vec<(u32, u32, u64, u64)> {
-    let mut counts = std::collections::BTreeMap::<(u32, u32), (u64, u64)>::new();
-    for source in sources {
-        for bucket in source.dataset.buckets(Split::Train) {
-            counts.entry((bucket.width_px, bucket.height_px)).or_default().0 += bucket.num_rows;
-        }
-        for bucket in source.dataset.buckets(Split::Test) {
-            counts.entry((bucket.width_px, bucket.height_px)).or_default().1 += bucket.num_rows;
-        }
-    }
-    let mut rows: Vec<_> = counts.into_iter().map(|((w, h), (train, test))| (w, h, train, test)).collect();
-    rows.sort_by_key(|&(w, h, train, test)| (std::cmp::Reverse(train + test), w, h));
-    rows
 }

@@ -8,11 +8,12 @@ use std::rc::Rc;
 use tch::{Device, Tensor, no_grad};
 
 use crate::{
+    flat::part,
     guard::{GuardConfig, Normal},
     state::{Position, TrainState},
 };
 
-/// All that an update changes.
+/// All that an update changes of what this rank owns.
 #[derive(Debug)]
 pub(crate) struct Snapshot {
     pub(crate) position: Position,
@@ -28,24 +29,24 @@ impl Snapshot {
         Self {
             position: state.position,
             normal: normal.clone(),
-            values: on_host(&state.parameters.values),
+            values: on_host(&part(&state.parameters.values, &state.own)),
             mean: on_host(&state.optimizer.mean),
             mean_square: on_host(&state.optimizer.mean_square),
             average: state.average.as_ref().map(on_host),
         }
     }
 
-    /// Makes the state what it was, but for the place in the data: what was passed stays passed.
+    /// Makes this rank's part of the state what it was, but for the place in the data: what was passed stays passed.
+    /// The values are then to be published.
     pub(crate) fn restore(&self, state: &mut TrainState) {
         no_grad(|| {
-            state.parameters.values.copy_(&self.values);
+            part(&state.parameters.values, &state.own).copy_(&self.values);
             state.optimizer.mean.copy_(&self.mean);
             state.optimizer.mean_square.copy_(&self.mean_square);
             if let (Some(average), Some(kept)) = (&mut state.average, &self.average) {
                 average.copy_(kept);
             }
         });
-        state.parameters.refresh_all();
         state.position.update = self.position.update;
     }
 }
@@ -54,10 +55,10 @@ fn on_host(tensor: &Tensor) -> Tensor {
     if tensor.device() == Device::Cpu { tensor.copy() } else { tensor.to_device(Device::Cpu) }
 }
 
-/// What a snapshot of this state takes, in bytes: values, both moments, and the average where there is one, in fp32.
-pub(crate) fn bytes(state: &TrainState) -> u64 {
-    let vectors = if state.average.is_some() { 4 } else { 3 };
-    4 * vectors * state.parameters.num_parameters() as u64
+/// What a snapshot of so many elements takes, in bytes: values, both moments, and the average where there is one, in
+/// fp32.
+pub(crate) fn bytes(elements: i64, has_average: bool) -> u64 {
+    4 * if has_average { 4 } else { 3 } * elements as u64
 }
 
 /// The distances whose snapshots fit into `budget_bytes`, from the shortest on; a snapshot takes `snapshot_bytes`.
@@ -143,6 +144,7 @@ mod tests {
             FlatParameters::adopt(&[("unet", &weights.finish().expect("random weights fit"))], Precision::Fp32);
         TrainState {
             position: Position::default(),
+            own: 0..1,
             optimizer: Optimizer::new(OptimizerConfig::default(), &parameters.values),
             parameters,
             moments_from: Vec::new(),

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::{
+    exchange::meet,
     flat::FlatParameters,
     lr::LrRatios,
     optim::{Optimizer, Part},
@@ -29,12 +30,14 @@ pub struct TrainState {
     pub position: Position,
     /// The trained parameters, fp32.
     pub parameters: FlatParameters,
-    /// The optimiser's memory.
+    /// The elements of the parameters that this rank updates: all of them, or its part.
+    pub own: Range<i64>,
+    /// The optimiser's memory of those.
     pub optimizer: Optimizer,
     /// For each group of the parameters, the number of updates that were made when its moments were zero: 0, or where
     /// a branch began to train it.
     pub moments_from: Vec<u64>,
-    /// Average of the parameters, `[n]` fp32, where one is kept.
+    /// Average of what this rank updates, fp32, where one is kept.
     pub average: Option<Tensor>,
     /// Steps of the order that the guard passed over, in order, without overlap.
     pub passed_over: Vec<Range<u64>>,
@@ -42,12 +45,17 @@ pub struct TrainState {
 
 impl TrainState {
     /// What the optimiser works on in the next update at rate `lr`: the groups, or each tensor where it works by
-    /// tensor. The position must already count that update.
+    /// tensor; of each what is this rank's, counted from the first element that is. The position must already count
+    /// that update.
     pub(crate) fn parts(&self, lr: f64, ratios: &LrRatios) -> Vec<Part> {
         let mut parts = Vec::new();
         for (group, from) in self.parameters.groups.iter().zip(&self.moments_from) {
             let (rate, update) = (lr * ratios.of(&group.component), self.position.update - from);
-            let part = |range: &Range<i64>| Part { range: range.clone(), rate, update };
+            let part = |whole: &Range<i64>| {
+                let own = meet(whole, &self.own);
+                let range = own.start - self.own.start..own.end - self.own.start;
+                Part { range, whole: whole.end - whole.start, rate, update }
+            };
             if self.optimizer.works_by_tensor() {
                 let inside = self.parameters.slices.iter().filter(|slice| group.range.contains(&slice.range.start));
                 parts.extend(inside.map(|slice| part(&slice.range)));

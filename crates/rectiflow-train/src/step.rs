@@ -21,6 +21,7 @@ use crate::{
     config::{Checked, TextEncoders},
     ema::{self, EmaConfig},
     error::Result,
+    exchange::{Exchange, StepGradients},
     flat::{FlatParameters, part},
     lr::LrRatios,
     state::TrainState,
@@ -42,16 +43,36 @@ pub(crate) struct Stepper<'a> {
     pub(crate) workers: Workers,
 }
 
-/// The forward and backward passes of a step: everything but the update.
+/// The forward and backward passes that one rank made for a step.
+#[derive(Debug)]
+pub(crate) struct Summed {
+    /// Its part of the step's loss.
+    pub(crate) loss: f64,
+    /// Time and loss of each sample, in the order of its micro-batches.
+    pub(crate) samples: Vec<(f64, f32)>,
+    pub(crate) gradients: StepGradients,
+}
+
+/// The forward and backward passes of a step, over all ranks: everything but the update.
 #[derive(Debug)]
 pub(crate) struct Passes {
     pub(crate) loss: f64,
     pub(crate) gradient_norm: f64,
     /// The norm of each group's part, where there is more than one group.
     pub(crate) norm_by_group: Vec<f64>,
-    /// Time and loss of each sample, in the order of the step's micro-batches.
+    /// Time and loss of each sample that this rank worked on, in the order of its micro-batches.
     pub(crate) samples: Vec<(f64, f32)>,
-    gradients: Tensor,
+    /// The gradient of what this rank updates ([`TrainState::own`]).
+    pub(crate) gradients: Tensor,
+}
+
+/// How far an update goes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rates {
+    /// A gradient of a larger norm is scaled down to it.
+    pub(crate) norm: f64,
+    /// Learning rate.
+    pub(crate) lr: f64,
 }
 
 impl<'a> Stepper<'a> {
@@ -72,17 +93,19 @@ impl<'a> Stepper<'a> {
         }
     }
 
-    /// The loss of a step and its gradient `[n]`, summed over the micro-batches in the order of their slots, however
-    /// many of them are worked on at a time.
-    pub(crate) fn passes(&self, parameters: &FlatParameters, step: &Step) -> Result<Passes> {
+    /// The loss of a step and its gradient `[n]`, summed over this rank's micro-batches in the order of their slots,
+    /// however many of them are worked on at a time.
+    pub(crate) fn passes(&self, parameters: &FlatParameters, step: &Step, exchange: &Exchange) -> Result<Summed> {
         let quantiles = StepQuantiles::draw(self.seed, step);
         let (mut loss, mut samples) = (0.0, Vec::new());
-        parameters.gradients.begin(&parameters.values);
+        let mut sum = exchange.begin(parameters);
         // SAFETY: forward and backward passes read the parameters, and each gradient has a place of its own behind a lock.
         let shared = unsafe { Shared::new((self, parameters)) };
-        let numbered: Vec<_> = step.micro_batches.iter().enumerate().collect();
-        for batches in numbered.chunks(self.workers.width()) {
-            let passes: Vec<Result<_>> = self.workers.map(batches, |&(index, batch)| {
+        let place = |(index, batch)| (exchange.place(index), batch);
+        let numbered: Vec<_> = step.micro_batches.iter().enumerate().map(place).collect();
+        for batches in numbered.chunks(exchange.width(&self.workers)) {
+            exchange.prepare(parameters);
+            let passes: Vec<Result<_>> = self.workers.map(batches, |&(place, batch)| {
                 let (stepper, parameters) = shared.get();
                 let key = [step.step, u64::from(batch.slot)];
                 let noise = noise(stepper.seed, key, &latent_size(batch), stepper.offset_noise);
@@ -90,7 +113,7 @@ impl<'a> Stepper<'a> {
                 let times = quantiles.times(stepper.objective, batch);
                 let losses = stepper.losses(batch, &noise, &times)?;
                 let loss = losses.sum(Kind::Float) / step.num_samples as f64;
-                parameters.gradients.add(index, &loss)?;
+                parameters.gradients.add(place, &loss)?;
                 Ok((loss.double_value(&[]), times.into_iter().zip(to_vec(&losses))))
             });
             let mut chunk_loss = 0.0;
@@ -100,16 +123,22 @@ impl<'a> Stepper<'a> {
                 samples.extend(of_batch);
             }
             loss += chunk_loss;
+            exchange.add(&mut sum, parameters)?;
         }
-        let sum = parameters.gradients.finish();
-        let groups = if parameters.groups.len() > 1 { &parameters.groups[..] } else { &[] };
-        let norm_by_group = groups.iter().map(|group| part(&sum, &group.range).norm().double_value(&[])).collect();
-        Ok(Passes { loss, gradient_norm: sum.norm().double_value(&[]), norm_by_group, samples, gradients: sum })
+        exchange.end(&mut sum, parameters);
+        Ok(Summed { loss, samples, gradients: sum })
     }
 
     /// Makes the update of a step at learning rate `lr`, its gradient scaled down to `norm` or the recipe's limit, the
-    /// smaller one, where it is larger.
-    pub(crate) fn update(&self, state: &mut TrainState, step: &Step, passes: Passes, norm: f64, lr: f64) {
+    /// smaller one, where it is larger. Gives the gradient that the update was made with.
+    pub(crate) fn update(
+        &self,
+        state: &mut TrainState,
+        step: &Step,
+        passes: Passes,
+        Rates { norm, lr }: Rates,
+        exchange: &Exchange,
+    ) -> Result<Tensor> {
         let Passes { gradient_norm, mut gradients, .. } = passes;
         let norm = norm.min(self.clip_norm);
         if gradient_norm > norm {
@@ -117,13 +146,16 @@ impl<'a> Stepper<'a> {
         }
         state.position.update += 1;
         let parts = state.parts(lr, &self.ratios);
-        state.optimizer.update(&state.parameters.values, &gradients, &parts, &self.workers);
-        state.parameters.refresh_all();
+        let values = part(&state.parameters.values, &state.own);
+        let total = |excess: &[f64]| exchange.total(excess);
+        state.optimizer.update(&values, &gradients, &parts, &self.workers, &total)?;
+        exchange.publish(&state.parameters)?;
         pass(state, step);
         let keep = self.ema.keep(step.num_samples, state.position.samples);
         if let (Some(average), Some(keep)) = (&state.average, keep) {
-            ema::follow(average, &state.parameters.values, keep, &self.workers);
+            ema::follow(average, &values, keep, &self.workers);
         }
+        Ok(gradients)
     }
 
     /// The (weighted) mean squared error of each sample, `[n]` fp32; samples of weight 0 have 0.

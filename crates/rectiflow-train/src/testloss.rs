@@ -19,9 +19,11 @@ use serde::{Deserialize, Serialize};
 use tch::{Tensor, no_grad};
 
 use crate::{
+    bins::Bins,
+    comm::Comm,
     config::Checked,
     error::Result,
-    metrics::{SigmaBin, TableLoss},
+    metrics::TableLoss,
     step::{Stepper, latent_size, to_vec},
     workers::Shared,
 };
@@ -84,9 +86,10 @@ impl Tables {
         Ok(Self { test: table(Samples::Test)?, training: table(Samples::Training(recipe.test.training_samples))? })
     }
 
-    /// Measures a model on both.
-    pub(crate) fn measure(&self, stepper: &Stepper, sources: &[Source]) -> Result<Losses> {
-        Ok(Losses { test: self.test.measure(stepper, sources)?, training: self.training.measure(stepper, sources)? })
+    /// Measures a model on both, the micro-batches divided over the ranks.
+    pub(crate) fn measure(&self, stepper: &Stepper, sources: &[Source], comm: &Comm) -> Result<Losses> {
+        let test = self.test.measure(stepper, sources, comm)?;
+        Ok(Losses { test, training: self.training.measure(stepper, sources, comm)? })
     }
 }
 
@@ -112,7 +115,7 @@ impl Table {
         let recipe = &checked.recipe;
         let (seed, micro_batch, bins) = (recipe.run.seed, recipe.train.micro_batch, recipe.test.bins);
         let table = Self { samples, seed, micro_batch, bins, times: HashMap::new() };
-        let ids = table.batches(sources)?.ids()?;
+        let ids = table.batches(sources, RankOf::ONLY)?.ids()?;
         Ok(Self { times: times(ids, seed), ..table })
     }
 
@@ -121,23 +124,23 @@ impl Table {
         self.times.len()
     }
 
-    fn batches(&self, sources: &[Source]) -> Result<TestBatches> {
+    fn batches(&self, sources: &[Source], rank: RankOf) -> Result<TestBatches> {
         let Self { micro_batch, seed, .. } = *self;
         Ok(match self.samples {
-            Samples::Test => test_batches(sources, micro_batch, seed, RankOf::ONLY)?,
-            Samples::Training(count) => training_batches(sources, count, micro_batch, seed, RankOf::ONLY)?,
+            Samples::Test => test_batches(sources, micro_batch, seed, rank)?,
+            Samples::Training(count) => training_batches(sources, count, micro_batch, seed, rank)?,
         })
     }
 
     /// Mean loss and the loss by noise level. `None` where the table is empty.
-    fn measure(&self, stepper: &Stepper, sources: &[Source]) -> Result<Option<TableLoss>> {
+    fn measure(&self, stepper: &Stepper, sources: &[Source], comm: &Comm) -> Result<Option<TableLoss>> {
         if self.times.is_empty() {
             return Ok(None);
         }
-        let mut bins = vec![Sums::default(); self.bins];
+        let mut bins = Bins::new(self.bins);
         // SAFETY: a pass without gradients reads the parameters and writes nothing that another one sees.
         let shared = unsafe { Shared::new(stepper) };
-        let mut batches = self.batches(sources)?;
+        let mut batches = self.batches(sources, comm.rank())?;
         loop {
             let some = batches.by_ref().take(stepper.workers.width()).collect::<rectiflow_data::Result<Vec<_>>>()?;
             if some.is_empty() {
@@ -146,14 +149,11 @@ impl Table {
             let losses = stepper.workers.map(&some, |batch| self.losses(shared.get(), batch));
             for (batch, losses) in some.iter().zip(losses) {
                 for ((loss, id), weight) in losses?.iter().zip(&batch.ids).zip(&batch.weights) {
-                    bins[bin_of(self.times[id], self.bins)].add(f64::from(*loss), f64::from(*weight));
+                    bins.add(self.times[id], f64::from(*loss), f64::from(*weight));
                 }
             }
         }
-        let total = bins.iter().fold(Sums::default(), |a, b| a.plus(b));
-        let width = 1.0 / self.bins as f64;
-        let bins = bins.iter().enumerate().map(|(i, sums)| sums.bin(i as f64 * width, (i + 1) as f64 * width));
-        Ok(Some(TableLoss { loss: total.mean(), bins: bins.collect() }))
+        Ok(Some(bins.of_all(comm)?.means()))
     }
 
     /// The loss of each sample of a batch at its own time and noise.
@@ -179,43 +179,6 @@ fn times(mut ids: Vec<SampleId>, seed: u64) -> HashMap<SampleId, f64> {
     ids.into_iter().enumerate().map(|(cell, id)| (id, (cell as f64 + 0.5) / count)).collect()
 }
 
-fn bin_of(time: f64, bins: usize) -> usize {
-    ((time * bins as f64).ceil() as usize).clamp(1, bins) - 1
-}
-
-#[derive(Debug, Clone, Copy, Default)]
-struct Sums {
-    count: f64,
-    sum: f64,
-    squares: f64,
-}
-
-impl Sums {
-    fn add(&mut self, loss: f64, weight: f64) {
-        self.count += weight;
-        self.sum += weight * loss;
-        self.squares += weight * loss * loss;
-    }
-
-    fn plus(self, other: &Self) -> Self {
-        Self { count: self.count + other.count, sum: self.sum + other.sum, squares: self.squares + other.squares }
-    }
-
-    fn mean(&self) -> f64 {
-        if self.count > 0.0 { self.sum / self.count } else { 0.0 }
-    }
-
-    fn bin(&self, from: f64, to: f64) -> SigmaBin {
-        let variance = if self.count > 1.0 {
-            ((self.squares - self.count * self.mean() * self.mean()) / (self.count - 1.0)).max(0.0)
-        } else {
-            0.0
-        };
-        let standard_error = if self.count > 0.0 { (variance / self.count).sqrt() } else { 0.0 };
-        SigmaBin { from, to, loss: self.mean(), standard_error, count: self.count as u64 }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -231,22 +194,5 @@ mod tests {
         all.sort_by(f64::total_cmp);
         assert!(all.iter().enumerate().all(|(i, t)| (t - (i as f64 + 0.5) / 40.0).abs() < 1e-12));
         assert_ne!(table, times((0..40).map(SampleId).collect(), 6));
-    }
-
-    #[test]
-    fn bins_hold_their_upper_end() {
-        assert_eq!([0.0, 0.05, 0.1, 0.1001, 1.0].map(|t| bin_of(t, 10)), [0, 0, 0, 1, 9]);
-    }
-
-    #[test]
-    fn padding_of_weight_zero_does_not_count() {
-        let mut sums = Sums::default();
-        for (loss, weight) in [(1.0, 1.0), (3.0, 1.0), (100.0, 0.0)] {
-            sums.add(loss, weight);
-        }
-        let bin = sums.bin(0.0, 0.1);
-        assert_eq!((bin.loss, bin.count), (2.0, 2));
-        // Sample standard deviation sqrt(2), over the square root of 2.
-        assert!((bin.standard_error - 1.0).abs() < 1e-12);
     }
 }

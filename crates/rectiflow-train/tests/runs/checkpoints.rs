@@ -63,7 +63,7 @@ fn a_resumed_or_damaged_run_ends_with_the_bytes_of_the_straight_one() {
     assert!(weights != average, "the average is another model");
 
     let checked = fixture.recipe("resumed", ALL);
-    let mut spoil = |step: &mut _| spoil_fifth(step);
+    let mut spoil = |step: &mut _, _: &mut _| spoil_fifth(step);
     run_until(&checked, Options { before_step: Some(&mut spoil), ..Options::default() }, 11);
     let saved = Saved::read(&fixture.checkpoint("resumed", 11)).unwrap();
     assert_eq!((saved.position.cursor, saved.position.update, saved.position.samples), (11, 10, 88));

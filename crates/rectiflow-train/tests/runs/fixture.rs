@@ -2,8 +2,10 @@
 
 use std::{
     fs,
+    net::TcpListener,
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
+    thread,
 };
 
 use half::f16;
@@ -12,6 +14,7 @@ use rectiflow_data::{
     batch::Step,
     bucket::{Geometry, ResizeSpace},
     manifest::{Bucket, Object, commit},
+    order::RankOf,
     rng::{Purpose, Rng},
     shard::ObjectWriter,
 };
@@ -20,8 +23,10 @@ use rectiflow_train::{
     Result,
     checkpoint::hash_weights,
     config::{Checked, Recipe},
+    launch::Launch,
     metrics::Event,
     run::{Options, Outcome, train},
+    state::TrainState,
 };
 
 const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/tiny-sdxl");
@@ -143,9 +148,34 @@ pub(crate) fn run_with(checked: &Checked, options: Options<'_>, mut observe: imp
     Ran { outcome, events }
 }
 
+/// Trains with several ranks, each a thread with a recipe of its own; `spoil` has each rank's steps in its hands.
+pub(crate) fn run_ranks(recipes: &[Checked], spoil: impl Fn(usize, &mut Step) + Sync) -> Vec<Ran> {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let (ranks, spoil) = (recipes.len(), &spoil);
+    let one = move |rank: usize, checked: &Checked| {
+        let place = RankOf { rank, ranks };
+        let (host, attempt) = ("127.0.0.1".to_owned(), String::new());
+        let launch = Launch { rank: place, local_rank: rank, host, port, store_is_launchers: false, attempt };
+        let mut before_step = |step: &mut Step, _: &mut TrainState| spoil(rank, step);
+        let launch = Some(launch).filter(|_| ranks > 1);
+        let options = Options { before_step: Some(&mut before_step), launch, ..Options::default() };
+        run_with(checked, options, |_| {})
+    };
+    thread::scope(|scope| {
+        let threads: Vec<_> =
+            recipes.iter().enumerate().map(|(rank, checked)| scope.spawn(move || one(rank, checked))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
 /// Trains on steps that `spoil` has had in its hands; steps count from 1, as in the log.
 pub(crate) fn run_spoilt(checked: &Checked, mut spoil: impl FnMut(u64, &mut Step)) -> Ran {
-    let mut before_step = |step: &mut Step| spoil(step.step + 1, step);
+    run_disturbed(checked, |step, _| spoil(step.step + 1, step))
+}
+
+/// Trains on steps and with a state that `disturb` has had in its hands.
+pub(crate) fn run_disturbed(checked: &Checked, mut disturb: impl FnMut(&mut Step, &mut TrainState)) -> Ran {
+    let mut before_step = |step: &mut Step, state: &mut TrainState| disturb(step, state);
     let options = Options { before_step: Some(&mut before_step), ..Options::default() };
     run_with(checked, options, |_| {})
 }

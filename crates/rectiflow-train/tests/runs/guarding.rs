@@ -2,9 +2,10 @@
 
 use std::fs;
 
-use rectiflow_train::{Error, blackbox::BlackBox, metrics::Event, replay::replay, run::Options};
+use rectiflow_data::batch::Step;
+use rectiflow_train::{Error, blackbox::BlackBox, metrics::Event, replay::replay, run::Options, state::TrainState};
 
-use crate::fixture::{Fixture, Ran, run_spoilt, run_with, scale_latents, spoil_with_nan};
+use crate::fixture::{Fixture, Ran, run_disturbed, run_spoilt, run_with, scale_latents, spoil_with_nan};
 
 /// 100 steps, so that the four that are passed over are no great loss by themselves.
 const LONG: &str = "train.samples=800";
@@ -41,6 +42,25 @@ fn poisoned_samples_cost_a_guarded_run_their_steps_and_an_unguarded_one_everythi
 
     let ended = run_spoilt(&fixture.recipe("unguarded-nan", off), poison);
     assert!(matches!(ended.outcome, Err(Error::NotFinite { step: 71, .. })), "{:?}", ended.outcome);
+}
+
+#[test]
+fn a_corrupted_second_moment_costs_a_guarded_run_a_rewind_and_an_unguarded_one_everything() {
+    let fixture = Fixture::new();
+    // A bad memory cell: numbers that are squares turn negative, and their roots are NaN.
+    let corrupt = |step: &mut Step, state: &mut TrainState| {
+        if step.step == 20 {
+            let _ = state.optimizer.mean_square.narrow(0, 0, 8).fill_(-1.0);
+        }
+    };
+    let length = "train.samples=256";
+    let guarded = run_disturbed(&fixture.recipe("guarded", &[length]), corrupt);
+    assert_eq!(guarded.acts(), [(22, "skip"), (23, "skip"), (24, "rewind")]);
+    assert!(guarded.outcome.as_ref().is_ok_and(|outcome| outcome.finished));
+    assert!(guarded.test_loss() < first_test_loss(&guarded), "{}", guarded.test_loss());
+    let off = fixture.recipe("unguarded", &[length, "guard.enabled=false"]);
+    let lost = run_disturbed(&off, corrupt);
+    assert!(matches!(lost.outcome, Err(Error::NotFinite { step: 21, .. })), "{:?}", lost.outcome);
 }
 
 fn first_test_loss(ran: &Ran) -> f64 {

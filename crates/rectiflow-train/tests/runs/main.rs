@@ -8,3 +8,4 @@ mod evaluations;
 mod fixture;
 mod guarding;
 mod precision;
+mod ranks;

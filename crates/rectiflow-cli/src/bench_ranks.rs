@@ -1,0 +1,144 @@
+//! `rectiflow bench ranks`: weak scaling on this machine, each rank on a core of its own.
+//!
+//! The same recipe is trained for a few steps by 1, 2... ranks, each with the same number of micro-batches a step: where
+//! communication cost nothing, all would take as long. What is counted in `metrics.jsonl` is held against the bytes that
+//! really went over the loopback interface.
+
+use std::{ffi::OsString, fs, path::PathBuf};
+
+use anyhow::{Context, bail};
+use rectiflow_train::{
+    comm::Collective,
+    config::Recipe,
+    metrics::{self, Event, StepMetrics},
+};
+use serde::Serialize;
+use serde_json::json;
+
+use crate::{
+    answer::Answer,
+    local_ranks::Ranks,
+    numbers::{median, short, table},
+    signals::StopSignal,
+};
+
+/// Train a few steps with 1, 2... ranks, each pinned to a core: seconds a step, efficiency, bytes.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The recipe, a TOML file. Its test loss, previews and checkpoints are left out, its run folder is not touched.
+    recipe: PathBuf,
+    /// Override a key of the recipe; may be repeated.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    overrides: Vec<String>,
+    /// Numbers of ranks to measure, no more than there are cores.
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 2], value_name = "N,N")]
+    ranks: Vec<usize>,
+    /// Steps that count; three more are made before them.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
+    steps: u64,
+    /// Micro-batches a step of each rank.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..))]
+    micro_batches: u64,
+}
+
+/// Steps that do not count.
+const WARM_UP: u64 = 3;
+
+/// Medians over the steps of one number of ranks, as rank 0 has seen them.
+#[derive(Debug, Serialize)]
+struct Measured {
+    ranks: usize,
+    step_secs: f64,
+    passes_secs: f64,
+    communication_secs: f64,
+    samples_per_sec: f64,
+    /// Samples a second of a rank, as a part of what one rank alone does.
+    efficiency: f64,
+    /// Bytes that cross the wire for each rank, as counted.
+    step_bytes: u64,
+    /// Bytes over the loopback interface in the whole run, all ranks and whatever else was going on, by step.
+    loopback_step_bytes: f64,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
+    let stop = StopSignal::listen().context("listening for Ctrl-C")?;
+    let folder = std::env::temp_dir().join(format!("rectiflow-bench-ranks-{}", std::process::id()));
+    let measured =
+        args.ranks.iter().map(|&ranks| measure(args, ranks, &folder, &stop)).collect::<anyhow::Result<Vec<_>>>();
+    // What is left behind is in the folder for temporary files.
+    let _ = fs::remove_dir_all(&folder);
+    let mut measured = measured?;
+    let one = measured.first().map_or(0.0, |first| first.samples_per_sec / first.ranks as f64);
+    for row in &mut measured {
+        row.efficiency = row.samples_per_sec / row.ranks as f64 / one;
+    }
+    let heads = ["ranks", "s a step", "passes", "communication", "samples/s", "efficiency", "MB a step", "MB over lo"];
+    let mut rows = vec![heads.map(str::to_owned).to_vec()];
+    rows.extend(measured.iter().map(|row| {
+        let of = |value| short(value, 4);
+        let megabytes = [row.step_bytes as f64 / 1e6, row.loopback_step_bytes / 1e6].map(of);
+        let numbers = [row.step_secs, row.passes_secs, row.communication_secs, row.samples_per_sec, row.efficiency];
+        [&[row.ranks.to_string()], &numbers.map(of)[..], &megabytes].concat()
+    }));
+    Ok(Answer::done(table(&rows), json!(measured)))
+}
+
+fn measure(args: &Args, ranks: usize, folder: &std::path::Path, stop: &StopSignal) -> anyhow::Result<Measured> {
+    let run_dir = folder.join(ranks.to_string());
+    let micro_batches = args.micro_batches * ranks as u64;
+    let batch = Recipe::load(&args.recipe, &args.overrides)?.order.micro_batch as u64 * micro_batches;
+    let steps = args.steps + WARM_UP;
+    let mut sets = args.overrides.clone();
+    sets.extend([
+        format!("run.dir=\"{}\"", run_dir.display()),
+        format!("train.samples={}", steps * batch),
+        format!("train.micro_batches={micro_batches}"),
+        format!("train.lanes={micro_batches}"),
+        "preview.prompts=[]".to_owned(),
+        "test.every_steps=1000000000".to_owned(),
+        "test.training_samples=0".to_owned(),
+        "checkpoint.keep_every_steps=0".to_owned(),
+        "checkpoint.every_steps=1000000000".to_owned(),
+    ]);
+    let checked = Recipe::load(&args.recipe, &sets)?;
+    let mut arguments: Vec<OsString> = vec!["train".into(), args.recipe.clone().into()];
+    arguments.extend(sets.into_iter().flat_map(|set| [OsString::from("--set"), set.into()]));
+    let before = loopback_bytes();
+    let mut all = Ranks::start(&arguments, ranks, true)?;
+    if let Some(rank) = all.wait(&checked, stop)? {
+        bail!("rank {rank} of {ranks} failed");
+    }
+    let sent = loopback_bytes() - before;
+    let events = metrics::read(&run_dir)?;
+    let measured: Vec<&StepMetrics> = events
+        .iter()
+        .filter_map(|event| if let Event::Step(step) = event { Some(step) } else { None })
+        .skip(WARM_UP as usize)
+        .collect();
+    if measured.is_empty() {
+        bail!("no step was made");
+    }
+    let of = |value: &dyn Fn(&StepMetrics) -> f64| median(&measured.iter().map(|step| value(step)).collect::<Vec<_>>());
+    let step_secs = of(&|step| step.secs);
+    let bytes = |step: &StepMetrics| -> u64 {
+        step.ranks.as_ref().map_or(0, |ranks| {
+            ranks.bytes.iter().filter(|(kind, _)| **kind != Collective::Barrier).map(|(_, bytes)| bytes).sum()
+        })
+    };
+    Ok(Measured {
+        ranks,
+        step_secs,
+        passes_secs: of(&|step| step.ranks.as_ref().map_or(step.secs - step.data_secs, |ranks| ranks.passes_secs)),
+        communication_secs: of(&|step| step.ranks.as_ref().map_or(0.0, |ranks| ranks.communication_secs)),
+        samples_per_sec: batch as f64 / step_secs,
+        efficiency: 1.0,
+        step_bytes: measured.last().map_or(0, |step| bytes(step)),
+        loopback_step_bytes: sent / steps as f64,
+    })
+}
+
+/// Bytes that this machine has sent to itself; 0 where the system does not say.
+fn loopback_bytes() -> f64 {
+    let text = fs::read_to_string("/sys/class/net/lo/statistics/tx_bytes").unwrap_or_default();
+    text.trim().parse().unwrap_or(0.0)
+}

@@ -1,0 +1,118 @@
+//! `rectiflow train --ranks N`: the ranks of a run on one machine, each a process of the same command.
+//!
+//! The ranks find failures among themselves and end; this process only starts them, passes on a wish to stop, and says
+//! what became of them. A rank is asked to stop by closing its standard input, so that it stops as well when this
+//! process is gone. Ranks have process groups of their own: Ctrl-C reaches this process alone.
+
+use std::{
+    env,
+    ffi::OsString,
+    net::TcpListener,
+    os::unix::process::{CommandExt, ExitStatusExt},
+    process::{Child, Command, ExitStatus, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use rectiflow_train::{config::Checked, launch::Launch};
+
+use crate::{answer::Answer, signals::StopSignal};
+
+/// Set in the ranks that this process starts.
+pub(crate) const STARTED: &str = "RECTIFLOW_LOCAL_RANKS";
+const GLANCE: Duration = Duration::from_millis(50);
+/// What the ranks need beyond the time-out to see that one has failed, and to end.
+const GRACE: Duration = Duration::from_secs(20);
+
+/// The ranks of a run, as processes.
+pub(crate) struct Ranks(Vec<Rank>);
+
+struct Rank {
+    child: Child,
+    status: Option<ExitStatus>,
+}
+
+/// Runs this very command with `ranks` ranks. Standard output is rank 0's.
+pub(crate) fn run(ranks: usize, checked: &Checked, stop: &StopSignal) -> anyhow::Result<Answer> {
+    let arguments: Vec<OsString> = env::args_os().skip(1).collect();
+    let mut all = Ranks::start(&arguments, ranks, false)?;
+    let failed = all.wait(checked, stop)?;
+    report(&all.0, failed, stop)
+}
+
+impl Ranks {
+    /// Starts `ranks` processes of this program; `pinned`: rank r on core r alone, by `taskset`.
+    pub(crate) fn start(arguments: &[OsString], ranks: usize, pinned: bool) -> anyhow::Result<Self> {
+        let port = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
+        let port = port.context("finding a free port")?.port();
+        let start = |rank| {
+            let mut command = command(rank, pinned)?;
+            command.args(arguments).envs(Launch::local_environment(rank, ranks, port)).env(STARTED, "1");
+            if env::var_os("OMP_NUM_THREADS").is_none() {
+                let cores = thread::available_parallelism().map_or(1, usize::from);
+                command.env("OMP_NUM_THREADS", (cores / ranks).max(1).to_string());
+            }
+            if rank > 0 || pinned {
+                command.stdout(Stdio::null());
+            }
+            let child = command.stdin(Stdio::piped()).process_group(0).spawn().context("starting a rank")?;
+            Ok(Rank { child, status: None })
+        };
+        (0..ranks).map(start).collect::<anyhow::Result<Vec<Rank>>>().map(Self)
+    }
+
+    /// Waits until all have ended, passing on a wish to stop; gives the first that failed by itself. What does not end
+    /// after a failure is killed.
+    pub(crate) fn wait(&mut self, checked: &Checked, stop: &StopSignal) -> anyhow::Result<Option<usize>> {
+        let timeout = Duration::from_secs(checked.recipe.ranks.timeout_secs) + GRACE;
+        let (mut told, mut failed): (bool, Option<(usize, Instant)>) = (false, None);
+        while self.0.iter().any(|rank| rank.status.is_none()) {
+            for (index, rank) in self.0.iter_mut().enumerate().filter(|(_, rank)| rank.status.is_none()) {
+                rank.status = rank.child.try_wait().context("asking after a rank")?;
+                if rank.status.is_some_and(|status| !status.success()) && failed.is_none() && !told {
+                    failed = Some((index, Instant::now()));
+                }
+            }
+            if stop.signal().is_some() && !told {
+                told = true;
+                self.0.iter_mut().for_each(|rank| drop(rank.child.stdin.take()));
+            }
+            if failed.is_some_and(|(_, since)| since.elapsed() > timeout) {
+                for rank in self.0.iter_mut().filter(|rank| rank.status.is_none()) {
+                    rank.child.kill().context("ending a rank")?;
+                }
+            }
+            thread::sleep(GLANCE);
+        }
+        Ok(failed.map(|(rank, _)| rank))
+    }
+}
+
+fn command(rank: usize, pinned: bool) -> anyhow::Result<Command> {
+    let program = env::current_exe().context("finding this program")?;
+    if !pinned {
+        return Ok(Command::new(program));
+    }
+    let mut command = Command::new("taskset");
+    command.args(["--cpu-list", &rank.to_string()]).arg(program);
+    Ok(command)
+}
+
+/// What became of the ranks, of which `failed` was the first to fail.
+fn report(all: &[Rank], failed: Option<usize>, stop: &StopSignal) -> anyhow::Result<Answer> {
+    let codes: Vec<Option<i32>> = all.iter().map(|rank| rank.status.and_then(|status| status.code())).collect();
+    if let Some(code) = codes.iter().flatten().find(|code| **code == 3) {
+        return Ok(Answer::of_rank_0(*code));
+    }
+    if let (Some(signal), None) = (stop.signal(), failed) {
+        return Ok(Answer::of_rank_0(128 + signal));
+    }
+    let Some(rank) = failed else { return Ok(Answer::of_rank_0(0)) };
+    let status = all[rank].status.context("all ranks have ended")?;
+    match (status.code(), status.signal()) {
+        (Some(code), _) => Ok(Answer::of_rank_0(code)),
+        (None, Some(signal)) => bail!("rank {rank} of {} was killed by signal {signal}", all.len()),
+        (None, None) => bail!("rank {rank} of {} ended: {status}", all.len()),
+    }
+}

@@ -1,0 +1,195 @@
+//! Ranks as processes: killed, stopped, told to end, started again with fewer and with more. What ends within the
+//! time-out, and with which words, is what is tested; that the numbers are right is tested in `train`.
+
+use std::{
+    fs,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{json, prepare, rectiflow, text, write_recipe};
+
+/// What a test waits for at most: many times what it takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Forty steps of four micro-batches of one sample, a checkpoint every five, three seconds of patience.
+const SETS: [&str; 12] = [
+    "--set",
+    "train.samples=160",
+    "--set",
+    "train.micro_batch=1",
+    "--set",
+    "train.micro_batches=4",
+    "--set",
+    "checkpoint.every_steps=5",
+    "--set",
+    "test.every_steps=1000",
+    "--set",
+    "ranks.timeout_secs=3",
+];
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port").port()
+}
+
+/// Starts `ranks` ranks as a launcher does.
+fn start(recipe: &Path, ranks: usize) -> Vec<Child> {
+    let port = free_port().to_string();
+    let one = |rank: usize| {
+        let mut command = rectiflow(&[&["train", text(recipe)], &SETS[..]].concat());
+        let (rank, ranks) = (rank.to_string(), ranks.to_string());
+        let own = [("RANK", &rank), ("WORLD_SIZE", &ranks), ("LOCAL_RANK", &rank), ("MASTER_PORT", &port)];
+        command.envs(own).env("MASTER_ADDR", "127.0.0.1");
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("a rank starts")
+    };
+    (0..ranks).map(one).collect()
+}
+
+fn steps_in(run: &Path) -> usize {
+    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap_or_default();
+    text.lines().filter(|line| line.contains("\"event\":\"step\"")).count()
+}
+
+/// Waits until the run has made so many more steps.
+fn wait_for_steps(run: &Path, before: usize, more: usize, ranks: &mut [Child]) {
+    let end = Instant::now() + PATIENCE;
+    while steps_in(run) < before + more {
+        for (rank, child) in ranks.iter_mut().enumerate() {
+            if child.try_wait().expect("a rank can be asked").is_some() {
+                let mut message = String::new();
+                let stderr = child.stderr.as_mut().expect("it is piped");
+                std::io::Read::read_to_string(stderr, &mut message).expect("it can be read");
+                panic!("rank {rank} ended by itself: {message}");
+            }
+        }
+        assert!(Instant::now() < end, "the run makes no steps");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn signal(child: &Child, name: &str) {
+    let status = Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status();
+    assert!(status.expect("kill runs").success());
+}
+
+/// How the ranks end, in their order; they have to within a time far above three seconds and what it takes to look.
+fn ends(ranks: Vec<Child>) -> Vec<Output> {
+    let end = Instant::now() + PATIENCE;
+    let wait = |mut child: Child| {
+        while child.try_wait().expect("a rank can be asked").is_none() {
+            assert!(Instant::now() < end, "a rank does not end");
+            thread::sleep(Duration::from_millis(5));
+        }
+        child.wait_with_output().expect("its output can be read")
+    };
+    ranks.into_iter().map(wait).collect()
+}
+
+fn message(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn a_dead_or_stopped_rank_is_named_and_the_run_goes_on_with_fewer_or_more() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    prepare(folder.path());
+    let (recipe, run) = (write_recipe(folder.path(), "faults"), folder.path().join("faults"));
+    // (ranks, which of them, what happens to it)
+    for (ranks, victim, what) in [(4, 2, "KILL"), (3, 0, "KILL"), (4, 3, "STOP")] {
+        let before = steps_in(&run);
+        let mut all = start(&recipe, ranks);
+        wait_for_steps(&run, before, 7, &mut all);
+        signal(&all[victim], what);
+        let stopped = all.remove(victim);
+        for output in ends(all) {
+            let message = message(&output);
+            assert_eq!(output.status.code(), Some(1), "{message}");
+            let expected = format!(
+                "rank {victim}{} dead or stopped; it was last ",
+                if victim == 0 { ", or the process that serves the store, is" } else { " is" }
+            );
+            assert!(message.contains(&expected), "{message}");
+            let errors = message.lines().filter(|line| line.contains("error: ")).count();
+            assert_eq!(errors, 1, "one line says it: {message}");
+        }
+        signal(&stopped, "KILL");
+        ends(vec![stopped]);
+    }
+    let outputs = ends(start(&recipe, 2));
+    for output in &outputs {
+        assert!(output.status.success(), "{}", message(output));
+    }
+    // Every time it went on from a checkpoint and not from the beginning.
+    let events = fs::read_to_string(run.join("metrics.jsonl")).expect("metrics are written");
+    let starts: Vec<u64> = events
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter(|event| event["event"] == "start")
+        .map(|event| event["step"].as_u64().expect("a number"))
+        .collect();
+    assert!(starts.len() == 4 && starts[0] == 0 && starts.windows(2).all(|pair| pair[0] < pair[1]), "{starts:?}");
+    assert!(run.join("checkpoints/step-00000040/optimizer-00002-of-00002.safetensors").is_file());
+}
+
+#[test]
+fn a_rank_that_is_told_to_end_ends_all_in_good_order() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    prepare(folder.path());
+    let (recipe, run) = (write_recipe(folder.path(), "ended"), folder.path().join("ended"));
+    let mut all = start(&recipe, 2);
+    wait_for_steps(&run, 0, 3, &mut all);
+    signal(&all[1], "TERM");
+    for output in ends(all) {
+        assert_eq!(output.status.code(), Some(143), "{}", message(&output));
+    }
+    let last = newest(&run);
+    assert!(last.join("BLAKE3SUMS").is_file(), "all have saved");
+
+    // The same through `--ranks`, which passes a signal on.
+    let arguments = [&["train", text(&recipe), "--ranks", "2", "--json"], &SETS[..]].concat();
+    let before = steps_in(&run);
+    let child = rectiflow(&arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+    let mut all = vec![child];
+    wait_for_steps(&run, before, 3, &mut all);
+    signal(&all[0], "TERM");
+    let output = ends(all).remove(0);
+    assert_eq!(output.status.code(), Some(143), "{}", message(&output));
+    assert!(newest(&run) > last && json(&output)["finished"] == false, "{}", message(&output));
+
+    let output = rectiflow(&arguments).output().expect("it starts");
+    assert!(output.status.success(), "{}", message(&output));
+    assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), 1, "rank 0 alone answers");
+    assert_eq!((json(&output)["finished"].as_bool(), json(&output)["step"].as_u64()), (Some(true), Some(40)));
+}
+
+/// The newest checkpoint.
+fn newest(run: &Path) -> PathBuf {
+    let entries = fs::read_dir(run.join("checkpoints")).expect("checkpoints");
+    entries.map(|entry| entry.expect("an entry").path()).max().expect("a checkpoint")
+}
+
+#[test]
+fn ranks_that_cannot_be_are_refused_in_one_line() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    prepare(folder.path());
+    let recipe = write_recipe(folder.path(), "refused");
+    let refused = |command: &mut Command, needles: &[&str]| {
+        let output = command.output().expect("it starts");
+        let message = message(&output);
+        assert_eq!(output.status.code(), Some(2), "{message}");
+        assert!(needles.iter().all(|needle| message.contains(needle)), "{needles:?}: {message}");
+        message
+    };
+    let train = ["train", text(&recipe)];
+    let message = refused(rectiflow(&train).env("WORLD_SIZE", "2"), &["WORLD_SIZE is set and RANK is not"]);
+    assert_eq!(message.lines().count(), 1, "{message}");
+    refused(rectiflow(&train).env("RANK", "2").env("WORLD_SIZE", "2"), &["RANK = 2 and WORLD_SIZE = 2"]);
+    let both = ["train", text(&recipe), "--ranks", "2"];
+    let launcher =
+        [("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "a"), ("MASTER_PORT", "1")];
+    refused(rectiflow(&both).envs(launcher), &["--ranks 2: a launcher has set RANK"]);
+    let many = ["train", text(&recipe), "--ranks", "3", "--set", "ranks.start_secs=20"];
+    refused(&mut rectiflow(&many), &["3 ranks", "lanes"]);
+}

@@ -1,0 +1,1 @@
+#pragma once // Nothing of it is named in c10d's headers.

@@ -1,0 +1,100 @@
+//! Losses by noise level: sums that add up over batches and ranks, and the means and standard errors that they make.
+
+use crate::{
+    comm::Comm,
+    error::Result,
+    metrics::{SigmaBin, TableLoss},
+};
+
+/// Equal ranges of noise levels from 0 to 1 with the losses seen in each.
+#[derive(Debug, Clone)]
+pub(crate) struct Bins(Vec<Sums>);
+
+impl Bins {
+    /// So many empty ranges, at least one.
+    pub(crate) fn new(count: usize) -> Self {
+        Self(vec![Sums::default(); count.max(1)])
+    }
+
+    /// Takes in the loss of a sample at its time.
+    pub(crate) fn add(&mut self, time: f64, loss: f64, weight: f64) {
+        let bin = bin_of(time, self.0.len());
+        self.0[bin].add(loss, weight);
+    }
+
+    /// What all ranks have seen, the same on each.
+    pub(crate) fn of_all(&self, comm: &Comm) -> Result<Self> {
+        let numbers: Vec<f64> = self.0.iter().flat_map(|sums| [sums.count, sums.sum, sums.squares]).collect();
+        let numbers = comm.sum_numbers(&numbers)?;
+        let sums = numbers.chunks(3).map(|sums| Sums { count: sums[0], sum: sums[1], squares: sums[2] });
+        Ok(Self(sums.collect()))
+    }
+
+    /// The mean over everything, and over each range.
+    pub(crate) fn means(&self) -> TableLoss {
+        let total = self.0.iter().fold(Sums::default(), |a, b| a.plus(b));
+        let width = 1.0 / self.0.len() as f64;
+        let bins = self.0.iter().enumerate().map(|(i, sums)| sums.bin(i as f64 * width, (i + 1) as f64 * width));
+        TableLoss { loss: total.mean(), bins: bins.collect() }
+    }
+}
+
+/// A range holds its upper end.
+fn bin_of(time: f64, bins: usize) -> usize {
+    ((time * bins as f64).ceil() as usize).clamp(1, bins) - 1
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Sums {
+    count: f64,
+    sum: f64,
+    squares: f64,
+}
+
+impl Sums {
+    fn add(&mut self, loss: f64, weight: f64) {
+        self.count += weight;
+        self.sum += weight * loss;
+        self.squares += weight * loss * loss;
+    }
+
+    fn plus(self, other: &Self) -> Self {
+        Self { count: self.count + other.count, sum: self.sum + other.sum, squares: self.squares + other.squares }
+    }
+
+    fn mean(&self) -> f64 {
+        if self.count > 0.0 { self.sum / self.count } else { 0.0 }
+    }
+
+    fn bin(&self, from: f64, to: f64) -> SigmaBin {
+        let variance = if self.count > 1.0 {
+            ((self.squares - self.count * self.mean() * self.mean()) / (self.count - 1.0)).max(0.0)
+        } else {
+            0.0
+        };
+        let standard_error = if self.count > 0.0 { (variance / self.count).sqrt() } else { 0.0 };
+        SigmaBin { from, to, loss: self.mean(), standard_error, count: self.count as u64 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bins_hold_their_upper_end() {
+        assert_eq!([0.0, 0.05, 0.1, 0.1001, 1.0].map(|t| bin_of(t, 10)), [0, 0, 0, 1, 9]);
+    }
+
+    #[test]
+    fn padding_of_weight_zero_does_not_count() {
+        let mut sums = Sums::default();
+        for (loss, weight) in [(1.0, 1.0), (3.0, 1.0), (100.0, 0.0)] {
+            sums.add(loss, weight);
+        }
+        let bin = sums.bin(0.0, 0.1);
+        assert_eq!((bin.loss, bin.count), (2.0, 2));
+        // Sample standard deviation sqrt(2), over the square root of 2.
+        assert!((bin.standard_error - 1.0).abs() < 1e-12);
+    }
+}

@@ -1,0 +1,291 @@
+//! torch's c10d as Rust values: a key-value store, a group of processes, and works to wait for.
+//!
+//! What is unsafe about `c10d.cpp` stays in this file. Errors are c10d's own first line; who met them, in which
+//! collective and over how many bytes is added by `comm`.
+
+use std::{
+    ffi::{CStr, CString, c_char, c_int, c_void},
+    ptr::{NonNull, null_mut},
+    time::Duration,
+};
+
+use tch::Tensor;
+use torch_sys::C_tensor;
+
+/// What c10d throws, as text.
+type Outcome<T> = std::result::Result<T, String>;
+
+#[repr(C)]
+struct RawStore(c_void);
+#[repr(C)]
+struct RawGroup(c_void);
+#[repr(C)]
+struct RawWork(c_void);
+
+unsafe extern "C" {
+    fn rf_free(memory: *mut c_void);
+    fn rf_store_open(
+        host: *const c_char,
+        port: u16,
+        is_server: bool,
+        timeout_ms: i64,
+        prefix: *const c_char,
+        error: *mut *mut c_char,
+    ) -> *mut RawStore;
+    fn rf_store_close(store: *mut RawStore);
+    fn rf_store_set(
+        store: *mut RawStore,
+        key: *const c_char,
+        data: *const u8,
+        length: usize,
+        error: *mut *mut c_char,
+    ) -> c_int;
+    fn rf_store_set_once(
+        store: *mut RawStore,
+        key: *const c_char,
+        data: *const u8,
+        length: usize,
+        found: *mut usize,
+        error: *mut *mut c_char,
+    ) -> *mut u8;
+    fn rf_store_get(
+        store: *mut RawStore,
+        key: *const c_char,
+        timeout_ms: i64,
+        found: *mut usize,
+        error: *mut *mut c_char,
+    ) -> *mut u8;
+    fn rf_store_has(store: *mut RawStore, key: *const c_char, error: *mut *mut c_char) -> c_int;
+    fn rf_has_nccl() -> bool;
+    fn rf_group_open(
+        store: *mut RawStore,
+        nccl: bool,
+        rank: c_int,
+        ranks: c_int,
+        interface: *const c_char,
+        address: *const c_char,
+        error: *mut *mut c_char,
+    ) -> *mut RawGroup;
+    fn rf_group_close(group: *mut RawGroup);
+    fn rf_all_reduce(group: *mut RawGroup, tensor: *mut C_tensor, error: *mut *mut c_char) -> *mut RawWork;
+    fn rf_broadcast(group: *mut RawGroup, tensor: *mut C_tensor, from: c_int, error: *mut *mut c_char) -> *mut RawWork;
+    fn rf_reduce_scatter(
+        group: *mut RawGroup,
+        piece: *mut C_tensor,
+        all: *mut C_tensor,
+        error: *mut *mut c_char,
+    ) -> *mut RawWork;
+    fn rf_all_gather(
+        group: *mut RawGroup,
+        all: *mut C_tensor,
+        piece: *mut C_tensor,
+        error: *mut *mut c_char,
+    ) -> *mut RawWork;
+    fn rf_all_to_all(
+        group: *mut RawGroup,
+        out: *mut C_tensor,
+        input: *mut C_tensor,
+        error: *mut *mut c_char,
+    ) -> *mut RawWork;
+    fn rf_work_wait(work: *mut RawWork, timeout_ms: i64, error: *mut *mut c_char) -> c_int;
+    fn rf_work_free(work: *mut RawWork);
+}
+
+/// Calls a function that leaves a message where it fails; `None` from `ok` is a failure.
+fn call<R, T>(function: impl FnOnce(*mut *mut c_char) -> R, ok: impl FnOnce(R) -> Option<T>) -> Outcome<T> {
+    let mut error = null_mut();
+    if let Some(value) = ok(function(&mut error)) {
+        return Ok(value);
+    }
+    if error.is_null() {
+        return Err("c10d failed without a message".to_owned());
+    }
+    // SAFETY: a message is a C string from malloc, left to us.
+    let text = unsafe { CStr::from_ptr(error) }.to_string_lossy().into_owned();
+    // SAFETY: as above; nobody else has it.
+    unsafe { rf_free(error.cast()) };
+    Err(text)
+}
+
+fn c_string(text: &str) -> CString {
+    CString::new(text.replace('\0', " ")).expect("zeros have been taken out")
+}
+
+fn millis(time: Duration) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// A connection to the store at which ranks meet.
+#[derive(Debug)]
+pub(crate) struct Store(NonNull<RawStore>);
+
+// SAFETY: c10d locks a connection for each request.
+unsafe impl Send for Store {}
+// SAFETY: as above.
+unsafe impl Sync for Store {}
+
+impl Store {
+    /// Connects to the store at `host:port`, trying for `timeout`; serves it if `is_server`. Keys are below `prefix`.
+    pub(crate) fn open(host: &str, port: u16, is_server: bool, timeout: Duration, prefix: &str) -> Outcome<Self> {
+        let (host, prefix) = (c_string(host), c_string(prefix));
+        // SAFETY: both texts live until the call is over.
+        let open =
+            |error| unsafe { rf_store_open(host.as_ptr(), port, is_server, millis(timeout), prefix.as_ptr(), error) };
+        call(open, NonNull::new).map(Self)
+    }
+
+    pub(crate) fn set(&self, key: &str, value: &[u8]) -> Outcome<()> {
+        let key = c_string(key);
+        // SAFETY: key and value live until the call is over, the store as long as `self`.
+        let set = |error| unsafe { rf_store_set(self.0.as_ptr(), key.as_ptr(), value.as_ptr(), value.len(), error) };
+        call(set, |code| (code == 0).then_some(()))
+    }
+
+    /// Sets a key unless somebody else has; gives what it holds then.
+    pub(crate) fn set_once(&self, key: &str, value: &[u8]) -> Outcome<Vec<u8>> {
+        let (key, mut found) = (c_string(key), 0);
+        let set = |error| {
+            // SAFETY: as in `set`; `found` is written before the call returns.
+            unsafe { rf_store_set_once(self.0.as_ptr(), key.as_ptr(), value.as_ptr(), value.len(), &mut found, error) }
+        };
+        let data = call(set, NonNull::new)?;
+        Ok(taken(data, found))
+    }
+
+    /// Waits for a key and gives its value.
+    pub(crate) fn get(&self, key: &str, timeout: Duration) -> Outcome<Vec<u8>> {
+        let (key, mut found) = (c_string(key), 0);
+        // SAFETY: as in `set`; `found` is written before the call returns.
+        let get = |error| unsafe { rf_store_get(self.0.as_ptr(), key.as_ptr(), millis(timeout), &mut found, error) };
+        let data = call(get, NonNull::new)?;
+        Ok(taken(data, found))
+    }
+
+    pub(crate) fn has(&self, key: &str) -> Outcome<bool> {
+        let key = c_string(key);
+        // SAFETY: as in `set`.
+        let has = |error| unsafe { rf_store_has(self.0.as_ptr(), key.as_ptr(), error) };
+        call(has, |code| (code >= 0).then_some(code == 1))
+    }
+}
+
+/// Bytes that the C++ side has allocated, as a vector.
+fn taken(data: NonNull<u8>, length: usize) -> Vec<u8> {
+    // SAFETY: the C++ side allocated at least `length` bytes and wrote them.
+    let bytes = unsafe { std::slice::from_raw_parts(data.as_ptr(), length) }.to_vec();
+    // SAFETY: they came from malloc, and nobody else has them.
+    unsafe { rf_free(data.as_ptr().cast()) };
+    bytes
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        // SAFETY: opened by us, closed once.
+        unsafe { rf_store_close(self.0.as_ptr()) }
+    }
+}
+
+/// Whether this build has collectives between GPUs.
+pub(crate) fn has_nccl() -> bool {
+    // SAFETY: it takes nothing and gives a constant.
+    unsafe { rf_has_nccl() }
+}
+
+/// What carries the bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Transport {
+    /// Between GPUs.
+    Nccl,
+    /// Between processors.
+    Gloo,
+}
+
+/// Processes that make collectives together. Calls are made in the same order by all, from one thread.
+#[derive(Debug)]
+pub(crate) struct Group(NonNull<RawGroup>);
+
+impl Group {
+    /// Joins rank `rank` of `ranks`, which meet at `store`. Gloo listens at `interface`, or else at `address`; both may
+    /// be empty.
+    pub(crate) fn open(
+        store: &Store,
+        transport: Transport,
+        [rank, ranks]: [usize; 2],
+        interface: &str,
+        address: &str,
+    ) -> Outcome<Self> {
+        let (interface, address) = (c_string(interface), c_string(address));
+        let (nccl, rank, ranks) = (transport == Transport::Nccl, rank as c_int, ranks as c_int);
+        let open = |error| {
+            // SAFETY: all texts live until the call is over; the group keeps a reference of its own to the store.
+            unsafe { rf_group_open(store.0.as_ptr(), nccl, rank, ranks, interface.as_ptr(), address.as_ptr(), error) }
+        };
+        call(open, NonNull::new).map(Self)
+    }
+
+    /// Sums a contiguous tensor over all ranks, in place.
+    pub(crate) fn all_reduce(&self, tensor: &Tensor) -> Outcome<Work> {
+        // SAFETY: the group and the tensor are valid; the work keeps a reference to the tensor.
+        call(|error| unsafe { rf_all_reduce(self.0.as_ptr(), tensor.as_ptr().cast_mut(), error) }, Work::new)
+    }
+
+    /// Makes a contiguous tensor what rank `from` has.
+    pub(crate) fn broadcast(&self, tensor: &Tensor, from: usize) -> Outcome<Work> {
+        // SAFETY: as in `all_reduce`.
+        let start = |error| unsafe { rf_broadcast(self.0.as_ptr(), tensor.as_ptr().cast_mut(), from as c_int, error) };
+        call(start, Work::new)
+    }
+
+    /// Makes `piece` `[k]` the sum of this rank's pieces of `all` `[R k]`.
+    pub(crate) fn reduce_scatter(&self, piece: &Tensor, all: &Tensor) -> Outcome<Work> {
+        let (piece, all) = (piece.as_ptr().cast_mut(), all.as_ptr().cast_mut());
+        // SAFETY: as in `all_reduce`.
+        call(|error| unsafe { rf_reduce_scatter(self.0.as_ptr(), piece, all, error) }, Work::new)
+    }
+
+    /// Makes `all` `[R k]` the pieces `[k]` of all ranks.
+    pub(crate) fn all_gather(&self, all: &Tensor, piece: &Tensor) -> Outcome<Work> {
+        let (all, piece) = (all.as_ptr().cast_mut(), piece.as_ptr().cast_mut());
+        // SAFETY: as in `all_reduce`.
+        call(|error| unsafe { rf_all_gather(self.0.as_ptr(), all, piece, error) }, Work::new)
+    }
+
+    /// Piece r of `input` `[R k]` becomes this rank's piece of `out` `[R k]` on rank r.
+    pub(crate) fn all_to_all(&self, out: &Tensor, input: &Tensor) -> Outcome<Work> {
+        let (out, input) = (out.as_ptr().cast_mut(), input.as_ptr().cast_mut());
+        // SAFETY: as in `all_reduce`.
+        call(|error| unsafe { rf_all_to_all(self.0.as_ptr(), out, input, error) }, Work::new)
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // SAFETY: opened by us, closed once. It waits for works in progress: a group with a work that never ends is
+        // forgotten instead (`comm`).
+        unsafe { rf_group_close(self.0.as_ptr()) }
+    }
+}
+
+/// A collective in progress.
+#[derive(Debug)]
+pub(crate) struct Work(NonNull<RawWork>);
+
+impl Work {
+    fn new(work: *mut RawWork) -> Option<Self> {
+        NonNull::new(work).map(Self)
+    }
+
+    /// Waits for at most `time`; whether it is done.
+    pub(crate) fn wait(&self, time: Duration) -> Outcome<bool> {
+        // SAFETY: valid as long as `self`.
+        let wait = |error| unsafe { rf_work_wait(self.0.as_ptr(), millis(time), error) };
+        call(wait, |code| (code >= 0).then_some(code == 1))
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        // SAFETY: ours, freed once; c10d keeps what is still in progress.
+        unsafe { rf_work_free(self.0.as_ptr()) }
+    }
+}

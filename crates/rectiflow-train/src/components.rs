@@ -1,0 +1,156 @@
+//! Where the components of a model are, and what identifies their weights.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
+
+use rectiflow_sdxl::{model::Component, tensor_file::TensorFile};
+
+use crate::{
+    checkpoint::{Frozen, Saved, is_checkpoint},
+    error::{Error, Result},
+};
+
+/// Where the components of a model are, each found once. Gigabytes are hashed at most once a component, and only where
+/// somebody asks or a checkpoint names a hash that must be right.
+#[derive(Debug)]
+pub struct Components {
+    folders: BTreeMap<Component, PathBuf>,
+    hashes: BTreeMap<Component, OnceLock<String>>,
+}
+
+impl Components {
+    /// The components of a model: a diffusers folder's own, or a checkpoint's own and its frozen ones.
+    ///
+    /// # Errors
+    /// [`Error::Model`] where one is missing, [`Error::Checkpoint`] where a frozen one is gone or has changed since.
+    pub fn find(model: &Path) -> Result<Self> {
+        let mut frozen = if is_checkpoint(model) { Some(Saved::read(model)?.frozen) } else { None };
+        let (mut folders, mut hashes) = (BTreeMap::new(), BTreeMap::new());
+        for component in Component::ALL {
+            let hash = OnceLock::new();
+            let folder = match &mut frozen {
+                None => component.find(model)?,
+                Some(frozen) => match frozen.remove(component.folder()) {
+                    None => model.join(component.folder()),
+                    Some(part) => {
+                        check_unchanged(model, component, &part)?;
+                        hash.get_or_init(|| part.blake3);
+                        part.path
+                    }
+                },
+            };
+            folders.insert(component, folder);
+            hashes.insert(component, hash);
+        }
+        Ok(Self { folders, hashes })
+    }
+
+    /// As [`Self::find`], or of a single-file checkpoint, which all of them are in.
+    ///
+    /// # Errors
+    /// As [`Self::find`].
+    pub fn locate(model: &Path) -> Result<Self> {
+        if !model.is_file() {
+            return Self::find(model);
+        }
+        let folders = Component::ALL.map(|component| (component, model.to_owned()));
+        let hashes = Component::ALL.map(|component| (component, OnceLock::new()));
+        Ok(Self { folders: folders.into(), hashes: hashes.into() })
+    }
+
+    /// The folder of a component, with its `config.json`; the file where all are in one.
+    pub fn folder(&self, component: Component) -> &Path {
+        &self.folders[&component]
+    }
+
+    /// Takes a component from another folder, which holds the same.
+    pub(crate) fn replace(&mut self, component: Component, folder: PathBuf) {
+        self.folders.insert(component, folder);
+    }
+
+    /// BLAKE3 over the component's weights, see [`hash_weights`].
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn blake3(&self, component: Component) -> Result<&str> {
+        let hash = &self.hashes[&component];
+        if hash.get().is_none() {
+            let found = hash_weights(component, self.folder(component))?;
+            hash.get_or_init(|| found);
+        }
+        Ok(hash.get().expect("it was just set"))
+    }
+}
+
+fn check_unchanged(checkpoint: &Path, component: Component, frozen: &Frozen) -> Result<()> {
+    let broken = |reason: String| Error::Checkpoint { path: frozen.path.clone(), reason };
+    let (name, checkpoint) = (component.name(), checkpoint.display());
+    let found = hash_weights(component, &frozen.path)
+        .map_err(|e| broken(format!("the checkpoint {checkpoint} needs this {name}: {e}")))?;
+    if found == frozen.blake3 {
+        return Ok(());
+    }
+    let expected = &frozen.blake3;
+    Err(broken(format!(
+        "the {name} has changed since the checkpoint {checkpoint} was written: expected BLAKE3 {expected}, found \
+         {found}; put the old one back"
+    )))
+}
+
+/// BLAKE3 over a component's tensors: names, dtypes, shapes and elements, in the order of their names, hexadecimal. The
+/// same for the same numbers, however they are cut into files and whatever else the files say, so that a model that was
+/// exported again still fits the data sets and checkpoints that name it.
+///
+/// # Errors
+/// [`Error::Model`] for missing or unusable weight files.
+pub fn hash_weights(component: Component, folder: &Path) -> Result<String> {
+    let files = component.weight_files(folder)?;
+    let files = files.iter().map(|path| TensorFile::open(path)).collect::<rectiflow_sdxl::Result<Vec<_>>>()?;
+    let mut tensors: Vec<(&str, &TensorFile)> =
+        files.iter().flat_map(|file| file.names().map(move |name| (name, file))).collect();
+    tensors.sort_unstable_by_key(|(name, _)| *name);
+    let mut hasher = blake3::Hasher::new();
+    for (name, file) in tensors {
+        let parts = (file.kind(name), file.shape(name), file.bytes(name));
+        let (Some(kind), Some(shape), Some(bytes)) = parts else { unreachable!("{name} is one of the file's names") };
+        hasher.update(format!("{name}\0{kind:?}\0{shape:?}\0").as_bytes());
+        hasher.update(bytes);
+    }
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use rectiflow_sdxl::tensor_file::write_tensors;
+    use tch::Tensor;
+
+    use super::*;
+
+    #[test]
+    fn a_hash_of_weights_depends_on_the_numbers_alone() {
+        let (a, b) = (Tensor::from_slice(&[1f32, 2.0]), Tensor::from_slice(&[3f32]));
+        let folder = |files: &[(&str, &[(&str, &Tensor)])], metadata: &[(&str, &str)]| {
+            let dir = tempfile::tempdir().expect("a temporary folder");
+            for (name, tensors) in files {
+                write_tensors(&dir.path().join(name), tensors.iter().copied(), None, metadata).expect("writes");
+            }
+            dir
+        };
+        let hash = |dir: &tempfile::TempDir| hash_weights(Component::Vae, dir.path()).expect("it can be hashed");
+        let whole = "diffusion_pytorch_model.safetensors";
+        let one = folder(&[(whole, &[("a", &a), ("b", &b)])], &[]);
+        let told = folder(&[(whole, &[("b", &b), ("a", &a)])], &[("format", "pt")]);
+        let cut = folder(&[("1.safetensors", &[("b", &b)]), ("2.safetensors", &[("a", &a)])], &[]);
+        let index = r#"{"weight_map": {"a": "2.safetensors", "b": "1.safetensors"}}"#;
+        fs::write(cut.path().join(format!("{whole}.index.json")), index).expect("writes");
+        assert_eq!(hash(&one), hash(&told));
+        assert_eq!(hash(&one), hash(&cut));
+        let other = folder(&[(whole, &[("a", &b), ("b", &a)])], &[]);
+        assert_ne!(hash(&one), hash(&other));
+    }
+}

@@ -1,0 +1,199 @@
+//! Who this process is among those that share a run: `[ranks]` of the recipe and the environment variables that
+//! torchrun and every other launcher set. Pure: the variables come through a closure.
+
+use std::time::Duration;
+
+use rectiflow_data::order::RankOf;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// How the work of an update is split over ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum Sharding {
+    /// Every rank keeps all of the optimiser's memory; gradients are all-reduced once a step.
+    #[serde(rename = "none")]
+    None,
+    /// Gradients accumulate on each rank and are reduce-scattered once a step; each rank updates its part.
+    #[default]
+    #[serde(rename = "once")]
+    Once,
+    /// Gradients are reduce-scattered after every micro-batch, so that their sum is split as well.
+    #[serde(rename = "each")]
+    Each,
+}
+
+/// `[ranks]`: how several processes share a run. One process alone does not read it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RanksConfig {
+    /// `once`: the optimiser's memory is split over the ranks, gradients cross the network once a step. `each`: they
+    /// cross it after every micro-batch, which saves 4 bytes a parameter where memory is short. `none`: nothing is
+    /// split.
+    pub sharding: Sharding,
+    /// Seconds that a rank may be silent, or keep the others waiting in one place, before the run stops.
+    pub timeout_secs: u64,
+    /// Seconds that ranks wait for each other to come up.
+    pub start_secs: u64,
+}
+
+impl Default for RanksConfig {
+    fn default() -> Self {
+        Self { sharding: Sharding::Once, timeout_secs: 60, start_secs: 600 }
+    }
+}
+
+impl RanksConfig {
+    /// What is wrong with these settings: (key, reason) pairs.
+    pub(crate) fn problems(&self) -> Vec<(String, String)> {
+        let mut problems = Vec::new();
+        for (key, value) in [("timeout_secs", self.timeout_secs), ("start_secs", self.start_secs)] {
+            // A year of 64-bit milliseconds is far from overflowing anything.
+            if !(1..=31_536_000).contains(&value) {
+                problems.push((format!("ranks.{key}"), format!("expected 1 to 31536000, found {value}")));
+            }
+        }
+        problems
+    }
+
+    /// How long a rank may be silent.
+    pub(crate) fn timeout(&self) -> Duration {
+        Duration::from_secs(self.timeout_secs)
+    }
+}
+
+/// This process's place among the ranks of a run, as its launcher says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Launch {
+    /// Which of how many.
+    pub rank: RankOf,
+    /// Which of those on this machine: the GPU that it takes.
+    pub local_rank: usize,
+    /// Where rank 0 is: host.
+    pub host: String,
+    /// Where rank 0 is: port of the store at which the ranks meet.
+    pub port: u16,
+    /// Whether the launcher itself serves that store, as torchrun does.
+    pub store_is_launchers: bool,
+    /// Which attempt this is, where the launcher restarts: ranks of different attempts must not meet.
+    pub attempt: String,
+}
+
+const VARIABLES: [&str; 5] = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"];
+
+impl Launch {
+    /// Reads a launcher's environment; `None` where there is none, or one process in all.
+    ///
+    /// # Errors
+    /// [`Error::Launch`] naming the variables that are missing or cannot be.
+    pub fn from_environment(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Self>> {
+        if variable("RANK").is_none() && variable("WORLD_SIZE").is_none() {
+            return Ok(None);
+        }
+        let fail = |reason: String| Error::Launch { reason };
+        let missing: Vec<&str> = ["RANK", "WORLD_SIZE"].into_iter().filter(|name| variable(name).is_none()).collect();
+        if let [missing] = missing[..] {
+            let other = if missing == "RANK" { "WORLD_SIZE" } else { "RANK" };
+            return Err(fail(format!(
+                "{other} is set and {missing} is not; set all of {}, or none",
+                VARIABLES.join(", ")
+            )));
+        }
+        let number = |name: &str| {
+            let text = variable(name).unwrap_or_default();
+            text.trim().parse::<usize>().map_err(|_| fail(format!("{name}: expected a number, found \"{text}\"")))
+        };
+        let (rank, ranks) = (number("RANK")?, number("WORLD_SIZE")?);
+        if rank >= ranks {
+            return Err(fail(format!("RANK = {rank} and WORLD_SIZE = {ranks}: ranks are counted from 0")));
+        }
+        if ranks == 1 {
+            return Ok(None);
+        }
+        let missing: Vec<&str> = VARIABLES.into_iter().filter(|name| variable(name).is_none()).collect();
+        if !missing.is_empty() {
+            let missing = missing.join(", ");
+            return Err(fail(format!(
+                "RANK and WORLD_SIZE are set and {missing} not; set all of {}",
+                VARIABLES.join(", ")
+            )));
+        }
+        let local_rank = number("LOCAL_RANK")?;
+        if local_rank > rank {
+            return Err(fail(format!(
+                "LOCAL_RANK = {local_rank} and RANK = {rank}: a machine's ranks follow each other"
+            )));
+        }
+        let port = variable("MASTER_PORT").unwrap_or_default();
+        let port = port.trim().parse().ok().filter(|port| *port > 0);
+        let port = port.ok_or_else(|| fail("MASTER_PORT: expected a port, 1 to 65535".to_owned()))?;
+        Ok(Some(Self {
+            rank: RankOf { rank, ranks },
+            local_rank,
+            host: variable("MASTER_ADDR").unwrap_or_default(),
+            port,
+            store_is_launchers: variable("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|text| text == "True"),
+            attempt: variable("TORCHELASTIC_RESTART_COUNT").unwrap_or_default(),
+        }))
+    }
+
+    /// The variables that make a process rank `rank` of `ranks` on this machine, the store at `port`.
+    pub fn local_environment(rank: usize, ranks: usize, port: u16) -> [(&'static str, String); 5] {
+        let values = [rank.to_string(), ranks.to_string(), rank.to_string(), "127.0.0.1".to_owned(), port.to_string()];
+        let mut values = values.into_iter();
+        VARIABLES.map(|name| (name, values.next().expect("a value for each name")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(variables: &[(&str, &str)]) -> Result<Option<Launch>> {
+        let find =
+            |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
+        Launch::from_environment(find)
+    }
+
+    const GOOD: [(&str, &str); 5] =
+        [("RANK", "5"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "1"), ("MASTER_ADDR", "node0"), ("MASTER_PORT", "29500")];
+
+    #[test]
+    fn no_launcher_and_one_process_are_alone() {
+        assert_eq!(read(&[]).expect("fine"), None);
+        assert_eq!(read(&[("MASTER_ADDR", "left over")]).expect("fine"), None);
+        assert_eq!(read(&[("RANK", "0"), ("WORLD_SIZE", "1")]).expect("fine"), None);
+    }
+
+    #[test]
+    fn a_launcher_says_who_is_who() {
+        let launch = read(&GOOD).expect("fine").expect("one of several");
+        assert_eq!((launch.rank, launch.local_rank), (RankOf { rank: 5, ranks: 8 }, 1));
+        assert_eq!((launch.host.as_str(), launch.port, launch.store_is_launchers), ("node0", 29500, false));
+        let torchrun = [&GOOD[..], &[("TORCHELASTIC_USE_AGENT_STORE", "True"), ("TORCHELASTIC_RESTART_COUNT", "2")]];
+        let launch = read(&torchrun.concat()).expect("fine").expect("one of several");
+        assert!(launch.store_is_launchers && launch.attempt == "2");
+        let own = Launch::local_environment(1, 2, 77);
+        let own: Vec<(&str, &str)> = own.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        assert_eq!(read(&own).expect("fine").expect("one of several").rank, RankOf { rank: 1, ranks: 2 });
+    }
+
+    #[test]
+    fn variables_that_do_not_fit_are_named() {
+        let with = |name: &str, value: &str| {
+            let changed = GOOD.map(|(known, old)| (known, if known == name { value } else { old }));
+            read(&changed).expect_err("it cannot be").to_string()
+        };
+        let without = |name: &str| {
+            let left: Vec<_> = GOOD.into_iter().filter(|(known, _)| *known != name).collect();
+            read(&left).expect_err("it cannot be").to_string()
+        };
+        assert!(with("RANK", "8").contains("RANK = 8 and WORLD_SIZE = 8"));
+        assert!(with("RANK", "x").contains("RANK: expected a number, found \"x\""));
+        assert!(with("LOCAL_RANK", "6").contains("LOCAL_RANK = 6 and RANK = 5"));
+        assert!(with("MASTER_PORT", "0").contains("MASTER_PORT: expected a port"));
+        assert!(without("RANK").contains("WORLD_SIZE is set and RANK is not"));
+        assert!(without("MASTER_ADDR").contains("and MASTER_ADDR not"), "{}", without("MASTER_ADDR"));
+    }
+}

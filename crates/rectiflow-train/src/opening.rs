@@ -1,0 +1,283 @@
+//! What a run opens before its first step, on all ranks alike: the folder and its lock, the data, the model, the state.
+//!
+//! Rank 0 does what only one may do, and the others do it after: they are told what it found. That all have the same
+//! recipe, program, data and order is seen before anything is trained.
+
+use std::{
+    collections::BTreeMap,
+    env,
+    fs::{self, File, TryLockError},
+    path::Path,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use rectiflow_data::{batch::Source, cache::DiskCache, dataset::Dataset, loader::Loader, manifest::Split};
+use rectiflow_sdxl::model::{Component, Model};
+use tch::{Cuda, Device};
+
+use crate::{
+    changes::changes,
+    checkpoint::{self, Checkpoints, Components, Frozen, Saved, Trained},
+    comm::Comm,
+    config::{Checked, DataConfig, Recipe},
+    error::{Error, Result},
+    exchange::Exchange,
+    guard::GuardState,
+    launch::Launch,
+    metrics::Start,
+    optim::Optimizer,
+    origin::Origin,
+    precision,
+    state::{Position, TrainState},
+    stopped,
+};
+
+/// What a run works on and does not change.
+#[derive(Clone, Copy)]
+pub(crate) struct Parts<'a> {
+    pub(crate) checked: &'a Checked,
+    pub(crate) comm: &'a Comm,
+    pub(crate) checkpoints: &'a Checkpoints,
+    pub(crate) origin: &'a Origin,
+    pub(crate) sources: &'a [Source],
+    pub(crate) components: &'a Components,
+    pub(crate) model: &'a Model,
+    pub(crate) trained: &'a [Trained],
+}
+
+/// The recipe as this rank runs it: `cuda` is the GPU of its number on this machine.
+///
+/// # Errors
+/// [`Error::Launch`] where there are fewer GPUs than ranks here.
+pub(crate) fn for_rank(checked: &Checked, launch: Option<&Launch>) -> Result<Checked> {
+    let mut checked = checked.clone();
+    let (Some(launch), "cuda") = (launch, checked.recipe.run.device.as_str()) else { return Ok(checked) };
+    let (index, found) = (launch.local_rank, Cuda::device_count());
+    if index as i64 >= found {
+        let reason =
+            format!("LOCAL_RANK {index} takes the GPU cuda:{index}, and libtorch sees {found} on this machine");
+        return Err(Error::Launch { reason });
+    }
+    checked.device = Device::Cuda(index);
+    Ok(checked)
+}
+
+/// The run folder, locked by rank 0, and the reason of a stop that was acknowledged.
+///
+/// # Errors
+/// [`Error::Locked`], [`Error::Stopped`], [`Error::Io`]; [`Error::Launch`] where the ranks do not see one folder.
+pub(crate) fn open_folder(run_dir: &Path, comm: &Comm, acknowledge: bool) -> Result<(Option<File>, Option<String>)> {
+    let mut file = None;
+    let acknowledged = comm.first(|| {
+        fs::create_dir_all(run_dir).map_err(Error::io(run_dir))?;
+        file = Some(lock(run_dir)?);
+        stopped::check(run_dir, acknowledge)
+    })?;
+    let is_there = run_dir.join(LOCK).is_file();
+    let reason = || {
+        let (rank, run_dir) = (comm.rank().rank, run_dir.display());
+        format!(
+            "rank {rank} does not see the folder {run_dir} of rank 0: run.dir must be on storage that all ranks share"
+        )
+    };
+    comm.all_could(if is_there { Ok(()) } else { Err(Error::Launch { reason: reason() }) })?;
+    Ok((file, acknowledged))
+}
+
+/// Whether all ranks have the recipe and the program of rank 0.
+///
+/// # Errors
+/// [`Error::Launch`] naming what differs.
+pub(crate) fn check_same_start(comm: &Comm, recipe: &Recipe) -> Result<()> {
+    let rank = comm.rank().rank;
+    let (own, program) = (recipe.to_toml(), if comm.rank().ranks == 1 { String::new() } else { program_identity()? });
+    let recipes = comm.gather_texts(&own)?;
+    let programs = comm.gather_texts(&program)?;
+    let mut differing = Vec::new();
+    if recipes[0] != own {
+        let changes = changes(&recipes[0], recipe).map_err(|reason| Error::Launch { reason })?;
+        differing.extend(changes.into_iter().filter(|change| !change.is_of_machine()).map(|change| change.line));
+    }
+    if programs[0] != program {
+        differing.push(format!("the program: {} -> {program}", programs[0]));
+    }
+    let reason = format!("rank {rank} differs from rank 0 in {}; give all ranks the same", differing.join(", "));
+    comm.all_could(if differing.is_empty() { Ok(()) } else { Err(Error::Launch { reason }) })
+}
+
+/// Whether all ranks have the data sets and the order of rank 0.
+///
+/// # Errors
+/// [`Error::Launch`] naming what differs.
+pub(crate) fn check_same_data(comm: &Comm, sources: &[Source], order_hash: &str) -> Result<()> {
+    let identities: Vec<String> = sources.iter().map(|source| source.dataset.identity()).collect();
+    let rank = comm.rank().rank;
+    let mut differing = Vec::new();
+    for (index, own) in identities.iter().enumerate() {
+        let all = comm.gather_texts(own)?;
+        if all[0] != *own {
+            differing.push(format!("data[{index}]: {} -> {own}", all[0]));
+        }
+    }
+    let orders = comm.gather_texts(order_hash)?;
+    if orders[0] != order_hash {
+        differing.push(format!("the order of samples: {} -> {order_hash}", orders[0]));
+    }
+    let reason = format!("rank {rank} differs from rank 0 in {}; give all ranks the same", differing.join(", "));
+    comm.all_could(if differing.is_empty() { Ok(()) } else { Err(Error::Launch { reason }) })
+}
+
+const LOCK: &str = "lock";
+
+/// Keeps a second trainer out of the run folder for as long as the file is open; the system frees it at any death.
+fn lock(run_dir: &Path) -> Result<File> {
+    let path = run_dir.join(LOCK);
+    let file = File::create(&path).map_err(Error::io(&path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Error::Locked { path: run_dir.to_owned() }),
+        Err(TryLockError::Error(source)) => Err(Error::Io { path, source }),
+    }
+}
+
+pub(crate) fn open_sources(checked: &Checked) -> Result<Vec<Source>> {
+    let run = &checked.recipe.run;
+    let cache = run.cache_dir.as_ref().zip(run.cache_gib);
+    let cache = cache.map(|(dir, gib)| DiskCache::open(dir, gib.saturating_mul(1 << 30)).map(Arc::new)).transpose()?;
+    let open = |(data, amount): (&DataConfig, _)| {
+        let mut dataset = Dataset::open(&data.path)?;
+        if let Some(cache) = &cache {
+            dataset = dataset.with_cache(cache);
+        }
+        Ok(Source { dataset: Arc::new(dataset), prompt: data.prompt.clone(), amount })
+    };
+    checked.recipe.data.iter().zip(checked.amounts.iter().cloned()).map(open).collect()
+}
+
+/// Latents of another VAE would train without complaint and decode to noise.
+pub(crate) fn check_vae(checked: &Checked, base: &Components, sources: &[Source]) -> Result<()> {
+    let found = base.blake3(Component::Vae)?;
+    for (data, source) in checked.recipe.data.iter().zip(sources) {
+        let codec = &source.dataset.manifest().codec;
+        if codec.hash != found {
+            let reason = format!(
+                "its latents were made by the VAE {} (BLAKE3 {}), but the model's VAE {} has BLAKE3 {found}; prepare \
+                 the data set with this VAE or choose the other model",
+                codec.vae,
+                codec.hash,
+                base.folder(Component::Vae).display()
+            );
+            return Err(Error::Checkpoint { path: data.path.clone(), reason });
+        }
+    }
+    Ok(())
+}
+
+fn trained_components(checked: &Checked) -> impl Iterator<Item = Component> {
+    Component::ALL.into_iter().filter(|&component| checked.recipe.train.trains(component))
+}
+
+/// The trained components with their configuration files.
+pub(crate) fn find_trained(checked: &Checked, components: &Components) -> Result<Vec<Trained>> {
+    let read = |component| {
+        let path = components.folder(component).join("config.json");
+        Ok(Trained { component, config: fs::read(&path).map_err(Error::io(&path))? })
+    };
+    trained_components(checked).map(read).collect()
+}
+
+/// The state before the first step from a model's weights, as far as this rank keeps it.
+pub(crate) fn fresh_state(checked: &Checked, model: &Model, comm: &Comm) -> TrainState {
+    let parameters = precision::apply(checked, model);
+    let own = Exchange::new(comm, checked.recipe.ranks.sharding, parameters.num_parameters()).own();
+    let values = crate::flat::part(&parameters.values, &own);
+    TrainState {
+        position: Position::default(),
+        optimizer: Optimizer::new(checked.recipe.optimizer.clone(), &values),
+        moments_from: vec![0; parameters.groups.len()],
+        average: checked.recipe.ema.half_life_samples.map(|_| values.copy()),
+        passed_over: Vec::new(),
+        own,
+        parameters,
+    }
+}
+
+impl Parts<'_> {
+    /// What every checkpoint of this process says, but for the position.
+    pub(crate) fn template(&self, loader: &Loader, state: &TrainState, shards: usize) -> Result<Saved> {
+        let trained: Vec<_> = trained_components(self.checked).collect();
+        let frozen = Component::ALL.into_iter().filter(|component| !trained.contains(component)).map(|component| {
+            let folder = self.components.folder(component);
+            let path = folder.canonicalize().map_err(Error::io(folder))?;
+            Ok((component.folder().to_owned(), Frozen { blake3: self.components.blake3(component)?.to_owned(), path }))
+        });
+        Ok(Saved {
+            format: Saved::format(),
+            position: Position::default(),
+            order_hash: loader.order_hash(),
+            objective: self.checked.recipe.objective.clone(),
+            frozen: frozen.collect::<Result<_>>()?,
+            data: self.sources.iter().map(|source| source.dataset.identity()).collect(),
+            program: program_identity()?,
+            layout: Saved::layout(&state.parameters.slices),
+            shards,
+            epochs: 0.0,
+            moments_from: BTreeMap::new(),
+            passed_over: Vec::new(),
+            guard: GuardState::default(),
+            secs: 0.0,
+            lineage: self.origin.lineage(),
+        })
+    }
+
+    /// What is written down when a process begins to work on the run.
+    pub(crate) fn start_event(&self, state: &TrainState, loader: &Loader, num_test: u64, snapshot_bytes: u64) -> Start {
+        let (branched_from, changes) = match self.origin {
+            Origin::Base => (None, Vec::new()),
+            Origin::Resume(_, changes) => (None, changes.clone()),
+            Origin::Branch(_, ancestor) => (Some(ancestor.checkpoint.clone()), ancestor.changed.clone()),
+        };
+        let ranks = self.comm.rank().ranks;
+        Start {
+            step: state.position.cursor,
+            unix_secs: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+            order_hash: loader.order_hash(),
+            num_parameters: state.parameters.num_parameters() as u64,
+            num_train: count(self.sources, Split::Train),
+            num_test,
+            buckets: bucket_counts(self.sources),
+            threads: tch::get_num_threads() as u32,
+            branched_from,
+            changes,
+            snapshot_bytes,
+            ranks,
+            idle_share: loader.order().idle_share(ranks),
+        }
+    }
+}
+
+/// Version and BLAKE3 of the running program.
+pub(crate) fn program_identity() -> Result<String> {
+    let path = env::current_exe().map_err(Error::io("the running program"))?;
+    Ok(format!("rectiflow {} BLAKE3 {}", env!("CARGO_PKG_VERSION"), checkpoint::hash_file(&path)?))
+}
+
+fn count(sources: &[Source], split: Split) -> u64 {
+    sources.iter().flat_map(|source| source.dataset.buckets(split)).map(|bucket| bucket.num_rows).sum()
+}
+
+fn bucket_counts(sources: &[Source]) -> Vec<(u32, u32, u64, u64)> {
+    let mut counts = BTreeMap::<(u32, u32), (u64, u64)>::new();
+    for source in sources {
+        for bucket in source.dataset.buckets(Split::Train) {
+            counts.entry((bucket.width_px, bucket.height_px)).or_default().0 += bucket.num_rows;
+        }
+        for bucket in source.dataset.buckets(Split::Test) {
+            counts.entry((bucket.width_px, bucket.height_px)).or_default().1 += bucket.num_rows;
+        }
+    }
+    let mut rows: Vec<_> = counts.into_iter().map(|((w, h), (train, test))| (w, h, train, test)).collect();
+    rows.sort_by_key(|&(w, h, train, test)| (std::cmp::Reverse(train + test), w, h));
+    rows
+}

@@ -1,0 +1,160 @@
+//! What the guard's verdicts do to a run: skip, clip, rewind, stop, and the evidence that each of them leaves.
+//!
+//! The verdict is made from numbers that are the same on all ranks, so that all of them do the same thing.
+
+use rectiflow_data::batch::Step;
+use tch::Tensor;
+
+use crate::{
+    bins::Bins,
+    error::{Error, Result},
+    guard::{GuardConfig, Observation, Verdict},
+    metrics::{Event, GuardEvent, VitalsMetrics},
+    run::Run,
+    snapshots,
+    state::Position,
+    step::{Passes, Rates, pass},
+    stopped, vitals,
+};
+
+impl Run<'_> {
+    /// Asks the guard and does what it says. Gives whether the update was made.
+    pub(crate) fn act(&mut self, step: &Step, passes: Passes, lr: f64) -> Result<bool> {
+        let config = &self.parts.checked.recipe.guard;
+        let seen = Observation { loss: passes.loss, gradient_norm: passes.gradient_norm };
+        let unclipped = Rates { norm: f64::INFINITY, lr };
+        if !config.enabled {
+            check_finite(step, seen)?;
+            self.update(step, passes, unclipped)?;
+            return Ok(true);
+        }
+        match self.guard.judge(config, seen) {
+            Verdict::Continue => self.update(step, passes, unclipped)?,
+            Verdict::Clip { norm, reason } => {
+                self.update(step, passes, Rates { norm, lr })?;
+                self.emit_guard("clip", reason, None);
+            }
+            Verdict::Skip { reason } => {
+                let black_box = self.black_box("skip", &reason)?;
+                pass(&mut self.state, step);
+                self.state.pass_over(step.step..step.step + 1);
+                self.emit_guard("skip", reason, black_box);
+                return Ok(false);
+            }
+            Verdict::Rewind { reason, .. } if self.ring.capacity() == 0 => {
+                let none = "guard.snapshot_gib leaves no room for a snapshot to go back to";
+                return Err(self.stop(step, format!("{reason}; {none}")));
+            }
+            Verdict::Rewind { back, reason } => {
+                let black_box = self.black_box("rewind", &reason)?;
+                self.rewind(step, back)?;
+                self.emit_guard("rewind", reason, black_box);
+                return Ok(false);
+            }
+            Verdict::Stop { reason } => return Err(self.stop(step, reason)),
+        }
+        Ok(true)
+    }
+
+    fn update(&mut self, step: &Step, passes: Passes, rates: Rates) -> Result<()> {
+        let gradients = self.stepper.update(&mut self.state, step, passes, rates, &self.exchange)?;
+        let every = self.parts.checked.recipe.guard.vitals_every_updates;
+        if every > 0 && self.state.position.update.is_multiple_of(every) {
+            self.take_vitals(&gradients, rates.lr)?;
+        }
+        if !self.guard.is_suspicious() {
+            self.ring.keep(&self.state, &self.guard.normal);
+        }
+        Ok(())
+    }
+
+    /// Writes down how the parts of the model look in the update just made.
+    fn take_vitals(&mut self, gradients: &Tensor, lr: f64) -> Result<()> {
+        let modules = vitals::measure(&self.state, gradients, lr, &self.stepper.ratios, &self.exchange)?;
+        let losses = std::mem::replace(&mut self.losses, Bins::new(self.parts.checked.recipe.test.bins));
+        let training = losses.of_all(self.parts.comm)?.means();
+        let vitals = VitalsMetrics { step: self.state.position.cursor, modules, training };
+        self.recorder.record_vitals(&vitals);
+        self.emit(Event::Vitals(vitals));
+        Ok(())
+    }
+
+    /// Goes back to a snapshot and passes over everything since then, this step included.
+    fn rewind(&mut self, step: &Step, back: u64) -> Result<()> {
+        let update = self.state.position.update;
+        let snapshot = self.ring.back(update, back).expect("the first snapshot was taken before the first step");
+        snapshot.restore(&mut self.state);
+        self.exchange.publish(&self.state.parameters)?;
+        self.guard.normal = snapshot.normal.clone();
+        pass(&mut self.state, step);
+        self.state.pass_over(snapshot.position.cursor..step.step + 1);
+        Ok(())
+    }
+
+    /// Leaves the evidence and the reason; the last checkpoint is as it was.
+    fn stop(&mut self, step: &Step, reason: String) -> Error {
+        let run_dir = self.parts.checked.recipe.run.dir.clone();
+        let black_box = match self.black_box("stop", &reason) {
+            Ok(black_box) => black_box,
+            Err(error) => return error,
+        };
+        pass(&mut self.state, step);
+        self.emit_guard("stop", reason.clone(), black_box);
+        let secs = self.began.elapsed().as_secs_f64();
+        self.emit(Event::End { step: self.state.position.cursor, reason: "stopped".to_owned(), secs });
+        // The file is there before any rank ends: a launcher that starts all of them again must find it.
+        match self.parts.comm.first(|| stopped::write(&run_dir, &reason)) {
+            Ok(()) => Error::Stopped { run_dir, reason },
+            Err(error) => error,
+        }
+    }
+
+    /// Writes down what the last steps were; the run does not depend on it.
+    fn black_box(&self, action: &str, reason: &str) -> Result<Option<String>> {
+        let comm = self.parts.comm;
+        let recipe = self.parts.checked.recipe.to_toml();
+        let checkpoint = self.last_saved.as_ref().map(|(_, place)| place.canonicalize().unwrap_or(place.clone()));
+        let steps = self.recorder.steps_of_all(comm)?;
+        let write = || match self.recorder.write(action, reason, recipe, checkpoint, (comm.rank().ranks, steps)) {
+            Ok(name) => Some(name),
+            Err(error) => {
+                tracing::warn!("the black box of this act could not be written: {error}");
+                None
+            }
+        };
+        comm.first(|| Ok(write()))
+    }
+
+    pub(crate) fn emit_guard(&mut self, action: &str, reason: String, black_box: Option<String>) {
+        let Position { cursor: step, update, .. } = self.state.position;
+        self.emit(Event::Guard(GuardEvent { step, action: action.to_owned(), reason, update, black_box }));
+    }
+}
+
+fn check_finite(step: &Step, seen: Observation) -> Result<()> {
+    for (what, value) in [("loss", seen.loss), ("gradient norm", seen.gradient_norm)] {
+        if !value.is_finite() {
+            return Err(Error::NotFinite { step: step.step, what, value });
+        }
+    }
+    Ok(())
+}
+
+/// How far back the guard's snapshots go, in the memory that they may take.
+pub(crate) fn snapshot_distances(guard: &GuardConfig, snapshot_bytes: u64) -> &[u64] {
+    if !guard.enabled {
+        return &[];
+    }
+    let budget_bytes = (guard.snapshot_gib * f64::from(1 << 30)) as u64;
+    let affordable = snapshots::affordable(&guard.snapshot_updates, snapshot_bytes, budget_bytes);
+    if affordable.len() < guard.snapshot_updates.len() {
+        tracing::warn!(
+            "guard.snapshot_gib = {}: of guard.snapshot_updates = {:?} there is room for {affordable:?}; two snapshots of \
+             {:.1} GiB are kept for each",
+            guard.snapshot_gib,
+            guard.snapshot_updates,
+            snapshot_bytes as f64 / f64::from(1 << 30)
+        );
+    }
+    affordable
+}

@@ -1,0 +1,198 @@
+//! One conformance suite for every wire: a rank alone, and groups of two to four that meet at a store on this machine.
+//! Each rank is a thread with a process group of its own.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::{net::TcpListener, thread, time::Duration};
+
+use rectiflow_data::order::RankOf;
+use rectiflow_train::{
+    Error,
+    comm::{Collective, Comm},
+    launch::{Launch, RanksConfig},
+    partition::Partition,
+};
+use tch::{Device, Kind, Tensor};
+
+/// A port that was free a moment ago.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn launch(rank: usize, ranks: usize, port: u16) -> Launch {
+    let rank = RankOf { rank, ranks };
+    let (host, attempt) = ("127.0.0.1".to_owned(), String::new());
+    Launch { rank, local_rank: rank.rank, host, port, store_is_launchers: false, attempt }
+}
+
+/// `work` on every rank; results in the order of the ranks.
+fn on_ranks<R: Send>(ranks: usize, work: impl Fn(&Comm) -> R + Sync) -> Vec<R> {
+    let (port, work) = (free_port(), &work);
+    let one = move |rank| {
+        let comm = if ranks == 1 {
+            Comm::alone()
+        } else {
+            Comm::open(&launch(rank, ranks, port), Device::Cpu, &RanksConfig::default()).unwrap()
+        };
+        let result = work(&comm);
+        comm.barrier().unwrap();
+        result
+    };
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..ranks).map(|rank| scope.spawn(move || one(rank))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+/// Numbers that tell rank and place, and whose sums are exact in fp32.
+fn numbers(rank: usize, len: i64) -> Tensor {
+    Tensor::arange(len, (Kind::Float, Device::Cpu)) + (1000 * (rank + 1)) as f64
+}
+
+fn sum(ranks: usize, len: i64) -> Tensor {
+    (0..ranks).map(|rank| numbers(rank, len)).reduce(|a, b| a + b).unwrap()
+}
+
+#[test]
+fn every_wire_does_the_same() {
+    // Lengths that do not divide by the ranks, one element, none for some rank, and more than one round.
+    for ranks in 1..=4 {
+        for len in [1, 3, 10, 1000] {
+            on_ranks(ranks, |comm| conforms(comm, len));
+        }
+    }
+    on_ranks(2, |comm| conforms(comm, (1 << 24) + 12_345));
+}
+
+fn conforms(comm: &Comm, len: i64) {
+    let RankOf { rank, ranks } = comm.rank();
+    let partition = Partition::new(len, ranks);
+    let own = partition.of(rank);
+    let own_part = |vector: &Tensor| vector.narrow(0, own.start, own.end - own.start);
+    let rest =
+        |vector: &Tensor| Tensor::cat(&[vector.narrow(0, 0, own.start), vector.narrow(0, own.end, len - own.end)], 0);
+
+    let vector = numbers(rank, len);
+    comm.all_reduce(&vector).unwrap();
+    assert!(vector.equal(&sum(ranks, len)), "all-reduce, {ranks} ranks, {len}");
+
+    let vector = numbers(rank, len);
+    comm.reduce_scatter(&vector, &partition).unwrap();
+    assert!(own_part(&vector).equal(&own_part(&sum(ranks, len))), "reduce-scatter, {ranks} ranks, {len}");
+    assert!(rest(&vector).equal(&rest(&numbers(rank, len))), "the other parts stay");
+
+    let vector = numbers(rank, len);
+    comm.all_gather(&vector, &partition).unwrap();
+    let parts: Vec<Tensor> = (0..ranks)
+        .map(|rank| {
+            numbers(rank, len).narrow(0, partition.of(rank).start, partition.of(rank).end - partition.of(rank).start)
+        })
+        .collect();
+    assert!(vector.equal(&Tensor::cat(&parts, 0)), "all-gather, {ranks} ranks, {len}");
+
+    let vector = numbers(rank, len);
+    comm.broadcast(&vector, ranks - 1).unwrap();
+    assert!(vector.equal(&numbers(ranks - 1, len)), "broadcast, {ranks} ranks, {len}");
+
+    let all = comm.gather_numbers(&[rank as f64, 0.1 + 0.2]).unwrap();
+    assert_eq!(all, (0..ranks).map(|rank| vec![rank as f64, 0.1 + 0.2]).collect::<Vec<_>>());
+    let texts = comm.gather_texts(&"ä".repeat(rank)).unwrap();
+    assert_eq!(texts, (0..ranks).map(|rank| "ä".repeat(rank)).collect::<Vec<_>>());
+}
+
+#[test]
+fn bytes_are_those_of_the_theory() {
+    let (ranks, len) = (3usize, 30_000i64);
+    let sent = on_ranks(ranks, |comm| {
+        let (vector, partition) = (numbers(comm.rank().rank, len), Partition::new(len, ranks));
+        comm.take_traffic();
+        comm.all_reduce(&vector).unwrap();
+        comm.reduce_scatter(&vector, &partition).unwrap();
+        comm.all_gather(&vector, &partition).unwrap();
+        comm.take_traffic()
+    });
+    let part = 4 * len as u64 / ranks as u64;
+    for traffic in sent {
+        assert_eq!(traffic.bytes[&Collective::AllReduce], 2 * 2 * part);
+        assert_eq!(traffic.bytes[&Collective::ReduceScatter], 2 * part);
+        assert_eq!(traffic.bytes[&Collective::AllGather], 2 * part);
+        assert!(traffic.secs > 0.0);
+    }
+    let comm = Comm::alone();
+    comm.all_reduce(&numbers(0, 10)).unwrap();
+    assert!(comm.take_traffic().bytes.is_empty(), "a rank alone sends nothing");
+}
+
+#[test]
+fn a_rank_that_fails_is_named_by_the_others() {
+    let messages = on_failing_ranks(|comm| {
+        comm.work(|| "reading the data of step 7".to_owned());
+        if comm.rank().rank == 1 {
+            let reason = "the disk is on fire".to_owned();
+            let error = Error::Launch { reason };
+            comm.abandon(&error);
+            return Err(error);
+        }
+        comm.all_reduce(&numbers(0, 100))
+    });
+    for rank in [0, 2] {
+        let expected = format!(
+            "rank {rank} of 3: all-reduce of 400 bytes: rank 1 failed reading the data of step 7: the disk is on fire"
+        );
+        assert_eq!(messages[rank], expected);
+    }
+}
+
+#[test]
+fn a_rank_that_does_not_come_to_a_collective_is_named() {
+    let messages = on_failing_ranks(|comm| {
+        comm.work(|| "in the passes of step 3".to_owned());
+        if comm.rank().rank == 2 {
+            // Longer than the others' patience of a second, and what they need to look.
+            thread::sleep(Duration::from_secs(9));
+            return Ok(());
+        }
+        comm.all_reduce(&numbers(0, 100))
+    });
+    for message in &messages[..2] {
+        assert!(message.contains("rank 2 has been in the passes of step 3 for "), "{message}");
+    }
+}
+
+/// As [`on_ranks`] for three that fail: their messages, empty where one does not.
+fn on_failing_ranks(work: impl Fn(&Comm) -> rectiflow_train::Result<()> + Sync) -> Vec<String> {
+    let (port, work) = (free_port(), &work);
+    let one = move |rank| {
+        let config = RanksConfig { timeout_secs: 1, ..RanksConfig::default() };
+        let comm = Comm::open(&launch(rank, 3, port), Device::Cpu, &config).unwrap();
+        let failed = work(&comm).err();
+        if let Some(error) = &failed {
+            comm.abandon(error);
+        }
+        failed.map(|error| error.to_string()).unwrap_or_default()
+    };
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..3).map(|rank| scope.spawn(move || one(rank))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+#[test]
+fn ranks_that_do_not_come_up_and_ports_in_use_are_told_in_one_line() {
+    let config = RanksConfig { start_secs: 1, ..RanksConfig::default() };
+    let open = |rank, port| Comm::open(&launch(rank, 3, port), Device::Cpu, &config).unwrap_err().to_string();
+    let missing = open(0, free_port());
+    assert_eq!(missing, "rank 0: of 3 ranks these have not come up in 1 s (ranks.start_secs): 1, 2");
+
+    let taken = TcpListener::bind("0.0.0.0:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let message = open(0, port);
+    assert!(message.contains(&format!("MASTER_PORT {port} is in use")) && !message.contains('\n'), "{message}");
+
+    let port = free_port();
+    let message = open(2, port);
+    assert!(message.starts_with("rank 2: cannot reach the store of rank 0 at MASTER_ADDR 127.0.0.1"), "{message}");
+    assert!(!message.contains('\n'), "{message}");
+
+    let message = Comm::open(&launch(0, 3, free_port()), Device::Cuda(0), &config).unwrap_err().to_string();
+    assert!(message.contains("built without it: build it with `--features nccl`"), "{message}");
+}

@@ -1,0 +1,43 @@
+#!/bin/sh
+# What docs/log.md says about text encoders, objectives and captions: `make experiments`. Each run begins at the demo's base
+# and sees the same samples; SAMPLES (16000) and SEEDS ("1 2") say how many and how often. About a quarter of an hour on two
+# cores. Results are in runs/experiments: measures.json, report.html, shuffled-captions.txt.
+set -eu
+
+RUN=runs/experiments
+SAMPLES=${SAMPLES:-16000}
+SEEDS=${SEEDS:-1 2}
+. scripts/parts.sh
+needs_built "$RECTIFLOW" "$TARGET/examples/emoji_pictures" "$TARGET/examples/demo_measure" "$TARGET/examples/shuffled_captions"
+mkdir -p "$RUN" runs/demo
+
+unpack_bases
+emoji_dataset
+
+# convert NAME SEED [OVERRIDE...]: the demo's recipe, shortened.
+convert() {
+    name=$1-$2 seed=$2
+    shift 2
+    once "$RUN/.$name" recipes/demo.toml "$name" \
+        "$RECTIFLOW" train recipes/demo.toml --set run.dir="$RUN/$name" --set run.seed="$seed" \
+        --set train.samples="$SAMPLES" --set preview.prompts=[] "$@"
+}
+
+set --
+for seed in $SEEDS; do
+    convert frozen "$seed"
+    convert trained "$seed" --set train.text_encoders=trained --set lr.ratio.text_encoder=0.1 --set lr.ratio.text_encoder_2=0.1
+    convert eps "$seed" --set objective.parameterization=eps
+    for name in frozen trained eps; do
+        set -- "$@" "$name, seed $seed=$(newest_checkpoint "$RUN/$name-$seed")"
+    done
+done
+
+part 'measure' \
+    "$TARGET/examples/demo_measure" "$RUN" --heldout runs/demo/pictures/heldout --vae assets/tiny-sdxl/vae \
+    --pictures 128 --seeds 1 "base=runs/demo/base" "$@"
+
+# A stretch in the middle, when the losses have settled.
+middle=$((SAMPLES / 64))
+part 'captions of the wrong pictures' sh -c '"$1" recipes/demo.toml "$2" "$3" train.samples="$5" preview.prompts=[] >"$4"' sh \
+    "$TARGET/examples/shuffled_captions" "$((middle - 49))" "$((middle + 50))" "$RUN/shuffled-captions.txt" "$SAMPLES"
