@@ -37,6 +37,10 @@ impl Workers {
 
     /// `work` on each item, results in the items' order.
     pub(crate) fn map<T: Sync, R: Send>(&self, items: &[T], work: impl Fn(&T) -> R + Send + Sync) -> Vec<R> {
+        if self.width() == 1 {
+            // On the caller's thread: one of the pool's own would have its own heap, which keeps what was freed in it.
+            return items.iter().map(work).collect();
+        }
         self.pool.install(|| items.par_iter().with_max_len(1).map(work).collect())
     }
 }
