@@ -55,6 +55,7 @@ fn compile_cpp(lib: &Path) {
         .include(root.join("include/torch/csrc/api/include"))
         .define("_GLIBCXX_USE_CXX11_ABI", abi.as_str())
         .define("USE_C10D_GLOO", None)
+        .flag("-fopenmp") // libtorch's parallel loops are templates, and serial without it
         .warnings(false); // libtorch's headers
     // Headers that libtorch's own need and its wheel does not have.
     if Path::new("cpp").is_dir() {

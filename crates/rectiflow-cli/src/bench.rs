@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 
-use crate::{answer::Answer, bench_loader, bench_ranks, bench_sample};
+use crate::{answer::Answer, bench_loader, bench_ranks, bench_sample, bench_step};
 
 /// Measure how fast this machine does one thing, and how much memory it takes.
 #[derive(Debug, clap::Args)]
@@ -16,6 +16,7 @@ enum What {
     Loader(bench_loader::Args),
     Ranks(bench_ranks::Args),
     Sample(bench_sample::Args),
+    Step(bench_step::Args),
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
@@ -23,5 +24,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
         What::Loader(args) => bench_loader::run(args),
         What::Ranks(args) => bench_ranks::run(args),
         What::Sample(args) => bench_sample::run(args),
+        What::Step(args) => bench_step::run(args),
     }
 }

@@ -172,7 +172,7 @@ impl Args {
 
 /// The most memory that this process has had resident, where the system says so (Linux). Weights are mapped, and pages
 /// that have been read count until they are given back.
-fn peak_bytes() -> Option<u64> {
+pub(crate) fn peak_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)

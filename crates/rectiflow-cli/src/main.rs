@@ -8,6 +8,7 @@ mod bench;
 mod bench_loader;
 mod bench_ranks;
 mod bench_sample;
+mod bench_step;
 mod dtype;
 mod eval;
 mod export;

@@ -6,7 +6,7 @@
 //! dropped, not how well prompts are followed). Micro-batch i goes to rank i mod R. Ranks that run short get
 //! micro-batches of weight 0, so that all make the same number of calls.
 
-use std::iter::FusedIterator;
+use std::{collections::VecDeque, iter::FusedIterator, thread};
 
 use crate::{
     batch::{Batcher, Members, MicroBatch, Source},
@@ -22,7 +22,8 @@ use crate::{
 
 /// The test samples of `sources`, each once whatever its amount, as one rank sees them. Micro-batches are of at most
 /// `micro_batch` samples of one bucket and one chunk count; `slot` counts them and `first_sample` their samples over
-/// all ranks. Draws and tokenises all prompts at once, reads latents as it goes.
+/// all ranks. Draws and tokenises all prompts at once, reads latents as it goes, sixteen buckets or micro-batches at a
+/// time: at a distance each of them is a request of its own.
 ///
 /// # Errors
 /// [`Error::Invalid`] for impossible settings, otherwise what reading text met.
@@ -100,9 +101,12 @@ fn fixed_batches(
         .map(|source| Source { prompt: PromptSettings { dropped: 0.0, ..source.prompt.clone() }, ..source.clone() });
     let batcher = Batcher::new(fixed.collect(), split, seed);
     let mut members = Vec::new();
-    for (data, bucket, rows) in rows {
-        let places: Vec<Place> = rows.into_iter().map(|row| Place { row, pass: 0 }).collect();
-        let counts = batcher.count(data, bucket, &places)?;
+    let counted = side_by_side(&rows, |(data, bucket, rows)| {
+        let places: Vec<Place> = rows.iter().map(|&row| Place { row, pass: 0 }).collect();
+        Ok((batcher.count(*data, *bucket, &places)?, places))
+    });
+    for ((data, bucket, _), counted) in rows.iter().zip(counted) {
+        let (data, bucket, (counts, places)) = (*data, *bucket, counted?);
         for chunks in 1..=MAX_CHUNKS as u8 {
             let of_count = places.iter().zip(&counts).filter(|(_, count)| **count == chunks);
             let of_count: Vec<Place> = of_count.map(|(place, _)| *place).collect();
@@ -110,7 +114,21 @@ fn fixed_batches(
             members.extend(pieces.map(|places| (data, bucket, places)));
         }
     }
-    Ok(TestBatches { batcher, members: number(members), rank, next: 0 })
+    Ok(TestBatches { batcher, members: number(members), rank, next: 0, ready: VecDeque::new() })
+}
+
+/// How many reads of a fixed pass are under way at a time.
+const AT_ONCE: usize = 16;
+
+/// `work` on each item, a few at a time, each in a thread that may wait for the network; results in the items' order.
+fn side_by_side<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> Result<R> + Sync) -> Vec<Result<R>> {
+    let run = |items: &[T]| -> Vec<Result<R>> {
+        thread::scope(|scope| {
+            let threads: Vec<_> = items.iter().map(|item| scope.spawn(|| work(item))).collect();
+            threads.into_iter().map(|thread| thread.join().expect("reading gives errors and does not panic")).collect()
+        })
+    };
+    items.chunks(AT_ONCE).flat_map(run).collect()
 }
 
 /// Gives micro-batches their slots and first samples.
@@ -130,7 +148,10 @@ pub struct TestBatches {
     batcher: Batcher,
     members: Vec<Members>,
     rank: RankOf,
+    /// The call to be made next.
     next: usize,
+    /// What it and those after it give, as far as it has been read.
+    ready: VecDeque<Result<MicroBatch>>,
 }
 
 impl TestBatches {
@@ -157,20 +178,28 @@ impl TestBatches {
     }
 }
 
+impl TestBatches {
+    /// What this rank gets in a call.
+    fn read(&self, call: usize) -> Result<MicroBatch> {
+        if let Some(members) = self.members.get(call * self.rank.ranks + self.rank.rank) {
+            return self.batcher.assemble(members);
+        }
+        let last = self.members.last().expect("there is a call, so there is a micro-batch");
+        self.batcher.assemble(last).map(|batch| MicroBatch { weights: vec![0.0; batch.weights.len()], ..batch })
+    }
+}
+
 impl Iterator for TestBatches {
     type Item = Result<MicroBatch>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.next >= self.num_calls() {
-            return None;
+        if self.ready.is_empty() {
+            let calls: Vec<usize> = (self.next..self.num_calls()).take(AT_ONCE).collect();
+            self.ready = side_by_side(&calls, |&call| self.read(call)).into();
         }
-        let index = self.next * self.rank.ranks + self.rank.rank;
+        let batch = self.ready.pop_front()?;
         self.next += 1;
-        if let Some(members) = self.members.get(index) {
-            return Some(self.batcher.assemble(members));
-        }
-        let last = self.members.last().expect("there is a call, so there is a micro-batch");
-        Some(self.batcher.assemble(last).map(|batch| MicroBatch { weights: vec![0.0; batch.weights.len()], ..batch }))
+        Some(batch)
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {

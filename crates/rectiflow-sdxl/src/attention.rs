@@ -1,12 +1,13 @@
 //! Attention: the one place that knows a kernel.
 //!
 //! All models call [`attend`], which is libtorch's `scaled_dot_product_attention`: flash attention where the device has
-//! it, on the CPU too. Keys are masked out by minus infinity before the softmax, so a masked token has a weight of
+//! it; on a processor a kernel of our own where there is no mask (`kernels`). Keys are masked out by minus infinity before the softmax, so a masked token has a weight of
 //! exactly 0 and what it holds does not matter.
 
 use tch::Tensor;
 
 use crate::{
+    kernels,
     layers::{Linear, Torch},
     weights::Scope,
 };
@@ -24,6 +25,11 @@ pub(crate) enum Mask<'a> {
 
 /// Multi-head attention of `[b, n, d]` queries over `[b, m, d]` keys and values, to `[b, n, d]`.
 pub(crate) fn attend(query: &Tensor, key: &Tensor, value: &Tensor, num_heads: i64, mask: Mask<'_>) -> Torch {
+    if let Mask::Everything = mask
+        && let Some(mixed) = kernels::attention(query, key, value, num_heads)
+    {
+        return mixed;
+    }
     let split = |x: &Tensor| {
         let (b, n, d) = x.size3()?;
         x.f_reshape([b, n, num_heads, d / num_heads])?.f_transpose(1, 2) // [b, heads, n, d / heads]

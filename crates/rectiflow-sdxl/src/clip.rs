@@ -83,6 +83,11 @@ impl ClipText {
         self.device
     }
 
+    /// The dtype of its activations. Embeddings and norms may have another.
+    pub fn kind(&self) -> Kind {
+        self.layers[0].fc1.kind()
+    }
+
     /// Encodes token ids, `[b, n]` int64.
     ///
     /// # Errors
@@ -112,7 +117,7 @@ impl ClipText {
     fn penultimate(&self, ids: &Tensor) -> Torch {
         let num_tokens = ids.size()[1];
         let tokens = Tensor::f_embedding(&self.token_embedding, ids, -1, false, false)?; // [b, n, d]
-        let mut hidden = tokens.f_add(&self.position_embedding.f_narrow(0, 0, num_tokens)?)?;
+        let mut hidden = tokens.f_add(&self.position_embedding.f_narrow(0, 0, num_tokens)?)?.f_to_kind(self.kind())?;
         for layer in &self.layers[..self.layers.len() - 1] {
             hidden = layer.forward(&hidden)?;
         }

@@ -4,9 +4,9 @@
 //! model, and what is left is running out of memory, which a caller must be able to report.
 //! Activations are `[b, c, h, w]` or `[b, n, d]`.
 
-use tch::{Kind, TchError, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
-use crate::{config::Activation, init::Init, weights::Scope};
+use crate::{config::Activation, init::Init, kernels::linear, weights::Scope};
 
 /// The result of a calculation whose inputs were checked.
 pub(crate) type Torch<T = Tensor> = Result<T, TchError>;
@@ -46,8 +46,13 @@ impl Linear {
         }
     }
 
+    /// The dtype it calculates in.
+    pub(crate) fn kind(&self) -> Kind {
+        self.weight.kind()
+    }
+
     pub(crate) fn forward(&self, x: &Tensor) -> Torch {
-        x.f_linear(&self.weight, self.bias.as_ref())
+        linear(x, &self.weight, self.bias.as_ref())
     }
 }
 
@@ -72,9 +77,20 @@ impl Conv {
         }
     }
 
+    /// The dtype it calculates in.
+    pub(crate) fn kind(&self) -> Kind {
+        self.weight.kind()
+    }
+
     pub(crate) fn forward(&self, x: &Tensor) -> Torch {
         x.f_conv2d(&self.weight, Some(&self.bias), [self.stride, self.stride], [self.padding, self.padding], [1, 1], 1)
     }
+}
+
+/// A norm's weight for activations that may have a lower precision. The processor's kernels take an fp32 weight beside
+/// them; CUDA's want one dtype, and calculate in fp32 inside.
+fn beside(weight: &Tensor, x: &Tensor) -> Torch {
+    if x.device() == Device::Cpu { Ok(weight.shallow_clone()) } else { weight.f_to_kind(x.kind()) }
 }
 
 /// Normalises groups of channels over space.
@@ -97,7 +113,8 @@ impl GroupNorm {
     }
 
     pub(crate) fn forward(&self, x: &Tensor) -> Torch {
-        x.f_group_norm(self.num_groups, Some(&self.weight), Some(&self.bias), self.eps, true)
+        let (weight, bias) = (beside(&self.weight, x)?, beside(&self.bias, x)?);
+        x.f_group_norm(self.num_groups, Some(&weight), Some(&bias), self.eps, true)
     }
 }
 
@@ -126,7 +143,8 @@ impl LayerNorm {
     }
 
     pub(crate) fn forward(&self, x: &Tensor) -> Torch {
-        x.f_layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, true)
+        let (weight, bias) = (beside(&self.weight, x)?, beside(&self.bias, x)?);
+        x.f_layer_norm(self.weight.size(), Some(&weight), Some(&bias), self.eps, true)
     }
 }
 
@@ -255,6 +273,11 @@ impl TimeEmbedding {
             linear_1: Linear::new(&mut scope.sub("linear_1"), inputs, width),
             linear_2: Linear::new(&mut scope.sub("linear_2"), width, width),
         }
+    }
+
+    /// The dtype it calculates in.
+    pub(crate) fn kind(&self) -> Kind {
+        self.linear_1.kind()
     }
 
     pub(crate) fn forward(&self, x: &Tensor) -> Torch {

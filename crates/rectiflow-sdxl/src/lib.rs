@@ -7,12 +7,14 @@
 //! Nothing here opens a socket or knows a data set. Only `attention` knows kernels.
 
 mod attention;
+pub mod autograd;
 pub mod brownian;
 pub mod bundle;
 pub mod clip;
 pub mod cond;
 pub mod config;
 mod config_reader;
+pub mod cost;
 pub mod denoise;
 pub mod discrete;
 pub mod durable;
@@ -25,6 +27,7 @@ pub mod forward;
 pub mod guidance;
 pub mod infotext;
 pub mod init;
+mod kernels;
 pub mod keys;
 pub mod kid;
 mod layers;
@@ -32,6 +35,7 @@ mod mapped;
 pub mod model;
 pub mod model_spec;
 pub mod noise;
+mod remade;
 pub mod sample;
 pub mod sampler;
 pub mod schedule;

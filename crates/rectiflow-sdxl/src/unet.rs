@@ -25,7 +25,6 @@ pub struct UNet {
     pub config: UNetConfig,
     /// Its tensors by their diffusers names.
     pub parameters: Parameters,
-    kind: Kind,
     device: Device,
     time_proj: Sinusoid,
     time_embedding: TimeEmbedding,
@@ -122,7 +121,7 @@ impl UNet {
     /// # Errors
     /// [`Error::Weights`] if they are not exactly those that the configuration asks for.
     pub fn new(config: UNetConfig, mut weights: Weights) -> Result<Self> {
-        let (kind, device) = (weights.kind(), weights.device());
+        let device = weights.device();
         let c = &config;
         let (finest, time_dim) = (c.down[0].channels, c.time_embed_dim);
         let sinusoid = |dim| Sinusoid { dim, cos_first: c.flip_sin_to_cos, freq_shift: c.freq_shift };
@@ -145,7 +144,6 @@ impl UNet {
         Ok(Self {
             config,
             parameters,
-            kind,
             device,
             time_proj,
             time_embedding,
@@ -160,14 +158,24 @@ impl UNet {
         })
     }
 
-    /// The dtype it calculates in.
+    /// The dtype of its activations. Norms, the embedding of the time and the last convolution may have another.
     pub fn kind(&self) -> Kind {
-        self.kind
+        self.conv_in.kind()
     }
 
     /// The device it calculates on.
     pub fn device(&self) -> Device {
         self.device
+    }
+
+    /// Chooses the residual and transformer blocks whose intermediate results are made again in the backward pass
+    /// instead of kept, by their names (`down_blocks.1.attentions.0.transformer_blocks.1`): less memory for more time.
+    pub fn checkpoint_blocks(&mut self, mut choose: impl FnMut(&str) -> bool) {
+        let down = self.down.iter_mut().flat_map(DownBlock::switches);
+        let up = self.up.iter_mut().flat_map(UpBlock::switches);
+        for (name, is_on) in down.chain(self.mid.switches()).chain(up) {
+            *is_on = choose(name);
+        }
     }
 
     /// The prediction for each sample, `[b, 4, h, w]` in the model's dtype.
@@ -221,7 +229,7 @@ impl UNet {
     }
 
     fn calculate(&self, input: &UNetInput<'_>, perturbation: Option<Perturbation<'_>>) -> Torch {
-        let place = |x: &Tensor| x.f_to_device(self.device)?.f_to_kind(self.kind);
+        let place = |x: &Tensor| x.f_to_device(self.device)?.f_to_kind(self.kind());
         let time = self.embed(input)?;
         let context = place(input.context)?;
         let mask = input.context_mask.map(|mask| mask.f_to_device(self.device)).transpose()?;
@@ -243,19 +251,22 @@ impl UNet {
             x = block.forward(x, &within(UNetPart::Up(level)), &mut skips)?;
             self.parameters.give_back(&format!("up_blocks.{level}."));
         }
-        self.conv_out.forward(&self.conv_norm_out.forward(&x)?.f_silu()?)
+        let normed = self.conv_norm_out.forward(&x)?.f_silu()?;
+        self.conv_out.forward(&normed.f_to_kind(self.conv_out.kind())?)
     }
 
     /// The embedding of time, pooled text and size, after the non-linearity that every residual block begins with.
     fn embed(&self, input: &UNetInput<'_>) -> Torch {
         let place = |x: &Tensor| x.f_to_device(self.device);
-        let time = self.time_proj.forward(&place(input.timestep)?)?.f_to_kind(self.kind)?;
+        let kind = self.time_embedding.kind();
+        let time = self.time_proj.forward(&place(input.timestep)?)?.f_to_kind(kind)?;
         let time = self.time_embedding.forward(&time)?; // [b, time_embed_dim]
         let b = input.time_ids.size()[0];
         let sizes = self.add_time_proj.forward(&place(input.time_ids)?.f_reshape([-1])?)?.f_reshape([b, -1])?;
-        let text = place(input.text_embeds)?.f_to_kind(self.kind)?;
-        let added = Tensor::f_cat(&[text, sizes.f_to_kind(self.kind)?], 1)?; // [b, 2816]
-        time.f_add(&self.add_embedding.forward(&added)?)?.f_silu()
+        let kind = self.add_embedding.kind();
+        let text = place(input.text_embeds)?.f_to_kind(kind)?;
+        let added = Tensor::f_cat(&[text, sizes.f_to_kind(kind)?], 1)?; // [b, 2816]
+        time.f_add(&self.add_embedding.forward(&added)?)?.f_silu()?.f_to_kind(self.kind())
     }
 
     /// Whether the tensors fit each other and the model.

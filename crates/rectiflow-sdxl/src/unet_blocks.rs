@@ -8,6 +8,7 @@ use crate::{
     attention::{Attention, Mask},
     config::{LevelConfig, UNetConfig},
     layers::{Conv, Downsample, GroupNorm, LayerNorm, Linear, Norm, Resnet, Torch, Upsample},
+    remade::Remade,
     weights::Scope,
 };
 
@@ -55,15 +56,16 @@ impl TransformerBlock {
         }
     }
 
-    fn forward(&self, x: &Tensor, conditions: &Conditions<'_>) -> Torch {
+    /// `mask`: which tokens of the context count; `perturbed_from`: see [`Conditions`].
+    fn forward(&self, [x, context]: [&Tensor; 2], mask: Mask<'_>, perturbed_from: Option<i64>) -> Torch {
         let normed = self.norm1.forward(x)?;
-        let looked = match conditions.perturbed_from {
+        let looked = match perturbed_from {
             None => self.attn1.forward(&normed, &normed, Mask::Everything)?,
             Some(first) => self.attn1.forward_perturbed(&normed, first)?,
         };
         let x = looked.f_add(x)?;
         let normed = self.norm2.forward(&x)?;
-        let x = self.attn2.forward(&normed, conditions.context, conditions.mask)?.f_add(&x)?;
+        let x = self.attn2.forward(&normed, context, mask)?.f_add(&x)?;
         let both = self.ff_in.forward(&self.norm3.forward(&x)?)?.f_chunk(2, -1)?; // the value and its gate
         self.ff_out.forward(&both[0].f_mul(&both[1].f_gelu("none")?)?)?.f_add(&x)
     }
@@ -81,7 +83,7 @@ enum Projections {
 pub(crate) struct Transformer {
     norm: GroupNorm,
     projections: Projections,
-    blocks: Vec<TransformerBlock>,
+    blocks: Vec<Remade<TransformerBlock>>,
 }
 
 impl Transformer {
@@ -95,7 +97,10 @@ impl Transformer {
             let mut conv = |name| Conv::new(&mut scope.sub(name), dim, dim, 1);
             Projections::Conv(conv("proj_in"), conv("proj_out"))
         };
-        let block = |i| TransformerBlock::new(&mut scope.sub(format_args!("transformer_blocks.{i}")), level);
+        let block = |i| {
+            let scope = scope.sub(format_args!("transformer_blocks.{i}"));
+            Remade::new(scope, |scope| TransformerBlock::new(scope, level))
+        };
         let blocks = (0..num_blocks).map(block).collect();
         Self { norm: GroupNorm::new(&mut scope.sub("norm"), dim, norm), projections, blocks }
     }
@@ -109,8 +114,16 @@ impl Transformer {
             Projections::Linear(proj_in, _) => proj_in.forward(&tokens(normed)?)?,
             Projections::Conv(proj_in, _) => tokens(proj_in.forward(&normed)?)?,
         };
+        let (context, first) = (conditions.context, conditions.perturbed_from);
         for block in &self.blocks {
-            hidden = block.forward(&hidden, conditions)?;
+            hidden = match conditions.mask {
+                Mask::Keys(keys) => block.forward(&[&hidden, context, keys], move |block, inputs| {
+                    block.forward([&inputs[0], &inputs[1]], Mask::Keys(&inputs[2]), first)
+                }),
+                Mask::Everything | Mask::Causal => block.forward(&[&hidden, context], move |block, inputs| {
+                    block.forward([&inputs[0], &inputs[1]], Mask::Everything, first)
+                }),
+            }?;
         }
         let hidden = match &self.projections {
             Projections::Linear(_, proj_out) => pixels(proj_out.forward(&hidden)?)?,
@@ -128,15 +141,44 @@ fn transformers(scope: &mut Scope<'_>, config: &UNetConfig, level: &LevelConfig)
 }
 
 /// One residual block with the UNet's time embedding and norms.
-fn resnet(scope: &mut Scope<'_>, config: &UNetConfig, i: usize, channels: [i64; 2]) -> Resnet {
+fn resnet(scope: &mut Scope<'_>, config: &UNetConfig, i: usize, channels: [i64; 2]) -> Remade<Resnet> {
     let norm = Norm { num_groups: config.norm_num_groups, eps: config.norm_eps };
-    Resnet::new(&mut scope.sub(format_args!("resnets.{i}")), channels, Some(config.time_embed_dim), norm)
+    let build = |scope: &mut Scope<'_>| Resnet::new(scope, channels, Some(config.time_embed_dim), norm);
+    Remade::new(scope.sub(format_args!("resnets.{i}")), build)
+}
+
+impl Remade<Resnet> {
+    /// `x`: `[b, c, h, w]`, `time`: `[b, time_embed_dim]`.
+    fn on(&self, x: &Tensor, time: &Tensor) -> Torch {
+        self.forward(&[x, time], |resnet, inputs| resnet.forward(&inputs[0], Some(&inputs[1])))
+    }
+
+    /// As [`Self::on`], of `x` and `skip` beside each other; where the block is remade, that is too.
+    fn on_both(&self, x: &Tensor, skip: &Tensor, time: &Tensor) -> Torch {
+        self.forward(&[x, skip, time], |resnet, inputs| {
+            resnet.forward(&Tensor::f_cat(&[&inputs[0], &inputs[1]], 1)?, Some(&inputs[2]))
+        })
+    }
+}
+
+/// The blocks of a level that can be remade, in the order of the calculation.
+type Switches<'a> = Vec<(&'a str, &'a mut bool)>;
+
+fn switches<'a>(resnets: &'a mut [Remade<Resnet>], attentions: &'a mut [Transformer]) -> Switches<'a> {
+    let mut all = Vec::new();
+    let mut attentions = attentions.iter_mut();
+    for resnet in resnets {
+        all.push((resnet.name.as_str(), &mut resnet.is_on));
+        let blocks = attentions.next().into_iter().flat_map(|attention| &mut attention.blocks);
+        all.extend(blocks.map(|block| (block.name.as_str(), &mut block.is_on)));
+    }
+    all
 }
 
 /// A level on the way down; all its intermediate results are kept for the way up.
 #[derive(Debug)]
 pub(crate) struct DownBlock {
-    resnets: Vec<Resnet>,
+    resnets: Vec<Remade<Resnet>>,
     attentions: Vec<Transformer>,
     downsampler: Option<Downsample>,
 }
@@ -155,10 +197,15 @@ impl DownBlock {
         }
     }
 
+    /// Its blocks that can be remade.
+    pub(crate) fn switches(&mut self) -> Switches<'_> {
+        switches(&mut self.resnets, &mut self.attentions)
+    }
+
     pub(crate) fn forward(&self, x: Tensor, conditions: &Conditions<'_>, skips: &mut Vec<Tensor>) -> Torch {
         let mut x = x;
         for (i, resnet) in self.resnets.iter().enumerate() {
-            x = resnet.forward(&x, Some(conditions.time))?;
+            x = resnet.on(&x, conditions.time)?;
             if let Some(attention) = self.attentions.get(i) {
                 x = attention.forward(&x, conditions)?;
             }
@@ -175,9 +222,9 @@ impl DownBlock {
 /// The middle: residual block, transformer, residual block.
 #[derive(Debug)]
 pub(crate) struct MidBlock {
-    first: Resnet,
+    first: Remade<Resnet>,
     attention: Transformer,
-    last: Resnet,
+    last: Remade<Resnet>,
 }
 
 impl MidBlock {
@@ -191,17 +238,24 @@ impl MidBlock {
         }
     }
 
+    /// Its blocks that can be remade.
+    pub(crate) fn switches(&mut self) -> Switches<'_> {
+        let mut all = switches(std::slice::from_mut(&mut self.first), std::slice::from_mut(&mut self.attention));
+        all.extend(switches(std::slice::from_mut(&mut self.last), &mut []));
+        all
+    }
+
     pub(crate) fn forward(&self, x: &Tensor, conditions: &Conditions<'_>) -> Torch {
-        let x = self.first.forward(x, Some(conditions.time))?;
+        let x = self.first.on(x, conditions.time)?;
         let x = self.attention.forward(&x, conditions)?;
-        self.last.forward(&x, Some(conditions.time))
+        self.last.on(&x, conditions.time)
     }
 }
 
 /// A level on the way up; each residual block also sees what the way down kept.
 #[derive(Debug)]
 pub(crate) struct UpBlock {
-    resnets: Vec<Resnet>,
+    resnets: Vec<Remade<Resnet>>,
     attentions: Vec<Transformer>,
     upsampler: Option<Upsample>,
 }
@@ -224,12 +278,18 @@ impl UpBlock {
         }
     }
 
+    /// Its blocks that can be remade.
+    pub(crate) fn switches(&mut self) -> Switches<'_> {
+        switches(&mut self.resnets, &mut self.attentions)
+    }
+
     /// Takes its skips from the end of `skips`.
     pub(crate) fn forward(&self, x: Tensor, conditions: &Conditions<'_>, skips: &mut Vec<Tensor>) -> Torch {
         let mut x = x;
         for (i, resnet) in self.resnets.iter().enumerate() {
             let skip = skips.pop().expect("the way down keeps one result for each residual block of the way up");
-            x = resnet.forward(&Tensor::f_cat(&[x, skip], 1)?, Some(conditions.time))?;
+            x = resnet.on_both(&x, &skip, conditions.time)?;
+            drop(skip);
             if let Some(attention) = self.attentions.get(i) {
                 x = attention.forward(&x, conditions)?;
             }

@@ -270,6 +270,18 @@ impl Scope<'_> {
         Scope { weights: self.weights, prefix }
     }
 
+    /// Where this is, without the last dot.
+    pub(crate) fn name(&self) -> &str {
+        self.prefix.trim_end_matches('.')
+    }
+
+    /// The tensors taken here and below, in the order of their names.
+    pub(crate) fn taken(&self) -> Vec<Tensor> {
+        let from_here = self.weights.parameters.tensors.range(self.prefix.clone()..);
+        let here = from_here.take_while(|(name, _)| name.starts_with(&self.prefix));
+        here.map(|(_, tensor)| tensor.shallow_clone()).collect()
+    }
+
     /// Takes a tensor here; see [`Weights::take`].
     pub fn take(&mut self, name: &str, shape: &[i64], init: Init) -> Tensor {
         self.weights.take(&format!("{}{name}", self.prefix), shape, init)

@@ -20,7 +20,7 @@ impl Change {
     /// is learnt. Where a data set lies does not matter, since the order's hash tells whether it is the same one.
     pub(crate) fn is_harmless(&self) -> bool {
         let key = self.key.as_str();
-        let sections = ["test.", "checkpoint.", "preview.", "prep.", "guard.", "ranks."];
+        let sections = ["test.", "checkpoint.", "preview.", "prep.", "guard.", "memory.", "ranks."];
         let keys = ["run.dir", "run.device", "run.hardware", "run.price_per_hour", "train.samples"];
         sections.iter().any(|section| key.starts_with(section))
             || keys.contains(&key)

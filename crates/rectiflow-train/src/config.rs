@@ -32,7 +32,9 @@ use crate::{
     keys::{missing_keys, take_unknown_keys},
     launch::RanksConfig,
     lr::LrConfig,
+    memory::MemoryConfig,
     optim::OptimizerConfig,
+    precision::Precision,
     preview::PreviewConfig,
     testloss::TestConfig,
 };
@@ -49,6 +51,9 @@ pub struct Recipe {
     pub data: Vec<DataConfig>,
     /// What is learnt, from how many samples, in which batches.
     pub train: TrainConfig,
+    /// What is kept in memory and what is calculated again.
+    #[serde(default)]
+    pub memory: MemoryConfig,
     /// What is predicted, and at which noise levels.
     #[serde(default)]
     pub objective: ObjectiveSettings,
@@ -203,6 +208,11 @@ pub struct TrainConfig {
     /// `frozen`, `trained` (both), or the one that is trained; `lr.ratio` has their rates.
     #[serde(default = "frozen")]
     pub text_encoders: TextEncoders,
+    /// `fp32`, or `bf16`: the model calculates in bf16 with copies of the weights, while weights, the sum of gradients
+    /// and the optimiser's memory stay in fp32. Faster, and half the memory for activations; docs/numerics.md has what
+    /// is in which.
+    #[serde(default)]
+    pub dtype: Precision,
     /// Offset noise: so many times a normal number of its own is added to the noise of each channel of a sample, so
     /// that a model learns to change a picture's mean. For eps and v, 0.03 to 0.1; flow models need none.
     #[serde(default)]
@@ -370,6 +380,7 @@ impl Recipe {
         problems.extend(self.optimizer.problems());
         problems.extend(self.ema.problems());
         problems.extend(self.guard.problems());
+        problems.extend(self.memory.problems());
         problems.extend(self.ranks.problems());
         problems.extend(self.preview.problems());
         problems.extend(self.test.problems());
@@ -504,7 +515,7 @@ impl Checked {
 }
 
 /// Components that can be trained or started from random weights.
-const TRAINABLE: [Component; 3] = [Component::UNet, Component::ClipL, Component::ClipG];
+pub(crate) const TRAINABLE: [Component; 3] = [Component::UNet, Component::ClipL, Component::ClipG];
 
 /// A device by its name: `cpu`, `cuda` or `cuda:N`.
 ///

@@ -2,6 +2,8 @@
 
 use std::{io, path::PathBuf};
 
+use crate::memory::Estimate;
+
 /// A failure of this crate. Each message says what, where, what was expected and found, and what to do next.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -85,6 +87,21 @@ pub enum Error {
         what: &'static str,
         /// NaN or an infinity.
         value: f64,
+    },
+    /// The run is going to need more memory than there is.
+    #[error(
+        "this run needs about {:.1} GiB and there are {:.1} GiB ({estimate}); what would help: {help}. Nothing has been \
+         loaded or written", *needed as f64 / f64::from(1 << 30), *limit as f64 / f64::from(1 << 30)
+    )]
+    Memory {
+        /// What takes how much.
+        estimate: Estimate,
+        /// Bytes that the device has to hold.
+        needed: u64,
+        /// Bytes that it has.
+        limit: u64,
+        /// Settings that would need less.
+        help: String,
     },
     /// The ranks of a run cannot come together as they were started.
     #[error("{reason}")]

@@ -12,6 +12,7 @@ use crate::{
     error::{Error, Result},
     model,
     opening::{check_vae, open_sources},
+    precision,
     step::Stepper,
     testloss::{Losses, Tables},
 };
@@ -49,6 +50,7 @@ pub fn evaluate(checked: &Checked, checkpoint: &Path) -> Result<Evaluation> {
             let reason = format!("the recipe's objective is {expected}, but this model predicts {found}");
             return Err(Error::Checkpoint { path: path.to_owned(), reason });
         }
+        precision::apply_frozen(checked.recipe.train.dtype, &model);
         tables.measure(&Stepper::new(checked, &model), &sources, &Comm::alone())
     };
     let trained = losses(checkpoint)?;

@@ -13,13 +13,13 @@
 use std::ops::Range;
 
 use rectiflow_data::order::Order;
-use tch::{Kind, Tensor, no_grad};
+use tch::{Tensor, no_grad};
 
 use crate::{
     comm::Comm,
     ema,
     error::Result,
-    flat::{FlatParameters, Slice, part},
+    flat::{FlatParameters, part},
     launch::Sharding,
     partition::Partition,
     state::TrainState,
@@ -39,9 +39,9 @@ pub(crate) struct Exchange<'a> {
 
 /// The gradients of a step, as far as this rank keeps their sum.
 #[derive(Debug)]
-pub(crate) struct GradientSum {
-    /// `[n]`, or with [`Sharding::Each`] this rank's part, fp32.
-    vector: Tensor,
+pub(crate) struct StepGradients {
+    /// With [`Sharding::Each`] this rank's part, fp32; else `[n]`, once all micro-batches are done.
+    vector: Option<Tensor>,
     calls: usize,
 }
 
@@ -86,55 +86,72 @@ impl<'a> Exchange<'a> {
     }
 
     /// An empty sum.
-    pub(crate) fn begin(&self, parameters: &FlatParameters) -> GradientSum {
-        let vector = if self.reduces_each() {
-            part(&parameters.values, &self.own()).zeros_like()
-        } else {
-            parameters.values.zeros_like()
-        };
-        GradientSum { vector, calls: 0 }
+    pub(crate) fn begin(&self, parameters: &FlatParameters) -> StepGradients {
+        let own = || part(&parameters.values, &self.own()).zeros_like();
+        if !self.reduces_each() {
+            parameters.gradients.begin(&parameters.values);
+        }
+        StepGradients { vector: self.reduces_each().then(own), calls: 0 }
+    }
+
+    /// How many micro-batches are worked on at a time: one, where each is reduced on its own.
+    pub(crate) fn width(&self, workers: &Workers) -> usize {
+        if self.reduces_each() { 1 } else { workers.width() }
+    }
+
+    /// Before some micro-batches are worked on.
+    pub(crate) fn prepare(&self, parameters: &FlatParameters) {
+        if self.reduces_each() {
+            parameters.gradients.begin(&parameters.values);
+        }
     }
 
     fn reduces_each(&self) -> bool {
         self.sharding == Sharding::Each && self.comm.rank().ranks > 1
     }
 
-    /// Adds the gradients of a few micro-batches, as [`FlatParameters::gradients_of`] gives them, in their order.
-    pub(crate) fn add(
-        &self,
-        sum: &mut GradientSum,
-        parameters: &FlatParameters,
-        gradients: &[Vec<Tensor>],
-        workers: &Workers,
-    ) -> Result<()> {
-        if !self.reduces_each() {
-            parameters.accumulate(&sum.vector, gradients, workers);
-            return Ok(());
-        }
-        for gradient in gradients {
-            self.reduce_one(sum, parameters, Some(gradient))?;
+    /// After they have been worked on.
+    pub(crate) fn add(&self, sum: &mut StepGradients, parameters: &FlatParameters) -> Result<()> {
+        if self.reduces_each() {
+            let one = parameters.gradients.finish();
+            self.reduce_one(sum, parameters, Some(&one))?;
         }
         Ok(())
     }
 
-    /// Reduces the gradients of one micro-batch, or nothing where this rank has fewer of them than others.
+    /// After the last one.
+    pub(crate) fn end(&self, sum: &mut StepGradients, parameters: &FlatParameters) {
+        if !self.reduces_each() {
+            sum.vector = Some(parameters.gradients.finish());
+        }
+    }
+
+    /// The number of a micro-batch in the sum that it is added to.
+    pub(crate) fn place(&self, index: usize) -> usize {
+        if self.reduces_each() { 0 } else { index }
+    }
+
+    /// Reduces the gradient `[n]` of one micro-batch, or nothing where this rank has fewer of them than others.
     fn reduce_one(
         &self,
-        sum: &mut GradientSum,
+        sum: &mut StepGradients,
         parameters: &FlatParameters,
-        gradient: Option<&Vec<Tensor>>,
+        gradient: Option<&Tensor>,
     ) -> Result<()> {
         sum.calls += 1;
         let own = self.own();
+        let target = sum.vector.as_ref().expect("each micro-batch is reduced into this rank's part");
         let fill = |range: &Range<i64>, mut place: Tensor| {
             // Where there is no gradient, there is whatever was there before.
             let _ = place.zero_();
             if let Some(gradient) = gradient {
-                copy_range(&parameters.slices, gradient, range, &place);
+                let there = meet(range, &(0..gradient.numel() as i64));
+                let mut place = part(&place, &(there.start - range.start..there.end - range.start));
+                no_grad(|| place.copy_(&part(gradient, &there)));
             }
         };
         let take = |range: &Range<i64>, found: &Tensor| {
-            let mut place = part(&sum.vector, &(range.start - own.start..range.end - own.start));
+            let mut place = part(target, &(range.start - own.start..range.end - own.start));
             place += found;
         };
         let values = &parameters.values;
@@ -155,15 +172,16 @@ impl<'a> Exchange<'a> {
             self.reduce_one(&mut gradients, parameters, None)?;
         }
         let own = self.partition.own(self.comm.rank());
+        let vector = gradients.vector.expect("all micro-batches are done");
         let (measured, gradients) = match self.sharding {
-            _ if self.reduces_each() => (gradients.vector.shallow_clone(), gradients.vector),
+            _ if self.reduces_each() => (vector.shallow_clone(), vector),
             Sharding::None => {
-                self.comm.all_reduce(&gradients.vector)?;
-                (part(&gradients.vector, &own), gradients.vector)
+                self.comm.all_reduce(&vector)?;
+                (part(&vector, &own), vector)
             }
             Sharding::Once | Sharding::Each => {
-                self.comm.reduce_scatter(&gradients.vector, &self.partition)?;
-                (part(&gradients.vector, &own), part(&gradients.vector, &own))
+                self.comm.reduce_scatter(&vector, &self.partition)?;
+                (part(&vector, &own), part(&vector, &own))
             }
         };
         let groups = if parameters.groups.len() > 1 { &parameters.groups[..] } else { &[] };
@@ -202,7 +220,7 @@ impl<'a> Exchange<'a> {
         if self.sharding != Sharding::None {
             self.comm.all_gather(&parameters.values, &self.partition)?;
         }
-        // Compute copies in another dtype are refreshed here, from the values that are now the same on all ranks.
+        parameters.refresh();
         Ok(())
     }
 
@@ -225,20 +243,6 @@ fn square_norm(vector: &Tensor) -> f64 {
     vector.norm().double_value(&[]).powi(2)
 }
 
-/// Writes a range of the flat vector that `tensors` make up to `place`, but for tensors that are not defined.
-fn copy_range(slices: &[Slice], tensors: &[Tensor], range: &Range<i64>, place: &Tensor) {
-    let first = slices.partition_point(|slice| slice.range.end <= range.start);
-    for (slice, tensor) in slices.iter().zip(tensors).skip(first).take_while(|(slice, _)| slice.range.start < range.end)
-    {
-        if tensor.defined() {
-            let common = meet(&slice.range, range);
-            let flat = tensor.flatten(0, -1).to_kind(Kind::Float);
-            let from = part(&flat, &(common.start - slice.range.start..common.end - slice.range.start));
-            no_grad(|| part(place, &(common.start - range.start..common.end - range.start)).copy_(&from));
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -249,33 +253,5 @@ mod tests {
         assert_eq!(meet(&(2..8), &(3..5)), 3..5);
         assert_eq!(meet(&(0..2), &(4..10)), 4..4);
         assert_eq!(meet(&(20..30), &(4..10)), 10..10);
-    }
-
-    #[test]
-    fn a_range_is_cut_out_of_tensors() {
-        let shapes = [vec![2, 3], vec![4], vec![2, 2]];
-        let mut end = 0;
-        let mut slices = Vec::new();
-        for shape in &shapes {
-            let start = end;
-            end += shape.iter().product::<i64>();
-            slices.push(Slice { name: String::new(), shape: shape.clone(), range: start..end });
-        }
-        let whole = Tensor::arange(end, (Kind::Float, tch::Device::Cpu));
-        let mut tensors: Vec<Tensor> =
-            slices.iter().map(|slice| part(&whole, &slice.range).view(slice.shape.as_slice())).collect();
-        for start in 0..end {
-            for stop in start..=end {
-                let place = Tensor::zeros([stop - start], (Kind::Float, tch::Device::Cpu));
-                copy_range(&slices, &tensors, &(start..stop), &place);
-                assert!(place.equal(&part(&whole, &(start..stop))), "{start}..{stop}");
-            }
-        }
-        // A tensor that the loss does not depend on has no gradient.
-        tensors[1] = Tensor::new();
-        let place = Tensor::zeros([end], (Kind::Float, tch::Device::Cpu));
-        copy_range(&slices, &tensors, &(0..end), &place);
-        assert_eq!(place.double_value(&[7]), 0.0);
-        assert_eq!(place.double_value(&[11]), 11.0);
     }
 }

@@ -3,16 +3,16 @@
 //! The model's tensors become views into it, so that clipping, the optimiser and a checkpoint each work on one
 //! contiguous slice, and a later split over ranks is a cut of that slice. Parameters lie in groups (one a component),
 //! in the order of their names.
+//!
+//! In bf16 the vector holds the masters, and the model's tensors are views into a second vector of bf16 copies, which
+//! whoever changes masters has to refresh. What stays in fp32 views the masters as before.
 
 use std::ops::Range;
 
 use rectiflow_sdxl::weights::Parameters;
 use tch::{Kind, Tensor, no_grad};
 
-use crate::{
-    error::{Error, Result},
-    workers::{Shared, Workers},
-};
+use crate::{gradients::GradientSum, precision::Precision};
 
 /// Where one tensor lies in the flat vector.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +23,8 @@ pub struct Slice {
     pub shape: Vec<i64>,
     /// Its elements in the flat vector.
     pub range: Range<i64>,
+    /// The dtype that the model calculates with it in.
+    pub kind: Kind,
 }
 
 /// A component's share of the flat vector.
@@ -43,14 +45,18 @@ pub struct FlatParameters {
     pub slices: Vec<Slice>,
     /// One entry a component, in order, without holes.
     pub groups: Vec<Group>,
-    leaves: Vec<Tensor>,
+    /// Compute copies of the values, bf16, `[n]`, where the model calculates in bf16. Elements of slices that stay in fp32
+    /// are not used.
+    copies: Option<Tensor>,
+    /// The sum of a step's gradients.
+    pub(crate) gradients: GradientSum,
 }
 
 impl FlatParameters {
     /// Moves the parameters of `components` (name, parameters) into one vector and turns their gradients on.
     ///
-    /// The models keep their tensors; only the memory behind them changes.
-    pub fn adopt(components: &[(&str, &Parameters)]) -> Self {
+    /// The models keep their tensors; only the memory behind them changes, and in bf16 the dtype of most.
+    pub fn adopt(components: &[(&str, &Parameters)], precision: Precision) -> Self {
         let mut slices = Vec::new();
         let mut groups = Vec::new();
         let mut leaves = Vec::new();
@@ -60,46 +66,42 @@ impl FlatParameters {
             for (name, tensor) in parameters.iter() {
                 let start = end;
                 end += tensor.numel() as i64;
-                slices.push(Slice { name: format!("{component}.{name}"), shape: tensor.size(), range: start..end });
+                let (shape, kind) = (tensor.size(), precision.kind_of(name));
+                slices.push(Slice { name: format!("{component}.{name}"), shape, range: start..end, kind });
                 leaves.push(tensor.shallow_clone());
             }
             groups.push(Group { component: (*component).to_owned(), range: group_start..end });
         }
         let device = leaves.first().map_or(tch::Device::Cpu, Tensor::device);
         let values = Tensor::zeros([end], (Kind::Float, device));
+        let copies = (precision == Precision::Bf16).then(|| Tensor::zeros([end], (Kind::BFloat16, device)));
         for (slice, leaf) in slices.iter().zip(&mut leaves) {
-            let mut view = part(&values, &slice.range).view(slice.shape.as_slice());
-            no_grad(|| view.copy_(leaf));
-            leaf.set_data(&view);
+            let view = |vector| part(vector, &slice.range).view(slice.shape.as_slice());
+            let mut master = view(&values);
+            no_grad(|| master.copy_(leaf));
+            match &copies {
+                Some(copies) if slice.kind == Kind::BFloat16 => leaf.set_data(&view(copies)),
+                _ => leaf.set_data(&master),
+            }
             let _ = leaf.set_requires_grad(true);
         }
-        Self { values, slices, groups, leaves }
+        let gradients = GradientSum::new(&leaves, &slices);
+        let adopted = Self { values, slices, groups, copies, gradients };
+        adopted.refresh();
+        adopted
+    }
+
+    /// Brings the compute copies up to the values. Whoever has changed values calls it before the model is used again; in
+    /// fp32 there is nothing to do.
+    pub(crate) fn refresh(&self) {
+        if let Some(copies) = &self.copies {
+            no_grad(|| copies.shallow_clone().copy_(&self.values));
+        }
     }
 
     /// Number of trained parameters.
     pub fn num_parameters(&self) -> i64 {
         self.values.numel() as i64
-    }
-
-    /// The gradient of `loss`, one tensor for each of `slices`; an undefined one where the loss does not depend on it.
-    /// The tensors' own `.grad` is left alone, so that several losses can be worked on at the same time.
-    pub(crate) fn gradients_of(&self, loss: &Tensor) -> Result<Vec<Tensor>> {
-        Tensor::f_run_backward(&[loss], &self.leaves, false, false).map_err(Error::torch("the backward pass"))
-    }
-
-    /// Adds gradients of several losses, as [`Self::gradients_of`] gives them, to the vector `sum` `[n]`, in their
-    /// order.
-    pub(crate) fn accumulate(&self, sum: &Tensor, gradients: &[Vec<Tensor>], workers: &Workers) {
-        let places: Vec<usize> = (0..self.slices.len()).collect();
-        // SAFETY: each worker writes the elements of its own slices, and slices do not overlap.
-        let shared = unsafe { Shared::new((self, sum, gradients)) };
-        workers.map(&places, |&place| {
-            let (flat, sum, gradients) = shared.get();
-            let mut total = part(sum, &flat.slices[place].range);
-            for gradient in gradients.iter().map(|all| &all[place]).filter(|gradient| gradient.defined()) {
-                no_grad(|| total += gradient.flatten(0, -1));
-            }
-        });
     }
 }
 

@@ -23,13 +23,12 @@ use crate::{
     config::{Checked, DataConfig, Recipe},
     error::{Error, Result},
     exchange::Exchange,
-    flat::FlatParameters,
     guard::GuardState,
     launch::Launch,
     metrics::Start,
-    model,
     optim::Optimizer,
     origin::Origin,
+    precision,
     state::{Position, TrainState},
     stopped,
 };
@@ -188,9 +187,7 @@ pub(crate) fn find_trained(checked: &Checked, components: &Components) -> Result
 
 /// The state before the first step from a model's weights, as far as this rank keeps it.
 pub(crate) fn fresh_state(checked: &Checked, model: &Model, comm: &Comm) -> TrainState {
-    let trained: Vec<_> =
-        trained_components(checked).map(|part| (part.folder(), model::parameters(model, part))).collect();
-    let parameters = FlatParameters::adopt(&trained);
+    let parameters = precision::apply(checked, model);
     let own = Exchange::new(comm, checked.recipe.ranks.sharding, parameters.num_parameters()).own();
     let values = crate::flat::part(&parameters.values, &own);
     TrainState {

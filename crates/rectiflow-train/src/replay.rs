@@ -65,7 +65,8 @@ pub fn replay(path: &Path, observe: &mut dyn FnMut(&Replayed)) -> Result<()> {
     let place = start.unwrap_or(&checked.recipe.model.base);
     let random = if start.is_none() { &checked.random[..] } else { &[] };
     let options = model::base_options(checked.device, random, checked.recipe.run.seed);
-    let model = model::open_components(place, &Components::find(place)?, &options)?;
+    let mut model = model::open_components(place, &Components::find(place)?, &options)?;
+    checked.recipe.memory.apply(&mut model);
     let stepper = Stepper::new(&checked, &model);
     let comm = Comm::alone();
     let mut state = fresh_state(&checked, &model, &comm);

@@ -139,7 +139,10 @@ mod tests {
         for (name, shape) in [("a", &[2i64, 3][..]), ("b", &[5]), ("c", &[2])] {
             let _ = weights.take(name, shape, Init::Zeros);
         }
-        let parameters = FlatParameters::adopt(&[("unet", &weights.finish().expect("random weights fit"))]);
+        let parameters = FlatParameters::adopt(
+            &[("unet", &weights.finish().expect("random weights fit"))],
+            crate::precision::Precision::Fp32,
+        );
         let values = part(&parameters.values, &own);
         TrainState {
             position: Position::default(),

@@ -21,6 +21,7 @@ use crate::{
     guard::{Acts, GuardState},
     lag::Lag,
     launch::Launch,
+    memory,
     metrics::{Event, Lossless, RankMetrics, StepMetrics, TestMetrics, Writer},
     model,
     opening::{self, Parts, check_same_data, check_same_start, check_vae, find_trained, fresh_state, open_sources},
@@ -112,10 +113,12 @@ fn train_together(
     let sources = open_sources(checked)?;
     let components = origin.components(checked, comm)?;
     check_vae(checked, &components, &sources)?;
+    memory::announce(checked, comm, &components, &sources)?;
     // Where a run goes on, no component is random any more.
     let random = if matches!(origin, Origin::Base) { &checked.random[..] } else { &[] };
     let open = model::base_options(checked.device, random, checked.recipe.run.seed);
-    let model = model::open_components(origin.model(checked), &components, &open)?;
+    let mut model = model::open_components(origin.model(checked), &components, &open)?;
+    checked.recipe.memory.apply(&mut model);
     let trained = find_trained(checked, &components)?;
     let parts = Parts {
         checked,

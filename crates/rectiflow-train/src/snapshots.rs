@@ -9,7 +9,7 @@ use tch::{Device, Tensor, no_grad};
 
 use crate::{
     flat::part,
-    guard::Normal,
+    guard::{GuardConfig, Normal},
     state::{Position, TrainState},
 };
 
@@ -65,6 +65,16 @@ pub(crate) fn bytes(elements: i64, has_average: bool) -> u64 {
 pub(crate) fn affordable(distances: &[u64], snapshot_bytes: u64, budget_bytes: u64) -> &[u64] {
     let levels = budget_bytes / (SNAPSHOTS_A_LEVEL as u64 * snapshot_bytes).max(1);
     &distances[..distances.len().min(usize::try_from(levels).unwrap_or(usize::MAX))]
+}
+
+/// What the snapshots of a guard take in all, where one takes `snapshot_bytes`.
+pub(crate) fn total_bytes(guard: &GuardConfig, snapshot_bytes: u64) -> u64 {
+    if !guard.enabled {
+        return 0;
+    }
+    let budget_bytes = (guard.snapshot_gib * f64::from(1 << 30)) as u64;
+    let levels = affordable(&guard.snapshot_updates, snapshot_bytes, budget_bytes).len();
+    (SNAPSHOTS_A_LEVEL * levels) as u64 * snapshot_bytes
 }
 
 /// The newest of a distance, and the one before it.
@@ -123,13 +133,15 @@ mod tests {
     use crate::{
         flat::FlatParameters,
         optim::{Optimizer, OptimizerConfig},
+        precision::Precision,
     };
 
     /// A state of one number, which is the number of updates.
     fn state() -> TrainState {
         let mut weights = Weights::random(0, tch::Kind::Float, Device::Cpu);
         let _ = weights.take("x", &[1], Init::Zeros);
-        let parameters = FlatParameters::adopt(&[("unet", &weights.finish().expect("random weights fit"))]);
+        let parameters =
+            FlatParameters::adopt(&[("unet", &weights.finish().expect("random weights fit"))], Precision::Fp32);
         TrainState {
             position: Position::default(),
             own: 0..1,

@@ -21,7 +21,7 @@ use crate::{
     config::{Checked, TextEncoders},
     ema::{self, EmaConfig},
     error::Result,
-    exchange::{Exchange, GradientSum},
+    exchange::{Exchange, StepGradients},
     flat::{FlatParameters, part},
     lr::LrRatios,
     state::TrainState,
@@ -50,7 +50,7 @@ pub(crate) struct Summed {
     pub(crate) loss: f64,
     /// Time and loss of each sample, in the order of its micro-batches.
     pub(crate) samples: Vec<(f64, f32)>,
-    pub(crate) gradients: GradientSum,
+    pub(crate) gradients: StepGradients,
 }
 
 /// The forward and backward passes of a step, over all ranks: everything but the update.
@@ -99,10 +99,13 @@ impl<'a> Stepper<'a> {
         let quantiles = StepQuantiles::draw(self.seed, step);
         let (mut loss, mut samples) = (0.0, Vec::new());
         let mut sum = exchange.begin(parameters);
-        // SAFETY: forward and backward passes read the parameters, and the sum is written when they are done.
+        // SAFETY: forward and backward passes read the parameters, and each gradient has a place of its own behind a lock.
         let shared = unsafe { Shared::new((self, parameters)) };
-        for batches in step.micro_batches.chunks(self.workers.width()) {
-            let passes: Vec<Result<_>> = self.workers.map(batches, |batch| {
+        let place = |(index, batch)| (exchange.place(index), batch);
+        let numbered: Vec<_> = step.micro_batches.iter().enumerate().map(place).collect();
+        for batches in numbered.chunks(exchange.width(&self.workers)) {
+            exchange.prepare(parameters);
+            let passes: Vec<Result<_>> = self.workers.map(batches, |&(place, batch)| {
                 let (stepper, parameters) = shared.get();
                 let key = [step.step, u64::from(batch.slot)];
                 let noise = noise(stepper.seed, key, &latent_size(batch), stepper.offset_noise);
@@ -110,20 +113,19 @@ impl<'a> Stepper<'a> {
                 let times = quantiles.times(stepper.objective, batch);
                 let losses = stepper.losses(batch, &noise, &times)?;
                 let loss = losses.sum(Kind::Float) / step.num_samples as f64;
-                let gradients = parameters.gradients_of(&loss)?;
-                Ok((loss.double_value(&[]), times.into_iter().zip(to_vec(&losses)), gradients))
+                parameters.gradients.add(place, &loss)?;
+                Ok((loss.double_value(&[]), times.into_iter().zip(to_vec(&losses))))
             });
-            let mut gradients = Vec::with_capacity(passes.len());
             let mut chunk_loss = 0.0;
             for pass in passes {
-                let (loss, of_batch, of_parameters) = pass?;
+                let (loss, of_batch) = pass?;
                 chunk_loss += loss;
                 samples.extend(of_batch);
-                gradients.push(of_parameters);
             }
             loss += chunk_loss;
-            exchange.add(&mut sum, parameters, &gradients, &self.workers)?;
+            exchange.add(&mut sum, parameters)?;
         }
+        exchange.end(&mut sum, parameters);
         Ok(Summed { loss, samples, gradients: sum })
     }
 

@@ -159,7 +159,7 @@ mod tests {
         let _conv = weights.take("conv_in.weight", &[100], ones);
         let _mid = weights.take("mid_block.resnets.0.conv1.weight", &[300], ones);
         let unet = weights.finish().unwrap();
-        let parameters = FlatParameters::adopt(&[("unet", &unet)]);
+        let parameters = FlatParameters::adopt(&[("unet", &unet)], crate::precision::Precision::Fp32);
         let config = OptimizerConfig { weight_decay: 0.0, ..OptimizerConfig::default() };
         let before = parameters.values.copy();
         let mut state = TrainState {

@@ -19,9 +19,8 @@ pub(crate) struct Workers {
 impl Workers {
     /// As many workers as are of use for `tasks` tasks on `device`, sharing libtorch's threads.
     pub(crate) fn new(device: Device, tasks: usize) -> Self {
-        let threads = (tch::get_num_threads().max(1)) as usize;
-        let workers = if device == Device::Cpu { tasks.clamp(1, threads) } else { 1 };
-        let inner = (threads / workers) as i32;
+        let workers = count(device, tasks);
+        let inner = (threads() / workers) as i32;
         let pool = ThreadPoolBuilder::new()
             .num_threads(workers)
             .thread_name(|index| format!("rectiflow-worker-{index}"))
@@ -38,8 +37,22 @@ impl Workers {
 
     /// `work` on each item, results in the items' order.
     pub(crate) fn map<T: Sync, R: Send>(&self, items: &[T], work: impl Fn(&T) -> R + Send + Sync) -> Vec<R> {
+        if self.width() == 1 {
+            // On the caller's thread: one of the pool's own would have its own heap, which keeps what was freed in it.
+            return items.iter().map(work).collect();
+        }
         self.pool.install(|| items.par_iter().with_max_len(1).map(work).collect())
     }
+}
+
+/// How many workers are of use for `tasks` tasks on `device`.
+pub(crate) fn count(device: Device, tasks: usize) -> usize {
+    if device == Device::Cpu { tasks.clamp(1, threads()) } else { 1 }
+}
+
+/// libtorch's threads.
+fn threads() -> usize {
+    tch::get_num_threads().max(1) as usize
 }
 
 /// References to tensors, or to what is made of them, that several threads use. `tch` calls no tensor `Sync`, since any

@@ -7,4 +7,5 @@ mod checkpoints;
 mod evaluations;
 mod fixture;
 mod guarding;
+mod precision;
 mod ranks;

@@ -1,0 +1,147 @@
+//! `rectiflow bench step`: how fast the UNet trains, and how much memory that takes, measured anew on the machine at hand.
+//!
+//! `scripts/peers/bench_step.py` runs it in turn with diffusers and PyTorch, on the same weights and batch.
+
+use std::{path::PathBuf, time::Instant};
+
+use rectiflow_sdxl::{
+    model::{Component, OpenOptions},
+    unet::UNet,
+};
+use rectiflow_train::{
+    config::parse_device,
+    memory::{Checkpointing, Estimate, Passes},
+    precision::Precision,
+    rehearsal::{Input, Settings, rehearse},
+};
+use serde_json::json;
+use tch::Device;
+
+use crate::{
+    answer::{Answer, Misuse},
+    bench_sample::peak_bytes,
+    dtype::{self, ComputeDtype},
+    numbers,
+    progress::Progress,
+    sample::parse_size,
+};
+
+/// Train a UNet on one batch and throw it away: steps a second, largest memory.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// A model folder or single-file checkpoint, or a UNet's own folder.
+    #[arg(long)]
+    unet: PathBuf,
+    /// Start from random weights; of the folder only config.json is read.
+    #[arg(long)]
+    random: bool,
+    /// A safetensors file with the batch: sample, timestep, context, text_embeds, time_ids and target. Random numbers
+    /// where there is none.
+    #[arg(long, value_name = "FILE")]
+    input: Option<PathBuf>,
+    /// Samples of a random batch.
+    #[arg(long, default_value_t = 2)]
+    batch: usize,
+    /// Width and height in pixels of a random batch, multiples of 8.
+    #[arg(long, default_value = "512x512", value_name = "WxH", value_parser = parse_size)]
+    size: (u32, u32),
+    /// Micro-batches that the batch is cut into; on a processor they are worked on side by side.
+    #[arg(long, default_value_t = 1)]
+    micro_batches: usize,
+    /// Steps that are made; the first two warm up and are not timed.
+    #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u32).range(3..))]
+    steps: u32,
+    /// What the UNet calculates in; weights, gradients and moments are fp32 in both.
+    #[arg(long, value_enum, default_value_t = ComputeDtype::Fp32)]
+    dtype: ComputeDtype,
+    /// Make the intermediate results of all blocks again in the backward pass.
+    #[arg(long)]
+    checkpointing: bool,
+    /// Learning rate.
+    #[arg(long, default_value_t = 1e-4)]
+    lr: f64,
+    /// Where to calculate: cpu, cuda or cuda:N.
+    #[arg(long, default_value = "cpu", value_parser = parse_device)]
+    device: Device,
+}
+
+/// Steps that are made before time counts.
+const WARM_UP: usize = 2;
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
+    let began = Instant::now();
+    let random = if args.random { vec![Component::UNet] } else { Vec::new() };
+    let options = OpenOptions { device: args.device, random, ..OpenOptions::default() };
+    let mut unet = UNet::open(&args.unet, &options)?;
+    unet.checkpoint_blocks(|_| args.checkpointing);
+    let [height, width] = [args.size.1, args.size.0].map(|px| i64::from(px) / 8);
+    let input = match &args.input {
+        Some(path) => Input::read(path, args.device)?,
+        None => Input::random(&unet, [args.batch as i64, height, width]),
+    };
+    let num_samples = input.num_samples();
+    if args.micro_batches == 0 || num_samples % args.micro_batches != 0 {
+        let text = format!("--micro-batches {}: expected a divisor of the batch, {num_samples}", args.micro_batches);
+        return Err(Misuse(text).into());
+    }
+    let load_secs = began.elapsed().as_secs_f64();
+    let settings = Settings {
+        precision: args.precision(),
+        micro_batches: args.micro_batches,
+        steps: args.steps as usize,
+        lr: args.lr,
+        clip_norm: 1.0,
+    };
+    let estimated_bytes = estimate(args, &unet, &input).device_bytes(args.device);
+    let mut progress = Progress::new("bench step", "steps", 0, u64::from(args.steps));
+    let measured = rehearse(&unet, &input, &settings, &mut |step| progress.set(step as u64, ""))?;
+    progress.finish();
+    let timed = &measured.secs[WARM_UP..];
+    let median_secs = numbers::median(timed);
+    let peak_bytes = peak_bytes();
+    let text = format!(
+        "{} steps a second ({} s a step of {num_samples}, median of {}), largest memory {} (estimated {})",
+        numbers::short(1.0 / median_secs, 3),
+        numbers::short(median_secs, 3),
+        timed.len(),
+        peak_bytes.map_or_else(|| "unknown".into(), numbers::bytes),
+        numbers::bytes(estimated_bytes),
+    );
+    let json = json!({
+        "steps_per_sec": 1.0 / median_secs,
+        "step_secs": timed,
+        "losses": measured.losses,
+        "gradient_norms": measured.gradient_norms,
+        "load_secs": load_secs,
+        "peak_bytes": peak_bytes,
+        "estimated_bytes": estimated_bytes,
+        "num_parameters": unet.parameters.num_elements(),
+        "dtype": dtype::name(args.dtype.into()),
+        "checkpointing": args.checkpointing,
+        "threads": tch::get_num_threads(),
+    });
+    Ok(Answer::done(text, json))
+}
+
+/// What the trainer would say that this takes.
+fn estimate(args: &Args, unet: &UNet, input: &Input) -> Estimate {
+    let size = input.sample.size();
+    let passes = Passes {
+        batch: (input.num_samples() / args.micro_batches) as u64,
+        latent: [size[2] as u64, size[3] as u64],
+        tokens: input.context.size()[1] as u64,
+        precision: args.precision(),
+        checkpointing: if args.checkpointing { Checkpointing::Full } else { Checkpointing::Off },
+        width: args.micro_batches.min(tch::get_num_threads().max(1) as usize) as u64,
+    };
+    passes.estimate(&unet.config)
+}
+
+impl Args {
+    fn precision(&self) -> Precision {
+        match self.dtype {
+            ComputeDtype::Fp32 => Precision::Fp32,
+            ComputeDtype::Bf16 => Precision::Bf16,
+        }
+    }
+}

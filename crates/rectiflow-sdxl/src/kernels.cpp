@@ -1,0 +1,351 @@
+// Two operations that libtorch 2.13 has slow kernels for on a processor: matrix products in fp32, which go to MKL and not
+// to oneDNN (half the speed where MKL does not know the processor), and attention, whose matrix products do so too (in
+// bf16 a tenth). Both are the same sums in fp32; kernels.rs decides where they are used. A C interface without exceptions.
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/native/CPUBlas.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <cmath>
+#include <cstring>
+#include <exception>
+#include <string_view>
+#include <type_traits>
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+namespace {
+
+using Pointwise = Tensor(const Tensor&, const Tensor&, const std::optional<Tensor>&, std::string_view,
+                         c10::List<std::optional<at::Scalar>>, std::optional<std::string_view>);
+
+// oneDNN's x w^T + b; null in a libtorch without oneDNN.
+const std::optional<c10::TypedOperatorHandle<Pointwise>>& onednn() {
+  static const auto found = []() -> std::optional<c10::TypedOperatorHandle<Pointwise>> {
+    const auto schema = c10::Dispatcher::singleton().findSchema({"mkldnn::_linear_pointwise", ""});
+    if (!schema) return std::nullopt;
+    return schema->typed<Pointwise>();
+  }();
+  return found;
+}
+
+Tensor product(const Tensor& x, const Tensor& w, const std::optional<Tensor>& b = std::nullopt) {
+  return onednn()->call(x, w, b, "none", c10::List<std::optional<at::Scalar>>(), "");
+}
+
+// x w^T + b for [*, in] and [out, in].
+struct Linear : torch::autograd::Function<Linear> {
+  static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& w, const std::optional<Tensor>& b) {
+    context->save_for_backward({x, w});
+    context->saved_data["has_bias"] = b.has_value();
+    const auto y = product(x.reshape({-1, x.size(-1)}), w, b);
+    auto shape = x.sizes().vec();
+    shape.back() = w.size(0);
+    return y.view(shape);
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    const auto saved = context->get_saved_variables();
+    const auto& x = saved[0];
+    const auto& w = saved[1];
+    const auto g = gradients[0].reshape({-1, w.size(0)});
+    variable_list result(3);
+    if (context->needs_input_grad(0)) result[0] = product(g, w.t()).view(x.sizes());
+    if (context->needs_input_grad(1)) result[1] = product(g.t(), x.reshape({-1, x.size(-1)}).t());
+    // Without a bias there is no third edge to ask about.
+    if (context->saved_data["has_bias"].toBool() && context->needs_input_grad(2)) result[2] = g.sum(0);
+    return result;
+  }
+};
+
+constexpr int64_t even(int64_t n) { return n + n % 2; }
+
+// A matrix [rows, columns] of T whose rows lie `stride` apart.
+template <typename T>
+struct Matrix {
+  const T* data;
+  int64_t rows, columns, stride;
+};
+
+// The right side of a product as the kernel wants it: rows one after the other in fp32, in bf16 two rows interleaved, an odd
+// last one with zeros.
+template <typename T>
+void pack(Matrix<T> in, T* out) {
+  const int64_t pair = std::is_same_v<T, float> ? 1 : 2;
+  for (int64_t r = 0; r < (pair == 1 ? in.rows : even(in.rows)); ++r) {
+    T* to = out + r / pair * pair * in.columns + r % pair;
+    for (int64_t c = 0; c < in.columns; ++c) to[c * pair] = r < in.rows ? in.data[r * in.stride + c] : T(0);
+  }
+}
+
+// As `pack`, of the matrix on its side: [columns, rows].
+template <typename T>
+void pack_transposed(Matrix<T> in, T* out) {
+  const int64_t pair = std::is_same_v<T, float> ? 1 : 2;
+  for (int64_t r = 0; r < in.rows; ++r)
+    for (int64_t c = 0; c < in.columns; ++c)
+      out[c / pair * pair * in.rows + r * pair + c % pair] = in.data[r * in.stride + c];
+}
+
+// out [m, n] = a [m, k] b [k, n], fp32. `b` is packed, `k` even in bf16.
+template <typename T>
+void multiply(int64_t m, int64_t n, int64_t k, const T* a, int64_t a_stride, const T* b, float* out) {
+  at::native::cpublas::brgemm(m, n, k, a_stride, n, n, false, a, b, out, !std::is_same_v<T, float>);
+}
+
+constexpr int64_t BLOCK_ELEMENTS = 1 << 17;  // 512 KiB of fp32: two or three of them stay in a core's second cache
+
+int64_t block_rows(int64_t rows, int64_t columns) {
+  return std::min(rows, std::max<int64_t>(16, BLOCK_ELEMENTS / columns / 16 * 16));
+}
+
+Tensor room(std::initializer_list<int64_t> size) { return at::empty(size, at::kFloat); }
+
+float* numbers(const Tensor& x) { return x.mutable_data_ptr<float>(); }
+
+template <typename T>
+const T* elements(const Tensor& x) {
+  return x.const_data_ptr<T>();
+}
+
+// fp32 weights as the left side of a product: themselves, or in bf16 a copy whose width is even.
+template <typename T>
+const T* lowered(const Tensor& weights, Tensor& room) {
+  if constexpr (std::is_same_v<T, float>) {
+    return weights.const_data_ptr<float>();
+  } else {
+    const auto m = weights.size(1);
+    if (even(m) != m) room.select(1, m).zero_();
+    room.narrow(0, 0, weights.size(0)).narrow(1, 0, m).copy_(weights);
+    return room.const_data_ptr<T>();
+  }
+}
+
+template <typename T>
+constexpr int64_t width(int64_t n) {
+  return std::is_same_v<T, float> ? n : even(n);
+}
+
+// Queries and keys [b, n, h, d] of one head; rows of a head lie h d apart.
+struct Shape {
+  int64_t b, h, n, m, d;
+  int64_t stride() const { return h * d; }
+};
+
+Shape shape_of(const Tensor& q, const Tensor& k, int64_t heads) {
+  return {q.size(0), heads, q.size(1), k.size(1), q.size(2) / heads};
+}
+
+template <typename T>
+const T* head(const Tensor& x, const Shape& s, int64_t index) {
+  return x.const_data_ptr<T>() + index / s.h * x.size(1) * s.stride() + index % s.h * s.d;
+}
+
+// The queries of a head times 1 / sqrt(d).
+template <typename T>
+Tensor scaled(Matrix<T> q) {
+  const float scale = 1.0f / std::sqrt(static_cast<float>(q.columns));
+  const auto out = at::empty({q.rows, q.columns}, c10::CppTypeToScalarType<T>::value);
+  T* to = const_cast<T*>(elements<T>(out));
+  for (int64_t r = 0; r < q.rows; ++r)
+    for (int64_t c = 0; c < q.columns; ++c)
+      to[r * q.columns + c] = static_cast<T>(static_cast<float>(q.data[r * q.stride + c]) * scale);
+  return out;
+}
+
+template <typename T>
+Tensor packed(Matrix<T> in, bool on_its_side) {
+  auto out = at::empty({even(in.rows) * even(in.columns)}, c10::CppTypeToScalarType<T>::value);
+  T* to = const_cast<T*>(elements<T>(out));
+  on_its_side ? pack_transposed(in, to) : pack(in, to);
+  return out;
+}
+
+// Copies a block [rows, d] of fp32 to a head's rows.
+template <typename T>
+void store(const float* from, int64_t rows, int64_t d, float factor, T* to, int64_t stride) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < d; ++c) to[r * stride + c] = static_cast<T>(from[r * d + c] * factor);
+}
+
+template <typename T>
+void attend_head(const Shape& s, const Tensor& q, const Tensor& k, const Tensor& v, Tensor& out, int64_t index) {
+  const auto queries = scaled<T>({head<T>(q, s, index), s.n, s.d, s.stride()});
+  const auto keys = packed<T>({head<T>(k, s, index), s.m, s.d, s.stride()}, true);
+  const auto values = packed<T>({head<T>(v, s, index), s.m, s.d, s.stride()}, false);
+  const auto rows = block_rows(s.n, s.m);
+  auto low = at::empty({rows, width<T>(s.m)}, q.options());
+  auto mixed = room({rows, s.d});
+  T* to = out.mutable_data_ptr<T>() + (head<T>(out, s, index) - out.const_data_ptr<T>());
+  for (int64_t at = 0; at < s.n; at += rows) {
+    const auto some = std::min(rows, s.n - at);
+    auto scores = room({some, s.m});
+    multiply(some, s.m, s.d, elements<T>(queries) + at * s.d, s.d, elements<T>(keys),
+             numbers(scores));
+    const auto weights = at::_softmax(scores, -1, false);
+    const T* left = lowered<T>(weights, low);
+    multiply(some, s.d, width<T>(s.m), left, width<T>(s.m), elements<T>(values),
+             numbers(mixed));
+    store(numbers(mixed), some, s.d, 1.0f, to + at * s.stride(), s.stride());
+  }
+}
+
+struct Gradients {
+  Tensor q, k, v;
+};
+
+// The gradients of one head: once over blocks of queries for theirs, once over blocks of keys for keys and values. The
+// second makes the weights again on their side, which costs less than to turn them.
+template <typename T>
+void attend_head_backward(const Shape& s, const variable_list& saved, const Tensor& g, Gradients& to, int64_t index) {
+  const auto& [q, k, v, out] = std::tie(saved[0], saved[1], saved[2], saved[3]);
+  const auto rows_of = [&](const Tensor& x, int64_t rows) {
+    return Matrix<T>{head<T>(x, s, index), rows, s.d, s.stride()};
+  };
+  const auto target = [&](Tensor& x) { return x.mutable_data_ptr<T>() + (head<T>(x, s, index) - x.const_data_ptr<T>()); };
+  const float scale = 1.0f / std::sqrt(static_cast<float>(s.d));
+  const auto queries = scaled<T>(rows_of(q, s.n));
+  const Matrix<T> scaled_rows{elements<T>(queries), s.n, s.d, s.d};
+  auto log_sums = room({s.n});
+  const auto item = [&](const Tensor& x) { return x.select(0, index / s.h).narrow(1, index % s.h * s.d, s.d); };
+  const auto delta = (item(g).to(at::kFloat) * item(out).to(at::kFloat)).sum(1);  // [n]
+  {
+    const auto keys = packed(rows_of(k, s.m), true), values = packed(rows_of(v, s.m), true);
+    const auto key_rows = packed(rows_of(k, s.m), false);
+    const auto rows = block_rows(s.n, s.m);
+    auto low = at::empty({rows, width<T>(s.m)}, q.options());
+    auto block = room({rows, s.d});
+    for (int64_t at = 0; at < s.n; at += rows) {
+      const auto some = std::min(rows, s.n - at);
+      auto p = room({some, s.m}), dp = room({some, s.m});
+      multiply(some, s.m, s.d, scaled_rows.data + at * s.d, s.d, elements<T>(keys),
+               numbers(p));
+      multiply(some, s.m, s.d, rows_of(g, s.n).data + at * s.stride(), s.stride(), elements<T>(values),
+               numbers(dp));
+      const auto most = p.amax(-1, true);
+      p.sub_(most).exp_();
+      const auto sums = p.sum(-1, true);
+      log_sums.narrow(0, at, some).copy_((most + sums.log()).squeeze(1));
+      dp.sub_(delta.narrow(0, at, some).unsqueeze(1)).mul_(p).div_(sums);
+      multiply(some, s.d, width<T>(s.m), lowered<T>(dp, low), width<T>(s.m), elements<T>(key_rows),
+               numbers(block));
+      store(numbers(block), some, s.d, scale, target(to.q) + at * s.stride(), s.stride());
+    }
+  }
+  const auto queries_t = packed(scaled_rows, true), g_t = packed(rows_of(g, s.n), true);
+  const auto query_rows = packed(scaled_rows, false), g_rows = packed(rows_of(g, s.n), false);
+  const auto rows = block_rows(s.m, s.n);
+  auto low = at::empty({rows, width<T>(s.n)}, q.options());
+  auto block = room({rows, s.d});
+  for (int64_t at = 0; at < s.m; at += rows) {
+    const auto some = std::min(rows, s.m - at);
+    auto p = room({some, s.n}), dp = room({some, s.n});
+    multiply(some, s.n, s.d, rows_of(k, s.m).data + at * s.stride(), s.stride(), elements<T>(queries_t),
+             numbers(p));
+    multiply(some, s.n, s.d, rows_of(v, s.m).data + at * s.stride(), s.stride(), elements<T>(g_t),
+             numbers(dp));
+    p.sub_(log_sums).exp_();
+    dp.sub_(delta).mul_(p);
+    multiply(some, s.d, width<T>(s.n), lowered<T>(p, low), width<T>(s.n), elements<T>(g_rows),
+             numbers(block));
+    store(numbers(block), some, s.d, 1.0f, target(to.v) + at * s.stride(), s.stride());
+    multiply(some, s.d, width<T>(s.n), lowered<T>(dp, low), width<T>(s.n), elements<T>(query_rows),
+             numbers(block));
+    store(numbers(block), some, s.d, 1.0f, target(to.k) + at * s.stride(), s.stride());
+  }
+}
+
+template <typename Act>
+void for_each_head(const Shape& s, at::ScalarType type, Act act) {
+  at::parallel_for(0, s.b * s.h, 1, [&](int64_t begin, int64_t end) {
+    const at::AutoDispatchBelowADInplaceOrView no_graph;
+    for (int64_t index = begin; index < end; ++index) {
+      if (type == at::kFloat) {
+        act(index, float{});
+      } else {
+        act(index, at::BFloat16{});
+      }
+    }
+  });
+}
+
+// softmax(q k^T / sqrt(d)) v for [b, n, h d], [b, m, h d].
+struct Attention : torch::autograd::Function<Attention> {
+  static Tensor forward(AutogradContext* context, const Tensor& q_in, const Tensor& k_in, const Tensor& v_in,
+                        int64_t heads) {
+    const auto q = q_in.contiguous(), k = k_in.contiguous(), v = v_in.contiguous();
+    const auto s = shape_of(q, k, heads);
+    auto out = at::empty_like(q);
+    for_each_head(s, q.scalar_type(), [&](int64_t index, auto type) {
+      attend_head<decltype(type)>(s, q, k, v, out, index);
+    });
+    context->saved_data["heads"] = heads;
+    context->save_for_backward({q, k, v, out});
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    const auto saved = context->get_saved_variables();
+    const auto g = gradients[0].contiguous();
+    const auto s = shape_of(saved[0], saved[1], context->saved_data["heads"].toInt());
+    Gradients to{at::empty_like(saved[0]), at::empty_like(saved[1]), at::empty_like(saved[2])};
+    for_each_head(s, g.scalar_type(), [&](int64_t index, auto type) {
+      attend_head_backward<decltype(type)>(s, saved, g, to, index);
+    });
+    return {to.q, to.k, to.v, Tensor()};
+  }
+};
+
+// Whether this processor has the kernel and it does what is said above.
+template <typename T>
+bool probe() {
+  try {
+    const T a[4] = {T(1), T(2), T(3), T(4)};
+    T b[4];
+    pack<T>({a, 2, 2, 2}, b);
+    float out[4] = {};
+    multiply(2, 2, 2, a, 2, b, out);
+    return out[0] == 7 && out[1] == 10 && out[2] == 15 && out[3] == 22;
+  } catch (...) {
+    return false;
+  }
+}
+
+template <typename Act>
+char* guarded(Act act) {
+  try {
+    act();
+    return nullptr;
+  } catch (const std::exception& error) {
+    return strdup(error.what());
+  } catch (...) {
+    return strdup("an exception of an unknown kind");
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+int rectiflow_has_linear() { return onednn().has_value(); }
+
+int rectiflow_has_attention(int low) {
+  static const bool in_fp32 = probe<float>(), in_bf16 = probe<at::BFloat16>();
+  return low ? in_bf16 : in_fp32;
+}
+
+char* rectiflow_linear(const Tensor* x, const Tensor* w, const Tensor* b, Tensor** out) {
+  return guarded([&] {
+    *out = new Tensor(Linear::apply(*x, *w, b ? std::optional<Tensor>(*b) : std::nullopt));
+  });
+}
+
+char* rectiflow_attention(const Tensor* q, const Tensor* k, const Tensor* v, int64_t heads, Tensor** out) {
+  return guarded([&] { *out = new Tensor(Attention::apply(*q, *k, *v, heads)); });
+}
+
+}  // extern "C"

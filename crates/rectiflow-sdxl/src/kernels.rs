@@ -1,0 +1,145 @@
+//! Where a kernel of our own takes libtorch's place: fp32 linear layers and attention without a mask, on a processor.
+//!
+//! Measured in docs/log.md (2026-11-25): libtorch 2.13 gives fp32 matrix products to MKL, which runs at half of oneDNN's
+//! speed on an AMD processor, and its attention does the same, in bf16 at a tenth. `kernels.cpp` has both on oneDNN. They
+//! sum in fp32 as libtorch's do. What is small stays with libtorch: there the call costs more than the sum.
+
+use std::{
+    ffi::{c_char, c_int},
+    ptr,
+};
+
+use tch::{Device, Kind, Tensor};
+use torch_sys::C_tensor;
+
+use crate::{autograd::checked, layers::Torch};
+
+/// Multiplications from which on a product goes to oneDNN.
+const MANY: i64 = 1 << 20;
+
+/// y = x w^T + b for `[*, in]` and `[out, in]`.
+pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Torch {
+    let multiplications = x.numel() as i64 * weight.size()[0];
+    let fits = x.device() == Device::Cpu && x.kind() == Kind::Float && weight.kind() == Kind::Float;
+    // SAFETY: the function asks libtorch what it has.
+    if !fits || multiplications < MANY || unsafe { rectiflow_has_linear() } == 0 {
+        return x.f_linear(weight, bias);
+    }
+    let mut out = ptr::null_mut();
+    // SAFETY: the pointers are live tensors for the whole call, and C++ makes references of its own.
+    checked(unsafe {
+        rectiflow_linear(x.as_ptr(), weight.as_ptr(), bias.map_or(ptr::null(), Tensor::as_ptr), &raw mut out)
+    })?;
+    // SAFETY: without an error `out` is a tensor that is now ours.
+    Ok(unsafe { Tensor::from_ptr(out) })
+}
+
+/// Attention of every query to every key, where there is a kernel for it: `[b, n, heads d]`, `[b, m, heads d]` to
+/// `[b, n, heads d]`.
+pub(crate) fn attention(query: &Tensor, key: &Tensor, value: &Tensor, num_heads: i64) -> Option<Torch> {
+    let kind = query.kind();
+    let (n, m, d) = (query.size()[1], key.size()[1], query.size()[2] / num_heads);
+    let fits = query.device() == Device::Cpu && matches!(kind, Kind::Float | Kind::BFloat16) && d % 2 == 0;
+    let is_large = query.size()[0] * num_heads * n * m * d >= MANY;
+    // SAFETY: the function tries the kernel on four numbers.
+    if !fits || !is_large || unsafe { rectiflow_has_attention(c_int::from(kind == Kind::BFloat16)) } == 0 {
+        return None;
+    }
+    let mut out = ptr::null_mut();
+    // SAFETY: the pointers are live tensors for the whole call, and C++ makes references of its own.
+    let text = unsafe { rectiflow_attention(query.as_ptr(), key.as_ptr(), value.as_ptr(), num_heads, &raw mut out) };
+    // SAFETY: without an error `out` is a tensor that is now ours.
+    Some(checked(text).map(|()| unsafe { Tensor::from_ptr(out) }))
+}
+
+unsafe extern "C" {
+    fn rectiflow_has_linear() -> c_int;
+    fn rectiflow_has_attention(low: c_int) -> c_int;
+    fn rectiflow_linear(
+        x: *const C_tensor,
+        weight: *const C_tensor,
+        bias: *const C_tensor,
+        out: *mut *mut C_tensor,
+    ) -> *mut c_char;
+    fn rectiflow_attention(
+        query: *const C_tensor,
+        key: *const C_tensor,
+        value: *const C_tensor,
+        num_heads: i64,
+        out: *mut *mut C_tensor,
+    ) -> *mut c_char;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn random(seed: i64, shape: &[i64], kind: Kind) -> Tensor {
+        let n: i64 = shape.iter().product();
+        let numbers = ((Tensor::arange(n, (Kind::Double, Device::Cpu)) * 12.9898 + seed as f64).sin() * 437.5).sin();
+        (numbers * 2.0).reshape(shape).to_kind(kind).set_requires_grad(true)
+    }
+
+    /// |a - b| / |b|
+    fn error(a: &Tensor, b: &Tensor) -> f64 {
+        assert_eq!(a.size(), b.size());
+        let (a, b) = (a.detach().to_kind(Kind::Double), b.detach().to_kind(Kind::Double));
+        (&a - &b).norm().double_value(&[]) / b.norm().double_value(&[])
+    }
+
+    /// The result and the gradients of all inputs, with a loss that is not symmetric.
+    fn passes(inputs: &[&Tensor], run: impl Fn() -> Tensor) -> Vec<Tensor> {
+        let y = run();
+        let weights = random(9, &y.size(), y.kind()).detach();
+        let loss = (&y * weights).sum(Kind::Double);
+        let mut all = Tensor::run_backward(&[loss], inputs, false, false);
+        all.push(y);
+        all
+    }
+
+    #[test]
+    fn linear_agrees_with_fp64() {
+        for (shape, outputs) in [(vec![2, 97, 130], 66), (vec![300, 64], 128)] {
+            let x = random(1, &shape, Kind::Float);
+            let (weight, bias) =
+                (random(2, &[outputs, *shape.last().unwrap()], Kind::Float), random(3, &[outputs], Kind::Float));
+            // Without a bias the third gradient is missing, and nothing else changes.
+            let without = passes(&[&x, &weight], || linear(&x, &weight, None).unwrap());
+            let ours = passes(&[&x, &weight, &bias], || linear(&x, &weight, Some(&bias)).unwrap());
+            let exact = passes(&[&x, &weight, &bias], || {
+                let double = |t: &Tensor| t.to_kind(Kind::Double);
+                double(&x).linear(&double(&weight), Some(double(&bias)))
+            });
+            assert!(without[0].equal(&ours[0]) && without[1].equal(&ours[1]));
+            for (ours, exact) in ours.iter().zip(&exact) {
+                assert!(error(ours, exact) < 1e-6, "{shape:?}: {}", error(ours, exact));
+            }
+        }
+    }
+
+    #[test]
+    fn attention_agrees_with_fp64() {
+        // Odd lengths need padding in bf16; 1500 queries need several blocks.
+        for [b, heads, n, m, d] in [[2, 3, 65, 77, 64], [1, 2, 1500, 301, 32], [1, 1, 33, 2000, 40]] {
+            for (kind, limit) in [(Kind::Float, 1e-5), (Kind::BFloat16, 1e-2)] {
+                let (q, k, v) = (
+                    random(1, &[b, n, heads * d], kind),
+                    random(2, &[b, m, heads * d], kind),
+                    random(3, &[b, m, heads * d], kind),
+                );
+                let Some(ours) = attention(&q, &k, &v, heads) else { continue };
+                drop(ours);
+                let ours = passes(&[&q, &k, &v], || attention(&q, &k, &v, heads).unwrap().unwrap());
+                let exact = passes(&[&q, &k, &v], || {
+                    let split = |x: &Tensor| x.to_kind(Kind::Double).reshape([b, -1, heads, d]).transpose(1, 2);
+                    let scores = split(&q).matmul(&split(&k).transpose(2, 3)) / (d as f64).sqrt();
+                    scores.softmax(-1, Kind::Double).matmul(&split(&v)).transpose(1, 2).reshape([b, n, heads * d])
+                });
+                for (which, (ours, exact)) in ours.iter().zip(&exact).enumerate() {
+                    let error = error(ours, exact);
+                    assert!(error < limit, "{kind:?} {n} x {m}, number {which}: {error}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! Activation checkpointing: the same gradients, bit for bit, for less memory.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::path::Path;
+
+use rectiflow_sdxl::{
+    model::OpenOptions,
+    tensor_file::TensorFile,
+    unet::{UNet, UNetInput},
+};
+use tch::{Device, Kind, Tensor};
+
+/// The gradients of the context and of all parameters, and the output, with the blocks of these names remade.
+fn passes(masked: bool, choose: impl FnMut(&str) -> bool) -> Vec<Tensor> {
+    tch::set_num_threads(1);
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/unet");
+    let mut unet = UNet::open(&golden, &OpenOptions::default()).unwrap();
+    unet.parameters.set_requires_grad(true);
+    unet.checkpoint_blocks(choose);
+    let file = TensorFile::open(&golden.join("cases.safetensors")).unwrap();
+    let get = |name: &str| file.tensor(&format!("1.{name}")).unwrap();
+    let context = get("encoder_hidden_states").set_requires_grad(true);
+    let tokens = Tensor::arange(context.size()[1], (Kind::Int64, Device::Cpu)).unsqueeze(0);
+    let mask = tokens.less_tensor(&Tensor::from_slice(&[154i64, 77]).unsqueeze(1)); // [2, n]
+    let out = unet
+        .forward(&UNetInput {
+            sample: &get("sample"),
+            timestep: &get("timestep"),
+            context: &context,
+            context_mask: masked.then_some(&mask),
+            text_embeds: &get("text_embeds"),
+            time_ids: &get("time_ids"),
+        })
+        .unwrap();
+    let loss = out.mse_loss(&get("target"), tch::Reduction::Mean);
+    let mut inputs: Vec<&Tensor> = vec![&context];
+    inputs.extend(unet.parameters.iter().map(|(_, tensor)| tensor));
+    let mut all = Tensor::run_backward(&[loss], &inputs, false, false);
+    all.push(out);
+    all
+}
+
+#[test]
+fn gradients_are_the_same_bit_for_bit() {
+    for masked in [false, true] {
+        let kept = passes(masked, |_| false);
+        let mut names = Vec::new();
+        let remade = passes(masked, |name| {
+            names.push(name.to_owned());
+            true
+        });
+        assert_eq!(names.len(), 34, "17 residual blocks and 17 transformer blocks: {names:?}");
+        let some = passes(masked, |name| name.contains("resnets.1"));
+        for (kept, others) in kept.iter().zip(remade.iter().zip(&some)) {
+            assert!(kept.equal(others.0) && kept.equal(others.1));
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! Steps on a fixed input, without data set, text encoders or run folder: what `rectiflow bench step` times.
+//!
+//! The parts are the trainer's own: forward and backward passes through compute copies, the fp32 sum of gradients, the
+//! clipping, the optimiser. `scripts/peers/bench_step.py` does the same with diffusers and PyTorch, from the same files.
+
+use std::{path::Path, time::Instant};
+
+use rectiflow_sdxl::{
+    flow::per_sample_mse,
+    tensor_file::TensorFile,
+    unet::{UNet, UNetInput},
+};
+use tch::{Device, Kind, Tensor};
+
+use crate::{
+    error::{Error, Result},
+    flat::FlatParameters,
+    optim::{Optimizer, OptimizerConfig, Part},
+    precision::Precision,
+    workers::{Shared, Workers},
+};
+
+/// How the steps are made.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// What the UNet calculates in.
+    pub precision: Precision,
+    /// How many micro-batches the input is cut into; on a processor they are worked on side by side.
+    pub micro_batches: usize,
+    /// Steps to make.
+    pub steps: usize,
+    /// Their learning rate.
+    pub lr: f64,
+    /// Gradients of a larger norm are scaled down to it.
+    pub clip_norm: f64,
+}
+
+/// What the UNet is given, and what it should answer.
+#[derive(Debug)]
+pub struct Input {
+    /// Noisy latents, `[b, 4, h, w]` fp32.
+    pub sample: Tensor,
+    /// `[b]` fp32.
+    pub timestep: Tensor,
+    /// `[b, n, context_dim]` fp32.
+    pub context: Tensor,
+    /// `[b, pooled_dim]` fp32.
+    pub text_embeds: Tensor,
+    /// `[b, 6]` fp32.
+    pub time_ids: Tensor,
+    /// As `sample`.
+    pub target: Tensor,
+}
+
+impl Input {
+    /// Reads the tensors of the fields' names.
+    ///
+    /// # Errors
+    /// [`Error::Model`] where one is missing.
+    pub fn read(path: &Path, device: Device) -> Result<Self> {
+        let file = TensorFile::open(path)?;
+        let get = |name: &str| Ok::<_, Error>(file.tensor(name)?.to_kind(Kind::Float).to_device(device));
+        Ok(Self {
+            sample: get("sample")?,
+            timestep: get("timestep")?,
+            context: get("context")?,
+            text_embeds: get("text_embeds")?,
+            time_ids: get("time_ids")?,
+            target: get("target")?,
+        })
+    }
+
+    /// Random tensors for a UNet: `batch` samples of `height` x `width` latents, one chunk of tokens each.
+    pub fn random(unet: &UNet, [batch, height, width]: [i64; 3]) -> Self {
+        let config = &unet.config;
+        let options = (Kind::Float, unet.device());
+        let normal = |size: &[i64]| Tensor::randn(size, options);
+        let latents = [batch, config.in_channels, height, width];
+        let side_px = |latent: i64| 8.0 * latent as f32;
+        let size = [side_px(height), side_px(width), 0.0, 0.0, side_px(height), side_px(width)];
+        Self {
+            sample: normal(&latents),
+            timestep: Tensor::rand([batch], options) * 1000.0,
+            context: normal(&[batch, 77, config.context_dim()]),
+            text_embeds: normal(&[batch, config.pooled_dim]),
+            time_ids: Tensor::from_slice(&size).to_device(unet.device()).repeat([batch, 1]),
+            target: normal(&latents),
+        }
+    }
+
+    /// Samples.
+    pub fn num_samples(&self) -> usize {
+        self.sample.size()[0] as usize
+    }
+
+    fn rows(&self, start: i64, count: i64) -> Self {
+        let cut = |tensor: &Tensor| tensor.narrow(0, start, count);
+        Self {
+            sample: cut(&self.sample),
+            timestep: cut(&self.timestep),
+            context: cut(&self.context),
+            text_embeds: cut(&self.text_embeds),
+            time_ids: cut(&self.time_ids),
+            target: cut(&self.target),
+        }
+    }
+
+    fn split(&self, parts: usize) -> Vec<Self> {
+        let rows = (self.num_samples() / parts) as i64;
+        (0..parts as i64).map(|part| self.rows(part * rows, rows)).collect()
+    }
+}
+
+/// What was seen of each step.
+#[derive(Debug, Clone, Default)]
+pub struct Measured {
+    /// Mean squared error before the update.
+    pub losses: Vec<f64>,
+    /// Norm of the gradient before clipping.
+    pub gradient_norms: Vec<f64>,
+    /// Seconds from the inputs to the updated weights.
+    pub secs: Vec<f64>,
+}
+
+/// Trains `unet` for some steps, the input the same in each; each step is shown to `observe`.
+///
+/// # Errors
+/// [`Error::Model`] where the input does not fit the UNet.
+pub fn rehearse(unet: &UNet, input: &Input, settings: &Settings, observe: &mut dyn FnMut(usize)) -> Result<Measured> {
+    let parameters = FlatParameters::adopt(&[("unet", &unet.parameters)], settings.precision);
+    let mut optimizer = Optimizer::new(OptimizerConfig::default(), &parameters.values);
+    let workers = Workers::new(unet.device(), settings.micro_batches);
+    let inputs = input.split(settings.micro_batches);
+    let mut measured = Measured::default();
+    for step in 0..settings.steps {
+        let began = Instant::now();
+        let loss = accumulate(unet, &parameters, &inputs, &workers)?;
+        let mut gradients = parameters.gradients.finish();
+        let norm = gradients.norm().double_value(&[]);
+        if norm > settings.clip_norm {
+            gradients *= settings.clip_norm / norm;
+        }
+        let whole = parameters.num_parameters();
+        let part = Part { range: 0..whole, whole, rate: settings.lr, update: step as u64 + 1 };
+        let alone = |own: &[f64]| Ok(own.to_vec());
+        optimizer.update(&parameters.values, &gradients, &[part], &workers, &alone)?;
+        parameters.refresh();
+        measured.secs.push(began.elapsed().as_secs_f64());
+        measured.losses.push(loss);
+        measured.gradient_norms.push(norm);
+        observe(step + 1);
+    }
+    Ok(measured)
+}
+
+/// The mean loss of all inputs, their gradients added up.
+fn accumulate(unet: &UNet, parameters: &FlatParameters, inputs: &[Input], workers: &Workers) -> Result<f64> {
+    parameters.gradients.begin(&parameters.values);
+    // SAFETY: forward and backward passes read the parameters, and each gradient has a place of its own behind a lock.
+    let shared = unsafe { Shared::new((unet, parameters, inputs)) };
+    let places: Vec<usize> = (0..inputs.len()).collect();
+    let mut sum = 0.0;
+    for places in places.chunks(workers.width()) {
+        let losses: Vec<Result<f64>> = workers.map(places, |&place| {
+            let (unet, parameters, inputs) = shared.get();
+            let input = &inputs[place];
+            let prediction = unet.forward(&UNetInput {
+                sample: &input.sample,
+                timestep: &input.timestep,
+                context: &input.context,
+                context_mask: None,
+                text_embeds: &input.text_embeds,
+                time_ids: &input.time_ids,
+            })?;
+            let loss = per_sample_mse(&prediction, &input.target).mean(Kind::Float) / inputs.len() as f64;
+            parameters.gradients.add(place, &loss)?;
+            Ok(loss.double_value(&[]))
+        });
+        sum += losses.into_iter().sum::<Result<f64>>()?;
+    }
+    Ok(sum)
+}

@@ -1,0 +1,189 @@
+"""Times `rectiflow bench step` and the script that a user would write with PyTorch and diffusers, in turn, on the same
+weights and batch.
+
+    python scripts/peers/bench_step.py --rectiflow target/release/rectiflow [--pairs 3] [--steps 12] [--dtype fp32]
+        [--checkpointing] [--batch 2] [--size 64x64] [--threads 2] [--work FOLDER] [--out FILE.json]
+    python scripts/peers/bench_step.py --check ...   20 steps in fp32; the losses must agree to 1e-4, step for step
+
+The UNet has SDXL's topology and 48 M parameters, random; the batch is random too, the same in every step. The peer is
+diffusers' UNet2DConditionModel with AdamW(fused=True), clip_grad_norm_, autocast in bf16 and gradient checkpointing where
+asked for. Each run is a process of its own; the first two steps do not count. A pair is one run of each program, the first
+of a pair alternating. Printed are medians over the pairs and the largest resident memory; --out keeps every number.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+WARM_UP = 2
+LR = 1e-4
+CONFIG = dict(
+    sample_size=64, in_channels=4, out_channels=4, block_out_channels=(96, 192, 320), layers_per_block=2,
+    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    transformer_layers_per_block=1, attention_head_dim=(2, 3, 5), cross_attention_dim=1024, use_linear_projection=True,
+    addition_embed_type="text_time", addition_time_embed_dim=256, projection_class_embeddings_input_dim=1280 + 6 * 256,
+)
+
+
+def prepare(work, args):
+    """The UNet and a batch, as files."""
+    import torch
+    from diffusers import UNet2DConditionModel
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    UNet2DConditionModel(**CONFIG).save_pretrained(work / "unet")
+    height, width = map(int, args.size.split("x"))
+    latents = (args.batch, 4, height, width)
+    side = torch.tensor([8.0 * height, 8.0 * width, 0, 0, 8.0 * height, 8.0 * width])
+    batch = {
+        "sample": torch.randn(latents),
+        "timestep": torch.rand(args.batch) * 1000,
+        "context": torch.randn(args.batch, 77, CONFIG["cross_attention_dim"]),
+        "text_embeds": torch.randn(args.batch, 1280),
+        "time_ids": side.repeat(args.batch, 1),
+        "target": torch.randn(latents),
+    }
+    save_file(batch, work / "batch.safetensors")
+
+
+def worker(args):
+    """One run of the peer; prints what `rectiflow bench step --json` prints."""
+    import diffusers
+    import torch
+    from safetensors.torch import load_file
+
+    torch.set_num_threads(args.threads)
+    unet = diffusers.UNet2DConditionModel.from_pretrained(args.work / "unet").train()
+    if args.checkpointing:
+        unet.enable_gradient_checkpointing()
+    batch = load_file(args.work / "batch.safetensors")
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=LR, weight_decay=0.1, fused=True)
+    conditions = {"text_embeds": batch["text_embeds"], "time_ids": batch["time_ids"]}
+    step_secs, losses = [], []
+    for _ in range(args.steps):
+        began = time.perf_counter()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.dtype == "bf16"):
+            prediction = unet(batch["sample"], batch["timestep"], batch["context"], added_cond_kwargs=conditions).sample
+        loss = torch.nn.functional.mse_loss(prediction.float(), batch["target"])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+        step_secs.append(time.perf_counter() - began)
+    status = pathlib.Path("/proc/self/status").read_text()
+    peak_kib = int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+    answer = {
+        "steps_per_sec": 1 / statistics.median(step_secs[WARM_UP:]),
+        "step_secs": step_secs[WARM_UP:],
+        "losses": losses,
+        "peak_bytes": peak_kib * 1024,
+        "threads": torch.get_num_threads(),
+        "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
+    }
+    print(json.dumps(answer))
+
+
+def run(command, threads):
+    env = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    done = subprocess.run([str(part) for part in command], env=env, capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(done.stdout + done.stderr)
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def rectiflow(args):
+    command = [args.rectiflow, "--json", "bench", "step", "--unet", args.work / "unet", "--lr", LR]
+    command += ["--input", args.work / "batch.safetensors", "--steps", args.steps, "--dtype", args.dtype]
+    return run(command + ["--checkpointing"] * args.checkpointing, args.threads)
+
+
+def diffusers(args):
+    command = [sys.executable, __file__, "--worker", "--work", args.work, "--steps", args.steps]
+    command += ["--dtype", args.dtype, "--threads", args.threads]
+    return run(command + ["--checkpointing"] * args.checkpointing, args.threads)
+
+
+def processor():
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def check(args):
+    """Equal losses: both programs calculate the same."""
+    args.steps, args.dtype = 20, "fp32"
+    ours, theirs = rectiflow(args)["losses"], diffusers(args)["losses"]
+    worst = max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True))
+    print(f"20 losses, from {theirs[0]:.6f} to {theirs[-1]:.6f}: largest relative difference {worst:.1e}")
+    if worst > 1e-4:
+        sys.exit("the losses differ by more than 1e-4")
+
+
+def compare(args):
+    runs = {"rectiflow": [], "diffusers": []}
+    for pair in range(args.pairs):
+        programs = [rectiflow, diffusers] if pair % 2 == 0 else [diffusers, rectiflow]
+        for program in programs:
+            runs[program.__name__].append(program(args))
+    speed, peak = (
+        {name: statistics.median(run[key] for run in found) for name, found in runs.items()}
+        for key in ["steps_per_sec", "peak_bytes"]
+    )
+    ratios = [ours["steps_per_sec"] / theirs["steps_per_sec"] for ours, theirs in zip(*runs.values())]
+    checkpointing = "checkpointing" if args.checkpointing else "no checkpointing"
+    print(f"batch {args.batch} of {args.size}, {args.dtype}, {checkpointing}, {args.threads} threads")
+    for name in runs:
+        print(f"{name}: {speed[name]:.4g} steps/s, {peak[name] / 1e9:.2f} GB")
+    by_pair = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+    print(f"speed x{speed['rectiflow'] / speed['diffusers']:.2f} (by pair {by_pair})", end="; ")
+    print(f"memory x{peak['rectiflow'] / peak['diffusers']:.2f}")
+    return runs
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rectiflow", type=pathlib.Path, default="target/release/rectiflow")
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--size", default="64x64", help="height and width of the latents")
+    parser.add_argument("--dtype", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--work", type=pathlib.Path)
+    parser.add_argument("--out", type=pathlib.Path)
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    if args.worker:
+        return worker(args)
+    with tempfile.TemporaryDirectory() as folder:
+        args.work = args.work or pathlib.Path(folder)
+        prepare(args.work, args)
+        if args.check:
+            return check(args)
+        runs = compare(args)
+    if args.out:
+        settings = {key: value for key, value in vars(args).items() if key not in ("rectiflow", "out", "worker", "work")}
+        record = {
+            "date": datetime.date.today().isoformat(),
+            "machine": f"{os.cpu_count()} cores of {processor()}",
+            "settings": settings,
+            "runs": runs,
+        }
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+main()
