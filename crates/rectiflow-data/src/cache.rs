@@ -4,7 +4,7 @@
 //! a block is held against its checksum when it is read, so that whatever a killed process or a bad disk leaves is found,
 //! deleted and fetched again, and files need no flush. Space is reserved before a block is requested, in a counter that
 //! all processes of the folder share, and the limit is never passed; what goes when there is no room is `evict`'s
-//! business. A block on its way is fetched by one process ([`crate::flight`]). When the disk is full, what fits is the
+//! business. A block on its way is fetched by one process (`flight`). When the disk is full, what fits is the
 //! new limit; when it fails, blocks come over the network as without a cache.
 //!
 //! Whatever says that somebody is alive is a lock on an open file, which ends with the process, however that ends.

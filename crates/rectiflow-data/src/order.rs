@@ -11,7 +11,7 @@
 //!   endless sequence ([`crate::epoch`]).
 //! - In `window` mode a micro-batch belongs to a window, and all of a window to one lane ([`crate::lanes`]).
 //! - In `owned` mode each lane has an equal share of a bucket for the whole run, which is a stream of its own; what equal
-//!   shares leave over, and buckets too small to be shared, are streams of `window` mode ([`crate::share`]).
+//!   shares leave over, and buckets too small to be shared, are streams of `window` mode (`share`).
 //! - Which samples a micro-batch holds is settled a window at a time, by the length of their prompts ([`crate::window`]);
 //!   how many micro-batches there are never depends on text.
 //! - Slot s belongs to lane s mod L, lane l is run by rank l mod R, for any R <= L.
