@@ -145,10 +145,24 @@ const T* head(const Tensor& x, const Shape& s, int64_t index) {
   return x.const_data_ptr<T>() + index / s.h * x.size(1) * s.stride() + index % s.h * s.d;
 }
 
-// The queries of a head times 1 / sqrt(d).
+// 1 / sqrt(d): a power of two, which can be multiplied into bf16 numbers without rounding them, and the rest, 1 for a d of
+// 16, 64 or 256, which goes into fp32 sums.
+struct Scale {
+  float power, rest;
+  explicit Scale(int64_t d) {
+    const float whole = 1.0f / std::sqrt(static_cast<float>(d));
+    power = std::exp2(std::floor(std::log2(whole)));
+    rest = whole / power;
+  }
+  void finish(Tensor& scores) const {
+    if (rest != 1.0f) scores.mul_(rest);
+  }
+};
+
+// The queries of a head times the scale's power of two.
 template <typename T>
 Tensor scaled(Matrix<T> q) {
-  const float scale = 1.0f / std::sqrt(static_cast<float>(q.columns));
+  const float scale = Scale(q.columns).power;
   const auto out = at::empty({q.rows, q.columns}, c10::CppTypeToScalarType<T>::value);
   T* to = const_cast<T*>(elements<T>(out));
   for (int64_t r = 0; r < q.rows; ++r)
@@ -186,6 +200,7 @@ void attend_head(const Shape& s, const Tensor& q, const Tensor& k, const Tensor&
     auto scores = room({some, s.m});
     multiply(some, s.m, s.d, elements<T>(queries) + at * s.d, s.d, elements<T>(keys),
              numbers(scores));
+    Scale(s.d).finish(scores);
     const auto weights = at::_softmax(scores, -1, false);
     const T* left = lowered<T>(weights, low);
     multiply(some, s.d, width<T>(s.m), left, width<T>(s.m), elements<T>(values),
@@ -207,7 +222,7 @@ void attend_head_backward(const Shape& s, const variable_list& saved, const Tens
     return Matrix<T>{head<T>(x, s, index), rows, s.d, s.stride()};
   };
   const auto target = [&](Tensor& x) { return x.mutable_data_ptr<T>() + (head<T>(x, s, index) - x.const_data_ptr<T>()); };
-  const float scale = 1.0f / std::sqrt(static_cast<float>(s.d));
+  const Scale scale(s.d);
   const auto queries = scaled<T>(rows_of(q, s.n));
   const Matrix<T> scaled_rows{elements<T>(queries), s.n, s.d, s.d};
   auto log_sums = room({s.n});
@@ -224,6 +239,7 @@ void attend_head_backward(const Shape& s, const variable_list& saved, const Tens
       auto p = room({some, s.m}), dp = room({some, s.m});
       multiply(some, s.m, s.d, scaled_rows.data + at * s.d, s.d, elements<T>(keys),
                numbers(p));
+      scale.finish(p);
       multiply(some, s.m, s.d, rows_of(g, s.n).data + at * s.stride(), s.stride(), elements<T>(values),
                numbers(dp));
       const auto most = p.amax(-1, true);
@@ -233,7 +249,7 @@ void attend_head_backward(const Shape& s, const variable_list& saved, const Tens
       dp.sub_(delta.narrow(0, at, some).unsqueeze(1)).mul_(p).div_(sums);
       multiply(some, s.d, width<T>(s.m), lowered<T>(dp, low), width<T>(s.m), elements<T>(key_rows),
                numbers(block));
-      store(numbers(block), some, s.d, scale, target(to.q) + at * s.stride(), s.stride());
+      store(numbers(block), some, s.d, scale.power * scale.rest, target(to.q) + at * s.stride(), s.stride());
     }
   }
   const auto queries_t = packed(scaled_rows, true), g_t = packed(rows_of(g, s.n), true);
@@ -246,6 +262,7 @@ void attend_head_backward(const Shape& s, const variable_list& saved, const Tens
     auto p = room({some, s.n}), dp = room({some, s.n});
     multiply(some, s.n, s.d, rows_of(k, s.m).data + at * s.stride(), s.stride(), elements<T>(queries_t),
              numbers(p));
+    scale.finish(p);
     multiply(some, s.n, s.d, rows_of(v, s.m).data + at * s.stride(), s.stride(), elements<T>(g_t),
              numbers(dp));
     p.sub_(log_sums).exp_();
@@ -255,7 +272,7 @@ void attend_head_backward(const Shape& s, const variable_list& saved, const Tens
     store(numbers(block), some, s.d, 1.0f, target(to.v) + at * s.stride(), s.stride());
     multiply(some, s.d, width<T>(s.n), lowered<T>(dp, low), width<T>(s.n), elements<T>(query_rows),
              numbers(block));
-    store(numbers(block), some, s.d, 1.0f, target(to.k) + at * s.stride(), s.stride());
+    store(numbers(block), some, s.d, scale.rest, target(to.k) + at * s.stride(), s.stride());
   }
 }
 
