@@ -7,7 +7,7 @@ use rectiflow_train::{
     hardware::{HARDWARE, NETWORKS, hardware, network},
     plan::{Plan, Question, plan},
     plan_facts::{Facts, ReadFrom, Storage},
-    plan_memory::{Precision, Term},
+    plan_memory::Term,
 };
 
 use crate::{
@@ -41,27 +41,9 @@ pub(crate) struct Args {
     /// 75-token chunks of a prompt.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=3))]
     chunks: u64,
-    /// What is calculated in.
-    #[arg(long, value_enum, default_value_t = PrecisionArg::Bf16)]
-    precision: PrecisionArg,
-    /// Which blocks are run again on the way back, to save memory.
-    #[arg(long, value_enum, default_value_t = CheckpointingArg::Full)]
-    checkpointing: CheckpointingArg,
     /// Override a key of the recipe, e.g. --set train.micro_batch=8; may be repeated.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     overrides: Vec<String>,
-}
-
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum PrecisionArg {
-    Bf16,
-    Fp32,
-}
-
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum CheckpointingArg {
-    Full,
-    Off,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
@@ -97,11 +79,6 @@ fn question(args: &Args, of_recipe: Option<&str>) -> anyhow::Result<Question> {
         network: network(&args.network)?,
         mfu: args.mfu,
         price_per_gpu_hour: args.price_per_gpu_hour,
-        precision: match args.precision {
-            PrecisionArg::Bf16 => Precision::Bf16,
-            PrecisionArg::Fp32 => Precision::Fp32,
-        },
-        checkpointing: matches!(args.checkpointing, CheckpointingArg::Full),
     })
 }
 

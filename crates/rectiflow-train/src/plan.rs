@@ -13,7 +13,9 @@ use crate::{
     hardware::{Hardware, Network},
     launch::Sharding,
     plan_facts::{Facts, Storage},
-    plan_memory::{MemorySettings, Precision, Term, memory, total},
+    memory::Checkpointing,
+    plan_memory::{MemorySettings, Term, memory, total},
+    precision::Precision,
     simulate::{BUCKET_BYTES, Cluster, StepWork, predict},
 };
 
@@ -30,10 +32,6 @@ pub struct Question {
     pub mfu: Option<f64>,
     /// What one GPU costs an hour.
     pub price_per_gpu_hour: Option<f64>,
-    /// What is calculated in.
-    pub precision: Precision,
-    /// Whether every block is checkpointed.
-    pub checkpointing: bool,
 }
 
 /// The published run that speed is judged by: samples a second a GPU, at a number of GPUs, on H100 SXM (bigASP v2.5, an
@@ -160,7 +158,7 @@ pub fn plan(checked: &Checked, facts: &Facts, question: &Question) -> Result<Pla
     let vectors = if checked.recipe.ema.half_life_samples.is_some() { 4.0 } else { 3.0 };
     let mut assumptions = vec![speed_source];
     assumptions.extend(facts.assumptions.iter().cloned());
-    assumptions.extend(machine_assumptions(question));
+    assumptions.extend(machine_assumptions(checked, question));
     let idle_share = facts.order.idle_share(question.gpus);
     Ok(Plan {
         gpus: question.gpus,
@@ -207,12 +205,13 @@ fn step_work(checked: &Checked, facts: &Facts, question: &Question, work: &RankW
     let parameters = facts.parameters.trained as f64;
     StepWork {
         micro_batch_secs: flops / (mfu * question.hardware.peak_flops),
-        backward_share: if question.checkpointing { 0.75 } else { 2.0 / 3.0 },
+        backward_share: if is_checkpointed(checked) { 0.75 } else { 2.0 / 3.0 },
         micro_batches: work.micro_batches,
         // A few passes over the rank's part in the GPU's own memory: milliseconds.
         update_secs: 0.0,
         gradient_bytes: 4.0 * parameters,
-        weight_bytes: question.precision.bytes() * parameters,
+        // The trainer gathers its masters.
+        weight_bytes: 4.0 * parameters,
         bucket_bytes: BUCKET_BYTES,
     }
 }
@@ -250,15 +249,19 @@ fn published_source(question: &Question, mfu: f64, at: usize) -> String {
     )
 }
 
-fn machine_assumptions(question: &Question) -> Vec<String> {
+fn is_checkpointed(checked: &Checked) -> bool {
+    checked.recipe.memory.checkpointing == Checkpointing::Full
+}
+
+fn machine_assumptions(checked: &Checked, question: &Question) -> Vec<String> {
     let Question { hardware, gpus, network, .. } = question;
     let mut found =
         vec![format!("peak {:.1} TFLOP/s, {} ({})", hardware.peak_flops / 1e12, hardware.label, hardware.source)];
-    let precision = if question.precision == Precision::Bf16 { "bf16" } else { "fp32" };
-    let checkpointing = if question.checkpointing { "every block checkpointed" } else { "no checkpointing" };
+    let precision = if checked.recipe.train.dtype == Precision::Bf16 { "bf16" } else { "fp32" };
+    let checkpointing = if is_checkpointed(checked) { "every block checkpointed" } else { "no checkpointing" };
     found.push(format!(
-        "{precision} and {checkpointing} (--precision, --checkpointing; recipes have no keys for these yet), messages that \
-         wait for the calculation and it for them"
+        "{precision} and {checkpointing} (train.dtype, memory.checkpointing), messages that wait for the calculation and it \
+         for them"
     ));
     if *gpus > 1 {
         let between =
@@ -292,8 +295,8 @@ fn time(checked: &Checked, question: &Question, sample_flops: f64, [step_secs, s
 
 fn memory_terms(checked: &Checked, facts: &Facts, question: &Question) -> Vec<Term> {
     let settings = MemorySettings {
-        precision: question.precision,
-        checkpointing: question.checkpointing,
+        precision: checked.recipe.train.dtype,
+        checkpointing: is_checkpointed(checked),
         sharding: checked.recipe.ranks.sharding,
         ranks: question.gpus,
         micro_batch: checked.recipe.train.micro_batch,
@@ -326,7 +329,7 @@ fn warnings(checked: &Checked, question: &Question, memory_bytes: f64, idle_shar
             memory_bytes / 1e9,
             question.hardware.label,
             room / 1e9,
-            if question.checkpointing { "" } else { ", checkpointing" },
+            if is_checkpointed(checked) { "" } else { ", memory.checkpointing = \"full\"" },
             if checked.recipe.ranks.sharding == Sharding::Each { "" } else { ", or ranks.sharding = \"each\"" }
         ));
     }

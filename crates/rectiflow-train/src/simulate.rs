@@ -1,7 +1,7 @@
 //! A model of a step on many GPUs: what crosses which link, for how long, and how much of it the calculation hides. Pure.
 //!
 //! ```text
-//! once   last micro-batch's backward | reduce-scatter of the gradients (fp32) | update | all-gather of the weights (bf16)
+//! once   last micro-batch's backward | reduce-scatter of the gradients (fp32) | update | all-gather of the weights
 //! each   every micro-batch's backward | its reduce-scatter                     | update | all-gather of the weights
 //! none   last micro-batch's backward | all-reduce of the gradients: reduce-scatter and all-gather | update
 //! ```
@@ -48,7 +48,7 @@ pub struct StepWork {
     pub update_secs: f64,
     /// Bytes of all gradients as they are sent: 4 a parameter.
     pub gradient_bytes: f64,
-    /// Bytes of all weights as they are sent: 2 a parameter.
+    /// Bytes of all weights as they are sent: 4 a parameter, 2 where bf16 copies are gathered.
     pub weight_bytes: f64,
     /// Bytes of a bucket.
     pub bucket_bytes: f64,
