@@ -129,10 +129,7 @@ mod tests {
                 })
                 .collect();
             let norm = |of: fn(&(f64, f64)) -> f64| errors.iter().map(|error| of(error).powi(2)).sum::<f64>().sqrt();
-            let ours = Autocast {
-                output: difference / size,
-                gradient: norm(|error| error.0) / norm(|error| error.1),
-            };
+            let ours = Autocast { output: difference / size, gradient: norm(|error| error.0) / norm(|error| error.1) };
             // The median over tensors, most of them small, is another matter: docs/numerics.md.
             let as_exact = ours.output <= theirs.output && ours.gradient <= theirs.gradient;
             assert!(as_exact, "{name}: {ours:?}, autocast {theirs:?}");
