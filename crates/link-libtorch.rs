@@ -29,16 +29,18 @@ fn main() {
 
 /// Compiles the crate's C++ files, if it has any, as torch-sys compiles its own.
 fn compile_cpp(lib: &Path) {
-    let files: Vec<PathBuf> = fs::read_dir("src")
+    let all: Vec<PathBuf> = fs::read_dir("src")
         .expect("a crate has a folder src")
         .map(|entry| entry.expect("the folder src can be read").path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "cpp"))
         .collect();
+    let ending =
+        |ending: &'static str| all.iter().filter(move |path| path.extension().is_some_and(|own| own == ending));
+    let files: Vec<&PathBuf> = ending("cpp").collect();
     if files.is_empty() {
         return;
     }
     // Not the folder: a change of any Rust file would compile all C++ anew. After adding a file, touch this script.
-    for file in &files {
+    for file in files.iter().copied().chain(ending("h")) {
         println!("cargo::rerun-if-changed={}", file.display());
     }
     for variable in ["LIBTORCH_INCLUDE", "LIBTORCH_CXX11_ABI"] {

@@ -1,6 +1,8 @@
 // What libtorch's autograd can do and tch does not reach: a node whose backward pass is Rust's. A C interface; autograd.rs
 // is its only caller. No C++ exception leaves here: every function gives a text that the caller frees, or null.
 
+#include "guarded.h"
+
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/function.h>
@@ -123,18 +125,6 @@ variable_list list(Tensor* const* tensors, size_t num_tensors) {
   variable_list all;
   for (size_t i = 0; i < num_tensors; ++i) all.push_back(*tensors[i]);
   return all;
-}
-
-template <typename Act>
-char* guarded(Act act) {
-  try {
-    act();
-    return nullptr;
-  } catch (const std::exception& error) {
-    return strdup(error.what());
-  } catch (...) {
-    return strdup("an exception of an unknown kind");
-  }
 }
 
 }  // namespace

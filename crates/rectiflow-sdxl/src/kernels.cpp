@@ -2,6 +2,8 @@
 // to oneDNN (half the speed where MKL does not know the processor), and attention, whose matrix products do so too (in
 // bf16 a tenth). Both are the same sums in fp32; kernels.rs decides where they are used. A C interface without exceptions.
 
+#include "guarded.h"
+
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -329,18 +331,6 @@ bool probe() {
     return out[0] == 7 && out[1] == 10 && out[2] == 15 && out[3] == 22;
   } catch (...) {
     return false;
-  }
-}
-
-template <typename Act>
-char* guarded(Act act) {
-  try {
-    act();
-    return nullptr;
-  } catch (const std::exception& error) {
-    return strdup(error.what());
-  } catch (...) {
-    return strdup("an exception of an unknown kind");
   }
 }
 

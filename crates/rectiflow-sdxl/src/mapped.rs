@@ -7,13 +7,15 @@
 
 use std::{
     collections::BTreeMap,
-    ffi::{CStr, c_char, c_void},
+    ffi::{c_char, c_void},
+    ptr,
     sync::Arc,
 };
 
 use tch::{Kind, TchError, Tensor};
+use torch_sys::C_tensor;
 
-use crate::tensor_file::TensorFile;
+use crate::{autograd::checked, tensor_file::TensorFile};
 
 /// Which of a model's tensors are mapped, and where, by their names in the model.
 #[derive(Debug, Default)]
@@ -59,11 +61,11 @@ pub(crate) fn tensor_over<T: Send + Sync>(
         needed <= bytes.len() as i64,
         "a file's entry has as many bytes as its shape needs: the reader has checked it"
     );
-    let mut message = [0 as c_char; 512];
+    let mut out = ptr::null_mut();
     let owner = Arc::into_raw(owner).cast_mut().cast::<c_void>();
     // SAFETY: the bytes are `owner`'s and stay where they are until `release` gives it up, which libtorch does after the
-    // last use; the message has its size and is left with a zero at its end.
-    let tensor = unsafe {
+    // last use.
+    let text = unsafe {
         rectiflow_tensor_over(
             bytes.as_ptr().cast_mut().cast(),
             shape.as_ptr(),
@@ -71,17 +73,12 @@ pub(crate) fn tensor_over<T: Send + Sync>(
             scalar_type(kind),
             release::<T>,
             owner,
-            message.as_mut_ptr(),
-            message.len(),
+            &raw mut out,
         )
     };
-    if tensor.is_null() {
-        // SAFETY: the array was zeros, and its last byte is not written.
-        let message = unsafe { CStr::from_ptr(message.as_ptr()) };
-        return Err(TchError::Torch(message.to_string_lossy().into_owned()));
-    }
+    checked(text)?;
     // SAFETY: a new tensor, which nobody else frees.
-    Ok(unsafe { Tensor::from_ptr(tensor) })
+    Ok(unsafe { Tensor::from_ptr(out) })
 }
 
 /// libtorch's number of a floating-point dtype.
@@ -108,9 +105,8 @@ unsafe extern "C" {
         kind: i8,
         release: extern "C" fn(*mut c_void),
         owner: *mut c_void,
-        message: *mut c_char,
-        capacity: usize,
-    ) -> *mut torch_sys::C_tensor;
+        out: *mut *mut C_tensor,
+    ) -> *mut c_char;
 }
 
 #[cfg(test)]
