@@ -10,15 +10,14 @@ over the pairs, and both programs' largest resident memory; --out keeps every nu
 """
 
 import argparse
-import datetime
 import json
 import os
 import pathlib
-import platform
 import statistics
-import subprocess
 import sys
 import time
+
+import pairs
 
 PROMPT = "a red apple on a white background"
 
@@ -60,8 +59,6 @@ def worker(args):
                 output_type="np",
             )
             batch_secs.append(time.perf_counter() - began)
-    status = pathlib.Path("/proc/self/status").read_text()
-    peak_kib = int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
     print(
         json.dumps(
             {
@@ -70,7 +67,7 @@ def worker(args):
                 "warm_up_secs": batch_secs[0],
                 "encode_secs": encode_secs,
                 "load_secs": load_secs,
-                "peak_bytes": peak_kib * 1024,
+                "peak_bytes": pairs.peak_bytes(),
                 "threads": torch.get_num_threads(),
                 "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
             }
@@ -78,31 +75,18 @@ def worker(args):
     )
 
 
-def run(command, threads):
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    done = subprocess.run([str(word) for word in command], env=environment, stdout=subprocess.PIPE, text=True)
-    if done.returncode != 0:
-        sys.exit(f"{command[0]} failed with exit code {done.returncode}; its message is above")
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
 def rectiflow(args):
     command = [args.rectiflow, "bench", "sample", "--json", "--model", args.export, "--prompt", PROMPT]
     for name in ["steps", "size", "batch", "rounds", "cfg", "dtype"]:
         command += [f"--{name}", getattr(args, name)]
-    return run(command, args.threads)
+    return pairs.run(command, args.threads)
 
 
 def diffusers(args):
     command = [sys.executable, __file__, args.export, "--worker"]
     for name in ["steps", "size", "batch", "rounds", "cfg", "dtype", "threads"]:
         command += [f"--{name}", getattr(args, name)]
-    return run(command, args.threads)
-
-
-def processor():
-    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return pairs.run(command, args.threads)
 
 
 def main():
@@ -123,32 +107,14 @@ def main():
     if args.worker:
         return worker(args)
 
-    runs = {"rectiflow": [], "diffusers": []}
-    for pair in range(args.pairs):
-        programs = [rectiflow, diffusers] if pair % 2 == 0 else [diffusers, rectiflow]
-        for program in programs:
-            runs[program.__name__].append(program(args))
-    speed, peak, load = (
-        {name: statistics.median(run[key] for run in found) for name, found in runs.items()}
-        for key in ["images_per_sec", "peak_bytes", "load_secs"]
-    )
-    ratios = [ours["images_per_sec"] / theirs["images_per_sec"] for ours, theirs in zip(*runs.values())]
+    runs = pairs.in_turn(args.pairs, rectiflow, diffusers, args)
+    speed, peak, load = (pairs.medians(runs, key) for key in ["images_per_sec", "peak_bytes", "load_secs"])
     print(f"{args.size}, {args.steps} steps, batch {args.batch}, cfg {args.cfg}, {args.dtype}, {args.threads} threads")
     for name in runs:
         print(f"{name}: {speed[name]:.4g} images/s, {peak[name] / 1e9:.2f} GB, loaded in {load[name]:.1f} s")
-    by_pair = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-    print(f"speed x{speed['rectiflow'] / speed['diffusers']:.2f} (by pair {by_pair})", end="; ")
-    print(f"memory x{peak['rectiflow'] / peak['diffusers']:.2f}")
+    pairs.print_ratios(runs, "images_per_sec")
     if args.out:
-        settings = {key: value for key, value in vars(args).items() if key not in ("export", "rectiflow", "out", "worker")}
-        record = {
-            "date": datetime.date.today().isoformat(),
-            "machine": f"{os.cpu_count()} cores of {processor()}",
-            "settings": settings,
-            "runs": runs,
-        }
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(record, indent=1) + "\n")
+        pairs.write(args.out, args, ("export", "rectiflow", "out", "worker"), runs)
 
 
 main()

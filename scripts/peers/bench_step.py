@@ -12,16 +12,15 @@ of a pair alternating. Printed are medians over the pairs and the largest reside
 """
 
 import argparse
-import datetime
 import json
 import os
 import pathlib
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
+
+import pairs
 
 WARM_UP = 2
 LR = 1e-4
@@ -81,42 +80,27 @@ def worker(args):
         optimizer.zero_grad(set_to_none=True)
         losses.append(loss.item())
         step_secs.append(time.perf_counter() - began)
-    status = pathlib.Path("/proc/self/status").read_text()
-    peak_kib = int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
     answer = {
         "steps_per_sec": 1 / statistics.median(step_secs[WARM_UP:]),
         "step_secs": step_secs[WARM_UP:],
         "losses": losses,
-        "peak_bytes": peak_kib * 1024,
+        "peak_bytes": pairs.peak_bytes(),
         "threads": torch.get_num_threads(),
         "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
     }
     print(json.dumps(answer))
 
 
-def run(command, threads):
-    env = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    done = subprocess.run([str(part) for part in command], env=env, capture_output=True, text=True)
-    if done.returncode != 0:
-        sys.exit(done.stdout + done.stderr)
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
 def rectiflow(args):
     command = [args.rectiflow, "--json", "bench", "step", "--unet", args.work / "unet", "--lr", LR]
     command += ["--input", args.work / "batch.safetensors", "--steps", args.steps, "--dtype", args.dtype]
-    return run(command + ["--checkpointing"] * args.checkpointing, args.threads)
+    return pairs.run(command + ["--checkpointing"] * args.checkpointing, args.threads)
 
 
 def diffusers(args):
     command = [sys.executable, __file__, "--worker", "--work", args.work, "--steps", args.steps]
     command += ["--dtype", args.dtype, "--threads", args.threads]
-    return run(command + ["--checkpointing"] * args.checkpointing, args.threads)
-
-
-def processor():
-    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return pairs.run(command + ["--checkpointing"] * args.checkpointing, args.threads)
 
 
 def check(args):
@@ -130,23 +114,13 @@ def check(args):
 
 
 def compare(args):
-    runs = {"rectiflow": [], "diffusers": []}
-    for pair in range(args.pairs):
-        programs = [rectiflow, diffusers] if pair % 2 == 0 else [diffusers, rectiflow]
-        for program in programs:
-            runs[program.__name__].append(program(args))
-    speed, peak = (
-        {name: statistics.median(run[key] for run in found) for name, found in runs.items()}
-        for key in ["steps_per_sec", "peak_bytes"]
-    )
-    ratios = [ours["steps_per_sec"] / theirs["steps_per_sec"] for ours, theirs in zip(*runs.values())]
+    runs = pairs.in_turn(args.pairs, rectiflow, diffusers, args)
+    speed, peak = (pairs.medians(runs, key) for key in ["steps_per_sec", "peak_bytes"])
     checkpointing = "checkpointing" if args.checkpointing else "no checkpointing"
     print(f"batch {args.batch} of {args.size}, {args.dtype}, {checkpointing}, {args.threads} threads")
     for name in runs:
         print(f"{name}: {speed[name]:.4g} steps/s, {peak[name] / 1e9:.2f} GB")
-    by_pair = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-    print(f"speed x{speed['rectiflow'] / speed['diffusers']:.2f} (by pair {by_pair})", end="; ")
-    print(f"memory x{peak['rectiflow'] / peak['diffusers']:.2f}")
+    pairs.print_ratios(runs, "steps_per_sec")
     return runs
 
 
@@ -175,15 +149,7 @@ def main():
             return check(args)
         runs = compare(args)
     if args.out:
-        settings = {key: value for key, value in vars(args).items() if key not in ("rectiflow", "out", "worker", "work")}
-        record = {
-            "date": datetime.date.today().isoformat(),
-            "machine": f"{os.cpu_count()} cores of {processor()}",
-            "settings": settings,
-            "runs": runs,
-        }
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(record, indent=1) + "\n")
+        pairs.write(args.out, args, ("rectiflow", "out", "worker", "work"), runs)
 
 
 main()
