@@ -141,14 +141,14 @@ impl<'a> Exchange<'a> {
         sum.calls += 1;
         let own = self.own();
         let target = sum.vector.as_ref().expect("each micro-batch is reduced into this rank's part");
-        let fill = |range: &Range<i64>, mut place: Tensor| {
-            // Where there is no gradient, there is whatever was there before.
-            let _ = place.zero_();
-            if let Some(gradient) = gradient {
-                let there = meet(range, &(0..gradient.numel() as i64));
-                let mut place = part(&place, &(there.start - range.start..there.end - range.start));
-                no_grad(|| place.copy_(&part(gradient, &there)));
+        let fill = |range: &Range<i64>, place: Tensor| {
+            let len = range.end - range.start;
+            let there = gradient.map_or(0, |gradient| (gradient.numel() as i64 - range.start).clamp(0, len));
+            if let Some(gradient) = gradient.filter(|_| there > 0) {
+                no_grad(|| part(&place, &(0..there)).copy_(&part(gradient, &(range.start..range.start + there))));
             }
+            // Where there is no gradient, there is whatever was there before.
+            let _ = part(&place, &(there..len)).zero_();
         };
         let take = |range: &Range<i64>, found: &Tensor| {
             let mut place = part(target, &(range.start - own.start..range.end - own.start));
