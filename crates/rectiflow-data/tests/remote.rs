@@ -100,12 +100,14 @@ fn windows_bring_the_same_samples_from_anywhere_at_any_number_of_ranks() {
 fn an_epoch_of_windows_fetches_every_byte_once() {
     let root = tempfile::tempdir().unwrap();
     pack(root.path(), &[(24, 16, 26_005, 0)], 0, "a");
-    let server = ObjectServer::start(root.path(), healthy);
     // Without words, which would take most of the time.
     let prompt = PromptSettings { dropped: 1.0, ..PromptSettings::default() };
-    let source = Source { dataset: Arc::new(Dataset::open(server.url()).unwrap()), prompt, ..source(root.path()) };
     let settings = OrderSettings { micro_batch: 16, window_samples: 128, ..settings(Mode::Window) };
     for ranks in [1, 2, 3, 4, 8] {
+        // One each: what the loaders before had under way when they were dropped may still arrive at theirs.
+        let server = ObjectServer::start(root.path(), healthy);
+        let dataset = Arc::new(Dataset::open(server.url()).unwrap());
+        let source = Source { dataset, prompt: prompt.clone(), ..source(root.path()) };
         server.reset();
         let (mut delivered, mut ahead, mut factor) = (0, 0, 0.0);
         for rank in (0..ranks).map(|rank| RankOf { rank, ranks }) {
@@ -120,8 +122,10 @@ fn an_epoch_of_windows_fetches_every_byte_once() {
         let (served, needed) = (server.served(), needed_bytes(&source.dataset, delivered));
         let samples = delivered as f64 / served.requests as f64;
         assert!(factor <= 1.01 && (ahead as f64) < 0.3 * needed, "{factor}, {ahead} of {needed}");
+        // The reading threads are up to two steps ahead of what was taken, and hold what they read ahead of those.
+        let most = needed_bytes(&source.dataset, delivered + 2 * 128) * factor + ahead as f64;
         let served_bytes = served.bytes as f64;
-        assert!((needed..needed * factor + ahead as f64).contains(&served_bytes), "{served_bytes}, {needed} needed");
+        assert!((needed..most).contains(&served_bytes), "{served_bytes}, {needed} needed, {most} at most");
         assert!(samples >= 32.0, "{samples} samples a request");
     }
 }
