@@ -200,9 +200,14 @@ pub(crate) enum Transport {
     Gloo,
 }
 
-/// Processes that make collectives together. Calls are made in the same order by all, from one thread.
+/// Processes that make collectives together. Calls are made in the same order by all, from one thread at a time.
 #[derive(Debug)]
 pub(crate) struct Group(NonNull<RawGroup>);
+
+// SAFETY: a process group queues works under a lock of its own and belongs to no thread.
+unsafe impl Send for Group {}
+// SAFETY: as above.
+unsafe impl Sync for Group {}
 
 impl Group {
     /// Joins rank `rank` of `ranks`, which meet at `store`. Gloo listens at `interface`, or else at `address`; both may
@@ -269,6 +274,9 @@ impl Drop for Group {
 /// A collective in progress.
 #[derive(Debug)]
 pub(crate) struct Work(NonNull<RawWork>);
+
+// SAFETY: a work is reference-counted, with an atomic count, and may be waited for by any thread.
+unsafe impl Send for Work {}
 
 impl Work {
     fn new(work: *mut RawWork) -> Option<Self> {
