@@ -69,6 +69,8 @@ pub struct Traffic {
     pub bytes: BTreeMap<Collective, u64>,
     /// Seconds in collectives, waiting for slower ranks included.
     pub secs: f64,
+    /// Seconds in which messages were under way while this rank calculated.
+    pub hidden_secs: f64,
 }
 
 /// The ranks of a run, as one of them sees them.
@@ -217,6 +219,25 @@ impl Comm {
         let ranks = self.rank.ranks as u64;
         self.count(Collective::AllReduce, 2 * bytes_of(vector) * (ranks - 1) / ranks);
         Ok(())
+    }
+
+    /// Begins to sum a contiguous tensor of a bucket's size over all ranks, in place.
+    ///
+    /// # Errors
+    /// [`Error::Collective`].
+    pub(crate) fn begin_all_reduce(&self, bucket: Tensor) -> Result<Pending> {
+        let Some(peers) = &self.peers else { return Ok(Pending::done(Collective::AllReduce, bucket)) };
+        let (work, ranks) = (peers.group()?.all_reduce(&bucket), self.rank.ranks as u64);
+        self.count(Collective::AllReduce, 2 * bytes_of(&bucket) * (ranks - 1) / ranks);
+        self.begun(Collective::AllReduce, bucket.shallow_clone(), bucket, work)
+    }
+
+    /// Waits until it is done.
+    ///
+    /// # Errors
+    /// [`Error::Collective`].
+    pub(crate) fn end_all_reduce(&self, mut pending: Pending) -> Result<()> {
+        self.settle(&mut pending)
     }
 
     /// Makes a contiguous tensor what rank `from` has.
@@ -502,6 +523,11 @@ impl Comm {
         locked(&self.traffic).secs += began.elapsed().as_secs_f64();
         peers.pulse.resume(before);
         found
+    }
+
+    /// Notes for how long messages were under way while this rank did something else.
+    pub(crate) fn note_hidden(&self, secs: f64) {
+        locked(&self.traffic).hidden_secs += secs;
     }
 
     fn failed(&self, collective: Collective, tensor: &Tensor, reason: String) -> Error {

@@ -64,7 +64,7 @@ pub struct FlatParameters {
 /// A bucket ends with the tensor that makes it so long: 25 MiB of fp32, PyTorch's default.
 const BUCKET: i64 = 25 << 18;
 /// A small model has at least about so many buckets, so that most of it is on its way before the last gradient is there.
-const FEWEST_BUCKETS: i64 = 16;
+pub const FEWEST_BUCKETS: i64 = 16;
 
 impl FlatParameters {
     /// Moves the parameters of `components` (name, parameters) into one vector and turns their gradients on, on a rank that
