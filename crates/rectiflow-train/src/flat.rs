@@ -93,12 +93,12 @@ impl FlatParameters {
             while let Some((slice, leaf)) = rest.next_if(|(slice, _)| slice.range.start < bucket.range.end) {
                 let start = slice.range.start;
                 let owned = meet(&slice.range, &piece.range);
-                let place = piece.own.start + owned.start - piece.range.start;
-                let values = leaf.detach().flatten(0, -1);
-                no_grad(|| {
+                if !owned.is_empty() {
+                    let place = piece.own.start + owned.start - piece.range.start;
+                    let values = leaf.detach().flatten(0, -1);
                     let own = part(&values, &(owned.start - start..owned.end - start));
-                    part(&masters, &(place..place + owned.end - owned.start)).copy_(&own);
-                });
+                    no_grad(|| part(&masters, &(place..place + owned.end - owned.start)).copy_(&own));
+                }
                 let inside = start - bucket.range.start..slice.range.end - bucket.range.start;
                 let mut view = part(&memory, &inside).view(slice.shape.as_slice());
                 no_grad(|| view.copy_(leaf));
