@@ -13,6 +13,7 @@ use std::{
     collections::BTreeMap,
     mem::forget,
     net::{ToSocketAddrs, UdpSocket},
+    ops::Range,
     time::{Duration, Instant},
 };
 
@@ -70,6 +71,8 @@ pub struct Traffic {
 #[derive(Debug)]
 pub struct Comm {
     rank: RankOf,
+    /// The ranks on this machine.
+    machine: Range<usize>,
     peers: Option<Peers>,
     traffic: RefCell<Traffic>,
 }
@@ -101,7 +104,7 @@ const LINGER: Duration = Duration::from_secs(2);
 impl Comm {
     /// One rank alone: every collective is done as soon as it is begun.
     pub fn alone() -> Self {
-        Self { rank: RankOf::ONLY, peers: None, traffic: RefCell::default() }
+        Self { rank: RankOf::ONLY, machine: 0..1, peers: None, traffic: RefCell::default() }
     }
 
     /// Meets the other ranks.
@@ -141,12 +144,17 @@ impl Comm {
             buffers: Default::default(),
             _store: store,
         };
-        Ok(Self { rank: *rank, peers: Some(peers), traffic: RefCell::default() })
+        Ok(Self { rank: *rank, machine: launch.machine.clone(), peers: Some(peers), traffic: RefCell::default() })
     }
 
     /// Which of how many.
     pub fn rank(&self) -> RankOf {
         self.rank
+    }
+
+    /// The ranks on this machine, this one among them.
+    pub fn machine(&self) -> Range<usize> {
+        self.machine.clone()
     }
 
     /// Whether this rank does what only one does: the console, the lock, the names of checkpoints.
