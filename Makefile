@@ -102,8 +102,8 @@ experiments: build
 	sh scripts/experiments.sh
 
 # Five minutes; packs 0.7 GB of synthetic data into target/loader-numbers the first time.
-bench-loaders:
-	cargo run --release -p rectiflow-data --example loader_numbers -- target/loader-numbers
+bench-loaders: build
+	target/release/examples/loader_numbers target/loader-numbers
 
 clean-demo:
 	rm -rf runs/demo

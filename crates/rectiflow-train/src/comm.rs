@@ -14,6 +14,7 @@ use std::{
     collections::BTreeMap,
     mem::forget,
     net::{ToSocketAddrs, UdpSocket},
+    ops::Range,
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -77,6 +78,8 @@ pub struct Traffic {
 #[derive(Debug)]
 pub struct Comm {
     rank: RankOf,
+    /// The ranks on this machine.
+    machine: Range<usize>,
     peers: Option<Peers>,
     traffic: Mutex<Traffic>,
 }
@@ -125,7 +128,7 @@ const LINGER: Duration = Duration::from_secs(2);
 impl Comm {
     /// One rank alone: every collective is done as soon as it is begun.
     pub fn alone() -> Self {
-        Self { rank: RankOf::ONLY, peers: None, traffic: Mutex::default() }
+        Self { rank: RankOf::ONLY, machine: 0..1, peers: None, traffic: Mutex::default() }
     }
 
     /// Meets the other ranks.
@@ -165,12 +168,17 @@ impl Comm {
             spare: Mutex::default(),
             _store: store,
         };
-        Ok(Self { rank: *rank, peers: Some(peers), traffic: Mutex::default() })
+        Ok(Self { rank: *rank, machine: launch.machine.clone(), peers: Some(peers), traffic: Mutex::default() })
     }
 
     /// Which of how many.
     pub fn rank(&self) -> RankOf {
         self.rank
+    }
+
+    /// The ranks on this machine, this one among them.
+    pub fn machine(&self) -> Range<usize> {
+        self.machine.clone()
     }
 
     /// Whether this rank does what only one does: the console, the lock, the names of checkpoints.

@@ -21,7 +21,7 @@ fn free_port() -> u16 {
 fn launch(rank: usize, ranks: usize, port: u16) -> Launch {
     let rank = RankOf { rank, ranks };
     let (host, attempt) = ("127.0.0.1".to_owned(), String::new());
-    Launch { rank, local_rank: rank.rank, host, port, store_is_launchers: false, attempt }
+    Launch { rank, local_rank: rank.rank, machine: 0..rank.ranks, host, port, store_is_launchers: false, attempt }
 }
 
 /// `work` on every rank; results in the order of the ranks.
