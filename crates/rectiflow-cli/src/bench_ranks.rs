@@ -13,7 +13,6 @@ use rectiflow_train::{
     config::Recipe,
     flat::FEWEST_BUCKETS,
     hardware::Link,
-    launch::Sharding,
     metrics::{self, Event, StepMetrics},
     precision::Precision,
     simulate::{BUCKET_BYTES, Cluster, StepWork, predict},
@@ -89,9 +88,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
         row.efficiency = row.samples_per_sec / row.ranks as f64 / one;
     }
     if let (Some(link), Some(first)) = (&args.link, measured.first()) {
-        let work = work(args, first)?;
+        let recipe = Recipe::load(&args.recipe, &args.overrides)?.recipe;
+        let work = work(args, first, recipe.train.dtype);
         for row in &mut measured {
-            row.predicted = Some(predict(&loopback(row.ranks, link), &work, Sharding::Once, true).efficiency);
+            let found = predict(&loopback(row.ranks, link), &work, recipe.ranks.sharding, true);
+            row.predicted = Some(found.efficiency);
         }
     }
     Ok(Answer::done(describe(&measured), json!(measured)))
@@ -124,13 +125,13 @@ fn describe(measured: &[Measured]) -> String {
 }
 
 /// What one rank does in a step, as it was measured, for the simulator.
-fn work(args: &Args, one: &Measured) -> anyhow::Result<StepWork> {
-    let value_bytes = match Recipe::load(&args.recipe, &args.overrides)?.recipe.train.dtype {
+fn work(args: &Args, one: &Measured, dtype: Precision) -> StepWork {
+    let value_bytes = match dtype {
         Precision::Bf16 => 2.0,
         Precision::Fp32 => 4.0,
     };
     let parameters = one.num_parameters as f64;
-    Ok(StepWork {
+    StepWork {
         micro_batch_secs: one.passes_secs / args.micro_batches as f64,
         backward_share: 2.0 / 3.0,
         micro_batches: args.micro_batches,
@@ -138,7 +139,7 @@ fn work(args: &Args, one: &Measured) -> anyhow::Result<StepWork> {
         gradient_bytes: 4.0 * parameters,
         weight_bytes: value_bytes * parameters,
         bucket_bytes: BUCKET_BYTES.min(4.0 * parameters / FEWEST_BUCKETS as f64),
-    })
+    }
 }
 
 fn loopback(ranks: usize, link: &[f64]) -> Cluster {

@@ -7,6 +7,7 @@
 //!
 //! [`run::train`] tells the story from top to bottom.
 
+mod agree;
 mod bins;
 pub mod blackbox;
 mod c10d;
