@@ -100,7 +100,7 @@ const MISTAKES: &[(&[&str], i32, &[&str])] = &[
     (&["report", "no/such/run"], 1, &["no/such/run", "metrics.jsonl"]),
 ];
 
-/// 150 million samples in 139 hours on 32 H100s, $16k. (31 GB a GPU is what `each` needs.)
+/// 150 million samples in 139 hours on 32 H100s, $16k, with the 31 GB a GPU that `once` needs.
 #[test]
 fn a_plan_comes_to_what_the_published_run_took() {
     let output = rectiflow(&["plan", ARTICLE, "--gpus", "32", "--json"]);
