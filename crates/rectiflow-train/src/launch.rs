@@ -193,11 +193,8 @@ mod tests {
         assert_eq!((launch.rank, launch.local_rank), (RankOf { rank: 5, ranks: 8 }, 1));
         assert_eq!((launch.host.as_str(), launch.port, launch.store_is_launchers), ("node0", 29500, false));
         assert_eq!(launch.machine, 5..6);
-        let torchrun = [
-            ("TORCHELASTIC_USE_AGENT_STORE", "True"),
-            ("TORCHELASTIC_RESTART_COUNT", "2"),
-            ("LOCAL_WORLD_SIZE", "4"),
-        ];
+        let torchrun =
+            [("TORCHELASTIC_USE_AGENT_STORE", "True"), ("TORCHELASTIC_RESTART_COUNT", "2"), ("LOCAL_WORLD_SIZE", "4")];
         let launch = read(&[&GOOD[..], &torchrun].concat()).expect("fine").expect("one of several");
         assert!(launch.store_is_launchers && launch.attempt == "2");
         assert_eq!(launch.machine, 4..8);

@@ -180,7 +180,8 @@ impl<'a> Run<'a> {
     ) -> Result<Self> {
         let Parts { checked, comm, sources, model, .. } = parts;
         let recipe = &checked.recipe;
-        let mut loader = Loader::new(sources.to_vec(), checked.order.clone(), comm.rank())?.on_machine_with(comm.machine());
+        let mut loader =
+            Loader::new(sources.to_vec(), checked.order.clone(), comm.rank())?.on_machine_with(comm.machine());
         if let Some(mebibytes) = recipe.run.read_ahead_mib {
             loader = loader.read_ahead(mebibytes.saturating_mul(1 << 20))?;
         }
