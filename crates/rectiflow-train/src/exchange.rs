@@ -21,6 +21,7 @@ use crate::{
     error::Result,
     flat::{FlatParameters, part},
     launch::Sharding,
+    one_pass::square_norm,
     partition::Partition,
     state::TrainState,
     step::{Passes, Summed},
@@ -236,11 +237,6 @@ impl<'a> Exchange<'a> {
 pub(crate) fn meet(a: &Range<i64>, b: &Range<i64>) -> Range<i64> {
     let start = a.start.clamp(b.start, b.end);
     start..a.end.clamp(start, b.end)
-}
-
-/// The square of a vector's norm: for one rank the square of what [`Tensor::norm`] gives, which fp64 holds exactly.
-fn square_norm(vector: &Tensor) -> f64 {
-    vector.norm().double_value(&[]).powi(2)
 }
 
 #[cfg(test)]

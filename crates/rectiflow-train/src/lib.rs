@@ -35,6 +35,7 @@ pub mod lr;
 pub mod memory;
 pub mod metrics;
 pub mod model;
+mod one_pass;
 mod opening;
 pub mod optim;
 mod origin;
