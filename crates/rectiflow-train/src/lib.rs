@@ -47,6 +47,7 @@ pub mod precision;
 pub mod preview;
 mod pulse;
 pub mod rehearsal;
+mod repeated;
 pub mod replay;
 mod restore;
 pub mod run;
