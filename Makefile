@@ -78,8 +78,8 @@ bench-ranks: build
 
 # The same comparisons at SDXL's own size, with random weights: 30 GB of disk, 16 GB of memory, an hour on two cores.
 peers-full: build
-	@$(TORCH); set -e; cargo build --release -p rectiflow-sdxl --example random_sdxl; \
-	TORCH_USE_RTLD_GLOBAL=1 $(PEERS)/bin/python scripts/peers/full_size.py runs/full-size
+	$(PYTHON) scripts/peers/environment.py $(PEERS)
+	@$(TORCH); TORCH_USE_RTLD_GLOBAL=1 $(PEERS)/bin/python scripts/peers/full_size.py runs/full-size
 
 # Quarter of an hour on a machine that does nothing else; 13 GB in target/peers-loaders.
 peers-loaders: build

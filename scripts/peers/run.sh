@@ -34,3 +34,6 @@ done
 echo "== speed of the tiny model"
 "$python" scripts/peers/bench_sample.py "$work/flow-fp32" --rectiflow "$rectiflow" --pairs 3 --rounds 3 --steps 8 --batch 2 \
     --threads 1 --out "benches/runs/$today-sample/tiny-fp32.json"
+
+echo "== 20 steps of training, against PyTorch and diffusers"
+"$python" scripts/peers/bench_step.py --check --rectiflow "$rectiflow"

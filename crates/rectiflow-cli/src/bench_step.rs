@@ -5,12 +5,13 @@
 use std::{path::PathBuf, time::Instant};
 
 use rectiflow_sdxl::{
+    cost::keeps_less,
     model::{Component, OpenOptions},
     unet::UNet,
 };
 use rectiflow_train::{
     config::parse_device,
-    memory::{Checkpointing, Estimate, Passes},
+    memory::{Passes, Remade},
     precision::Precision,
     rehearsal::{Input, Settings, rehearse},
 };
@@ -57,6 +58,9 @@ pub(crate) struct Args {
     /// Make the intermediate results of all blocks again in the backward pass.
     #[arg(long)]
     checkpointing: bool,
+    /// Make again as few blocks as it takes to stay within this many GiB by the estimate, instead of all.
+    #[arg(long, value_name = "GIB", conflicts_with = "checkpointing")]
+    budget_gib: Option<f64>,
     /// Learning rate.
     #[arg(long, default_value_t = 1e-4)]
     lr: f64,
@@ -73,7 +77,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let random = if args.random { vec![Component::UNet] } else { Vec::new() };
     let options = OpenOptions { device: args.device, random, ..OpenOptions::default() };
     let mut unet = UNet::open(&args.unet, &options)?;
-    unet.checkpoint_blocks(|_| args.checkpointing);
     let [height, width] = [args.size.1, args.size.0].map(|px| i64::from(px) / 8);
     let input = match &args.input {
         Some(path) => Input::read(path, args.device)?,
@@ -92,7 +95,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
         lr: args.lr,
         clip_norm: 1.0,
     };
-    let estimated_bytes = estimate(args, &unet, &input).device_bytes(args.device);
+    let passes = passes(args, &input);
+    let remade = remade(args, &passes, &unet);
+    remade.apply(&mut unet);
+    let estimated_bytes = passes.estimate(&unet.config, &remade).device_bytes(args.device);
     let mut progress = Progress::new("bench step", "steps", 0, u64::from(args.steps));
     let measured = rehearse(&unet, &input, &settings, &mut |step| progress.set(step as u64, ""))?;
     progress.finish();
@@ -118,23 +124,33 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
         "num_parameters": unet.parameters.num_elements(),
         "dtype": dtype::name(args.dtype.into()),
         "checkpointing": args.checkpointing,
+        "remade": match &remade {
+            Remade::All(_) => None,
+            Remade::Some(names) => Some(names),
+        },
         "threads": tch::get_num_threads(),
     });
     Ok(Answer::done(text, json))
 }
 
-/// What the trainer would say that this takes.
-fn estimate(args: &Args, unet: &UNet, input: &Input) -> Estimate {
+/// What the trainer's estimate is made of.
+fn passes(args: &Args, input: &Input) -> Passes {
     let size = input.sample.size();
-    let passes = Passes {
+    Passes {
         batch: (input.num_samples() / args.micro_batches) as u64,
         latent: [size[2] as u64, size[3] as u64],
         tokens: input.context.size()[1] as u64,
         precision: args.precision(),
-        checkpointing: if args.checkpointing { Checkpointing::Full } else { Checkpointing::Off },
         width: args.micro_batches.min(tch::get_num_threads().max(1) as usize) as u64,
-    };
-    passes.estimate(&unet.config)
+        fused: keeps_less(args.device),
+    }
+}
+
+fn remade(args: &Args, passes: &Passes, unet: &UNet) -> Remade {
+    let Some(gib) = args.budget_gib else { return Remade::All(args.checkpointing) };
+    let none = Remade::All(false);
+    let others = passes.estimate(&unet.config, &none).device_bytes(args.device) - passes.bytes(&unet.config, &none, 4);
+    passes.choose(&unet.config, ((gib * f64::from(1 << 30)) as u64).saturating_sub(others))
 }
 
 impl Args {

@@ -167,9 +167,9 @@ fn from_disk(root: &Path) {
 }
 
 /// Pairs of plain reading and the loader, one after the other, so that neighbours disturb both alike.
-const PAIRS: usize = 5;
-/// Two passes over the data, so that what comes next is the steady state.
-const WARM_UP_STEPS: usize = 64;
+const PAIRS: usize = 3;
+/// Five passes over the data, so that what comes next is the steady state.
+const WARM_UP_STEPS: usize = 160;
 
 fn over_the_wire(root: &Path) {
     for delay_ms in [0, 20, 50] {
@@ -181,8 +181,8 @@ fn over_the_wire(root: &Path) {
             let sequential = measure::sequential(&source.dataset, SECS).unwrap() / 1e6;
             let sequential_cpu = sequential * began.elapsed().as_secs_f64() / (cpu_secs() - cpu);
             let row_bytes = source.dataset.num_bytes(Split::Train) as f64 / 4096.0;
-            // Two lanes, whose 0.8 GB ahead are filled in the first of some seconds.
-            let settings = OrderSettings { lanes: Some(2), ..settings(Mode::Window, 8) };
+            // As it comes: eight lanes, whose 2 GB ahead are filled in the first of some seconds.
+            let settings = settings(Mode::Window, 8);
             let mut loader = Loader::new(vec![source], settings, RankOf::ONLY).unwrap();
             for _ in 0..WARM_UP_STEPS {
                 loader.next_step().unwrap();

@@ -59,6 +59,8 @@ pub struct MicroBatch {
     pub passes: Vec<u64>,
     /// What the model reads for each.
     pub prompts: Vec<String>,
+    /// Whether the prompt of each was dropped to nothing or to quality words, as many others' are.
+    pub dropped: Vec<bool>,
     /// Chunks of 75 tokens of each, 1 to 3.
     pub chunks: Vec<u32>,
     /// Chunks of the longest: the second dimension of the ids.
@@ -179,6 +181,7 @@ impl Batcher {
             latents,
             ids: records.iter().map(|record| record.id).collect(),
             passes: places.iter().map(|place| place.pass).collect(),
+            dropped: records.iter().zip(&prompts).map(|(record, text)| prompt::is_dropped(record, text)).collect(),
             prompts,
             chunks: chunks.iter().map(|chunks| chunks.clip_l.len() as u32).collect(),
             tokens,

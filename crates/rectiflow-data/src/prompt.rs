@@ -96,6 +96,11 @@ pub fn draw(record: &Record, settings: &PromptSettings, rng: &mut Rng) -> String
     words.join(", ")
 }
 
+/// Whether a record's prompt is what a dropped one is: nothing, or the quality words alone. Many records have the same.
+pub fn is_dropped(record: &Record, prompt: &str) -> bool {
+    prompt.is_empty() || quality(record).is_some_and(|quality| quality == prompt)
+}
+
 /// The quality words as one string; none where there are none or where they must not be added.
 fn quality(record: &Record) -> Option<String> {
     (!record.verbatim && !record.quality.is_empty()).then(|| record.quality.join(", "))
@@ -187,6 +192,7 @@ mod tests {
         let prompts = draws(&record(), &PromptSettings::default());
         let all = prompts.len();
         let (empty, quality) = (count(&prompts, str::is_empty), count(&prompts, |p| p == "masterpiece, best quality"));
+        assert_eq!(count(&prompts, |prompt| is_dropped(&record(), prompt)), empty + quality);
         assert_rate("dropped to nothing", empty, all, 0.025);
         assert_rate("dropped to quality words", quality, all, 0.025);
         let captions = count(&prompts, |p| p.ends_with('.'));

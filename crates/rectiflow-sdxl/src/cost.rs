@@ -4,7 +4,14 @@
 //! non-linearities, convolutions and linear layers. Statistics of norms and masks are too small to count. A block that is
 //! remade keeps what goes into it; its own results then exist for one block at a time.
 
-use crate::config::{ClipConfig, LevelConfig, NUM_TIME_IDS, UNetConfig};
+use std::collections::BTreeSet;
+
+pub use crate::kernels::keeps_less;
+use crate::{
+    config::{ClipConfig, LevelConfig, NUM_TIME_IDS, UNetConfig},
+    flops::unet_block,
+    walk::{Block, BlockKind},
+};
 
 /// The sizes of one micro-batch.
 #[derive(Debug, Clone, Copy)]
@@ -19,6 +26,8 @@ pub struct Load {
     pub tokens: u64,
     /// Bytes of an activation: 4 in fp32, 2 in bf16.
     pub bytes: u64,
+    /// Whether chains of elementwise operations are one ([`keeps_less`]), which keep only what goes into them.
+    pub fused: bool,
 }
 
 /// A part of the UNet, in the order of the calculation.
@@ -34,12 +43,21 @@ pub struct PartCost {
     pub input_bytes: u64,
     /// Its parameters.
     pub num_parameters: u64,
+    /// Floating-point operations of calculating it once more; 0 for what cannot be remade.
+    pub flops: u64,
+}
+
+impl PartCost {
+    /// Bytes that are not kept where it is remade.
+    fn saved_bytes(&self) -> u64 {
+        self.kept_bytes.saturating_sub(self.input_bytes)
+    }
 }
 
 /// All parts of a UNet.
 pub fn parts(config: &UNetConfig, load: Load) -> Vec<PartCost> {
     let mut walk =
-        Walk { load, side: [load.height, load.width], time: config.time_embed_dim as u64, parts: Vec::new() };
+        Walk { config, load, side: [load.height, load.width], time: config.time_embed_dim as u64, parts: Vec::new() };
     let finest = config.down[0].channels as u64;
     let add = (config.pooled_dim + NUM_TIME_IDS * config.addition_time_embed_dim) as u64;
     let embedding = |inputs: u64, width: u64| inputs * width + width * width + 2 * width;
@@ -80,7 +98,8 @@ pub fn parts(config: &UNetConfig, load: Load) -> Vec<PartCost> {
             walk.plain(&format!("up_blocks.{index}.upsamplers.0"), kept, conv(channels, channels, 3));
         }
     }
-    let kept = walk.pixels() * channels * (2 * load.bytes + 4);
+    // The norm's input, its result, and after the non-linearity what the last convolution takes in fp32.
+    let kept = walk.pixels() * channels * (load.bytes * if load.fused { 1 } else { 2 } + 4);
     walk.plain("conv_norm_out", kept, 2 * channels);
     walk.plain("conv_out", 0, conv(channels, config.out_channels as u64, 3));
     walk.parts
@@ -99,7 +118,8 @@ fn conv(inputs: u64, outputs: u64, kernel: u64) -> u64 {
 }
 
 /// The calculation, as far as it has come.
-struct Walk {
+struct Walk<'a> {
+    config: &'a UNetConfig,
     load: Load,
     /// Height and width at this level.
     side: [u64; 2],
@@ -107,7 +127,7 @@ struct Walk {
     parts: Vec<PartCost>,
 }
 
-impl Walk {
+impl Walk<'_> {
     /// Pixels, or tokens of the picture, of the micro-batch.
     fn pixels(&self) -> u64 {
         self.load.batch * self.side[0] * self.side[1]
@@ -119,14 +139,22 @@ impl Walk {
 
     fn plain(&mut self, name: &str, kept_bytes: u64, num_parameters: u64) {
         let name = name.to_owned();
-        self.parts.push(PartCost { name, is_block: false, kept_bytes, input_bytes: kept_bytes, num_parameters });
+        let input_bytes = kept_bytes;
+        self.parts.push(PartCost { name, is_block: false, kept_bytes, input_bytes, num_parameters, flops: 0 });
+    }
+
+    /// Operations of a forward pass of a block at this level.
+    fn flops(&self, kind: BlockKind) -> u64 {
+        let block = Block { kind, size: self.side.map(|side| side as i64), repeats: 1 };
+        self.load.batch * unet_block(self.config, &block, self.load.tokens as i64).total()
     }
 
     /// A residual block of `inputs` and, on the way up, `skipped` channels beside them.
     fn resnet(&mut self, name: &str, [inputs, skipped]: [u64; 2], outputs: u64) {
         let both = inputs + skipped;
         // Both norms: what goes in, what comes out, and that after the non-linearity.
-        let kept = self.latents(3 * both + 3 * outputs);
+        let each = if self.load.fused { 2 } else { 3 };
+        let kept = self.latents(each * (both + outputs));
         let shortcut = if both == outputs { 0 } else { conv(both, outputs, 1) };
         let time = (self.time + 1) * outputs;
         let num_parameters =
@@ -138,6 +166,7 @@ impl Walk {
             // What the way down keeps is counted there.
             input_bytes: self.latents(inputs),
             num_parameters,
+            flops: self.flops(BlockKind::Resnet { channels: [both as i64, outputs as i64] }),
         });
     }
 
@@ -148,8 +177,11 @@ impl Walk {
         let entrance = self.latents(2 * dim);
         self.plain(&format!("{name}.norm"), entrance, 2 * dim + (dim + 1) * dim);
         let tokens = self.load.batch * self.load.tokens;
-        // Twelve around the three norms, the queries, keys and values; sixteen inside the MLP.
-        let kept = self.latents(28 * dim) + 2 * tokens * dim * self.load.bytes;
+        // Twelve around the three norms, the queries, keys and values; inside the MLP eight for values and gates, four for the
+        // gates' GELU where that is an operation of its own, four for the products.
+        let widths = 12 + if self.load.fused { 12 } else { 16 };
+        let kept = self.latents(widths * dim) + 2 * tokens * dim * self.load.bytes;
+        let flops = self.flops(BlockKind::Layer { channels: level.channels, context_dim: level.context_dim });
         let attention = |width: u64| 2 * dim * dim + 2 * width * dim + dim;
         let mlp = (dim + 1) * 8 * dim + (4 * dim + 1) * dim;
         for block in 0..num_blocks {
@@ -159,6 +191,7 @@ impl Walk {
                 kept_bytes: kept,
                 input_bytes: self.latents(dim),
                 num_parameters: 6 * dim + attention(dim) + attention(context) + mlp,
+                flops,
             });
         }
         let exit = self.latents(dim);
@@ -183,6 +216,23 @@ pub fn peak_bytes(parts: &[PartCost], gradient_bytes: u64, is_remade: impl Fn(&P
     peak
 }
 
+/// The blocks to remake until what is left `fits`: those first that save most bytes for an operation; all, where that is not
+/// enough. By name.
+pub fn choose(parts: &[PartCost], fits: impl Fn(&BTreeSet<String>) -> bool) -> BTreeSet<String> {
+    let mut blocks: Vec<&PartCost> = parts.iter().filter(|part| part.is_block && part.saved_bytes() > 0).collect();
+    // How much more a saves for an operation than b, without a division. Equal ones stay in the order of the calculation.
+    let gain = |a: &PartCost, b: &PartCost| u128::from(a.saved_bytes()) * u128::from(b.flops.max(1));
+    blocks.sort_by(|a, b| gain(b, a).cmp(&gain(a, b)));
+    let mut chosen = BTreeSet::new();
+    for block in blocks {
+        if fits(&chosen) {
+            break;
+        }
+        chosen.insert(block.name.clone());
+    }
+    chosen
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -193,7 +243,7 @@ mod tests {
     const SDXL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/unet/config.json");
 
     fn load(bytes: u64) -> Load {
-        Load { batch: 2, height: 7, width: 10, tokens: 77, bytes }
+        Load { batch: 2, height: 7, width: 10, tokens: 77, bytes, fused: false }
     }
 
     #[test]
@@ -227,5 +277,45 @@ mod tests {
         assert!(peak(&full, true) * 4 < peak(&full, false), "{} {}", peak(&full, true), peak(&full, false));
         assert!(peak(&half, false) * 2 >= peak(&full, false));
         assert!(peak_bytes(&full, 4, |_| false) >= 4 * 2_567_463_684, "the gradients alone");
+    }
+    #[test]
+    fn blocks_are_chosen_by_what_an_operation_saves_until_it_fits() {
+        let part = |name: &str, kept_bytes: u64, flops: u64| PartCost {
+            name: name.into(),
+            is_block: flops > 0,
+            kept_bytes,
+            input_bytes: 100,
+            num_parameters: 0,
+            flops,
+        };
+        // All is there when the last part is worked on, and that is the most.
+        let parts = [part("a", 1100, 20), part("b", 600, 5), part("c", 2100, 20), part("rest", 10_000, 0)];
+        let peak = |chosen: &BTreeSet<String>| peak_bytes(&parts, 0, |part| chosen.contains(&part.name));
+        let names = |room| choose(&parts, |chosen| peak(chosen) <= room).into_iter().collect::<Vec<_>>();
+        let all = peak(&BTreeSet::new());
+        assert!(names(all).is_empty());
+        // b and c save 100 bytes an operation, a half as many; of b and c the one that comes first.
+        assert_eq!(names(all - 1), ["b"]);
+        let with = |list: &[&str]| peak(&list.iter().map(|&name| name.to_owned()).collect());
+        assert_eq!(names(with(&["b"]) - 1), ["b", "c"]);
+        assert_eq!(names(with(&["b", "c"]) - 1), ["a", "b", "c"]);
+        assert_eq!(names(0), ["a", "b", "c"], "all, where nothing is enough");
+    }
+
+    #[test]
+    fn a_budget_between_off_and_full_takes_some_blocks_of_sdxl() {
+        let config = UNetConfig::read(SDXL.as_ref()).unwrap();
+        let parts = parts(&config, Load { batch: 4, height: 128, width: 128, tokens: 231, bytes: 2, fused: false });
+        let peak = |chosen: &BTreeSet<String>| peak_bytes(&parts, 4, |part| chosen.contains(&part.name));
+        let (off, full) = (peak(&BTreeSet::new()), peak(&choose(&parts, |_| false)));
+        let mut last = 0;
+        for tenths in (0..=10).rev() {
+            let room = full + (off - full) * tenths / 10;
+            let chosen = choose(&parts, |chosen| peak(chosen) <= room);
+            assert!(peak(&chosen) <= room);
+            assert!(chosen.len() >= last, "less room, no fewer blocks");
+            last = chosen.len();
+        }
+        assert!(last > 20, "{last}");
     }
 }

@@ -92,7 +92,8 @@ pub fn unet(config: &UNetConfig, size: [i64; 2], num_tokens: i64) -> Flops {
     embeddings + blocks.iter().map(|block| unet_block(config, block, num_tokens)).sum()
 }
 
-fn unet_block(config: &UNetConfig, block: &Block, num_tokens: i64) -> Flops {
+/// One block of [`unet_blocks`].
+pub(crate) fn unet_block(config: &UNetConfig, block: &Block, num_tokens: i64) -> Flops {
     let size = block.size;
     let num_pixels = size[0] * size[1];
     let one = match block.kind {

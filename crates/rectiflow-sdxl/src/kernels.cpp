@@ -2,6 +2,7 @@
 // to oneDNN (half the speed where MKL does not know the processor), and attention, whose matrix products do so too (in
 // bf16 a tenth). Both are the same sums in fp32; kernels.rs decides where they are used. A C interface without exceptions.
 
+#include "fused.h"
 #include "guarded.h"
 
 #include <ATen/ATen.h>
@@ -75,23 +76,39 @@ struct Matrix {
 
 // The right side of a product as the kernel wants it: rows one after the other in fp32, in bf16 two rows interleaved, an odd
 // last one with zeros.
-template <typename T>
-void pack(Matrix<T> in, T* out) {
-  const int64_t pair = std::is_same_v<T, float> ? 1 : 2;
-  for (int64_t r = 0; r < (pair == 1 ? in.rows : even(in.rows)); ++r) {
-    T* to = out + r / pair * pair * in.columns + r % pair;
-    for (int64_t c = 0; c < in.columns; ++c) to[c * pair] = r < in.rows ? in.data[r * in.stride + c] : T(0);
+void pack(Matrix<float> in, float* out) {
+  for (int64_t r = 0; r < in.rows; ++r) std::memcpy(out + r * in.columns, in.data + r * in.stride, 4 * in.columns);
+}
+
+void pack(Matrix<at::BFloat16> in, at::BFloat16* out) {
+  for (int64_t r = 0; r < in.rows; r += 2) {
+    at::BFloat16* to = out + r * in.columns;
+    const at::BFloat16* from = in.data + r * in.stride;
+    const int64_t next = r + 1 < in.rows ? in.stride : 0;
+    for (int64_t c = 0; c < in.columns; ++c) {
+      to[2 * c] = from[c];
+      to[2 * c + 1] = next ? from[next + c] : at::BFloat16(0);
+    }
   }
 }
 
-// As `pack`, of the matrix on its side: [columns, rows].
-template <typename T>
-void pack_transposed(Matrix<T> in, T* out) {
-  const int64_t pair = std::is_same_v<T, float> ? 1 : 2;
-  for (int64_t r = 0; r < in.rows; ++r)
-    for (int64_t c = 0; c < in.columns; ++c)
-      out[c / pair * pair * in.rows + r * pair + c % pair] = in.data[r * in.stride + c];
+// As `pack`, of the matrix on its side: [columns, rows]. `Unit` is what stays together: a number, or two of bf16. Rows go in
+// blocks that the first cache holds.
+template <typename Unit, typename T>
+void turn(Matrix<T> in, T* out) {
+  constexpr int64_t BLOCK = 16, EACH = sizeof(Unit) / sizeof(T);
+  for (int64_t start = 0; start < in.rows; start += BLOCK) {
+    const auto end = std::min(in.rows, start + BLOCK);
+    for (int64_t c = 0; c < in.columns / EACH; ++c)
+      for (int64_t r = start; r < end; ++r)
+        std::memcpy(out + (c * in.rows + r) * EACH, in.data + r * in.stride + c * EACH, sizeof(Unit));
+  }
 }
+
+void pack_transposed(Matrix<float> in, float* out) { turn<float>(in, out); }
+
+// An even number of columns.
+void pack_transposed(Matrix<at::BFloat16> in, at::BFloat16* out) { turn<uint32_t>(in, out); }
 
 // out [m, n] = a [m, k] b [k, n], fp32. `b` is packed, `k` even in bf16.
 template <typename T>
@@ -114,22 +131,24 @@ const T* elements(const Tensor& x) {
   return x.const_data_ptr<T>();
 }
 
-// fp32 weights as the left side of a product: themselves, or in bf16 a copy whose width is even.
-template <typename T>
-const T* lowered(const Tensor& weights, Tensor& room) {
-  if constexpr (std::is_same_v<T, float>) {
-    return weights.const_data_ptr<float>();
-  } else {
-    const auto m = weights.size(1);
-    if (even(m) != m) room.select(1, m).zero_();
-    room.narrow(0, 0, weights.size(0)).narrow(1, 0, m).copy_(weights);
-    return room.const_data_ptr<T>();
-  }
-}
-
 template <typename T>
 constexpr int64_t width(int64_t n) {
   return std::is_same_v<T, float> ? n : even(n);
+}
+
+// A number as the loops of fused.h know it.
+template <typename T>
+using Plain = std::conditional_t<std::is_same_v<T, float>, float, fused::Half>;
+
+template <typename T>
+Plain<T>* plain(T* numbers) {
+  return reinterpret_cast<Plain<T>*>(numbers);
+}
+
+// Room for the left side of a product.
+template <typename T>
+Tensor left_side(int64_t rows, int64_t columns) {
+  return at::empty({rows, width<T>(columns)}, c10::CppTypeToScalarType<T>::value);
 }
 
 // Queries and keys [b, n, h, d] of one head; rows of a head lie h d apart.
@@ -155,9 +174,6 @@ struct Scale {
     const float whole = 1.0f / std::sqrt(static_cast<float>(d));
     power = std::exp2(std::floor(std::log2(whole)));
     rest = whole / power;
-  }
-  void finish(Tensor& scores) const {
-    if (rest != 1.0f) scores.mul_(rest);
   }
 };
 
@@ -194,19 +210,16 @@ void attend_head(const Shape& s, const Tensor& q, const Tensor& k, const Tensor&
   const auto keys = packed<T>({head<T>(k, s, index), s.m, s.d, s.stride()}, true);
   const auto values = packed<T>({head<T>(v, s, index), s.m, s.d, s.stride()}, false);
   const auto rows = block_rows(s.n, s.m);
-  auto low = at::empty({rows, width<T>(s.m)}, q.options());
-  auto mixed = room({rows, s.d});
+  auto scores = room({rows, s.m}), mixed = room({rows, s.d}), weights = left_side<T>(rows, s.m);
+  const auto& loops = fused::loops<Plain<T>>();
+  T* left = weights.template mutable_data_ptr<T>();
   T* to = out.mutable_data_ptr<T>() + (head<T>(out, s, index) - out.const_data_ptr<T>());
   for (int64_t at = 0; at < s.n; at += rows) {
     const auto some = std::min(rows, s.n - at);
-    auto scores = room({some, s.m});
-    multiply(some, s.m, s.d, elements<T>(queries) + at * s.d, s.d, elements<T>(keys),
-             numbers(scores));
-    Scale(s.d).finish(scores);
-    const auto weights = at::_softmax(scores, -1, false);
-    const T* left = lowered<T>(weights, low);
-    multiply(some, s.d, width<T>(s.m), left, width<T>(s.m), elements<T>(values),
-             numbers(mixed));
+    multiply(some, s.m, s.d, elements<T>(queries) + at * s.d, s.d, elements<T>(keys), numbers(scores));
+    for (int64_t r = 0; r < some; ++r)
+      loops.softmax(numbers(scores) + r * s.m, s.m, Scale(s.d).rest, plain(left + r * width<T>(s.m)), width<T>(s.m));
+    multiply(some, s.d, width<T>(s.m), left, width<T>(s.m), elements<T>(values), numbers(mixed));
     store(numbers(mixed), some, s.d, 1.0f, to + at * s.stride(), s.stride());
   }
 }
@@ -227,53 +240,47 @@ void attend_head_backward(const Shape& s, const variable_list& saved, const Tens
   const Scale scale(s.d);
   const auto queries = scaled<T>(rows_of(q, s.n));
   const Matrix<T> scaled_rows{elements<T>(queries), s.n, s.d, s.d};
+  const auto& loops = fused::loops<Plain<T>>();
   auto log_sums = room({s.n});
   const auto item = [&](const Tensor& x) { return x.select(0, index / s.h).narrow(1, index % s.h * s.d, s.d); };
-  const auto delta = (item(g).to(at::kFloat) * item(out).to(at::kFloat)).sum(1);  // [n]
+  auto delta = (item(g).to(at::kFloat) * item(out).to(at::kFloat)).sum(1);  // [n]
   {
     const auto keys = packed(rows_of(k, s.m), true), values = packed(rows_of(v, s.m), true);
     const auto key_rows = packed(rows_of(k, s.m), false);
     const auto rows = block_rows(s.n, s.m);
-    auto low = at::empty({rows, width<T>(s.m)}, q.options());
-    auto block = room({rows, s.d});
+    auto p = room({rows, s.m}), dp = room({rows, s.m}), block = room({rows, s.d}), of_scores = left_side<T>(rows, s.m);
+    T* left = of_scores.template mutable_data_ptr<T>();
     for (int64_t at = 0; at < s.n; at += rows) {
       const auto some = std::min(rows, s.n - at);
-      auto p = room({some, s.m}), dp = room({some, s.m});
-      multiply(some, s.m, s.d, scaled_rows.data + at * s.d, s.d, elements<T>(keys),
-               numbers(p));
-      scale.finish(p);
-      multiply(some, s.m, s.d, rows_of(g, s.n).data + at * s.stride(), s.stride(), elements<T>(values),
-               numbers(dp));
-      const auto most = p.amax(-1, true);
-      p.sub_(most).exp_();
-      const auto sums = p.sum(-1, true);
-      log_sums.narrow(0, at, some).copy_((most + sums.log()).squeeze(1));
-      dp.sub_(delta.narrow(0, at, some).unsqueeze(1)).mul_(p).div_(sums);
-      multiply(some, s.d, width<T>(s.m), lowered<T>(dp, low), width<T>(s.m), elements<T>(key_rows),
-               numbers(block));
+      multiply(some, s.m, s.d, scaled_rows.data + at * s.d, s.d, elements<T>(keys), numbers(p));
+      multiply(some, s.m, s.d, rows_of(g, s.n).data + at * s.stride(), s.stride(), elements<T>(values), numbers(dp));
+      for (int64_t r = 0; r < some; ++r)
+        numbers(log_sums)[at + r] =
+            loops.softmax_backward(numbers(p) + r * s.m, numbers(dp) + r * s.m, s.m, scale.rest, numbers(delta)[at + r],
+                                   plain(left + r * width<T>(s.m)), width<T>(s.m));
+      multiply(some, s.d, width<T>(s.m), left, width<T>(s.m), elements<T>(key_rows), numbers(block));
       store(numbers(block), some, s.d, scale.power * scale.rest, target(to.q) + at * s.stride(), s.stride());
     }
   }
   const auto queries_t = packed(scaled_rows, true), g_t = packed(rows_of(g, s.n), true);
   const auto query_rows = packed(scaled_rows, false), g_rows = packed(rows_of(g, s.n), false);
   const auto rows = block_rows(s.m, s.n);
-  auto low = at::empty({rows, width<T>(s.n)}, q.options());
-  auto block = room({rows, s.d});
+  auto p = room({rows, s.n}), dp = room({rows, s.n}), block = room({rows, s.d});
+  auto weights = left_side<T>(rows, s.n), of_scores = left_side<T>(rows, s.n);
+  T* left = weights.template mutable_data_ptr<T>();
+  T* left_of_scores = of_scores.template mutable_data_ptr<T>();
   for (int64_t at = 0; at < s.m; at += rows) {
     const auto some = std::min(rows, s.m - at);
-    auto p = room({some, s.n}), dp = room({some, s.n});
-    multiply(some, s.n, s.d, rows_of(k, s.m).data + at * s.stride(), s.stride(), elements<T>(queries_t),
-             numbers(p));
-    scale.finish(p);
-    multiply(some, s.n, s.d, rows_of(v, s.m).data + at * s.stride(), s.stride(), elements<T>(g_t),
-             numbers(dp));
-    p.sub_(log_sums).exp_();
-    dp.sub_(delta).mul_(p);
-    multiply(some, s.d, width<T>(s.n), lowered<T>(p, low), width<T>(s.n), elements<T>(g_rows),
-             numbers(block));
+    multiply(some, s.n, s.d, rows_of(k, s.m).data + at * s.stride(), s.stride(), elements<T>(queries_t), numbers(p));
+    multiply(some, s.n, s.d, rows_of(v, s.m).data + at * s.stride(), s.stride(), elements<T>(g_t), numbers(dp));
+    for (int64_t r = 0; r < some; ++r) {
+      const auto place = r * width<T>(s.n);
+      loops.weights_on_their_side(numbers(p) + r * s.n, numbers(dp) + r * s.n, s.n, scale.rest, numbers(log_sums),
+                                  numbers(delta), plain(left + place), plain(left_of_scores + place), width<T>(s.n));
+    }
+    multiply(some, s.d, width<T>(s.n), left, width<T>(s.n), elements<T>(g_rows), numbers(block));
     store(numbers(block), some, s.d, 1.0f, target(to.v) + at * s.stride(), s.stride());
-    multiply(some, s.d, width<T>(s.n), lowered<T>(dp, low), width<T>(s.n), elements<T>(query_rows),
-             numbers(block));
+    multiply(some, s.d, width<T>(s.n), left_of_scores, width<T>(s.n), elements<T>(query_rows), numbers(block));
     store(numbers(block), some, s.d, scale.rest, target(to.k) + at * s.stride(), s.stride());
   }
 }
@@ -325,7 +332,7 @@ bool probe() {
   try {
     const T a[4] = {T(1), T(2), T(3), T(4)};
     T b[4];
-    pack<T>({a, 2, 2, 2}, b);
+    pack(Matrix<T>{a, 2, 2, 2}, b);
     float out[4] = {};
     multiply(2, 2, 2, a, 2, b, out);
     return out[0] == 7 && out[1] == 10 && out[2] == 15 && out[3] == 22;

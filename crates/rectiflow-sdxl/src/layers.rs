@@ -6,7 +6,12 @@
 
 use tch::{Device, Kind, TchError, Tensor};
 
-use crate::{config::Activation, init::Init, kernels::linear, weights::Scope};
+use crate::{
+    config::Activation,
+    init::Init,
+    kernels::{linear, norm_silu},
+    weights::Scope,
+};
 
 /// The result of a calculation whose inputs were checked.
 pub(crate) type Torch<T = Tensor> = Result<T, TchError>;
@@ -116,6 +121,12 @@ impl GroupNorm {
         let (weight, bias) = (beside(&self.weight, x)?, beside(&self.bias, x)?);
         x.f_group_norm(self.num_groups, Some(&weight), Some(&bias), self.eps, true)
     }
+
+    /// With the non-linearity that mostly follows.
+    pub(crate) fn forward_silu(&self, x: &Tensor) -> Torch {
+        let fused = norm_silu(x, [&self.weight, &self.bias], self.num_groups, self.eps);
+        fused.unwrap_or_else(|| self.forward(x)?.f_silu())
+    }
 }
 
 /// The numbers of a group norm.
@@ -174,12 +185,12 @@ impl Resnet {
 
     /// `time`: the embedding after its non-linearity, `[b, time_dim]`.
     pub(crate) fn forward(&self, x: &Tensor, time: Option<&Tensor>) -> Torch {
-        let mut hidden = self.conv1.forward(&self.norm1.forward(x)?.f_silu()?)?;
+        let mut hidden = self.conv1.forward(&self.norm1.forward_silu(x)?)?;
         if let (Some(projection), Some(time)) = (&self.time_emb_proj, time) {
             let shift = projection.forward(time)?.f_unsqueeze(-1)?.f_unsqueeze(-1)?; // [b, c, 1, 1]
             hidden = hidden.f_add(&shift)?;
         }
-        let hidden = self.conv2.forward(&self.norm2.forward(&hidden)?.f_silu()?)?;
+        let hidden = self.conv2.forward(&self.norm2.forward_silu(&hidden)?)?;
         match &self.conv_shortcut {
             Some(shortcut) => shortcut.forward(x)?.f_add(&hidden),
             None => x.f_add(&hidden),

@@ -251,7 +251,7 @@ impl UNet {
             x = block.forward(x, &within(UNetPart::Up(level)), &mut skips)?;
             self.parameters.give_back(&format!("up_blocks.{level}."));
         }
-        let normed = self.conv_norm_out.forward(&x)?.f_silu()?;
+        let normed = self.conv_norm_out.forward_silu(&x)?;
         self.conv_out.forward(&normed.f_to_kind(self.conv_out.kind())?)
     }
 

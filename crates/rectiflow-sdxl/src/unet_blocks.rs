@@ -7,6 +7,7 @@ use tch::Tensor;
 use crate::{
     attention::{Attention, Mask},
     config::{LevelConfig, UNetConfig},
+    kernels::gated_gelu,
     layers::{Conv, Downsample, GroupNorm, LayerNorm, Linear, Norm, Resnet, Torch, Upsample},
     remade::Remade,
     weights::Scope,
@@ -66,8 +67,8 @@ impl TransformerBlock {
         let x = looked.f_add(x)?;
         let normed = self.norm2.forward(&x)?;
         let x = self.attn2.forward(&normed, context, mask)?.f_add(&x)?;
-        let both = self.ff_in.forward(&self.norm3.forward(&x)?)?.f_chunk(2, -1)?; // the value and its gate
-        self.ff_out.forward(&both[0].f_mul(&both[1].f_gelu("none")?)?)?.f_add(&x)
+        let both = self.ff_in.forward(&self.norm3.forward(&x)?)?; // the value and its gate
+        self.ff_out.forward(&gated_gelu(&both)?)?.f_add(&x)
     }
 }
 

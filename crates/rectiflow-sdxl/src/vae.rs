@@ -181,7 +181,7 @@ impl Encoder {
 
     fn forward(&self, pixels: &Tensor) -> Torch {
         let x = self.trunk(pixels)?;
-        self.conv_out.forward(&self.conv_norm_out.forward(&x)?.f_silu()?)
+        self.conv_out.forward(&self.conv_norm_out.forward_silu(&x)?)
     }
 
     /// All levels and the middle, without the head that makes moments of it. `[b, c, h/8, w/8]`
@@ -248,7 +248,7 @@ impl Decoder {
                 x = upsampler.forward(&x, None)?;
             }
         }
-        self.conv_out.forward(&self.conv_norm_out.forward(&x)?.f_silu()?)
+        self.conv_out.forward(&self.conv_norm_out.forward_silu(&x)?)
     }
 }
 

@@ -5,6 +5,8 @@
 use std::path::Path;
 
 use rectiflow_sdxl::{
+    config::UNetConfig,
+    cost::{Load, choose, parts, peak_bytes},
     model::OpenOptions,
     tensor_file::TensorFile,
     unet::{UNet, UNetInput},
@@ -56,4 +58,19 @@ fn gradients_are_the_same_bit_for_bit() {
             assert!(kept.equal(others.0) && kept.equal(others.1));
         }
     }
+}
+
+#[test]
+fn gradients_are_the_same_with_the_blocks_that_a_budget_picks() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/unet/config.json");
+    let config = UNetConfig::read(&golden).unwrap();
+    let parts = parts(&config, Load { batch: 2, height: 16, width: 16, tokens: 154, bytes: 4, fused: true });
+    let peak = |names: &std::collections::BTreeSet<String>| peak_bytes(&parts, 4, |part| names.contains(&part.name));
+    let (all, none) = (choose(&parts, |_| false), choose(&parts, |_| true));
+    let room = (peak(&all) + peak(&none)) / 2;
+    let names = choose(&parts, |names| peak(names) <= room);
+    assert!(peak(&names) <= room && !names.is_empty() && names.len() < all.len(), "{names:?}");
+    let kept = passes(false, |_| false);
+    let remade = passes(false, |name| names.contains(name));
+    assert!(kept.iter().zip(&remade).all(|(kept, remade)| kept.equal(remade)));
 }

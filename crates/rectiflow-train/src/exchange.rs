@@ -23,6 +23,7 @@ use crate::{
     error::Result,
     flat::{FlatParameters, part},
     launch::Sharding,
+    one_pass::square_norm,
     reduce::{Reduced, Reducer},
     state::TrainState,
     step::{Passes, Summed},
@@ -260,9 +261,4 @@ impl<'a> Exchange<'a> {
         self.publish(&state.parameters)?;
         self.settle()
     }
-}
-
-/// The square of a vector's norm: for one rank the square of what [`Tensor::norm`] gives, which fp64 holds exactly.
-fn square_norm(vector: &Tensor) -> f64 {
-    vector.norm().double_value(&[]).powi(2)
 }

@@ -4,14 +4,15 @@
 //! The estimate follows from the recipe, the model's configurations and the largest bucket. How near it comes is measured
 //! by `rectiflow bench step`, which prints it beside the largest resident memory (docs/numerics.md).
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
 use rectiflow_data::{batch::Source, manifest::Split};
 use rectiflow_sdxl::{
     clip::ClipText,
     config::{ClipConfig, UNetConfig},
-    cost::{Load, PartCost, parts, peak_bytes, text_encoder_bytes},
-    model::{Component, Configs, Model},
+    cost::{Load, PartCost, choose, keeps_less, parts, peak_bytes, text_encoder_bytes},
+    model::{Component, Configs},
+    unet::UNet,
     vae::Vae,
     weights::Weights,
 };
@@ -35,8 +36,13 @@ use crate::{
 #[serde(deny_unknown_fields, default)]
 pub struct MemoryConfig {
     /// Activation checkpointing: `off` keeps all that the backward pass needs; `full` keeps what goes into each residual
-    /// and transformer block of the UNet, and calculates the rest a second time. Gradients are the same.
+    /// and transformer block of the UNet, and calculates the rest a second time; `budget` does so with as few of the
+    /// blocks as it takes to stay within `budget_gib`, those first that save most bytes for what they cost. Gradients are
+    /// the same.
     pub checkpointing: Checkpointing,
+    /// Memory in GiB that the whole run may take on its device by the estimate at its start, with
+    /// `checkpointing = "budget"`. A run that does not fit with all blocks remade does not start.
+    pub budget_gib: Option<f64>,
     /// Memory of the device in GiB. A run that is going to need more does not start. Default: on a CPU what the system
     /// has available, on a GPU no limit.
     pub device_gib: Option<f64>,
@@ -51,21 +57,61 @@ pub enum Checkpointing {
     Off,
     /// All.
     Full,
+    /// As many as it takes to stay within a budget.
+    Budget,
+}
+
+/// The blocks of the UNet that are calculated a second time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Remade {
+    /// All, or none.
+    All(bool),
+    /// Those of these names.
+    Some(BTreeSet<String>),
+}
+
+impl Remade {
+    /// Whether a block is one of them, by the place of its tensors.
+    pub fn contains(&self, name: &str) -> bool {
+        match self {
+            Self::All(is_on) => *is_on,
+            Self::Some(names) => names.contains(name),
+        }
+    }
+
+    /// Tells a UNet.
+    pub fn apply(&self, unet: &mut UNet) {
+        unet.checkpoint_blocks(|name| self.contains(name));
+    }
 }
 
 impl MemoryConfig {
-    /// Tells a model's UNet which of its blocks are remade.
-    pub(crate) fn apply(&self, model: &mut Model) {
-        model.unet.checkpoint_blocks(|_| self.checkpointing == Checkpointing::Full);
-    }
-
     /// What is wrong with these settings: (key, reason) pairs.
     pub(crate) fn problems(&self) -> Vec<(String, String)> {
-        match self.device_gib.filter(|gib| !(*gib > 0.0 && gib.is_finite())) {
-            Some(gib) => vec![("memory.device_gib".into(), format!("expected a number above 0, found {gib}"))],
-            None => Vec::new(),
-        }
+        let numbers = [("memory.device_gib", self.device_gib), ("memory.budget_gib", self.budget_gib)];
+        let mut problems: Vec<(String, String)> = numbers
+            .into_iter()
+            .filter_map(|(key, number)| Some((key, number.filter(|gib| !(*gib > 0.0 && gib.is_finite()))?)))
+            .map(|(key, gib)| (key.into(), format!("expected a number above 0, found {gib}")))
+            .collect();
+        let reason = match (self.checkpointing, self.budget_gib) {
+            (Checkpointing::Budget, None) => "missing; memory.checkpointing = \"budget\" needs it",
+            (Checkpointing::Off | Checkpointing::Full, Some(_)) => {
+                "only memory.checkpointing = \"budget\" has one; memory.device_gib is what may not be exceeded"
+            }
+            _ => return problems,
+        };
+        problems.push(("memory.budget_gib".into(), reason.into()));
+        problems
     }
+
+    pub(crate) fn budget_bytes(&self) -> Option<u64> {
+        self.budget_gib.map(bytes)
+    }
+}
+
+fn bytes(gib: f64) -> u64 {
+    (gib * f64::from(1 << 30)) as u64
 }
 
 /// What training will take, in bytes.
@@ -94,7 +140,7 @@ pub struct Estimate {
 const PROGRAM_BYTES: u64 = 220_000_000;
 
 /// One pass of a UNet: what goes in, and how it is calculated.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Passes {
     /// Samples of a micro-batch.
     pub batch: u64,
@@ -104,34 +150,52 @@ pub struct Passes {
     pub tokens: u64,
     /// fp32 or bf16.
     pub precision: Precision,
-    /// Which blocks are remade.
-    pub checkpointing: Checkpointing,
     /// Micro-batches that are worked on side by side.
     pub width: u64,
+    /// Whether the device keeps less of chains of operations ([`keeps_less`]).
+    pub fused: bool,
 }
 
 impl Passes {
-    fn activation_bytes(&self) -> u64 {
+    pub(crate) fn activation_bytes(&self) -> u64 {
         match self.precision {
             Precision::Fp32 => 4,
             Precision::Bf16 => 2,
         }
     }
 
-    /// Weights, moments, activations and gradients of training this UNet, nothing else.
-    pub fn estimate(&self, unet: &UNetConfig) -> Estimate {
-        let Self { batch, latent: [height, width], tokens, .. } = *self;
-        let parts = parts(unet, Load { batch, height, width, tokens, bytes: self.activation_bytes() });
-        let num_parameters: u64 = parts.iter().map(|part| part.num_parameters).sum();
-        let is_remade = |part: &PartCost| part.is_block && self.checkpointing == Checkpointing::Full;
+    fn parts(&self, unet: &UNetConfig) -> Vec<PartCost> {
+        let Self { batch, latent: [height, width], tokens, fused, .. } = *self;
+        parts(unet, Load { batch, height, width, tokens, bytes: self.activation_bytes(), fused })
+    }
+
+    /// What is to be remade so that activations and gradients fit into `room` bytes.
+    pub fn choose(&self, unet: &UNetConfig, room: u64) -> Remade {
+        let parts = self.parts(unet);
+        let fits = |chosen: &BTreeSet<String>| self.peak(&parts, 4, |part| chosen.contains(&part.name)) <= room;
+        Remade::Some(choose(&parts, fits))
+    }
+
+    /// The most that activations, and gradients of `gradient_bytes` each, take at a time.
+    pub fn bytes(&self, unet: &UNetConfig, remade: &Remade, gradient_bytes: u64) -> u64 {
+        let is_remade = |part: &PartCost| part.is_block && remade.contains(&part.name);
+        self.peak(&self.parts(unet), gradient_bytes, is_remade)
+    }
+
+    fn peak(&self, parts: &[PartCost], gradient_bytes: u64, is_remade: impl Fn(&PartCost) -> bool) -> u64 {
         // Micro-batches side by side share the sum of gradients.
-        let alone = peak_bytes(&parts, 4, is_remade);
-        let beside = (self.width - 1) * peak_bytes(&parts, 0, is_remade);
+        let beside = (self.width - 1) * peak_bytes(parts, 0, &is_remade);
+        peak_bytes(parts, gradient_bytes, &is_remade) + beside
+    }
+
+    /// Weights, moments, activations and gradients of training this UNet, nothing else.
+    pub fn estimate(&self, unet: &UNetConfig, remade: &Remade) -> Estimate {
+        let num_parameters: u64 = self.parts(unet).iter().map(|part| part.num_parameters).sum();
         Estimate {
             weights: num_parameters * self.activation_bytes(),
             masters: num_parameters * self.master_bytes(),
             moments: num_parameters * 8,
-            passes: alone + beside,
+            passes: self.bytes(unet, remade, 4),
             program: PROGRAM_BYTES,
             ..Estimate::default()
         }
@@ -147,11 +211,17 @@ impl Passes {
 }
 
 impl Estimate {
-    /// What a run will take: its model by the configurations, its data by the largest bucket.
+    /// What a run will take, and what it remakes for that: its model by the configurations, its data by the largest bucket;
+    /// the optimiser's memory split over `shards`.
     ///
     /// # Errors
     /// [`Error::Model`] where a configuration cannot be read.
-    pub(crate) fn of_run(checked: &Checked, components: &Components, sources: &[Source]) -> Result<Self> {
+    pub(crate) fn of_run(
+        checked: &Checked,
+        components: &Components,
+        sources: &[Source],
+        shards: u64,
+    ) -> Result<(Self, Remade)> {
         let recipe = &checked.recipe;
         let places = Component::ALL.map(|component| components.folder(component));
         let configs = Configs::read(places)?;
@@ -164,15 +234,39 @@ impl Estimate {
             latent: [u64::from(largest.1) / down, u64::from(largest.0) / down],
             tokens: MOST_TOKENS,
             precision: recipe.train.dtype,
-            checkpointing: recipe.memory.checkpointing,
             width: workers::count(checked.device, recipe.train.micro_batches) as u64,
+            fused: keeps_less(checked.device),
         };
-        let mut estimate = passes.estimate(&configs.unet);
-        let mut num_trained = estimate.moments / 8;
+        let apart = Self::apart_from_unet(checked, &configs, &passes)?;
+        let whole = |remade: &Remade| {
+            let unet = passes.estimate(&configs.unet, remade);
+            let all = Self {
+                weights: apart.weights + unet.weights,
+                masters: apart.masters + unet.masters,
+                moments: apart.moments + unet.moments,
+                passes: apart.passes + unet.passes,
+                ..apart
+            };
+            all.with_average(recipe.ema.half_life_samples.is_some()).split(shards, &recipe.guard)
+        };
+        let remade = match recipe.memory.checkpointing {
+            Checkpointing::Off => Remade::All(false),
+            Checkpointing::Full => Remade::All(true),
+            Checkpointing::Budget => {
+                let none = whole(&Remade::All(false));
+                let others = none.device_bytes(checked.device) - none.passes + apart.passes;
+                passes.choose(&configs.unet, recipe.memory.budget_bytes().unwrap_or(0).saturating_sub(others))
+            }
+        };
+        Ok((whole(&remade), remade))
+    }
+
+    /// Everything but the UNet.
+    fn apart_from_unet(checked: &Checked, configs: &Configs, passes: &Passes) -> Result<Self> {
+        let mut estimate = Self { program: PROGRAM_BYTES, ..Self::default() };
         for (component, config) in [(Component::ClipL, &configs.clip_l), (Component::ClipG, &configs.clip_g)] {
             let num_parameters = count(config)?;
-            if recipe.train.trains(component) {
-                num_trained += num_parameters;
+            if checked.recipe.train.trains(component) {
                 estimate.weights += num_parameters * passes.activation_bytes();
                 estimate.masters += num_parameters * passes.master_bytes();
                 estimate.moments += num_parameters * 8;
@@ -182,11 +276,13 @@ impl Estimate {
                 estimate.frozen += num_parameters * passes.activation_bytes();
             }
         }
-        estimate.frozen += 4 * Vae::new(configs.vae, Weights::shapes_only())?.parameters.num_elements() as u64;
-        if recipe.ema.half_life_samples.is_some() {
-            estimate.average = 4 * num_trained;
-        }
+        let vae = Vae::new(configs.vae.clone(), Weights::shapes_only())?;
+        estimate.frozen += 4 * vae.parameters.num_elements() as u64;
         Ok(estimate)
+    }
+
+    fn with_average(self, is_kept: bool) -> Self {
+        Self { average: if is_kept { self.moments / 2 } else { 0 }, ..self }
     }
 
     /// The same on a rank that keeps masters and the optimiser's memory of one part of `shards`; and its snapshots.
@@ -215,13 +311,16 @@ impl Estimate {
     /// [`Error::Memory`], naming the settings that would help.
     pub(crate) fn check(&self, checked: &Checked) -> Result<()> {
         let recipe = &checked.recipe;
-        let limit = recipe.memory.device_gib.map(|gib| (gib * f64::from(1 << 30)) as u64);
         let needed = self.device_bytes(checked.device);
-        let Some(limit) = limit.or_else(|| available_bytes(checked.device)).filter(|limit| needed > *limit) else {
+        let device = recipe.memory.device_gib.map(bytes).or_else(|| available_bytes(checked.device));
+        let limit = [device, recipe.memory.budget_bytes()].into_iter().flatten().min();
+        let Some(limit) = limit.filter(|limit| needed > *limit) else {
             return Ok(());
         };
         let mut help = Vec::new();
-        if recipe.memory.checkpointing == Checkpointing::Off {
+        if recipe.memory.budget_bytes() == Some(limit) {
+            help.push("a larger memory.budget_gib");
+        } else if recipe.memory.checkpointing != Checkpointing::Full {
             help.push("memory.checkpointing = \"full\"");
         }
         if recipe.train.dtype == Precision::Fp32 {
@@ -264,21 +363,26 @@ impl fmt::Display for Estimate {
     }
 }
 
-/// Says what a run is going to take, and refuses it where that is more than there is.
-pub(crate) fn announce(checked: &Checked, comm: &Comm, components: &Components, sources: &[Source]) -> Result<()> {
+/// Says what a run is going to take, and refuses it where that is more than there is. Gives what it has to remake.
+pub(crate) fn announce(checked: &Checked, comm: &Comm, components: &Components, sources: &[Source]) -> Result<Remade> {
     let ranks = comm.rank().ranks as u64;
     let shards = if checked.recipe.ranks.sharding == Sharding::None { 1 } else { ranks };
-    let estimate = Estimate::of_run(checked, components, sources)?.split(shards, &checked.recipe.guard);
+    let (estimate, remade) = Estimate::of_run(checked, components, sources, shards)?;
     tracing::info!(
         "memory: about {:.2} GiB on {:?} ({estimate})",
         estimate.device_bytes(checked.device) as f64 / f64::from(1 << 30),
         checked.device
     );
-    estimate.check(checked)
+    if let Remade::Some(names) = &remade {
+        let shown: Vec<&str> = names.iter().map(String::as_str).collect();
+        tracing::info!("checkpointing: {} blocks are remade in the backward pass: {}", shown.len(), shown.join(", "));
+    }
+    estimate.check(checked)?;
+    Ok(remade)
 }
 
 /// Three chunks: the longest prompts.
-const MOST_TOKENS: u64 = 3 * 77;
+pub(crate) const MOST_TOKENS: u64 = 3 * 77;
 
 fn count(config: &ClipConfig) -> Result<u64> {
     Ok(ClipText::new(config.clone(), Weights::shapes_only())?.parameters.num_elements() as u64)

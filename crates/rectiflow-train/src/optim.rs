@@ -14,6 +14,7 @@ use tch::{Kind, Tensor, no_grad};
 use crate::{
     error::Result,
     flat::part,
+    one_pass::{AdamW, Vectors},
     workers::{Shared, Workers},
 };
 
@@ -113,6 +114,9 @@ impl Optimizer {
         workers: &Workers,
         total: &dyn Fn(&[f64]) -> Result<Vec<f64>>,
     ) -> Result<()> {
+        if !self.works_by_tensor() && self.update_in_one_pass(values, gradients, parts) {
+            return Ok(());
+        }
         let chunks: Vec<(usize, Range<i64>)> =
             parts.iter().enumerate().flat_map(|(index, part)| chunks(&part.range).map(move |at| (index, at))).collect();
         // SAFETY: each worker reads and writes the elements of its own chunks, and chunks do not overlap.
@@ -148,6 +152,16 @@ impl Optimizer {
             no_grad(|| optimizer.apply(values, &parts[*index], chunk, rates[*index]));
         });
         Ok(())
+    }
+
+    /// AdamW where one pass over memory does it.
+    fn update_in_one_pass(&self, values: &Tensor, gradients: &Tensor, parts: &[Part]) -> bool {
+        let OptimizerConfig { beta1, beta2, eps, weight_decay, .. } = self.config;
+        let vectors = Vectors { values, mean: &self.mean, mean_square: &self.mean_square, gradients };
+        parts.iter().all(|part| {
+            let Part { range, rate, update, .. } = part;
+            AdamW { beta1, beta2, eps, weight_decay, rate: *rate, update: *update }.update(vectors, range)
+        })
     }
 
     /// Takes gradients into both moments.

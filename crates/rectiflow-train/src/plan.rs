@@ -12,7 +12,7 @@ use crate::{
     error::Result,
     hardware::{Hardware, Network},
     launch::Sharding,
-    memory::Checkpointing,
+    memory::{Checkpointing, MOST_TOKENS, Passes},
     plan_facts::{Facts, Storage},
     plan_memory::{MemorySettings, Term, memory, total},
     precision::Precision,
@@ -247,8 +247,9 @@ fn published_source(question: &Question, mfu: f64, at: usize) -> String {
     )
 }
 
+/// Whether blocks are run again on the way back: with a budget, some are.
 fn is_checkpointed(checked: &Checked) -> bool {
-    checked.recipe.memory.checkpointing == Checkpointing::Full
+    checked.recipe.memory.checkpointing != Checkpointing::Off
 }
 
 fn machine_assumptions(checked: &Checked, question: &Question) -> Vec<String> {
@@ -256,7 +257,11 @@ fn machine_assumptions(checked: &Checked, question: &Question) -> Vec<String> {
     let mut found =
         vec![format!("peak {:.1} TFLOP/s, {} ({})", hardware.peak_flops / 1e12, hardware.label, hardware.source)];
     let precision = if checked.recipe.train.dtype == Precision::Bf16 { "bf16" } else { "fp32" };
-    let checkpointing = if is_checkpointed(checked) { "every block checkpointed" } else { "no checkpointing" };
+    let checkpointing = match checked.recipe.memory.checkpointing {
+        Checkpointing::Off => "no checkpointing",
+        Checkpointing::Full => "every block checkpointed",
+        Checkpointing::Budget => "as few blocks checkpointed as the budget asks for",
+    };
     found.push(format!(
         "{precision} and {checkpointing} (train.dtype, memory.checkpointing); gradients on their way while the backward pass \
          goes on, new weights waited for"
@@ -292,15 +297,25 @@ fn time(checked: &Checked, question: &Question, sample_flops: f64, [step_secs, s
 }
 
 fn memory_terms(checked: &Checked, facts: &Facts, question: &Question) -> Vec<Term> {
-    let settings = MemorySettings {
-        precision: checked.recipe.train.dtype,
-        checkpointing: is_checkpointed(checked),
-        sharding: checked.recipe.ranks.sharding,
-        ranks: question.gpus,
-        micro_batch: checked.recipe.train.micro_batch,
-        averaged: checked.recipe.ema.half_life_samples.is_some(),
+    let [height, width] = facts.largest_latents().map(|side| side as u64);
+    let recipe = &checked.recipe;
+    let passes = Passes {
+        batch: recipe.train.micro_batch as u64,
+        latent: [height, width],
+        tokens: MOST_TOKENS,
+        precision: recipe.train.dtype,
+        width: 1,
+        fused: false,
     };
-    memory(&facts.unet, facts.parameters, &settings, facts.largest_latents())
+    let settings = MemorySettings {
+        passes,
+        checkpointing: recipe.memory.checkpointing,
+        budget_bytes: recipe.memory.budget_bytes(),
+        sharding: recipe.ranks.sharding,
+        ranks: question.gpus,
+        averaged: recipe.ema.half_life_samples.is_some(),
+    };
+    memory(&facts.unet, facts.parameters, &settings)
 }
 
 /// The guard's snapshots of the rank's part, and what is read ahead.

@@ -15,6 +15,7 @@ use tch::{Device, Kind, Tensor};
 use crate::{
     error::{Error, Result},
     flat::FlatParameters,
+    one_pass,
     optim::{Optimizer, OptimizerConfig, Part},
     precision::Precision,
     workers::{Shared, Workers},
@@ -136,7 +137,7 @@ pub fn rehearse(unet: &UNet, input: &Input, settings: &Settings, observe: &mut d
         let began = Instant::now();
         let loss = accumulate(unet, &parameters, &inputs, &workers)?;
         let mut gradients = parameters.gradients.finish();
-        let norm = gradients.norm().double_value(&[]);
+        let norm = one_pass::square_norm(&gradients).sqrt();
         if norm > settings.clip_norm {
             gradients *= settings.clip_norm / norm;
         }

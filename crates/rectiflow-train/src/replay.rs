@@ -16,6 +16,7 @@ use crate::{
     error::{Error, Result},
     exchange::Exchange,
     guard::{GuardState, Observation, Verdict},
+    memory::{Checkpointing, Remade},
     model,
     opening::{fresh_state, open_sources},
     state::TrainState,
@@ -66,7 +67,8 @@ pub fn replay(path: &Path, observe: &mut dyn FnMut(&Replayed)) -> Result<()> {
     let random = if start.is_none() { &checked.random[..] } else { &[] };
     let options = model::base_options(checked.device, random, checked.recipe.run.seed);
     let mut model = model::open_components(place, &Components::find(place)?, &options)?;
-    checked.recipe.memory.apply(&mut model);
+    // Gradients do not depend on which blocks are remade.
+    Remade::All(checked.recipe.memory.checkpointing != Checkpointing::Off).apply(&mut model.unet);
     let stepper = Stepper::new(&checked, &model);
     let comm = Comm::alone();
     let mut state = fresh_state(&checked, &model, &comm);

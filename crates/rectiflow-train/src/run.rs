@@ -113,12 +113,12 @@ fn train_together(
     let sources = open_sources(checked)?;
     let components = origin.components(checked, comm)?;
     check_vae(checked, &components, &sources)?;
-    memory::announce(checked, comm, &components, &sources)?;
+    let remade = memory::announce(checked, comm, &components, &sources)?;
     // Where a run goes on, no component is random any more.
     let random = if matches!(origin, Origin::Base) { &checked.random[..] } else { &[] };
     let open = model::base_options(checked.device, random, checked.recipe.run.seed);
     let mut model = model::open_components(origin.model(checked), &components, &open)?;
-    checked.recipe.memory.apply(&mut model);
+    remade.apply(&mut model.unet);
     let trained = find_trained(checked, &components)?;
     let parts = Parts {
         checked,

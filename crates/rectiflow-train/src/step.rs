@@ -24,6 +24,7 @@ use crate::{
     exchange::{Exchange, StepGradients},
     flat::FlatParameters,
     lr::LrRatios,
+    repeated::Repeated,
     state::TrainState,
     workers::{Shared, Workers},
 };
@@ -35,7 +36,8 @@ pub(crate) struct Stepper<'a> {
     pub(crate) objective: &'a Objective,
     pub(crate) device: Device,
     pub(crate) seed: u64,
-    pub(crate) train_text_encoders: bool,
+    /// What frozen text encoders say about prompts that many samples have; none where they are trained.
+    pub(crate) repeated: Option<Repeated>,
     pub(crate) offset_noise: f64,
     pub(crate) clip_norm: f64,
     pub(crate) ratios: LrRatios,
@@ -84,7 +86,7 @@ impl<'a> Stepper<'a> {
             objective: &checked.objective,
             device: checked.device,
             seed: recipe.run.seed,
-            train_text_encoders: recipe.train.text_encoders != TextEncoders::Frozen,
+            repeated: (recipe.train.text_encoders == TextEncoders::Frozen).then(Repeated::default),
             offset_noise: recipe.train.offset_noise,
             clip_norm: recipe.train.clip_norm,
             ratios: recipe.lr.ratio.clone(),
@@ -196,8 +198,11 @@ impl<'a> Stepper<'a> {
         let ids = |ids: &[i64]| Tensor::from_slice(ids).view(size).to_device(self.device);
         let (clip_l, clip_g) = (ids(&batch.clip_l), ids(&batch.clip_g));
         let ids = ChunkedIds { clip_l: &clip_l, clip_g: &clip_g, num_chunks: &batch.chunks };
-        let encode = || cond::encode(&self.model.clip_l, &self.model.clip_g, ids);
-        Ok(if self.train_text_encoders { encode() } else { no_grad(encode) }?)
+        let encode = |ids: ChunkedIds<'_>| cond::encode(&self.model.clip_l, &self.model.clip_g, ids);
+        Ok(match &self.repeated {
+            None => encode(ids),
+            Some(repeated) => no_grad(|| repeated.encode(ids, &batch.dropped, encode)),
+        }?)
     }
 }
 

@@ -72,3 +72,17 @@ fn a_bf16_run_ends_where_an_fp32_run_does_and_its_checkpoint_is_evaluated_in_eit
 fn checked_trains(component: Component) -> bool {
     matches!(component, Component::UNet | Component::ClipG)
 }
+
+#[test]
+fn a_budget_changes_nothing_but_memory_and_refuses_a_run_that_it_has_no_room_for() {
+    let fixture = Fixture::new();
+    let budget = |gib: &'static str| [LOW, &["memory.checkpointing=budget", gib]].concat();
+    assert!(run(&fixture.recipe("off", LOW)).unwrap().finished);
+    assert!(run(&fixture.recipe("wide", &budget("memory.budget_gib=8"))).unwrap().finished);
+    for name in FILES {
+        let bytes = |run| std::fs::read(fixture.checkpoint(run, 16).join(name)).unwrap();
+        assert!(bytes("off") == bytes("wide"), "{name}");
+    }
+    let error = run(&fixture.recipe("narrow", &budget("memory.budget_gib=0.01"))).unwrap_err().to_string();
+    assert!(error.contains("memory.budget_gib") && error.contains("train.micro_batch"), "{error}");
+}
