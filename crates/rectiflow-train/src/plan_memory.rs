@@ -124,8 +124,15 @@ mod tests {
     }
 
     fn settings(ranks: usize) -> MemorySettings {
-        let passes =
-            Passes { batch: 16, latent: [128, 128], tokens: 77, precision: Precision::Bf16, width: 1, fused: false };
+        let passes = Passes {
+            batch: 16,
+            latent: [128, 128],
+            tokens: 77,
+            precision: Precision::Bf16,
+            width: 1,
+            accumulates: true,
+            fused: false,
+        };
         MemorySettings {
             passes,
             checkpointing: Checkpointing::Full,
