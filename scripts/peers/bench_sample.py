@@ -1,12 +1,12 @@
 """Times `rectiflow bench sample` and diffusers' stock StableDiffusionXLPipeline in turn, on the same weights.
 
     python scripts/peers/bench_sample.py EXPORT --rectiflow target/release/rectiflow [--pairs 3] [--steps 28]
-        [--size 128x128] [--batch 4] [--rounds 3] [--dtype fp32] [--threads 2] [--out FILE.json]
+        [--size 128x128] [--batch 4] [--rounds 3] [--dtype fp32] [--threads 2] [--low-memory] [--out FILE.json]
 
 EXPORT is a folder that `rectiflow export --format diffusers` wrote. Nothing is fetched. Each run is a process of its
 own that loads the model, encodes the prompt, drops the text encoders, draws one batch to warm up and --rounds that
 count, from noise to pixels. A pair is one run of each program, the first of a pair alternating. Printed are the medians
-over the pairs, and both programs' largest resident memory; --out keeps every number.
+over the pairs, and both programs' largest resident memory; --out keeps every number. --low-memory is rectiflow's alone.
 """
 
 import argparse
@@ -79,6 +79,8 @@ def rectiflow(args):
     command = [args.rectiflow, "bench", "sample", "--json", "--model", args.export, "--prompt", PROMPT]
     for name in ["steps", "size", "batch", "rounds", "cfg", "dtype"]:
         command += [f"--{name}", getattr(args, name)]
+    if args.low_memory:
+        command += ["--low-memory"]
     return pairs.run(command, args.threads)
 
 
@@ -101,6 +103,7 @@ def main():
     parser.add_argument("--cfg", type=float, default=4.5)
     parser.add_argument("--dtype", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--low-memory", action="store_true")
     parser.add_argument("--out", type=pathlib.Path)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()

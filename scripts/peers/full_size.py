@@ -9,7 +9,8 @@ included (getrusage of the child).
 - convert: diffusers folder (fp16) -> single file -> folder; every tensor's bytes must come back; peaks below --max-gb.
 - diffusers: the single file through diffusers' own converter, tensor by tensor (single_file.py).
 - run: one UNet forward (64x64 latents) and one VAE decode in bf16, from the file.
-- speed: rectiflow and diffusers in turn, 512x512, 4 steps, bf16 (bench_sample.py).
+- speed: rectiflow and diffusers in turn, 512x512, 4 steps, bf16 (bench_sample.py), once with the weights in memory and
+  once with --low-memory.
 """
 
 import argparse
@@ -108,7 +109,9 @@ def speed(args):
         measured([args.rectiflow, "export", "--model", args.work / "bf16", "--format", "diffusers", *out])
     settings = {"pairs": args.pairs, "steps": 4, "size": "512x512", "batch": 1, "rounds": 1, "cfg": args.cfg}
     words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
-    subprocess.run([*command, *words, "--dtype", "bf16", *(["--out", args.out] if args.out else [])], check=True)
+    for name, more in {"speed-bf16": [], "speed-low-memory": ["--low-memory"]}.items():
+        out = ["--out", args.out / f"{name}.json"] if args.out else []
+        subprocess.run([*command, *words, "--dtype", "bf16", *more, *out], check=True)
 
 
 def main():
@@ -119,7 +122,7 @@ def main():
     parser.add_argument("--max-gb", type=float, default=4.0, help="of a conversion's memory")
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--cfg", type=float, default=4.5)
-    parser.add_argument("--out", type=pathlib.Path, help="where the speed's raw numbers go")
+    parser.add_argument("--out", type=pathlib.Path, help="folder for the speed's raw numbers")
     args = parser.parse_args()
     stages = {"convert": convert, "diffusers": diffusers, "run": run, "speed": speed}
     args.work.mkdir(parents=True, exist_ok=True)

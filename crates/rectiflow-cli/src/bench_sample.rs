@@ -54,7 +54,7 @@ pub(crate) struct Args {
     #[arg(long)]
     parameterization: Option<Parameterization>,
     /// Look at weights in their files instead of copying them, where a CPU calculates in the file's dtype: a good half
-    /// of the memory, a fifth slower.
+    /// of the memory, an eighth slower.
     #[arg(long)]
     low_memory: bool,
     /// Where to calculate: cpu, cuda or cuda:N.

@@ -50,8 +50,8 @@ impl Ranks {
             let mut command = command(rank, pinned)?;
             command.args(arguments).envs(Launch::local_environment(rank, ranks, port)).env(STARTED, "1");
             if env::var_os("OMP_NUM_THREADS").is_none() {
-                let cores = thread::available_parallelism().map_or(1, usize::from);
-                command.env("OMP_NUM_THREADS", (cores / ranks).max(1).to_string());
+                let cores = if pinned { 1 } else { thread::available_parallelism().map_or(1, usize::from) / ranks };
+                command.env("OMP_NUM_THREADS", cores.max(1).to_string());
             }
             if rank > 0 || pinned {
                 command.stdout(Stdio::null());

@@ -89,7 +89,7 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value_t = ComputeDtype::Fp32)]
     dtype: ComputeDtype,
     /// Look at weights in their files instead of copying them, where a CPU calculates in the file's dtype: a good half
-    /// of the memory, a fifth slower.
+    /// of the memory, an eighth slower.
     #[arg(long)]
     low_memory: bool,
     /// Where to calculate: cpu, cuda or cuda:N.

@@ -34,6 +34,7 @@ use rectiflow_data::{
     measure,
     order::{BucketRows, DataShape, Mode, Order, OrderSettings},
     prompt::PromptSettings,
+    rng::{Purpose, Rng},
     shard::ObjectWriter,
     token::{Cut, Tokenizer},
 };
@@ -119,18 +120,33 @@ fn order() {
     }
 }
 
-/// Prompts of about 200 tokens on one core.
+/// Prompts of about 200 tokens on one core: of a few words that come again and again, and of all words there are, the
+/// n-th of them about n times as seldom as the first.
 fn tokens() {
-    let text = "a photograph of a small red house beside the quiet river in the early morning light, ".repeat(12);
+    const NUM_WORDS: usize = 50_000;
     let tokenizer = Tokenizer::shared();
-    let ids: usize = tokenizer.chunks(&text).clip_l.len();
-    let (began, cpu, mut count) = (Instant::now(), cpu_secs(), 0);
-    while began.elapsed() < Duration::from_secs(2) {
-        tokenizer.chunks_cut(&text, Cut::Plain);
-        count += 1;
+    let mut rng = Rng::keyed(0, Purpose::Prompt, &[]);
+    let syllables = ["ra", "ti", "no", "el", "mu", "sa", "ke", "vo", "di", "lu", "pe", "an", "or", "is", "fo", "gy"];
+    let syllable = |at: usize| syllables[at % syllables.len()];
+    let word = |at: usize| [at, at / 16, at / 256, at / 4096].map(syllable).concat();
+    let words: Vec<String> = (0..NUM_WORDS).map(word).collect();
+    let mut prompt = |_| {
+        let mut word = || words[(NUM_WORDS as f64).powf(rng.f64()) as usize - 1].as_str();
+        (0..80).map(|_| word()).collect::<Vec<_>>().join(" ")
+    };
+    let varied: Vec<String> = (0..20_000).map(&mut prompt).collect();
+    let few = ["a photograph of a small red house beside the quiet river in the early morning light, ".repeat(12)];
+    for (name, prompts) in [("few", &few[..]), ("varied", &varied)] {
+        let ids: usize = prompts.iter().map(|prompt| tokenizer.ids(prompt).len()).sum();
+        let (began, cpu, mut count) = (Instant::now(), cpu_secs(), 0);
+        while began.elapsed() < Duration::from_secs(2) {
+            tokenizer.chunks_cut(&prompts[count % prompts.len()], Cut::Plain);
+            count += 1;
+        }
+        let rate = count as f64 / (cpu_secs() - cpu);
+        let tokens = ids as f64 / prompts.len() as f64;
+        println!("{}", json!({ "what": "tokens", "words": name, "tokens": tokens, "prompts_per_cpu_sec": rate }));
     }
-    let rate = f64::from(count) / (cpu_secs() - cpu);
-    println!("{}", json!({ "what": "tokens", "chunks": ids, "prompts_per_cpu_sec": rate }));
 }
 
 /// Latents from the page cache.
@@ -151,9 +167,9 @@ fn from_disk(root: &Path) {
 }
 
 /// Pairs of plain reading and the loader, one after the other, so that neighbours disturb both alike.
-const PAIRS: usize = 5;
-/// A pass over the data, so that what comes next is the steady state.
-const WARM_UP_STEPS: usize = 32;
+const PAIRS: usize = 3;
+/// Five passes over the data, so that what comes next is the steady state.
+const WARM_UP_STEPS: usize = 160;
 
 fn over_the_wire(root: &Path) {
     for delay_ms in [0, 20, 50] {
@@ -165,8 +181,8 @@ fn over_the_wire(root: &Path) {
             let sequential = measure::sequential(&source.dataset, SECS).unwrap() / 1e6;
             let sequential_cpu = sequential * began.elapsed().as_secs_f64() / (cpu_secs() - cpu);
             let row_bytes = source.dataset.num_bytes(Split::Train) as f64 / 4096.0;
-            // One lane, whose 0.4 GB ahead are filled in the first of some seconds.
-            let settings = OrderSettings { lanes: Some(1), ..settings(Mode::Window, 8) };
+            // As it comes: eight lanes, whose 2 GB ahead are filled in the first of some seconds.
+            let settings = settings(Mode::Window, 8);
             let mut loader = Loader::new(vec![source], settings, RankOf::ONLY).unwrap();
             for _ in 0..WARM_UP_STEPS {
                 loader.next_step().unwrap();
@@ -206,21 +222,23 @@ fn over_the_wire(root: &Path) {
 /// Resident memory against what docs/streaming.md says, in processes that have not had any yet.
 fn memory(root: &Path) {
     let server = Server::start(root, 0);
-    for lanes in ["1", "2"] {
+    for lanes in ["1", "2", "4"] {
         let child = Command::new(std::env::current_exe().unwrap()).args(["--memory", &server.url, lanes]).status();
         assert!(child.unwrap().success());
     }
 }
 
-/// The same, in such a process: what may be read ahead, three steps, idle buffers.
+/// What a loader needs besides what it reads ahead and delivers: tokenizer, words, connections.
+const BASE_BYTES: u64 = 90_000_000;
+
+/// The same, in such a process.
 fn memory_of(url: &str, lanes: usize) {
     let settings = OrderSettings { lanes: Some(lanes), ..settings(Mode::Window, 8) };
     let source = source(url);
     let before = peak_bytes();
-    let request_bytes = source.dataset.num_bytes(Split::Train) / 4096 * 128;
     let numbers = measure::loader(vec![source], settings, RankOf::ONLY, 4 * SECS).unwrap();
     let step_bytes = numbers.latent_bytes / numbers.steps;
-    let (grown, formula) = (peak_bytes() - before, numbers.read_ahead_bytes + 3 * step_bytes + 8 * request_bytes);
+    let (grown, formula) = (peak_bytes() - before, numbers.read_ahead_bytes + 3 * step_bytes + BASE_BYTES);
     println!(
         "{}",
         json!({ "what": "resident memory", "lanes": lanes, "megabytes": grown as f64 / 1e6,

@@ -108,7 +108,8 @@ pub(crate) struct Batcher {
     split: Split,
     seed: u64,
     tokenizer: &'static Tokenizer,
-    texts: Mutex<HashMap<(u32, u32), Text>>,
+    /// By data set and bucket.
+    texts: Mutex<HashMap<(u32, u32), Arc<Mutex<Option<Text>>>>>,
 }
 
 impl Batcher {
@@ -203,13 +204,14 @@ impl Batcher {
 
     /// A bucket's records, read when they are first asked for.
     fn texts(&self, data: u32, bucket: u32) -> Result<Text> {
-        // Held while reading: whoever else wants this bucket would read the same bytes.
-        let mut texts = self.texts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = texts.get(&(data, bucket)) {
+        let text = self.texts.lock().unwrap_or_else(PoisonError::into_inner).entry((data, bucket)).or_default().clone();
+        // Held while reading: whoever else wants this bucket would read the same bytes. Other buckets are free.
+        let mut text = text.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = &*text {
             return Ok(known.clone());
         }
         let read = Arc::new(self.sources[data as usize].dataset.records(self.split, bucket)?);
-        texts.insert((data, bucket), read.clone());
+        *text = Some(read.clone());
         Ok(read)
     }
 }

@@ -1,67 +1,136 @@
-//! Memory of request bodies, used again: a fresh 16 MB costs the kernel as much time as copying into it.
+//! Large memory, used again: a fresh 16 MB costs the kernel as much time as copying into it.
 //!
-//! A body goes back to the pool when the last of its blocks is dropped. The pool keeps a few; the rest is freed.
+//! A buffer goes back to its pool when the last part of its content is dropped. The pool holds, lent and idle together,
+//! no more than was ever lent at one time: whoever limits what is lent limits what is held.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    collections::VecDeque,
+    fmt,
+    ops::{Deref, DerefMut},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use bytes::Bytes;
 
 /// Smaller bodies are not worth keeping.
 const LEAST_BYTES: usize = 1 << 20;
 
-/// Buffers that wait for a body. Clones share them.
-#[derive(Debug, Clone)]
-pub(crate) struct Buffers {
-    idle: Arc<Mutex<Vec<Vec<u8>>>>,
-    most: usize,
+/// Buffers that wait for content. Clones share them.
+pub(crate) struct Buffers<T>(Arc<Mutex<Pool<T>>>);
+
+struct Pool<T> {
+    /// The one that has waited longest first.
+    idle: VecDeque<Vec<T>>,
+    /// Room of the idle ones.
+    idle_len: usize,
+    /// Room of those that are lent.
+    lent_len: usize,
+    /// The largest that `lent_len` has been.
+    most_lent_len: usize,
 }
 
-impl Buffers {
-    /// A pool that keeps at most so many.
-    pub(crate) fn new(most: usize) -> Self {
-        Self { idle: Arc::default(), most }
+impl<T> Buffers<T> {
+    fn lock(&self) -> MutexGuard<'_, Pool<T>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An empty buffer with room for `len` bytes.
-    pub(crate) fn take(&self, len: usize) -> Vec<u8> {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+    /// An empty buffer with room for `len` values.
+    pub(crate) fn take(&self, len: usize) -> Lent<T> {
+        let mut pool = self.lock();
         // Not one that is much too large: the rest of it would be held for nothing.
-        let fits = |buffer: &Vec<u8>| (len..=len.saturating_mul(2)).contains(&buffer.capacity());
-        match idle.iter().rposition(fits) {
-            Some(at) => idle.swap_remove(at),
-            None => Vec::with_capacity(len),
-        }
+        let fits = |buffer: &Vec<T>| (len..=len.saturating_mul(2)).contains(&buffer.capacity());
+        let found = pool.idle.iter().rposition(fits).and_then(|at| pool.idle.remove(at));
+        pool.idle_len -= found.as_ref().map_or(0, Vec::capacity);
+        let values = found.unwrap_or_else(|| Vec::with_capacity(len));
+        pool.lent_len += values.capacity();
+        pool.most_lent_len = pool.most_lent_len.max(pool.lent_len);
+        pool.drop_surplus();
+        let lent_len = values.capacity();
+        Lent { values, lent_len, pool: self.clone() }
     }
 
-    /// A buffer's bytes, which come back when the last part of them is dropped.
-    pub(crate) fn lend(&self, bytes: Vec<u8>) -> Bytes {
-        if bytes.capacity() < LEAST_BYTES {
-            bytes.into()
-        } else {
-            Bytes::from_owner(Lent { bytes, pool: self.clone() })
+    fn take_back(&self, mut values: Vec<T>, lent_len: usize) {
+        values.clear();
+        let mut pool = self.lock();
+        pool.lent_len -= lent_len;
+        // What was given away for good leaves nothing.
+        if values.capacity() > 0 {
+            pool.idle_len += values.capacity();
+            pool.idle.push_back(values);
+            pool.drop_surplus();
         }
     }
 }
 
-struct Lent {
-    bytes: Vec<u8>,
-    pool: Buffers,
+impl<T> Pool<T> {
+    /// Frees idle buffers until no more is held than was ever lent.
+    fn drop_surplus(&mut self) {
+        while self.lent_len + self.idle_len > self.most_lent_len
+            && let Some(oldest) = self.idle.pop_front()
+        {
+            self.idle_len -= oldest.capacity();
+        }
+    }
 }
 
-impl AsRef<[u8]> for Lent {
+impl<T> Default for Buffers<T> {
+    fn default() -> Self {
+        let pool = Pool { idle: VecDeque::new(), idle_len: 0, lent_len: 0, most_lent_len: 0 };
+        Self(Arc::new(Mutex::new(pool)))
+    }
+}
+
+impl<T> Clone for Buffers<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<T> fmt::Debug for Buffers<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let pool = self.lock();
+        f.debug_struct("Buffers").field("idle", &pool.idle.len()).field("lent_len", &pool.lent_len).finish()
+    }
+}
+
+/// A buffer, until it is dropped.
+pub(crate) struct Lent<T> {
+    values: Vec<T>,
+    /// Its room when it was lent.
+    lent_len: usize,
+    pool: Buffers<T>,
+}
+
+impl Lent<u8> {
+    /// Its bytes, shared by parts of them.
+    pub(crate) fn into_bytes(mut self) -> Bytes {
+        if self.capacity() < LEAST_BYTES { std::mem::take(&mut self.values).into() } else { Bytes::from_owner(self) }
+    }
+}
+
+impl<T> Deref for Lent<T> {
+    type Target = Vec<T>;
+
+    fn deref(&self) -> &Vec<T> {
+        &self.values
+    }
+}
+
+impl<T> DerefMut for Lent<T> {
+    fn deref_mut(&mut self) -> &mut Vec<T> {
+        &mut self.values
+    }
+}
+
+impl AsRef<[u8]> for Lent<u8> {
     fn as_ref(&self) -> &[u8] {
-        &self.bytes
+        &self.values
     }
 }
 
-impl Drop for Lent {
+impl<T> Drop for Lent<T> {
     fn drop(&mut self) {
-        let mut bytes = std::mem::take(&mut self.bytes);
-        bytes.clear();
-        let mut idle = self.pool.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() < self.pool.most {
-            idle.push(bytes);
-        }
+        self.pool.take_back(std::mem::take(&mut self.values), self.lent_len);
     }
 }
 
@@ -69,27 +138,46 @@ impl Drop for Lent {
 mod tests {
     use super::*;
 
+    fn body(pool: &Buffers<u8>, len: usize) -> Bytes {
+        let mut buffer = pool.take(len);
+        assert!(buffer.is_empty() && buffer.capacity() >= len);
+        buffer.resize(len, 7);
+        buffer.into_bytes()
+    }
+
+    fn idle(pool: &Buffers<u8>) -> Vec<usize> {
+        pool.lock().idle.iter().map(|buffer| buffer.capacity() / LEAST_BYTES).collect()
+    }
+
     #[test]
     fn a_buffer_comes_back_with_the_last_part_of_it() {
-        let pool = Buffers::new(1);
-        let idle = || pool.idle.lock().unwrap().len();
-        let body = |len: usize| {
-            let mut buffer = pool.take(len);
-            assert!(buffer.is_empty() && buffer.capacity() >= len);
-            buffer.resize(len, 7);
-            pool.lend(buffer)
-        };
-        let mut whole = body(LEAST_BYTES);
+        let pool = Buffers::default();
+        let mut whole = body(&pool, LEAST_BYTES);
         let part = whole.split_to(9);
         drop(whole);
-        assert_eq!((idle(), &part[..]), (0, &[7; 9][..]));
+        assert_eq!((idle(&pool), &part[..]), (vec![], &[7; 9][..]));
         drop(part);
-        assert_eq!(idle(), 1);
-        // Used again where it fits; no more is kept than is allowed, and nothing small.
-        let both = [body(LEAST_BYTES - 9), body(3 * LEAST_BYTES)];
-        assert_eq!(idle(), 0);
-        drop(both);
-        drop(body(10));
-        assert_eq!(idle(), 1);
+        assert_eq!(idle(&pool), [1]);
+        // What is nearly as large is used again.
+        let near = body(&pool, LEAST_BYTES / 4 * 3);
+        assert!(idle(&pool).is_empty());
+        drop(near);
+    }
+
+    #[test]
+    fn no_more_is_held_than_was_lent_at_one_time() {
+        let pool = Buffers::default();
+        drop([body(&pool, LEAST_BYTES), body(&pool, 3 * LEAST_BYTES)]);
+        assert_eq!(idle(&pool), [1, 3]);
+        let large = body(&pool, 4 * LEAST_BYTES);
+        assert!(idle(&pool).is_empty());
+        drop(large);
+        assert_eq!(idle(&pool), [4]);
+        // The large one is too large for it, and both are more than there ever were.
+        let small = body(&pool, LEAST_BYTES);
+        assert!(idle(&pool).is_empty());
+        drop((small, body(&pool, 10)));
+        assert_eq!(idle(&pool), [1]);
+        assert_eq!(pool.lock().lent_len, 0);
     }
 }

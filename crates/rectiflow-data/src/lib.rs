@@ -52,6 +52,7 @@ mod text_shard;
 pub mod token;
 mod uses;
 pub mod window;
+mod words;
 
 pub use dataset::{BucketShape, Dataset};
 pub use error::{Error, Result};

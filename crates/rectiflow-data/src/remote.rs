@@ -108,7 +108,7 @@ pub(crate) struct Remote {
     url: Arc<str>,
     network: Arc<Network>,
     permits: Arc<Semaphore>,
-    buffers: Buffers,
+    buffers: Buffers<u8>,
 }
 
 /// Why an attempt failed: whether another one may succeed.
@@ -133,8 +133,8 @@ impl Remote {
         let store = store.ok_or_else(|| known.to_owned())?;
         let (network, permits) = (Arc::new(network.clone()), Arc::new(Semaphore::new(network.concurrency)));
         let parsed = Arc::new((scheme, url.clone()));
-        let (url, buffers) = (text.trim_end_matches('/').into(), Buffers::new(network.concurrency / 2));
-        Ok(Self { store, parsed, prefix, url, network, permits, buffers })
+        let url = text.trim_end_matches('/').into();
+        Ok(Self { store, parsed, prefix, url, network, permits, buffers: Buffers::default() })
     }
 
     /// A client for writing the object `name`, and its key. It has the library's own retries, since a write is not
@@ -257,7 +257,7 @@ impl Remote {
         }
         let expected = range.map_or(expected, |range| range.end - range.start);
         if bytes.len() as u64 == expected {
-            return Ok(self.buffers.lend(bytes));
+            return Ok(bytes.into_bytes());
         }
         let reason = format!("the body has {} bytes, expected {expected}", bytes.len());
         Err(Failure::Passing(Reason::Words(reason)))

@@ -26,6 +26,8 @@ use tokenizers::{
     },
 };
 
+use crate::words::Words;
+
 /// Tokens of text in a chunk.
 pub const CHUNK_TOKENS: usize = 75;
 /// Ids in a chunk: BOS, up to 75 tokens, EOS and padding.
@@ -43,6 +45,8 @@ const EOS_TEXT: &str = "<|endoftext|>";
 const COMMA: u32 = 267;
 /// How far back A1111's user interface looks for a comma, by default.
 const COMMA_BACKTRACK: usize = 20;
+/// White space beyond doubt. What else may be one is left to the tokenizer.
+const SPACES: [char; 4] = [' ', '\t', '\r', '\n'];
 /// The words that CLIP's byte-pair encoding works on.
 const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 
@@ -96,6 +100,7 @@ pub struct TokenChunks {
 /// CLIP's tokenizer, usable from many threads. Building it takes about 0.1 s; [`Tokenizer::shared`] does so once.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    known: Words,
 }
 
 impl fmt::Debug for Tokenizer {
@@ -132,7 +137,7 @@ impl Tokenizer {
             .with_pre_tokenizer(Some(PreTokenizers::new(vec![split.into(), ByteLevel::new(false, true, true).into()])));
         let special = [BOS_TEXT, EOS_TEXT].map(|text| AddedToken::from(text, true));
         inner.add_special_tokens(special).expect("both are in the vocabulary");
-        Self { inner }
+        Self { inner, known: Words::default() }
     }
 
     /// The process's tokenizer, built at the first call.
@@ -143,6 +148,15 @@ impl Tokenizer {
 
     /// The ids of a text, without BOS and EOS, uncut.
     pub fn ids(&self, text: &str) -> Vec<u32> {
+        let mut ids = Vec::with_capacity(text.len() / 3);
+        // Nothing reaches over a space: not the words' expression, no composed letter, no special token.
+        for word in text.split(SPACES).filter(|word| !word.is_empty()) {
+            self.known.append(word, &mut ids, |word| self.encode(word));
+        }
+        ids
+    }
+
+    fn encode(&self, text: &str) -> Vec<u32> {
         let encoding = self.inner.encode_fast(text, false);
         encoding.expect("byte-level encoding has an id for every byte").get_ids().to_vec()
     }
@@ -275,6 +289,7 @@ pub fn tokenizer_files(which: Clip) -> Vec<(&'static str, Vec<u8>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rng::{Purpose, Rng};
 
     #[test]
     fn merges_are_those_of_the_source() {
@@ -283,6 +298,60 @@ mod tests {
         let tokens = vocabulary();
         assert_eq!(tokens.len(), 49_408);
         assert_eq!((tokens[0].as_str(), tokens[COMMA as usize].as_str()), ("!", ",</w>"));
+    }
+
+    #[test]
+    fn word_by_word_is_as_the_whole_text() {
+        let tokenizer = Tokenizer::new();
+        // Marks that compose, letters whose case depends on their neighbours, other white space, special tokens.
+        let pieces = [
+            "a",
+            "Cat's",
+            " ",
+            "\t",
+            "\n",
+            "\r\n",
+            "  ",
+            "\u{a0}",
+            "\u{3000}",
+            "\u{2028}",
+            "\u{85}",
+            "\u{200b}",
+            "\u{b}",
+            "e",
+            "\u{301}",
+            "\u{338}",
+            "\u{327}",
+            "ΌΔΟΣ",
+            "Σ",
+            "İ",
+            "'",
+            "'s",
+            "'LL",
+            "re",
+            "12",
+            ",",
+            "!!",
+            "<|endoftext|>",
+            "<|startof",
+            "text|>",
+            "日本語",
+            "🙂",
+            "\u{200d}",
+            "ﬁ",
+            "Ǆ",
+            "가",
+            "\u{1100}",
+            "\u{1161}",
+            "\0",
+            "－",
+        ];
+        let mut rng = Rng::keyed(7, Purpose::Prompt, &[]);
+        for _ in 0..20_000 {
+            let num_pieces = rng.below(9);
+            let text: String = (0..num_pieces).map(|_| pieces[rng.below(pieces.len() as u64) as usize]).collect();
+            assert_eq!(tokenizer.ids(&text), tokenizer.encode(&text), "{text:?}");
+        }
     }
 
     #[test]

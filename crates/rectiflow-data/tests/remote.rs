@@ -10,7 +10,7 @@ use std::{
     fs,
     ops::Range,
     path::Path,
-    sync::Arc,
+    sync::{Arc, Condvar, Mutex},
     time::{Duration, Instant},
 };
 
@@ -64,6 +64,30 @@ fn a_small_remote_data_set_is_as_good_as_a_local_one() {
     };
     assert_eq!(test(&remote), test(&local));
     (0..remote.dataset.manifest().objects.len()).for_each(|object| remote.dataset.verify_object(object).unwrap());
+}
+
+#[test]
+fn a_fixed_pass_asks_for_many_buckets_at_a_time() {
+    let root = tempfile::tempdir().unwrap();
+    let buckets: Vec<_> = (1..=16).map(|side| (8 * side, 16, 0, 3)).collect();
+    pack(root.path(), &buckets, 0, "a");
+    // No request for a file is answered before eight of its kind are there.
+    let arrived = Arc::new((Mutex::new([0; 2]), Condvar::new()));
+    let (counts, patience) = (arrived.clone(), Duration::from_secs(10));
+    let wait = move |request: &Request| {
+        let part = ["text/", "latents/"].iter().position(|part| request.name.starts_with(part))?;
+        let mut count = counts.0.lock().unwrap();
+        count[part] += 1;
+        counts.1.notify_all();
+        let (_held, timeout) = counts.1.wait_timeout_while(count, patience, |count| count[part] < 8).unwrap();
+        timeout.timed_out().then_some(Fault::Status(403))
+    };
+    let server = ObjectServer::start(root.path(), wait);
+    // With the usual patience, that of `open` is short.
+    let dataset = Arc::new(Dataset::open(server.url()).unwrap());
+    let batches = test_batches(&[Source { dataset, ..source(root.path()) }], 4, SEED, RankOf::ONLY).unwrap();
+    let ids: HashSet<_> = batches.flat_map(|batch| batch.unwrap().ids).collect();
+    assert_eq!((ids.len(), *arrived.0.lock().unwrap()), (48, [16, 16]));
 }
 
 #[test]

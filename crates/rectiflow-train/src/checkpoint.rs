@@ -2,13 +2,15 @@
 //!
 //! ```text
 //! RUN/checkpoints/step-00000500/
-//!   state.json                     position, order, identities, where the frozen parts are (format version 3)
+//!   state.json                     position, order, identities, where the frozen parts are (format version 4)
 //!   recipe.toml                    the recipe with every default written out
 //!   unet/config.json, unet/diffusion_pytorch_model.safetensors          fp32, diffusers' names
 //!   text_encoder/..., text_encoder_2/...                                only where they are trained
 //!   optimizer.safetensors          "mean" and "mean_square" [n] fp32, in the order of state.json's `layout`; of R ranks
-//!                                  with parts of their own optimizer-00001-of-0000R.safetensors and so on, equal parts
-//!                                  of that vector in the order of the ranks, the last ones perhaps shorter
+//!                                  with parts of their own optimizer-00001-of-0000R.safetensors and so on: of each of
+//!                                  the buckets of state.json's `buckets` (lengths, in order) that rank's piece, one
+//!                                  behind the other; a bucket of l elements has pieces of ceil(l / R), the last ones
+//!                                  perhaps shorter
 //!   ema/                           only with `ema`: state.json and the averaged weights, a model like the folder itself
 //!   BLAKE3SUMS                     hash and name of every other file, as the program b3sum writes and checks them
 //! ```
@@ -17,7 +19,7 @@
 //! the one before. Frozen components are named by path and hash instead of being copied. Before a run goes on from a
 //! checkpoint every file is checked; a damaged one is set aside (`step-00000500.damaged`) and the one before is used.
 //!
-//! Format 2 had one optimiser file always. Format 1 had neither sums nor `ema/`, nor what a branch and the guard need; it can be read.
+//! Format 3 had no buckets: the whole vector was one. Format 2 had one optimiser file always. Format 1 had neither sums nor `ema/`, nor what a branch and the guard need; it can be read.
 
 use std::{
     collections::BTreeMap,
@@ -45,11 +47,11 @@ use crate::{
     exchange::Exchange,
     flat::{Slice, part},
     guard::GuardState,
+    partition::Partition,
     state::{Position, TrainState},
-    workers::Workers,
 };
 
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
 const STATE: &str = "state.json";
 const RECIPE: &str = "recipe.toml";
 const OPTIMIZER: &str = "optimizer.safetensors";
@@ -79,6 +81,9 @@ pub struct Saved {
     /// Files that the optimiser's memory is in: one, or one for each rank.
     #[serde(default = "one")]
     pub shards: usize,
+    /// Lengths of the buckets of which each of those files has a piece; none: all is one bucket.
+    #[serde(default)]
+    pub buckets: Vec<i64>,
     /// Epochs of the data that have been passed, with the part of the last one.
     #[serde(default)]
     pub epochs: f64,
@@ -263,7 +268,6 @@ pub(crate) struct Save<'a> {
     pub(crate) trained: &'a [Trained],
     pub(crate) state: &'a TrainState,
     pub(crate) exchange: &'a Exchange<'a>,
-    pub(crate) workers: &'a Workers,
 }
 
 impl Save<'_> {
@@ -271,14 +275,13 @@ impl Save<'_> {
     fn write(&self, folder: &Path) -> Result<()> {
         let Self { saved, exchange, state, .. } = self;
         let comm = exchange.comm;
-        let mut own = comm.all_could(self.write_own(folder))?;
-        if state.average.is_some() {
-            exchange.swap_average(state, self.workers)?;
-            let model = Saved { layout: Vec::new(), ..(*saved).clone() };
-            let written = if comm.is_first() { self.write_model(&folder.join(EMA), &model) } else { Ok(()) };
-            let written = comm.all_could(written);
-            exchange.swap_average(state, self.workers)?;
-            written?;
+        let values = comm.collect(&state.parameters.masters, &state.parameters.partition)?;
+        let mut own = comm.all_could(self.write_own(folder, values))?;
+        if let Some(average) = &state.average {
+            let model = Saved { layout: Vec::new(), buckets: Vec::new(), ..(*saved).clone() };
+            let values = comm.collect(average, &state.parameters.partition)?;
+            let write = |values| self.write_model(&folder.join(EMA), &model, &values);
+            comm.all_could(values.map_or(Ok(()), write))?;
             if comm.is_first() {
                 collect_files(&folder.join(EMA), &format!("{EMA}/"), &mut own)?;
             }
@@ -293,13 +296,14 @@ impl Save<'_> {
         })
     }
 
-    /// Writes what this rank has to write, but for the averaged weights; gives the names of the files.
-    fn write_own(&self, folder: &Path) -> Result<Vec<String>> {
+    /// Writes what this rank has to write, but for the averaged weights: `values` `[n]` are the masters, on rank 0. Gives
+    /// the names of the files.
+    fn write_own(&self, folder: &Path, values: Option<Tensor>) -> Result<Vec<String>> {
         let Self { saved, exchange, state, .. } = self;
         let rank = exchange.comm.rank().rank;
         let mut names = Vec::new();
-        if exchange.comm.is_first() {
-            self.write_model(folder, saved)?;
+        if let Some(values) = values {
+            self.write_model(folder, saved, &values)?;
             write_bytes(&folder.join(RECIPE), self.recipe.as_bytes())?;
             names.extend([STATE.to_owned(), RECIPE.to_owned()]);
             for part in self.trained {
@@ -316,15 +320,15 @@ impl Save<'_> {
         Ok(names)
     }
 
-    /// Writes what makes a folder a model: `state.json` and the trained components, with the values of now.
-    fn write_model(&self, folder: &Path, saved: &Saved) -> Result<()> {
+    /// Writes what makes a folder a model: `state.json` and the trained components, with the values `[n]`.
+    fn write_model(&self, folder: &Path, saved: &Saved, values: &Tensor) -> Result<()> {
         let parameters = &self.state.parameters;
         for part in self.trained {
             let folder = folder.join(part.component.folder());
             fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
             write_bytes(&folder.join("config.json"), &part.config)?;
             let tensors: Vec<(&str, Tensor)> = slices_of(&parameters.slices, part.component)
-                .map(|(name, slice)| (name, view(&parameters.values, slice)))
+                .map(|(name, slice)| (name, view(values, slice)))
                 .collect();
             let tensors = tensors.iter().map(|(name, tensor)| (*name, tensor));
             write_tensors(&folder.join(part.component.weights_name()), tensors, None, &[("format", "pt")])?;
@@ -422,6 +426,11 @@ impl Saved {
     /// What a new checkpoint of `state` says.
     pub(crate) fn layout(slices: &[Slice]) -> Vec<(String, Vec<i64>)> {
         slices.iter().map(|slice| (slice.name.clone(), slice.shape.clone())).collect()
+    }
+
+    /// Lengths of a partition's buckets.
+    pub(crate) fn bucket_lengths(partition: &Partition) -> Vec<i64> {
+        partition.buckets().iter().map(|bucket| bucket.range.end - bucket.range.start).collect()
     }
 
     /// Version of the format that this program writes.

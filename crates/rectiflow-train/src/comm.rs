@@ -1,18 +1,24 @@
 //! Collectives between the ranks of a run: one interface, for one rank alone, for processors (Gloo) and for GPUs (NCCL).
 //!
-//! All ranks make the same calls in the same order. Vectors go in rounds of a few megabytes. A sum is made in the order
+//! All ranks make the same calls in the same order. Vectors go bucket by bucket (`partition`). A sum is made in the order
 //! of the ranks where this file makes it (Gloo), and comes out alike on all ranks in any case. A call that fails says
 //! which rank is to blame and what that rank was doing (`pulse`); after that nothing works any more, and the
 //! process should end.
+//!
+//! A reduce-scatter and an all-gather can be begun and waited for later, on another thread too, while this one calculates.
 //!
 //! Gloo's own reduce-scatter is an all-reduce of the whole vector, twice the traffic: here it is an exchange of pieces
 //! (all-to-all) and a sum of R pieces.
 
 use std::{
-    cell::{Cell, RefCell},
     collections::BTreeMap,
     mem::forget,
     net::{ToSocketAddrs, UdpSocket},
+    ops::Range,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -25,7 +31,7 @@ use crate::{
     error::{Error, Result},
     flat::part,
     launch::{Launch, RanksConfig},
-    partition::Partition,
+    partition::{Bucket, Partition},
     pulse::Pulse,
 };
 
@@ -64,14 +70,18 @@ pub struct Traffic {
     pub bytes: BTreeMap<Collective, u64>,
     /// Seconds in collectives, waiting for slower ranks included.
     pub secs: f64,
+    /// Seconds in which messages were under way while this rank calculated.
+    pub hidden_secs: f64,
 }
 
 /// The ranks of a run, as one of them sees them.
 #[derive(Debug)]
 pub struct Comm {
     rank: RankOf,
+    /// The ranks on this machine.
+    machine: Range<usize>,
     peers: Option<Peers>,
-    traffic: RefCell<Traffic>,
+    traffic: Mutex<Traffic>,
 }
 
 #[derive(Debug)]
@@ -84,15 +94,32 @@ struct Peers {
     timeout: Duration,
     pulse: Pulse,
     serves_store: bool,
-    broken: Cell<bool>,
-    /// Where a round is laid out, and where it arrives.
-    buffers: [Buffer; 2],
+    broken: AtomicBool,
+    /// Where messages arrive: memory taken anew each time would be zeroed by the system each time.
+    spare: Mutex<Vec<Tensor>>,
     // Last: the group and the pulse have to end before the store that this process may serve.
     _store: Store,
 }
 
-/// Elements of all parts together in one round: 64 MiB of fp32.
-const ROUND: i64 = 1 << 24;
+/// A collective that has begun. One that is dropped before it is done is left to itself.
+#[derive(Debug)]
+pub struct Pending {
+    collective: Collective,
+    work: Option<Work>,
+    sent: Tensor,
+    found: Tensor,
+    /// Memory that `found` is in, to be given back.
+    spare: Option<Tensor>,
+    began: Instant,
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        // It may still be writing into its tensors, which the work keeps.
+        forget(self.work.take());
+    }
+}
+
 /// A collective in progress is left alone for so long before others' failures are looked at.
 const GLANCE: Duration = Duration::from_millis(100);
 /// Rank 0 ends so much later than it could, where it serves the store in which the others read why.
@@ -101,7 +128,7 @@ const LINGER: Duration = Duration::from_secs(2);
 impl Comm {
     /// One rank alone: every collective is done as soon as it is begun.
     pub fn alone() -> Self {
-        Self { rank: RankOf::ONLY, peers: None, traffic: RefCell::default() }
+        Self { rank: RankOf::ONLY, machine: 0..1, peers: None, traffic: Mutex::default() }
     }
 
     /// Meets the other ranks.
@@ -137,16 +164,21 @@ impl Comm {
             timeout: config.timeout(),
             pulse: Pulse::start(own, *rank),
             serves_store,
-            broken: Cell::new(false),
-            buffers: Default::default(),
+            broken: AtomicBool::new(false),
+            spare: Mutex::default(),
             _store: store,
         };
-        Ok(Self { rank: *rank, peers: Some(peers), traffic: RefCell::default() })
+        Ok(Self { rank: *rank, machine: launch.machine.clone(), peers: Some(peers), traffic: Mutex::default() })
     }
 
     /// Which of how many.
     pub fn rank(&self) -> RankOf {
         self.rank
+    }
+
+    /// The ranks on this machine, this one among them.
+    pub fn machine(&self) -> Range<usize> {
+        self.machine.clone()
     }
 
     /// Whether this rank does what only one does: the console, the lock, the names of checkpoints.
@@ -170,29 +202,31 @@ impl Comm {
 
     /// What was sent since the last call.
     pub fn take_traffic(&self) -> Traffic {
-        self.traffic.take()
+        std::mem::take(&mut *locked(&self.traffic))
     }
 
     /// Seconds of it.
     pub(crate) fn traffic_secs(&self) -> f64 {
-        self.traffic.borrow().secs
+        locked(&self.traffic).secs
     }
 
-    /// Sums a contiguous tensor over all ranks, in place; bit for bit the same on all of them.
+    /// Begins to sum a contiguous tensor over all ranks, in place; bit for bit the same on all of them.
     ///
     /// # Errors
     /// [`Error::Collective`].
-    pub fn all_reduce(&self, vector: &Tensor) -> Result<()> {
-        let Some(peers) = &self.peers else { return Ok(()) };
-        let flat = vector.view([-1]);
-        let length = flat.numel() as i64;
-        for start in (0..length).step_by(ROUND as usize) {
-            let piece = part(&flat, &(start..length.min(start + ROUND)));
-            self.finish(Collective::AllReduce, &piece, peers.group()?.all_reduce(&piece))?;
-        }
-        let ranks = self.rank.ranks as u64;
-        self.count(Collective::AllReduce, 2 * bytes_of(vector) * (ranks - 1) / ranks);
-        Ok(())
+    pub fn begin_all_reduce(&self, bucket: Tensor) -> Result<Pending> {
+        let Some(peers) = &self.peers else { return Ok(Pending::done(Collective::AllReduce, bucket)) };
+        let (work, ranks) = (peers.group()?.all_reduce(&bucket), self.rank.ranks as u64);
+        self.count(Collective::AllReduce, 2 * bytes_of(&bucket) * (ranks - 1) / ranks);
+        self.begun(Collective::AllReduce, bucket.shallow_clone(), bucket, work)
+    }
+
+    /// Waits until it is done.
+    ///
+    /// # Errors
+    /// [`Error::Collective`].
+    pub fn end_all_reduce(&self, mut pending: Pending) -> Result<()> {
+        self.settle(&mut pending)
     }
 
     /// Makes a contiguous tensor what rank `from` has.
@@ -207,97 +241,133 @@ impl Comm {
         Ok(())
     }
 
-    /// Makes this rank's part of `vector` `[n]` the sum of all ranks'. The other parts stay as they are.
+    /// Begins to sum up a bucket `[R c]` over all ranks, of which this rank wants its own piece `[c]`.
     ///
     /// # Errors
     /// [`Error::Collective`].
-    pub fn reduce_scatter(&self, vector: &Tensor, partition: &Partition) -> Result<()> {
-        let fill = |range: &std::ops::Range<i64>, mut place: Tensor| place.copy_(&part(vector, range));
-        let add = |range: &std::ops::Range<i64>, sum: &Tensor| part(vector, range).copy_(sum);
-        self.reduce_scatter_from((vector.kind(), vector.device()), partition, &fill, &add)
+    pub fn begin_reduce_scatter(&self, bucket: Tensor) -> Result<Pending> {
+        let Some(peers) = &self.peers else { return Ok(Pending::done(Collective::ReduceScatter, bucket)) };
+        let (group, ranks) = (peers.group()?, self.rank.ranks as i64);
+        self.count(Collective::ReduceScatter, bytes_of(&bucket) / ranks as u64 * (ranks as u64 - 1));
+        let (len, kind, device) = (bucket.numel() as i64, bucket.kind(), bucket.device());
+        if peers.transport == Transport::Nccl {
+            let found = Tensor::empty([len / ranks], (kind, device));
+            let work = group.reduce_scatter(&found, &bucket);
+            return self.begun(Collective::ReduceScatter, bucket, found, work);
+        }
+        let spare = peers.take(len, kind, device);
+        let found = part(&spare, &(0..len));
+        let work = group.all_to_all(&found, &bucket);
+        let mut pending = self.begun(Collective::ReduceScatter, bucket, found, work)?;
+        pending.spare = Some(spare);
+        Ok(pending)
     }
 
-    /// As [`Self::reduce_scatter`] of a vector of this kind that need not exist as a whole: `fill` writes a range of it,
-    /// all of it, into a place, `take` is given the sum of a range of this rank's part.
+    /// Ends it: `take` is given this rank's piece of the sum.
     ///
     /// # Errors
     /// [`Error::Collective`].
-    pub(crate) fn reduce_scatter_from(
-        &self,
-        (kind, device): (Kind, Device),
-        partition: &Partition,
-        fill: &dyn Fn(&std::ops::Range<i64>, Tensor),
-        take: &dyn Fn(&std::ops::Range<i64>, &Tensor),
-    ) -> Result<()> {
-        let ranks = self.rank.ranks as i64;
-        let Some(peers) = &self.peers else {
-            let whole = partition.of(0);
-            let sum = Tensor::empty([whole.end], (kind, device));
-            fill(&whole, sum.shallow_clone());
-            take(&whole, &sum);
-            return Ok(());
-        };
-        for round in partition.rounds(ROUND) {
-            let length = round.end - round.start;
-            let pieces = peers.buffers[0].take(ranks * length, kind, device).view([ranks, length]);
-            for rank in 0..self.rank.ranks {
-                let (range, row) = (partition.at(rank, &round), pieces.get(rank as i64));
-                let filled = range.end - range.start;
-                no_grad(|| {
-                    fill(&range, row.narrow(0, 0, filled));
-                    let _ = row.narrow(0, filled, length - filled).zero_();
-                });
+    pub fn end_reduce_scatter(&self, mut pending: Pending, take: impl FnOnce(&Tensor)) -> Result<()> {
+        self.settle(&mut pending)?;
+        no_grad(|| {
+            let (Some(peers), Some(spare)) = (&self.peers, pending.spare.take()) else {
+                take(&pending.found);
+                return;
+            };
+            let rows = pending.found.view([self.rank.ranks as i64, -1]);
+            let mut sum = rows.get(0);
+            for rank in 1..self.rank.ranks as i64 {
+                sum += rows.get(rank);
             }
-            let sum = no_grad(|| self.sum_of_pieces(peers, &pieces))?;
-            let own = partition.at(self.rank.rank, &round);
-            no_grad(|| take(&own, &sum.narrow(0, 0, own.end - own.start)));
-            self.count(Collective::ReduceScatter, bytes_of(&pieces) / ranks as u64 * (ranks as u64 - 1));
-        }
+            take(&sum);
+            peers.give_back(spare);
+        });
         Ok(())
     }
 
-    /// The sum over ranks of this rank's row of `pieces` `[R, k]`: `[k]`.
-    fn sum_of_pieces(&self, peers: &Peers, pieces: &Tensor) -> Result<Tensor> {
-        let group = peers.group()?;
-        if peers.transport == Transport::Nccl {
-            let sum = pieces.get(0).empty_like();
-            self.finish(Collective::ReduceScatter, pieces, group.reduce_scatter(&sum, pieces))?;
-            return Ok(sum);
-        }
-        let [ranks, length] = [pieces.size()[0], pieces.size()[1]];
-        let received = peers.buffers[1].take(ranks * length, pieces.kind(), pieces.device()).view([ranks, length]);
-        self.finish(Collective::ReduceScatter, pieces, group.all_to_all(&received, pieces))?;
-        let mut sum = received.get(0);
-        for rank in 1..ranks {
-            sum += received.get(rank);
-        }
-        Ok(sum)
+    /// Begins to make `all` `[R c]` the pieces `[c]` of all ranks.
+    ///
+    /// # Errors
+    /// [`Error::Collective`].
+    pub fn begin_all_gather(&self, all: &Tensor, piece: Tensor) -> Result<Pending> {
+        let Some(peers) = &self.peers else {
+            no_grad(|| all.shallow_clone().copy_(&piece));
+            return Ok(Pending::done(Collective::AllGather, piece));
+        };
+        let work = peers.group()?.all_gather(all, &piece);
+        self.count(Collective::AllGather, bytes_of(&piece) * (self.rank.ranks as u64 - 1));
+        self.begun(Collective::AllGather, piece, all.shallow_clone(), work)
     }
 
-    /// Makes every part of `vector` `[n]` what the rank has that owns it.
+    /// Waits until it is done.
+    ///
+    /// # Errors
+    /// [`Error::Collective`].
+    pub fn end_all_gather(&self, mut pending: Pending) -> Result<()> {
+        self.settle(&mut pending)
+    }
+
+    fn begun(
+        &self,
+        collective: Collective,
+        sent: Tensor,
+        found: Tensor,
+        work: std::result::Result<Work, String>,
+    ) -> Result<Pending> {
+        let work = work.map_err(|reason| self.failed(collective, &sent, reason))?;
+        Ok(Pending { collective, work: Some(work), sent, found, spare: None, began: Instant::now() })
+    }
+
+    /// Makes every piece of `vector` `[n]` what the rank has that owns it.
     ///
     /// # Errors
     /// [`Error::Collective`].
     pub fn all_gather(&self, vector: &Tensor, partition: &Partition) -> Result<()> {
+        let own = |bucket: &Bucket| part(vector, &bucket.of(self.rank.rank));
+        self.gather_buckets(partition, (vector.kind(), vector.device()), own, |bucket, all| {
+            part(vector, &bucket.range).copy_(&all);
+        })
+    }
+
+    /// A vector `[n]`, on rank 0 and its processor, of which every rank has what it owns in `own`. `None` on other ranks.
+    ///
+    /// # Errors
+    /// [`Error::Collective`].
+    pub(crate) fn collect(&self, own: &Tensor, partition: &Partition) -> Result<Option<Tensor>> {
+        if partition.ranks() == 1 {
+            return Ok(self.is_first().then(|| own.shallow_clone()));
+        }
+        let vector = self.is_first().then(|| Tensor::empty([partition.len()], (own.kind(), Device::Cpu)));
+        let mut pieces = partition.pieces(self.rank);
+        let piece = |_: &Bucket| part(own, &pieces.next().expect("there is a piece of every bucket").own);
+        self.gather_buckets(partition, (own.kind(), own.device()), piece, |bucket, all| {
+            if let Some(vector) = &vector {
+                part(vector, &bucket.range).copy_(&all);
+            }
+        })?;
+        Ok(vector)
+    }
+
+    /// Gathers bucket after bucket: `own` gives this rank's elements, `take` is given all elements.
+    fn gather_buckets(
+        &self,
+        partition: &Partition,
+        (kind, device): (Kind, Device),
+        mut own: impl FnMut(&Bucket) -> Tensor,
+        take: impl Fn(&Bucket, Tensor),
+    ) -> Result<()> {
         let Some(peers) = &self.peers else { return Ok(()) };
-        let ranks = self.rank.ranks as i64;
-        for round in partition.rounds(ROUND) {
-            let length = round.end - round.start;
-            let (own, kind, device) = (partition.at(self.rank.rank, &round), vector.kind(), vector.device());
-            let mut piece = part(vector, &own);
-            if own.end - own.start < length {
-                let padded = Tensor::zeros([length], (kind, device));
-                no_grad(|| padded.narrow(0, 0, own.end - own.start).copy_(&piece));
-                piece = padded;
-            }
-            let all = peers.buffers[0].take(ranks * length, kind, device);
-            self.finish(Collective::AllGather, &piece, peers.group()?.all_gather(&all, &piece))?;
-            for rank in (0..self.rank.ranks).filter(|&rank| rank != self.rank.rank) {
-                let range = partition.at(rank, &round);
-                let found = all.narrow(0, rank as i64 * length, range.end - range.start);
-                no_grad(|| part(vector, &range).copy_(&found));
-            }
-            self.count(Collective::AllGather, bytes_of(&piece) * (ranks as u64 - 1));
+        for bucket in partition.buckets() {
+            let found = own(bucket);
+            let piece = Tensor::zeros([bucket.piece], (kind, device));
+            no_grad(|| part(&piece, &(0..found.numel() as i64)).copy_(&found));
+            let len = bucket.piece * partition.ranks() as i64;
+            let spare = peers.take(len, kind, device);
+            let all = part(&spare, &(0..len));
+            let pending = self.begin_all_gather(&all, piece)?;
+            self.waiting(Collective::AllGather, || self.end_all_gather(pending))?;
+            no_grad(|| take(bucket, part(&all, &(0..bucket.range.end - bucket.range.start))));
+            peers.give_back(spare);
         }
         Ok(())
     }
@@ -414,30 +484,60 @@ impl Comm {
     }
 
     fn break_down(&self, peers: &Peers) {
-        peers.broken.set(true);
+        peers.broken.store(true, Ordering::SeqCst);
     }
 
     fn count(&self, collective: Collective, bytes: u64) {
-        *self.traffic.borrow_mut().bytes.entry(collective).or_default() += bytes;
+        *locked(&self.traffic).bytes.entry(collective).or_default() += bytes;
     }
 
     /// Waits for a collective, looking after the other ranks.
     fn finish(&self, collective: Collective, tensor: &Tensor, work: std::result::Result<Work, String>) -> Result<()> {
-        let peers = self.peers.as_ref().expect("a rank alone has no works");
+        let mut pending = self.begun(collective, tensor.shallow_clone(), tensor.shallow_clone(), work)?;
+        self.waiting(collective, || self.settle(&mut pending))
+    }
+
+    /// Waits for what has begun, on whatever thread.
+    fn settle(&self, pending: &mut Pending) -> Result<()> {
+        let (Some(peers), Some(work)) = (&self.peers, pending.work.take()) else { return Ok(()) };
+        peers.wait(work, pending.began).map_err(|reason| self.failed(pending.collective, &pending.sent, reason))
+    }
+
+    /// Has nothing else to do than to wait in a collective.
+    pub(crate) fn waiting<T>(&self, collective: Collective, wait: impl FnOnce() -> T) -> T {
+        let Some(peers) = &self.peers else { return wait() };
         let began = Instant::now();
         let before = peers.pulse.wait_in(collective.name());
-        let done = match work {
-            Ok(work) => peers.wait(work, began),
-            Err(reason) => Err(reason),
-        };
-        self.traffic.borrow_mut().secs += began.elapsed().as_secs_f64();
+        let found = wait();
+        locked(&self.traffic).secs += began.elapsed().as_secs_f64();
         peers.pulse.resume(before);
-        done.map_err(|reason| {
-            let reason = peers.pulse.tell(reason);
-            self.break_down(peers);
-            let RankOf { rank, ranks } = self.rank;
-            Error::Collective { collective: collective.name(), rank, ranks, bytes: bytes_of(tensor), reason }
-        })
+        found
+    }
+
+    /// Notes for how long messages were under way while this rank did something else.
+    pub(crate) fn note_hidden(&self, secs: f64) {
+        locked(&self.traffic).hidden_secs += secs;
+    }
+
+    fn failed(&self, collective: Collective, tensor: &Tensor, reason: String) -> Error {
+        let RankOf { rank, ranks } = self.rank;
+        let reason = match &self.peers {
+            None => reason,
+            Some(peers) => {
+                let reason = peers.pulse.tell(reason);
+                self.break_down(peers);
+                reason
+            }
+        };
+        Error::Collective { collective: collective.name(), rank, ranks, bytes: bytes_of(tensor), reason }
+    }
+}
+
+impl Pending {
+    /// Of a rank alone.
+    fn done(collective: Collective, tensor: Tensor) -> Self {
+        let found = tensor.shallow_clone();
+        Self { collective, work: None, sent: tensor, found, spare: None, began: Instant::now() }
     }
 }
 
@@ -459,9 +559,25 @@ impl<T> Told<T> {
 }
 
 impl Peers {
+    /// At least `len` elements of anything, to be given back.
+    fn take(&self, len: i64, kind: Kind, device: Device) -> Tensor {
+        let mut spare = locked(&self.spare);
+        let fits = |kept: &Tensor| kept.kind() == kind && kept.device() == device && kept.numel() as i64 >= len;
+        let found = spare.iter().position(fits).map(|at| spare.swap_remove(at));
+        found.unwrap_or_else(|| {
+            // What is too small now will be again.
+            spare.retain(|kept| kept.kind() != kind);
+            Tensor::empty([len], (kind, device))
+        })
+    }
+
+    fn give_back(&self, memory: Tensor) {
+        locked(&self.spare).push(memory);
+    }
+
     fn group(&self) -> Result<&Group> {
         let broken = || Error::Launch { reason: "a collective has failed before: this process should end".to_owned() };
-        self.group.as_ref().filter(|_| !self.broken.get()).ok_or_else(broken)
+        self.group.as_ref().filter(|_| !self.broken.load(Ordering::SeqCst)).ok_or_else(broken)
     }
 
     /// Waits for a work; the reason where it cannot be done.
@@ -486,25 +602,14 @@ impl Peers {
     }
 }
 
-/// Memory that is used in every round: taken anew each time, it would be zeroed by the system each time.
-#[derive(Debug, Default)]
-struct Buffer(RefCell<Option<Tensor>>);
-
-impl Buffer {
-    /// `len` elements of anything.
-    fn take(&self, len: i64, kind: Kind, device: Device) -> Tensor {
-        let mut kept = self.0.borrow_mut();
-        let fits = |kept: &Tensor| kept.kind() == kind && kept.device() == device && kept.numel() as i64 >= len;
-        if !kept.as_ref().is_some_and(fits) {
-            *kept = Some(Tensor::empty([len], (kind, device)));
-        }
-        kept.as_ref().expect("it was just made").narrow(0, 0, len)
-    }
+/// A value behind a lock that nobody panics under.
+fn locked<T>(value: &Mutex<T>) -> MutexGuard<'_, T> {
+    value.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for Peers {
     fn drop(&mut self) {
-        if self.broken.get() {
+        if self.broken.load(Ordering::SeqCst) {
             // Closing waits for works in progress, which may never end.
             forget(self.group.take());
         }

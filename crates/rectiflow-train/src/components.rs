@@ -9,7 +9,8 @@ use std::{
 use rectiflow_sdxl::{model::Component, tensor_file::TensorFile};
 
 use crate::{
-    checkpoint::{Frozen, Saved, is_checkpoint},
+    checkpoint::{Checkpoints, Frozen, Saved, is_checkpoint},
+    config::CheckpointConfig,
     error::{Error, Result},
 };
 
@@ -28,6 +29,7 @@ impl Components {
     /// [`Error::Model`] where one is missing, [`Error::Checkpoint`] where a frozen one is gone or has changed since.
     pub fn find(model: &Path) -> Result<Self> {
         let mut frozen = if is_checkpoint(model) { Some(Saved::read(model)?.frozen) } else { None };
+        check_no_run(model)?;
         let (mut folders, mut hashes) = (BTreeMap::new(), BTreeMap::new());
         for component in Component::ALL {
             let hash = OnceLock::new();
@@ -85,6 +87,14 @@ impl Components {
     }
 }
 
+/// A run's folder is an easy mistake for one of its checkpoints.
+fn check_no_run(model: &Path) -> Result<()> {
+    let checkpoints = Checkpoints::at(model, &CheckpointConfig::default()).list();
+    let Some(newest) = checkpoints.ok().and_then(|mut checkpoints| checkpoints.pop()) else { return Ok(()) };
+    let reason = format!("this is the folder of a run, not of a model; its newest checkpoint is {}", newest.display());
+    Err(Error::Checkpoint { path: model.to_owned(), reason })
+}
+
 fn check_unchanged(checkpoint: &Path, component: Component, frozen: &Frozen) -> Result<()> {
     let broken = |reason: String| Error::Checkpoint { path: frozen.path.clone(), reason };
     let (name, checkpoint) = (component.name(), checkpoint.display());
@@ -130,6 +140,18 @@ mod tests {
     use tch::Tensor;
 
     use super::*;
+
+    #[test]
+    fn a_run_is_answered_with_its_newest_checkpoint() {
+        let run = tempfile::tempdir().expect("a temporary folder");
+        for step in ["step-00000010", "step-00000200"] {
+            let folder = run.path().join("checkpoints").join(step);
+            fs::create_dir_all(&folder).expect("a writable folder");
+            fs::write(folder.join("state.json"), "{}").expect("writes");
+        }
+        let error = Components::locate(run.path()).expect_err("it is a run").to_string();
+        assert!(error.contains("folder of a run") && error.ends_with("step-00000200"), "{error}");
+    }
 
     #[test]
     fn a_hash_of_weights_depends_on_the_numbers_alone() {

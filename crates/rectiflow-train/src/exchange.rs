@@ -2,27 +2,29 @@
 //! from which all of them reach the same verdict.
 //!
 //! ```text
-//! micro-batches -> sum of gradients -> reduce -> loss, norms -> guard -> clip, update of this rank's part -> publish
-//!                   `each`: reduced after each micro-batch
+//! micro-batches -> sum of gradients -> loss, norms -> guard -> clip, update of this rank's part -> publish
+//!                   reduced as its buckets come to be complete (`reduce`)                           settle: before the
+//!                                                                                                   model is used
+//!                   `each`: reduced after each micro-batch (on a processor: those side by side)
 //! ```
 //!
-//! The sum's part of this rank holds the gradient of the whole step, whatever the sharding. Norms are made from equal
-//! parts of the vector, one a rank, and added up in the order of the ranks, so that they are the same bits everywhere.
-//! A rank alone goes the same way, and nothing moves.
+//! What a rank owns of the sum is the gradient of the whole step, whatever the sharding. Norms are made by each rank from
+//! what it owns, and added up in the order of the ranks, so that they are the same bits everywhere. A rank alone goes the
+//! same way, and nothing moves.
 
-use std::ops::Range;
+use std::{cell::RefCell, panic::resume_unwind, sync::mpsc, thread, time::Instant};
 
-use rectiflow_data::order::Order;
-use tch::{Tensor, no_grad};
+use rectiflow_data::order::{Order, RankOf};
+use tch::Tensor;
 
 use crate::{
-    comm::Comm,
+    comm::{Collective, Comm, Pending},
     ema,
     error::Result,
     flat::{FlatParameters, part},
     launch::Sharding,
     one_pass::square_norm,
-    partition::Partition,
+    reduce::{Reduced, Reducer},
     state::TrainState,
     step::{Passes, Summed},
     workers::Workers,
@@ -33,17 +35,24 @@ use crate::{
 pub(crate) struct Exchange<'a> {
     pub(crate) comm: &'a Comm,
     sharding: Sharding,
-    partition: Partition,
-    /// With [`Sharding::Each`]: how often a step's gradients are reduced, on every rank.
-    calls: usize,
+    /// Micro-batches of this rank that are summed up before they are reduced.
+    round: usize,
+    /// How often a step's gradients are reduced, on every rank.
+    rounds: usize,
+    /// The order in which buckets are reduced, once it is known which is best.
+    order: RefCell<Option<Vec<usize>>>,
+    /// New values on their way.
+    gathers: RefCell<Vec<Pending>>,
 }
 
 /// The gradients of a step, as far as this rank keeps their sum.
 #[derive(Debug)]
 pub(crate) struct StepGradients {
-    /// With [`Sharding::Each`] this rank's part, fp32; else `[n]`, once all micro-batches are done.
+    /// Where ranks split the sum, what this one owns of it, fp32; else `[n]`, once all micro-batches are done.
     vector: Option<Tensor>,
-    calls: usize,
+    rounds: usize,
+    /// The buckets in the order in which they came to be complete in the last round that had micro-batches.
+    order: Vec<usize>,
 }
 
 /// What all ranks know of each other after a step's passes.
@@ -55,108 +64,122 @@ pub(crate) struct Together {
     pub(crate) busy: Vec<f64>,
 }
 
+/// Which part of the parameters a rank owns.
+pub(crate) fn share(comm: &Comm, sharding: Sharding) -> RankOf {
+    if sharding == Sharding::None { RankOf::ONLY } else { comm.rank() }
+}
+
 impl<'a> Exchange<'a> {
-    /// For `num_parameters` trained parameters.
-    pub(crate) fn new(comm: &'a Comm, sharding: Sharding, num_parameters: i64) -> Self {
-        // Alone there is nothing to split.
-        let sharding = if comm.rank().ranks == 1 { Sharding::Once } else { sharding };
-        Self { comm, sharding, partition: Partition::new(num_parameters, comm.rank().ranks), calls: 0 }
+    /// For steps whose gradients are reduced once.
+    pub(crate) fn new(comm: &'a Comm, sharding: Sharding) -> Self {
+        let (order, gathers) = Default::default();
+        Self { comm, sharding, round: usize::MAX, rounds: 1, order, gathers }
     }
 
-    /// The same, for the steps of an order.
-    pub(crate) fn with_order(mut self, order: &Order) -> Self {
-        let lanes = order.lanes();
-        let busiest = lanes.div_ceil(self.comm.rank().ranks);
-        self.calls = busiest * (order.settings().micro_batches / lanes);
-        self
+    /// The same, for the steps of an order; `width` micro-batches are worked on at a time on this rank.
+    ///
+    /// # Errors
+    /// [`crate::Error::Collective`].
+    pub(crate) fn with_order(mut self, order: &Order, width: usize) -> Result<Self> {
+        if self.sharding == Sharding::Each && self.splits() {
+            // All reduce equally often, so that the narrowest decides.
+            let widths = self.comm.gather_numbers(&[width as f64])?;
+            self.round = widths.iter().map(|width| width[0] as usize).min().unwrap_or(1);
+            let lanes = order.lanes();
+            let most = lanes.div_ceil(self.comm.rank().ranks) * (order.settings().micro_batches / lanes);
+            self.rounds = most.div_ceil(self.round);
+        }
+        Ok(self)
     }
 
-    /// The elements that this rank updates and has the optimiser's memory of.
-    pub(crate) fn own(&self) -> Range<i64> {
-        if self.sharding == Sharding::None { self.partition.whole() } else { self.partition.own(self.comm.rank()) }
+    /// Whether each rank owns a part.
+    fn splits(&self) -> bool {
+        share(self.comm, self.sharding).ranks > 1
     }
 
-    /// Elements of the largest such part of any rank.
-    pub(crate) fn most_owned(&self) -> i64 {
-        if self.sharding == Sharding::None { self.partition.whole().end } else { self.partition.part_len() }
-    }
-
-    /// Ranks that have a part of the optimiser's memory of their own to save.
-    pub(crate) fn shards(&self) -> usize {
-        if self.sharding == Sharding::None { 1 } else { self.comm.rank().ranks }
+    /// How many of this rank's micro-batches are summed up before they are reduced. On a GPU each is reduced alone with
+    /// [`Sharding::Each`]; on a processor those that are worked on side by side are one sum.
+    pub(crate) fn round(&self) -> usize {
+        self.round
     }
 
     /// An empty sum.
     pub(crate) fn begin(&self, parameters: &FlatParameters) -> StepGradients {
-        let own = || part(&parameters.values, &self.own()).zeros_like();
-        if !self.reduces_each() {
-            parameters.gradients.begin(&parameters.values);
+        StepGradients { vector: self.splits().then(|| parameters.masters.zeros_like()), rounds: 0, order: Vec::new() }
+    }
+
+    /// Sums up the gradients of so many micro-batches, which `work` makes, over all ranks: each bucket is on its way as
+    /// soon as its last gradient is there.
+    pub(crate) fn round_of(
+        &self,
+        sum: &mut StepGradients,
+        parameters: &FlatParameters,
+        micro_batches: usize,
+        work: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
+        sum.rounds += 1;
+        if self.comm.rank().ranks == 1 {
+            parameters.gradients.begin(micro_batches, None);
+            work()?;
+            sum.vector = Some(parameters.gradients.finish());
+            return Ok(());
         }
-        StepGradients { vector: self.reduces_each().then(own), calls: 0 }
-    }
-
-    /// How many micro-batches are worked on at a time: one, where each is reduced on its own.
-    pub(crate) fn width(&self, workers: &Workers) -> usize {
-        if self.reduces_each() { 1 } else { workers.width() }
-    }
-
-    /// Before some micro-batches are worked on.
-    pub(crate) fn prepare(&self, parameters: &FlatParameters) {
-        if self.reduces_each() {
-            parameters.gradients.begin(&parameters.values);
+        let (listener, complete) = mpsc::channel();
+        parameters.gradients.begin(micro_batches, Some(listener));
+        let reducer = Reducer {
+            comm: self.comm,
+            partition: &parameters.partition,
+            share: parameters.share,
+            buckets: parameters.gradients.complete_buckets(),
+            order: self.order_of(parameters),
+            complete,
+            own: sum.vector.as_ref().filter(|_| self.splits()).map(Tensor::shallow_clone),
+        };
+        let reduced = self.beside(reducer, parameters, work)?;
+        if micro_batches > 0 {
+            sum.order = reduced.order;
         }
-    }
-
-    fn reduces_each(&self) -> bool {
-        self.sharding == Sharding::Each && self.comm.rank().ranks > 1
-    }
-
-    /// After they have been worked on.
-    pub(crate) fn add(&self, sum: &mut StepGradients, parameters: &FlatParameters) -> Result<()> {
-        if self.reduces_each() {
-            let one = parameters.gradients.finish();
-            self.reduce_one(sum, parameters, Some(&one))?;
+        if !self.splits() {
+            sum.vector = Some(parameters.gradients.finish());
         }
         Ok(())
     }
 
-    /// After the last one.
-    pub(crate) fn end(&self, sum: &mut StepGradients, parameters: &FlatParameters) {
-        if !self.reduces_each() {
-            sum.vector = Some(parameters.gradients.finish());
-        }
-    }
-
-    /// The number of a micro-batch in the sum that it is added to.
-    pub(crate) fn place(&self, index: usize) -> usize {
-        if self.reduces_each() { 0 } else { index }
-    }
-
-    /// Reduces the gradient `[n]` of one micro-batch, or nothing where this rank has fewer of them than others.
-    fn reduce_one(
+    /// Does some work while its buckets are reduced on another thread.
+    fn beside(
         &self,
-        sum: &mut StepGradients,
+        reducer: Reducer<'_>,
         parameters: &FlatParameters,
-        gradient: Option<&Tensor>,
-    ) -> Result<()> {
-        sum.calls += 1;
-        let own = self.own();
-        let target = sum.vector.as_ref().expect("each micro-batch is reduced into this rank's part");
-        let fill = |range: &Range<i64>, place: Tensor| {
-            let len = range.end - range.start;
-            let there = gradient.map_or(0, |gradient| (gradient.numel() as i64 - range.start).clamp(0, len));
-            if let Some(gradient) = gradient.filter(|_| there > 0) {
-                no_grad(|| part(&place, &(0..there)).copy_(&part(gradient, &(range.start..range.start + there))));
-            }
-            // Where there is no gradient, there is whatever was there before.
-            let _ = part(&place, &(there..len)).zero_();
-        };
-        let take = |range: &Range<i64>, found: &Tensor| {
-            let mut place = part(target, &(range.start - own.start..range.end - own.start));
-            place += found;
-        };
-        let values = &parameters.values;
-        self.comm.reduce_scatter_from((values.kind(), values.device()), &self.partition, &fill, &take)
+        work: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Reduced> {
+        let collective = if self.splits() { Collective::ReduceScatter } else { Collective::AllReduce };
+        thread::scope(|scope| {
+            let thread = scope.spawn(|| reducer.run());
+            let worked = work();
+            parameters.gradients.fall_silent();
+            let began = Instant::now();
+            let reduced = self.comm.waiting(collective, || thread.join()).unwrap_or_else(|panic| resume_unwind(panic));
+            worked?;
+            let reduced = reduced?;
+            self.comm.note_hidden((reduced.secs - began.elapsed().as_secs_f64()).max(0.0));
+            Ok(reduced)
+        })
+    }
+
+    /// The order in which buckets are reduced: until one has been seen, from the last one to the first.
+    fn order_of(&self, parameters: &FlatParameters) -> Vec<usize> {
+        let backwards = || (0..parameters.partition.buckets().len()).rev().collect();
+        self.order.borrow().clone().unwrap_or_else(backwards)
+    }
+
+    /// Takes over the order in which rank 0 has seen buckets come to be complete.
+    fn learn_order(&self, seen: &[usize]) -> Result<()> {
+        if self.order.borrow().is_none() && self.comm.rank().ranks > 1 {
+            let seen: Vec<f64> = seen.iter().map(|&bucket| bucket as f64).collect();
+            let first = self.comm.gather_numbers(&seen)?.swap_remove(0);
+            *self.order.borrow_mut() = Some(first.into_iter().map(|bucket| bucket as usize).collect());
+        }
+        Ok(())
     }
 
     /// Makes the sum that of all ranks, and measures it: loss, norms, and what the ranks know of each other. `stop` is
@@ -169,38 +192,27 @@ impl<'a> Exchange<'a> {
         busy: f64,
     ) -> Result<(Passes, Together)> {
         let Summed { loss, samples, mut gradients } = summed;
-        while self.reduces_each() && gradients.calls < self.calls {
-            self.reduce_one(&mut gradients, parameters, None)?;
+        // A rank that has fewer micro-batches than others has nothing to add, but a piece to sum up.
+        while gradients.rounds < self.rounds {
+            self.round_of(&mut gradients, parameters, 0, &mut || Ok(()))?;
         }
-        let own = self.partition.own(self.comm.rank());
-        let vector = gradients.vector.expect("all micro-batches are done");
-        let (measured, gradients) = match self.sharding {
-            _ if self.reduces_each() => (vector.shallow_clone(), vector),
-            Sharding::None => {
-                self.comm.all_reduce(&vector)?;
-                (part(&vector, &own), vector)
-            }
-            Sharding::Once | Sharding::Each => {
-                self.comm.reduce_scatter(&vector, &self.partition)?;
-                (part(&vector, &own), part(&vector, &own))
-            }
-        };
+        self.learn_order(&gradients.order)?;
+        let gradients = gradients.vector.expect("all micro-batches are done");
         let groups = if parameters.groups.len() > 1 { &parameters.groups[..] } else { &[] };
-        let mut numbers = vec![loss, square_norm(&measured)];
-        for group in groups {
-            let range = meet(&group.range, &own);
-            numbers.push(square_norm(&part(&measured, &(range.start - own.start..range.end - own.start))));
-        }
-        numbers.extend([f64::from(u8::from(stop)), busy]);
+        let mut numbers = vec![square_norm(&gradients)];
+        numbers.extend(groups.iter().map(|group| square_norm(&part(&gradients, &parameters.own_part(&group.range)))));
+        numbers.extend([loss, f64::from(u8::from(stop)), busy]);
         let all = self.comm.gather_numbers(&numbers)?;
         let total = |at: usize| all.iter().map(|numbers| numbers[at]).sum::<f64>();
-        let (groups, last) = (groups.len(), numbers.len() - 1);
+        // Where nothing is split, all ranks have the same gradient.
+        let square = |at: usize| if self.splits() { total(at) } else { all[0][at] };
+        let at = groups.len() + 1;
         let together =
-            Together { stop: total(last - 1) > 0.0, busy: all.iter().map(|numbers| numbers[last]).collect() };
+            Together { stop: total(at + 1) > 0.0, busy: all.iter().map(|numbers| numbers[at + 2]).collect() };
         let passes = Passes {
-            loss: total(0),
-            gradient_norm: total(1).sqrt(),
-            norm_by_group: (2..2 + groups).map(|at| total(at).sqrt()).collect(),
+            loss: total(at),
+            gradient_norm: square(0).sqrt(),
+            norm_by_group: (1..at).map(|at| square(at).sqrt()).collect(),
             samples,
             gradients,
         };
@@ -216,38 +228,37 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    /// Gives all ranks the values that each has updated.
+    /// Begins to bring the model on all ranks up to the masters that each has changed. Until [`Self::settle`] nobody may
+    /// calculate with it.
     pub(crate) fn publish(&self, parameters: &FlatParameters) -> Result<()> {
-        if self.sharding != Sharding::None {
-            self.comm.all_gather(&parameters.values, &self.partition)?;
+        self.settle()?;
+        if !self.splits() {
+            parameters.refresh();
+            return Ok(());
         }
-        parameters.refresh();
+        for (piece, all) in parameters.exchanged() {
+            let pending = self.comm.begin_all_gather(all, piece)?;
+            self.gathers.borrow_mut().push(pending);
+        }
         Ok(())
     }
 
-    /// Exchanges values and average, on all ranks; a second time, and both are what they were.
+    /// Waits until what was published is there.
+    pub(crate) fn settle(&self) -> Result<()> {
+        let gathers = self.gathers.take();
+        if gathers.is_empty() {
+            return Ok(());
+        }
+        self.comm.waiting(Collective::AllGather, || {
+            gathers.into_iter().try_for_each(|pending| self.comm.end_all_gather(pending))
+        })
+    }
+
+    /// Exchanges masters and average, on all ranks; a second time, and both are what they were.
     pub(crate) fn swap_average(&self, state: &TrainState, workers: &Workers) -> Result<()> {
         let Some(average) = &state.average else { return Ok(()) };
-        ema::swap(&part(&state.parameters.values, &state.own), average, workers);
-        self.publish(&state.parameters)
-    }
-}
-
-/// What two ranges have in common; empty, inside `b`, where that is nothing.
-pub(crate) fn meet(a: &Range<i64>, b: &Range<i64>) -> Range<i64> {
-    let start = a.start.clamp(b.start, b.end);
-    start..a.end.clamp(start, b.end)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ranges_meet_where_they_overlap() {
-        assert_eq!(meet(&(2..8), &(4..10)), 4..8);
-        assert_eq!(meet(&(2..8), &(3..5)), 3..5);
-        assert_eq!(meet(&(0..2), &(4..10)), 4..4);
-        assert_eq!(meet(&(20..30), &(4..10)), 10..10);
+        ema::swap(&state.parameters.masters, average, workers);
+        self.publish(&state.parameters)?;
+        self.settle()
     }
 }

@@ -1,18 +1,22 @@
 //! All trained parameters as one flat fp32 vector.
 //!
-//! The model's tensors become views into it, so that clipping, the optimiser and a checkpoint each work on one
-//! contiguous slice, and a later split over ranks is a cut of that slice. Parameters lie in groups (one a component),
-//! in the order of their names.
+//! The vector is cut into buckets of whole tensors, and every bucket into a piece for each rank (`partition`). A rank has
+//! fp32 masters of its pieces alone, and everything that the model calculates with: a buffer for each bucket, in the dtype
+//! of its tensors, that the model's tensors are views of. Whoever changes masters has to bring the buffers up to them
+//! ([`FlatParameters::refresh`], or `exchange` where there are several ranks). In fp32, where one rank has all, the buffers
+//! are views of the masters, and there is one copy of everything.
 //!
-//! In bf16 the vector holds the masters, and the model's tensors are views into a second vector of bf16 copies, which
-//! whoever changes masters has to refresh. What stays in fp32 views the masters as before.
+//! Parameters lie in groups, one a component. In each come first those that stay in fp32 in a bf16 model, so that
+//! a bucket has one dtype, and then the others, both in the order of their names. That order does not depend on the dtype
+//! that a run calculates in, so that a checkpoint can be gone on from in another.
 
 use std::ops::Range;
 
+use rectiflow_data::order::RankOf;
 use rectiflow_sdxl::weights::Parameters;
-use tch::{Kind, Tensor, no_grad};
+use tch::{Device, Kind, Tensor, no_grad};
 
-use crate::{gradients::GradientSum, precision::Precision};
+use crate::{gradients::GradientSum, partition::Partition, precision::Precision};
 
 /// Where one tensor lies in the flat vector.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,73 +43,249 @@ pub struct Group {
 /// The flat vector of trained parameters and the tensors that view it.
 #[derive(Debug)]
 pub struct FlatParameters {
-    /// Values, fp32, `[n]`.
-    pub values: Tensor,
+    /// Masters of what this rank owns, fp32, `[k]`.
+    pub masters: Tensor,
     /// One entry a tensor, in order, without holes.
     pub slices: Vec<Slice>,
     /// One entry a component, in order, without holes.
     pub groups: Vec<Group>,
-    /// Compute copies of the values, bf16, `[n]`, where the model calculates in bf16. Elements of slices that stay in fp32
-    /// are not used.
-    copies: Option<Tensor>,
+    /// Who owns what.
+    pub partition: Partition,
+    /// Which of the partition's ranks this is.
+    pub share: RankOf,
+    /// What the model calculates with, by bucket: `[R c]`, the bucket and what its pieces lack to be equally long.
+    weights: Vec<Tensor>,
+    /// Whether those are views of the masters.
+    is_one: bool,
     /// The sum of a step's gradients.
     pub(crate) gradients: GradientSum,
 }
 
+/// A bucket ends with the tensor that makes it so long: 25 MiB of fp32, PyTorch's default.
+const BUCKET: i64 = 25 << 18;
+/// A small model has at least about so many buckets, so that most of it is on its way before the last gradient is there.
+pub const FEWEST_BUCKETS: i64 = 16;
+
 impl FlatParameters {
-    /// Moves the parameters of `components` (name, parameters) into one vector and turns their gradients on.
+    /// Moves the parameters of `components` (name, parameters) into one vector and turns their gradients on, on a rank that
+    /// owns all of it.
     ///
     /// The models keep their tensors; only the memory behind them changes, and in bf16 the dtype of most.
     pub fn adopt(components: &[(&str, &Parameters)], precision: Precision) -> Self {
-        let mut slices = Vec::new();
-        let mut groups = Vec::new();
-        let mut leaves = Vec::new();
-        let mut end = 0;
-        for (component, parameters) in components {
-            let group_start = end;
-            for (name, tensor) in parameters.iter() {
+        Self::adopt_share(components, precision, RankOf::ONLY)
+    }
+
+    /// As [`Self::adopt`], on one of several ranks that share the masters.
+    pub fn adopt_share(components: &[(&str, &Parameters)], precision: Precision, share: RankOf) -> Self {
+        let (slices, groups, mut leaves) = lay_out(components, precision);
+        let partition = Partition::of_buckets(bucket_lengths(&slices, &groups), share.ranks);
+        let device = leaves.first().map_or(Device::Cpu, Tensor::device);
+        let masters = Tensor::zeros([partition.owned(share)], (Kind::Float, device));
+        let is_one = precision == Precision::Fp32 && share.ranks == 1;
+        let mut weights = Vec::new();
+        let mut rest = slices.iter().zip(&mut leaves).peekable();
+        for (bucket, piece) in partition.buckets().iter().zip(partition.pieces(share)) {
+            let kind = rest.peek().map_or(Kind::Float, |(slice, _)| slice.kind);
+            let memory = match is_one {
+                true => part(&masters, &piece.own),
+                false => Tensor::zeros([bucket.piece * share.ranks as i64], (kind, device)),
+            };
+            while let Some((slice, leaf)) = rest.next_if(|(slice, _)| slice.range.start < bucket.range.end) {
+                let start = slice.range.start;
+                let owned = meet(&slice.range, &piece.range);
+                if !owned.is_empty() {
+                    let place = piece.own.start + owned.start - piece.range.start;
+                    let values = leaf.detach().flatten(0, -1);
+                    let own = part(&values, &(owned.start - start..owned.end - start));
+                    no_grad(|| part(&masters, &(place..place + owned.end - owned.start)).copy_(&own));
+                }
+                let inside = start - bucket.range.start..slice.range.end - bucket.range.start;
+                let mut view = part(&memory, &inside).view(slice.shape.as_slice());
+                no_grad(|| view.copy_(leaf));
+                leaf.set_data(&view);
+                let _ = leaf.set_requires_grad(true);
+            }
+            weights.push(memory);
+        }
+        let gradients = GradientSum::new(&leaves, &slices, &partition);
+        Self { masters, slices, groups, partition, share, weights, is_one, gradients }
+    }
+
+    /// Brings what the model calculates with up to the masters, on a rank that owns all of them. Whoever has changed
+    /// masters calls it before the model is used again.
+    pub(crate) fn refresh(&self) {
+        assert_eq!(self.share.ranks, 1, "several ranks exchange what each has changed");
+        if self.is_one {
+            return;
+        }
+        for (weights, piece) in self.weights.iter().zip(self.partition.pieces(self.share)) {
+            no_grad(|| weights.shallow_clone().copy_(&part(&self.masters, &piece.own)));
+        }
+    }
+
+    /// By bucket: what this rank gives the others of what the model calculates with, `[c]`, and where the pieces of all
+    /// ranks go, `[R c]`.
+    pub(crate) fn exchanged(&self) -> impl Iterator<Item = (Tensor, &Tensor)> {
+        let buckets = self.partition.buckets().iter().zip(self.partition.pieces(self.share));
+        buckets.zip(&self.weights).map(|((bucket, piece), weights)| {
+            let given = Tensor::empty([bucket.piece], (weights.kind(), weights.device()));
+            let owned = piece.own.end - piece.own.start;
+            no_grad(|| {
+                part(&given, &(0..owned)).copy_(&part(&self.masters, &piece.own));
+                let _ = part(&given, &(owned..bucket.piece)).zero_();
+            });
+            (given, weights)
+        })
+    }
+
+    /// Those of some elements that this rank owns, counted among what it owns.
+    pub(crate) fn own_part(&self, range: &Range<i64>) -> Range<i64> {
+        self.partition.own_part(self.share, range)
+    }
+
+    /// Number of trained parameters.
+    pub fn num_parameters(&self) -> i64 {
+        self.partition.len()
+    }
+}
+
+/// All parameters in their order, and the tensors that have them.
+fn lay_out(components: &[(&str, &Parameters)], precision: Precision) -> (Vec<Slice>, Vec<Group>, Vec<Tensor>) {
+    let (mut slices, mut groups, mut leaves) = (Vec::new(), Vec::new(), Vec::new());
+    let mut end = 0;
+    for (component, parameters) in components {
+        let group_start = end;
+        for stays in [true, false] {
+            for (name, tensor) in parameters.iter().filter(|(name, _)| Precision::stays(name) == stays) {
                 let start = end;
                 end += tensor.numel() as i64;
                 let (shape, kind) = (tensor.size(), precision.kind_of(name));
                 slices.push(Slice { name: format!("{component}.{name}"), shape, range: start..end, kind });
                 leaves.push(tensor.shallow_clone());
             }
-            groups.push(Group { component: (*component).to_owned(), range: group_start..end });
         }
-        let device = leaves.first().map_or(tch::Device::Cpu, Tensor::device);
-        let values = Tensor::zeros([end], (Kind::Float, device));
-        let copies = (precision == Precision::Bf16).then(|| Tensor::zeros([end], (Kind::BFloat16, device)));
-        for (slice, leaf) in slices.iter().zip(&mut leaves) {
-            let view = |vector| part(vector, &slice.range).view(slice.shape.as_slice());
-            let mut master = view(&values);
-            no_grad(|| master.copy_(leaf));
-            match &copies {
-                Some(copies) if slice.kind == Kind::BFloat16 => leaf.set_data(&view(copies)),
-                _ => leaf.set_data(&master),
-            }
-            let _ = leaf.set_requires_grad(true);
-        }
-        let gradients = GradientSum::new(&leaves, &slices);
-        let adopted = Self { values, slices, groups, copies, gradients };
-        adopted.refresh();
-        adopted
+        groups.push(Group { component: (*component).to_owned(), range: group_start..end });
     }
+    (slices, groups, leaves)
+}
 
-    /// Brings the compute copies up to the values. Whoever has changed values calls it before the model is used again; in
-    /// fp32 there is nothing to do.
-    pub(crate) fn refresh(&self) {
-        if let Some(copies) = &self.copies {
-            no_grad(|| copies.shallow_clone().copy_(&self.values));
+/// Lengths of the buckets. Which they are does not depend on ranks or dtype.
+fn bucket_lengths(slices: &[Slice], groups: &[Group]) -> Vec<i64> {
+    let len = groups.last().map_or(0, |group| group.range.end);
+    let most = (len / FEWEST_BUCKETS).clamp(1, BUCKET);
+    let stays = |slice: &Slice| slice.name.split_once('.').is_some_and(|(_, name)| Precision::stays(name));
+    let mut lengths: Vec<i64> = Vec::new();
+    let mut before: Option<&Slice> = None;
+    for slice in slices {
+        let begins_group = groups.iter().any(|group| group.range.start == slice.range.start);
+        let joins = before.is_some_and(|before| stays(before) == stays(slice)) && !begins_group;
+        match lengths.last_mut().filter(|length| joins && **length < most) {
+            Some(length) => *length += slice.range.end - slice.range.start,
+            None => lengths.push(slice.range.end - slice.range.start),
         }
+        before = Some(slice);
     }
-
-    /// Number of trained parameters.
-    pub fn num_parameters(&self) -> i64 {
-        self.values.numel() as i64
-    }
+    lengths
 }
 
 /// A range of a vector, as a view.
 pub(crate) fn part(vector: &Tensor, range: &Range<i64>) -> Tensor {
     vector.narrow(0, range.start, range.end - range.start)
+}
+
+/// What two ranges have in common; empty, inside `b`, where that is nothing.
+pub(crate) fn meet(a: &Range<i64>, b: &Range<i64>) -> Range<i64> {
+    let start = a.start.clamp(b.start, b.end);
+    start..a.end.clamp(start, b.end)
+}
+
+#[cfg(test)]
+mod tests {
+    use rectiflow_sdxl::{init::Init, weights::Weights};
+
+    use super::*;
+
+    /// Random parameters of a UNet and a text encoder, some of which stay in fp32.
+    fn components() -> [Parameters; 2] {
+        let shapes: [&[(&str, &[i64])]; 2] = [
+            &[
+                ("conv_in.weight", &[4, 3]),
+                ("down.norm1.weight", &[5]),
+                ("down.conv1.weight", &[40]),
+                ("up.w", &[7, 3]),
+            ],
+            &[("a.layer_norm1.bias", &[3]), ("a.fc.weight", &[11])],
+        ];
+        shapes.map(|shapes| {
+            let mut weights = Weights::random(1, Kind::Float, Device::Cpu);
+            for (name, shape) in shapes {
+                let _ = weights.take(name, shape, Init::Normal { std: 1.0 });
+            }
+            weights.finish().expect("random weights fit")
+        })
+    }
+
+    fn adopt(components: &[Parameters; 2], precision: Precision, share: RankOf) -> FlatParameters {
+        let [unet, text] = components;
+        FlatParameters::adopt_share(&[("unet", unet), ("text_encoder", text)], precision, share)
+    }
+
+    #[test]
+    fn buckets_are_whole_tensors_of_one_group_and_one_dtype() {
+        let flat = adopt(&components(), Precision::Bf16, RankOf::ONLY);
+        let names: Vec<&str> = flat.slices.iter().map(|slice| &slice.name[..]).collect();
+        let expected = ["unet.down.norm1.weight", "unet.conv_in.weight", "unet.down.conv1.weight", "unet.up.w"];
+        assert_eq!(names[..4], expected);
+        assert_eq!(names[4..], ["text_encoder.a.layer_norm1.bias", "text_encoder.a.fc.weight"]);
+        let lengths: Vec<i64> =
+            flat.partition.buckets().iter().map(|bucket| bucket.range.end - bucket.range.start).collect();
+        // 92 elements, buckets of at least 5.
+        assert_eq!(lengths, [5, 12, 40, 21, 3, 11]);
+        let kinds: Vec<Kind> = flat.weights.iter().map(Tensor::kind).collect();
+        let (low, high) = (Kind::BFloat16, Kind::Float);
+        assert_eq!(kinds, [high, low, low, low, high, low]);
+    }
+
+    #[test]
+    fn ranks_have_the_masters_of_their_pieces_and_the_same_model() {
+        let names = |components: &[Parameters; 2]| -> Vec<Tensor> {
+            components.iter().flat_map(|part| part.iter().map(|(_, tensor)| tensor.detach().copy())).collect()
+        };
+        for (precision, ranks) in
+            [(Precision::Fp32, 1), (Precision::Fp32, 3), (Precision::Bf16, 1), (Precision::Bf16, 3)]
+        {
+            let whole = adopt(&components(), Precision::Fp32, RankOf::ONLY).masters;
+            for rank in 0..ranks {
+                let components = components();
+                let before = names(&components);
+                let flat = adopt(&components, precision, RankOf { rank, ranks });
+                for piece in flat.partition.pieces(flat.share) {
+                    assert!(part(&flat.masters, &piece.own).equal(&part(&whole, &piece.range)));
+                }
+                for (before, after) in before.iter().zip(names(&components)) {
+                    assert!(before.to_kind(after.kind()).equal(&after));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_model_follows_the_masters() {
+        for precision in [Precision::Fp32, Precision::Bf16] {
+            let components = components();
+            let flat = adopt(&components, precision, RankOf::ONLY);
+            let _ = no_grad(|| flat.masters.shallow_clone().fill_(0.5));
+            flat.refresh();
+            let tensors = components.iter().flat_map(|part| part.iter().map(|(_, tensor)| tensor.detach()));
+            assert!(tensors.into_iter().all(|tensor| tensor.equal(&(tensor.ones_like() * 0.5))));
+        }
+    }
+
+    #[test]
+    fn ranges_meet_where_they_overlap() {
+        assert_eq!(meet(&(2..8), &(4..10)), 4..8);
+        assert_eq!(meet(&(2..8), &(3..5)), 3..5);
+        assert_eq!(meet(&(0..2), &(4..10)), 4..4);
+        assert_eq!(meet(&(20..30), &(4..10)), 10..10);
+    }
 }

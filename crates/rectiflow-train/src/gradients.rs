@@ -1,8 +1,12 @@
-//! The sum of a step's gradients: one fp32 vector `[n]`, added to as backward passes go.
+//! The sum of a step's gradients: fp32, bucket by bucket of the flat vector, added to as backward passes go.
 //!
 //! A sink takes each parameter's gradient (bf16 where its compute copy is) the moment it is complete, adds it and frees
 //! it, so that no micro-batch's gradients are ever in memory together. Micro-batches run side by side on a CPU, and a
 //! sum depends on its order: a gradient that comes before those of earlier micro-batches waits for them.
+//!
+//! Where one rank owns all parameters, all buckets are views of one vector. Where several do, each bucket has memory of its
+//! own, from its first gradient until it has been reduced, laid out in equal pieces as it is sent; and whoever listens is
+//! told which bucket has all its gradients, while the backward pass goes on.
 
 use std::{
     cell::Cell,
@@ -11,15 +15,17 @@ use std::{
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
+        mpsc::Sender,
     },
 };
 
 use rectiflow_sdxl::autograd::Sink;
-use tch::{Kind, Tensor, no_grad};
+use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::{
     error::{Error, Result},
     flat::{Slice, part},
+    partition::Partition,
 };
 
 thread_local! {
@@ -36,21 +42,44 @@ pub(crate) struct GradientSum {
 
 #[derive(Debug)]
 struct Shared {
-    sum: Mutex<Option<Tensor>>,
+    device: Device,
+    /// Where all buckets are views of one vector: its elements, and between `begin` and `finish` the vector.
+    whole: Option<(i64, Mutex<Option<Tensor>>)>,
+    buckets: Vec<Mutex<Sum>>,
     places: Vec<Mutex<Place>>,
+    /// Micro-batches that are summed up.
+    expected: AtomicUsize,
+    /// Is told which bucket is complete.
+    listener: Mutex<Option<Sender<usize>>>,
     /// The micro-batch worked on, for threads of libtorch's own, which it has on a GPU only; there is one at a time then.
     only: AtomicUsize,
 }
 
-/// One parameter's part of the sum.
+/// One bucket's sum.
+#[derive(Debug)]
+struct Sum {
+    /// Its elements in the flat vector, what its pieces lack to be equally long not counted.
+    range: Range<i64>,
+    /// All elements of its memory.
+    len: i64,
+    /// Its parameters.
+    places: Range<usize>,
+    /// Parameters whose part of the sum is not complete.
+    missing: usize,
+    /// Whether somebody has it, and no gradient is added any more.
+    is_taken: bool,
+    memory: Option<Tensor>,
+}
+
+/// One parameter's part of its bucket's sum.
 #[derive(Debug)]
 struct Place {
+    bucket: usize,
+    /// Elements in the bucket.
     range: Range<i64>,
     shape: Vec<i64>,
-    /// Its part of the vector, in the parameter's shape.
+    /// Its part of the sum, in the parameter's shape, once it has been written.
     total: Option<Tensor>,
-    /// Whether the part has been written: until then what is in there is arbitrary.
-    is_written: bool,
     /// The micro-batch whose gradient is added next.
     next: usize,
     /// Gradients of later ones; `None` where the loss does not depend on the parameter.
@@ -58,18 +87,36 @@ struct Place {
 }
 
 impl GradientSum {
-    /// Takes all future gradients of `leaves`, which lie in the vector as `slices` says.
-    pub(crate) fn new(leaves: &[Tensor], slices: &[Slice]) -> Self {
-        let place = |slice: &Slice| Place {
-            range: slice.range.clone(),
-            shape: slice.shape.clone(),
-            total: None,
-            is_written: false,
-            next: 0,
-            waiting: BTreeMap::new(),
-        };
-        let places = slices.iter().map(|slice| Mutex::new(place(slice))).collect();
-        let shared = Arc::new(Shared { sum: Mutex::new(None), places, only: AtomicUsize::new(0) });
+    /// Takes all future gradients of `leaves`, which lie in the vector as `slices` and `partition` say.
+    pub(crate) fn new(leaves: &[Tensor], slices: &[Slice], partition: &Partition) -> Self {
+        let (mut buckets, mut places) = (Vec::new(), Vec::new());
+        let mut rest = slices.iter().peekable();
+        for (index, bucket) in partition.buckets().iter().enumerate() {
+            let first = places.len();
+            while let Some(slice) = rest.next_if(|slice| slice.range.start < bucket.range.end) {
+                let range = slice.range.start - bucket.range.start..slice.range.end - bucket.range.start;
+                let (shape, waiting) = (slice.shape.clone(), BTreeMap::new());
+                places.push(Mutex::new(Place { bucket: index, range, shape, total: None, next: 0, waiting }));
+            }
+            let (range, len) = (bucket.range.clone(), bucket.piece * partition.ranks() as i64);
+            buckets.push(Mutex::new(Sum {
+                range,
+                len,
+                places: first..places.len(),
+                missing: 0,
+                is_taken: false,
+                memory: None,
+            }));
+        }
+        let shared = Arc::new(Shared {
+            device: leaves.first().map_or(Device::Cpu, Tensor::device),
+            whole: (partition.ranks() == 1).then(|| (partition.len(), Mutex::new(None))),
+            buckets,
+            places,
+            expected: AtomicUsize::new(0),
+            listener: Mutex::default(),
+            only: AtomicUsize::new(0),
+        });
         let sink = |(index, leaf): (usize, &Tensor)| {
             let shared = shared.clone();
             let take = move |gradient| shared.arrive(index, shared.micro_batch(), Some(gradient));
@@ -79,25 +126,40 @@ impl GradientSum {
         Self { shared, _sinks: sinks }
     }
 
-    /// Begins a new sum on the device of `like`. Its memory is written, and on a CPU taken, as gradients come.
-    pub(crate) fn begin(&self, like: &Tensor) {
-        let sum = Tensor::empty([like.numel() as i64], (Kind::Float, like.device()));
-        for place in &self.shared.places {
+    /// Begins a new sum over so many micro-batches. Its memory is written, and on a CPU taken, as gradients come.
+    /// `listener` is told of every bucket that is complete.
+    pub(crate) fn begin(&self, micro_batches: usize, listener: Option<Sender<usize>>) {
+        let Shared { device, whole, buckets, places, expected, .. } = &*self.shared;
+        expected.store(micro_batches, Ordering::SeqCst);
+        for place in places {
             let mut place = place.lock().expect(UNPOISONED);
-            let total = part(&sum, &place.range).view(place.shape.as_slice());
-            *place = Place {
-                range: place.range.clone(),
-                shape: std::mem::take(&mut place.shape),
-                total: Some(total),
-                is_written: false,
-                next: 0,
-                waiting: BTreeMap::new(),
-            };
+            (place.total, place.next) = (None, 0);
+            place.waiting.clear();
         }
-        *self.shared.sum.lock().expect(UNPOISONED) = Some(sum);
+        for bucket in buckets {
+            let mut sum = bucket.lock().expect(UNPOISONED);
+            (sum.memory, sum.missing, sum.is_taken) = (None, sum.places.len(), false);
+        }
+        if let Some((len, vector)) = whole {
+            *vector.lock().expect(UNPOISONED) = Some(Tensor::empty([*len], (Kind::Float, *device)));
+        }
+        *self.shared.listener.lock().expect(UNPOISONED) = listener;
+        if micro_batches == 0 {
+            (0..buckets.len()).for_each(|bucket| self.shared.tell(bucket));
+        }
     }
 
-    /// Adds the gradient of a micro-batch's loss; `micro_batch` counts those of the step from 0. Others may be worked on
+    /// Nobody is told of buckets any more: whoever waits for one learns that it does not come.
+    pub(crate) fn fall_silent(&self) {
+        *self.shared.listener.lock().expect(UNPOISONED) = None;
+    }
+
+    /// What another thread takes complete buckets from.
+    pub(crate) fn complete_buckets(&self) -> Buckets {
+        Buckets(self.shared.clone())
+    }
+
+    /// Adds the gradient of a micro-batch's loss; `micro_batch` counts those of the sum from 0. Others may be worked on
     /// by other threads at the same time.
     pub(crate) fn add(&self, micro_batch: usize, loss: &Tensor) -> Result<()> {
         MICRO_BATCH.set(Some(micro_batch));
@@ -111,16 +173,22 @@ impl GradientSum {
         Ok(())
     }
 
-    /// The sum `[n]` of all micro-batches since [`Self::begin`].
+    /// The sum `[n]` of all micro-batches since [`Self::begin`], where one rank owns all parameters.
     pub(crate) fn finish(&self) -> Tensor {
-        for place in &self.shared.places {
-            let mut place = place.lock().expect(UNPOISONED);
-            let is_written = place.is_written;
-            if let (Some(mut total), false) = (place.total.take(), is_written) {
-                let _ = no_grad(|| total.zero_());
-            }
-        }
-        self.shared.sum.lock().expect(UNPOISONED).take().expect("a sum was begun")
+        (0..self.shared.buckets.len()).for_each(|bucket| drop(self.shared.take(bucket)));
+        let (_, vector) = self.shared.whole.as_ref().expect("one rank owns all parameters");
+        vector.lock().expect(UNPOISONED).take().expect("a sum was begun")
+    }
+}
+
+/// The buckets of a sum.
+#[derive(Debug)]
+pub(crate) struct Buckets(Arc<Shared>);
+
+impl Buckets {
+    /// A bucket of the sum, `[R c]`, which no gradient may be added to any more.
+    pub(crate) fn take(&self, bucket: usize) -> Tensor {
+        self.0.take(bucket)
     }
 }
 
@@ -141,23 +209,77 @@ impl Shared {
             place.waiting.range(next..).zip(next..).take_while(|((found, _), wanted)| *found == wanted).count();
         for micro_batch in next..place.next {
             if let Some(gradient) = place.waiting.remove(&micro_batch).flatten() {
-                place.add(&gradient);
+                self.add(&mut place, &gradient);
             }
         }
+        if place.next > next && place.next == self.expected.load(Ordering::SeqCst) {
+            let bucket = place.bucket;
+            drop(place);
+            self.one_less(bucket);
+        }
     }
-}
 
-impl Place {
-    fn add(&mut self, gradient: &Tensor) {
-        let total = self.total.as_mut().expect("gradients come between `begin` and `finish`");
-        no_grad(|| {
-            if self.is_written {
+    /// One more parameter of a bucket is complete.
+    fn one_less(&self, bucket: usize) {
+        let is_complete = {
+            let mut sum = self.buckets[bucket].lock().expect(UNPOISONED);
+            sum.missing -= 1;
+            sum.missing == 0
+        };
+        if is_complete {
+            self.tell(bucket);
+        }
+    }
+
+    fn tell(&self, bucket: usize) {
+        if let Some(listener) = &*self.listener.lock().expect(UNPOISONED) {
+            // Who has stopped listening has failed, and says so himself.
+            let _ = listener.send(bucket);
+        }
+    }
+
+    fn add(&self, place: &mut Place, gradient: &Tensor) {
+        no_grad(|| match &mut place.total {
+            Some(total) => {
                 let _ = total.f_add_(gradient).expect("a gradient has its parameter's shape");
-            } else {
+            }
+            None => {
+                let mut total = part(&self.memory(place.bucket), &place.range).view(place.shape.as_slice());
                 total.copy_(gradient);
+                place.total = Some(total);
             }
         });
-        self.is_written = true;
+    }
+
+    /// The memory of a bucket's sum. What is in there is arbitrary until it is written.
+    fn memory(&self, bucket: usize) -> Tensor {
+        let mut sum = self.buckets[bucket].lock().expect(UNPOISONED);
+        let Sum { range, len, memory, .. } = &mut *sum;
+        let make = || match &self.whole {
+            Some((_, vector)) => part(vector.lock().expect(UNPOISONED).as_ref().expect("a sum was begun"), range),
+            None => Tensor::empty([*len], (Kind::Float, self.device)),
+        };
+        memory.get_or_insert_with(make).shallow_clone()
+    }
+
+    fn take(&self, bucket: usize) -> Tensor {
+        let memory = self.memory(bucket);
+        let (places, filled, len) = {
+            let mut sum = self.buckets[bucket].lock().expect(UNPOISONED);
+            sum.memory = None;
+            if std::mem::replace(&mut sum.is_taken, true) {
+                return memory;
+            }
+            (sum.places.clone(), sum.range.end - sum.range.start, sum.len)
+        };
+        for place in &self.places[places] {
+            let mut place = place.lock().expect(UNPOISONED);
+            if place.total.take().is_none() {
+                let _ = no_grad(|| part(&memory, &place.range).zero_());
+            }
+        }
+        let _ = no_grad(|| part(&memory, &(filled..len)).zero_());
+        memory
     }
 }
 
@@ -165,7 +287,7 @@ const UNPOISONED: &str = "no thread panicked while it added a gradient";
 
 #[cfg(test)]
 mod tests {
-    use tch::Device;
+    use std::sync::mpsc::{self, TryRecvError};
 
     use super::*;
 
@@ -173,7 +295,7 @@ mod tests {
         Tensor::from_slice(&[value, value]).to_kind(kind).set_requires_grad(true)
     }
 
-    fn sum_of(leaves: &[Tensor]) -> (GradientSum, Tensor) {
+    fn sum_of(leaves: &[Tensor], ranks: usize) -> GradientSum {
         let slice = |(i, leaf): (usize, &Tensor)| Slice {
             name: format!("{i}"),
             shape: vec![2],
@@ -181,7 +303,10 @@ mod tests {
             kind: leaf.kind(),
         };
         let slices: Vec<_> = leaves.iter().enumerate().map(slice).collect();
-        (GradientSum::new(leaves, &slices), Tensor::zeros([2 * leaves.len() as i64], (Kind::Float, Device::Cpu)))
+        // The first two in a bucket, then one each.
+        let lengths = [4].into_iter().chain(vec![2; leaves.len().saturating_sub(2)]);
+        let partition = Partition::of_buckets(lengths.take(leaves.len()), ranks);
+        GradientSum::new(leaves, &slices, &partition)
     }
 
     fn numbers(tensor: &Tensor) -> Vec<f32> {
@@ -191,8 +316,8 @@ mod tests {
     #[test]
     fn bf16_gradients_are_added_in_fp32() {
         let leaves = [leaf(1.0, Kind::BFloat16), leaf(1.0, Kind::Float)];
-        let (sum, like) = sum_of(&leaves);
-        sum.begin(&like);
+        let sum = sum_of(&leaves, 1);
+        sum.begin(2, None);
         // 256 and 1 are bf16 numbers; their sum is not.
         for (micro_batch, factor) in [256.0, 1.0].into_iter().enumerate() {
             sum.add(micro_batch, &(&leaves[0] * factor).sum(Kind::Float)).unwrap();
@@ -203,27 +328,53 @@ mod tests {
 
     #[test]
     fn the_sum_is_in_the_order_of_the_micro_batches_whoever_comes_first() {
-        let leaves = [leaf(1.0, Kind::Float)];
-        let (sum, like) = sum_of(&leaves);
+        let leaves = [leaf(1.0, Kind::Float), leaf(1.0, Kind::Float)];
+        let sum = sum_of(&leaves, 1);
         let factors = [1e8f64, -1e8, 1.0]; // another order loses the 1
         let mut sums = Vec::new();
         for order in [[0, 1, 2], [2, 1, 0], [1, 2, 0]] {
-            sum.begin(&like);
+            sum.begin(3, None);
             for micro_batch in order {
                 sum.add(micro_batch, &(&leaves[0] * factors[micro_batch]).sum(Kind::Float)).unwrap();
             }
             sums.push(numbers(&sum.finish()));
         }
-        assert_eq!(sums, vec![vec![1.0, 1.0]; 3]);
+        assert_eq!(sums, vec![vec![1.0, 1.0, 0.0, 0.0]; 3]);
     }
 
     #[test]
     fn a_micro_batch_without_a_gradient_does_not_hold_up_the_others() {
         let leaves = [leaf(1.0, Kind::Float), leaf(1.0, Kind::Float)];
-        let (sum, like) = sum_of(&leaves);
-        sum.begin(&like);
+        let sum = sum_of(&leaves, 1);
+        sum.begin(2, None);
         sum.add(1, &leaves[0].sum(Kind::Float)).unwrap();
         sum.add(0, &leaves[1].sum(Kind::Float)).unwrap();
         assert_eq!(numbers(&sum.finish()), [1.0, 1.0, 1.0, 1.0]);
+    }
+
+    #[test]
+    fn of_several_ranks_each_bucket_is_taken_alone_in_equal_pieces() {
+        let leaves = [leaf(1.0, Kind::Float), leaf(1.0, Kind::Float), leaf(1.0, Kind::Float)];
+        let sum = sum_of(&leaves, 3);
+        let buckets = sum.complete_buckets();
+        for factor in [2.0, 3.0] {
+            let (listener, told) = mpsc::channel();
+            sum.begin(2, Some(listener));
+            let loss = |factor: f64| ((&leaves[0] * factor) + &leaves[2]).sum(Kind::Float);
+            sum.add(0, &loss(factor)).unwrap();
+            assert_eq!(told.try_recv(), Err(TryRecvError::Empty), "the second micro-batch is missing");
+            sum.add(1, &loss(factor)).unwrap();
+            sum.fall_silent();
+            let mut told: Vec<usize> = told.iter().collect();
+            told.sort_unstable();
+            assert_eq!(told, [0, 1], "of each bucket once");
+            assert_eq!(numbers(&buckets.take(1)), [2.0, 2.0, 0.0]);
+            let twice = 2.0 * factor as f32;
+            assert_eq!(numbers(&buckets.take(0)), [twice, twice, 0.0, 0.0, 0.0, 0.0]);
+        }
+        let (listener, told) = mpsc::channel();
+        sum.begin(0, Some(listener));
+        assert_eq!(told.try_iter().count(), 2, "a rank without a micro-batch has nothing to wait for");
+        assert_eq!(numbers(&buckets.take(1)), [0.0; 3], "and adds nothing");
     }
 }

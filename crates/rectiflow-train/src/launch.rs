@@ -1,7 +1,7 @@
 //! Who this process is among those that share a run: `[ranks]` of the recipe and the environment variables that
 //! torchrun and every other launcher set. Pure: the variables come through a closure.
 
-use std::time::Duration;
+use std::{ops::Range, time::Duration};
 
 use rectiflow_data::order::RankOf;
 use schemars::JsonSchema;
@@ -28,9 +28,9 @@ pub enum Sharding {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RanksConfig {
-    /// `once`: the optimiser's memory is split over the ranks, gradients cross the network once a step. `each`: they
-    /// cross it after every micro-batch, which saves 4 bytes a parameter where memory is short. `none`: nothing is
-    /// split.
+    /// `once`: masters and the optimiser's memory are split over the ranks, gradients cross the network once a step.
+    /// `each`: they cross it after every micro-batch, which saves 4 bytes a parameter where memory is short. `none`:
+    /// nothing is split.
     pub sharding: Sharding,
     /// Seconds that a rank may be silent, or keep the others waiting in one place, before the run stops.
     pub timeout_secs: u64,
@@ -70,6 +70,8 @@ pub struct Launch {
     pub rank: RankOf,
     /// Which of those on this machine: the GPU that it takes.
     pub local_rank: usize,
+    /// All ranks on this machine, as far as the launcher says (`LOCAL_WORLD_SIZE`); this one alone if it does not.
+    pub machine: Range<usize>,
     /// Where rank 0 is: host.
     pub host: String,
     /// Where rank 0 is: port of the store at which the ranks meet.
@@ -80,7 +82,10 @@ pub struct Launch {
     pub attempt: String,
 }
 
+/// What every launcher must set.
 const VARIABLES: [&str; 5] = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"];
+/// What torchrun sets besides.
+const LOCAL_RANKS: &str = "LOCAL_WORLD_SIZE";
 
 impl Launch {
     /// Reads a launcher's environment; `None` where there is none, or one process in all.
@@ -125,12 +130,29 @@ impl Launch {
                 "LOCAL_RANK = {local_rank} and RANK = {rank}: a machine's ranks follow each other"
             )));
         }
+        let machine = match variable(LOCAL_RANKS).filter(|text| !text.is_empty()) {
+            None => rank..rank + 1,
+            Some(_) => {
+                let first = rank - local_rank;
+                first..first + number(LOCAL_RANKS)?
+            }
+        };
+        if !machine.contains(&rank) || machine.end > ranks {
+            let local_ranks = machine.len();
+            return Err(fail(format!(
+                "{LOCAL_RANKS} = {local_ranks}, LOCAL_RANK = {local_rank}, RANK = {rank} and WORLD_SIZE = {ranks}: the \
+                 ranks of this machine would be {} to {}",
+                machine.start,
+                machine.end.saturating_sub(1)
+            )));
+        }
         let port = variable("MASTER_PORT").unwrap_or_default();
         let port = port.trim().parse().ok().filter(|port| *port > 0);
         let port = port.ok_or_else(|| fail("MASTER_PORT: expected a port, 1 to 65535".to_owned()))?;
         Ok(Some(Self {
             rank: RankOf { rank, ranks },
             local_rank,
+            machine,
             host: variable("MASTER_ADDR").unwrap_or_default(),
             port,
             store_is_launchers: variable("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|text| text == "True"),
@@ -139,10 +161,9 @@ impl Launch {
     }
 
     /// The variables that make a process rank `rank` of `ranks` on this machine, the store at `port`.
-    pub fn local_environment(rank: usize, ranks: usize, port: u16) -> [(&'static str, String); 5] {
+    pub fn local_environment(rank: usize, ranks: usize, port: u16) -> Vec<(&'static str, String)> {
         let values = [rank.to_string(), ranks.to_string(), rank.to_string(), "127.0.0.1".to_owned(), port.to_string()];
-        let mut values = values.into_iter();
-        VARIABLES.map(|name| (name, values.next().expect("a value for each name")))
+        VARIABLES.into_iter().zip(values).chain([(LOCAL_RANKS, ranks.to_string())]).collect()
     }
 }
 
@@ -171,12 +192,16 @@ mod tests {
         let launch = read(&GOOD).expect("fine").expect("one of several");
         assert_eq!((launch.rank, launch.local_rank), (RankOf { rank: 5, ranks: 8 }, 1));
         assert_eq!((launch.host.as_str(), launch.port, launch.store_is_launchers), ("node0", 29500, false));
-        let torchrun = [&GOOD[..], &[("TORCHELASTIC_USE_AGENT_STORE", "True"), ("TORCHELASTIC_RESTART_COUNT", "2")]];
-        let launch = read(&torchrun.concat()).expect("fine").expect("one of several");
+        assert_eq!(launch.machine, 5..6);
+        let torchrun =
+            [("TORCHELASTIC_USE_AGENT_STORE", "True"), ("TORCHELASTIC_RESTART_COUNT", "2"), ("LOCAL_WORLD_SIZE", "4")];
+        let launch = read(&[&GOOD[..], &torchrun].concat()).expect("fine").expect("one of several");
         assert!(launch.store_is_launchers && launch.attempt == "2");
+        assert_eq!(launch.machine, 4..8);
         let own = Launch::local_environment(1, 2, 77);
         let own: Vec<(&str, &str)> = own.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        assert_eq!(read(&own).expect("fine").expect("one of several").rank, RankOf { rank: 1, ranks: 2 });
+        let launch = read(&own).expect("fine").expect("one of several");
+        assert_eq!((launch.rank, launch.machine), (RankOf { rank: 1, ranks: 2 }, 0..2));
     }
 
     #[test]
@@ -193,6 +218,11 @@ mod tests {
         assert!(with("RANK", "x").contains("RANK: expected a number, found \"x\""));
         assert!(with("LOCAL_RANK", "6").contains("LOCAL_RANK = 6 and RANK = 5"));
         assert!(with("MASTER_PORT", "0").contains("MASTER_PORT: expected a port"));
+        for (local_ranks, machine) in [("1", "4 to 4"), ("5", "4 to 8")] {
+            let wrong = [&GOOD[..], &[("LOCAL_WORLD_SIZE", local_ranks)]].concat();
+            let error = read(&wrong).expect_err("it cannot be").to_string();
+            assert!(error.contains(&format!("LOCAL_WORLD_SIZE = {local_ranks}")) && error.contains(machine), "{error}");
+        }
         assert!(without("RANK").contains("WORLD_SIZE is set and RANK is not"));
         assert!(without("MASTER_ADDR").contains("and MASTER_ADDR not"), "{}", without("MASTER_ADDR"));
     }

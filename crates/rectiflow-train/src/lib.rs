@@ -46,6 +46,7 @@ pub mod plan_memory;
 pub mod precision;
 pub mod preview;
 mod pulse;
+mod reduce;
 pub mod rehearsal;
 mod repeated;
 pub mod replay;

@@ -117,8 +117,11 @@ fn bytes(gib: f64) -> u64 {
 /// What training will take, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Estimate {
-    /// Trained weights in fp32, and their copies in bf16.
+    /// Trained weights as they are calculated with.
     pub weights: u64,
+    /// fp32 masters of what the rank owns, where those are not the masters themselves.
+    #[serde(default)]
+    pub masters: u64,
     /// The optimiser's two moments.
     pub moments: u64,
     /// The averaged weights.
@@ -196,7 +199,8 @@ impl Passes {
     pub fn estimate(&self, unet: &UNetConfig, remade: &Remade) -> Estimate {
         let num_parameters: u64 = self.parts(unet).iter().map(|part| part.num_parameters).sum();
         Estimate {
-            weights: num_parameters * self.weight_bytes(),
+            weights: num_parameters * self.activation_bytes(),
+            masters: num_parameters * self.master_bytes(),
             moments: num_parameters * 8,
             passes: self.bytes(unet, remade, 4),
             program: PROGRAM_BYTES,
@@ -204,11 +208,11 @@ impl Passes {
         }
     }
 
-    /// Bytes of a trained weight: the master, and its copy.
-    pub(crate) fn weight_bytes(&self) -> u64 {
+    /// Bytes of a trained weight's master beside what is calculated with, on a rank that owns all.
+    fn master_bytes(&self) -> u64 {
         match self.precision {
-            Precision::Fp32 => 4,
-            Precision::Bf16 => 6,
+            Precision::Fp32 => 0,
+            Precision::Bf16 => 4,
         }
     }
 }
@@ -247,6 +251,7 @@ impl Estimate {
             let unet = passes.estimate(&configs.unet, remade);
             let all = Self {
                 weights: apart.weights + unet.weights,
+                masters: apart.masters + unet.masters,
                 moments: apart.moments + unet.moments,
                 passes: apart.passes + unet.passes,
                 ..apart
@@ -271,7 +276,8 @@ impl Estimate {
         for (component, config) in [(Component::ClipL, &configs.clip_l), (Component::ClipG, &configs.clip_g)] {
             let num_parameters = count(config)?;
             if checked.recipe.train.trains(component) {
-                estimate.weights += num_parameters * passes.weight_bytes();
+                estimate.weights += num_parameters * passes.activation_bytes();
+                estimate.masters += num_parameters * passes.master_bytes();
                 estimate.moments += num_parameters * 8;
                 let kept = text_encoder_bytes(config, passes.batch * MOST_TOKENS, passes.activation_bytes());
                 estimate.passes += passes.width * kept + 4 * num_parameters;
@@ -288,8 +294,12 @@ impl Estimate {
         Self { average: if is_kept { self.moments / 2 } else { 0 }, ..self }
     }
 
-    /// The same on a rank that keeps the optimiser's memory of one part of `shards`; and its snapshots.
+    /// The same on a rank that keeps masters and the optimiser's memory of one part of `shards`; and its snapshots.
     fn split(mut self, shards: u64, guard: &GuardConfig) -> Self {
+        if shards > 1 {
+            // fp32 weights are of all ranks, so that a rank's masters are apart.
+            self.masters = (self.moments / 2).div_ceil(shards);
+        }
         self.moments = self.moments.div_ceil(shards);
         self.average = self.average.div_ceil(shards);
         // Masters, both moments, the average.
@@ -299,8 +309,8 @@ impl Estimate {
 
     /// What the device has to hold.
     pub fn device_bytes(&self, device: Device) -> u64 {
-        let Self { weights, moments, average, frozen, passes, snapshots, program } = *self;
-        let here = weights + moments + average + frozen + passes;
+        let Self { weights, masters, moments, average, frozen, passes, snapshots, program } = *self;
+        let here = weights + masters + moments + average + frozen + passes;
         if device == Device::Cpu { here + snapshots + program } else { here }
     }
 
@@ -342,9 +352,10 @@ impl Estimate {
 impl fmt::Display for Estimate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
-        let Self { weights, moments, average, frozen, passes, snapshots, program } = *self;
+        let Self { weights, masters, moments, average, frozen, passes, snapshots, program } = *self;
         let named = [
             (weights, "weights"),
+            (masters, "masters"),
             (moments, "moments"),
             (average, "average"),
             (frozen, "frozen parts"),

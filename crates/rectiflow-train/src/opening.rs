@@ -22,7 +22,7 @@ use crate::{
     comm::Comm,
     config::{Checked, DataConfig, Recipe},
     error::{Error, Result},
-    exchange::Exchange,
+    exchange::share,
     guard::GuardState,
     launch::Launch,
     metrics::Start,
@@ -187,23 +187,20 @@ pub(crate) fn find_trained(checked: &Checked, components: &Components) -> Result
 
 /// The state before the first step from a model's weights, as far as this rank keeps it.
 pub(crate) fn fresh_state(checked: &Checked, model: &Model, comm: &Comm) -> TrainState {
-    let parameters = precision::apply(checked, model);
-    let own = Exchange::new(comm, checked.recipe.ranks.sharding, parameters.num_parameters()).own();
-    let values = crate::flat::part(&parameters.values, &own);
+    let parameters = precision::apply(checked, model, share(comm, checked.recipe.ranks.sharding));
     TrainState {
         position: Position::default(),
-        optimizer: Optimizer::new(checked.recipe.optimizer.clone(), &values),
+        optimizer: Optimizer::new(checked.recipe.optimizer.clone(), &parameters.masters),
         moments_from: vec![0; parameters.groups.len()],
-        average: checked.recipe.ema.half_life_samples.map(|_| values.copy()),
+        average: checked.recipe.ema.half_life_samples.map(|_| parameters.masters.copy()),
         passed_over: Vec::new(),
-        own,
         parameters,
     }
 }
 
 impl Parts<'_> {
     /// What every checkpoint of this process says, but for the position.
-    pub(crate) fn template(&self, loader: &Loader, state: &TrainState, shards: usize) -> Result<Saved> {
+    pub(crate) fn template(&self, loader: &Loader, state: &TrainState) -> Result<Saved> {
         let trained: Vec<_> = trained_components(self.checked).collect();
         let frozen = Component::ALL.into_iter().filter(|component| !trained.contains(component)).map(|component| {
             let folder = self.components.folder(component);
@@ -219,7 +216,8 @@ impl Parts<'_> {
             data: self.sources.iter().map(|source| source.dataset.identity()).collect(),
             program: program_identity()?,
             layout: Saved::layout(&state.parameters.slices),
-            shards,
+            shards: state.parameters.partition.ranks(),
+            buckets: Saved::bucket_lengths(&state.parameters.partition),
             epochs: 0.0,
             moments_from: BTreeMap::new(),
             passed_over: Vec::new(),

@@ -1,9 +1,12 @@
 //! What one GPU will hold, term by term, before there is one. Pure.
 //!
 //! ```text
-//! bf16    2 bytes a parameter to calculate with, 4 for masters | 4 for the sum of gradients | 8 / ranks for two moments
-//! fp32    4 bytes a parameter                                  | 4                          | 8 / ranks
+//!         to calculate with | masters              | sum of gradients     | two moments
+//! bf16    2 bytes           | 4 / ranks            | 4 + 4 / ranks        | 8 / ranks         a parameter
+//! fp32    4                 | 4 / ranks; alone 0   | 4 + 4 / ranks        | 8 / ranks
 //! ```
+//!
+//! With `each`, what is there of the sum is this rank's part and the buckets that are not complete or not yet sent.
 //!
 //! Activations are those that a run's own estimate has (`memory`), on a device that has no fused kernels of ours. Not in it:
 //! what the allocator loses, the libraries' workspaces, activations of text encoders that are trained.
@@ -15,6 +18,7 @@ use crate::{
     launch::Sharding,
     memory::{Checkpointing, Passes, Remade},
     precision::Precision,
+    simulate::BUCKET_BYTES,
 };
 
 /// What memory depends on.
@@ -57,18 +61,24 @@ pub struct Term {
 /// What CUDA, NCCL and their libraries take before the first tensor is there. Assumed: nobody has measured it here.
 pub const RUNTIME_BYTES: f64 = 1.5e9;
 
+/// Buckets of gradients that are there at a time with `each`: incomplete, complete, or on their way. Assumed.
+const BUCKETS_AT_A_TIME: f64 = 16.0;
+
 /// The terms.
 pub fn memory(config: &UNetConfig, parameters: Parameters, settings: &MemorySettings) -> Vec<Term> {
     let (ranks, trained) = (settings.ranks as f64, parameters.trained as f64);
     let value_bytes = settings.passes.activation_bytes() as f64;
-    let masters = settings.passes.weight_bytes() as f64 - value_bytes;
-    let name = if settings.passes.precision == Precision::Bf16 { "bf16" } else { "fp32" };
     let split = if settings.sharding == Sharding::None { 1.0 } else { ranks };
+    let (name, masters) = match settings.passes.precision {
+        Precision::Bf16 => ("bf16", 4.0 * trained / split),
+        // A rank that owns all calculates with the masters themselves.
+        Precision::Fp32 => ("fp32", if split > 1.0 { 4.0 * trained / split } else { 0.0 }),
+    };
     let vectors = 2.0 + f64::from(u8::from(settings.averaged));
     let term = |what: String, bytes| Term { what, bytes };
     let mut terms = vec![
         term(format!("trained weights, {name}"), value_bytes * trained),
-        term("their masters, fp32, whole on every rank".into(), masters * trained),
+        term(format!("their masters, fp32, over {split} ranks"), masters),
         term(format!("optimiser, {vectors} fp32 vectors over {split} ranks"), 4.0 * vectors * trained / split),
         term(format!("frozen text encoders, {name}"), value_bytes * parameters.frozen as f64),
         term("autoencoder for previews, fp32".into(), 4.0 * parameters.vae as f64),
@@ -93,14 +103,27 @@ fn passes(config: &UNetConfig, trained: f64, settings: &MemorySettings, others: 
         Remade::Some(names) => format!("activations, {} blocks checkpointed", names.len()),
     };
     let bytes = |gradient_bytes| settings.passes.bytes(config, &remade, gradient_bytes) as f64;
+    // The sum of this rank's part, where it is apart from the buckets that are sent.
+    let part = if settings.sharding == Sharding::None || settings.ranks == 1 {
+        0.0
+    } else {
+        4.0 * trained / settings.ranks as f64
+    };
     match settings.sharding {
-        // Only this rank's part stays, and all activations are there beside it.
-        Sharding::Each => vec![
-            Term { what, bytes: bytes(0) },
-            Term { what: "gradients, fp32, this rank's part".into(), bytes: 4.0 * trained / settings.ranks as f64 },
-        ],
-        Sharding::None | Sharding::Once => {
-            vec![Term { what: format!("gradients, fp32, and {what}, the most at a time"), bytes: bytes(4) }]
+        // Buckets go as they are complete, and all activations are there beside them.
+        Sharding::Each if settings.ranks > 1 => {
+            let buckets = (BUCKETS_AT_A_TIME * BUCKET_BYTES).min(4.0 * trained);
+            vec![
+                Term { what, bytes: bytes(0) },
+                Term {
+                    what: "gradients, fp32: this rank's part, and buckets on their way".into(),
+                    bytes: part + buckets,
+                },
+            ]
+        }
+        _ => {
+            let what = format!("gradients, fp32, and {what}, the most at a time");
+            vec![Term { what, bytes: bytes(4) + part }]
         }
     }
 }
@@ -155,18 +178,18 @@ mod tests {
     #[test]
     fn the_parts_at_32_ranks() {
         let terms = memory(&unet(), SDXL, &settings(32));
-        let giga = [5.13, 10.27, 8.0 * 2.567 / 32.0]; // weights, masters, moments
+        // Weights, masters, moments.
+        let giga = [5.13, 10.27 / 32.0, 8.0 * 2.567 / 32.0];
         terms.iter().zip(giga).for_each(|(term, giga)| near(term.bytes, giga));
         let each = memory(&unet(), SDXL, &MemorySettings { sharding: Sharding::Each, ..settings(32) });
-        near(each.last().expect("gradients").bytes, 10.27 / 32.0);
+        near(each.last().expect("gradients").bytes, 10.27 / 32.0 + 0.42);
     }
 
     /// The article's run took 31 GB a GPU; whether CUDA's own share is in that is not said.
     #[test]
-    fn the_articles_memory_is_reproduced_with_each() {
-        let each = of(&MemorySettings { sharding: Sharding::Each, ..settings(32) }) - RUNTIME_BYTES;
-        assert!((28e9..34e9).contains(&each), "{each}");
-        assert!(of(&settings(32)) - RUNTIME_BYTES > each + 5e9);
+    fn the_articles_memory_is_beaten_with_either_sharding() {
+        near(of(&settings(32)) - RUNTIME_BYTES, 28.7);
+        near(of(&MemorySettings { sharding: Sharding::Each, ..settings(32) }) - RUNTIME_BYTES, 18.85);
     }
 
     #[test]
@@ -176,7 +199,8 @@ mod tests {
         assert!(off > 2.0 * of(&base));
         assert!(of(&MemorySettings { passes: Passes { batch: 8, ..base.passes }, ..base }) < of(&base));
         near(of(&MemorySettings { averaged: true, ..base }) - of(&base), 10.27 / 8.0);
-        near(of(&settings(1)) - of(&settings(2)), 8.0 * 2.567 / 2.0);
+        // Half of the moments and masters less, a half of the gradients' sum more.
+        near(of(&settings(1)) - of(&settings(2)), (8.0 + 4.0 - 4.0) * 2.567 / 2.0);
         near(of(&MemorySettings { sharding: Sharding::None, ..base }) - of(&settings(1)), 0.0);
         let fp32 = Passes { precision: Precision::Fp32, ..base.passes };
         let fp32 = memory(&unet(), SDXL, &MemorySettings { passes: fp32, ..settings(1) });

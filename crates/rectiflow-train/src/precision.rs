@@ -5,6 +5,7 @@
 //! embeddings of time and size, and the last convolution, whose result is compared with the target. docs/numerics.md has
 //! the table; a test compares the gradients with those of PyTorch's autocast.
 
+use rectiflow_data::order::RankOf;
 use rectiflow_sdxl::{
     model::{Component, Model},
     weights::Parameters,
@@ -34,11 +35,15 @@ pub enum Precision {
 impl Precision {
     /// The dtype that the model calculates with a parameter in, by the parameter's name in diffusers' layout.
     pub(crate) fn kind_of(self, name: &str) -> Kind {
-        let stays = name.contains("norm") || name.contains("embedding.") || name.starts_with("conv_out.");
         match self {
-            Self::Bf16 if !stays => Kind::BFloat16,
+            Self::Bf16 if !Self::stays(name) => Kind::BFloat16,
             Self::Fp32 | Self::Bf16 => Kind::Float,
         }
+    }
+
+    /// Whether a parameter of this name stays in fp32 whatever the others are.
+    pub(crate) fn stays(name: &str) -> bool {
+        name.contains("norm") || name.contains("embedding.") || name.starts_with("conv_out.")
     }
 
     /// Converts the parameters of a model that is not trained, in place.
@@ -51,8 +56,8 @@ impl Precision {
 }
 
 /// Gives every component but the autoencoder the dtypes that the recipe asks for, and moves the trained ones into one
-/// vector. The models hold fp32 until then.
-pub(crate) fn apply(checked: &Checked, model: &Model) -> FlatParameters {
+/// vector, of which this rank owns `share`. The models hold fp32 until then.
+pub(crate) fn apply(checked: &Checked, model: &Model, share: RankOf) -> FlatParameters {
     let TrainConfig { dtype, .. } = checked.recipe.train;
     let (trained, frozen): (Vec<Component>, Vec<_>) =
         TRAINABLE.into_iter().partition(|&component| checked.recipe.train.trains(component));
@@ -60,7 +65,7 @@ pub(crate) fn apply(checked: &Checked, model: &Model) -> FlatParameters {
         dtype.convert(model::parameters(model, component));
     }
     let trained: Vec<_> = trained.into_iter().map(|part| (part.folder(), model::parameters(model, part))).collect();
-    FlatParameters::adopt(&trained, dtype)
+    FlatParameters::adopt_share(&trained, dtype, share)
 }
 
 /// As [`apply`], of a model that is not trained.
@@ -116,7 +121,7 @@ mod tests {
             });
             let prediction = prediction.expect("the case fits");
             let (difference, size) = error(&prediction, &get("out"));
-            flat.gradients.begin(&flat.values);
+            flat.gradients.begin(1, None);
             let loss = prediction.to_kind(Kind::Float).mse_loss(&get("target"), tch::Reduction::Mean);
             flat.gradients.add(0, &loss).expect("the backward pass runs");
             let sum = flat.gradients.finish();

@@ -92,7 +92,7 @@ impl Previewer {
         let PreviewConfig { prompts, negative, sample, .. } = &self.config;
         let parameterization = checked.recipe.objective.parameterization;
         let settings = SampleSettings { batch: prompts.len(), ..sample.clone() };
-        let rows = Partition::new(prompts.len() as i64, comm.rank().ranks).own(comm.rank());
+        let rows = Partition::new(prompts.len() as i64, comm.rank().ranks).buckets()[0].of(comm.rank().rank);
         let tokenizer = Tokenizer::new();
         let cond = rows_of(&condition(model, &tokenizer, prompts)?, &rows);
         let uncond = condition(model, &tokenizer, std::slice::from_ref(negative))?;

@@ -129,7 +129,7 @@ pub struct Measured {
 /// [`Error::Model`] where the input does not fit the UNet.
 pub fn rehearse(unet: &UNet, input: &Input, settings: &Settings, observe: &mut dyn FnMut(usize)) -> Result<Measured> {
     let parameters = FlatParameters::adopt(&[("unet", &unet.parameters)], settings.precision);
-    let mut optimizer = Optimizer::new(OptimizerConfig::default(), &parameters.values);
+    let mut optimizer = Optimizer::new(OptimizerConfig::default(), &parameters.masters);
     let workers = Workers::new(unet.device(), settings.micro_batches);
     let inputs = input.split(settings.micro_batches);
     let mut measured = Measured::default();
@@ -144,7 +144,7 @@ pub fn rehearse(unet: &UNet, input: &Input, settings: &Settings, observe: &mut d
         let whole = parameters.num_parameters();
         let part = Part { range: 0..whole, whole, rate: settings.lr, update: step as u64 + 1 };
         let alone = |own: &[f64]| Ok(own.to_vec());
-        optimizer.update(&parameters.values, &gradients, &[part], &workers, &alone)?;
+        optimizer.update(&parameters.masters, &gradients, &[part], &workers, &alone)?;
         parameters.refresh();
         measured.secs.push(began.elapsed().as_secs_f64());
         measured.losses.push(loss);
@@ -156,7 +156,7 @@ pub fn rehearse(unet: &UNet, input: &Input, settings: &Settings, observe: &mut d
 
 /// The mean loss of all inputs, their gradients added up.
 fn accumulate(unet: &UNet, parameters: &FlatParameters, inputs: &[Input], workers: &Workers) -> Result<f64> {
-    parameters.gradients.begin(&parameters.values);
+    parameters.gradients.begin(inputs.len(), None);
     // SAFETY: forward and backward passes read the parameters, and each gradient has a place of its own behind a lock.
     let shared = unsafe { Shared::new((unet, parameters, inputs)) };
     let places: Vec<usize> = (0..inputs.len()).collect();

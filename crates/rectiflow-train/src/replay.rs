@@ -118,7 +118,7 @@ fn make(
     let recipe = &checked.recipe;
     let lr = recipe.lr.rate(state.position.samples, recipe.train.samples) * guard.acts.rate;
     let comm = Comm::alone();
-    let exchange = Exchange::new(&comm, recipe.ranks.sharding, state.parameters.num_parameters());
+    let exchange = Exchange::new(&comm, recipe.ranks.sharding);
     let summed = stepper.passes(&state.parameters, step, &exchange)?;
     let (passes, _) = exchange.reduce(summed, &state.parameters, false, 0.0)?;
     let (loss, gradient_norm) = (passes.loss, passes.gradient_norm);

@@ -3,16 +3,16 @@
 //! Moments and averages are found by name and shape, so that neither the number of ranks that wrote them nor the tensors
 //! that were trained have to be those of now. A rank reads what it owns.
 
-use std::{collections::BTreeMap, ops::Range, path::Path};
+use std::{collections::BTreeMap, path::Path};
 
+use rectiflow_data::order::RankOf;
 use rectiflow_sdxl::{model::Component, tensor_file::TensorFile};
 use tch::{Tensor, no_grad};
 
 use crate::{
     checkpoint::{EMA, Saved, optimizer_name, slices_of},
     error::{Error, Result},
-    exchange::meet,
-    flat::{Slice, part},
+    flat::{FlatParameters, Slice, meet, part},
     partition::Partition,
     state::TrainState,
 };
@@ -23,12 +23,17 @@ use crate::{
 /// [`Error::Checkpoint`] where the run trains other tensors, naming the first difference; [`Error::Model`].
 pub fn restore(checkpoint: &Path, saved: &Saved, state: &mut TrainState) -> Result<()> {
     let path = checkpoint.to_owned();
-    let layout = Saved::layout(&state.parameters.slices);
-    if saved.layout != layout {
-        let differs = layout.iter().zip(&saved.layout).find(|(a, b)| a != b);
+    // In which order they lie is another matter: moments are found by name.
+    let sorted = |mut layout: Vec<(String, Vec<i64>)>| {
+        layout.sort();
+        layout
+    };
+    let (layout, found) = (sorted(Saved::layout(&state.parameters.slices)), sorted(saved.layout.clone()));
+    if found != layout {
+        let differs = layout.iter().zip(&found).find(|(a, b)| a != b);
         let reason = match differs {
             Some((expected, found)) => format!("expected {expected:?}, found {found:?}"),
-            None => format!("expected {} tensors, found {}", layout.len(), saved.layout.len()),
+            None => format!("expected {} tensors, found {}", layout.len(), found.len()),
         };
         return Err(Error::Checkpoint { path, reason: format!("{reason}: it is of another model or frozen set") });
     }
@@ -69,19 +74,29 @@ fn inherit_moments(checkpoint: &Path, saved: &Saved, state: &TrainState) -> Resu
         end += shape.iter().product::<i64>();
         places.insert(name.as_str(), (shape, start));
     }
-    let written = Partition::new(end, saved.shards);
+    let buckets = if saved.buckets.is_empty() { vec![end] } else { saved.buckets.clone() };
+    let written = Partition::of_buckets(buckets, saved.shards);
     for shard in 0..saved.shards {
         let path = checkpoint.join(optimizer_name(shard, saved.shards));
-        let (file, held) = (TensorFile::open(&path)?, written.of(shard));
+        let (file, shard) = (TensorFile::open(&path)?, RankOf { rank: shard, ranks: saved.shards });
+        let owned = written.owned(shard);
         for (name, vector) in [("mean", &state.optimizer.mean), ("mean_square", &state.optimizer.mean_square)] {
             let found = file.tensor(name)?;
-            if found.size() != [held.end - held.start] {
-                let reason = format!("{name}: expected shape [{}], found {:?}", held.end - held.start, found.size());
+            if found.size() != [owned] {
+                let reason = format!("{name}: expected shape [{owned}], found {:?}", found.size());
                 return Err(Error::Checkpoint { path, reason });
             }
             for slice in &state.parameters.slices {
-                if let Some((_, start)) = places.get(slice.name.as_str()).filter(|(shape, _)| **shape == slice.shape) {
-                    copy_common(vector, &state.own, slice, &found, &(held.start - start..held.end - start));
+                let Some((_, start)) = places.get(slice.name.as_str()).filter(|(shape, _)| **shape == slice.shape)
+                else {
+                    continue;
+                };
+                let whole = *start..start + slice.range.end - slice.range.start;
+                for piece in written.pieces(shard) {
+                    let held = meet(&whole, &piece.range);
+                    let at = piece.own.start + held.start - piece.range.start;
+                    let found = part(&found, &(at..at + held.end - held.start));
+                    copy_owned(vector, &state.parameters, slice, &found, held.start - start);
                 }
             }
         }
@@ -89,18 +104,20 @@ fn inherit_moments(checkpoint: &Path, saved: &Saved, state: &TrainState) -> Resu
     Ok(())
 }
 
-/// Copies what both a rank's part of the vector and some elements of a tensor have: `own` are the elements of the flat
-/// vector that `vector` is, `held` those of the tensor, counted from its first one, that `found` is.
-fn copy_common(vector: &Tensor, own: &Range<i64>, slice: &Slice, found: &Tensor, held: &Range<i64>) {
-    let wanted = meet(own, &slice.range);
-    let wanted = wanted.start - slice.range.start..wanted.end - slice.range.start;
-    let common = meet(held, &wanted);
-    if common.is_empty() {
-        return;
+/// Copies into `vector`, which is of what this rank owns, as much as it owns of some elements of a tensor: `found`, from
+/// the tensor's element `first` on.
+fn copy_owned(vector: &Tensor, parameters: &FlatParameters, slice: &Slice, found: &Tensor, first: i64) {
+    let start = slice.range.start + first;
+    let range = start..start + found.numel() as i64;
+    for piece in parameters.partition.pieces(parameters.share) {
+        let common = meet(&range, &piece.range);
+        if common.is_empty() {
+            continue;
+        }
+        let at = piece.own.start + common.start - piece.range.start;
+        let place = part(vector, &(at..at + common.end - common.start));
+        no_grad(|| place.shallow_clone().copy_(&part(found, &(common.start - start..common.end - start))));
     }
-    let shift = slice.range.start - own.start;
-    let from = part(found, &(common.start - held.start..common.end - held.start));
-    no_grad(|| part(vector, &(common.start + shift..common.end + shift)).copy_(&from));
 }
 
 fn inherit_average(ema: &Path, state: &TrainState, average: &Tensor) -> Result<()> {
@@ -111,10 +128,10 @@ fn inherit_average(ema: &Path, state: &TrainState, average: &Tensor) -> Result<(
         }
         let file = TensorFile::open(&path)?;
         for (name, slice) in slices_of(&state.parameters.slices, component) {
-            let is_own = !meet(&slice.range, &state.own).is_empty();
+            let is_own = !state.parameters.own_part(&slice.range).is_empty();
             if is_own && file.shape(name).is_some_and(|shape| shape == slice.shape) {
                 let found = file.tensor(name)?.flatten(0, -1);
-                copy_common(average, &state.own, slice, &found, &(0..found.numel() as i64));
+                copy_owned(average, &state.parameters, slice, &found, 0);
             }
         }
     }
@@ -133,47 +150,47 @@ mod tests {
         state::Position,
     };
 
-    /// Three tensors of 6, 5 and 2 elements; this rank owns `own` of them.
-    fn state(own: Range<i64>) -> TrainState {
+    /// Three tensors of 6, 5 and 2 elements, of which this rank owns some.
+    fn state(share: RankOf) -> TrainState {
         let mut weights = Weights::random(0, Kind::Float, Device::Cpu);
         for (name, shape) in [("a", &[2i64, 3][..]), ("b", &[5]), ("c", &[2])] {
             let _ = weights.take(name, shape, Init::Zeros);
         }
-        let parameters = FlatParameters::adopt(
+        let parameters = FlatParameters::adopt_share(
             &[("unet", &weights.finish().expect("random weights fit"))],
             crate::precision::Precision::Fp32,
+            share,
         );
-        let values = part(&parameters.values, &own);
         TrainState {
             position: Position::default(),
-            optimizer: Optimizer::new(OptimizerConfig::default(), &values),
-            average: Some(values.zeros_like()),
+            optimizer: Optimizer::new(OptimizerConfig::default(), &parameters.masters),
+            average: Some(parameters.masters.zeros_like()),
             moments_from: vec![0],
             passed_over: Vec::new(),
-            own,
             parameters,
         }
     }
 
-    fn saved(shards: usize, layout: &[(String, Vec<i64>)]) -> Saved {
+    fn saved(shards: usize, layout: &[(String, Vec<i64>)], buckets: &[i64]) -> Saved {
         let json = serde_json::json!({
-            "format": 3, "position": {"cursor": 12, "update": 11, "samples": 345}, "order_hash": "", "frozen": {},
+            "format": 4, "position": {"cursor": 12, "update": 11, "samples": 345}, "order_hash": "", "frozen": {},
             "objective": rectiflow_sdxl::flow::ObjectiveSettings::default(), "data": [], "program": "",
-            "layout": layout, "shards": shards, "passed_over": [(3, 4)],
+            "layout": layout, "shards": shards, "buckets": buckets, "passed_over": [(3, 4)],
         });
         serde_json::from_value(json).expect("a state")
     }
 
     /// A checkpoint that `shards` ranks wrote: moments 0, 1, 2... and 100, 101, 102..., averages 200, 201, 202...
-    fn write(folder: &Path, shards: usize, layout: &[(String, Vec<i64>)]) {
-        let number = |from: i64, range: Range<i64>| {
-            Tensor::arange_start(from + range.start, from + range.end, (Kind::Float, Device::Cpu))
-        };
-        let partition = Partition::new(13, shards);
-        for shard in 0..shards {
-            let vectors =
-                [("mean", &number(0, partition.of(shard))), ("mean_square", &number(100, partition.of(shard)))];
-            write_tensors(&folder.join(optimizer_name(shard, shards)), vectors, None, &[]).expect("writes");
+    fn write(folder: &Path, shards: usize, layout: &[(String, Vec<i64>)], buckets: &[i64]) {
+        let number = |from: i64| Tensor::arange_start(from, from + 13, (Kind::Float, Device::Cpu));
+        let partition = Partition::of_buckets(if buckets.is_empty() { vec![13] } else { buckets.to_vec() }, shards);
+        for rank in 0..shards {
+            let own = |from: i64| {
+                let pieces = partition.pieces(RankOf { rank, ranks: shards });
+                Tensor::cat(&pieces.map(|piece| part(&number(from), &piece.range)).collect::<Vec<_>>(), 0)
+            };
+            let vectors = [("mean", &own(0)), ("mean_square", &own(100))];
+            write_tensors(&folder.join(optimizer_name(rank, shards)), vectors, None, &[]).expect("writes");
         }
         let ema = folder.join(EMA).join(Component::UNet.folder());
         std::fs::create_dir_all(&ema).expect("a folder");
@@ -181,7 +198,8 @@ mod tests {
         let mut tensors = Vec::new();
         for (name, shape) in layout {
             let end = start + shape.iter().product::<i64>();
-            tensors.push((name.trim_start_matches("unet.").to_owned(), number(200, start..end).view(shape.as_slice())));
+            let values = part(&number(200), &(start..end)).view(shape.as_slice());
+            tensors.push((name.trim_start_matches("unet.").to_owned(), values));
             start = end;
         }
         let tensors = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
@@ -190,37 +208,51 @@ mod tests {
 
     #[test]
     fn every_number_of_ranks_reads_what_every_other_wrote_exactly() {
-        let layout = Saved::layout(&state(0..13).parameters.slices);
-        for writers in 1..=5 {
+        let layout = Saved::layout(&state(RankOf::ONLY).parameters.slices);
+        // As of now, of another program, and of format 3.
+        for (writers, buckets) in (1..=5).flat_map(|ranks| [(ranks, &[6i64, 5, 2][..]), (ranks, &[8, 5]), (ranks, &[])])
+        {
             let folder = tempfile::tempdir().expect("a temporary folder");
-            write(folder.path(), writers, &layout);
-            for readers in 1..=5 {
-                for rank in 0..readers {
-                    let own = Partition::new(13, readers).of(rank);
-                    let mut state = state(own.clone());
-                    restore(folder.path(), &saved(writers, &layout), &mut state).expect("it fits");
-                    assert_eq!((state.position.update, state.passed_over[0].clone()), (11, 3..4));
-                    let average = state.average.expect("an average");
-                    for (vector, from) in
-                        [(&state.optimizer.mean, 0), (&state.optimizer.mean_square, 100), (&average, 200)]
-                    {
-                        let found: Vec<f32> = Vec::try_from(vector).expect("a vector");
-                        let expected: Vec<f32> = own.clone().map(|at| (from + at) as f32).collect();
-                        assert_eq!(found, expected, "{writers} wrote, rank {rank} of {readers} reads");
-                    }
+            write(folder.path(), writers, &layout, buckets);
+            for (rank, ranks) in (1..=5).flat_map(|ranks| (0..ranks).map(move |rank| (rank, ranks))) {
+                let share = RankOf { rank, ranks };
+                let mut state = state(share);
+                restore(folder.path(), &saved(writers, &layout, buckets), &mut state).expect("it fits");
+                assert_eq!((state.position.update, state.passed_over[0].clone()), (11, 3..4));
+                let average = state.average.expect("an average");
+                for (vector, from) in [(&state.optimizer.mean, 0), (&state.optimizer.mean_square, 100), (&average, 200)]
+                {
+                    let found: Vec<f32> = Vec::try_from(vector).expect("a vector");
+                    let own = state.parameters.partition.pieces(share).flat_map(|piece| piece.range);
+                    let expected: Vec<f32> = own.map(|at| (from + at) as f32).collect();
+                    assert_eq!(found, expected, "{writers} wrote, rank {rank} of {ranks} reads");
                 }
             }
         }
     }
 
     #[test]
-    fn a_file_of_another_length_is_refused() {
-        let layout = Saved::layout(&state(0..13).parameters.slices);
+    fn moments_are_found_by_name_in_whatever_order_they_lie() {
+        let mut layout = Saved::layout(&state(RankOf::ONLY).parameters.slices);
+        layout.reverse();
         let folder = tempfile::tempdir().expect("a temporary folder");
-        write(folder.path(), 2, &layout);
+        write(folder.path(), 2, &layout, &[7, 6]);
+        let mut state = state(RankOf::ONLY);
+        restore(folder.path(), &saved(2, &layout, &[7, 6]), &mut state).expect("it fits");
+        // Elements of a, b and c lie behind those of the others.
+        let expected: Vec<f32> = (7..13).chain(2..7).chain(0..2).map(|at: i32| at as f32).collect();
+        assert_eq!(Vec::<f32>::try_from(&state.optimizer.mean).expect("a vector"), expected);
+    }
+
+    #[test]
+    fn a_file_of_another_length_is_refused() {
+        let layout = Saved::layout(&state(RankOf::ONLY).parameters.slices);
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        write(folder.path(), 2, &layout, &[]);
         let (one, two) = (optimizer_name(0, 2), optimizer_name(1, 2));
         std::fs::copy(folder.path().join(two), folder.path().join(one)).expect("copies");
-        let error = restore(folder.path(), &saved(2, &layout), &mut state(0..13)).expect_err("too short").to_string();
+        let error = restore(folder.path(), &saved(2, &layout, &[]), &mut state(RankOf::ONLY));
+        let error = error.expect_err("too short").to_string();
         assert!(
             error.contains("optimizer-00001-of-00002") && error.contains("expected shape [7], found [6]"),
             "{error}"

@@ -180,27 +180,29 @@ impl<'a> Run<'a> {
     ) -> Result<Self> {
         let Parts { checked, comm, sources, model, .. } = parts;
         let recipe = &checked.recipe;
-        let mut loader = Loader::new(sources.to_vec(), checked.order.clone(), comm.rank())?;
+        let mut loader =
+            Loader::new(sources.to_vec(), checked.order.clone(), comm.rank())?.on_machine_with(comm.machine());
         if let Some(mebibytes) = recipe.run.read_ahead_mib {
             loader = loader.read_ahead(mebibytes.saturating_mul(1 << 20))?;
         }
         loader.check_cache()?;
         check_same_data(comm, sources, &loader.order_hash())?;
         let state = fresh_state(checked, model, comm);
-        let exchange = Exchange::new(comm, recipe.ranks.sharding, state.parameters.num_parameters());
-        let exchange = exchange.with_order(loader.order());
-        let snapshot_bytes = snapshots::bytes(exchange.most_owned(), state.average.is_some());
+        let stepper = Stepper::new(checked, model);
+        let exchange =
+            Exchange::new(comm, recipe.ranks.sharding).with_order(loader.order(), stepper.workers.width())?;
+        let snapshot_bytes = snapshots::bytes(state.parameters.partition.most_owned(), state.average.is_some());
         let distances = snapshot_distances(&recipe.guard, snapshot_bytes);
         Ok(Self {
             tables: Tables::new(checked, sources)?,
             previewer: Previewer::new(&recipe.preview, &recipe.run.dir),
-            template: parts.template(&loader, &state, exchange.shards())?,
+            template: parts.template(&loader, &state)?,
             writer: Writer::open(&recipe.run.dir, comm.rank().rank)?,
             guard: GuardState::default(),
             ring: Ring::new(distances),
             recorder: Recorder::new(&recipe.run.dir),
             losses: Bins::new(recipe.test.bins),
-            stepper: Stepper::new(checked, model),
+            stepper,
             lag: Lag::default(),
             mute: false,
             began: Instant::now(),
@@ -235,7 +237,8 @@ impl<'a> Run<'a> {
             }
         }
         self.loader.seek(self.state.position.cursor);
-        let snapshot_bytes = snapshots::bytes(self.exchange.most_owned(), self.state.average.is_some());
+        let snapshot_bytes =
+            snapshots::bytes(self.state.parameters.partition.most_owned(), self.state.average.is_some());
         let snapshot_bytes = self.ring.capacity() as u64 * snapshot_bytes;
         let num_test = self.tables.test.len() as u64;
         let start = self.parts.start_event(&self.state, &self.loader, num_test, snapshot_bytes);
@@ -304,6 +307,7 @@ impl<'a> Run<'a> {
         let ranks = (comm.rank().ranks > 1).then_some(RankMetrics {
             passes_secs,
             communication_secs: traffic.secs,
+            hidden_secs: traffic.hidden_secs,
             update_secs: secs - data_secs - passes_secs - traffic.secs,
             bytes: traffic.bytes,
             slowest,
@@ -347,6 +351,7 @@ impl<'a> Run<'a> {
         let began = Instant::now();
         let Parts { sources, comm, .. } = self.parts;
         comm.long_work("measuring the test loss");
+        self.exchange.settle()?;
         let Losses { test: Some(test), training } = self.tables.measure(&self.stepper, sources, comm)? else {
             return Ok(());
         };
@@ -377,6 +382,7 @@ impl<'a> Run<'a> {
         let step = self.state.position.cursor;
         let Parts { model, checked, comm, .. } = self.parts;
         comm.long_work("drawing the previews");
+        self.exchange.settle()?;
         if let Some(name) = self.previewer.draw(model, checked, step, comm)? {
             self.emit(Event::Preview { step, name, secs: began.elapsed().as_secs_f64() });
         }
@@ -408,7 +414,6 @@ impl<'a> Run<'a> {
             trained,
             state: &self.state,
             exchange: &self.exchange,
-            workers: &self.stepper.workers,
         })?;
         let name = place.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         self.last_saved = Some((step, place));
@@ -435,6 +440,7 @@ impl<'a> Run<'a> {
 
     fn leave(mut self, reason: &str) -> Result<Outcome> {
         self.save()?;
+        self.exchange.settle()?;
         let position = self.state.position;
         let secs = self.began.elapsed().as_secs_f64();
         self.emit(Event::End { step: position.cursor, reason: reason.to_owned(), secs });

@@ -8,7 +8,6 @@ use std::rc::Rc;
 use tch::{Device, Tensor, no_grad};
 
 use crate::{
-    flat::part,
     guard::{GuardConfig, Normal},
     state::{Position, TrainState},
 };
@@ -18,7 +17,7 @@ use crate::{
 pub(crate) struct Snapshot {
     pub(crate) position: Position,
     pub(crate) normal: Normal,
-    values: Tensor,
+    masters: Tensor,
     mean: Tensor,
     mean_square: Tensor,
     average: Option<Tensor>,
@@ -29,7 +28,7 @@ impl Snapshot {
         Self {
             position: state.position,
             normal: normal.clone(),
-            values: on_host(&part(&state.parameters.values, &state.own)),
+            masters: on_host(&state.parameters.masters),
             mean: on_host(&state.optimizer.mean),
             mean_square: on_host(&state.optimizer.mean_square),
             average: state.average.as_ref().map(on_host),
@@ -37,10 +36,10 @@ impl Snapshot {
     }
 
     /// Makes this rank's part of the state what it was, but for the place in the data: what was passed stays passed.
-    /// The values are then to be published.
+    /// The masters are then to be published.
     pub(crate) fn restore(&self, state: &mut TrainState) {
         no_grad(|| {
-            part(&state.parameters.values, &state.own).copy_(&self.values);
+            state.parameters.masters.copy_(&self.masters);
             state.optimizer.mean.copy_(&self.mean);
             state.optimizer.mean_square.copy_(&self.mean_square);
             if let (Some(average), Some(kept)) = (&mut state.average, &self.average) {
@@ -144,8 +143,7 @@ mod tests {
             FlatParameters::adopt(&[("unet", &weights.finish().expect("random weights fit"))], Precision::Fp32);
         TrainState {
             position: Position::default(),
-            own: 0..1,
-            optimizer: Optimizer::new(OptimizerConfig::default(), &parameters.values),
+            optimizer: Optimizer::new(OptimizerConfig::default(), &parameters.masters),
             parameters,
             moments_from: Vec::new(),
             average: None,
@@ -159,7 +157,7 @@ mod tests {
         for _ in 0..update {
             state.position.update += 1;
             state.position.cursor += 2;
-            let _ = state.parameters.values.fill_(state.position.update as f64);
+            let _ = state.parameters.masters.fill_(state.position.update as f64);
             ring.keep(&state, &Normal::default());
         }
         (ring, state)
@@ -176,7 +174,7 @@ mod tests {
                 snapshot.restore(&mut state);
                 assert_eq!(state.position.update, update - age);
                 assert_eq!(state.position.cursor, 2 * update, "the data go on");
-                assert_eq!(state.parameters.values.double_value(&[0]), (update - age) as f64);
+                assert_eq!(state.parameters.masters.double_value(&[0]), (update - age) as f64);
             }
         }
     }

@@ -6,7 +6,6 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::{
-    exchange::meet,
     flat::FlatParameters,
     lr::LrRatios,
     optim::{Optimizer, Part},
@@ -28,11 +27,9 @@ pub struct Position {
 pub struct TrainState {
     /// How far the run is.
     pub position: Position,
-    /// The trained parameters, fp32.
+    /// The trained parameters, and the masters of those that this rank updates: all of them, or its part.
     pub parameters: FlatParameters,
-    /// The elements of the parameters that this rank updates: all of them, or its part.
-    pub own: Range<i64>,
-    /// The optimiser's memory of those.
+    /// The optimiser's memory of what this rank updates.
     pub optimizer: Optimizer,
     /// For each group of the parameters, the number of updates that were made when its moments were zero: 0, or where
     /// a branch began to train it.
@@ -45,16 +42,17 @@ pub struct TrainState {
 
 impl TrainState {
     /// What the optimiser works on in the next update at rate `lr`: the groups, or each tensor where it works by
-    /// tensor; of each what is this rank's, counted from the first element that is. The position must already count
+    /// tensor; of each what is this rank's, counted among what it owns. The position must already count
     /// that update.
     pub(crate) fn parts(&self, lr: f64, ratios: &LrRatios) -> Vec<Part> {
         let mut parts = Vec::new();
         for (group, from) in self.parameters.groups.iter().zip(&self.moments_from) {
             let (rate, update) = (lr * ratios.of(&group.component), self.position.update - from);
-            let part = |whole: &Range<i64>| {
-                let own = meet(whole, &self.own);
-                let range = own.start - self.own.start..own.end - self.own.start;
-                Part { range, whole: whole.end - whole.start, rate, update }
+            let part = |whole: &Range<i64>| Part {
+                range: self.parameters.own_part(whole),
+                whole: whole.end - whole.start,
+                rate,
+                update,
             };
             if self.optimizer.works_by_tensor() {
                 let inside = self.parameters.slices.iter().filter(|slice| group.range.contains(&slice.range.start));

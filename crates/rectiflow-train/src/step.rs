@@ -22,7 +22,7 @@ use crate::{
     ema::{self, EmaConfig},
     error::Result,
     exchange::{Exchange, StepGradients},
-    flat::{FlatParameters, part},
+    flat::FlatParameters,
     lr::LrRatios,
     repeated::Repeated,
     state::TrainState,
@@ -64,7 +64,7 @@ pub(crate) struct Passes {
     pub(crate) norm_by_group: Vec<f64>,
     /// Time and loss of each sample that this rank worked on, in the order of its micro-batches.
     pub(crate) samples: Vec<(f64, f32)>,
-    /// The gradient of what this rank updates ([`TrainState::own`]).
+    /// The gradient of what this rank updates.
     pub(crate) gradients: Tensor,
 }
 
@@ -99,36 +99,50 @@ impl<'a> Stepper<'a> {
     /// however many of them are worked on at a time.
     pub(crate) fn passes(&self, parameters: &FlatParameters, step: &Step, exchange: &Exchange) -> Result<Summed> {
         let quantiles = StepQuantiles::draw(self.seed, step);
+        exchange.settle()?;
         let (mut loss, mut samples) = (0.0, Vec::new());
         let mut sum = exchange.begin(parameters);
         // SAFETY: forward and backward passes read the parameters, and each gradient has a place of its own behind a lock.
         let shared = unsafe { Shared::new((self, parameters)) };
-        let place = |(index, batch)| (exchange.place(index), batch);
-        let numbered: Vec<_> = step.micro_batches.iter().enumerate().map(place).collect();
-        for batches in numbered.chunks(exchange.width(&self.workers)) {
-            exchange.prepare(parameters);
-            let passes: Vec<Result<_>> = self.workers.map(batches, |&(place, batch)| {
-                let (stepper, parameters) = shared.get();
-                let key = [step.step, u64::from(batch.slot)];
-                let noise = noise(stepper.seed, key, &latent_size(batch), stepper.offset_noise);
-                let noise = noise.to_device(stepper.device);
-                let times = quantiles.times(stepper.objective, batch);
-                let losses = stepper.losses(batch, &noise, &times)?;
-                let loss = losses.sum(Kind::Float) / step.num_samples as f64;
-                parameters.gradients.add(place, &loss)?;
-                Ok((loss.double_value(&[]), times.into_iter().zip(to_vec(&losses))))
-            });
-            let mut chunk_loss = 0.0;
-            for pass in passes {
-                let (loss, of_batch) = pass?;
-                chunk_loss += loss;
-                samples.extend(of_batch);
-            }
-            loss += chunk_loss;
-            exchange.add(&mut sum, parameters)?;
+        for round in step.micro_batches.chunks(exchange.round().min(step.micro_batches.len())) {
+            let numbered: Vec<_> = round.iter().enumerate().collect();
+            let mut work = || {
+                for batches in numbered.chunks(self.workers.width()) {
+                    let passes: Vec<Result<_>> = self.workers.map(batches, |&(place, batch)| {
+                        let (stepper, parameters) = shared.get();
+                        let (loss, losses) = stepper.step_loss(step, batch, &quantiles)?;
+                        parameters.gradients.add(place, &loss)?;
+                        Ok((loss.double_value(&[]), losses))
+                    });
+                    let mut chunk_loss = 0.0;
+                    for pass in passes {
+                        let (loss, of_batch) = pass?;
+                        chunk_loss += loss;
+                        samples.extend(of_batch);
+                    }
+                    loss += chunk_loss;
+                }
+                Ok(())
+            };
+            exchange.round_of(&mut sum, parameters, round.len(), &mut work)?;
         }
-        exchange.end(&mut sum, parameters);
         Ok(Summed { loss, samples, gradients: sum })
+    }
+
+    /// A micro-batch's part of the step's loss, and time and loss of each of its samples.
+    fn step_loss(
+        &self,
+        step: &Step,
+        batch: &MicroBatch,
+        quantiles: &StepQuantiles,
+    ) -> Result<(Tensor, Vec<(f64, f32)>)> {
+        let key = [step.step, u64::from(batch.slot)];
+        let noise = noise(self.seed, key, &latent_size(batch), self.offset_noise).to_device(self.device);
+        let times = quantiles.times(self.objective, batch);
+        let losses = self.losses(batch, &noise, &times)?;
+        let loss = losses.sum(Kind::Float) / step.num_samples as f64;
+        let of_samples = times.into_iter().zip(to_vec(&losses)).collect();
+        Ok((loss, of_samples))
     }
 
     /// Makes the update of a step at learning rate `lr`, its gradient scaled down to `norm` or the recipe's limit, the
@@ -148,14 +162,14 @@ impl<'a> Stepper<'a> {
         }
         state.position.update += 1;
         let parts = state.parts(lr, &self.ratios);
-        let values = part(&state.parameters.values, &state.own);
+        let masters = state.parameters.masters.shallow_clone();
         let total = |excess: &[f64]| exchange.total(excess);
-        state.optimizer.update(&values, &gradients, &parts, &self.workers, &total)?;
+        state.optimizer.update(&masters, &gradients, &parts, &self.workers, &total)?;
         exchange.publish(&state.parameters)?;
         pass(state, step);
         let keep = self.ema.keep(step.num_samples, state.position.samples);
         if let (Some(average), Some(keep)) = (&state.average, keep) {
-            ema::follow(average, &values, keep, &self.workers);
+            ema::follow(average, &masters, keep, &self.workers);
         }
         Ok(gradients)
     }

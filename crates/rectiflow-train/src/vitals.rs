@@ -9,7 +9,7 @@
 //! The parts are the entries of a component's state dictionary down to a level of the UNet (`unet.down_blocks.1`,
 //! `unet.mid_block`) or a text encoder as a whole. Of several ranks each looks at what it updates.
 
-use std::ops::Range;
+use std::{collections::BTreeMap, ops::Range};
 
 use rectiflow_sdxl::model::Component;
 use serde::{Deserialize, Serialize};
@@ -17,7 +17,7 @@ use tch::{Kind, Tensor};
 
 use crate::{
     error::Result,
-    exchange::{Exchange, meet},
+    exchange::Exchange,
     flat::{Slice, part},
     lr::LrRatios,
     metrics::lossless,
@@ -51,15 +51,19 @@ pub(crate) fn measure(
 ) -> Result<Vec<Vitals>> {
     let modules = modules(&state.parameters.slices);
     let mut numbers = Vec::new();
-    for (_, range) in &modules {
-        let sums = sums(state, gradients, &module_part(state, range, lr, ratios));
-        numbers.extend(sums);
+    for (_, ranges) in &modules {
+        let mut all = [0.0; NUM_SUMS];
+        for range in ranges {
+            let sums = sums(state, gradients, &module_part(state, range, lr, ratios));
+            all.iter_mut().zip(sums).for_each(|(all, sum)| *all += sum);
+        }
+        numbers.extend(all);
     }
     let numbers = exchange.total(&numbers)?;
-    let vitals = modules.into_iter().zip(numbers.chunks_exact(NUM_SUMS)).map(|((module, range), sums)| Vitals {
+    let vitals = modules.into_iter().zip(numbers.chunks_exact(NUM_SUMS)).map(|((module, ranges), sums)| Vitals {
         module,
         gradient_norm: sums[0].sqrt(),
-        moment_ratio: (sums[1] / (range.end - range.start) as f64).sqrt(),
+        moment_ratio: (sums[1] / num_elements(&ranges) as f64).sqrt(),
         update_ratio: (sums[2] / sums[3]).sqrt(),
     });
     Ok(vitals.collect())
@@ -69,7 +73,7 @@ const NUM_SUMS: usize = 4;
 
 /// Sums over a part of this rank's elements: g^2, g^2 / v, update^2, weight^2.
 fn sums(state: &TrainState, gradients: &Tensor, of: &Part) -> [f64; NUM_SUMS] {
-    let values = part(&state.parameters.values, &state.own);
+    let masters = &state.parameters.masters;
     let square_sum = |tensor: &Tensor| tensor.square().sum(Kind::Double).double_value(&[]);
     let mut sums = [0.0; NUM_SUMS];
     for chunk in chunks(&of.range) {
@@ -77,38 +81,42 @@ fn sums(state: &TrainState, gradients: &Tensor, of: &Part) -> [f64; NUM_SUMS] {
             square_sum(&part(gradients, &chunk)),
             state.optimizer.excess(gradients, of, &chunk),
             square_sum(&state.optimizer.step(of, &chunk, of.rate)),
-            square_sum(&part(&values, &chunk)),
+            square_sum(&part(masters, &chunk)),
         ];
         sums.iter_mut().zip(seen).for_each(|(sum, seen)| *sum += seen);
     }
     sums
 }
 
-/// A module as the optimiser sees it: of its elements those that are this rank's, counted from its first.
+/// Some elements of a module as the optimiser sees them: those that are this rank's, counted among what it owns.
 fn module_part(state: &TrainState, module: &Range<i64>, lr: f64, ratios: &LrRatios) -> Part {
     let groups = state.parameters.groups.iter().zip(&state.moments_from);
     let (group, from) =
         groups.into_iter().find(|(group, _)| group.range.contains(&module.start)).expect("groups cover the vector");
-    let own = meet(module, &state.own);
     Part {
-        range: own.start - state.own.start..own.end - state.own.start,
+        range: state.parameters.own_part(module),
         whole: module.end - module.start,
         rate: lr * ratios.of(&group.component),
         update: state.position.update - from,
     }
 }
 
-/// The modules of the flat vector with their elements, in its order.
-fn modules(slices: &[Slice]) -> Vec<(String, Range<i64>)> {
-    let mut modules: Vec<(String, Range<i64>)> = Vec::new();
+/// The modules in the order of their names, each with its elements in the flat vector: parameters that stay in fp32 lie
+/// apart from the others.
+fn modules(slices: &[Slice]) -> Vec<(String, Vec<Range<i64>>)> {
+    let mut modules = BTreeMap::<&str, Vec<Range<i64>>>::new();
     for slice in slices {
-        let name = module_of(&slice.name);
-        match modules.last_mut() {
-            Some((last, range)) if *last == name => range.end = slice.range.end,
-            _ => modules.push((name.to_owned(), slice.range.clone())),
+        let ranges = modules.entry(module_of(&slice.name)).or_default();
+        match ranges.last_mut().filter(|last| last.end == slice.range.start) {
+            Some(last) => last.end = slice.range.end,
+            None => ranges.push(slice.range.clone()),
         }
     }
-    modules
+    modules.into_iter().map(|(name, ranges)| (name.to_owned(), ranges)).collect()
+}
+
+fn num_elements(ranges: &[Range<i64>]) -> i64 {
+    ranges.iter().map(|range| range.end - range.start).sum()
 }
 
 /// `unet.down_blocks.1.resnets.0.conv1.weight` is of `unet.down_blocks.1`; a text encoder is one module.
@@ -161,11 +169,10 @@ mod tests {
         let unet = weights.finish().unwrap();
         let parameters = FlatParameters::adopt(&[("unet", &unet)], crate::precision::Precision::Fp32);
         let config = OptimizerConfig { weight_decay: 0.0, ..OptimizerConfig::default() };
-        let before = parameters.values.copy();
+        let before = parameters.masters.copy();
         let mut state = TrainState {
             position: Position { cursor: 1, update: 1, samples: 1 },
-            own: 0..parameters.num_parameters(),
-            optimizer: Optimizer::new(config, &parameters.values),
+            optimizer: Optimizer::new(config, &parameters.masters),
             moments_from: vec![0],
             average: None,
             passed_over: Vec::new(),
@@ -173,23 +180,23 @@ mod tests {
         };
         let gradients = Tensor::arange(400, (Kind::Float, Device::Cpu)) + 1.0;
         let (lr, ratios, comm) = (1e-2, LrRatios::default(), Comm::alone());
-        let exchange = Exchange::new(&comm, Sharding::Once, 400);
+        let exchange = Exchange::new(&comm, Sharding::Once);
         let parts = state.parts(lr, &ratios);
         let total = |own: &[f64]| Ok(own.to_vec());
         let workers = Workers::new(Device::Cpu, 1);
-        state.optimizer.update(&state.parameters.values, &gradients, &parts, &workers, &total).unwrap();
+        state.optimizer.update(&state.parameters.masters, &gradients, &parts, &workers, &total).unwrap();
         let vitals = measure(&state, &gradients, lr, &ratios, &exchange).unwrap();
         assert_eq!(
             vitals.iter().map(|vitals| &vitals.module[..]).collect::<Vec<_>>(),
             ["unet.conv_in", "unet.mid_block"]
         );
-        let moved = &state.parameters.values - &before;
+        let moved = &state.parameters.masters - &before;
         for (vitals, range) in vitals.iter().zip([0..100, 100..400]) {
             let norm = |tensor: &Tensor| part(tensor, &range).norm().double_value(&[]);
             assert!((vitals.gradient_norm / norm(&gradients) - 1.0).abs() < 1e-5);
             // Corrected for its start at zero, the second moment of the first update is g^2.
             assert!((vitals.moment_ratio - 1.0).abs() < 1e-4, "{vitals:?}");
-            let wanted = norm(&moved) / norm(&state.parameters.values);
+            let wanted = norm(&moved) / norm(&state.parameters.masters);
             assert!((vitals.update_ratio / wanted - 1.0).abs() < 1e-3, "{vitals:?} {wanted}");
         }
         // Gradients a hundred times as large, which the second moment does not know.

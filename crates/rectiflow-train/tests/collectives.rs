@@ -2,7 +2,7 @@
 //! Each rank is a thread with a process group of its own.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::{net::TcpListener, thread, time::Duration};
+use std::{net::TcpListener, ops::Range, thread, time::Duration};
 
 use rectiflow_data::order::RankOf;
 use rectiflow_train::{
@@ -21,7 +21,7 @@ fn free_port() -> u16 {
 fn launch(rank: usize, ranks: usize, port: u16) -> Launch {
     let rank = RankOf { rank, ranks };
     let (host, attempt) = ("127.0.0.1".to_owned(), String::new());
-    Launch { rank, local_rank: rank.rank, host, port, store_is_launchers: false, attempt }
+    Launch { rank, local_rank: rank.rank, machine: 0..rank.ranks, host, port, store_is_launchers: false, attempt }
 }
 
 /// `work` on every rank; results in the order of the ranks.
@@ -65,29 +65,33 @@ fn every_wire_does_the_same() {
 
 fn conforms(comm: &Comm, len: i64) {
     let RankOf { rank, ranks } = comm.rank();
-    let partition = Partition::new(len, ranks);
-    let own = partition.of(rank);
-    let own_part = |vector: &Tensor| vector.narrow(0, own.start, own.end - own.start);
-    let rest =
-        |vector: &Tensor| Tensor::cat(&[vector.narrow(0, 0, own.start), vector.narrow(0, own.end, len - own.end)], 0);
-
     let vector = numbers(rank, len);
-    comm.all_reduce(&vector).unwrap();
+    let pending = comm.begin_all_reduce(vector.shallow_clone()).unwrap();
+    comm.end_all_reduce(pending).unwrap();
     assert!(vector.equal(&sum(ranks, len)), "all-reduce, {ranks} ranks, {len}");
 
-    let vector = numbers(rank, len);
-    comm.reduce_scatter(&vector, &partition).unwrap();
-    assert!(own_part(&vector).equal(&own_part(&sum(ranks, len))), "reduce-scatter, {ranks} ranks, {len}");
-    assert!(rest(&vector).equal(&rest(&numbers(rank, len))), "the other parts stay");
+    // Two at a time, waited for in the order that they were begun in.
+    let whole = len * ranks as i64;
+    let begin = || comm.begin_reduce_scatter(numbers(rank, whole)).unwrap();
+    for pending in [begin(), begin()] {
+        let mut taken = Tensor::zeros([0], (Kind::Float, Device::Cpu));
+        comm.end_reduce_scatter(pending, |piece| taken = piece.copy()).unwrap();
+        let expected = sum(ranks, whole).narrow(0, rank as i64 * len, len);
+        assert!(taken.equal(&expected), "reduce-scatter, {ranks} ranks, {len}");
+    }
 
-    let vector = numbers(rank, len);
+    let all = Tensor::zeros([whole], (Kind::Float, Device::Cpu));
+    let pending = comm.begin_all_gather(&all, numbers(rank, len)).unwrap();
+    comm.end_all_gather(pending).unwrap();
+    let expected: Vec<Tensor> = (0..ranks).map(|rank| numbers(rank, len)).collect();
+    assert!(all.equal(&Tensor::cat(&expected, 0)), "all-gather, {ranks} ranks, {len}");
+
+    let (vector, partition) = (numbers(rank, len), Partition::of_buckets([len / 3, 0, len - len / 3], ranks));
     comm.all_gather(&vector, &partition).unwrap();
-    let parts: Vec<Tensor> = (0..ranks)
-        .map(|rank| {
-            numbers(rank, len).narrow(0, partition.of(rank).start, partition.of(rank).end - partition.of(rank).start)
-        })
-        .collect();
-    assert!(vector.equal(&Tensor::cat(&parts, 0)), "all-gather, {ranks} ranks, {len}");
+    let piece = |range: Range<i64>, rank: usize| numbers(rank, len).narrow(0, range.start, range.end - range.start);
+    let buckets = partition.buckets().iter();
+    let pieces: Vec<Tensor> = buckets.flat_map(|bucket| (0..ranks).map(|rank| piece(bucket.of(rank), rank))).collect();
+    assert!(vector.equal(&Tensor::cat(&pieces, 0)), "all-gather by buckets, {ranks} ranks, {len}");
 
     let vector = numbers(rank, len);
     comm.broadcast(&vector, ranks - 1).unwrap();
@@ -103,10 +107,13 @@ fn conforms(comm: &Comm, len: i64) {
 fn bytes_are_those_of_the_theory() {
     let (ranks, len) = (3usize, 30_000i64);
     let sent = on_ranks(ranks, |comm| {
-        let (vector, partition) = (numbers(comm.rank().rank, len), Partition::new(len, ranks));
+        let (rank, partition) = (comm.rank().rank, Partition::new(len, ranks));
+        let vector = numbers(rank, len);
         comm.take_traffic();
-        comm.all_reduce(&vector).unwrap();
-        comm.reduce_scatter(&vector, &partition).unwrap();
+        let pending = comm.begin_all_reduce(numbers(rank, len)).unwrap();
+        comm.end_all_reduce(pending).unwrap();
+        let pending = comm.begin_reduce_scatter(numbers(rank, len)).unwrap();
+        comm.end_reduce_scatter(pending, |_| ()).unwrap();
         comm.all_gather(&vector, &partition).unwrap();
         comm.take_traffic()
     });
@@ -118,7 +125,7 @@ fn bytes_are_those_of_the_theory() {
         assert!(traffic.secs > 0.0);
     }
     let comm = Comm::alone();
-    comm.all_reduce(&numbers(0, 10)).unwrap();
+    comm.all_gather(&numbers(0, 10), &Partition::new(10, 1)).unwrap();
     assert!(comm.take_traffic().bytes.is_empty(), "a rank alone sends nothing");
 }
 
@@ -132,11 +139,11 @@ fn a_rank_that_fails_is_named_by_the_others() {
             comm.abandon(&error);
             return Err(error);
         }
-        comm.all_reduce(&numbers(0, 100))
+        comm.all_gather(&numbers(0, 100), &Partition::new(100, 3))
     });
     for rank in [0, 2] {
         let expected = format!(
-            "rank {rank} of 3: all-reduce of 400 bytes: rank 1 failed reading the data of step 7: the disk is on fire"
+            "rank {rank} of 3: all-gather of 136 bytes: rank 1 failed reading the data of step 7: the disk is on fire"
         );
         assert_eq!(messages[rank], expected);
     }
@@ -151,7 +158,7 @@ fn a_rank_that_does_not_come_to_a_collective_is_named() {
             thread::sleep(Duration::from_secs(9));
             return Ok(());
         }
-        comm.all_reduce(&numbers(0, 100))
+        comm.all_gather(&numbers(0, 100), &Partition::new(100, 3))
     });
     for message in &messages[..2] {
         assert!(message.contains("rank 2 has been in the passes of step 3 for "), "{message}");

@@ -155,7 +155,8 @@ pub(crate) fn run_ranks(recipes: &[Checked], spoil: impl Fn(usize, &mut Step) + 
     let one = move |rank: usize, checked: &Checked| {
         let place = RankOf { rank, ranks };
         let (host, attempt) = ("127.0.0.1".to_owned(), String::new());
-        let launch = Launch { rank: place, local_rank: rank, host, port, store_is_launchers: false, attempt };
+        let launch =
+            Launch { rank: place, local_rank: rank, machine: 0..ranks, host, port, store_is_launchers: false, attempt };
         let mut before_step = |step: &mut Step, _: &mut TrainState| spoil(rank, step);
         let launch = Some(launch).filter(|_| ranks > 1);
         let options = Options { before_step: Some(&mut before_step), launch, ..Options::default() };
