@@ -136,12 +136,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
 /// What the trainer's estimate is made of.
 fn passes(args: &Args, input: &Input) -> Passes {
     let size = input.sample.size();
+    let width = args.micro_batches.min(tch::get_num_threads().max(1) as usize);
     Passes {
         batch: (input.num_samples() / args.micro_batches) as u64,
         latent: [size[2] as u64, size[3] as u64],
         tokens: input.context.size()[1] as u64,
         precision: args.precision(),
-        width: args.micro_batches.min(tch::get_num_threads().max(1) as usize) as u64,
+        width: width as u64,
+        accumulates: args.micro_batches > width,
         fused: keeps_less(args.device),
     }
 }

@@ -152,6 +152,8 @@ pub struct Passes {
     pub precision: Precision,
     /// Micro-batches that are worked on side by side.
     pub width: u64,
+    /// Whether others follow in the same step: the sum of gradients is there then while they are worked on.
+    pub accumulates: bool,
     /// Whether the device keeps less of chains of operations ([`keeps_less`]).
     pub fused: bool,
 }
@@ -183,9 +185,14 @@ impl Passes {
     }
 
     fn peak(&self, parts: &[PartCost], gradient_bytes: u64, is_remade: impl Fn(&PartCost) -> bool) -> u64 {
+        let passes = |gradient_bytes| peak_bytes(parts, gradient_bytes, &is_remade);
         // Micro-batches side by side share the sum of gradients.
-        let beside = (self.width - 1) * peak_bytes(parts, 0, &is_remade);
-        peak_bytes(parts, gradient_bytes, &is_remade) + beside
+        let beside = (self.width - 1) * passes(0);
+        if self.accumulates {
+            let num_parameters: u64 = parts.iter().map(|part| part.num_parameters).sum();
+            return gradient_bytes * num_parameters + passes(0) + beside;
+        }
+        passes(gradient_bytes) + beside
     }
 
     /// Weights, moments, activations and gradients of training this UNet, nothing else.
@@ -229,12 +236,14 @@ impl Estimate {
         let buckets = sources.iter().flat_map(|source| source.dataset.buckets(Split::Train));
         let largest = buckets.map(|bucket| (bucket.width_px, bucket.height_px)).max_by_key(pixels).unwrap_or((0, 0));
         let down = u64::from(configs.vae.down_factor());
+        let width = workers::count(checked.device, recipe.train.micro_batches);
         let passes = Passes {
             batch: recipe.train.micro_batch as u64,
             latent: [u64::from(largest.1) / down, u64::from(largest.0) / down],
             tokens: MOST_TOKENS,
             precision: recipe.train.dtype,
-            width: workers::count(checked.device, recipe.train.micro_batches) as u64,
+            width: width as u64,
+            accumulates: recipe.train.micro_batches > width,
             fused: keeps_less(checked.device),
         };
         let apart = Self::apart_from_unet(checked, &configs, &passes)?;

@@ -305,6 +305,7 @@ fn memory_terms(checked: &Checked, facts: &Facts, question: &Question) -> Vec<Te
         tokens: MOST_TOKENS,
         precision: recipe.train.dtype,
         width: 1,
+        accumulates: recipe.train.micro_batches > question.gpus,
         fused: false,
     };
     let settings = MemorySettings {

@@ -147,8 +147,15 @@ mod tests {
     }
 
     fn settings(ranks: usize) -> MemorySettings {
-        let passes =
-            Passes { batch: 16, latent: [128, 128], tokens: 77, precision: Precision::Bf16, width: 1, fused: false };
+        let passes = Passes {
+            batch: 16,
+            latent: [128, 128],
+            tokens: 77,
+            precision: Precision::Bf16,
+            width: 1,
+            accumulates: true,
+            fused: false,
+        };
         MemorySettings {
             passes,
             checkpointing: Checkpointing::Full,
@@ -181,8 +188,8 @@ mod tests {
     /// The article's run took 31 GB a GPU; whether CUDA's own share is in that is not said.
     #[test]
     fn the_articles_memory_is_beaten_with_either_sharding() {
-        near(of(&settings(32)) - RUNTIME_BYTES, 30.6);
-        near(of(&MemorySettings { sharding: Sharding::Each, ..settings(32) }) - RUNTIME_BYTES, 20.7);
+        near(of(&settings(32)) - RUNTIME_BYTES, 28.7);
+        near(of(&MemorySettings { sharding: Sharding::Each, ..settings(32) }) - RUNTIME_BYTES, 18.85);
     }
 
     #[test]

@@ -7,13 +7,14 @@ use rectiflow_train::{Error, blackbox::BlackBox, metrics::Event, replay::replay,
 
 use crate::fixture::{Fixture, Ran, run_disturbed, run_spoilt, run_with, scale_latents, spoil_with_nan};
 
-/// 100 steps, so that the four that are passed over are no great loss by themselves.
-const LONG: &str = "train.samples=800";
+/// 100 steps, so that the four that are passed over are no great loss by themselves, whose rate falls to nothing: at a constant
+/// one the last losses of two runs that differ in a rounding are 10% apart.
+const LONG: &[&str] = &["train.samples=800", "lr.decay=cosine"];
 
 #[test]
 fn poisoned_samples_cost_a_guarded_run_their_steps_and_an_unguarded_one_everything() {
     let fixture = Fixture::new();
-    let clean = run_spoilt(&fixture.recipe("clean", &[LONG]), |_, _| {});
+    let clean = run_spoilt(&fixture.recipe("clean", LONG), |_, _| {});
     assert_eq!((clean.acts(), clean.passed_over()), (vec![], vec![]), "no false alarm");
     let untrained = first_test_loss(&clean);
     assert!(clean.test_loss() < 0.9 * untrained, "it learns: {untrained} to {}", clean.test_loss());
@@ -23,14 +24,14 @@ fn poisoned_samples_cost_a_guarded_run_their_steps_and_an_unguarded_one_everythi
         75 | 82 => scale_latents(samples, 1e4),
         _ => {}
     };
-    let guarded = run_spoilt(&fixture.recipe("guarded", &[LONG]), poison);
+    let guarded = run_spoilt(&fixture.recipe("guarded", LONG), poison);
     assert!(guarded.outcome.as_ref().is_ok_and(|outcome| outcome.finished));
     assert_eq!(guarded.passed_over(), [72, 75, 82, 89]);
     assert_eq!(guarded.acts(), [(72, "skip"), (75, "skip"), (82, "skip"), (89, "skip")]);
     let ratio = guarded.test_loss() / clean.test_loss();
     assert!(ratio < 1.02, "guarded {}, clean {}", guarded.test_loss(), clean.test_loss());
 
-    let off = &[LONG, "guard.enabled=false"];
+    let off = &[LONG, &["guard.enabled=false"]].concat();
     let scaled = |step: u64, samples: &mut _| {
         if [75, 82].contains(&step) {
             scale_latents(samples, 1e4);
