@@ -49,6 +49,7 @@ pub mod rehearsal;
 pub mod replay;
 mod restore;
 pub mod run;
+mod saving;
 pub mod simulate;
 mod snapshots;
 pub mod staged;

@@ -3,6 +3,7 @@
 use std::fs;
 
 use rectiflow_data::batch::Step;
+use tch::Tensor;
 use rectiflow_train::{Error, blackbox::BlackBox, metrics::Event, replay::replay, run::Options, state::TrainState};
 
 use crate::fixture::{Fixture, Ran, run_disturbed, run_spoilt, run_with, scale_latents, spoil_with_nan};
@@ -44,23 +45,83 @@ fn poisoned_samples_cost_a_guarded_run_their_steps_and_an_unguarded_one_everythi
     assert!(matches!(ended.outcome, Err(Error::NotFinite { step: 71, .. })), "{:?}", ended.outcome);
 }
 
+/// 240 steps whose rate falls to nothing, so that their losses can be compared to a percent.
+const SETTLED: &[&str] = &["train.samples=1920", "lr.decay=cosine"];
+
 #[test]
 fn a_corrupted_second_moment_costs_a_guarded_run_a_rewind_and_an_unguarded_one_everything() {
     let fixture = Fixture::new();
+    let clean = run_spoilt(&fixture.recipe("clean", SETTLED), |_, _| {});
+    assert_eq!((clean.acts(), clean.passed_over()), (vec![], vec![]), "no false alarm");
     // A bad memory cell: numbers that are squares turn negative, and their roots are NaN.
     let corrupt = |step: &mut Step, state: &mut TrainState| {
-        if step.step == 20 {
+        if step.step == 100 {
             let _ = state.optimizer.mean_square.narrow(0, 0, 8).fill_(-1.0);
         }
     };
-    let length = "train.samples=256";
-    let guarded = run_disturbed(&fixture.recipe("guarded", &[length]), corrupt);
-    assert_eq!(guarded.acts(), [(22, "skip"), (23, "skip"), (24, "rewind")]);
+    let guarded = run_disturbed(&fixture.recipe("guarded", SETTLED), corrupt);
+    assert_eq!(guarded.acts(), [(102, "skip"), (103, "skip"), (104, "rewind")]);
     assert!(guarded.outcome.as_ref().is_ok_and(|outcome| outcome.finished));
-    assert!(guarded.test_loss() < first_test_loss(&guarded), "{}", guarded.test_loss());
-    let off = fixture.recipe("unguarded", &[length, "guard.enabled=false"]);
+    let ratio = guarded.test_loss() / clean.test_loss();
+    assert!(ratio < 1.02, "guarded {}, clean {}", guarded.test_loss(), clean.test_loss());
+    let off = fixture.recipe("unguarded", &[SETTLED, &["guard.enabled=false"]].concat());
     let lost = run_disturbed(&off, corrupt);
-    assert!(matches!(lost.outcome, Err(Error::NotFinite { step: 21, .. })), "{:?}", lost.outcome);
+    assert!(matches!(lost.outcome, Err(Error::NotFinite { step: 101, .. })), "{:?}", lost.outcome);
+}
+
+/// Makes the updates from the end of step `first` to that of step `last` `factor` times as long: what a learning rate
+/// does that is too high. A rewind is left as it is.
+fn stretch((first, last): (u64, u64), factor: f64) -> impl FnMut(&mut Step, &mut TrainState) {
+    let mut before: Option<(u64, Tensor)> = None;
+    move |step, state| {
+        let mut values = state.parameters.masters.shallow_clone();
+        let update = state.position.update;
+        if let Some((_, old)) = before.as_ref().filter(|(last, _)| update == last + 1)
+            && (first..=last).contains(&step.step)
+        {
+            let stretched = old + (&values - old) * factor;
+            tch::no_grad(|| values.copy_(&stretched));
+        }
+        before = Some((update, values.copy()));
+    }
+}
+
+#[test]
+fn a_rate_that_is_too_high_for_a_while_costs_a_guarded_run_the_drift_and_an_unguarded_one_everything() {
+    let fixture = Fixture::new();
+    let number = |name: &str, default: f64| std::env::var(name).ok().and_then(|t| t.parse().ok()).unwrap_or(default);
+    let (first, last, factor) = (number("FIRST", 80.0) as u64, number("LAST", 140.0) as u64, number("FACTOR", 20.0));
+    let ran: Vec<Ran> = [("clean", 1.0), ("guarded", factor), ("unguarded", factor)]
+        .map(|(name, factor)| {
+            let off = format!("guard.enabled={}", name != "unguarded");
+            let checked = fixture.recipe(name, &[SETTLED, &[&off]].concat());
+            let ran = run_disturbed(&checked, stretch((first, last), factor));
+            eprintln!("{name} {:?} {:?} {:?}", ran.acts(), ran.outcome, ran.outcome.as_ref().map(|_| ran.test_loss()));
+            for event in &ran.events {
+                match event {
+                    Event::Step(step) => eprintln!("{} {:.4} {:.4} {:.2e}", step.step, step.loss, step.gradient_norm, step.lr),
+                    Event::Guard(act) => eprintln!("{act:?}"),
+                    _ => {}
+                }
+            }
+            ran
+        })
+        .into();
+    let ratio = ran[1].test_loss() / ran[0].test_loss();
+    assert!(ratio < 1.02, "guarded {}, clean {}", ran[1].test_loss(), ran[0].test_loss());
+}
+
+#[test]
+fn five_clean_runs_raise_no_alarm() {
+    let fixture = Fixture::new();
+    for seed in 1..=5 {
+        let seed = format!("run.seed={seed}");
+        // The guard as it is by default, and judging from the tenth update on.
+        let more = ["train.samples=640", "guard.warmup_updates=10", &seed];
+        let ran = run_spoilt(&fixture.recipe(&seed, &more), |_, _| {});
+        assert!(ran.outcome.as_ref().is_ok_and(|outcome| outcome.finished));
+        assert_eq!((ran.acts(), ran.passed_over()), (vec![], vec![]), "{seed}");
+    }
 }
 
 fn first_test_loss(ran: &Ran) -> f64 {
@@ -83,6 +144,24 @@ fn without_room_for_snapshots_a_rewind_is_a_stop() {
     let Err(Error::Stopped { reason, .. }) = &ran.outcome else { panic!("{:?}", ran.outcome) };
     assert!(reason.contains("guard.snapshot_gib leaves no room"), "{reason}");
     assert_eq!(ran.acts(), [(11, "skip"), (12, "skip"), (13, "stop")]);
+}
+
+#[test]
+fn a_rewind_from_disk_is_that_from_memory() {
+    let fixture = Fixture::new();
+    let [memory, disk] = [("memory", "guard.snapshot_gib=1"), ("disk", "guard.snapshot_gib=0")].map(|(name, gib)| {
+        let checked = fixture.recipe(name, &[gib, "guard.snapshot_disk_gib=1", "train.samples=200"]);
+        let ran = run_spoilt(&checked, |step, samples| {
+            if (15..=17).contains(&step) {
+                assert_eq!(fixture.path(name).join("snapshots").exists(), name == "disk");
+                spoil_with_nan(samples);
+            }
+        });
+        assert_eq!(ran.acts(), [(15, "skip"), (16, "skip"), (17, "rewind")]);
+        ran
+    });
+    assert_eq!(memory.test_loss(), disk.test_loss());
+    assert_eq!(fs::read_dir(fixture.path("disk/snapshots")).unwrap().count(), 0, "none is left behind");
 }
 
 #[test]
