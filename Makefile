@@ -9,7 +9,7 @@ TESTS = if cargo nextest --version >/dev/null 2>&1; then echo nextest run; else 
 PEERS = .venv-peers
 LOADERS = .venv-loaders
 
-.PHONY: help build test demo fmt lint unit doc docs peers peers-full peers-loaders bench-loaders mixing tiny-base study experiments clean-demo
+.PHONY: help build test demo fmt lint unit doc docs restarts two-nodes bench-ranks peers peers-full peers-loaders bench-loaders mixing tiny-base study experiments clean-demo
 
 help:
 	@echo 'make build   the binary, target/release/rectiflow'
@@ -21,6 +21,9 @@ help:
 	@echo 'make experiments   text encoders, objectives, captions: what they are worth on the tiny model (quarter of an hour)'
 	@echo 'make peers   compare with diffusers (installs pinned versions into $(PEERS), 1.6 GB)'
 	@echo 'make peers-loaders   the loader beside four others, same samples, same server (installs them into $(LOADERS), 2.5 GB)'
+	@echo 'make restarts   what torchrun restarts: a killed rank, and not a stop by the guard (installs $(PEERS), 1.6 GB)'
+	@echo 'make two-nodes   two ranks in two network namespaces with latency and loss; needs root, or is skipped'
+	@echo "make bench-ranks   weak scaling at one and two ranks beside PyTorch's FSDP2 (after make demo; quarter of an hour)"
 	@echo 'make mixing  what the order of samples is worth: three orders, three seeds, the tiny model (ten minutes)'
 	@echo 'make bench-loaders   the loader: samples a second, time to the first step, from a disk and from an object store'
 
@@ -58,6 +61,20 @@ peers: build
 	$(PYTHON) scripts/peers/environment.py $(PEERS)
 	@$(TORCH); set -e; sh scripts/peers/run.sh $(PEERS)/bin/python >$(PEERS)/output.txt || { cat $(PEERS)/output.txt; exit 1; }; \
 	cp $(PEERS)/output.txt docs/peers.txt; cat docs/peers.txt
+
+# Not in `make test`, which has no Python with torch.
+restarts: build
+	$(PYTHON) scripts/peers/environment.py $(PEERS)
+	$(PEERS)/bin/python scripts/ranks/restarts.py target/release/rectiflow $(PEERS)/bin/torchrun
+
+# Not in `make test`: it needs root, and minutes.
+two-nodes: build
+	$(PYTHON) scripts/ranks/two_nodes.py target/release/rectiflow
+
+bench-ranks: build
+	$(PYTHON) scripts/peers/environment.py $(PEERS)
+	TORCH_USE_RTLD_GLOBAL=1 $(PEERS)/bin/python scripts/peers/weak_scaling.py target/release/rectiflow \
+	--out benches/runs/$$(date +%F)-ranks/numbers.jsonl
 
 # The same comparisons at SDXL's own size, with random weights: 30 GB of disk, 16 GB of memory, an hour on two cores.
 peers-full: build

@@ -29,20 +29,19 @@ fn main() {
 
 /// Compiles the crate's C++ files, if it has any, as torch-sys compiles its own.
 fn compile_cpp(lib: &Path) {
-    let all: Vec<PathBuf> = fs::read_dir("src")
+    let files: Vec<PathBuf> = fs::read_dir("src")
         .expect("a crate has a folder src")
         .map(|entry| entry.expect("the folder src can be read").path())
+        .filter(|path| path.extension().is_some_and(|ending| ending == "cpp"))
         .collect();
-    let ending =
-        |ending: &'static str| all.iter().filter(move |path| path.extension().is_some_and(|own| own == ending));
-    let files: Vec<&PathBuf> = ending("cpp").collect();
     if files.is_empty() {
         return;
     }
     // Not the folder: a change of any Rust file would compile all C++ anew. After adding a file, touch this script.
-    for file in files.iter().copied().chain(ending("h")) {
+    for file in &files {
         println!("cargo::rerun-if-changed={}", file.display());
     }
+    println!("cargo::rerun-if-changed=../guarded.h");
     for variable in ["LIBTORCH_INCLUDE", "LIBTORCH_CXX11_ABI"] {
         println!("cargo::rerun-if-env-changed={variable}");
     }
@@ -53,6 +52,7 @@ fn compile_cpp(lib: &Path) {
         .cpp(true)
         .std("c++17")
         .files(files)
+        .include("..") // guarded.h
         .include(root.join("include"))
         .include(root.join("include/torch/csrc/api/include"))
         .define("_GLIBCXX_USE_CXX11_ABI", abi.as_str())

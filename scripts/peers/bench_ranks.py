@@ -2,12 +2,14 @@
 
     python scripts/peers/bench_ranks.py UNET [--ranks 1,2] [--steps 20] [--micro-batches 2] [--micro-batch 4]
         [--size 128x128] [--sync once|each] [--dtype bf16|fp32] [--out FILE.json]
+    python scripts/peers/bench_ranks.py UNET --wire
 
 UNET is a folder with diffusers' config.json; weights are random, data are noise. Every transformer and resnet block is
 a unit of its own, parameters in --dtype and gathered once a step (no resharding in between, which costs memory and saves
 bytes), gradients reduced in fp32: after every micro-batch (`each`, as the article's trainer did) or once a step (`once`,
 set_requires_gradient_sync). AdamW, clipping to 1. Three steps warm up. Printed are medians over the steps as rank 0 sees
-them, and the bytes over the loopback interface by step, both ranks' together.
+them, and the bytes over the loopback interface by step, both ranks' together. With --wire only the link is measured: what two
+ranks can send to each other with Gloo, MB a second and microseconds until the first byte is there.
 """
 
 import argparse
@@ -46,6 +48,29 @@ def shard(unet, ranks, dtype):
         if isinstance(module, (BasicTransformerBlock, ResnetBlock2D)):
             fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     return fully_shard(unet, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+
+
+def wire(args):
+    """An exchange of pieces, as rectiflow reduces gradients with Gloo: of one number and of 4 MiB."""
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    secs = {}
+    for numbers in (1, 1 << 20):
+        sent, found = torch.zeros(2 * numbers), torch.zeros(2 * numbers)
+        times = []
+        for _ in range(50):
+            dist.barrier()
+            began = time.perf_counter()
+            dist.all_to_all_single(found, sent)
+            times.append(time.perf_counter() - began)
+        secs[numbers] = statistics.median(times)
+    if dist.get_rank() == 0:
+        megabytes = 4 * (1 << 20) / 1e6
+        print(json.dumps({"mb_per_sec": megabytes / (secs[1 << 20] - secs[1]), "microseconds": 1e6 * secs[1]}))
+    dist.destroy_process_group()
 
 
 def worker(args):
@@ -90,21 +115,26 @@ def worker(args):
     dist.destroy_process_group()
 
 
-def run(args, ranks):
+def launch(ranks):
+    """Starts this script once for each rank, on a core of its own; what rank 0 has measured."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    launch = {"WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
+    variables = {"WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
     processes = []
     for rank in range(ranks):
-        environment = os.environ | {name: str(value) for name, value in launch.items()}
+        environment = os.environ | {name: str(value) for name, value in variables.items()}
         environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
         command = ["taskset", "--cpu-list", str(rank), sys.executable, *sys.argv, "--worker"]
         processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
     outputs = [process.communicate()[0] for process in processes]
     if any(process.returncode for process in processes):
         sys.exit(f"a rank of {ranks} failed")
-    measured = json.loads(outputs[0].splitlines()[-1])
+    return json.loads(outputs[0].splitlines()[-1])
+
+
+def run(args, ranks):
+    measured = launch(ranks)
     samples = ranks * args.micro_batches * args.micro_batch
     return {"ranks": ranks, **measured, "samples_per_sec": samples / measured["step_secs"]}
 
@@ -120,10 +150,13 @@ def main():
     parser.add_argument("--sync", choices=["once", "each"], default="once")
     parser.add_argument("--dtype", choices=["bf16", "fp32"], default="bf16")
     parser.add_argument("--out")
+    parser.add_argument("--wire", action="store_true")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        return worker(args)
+        return wire(args) if args.wire else worker(args)
+    if args.wire:
+        return print(json.dumps(launch(2)))
     rows = [run(args, int(ranks)) for ranks in args.ranks.split(",")]
     one = rows[0]["samples_per_sec"] / rows[0]["ranks"]
     for row in rows:

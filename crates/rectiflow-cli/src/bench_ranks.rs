@@ -2,7 +2,8 @@
 //!
 //! The same recipe is trained for a few steps by 1, 2... ranks, each with the same number of micro-batches a step: where
 //! communication cost nothing, all would take as long. What is counted in `metrics.jsonl` is held against the bytes that
-//! really went over the loopback interface.
+//! really went over the loopback interface, and where the link is known, what is measured against what the simulator
+//! predicts from one rank alone.
 
 use std::{ffi::OsString, fs, path::PathBuf};
 
@@ -10,7 +11,12 @@ use anyhow::{Context, bail};
 use rectiflow_train::{
     comm::Collective,
     config::Recipe,
+    flat::FEWEST_BUCKETS,
+    hardware::Link,
+    launch::Sharding,
     metrics::{self, Event, StepMetrics},
+    precision::Precision,
+    simulate::{BUCKET_BYTES, Cluster, StepWork, predict},
 };
 use serde::Serialize;
 use serde_json::json;
@@ -39,6 +45,10 @@ pub(crate) struct Args {
     /// Micro-batches a step of each rank.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..))]
     micro_batches: u64,
+    /// What a rank can send to another: MB a second and microseconds until the first byte is there. With it the simulator's
+    /// prediction is printed as well. `scripts/peers/bench_ranks.py --wire` measures both.
+    #[arg(long, num_args = 2, value_names = ["MB_PER_SEC", "MICROSECONDS"])]
+    link: Option<Vec<f64>>,
 }
 
 /// Steps that do not count.
@@ -51,13 +61,19 @@ struct Measured {
     step_secs: f64,
     passes_secs: f64,
     communication_secs: f64,
+    /// Seconds of the passes in which gradients were under way.
+    hidden_secs: f64,
     samples_per_sec: f64,
     /// Samples a second of a rank, as a part of what one rank alone does.
     efficiency: f64,
+    /// The same by the simulator, where the link is given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    predicted: Option<f64>,
     /// Bytes that cross the wire for each rank, as counted.
     step_bytes: u64,
     /// Bytes over the loopback interface in the whole run, all ranks and whatever else was going on, by step.
     loopback_step_bytes: f64,
+    num_parameters: u64,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
@@ -72,15 +88,62 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     for row in &mut measured {
         row.efficiency = row.samples_per_sec / row.ranks as f64 / one;
     }
-    let heads = ["ranks", "s a step", "passes", "communication", "samples/s", "efficiency", "MB a step", "MB over lo"];
+    if let (Some(link), Some(first)) = (&args.link, measured.first()) {
+        let work = work(args, first)?;
+        for row in &mut measured {
+            row.predicted = Some(predict(&loopback(row.ranks, link), &work, Sharding::Once, true).efficiency);
+        }
+    }
+    Ok(Answer::done(describe(&measured), json!(measured)))
+}
+
+fn describe(measured: &[Measured]) -> String {
+    let heads = [
+        "ranks",
+        "s a step",
+        "passes",
+        "waiting",
+        "hidden",
+        "samples/s",
+        "efficiency",
+        "MB a step",
+        "MB over lo",
+        "predicted",
+    ];
     let mut rows = vec![heads.map(str::to_owned).to_vec()];
     rows.extend(measured.iter().map(|row| {
         let of = |value| short(value, 4);
         let megabytes = [row.step_bytes as f64 / 1e6, row.loopback_step_bytes / 1e6].map(of);
-        let numbers = [row.step_secs, row.passes_secs, row.communication_secs, row.samples_per_sec, row.efficiency];
-        [&[row.ranks.to_string()], &numbers.map(of)[..], &megabytes].concat()
+        let secs = [row.step_secs, row.passes_secs, row.communication_secs, row.hidden_secs];
+        let numbers = [&secs[..], &[row.samples_per_sec, row.efficiency]].concat();
+        let predicted = row.predicted.map_or_else(|| "-".to_owned(), of);
+        let cells = numbers.into_iter().map(of).chain(megabytes).chain([predicted]);
+        [row.ranks.to_string()].into_iter().chain(cells).collect()
     }));
-    Ok(Answer::done(table(&rows), json!(measured)))
+    table(&rows)
+}
+
+/// What one rank does in a step, as it was measured, for the simulator.
+fn work(args: &Args, one: &Measured) -> anyhow::Result<StepWork> {
+    let value_bytes = match Recipe::load(&args.recipe, &args.overrides)?.recipe.train.dtype {
+        Precision::Bf16 => 2.0,
+        Precision::Fp32 => 4.0,
+    };
+    let parameters = one.num_parameters as f64;
+    Ok(StepWork {
+        micro_batch_secs: one.passes_secs / args.micro_batches as f64,
+        backward_share: 2.0 / 3.0,
+        micro_batches: args.micro_batches,
+        update_secs: one.step_secs - one.passes_secs,
+        gradient_bytes: 4.0 * parameters,
+        weight_bytes: value_bytes * parameters,
+        bucket_bytes: BUCKET_BYTES.min(4.0 * parameters / FEWEST_BUCKETS as f64),
+    })
+}
+
+fn loopback(ranks: usize, link: &[f64]) -> Cluster {
+    let link = Link { label: "loopback", bytes_per_sec: 1e6 * link[0], latency_secs: 1e-6 * link[1] };
+    Cluster { ranks, ranks_per_node: ranks, inside: link, between: link }
 }
 
 fn measure(args: &Args, ranks: usize, folder: &std::path::Path, stop: &StopSignal) -> anyhow::Result<Measured> {
@@ -131,8 +194,14 @@ fn measure(args: &Args, ranks: usize, folder: &std::path::Path, stop: &StopSigna
         step_secs,
         passes_secs: of(&|step| step.ranks.as_ref().map_or(step.secs - step.data_secs, |ranks| ranks.passes_secs)),
         communication_secs: of(&|step| step.ranks.as_ref().map_or(0.0, |ranks| ranks.communication_secs)),
+        hidden_secs: of(&|step| step.ranks.as_ref().map_or(0.0, |ranks| ranks.hidden_secs)),
         samples_per_sec: batch as f64 / step_secs,
         efficiency: 1.0,
+        predicted: None,
+        num_parameters: events
+            .iter()
+            .find_map(|event| if let Event::Start(start) = event { Some(start.num_parameters) } else { None })
+            .unwrap_or(0),
         step_bytes: measured.last().map_or(0, |step| bytes(step)),
         loopback_step_bytes: sent / steps as f64,
     })

@@ -140,6 +140,18 @@ unsafe extern "C" fn drop_closure<F>(data: *mut c_void) {
 
 /// An error of C++'s, as a text that is freed here.
 pub(crate) fn checked(text: *mut c_char) -> Result<(), TchError> {
+    // SAFETY: every function of this crate's C++ files gives such a text, and it is passed on at once.
+    unsafe { outcome(text) }
+}
+
+/// What became of a call of C++ that fails as `guarded.h` says.
+///
+/// # Errors
+/// [`TchError::Torch`] with the text.
+///
+/// # Safety
+/// `text` is null or what such a function gave, and is not used again.
+pub unsafe fn outcome(text: *mut c_char) -> Result<(), TchError> {
     if text.is_null() {
         return Ok(());
     }

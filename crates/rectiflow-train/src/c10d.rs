@@ -4,12 +4,13 @@
 //! collective and over how many bytes is added by `comm`.
 
 use std::{
-    ffi::{CStr, CString, c_char, c_int, c_void},
+    ffi::{CString, c_char, c_int, c_void},
     ptr::{NonNull, null_mut},
     time::Duration,
 };
 
-use tch::Tensor;
+use rectiflow_sdxl::autograd;
+use tch::{TchError, Tensor};
 use torch_sys::C_tensor;
 
 /// What c10d throws, as text.
@@ -30,32 +31,26 @@ unsafe extern "C" {
         is_server: bool,
         timeout_ms: i64,
         prefix: *const c_char,
-        error: *mut *mut c_char,
-    ) -> *mut RawStore;
+        opened: *mut *mut RawStore,
+    ) -> *mut c_char;
     fn rf_store_close(store: *mut RawStore);
-    fn rf_store_set(
-        store: *mut RawStore,
-        key: *const c_char,
-        data: *const u8,
-        length: usize,
-        error: *mut *mut c_char,
-    ) -> c_int;
+    fn rf_store_set(store: *mut RawStore, key: *const c_char, data: *const u8, length: usize) -> *mut c_char;
     fn rf_store_set_once(
         store: *mut RawStore,
         key: *const c_char,
         data: *const u8,
         length: usize,
-        found: *mut usize,
-        error: *mut *mut c_char,
-    ) -> *mut u8;
+        found_length: *mut usize,
+        found: *mut *mut u8,
+    ) -> *mut c_char;
     fn rf_store_get(
         store: *mut RawStore,
         key: *const c_char,
         timeout_ms: i64,
-        found: *mut usize,
-        error: *mut *mut c_char,
-    ) -> *mut u8;
-    fn rf_store_has(store: *mut RawStore, key: *const c_char, error: *mut *mut c_char) -> c_int;
+        found_length: *mut usize,
+        found: *mut *mut u8,
+    ) -> *mut c_char;
+    fn rf_store_has(store: *mut RawStore, key: *const c_char, has: *mut bool) -> *mut c_char;
     fn rf_has_nccl() -> bool;
     fn rf_group_open(
         store: *mut RawStore,
@@ -64,47 +59,47 @@ unsafe extern "C" {
         ranks: c_int,
         interface: *const c_char,
         address: *const c_char,
-        error: *mut *mut c_char,
-    ) -> *mut RawGroup;
+        opened: *mut *mut RawGroup,
+    ) -> *mut c_char;
     fn rf_group_close(group: *mut RawGroup);
-    fn rf_all_reduce(group: *mut RawGroup, tensor: *mut C_tensor, error: *mut *mut c_char) -> *mut RawWork;
-    fn rf_broadcast(group: *mut RawGroup, tensor: *mut C_tensor, from: c_int, error: *mut *mut c_char) -> *mut RawWork;
+    fn rf_all_reduce(group: *mut RawGroup, tensor: *mut C_tensor, begun: *mut *mut RawWork) -> *mut c_char;
+    fn rf_broadcast(group: *mut RawGroup, tensor: *mut C_tensor, from: c_int, begun: *mut *mut RawWork) -> *mut c_char;
     fn rf_reduce_scatter(
         group: *mut RawGroup,
         piece: *mut C_tensor,
         all: *mut C_tensor,
-        error: *mut *mut c_char,
-    ) -> *mut RawWork;
+        begun: *mut *mut RawWork,
+    ) -> *mut c_char;
     fn rf_all_gather(
         group: *mut RawGroup,
         all: *mut C_tensor,
         piece: *mut C_tensor,
-        error: *mut *mut c_char,
-    ) -> *mut RawWork;
+        begun: *mut *mut RawWork,
+    ) -> *mut c_char;
     fn rf_all_to_all(
         group: *mut RawGroup,
         out: *mut C_tensor,
         input: *mut C_tensor,
-        error: *mut *mut c_char,
-    ) -> *mut RawWork;
-    fn rf_work_wait(work: *mut RawWork, timeout_ms: i64, error: *mut *mut c_char) -> c_int;
+        begun: *mut *mut RawWork,
+    ) -> *mut c_char;
+    fn rf_work_wait(work: *mut RawWork, timeout_ms: i64, done: *mut bool) -> *mut c_char;
     fn rf_work_free(work: *mut RawWork);
 }
 
-/// Calls a function that leaves a message where it fails; `None` from `ok` is a failure.
-fn call<R, T>(function: impl FnOnce(*mut *mut c_char) -> R, ok: impl FnOnce(R) -> Option<T>) -> Outcome<T> {
-    let mut error = null_mut();
-    if let Some(value) = ok(function(&mut error)) {
-        return Ok(value);
-    }
-    if error.is_null() {
-        return Err("c10d failed without a message".to_owned());
-    }
-    // SAFETY: a message is a C string from malloc, left to us.
-    let text = unsafe { CStr::from_ptr(error) }.to_string_lossy().into_owned();
-    // SAFETY: as above; nobody else has it.
-    unsafe { rf_free(error.cast()) };
-    Err(text)
+/// Calls a function that gives the text of an error: its first line.
+fn call(function: impl FnOnce() -> *mut c_char) -> Outcome<()> {
+    // SAFETY: the functions of `c10d.cpp` give null or a text that is the caller's.
+    unsafe { autograd::outcome(function()) }.map_err(|error| match error {
+        TchError::Torch(text) => text.lines().next().unwrap_or_default().to_owned(),
+        other => other.to_string(),
+    })
+}
+
+/// As [`call`], of a function that makes something and gives a pointer to it.
+fn make<T>(function: impl FnOnce(*mut *mut T) -> *mut c_char) -> Outcome<NonNull<T>> {
+    let mut made = null_mut();
+    call(|| function(&raw mut made))?;
+    NonNull::new(made).ok_or_else(|| "c10d failed without a message".to_owned())
 }
 
 fn c_string(text: &str) -> CString {
@@ -129,26 +124,23 @@ impl Store {
     pub(crate) fn open(host: &str, port: u16, is_server: bool, timeout: Duration, prefix: &str) -> Outcome<Self> {
         let (host, prefix) = (c_string(host), c_string(prefix));
         // SAFETY: both texts live until the call is over.
-        let open =
-            |error| unsafe { rf_store_open(host.as_ptr(), port, is_server, millis(timeout), prefix.as_ptr(), error) };
-        call(open, NonNull::new).map(Self)
+        make(|made| unsafe { rf_store_open(host.as_ptr(), port, is_server, millis(timeout), prefix.as_ptr(), made) })
+            .map(Self)
     }
 
     pub(crate) fn set(&self, key: &str, value: &[u8]) -> Outcome<()> {
         let key = c_string(key);
         // SAFETY: key and value live until the call is over, the store as long as `self`.
-        let set = |error| unsafe { rf_store_set(self.0.as_ptr(), key.as_ptr(), value.as_ptr(), value.len(), error) };
-        call(set, |code| (code == 0).then_some(()))
+        call(|| unsafe { rf_store_set(self.0.as_ptr(), key.as_ptr(), value.as_ptr(), value.len()) })
     }
 
     /// Sets a key unless somebody else has; gives what it holds then.
     pub(crate) fn set_once(&self, key: &str, value: &[u8]) -> Outcome<Vec<u8>> {
         let (key, mut found) = (c_string(key), 0);
-        let set = |error| {
+        let data = make(|made| {
             // SAFETY: as in `set`; `found` is written before the call returns.
-            unsafe { rf_store_set_once(self.0.as_ptr(), key.as_ptr(), value.as_ptr(), value.len(), &mut found, error) }
-        };
-        let data = call(set, NonNull::new)?;
+            unsafe { rf_store_set_once(self.0.as_ptr(), key.as_ptr(), value.as_ptr(), value.len(), &mut found, made) }
+        })?;
         Ok(taken(data, found))
     }
 
@@ -156,16 +148,16 @@ impl Store {
     pub(crate) fn get(&self, key: &str, timeout: Duration) -> Outcome<Vec<u8>> {
         let (key, mut found) = (c_string(key), 0);
         // SAFETY: as in `set`; `found` is written before the call returns.
-        let get = |error| unsafe { rf_store_get(self.0.as_ptr(), key.as_ptr(), millis(timeout), &mut found, error) };
-        let data = call(get, NonNull::new)?;
+        let data =
+            make(|made| unsafe { rf_store_get(self.0.as_ptr(), key.as_ptr(), millis(timeout), &mut found, made) })?;
         Ok(taken(data, found))
     }
 
     pub(crate) fn has(&self, key: &str) -> Outcome<bool> {
-        let key = c_string(key);
+        let (key, mut has) = (c_string(key), false);
         // SAFETY: as in `set`.
-        let has = |error| unsafe { rf_store_has(self.0.as_ptr(), key.as_ptr(), error) };
-        call(has, |code| (code >= 0).then_some(code == 1))
+        call(|| unsafe { rf_store_has(self.0.as_ptr(), key.as_ptr(), &mut has) })?;
+        Ok(has)
     }
 }
 
@@ -221,45 +213,44 @@ impl Group {
     ) -> Outcome<Self> {
         let (interface, address) = (c_string(interface), c_string(address));
         let (nccl, rank, ranks) = (transport == Transport::Nccl, rank as c_int, ranks as c_int);
-        let open = |error| {
+        let open = |made| {
             // SAFETY: all texts live until the call is over; the group keeps a reference of its own to the store.
-            unsafe { rf_group_open(store.0.as_ptr(), nccl, rank, ranks, interface.as_ptr(), address.as_ptr(), error) }
+            unsafe { rf_group_open(store.0.as_ptr(), nccl, rank, ranks, interface.as_ptr(), address.as_ptr(), made) }
         };
-        call(open, NonNull::new).map(Self)
+        make(open).map(Self)
     }
 
     /// Sums a contiguous tensor over all ranks, in place.
     pub(crate) fn all_reduce(&self, tensor: &Tensor) -> Outcome<Work> {
         // SAFETY: the group and the tensor are valid; the work keeps a reference to the tensor.
-        call(|error| unsafe { rf_all_reduce(self.0.as_ptr(), tensor.as_ptr().cast_mut(), error) }, Work::new)
+        make(|made| unsafe { rf_all_reduce(self.0.as_ptr(), tensor.as_ptr().cast_mut(), made) }).map(Work)
     }
 
     /// Makes a contiguous tensor what rank `from` has.
     pub(crate) fn broadcast(&self, tensor: &Tensor, from: usize) -> Outcome<Work> {
         // SAFETY: as in `all_reduce`.
-        let start = |error| unsafe { rf_broadcast(self.0.as_ptr(), tensor.as_ptr().cast_mut(), from as c_int, error) };
-        call(start, Work::new)
+        make(|made| unsafe { rf_broadcast(self.0.as_ptr(), tensor.as_ptr().cast_mut(), from as c_int, made) }).map(Work)
     }
 
     /// Makes `piece` `[k]` the sum of this rank's pieces of `all` `[R k]`.
     pub(crate) fn reduce_scatter(&self, piece: &Tensor, all: &Tensor) -> Outcome<Work> {
         let (piece, all) = (piece.as_ptr().cast_mut(), all.as_ptr().cast_mut());
         // SAFETY: as in `all_reduce`.
-        call(|error| unsafe { rf_reduce_scatter(self.0.as_ptr(), piece, all, error) }, Work::new)
+        make(|made| unsafe { rf_reduce_scatter(self.0.as_ptr(), piece, all, made) }).map(Work)
     }
 
     /// Makes `all` `[R k]` the pieces `[k]` of all ranks.
     pub(crate) fn all_gather(&self, all: &Tensor, piece: &Tensor) -> Outcome<Work> {
         let (all, piece) = (all.as_ptr().cast_mut(), piece.as_ptr().cast_mut());
         // SAFETY: as in `all_reduce`.
-        call(|error| unsafe { rf_all_gather(self.0.as_ptr(), all, piece, error) }, Work::new)
+        make(|made| unsafe { rf_all_gather(self.0.as_ptr(), all, piece, made) }).map(Work)
     }
 
     /// Piece r of `input` `[R k]` becomes this rank's piece of `out` `[R k]` on rank r.
     pub(crate) fn all_to_all(&self, out: &Tensor, input: &Tensor) -> Outcome<Work> {
         let (out, input) = (out.as_ptr().cast_mut(), input.as_ptr().cast_mut());
         // SAFETY: as in `all_reduce`.
-        call(|error| unsafe { rf_all_to_all(self.0.as_ptr(), out, input, error) }, Work::new)
+        make(|made| unsafe { rf_all_to_all(self.0.as_ptr(), out, input, made) }).map(Work)
     }
 }
 
@@ -279,15 +270,12 @@ pub(crate) struct Work(NonNull<RawWork>);
 unsafe impl Send for Work {}
 
 impl Work {
-    fn new(work: *mut RawWork) -> Option<Self> {
-        NonNull::new(work).map(Self)
-    }
-
     /// Waits for at most `time`; whether it is done.
     pub(crate) fn wait(&self, time: Duration) -> Outcome<bool> {
+        let mut done = false;
         // SAFETY: valid as long as `self`.
-        let wait = |error| unsafe { rf_work_wait(self.0.as_ptr(), millis(time), error) };
-        call(wait, |code| (code >= 0).then_some(code == 1))
+        call(|| unsafe { rf_work_wait(self.0.as_ptr(), millis(time), &mut done) })?;
+        Ok(done)
     }
 }
 

@@ -28,10 +28,7 @@ use std::{
 };
 
 use rayon::prelude::*;
-use rectiflow_sdxl::{
-    flow::ObjectiveSettings,
-    model::Component,
-};
+use rectiflow_sdxl::{flow::ObjectiveSettings, model::Component};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 

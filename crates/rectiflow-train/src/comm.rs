@@ -69,6 +69,8 @@ pub struct Traffic {
     pub bytes: BTreeMap<Collective, u64>,
     /// Seconds in collectives, waiting for slower ranks included.
     pub secs: f64,
+    /// Seconds in which messages were under way while this rank calculated.
+    pub hidden_secs: f64,
 }
 
 /// The ranks of a run, as one of them sees them.
@@ -115,8 +117,6 @@ impl Drop for Pending {
     }
 }
 
-/// Elements that are all-reduced at a time: 64 MiB of fp32.
-const ROUND: i64 = 1 << 24;
 /// A collective in progress is left alone for so long before others' failures are looked at.
 const GLANCE: Duration = Duration::from_millis(100);
 /// Rank 0 ends so much later than it could, where it serves the store in which the others read why.
@@ -202,21 +202,23 @@ impl Comm {
         locked(&self.traffic).secs
     }
 
-    /// Sums a contiguous tensor over all ranks, in place; bit for bit the same on all of them.
+    /// Begins to sum a contiguous tensor over all ranks, in place; bit for bit the same on all of them.
     ///
     /// # Errors
     /// [`Error::Collective`].
-    pub fn all_reduce(&self, vector: &Tensor) -> Result<()> {
-        let Some(peers) = &self.peers else { return Ok(()) };
-        let flat = vector.view([-1]);
-        let length = flat.numel() as i64;
-        for start in (0..length).step_by(ROUND as usize) {
-            let piece = part(&flat, &(start..length.min(start + ROUND)));
-            self.finish(Collective::AllReduce, &piece, peers.group()?.all_reduce(&piece))?;
-        }
-        let ranks = self.rank.ranks as u64;
-        self.count(Collective::AllReduce, 2 * bytes_of(vector) * (ranks - 1) / ranks);
-        Ok(())
+    pub fn begin_all_reduce(&self, bucket: Tensor) -> Result<Pending> {
+        let Some(peers) = &self.peers else { return Ok(Pending::done(Collective::AllReduce, bucket)) };
+        let (work, ranks) = (peers.group()?.all_reduce(&bucket), self.rank.ranks as u64);
+        self.count(Collective::AllReduce, 2 * bytes_of(&bucket) * (ranks - 1) / ranks);
+        self.begun(Collective::AllReduce, bucket.shallow_clone(), bucket, work)
+    }
+
+    /// Waits until it is done.
+    ///
+    /// # Errors
+    /// [`Error::Collective`].
+    pub fn end_all_reduce(&self, mut pending: Pending) -> Result<()> {
+        self.settle(&mut pending)
     }
 
     /// Makes a contiguous tensor what rank `from` has.
@@ -502,6 +504,11 @@ impl Comm {
         locked(&self.traffic).secs += began.elapsed().as_secs_f64();
         peers.pulse.resume(before);
         found
+    }
+
+    /// Notes for how long messages were under way while this rank did something else.
+    pub(crate) fn note_hidden(&self, secs: f64) {
+        locked(&self.traffic).hidden_secs += secs;
     }
 
     fn failed(&self, collective: Collective, tensor: &Tensor, reason: String) -> Error {

@@ -2,7 +2,9 @@
 //! from which all of them reach the same verdict.
 //!
 //! ```text
-//! micro-batches -> sum of gradients -> reduce -> loss, norms -> guard -> clip, update of this rank's part -> publish
+//! micro-batches -> sum of gradients -> loss, norms -> guard -> clip, update of this rank's part -> publish
+//!                   reduced as its buckets come to be complete (`reduce`)                           settle: before the
+//!                                                                                                   model is used
 //!                   `each`: reduced after each micro-batch (on a processor: those side by side)
 //! ```
 //!
@@ -10,15 +12,18 @@
 //! what it owns, and added up in the order of the ranks, so that they are the same bits everywhere. A rank alone goes the
 //! same way, and nothing moves.
 
+use std::{cell::RefCell, panic::resume_unwind, sync::mpsc, thread, time::Instant};
+
 use rectiflow_data::order::{Order, RankOf};
 use tch::Tensor;
 
 use crate::{
-    comm::{Collective, Comm},
+    comm::{Collective, Comm, Pending},
     ema,
     error::Result,
     flat::{FlatParameters, part},
     launch::Sharding,
+    reduce::{Reduced, Reducer},
     state::TrainState,
     step::{Passes, Summed},
     workers::Workers,
@@ -33,6 +38,10 @@ pub(crate) struct Exchange<'a> {
     round: usize,
     /// How often a step's gradients are reduced, on every rank.
     rounds: usize,
+    /// The order in which buckets are reduced, once it is known which is best.
+    order: RefCell<Option<Vec<usize>>>,
+    /// New values on their way.
+    gathers: RefCell<Vec<Pending>>,
 }
 
 /// The gradients of a step, as far as this rank keeps their sum.
@@ -41,6 +50,8 @@ pub(crate) struct StepGradients {
     /// Where ranks split the sum, what this one owns of it, fp32; else `[n]`, once all micro-batches are done.
     vector: Option<Tensor>,
     rounds: usize,
+    /// The buckets in the order in which they came to be complete in the last round that had micro-batches.
+    order: Vec<usize>,
 }
 
 /// What a rank tells the others in every step.
@@ -73,7 +84,8 @@ pub(crate) fn share(comm: &Comm, sharding: Sharding) -> RankOf {
 impl<'a> Exchange<'a> {
     /// For steps whose gradients are reduced once.
     pub(crate) fn new(comm: &'a Comm, sharding: Sharding) -> Self {
-        Self { comm, sharding, round: usize::MAX, rounds: 1 }
+        let (order, gathers) = Default::default();
+        Self { comm, sharding, round: usize::MAX, rounds: 1, order, gathers }
     }
 
     /// The same, for the steps of an order; `width` micro-batches are worked on at a time on this rank.
@@ -105,10 +117,11 @@ impl<'a> Exchange<'a> {
 
     /// An empty sum.
     pub(crate) fn begin(&self, parameters: &FlatParameters) -> StepGradients {
-        StepGradients { vector: self.splits().then(|| parameters.masters.zeros_like()), rounds: 0 }
+        StepGradients { vector: self.splits().then(|| parameters.masters.zeros_like()), rounds: 0, order: Vec::new() }
     }
 
-    /// Sums up the gradients of so many micro-batches, which `work` makes, and reduces them.
+    /// Sums up the gradients of so many micro-batches, which `work` makes, over all ranks: each bucket is on its way as
+    /// soon as its last gradient is there.
     pub(crate) fn round_of(
         &self,
         sum: &mut StepGradients,
@@ -116,38 +129,80 @@ impl<'a> Exchange<'a> {
         micro_batches: usize,
         work: &mut dyn FnMut() -> Result<()>,
     ) -> Result<()> {
-        parameters.gradients.begin(micro_batches);
-        work()?;
         sum.rounds += 1;
-        let Some(own) = sum.vector.as_ref().filter(|_| self.splits()) else {
+        if self.comm.rank().ranks == 1 {
+            parameters.gradients.begin(micro_batches, None);
+            work()?;
             sum.vector = Some(parameters.gradients.finish());
             return Ok(());
+        }
+        let (listener, complete) = mpsc::channel();
+        parameters.gradients.begin(micro_batches, Some(listener));
+        let reducer = Reducer {
+            comm: self.comm,
+            partition: &parameters.partition,
+            share: parameters.share,
+            buckets: parameters.gradients.complete_buckets(),
+            order: self.order_of(parameters),
+            complete,
+            own: sum.vector.as_ref().filter(|_| self.splits()).map(Tensor::shallow_clone),
         };
-        for (bucket, piece) in parameters.partition.pieces(parameters.share).enumerate() {
-            let pending = self.comm.begin_reduce_scatter(parameters.gradients.take(bucket))?;
-            let len = piece.own.end - piece.own.start;
-            let take = |found: &Tensor| drop(part(own, &piece.own).f_add_(&part(found, &(0..len))));
-            self.comm.waiting(Collective::ReduceScatter, || self.comm.end_reduce_scatter(pending, take))?;
+        let reduced = self.beside(reducer, parameters, work)?;
+        if micro_batches > 0 {
+            sum.order = reduced.order;
+        }
+        if !self.splits() {
+            sum.vector = Some(parameters.gradients.finish());
+        }
+        Ok(())
+    }
+
+    /// Does some work while its buckets are reduced on another thread.
+    fn beside(
+        &self,
+        reducer: Reducer<'_>,
+        parameters: &FlatParameters,
+        work: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Reduced> {
+        let collective = if self.splits() { Collective::ReduceScatter } else { Collective::AllReduce };
+        thread::scope(|scope| {
+            let thread = scope.spawn(|| reducer.run());
+            let worked = work();
+            parameters.gradients.fall_silent();
+            let began = Instant::now();
+            let reduced = self.comm.waiting(collective, || thread.join()).unwrap_or_else(|panic| resume_unwind(panic));
+            worked?;
+            let reduced = reduced?;
+            self.comm.note_hidden((reduced.secs - began.elapsed().as_secs_f64()).max(0.0));
+            Ok(reduced)
+        })
+    }
+
+    /// The order in which buckets are reduced: until one has been seen, from the last one to the first.
+    fn order_of(&self, parameters: &FlatParameters) -> Vec<usize> {
+        let backwards = || (0..parameters.partition.buckets().len()).rev().collect();
+        self.order.borrow().clone().unwrap_or_else(backwards)
+    }
+
+    /// Takes over the order in which rank 0 has seen buckets come to be complete.
+    fn learn_order(&self, seen: &[usize]) -> Result<()> {
+        if self.order.borrow().is_none() && self.comm.rank().ranks > 1 {
+            let seen: Vec<f64> = seen.iter().map(|&bucket| bucket as f64).collect();
+            let first = self.comm.gather_numbers(&seen)?.swap_remove(0);
+            *self.order.borrow_mut() = Some(first.into_iter().map(|bucket| bucket as usize).collect());
         }
         Ok(())
     }
 
     /// Makes the sum that of all ranks, and measures it: loss, norms, and what the ranks know of each other.
-    pub(crate) fn reduce(
-        &self,
-        summed: Summed,
-        parameters: &FlatParameters,
-        word: Word,
-    ) -> Result<(Passes, Together)> {
+    pub(crate) fn reduce(&self, summed: Summed, parameters: &FlatParameters, word: Word) -> Result<(Passes, Together)> {
         let Summed { loss, samples, mut gradients } = summed;
         // A rank that has fewer micro-batches than others has nothing to add, but a piece to sum up.
         while gradients.rounds < self.rounds {
             self.round_of(&mut gradients, parameters, 0, &mut || Ok(()))?;
         }
+        self.learn_order(&gradients.order)?;
         let gradients = gradients.vector.expect("all micro-batches are done");
-        if !self.splits() {
-            self.comm.all_reduce(&gradients)?;
-        }
         let groups = if parameters.groups.len() > 1 { &parameters.groups[..] } else { &[] };
         let mut numbers = vec![square_norm(&gradients)];
         numbers.extend(groups.iter().map(|group| square_norm(&part(&gradients, &parameters.own_part(&group.range)))));
@@ -182,24 +237,38 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    /// Brings the model on all ranks up to the masters that each has changed.
+    /// Begins to bring the model on all ranks up to the masters that each has changed. Until [`Self::settle`] nobody may
+    /// calculate with it.
     pub(crate) fn publish(&self, parameters: &FlatParameters) -> Result<()> {
+        self.settle()?;
         if !self.splits() {
             parameters.refresh();
             return Ok(());
         }
         for (piece, all) in parameters.exchanged() {
             let pending = self.comm.begin_all_gather(all, piece)?;
-            self.comm.waiting(Collective::AllGather, || self.comm.end_all_gather(pending))?;
+            self.gathers.borrow_mut().push(pending);
         }
         Ok(())
+    }
+
+    /// Waits until what was published is there.
+    pub(crate) fn settle(&self) -> Result<()> {
+        let gathers = self.gathers.take();
+        if gathers.is_empty() {
+            return Ok(());
+        }
+        self.comm.waiting(Collective::AllGather, || {
+            gathers.into_iter().try_for_each(|pending| self.comm.end_all_gather(pending))
+        })
     }
 
     /// Exchanges masters and average, on all ranks; a second time, and both are what they were.
     pub(crate) fn swap_average(&self, state: &TrainState, workers: &Workers) -> Result<()> {
         let Some(average) = &state.average else { return Ok(()) };
         ema::swap(&state.parameters.masters, average, workers);
-        self.publish(&state.parameters)
+        self.publish(&state.parameters)?;
+        self.settle()
     }
 }
 

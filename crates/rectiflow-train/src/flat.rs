@@ -64,7 +64,7 @@ pub struct FlatParameters {
 /// A bucket ends with the tensor that makes it so long: 25 MiB of fp32, PyTorch's default.
 const BUCKET: i64 = 25 << 18;
 /// A small model has at least about so many buckets, so that most of it is on its way before the last gradient is there.
-const FEWEST_BUCKETS: i64 = 16;
+pub const FEWEST_BUCKETS: i64 = 16;
 
 impl FlatParameters {
     /// Moves the parameters of `components` (name, parameters) into one vector and turns their gradients on, on a rank that
@@ -93,12 +93,12 @@ impl FlatParameters {
             while let Some((slice, leaf)) = rest.next_if(|(slice, _)| slice.range.start < bucket.range.end) {
                 let start = slice.range.start;
                 let owned = meet(&slice.range, &piece.range);
-                let place = piece.own.start + owned.start - piece.range.start;
-                let values = leaf.detach().flatten(0, -1);
-                no_grad(|| {
+                if !owned.is_empty() {
+                    let place = piece.own.start + owned.start - piece.range.start;
+                    let values = leaf.detach().flatten(0, -1);
                     let own = part(&values, &(owned.start - start..owned.end - start));
-                    part(&masters, &(place..place + owned.end - owned.start)).copy_(&own);
-                });
+                    no_grad(|| part(&masters, &(place..place + owned.end - owned.start)).copy_(&own));
+                }
                 let inside = start - bucket.range.start..slice.range.end - bucket.range.start;
                 let mut view = part(&memory, &inside).view(slice.shape.as_slice());
                 no_grad(|| view.copy_(leaf));

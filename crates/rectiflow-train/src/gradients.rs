@@ -5,7 +5,8 @@
 //! sum depends on its order: a gradient that comes before those of earlier micro-batches waits for them.
 //!
 //! Where one rank owns all parameters, all buckets are views of one vector. Where several do, each bucket has memory of its
-//! own, from its first gradient until it has been reduced, laid out in equal pieces as it is sent.
+//! own, from its first gradient until it has been reduced, laid out in equal pieces as it is sent; and whoever listens is
+//! told which bucket has all its gradients, while the backward pass goes on.
 
 use std::{
     cell::Cell,
@@ -14,6 +15,7 @@ use std::{
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
+        mpsc::Sender,
     },
 };
 
@@ -47,6 +49,8 @@ struct Shared {
     places: Vec<Mutex<Place>>,
     /// Micro-batches that are summed up.
     expected: AtomicUsize,
+    /// Is told which bucket is complete.
+    listener: Mutex<Option<Sender<usize>>>,
     /// The micro-batch worked on, for threads of libtorch's own, which it has on a GPU only; there is one at a time then.
     only: AtomicUsize,
 }
@@ -60,6 +64,10 @@ struct Sum {
     len: i64,
     /// Its parameters.
     places: Range<usize>,
+    /// Parameters whose part of the sum is not complete.
+    missing: usize,
+    /// Whether somebody has it, and no gradient is added any more.
+    is_taken: bool,
     memory: Option<Tensor>,
 }
 
@@ -91,7 +99,14 @@ impl GradientSum {
                 places.push(Mutex::new(Place { bucket: index, range, shape, total: None, next: 0, waiting }));
             }
             let (range, len) = (bucket.range.clone(), bucket.piece * partition.ranks() as i64);
-            buckets.push(Mutex::new(Sum { range, len, places: first..places.len(), memory: None }));
+            buckets.push(Mutex::new(Sum {
+                range,
+                len,
+                places: first..places.len(),
+                missing: 0,
+                is_taken: false,
+                memory: None,
+            }));
         }
         let shared = Arc::new(Shared {
             device: leaves.first().map_or(Device::Cpu, Tensor::device),
@@ -99,6 +114,7 @@ impl GradientSum {
             buckets,
             places,
             expected: AtomicUsize::new(0),
+            listener: Mutex::default(),
             only: AtomicUsize::new(0),
         });
         let sink = |(index, leaf): (usize, &Tensor)| {
@@ -111,7 +127,8 @@ impl GradientSum {
     }
 
     /// Begins a new sum over so many micro-batches. Its memory is written, and on a CPU taken, as gradients come.
-    pub(crate) fn begin(&self, micro_batches: usize) {
+    /// `listener` is told of every bucket that is complete.
+    pub(crate) fn begin(&self, micro_batches: usize, listener: Option<Sender<usize>>) {
         let Shared { device, whole, buckets, places, expected, .. } = &*self.shared;
         expected.store(micro_batches, Ordering::SeqCst);
         for place in places {
@@ -120,11 +137,26 @@ impl GradientSum {
             place.waiting.clear();
         }
         for bucket in buckets {
-            bucket.lock().expect(UNPOISONED).memory = None;
+            let mut sum = bucket.lock().expect(UNPOISONED);
+            (sum.memory, sum.missing, sum.is_taken) = (None, sum.places.len(), false);
         }
         if let Some((len, vector)) = whole {
             *vector.lock().expect(UNPOISONED) = Some(Tensor::empty([*len], (Kind::Float, *device)));
         }
+        *self.shared.listener.lock().expect(UNPOISONED) = listener;
+        if micro_batches == 0 {
+            (0..buckets.len()).for_each(|bucket| self.shared.tell(bucket));
+        }
+    }
+
+    /// Nobody is told of buckets any more: whoever waits for one learns that it does not come.
+    pub(crate) fn fall_silent(&self) {
+        *self.shared.listener.lock().expect(UNPOISONED) = None;
+    }
+
+    /// What another thread takes complete buckets from.
+    pub(crate) fn complete_buckets(&self) -> Buckets {
+        Buckets(self.shared.clone())
     }
 
     /// Adds the gradient of a micro-batch's loss; `micro_batch` counts those of the sum from 0. Others may be worked on
@@ -143,14 +175,20 @@ impl GradientSum {
 
     /// The sum `[n]` of all micro-batches since [`Self::begin`], where one rank owns all parameters.
     pub(crate) fn finish(&self) -> Tensor {
-        (0..self.shared.buckets.len()).for_each(|bucket| drop(self.take(bucket)));
+        (0..self.shared.buckets.len()).for_each(|bucket| drop(self.shared.take(bucket)));
         let (_, vector) = self.shared.whole.as_ref().expect("one rank owns all parameters");
         vector.lock().expect(UNPOISONED).take().expect("a sum was begun")
     }
+}
 
+/// The buckets of a sum.
+#[derive(Debug)]
+pub(crate) struct Buckets(Arc<Shared>);
+
+impl Buckets {
     /// A bucket of the sum, `[R c]`, which no gradient may be added to any more.
     pub(crate) fn take(&self, bucket: usize) -> Tensor {
-        self.shared.take(bucket)
+        self.0.take(bucket)
     }
 }
 
@@ -173,6 +211,30 @@ impl Shared {
             if let Some(gradient) = place.waiting.remove(&micro_batch).flatten() {
                 self.add(&mut place, &gradient);
             }
+        }
+        if place.next > next && place.next == self.expected.load(Ordering::SeqCst) {
+            let bucket = place.bucket;
+            drop(place);
+            self.one_less(bucket);
+        }
+    }
+
+    /// One more parameter of a bucket is complete.
+    fn one_less(&self, bucket: usize) {
+        let is_complete = {
+            let mut sum = self.buckets[bucket].lock().expect(UNPOISONED);
+            sum.missing -= 1;
+            sum.missing == 0
+        };
+        if is_complete {
+            self.tell(bucket);
+        }
+    }
+
+    fn tell(&self, bucket: usize) {
+        if let Some(listener) = &*self.listener.lock().expect(UNPOISONED) {
+            // Who has stopped listening has failed, and says so himself.
+            let _ = listener.send(bucket);
         }
     }
 
@@ -205,6 +267,9 @@ impl Shared {
         let (places, filled, len) = {
             let mut sum = self.buckets[bucket].lock().expect(UNPOISONED);
             sum.memory = None;
+            if std::mem::replace(&mut sum.is_taken, true) {
+                return memory;
+            }
             (sum.places.clone(), sum.range.end - sum.range.start, sum.len)
         };
         for place in &self.places[places] {
@@ -222,6 +287,8 @@ const UNPOISONED: &str = "no thread panicked while it added a gradient";
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc::{self, TryRecvError};
+
     use super::*;
 
     fn leaf(value: f32, kind: Kind) -> Tensor {
@@ -250,7 +317,7 @@ mod tests {
     fn bf16_gradients_are_added_in_fp32() {
         let leaves = [leaf(1.0, Kind::BFloat16), leaf(1.0, Kind::Float)];
         let sum = sum_of(&leaves, 1);
-        sum.begin(2);
+        sum.begin(2, None);
         // 256 and 1 are bf16 numbers; their sum is not.
         for (micro_batch, factor) in [256.0, 1.0].into_iter().enumerate() {
             sum.add(micro_batch, &(&leaves[0] * factor).sum(Kind::Float)).unwrap();
@@ -266,7 +333,7 @@ mod tests {
         let factors = [1e8f64, -1e8, 1.0]; // another order loses the 1
         let mut sums = Vec::new();
         for order in [[0, 1, 2], [2, 1, 0], [1, 2, 0]] {
-            sum.begin(3);
+            sum.begin(3, None);
             for micro_batch in order {
                 sum.add(micro_batch, &(&leaves[0] * factors[micro_batch]).sum(Kind::Float)).unwrap();
             }
@@ -279,7 +346,7 @@ mod tests {
     fn a_micro_batch_without_a_gradient_does_not_hold_up_the_others() {
         let leaves = [leaf(1.0, Kind::Float), leaf(1.0, Kind::Float)];
         let sum = sum_of(&leaves, 1);
-        sum.begin(2);
+        sum.begin(2, None);
         sum.add(1, &leaves[0].sum(Kind::Float)).unwrap();
         sum.add(0, &leaves[1].sum(Kind::Float)).unwrap();
         assert_eq!(numbers(&sum.finish()), [1.0, 1.0, 1.0, 1.0]);
@@ -289,13 +356,25 @@ mod tests {
     fn of_several_ranks_each_bucket_is_taken_alone_in_equal_pieces() {
         let leaves = [leaf(1.0, Kind::Float), leaf(1.0, Kind::Float), leaf(1.0, Kind::Float)];
         let sum = sum_of(&leaves, 3);
+        let buckets = sum.complete_buckets();
         for factor in [2.0, 3.0] {
-            sum.begin(1);
-            sum.add(0, &((&leaves[0] * factor) + &leaves[2]).sum(Kind::Float)).unwrap();
-            assert_eq!(numbers(&sum.take(1)), [1.0, 1.0, 0.0]);
-            assert_eq!(numbers(&sum.take(0)), [factor as f32, factor as f32, 0.0, 0.0, 0.0, 0.0]);
+            let (listener, told) = mpsc::channel();
+            sum.begin(2, Some(listener));
+            let loss = |factor: f64| ((&leaves[0] * factor) + &leaves[2]).sum(Kind::Float);
+            sum.add(0, &loss(factor)).unwrap();
+            assert_eq!(told.try_recv(), Err(TryRecvError::Empty), "the second micro-batch is missing");
+            sum.add(1, &loss(factor)).unwrap();
+            sum.fall_silent();
+            let mut told: Vec<usize> = told.iter().collect();
+            told.sort_unstable();
+            assert_eq!(told, [0, 1], "of each bucket once");
+            assert_eq!(numbers(&buckets.take(1)), [2.0, 2.0, 0.0]);
+            let twice = 2.0 * factor as f32;
+            assert_eq!(numbers(&buckets.take(0)), [twice, twice, 0.0, 0.0, 0.0, 0.0]);
         }
-        sum.begin(0);
-        assert_eq!(numbers(&sum.take(1)), [0.0; 3], "a rank without a micro-batch adds nothing");
+        let (listener, told) = mpsc::channel();
+        sum.begin(0, Some(listener));
+        assert_eq!(told.try_iter().count(), 2, "a rank without a micro-batch has nothing to wait for");
+        assert_eq!(numbers(&buckets.take(1)), [0.0; 3], "and adds nothing");
     }
 }

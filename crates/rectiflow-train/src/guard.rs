@@ -75,7 +75,7 @@ impl Default for GuardConfig {
             snapshot_gib: 16.0,
             snapshot_disk_gib: 0.0,
             rate_factor: 0.5,
-            cooldown_updates: 40,
+            cooldown_updates: 20,
             max_rewinds: 3,
             vitals_every_updates: 100,
         }
@@ -177,6 +177,9 @@ pub struct Normal {
     #[serde(with = "exact")]
     norm_variance: f64,
     drifting: u32,
+    /// Updates since the short mean of the loss was last in the noise around its lowest level.
+    #[serde(default)]
+    above: u64,
     #[serde(default)]
     loss_scatter: Scatter,
     #[serde(default)]
@@ -227,6 +230,8 @@ impl Default for Acts {
 /// Share of the newest number in the mean gradient norm and its variance: ZClip's 1 - 0.97.
 const NORM_SHARE: f64 = 0.03;
 const SHORT_SHARE: f64 = 0.1;
+/// Updates that the short mean is of.
+const SHORT_UPDATES: u64 = 10;
 const LONG_SHARE: f64 = 0.01;
 /// A spike is so many standard deviations of the logarithm above its mean. Of numbers that scatter log-normally one in a
 /// billion is; recorded runs have heavier tails (docs/log.md, 2026-11-26).
@@ -238,6 +243,8 @@ const USUAL_COUNT: f64 = 10.0;
 const COOLDOWN_DISTANCES: u64 = 4;
 /// A drift is outside of the noise if the short mean is so many of its standard deviations above the lowest long mean.
 const DRIFT_DEVIATIONS: f64 = 6.0;
+/// It is at that level if it is so few above.
+const LEVEL_DEVIATIONS: f64 = 2.0;
 
 impl GuardState {
     /// Judges a step by what the steps before it measured, and learns from it if it will be applied.
@@ -249,7 +256,9 @@ impl GuardState {
         let norm = clip.as_ref().map_or(seen.gradient_norm, |(norm, _)| *norm);
         self.normal.learn(seen.loss, norm);
         if let Some(reason) = self.drift(config) {
-            return self.rewind(config, 1, reason);
+            // What the short mean shows began so many updates before.
+            let beginning = self.normal.above + SHORT_UPDATES;
+            return self.rewind(config, 1, beginning, reason);
         }
         self.calm_down(config);
         match clip {
@@ -274,7 +283,9 @@ impl GuardState {
             let (mean, limit) = (scatter.mean.exp(), scatter.limit(config.spike_ratio));
             if scatter.count >= config.warmup_updates.max(2) && value > limit * mean {
                 let ratio = value / mean;
-                return Some(format!("the {what} {value:.4} is {ratio:.1} times its mean {mean:.4}; {limit:.1} may be"));
+                return Some(format!(
+                    "the {what} {value:.4} is {ratio:.1} times its mean {mean:.4}; {limit:.1} may be"
+                ));
             }
         }
         None
@@ -288,7 +299,7 @@ impl GuardState {
             return Verdict::Skip { reason };
         }
         let reason = format!("{} steps in a row cannot be applied; in the last one {reason}", self.acts.skips_in_a_row);
-        self.rewind(config, 0, reason)
+        self.rewind(config, 0, u64::MAX, reason)
     }
 
     /// ZClip: beyond `clip_z` standard deviations z, the norm becomes mean + clip_z^2 / z standard deviations.
@@ -313,6 +324,8 @@ impl GuardState {
         let deviation = (normal.loss_variance * SHORT_SHARE / (2.0 - SHORT_SHARE)).sqrt();
         let drifts = normal.loss_short > config.drift_ratio * normal.loss_lowest
             && normal.loss_short > normal.loss_lowest + DRIFT_DEVIATIONS * deviation;
+        let is_level = normal.loss_short <= normal.loss_lowest + LEVEL_DEVIATIONS * deviation;
+        normal.above = if is_level { 0 } else { normal.above + 1 };
         normal.drifting = if drifts { normal.drifting + 1 } else { 0 };
         if normal.drifting == 0 {
             normal.loss_lowest = normal.loss_lowest.min(normal.loss_long);
@@ -322,8 +335,9 @@ impl GuardState {
             .then(|| format!("the loss has risen to {short:.4} from {lowest:.4} and stays there"))
     }
 
-    /// `shortest` is the least of the distances that makes sense for this kind of trouble.
-    fn rewind(&mut self, config: &GuardConfig, shortest: usize, reason: String) -> Verdict {
+    /// `shortest` is the least of the distances that makes sense for this kind of trouble; the first time it need not go
+    /// behind its `beginning`, so many updates ago.
+    fn rewind(&mut self, config: &GuardConfig, shortest: usize, beginning: u64, reason: String) -> Verdict {
         let acts = &mut self.acts;
         if acts.rewinds >= config.max_rewinds {
             return Verdict::Stop { reason: format!("{reason}, and all {} rewinds are spent", config.max_rewinds) };
@@ -334,9 +348,10 @@ impl GuardState {
         acts.escalation = which as u32 + 1;
         acts.lowered += 1;
         acts.rate *= config.rate_factor;
-        let back = config.snapshot_updates[which];
-        acts.cooldown = config.cooldown_updates.max(COOLDOWN_DISTANCES * back);
+        let distance = config.snapshot_updates[which];
+        acts.cooldown = config.cooldown_updates.max(COOLDOWN_DISTANCES * distance);
         (acts.calm, acts.skips_in_a_row) = (0, 0);
+        let back = if which == shortest { distance.min(beginning) } else { distance };
         Verdict::Rewind { back, reason }
     }
 
@@ -530,7 +545,7 @@ mod tests {
             let acted = drifted.take(400).position(|seen| match guard.judge(&config, seen) {
                 Verdict::Continue => false,
                 Verdict::Rewind { back, reason } => {
-                    assert_eq!(back, 50, "the shortest distance is behind the beginning of no drift");
+                    assert!((15..=50).contains(&back), "the shortest distance is behind no drift's beginning: {back}");
                     assert!(reason.contains("has risen"), "{reason}");
                     true
                 }
@@ -571,14 +586,14 @@ mod tests {
         }
         assert_eq!((guard.acts.rewinds, guard.acts.rate), (1, 0.5));
         let rates: Vec<f64> = trace
-            .take(40)
+            .take(20)
             .map(|seen| {
                 guard.judge(&config, seen);
                 guard.acts.rate
             })
             .collect();
-        assert!((rates[19] - 0.5f64.sqrt()).abs() < 1e-12 && rates.is_sorted(), "{rates:?}");
-        assert!(rates[38] < 1.0 && rates[39] == 1.0, "{rates:?}");
+        assert!((rates[9] - 0.5f64.sqrt()).abs() < 1e-12 && rates.is_sorted(), "{rates:?}");
+        assert!(rates[18] < 1.0 && rates[19] == 1.0, "{rates:?}");
         // Trouble that comes later begins with the shortest distance again.
         let back = (0..3).find_map(|_| match guard.judge(&config, BROKEN) {
             Verdict::Rewind { back, .. } => Some(back),

@@ -28,9 +28,9 @@ pub enum Sharding {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RanksConfig {
-    /// `once`: the optimiser's memory is split over the ranks, gradients cross the network once a step. `each`: they
-    /// cross it after every micro-batch, which saves 4 bytes a parameter where memory is short. `none`: nothing is
-    /// split.
+    /// `once`: masters and the optimiser's memory are split over the ranks, gradients cross the network once a step.
+    /// `each`: they cross it after every micro-batch, which saves 4 bytes a parameter where memory is short. `none`:
+    /// nothing is split.
     pub sharding: Sharding,
     /// Seconds that a rank may be silent, or keep the others waiting in one place, before the run stops.
     pub timeout_secs: u64,

@@ -45,6 +45,7 @@ pub mod plan_memory;
 pub mod precision;
 pub mod preview;
 mod pulse;
+mod reduce;
 pub mod rehearsal;
 pub mod replay;
 mod restore;

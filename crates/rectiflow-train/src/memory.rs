@@ -70,8 +70,11 @@ impl MemoryConfig {
 /// What training will take, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Estimate {
-    /// Trained weights in fp32, and their copies in bf16.
+    /// Trained weights as they are calculated with.
     pub weights: u64,
+    /// fp32 masters of what the rank owns, where those are not the masters themselves.
+    #[serde(default)]
+    pub masters: u64,
     /// The optimiser's two moments.
     pub moments: u64,
     /// The averaged weights.
@@ -126,7 +129,8 @@ impl Passes {
         let alone = peak_bytes(&parts, 4, is_remade);
         let beside = (self.width - 1) * peak_bytes(&parts, 0, is_remade);
         Estimate {
-            weights: num_parameters * self.weight_bytes(),
+            weights: num_parameters * self.activation_bytes(),
+            masters: num_parameters * self.master_bytes(),
             moments: num_parameters * 8,
             passes: alone + beside,
             program: PROGRAM_BYTES,
@@ -134,11 +138,11 @@ impl Passes {
         }
     }
 
-    /// Bytes of a trained weight: the master, and its copy.
-    fn weight_bytes(&self) -> u64 {
+    /// Bytes of a trained weight's master beside what is calculated with, on a rank that owns all.
+    fn master_bytes(&self) -> u64 {
         match self.precision {
-            Precision::Fp32 => 4,
-            Precision::Bf16 => 6,
+            Precision::Fp32 => 0,
+            Precision::Bf16 => 4,
         }
     }
 }
@@ -170,7 +174,8 @@ impl Estimate {
             let num_parameters = count(config)?;
             if recipe.train.trains(component) {
                 num_trained += num_parameters;
-                estimate.weights += num_parameters * passes.weight_bytes();
+                estimate.weights += num_parameters * passes.activation_bytes();
+                estimate.masters += num_parameters * passes.master_bytes();
                 estimate.moments += num_parameters * 8;
                 let kept = text_encoder_bytes(config, passes.batch * MOST_TOKENS, passes.activation_bytes());
                 estimate.passes += passes.width * kept + 4 * num_parameters;
@@ -185,11 +190,15 @@ impl Estimate {
         Ok(estimate)
     }
 
-    /// The same on a rank that keeps the optimiser's memory of one part of `shards`; its snapshots, and the copy that a
-    /// checkpoint is written from.
+    /// The same on a rank that keeps masters and the optimiser's memory of one part of `shards`; its snapshots, and the
+    /// copy that a checkpoint is written from.
     fn split(mut self, shards: u64, recipe: &Recipe) -> Self {
         if recipe.checkpoint.in_background {
             self.checkpoint = saving::copy_bytes(self.moments / 8, shards, self.average > 0);
+        }
+        if shards > 1 {
+            // fp32 weights are of all ranks, so that a rank's masters are apart.
+            self.masters = (self.moments / 2).div_ceil(shards);
         }
         self.moments = self.moments.div_ceil(shards);
         self.average = self.average.div_ceil(shards);
@@ -200,8 +209,8 @@ impl Estimate {
 
     /// What the device has to hold.
     pub fn device_bytes(&self, device: Device) -> u64 {
-        let Self { weights, moments, average, frozen, passes, snapshots, checkpoint, program } = *self;
-        let here = weights + moments + average + frozen + passes;
+        let Self { weights, masters, moments, average, frozen, passes, snapshots, checkpoint, program } = *self;
+        let here = weights + masters + moments + average + frozen + passes;
         if device == Device::Cpu { here + snapshots + checkpoint + program } else { here }
     }
 
@@ -243,9 +252,10 @@ impl Estimate {
 impl fmt::Display for Estimate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
-        let Self { weights, moments, average, frozen, passes, snapshots, checkpoint, program } = *self;
+        let Self { weights, masters, moments, average, frozen, passes, snapshots, checkpoint, program } = *self;
         let named = [
             (weights, "weights"),
+            (masters, "masters"),
             (moments, "moments"),
             (average, "average"),
             (frozen, "frozen parts"),

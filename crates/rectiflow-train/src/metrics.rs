@@ -191,6 +191,9 @@ pub struct RankMetrics {
     pub passes_secs: f64,
     /// Seconds in collectives, waiting for slower ranks included.
     pub communication_secs: f64,
+    /// Seconds of the passes in which gradients were under way to other ranks.
+    #[serde(default)]
+    pub hidden_secs: f64,
     /// Seconds in everything else: the guard, the optimiser, the average.
     pub update_secs: f64,
     /// Bytes that crossed the wire for this rank, by collective.

@@ -120,7 +120,7 @@ pub struct Time {
 pub struct Scaling {
     /// GPUs.
     pub gpus: usize,
-    /// Gradients exchanged once a step, while the last backward pass goes on.
+    /// Gradients exchanged once a step, while the last backward pass goes on: as the trainer does.
     pub once: f64,
     /// The same, with nothing else going on.
     pub once_in_turn: f64,
@@ -139,9 +139,8 @@ pub fn plan(checked: &Checked, facts: &Facts, question: &Question) -> Result<Pla
     let sample_flops = facts.mean_sample_flops();
     let (mfu, mfu_source) = single_gpu_mfu(question);
     let step_work = |mfu: f64| step_work(checked, facts, question, &work, mfu);
-    // Without overlap: the trainer has none yet.
     let sharding = checked.recipe.ranks.sharding;
-    let simulated = predict(&cluster(question, question.gpus), &step_work(mfu), sharding, false);
+    let simulated = predict(&cluster(question, question.gpus), &step_work(mfu), sharding, true);
     let (step_secs, speed_source) = match question.mfu {
         Some(_) => (simulated.step_secs, mfu_source),
         None => {
@@ -210,8 +209,7 @@ fn step_work(checked: &Checked, facts: &Facts, question: &Question, work: &RankW
         // A few passes over the rank's part in the GPU's own memory: milliseconds.
         update_secs: 0.0,
         gradient_bytes: 4.0 * parameters,
-        // The trainer gathers its masters.
-        weight_bytes: 4.0 * parameters,
+        weight_bytes: if checked.recipe.train.dtype == Precision::Bf16 { 2.0 } else { 4.0 } * parameters,
         bucket_bytes: BUCKET_BYTES,
     }
 }
@@ -260,8 +258,8 @@ fn machine_assumptions(checked: &Checked, question: &Question) -> Vec<String> {
     let precision = if checked.recipe.train.dtype == Precision::Bf16 { "bf16" } else { "fp32" };
     let checkpointing = if is_checkpointed(checked) { "every block checkpointed" } else { "no checkpointing" };
     found.push(format!(
-        "{precision} and {checkpointing} (train.dtype, memory.checkpointing), messages that wait for the calculation and it \
-         for them"
+        "{precision} and {checkpointing} (train.dtype, memory.checkpointing); gradients on their way while the backward pass \
+         goes on, new weights waited for"
     ));
     if *gpus > 1 {
         let between =

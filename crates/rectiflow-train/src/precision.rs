@@ -121,7 +121,7 @@ mod tests {
             });
             let prediction = prediction.expect("the case fits");
             let (difference, size) = error(&prediction, &get("out"));
-            flat.gradients.begin(1);
+            flat.gradients.begin(1, None);
             let loss = prediction.to_kind(Kind::Float).mse_loss(&get("target"), tch::Reduction::Mean);
             flat.gradients.add(0, &loss).expect("the backward pass runs");
             let sum = flat.gradients.finish();

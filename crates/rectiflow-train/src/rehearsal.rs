@@ -155,7 +155,7 @@ pub fn rehearse(unet: &UNet, input: &Input, settings: &Settings, observe: &mut d
 
 /// The mean loss of all inputs, their gradients added up.
 fn accumulate(unet: &UNet, parameters: &FlatParameters, inputs: &[Input], workers: &Workers) -> Result<f64> {
-    parameters.gradients.begin(inputs.len());
+    parameters.gradients.begin(inputs.len(), None);
     // SAFETY: forward and backward passes read the parameters, and each gradient has a place of its own behind a lock.
     let shared = unsafe { Shared::new((unet, parameters, inputs)) };
     let places: Vec<usize> = (0..inputs.len()).collect();

@@ -109,11 +109,11 @@ fn inherit_moments(checkpoint: &Path, saved: &Saved, state: &TrainState) -> Resu
 fn copy_owned(vector: &Tensor, parameters: &FlatParameters, slice: &Slice, found: &Tensor, first: i64) {
     let start = slice.range.start + first;
     let range = start..start + found.numel() as i64;
-    if range.is_empty() {
-        return;
-    }
     for piece in parameters.partition.pieces(parameters.share) {
         let common = meet(&range, &piece.range);
+        if common.is_empty() {
+            continue;
+        }
         let at = piece.own.start + common.start - piece.range.start;
         let place = part(vector, &(at..at + common.end - common.start));
         no_grad(|| place.shallow_clone().copy_(&part(found, &(common.start - start..common.end - start))));

@@ -324,6 +324,7 @@ impl<'a> Run<'a> {
         let ranks = (comm.rank().ranks > 1).then_some(RankMetrics {
             passes_secs,
             communication_secs: traffic.secs,
+            hidden_secs: traffic.hidden_secs,
             update_secs: secs - data_secs - passes_secs - traffic.secs,
             bytes: traffic.bytes,
             slowest,
@@ -370,6 +371,7 @@ impl<'a> Run<'a> {
         let began = Instant::now();
         let Parts { sources, comm, .. } = self.parts;
         comm.long_work("measuring the test loss");
+        self.exchange.settle()?;
         let Losses { test: Some(test), training } = self.tables.measure(&self.stepper, sources, comm)? else {
             return Ok(());
         };
@@ -400,6 +402,7 @@ impl<'a> Run<'a> {
         let step = self.state.position.cursor;
         let Parts { model, checked, comm, .. } = self.parts;
         comm.long_work("drawing the previews");
+        self.exchange.settle()?;
         if let Some(name) = self.previewer.draw(model, checked, step, comm)? {
             self.emit(Event::Preview { step, name, secs: began.elapsed().as_secs_f64() });
         }
@@ -488,6 +491,7 @@ impl<'a> Run<'a> {
         self.finish_saving()?;
         self.begin_saving(false)?;
         self.end_saving()?;
+        self.exchange.settle()?;
         let position = self.state.position;
         let secs = self.began.elapsed().as_secs_f64();
         self.emit(Event::End { step: position.cursor, reason: reason.to_owned(), secs });

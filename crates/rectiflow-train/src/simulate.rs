@@ -14,8 +14,8 @@
 //! which costs its hops' latency.
 //!
 //! With overlap a bucket is sent as soon as its gradients are there, so that what is left over is what exceeds the
-//! backward pass, and at the least the last bucket. The all-gather hides behind the next step's first forward pass in the
-//! same way.
+//! backward pass, and at the least the last bucket. The all-gather hides behind nothing: the next forward pass waits for
+//! all of it.
 //!
 //! Not in it: stragglers, shared links beyond a machine's card, GPUs that are slower while they communicate. It is a lower
 //! bound of what goes wrong.
@@ -118,7 +118,7 @@ fn ring_secs(link: Link, ranks: usize, bytes: f64) -> f64 {
     hops * (bytes / ranks as f64 / link.bytes_per_sec + link.latency_secs)
 }
 
-/// What a step takes on a cluster. `overlap`: whether messages are sent while the rank goes on calculating.
+/// What a step takes on a cluster. `overlap`: whether gradients are sent while the backward pass goes on.
 pub fn predict(cluster: &Cluster, work: &StepWork, sharding: Sharding, overlap: bool) -> Prediction {
     // How often gradients cross, how large they then are on their way, and what comes back after the update.
     let (times, gradient_bytes, weight_bytes) = match sharding {
@@ -127,13 +127,10 @@ pub fn predict(cluster: &Cluster, work: &StepWork, sharding: Sharding, overlap: 
         Sharding::None => (1.0, 2.0 * work.gradient_bytes, 0.0),
     };
     let (scatter, last) = cluster.bucketed_secs(gradient_bytes, work.bucket_bytes);
-    let (gather, first) = cluster.bucketed_secs(weight_bytes, work.bucket_bytes);
+    let (gather, _) = cluster.bucketed_secs(weight_bytes, work.bucket_bytes);
     let backward_secs = work.micro_batch_secs * work.backward_share;
-    let left_over = |message: f64, hidden_in: f64, bucket: f64| {
-        if overlap { (message - hidden_in).max(bucket) } else { message }
-    };
-    let waiting_secs = times * left_over(scatter, backward_secs, last)
-        + left_over(gather, work.micro_batch_secs - backward_secs, first);
+    let left_over = if overlap { (scatter - backward_secs).max(last) } else { scatter };
+    let waiting_secs = times * left_over + gather;
     let busy_secs = work.micro_batches as f64 * work.micro_batch_secs + work.update_secs;
     let step_secs = busy_secs + waiting_secs;
     Prediction {
@@ -218,13 +215,12 @@ mod tests {
         let four = cluster(4);
         near(predict(&four, &work(), Sharding::Once, false).step_secs, 16.0 + 3.0 + 1.5);
         near(predict(&four, &work(), Sharding::Each, false).step_secs, 16.0 + 5.0 * 3.0 + 1.5);
-        // A backward pass of 2 s hides all but 1 s, more than the last bucket's 0.75 s; a forward pass of 1 s hides all
-        // but 0.5 s of the weights, less than a bucket's 0.75 s.
-        near(predict(&four, &work(), Sharding::Once, true).step_secs, 16.0 + 1.0 + 0.75);
-        near(predict(&four, &work(), Sharding::Each, true).step_secs, 16.0 + 5.0 + 0.75);
-        // Where the calculation takes long the last bucket is all that is left.
+        // A backward pass of 2 s hides all but 1 s, more than the last bucket's 0.75 s.
+        near(predict(&four, &work(), Sharding::Once, true).step_secs, 16.0 + 1.0 + 1.5);
+        near(predict(&four, &work(), Sharding::Each, true).step_secs, 16.0 + 5.0 + 1.5);
+        // Where the calculation takes long the last bucket is all that is left of the gradients.
         let long = StepWork { micro_batch_secs: 300.0, ..work() };
-        near(predict(&four, &long, Sharding::Once, true).waiting_secs, 0.75 + 0.75);
+        near(predict(&four, &long, Sharding::Once, true).waiting_secs, 0.75 + 1.5);
     }
 
     #[test]

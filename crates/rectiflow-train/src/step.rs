@@ -98,6 +98,7 @@ impl<'a> Stepper<'a> {
     /// however many of them are worked on at a time.
     pub(crate) fn passes(&self, parameters: &FlatParameters, step: &Step, exchange: &Exchange) -> Result<Summed> {
         let quantiles = StepQuantiles::draw(self.seed, step);
+        exchange.settle()?;
         let (mut loss, mut samples) = (0.0, Vec::new());
         let mut sum = exchange.begin(parameters);
         // SAFETY: forward and backward passes read the parameters, and each gradient has a place of its own behind a lock.

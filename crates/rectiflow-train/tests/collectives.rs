@@ -66,7 +66,8 @@ fn every_wire_does_the_same() {
 fn conforms(comm: &Comm, len: i64) {
     let RankOf { rank, ranks } = comm.rank();
     let vector = numbers(rank, len);
-    comm.all_reduce(&vector).unwrap();
+    let pending = comm.begin_all_reduce(vector.shallow_clone()).unwrap();
+    comm.end_all_reduce(pending).unwrap();
     assert!(vector.equal(&sum(ranks, len)), "all-reduce, {ranks} ranks, {len}");
 
     // Two at a time, waited for in the order that they were begun in.
@@ -109,7 +110,8 @@ fn bytes_are_those_of_the_theory() {
         let (rank, partition) = (comm.rank().rank, Partition::new(len, ranks));
         let vector = numbers(rank, len);
         comm.take_traffic();
-        comm.all_reduce(&vector).unwrap();
+        let pending = comm.begin_all_reduce(numbers(rank, len)).unwrap();
+        comm.end_all_reduce(pending).unwrap();
         let pending = comm.begin_reduce_scatter(numbers(rank, len)).unwrap();
         comm.end_reduce_scatter(pending, |_| ()).unwrap();
         comm.all_gather(&vector, &partition).unwrap();
@@ -123,7 +125,7 @@ fn bytes_are_those_of_the_theory() {
         assert!(traffic.secs > 0.0);
     }
     let comm = Comm::alone();
-    comm.all_reduce(&numbers(0, 10)).unwrap();
+    comm.all_gather(&numbers(0, 10), &Partition::new(10, 1)).unwrap();
     assert!(comm.take_traffic().bytes.is_empty(), "a rank alone sends nothing");
 }
 
@@ -137,11 +139,11 @@ fn a_rank_that_fails_is_named_by_the_others() {
             comm.abandon(&error);
             return Err(error);
         }
-        comm.all_reduce(&numbers(0, 100))
+        comm.all_gather(&numbers(0, 100), &Partition::new(100, 3))
     });
     for rank in [0, 2] {
         let expected = format!(
-            "rank {rank} of 3: all-reduce of 400 bytes: rank 1 failed reading the data of step 7: the disk is on fire"
+            "rank {rank} of 3: all-gather of 136 bytes: rank 1 failed reading the data of step 7: the disk is on fire"
         );
         assert_eq!(messages[rank], expected);
     }
@@ -156,7 +158,7 @@ fn a_rank_that_does_not_come_to_a_collective_is_named() {
             thread::sleep(Duration::from_secs(9));
             return Ok(());
         }
-        comm.all_reduce(&numbers(0, 100))
+        comm.all_gather(&numbers(0, 100), &Partition::new(100, 3))
     });
     for message in &messages[..2] {
         assert!(message.contains("rank 2 has been in the passes of step 3 for "), "{message}");

@@ -3,8 +3,8 @@
 use std::fs;
 
 use rectiflow_data::batch::Step;
-use tch::Tensor;
 use rectiflow_train::{Error, blackbox::BlackBox, metrics::Event, replay::replay, run::Options, state::TrainState};
+use tch::Tensor;
 
 use crate::fixture::{Fixture, Ran, run_disturbed, run_spoilt, run_with, scale_latents, spoil_with_nan};
 

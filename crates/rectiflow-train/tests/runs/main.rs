@@ -3,9 +3,12 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod branches;
+mod caches;
 mod checkpoints;
 mod evaluations;
 mod fixture;
 mod guarding;
+#[path = "../../../rectiflow-data/tests/object_server/mod.rs"]
+mod object_server;
 mod precision;
 mod ranks;

@@ -143,6 +143,51 @@ fn a_checkpoint_of_many_ranks_goes_on_with_the_same_bits_and_with_other_numbers_
 }
 
 #[test]
+fn in_bf16_masters_are_split_and_what_the_model_calculates_with_is_gathered() {
+    let fixture = Fixture::new();
+    let low = ["train.dtype=bf16", "ema.half_life_samples=50", "guard.vitals_every_updates=4"];
+    let run = |name: &str, ranks: usize, sharding: &str| {
+        let set = format!("ranks.sharding={sharding}");
+        let ran = run_ranks(&recipes(&fixture, name, ranks, &[&low[..], &[&set]].concat()), |_, _| {});
+        assert_finished(&ran);
+        ran
+    };
+    let tests = |ran: &Ran| -> Vec<[f64; 2]> {
+        let losses = |event: &Event| match event {
+            Event::Test(test) => Some([test.loss, test.ema.as_ref().expect("an average is kept").loss]),
+            _ => None,
+        };
+        ran.events.iter().filter_map(losses).collect()
+    };
+    let near = |a: f64, b: f64, relative: f64| assert!((a / b - 1.0).abs() < relative, "{a} and {b}");
+    let alone = run("one", 1, "once");
+    for (name, ranks, sharding) in [("three", 3, "once"), ("two", 2, "each"), ("four", 4, "none")] {
+        let ran = run(name, ranks, sharding);
+        // A sum in another order, rounded to bf16: where it lies between two of its numbers, to the other one.
+        losses(&alone[0]).iter().zip(losses(&ran[0])).for_each(|(a, b)| near(*a, b, 1e-3));
+        for (a, b) in tests(&alone[0]).into_iter().zip(tests(&ran[0])) {
+            a.into_iter().zip(b).for_each(|(a, b)| near(a, b, 1e-3));
+        }
+        near(first_test(&alone[0]), first_test(&ran[0]), 1e-6);
+        if sharding != "none" {
+            let Some(Event::Start(start)) = ran[0].events.first() else { panic!("{:?}", ran[0].outcome) };
+            let others = (ranks - 1) as f64 / ranks as f64;
+            let in_fp32 = 4.0 * start.num_parameters as f64 * others;
+            for step in steps(&ran[0]) {
+                let sent = step.ranks.as_ref().unwrap().bytes[&Collective::AllGather] as f64;
+                assert!((0.5..0.6).contains(&(sent / in_fp32)), "bf16, and some in fp32: {sent} of {in_fp32}");
+            }
+        }
+    }
+    // The masters of three ranks are whole, exact and all there: a resume goes on with the same bits.
+    assert_finished(&run_ranks(&recipes(&fixture, "again", 3, &low), |_, _| {}));
+    fs::remove_dir_all(fixture.checkpoint("again", 16)).unwrap();
+    assert_finished(&run_ranks(&recipes(&fixture, "again", 3, &low), |_, _| {}));
+    let of = |name: &str| weights_and_moments(&fixture.checkpoint(name, 16));
+    assert!(of("three") == of("again"));
+}
+
+#[test]
 fn a_nan_on_one_rank_is_skipped_and_rewound_and_stopped_by_all() {
     let fixture = Fixture::new();
     let more = ["guard.max_rewinds=1", "train.samples=200", "ema.half_life_samples=50"];

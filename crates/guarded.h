@@ -1,4 +1,4 @@
-// How every C function of this crate fails: with a text that the caller frees by rectiflow_free_text, or null. No C++
+// How every C function of these crates fails: with a text that the caller frees by rectiflow_free_text, or null. No C++
 // exception leaves one.
 
 #pragma once
