@@ -509,6 +509,37 @@ mod tests {
         assert!(first.1 && (1030..1100).contains(&first.0), "{first:?}");
     }
 
+    /// Clean runs in steps of 8 at a constant rate of 1e-3 (recorded 2026-11-26): the demo's base on the demo's data, and the
+    /// model of `tests/runs` on its coloured squares, whose gradient norms scatter by a factor of 1.6. By run.
+    fn recorded_small_batches() -> std::collections::BTreeMap<String, Vec<Observation>> {
+        let mut runs = std::collections::BTreeMap::<String, Vec<Observation>>::new();
+        for line in include_str!("../tests/golden/trace_small_batches.csv").lines().skip(1) {
+            let [run, loss, norm] = line.split(',').collect::<Vec<_>>()[..] else { panic!("three columns: {line}") };
+            let number = |text: &str| text.parse::<f64>().expect("a number");
+            let seen = Observation { loss: number(loss), gradient_norm: number(norm) };
+            runs.entry(run.to_owned()).or_default().push(seen);
+        }
+        runs
+    }
+
+    #[test]
+    fn recorded_small_batches_raise_no_alarm_however_short_the_warm_up_is() {
+        let runs = recorded_small_batches();
+        assert!(runs.len() == 4 && runs.values().all(|run| run.len() == 300));
+        for warmup_updates in [2, 8, 50] {
+            let config = GuardConfig { warmup_updates, ..GuardConfig::default() };
+            for (name, run) in &runs {
+                let mut guard = GuardState::default();
+                for (update, &seen) in run.iter().enumerate() {
+                    assert_eq!(guard.judge(&config, seen), Verdict::Continue, "{name}, update {update}, {seen:?}");
+                }
+                // The limit is no wider for it than the square of the ratio.
+                let bad = Observation { loss: 0.4, gradient_norm: 101.0 * guard.normal.norm_scatter.mean.exp() };
+                assert!(matches!(guard.judge(&config, bad), Verdict::Skip { .. }), "{name}");
+            }
+        }
+    }
+
     #[test]
     fn single_bad_batches_are_skipped_and_nothing_else_happens() {
         let config = GuardConfig::default();

@@ -45,8 +45,8 @@ fn poisoned_samples_cost_a_guarded_run_their_steps_and_an_unguarded_one_everythi
     assert!(matches!(ended.outcome, Err(Error::NotFinite { step: 71, .. })), "{:?}", ended.outcome);
 }
 
-/// 240 steps whose rate falls to nothing, so that their losses can be compared to a percent.
-const SETTLED: &[&str] = &["train.samples=1920", "lr.decay=cosine"];
+/// 300 steps whose rate falls to nothing, so that their losses can be compared to a percent.
+const SETTLED: &[&str] = &["train.samples=2400", "lr.decay=cosine"];
 
 #[test]
 fn a_corrupted_second_moment_costs_a_guarded_run_a_rewind_and_an_unguarded_one_everything() {
@@ -87,31 +87,21 @@ fn stretch((first, last): (u64, u64), factor: f64) -> impl FnMut(&mut Step, &mut
 }
 
 #[test]
-fn explore() {
+fn a_rate_that_is_too_high_for_a_while_costs_a_guarded_run_a_rewind_and_an_unguarded_one_everything() {
     let fixture = Fixture::new();
-    let text = |name: &str| std::env::var(name).unwrap_or_default();
-    let number = |name: &str, default: f64| text(name).parse().unwrap_or(default);
-    let set = text("SETS");
-    let set: Vec<&str> = set.split_whitespace().collect();
-    let (first, last, factor) = (number("FIRST", 1e9) as u64, number("LAST", 1e9) as u64, number("FACTOR", 1.0));
-    let (damage, at) = (number("DAMAGE", 1.0), number("AT", 1e9) as u64);
-    let mut stretch = stretch((first, last), factor);
-    let ran = run_disturbed(&fixture.recipe("x", &set), |step, state| {
-        stretch(step, state);
-        if step.step == at {
-            let _ = state.optimizer.mean_square.shallow_clone().g_mul_scalar_(damage);
-        }
-    });
-    let mut out = format!("# {set:?} {first} {last} {factor} {damage} {at}: {:?}\n", ran.outcome);
-    for event in &ran.events {
-        match event {
-            Event::Step(step) => out += &format!("{},{}\n", step.loss, step.gradient_norm),
-            Event::Guard(act) => out += &format!("# {act:?}\n"),
-            Event::Test(test) => out += &format!("# test {} {}\n", test.step, test.loss),
-            _ => {}
-        }
-    }
-    fs::write(text("OUT"), out).unwrap();
+    let clean = run_spoilt(&fixture.recipe("clean", SETTLED), |_, _| {});
+    let drift = |name: &str, enabled: &str| {
+        let checked = fixture.recipe(name, &[SETTLED, &[enabled]].concat());
+        run_disturbed(&checked, stretch((120, 160), 12.0))
+    };
+    let guarded = drift("guarded", "guard.enabled=true");
+    let [(step, "rewind")] = guarded.acts()[..] else { panic!("{:?}", guarded.acts()) };
+    assert!((125..160).contains(&step), "{step}");
+    let ratio = guarded.test_loss() / clean.test_loss();
+    assert!(ratio < 1.02, "guarded {}, clean {}", guarded.test_loss(), clean.test_loss());
+    let lost = drift("unguarded", "guard.enabled=false");
+    let ratio = lost.test_loss() / clean.test_loss();
+    assert!(ratio > 1.2, "unguarded {}, clean {}", lost.test_loss(), clean.test_loss());
 }
 
 #[test]
