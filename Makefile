@@ -9,7 +9,7 @@ TESTS = if cargo nextest --version >/dev/null 2>&1; then echo nextest run; else 
 PEERS = .venv-peers
 LOADERS = .venv-loaders
 
-.PHONY: help build test demo fmt lint unit doc docs restarts two-nodes bench-ranks peers peers-full peers-loaders bench-loaders mixing tiny-base study experiments clean-demo
+.PHONY: help build test demo fmt lint unit doc docs restarts two-nodes bench-ranks peers peers-full peers-loaders bench-loaders mixing tiny-base study experiments guard-runs clean-demo
 
 help:
 	@echo 'make build   the binary, target/release/rectiflow'
@@ -19,6 +19,7 @@ help:
 	@echo "make tiny-base   train the demo's base model anew (an hour) and pack it"
 	@echo "make study   the demo's comparison at length, on three seeds (half an hour)"
 	@echo 'make experiments   text encoders, objectives, captions: what they are worth on the tiny model (quarter of an hour)'
+	@echo 'make guard-runs   what a rewind costs: clean, guarded and unguarded runs of the tiny model (minutes)'
 	@echo 'make peers   compare with diffusers (installs pinned versions into $(PEERS), 1.6 GB)'
 	@echo 'make peers-loaders   the loader beside four others, same samples, same server (installs them into $(LOADERS), 2.5 GB)'
 	@echo 'make restarts   what torchrun restarts: a killed rank, and not a stop by the guard (installs $(PEERS), 1.6 GB)'
@@ -48,6 +49,10 @@ lint:
 # One thread: tests run side by side, and libgomp's spinning threads would fight for the same cores.
 unit:
 	@$(TORCH); runner=$$($(TESTS)); set -x; OMP_NUM_THREADS=1 cargo $$runner --release --workspace
+
+# Tests that `make test` leaves out since they take minutes.
+guard-runs:
+	@$(TORCH); set -x; OMP_NUM_THREADS=1 cargo test --release --workspace --test runs -- --ignored
 
 doc:
 	@$(TORCH); set -x; cargo test --release --workspace --doc && \

@@ -4,7 +4,9 @@
 //! it; on a processor a kernel of our own where there is no mask (`kernels`). Keys are masked out by minus infinity before the softmax, so a masked token has a weight of
 //! exactly 0 and what it holds does not matter.
 
-use tch::Tensor;
+use std::cell::Cell;
+
+use tch::{Kind, Tensor, no_grad};
 
 use crate::{
     kernels,
@@ -23,8 +25,53 @@ pub(crate) enum Mask<'a> {
     Keys(&'a Tensor),
 }
 
+thread_local! {
+    /// The largest logit since this thread began to watch; `None` where it does not.
+    static LARGEST: Cell<Option<f64>> = const { Cell::new(None) };
+}
+
+/// Runs `work` and gives the largest attention logit `q k / sqrt(d)` of all its attention on this thread, NaN if one of
+/// them is NaN, minus infinity if there was none. Text encoders (causal attention) are not looked at. Costs one more
+/// product of queries and keys; passes that are not watched pay nothing.
+pub fn largest_logit<T>(work: impl FnOnce() -> T) -> (T, f64) {
+    let before = LARGEST.replace(Some(f64::NEG_INFINITY));
+    let done = work();
+    (done, LARGEST.replace(before).expect("nobody else on this thread ends the watch"))
+}
+
+/// Scores that are in memory at a time while logits are looked at: 64 MiB of fp32.
+const WATCHED_SCORES: i64 = 1 << 24;
+
+/// The largest logit of `[b, n, d]` queries over those of `[b, m, d]` keys that the mask lets them see; fp32.
+fn largest_of(query: &Tensor, key: &Tensor, num_heads: i64, mask: Mask<'_>) -> std::result::Result<f64, tch::TchError> {
+    let split = |x: &Tensor, row: i64| {
+        let (_, n, d) = x.size3()?;
+        x.f_select(0, row)?.f_view([n, num_heads, d / num_heads])?.f_transpose(0, 1)?.f_to_kind(Kind::Float)
+    };
+    let (b, n, d) = query.size3()?;
+    let chunk = (WATCHED_SCORES / (num_heads * key.size3()?.1)).clamp(1, n);
+    let scale = ((d / num_heads) as f64).powf(-0.5);
+    let mut largest = f64::NEG_INFINITY;
+    for row in 0..b {
+        let (q, k) = (split(query, row)?, split(key, row)?.f_transpose(1, 2)?); // [heads, n, d], [heads, d, m]
+        for start in (0..n).step_by(chunk as usize) {
+            let mut scores = q.f_narrow(1, start, chunk.min(n - start))?.f_matmul(&k)?;
+            if let Mask::Keys(keys) = mask {
+                scores = scores.f_masked_fill(&keys.f_select(0, row)?.f_logical_not()?, f64::NEG_INFINITY)?;
+            }
+            let found = scores.f_max()?.f_double_value(&[])? * scale;
+            largest = if found.is_nan() || largest.is_nan() { f64::NAN } else { largest.max(found) };
+        }
+    }
+    Ok(largest)
+}
+
 /// Multi-head attention of `[b, n, d]` queries over `[b, m, d]` keys and values, to `[b, n, d]`.
 pub(crate) fn attend(query: &Tensor, key: &Tensor, value: &Tensor, num_heads: i64, mask: Mask<'_>) -> Torch {
+    if let (Some(seen), Mask::Everything | Mask::Keys(_)) = (LARGEST.get(), mask) {
+        let found = no_grad(|| largest_of(query, key, num_heads, mask))?;
+        LARGEST.set(Some(if found.is_nan() || seen.is_nan() { f64::NAN } else { seen.max(found) }));
+    }
     if let Mask::Everything = mask
         && let Some(mixed) = kernels::attention(query, key, value, num_heads)
     {
@@ -120,6 +167,24 @@ mod tests {
         let causal = Tensor::ones([7, 7], (Kind::Bool, Device::Cpu)).tril(0);
         let difference = attend(&k, &k, &v, 4, Mask::Causal).unwrap() - slow(&k, &k, &v, 4, Some(&causal));
         assert!(difference.abs().max().double_value(&[]) < 1e-6);
+    }
+
+    #[test]
+    fn the_largest_logit_is_that_of_the_definition() {
+        let (q, k) = (random(1, &[2, 5, 8]), random(2, &[2, 7, 8]));
+        let keys = Tensor::from_slice(&[true, true, false, true, false, false, false]).repeat([2, 1]);
+        let split = |x: &Tensor| x.reshape([2, -1, 2, 4]).transpose(1, 2);
+        let scores = split(&q).matmul(&split(&k).transpose(2, 3)) / 2.0; // [2, 2, 5, 7]
+        let seen = scores.index_select(3, &Tensor::from_slice(&[0i64, 1, 3]));
+        for (mask, scores) in [(Mask::Everything, &scores), (Mask::Keys(&keys), &seen)] {
+            let (mixed, largest) = largest_logit(|| attend(&q, &k, &k, 2, mask).unwrap());
+            assert!((largest - scores.max().double_value(&[])).abs() < 1e-6, "{mask:?}: {largest}");
+            assert_eq!(mixed, attend(&q, &k, &k, 2, mask).unwrap(), "looking changes nothing");
+        }
+        let (_, largest) = largest_logit(|| attend(&k, &k, &k, 2, Mask::Causal).unwrap());
+        assert_eq!(largest, f64::NEG_INFINITY, "text encoders are not looked at");
+        let (_, largest) = largest_logit(|| attend(&(q * f64::NAN), &k, &k, 2, Mask::Everything).unwrap());
+        assert!(largest.is_nan());
     }
 
     #[test]

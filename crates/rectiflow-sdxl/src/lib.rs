@@ -6,7 +6,7 @@
 //!
 //! Nothing here opens a socket or knows a data set. Only `attention` knows kernels.
 
-mod attention;
+pub mod attention;
 pub mod autograd;
 pub mod brownian;
 pub mod bundle;

@@ -15,8 +15,8 @@
 //!   BLAKE3SUMS                     hash and name of every other file, as the program b3sum writes and checks them
 //! ```
 //!
-//! A checkpoint is written beside its place and renamed when all of it is on disk, so that a kill at any moment leaves
-//! the one before. Frozen components are named by path and hash instead of being copied. Before a run goes on from a
+//! A checkpoint is written beside its place and renamed when all of it is on disk (`saving`), so that a kill at any moment
+//! leaves the one before. Frozen components are named by path and hash instead of being copied. Before a run goes on from a
 //! checkpoint every file is checked; a damaged one is set aside (`step-00000500.damaged`) and the one before is used.
 //!
 //! Format 3 had no buckets: the whole vector was one. Format 2 had one optimiser file always. Format 1 had neither sums nor `ema/`, nor what a branch and the guard need; it can be read.
@@ -28,12 +28,7 @@ use std::{
 };
 
 use rayon::prelude::*;
-use rectiflow_sdxl::{
-    durable::{rename_folder, write_bytes},
-    flow::ObjectiveSettings,
-    model::Component,
-    tensor_file::write_tensors,
-};
+use rectiflow_sdxl::{flow::ObjectiveSettings, model::Component};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -44,18 +39,17 @@ pub use crate::{
 use crate::{
     config::CheckpointConfig,
     error::{Error, Result},
-    exchange::Exchange,
     flat::{Slice, part},
     guard::GuardState,
     partition::Partition,
-    state::{Position, TrainState},
+    state::Position,
 };
 
 const FORMAT: u32 = 4;
-const STATE: &str = "state.json";
-const RECIPE: &str = "recipe.toml";
+pub(crate) const STATE: &str = "state.json";
+pub(crate) const RECIPE: &str = "recipe.toml";
 const OPTIMIZER: &str = "optimizer.safetensors";
-const SUMS: &str = "BLAKE3SUMS";
+pub(crate) const SUMS: &str = "BLAKE3SUMS";
 /// Folder of the averaged weights.
 pub const EMA: &str = "ema";
 
@@ -221,34 +215,12 @@ impl Checkpoints {
         }
     }
 
-    /// Writes a checkpoint, on all ranks together, and removes older ones that need not be kept. Gives its folder.
-    ///
-    /// # Errors
-    /// [`Error::Io`] or [`Error::Model`], on other ranks [`Error::OtherRank`]; earlier checkpoints are untouched then.
-    /// [`Error::Collective`].
-    pub(crate) fn save(&self, save: &Save<'_>) -> Result<PathBuf> {
-        let comm = save.exchange.comm;
-        let place = self.folder.join(format!("step-{:08}", save.saved.position.cursor));
-        let unfinished = place.with_extension(UNFINISHED);
-        let create = || fs::create_dir_all(&unfinished).map_err(Error::io(&unfinished));
-        let written = comm.first(create).and_then(|()| save.write(&unfinished));
-        let finish = || {
-            if place.exists() {
-                // The same step saved again, e.g. by an interrupt right after a resume: the new one is as good.
-                fs::remove_dir_all(&place).map_err(Error::io(&place))?;
-            }
-            rename_folder(&unfinished, &place)?;
-            self.prune()
-        };
-        let finished = written.and_then(|()| comm.first(finish));
-        if finished.is_err() && comm.is_first() {
-            // On a full disk the room is needed; what cannot be removed now is when the run is opened again.
-            let _ = fs::remove_dir_all(&unfinished);
-        }
-        finished.map(|()| place)
+    /// The folder of a step's checkpoint.
+    pub(crate) fn place(&self, step: u64) -> PathBuf {
+        self.folder.join(format!("step-{step:08}"))
     }
 
-    fn prune(&self) -> Result<()> {
+    pub(crate) fn prune(&self) -> Result<()> {
         let all = self.list()?;
         for old in &all[..all.len().saturating_sub(self.keep)] {
             let is_kept = |step: u64| self.keep_every_steps > 0 && step.is_multiple_of(self.keep_every_steps);
@@ -257,84 +229,6 @@ impl Checkpoints {
             }
         }
         Ok(())
-    }
-}
-
-/// What goes into a checkpoint.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Save<'a> {
-    pub(crate) saved: &'a Saved,
-    pub(crate) recipe: &'a str,
-    pub(crate) trained: &'a [Trained],
-    pub(crate) state: &'a TrainState,
-    pub(crate) exchange: &'a Exchange<'a>,
-}
-
-impl Save<'_> {
-    /// Writes all files of a checkpoint into `folder`: rank 0 the model, every rank its part of the optimiser's memory.
-    fn write(&self, folder: &Path) -> Result<()> {
-        let Self { saved, exchange, state, .. } = self;
-        let comm = exchange.comm;
-        let values = comm.collect(&state.parameters.masters, &state.parameters.partition)?;
-        let mut own = comm.all_could(self.write_own(folder, values))?;
-        if let Some(average) = &state.average {
-            let model = Saved { layout: Vec::new(), buckets: Vec::new(), ..(*saved).clone() };
-            let values = comm.collect(average, &state.parameters.partition)?;
-            let write = |values| self.write_model(&folder.join(EMA), &model, &values);
-            comm.all_could(values.map_or(Ok(()), write))?;
-            if comm.is_first() {
-                collect_files(&folder.join(EMA), &format!("{EMA}/"), &mut own)?;
-            }
-        }
-        let lines = comm.all_could(sums_of(folder, &own))?;
-        let all = comm.gather_texts(&lines)?;
-        comm.first(|| {
-            let mut lines: Vec<&str> = all.iter().flat_map(|lines| lines.lines()).collect();
-            lines.sort_by_key(|line| line.split_once("  ").map(|(_, name)| name));
-            let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
-            Ok(write_bytes(&folder.join(SUMS), text.as_bytes())?)
-        })
-    }
-
-    /// Writes what this rank has to write, but for the averaged weights: `values` `[n]` are the masters, on rank 0. Gives
-    /// the names of the files.
-    fn write_own(&self, folder: &Path, values: Option<Tensor>) -> Result<Vec<String>> {
-        let Self { saved, exchange, state, .. } = self;
-        let rank = exchange.comm.rank().rank;
-        let mut names = Vec::new();
-        if let Some(values) = values {
-            self.write_model(folder, saved, &values)?;
-            write_bytes(&folder.join(RECIPE), self.recipe.as_bytes())?;
-            names.extend([STATE.to_owned(), RECIPE.to_owned()]);
-            for part in self.trained {
-                let name = part.component.folder();
-                collect_files(&folder.join(name), &format!("{name}/"), &mut names)?;
-            }
-        }
-        if rank < saved.shards {
-            let name = optimizer_name(rank, saved.shards);
-            let vectors = [("mean", &state.optimizer.mean), ("mean_square", &state.optimizer.mean_square)];
-            write_tensors(&folder.join(&name), vectors, None, &[])?;
-            names.push(name);
-        }
-        Ok(names)
-    }
-
-    /// Writes what makes a folder a model: `state.json` and the trained components, with the values `[n]`.
-    fn write_model(&self, folder: &Path, saved: &Saved, values: &Tensor) -> Result<()> {
-        let parameters = &self.state.parameters;
-        for part in self.trained {
-            let folder = folder.join(part.component.folder());
-            fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
-            write_bytes(&folder.join("config.json"), &part.config)?;
-            let tensors: Vec<(&str, Tensor)> = slices_of(&parameters.slices, part.component)
-                .map(|(name, slice)| (name, view(values, slice)))
-                .collect();
-            let tensors = tensors.iter().map(|(name, tensor)| (*name, tensor));
-            write_tensors(&folder.join(part.component.weights_name()), tensors, None, &[("format", "pt")])?;
-        }
-        let json = serde_json::to_vec_pretty(saved).expect("the state is plain data that JSON can hold");
-        Ok(write_bytes(&folder.join(STATE), &json)?)
     }
 }
 
@@ -352,7 +246,7 @@ pub(crate) fn slices_of(slices: &[Slice], component: Component) -> impl Iterator
 }
 
 /// The tensor that a slice is.
-fn view(vector: &Tensor, slice: &Slice) -> Tensor {
+pub(crate) fn view(vector: &Tensor, slice: &Slice) -> Tensor {
     part(vector, &slice.range).view(slice.shape.as_slice())
 }
 
@@ -365,12 +259,12 @@ fn sums(folder: &Path) -> Result<String> {
     sums_of(folder, &names)
 }
 
-fn sums_of(folder: &Path, names: &[String]) -> Result<String> {
+pub(crate) fn sums_of(folder: &Path, names: &[String]) -> Result<String> {
     let line = |name: &String| Ok(format!("{}  {name}\n", hash_file(&folder.join(name))?));
     names.par_iter().map(line).collect()
 }
 
-fn collect_files(folder: &Path, prefix: &str, names: &mut Vec<String>) -> Result<()> {
+pub(crate) fn collect_files(folder: &Path, prefix: &str, names: &mut Vec<String>) -> Result<()> {
     for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
         let entry = entry.map_err(Error::io(folder))?;
         let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
@@ -475,7 +369,7 @@ pub fn is_checkpoint(folder: &Path) -> bool {
     folder.join(STATE).is_file()
 }
 
-const UNFINISHED: &str = "unfinished";
+pub(crate) const UNFINISHED: &str = "unfinished";
 const DAMAGED: &str = "damaged";
 
 fn step_of(path: &Path) -> Option<u64> {

@@ -55,11 +55,24 @@ pub(crate) struct StepGradients {
     order: Vec<usize>,
 }
 
+/// What a rank tells the others in every step.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Word {
+    /// It has been asked to stop.
+    pub(crate) stop: bool,
+    /// It has no files of a checkpoint left to write.
+    pub(crate) is_written: bool,
+    /// Seconds that it spent on data and passes, by micro-batch.
+    pub(crate) busy: f64,
+}
+
 /// What all ranks know of each other after a step's passes.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Together {
     /// Whether any of them has been asked to stop.
     pub(crate) stop: bool,
+    /// Whether all of them have written all their files.
+    pub(crate) is_written: bool,
     /// Seconds that each spent on data and passes, by micro-batch.
     pub(crate) busy: Vec<f64>,
 }
@@ -182,15 +195,8 @@ impl<'a> Exchange<'a> {
         Ok(())
     }
 
-    /// Makes the sum that of all ranks, and measures it: loss, norms, and what the ranks know of each other. `stop` is
-    /// whether this one has been asked to, `busy` the seconds a micro-batch took it.
-    pub(crate) fn reduce(
-        &self,
-        summed: Summed,
-        parameters: &FlatParameters,
-        stop: bool,
-        busy: f64,
-    ) -> Result<(Passes, Together)> {
+    /// Makes the sum that of all ranks, and measures it: loss, norms, and what the ranks know of each other.
+    pub(crate) fn reduce(&self, summed: Summed, parameters: &FlatParameters, word: Word) -> Result<(Passes, Together)> {
         let Summed { loss, samples, mut gradients } = summed;
         // A rank that has fewer micro-batches than others has nothing to add, but a piece to sum up.
         while gradients.rounds < self.rounds {
@@ -201,14 +207,18 @@ impl<'a> Exchange<'a> {
         let groups = if parameters.groups.len() > 1 { &parameters.groups[..] } else { &[] };
         let mut numbers = vec![square_norm(&gradients)];
         numbers.extend(groups.iter().map(|group| square_norm(&part(&gradients, &parameters.own_part(&group.range)))));
-        numbers.extend([loss, f64::from(u8::from(stop)), busy]);
+        let Word { stop, is_written, busy } = word;
+        numbers.extend([loss, f64::from(u8::from(stop)), f64::from(u8::from(!is_written)), busy]);
         let all = self.comm.gather_numbers(&numbers)?;
         let total = |at: usize| all.iter().map(|numbers| numbers[at]).sum::<f64>();
         // Where nothing is split, all ranks have the same gradient.
         let square = |at: usize| if self.splits() { total(at) } else { all[0][at] };
         let at = groups.len() + 1;
-        let together =
-            Together { stop: total(at + 1) > 0.0, busy: all.iter().map(|numbers| numbers[at + 2]).collect() };
+        let together = Together {
+            stop: total(at + 1) > 0.0,
+            is_written: total(at + 2) == 0.0,
+            busy: all.iter().map(|numbers| numbers[at + 3]).collect(),
+        };
         let passes = Passes {
             loss: total(at),
             gradient_norm: square(0).sqrt(),

@@ -53,6 +53,7 @@ mod repeated;
 pub mod replay;
 mod restore;
 pub mod run;
+mod saving;
 pub mod simulate;
 mod snapshots;
 pub mod staged;

@@ -23,12 +23,11 @@ use tch::Device;
 use crate::{
     checkpoint::Components,
     comm::Comm,
-    config::Checked,
+    config::{Checked, Recipe},
     error::{Error, Result},
-    guard::GuardConfig,
     launch::Sharding,
     precision::Precision,
-    snapshots, workers,
+    saving, snapshots, workers,
 };
 
 /// `[memory]`: what is kept in memory and what is calculated again.
@@ -132,6 +131,8 @@ pub struct Estimate {
     pub passes: u64,
     /// Snapshots that the guard can go back to; in host memory on every device.
     pub snapshots: u64,
+    /// The copy that a checkpoint is written from while training goes on; in host memory on every device.
+    pub checkpoint: u64,
     /// The program and libtorch themselves.
     pub program: u64,
 }
@@ -256,7 +257,7 @@ impl Estimate {
                 passes: apart.passes + unet.passes,
                 ..apart
             };
-            all.with_average(recipe.ema.half_life_samples.is_some()).split(shards, &recipe.guard)
+            all.with_average(recipe.ema.half_life_samples.is_some()).split(shards, recipe)
         };
         let remade = match recipe.memory.checkpointing {
             Checkpointing::Off => Remade::All(false),
@@ -294,8 +295,12 @@ impl Estimate {
         Self { average: if is_kept { self.moments / 2 } else { 0 }, ..self }
     }
 
-    /// The same on a rank that keeps masters and the optimiser's memory of one part of `shards`; and its snapshots.
-    fn split(mut self, shards: u64, guard: &GuardConfig) -> Self {
+    /// The same on a rank that keeps masters and the optimiser's memory of one part of `shards`; its snapshots, and the
+    /// copy that a checkpoint is written from.
+    fn split(mut self, shards: u64, recipe: &Recipe) -> Self {
+        if recipe.checkpoint.in_background {
+            self.checkpoint = saving::copy_bytes(self.moments / 8, shards, self.average > 0);
+        }
         if shards > 1 {
             // fp32 weights are of all ranks, so that a rank's masters are apart.
             self.masters = (self.moments / 2).div_ceil(shards);
@@ -303,15 +308,15 @@ impl Estimate {
         self.moments = self.moments.div_ceil(shards);
         self.average = self.average.div_ceil(shards);
         // Masters, both moments, the average.
-        self.snapshots = snapshots::total_bytes(guard, self.moments / 2 + self.moments + self.average);
+        self.snapshots = snapshots::total_bytes(&recipe.guard, self.moments / 2 + self.moments + self.average);
         self
     }
 
     /// What the device has to hold.
     pub fn device_bytes(&self, device: Device) -> u64 {
-        let Self { weights, masters, moments, average, frozen, passes, snapshots, program } = *self;
+        let Self { weights, masters, moments, average, frozen, passes, snapshots, checkpoint, program } = *self;
         let here = weights + masters + moments + average + frozen + passes;
-        if device == Device::Cpu { here + snapshots + program } else { here }
+        if device == Device::Cpu { here + snapshots + checkpoint + program } else { here }
     }
 
     /// Refuses a run that is going to need more than there is.
@@ -341,6 +346,9 @@ impl Estimate {
         if self.snapshots > 0 && checked.device == Device::Cpu {
             help.push("a smaller guard.snapshot_gib");
         }
+        if self.checkpoint > 0 && checked.device == Device::Cpu {
+            help.push("checkpoint.in_background = false");
+        }
         if self.average > 0 {
             help.push("no ema.half_life_samples");
         }
@@ -352,7 +360,7 @@ impl Estimate {
 impl fmt::Display for Estimate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
-        let Self { weights, masters, moments, average, frozen, passes, snapshots, program } = *self;
+        let Self { weights, masters, moments, average, frozen, passes, snapshots, checkpoint, program } = *self;
         let named = [
             (weights, "weights"),
             (masters, "masters"),
@@ -361,6 +369,7 @@ impl fmt::Display for Estimate {
             (frozen, "frozen parts"),
             (passes, "activations and gradients"),
             (snapshots, "snapshots (host)"),
+            (checkpoint, "copy for a checkpoint (host)"),
             (program, "program (host)"),
         ];
         let there: Vec<String> = named

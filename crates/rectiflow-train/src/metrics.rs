@@ -33,11 +33,11 @@ pub enum Event {
     Test(TestMetrics),
     /// A checkpoint was written.
     Checkpoint {
-        /// Steps done.
+        /// Steps that it has; more may have been made while it was written.
         step: u64,
         /// Folder name below `checkpoints/`.
         name: String,
-        /// Time it took, in seconds.
+        /// Time from its begin to its name, in seconds; training may have gone on meanwhile.
         secs: f64,
     },
     /// A checkpoint could not be written; training goes on, and earlier ones are as they were.
@@ -139,6 +139,10 @@ pub struct VitalsMetrics {
     pub modules: Vec<Vitals>,
     /// Losses of the samples trained on since the last look, by noise level.
     pub training: TableLoss,
+    /// The largest attention logit of the UNet, on each rank's first micro-batch, after the update. It grows when softmax
+    /// begins to look at single tokens, in bf16 long before the loss shows it (arXiv 2309.14322).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub largest_logit: Option<Lossless>,
 }
 
 /// One update.

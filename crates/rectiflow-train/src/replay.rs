@@ -14,7 +14,7 @@ use crate::{
     comm::Comm,
     config::{Checked, Recipe},
     error::{Error, Result},
-    exchange::Exchange,
+    exchange::{Exchange, Word},
     guard::{GuardState, Observation, Verdict},
     memory::{Checkpointing, Remade},
     model,
@@ -120,7 +120,8 @@ fn make(
     let comm = Comm::alone();
     let exchange = Exchange::new(&comm, recipe.ranks.sharding);
     let summed = stepper.passes(&state.parameters, step, &exchange)?;
-    let (passes, _) = exchange.reduce(summed, &state.parameters, false, 0.0)?;
+    let word = Word { stop: false, is_written: true, busy: 0.0 };
+    let (passes, _) = exchange.reduce(summed, &state.parameters, word)?;
     let (loss, gradient_norm) = (passes.loss, passes.gradient_norm);
     let worst = worst(step, &passes);
     let verdict = guard.judge(&recipe.guard, Observation { loss, gradient_norm });

@@ -13,11 +13,11 @@ use rectiflow_data::{batch::Step, loader::Loader};
 use crate::{
     bins::Bins,
     blackbox::Recorder,
-    checkpoint::{self, Checkpoints, Save, Saved},
+    checkpoint::{self, Checkpoints, Saved},
     comm::Comm,
     config::Checked,
     error::{Error, Result},
-    exchange::Exchange,
+    exchange::{Exchange, Word},
     guard::{Acts, GuardState},
     lag::Lag,
     launch::Launch,
@@ -27,6 +27,7 @@ use crate::{
     opening::{self, Parts, check_same_data, check_same_start, check_vae, find_trained, fresh_state, open_sources},
     origin::{Origin, epochs_at, step_at},
     preview::Previewer,
+    saving::{Pending, Save},
     snapshots::{self, Ring},
     state::{Position, TrainState},
     step::Stepper,
@@ -133,14 +134,13 @@ fn train_together(
     let before_step: Option<&mut BeforeStep<'_>> = options.before_step.map(|before_step| before_step as _);
     let mut run = Run::new(parts, before_step, observe)?;
     run.start(acknowledged)?;
-    while run.state.position.samples < checked.recipe.train.samples {
-        // Alone, a process looks by itself; several have to agree, which they do in every step.
-        if run.told_to_stop || (comm.rank().ranks == 1 && stop.load(Ordering::Relaxed)) {
-            return run.leave("interrupted");
+    match run.go(stop) {
+        Ok(reason) => run.leave(reason),
+        Err(error) => {
+            run.keep_what_is_written(&error);
+            Err(error)
         }
-        run.step(stop)?;
     }
-    run.leave("finished")
 }
 
 /// One process's work on a run.
@@ -168,6 +168,8 @@ pub(crate) struct Run<'a> {
     /// What earlier processes worked, as far as it was saved.
     secs_before: f64,
     pub(crate) last_saved: Option<(u64, PathBuf)>,
+    /// The checkpoint that is being written.
+    pending: Option<Pending>,
     /// Whether any rank has been asked to stop.
     told_to_stop: bool,
 }
@@ -187,6 +189,7 @@ impl<'a> Run<'a> {
         }
         loader.check_cache()?;
         check_same_data(comm, sources, &loader.order_hash())?;
+        comm.first(|| snapshots::clean(&recipe.run.dir))?;
         let state = fresh_state(checked, model, comm);
         let stepper = Stepper::new(checked, model);
         let exchange =
@@ -199,7 +202,7 @@ impl<'a> Run<'a> {
             template: parts.template(&loader, &state)?,
             writer: Writer::open(&recipe.run.dir, comm.rank().rank)?,
             guard: GuardState::default(),
-            ring: Ring::new(distances),
+            ring: Ring::new(distances, &recipe.run.dir),
             recorder: Recorder::new(&recipe.run.dir),
             losses: Bins::new(recipe.test.bins),
             stepper,
@@ -208,6 +211,7 @@ impl<'a> Run<'a> {
             began: Instant::now(),
             secs_before: 0.0,
             last_saved: None,
+            pending: None,
             told_to_stop: false,
             parts,
             state,
@@ -239,7 +243,7 @@ impl<'a> Run<'a> {
         self.loader.seek(self.state.position.cursor);
         let snapshot_bytes =
             snapshots::bytes(self.state.parameters.partition.most_owned(), self.state.average.is_some());
-        let snapshot_bytes = self.ring.capacity() as u64 * snapshot_bytes;
+        let snapshot_bytes = snapshots::total_bytes(&self.parts.checked.recipe.guard, snapshot_bytes);
         let num_test = self.tables.test.len() as u64;
         let start = self.parts.start_event(&self.state, &self.loader, num_test, snapshot_bytes);
         self.emit(Event::Start(start));
@@ -247,7 +251,7 @@ impl<'a> Run<'a> {
             self.guard.acts = Acts::default();
             self.emit_guard("acknowledged", reason, None);
         }
-        self.ring.keep(&self.state, &self.guard.normal);
+        self.ring.keep(&self.state, &self.guard.normal, self.parts.comm)?;
         if self.last_saved.is_none() {
             self.measure()?;
             self.preview()?;
@@ -270,6 +274,19 @@ impl<'a> Run<'a> {
         Err(Error::Checkpoint { path: newest.to_owned(), reason })
     }
 
+    /// Steps until the run is done or asked to stop; gives which.
+    fn go(&mut self, stop: &AtomicBool) -> Result<&'static str> {
+        let alone = self.parts.comm.rank().ranks == 1;
+        while self.state.position.samples < self.parts.checked.recipe.train.samples {
+            // Alone, a process looks by itself; several have to agree, which they do in every step.
+            if self.told_to_stop || (alone && stop.load(Ordering::Relaxed)) {
+                return Ok("interrupted");
+            }
+            self.step(stop)?;
+        }
+        Ok("finished")
+    }
+
     /// One step, and what is due after it.
     fn step(&mut self, stop: &AtomicBool) -> Result<()> {
         let recipe = &self.parts.checked.recipe;
@@ -289,8 +306,9 @@ impl<'a> Run<'a> {
         let passes_secs = began.elapsed().as_secs_f64() - data_secs - comm.traffic_secs();
         comm.work(|| format!("in the update of step {number}"));
         let busy = (data_secs + passes_secs) / step.micro_batches.len() as f64;
-        let stop = stop.load(Ordering::Relaxed);
-        let (passes, together) = self.exchange.reduce(summed, &self.state.parameters, stop, busy)?;
+        let (stop, is_written) = (stop.load(Ordering::Relaxed), self.pending.as_ref().is_none_or(Pending::is_written));
+        let word = Word { stop, is_written, busy };
+        let (passes, together) = self.exchange.reduce(summed, &self.state.parameters, word)?;
         self.told_to_stop |= together.stop;
         self.recorder.record(&step, &passes, lr);
         for &(time, loss) in passes.samples.iter().filter(|(_, loss)| loss.is_finite()) {
@@ -327,6 +345,9 @@ impl<'a> Run<'a> {
             spent: recipe.run.price_per_hour.map(|price| price * self.secs() / 3600.0),
             ranks,
         }));
+        if together.is_written {
+            self.finish_saving()?;
+        }
         self.after_step()
     }
 
@@ -342,7 +363,7 @@ impl<'a> Run<'a> {
             self.preview()?;
         }
         if cursor.is_multiple_of(recipe.checkpoint.every_steps) {
-            self.save_or_warn()?;
+            self.save()?;
         }
         Ok(())
     }
@@ -389,13 +410,12 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Writes a checkpoint unless this step has one.
-    fn save(&mut self) -> Result<()> {
+    /// Begins to write a checkpoint unless this step has one. `goes_on`: training does meanwhile.
+    fn begin_saving(&mut self, goes_on: bool) -> Result<()> {
         let step = self.state.position.cursor;
         if self.last_saved.as_ref().is_some_and(|(saved, _)| *saved == step) {
             return Ok(());
         }
-        let began = Instant::now();
         self.parts.comm.long_work("saving a checkpoint");
         let groups = self.state.parameters.groups.iter().map(|group| group.component.clone());
         let saved = Saved {
@@ -407,26 +427,47 @@ impl<'a> Run<'a> {
             secs: self.secs(),
             ..self.template.clone()
         };
-        let Parts { checked, checkpoints, trained, .. } = self.parts;
-        let place = checkpoints.save(&Save {
-            saved: &saved,
-            recipe: &checked.recipe.to_toml(),
-            trained,
-            state: &self.state,
-            exchange: &self.exchange,
-        })?;
+        let Parts { checked, checkpoints, trained, comm, .. } = self.parts;
+        let (recipe, state) = (&checked.recipe.to_toml(), &self.state);
+        let pending = checkpoints.begin(&Save { saved: &saved, recipe, trained, state, comm, goes_on })?;
+        self.pending = Some(pending);
+        Ok(())
+    }
+
+    /// Waits for the checkpoint that is being written, if any, and gives it its name.
+    fn end_saving(&mut self) -> Result<()> {
+        let Some(pending) = self.pending.take() else { return Ok(()) };
+        let Parts { checkpoints, comm, .. } = self.parts;
+        comm.long_work("saving a checkpoint");
+        let (step, began) = (pending.step, pending.began);
+        let place = checkpoints.finish(pending, comm)?;
         let name = place.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         self.last_saved = Some((step, place));
         self.emit(Event::Checkpoint { step, name, secs: began.elapsed().as_secs_f64() });
         Ok(())
     }
 
+    /// Begins the checkpoint that is due, after the one before.
+    fn save(&mut self) -> Result<()> {
+        self.finish_saving()?;
+        let goes_on = self.parts.checked.recipe.checkpoint.in_background;
+        let begun = self.begin_saving(goes_on);
+        self.or_warn(self.state.position.cursor, begun)?;
+        if goes_on { Ok(()) } else { self.finish_saving() }
+    }
+
+    /// As [`Self::end_saving`]; what cannot be written is a warning.
+    pub(crate) fn finish_saving(&mut self) -> Result<()> {
+        let step = self.pending.as_ref().map_or(0, |pending| pending.step);
+        let ended = self.end_saving();
+        self.or_warn(step, ended)
+    }
+
     /// A full disk is no reason to stop training: room may be made before the next checkpoint is due.
-    fn save_or_warn(&mut self) -> Result<()> {
-        match self.save() {
+    fn or_warn(&mut self, step: u64, saved: Result<()>) -> Result<()> {
+        match saved {
             Err(error @ (Error::Collective { .. } | Error::Launch { .. })) => Err(error),
             Err(error) => {
-                let step = self.state.position.cursor;
                 tracing::error!(
                     "the checkpoint of step {step} could NOT be written: {error}. Training goes on; if it is stopped now, \
                      all since the last checkpoint is lost"
@@ -438,8 +479,19 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Where the run ends with an error that all ranks have, or that of its only one, a checkpoint that was begun is as
+    /// good as any.
+    fn keep_what_is_written(&mut self, error: &Error) {
+        if self.parts.comm.rank().ranks == 1 || matches!(error, Error::NotFinite { .. }) {
+            // The error that ended the run is the one to report; this one has had its warning.
+            let _ = self.finish_saving();
+        }
+    }
+
     fn leave(mut self, reason: &str) -> Result<Outcome> {
-        self.save()?;
+        self.finish_saving()?;
+        self.begin_saving(false)?;
+        self.end_saving()?;
         self.exchange.settle()?;
         let position = self.state.position;
         let secs = self.began.elapsed().as_secs_f64();

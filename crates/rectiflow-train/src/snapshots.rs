@@ -1,13 +1,22 @@
-//! The states that the guard can go back to, in host memory.
+//! The states that the guard can go back to, in host memory and on disk.
 //!
 //! For each distance d (5, 50 and 500 updates, say) the two newest snapshots at least d updates apart are kept, so that
-//! one of them is d to 2 d updates back once the run is that old. A snapshot may serve several distances.
+//! one of them is d to 2 d updates back once the run is that old. A snapshot may serve several distances. Where memory has
+//! no room for a distance, its snapshots are files, one a rank: `RUN/snapshots/update-00000500-rank-00000.safetensors`.
+//! They are of use to the process that wrote them alone, and go with it.
 
-use std::rc::Rc;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    rc::Rc,
+};
 
+use rectiflow_sdxl::tensor_file::{TensorFile, write_tensors};
 use tch::{Device, Tensor, no_grad};
 
 use crate::{
+    comm::Comm,
+    error::{Error, Result},
     guard::{GuardConfig, Normal},
     state::{Position, TrainState},
 };
@@ -17,40 +26,71 @@ use crate::{
 pub(crate) struct Snapshot {
     pub(crate) position: Position,
     pub(crate) normal: Normal,
-    masters: Tensor,
-    mean: Tensor,
-    mean_square: Tensor,
-    average: Option<Tensor>,
+    kept: Kept,
+}
+
+#[derive(Debug)]
+enum Kept {
+    /// In the order of [`vectors`].
+    Memory(Vec<Tensor>),
+    /// A file, removed with the snapshot.
+    Disk(PathBuf),
+}
+
+/// The vectors of a state that a snapshot has, by name.
+fn vectors(state: &TrainState) -> Vec<(&'static str, &Tensor)> {
+    let (masters, optimizer) = (&state.parameters.masters, &state.optimizer);
+    let mut all = vec![("masters", masters), ("mean", &optimizer.mean), ("mean_square", &optimizer.mean_square)];
+    all.extend(state.average.as_ref().map(|average| ("average", average)));
+    all
 }
 
 impl Snapshot {
-    fn of(state: &TrainState, normal: &Normal) -> Self {
-        Self {
-            position: state.position,
-            normal: normal.clone(),
-            masters: on_host(&state.parameters.masters),
-            mean: on_host(&state.optimizer.mean),
-            mean_square: on_host(&state.optimizer.mean_square),
-            average: state.average.as_ref().map(on_host),
-        }
+    fn in_memory(state: &TrainState, normal: &Normal) -> Self {
+        let kept = Kept::Memory(vectors(state).into_iter().map(|(_, vector)| on_host(vector)).collect());
+        Self { position: state.position, normal: normal.clone(), kept }
+    }
+
+    fn on_disk(state: &TrainState, normal: &Normal, path: PathBuf) -> Result<Self> {
+        write_tensors(&path, vectors(state), None, &[])?;
+        Ok(Self { position: state.position, normal: normal.clone(), kept: Kept::Disk(path) })
     }
 
     /// Makes this rank's part of the state what it was, but for the place in the data: what was passed stays passed.
     /// The masters are then to be published.
-    pub(crate) fn restore(&self, state: &mut TrainState) {
-        no_grad(|| {
-            state.parameters.masters.copy_(&self.masters);
-            state.optimizer.mean.copy_(&self.mean);
-            state.optimizer.mean_square.copy_(&self.mean_square);
-            if let (Some(average), Some(kept)) = (&mut state.average, &self.average) {
-                average.copy_(kept);
+    ///
+    /// # Errors
+    /// [`Error::Model`] where a file cannot be read any more.
+    pub(crate) fn restore(&self, state: &mut TrainState) -> Result<()> {
+        match &self.kept {
+            Kept::Memory(kept) => {
+                let pairs = vectors(state).into_iter().zip(kept);
+                no_grad(|| pairs.for_each(|((_, vector), kept)| vector.shallow_clone().copy_(kept)));
             }
-        });
+            Kept::Disk(path) => {
+                let file = TensorFile::open(path)?;
+                for (name, vector) in vectors(state) {
+                    let kept = file.tensor(name)?;
+                    no_grad(|| vector.shallow_clone().copy_(&kept));
+                }
+            }
+        }
         state.position.update = self.position.update;
+        Ok(())
     }
 }
 
-fn on_host(tensor: &Tensor) -> Tensor {
+impl Drop for Snapshot {
+    fn drop(&mut self) {
+        if let Kept::Disk(path) = &self.kept {
+            // What stays is removed when the run is opened again.
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// A copy in host memory.
+pub(crate) fn on_host(tensor: &Tensor) -> Tensor {
     if tensor.device() == Device::Cpu { tensor.copy() } else { tensor.to_device(Device::Cpu) }
 }
 
@@ -60,65 +100,132 @@ pub(crate) fn bytes(elements: i64, has_average: bool) -> u64 {
     4 * if has_average { 4 } else { 3 } * elements as u64
 }
 
-/// The distances whose snapshots fit into `budget_bytes`, from the shortest on; a snapshot takes `snapshot_bytes`.
-pub(crate) fn affordable(distances: &[u64], snapshot_bytes: u64, budget_bytes: u64) -> &[u64] {
-    let levels = budget_bytes / (SNAPSHOTS_A_LEVEL as u64 * snapshot_bytes).max(1);
-    &distances[..distances.len().min(usize::try_from(levels).unwrap_or(usize::MAX))]
+/// The distances that snapshots are kept for, and where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Distances<'a> {
+    /// In host memory: the shortest.
+    pub(crate) memory: &'a [u64],
+    /// On disk: those that memory has no room for.
+    pub(crate) disk: &'a [u64],
 }
 
-/// What the snapshots of a guard take in all, where one takes `snapshot_bytes`.
-pub(crate) fn total_bytes(guard: &GuardConfig, snapshot_bytes: u64) -> u64 {
-    if !guard.enabled {
-        return 0;
+impl<'a> Distances<'a> {
+    /// Those of a guard for which there is room, where a snapshot takes `snapshot_bytes`.
+    pub(crate) fn of(guard: &'a GuardConfig, snapshot_bytes: u64) -> Self {
+        if !guard.enabled {
+            return Self { memory: &[], disk: &[] };
+        }
+        let fit = |distances: &[u64], gib: f64| {
+            let budget_bytes = (gib * f64::from(1 << 30)) as u64;
+            let levels = budget_bytes / (SNAPSHOTS_A_LEVEL as u64 * snapshot_bytes).max(1);
+            distances.len().min(usize::try_from(levels).unwrap_or(usize::MAX))
+        };
+        let all = &guard.snapshot_updates[..];
+        let (memory, rest) = all.split_at(fit(all, guard.snapshot_gib));
+        Self { memory, disk: &rest[..fit(rest, guard.snapshot_disk_gib)] }
     }
-    let budget_bytes = (guard.snapshot_gib * f64::from(1 << 30)) as u64;
-    let levels = affordable(&guard.snapshot_updates, snapshot_bytes, budget_bytes).len();
-    (SNAPSHOTS_A_LEVEL * levels) as u64 * snapshot_bytes
+}
+
+/// Host memory that the snapshots of a guard take in all, where one takes `snapshot_bytes`.
+pub(crate) fn total_bytes(guard: &GuardConfig, snapshot_bytes: u64) -> u64 {
+    (SNAPSHOTS_A_LEVEL * Distances::of(guard, snapshot_bytes).memory.len()) as u64 * snapshot_bytes
 }
 
 /// The newest of a distance, and the one before it.
 const SNAPSHOTS_A_LEVEL: usize = 2;
+/// Folder of a run.
+const FOLDER: &str = "snapshots";
+
+/// Removes what a process left that was killed.
+///
+/// # Errors
+/// [`Error::Io`].
+pub(crate) fn clean(run_dir: &Path) -> Result<()> {
+    let folder = run_dir.join(FOLDER);
+    if folder.exists() { fs::remove_dir_all(&folder).map_err(Error::io(&folder)) } else { Ok(()) }
+}
 
 /// The snapshots of a run.
 #[derive(Debug)]
 pub(crate) struct Ring {
-    /// Distance in updates, and its snapshots, newest first.
-    levels: Vec<(u64, Vec<Rc<Snapshot>>)>,
+    levels: Vec<Level>,
+    folder: PathBuf,
+}
+
+#[derive(Debug)]
+struct Level {
+    /// In updates.
+    distance: u64,
+    on_disk: bool,
+    /// Newest first.
+    kept: Vec<Rc<Snapshot>>,
 }
 
 impl Ring {
-    /// An empty ring for these distances.
-    pub(crate) fn new(distances: &[u64]) -> Self {
-        Self { levels: distances.iter().map(|&distance| (distance, Vec::new())).collect() }
+    /// An empty ring for these distances of a run.
+    pub(crate) fn new(distances: Distances<'_>, run_dir: &Path) -> Self {
+        let level = |on_disk| move |&distance: &u64| Level { distance, on_disk, kept: Vec::new() };
+        let levels = distances.memory.iter().map(level(false)).chain(distances.disk.iter().map(level(true)));
+        Self { levels: levels.collect(), folder: run_dir.join(FOLDER) }
     }
 
-    /// Snapshots that it holds once the run is old enough, at most.
-    pub(crate) fn capacity(&self) -> usize {
-        SNAPSHOTS_A_LEVEL * self.levels.len()
+    /// Whether there is no room for any snapshot.
+    pub(crate) fn is_useless(&self) -> bool {
+        self.levels.is_empty()
     }
 
-    /// Takes a snapshot of a state where one is due.
-    pub(crate) fn keep(&mut self, state: &TrainState, normal: &Normal) {
+    /// Takes a snapshot of a state where one is due, on all ranks together. A distance whose files cannot be written is
+    /// given up, with a warning.
+    ///
+    /// # Errors
+    /// [`Error::Collective`].
+    pub(crate) fn keep(&mut self, state: &TrainState, normal: &Normal, comm: &Comm) -> Result<()> {
         let update = state.position.update;
-        let mut taken: Option<Rc<Snapshot>> = None;
-        for (distance, kept) in &mut self.levels {
-            if kept.first().is_none_or(|newest| update >= newest.position.update + *distance) {
-                let snapshot = taken.get_or_insert_with(|| Rc::new(Snapshot::of(state, normal)));
-                kept.insert(0, snapshot.clone());
-                kept.truncate(SNAPSHOTS_A_LEVEL);
+        let is_due =
+            |level: &Level| level.kept.first().is_none_or(|last| update >= last.position.update + level.distance);
+        for on_disk in [false, true] {
+            let due: Vec<&mut Level> =
+                self.levels.iter_mut().filter(|level| level.on_disk == on_disk && is_due(level)).collect();
+            if due.is_empty() {
+                continue;
+            }
+            let taken = if on_disk {
+                let path = self.folder.join(format!("update-{update:08}-rank-{:05}.safetensors", comm.rank().rank));
+                let folder = fs::create_dir_all(&self.folder).map_err(Error::io(&self.folder));
+                comm.all_could(folder.and_then(|()| Snapshot::on_disk(state, normal, path)))
+            } else {
+                Ok(Snapshot::in_memory(state, normal))
+            };
+            match taken {
+                Ok(taken) => {
+                    let taken = Rc::new(taken);
+                    for level in due {
+                        level.kept.insert(0, taken.clone());
+                        level.kept.truncate(SNAPSHOTS_A_LEVEL);
+                    }
+                }
+                Err(error @ Error::Collective { .. }) => return Err(error),
+                Err(error) => {
+                    tracing::error!(
+                        "snapshots cannot be written any more: {error}; the guard goes back no further than those \
+                                     in memory"
+                    );
+                    self.levels.retain(|level| !level.on_disk);
+                }
             }
         }
+        Ok(())
     }
 
     /// The newest snapshot that is at least `back` updates older than `update`, or else the oldest there is. Newer ones
     /// are dropped.
     pub(crate) fn back(&mut self, update: u64, back: u64) -> Option<Rc<Snapshot>> {
-        let all = || self.levels.iter().flat_map(|(_, kept)| kept);
+        let all = || self.levels.iter().flat_map(|level| &level.kept);
         let old_enough = all().filter(|snapshot| snapshot.position.update + back <= update);
         let chosen = old_enough.max_by_key(|snapshot| snapshot.position.update);
         let chosen = chosen.or_else(|| all().min_by_key(|snapshot| snapshot.position.update))?.clone();
-        for (_, kept) in &mut self.levels {
-            kept.retain(|snapshot| snapshot.position.update <= chosen.position.update);
+        for level in &mut self.levels {
+            level.kept.retain(|snapshot| snapshot.position.update <= chosen.position.update);
         }
         Some(chosen)
     }
@@ -151,14 +258,20 @@ mod tests {
         }
     }
 
+    const ALL: [u64; 3] = [5, 50, 500];
+
     fn run_to(update: u64) -> (Ring, TrainState) {
-        let (mut ring, mut state) = (Ring::new(&[5, 50, 500]), state());
-        ring.keep(&state, &Normal::default());
+        run_with(Distances { memory: &ALL, disk: &[] }, Path::new("nowhere"), update)
+    }
+
+    fn run_with(distances: Distances<'_>, run_dir: &Path, update: u64) -> (Ring, TrainState) {
+        let (mut ring, mut state, comm) = (Ring::new(distances, run_dir), state(), Comm::alone());
+        ring.keep(&state, &Normal::default(), &comm).expect("alone");
         for _ in 0..update {
             state.position.update += 1;
             state.position.cursor += 2;
             let _ = state.parameters.masters.fill_(state.position.update as f64);
-            ring.keep(&state, &Normal::default());
+            ring.keep(&state, &Normal::default(), &comm).expect("alone");
         }
         (ring, state)
     }
@@ -171,7 +284,7 @@ mod tests {
                 let snapshot = ring.back(update, back).expect("there are snapshots");
                 let age = update - snapshot.position.update;
                 assert!((back..2 * back).contains(&age), "{back} updates back from {update}: {age}");
-                snapshot.restore(&mut state);
+                snapshot.restore(&mut state).expect("it is in memory");
                 assert_eq!(state.position.update, update - age);
                 assert_eq!(state.position.cursor, 2 * update, "the data go on");
                 assert_eq!(state.parameters.masters.double_value(&[0]), (update - age) as f64);
@@ -180,13 +293,47 @@ mod tests {
     }
 
     #[test]
-    fn the_furthest_distances_are_given_up_first() {
-        let distances = [5, 50, 500];
-        let kept = |budget_bytes| affordable(&distances, 100, budget_bytes).to_vec();
-        assert_eq!(kept(600), [5, 50, 500]);
-        assert_eq!(kept(599), [5, 50]);
-        assert_eq!(kept(200), [5]);
-        assert_eq!(kept(199), [0u64; 0]);
+    fn what_memory_has_no_room_for_is_on_disk() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let files = || fs::read_dir(folder.path().join(FOLDER)).map_or(0, Iterator::count);
+        let distances = Distances { memory: &ALL[..1], disk: &ALL[1..] };
+        let (mut ring, mut state) = run_with(distances, folder.path(), 1234);
+        assert_eq!(files(), 4, "two of each distance");
+        let snapshot = ring.back(1234, 500).expect("there are snapshots");
+        let update = snapshot.position.update;
+        assert_eq!(update, 500, "the newest that is old enough");
+        snapshot.restore(&mut state).expect("it can be read");
+        assert_eq!((state.position.update, state.parameters.masters.double_value(&[0])), (500, 500.0));
+        assert_eq!(files(), 1, "the newer ones are dropped, and two distances have the same");
+        drop((ring, snapshot));
+        assert_eq!(files(), 0, "none is left behind");
+        clean(folder.path()).expect("the folder goes");
+        assert!(!folder.path().join(FOLDER).exists());
+    }
+
+    #[test]
+    fn a_full_disk_costs_the_distances_on_disk() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        fs::write(folder.path().join(FOLDER), "").expect("a file where the folder should go");
+        let (mut ring, _) = run_with(Distances { memory: &ALL[..1], disk: &ALL[1..] }, folder.path(), 100);
+        assert_eq!(ring.back(100, 500).expect("those in memory").position.update, 95);
+    }
+
+    #[test]
+    fn the_shortest_distances_are_in_memory_and_the_furthest_are_given_up_first() {
+        let gib = |snapshots: u64| (100 * snapshots) as f64 / f64::from(1 << 30);
+        let kept = |memory: u64, disk: u64| {
+            let (snapshot_gib, snapshot_disk_gib) = (gib(memory), gib(disk));
+            let guard = GuardConfig { snapshot_gib, snapshot_disk_gib, ..GuardConfig::default() };
+            let Distances { memory, disk } = Distances::of(&guard, 100);
+            assert_eq!(total_bytes(&guard, 100), 200 * memory.len() as u64);
+            (memory.to_vec(), disk.to_vec())
+        };
+        assert_eq!(kept(6, 6), (vec![5, 50, 500], vec![]));
+        assert_eq!(kept(5, 2), (vec![5, 50], vec![500]));
+        assert_eq!(kept(2, 3), (vec![5], vec![50]));
+        assert_eq!(kept(1, 4), (vec![], vec![5, 50]));
+        assert_eq!(kept(1, 1), (vec![], vec![]));
     }
 
     #[test]
@@ -201,6 +348,7 @@ mod tests {
     fn a_young_run_goes_back_to_its_start() {
         let (mut ring, _) = run_to(3);
         assert_eq!(ring.back(3, 500).expect("there are snapshots").position.update, 0);
-        assert!(Ring::new(&[]).back(3, 5).is_none());
+        let mut none = Ring::new(Distances { memory: &[], disk: &[] }, Path::new("nowhere"));
+        assert!(none.is_useless() && none.back(3, 5).is_none());
     }
 }

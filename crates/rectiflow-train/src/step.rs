@@ -9,6 +9,7 @@ use rectiflow_data::{
     rng::{Purpose, Rng, key_u64},
 };
 use rectiflow_sdxl::{
+    attention::largest_logit,
     cond::{self, ChunkedIds, Cond},
     flow::{Objective, per_sample_mse},
     model::Model,
@@ -127,6 +128,14 @@ impl<'a> Stepper<'a> {
             exchange.round_of(&mut sum, parameters, round.len(), &mut work)?;
         }
         Ok(Summed { loss, samples, gradients: sum })
+    }
+
+    /// The largest attention logit of the UNet on this rank's first micro-batch of a step: one more forward pass.
+    pub(crate) fn largest_logit(&self, step: &Step) -> Result<f64> {
+        let Some(batch) = step.micro_batches.first() else { return Ok(f64::NEG_INFINITY) };
+        let quantiles = StepQuantiles::draw(self.seed, step);
+        let (done, largest) = largest_logit(|| no_grad(|| self.step_loss(step, batch, &quantiles)));
+        done.map(|_| largest)
     }
 
     /// A micro-batch's part of the step's loss, and time and loss of each of its samples.

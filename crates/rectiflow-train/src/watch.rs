@@ -9,9 +9,9 @@ use crate::{
     bins::Bins,
     error::{Error, Result},
     guard::{GuardConfig, Observation, Verdict},
-    metrics::{Event, GuardEvent, VitalsMetrics},
+    metrics::{Event, GuardEvent, Lossless, VitalsMetrics},
     run::Run,
-    snapshots,
+    snapshots::Distances,
     state::Position,
     step::{Passes, Rates, pass},
     stopped, vitals,
@@ -41,7 +41,7 @@ impl Run<'_> {
                 self.emit_guard("skip", reason, black_box);
                 return Ok(false);
             }
-            Verdict::Rewind { reason, .. } if self.ring.capacity() == 0 => {
+            Verdict::Rewind { reason, .. } if self.ring.is_useless() => {
                 let none = "guard.snapshot_gib leaves no room for a snapshot to go back to";
                 return Err(self.stop(step, format!("{reason}; {none}")));
             }
@@ -60,20 +60,24 @@ impl Run<'_> {
         let gradients = self.stepper.update(&mut self.state, step, passes, rates, &self.exchange)?;
         let every = self.parts.checked.recipe.guard.vitals_every_updates;
         if every > 0 && self.state.position.update.is_multiple_of(every) {
-            self.take_vitals(&gradients, rates.lr)?;
+            self.take_vitals(step, &gradients, rates.lr)?;
         }
         if !self.guard.is_suspicious() {
-            self.ring.keep(&self.state, &self.guard.normal);
+            self.ring.keep(&self.state, &self.guard.normal, self.parts.comm)?;
         }
         Ok(())
     }
 
     /// Writes down how the parts of the model look in the update just made.
-    fn take_vitals(&mut self, gradients: &Tensor, lr: f64) -> Result<()> {
+    fn take_vitals(&mut self, step: &Step, gradients: &Tensor, lr: f64) -> Result<()> {
         let modules = vitals::measure(&self.state, gradients, lr, &self.stepper.ratios, &self.exchange)?;
         let losses = std::mem::replace(&mut self.losses, Bins::new(self.parts.checked.recipe.test.bins));
         let training = losses.of_all(self.parts.comm)?.means();
-        let vitals = VitalsMetrics { step: self.state.position.cursor, modules, training };
+        let largest = self.parts.comm.gather_numbers(&[self.stepper.largest_logit(step)?])?;
+        let larger = |a: f64, b: f64| if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) };
+        let largest = largest.into_iter().flatten().fold(f64::NEG_INFINITY, larger);
+        let (step, largest_logit) = (self.state.position.cursor, Some(Lossless(largest)));
+        let vitals = VitalsMetrics { step, modules, training, largest_logit };
         self.recorder.record_vitals(&vitals);
         self.emit(Event::Vitals(vitals));
         Ok(())
@@ -83,7 +87,8 @@ impl Run<'_> {
     fn rewind(&mut self, step: &Step, back: u64) -> Result<()> {
         let update = self.state.position.update;
         let snapshot = self.ring.back(update, back).expect("the first snapshot was taken before the first step");
-        snapshot.restore(&mut self.state);
+        let restored = snapshot.restore(&mut self.state);
+        self.parts.comm.all_could(restored)?;
         self.exchange.publish(&self.state.parameters)?;
         self.guard.normal = snapshot.normal.clone();
         pass(&mut self.state, step);
@@ -110,7 +115,9 @@ impl Run<'_> {
     }
 
     /// Writes down what the last steps were; the run does not depend on it.
-    fn black_box(&self, action: &str, reason: &str) -> Result<Option<String>> {
+    fn black_box(&mut self, action: &str, reason: &str) -> Result<Option<String>> {
+        // It names the newest checkpoint, from where its steps can be made again.
+        self.finish_saving()?;
         let comm = self.parts.comm;
         let recipe = self.parts.checked.recipe.to_toml();
         let checkpoint = self.last_saved.as_ref().map(|(_, place)| place.canonicalize().unwrap_or(place.clone()));
@@ -140,21 +147,20 @@ fn check_finite(step: &Step, seen: Observation) -> Result<()> {
     Ok(())
 }
 
-/// How far back the guard's snapshots go, in the memory that they may take.
-pub(crate) fn snapshot_distances(guard: &GuardConfig, snapshot_bytes: u64) -> &[u64] {
-    if !guard.enabled {
-        return &[];
-    }
-    let budget_bytes = (guard.snapshot_gib * f64::from(1 << 30)) as u64;
-    let affordable = snapshots::affordable(&guard.snapshot_updates, snapshot_bytes, budget_bytes);
-    if affordable.len() < guard.snapshot_updates.len() {
+/// How far back the guard's snapshots go, in the memory and on the disk that they may take.
+pub(crate) fn snapshot_distances(guard: &GuardConfig, snapshot_bytes: u64) -> Distances<'_> {
+    let found = Distances::of(guard, snapshot_bytes);
+    let room = found.memory.len() + found.disk.len();
+    if guard.enabled && room < guard.snapshot_updates.len() {
         tracing::warn!(
-            "guard.snapshot_gib = {}: of guard.snapshot_updates = {:?} there is room for {affordable:?}; two snapshots of \
-             {:.1} GiB are kept for each",
+            "guard.snapshot_gib = {} and guard.snapshot_disk_gib = {}: of guard.snapshot_updates = {:?} there is room for \
+             {:?}; two snapshots of {:.1} GiB are kept for each",
             guard.snapshot_gib,
+            guard.snapshot_disk_gib,
             guard.snapshot_updates,
+            &guard.snapshot_updates[..room],
             snapshot_bytes as f64 / f64::from(1 << 30)
         );
     }
-    affordable
+    found
 }

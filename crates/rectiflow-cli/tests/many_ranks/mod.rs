@@ -47,15 +47,24 @@ fn start(recipe: &Path, ranks: usize) -> Vec<Child> {
     (0..ranks).map(one).collect()
 }
 
-fn steps_in(run: &Path) -> usize {
+fn count(run: &Path, event: &str) -> usize {
     let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap_or_default();
-    text.lines().filter(|line| line.contains("\"event\":\"step\"")).count()
+    text.lines().filter(|line| line.contains(&format!("\"event\":\"{event}\""))).count()
+}
+
+fn steps_in(run: &Path) -> usize {
+    count(run, "step")
 }
 
 /// Waits until the run has made so many more steps.
 fn wait_for_steps(run: &Path, before: usize, more: usize, ranks: &mut [Child]) {
+    wait_for("step", run, before + more, ranks);
+}
+
+/// Waits until the run has written so many events of a kind.
+fn wait_for(event: &str, run: &Path, wanted: usize, ranks: &mut [Child]) {
     let end = Instant::now() + PATIENCE;
-    while steps_in(run) < before + more {
+    while count(run, event) < wanted {
         for (rank, child) in ranks.iter_mut().enumerate() {
             if child.try_wait().expect("a rank can be asked").is_some() {
                 let mut message = String::new();
@@ -64,7 +73,7 @@ fn wait_for_steps(run: &Path, before: usize, more: usize, ranks: &mut [Child]) {
                 panic!("rank {rank} ended by itself: {message}");
             }
         }
-        assert!(Instant::now() < end, "the run makes no steps");
+        assert!(Instant::now() < end, "the run writes no {event}");
         thread::sleep(Duration::from_millis(5));
     }
 }
@@ -98,9 +107,11 @@ fn a_dead_or_stopped_rank_is_named_and_the_run_goes_on_with_fewer_or_more() {
     let (recipe, run) = (write_recipe(folder.path(), "faults"), folder.path().join("faults"));
     // (ranks, which of them, what happens to it)
     for (ranks, victim, what) in [(4, 2, "KILL"), (3, 0, "KILL"), (4, 3, "STOP")] {
-        let before = steps_in(&run);
+        let (steps, checkpoints) = (steps_in(&run), count(&run, "checkpoint"));
         let mut all = start(&recipe, ranks);
-        wait_for_steps(&run, before, 7, &mut all);
+        wait_for_steps(&run, steps, 7, &mut all);
+        // It is written while training goes on.
+        wait_for("checkpoint", &run, checkpoints + 1, &mut all);
         signal(&all[victim], what);
         let stopped = all.remove(victim);
         for output in ends(all) {

@@ -126,6 +126,54 @@ fn a_checkpoint_that_cannot_be_written_does_not_stop_training() {
 }
 
 #[test]
+fn a_thread_that_cannot_write_does_not_stop_training() {
+    let fixture = Fixture::new();
+    let checked = fixture.recipe("late", &[]);
+    let unfinished = fixture.checkpoint("late", 8).with_extension("unfinished");
+    let ran = run_with(&checked, Options::default(), |event| {
+        // A folder where the thread's first file should go: seen when training goes on already.
+        if matches!(event, Event::Step(step) if step.step == 7) {
+            fs::create_dir_all(unfinished.join("unet/config.json/occupied")).unwrap();
+        }
+    });
+    assert!(ran.outcome.unwrap().finished);
+    let failed = ran.events.iter().find_map(|event| match event {
+        Event::SaveFailed { step, reason } => Some((*step, reason.clone())),
+        _ => None,
+    });
+    let (step, reason) = failed.expect("a loud warning");
+    assert!(step == 8 && reason.contains("unet/config.json"), "{step} {reason}");
+    assert!(!unfinished.exists(), "the room is given back");
+    assert!(!fixture.checkpoint("late", 8).exists());
+    verify(&fixture.checkpoint("late", 16)).unwrap();
+}
+
+#[test]
+fn a_checkpoint_is_the_state_of_its_step_although_training_goes_on() {
+    let fixture = Fixture::new();
+    let often = [ALL, &["checkpoint.every_steps=2", "checkpoint.keep=100"]].concat();
+    run(&fixture.recipe("behind", &often)).unwrap();
+    run(&fixture.recipe("waiting", &[&often[..], &["checkpoint.in_background=false"]].concat())).unwrap();
+    for step in (2..=16).step_by(2) {
+        verify(&fixture.checkpoint("behind", step)).unwrap();
+        assert_same_tensors(&fixture.checkpoint("behind", step), &fixture.checkpoint("waiting", step));
+    }
+}
+
+#[test]
+fn a_run_that_fails_keeps_the_checkpoint_that_was_being_written() {
+    let fixture = Fixture::new();
+    let checked = fixture.recipe("fails", &["guard.enabled=false"]);
+    let ran = run_spoilt(&checked, |step, samples| {
+        if step == 9 {
+            spoil_with_nan(samples);
+        }
+    });
+    assert!(matches!(ran.outcome, Err(Error::NotFinite { step: 8, .. })), "{:?}", ran.outcome);
+    verify(&fixture.checkpoint("fails", 8)).unwrap();
+}
+
+#[test]
 fn the_newest_are_kept_and_every_so_many_for_ever() {
     let fixture = Fixture::new();
     let keep = ["checkpoint.every_steps=2", "checkpoint.keep=2", "checkpoint.keep_every_steps=6"];
