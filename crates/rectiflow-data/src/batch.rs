@@ -100,6 +100,8 @@ pub(crate) struct Members {
 
 /// The records of a bucket, in row order.
 type Text = Arc<Vec<Record>>;
+/// The same, once they have been read.
+type Held = Arc<Mutex<Option<Text>>>;
 
 /// Reads, draws and tokenises the samples of one split.
 #[derive(Debug)]
@@ -109,7 +111,7 @@ pub(crate) struct Batcher {
     seed: u64,
     tokenizer: &'static Tokenizer,
     /// By data set and bucket.
-    texts: Mutex<HashMap<(u32, u32), Arc<Mutex<Option<Text>>>>>,
+    texts: Mutex<HashMap<(u32, u32), Held>>,
 }
 
 impl Batcher {

@@ -90,11 +90,17 @@ pub fn memory(config: &UNetConfig, parameters: Parameters, settings: &MemorySett
 
 /// Activations and the sum of gradients, beside `others` bytes.
 fn passes(config: &UNetConfig, trained: f64, settings: &MemorySettings, others: f64) -> Vec<Term> {
+    let is_split = settings.sharding != Sharding::None && settings.ranks > 1;
+    let is_sent_each = is_split && settings.sharding == Sharding::Each;
+    // The sum of this rank's part is apart from what is sent.
+    let part = if is_split { 4.0 * trained / settings.ranks as f64 } else { 0.0 };
+    let buckets = if is_sent_each { (BUCKETS_AT_A_TIME * BUCKET_BYTES).min(4.0 * trained) } else { 0.0 };
     let remade = match settings.checkpointing {
         Checkpointing::Off => Remade::All(false),
         Checkpointing::Full => Remade::All(true),
         Checkpointing::Budget => {
-            settings.passes.choose(config, settings.budget_bytes.unwrap_or(0).saturating_sub(others as u64))
+            let others = (others + part + buckets) as u64;
+            settings.passes.choose(config, settings.budget_bytes.unwrap_or(0).saturating_sub(others))
         }
     };
     let what = match &remade {
@@ -103,28 +109,13 @@ fn passes(config: &UNetConfig, trained: f64, settings: &MemorySettings, others: 
         Remade::Some(names) => format!("activations, {} blocks checkpointed", names.len()),
     };
     let bytes = |gradient_bytes| settings.passes.bytes(config, &remade, gradient_bytes) as f64;
-    // The sum of this rank's part, where it is apart from the buckets that are sent.
-    let part = if settings.sharding == Sharding::None || settings.ranks == 1 {
-        0.0
-    } else {
-        4.0 * trained / settings.ranks as f64
-    };
-    match settings.sharding {
+    if is_sent_each {
         // Buckets go as they are complete, and all activations are there beside them.
-        Sharding::Each if settings.ranks > 1 => {
-            let buckets = (BUCKETS_AT_A_TIME * BUCKET_BYTES).min(4.0 * trained);
-            vec![
-                Term { what, bytes: bytes(0) },
-                Term {
-                    what: "gradients, fp32: this rank's part, and buckets on their way".into(),
-                    bytes: part + buckets,
-                },
-            ]
-        }
-        _ => {
-            let what = format!("gradients, fp32, and {what}, the most at a time");
-            vec![Term { what, bytes: bytes(4) + part }]
-        }
+        let gradients = "gradients, fp32: this rank's part, and buckets on their way".into();
+        vec![Term { what, bytes: bytes(0) }, Term { what: gradients, bytes: part + buckets }]
+    } else {
+        let what = format!("gradients, fp32, and {what}, the most at a time");
+        vec![Term { what, bytes: bytes(4) + part }]
     }
 }
 

@@ -22,19 +22,19 @@ fn poisoned_samples_cost_a_guarded_run_their_steps_and_an_unguarded_one_everythi
 
     let poison = |step: u64, samples: &mut _| match step {
         72 | 89 => spoil_with_nan(samples),
-        75 | 82 => scale_latents(samples, 1e4),
+        62 | 68 => scale_latents(samples, 1e4),
         _ => {}
     };
     let guarded = run_spoilt(&fixture.recipe("guarded", LONG), poison);
     assert!(guarded.outcome.as_ref().is_ok_and(|outcome| outcome.finished));
-    assert_eq!(guarded.passed_over(), [72, 75, 82, 89]);
-    assert_eq!(guarded.acts(), [(72, "skip"), (75, "skip"), (82, "skip"), (89, "skip")]);
+    assert_eq!(guarded.passed_over(), [62, 68, 72, 89]);
+    assert_eq!(guarded.acts(), [(62, "skip"), (68, "skip"), (72, "skip"), (89, "skip")]);
     let ratio = guarded.test_loss() / clean.test_loss();
     assert!(ratio < 1.02, "guarded {}, clean {}", guarded.test_loss(), clean.test_loss());
 
     let off = &[LONG, &["guard.enabled=false"]].concat();
     let scaled = |step: u64, samples: &mut _| {
-        if [75, 82].contains(&step) {
+        if [62, 68].contains(&step) {
             scale_latents(samples, 1e4);
         }
     };
