@@ -3,7 +3,7 @@
 //! The vector is cut into buckets of whole tensors, and every bucket into a piece for each rank (`partition`). A rank has
 //! fp32 masters of its pieces alone, and everything that the model calculates with: a buffer for each bucket, in the dtype
 //! of its tensors, that the model's tensors are views of. Whoever changes masters has to bring the buffers up to them
-//! ([`FlatParameters::refresh`], or `exchange` where there are several ranks). In fp32, where one rank has all, the buffers
+//! (`FlatParameters::refresh`, or `exchange` where there are several ranks). In fp32, where one rank has all, the buffers
 //! are views of the masters, and there is one copy of everything.
 //!
 //! Parameters lie in groups, one a component. In each come first those that stay in fp32 in a bf16 model, so that
