@@ -1,6 +1,6 @@
 //! Attention: the one place that knows a kernel.
 //!
-//! All models call [`attend`], which is libtorch's `scaled_dot_product_attention`: flash attention where the device has
+//! All models call `attend`, which is libtorch's `scaled_dot_product_attention`: flash attention where the device has
 //! it; on a processor a kernel of our own where there is no mask (`kernels`). Keys are masked out by minus infinity before the softmax, so a masked token has a weight of
 //! exactly 0 and what it holds does not matter.
 
