@@ -126,10 +126,7 @@ fn describe(measured: &[Measured]) -> String {
 
 /// What one rank does in a step, as it was measured, for the simulator.
 fn work(args: &Args, one: &Measured, dtype: Precision) -> StepWork {
-    let value_bytes = match dtype {
-        Precision::Bf16 => 2.0,
-        Precision::Fp32 => 4.0,
-    };
+    let value_bytes = dtype.value_bytes() as f64;
     let parameters = one.num_parameters as f64;
     StepWork {
         micro_batch_secs: one.passes_secs / args.micro_batches as f64,

@@ -196,7 +196,23 @@ void norm_silu_backward(const Group& group, const T* x, const T* gradient, float
   }
 }
 
-// Attention. A row of scores [m], to be multiplied by `scale` first, becomes one of weights; `out` has `width` >= m numbers,
+// Attention. A row of scores [m] becomes one of exp(score * scale - top); their sum.
+inline double exponentials(float* row, int64_t m, float scale, float top) {
+  double total = 0;
+  Floats part{};
+  for (int64_t i = 0; i < m; i += LANES) {
+    const Floats e = exponential(load(row + i, m - i) * scale - top);
+    store(row + i, e, m - i);
+    if (m - i >= LANES) {
+      part += e;
+    } else {
+      for (int64_t j = 0; j < m - i; ++j) total += e[j];
+    }
+  }
+  return total + sum(part);
+}
+
+// A row of scores [m], to be multiplied by `scale` first, becomes one of weights; `out` has `width` >= m numbers,
 // zero beyond m, and may be the row itself.
 template <typename T>
 void softmax(float* row, int64_t m, float scale, T* out, int64_t width) {
@@ -211,18 +227,7 @@ void softmax(float* row, int64_t m, float scale, T* out, int64_t width) {
   }
   float top = most[0];
   for (int64_t i = 1; i < LANES; ++i) top = std::max(top, most[i]);
-  double total = 0;
-  Floats part{};
-  for (int64_t i = 0; i < m; i += LANES) {
-    const Floats e = exponential(load(row + i, m - i) * scale - top);
-    store(row + i, e, m - i);
-    if (m - i >= LANES) {
-      part += e;
-    } else {
-      for (int64_t j = 0; j < m - i; ++j) total += e[j];
-    }
-  }
-  total += sum(part);
+  const double total = exponentials(row, m, scale, top);
   const float factor = static_cast<float>(1.0 / total);
   for (int64_t i = 0; i < m; i += LANES) store(out + i, load(row + i, m - i) * factor, m - i);
   for (int64_t i = m; i < width; ++i) out[i] = T(0);
@@ -234,18 +239,7 @@ template <typename T>
 float softmax_backward(float* row, const float* gradient, int64_t m, float scale, float delta, T* out, int64_t width) {
   float top = -INFINITY;
   for (int64_t i = 0; i < m; ++i) top = std::max(top, row[i] * scale);
-  double total = 0;
-  Floats part{};
-  for (int64_t i = 0; i < m; i += LANES) {
-    const Floats e = exponential(load(row + i, m - i) * scale - top);
-    store(row + i, e, m - i);
-    if (m - i >= LANES) {
-      part += e;
-    } else {
-      for (int64_t j = 0; j < m - i; ++j) total += e[j];
-    }
-  }
-  total += sum(part);
+  const double total = exponentials(row, m, scale, top);
   const float factor = static_cast<float>(1.0 / total);
   for (int64_t i = 0; i < m; i += LANES)
     store(out + i, load(row + i, m - i) * factor * (load(gradient + i, m - i) - delta), m - i);

@@ -160,16 +160,9 @@ pub struct Passes {
 }
 
 impl Passes {
-    pub(crate) fn activation_bytes(&self) -> u64 {
-        match self.precision {
-            Precision::Fp32 => 4,
-            Precision::Bf16 => 2,
-        }
-    }
-
     fn parts(&self, unet: &UNetConfig) -> Vec<PartCost> {
         let Self { batch, latent: [height, width], tokens, fused, .. } = *self;
-        parts(unet, Load { batch, height, width, tokens, bytes: self.activation_bytes(), fused })
+        parts(unet, Load { batch, height, width, tokens, bytes: self.precision.value_bytes(), fused })
     }
 
     /// What is to be remade so that activations and gradients fit into `room` bytes.
@@ -177,6 +170,15 @@ impl Passes {
         let parts = self.parts(unet);
         let fits = |chosen: &BTreeSet<String>| self.peak(&parts, 4, |part| chosen.contains(&part.name)) <= room;
         Remade::Some(choose(&parts, fits))
+    }
+
+    /// What a run remakes; a budget leaves `room` bytes for activations and gradients.
+    pub(crate) fn remade(&self, unet: &UNetConfig, checkpointing: Checkpointing, room: impl FnOnce() -> u64) -> Remade {
+        match checkpointing {
+            Checkpointing::Off => Remade::All(false),
+            Checkpointing::Full => Remade::All(true),
+            Checkpointing::Budget => self.choose(unet, room()),
+        }
     }
 
     /// The most that activations, and gradients of `gradient_bytes` each, take at a time.
@@ -200,7 +202,7 @@ impl Passes {
     pub fn estimate(&self, unet: &UNetConfig, remade: &Remade) -> Estimate {
         let num_parameters: u64 = self.parts(unet).iter().map(|part| part.num_parameters).sum();
         Estimate {
-            weights: num_parameters * self.activation_bytes(),
+            weights: num_parameters * self.precision.value_bytes(),
             masters: num_parameters * self.master_bytes(),
             moments: num_parameters * 8,
             passes: self.bytes(unet, remade, 4),
@@ -259,15 +261,11 @@ impl Estimate {
             };
             all.with_average(recipe.ema.half_life_samples.is_some()).split(shards, recipe)
         };
-        let remade = match recipe.memory.checkpointing {
-            Checkpointing::Off => Remade::All(false),
-            Checkpointing::Full => Remade::All(true),
-            Checkpointing::Budget => {
-                let none = whole(&Remade::All(false));
-                let others = none.device_bytes(checked.device) - none.passes + apart.passes;
-                passes.choose(&configs.unet, recipe.memory.budget_bytes().unwrap_or(0).saturating_sub(others))
-            }
-        };
+        let remade = passes.remade(&configs.unet, recipe.memory.checkpointing, || {
+            let none = whole(&Remade::All(false));
+            let others = none.device_bytes(checked.device) - none.passes + apart.passes;
+            recipe.memory.budget_bytes().unwrap_or(0).saturating_sub(others)
+        });
         Ok((whole(&remade), remade))
     }
 
@@ -277,13 +275,13 @@ impl Estimate {
         for (component, config) in [(Component::ClipL, &configs.clip_l), (Component::ClipG, &configs.clip_g)] {
             let num_parameters = count(config)?;
             if checked.recipe.train.trains(component) {
-                estimate.weights += num_parameters * passes.activation_bytes();
+                estimate.weights += num_parameters * passes.precision.value_bytes();
                 estimate.masters += num_parameters * passes.master_bytes();
                 estimate.moments += num_parameters * 8;
-                let kept = text_encoder_bytes(config, passes.batch * MOST_TOKENS, passes.activation_bytes());
+                let kept = text_encoder_bytes(config, passes.batch * MOST_TOKENS, passes.precision.value_bytes());
                 estimate.passes += passes.width * kept + 4 * num_parameters;
             } else {
-                estimate.frozen += num_parameters * passes.activation_bytes();
+                estimate.frozen += num_parameters * passes.precision.value_bytes();
             }
         }
         let vae = Vae::new(configs.vae.clone(), Weights::shapes_only())?;

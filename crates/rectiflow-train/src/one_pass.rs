@@ -11,7 +11,7 @@ use std::{ops::Range, thread};
 
 use tch::{Device, Kind, Tensor};
 
-use crate::flat::part;
+use crate::{flat::part, workers};
 
 /// Numbers worked on at a time.
 const PIECE: usize = 1 << 16;
@@ -153,7 +153,7 @@ unsafe fn numbers<'a>(vector: &Tensor) -> &'a mut [f32] {
 
 /// `work` on each piece, by as many threads as libtorch has here.
 fn side_by_side<T: Send>(mut pieces: Vec<T>, work: impl Fn(T) + Sync) {
-    let threads = (tch::get_num_threads().max(1) as usize).min(pieces.len());
+    let threads = workers::threads().min(pieces.len());
     if threads < 2 {
         return pieces.into_iter().for_each(work);
     }

@@ -209,7 +209,7 @@ fn step_work(checked: &Checked, facts: &Facts, question: &Question, work: &RankW
         // A few passes over the rank's part in the GPU's own memory: milliseconds.
         update_secs: 0.0,
         gradient_bytes: 4.0 * parameters,
-        weight_bytes: if checked.recipe.train.dtype == Precision::Bf16 { 2.0 } else { 4.0 } * parameters,
+        weight_bytes: checked.recipe.train.dtype.value_bytes() as f64 * parameters,
         bucket_bytes: BUCKET_BYTES,
     }
 }

@@ -67,7 +67,7 @@ const BUCKETS_AT_A_TIME: f64 = 16.0;
 /// The terms.
 pub fn memory(config: &UNetConfig, parameters: Parameters, settings: &MemorySettings) -> Vec<Term> {
     let (ranks, trained) = (settings.ranks as f64, parameters.trained as f64);
-    let value_bytes = settings.passes.activation_bytes() as f64;
+    let value_bytes = settings.passes.precision.value_bytes() as f64;
     let split = if settings.sharding == Sharding::None { 1.0 } else { ranks };
     let (name, masters) = match settings.passes.precision {
         Precision::Bf16 => ("bf16", 4.0 * trained / split),
@@ -95,14 +95,10 @@ fn passes(config: &UNetConfig, trained: f64, settings: &MemorySettings, others: 
     // The sum of this rank's part is apart from what is sent.
     let part = if is_split { 4.0 * trained / settings.ranks as f64 } else { 0.0 };
     let buckets = if is_sent_each { (BUCKETS_AT_A_TIME * BUCKET_BYTES).min(4.0 * trained) } else { 0.0 };
-    let remade = match settings.checkpointing {
-        Checkpointing::Off => Remade::All(false),
-        Checkpointing::Full => Remade::All(true),
-        Checkpointing::Budget => {
-            let others = (others + part + buckets) as u64;
-            settings.passes.choose(config, settings.budget_bytes.unwrap_or(0).saturating_sub(others))
-        }
-    };
+    let remade = settings.passes.remade(config, settings.checkpointing, || {
+        let others = (others + part + buckets) as u64;
+        settings.budget_bytes.unwrap_or(0).saturating_sub(others)
+    });
     let what = match &remade {
         Remade::All(false) => "activations of all blocks".to_owned(),
         Remade::All(true) => "inputs of checkpointed blocks, and the one that is worked on".to_owned(),

@@ -33,6 +33,14 @@ pub enum Precision {
 }
 
 impl Precision {
+    /// Bytes of a value that is calculated with.
+    pub fn value_bytes(self) -> u64 {
+        match self {
+            Self::Fp32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+
     /// The dtype that the model calculates with a parameter in, by the parameter's name in diffusers' layout.
     pub(crate) fn kind_of(self, name: &str) -> Kind {
         match self {

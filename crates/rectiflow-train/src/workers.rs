@@ -51,7 +51,7 @@ pub(crate) fn count(device: Device, tasks: usize) -> usize {
 }
 
 /// libtorch's threads.
-fn threads() -> usize {
+pub(crate) fn threads() -> usize {
     tch::get_num_threads().max(1) as usize
 }
 
