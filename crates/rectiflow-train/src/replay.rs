@@ -20,7 +20,7 @@ use crate::{
     model,
     opening::{fresh_state, open_sources},
     state::TrainState,
-    step::{Passes, Rates, Stepper, pass},
+    step::{Passes, Rates, Stepper},
 };
 
 /// A step that was made again.
@@ -134,7 +134,7 @@ fn make(
     if wrong.is_none() {
         let _gradients = stepper.update(state, step, passes, Rates { norm, lr }, &exchange)?;
     } else {
-        pass(state, step);
+        state.position.cursor = step.step + 1;
     }
     let replayed = Replayed { step: step.step, loss, gradient_norm, seen: None, wrong, worst };
     Ok(Again { replayed, ends })

@@ -76,6 +76,7 @@ impl Snapshot {
             }
         }
         state.position.update = self.position.update;
+        state.position.samples = self.position.samples;
         Ok(())
     }
 }

@@ -18,7 +18,8 @@ pub struct Position {
     pub cursor: u64,
     /// Updates made. It falls behind the cursor where batches are passed over.
     pub update: u64,
-    /// Samples in the steps passed.
+    /// Samples that these updates were made of. The learning rate and the end of the run go by it: what is passed over
+    /// or undone by a rewind is made up for with the samples that follow.
     pub samples: u64,
 }
 
@@ -64,8 +65,9 @@ impl TrainState {
         parts
     }
 
-    /// Notes that the guard passed over the steps `steps`.
+    /// Goes on behind the steps `steps`, and notes that the guard passed over them.
     pub(crate) fn pass_over(&mut self, mut steps: Range<u64>) {
+        self.position.cursor = steps.end;
         // A rewind may reach behind earlier ranges.
         while let Some(last) = self.passed_over.pop_if(|last| last.end >= steps.start) {
             steps = steps.start.min(last.start)..steps.end.max(last.end);

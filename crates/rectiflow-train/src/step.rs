@@ -169,13 +169,15 @@ impl<'a> Stepper<'a> {
         if gradient_norm > norm {
             gradients *= norm / gradient_norm;
         }
-        state.position.update += 1;
+        let position = &mut state.position;
+        position.update += 1;
+        position.samples += step.num_samples;
+        position.cursor = step.step + 1;
         let parts = state.parts(lr, &self.ratios);
         let masters = state.parameters.masters.shallow_clone();
         let total = |excess: &[f64]| exchange.total(excess);
         state.optimizer.update(&masters, &gradients, &parts, &self.workers, &total)?;
         exchange.publish(&state.parameters)?;
-        pass(state, step);
         let keep = self.ema.keep(step.num_samples, state.position.samples);
         if let (Some(average), Some(keep)) = (&state.average, keep) {
             ema::follow(average, &masters, keep, &self.workers);
@@ -249,12 +251,6 @@ fn noise(seed: u64, [cursor, slot]: [u64; 2], size: &[i64; 4], offset: f64) -> T
         noise += initial_noise(key, &[size[0], size[1], 1, 1]) * offset;
     }
     noise
-}
-
-/// Counts a step as passed, whether or not it was applied.
-pub(crate) fn pass(state: &mut TrainState, step: &Step) {
-    state.position.cursor = step.step + 1;
-    state.position.samples += step.num_samples;
 }
 
 /// An fp32 vector of any device as numbers.

@@ -13,7 +13,7 @@ use crate::{
     run::Run,
     snapshots::Distances,
     state::Position,
-    step::{Passes, Rates, pass},
+    step::{Passes, Rates},
     stopped, vitals,
 };
 
@@ -36,7 +36,6 @@ impl Run<'_> {
             }
             Verdict::Skip { reason } => {
                 let black_box = self.black_box("skip", &reason)?;
-                pass(&mut self.state, step);
                 self.state.pass_over(step.step..step.step + 1);
                 self.emit_guard("skip", reason, black_box);
                 return Ok(false);
@@ -91,7 +90,6 @@ impl Run<'_> {
         self.parts.comm.all_could(restored)?;
         self.exchange.publish(&self.state.parameters)?;
         self.guard.normal = snapshot.normal.clone();
-        pass(&mut self.state, step);
         self.state.pass_over(snapshot.position.cursor..step.step + 1);
         Ok(())
     }
@@ -103,7 +101,7 @@ impl Run<'_> {
             Ok(black_box) => black_box,
             Err(error) => return error,
         };
-        pass(&mut self.state, step);
+        self.state.position.cursor = step.step + 1;
         self.emit_guard("stop", reason.clone(), black_box);
         let secs = self.began.elapsed().as_secs_f64();
         self.emit(Event::End { step: self.state.position.cursor, reason: "stopped".to_owned(), secs });
