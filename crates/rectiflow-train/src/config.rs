@@ -183,7 +183,8 @@ pub enum TextEncoders {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TrainConfig {
-    /// Samples to train on in all, repetitions counted. The run ends with the first step that reaches it.
+    /// Samples to train on in all, repetitions counted, those that the guard passed over or undid not: they are made up for.
+    /// The run ends with the first step that reaches it.
     pub samples: u64,
     /// Samples a micro-batch: what is in memory at once, all of one bucket.
     pub micro_batch: usize,

@@ -150,7 +150,7 @@ pub struct VitalsMetrics {
 pub struct StepMetrics {
     /// Steps done, this one included.
     pub step: u64,
-    /// Samples seen, this step's included.
+    /// Samples that updates were made of, this step's included if it was applied. A rewind lowers it.
     pub samples: u64,
     /// Epoch in which the step begins, from 0.
     pub epoch: u64,
@@ -223,7 +223,7 @@ fn is_yes(value: &bool) -> bool {
 pub struct TestMetrics {
     /// Steps done.
     pub step: u64,
-    /// Samples seen.
+    /// Samples that updates were made of.
     pub samples: u64,
     /// Mean over all test samples.
     #[serde(with = "lossless")]

@@ -92,7 +92,6 @@ impl Constants {
     }
 
     /// One piece; the four slices have one length.
-    #[inline(never)]
     fn update(self, values: &mut [f32], mean: &mut [f32], mean_square: &mut [f32], gradients: &[f32]) {
         let elements = values.iter_mut().zip(mean).zip(mean_square).zip(gradients);
         for (((value, mean), square), &gradient) in elements {
