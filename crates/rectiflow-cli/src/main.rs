@@ -73,6 +73,7 @@ enum Command {
 fn main() -> ExitCode {
     let Cli { json, command } = Cli::parse();
     log::start();
+    rectiflow_sdxl::allocator::pack_tensors();
     match run(command) {
         Ok(answer) => answer.print(json),
         Err(error) => answer::fail(&error, json),

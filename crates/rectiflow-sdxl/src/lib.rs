@@ -6,6 +6,7 @@
 //!
 //! Nothing here opens a socket or knows a data set. Only `attention` knows kernels.
 
+pub mod allocator;
 pub mod attention;
 pub mod autograd;
 pub mod brownian;

@@ -6,6 +6,7 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::{
+    allocator::empty_gaps,
     attention::{Attention, Mask},
     config::VaeConfig,
     error::{Error, Result},
@@ -108,7 +109,10 @@ impl Vae {
             }
             self.decoder.forward(&latents)
         };
-        calculate().map_err(Error::torch(format!("VAE decoding of {:?}", latents.size())))
+        let pictures = calculate().map_err(Error::torch(format!("VAE decoding of {:?}", latents.size())))?;
+        // It took several times what a UNet takes.
+        empty_gaps();
+        Ok(pictures)
     }
 }
 

@@ -21,9 +21,9 @@ use crate::{
     comm::{Collective, Comm, Pending},
     ema,
     error::Result,
-    flat::{FlatParameters, part},
+    flat::FlatParameters,
+    gradient_vector::GradientVector,
     launch::Sharding,
-    one_pass::square_norm,
     reduce::{Reduced, Reducer},
     state::TrainState,
     step::{Passes, Summed},
@@ -48,8 +48,10 @@ pub(crate) struct Exchange<'a> {
 /// The gradients of a step, as far as this rank keeps their sum.
 #[derive(Debug)]
 pub(crate) struct StepGradients {
-    /// Where ranks split the sum, what this one owns of it, fp32; else `[n]`, once all micro-batches are done.
-    vector: Option<Tensor>,
+    /// Where ranks split the sum, what this one owns of it, `[k]` fp32.
+    own: Option<Tensor>,
+    /// Where they do not, the sum, once all micro-batches are done.
+    whole: Option<GradientVector>,
     rounds: usize,
     /// The buckets in the order in which they came to be complete in the last round that had micro-batches.
     order: Vec<usize>,
@@ -118,7 +120,8 @@ impl<'a> Exchange<'a> {
 
     /// An empty sum.
     pub(crate) fn begin(&self, parameters: &FlatParameters) -> StepGradients {
-        StepGradients { vector: self.splits().then(|| parameters.masters.zeros_like()), rounds: 0, order: Vec::new() }
+        let own = self.splits().then(|| parameters.masters.zeros_like());
+        StepGradients { own, whole: None, rounds: 0, order: Vec::new() }
     }
 
     /// Sums up the gradients of so many micro-batches, which `work` makes, over all ranks: each bucket is on its way as
@@ -134,7 +137,7 @@ impl<'a> Exchange<'a> {
         if self.comm.rank().ranks == 1 {
             parameters.gradients.begin(micro_batches, None);
             work()?;
-            sum.vector = Some(parameters.gradients.finish());
+            sum.whole = Some(parameters.gradients.finish());
             return Ok(());
         }
         let (listener, complete) = mpsc::channel();
@@ -146,14 +149,14 @@ impl<'a> Exchange<'a> {
             buckets: parameters.gradients.complete_buckets(),
             order: self.order_of(parameters),
             complete,
-            own: sum.vector.as_ref().filter(|_| self.splits()).map(Tensor::shallow_clone),
+            own: sum.own.as_ref().map(Tensor::shallow_clone),
         };
         let reduced = self.beside(reducer, parameters, work)?;
         if micro_batches > 0 {
             sum.order = reduced.order;
         }
         if !self.splits() {
-            sum.vector = Some(parameters.gradients.finish());
+            sum.whole = Some(parameters.gradients.finish());
         }
         Ok(())
     }
@@ -203,17 +206,18 @@ impl<'a> Exchange<'a> {
             self.round_of(&mut gradients, parameters, 0, &mut || Ok(()))?;
         }
         self.learn_order(&gradients.order)?;
-        let gradients = gradients.vector.expect("all micro-batches are done");
-        let groups = if parameters.groups.len() > 1 { &parameters.groups[..] } else { &[] };
-        let mut numbers = vec![square_norm(&gradients)];
-        numbers.extend(groups.iter().map(|group| square_norm(&part(&gradients, &parameters.own_part(&group.range)))));
+        let own = gradients.own.map(|own| GradientVector::new([own]));
+        let gradients = own.or(gradients.whole).expect("all micro-batches are done");
+        let groups = &parameters.groups;
+        let mut numbers: Vec<f64> =
+            groups.iter().map(|group| gradients.square_norm(&parameters.own_part(&group.range))).collect();
         let Word { stop, is_written, busy } = word;
         numbers.extend([loss, f64::from(u8::from(stop)), f64::from(u8::from(!is_written)), busy]);
         let all = self.comm.gather_numbers(&numbers)?;
         let total = |at: usize| all.iter().map(|numbers| numbers[at]).sum::<f64>();
         // Where nothing is split, all ranks have the same gradient.
         let square = |at: usize| if self.splits() { total(at) } else { all[0][at] };
-        let at = groups.len() + 1;
+        let at = groups.len();
         let together = Together {
             stop: total(at + 1) > 0.0,
             is_written: total(at + 2) == 0.0,
@@ -221,8 +225,8 @@ impl<'a> Exchange<'a> {
         };
         let passes = Passes {
             loss: total(at),
-            gradient_norm: square(0).sqrt(),
-            norm_by_group: (1..at).map(|at| square(at).sqrt()).collect(),
+            gradient_norm: (0..at).map(square).sum::<f64>().sqrt(),
+            norm_by_group: if at > 1 { (0..at).map(|at| square(at).sqrt()).collect() } else { Vec::new() },
             samples,
             gradients,
         };

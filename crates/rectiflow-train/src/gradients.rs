@@ -4,9 +4,9 @@
 //! it, so that no micro-batch's gradients are ever in memory together. Micro-batches run side by side on a CPU, and a
 //! sum depends on its order: a gradient that comes before those of earlier micro-batches waits for them.
 //!
-//! Where one rank owns all parameters, all buckets are views of one vector. Where several do, each bucket has memory of its
-//! own, from its first gradient until it has been reduced, laid out in equal pieces as it is sent; and whoever listens is
-//! told which bucket has all its gradients, while the backward pass goes on.
+//! Each bucket has memory of its own, from its first gradient on. Where one rank owns all parameters, the buckets are the
+//! vector. Where several do, a bucket is laid out in equal pieces as it is sent, and freed when it has been reduced; whoever
+//! listens is told which bucket has all its gradients, while the backward pass goes on.
 
 use std::{
     cell::Cell,
@@ -25,6 +25,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 use crate::{
     error::{Error, Result},
     flat::{Slice, part},
+    gradient_vector::GradientVector,
     partition::Partition,
 };
 
@@ -43,8 +44,8 @@ pub(crate) struct GradientSum {
 #[derive(Debug)]
 struct Shared {
     device: Device,
-    /// Where all buckets are views of one vector: its elements, and between `begin` and `finish` the vector.
-    whole: Option<(i64, Mutex<Option<Tensor>>)>,
+    /// Whether one rank owns all parameters: buckets stay until `finish` then.
+    is_whole: bool,
     buckets: Vec<Mutex<Sum>>,
     places: Vec<Mutex<Place>>,
     /// Micro-batches that are summed up.
@@ -110,7 +111,7 @@ impl GradientSum {
         }
         let shared = Arc::new(Shared {
             device: leaves.first().map_or(Device::Cpu, Tensor::device),
-            whole: (partition.ranks() == 1).then(|| (partition.len(), Mutex::new(None))),
+            is_whole: partition.ranks() == 1,
             buckets,
             places,
             expected: AtomicUsize::new(0),
@@ -126,10 +127,10 @@ impl GradientSum {
         Self { shared, _sinks: sinks }
     }
 
-    /// Begins a new sum over so many micro-batches. Its memory is written, and on a CPU taken, as gradients come.
+    /// Begins a new sum over so many micro-batches. Its memory is taken as gradients come.
     /// `listener` is told of every bucket that is complete.
     pub(crate) fn begin(&self, micro_batches: usize, listener: Option<Sender<usize>>) {
-        let Shared { device, whole, buckets, places, expected, .. } = &*self.shared;
+        let Shared { buckets, places, expected, .. } = &*self.shared;
         expected.store(micro_batches, Ordering::SeqCst);
         for place in places {
             let mut place = place.lock().expect(UNPOISONED);
@@ -139,9 +140,6 @@ impl GradientSum {
         for bucket in buckets {
             let mut sum = bucket.lock().expect(UNPOISONED);
             (sum.memory, sum.missing, sum.is_taken) = (None, sum.places.len(), false);
-        }
-        if let Some((len, vector)) = whole {
-            *vector.lock().expect(UNPOISONED) = Some(Tensor::empty([*len], (Kind::Float, *device)));
         }
         *self.shared.listener.lock().expect(UNPOISONED) = listener;
         if micro_batches == 0 {
@@ -174,10 +172,12 @@ impl GradientSum {
     }
 
     /// The sum `[n]` of all micro-batches since [`Self::begin`], where one rank owns all parameters.
-    pub(crate) fn finish(&self) -> Tensor {
-        (0..self.shared.buckets.len()).for_each(|bucket| drop(self.shared.take(bucket)));
-        let (_, vector) = self.shared.whole.as_ref().expect("one rank owns all parameters");
-        vector.lock().expect(UNPOISONED).take().expect("a sum was begun")
+    pub(crate) fn finish(&self) -> GradientVector {
+        let Shared { is_whole, buckets, .. } = &*self.shared;
+        assert!(is_whole, "several ranks own the parameters");
+        let sums: Vec<Tensor> = (0..buckets.len()).map(|bucket| self.shared.take(bucket)).collect();
+        buckets.iter().for_each(|bucket| bucket.lock().expect(UNPOISONED).memory = None);
+        GradientVector::new(sums)
     }
 }
 
@@ -254,19 +254,17 @@ impl Shared {
     /// The memory of a bucket's sum. What is in there is arbitrary until it is written.
     fn memory(&self, bucket: usize) -> Tensor {
         let mut sum = self.buckets[bucket].lock().expect(UNPOISONED);
-        let Sum { range, len, memory, .. } = &mut *sum;
-        let make = || match &self.whole {
-            Some((_, vector)) => part(vector.lock().expect(UNPOISONED).as_ref().expect("a sum was begun"), range),
-            None => Tensor::empty([*len], (Kind::Float, self.device)),
-        };
-        memory.get_or_insert_with(make).shallow_clone()
+        let len = sum.len;
+        sum.memory.get_or_insert_with(|| Tensor::empty([len], (Kind::Float, self.device))).shallow_clone()
     }
 
     fn take(&self, bucket: usize) -> Tensor {
         let memory = self.memory(bucket);
         let (places, filled, len) = {
             let mut sum = self.buckets[bucket].lock().expect(UNPOISONED);
-            sum.memory = None;
+            if !self.is_whole {
+                sum.memory = None;
+            }
             if std::mem::replace(&mut sum.is_taken, true) {
                 return memory;
             }
@@ -322,7 +320,7 @@ mod tests {
         for (micro_batch, factor) in [256.0, 1.0].into_iter().enumerate() {
             sum.add(micro_batch, &(&leaves[0] * factor).sum(Kind::Float)).unwrap();
         }
-        assert_eq!(numbers(&sum.finish()), [257.0, 257.0, 0.0, 0.0], "and what had no gradient is 0");
+        assert_eq!(numbers(&sum.finish().joined()), [257.0, 257.0, 0.0, 0.0], "and what had no gradient is 0");
         assert!(leaves.iter().all(|leaf| !leaf.grad().defined()));
     }
 
@@ -337,7 +335,7 @@ mod tests {
             for micro_batch in order {
                 sum.add(micro_batch, &(&leaves[0] * factors[micro_batch]).sum(Kind::Float)).unwrap();
             }
-            sums.push(numbers(&sum.finish()));
+            sums.push(numbers(&sum.finish().joined()));
         }
         assert_eq!(sums, vec![vec![1.0, 1.0, 0.0, 0.0]; 3]);
     }
@@ -349,7 +347,7 @@ mod tests {
         sum.begin(2, None);
         sum.add(1, &leaves[0].sum(Kind::Float)).unwrap();
         sum.add(0, &leaves[1].sum(Kind::Float)).unwrap();
-        assert_eq!(numbers(&sum.finish()), [1.0, 1.0, 1.0, 1.0]);
+        assert_eq!(numbers(&sum.finish().joined()), [1.0, 1.0, 1.0, 1.0]);
     }
 
     #[test]

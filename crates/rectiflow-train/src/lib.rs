@@ -26,6 +26,7 @@ mod exchange;
 pub mod findings;
 pub mod flat;
 pub mod gallery;
+mod gradient_vector;
 mod gradients;
 pub mod guard;
 pub mod hardware;

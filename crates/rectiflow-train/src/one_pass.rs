@@ -7,11 +7,11 @@
 //!
 //! Nothing here depends on the number of threads: pieces have a fixed size, and their sums are added in order.
 
-use std::{ops::Range, thread};
+use std::thread;
 
 use tch::{Device, Kind, Tensor};
 
-use crate::{flat::part, workers};
+use crate::workers;
 
 /// Numbers worked on at a time.
 const PIECE: usize = 1 << 16;
@@ -39,18 +39,16 @@ pub(crate) struct Vectors<'a> {
 }
 
 impl AdamW {
-    /// Updates these elements of values and moments; `false`, and nothing done, where they are not in a processor's memory.
-    pub(crate) fn update(&self, vectors: Vectors<'_>, range: &Range<i64>) -> bool {
+    /// Updates values and moments; `false`, and nothing done, where they are not in a processor's memory.
+    pub(crate) fn update(&self, vectors: Vectors<'_>) -> bool {
         let Vectors { values, mean, mean_square, gradients } = vectors;
-        let all = [values, mean, mean_square, gradients];
-        if !all.into_iter().all(is_plain) {
+        if ![values, mean, mean_square, gradients].into_iter().all(is_plain) {
             return false;
         }
-        let [values, mean, mean_square, gradients] = all.map(|vector| part(vector, range));
         // SAFETY: four vectors of their own, which nobody else uses during an update; this call ends before they do.
-        let (values, mean, mean_square) = unsafe { (numbers(&values), numbers(&mean), numbers(&mean_square)) };
+        let (values, mean, mean_square) = unsafe { (numbers(values), numbers(mean), numbers(mean_square)) };
         // SAFETY: as above, and only read.
-        let gradients: &[f32] = unsafe { numbers(&gradients) };
+        let gradients: &[f32] = unsafe { numbers(gradients) };
         let pieces = values
             .chunks_mut(PIECE)
             .zip(mean.chunks_mut(PIECE))
@@ -195,9 +193,10 @@ mod tests {
             tch::set_num_threads(threads);
             let [values, mean, mean_square, gradients] = [0.1, 0.2, 0.3, 0.4].map(numbers);
             let mean_square = mean_square.square();
-            let vectors = Vectors { values: &values, mean: &mean, mean_square: &mean_square, gradients: &gradients };
+            let [a, b, c, d] = [&values, &mean, &mean_square, &gradients].map(|vector| vector.narrow(0, 7, 399_992));
+            let vectors = Vectors { values: &a, mean: &b, mean_square: &c, gradients: &d };
             let adamw = AdamW { beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.1, rate: 1e-3, update: 3 };
-            assert!(adamw.update(vectors, &(7..399_999)));
+            assert!(adamw.update(vectors));
             (norm(&gradients), [values, mean, mean_square])
         };
         let before = tch::get_num_threads();
@@ -205,6 +204,6 @@ mod tests {
         tch::set_num_threads(before);
         assert!(alone.0 == together.0);
         assert!(alone.1.iter().zip(&together.1).all(|(a, b)| a.equal(b)));
-        assert!(alone.1[0].double_value(&[6]) == numbers(0.1).double_value(&[6]), "what is not in the range stays");
+        assert!(alone.1[0].double_value(&[6]) == numbers(0.1).double_value(&[6]), "what is beside it stays");
     }
 }

@@ -14,6 +14,7 @@ use tch::{Kind, Tensor, no_grad};
 use crate::{
     error::Result,
     flat::part,
+    gradient_vector::{Chunk, GradientVector},
     one_pass::{AdamW, Vectors},
     workers::{Shared, Workers},
 };
@@ -109,7 +110,7 @@ impl Optimizer {
     pub(crate) fn update(
         &mut self,
         values: &Tensor,
-        gradients: &Tensor,
+        gradients: &GradientVector,
         parts: &[Part],
         workers: &Workers,
         total: &dyn Fn(&[f64]) -> Result<Vec<f64>>,
@@ -117,25 +118,31 @@ impl Optimizer {
         if !self.works_by_tensor() && self.update_in_one_pass(values, gradients, parts) {
             return Ok(());
         }
-        let chunks: Vec<(usize, Range<i64>)> =
-            parts.iter().enumerate().flat_map(|(index, part)| chunks(&part.range).map(move |at| (index, at))).collect();
+        let chunks: Vec<(usize, Chunk)> = parts
+            .iter()
+            .enumerate()
+            .flat_map(|(index, part)| gradients.chunks(&part.range).map(move |chunk| (index, chunk)))
+            .collect();
+        let indices: Vec<usize> = (0..chunks.len()).collect();
         // SAFETY: each worker reads and writes the elements of its own chunks, and chunks do not overlap.
-        let shared = unsafe { Shared::new((&*self, values, gradients)) };
+        let shared = unsafe { Shared::new((&*self, values, &chunks[..])) };
         if !self.works_by_tensor() {
-            workers.map(&chunks, |(index, chunk)| {
-                let (optimizer, values, gradients) = shared.get();
+            workers.map(&indices, |&at| {
+                let (optimizer, values, chunks) = shared.get();
+                let (index, chunk) = &chunks[at];
                 no_grad(|| {
-                    optimizer.advance(gradients, chunk);
-                    optimizer.apply(values, &parts[*index], chunk, parts[*index].rate);
+                    optimizer.advance(chunk);
+                    optimizer.apply(values, &parts[*index], &chunk.range, parts[*index].rate);
                 });
             });
             return Ok(());
         }
-        let excess = workers.map(&chunks, |(index, chunk)| {
-            let (optimizer, _, gradients) = shared.get();
+        let excess = workers.map(&indices, |&at| {
+            let (optimizer, _, chunks) = shared.get();
+            let (index, chunk) = &chunks[at];
             no_grad(|| {
-                optimizer.advance(gradients, chunk);
-                optimizer.excess(gradients, &parts[*index], chunk)
+                optimizer.advance(chunk);
+                optimizer.excess(chunk, &parts[*index])
             })
         });
         let mut rates: Vec<f64> = vec![0.0; parts.len()];
@@ -147,39 +154,42 @@ impl Optimizer {
             let rms = (*rate / part.whole as f64).sqrt();
             *rate = part.rate / rms.max(1.0);
         }
-        workers.map(&chunks, |(index, chunk)| {
-            let (optimizer, values, _) = shared.get();
-            no_grad(|| optimizer.apply(values, &parts[*index], chunk, rates[*index]));
+        workers.map(&indices, |&at| {
+            let (optimizer, values, chunks) = shared.get();
+            let (index, chunk) = &chunks[at];
+            no_grad(|| optimizer.apply(values, &parts[*index], &chunk.range, rates[*index]));
         });
         Ok(())
     }
 
     /// AdamW where one pass over memory does it.
-    fn update_in_one_pass(&self, values: &Tensor, gradients: &Tensor, parts: &[Part]) -> bool {
+    fn update_in_one_pass(&self, values: &Tensor, gradients: &GradientVector, parts: &[Part]) -> bool {
         let OptimizerConfig { beta1, beta2, eps, weight_decay, .. } = self.config;
-        let vectors = Vectors { values, mean: &self.mean, mean_square: &self.mean_square, gradients };
-        parts.iter().all(|part| {
-            let Part { range, rate, update, .. } = part;
-            AdamW { beta1, beta2, eps, weight_decay, rate: *rate, update: *update }.update(vectors, range)
+        parts.iter().all(|of| {
+            let adamw = AdamW { beta1, beta2, eps, weight_decay, rate: of.rate, update: of.update };
+            gradients.over(&of.range).all(|(range, gradients)| {
+                let [values, mean, mean_square] =
+                    [values, &self.mean, &self.mean_square].map(|vector| part(vector, &range));
+                adamw.update(Vectors { values: &values, mean: &mean, mean_square: &mean_square, gradients: &gradients })
+            })
         })
     }
 
     /// Takes gradients into both moments.
-    fn advance(&self, gradients: &Tensor, chunk: &Range<i64>) {
+    fn advance(&self, Chunk { range, gradient }: &Chunk) {
         let OptimizerConfig { beta1, beta2, .. } = self.config;
-        let gradient = part(gradients, chunk);
-        let (mut mean, mut mean_square) = (part(&self.mean, chunk), part(&self.mean_square, chunk));
-        let _ = mean.lerp_(&gradient, 1.0 - beta1);
+        let (mut mean, mut mean_square) = (part(&self.mean, range), part(&self.mean_square, range));
+        let _ = mean.lerp_(gradient, 1.0 - beta1);
         mean_square *= beta2;
         mean_square += gradient.square() * (1.0 - beta2);
     }
 
     /// Sum over a chunk of `g^2 / max(v, eps^2)`, with the second moment after this update and corrected for its start at zero.
-    pub(crate) fn excess(&self, gradients: &Tensor, of: &Part, chunk: &Range<i64>) -> f64 {
+    pub(crate) fn excess(&self, Chunk { range, gradient }: &Chunk, of: &Part) -> f64 {
         let OptimizerConfig { beta2, eps, .. } = self.config;
         let correction = 1.0 - beta2.powf(of.update as f64);
-        let mean_square = (part(&self.mean_square, chunk) / correction).clamp_min(eps * eps);
-        (part(gradients, chunk).square() / mean_square).sum(Kind::Double).double_value(&[])
+        let mean_square = (part(&self.mean_square, range) / correction).clamp_min(eps * eps);
+        (gradient.square() / mean_square).sum(Kind::Double).double_value(&[])
     }
 
     /// Changes values by both moments.
@@ -225,7 +235,8 @@ mod tests {
 
     /// An update by a rank alone.
     fn update(optimizer: &mut Optimizer, values: &Tensor, gradients: &Tensor, parts: &[Part]) {
-        optimizer.update(values, gradients, parts, &workers(), &|own| Ok(own.to_vec())).expect("nothing is exchanged");
+        let gradients = GradientVector::new([gradients.shallow_clone()]);
+        optimizer.update(values, &gradients, parts, &workers(), &|own| Ok(own.to_vec())).expect("nothing is exchanged");
     }
 
     /// torch.optim.AdamW of torch 2.13.0, by scripts/golden/adamw.py, or StableAdamW as scripts/golden/stable_adamw.py

@@ -15,7 +15,6 @@ use tch::{Device, Kind, Tensor};
 use crate::{
     error::{Error, Result},
     flat::FlatParameters,
-    one_pass,
     optim::{Optimizer, OptimizerConfig, Part},
     precision::Precision,
     workers::{Shared, Workers},
@@ -137,11 +136,11 @@ pub fn rehearse(unet: &UNet, input: &Input, settings: &Settings, observe: &mut d
         let began = Instant::now();
         let loss = accumulate(unet, &parameters, &inputs, &workers)?;
         let mut gradients = parameters.gradients.finish();
-        let norm = one_pass::square_norm(&gradients).sqrt();
-        if norm > settings.clip_norm {
-            gradients *= settings.clip_norm / norm;
-        }
         let whole = parameters.num_parameters();
+        let norm = gradients.square_norm(&(0..whole)).sqrt();
+        if norm > settings.clip_norm {
+            gradients.scale(settings.clip_norm / norm);
+        }
         let part = Part { range: 0..whole, whole, rate: settings.lr, update: step as u64 + 1 };
         let alone = |own: &[f64]| Ok(own.to_vec());
         optimizer.update(&parameters.masters, &gradients, &[part], &workers, &alone)?;

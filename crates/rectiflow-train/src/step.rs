@@ -24,6 +24,7 @@ use crate::{
     error::Result,
     exchange::{Exchange, StepGradients},
     flat::FlatParameters,
+    gradient_vector::GradientVector,
     lr::LrRatios,
     repeated::Repeated,
     state::TrainState,
@@ -66,7 +67,7 @@ pub(crate) struct Passes {
     /// Time and loss of each sample that this rank worked on, in the order of its micro-batches.
     pub(crate) samples: Vec<(f64, f32)>,
     /// The gradient of what this rank updates.
-    pub(crate) gradients: Tensor,
+    pub(crate) gradients: GradientVector,
 }
 
 /// How far an update goes.
@@ -163,11 +164,11 @@ impl<'a> Stepper<'a> {
         passes: Passes,
         Rates { norm, lr }: Rates,
         exchange: &Exchange,
-    ) -> Result<Tensor> {
+    ) -> Result<GradientVector> {
         let Passes { gradient_norm, mut gradients, .. } = passes;
         let norm = norm.min(self.clip_norm);
         if gradient_norm > norm {
-            gradients *= norm / gradient_norm;
+            gradients.scale(norm / gradient_norm);
         }
         let position = &mut state.position;
         position.update += 1;

@@ -19,9 +19,10 @@ use crate::{
     error::Result,
     exchange::Exchange,
     flat::{Slice, part},
+    gradient_vector::GradientVector,
     lr::LrRatios,
     metrics::lossless,
-    optim::{Part, chunks},
+    optim::Part,
     state::TrainState,
 };
 
@@ -44,7 +45,7 @@ pub struct Vitals {
 /// Takes the vital signs of the update that was just made at rate `lr` from `gradients`, those of this rank's elements.
 pub(crate) fn measure(
     state: &TrainState,
-    gradients: &Tensor,
+    gradients: &GradientVector,
     lr: f64,
     ratios: &LrRatios,
     exchange: &Exchange,
@@ -72,16 +73,16 @@ pub(crate) fn measure(
 const NUM_SUMS: usize = 4;
 
 /// Sums over a part of this rank's elements: g^2, g^2 / v, update^2, weight^2.
-fn sums(state: &TrainState, gradients: &Tensor, of: &Part) -> [f64; NUM_SUMS] {
+fn sums(state: &TrainState, gradients: &GradientVector, of: &Part) -> [f64; NUM_SUMS] {
     let masters = &state.parameters.masters;
     let square_sum = |tensor: &Tensor| tensor.square().sum(Kind::Double).double_value(&[]);
     let mut sums = [0.0; NUM_SUMS];
-    for chunk in chunks(&of.range) {
+    for chunk in gradients.chunks(&of.range) {
         let seen = [
-            square_sum(&part(gradients, &chunk)),
-            state.optimizer.excess(gradients, of, &chunk),
-            square_sum(&state.optimizer.step(of, &chunk, of.rate)),
-            square_sum(&part(masters, &chunk)),
+            square_sum(&chunk.gradient),
+            state.optimizer.excess(&chunk, of),
+            square_sum(&state.optimizer.step(of, &chunk.range, of.rate)),
+            square_sum(&part(masters, &chunk.range)),
         ];
         sums.iter_mut().zip(seen).for_each(|(sum, seen)| *sum += seen);
     }
@@ -184,8 +185,9 @@ mod tests {
         let parts = state.parts(lr, &ratios);
         let total = |own: &[f64]| Ok(own.to_vec());
         let workers = Workers::new(Device::Cpu, 1);
-        state.optimizer.update(&state.parameters.masters, &gradients, &parts, &workers, &total).unwrap();
-        let vitals = measure(&state, &gradients, lr, &ratios, &exchange).unwrap();
+        let vector = |factor: f64| GradientVector::new([&gradients * factor]);
+        state.optimizer.update(&state.parameters.masters, &vector(1.0), &parts, &workers, &total).unwrap();
+        let vitals = measure(&state, &vector(1.0), lr, &ratios, &exchange).unwrap();
         assert_eq!(
             vitals.iter().map(|vitals| &vitals.module[..]).collect::<Vec<_>>(),
             ["unet.conv_in", "unet.mid_block"]
@@ -200,7 +202,7 @@ mod tests {
             assert!((vitals.update_ratio / wanted - 1.0).abs() < 1e-3, "{vitals:?} {wanted}");
         }
         // Gradients a hundred times as large, which the second moment does not know.
-        let vitals = measure(&state, &(gradients * 100.0), lr, &ratios, &exchange).unwrap();
+        let vitals = measure(&state, &vector(100.0), lr, &ratios, &exchange).unwrap();
         assert!(vitals.iter().all(|vitals| (vitals.moment_ratio - 100.0).abs() < 0.1), "{vitals:?}");
     }
 }

@@ -3,11 +3,11 @@
 //! The verdict is made from numbers that are the same on all ranks, so that all of them do the same thing.
 
 use rectiflow_data::batch::Step;
-use tch::Tensor;
 
 use crate::{
     bins::Bins,
     error::{Error, Result},
+    gradient_vector::GradientVector,
     guard::{GuardConfig, Observation, Verdict},
     metrics::{Event, GuardEvent, Lossless, VitalsMetrics},
     run::Run,
@@ -68,7 +68,7 @@ impl Run<'_> {
     }
 
     /// Writes down how the parts of the model look in the update just made.
-    fn take_vitals(&mut self, step: &Step, gradients: &Tensor, lr: f64) -> Result<()> {
+    fn take_vitals(&mut self, step: &Step, gradients: &GradientVector, lr: f64) -> Result<()> {
         let modules = vitals::measure(&self.state, gradients, lr, &self.stepper.ratios, &self.exchange)?;
         let losses = std::mem::replace(&mut self.losses, Bins::new(self.parts.checked.recipe.test.bins));
         let training = losses.of_all(self.parts.comm)?.means();

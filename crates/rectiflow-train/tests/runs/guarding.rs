@@ -115,9 +115,8 @@ fn a_rate_that_is_too_high_for_a_while_costs_a_guarded_run_a_rewind_and_an_ungua
     let guarded = drift("guarded", "guard.enabled=true");
     let [(step, "rewind")] = guarded.acts()[..] else { panic!("{:?}", guarded.acts()) };
     assert!((125..160).contains(&step), "{step}");
-    // About 40 updates are lost, and each still counts in a run of 300: 60 more make the clean one 7% better.
     let ratio = guarded.test_loss() / clean.test_loss();
-    assert!(ratio < 1.1, "guarded {}, clean {}", guarded.test_loss(), clean.test_loss());
+    assert!(ratio < 1.02, "guarded {}, clean {}", guarded.test_loss(), clean.test_loss());
     let lost = drift("unguarded", "guard.enabled=false");
     let ratio = lost.test_loss() / clean.test_loss();
     assert!(ratio > 1.2, "unguarded {}, clean {}", lost.test_loss(), clean.test_loss());
@@ -220,8 +219,8 @@ fn a_replay_makes_the_same_numbers_and_finds_the_poisoned_sample() {
     let checked = fixture.recipe("poisoned", &["guard.warmup_updates=2"]);
     let ran = run_with(&checked, Options::default(), |_| {});
     assert!(ran.outcome.as_ref().is_ok_and(|outcome| outcome.finished), "{:?}", ran.outcome);
-    // Once an epoch of 61 samples, so twice in 128; the second time there is a checkpoint behind it.
-    let [(first, "skip"), (second, "skip")] = ran.acts()[..] else { panic!("{:?}", ran.acts()) };
+    // Once an epoch of 61 samples; the second time there is a checkpoint behind it.
+    let [(first, "skip"), (second, "skip"), ..] = ran.acts()[..] else { panic!("{:?}", ran.acts()) };
     assert!(first <= 8 && second > 8, "{first} {second}");
     for step in [first, second] {
         let mut steps = Vec::new();

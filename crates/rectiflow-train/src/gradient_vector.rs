@@ -1,0 +1,115 @@
+//! The sum of a step's gradients: one vector, that lies in stretches of memory.
+//!
+//! A bucket's stretch is taken when its first gradient comes. By then the backward pass has given back the activations of the
+//! layers behind it, and the stretch lies where they lay. One allocation for the whole vector fits in none of these gaps: it
+//! would be new memory, in every step (docs/log.md, 2026-11-26).
+
+use std::ops::Range;
+
+use tch::Tensor;
+
+use crate::{
+    flat::{meet, part},
+    one_pass,
+    optim::chunks,
+};
+
+/// A vector `[n]` fp32 in stretches.
+#[derive(Debug)]
+pub(crate) struct GradientVector(Vec<Stretch>);
+
+#[derive(Debug)]
+struct Stretch {
+    /// Its elements in the vector.
+    range: Range<i64>,
+    numbers: Tensor,
+}
+
+/// Some elements of it.
+#[derive(Debug)]
+pub(crate) struct Chunk {
+    /// Which they are.
+    pub(crate) range: Range<i64>,
+    /// They themselves, as a view.
+    pub(crate) gradient: Tensor,
+}
+
+impl GradientVector {
+    /// These vectors, one behind the other.
+    pub(crate) fn new(vectors: impl IntoIterator<Item = Tensor>) -> Self {
+        let mut end = 0;
+        let stretch = |numbers: Tensor| {
+            let start = end;
+            end += numbers.numel() as i64;
+            Stretch { range: start..end, numbers }
+        };
+        Self(vectors.into_iter().map(stretch).collect())
+    }
+
+    /// The elements of a range in order: a stretch at a time, which of the vector they are, and they themselves, as a view.
+    pub(crate) fn over(&self, range: &Range<i64>) -> impl Iterator<Item = (Range<i64>, Tensor)> + use<'_> {
+        let (range, end) = (range.clone(), range.end);
+        let first = self.0.partition_point(|stretch| stretch.range.end <= range.start);
+        self.0[first..].iter().take_while(move |stretch| stretch.range.start < end).filter_map(move |stretch| {
+            let common = meet(&range, &stretch.range);
+            let start = stretch.range.start;
+            let inside = common.start - start..common.end - start;
+            (!common.is_empty()).then(|| (common, part(&stretch.numbers, &inside)))
+        })
+    }
+
+    /// A range in pieces that stay in the cache.
+    pub(crate) fn chunks(&self, range: &Range<i64>) -> impl Iterator<Item = Chunk> + use<'_> {
+        self.over(range).flat_map(|(stretch, gradient)| {
+            let start = stretch.start;
+            chunks(&stretch).map(move |range| {
+                let gradient = part(&gradient, &(range.start - start..range.end - start));
+                Chunk { range, gradient }
+            })
+        })
+    }
+
+    /// The sum of the squares of a range.
+    pub(crate) fn square_norm(&self, range: &Range<i64>) -> f64 {
+        self.over(range).map(|(_, numbers)| one_pass::square_norm(&numbers)).sum()
+    }
+
+    /// Multiplies all elements.
+    pub(crate) fn scale(&mut self, factor: f64) {
+        for stretch in &mut self.0 {
+            stretch.numbers *= factor;
+        }
+    }
+}
+
+#[cfg(test)]
+impl GradientVector {
+    /// A copy without gaps.
+    pub(crate) fn joined(&self) -> Tensor {
+        let stretches: Vec<&Tensor> = self.0.iter().map(|stretch| &stretch.numbers).collect();
+        Tensor::cat(&stretches, 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_is_found_in_its_stretches() {
+        let lengths = [3i64, 1, 0, 4];
+        let numbers = Tensor::arange(8, (tch::Kind::Float, tch::Device::Cpu));
+        let mut vector = GradientVector::new(numbers.split_with_sizes(lengths, 0));
+        for range in [0..8, 0..3, 2..4, 3..4, 4..5, 7..8, 5..5, 8..8] {
+            let found: Vec<(Range<i64>, Tensor)> = vector.over(&range).collect();
+            let ranges: Vec<i64> = found.iter().flat_map(|(range, _)| range.clone()).collect();
+            assert_eq!(ranges, range.clone().collect::<Vec<_>>());
+            assert!(found.iter().all(|(range, stretch)| stretch.equal(&part(&numbers, range))), "{range:?}");
+            let square = range.clone().map(|x| (x * x) as f64).sum::<f64>();
+            assert!((vector.square_norm(&range) - square).abs() < 1e-9);
+        }
+        let doubled = &numbers * 2.0;
+        vector.scale(2.0);
+        assert!(vector.joined().equal(&doubled));
+    }
+}
