@@ -233,6 +233,8 @@ const SHORT_SHARE: f64 = 0.1;
 /// Updates that the short mean is of.
 const SHORT_UPDATES: u64 = 10;
 const LONG_SHARE: f64 = 0.01;
+/// Until it is of so many updates, the long mean is of the latter third of those that there were: a young run's loss falls fast.
+const LATTER_PART: f64 = 3.0;
 /// A spike is so many standard deviations of the logarithm above its mean. Of numbers that scatter log-normally one in a
 /// billion is; recorded runs have heavier tails (docs/log.md, 2026-11-26).
 const SPIKE_DEVIATIONS: f64 = 6.0;
@@ -395,7 +397,7 @@ impl Normal {
         let share = |usual: f64| usual.max(1.0 / self.updates as f64);
         let from_short = loss - self.loss_short;
         self.loss_short += share(SHORT_SHARE) * from_short;
-        self.loss_long += share(LONG_SHARE) * (loss - self.loss_long);
+        self.loss_long += LONG_SHARE.max(LATTER_PART / self.updates as f64).min(1.0) * (loss - self.loss_long);
         if self.updates > 1 {
             self.loss_variance += share(LONG_SHARE) * (from_short * from_short - self.loss_variance);
         }
