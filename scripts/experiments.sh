@@ -1,14 +1,15 @@
 #!/bin/sh
 # What docs/log.md says about text encoders, objectives and captions: `make experiments`. Each run begins at the demo's base
 # and sees the same samples; SAMPLES (16000) and SEEDS ("1 2") say how many and how often. About a quarter of an hour on two
-# cores. Results are in runs/experiments: measures.json, report.html, shuffled-captions.txt.
+# cores. Results are in runs/experiments: measures.json, side-by-side.png, aligned-timesteps-SEED.txt, shuffled-captions.txt.
 set -eu
 
 RUN=runs/experiments
 SAMPLES=${SAMPLES:-16000}
 SEEDS=${SEEDS:-1 2}
 . scripts/parts.sh
-needs_built "$RECTIFLOW" "$TARGET/examples/emoji_pictures" "$TARGET/examples/demo_measure" "$TARGET/examples/shuffled_captions"
+needs_built "$RECTIFLOW" "$TARGET/examples/emoji_pictures" "$TARGET/examples/demo_measure" \
+    "$TARGET/examples/shuffled_captions" "$TARGET/examples/aligned_timesteps"
 mkdir -p "$RUN" runs/demo
 
 unpack_bases
@@ -36,6 +37,13 @@ done
 part 'measure' \
     "$TARGET/examples/demo_measure" "$RUN" --heldout runs/demo/pictures/heldout --vae assets/tiny-sdxl/vae \
     --pictures 128 --seeds 1 "base=runs/demo/base" "$@"
+
+# What the conversion begins with, tested often.
+for seed in $SEEDS; do
+    part "timesteps of an eps model, seed $seed" sh -c '"$1" recipes/demo.toml run.seed="$2" train.samples="$3" \
+        test.every_steps=25 preview.prompts=[] >"$4"' sh \
+        "$TARGET/examples/aligned_timesteps" "$seed" "$((SAMPLES / 2))" "$RUN/aligned-timesteps-$seed.txt"
+done
 
 # A stretch in the middle, when the losses have settled.
 middle=$((SAMPLES / 64))

@@ -115,6 +115,7 @@ impl Default for ObjectiveSettings {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Objective {
     settings: ObjectiveSettings,
+    is_aligned: bool,
 }
 
 /// A micro-batch ready for the UNet.
@@ -145,7 +146,18 @@ impl Objective {
                 problems.push("min_snr_gamma has no meaning for flow, whose loss is unweighted: remove it".into());
             }
         }
-        if problems.is_empty() { Ok(Self { settings }) } else { Err(Error::invalid("objective", &problems)) }
+        if problems.is_empty() {
+            Ok(Self { settings, is_aligned: false })
+        } else {
+            Err(Error::invalid("objective", &problems))
+        }
+    }
+
+    /// Flow on the inputs that an eps model knows, for comparison: samples scaled to unit variance, and the timestep of
+    /// SDXL's schedule that has the same signal-to-noise ratio (arXiv 2506.02221). Targets stay velocities. No sampler or export
+    /// knows of it.
+    pub fn aligned(self) -> Self {
+        Self { is_aligned: true, ..self }
     }
 
     /// The settings it was made from.
@@ -178,12 +190,9 @@ impl Objective {
         match self.settings.parameterization {
             Parameterization::Flow => {
                 let sigma = per_sample(times.iter().copied(), x0);
-                Noised {
-                    sample: interpolate(x0, noise, &sigma),
-                    timestep: timestep(&sigma),
-                    target: velocity(x0, noise),
-                    weights: sigma.ones_like(),
-                }
+                let (sample, timestep) = (interpolate(x0, noise, &sigma), timestep(&sigma));
+                let (sample, timestep) = if self.is_aligned { aligned(&sample, times) } else { (sample, timestep) };
+                Noised { sample, timestep, target: velocity(x0, noise), weights: sigma.ones_like() }
             }
             Parameterization::Eps => self.noised_discrete(x0, noise, times, false),
             Parameterization::V => self.noised_discrete(x0, noise, times, true),
@@ -245,6 +254,13 @@ pub fn velocity(x0: &Tensor, noise: &Tensor) -> Tensor {
     noise - x0
 }
 
+/// A flow sample as SDXL's schedule would have it, and the timestep there.
+fn aligned(sample: &Tensor, times: &[f64]) -> (Tensor, Tensor) {
+    let scales = times.iter().map(|sigma| 1.0 / (1.0 - sigma).hypot(*sigma));
+    let timesteps = times.iter().map(|sigma| discrete::timestep((sigma / (1.0 - sigma)) as f32) as f64);
+    (spread(&per_sample(scales, sample)) * sample, per_sample(timesteps, sample))
+}
+
 /// The picture that a velocity points to: `x - sigma * velocity`; sigma is `[b]`.
 pub fn clean_estimate(x: &Tensor, velocity: &Tensor, sigma: &Tensor) -> Tensor {
     x - spread(sigma) * velocity
@@ -297,6 +313,27 @@ mod tests {
             |sigma: f64| (0..100_000).filter(|i| logit_normal_sigma((*i as f64 + 0.5) / 1e5, 3.0) < sigma).count();
         assert!((share_below(0.936) as f64 / 1e5 - 0.943).abs() < 1e-3);
         assert!((share_below(0.1) as f64 / 1e5 - 0.0005).abs() < 1e-4);
+    }
+
+    #[test]
+    fn aligned_inputs_are_those_of_sdxls_schedule() {
+        // Timesteps as the reference has them; at 0.97 the schedule has no such noise.
+        let times = [0.1, 0.25, 0.5, 0.75, 0.9, 0.97];
+        let noise = Tensor::randn([6, 4, 16, 16], (Kind::Float, tch::Device::Cpu));
+        let x0 = Tensor::randn([6, 4, 16, 16], (Kind::Float, tch::Device::Cpu));
+        let [native, aligned] = [false, true].map(|is_aligned| {
+            let objective = objective(ObjectiveSettings::default());
+            let objective = if is_aligned { objective.aligned() } else { objective };
+            objective.noised(&x0, &noise, &times)
+        });
+        assert_eq!(Vec::<f32>::try_from(&aligned.timestep).unwrap(), [13.0, 95.0, 354.0, 673.0, 914.0, 999.0]);
+        assert!(aligned.target.equal(&native.target));
+        let steps = [13, 95, 354, 673, 914].map(discrete::alpha_bar);
+        let as_trained = |abar: &f64, at: i64| abar.sqrt() * x0.get(at) + (1.0 - abar).sqrt() * noise.get(at);
+        for (at, abar) in (0..).zip(&steps) {
+            let difference = (as_trained(abar, at) - aligned.sample.get(at)).abs().max().double_value(&[]);
+            assert!(difference < 0.02, "{at}: {difference}");
+        }
     }
 
     #[test]
