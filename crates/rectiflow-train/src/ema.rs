@@ -69,7 +69,7 @@ pub(crate) fn swap(a: &Tensor, b: &Tensor, workers: &Workers) {
 }
 
 fn on_chunks(a: &Tensor, b: &Tensor, workers: &Workers, act: impl Fn(Tensor, Tensor) + Send + Sync) {
-    let chunks: Vec<_> = chunks(&(0..a.numel() as i64)).collect();
+    let chunks: Vec<_> = chunks(&(0..a.numel() as i64), a.device()).collect();
     // SAFETY: each worker reads and writes the elements of its own chunks, and chunks do not overlap.
     let shared = unsafe { Shared::new((a, b)) };
     workers.map(&chunks, |chunk| {

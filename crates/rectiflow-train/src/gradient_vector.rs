@@ -58,11 +58,11 @@ impl GradientVector {
         })
     }
 
-    /// A range in pieces that stay in the cache.
+    /// A range in pieces to be worked on at a time.
     pub(crate) fn chunks(&self, range: &Range<i64>) -> impl Iterator<Item = Chunk> + use<'_> {
         self.over(range).flat_map(|(stretch, gradient)| {
             let start = stretch.start;
-            chunks(&stretch).map(move |range| {
+            chunks(&stretch, gradient.device()).map(move |range| {
                 let gradient = part(&gradient, &(range.start - start..range.end - start));
                 Chunk { range, gradient }
             })
