@@ -45,7 +45,14 @@ for seed in $SEEDS; do
         "$TARGET/examples/aligned_timesteps" "$seed" "$((SAMPLES / 2))" "$RUN/aligned-timesteps-$seed.txt"
 done
 
-# A stretch in the middle, when the losses have settled.
+# A stretch in the middle, when the losses have settled. The guard only looks on: it would rewind.
 middle=$((SAMPLES / 64))
-part 'captions of the wrong pictures' sh -c '"$1" recipes/demo.toml "$2" "$3" train.samples="$5" preview.prompts=[] >"$4"' sh \
+part 'captions of the wrong pictures' sh -c '"$1" recipes/demo.toml "$2" "$3" train.samples="$5" guard.enabled=false \
+    preview.prompts=[] >"$4"' sh \
     "$TARGET/examples/shuffled_captions" "$((middle - 49))" "$((middle + 50))" "$RUN/shuffled-captions.txt" "$SAMPLES"
+
+if "${PYTHON:-python3}" -c 'import matplotlib' 2>/dev/null; then
+    "${PYTHON:-python3}" scripts/experiments_plot.py "$RUN" docs/experiments.png $SEEDS
+else
+    echo 'no matplotlib: docs/experiments.png is as it was (PYTHON names a Python that has it)'
+fi

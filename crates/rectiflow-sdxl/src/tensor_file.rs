@@ -166,7 +166,8 @@ impl TensorFile {
 
 /// What a file is that is often taken for a safetensors file, by its first bytes.
 fn something_else(bytes: &[u8]) -> Option<&'static str> {
-    let is_pickle = matches!(bytes, [0x80, 2..=5, ..]);
+    // A safetensors file begins with the length of its header, which may be such a number, and then has a brace.
+    let is_pickle = matches!(bytes, [0x80, 2..=5, ..]) && bytes.get(8) != Some(&b'{');
     if bytes.starts_with(b"PK\x03\x04") || is_pickle {
         return Some(
             "this is a pickle (.ckpt, .pt, .bin), which can run code when it is opened; convert it to safetensors with a \
@@ -426,6 +427,18 @@ mod tests {
         let path = folder.join(name);
         fs::write(&path, bytes).unwrap();
         path
+    }
+
+    #[test]
+    fn a_header_whose_length_looks_like_a_pickle_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let header = r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#;
+        for length in [0x280u64, 0x380, 0x480, 0x580] {
+            let padded = format!("{header:width$}", width = length as usize);
+            let bytes = [&length.to_le_bytes()[..], padded.as_bytes(), &1.5f32.to_le_bytes()].concat();
+            let file = TensorFile::open(&written(folder.path(), "model.safetensors", &bytes)).unwrap();
+            assert!(file.tensor("a").unwrap().double_value(&[0]) == 1.5);
+        }
     }
 
     #[test]

@@ -1,0 +1,75 @@
+#!/usr/bin/env python3
+"""The pictures of scripts/experiments.sh, which calls this where Python has matplotlib.
+
+    python3 scripts/experiments_plot.py RUN PICTURE.png SEED...
+
+RUN has measures.json, a run folder NAME-SEED for each experiment and seed, and aligned-timesteps-SEED.txt.
+"""
+
+import json
+import pathlib
+import statistics
+import sys
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plot
+
+COLOURS = {"frozen": "#1d6fb8", "trained": "#2f855a", "eps": "#c2410c", "base": "#64748b"}
+COLOURS |= {"native": "#1d6fb8", "aligned": "#7c3aed"}
+
+
+def test_losses(run):
+    lines = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
+    return [(line["samples"], float(line["loss"])) for line in lines if line["event"] == "test"]
+
+
+def timesteps(file, mode):
+    rows = (line.split(", ") for line in file.read_text().splitlines()[1:])
+    return [(int(row[1]), float(row[2])) for row in rows if row[0] == mode]
+
+
+def curves(axes, name, of_seeds):
+    """Mean and range of one curve for each seed."""
+    columns = list(zip(*([y for _, y in curve] for curve in of_seeds)))
+    x = [x for x, _ in of_seeds[0]][: len(columns)]
+    axes.plot(x, [statistics.mean(column) for column in columns], color=COLOURS[name], marker=".", label=name)
+    axes.fill_between(x, list(map(min, columns)), list(map(max, columns)), color=COLOURS[name], alpha=0.2, linewidth=0)
+
+
+def points(axes, measures, key, title):
+    names = ["base", "frozen", "trained", "eps"]
+    for at, name in enumerate(names):
+        found = [statistics.mean(measure[key]) for measure in measures if measure["label"].split(",")[0] == name]
+        axes.scatter([at] * len(found), found, color=COLOURS[name])
+    axes.set_xticks(range(len(names)), names)
+    axes.set_title(title, fontsize=10)
+
+
+def main():
+    folder, picture, *seeds = sys.argv[1:]
+    folder = pathlib.Path(folder)
+    measures = json.loads((folder / "measures.json").read_text())
+    figure, axes = plot.subplots(1, 4, figsize=(15, 3.6), layout="constrained")
+    for mode in ["native", "aligned"]:
+        curves(axes[0], mode, [timesteps(folder / f"aligned-timesteps-{seed}.txt", mode) for seed in seeds])
+    axes[0].set_title("An eps model learns flow: timesteps", fontsize=10)
+    axes[0].set_xlabel("steps")
+    axes[0].set_ylabel("test loss")
+    axes[0].set_yscale("log")
+    for name in ["frozen", "trained"]:
+        curves(axes[1], name, [test_losses(folder / f"{name}-{seed}") for seed in seeds])
+    axes[1].set_title("Text encoders", fontsize=10)
+    axes[1].set_xlabel("samples")
+    axes[1].set_yscale("log")
+    points(axes[2], measures, "distance", "Feature distance to real pictures")
+    points(axes[3], measures, "border_on_black", "Brightness of a border that should be black")
+    for panel in axes:
+        panel.grid(color="#dfe4ea")
+    for panel in axes[:2]:
+        panel.legend(frameon=False, fontsize=9)
+    figure.savefig(picture, dpi=110)
+
+
+main()
