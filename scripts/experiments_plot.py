@@ -12,6 +12,7 @@ import statistics
 import sys
 
 import matplotlib
+import matplotlib.ticker
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plot
@@ -67,7 +68,11 @@ def main():
     points(axes[3], measures, "border_on_black", "Brightness of a border that should be black")
     for panel in axes:
         panel.grid(color="#dfe4ea")
+        panel.set_axisbelow(True)
     for panel in axes[:2]:
+        panel.set_yticks([0.4, 0.6, 0.8, 1.0], minor=False)
+        panel.yaxis.set_major_formatter("{x:.1f}")
+        panel.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
         panel.legend(frameon=False, fontsize=9)
     figure.savefig(picture, dpi=110)
 
