@@ -12,18 +12,18 @@ import statistics
 import sys
 
 import matplotlib
-import matplotlib.ticker
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plot
+
+from curves import draw_range, events, scale_for_losses
 
 COLOURS = {"frozen": "#1d6fb8", "trained": "#2f855a", "eps": "#c2410c", "base": "#64748b"}
 COLOURS |= {"native": "#1d6fb8", "aligned": "#7c3aed"}
 
 
 def test_losses(run):
-    lines = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
-    return [(line["samples"], float(line["loss"])) for line in lines if line["event"] == "test"]
+    return [(test["samples"], float(test["loss"])) for test in events(run, "test")]
 
 
 def timesteps(file, mode):
@@ -32,11 +32,8 @@ def timesteps(file, mode):
 
 
 def curves(axes, name, of_seeds):
-    """Mean and range of one curve for each seed."""
-    columns = list(zip(*([y for _, y in curve] for curve in of_seeds)))
-    x = [x for x, _ in of_seeds[0]][: len(columns)]
-    axes.plot(x, [statistics.mean(column) for column in columns], color=COLOURS[name], marker=".", label=name)
-    axes.fill_between(x, list(map(min, columns)), list(map(max, columns)), color=COLOURS[name], alpha=0.2, linewidth=0)
+    x = [x for x, _ in of_seeds[0]]
+    draw_range(axes, x, [[y for _, y in curve] for curve in of_seeds], COLOURS[name], name, marker=".")
 
 
 def points(axes, measures, key, title):
@@ -58,21 +55,17 @@ def main():
     axes[0].set_title("An eps model learns flow: timesteps", fontsize=10)
     axes[0].set_xlabel("steps")
     axes[0].set_ylabel("test loss")
-    axes[0].set_yscale("log")
     for name in ["frozen", "trained"]:
         curves(axes[1], name, [test_losses(folder / f"{name}-{seed}") for seed in seeds])
     axes[1].set_title("Text encoders", fontsize=10)
     axes[1].set_xlabel("samples")
-    axes[1].set_yscale("log")
     points(axes[2], measures, "distance", "Feature distance to real pictures")
     points(axes[3], measures, "border_on_black", "Brightness of a border that should be black")
     for panel in axes:
         panel.grid(color="#dfe4ea")
         panel.set_axisbelow(True)
     for panel in axes[:2]:
-        panel.set_yticks([0.4, 0.6, 0.8, 1.0], minor=False)
-        panel.yaxis.set_major_formatter("{x:.1f}")
-        panel.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+        scale_for_losses(panel, [0.4, 0.6, 0.8, 1.0])
         panel.legend(frameon=False, fontsize=9)
     figure.savefig(picture, dpi=110)
 

@@ -12,10 +12,11 @@ import statistics
 import sys
 
 import matplotlib
-import matplotlib.ticker
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plot
+
+from curves import draw_range, events, scale_for_losses
 
 ORDERS = {
     "local": ("local", "#1d6fb8"),
@@ -23,11 +24,6 @@ ORDERS = {
     "bad": ("sorted rows, windows of 128", "#c2410c"),
 }
 SMOOTHED_STEPS = 15
-
-
-def events(run, name):
-    lines = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
-    return [line for line in lines if line["event"] == name]
 
 
 def curves(folder, order, seeds, name, smoothed=1):
@@ -44,15 +40,8 @@ def curves(folder, order, seeds, name, smoothed=1):
 def draw(axes, folder, seeds, name, smoothed, title):
     for order, (label, colour) in ORDERS.items():
         samples, losses = curves(folder, order, seeds, name, smoothed)
-        # Seeds differ by a step, since small buckets give smaller micro-batches.
-        columns = list(zip(*losses))
-        samples = samples[: len(columns)]
-        axes.plot(samples, [statistics.mean(column) for column in columns], color=colour, label=label)
-        axes.fill_between(samples, list(map(min, columns)), list(map(max, columns)), color=colour, alpha=0.2, linewidth=0)
-    axes.set_yscale("log")
-    axes.set_yticks([0.3, 0.4, 0.6, 0.8, 1.0], minor=False)
-    axes.yaxis.set_major_formatter("{x:.1f}")
-    axes.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+        draw_range(axes, samples, losses, colour, label)
+    scale_for_losses(axes, [0.3, 0.4, 0.6, 0.8, 1.0])
     axes.set_title(title, fontsize=10)
     axes.set_xlabel("samples")
     axes.grid(color="#dfe4ea")

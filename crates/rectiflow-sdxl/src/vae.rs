@@ -110,8 +110,10 @@ impl Vae {
             self.decoder.forward(&latents)
         };
         let pictures = calculate().map_err(Error::torch(format!("VAE decoding of {:?}", latents.size())))?;
-        // It took several times what a UNet takes.
-        empty_gaps();
+        if self.device == Device::Cpu {
+            // It took several times what a UNet takes.
+            empty_gaps();
+        }
         Ok(pictures)
     }
 }

@@ -11,13 +11,15 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program, not a library")]
 
-use std::{env, path::Path, process::ExitCode, sync::atomic::AtomicBool};
+mod throwaway;
+
+use std::{env, path::Path, process::ExitCode};
 
 use rectiflow_train::{
     Result,
-    config::Recipe,
+    config::Checked,
     metrics::{Event, TestMetrics},
-    run::{Options, train},
+    run::Options,
 };
 
 fn main() -> ExitCode {
@@ -41,21 +43,18 @@ fn main() -> ExitCode {
 
 /// The tests of a run.
 fn tests(recipe: &Path, overrides: &[String], name: &str) -> Result<Vec<TestMetrics>> {
-    let folder = env::temp_dir().join(format!("aligned-timesteps-{}-{name}", std::process::id()));
-    let own = [format!("run.dir={:?}", folder.display().to_string())];
-    let mut checked = Recipe::load(recipe, &[overrides, &own].concat())?;
-    if name == "aligned" {
-        checked.objective = checked.objective.aligned();
-    }
+    let alter = |checked: &mut Checked| {
+        if name == "aligned" {
+            checked.objective = checked.objective.clone().aligned();
+        }
+    };
     let mut tests = Vec::new();
-    let outcome = train(&checked, Options::default(), &AtomicBool::new(false), &mut |event| {
+    throwaway::run(recipe, overrides, name, alter, Options::default(), &mut |event| {
         if let Event::Test(test) = event {
             tests.push(test.clone());
         }
-    });
-    // Nothing in it is of use; where it cannot be removed the system's temporary folder is a good place for it.
-    let _ = std::fs::remove_dir_all(&folder);
-    outcome.map(|_| tests)
+    })?;
+    Ok(tests)
 }
 
 fn losses(test: &TestMetrics) -> String {

@@ -11,14 +11,15 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program, not a library")]
 
-use std::{collections::BTreeMap, env, path::Path, process::ExitCode, sync::atomic::AtomicBool};
+mod throwaway;
+
+use std::{collections::BTreeMap, env, path::Path, process::ExitCode};
 
 use rectiflow_data::batch::{MicroBatch, Step};
 use rectiflow_train::{
     Result,
-    config::Recipe,
     metrics::{Event, TestMetrics},
-    run::{Options, train},
+    run::Options,
     state::TrainState,
 };
 
@@ -65,20 +66,12 @@ fn move_captions_on(batch: &mut MicroBatch) {
 }
 
 fn show(recipe: &Path, overrides: &[String], name: &str, disturb: &mut dyn FnMut(&mut Step)) -> Result<Shown> {
-    let folder = env::temp_dir().join(format!("shuffled-captions-{}-{name}", std::process::id()));
-    let own = [format!("run.dir={}", toml_text(&folder)), "guard.vitals_every_updates=1".to_owned()];
-    let checked = Recipe::load(recipe, &[overrides, &own].concat())?;
+    let overrides = [overrides, &["guard.vitals_every_updates=1".to_owned()]].concat();
     let mut shown = Shown { numbers: BTreeMap::new(), test: None };
     let mut before_step = |step: &mut Step, _: &mut TrainState| disturb(step);
     let options = Options { before_step: Some(&mut before_step), ..Options::default() };
-    let outcome = train(&checked, options, &AtomicBool::new(false), &mut |event| shown.take(event));
-    // Nothing in it is of use; where it cannot be removed the system's temporary folder is a good place for it.
-    let _ = std::fs::remove_dir_all(&folder);
-    outcome.map(|_| shown)
-}
-
-fn toml_text(path: &Path) -> String {
-    format!("{:?}", path.display().to_string())
+    throwaway::run(recipe, &overrides, name, |_| {}, options, &mut |event| shown.take(event))?;
+    Ok(shown)
 }
 
 impl Shown {

@@ -74,10 +74,10 @@ impl GradientVector {
         self.over(range).map(|(_, numbers)| one_pass::square_norm(&numbers)).sum()
     }
 
-    /// Multiplies all elements.
-    pub(crate) fn scale(&mut self, factor: f64) {
-        for stretch in &mut self.0 {
-            stretch.numbers *= factor;
+    /// Scales the vector, whose norm is `norm`, down to `limit` where it is longer.
+    pub(crate) fn clip(&mut self, norm: f64, limit: f64) {
+        if norm > limit {
+            self.0.iter_mut().for_each(|stretch| stretch.numbers *= limit / norm);
         }
     }
 }
@@ -108,8 +108,9 @@ mod tests {
             let square = range.clone().map(|x| (x * x) as f64).sum::<f64>();
             assert!((vector.square_norm(&range) - square).abs() < 1e-9);
         }
-        let doubled = &numbers * 2.0;
-        vector.scale(2.0);
-        assert!(vector.joined().equal(&doubled));
+        let halved = &numbers * 0.5;
+        vector.clip(2.0, 4.0);
+        vector.clip(2.0, 1.0);
+        assert!(vector.joined().equal(&halved));
     }
 }

@@ -59,8 +59,8 @@ struct Shared {
 /// One bucket's sum.
 #[derive(Debug)]
 struct Sum {
-    /// Its elements in the flat vector, what its pieces lack to be equally long not counted.
-    range: Range<i64>,
+    /// Elements of its parameters: what its pieces lack to be equally long is not counted.
+    filled: i64,
     /// All elements of its memory.
     len: i64,
     /// Its parameters.
@@ -99,10 +99,9 @@ impl GradientSum {
                 let (shape, waiting) = (slice.shape.clone(), BTreeMap::new());
                 places.push(Mutex::new(Place { bucket: index, range, shape, total: None, next: 0, waiting }));
             }
-            let (range, len) = (bucket.range.clone(), bucket.piece * partition.ranks() as i64);
             buckets.push(Mutex::new(Sum {
-                range,
-                len,
+                filled: bucket.range.end - bucket.range.start,
+                len: bucket.piece * partition.ranks() as i64,
                 places: first..places.len(),
                 missing: 0,
                 is_taken: false,
@@ -175,9 +174,11 @@ impl GradientSum {
     pub(crate) fn finish(&self) -> GradientVector {
         let Shared { is_whole, buckets, .. } = &*self.shared;
         assert!(is_whole, "several ranks own the parameters");
-        let sums: Vec<Tensor> = (0..buckets.len()).map(|bucket| self.shared.take(bucket)).collect();
-        buckets.iter().for_each(|bucket| bucket.lock().expect(UNPOISONED).memory = None);
-        GradientVector::new(sums)
+        GradientVector::new(buckets.iter().enumerate().map(|(index, bucket)| {
+            let sum = self.shared.take(index);
+            bucket.lock().expect(UNPOISONED).memory = None;
+            sum
+        }))
     }
 }
 
@@ -268,7 +269,7 @@ impl Shared {
             if std::mem::replace(&mut sum.is_taken, true) {
                 return memory;
             }
-            (sum.places.clone(), sum.range.end - sum.range.start, sum.len)
+            (sum.places.clone(), sum.filled, sum.len)
         };
         for place in &self.places[places] {
             let mut place = place.lock().expect(UNPOISONED);

@@ -30,7 +30,7 @@ pub struct GuardConfig {
     /// So many steps that were not applied, one after the other, make a rewind. At least 1.
     pub skips_to_rewind: u32,
     /// The loss has drifted away if its short mean (10 updates) is above so many times the lowest long mean (100
-    /// updates) so far, and outside of its noise. Above 1.
+    /// updates; of a younger run the latter third) so far, and outside of its noise. Above 1.
     pub drift_ratio: f64,
     /// So many updates of drift, one after the other, make a rewind. At least 1.
     pub drift_updates: u32,

@@ -123,27 +123,16 @@ impl Optimizer {
             .enumerate()
             .flat_map(|(index, part)| gradients.chunks(&part.range).map(move |chunk| (index, chunk)))
             .collect();
-        let indices: Vec<usize> = (0..chunks.len()).collect();
-        // SAFETY: each worker reads and writes the elements of its own chunks, and chunks do not overlap.
-        let shared = unsafe { Shared::new((&*self, values, &chunks[..])) };
         if !self.works_by_tensor() {
-            workers.map(&indices, |&at| {
-                let (optimizer, values, chunks) = shared.get();
-                let (index, chunk) = &chunks[at];
-                no_grad(|| {
-                    optimizer.advance(chunk);
-                    optimizer.apply(values, &parts[*index], &chunk.range, parts[*index].rate);
-                });
+            self.on_chunks(values, &chunks, workers, |optimizer, values, index, chunk| {
+                optimizer.advance(chunk);
+                optimizer.apply(values, &parts[index], &chunk.range, parts[index].rate);
             });
             return Ok(());
         }
-        let excess = workers.map(&indices, |&at| {
-            let (optimizer, _, chunks) = shared.get();
-            let (index, chunk) = &chunks[at];
-            no_grad(|| {
-                optimizer.advance(chunk);
-                optimizer.excess(chunk, &parts[*index])
-            })
+        let excess = self.on_chunks(values, &chunks, workers, |optimizer, _, index, chunk| {
+            optimizer.advance(chunk);
+            optimizer.excess(chunk, &parts[index])
         });
         let mut rates: Vec<f64> = vec![0.0; parts.len()];
         for ((index, _), excess) in chunks.iter().zip(excess) {
@@ -154,12 +143,28 @@ impl Optimizer {
             let rms = (*rate / part.whole as f64).sqrt();
             *rate = part.rate / rms.max(1.0);
         }
-        workers.map(&indices, |&at| {
-            let (optimizer, values, chunks) = shared.get();
-            let (index, chunk) = &chunks[at];
-            no_grad(|| optimizer.apply(values, &parts[*index], &chunk.range, rates[*index]));
+        self.on_chunks(values, &chunks, workers, |optimizer, values, index, chunk| {
+            optimizer.apply(values, &parts[index], &chunk.range, rates[index]);
         });
         Ok(())
+    }
+
+    /// `act` on the values of each chunk and the part it is of, by the workers.
+    fn on_chunks<R: Send>(
+        &self,
+        values: &Tensor,
+        chunks: &[(usize, Chunk)],
+        workers: &Workers,
+        act: impl Fn(&Self, &Tensor, usize, &Chunk) -> R + Send + Sync,
+    ) -> Vec<R> {
+        // SAFETY: each worker reads and writes the elements of its own chunks, and chunks do not overlap.
+        let shared = unsafe { Shared::new((self, values, chunks)) };
+        let places: Vec<usize> = (0..chunks.len()).collect();
+        workers.map(&places, |&at| {
+            let (optimizer, values, chunks) = shared.get();
+            let (index, chunk) = &chunks[at];
+            no_grad(|| act(optimizer, values, *index, chunk))
+        })
     }
 
     /// AdamW where one pass over memory does it.

@@ -138,9 +138,7 @@ pub fn rehearse(unet: &UNet, input: &Input, settings: &Settings, observe: &mut d
         let mut gradients = parameters.gradients.finish();
         let whole = parameters.num_parameters();
         let norm = gradients.square_norm(&(0..whole)).sqrt();
-        if norm > settings.clip_norm {
-            gradients.scale(settings.clip_norm / norm);
-        }
+        gradients.clip(norm, settings.clip_norm);
         let part = Part { range: 0..whole, whole, rate: settings.lr, update: step as u64 + 1 };
         let alone = |own: &[f64]| Ok(own.to_vec());
         optimizer.update(&parameters.masters, &gradients, &[part], &workers, &alone)?;

@@ -166,10 +166,7 @@ impl<'a> Stepper<'a> {
         exchange: &Exchange,
     ) -> Result<GradientVector> {
         let Passes { gradient_norm, mut gradients, .. } = passes;
-        let norm = norm.min(self.clip_norm);
-        if gradient_norm > norm {
-            gradients.scale(norm / gradient_norm);
-        }
+        gradients.clip(gradient_norm, norm.min(self.clip_norm));
         let position = &mut state.position;
         position.update += 1;
         position.samples += step.num_samples;
