@@ -4,7 +4,7 @@
 //! start only under LD_LIBRARY_PATH. Where the folder has CUDA, `--no-as-needed` keeps `libtorch_cuda`, which nothing
 //! references by symbol and which registers the CUDA kernels when it is loaded.
 //!
-//! A crate's C++ files, `src/*.cpp`, are what libtorch has and `tch` does not bind. Each has a C interface. With the
+//! A crate's C++ files, `src/*/*.cpp`, are what libtorch has and `tch` does not bind. Each has a C interface. With the
 //! feature `nccl`, `RECTIFLOW_CUDA_INCLUDE` names the folders of CUDA's and NCCL's headers, separated by colons.
 
 #![allow(clippy::print_stdout, reason = "cargo reads a build script's standard output")]
@@ -29,9 +29,11 @@ fn main() {
 
 /// Compiles the crate's C++ files, if it has any, as torch-sys compiles its own.
 fn compile_cpp(lib: &Path) {
-    let files: Vec<PathBuf> = fs::read_dir("src")
-        .expect("a crate has a folder src")
-        .map(|entry| entry.expect("the folder src can be read").path())
+    let files: Vec<PathBuf> = ["src/torch", "src/ranks"]
+        .into_iter()
+        .filter_map(|folder| fs::read_dir(folder).ok())
+        .flatten()
+        .map(|entry| entry.expect("a folder of src can be read").path())
         .filter(|path| path.extension().is_some_and(|ending| ending == "cpp"))
         .collect();
     if files.is_empty() {

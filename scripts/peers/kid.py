@@ -38,7 +38,7 @@ def features(network, folder):
 
 
 def kernel_distance(x, y):
-    """The unbiased estimate under the cubic kernel, as in crates/rectiflow-sdxl/src/kid.rs."""
+    """The unbiased estimate under the cubic kernel, as in crates/rectiflow-sdxl/src/compare/kid.rs."""
     mean, std = y.mean(0), y.std(0, ddof=1)
     std[std == 0] = 1
     x, y = (x - mean) / std, (y - mean) / std

@@ -3,34 +3,26 @@
 //! One subcommand a file: its arguments (`Args`) and `run`, which returns an [`answer::Answer`]. Standard output gets
 //! that answer and nothing else, once, at the end; progress and logs go to standard error.
 
-mod answer;
 mod bench;
-mod bench_loader;
-mod bench_ranks;
-mod bench_sample;
-mod bench_step;
-mod dtype;
 mod eval;
 mod export;
 mod forward;
 mod inspect;
 mod local_ranks;
-mod log;
 mod model_card;
-mod numbers;
 mod plan;
-mod plot;
 mod prep;
-mod progress;
 mod replay;
 mod report;
-mod report_charts;
-mod run_record;
 mod sample;
 mod schedule;
-mod signals;
+mod terminal;
 mod tokens;
 mod train;
+
+use bench::bench_sample;
+use report::{plot, run_record};
+use terminal::{answer, dtype, log, numbers, progress, signals};
 
 use std::process::ExitCode;
 

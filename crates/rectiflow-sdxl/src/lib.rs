@@ -6,51 +6,32 @@
 //!
 //! Nothing here opens a socket or knows a data set. Only `attention` knows kernels.
 
-pub mod allocator;
-pub mod attention;
-pub mod autograd;
-pub mod brownian;
-pub mod bundle;
-pub mod clip;
-pub mod cond;
+mod compare;
 pub mod config;
-mod config_reader;
 pub mod cost;
-pub mod denoise;
-pub mod discrete;
 pub mod durable;
 pub mod error;
-pub mod export;
-pub mod flops;
+mod files;
 pub mod flow;
-mod foreign;
-pub mod forward;
-pub mod guidance;
-pub mod infotext;
-pub mod init;
-mod kernels;
-pub mod keys;
-pub mod kid;
-mod layers;
-mod mapped;
-pub mod model;
-pub mod model_spec;
-pub mod noise;
-mod remade;
+mod nets;
 pub mod sample;
-pub mod sampler;
-pub mod schedule;
-mod single_file;
-pub mod solvers;
-pub mod stochastic;
-mod stored;
-pub mod tensor_file;
-pub mod unet;
-mod unet_blocks;
-pub mod unipc;
-pub mod vae;
-pub mod walk;
+mod torch;
 pub mod weights;
-pub mod workflow;
+
+pub use compare::{forward, kid};
+pub(crate) use config::config_reader;
+pub use cost::{flops, walk};
+pub use files::{bundle, export, model, model_spec};
+pub(crate) use files::{foreign, single_file};
+pub use flow::discrete;
+pub use nets::{attention, clip, cond, unet, vae};
+pub(crate) use nets::{layers, remade, unet_blocks};
+pub use sample::{
+    brownian, denoise, guidance, infotext, noise, sampler, schedule, solvers, stochastic, unipc, workflow,
+};
+pub(crate) use torch::kernels;
+pub use torch::{allocator, autograd};
+pub use weights::{init, keys, tensor_file};
+pub(crate) use weights::{mapped, stored};
 
 pub use error::{Error, Result};

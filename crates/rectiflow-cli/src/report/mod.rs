@@ -1,0 +1,285 @@
+//! `rectiflow report`: a run as one page that needs nothing else, pictures first.
+//!
+//! The page holds its pictures and charts in itself, has no script, follows the reader's choice of light or dark, and
+//! reads well on a phone. What was measured comes from [`RunRecord`], the charts from [`crate::report_charts`].
+
+pub(crate) mod plot;
+pub(crate) mod report_charts;
+pub(crate) mod run_record;
+
+use std::{
+    fmt::Write,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context;
+use base64::{Engine, engine::general_purpose::STANDARD};
+use rectiflow_sdxl::durable::write_bytes;
+use rectiflow_train::findings::{Finding, Table};
+use serde_json::json;
+
+use crate::{
+    answer::Answer,
+    numbers::{bytes, duration, flops, grouped, short},
+    plot::{COLOURS_DARK, COLOURS_LIGHT, escape},
+    run_record::{RunRecord, Sampled},
+};
+
+/// Write a page about a run, with its pictures, curves and numbers: RUN_DIR/report.html.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The run folder, `run.dir` of the recipe.
+    run_dir: PathBuf,
+}
+
+/// At most so many sets of preview pictures are shown: the first, the last, and others evenly between.
+const MAX_PREVIEWS: usize = 6;
+/// At most so many buckets are listed.
+const MAX_BUCKETS: usize = 24;
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
+    let record =
+        RunRecord::read(&args.run_dir).with_context(|| format!("reading the run {}", args.run_dir.display()))?;
+    let page = page(&record)?;
+    let path = args.run_dir.join("report.html");
+    write_bytes(&path, page.as_bytes())?;
+    let text = format!("{} ({})", path.display(), bytes(page.len() as u64));
+    Ok(Answer::done(text, json!({ "report": path, "bytes": page.len() })))
+}
+
+fn page(record: &RunRecord) -> anyhow::Result<String> {
+    let title = escape(&format!("rectiflow: {}", record.name));
+    let mut body = format!("<header><h1>{}</h1><p>{}</p></header>\n", escape(&record.name), summary(record));
+    body += &samples(record)?;
+    for finding in &record.findings {
+        body += &found(finding, &record.folder)?;
+    }
+    body += &previews(record)?;
+    body += &report_charts::section(record);
+    body += &numbers(record);
+    body += &buckets(record);
+    body += &timeline(record);
+    body += &settings(record);
+    Ok(format!(
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <meta name=\"color-scheme\" content=\"light dark\">\n<title>{title}</title>\n\
+         <style>:root{{{COLOURS_LIGHT};{LIGHT}}}\n\
+         @media (prefers-color-scheme:dark){{:root{{{COLOURS_DARK};{DARK}}}}}\n{STYLE}</style>\n</head>\n\
+         <body>\n<main>\n{body}</main>\n</body>\n</html>\n"
+    ))
+}
+
+const LIGHT: &str = "--ground:#fbfaf8;--card:#fff";
+const DARK: &str = "--ground:#101418;--card:#181e25";
+const STYLE: &str = include_str!("report.css");
+
+/// What happened, in one or two sentences.
+fn summary(record: &RunRecord) -> String {
+    let Some(start) = record.starts.first() else { return "Nothing has been trained yet.".to_owned() };
+    let seen = record.steps.last().map_or(0, |step| step.samples);
+    let state = if record.finished { "trained on" } else { "has so far trained on" };
+    let mut text = format!(
+        "An SDXL of {} trained parameters {state} {} samples from {} pictures in {} buckets, in {}",
+        millions(start.num_parameters),
+        grouped(seen),
+        grouped(start.num_train),
+        start.buckets.len(),
+        duration(record.training_secs())
+    );
+    let _ = write!(text, " on {} CPU threads.", start.threads);
+    if let (Some(first), Some(last)) = (record.tests.first(), record.tests.last())
+        && first.step < last.step
+    {
+        let _ = write!(
+            text,
+            " The loss on {} held-out pictures went from {} to {}.",
+            grouped(start.num_test),
+            short(first.loss, 3),
+            short(last.loss, 3)
+        );
+    }
+    text
+}
+
+fn millions(count: u64) -> String {
+    if count < 1_000_000 { grouped(count) } else { format!("{} million", short(count as f64 / 1e6, 3)) }
+}
+
+fn samples(record: &RunRecord) -> anyhow::Result<String> {
+    if record.samples.is_empty() {
+        return Ok(String::new());
+    }
+    let mut section = "<section><h2>What it draws now</h2>\n<div class=\"samples\">\n".to_owned();
+    for Sampled { prompt, images } in &record.samples {
+        let _ = write!(section, "<figure><figcaption>{}</figcaption><div>", escape(prompt));
+        for (index, path) in images.iter().enumerate() {
+            section += &embedded(path, &format!("{prompt}, sample {}", index + 1))?;
+        }
+        section += "</div></figure>\n";
+    }
+    Ok(section + "</div></section>\n")
+}
+
+/// A finding: what it says, its picture, its numbers.
+fn found(finding: &Finding, folder: &Path) -> anyhow::Result<String> {
+    let mut section = format!("<section><h2>{}</h2>\n", escape(&finding.title));
+    for paragraph in &finding.text {
+        let _ = writeln!(section, "<p>{}</p>", escape(paragraph));
+    }
+    if let Some(picture) = &finding.picture {
+        let picture = embedded(&folder.join(picture), &finding.title)?;
+        let _ = writeln!(section, "<figure class=\"wide\">{picture}</figure>");
+    }
+    section += &finding.table.as_ref().map(wide_table).unwrap_or_default();
+    Ok(section + "</section>\n")
+}
+
+/// A table of several columns; on a narrow screen it scrolls by itself.
+fn wide_table(table: &Table) -> String {
+    let cells = |tag: &str, cells: &[String]| -> String {
+        cells.iter().map(|cell| format!("<{tag}>{}</{tag}>", escape(cell))).collect()
+    };
+    let mut html = format!("<div class=\"wide\"><table class=\"many\">\n<tr>{}</tr>\n", cells("th", &table.columns));
+    for row in &table.rows {
+        let (name, values) = row.split_at(row.len().min(1));
+        let _ = writeln!(html, "<tr>{}{}</tr>", cells("th", name), cells("td", values));
+    }
+    html + "</table></div>\n"
+}
+
+fn previews(record: &RunRecord) -> anyhow::Result<String> {
+    if record.previews.is_empty() {
+        return Ok(String::new());
+    }
+    let mut section = "<section><h2>How it got there</h2>\n\
+        <p>The same prompts from the same noise, as training went on.</p>\n"
+        .to_owned();
+    for index in spread(record.previews.len(), MAX_PREVIEWS) {
+        let (step, path) = &record.previews[index];
+        let when = match record.samples_at(*step) {
+            0 => "before training".to_owned(),
+            samples => format!("after {} samples (step {})", grouped(samples), grouped(*step)),
+        };
+        let picture = embedded(path, &format!("One picture for each prompt, {when}"))?;
+        let _ = writeln!(section, "<figure class=\"wide\"><figcaption>{when}</figcaption>{picture}</figure>");
+    }
+    Ok(section + "</section>\n")
+}
+
+/// At most `most` of `0..len`, with both ends.
+fn spread(len: usize, most: usize) -> Vec<usize> {
+    if len <= most { (0..len).collect() } else { (0..most).map(|i| i * (len - 1) / (most - 1)).collect() }
+}
+
+/// A PNG file inside the page.
+fn embedded(path: &Path, alt: &str) -> anyhow::Result<String> {
+    let png = fs::read(path).with_context(|| format!("{}", path.display()))?;
+    let size = |at: usize| png.get(at..at + 4).map_or(0, |b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]));
+    // The first chunk of a PNG begins with width and height: the page does not jump when the picture is decoded.
+    let (width, height) = (size(16), size(20));
+    let data = STANDARD.encode(&png);
+    Ok(format!(
+        "<img src=\"data:image/png;base64,{data}\" width=\"{width}\" height=\"{height}\" alt=\"{}\">",
+        escape(alt)
+    ))
+}
+
+fn numbers(record: &RunRecord) -> String {
+    let mut rows: Vec<(&str, String)> = Vec::new();
+    if let Some(last) = record.steps.last() {
+        let recent = &record.steps[record.steps.len().saturating_sub(100)..];
+        let mean = recent.iter().map(|step| step.loss).sum::<f64>() / recent.len() as f64;
+        let secs = record.training_secs();
+        let waiting = record.steps.iter().map(|step| step.data_secs).sum::<f64>() / secs.max(1e-9);
+        rows.push(("Steps", grouped(last.step)));
+        rows.push(("Samples", grouped(last.samples)));
+        rows.push(("Epochs begun", grouped(last.epoch + 1)));
+        rows.push(("Training loss, mean of the last 100 steps", short(mean, 4)));
+        if let Some(test) = record.tests.last() {
+            rows.push(("Test loss at the end", short(test.loss, 4)));
+        }
+        rows.push(("Samples a second", short(last.samples as f64 / secs.max(1e-9), 3)));
+        let speed = record.steps.iter().map(|step| step.flops as f64).sum::<f64>() / secs.max(1e-9);
+        if speed > 0.0 {
+            rows.push(("Arithmetic of training", format!("{}/s", flops(speed))));
+        }
+        if let Some(peak) = record.starts.iter().find_map(|start| start.peak_flops) {
+            rows.push(("MFU, share of the GPU's bf16 peak", format!("{} %", short(100.0 * speed / peak, 3))));
+        }
+        rows.push(("Time spent waiting for data", format!("{} %", short(100.0 * waiting, 2))));
+    }
+    rows.push(("Checkpoints written", format!("{} in {}", record.checkpoints.0, duration(record.checkpoints.1))));
+    rows.push(("Resumed", times(record.starts.len().saturating_sub(1))));
+    let mut rows: Vec<(String, String)> = rows.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    rows.extend(record.exports.iter().map(|(name, size)| (format!("Exported: {name}"), bytes(*size))));
+    format!("<section><h2>Numbers</h2>\n{}</section>\n", table(&rows))
+}
+
+fn times(count: usize) -> String {
+    match count {
+        0 => "never".to_owned(),
+        1 => "once".to_owned(),
+        count => format!("{count} times"),
+    }
+}
+
+fn table(rows: &[(String, String)]) -> String {
+    let mut table = "<table>\n".to_owned();
+    for (name, value) in rows {
+        let _ = writeln!(table, "<tr><th scope=\"row\">{}</th><td>{}</td></tr>", escape(name), escape(value));
+    }
+    table + "</table>\n"
+}
+
+/// Each bucket as its shape, a bar and its counts.
+fn buckets(record: &RunRecord) -> String {
+    let Some(start) = record.starts.last().filter(|start| !start.buckets.is_empty()) else { return String::new() };
+    let longest = start.buckets.iter().map(|&(width, height, ..)| width.max(height)).max().unwrap_or(1);
+    let most = start.buckets.iter().map(|&(_, _, train, test)| train + test).max().unwrap_or(1).max(1);
+    let mut section = format!(
+        "<section><h2>Buckets</h2>\n<p>{} pictures to train on and {} to test on, grouped by shape.</p>\n\
+         <ul class=\"buckets\">\n",
+        grouped(start.num_train),
+        grouped(start.num_test)
+    );
+    for &(width, height, train, test) in start.buckets.iter().take(MAX_BUCKETS) {
+        let side = |px: u32| f64::from(px) * 26.0 / f64::from(longest);
+        let share = 100.0 * (train + test) as f64 / most as f64;
+        let held_out = if test == 0 { String::new() } else { format!(" + {}", grouped(test)) };
+        let _ = writeln!(
+            section,
+            "<li><span class=\"shape\"><i style=\"width:{:.0}px;height:{:.0}px\"></i></span><b>{width}×{height}</b>\
+             <span class=\"bar\"><i style=\"width:{share:.1}%\"></i></span><span class=\"count\">{}{held_out}</span></li>",
+            side(width),
+            side(height),
+            grouped(train)
+        );
+    }
+    section += "</ul>\n";
+    if let Some(others) = start.buckets.len().checked_sub(MAX_BUCKETS).filter(|&others| others > 0) {
+        let _ = writeln!(section, "<p>and {others} more buckets</p>");
+    }
+    section + "</section>\n"
+}
+
+fn timeline(record: &RunRecord) -> String {
+    if record.timeline.is_empty() {
+        return String::new();
+    }
+    let mut rows: Vec<(String, String)> =
+        record.timeline.iter().map(|part| (part.part.clone(), duration(part.secs))).collect();
+    let total: f64 = record.timeline.iter().map(|part| part.secs).sum();
+    rows.push(("all together".to_owned(), duration(total)));
+    format!("<section><h2>What was done</h2>\n{}</section>\n", table(&rows))
+}
+
+fn settings(record: &RunRecord) -> String {
+    let Some(recipe) = &record.recipe else { return String::new() };
+    format!(
+        "<section><h2>Settings</h2>\n<details><summary>The recipe, with every default</summary>\
+         <pre>{}</pre></details></section>\n",
+        escape(recipe)
+    )
+}

@@ -1,0 +1,461 @@
+//! Blocks from object storage on a local disk, up to a number of bytes: what is there needs no network.
+//!
+//! A folder holds one file a block, `<data set>/latents/<object>-<block>` and `.../text/...`. Nothing in it is trusted:
+//! a block is held against its checksum when it is read, so that whatever a killed process or a bad disk leaves is found,
+//! deleted and fetched again, and files need no flush. Space is reserved before a block is requested, in a counter that
+//! all processes of the folder share, and the limit is never passed; what goes when there is no room is `evict`'s
+//! business. A block on its way is fetched by one process (`flight`). When the disk is full, what fits is the
+//! new limit; when it fails, blocks come over the network as without a cache.
+//!
+//! Whatever says that somebody is alive is a lock on an open file, which ends with the process, however that ends.
+//! Only files of the names above are ever deleted, and only in a folder that bears the mark of a cache.
+
+pub(crate) mod evict;
+pub(crate) mod flight;
+
+use std::{
+    fs::{self, File, TryLockError},
+    io,
+    os::unix::fs::{FileExt, MetadataExt},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::{
+    Error, Result,
+    durable::TEMPORARY_PREFIX,
+    evict::Room,
+    fetch::{Part, Request},
+    uses::Uses,
+};
+
+/// In the folder, says that it is a cache and may be swept.
+const MARK: &str = "rectiflow-cache";
+/// Bytes in use, one little-endian 64-bit number; locked while it is changed.
+const USAGE: &str = "usage";
+/// In a data set's folder: locked, shared, by all who have it open.
+pub(crate) const OPEN: &str = "open";
+/// Of files in a data set's folder that are locked, shared, by all who follow one plan.
+pub(crate) const PLAN_PREFIX: &str = "plan-";
+/// Folders of blocks in a data set's folder.
+pub(crate) const LATENTS: &str = "latents";
+pub(crate) const TEXT: &str = "text";
+/// Hex digits of a data set's identity in its folder's name.
+const IDENTITY_DIGITS: usize = 32;
+/// Hex digits of a plan's hash in its mark's name.
+const PLAN_DIGITS: usize = 16;
+
+/// A cache folder, opened. Several processes may have it open, and several data sets may share it.
+#[derive(Debug)]
+pub struct DiskCache {
+    pub(crate) root: PathBuf,
+    /// What was asked for, or less where the disk was found full.
+    limit_bytes: AtomicU64,
+    /// The counter's file; the mutex keeps out threads, the file's lock other processes.
+    usage: Mutex<File>,
+    /// Locked, shared, as long as the cache is open: who gets it alone may sweep.
+    _open: File,
+    has_failed: AtomicBool,
+    pub(crate) room: Mutex<Room>,
+    /// What this process needs when.
+    pub(crate) plans: Mutex<Vec<Weak<Uses>>>,
+}
+
+impl DiskCache {
+    /// Opens or makes the cache in `folder`, for at most `limit_bytes` of blocks. The first process to open it sweeps
+    /// what a killed one left half written.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if there is something else in the folder; [`Error::Io`].
+    pub fn open(folder: &Path, limit_bytes: u64) -> Result<Self> {
+        fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        let mark = folder.join(MARK);
+        let is_empty = fs::read_dir(folder).map_err(Error::io(folder))?.next().is_none();
+        if !is_empty && !mark.exists() {
+            let reason = "it is not empty and not a cache of ours: choose another folder".to_owned();
+            return Err(Error::Invalid { what: folder.display().to_string(), reason });
+        }
+        let open = |path: &Path| open_lockable(path).map_err(Error::io(path));
+        let (mark_file, usage) = (open(&mark)?, open(&folder.join(USAGE))?);
+        match mark_file.try_lock() {
+            Ok(()) => {
+                let used = sweep(folder).map_err(Error::io(folder))?;
+                usage.write_all_at(&used.to_le_bytes(), 0).map_err(Error::io(folder.join(USAGE)))?;
+                // Both locks are of one open file: this turns the one into the other.
+                mark_file.lock_shared().map_err(Error::io(&mark))?;
+            }
+            Err(TryLockError::WouldBlock) => mark_file.lock_shared().map_err(Error::io(&mark))?,
+            Err(TryLockError::Error(source)) => return Err(Error::Io { path: mark, source }),
+        }
+        Ok(Self {
+            root: folder.to_owned(),
+            limit_bytes: AtomicU64::new(limit_bytes),
+            usage: Mutex::new(usage),
+            _open: mark_file,
+            has_failed: AtomicBool::new(false),
+            room: Mutex::default(),
+            plans: Mutex::default(),
+        })
+    }
+
+    /// Bytes of blocks in the folder, those being written included.
+    pub fn used_bytes(&self) -> u64 {
+        self.with_usage(|used| Ok(*used)).unwrap_or(0)
+    }
+
+    /// Bytes of blocks that it may hold: what was asked for, or what there was room for on the disk.
+    pub fn limit_bytes(&self) -> u64 {
+        self.limit_bytes.load(Ordering::Relaxed)
+    }
+
+    /// The part of the cache for one data set.
+    pub(crate) fn of(self: &Arc<Self>, identity: &str) -> DatasetCache {
+        let name: Arc<str> = identity[..IDENTITY_DIGITS].into();
+        let folder = self.root.join(&*name);
+        let open = fs::create_dir_all(&folder).and_then(|()| lock_shared(&folder.join(OPEN)));
+        let open = open.map_err(|error| self.fail(&error)).ok().map(Arc::new);
+        DatasetCache { cache: self.clone(), name, folder, _open: open }
+    }
+
+    /// Changes the counter while no other process can. None where the disk failed; then nothing more is kept.
+    pub(crate) fn with_usage<T>(&self, change: impl FnOnce(&mut u64) -> io::Result<T>) -> Option<T> {
+        let usage = self.usage.lock().unwrap_or_else(PoisonError::into_inner);
+        let change = |usage: &File| {
+            let mut bytes = [0; 8];
+            usage.read_exact_at(&mut bytes, 0)?;
+            let before = u64::from_le_bytes(bytes);
+            let mut used = before;
+            let changed = change(&mut used);
+            if used != before {
+                usage.write_all_at(&used.to_le_bytes(), 0)?;
+            }
+            changed
+        };
+        let changed = usage.lock().and_then(|()| {
+            let changed = change(&usage);
+            // Also where it failed: others wait.
+            usage.unlock().and(changed)
+        });
+        drop(usage);
+        changed.map_err(|error| self.fail(&error)).ok()
+    }
+
+    /// Whether nothing can be written any more.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.has_failed.load(Ordering::Relaxed)
+    }
+
+    /// A full disk holds what it holds; after any other failure nothing more is written. Reading goes on, from what is
+    /// there and over the network.
+    pub(crate) fn fail(&self, error: &io::Error) {
+        let folder = self.root.display();
+        if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+            let used = self.used_bytes();
+            if self.limit_bytes.fetch_min(used, Ordering::Relaxed) > used {
+                tracing::warn!(%error, %folder, used, "the disk of the cache is full; going on with what is there");
+            }
+        } else if !self.has_failed.swap(true, Ordering::Relaxed) {
+            tracing::warn!(%error, %folder, "the disk cache cannot be written; going on without adding to it");
+        }
+    }
+}
+
+/// A block of a data set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Block {
+    /// Name of the data set's folder.
+    pub(crate) folder: Arc<str>,
+    pub(crate) object: usize,
+    pub(crate) number: u32,
+}
+
+/// Says, as long as it lives, that somebody follows a plan.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    /// Name of the file.
+    pub(crate) mark: String,
+    _locked: File,
+}
+
+/// The blocks of one data set.
+#[derive(Debug, Clone)]
+pub(crate) struct DatasetCache {
+    pub(crate) cache: Arc<DiskCache>,
+    name: Arc<str>,
+    folder: PathBuf,
+    /// Keeps others from throwing out the whole data set.
+    _open: Option<Arc<File>>,
+}
+
+impl DatasetCache {
+    /// Name of its folder.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Says what this process will need.
+    pub(crate) fn plan_with(&self, uses: &Arc<Uses>) {
+        self.cache.plans.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(uses));
+    }
+
+    /// Tells other processes that somebody follows `plan`, so that they leave alone what only that needs.
+    pub(crate) fn claim(&self, plan: &str) -> Option<Claim> {
+        let hash = blake3::hash(plan.as_bytes()).to_hex();
+        let mark = format!("{PLAN_PREFIX}{}", &hash[..PLAN_DIGITS]);
+        let locked = lock_shared(&self.folder.join(&mark)).map_err(|error| self.cache.fail(&error)).ok()?;
+        Some(Claim { mark, _locked: locked })
+    }
+
+    /// The block at `index` of a request.
+    pub(crate) fn block(&self, request: &Request, index: usize) -> Block {
+        Block { folder: self.name.clone(), object: request.object, number: request.first + index as u32 }
+    }
+
+    /// The file of that block.
+    pub(crate) fn path(&self, request: &Request, index: usize) -> PathBuf {
+        let part = match request.part {
+            Part::Latents => LATENTS,
+            Part::Text => TEXT,
+        };
+        self.folder.join(part).join(format!("{}-{}", request.object, request.first + index as u32))
+    }
+
+    /// That block, if it is here and right.
+    pub(crate) fn get(&self, request: &Request, index: usize) -> Option<Bytes> {
+        let (path, (len, xxh3)) = (self.path(request, index), request.blocks[index]);
+        let bytes = fs::read(&path).ok()?;
+        if bytes.len() as u64 == len && xxh3_64(&bytes) == xxh3 {
+            return Some(bytes.into());
+        }
+        let path_shown = path.display();
+        tracing::warn!(path = %path_shown, "a cached block is damaged; fetching it again");
+        // Of several that find it, one deletes it.
+        self.cache.with_usage(|used| {
+            if fs::remove_file(&path).is_ok() {
+                *used = used.saturating_sub(bytes.len() as u64);
+            }
+            Ok(())
+        });
+        None
+    }
+
+    /// Some bytes of a block that has been found right before, if it is still here.
+    pub(crate) fn get_part(&self, request: &Request, start: u64, out: &mut [u8]) -> bool {
+        let file = File::open(self.path(request, 0));
+        file.is_ok_and(|file| file.read_exact_at(out, start).is_ok())
+    }
+}
+
+/// Opens a file to be locked, and makes it if need be.
+pub(crate) fn open_lockable(path: &Path) -> io::Result<File> {
+    File::options().create(true).truncate(false).read(true).write(true).open(path)
+}
+
+/// Whether an open file still has the name that it was opened by.
+pub(crate) fn is_at(file: &File, path: &Path) -> bool {
+    let (Ok(open), Ok(named)) = (file.metadata(), fs::metadata(path)) else { return false };
+    (open.dev(), open.ino()) == (named.dev(), named.ino())
+}
+
+/// Locks a mark, shared. Who finds one that nobody holds may delete it.
+fn lock_shared(path: &Path) -> io::Result<File> {
+    loop {
+        let file = open_lockable(path)?;
+        file.lock_shared()?;
+        if is_at(&file, path) {
+            return Ok(file);
+        }
+    }
+}
+
+pub(crate) fn is_identity(name: &str) -> bool {
+    name.len() == IDENTITY_DIGITS && name.chars().all(|c| c.is_ascii_hexdigit())
+}
+
+/// Paths and names in a folder; none where there is no such folder.
+pub(crate) fn names(folder: &Path) -> io::Result<Vec<(PathBuf, String)>> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(Vec::new());
+        }
+        entries => entries?,
+    };
+    entries.map(|entry| entry.map(|entry| (entry.path(), entry.file_name().to_string_lossy().into_owned()))).collect()
+}
+
+/// Deletes what is half written and counts the bytes of the rest. Looks only at names that a cache makes.
+fn sweep(root: &Path) -> io::Result<u64> {
+    let mut used = 0;
+    for (dataset, _) in names(root)?.into_iter().filter(|(_, name)| is_identity(name)) {
+        for part in [LATENTS, TEXT] {
+            for (path, name) in names(&dataset.join(part))? {
+                if name.starts_with(TEMPORARY_PREFIX) {
+                    fs::remove_file(&path)?;
+                } else {
+                    used += fs::metadata(&path)?.len();
+                }
+            }
+        }
+    }
+    Ok(used)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::thread;
+
+    use super::*;
+    use crate::flight::{Boarding, Flight};
+
+    pub(crate) const IDENTITY: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+    pub(crate) fn request(first: u32, blocks: &[Bytes]) -> Request {
+        let checks = blocks.iter().map(|bytes| (bytes.len() as u64, xxh3_64(bytes))).collect();
+        let (name, path) = ("latents/a.safetensors".to_owned(), "s3://b/latents/a.safetensors".into());
+        Request { part: Part::Latents, object: 7, first, name, path, start: 512, step: 0, blocks: checks }
+    }
+
+    pub(crate) fn blocks(count: usize) -> Vec<Bytes> {
+        (0..count).map(|block| Bytes::from(vec![block as u8; 100])).collect()
+    }
+
+    pub(crate) fn open(folder: &Path, limit: u64) -> Arc<DiskCache> {
+        Arc::new(DiskCache::open(folder, limit).unwrap())
+    }
+
+    /// The flight of a block that is not there.
+    pub(crate) fn flight(cache: &DatasetCache, request: &Request, index: usize) -> Flight {
+        match cache.board(request, index) {
+            Boarding::Ours(flight) => flight,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Keeps the blocks of a request, as far as there is room.
+    pub(crate) fn keep(cache: &DatasetCache, request: &Request, blocks: &[Bytes]) {
+        for (index, bytes) in blocks.iter().enumerate() {
+            if let Boarding::Ours(flight) = cache.board(request, index) {
+                flight.keep(bytes);
+            }
+        }
+    }
+
+    pub(crate) fn found(cache: &DatasetCache, request: &Request) -> Vec<bool> {
+        (0..request.blocks.len()).map(|index| cache.get(request, index).is_some()).collect()
+    }
+
+    pub(crate) fn file_bytes(folder: &Path) -> u64 {
+        let files = fs::read_dir(folder.join(&IDENTITY[..32]).join("latents")).unwrap();
+        files.map(|file| file.unwrap().metadata().unwrap().len()).sum()
+    }
+
+    /// Space that is counted and that no file stands for.
+    pub(crate) fn count_more(cache: &DiskCache, bytes: u64) {
+        let counted = cache.with_usage(|used| {
+            *used += bytes;
+            Ok(())
+        });
+        counted.unwrap();
+    }
+
+    #[test]
+    fn blocks_outlive_the_process_and_the_limit_is_never_passed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (blocks, cache) = (blocks(4), open(folder.path(), 250));
+        let request = request(3, &blocks);
+        keep(&cache.of(IDENTITY), &request, &blocks);
+        assert_eq!(found(&cache.of(IDENTITY), &request), [true, true, false, false]);
+        assert_eq!((cache.used_bytes(), file_bytes(folder.path())), (200, 200));
+        // The same again takes no room, and another data set has its own blocks.
+        keep(&cache.of(IDENTITY), &request, &blocks);
+        assert_eq!(cache.used_bytes(), 200);
+        assert_eq!(found(&cache.of(&IDENTITY.replace('0', "f")), &request), [false; 4]);
+        drop(cache);
+        let cache = open(folder.path(), 1000);
+        assert_eq!(
+            [0, 1].map(|index| cache.of(IDENTITY).get(&request, index)),
+            [0, 1].map(|at| Some(blocks[at].clone()))
+        );
+        assert_eq!(cache.used_bytes(), 200);
+    }
+
+    #[test]
+    fn what_a_killed_process_leaves_is_swept_or_found_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let (blocks, cache) = (blocks(3), open(folder.path(), 1000));
+        let request = request(0, &blocks);
+        keep(&cache.of(IDENTITY), &request, &blocks);
+        // Killed: space reserved for nothing, a temporary file, a block cut off, a block with a wrong byte.
+        count_more(&cache, 555);
+        drop(cache);
+        let latents = folder.path().join(&IDENTITY[..32]).join("latents");
+        fs::write(latents.join(format!("{TEMPORARY_PREFIX}7-1")), [0; 50]).unwrap();
+        fs::write(latents.join("7-0"), [0; 60]).unwrap();
+        fs::write(latents.join("7-2"), [9; 100]).unwrap();
+        let cache = open(folder.path(), 1000);
+        assert_eq!(cache.used_bytes(), 260);
+        assert_eq!(found(&cache.of(IDENTITY), &request), [false, true, false]);
+        assert_eq!((cache.used_bytes(), file_bytes(folder.path())), (100, 100));
+        keep(&cache.of(IDENTITY), &request, &blocks);
+        assert_eq!(found(&cache.of(IDENTITY), &request), [true; 3]);
+        assert_eq!(cache.used_bytes(), 300);
+    }
+
+    #[test]
+    fn two_processes_share_the_limit() {
+        let folder = tempfile::tempdir().unwrap();
+        let blocks = blocks(40);
+        // Each open cache has its own locks, as each process has.
+        let caches = [open(folder.path(), 1050), open(folder.path(), 1050)];
+        thread::scope(|scope| {
+            for (cache, at) in caches.iter().zip([0, 20]) {
+                let part = &blocks[at..at + 20];
+                scope.spawn(move || keep(&cache.of(IDENTITY), &request(at as u32, part), part));
+            }
+        });
+        assert_eq!((caches[0].used_bytes(), caches[1].used_bytes(), file_bytes(folder.path())), (1000, 1000, 1000));
+    }
+
+    #[test]
+    fn a_disk_that_fails_is_gone_on_without() {
+        let folder = tempfile::tempdir().unwrap();
+        let (blocks, cache) = (blocks(2), open(folder.path(), 1000));
+        let request = request(0, &blocks);
+        keep(&cache.of(IDENTITY), &request, &blocks[..1]);
+        // A file where a folder must be: nothing can be written for the other data set.
+        let other = IDENTITY.replace('0', "f");
+        fs::write(folder.path().join(&other[..32]), []).unwrap();
+        keep(&cache.of(&other), &request, &blocks);
+        assert_eq!((found(&cache.of(&other), &request), cache.used_bytes()), (vec![false; 2], 100));
+        assert!(cache.has_failed());
+        assert_eq!(found(&cache.of(IDENTITY), &request), [true, false]);
+    }
+
+    #[test]
+    fn a_full_disk_lowers_the_limit_to_what_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let (blocks, cache) = (blocks(3), open(folder.path(), 1000));
+        let request = request(0, &blocks);
+        keep(&cache.of(IDENTITY), &request, &blocks[..2]);
+        cache.fail(&io::Error::from(io::ErrorKind::StorageFull));
+        assert!(!cache.has_failed());
+        assert_eq!(cache.limit_bytes(), 200);
+        keep(&cache.of(IDENTITY), &request, &blocks);
+        assert_eq!(found(&cache.of(IDENTITY), &request), [true, true, false]);
+    }
+
+    #[test]
+    fn a_folder_of_somebody_else_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("thesis.tex"), "x").unwrap();
+        let error = DiskCache::open(folder.path(), 1000).unwrap_err();
+        assert!(matches!(error, Error::Invalid { .. }), "{error}");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+}

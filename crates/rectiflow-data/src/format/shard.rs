@@ -1,0 +1,240 @@
+//! One object: rows of one bucket as a safetensors file of latents and a Parquet file of text, in the same order.
+//!
+//! The latents file is one tensor `latents` of shape [n, C, h, w] in F16. Its header is padded to a fixed 512 bytes, so
+//! that row r begins at 512 + r * row_bytes and a writer may learn n last. Text is `text_shard`'s; which objects make a
+//! data set is the manifest's. The whole format:
+//!
+#![doc = include_str!("../../../../docs/format.md")]
+
+use std::{
+    fs::{self, File},
+    io::{Read, Seek, SeekFrom, Write},
+    path::Path,
+};
+
+use half::f16;
+use serde::Deserialize;
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+
+use crate::{
+    Error, Record, Result,
+    durable::DurableFile,
+    manifest::{BLOCK_ROWS, Block, LATENTS_OFFSET},
+    text_shard::{TextWriter, group_table},
+};
+
+/// Writes one object, row by row. Nothing is visible under the final names before [`ObjectWriter::finish`].
+pub struct ObjectWriter {
+    latents: DurableFile,
+    text: TextWriter<DurableFile>,
+    text_path: std::path::PathBuf,
+    shape: [usize; 3],
+    rows: u32,
+    hasher: Xxh3,
+    latents_xxh3: Vec<u64>,
+    /// Records of the block that is not complete yet.
+    pending: Vec<Record>,
+}
+
+/// What a finished object adds to the manifest and the block table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finished {
+    /// Rows written.
+    pub rows: u32,
+    /// Length of the text file.
+    pub text_bytes: u64,
+    /// The object's blocks.
+    pub blocks: Vec<Block>,
+}
+
+impl std::fmt::Debug for ObjectWriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ObjectWriter").field("text", &self.text_path).field("rows", &self.rows).finish_non_exhaustive()
+    }
+}
+
+impl ObjectWriter {
+    /// Begins an object of latents of shape [C, h, w] in the data set at `root`; `latents` and `text` are the names for
+    /// the manifest, e.g. `latents/1024x1024-00000.safetensors`.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn create(root: &Path, latents: &str, text: &str, shape: [usize; 3]) -> Result<Self> {
+        let (latents_path, text_path) = (root.join(latents), root.join(text));
+        for path in [&latents_path, &text_path] {
+            let folder = path.parent().expect("names of objects are inside the data set");
+            fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        }
+        let mut latents = DurableFile::create(&latents_path)?;
+        latents.write_all(&[b' '; LATENTS_OFFSET as usize]).map_err(latents.error())?;
+        let text = TextWriter::new(DurableFile::create(&text_path)?).map_err(parquet_error(&text_path))?;
+        let (hasher, latents_xxh3, pending) = (Xxh3::new(), Vec::new(), Vec::new());
+        Ok(Self { latents, text, text_path, shape, rows: 0, hasher, latents_xxh3, pending })
+    }
+
+    /// Rows pushed so far.
+    pub fn rows(&self) -> u32 {
+        self.rows
+    }
+
+    /// Appends a row: its latents [C, h, w], unscaled, and its record.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    ///
+    /// # Panics
+    /// If `latents` is not of the object's shape, or not finite: whoever encodes must reject such a row.
+    pub fn push(&mut self, latents: &[f16], record: Record) -> Result<()> {
+        assert_eq!(latents.len(), self.shape.iter().product::<usize>(), "latents of shape {:?}", self.shape);
+        assert!(latents.iter().all(|x| x.is_finite()), "the latents of {} are not finite", record.source);
+        let bytes: Vec<u8> = latents.iter().flat_map(|x| x.to_le_bytes()).collect();
+        self.latents.write_all(&bytes).map_err(self.latents.error())?;
+        self.hasher.update(&bytes);
+        self.rows += 1;
+        self.pending.push(record);
+        if self.pending.len() == BLOCK_ROWS as usize { self.end_block() } else { Ok(()) }
+    }
+
+    /// Completes both files and gives them their names, the latents first.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    ///
+    /// # Panics
+    /// If no row was pushed.
+    pub fn finish(mut self) -> Result<Finished> {
+        assert!(self.rows > 0, "an object has at least one row");
+        if !self.pending.is_empty() {
+            self.end_block()?;
+        }
+        let header = latents_header(self.rows, self.shape);
+        let mut file = self.latents.flushed()?;
+        file.seek(SeekFrom::Start(0)).and_then(|_| file.write_all(&header)).map_err(self.latents.error())?;
+        self.latents.commit()?;
+        let (text_bytes, text) = finish_text(self.text, &self.text_path)?;
+        let blocks = self.latents_xxh3.into_iter().zip(text);
+        let blocks = blocks.map(|(latents_xxh3, text)| Block { latents_xxh3, ..text }).collect();
+        Ok(Finished { rows: self.rows, text_bytes, blocks })
+    }
+
+    fn end_block(&mut self) -> Result<()> {
+        self.latents_xxh3.push(self.hasher.digest());
+        self.hasher.reset();
+        let records = std::mem::take(&mut self.pending);
+        self.text.write_block(&records).map_err(parquet_error(&self.text_path))
+    }
+}
+
+/// Writes `records` as the text file `text` of an object whose latents exist already. The blocks' latents checksums are
+/// left 0 for the caller to fill in.
+///
+/// # Errors
+/// [`Error::Io`].
+pub(crate) fn write_text(root: &Path, text: &str, records: &[Record]) -> Result<(u64, Vec<Block>)> {
+    let path = root.join(text);
+    let mut writer = TextWriter::new(DurableFile::create(&path)?).map_err(parquet_error(&path))?;
+    for block in records.chunks(BLOCK_ROWS as usize) {
+        writer.write_block(block).map_err(parquet_error(&path))?;
+    }
+    finish_text(writer, &path)
+}
+
+/// Completes a text file and reads it back once for the checksums of its row groups: what is hashed is what is there.
+fn finish_text(writer: TextWriter<DurableFile>, path: &Path) -> Result<(u64, Vec<Block>)> {
+    let (groups, mut file) = writer.finish().map_err(parquet_error(path))?;
+    let mut reader = file.flushed()?;
+    let text_bytes = reader.metadata().map_err(Error::io(path))?.len();
+    let mut blocks = Vec::with_capacity(groups.len());
+    let mut bytes = Vec::new();
+    for group in &groups {
+        let (text_offset, columns) = group_table(group);
+        let mut block = Block { latents_xxh3: 0, text_offset, text_xxh3: 0, columns };
+        bytes.resize(block.text_bytes() as usize, 0);
+        reader
+            .seek(SeekFrom::Start(text_offset))
+            .and_then(|_| reader.read_exact(&mut bytes))
+            .map_err(Error::io(path))?;
+        block.text_xxh3 = xxh3_64(&bytes);
+        blocks.push(block);
+    }
+    file.commit()?;
+    Ok((text_bytes, blocks))
+}
+
+/// A failure of the Parquet writer, which can only be one of its sink.
+fn parquet_error(path: &Path) -> impl FnOnce(parquet::errors::ParquetError) -> Error {
+    let path = path.to_owned();
+    |error| Error::Io { path, source: std::io::Error::other(error) }
+}
+
+/// The first 512 bytes of a latents file: the length word, and a header padded with spaces as safetensors allows.
+fn latents_header(rows: u32, [channels, height, width]: [usize; 3]) -> Vec<u8> {
+    let bytes = rows as usize * channels * height * width * 2;
+    let json = format!(
+        r#"{{"latents":{{"dtype":"F16","shape":[{rows},{channels},{height},{width}],"data_offsets":[0,{bytes}]}}}}"#
+    );
+    let len = LATENTS_OFFSET - 8;
+    let mut header = Vec::from(len.to_le_bytes());
+    header.extend(json.as_bytes());
+    header.resize(LATENTS_OFFSET as usize, b' ');
+    header
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LatentsHeader {
+    latents: LatentsTensor,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LatentsTensor {
+    dtype: String,
+    shape: [u64; 4],
+    data_offsets: [u64; 2],
+}
+
+/// Checks that an open latents file is `rows` latents of shape [C, h, w] and not a byte more or less.
+///
+/// # Errors
+/// [`Error::Io`], or [`Error::Malformed`] with the first difference.
+pub(crate) fn check_latents(path: &Path, mut file: &File, rows: u32, shape: [usize; 3]) -> Result<()> {
+    let malformed = |reason: String| Err(Error::Malformed { path: path.into(), kind: "latents file", reason });
+    let [channels, height, width] = shape.map(|n| n as u64);
+    let data = u64::from(rows) * channels * height * width * 2;
+    let len = file.metadata().map_err(Error::io(path))?.len();
+    if len != LATENTS_OFFSET + data {
+        return malformed(format!("it has {len} bytes, {rows} rows of {shape:?} need {}", LATENTS_OFFSET + data));
+    }
+    let mut header = [0; LATENTS_OFFSET as usize];
+    file.seek(SeekFrom::Start(0)).and_then(|_| file.read_exact(&mut header)).map_err(Error::io(path))?;
+    check_header(path, &header, rows, shape)
+}
+
+/// Checks the first 512 bytes of a latents file of `rows` latents of shape [C, h, w].
+///
+/// # Errors
+/// [`Error::Malformed`] with the first difference.
+///
+/// # Panics
+/// If there are not 512 bytes.
+pub(crate) fn check_header(path: &Path, header: &[u8], rows: u32, shape: [usize; 3]) -> Result<()> {
+    let malformed = |reason: String| Err(Error::Malformed { path: path.into(), kind: "latents file", reason });
+    let [channels, height, width] = shape.map(|n| n as u64);
+    let data = u64::from(rows) * channels * height * width * 2;
+    if header[..8] != (LATENTS_OFFSET - 8).to_le_bytes() {
+        return malformed(format!("its header is not {} bytes long", LATENTS_OFFSET - 8));
+    }
+    let tensor = match serde_json::from_slice::<LatentsHeader>(&header[8..]) {
+        Ok(header) => header.latents,
+        Err(error) => return malformed(format!("its header: {error}")),
+    };
+    let expected = [u64::from(rows), channels, height, width];
+    if tensor.dtype != "F16" || tensor.shape != expected || tensor.data_offsets != [0, data] {
+        let LatentsTensor { dtype, shape, data_offsets } = tensor;
+        return malformed(format!(
+            "it holds {dtype} {shape:?} at {data_offsets:?}, expected F16 {expected:?} at [0, {data}]"
+        ));
+    }
+    Ok(())
+}

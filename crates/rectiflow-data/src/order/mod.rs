@@ -1,0 +1,541 @@
+//! The order: which samples make up each micro-batch of each step.
+//!
+//! A pure function of the data sets, the seed, the micro-batch size b, the micro-batches a step A, the lanes L and the
+//! mode; **not of the number of ranks**, which only decides who runs which slot. Nothing here reads a file.
+//!
+//! - A bucket of n samples is an endless stream of passes, each a fresh permutation, cut into micro-batches of
+//!   q = min(b, n): one of n < b samples gives one ragged micro-batch a pass. With r repeats, epoch e gives it
+//!   floor((e+1) r n / q) - floor(e r n / q) micro-batches. So nothing is dropped, no pass repeats a sample, and after
+//!   e epochs a sample has been seen e r times, give or take one (below two where e r is not whole).
+//! - The micro-batches of an epoch, shuffled, follow those of the epoch before; step k is slots k A to (k+1) A of that
+//!   endless sequence ([`crate::epoch`]).
+//! - In `window` mode a micro-batch belongs to a window, and all of a window to one lane ([`crate::lanes`]).
+//! - In `owned` mode each lane has an equal share of a bucket for the whole run, which is a stream of its own; what equal
+//!   shares leave over, and buckets too small to be shared, are streams of `window` mode (`share`).
+//! - Which samples a micro-batch holds is settled a window at a time, by the length of their prompts ([`crate::window`]);
+//!   how many micro-batches there are never depends on text.
+//! - Slot s belongs to lane s mod L, lane l is run by rank l mod R, for any R <= L.
+
+pub mod epoch;
+pub mod lanes;
+pub mod pass;
+pub(crate) mod share;
+pub mod window;
+
+use std::{fmt, ops::Range};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    error::{Error, Result},
+    lanes::lcm,
+    manifest::BLOCK_ROWS,
+    pass::Layout,
+};
+
+/// How samples are spread over an epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Mode {
+    /// Each pass permutes all samples of a bucket, and the micro-batches of an epoch are shuffled: for data sets on
+    /// local or shared disk.
+    #[default]
+    Local,
+    /// Each pass permutes the blocks of a bucket; a few of them are a window, whose samples are shuffled and which one
+    /// lane reads: for data sets in object storage. Every byte is fetched once an epoch.
+    Window,
+    /// Each lane has an equal share of a bucket's blocks for the whole run, on a local disk: the first pass is as in
+    /// `window` mode, each later one permutes all samples of the share and needs no network.
+    Owned,
+    /// The loader chooses once it knows the data: `window` for what is at a URL and larger than memory is meant to hold
+    /// ([`crate::dataset::MEMORY_BYTES`]), otherwise `local`.
+    Auto,
+}
+
+impl Mode {
+    fn is_local(&self) -> bool {
+        *self == Self::Local
+    }
+
+    /// Whether lanes read windows of blocks, and the order has to know where blocks begin and end.
+    pub fn has_windows(&self) -> bool {
+        matches!(self, Self::Window | Self::Owned)
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Local => f.write_str("local"),
+            Self::Window => f.write_str("window"),
+            Self::Owned => f.write_str("owned"),
+            Self::Auto => f.write_str("auto"),
+        }
+    }
+}
+
+impl From<Mode> for String {
+    fn from(mode: Mode) -> Self {
+        mode.to_string()
+    }
+}
+
+impl TryFrom<String> for Mode {
+    type Error = String;
+
+    fn try_from(name: String) -> std::result::Result<Self, String> {
+        match name.as_str() {
+            "local" => Ok(Self::Local),
+            "window" => Ok(Self::Window),
+            "owned" => Ok(Self::Owned),
+            "auto" => Ok(Self::Auto),
+            _ => Err(format!("expected mode \"auto\", \"local\", \"window\" or \"owned\", found \"{name}\"")),
+        }
+    }
+}
+
+/// What the order needs to know apart from the data.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OrderSettings {
+    /// Every random number of the order follows from it.
+    pub seed: u64,
+    /// Samples a micro-batch (b).
+    pub micro_batch: usize,
+    /// Micro-batches a step over all ranks (A).
+    pub micro_batches: usize,
+    /// Lanes (L), a divisor of A; none: the largest divisor that is at most 64.
+    pub lanes: Option<usize>,
+    /// How samples are spread over an epoch.
+    pub mode: Mode,
+    /// Samples (S) among which micro-batches are grouped by chunk count; rounded down to whole micro-batches (in `window`
+    /// and `owned` mode also to whole blocks, but at least the smallest number that is both), and no larger than the
+    /// bucket.
+    pub window_samples: u64,
+}
+
+/// How much of an epoch a data set makes up.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Amount {
+    /// Passes over it an epoch; need not be whole; counted to a millionth.
+    Repeats(f64),
+    /// Its part of an epoch's samples. Either all data sets have one or none; they sum to 1, and an epoch is then as
+    /// many samples as the data sets have together.
+    Share(f64),
+}
+
+/// Number of training samples of one bucket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BucketRows {
+    /// Index of the bucket in its manifest.
+    pub bucket: u32,
+    /// Rows.
+    pub rows: u64,
+    /// For `window` and `owned` mode, the end of each run of blocks, in rows, ascending; the last is `rows`.
+    pub run_ends: Vec<u32>,
+}
+
+/// What the order needs to know of one data set.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DataShape {
+    /// Hash of its manifest.
+    pub identity: String,
+    /// Whatever prompts and their length depend on: prompt settings and the tokenizer's fingerprint.
+    pub text: String,
+    /// How much of an epoch it makes up.
+    pub amount: Amount,
+    /// Its buckets, in a fixed order.
+    pub buckets: Vec<BucketRows>,
+}
+
+/// One of the processes that share a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RankOf {
+    /// Counted from 0.
+    pub rank: usize,
+    /// How many there are.
+    pub ranks: usize,
+}
+
+impl RankOf {
+    /// The only process of a run.
+    pub const ONLY: Self = Self { rank: 0, ranks: 1 };
+}
+
+/// One bucket of one data set, or a lane's share of one: an endless stream of micro-batches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Stream {
+    /// Index of the data set.
+    pub data: u32,
+    /// Index of the bucket in its manifest.
+    pub bucket: u32,
+    /// Samples in the bucket (n), or in the share.
+    pub rows: u64,
+    /// Samples in each of its micro-batches, min(b, n).
+    pub size: u32,
+    /// Micro-batches in each of its windows; in `window` mode of all windows of a pass but the last.
+    pub window: u64,
+    /// Passes an epoch, in millionths.
+    pub repeats_millionths: u64,
+    /// How it is cut into windows: `owned` for a lane's share, `window` for what is left of that bucket.
+    #[serde(skip_serializing_if = "Mode::is_local")]
+    pub mode: Mode,
+    /// The lane whose share it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lane: Option<u32>,
+}
+
+impl Stream {
+    /// Micro-batches that it has given before `epoch`.
+    pub fn before_epoch(&self, epoch: u64) -> u64 {
+        let samples_millionths = u128::from(epoch) * u128::from(self.repeats_millionths) * u128::from(self.rows);
+        (samples_millionths / (u128::from(self.size) * MILLION)) as u64
+    }
+
+    /// The micro-batches of the window that holds micro-batch `index`. In `window` mode a pass of n samples is k windows
+    /// of S samples and a last one of t, b <= t < S + b, so that what is left over (fewer than b samples, delivered
+    /// with the last window of the next pass) is never older than a pass.
+    pub fn window_of(&self, index: u64) -> Range<u64> {
+        if self.mode.is_local() {
+            let first = index / self.window * self.window;
+            return first..first + self.window;
+        }
+        if self.mode == Mode::Owned {
+            let (pass, in_pass) = (self.owned_pass(index), self.in_pass());
+            let first = index - index % in_pass % self.window;
+            return first..(first + self.window).min((pass + 1) * in_pass);
+        }
+        let (pass, first) = self.pass_of(index);
+        let (last, within) = (first + self.whole_windows() * self.window, index - first);
+        if index < last {
+            let first = first + within / self.window * self.window;
+            return first..first + self.window;
+        }
+        last..(pass + 1) * self.rows / u64::from(self.size)
+    }
+
+    /// Where the samples of micro-batches of one window lie: passes and positions in them.
+    pub(crate) fn positions(&self, micro_batches: Range<u64>) -> Vec<(u64, Range<u64>)> {
+        let size = u64::from(self.size);
+        if self.mode.is_local() {
+            return split_passes(micro_batches.start * size..micro_batches.end * size, self.rows, 0);
+        }
+        if self.mode == Mode::Owned {
+            let pass = self.owned_pass(micro_batches.start);
+            let start = pass * self.in_pass();
+            return vec![(pass, (micro_batches.start - start) * size..(micro_batches.end - start) * size)];
+        }
+        let (pass, first) = self.pass_of(micro_batches.start);
+        let last = first + self.whole_windows() * self.window;
+        if micro_batches.start < last {
+            return vec![(pass, (micro_batches.start - first) * size..(micro_batches.end - first) * size)];
+        }
+        // The last windows of all passes, one after the other, are an endless stream of their own.
+        let skipped = self.whole_windows() * self.window * size;
+        let tail = self.rows - skipped;
+        let start = (pass * tail / size + micro_batches.start - last) * size;
+        split_passes(start..start + (micro_batches.end - micro_batches.start) * size, tail, skipped)
+    }
+
+    /// Micro-batches of a pass over a share, which is a whole number of them.
+    fn in_pass(&self) -> u64 {
+        self.rows / u64::from(self.size)
+    }
+
+    /// The pass over a share that a micro-batch is part of.
+    pub(crate) fn owned_pass(&self, index: u64) -> u64 {
+        index / self.in_pass()
+    }
+
+    /// The pass that a micro-batch of `window` mode is delivered in, and the number of that pass's first.
+    fn pass_of(&self, index: u64) -> (u64, u64) {
+        let size = u64::from(self.size);
+        let pass = ((index + 1) * size).div_ceil(self.rows) - 1;
+        (pass, pass * self.rows / size)
+    }
+
+    /// Windows of a pass but the last.
+    fn whole_windows(&self) -> u64 {
+        let (size, samples) = (u64::from(self.size), self.window * u64::from(self.size));
+        if self.rows >= samples + size { (self.rows - size) / samples } else { 0 }
+    }
+
+    /// Micro-batches that it gives in `epoch`.
+    fn in_epoch(&self, epoch: u64) -> u64 {
+        self.before_epoch(epoch + 1) - self.before_epoch(epoch)
+    }
+}
+
+const MILLION: u128 = 1_000_000;
+
+/// Cuts positions of an endless stream of passes of `rows` samples at the passes; `skipped` is added to each position.
+fn split_passes(positions: Range<u64>, rows: u64, skipped: u64) -> Vec<(u64, Range<u64>)> {
+    let mut parts = Vec::new();
+    let mut at = positions.start;
+    while at < positions.end {
+        let (pass, from) = (at / rows, at % rows);
+        let until = rows.min(from + positions.end - at);
+        parts.push((pass, from + skipped..until + skipped));
+        at += until - from;
+    }
+    parts
+}
+
+/// The order of a run. Building it costs a few bytes a bucket and no time to speak of.
+#[derive(Debug, Clone)]
+pub struct Order {
+    settings: OrderSettings,
+    lanes: usize,
+    streams: Vec<Stream>,
+    /// Of each stream, where its rows lie; empty in `local` mode.
+    layouts: Vec<Layout>,
+    hash: String,
+}
+
+impl Order {
+    /// The order over `data` as `settings` say.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if a size is 0, the lanes do not divide the micro-batches, amounts contradict each other, a
+    /// data set has no samples, or a count is beyond 32 bits.
+    pub fn new(data: &[DataShape], settings: OrderSettings) -> Result<Self> {
+        check_sizes(&settings)?;
+        let lanes = resolve_lanes(settings.micro_batches, settings.lanes)?;
+        let repeats = resolve_repeats(data)?;
+        let (mut streams, mut layouts) = (Vec::new(), Vec::new());
+        for ((index, shape), repeats_millionths) in (0..).zip(data).zip(repeats) {
+            for bucket in shape.buckets.iter().filter(|bucket| bucket.rows > 0) {
+                let whole = stream(index, bucket, repeats_millionths, &settings)?;
+                if !settings.mode.has_windows() {
+                    streams.push(whole);
+                    continue;
+                }
+                let end = bucket.run_ends.last().map(|&end| u64::from(end));
+                assert_eq!(end, Some(bucket.rows), "runs hold all rows");
+                let layout = Layout::new(&bucket.run_ends);
+                if settings.mode == Mode::Owned {
+                    let (shares, of_shares) = share::deal(settings.seed, &whole, &layout, lanes);
+                    streams.extend(shares);
+                    layouts.extend(of_shares);
+                } else {
+                    streams.push(whole);
+                    layouts.push(layout);
+                }
+            }
+        }
+        let hash = hash(data, &settings, lanes, &streams);
+        let order = Self { settings, lanes, streams, layouts, hash };
+        // Epochs differ by at most one micro-batch a stream.
+        if order.epoch_start(1) + order.streams.len() as u64 > u64::from(u32::MAX) {
+            let reason =
+                "an epoch has more than 4,294,967,295 micro-batches; lower the repeats or raise the micro-batch";
+            return Err(invalid("data", reason));
+        }
+        Ok(order)
+    }
+
+    /// Hex BLAKE3 of all that the order depends on. Two runs with the same hash train on the same samples.
+    pub fn hash(&self) -> &str {
+        &self.hash
+    }
+
+    /// The settings that it was made with.
+    pub fn settings(&self) -> &OrderSettings {
+        &self.settings
+    }
+
+    /// Lanes that slots are dealt to.
+    pub fn lanes(&self) -> usize {
+        self.lanes
+    }
+
+    /// All buckets of all data sets.
+    pub fn streams(&self) -> &[Stream] {
+        &self.streams
+    }
+
+    /// The runs that a stream's rows lie in.
+    ///
+    /// # Panics
+    /// In `local` mode, which has none.
+    pub(crate) fn layout(&self, stream: u32) -> &Layout {
+        &self.layouts[stream as usize]
+    }
+
+    /// Micro-batches of all epochs before `epoch`.
+    pub fn epoch_start(&self, epoch: u64) -> u64 {
+        self.streams.iter().map(|stream| stream.before_epoch(epoch)).sum()
+    }
+
+    /// Micro-batches that each stream gives in `epoch`, in the order of [`Order::streams`].
+    pub(crate) fn epoch_counts(&self, epoch: u64) -> impl Iterator<Item = u64> + '_ {
+        self.streams.iter().map(move |stream| stream.in_epoch(epoch))
+    }
+
+    /// The epoch that holds a micro-batch, counted from the start of the run.
+    pub fn epoch_of(&self, micro_batch: u64) -> u64 {
+        let mut past = 1;
+        while self.epoch_start(past) <= micro_batch {
+            past *= 2;
+        }
+        // The last epoch that starts at or before it: an epoch may be empty where repeats are below 1.
+        let mut first = past / 2;
+        while past - first > 1 {
+            let middle = first + (past - first) / 2;
+            if self.epoch_start(middle) <= micro_batch {
+                first = middle;
+            } else {
+                past = middle;
+            }
+        }
+        first
+    }
+
+    /// The slots of a step that a rank runs, in ascending order.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if there are more ranks than lanes, with the number of lanes that would do.
+    pub fn slots_of(&self, rank: RankOf) -> Result<Vec<u32>> {
+        self.check_ranks(rank)?;
+        let is_mine = |slot: &u32| (*slot as usize % self.lanes) % rank.ranks == rank.rank;
+        Ok((0..self.settings.micro_batches as u32).filter(is_mine).collect())
+    }
+
+    /// The part of the ranks' time that is spent waiting for those that run a lane more, 0 where R divides L.
+    pub fn idle_share(&self, ranks: usize) -> f64 {
+        let busiest = self.lanes.div_ceil(ranks);
+        1.0 - self.lanes as f64 / (busiest * ranks) as f64
+    }
+
+    fn check_ranks(&self, rank: RankOf) -> Result<()> {
+        let RankOf { rank, ranks } = rank;
+        if rank >= ranks {
+            return Err(invalid("rank", &format!("expected a rank below the {ranks} ranks there are, found {rank}")));
+        }
+        if ranks <= self.lanes {
+            return Ok(());
+        }
+        let micro_batches = self.settings.micro_batches;
+        let enough = (ranks..=micro_batches).find(|lanes| micro_batches.is_multiple_of(*lanes));
+        let advice = enough.map_or_else(
+            || {
+                format!(
+                    "no lanes would do, since a step has {micro_batches} micro-batches: raise them to {ranks} or more"
+                )
+            },
+            |lanes| format!("lanes = {lanes} would do (a new order: a run under way cannot change it)"),
+        );
+        Err(invalid("lanes", &format!("{ranks} ranks cannot share {} lanes; {advice}", self.lanes)))
+    }
+}
+
+fn invalid(what: &str, reason: &str) -> Error {
+    Error::Invalid { what: what.to_owned(), reason: reason.to_owned() }
+}
+
+fn check_sizes(settings: &OrderSettings) -> Result<()> {
+    if settings.mode == Mode::Auto {
+        return Err(invalid("mode", "expected \"local\", \"window\" or \"owned\": only the loader can choose"));
+    }
+    let sizes = [
+        ("micro_batch", settings.micro_batch as u64),
+        ("micro_batches", settings.micro_batches as u64),
+        ("window_samples", settings.window_samples),
+    ];
+    for (what, size) in sizes {
+        if size == 0 || size > u64::from(u32::MAX) {
+            return Err(invalid(what, &format!("expected 1 to 4,294,967,295, found {size}")));
+        }
+    }
+    Ok(())
+}
+
+fn resolve_lanes(micro_batches: usize, lanes: Option<usize>) -> Result<usize> {
+    let divides = |lanes: &usize| *lanes > 0 && micro_batches.is_multiple_of(*lanes);
+    match lanes {
+        None => Ok((1..=64).rev().find(divides).expect("1 divides everything")),
+        Some(lanes) if divides(&lanes) => Ok(lanes),
+        Some(lanes) => {
+            let reason = format!("expected a divisor of micro_batches = {micro_batches}, found {lanes}");
+            Err(invalid("lanes", &reason))
+        }
+    }
+}
+
+/// Passes an epoch of each data set, in millionths: whole numbers, so that counts are exact in every epoch.
+fn resolve_repeats(data: &[DataShape]) -> Result<Vec<u64>> {
+    if data.is_empty() {
+        return Err(invalid("data", "expected at least one data set, found none"));
+    }
+    let samples = |shape: &DataShape| shape.buckets.iter().map(|bucket| bucket.rows).sum::<u64>() as f64;
+    if let Some(empty) = data.iter().position(|shape| samples(shape) == 0.0) {
+        return Err(invalid(&format!("data[{empty}]"), "the data set has no training samples; prepare it again"));
+    }
+    let shares = data.iter().filter_map(|shape| match shape.amount {
+        Amount::Share(share) => Some(share),
+        Amount::Repeats(_) => None,
+    });
+    let (num_shares, sum) = shares.fold((0, 0.0), |(count, sum), share| (count + 1, sum + share));
+    if num_shares > 0 && (num_shares != data.len() || (sum - 1.0f64).abs() >= 1e-6) {
+        let reason = format!(
+            "expected a share for each of the {} data sets or for none, summing to 1; found {num_shares} that sum to {sum}",
+            data.len()
+        );
+        return Err(invalid("data.share", &reason));
+    }
+    let all: f64 = data.iter().map(samples).sum();
+    let repeats = data.iter().enumerate().map(|(index, shape)| match shape.amount {
+        Amount::Repeats(repeats) => millionths(&format!("data[{index}].repeats"), repeats, repeats),
+        Amount::Share(share) => millionths(&format!("data[{index}].share"), share, share * all / samples(shape)),
+    });
+    repeats.collect()
+}
+
+fn millionths(what: &str, value: f64, repeats: f64) -> Result<u64> {
+    let rounded = (repeats * MILLION as f64).round();
+    if value > 0.0 && (1.0..1e15).contains(&rounded) {
+        return Ok(rounded as u64);
+    }
+    let reason =
+        format!("{value} gives {repeats} passes an epoch; expected at least a millionth and at most a billion");
+    Err(invalid(what, &reason))
+}
+
+fn stream(data: u32, bucket: &BucketRows, repeats_millionths: u64, settings: &OrderSettings) -> Result<Stream> {
+    let &BucketRows { bucket, rows, .. } = bucket;
+    if rows > u64::from(u32::MAX) {
+        let reason = format!("expected at most 4,294,967,295 samples in a bucket, found {rows}");
+        return Err(invalid(&format!("data[{data}], bucket {bucket}"), &reason));
+    }
+    let size = rows.min(settings.micro_batch as u64);
+    // A share is a stream of its own, made from this one.
+    let mode = if settings.mode == Mode::Owned { Mode::Window } else { settings.mode };
+    let window = match mode {
+        Mode::Window if size == settings.micro_batch as u64 => {
+            let step = lcm(u64::from(BLOCK_ROWS), size);
+            (settings.window_samples / step).max(1) * step / size
+        }
+        Mode::Window => 1,
+        _ => (settings.window_samples.min(rows) / size).max(1),
+    };
+    Ok(Stream { data, bucket, rows, size: size as u32, window, repeats_millionths, mode, lane: None })
+}
+
+/// Everything that decides a sample's place, as JSON, whose form is fixed by the order of the fields.
+fn hash(data: &[DataShape], settings: &OrderSettings, lanes: usize, streams: &[Stream]) -> String {
+    #[derive(Serialize)]
+    struct Ingredients<'a> {
+        version: u32,
+        settings: &'a OrderSettings,
+        lanes: usize,
+        data: Vec<(&'a str, &'a str)>,
+        streams: &'a [Stream],
+    }
+    // An explicit number of lanes and the same number by default are the same order.
+    let settings = &OrderSettings { lanes: Some(lanes), ..settings.clone() };
+    let data = data.iter().map(|shape| (shape.identity.as_str(), shape.text.as_str())).collect();
+    let ingredients = Ingredients { version: 1, settings, lanes, data, streams };
+    let json = serde_json::to_vec(&ingredients).expect("numbers and strings have a JSON form");
+    blake3::hash(&json).to_hex().to_string()
+}

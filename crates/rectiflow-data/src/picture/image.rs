@@ -1,0 +1,439 @@
+//! Strangers' image files to sRGB pixels: any kind, orientation, depth, profile; a bad file gives a reason.
+//!
+//! Content decides what a file is, not its name. The number of pixels is checked in the header, before memory is
+//! reserved for them. Order: decode, colour profile to sRGB, 8 bits, alpha composed on a colour, orientation; then the
+//! resize and the crop that `bucket` worked out. PNG's gAMA and cICP chunks are not honoured (browsers and training
+//! sets disagree about them); of a GIF or an animated WebP the first frame counts.
+//!
+//! AVIF is not read. What could do it in pure Rust today (November 2026): rav1d 1.1 has a C interface and expects an
+//! assembler for its speed, re_rav1d is a 0.1 release of a fork, rav1d-safe and zenavif are AGPL. Such files are named
+//! in `rejected.jsonl` as `unsupported_format`; convert them to WebP or PNG.
+
+use std::{
+    io::Cursor,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+
+use fast_image_resize::{
+    FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer, create_srgb_mapper,
+    images::{Image, ImageRef},
+};
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, metadata::Orientation};
+
+use crate::{
+    bucket::{Placement, ResizeSpace},
+    colour::{self, Samples},
+    jpeg,
+    manifest::Bucket,
+    picture::Picture,
+    reject::{Fault, Reason},
+};
+
+/// What a header tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// Width after the EXIF orientation has been applied.
+    pub width_px: u32,
+    /// Height after the EXIF orientation has been applied.
+    pub height_px: u32,
+}
+
+/// A decoded image, upright, opaque, sRGB.
+#[derive(Debug)]
+pub struct Decoded {
+    /// The pixels.
+    pub picture: Picture,
+    /// The profile could not be used, and why.
+    pub note: Option<Fault>,
+}
+
+/// Reads what the header tells without decoding a pixel.
+///
+/// # Errors
+/// The file's fault. A decoder's panic is one.
+pub fn inspect(bytes: &[u8], max_pixels: u64) -> Result<Header, Fault> {
+    contained(|| {
+        let (size, orientation) = match sniff(bytes)? {
+            ImageFormat::Jpeg => jpeg::header(bytes)?,
+            format => {
+                let mut decoder = reader(bytes, format, max_pixels)?;
+                (decoder.dimensions(), orientation(&mut decoder, bytes, format))
+            }
+        };
+        check_size(size, max_pixels)?;
+        let (width_px, height_px) = if swaps_sides(orientation) { (size.1, size.0) } else { size };
+        Ok(Header { width_px, height_px })
+    })
+}
+
+/// Decodes an image completely. Transparent pixels are composed on `background`.
+///
+/// # Errors
+/// The file's fault. A decoder's panic is one.
+pub fn decode(bytes: &[u8], max_pixels: u64, background: [u8; 3]) -> Result<Decoded, Fault> {
+    contained(|| {
+        let format = sniff(bytes)?;
+        let (samples, size, profile, orientation) = match format {
+            ImageFormat::Jpeg => {
+                let (size, orientation) = jpeg::header(bytes)?;
+                check_size(size, max_pixels)?;
+                let (samples, profile) = jpeg::decode(bytes)?;
+                (samples, size, profile, orientation)
+            }
+            format => {
+                let mut decoder = reader(bytes, format, max_pixels)?;
+                let size = decoder.dimensions();
+                check_size(size, max_pixels)?;
+                // A profile or orientation that cannot be read is as good as none: the pixels may still be.
+                let profile = decoder.icc_profile().ok().flatten();
+                let orientation = orientation(&mut decoder, bytes, format);
+                let decoded = DynamicImage::from_decoder(decoder).map_err(broken)?;
+                (samples_of(decoded), size, profile, orientation)
+            }
+        };
+        let (rgba, note) = colour::to_srgb(samples, profile.as_deref());
+        let opaque = rgba.compose(background);
+        Ok(Decoded { picture: upright(opaque, size, orientation), note })
+    })
+}
+
+/// Resizes with Lanczos3 (a = 3, antialiased) and crops to the bucket.
+///
+/// # Panics
+/// If `placement` was not made for this picture and bucket.
+pub fn fit(picture: &Picture, placement: &Placement, bucket: Bucket, space: ResizeSpace) -> Vec<u8> {
+    let size = (placement.resized_width_px, placement.resized_height_px);
+    let resized = resize(picture, size, space);
+    let (width, left) = (bucket.width_px as usize, placement.crop_left_px as usize);
+    let rows = resized.chunks_exact(size.0 as usize * 3);
+    let rows = rows.skip(placement.crop_top_px as usize).take(bucket.height_px as usize);
+    let cropped: Vec<u8> = rows.flat_map(|row| &row[left * 3..(left + width) * 3]).copied().collect();
+    assert_eq!(cropped.len(), width * bucket.height_px as usize * 3, "the crop is inside the resized image");
+    cropped
+}
+
+fn resize(picture: &Picture, (width, height): (u32, u32), space: ResizeSpace) -> Vec<u8> {
+    if (width, height) == (picture.width_px(), picture.height_px()) {
+        return picture.pixels().to_vec();
+    }
+    let fits = "buffers are made for the sizes and pixel types that they are used with";
+    let source = ImageRef::new(picture.width_px(), picture.height_px(), picture.pixels(), PixelType::U8x3).expect(fits);
+    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3));
+    let mut resizer = Resizer::new();
+    let mut target = Image::new(width, height, PixelType::U8x3);
+    match space {
+        ResizeSpace::Gamma => resizer.resize(&source, &mut target, &options).expect(fits),
+        ResizeSpace::Linear => {
+            // 16 bits in between: 8 linear bits would lose most of the shadows.
+            let mapper = create_srgb_mapper();
+            let mut light = Image::new(picture.width_px(), picture.height_px(), PixelType::U16x3);
+            mapper.forward_map(&source, &mut light).expect(fits);
+            let mut resized = Image::new(width, height, PixelType::U16x3);
+            resizer.resize(&light, &mut resized, &options).expect(fits);
+            mapper.backward_map(&resized, &mut target).expect(fits);
+        }
+    }
+    target.into_vec()
+}
+
+/// What the first bytes say the file is.
+fn sniff(bytes: &[u8]) -> Result<ImageFormat, Fault> {
+    if bytes.is_empty() {
+        return Err(Fault::new(Reason::Empty, "the file has no bytes"));
+    }
+    let unsupported = |name: &str| {
+        let detail = format!("{name} is not read: convert it to PNG, JPEG or WebP");
+        Err(Fault::new(Reason::UnsupportedFormat, detail))
+    };
+    match image::guess_format(bytes) {
+        Ok(format @ (ImageFormat::Jpeg | ImageFormat::Png | ImageFormat::WebP | ImageFormat::Gif)) => Ok(format),
+        Ok(other) => unsupported(&format!("{other:?}")),
+        Err(_) if bytes.get(4..8) == Some(b"ftyp") => unsupported("HEIF or video"),
+        Err(_) if bytes.starts_with(&[0xff, 0x0a]) || bytes.starts_with(b"\0\0\0\x0cJXL ") => unsupported("JPEG XL"),
+        Err(_) => Err(Fault::new(Reason::NotAnImage, "its first bytes are not those of an image")),
+    }
+}
+
+fn reader(bytes: &[u8], format: ImageFormat, max_pixels: u64) -> Result<impl ImageDecoder + '_, Fault> {
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+    let mut limits = Limits::default();
+    // The widest pixel has 8 bytes; twice that for what a decoder keeps beside its output, and some for profiles.
+    limits.max_alloc = Some(max_pixels.saturating_mul(16).saturating_add(64 << 20));
+    reader.limits(limits);
+    reader.into_decoder().map_err(broken)
+}
+
+/// The EXIF orientation. The PNG decoder does not see EXIF behind the pixels, where it may stand too.
+fn orientation(decoder: &mut impl ImageDecoder, bytes: &[u8], format: ImageFormat) -> Orientation {
+    let exif = if format == ImageFormat::Png { png_exif(bytes) } else { None };
+    let orientation = match exif {
+        Some(exif) => Orientation::from_exif_chunk(exif),
+        None => decoder.orientation().ok(),
+    };
+    orientation.unwrap_or(Orientation::NoTransforms)
+}
+
+/// The payload of a PNG's eXIf chunk. A chunk is: length, type, payload, checksum; the first begins at 8.
+fn png_exif(bytes: &[u8]) -> Option<&[u8]> {
+    let mut at = 8;
+    loop {
+        let length: [u8; 4] = bytes.get(at..at + 4)?.try_into().expect("four bytes were sliced");
+        let end = (at + 8).checked_add(u32::from_be_bytes(length) as usize)?;
+        if bytes.get(at + 4..at + 8)? == b"eXIf" {
+            return bytes.get(at + 8..end);
+        }
+        at = end.checked_add(4)?;
+    }
+}
+
+fn check_size((width, height): (u32, u32), max_pixels: u64) -> Result<(), Fault> {
+    let pixels = u64::from(width) * u64::from(height);
+    if pixels == 0 {
+        return Err(Fault::new(Reason::Broken, format!("its header says {width}x{height} px")));
+    }
+    if pixels > max_pixels {
+        let detail = format!("its header says {width}x{height} px, {pixels} in all; max_pixels is {max_pixels}");
+        return Err(Fault::new(Reason::TooManyPixels, detail));
+    }
+    Ok(())
+}
+
+/// A fault of the decoder's; one of its limits is the pixels' once more.
+fn broken(error: image::ImageError) -> Fault {
+    let reason = if matches!(error, image::ImageError::Limits(_)) { Reason::TooManyPixels } else { Reason::Broken };
+    Fault::new(reason, error.to_string())
+}
+
+/// Runs a decoder; its panic is the file's fault.
+fn contained<T>(decode: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
+    catch_unwind(AssertUnwindSafe(decode))
+        .unwrap_or_else(|_| Err(Fault::new(Reason::Broken, "the decoder crashed on it")))
+}
+
+fn samples_of(image: DynamicImage) -> Samples {
+    match image {
+        DynamicImage::ImageLuma8(i) => Samples::Eight { channels: 1, values: i.into_raw() },
+        DynamicImage::ImageLumaA8(i) => Samples::Eight { channels: 2, values: i.into_raw() },
+        DynamicImage::ImageRgb8(i) => Samples::Eight { channels: 3, values: i.into_raw() },
+        DynamicImage::ImageRgba8(i) => Samples::Eight { channels: 4, values: i.into_raw() },
+        DynamicImage::ImageLuma16(i) => Samples::Sixteen { channels: 1, values: i.into_raw() },
+        DynamicImage::ImageLumaA16(i) => Samples::Sixteen { channels: 2, values: i.into_raw() },
+        DynamicImage::ImageRgb16(i) => Samples::Sixteen { channels: 3, values: i.into_raw() },
+        DynamicImage::ImageRgba16(i) => Samples::Sixteen { channels: 4, values: i.into_raw() },
+        // Floating-point kinds are not among the formats read; should one come, 16 bits lose nothing that shows.
+        other => Samples::Sixteen { channels: 4, values: other.into_rgba16().into_raw() },
+    }
+}
+
+fn swaps_sides(orientation: Orientation) -> bool {
+    use Orientation::{Rotate90, Rotate90FlipH, Rotate270, Rotate270FlipH};
+    matches!(orientation, Rotate90 | Rotate270 | Rotate90FlipH | Rotate270FlipH)
+}
+
+fn upright(pixels: Vec<u8>, (width, height): (u32, u32), orientation: Orientation) -> Picture {
+    if orientation == Orientation::NoTransforms {
+        return Picture::new(width, height, pixels);
+    }
+    let image = image::RgbImage::from_raw(width, height, pixels).expect("three bytes a pixel were composed");
+    let mut image = DynamicImage::ImageRgb8(image);
+    image.apply_orientation(orientation);
+    let image = image.into_rgb8();
+    Picture::new(image.width(), image.height(), image.into_raw())
+}
+
+#[cfg(test)]
+mod tests {
+    use image::{ImageEncoder, RgbaImage, codecs::png::PngEncoder};
+    use moxcms::ColorProfile;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MAX: u64 = 1 << 24;
+
+    fn png(image: &DynamicImage, profile: Option<Vec<u8>>) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut encoder = PngEncoder::new(&mut bytes);
+        if let Some(profile) = profile {
+            encoder.set_icc_profile(profile).unwrap();
+        }
+        let (width, height) = (image.width(), image.height());
+        encoder.write_image(image.as_bytes(), width, height, image.color().into()).unwrap();
+        bytes
+    }
+
+    fn flat(colour: [u8; 4]) -> DynamicImage {
+        DynamicImage::ImageRgba8(RgbaImage::from_pixel(8, 8, image::Rgba(colour)))
+    }
+
+    fn pixel(bytes: &[u8]) -> ([u8; 3], Option<Fault>) {
+        let decoded = decode(bytes, MAX, [255; 3]).unwrap();
+        (decoded.picture.at(4, 4), decoded.note)
+    }
+
+    fn assert_near(found: [u8; 3], expected: [u8; 3], tolerance: u8) {
+        let near = found.iter().zip(expected).all(|(&a, b)| a.abs_diff(b) <= tolerance);
+        assert!(near, "found {found:?}, expected {expected:?}");
+    }
+
+    #[test]
+    fn profiles_are_converted_to_srgb() {
+        let p3 = ColorProfile::new_display_p3().encode().unwrap();
+        // sRGB's green has these coordinates in Display P3 (CSS Color 4: color(display-p3 0.4584 0.9853 0.2983)).
+        let green = flat([117, 251, 76, 255]);
+        let (found, note) = pixel(&png(&green, Some(p3.clone())));
+        assert_near(found, [0, 255, 0], 4);
+        assert_eq!(note, None);
+        assert_eq!(pixel(&png(&green, None)).0, [117, 251, 76]);
+        let sixteen = DynamicImage::ImageRgba16(green.to_rgba16());
+        assert_near(pixel(&png(&sixteen, Some(p3.clone()))).0, [0, 255, 0], 4);
+        // Gray is gray in every RGB space with this white; its curve is sRGB's too.
+        let gray = DynamicImage::ImageLuma8(flat([90, 90, 90, 255]).to_luma8());
+        assert_near(pixel(&png(&gray, Some(p3))).0, [90; 3], 1);
+    }
+
+    #[test]
+    fn gray_profile_is_used_on_gray_and_noted_elsewhere() {
+        let linear = ColorProfile::new_gray_with_gamma(1.0).encode().unwrap();
+        let gray = DynamicImage::ImageLuma8(flat([55, 55, 55, 255]).to_luma8());
+        // 55 / 255 of the light is 0.2157, which sRGB writes as 128.
+        assert_near(pixel(&png(&gray, Some(linear.clone()))).0, [128; 3], 2);
+        let (found, note) = pixel(&png(&flat([10, 20, 30, 255]), Some(linear)));
+        assert_eq!((found, note.map(|note| note.reason)), ([10, 20, 30], Some(Reason::IgnoredProfile)));
+    }
+
+    #[test]
+    fn broken_profile_is_srgb_with_a_note() {
+        let (found, note) = pixel(&png(&flat([10, 20, 30, 255]), Some(vec![7; 200])));
+        assert_eq!(found, [10, 20, 30]);
+        assert!(note.unwrap().detail.contains("taken as sRGB"));
+    }
+
+    #[test]
+    fn transparent_pixels_show_the_background() {
+        for (alpha, expected) in [(0, [0, 0, 255]), (255, [200, 100, 0]), (51, [40, 20, 204])] {
+            let decoded = decode(&png(&flat([200, 100, 0, alpha]), None), MAX, [0, 0, 255]).unwrap();
+            assert_eq!(decoded.picture.at(0, 0), expected);
+        }
+    }
+
+    #[test]
+    fn exif_behind_the_pixels_counts() {
+        let mut exif = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0".to_vec();
+        exif.extend([0; 4]);
+        let chunk = [b"eXIf".as_slice(), &exif].concat();
+        let mut crc = flate2::Crc::new();
+        crc.update(&chunk);
+        let mut bytes = png(&DynamicImage::new_rgb8(9, 5), None);
+        let end = bytes.len() - 12;
+        let length = (exif.len() as u32).to_be_bytes();
+        bytes.splice(end..end, [&length[..], &chunk, &crc.sum().to_be_bytes()].concat());
+        assert_eq!(inspect(&bytes, MAX).unwrap(), Header { width_px: 5, height_px: 9 });
+        let picture = decode(&bytes, MAX, [0; 3]).unwrap().picture;
+        assert_eq!((picture.width_px(), picture.height_px()), (5, 9));
+    }
+
+    /// Made by libjpeg-turbo's cjpeg from the formula below, `-sample 2x2 -scans` with one component a scan, and
+    /// `-sample 1x1,2x1,2x1`.
+    #[test]
+    fn rare_jpegs_are_decoded_right() {
+        for bytes in [
+            include_bytes!("../../tests/golden/scans-apart.jpg").as_slice(),
+            include_bytes!("../../tests/golden/coarse-luma.jpg"),
+        ] {
+            let picture = decode(bytes, MAX, [0; 3]).unwrap().picture;
+            assert_eq!((picture.width_px(), picture.height_px()), (64, 48));
+            for (x, y) in (4..60).flat_map(|x| (4..44).map(move |y| (x, y))) {
+                let expected = [x * 4, y * 5, 255 - x * 2 - y * 2].map(|v| v as u8);
+                assert_near(picture.at(x, y), expected, 12);
+            }
+        }
+    }
+
+    /// The four inks of one pixel, stored inverted; PIL and libjpeg read the same.
+    #[test]
+    fn cmyk_without_profile_is_the_product_of_inks() {
+        let ink = Samples::Cmyk(vec![0, 0, 0, 0, 255, 0, 0, 0, 0, 0, 0, 255, 0, 128, 255, 51]);
+        let pixels = colour::to_srgb(ink, None).0.compose([9; 3]);
+        assert_eq!(pixels, [255, 255, 255, 0, 255, 255, 0, 0, 0, 204, 102, 0]);
+    }
+
+    #[test]
+    fn linear_resize_keeps_light_and_gamma_keeps_values() {
+        let pixels = (0..64 * 64).flat_map(|i| [if (i + i / 64) % 2 == 0 { 255 } else { 0 }; 3]).collect();
+        let board = Picture::new(64, 64, pixels);
+        let bucket = Bucket { width_px: 16, height_px: 16 };
+        let placement = Placement { resized_width_px: 16, resized_height_px: 16, crop_left_px: 0, crop_top_px: 0 };
+        let middle = |space| fit(&board, &placement, bucket, space)[(8 * 16 + 8) * 3];
+        assert!(middle(ResizeSpace::Gamma).abs_diff(128) <= 2);
+        // Half of the light is written as 188.
+        assert!(middle(ResizeSpace::Linear).abs_diff(188) <= 2);
+    }
+
+    #[test]
+    fn crop_takes_the_rectangle_that_was_placed() {
+        let pixels = (0..20u8).flat_map(|y| (0..30u8).flat_map(move |x| [x, y, 0])).collect();
+        let picture = Picture::new(30, 20, pixels);
+        let placement = Placement { resized_width_px: 30, resized_height_px: 20, crop_left_px: 7, crop_top_px: 3 };
+        let crop = fit(&picture, &placement, Bucket { width_px: 8, height_px: 16 }, ResizeSpace::Gamma);
+        assert_eq!(crop.len(), 8 * 16 * 3);
+        assert_eq!((crop[..3].to_vec(), crop[crop.len() - 3..].to_vec()), (vec![7, 3, 0], vec![14, 18, 0]));
+    }
+
+    #[test]
+    fn pixels_are_counted_before_memory_is_reserved() {
+        let bytes = png(&DynamicImage::new_rgb8(100, 50), None);
+        assert!(inspect(&bytes, 5000).is_ok() && decode(&bytes, 5000, [0; 3]).is_ok());
+        for fault in [inspect(&bytes, 4999).unwrap_err(), decode(&bytes, 4999, [0; 3]).unwrap_err()] {
+            assert_eq!(fault.reason, Reason::TooManyPixels);
+        }
+    }
+
+    #[test]
+    fn crash_of_a_decoder_is_the_files_fault() {
+        let fault = contained(|| -> Result<(), Fault> { panic!("out of bounds, say") }).unwrap_err();
+        assert_eq!(fault.reason, Reason::Broken);
+    }
+
+    fn samples() -> Vec<Vec<u8>> {
+        let image = DynamicImage::ImageRgb8(image::RgbImage::from_fn(40, 24, |x, y| {
+            image::Rgb([x as u8 * 6, y as u8 * 10, (x * y) as u8])
+        }));
+        let encode = |format| {
+            let mut bytes = Cursor::new(Vec::new());
+            image.write_to(&mut bytes, format).unwrap();
+            bytes.into_inner()
+        };
+        let formats = [ImageFormat::Jpeg, ImageFormat::Png, ImageFormat::WebP, ImageFormat::Gif];
+        let mut all: Vec<Vec<u8>> = formats.map(encode).to_vec();
+        all.push(include_bytes!("../../tests/golden/scans-apart.jpg").to_vec());
+        all
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(400))]
+
+        /// Damaged files give a picture or a fault, never a crash of ours.
+        #[test]
+        fn damaged_bytes_are_survived(
+            which in 0usize..5,
+            edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
+            keep in any::<prop::sample::Index>(),
+            cut: bool,
+        ) {
+            let mut bytes = samples().swap_remove(which);
+            for (at, value) in edits {
+                let at = at.index(bytes.len());
+                bytes[at] = value;
+            }
+            if cut {
+                bytes.truncate(keep.index(bytes.len()));
+            }
+            let header = inspect(&bytes, MAX);
+            if let Ok(decoded) = decode(&bytes, MAX, [0; 3]) {
+                let size = Header { width_px: decoded.picture.width_px(), height_px: decoded.picture.height_px() };
+                prop_assert_eq!(header.unwrap(), size);
+            }
+        }
+    }
+}

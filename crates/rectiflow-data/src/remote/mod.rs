@@ -1,0 +1,477 @@
+//! Objects at a URL: ranges of bytes over the network, with deadlines, bounded retries and errors that name the object.
+//!
+//! `s3://bucket/prefix` (any endpoint: AWS_ENDPOINT_URL), `gs://`, `az://` and `http(s)://` through `object_store`, with
+//! credentials from the usual environment variables and, for S3, profiles (`aws_profile`). Its own time-out (30 s for a whole body) and its own retries are
+//! switched off: what matters on a slow line is whether bytes still come. Server errors, throttling, time-outs, stalls,
+//! cut bodies and wrong bytes are tried again with growing, jittered pauses; "not found" and "not allowed" are not.
+//!
+//! This file and `fetch` are the only ones with `async` in them; their tasks run on one small runtime of this process.
+//! What the bytes mean, and whether they are right, is the caller's business: it hands in a check.
+
+pub(crate) mod aws_profile;
+pub(crate) mod buffers;
+pub(crate) mod fetch;
+
+use std::{
+    error::Error as StdError,
+    ops::Range,
+    path::{Path, PathBuf},
+    sync::{Arc, LazyLock, Once},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use object_store::{
+    BackoffConfig, ClientOptions, GetOptions, GetRange, ObjectStore, ObjectStoreExt, ObjectStoreScheme, RetryConfig,
+    aws::AmazonS3Builder, azure::MicrosoftAzureBuilder, client::HttpError, gcp::GoogleCloudStorageBuilder,
+    http::HttpBuilder, path::Path as Key,
+};
+use tokio::{
+    runtime::{Builder, Runtime},
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
+use url::Url;
+
+use crate::{
+    Error, Result,
+    buffers::Buffers,
+    rng::{Purpose, Rng},
+};
+
+/// How patient and how busy reading from a URL is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Network {
+    /// Requests at one time, which is also the number of connections kept. Default 16: by Little's law enough for
+    /// 128 MB/s in requests of 16 MB that take two seconds. More share a line that is full already, and what is needed
+    /// first comes later.
+    pub concurrency: usize,
+    /// Longest time to a connection. Default 10 s.
+    pub connect_timeout: Duration,
+    /// Longest time without a byte, to the first one included. Default 20 s.
+    pub stall_timeout: Duration,
+    /// Requests for the same bytes before giving up. Default 8.
+    pub attempts: u32,
+    /// Pause before the second request, doubled before each further one and shortened by up to half at random.
+    /// Default 250 ms.
+    pub pause: Duration,
+    /// Longest pause. Default 10 s.
+    pub longest_pause: Duration,
+    /// Longest time for all attempts together. Default 180 s, well below the ten minutes after which a collective of
+    /// the trainer gives up.
+    pub deadline: Duration,
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self {
+            concurrency: 16,
+            connect_timeout: Duration::from_secs(10),
+            stall_timeout: Duration::from_secs(20),
+            attempts: 8,
+            pause: Duration::from_millis(250),
+            longest_pause: Duration::from_secs(10),
+            deadline: Duration::from_secs(180),
+        }
+    }
+}
+
+/// Where a data set is.
+#[derive(Debug, Clone)]
+pub(crate) enum Place {
+    /// In a folder.
+    Folder(PathBuf),
+    /// Under a URL.
+    Remote(Remote),
+}
+
+impl Place {
+    /// A path, or a URL: whatever has `://` in it is one. `file://` is a folder.
+    pub(crate) fn parse(place: &Path, network: &Network) -> Result<Self> {
+        let Some(text) = place.to_str().filter(|text| text.contains("://")) else {
+            return Ok(Self::Folder(place.to_owned()));
+        };
+        let wrong = |reason: String| Error::Invalid { what: text.to_owned(), reason };
+        let url = Url::parse(text).map_err(|error| wrong(format!("not a URL: {error}")))?;
+        if url.scheme() == "file" {
+            let folder = url.to_file_path().map_err(|()| wrong("expected file:///absolute/path".to_owned()))?;
+            return Ok(Self::Folder(folder));
+        }
+        Remote::open(text, &url, network).map(Self::Remote).map_err(wrong)
+    }
+}
+
+/// A prefix in an object store. Cheap to clone; clones share connections and the limit on requests.
+#[derive(Debug, Clone)]
+pub(crate) struct Remote {
+    store: Arc<dyn ObjectStore>,
+    parsed: Arc<(ObjectStoreScheme, Url)>,
+    prefix: Key,
+    /// As the user wrote it, without a slash at the end.
+    url: Arc<str>,
+    network: Arc<Network>,
+    permits: Arc<Semaphore>,
+    buffers: Buffers<u8>,
+}
+
+/// Why an attempt failed: whether another one may succeed.
+enum Failure {
+    /// It will not.
+    Lasting(Error),
+    /// It may: in words, or as the error of a check.
+    Passing(Reason),
+}
+
+enum Reason {
+    Words(String),
+    Check(Error),
+}
+
+impl Remote {
+    fn open(text: &str, url: &Url, network: &Network) -> std::result::Result<Self, String> {
+        install_tls();
+        let known = "expected s3://, gs://, az://, http://, https:// or file://";
+        let (scheme, prefix) = ObjectStoreScheme::parse(url).map_err(|error| format!("{error}; {known}"))?;
+        let store = open_store(&scheme, url, options(url, network), NO_RETRY).map_err(|error| chain(&error))?;
+        let store = store.ok_or_else(|| known.to_owned())?;
+        let (network, permits) = (Arc::new(network.clone()), Arc::new(Semaphore::new(network.concurrency)));
+        let parsed = Arc::new((scheme, url.clone()));
+        let url = text.trim_end_matches('/').into();
+        Ok(Self { store, parsed, prefix, url, network, permits, buffers: Buffers::default() })
+    }
+
+    /// A client for writing the object `name`, and its key. It has the library's own retries, since a write is not
+    /// checked by us, and a limit on each request.
+    pub(crate) fn uploads(&self, name: &str) -> object_store::Result<(Arc<dyn ObjectStore>, Key)> {
+        let (scheme, url) = &*self.parsed;
+        let options = options(url, &self.network).with_timeout(UPLOAD_TIMEOUT);
+        let store = open_store(scheme, url, options, RetryConfig::default())?;
+        Ok((store.expect("a remote place has a store"), self.key(name)))
+    }
+
+    /// A failure of such a client as an error of ours.
+    pub(crate) fn failed(&self, name: &str, error: &object_store::Error) -> Error {
+        match self.classify(name, None, error) {
+            Failure::Lasting(error) | Failure::Passing(Reason::Check(error)) => error,
+            Failure::Passing(Reason::Words(reason)) => self.error(name, None, 1, reason),
+        }
+    }
+
+    /// The whole object `name`, which must not be longer than `limit` bytes.
+    pub(crate) async fn read_all(&self, name: &str, limit: u64) -> Result<Bytes> {
+        self.read(name, None, limit, Ok).await
+    }
+
+    /// The bytes `range` of the object `name`, as `check` passes them on. What `check` refuses is requested again.
+    pub(crate) async fn read_range<T>(
+        &self,
+        name: &str,
+        range: Range<u64>,
+        check: impl Fn(Bytes) -> Result<T>,
+    ) -> Result<T> {
+        let limit = range.end - range.start;
+        self.read(name, Some(range), limit, check).await
+    }
+
+    /// Length of the object `name`.
+    pub(crate) async fn len(&self, name: &str) -> Result<u64> {
+        let key = self.key(name);
+        let head = || async { self.store.head(&key).await.map_err(|error| self.classify(name, None, &error)) };
+        self.retried(name, None, head).await.map(|meta| meta.size)
+    }
+
+    /// The object's full URL, for messages.
+    pub(crate) fn url_of(&self, name: &str) -> String {
+        format!("{}/{name}", self.url)
+    }
+
+    /// Longest time for all attempts at a request.
+    pub(crate) fn patience(&self) -> Duration {
+        self.network.deadline
+    }
+
+    fn key(&self, name: &str) -> Key {
+        name.split('/').fold(self.prefix.clone(), |key, part| key.join(part))
+    }
+
+    async fn read<T>(
+        &self,
+        name: &str,
+        range: Option<Range<u64>>,
+        limit: u64,
+        check: impl Fn(Bytes) -> Result<T>,
+    ) -> Result<T> {
+        let attempt = || async {
+            let bytes = self.attempt(name, range.clone(), limit).await?;
+            check(bytes).map_err(|error| Failure::Passing(Reason::Check(error)))
+        };
+        self.retried(name, range.clone(), attempt).await
+    }
+
+    /// Calls `attempt` until it succeeds, fails for good, or has been called often or long enough.
+    async fn retried<T, F>(&self, name: &str, range: Option<Range<u64>>, attempt: impl Fn() -> F) -> Result<T>
+    where
+        F: Future<Output = std::result::Result<T, Failure>>,
+    {
+        let _permit = self.permits.acquire().await.expect("the semaphore is never closed");
+        let Network { attempts, deadline, .. } = *self.network;
+        let began = Instant::now();
+        let mut last = Reason::Words("the store did not answer in time".to_owned());
+        for number in 1..=attempts {
+            match timeout(deadline.saturating_sub(began.elapsed()), attempt()).await {
+                Ok(Ok(value)) => return Ok(value),
+                Ok(Err(Failure::Lasting(error))) => return Err(error),
+                Ok(Err(Failure::Passing(reason))) => last = reason,
+                Err(_) => return Err(self.gave_up(name, range, number, began.elapsed(), last)),
+            }
+            let pause = self.pause(number);
+            if number == attempts || began.elapsed() + pause >= deadline {
+                return Err(self.gave_up(name, range, number, began.elapsed(), last));
+            }
+            tracing::debug!(object = %self.url_of(name), ?range, number, reason = %last, "requesting again");
+            sleep(pause).await;
+        }
+        unreachable!("the loop returns with its last attempt")
+    }
+
+    /// One request, read to its end.
+    async fn attempt(&self, name: &str, range: Option<Range<u64>>, limit: u64) -> std::result::Result<Bytes, Failure> {
+        let stall = self.network.stall_timeout;
+        let stalled = |read: usize| {
+            let secs = stall.as_secs_f64();
+            Failure::Passing(Reason::Words(format!("it stalled: no byte came for {secs} s after {read} bytes")))
+        };
+        let options = GetOptions { range: range.clone().map(GetRange::Bounded), ..Default::default() };
+        let key = self.key(name);
+        let answer = timeout(stall, self.store.get_opts(&key, options)).await.map_err(|_| stalled(0))?;
+        let answer = answer.map_err(|error| self.classify(name, range.clone(), &error))?;
+        let expected = answer.range.end - answer.range.start;
+        if range.is_none() && expected > limit {
+            let reason = format!("it has {expected} bytes, at most {limit} are expected");
+            return Err(Failure::Lasting(self.error(name, None, 1, reason)));
+        }
+        let mut body = answer.into_stream();
+        let mut bytes = self.buffers.take(expected.min(limit) as usize);
+        while let Some(chunk) = timeout(stall, body.next()).await.map_err(|_| stalled(bytes.len()))? {
+            bytes.extend_from_slice(&chunk.map_err(|error| self.classify(name, range.clone(), &error))?);
+            if bytes.len() as u64 > limit {
+                break;
+            }
+        }
+        let expected = range.map_or(expected, |range| range.end - range.start);
+        if bytes.len() as u64 == expected {
+            return Ok(bytes.into_bytes());
+        }
+        let reason = format!("the body has {} bytes, expected {expected}", bytes.len());
+        Err(Failure::Passing(Reason::Words(reason)))
+    }
+
+    fn classify(&self, name: &str, range: Option<Range<u64>>, error: &object_store::Error) -> Failure {
+        use object_store::Error as E;
+        let reason = chain(error);
+        let lasting = match error {
+            E::NotFound { .. } => Some(MISSING),
+            E::PermissionDenied { .. } | E::Unauthenticated { .. } => Some(CREDENTIALS),
+            E::Generic { .. } | E::JoinError { .. } => match status(&reason).filter(|_| !has_transport(error)) {
+                Some(404 | 410) => Some(MISSING),
+                Some(401 | 403) => Some(CREDENTIALS),
+                // Too early, time-out, too many.
+                Some(408 | 425 | 429) => None,
+                Some(400..=499) => Some("the store refuses the request; are endpoint, region and credentials right?"),
+                _ => None,
+            },
+            _ => Some("this store cannot do what is asked of it"),
+        };
+        match lasting {
+            Some(advice) => {
+                let mut lasting = self.error(name, range, 1, format!("{advice} ({reason})"));
+                if let Error::Remote { missing, .. } = &mut lasting {
+                    *missing = advice == MISSING;
+                }
+                Failure::Lasting(lasting)
+            }
+            None => Failure::Passing(Reason::Words(reason)),
+        }
+    }
+
+    fn gave_up(&self, name: &str, range: Option<Range<u64>>, attempts: u32, after: Duration, last: Reason) -> Error {
+        match last {
+            Reason::Check(error) => error,
+            Reason::Words(reason) => {
+                let secs = after.as_secs_f64();
+                let reason = format!("given up after {attempts} attempts in {secs:.1} s: {reason}");
+                self.error(name, range, attempts, reason)
+            }
+        }
+    }
+
+    fn error(&self, name: &str, range: Option<Range<u64>>, attempts: u32, reason: String) -> Error {
+        Error::Remote { object: self.url_of(name), range, attempts, missing: false, reason }
+    }
+
+    fn pause(&self, attempt: u32) -> Duration {
+        let Network { pause, longest_pause, .. } = *self.network;
+        let full = pause.saturating_mul(1 << (attempt - 1).min(16)).min(longest_pause);
+        // Not part of what a run is a function of: many readers must not come back at the same moment.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let jitter = Rng::keyed(now.as_nanos() as u64, Purpose::Jitter, &[u64::from(attempt)]).f64();
+        full.mul_f64(1.0 - jitter / 2.0)
+    }
+}
+
+const MISSING: &str = "the store has no such object; is the address right, and is the upload complete?";
+const CREDENTIALS: &str = "the store does not allow it; are the credentials right, and not expired?";
+
+impl std::fmt::Display for Reason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Words(reason) => f.write_str(reason),
+            Self::Check(error) => error.fmt(f),
+        }
+    }
+}
+
+/// The runtime of all network tasks of this process. It is never dropped, so that no thread can block on its end.
+pub(crate) fn runtime() -> &'static Runtime {
+    static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
+        let mut builder = Builder::new_multi_thread();
+        let runtime = builder.worker_threads(2).thread_name("rectiflow-network").enable_all().build();
+        runtime.expect("a process that can start no thread can do nothing else either")
+    });
+    &RUNTIME
+}
+
+fn install_tls() {
+    static INSTALLED: Once = Once::new();
+    // An error means that the program around this library has chosen another provider, which is as good.
+    INSTALLED.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
+}
+
+const NO_RETRY: RetryConfig = RetryConfig {
+    max_retries: 0,
+    retry_timeout: Duration::ZERO,
+    backoff: BackoffConfig { init_backoff: Duration::ZERO, max_backoff: Duration::ZERO, base: 2.0 },
+};
+/// A part of 16 MiB at half a megabit a second.
+const UPLOAD_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// No limit on a whole body: a large one on a slow line is fine as long as bytes come.
+fn options(url: &Url, network: &Network) -> ClientOptions {
+    ClientOptions::new()
+        .with_timeout_disabled()
+        .with_connect_timeout(network.connect_timeout)
+        .with_pool_max_idle_per_host(network.concurrency)
+        .with_allow_http(url.scheme() == "http" || allows_http())
+}
+
+fn open_store(
+    scheme: &ObjectStoreScheme,
+    url: &Url,
+    options: ClientOptions,
+    retry: RetryConfig,
+) -> object_store::Result<Option<Arc<dyn ObjectStore>>> {
+    Ok(Some(match scheme {
+        ObjectStoreScheme::AmazonS3 => {
+            let builder = aws_profile::complete(AmazonS3Builder::from_env()).with_url(url.as_str());
+            Arc::new(builder.with_client_options(options).with_retry(retry).build()?)
+        }
+        ObjectStoreScheme::GoogleCloudStorage => {
+            let builder = GoogleCloudStorageBuilder::from_env().with_url(url.as_str());
+            Arc::new(builder.with_client_options(options).with_retry(retry).build()?)
+        }
+        ObjectStoreScheme::MicrosoftAzure => {
+            let builder = MicrosoftAzureBuilder::from_env().with_url(url.as_str());
+            Arc::new(builder.with_client_options(options).with_retry(retry).build()?)
+        }
+        ObjectStoreScheme::Http => {
+            let builder = HttpBuilder::new().with_url(&url[..url::Position::BeforePath]);
+            Arc::new(builder.with_client_options(options).with_retry(retry).build()?)
+        }
+        _ => return Ok(None),
+    }))
+}
+
+/// Whether a store without TLS has been asked for: an endpoint `http://...`, or AWS_ALLOW_HTTP.
+fn allows_http() -> bool {
+    let names =
+        ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "GOOGLE_BASE_URL", "AZURE_STORAGE_ENDPOINT"];
+    let variables = names.into_iter().filter_map(|name| std::env::var(name).ok());
+    let endpoint = variables.chain(aws_profile::endpoint()).next();
+    endpoint.is_some_and(|endpoint| endpoint.starts_with("http://"))
+        || std::env::var("AWS_ALLOW_HTTP").is_ok_and(|value| value == "true")
+}
+
+/// An error and its causes as one line, without what a cause repeats.
+fn chain(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let words = cause.to_string();
+        if !text.contains(&words) {
+            text = format!("{text}: {words}");
+        }
+        source = cause.source();
+    }
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Whether the request or its body failed on the way, rather than being answered.
+fn has_transport(error: &(dyn StdError + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(cause) = next {
+        if cause.is::<HttpError>() {
+            return true;
+        }
+        next = cause.source();
+    }
+    false
+}
+
+/// The HTTP status that a message of `object_store` speaks of: it keeps the number to itself.
+fn status(message: &str) -> Option<u16> {
+    let (_, rest) = message.split_once("status code: ")?;
+    rest.get(..3)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Place> {
+        Place::parse(Path::new(text), &Network::default())
+    }
+
+    #[test]
+    fn urls_and_paths_are_told_apart() {
+        for path in ["data/set", "/data/s3:/x", "."] {
+            assert!(matches!(parse(path), Ok(Place::Folder(folder)) if folder == Path::new(path)), "{path}");
+        }
+        assert!(matches!(parse("file:///data/set"), Ok(Place::Folder(folder)) if folder == Path::new("/data/set")));
+        for url in ["s3://bucket/some/prefix", "http://127.0.0.1:1/some/prefix/", "https://host/some/prefix"] {
+            let Ok(Place::Remote(remote)) = parse(url) else { panic!("{url}") };
+            assert_eq!(remote.key("text/a.parquet").as_ref(), "some/prefix/text/a.parquet");
+            assert_eq!(remote.url_of("text/a.parquet"), format!("{}/text/a.parquet", url.trim_end_matches('/')));
+        }
+        for wrong in ["ftp://host/x", "s3://", "://", "memory:///x", "file://host/x"] {
+            assert!(matches!(parse(wrong), Err(Error::Invalid { .. })), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn pauses_grow_and_vary_within_bounds() {
+        let network = Network { pause: Duration::from_millis(100), ..Network::default() };
+        let Ok(Place::Remote(remote)) = Place::parse(Path::new("http://127.0.0.1:1/x"), &network) else { panic!() };
+        for (attempt, full) in [(1, 100), (2, 200), (4, 800), (40, 10_000)] {
+            let pause = remote.pause(attempt);
+            assert!(pause * 2 >= Duration::from_millis(full) && pause <= Duration::from_millis(full), "{pause:?}");
+        }
+    }
+
+    #[test]
+    fn statuses_are_found_in_messages() {
+        assert_eq!(status("Server returned non-2xx status code: 503 Service Unavailable: busy"), Some(503));
+        assert_eq!(status("connection reset"), None);
+        assert_eq!(status("status code: 4"), None);
+    }
+}

@@ -1,0 +1,421 @@
+//! Text to token ids, exactly as Hugging Face's fast CLIP tokenizer does it, cut into chunks of 75.
+//!
+//! SDXL's two encoders share one vocabulary: 256 byte letters, the same at the end of a word, 48,894 merges and two
+//! special tokens. All of it follows from the merges, which are embedded (`assets/clip/`), so nothing is fetched.
+//! Each chunk is BOS + up to 75 tokens + EOS, padded to 77; CLIP-L pads with EOS (49407), bigG with 0. Text beyond
+//! three chunks is dropped.
+//!
+//! The encoders differ in their padding only. Hugging Face's `tokenizer_2` declares the padding token "!" special, and
+//! therefore also reads every "!" of a text as padding (id 0); OpenCLIP, which bigG was trained with, and ComfyUI read
+//! it as the word it is (256). So do we, and [`tokenizer_files`] configures exports so that transformers does too.
+//! HTML entities stay as they are: preparation has unescaped them.
+
+use std::{fmt, io::Read, sync::LazyLock};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokenizers::{
+    AddedToken, SplitDelimiterBehavior,
+    models::bpe::BPE,
+    normalizers::{Lowercase, NFC, Replace, Sequence as Normalizers, replace::ReplacePattern},
+    pre_tokenizers::{
+        byte_level::ByteLevel,
+        sequence::Sequence as PreTokenizers,
+        split::{Split, SplitPattern},
+    },
+};
+
+use crate::words::Words;
+
+/// Tokens of text in a chunk.
+pub const CHUNK_TOKENS: usize = 75;
+/// Ids in a chunk: BOS, up to 75 tokens, EOS and padding.
+pub const CHUNK_LEN: usize = 77;
+/// Chunks of a text at most; the rest of it is dropped.
+pub const MAX_CHUNKS: usize = 3;
+/// First id of each chunk.
+pub const BOS: i64 = 49406;
+/// Id after a chunk's last token.
+pub const EOS: i64 = 49407;
+
+const BOS_TEXT: &str = "<|startoftext|>";
+const EOS_TEXT: &str = "<|endoftext|>";
+/// Id of "," at the end of a word.
+const COMMA: u32 = 267;
+/// How far back A1111's user interface looks for a comma, by default.
+const COMMA_BACKTRACK: usize = 20;
+/// White space beyond doubt. What else may be one is left to the tokenizer.
+const SPACES: [char; 4] = [' ', '\t', '\r', '\n'];
+/// The words that CLIP's byte-pair encoding works on.
+const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+
+/// The merges as text, one a line, most frequent first.
+static MERGES: LazyLock<String> = LazyLock::new(|| {
+    let bytes: &[u8] = include_bytes!("../../../../assets/clip/merges.txt.gz");
+    let mut text = String::new();
+    flate2::read::GzDecoder::new(bytes).read_to_string(&mut text).expect("the embedded merges are gzip of UTF-8");
+    text
+});
+
+/// One of SDXL's text encoders.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Clip {
+    /// CLIP ViT-L, `tokenizer` and `text_encoder` of a model folder.
+    L,
+    /// OpenCLIP ViT-bigG, `tokenizer_2` and `text_encoder_2`.
+    G,
+}
+
+impl Clip {
+    /// What fills a chunk after its EOS.
+    pub const fn padding(self) -> i64 {
+        match self {
+            Self::L => EOS,
+            Self::G => 0,
+        }
+    }
+}
+
+/// Where a long text is cut into chunks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Cut {
+    /// Every 75 tokens, as ComfyUI does.
+    #[default]
+    Plain,
+    /// After the last comma, where one is among the last 20 tokens of a full chunk, as A1111's user interface does.
+    Comma,
+}
+
+/// A text as both encoders read it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenChunks {
+    /// Ids for CLIP-L, 1 to 3 chunks.
+    pub clip_l: Vec<[i64; CHUNK_LEN]>,
+    /// Ids for bigG, as many chunks.
+    pub clip_g: Vec<[i64; CHUNK_LEN]>,
+}
+
+/// CLIP's tokenizer, usable from many threads. Building it takes about 0.1 s; [`Tokenizer::shared`] does so once.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    known: Words,
+}
+
+impl fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tokenizer").finish_non_exhaustive()
+    }
+}
+
+impl Default for Tokenizer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Tokenizer {
+    /// The tokenizer of the embedded merges.
+    pub fn new() -> Self {
+        let ids = vocabulary().into_iter().zip(0..).collect();
+        let merges = MERGES.lines().map(merge).map(|(a, b)| (a.to_owned(), b.to_owned())).collect();
+        let model = BPE::builder()
+            .vocab_and_merges::<tokenizers::models::bpe::Vocab>(ids, merges)
+            .unk_token(EOS_TEXT.to_owned())
+            .end_of_word_suffix("</w>".to_owned())
+            .build()
+            .expect("the embedded merges name tokens of the vocabulary that they make");
+        let spaces = Replace::new(ReplacePattern::Regex(r"\s+".to_owned()), " ").expect("a valid expression");
+        let split = Split::new(SplitPattern::Regex(WORDS.to_owned()), SplitDelimiterBehavior::Removed, true)
+            .expect("a valid expression");
+        let mut inner = tokenizers::Tokenizer::new(model);
+        inner
+            .with_normalizer(Some(Normalizers::new(vec![NFC.into(), spaces.into(), Lowercase.into()])))
+            .expect("special tokens are added after the normalizer");
+        inner
+            .with_pre_tokenizer(Some(PreTokenizers::new(vec![split.into(), ByteLevel::new(false, true, true).into()])));
+        let special = [BOS_TEXT, EOS_TEXT].map(|text| AddedToken::from(text, true));
+        inner.add_special_tokens(special).expect("both are in the vocabulary");
+        Self { inner, known: Words::default() }
+    }
+
+    /// The process's tokenizer, built at the first call.
+    pub fn shared() -> &'static Self {
+        static SHARED: LazyLock<Tokenizer> = LazyLock::new(Tokenizer::new);
+        &SHARED
+    }
+
+    /// The ids of a text, without BOS and EOS, uncut.
+    pub fn ids(&self, text: &str) -> Vec<u32> {
+        let mut ids = Vec::with_capacity(text.len() / 3);
+        // Nothing reaches over a space: not the words' expression, no composed letter, no special token.
+        for word in text.split(SPACES).filter(|word| !word.is_empty()) {
+            self.known.append(word, &mut ids, |word| self.encode(word));
+        }
+        ids
+    }
+
+    fn encode(&self, text: &str) -> Vec<u32> {
+        let encoding = self.inner.encode_fast(text, false);
+        encoding.expect("byte-level encoding has an id for every byte").get_ids().to_vec()
+    }
+
+    /// The chunks of a text cut every 75 tokens; the empty text has one.
+    pub fn chunks(&self, text: &str) -> TokenChunks {
+        self.chunks_cut(text, Cut::Plain)
+    }
+
+    /// The chunks of a text with a choice of where to cut.
+    pub fn chunks_cut(&self, text: &str, cut: Cut) -> TokenChunks {
+        let ids = self.ids(text);
+        let pieces = pieces(&ids, cut);
+        let padded = |clip: Clip| pieces.iter().map(|piece| chunk(piece, clip)).collect();
+        TokenChunks { clip_l: padded(Clip::L), clip_g: padded(Clip::G) }
+    }
+
+    /// The number of chunks that [`Tokenizer::chunks_cut`] would give, 1 to 3.
+    pub fn num_chunks(&self, text: &str, cut: Cut) -> usize {
+        pieces(&self.ids(text), cut).len()
+    }
+}
+
+/// BOS, EOS and padding: what a text of no tokens is to an encoder.
+pub fn empty_chunk(clip: Clip) -> [i64; CHUNK_LEN] {
+    chunk(&[], clip)
+}
+
+fn chunk(piece: &[u32], clip: Clip) -> [i64; CHUNK_LEN] {
+    let mut ids = [clip.padding(); CHUNK_LEN];
+    ids[0] = BOS;
+    for (id, &token) in ids[1..].iter_mut().zip(piece) {
+        *id = i64::from(token);
+    }
+    ids[1 + piece.len()] = EOS;
+    ids
+}
+
+/// Cuts ids into 1 to 3 pieces of at most 75.
+fn pieces(ids: &[u32], cut: Cut) -> Vec<&[u32]> {
+    let mut pieces = Vec::with_capacity(1);
+    let mut rest = ids;
+    while pieces.len() < MAX_CHUNKS && (!rest.is_empty() || pieces.is_empty()) {
+        let (piece, after) = rest.split_at(piece_len(rest, cut));
+        pieces.push(piece);
+        rest = after;
+    }
+    pieces
+}
+
+/// A1111 moves what follows the comma only when the token that would begin the next chunk is not a comma itself.
+fn piece_len(ids: &[u32], cut: Cut) -> usize {
+    if ids.len() <= CHUNK_TOKENS || cut == Cut::Plain || ids[CHUNK_TOKENS] == COMMA {
+        return ids.len().min(CHUNK_TOKENS);
+    }
+    let from = CHUNK_TOKENS - COMMA_BACKTRACK;
+    let comma = ids[from..CHUNK_TOKENS].iter().rposition(|&id| id == COMMA);
+    comma.map_or(CHUNK_TOKENS, |comma| from + comma + 1)
+}
+
+fn merge(line: &str) -> (&str, &str) {
+    line.split_once(' ').expect("each line of the embedded merges is two tokens")
+}
+
+/// All tokens in the order of their ids.
+fn vocabulary() -> Vec<String> {
+    let letters = byte_letters();
+    let mut tokens: Vec<String> = letters.iter().map(char::to_string).collect();
+    tokens.extend(letters.iter().map(|letter| format!("{letter}</w>")));
+    tokens.extend(MERGES.lines().map(merge).map(|(a, b)| format!("{a}{b}")));
+    tokens.extend([BOS_TEXT, EOS_TEXT].map(str::to_owned));
+    tokens
+}
+
+/// GPT-2's printable letters for the 256 bytes: printable Latin-1 first, then 256 and up for the others.
+fn byte_letters() -> Vec<char> {
+    let printable = ('!'..='~').chain('¡'..='¬').chain('®'..='ÿ');
+    let num_others = 256 - printable.clone().count() as u32;
+    let others = (256..256 + num_others).map(|code| char::from_u32(code).expect("below the surrogates"));
+    printable.chain(others).collect()
+}
+
+/// A hash of all that ids depend on: part of a run's order, since chunk counts shape micro-batches.
+pub fn fingerprint() -> String {
+    let mut hasher = blake3::Hasher::new();
+    // The number is raised when anything but the merges changes what ids come out.
+    hasher.update(b"rectiflow clip tokenizer 1\n").update(MERGES.as_bytes()).update(WORDS.as_bytes());
+    hasher.finalize().to_hex().to_string()
+}
+
+/// The files of a tokenizer folder that `CLIPTokenizer.from_pretrained` opens without a network: (name, bytes).
+pub fn tokenizer_files(which: Clip) -> Vec<(&'static str, Vec<u8>)> {
+    let vocab: serde_json::Map<String, Value> = vocabulary().into_iter().zip((0..).map(|id: u32| id.into())).collect();
+    let padding = match which {
+        Clip::L => EOS_TEXT,
+        Clip::G => "!",
+    };
+    let special = |content: &str| json!({"content": content, "lstrip": false, "normalized": false, "rstrip": false, "single_word": false});
+    let mut config = json!({
+        "add_prefix_space": false,
+        "bos_token": special(BOS_TEXT),
+        "clean_up_tokenization_spaces": true,
+        "do_lower_case": true,
+        "eos_token": special(EOS_TEXT),
+        "errors": "replace",
+        "model_max_length": CHUNK_LEN,
+        "pad_token": padding,
+        "tokenizer_class": "CLIPTokenizer",
+        "unk_token": special(EOS_TEXT),
+    });
+    if which == Clip::G {
+        // Without it transformers would read every "!" of a prompt as padding.
+        config["split_special_tokens"] = true.into();
+    }
+    let special_tokens = json!({
+        "bos_token": special(BOS_TEXT),
+        "eos_token": special(EOS_TEXT),
+        "pad_token": padding,
+        "unk_token": special(EOS_TEXT),
+    });
+    let pretty = |value: &Value| format!("{value:#}\n").into_bytes();
+    vec![
+        ("vocab.json", Value::Object(vocab).to_string().into_bytes()),
+        ("merges.txt", format!("#version: 0.2\n{}", *MERGES).into_bytes()),
+        ("tokenizer_config.json", pretty(&config)),
+        ("special_tokens_map.json", pretty(&special_tokens)),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::{Purpose, Rng};
+
+    #[test]
+    fn merges_are_those_of_the_source() {
+        assert_eq!(MERGES.lines().count(), 48_894);
+        assert_eq!((MERGES.lines().next(), MERGES.lines().last()), (Some("i n"), Some("jeky ll</w>")));
+        let tokens = vocabulary();
+        assert_eq!(tokens.len(), 49_408);
+        assert_eq!((tokens[0].as_str(), tokens[COMMA as usize].as_str()), ("!", ",</w>"));
+    }
+
+    #[test]
+    fn word_by_word_is_as_the_whole_text() {
+        let tokenizer = Tokenizer::new();
+        // Marks that compose, letters whose case depends on their neighbours, other white space, special tokens.
+        let pieces = [
+            "a",
+            "Cat's",
+            " ",
+            "\t",
+            "\n",
+            "\r\n",
+            "  ",
+            "\u{a0}",
+            "\u{3000}",
+            "\u{2028}",
+            "\u{85}",
+            "\u{200b}",
+            "\u{b}",
+            "e",
+            "\u{301}",
+            "\u{338}",
+            "\u{327}",
+            "ΌΔΟΣ",
+            "Σ",
+            "İ",
+            "'",
+            "'s",
+            "'LL",
+            "re",
+            "12",
+            ",",
+            "!!",
+            "<|endoftext|>",
+            "<|startof",
+            "text|>",
+            "日本語",
+            "🙂",
+            "\u{200d}",
+            "ﬁ",
+            "Ǆ",
+            "가",
+            "\u{1100}",
+            "\u{1161}",
+            "\0",
+            "－",
+        ];
+        let mut rng = Rng::keyed(7, Purpose::Prompt, &[]);
+        for _ in 0..20_000 {
+            let num_pieces = rng.below(9);
+            let text: String = (0..num_pieces).map(|_| pieces[rng.below(pieces.len() as u64) as usize]).collect();
+            assert_eq!(tokenizer.ids(&text), tokenizer.encode(&text), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn chunks_are_framed_and_padded() {
+        let tokenizer = Tokenizer::new();
+        let chunks = tokenizer.chunks("A cat!");
+        let start = [BOS, 320, 2368, 256, EOS];
+        assert_eq!((chunks.clip_l.len(), chunks.clip_g.len()), (1, 1));
+        assert_eq!((&chunks.clip_l[0][..5], &chunks.clip_g[0][..5]), (&start[..], &start[..]));
+        assert!(chunks.clip_l[0][5..].iter().all(|&id| id == EOS));
+        assert!(chunks.clip_g[0][5..].iter().all(|&id| id == 0));
+        let empty = tokenizer.chunks("");
+        assert_eq!(empty.clip_g, [empty_chunk(Clip::G)]);
+        assert_eq!((empty.clip_l.len(), empty.clip_l[0][0]), (1, BOS));
+        assert!(empty.clip_l[0][1..].iter().all(|&id| id == EOS));
+    }
+
+    #[test]
+    fn text_is_cut_every_75_tokens_and_dropped_after_three_chunks() {
+        let tokenizer = Tokenizer::new();
+        for (num_words, num_chunks) in
+            [(0, 1), (1, 1), (75, 1), (76, 2), (150, 2), (151, 3), (225, 3), (226, 3), (999, 3)]
+        {
+            let text = "cat ".repeat(num_words);
+            let chunks = tokenizer.chunks(&text);
+            assert_eq!((chunks.clip_l.len(), tokenizer.num_chunks(&text, Cut::Plain)), (num_chunks, num_chunks));
+            let num_cats = chunks.clip_l.iter().flatten().filter(|&&id| id == 2368).count();
+            assert_eq!(num_cats, num_words.min(225), "{num_words} words");
+            assert!(chunks.clip_g.iter().all(|chunk| chunk[0] == BOS && chunk.contains(&EOS)));
+        }
+    }
+
+    #[test]
+    fn comma_cut_moves_what_follows_the_last_near_comma() {
+        let (word, comma) = (2368, COMMA);
+        let text =
+            |commas: &[usize], len: usize| (0..len).map(|i| if commas.contains(&i) { comma } else { word }).collect();
+        let lengths = |ids: Vec<u32>| pieces(&ids, Cut::Comma).iter().map(|piece| piece.len()).collect::<Vec<_>>();
+        assert_eq!(lengths(text(&[60], 80)), [61, 19]);
+        assert_eq!(lengths(text(&[60, 70], 80)), [71, 9]);
+        // The last of 75 may be the comma; 20 back counts, 21 does not; one that begins the next chunk changes nothing.
+        assert_eq!(lengths(text(&[74], 80)), [75, 5]);
+        assert_eq!(lengths(text(&[55], 80)), [56, 24]);
+        assert_eq!(lengths(text(&[54], 80)), [75, 5]);
+        assert_eq!(lengths(text(&[60, 75], 80)), [75, 5]);
+        assert_eq!(lengths(text(&[60], 75)), [75]);
+        assert_eq!(lengths(Vec::new()), [0]);
+        assert_eq!(lengths(text(&(0..300).collect::<Vec<_>>(), 300)), [75, 75, 75]);
+    }
+
+    #[test]
+    fn folders_name_their_padding() {
+        for (which, padding) in [(Clip::L, EOS_TEXT), (Clip::G, "!")] {
+            let files = tokenizer_files(which);
+            assert_eq!(
+                files.iter().map(|(name, _)| *name).collect::<Vec<_>>(),
+                ["vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"]
+            );
+            let vocab: Value = serde_json::from_slice(&files[0].1).unwrap();
+            assert_eq!(vocab[padding], which.padding());
+            for (_, bytes) in &files[2..] {
+                let config: Value = serde_json::from_slice(bytes).unwrap();
+                assert_eq!(config["pad_token"], padding);
+            }
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! Whole models in files: a diffusers folder, a single file, and the way from one to the other.
+
+pub mod bundle;
+pub mod export;
+pub(crate) mod foreign;
+pub mod model;
+pub mod model_spec;
+pub(crate) mod single_file;

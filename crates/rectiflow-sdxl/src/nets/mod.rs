@@ -1,0 +1,10 @@
+//! The networks: layers, attention, UNet, text encoders, autoencoder.
+
+pub mod attention;
+pub mod clip;
+pub mod cond;
+pub(crate) mod layers;
+pub(crate) mod remade;
+pub mod unet;
+pub(crate) mod unet_blocks;
+pub mod vae;

@@ -1,0 +1,500 @@
+//! Named tensors in, a model's parameters out.
+//!
+//! A model asks for each tensor by its upstream name, with the shape its configuration implies and the distribution it
+//! starts from if there are no weights. Problems are collected rather than returned one by one, so that a wrong file
+//! gives one report. `Weights` is what exists while a model is built, `Parameters` is what stays: the tensors under
+//! their names, sharing storage with the model, for the optimiser, the checkpoint and the export.
+//!
+//! Not here: other layouts' names (`keys`), which files make up a model (`model`).
+
+pub mod init;
+pub mod keys;
+pub(crate) mod mapped;
+pub(crate) mod stored;
+pub mod tensor_file;
+
+use std::{
+    collections::BTreeMap,
+    fmt::Display,
+    path::{Path, PathBuf},
+};
+
+use tch::{Device, Kind, Tensor};
+
+use crate::{
+    error::{Error, Result, WeightProblems},
+    init::Init,
+    mapped::Mapped,
+    stored::{Stored, is_constant},
+    tensor_file::write_tensors,
+};
+
+/// Tensors waiting to be taken by a model under construction.
+#[derive(Debug)]
+pub struct Weights {
+    source: Source,
+    kind: Kind,
+    device: Device,
+    /// Whether tensors may be views of their files.
+    may_map: bool,
+    parameters: Parameters,
+    problems: WeightProblems,
+}
+
+/// Where the tensors come from.
+#[derive(Debug)]
+enum Source {
+    /// In files.
+    Files(Stored),
+    /// Tensors already in memory.
+    Memory(BTreeMap<String, Tensor>),
+    /// Drawn from a seed.
+    Random(u64),
+    /// Shapes without storage.
+    Shapes,
+}
+
+impl Weights {
+    fn new(source: Source, description: String, kind: Kind, device: Device) -> Self {
+        let problems = WeightProblems { source: description, ..WeightProblems::default() };
+        Self { source, kind, device, may_map: false, parameters: Parameters::default(), problems }
+    }
+
+    /// The tensors of one or more safetensors files (shards), converted to `kind` on `device` as they are taken.
+    ///
+    /// # Errors
+    /// As [`crate::tensor_file::TensorFile::open`].
+    pub fn open(paths: &[PathBuf], kind: Kind, device: Device) -> Result<Self> {
+        Ok(Self::of_files(Stored::open(paths)?, kind, device))
+    }
+
+    /// Tensors in files, one at a time converted to `kind` on `device`.
+    pub(crate) fn of_files(stored: Stored, kind: Kind, device: Device) -> Self {
+        let description = stored.paths().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
+        Self::new(Source::Files(stored), description, kind, device)
+    }
+
+    /// Lets tensors be views of their files where that is possible; they must not be written then.
+    pub(crate) fn map(mut self, may_map: bool) -> Self {
+        self.may_map = may_map;
+        self
+    }
+
+    /// Tensors in memory, by the names the model will ask for. `description` names their origin in messages.
+    pub fn from_tensors(
+        tensors: BTreeMap<String, Tensor>,
+        description: impl Into<String>,
+        kind: Kind,
+        device: Device,
+    ) -> Self {
+        Self::new(Source::Memory(tensors), description.into(), kind, device)
+    }
+
+    /// Random initial weights: a pure function of the seed and each tensor's name.
+    pub fn random(seed: u64, kind: Kind, device: Device) -> Self {
+        Self::new(Source::Random(seed), format!("random weights of seed {seed}"), kind, device)
+    }
+
+    /// Every tensor has its shape and no storage: for counting and planning. Such a model cannot run.
+    pub fn shapes_only() -> Self {
+        Self::new(Source::Shapes, "shapes".into(), Kind::Float, Device::Cpu)
+    }
+
+    /// The names still to be taken, sorted.
+    pub fn names(&self) -> Vec<&str> {
+        match &self.source {
+            Source::Files(stored) => stored.names().collect(),
+            Source::Memory(tensors) => tensors.keys().map(String::as_str).collect(),
+            Source::Random(_) | Source::Shapes => Vec::new(),
+        }
+    }
+
+    /// Gives every tensor another name, before any is taken.
+    pub fn rename(&mut self, rename: impl Fn(&str) -> String) {
+        match &mut self.source {
+            Source::Files(stored) => stored.rename(rename),
+            Source::Memory(tensors) => {
+                *tensors = std::mem::take(tensors).into_iter().map(|(name, t)| (rename(&name), t)).collect();
+            }
+            Source::Random(_) | Source::Shapes => {}
+        }
+    }
+
+    /// Converts to another dtype than was asked for, before any tensor is taken.
+    pub(crate) fn convert_to(&mut self, kind: Kind) {
+        self.kind = kind;
+    }
+
+    /// The dtype tensors are converted to.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The device tensors are put on.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// The root of the names.
+    pub fn root(&mut self) -> Scope<'_> {
+        Scope { weights: self, prefix: String::new() }
+    }
+
+    /// Takes the tensor `name`. Where it is missing or does not fit, the problem is noted, a tensor without storage
+    /// stands in, and [`Weights::finish`] fails.
+    pub fn take(&mut self, name: &str, shape: &[i64], init: Init) -> Tensor {
+        let tensor = tch::no_grad(|| self.make(name, shape, init)).unwrap_or_else(|| placeholder(shape));
+        self.parameters.tensors.insert(name.to_owned(), tensor.shallow_clone());
+        tensor
+    }
+
+    fn make(&mut self, name: &str, shape: &[i64], init: Init) -> Option<Tensor> {
+        let found = match &mut self.source {
+            Source::Shapes => return Some(placeholder(shape)),
+            Source::Random(seed) => {
+                let num_values = shape.iter().product::<i64>() as usize;
+                let values = Tensor::from_slice(&init.values(*seed, name, num_values));
+                return self.place(name, &values.reshape(shape));
+            }
+            Source::Files(stored) => {
+                let kind = (self.may_map && self.device == Device::Cpu).then_some(self.kind);
+                let found = found_in(stored, name, shape, kind, &mut self.parameters.mapped);
+                stored.forget(name);
+                found
+            }
+            Source::Memory(tensors) => match tensors.remove(name) {
+                Some(tensor) if tensor.size() == shape => Found::Tensor(tensor),
+                Some(tensor) => Found::Misshapen(tensor.size()),
+                None => Found::Nothing,
+            },
+        };
+        match found {
+            Found::Tensor(tensor) => return self.checked(name, &tensor),
+            Found::Nothing => self.problems.missing.push((name.to_owned(), shape.to_vec())),
+            Found::Misshapen(size) => self.problems.misshapen.push((name.to_owned(), shape.to_vec(), size)),
+            Found::Unusable(reason) => self.problems.unusable.push((name.to_owned(), reason)),
+        }
+        None
+    }
+
+    /// The tensor converted and moved, if all its values are finite.
+    fn checked(&mut self, name: &str, tensor: &Tensor) -> Option<Tensor> {
+        let is_finite = is_finite(tensor);
+        self.parameters.mapped.give_back(name);
+        if !is_finite {
+            self.problems.unusable.push((name.to_owned(), "holds values that are not finite (NaN or infinity)".into()));
+            return None;
+        }
+        self.place(name, tensor)
+    }
+
+    fn place(&mut self, name: &str, tensor: &Tensor) -> Option<Tensor> {
+        match tensor.f_to_kind(self.kind).and_then(|t| t.f_to_device(self.device)) {
+            // `copy` because the caller of `from_tensors` may keep its tensor: parameters are updated in place.
+            Ok(placed) if placed.data_ptr() == tensor.data_ptr() && matches!(self.source, Source::Memory(_)) => {
+                Some(placed.copy())
+            }
+            Ok(placed) => Some(placed),
+            Err(error) => {
+                let reason = Error::torch("cannot be placed")(error).to_string();
+                self.problems.unusable.push((name.to_owned(), reason));
+                None
+            }
+        }
+    }
+
+    /// The parameters taken, if every one was there and fitted and nothing is left over. Non-parameters that older
+    /// files carry (`position_ids`) are tolerated.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] with everything missing, unexpected, misshapen or unusable.
+    pub fn finish(mut self) -> Result<Parameters> {
+        let left: Vec<(String, Vec<i64>)> = match &self.source {
+            Source::Files(stored) => {
+                stored.names().map(|name| (name.to_owned(), stored.shape(name).unwrap_or_default())).collect()
+            }
+            Source::Memory(tensors) => tensors.iter().map(|(name, tensor)| (name.clone(), tensor.size())).collect(),
+            Source::Random(_) | Source::Shapes => Vec::new(),
+        };
+        self.problems.unexpected.extend(left.into_iter().filter(|(name, _)| !is_constant(name)));
+        if self.problems.is_empty() { Ok(self.parameters) } else { Err(Error::Weights(Box::new(self.problems))) }
+    }
+}
+
+enum Found {
+    Tensor(Tensor),
+    Nothing,
+    Misshapen(Vec<i64>),
+    Unusable(String),
+}
+
+/// A tensor of some files: a view where it may be mapped and has this dtype, a copy otherwise.
+fn found_in(stored: &Stored, name: &str, shape: &[i64], map: Option<Kind>, mapped: &mut Mapped) -> Found {
+    let mut load = || match stored.place_as_is(name) {
+        Some((file, stored_name)) if map.is_some() && stored.kind(name) == map => {
+            mapped.insert(name, file.clone(), stored_name);
+            file.mapped(stored_name)
+        }
+        _ => stored.load(name),
+    };
+    match stored.shape(name) {
+        None => Found::Nothing,
+        Some(size) if size != shape => Found::Misshapen(size),
+        Some(_) => match load() {
+            Ok(tensor) if tensor.is_floating_point() => Found::Tensor(tensor),
+            Ok(tensor) => Found::Unusable(format!("is {:?} and not floating point", tensor.kind())),
+            Err(error) => Found::Unusable(format!("cannot be read: {error}")),
+        },
+    }
+}
+
+/// A tensor with a shape and four bytes of storage.
+fn placeholder(shape: &[i64]) -> Tensor {
+    Tensor::zeros([1], (Kind::Float, Device::Cpu)).expand(shape, false)
+}
+
+/// Looked at in pieces that stay in the cache: torch widens what it sums, and temporary tensors as large as a model's
+/// largest stay in the allocator's hands. A sum is finite unless a value is not, or the sum itself overflowed.
+pub(crate) fn is_finite(tensor: &Tensor) -> bool {
+    const PIECE: i64 = 1 << 18;
+    tensor.flatten(0, -1).split(PIECE, 0).iter().all(|piece| {
+        piece.sum(Kind::Float).double_value(&[]).is_finite() || piece.isfinite().all().int64_value(&[]) != 0
+    })
+}
+
+/// A place in the hierarchy of names.
+#[derive(Debug)]
+pub struct Scope<'a> {
+    weights: &'a mut Weights,
+    prefix: String,
+}
+
+impl Scope<'_> {
+    /// The place `name` below this one.
+    pub fn sub(&mut self, name: impl Display) -> Scope<'_> {
+        let prefix = format!("{}{name}.", self.prefix);
+        Scope { weights: self.weights, prefix }
+    }
+
+    /// Where this is, without the last dot.
+    pub(crate) fn name(&self) -> &str {
+        self.prefix.trim_end_matches('.')
+    }
+
+    /// The tensors taken here and below, in the order of their names.
+    pub(crate) fn taken(&self) -> Vec<Tensor> {
+        let from_here = self.weights.parameters.tensors.range(self.prefix.clone()..);
+        let here = from_here.take_while(|(name, _)| name.starts_with(&self.prefix));
+        here.map(|(_, tensor)| tensor.shallow_clone()).collect()
+    }
+
+    /// Takes a tensor here; see [`Weights::take`].
+    pub fn take(&mut self, name: &str, shape: &[i64], init: Init) -> Tensor {
+        self.weights.take(&format!("{}{name}", self.prefix), shape, init)
+    }
+}
+
+/// A model's tensors under their upstream names, in the order of the names. They share storage with the model: an
+/// in-place update of one changes the model.
+#[derive(Debug, Default)]
+pub struct Parameters {
+    tensors: BTreeMap<String, Tensor>,
+    mapped: Mapped,
+}
+
+impl Parameters {
+    /// Names and tensors, in the order of the names.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))
+    }
+
+    /// One tensor.
+    pub fn get(&self, name: &str) -> Option<&Tensor> {
+        self.tensors.get(name)
+    }
+
+    /// How many tensors.
+    pub fn len(&self) -> usize {
+        self.tensors.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.tensors.is_empty()
+    }
+
+    /// How many numbers.
+    pub fn num_elements(&self) -> usize {
+        self.tensors.values().map(Tensor::numel).sum()
+    }
+
+    /// Takes the pages of mapped tensors whose names begin with `prefix` out of this process's memory until they are
+    /// looked at again. Others stay.
+    pub(crate) fn give_back(&self, prefix: &str) {
+        self.mapped.give_back(prefix);
+    }
+
+    /// Whether autograd records operations on them. New models do not train.
+    pub fn set_requires_grad(&self, requires_grad: bool) {
+        for tensor in self.tensors.values() {
+            let _same_tensor = tensor.set_requires_grad(requires_grad);
+        }
+    }
+
+    /// Writes them as one safetensors file, atomically and with deterministic bytes; `kind` converts, `None` keeps.
+    ///
+    /// # Errors
+    /// As [`write_tensors`].
+    pub fn save(&self, path: &Path, kind: Option<Kind>) -> Result<()> {
+        self.save_with(path, kind, &[])
+    }
+
+    /// As [`Parameters::save`], with more `metadata` in the header.
+    ///
+    /// # Errors
+    /// As [`write_tensors`].
+    pub fn save_with(&self, path: &Path, kind: Option<Kind>, metadata: &[(&str, &str)]) -> Result<()> {
+        write_tensors(path, self.iter(), kind, &[&[("format", "pt")], metadata].concat())
+    }
+
+    /// Overwrites their values with those of a file that has exactly these names and shapes.
+    ///
+    /// # Errors
+    /// As [`Weights::open`] and [`Weights::finish`]; nothing is changed then.
+    pub fn load(&self, path: &Path) -> Result<()> {
+        let mut weights = Weights::open(&[path.to_owned()], Kind::Float, Device::Cpu)?;
+        let values: Vec<_> =
+            self.iter().map(|(name, own)| (weights.take(name, &own.size(), Init::Zeros), own)).collect();
+        weights.finish()?;
+        tch::no_grad(|| {
+            for (value, own) in values {
+                own.shallow_clone().f_copy_(&value).map_err(Error::torch(format!("loading {}", path.display())))?;
+            }
+            Ok(())
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use crate::tensor_file::TensorFile;
+
+    const CPU: Device = Device::Cpu;
+
+    fn file(folder: &Path, tensors: &[(&str, Tensor)]) -> PathBuf {
+        let path = folder.join("weights.safetensors");
+        write_tensors(&path, tensors.iter().map(|(name, tensor)| (*name, tensor)), None, &[]).unwrap();
+        path
+    }
+
+    #[test]
+    fn every_problem_is_in_one_report() {
+        let folder = tempfile::tempdir().unwrap();
+        let ones = |shape: &[i64]| Tensor::ones(shape, (Kind::Float, CPU));
+        let path = file(
+            folder.path(),
+            &[
+                ("good", ones(&[2])),
+                ("shape", ones(&[2, 3])),
+                ("extra", ones(&[5])),
+                ("nan", ones(&[2]) * f64::NAN),
+                ("ids", Tensor::from_slice(&[1i64])),
+                ("text_model.embeddings.position_ids", Tensor::from_slice(&[0i64])),
+            ],
+        );
+        let mut weights = Weights::open(std::slice::from_ref(&path), Kind::Float, CPU).unwrap();
+        for (name, shape) in
+            [("good", vec![2]), ("shape", vec![3, 2]), ("gone", vec![4]), ("nan", vec![2]), ("ids", vec![1])]
+        {
+            assert_eq!(weights.take(name, &shape, Init::Zeros).size(), shape);
+        }
+        let Err(Error::Weights(problems)) = weights.finish() else { panic!("must be refused") };
+        assert_eq!(problems.missing, [("gone".to_owned(), vec![4])]);
+        assert_eq!(problems.unexpected, [("extra".to_owned(), vec![5])]);
+        assert_eq!(problems.misshapen, [("shape".to_owned(), vec![3, 2], vec![2, 3])]);
+        assert_eq!(problems.unusable.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["nan", "ids"]);
+        assert!(problems.to_string().contains(path.to_str().unwrap()));
+    }
+
+    #[test]
+    fn random_weights_do_not_depend_on_the_order_of_construction() {
+        let init = Init::Normal { std: 1.0 };
+        let take = |names: &[&str]| {
+            let mut weights = Weights::random(3, Kind::Float, CPU);
+            for name in names {
+                let _kept_in_weights = weights.take(name, &[4, 4], init);
+            }
+            weights.finish().unwrap()
+        };
+        let (one, two) = (take(&["a", "b"]), take(&["b", "c", "a"]));
+        for name in ["a", "b"] {
+            assert!(one.get(name).unwrap().equal(two.get(name).unwrap()));
+        }
+        assert!(!one.get("a").unwrap().equal(one.get("b").unwrap()));
+    }
+
+    #[test]
+    fn half_precision_files_are_read_as_asked_and_saved_as_asked() {
+        let folder = tempfile::tempdir().unwrap();
+        let values = Tensor::from_slice(&[0.5f32, -1.25, 3.0]);
+        for kind in [Kind::Half, Kind::BFloat16, Kind::Float, Kind::Double] {
+            let path = file(folder.path(), &[("w", values.to_kind(kind))]);
+            let mut weights = Weights::open(&[path], Kind::Float, CPU).unwrap();
+            assert!(weights.take("w", &[3], Init::Zeros).equal(&values));
+            let saved = folder.path().join("saved");
+            weights.finish().unwrap().save(&saved, Some(kind)).unwrap();
+            assert_eq!(TensorFile::open(&saved).unwrap().kind("w"), Some(kind));
+        }
+    }
+
+    #[test]
+    fn mapped_weights_are_the_files_and_come_back_when_given_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let values = Tensor::arange(100_000, (Kind::BFloat16, CPU));
+        let path = file(folder.path(), &[("a.w", values.shallow_clone()), ("nan", Tensor::from_slice(&[f32::NAN]))]);
+        let open = |kind| Weights::open(std::slice::from_ref(&path), kind, CPU).unwrap().map(true);
+        let mut weights = open(Kind::BFloat16);
+        let taken = weights.take("a.w", &[100_000], Init::Zeros);
+        weights.parameters.give_back("a.");
+        assert!(taken.equal(&values));
+        assert!(!weights.parameters.mapped.is_empty());
+        // A file that has been deleted lives for as long as it is looked at, whoever does.
+        drop(weights);
+        std::fs::remove_file(&path).unwrap();
+        assert!(taken.equal(&values));
+        let path = file(folder.path(), &[("a.w", values.shallow_clone()), ("nan", Tensor::from_slice(&[f32::NAN]))]);
+        let mut weights = Weights::open(&[path], Kind::Float, CPU).unwrap().map(true);
+        assert!(weights.take("a.w", &[100_000], Init::Zeros).equal(&values.to_kind(Kind::Float)));
+        assert!(weights.parameters.mapped.is_empty(), "another dtype is a copy");
+        let _ = weights.take("nan", &[1], Init::Zeros);
+        assert!(matches!(weights.finish(), Err(Error::Weights(_))), "mapped weights are looked at too");
+    }
+
+    #[test]
+    fn parameters_share_storage_gradients_and_survive_a_load() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut weights = Weights::random(1, Kind::Float, CPU);
+        let taken = weights.take("w", &[3], Init::Normal { std: 1.0 });
+        let parameters = weights.finish().unwrap();
+        parameters.set_requires_grad(true);
+        (&taken * 2.0).sum(Kind::Float).backward();
+        assert!(parameters.get("w").unwrap().grad().equal(&Tensor::from_slice(&[2f32; 3])));
+        let path = file(folder.path(), &[("w", Tensor::from_slice(&[1f32, 2.0, 3.0]))]);
+        parameters.load(&path).unwrap();
+        assert!(taken.detach().equal(&Tensor::from_slice(&[1f32, 2.0, 3.0])));
+        let wrong = file(folder.path(), &[("v", Tensor::from_slice(&[1f32]))]);
+        assert!(parameters.load(&wrong).is_err());
+        assert!(taken.detach().equal(&Tensor::from_slice(&[1f32, 2.0, 3.0])), "a failed load changes nothing");
+    }
+
+    #[test]
+    fn tensors_given_in_memory_are_not_aliased() {
+        let given = Tensor::from_slice(&[1f32, 2.0]);
+        let tensors = BTreeMap::from([("w".to_owned(), given.shallow_clone())]);
+        let mut weights = Weights::from_tensors(tensors, "a test", Kind::Float, CPU);
+        let _ = weights.take("w", &[2], Init::Zeros).fill_(9.0);
+        assert!(given.equal(&Tensor::from_slice(&[1f32, 2.0])));
+    }
+}

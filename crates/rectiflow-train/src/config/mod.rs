@@ -1,0 +1,720 @@
+//! The recipe: one TOML file that describes a whole run.
+//!
+//! Two stages. [`Recipe`] is the file as written: serde structs that each module owns, composed here. [`Checked`] is
+//! what the rest of the program works on: every key is known, every value is possible, and what follows from several
+//! keys is worked out. All problems are reported together, an unknown key with its nearest valid name.
+
+pub(crate) mod changes;
+#[cfg(test)]
+mod config_page;
+pub(crate) mod keys;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use rectiflow_data::{
+    cache::DiskCache,
+    order::{Amount, Mode, OrderSettings},
+    prep::PrepSettings,
+    prompt::PromptSettings,
+};
+use rectiflow_sdxl::{
+    flow::{Objective, ObjectiveSettings},
+    model::Component,
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tch::Device;
+
+use crate::{
+    ema::EmaConfig,
+    error::{Error, Result},
+    guard::GuardConfig,
+    hardware::hardware,
+    keys::{missing_keys, take_unknown_keys},
+    launch::RanksConfig,
+    lr::LrConfig,
+    memory::MemoryConfig,
+    optim::OptimizerConfig,
+    precision::Precision,
+    preview::PreviewConfig,
+    testloss::TestConfig,
+};
+
+/// A recipe as written: one TOML file, one run.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Where the run lives and what makes it repeatable.
+    pub run: RunConfig,
+    /// The model that training starts from.
+    pub model: ModelConfig,
+    /// The data sets, in order: one `[[data]]` section each.
+    pub data: Vec<DataConfig>,
+    /// What is learnt, from how many samples, in which batches.
+    pub train: TrainConfig,
+    /// What is kept in memory and what is calculated again.
+    #[serde(default)]
+    pub memory: MemoryConfig,
+    /// What is predicted, and at which noise levels.
+    #[serde(default)]
+    pub objective: ObjectiveSettings,
+    /// AdamW or StableAdamW.
+    #[serde(default)]
+    pub optimizer: OptimizerConfig,
+    /// The learning rate.
+    #[serde(default)]
+    pub lr: LrConfig,
+    /// Averaged weights, kept beside the trained ones.
+    #[serde(default)]
+    pub ema: EmaConfig,
+    /// What is done about a loss that explodes.
+    #[serde(default)]
+    pub guard: GuardConfig,
+    /// Several processes that share the run.
+    #[serde(default)]
+    pub ranks: RanksConfig,
+    /// The test loss.
+    #[serde(default)]
+    pub test: TestConfig,
+    /// Checkpoints.
+    #[serde(default)]
+    pub checkpoint: CheckpointConfig,
+    /// Pictures sampled while training goes on.
+    #[serde(default)]
+    pub preview: PreviewConfig,
+    /// How `rectiflow prep --recipe` prepares images; training does not read it.
+    #[serde(default)]
+    pub prep: PrepSettings,
+}
+
+/// `[run]`: where the run lives and what makes it repeatable.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RunConfig {
+    /// The run folder: checkpoints, metrics.jsonl and previews. A run found there is resumed.
+    pub dir: PathBuf,
+    /// Every random number of the run follows from it.
+    #[serde(default)]
+    pub seed: u64,
+    /// `cpu`, `cuda` or `cuda:N`.
+    #[serde(default = "default_device")]
+    pub device: String,
+    /// Memory of each rank for latents and text that are read ahead from object storage, in MiB; a hard limit. Default:
+    /// what the open windows of its lanes need, and one more window a lane.
+    pub read_ahead_mib: Option<u64>,
+    /// A folder on a local disk where data from URLs is kept, so that later epochs and runs need not fetch it again. The
+    /// ranks of a machine and several runs may share it. Needs `cache_gib`; `train.mode = "owned"` needs both.
+    pub cache_dir: Option<PathBuf>,
+    /// GiB that `cache_dir` may take; a hard limit. When it is reached, what is needed last goes first.
+    pub cache_gib: Option<u64>,
+    /// The GPU that the run is on, so that the live line and the log can say what part of its peak is used: `h100-sxm`,
+    /// `h200-sxm`, `a100-80gb`, `rtx-4090` and others that `rectiflow plan --hardware` lists.
+    pub hardware: Option<String>,
+    /// What an hour of all machines costs, in any currency: the live line and the log then say what was spent.
+    pub price_per_hour: Option<f64>,
+}
+
+impl RunConfig {
+    /// Opens the cache that it names, if any.
+    ///
+    /// # Errors
+    /// As [`DiskCache::open`].
+    pub fn open_cache(&self) -> rectiflow_data::Result<Option<Arc<DiskCache>>> {
+        let cache = self.cache_dir.as_ref().zip(self.cache_gib);
+        cache.map(|(dir, gib)| DiskCache::open(dir, gib.saturating_mul(1 << 30)).map(Arc::new)).transpose()
+    }
+}
+
+fn default_device() -> String {
+    "cpu".to_owned()
+}
+
+/// `[model]`: the model that training starts from.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// A diffusers folder or a training checkpoint.
+    pub base: PathBuf,
+    /// Components that start from random weights (`unet`, `text_encoder`, `text_encoder_2`); of the others the
+    /// weights must be there.
+    #[serde(default)]
+    pub random: Vec<String>,
+}
+
+/// `[[data]]`: one data set.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// The folder that `rectiflow prep` wrote, or the URL of a copy of it: `s3://bucket/prefix`, `gs://`, `az://`,
+    /// `http(s)://`. Credentials and endpoint are those of the environment.
+    pub path: PathBuf,
+    /// How often an epoch goes through it; 1 where neither this nor `share` is given.
+    pub repeats: Option<f64>,
+    /// Its part of all samples of an epoch, above 0 and below 1; then every data set needs one, and they sum to 1.
+    pub share: Option<f64>,
+    /// How prompts are made from captions and tags.
+    #[serde(default)]
+    pub prompt: PromptSettings,
+}
+
+impl DataConfig {
+    fn amount(&self) -> Amount {
+        self.share.map_or_else(|| Amount::Repeats(self.repeats.unwrap_or(1.0)), Amount::Share)
+    }
+}
+
+/// Which text encoders learn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum TextEncoders {
+    /// They stay as they are.
+    #[serde(rename = "frozen")]
+    Frozen,
+    /// Both are trained with the UNet.
+    #[serde(rename = "trained")]
+    Trained,
+    /// CLIP-L is trained with the UNet, bigG stays.
+    #[serde(rename = "text_encoder")]
+    OnlyClipL,
+    /// OpenCLIP bigG is trained with the UNet, CLIP-L stays.
+    #[serde(rename = "text_encoder_2")]
+    OnlyClipG,
+}
+
+/// `[train]`: what is learnt, from how many samples, in which batches.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Samples to train on in all, repetitions counted, those that the guard passed over or undid not: they are made up for.
+    /// The run ends with the first step that reaches it.
+    pub samples: u64,
+    /// Samples a micro-batch: what is in memory at once, all of one bucket.
+    pub micro_batch: usize,
+    /// Micro-batches a step, over all ranks: the batch is micro_batch x micro_batches.
+    #[serde(default = "one")]
+    pub micro_batches: usize,
+    /// Lanes that the micro-batches of a step are dealt to; at most so many ranks can run. Default: the largest
+    /// divisor of micro_batches that is at most 64.
+    pub lanes: Option<usize>,
+    /// How samples are spread over an epoch: `local` permutes all samples of a bucket, for data on a disk; `window`
+    /// permutes blocks and shuffles the samples of a window of them, for data in object storage, every byte of which
+    /// is then fetched once an epoch; `owned` gives each lane a share of the blocks, which stays on its machine's disk
+    /// (`run.cache_dir`) and is fully shuffled from the second epoch on; `auto` takes `window` for data at URLs that is
+    /// larger than 2 GiB.
+    #[serde(default = "auto")]
+    #[schemars(with = "String")]
+    pub mode: Mode,
+    /// Window of samples inside which micro-batches are grouped by their number of 75-token chunks; in `window` mode, and
+    /// in the first epoch of `owned` mode, also the samples that are shuffled among each other.
+    #[serde(default = "default_window")]
+    pub window_samples: u64,
+    /// `frozen`, `trained` (both), or the one that is trained; `lr.ratio` has their rates.
+    #[serde(default = "frozen")]
+    pub text_encoders: TextEncoders,
+    /// `fp32`, or `bf16`: the model calculates in bf16 with copies of the weights, while weights, the sum of gradients
+    /// and the optimiser's memory stay in fp32. Faster, and half the memory for activations; docs/numerics.md has what
+    /// is in which.
+    #[serde(default)]
+    pub dtype: Precision,
+    /// Offset noise: so many times a normal number of its own is added to the noise of each channel of a sample, so
+    /// that a model learns to change a picture's mean. For eps and v, 0.03 to 0.1; flow models need none.
+    #[serde(default)]
+    pub offset_noise: f64,
+    /// Gradients of a larger norm are scaled down to it. 1.0 is the article's.
+    #[serde(default = "one_f64")]
+    pub clip_norm: f64,
+}
+
+impl TrainConfig {
+    /// Whether a component learns.
+    pub fn trains(&self, component: Component) -> bool {
+        use TextEncoders::{Frozen, OnlyClipG, OnlyClipL, Trained};
+        match (component, self.text_encoders) {
+            (Component::UNet, _) | (Component::ClipL | Component::ClipG, Trained) => true,
+            (Component::ClipL, OnlyClipL) | (Component::ClipG, OnlyClipG) => true,
+            (Component::ClipL, Frozen | OnlyClipG) | (Component::ClipG, Frozen | OnlyClipL) | (Component::Vae, _) => {
+                false
+            }
+        }
+    }
+}
+
+fn frozen() -> TextEncoders {
+    TextEncoders::Frozen
+}
+fn one() -> usize {
+    1
+}
+fn one_f64() -> f64 {
+    1.0
+}
+fn auto() -> Mode {
+    Mode::Auto
+}
+fn default_window() -> u64 {
+    2048
+}
+
+/// `[checkpoint]`: when and how many.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct CheckpointConfig {
+    /// Steps from one checkpoint to the next; the end of a run and an interrupt save as well.
+    pub every_steps: u64,
+    /// Newest checkpoints to keep; older ones are removed. At least 1.
+    pub keep: usize,
+    /// Checkpoints whose step is a multiple of this are kept for ever; 0 keeps none but the newest.
+    pub keep_every_steps: u64,
+    /// Whether training goes on while a checkpoint is being written. That takes host memory for a copy, of 12 bytes a
+    /// trained parameter (16 with `ema`), on rank 0; the others copy their parts of the optimiser's memory.
+    pub in_background: bool,
+}
+
+impl Default for CheckpointConfig {
+    fn default() -> Self {
+        Self { every_steps: 500, keep: 3, keep_every_steps: 0, in_background: true }
+    }
+}
+
+/// A recipe that can be run.
+#[derive(Debug, Clone)]
+pub struct Checked {
+    /// The recipe, every default filled in.
+    pub recipe: Recipe,
+    /// Where tensors live.
+    pub device: Device,
+    /// Noising, targets and loss weights.
+    pub objective: Objective,
+    /// Components that start from random weights.
+    pub random: Vec<Component>,
+    /// What the order needs to know.
+    pub order: OrderSettings,
+    /// The amount of each data set, in their order.
+    pub amounts: Vec<Amount>,
+}
+
+impl Recipe {
+    /// Reads, overrides and checks a recipe. `overrides` are `section.key=value` with the value in TOML.
+    ///
+    /// # Errors
+    /// [`Error::Recipe`] with every problem found, or [`Error::Io`].
+    pub fn load(path: &Path, overrides: &[String]) -> Result<Checked> {
+        Self::check_table(read_table(Some(path), overrides)?, path)
+    }
+
+    /// As [`Recipe::load`], from a text that was kept in the file `path`.
+    ///
+    /// # Errors
+    /// As [`Recipe::load`].
+    pub(crate) fn parse(text: &str, path: &Path) -> Result<Checked> {
+        let problem = |e: toml::de::Error| Error::Recipe { path: path.to_owned(), problems: vec![e.to_string()] };
+        Self::check_table(text.parse().map_err(problem)?, path)
+    }
+
+    fn check_table(mut table: toml::Table, path: &Path) -> Result<Checked> {
+        let mut problems = take_unknown_keys::<Self>(&mut table);
+        let missing = missing_keys::<Self>(&mut table);
+        let fail = |problems| Error::Recipe { path: path.to_owned(), problems };
+        if !missing.is_empty() {
+            problems.extend(missing);
+            return Err(fail(problems));
+        }
+        match toml::Value::Table(table).try_into::<Self>().map_err(|e| vec![one_line(&e)]).and_then(Self::check) {
+            Ok(checked) if problems.is_empty() => Ok(checked),
+            Ok(_) => Err(fail(problems)),
+            Err(more) => {
+                problems.extend(more);
+                Err(fail(problems))
+            }
+        }
+    }
+
+    /// How to prepare images: the `[prep]` section of a recipe, or of none, overridden. The recipe may hold nothing
+    /// else.
+    ///
+    /// # Errors
+    /// As [`Recipe::load`].
+    pub fn load_prep(path: Option<&Path>, overrides: &[String]) -> Result<PrepSettings> {
+        let mut table = read_table(path, overrides)?;
+        let path = path.unwrap_or(Path::new(NO_FILE));
+        let problems = |problems| Error::Recipe { path: path.to_owned(), problems };
+        let unknown = take_unknown_keys::<Self>(&mut table);
+        if !unknown.is_empty() {
+            return Err(problems(unknown));
+        }
+        let section = table.remove("prep").unwrap_or_else(|| toml::Value::Table(toml::Table::new()));
+        section.try_into().map_err(|e| problems(vec![format!("prep: {}", one_line(&e))]))
+    }
+
+    /// The recipe as TOML with every default written out, as it is kept beside each checkpoint.
+    pub fn to_toml(&self) -> String {
+        toml::to_string_pretty(self).expect("a recipe is plain data that TOML can hold")
+    }
+
+    fn check(self) -> std::result::Result<Checked, Vec<String>> {
+        let mut problems = self.problems();
+        let device = parse_device(&self.run.device).unwrap_or_else(|reason| {
+            problems.push(("run.device".into(), reason));
+            Device::Cpu
+        });
+        let objective = Objective::new(self.objective.clone());
+        if let Err(error) = &objective {
+            problems.push(("objective".into(), error.to_string()));
+        }
+        if !problems.is_empty() {
+            return Err(problems.into_iter().map(|(key, reason)| format!("{key}: {reason}")).collect());
+        }
+        let order = OrderSettings {
+            seed: self.run.seed,
+            micro_batch: self.train.micro_batch,
+            micro_batches: self.train.micro_batches,
+            lanes: self.train.lanes,
+            mode: self.train.mode,
+            window_samples: self.train.window_samples,
+        };
+        let amounts = self.data.iter().map(DataConfig::amount).collect();
+        let objective = objective.expect("an error is a problem, and there are none");
+        let random = self.random_components().0;
+        Ok(Checked { recipe: self, device, objective, random, order, amounts })
+    }
+
+    fn problems(&self) -> Vec<(String, String)> {
+        let mut problems = self.run_problems();
+        problems.extend(self.data_problems());
+        problems.extend(self.train_problems());
+        problems.extend(self.lr.problems(self.train.samples));
+        problems.extend(self.optimizer.problems());
+        problems.extend(self.ema.problems());
+        problems.extend(self.guard.problems());
+        problems.extend(self.memory.problems());
+        problems.extend(self.ranks.problems());
+        problems.extend(self.preview.problems());
+        problems.extend(self.test.problems());
+        if self.checkpoint.every_steps == 0 {
+            problems.push(("checkpoint.every_steps".into(), "expected at least 1, found 0".into()));
+        }
+        if self.checkpoint.keep == 0 {
+            problems.push(("checkpoint.keep".into(), "expected at least 1, found 0".into()));
+        }
+        let CheckpointConfig { every_steps, keep_every_steps, .. } = self.checkpoint;
+        if every_steps > 0 && !keep_every_steps.is_multiple_of(every_steps) {
+            let reason = format!(
+                "expected a multiple of checkpoint.every_steps = {every_steps}, since others are never written; found \
+                 {keep_every_steps}"
+            );
+            problems.push(("checkpoint.keep_every_steps".into(), reason));
+        }
+        if let Some(price) = self.run.price_per_hour.filter(|price| !(*price >= 0.0 && price.is_finite())) {
+            problems.push(("run.price_per_hour".into(), format!("expected a number of at least 0, found {price}")));
+        }
+        problems.extend(self.random_problems());
+        problems
+    }
+
+    /// The components named in `model.random`, and what is wrong with those names.
+    fn random_components(&self) -> (Vec<Component>, Vec<String>) {
+        let mut unknown = self.model.random.clone();
+        unknown.retain(|name| !TRAINABLE.iter().any(|component| component.folder() == name));
+        let is_named = |component: &Component| self.model.random.iter().any(|name| name == component.folder());
+        (TRAINABLE.into_iter().filter(is_named).collect(), unknown)
+    }
+
+    fn random_problems(&self) -> Vec<(String, String)> {
+        let (random, unknown) = self.random_components();
+        let valid = TRAINABLE.map(Component::folder).join(", ");
+        let mut problems: Vec<_> = unknown
+            .into_iter()
+            .map(|name| ("model.random".to_owned(), format!("expected any of {valid}, found \"{name}\"")))
+            .collect();
+        let stuck = random.into_iter().filter(|&component| !self.train.trains(component));
+        problems.extend(stuck.map(|component| {
+            let name = component.folder();
+            let reason = format!(
+                "{name} would start from random weights and stay there; set train.text_encoders = \"trained\", or take \
+                 {name} off the list and give a base that has its weights"
+            );
+            ("model.random".to_owned(), reason)
+        }));
+        problems
+    }
+
+    fn data_problems(&self) -> Vec<(String, String)> {
+        let mut problems = Vec::new();
+        if self.data.is_empty() {
+            problems.push(("data".into(), "expected at least one [[data]] section with a path".into()));
+        }
+        let shares: Vec<f64> = self.data.iter().filter_map(|data| data.share).collect();
+        if !shares.is_empty() && (shares.len() != self.data.len() || (shares.iter().sum::<f64>() - 1.0).abs() > 1e-6) {
+            let reason = format!(
+                "expected one for each of the {} data sets, summing to 1; found {} that sum to {}",
+                self.data.len(),
+                shares.len(),
+                shares.iter().sum::<f64>()
+            );
+            problems.push(("data.share".into(), reason));
+        }
+        for (index, data) in self.data.iter().enumerate() {
+            let key = |name: &str| format!("data[{index}].{name}");
+            if data.share.is_some() && data.repeats.is_some() {
+                problems.push((key("share"), "expected either share or repeats, found both".into()));
+            }
+            if let Some(value) = data.repeats.filter(|value| !(*value > 0.0 && value.is_finite())) {
+                problems.push((key("repeats"), format!("expected a number above 0, found {value}")));
+            }
+            if let Some(value) = data.share.filter(|value| !(*value > 0.0 && *value <= 1.0)) {
+                problems.push((key("share"), format!("expected above 0, at most 1, found {value}")));
+            }
+        }
+        problems
+    }
+
+    fn run_problems(&self) -> Vec<(String, String)> {
+        let RunConfig { cache_dir, cache_gib, hardware: name, .. } = &self.run;
+        let mut problems = match (cache_dir, cache_gib) {
+            (Some(_), None) => vec![("run.cache_gib".into(), "expected a number, since run.cache_dir is given".into())],
+            (None, Some(_)) => vec![("run.cache_dir".into(), "expected a folder, since run.cache_gib is given".into())],
+            _ => Vec::new(),
+        };
+        let unknown = name.as_ref().and_then(|name| hardware(name).err());
+        problems.extend(unknown.map(|error| ("run.hardware".into(), error.to_string())));
+        problems
+    }
+
+    fn train_problems(&self) -> Vec<(String, String)> {
+        let TrainConfig { samples, micro_batch, micro_batches, lanes, .. } = self.train;
+        let mut problems = Vec::new();
+        let mut at_least_one = |key: &str, value: u64| {
+            if value == 0 {
+                problems.push((format!("train.{key}"), "expected at least 1, found 0".to_owned()));
+            }
+        };
+        at_least_one("samples", samples);
+        at_least_one("micro_batch", micro_batch as u64);
+        at_least_one("micro_batches", micro_batches as u64);
+        at_least_one("window_samples", self.train.window_samples);
+        if let Some(lanes) = lanes.filter(|&lanes| lanes == 0 || !micro_batches.is_multiple_of(lanes)) {
+            let reason = format!("expected a divisor of train.micro_batches = {micro_batches}, found {lanes}");
+            problems.push(("train.lanes".into(), reason));
+        }
+        let TrainConfig { clip_norm, offset_noise, .. } = self.train;
+        if !(clip_norm > 0.0 && clip_norm.is_finite()) {
+            problems.push(("train.clip_norm".into(), format!("expected a number above 0, found {clip_norm}")));
+        }
+        if !(0.0..=1.0).contains(&offset_noise) {
+            problems.push(("train.offset_noise".into(), format!("expected 0 to 1, found {offset_noise}")));
+        }
+        problems
+    }
+}
+
+impl Checked {
+    /// Samples a step, at most: ragged micro-batches of small buckets hold fewer.
+    pub fn batch(&self) -> u64 {
+        (self.order.micro_batch * self.order.micro_batches) as u64
+    }
+
+    /// Peak of the GPU that the run is on, in FLOP/s; none on a processor, or where the recipe does not name it.
+    pub fn peak_flops(&self) -> Option<f64> {
+        let name = self.recipe.run.hardware.as_ref().filter(|_| self.device.is_cuda())?;
+        Some(hardware(name).ok()?.peak_flops)
+    }
+}
+
+/// Components that can be trained or started from random weights.
+pub(crate) const TRAINABLE: [Component; 3] = [Component::UNet, Component::ClipL, Component::ClipG];
+
+/// A device by its name: `cpu`, `cuda` or `cuda:N`.
+///
+/// # Errors
+/// What was expected and found, as one sentence.
+pub fn parse_device(name: &str) -> std::result::Result<Device, String> {
+    let expected = || format!("expected cpu, cuda or cuda:N, found \"{name}\"");
+    let device = match name.split_once(':') {
+        None if name == "cpu" => return Ok(Device::Cpu),
+        None if name == "cuda" => Device::Cuda(0),
+        Some(("cuda", index)) => Device::Cuda(index.parse().map_err(|_| expected())?),
+        _ => return Err(expected()),
+    };
+    let found = tch::Cuda::device_count();
+    match device {
+        Device::Cuda(index) if index as i64 >= found => {
+            Err(format!("\"{name}\" is not there: libtorch sees {found} CUDA devices"))
+        }
+        device => Ok(device),
+    }
+}
+
+/// What stands for a recipe's path in messages where there are overrides only.
+const NO_FILE: &str = "--set";
+
+fn read_table(path: Option<&Path>, overrides: &[String]) -> Result<toml::Table> {
+    let text = path.map_or_else(|| Ok(String::new()), |path| fs::read_to_string(path).map_err(Error::io(path)))?;
+    let path = path.unwrap_or(Path::new(NO_FILE));
+    let problem = |problem: String| Error::Recipe { path: path.to_owned(), problems: vec![problem] };
+    let mut table: toml::Table = text.parse().map_err(|e: toml::de::Error| problem(e.to_string()))?;
+    for text in overrides {
+        set(&mut table, text).map_err(problem)?;
+    }
+    Ok(table)
+}
+
+/// Applies one `section.key=value`. A value that is not TOML is taken as a string, so that paths need no quotes.
+fn set(table: &mut toml::Table, text: &str) -> std::result::Result<(), String> {
+    let (path, value) =
+        text.split_once('=').ok_or_else(|| format!("--set {text}: expected section.key=value, found no `=`"))?;
+    let value = format!("value = {value}")
+        .parse::<toml::Table>()
+        .ok()
+        .and_then(|mut parsed| parsed.remove("value"))
+        .unwrap_or_else(|| toml::Value::String(value.to_owned()));
+    let mut keys: Vec<&str> = path.trim().split('.').collect();
+    let last = keys.pop().expect("split gives at least one part");
+    let mut place = table;
+    for key in keys {
+        let entry = place.entry(key).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+        let kind = entry.type_str();
+        let section = match entry {
+            toml::Value::Table(table) => Some(table),
+            // `data.path=...` means the only [[data]] section.
+            toml::Value::Array(items) if items.len() == 1 => items[0].as_table_mut(),
+            _ => None,
+        };
+        place = section.ok_or_else(|| format!("--set {text}: `{key}` is a {kind}, not one section"))?;
+    }
+    place.insert(last.to_owned(), value);
+    Ok(())
+}
+
+fn one_line(error: &toml::de::Error) -> String {
+    error.to_string().trim().replace('\n', " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use rectiflow_sdxl::flow::Parameterization;
+
+    use super::*;
+
+    const RECIPE: &str = "[run]\ndir = 'runs/x'\n[model]\nbase = 'm'\n[[data]]\npath = 'd'\n\
+                          [train]\nsamples = 100\nmicro_batch = 4\n";
+
+    fn load(text: &str, overrides: &[&str]) -> Result<Checked> {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("recipe.toml");
+        fs::write(&path, text).expect("the recipe is written");
+        Recipe::load(&path, &overrides.iter().map(ToString::to_string).collect::<Vec<_>>())
+    }
+
+    fn problems(text: &str, overrides: &[&str]) -> Vec<String> {
+        match load(text, overrides) {
+            Err(Error::Recipe { problems, .. }) => problems,
+            other => panic!("expected problems, found {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_smallest_recipe_takes_the_articles_defaults() {
+        let checked = load(RECIPE, &[]).expect("it can be run");
+        assert_eq!(checked.batch(), 4);
+        let recipe = &checked.recipe;
+        assert_eq!((recipe.lr.peak, recipe.optimizer.weight_decay, recipe.train.clip_norm), (1e-4, 0.1, 1.0));
+        assert_eq!((recipe.objective.shift, recipe.objective.stratified), (3.0, true));
+        assert_eq!(checked.amounts, [Amount::Repeats(1.0)]);
+    }
+
+    #[test]
+    fn a_resolved_recipe_reads_back_as_itself() {
+        let first = load(RECIPE, &[]).expect("it can be run").recipe.to_toml();
+        assert_eq!(load(&first, &[]).expect("it can be run").recipe.to_toml(), first);
+    }
+
+    #[test]
+    fn overrides_reach_into_sections_and_take_bare_strings() {
+        let overrides = ["train.samples=7", "lr.peak = 2e-5", "data.path=other/set", "preview.prompts=['a', 'b']"];
+        let recipe = load(RECIPE, &overrides).expect("it can be run").recipe;
+        assert_eq!((recipe.train.samples, recipe.lr.peak), (7, 2e-5));
+        assert_eq!(recipe.data[0].path, Path::new("other/set"));
+        assert_eq!(recipe.preview.prompts, ["a", "b"]);
+        assert!(problems(RECIPE, &["train.samples"])[0].contains("no `=`"));
+        assert!(problems(RECIPE, &["run.dir.x=1"])[0].contains("not one section"));
+    }
+
+    #[test]
+    fn every_problem_is_in_the_one_report() {
+        let overrides = [
+            "train.samples=0",
+            "train.micro_batch=0",
+            "optimizer.beta2=1.0",
+            "run.device=tpu",
+            "data.repeats=-1",
+            "run.hardware=h100",
+        ];
+        let found = problems(RECIPE, &overrides).join("\n");
+        for key in
+            ["train.samples", "train.micro_batch", "optimizer.beta2", "run.device", "run.hardware", "data[0].repeats"]
+        {
+            assert!(found.contains(&format!("{key}: ")), "{key} is missing in\n{found}");
+        }
+    }
+
+    #[test]
+    fn a_text_encoder_cannot_be_random_and_frozen() {
+        let found = problems(RECIPE, &["model.random=['text_encoder', 'vae']"]);
+        assert!(found.iter().any(|problem| problem.contains("train.text_encoders = \"trained\"")), "{found:?}");
+        assert!(found.iter().any(|problem| problem.contains("found \"vae\"")), "{found:?}");
+        load(RECIPE, &["model.random=['text_encoder']", "train.text_encoders=trained"]).expect("it can be run");
+    }
+
+    #[test]
+    fn shares_are_for_all_data_sets_or_none() {
+        let two = format!("{RECIPE}[[data]]\npath = 'e'\nshare = 0.5\n");
+        assert!(problems(&two, &[]).iter().any(|problem| problem.starts_with("data.share: ")));
+    }
+
+    #[test]
+    fn every_recipe_of_the_repository_can_be_run() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../recipes");
+        let paths = fs::read_dir(folder).expect("the recipes").map(|entry| entry.expect("an entry").path());
+        let recipes: Vec<PathBuf> = paths.filter(|path| path.extension().is_some_and(|e| e == "toml")).collect();
+        assert!(recipes.len() >= 5, "{recipes:?}");
+        for path in recipes {
+            // This machine need not have the device.
+            Recipe::load(&path, &["run.device=cpu".to_owned()]).unwrap_or_else(|error| panic!("{error}"));
+        }
+    }
+
+    #[test]
+    fn the_large_recipe_is_the_articles() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../recipes/sdxl-flow-32xh100.toml");
+        let checked = Recipe::load(Path::new(path), &["run.device=cpu".to_owned()]).expect("it can be run");
+        let Recipe { train, optimizer, lr, objective, .. } = &checked.recipe;
+        assert_eq!((checked.batch(), train.micro_batch, train.micro_batches), (4096, 16, 32 * 8));
+        assert_eq!((train.samples, train.clip_norm, train.text_encoders), (150_000_000, 1.0, TextEncoders::Frozen));
+        assert_eq!((optimizer.beta1, optimizer.beta2, optimizer.eps, optimizer.weight_decay), (0.9, 0.999, 1e-8, 0.1));
+        assert_eq!((lr.peak, lr.warmup_samples, lr.min_ratio), (1e-4, 1_000_000, 0.0));
+        assert_eq!((lr.rate(1_000_000, train.samples), lr.rate(150_000_000, train.samples)), (1e-4, 0.0));
+        assert_eq!((objective.parameterization, objective.shift), (Parameterization::Flow, 3.0));
+    }
+
+    #[test]
+    fn text_encoders_are_trained_apart() {
+        for (name, trained) in [
+            ("frozen", [true, false, false, false]),
+            ("trained", [true, true, true, false]),
+            ("text_encoder", [true, true, false, false]),
+            ("text_encoder_2", [true, false, true, false]),
+        ] {
+            let recipe = load(RECIPE, &[&format!("train.text_encoders={name}")]).expect("it can be run").recipe;
+            assert_eq!(Component::ALL.map(|component| recipe.train.trains(component)), trained, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_to_keep_must_be_one_that_is_written() {
+        let found = problems(RECIPE, &["checkpoint.every_steps=100", "checkpoint.keep_every_steps=250"]);
+        assert!(found[0].contains("a multiple of checkpoint.every_steps = 100"), "{found:?}");
+    }
+}

@@ -1,0 +1,7 @@
+//! What a run writes down about itself: metrics, the test loss, vital signs, findings.
+
+pub(crate) mod bins;
+pub mod findings;
+pub mod metrics;
+pub mod testloss;
+pub mod vitals;

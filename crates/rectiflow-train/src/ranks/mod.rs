@@ -1,0 +1,10 @@
+//! Several processes as one run: who they are, what they exchange, and how a dead one is found.
+
+pub(crate) mod agree;
+pub(crate) mod c10d;
+pub mod comm;
+pub(crate) mod exchange;
+pub mod lag;
+pub mod launch;
+pub(crate) mod pulse;
+pub(crate) mod reduce;

@@ -1,0 +1,334 @@
+//! AdamW (Loshchilov and Hutter 2019, algorithm 2) and StableAdamW (Wortsman et al. 2023, arXiv 2304.13013, algorithm 2)
+//! on flat vectors.
+//!
+//! AdamW is PyTorch's number for number. StableAdamW divides a tensor's learning rate by `max(1, RMS)`, where `RMS` is
+//! the root mean square of `g / sqrt(v)` over that tensor: it is about 1 as long as the second moment knows how large
+//! gradients are, and far above it when they have suddenly grown, which is when AdamW makes its too long steps.
+
+use std::ops::Range;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor, no_grad};
+
+use crate::{
+    error::Result,
+    flat::part,
+    gradient_vector::{Chunk, GradientVector},
+    one_pass::{AdamW, Vectors},
+    workers::{Shared, Workers},
+};
+
+/// Which optimiser.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum OptimizerName {
+    /// AdamW, as PyTorch has it.
+    #[default]
+    #[serde(rename = "adamw")]
+    AdamW,
+    /// AdamW whose rate is lowered, tensor by tensor, where gradients have outgrown the second moment.
+    #[serde(rename = "stable_adamw")]
+    StableAdamW,
+}
+
+/// `[optimizer]`: AdamW or StableAdamW. The defaults are the article's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct OptimizerConfig {
+    /// `adamw` or `stable_adamw` (arXiv 2304.13013).
+    pub name: OptimizerName,
+    /// Decay of the mean of gradients, 0 to 1 exclusive.
+    pub beta1: f64,
+    /// Decay of the mean of squared gradients, 0 to 1 exclusive.
+    pub beta2: f64,
+    /// Added to the denominator; the update is damped where gradients are smaller than this.
+    pub eps: f64,
+    /// Decoupled weight decay, on all trained parameters.
+    pub weight_decay: f64,
+}
+
+impl Default for OptimizerConfig {
+    fn default() -> Self {
+        Self { name: OptimizerName::AdamW, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1 }
+    }
+}
+
+impl OptimizerConfig {
+    /// What is wrong with these settings: (key, reason) pairs.
+    pub(crate) fn problems(&self) -> Vec<(String, String)> {
+        let mut problems = Vec::new();
+        for (key, value) in [("beta1", self.beta1), ("beta2", self.beta2)] {
+            if !(0.0..1.0).contains(&value) {
+                problems
+                    .push((format!("optimizer.{key}"), format!("expected 0 up to, not including, 1, found {value}")));
+            }
+        }
+        for (key, value) in [("eps", self.eps), ("weight_decay", self.weight_decay)] {
+            if !(value >= 0.0 && value.is_finite()) {
+                problems.push((format!("optimizer.{key}"), format!("expected a number of at least 0, found {value}")));
+            }
+        }
+        problems
+    }
+}
+
+/// A piece of the flat vector that is updated as one.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Part {
+    /// Its elements, as far as they are this rank's.
+    pub(crate) range: Range<i64>,
+    /// How many elements it has on all ranks.
+    pub(crate) whole: i64,
+    /// Its learning rate.
+    pub(crate) rate: f64,
+    /// Number of this update since the piece's moments were zero, from 1.
+    pub(crate) update: u64,
+}
+
+/// The optimiser's memory: two vectors as long as the parameters.
+#[derive(Debug)]
+pub struct Optimizer {
+    config: OptimizerConfig,
+    /// Mean of gradients, `[n]` fp32.
+    pub mean: Tensor,
+    /// Mean of squared gradients, `[n]` fp32.
+    pub mean_square: Tensor,
+}
+
+impl Optimizer {
+    /// A fresh optimiser for `values` `[n]`.
+    pub fn new(config: OptimizerConfig, values: &Tensor) -> Self {
+        Self { config, mean: values.zeros_like(), mean_square: values.zeros_like() }
+    }
+
+    /// Whether each tensor has to be a part of its own.
+    pub(crate) fn works_by_tensor(&self) -> bool {
+        self.config.name == OptimizerName::StableAdamW
+    }
+
+    /// Updates `values` by `gradients`, part by part. `total` makes sums over a rank's elements sums over all ranks'.
+    pub(crate) fn update(
+        &mut self,
+        values: &Tensor,
+        gradients: &GradientVector,
+        parts: &[Part],
+        workers: &Workers,
+        total: &dyn Fn(&[f64]) -> Result<Vec<f64>>,
+    ) -> Result<()> {
+        if !self.works_by_tensor() && self.update_in_one_pass(values, gradients, parts) {
+            return Ok(());
+        }
+        let chunks: Vec<(usize, Chunk)> = parts
+            .iter()
+            .enumerate()
+            .flat_map(|(index, part)| gradients.chunks(&part.range).map(move |chunk| (index, chunk)))
+            .collect();
+        if !self.works_by_tensor() {
+            self.on_chunks(values, &chunks, workers, |optimizer, values, index, chunk| {
+                optimizer.advance(chunk);
+                optimizer.apply(values, &parts[index], &chunk.range, parts[index].rate);
+            });
+            return Ok(());
+        }
+        let excess = self.on_chunks(values, &chunks, workers, |optimizer, _, index, chunk| {
+            optimizer.advance(chunk);
+            optimizer.excess(chunk, &parts[index])
+        });
+        let mut rates: Vec<f64> = vec![0.0; parts.len()];
+        for ((index, _), excess) in chunks.iter().zip(excess) {
+            rates[*index] += excess;
+        }
+        let mut rates = total(&rates)?;
+        for (rate, part) in rates.iter_mut().zip(parts) {
+            let rms = (*rate / part.whole as f64).sqrt();
+            *rate = part.rate / rms.max(1.0);
+        }
+        self.on_chunks(values, &chunks, workers, |optimizer, values, index, chunk| {
+            optimizer.apply(values, &parts[index], &chunk.range, rates[index]);
+        });
+        Ok(())
+    }
+
+    /// `act` on the values of each chunk and the part it is of, by the workers.
+    fn on_chunks<R: Send>(
+        &self,
+        values: &Tensor,
+        chunks: &[(usize, Chunk)],
+        workers: &Workers,
+        act: impl Fn(&Self, &Tensor, usize, &Chunk) -> R + Send + Sync,
+    ) -> Vec<R> {
+        // SAFETY: each worker reads and writes the elements of its own chunks, and chunks do not overlap.
+        let shared = unsafe { Shared::new((self, values, chunks)) };
+        let places: Vec<usize> = (0..chunks.len()).collect();
+        workers.map(&places, |&at| {
+            let (optimizer, values, chunks) = shared.get();
+            let (index, chunk) = &chunks[at];
+            no_grad(|| act(optimizer, values, *index, chunk))
+        })
+    }
+
+    /// AdamW where one pass over memory does it.
+    fn update_in_one_pass(&self, values: &Tensor, gradients: &GradientVector, parts: &[Part]) -> bool {
+        let OptimizerConfig { beta1, beta2, eps, weight_decay, .. } = self.config;
+        parts.iter().all(|of| {
+            let adamw = AdamW { beta1, beta2, eps, weight_decay, rate: of.rate, update: of.update };
+            gradients.over(&of.range).all(|(range, gradients)| {
+                let [values, mean, mean_square] =
+                    [values, &self.mean, &self.mean_square].map(|vector| part(vector, &range));
+                adamw.update(Vectors { values: &values, mean: &mean, mean_square: &mean_square, gradients: &gradients })
+            })
+        })
+    }
+
+    /// Takes gradients into both moments.
+    fn advance(&self, Chunk { range, gradient }: &Chunk) {
+        let OptimizerConfig { beta1, beta2, .. } = self.config;
+        let (mut mean, mut mean_square) = (part(&self.mean, range), part(&self.mean_square, range));
+        let _ = mean.lerp_(gradient, 1.0 - beta1);
+        mean_square *= beta2;
+        mean_square += gradient.square() * (1.0 - beta2);
+    }
+
+    /// Sum over a chunk of `g^2 / max(v, eps^2)`, with the second moment after this update and corrected for its start at zero.
+    pub(crate) fn excess(&self, Chunk { range, gradient }: &Chunk, of: &Part) -> f64 {
+        let OptimizerConfig { beta2, eps, .. } = self.config;
+        let correction = 1.0 - beta2.powf(of.update as f64);
+        let mean_square = (part(&self.mean_square, range) / correction).clamp_min(eps * eps);
+        (gradient.square() / mean_square).sum(Kind::Double).double_value(&[])
+    }
+
+    /// Changes values by both moments.
+    fn apply(&self, values: &Tensor, of: &Part, chunk: &Range<i64>, rate: f64) {
+        let mut value = part(values, chunk);
+        value *= 1.0 - rate * self.config.weight_decay;
+        value -= self.step(of, chunk, rate);
+    }
+
+    /// What an update at `rate` takes from the values of a chunk, weight decay apart.
+    pub(crate) fn step(&self, of: &Part, chunk: &Range<i64>, rate: f64) -> Tensor {
+        let OptimizerConfig { beta1, beta2, eps, .. } = self.config;
+        let correction1 = 1.0 - beta1.powf(of.update as f64);
+        let correction2 = (1.0 - beta2.powf(of.update as f64)).sqrt();
+        let mut denominator = part(&self.mean_square, chunk).sqrt();
+        denominator /= correction2;
+        denominator += eps;
+        part(&self.mean, chunk) / denominator * (rate / correction1)
+    }
+}
+
+/// A range in pieces to be worked on at a time: on a processor such that stay in the cache through the dozen passes of an update;
+/// on a GPU, which has a kernel to start for each pass, large ones whose temporaries it has room for.
+pub(crate) fn chunks(range: &Range<i64>, device: Device) -> impl Iterator<Item = Range<i64>> + use<> {
+    let (size, end) = (if device == Device::Cpu { CHUNK } else { GPU_CHUNK }, range.end);
+    range.clone().step_by(size).map(move |start| start..end.min(start + size as i64))
+}
+
+/// 256 KiB of fp32.
+const CHUNK: usize = 1 << 16;
+/// 64 MiB of fp32.
+const GPU_CHUNK: usize = 1 << 24;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn workers() -> Workers {
+        Workers::new(Device::Cpu, 2)
+    }
+
+    fn a_part(range: Range<i64>, rate: f64, update: u64) -> Part {
+        Part { whole: range.end - range.start, range, rate, update }
+    }
+
+    /// An update by a rank alone.
+    fn update(optimizer: &mut Optimizer, values: &Tensor, gradients: &Tensor, parts: &[Part]) {
+        let gradients = GradientVector::new([gradients.shallow_clone()]);
+        optimizer.update(values, &gradients, parts, &workers(), &|own| Ok(own.to_vec())).expect("nothing is exchanged");
+    }
+
+    /// torch.optim.AdamW of torch 2.13.0, by scripts/golden/adamw.py, or StableAdamW as scripts/golden/stable_adamw.py
+    /// states it.
+    #[derive(Deserialize)]
+    struct Golden {
+        weight_decay: f64,
+        rate: f64,
+        start: Vec<f64>,
+        gradients: Vec<Vec<f64>>,
+        values: Vec<Vec<f64>>,
+    }
+
+    /// Goes through all updates of all cases, with the vector in these parts.
+    fn compare(name: OptimizerName, golden: &str, cuts: &[Range<i64>]) {
+        let cases: Vec<Golden> = serde_json::from_str(golden).expect("the golden file is JSON");
+        assert_eq!(cases.len(), 2);
+        for case in cases {
+            let values = Tensor::from_slice(&case.start).to_kind(Kind::Float);
+            let config = OptimizerConfig { name, weight_decay: case.weight_decay, ..OptimizerConfig::default() };
+            let mut optimizer = Optimizer::new(config, &values);
+            for (update_number, (gradient, wanted)) in (1..).zip(case.gradients.iter().zip(&case.values)) {
+                let gradient = Tensor::from_slice(gradient).to_kind(Kind::Float);
+                let parts: Vec<Part> =
+                    cuts.iter().map(|range| a_part(range.clone(), case.rate, update_number)).collect();
+                update(&mut optimizer, &values, &gradient, &parts);
+                let wanted = Tensor::from_slice(wanted).to_kind(Kind::Float);
+                let error = (&values - &wanted).norm() / wanted.norm();
+                assert!(f64::try_from(&error).expect("a scalar") < 1e-6, "update {update_number}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn chunks_cover_a_range_in_few_pieces_on_a_gpu() {
+        let range = 5..(3 << 24) + 6;
+        for (device, count) in [(Device::Cpu, 3 << 8 | 1), (Device::Cuda(0), 4)] {
+            let chunks: Vec<_> = chunks(&range, device).collect();
+            assert_eq!(chunks.len(), count);
+            assert_eq!((chunks[0].start, chunks[count - 1].end), (range.start, range.end));
+            assert!(chunks.windows(2).all(|pair| pair[0].end == pair[1].start));
+        }
+    }
+
+    #[test]
+    fn updates_equal_pytorch() {
+        // Two parts of equal rate: the split must not show.
+        compare(OptimizerName::AdamW, include_str!("../../tests/golden/adamw.json"), &[0..2, 2..7]);
+    }
+
+    #[test]
+    fn stable_updates_equal_the_reference() {
+        // The second tensor's gradients grow a hundredfold half-way.
+        compare(OptimizerName::StableAdamW, include_str!("../../tests/golden/stable_adamw.json"), &[0..3, 3..8]);
+    }
+
+    #[test]
+    fn a_tensor_longer_than_a_chunk_has_one_rms() {
+        let size = 2 * CHUNK as i64;
+        let run = |gradient: &Tensor, name| {
+            let values = Tensor::zeros([size], (Kind::Float, Device::Cpu));
+            let mut optimizer = Optimizer::new(OptimizerConfig { name, ..OptimizerConfig::default() }, &values);
+            let ones = values.ones_like();
+            update(&mut optimizer, &values, &ones, &[a_part(0..size, 0.1, 1)]);
+            update(&mut optimizer, &values, gradient, &[a_part(0..size, 0.1, 2)]);
+            values
+        };
+        // Gradients grow only in the second chunk, whose rate must fall as the first one's does.
+        let gradient = Tensor::ones([size], (Kind::Float, Device::Cpu));
+        let _ = gradient.narrow(0, CHUNK as i64, CHUNK as i64).fill_(1e4);
+        let (plain, stable) = (run(&gradient, OptimizerName::AdamW), run(&gradient, OptimizerName::StableAdamW));
+        let second = |values: &Tensor, at: i64| values.double_value(&[at]) + 0.1;
+        let (ratio_first, ratio_second) =
+            (second(&stable, 0) / second(&plain, 0), second(&stable, CHUNK as i64) / second(&plain, CHUNK as i64));
+        assert!(ratio_first < 0.9 && (ratio_first - ratio_second).abs() < 1e-3, "{ratio_first} {ratio_second}");
+    }
+
+    #[test]
+    fn a_part_without_rate_keeps_its_values() {
+        let values = Tensor::from_slice(&[1f32, 2.0, 3.0, 4.0]);
+        let mut optimizer = Optimizer::new(OptimizerConfig::default(), &values);
+        let ones = Tensor::ones([4], (Kind::Float, Device::Cpu));
+        update(&mut optimizer, &values, &ones, &[a_part(0..2, 0.1, 1), a_part(2..4, 0.0, 1)]);
+        let after = Vec::<f32>::try_from(&values).expect("a vector");
+        assert!(after[0] < 1.0 && after[1] < 2.0);
+        assert_eq!(after[2..], [3.0, 4.0]);
+    }
+}
