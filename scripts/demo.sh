@@ -1,10 +1,10 @@
 #!/bin/sh
-# The demo: a tiny SDXL that was trained to predict noise is converted to flow matching, and both are measured side by
-# side; samples, both exports and a report, all in runs/demo.
+# The demo: converts a tiny SDXL, trained to predict noise, to flow matching, and measures both side by side.
+# Samples, both exports and a report go to runs/demo.
 #
-# `make demo` builds what this needs and runs it from the repository's root. Run again it goes on where it was stopped:
-# pictures, data set and finished training are kept, measures, samples, exports and report are made anew.
-# `make clean-demo` starts over.
+# `make demo` builds the programs and runs this script from the repository's root. A second run continues where the
+# first one stopped: pictures, data set and finished training are kept; measures, samples, exports and report are
+# recomputed. `make clean-demo` removes all of it.
 set -eu
 
 RUN=runs/demo

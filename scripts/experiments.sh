@@ -1,7 +1,8 @@
 #!/bin/sh
-# What docs/log.md says about text encoders, objectives and captions: `make experiments`. Each run begins at the demo's base
-# and sees the same samples; SAMPLES (16000) and SEEDS ("1 2") say how many and how often. About a quarter of an hour on two
-# cores. Results are in runs/experiments: measures.json, side-by-side.png, aligned-timesteps-SEED.txt, shuffled-captions.txt.
+# Reproduces the experiments on text encoders, objectives and captions of docs/log.md: `make experiments`. Each run
+# starts from the demo's base and sees the same samples. SAMPLES (16000) is the length of a run, SEEDS ("1 2") the list
+# of seeds. Takes about a quarter of an hour on two cores. Results are in runs/experiments: measures.json,
+# side-by-side.png, aligned-timesteps-SEED.txt, shuffled-captions.txt.
 set -eu
 
 RUN=runs/experiments
@@ -15,7 +16,7 @@ mkdir -p "$RUN" runs/demo
 unpack_bases
 emoji_dataset
 
-# convert NAME SEED [OVERRIDE...]: the demo's recipe, shortened.
+# convert NAME SEED [OVERRIDE...]: runs the demo's recipe, shortened.
 convert() {
     name=$1-$2 seed=$2
     shift 2
@@ -38,14 +39,14 @@ part 'measure' \
     "$TARGET/examples/demo_measure" "$RUN" --heldout runs/demo/pictures/heldout --vae assets/tiny-sdxl/vae \
     --pictures 128 --seeds 1 "base=runs/demo/base" "$@"
 
-# What the conversion begins with, tested often.
+# The start of the conversion, with frequent tests.
 for seed in $SEEDS; do
     part "timesteps of an eps model, seed $seed" sh -c '"$1" recipes/demo.toml run.seed="$2" train.samples="$3" \
         test.every_steps=25 preview.prompts=[] >"$4"' sh \
         "$TARGET/examples/aligned_timesteps" "$seed" "$((SAMPLES / 2))" "$RUN/aligned-timesteps-$seed.txt"
 done
 
-# A stretch in the middle, when the losses have settled. The guard only looks on: it would rewind.
+# A stretch in the middle, when the losses have settled. The guard is off, because it would rewind.
 middle=$((SAMPLES / 64))
 part 'captions of the wrong pictures' sh -c '"$1" recipes/demo.toml "$2" "$3" train.samples="$5" guard.enabled=false \
     preview.prompts=[] >"$4"' sh \
@@ -54,5 +55,5 @@ part 'captions of the wrong pictures' sh -c '"$1" recipes/demo.toml "$2" "$3" tr
 if "${PYTHON:-python3}" -c 'import matplotlib' 2>/dev/null; then
     "${PYTHON:-python3}" scripts/experiments_plot.py "$RUN" docs/experiments.png $SEEDS
 else
-    echo 'no matplotlib: docs/experiments.png is as it was (PYTHON names a Python that has it)'
+    echo 'no matplotlib: docs/experiments.png is unchanged (set PYTHON to a Python that has it)'
 fi

@@ -1,9 +1,9 @@
 #!/bin/sh
-# What the order of samples is worth: the tiny model is converted to flow matching on the same pictures with the same seeds
-# and budget in three orders: `local`, `window`, and a bad one, which is `window` order over rows that lie sorted by
-# background, with small windows and few of them open at a time. `make mixing` builds what this needs; ten minutes on two
-# quiet cores. The plot needs matplotlib (PYTHON=.venv-loaders/bin/python). Numbers are in runs/mixing/SAMPLES/mixing.json,
-# the curves in docs/mixing.png.
+# Measures what the order of samples is worth. The tiny model is converted to flow matching in three orders, on the same
+# pictures with the same seeds and budget: `local`, `window`, and a bad one. The bad one is `window` over rows sorted by
+# background, with small windows of which few are open at a time. `make mixing` builds the programs. Takes ten minutes
+# on two quiet cores. The plot needs matplotlib (PYTHON=.venv-loaders/bin/python). Numbers go to
+# runs/mixing/SAMPLES/mixing.json, the curves to docs/mixing.png.
 #
 #     sh scripts/mixing.sh [SAMPLES] [SEED...]        6400 samples and seeds 1 2 3 by default
 set -eu

@@ -1,13 +1,13 @@
-# Sourced by the scripts that run several commands as one experiment: demo.sh, tiny_base.sh, study.sh.
+# Sourced by the scripts that run several commands as one experiment, such as demo.sh, tiny_base.sh and study.sh.
 #
-# Expects RUN (the run folder). A part is a command with a name; how long each took is in $RUN/timeline.jsonl, one line a
-# part, from where the report has it.
+# Expects RUN (the run folder). A part is a command with a name. $RUN/timeline.jsonl has one line for each part with its
+# seconds; the report reads it.
 
 TARGET=${CARGO_TARGET_DIR:-target}/release
 RECTIFLOW=$TARGET/rectiflow
 TIMELINE=$RUN/timeline.jsonl
 
-# needs_built PROGRAM...: stops where one has not been built.
+# needs_built PROGRAM...: exits if a program is not built.
 needs_built() {
     for program in "$@"; do
         if [ ! -x "$program" ]; then
@@ -17,12 +17,12 @@ needs_built() {
     done
 }
 
-# seconds, as "1732320000.1" where date knows fractions
+# now: prints the seconds, as "1732320000.1" if date supports fractions.
 now() {
     date +%s.%N | sed 's/\.N$//; s/\(\.[0-9]\).*/\1/'
 }
 
-# part NAME COMMAND...: runs a part, says so, and notes how long it took.
+# part NAME COMMAND...: runs a part, prints its name and command, and records its seconds.
 part() {
     name=$1
     shift
@@ -31,7 +31,7 @@ part() {
     "$@" || {
         code=$?
         if [ "$code" -gt 128 ]; then
-            printf '\nstopped in "%s"; run it again to go on\n' "$name" >&2
+            printf '\nstopped in "%s"; run it again to continue\n' "$name" >&2
         else
             printf '\n"%s" failed (exit code %s); the message above says why\n' "$name" "$code" >&2
         fi
@@ -42,7 +42,7 @@ part() {
     printf '{"part": "%s", "secs": %s}\n' "$name" "$secs" >>"$TIMELINE"
 }
 
-# once MARK FILE NAME COMMAND...: a part whose result is kept: MARK is made when it is done. Done again if FILE is newer.
+# once MARK FILE NAME COMMAND...: a part whose result is kept. Creates MARK when it is done; repeats if FILE is newer.
 once() {
     mark=$1 file=$2
     shift 2
@@ -54,12 +54,12 @@ once() {
     fi
 }
 
-# newest_checkpoint RUN
+# newest_checkpoint RUN: prints the folder of the newest checkpoint.
 newest_checkpoint() {
     ls -d "$1"/checkpoints/step-* | sort | tail -n 1
 }
 
-# The captioned pictures and the data set packed of them, which all experiments share. 128 subjects are in neither.
+# The captioned pictures and their packed data set, which all experiments share. 128 subjects are held out of both.
 emoji_dataset() {
     once runs/demo/.pictures assets/emoji/emoji.tar 'compose the captioned pictures' \
         "$TARGET/examples/emoji_pictures" assets/emoji/emoji.tar runs/demo/pictures \
@@ -70,7 +70,8 @@ emoji_dataset() {
 }
 
 # The two committed bases, as diffusers folders: runs/demo/base, and runs/demo/base-shifted, which differs in its UNet
-# and its schedule. Weights are packed, since most rows of the token embeddings are zeros; the VAE lies beside them.
+# and its schedule. The weights are compressed, because most rows of the token embeddings are zeros. The VAE is
+# separate.
 unpack_bases() {
     once runs/demo/.base assets/tiny-sdxl/base.tar.gz 'unpack the base models' unpack_both
 }

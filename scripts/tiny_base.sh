@@ -1,7 +1,7 @@
 #!/bin/sh
-# The demo's two base models, from its pictures to assets/tiny-sdxl/base.tar.gz and base-shifted.tar.gz:
-# recipes/tiny-base.toml, recipes/tiny-base-shifted.toml, and what comes before and after. `make tiny-base` builds what
-# this needs. Run again it goes on where it was stopped.
+# Trains and packs the demo's two base models, from its pictures to assets/tiny-sdxl/base.tar.gz and
+# base-shifted.tar.gz, with recipes/tiny-base.toml and recipes/tiny-base-shifted.toml. `make tiny-base` builds the
+# programs. A second run continues where the first one stopped.
 set -eu
 
 RUN=runs/tiny-base
@@ -10,12 +10,12 @@ SHIFTED=runs/tiny-base-shifted
 needs_built "$RECTIFLOW" "$TARGET/examples/emoji_pictures"
 mkdir -p "$RUN" runs/demo
 
-# export_fp16 RUN OUT
+# export_fp16 RUN OUT: exports the newest checkpoint of RUN.
 export_fp16() {
     "$RECTIFLOW" export --model "$(newest_checkpoint "$1")" --format diffusers --dtype fp16 --out "$2"
 }
 
-# The base with latents that are eight times as large; the rest of the VAE is the same.
+# The base with latents of eight times the magnitude; the rest of the VAE is the same.
 enlarge_latents() {
     rm -rf "$RUN/large-latents" && cp -R "$RUN/export" "$RUN/large-latents" &&
         cp assets/tiny-sdxl/vae/*.safetensors "$RUN/large-latents/vae/" &&
@@ -23,7 +23,7 @@ enlarge_latents() {
         grep -q '1\.042' "$RUN/large-latents/vae/config.json"
 }
 
-# Its UNet, and the configuration of its VAE; the rest is the base's.
+# Packs its UNet and the configuration of its VAE; the rest is the base's.
 pack_shifted() {
     tar --sort=name --owner=0 --group=0 --mtime=@0 -C "$SHIFTED/export" -cf - unet vae/config.json |
         gzip -9n >assets/tiny-sdxl/base-shifted.tar.gz

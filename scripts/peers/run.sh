@@ -1,13 +1,13 @@
 #!/bin/sh
-# Compares with other programs: sh scripts/peers/run.sh PYTHON. Needs target/release/rectiflow (RECTIFLOW names another
-# one) and the Python that scripts/peers/environment.py made. Stops at the first comparison that is outside its tolerance.
+# Compares with other programs: sh scripts/peers/run.sh PYTHON. Needs target/release/rectiflow (or the program that
+# RECTIFLOW names) and the Python of scripts/peers/environment.py. Stops at the first comparison outside its tolerance.
 # Results go to standard output, raw timings to benches/runs/.
 set -eu
 python=$1
 rectiflow=${RECTIFLOW:-target/release/rectiflow}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-# Torch without CUDA's libraries: symbols are looked up when they are called.
+# For torch without CUDA's libraries: symbols are resolved when they are called.
 export TORCH_USE_RTLD_GLOBAL=1
 
 today=$(date -u +%F)
@@ -20,7 +20,7 @@ for prediction in flow epsilon v_prediction; do
     model=$work/$prediction
     "$python" scripts/peers/tiny_model.py "$model" --vae assets/tiny-sdxl/vae --prediction $prediction
     "$rectiflow" export --model "$model" --format diffusers --dtype fp32 --out "$model-fp32" >/dev/null
-    # --shift 6 is what `rectiflow export` configures the stock scheduler with.
+    # `rectiflow export` configures the stock scheduler with --shift 6.
     "$python" scripts/peers/diffusers_sample.py "$model-fp32" --rectiflow "$rectiflow" --shift 6
 done
 
