@@ -1,10 +1,10 @@
-# The doors of the repository. `make demo` and `make test` need rustc and cargo, a C++ compiler, make and Python with
-# pip; libtorch is fetched the first time (scripts/libtorch.py says from where, and what else is possible).
+# The entry points of the repository. `make demo` and `make test` need rustc and cargo, a C++ compiler, make and Python
+# with pip. The first run fetches libtorch; scripts/libtorch.py documents the source and the alternatives.
 
 PYTHON ?= python3
-# Every recipe that compiles starts with this: find or fetch libtorch, or stop.
+# Every recipe that compiles starts with this: finds or fetches libtorch, or stops.
 TORCH = LIBTORCH="$$($(PYTHON) scripts/libtorch.py)" || exit 1; export LIBTORCH; unset LIBTORCH_USE_PYTORCH
-# nextest shows a failing test sooner; plain `cargo test` does where it is not installed.
+# nextest shows a failing test sooner; plain `cargo test` is the fallback.
 TESTS = if cargo nextest --version >/dev/null 2>&1; then echo nextest run; else echo test; fi
 PEERS = .venv-peers
 LOADERS = .venv-loaders
@@ -12,23 +12,25 @@ LOADERS = .venv-loaders
 .PHONY: help build test demo fmt lint unit doc docs restarts two-nodes bench-ranks peers peers-full peers-loaders bench-loaders mixing tiny-base study experiments guard-runs clean-demo
 
 help:
-	@echo 'make build   the binary, target/release/rectiflow'
-	@echo 'make demo    convert a tiny SDXL to flow matching on the CPU and measure it; report in runs/demo/report.html'
-	@echo 'make test    everything that CI checks, cheapest first'
-	@echo 'make docs    write the generated pages of docs/ anew'
-	@echo "make tiny-base   train the demo's base model anew (an hour) and pack it"
-	@echo "make study   the demo's comparison at length, on three seeds (half an hour)"
-	@echo 'make experiments   text encoders, objectives, captions: what they are worth on the tiny model (quarter of an hour)'
-	@echo 'make guard-runs   what a rewind costs: clean, guarded and unguarded runs of the tiny model (minutes)'
-	@echo 'make peers   compare with diffusers (installs pinned versions into $(PEERS), 1.6 GB)'
-	@echo 'make peers-loaders   the loader beside four others, same samples, same server (installs them into $(LOADERS), 2.5 GB)'
-	@echo 'make restarts   what torchrun restarts: a killed rank, and not a stop by the guard (installs $(PEERS), 1.6 GB)'
-	@echo 'make two-nodes   two ranks in two network namespaces with latency and loss; needs root, or is skipped'
-	@echo "make bench-ranks   weak scaling at one and two ranks beside PyTorch's FSDP2 (after make demo; quarter of an hour)"
-	@echo 'make mixing  what the order of samples is worth: three orders, three seeds, the tiny model (ten minutes)'
-	@echo 'make bench-loaders   the loader: samples a second, time to the first step, from a disk and from an object store'
+	@echo 'make build          build the binary, target/release/rectiflow'
+	@echo 'make demo           convert a tiny SDXL to flow matching and measure it, on the CPU; see runs/demo/report.html'
+	@echo 'make test           run every check of CI, cheapest first'
+	@echo 'make docs           regenerate the generated pages of docs/'
+	@echo "make tiny-base      train the demo's base model (an hour) and pack it"
+	@echo "make study          run the demo's full comparison, on three seeds (half an hour)"
+	@echo 'make experiments    compare text encoders, objectives and captions, on the tiny model (quarter of an hour)'
+	@echo 'make guard-runs     measure the cost of a rewind: clean, guarded and unguarded tiny runs (minutes)'
+	@echo 'make peers          compare with diffusers (installs pinned versions into $(PEERS), 1.6 GB)'
+	@echo "make peers-full     compare with diffusers at SDXL's own size (30 GB of disk, an hour)"
+	@echo 'make peers-loaders  compare the loader with four others (installs $(LOADERS), 2.5 GB)'
+	@echo 'make restarts       test restarts under torchrun (installs $(PEERS), 1.6 GB)'
+	@echo 'make two-nodes      test two ranks in two network namespaces with latency and loss; skipped without root'
+	@echo "make bench-ranks    compare weak scaling with PyTorch's FSDP2 (after make demo; quarter of an hour)"
+	@echo 'make mixing         compare three orders of samples, three seeds, on the tiny model (ten minutes)'
+	@echo 'make bench-loaders  measure the loader: samples a second and first step, from disk and object store'
+	@echo 'make clean-demo     remove runs/demo'
 
-# One set of packages in every recipe: with another, cargo unifies features differently and compiles much anew.
+# Every recipe builds the same set of packages. With another set, cargo unifies features differently and rebuilds much.
 build:
 	@$(TORCH); cargo build --release --workspace --bins --examples
 
@@ -46,11 +48,11 @@ fmt:
 lint:
 	@$(TORCH); set -x; cargo clippy --release --workspace --all-targets -- -D warnings
 
-# One thread: tests run side by side, and libgomp's spinning threads would fight for the same cores.
+# One thread: tests run in parallel, and libgomp's spinning threads would compete for the same cores.
 unit:
 	@$(TORCH); runner=$$($(TESTS)); set -x; OMP_NUM_THREADS=1 cargo $$runner --release --workspace
 
-# Tests that `make test` leaves out since they take minutes.
+# These tests take minutes, so `make test` leaves them out.
 guard-runs:
 	@$(TORCH); set -x; OMP_NUM_THREADS=1 cargo test --release --workspace --test runs -- --ignored
 
@@ -61,18 +63,18 @@ doc:
 docs:
 	@$(TORCH); RECTIFLOW_WRITE_DOCS=1 cargo test --release -p rectiflow-train --lib config_page
 
-# What the comparisons print is kept: docs/peers.txt.
+# docs/peers.txt keeps the output of the comparisons.
 peers: build
 	$(PYTHON) scripts/peers/environment.py $(PEERS)
 	@$(TORCH); set -e; sh scripts/peers/run.sh $(PEERS)/bin/python >$(PEERS)/output.txt || { cat $(PEERS)/output.txt; exit 1; }; \
 	cp $(PEERS)/output.txt docs/peers.txt; cat docs/peers.txt
 
-# Not in `make test`, which has no Python with torch.
+# Not in `make test`, because it needs a Python with torch.
 restarts: build
 	$(PYTHON) scripts/peers/environment.py $(PEERS)
 	$(PEERS)/bin/python scripts/ranks/restarts.py target/release/rectiflow $(PEERS)/bin/torchrun
 
-# Not in `make test`: it needs root, and minutes.
+# Not in `make test`, because it needs root and takes minutes.
 two-nodes: build
 	$(PYTHON) scripts/ranks/two_nodes.py target/release/rectiflow
 
@@ -86,13 +88,13 @@ peers-full: build
 	$(PYTHON) scripts/peers/environment.py $(PEERS)
 	@$(TORCH); TORCH_USE_RTLD_GLOBAL=1 $(PEERS)/bin/python scripts/peers/full_size.py runs/full-size
 
-# Quarter of an hour on a machine that does nothing else; 13 GB in target/peers-loaders.
+# Takes a quarter of an hour on an otherwise idle machine, and 13 GB in target/peers-loaders.
 peers-loaders: build
 	$(PYTHON) scripts/peers/environment.py $(LOADERS) scripts/peers/requirements-loaders.txt
 	$(PYTHON) scripts/peers/loaders/compare.py target/peers-loaders --python $(LOADERS)/bin/python \
 	--program target/release/examples/side_by_side --out benches/runs/$$(date +%F)-loaders --page docs/streaming.md
 
-# The plot needs matplotlib, which is in the environment of the loaders.
+# The plot needs matplotlib, which the environment of the loaders has.
 mixing: build
 	$(PYTHON) scripts/peers/environment.py $(LOADERS) scripts/peers/requirements-loaders.txt
 	PYTHON=$(LOADERS)/bin/python sh scripts/mixing.sh
@@ -106,7 +108,7 @@ study: build
 experiments: build
 	sh scripts/experiments.sh
 
-# Five minutes; packs 0.7 GB of synthetic data into target/loader-numbers the first time.
+# Takes five minutes. The first run packs 0.7 GB of synthetic data into target/loader-numbers.
 bench-loaders: build
 	target/release/examples/loader_numbers target/loader-numbers
 
