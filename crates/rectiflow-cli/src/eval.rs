@@ -8,7 +8,7 @@ use rectiflow_train::{
     metrics::TableLoss,
 };
 
-use crate::{
+use crate::terminal::{
     answer::Answer,
     numbers::{grouped, short, table},
 };

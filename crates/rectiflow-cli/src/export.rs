@@ -23,9 +23,11 @@ use rectiflow_train::{checkpoint, model};
 use serde_json::json;
 
 use crate::{
-    answer::{Answer, Misuse},
-    dtype::{self, FileDtype},
     model_card::ModelCard,
+    terminal::{
+        answer::{Answer, Misuse},
+        dtype::{self, FileDtype},
+    },
 };
 
 /// Write a model for other tools: one file for ComfyUI, or a folder for diffusers.

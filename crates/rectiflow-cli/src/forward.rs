@@ -9,7 +9,7 @@ use rectiflow_sdxl::{
 };
 use serde_json::{Map, Value, json};
 
-use crate::{answer::Answer, dtype::ComputeDtype};
+use crate::terminal::{answer::Answer, dtype::ComputeDtype};
 
 /// Run one forward pass on tensors from a file, to compare a model with another implementation of it.
 ///

@@ -28,7 +28,7 @@ use rectiflow_train::{
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
-use crate::{
+use crate::terminal::{
     answer::Answer,
     numbers::{bytes, grouped, short, table},
     progress::Progress,

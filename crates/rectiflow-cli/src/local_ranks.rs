@@ -17,7 +17,7 @@ use std::{
 use anyhow::{Context, bail};
 use rectiflow_train::{config::Checked, launch::Launch};
 
-use crate::{answer::Answer, signals::StopSignal};
+use crate::terminal::{answer::Answer, signals::StopSignal};
 
 /// Set in the ranks that this process starts.
 pub(crate) const STARTED: &str = "RECTIFLOW_LOCAL_RANKS";

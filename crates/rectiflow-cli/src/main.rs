@@ -1,6 +1,6 @@
 //! The command `rectiflow`: a contents page. It parses, dispatches, and turns how a command ended into an exit code.
 //!
-//! One subcommand a file: its arguments (`Args`) and `run`, which returns an [`answer::Answer`]. Standard output gets
+//! One subcommand a file: its arguments (`Args`) and `run`, which returns an [`Answer`]. Standard output gets
 //! that answer and nothing else, once, at the end; progress and logs go to standard error.
 
 mod bench;
@@ -19,16 +19,16 @@ mod schedule;
 mod terminal;
 mod tokens;
 mod train;
-
-use bench::bench_sample;
-use report::{plot, run_record};
-use terminal::{answer, dtype, log, numbers, progress, signals};
+mod train_line;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use answer::Answer;
+use terminal::{
+    answer::{self, Answer},
+    log,
+};
 
 /// Turns captioned images into a rectified-flow SDXL: prepare, train, sample, export.
 ///

@@ -13,7 +13,7 @@ use anyhow::Context;
 use rectiflow_sdxl::{flow::Parameterization, model_spec::usage_hint};
 use rectiflow_train::checkpoint::{self, Saved};
 
-use crate::numbers;
+use crate::terminal::numbers;
 
 /// What is known of a model.
 #[derive(Debug)]

@@ -10,7 +10,7 @@ use rectiflow_train::{
     plan_memory::Term,
 };
 
-use crate::{
+use crate::terminal::{
     answer::{Answer, Misuse},
     numbers::{bytes, duration, flops, grouped, short, table},
 };

@@ -27,7 +27,7 @@ use rectiflow_train::{
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
-use crate::{
+use crate::terminal::{
     answer::{Answer, Misuse},
     numbers::{bytes, duration, grouped, table},
     progress::Progress,

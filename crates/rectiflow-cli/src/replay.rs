@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use rectiflow_train::replay::{Replayed, replay};
 use serde_json::json;
 
-use crate::{
+use crate::terminal::{
     answer::Answer,
     log,
     numbers::{short, table},

@@ -23,10 +23,12 @@ use serde_json::json;
 use tch::Device;
 
 use crate::{
-    answer::{Answer, Misuse},
-    dtype::ComputeDtype,
-    progress::Progress,
-    run_record::{SAMPLES_FILE, Sampled},
+    report::run_record::{SAMPLES_FILE, Sampled},
+    terminal::{
+        answer::{Answer, Misuse},
+        dtype::ComputeDtype,
+        progress::Progress,
+    },
 };
 
 /// Draw pictures with a model: one PNG each, with its settings inside, and grid.png with all of them.

@@ -10,9 +10,8 @@ use rectiflow_sdxl::{
 use serde_json::json;
 
 use crate::{
-    answer::Answer,
-    numbers,
-    plot::{Axis, Plot, Series, Style},
+    report::plot::{Axis, Plot, Series, Style},
+    terminal::{answer::Answer, numbers},
 };
 
 /// Show the noise levels (sigmas) that a sampler goes through, as ComfyUI computes them.

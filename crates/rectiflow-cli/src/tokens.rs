@@ -3,7 +3,7 @@
 use rectiflow_data::token::Tokenizer;
 use serde_json::json;
 
-use crate::answer::Answer;
+use crate::terminal::answer::Answer;
 
 /// Show the chunks and token ids that both text encoders read for a text.
 ///

@@ -1,10 +1,10 @@
 //! `rectiflow report`: a run as one page that needs nothing else, pictures first.
 //!
 //! The page holds its pictures and charts in itself, has no script, follows the reader's choice of light or dark, and
-//! reads well on a phone. What was measured comes from [`RunRecord`], the charts from [`crate::report_charts`].
+//! reads well on a phone. What was measured comes from [`RunRecord`], the charts from [`charts`].
 
+pub(crate) mod charts;
 pub(crate) mod plot;
-pub(crate) mod report_charts;
 pub(crate) mod run_record;
 
 use std::{
@@ -20,10 +20,14 @@ use rectiflow_train::findings::{Finding, Table};
 use serde_json::json;
 
 use crate::{
-    answer::Answer,
-    numbers::{bytes, duration, flops, grouped, short},
-    plot::{COLOURS_DARK, COLOURS_LIGHT, escape},
-    run_record::{RunRecord, Sampled},
+    report::{
+        plot::{COLOURS_DARK, COLOURS_LIGHT, escape},
+        run_record::{RunRecord, Sampled},
+    },
+    terminal::{
+        answer::Answer,
+        numbers::{bytes, duration, flops, grouped, short},
+    },
 };
 
 /// Write a page about a run, with its pictures, curves and numbers: RUN_DIR/report.html.
@@ -56,7 +60,7 @@ fn page(record: &RunRecord) -> anyhow::Result<String> {
         body += &found(finding, &record.folder)?;
     }
     body += &previews(record)?;
-    body += &report_charts::section(record);
+    body += &charts::section(record);
     body += &numbers(record);
     body += &buckets(record);
     body += &timeline(record);

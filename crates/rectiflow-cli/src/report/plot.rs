@@ -6,7 +6,7 @@
 
 use std::fmt::Write;
 
-use crate::numbers;
+use crate::terminal::numbers;
 
 const WIDTH: f64 = 480.0;
 const HEIGHT: f64 = 290.0;

@@ -76,7 +76,7 @@ pub(crate) fn fail(error: &anyhow::Error, as_json: bool) -> ExitCode {
 
 fn report(message: &str) {
     // Nothing can be done where standard error is closed.
-    let _ = writeln!(io::stderr().lock(), "{}error: {message}", crate::log::rank_prefix());
+    let _ = writeln!(io::stderr().lock(), "{}error: {message}", crate::terminal::log::rank_prefix());
 }
 
 fn write_line(line: &str) -> io::Result<()> {

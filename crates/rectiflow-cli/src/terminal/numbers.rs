@@ -1,16 +1,13 @@
 //! Numbers as people read them.
+//!
+//! indicatif's `HumanDuration` rounds to one unit ("2 hours") and `DecimalBytes` always shows two decimals, so
+//! [`duration`] and [`bytes`] stay.
+
+use indicatif::HumanCount;
 
 /// 1234567 as "1,234,567".
 pub(crate) fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
+    HumanCount(number).to_string()
 }
 
 /// A time span with the two units that matter: "0.4 s", "37 s", "4 min 5 s", "2 h 10 min", "3 d 4 h".

@@ -7,7 +7,7 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::{log, numbers};
+use crate::terminal::{log, numbers};
 
 /// In a log, one line in so many seconds.
 const LINE_EVERY: Duration = Duration::from_secs(5);

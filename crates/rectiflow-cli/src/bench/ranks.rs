@@ -21,10 +21,12 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::{
-    answer::Answer,
     local_ranks::Ranks,
-    numbers::{median, short, table},
-    signals::StopSignal,
+    terminal::{
+        answer::Answer,
+        numbers::{median, short, table},
+        signals::StopSignal,
+    },
 };
 
 /// Train a few steps with 1, 2... ranks, each pinned to a core: seconds a step, efficiency, bytes.

@@ -16,11 +16,13 @@ use serde_json::json;
 use tch::{Device, Tensor};
 
 use crate::{
-    answer::{Answer, Misuse},
-    dtype::{self, ComputeDtype},
-    numbers,
-    progress::Progress,
     sample::parse_size,
+    terminal::{
+        answer::{Answer, Misuse},
+        dtype::{self, ComputeDtype},
+        numbers,
+        progress::Progress,
+    },
 };
 
 /// Draw pictures and throw them away: pictures a second, seconds to load, largest memory.

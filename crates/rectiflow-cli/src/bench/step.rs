@@ -19,12 +19,14 @@ use serde_json::json;
 use tch::Device;
 
 use crate::{
-    answer::{Answer, Misuse},
-    bench_sample::peak_bytes,
-    dtype::{self, ComputeDtype},
-    numbers,
-    progress::Progress,
+    bench::sample::peak_bytes,
     sample::parse_size,
+    terminal::{
+        answer::{Answer, Misuse},
+        dtype::{self, ComputeDtype},
+        numbers,
+        progress::Progress,
+    },
 };
 
 /// Train a UNet on one batch and throw it away: steps a second, largest memory.

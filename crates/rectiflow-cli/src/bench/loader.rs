@@ -16,7 +16,7 @@ use rectiflow_data::{
 };
 use serde_json::json;
 
-use crate::{answer::Answer, numbers::short};
+use crate::terminal::{answer::Answer, numbers::short};
 
 /// Read a data set as training does and throw it away: time to the first step, samples and bytes a second, and the
 /// same bytes a second of plain reading from front to back.

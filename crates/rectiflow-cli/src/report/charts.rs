@@ -5,9 +5,11 @@ use std::fmt::Write;
 use rectiflow_train::metrics::{StepMetrics, TestMetrics};
 
 use crate::{
-    numbers::short,
-    plot::{Axis, Plot, Series, Style, escape},
-    run_record::RunRecord,
+    report::{
+        plot::{Axis, Plot, Series, Style, escape},
+        run_record::RunRecord,
+    },
+    terminal::numbers::short,
 };
 
 /// Curves are smoothed over this share of a run.
