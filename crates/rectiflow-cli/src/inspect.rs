@@ -10,12 +10,14 @@ use std::{
 use anyhow::Context;
 use half::f16;
 use rectiflow_data::{
-    dataset::{BucketShape, Dataset, Split},
+    Split,
+    batch::Source,
+    dataset::{BucketShape, Dataset},
     grid::Grid,
     lanes::amplification,
-    loader::{Amount, Loader, RankOf, Source},
+    loader::Loader,
     manifest::Bucket,
-    order::Mode,
+    order::{Amount, Mode, RankOf},
     picture::Picture,
     prompt::{self, PromptSettings},
     rng::{Purpose, Rng},

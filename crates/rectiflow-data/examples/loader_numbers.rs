@@ -25,14 +25,15 @@ use half::f16;
 use object_server::{Fault, ObjectServer};
 use rectiflow_data::{
     Codec, Dataset, Manifest, Record, SampleId, Split,
+    batch::Source,
     bucket::{Geometry, ResizeSpace},
     cache::DiskCache,
     epoch::Steps,
     lanes::amplification,
-    loader::{Amount, Loader, RankOf, Source},
+    loader::Loader,
     manifest::{Bucket, Object, commit},
     measure,
-    order::{BucketRows, DataShape, Mode, Order, OrderSettings},
+    order::{Amount, BucketRows, DataShape, Mode, Order, OrderSettings, RankOf},
     prompt::PromptSettings,
     rng::{Purpose, Rng},
     shard::ObjectWriter,

@@ -32,9 +32,11 @@ use std::{
 use object_server::{Asked, Fault, ObjectServer};
 use rectiflow_data::{
     Result,
+    batch::MicroBatch,
+    fixed::test_batches,
     lanes::amplification,
-    loader::{Loader, MicroBatch, RankOf, test_batches},
-    order::{Mode, OrderSettings},
+    loader::Loader,
+    order::{Mode, OrderSettings, RankOf},
 };
 use serde_json::json;
 

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// Prefix of temporary names. A leftover of a killed run may be deleted by anyone who holds the folder's lock.
 pub(crate) const TEMPORARY_PREFIX: &str = ".writing-";

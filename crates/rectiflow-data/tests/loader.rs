@@ -16,8 +16,10 @@ use half::f16;
 use packed::{BUCKETS, SEED, latents, pack, record, source};
 use rectiflow_data::{
     Dataset, Error,
-    loader::{Amount, Loader, MicroBatch, RankOf, Source, Step, test_batches},
-    order::{Mode, OrderSettings},
+    batch::{MicroBatch, Source, Step},
+    fixed::test_batches,
+    loader::Loader,
+    order::{Amount, Mode, OrderSettings, RankOf},
     prompt::{self, PromptSettings},
     rng::{Purpose, Rng},
     token::{BOS, CHUNK_LEN, EOS, Tokenizer},

@@ -21,11 +21,12 @@ use packed::{
     source,
 };
 use rectiflow_data::{
-    Dataset, Error, Split,
-    dataset::Network,
+    Dataset, Error, Network, Split,
+    batch::Source,
+    fixed::test_batches,
     lanes::amplification,
-    loader::{Loader, RankOf, Source, test_batches},
-    order::{Mode, OrderSettings},
+    loader::Loader,
+    order::{Mode, OrderSettings, RankOf},
     prompt::PromptSettings,
     publish::publish,
 };

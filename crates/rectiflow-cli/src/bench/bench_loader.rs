@@ -7,11 +7,11 @@ use std::{
 };
 
 use rectiflow_data::{
+    batch::Source,
     cache::DiskCache,
     dataset::Dataset,
-    loader::{Amount, RankOf, Source},
     measure,
-    order::{Mode, OrderSettings},
+    order::{Amount, Mode, OrderSettings, RankOf},
     prompt::PromptSettings,
 };
 use serde_json::json;

@@ -16,7 +16,7 @@ use std::{
 use crate::{
     cache::{Block, DiskCache, LATENTS, OPEN, PLAN_PREFIX, TEXT, is_identity, names},
     durable::TEMPORARY_PREFIX,
-    uses::Uses,
+    load::uses::Uses,
 };
 
 /// Needed by nobody.

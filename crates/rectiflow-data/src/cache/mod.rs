@@ -28,11 +28,11 @@ use bytes::Bytes;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
-    Error, Result,
+    cache::evict::Room,
     durable::TEMPORARY_PREFIX,
-    evict::Room,
-    fetch::{Part, Request},
-    uses::Uses,
+    error::{Error, Result},
+    load::uses::Uses,
+    remote::fetch::{Part, Request},
 };
 
 /// In the folder, says that it is a cache and may be swept.
@@ -311,7 +311,7 @@ pub(crate) mod tests {
     use std::thread;
 
     use super::*;
-    use crate::flight::{Boarding, Flight};
+    use crate::cache::flight::{Boarding, Flight};
 
     pub(crate) const IDENTITY: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 

@@ -25,17 +25,23 @@ use bytes::Bytes;
 use half::f16;
 
 use crate::{
-    Error, Record, Result,
     cache::{DatasetCache, DiskCache},
-    fetch::{Part, Request, Ticket, coalesce},
-    held::Held,
-    manifest::{BLOCK_ROWS, BlockTable, LATENTS_OFFSET, MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, Object},
-    remote::{Place, Remote, runtime},
-    shard::{check_header, check_latents},
-    text_shard::decode_block,
+    dataset::held::Held,
+    error::{Error, Result},
+    format::{
+        manifest::{
+            BLOCK_ROWS, BlockTable, LATENTS_OFFSET, MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, Object, Split,
+        },
+        record::Record,
+        shard::{check_header, check_latents},
+        text_shard::decode_block,
+    },
+    remote::{
+        Network, Place, Remote,
+        fetch::{Part, Request, Ticket, coalesce},
+        runtime,
+    },
 };
-
-pub use crate::{manifest::Split, remote::Network};
 
 /// Open files are kept up to this number: opening one is cheap on a local disk and a round trip on a shared one.
 const MAX_OPEN_FILES: usize = 256;
@@ -582,10 +588,10 @@ mod tests {
     use std::{fs, io};
 
     use super::*;
-    use crate::{
-        SampleId,
+    use crate::format::{
         bucket::{Geometry, ResizeSpace},
         manifest::{Bucket, Codec, MANIFEST_FILE, commit},
+        record::SampleId,
         shard::ObjectWriter,
     };
 

@@ -11,10 +11,10 @@ use futures_util::future::try_join_all;
 use half::f16;
 
 use crate::{
-    Record, Result,
     dataset::Dataset,
-    fetch::{Part, Ticket, in_turn},
-    manifest::BLOCK_ROWS,
+    error::Result,
+    format::{manifest::BLOCK_ROWS, record::Record},
+    remote::fetch::{Part, Ticket, in_turn},
 };
 
 /// Object, and row in it with the deleted ones.

@@ -9,8 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    SampleId,
-    manifest::Bucket,
+    format::{manifest::Bucket, record::SampleId},
     rng::{Purpose, Rng},
 };
 

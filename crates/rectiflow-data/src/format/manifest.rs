@@ -12,7 +12,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result, bucket::Geometry};
+use crate::{
+    error::{Error, Result},
+    format::bucket::Geometry,
+};
 
 /// Name of the manifest inside a data set.
 pub const MANIFEST_FILE: &str = "manifest.json";

@@ -31,9 +31,9 @@ use parquet::{
     },
 };
 
-use crate::{
-    Record, SampleId,
+use crate::format::{
     manifest::{BLOCK_ROWS, TEXT_COLUMNS},
+    record::{Record, SampleId},
 };
 
 type Reason = String;

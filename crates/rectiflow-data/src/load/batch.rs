@@ -13,14 +13,18 @@ use half::f16;
 use rayon::prelude::*;
 
 use crate::{
-    dataset::{Dataset, Split},
+    dataset::Dataset,
     error::Result,
-    order::Amount,
-    prompt::{self, PromptSettings},
-    record::{Record, SampleId},
+    format::{
+        manifest::Split,
+        record::{Record, SampleId},
+    },
+    order::{Amount, window::Place},
     rng::{Purpose, Rng},
-    token::{CHUNK_LEN, Clip, TokenChunks, Tokenizer, empty_chunk},
-    window::Place,
+    text::{
+        prompt::{self, PromptSettings},
+        token::{CHUNK_LEN, Clip, TokenChunks, Tokenizer, empty_chunk},
+    },
 };
 
 /// One data set of a run.

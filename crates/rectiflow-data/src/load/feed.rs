@@ -20,19 +20,27 @@ use half::f16;
 use rayon::prelude::*;
 
 use crate::{
-    batch::{Batcher, Members, MicroBatch, Source, Step},
-    dataset::{Dataset, Split},
-    epoch::{Slot, Steps},
+    dataset::{
+        Dataset,
+        rows::{Row, start_latents, start_records},
+    },
     error::{Error, Result},
-    fetch::{Part, Request, Ticket, coalesce},
-    lanes::open_windows,
-    manifest::BLOCK_ROWS,
-    order::{Mode, Order},
-    pass::RUN_BLOCKS,
-    record::Record,
-    rows::{Row, start_latents, start_records},
-    uses::Uses,
-    window::{Place, Windows},
+    format::{
+        manifest::{BLOCK_ROWS, Split},
+        record::Record,
+    },
+    load::{
+        batch::{Batcher, Members, MicroBatch, Source, Step},
+        uses::Uses,
+    },
+    order::{
+        Mode, Order, Stream,
+        epoch::{Slot, Steps},
+        lanes::open_windows,
+        pass::RUN_BLOCKS,
+        window::{Place, Windows},
+    },
+    remote::fetch::{Part, Request, Ticket, coalesce},
 };
 
 /// Steps that the scout is ahead at most: beyond, it would fetch small data sets epochs before they are needed.
@@ -483,7 +491,7 @@ fn decode_records(dataset: &Dataset, text: &mut Vec<Blocks>, stop: &AtomicBool) 
 
 /// Bytes of the largest window, as whole blocks.
 pub(crate) fn largest_window(order: &Order, sources: &[Source]) -> u64 {
-    let largest = |stream: &crate::order::Stream| {
+    let largest = |stream: &Stream| {
         let dataset = &sources[stream.data as usize].dataset;
         // The last window of a pass is up to a micro-batch longer, and a window begins and ends in the middle of blocks.
         let samples = ((stream.window + 1) * u64::from(stream.size)).min(stream.rows);

@@ -9,15 +9,12 @@
 use std::{collections::VecDeque, iter::FusedIterator, thread};
 
 use crate::{
-    batch::{Batcher, Members, MicroBatch, Source},
-    dataset::Split,
     error::{Error, Result},
-    order::RankOf,
-    prompt::PromptSettings,
-    record::SampleId,
+    format::{manifest::Split, record::SampleId},
+    load::batch::{Batcher, Members, MicroBatch, Source},
+    order::{RankOf, window::Place},
     rng::{Purpose, key_u64},
-    token::MAX_CHUNKS,
-    window::Place,
+    text::{prompt::PromptSettings, token::MAX_CHUNKS},
 };
 
 /// The test samples of `sources`, each once whatever its amount, as one rank sees them. Micro-batches are of at most

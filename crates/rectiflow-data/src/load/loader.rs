@@ -19,22 +19,21 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use rayon::prelude::*;
 
 use crate::{
-    batch::{Batcher, Members},
-    dataset::{BucketShape, MEMORY_BYTES, Split},
-    epoch::{Slot, Steps},
+    dataset::{BucketShape, MEMORY_BYTES},
     error::{Error, Result},
-    feed::{Feed, Plan, largest_window, needed_bytes},
-    order::{BucketRows, DataShape, Mode, Order, OrderSettings, Stream},
-    pass::RUN_BLOCKS,
-    token,
-    uses::Uses,
-    window::{Place, Windows},
-};
-
-pub use crate::{
-    batch::{MicroBatch, Source, Step},
-    fixed::{TestBatches, test_batches},
-    order::{Amount, RankOf},
+    format::manifest::Split,
+    load::{
+        batch::{Batcher, Members, MicroBatch, Source, Step},
+        feed::{Feed, Plan, largest_window, needed_bytes},
+        uses::Uses,
+    },
+    order::{
+        BucketRows, DataShape, Mode, Order, OrderSettings, RankOf, Stream,
+        epoch::{Slot, Steps},
+        pass::RUN_BLOCKS,
+        window::{Place, Windows},
+    },
+    text::token,
 };
 
 /// An endless sequence of steps.

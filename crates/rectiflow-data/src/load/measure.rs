@@ -6,11 +6,12 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use crate::{
-    Dataset, Result, Split,
-    fetch::Part,
-    loader::{Loader, RankOf, Source},
-    order::OrderSettings,
-    pass::RUN_BLOCKS,
+    dataset::Dataset,
+    error::Result,
+    format::manifest::Split,
+    load::{batch::Source, loader::Loader},
+    order::{OrderSettings, RankOf, pass::RUN_BLOCKS},
+    remote::fetch::Part,
 };
 
 /// What reading with the loader took.

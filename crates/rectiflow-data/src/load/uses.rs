@@ -18,11 +18,9 @@ use std::sync::{
 
 use crate::{
     cache::Claim,
-    dataset::{Dataset, Split},
-    lanes::beginnings,
-    manifest::BLOCK_ROWS,
-    order::{Mode, Order},
-    window::Windows,
+    dataset::Dataset,
+    format::manifest::{BLOCK_ROWS, Object, Split},
+    order::{Mode, Order, lanes::beginnings, window::Windows},
 };
 
 /// Tables kept: of the epoch that is asked for, of the one after, and one for whoever is behind or ahead.
@@ -71,7 +69,7 @@ impl Uses {
         let plan = format!("{} {lanes:?}", order.hash());
         let mut num_blocks = 0;
         let data = datasets.into_iter().map(|dataset| {
-            let first = |object: &crate::manifest::Object| {
+            let first = |object: &Object| {
                 num_blocks += object.num_blocks();
                 num_blocks - object.num_blocks()
             };

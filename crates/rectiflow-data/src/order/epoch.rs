@@ -7,8 +7,10 @@
 use std::sync::Arc;
 
 use crate::{
-    lanes::{LaneWalk, Piece},
-    order::{Mode, Order},
+    order::{
+        Mode, Order,
+        lanes::{LaneWalk, Piece},
+    },
     rng::{Purpose, Rng},
 };
 

@@ -12,10 +12,9 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use crate::{
-    manifest::BLOCK_ROWS,
-    order::{Mode, Order, Stream},
+    format::manifest::BLOCK_ROWS,
+    order::{Mode, Order, Stream, window::Windows},
     rng::{Purpose, Rng},
-    window::Windows,
 };
 
 /// Micro-batches of one stream that one lane runs together.

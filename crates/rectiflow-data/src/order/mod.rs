@@ -8,11 +8,11 @@
 //!   floor((e+1) r n / q) - floor(e r n / q) micro-batches. So nothing is dropped, no pass repeats a sample, and after
 //!   e epochs a sample has been seen e r times, give or take one (below two where e r is not whole).
 //! - The micro-batches of an epoch, shuffled, follow those of the epoch before; step k is slots k A to (k+1) A of that
-//!   endless sequence ([`crate::epoch`]).
-//! - In `window` mode a micro-batch belongs to a window, and all of a window to one lane ([`crate::lanes`]).
+//!   endless sequence ([`epoch`]).
+//! - In `window` mode a micro-batch belongs to a window, and all of a window to one lane ([`lanes`]).
 //! - In `owned` mode each lane has an equal share of a bucket for the whole run, which is a stream of its own; what equal
 //!   shares leave over, and buckets too small to be shared, are streams of `window` mode (`share`).
-//! - Which samples a micro-batch holds is settled a window at a time, by the length of their prompts ([`crate::window`]);
+//! - Which samples a micro-batch holds is settled a window at a time, by the length of their prompts ([`window`]);
 //!   how many micro-batches there are never depends on text.
 //! - Slot s belongs to lane s mod L, lane l is run by rank l mod R, for any R <= L.
 
@@ -28,9 +28,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{Error, Result},
-    lanes::lcm,
-    manifest::BLOCK_ROWS,
-    pass::Layout,
+    format::manifest::BLOCK_ROWS,
+    order::{lanes::lcm, pass::Layout},
 };
 
 /// How samples are spread over an epoch.

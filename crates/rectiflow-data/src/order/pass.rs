@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use crate::{
-    manifest::BLOCK_ROWS,
+    format::manifest::BLOCK_ROWS,
     order::Stream,
     rng::{Purpose, Rng},
 };

@@ -7,10 +7,8 @@
 //! much for each lane is not shared at all.
 
 use crate::{
-    lanes::lcm,
-    manifest::BLOCK_ROWS,
-    order::{Mode, Stream},
-    pass::Layout,
+    format::manifest::BLOCK_ROWS,
+    order::{Mode, Stream, lanes::lcm, pass::Layout},
     rng::{Purpose, Rng},
 };
 

@@ -12,11 +12,13 @@
 use std::{collections::HashMap, ops::Range, sync::Arc};
 
 use crate::{
-    epoch::Slot,
     error::Result,
-    lanes::Piece,
-    order::{Mode, Order, Stream},
-    pass::{Pass, RowSpan},
+    order::{
+        Mode, Order, Stream,
+        epoch::Slot,
+        lanes::Piece,
+        pass::{Pass, RowSpan},
+    },
     rng::{Purpose, Rng},
 };
 

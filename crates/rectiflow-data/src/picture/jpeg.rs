@@ -14,7 +14,7 @@ use zune_jpeg::{
 };
 
 use crate::{
-    colour::Samples,
+    picture::colour::Samples,
     reject::{Fault, Reason},
 };
 

@@ -16,17 +16,23 @@ use half::f16;
 use rayon::prelude::*;
 
 use crate::{
-    Dataset, Error, Record, Result, SampleId,
-    bucket::place,
-    image::{decode, fit},
-    manifest::Bucket,
-    plan::{Item, PlannedObject},
-    prep::{PrepEvent, PrepSettings, RgbBatch},
+    dataset::Dataset,
+    error::{Error, Result},
+    format::{
+        bucket::place,
+        manifest::Bucket,
+        record::{Record, SampleId},
+        shard::ObjectWriter,
+    },
+    picture::image::{decode, fit},
+    prep::{
+        PrepEvent, PrepSettings, RgbBatch,
+        plan::{Item, PlannedObject},
+        scan::Accepted,
+        source::Source,
+        store::{Journal, Row, Store, latents_name, text_name},
+    },
     reject::{Fault, Reason},
-    scan::Accepted,
-    shard::ObjectWriter,
-    source::Source,
-    store::{Journal, Row, Store, latents_name, text_name},
 };
 
 /// An image of more pixels is decoded alone: eight bytes a pixel on every core at once could be too much.

@@ -29,17 +29,22 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Codec, Error, Result, SampleId, Split,
-    bucket::{Geometry, ResizeSpace},
-    encode::{Encode, Encoding},
-    manifest::Bucket,
-    plan::{Cut, Item, Plan, PlannedObject},
+    error::{Error, Result},
+    format::{
+        bucket::{Geometry, ResizeSpace},
+        manifest::{Block, Bucket, Codec, Split},
+        record::SampleId,
+        shard::write_text,
+    },
+    prep::{
+        encode::{Encode, Encoding},
+        plan::{Cut, Item, Plan, PlannedObject},
+        scan::{Accepted, Scan},
+        source::Source,
+        split::{Share, sides},
+        store::{Journal, Row, Store, Stored, text_name, text_revision},
+    },
     reject::{self, NOTES_FILE, REJECTED_FILE, Reason},
-    scan::{Accepted, Scan},
-    shard::write_text,
-    source::Source,
-    split::{Share, sides},
-    store::{Journal, Row, Store, Stored, text_name, text_revision},
 };
 
 const FACTS_FILE: &str = "prep/files.jsonl";
@@ -461,7 +466,7 @@ impl Preparation<'_> {
         let (text_bytes, blocks) = write_text(&self.store.root, &journal.text, &records)?;
         journal.text_bytes = text_bytes;
         for (block, text) in journal.blocks.iter_mut().zip(blocks) {
-            *block = crate::manifest::Block { latents_xxh3: block.latents_xxh3, ..text };
+            *block = Block { latents_xxh3: block.latents_xxh3, ..text };
         }
         self.store.write_journal(&journal)?;
         self.store.objects[index].journal = journal;

@@ -7,8 +7,10 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    SampleId, Split,
-    manifest::{BLOCK_ROWS, Bucket, LATENTS_OFFSET, MAX_OBJECT_BYTES},
+    format::{
+        manifest::{BLOCK_ROWS, Bucket, LATENTS_OFFSET, MAX_OBJECT_BYTES, Split},
+        record::SampleId,
+    },
     rng::{Purpose, Rng},
 };
 

@@ -12,10 +12,14 @@ use bytes::Bytes;
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload, WriteMultipart, path::Path as Key};
 
 use crate::{
-    Dataset, Error, Result,
-    fetch::{Part, on_disk},
-    manifest::MANIFEST_FILE,
-    remote::{Network, Place, Remote, runtime},
+    dataset::Dataset,
+    error::{Error, Result},
+    format::manifest::MANIFEST_FILE,
+    remote::{
+        Network, Place, Remote,
+        fetch::{Part, on_disk},
+        runtime,
+    },
 };
 
 /// Bytes of a part; S3 takes 5 MiB to 5 GiB, and at most 10,000 parts.

@@ -19,14 +19,19 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Error, Result, SampleId,
-    bucket::{aspect_error, nearest},
     durable::DurableFile,
-    image,
-    manifest::Bucket,
-    prep::{PrepEvent, PrepSettings},
+    error::{Error, Result},
+    format::{
+        bucket::{aspect_error, nearest},
+        manifest::Bucket,
+        record::SampleId,
+    },
+    picture::image,
+    prep::{
+        PrepEvent, PrepSettings,
+        source::{Found, Source},
+    },
     reject::{Fault, Reason, Remark},
-    source::{Found, Source},
 };
 
 /// Files between two reports of progress.

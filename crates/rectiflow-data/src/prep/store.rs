@@ -14,13 +14,17 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Codec, Dataset, Error, Manifest, Record, Result, SampleId, Split,
-    bucket::Geometry,
-    caption::Text,
+    dataset::Dataset,
     durable::{self, TEMPORARY_PREFIX},
-    manifest::{Block, Bucket, LATENTS_OFFSET, MANIFEST_FILE, Object, commit},
-    plan::{Series, parse_stem},
+    error::{Error, Result},
+    format::{
+        bucket::Geometry,
+        manifest::{Block, Bucket, Codec, LATENTS_OFFSET, MANIFEST_FILE, Manifest, Object, Split, commit},
+        record::{Record, SampleId},
+    },
+    prep::plan::{Series, parse_stem},
     reject::Fault,
+    text::caption::Text,
 };
 
 const OBJECTS_FOLDER: &str = "prep/objects";

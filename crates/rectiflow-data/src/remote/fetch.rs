@@ -25,9 +25,8 @@ use tokio::{
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
-    Error, Result,
-    cache::DatasetCache,
-    flight::Boarding,
+    cache::{DatasetCache, flight::Boarding},
+    error::{Error, Result},
     remote::{Remote, runtime},
 };
 

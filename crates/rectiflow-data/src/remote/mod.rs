@@ -35,8 +35,8 @@ use tokio::{
 use url::Url;
 
 use crate::{
-    Error, Result,
-    buffers::Buffers,
+    error::{Error, Result},
+    remote::buffers::Buffers,
     rng::{Purpose, Rng},
 };
 

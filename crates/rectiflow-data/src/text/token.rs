@@ -26,7 +26,7 @@ use tokenizers::{
     },
 };
 
-use crate::words::Words;
+use crate::text::words::Words;
 
 /// Tokens of text in a chunk.
 pub const CHUNK_TOKENS: usize = 75;
