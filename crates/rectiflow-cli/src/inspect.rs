@@ -11,10 +11,10 @@ use anyhow::Context;
 use half::f16;
 use rectiflow_data::{
     Split,
+    amplification::amplification,
     batch::Source,
     dataset::{BucketShape, Dataset},
     grid::Grid,
-    lanes::amplification,
     loader::Loader,
     manifest::Bucket,
     order::{Amount, Mode, RankOf},

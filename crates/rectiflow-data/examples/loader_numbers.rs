@@ -25,11 +25,11 @@ use half::f16;
 use object_server::{Fault, ObjectServer};
 use rectiflow_data::{
     Codec, Dataset, Manifest, Record, SampleId, Split,
+    amplification::amplification,
     batch::Source,
     bucket::{Geometry, ResizeSpace},
     cache::DiskCache,
     epoch::Steps,
-    lanes::amplification,
     loader::Loader,
     manifest::{Bucket, Object, commit},
     measure,

@@ -32,9 +32,9 @@ use std::{
 use object_server::{Asked, Fault, ObjectServer};
 use rectiflow_data::{
     Result,
+    amplification::amplification,
     batch::MicroBatch,
     fixed::test_batches,
-    lanes::amplification,
     loader::Loader,
     order::{Mode, OrderSettings, RankOf},
 };

@@ -21,7 +21,7 @@ mod text;
 
 pub use format::{bucket, manifest, record, shard};
 pub use load::{batch, fixed, loader, measure};
-pub use order::{epoch, lanes, pass, window};
+pub use order::{amplification, epoch, pass, window};
 pub use picture::{grid, image};
 pub use prep::publish;
 pub use text::{caption, prompt, token};

@@ -29,9 +29,9 @@ use packed::{
 };
 use rectiflow_data::{
     Dataset, Network, Split,
+    amplification::amplification,
     batch::Source,
     cache::DiskCache,
-    lanes::amplification,
     loader::Loader,
     order::{Mode, OrderSettings, RankOf},
 };

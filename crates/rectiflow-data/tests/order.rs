@@ -10,9 +10,9 @@ use std::{
 use proptest::prelude::*;
 use rectiflow_data::{
     Error,
-    epoch::{Slot, Steps},
-    lanes::amplification,
-    order::{Amount, BucketRows, DataShape, Mode, Order, OrderSettings, RankOf, Stream},
+    amplification::amplification,
+    epoch::Steps,
+    order::{Amount, BucketRows, DataShape, Mode, Order, OrderSettings, RankOf, Slot, Stream},
     rng::{Purpose, key_u64},
     window::{Place, Windows},
 };

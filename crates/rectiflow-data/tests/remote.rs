@@ -22,9 +22,9 @@ use packed::{
 };
 use rectiflow_data::{
     Dataset, Error, Network, Split,
+    amplification::amplification,
     batch::Source,
     fixed::test_batches,
-    lanes::amplification,
     loader::Loader,
     order::{Mode, OrderSettings, RankOf},
     prompt::PromptSettings,

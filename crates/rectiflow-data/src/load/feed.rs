@@ -34,10 +34,11 @@ use crate::{
         uses::Uses,
     },
     order::{
-        Mode, Order, Stream,
-        epoch::{Slot, Steps},
+        Order,
+        epoch::Steps,
         lanes::open_windows,
         pass::RUN_BLOCKS,
+        stream::{Mode, Slot, Stream},
         window::{Place, Windows},
     },
     remote::fetch::{Part, Request, Ticket, coalesce},

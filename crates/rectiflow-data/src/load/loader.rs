@@ -28,9 +28,10 @@ use crate::{
         uses::Uses,
     },
     order::{
-        BucketRows, DataShape, Mode, Order, OrderSettings, RankOf, Stream,
-        epoch::{Slot, Steps},
+        BucketRows, DataShape, Order, OrderSettings, RankOf,
+        epoch::Steps,
         pass::RUN_BLOCKS,
+        stream::{Mode, Slot, Stream},
         window::{Place, Windows},
     },
     text::token,

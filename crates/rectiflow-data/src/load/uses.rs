@@ -20,7 +20,7 @@ use crate::{
     cache::Claim,
     dataset::Dataset,
     format::manifest::{BLOCK_ROWS, Object, Split},
-    order::{Mode, Order, lanes::beginnings, window::Windows},
+    order::{Order, lanes::beginnings, stream::Mode, window::Windows},
 };
 
 /// Tables kept: of the epoch that is asked for, of the one after, and one for whoever is behind or ahead.

@@ -8,7 +8,10 @@
 
 use crate::{
     format::manifest::BLOCK_ROWS,
-    order::{Mode, Stream, lanes::lcm, pass::Layout},
+    order::{
+        pass::Layout,
+        stream::{Mode, Stream, lcm},
+    },
     rng::{Purpose, Rng},
 };
 

@@ -14,10 +14,9 @@ use std::{collections::HashMap, ops::Range, sync::Arc};
 use crate::{
     error::Result,
     order::{
-        Mode, Order, Stream,
-        epoch::Slot,
-        lanes::Piece,
+        Order,
         pass::{Pass, RowSpan},
+        stream::{Mode, Piece, Slot, Stream},
     },
     rng::{Purpose, Rng},
 };

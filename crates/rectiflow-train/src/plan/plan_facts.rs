@@ -5,9 +5,9 @@
 use std::{path::Path, sync::Arc};
 
 use rectiflow_data::{
+    amplification::amplification,
     batch::Source,
     dataset::{BucketShape, Dataset, MEMORY_BYTES},
-    lanes::amplification,
     loader::Loader,
     manifest::{BLOCK_ROWS, Split},
     order::{BucketRows, DataShape, Mode, Order, OrderSettings, RankOf},
