@@ -589,8 +589,8 @@ mod tests {
 
     use super::*;
     use crate::format::{
-        bucket::{Geometry, ResizeSpace},
-        manifest::{Bucket, Codec, MANIFEST_FILE, commit},
+        bucket::{Bucket, Geometry, ResizeSpace},
+        manifest::{Codec, MANIFEST_FILE, commit},
         record::SampleId,
         shard::ObjectWriter,
     };

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{Error, Result},
-    format::bucket::Geometry,
+    format::bucket::{Bucket, Geometry},
 };
 
 /// Name of the manifest inside a data set.
@@ -38,7 +38,6 @@ const MAGIC: &[u8; 8] = b"RFBLOCKS";
 const TABLE_HEADER_BYTES: usize = 16;
 pub(crate) const MAX_MANIFEST_BYTES: u64 = 256 << 20;
 const MAX_BUCKETS: usize = 65_536;
-const MAX_SIDE_PX: u32 = 65_536;
 
 /// Which side of the test split rows are on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -66,16 +65,6 @@ pub struct Codec {
     pub channels: u32,
     /// Number format of the stored latents: always "F16".
     pub dtype: String,
-}
-
-/// One aspect bucket. Its index in the manifest is its number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Bucket {
-    /// Width of its images.
-    pub width_px: u32,
-    /// Height of its images.
-    pub height_px: u32,
 }
 
 /// Rows of one bucket and split that are stored together: a latents file and a text file.
@@ -246,7 +235,7 @@ impl Manifest {
         }
         let mut shapes = HashSet::new();
         for bucket in &self.buckets {
-            bucket.check(&self.codec)?;
+            bucket.check(self.codec.down_factor)?;
             if !shapes.insert((bucket.width_px, bucket.height_px)) {
                 return Err(format!("bucket {}x{} px is listed twice", bucket.width_px, bucket.height_px));
             }
@@ -332,17 +321,6 @@ impl Codec {
             return Err(format!("scaling factor {}, expected a positive number", self.scaling_factor));
         }
         Ok(())
-    }
-}
-
-impl Bucket {
-    fn check(&self, codec: &Codec) -> std::result::Result<(), String> {
-        let good = |px: u32| px > 0 && px <= MAX_SIDE_PX && px.is_multiple_of(codec.down_factor);
-        if good(self.width_px) && good(self.height_px) {
-            return Ok(());
-        }
-        let (w, h, factor) = (self.width_px, self.height_px, codec.down_factor);
-        Err(format!("bucket {w}x{h} px: sides must be multiples of {factor} from {factor} to {MAX_SIDE_PX}"))
     }
 }
 

@@ -21,10 +21,7 @@ use fast_image_resize::{
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, metadata::Orientation};
 
 use crate::{
-    format::{
-        bucket::{Placement, ResizeSpace},
-        manifest::Bucket,
-    },
+    format::bucket::{Bucket, Placement, ResizeSpace},
     picture::{
         Picture,
         colour::{self, Samples},

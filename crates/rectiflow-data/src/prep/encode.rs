@@ -19,8 +19,7 @@ use crate::{
     dataset::Dataset,
     error::{Error, Result},
     format::{
-        bucket::place,
-        manifest::Bucket,
+        bucket::{Bucket, place},
         record::{Record, SampleId},
         shard::ObjectWriter,
     },

@@ -31,8 +31,8 @@ use serde::{Deserialize, Serialize};
 use crate::{
     error::{Error, Result},
     format::{
-        bucket::{Geometry, ResizeSpace},
-        manifest::{Block, Bucket, Codec, Split},
+        bucket::{Bucket, Geometry, ResizeSpace},
+        manifest::{Block, Codec, Split},
         record::SampleId,
         shard::write_text,
     },

@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 
 use crate::{
     format::{
-        manifest::{BLOCK_ROWS, Bucket, LATENTS_OFFSET, MAX_OBJECT_BYTES, Split},
+        bucket::Bucket,
+        manifest::{BLOCK_ROWS, LATENTS_OFFSET, MAX_OBJECT_BYTES, Split},
         record::SampleId,
     },
     rng::{Purpose, Rng},

@@ -22,8 +22,7 @@ use crate::{
     durable::DurableFile,
     error::{Error, Result},
     format::{
-        bucket::{aspect_error, nearest},
-        manifest::Bucket,
+        bucket::{Bucket, aspect_error, nearest},
         record::SampleId,
     },
     picture::image,

@@ -18,8 +18,8 @@ use crate::{
     durable::{self, TEMPORARY_PREFIX},
     error::{Error, Result},
     format::{
-        bucket::Geometry,
-        manifest::{Block, Bucket, Codec, LATENTS_OFFSET, MANIFEST_FILE, Manifest, Object, Split, commit},
+        bucket::{Bucket, Geometry},
+        manifest::{Block, Codec, LATENTS_OFFSET, MANIFEST_FILE, Manifest, Object, Split, commit},
         record::{Record, SampleId},
     },
     prep::plan::{Series, parse_stem},

@@ -10,8 +10,8 @@ use half::f16;
 use rectiflow_data::{
     Codec, Dataset, Manifest, Record, SampleId, Split,
     batch::Source,
-    bucket::{Geometry, ResizeSpace},
-    manifest::{Bucket, LATENTS_OFFSET, Object, commit},
+    bucket::{Bucket, Geometry, ResizeSpace},
+    manifest::{LATENTS_OFFSET, Object, commit},
     order::Amount,
     prompt::PromptSettings,
     shard::ObjectWriter,
