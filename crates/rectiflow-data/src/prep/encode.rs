@@ -25,9 +25,10 @@ use crate::{
     },
     picture::image::{decode, fit},
     prep::{
-        PrepEvent, PrepSettings, RgbBatch,
+        events::{PrepEvent, RgbBatch},
         plan::{Item, PlannedObject},
         scan::Accepted,
+        settings::PrepSettings,
         source::Source,
         store::{Journal, Row, Store, latents_name, text_name},
     },

@@ -27,7 +27,8 @@ use crate::{
     },
     picture::image,
     prep::{
-        PrepEvent, PrepSettings,
+        events::PrepEvent,
+        settings::PrepSettings,
         source::{Found, Source},
     },
     reject::{Fault, Reason, Remark},
