@@ -17,7 +17,7 @@ use bytes::Bytes;
 use crate::{
     cache::{DatasetCache, is_at, open_lockable},
     durable::TEMPORARY_PREFIX,
-    remote::fetch::Request,
+    remote::request::Request,
 };
 
 /// Where a block comes from.

@@ -32,7 +32,7 @@ use crate::{
     durable::TEMPORARY_PREFIX,
     error::{Error, Result},
     load::uses::Uses,
-    remote::fetch::{Part, Request},
+    remote::request::{Part, Request},
 };
 
 /// In the folder, says that it is a cache and may be swept.

@@ -6,6 +6,7 @@
 //! always read and checked whole, and kept in memory up to a limit, which makes a small remote data set as good as a
 //! local one. What is not here: the order in which rows are wanted (`order`), and reading ahead (`feed`).
 
+pub(crate) mod fetch;
 pub(crate) mod held;
 pub(crate) mod rows;
 
@@ -26,7 +27,7 @@ use half::f16;
 
 use crate::{
     cache::{DatasetCache, DiskCache},
-    dataset::held::Held,
+    dataset::{fetch::Ticket, held::Held},
     error::{Error, Result},
     format::{
         manifest::{
@@ -38,7 +39,7 @@ use crate::{
     },
     remote::{
         Network, Place, Remote,
-        fetch::{Part, Request, Ticket, coalesce},
+        request::{Part, Request, coalesce},
         runtime,
     },
 };
@@ -131,7 +132,7 @@ impl Dataset {
                 let blocks = BlockTable::read(&root, &manifest)?;
                 (manifest, blocks)
             }
-            Some(remote) => runtime().block_on(read_description(&root, remote))?,
+            Some(remote) => read_description(&root, remote)?,
         };
         let mut rows = BTreeMap::<_, Vec<Span>>::new();
         for (object, entry) in manifest.objects.iter().enumerate() {
@@ -298,13 +299,7 @@ impl Dataset {
 
     /// Starts reading the blocks of a request.
     pub(crate) fn start_request(&self, request: Request) -> Ticket {
-        match self.remote.clone() {
-            None => Ticket::start(request.read_local()),
-            Some(remote) => {
-                let cache = self.cache.clone();
-                Ticket::start(async move { request.read_remote(&remote, cache).await })
-            }
-        }
+        fetch::start(request, self.remote.as_ref(), self.cache.as_ref())
     }
 
     /// Bytes of the largest block of a bucket: its latents and its text.
@@ -461,7 +456,7 @@ impl Dataset {
         let entry = &self.manifest.objects[object];
         match &self.remote {
             None => drop(self.latents_file(object)?),
-            Some(remote) => runtime().block_on(self.check_remote(remote, object))?,
+            Some(remote) => self.check_remote(remote, object)?,
         }
         for run in coalesce(0..entry.num_blocks(), BLOCKS_A_REQUEST) {
             self.start(Part::Latents, object, run)?.wait()?;
@@ -470,13 +465,14 @@ impl Dataset {
     }
 
     /// Lengths of an object's files and the header of its latents.
-    async fn check_remote(&self, remote: &Remote, object: usize) -> Result<()> {
+    fn check_remote(&self, remote: &Remote, object: usize) -> Result<()> {
         let entry = &self.manifest.objects[object];
         let (latents, text) = (self.root.join(&entry.latents), self.root.join(&entry.text));
-        let header = remote.read_range(&entry.latents, 0..LATENTS_OFFSET, Ok).await?;
+        let header = runtime().block_on(remote.read_range(&entry.latents, 0..LATENTS_OFFSET, Ok))?;
         check_header(&latents, &header, entry.rows, self.latent_shape(entry.bucket))?;
-        check_len(&latents, remote.len(&entry.latents).await?, self.manifest.latents_bytes(entry))?;
-        check_len(&text, remote.len(&entry.text).await?, entry.text_bytes)
+        let latents_len = runtime().block_on(remote.len(&entry.latents))?;
+        check_len(&latents, latents_len, self.manifest.latents_bytes(entry))?;
+        check_len(&text, runtime().block_on(remote.len(&entry.text))?, entry.text_bytes)
     }
 
     /// Reads one row, numbered with the deleted ones, if its block is on a disk. The first read of a block reads and
@@ -505,7 +501,7 @@ impl Dataset {
         let (block, row_bytes) = (row / BLOCK_ROWS, out.len() * 2);
         let (word, bit) = (&self.verified[object][block as usize / 64], 1u64 << (block % 64));
         if word.load(Ordering::Relaxed) & bit == 0 {
-            let bytes = self.request(Part::Latents, object, block..block + 1)?.read(&file)?;
+            let bytes = fetch::read_from(&file, &self.request(Part::Latents, object, block..block + 1)?)?;
             word.fetch_or(bit, Ordering::Relaxed);
             return self.copy_row(object, row, &bytes[0], out);
         }
@@ -575,10 +571,10 @@ fn check_len(path: &Path, found: u64, expected: u64) -> Result<()> {
 }
 
 /// The manifest and the block table that it names.
-async fn read_description(root: &Path, remote: &Remote) -> Result<(Manifest, BlockTable)> {
-    let bytes = remote.read_all(MANIFEST_FILE, MAX_MANIFEST_BYTES).await?;
+fn read_description(root: &Path, remote: &Remote) -> Result<(Manifest, BlockTable)> {
+    let bytes = runtime().block_on(remote.read_all(MANIFEST_FILE, MAX_MANIFEST_BYTES))?;
     let manifest = Manifest::parse(&root.join(MANIFEST_FILE), &bytes)?;
-    let bytes = remote.read_all(&manifest.blocks.file, manifest.blocks.bytes).await?;
+    let bytes = runtime().block_on(remote.read_all(&manifest.blocks.file, manifest.blocks.bytes))?;
     let blocks = BlockTable::parse(&root.join(&manifest.blocks.file), bytes.into(), &manifest)?;
     Ok((manifest, blocks))
 }

@@ -11,10 +11,13 @@ use futures_util::future::try_join_all;
 use half::f16;
 
 use crate::{
-    dataset::Dataset,
+    dataset::{
+        Dataset,
+        fetch::{Ticket, in_turn, read},
+    },
     error::Result,
     format::{manifest::BLOCK_ROWS, record::Record},
-    remote::fetch::{Part, Ticket, in_turn},
+    remote::request::Part,
 };
 
 /// Object, and row in it with the deleted ones.
@@ -87,9 +90,6 @@ async fn read_records(dataset: &Arc<Dataset>, rows: Vec<Row>, step: u64) -> Resu
 async fn read_block(dataset: &Dataset, part: Part, object: usize, block: u32, step: u64) -> Result<Bytes> {
     let mut request = dataset.request(part, object, block..block + 1)?;
     request.step = step;
-    let mut blocks = match dataset.remote() {
-        None => request.read_local().await?,
-        Some(remote) => request.read_remote(remote, dataset.cache().cloned()).await?,
-    };
+    let mut blocks = read(request, dataset.remote(), dataset.cache()).await?;
     Ok(blocks.remove(0))
 }

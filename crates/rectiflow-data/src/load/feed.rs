@@ -22,6 +22,7 @@ use rayon::prelude::*;
 use crate::{
     dataset::{
         Dataset,
+        fetch::Ticket,
         rows::{Row, start_latents, start_records},
     },
     error::{Error, Result},
@@ -41,7 +42,7 @@ use crate::{
         stream::{Mode, Slot, Stream},
         window::{Place, Windows},
     },
-    remote::fetch::{Part, Request, Ticket, coalesce},
+    remote::request::{Part, Request, coalesce},
 };
 
 /// Steps that the scout is ahead at most: beyond, it would fetch small data sets epochs before they are needed.

@@ -11,7 +11,7 @@ use crate::{
     format::manifest::Split,
     load::{batch::Source, loader::Loader},
     order::{OrderSettings, RankOf, pass::RUN_BLOCKS},
-    remote::fetch::Part,
+    remote::request::Part,
 };
 
 /// What reading with the loader took.

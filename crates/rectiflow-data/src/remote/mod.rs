@@ -5,12 +5,14 @@
 //! switched off: what matters on a slow line is whether bytes still come. Server errors, throttling, time-outs, stalls,
 //! cut bodies and wrong bytes are tried again with growing, jittered pauses; "not found" and "not allowed" are not.
 //!
-//! This file and `fetch` are the only ones with `async` in them; their tasks run on one small runtime of this process.
+//! `async` is in this folder, `dataset::fetch` and `dataset::rows` alone; their tasks run on one small runtime of this
+//! process.
 //! What the bytes mean, and whether they are right, is the caller's business: it hands in a check.
 
 pub(crate) mod aws_profile;
 pub(crate) mod buffers;
-pub(crate) mod fetch;
+pub(crate) mod request;
+pub(crate) mod upload;
 
 use std::{
     error::Error as StdError,
@@ -141,16 +143,7 @@ impl Remote {
         Ok(Self { store, parsed, prefix, url, network, permits, buffers: Buffers::default() })
     }
 
-    /// A client for writing the object `name`, and its key. It has the library's own retries, since a write is not
-    /// checked by us, and a limit on each request.
-    pub(crate) fn uploads(&self, name: &str) -> object_store::Result<(Arc<dyn ObjectStore>, Key)> {
-        let (scheme, url) = &*self.parsed;
-        let options = options(url, &self.network).with_timeout(UPLOAD_TIMEOUT);
-        let store = open_store(scheme, url, options, RetryConfig::default())?;
-        Ok((store.expect("a remote place has a store"), self.key(name)))
-    }
-
-    /// A failure of such a client as an error of ours.
+    /// A failure of a client as an error of ours.
     pub(crate) fn failed(&self, name: &str, error: &object_store::Error) -> Error {
         match self.classify(name, None, error) {
             Failure::Lasting(error) | Failure::Passing(Reason::Check(error)) => error,
@@ -342,6 +335,11 @@ pub(crate) fn runtime() -> &'static Runtime {
     &RUNTIME
 }
 
+/// Runs what waits for a disk where waiting is allowed.
+pub(crate) async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    runtime().spawn_blocking(work).await.expect("nobody cancels it, and it does not panic")
+}
+
 fn install_tls() {
     static INSTALLED: Once = Once::new();
     // An error means that the program around this library has chosen another provider, which is as good.
@@ -353,8 +351,6 @@ const NO_RETRY: RetryConfig = RetryConfig {
     retry_timeout: Duration::ZERO,
     backoff: BackoffConfig { init_backoff: Duration::ZERO, max_backoff: Duration::ZERO, base: 2.0 },
 };
-/// A part of 16 MiB at half a megabit a second.
-const UPLOAD_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// No limit on a whole body: a large one on a slow line is fine as long as bytes come.
 fn options(url: &Url, network: &Network) -> ClientOptions {
