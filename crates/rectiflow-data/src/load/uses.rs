@@ -17,7 +17,7 @@ use std::sync::{
 };
 
 use crate::{
-    cache::Claim,
+    cache::{Claim, evict::NextUse},
     dataset::Dataset,
     format::manifest::{BLOCK_ROWS, Object, Split},
     order::{Order, lanes::beginnings, stream::Mode, window::Windows},
@@ -90,20 +90,20 @@ impl Uses {
     pub(crate) fn advance(&self, step: u64) {
         self.now.store(step, Ordering::Relaxed);
     }
+}
 
-    /// Whether it knows the data set of a cache's folder.
-    pub(crate) fn knows(&self, folder: &str) -> bool {
+impl NextUse for Uses {
+    fn knows(&self, folder: &str) -> bool {
         self.data.iter().any(|data| data.has(folder))
     }
 
-    /// Whether a mark of a plan is its own.
-    pub(crate) fn claims(&self, mark: &str) -> bool {
+    fn claims(&self, mark: &str) -> bool {
         self.data.iter().filter_map(|data| data.claim.as_ref()).any(|claim| claim.mark == mark)
     }
 
-    /// The first step after `step` in which a block is needed, of those whose windows have not been asked for; none if it
-    /// is not in this epoch nor the next. In `window` mode always 0 instead of a later step.
-    pub(crate) fn next(&self, folder: &str, object: usize, block: u32, step: u64) -> Option<u64> {
+    /// Of the steps whose windows have not been asked for, in this epoch and the next. In `window` mode always 0 instead
+    /// of a later step.
+    fn next(&self, folder: &str, object: usize, block: u32, step: u64) -> Option<u64> {
         let after = step.max(self.now.load(Ordering::Relaxed).saturating_sub(1));
         let data = self.data.iter().filter(|data| data.has(folder));
         let blocks = data.filter_map(|data| Some(data.first_block.get(object)? + block));
