@@ -14,8 +14,8 @@ use rectiflow_data::{
     amplification::amplification,
     batch::Source,
     bucket::Bucket,
+    contact_sheet::ContactSheet,
     dataset::{BucketShape, Dataset},
-    grid::Grid,
     loader::Loader,
     order::{Amount, Mode, RankOf},
     picture::Picture,
@@ -254,5 +254,5 @@ fn draw_sheet(dataset: &Dataset, vae: &Path) -> anyhow::Result<Picture> {
     }
     let labels: Vec<String> =
         shapes.iter().map(|s| format!("{}x{} {} rows", s.width_px, s.height_px, s.num_rows)).collect();
-    Ok(Grid { row_labels: &labels, column_labels: &[], columns: columns as usize, pictures: &drawn }.draw())
+    Ok(ContactSheet { row_labels: &labels, column_labels: &[], columns: columns as usize, pictures: &drawn }.draw())
 }

@@ -34,9 +34,9 @@ use rectiflow_data::{
     Result,
     amplification::amplification,
     batch::MicroBatch,
-    fixed::test_batches,
     loader::Loader,
     order::{Mode, OrderSettings, RankOf},
+    test_batches::test_batches,
 };
 use serde_json::json;
 

@@ -20,9 +20,9 @@ pub mod rng;
 mod text;
 
 pub use format::{bucket, manifest, record, shard};
-pub use load::{batch, fixed, loader, measure};
+pub use load::{batch, loader, test_batches, throughput};
 pub use order::{amplification, epoch, pass, window};
-pub use picture::{grid, image};
+pub use picture::{contact_sheet, decode};
 pub use prep::publish;
 pub use text::{caption, prompt, token};
 

@@ -17,11 +17,11 @@ use packed::{BUCKETS, SEED, latents, pack, record, source};
 use rectiflow_data::{
     Dataset, Error,
     batch::{MicroBatch, Source, Step},
-    fixed::test_batches,
     loader::Loader,
     order::{Amount, Mode, OrderSettings, RankOf},
     prompt::{self, PromptSettings},
     rng::{Purpose, Rng},
+    test_batches::test_batches,
     token::{BOS, CHUNK_LEN, EOS, Tokenizer},
 };
 

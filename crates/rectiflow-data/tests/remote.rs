@@ -24,11 +24,11 @@ use rectiflow_data::{
     Dataset, Error, Network, Split,
     amplification::amplification,
     batch::Source,
-    fixed::test_batches,
     loader::Loader,
     order::{Mode, OrderSettings, RankOf},
     prompt::PromptSettings,
     publish::publish,
+    test_batches::test_batches,
 };
 
 fn healthy(_: &Request) -> Option<Fault> {

@@ -14,7 +14,7 @@ use std::{
 
 use crate::{
     cache::folder::{
-        Block, LATENTS, OPEN, PLAN_PREFIX, TEXT, is_identity, is_left_over, names, parse_block, try_alone,
+        BlockId, LATENTS, OPEN, PLAN_PREFIX, TEXT, is_identity, is_left_over, names, parse_block, try_alone,
     },
     durable::TEMPORARY_PREFIX,
 };
@@ -50,7 +50,7 @@ impl Plans {
     }
 
     /// The step in which a block is needed next after `step`, as a rank among those that may go.
-    pub(crate) fn due(&self, block: &Block, step: u64) -> u64 {
+    pub(crate) fn due(&self, block: &BlockId, step: u64) -> u64 {
         due(&self.living(), block, step)
     }
 
@@ -61,7 +61,7 @@ impl Plans {
     }
 }
 
-fn due(plans: &[Arc<dyn NextUse>], block: &Block, step: u64) -> u64 {
+fn due(plans: &[Arc<dyn NextUse>], block: &BlockId, step: u64) -> u64 {
     let next = plans.iter().filter_map(|plan| plan.next(&block.folder, block.object, block.number, step));
     next.min().unwrap_or(LATE)
 }
@@ -82,7 +82,7 @@ struct Candidate {
     due: u64,
     path: PathBuf,
     len: u64,
-    block: Block,
+    block: BlockId,
     /// Whether it may go where the plan does not need it.
     is_free: bool,
 }
@@ -178,7 +178,7 @@ impl Look {
             self.num_files += 1;
             self.num_bytes += len;
             let Some((object, number)) = parse_block(&name).filter(|_| is_dead || is_mine) else { continue };
-            let block = Block { folder: dataset.clone(), object, number };
+            let block = BlockId { folder: dataset.clone(), object, number };
             let due = if is_dead { NEVER } else { due(plans, &block, 0) };
             if due != LATE || is_free {
                 self.candidates.push(Candidate { due, path, len, block, is_free });

@@ -28,7 +28,7 @@ pub(crate) const IDENTITY_DIGITS: usize = 32;
 
 /// A block of a data set.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Block {
+pub(crate) struct BlockId {
     /// Name of the data set's folder.
     pub(crate) folder: Arc<str>,
     pub(crate) object: usize,
@@ -93,8 +93,8 @@ pub(crate) fn names(folder: &Path) -> io::Result<Vec<(PathBuf, String)>> {
 pub(crate) fn sweep(root: &Path) -> io::Result<u64> {
     let mut used = 0;
     for (dataset, _) in names(root)?.into_iter().filter(|(_, name)| is_identity(name)) {
-        for part in [LATENTS, TEXT] {
-            for (path, name) in names(&dataset.join(part))? {
+        for folder in [LATENTS, TEXT] {
+            for (path, name) in names(&dataset.join(folder))? {
                 if name.starts_with(TEMPORARY_PREFIX) {
                     fs::remove_file(&path)?;
                 } else {

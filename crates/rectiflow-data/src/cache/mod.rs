@@ -32,11 +32,11 @@ use crate::{
     cache::{
         evict::{NextUse, Plans, Room},
         folder::{
-            Block, IDENTITY_DIGITS, LATENTS, MARK, OPEN, PLAN_PREFIX, TEXT, USAGE, lock_shared, open_lockable, sweep,
+            BlockId, IDENTITY_DIGITS, LATENTS, MARK, OPEN, PLAN_PREFIX, TEXT, USAGE, lock_shared, open_lockable, sweep,
         },
     },
     error::{Error, Result},
-    remote::request::{Part, Request},
+    remote::request::{ObjectFile, Request},
 };
 
 /// Hex digits of a plan's hash in its mark's name.
@@ -203,17 +203,17 @@ impl DatasetCache {
     }
 
     /// The block at `index` of a request.
-    pub(crate) fn block(&self, request: &Request, index: usize) -> Block {
-        Block { folder: self.name.clone(), object: request.object, number: request.first + index as u32 }
+    pub(crate) fn block(&self, request: &Request, index: usize) -> BlockId {
+        BlockId { folder: self.name.clone(), object: request.object, number: request.first + index as u32 }
     }
 
     /// The file of that block.
     pub(crate) fn path(&self, request: &Request, index: usize) -> PathBuf {
-        let part = match request.part {
-            Part::Latents => LATENTS,
-            Part::Text => TEXT,
+        let folder = match request.file {
+            ObjectFile::Latents => LATENTS,
+            ObjectFile::Text => TEXT,
         };
-        self.folder.join(part).join(format!("{}-{}", request.object, request.first + index as u32))
+        self.folder.join(folder).join(format!("{}-{}", request.object, request.first + index as u32))
     }
 
     /// That block, if it is here and right.
@@ -257,7 +257,7 @@ pub(crate) mod tests {
     pub(crate) fn request(first: u32, blocks: &[Bytes]) -> Request {
         let checks = blocks.iter().map(|bytes| (bytes.len() as u64, xxh3_64(bytes))).collect();
         let (name, path) = ("latents/a.safetensors".to_owned(), "s3://b/latents/a.safetensors".into());
-        Request { part: Part::Latents, object: 7, first, name, path, start: 512, step: 0, blocks: checks }
+        Request { file: ObjectFile::Latents, object: 7, first, name, path, start: 512, step: 0, blocks: checks }
     }
 
     pub(crate) fn blocks(count: usize) -> Vec<Bytes> {

@@ -6,8 +6,8 @@
 //! always read and checked whole, and kept in memory up to a limit, which makes a small remote data set as good as a
 //! local one. What is not here: the order in which rows are wanted (`order`), and reading ahead (`feed`).
 
+pub(crate) mod block_memory;
 pub(crate) mod fetch;
-pub(crate) mod held;
 pub(crate) mod rows;
 
 use std::{
@@ -27,7 +27,7 @@ use half::f16;
 
 use crate::{
     cache::{DatasetCache, DiskCache},
-    dataset::{fetch::Ticket, held::Held},
+    dataset::{block_memory::BlockMemory, fetch::Ticket},
     error::{Error, Result},
     format::{
         manifest::{
@@ -38,8 +38,8 @@ use crate::{
         text_shard::decode_block,
     },
     remote::{
-        Network, Place, Remote,
-        request::{Part, Request, coalesce},
+        Location, Network, Remote,
+        request::{ObjectFile, Request, coalesce},
         runtime,
     },
 };
@@ -72,7 +72,7 @@ pub struct Dataset {
     /// Where the bytes come from if not from the folder.
     remote: Option<Remote>,
     /// Blocks of a remote data set, in memory.
-    held: Held,
+    memory: BlockMemory,
     /// And on a disk.
     cache: Option<DatasetCache>,
     manifest: Manifest,
@@ -120,9 +120,9 @@ impl Dataset {
     /// # Errors
     /// As [`Dataset::open`].
     pub fn open_with(root: impl AsRef<Path>, network: &Network) -> Result<Self> {
-        let (root, remote) = match Place::parse(root.as_ref(), network)? {
-            Place::Folder(folder) => (folder, None),
-            Place::Remote(remote) => {
+        let (root, remote) = match Location::parse(root.as_ref(), network)? {
+            Location::Folder(folder) => (folder, None),
+            Location::Remote(remote) => {
                 (PathBuf::from(root.as_ref().to_string_lossy().trim_end_matches('/')), Some(remote))
             }
         };
@@ -147,8 +147,8 @@ impl Dataset {
         rows.retain(|_, spans| !spans.is_empty());
         let words = |object: &Object| (0..object.num_blocks().div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
         let verified = manifest.objects.iter().map(words).collect();
-        let (identity, files, held) = (manifest.identity(), Mutex::default(), Held::new(MEMORY_BYTES));
-        Ok(Self { root, remote, held, cache: None, manifest, identity, blocks, rows, verified, files })
+        let (identity, files, memory) = (manifest.identity(), Mutex::default(), BlockMemory::new(MEMORY_BYTES));
+        Ok(Self { root, remote, memory, cache: None, manifest, identity, blocks, rows, verified, files })
     }
 
     /// The folder or URL that it was opened at.
@@ -293,8 +293,8 @@ impl Dataset {
     ///
     /// # Errors
     /// [`Error::Malformed`] if the block table points outside the object's text.
-    pub(crate) fn start(&self, part: Part, object: usize, blocks: Range<u32>) -> Result<Ticket> {
-        Ok(self.start_request(self.request(part, object, blocks)?))
+    pub(crate) fn start(&self, file: ObjectFile, object: usize, blocks: Range<u32>) -> Result<Ticket> {
+        Ok(self.start_request(self.request(file, object, blocks)?))
     }
 
     /// Starts reading the blocks of a request.
@@ -336,27 +336,27 @@ impl Dataset {
     }
 
     /// The request for consecutive blocks of one of an object's files.
-    pub(crate) fn request(&self, part: Part, object: usize, blocks: Range<u32>) -> Result<Request> {
+    pub(crate) fn request(&self, file: ObjectFile, object: usize, blocks: Range<u32>) -> Result<Request> {
         let entry = &self.manifest.objects[object];
         let table = |block| self.blocks.block(object, block);
-        let (name, start) = match part {
-            Part::Latents => {
+        let (name, start) = match file {
+            ObjectFile::Latents => {
                 let row_bytes = self.manifest.row_bytes(entry.bucket);
                 (&entry.latents, LATENTS_OFFSET + u64::from(blocks.start * BLOCK_ROWS) * row_bytes)
             }
-            Part::Text => (&entry.text, table(blocks.start).text_offset),
+            ObjectFile::Text => (&entry.text, table(blocks.start).text_offset),
         };
         let path = self.root.join(name);
         let (first, mut checks, mut end) = (blocks.start, Vec::with_capacity(blocks.len()), start);
         for block in blocks {
             let table = table(block);
             let row_bytes = self.manifest.row_bytes(entry.bucket);
-            let (len, xxh3) = match part {
-                Part::Latents => (u64::from(self.block_rows(object, block)) * row_bytes, table.latents_xxh3),
-                Part::Text => (table.text_bytes(), table.text_xxh3),
+            let (len, xxh3) = match file {
+                ObjectFile::Latents => (u64::from(self.block_rows(object, block)) * row_bytes, table.latents_xxh3),
+                ObjectFile::Text => (table.text_bytes(), table.text_xxh3),
             };
-            let next = end.checked_add(len).filter(|&next| part == Part::Latents || next <= entry.text_bytes);
-            let Some(next) = next.filter(|_| part == Part::Latents || table.text_offset == end) else {
+            let next = end.checked_add(len).filter(|&next| file == ObjectFile::Latents || next <= entry.text_bytes);
+            let Some(next) = next.filter(|_| file == ObjectFile::Latents || table.text_offset == end) else {
                 let (at, all) = (table.text_offset, entry.text_bytes);
                 let reason = format!("a block of {len} bytes at {at} is not in its place, or beyond its {all} bytes");
                 return Err(Error::Malformed { path, kind: "text file", reason });
@@ -364,7 +364,7 @@ impl Dataset {
             end = next;
             checks.push((len, xxh3));
         }
-        Ok(Request { part, object, first, name: name.clone(), path, start, step: 0, blocks: checks })
+        Ok(Request { file, object, first, name: name.clone(), path, start, step: 0, blocks: checks })
     }
 
     /// The records of the blocks of one text request, deleted rows included.
@@ -413,18 +413,18 @@ impl Dataset {
         blocks.dedup();
         let mut found = HashMap::new();
         while found.len() < blocks.len() {
-            let claim = self.held.claim(&blocks, &mut found);
+            let claim = self.memory.claim(&blocks, &mut found);
             let mut missing = BTreeMap::<usize, Vec<u32>>::new();
             claim.keys.iter().for_each(|&(object, block)| missing.entry(object).or_default().push(block));
             let mut tickets = Vec::new();
             for (object, blocks) in missing {
                 for run in coalesce(blocks, BLOCKS_A_REQUEST) {
-                    tickets.push((object, run.start, self.start(Part::Latents, object, run)?));
+                    tickets.push((object, run.start, self.start(ObjectFile::Latents, object, run)?));
                 }
             }
             for (object, first, mut ticket) in tickets {
                 for (block, bytes) in (first..).zip(ticket.wait()?) {
-                    self.held.insert((object, block), bytes.clone());
+                    self.memory.insert((object, block), bytes.clone());
                     found.insert((object, block), bytes);
                 }
             }
@@ -444,7 +444,7 @@ impl Dataset {
             let found = std::fs::metadata(&path).map_err(Error::io(&path))?.len();
             check_len(&path, found, entry.text_bytes)?;
         }
-        let blocks = self.start(Part::Text, object, 0..entry.num_blocks())?.wait()?;
+        let blocks = self.start(ObjectFile::Text, object, 0..entry.num_blocks())?.wait()?;
         self.decode_text(object, 0, &blocks)
     }
 
@@ -459,7 +459,7 @@ impl Dataset {
             Some(remote) => self.check_remote(remote, object)?,
         }
         for run in coalesce(0..entry.num_blocks(), BLOCKS_A_REQUEST) {
-            self.start(Part::Latents, object, run)?.wait()?;
+            self.start(ObjectFile::Latents, object, run)?.wait()?;
         }
         self.object_records(object).map(drop)
     }
@@ -483,7 +483,7 @@ impl Dataset {
         }
         let Some(cache) = &self.cache else { return Ok(false) };
         let block = row / BLOCK_ROWS;
-        let request = self.request(Part::Latents, object, block..block + 1)?;
+        let request = self.request(ObjectFile::Latents, object, block..block + 1)?;
         let (word, bit) = (&self.verified[object][block as usize / 64], 1u64 << (block % 64));
         if word.load(Ordering::Relaxed) & bit == 0 {
             let Some(bytes) = cache.get(&request, 0) else { return Ok(false) };
@@ -501,7 +501,7 @@ impl Dataset {
         let (block, row_bytes) = (row / BLOCK_ROWS, out.len() * 2);
         let (word, bit) = (&self.verified[object][block as usize / 64], 1u64 << (block % 64));
         if word.load(Ordering::Relaxed) & bit == 0 {
-            let bytes = fetch::read_from(&file, &self.request(Part::Latents, object, block..block + 1)?)?;
+            let bytes = fetch::read_from(&file, &self.request(ObjectFile::Latents, object, block..block + 1)?)?;
             word.fetch_or(bit, Ordering::Relaxed);
             return self.copy_row(object, row, &bytes[0], out);
         }

@@ -3,7 +3,7 @@
 //! Buckets follow NovelAI's rule: every multiple of the step is tried as a width, with the tallest height that stays
 //! within the target area and the side limits; then the same with the sides swapped; then the square of that area. An
 //! image goes to the bucket whose ratio of width to height is nearest to its own, is resized until it just covers the
-//! bucket, and the rest is cropped at a random place. What is not here: pixels (`image`).
+//! bucket, and the rest is cropped at a random place. What is not here: pixels (`picture::decode`).
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -23,7 +23,7 @@ use crate::{
     dataset::{
         Dataset,
         fetch::Ticket,
-        rows::{Row, start_latents, start_records},
+        rows::{ObjectRow, start_latents, start_records},
     },
     error::{Error, Result},
     format::{
@@ -32,7 +32,7 @@ use crate::{
     },
     load::{
         batch::{Batcher, Members, MicroBatch, Source, Step},
-        uses::Uses,
+        next_use::NextUses,
     },
     order::{
         Order,
@@ -40,9 +40,9 @@ use crate::{
         lanes::open_windows,
         pass::RUN_BLOCKS,
         stream::{Mode, Slot, Stream},
-        window::{Place, Windows},
+        window::{RowRef, Windows},
     },
-    remote::request::{Part, Request, coalesce},
+    remote::request::{ObjectFile, Request, coalesce},
 };
 
 /// Steps that the scout is ahead at most: beyond, it would fetch small data sets epochs before they are needed.
@@ -57,7 +57,7 @@ fn key(slot: &Slot) -> WindowKey {
 
 /// What the steps of one rank are read from.
 #[derive(Debug)]
-pub(crate) struct Plan {
+pub(crate) struct LoaderSetup {
     pub(crate) order: Arc<Order>,
     pub(crate) batcher: Batcher,
     /// The slots of this rank.
@@ -65,13 +65,25 @@ pub(crate) struct Plan {
     /// Bytes that `window` and `owned` mode may hold.
     pub(crate) read_ahead_bytes: u64,
     /// What this machine needs when, if there is a cache that asks.
-    pub(crate) uses: Option<Arc<Uses>>,
+    pub(crate) uses: Option<Arc<NextUses>>,
+}
+
+impl LoaderSetup {
+    pub(crate) fn count(&self, stream: &Stream, row_refs: &[RowRef]) -> Result<Vec<u8>> {
+        self.batcher.count(stream.data, stream.bucket, row_refs)
+    }
+
+    pub(crate) fn members(&self, slot: &Slot, row_refs: Vec<RowRef>) -> Members {
+        let stream = self.order.streams()[slot.stream as usize];
+        let (data, bucket) = (stream.data, stream.bucket);
+        Members { slot: slot.slot, first_sample: slot.first_sample, data, bucket, row_refs }
+    }
 }
 
 /// Reads the steps of one rank.
 #[derive(Debug)]
 pub(crate) struct Feed<'a> {
-    plan: &'a Plan,
+    setup: &'a LoaderSetup,
     /// Set when nobody wants the steps any more.
     stop: &'a AtomicBool,
     steps: Steps,
@@ -108,7 +120,7 @@ enum Arriving<T> {
 #[derive(Debug)]
 enum Wanted {
     Blocks(Vec<Request>),
-    Rows(Vec<Row>),
+    Rows(Vec<ObjectRow>),
 }
 
 /// A window of which requests have started.
@@ -132,7 +144,7 @@ enum Content {
         latents: Vec<Blocks>,
     },
     Rows {
-        text: Vec<Arriving<Vec<(Row, Record)>>>,
+        text: Vec<Arriving<Vec<(ObjectRow, Record)>>>,
         /// Of each micro-batch that is still to be delivered, once the window is arranged.
         latents: VecDeque<Arriving<Vec<f16>>>,
     },
@@ -141,16 +153,16 @@ enum Content {
 #[derive(Debug)]
 struct Arranged {
     /// In the order of the window's micro-batches.
-    places: Vec<Place>,
+    row_refs: Vec<RowRef>,
     records: HashMap<u32, Record>,
 }
 
 impl<'a> Feed<'a> {
     /// The steps from `from` on.
-    pub(crate) fn new(plan: &'a Plan, from: u64, stop: &'a AtomicBool) -> Self {
-        let order = &plan.order;
+    pub(crate) fn new(setup: &'a LoaderSetup, from: u64, stop: &'a AtomicBool) -> Self {
+        let order = &setup.order;
         Self {
-            plan,
+            setup,
             stop,
             steps: Steps::new(order.clone()),
             scout: Steps::new(order.clone()),
@@ -171,18 +183,18 @@ impl<'a> Feed<'a> {
     pub(crate) fn step(&mut self, step: u64) -> Result<Step> {
         let whole = self.steps.plan(step);
         self.admit_needed(step)?;
-        let slots: Vec<Slot> = self.plan.slots.iter().map(|&slot| whole.slots[slot as usize]).collect();
+        let slots: Vec<Slot> = self.setup.slots.iter().map(|&slot| whole.slots[slot as usize]).collect();
         let mut ready = Vec::with_capacity(slots.len());
         for slot in &slots {
             self.arrange(slot)?;
             let members = self.members(slot);
             let window = self.admitted.get_mut(&key(slot)).expect("what a step needs is admitted");
-            let rows = window.arrive(self.plan.batcher.source(members.data), &members, self.stop)?;
+            let rows = window.arrive(self.setup.batcher.source(members.data), &members, self.stop)?;
             ready.push((slot, members, rows));
         }
         let assemble = |(slot, members, rows): (&Slot, Members, _)| self.assemble(slot, &members, rows);
         let micro_batches = ready.into_par_iter().map(assemble).collect::<Result<_>>()?;
-        slots.iter().for_each(|slot| self.give_back(slot));
+        slots.iter().for_each(|slot| self.release(slot));
         // Not before: what is read ahead must not slow down what is waited for, above all the first step.
         self.look_ahead(step);
         self.arrange_next();
@@ -207,7 +219,7 @@ impl<'a> Feed<'a> {
             while self.waiting.is_empty() && self.scout_step <= step + STEPS_AHEAD {
                 self.scout();
             }
-            let room = self.plan.read_ahead_bytes.saturating_sub(self.held_bytes);
+            let room = self.setup.read_ahead_bytes.saturating_sub(self.held_bytes);
             if self.waiting.is_empty() || !self.admit_next(room).unwrap_or(false) {
                 return;
             }
@@ -233,7 +245,7 @@ impl<'a> Feed<'a> {
     /// Looks at one step more.
     fn scout(&mut self) {
         let plan = self.scout.plan(self.scout_step);
-        for slot in self.plan.slots.iter().map(|&slot| plan.slots[slot as usize]) {
+        for slot in self.setup.slots.iter().map(|&slot| plan.slots[slot as usize]) {
             let is_known = self.admitted.contains_key(&key(&slot))
                 || self.waiting.iter().any(|(_, waiting)| key(waiting) == key(&slot));
             if !is_known {
@@ -245,11 +257,11 @@ impl<'a> Feed<'a> {
 
     /// What a window needs from its data set, and how many bytes that is.
     fn wanted(&mut self, slot: &Slot, step: u64) -> Result<(Wanted, u64)> {
-        let stream = self.plan.order.streams()[slot.stream as usize];
-        let dataset = &self.plan.batcher.source(stream.data).dataset;
-        let located = self.windows.places(slot).into_iter();
-        let located = located.map(|place| dataset.locate(Split::Train, stream.bucket, place.row.into()));
-        let rows: Vec<Row> = located.collect::<Result<_>>()?;
+        let stream = self.setup.order.streams()[slot.stream as usize];
+        let dataset = &self.setup.batcher.source(stream.data).dataset;
+        let located = self.windows.row_refs(slot).into_iter();
+        let located = located.map(|row_ref| dataset.locate(Split::Train, stream.bucket, row_ref.row.into()));
+        let rows: Vec<ObjectRow> = located.collect::<Result<_>>()?;
         if stream.mode == Mode::Owned && stream.owned_pass(slot.window_first) > 0 {
             let num_bytes = rows.iter().map(|&(object, row)| dataset.share_of_block(object, row / BLOCK_ROWS)).sum();
             return Ok((Wanted::Rows(rows), num_bytes));
@@ -259,10 +271,10 @@ impl<'a> Feed<'a> {
             blocks.entry(object).or_default().insert(row / BLOCK_ROWS);
         }
         let (mut wanted, mut num_bytes) = (Vec::new(), 0);
-        for part in [Part::Text, Part::Latents] {
+        for file in [ObjectFile::Text, ObjectFile::Latents] {
             for (&object, blocks) in &blocks {
                 for run in coalesce(blocks.iter().copied(), RUN_BLOCKS) {
-                    let request = Request { step, ..dataset.request(part, object, run)? };
+                    let request = Request { step, ..dataset.request(file, object, run)? };
                     num_bytes += request.range().end - request.range().start;
                     wanted.push(request);
                 }
@@ -272,11 +284,11 @@ impl<'a> Feed<'a> {
     }
 
     fn admit(&mut self, slot: Slot, step: u64, wanted: Wanted, held_bytes: u64) {
-        let stream = self.plan.order.streams()[slot.stream as usize];
-        let dataset = &self.plan.batcher.source(stream.data).dataset;
+        let stream = self.setup.order.streams()[slot.stream as usize];
+        let dataset = &self.setup.batcher.source(stream.data).dataset;
         self.held_bytes += held_bytes;
         // What was admitted before is as good as read, and its next use a later one.
-        self.plan.uses.iter().for_each(|uses| uses.advance(step));
+        self.setup.uses.iter().for_each(|uses| uses.advance(step));
         // The scout met it at the first of its micro-batches that is still to come: after a seek not the first of all.
         let left = slot.window_len - (slot.index - slot.window_first) as u32;
         let content = match wanted {
@@ -285,7 +297,7 @@ impl<'a> Feed<'a> {
                     let (object, first) = (request.object, request.first);
                     Blocks { object, first, bytes: Arriving::UnderWay(dataset.start_request(request)) }
                 };
-                let (text, latents): (Vec<_>, Vec<_>) = requests.into_iter().partition(|r| r.part == Part::Text);
+                let (text, latents): (Vec<_>, Vec<_>) = requests.into_iter().partition(|r| r.file == ObjectFile::Text);
                 // Text first: it is needed before the latents.
                 let text = text.into_iter().map(start).collect();
                 Content::Blocks { text, latents: latents.into_iter().map(start).collect() }
@@ -327,48 +339,49 @@ impl<'a> Feed<'a> {
         if let Some(error) = window.failure.take() {
             return Err(error);
         }
-        let stream = self.plan.order.streams()[slot.stream as usize];
-        let dataset = &self.plan.batcher.source(stream.data).dataset;
-        let places = self.windows.places(slot);
+        let stream = self.setup.order.streams()[slot.stream as usize];
+        let dataset = &self.setup.batcher.source(stream.data).dataset;
+        let row_refs = self.windows.row_refs(slot);
         let mut records = window.read_records(dataset, self.stop)?;
-        let mut by_row = HashMap::with_capacity(places.len());
-        for row in places.iter().map(|place| place.row) {
+        let mut by_row = HashMap::with_capacity(row_refs.len());
+        for row in row_refs.iter().map(|row_ref| row_ref.row) {
             let located = dataset.locate(Split::Train, stream.bucket, row.into())?;
             // A row may be there twice, of two passes.
             by_row.extend(records.remove(&located).map(|record| (row, record)));
         }
-        let count = |_: &_, places: &[Place]| Ok(self.plan.batcher.count_of(stream.data, places, |row| &by_row[&row]));
-        let places = self.windows.arranged(slot, count)?;
-        window.arranged = Some(Arranged { places, records: by_row });
+        let count =
+            |_: &_, row_refs: &[RowRef]| Ok(self.setup.batcher.count_of(stream.data, row_refs, |row| &by_row[&row]));
+        let row_refs = self.windows.arranged(slot, count)?;
+        window.arranged = Some(Arranged { row_refs, records: by_row });
         window.start_rows(dataset, stream.bucket, slot.size as usize)
     }
 
     /// The samples of a slot of an arranged window.
     fn members(&self, slot: &Slot) -> Members {
-        let stream = self.plan.order.streams()[slot.stream as usize];
+        let stream = self.setup.order.streams()[slot.stream as usize];
         let arranged = self.admitted[&key(slot)].arranged.as_ref().expect("the slot's window is arranged");
         let size = slot.size as usize;
         let within = (slot.index - slot.window_first) as usize * size;
-        let places = arranged.places[within..within + size].to_vec();
+        let row_refs = arranged.row_refs[within..within + size].to_vec();
         let (data, bucket) = (stream.data, stream.bucket);
-        Members { slot: slot.slot, first_sample: slot.first_sample, data, bucket, places }
+        Members { slot: slot.slot, first_sample: slot.first_sample, data, bucket, row_refs }
     }
 
     /// A micro-batch, from its rows if they have been read apart.
     fn assemble(&self, slot: &Slot, members: &Members, rows: Option<Vec<f16>>) -> Result<MicroBatch> {
         let window = &self.admitted[&key(slot)];
-        let dataset = &self.plan.batcher.source(members.data).dataset;
+        let dataset = &self.setup.batcher.source(members.data).dataset;
         let latents = match (rows, &window.content) {
             (Some(rows), _) => rows,
             (None, Content::Blocks { latents, .. }) => copy_rows(dataset, latents, members)?,
             (None, Content::Rows { .. }) => unreachable!("its rows have arrived"),
         };
         let records = &window.arranged.as_ref().expect("the slot's window is arranged").records;
-        let records: Vec<&Record> = members.places.iter().map(|place| &records[&place.row]).collect();
-        Ok(self.plan.batcher.finish(members, &records, latents))
+        let records: Vec<&Record> = members.row_refs.iter().map(|row_ref| &records[&row_ref.row]).collect();
+        Ok(self.setup.batcher.finish(members, &records, latents))
     }
 
-    fn give_back(&mut self, slot: &Slot) {
+    fn release(&mut self, slot: &Slot) {
         let window = self.admitted.get_mut(&key(slot)).expect("a delivered micro-batch has a window");
         window.left -= 1;
         if window.left == 0 {
@@ -383,8 +396,8 @@ impl Window {
     fn arrive(&mut self, source: &Source, members: &Members, stop: &AtomicBool) -> Result<Option<Vec<f16>>> {
         match &mut self.content {
             Content::Blocks { latents, .. } => {
-                for place in &members.places {
-                    let (object, row) = source.dataset.locate(Split::Train, members.bucket, place.row.into())?;
+                for row_ref in &members.row_refs {
+                    let (object, row) = source.dataset.locate(Split::Train, members.bucket, row_ref.row.into())?;
                     let at = position(latents, object, row / BLOCK_ROWS);
                     latents[at].bytes.arrive(stop)?;
                 }
@@ -405,7 +418,7 @@ impl Window {
     }
 
     /// Waits for text and decodes it: records by object and row. The bytes are dropped.
-    fn read_records(&mut self, dataset: &Dataset, stop: &AtomicBool) -> Result<HashMap<Row, Record>> {
+    fn read_records(&mut self, dataset: &Dataset, stop: &AtomicBool) -> Result<HashMap<ObjectRow, Record>> {
         match &mut self.content {
             Content::Blocks { text, .. } => decode_records(dataset, text, stop),
             Content::Rows { text, .. } => {
@@ -421,10 +434,10 @@ impl Window {
     /// Starts reading the latents of an arranged window that is read by rows, in micro-batches of `size`.
     fn start_rows(&mut self, dataset: &Arc<Dataset>, bucket: u32, size: usize) -> Result<()> {
         let Content::Rows { latents, .. } = &mut self.content else { return Ok(()) };
-        let places = &self.arranged.as_ref().expect("it is arranged").places;
+        let row_refs = &self.arranged.as_ref().expect("it is arranged").row_refs;
         let row_len = dataset.latent_shape(bucket).iter().product();
-        for places in places[places.len() - self.left as usize * size..].chunks_exact(size) {
-            let located = places.iter().map(|place| dataset.locate(Split::Train, bucket, place.row.into()));
+        for row_refs in row_refs[row_refs.len() - self.left as usize * size..].chunks_exact(size) {
+            let located = row_refs.iter().map(|row_ref| dataset.locate(Split::Train, bucket, row_ref.row.into()));
             let rows = located.collect::<Result<_>>()?;
             latents.push_back(Arriving::UnderWay(start_latents(dataset.clone(), rows, row_len, self.step)));
         }
@@ -435,9 +448,9 @@ impl Window {
 /// The latents of a micro-batch, out of blocks that have arrived.
 fn copy_rows(dataset: &Dataset, latents: &[Blocks], members: &Members) -> Result<Vec<f16>> {
     let row_len = dataset.latent_shape(members.bucket).iter().product::<usize>();
-    let mut out = Vec::with_capacity(members.places.len() * row_len);
-    for place in &members.places {
-        let (object, row) = dataset.locate(Split::Train, members.bucket, place.row.into())?;
+    let mut out = Vec::with_capacity(members.row_refs.len() * row_len);
+    for row_ref in &members.row_refs {
+        let (object, row) = dataset.locate(Split::Train, members.bucket, row_ref.row.into())?;
         let blocks = &latents[position(latents, object, row / BLOCK_ROWS)];
         let Arriving::Here(bytes) = &blocks.bytes else { unreachable!("`arrive` has waited for it") };
         dataset.append_row(object, row, &bytes[(row / BLOCK_ROWS - blocks.first) as usize], &mut out)?;
@@ -477,7 +490,7 @@ impl<T: Send + 'static> Arriving<T> {
 }
 
 /// Waits for blocks of text and decodes them. The bytes are dropped.
-fn decode_records(dataset: &Dataset, text: &mut Vec<Blocks>, stop: &AtomicBool) -> Result<HashMap<Row, Record>> {
+fn decode_records(dataset: &Dataset, text: &mut Vec<Blocks>, stop: &AtomicBool) -> Result<HashMap<ObjectRow, Record>> {
     text.iter_mut().try_for_each(|blocks| blocks.bytes.arrive(stop))?;
     let decode = |blocks: &Blocks| match &blocks.bytes {
         Arriving::Here(bytes) => dataset.decode_text(blocks.object, blocks.first, bytes),

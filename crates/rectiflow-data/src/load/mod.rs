@@ -2,7 +2,7 @@
 
 pub mod batch;
 pub(crate) mod feed;
-pub mod fixed;
 pub mod loader;
-pub mod measure;
-pub(crate) mod uses;
+pub(crate) mod next_use;
+pub mod test_batches;
+pub mod throughput;

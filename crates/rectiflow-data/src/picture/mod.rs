@@ -1,12 +1,12 @@
 //! An RGB picture in memory, and as a PNG file that carries text.
 //!
-//! What the sampler makes and what a grid is put together from. The text chunks are how a picture keeps its settings:
+//! What the sampler makes and what a contact sheet is put together from. The text chunks are how a picture keeps its settings:
 //! `parameters` is the name that image viewers and web interfaces of Stable Diffusion look for. Decoding, colour
-//! profiles and everything else that strangers' pictures need is in `image`.
+//! profiles and everything else that strangers' pictures need is in `decode`.
 
 pub(crate) mod colour;
-pub mod grid;
-pub mod image;
+pub mod contact_sheet;
+pub mod decode;
 pub(crate) mod jpeg;
 
 use std::{

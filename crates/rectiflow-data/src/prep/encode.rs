@@ -23,14 +23,14 @@ use crate::{
         record::{Record, SampleId},
         shard::ObjectWriter,
     },
-    picture::image::{decode, fit},
+    picture::decode::{decode, fit},
     prep::{
         events::{PrepEvent, RgbBatch},
-        plan::{Item, PlannedObject},
+        journal::{Journal, JournalRow, Store, latents_name, text_name},
+        objects::{Item, PlannedObject},
         scan::Accepted,
         settings::PrepSettings,
         source::Source,
-        store::{Journal, Row, Store, latents_name, text_name},
     },
     reject::{Fault, Reason},
 };
@@ -261,7 +261,7 @@ impl OpenObject {
                 continue;
             }
             self.journal.notes.extend(note.map(|note| (record.id, note)));
-            self.journal.rows.push(Row::of(&record));
+            self.journal.rows.push(JournalRow::of(&record));
             self.writer(encoding.store, shape)?.push(row, record)?;
         }
         Ok(())

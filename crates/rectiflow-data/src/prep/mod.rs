@@ -1,8 +1,8 @@
 //! Preparation: a folder of captioned images to a packed data set. Restartable; only changes are encoded.
 //!
 //! ```text
-//! list (source) -> hash, header, text (scan) -> what is new, gone, rewritten (here) -> order, objects (plan)
-//!   -> decode, encode, write (encode) -> manifest (store)
+//! list (source) -> hash, header, text (scan) -> what is new, gone, rewritten (here) -> order, objects (objects)
+//!   -> decode, encode, write (encode) -> manifest (journal)
 //! ```
 //!
 //! The encoder is an argument: this crate knows no tensor library. A run that is killed leaves finished objects, which
@@ -11,13 +11,13 @@
 
 pub(crate) mod encode;
 pub(crate) mod events;
-pub(crate) mod plan;
+pub(crate) mod journal;
+pub(crate) mod objects;
 pub mod publish;
 pub(crate) mod scan;
 pub(crate) mod settings;
 pub(crate) mod source;
 pub(crate) mod split;
-pub(crate) mod store;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -38,11 +38,11 @@ use crate::{
     },
     prep::{
         encode::{Encode, Encoding},
-        plan::{Cut, Item, Plan, PlannedObject},
+        journal::{Journal, JournalRow, Store, Stored, text_name, text_revision},
+        objects::{Cut, Item, ObjectPlan, PlannedObject},
         scan::{Accepted, Scan},
         source::Source,
         split::sides,
-        store::{Journal, Row, Store, Stored, text_name, text_revision},
     },
     reject::{self, NOTES_FILE, REJECTED_FILE},
 };
@@ -138,7 +138,7 @@ impl Preparation<'_> {
     }
 
     /// What is to be written: the accepted samples that no object holds, or all of them when repacking.
-    fn plan(&self) -> Plan {
+    fn plan(&self) -> ObjectPlan {
         let held = |stored: &&Stored| !self.settings.repack || stored.in_manifest.is_none();
         let kept: Vec<&Stored> = self.store.objects.iter().filter(held).collect();
         let present: HashMap<SampleId, Split> =
@@ -159,7 +159,7 @@ impl Preparation<'_> {
             let Accepted { id, bucket, .. } = *accepted(index);
             Item { index: *index, id, bucket, split }
         });
-        Plan::new(items.collect(), &self.store.next_numbers(), &self.cut())
+        ObjectPlan::new(items.collect(), &self.store.next_numbers(), &self.cut())
     }
 
     fn cut(&self) -> Cut {
@@ -187,7 +187,7 @@ impl Preparation<'_> {
     }
 
     /// Brings every object's bitmap of deleted rows up to date. Rows of images that came back live again.
-    fn mark_deleted(&mut self, plan: &Plan) -> bool {
+    fn mark_deleted(&mut self, plan: &ObjectPlan) -> bool {
         if self.settings.repack && !plan.objects.is_empty() {
             return false;
         }
@@ -205,7 +205,7 @@ impl Preparation<'_> {
     }
 
     /// Writes the text files anew in which a live row's text changed.
-    fn rewrite_texts(&mut self, plan: &Plan, progress: &mut dyn FnMut(PrepEvent)) -> Result<bool> {
+    fn rewrite_texts(&mut self, plan: &ObjectPlan, progress: &mut dyn FnMut(PrepEvent)) -> Result<bool> {
         if self.settings.repack && !plan.objects.is_empty() {
             return Ok(false);
         }
@@ -239,7 +239,7 @@ impl Preparation<'_> {
             record.captions = text.captions;
             (record.tags, record.important_tags, record.quality) = (text.tags, text.important_tags, text.quality);
             (record.verbatim, record.source) = (text.verbatim, found.path.clone());
-            *row = Row::of(record);
+            *row = JournalRow::of(record);
             self.counts.rewritten += 1;
         }
         journal.text = text_name(&journal.stem, text_revision(&journal.text) + 1);
@@ -256,7 +256,7 @@ impl Preparation<'_> {
     /// Writes the plan's objects, except those that an interrupted run has finished.
     fn write_objects(
         &mut self,
-        plan: &Plan,
+        plan: &ObjectPlan,
         encode: &mut Encode<'_>,
         progress: &mut dyn FnMut(PrepEvent),
     ) -> Result<bool> {

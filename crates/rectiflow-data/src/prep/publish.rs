@@ -11,7 +11,7 @@ use crate::{
     dataset::Dataset,
     error::{Error, Result},
     format::manifest::MANIFEST_FILE,
-    remote::{Network, Place, Remote, request::Part, runtime, upload::send},
+    remote::{Location, Network, Remote, request::ObjectFile, runtime, upload::send},
 };
 
 /// What publishing did.
@@ -32,7 +32,7 @@ pub struct Published {
 /// [`Error::Invalid`] for a place that is no URL or cannot be written, as [`Dataset::open`] for the folder,
 /// [`Error::Remote`] where the store fails.
 pub fn publish(root: &Path, url: &str, progress: &mut dyn FnMut(u64, u64)) -> Result<Published> {
-    let Place::Remote(remote) = Place::parse(Path::new(url), &Network::default())? else {
+    let Location::Remote(remote) = Location::parse(Path::new(url), &Network::default())? else {
         return Err(Error::Invalid { what: url.to_owned(), reason: "expected a URL, found a folder".to_owned() });
     };
     let local = Dataset::open(root)?;
@@ -50,13 +50,13 @@ pub fn publish(root: &Path, url: &str, progress: &mut dyn FnMut(u64, u64)) -> Re
     }
     let mut files = Vec::new();
     for (index, object) in local.manifest().objects.iter().enumerate() {
-        files.push((Part::Latents, index, object.latents.clone(), local.manifest().latents_bytes(object)));
-        files.push((Part::Text, index, object.text.clone(), object.text_bytes));
+        files.push((ObjectFile::Latents, index, object.latents.clone(), local.manifest().latents_bytes(object)));
+        files.push((ObjectFile::Text, index, object.text.clone(), object.text_bytes));
     }
     let total = files.iter().map(|(_, _, _, bytes)| bytes).sum();
     let mut done = 0;
-    for (part, object, name, bytes) in files {
-        if is_there(&local, &remote, part, object, bytes)? {
+    for (file, object, name, bytes) in files {
+        if is_there(&local, &remote, file, object, bytes)? {
             published.num_kept += 1;
         } else {
             send(&remote, root, &name)?;
@@ -75,9 +75,9 @@ pub fn publish(root: &Path, url: &str, progress: &mut dyn FnMut(u64, u64)) -> Re
 }
 
 /// Whether the store has a file with the right length, and the right bytes at its ends.
-fn is_there(local: &Dataset, remote: &Remote, part: Part, object: usize, bytes: u64) -> Result<bool> {
+fn is_there(local: &Dataset, remote: &Remote, file: ObjectFile, object: usize, bytes: u64) -> Result<bool> {
     let last = local.manifest().objects[object].num_blocks() - 1;
-    let (first, last) = (local.request(part, object, 0..1)?, local.request(part, object, last..last + 1)?);
+    let (first, last) = (local.request(file, object, 0..1)?, local.request(file, object, last..last + 1)?);
     match runtime().block_on(remote.len(&first.name)) {
         Ok(found) if found == bytes => {}
         Ok(_) => return Ok(false),

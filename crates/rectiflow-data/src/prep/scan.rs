@@ -25,7 +25,7 @@ use crate::{
         bucket::{Bucket, aspect_error, nearest},
         record::SampleId,
     },
-    picture::image,
+    picture::decode,
     prep::{
         events::PrepEvent,
         settings::PrepSettings,
@@ -275,7 +275,7 @@ fn facts_of(
         Ok(content) => content,
         Err(error) => return (Err(unreadable(error)), false),
     };
-    let header = image::inspect(&content, settings.max_pixels);
+    let header = decode::inspect(&content, settings.max_pixels);
     let (width_px, height_px) = header.as_ref().map_or((0, 0), |header| (header.width_px, header.height_px));
     let (id, fault) = (SampleId::of(&content).0, header.err());
     let path = found.path.clone();

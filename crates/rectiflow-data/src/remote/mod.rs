@@ -81,14 +81,14 @@ impl Default for Network {
 
 /// Where a data set is.
 #[derive(Debug, Clone)]
-pub(crate) enum Place {
+pub(crate) enum Location {
     /// In a folder.
     Folder(PathBuf),
     /// Under a URL.
     Remote(Remote),
 }
 
-impl Place {
+impl Location {
     /// A path, or a URL: whatever has `://` in it is one. `file://` is a folder.
     pub(crate) fn parse(place: &Path, network: &Network) -> Result<Self> {
         let Some(text) = place.to_str().filter(|text| text.contains("://")) else {
@@ -434,18 +434,18 @@ fn status(message: &str) -> Option<u16> {
 mod tests {
     use super::*;
 
-    fn parse(text: &str) -> Result<Place> {
-        Place::parse(Path::new(text), &Network::default())
+    fn parse(text: &str) -> Result<Location> {
+        Location::parse(Path::new(text), &Network::default())
     }
 
     #[test]
     fn urls_and_paths_are_told_apart() {
         for path in ["data/set", "/data/s3:/x", "."] {
-            assert!(matches!(parse(path), Ok(Place::Folder(folder)) if folder == Path::new(path)), "{path}");
+            assert!(matches!(parse(path), Ok(Location::Folder(folder)) if folder == Path::new(path)), "{path}");
         }
-        assert!(matches!(parse("file:///data/set"), Ok(Place::Folder(folder)) if folder == Path::new("/data/set")));
+        assert!(matches!(parse("file:///data/set"), Ok(Location::Folder(folder)) if folder == Path::new("/data/set")));
         for url in ["s3://bucket/some/prefix", "http://127.0.0.1:1/some/prefix/", "https://host/some/prefix"] {
-            let Ok(Place::Remote(remote)) = parse(url) else { panic!("{url}") };
+            let Ok(Location::Remote(remote)) = parse(url) else { panic!("{url}") };
             assert_eq!(remote.key("text/a.parquet").as_ref(), "some/prefix/text/a.parquet");
             assert_eq!(remote.url_of("text/a.parquet"), format!("{}/text/a.parquet", url.trim_end_matches('/')));
         }
@@ -457,7 +457,9 @@ mod tests {
     #[test]
     fn pauses_grow_and_vary_within_bounds() {
         let network = Network { pause: Duration::from_millis(100), ..Network::default() };
-        let Ok(Place::Remote(remote)) = Place::parse(Path::new("http://127.0.0.1:1/x"), &network) else { panic!() };
+        let Ok(Location::Remote(remote)) = Location::parse(Path::new("http://127.0.0.1:1/x"), &network) else {
+            panic!()
+        };
         for (attempt, full) in [(1, 100), (2, 200), (4, 800), (40, 10_000)] {
             let pause = remote.pause(attempt);
             assert!(pause * 2 >= Duration::from_millis(full) && pause <= Duration::from_millis(full), "{pause:?}");

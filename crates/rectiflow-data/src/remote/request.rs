@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 
 /// Which of an object's two files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Part {
+pub(crate) enum ObjectFile {
     /// The safetensors file.
     Latents,
     /// The Parquet file.
@@ -22,7 +22,7 @@ pub(crate) enum Part {
 /// Consecutive blocks of one file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Request {
-    pub(crate) part: Part,
+    pub(crate) file: ObjectFile,
     /// Index of the object in the manifest.
     pub(crate) object: usize,
     /// Number of the first block in it.
@@ -101,9 +101,9 @@ mod tests {
     fn blocks_are_told_apart_and_verified_one_by_one() {
         let bytes = Bytes::from_static(b"first, second");
         let blocks = vec![(5, xxh3_64(b"first")), (8, xxh3_64(b", second"))];
-        let (part, object, first) = (Part::Text, 0, 5);
+        let (file, object, first) = (ObjectFile::Text, 0, 5);
         let request =
-            Request { part, object, first, name: "n".into(), path: "p/n".into(), start: 100, step: 0, blocks };
+            Request { file, object, first, name: "n".into(), path: "p/n".into(), start: 100, step: 0, blocks };
         assert_eq!(request.range(), 100..113);
         assert_eq!(request.verify(bytes.clone()).unwrap(), ["first", ", second"]);
         let second = request.part_of(1..2);

@@ -9,7 +9,7 @@ use std::{
 use rectiflow_data::{
     SampleId,
     bucket::{Bucket, ResizeSpace, aspect_error, place},
-    image::{decode, fit},
+    decode::{decode, fit},
     picture::Picture,
 };
 use rectiflow_sdxl::{discrete, vae::Vae};

@@ -11,7 +11,7 @@ use crate::{
     format::manifest::Split,
     load::{batch::Source, loader::Loader},
     order::{OrderSettings, RankOf, pass::RUN_BLOCKS},
-    remote::request::Part,
+    remote::request::ObjectFile,
 };
 
 /// What reading with the loader took.
@@ -91,7 +91,8 @@ pub fn sequential(dataset: &Dataset, at_least: Duration) -> Result<f64> {
             }
             for first in (0..object.num_blocks()).step_by(RUN_BLOCKS as usize) {
                 let run = first..object.num_blocks().min(first + RUN_BLOCKS);
-                num_bytes += dataset.start(Part::Latents, index, run)?.wait()?.iter().map(Bytes::len).sum::<usize>();
+                num_bytes +=
+                    dataset.start(ObjectFile::Latents, index, run)?.wait()?.iter().map(Bytes::len).sum::<usize>();
                 if began.elapsed() >= at_least {
                     return Ok(num_bytes as f64 / began.elapsed().as_secs_f64());
                 }

@@ -22,7 +22,7 @@ use crate::{
         manifest::{Block, Codec, LATENTS_OFFSET, MANIFEST_FILE, Manifest, Object, Split, commit},
         record::{Record, SampleId},
     },
-    prep::plan::{Series, parse_stem},
+    prep::objects::{Series, parse_stem},
     reject::Fault,
     text::caption::Text,
 };
@@ -32,12 +32,12 @@ const LOCK_FILE: &str = "prep/lock";
 
 /// A row: its sample and the fingerprint of its text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Row {
+pub(crate) struct JournalRow {
     pub(crate) id: SampleId,
     pub(crate) text: u64,
 }
 
-impl Row {
+impl JournalRow {
     pub(crate) fn of(record: &Record) -> Self {
         let text = Text {
             captions: record.captions.clone(),
@@ -62,7 +62,7 @@ pub(crate) struct Journal {
     /// Name of the text file.
     pub(crate) text: String,
     pub(crate) text_bytes: u64,
-    pub(crate) rows: Vec<Row>,
+    pub(crate) rows: Vec<JournalRow>,
     pub(crate) blocks: Vec<Block>,
     /// What was found out about samples while they were encoded.
     pub(crate) faults: Vec<(SampleId, Fault)>,
@@ -221,7 +221,7 @@ impl Store {
             let journal = match read_journal(&journal_path(&self.root, &stem)).filter(fits) {
                 Some(journal) => journal,
                 None => {
-                    let rows = dataset.object_records(index)?.iter().map(Row::of).collect();
+                    let rows = dataset.object_records(index)?.iter().map(JournalRow::of).collect();
                     let (text, text_bytes, plan) = (object.text.clone(), object.text_bytes, String::new());
                     let (faults, notes) = (Vec::new(), Vec::new());
                     Journal { plan, stem, bucket, split, text, text_bytes, rows, blocks, faults, notes }

@@ -28,7 +28,7 @@ const EPOCHS_KEPT: usize = 3;
 
 /// The uses of blocks by some lanes of an order.
 #[derive(Debug)]
-pub(crate) struct Uses {
+pub(crate) struct NextUses {
     order: Arc<Order>,
     lanes: Vec<usize>,
     data: Vec<Data>,
@@ -63,7 +63,7 @@ struct Epoch {
     uses: Vec<(u32, u32)>,
 }
 
-impl Uses {
+impl NextUses {
     /// Of the blocks of `datasets`, the data sets of `order`, by `lanes`.
     pub(crate) fn new(order: &Arc<Order>, datasets: Vec<Arc<Dataset>>, lanes: Vec<usize>) -> Arc<Self> {
         let plan = format!("{} {lanes:?}", order.hash());
@@ -92,7 +92,7 @@ impl Uses {
     }
 }
 
-impl NextUse for Uses {
+impl NextUse for NextUses {
     fn knows(&self, folder: &str) -> bool {
         self.data.iter().any(|data| data.has(folder))
     }
@@ -120,7 +120,7 @@ impl Data {
 }
 
 impl Tables {
-    fn next(&mut self, uses: &Uses, block: u32, after: u64) -> Option<u64> {
+    fn next(&mut self, uses: &NextUses, block: u32, after: u64) -> Option<u64> {
         let first = match self.epochs.iter().find(|epoch| (epoch.start..epoch.end).contains(&after)) {
             Some(epoch) => epoch.epoch,
             None => uses.order.epoch_of((after + 1) * uses.order.settings().micro_batches as u64 - 1),
@@ -128,7 +128,7 @@ impl Tables {
         (first..first + 2).find_map(|epoch| self.epoch(uses, epoch).next(block, after))
     }
 
-    fn epoch(&mut self, uses: &Uses, number: u64) -> &Epoch {
+    fn epoch(&mut self, uses: &NextUses, number: u64) -> &Epoch {
         let known = self.epochs.iter().position(|epoch| epoch.epoch == number).unwrap_or_else(|| {
             self.epochs.retain(|epoch| epoch.epoch + EPOCHS_KEPT as u64 > number);
             if self.epochs.len() == EPOCHS_KEPT {
@@ -142,7 +142,7 @@ impl Tables {
 }
 
 impl Epoch {
-    fn new(uses: &Uses, windows: &mut Windows, epoch: u64) -> Self {
+    fn new(uses: &NextUses, windows: &mut Windows, epoch: u64) -> Self {
         let micro_batches = uses.order.settings().micro_batches as u64;
         let (start, end) = (uses.order.epoch_start(epoch), uses.order.epoch_start(epoch + 1));
         let (start, end) = (start / micro_batches, end / micro_batches);
@@ -151,8 +151,8 @@ impl Epoch {
             let stream = uses.order.streams()[piece.stream as usize];
             let data = &uses.data[stream.data as usize];
             let before = found.len();
-            for place in windows.places_of(&piece) {
-                let located = data.dataset.locate(Split::Train, stream.bucket, place.row.into());
+            for row_ref in windows.row_refs_of(&piece) {
+                let located = data.dataset.locate(Split::Train, stream.bucket, row_ref.row.into());
                 let (object, row) = located.expect("the order knows the rows of the data sets it was made for");
                 let block = data.first_block[object] + row / BLOCK_ROWS;
                 // Rows of windows of blocks are neighbours.
