@@ -30,9 +30,8 @@ use crate::{
     dataset::{block_memory::BlockMemory, fetch::Ticket},
     error::{Error, Result},
     format::{
-        manifest::{
-            BLOCK_ROWS, BlockTable, LATENTS_OFFSET, MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, Object, Split,
-        },
+        block_table::{BLOCK_ROWS, BlockTable},
+        manifest::{LATENTS_OFFSET, MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, Object, Split},
         record::Record,
         shard::{check_header, check_latents},
         text_shard::decode_block,
@@ -129,7 +128,7 @@ impl Dataset {
         let (manifest, blocks) = match &remote {
             None => {
                 let manifest = Manifest::read(&root)?;
-                let blocks = BlockTable::read(&root, &manifest)?;
+                let blocks = BlockTable::read(&root, &manifest.blocks, manifest.num_blocks())?;
                 (manifest, blocks)
             }
             Some(remote) => read_description(&root, remote)?,
@@ -575,7 +574,8 @@ fn read_description(root: &Path, remote: &Remote) -> Result<(Manifest, BlockTabl
     let bytes = runtime().block_on(remote.read_all(MANIFEST_FILE, MAX_MANIFEST_BYTES))?;
     let manifest = Manifest::parse(&root.join(MANIFEST_FILE), &bytes)?;
     let bytes = runtime().block_on(remote.read_all(&manifest.blocks.file, manifest.blocks.bytes))?;
-    let blocks = BlockTable::parse(&root.join(&manifest.blocks.file), bytes.into(), &manifest)?;
+    let path = root.join(&manifest.blocks.file);
+    let blocks = BlockTable::parse(&path, bytes.into(), &manifest.blocks, manifest.num_blocks())?;
     Ok((manifest, blocks))
 }
 

@@ -16,7 +16,7 @@ use crate::{
         fetch::{Ticket, in_turn, read},
     },
     error::Result,
-    format::{manifest::BLOCK_ROWS, record::Record},
+    format::{block_table::BLOCK_ROWS, record::Record},
     remote::request::ObjectFile,
 };
 

@@ -20,7 +20,8 @@ use crate::{
     durable::DurableFile,
     error::{Error, Result},
     format::{
-        manifest::{BLOCK_ROWS, Block, LATENTS_OFFSET},
+        block_table::{BLOCK_ROWS, Block},
+        manifest::LATENTS_OFFSET,
         record::Record,
         text_shard::{TextWriter, group_table},
     },

@@ -32,7 +32,7 @@ use parquet::{
 };
 
 use crate::format::{
-    manifest::{BLOCK_ROWS, TEXT_COLUMNS},
+    block_table::{BLOCK_ROWS, TEXT_COLUMNS},
     record::{Record, SampleId},
 };
 

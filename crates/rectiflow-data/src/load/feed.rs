@@ -26,10 +26,7 @@ use crate::{
         rows::{ObjectRow, start_latents, start_records},
     },
     error::{Error, Result},
-    format::{
-        manifest::{BLOCK_ROWS, Split},
-        record::Record,
-    },
+    format::{block_table::BLOCK_ROWS, manifest::Split, record::Record},
     load::{
         batch::{Batcher, Members, MicroBatch, Source, Step},
         next_use::NextUses,

@@ -19,7 +19,10 @@ use std::sync::{
 use crate::{
     cache::{Claim, evict::NextUse},
     dataset::Dataset,
-    format::manifest::{BLOCK_ROWS, Object, Split},
+    format::{
+        block_table::BLOCK_ROWS,
+        manifest::{Object, Split},
+    },
     order::{Order, lanes::beginnings, stream::Mode, window::Windows},
 };
 

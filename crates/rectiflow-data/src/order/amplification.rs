@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::{
-    format::manifest::BLOCK_ROWS,
+    format::block_table::BLOCK_ROWS,
     order::{Order, lanes::LaneWalk, stream::Mode, window::Windows},
 };
 

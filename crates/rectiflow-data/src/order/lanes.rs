@@ -12,7 +12,7 @@
 use std::collections::VecDeque;
 
 use crate::{
-    format::manifest::BLOCK_ROWS,
+    format::block_table::BLOCK_ROWS,
     order::{
         Order,
         stream::{Piece, Stream, lcm},

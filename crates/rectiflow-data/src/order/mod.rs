@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{Error, Result},
-    format::manifest::BLOCK_ROWS,
+    format::block_table::BLOCK_ROWS,
     order::{
         pass::Layout,
         stream::{MILLION, lcm},

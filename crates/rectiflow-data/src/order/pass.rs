@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use crate::{
-    format::manifest::BLOCK_ROWS,
+    format::block_table::BLOCK_ROWS,
     order::stream::Stream,
     rng::{Purpose, Rng},
 };

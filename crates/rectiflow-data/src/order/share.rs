@@ -7,7 +7,7 @@
 //! much for each lane is not shared at all.
 
 use crate::{
-    format::manifest::BLOCK_ROWS,
+    format::block_table::BLOCK_ROWS,
     order::{
         pass::Layout,
         stream::{Mode, Stream, lcm},

@@ -18,8 +18,9 @@ use crate::{
     durable::{self, TEMPORARY_PREFIX},
     error::{Error, Result},
     format::{
+        block_table::Block,
         bucket::{Bucket, Geometry},
-        manifest::{Block, Codec, LATENTS_OFFSET, MANIFEST_FILE, Manifest, Object, Split, commit},
+        manifest::{Codec, LATENTS_OFFSET, MANIFEST_FILE, Manifest, Object, Split, commit},
         record::{Record, SampleId},
     },
     prep::objects::{Series, parse_stem},

@@ -31,8 +31,9 @@ use half::f16;
 use crate::{
     error::{Error, Result},
     format::{
+        block_table::Block,
         bucket::Bucket,
-        manifest::{Block, Codec, Split},
+        manifest::{Codec, Split},
         record::SampleId,
         shard::write_text,
     },

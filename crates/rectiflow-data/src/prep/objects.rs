@@ -8,8 +8,9 @@ use std::collections::BTreeMap;
 
 use crate::{
     format::{
+        block_table::BLOCK_ROWS,
         bucket::Bucket,
-        manifest::{BLOCK_ROWS, LATENTS_OFFSET, MAX_OBJECT_BYTES, Split},
+        manifest::{LATENTS_OFFSET, MAX_OBJECT_BYTES, Split},
         record::SampleId,
     },
     rng::{Purpose, Rng},
