@@ -14,14 +14,12 @@ use crate::{
     dataset::{
         Dataset,
         fetch::{Ticket, in_turn, read},
+        index::ObjectRow,
     },
     error::Result,
     format::{block_table::BLOCK_ROWS, record::Record},
     remote::request::ObjectFile,
 };
-
-/// Object, and row in it with the deleted ones.
-pub(crate) type ObjectRow = (usize, u32);
 
 /// Blocks of text that one task reads: many tasks are under way at once.
 const TEXTS_A_TASK: usize = 16;

@@ -23,7 +23,8 @@ use crate::{
     dataset::{
         Dataset,
         fetch::Ticket,
-        rows::{ObjectRow, start_latents, start_records},
+        index::ObjectRow,
+        rows::{start_latents, start_records},
     },
     error::{Error, Result},
     format::{block_table::BLOCK_ROWS, manifest::Split, record::Record},
@@ -508,7 +509,9 @@ pub(crate) fn largest_window(order: &Order, sources: &[Source]) -> u64 {
         // The last window of a pass is up to a micro-batch longer, and a window begins and ends in the middle of blocks.
         let samples = ((stream.window + 1) * u64::from(stream.size)).min(stream.rows);
         // Deleted rows are in their blocks all the same.
-        let stored = dataset.rows_stored(Split::Train, stream.bucket) / dataset.num_rows(Split::Train, stream.bucket);
+        let index = dataset.index();
+        let num_stored = index.num_stored(Split::Train, stream.bucket);
+        let stored = num_stored as f64 / index.num_rows(Split::Train, stream.bucket) as f64;
         let rows = (samples as f64 * stored).ceil() as u64;
         (rows.div_ceil(BLOCK_ROWS.into()) + 3) * dataset.largest_block(Split::Train, stream.bucket)
     };

@@ -302,7 +302,7 @@ fn shape(source: &Source, mode: Mode) -> DataShape {
     let rows = buckets.iter().map(|shape| {
         let &BucketShape { bucket, num_rows: rows, .. } = shape;
         let windowed = mode.has_windows() && rows <= u64::from(u32::MAX);
-        let run_ends = windowed.then(|| source.dataset.run_ends(Split::Train, bucket, RUN_BLOCKS));
+        let run_ends = windowed.then(|| source.dataset.index().run_ends(Split::Train, bucket, RUN_BLOCKS));
         BucketRows { bucket, rows, run_ends: run_ends.unwrap_or_default() }
     });
     let prompt = serde_json::to_string(&source.prompt).expect("prompt settings are plain data");
