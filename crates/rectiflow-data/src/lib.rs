@@ -31,4 +31,4 @@ pub use error::{Error, Result};
 pub use format::manifest::{Codec, Manifest, Split};
 pub use format::record::{Record, SampleId};
 pub use prep::{PrepEvent, PrepSettings, PrepSummary, RgbBatch, prepare};
-pub use remote::Network;
+pub use remote::network::Network;

@@ -37,7 +37,8 @@ use crate::{
         manifest::{LATENTS_OFFSET, MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, Split},
     },
     remote::{
-        Location, Network, Remote,
+        Location, Remote,
+        network::Network,
         request::{ObjectFile, Request},
         runtime,
     },

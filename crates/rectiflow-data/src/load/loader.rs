@@ -19,22 +19,13 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use rayon::prelude::*;
 
 use crate::{
-    dataset::{BucketShape, MEMORY_BYTES},
     error::{Error, Result},
-    format::manifest::Split,
     load::{
-        batch::{Batcher, MicroBatch, Source, Step},
-        feed::{Feed, LoaderSetup, largest_window, needed_bytes},
-        next_use::NextUses,
+        batch::{MicroBatch, Source, Step},
+        feed::Feed,
+        setup::LoaderSetup,
     },
-    order::{
-        BucketRows, DataShape, Order, OrderSettings, RankOf,
-        epoch::Steps,
-        pass::RUN_BLOCKS,
-        stream::{Mode, Stream},
-        window::Windows,
-    },
-    text::token,
+    order::{Order, OrderSettings, RankOf, epoch::Steps, window::Windows},
 };
 
 /// An endless sequence of steps.
@@ -43,7 +34,6 @@ pub struct Loader {
     setup: Arc<LoaderSetup>,
     position: u64,
     ahead: Option<ReadAhead>,
-    rank: RankOf,
 }
 
 impl Loader {
@@ -53,29 +43,15 @@ impl Loader {
     /// [`Error::Invalid`] where the settings, the amounts or the number of ranks cannot work, or the data sets were
     /// encoded by different VAEs.
     pub fn new(sources: Vec<Source>, settings: OrderSettings, rank: RankOf) -> Result<Self> {
-        check_sources(&sources)?;
-        let mode = if settings.mode == Mode::Auto { choose_mode(&sources) } else { settings.mode };
-        let shapes: Vec<DataShape> = sources.iter().map(|source| shape(source, mode)).collect();
-        let order = Arc::new(Order::new(&shapes, OrderSettings { mode, ..settings })?);
-        let slots = order.slots_of(rank)?;
-        let lanes = lanes_of(&order, rank.ranks, rank.rank..rank.rank + 1);
-        let has_windows = order.settings().mode.has_windows();
-        let read_ahead_bytes = if has_windows { needed_bytes(&order, &sources, lanes.len()).1 } else { 0 };
-        let uses = uses(&order, &sources, lanes);
-        let batcher = Batcher::new(sources, Split::Train, order.settings().seed);
-        let setup = LoaderSetup { order, batcher, slots, read_ahead_bytes, uses };
-        Ok(Self { setup: Arc::new(setup), position: 0, ahead: None, rank })
+        let setup = LoaderSetup::new(sources, settings, rank)?;
+        Ok(Self { setup: Arc::new(setup), position: 0, ahead: None })
     }
 
     /// The ranks that run on this machine and share its disk cache, this one among them; by default this one alone. What
     /// is delivered does not depend on it. A cache that is full keeps what the machine needs soonest.
     #[must_use]
     pub fn on_machine_with(self, ranks: Range<usize>) -> Self {
-        let rank = self.rank;
-        self.with_setup(|setup| {
-            let lanes = lanes_of(&setup.order, rank.ranks, ranks);
-            LoaderSetup { uses: uses(&setup.order, setup.batcher.sources(), lanes), ..setup }
-        })
+        self.with_setup(|setup| setup.on_machine_with(ranks))
     }
 
     /// Bytes of latents and text that `window` and `owned` mode may hold at once, by default those of the windows that are open at
@@ -97,11 +73,11 @@ impl Loader {
     }
 
     fn with_setup(self, change: impl FnOnce(LoaderSetup) -> LoaderSetup) -> Self {
-        let Self { setup, position, ahead, rank } = self;
+        let Self { setup, position, ahead } = self;
         // Ends the reading thread, which shares the setup.
         drop(ahead);
         let setup = Arc::into_inner(setup).expect("only the reading thread shares the setup");
-        Self { setup: Arc::new(change(setup)), position, ahead: None, rank }
+        Self { setup: Arc::new(change(setup)), position, ahead: None }
     }
 
     /// Whether `owned` mode has the disk that it needs: what is at a URL needs a cache with room for a window a lane of
@@ -110,15 +86,12 @@ impl Loader {
     /// # Errors
     /// [`Error::Invalid`] with the bytes that would do.
     pub fn check_cache(&self) -> Result<()> {
-        let (LoaderSetup { order, batcher, .. }, RankOf { rank, ranks }) = (&*self.setup, self.rank);
-        check_cache(order, batcher.sources(), &lanes_of(order, ranks, rank..rank + 1))
+        self.setup.check_cache()
     }
 
     /// The least that [`Loader::read_ahead`] takes: 0 in `local` mode, which holds nothing ahead.
     pub fn least_read_ahead_bytes(&self) -> u64 {
-        let (LoaderSetup { order, batcher, .. }, RankOf { rank, ranks }) = (&*self.setup, self.rank);
-        let lanes = lanes_of(order, ranks, rank..rank + 1).len();
-        if order.settings().mode.has_windows() { needed_bytes(order, batcher.sources(), lanes).0 } else { 0 }
+        self.setup.least_read_ahead_bytes()
     }
 
     /// Bytes that it may hold in `window` and `owned` mode.
@@ -221,96 +194,6 @@ impl ChunkShares {
         self.mixed += u64::from(counts.iter().any(|&count| count != longest));
         self.chunks += counts.len() as u64 * u64::from(longest);
         self.padding += counts.iter().map(|&count| u64::from(longest - count)).sum::<u64>();
-    }
-}
-
-fn check_sources(sources: &[Source]) -> Result<()> {
-    for (index, source) in sources.iter().enumerate() {
-        source.prompt.check()?;
-        let (codec, first) = (&source.dataset.manifest().codec, &sources[0].dataset.manifest().codec);
-        if codec != first {
-            let reason = format!("encoded by {codec:?}, but data[0] by {first:?}; prepare both with the same VAE");
-            return Err(Error::Invalid { what: format!("data[{index}]"), reason });
-        }
-    }
-    Ok(())
-}
-
-/// `window` for data sets that are at a URL and, together, larger than memory is meant to hold.
-fn choose_mode(sources: &[Source]) -> Mode {
-    let remote = sources.iter().filter(|source| source.dataset.is_remote());
-    let num_bytes: u64 = remote.map(|source| source.dataset.num_bytes(Split::Train)).sum();
-    if num_bytes > MEMORY_BYTES { Mode::Window } else { Mode::Local }
-}
-
-/// Lanes that some of `num_ranks` ranks run.
-fn lanes_of(order: &Order, num_ranks: usize, ranks: Range<usize>) -> Vec<usize> {
-    (0..order.lanes()).filter(|lane| ranks.contains(&(lane % num_ranks))).collect()
-}
-
-/// What a full cache asks; none where there is no cache, or nothing known of what comes when.
-fn uses(order: &Arc<Order>, sources: &[Source], lanes: Vec<usize>) -> Option<Arc<NextUses>> {
-    let has_cache = sources.iter().any(|source| source.dataset.cache().is_some());
-    let datasets = || sources.iter().map(|source| source.dataset.clone()).collect();
-    (has_cache && order.settings().mode.has_windows()).then(|| NextUses::new(order, datasets(), lanes))
-}
-
-/// As [`Loader::check_cache`], for some lanes.
-fn check_cache(order: &Order, sources: &[Source], lanes: &[usize]) -> Result<()> {
-    let remote: Vec<&Source> = sources.iter().filter(|source| source.dataset.is_remote()).collect();
-    if order.settings().mode != Mode::Owned || remote.is_empty() {
-        return Ok(());
-    }
-    let least = lanes.len() as u64 * largest_window(order, sources);
-    let is_mine = |stream: &&Stream| stream.lane.is_none_or(|lane| lanes.contains(&(lane as usize)));
-    let bytes = |stream: &Stream| {
-        let dataset = &sources[stream.data as usize].dataset;
-        let rows: u64 = dataset.buckets(Split::Train).iter().map(|bucket| bucket.num_rows).sum();
-        dataset.num_bytes(Split::Train) as f64 * stream.rows as f64 / rows as f64
-    };
-    let all = order.streams().iter().filter(is_mine).filter(|s| sources[s.data as usize].dataset.is_remote());
-    let all = all.map(bytes).sum::<f64>() as u64;
-    let what = "cache".to_owned();
-    let Some(cache) = remote.iter().map(|source| source.dataset.cache()).collect::<Option<Vec<_>>>() else {
-        let reason = format!(
-            "mode \"owned\" keeps blocks on a local disk: give a folder and at least {least} bytes, better {all}, which \
-             hold all that this rank reads; or use mode \"window\""
-        );
-        return Err(Error::Invalid { what, reason });
-    };
-    let limit = cache[0].cache.limit_bytes();
-    if limit < least.min(all) {
-        let reason = format!(
-            "expected room for at least a window a lane, {least} bytes, found a limit of {limit}; allow more (all that \
-             this rank reads is {all} bytes), lower window_samples, or use mode \"window\""
-        );
-        return Err(Error::Invalid { what, reason });
-    }
-    if limit < all {
-        tracing::warn!(
-            limit,
-            all,
-            "the cache is smaller than what this rank's lanes own: blocks are fetched again and again; \
-             mode \"window\" fetches each once an epoch"
-        );
-    }
-    Ok(())
-}
-
-fn shape(source: &Source, mode: Mode) -> DataShape {
-    let buckets = source.dataset.buckets(Split::Train);
-    let rows = buckets.iter().map(|shape| {
-        let &BucketShape { bucket, num_rows: rows, .. } = shape;
-        let windowed = mode.has_windows() && rows <= u64::from(u32::MAX);
-        let run_ends = windowed.then(|| source.dataset.index().run_ends(Split::Train, bucket, RUN_BLOCKS));
-        BucketRows { bucket, rows, run_ends: run_ends.unwrap_or_default() }
-    });
-    let prompt = serde_json::to_string(&source.prompt).expect("prompt settings are plain data");
-    DataShape {
-        identity: source.dataset.identity(),
-        text: format!("{} {prompt}", token::fingerprint()),
-        amount: source.amount,
-        buckets: rows.collect(),
     }
 }
 

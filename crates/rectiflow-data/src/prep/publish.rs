@@ -11,7 +11,7 @@ use crate::{
     dataset::Dataset,
     error::{Error, Result},
     format::manifest::MANIFEST_FILE,
-    remote::{Location, Network, Remote, request::ObjectFile, runtime, upload::send},
+    remote::{Location, Remote, network::Network, request::ObjectFile, runtime, upload::send},
 };
 
 /// What publishing did.

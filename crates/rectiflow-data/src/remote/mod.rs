@@ -6,28 +6,27 @@
 //! cut bodies and wrong bytes are tried again with growing, jittered pauses; "not found" and "not allowed" are not.
 //!
 //! `async` is in this folder, `dataset::fetch` and `dataset::rows` alone; their tasks run on one small runtime of this
-//! process.
-//! What the bytes mean, and whether they are right, is the caller's business: it hands in a check.
+//! process. What the bytes mean, and whether they are right, is the caller's business: it hands in a check.
 
 pub(crate) mod aws_profile;
 pub(crate) mod buffers;
+pub(crate) mod network;
 pub(crate) mod request;
+pub(crate) mod store;
 pub(crate) mod upload;
 
 use std::{
     error::Error as StdError,
     ops::Range,
     path::{Path, PathBuf},
-    sync::{Arc, LazyLock, Once},
+    sync::{Arc, LazyLock},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
 use futures_util::StreamExt;
 use object_store::{
-    BackoffConfig, ClientOptions, GetOptions, GetRange, ObjectStore, ObjectStoreExt, ObjectStoreScheme, RetryConfig,
-    aws::AmazonS3Builder, azure::MicrosoftAzureBuilder, client::HttpError, gcp::GoogleCloudStorageBuilder,
-    http::HttpBuilder, path::Path as Key,
+    GetOptions, GetRange, ObjectStore, ObjectStoreExt, ObjectStoreScheme, client::HttpError, path::Path as Key,
 };
 use tokio::{
     runtime::{Builder, Runtime},
@@ -38,46 +37,13 @@ use url::Url;
 
 use crate::{
     error::{Error, Result},
-    remote::buffers::Buffers,
+    remote::{
+        buffers::Buffers,
+        network::Network,
+        store::{NO_RETRY, install_tls, open_store, options},
+    },
     rng::{Purpose, Rng},
 };
-
-/// How patient and how busy reading from a URL is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Network {
-    /// Requests at one time, which is also the number of connections kept. Default 16: by Little's law enough for
-    /// 128 MB/s in requests of 16 MB that take two seconds. More share a line that is full already, and what is needed
-    /// first comes later.
-    pub concurrency: usize,
-    /// Longest time to a connection. Default 10 s.
-    pub connect_timeout: Duration,
-    /// Longest time without a byte, to the first one included. Default 20 s.
-    pub stall_timeout: Duration,
-    /// Requests for the same bytes before giving up. Default 8.
-    pub attempts: u32,
-    /// Pause before the second request, doubled before each further one and shortened by up to half at random.
-    /// Default 250 ms.
-    pub pause: Duration,
-    /// Longest pause. Default 10 s.
-    pub longest_pause: Duration,
-    /// Longest time for all attempts together. Default 180 s, well below the ten minutes after which a collective of
-    /// the trainer gives up.
-    pub deadline: Duration,
-}
-
-impl Default for Network {
-    fn default() -> Self {
-        Self {
-            concurrency: 16,
-            connect_timeout: Duration::from_secs(10),
-            stall_timeout: Duration::from_secs(20),
-            attempts: 8,
-            pause: Duration::from_millis(250),
-            longest_pause: Duration::from_secs(10),
-            deadline: Duration::from_secs(180),
-        }
-    }
-}
 
 /// Where a data set is.
 #[derive(Debug, Clone)]
@@ -338,64 +304,6 @@ pub(crate) fn runtime() -> &'static Runtime {
 /// Runs what waits for a disk where waiting is allowed.
 pub(crate) async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     runtime().spawn_blocking(work).await.expect("nobody cancels it, and it does not panic")
-}
-
-fn install_tls() {
-    static INSTALLED: Once = Once::new();
-    // An error means that the program around this library has chosen another provider, which is as good.
-    INSTALLED.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
-}
-
-const NO_RETRY: RetryConfig = RetryConfig {
-    max_retries: 0,
-    retry_timeout: Duration::ZERO,
-    backoff: BackoffConfig { init_backoff: Duration::ZERO, max_backoff: Duration::ZERO, base: 2.0 },
-};
-
-/// No limit on a whole body: a large one on a slow line is fine as long as bytes come.
-fn options(url: &Url, network: &Network) -> ClientOptions {
-    ClientOptions::new()
-        .with_timeout_disabled()
-        .with_connect_timeout(network.connect_timeout)
-        .with_pool_max_idle_per_host(network.concurrency)
-        .with_allow_http(url.scheme() == "http" || allows_http())
-}
-
-fn open_store(
-    scheme: &ObjectStoreScheme,
-    url: &Url,
-    options: ClientOptions,
-    retry: RetryConfig,
-) -> object_store::Result<Option<Arc<dyn ObjectStore>>> {
-    Ok(Some(match scheme {
-        ObjectStoreScheme::AmazonS3 => {
-            let builder = aws_profile::complete(AmazonS3Builder::from_env()).with_url(url.as_str());
-            Arc::new(builder.with_client_options(options).with_retry(retry).build()?)
-        }
-        ObjectStoreScheme::GoogleCloudStorage => {
-            let builder = GoogleCloudStorageBuilder::from_env().with_url(url.as_str());
-            Arc::new(builder.with_client_options(options).with_retry(retry).build()?)
-        }
-        ObjectStoreScheme::MicrosoftAzure => {
-            let builder = MicrosoftAzureBuilder::from_env().with_url(url.as_str());
-            Arc::new(builder.with_client_options(options).with_retry(retry).build()?)
-        }
-        ObjectStoreScheme::Http => {
-            let builder = HttpBuilder::new().with_url(&url[..url::Position::BeforePath]);
-            Arc::new(builder.with_client_options(options).with_retry(retry).build()?)
-        }
-        _ => return Ok(None),
-    }))
-}
-
-/// Whether a store without TLS has been asked for: an endpoint `http://...`, or AWS_ALLOW_HTTP.
-fn allows_http() -> bool {
-    let names =
-        ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "GOOGLE_BASE_URL", "AZURE_STORAGE_ENDPOINT"];
-    let variables = names.into_iter().filter_map(|name| std::env::var(name).ok());
-    let endpoint = variables.chain(aws_profile::endpoint()).next();
-    endpoint.is_some_and(|endpoint| endpoint.starts_with("http://"))
-        || std::env::var("AWS_ALLOW_HTTP").is_ok_and(|value| value == "true")
 }
 
 /// An error and its causes as one line, without what a cause repeats.

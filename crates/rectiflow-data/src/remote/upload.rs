@@ -10,7 +10,10 @@ use object_store::{ObjectStore, ObjectStoreExt, PutPayload, RetryConfig, WriteMu
 
 use crate::{
     error::{Error, Result},
-    remote::{Remote, on_disk, open_store, options, runtime},
+    remote::{
+        Remote, on_disk, runtime,
+        store::{open_store, options},
+    },
 };
 
 /// Bytes of a part; S3 takes 5 MiB to 5 GiB, and at most 10,000 parts.
