@@ -11,11 +11,13 @@
 
 use std::collections::VecDeque;
 
+use num_integer::lcm;
+
 use crate::{
     format::block_table::BLOCK_ROWS,
     order::{
         Order,
-        stream::{Piece, Stream, lcm},
+        stream::{Piece, Stream},
     },
     rng::{Purpose, Rng},
 };
@@ -189,6 +191,11 @@ fn smallest(stream: &Stream) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn least_common_multiples() {
+        assert_eq!([lcm(32, 16), lcm(32, 12), lcm(32, 7), lcm(1, 1)], [32, 96, 224, 1]);
+    }
 
     #[test]
     fn few_lanes_keep_more_windows_open() {

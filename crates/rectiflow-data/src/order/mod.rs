@@ -24,15 +24,13 @@ pub(crate) mod share;
 pub(crate) mod stream;
 pub mod window;
 
+use num_integer::lcm;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{Error, Result},
     format::block_table::BLOCK_ROWS,
-    order::{
-        pass::Layout,
-        stream::{MILLION, lcm},
-    },
+    order::{pass::Layout, stream::MILLION},
 };
 
 pub use stream::{Mode, Slot, Stream};

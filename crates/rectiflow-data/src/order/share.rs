@@ -6,11 +6,13 @@
 //! a micro-batch of whole blocks a lane, and never so few that it would be a ragged micro-batch. A bucket without that
 //! much for each lane is not shared at all.
 
+use num_integer::lcm;
+
 use crate::{
     format::block_table::BLOCK_ROWS,
     order::{
         pass::Layout,
-        stream::{Mode, Stream, lcm},
+        stream::{Mode, Stream},
     },
     rng::{Purpose, Rng},
 };

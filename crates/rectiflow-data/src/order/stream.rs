@@ -219,22 +219,3 @@ pub struct Slot {
     /// Index of its first sample among those of the step.
     pub first_sample: u64,
 }
-
-/// Least common multiple.
-pub(crate) fn lcm(a: u64, b: u64) -> u64 {
-    let (mut x, mut y) = (a, b);
-    while y != 0 {
-        (x, y) = (y, x % y);
-    }
-    a / x * b
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn least_common_multiples() {
-        assert_eq!([lcm(32, 16), lcm(32, 12), lcm(32, 7), lcm(1, 1)], [32, 96, 224, 1]);
-    }
-}
