@@ -10,12 +10,14 @@ use std::{
 use anyhow::Context;
 use half::f16;
 use rectiflow_data::{
-    dataset::{BucketShape, Dataset, Split},
-    grid::Grid,
-    lanes::amplification,
-    loader::{Amount, Loader, RankOf, Source},
-    manifest::Bucket,
-    order::Mode,
+    Split,
+    amplification::amplification,
+    batch::Source,
+    bucket::Bucket,
+    contact_sheet::ContactSheet,
+    dataset::{BucketShape, Dataset},
+    loader::Loader,
+    order::{Amount, Mode, RankOf},
     picture::Picture,
     prompt::{self, PromptSettings},
     rng::{Purpose, Rng},
@@ -252,5 +254,5 @@ fn draw_sheet(dataset: &Dataset, vae: &Path) -> anyhow::Result<Picture> {
     }
     let labels: Vec<String> =
         shapes.iter().map(|s| format!("{}x{} {} rows", s.width_px, s.height_px, s.num_rows)).collect();
-    Ok(Grid { row_labels: &labels, column_labels: &[], columns: columns as usize, pictures: &drawn }.draw())
+    Ok(ContactSheet { row_labels: &labels, column_labels: &[], columns: columns as usize, pictures: &drawn }.draw())
 }

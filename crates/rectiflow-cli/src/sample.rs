@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::Context;
-use rectiflow_data::{grid::Grid, picture::Picture};
+use rectiflow_data::{contact_sheet::ContactSheet, picture::Picture};
 use rectiflow_sdxl::{
     cond::Cond,
     flow::Parameterization,
@@ -269,7 +269,7 @@ impl Args {
 fn draw_grid(prompts: &[String], batch: usize, pictures: &[Picture]) -> Picture {
     let columns: Vec<String> =
         if batch == 1 { Vec::new() } else { (1..=batch).map(|n| format!("picture {n}")).collect() };
-    Grid { row_labels: prompts, column_labels: &columns, columns: batch, pictures }.draw()
+    ContactSheet { row_labels: prompts, column_labels: &columns, columns: batch, pictures }.draw()
 }
 
 /// A model's file or folder, without the ending of a single file.

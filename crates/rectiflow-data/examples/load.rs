@@ -8,8 +8,9 @@ use std::{error::Error, path::Path, sync::Arc};
 
 use rectiflow_data::{
     Dataset,
-    loader::{Amount, Loader, RankOf, Source},
-    order::{Mode, OrderSettings},
+    batch::Source,
+    loader::Loader,
+    order::{Amount, Mode, OrderSettings, RankOf},
     prompt::PromptSettings,
 };
 

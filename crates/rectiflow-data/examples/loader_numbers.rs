@@ -25,17 +25,18 @@ use half::f16;
 use object_server::{Fault, ObjectServer};
 use rectiflow_data::{
     Codec, Dataset, Manifest, Record, SampleId, Split,
-    bucket::{Geometry, ResizeSpace},
+    amplification::amplification,
+    batch::Source,
+    bucket::{Bucket, Geometry, ResizeSpace},
     cache::DiskCache,
     epoch::Steps,
-    lanes::amplification,
-    loader::{Amount, Loader, RankOf, Source},
-    manifest::{Bucket, Object, commit},
-    measure,
-    order::{BucketRows, DataShape, Mode, Order, OrderSettings},
+    loader::Loader,
+    manifest::{Object, commit},
+    order::{Amount, BucketRows, DataShape, Mode, Order, OrderSettings, RankOf},
     prompt::PromptSettings,
     rng::{Purpose, Rng},
     shard::ObjectWriter,
+    throughput,
     token::{Cut, Tokenizer},
 };
 use serde_json::json;
@@ -156,7 +157,7 @@ fn from_disk(root: &Path) {
         // The first pass reads and verifies whole blocks, and fills the page cache.
         for round in ["first", "second"] {
             let cpu = cpu_secs();
-            let numbers = measure::loader(vec![source.clone()], settings(mode, 8), RankOf::ONLY, SECS).unwrap();
+            let numbers = throughput::loader(vec![source.clone()], settings(mode, 8), RankOf::ONLY, SECS).unwrap();
             let rate = numbers.samples as f64 / (cpu_secs() - cpu);
             println!(
                 "{}",
@@ -178,7 +179,7 @@ fn over_the_wire(root: &Path) {
         for pair in 0..PAIRS {
             let source = source(&server.url);
             let (began, cpu) = (Instant::now(), cpu_secs());
-            let sequential = measure::sequential(&source.dataset, SECS).unwrap() / 1e6;
+            let sequential = throughput::sequential(&source.dataset, SECS).unwrap() / 1e6;
             let sequential_cpu = sequential * began.elapsed().as_secs_f64() / (cpu_secs() - cpu);
             let row_bytes = source.dataset.num_bytes(Split::Train) as f64 / 4096.0;
             // As it comes: eight lanes, whose 2 GB ahead are filled in the first of some seconds.
@@ -236,7 +237,7 @@ fn memory_of(url: &str, lanes: usize) {
     let settings = OrderSettings { lanes: Some(lanes), ..settings(Mode::Window, 8) };
     let source = source(url);
     let before = peak_bytes();
-    let numbers = measure::loader(vec![source], settings, RankOf::ONLY, 4 * SECS).unwrap();
+    let numbers = throughput::loader(vec![source], settings, RankOf::ONLY, 4 * SECS).unwrap();
     let step_bytes = numbers.latent_bytes / numbers.steps;
     let (grown, formula) = (peak_bytes() - before, numbers.read_ahead_bytes + 3 * step_bytes + BASE_BYTES);
     println!(
@@ -332,7 +333,7 @@ fn first_step(root: &Path, micro_batches: usize) {
         let source = source(&server.url);
         let open_secs = began.elapsed().as_secs_f64();
         let numbers =
-            measure::loader(vec![source], settings(mode, micro_batches), RankOf::ONLY, Duration::ZERO).unwrap();
+            throughput::loader(vec![source], settings(mode, micro_batches), RankOf::ONLY, Duration::ZERO).unwrap();
         println!(
             "{}",
             json!({ "what": "first step, 300 buckets, 20 ms", "micro_batches": micro_batches, "mode": mode,

@@ -32,9 +32,11 @@ use std::{
 use object_server::{Asked, Fault, ObjectServer};
 use rectiflow_data::{
     Result,
-    lanes::amplification,
-    loader::{Loader, MicroBatch, RankOf, test_batches},
-    order::{Mode, OrderSettings},
+    amplification::amplification,
+    batch::MicroBatch,
+    loader::Loader,
+    order::{Mode, OrderSettings, RankOf},
+    test_batches::test_batches,
 };
 use serde_json::json;
 

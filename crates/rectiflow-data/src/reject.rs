@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Result, durable};
+use crate::{durable, error::Result};
 
 /// Name of the list of rejected files inside a data set.
 pub const REJECTED_FILE: &str = "rejected.jsonl";

@@ -28,12 +28,12 @@ use packed::{
     source,
 };
 use rectiflow_data::{
-    Dataset, Split,
+    Dataset, Network, Split,
+    amplification::amplification,
+    batch::Source,
     cache::DiskCache,
-    dataset::Network,
-    lanes::amplification,
-    loader::{Loader, RankOf, Source},
-    order::{Mode, OrderSettings},
+    loader::Loader,
+    order::{Mode, OrderSettings, RankOf},
 };
 
 fn healthy(_: &Request) -> Option<Fault> {

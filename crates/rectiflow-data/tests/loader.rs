@@ -16,10 +16,12 @@ use half::f16;
 use packed::{BUCKETS, SEED, latents, pack, record, source};
 use rectiflow_data::{
     Dataset, Error,
-    loader::{Amount, Loader, MicroBatch, RankOf, Source, Step, test_batches},
-    order::{Mode, OrderSettings},
+    batch::{MicroBatch, Source, Step},
+    loader::Loader,
+    order::{Amount, Mode, OrderSettings, RankOf},
     prompt::{self, PromptSettings},
     rng::{Purpose, Rng},
+    test_batches::test_batches,
     token::{BOS, CHUNK_LEN, EOS, Tokenizer},
 };
 

@@ -10,11 +10,11 @@ use std::{
 use proptest::prelude::*;
 use rectiflow_data::{
     Error,
-    epoch::{Slot, Steps},
-    lanes::amplification,
-    order::{Amount, BucketRows, DataShape, Mode, Order, OrderSettings, RankOf, Stream},
+    amplification::amplification,
+    epoch::Steps,
+    order::{Amount, BucketRows, DataShape, Mode, Order, OrderSettings, RankOf, Slot, Stream},
     rng::{Purpose, key_u64},
-    window::{Place, Windows},
+    window::{RowRef, Windows},
 };
 
 /// Buckets in objects of up to 500 rows, in runs of four blocks; so each object but the last ends with a short block.
@@ -66,7 +66,7 @@ fn window_mode(micro_batch: usize, micro_batches: usize) -> OrderSettings {
 }
 
 /// Chunk counts as a function of (sample, pass), as drawn prompts give them.
-fn count_by(salt: u64) -> impl Fn(&Stream, &Place) -> u8 {
+fn count_by(salt: u64) -> impl Fn(&Stream, &RowRef) -> u8 {
     move |stream, place| {
         let words = [salt, u64::from(stream.data), u64::from(stream.bucket), u64::from(place.row), place.pass];
         1 + (key_u64(0, Purpose::Prompt, &words) % 3) as u8
@@ -77,7 +77,7 @@ fn count_by(salt: u64) -> impl Fn(&Stream, &Place) -> u8 {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Batch {
     slot: Slot,
-    places: Vec<Place>,
+    places: Vec<RowRef>,
 }
 
 /// Walks steps and windows together, as the loader does.
@@ -100,9 +100,9 @@ impl Walk {
         wanted.map(|slot| Batch { places: self.resolve(&slot), slot }).collect()
     }
 
-    fn resolve(&mut self, slot: &Slot) -> Vec<Place> {
+    fn resolve(&mut self, slot: &Slot) -> Vec<RowRef> {
         let count = count_by(self.salt);
-        let counts = |stream: &Stream, places: &[Place]| Ok(places.iter().map(|place| count(stream, place)).collect());
+        let counts = |stream: &Stream, places: &[RowRef]| Ok(places.iter().map(|place| count(stream, place)).collect());
         self.windows.samples(slot, counts).unwrap()
     }
 
@@ -468,8 +468,8 @@ fn samples_of_a_run_meet_as_often_as_by_chance() {
     let whole = epochs(&order, 4).into_iter().filter(|batch| batch.slot.window_len == 16);
     let (mut mates, mut samples) = (0, 0);
     for batch in whole {
-        let run = |place: &Place| place.row / 128;
-        let mates_of = |place: &Place| batch.places.iter().filter(|other| run(other) == run(place)).count() - 1;
+        let run = |place: &RowRef| place.row / 128;
+        let mates_of = |place: &RowRef| batch.places.iter().filter(|other| run(other) == run(place)).count() - 1;
         mates += batch.places.iter().map(mates_of).sum::<usize>();
         samples += batch.places.len();
     }

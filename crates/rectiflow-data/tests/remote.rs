@@ -21,13 +21,14 @@ use packed::{
     source,
 };
 use rectiflow_data::{
-    Dataset, Error, Split,
-    dataset::Network,
-    lanes::amplification,
-    loader::{Loader, RankOf, Source, test_batches},
-    order::{Mode, OrderSettings},
+    Dataset, Error, Network, Split,
+    amplification::amplification,
+    batch::Source,
+    loader::Loader,
+    order::{Mode, OrderSettings, RankOf},
     prompt::PromptSettings,
     publish::publish,
+    test_batches::test_batches,
 };
 
 fn healthy(_: &Request) -> Option<Fault> {

@@ -7,12 +7,12 @@ use std::{
 };
 
 use rectiflow_data::{
+    batch::Source,
     cache::DiskCache,
     dataset::Dataset,
-    loader::{Amount, RankOf, Source},
-    measure,
-    order::{Mode, OrderSettings},
+    order::{Amount, Mode, OrderSettings, RankOf},
     prompt::PromptSettings,
+    throughput,
 };
 use serde_json::json;
 
@@ -70,8 +70,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let at_least = Duration::from_secs(args.secs);
     let (prompt, amount) = (PromptSettings::default(), Amount::Repeats(1.0));
     let source = Source { dataset: dataset.clone(), prompt, amount };
-    let numbers = measure::loader(vec![source], settings, RankOf::ONLY, at_least)?;
-    let sequential = measure::sequential(&dataset, at_least)? / 1e6;
+    let numbers = throughput::loader(vec![source], settings, RankOf::ONLY, at_least)?;
+    let sequential = throughput::sequential(&dataset, at_least)? / 1e6;
     let text = format!(
         "{}: mode {}\nopened in {} s, first step after {} s\n\
          {} samples/s, {} MB/s of latents; plain reading from front to back: {} MB/s",

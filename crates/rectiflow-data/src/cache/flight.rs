@@ -15,9 +15,12 @@ use std::{
 use bytes::Bytes;
 
 use crate::{
-    cache::{DatasetCache, is_at, open_lockable},
+    cache::{
+        DatasetCache,
+        folder::{is_at, open_lockable},
+    },
     durable::TEMPORARY_PREFIX,
-    fetch::Request,
+    remote::request::Request,
 };
 
 /// Where a block comes from.
@@ -104,7 +107,7 @@ impl DatasetCache {
             *used = used.saturating_sub(file.metadata()?.len());
             file.set_len(0)?;
             if used.saturating_add(len) > cache.limit_bytes() {
-                cache.make_room(used, len, cache.due(&block, request.step))?;
+                cache.make_room(used, len, cache.plans.due(&block, request.step))?;
             }
             let is_free = used.saturating_add(len) <= cache.limit_bytes();
             if is_free {

@@ -12,14 +12,15 @@
 
 pub(crate) mod evict;
 pub(crate) mod flight;
+pub(crate) mod folder;
 
 use std::{
     fs::{self, File, TryLockError},
     io,
-    os::unix::fs::{FileExt, MetadataExt},
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
@@ -28,33 +29,23 @@ use bytes::Bytes;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
-    Error, Result,
-    durable::TEMPORARY_PREFIX,
-    evict::Room,
-    fetch::{Part, Request},
-    uses::Uses,
+    cache::{
+        evict::{NextUse, Plans, Room},
+        folder::{
+            BlockId, IDENTITY_DIGITS, LATENTS, MARK, OPEN, PLAN_PREFIX, TEXT, USAGE, lock_shared, open_lockable, sweep,
+        },
+    },
+    error::{Error, Result},
+    remote::request::{ObjectFile, Request},
 };
 
-/// In the folder, says that it is a cache and may be swept.
-const MARK: &str = "rectiflow-cache";
-/// Bytes in use, one little-endian 64-bit number; locked while it is changed.
-const USAGE: &str = "usage";
-/// In a data set's folder: locked, shared, by all who have it open.
-pub(crate) const OPEN: &str = "open";
-/// Of files in a data set's folder that are locked, shared, by all who follow one plan.
-pub(crate) const PLAN_PREFIX: &str = "plan-";
-/// Folders of blocks in a data set's folder.
-pub(crate) const LATENTS: &str = "latents";
-pub(crate) const TEXT: &str = "text";
-/// Hex digits of a data set's identity in its folder's name.
-const IDENTITY_DIGITS: usize = 32;
 /// Hex digits of a plan's hash in its mark's name.
 const PLAN_DIGITS: usize = 16;
 
 /// A cache folder, opened. Several processes may have it open, and several data sets may share it.
 #[derive(Debug)]
 pub struct DiskCache {
-    pub(crate) root: PathBuf,
+    root: PathBuf,
     /// What was asked for, or less where the disk was found full.
     limit_bytes: AtomicU64,
     /// The counter's file; the mutex keeps out threads, the file's lock other processes.
@@ -62,9 +53,9 @@ pub struct DiskCache {
     /// Locked, shared, as long as the cache is open: who gets it alone may sweep.
     _open: File,
     has_failed: AtomicBool,
-    pub(crate) room: Mutex<Room>,
+    room: Mutex<Room>,
     /// What this process needs when.
-    pub(crate) plans: Mutex<Vec<Weak<Uses>>>,
+    pub(crate) plans: Plans,
 }
 
 impl DiskCache {
@@ -99,8 +90,8 @@ impl DiskCache {
             usage: Mutex::new(usage),
             _open: mark_file,
             has_failed: AtomicBool::new(false),
-            room: Mutex::default(),
-            plans: Mutex::default(),
+            room: Mutex::new(Room::new(folder)),
+            plans: Plans::default(),
         })
     }
 
@@ -146,6 +137,13 @@ impl DiskCache {
         changed.map_err(|error| self.fail(&error)).ok()
     }
 
+    /// Makes room for `len` bytes that are needed in the step `due`, if enough is there that is needed later. Called
+    /// with the counter `used` locked.
+    pub(crate) fn make_room(&self, used: &mut u64, len: u64, due: u64) -> io::Result<()> {
+        let mut room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
+        room.make(used, len, self.limit_bytes(), due, &self.plans)
+    }
+
     /// Whether nothing can be written any more.
     pub(crate) fn has_failed(&self) -> bool {
         self.has_failed.load(Ordering::Relaxed)
@@ -164,15 +162,6 @@ impl DiskCache {
             tracing::warn!(%error, %folder, "the disk cache cannot be written; going on without adding to it");
         }
     }
-}
-
-/// A block of a data set.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Block {
-    /// Name of the data set's folder.
-    pub(crate) folder: Arc<str>,
-    pub(crate) object: usize,
-    pub(crate) number: u32,
 }
 
 /// Says, as long as it lives, that somebody follows a plan.
@@ -200,8 +189,9 @@ impl DatasetCache {
     }
 
     /// Says what this process will need.
-    pub(crate) fn plan_with(&self, uses: &Arc<Uses>) {
-        self.cache.plans.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(uses));
+    pub(crate) fn plan_with(&self, plan: &Arc<impl NextUse + 'static>) {
+        let plan = Arc::downgrade(plan);
+        self.cache.plans.add(plan);
     }
 
     /// Tells other processes that somebody follows `plan`, so that they leave alone what only that needs.
@@ -213,17 +203,17 @@ impl DatasetCache {
     }
 
     /// The block at `index` of a request.
-    pub(crate) fn block(&self, request: &Request, index: usize) -> Block {
-        Block { folder: self.name.clone(), object: request.object, number: request.first + index as u32 }
+    pub(crate) fn block(&self, request: &Request, index: usize) -> BlockId {
+        BlockId { folder: self.name.clone(), object: request.object, number: request.first + index as u32 }
     }
 
     /// The file of that block.
     pub(crate) fn path(&self, request: &Request, index: usize) -> PathBuf {
-        let part = match request.part {
-            Part::Latents => LATENTS,
-            Part::Text => TEXT,
+        let folder = match request.file {
+            ObjectFile::Latents => LATENTS,
+            ObjectFile::Text => TEXT,
         };
-        self.folder.join(part).join(format!("{}-{}", request.object, request.first + index as u32))
+        self.folder.join(folder).join(format!("{}-{}", request.object, request.first + index as u32))
     }
 
     /// That block, if it is here and right.
@@ -252,73 +242,22 @@ impl DatasetCache {
     }
 }
 
-/// Opens a file to be locked, and makes it if need be.
-pub(crate) fn open_lockable(path: &Path) -> io::Result<File> {
-    File::options().create(true).truncate(false).read(true).write(true).open(path)
-}
-
-/// Whether an open file still has the name that it was opened by.
-pub(crate) fn is_at(file: &File, path: &Path) -> bool {
-    let (Ok(open), Ok(named)) = (file.metadata(), fs::metadata(path)) else { return false };
-    (open.dev(), open.ino()) == (named.dev(), named.ino())
-}
-
-/// Locks a mark, shared. Who finds one that nobody holds may delete it.
-fn lock_shared(path: &Path) -> io::Result<File> {
-    loop {
-        let file = open_lockable(path)?;
-        file.lock_shared()?;
-        if is_at(&file, path) {
-            return Ok(file);
-        }
-    }
-}
-
-pub(crate) fn is_identity(name: &str) -> bool {
-    name.len() == IDENTITY_DIGITS && name.chars().all(|c| c.is_ascii_hexdigit())
-}
-
-/// Paths and names in a folder; none where there is no such folder.
-pub(crate) fn names(folder: &Path) -> io::Result<Vec<(PathBuf, String)>> {
-    let entries = match fs::read_dir(folder) {
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            return Ok(Vec::new());
-        }
-        entries => entries?,
-    };
-    entries.map(|entry| entry.map(|entry| (entry.path(), entry.file_name().to_string_lossy().into_owned()))).collect()
-}
-
-/// Deletes what is half written and counts the bytes of the rest. Looks only at names that a cache makes.
-fn sweep(root: &Path) -> io::Result<u64> {
-    let mut used = 0;
-    for (dataset, _) in names(root)?.into_iter().filter(|(_, name)| is_identity(name)) {
-        for part in [LATENTS, TEXT] {
-            for (path, name) in names(&dataset.join(part))? {
-                if name.starts_with(TEMPORARY_PREFIX) {
-                    fs::remove_file(&path)?;
-                } else {
-                    used += fs::metadata(&path)?.len();
-                }
-            }
-        }
-    }
-    Ok(used)
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use std::thread;
 
     use super::*;
-    use crate::flight::{Boarding, Flight};
+    use crate::{
+        cache::flight::{Boarding, Flight},
+        durable::TEMPORARY_PREFIX,
+    };
 
     pub(crate) const IDENTITY: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
     pub(crate) fn request(first: u32, blocks: &[Bytes]) -> Request {
         let checks = blocks.iter().map(|bytes| (bytes.len() as u64, xxh3_64(bytes))).collect();
         let (name, path) = ("latents/a.safetensors".to_owned(), "s3://b/latents/a.safetensors".into());
-        Request { part: Part::Latents, object: 7, first, name, path, start: 512, step: 0, blocks: checks }
+        Request { file: ObjectFile::Latents, object: 7, first, name, path, start: 512, step: 0, blocks: checks }
     }
 
     pub(crate) fn blocks(count: usize) -> Vec<Bytes> {

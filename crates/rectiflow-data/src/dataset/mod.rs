@@ -1,48 +1,51 @@
 //! A packed data set in a folder or at a URL, opened for reading: rows by (split, bucket, number), blocks verified.
 //!
-//! Rows are numbered among the live ones: objects in the manifest's order, deleted rows left out. Opening reads the
-//! manifest and the block table and nothing else, whatever the number of buckets. On a disk the first read of a block
-//! reads all of it and checks its checksum; later reads take only the rows that are asked for. From a URL blocks are
-//! always read and checked whole, and kept in memory up to a limit, which makes a small remote data set as good as a
-//! local one. What is not here: the order in which rows are wanted (`order`), and reading ahead (`feed`).
+//! Opening reads the manifest and the block table and nothing else, whatever the number of buckets. Which rows there are
+//! is in `index`, how their latents are read in `latents`, their text in `records`. A data set at a URL keeps its blocks
+//! in memory up to a limit, which makes a small one as good as a local one. What is not here: the order in which rows are
+//! wanted (`order`), and reading ahead (`feed`).
 
-pub(crate) mod held;
+pub(crate) mod block_memory;
+pub(crate) mod fetch;
+pub(crate) mod index;
+pub(crate) mod latents;
+pub(crate) mod records;
 pub(crate) mod rows;
+pub(crate) mod verified;
+pub(crate) mod verify;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     fs::File,
     ops::Range,
-    os::unix::fs::FileExt,
     path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+    sync::{Arc, Mutex},
+};
+
+use crate::{
+    cache::{DatasetCache, DiskCache},
+    dataset::{
+        block_memory::BlockMemory,
+        fetch::Ticket,
+        index::{ObjectRow, RowIndex},
+        verified::VerifiedBlocks,
+    },
+    error::{Error, Result},
+    format::{
+        block_table::{BLOCK_ROWS, BlockTable},
+        bucket::Bucket,
+        manifest::{LATENTS_OFFSET, MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, Split},
+    },
+    remote::{
+        Location, Remote,
+        network::Network,
+        request::{ObjectFile, Request},
+        runtime,
     },
 };
 
-use bytes::Bytes;
-use half::f16;
-
-use crate::{
-    Error, Record, Result,
-    cache::{DatasetCache, DiskCache},
-    fetch::{Part, Request, Ticket, coalesce},
-    held::Held,
-    manifest::{BLOCK_ROWS, BlockTable, LATENTS_OFFSET, MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, Object},
-    remote::{Place, Remote, runtime},
-    shard::{check_header, check_latents},
-    text_shard::decode_block,
-};
-
-pub use crate::{manifest::Split, remote::Network};
-
-/// Open files are kept up to this number: opening one is cheap on a local disk and a round trip on a shared one.
-const MAX_OPEN_FILES: usize = 256;
 /// A remote data set's blocks are kept in memory up to this many bytes, 2 GiB, unless the loader reads ahead instead.
 pub const MEMORY_BYTES: u64 = 2 << 30;
-/// Most consecutive blocks in one request of random access: 32 MiB at 1024 x 1024.
-const BLOCKS_A_REQUEST: u32 = 8;
 
 /// A bucket with its rows of one split.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,35 +68,16 @@ pub struct Dataset {
     /// Where the bytes come from if not from the folder.
     remote: Option<Remote>,
     /// Blocks of a remote data set, in memory.
-    held: Held,
+    memory: BlockMemory,
     /// And on a disk.
     cache: Option<DatasetCache>,
     manifest: Manifest,
     identity: String,
     blocks: BlockTable,
-    rows: BTreeMap<(Split, u32), Vec<Span>>,
-    /// One bit per block and object: its checksum has been found right.
-    verified: Vec<Vec<AtomicU64>>,
+    index: RowIndex,
+    verified: VerifiedBlocks,
+    /// Open latents files of objects on a disk.
     files: Mutex<HashMap<usize, Arc<File>>>,
-}
-
-/// The live rows of one object within its (split, bucket).
-#[derive(Debug)]
-struct Span {
-    object: usize,
-    /// Number of the object's first live row.
-    first: u64,
-    /// Live rows of the object.
-    num_rows: u64,
-    /// Physical row of each live row, where rows are deleted.
-    live: Option<Vec<u32>>,
-}
-
-impl Span {
-    fn physical(&self, row: u64) -> u32 {
-        let index = (row - self.first) as usize;
-        self.live.as_ref().map_or(index as u32, |live| live[index])
-    }
 }
 
 impl Dataset {
@@ -113,35 +97,32 @@ impl Dataset {
     /// # Errors
     /// As [`Dataset::open`].
     pub fn open_with(root: impl AsRef<Path>, network: &Network) -> Result<Self> {
-        let (root, remote) = match Place::parse(root.as_ref(), network)? {
-            Place::Folder(folder) => (folder, None),
-            Place::Remote(remote) => {
+        let (root, remote) = match Location::parse(root.as_ref(), network)? {
+            Location::Folder(folder) => (folder, None),
+            Location::Remote(remote) => {
                 (PathBuf::from(root.as_ref().to_string_lossy().trim_end_matches('/')), Some(remote))
             }
         };
         let (manifest, blocks) = match &remote {
             None => {
                 let manifest = Manifest::read(&root)?;
-                let blocks = BlockTable::read(&root, &manifest)?;
+                let blocks = BlockTable::read(&root, &manifest.blocks, manifest.num_blocks())?;
                 (manifest, blocks)
             }
-            Some(remote) => runtime().block_on(read_description(&root, remote))?,
+            Some(remote) => read_description(&root, remote)?,
         };
-        let mut rows = BTreeMap::<_, Vec<Span>>::new();
-        for (object, entry) in manifest.objects.iter().enumerate() {
-            let spans = rows.entry((entry.split, entry.bucket)).or_default();
-            let first = spans.last().map_or(0, |last| last.first + last.num_rows);
-            let live = live_rows(entry);
-            let num_rows = live.as_ref().map_or(u64::from(entry.rows), |live| live.len() as u64);
-            if num_rows > 0 {
-                spans.push(Span { object, first, num_rows, live });
-            }
-        }
-        rows.retain(|_, spans| !spans.is_empty());
-        let words = |object: &Object| (0..object.num_blocks().div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        let verified = manifest.objects.iter().map(words).collect();
-        let (identity, files, held) = (manifest.identity(), Mutex::default(), Held::new(MEMORY_BYTES));
-        Ok(Self { root, remote, held, cache: None, manifest, identity, blocks, rows, verified, files })
+        Ok(Self {
+            index: RowIndex::new(&manifest.objects),
+            verified: VerifiedBlocks::new(manifest.num_blocks()),
+            identity: manifest.identity(),
+            memory: BlockMemory::new(MEMORY_BYTES),
+            files: Mutex::default(),
+            cache: None,
+            root,
+            remote,
+            manifest,
+            blocks,
+        })
     }
 
     /// The folder or URL that it was opened at.
@@ -177,32 +158,28 @@ impl Dataset {
 
     /// The buckets that have rows of `split`, in the manifest's order.
     pub fn buckets(&self, split: Split) -> Vec<BucketShape> {
-        let of_split = self.rows.iter().filter(|((s, _), _)| *s == split);
-        let shape = |(&(_, bucket), spans): (&(Split, u32), &Vec<Span>)| {
-            let size = self.manifest.buckets[bucket as usize];
-            let num_rows = spans.iter().map(|span| span.num_rows).sum();
-            BucketShape { bucket, width_px: size.width_px, height_px: size.height_px, num_rows }
+        let shape = |(bucket, num_rows): (u32, u64)| {
+            let Bucket { width_px, height_px } = self.manifest.buckets[bucket as usize];
+            BucketShape { bucket, width_px, height_px, num_rows }
         };
-        of_split.map(shape).collect()
+        self.index.buckets(split).map(shape).collect()
     }
 
-    /// The records of a bucket's live rows, in row order. Empty if the bucket has none.
+    /// Which rows there are, and where.
+    pub(crate) fn index(&self) -> &RowIndex {
+        &self.index
+    }
+
+    /// The object of a live row, and its number there with the deleted ones.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Damaged`] where text does not match its checksum, [`Error::Malformed`].
-    pub fn records(&self, split: Split, bucket: u32) -> Result<Vec<Record>> {
-        let mut records = Vec::new();
-        for span in self.rows.get(&(split, bucket)).into_iter().flatten() {
-            let all = self.object_records(span.object)?;
-            match &span.live {
-                None => records.extend(all),
-                Some(live) => {
-                    let mut all: Vec<Option<Record>> = all.into_iter().map(Some).collect();
-                    records.extend(live.iter().filter_map(|&row| all[row as usize].take()));
-                }
-            }
-        }
-        Ok(records)
+    /// [`Error::Invalid`] if there is no such row.
+    pub(crate) fn locate(&self, split: Split, bucket: u32, row: u64) -> Result<ObjectRow> {
+        self.index.locate(split, bucket, row).ok_or_else(|| {
+            let num_rows = self.index.num_rows(split, bucket);
+            let what = format!("row {row} of bucket {bucket} ({split:?})");
+            Error::Invalid { what, reason: format!("{} has {num_rows} such rows", self.root.display()) }
+        })
     }
 
     /// Channels, height and width of a bucket's latents.
@@ -211,58 +188,6 @@ impl Dataset {
     /// If there is no such bucket.
     pub fn latent_shape(&self, bucket: u32) -> [usize; 3] {
         self.manifest.latent_shape(bucket)
-    }
-
-    /// Reads the latents of `rows` (numbers of live rows) into `out`, [rows, C, h, w], unscaled.
-    ///
-    /// # Errors
-    /// [`Error::Io`]; [`Error::Damaged`] where a block does not match its checksum; [`Error::Malformed`] where a file is
-    /// not what the manifest says or a latent is not finite (the sample is named); [`Error::Invalid`] if a row or the
-    /// bucket does not exist.
-    ///
-    /// # Panics
-    /// If `out` has not the length that `rows` need.
-    pub fn read_latents(&self, split: Split, bucket: u32, rows: &[u64], out: &mut [f16]) -> Result<()> {
-        let spans = self.rows.get(&(split, bucket)).map_or(&[][..], Vec::as_slice);
-        if spans.is_empty() && !rows.is_empty() {
-            return Err(self.no_such(split, bucket, rows[0]));
-        }
-        let row_len = if rows.is_empty() { 1 } else { self.latent_shape(bucket).iter().product() };
-        assert_eq!(out.len(), rows.len() * row_len, "room for {} rows of {row_len} numbers", rows.len());
-        let rows = rows.iter().map(|&row| self.locate(split, bucket, row)).collect::<Result<Vec<_>>>()?;
-        if self.remote.is_some() {
-            return self.read_remote(&rows, out, row_len);
-        }
-        for (&(object, row), out) in rows.iter().zip(out.chunks_exact_mut(row_len)) {
-            self.read_row(object, row, out)?;
-        }
-        Ok(())
-    }
-
-    /// The object of a live row, and its number there with the deleted ones.
-    pub(crate) fn locate(&self, split: Split, bucket: u32, row: u64) -> Result<(usize, u32)> {
-        let spans = self.rows.get(&(split, bucket)).map_or(&[][..], Vec::as_slice);
-        let after = spans.partition_point(|span| span.first <= row);
-        let span = after.checked_sub(1).map(|i| &spans[i]).filter(|span| row - span.first < span.num_rows);
-        let span = span.ok_or_else(|| self.no_such(split, bucket, row))?;
-        Ok((span.object, span.physical(row)))
-    }
-
-    /// Ends of the runs of up to `longest` consecutive blocks of an object, counted in live rows of the bucket; runs
-    /// without a live row are left out.
-    pub(crate) fn run_ends(&self, split: Split, bucket: u32, longest: u32) -> Vec<u32> {
-        let mut ends = Vec::new();
-        for span in self.rows.get(&(split, bucket)).into_iter().flatten() {
-            let rows = self.manifest.objects[span.object].rows;
-            for end in (1..=rows.div_ceil(longest * BLOCK_ROWS)).map(|run| (run * longest * BLOCK_ROWS).min(rows)) {
-                let live = span.live.as_ref().map_or(end as usize, |live| live.partition_point(|&row| row < end));
-                let end = u32::try_from(span.first).expect("the order refuses buckets of 2^32 rows") + live as u32;
-                if ends.last().map_or(end > 0, |&last| end > last) {
-                    ends.push(end);
-                }
-            }
-        }
-        ends
     }
 
     /// Keeps blocks that come over the network on a disk. A data set in a folder needs none and ignores it.
@@ -286,29 +211,13 @@ impl Dataset {
     ///
     /// # Errors
     /// [`Error::Malformed`] if the block table points outside the object's text.
-    pub(crate) fn start(&self, part: Part, object: usize, blocks: Range<u32>) -> Result<Ticket> {
-        Ok(self.start_request(self.request(part, object, blocks)?))
+    pub(crate) fn start(&self, file: ObjectFile, object: usize, blocks: Range<u32>) -> Result<Ticket> {
+        Ok(self.start_request(self.request(file, object, blocks)?))
     }
 
     /// Starts reading the blocks of a request.
     pub(crate) fn start_request(&self, request: Request) -> Ticket {
-        match self.remote.clone() {
-            None => Ticket::start(request.read_local()),
-            Some(remote) => {
-                let cache = self.cache.clone();
-                Ticket::start(async move { request.read_remote(&remote, cache).await })
-            }
-        }
-    }
-
-    /// Bytes of the largest block of a bucket: its latents and its text.
-    pub(crate) fn largest_block(&self, split: Split, bucket: u32) -> u64 {
-        let spans = self.rows.get(&(split, bucket)).into_iter().flatten();
-        let blocks = spans.flat_map(|span| {
-            let blocks = 0..self.manifest.objects[span.object].num_blocks();
-            blocks.map(|block| self.blocks.block(span.object, block).text_bytes())
-        });
-        blocks.max().unwrap_or(0) + u64::from(BLOCK_ROWS) * self.manifest.row_bytes(bucket)
+        fetch::start(request, self.remote.as_ref(), self.cache.as_ref())
     }
 
     /// A row's part of the bytes of its block, latents and text.
@@ -317,275 +226,91 @@ impl Dataset {
         text + self.manifest.row_bytes(self.manifest.objects[object].bucket)
     }
 
-    /// Rows of a bucket.
-    pub(crate) fn num_rows(&self, split: Split, bucket: u32) -> f64 {
-        let spans = self.rows.get(&(split, bucket)).into_iter().flatten();
-        spans.map(|span| span.num_rows as f64).sum()
-    }
-
-    /// Rows of a bucket, deleted ones included.
-    pub(crate) fn rows_stored(&self, split: Split, bucket: u32) -> f64 {
-        let spans = self.rows.get(&(split, bucket)).into_iter().flatten();
-        spans.map(|span| f64::from(self.manifest.objects[span.object].rows)).sum()
-    }
-
     /// Rows of a block, deleted ones included.
     pub(crate) fn block_rows(&self, object: usize, block: u32) -> u32 {
         BLOCK_ROWS.min(self.manifest.objects[object].rows - block * BLOCK_ROWS)
     }
 
     /// The request for consecutive blocks of one of an object's files.
-    pub(crate) fn request(&self, part: Part, object: usize, blocks: Range<u32>) -> Result<Request> {
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] if the block table points outside the object's text.
+    pub(crate) fn request(&self, file: ObjectFile, object: usize, blocks: Range<u32>) -> Result<Request> {
         let entry = &self.manifest.objects[object];
-        let table = |block| self.blocks.block(object, block);
-        let (name, start) = match part {
-            Part::Latents => {
+        let (name, start) = match file {
+            ObjectFile::Latents => {
                 let row_bytes = self.manifest.row_bytes(entry.bucket);
                 (&entry.latents, LATENTS_OFFSET + u64::from(blocks.start * BLOCK_ROWS) * row_bytes)
             }
-            Part::Text => (&entry.text, table(blocks.start).text_offset),
+            ObjectFile::Text => (&entry.text, self.blocks.block(object, blocks.start).text_offset),
         };
         let path = self.root.join(name);
-        let (first, mut checks, mut end) = (blocks.start, Vec::with_capacity(blocks.len()), start);
+        let first = blocks.start;
+        let mut checks = Vec::with_capacity(blocks.len());
+        let mut end = start;
         for block in blocks {
-            let table = table(block);
-            let row_bytes = self.manifest.row_bytes(entry.bucket);
-            let (len, xxh3) = match part {
-                Part::Latents => (u64::from(self.block_rows(object, block)) * row_bytes, table.latents_xxh3),
-                Part::Text => (table.text_bytes(), table.text_xxh3),
-            };
-            let next = end.checked_add(len).filter(|&next| part == Part::Latents || next <= entry.text_bytes);
-            let Some(next) = next.filter(|_| part == Part::Latents || table.text_offset == end) else {
-                let (at, all) = (table.text_offset, entry.text_bytes);
-                let reason = format!("a block of {len} bytes at {at} is not in its place, or beyond its {all} bytes");
+            let (len, xxh3) = self.len_and_checksum(file, object, block);
+            // Text lies where the block table says, which is untrusted.
+            let table_offset = self.blocks.block(object, block).text_offset;
+            let next = end.checked_add(len);
+            let fits = |next: &u64| table_offset == end && *next <= entry.text_bytes;
+            let Some(next) = next.filter(|next| file == ObjectFile::Latents || fits(next)) else {
+                let all = entry.text_bytes;
+                let place = format!("a block of {len} bytes at {table_offset}");
+                let reason = format!("{place} is not in its place, or beyond its {all} bytes");
                 return Err(Error::Malformed { path, kind: "text file", reason });
             };
             end = next;
             checks.push((len, xxh3));
         }
-        Ok(Request { part, object, first, name: name.clone(), path, start, step: 0, blocks: checks })
+        Ok(Request { file, object, first, name: name.clone(), path, start, step: 0, blocks: checks })
     }
 
-    /// The records of the blocks of one text request, deleted rows included.
-    pub(crate) fn decode_text(&self, object: usize, first_block: u32, blocks: &[Bytes]) -> Result<Vec<Record>> {
-        let entry = &self.manifest.objects[object];
-        let mut records = Vec::new();
-        for (block, bytes) in (first_block..).zip(blocks) {
-            let (columns, num_rows) = (self.blocks.block(object, block).columns, self.block_rows(object, block));
-            let decoded = decode_block(bytes, &columns, num_rows as usize).map_err(|reason| Error::Malformed {
-                path: self.root.join(&entry.text),
-                kind: "text file",
-                reason,
-            });
-            records.extend(decoded?);
-        }
-        Ok(records)
-    }
-
-    /// Copies one row out of its block's bytes.
-    pub(crate) fn copy_row(&self, object: usize, row: u32, block: &[u8], out: &mut [f16]) -> Result<()> {
-        let row_bytes = out.len() * 2;
-        let start = (row % BLOCK_ROWS) as usize * row_bytes;
-        self.decode_row(object, row, &block[start..start + row_bytes], out)
-    }
-
-    /// The same, to the end of `out`: memory is written once.
-    pub(crate) fn append_row(&self, object: usize, row: u32, block: &[u8], out: &mut Vec<f16>) -> Result<()> {
-        let row_bytes = self.manifest.row_bytes(self.manifest.objects[object].bucket) as usize;
-        let (start, first) = ((row % BLOCK_ROWS) as usize * row_bytes, out.len());
-        let pairs = block[start..start + row_bytes].chunks_exact(2);
-        out.extend(pairs.map(|pair| f16::from_le_bytes([pair[0], pair[1]])));
-        if all_finite(&out[first..]) { Ok(()) } else { Err(self.not_finite(object, row)) }
-    }
-
-    fn decode_row(&self, object: usize, row: u32, bytes: &[u8], out: &mut [f16]) -> Result<()> {
-        for (out, pair) in out.iter_mut().zip(bytes.chunks_exact(2)) {
-            *out = f16::from_le_bytes([pair[0], pair[1]]);
-        }
-        if all_finite(out) { Ok(()) } else { Err(self.not_finite(object, row)) }
-    }
-
-    /// Rows of a remote data set: the blocks that are not held yet are requested together.
-    fn read_remote(&self, rows: &[(usize, u32)], out: &mut [f16], row_len: usize) -> Result<()> {
-        let mut blocks: Vec<(usize, u32)> = rows.iter().map(|&(object, row)| (object, row / BLOCK_ROWS)).collect();
-        blocks.sort_unstable();
-        blocks.dedup();
-        let mut found = HashMap::new();
-        while found.len() < blocks.len() {
-            let claim = self.held.claim(&blocks, &mut found);
-            let mut missing = BTreeMap::<usize, Vec<u32>>::new();
-            claim.keys.iter().for_each(|&(object, block)| missing.entry(object).or_default().push(block));
-            let mut tickets = Vec::new();
-            for (object, blocks) in missing {
-                for run in coalesce(blocks, BLOCKS_A_REQUEST) {
-                    tickets.push((object, run.start, self.start(Part::Latents, object, run)?));
-                }
+    /// Length and XXH3-64 of a block of one of an object's files.
+    fn len_and_checksum(&self, file: ObjectFile, object: usize, block: u32) -> (u64, u64) {
+        let table = self.blocks.block(object, block);
+        match file {
+            ObjectFile::Latents => {
+                let row_bytes = self.manifest.row_bytes(self.manifest.objects[object].bucket);
+                (u64::from(self.block_rows(object, block)) * row_bytes, table.latents_xxh3)
             }
-            for (object, first, mut ticket) in tickets {
-                for (block, bytes) in (first..).zip(ticket.wait()?) {
-                    self.held.insert((object, block), bytes.clone());
-                    found.insert((object, block), bytes);
-                }
+            ObjectFile::Text => (table.text_bytes(), table.text_xxh3),
+        }
+    }
+
+    /// Bytes of the largest block of a bucket: its latents and its text.
+    pub(crate) fn largest_block(&self, split: Split, bucket: u32) -> u64 {
+        let mut longest_text = 0;
+        for span in self.index.spans(split, bucket) {
+            for block in 0..self.manifest.objects[span.object].num_blocks() {
+                longest_text = longest_text.max(self.blocks.block(span.object, block).text_bytes());
             }
         }
-        for (&(object, row), out) in rows.iter().zip(out.chunks_exact_mut(row_len)) {
-            self.copy_row(object, row, &found[&(object, row / BLOCK_ROWS)], out)?;
-        }
-        Ok(())
+        longest_text + u64::from(BLOCK_ROWS) * self.manifest.row_bytes(bucket)
     }
-
-    /// The records of all rows of an object, deleted ones included.
-    pub(crate) fn object_records(&self, object: usize) -> Result<Vec<Record>> {
-        let entry = &self.manifest.objects[object];
-        if self.remote.is_none() {
-            // The length in the manifest is a claim; the file's own is not.
-            let path = self.root.join(&entry.text);
-            let found = std::fs::metadata(&path).map_err(Error::io(&path))?.len();
-            check_len(&path, found, entry.text_bytes)?;
-        }
-        let blocks = self.start(Part::Text, object, 0..entry.num_blocks())?.wait()?;
-        self.decode_text(object, 0, &blocks)
-    }
-
-    /// Checks that every byte of an object's latents and text is what was written: for `inspect --verify`.
-    ///
-    /// # Errors
-    /// As [`Dataset::read_latents`] and [`Dataset::records`].
-    pub fn verify_object(&self, object: usize) -> Result<()> {
-        let entry = &self.manifest.objects[object];
-        match &self.remote {
-            None => drop(self.latents_file(object)?),
-            Some(remote) => runtime().block_on(self.check_remote(remote, object))?,
-        }
-        for run in coalesce(0..entry.num_blocks(), BLOCKS_A_REQUEST) {
-            self.start(Part::Latents, object, run)?.wait()?;
-        }
-        self.object_records(object).map(drop)
-    }
-
-    /// Lengths of an object's files and the header of its latents.
-    async fn check_remote(&self, remote: &Remote, object: usize) -> Result<()> {
-        let entry = &self.manifest.objects[object];
-        let (latents, text) = (self.root.join(&entry.latents), self.root.join(&entry.text));
-        let header = remote.read_range(&entry.latents, 0..LATENTS_OFFSET, Ok).await?;
-        check_header(&latents, &header, entry.rows, self.latent_shape(entry.bucket))?;
-        check_len(&latents, remote.len(&entry.latents).await?, self.manifest.latents_bytes(entry))?;
-        check_len(&text, remote.len(&entry.text).await?, entry.text_bytes)
-    }
-
-    /// Reads one row, numbered with the deleted ones, if its block is on a disk. The first read of a block reads and
-    /// verifies all of it.
-    pub(crate) fn read_row_on_disk(&self, object: usize, row: u32, out: &mut [f16]) -> Result<bool> {
-        if self.remote.is_none() {
-            return self.read_row(object, row, out).map(|()| true);
-        }
-        let Some(cache) = &self.cache else { return Ok(false) };
-        let block = row / BLOCK_ROWS;
-        let request = self.request(Part::Latents, object, block..block + 1)?;
-        let (word, bit) = (&self.verified[object][block as usize / 64], 1u64 << (block % 64));
-        if word.load(Ordering::Relaxed) & bit == 0 {
-            let Some(bytes) = cache.get(&request, 0) else { return Ok(false) };
-            word.fetch_or(bit, Ordering::Relaxed);
-            return self.copy_row(object, row, &bytes, out).map(|()| true);
-        }
-        let mut bytes = vec![0; out.len() * 2];
-        let start = u64::from(row % BLOCK_ROWS) * bytes.len() as u64;
-        Ok(cache.get_part(&request, start, &mut bytes) && self.decode_row(object, row, &bytes, out).map(|()| true)?)
-    }
-
-    /// Reads one row of an object on a disk, numbered with the deleted ones.
-    pub(crate) fn read_row(&self, object: usize, row: u32, out: &mut [f16]) -> Result<()> {
-        let file = self.latents_file(object)?;
-        let (block, row_bytes) = (row / BLOCK_ROWS, out.len() * 2);
-        let (word, bit) = (&self.verified[object][block as usize / 64], 1u64 << (block % 64));
-        if word.load(Ordering::Relaxed) & bit == 0 {
-            let bytes = self.request(Part::Latents, object, block..block + 1)?.read(&file)?;
-            word.fetch_or(bit, Ordering::Relaxed);
-            return self.copy_row(object, row, &bytes[0], out);
-        }
-        let mut bytes = vec![0; row_bytes];
-        let offset = LATENTS_OFFSET + u64::from(row) * row_bytes as u64;
-        file.read_exact_at(&mut bytes, offset).map_err(Error::io(self.latents_path(object)))?;
-        self.decode_row(object, row, &bytes, out)
-    }
-
-    fn latents_path(&self, object: usize) -> PathBuf {
-        self.root.join(&self.manifest.objects[object].latents)
-    }
-
-    /// The object's latents file, its header checked when it is opened.
-    fn latents_file(&self, object: usize) -> Result<Arc<File>> {
-        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(file) = files.get(&object) {
-            return Ok(file.clone());
-        }
-        let path = self.latents_path(object);
-        let file = Arc::new(File::open(&path).map_err(Error::io(&path))?);
-        let entry = &self.manifest.objects[object];
-        check_latents(&path, &file, entry.rows, self.latent_shape(entry.bucket))?;
-        if files.len() >= MAX_OPEN_FILES {
-            files.clear();
-        }
-        files.insert(object, file.clone());
-        Ok(file)
-    }
-
-    fn not_finite(&self, object: usize, row: u32) -> Error {
-        let records = self.object_records(object).unwrap_or_default();
-        let sample = records.get(row as usize).map_or_else(
-            || "whose text cannot be read either".to_owned(),
-            |record| format!("sample {} ({})", record.id, record.source),
-        );
-        let reason = format!("row {row}, {sample}, is not finite: delete that image and prepare again");
-        Error::Malformed { path: self.latents_path(object), kind: "latents file", reason }
-    }
-
-    fn no_such(&self, split: Split, bucket: u32, row: u64) -> Error {
-        let spans = self.rows.get(&(split, bucket)).into_iter().flatten();
-        let num_rows: u64 = spans.map(|span| span.num_rows).sum();
-        let what = format!("row {row} of bucket {bucket} ({split:?})");
-        Error::Invalid { what, reason: format!("{} has {num_rows} such rows", self.root.display()) }
-    }
-}
-
-/// Whether no number is infinite or NaN. Without a branch for each, so that many are looked at together.
-fn all_finite(numbers: &[f16]) -> bool {
-    let magnitude = |number: &f16| number.to_bits() & 0x7fff;
-    numbers.iter().map(magnitude).fold(0, u16::max) < f16::INFINITY.to_bits()
-}
-
-/// Physical numbers of an object's live rows, if any row is deleted.
-fn live_rows(object: &Object) -> Option<Vec<u32>> {
-    let bits = object.deleted_bits()?;
-    Some((0..object.rows).filter(|row| bits[*row as usize / 8] >> (row % 8) & 1 == 0).collect())
-}
-
-fn check_len(path: &Path, found: u64, expected: u64) -> Result<()> {
-    if found == expected {
-        return Ok(());
-    }
-    let reason = format!("it has {found} bytes, the manifest says {expected}");
-    Err(Error::Malformed { path: path.into(), kind: "file of the data set", reason })
 }
 
 /// The manifest and the block table that it names.
-async fn read_description(root: &Path, remote: &Remote) -> Result<(Manifest, BlockTable)> {
-    let bytes = remote.read_all(MANIFEST_FILE, MAX_MANIFEST_BYTES).await?;
+fn read_description(root: &Path, remote: &Remote) -> Result<(Manifest, BlockTable)> {
+    let bytes = runtime().block_on(remote.read_all(MANIFEST_FILE, MAX_MANIFEST_BYTES))?;
     let manifest = Manifest::parse(&root.join(MANIFEST_FILE), &bytes)?;
-    let bytes = remote.read_all(&manifest.blocks.file, manifest.blocks.bytes).await?;
-    let blocks = BlockTable::parse(&root.join(&manifest.blocks.file), bytes.into(), &manifest)?;
+    let bytes = runtime().block_on(remote.read_all(&manifest.blocks.file, manifest.blocks.bytes))?;
+    let path = root.join(&manifest.blocks.file);
+    let blocks = BlockTable::parse(&path, bytes.into(), &manifest.blocks, manifest.num_blocks())?;
     Ok((manifest, blocks))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, io};
+    use std::{fs, io, os::unix::fs::FileExt};
+
+    use half::f16;
 
     use super::*;
-    use crate::{
-        SampleId,
+    use crate::format::{
         bucket::{Geometry, ResizeSpace},
-        manifest::{Bucket, Codec, MANIFEST_FILE, commit},
+        manifest::{Codec, Object, commit},
+        record::{Record, SampleId},
         shard::ObjectWriter,
     };
 

@@ -11,27 +11,33 @@ use futures_util::future::try_join_all;
 use half::f16;
 
 use crate::{
-    Record, Result,
-    dataset::Dataset,
-    fetch::{Part, Ticket, in_turn},
-    manifest::BLOCK_ROWS,
+    dataset::{
+        Dataset,
+        fetch::{Ticket, in_turn, read},
+        index::ObjectRow,
+    },
+    error::Result,
+    format::{block_table::BLOCK_ROWS, record::Record},
+    remote::request::ObjectFile,
 };
-
-/// Object, and row in it with the deleted ones.
-pub(crate) type Row = (usize, u32);
 
 /// Blocks of text that one task reads: many tasks are under way at once.
 const TEXTS_A_TASK: usize = 16;
 
 /// Starts reading the latents of rows, `[rows, C, h, w]` with `row_len` numbers each, which `step` needs.
-pub(crate) fn start_latents(dataset: Arc<Dataset>, rows: Vec<Row>, row_len: usize, step: u64) -> Ticket<Vec<f16>> {
+pub(crate) fn start_latents(
+    dataset: Arc<Dataset>,
+    rows: Vec<ObjectRow>,
+    row_len: usize,
+    step: u64,
+) -> Ticket<Vec<f16>> {
     Ticket::start(async move {
         let (reader, wanted) = (dataset.clone(), rows.clone());
         let (mut latents, missing) = in_turn(move || read_all(&reader, &wanted, row_len)).await?;
         let mut blocks: Vec<(usize, u32)> = missing.iter().map(|&at| (rows[at].0, rows[at].1 / BLOCK_ROWS)).collect();
         blocks.sort_unstable();
         blocks.dedup();
-        let read = blocks.iter().map(|&(object, block)| read_block(&dataset, Part::Latents, object, block, step));
+        let read = blocks.iter().map(|&(object, block)| read_block(&dataset, ObjectFile::Latents, object, block, step));
         let read = try_join_all(read).await?;
         for at in missing {
             let (object, row) = rows[at];
@@ -43,7 +49,7 @@ pub(crate) fn start_latents(dataset: Arc<Dataset>, rows: Vec<Row>, row_len: usiz
 }
 
 /// The rows that are on the disk, and the numbers of the others.
-fn read_all(dataset: &Dataset, rows: &[Row], row_len: usize) -> Result<(Vec<f16>, Vec<usize>)> {
+fn read_all(dataset: &Dataset, rows: &[ObjectRow], row_len: usize) -> Result<(Vec<f16>, Vec<usize>)> {
     let (mut latents, mut missing) = (vec![f16::ZERO; rows.len() * row_len], Vec::new());
     for (at, (&(object, row), out)) in rows.iter().zip(latents.chunks_exact_mut(row_len)).enumerate() {
         if !dataset.read_row_on_disk(object, row, out)? {
@@ -54,12 +60,16 @@ fn read_all(dataset: &Dataset, rows: &[Row], row_len: usize) -> Result<(Vec<f16>
 }
 
 /// Starts reading the records of rows, in any order, which `step` needs.
-pub(crate) fn start_records(dataset: &Arc<Dataset>, mut rows: Vec<Row>, step: u64) -> Vec<Ticket<Vec<(Row, Record)>>> {
+pub(crate) fn start_records(
+    dataset: &Arc<Dataset>,
+    mut rows: Vec<ObjectRow>,
+    step: u64,
+) -> Vec<Ticket<Vec<(ObjectRow, Record)>>> {
     rows.sort_unstable();
     rows.dedup();
-    let same_block = |a: &Row, b: &Row| (a.0, a.1 / BLOCK_ROWS) == (b.0, b.1 / BLOCK_ROWS);
-    let blocks: Vec<Vec<Row>> = rows.chunk_by(same_block).map(<[Row]>::to_vec).collect();
-    let start = |blocks: &[Vec<Row>]| {
+    let same_block = |a: &ObjectRow, b: &ObjectRow| (a.0, a.1 / BLOCK_ROWS) == (b.0, b.1 / BLOCK_ROWS);
+    let blocks: Vec<Vec<ObjectRow>> = rows.chunk_by(same_block).map(<[ObjectRow]>::to_vec).collect();
+    let start = |blocks: &[Vec<ObjectRow>]| {
         let (dataset, blocks) = (dataset.clone(), blocks.to_vec());
         Ticket::start(async move {
             let read = blocks.into_iter().map(|rows| read_records(&dataset, rows, step));
@@ -70,26 +80,23 @@ pub(crate) fn start_records(dataset: &Arc<Dataset>, mut rows: Vec<Row>, step: u6
 }
 
 /// Records of rows of one block.
-async fn read_records(dataset: &Arc<Dataset>, rows: Vec<Row>, step: u64) -> Result<Vec<(Row, Record)>> {
+async fn read_records(dataset: &Arc<Dataset>, rows: Vec<ObjectRow>, step: u64) -> Result<Vec<(ObjectRow, Record)>> {
     let (object, block) = (rows[0].0, rows[0].1 / BLOCK_ROWS);
-    let bytes = read_block(dataset, Part::Text, object, block, step).await?;
+    let bytes = read_block(dataset, ObjectFile::Text, object, block, step).await?;
     let dataset = dataset.clone();
     in_turn(move || {
         let mut records = dataset.decode_text(object, block, &[bytes])?;
         // From the last one on: what comes before it keeps its number.
-        let take = |&(object, row): &Row| ((object, row), records.swap_remove((row % BLOCK_ROWS) as usize));
+        let take = |&(object, row): &ObjectRow| ((object, row), records.swap_remove((row % BLOCK_ROWS) as usize));
         Ok(rows.iter().rev().map(take).collect())
     })
     .await
 }
 
 /// One block, from wherever it is.
-async fn read_block(dataset: &Dataset, part: Part, object: usize, block: u32, step: u64) -> Result<Bytes> {
-    let mut request = dataset.request(part, object, block..block + 1)?;
+async fn read_block(dataset: &Dataset, file: ObjectFile, object: usize, block: u32, step: u64) -> Result<Bytes> {
+    let mut request = dataset.request(file, object, block..block + 1)?;
     request.step = step;
-    let mut blocks = match dataset.remote() {
-        None => request.read_local().await?,
-        Some(remote) => request.read_remote(remote, dataset.cache().cloned()).await?,
-    };
+    let mut blocks = read(request, dataset.remote(), dataset.cache()).await?;
     Ok(blocks.remove(0))
 }

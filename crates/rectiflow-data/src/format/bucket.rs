@@ -3,16 +3,28 @@
 //! Buckets follow NovelAI's rule: every multiple of the step is tried as a width, with the tallest height that stays
 //! within the target area and the side limits; then the same with the sides swapped; then the square of that area. An
 //! image goes to the bucket whose ratio of width to height is nearest to its own, is resized until it just covers the
-//! bucket, and the rest is cropped at a random place. What is not here: pixels (`image`).
+//! bucket, and the rest is cropped at a random place. What is not here: pixels (`picture::decode`).
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    SampleId,
-    manifest::Bucket,
+    format::record::SampleId,
     rng::{Purpose, Rng},
 };
+
+/// The longest side of a bucket that the format allows.
+const MAX_SIDE_PX: u32 = 65_536;
+
+/// One aspect bucket. Its index in the manifest is its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bucket {
+    /// Width of its images.
+    pub width_px: u32,
+    /// Height of its images.
+    pub height_px: u32,
+}
 
 /// In which space pixel values are averaged when an image is resized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
@@ -57,6 +69,18 @@ pub struct Placement {
     pub crop_left_px: u32,
     /// Rows cut off at the top.
     pub crop_top_px: u32,
+}
+
+impl Bucket {
+    /// Checks that the sides are multiples of `factor`, the VAE's, within the limits of the format.
+    pub(crate) fn check(&self, factor: u32) -> Result<(), String> {
+        let good = |px: u32| px > 0 && px <= MAX_SIDE_PX && px.is_multiple_of(factor);
+        if good(self.width_px) && good(self.height_px) {
+            return Ok(());
+        }
+        let (w, h) = (self.width_px, self.height_px);
+        Err(format!("bucket {w}x{h} px: sides must be multiples of {factor} from {factor} to {MAX_SIDE_PX}"))
+    }
 }
 
 impl Geometry {

@@ -1,41 +1,32 @@
-//! `manifest.json` and the block table beside it: all that a reader must know before its first byte of data.
+//! `manifest.json`: with the block table that it names, all that a reader must know before its first byte of data.
 //!
-//! The manifest is small (one line of facts per object of up to 512 MiB); what grows with the samples, 128 bytes per
-//! block of 32 rows, is in one binary file that the manifest names by its hash. Both are untrusted input: [`Manifest::parse`]
+//! The manifest is small: one line of facts per object of up to 512 MiB. It is untrusted input: [`Manifest::parse`]
 //! checks every rule that later arithmetic relies on. `docs/format.md` is the specification.
 
-use std::{
-    collections::HashSet,
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{collections::HashSet, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result, bucket::Geometry};
+use crate::{
+    durable,
+    error::{Error, Result},
+    format::{
+        block_table::{BLOCK_ROWS, Block, BlockTable, BlockTableFile, FORMAT_VERSION, read_at_most, table_bytes},
+        bucket::{Bucket, Geometry},
+    },
+};
 
 /// Name of the manifest inside a data set.
 pub const MANIFEST_FILE: &str = "manifest.json";
 /// What `format` says in every manifest.
 pub const FORMAT: &str = "rectiflow-dataset";
-/// The version of the format that this crate writes and the only one that it reads.
-pub const FORMAT_VERSION: u32 = 1;
-/// Rows of a block: the unit of reading, checksumming and ownership.
-pub const BLOCK_ROWS: u32 = 32;
 /// Bytes before the first latent in a latents object: safetensors' length word and padded header.
 pub const LATENTS_OFFSET: u64 = 512;
 /// No latents object is larger.
 pub const MAX_OBJECT_BYTES: u64 = 512 << 20;
-/// Columns of a text object, hence column chunks of a row group.
-pub const TEXT_COLUMNS: usize = 13;
-/// Bytes of a block's entry in the block table.
-pub const BLOCK_ENTRY_BYTES: usize = 24 + 8 * TEXT_COLUMNS;
 
-const MAGIC: &[u8; 8] = b"RFBLOCKS";
-const TABLE_HEADER_BYTES: usize = 16;
 pub(crate) const MAX_MANIFEST_BYTES: u64 = 256 << 20;
 const MAX_BUCKETS: usize = 65_536;
-const MAX_SIDE_PX: u32 = 65_536;
 
 /// Which side of the test split rows are on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -65,16 +56,6 @@ pub struct Codec {
     pub dtype: String,
 }
 
-/// One aspect bucket. Its index in the manifest is its number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Bucket {
-    /// Width of its images.
-    pub width_px: u32,
-    /// Height of its images.
-    pub height_px: u32,
-}
-
 /// Rows of one bucket and split that are stored together: a latents file and a text file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -94,18 +75,6 @@ pub struct Object {
     /// Deleted rows as hexadecimal bytes: bit `r % 8` of byte `r / 8` is row r. Absent when there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deleted: Option<String>,
-}
-
-/// The binary file with the block table.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct BlockTableFile {
-    /// Name, relative to the data set.
-    pub file: String,
-    /// Length of the file.
-    pub bytes: u64,
-    /// Hex BLAKE3 of the file.
-    pub hash: String,
 }
 
 /// The description of a packed data set.
@@ -226,6 +195,11 @@ impl Manifest {
         LATENTS_OFFSET + u64::from(object.rows) * self.row_bytes(object.bucket)
     }
 
+    /// Blocks of each object, in the order of the objects.
+    pub(crate) fn num_blocks(&self) -> impl Iterator<Item = u32> + '_ {
+        self.objects.iter().map(Object::num_blocks)
+    }
+
     /// Rows that are not deleted, of one side of the split.
     pub fn live_rows(&self, split: Split) -> u64 {
         self.objects.iter().filter(|o| o.split == split).map(|o| u64::from(o.live_rows())).sum()
@@ -243,7 +217,7 @@ impl Manifest {
         }
         let mut shapes = HashSet::new();
         for bucket in &self.buckets {
-            bucket.check(&self.codec)?;
+            bucket.check(self.codec.down_factor)?;
             if !shapes.insert((bucket.width_px, bucket.height_px)) {
                 return Err(format!("bucket {}x{} px is listed twice", bucket.width_px, bucket.height_px));
             }
@@ -257,7 +231,7 @@ impl Manifest {
                 }
             }
         }
-        let expected = self.expected_table_bytes();
+        let expected = table_bytes(self.num_blocks().map(u64::from).sum());
         if self.blocks.bytes != expected {
             return Err(format!("the block table has {} bytes, its objects need {expected}", self.blocks.bytes));
         }
@@ -288,11 +262,6 @@ impl Manifest {
             return Err(format!("{name}: \"deleted\" names rows beyond the last, {}", object.rows - 1));
         }
         Ok(())
-    }
-
-    fn expected_table_bytes(&self) -> u64 {
-        let blocks: u64 = self.objects.iter().map(|o| u64::from(o.num_blocks())).sum();
-        TABLE_HEADER_BYTES as u64 + blocks * BLOCK_ENTRY_BYTES as u64
     }
 }
 
@@ -332,154 +301,9 @@ impl Codec {
     }
 }
 
-impl Bucket {
-    fn check(&self, codec: &Codec) -> std::result::Result<(), String> {
-        let good = |px: u32| px > 0 && px <= MAX_SIDE_PX && px.is_multiple_of(codec.down_factor);
-        if good(self.width_px) && good(self.height_px) {
-            return Ok(());
-        }
-        let (w, h, factor) = (self.width_px, self.height_px, codec.down_factor);
-        Err(format!("bucket {w}x{h} px: sides must be multiples of {factor} from {factor} to {MAX_SIDE_PX}"))
-    }
-}
-
-/// What the block table says of one block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Block {
-    /// XXH3-64 of the block's rows in the latents file.
-    pub latents_xxh3: u64,
-    /// Where the block's row group begins in the text file.
-    pub text_offset: u64,
-    /// XXH3-64 of the row group's bytes.
-    pub text_xxh3: u64,
-    /// For each column chunk, in schema order: bytes (page header included) and number of values (levels).
-    pub columns: [(u32, u32); TEXT_COLUMNS],
-}
-
-impl Block {
-    /// Bytes of the block's row group.
-    pub fn text_bytes(&self) -> u64 {
-        self.columns.iter().map(|&(bytes, _)| u64::from(bytes)).sum()
-    }
-
-    /// Appends the block's entry, little-endian, in the order of the fields.
-    fn write(&self, out: &mut Vec<u8>) {
-        for word in [self.latents_xxh3, self.text_offset, self.text_xxh3] {
-            out.extend(word.to_le_bytes());
-        }
-        for (bytes, values) in self.columns {
-            out.extend(bytes.to_le_bytes());
-            out.extend(values.to_le_bytes());
-        }
-    }
-
-    fn read(entry: &[u8]) -> Self {
-        let u64_at = |at: usize| u64::from_le_bytes(entry[at..at + 8].try_into().expect("8 bytes were sliced"));
-        let u32_at = |at: usize| u32::from_le_bytes(entry[at..at + 4].try_into().expect("4 bytes were sliced"));
-        let columns = std::array::from_fn(|i| (u32_at(24 + 8 * i), u32_at(28 + 8 * i)));
-        Self { latents_xxh3: u64_at(0), text_offset: u64_at(8), text_xxh3: u64_at(16), columns }
-    }
-}
-
-/// The block table: one entry per block, objects in the manifest's order, blocks in row order.
-#[derive(Clone)]
-pub struct BlockTable {
-    bytes: Vec<u8>,
-    /// Index of each object's first block.
-    first: Vec<u64>,
-}
-
-impl std::fmt::Debug for BlockTable {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("BlockTable").field("bytes", &self.bytes.len()).finish_non_exhaustive()
-    }
-}
-
-impl BlockTable {
-    /// The table of `objects`, each given as its blocks.
-    pub fn new<'a>(objects: impl IntoIterator<Item = &'a [Block]>) -> Self {
-        let mut bytes = Vec::new();
-        bytes.extend(MAGIC);
-        bytes.extend(FORMAT_VERSION.to_le_bytes());
-        bytes.extend((BLOCK_ENTRY_BYTES as u32).to_le_bytes());
-        let (mut first, mut count) = (Vec::new(), 0);
-        for blocks in objects {
-            first.push(count);
-            count += blocks.len() as u64;
-            blocks.iter().for_each(|block| block.write(&mut bytes));
-        }
-        Self { bytes, first }
-    }
-
-    /// Reads the table that `manifest` names and checks it against the manifest's hash.
-    ///
-    /// # Errors
-    /// [`Error::Io`], or [`Error::Malformed`] if it is not the file that the manifest was written with.
-    pub fn read(root: &Path, manifest: &Manifest) -> Result<Self> {
-        let path = root.join(&manifest.blocks.file);
-        let bytes = read_at_most(&path, manifest.blocks.bytes, "block table")?;
-        Self::parse(&path, bytes, manifest)
-    }
-
-    pub(crate) fn parse(path: &Path, bytes: Vec<u8>, manifest: &Manifest) -> Result<Self> {
-        let malformed = |reason: String| Err(Error::Malformed { path: path.into(), kind: "block table", reason });
-        if bytes.len() as u64 != manifest.blocks.bytes {
-            return malformed(format!("{} bytes, the manifest says {}", bytes.len(), manifest.blocks.bytes));
-        }
-        let hash = blake3::hash(&bytes).to_hex();
-        if hash.as_str() != manifest.blocks.hash {
-            return malformed(format!("its BLAKE3 is {hash}, the manifest says {}", manifest.blocks.hash));
-        }
-        let mut header = Vec::from(MAGIC);
-        header.extend(FORMAT_VERSION.to_le_bytes());
-        header.extend((BLOCK_ENTRY_BYTES as u32).to_le_bytes());
-        if !bytes.starts_with(&header) {
-            return malformed(format!("it must begin with the bytes {header:?}"));
-        }
-        let mut first = Vec::with_capacity(manifest.objects.len());
-        let mut count = 0;
-        for object in &manifest.objects {
-            first.push(count);
-            count += u64::from(object.num_blocks());
-        }
-        Ok(Self { bytes, first })
-    }
-
-    /// Block `block` of object `object` (indices in the manifest).
-    ///
-    /// # Panics
-    /// If there is no such block.
-    pub fn block(&self, object: usize, block: u32) -> Block {
-        let index = (self.first[object] + u64::from(block)) as usize;
-        let at = TABLE_HEADER_BYTES + index * BLOCK_ENTRY_BYTES;
-        Block::read(&self.bytes[at..at + BLOCK_ENTRY_BYTES])
-    }
-
-    /// The file's bytes.
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.bytes
-    }
-
-    /// Names the table in a manifest. The name holds the hash, so that a new table never replaces one in use.
-    pub fn file(&self) -> BlockTableFile {
-        let hash = blake3::hash(&self.bytes).to_hex().to_string();
-        BlockTableFile { file: format!("blocks-{}.bin", &hash[..16]), bytes: self.bytes.len() as u64, hash }
-    }
-}
-
 fn row_bytes(codec: &Codec, bucket: Bucket) -> u64 {
     let side = |px: u32| u64::from(px / codec.down_factor);
     2 * u64::from(codec.channels) * side(bucket.width_px) * side(bucket.height_px)
-}
-
-/// Reads a whole file that must not be longer than `limit` bytes.
-fn read_at_most(path: &Path, limit: u64, kind: &'static str) -> Result<Vec<u8>> {
-    let len = fs::metadata(path).map_err(Error::io(path))?.len();
-    if len > limit {
-        let reason = format!("{len} bytes, at most {limit} are expected");
-        return Err(Error::Malformed { path: PathBuf::from(path), kind, reason });
-    }
-    fs::read(path).map_err(Error::io(path))
 }
 
 /// A name that a manifest gives to a file must stay inside the data set.
@@ -523,8 +347,8 @@ pub fn commit(root: &Path, manifest: &mut Manifest, blocks: &[Vec<Block>]) -> Re
     let table = BlockTable::new(blocks.iter().map(Vec::as_slice));
     manifest.blocks = table.file();
     let path = root.join(&manifest.blocks.file);
-    crate::durable::write(&path, table.as_bytes())?;
-    crate::durable::write(&root.join(MANIFEST_FILE), &manifest.to_json())
+    durable::write(&path, table.as_bytes())?;
+    durable::write(&root.join(MANIFEST_FILE), &manifest.to_json())
 }
 
 #[cfg(test)]
@@ -533,11 +357,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-
-    fn block(seed: u64) -> Block {
-        let columns = std::array::from_fn(|i| (seed as u32 + i as u32, i as u32));
-        Block { latents_xxh3: seed, text_offset: seed * 3, text_xxh3: !seed, columns }
-    }
+    use crate::format::block_table::{BLOCK_ENTRY_BYTES, tests::block};
 
     fn good() -> (Value, Vec<u8>) {
         let object = |number: u32, rows: u32| {
@@ -569,7 +389,7 @@ mod tests {
         let manifest = parse(&value).unwrap();
         assert_eq!(Manifest::parse(Path::new("m"), &manifest.to_json()).unwrap(), manifest);
         assert_eq!((manifest.row_bytes(0), manifest.latent_shape(0)), (512, [4, 8, 8]));
-        let table = BlockTable::parse(Path::new("t"), table, &manifest).unwrap();
+        let table = BlockTable::parse(Path::new("t"), table, &manifest.blocks, manifest.num_blocks()).unwrap();
         assert_eq!([table.block(0, 0), table.block(0, 1), table.block(1, 0)], [block(1), block(2), block(3)]);
         assert_eq!(BLOCK_ENTRY_BYTES, 128);
     }
@@ -650,31 +470,11 @@ mod tests {
     }
 
     #[test]
-    fn block_table_must_be_the_one_that_was_written() {
-        let (value, bytes) = good();
-        let manifest = parse(&value).unwrap();
-        let fails = |bytes: Vec<u8>, manifest: &Manifest, word: &str| {
-            let error = BlockTable::parse(Path::new("t"), bytes, manifest).unwrap_err().to_string();
-            assert!(error.contains(word), "{error}");
-        };
-        fails(bytes[..bytes.len() - 1].to_vec(), &manifest, "the manifest says 400");
-        let mut flipped = bytes.clone();
-        flipped[100] ^= 1;
-        fails(flipped, &manifest, "BLAKE3");
-        // Right hash, wrong content: somebody made it on purpose.
-        let mut foreign = bytes;
-        foreign[0] = b'X';
-        let mut lying = manifest;
-        lying.blocks.hash = blake3::hash(&foreign).to_hex().to_string();
-        fails(foreign, &lying, "must begin with");
-    }
-
-    #[test]
     fn deep_and_long_json_is_refused() {
         let deep = format!("{}{}", "{\"format\":".repeat(100_000), "1");
         assert!(matches!(Manifest::parse(Path::new("m"), deep.as_bytes()), Err(Error::Malformed { .. })));
         let root = tempfile::tempdir().unwrap();
-        let file = fs::File::create(root.path().join(MANIFEST_FILE)).unwrap();
+        let file = std::fs::File::create(root.path().join(MANIFEST_FILE)).unwrap();
         // Sparse: takes no room on the disk, and must take none in memory.
         file.set_len(1 << 40).unwrap();
         let error = Manifest::read(root.path()).unwrap_err().to_string();
@@ -698,7 +498,7 @@ mod tests {
                     prop_assert!(manifest.latents_bytes(object) <= MAX_OBJECT_BYTES + manifest.row_bytes(object.bucket));
                     prop_assert!(object.live_rows() <= object.rows);
                 }
-                let _ = BlockTable::parse(Path::new("t"), table, &manifest);
+                let _ = BlockTable::parse(Path::new("t"), table, &manifest.blocks, manifest.num_blocks());
             }
         }
     }

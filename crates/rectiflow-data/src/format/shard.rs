@@ -17,10 +17,14 @@ use serde::Deserialize;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use crate::{
-    Error, Record, Result,
     durable::DurableFile,
-    manifest::{BLOCK_ROWS, Block, LATENTS_OFFSET},
-    text_shard::{TextWriter, group_table},
+    error::{Error, Result},
+    format::{
+        block_table::{BLOCK_ROWS, Block},
+        manifest::LATENTS_OFFSET,
+        record::Record,
+        text_shard::{TextWriter, group_table},
+    },
 };
 
 /// Writes one object, row by row. Nothing is visible under the final names before [`ObjectWriter::finish`].

@@ -31,9 +31,9 @@ use parquet::{
     },
 };
 
-use crate::{
-    Record, SampleId,
-    manifest::{BLOCK_ROWS, TEXT_COLUMNS},
+use crate::format::{
+    block_table::{BLOCK_ROWS, TEXT_COLUMNS},
+    record::{Record, SampleId},
 };
 
 type Reason = String;

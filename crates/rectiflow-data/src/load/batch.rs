@@ -13,14 +13,18 @@ use half::f16;
 use rayon::prelude::*;
 
 use crate::{
-    dataset::{Dataset, Split},
+    dataset::Dataset,
     error::Result,
-    order::Amount,
-    prompt::{self, PromptSettings},
-    record::{Record, SampleId},
+    format::{
+        manifest::Split,
+        record::{Record, SampleId},
+    },
+    order::{Amount, window::RowRef},
     rng::{Purpose, Rng},
-    token::{CHUNK_LEN, Clip, TokenChunks, Tokenizer, empty_chunk},
-    window::Place,
+    text::{
+        prompt::{self, PromptSettings},
+        token::{CHUNK_LEN, Clip, TokenChunks, Tokenizer, empty_chunk},
+    },
 };
 
 /// One data set of a run.
@@ -95,13 +99,13 @@ pub(crate) struct Members {
     pub(crate) first_sample: u64,
     pub(crate) data: u32,
     pub(crate) bucket: u32,
-    pub(crate) places: Vec<Place>,
+    pub(crate) row_refs: Vec<RowRef>,
 }
 
 /// The records of a bucket, in row order.
-type Text = Arc<Vec<Record>>;
+type Records = Arc<Vec<Record>>;
 /// The same, once they have been read.
-type Held = Arc<Mutex<Option<Text>>>;
+type RecordCache = Arc<Mutex<Option<Records>>>;
 
 /// Reads, draws and tokenises the samples of one split.
 #[derive(Debug)]
@@ -111,7 +115,7 @@ pub(crate) struct Batcher {
     seed: u64,
     tokenizer: &'static Tokenizer,
     /// By data set and bucket.
-    texts: Mutex<HashMap<(u32, u32), Held>>,
+    texts: Mutex<HashMap<(u32, u32), RecordCache>>,
 }
 
 impl Batcher {
@@ -130,44 +134,44 @@ impl Batcher {
     }
 
     /// Chunk counts of samples of one bucket, on all cores.
-    pub(crate) fn count(&self, data: u32, bucket: u32, places: &[Place]) -> Result<Vec<u8>> {
+    pub(crate) fn count(&self, data: u32, bucket: u32, row_refs: &[RowRef]) -> Result<Vec<u8>> {
         let texts = self.texts(data, bucket)?;
-        Ok(self.count_of(data, places, |row| &texts[row as usize]))
+        Ok(self.count_of(data, row_refs, |row| &texts[row as usize]))
     }
 
     /// Chunk counts of samples whose records are at hand, on all cores.
     pub(crate) fn count_of<'r>(
         &self,
         data: u32,
-        places: &[Place],
+        row_refs: &[RowRef],
         record: impl Fn(u32) -> &'r Record + Sync,
     ) -> Vec<u8> {
         let settings = &self.sources[data as usize].prompt;
-        let count = |place: &Place| {
-            let prompt = self.prompt(settings, record(place.row), place.pass);
+        let count = |row_ref: &RowRef| {
+            let prompt = self.prompt(settings, record(row_ref.row), row_ref.pass);
             self.tokenizer.num_chunks(&prompt, settings.cut) as u8
         };
-        places.par_iter().map(count).collect()
+        row_refs.par_iter().map(count).collect()
     }
 
     /// Reads a micro-batch.
     pub(crate) fn assemble(&self, members: &Members) -> Result<MicroBatch> {
-        let Members { data, bucket, ref places, .. } = *members;
+        let Members { data, bucket, ref row_refs, .. } = *members;
         let dataset = &self.sources[data as usize].dataset;
         let texts = self.texts(data, bucket)?;
-        let records: Vec<&Record> = places.iter().map(|place| &texts[place.row as usize]).collect();
+        let records: Vec<&Record> = row_refs.iter().map(|row_ref| &texts[row_ref.row as usize]).collect();
         let row_len = dataset.latent_shape(bucket).iter().product::<usize>();
-        let mut latents = vec![f16::ZERO; places.len() * row_len];
-        let rows: Vec<u64> = places.iter().map(|place| u64::from(place.row)).collect();
+        let mut latents = vec![f16::ZERO; row_refs.len() * row_len];
+        let rows: Vec<u64> = row_refs.iter().map(|row_ref| u64::from(row_ref.row)).collect();
         dataset.read_latents(self.split, bucket, &rows, &mut latents)?;
         Ok(self.finish(members, &records, latents))
     }
 
     /// A micro-batch of samples whose records and latents are at hand.
     pub(crate) fn finish(&self, members: &Members, records: &[&Record], latents: Vec<f16>) -> MicroBatch {
-        let Members { slot, first_sample, data, bucket, ref places } = *members;
+        let Members { slot, first_sample, data, bucket, ref row_refs } = *members;
         let Source { dataset, prompt: settings, .. } = &self.sources[data as usize];
-        let drawn = records.iter().zip(places).map(|(record, place)| self.prompt(settings, record, place.pass));
+        let drawn = records.iter().zip(row_refs).map(|(record, row_ref)| self.prompt(settings, record, row_ref.pass));
         let prompts: Vec<String> = drawn.collect();
         let chunks: Vec<TokenChunks> =
             prompts.iter().map(|prompt| self.tokenizer.chunks_cut(prompt, settings.cut)).collect();
@@ -182,7 +186,7 @@ impl Batcher {
             latent_shape: dataset.latent_shape(bucket),
             latents,
             ids: records.iter().map(|record| record.id).collect(),
-            passes: places.iter().map(|place| place.pass).collect(),
+            passes: row_refs.iter().map(|row_ref| row_ref.pass).collect(),
             dropped: records.iter().zip(&prompts).map(|(record, text)| prompt::is_dropped(record, text)).collect(),
             prompts,
             chunks: chunks.iter().map(|chunks| chunks.clip_l.len() as u32).collect(),
@@ -190,14 +194,14 @@ impl Batcher {
             clip_l: padded(chunks.iter().map(|chunks| &chunks.clip_l), tokens, Clip::L),
             clip_g: padded(chunks.iter().map(|chunks| &chunks.clip_g), tokens, Clip::G),
             time_ids: records.iter().flat_map(|record| time_ids(record)).collect(),
-            weights: vec![1.0; places.len()],
+            weights: vec![1.0; row_refs.len()],
         }
     }
 
     /// The samples of a micro-batch.
     pub(crate) fn ids(&self, members: &Members) -> Result<Vec<SampleId>> {
         let texts = self.texts(members.data, members.bucket)?;
-        Ok(members.places.iter().map(|place| texts[place.row as usize].id).collect())
+        Ok(members.row_refs.iter().map(|row_ref| texts[row_ref.row as usize].id).collect())
     }
 
     fn prompt(&self, settings: &PromptSettings, record: &Record, pass: u64) -> String {
@@ -205,7 +209,7 @@ impl Batcher {
     }
 
     /// A bucket's records, read when they are first asked for.
-    fn texts(&self, data: u32, bucket: u32) -> Result<Text> {
+    fn texts(&self, data: u32, bucket: u32) -> Result<Records> {
         let text = self.texts.lock().unwrap_or_else(PoisonError::into_inner).entry((data, bucket)).or_default().clone();
         // Held while reading: whoever else wants this bucket would read the same bytes. Other buckets are free.
         let mut text = text.lock().unwrap_or_else(PoisonError::into_inner);

@@ -19,31 +19,21 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use rayon::prelude::*;
 
 use crate::{
-    batch::{Batcher, Members},
-    dataset::{BucketShape, MEMORY_BYTES, Split},
-    epoch::{Slot, Steps},
     error::{Error, Result},
-    feed::{Feed, Plan, largest_window, needed_bytes},
-    order::{BucketRows, DataShape, Mode, Order, OrderSettings, Stream},
-    pass::RUN_BLOCKS,
-    token,
-    uses::Uses,
-    window::{Place, Windows},
-};
-
-pub use crate::{
-    batch::{MicroBatch, Source, Step},
-    fixed::{TestBatches, test_batches},
-    order::{Amount, RankOf},
+    load::{
+        batch::{MicroBatch, Source, Step},
+        feed::Feed,
+        setup::LoaderSetup,
+    },
+    order::{Order, OrderSettings, RankOf, epoch::Steps, window::Windows},
 };
 
 /// An endless sequence of steps.
 #[derive(Debug)]
 pub struct Loader {
-    plan: Arc<Plan>,
+    setup: Arc<LoaderSetup>,
     position: u64,
     ahead: Option<ReadAhead>,
-    rank: RankOf,
 }
 
 impl Loader {
@@ -53,29 +43,15 @@ impl Loader {
     /// [`Error::Invalid`] where the settings, the amounts or the number of ranks cannot work, or the data sets were
     /// encoded by different VAEs.
     pub fn new(sources: Vec<Source>, settings: OrderSettings, rank: RankOf) -> Result<Self> {
-        check_sources(&sources)?;
-        let mode = if settings.mode == Mode::Auto { choose_mode(&sources) } else { settings.mode };
-        let shapes: Vec<DataShape> = sources.iter().map(|source| shape(source, mode)).collect();
-        let order = Arc::new(Order::new(&shapes, OrderSettings { mode, ..settings })?);
-        let slots = order.slots_of(rank)?;
-        let lanes = lanes_of(&order, rank.ranks, rank.rank..rank.rank + 1);
-        let has_windows = order.settings().mode.has_windows();
-        let read_ahead_bytes = if has_windows { needed_bytes(&order, &sources, lanes.len()).1 } else { 0 };
-        let uses = uses(&order, &sources, lanes);
-        let batcher = Batcher::new(sources, Split::Train, order.settings().seed);
-        let plan = Plan { order, batcher, slots, read_ahead_bytes, uses };
-        Ok(Self { plan: Arc::new(plan), position: 0, ahead: None, rank })
+        let setup = LoaderSetup::new(sources, settings, rank)?;
+        Ok(Self { setup: Arc::new(setup), position: 0, ahead: None })
     }
 
     /// The ranks that run on this machine and share its disk cache, this one among them; by default this one alone. What
     /// is delivered does not depend on it. A cache that is full keeps what the machine needs soonest.
     #[must_use]
     pub fn on_machine_with(self, ranks: Range<usize>) -> Self {
-        let rank = self.rank;
-        self.with_plan(|plan| {
-            let lanes = lanes_of(&plan.order, rank.ranks, ranks);
-            Plan { uses: uses(&plan.order, plan.batcher.sources(), lanes), ..plan }
-        })
+        self.with_setup(|setup| setup.on_machine_with(ranks))
     }
 
     /// Bytes of latents and text that `window` and `owned` mode may hold at once, by default those of the windows that are open at
@@ -93,15 +69,15 @@ impl Loader {
             );
             return Err(Error::Invalid { what: "read_ahead".to_owned(), reason });
         }
-        Ok(self.with_plan(|plan| Plan { read_ahead_bytes: bytes, ..plan }))
+        Ok(self.with_setup(|setup| LoaderSetup { read_ahead_bytes: bytes, ..setup }))
     }
 
-    fn with_plan(self, change: impl FnOnce(Plan) -> Plan) -> Self {
-        let Self { plan, position, ahead, rank } = self;
-        // Ends the reading thread, which shares the plan.
+    fn with_setup(self, change: impl FnOnce(LoaderSetup) -> LoaderSetup) -> Self {
+        let Self { setup, position, ahead } = self;
+        // Ends the reading thread, which shares the setup.
         drop(ahead);
-        let plan = Arc::into_inner(plan).expect("only the reading thread shares the plan");
-        Self { plan: Arc::new(change(plan)), position, ahead: None, rank }
+        let setup = Arc::into_inner(setup).expect("only the reading thread shares the setup");
+        Self { setup: Arc::new(change(setup)), position, ahead: None }
     }
 
     /// Whether `owned` mode has the disk that it needs: what is at a URL needs a cache with room for a window a lane of
@@ -110,30 +86,27 @@ impl Loader {
     /// # Errors
     /// [`Error::Invalid`] with the bytes that would do.
     pub fn check_cache(&self) -> Result<()> {
-        let (Plan { order, batcher, .. }, RankOf { rank, ranks }) = (&*self.plan, self.rank);
-        check_cache(order, batcher.sources(), &lanes_of(order, ranks, rank..rank + 1))
+        self.setup.check_cache()
     }
 
     /// The least that [`Loader::read_ahead`] takes: 0 in `local` mode, which holds nothing ahead.
     pub fn least_read_ahead_bytes(&self) -> u64 {
-        let (Plan { order, batcher, .. }, RankOf { rank, ranks }) = (&*self.plan, self.rank);
-        let lanes = lanes_of(order, ranks, rank..rank + 1).len();
-        if order.settings().mode.has_windows() { needed_bytes(order, batcher.sources(), lanes).0 } else { 0 }
+        self.setup.least_read_ahead_bytes()
     }
 
     /// Bytes that it may hold in `window` and `owned` mode.
     pub fn read_ahead_bytes(&self) -> u64 {
-        self.plan.read_ahead_bytes
+        self.setup.read_ahead_bytes
     }
 
     /// The order, for its arithmetic.
     pub fn order(&self) -> &Order {
-        &self.plan.order
+        &self.setup.order
     }
 
     /// Hash of all that decides what the steps hold. Where it differs, a position means something else.
     pub fn order_hash(&self) -> String {
-        self.plan.order.hash().to_owned()
+        self.setup.order.hash().to_owned()
     }
 
     /// The step that [`Loader::next_step`] gives next.
@@ -155,15 +128,15 @@ impl Loader {
     /// # Errors
     /// What reading text met.
     pub fn chunk_shares(&self, num_steps: u64) -> Result<ChunkShares> {
-        let plan = &self.plan;
-        let (mut steps, mut windows) = (Steps::new(plan.order.clone()), Windows::new(plan.order.clone()));
+        let setup = &self.setup;
+        let (mut steps, mut windows) = (Steps::new(setup.order.clone()), Windows::new(setup.order.clone()));
         let mut shares = ChunkShares::default();
         for step in 0..num_steps {
             let whole = steps.plan(step);
-            for slot in plan.slots.iter().map(|&slot| whole.slots[slot as usize]) {
-                let count = |stream: &_, places: &[_]| plan.count(stream, places);
-                let places = windows.samples(&slot, count)?;
-                shares.add(&plan.count(&plan.order.streams()[slot.stream as usize], &places)?);
+            for slot in setup.slots.iter().map(|&slot| whole.slots[slot as usize]) {
+                let count = |stream: &_, row_refs: &[_]| setup.count(stream, row_refs);
+                let row_refs = windows.samples(&slot, count)?;
+                shares.add(&setup.count(&setup.order.streams()[slot.stream as usize], &row_refs)?);
             }
         }
         Ok(shares)
@@ -181,7 +154,7 @@ impl Loader {
         if self.ahead.is_none() {
             self.check_cache()?;
         }
-        let ahead = self.ahead.get_or_insert_with(|| ReadAhead::start(self.plan.clone(), self.position));
+        let ahead = self.ahead.get_or_insert_with(|| ReadAhead::start(self.setup.clone(), self.position));
         let step = ahead.next();
         match &step {
             Ok(step) => self.position = step.step + 1,
@@ -224,96 +197,6 @@ impl ChunkShares {
     }
 }
 
-fn check_sources(sources: &[Source]) -> Result<()> {
-    for (index, source) in sources.iter().enumerate() {
-        source.prompt.check()?;
-        let (codec, first) = (&source.dataset.manifest().codec, &sources[0].dataset.manifest().codec);
-        if codec != first {
-            let reason = format!("encoded by {codec:?}, but data[0] by {first:?}; prepare both with the same VAE");
-            return Err(Error::Invalid { what: format!("data[{index}]"), reason });
-        }
-    }
-    Ok(())
-}
-
-/// `window` for data sets that are at a URL and, together, larger than memory is meant to hold.
-fn choose_mode(sources: &[Source]) -> Mode {
-    let remote = sources.iter().filter(|source| source.dataset.is_remote());
-    let num_bytes: u64 = remote.map(|source| source.dataset.num_bytes(Split::Train)).sum();
-    if num_bytes > MEMORY_BYTES { Mode::Window } else { Mode::Local }
-}
-
-/// Lanes that some of `num_ranks` ranks run.
-fn lanes_of(order: &Order, num_ranks: usize, ranks: Range<usize>) -> Vec<usize> {
-    (0..order.lanes()).filter(|lane| ranks.contains(&(lane % num_ranks))).collect()
-}
-
-/// What a full cache asks; none where there is no cache, or nothing known of what comes when.
-fn uses(order: &Arc<Order>, sources: &[Source], lanes: Vec<usize>) -> Option<Arc<Uses>> {
-    let has_cache = sources.iter().any(|source| source.dataset.cache().is_some());
-    let datasets = || sources.iter().map(|source| source.dataset.clone()).collect();
-    (has_cache && order.settings().mode.has_windows()).then(|| Uses::new(order, datasets(), lanes))
-}
-
-/// As [`Loader::check_cache`], for some lanes.
-fn check_cache(order: &Order, sources: &[Source], lanes: &[usize]) -> Result<()> {
-    let remote: Vec<&Source> = sources.iter().filter(|source| source.dataset.is_remote()).collect();
-    if order.settings().mode != Mode::Owned || remote.is_empty() {
-        return Ok(());
-    }
-    let least = lanes.len() as u64 * largest_window(order, sources);
-    let is_mine = |stream: &&Stream| stream.lane.is_none_or(|lane| lanes.contains(&(lane as usize)));
-    let bytes = |stream: &Stream| {
-        let dataset = &sources[stream.data as usize].dataset;
-        let rows: u64 = dataset.buckets(Split::Train).iter().map(|bucket| bucket.num_rows).sum();
-        dataset.num_bytes(Split::Train) as f64 * stream.rows as f64 / rows as f64
-    };
-    let all = order.streams().iter().filter(is_mine).filter(|s| sources[s.data as usize].dataset.is_remote());
-    let all = all.map(bytes).sum::<f64>() as u64;
-    let what = "cache".to_owned();
-    let Some(cache) = remote.iter().map(|source| source.dataset.cache()).collect::<Option<Vec<_>>>() else {
-        let reason = format!(
-            "mode \"owned\" keeps blocks on a local disk: give a folder and at least {least} bytes, better {all}, which \
-             hold all that this rank reads; or use mode \"window\""
-        );
-        return Err(Error::Invalid { what, reason });
-    };
-    let limit = cache[0].cache.limit_bytes();
-    if limit < least.min(all) {
-        let reason = format!(
-            "expected room for at least a window a lane, {least} bytes, found a limit of {limit}; allow more (all that \
-             this rank reads is {all} bytes), lower window_samples, or use mode \"window\""
-        );
-        return Err(Error::Invalid { what, reason });
-    }
-    if limit < all {
-        tracing::warn!(
-            limit,
-            all,
-            "the cache is smaller than what this rank's lanes own: blocks are fetched again and again; \
-             mode \"window\" fetches each once an epoch"
-        );
-    }
-    Ok(())
-}
-
-fn shape(source: &Source, mode: Mode) -> DataShape {
-    let buckets = source.dataset.buckets(Split::Train);
-    let rows = buckets.iter().map(|shape| {
-        let &BucketShape { bucket, num_rows: rows, .. } = shape;
-        let windowed = mode.has_windows() && rows <= u64::from(u32::MAX);
-        let run_ends = windowed.then(|| source.dataset.run_ends(Split::Train, bucket, RUN_BLOCKS));
-        BucketRows { bucket, rows, run_ends: run_ends.unwrap_or_default() }
-    });
-    let prompt = serde_json::to_string(&source.prompt).expect("prompt settings are plain data");
-    DataShape {
-        identity: source.dataset.identity(),
-        text: format!("{} {prompt}", token::fingerprint()),
-        amount: source.amount,
-        buckets: rows.collect(),
-    }
-}
-
 /// The thread that reads ahead, and its end of the bargain.
 #[derive(Debug)]
 struct ReadAhead {
@@ -323,13 +206,13 @@ struct ReadAhead {
 }
 
 impl ReadAhead {
-    fn start(plan: Arc<Plan>, from: u64) -> Self {
+    fn start(setup: Arc<LoaderSetup>, from: u64) -> Self {
         let (sender, steps) = bounded(1);
         let stop = Arc::new(AtomicBool::new(false));
         let flag = stop.clone();
         let thread = thread::Builder::new()
             .name("rectiflow-loader".to_owned())
-            .spawn(move || read(&plan, from, &sender, &flag))
+            .spawn(move || read(&setup, from, &sender, &flag))
             .expect("the system can start one more thread");
         Self { steps: Some(steps), stop, thread: Some(thread) }
     }
@@ -355,13 +238,13 @@ impl Drop for ReadAhead {
     }
 }
 
-fn read(plan: &Plan, from: u64, sender: &Sender<Result<Step>>, stop: &AtomicBool) {
-    if plan.order.settings().mode.has_windows() {
-        return read_windows(plan, from, sender, stop);
+fn read(setup: &LoaderSetup, from: u64, sender: &Sender<Result<Step>>, stop: &AtomicBool) {
+    if setup.order.settings().mode.has_windows() {
+        return read_windows(setup, from, sender, stop);
     }
-    let (mut steps, mut windows) = (Steps::new(plan.order.clone()), Windows::new(plan.order.clone()));
+    let (mut steps, mut windows) = (Steps::new(setup.order.clone()), Windows::new(setup.order.clone()));
     for step in from.. {
-        let Some(read) = read_step(plan, step, &mut steps, &mut windows, stop) else { return };
+        let Some(read) = read_step(setup, step, &mut steps, &mut windows, stop) else { return };
         let failed = read.is_err();
         if sender.send(read).is_err() || failed {
             return;
@@ -369,8 +252,8 @@ fn read(plan: &Plan, from: u64, sender: &Sender<Result<Step>>, stop: &AtomicBool
     }
 }
 
-fn read_windows(plan: &Plan, from: u64, sender: &Sender<Result<Step>>, stop: &AtomicBool) {
-    let mut feed = Feed::new(plan, from, stop);
+fn read_windows(setup: &LoaderSetup, from: u64, sender: &Sender<Result<Step>>, stop: &AtomicBool) {
+    let mut feed = Feed::new(setup, from, stop);
     for step in from.. {
         let read = feed.step(step);
         let failed = read.is_err();
@@ -382,39 +265,27 @@ fn read_windows(plan: &Plan, from: u64, sender: &Sender<Result<Step>>, stop: &At
 
 /// Reads one step; none if it was told to stop.
 fn read_step(
-    plan: &Plan,
+    setup: &LoaderSetup,
     step: u64,
     steps: &mut Steps,
     windows: &mut Windows,
     stop: &AtomicBool,
 ) -> Option<Result<Step>> {
     let whole = steps.plan(step);
-    let mut members = Vec::with_capacity(plan.slots.len());
-    for slot in plan.slots.iter().map(|&slot| whole.slots[slot as usize]) {
+    let mut members = Vec::with_capacity(setup.slots.len());
+    for slot in setup.slots.iter().map(|&slot| whole.slots[slot as usize]) {
         if stop.load(Ordering::Relaxed) {
             return None;
         }
-        let count = |stream: &_, places: &[_]| plan.count(stream, places);
+        let count = |stream: &_, row_refs: &[_]| setup.count(stream, row_refs);
         match windows.samples(&slot, count) {
-            Ok(places) => members.push(plan.members(&slot, places)),
+            Ok(row_refs) => members.push(setup.members(&slot, row_refs)),
             Err(error) => return Some(Err(error)),
         }
     }
-    let going = |members| (!stop.load(Ordering::Relaxed)).then(|| plan.batcher.assemble(members));
+    let going = |members| (!stop.load(Ordering::Relaxed)).then(|| setup.batcher.assemble(members));
     let micro_batches: Vec<Result<MicroBatch>> = members.par_iter().map(going).collect::<Option<_>>()?;
     let micro_batches: Result<Vec<MicroBatch>> = micro_batches.into_iter().collect();
     let (epoch, num_samples) = (whole.epoch, whole.num_samples);
     Some(micro_batches.map(|micro_batches| Step { step, epoch, num_samples, micro_batches }))
-}
-
-impl Plan {
-    fn count(&self, stream: &Stream, places: &[Place]) -> Result<Vec<u8>> {
-        self.batcher.count(stream.data, stream.bucket, places)
-    }
-
-    fn members(&self, slot: &Slot, places: Vec<Place>) -> Members {
-        let stream = self.order.streams()[slot.stream as usize];
-        let (data, bucket) = (stream.data, stream.bucket);
-        Members { slot: slot.slot, first_sample: slot.first_sample, data, bucket, places }
-    }
 }

@@ -2,7 +2,9 @@
 
 pub mod batch;
 pub(crate) mod feed;
-pub mod fixed;
+pub(crate) mod incoming_window;
 pub mod loader;
-pub mod measure;
-pub(crate) mod uses;
+pub(crate) mod next_use;
+pub(crate) mod setup;
+pub mod test_batches;
+pub mod throughput;

@@ -7,31 +7,13 @@
 use std::sync::Arc;
 
 use crate::{
-    lanes::{LaneWalk, Piece},
-    order::{Mode, Order},
+    order::{
+        Order,
+        lanes::LaneWalk,
+        stream::{Mode, Piece, Slot},
+    },
     rng::{Purpose, Rng},
 };
-
-/// A micro-batch's place in a step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Slot {
-    /// Its number in the step.
-    pub slot: u32,
-    /// The epoch that it belongs to.
-    pub epoch: u64,
-    /// Index into [`Order::streams`].
-    pub stream: u32,
-    /// Its number in the endless stream of its bucket.
-    pub index: u64,
-    /// Number of the first micro-batch of its window.
-    pub window_first: u64,
-    /// Micro-batches of its window.
-    pub window_len: u32,
-    /// Samples in it.
-    pub size: u32,
-    /// Index of its first sample among those of the step.
-    pub first_sample: u64,
-}
 
 /// All slots of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]

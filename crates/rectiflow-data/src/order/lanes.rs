@@ -9,24 +9,18 @@
 //! A lane keeps a few windows open and draws each micro-batch from one of them at random. In the first epoch a lane's
 //! first windows are small and grow, so that the first step needs few bytes.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
+
+use num_integer::lcm;
 
 use crate::{
-    manifest::BLOCK_ROWS,
-    order::{Mode, Order, Stream},
+    format::block_table::BLOCK_ROWS,
+    order::{
+        Order,
+        stream::{Piece, Stream},
+    },
     rng::{Purpose, Rng},
-    window::Windows,
 };
-
-/// Micro-batches of one stream that one lane runs together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Piece {
-    pub(crate) stream: u32,
-    /// Number of its first micro-batch in the stream.
-    pub(crate) first: u64,
-    /// Its micro-batches.
-    pub(crate) len: u32,
-}
 
 /// Windows that a lane keeps open: with few lanes more of them, so that a step mixes buckets.
 pub(crate) fn open_windows(lanes: usize) -> usize {
@@ -88,7 +82,7 @@ impl LaneWalk {
     }
 
     /// All windows of the epoch, whole, as long as none has been taken from.
-    fn pieces(&self) -> impl Iterator<Item = Piece> + '_ {
+    pub(crate) fn pieces(&self) -> impl Iterator<Item = Piece> + '_ {
         let of_lane = |lane: &'_ Lane| -> Vec<Piece> {
             lane.open.iter().map(|(piece, _)| *piece).chain(lane.waiting.iter().copied()).collect()
         };
@@ -192,41 +186,6 @@ fn grow(order: &Order, pieces: Vec<Piece>, num_windows: usize) -> Vec<Piece> {
 fn smallest(stream: &Stream) -> u32 {
     let (block, size) = (u64::from(BLOCK_ROWS), u64::from(stream.size));
     (lcm(block, size) / size) as u32
-}
-
-/// Least common multiple.
-pub(crate) fn lcm(a: u64, b: u64) -> u64 {
-    let (mut x, mut y) = (a, b);
-    while y != 0 {
-        (x, y) = (y, x % y);
-    }
-    a / x * b
-}
-
-/// Rows that an epoch fetches, in whole blocks, over the rows that it delivers: the factor by which bytes are fetched
-/// more often than they are needed. Deleted rows, which are in the blocks, come on top. In `owned` mode later passes over
-/// the shares fetch nothing, if there is room for them on the disks; the other streams are counted in each epoch, though
-/// some of their blocks will be on the disk of whoever needs them again.
-pub fn amplification(order: &Order, epoch: u64) -> f64 {
-    let mut windows = Windows::new(order.clone().into());
-    let (mut read, mut needed) = (0, 0);
-    for piece in LaneWalk::new(order, epoch).pieces() {
-        let facts = &order.streams()[piece.stream as usize];
-        needed += u64::from(piece.len) * u64::from(facts.size);
-        if facts.mode == Mode::Owned && facts.owned_pass(piece.first) > 0 {
-            continue;
-        }
-        let mut blocks = BTreeSet::new();
-        for span in windows.spans(&piece) {
-            let block = |row: u32| (row - span.run.start) / BLOCK_ROWS;
-            for block in block(span.rows.start)..=block(span.rows.end - 1) {
-                let rows = span.run.end - span.run.start - block * BLOCK_ROWS;
-                blocks.insert((span.run.start, block, rows.min(BLOCK_ROWS)));
-            }
-        }
-        read += blocks.iter().map(|&(_, _, rows)| u64::from(rows)).sum::<u64>();
-    }
-    read as f64 / (needed as f64).max(1.0)
 }
 
 #[cfg(test)]

@@ -8,8 +8,8 @@
 use std::ops::Range;
 
 use crate::{
-    manifest::BLOCK_ROWS,
-    order::Stream,
+    format::block_table::BLOCK_ROWS,
+    order::stream::Stream,
     rng::{Purpose, Rng},
 };
 
@@ -112,7 +112,7 @@ impl Pass {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::order::Mode;
+    use crate::order::stream::Mode;
 
     fn stream(rows: u64) -> Stream {
         let (data, bucket, size, window, repeats_millionths) = (0, 3, 4, 16, 1_000_000);

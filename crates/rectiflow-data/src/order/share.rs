@@ -6,11 +6,14 @@
 //! a micro-batch of whole blocks a lane, and never so few that it would be a ragged micro-batch. A bucket without that
 //! much for each lane is not shared at all.
 
+use num_integer::lcm;
+
 use crate::{
-    lanes::lcm,
-    manifest::BLOCK_ROWS,
-    order::{Mode, Stream},
-    pass::Layout,
+    format::block_table::BLOCK_ROWS,
+    order::{
+        pass::Layout,
+        stream::{Mode, Stream},
+    },
     rng::{Purpose, Rng},
 };
 

@@ -12,17 +12,18 @@
 use std::{collections::HashMap, ops::Range, sync::Arc};
 
 use crate::{
-    epoch::Slot,
     error::Result,
-    lanes::Piece,
-    order::{Mode, Order, Stream},
-    pass::{Pass, RowSpan},
+    order::{
+        Order,
+        pass::{Pass, RowSpan},
+        stream::{Mode, Piece, Slot, Stream},
+    },
     rng::{Purpose, Rng},
 };
 
 /// A sample's occurrence in its bucket's stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Place {
+pub struct RowRef {
     /// Row in the bucket.
     pub row: u32,
     /// The pass, from 0: a sample occurs once in each.
@@ -66,9 +67,9 @@ impl Windows {
     ///
     /// # Errors
     /// Those of `count`.
-    pub fn samples<F>(&mut self, slot: &Slot, count: F) -> Result<Vec<Place>>
+    pub fn samples<F>(&mut self, slot: &Slot, count: F) -> Result<Vec<RowRef>>
     where
-        F: FnOnce(&Stream, &[Place]) -> Result<Vec<u8>>,
+        F: FnOnce(&Stream, &[RowRef]) -> Result<Vec<u8>>,
     {
         let state = &mut self.streams[slot.stream as usize];
         if state.epoch != slot.epoch {
@@ -78,8 +79,8 @@ impl Windows {
         let key = (slot.window_first, slot.window_len);
         let known = state.counts.remove(&key);
         let mut counted = None;
-        let arranged = self.arranged(slot, |stream, places| {
-            let counts = known.map_or_else(|| count(stream, places), Ok)?;
+        let arranged = self.arranged(slot, |stream, row_refs| {
+            let counts = known.map_or_else(|| count(stream, row_refs), Ok)?;
             counted = Some(counts.clone());
             Ok(counts)
         })?;
@@ -91,47 +92,47 @@ impl Windows {
     }
 
     /// The samples of a slot's window in the order of its micro-batches, nothing remembered but passes.
-    pub(crate) fn arranged<F>(&mut self, slot: &Slot, count: F) -> Result<Vec<Place>>
+    pub(crate) fn arranged<F>(&mut self, slot: &Slot, count: F) -> Result<Vec<RowRef>>
     where
-        F: FnOnce(&Stream, &[Place]) -> Result<Vec<u8>>,
+        F: FnOnce(&Stream, &[RowRef]) -> Result<Vec<u8>>,
     {
         let facts = self.order.streams()[slot.stream as usize];
-        let places = self.places(slot);
-        let counts = if slot.window_len == 1 { vec![1; places.len()] } else { count(&facts, &places)? };
-        assert_eq!(counts.len(), places.len(), "one chunk count a sample");
+        let row_refs = self.row_refs(slot);
+        let counts = if slot.window_len == 1 { vec![1; row_refs.len()] } else { count(&facts, &row_refs)? };
+        assert_eq!(counts.len(), row_refs.len(), "one chunk count a sample");
         let arranged = arrange(self.order.settings().seed, &facts, slot, &counts);
-        Ok(arranged.into_iter().map(|at| places[at as usize]).collect())
+        Ok(arranged.into_iter().map(|at| row_refs[at as usize]).collect())
     }
 
     /// The samples of a slot's window in the order of the stream: which they are does not depend on text.
-    pub(crate) fn places(&mut self, slot: &Slot) -> Vec<Place> {
+    pub(crate) fn row_refs(&mut self, slot: &Slot) -> Vec<RowRef> {
         let facts = self.order.streams()[slot.stream as usize];
         if facts.mode.has_windows() {
-            return self.places_of(&Piece { stream: slot.stream, first: slot.window_first, len: slot.window_len });
+            return self.row_refs_of(&Piece { stream: slot.stream, first: slot.window_first, len: slot.window_len });
         }
         let window = slot.window_first / facts.window;
         let state = &mut self.streams[slot.stream as usize];
         state.cover(self.order.settings().seed, &facts, window, slot.epoch);
-        state.places(&facts, window)
+        state.row_refs(&facts, window)
     }
 
     /// The samples of a window of `window` or `owned` mode.
-    pub(crate) fn places_of(&mut self, piece: &Piece) -> Vec<Place> {
+    pub(crate) fn row_refs_of(&mut self, piece: &Piece) -> Vec<RowRef> {
         let facts = self.order.streams()[piece.stream as usize];
-        let mut places = Vec::with_capacity(piece.len as usize * facts.size as usize);
+        let mut row_refs = Vec::with_capacity(piece.len as usize * facts.size as usize);
         for (pass, positions) in facts.positions(piece.first..piece.first + u64::from(piece.len)) {
             if facts.mode == Mode::Owned && pass > 0 {
                 let layout = self.order.layout(piece.stream);
                 let state = &mut self.streams[piece.stream as usize];
                 let permutation = state.permutation(self.order.settings().seed, &facts, pass);
                 let positions = &permutation[positions.start as usize..positions.end as usize];
-                places.extend(positions.iter().map(|&position| Place { row: layout.row(position), pass }));
+                row_refs.extend(positions.iter().map(|&position| RowRef { row: layout.row(position), pass }));
                 continue;
             }
             let spans = self.pass_spans(piece.stream, pass, positions);
-            places.extend(spans.into_iter().flat_map(|span| span.rows).map(|row| Place { row, pass }));
+            row_refs.extend(spans.into_iter().flat_map(|span| span.rows).map(|row| RowRef { row, pass }));
         }
-        places
+        row_refs
     }
 
     /// The rows of a window of blocks: of any but a later pass over a share.
@@ -196,11 +197,11 @@ impl StreamWindows {
         }
     }
 
-    fn places(&self, stream: &Stream, window: u64) -> Vec<Place> {
+    fn row_refs(&self, stream: &Stream, window: u64) -> Vec<RowRef> {
         let samples = stream.window * u64::from(stream.size);
         let positions = window * samples..(window + 1) * samples;
         let row = |position: u64| self.rows[(position - self.start) as usize];
-        positions.map(|position| Place { row: row(position), pass: position / stream.rows }).collect()
+        positions.map(|position| RowRef { row: row(position), pass: position / stream.rows }).collect()
     }
 }
 

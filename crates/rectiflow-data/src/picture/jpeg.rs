@@ -14,7 +14,7 @@ use zune_jpeg::{
 };
 
 use crate::{
-    colour::Samples,
+    picture::colour::Samples,
     reject::{Fault, Reason},
 };
 
@@ -83,7 +83,7 @@ fn open(bytes: &[u8], strict: bool) -> Result<Decoder<'_>, Fault> {
     Ok(decoder)
 }
 
-/// No limit on the sides: `image` has checked the number of pixels.
+/// No limit on the sides: `decode` has checked the number of pixels.
 fn options(strict: bool) -> DecoderOptions {
     DecoderOptions::default().set_strict_mode(strict).set_max_width(usize::MAX).set_max_height(usize::MAX)
 }

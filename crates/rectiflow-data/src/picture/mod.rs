@@ -1,21 +1,20 @@
 //! An RGB picture in memory, and as a PNG file that carries text.
 //!
-//! What the sampler makes and what a grid is put together from. The text chunks are how a picture keeps its settings:
+//! What the sampler makes and what a contact sheet is put together from. The text chunks are how a picture keeps its settings:
 //! `parameters` is the name that image viewers and web interfaces of Stable Diffusion look for. Decoding, colour
-//! profiles and everything else that strangers' pictures need is in `image`.
+//! profiles and everything else that strangers' pictures need is in `decode`.
 
 pub(crate) mod colour;
-pub mod grid;
-pub mod image;
+pub mod contact_sheet;
+pub mod decode;
 pub(crate) mod jpeg;
 
-use std::{
-    fs::{self, File},
-    io::{BufWriter, Write},
-    path::Path,
-};
+use std::{io::Write, path::Path};
 
-use crate::error::{Error, Result};
+use crate::{
+    durable::DurableFile,
+    error::{Error, Result},
+};
 
 /// 8-bit sRGB pixels, row by row from the top left, three bytes each.
 #[derive(Clone, PartialEq, Eq)]
@@ -100,12 +99,9 @@ impl Picture {
     /// # Errors
     /// [`Error::Io`], also for a keyword that PNG does not allow (it is 1 to 79 Latin-1 characters).
     pub fn write_png(&self, path: &Path, texts: &[(&str, &str)]) -> Result<()> {
-        let beside = path.with_extension("png.tmp");
-        let mut file = BufWriter::new(File::create(&beside).map_err(Error::io(&beside))?);
-        self.encode_png(&mut file, texts).map_err(|e| Error::io(path)(e.into()))?;
-        let file = file.into_inner().map_err(|e| Error::io(&beside)(e.into_error()))?;
-        file.sync_all().map_err(Error::io(&beside))?;
-        fs::rename(&beside, path).map_err(Error::io(path))
+        let mut file = DurableFile::create(path)?;
+        self.encode_png(&mut file, texts).map_err(|error| Error::io(path)(error.into()))?;
+        file.commit()
     }
 
     fn encode_png(&self, writer: impl Write, texts: &[(&str, &str)]) -> std::result::Result<(), png::EncodingError> {
@@ -128,7 +124,10 @@ impl Picture {
 
 #[cfg(test)]
 mod tests {
-    use std::io::BufReader;
+    use std::{
+        fs::{self, File},
+        io::BufReader,
+    };
 
     use super::*;
 

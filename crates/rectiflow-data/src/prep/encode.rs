@@ -16,17 +16,23 @@ use half::f16;
 use rayon::prelude::*;
 
 use crate::{
-    Dataset, Error, Record, Result, SampleId,
-    bucket::place,
-    image::{decode, fit},
-    manifest::Bucket,
-    plan::{Item, PlannedObject},
-    prep::{PrepEvent, PrepSettings, RgbBatch},
+    dataset::Dataset,
+    error::{Error, Result},
+    format::{
+        bucket::{Bucket, place},
+        record::{Record, SampleId},
+        shard::ObjectWriter,
+    },
+    picture::decode::{decode, fit},
+    prep::{
+        events::{PrepEvent, RgbBatch},
+        journal::{Journal, JournalRow, Store, latents_name, text_name},
+        objects::{Item, PlannedObject},
+        scan::Accepted,
+        settings::PrepSettings,
+        source::Source,
+    },
     reject::{Fault, Reason},
-    scan::Accepted,
-    shard::ObjectWriter,
-    source::Source,
-    store::{Journal, Row, Store, latents_name, text_name},
 };
 
 /// An image of more pixels is decoded alone: eight bytes a pixel on every core at once could be too much.
@@ -255,7 +261,7 @@ impl OpenObject {
                 continue;
             }
             self.journal.notes.extend(note.map(|note| (record.id, note)));
-            self.journal.rows.push(Row::of(&record));
+            self.journal.rows.push(JournalRow::of(&record));
             self.writer(encoding.store, shape)?.push(row, record)?;
         }
         Ok(())

@@ -19,14 +19,19 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Error, Result, SampleId,
-    bucket::{aspect_error, nearest},
     durable::DurableFile,
-    image,
-    manifest::Bucket,
-    prep::{PrepEvent, PrepSettings},
+    error::{Error, Result},
+    format::{
+        bucket::{Bucket, aspect_error, nearest},
+        record::SampleId,
+    },
+    picture::decode,
+    prep::{
+        events::PrepEvent,
+        settings::PrepSettings,
+        source::{Found, Source},
+    },
     reject::{Fault, Reason, Remark},
-    source::{Found, Source},
 };
 
 /// Files between two reports of progress.
@@ -270,7 +275,7 @@ fn facts_of(
         Ok(content) => content,
         Err(error) => return (Err(unreadable(error)), false),
     };
-    let header = image::inspect(&content, settings.max_pixels);
+    let header = decode::inspect(&content, settings.max_pixels);
     let (width_px, height_px) = header.as_ref().map_or((0, 0), |header| (header.width_px, header.height_px));
     let (id, fault) = (SampleId::of(&content).0, header.err());
     let path = found.path.clone();

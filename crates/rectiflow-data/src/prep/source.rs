@@ -16,9 +16,9 @@ use std::{
 use serde::Deserialize;
 
 use crate::{
-    Error, Result,
-    caption::{MAX_SOURCE_BYTES, Text},
+    error::{Error, Result},
     reject::{Reason, Remark},
+    text::caption::{MAX_SOURCE_BYTES, Text},
 };
 
 const METADATA_FILE: &str = "metadata.jsonl";

@@ -5,7 +5,7 @@
 //! picture that turned into a test picture would make the test loss a lie. Never is more than half of a set held out.
 
 use crate::{
-    SampleId, Split,
+    format::{manifest::Split, record::SampleId},
     rng::{Purpose, key_u64},
 };
 

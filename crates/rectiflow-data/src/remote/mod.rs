@@ -5,27 +5,28 @@
 //! switched off: what matters on a slow line is whether bytes still come. Server errors, throttling, time-outs, stalls,
 //! cut bodies and wrong bytes are tried again with growing, jittered pauses; "not found" and "not allowed" are not.
 //!
-//! This file and `fetch` are the only ones with `async` in them; their tasks run on one small runtime of this process.
-//! What the bytes mean, and whether they are right, is the caller's business: it hands in a check.
+//! `async` is in this folder, `dataset::fetch` and `dataset::rows` alone; their tasks run on one small runtime of this
+//! process. What the bytes mean, and whether they are right, is the caller's business: it hands in a check.
 
 pub(crate) mod aws_profile;
 pub(crate) mod buffers;
-pub(crate) mod fetch;
+pub(crate) mod network;
+pub(crate) mod request;
+pub(crate) mod store;
+pub(crate) mod upload;
 
 use std::{
     error::Error as StdError,
     ops::Range,
     path::{Path, PathBuf},
-    sync::{Arc, LazyLock, Once},
+    sync::{Arc, LazyLock},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
 use futures_util::StreamExt;
 use object_store::{
-    BackoffConfig, ClientOptions, GetOptions, GetRange, ObjectStore, ObjectStoreExt, ObjectStoreScheme, RetryConfig,
-    aws::AmazonS3Builder, azure::MicrosoftAzureBuilder, client::HttpError, gcp::GoogleCloudStorageBuilder,
-    http::HttpBuilder, path::Path as Key,
+    GetOptions, GetRange, ObjectStore, ObjectStoreExt, ObjectStoreScheme, client::HttpError, path::Path as Key,
 };
 use tokio::{
     runtime::{Builder, Runtime},
@@ -35,58 +36,25 @@ use tokio::{
 use url::Url;
 
 use crate::{
-    Error, Result,
-    buffers::Buffers,
+    error::{Error, Result},
+    remote::{
+        buffers::Buffers,
+        network::Network,
+        store::{NO_RETRY, install_tls, open_store, options},
+    },
     rng::{Purpose, Rng},
 };
 
-/// How patient and how busy reading from a URL is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Network {
-    /// Requests at one time, which is also the number of connections kept. Default 16: by Little's law enough for
-    /// 128 MB/s in requests of 16 MB that take two seconds. More share a line that is full already, and what is needed
-    /// first comes later.
-    pub concurrency: usize,
-    /// Longest time to a connection. Default 10 s.
-    pub connect_timeout: Duration,
-    /// Longest time without a byte, to the first one included. Default 20 s.
-    pub stall_timeout: Duration,
-    /// Requests for the same bytes before giving up. Default 8.
-    pub attempts: u32,
-    /// Pause before the second request, doubled before each further one and shortened by up to half at random.
-    /// Default 250 ms.
-    pub pause: Duration,
-    /// Longest pause. Default 10 s.
-    pub longest_pause: Duration,
-    /// Longest time for all attempts together. Default 180 s, well below the ten minutes after which a collective of
-    /// the trainer gives up.
-    pub deadline: Duration,
-}
-
-impl Default for Network {
-    fn default() -> Self {
-        Self {
-            concurrency: 16,
-            connect_timeout: Duration::from_secs(10),
-            stall_timeout: Duration::from_secs(20),
-            attempts: 8,
-            pause: Duration::from_millis(250),
-            longest_pause: Duration::from_secs(10),
-            deadline: Duration::from_secs(180),
-        }
-    }
-}
-
 /// Where a data set is.
 #[derive(Debug, Clone)]
-pub(crate) enum Place {
+pub(crate) enum Location {
     /// In a folder.
     Folder(PathBuf),
     /// Under a URL.
     Remote(Remote),
 }
 
-impl Place {
+impl Location {
     /// A path, or a URL: whatever has `://` in it is one. `file://` is a folder.
     pub(crate) fn parse(place: &Path, network: &Network) -> Result<Self> {
         let Some(text) = place.to_str().filter(|text| text.contains("://")) else {
@@ -141,16 +109,7 @@ impl Remote {
         Ok(Self { store, parsed, prefix, url, network, permits, buffers: Buffers::default() })
     }
 
-    /// A client for writing the object `name`, and its key. It has the library's own retries, since a write is not
-    /// checked by us, and a limit on each request.
-    pub(crate) fn uploads(&self, name: &str) -> object_store::Result<(Arc<dyn ObjectStore>, Key)> {
-        let (scheme, url) = &*self.parsed;
-        let options = options(url, &self.network).with_timeout(UPLOAD_TIMEOUT);
-        let store = open_store(scheme, url, options, RetryConfig::default())?;
-        Ok((store.expect("a remote place has a store"), self.key(name)))
-    }
-
-    /// A failure of such a client as an error of ours.
+    /// A failure of a client as an error of ours.
     pub(crate) fn failed(&self, name: &str, error: &object_store::Error) -> Error {
         match self.classify(name, None, error) {
             Failure::Lasting(error) | Failure::Passing(Reason::Check(error)) => error,
@@ -342,64 +301,9 @@ pub(crate) fn runtime() -> &'static Runtime {
     &RUNTIME
 }
 
-fn install_tls() {
-    static INSTALLED: Once = Once::new();
-    // An error means that the program around this library has chosen another provider, which is as good.
-    INSTALLED.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
-}
-
-const NO_RETRY: RetryConfig = RetryConfig {
-    max_retries: 0,
-    retry_timeout: Duration::ZERO,
-    backoff: BackoffConfig { init_backoff: Duration::ZERO, max_backoff: Duration::ZERO, base: 2.0 },
-};
-/// A part of 16 MiB at half a megabit a second.
-const UPLOAD_TIMEOUT: Duration = Duration::from_secs(300);
-
-/// No limit on a whole body: a large one on a slow line is fine as long as bytes come.
-fn options(url: &Url, network: &Network) -> ClientOptions {
-    ClientOptions::new()
-        .with_timeout_disabled()
-        .with_connect_timeout(network.connect_timeout)
-        .with_pool_max_idle_per_host(network.concurrency)
-        .with_allow_http(url.scheme() == "http" || allows_http())
-}
-
-fn open_store(
-    scheme: &ObjectStoreScheme,
-    url: &Url,
-    options: ClientOptions,
-    retry: RetryConfig,
-) -> object_store::Result<Option<Arc<dyn ObjectStore>>> {
-    Ok(Some(match scheme {
-        ObjectStoreScheme::AmazonS3 => {
-            let builder = aws_profile::complete(AmazonS3Builder::from_env()).with_url(url.as_str());
-            Arc::new(builder.with_client_options(options).with_retry(retry).build()?)
-        }
-        ObjectStoreScheme::GoogleCloudStorage => {
-            let builder = GoogleCloudStorageBuilder::from_env().with_url(url.as_str());
-            Arc::new(builder.with_client_options(options).with_retry(retry).build()?)
-        }
-        ObjectStoreScheme::MicrosoftAzure => {
-            let builder = MicrosoftAzureBuilder::from_env().with_url(url.as_str());
-            Arc::new(builder.with_client_options(options).with_retry(retry).build()?)
-        }
-        ObjectStoreScheme::Http => {
-            let builder = HttpBuilder::new().with_url(&url[..url::Position::BeforePath]);
-            Arc::new(builder.with_client_options(options).with_retry(retry).build()?)
-        }
-        _ => return Ok(None),
-    }))
-}
-
-/// Whether a store without TLS has been asked for: an endpoint `http://...`, or AWS_ALLOW_HTTP.
-fn allows_http() -> bool {
-    let names =
-        ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "GOOGLE_BASE_URL", "AZURE_STORAGE_ENDPOINT"];
-    let variables = names.into_iter().filter_map(|name| std::env::var(name).ok());
-    let endpoint = variables.chain(aws_profile::endpoint()).next();
-    endpoint.is_some_and(|endpoint| endpoint.starts_with("http://"))
-        || std::env::var("AWS_ALLOW_HTTP").is_ok_and(|value| value == "true")
+/// Runs what waits for a disk where waiting is allowed.
+pub(crate) async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    runtime().spawn_blocking(work).await.expect("nobody cancels it, and it does not panic")
 }
 
 /// An error and its causes as one line, without what a cause repeats.
@@ -438,18 +342,18 @@ fn status(message: &str) -> Option<u16> {
 mod tests {
     use super::*;
 
-    fn parse(text: &str) -> Result<Place> {
-        Place::parse(Path::new(text), &Network::default())
+    fn parse(text: &str) -> Result<Location> {
+        Location::parse(Path::new(text), &Network::default())
     }
 
     #[test]
     fn urls_and_paths_are_told_apart() {
         for path in ["data/set", "/data/s3:/x", "."] {
-            assert!(matches!(parse(path), Ok(Place::Folder(folder)) if folder == Path::new(path)), "{path}");
+            assert!(matches!(parse(path), Ok(Location::Folder(folder)) if folder == Path::new(path)), "{path}");
         }
-        assert!(matches!(parse("file:///data/set"), Ok(Place::Folder(folder)) if folder == Path::new("/data/set")));
+        assert!(matches!(parse("file:///data/set"), Ok(Location::Folder(folder)) if folder == Path::new("/data/set")));
         for url in ["s3://bucket/some/prefix", "http://127.0.0.1:1/some/prefix/", "https://host/some/prefix"] {
-            let Ok(Place::Remote(remote)) = parse(url) else { panic!("{url}") };
+            let Ok(Location::Remote(remote)) = parse(url) else { panic!("{url}") };
             assert_eq!(remote.key("text/a.parquet").as_ref(), "some/prefix/text/a.parquet");
             assert_eq!(remote.url_of("text/a.parquet"), format!("{}/text/a.parquet", url.trim_end_matches('/')));
         }
@@ -461,7 +365,9 @@ mod tests {
     #[test]
     fn pauses_grow_and_vary_within_bounds() {
         let network = Network { pause: Duration::from_millis(100), ..Network::default() };
-        let Ok(Place::Remote(remote)) = Place::parse(Path::new("http://127.0.0.1:1/x"), &network) else { panic!() };
+        let Ok(Location::Remote(remote)) = Location::parse(Path::new("http://127.0.0.1:1/x"), &network) else {
+            panic!()
+        };
         for (attempt, full) in [(1, 100), (2, 200), (4, 800), (40, 10_000)] {
             let pause = remote.pause(attempt);
             assert!(pause * 2 >= Duration::from_millis(full) && pause <= Duration::from_millis(full), "{pause:?}");

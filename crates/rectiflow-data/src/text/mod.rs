@@ -3,4 +3,4 @@
 pub mod caption;
 pub mod prompt;
 pub mod token;
-pub(crate) mod words;
+pub(crate) mod token_cache;

@@ -12,9 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{Error, Result},
-    record::Record,
+    format::record::Record,
     rng::Rng,
-    token::Cut,
+    text::token::Cut,
 };
 
 /// `[data.prompt]`: how prompts are made from captions and tags. The defaults are the article's rates.
@@ -144,7 +144,7 @@ fn chance(rng: &mut Rng, rate: f64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{record::SampleId, rng::Purpose};
+    use crate::{format::record::SampleId, rng::Purpose};
 
     const DRAWS: u64 = 100_000;
 

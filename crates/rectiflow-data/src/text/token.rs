@@ -26,7 +26,7 @@ use tokenizers::{
     },
 };
 
-use crate::words::Words;
+use crate::text::token_cache::TokenCache;
 
 /// Tokens of text in a chunk.
 pub const CHUNK_TOKENS: usize = 75;
@@ -100,7 +100,7 @@ pub struct TokenChunks {
 /// CLIP's tokenizer, usable from many threads. Building it takes about 0.1 s; [`Tokenizer::shared`] does so once.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
-    known: Words,
+    cache: TokenCache,
 }
 
 impl fmt::Debug for Tokenizer {
@@ -137,7 +137,7 @@ impl Tokenizer {
             .with_pre_tokenizer(Some(PreTokenizers::new(vec![split.into(), ByteLevel::new(false, true, true).into()])));
         let special = [BOS_TEXT, EOS_TEXT].map(|text| AddedToken::from(text, true));
         inner.add_special_tokens(special).expect("both are in the vocabulary");
-        Self { inner, known: Words::default() }
+        Self { inner, cache: TokenCache::default() }
     }
 
     /// The process's tokenizer, built at the first call.
@@ -151,7 +151,7 @@ impl Tokenizer {
         let mut ids = Vec::with_capacity(text.len() / 3);
         // Nothing reaches over a space: not the words' expression, no composed letter, no special token.
         for word in text.split(SPACES).filter(|word| !word.is_empty()) {
-            self.known.append(word, &mut ids, |word| self.encode(word));
+            self.cache.append(word, &mut ids, |word| self.encode(word));
         }
         ids
     }

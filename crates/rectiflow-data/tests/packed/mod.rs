@@ -9,9 +9,10 @@ use std::{path::Path, sync::Arc};
 use half::f16;
 use rectiflow_data::{
     Codec, Dataset, Manifest, Record, SampleId, Split,
-    bucket::{Geometry, ResizeSpace},
-    loader::{Amount, Source},
-    manifest::{Bucket, LATENTS_OFFSET, Object, commit},
+    batch::Source,
+    bucket::{Bucket, Geometry, ResizeSpace},
+    manifest::{LATENTS_OFFSET, Object, commit},
+    order::Amount,
     prompt::PromptSettings,
     shard::ObjectWriter,
 };

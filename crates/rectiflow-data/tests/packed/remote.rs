@@ -3,11 +3,11 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use rectiflow_data::{
-    Dataset,
+    Dataset, Network,
+    batch::{Source, Step},
     cache::DiskCache,
-    dataset::Network,
-    loader::{Amount, Loader, RankOf, Source, Step},
-    order::{Mode, OrderSettings},
+    loader::Loader,
+    order::{Amount, Mode, OrderSettings, RankOf},
     prompt::PromptSettings,
 };
 

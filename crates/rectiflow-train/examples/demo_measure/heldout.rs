@@ -8,9 +8,8 @@ use std::{
 
 use rectiflow_data::{
     SampleId,
-    bucket::{ResizeSpace, aspect_error, place},
-    image::{decode, fit},
-    manifest::Bucket,
+    bucket::{Bucket, ResizeSpace, aspect_error, place},
+    decode::{decode, fit},
     picture::Picture,
 };
 use rectiflow_sdxl::{discrete, vae::Vae};

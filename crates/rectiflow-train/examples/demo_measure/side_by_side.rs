@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use rectiflow_data::{grid::Grid, picture::Picture};
+use rectiflow_data::{contact_sheet::ContactSheet, picture::Picture};
 use rectiflow_train::{Result, findings::Finding};
 
 use crate::{Contender, settings};
@@ -38,6 +38,6 @@ pub(crate) fn write_columns(path: &Path, prompts: &[String], columns: Vec<(Strin
     let (labels, columns): (Vec<String>, Vec<Vec<Picture>>) = columns.into_iter().unzip();
     let pictures: Vec<Picture> =
         (0..prompts.len()).flat_map(|row| columns.iter().map(move |column| column[row].clone())).collect();
-    let grid = Grid { row_labels: prompts, column_labels: &labels, columns: labels.len(), pictures: &pictures };
+    let grid = ContactSheet { row_labels: prompts, column_labels: &labels, columns: labels.len(), pictures: &pictures };
     Ok(grid.draw().write_png(path, &[])?)
 }

@@ -8,10 +8,10 @@ use std::collections::HashMap;
 
 use rectiflow_data::{
     batch::{MicroBatch, Source},
-    fixed::{TestBatches, test_batches, training_batches},
     order::RankOf,
     record::SampleId,
     rng::{Purpose, Rng, key_u64},
+    test_batches::{TestBatches, test_batches, training_batches},
 };
 use rectiflow_sdxl::sample::initial_noise;
 use schemars::JsonSchema;

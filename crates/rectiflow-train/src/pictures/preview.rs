@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rectiflow_data::{grid::Grid, picture::Picture, token::Tokenizer};
+use rectiflow_data::{contact_sheet::ContactSheet, picture::Picture, token::Tokenizer};
 use rectiflow_sdxl::{
     cond::Cond,
     guidance::Guided,
@@ -78,7 +78,8 @@ impl Previewer {
         let write = || {
             fs::create_dir_all(&self.folder).map_err(Error::io(&self.folder))?;
             let prompts = &self.config.prompts;
-            let grid = Grid { row_labels: &[], column_labels: prompts, columns: prompts.len(), pictures: &pictures };
+            let grid =
+                ContactSheet { row_labels: &[], column_labels: prompts, columns: prompts.len(), pictures: &pictures };
             Ok(grid.draw().write_png(&self.folder.join(&name), &[("Title", &format!("step {step}"))])?)
         };
         comm.first(write)?;

@@ -5,11 +5,12 @@
 use std::{path::Path, sync::Arc};
 
 use rectiflow_data::{
+    amplification::amplification,
     batch::Source,
+    block_table::BLOCK_ROWS,
     dataset::{BucketShape, Dataset, MEMORY_BYTES},
-    lanes::amplification,
     loader::Loader,
-    manifest::{BLOCK_ROWS, Split},
+    manifest::Split,
     order::{BucketRows, DataShape, Mode, Order, OrderSettings, RankOf},
 };
 use rectiflow_sdxl::{

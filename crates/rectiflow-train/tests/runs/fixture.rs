@@ -12,8 +12,8 @@ use half::f16;
 use rectiflow_data::{
     Codec, Manifest, Record, SampleId, Split,
     batch::Step,
-    bucket::{Geometry, ResizeSpace},
-    manifest::{Bucket, Object, commit},
+    bucket::{Bucket, Geometry, ResizeSpace},
+    manifest::{Object, commit},
     order::RankOf,
     rng::{Purpose, Rng},
     shard::ObjectWriter,

@@ -278,7 +278,7 @@ fn previews_are_divided_over_ranks_and_the_same() {
     let pictures = [("alone", 1), ("two", 2), ("four", 4)].map(|(name, ranks)| {
         assert_finished(&run_ranks(&recipes(&fixture, name, ranks, &settings), |_, _| {}));
         let path = fixture.path(name).join("previews/step-00000000.png");
-        rectiflow_data::image::decode(&fs::read(&path).unwrap(), u64::MAX, [255; 3]).unwrap().picture
+        rectiflow_data::decode::decode(&fs::read(&path).unwrap(), u64::MAX, [255; 3]).unwrap().picture
     });
     for other in &pictures[1..] {
         let (a, b) = (pictures[0].pixels(), other.pixels());

@@ -21,11 +21,12 @@ use fast_image_resize::{
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, metadata::Orientation};
 
 use crate::{
-    bucket::{Placement, ResizeSpace},
-    colour::{self, Samples},
-    jpeg,
-    manifest::Bucket,
-    picture::Picture,
+    format::bucket::{Bucket, Placement, ResizeSpace},
+    picture::{
+        Picture,
+        colour::{self, Samples},
+        jpeg,
+    },
     reject::{Fault, Reason},
 };
 

@@ -6,11 +6,12 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use crate::{
-    Dataset, Result, Split,
-    fetch::Part,
-    loader::{Loader, RankOf, Source},
-    order::OrderSettings,
-    pass::RUN_BLOCKS,
+    dataset::Dataset,
+    error::Result,
+    format::manifest::Split,
+    load::{batch::Source, loader::Loader},
+    order::{OrderSettings, RankOf, pass::RUN_BLOCKS},
+    remote::request::ObjectFile,
 };
 
 /// What reading with the loader took.
@@ -90,7 +91,8 @@ pub fn sequential(dataset: &Dataset, at_least: Duration) -> Result<f64> {
             }
             for first in (0..object.num_blocks()).step_by(RUN_BLOCKS as usize) {
                 let run = first..object.num_blocks().min(first + RUN_BLOCKS);
-                num_bytes += dataset.start(Part::Latents, index, run)?.wait()?.iter().map(Bytes::len).sum::<usize>();
+                num_bytes +=
+                    dataset.start(ObjectFile::Latents, index, run)?.wait()?.iter().map(Bytes::len).sum::<usize>();
                 if began.elapsed() >= at_least {
                     return Ok(num_bytes as f64 / began.elapsed().as_secs_f64());
                 }

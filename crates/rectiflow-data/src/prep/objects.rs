@@ -7,8 +7,12 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    SampleId, Split,
-    manifest::{BLOCK_ROWS, Bucket, LATENTS_OFFSET, MAX_OBJECT_BYTES},
+    format::{
+        block_table::BLOCK_ROWS,
+        bucket::Bucket,
+        manifest::{LATENTS_OFFSET, MAX_OBJECT_BYTES, Split},
+        record::SampleId,
+    },
     rng::{Purpose, Rng},
 };
 
@@ -37,7 +41,7 @@ pub(crate) struct PlannedObject {
 
 /// All objects of a run. Two runs with the same `id` write the same bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Plan {
+pub(crate) struct ObjectPlan {
     pub(crate) id: String,
     pub(crate) objects: Vec<PlannedObject>,
 }
@@ -54,7 +58,7 @@ pub(crate) struct Cut {
     pub(crate) salt: String,
 }
 
-impl Plan {
+impl ObjectPlan {
     /// Plans `items`; `first` has the number of each series' next object where that is not 0.
     pub(crate) fn new(items: Vec<Item>, first: &BTreeMap<Series, u32>, cut: &Cut) -> Self {
         let mut series = BTreeMap::<Series, Vec<Item>>::new();
@@ -125,7 +129,7 @@ mod tests {
 
     #[test]
     fn every_item_is_in_one_object_in_an_order_that_only_ids_decide() {
-        let plan = Plan::new(items(0..1000), &BTreeMap::new(), &cut(320));
+        let plan = ObjectPlan::new(items(0..1000), &BTreeMap::new(), &cut(320));
         let stems: Vec<&str> = plan.objects.iter().map(|o| o.stem.as_str()).collect();
         assert_eq!(stems, ["128x64-00000", "128x64-00001", "128x64-00002", "128x64-00003"]);
         assert_eq!(plan.objects.iter().map(|o| o.items.len()).collect::<Vec<_>>(), [320, 320, 320, 40]);
@@ -135,23 +139,23 @@ mod tests {
         assert_eq!(ids, (0..1000).collect::<Vec<_>>());
         let mut reversed = items(0..1000);
         reversed.reverse();
-        assert_eq!(Plan::new(reversed, &BTreeMap::new(), &cut(320)), plan);
+        assert_eq!(ObjectPlan::new(reversed, &BTreeMap::new(), &cut(320)), plan);
     }
 
     #[test]
     fn plan_changes_with_all_that_it_depends_on() {
-        let base = Plan::new(items(0..100), &BTreeMap::new(), &cut(320)).id;
+        let base = ObjectPlan::new(items(0..100), &BTreeMap::new(), &cut(320)).id;
         let later = BTreeMap::from([((128, 64, Split::Train), 3)]);
         let salted = Cut { salt: "other".to_owned(), ..cut(320) };
         let seeded = Cut { seed: 8, ..cut(320) };
         let test: Vec<Item> = items(0..100).into_iter().map(|i| Item { split: Split::Test, ..i }).collect();
         let others = [
-            Plan::new(items(0..101), &BTreeMap::new(), &cut(320)).id,
-            Plan::new(items(0..100), &later, &cut(320)).id,
-            Plan::new(items(0..100), &BTreeMap::new(), &salted).id,
-            Plan::new(items(0..100), &BTreeMap::new(), &seeded).id,
-            Plan::new(items(0..100), &BTreeMap::new(), &cut(32)).id,
-            Plan::new(test, &BTreeMap::new(), &cut(320)).id,
+            ObjectPlan::new(items(0..101), &BTreeMap::new(), &cut(320)).id,
+            ObjectPlan::new(items(0..100), &later, &cut(320)).id,
+            ObjectPlan::new(items(0..100), &BTreeMap::new(), &salted).id,
+            ObjectPlan::new(items(0..100), &BTreeMap::new(), &seeded).id,
+            ObjectPlan::new(items(0..100), &BTreeMap::new(), &cut(32)).id,
+            ObjectPlan::new(test, &BTreeMap::new(), &cut(320)).id,
         ];
         assert!(others.iter().all(|id| *id != base));
     }

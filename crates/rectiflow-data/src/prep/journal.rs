@@ -14,13 +14,18 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Codec, Dataset, Error, Manifest, Record, Result, SampleId, Split,
-    bucket::Geometry,
-    caption::Text,
+    dataset::Dataset,
     durable::{self, TEMPORARY_PREFIX},
-    manifest::{Block, Bucket, LATENTS_OFFSET, MANIFEST_FILE, Object, commit},
-    plan::{Series, parse_stem},
+    error::{Error, Result},
+    format::{
+        block_table::Block,
+        bucket::{Bucket, Geometry},
+        manifest::{Codec, LATENTS_OFFSET, MANIFEST_FILE, Manifest, Object, Split, commit},
+        record::{Record, SampleId},
+    },
+    prep::objects::{Series, parse_stem},
     reject::Fault,
+    text::caption::Text,
 };
 
 const OBJECTS_FOLDER: &str = "prep/objects";
@@ -28,12 +33,12 @@ const LOCK_FILE: &str = "prep/lock";
 
 /// A row: its sample and the fingerprint of its text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Row {
+pub(crate) struct JournalRow {
     pub(crate) id: SampleId,
     pub(crate) text: u64,
 }
 
-impl Row {
+impl JournalRow {
     pub(crate) fn of(record: &Record) -> Self {
         let text = Text {
             captions: record.captions.clone(),
@@ -58,7 +63,7 @@ pub(crate) struct Journal {
     /// Name of the text file.
     pub(crate) text: String,
     pub(crate) text_bytes: u64,
-    pub(crate) rows: Vec<Row>,
+    pub(crate) rows: Vec<JournalRow>,
     pub(crate) blocks: Vec<Block>,
     /// What was found out about samples while they were encoded.
     pub(crate) faults: Vec<(SampleId, Fault)>,
@@ -217,7 +222,7 @@ impl Store {
             let journal = match read_journal(&journal_path(&self.root, &stem)).filter(fits) {
                 Some(journal) => journal,
                 None => {
-                    let rows = dataset.object_records(index)?.iter().map(Row::of).collect();
+                    let rows = dataset.object_records(index)?.iter().map(JournalRow::of).collect();
                     let (text, text_bytes, plan) = (object.text.clone(), object.text_bytes, String::new());
                     let (faults, notes) = (Vec::new(), Vec::new());
                     Journal { plan, stem, bucket, split, text, text_bytes, rows, blocks, faults, notes }

@@ -17,12 +17,13 @@ use std::sync::{
 };
 
 use crate::{
-    cache::Claim,
-    dataset::{Dataset, Split},
-    lanes::beginnings,
-    manifest::BLOCK_ROWS,
-    order::{Mode, Order},
-    window::Windows,
+    cache::{Claim, evict::NextUse},
+    dataset::Dataset,
+    format::{
+        block_table::BLOCK_ROWS,
+        manifest::{Object, Split},
+    },
+    order::{Order, lanes::beginnings, stream::Mode, window::Windows},
 };
 
 /// Tables kept: of the epoch that is asked for, of the one after, and one for whoever is behind or ahead.
@@ -30,7 +31,7 @@ const EPOCHS_KEPT: usize = 3;
 
 /// The uses of blocks by some lanes of an order.
 #[derive(Debug)]
-pub(crate) struct Uses {
+pub(crate) struct NextUses {
     order: Arc<Order>,
     lanes: Vec<usize>,
     data: Vec<Data>,
@@ -65,13 +66,13 @@ struct Epoch {
     uses: Vec<(u32, u32)>,
 }
 
-impl Uses {
+impl NextUses {
     /// Of the blocks of `datasets`, the data sets of `order`, by `lanes`.
     pub(crate) fn new(order: &Arc<Order>, datasets: Vec<Arc<Dataset>>, lanes: Vec<usize>) -> Arc<Self> {
         let plan = format!("{} {lanes:?}", order.hash());
         let mut num_blocks = 0;
         let data = datasets.into_iter().map(|dataset| {
-            let first = |object: &crate::manifest::Object| {
+            let first = |object: &Object| {
                 num_blocks += object.num_blocks();
                 num_blocks - object.num_blocks()
             };
@@ -92,20 +93,20 @@ impl Uses {
     pub(crate) fn advance(&self, step: u64) {
         self.now.store(step, Ordering::Relaxed);
     }
+}
 
-    /// Whether it knows the data set of a cache's folder.
-    pub(crate) fn knows(&self, folder: &str) -> bool {
+impl NextUse for NextUses {
+    fn knows(&self, folder: &str) -> bool {
         self.data.iter().any(|data| data.has(folder))
     }
 
-    /// Whether a mark of a plan is its own.
-    pub(crate) fn claims(&self, mark: &str) -> bool {
+    fn claims(&self, mark: &str) -> bool {
         self.data.iter().filter_map(|data| data.claim.as_ref()).any(|claim| claim.mark == mark)
     }
 
-    /// The first step after `step` in which a block is needed, of those whose windows have not been asked for; none if it
-    /// is not in this epoch nor the next. In `window` mode always 0 instead of a later step.
-    pub(crate) fn next(&self, folder: &str, object: usize, block: u32, step: u64) -> Option<u64> {
+    /// Of the steps whose windows have not been asked for, in this epoch and the next. In `window` mode always 0 instead
+    /// of a later step.
+    fn next(&self, folder: &str, object: usize, block: u32, step: u64) -> Option<u64> {
         let after = step.max(self.now.load(Ordering::Relaxed).saturating_sub(1));
         let data = self.data.iter().filter(|data| data.has(folder));
         let blocks = data.filter_map(|data| Some(data.first_block.get(object)? + block));
@@ -122,7 +123,7 @@ impl Data {
 }
 
 impl Tables {
-    fn next(&mut self, uses: &Uses, block: u32, after: u64) -> Option<u64> {
+    fn next(&mut self, uses: &NextUses, block: u32, after: u64) -> Option<u64> {
         let first = match self.epochs.iter().find(|epoch| (epoch.start..epoch.end).contains(&after)) {
             Some(epoch) => epoch.epoch,
             None => uses.order.epoch_of((after + 1) * uses.order.settings().micro_batches as u64 - 1),
@@ -130,7 +131,7 @@ impl Tables {
         (first..first + 2).find_map(|epoch| self.epoch(uses, epoch).next(block, after))
     }
 
-    fn epoch(&mut self, uses: &Uses, number: u64) -> &Epoch {
+    fn epoch(&mut self, uses: &NextUses, number: u64) -> &Epoch {
         let known = self.epochs.iter().position(|epoch| epoch.epoch == number).unwrap_or_else(|| {
             self.epochs.retain(|epoch| epoch.epoch + EPOCHS_KEPT as u64 > number);
             if self.epochs.len() == EPOCHS_KEPT {
@@ -144,7 +145,7 @@ impl Tables {
 }
 
 impl Epoch {
-    fn new(uses: &Uses, windows: &mut Windows, epoch: u64) -> Self {
+    fn new(uses: &NextUses, windows: &mut Windows, epoch: u64) -> Self {
         let micro_batches = uses.order.settings().micro_batches as u64;
         let (start, end) = (uses.order.epoch_start(epoch), uses.order.epoch_start(epoch + 1));
         let (start, end) = (start / micro_batches, end / micro_batches);
@@ -153,8 +154,8 @@ impl Epoch {
             let stream = uses.order.streams()[piece.stream as usize];
             let data = &uses.data[stream.data as usize];
             let before = found.len();
-            for place in windows.places_of(&piece) {
-                let located = data.dataset.locate(Split::Train, stream.bucket, place.row.into());
+            for row_ref in windows.row_refs_of(&piece) {
+                let located = data.dataset.locate(Split::Train, stream.bucket, row_ref.row.into());
                 let (object, row) = located.expect("the order knows the rows of the data sets it was made for");
                 let block = data.first_block[object] + row / BLOCK_ROWS;
                 // Rows of windows of blocks are neighbours.

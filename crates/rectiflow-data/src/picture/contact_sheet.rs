@@ -19,7 +19,7 @@ const INK: [u8; 3] = [32; 3];
 
 /// Pictures in rows and columns.
 #[derive(Debug)]
-pub struct Grid<'a> {
+pub struct ContactSheet<'a> {
     /// One label a row, or none at all.
     pub row_labels: &'a [String],
     /// One label a column, or none at all.
@@ -30,7 +30,7 @@ pub struct Grid<'a> {
     pub pictures: &'a [Picture],
 }
 
-impl Grid<'_> {
+impl ContactSheet<'_> {
     /// The grid as one picture on white.
     ///
     /// # Panics
@@ -73,7 +73,7 @@ struct Layout {
 }
 
 impl Layout {
-    fn new(grid: &Grid<'_>) -> Self {
+    fn new(grid: &ContactSheet<'_>) -> Self {
         assert!(grid.columns > 0 && !grid.pictures.is_empty(), "a grid has at least one picture and one column");
         let rows = grid.pictures.len().div_ceil(grid.columns);
         let fits = |labels: &[String], count| labels.is_empty() || labels.len() == count;
@@ -205,7 +205,7 @@ mod tests {
         let blue = Picture::filled(40, 64, [0, 0, 255]);
         let pictures = [red.clone(), blue.clone(), blue];
         let (rows, columns) = (labels(&["first", "second"]), labels(&["a", "b"]));
-        let grid = Grid { row_labels: &rows, column_labels: &columns, columns: 2, pictures: &pictures };
+        let grid = ContactSheet { row_labels: &rows, column_labels: &columns, columns: 2, pictures: &pictures };
         let drawn = grid.draw();
         let layout = Layout::new(&grid);
         assert_eq!((layout.cell_width_px, layout.cell_height_px), (64, 64));
@@ -235,7 +235,7 @@ mod tests {
     #[test]
     fn a_grid_without_labels_has_only_margins() {
         let pictures = [Picture::filled(512, 512, [9; 3])];
-        let drawn = Grid { row_labels: &[], column_labels: &[], columns: 1, pictures: &pictures }.draw();
+        let drawn = ContactSheet { row_labels: &[], column_labels: &[], columns: 1, pictures: &pictures }.draw();
         assert_eq!((drawn.width_px(), drawn.height_px()), (512 + 16, 512 + 16));
     }
 
@@ -243,6 +243,6 @@ mod tests {
     #[should_panic(expected = "row labels")]
     fn labels_must_match_the_rows() {
         let pictures = [Picture::filled(8, 8, [0; 3])];
-        Grid { row_labels: &labels(&["a", "b"]), column_labels: &[], columns: 1, pictures: &pictures }.draw();
+        ContactSheet { row_labels: &labels(&["a", "b"]), column_labels: &[], columns: 1, pictures: &pictures }.draw();
     }
 }

@@ -9,7 +9,7 @@ use std::{
 
 /// Parts of the table, each with a lock of its own, so that threads rarely wait for each other.
 const NUM_PARTS: usize = 16;
-/// Words that a part keeps: 65,536 in all, some 7 MB. Those that come later are tokenised each time.
+/// TokenCache that a part keeps: 65,536 in all, some 7 MB. Those that come later are tokenised each time.
 const MOST_IN_PART: usize = 4096;
 /// Longer ones, such as text in a script without spaces, hardly come twice.
 const LONGEST_BYTES: usize = 32;
@@ -18,12 +18,12 @@ type Part = HashMap<Box<str>, Box<[u32]>>;
 
 /// A table of words, shared by threads.
 #[derive(Debug, Default)]
-pub(crate) struct Words {
+pub(crate) struct TokenCache {
     parts: [RwLock<Part>; NUM_PARTS],
     hasher: RandomState,
 }
 
-impl Words {
+impl TokenCache {
     /// Appends the ids of `word` to `ids`; `encode` gives those of one that is not in the table.
     pub(crate) fn append(&self, word: &str, ids: &mut Vec<u32>, encode: impl FnOnce(&str) -> Vec<u32>) {
         if word.len() > LONGEST_BYTES {
@@ -48,7 +48,7 @@ mod tests {
 
     #[test]
     fn a_word_is_encoded_once_as_long_as_there_is_room() {
-        let words = Words::default();
+        let words = TokenCache::default();
         let mut num_encoded = 0;
         let mut append = |word: &str| {
             let mut ids = vec![7];

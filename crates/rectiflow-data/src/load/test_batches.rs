@@ -9,15 +9,12 @@
 use std::{collections::VecDeque, iter::FusedIterator, thread};
 
 use crate::{
-    batch::{Batcher, Members, MicroBatch, Source},
-    dataset::Split,
     error::{Error, Result},
-    order::RankOf,
-    prompt::PromptSettings,
-    record::SampleId,
+    format::{manifest::Split, record::SampleId},
+    load::batch::{Batcher, Members, MicroBatch, Source},
+    order::{RankOf, window::RowRef},
     rng::{Purpose, key_u64},
-    token::MAX_CHUNKS,
-    window::Place,
+    text::{prompt::PromptSettings, token::MAX_CHUNKS},
 };
 
 /// The test samples of `sources`, each once whatever its amount, as one rank sees them. Micro-batches are of at most
@@ -62,10 +59,10 @@ pub fn training_batches(
         hashed.select_nth_unstable(count);
         hashed.truncate(count);
     }
-    let mut chosen: Vec<(u32, u32, u32)> = hashed.into_iter().map(|(_, place)| place).collect();
+    let mut chosen: Vec<(u32, u32, u32)> = hashed.into_iter().map(|(_, row)| row).collect();
     chosen.sort_unstable();
     let of_bucket = chosen.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1));
-    let rows = of_bucket.map(|rows| (rows[0].0, rows[0].1, rows.iter().map(|place| place.2).collect())).collect();
+    let rows = of_bucket.map(|rows| (rows[0].0, rows[0].1, rows.iter().map(|row| row.2).collect())).collect();
     fixed_batches(sources, Split::Train, rows, Fixed { micro_batch, seed, rank })
 }
 
@@ -102,16 +99,16 @@ fn fixed_batches(
     let batcher = Batcher::new(fixed.collect(), split, seed);
     let mut members = Vec::new();
     let counted = side_by_side(&rows, |(data, bucket, rows)| {
-        let places: Vec<Place> = rows.iter().map(|&row| Place { row, pass: 0 }).collect();
-        Ok((batcher.count(*data, *bucket, &places)?, places))
+        let row_refs: Vec<RowRef> = rows.iter().map(|&row| RowRef { row, pass: 0 }).collect();
+        Ok((batcher.count(*data, *bucket, &row_refs)?, row_refs))
     });
     for ((data, bucket, _), counted) in rows.iter().zip(counted) {
-        let (data, bucket, (counts, places)) = (*data, *bucket, counted?);
+        let (data, bucket, (counts, row_refs)) = (*data, *bucket, counted?);
         for chunks in 1..=MAX_CHUNKS as u8 {
-            let of_count = places.iter().zip(&counts).filter(|(_, count)| **count == chunks);
-            let of_count: Vec<Place> = of_count.map(|(place, _)| *place).collect();
-            let pieces = of_count.chunks(micro_batch).map(<[Place]>::to_vec);
-            members.extend(pieces.map(|places| (data, bucket, places)));
+            let of_count = row_refs.iter().zip(&counts).filter(|(_, count)| **count == chunks);
+            let of_count: Vec<RowRef> = of_count.map(|(row_ref, _)| *row_ref).collect();
+            let pieces = of_count.chunks(micro_batch).map(<[RowRef]>::to_vec);
+            members.extend(pieces.map(|row_refs| (data, bucket, row_refs)));
         }
     }
     Ok(TestBatches { batcher, members: number(members), rank, next: 0, ready: VecDeque::new() })
@@ -132,12 +129,12 @@ fn side_by_side<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> Result<R> + 
 }
 
 /// Gives micro-batches their slots and first samples.
-fn number(members: Vec<(u32, u32, Vec<Place>)>) -> Vec<Members> {
+fn number(members: Vec<(u32, u32, Vec<RowRef>)>) -> Vec<Members> {
     let mut first_sample = 0;
-    let numbered = (0..).zip(members).map(|(slot, (data, bucket, places))| {
+    let numbered = (0..).zip(members).map(|(slot, (data, bucket, row_refs))| {
         let first = first_sample;
-        first_sample += places.len() as u64;
-        Members { slot, first_sample: first, data, bucket, places }
+        first_sample += row_refs.len() as u64;
+        Members { slot, first_sample: first, data, bucket, row_refs }
     });
     numbered.collect()
 }
@@ -157,7 +154,7 @@ pub struct TestBatches {
 impl TestBatches {
     /// Samples over all ranks.
     pub fn num_samples(&self) -> u64 {
-        self.members.iter().map(|members| members.places.len() as u64).sum()
+        self.members.iter().map(|members| members.row_refs.len() as u64).sum()
     }
 
     /// Ids of these samples, in the order of the pass.

@@ -15,7 +15,7 @@ use bytes::Bytes;
 type Key = (usize, u32);
 
 #[derive(Debug)]
-pub(crate) struct Held {
+pub(crate) struct BlockMemory {
     limit_bytes: u64,
     blocks: Mutex<Blocks>,
     changed: Condvar,
@@ -31,12 +31,12 @@ struct Blocks {
 
 /// Blocks that the holder alone fetches; given up when dropped.
 #[derive(Debug)]
-pub(crate) struct Claim<'a> {
-    held: &'a Held,
+pub(crate) struct FetchClaim<'a> {
+    memory: &'a BlockMemory,
     pub(crate) keys: Vec<Key>,
 }
 
-impl Held {
+impl BlockMemory {
     pub(crate) fn new(limit_bytes: u64) -> Self {
         Self { limit_bytes, blocks: Mutex::default(), changed: Condvar::new() }
     }
@@ -47,7 +47,7 @@ impl Held {
 
     /// Adds the blocks of `wanted` that are here to `found`, and claims those that nobody is fetching. If there are
     /// none of either, waits until another thread has fetched or given up one.
-    pub(crate) fn claim(&self, wanted: &[Key], found: &mut HashMap<Key, Bytes>) -> Claim<'_> {
+    pub(crate) fn claim(&self, wanted: &[Key], found: &mut HashMap<Key, Bytes>) -> FetchClaim<'_> {
         let mut blocks = self.lock();
         loop {
             let missing: Vec<Key> = wanted.iter().filter(|key| !found.contains_key(key)).copied().collect();
@@ -56,7 +56,7 @@ impl Held {
             let keys: Vec<Key> = left.filter(|key| !blocks.on_their_way.contains(key)).copied().collect();
             if !keys.is_empty() || wanted.iter().all(|key| found.contains_key(key)) {
                 blocks.on_their_way.extend(&keys);
-                return Claim { held: self, keys };
+                return FetchClaim { memory: self, keys };
             }
             blocks = self.changed.wait(blocks).unwrap_or_else(PoisonError::into_inner);
         }
@@ -78,11 +78,11 @@ impl Held {
     }
 }
 
-impl Drop for Claim<'_> {
+impl Drop for FetchClaim<'_> {
     fn drop(&mut self) {
-        let mut blocks = self.held.lock();
+        let mut blocks = self.memory.lock();
         blocks.on_their_way.retain(|key| !self.keys.contains(key));
-        self.held.changed.notify_all();
+        self.memory.changed.notify_all();
     }
 }
 
@@ -92,9 +92,9 @@ mod tests {
 
     use super::*;
 
-    fn has(held: &Held, key: Key) -> bool {
+    fn has(memory: &BlockMemory, key: Key) -> bool {
         let mut found = HashMap::new();
-        drop(held.claim(&[key], &mut found));
+        drop(memory.claim(&[key], &mut found));
         !found.is_empty()
     }
 
@@ -104,27 +104,27 @@ mod tests {
 
     #[test]
     fn oldest_blocks_go_when_there_is_no_room() {
-        let held = Held::new(10);
-        (0..3).for_each(|block| held.insert((0, block), bytes(4)));
-        assert_eq!([0, 1, 2].map(|block| has(&held, (0, block))), [false, true, true]);
-        held.insert((0, 9), bytes(11));
-        assert!(!has(&held, (0, 9)) && has(&held, (0, 1)));
-        held.insert((1, 1), bytes(10));
-        assert_eq!([(0, 1), (0, 2), (1, 1)].map(|key| has(&held, key)), [false, false, true]);
+        let memory = BlockMemory::new(10);
+        (0..3).for_each(|block| memory.insert((0, block), bytes(4)));
+        assert_eq!([0, 1, 2].map(|block| has(&memory, (0, block))), [false, true, true]);
+        memory.insert((0, 9), bytes(11));
+        assert!(!has(&memory, (0, 9)) && has(&memory, (0, 1)));
+        memory.insert((1, 1), bytes(10));
+        assert_eq!([(0, 1), (0, 2), (1, 1)].map(|key| has(&memory, key)), [false, false, true]);
     }
 
     #[test]
     fn a_block_is_fetched_by_one_thread_and_given_up_with_it() {
-        let held = Held::new(100);
-        let claim = held.claim(&[(0, 1), (0, 2)], &mut HashMap::new());
+        let memory = BlockMemory::new(100);
+        let claim = memory.claim(&[(0, 1), (0, 2)], &mut HashMap::new());
         assert_eq!(claim.keys, [(0, 1), (0, 2)]);
         thread::scope(|scope| {
             let other = scope.spawn(|| {
                 let mut found = HashMap::new();
-                let claim = held.claim(&[(0, 1), (0, 2)], &mut found);
+                let claim = memory.claim(&[(0, 1), (0, 2)], &mut found);
                 (found.into_keys().collect::<Vec<_>>(), claim.keys.clone())
             });
-            held.insert((0, 1), bytes(3));
+            memory.insert((0, 1), bytes(3));
             // The first thread fails with the second block: the other one takes it over.
             drop(claim);
             assert_eq!(other.join().unwrap(), (vec![(0, 1)], vec![(0, 2)]));

@@ -1,0 +1,178 @@
+//! Latents of rows: from a file on a disk, from the disk cache, or over the network into memory.
+//!
+//! On a disk the first read of a block reads all of it and checks its checksum; later reads take only the rows that are
+//! asked for. From a URL blocks are always read and checked whole, and kept in memory up to a limit.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::File,
+    os::unix::fs::FileExt,
+    path::PathBuf,
+    sync::{Arc, PoisonError},
+};
+
+use half::f16;
+
+use crate::{
+    dataset::{Dataset, fetch::read_from, index::ObjectRow},
+    error::{Error, Result},
+    format::{
+        block_table::BLOCK_ROWS,
+        manifest::{LATENTS_OFFSET, Split},
+        shard::check_latents,
+    },
+    remote::request::{ObjectFile, coalesce},
+};
+
+/// Open files are kept up to this number: opening one is cheap on a local disk and a round trip on a shared one.
+const MAX_OPEN_FILES: usize = 256;
+/// Most consecutive blocks in one request of random access: 32 MiB at 1024 x 1024.
+pub(crate) const BLOCKS_A_REQUEST: u32 = 8;
+
+impl Dataset {
+    /// Reads the latents of `rows` (numbers of live rows) into `out`, [rows, C, h, w], unscaled.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Damaged`] where a block does not match its checksum; [`Error::Malformed`] where a file is
+    /// not what the manifest says or a latent is not finite (the sample is named); [`Error::Invalid`] if a row or the
+    /// bucket does not exist.
+    ///
+    /// # Panics
+    /// If `out` has not the length that `rows` need.
+    pub fn read_latents(&self, split: Split, bucket: u32, rows: &[u64], out: &mut [f16]) -> Result<()> {
+        let rows = rows.iter().map(|&row| self.locate(split, bucket, row)).collect::<Result<Vec<ObjectRow>>>()?;
+        let row_len = if rows.is_empty() { 1 } else { self.latent_shape(bucket).iter().product() };
+        assert_eq!(out.len(), rows.len() * row_len, "room for {} rows of {row_len} numbers", rows.len());
+        if self.remote.is_some() {
+            return self.read_remote(&rows, out, row_len);
+        }
+        for (&(object, row), out) in rows.iter().zip(out.chunks_exact_mut(row_len)) {
+            self.read_row(object, row, out)?;
+        }
+        Ok(())
+    }
+
+    /// Rows of a remote data set: the blocks that are not held yet are requested together.
+    fn read_remote(&self, rows: &[ObjectRow], out: &mut [f16], row_len: usize) -> Result<()> {
+        let mut blocks: Vec<(usize, u32)> = rows.iter().map(|&(object, row)| (object, row / BLOCK_ROWS)).collect();
+        blocks.sort_unstable();
+        blocks.dedup();
+        let mut found = HashMap::new();
+        while found.len() < blocks.len() {
+            let claim = self.memory.claim(&blocks, &mut found);
+            let mut missing = BTreeMap::<usize, Vec<u32>>::new();
+            claim.keys.iter().for_each(|&(object, block)| missing.entry(object).or_default().push(block));
+            let mut tickets = Vec::new();
+            for (object, blocks) in missing {
+                for run in coalesce(blocks, BLOCKS_A_REQUEST) {
+                    tickets.push((object, run.start, self.start(ObjectFile::Latents, object, run)?));
+                }
+            }
+            for (object, first, mut ticket) in tickets {
+                for (block, bytes) in (first..).zip(ticket.wait()?) {
+                    self.memory.insert((object, block), bytes.clone());
+                    found.insert((object, block), bytes);
+                }
+            }
+        }
+        for (&(object, row), out) in rows.iter().zip(out.chunks_exact_mut(row_len)) {
+            self.copy_row(object, row, &found[&(object, row / BLOCK_ROWS)], out)?;
+        }
+        Ok(())
+    }
+
+    /// Reads one row, numbered with the deleted ones, if its block is on a disk. The first read of a block reads and
+    /// verifies all of it.
+    pub(crate) fn read_row_on_disk(&self, object: usize, row: u32, out: &mut [f16]) -> Result<bool> {
+        if self.remote.is_none() {
+            return self.read_row(object, row, out).map(|()| true);
+        }
+        let Some(cache) = &self.cache else { return Ok(false) };
+        let block = row / BLOCK_ROWS;
+        let request = self.request(ObjectFile::Latents, object, block..block + 1)?;
+        if !self.verified.contains(object, block) {
+            let Some(bytes) = cache.get(&request, 0) else { return Ok(false) };
+            self.verified.insert(object, block);
+            return self.copy_row(object, row, &bytes, out).map(|()| true);
+        }
+        let mut bytes = vec![0; out.len() * 2];
+        let start = u64::from(row % BLOCK_ROWS) * bytes.len() as u64;
+        Ok(cache.get_part(&request, start, &mut bytes) && self.decode_row(object, row, &bytes, out).map(|()| true)?)
+    }
+
+    /// Reads one row of an object on a disk, numbered with the deleted ones.
+    pub(crate) fn read_row(&self, object: usize, row: u32, out: &mut [f16]) -> Result<()> {
+        let file = self.latents_file(object)?;
+        let block = row / BLOCK_ROWS;
+        if !self.verified.contains(object, block) {
+            let request = self.request(ObjectFile::Latents, object, block..block + 1)?;
+            let bytes = read_from(&file, &request)?;
+            self.verified.insert(object, block);
+            return self.copy_row(object, row, &bytes[0], out);
+        }
+        let mut bytes = vec![0; out.len() * 2];
+        let offset = LATENTS_OFFSET + u64::from(row) * bytes.len() as u64;
+        file.read_exact_at(&mut bytes, offset).map_err(Error::io(self.latents_path(object)))?;
+        self.decode_row(object, row, &bytes, out)
+    }
+
+    /// Copies one row out of its block's bytes.
+    pub(crate) fn copy_row(&self, object: usize, row: u32, block: &[u8], out: &mut [f16]) -> Result<()> {
+        let row_bytes = out.len() * 2;
+        let start = (row % BLOCK_ROWS) as usize * row_bytes;
+        self.decode_row(object, row, &block[start..start + row_bytes], out)
+    }
+
+    /// The same, to the end of `out`: memory is written once.
+    pub(crate) fn append_row(&self, object: usize, row: u32, block: &[u8], out: &mut Vec<f16>) -> Result<()> {
+        let row_bytes = self.manifest.row_bytes(self.manifest.objects[object].bucket) as usize;
+        let (start, first) = ((row % BLOCK_ROWS) as usize * row_bytes, out.len());
+        let pairs = block[start..start + row_bytes].chunks_exact(2);
+        out.extend(pairs.map(|pair| f16::from_le_bytes([pair[0], pair[1]])));
+        if all_finite(&out[first..]) { Ok(()) } else { Err(self.not_finite(object, row)) }
+    }
+
+    fn decode_row(&self, object: usize, row: u32, bytes: &[u8], out: &mut [f16]) -> Result<()> {
+        for (out, pair) in out.iter_mut().zip(bytes.chunks_exact(2)) {
+            *out = f16::from_le_bytes([pair[0], pair[1]]);
+        }
+        if all_finite(out) { Ok(()) } else { Err(self.not_finite(object, row)) }
+    }
+
+    fn latents_path(&self, object: usize) -> PathBuf {
+        self.root.join(&self.manifest.objects[object].latents)
+    }
+
+    /// The object's latents file, its header checked when it is opened.
+    pub(crate) fn latents_file(&self, object: usize) -> Result<Arc<File>> {
+        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = files.get(&object) {
+            return Ok(file.clone());
+        }
+        let path = self.latents_path(object);
+        let file = Arc::new(File::open(&path).map_err(Error::io(&path))?);
+        let entry = &self.manifest.objects[object];
+        check_latents(&path, &file, entry.rows, self.latent_shape(entry.bucket))?;
+        if files.len() >= MAX_OPEN_FILES {
+            files.clear();
+        }
+        files.insert(object, file.clone());
+        Ok(file)
+    }
+
+    fn not_finite(&self, object: usize, row: u32) -> Error {
+        let records = self.object_records(object).unwrap_or_default();
+        let sample = records.get(row as usize).map_or_else(
+            || "whose text cannot be read either".to_owned(),
+            |record| format!("sample {} ({})", record.id, record.source),
+        );
+        let reason = format!("row {row}, {sample}, is not finite: delete that image and prepare again");
+        Error::Malformed { path: self.latents_path(object), kind: "latents file", reason }
+    }
+}
+
+/// Whether no number is infinite or NaN. Without a branch for each, so that many are looked at together.
+fn all_finite(numbers: &[f16]) -> bool {
+    let magnitude = |number: &f16| number.to_bits() & 0x7fff;
+    numbers.iter().map(magnitude).fold(0, u16::max) < f16::INFINITY.to_bits()
+}

@@ -1,0 +1,27 @@
+//! Which blocks have been found right: one bit for each, so that a block on a disk is read whole only once.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// One bit per block of each object: its latents' checksum has been found right.
+#[derive(Debug)]
+pub(crate) struct VerifiedBlocks(Vec<Vec<AtomicU64>>);
+
+impl VerifiedBlocks {
+    /// None of the blocks of objects with `num_blocks` blocks each.
+    pub(crate) fn new(num_blocks: impl Iterator<Item = u32>) -> Self {
+        let words = |num_blocks: u32| (0..num_blocks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
+        Self(num_blocks.map(words).collect())
+    }
+
+    pub(crate) fn contains(&self, object: usize, block: u32) -> bool {
+        self.0[object][block as usize / 64].load(Ordering::Relaxed) & bit(block) != 0
+    }
+
+    pub(crate) fn insert(&self, object: usize, block: u32) {
+        self.0[object][block as usize / 64].fetch_or(bit(block), Ordering::Relaxed);
+    }
+}
+
+fn bit(block: u32) -> u64 {
+    1 << (block % 64)
+}

@@ -1,0 +1,218 @@
+//! The block table beside the manifest: 128 bytes of checksums and lengths for each block of 32 rows.
+//!
+//! It grows with the samples, so it is one binary file that the manifest names by its hash. Like the manifest it is
+//! untrusted input. `docs/format.md` is the specification.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// The version of the format that this crate writes and the only one that it reads.
+pub const FORMAT_VERSION: u32 = 1;
+/// Rows of a block: the unit of reading, checksumming and ownership.
+pub const BLOCK_ROWS: u32 = 32;
+/// Columns of a text object, hence column chunks of a row group.
+pub const TEXT_COLUMNS: usize = 13;
+/// Bytes of a block's entry in the block table.
+pub const BLOCK_ENTRY_BYTES: usize = 24 + 8 * TEXT_COLUMNS;
+
+const MAGIC: &[u8; 8] = b"RFBLOCKS";
+const TABLE_HEADER_BYTES: usize = 16;
+
+/// The binary file with the block table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BlockTableFile {
+    /// Name, relative to the data set.
+    pub file: String,
+    /// Length of the file.
+    pub bytes: u64,
+    /// Hex BLAKE3 of the file.
+    pub hash: String,
+}
+
+/// What the block table says of one block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Block {
+    /// XXH3-64 of the block's rows in the latents file.
+    pub latents_xxh3: u64,
+    /// Where the block's row group begins in the text file.
+    pub text_offset: u64,
+    /// XXH3-64 of the row group's bytes.
+    pub text_xxh3: u64,
+    /// For each column chunk, in schema order: bytes (page header included) and number of values (levels).
+    pub columns: [(u32, u32); TEXT_COLUMNS],
+}
+
+impl Block {
+    /// Bytes of the block's row group.
+    pub fn text_bytes(&self) -> u64 {
+        self.columns.iter().map(|&(bytes, _)| u64::from(bytes)).sum()
+    }
+
+    /// Appends the block's entry, little-endian, in the order of the fields.
+    fn write(&self, out: &mut Vec<u8>) {
+        for word in [self.latents_xxh3, self.text_offset, self.text_xxh3] {
+            out.extend(word.to_le_bytes());
+        }
+        for (bytes, values) in self.columns {
+            out.extend(bytes.to_le_bytes());
+            out.extend(values.to_le_bytes());
+        }
+    }
+
+    fn read(entry: &[u8]) -> Self {
+        let u64_at = |at: usize| u64::from_le_bytes(entry[at..at + 8].try_into().expect("8 bytes were sliced"));
+        let u32_at = |at: usize| u32::from_le_bytes(entry[at..at + 4].try_into().expect("4 bytes were sliced"));
+        let columns = std::array::from_fn(|i| (u32_at(24 + 8 * i), u32_at(28 + 8 * i)));
+        Self { latents_xxh3: u64_at(0), text_offset: u64_at(8), text_xxh3: u64_at(16), columns }
+    }
+}
+
+/// The block table: one entry per block, objects in the manifest's order, blocks in row order.
+#[derive(Clone)]
+pub struct BlockTable {
+    bytes: Vec<u8>,
+    /// Index of each object's first block.
+    first: Vec<u64>,
+}
+
+impl std::fmt::Debug for BlockTable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BlockTable").field("bytes", &self.bytes.len()).finish_non_exhaustive()
+    }
+}
+
+impl BlockTable {
+    /// The table of `objects`, each given as its blocks.
+    pub fn new<'a>(objects: impl IntoIterator<Item = &'a [Block]>) -> Self {
+        let mut bytes = header();
+        let mut first = Vec::new();
+        let mut count = 0;
+        for blocks in objects {
+            first.push(count);
+            count += blocks.len() as u64;
+            blocks.iter().for_each(|block| block.write(&mut bytes));
+        }
+        Self { bytes, first }
+    }
+
+    /// Reads the table that a manifest names as `file` and checks it against the manifest's hash. `num_blocks` are the
+    /// blocks of each of the manifest's objects.
+    ///
+    /// # Errors
+    /// [`Error::Io`], or [`Error::Malformed`] if it is not the file that the manifest was written with.
+    pub fn read(root: &Path, file: &BlockTableFile, num_blocks: impl IntoIterator<Item = u32>) -> Result<Self> {
+        let path = root.join(&file.file);
+        let bytes = read_at_most(&path, file.bytes, "block table")?;
+        Self::parse(&path, bytes, file, num_blocks)
+    }
+
+    /// Checks the table's bytes, which come from `path`, as [`BlockTable::read`] does.
+    pub(crate) fn parse(
+        path: &Path,
+        bytes: Vec<u8>,
+        file: &BlockTableFile,
+        num_blocks: impl IntoIterator<Item = u32>,
+    ) -> Result<Self> {
+        let malformed = |reason: String| Err(Error::Malformed { path: path.into(), kind: "block table", reason });
+        if bytes.len() as u64 != file.bytes {
+            return malformed(format!("{} bytes, the manifest says {}", bytes.len(), file.bytes));
+        }
+        let hash = blake3::hash(&bytes).to_hex();
+        if hash.as_str() != file.hash {
+            return malformed(format!("its BLAKE3 is {hash}, the manifest says {}", file.hash));
+        }
+        let header = header();
+        if !bytes.starts_with(&header) {
+            return malformed(format!("it must begin with the bytes {header:?}"));
+        }
+        let mut first = Vec::new();
+        let mut count = 0;
+        for num_blocks in num_blocks {
+            first.push(count);
+            count += u64::from(num_blocks);
+        }
+        Ok(Self { bytes, first })
+    }
+
+    /// Block `block` of object `object` (indices in the manifest).
+    ///
+    /// # Panics
+    /// If there is no such block.
+    pub fn block(&self, object: usize, block: u32) -> Block {
+        let index = (self.first[object] + u64::from(block)) as usize;
+        let at = TABLE_HEADER_BYTES + index * BLOCK_ENTRY_BYTES;
+        Block::read(&self.bytes[at..at + BLOCK_ENTRY_BYTES])
+    }
+
+    /// The file's bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Names the table in a manifest. The name holds the hash, so that a new table never replaces one in use.
+    pub fn file(&self) -> BlockTableFile {
+        let hash = blake3::hash(&self.bytes).to_hex().to_string();
+        BlockTableFile { file: format!("blocks-{}.bin", &hash[..16]), bytes: self.bytes.len() as u64, hash }
+    }
+}
+
+/// The first bytes of every table.
+fn header() -> Vec<u8> {
+    let mut header = Vec::from(MAGIC);
+    header.extend(FORMAT_VERSION.to_le_bytes());
+    header.extend((BLOCK_ENTRY_BYTES as u32).to_le_bytes());
+    header
+}
+
+/// Length of a table of `num_blocks` blocks.
+pub(crate) fn table_bytes(num_blocks: u64) -> u64 {
+    TABLE_HEADER_BYTES as u64 + num_blocks * BLOCK_ENTRY_BYTES as u64
+}
+
+/// Reads a whole file that must not be longer than `limit` bytes.
+pub(crate) fn read_at_most(path: &Path, limit: u64, kind: &'static str) -> Result<Vec<u8>> {
+    let len = fs::metadata(path).map_err(Error::io(path))?.len();
+    if len > limit {
+        let reason = format!("{len} bytes, at most {limit} are expected");
+        return Err(Error::Malformed { path: PathBuf::from(path), kind, reason });
+    }
+    fs::read(path).map_err(Error::io(path))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn block(seed: u64) -> Block {
+        let columns = std::array::from_fn(|i| (seed as u32 + i as u32, i as u32));
+        Block { latents_xxh3: seed, text_offset: seed * 3, text_xxh3: !seed, columns }
+    }
+
+    #[test]
+    fn block_table_must_be_the_one_that_was_written() {
+        let blocks = [vec![block(1), block(2)], vec![block(3)]];
+        let table = BlockTable::new(blocks.iter().map(Vec::as_slice));
+        let (file, bytes) = (table.file(), table.as_bytes().to_vec());
+        let fails = |bytes: Vec<u8>, file: &BlockTableFile, word: &str| {
+            let error = BlockTable::parse(Path::new("t"), bytes, file, [2, 1]).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        };
+        fails(bytes[..bytes.len() - 1].to_vec(), &file, "the manifest says 400");
+        let mut flipped = bytes.clone();
+        flipped[100] ^= 1;
+        fails(flipped, &file, "BLAKE3");
+        // Right hash, wrong content: somebody made it on purpose.
+        let mut foreign = bytes;
+        foreign[0] = b'X';
+        let mut lying = file;
+        lying.hash = blake3::hash(&foreign).to_hex().to_string();
+        fails(foreign, &lying, "must begin with");
+    }
+}

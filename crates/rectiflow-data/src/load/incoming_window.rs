@@ -1,0 +1,266 @@
+//! A window being read: its requests under way, then its text, its arranged samples and their latents.
+//!
+//! A window is whole blocks, but in the later passes of `owned` mode: then it is single rows, whose latents are read when
+//! it is arranged, each micro-batch's by itself (`dataset::rows`).
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    sync::{Arc, atomic::AtomicBool},
+};
+
+use bytes::Bytes;
+use half::f16;
+use rayon::prelude::*;
+
+use crate::{
+    dataset::{
+        Dataset,
+        fetch::Ticket,
+        index::ObjectRow,
+        rows::{start_latents, start_records},
+    },
+    error::{Error, Result},
+    format::{block_table::BLOCK_ROWS, manifest::Split, record::Record},
+    load::batch::Members,
+    order::{pass::RUN_BLOCKS, window::RowRef},
+    remote::request::{ObjectFile, Request, coalesce},
+};
+
+/// What a window needs from its data set.
+#[derive(Debug)]
+pub(crate) enum Wanted {
+    Blocks(Vec<Request>),
+    Rows(Vec<ObjectRow>),
+}
+
+impl Wanted {
+    /// The blocks that hold `rows`, which `step` needs first, and their bytes. Text first: it is needed before the
+    /// latents.
+    pub(crate) fn blocks(dataset: &Dataset, rows: &[ObjectRow], step: u64) -> Result<(Self, u64)> {
+        let mut blocks = BTreeMap::<usize, BTreeSet<u32>>::new();
+        for &(object, row) in rows {
+            blocks.entry(object).or_default().insert(row / BLOCK_ROWS);
+        }
+        let mut requests = Vec::new();
+        let mut num_bytes = 0;
+        for file in [ObjectFile::Text, ObjectFile::Latents] {
+            for (&object, blocks) in &blocks {
+                for run in coalesce(blocks.iter().copied(), RUN_BLOCKS) {
+                    let request = Request { step, ..dataset.request(file, object, run)? };
+                    num_bytes += request.range().end - request.range().start;
+                    requests.push(request);
+                }
+            }
+        }
+        Ok((Self::Blocks(requests), num_bytes))
+    }
+
+    /// Single rows, and their part of the bytes of their blocks.
+    pub(crate) fn rows(dataset: &Dataset, rows: Vec<ObjectRow>) -> (Self, u64) {
+        let bytes = |&(object, row): &ObjectRow| dataset.share_of_block(object, row / BLOCK_ROWS);
+        let num_bytes = rows.iter().map(bytes).sum();
+        (Self::Rows(rows), num_bytes)
+    }
+}
+
+/// A window of which requests have started.
+#[derive(Debug)]
+pub(crate) struct IncomingWindow {
+    pub(crate) held_bytes: u64,
+    /// The step that needs it first.
+    step: u64,
+    content: Content,
+    pub(crate) arranged: Option<Arranged>,
+    /// Why it could not be arranged, to be said when it is due.
+    pub(crate) failure: Option<Error>,
+    /// Micro-batches still to be delivered.
+    pub(crate) left: u32,
+}
+
+#[derive(Debug)]
+enum Content {
+    Blocks {
+        text: Vec<Blocks>,
+        latents: Vec<Blocks>,
+    },
+    Rows {
+        text: Vec<Arriving<Vec<(ObjectRow, Record)>>>,
+        /// Of each micro-batch that is still to be delivered, once the window is arranged.
+        latents: VecDeque<Arriving<Vec<f16>>>,
+    },
+}
+
+#[derive(Debug)]
+pub(crate) struct Arranged {
+    /// In the order of the window's micro-batches.
+    pub(crate) row_refs: Vec<RowRef>,
+    pub(crate) records: HashMap<u32, Record>,
+}
+
+/// Blocks of one request.
+#[derive(Debug)]
+struct Blocks {
+    object: usize,
+    first: u32,
+    /// Of each block.
+    bytes: Arriving<Vec<Bytes>>,
+}
+
+impl Blocks {
+    fn start(dataset: &Dataset, request: Request) -> Self {
+        let (object, first) = (request.object, request.first);
+        Self { object, first, bytes: Arriving::UnderWay(dataset.start_request(request)) }
+    }
+}
+
+#[derive(Debug)]
+enum Arriving<T> {
+    UnderWay(Ticket<T>),
+    Here(T),
+}
+
+impl IncomingWindow {
+    /// Starts reading what a window needs. `step` needs it first; `left` of its micro-batches are to be delivered.
+    pub(crate) fn start(dataset: &Arc<Dataset>, wanted: Wanted, step: u64, held_bytes: u64, left: u32) -> Self {
+        let content = match wanted {
+            Wanted::Blocks(requests) => {
+                let (mut text, mut latents) = (Vec::new(), Vec::new());
+                for request in requests {
+                    let to = if request.file == ObjectFile::Text { &mut text } else { &mut latents };
+                    to.push(Blocks::start(dataset, request));
+                }
+                Content::Blocks { text, latents }
+            }
+            Wanted::Rows(rows) => {
+                let text = start_records(dataset, rows, step).into_iter().map(Arriving::UnderWay).collect();
+                Content::Rows { text, latents: VecDeque::new() }
+            }
+        };
+        Self { held_bytes, step, content, arranged: None, failure: None, left }
+    }
+
+    /// Waits for the latents that a micro-batch needs; gives them if they have been read apart.
+    pub(crate) fn arrive(
+        &mut self,
+        dataset: &Dataset,
+        members: &Members,
+        stop: &AtomicBool,
+    ) -> Result<Option<Vec<f16>>> {
+        match &mut self.content {
+            Content::Blocks { latents, .. } => {
+                for row_ref in &members.row_refs {
+                    let (object, row) = dataset.locate(Split::Train, members.bucket, row_ref.row.into())?;
+                    let at = position(latents, object, row / BLOCK_ROWS);
+                    latents[at].bytes.arrive(stop)?;
+                }
+                Ok(None)
+            }
+            Content::Rows { latents, .. } => {
+                let next = latents.pop_front().expect("there are as many as micro-batches to be delivered");
+                next.into_arrived(stop).map(Some)
+            }
+        }
+    }
+
+    pub(crate) fn has_text(&self) -> bool {
+        match &self.content {
+            Content::Blocks { text, .. } => text.iter().all(|blocks| blocks.bytes.has_come()),
+            Content::Rows { text, .. } => text.iter().all(Arriving::has_come),
+        }
+    }
+
+    /// Waits for text and decodes it: records by object and row. The bytes are dropped.
+    pub(crate) fn read_records(&mut self, dataset: &Dataset, stop: &AtomicBool) -> Result<HashMap<ObjectRow, Record>> {
+        match &mut self.content {
+            Content::Blocks { text, .. } => decode_records(dataset, text, stop),
+            Content::Rows { text, .. } => {
+                let mut records = HashMap::new();
+                for arriving in text.drain(..) {
+                    records.extend(arriving.into_arrived(stop)?);
+                }
+                Ok(records)
+            }
+        }
+    }
+
+    /// Starts reading the latents of an arranged window that is read by rows, in micro-batches of `size`.
+    pub(crate) fn start_rows(&mut self, dataset: &Arc<Dataset>, bucket: u32, size: usize) -> Result<()> {
+        let Content::Rows { latents, .. } = &mut self.content else { return Ok(()) };
+        let row_refs = &self.arranged.as_ref().expect("it is arranged").row_refs;
+        let row_len = dataset.latent_shape(bucket).iter().product();
+        for row_refs in row_refs[row_refs.len() - self.left as usize * size..].chunks_exact(size) {
+            let located = row_refs.iter().map(|row_ref| dataset.locate(Split::Train, bucket, row_ref.row.into()));
+            let rows = located.collect::<Result<_>>()?;
+            latents.push_back(Arriving::UnderWay(start_latents(dataset.clone(), rows, row_len, self.step)));
+        }
+        Ok(())
+    }
+
+    /// The latents of a micro-batch that has arrived, `rows` where they have been read apart.
+    pub(crate) fn latents(&self, dataset: &Dataset, members: &Members, rows: Option<Vec<f16>>) -> Result<Vec<f16>> {
+        match (rows, &self.content) {
+            (Some(rows), _) => Ok(rows),
+            (None, Content::Blocks { latents, .. }) => copy_rows(dataset, latents, members),
+            (None, Content::Rows { .. }) => unreachable!("its rows have arrived"),
+        }
+    }
+}
+
+/// The latents of a micro-batch, out of blocks that have arrived.
+fn copy_rows(dataset: &Dataset, latents: &[Blocks], members: &Members) -> Result<Vec<f16>> {
+    let row_len = dataset.latent_shape(members.bucket).iter().product::<usize>();
+    let mut out = Vec::with_capacity(members.row_refs.len() * row_len);
+    for row_ref in &members.row_refs {
+        let (object, row) = dataset.locate(Split::Train, members.bucket, row_ref.row.into())?;
+        let blocks = &latents[position(latents, object, row / BLOCK_ROWS)];
+        let Arriving::Here(bytes) = &blocks.bytes else { unreachable!("`arrive` has waited for it") };
+        dataset.append_row(object, row, &bytes[(row / BLOCK_ROWS - blocks.first) as usize], &mut out)?;
+    }
+    Ok(out)
+}
+
+/// Index of the request with a block. Requests are sorted by object and block.
+fn position(latents: &[Blocks], object: usize, block: u32) -> usize {
+    latents.partition_point(|blocks| (blocks.object, blocks.first) <= (object, block)) - 1
+}
+
+impl<T: Send + 'static> Arriving<T> {
+    /// Waits for it.
+    fn arrive(&mut self, stop: &AtomicBool) -> Result<()> {
+        if let Self::UnderWay(ticket) = self {
+            let stopped = || Error::Invalid { what: "loader".to_owned(), reason: "it was told to stop".to_owned() };
+            *self = Self::Here(ticket.wait_unless(stop).ok_or_else(stopped)??);
+        }
+        Ok(())
+    }
+
+    fn into_arrived(mut self, stop: &AtomicBool) -> Result<T> {
+        self.arrive(stop)?;
+        match self {
+            Self::Here(value) => Ok(value),
+            Self::UnderWay(_) => unreachable!("it has just arrived"),
+        }
+    }
+
+    fn has_come(&self) -> bool {
+        match self {
+            Self::UnderWay(ticket) => ticket.is_finished(),
+            Self::Here(_) => true,
+        }
+    }
+}
+
+/// Waits for blocks of text and decodes them. The bytes are dropped.
+fn decode_records(dataset: &Dataset, text: &mut Vec<Blocks>, stop: &AtomicBool) -> Result<HashMap<ObjectRow, Record>> {
+    text.iter_mut().try_for_each(|blocks| blocks.bytes.arrive(stop))?;
+    let decode = |blocks: &Blocks| match &blocks.bytes {
+        Arriving::Here(bytes) => dataset.decode_text(blocks.object, blocks.first, bytes),
+        Arriving::UnderWay(_) => unreachable!("it has just arrived"),
+    };
+    let decoded: Vec<Vec<Record>> = text.par_iter().map(decode).collect::<Result<_>>()?;
+    let mut records = HashMap::new();
+    for (blocks, decoded) in text.drain(..).zip(decoded) {
+        records.extend((blocks.first * BLOCK_ROWS..).zip(decoded).map(|(row, record)| ((blocks.object, row), record)));
+    }
+    Ok(records)
+}

@@ -1,0 +1,143 @@
+//! The `[prep]` section of a recipe, and what follows from it alone. Pure.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    format::bucket::{Geometry, ResizeSpace},
+    prep::split::Share,
+};
+
+/// The `[prep]` section of a recipe.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct PrepSettings {
+    /// Most pixels of a bucket: width times height. Range 1024 to 2^26. Default 1048576 = 1024 * 1024, what SDXL was
+    /// trained at.
+    pub area_px: u64,
+    /// Sides of buckets are multiples of this many pixels. A multiple of the VAE's factor times the UNet's down-sampling,
+    /// 8 * 4 = 32 for SDXL. Range 8 to 1024. Default 64, as SDXL's own buckets.
+    pub step_px: u32,
+    /// Shortest side of a bucket in pixels. Range step_px to bucket_max_px. Default 512.
+    pub bucket_min_px: u32,
+    /// Longest side of a bucket in pixels. Range bucket_min_px to 65536. Default 2048.
+    pub bucket_max_px: u32,
+    /// How far an image's shape may be from its bucket's: the larger ratio of the sides over the smaller, less 1. Images
+    /// beyond it are rejected. Range 0 to 100. Default 0.5: at most a third of an image is cropped away, which only shapes
+    /// beyond 1:4 come near.
+    pub max_aspect_error: f64,
+    /// Images whose shorter side has fewer pixels are rejected; all others are enlarged where their bucket is larger, and
+    /// the model is told by SDXL's size conditioning. Range 1 to 65536. Default 256, which enlarges at most fourfold at
+    /// the default area.
+    pub min_side_px: u32,
+    /// Images that announce more pixels are rejected before any memory is reserved. Range 1 to 2^32. Default 134217728,
+    /// above the largest cameras; decoding one takes up to 1.5 GB.
+    pub max_pixels: u64,
+    /// Longer image files are rejected unread, in MiB. Range 1 to 65536. Default 512.
+    pub max_file_mib: u32,
+    /// Colour behind transparent pixels: red, green, blue, each 0 to 255. Default white, as web pages show them.
+    pub background: [u8; 3],
+    /// "gamma" resizes on sRGB's encoded values, as the pictures that SDXL was trained on were; "linear" on light
+    /// intensities. Default "gamma".
+    pub resize: ResizeSpace,
+    /// Keys crops, the order of rows and the test split. Any number. Default 0.
+    pub seed: u64,
+    /// Part of the samples that is held out for the test loss; a picture's side depends on its content alone. At most
+    /// half of a set is ever held out. Range 0 to 0.5. Default 0.01; 0 with `test_count` 0 holds nothing out.
+    pub test_fraction: f64,
+    /// Number of samples that are held out, instead of a fraction. Any number; at most half of the set. Default 0: use
+    /// `test_fraction`.
+    pub test_count: u64,
+    /// Keep images without any caption or tag; they are trained on with the empty prompt. Default false: they are named in
+    /// rejected.jsonl, since a missing caption is most often a mistake.
+    pub keep_captionless: bool,
+    /// Captions that hold one of these (whole words, case does not matter), or one of their image's own `quality` words,
+    /// are marked verbatim, so that training adds no quality words of its own. Default: the usual ones.
+    pub quality_words: Vec<String>,
+    /// Images encoded at once. More is faster on a GPU until its memory is full. Range 1 to 1024. Default 8.
+    pub encode_batch: u32,
+    /// Most rows of an object. An object is also at most 512 MiB. A killed run loses what it had of one object. Range 32 to
+    /// 1048576. Default 4096, about 512 MiB at 1024 x 1024.
+    pub object_rows: u32,
+    /// Mix all rows anew, also those that are packed already; latents that exist are not encoded again. Not a setting of a
+    /// recipe: `--repack`.
+    #[serde(skip)]
+    pub repack: bool,
+}
+
+impl Default for PrepSettings {
+    fn default() -> Self {
+        let words = ["masterpiece", "best quality", "high quality", "normal quality", "low quality", "worst quality"];
+        Self {
+            area_px: 1024 * 1024,
+            step_px: 64,
+            bucket_min_px: 512,
+            bucket_max_px: 2048,
+            max_aspect_error: 0.5,
+            min_side_px: 256,
+            max_pixels: 1 << 27,
+            max_file_mib: 512,
+            background: [255; 3],
+            resize: ResizeSpace::Gamma,
+            seed: 0,
+            test_fraction: 0.01,
+            test_count: 0,
+            keep_captionless: false,
+            quality_words: words.map(str::to_owned).to_vec(),
+            encode_batch: 8,
+            object_rows: 4096,
+            repack: false,
+        }
+    }
+}
+
+impl PrepSettings {
+    /// All that is wrong with the settings, a sentence each, named as in a recipe.
+    pub fn validate(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let mut range = |name: &str, value: u64, from: u64, to: u64| {
+            if !(from..=to).contains(&value) {
+                problems.push(format!("prep.{name} = {value}: must be {from} to {to}"));
+            }
+        };
+        range("area_px", self.area_px, 1024, 1 << 26);
+        range("step_px", self.step_px.into(), 8, 1024);
+        range("bucket_min_px", self.bucket_min_px.into(), self.step_px.into(), self.bucket_max_px.into());
+        range("bucket_max_px", self.bucket_max_px.into(), self.bucket_min_px.into(), 65_536);
+        range("min_side_px", self.min_side_px.into(), 1, 65_536);
+        range("max_pixels", self.max_pixels, 1, 1 << 32);
+        range("max_file_mib", self.max_file_mib.into(), 1, 65_536);
+        range("encode_batch", self.encode_batch.into(), 1, 1024);
+        range("object_rows", self.object_rows.into(), 32, 1 << 20);
+        if !(0.0..=100.0).contains(&self.max_aspect_error) {
+            problems.push(format!("prep.max_aspect_error = {}: must be 0 to 100", self.max_aspect_error));
+        }
+        if !(0.0..=0.5).contains(&self.test_fraction) {
+            problems.push(format!("prep.test_fraction = {}: must be 0 to 0.5", self.test_fraction));
+        }
+        if problems.is_empty() && self.geometry().buckets().is_empty() {
+            let Self { area_px, step_px, bucket_min_px, bucket_max_px, .. } = self;
+            let limits = format!("area_px {area_px}, step_px {step_px} and sides {bucket_min_px} to {bucket_max_px}");
+            problems.push(format!("prep: {limits} allow no bucket: lower bucket_min_px or raise area_px"));
+        }
+        problems
+    }
+
+    /// The settings that decide what is encoded.
+    pub fn geometry(&self) -> Geometry {
+        Geometry {
+            area_px: self.area_px,
+            step_px: self.step_px,
+            bucket_min_px: self.bucket_min_px,
+            bucket_max_px: self.bucket_max_px,
+            resize: self.resize,
+            background: self.background,
+            seed: self.seed,
+        }
+    }
+
+    /// How much is held out.
+    pub(crate) fn share(&self) -> Share {
+        if self.test_count > 0 { Share::Count(self.test_count) } else { Share::Fraction(self.test_fraction) }
+    }
+}

@@ -1,0 +1,115 @@
+//! Whole blocks by request: one range of an object for consecutive blocks, each verified by its checksum on arrival.
+//!
+//! Only what is asked for, where it lies and whether it came right. Reading it, from a disk or from a store, is the
+//! business of `dataset::fetch`.
+
+use std::{ops::Range, path::PathBuf};
+
+use bytes::Bytes;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::error::{Error, Result};
+
+/// Which of an object's two files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum ObjectFile {
+    /// The safetensors file.
+    Latents,
+    /// The Parquet file.
+    Text,
+}
+
+/// Consecutive blocks of one file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Request {
+    pub(crate) file: ObjectFile,
+    /// Index of the object in the manifest.
+    pub(crate) object: usize,
+    /// Number of the first block in it.
+    pub(crate) first: u32,
+    /// Name in the data set.
+    pub(crate) name: String,
+    /// Path or URL, for messages.
+    pub(crate) path: PathBuf,
+    pub(crate) start: u64,
+    /// The step that needs it: a cache keeps what is needed again soon after. 0 where that is not known.
+    pub(crate) step: u64,
+    /// Length and XXH3-64 of each block.
+    pub(crate) blocks: Vec<(u64, u64)>,
+}
+
+impl Request {
+    pub(crate) fn range(&self) -> Range<u64> {
+        self.start..self.start + self.blocks.iter().map(|(len, _)| len).sum::<u64>()
+    }
+
+    /// The bytes of each block, if every one is what was written.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] naming the first block that is not.
+    pub(crate) fn verify(&self, mut bytes: Bytes) -> Result<Vec<Bytes>> {
+        let mut start = self.start;
+        let verify = |&(len, expected): &(u64, u64)| {
+            let block = bytes.split_to(len as usize);
+            let (found, range) = (xxh3_64(&block), start..start + len);
+            start += len;
+            if found == expected {
+                return Ok(block);
+            }
+            Err(Error::Damaged { path: self.path.clone(), range, expected, found })
+        };
+        self.blocks.iter().map(verify).collect()
+    }
+
+    /// The request for some of its blocks.
+    pub(crate) fn part_of(&self, blocks: Range<u32>) -> Self {
+        let bytes = |blocks: &[(u64, u64)]| blocks.iter().map(|(len, _)| len).sum::<u64>();
+        let range = blocks.start as usize..blocks.end as usize;
+        Self {
+            first: self.first + blocks.start,
+            start: self.start + bytes(&self.blocks[..range.start]),
+            blocks: self.blocks[range].to_vec(),
+            ..self.clone()
+        }
+    }
+}
+
+/// Groups sorted block numbers of one object into runs of consecutive ones, each of at most `longest` blocks.
+pub(crate) fn coalesce(blocks: impl IntoIterator<Item = u32>, longest: u32) -> Vec<Range<u32>> {
+    let mut runs: Vec<Range<u32>> = Vec::new();
+    for block in blocks {
+        match runs.last_mut() {
+            Some(run) if run.end == block && run.end - run.start < longest => run.end += 1,
+            _ => runs.push(block..block + 1),
+        }
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_are_read_together() {
+        assert_eq!(coalesce([0, 1, 2, 5, 6, 9], 8), [0..3, 5..7, 9..10]);
+        assert_eq!(coalesce(0..5, 2), [0..2, 2..4, 4..5]);
+        assert!(coalesce([], 2).is_empty());
+    }
+
+    #[test]
+    fn blocks_are_told_apart_and_verified_one_by_one() {
+        let bytes = Bytes::from_static(b"first, second");
+        let blocks = vec![(5, xxh3_64(b"first")), (8, xxh3_64(b", second"))];
+        let (file, object, first) = (ObjectFile::Text, 0, 5);
+        let request =
+            Request { file, object, first, name: "n".into(), path: "p/n".into(), start: 100, step: 0, blocks };
+        assert_eq!(request.range(), 100..113);
+        assert_eq!(request.verify(bytes.clone()).unwrap(), ["first", ", second"]);
+        let second = request.part_of(1..2);
+        assert_eq!((second.first, second.range()), (6, 105..113));
+        assert_eq!(second.verify(bytes.slice(5..)).unwrap(), [", second"]);
+        let error = request.verify(Bytes::from_static(b"first, sEcond")).unwrap_err();
+        assert!(matches!(error, Error::Damaged { range, .. } if range == (105..113)));
+    }
+}

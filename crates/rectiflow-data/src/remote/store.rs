@@ -1,0 +1,72 @@
+//! The client of an object store that a URL means, with the credentials of the environment.
+
+use std::{
+    sync::{Arc, Once},
+    time::Duration,
+};
+
+use object_store::{
+    BackoffConfig, ClientOptions, ObjectStore, ObjectStoreScheme, RetryConfig, aws::AmazonS3Builder,
+    azure::MicrosoftAzureBuilder, gcp::GoogleCloudStorageBuilder, http::HttpBuilder,
+};
+use url::Url;
+
+use crate::remote::{aws_profile, network::Network};
+
+pub(crate) const NO_RETRY: RetryConfig = RetryConfig {
+    max_retries: 0,
+    retry_timeout: Duration::ZERO,
+    backoff: BackoffConfig { init_backoff: Duration::ZERO, max_backoff: Duration::ZERO, base: 2.0 },
+};
+
+pub(crate) fn open_store(
+    scheme: &ObjectStoreScheme,
+    url: &Url,
+    options: ClientOptions,
+    retry: RetryConfig,
+) -> object_store::Result<Option<Arc<dyn ObjectStore>>> {
+    Ok(Some(match scheme {
+        ObjectStoreScheme::AmazonS3 => {
+            let builder = aws_profile::complete(AmazonS3Builder::from_env()).with_url(url.as_str());
+            Arc::new(builder.with_client_options(options).with_retry(retry).build()?)
+        }
+        ObjectStoreScheme::GoogleCloudStorage => {
+            let builder = GoogleCloudStorageBuilder::from_env().with_url(url.as_str());
+            Arc::new(builder.with_client_options(options).with_retry(retry).build()?)
+        }
+        ObjectStoreScheme::MicrosoftAzure => {
+            let builder = MicrosoftAzureBuilder::from_env().with_url(url.as_str());
+            Arc::new(builder.with_client_options(options).with_retry(retry).build()?)
+        }
+        ObjectStoreScheme::Http => {
+            let builder = HttpBuilder::new().with_url(&url[..url::Position::BeforePath]);
+            Arc::new(builder.with_client_options(options).with_retry(retry).build()?)
+        }
+        _ => return Ok(None),
+    }))
+}
+
+/// No limit on a whole body: a large one on a slow line is fine as long as bytes come.
+pub(crate) fn options(url: &Url, network: &Network) -> ClientOptions {
+    ClientOptions::new()
+        .with_timeout_disabled()
+        .with_connect_timeout(network.connect_timeout)
+        .with_pool_max_idle_per_host(network.concurrency)
+        .with_allow_http(url.scheme() == "http" || allows_http())
+}
+
+/// Whether a store without TLS has been asked for: an endpoint `http://...`, or AWS_ALLOW_HTTP.
+fn allows_http() -> bool {
+    let names =
+        ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "GOOGLE_BASE_URL", "AZURE_STORAGE_ENDPOINT"];
+    let variables = names.into_iter().filter_map(|name| std::env::var(name).ok());
+    let endpoint = variables.chain(aws_profile::endpoint()).next();
+    endpoint.is_some_and(|endpoint| endpoint.starts_with("http://"))
+        || std::env::var("AWS_ALLOW_HTTP").is_ok_and(|value| value == "true")
+}
+
+pub(crate) fn install_tls() {
+    static INSTALLED: Once = Once::new();
+    // An error means that the program around this library has chosen another provider, which is as good.
+    INSTALLED.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
+}

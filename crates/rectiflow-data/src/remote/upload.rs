@@ -1,0 +1,73 @@
+//! Files of a folder into an object store.
+//!
+//! Files of more than a part are sent in parts (multipart), which appear together or not at all. The client is the
+//! library's own with its retries, since a write is not checked by us, and a limit on each request.
+
+use std::{fs::File, os::unix::fs::FileExt, path::Path, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use object_store::{ObjectStore, ObjectStoreExt, PutPayload, RetryConfig, WriteMultipart, path::Path as Key};
+
+use crate::{
+    error::{Error, Result},
+    remote::{
+        Remote, on_disk, runtime,
+        store::{open_store, options},
+    },
+};
+
+/// Bytes of a part; S3 takes 5 MiB to 5 GiB, and at most 10,000 parts.
+const PART_BYTES: u64 = 16 << 20;
+/// Parts under way at once.
+const PARTS_AT_ONCE: usize = 8;
+/// A part of 16 MiB at half a megabit a second.
+const UPLOAD_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// Sends the file `name` of the folder `root` to the object of that name.
+///
+/// # Errors
+/// [`Error::Io`], and [`Error::Remote`] where the store fails.
+pub(crate) fn send(remote: &Remote, root: &Path, name: &str) -> Result<()> {
+    runtime().block_on(send_file(remote, root, name))
+}
+
+async fn send_file(remote: &Remote, root: &Path, name: &str) -> Result<()> {
+    let path = root.join(name);
+    let file = Arc::new(File::open(&path).map_err(Error::io(&path))?);
+    let len = file.metadata().map_err(Error::io(&path))?.len();
+    let read = async |start: u64| -> Result<Bytes> {
+        let (file, path) = (file.clone(), path.clone());
+        let read = move || {
+            let mut bytes = vec![0; PART_BYTES.min(len - start) as usize];
+            file.read_exact_at(&mut bytes, start).map_err(Error::io(path)).map(|()| Bytes::from(bytes))
+        };
+        on_disk(read).await
+    };
+    let failed = |error: object_store::Error| remote.failed(name, &error);
+    let (store, key): (Arc<dyn ObjectStore>, Key) = client(remote, name).map_err(failed)?;
+    if len <= PART_BYTES {
+        return store.put(&key, PutPayload::from_bytes(read(0).await?)).await.map(drop).map_err(failed);
+    }
+    let mut parts =
+        WriteMultipart::new_with_chunk_size(store.put_multipart(&key).await.map_err(failed)?, PART_BYTES as usize);
+    for start in (0..len).step_by(PART_BYTES as usize) {
+        let room = parts.wait_for_capacity(PARTS_AT_ONCE).await.map_err(failed);
+        match room.and(read(start).await) {
+            Ok(bytes) => parts.put(bytes),
+            Err(error) => {
+                // Parts of an upload that is not finished cost money until they are gone.
+                let _ = parts.abort().await;
+                return Err(error);
+            }
+        }
+    }
+    parts.finish().await.map(drop).map_err(failed)
+}
+
+/// A client for writing the object `name`, and its key.
+fn client(remote: &Remote, name: &str) -> object_store::Result<(Arc<dyn ObjectStore>, Key)> {
+    let (scheme, url) = &*remote.parsed;
+    let options = options(url, &remote.network).with_timeout(UPLOAD_TIMEOUT);
+    let store = open_store(scheme, url, options, RetryConfig::default())?;
+    Ok((store.expect("a remote place has a store"), remote.key(name)))
+}
