@@ -30,7 +30,7 @@ pub use sample::{
     brownian, denoise, guidance, infotext, noise, sampler, schedule, solvers, stochastic, unipc, workflow,
 };
 pub(crate) use torch::kernels;
-pub use torch::{allocator, autograd};
+pub use torch::{allocator, autograd, ffi, write};
 pub use weights::{init, keys, tensor_file};
 pub(crate) use weights::{mapped, stored};
 

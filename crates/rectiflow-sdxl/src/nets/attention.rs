@@ -9,8 +9,8 @@ use std::cell::Cell;
 use tch::{Kind, Tensor, no_grad};
 
 use crate::{
-    kernels,
-    layers::{Linear, Torch},
+    nets::layers::Linear,
+    torch::{ffi::Torch, kernels},
     weights::Scope,
 };
 

@@ -8,9 +8,9 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::{
-    clip::ClipText,
     error::{Error, Result},
-    layers::Torch,
+    nets::clip::ClipText,
+    torch::ffi::Torch,
 };
 
 /// What the text encoders say about a batch.

@@ -8,7 +8,10 @@ use std::sync::Arc;
 
 use tch::Tensor;
 
-use crate::{autograd::checkpoint, layers::Torch, weights::Scope};
+use crate::{
+    torch::{autograd::checkpoint, ffi::Torch},
+    weights::Scope,
+};
 
 /// A block, the tensors it owns, and whether its intermediate results are made again in the backward pass.
 #[derive(Debug)]

@@ -10,11 +10,14 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use crate::{
-    attention::Mask,
     config::{LevelConfig, NUM_TIME_IDS, UNetConfig},
     error::{Error, Result},
-    layers::{Conv, GroupNorm, Norm, Sinusoid, TimeEmbedding, Torch},
-    unet_blocks::{Conditions, DownBlock, MidBlock, UpBlock},
+    nets::{
+        attention::Mask,
+        layers::{Conv, GroupNorm, Norm, Sinusoid, TimeEmbedding},
+        unet_blocks::{Conditions, DownBlock, MidBlock, UpBlock},
+    },
+    torch::ffi::Torch,
     weights::{Parameters, Weights},
 };
 

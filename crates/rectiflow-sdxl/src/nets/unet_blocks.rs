@@ -5,11 +5,13 @@
 use tch::Tensor;
 
 use crate::{
-    attention::{Attention, Mask},
     config::{LevelConfig, UNetConfig},
-    kernels::gated_gelu,
-    layers::{Conv, Downsample, GroupNorm, LayerNorm, Linear, Norm, Resnet, Torch, Upsample},
-    remade::Remade,
+    nets::{
+        attention::{Attention, Mask},
+        layers::{Conv, Downsample, GroupNorm, LayerNorm, Linear, Norm, Resnet, Upsample, height_width},
+        remade::Remade,
+    },
+    torch::{ffi::Torch, kernels::gated_gelu},
     weights::Scope,
 };
 
@@ -297,7 +299,7 @@ impl UpBlock {
         }
         match (&self.upsampler, skips.last()) {
             // Odd sizes were rounded up on the way down; the next skip knows what they were.
-            (Some(upsampler), Some(next)) => upsampler.forward(&x, Some(crate::layers::height_width(next))),
+            (Some(upsampler), Some(next)) => upsampler.forward(&x, Some(height_width(next))),
             _ => Ok(x),
         }
     }

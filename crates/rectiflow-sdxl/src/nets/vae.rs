@@ -6,11 +6,13 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::{
-    allocator::empty_gaps,
-    attention::{Attention, Mask},
     config::VaeConfig,
     error::{Error, Result},
-    layers::{Conv, Downsample, GroupNorm, Norm, Resnet, Torch, Upsample},
+    nets::{
+        attention::{Attention, Mask},
+        layers::{Conv, Downsample, GroupNorm, Norm, Resnet, Upsample},
+    },
+    torch::{allocator::empty_gaps, ffi::Torch},
     weights::{Parameters, Scope, Weights},
 };
 

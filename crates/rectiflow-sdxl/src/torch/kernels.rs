@@ -15,7 +15,7 @@ use std::{
 use tch::{Device, Kind, Tensor};
 use torch_sys::C_tensor;
 
-use crate::{autograd::checked, layers::Torch};
+use crate::torch::ffi::{Torch, checked};
 
 /// Multiplications from which on a product goes to oneDNN.
 const MANY: i64 = 1 << 20;

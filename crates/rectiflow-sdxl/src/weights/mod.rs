@@ -23,10 +23,13 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{
     error::{Error, Result, WeightProblems},
-    init::Init,
-    mapped::Mapped,
-    stored::{Stored, is_constant},
-    tensor_file::write_tensors,
+    torch::write::f_write_to,
+    weights::{
+        init::Init,
+        mapped::Mapped,
+        stored::{Stored, is_constant},
+        tensor_file::write_tensors,
+    },
 };
 
 /// Tensors waiting to be taken by a model under construction.
@@ -366,12 +369,10 @@ impl Parameters {
         let values: Vec<_> =
             self.iter().map(|(name, own)| (weights.take(name, &own.size(), Init::Zeros), own)).collect();
         weights.finish()?;
-        tch::no_grad(|| {
-            for (value, own) in values {
-                own.shallow_clone().f_copy_(&value).map_err(Error::torch(format!("loading {}", path.display())))?;
-            }
-            Ok(())
-        })
+        for (value, own) in values {
+            f_write_to(own, &value).map_err(Error::torch(format!("loading {}", path.display())))?;
+        }
+        Ok(())
     }
 }
 
@@ -379,7 +380,7 @@ impl Parameters {
 mod tests {
     use super::*;
 
-    use crate::tensor_file::TensorFile;
+    use crate::weights::tensor_file::TensorFile;
 
     const CPU: Device = Device::Cpu;
 

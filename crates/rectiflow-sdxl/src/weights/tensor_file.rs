@@ -24,7 +24,7 @@ use tch::{Device, Kind, Tensor};
 use crate::{
     durable::write_atomically,
     error::{Error, Result},
-    mapped::tensor_over,
+    torch::ffi::tensor_over,
 };
 
 /// What a valid file must be, in messages.
