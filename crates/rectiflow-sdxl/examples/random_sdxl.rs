@@ -22,6 +22,7 @@ use rectiflow_sdxl::{
     config::{ClipConfig, UNetConfig, VaeConfig, read_object},
     durable::write_bytes,
     error::Error,
+    folder,
     init::Init,
     model::Component,
     tensor_file::{Metadata, Planned, write_streamed},
@@ -67,7 +68,7 @@ fn write_model(out: &Path, kind: Kind, configs: Option<&Path>) -> Result<usize> 
     let mut num_parameters = 0;
     for component in Component::ALL {
         let config = match configs {
-            Some(folder) => read_object(&component.find(folder)?.join("config.json"))?,
+            Some(model) => read_object(&folder::find(component, model)?.join("config.json"))?,
             None => sdxl_configs().remove(&component).expect("there is one for every component"),
         };
         let folder = out.join(component.folder());

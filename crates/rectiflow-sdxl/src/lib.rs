@@ -21,7 +21,7 @@ pub mod weights;
 pub use compare::{forward, kid};
 pub(crate) use config::config_reader;
 pub use cost::{flops, walk};
-pub use files::{bundle, export, model, model_spec};
+pub use files::{bundle, export, folder, model, model_spec};
 pub(crate) use files::{foreign, single_file};
 pub use flow::discrete;
 pub use nets::{attention, clip, cond, unet, vae};
@@ -31,7 +31,7 @@ pub use sample::{
 };
 pub(crate) use torch::kernels;
 pub use torch::{allocator, autograd, ffi, write};
-pub use weights::{init, keys, tensor_file};
+pub use weights::{component, init, keys, tensor_file};
 pub(crate) use weights::{mapped, stored};
 
 pub use error::{Error, Result};

@@ -14,7 +14,7 @@ use std::{fs, path::Path};
 use serde_json::{Map, Value};
 
 use crate::{
-    config_reader::Reader,
+    config::config_reader::Reader,
     error::{Error, Result},
     flow::Parameterization,
 };

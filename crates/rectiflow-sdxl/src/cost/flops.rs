@@ -13,7 +13,7 @@ use std::ops::{Add, Mul};
 
 use crate::{
     config::{ClipConfig, NUM_TIME_IDS, UNetConfig, VaeConfig},
-    walk::{Block, BlockKind, unet_blocks},
+    cost::walk::{Block, BlockKind, unet_blocks},
 };
 
 /// Operations by what does them.

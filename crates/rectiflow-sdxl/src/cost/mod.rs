@@ -9,11 +9,13 @@ pub mod walk;
 
 use std::collections::BTreeSet;
 
-pub use crate::kernels::keeps_less;
+pub use crate::torch::kernels::keeps_less;
 use crate::{
     config::{ClipConfig, LevelConfig, NUM_TIME_IDS, UNetConfig},
-    flops::unet_block,
-    walk::{Block, BlockKind},
+    cost::{
+        flops::unet_block,
+        walk::{Block, BlockKind},
+    },
 };
 
 /// The sizes of one micro-batch.
@@ -241,7 +243,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::{unet::UNet, weights::Weights};
+    use crate::{nets::unet::UNet, weights::Weights};
 
     const SDXL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/unet/config.json");
 

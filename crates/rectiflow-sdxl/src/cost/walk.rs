@@ -123,7 +123,7 @@ impl Walk {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{bundle::sdxl_configs, model::Component};
+    use crate::{files::single_file::sdxl_configs, weights::component::Component};
 
     #[test]
     fn sdxl_has_the_blocks_that_its_paper_draws() {

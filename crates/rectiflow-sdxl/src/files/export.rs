@@ -22,14 +22,15 @@ use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor};
 
 use crate::{
-    bundle::Bundle,
     durable::{rename_folder, write_bytes},
     error::{Error, Result},
+    files::{bundle::Bundle, model_spec},
     flow::Parameterization,
-    keys::{Form, SingleKey},
-    model::{Component, PARAMETERIZATION_KEY},
-    model_spec,
-    tensor_file::{Metadata, Planned, stored_kind, write_streamed},
+    weights::{
+        component::{Component, PARAMETERIZATION_KEY},
+        keys::{Form, SingleKey},
+        tensor_file::{Metadata, Planned, stored_kind, write_streamed},
+    },
 };
 
 /// The diffusers version whose configuration keys are written.
@@ -372,14 +373,17 @@ mod tests {
 
     use super::*;
     use crate::{
-        bundle::{CONFIGS_KEY, sdxl_configs},
-        clip::ClipText,
         config::{ClipConfig, UNetConfig, VaeConfig},
-        model::{Model, OpenOptions},
-        tensor_file::{TensorFile, write_tensors},
-        unet::UNet,
-        vae::Vae,
-        weights::{Parameters, Weights},
+        files::{
+            folder,
+            model::{Model, OpenOptions},
+            single_file::{CONFIGS_KEY, sdxl_configs},
+        },
+        nets::{clip::ClipText, unet::UNet, vae::Vae},
+        weights::{
+            Parameters, Weights,
+            tensor_file::{TensorFile, write_tensors},
+        },
     };
 
     /// SDXL's configurations with these keys changed.
@@ -455,7 +459,7 @@ mod tests {
             let out = folder.path().join("export");
             export_diffusers(&Bundle::of_model(&model).unwrap(), &out, &options(kind)).unwrap();
             for component in Component::ALL {
-                let files = component.weight_files(&component.find(&out).unwrap()).unwrap();
+                let files = folder::weight_files(component, &folder::find(component, &out).unwrap()).unwrap();
                 let file = TensorFile::open(&files[0]).unwrap();
                 assert_eq!(file.names().count(), parameters(&model, component).len());
                 for (name, tensor) in parameters(&model, component).iter() {

@@ -6,12 +6,11 @@
 use serde_json::{Map, Value};
 
 use crate::{
-    bundle::{Bundle, CONFIGS_KEY},
     config::VaeConfig,
     error::Result,
-    export::ExportOptions,
+    files::{bundle::Bundle, export::ExportOptions, single_file::CONFIGS_KEY},
     flow::Parameterization,
-    model::{Component, PARAMETERIZATION_KEY},
+    weights::component::{Component, PARAMETERIZATION_KEY},
 };
 
 /// The key of the SHA-256 of all tensors' bytes.

@@ -12,12 +12,14 @@ use serde_json::{Map, Value};
 use crate::{
     config::{ClipConfig, UNetConfig, VaeConfig},
     error::{Error, Result},
+    files::foreign,
     flow::Parameterization,
-    foreign,
-    keys::{DiffusersKey, KeyTable, single_prefix},
-    model::{Component, PARAMETERIZATION_KEY},
-    stored::{Stored, is_constant},
-    tensor_file::TensorFile,
+    weights::{
+        component::{Component, PARAMETERIZATION_KEY},
+        keys::{DiffusersKey, KeyTable, single_prefix},
+        stored::{Stored, is_constant},
+        tensor_file::TensorFile,
+    },
 };
 
 /// Key in a single file's header: the four configurations as one JSON object, by component folder.

@@ -16,11 +16,13 @@
 use tch::{Kind, Tensor};
 
 use crate::{
-    cond::Cond,
-    denoise::denoised_by,
     error::{Error, Result},
     flow::Parameterization,
-    unet::{Perturbation, UNet, UNetInput, UNetPart},
+    nets::{
+        cond::Cond,
+        unet::{Perturbation, UNet, UNetInput, UNetPart},
+    },
+    sample::denoise::denoised_by,
 };
 
 /// How strongly, and in which way.
@@ -235,17 +237,22 @@ mod tests {
     use tch::Device;
 
     use super::*;
-    use crate::{noise::initial_noise, sample::SampleSettings, weights::Weights};
+    use crate::{
+        config::UNetConfig,
+        files::single_file::sdxl_configs,
+        sample::{SampleSettings, noise::initial_noise},
+        weights::{Weights, component::Component},
+    };
 
     fn tiny_unet(weights: Weights) -> UNet {
-        let mut config = crate::bundle::sdxl_configs().remove(&crate::model::Component::UNet).unwrap();
+        let mut config = sdxl_configs().remove(&Component::UNet).unwrap();
         let changes = serde_json::json!({"block_out_channels": [8, 16], "attention_head_dim": [2, 2],
             "norm_num_groups": 4, "layers_per_block": 1, "cross_attention_dim": 12,
             "transformer_layers_per_block": [1, 2], "addition_time_embed_dim": 8,
             "projection_class_embeddings_input_dim": 54, "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
             "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"]});
         config.extend(changes.as_object().unwrap().clone());
-        UNet::new(crate::config::UNetConfig::from_json(config, "unet").unwrap(), weights).unwrap()
+        UNet::new(UNetConfig::from_json(config, "unet").unwrap(), weights).unwrap()
     }
 
     fn random_unet() -> UNet {

@@ -6,7 +6,11 @@
 
 use std::fmt::Write;
 
-use crate::{flow::Parameterization, sample::SampleSettings, schedule::Schedule, unet::UNetPart};
+use crate::{
+    flow::Parameterization,
+    nets::unet::UNetPart,
+    sample::{SampleSettings, schedule::Schedule},
+};
 
 /// A picture's origin: what [`infotext`] and [`crate::workflow::Workflow`] are made from.
 #[derive(Debug, Clone, Copy)]
@@ -95,7 +99,7 @@ fn quoted(value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{sample::SizeConditioning, sampler::Sampler};
+    use crate::sample::{SizeConditioning, sampler::Sampler};
 
     #[test]
     fn a_plain_picture_has_a_plain_text() {

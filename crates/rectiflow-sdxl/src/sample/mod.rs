@@ -25,19 +25,23 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
+pub use crate::sample::{guidance::Texts, noise::initial_noise, solvers::Progress};
 use crate::{
     config::VaeConfig,
-    denoise::{Denoise, noised_start},
     error::{Error, Result},
     flow::Parameterization,
-    guidance::{Guidance, Guided},
-    noise::f_initial_noise,
-    sampler::{Course, Sampler},
-    schedule::{MAX_STEPS, NoiseLevels, Schedule},
-    unet::{UNet, UNetPart},
-    vae::Vae,
+    nets::{
+        unet::{UNet, UNetPart},
+        vae::Vae,
+    },
+    sample::{
+        denoise::{Denoise, noised_start},
+        guidance::{Guidance, Guided},
+        noise::f_initial_noise,
+        sampler::{Course, Sampler},
+        schedule::{MAX_STEPS, NoiseLevels, Schedule},
+    },
 };
-pub use crate::{guidance::Texts, noise::initial_noise, solvers::Progress};
 
 /// The longest side of a picture, as ComfyUI's.
 const MAX_SIDE_PX: u32 = 16384;

@@ -11,15 +11,17 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::{
-    brownian::BrownianPath,
-    denoise::Denoise,
     error::{Error, Result},
     flow::Parameterization,
-    noise::{self, StepNoise},
-    schedule::{NoiseLevels, Schedule},
-    solvers::{self, Watch},
-    stochastic::{self, Stochastic},
-    unipc,
+    sample::{
+        brownian::BrownianPath,
+        denoise::Denoise,
+        noise::{self, StepNoise},
+        schedule::{NoiseLevels, Schedule},
+        solvers::{self, Watch},
+        stochastic::{self, Stochastic},
+        unipc,
+    },
 };
 
 /// A method that goes through the noise levels.

@@ -15,7 +15,11 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::{flow::Parameterization, infotext::Drawing, sample::SizeConditioning, unet::UNetPart};
+use crate::{
+    flow::Parameterization,
+    nets::unet::UNetPart,
+    sample::{SizeConditioning, infotext::Drawing, sampler::Sampler},
+};
 
 /// A graph of ComfyUI nodes.
 #[derive(Debug)]
@@ -289,7 +293,7 @@ fn differences(drawing: &Drawing<'_>) -> Vec<String> {
     if drawing.settings.seed > 1 << 53 {
         found.push("the page rounds seeds above 2^53: send `prompt` to the server instead".to_owned());
     }
-    if drawing.settings.sampler == crate::sampler::Sampler::EulerAncestral {
+    if drawing.settings.sampler == Sampler::EulerAncestral {
         found.push("ComfyUI on a GPU draws the noise of euler_ancestral's steps from the GPU's generator".to_owned());
     }
     found
@@ -313,7 +317,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::{sample::SampleSettings, sampler::Sampler, schedule::Schedule};
+    use crate::sample::{SampleSettings, schedule::Schedule};
 
     fn settings() -> SampleSettings {
         SampleSettings { steps: 20, cfg: 3.5, seed: 7, width_px: 832, height_px: 1216, batch: 2, ..Default::default() }

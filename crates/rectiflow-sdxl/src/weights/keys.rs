@@ -16,7 +16,7 @@ use std::collections::HashMap;
 
 use crate::{
     config::{ClipConfig, LevelConfig, UNetConfig, VaeConfig},
-    model::Component,
+    weights::component::Component,
 };
 
 /// What a component's names begin with in a single file.
@@ -332,7 +332,10 @@ mod tests {
     use serde_json::{Map, Value, json};
 
     use super::*;
-    use crate::{clip::ClipText, unet::UNet, vae::Vae, weights::Weights};
+    use crate::{
+        nets::{clip::ClipText, unet::UNet, vae::Vae},
+        weights::Weights,
+    };
 
     fn object(value: Value) -> Map<String, Value> {
         value.as_object().unwrap().clone()

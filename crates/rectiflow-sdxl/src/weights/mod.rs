@@ -7,6 +7,7 @@
 //!
 //! Not here: other layouts' names (`keys`), which files make up a model (`model`).
 
+pub mod component;
 pub mod init;
 pub mod keys;
 pub(crate) mod mapped;

@@ -13,8 +13,7 @@ use tch::{Kind, Tensor};
 
 use crate::{
     error::{Error, Result},
-    keys::Form,
-    tensor_file::TensorFile,
+    weights::{keys::Form, tensor_file::TensorFile},
 };
 
 /// Named tensors in files.
