@@ -19,7 +19,6 @@ mod torch;
 pub mod weights;
 
 pub use compare::{forward, kid};
-pub(crate) use config::config_reader;
 pub use cost::{flops, walk};
 pub use files::{bundle, export, folder, model, model_spec};
 pub(crate) use files::{foreign, single_file};

@@ -12,7 +12,11 @@
 use std::ops::{Add, Mul};
 
 use crate::{
-    config::{ClipConfig, NUM_TIME_IDS, UNetConfig, VaeConfig},
+    config::{
+        clip::ClipConfig,
+        unet::{NUM_TIME_IDS, UNetConfig},
+        vae::VaeConfig,
+    },
     cost::walk::{Block, BlockKind, unet_blocks},
 };
 

@@ -11,7 +11,10 @@ use std::collections::BTreeSet;
 
 pub use crate::torch::kernels::keeps_less;
 use crate::{
-    config::{ClipConfig, LevelConfig, NUM_TIME_IDS, UNetConfig},
+    config::{
+        clip::ClipConfig,
+        unet::{LevelConfig, NUM_TIME_IDS, UNetConfig},
+    },
     cost::{
         flops::unet_block,
         walk::{Block, BlockKind},

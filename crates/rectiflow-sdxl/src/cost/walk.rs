@@ -2,7 +2,7 @@
 //!
 //! What calculations about a UNet that is not there have in common: its FLOPs (`flops`), what it keeps for the way back.
 
-use crate::config::{LevelConfig, UNetConfig};
+use crate::config::unet::{LevelConfig, UNetConfig};
 
 /// One block and the size it works at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

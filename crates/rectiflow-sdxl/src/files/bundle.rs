@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 use tch::{Kind, Tensor};
 
 use crate::{
-    config::{ClipConfig, UNetConfig, VaeConfig, read_object},
+    config::{clip::ClipConfig, reader::read_object, unet::UNetConfig, vae::VaeConfig},
     error::{Error, Result, WeightProblems},
     files::{
         folder, foreign,

@@ -373,7 +373,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        config::{ClipConfig, UNetConfig, VaeConfig},
+        config::{clip::ClipConfig, unet::UNetConfig, vae::VaeConfig},
         files::{
             folder,
             model::{Model, OpenOptions},

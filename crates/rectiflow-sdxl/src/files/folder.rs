@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::{
-    config::read_object,
+    config::reader::read_object,
     error::{Error, Result},
     nets::{clip, vae},
     weights::{component::Component, stored::Stored},

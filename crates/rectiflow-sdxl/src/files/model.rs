@@ -17,7 +17,7 @@ use serde_json::{Map, Value};
 use tch::{Device, Kind};
 
 use crate::{
-    config::{ClipConfig, SchedulerConfig, UNetConfig, VaeConfig, read_object},
+    config::{clip::ClipConfig, reader::read_object, scheduler::SchedulerConfig, unet::UNetConfig, vae::VaeConfig},
     error::{Error, Result},
     files::{folder, single_file::SingleFile},
     flow::Parameterization,

@@ -6,7 +6,7 @@
 use serde_json::{Map, Value};
 
 use crate::{
-    config::VaeConfig,
+    config::vae::VaeConfig,
     error::Result,
     files::{bundle::Bundle, export::ExportOptions, single_file::CONFIGS_KEY},
     flow::Parameterization,

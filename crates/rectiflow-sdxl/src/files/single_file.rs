@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 use serde_json::{Map, Value};
 
 use crate::{
-    config::{ClipConfig, UNetConfig, VaeConfig},
+    config::{clip::ClipConfig, unet::UNetConfig, vae::VaeConfig},
     error::{Error, Result},
     files::foreign,
     flow::Parameterization,

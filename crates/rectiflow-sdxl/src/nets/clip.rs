@@ -6,7 +6,7 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::{
-    config::{Activation, ClipConfig},
+    config::{activation::Activation, clip::ClipConfig},
     error::{Error, Result},
     nets::{
         attention::{Mask, attend},

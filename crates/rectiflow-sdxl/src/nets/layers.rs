@@ -7,7 +7,7 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::{
-    config::Activation,
+    config::activation::Activation,
     torch::{
         ffi::Torch,
         kernels::{linear, norm_silu},

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use crate::{
-    config::{LevelConfig, NUM_TIME_IDS, UNetConfig},
+    config::unet::{LevelConfig, NUM_TIME_IDS, UNetConfig},
     error::{Error, Result},
     nets::{
         attention::Mask,

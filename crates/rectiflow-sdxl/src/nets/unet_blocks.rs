@@ -5,7 +5,7 @@
 use tch::Tensor;
 
 use crate::{
-    config::{LevelConfig, UNetConfig},
+    config::unet::{LevelConfig, UNetConfig},
     nets::{
         attention::{Attention, Mask},
         layers::{Conv, Downsample, GroupNorm, LayerNorm, Linear, Norm, Resnet, Upsample, height_width},

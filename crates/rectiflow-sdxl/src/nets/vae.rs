@@ -6,7 +6,7 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::{
-    config::VaeConfig,
+    config::vae::VaeConfig,
     error::{Error, Result},
     nets::{
         attention::{Attention, Mask},

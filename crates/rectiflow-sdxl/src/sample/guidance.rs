@@ -238,7 +238,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        config::UNetConfig,
+        config::unet::UNetConfig,
         files::single_file::sdxl_configs,
         sample::{SampleSettings, noise::initial_noise},
         weights::{Weights, component::Component},

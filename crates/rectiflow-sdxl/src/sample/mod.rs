@@ -27,7 +27,7 @@ use tch::{Device, Kind, Tensor};
 
 pub use crate::sample::{guidance::Texts, noise::initial_noise, solvers::Progress};
 use crate::{
-    config::VaeConfig,
+    config::vae::VaeConfig,
     error::{Error, Result},
     flow::Parameterization,
     nets::{

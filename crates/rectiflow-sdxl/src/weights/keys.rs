@@ -15,7 +15,11 @@
 use std::collections::HashMap;
 
 use crate::{
-    config::{ClipConfig, LevelConfig, UNetConfig, VaeConfig},
+    config::{
+        clip::ClipConfig,
+        unet::{LevelConfig, UNetConfig},
+        vae::VaeConfig,
+    },
     weights::component::Component,
 };
 
