@@ -20,7 +20,7 @@ pub mod weights;
 
 pub use compare::{forward, kid};
 pub use cost::{flops, walk};
-pub use files::{bundle, export, folder, model, model_spec};
+pub use files::{bundle, export, export::model_spec, folder, model};
 pub(crate) use files::{foreign, single_file};
 pub use flow::discrete;
 pub use nets::{attention, clip, cond, unet, vae};

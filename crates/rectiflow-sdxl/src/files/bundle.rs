@@ -153,6 +153,17 @@ impl<'a> Bundle<'a> {
         if problems.is_empty() { Ok(()) } else { Err(Error::Weights(Box::new(problems))) }
     }
 
+    /// What the UNet predicts.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the source does not say.
+    pub(crate) fn known_parameterization(&self) -> Result<Parameterization> {
+        self.parameterization.ok_or_else(|| Error::Invalid {
+            what: "the model".into(),
+            reason: "nothing in it says what its UNet predicts: say flow, eps or v (--parameterization)".into(),
+        })
+    }
+
     /// A component's `config.json`.
     pub fn config(&self, component: Component) -> &Map<String, Value> {
         &self.parts[&component].config

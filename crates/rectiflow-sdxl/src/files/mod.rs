@@ -5,5 +5,4 @@ pub mod export;
 pub mod folder;
 pub(crate) mod foreign;
 pub mod model;
-pub mod model_spec;
 pub(crate) mod single_file;

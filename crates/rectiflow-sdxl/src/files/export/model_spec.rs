@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use crate::{
     config::vae::VaeConfig,
     error::Result,
-    files::{bundle::Bundle, export::ExportOptions, single_file::CONFIGS_KEY},
+    files::{bundle::Bundle, export::options::ExportOptions, single_file::CONFIGS_KEY},
     flow::Parameterization,
     weights::component::{Component, PARAMETERIZATION_KEY},
 };
