@@ -21,16 +21,12 @@ pub mod weights;
 pub use compare::{forward, kid};
 pub use cost::{flops, walk};
 pub use files::{bundle, export, export::model_spec, folder, model};
-pub(crate) use files::{foreign, single_file};
 pub use flow::discrete;
 pub use nets::{attention, clip, cond, unet, vae};
-pub(crate) use nets::{layers, remade, unet_blocks};
 pub use sample::{
     brownian, denoise, guidance, infotext, noise, sampler, schedule, solvers, stochastic, unipc, workflow,
 };
-pub(crate) use torch::kernels;
 pub use torch::{allocator, autograd, ffi, write};
 pub use weights::{component, init, keys, tensor_file};
-pub(crate) use weights::{mapped, stored};
 
 pub use error::{Error, Result};

@@ -2,7 +2,7 @@
 //!
 //! Counted is what autograd saves, operation by operation as `unet_blocks` and `layers` do them: the inputs of norms,
 //! non-linearities, convolutions and linear layers. Statistics of norms and masks are too small to count. A block that is
-//! remade keeps what goes into it; its own results then exist for one block at a time.
+//! recomputed keeps what goes into it; its own results then exist for one block at a time.
 
 pub mod flops;
 pub mod walk;
@@ -43,20 +43,20 @@ pub struct Load {
 pub struct PartCost {
     /// The place of its tensors, e.g. `down_blocks.0.resnets.1`.
     pub name: String,
-    /// Whether it can be remade.
+    /// Whether it can be recomputed.
     pub is_block: bool,
     /// Bytes kept until its backward pass is done.
     pub kept_bytes: u64,
-    /// Bytes kept where it is remade.
+    /// Bytes kept where it is recomputed.
     pub input_bytes: u64,
     /// Its parameters.
     pub num_parameters: u64,
-    /// Floating-point operations of calculating it once more; 0 for what cannot be remade.
+    /// Floating-point operations of calculating it once more; 0 for what cannot be recomputed.
     pub flops: u64,
 }
 
 impl PartCost {
-    /// Bytes that are not kept where it is remade.
+    /// Bytes that are not kept where it is recomputed.
     fn saved_bytes(&self) -> u64 {
         self.kept_bytes.saturating_sub(self.input_bytes)
     }
@@ -207,15 +207,15 @@ impl Walk<'_> {
     }
 }
 
-/// The most memory that activations and gradients take together at a time during a backward pass, in bytes. `is_remade`
-/// says which parts are remade; `gradient_bytes` is what a parameter's gradient takes once it is there.
-pub fn peak_bytes(parts: &[PartCost], gradient_bytes: u64, is_remade: impl Fn(&PartCost) -> bool) -> u64 {
-    let waiting = |part: &PartCost| if is_remade(part) { part.input_bytes } else { part.kept_bytes };
+/// The most memory that activations and gradients take together at a time during a backward pass, in bytes. `is_recomputed`
+/// says which parts are recomputed; `gradient_bytes` is what a parameter's gradient takes once it is there.
+pub fn peak_bytes(parts: &[PartCost], gradient_bytes: u64, is_recomputed: impl Fn(&PartCost) -> bool) -> u64 {
+    let waiting = |part: &PartCost| if is_recomputed(part) { part.input_bytes } else { part.kept_bytes };
     let mut held: u64 = parts.iter().map(waiting).sum();
     let mut peak = held;
     for part in parts.iter().rev() {
         let own = waiting(part);
-        let room = if is_remade(part) { part.kept_bytes } else { 0 };
+        let room = if is_recomputed(part) { part.kept_bytes } else { 0 };
         // The gradients of what a part keeps come and go: at a time about a quarter of it is there.
         peak = peak.max(held + room + part.kept_bytes / 4 + gradient_bytes * part.num_parameters);
         held += gradient_bytes * part.num_parameters;
@@ -224,7 +224,7 @@ pub fn peak_bytes(parts: &[PartCost], gradient_bytes: u64, is_remade: impl Fn(&P
     peak
 }
 
-/// The blocks to remake until what is left `fits`: those first that save most bytes for an operation; all, where that is not
+/// The blocks to recompute until what is left `fits`: those first that save most bytes for an operation; all, where that is not
 /// enough. By name.
 pub fn choose(parts: &[PartCost], fits: impl Fn(&BTreeSet<String>) -> bool) -> BTreeSet<String> {
     let mut blocks: Vec<&PartCost> = parts.iter().filter(|part| part.is_block && part.saved_bytes() > 0).collect();
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn remaking_all_keeps_less_and_half_the_bytes_are_half() {
+    fn recomputing_all_keeps_less_and_half_the_bytes_are_half() {
         let config = UNetConfig::read(SDXL.as_ref()).unwrap();
         let (full, half) = (parts(&config, load(4)), parts(&config, load(2)));
         let peak = |parts: &[PartCost], on: bool| peak_bytes(parts, 0, |part| on && part.is_block);

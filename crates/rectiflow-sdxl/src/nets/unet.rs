@@ -171,7 +171,7 @@ impl UNet {
         self.device
     }
 
-    /// Chooses the residual and transformer blocks whose intermediate results are made again in the backward pass
+    /// Chooses the residual and transformer blocks whose intermediate results are recomputed in the backward pass
     /// instead of kept, by their names (`down_blocks.1.attentions.0.transformer_blocks.1`): less memory for more time.
     pub fn checkpoint_blocks(&mut self, mut choose: impl FnMut(&str) -> bool) {
         let down = self.down.iter_mut().flat_map(DownBlock::switches);
@@ -246,13 +246,13 @@ impl UNet {
         let mut skips = vec![x.shallow_clone()];
         for (level, block) in self.down.iter().enumerate() {
             x = block.forward(x, &within(UNetPart::Down(level)), &mut skips)?;
-            self.parameters.give_back(&format!("down_blocks.{level}."));
+            self.parameters.release_pages(&format!("down_blocks.{level}."));
         }
         x = self.mid.forward(&x, &within(UNetPart::Mid))?;
-        self.parameters.give_back("mid_block.");
+        self.parameters.release_pages("mid_block.");
         for (level, block) in self.up.iter().enumerate() {
             x = block.forward(x, &within(UNetPart::Up(level)), &mut skips)?;
-            self.parameters.give_back(&format!("up_blocks.{level}."));
+            self.parameters.release_pages(&format!("up_blocks.{level}."));
         }
         let normed = self.conv_norm_out.forward_silu(&x)?;
         self.conv_out.forward(&normed.f_to_kind(self.conv_out.kind())?)

@@ -9,7 +9,7 @@ use crate::{
     nets::{
         attention::{Attention, Mask},
         layers::{Conv, Downsample, GroupNorm, LayerNorm, Linear, Norm, Resnet, Upsample, height_width},
-        remade::Remade,
+        recompute::Recompute,
     },
     torch::{ffi::Torch, kernels::gated_gelu},
     weights::Scope,
@@ -86,7 +86,7 @@ enum Projections {
 pub(crate) struct Transformer {
     norm: GroupNorm,
     projections: Projections,
-    blocks: Vec<Remade<TransformerBlock>>,
+    blocks: Vec<Recompute<TransformerBlock>>,
 }
 
 impl Transformer {
@@ -102,7 +102,7 @@ impl Transformer {
         };
         let block = |i| {
             let scope = scope.sub(format_args!("transformer_blocks.{i}"));
-            Remade::new(scope, |scope| TransformerBlock::new(scope, level))
+            Recompute::new(scope, |scope| TransformerBlock::new(scope, level))
         };
         let blocks = (0..num_blocks).map(block).collect();
         Self { norm: GroupNorm::new(&mut scope.sub("norm"), dim, norm), projections, blocks }
@@ -144,19 +144,19 @@ fn transformers(scope: &mut Scope<'_>, config: &UNetConfig, level: &LevelConfig)
 }
 
 /// One residual block with the UNet's time embedding and norms.
-fn resnet(scope: &mut Scope<'_>, config: &UNetConfig, i: usize, channels: [i64; 2]) -> Remade<Resnet> {
+fn resnet(scope: &mut Scope<'_>, config: &UNetConfig, i: usize, channels: [i64; 2]) -> Recompute<Resnet> {
     let norm = Norm { num_groups: config.norm_num_groups, eps: config.norm_eps };
     let build = |scope: &mut Scope<'_>| Resnet::new(scope, channels, Some(config.time_embed_dim), norm);
-    Remade::new(scope.sub(format_args!("resnets.{i}")), build)
+    Recompute::new(scope.sub(format_args!("resnets.{i}")), build)
 }
 
-impl Remade<Resnet> {
+impl Recompute<Resnet> {
     /// `x`: `[b, c, h, w]`, `time`: `[b, time_embed_dim]`.
     fn on(&self, x: &Tensor, time: &Tensor) -> Torch {
         self.forward(&[x, time], |resnet, inputs| resnet.forward(&inputs[0], Some(&inputs[1])))
     }
 
-    /// As [`Self::on`], of `x` and `skip` beside each other; where the block is remade, that is too.
+    /// As [`Self::on`], of `x` and `skip` beside each other; where the block is recomputed, that is too.
     fn on_both(&self, x: &Tensor, skip: &Tensor, time: &Tensor) -> Torch {
         self.forward(&[x, skip, time], |resnet, inputs| {
             resnet.forward(&Tensor::f_cat(&[&inputs[0], &inputs[1]], 1)?, Some(&inputs[2]))
@@ -164,10 +164,10 @@ impl Remade<Resnet> {
     }
 }
 
-/// The blocks of a level that can be remade, in the order of the calculation.
+/// The blocks of a level that can be recomputed, in the order of the calculation.
 type Switches<'a> = Vec<(&'a str, &'a mut bool)>;
 
-fn switches<'a>(resnets: &'a mut [Remade<Resnet>], attentions: &'a mut [Transformer]) -> Switches<'a> {
+fn switches<'a>(resnets: &'a mut [Recompute<Resnet>], attentions: &'a mut [Transformer]) -> Switches<'a> {
     let mut all = Vec::new();
     let mut attentions = attentions.iter_mut();
     for resnet in resnets {
@@ -181,7 +181,7 @@ fn switches<'a>(resnets: &'a mut [Remade<Resnet>], attentions: &'a mut [Transfor
 /// A level on the way down; all its intermediate results are kept for the way up.
 #[derive(Debug)]
 pub(crate) struct DownBlock {
-    resnets: Vec<Remade<Resnet>>,
+    resnets: Vec<Recompute<Resnet>>,
     attentions: Vec<Transformer>,
     downsampler: Option<Downsample>,
 }
@@ -200,7 +200,7 @@ impl DownBlock {
         }
     }
 
-    /// Its blocks that can be remade.
+    /// Its blocks that can be recomputed.
     pub(crate) fn switches(&mut self) -> Switches<'_> {
         switches(&mut self.resnets, &mut self.attentions)
     }
@@ -225,9 +225,9 @@ impl DownBlock {
 /// The middle: residual block, transformer, residual block.
 #[derive(Debug)]
 pub(crate) struct MidBlock {
-    first: Remade<Resnet>,
+    first: Recompute<Resnet>,
     attention: Transformer,
-    last: Remade<Resnet>,
+    last: Recompute<Resnet>,
 }
 
 impl MidBlock {
@@ -241,7 +241,7 @@ impl MidBlock {
         }
     }
 
-    /// Its blocks that can be remade.
+    /// Its blocks that can be recomputed.
     pub(crate) fn switches(&mut self) -> Switches<'_> {
         let mut all = switches(std::slice::from_mut(&mut self.first), std::slice::from_mut(&mut self.attention));
         all.extend(switches(std::slice::from_mut(&mut self.last), &mut []));
@@ -258,7 +258,7 @@ impl MidBlock {
 /// A level on the way up; each residual block also sees what the way down kept.
 #[derive(Debug)]
 pub(crate) struct UpBlock {
-    resnets: Vec<Remade<Resnet>>,
+    resnets: Vec<Recompute<Resnet>>,
     attentions: Vec<Transformer>,
     upsampler: Option<Upsample>,
 }
@@ -281,7 +281,7 @@ impl UpBlock {
         }
     }
 
-    /// Its blocks that can be remade.
+    /// Its blocks that can be recomputed.
     pub(crate) fn switches(&mut self) -> Switches<'_> {
         switches(&mut self.resnets, &mut self.attentions)
     }

@@ -184,9 +184,9 @@ mod tests {
         let y = checkpoint(&[&x], &[weight.shallow_clone()], counted(&calls, &weight)).unwrap();
         assert_eq!(calls.load(Ordering::Relaxed), 1);
         let loss = y.sum(Kind::Float);
-        let remade = Tensor::f_run_backward(&[&loss], &[&x, &weight], false, false).unwrap();
+        let recomputed = Tensor::f_run_backward(&[&loss], &[&x, &weight], false, false).unwrap();
         assert_eq!(calls.load(Ordering::Relaxed), 2);
-        assert!(plain.iter().zip(&remade).all(|(a, b)| a.equal(b)));
+        assert!(plain.iter().zip(&recomputed).all(|(a, b)| a.equal(b)));
         assert!(!weight.grad().defined(), "only what was asked for is given");
     }
 
@@ -225,8 +225,8 @@ mod tests {
         let into = taken.clone();
         let sink = Sink::new(&x, move |gradient| into.lock().unwrap().push(gradient.double_value(&[0]))).unwrap();
         // Used twice, once inside a checkpoint: one gradient, 2 x + 3.
-        let remade = checkpoint(&[&x], &[], |inputs| inputs[0].f_mul(&inputs[0])).unwrap();
-        (remade + &x * 3.0).sum(Kind::Float).backward();
+        let recomputed = checkpoint(&[&x], &[], |inputs| inputs[0].f_mul(&inputs[0])).unwrap();
+        (recomputed + &x * 3.0).sum(Kind::Float).backward();
         assert_eq!(*taken.lock().unwrap(), [7.0]);
         assert!(!x.grad().defined());
         drop(sink);

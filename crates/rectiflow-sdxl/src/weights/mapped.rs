@@ -1,7 +1,7 @@
 //! Tensors that are a file's bytes: not copied into memory of their own, but looked at where the system maps them.
 //!
 //! A model opened so takes the memory of what it is calculating with: the system reads pages when they are needed, and
-//! they are given back when a block is done ([`Mapped::give_back`]). Such tensors can be read and not written: the map
+//! they are given back when a block is done ([`Mapped::release_pages`]). Such tensors can be read and not written: the map
 //! is read-only, and a write would end the process. So they are for drawing, on a CPU, where the file has the dtype that
 //! is calculated in.
 
@@ -27,10 +27,10 @@ impl Mapped {
 
     /// Takes the pages of the tensors whose names begin with `prefix` out of this process's memory. They stay in the
     /// system's cache for as long as it has room, and come back when they are looked at.
-    pub(crate) fn give_back(&self, prefix: &str) {
+    pub(crate) fn release_pages(&self, prefix: &str) {
         let from_here = self.0.range(prefix.to_owned()..);
         for (_, (file, stored)) in from_here.take_while(|(name, _)| name.starts_with(prefix)) {
-            file.give_back(stored);
+            file.release_pages(stored);
         }
     }
 }

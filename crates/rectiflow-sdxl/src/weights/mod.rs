@@ -184,7 +184,7 @@ impl Weights {
     /// The tensor converted and moved, if all its values are finite.
     fn checked(&mut self, name: &str, tensor: &Tensor) -> Option<Tensor> {
         let is_finite = is_finite(tensor);
-        self.parameters.mapped.give_back(name);
+        self.parameters.mapped.release_pages(name);
         if !is_finite {
             self.problems.unusable.push((name.to_owned(), "holds values that are not finite (NaN or infinity)".into()));
             return None;
@@ -334,8 +334,8 @@ impl Parameters {
 
     /// Takes the pages of mapped tensors whose names begin with `prefix` out of this process's memory until they are
     /// looked at again. Others stay.
-    pub(crate) fn give_back(&self, prefix: &str) {
-        self.mapped.give_back(prefix);
+    pub(crate) fn release_pages(&self, prefix: &str) {
+        self.mapped.release_pages(prefix);
     }
 
     /// Whether autograd records operations on them. New models do not train.
@@ -459,7 +459,7 @@ mod tests {
         let open = |kind| Weights::open(std::slice::from_ref(&path), kind, CPU).unwrap().map(true);
         let mut weights = open(Kind::BFloat16);
         let taken = weights.take("a.w", &[100_000], Init::Zeros);
-        weights.parameters.give_back("a.");
+        weights.parameters.release_pages("a.");
         assert!(taken.equal(&values));
         assert!(!weights.parameters.mapped.is_empty());
         // A file that has been deleted lives for as long as it is looked at, whoever does.

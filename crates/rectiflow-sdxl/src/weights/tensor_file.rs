@@ -120,7 +120,7 @@ impl TensorFile {
         let (entry, kind) = self.entry(name)?;
         let tensor = Tensor::f_from_data_size(&self.map[entry.start..entry.end], &entry.shape, kind)
             .map_err(Error::torch(format!("{}: reading tensor {name}", self.path.display())))?;
-        self.give_back(name);
+        self.release_pages(name);
         Ok(tensor)
     }
 
@@ -154,7 +154,7 @@ impl TensorFile {
 
     /// Takes the pages of a tensor out of this process's memory, when it has been copied or is not needed for a while.
     /// They stay in the system's cache.
-    pub(crate) fn give_back(&self, name: &str) {
+    pub(crate) fn release_pages(&self, name: &str) {
         let Some(entry) = self.entries.get(name) else { return };
         // SAFETY: the map is a file's and read-only: the next look at these bytes reads the same ones from the file.
         let advised =
