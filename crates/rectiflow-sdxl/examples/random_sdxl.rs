@@ -25,12 +25,13 @@ use rectiflow_sdxl::{
     folder,
     init::Init,
     model::Component,
+    sample::SampleSettings,
     tensor_file::{Metadata, Planned, write_streamed},
     unet::UNet,
     vae::Vae,
     weights::{Parameters, Weights},
 };
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor};
 
 fn main() -> ExitCode {
@@ -79,8 +80,9 @@ fn write_model(out: &Path, kind: Kind, configs: Option<&Path>) -> Result<usize> 
         num_parameters += write_component(&shapes, &folder.join(component.weights_name()), kind)?;
     }
     create(&out.join("scheduler"))?;
-    let scheduler = br#"{"prediction_type": "flow_prediction", "use_flow_sigmas": true, "flow_shift": 6.0}"#;
-    write_bytes(&out.join("scheduler").join("scheduler_config.json"), scheduler)?;
+    let shift = SampleSettings::default().shift;
+    let scheduler = json!({"prediction_type": "flow_prediction", "use_flow_sigmas": true, "flow_shift": shift});
+    write_bytes(&out.join("scheduler").join("scheduler_config.json"), scheduler.to_string().as_bytes())?;
     Ok(num_parameters)
 }
 

@@ -126,7 +126,7 @@ impl<'a> Guided<'a> {
             }
         }
         let parts: Vec<&Cond> = parts.into_iter().map(|(_, part)| part).collect();
-        let num_tokens = parts.iter().map(|part| part.context.size()[1]).fold(1, least_common_multiple);
+        let num_tokens = parts.iter().map(|part| part.context.size()[1]).fold(1, num_integer::lcm);
         let context: Vec<_> = parts.iter().map(|part| repeated(&part.context, batch, num_tokens)).collect();
         let masks: Vec<_> = parts.iter().map(|part| repeated(&mask_of(part), batch, num_tokens)).collect();
         let pooled: Vec<_> = parts.iter().map(|part| part.pooled.expand([batch, -1], false)).collect();
@@ -222,14 +222,6 @@ fn mask_of(cond: &Cond) -> Tensor {
         Some(mask) => mask.shallow_clone(),
         None => Tensor::ones([size[0], size[1]], (Kind::Bool, cond.context.device())),
     }
-}
-
-fn least_common_multiple(a: i64, b: i64) -> i64 {
-    let (mut divisor, mut rest) = (a, b);
-    while rest != 0 {
-        (divisor, rest) = (rest, divisor % rest);
-    }
-    a / divisor * b
 }
 
 #[cfg(test)]

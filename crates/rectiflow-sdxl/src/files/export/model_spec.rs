@@ -10,6 +10,7 @@ use crate::{
     error::Result,
     files::{bundle::Bundle, export::options::ExportOptions, single_file::CONFIGS_KEY},
     flow::Parameterization,
+    sample::SampleSettings,
     weights::component::{Component, PARAMETERIZATION_KEY},
 };
 
@@ -57,7 +58,8 @@ pub fn usage_hint(parameterization: Parameterization, shift: f64) -> String {
     match parameterization {
         Parameterization::Flow => format!(
             "A rectified-flow model: in ComfyUI put ModelSamplingSD3 (shift {shift}; 3 to 6 is useful) behind the \
-             checkpoint loader. Euler, schedule simple or beta, CFG about 4.5."
+             checkpoint loader. Euler, schedule simple or beta, CFG about {}.",
+            SampleSettings::default().cfg
         ),
         Parameterization::V => "A v-prediction model: set ModelSamplingDiscrete to v_prediction in ComfyUI.".into(),
         Parameterization::Eps => String::new(),

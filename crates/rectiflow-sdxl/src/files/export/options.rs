@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use tch::Kind;
 
+use crate::sample::SampleSettings;
+
 /// How to export.
 #[derive(Debug, Clone)]
 pub struct ExportOptions {
@@ -25,8 +27,7 @@ impl Default for ExportOptions {
     fn default() -> Self {
         Self {
             kind: None,
-            // What `rectiflow sample` takes: the article trained with 3 and sampled best with 6.
-            sampling_shift: 6.0,
+            sampling_shift: SampleSettings::default().shift,
             title: "rectiflow SDXL".into(),
             description: String::new(),
             attachments: Vec::new(),
