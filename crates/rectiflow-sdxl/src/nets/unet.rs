@@ -7,15 +7,15 @@
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 use crate::{
     config::unet::{LevelConfig, NUM_TIME_IDS, UNetConfig},
     error::{Error, Result},
     nets::{
-        attention::Mask,
+        attention::{LogitMeter, Mask},
         layers::{Conv, GroupNorm, Norm, Sinusoid, TimeEmbedding},
-        unet_blocks::{Conditions, DownBlock, MidBlock, UpBlock},
+        unet_blocks::{Attending, Conditions, DownBlock, MidBlock, UpBlock},
     },
     torch::ffi::Torch,
     weights::{Parameters, Weights},
@@ -203,7 +203,16 @@ impl UNet {
                 return Err(Error::input("first perturbed row", expected, perturbation.first_row.to_string()));
             }
         }
-        self.calculate(input, perturbation).map_err(Error::torch(format!("UNet forward of {:?}", input.sample.size())))
+        self.calculate(input, perturbation, None).map_err(torch_error(input))
+    }
+
+    /// As [`Self::forward`], with all attention logits measured by `meter`: one more product of queries and keys each.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub fn forward_metered(&self, input: &UNetInput<'_>, meter: &LogitMeter) -> Result<Tensor> {
+        self.check(input)?;
+        self.calculate(input, None, Some(meter)).map_err(torch_error(input))
     }
 
     /// The parts that have transformers, and so self-attention to switch off.
@@ -231,16 +240,21 @@ impl UNet {
         }
     }
 
-    fn calculate(&self, input: &UNetInput<'_>, perturbation: Option<Perturbation<'_>>) -> Torch {
+    fn calculate(
+        &self,
+        input: &UNetInput<'_>,
+        perturbation: Option<Perturbation<'_>>,
+        meter: Option<&LogitMeter>,
+    ) -> Torch {
         let place = |x: &Tensor| x.f_to_device(self.device)?.f_to_kind(self.kind());
         let time = self.embed(input)?;
         let context = place(input.context)?;
         let mask = input.context_mask.map(|mask| mask.f_to_device(self.device)).transpose()?;
         let mask = mask.as_ref().map_or(Mask::Everything, Mask::Keys);
-        let conditions = Conditions { time: &time, context: &context, mask, perturbed_from: None };
         let within = |part: UNetPart| {
             let perturbation = perturbation.filter(|perturbation| perturbation.parts.contains(&part));
-            Conditions { perturbed_from: perturbation.map(|perturbation| perturbation.first_row), ..conditions }
+            let perturbed_from = perturbation.map(|perturbation| perturbation.first_row);
+            Conditions { time: &time, context: &context, attending: Attending { mask, perturbed_from, meter } }
         };
         let mut x = self.conv_in.forward(&place(input.sample)?)?;
         let mut skips = vec![x.shallow_clone()];
@@ -300,6 +314,11 @@ impl UNet {
         }
         Ok(())
     }
+}
+
+/// What to say where libtorch fails over this input.
+fn torch_error(input: &UNetInput<'_>) -> impl FnOnce(TchError) -> Error {
+    Error::torch(format!("UNet forward of {:?}", input.sample.size()))
 }
 
 /// Refuses a tensor of another shape.

@@ -7,7 +7,7 @@ use tch::Tensor;
 use crate::{
     config::unet::{LevelConfig, UNetConfig},
     nets::{
-        attention::{Attention, Mask},
+        attention::{Attention, LogitMeter, Mask},
         layers::{Conv, Downsample, GroupNorm, LayerNorm, Linear, Norm, Resnet, Upsample, height_width},
         recompute::Recompute,
     },
@@ -22,10 +22,18 @@ pub(crate) struct Conditions<'a> {
     pub(crate) time: &'a Tensor,
     /// `[b, n, context_dim]`
     pub(crate) context: &'a Tensor,
+    pub(crate) attending: Attending<'a>,
+}
+
+/// How transformer blocks attend.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Attending<'a> {
     /// Which tokens of the context count.
     pub(crate) mask: Mask<'a>,
-    /// The first row of the batch whose self-attention is off in this block.
+    /// The first row of the batch whose self-attention is off.
     pub(crate) perturbed_from: Option<i64>,
+    /// Measures the logits of all attention.
+    pub(crate) meter: Option<&'a LogitMeter>,
 }
 
 /// Epsilon of the norm at a transformer's entrance, which diffusers fixes.
@@ -59,16 +67,16 @@ impl TransformerBlock {
         }
     }
 
-    /// `mask`: which tokens of the context count; `perturbed_from`: see [`Conditions`].
-    fn forward(&self, [x, context]: [&Tensor; 2], mask: Mask<'_>, perturbed_from: Option<i64>) -> Torch {
+    fn forward(&self, [x, context]: [&Tensor; 2], attending: Attending<'_>) -> Torch {
+        let Attending { mask, perturbed_from, meter } = attending;
         let normed = self.norm1.forward(x)?;
         let looked = match perturbed_from {
-            None => self.attn1.forward(&normed, &normed, Mask::Everything)?,
-            Some(first) => self.attn1.forward_perturbed(&normed, first)?,
+            None => self.attn1.forward(&normed, &normed, Mask::Everything, meter)?,
+            Some(first) => self.attn1.forward_perturbed(&normed, first, meter)?,
         };
         let x = looked.f_add(x)?;
         let normed = self.norm2.forward(&x)?;
-        let x = self.attn2.forward(&normed, context, mask)?.f_add(&x)?;
+        let x = self.attn2.forward(&normed, context, mask, meter)?.f_add(&x)?;
         let both = self.ff_in.forward(&self.norm3.forward(&x)?)?; // the value and its gate
         self.ff_out.forward(&gated_gelu(&both)?)?.f_add(&x)
     }
@@ -117,16 +125,8 @@ impl Transformer {
             Projections::Linear(proj_in, _) => proj_in.forward(&tokens(normed)?)?,
             Projections::Conv(proj_in, _) => tokens(proj_in.forward(&normed)?)?,
         };
-        let (context, first) = (conditions.context, conditions.perturbed_from);
         for block in &self.blocks {
-            hidden = match conditions.mask {
-                Mask::Keys(keys) => block.forward(&[&hidden, context, keys], move |block, inputs| {
-                    block.forward([&inputs[0], &inputs[1]], Mask::Keys(&inputs[2]), first)
-                }),
-                Mask::Everything | Mask::Causal => block.forward(&[&hidden, context], move |block, inputs| {
-                    block.forward([&inputs[0], &inputs[1]], Mask::Everything, first)
-                }),
-            }?;
+            hidden = block.on(&hidden, conditions)?;
         }
         let hidden = match &self.projections {
             Projections::Linear(_, proj_out) => pixels(proj_out.forward(&hidden)?)?,
@@ -134,6 +134,26 @@ impl Transformer {
         };
         // x first: the result takes its memory layout, not the permuted one.
         x.f_add(&hidden)
+    }
+}
+
+impl Recompute<TransformerBlock> {
+    /// `hidden`: `[b, n, c]`. All tensors that the block reads are its inputs: a recomputed block keeps no others.
+    fn on(&self, hidden: &Tensor, conditions: &Conditions<'_>) -> Torch {
+        let Attending { mask, perturbed_from, meter } = conditions.attending;
+        let meter = meter.cloned();
+        match mask {
+            Mask::Keys(keys) => self.forward(&[hidden, conditions.context, keys], move |block, inputs| {
+                let mask = Mask::Keys(&inputs[2]);
+                let attending = Attending { mask, perturbed_from, meter: meter.as_ref() };
+                block.forward([&inputs[0], &inputs[1]], attending)
+            }),
+            Mask::Everything | Mask::Causal => self.forward(&[hidden, conditions.context], move |block, inputs| {
+                let mask = Mask::Everything;
+                let attending = Attending { mask, perturbed_from, meter: meter.as_ref() };
+                block.forward([&inputs[0], &inputs[1]], attending)
+            }),
+        }
     }
 }
 

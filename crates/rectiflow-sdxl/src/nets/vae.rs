@@ -286,7 +286,7 @@ impl Mid {
         if let Some((norm, attention)) = &self.attention {
             let (b, c, h, w) = x.size4()?;
             let tokens = norm.forward(&x)?.f_flatten(2, 3)?.f_transpose(1, 2)?; // [b, h w, c]
-            let mixed = attention.forward(&tokens, &tokens, Mask::Everything)?;
+            let mixed = attention.forward(&tokens, &tokens, Mask::Everything, None)?;
             x = x.f_add(&mixed.f_transpose(1, 2)?.f_reshape([b, c, h, w])?)?;
         }
         self.last.forward(&x, None)
