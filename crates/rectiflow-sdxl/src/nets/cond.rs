@@ -5,7 +5,7 @@
 //! convention. In a batch of mixed lengths only real chunks are encoded; what stands in the places of the others is
 //! finite and masked out, so that no sample depends on its neighbours.
 
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::{
     error::{Error, Result},
@@ -129,13 +129,6 @@ fn check(ids: ChunkedIds<'_>) -> Result<[i64; 3]> {
         return Err(Error::input("num_chunks", expected, format!("{:?}", ids.num_chunks)));
     }
     Ok([b, n, num_tokens])
-}
-
-/// Size conditioning where nothing else is asked for, as ComfyUI has it: original and target are the picture's size,
-/// uncropped. `[b, 6]` fp32 on the CPU
-pub fn size_ids(batch: usize, width_px: u32, height_px: u32) -> Tensor {
-    let (h, w) = (height_px as f32, width_px as f32);
-    Tensor::from_slice(&[h, w, 0.0, 0.0, h, w]).repeat([batch as i64, 1]).to_device(Device::Cpu)
 }
 
 #[cfg(test)]

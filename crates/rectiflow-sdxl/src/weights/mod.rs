@@ -50,8 +50,6 @@ pub struct Weights {
 enum Source {
     /// In files.
     Files(Stored),
-    /// Tensors already in memory.
-    Memory(BTreeMap<String, Tensor>),
     /// Drawn from a seed.
     Random(u64),
     /// Shapes without storage.
@@ -84,16 +82,6 @@ impl Weights {
         self
     }
 
-    /// Tensors in memory, by the names the model will ask for. `description` names their origin in messages.
-    pub fn from_tensors(
-        tensors: BTreeMap<String, Tensor>,
-        description: impl Into<String>,
-        kind: Kind,
-        device: Device,
-    ) -> Self {
-        Self::new(Source::Memory(tensors), description.into(), kind, device)
-    }
-
     /// Random initial weights: a pure function of the seed and each tensor's name.
     pub fn random(seed: u64, kind: Kind, device: Device) -> Self {
         Self::new(Source::Random(seed), format!("random weights of seed {seed}"), kind, device)
@@ -108,19 +96,14 @@ impl Weights {
     pub fn names(&self) -> Vec<&str> {
         match &self.source {
             Source::Files(stored) => stored.names().collect(),
-            Source::Memory(tensors) => tensors.keys().map(String::as_str).collect(),
             Source::Random(_) | Source::Shapes => Vec::new(),
         }
     }
 
     /// Gives every tensor another name, before any is taken.
     pub fn rename(&mut self, rename: impl Fn(&str) -> String) {
-        match &mut self.source {
-            Source::Files(stored) => stored.rename(rename),
-            Source::Memory(tensors) => {
-                *tensors = std::mem::take(tensors).into_iter().map(|(name, t)| (rename(&name), t)).collect();
-            }
-            Source::Random(_) | Source::Shapes => {}
+        if let Source::Files(stored) = &mut self.source {
+            stored.rename(rename);
         }
     }
 
@@ -166,11 +149,6 @@ impl Weights {
                 stored.forget(name);
                 found
             }
-            Source::Memory(tensors) => match tensors.remove(name) {
-                Some(tensor) if tensor.size() == shape => Found::Tensor(tensor),
-                Some(tensor) => Found::Misshapen(tensor.size()),
-                None => Found::Nothing,
-            },
         };
         match found {
             Found::Tensor(tensor) => return self.checked(name, &tensor),
@@ -194,10 +172,6 @@ impl Weights {
 
     fn place(&mut self, name: &str, tensor: &Tensor) -> Option<Tensor> {
         match tensor.f_to_kind(self.kind).and_then(|t| t.f_to_device(self.device)) {
-            // `copy` because the caller of `from_tensors` may keep its tensor: parameters are updated in place.
-            Ok(placed) if placed.data_ptr() == tensor.data_ptr() && matches!(self.source, Source::Memory(_)) => {
-                Some(placed.copy())
-            }
             Ok(placed) => Some(placed),
             Err(error) => {
                 let reason = Error::torch("cannot be placed")(error).to_string();
@@ -213,14 +187,11 @@ impl Weights {
     /// # Errors
     /// [`Error::Weights`] with everything missing, unexpected, misshapen or unusable.
     pub fn finish(mut self) -> Result<Parameters> {
-        let left: Vec<(String, Vec<i64>)> = match &self.source {
-            Source::Files(stored) => {
-                stored.names().map(|name| (name.to_owned(), stored.shape(name).unwrap_or_default())).collect()
+        if let Source::Files(stored) = &self.source {
+            for name in stored.names().filter(|name| !is_constant(name)) {
+                self.problems.unexpected.push((name.to_owned(), stored.shape(name).unwrap_or_default()));
             }
-            Source::Memory(tensors) => tensors.iter().map(|(name, tensor)| (name.clone(), tensor.size())).collect(),
-            Source::Random(_) | Source::Shapes => Vec::new(),
-        };
-        self.problems.unexpected.extend(left.into_iter().filter(|(name, _)| !is_constant(name)));
+        }
         if self.problems.is_empty() { Ok(self.parameters) } else { Err(Error::Weights(Box::new(self.problems))) }
     }
 }
@@ -489,14 +460,5 @@ mod tests {
         let wrong = file(folder.path(), &[("v", Tensor::from_slice(&[1f32]))]);
         assert!(parameters.load(&wrong).is_err());
         assert!(taken.detach().equal(&Tensor::from_slice(&[1f32, 2.0, 3.0])), "a failed load changes nothing");
-    }
-
-    #[test]
-    fn tensors_given_in_memory_are_not_aliased() {
-        let given = Tensor::from_slice(&[1f32, 2.0]);
-        let tensors = BTreeMap::from([("w".to_owned(), given.shallow_clone())]);
-        let mut weights = Weights::from_tensors(tensors, "a test", Kind::Float, CPU);
-        let _ = weights.take("w", &[2], Init::Zeros).fill_(9.0);
-        assert!(given.equal(&Tensor::from_slice(&[1f32, 2.0])));
     }
 }
