@@ -24,7 +24,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{
     error::{Error, Result, WeightProblems},
-    torch::write::f_write_to,
+    torch::{allocator::pack_tensors, write::f_write_to},
     weights::{
         init::Init,
         mapped::Mapped,
@@ -58,6 +58,8 @@ enum Source {
 
 impl Weights {
     fn new(source: Source, description: String, kind: Kind, device: Device) -> Self {
+        // The one place that every model passes before its first tensor.
+        pack_tensors();
         let problems = WeightProblems { source: description, ..WeightProblems::default() };
         Self { source, kind, device, may_map: false, parameters: Parameters::default(), problems }
     }
@@ -389,6 +391,16 @@ mod tests {
         assert_eq!(problems.misshapen, [("shape".to_owned(), vec![3, 2], vec![2, 3])]);
         assert_eq!(problems.unusable.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["nan", "ids"]);
         assert!(problems.to_string().contains(path.to_str().unwrap()));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_models_tensors_are_packed() {
+        use crate::torch::allocator::reach;
+
+        let mut weights = Weights::random(1, Kind::Float, CPU);
+        let _in_memory = weights.take("w", &[32 << 20], Init::Zeros);
+        assert!(reach() >= 128 << 20, "they lie in the region that the command packs tensors into");
     }
 
     #[test]
