@@ -246,30 +246,36 @@ impl UNet {
         perturbation: Option<Perturbation<'_>>,
         meter: Option<&LogitMeter>,
     ) -> Torch {
-        let place = |x: &Tensor| x.f_to_device(self.device)?.f_to_kind(self.kind());
         let time = self.embed(input)?;
-        let context = place(input.context)?;
+        let context = self.placed(input.context)?;
         let mask = input.context_mask.map(|mask| mask.f_to_device(self.device)).transpose()?;
         let mask = mask.as_ref().map_or(Mask::Everything, Mask::Keys);
-        let within = |part: UNetPart| {
-            let perturbation = perturbation.filter(|perturbation| perturbation.parts.contains(&part));
-            let perturbed_from = perturbation.map(|perturbation| perturbation.first_row);
-            Conditions { time: &time, context: &context, attending: Attending { mask, perturbed_from, meter } }
-        };
-        let mut x = self.conv_in.forward(&place(input.sample)?)?;
-        let mut skips = vec![x.shallow_clone()];
-        for (level, block) in self.down.iter().enumerate() {
-            x = block.forward(x, &within(UNetPart::Down(level)), &mut skips)?;
-            self.parameters.release_pages(&format!("down_blocks.{level}."));
-        }
-        x = self.mid.forward(&x, &within(UNetPart::Mid))?;
-        self.parameters.release_pages("mid_block.");
-        for (level, block) in self.up.iter().enumerate() {
-            x = block.forward(x, &within(UNetPart::Up(level)), &mut skips)?;
-            self.parameters.release_pages(&format!("up_blocks.{level}."));
-        }
+        let conditions = PassConditions { time: &time, context: &context, mask, perturbation, meter };
+        let x = self.conv_in.forward(&self.placed(input.sample)?)?;
+        let x = self.levels(x, &conditions)?;
         let normed = self.conv_norm_out.forward_silu(&x)?;
         self.conv_out.forward(&normed.f_to_kind(self.conv_out.kind())?)
+    }
+
+    /// A tensor on the model's device and in its dtype.
+    fn placed(&self, x: &Tensor) -> Torch {
+        x.f_to_device(self.device)?.f_to_kind(self.kind())
+    }
+
+    /// Down, through the middle and up; mapped weights leave memory level by level.
+    fn levels(&self, mut x: Tensor, conditions: &PassConditions<'_>) -> Torch {
+        let mut skips = vec![x.shallow_clone()];
+        for (level, block) in self.down.iter().enumerate() {
+            x = block.forward(x, &conditions.within(UNetPart::Down(level)), &mut skips)?;
+            self.parameters.release_pages(&format!("down_blocks.{level}."));
+        }
+        x = self.mid.forward(&x, &conditions.within(UNetPart::Mid))?;
+        self.parameters.release_pages("mid_block.");
+        for (level, block) in self.up.iter().enumerate() {
+            x = block.forward(x, &conditions.within(UNetPart::Up(level)), &mut skips)?;
+            self.parameters.release_pages(&format!("up_blocks.{level}."));
+        }
+        Ok(x)
     }
 
     /// The embedding of time, pooled text and size, after the non-linearity that every residual block begins with.
@@ -313,6 +319,28 @@ impl UNet {
             }
         }
         Ok(())
+    }
+}
+
+/// What a pass is conditioned on, for all parts together.
+struct PassConditions<'a> {
+    time: &'a Tensor,
+    context: &'a Tensor,
+    mask: Mask<'a>,
+    perturbation: Option<Perturbation<'a>>,
+    meter: Option<&'a LogitMeter>,
+}
+
+impl PassConditions<'_> {
+    /// The conditions of one part: only some have their attention perturbed.
+    fn within(&self, part: UNetPart) -> Conditions<'_> {
+        let perturbation = self.perturbation.filter(|perturbation| perturbation.parts.contains(&part));
+        let attending = Attending {
+            mask: self.mask,
+            perturbed_from: perturbation.map(|perturbation| perturbation.first_row),
+            meter: self.meter,
+        };
+        Conditions { time: self.time, context: self.context, attending }
     }
 }
 
