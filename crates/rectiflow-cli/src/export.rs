@@ -50,7 +50,7 @@ pub(crate) struct ExportArgs {
     #[arg(long, value_enum, default_value_t = FileDtype::Fp16)]
     dtype: FileDtype,
     /// Shift that the diffusers scheduler samples a flow model with.
-    #[arg(long, default_value_t = 6.0, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = ExportOptions::default().sampling_shift, allow_negative_numbers = true)]
     shift: f64,
     /// What the model predicts (flow, eps or v), where neither its metadata nor its scheduler says.
     #[arg(long)]

@@ -65,6 +65,7 @@ enum Command {
 fn main() -> ExitCode {
     let Cli { json, command } = Cli::parse();
     log::start();
+    // Building a model does it too; here no other thread makes tensors yet.
     rectiflow_sdxl::allocator::pack_tensors();
     match run(command) {
         Ok(answer) => answer.print(json),

@@ -17,6 +17,7 @@ use rectiflow_data::{
     reject::{NOTES_FILE, REJECTED_FILE},
 };
 use rectiflow_sdxl::{
+    folder,
     model::{Component, OpenOptions},
     vae::Vae,
 };
@@ -112,7 +113,7 @@ fn cache_folder(url: &str) -> Option<PathBuf> {
 }
 
 fn codec(path: &Path, vae: &Vae) -> anyhow::Result<Codec> {
-    let folder = Component::Vae.find(path)?;
+    let folder = folder::find(Component::Vae, path)?;
     Ok(Codec {
         vae: name(&folder),
         hash: hash_weights(Component::Vae, &folder)?,

@@ -49,25 +49,25 @@ pub(crate) struct Args {
     #[arg(long, default_value = "", hide_default_value = true)]
     negative: String,
     /// Steps of the sampler, 1 to 1000.
-    #[arg(long, default_value_t = 28)]
+    #[arg(long, default_value_t = SampleSettings::default().steps)]
     steps: usize,
     /// How the steps are made: euler, euler_ancestral, heun, dpmpp_2m, dpmpp_2m_sde, uni_pc or ddim.
-    #[arg(long, default_value_t = Sampler::Euler)]
+    #[arg(long, default_value_t = SampleSettings::default().sampler)]
     sampler: Sampler,
     /// Which noise levels the steps visit; `rectiflow schedule` shows them.
-    #[arg(long, default_value_t = Schedule::Simple)]
+    #[arg(long, default_value_t = SampleSettings::default().schedule)]
     schedule: Schedule,
     /// How far the levels lean towards noise; 3 to 6 is the useful range. Flow models only.
-    #[arg(long, default_value_t = 6.0, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = SampleSettings::default().shift, allow_negative_numbers = true)]
     shift: f64,
     /// Guidance: how strongly the prompt is followed; 1 is none.
-    #[arg(long, default_value_t = 4.5, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = SampleSettings::default().cfg, allow_negative_numbers = true)]
     cfg: f64,
     /// Share of the guided prediction that is brought back to the prompt's own contrast, 0 to 1.
-    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = SampleSettings::default().cfg_rescale, allow_negative_numbers = true)]
     cfg_rescale: f64,
     /// Perturbed-attention guidance, for one more pass a step; 3 goes with --cfg 3, 0 is none.
-    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = SampleSettings::default().pag_scale, allow_negative_numbers = true)]
     pag_scale: f64,
     /// Where that perturbs attention: mid as in ComfyUI, or levels of the UNet such as down.2 or up.0.
     #[arg(long, default_value = "mid", value_delimiter = ',', value_name = "PARTS")]

@@ -5,6 +5,7 @@ use std::{fs, path::PathBuf};
 use anyhow::Context;
 use rectiflow_sdxl::{
     flow::Parameterization,
+    sample::SampleSettings,
     schedule::{NoiseLevels, Schedule},
 };
 use serde_json::json;
@@ -22,10 +23,10 @@ pub(crate) struct Args {
     /// The rule: simple, normal, sgm_uniform, beta, karras, exponential, ddim_uniform or kl_optimal.
     name: Schedule,
     /// Steps of the sampler, 1 to 1000; there is one more sigma than steps.
-    #[arg(long, default_value_t = 28)]
+    #[arg(long, default_value_t = SampleSettings::default().steps)]
     steps: usize,
     /// How far the levels of a flow model lean towards noise: 1 not at all, 3 to 6 is the useful range.
-    #[arg(long, default_value_t = 6.0, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = SampleSettings::default().shift, allow_negative_numbers = true)]
     shift: f64,
     /// What the model predicts: flow, eps or v. Shift counts for flow only.
     #[arg(long, default_value_t = Parameterization::Flow)]

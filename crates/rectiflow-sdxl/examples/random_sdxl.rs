@@ -22,14 +22,16 @@ use rectiflow_sdxl::{
     config::{ClipConfig, UNetConfig, VaeConfig, read_object},
     durable::write_bytes,
     error::Error,
+    folder,
     init::Init,
     model::Component,
+    sample::SampleSettings,
     tensor_file::{Metadata, Planned, write_streamed},
     unet::UNet,
     vae::Vae,
     weights::{Parameters, Weights},
 };
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor};
 
 fn main() -> ExitCode {
@@ -67,7 +69,7 @@ fn write_model(out: &Path, kind: Kind, configs: Option<&Path>) -> Result<usize> 
     let mut num_parameters = 0;
     for component in Component::ALL {
         let config = match configs {
-            Some(folder) => read_object(&component.find(folder)?.join("config.json"))?,
+            Some(model) => read_object(&folder::find(component, model)?.join("config.json"))?,
             None => sdxl_configs().remove(&component).expect("there is one for every component"),
         };
         let folder = out.join(component.folder());
@@ -78,8 +80,9 @@ fn write_model(out: &Path, kind: Kind, configs: Option<&Path>) -> Result<usize> 
         num_parameters += write_component(&shapes, &folder.join(component.weights_name()), kind)?;
     }
     create(&out.join("scheduler"))?;
-    let scheduler = br#"{"prediction_type": "flow_prediction", "use_flow_sigmas": true, "flow_shift": 6.0}"#;
-    write_bytes(&out.join("scheduler").join("scheduler_config.json"), scheduler)?;
+    let shift = SampleSettings::default().shift;
+    let scheduler = json!({"prediction_type": "flow_prediction", "use_flow_sigmas": true, "flow_shift": shift});
+    write_bytes(&out.join("scheduler").join("scheduler_config.json"), scheduler.to_string().as_bytes())?;
     Ok(num_parameters)
 }
 

@@ -1,7 +1,8 @@
-//! Files and folders that appear whole or not at all: written under a temporary name, flushed to the disk, renamed, and
-//! the folder flushed too, so that neither kill -9 nor a power cut leaves half of one under a final name.
+//! Files and folders that appear whole or not at all: written without a name or under a temporary one, flushed to the disk,
+//! renamed, and the folder flushed too, so that neither kill -9 nor a power cut leaves half of one under a final name.
+//! Files are the crate `atomic-write-file`'s; folders are here.
 //!
-//! The trainer's checkpoints are written with these too. `rectiflow-data` has its own: it shares no crate with this one.
+//! The trainer's checkpoints are written with these too.
 
 use std::{
     fs::{self, File},
@@ -9,25 +10,21 @@ use std::{
     path::Path,
 };
 
+use atomic_write_file::{AtomicWriteFile, OpenOptions, unix::OpenOptionsExt};
+
 use crate::error::{Error, Result};
 
-/// Creates `path` from what `write` writes: into a file beside it first, so that a reader never sees a part and a crash
-/// leaves the old file.
+/// Creates `path` from what `write` writes. A reader never sees a part, and a crash leaves the old file.
 ///
 /// # Errors
-/// [`Error::Io`], or whatever `write` returns; the temporary file is removed then.
-pub fn write_atomically(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".tmp-{}", std::process::id()));
-    let temporary = path.with_file_name(name);
-    let result = write_and_sync(&temporary, write)
-        .and_then(|()| fs::rename(&temporary, path).map_err(Error::io(path)))
-        .and_then(|()| sync_folder_of(path));
-    if result.is_err() {
-        // The first failure is the one to report; a temporary file that stays is only untidy.
-        let _ = fs::remove_file(&temporary);
-    }
-    result
+/// [`Error::Io`], or what `write` returns; the old file stays then, and nothing else.
+pub fn write_atomically(path: &Path, write: impl FnOnce(&mut BufWriter<AtomicWriteFile>) -> Result<()>) -> Result<()> {
+    // A new file, with a new file's owner and rights, also where it takes the place of another.
+    let file = OpenOptions::new().preserve_mode(false).preserve_owner(false).open(path).map_err(Error::io(path))?;
+    let mut file = BufWriter::with_capacity(1 << 20, file);
+    write(&mut file)?;
+    let file = file.into_inner().map_err(|error| Error::io(path)(error.into_error()))?;
+    file.commit().map_err(Error::io(path))
 }
 
 /// [`write_atomically`] of bytes that are in memory.
@@ -46,13 +43,6 @@ pub fn rename_folder(from: &Path, to: &Path) -> Result<()> {
     sync_folder(from)?;
     fs::rename(from, to).map_err(Error::io(to))?;
     sync_folder_of(to)
-}
-
-fn write_and_sync(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
-    let mut file = BufWriter::with_capacity(1 << 20, File::create(path).map_err(Error::io(path))?);
-    write(&mut file)?;
-    file.flush().map_err(Error::io(path))?;
-    file.get_ref().sync_all().map_err(Error::io(path))
 }
 
 /// A new name in a folder is safe only when the folder is on disk.

@@ -35,10 +35,10 @@ pub(crate) struct Args {
     #[arg(long, default_value = "a red apple on a white background", value_name = "TEXT")]
     prompt: String,
     /// Steps of Euler's method, 1 to 1000.
-    #[arg(long, default_value_t = 28)]
+    #[arg(long, default_value_t = SampleSettings::default().steps)]
     steps: usize,
     /// Guidance; above 1 the UNet sees every picture twice.
-    #[arg(long, default_value_t = 4.5, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = SampleSettings::default().cfg, allow_negative_numbers = true)]
     cfg: f64,
     /// Width and height in pixels, multiples of 8.
     #[arg(long, default_value = "1024x1024", value_name = "WxH", value_parser = parse_size)]

@@ -14,12 +14,17 @@ use std::path::Path;
 use tch::{Kind, Tensor};
 
 use crate::{
-    clip::ClipText,
     error::{Error, Result},
-    model::{Component, OpenOptions},
-    tensor_file::{TensorFile, write_tensors},
-    unet::{UNet, UNetInput},
-    vae::Vae,
+    files::model::OpenOptions,
+    nets::{
+        clip::ClipText,
+        unet::{UNet, UNetInput},
+        vae::Vae,
+    },
+    weights::{
+        component::Component,
+        tensor_file::{TensorFile, write_tensors},
+    },
 };
 
 /// Which calculation.

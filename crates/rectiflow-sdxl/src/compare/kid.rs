@@ -44,11 +44,13 @@ fn kernel(x: &Tensor, y: &Tensor) -> Tensor {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use tch::Device;
 
+    use super::*;
+    use crate::sample::noise::initial_noise;
+
     fn random(seed: u64, n: i64, d: i64) -> Tensor {
-        crate::noise::initial_noise(seed, &[n, d]).to_kind(Kind::Double)
+        initial_noise(seed, &[n, d]).to_kind(Kind::Double)
     }
 
     /// The definition, term by term.

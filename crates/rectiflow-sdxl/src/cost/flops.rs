@@ -12,8 +12,12 @@
 use std::ops::{Add, Mul};
 
 use crate::{
-    config::{ClipConfig, NUM_TIME_IDS, UNetConfig, VaeConfig},
-    walk::{Block, BlockKind, unet_blocks},
+    config::{
+        clip::ClipConfig,
+        unet::{NUM_TIME_IDS, UNetConfig},
+        vae::VaeConfig,
+    },
+    cost::walk::{Block, BlockKind, unet_blocks},
 };
 
 /// Operations by what does them.
@@ -29,8 +33,6 @@ pub struct Flops {
 
 /// A forward pass is one part of training, a backward pass two.
 pub const FORWARD_AND_BACKWARD: u64 = 3;
-/// The same where every block's forward pass is run once more on the way back.
-pub const WITH_RECOMPUTATION: u64 = 4;
 
 impl Flops {
     /// All of them.

@@ -2,18 +2,23 @@
 //!
 //! Counted is what autograd saves, operation by operation as `unet_blocks` and `layers` do them: the inputs of norms,
 //! non-linearities, convolutions and linear layers. Statistics of norms and masks are too small to count. A block that is
-//! remade keeps what goes into it; its own results then exist for one block at a time.
+//! recomputed keeps what goes into it; its own results then exist for one block at a time.
 
 pub mod flops;
 pub mod walk;
 
 use std::collections::BTreeSet;
 
-pub use crate::kernels::keeps_less;
+pub use crate::torch::kernels::keeps_less;
 use crate::{
-    config::{ClipConfig, LevelConfig, NUM_TIME_IDS, UNetConfig},
-    flops::unet_block,
-    walk::{Block, BlockKind},
+    config::{
+        clip::ClipConfig,
+        unet::{LevelConfig, NUM_TIME_IDS, UNetConfig},
+    },
+    cost::{
+        flops::unet_block,
+        walk::{Block, BlockKind},
+    },
 };
 
 /// The sizes of one micro-batch.
@@ -38,73 +43,37 @@ pub struct Load {
 pub struct PartCost {
     /// The place of its tensors, e.g. `down_blocks.0.resnets.1`.
     pub name: String,
-    /// Whether it can be remade.
+    /// Whether it can be recomputed.
     pub is_block: bool,
     /// Bytes kept until its backward pass is done.
     pub kept_bytes: u64,
-    /// Bytes kept where it is remade.
+    /// Bytes kept where it is recomputed.
     pub input_bytes: u64,
     /// Its parameters.
     pub num_parameters: u64,
-    /// Floating-point operations of calculating it once more; 0 for what cannot be remade.
+    /// Floating-point operations of calculating it once more; 0 for what cannot be recomputed.
     pub flops: u64,
 }
 
 impl PartCost {
-    /// Bytes that are not kept where it is remade.
+    /// Bytes that are not kept where it is recomputed.
     fn saved_bytes(&self) -> u64 {
         self.kept_bytes.saturating_sub(self.input_bytes)
     }
 }
 
-/// All parts of a UNet.
+/// All parts of a UNet, in the order of the calculation.
 pub fn parts(config: &UNetConfig, load: Load) -> Vec<PartCost> {
-    let mut walk =
-        Walk { config, load, side: [load.height, load.width], time: config.time_embed_dim as u64, parts: Vec::new() };
-    let finest = config.down[0].channels as u64;
-    let add = (config.pooled_dim + NUM_TIME_IDS * config.addition_time_embed_dim) as u64;
-    let embedding = |inputs: u64, width: u64| inputs * width + width * width + 2 * width;
-    walk.plain("time_embedding", 0, embedding(finest, walk.time));
-    walk.plain("add_embedding", 0, embedding(add, walk.time));
-    walk.plain("conv_in", walk.latents(config.in_channels as u64), conv(config.in_channels as u64, finest, 3));
-    let mut skips = vec![(finest, walk.side)];
-    let mut channels = finest;
-    for (index, level) in config.down.iter().enumerate() {
-        for i in 0..level.num_resnets {
-            let name = format!("down_blocks.{index}");
-            walk.resnet(&format!("{name}.resnets.{i}"), [channels, 0], level.channels as u64);
-            channels = level.channels as u64;
-            walk.transformer(&format!("{name}.attentions.{i}"), level, level.transformer_layers.get(i));
-            skips.push((channels, walk.side));
-        }
-        if index + 1 < config.down.len() {
-            let kept = walk.pixels() * channels * load.bytes;
-            walk.plain(&format!("down_blocks.{index}.downsamplers.0"), kept, conv(channels, channels, 3));
-            walk.side = walk.side.map(|side| side.div_ceil(2));
-            skips.push((channels, walk.side));
-        }
+    let mut walk = PartWalk::new(config, load);
+    walk.entrance();
+    for index in 0..config.down.len() {
+        walk.down_level(index);
     }
-    walk.resnet("mid_block.resnets.0", [channels, 0], channels);
-    walk.transformer("mid_block.attentions.0", &config.mid, config.mid.transformer_layers.first());
-    walk.resnet("mid_block.resnets.1", [channels, 0], channels);
-    for (index, level) in config.up.iter().enumerate() {
-        for i in 0..level.num_resnets {
-            let (skip, _) = skips.pop().expect("the way down keeps one result for each residual block of the way up");
-            let name = format!("up_blocks.{index}");
-            walk.resnet(&format!("{name}.resnets.{i}"), [channels, skip], level.channels as u64);
-            channels = level.channels as u64;
-            walk.transformer(&format!("{name}.attentions.{i}"), level, level.transformer_layers.get(i));
-        }
-        if let (true, Some((_, side))) = (index + 1 < config.up.len(), skips.last()) {
-            walk.side = *side;
-            let kept = walk.pixels() * channels * load.bytes;
-            walk.plain(&format!("up_blocks.{index}.upsamplers.0"), kept, conv(channels, channels, 3));
-        }
+    walk.middle();
+    for index in 0..config.up.len() {
+        walk.up_level(index);
     }
-    // The norm's input, its result, and after the non-linearity what the last convolution takes in fp32.
-    let kept = walk.pixels() * channels * (load.bytes * if load.fused { 1 } else { 2 } + 4);
-    walk.plain("conv_norm_out", kept, 2 * channels);
-    walk.plain("conv_out", 0, conv(channels, config.out_channels as u64, 3));
+    walk.exit();
     walk.parts
 }
 
@@ -120,17 +89,107 @@ fn conv(inputs: u64, outputs: u64, kernel: u64) -> u64 {
     (inputs * kernel * kernel + 1) * outputs
 }
 
+/// The two linear layers of an embedding.
+fn embedding(inputs: u64, width: u64) -> u64 {
+    inputs * width + width * width + 2 * width
+}
+
 /// The calculation, as far as it has come.
-struct Walk<'a> {
+struct PartWalk<'a> {
     config: &'a UNetConfig,
     load: Load,
     /// Height and width at this level.
     side: [u64; 2],
-    time: u64,
+    /// Channels of what the next part takes.
+    channels: u64,
+    /// What the way down keeps for the way up.
+    skips: Vec<Skip>,
     parts: Vec<PartCost>,
 }
 
-impl Walk<'_> {
+/// A result of the way down: its channels, its height and width.
+struct Skip {
+    channels: u64,
+    side: [u64; 2],
+}
+
+impl<'a> PartWalk<'a> {
+    fn new(config: &'a UNetConfig, load: Load) -> Self {
+        let channels = config.down[0].channels as u64;
+        Self { config, load, side: [load.height, load.width], channels, skips: Vec::new(), parts: Vec::new() }
+    }
+
+    /// The embeddings of time and size, and the first convolution.
+    fn entrance(&mut self) {
+        let config = self.config;
+        let added = (config.pooled_dim + NUM_TIME_IDS * config.addition_time_embed_dim) as u64;
+        self.plain("time_embedding", 0, embedding(self.channels, self.time_dim()));
+        self.plain("add_embedding", 0, embedding(added, self.time_dim()));
+        let inputs = config.in_channels as u64;
+        self.plain("conv_in", self.latents(inputs), conv(inputs, self.channels, 3));
+        self.keep_skip();
+    }
+
+    fn down_level(&mut self, index: usize) {
+        let level = &self.config.down[index];
+        let name = format!("down_blocks.{index}");
+        for i in 0..level.num_resnets {
+            self.resnet(&format!("{name}.resnets.{i}"), 0, level.channels as u64);
+            self.transformer(&format!("{name}.attentions.{i}"), level, level.transformer_layers.get(i));
+            self.keep_skip();
+        }
+        if index + 1 < self.config.down.len() {
+            self.resampling(&format!("{name}.downsamplers.0"));
+            self.side = self.side.map(|side| side.div_ceil(2));
+            self.keep_skip();
+        }
+    }
+
+    fn middle(&mut self) {
+        let level = &self.config.mid;
+        self.resnet("mid_block.resnets.0", 0, self.channels);
+        self.transformer("mid_block.attentions.0", level, level.transformer_layers.first());
+        self.resnet("mid_block.resnets.1", 0, self.channels);
+    }
+
+    fn up_level(&mut self, index: usize) {
+        let level = &self.config.up[index];
+        let name = format!("up_blocks.{index}");
+        for i in 0..level.num_resnets {
+            let skip = self.skips.pop().expect("the way down keeps one result for each residual block of the way up");
+            self.resnet(&format!("{name}.resnets.{i}"), skip.channels, level.channels as u64);
+            self.transformer(&format!("{name}.attentions.{i}"), level, level.transformer_layers.get(i));
+        }
+        let next = self.skips.last().map(|skip| skip.side);
+        if let Some(side) = next.filter(|_| index + 1 < self.config.up.len()) {
+            self.side = side;
+            self.resampling(&format!("{name}.upsamplers.0"));
+        }
+    }
+
+    /// The last norm and the last convolution.
+    fn exit(&mut self) {
+        // The norm's input, its result, and after the non-linearity what the last convolution takes in fp32.
+        let in_own_dtype = if self.load.fused { 1 } else { 2 };
+        let kept = self.pixels() * self.channels * (self.load.bytes * in_own_dtype + 4);
+        self.plain("conv_norm_out", kept, 2 * self.channels);
+        self.plain("conv_out", 0, conv(self.channels, self.config.out_channels as u64, 3));
+    }
+
+    fn keep_skip(&mut self) {
+        self.skips.push(Skip { channels: self.channels, side: self.side });
+    }
+
+    /// The convolution where the size changes; it keeps what goes into it.
+    fn resampling(&mut self, name: &str) {
+        let kept = self.latents(self.channels);
+        self.plain(name, kept, conv(self.channels, self.channels, 3));
+    }
+
+    fn time_dim(&self) -> u64 {
+        self.config.time_embed_dim as u64
+    }
+
     /// Pixels, or tokens of the picture, of the micro-batch.
     fn pixels(&self) -> u64 {
         self.load.batch * self.side[0] * self.side[1]
@@ -152,14 +211,15 @@ impl Walk<'_> {
         self.load.batch * unet_block(self.config, &block, self.load.tokens as i64).total()
     }
 
-    /// A residual block of `inputs` and, on the way up, `skipped` channels beside them.
-    fn resnet(&mut self, name: &str, [inputs, skipped]: [u64; 2], outputs: u64) {
+    /// A residual block; on the way up `skipped` channels go in beside the others.
+    fn resnet(&mut self, name: &str, skipped: u64, outputs: u64) {
+        let inputs = self.channels;
         let both = inputs + skipped;
         // Both norms: what goes in, what comes out, and that after the non-linearity.
         let each = if self.load.fused { 2 } else { 3 };
         let kept = self.latents(each * (both + outputs));
         let shortcut = if both == outputs { 0 } else { conv(both, outputs, 1) };
-        let time = (self.time + 1) * outputs;
+        let time = (self.time_dim() + 1) * outputs;
         let num_parameters =
             2 * (both + outputs) + conv(both, outputs, 3) + conv(outputs, outputs, 3) + shortcut + time;
         self.parts.push(PartCost {
@@ -171,6 +231,7 @@ impl Walk<'_> {
             num_parameters,
             flops: self.flops(BlockKind::Resnet { channels: [both as i64, outputs as i64] }),
         });
+        self.channels = outputs;
     }
 
     /// A transformer: its entrance and exit, and its blocks. Nothing where there is none.
@@ -202,15 +263,15 @@ impl Walk<'_> {
     }
 }
 
-/// The most memory that activations and gradients take together at a time during a backward pass, in bytes. `is_remade`
-/// says which parts are remade; `gradient_bytes` is what a parameter's gradient takes once it is there.
-pub fn peak_bytes(parts: &[PartCost], gradient_bytes: u64, is_remade: impl Fn(&PartCost) -> bool) -> u64 {
-    let waiting = |part: &PartCost| if is_remade(part) { part.input_bytes } else { part.kept_bytes };
+/// The most memory that activations and gradients take together at a time during a backward pass, in bytes. `is_recomputed`
+/// says which parts are recomputed; `gradient_bytes` is what a parameter's gradient takes once it is there.
+pub fn peak_bytes(parts: &[PartCost], gradient_bytes: u64, is_recomputed: impl Fn(&PartCost) -> bool) -> u64 {
+    let waiting = |part: &PartCost| if is_recomputed(part) { part.input_bytes } else { part.kept_bytes };
     let mut held: u64 = parts.iter().map(waiting).sum();
     let mut peak = held;
     for part in parts.iter().rev() {
         let own = waiting(part);
-        let room = if is_remade(part) { part.kept_bytes } else { 0 };
+        let room = if is_recomputed(part) { part.kept_bytes } else { 0 };
         // The gradients of what a part keeps come and go: at a time about a quarter of it is there.
         peak = peak.max(held + room + part.kept_bytes / 4 + gradient_bytes * part.num_parameters);
         held += gradient_bytes * part.num_parameters;
@@ -219,7 +280,7 @@ pub fn peak_bytes(parts: &[PartCost], gradient_bytes: u64, is_remade: impl Fn(&P
     peak
 }
 
-/// The blocks to remake until what is left `fits`: those first that save most bytes for an operation; all, where that is not
+/// The blocks to recompute until what is left `fits`: those first that save most bytes for an operation; all, where that is not
 /// enough. By name.
 pub fn choose(parts: &[PartCost], fits: impl Fn(&BTreeSet<String>) -> bool) -> BTreeSet<String> {
     let mut blocks: Vec<&PartCost> = parts.iter().filter(|part| part.is_block && part.saved_bytes() > 0).collect();
@@ -241,7 +302,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::{unet::UNet, weights::Weights};
+    use crate::{nets::unet::UNet, weights::Weights};
 
     const SDXL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/unet/config.json");
 
@@ -273,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn remaking_all_keeps_less_and_half_the_bytes_are_half() {
+    fn recomputing_all_keeps_less_and_half_the_bytes_are_half() {
         let config = UNetConfig::read(SDXL.as_ref()).unwrap();
         let (full, half) = (parts(&config, load(4)), parts(&config, load(2)));
         let peak = |parts: &[PartCost], on: bool| peak_bytes(parts, 0, |part| on && part.is_block);

@@ -2,7 +2,7 @@
 //!
 //! What calculations about a UNet that is not there have in common: its FLOPs (`flops`), what it keeps for the way back.
 
-use crate::config::{LevelConfig, UNetConfig};
+use crate::config::unet::{LevelConfig, UNetConfig};
 
 /// One block and the size it works at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,28 +44,15 @@ pub enum BlockKind {
 
 /// The blocks that a forward pass over latents of `size` (height, width) runs.
 pub fn unet_blocks(config: &UNetConfig, size: [i64; 2]) -> Vec<Block> {
-    let sizes = level_sizes(config, size);
     let finest = config.down[0].channels;
-    let mut walk = Walk { blocks: Vec::new() };
+    let mut walk = Walk { config, sizes: level_sizes(config, size), blocks: Vec::new() };
     walk.conv([config.in_channels, finest], size);
-    for (i, level) in config.down.iter().enumerate() {
-        let above = config.down[i.saturating_sub(1)].channels;
-        walk.level(level, sizes[i], |j| if j == 0 { above } else { level.channels });
-        if let Some(&smaller) = sizes.get(i + 1) {
-            walk.conv([level.channels; 2], smaller);
-        }
+    for i in 0..config.down.len() {
+        walk.down_level(i);
     }
-    walk.mid(&config.mid, sizes[sizes.len() - 1]);
-    for (i, level) in config.up.iter().enumerate() {
-        let below = config.up[i.saturating_sub(1)].channels;
-        let above = config.up[(i + 1).min(config.up.len() - 1)].channels;
-        let inputs = |j| if j == 0 { below } else { level.channels };
-        let skipped = |j| if j + 1 == level.num_resnets { above } else { level.channels };
-        let depth = sizes.len() - 1 - i;
-        walk.level(level, sizes[depth], |j| inputs(j) + skipped(j));
-        if depth > 0 {
-            walk.conv([level.channels; 2], sizes[depth - 1]);
-        }
+    walk.mid();
+    for i in 0..config.up.len() {
+        walk.up_level(i);
     }
     walk.conv([finest, config.out_channels], size);
     walk.blocks
@@ -83,11 +70,46 @@ fn level_sizes(config: &UNetConfig, size: [i64; 2]) -> Vec<[i64; 2]> {
     sizes
 }
 
-struct Walk {
+struct Walk<'a> {
+    config: &'a UNetConfig,
+    /// Of each level, the finest first.
+    sizes: Vec<[i64; 2]>,
     blocks: Vec<Block>,
 }
 
-impl Walk {
+impl Walk<'_> {
+    fn down_level(&mut self, i: usize) {
+        let level = &self.config.down[i];
+        let above = self.config.down[i.saturating_sub(1)].channels;
+        self.level(level, self.sizes[i], |j| if j == 0 { above } else { level.channels });
+        if let Some(&smaller) = self.sizes.get(i + 1) {
+            self.conv([level.channels; 2], smaller);
+        }
+    }
+
+    fn mid(&mut self) {
+        let level = &self.config.mid;
+        let size = self.sizes[self.sizes.len() - 1];
+        let resnet = BlockKind::Resnet { channels: [level.channels; 2] };
+        self.push(resnet, size);
+        self.transformer(level, level.transformer_layers[0], size);
+        self.push(resnet, size);
+    }
+
+    fn up_level(&mut self, i: usize) {
+        let levels = &self.config.up;
+        let level = &levels[i];
+        let below = levels[i.saturating_sub(1)].channels;
+        let above = levels[(i + 1).min(levels.len() - 1)].channels;
+        let inputs = |j| if j == 0 { below } else { level.channels };
+        let skipped = |j| if j + 1 == level.num_resnets { above } else { level.channels };
+        let depth = self.sizes.len() - 1 - i;
+        self.level(level, self.sizes[depth], |j| inputs(j) + skipped(j));
+        if depth > 0 {
+            self.conv([level.channels; 2], self.sizes[depth - 1]);
+        }
+    }
+
     fn push(&mut self, kind: BlockKind, size: [i64; 2]) {
         self.blocks.push(Block { kind, size, repeats: 1 });
     }
@@ -106,13 +128,6 @@ impl Walk {
         }
     }
 
-    fn mid(&mut self, level: &LevelConfig, size: [i64; 2]) {
-        let resnet = BlockKind::Resnet { channels: [level.channels; 2] };
-        self.push(resnet, size);
-        self.transformer(level, level.transformer_layers[0], size);
-        self.push(resnet, size);
-    }
-
     fn transformer(&mut self, level: &LevelConfig, num_layers: usize, size: [i64; 2]) {
         self.push(BlockKind::Projections { channels: level.channels }, size);
         let kind = BlockKind::Layer { channels: level.channels, context_dim: level.context_dim };
@@ -123,7 +138,7 @@ impl Walk {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{bundle::sdxl_configs, model::Component};
+    use crate::{files::single_file::sdxl_configs, weights::component::Component};
 
     #[test]
     fn sdxl_has_the_blocks_that_its_paper_draws() {

@@ -15,21 +15,19 @@ use serde_json::{Map, Value};
 use tch::{Kind, Tensor};
 
 use crate::{
-    clip::ClipText,
-    config::{ClipConfig, UNetConfig, VaeConfig, read_object},
+    config::{clip::ClipConfig, reader::read_object, unet::UNetConfig, vae::VaeConfig},
     error::{Error, Result, WeightProblems},
+    files::{
+        folder, foreign,
+        model::Model,
+        single_file::{SingleFile, table_of},
+    },
     flow::Parameterization,
-    foreign,
-    keys::KeyTable,
-    model::{Component, Model},
-    single_file::{SingleFile, table_of},
-    stored::Stored,
-    unet::UNet,
-    vae::Vae,
-    weights::{Parameters, Weights, is_finite},
+    nets::{clip::ClipText, unet::UNet, vae::Vae},
+    weights::{Parameters, Weights, component::Component, is_finite, keys::KeyTable, stored::Stored},
 };
 
-pub use crate::single_file::{CONFIGS_KEY, sdxl_configs};
+pub use crate::files::single_file::{CONFIGS_KEY, sdxl_configs};
 
 /// A tensor of every autoencoder, whose dtype stands for the others'.
 const VAE_TENSOR: &str = "decoder.conv_in.weight";
@@ -155,6 +153,17 @@ impl<'a> Bundle<'a> {
         if problems.is_empty() { Ok(()) } else { Err(Error::Weights(Box::new(problems))) }
     }
 
+    /// What the UNet predicts.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the source does not say.
+    pub(crate) fn known_parameterization(&self) -> Result<Parameterization> {
+        self.parameterization.ok_or_else(|| Error::Invalid {
+            what: "the model".into(),
+            reason: "nothing in it says what its UNet predicts: say flow, eps or v (--parameterization)".into(),
+        })
+    }
+
     /// A component's `config.json`.
     pub fn config(&self, component: Component) -> &Map<String, Value> {
         &self.parts[&component].config
@@ -222,9 +231,9 @@ impl<'a> Bundle<'a> {
 }
 
 /// A component in a diffusers folder, or in its own.
-fn part_in_folder<'a>(component: Component, folder: &Path) -> Result<Part<'a>> {
-    let folder = component.find(folder)?;
-    let tensors = Tensors::Files(component.stored(&folder)?);
+fn part_in_folder<'a>(component: Component, model: &Path) -> Result<Part<'a>> {
+    let folder = folder::find(component, model)?;
+    let tensors = Tensors::Files(folder::stored(component, &folder)?);
     Ok(Part { config: read_object(&folder.join("config.json"))?, tensors })
 }
 

@@ -2,7 +2,7 @@
 
 pub mod bundle;
 pub mod export;
+pub mod folder;
 pub(crate) mod foreign;
 pub mod model;
-pub mod model_spec;
 pub(crate) mod single_file;

@@ -9,202 +9,23 @@
 //! MODEL/scheduler/        scheduler_config.json                              says flow, eps or v
 //! ```
 //!
-//! Weights may be sharded (an index names the files) and in an fp16 variant, under the names that diffusers and
-//! transformers give such files. What a single file holds under which names is in `single_file`.
+//! How weights lie in such a folder is in `folder`, what a single file holds under which names in `single_file`.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Map, Value};
 use tch::{Device, Kind};
 
 use crate::{
-    clip::{self, ClipText},
-    config::{ClipConfig, SchedulerConfig, UNetConfig, VaeConfig, read_object},
+    config::{clip::ClipConfig, reader::read_object, scheduler::SchedulerConfig, unet::UNetConfig, vae::VaeConfig},
     error::{Error, Result},
+    files::{folder, single_file::SingleFile},
     flow::Parameterization,
-    single_file::SingleFile,
-    stored::Stored,
-    tensor_file::TensorFile,
-    unet::UNet,
-    vae::{self, Vae},
-    weights::Weights,
+    nets::{clip::ClipText, unet::UNet, vae::Vae},
+    weights::{Weights, component::PARAMETERIZATION_KEY, tensor_file::TensorFile},
 };
 
-/// Key in the header of a UNet's weight file that says what it predicts: "flow", "eps" or "v".
-pub const PARAMETERIZATION_KEY: &str = "rectiflow.parameterization";
-
-/// A part of SDXL with weights of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Component {
-    /// The UNet.
-    #[serde(rename = "unet")]
-    UNet,
-    /// The first text encoder, CLIP-L.
-    ClipL,
-    /// The second text encoder, OpenCLIP bigG.
-    ClipG,
-    /// The autoencoder.
-    Vae,
-}
-
-impl Component {
-    /// All of them.
-    pub const ALL: [Self; 4] = [Self::UNet, Self::ClipL, Self::ClipG, Self::Vae];
-
-    /// Its folder in a diffusers model.
-    pub fn folder(self) -> &'static str {
-        match self {
-            Self::UNet => "unet",
-            Self::ClipL => "text_encoder",
-            Self::ClipG => "text_encoder_2",
-            Self::Vae => "vae",
-        }
-    }
-
-    /// Its name on the command line and in recipes.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::UNet => "unet",
-            Self::ClipL => "clip-l",
-            Self::ClipG => "clip-g",
-            Self::Vae => "vae",
-        }
-    }
-
-    /// The name of its weight file, as upstream saves it.
-    pub fn weights_name(self) -> &'static str {
-        match self {
-            Self::UNet | Self::Vae => "diffusion_pytorch_model.safetensors",
-            Self::ClipL | Self::ClipG => "model.safetensors",
-        }
-    }
-
-    /// Where its `config.json` is: in its folder of a diffusers model, or in `model` itself.
-    ///
-    /// # Errors
-    /// [`Error::Missing`] if it is in neither.
-    pub fn find(self, model: &Path) -> Result<PathBuf> {
-        let inside = model.join(self.folder());
-        [inside.as_path(), model]
-            .into_iter()
-            .find(|folder| folder.join("config.json").is_file())
-            .map(Path::to_owned)
-            .ok_or_else(|| Error::Missing {
-                path: model.to_owned(),
-                what: format!("{} of the {}", Path::new(self.folder()).join("config.json").display(), self.name()),
-                hint: if model.is_dir() {
-                    "give a diffusers model folder, or the component's own folder with its config.json".into()
-                } else if model.exists() {
-                    "this is a file, not a folder in diffusers' layout (`rectiflow import` makes one of a single-file \
-                     checkpoint)"
-                        .into()
-                } else {
-                    "there is nothing at this path".into()
-                },
-            })
-    }
-
-    /// Its weight files in `folder`: one, or the shards that an index names; an fp16 variant where that is all there is.
-    ///
-    /// # Errors
-    /// [`Error::Missing`] if there are none, [`Error::Malformed`] for an unusable index.
-    pub fn weight_files(self, folder: &Path) -> Result<Vec<PathBuf>> {
-        let stem = self.weights_name().trim_end_matches(".safetensors");
-        for variant in ["", ".fp16"] {
-            let single = folder.join(format!("{stem}{variant}.safetensors"));
-            if single.is_file() {
-                return Ok(vec![single]);
-            }
-            let index = folder.join(format!("{stem}.safetensors.index{variant}.json"));
-            if index.is_file() {
-                return shards(&index);
-            }
-        }
-        let pickled =
-            [format!("{stem}.bin"), "pytorch_model.bin".into()].iter().any(|name| folder.join(name).is_file());
-        Err(Error::Missing {
-            path: folder.to_owned(),
-            what: self.weights_name().to_owned(),
-            hint: if pickled {
-                "the weights there are a pickle, which can run code when it is opened; convert them to safetensors"
-                    .into()
-            } else {
-                format!("give a model with weights, or ask for random ones for {:?}", self.name())
-            },
-        })
-    }
-
-    /// How its configuration is called in messages, where it is in no file of its own.
-    pub(crate) fn config_name(self) -> String {
-        format!("{}/config.json", self.folder())
-    }
-
-    /// The tensors of this component in its folder, under today's names.
-    pub(crate) fn stored(self, folder: &Path) -> Result<Stored> {
-        let mut stored = Stored::open(&self.weight_files(folder)?)?;
-        stored.drop_constants();
-        match self {
-            Self::UNet => {}
-            Self::Vae => stored.rename(vae::current_name),
-            Self::ClipL | Self::ClipG => {
-                if clip::lacks_prefix(stored.names()) {
-                    stored.rename(clip::with_prefix);
-                }
-            }
-        }
-        Ok(stored)
-    }
-
-    /// Its configuration in a folder or a single file, and how that is called in messages.
-    fn config(self, model: &Path) -> Result<(Map<String, Value>, String)> {
-        if model.is_file() {
-            let (config, _) = SingleFile::open(model)?.take(self)?;
-            return Ok((config, format!("{}: {}", model.display(), self.config_name())));
-        }
-        let path = self.find(model)?.join("config.json");
-        Ok((read_object(&path)?, path.display().to_string()))
-    }
-
-    /// Its configuration, how that is called, and its tensors: from a single file, or from a folder.
-    fn open(self, model: &Path, options: &OpenOptions) -> Result<Opened> {
-        let (config, what) = self.config(model)?;
-        let weights = if options.random.contains(&self) {
-            Weights::random(options.seed, options.kind, options.device)
-        } else {
-            let stored =
-                if model.is_file() { SingleFile::open(model)?.take(self)?.1 } else { self.stored(&self.find(model)?)? };
-            Weights::of_files(stored, options.kind, options.device).map(options.map)
-        };
-        Ok(Opened { config, what, weights })
-    }
-}
-
-/// What a component is built from.
-struct Opened {
-    config: Map<String, Value>,
-    what: String,
-    weights: Weights,
-}
-
-/// The files that a sharded model's index names.
-fn shards(index: &Path) -> Result<Vec<PathBuf>> {
-    let malformed = |reason: String| Error::Malformed { path: index.to_owned(), kind: "index of weight files", reason };
-    let json = read_object(index)?;
-    let map = json.get("weight_map").and_then(|map| map.as_object());
-    let map = map.ok_or_else(|| malformed("it has no weight_map".into()))?;
-    let mut files = Vec::new();
-    for value in map.values() {
-        let name = value.as_str().unwrap_or_default();
-        if name.is_empty() || Path::new(name).file_name() != Some(name.as_ref()) {
-            return Err(malformed(format!("{value} is not the name of a file beside it")));
-        }
-        files.push(index.with_file_name(name));
-    }
-    files.sort();
-    files.dedup();
-    Ok(files)
-}
+pub use crate::weights::component::Component;
 
 /// How to open a model.
 #[derive(Debug, Clone)]
@@ -228,13 +49,46 @@ impl Default for OpenOptions {
     }
 }
 
+/// What a component is built from.
+struct Opened {
+    config: Map<String, Value>,
+    what: String,
+    weights: Weights,
+}
+
+/// A component's configuration in a folder or a single file, and how that is called in messages.
+fn config_of(component: Component, model: &Path) -> Result<(Map<String, Value>, String)> {
+    if model.is_file() {
+        let (config, _) = SingleFile::open(model)?.take(component)?;
+        return Ok((config, format!("{}: {}", model.display(), component.config_name())));
+    }
+    let path = folder::find(component, model)?.join("config.json");
+    Ok((read_object(&path)?, path.display().to_string()))
+}
+
+/// A component's configuration, how that is called, and its tensors: from a single file, or from a folder.
+fn open(component: Component, model: &Path, options: &OpenOptions) -> Result<Opened> {
+    let (config, what) = config_of(component, model)?;
+    let weights = if options.random.contains(&component) {
+        Weights::random(options.seed, options.kind, options.device)
+    } else {
+        let stored = if model.is_file() {
+            SingleFile::open(model)?.take(component)?.1
+        } else {
+            folder::stored(component, &folder::find(component, model)?)?
+        };
+        Weights::of_files(stored, options.kind, options.device).map(options.map)
+    };
+    Ok(Opened { config, what, weights })
+}
+
 impl UNet {
     /// Opens the UNet of a diffusers folder or a single-file checkpoint, or a UNet's own folder.
     ///
     /// # Errors
     /// What is wrong with the folder, its configuration or its weights.
     pub fn open(model: &Path, options: &OpenOptions) -> Result<Self> {
-        let Opened { config, what, weights } = Component::UNet.open(model, options)?;
+        let Opened { config, what, weights } = open(Component::UNet, model, options)?;
         Self::new(UNetConfig::from_json(config, &what)?, weights)
     }
 }
@@ -246,7 +100,7 @@ impl ClipText {
     /// # Errors
     /// What is wrong with the folder, its configuration or its weights.
     pub fn open(model: &Path, which: Component, options: &OpenOptions) -> Result<Self> {
-        let Opened { config, what, weights } = which.open(model, options)?;
+        let Opened { config, what, weights } = open(which, model, options)?;
         Self::new(ClipConfig::from_json(config, which == Component::ClipG, &what)?, weights)
     }
 }
@@ -257,7 +111,7 @@ impl Vae {
     /// # Errors
     /// What is wrong with the folder, its configuration or its weights.
     pub fn open(model: &Path, options: &OpenOptions) -> Result<Self> {
-        let Opened { config, what, mut weights } = Component::Vae.open(model, options)?;
+        let Opened { config, what, mut weights } = open(Component::Vae, model, options)?;
         let config = VaeConfig::from_json(config, &what)?;
         if config.force_upcast && options.kind == Kind::Half {
             weights.convert_to(Kind::Float);
@@ -331,10 +185,10 @@ impl Configs {
     /// What is wrong with a folder, a file's header or a configuration.
     pub fn read(places: [&Path; 4]) -> Result<Self> {
         let [unet, clip_l, clip_g, vae] = places;
-        let (unet, unet_name) = Component::UNet.config(unet)?;
-        let (clip_l, clip_l_name) = Component::ClipL.config(clip_l)?;
-        let (clip_g, clip_g_name) = Component::ClipG.config(clip_g)?;
-        let (vae, vae_name) = Component::Vae.config(vae)?;
+        let (unet, unet_name) = config_of(Component::UNet, unet)?;
+        let (clip_l, clip_l_name) = config_of(Component::ClipL, clip_l)?;
+        let (clip_g, clip_g_name) = config_of(Component::ClipG, clip_g)?;
+        let (vae, vae_name) = config_of(Component::Vae, vae)?;
         Ok(Self {
             unet: UNetConfig::from_json(unet, &unet_name)?,
             clip_l: ClipConfig::from_json(clip_l, false, &clip_l_name)?,
@@ -378,7 +232,7 @@ pub fn parameterization(model: &Path) -> Result<Option<Parameterization>> {
     if model.is_file() {
         return Ok(SingleFile::open(model)?.parameterization);
     }
-    let files = Component::UNet.find(model).and_then(|folder| Component::UNet.weight_files(&folder));
+    let files = folder::find(Component::UNet, model).and_then(|at| folder::weight_files(Component::UNet, &at));
     for file in files.unwrap_or_default() {
         if let Some(name) = TensorFile::open(&file)?.metadata().get(PARAMETERIZATION_KEY) {
             return name.parse().map(Some).map_err(|error: Error| Error::Malformed {
@@ -407,31 +261,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn finds_single_sharded_and_variant_weights() {
-        let folder = tempfile::tempdir().unwrap();
-        let found = || Component::ClipL.weight_files(folder.path());
-        let missing = found().unwrap_err().to_string();
-        assert!(missing.contains("model.safetensors") && missing.contains("clip-l"), "{missing}");
-        fs::write(folder.path().join("pytorch_model.bin"), b"").unwrap();
-        assert!(found().unwrap_err().to_string().contains("pickle"));
-        fs::write(folder.path().join("model.fp16.safetensors"), b"").unwrap();
-        assert_eq!(found().unwrap(), [folder.path().join("model.fp16.safetensors")]);
-        fs::remove_file(folder.path().join("model.fp16.safetensors")).unwrap();
-        let index = folder.path().join("model.safetensors.index.fp16.json");
-        fs::write(&index, r#"{"weight_map": {"a": "half"}}"#).unwrap();
-        assert_eq!(found().unwrap(), [folder.path().join("half")]);
-        let index = folder.path().join("model.safetensors.index.json");
-        fs::write(&index, r#"{"weight_map": {"a": "two", "b": "one", "c": "two"}}"#).unwrap();
-        assert_eq!(found().unwrap(), [folder.path().join("one"), folder.path().join("two")]);
-        for hostile in
-            [r#"{"weight_map": {"a": "../x"}}"#, r#"{"weight_map": {"a": 3}}"#, r#"{"weight_map": []}"#, "[]", "{"]
-        {
-            fs::write(&index, hostile).unwrap();
-            assert!(matches!(found(), Err(Error::Malformed { .. })), "{hostile}");
-        }
-    }
-
-    #[test]
     fn says_what_is_at_the_path() {
         let folder = tempfile::tempdir().unwrap();
         let error = |path: &Path| UNet::open(path, &OpenOptions::default()).unwrap_err().to_string();
@@ -440,13 +269,5 @@ mod tests {
         fs::write(&file, b"x").unwrap();
         assert!(error(&file).contains("the file ends after 1 bytes"), "a single file, then");
         assert!(error(folder.path()).contains("unet/config.json"));
-    }
-
-    #[test]
-    fn components_are_named_as_on_the_command_line() {
-        for component in Component::ALL {
-            let name = serde_json::Value::from(component.name());
-            assert_eq!(serde_json::from_value::<Component>(name).unwrap(), component);
-        }
     }
 }

@@ -10,14 +10,16 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 use serde_json::{Map, Value};
 
 use crate::{
-    config::{ClipConfig, UNetConfig, VaeConfig},
+    config::{clip::ClipConfig, unet::UNetConfig, vae::VaeConfig},
     error::{Error, Result},
+    files::foreign,
     flow::Parameterization,
-    foreign,
-    keys::{DiffusersKey, KeyTable, single_prefix},
-    model::{Component, PARAMETERIZATION_KEY},
-    stored::{Stored, is_constant},
-    tensor_file::TensorFile,
+    weights::{
+        component::{Component, PARAMETERIZATION_KEY},
+        keys::{DiffusersKey, KeyTable, single_prefix},
+        stored::{Stored, is_constant},
+        tensor_file::TensorFile,
+    },
 };
 
 /// Key in a single file's header: the four configurations as one JSON object, by component folder.

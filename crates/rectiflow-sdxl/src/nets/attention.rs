@@ -1,16 +1,16 @@
 //! Attention: the one place that knows a kernel.
 //!
 //! All models call `attend`, which is libtorch's `scaled_dot_product_attention`: flash attention where the device has
-//! it; on a processor a kernel of our own where there is no mask (`kernels`). Keys are masked out by minus infinity before the softmax, so a masked token has a weight of
-//! exactly 0 and what it holds does not matter.
+//! it; on a processor a kernel of our own where there is no mask (`kernels`). Keys are masked out by minus infinity
+//! before the softmax, so a masked token has a weight of exactly 0 and what it holds does not matter.
 
-use std::cell::Cell;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tch::{Kind, Tensor, no_grad};
 
 use crate::{
-    kernels,
-    layers::{Linear, Torch},
+    nets::layers::Linear,
+    torch::{ffi::Torch, kernels},
     weights::Scope,
 };
 
@@ -25,53 +25,74 @@ pub(crate) enum Mask<'a> {
     Keys(&'a Tensor),
 }
 
-thread_local! {
-    /// The largest logit since this thread began to watch; `None` where it does not.
-    static LARGEST: Cell<Option<f64>> = const { Cell::new(None) };
+/// Measures the largest attention logit `q k / sqrt(d)` of the forward passes it is passed to.
+///
+/// A pass with a meter computes one more product of queries and keys; a pass without one pays nothing. Clones share the
+/// result: a block whose closure outlives the pass has one of its own.
+#[derive(Debug, Clone)]
+pub struct LogitMeter(Arc<Mutex<f64>>);
+
+impl Default for LogitMeter {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(f64::NEG_INFINITY)))
+    }
 }
 
-/// Runs `work` and gives the largest attention logit `q k / sqrt(d)` of all its attention on this thread, NaN if one of
-/// them is NaN, minus infinity if there was none. Text encoders (causal attention) are not looked at. Costs one more
-/// product of queries and keys; passes that are not watched pay nothing.
-pub fn largest_logit<T>(work: impl FnOnce() -> T) -> (T, f64) {
-    let before = LARGEST.replace(Some(f64::NEG_INFINITY));
-    let done = work();
-    (done, LARGEST.replace(before).expect("nobody else on this thread ends the watch"))
+impl LogitMeter {
+    /// The largest logit so far: NaN if one of them is NaN, minus infinity before the first.
+    pub fn largest(&self) -> f64 {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Measures attention of `[b, n, d]` queries over `[b, m, d]` keys. Causal attention, which is the text encoders', is
+    /// left out.
+    fn measure(&self, query: &Tensor, key: &Tensor, num_heads: i64, mask: Mask<'_>) -> Torch<()> {
+        if matches!(mask, Mask::Causal) {
+            return Ok(());
+        }
+        let found = no_grad(|| largest_of(query, key, num_heads, mask))?;
+        let mut largest = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *largest = larger(*largest, found);
+        Ok(())
+    }
 }
 
-/// Scores that are in memory at a time while logits are looked at: 64 MiB of fp32.
-const WATCHED_SCORES: i64 = 1 << 24;
+/// The larger of two numbers, NaN if either is.
+fn larger(a: f64, b: f64) -> f64 {
+    if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) }
+}
+
+/// Scores that are in memory at a time while logits are measured: 64 MiB of fp32.
+const MEASURED_SCORES: i64 = 1 << 24;
 
 /// The largest logit of `[b, n, d]` queries over those of `[b, m, d]` keys that the mask lets them see; fp32.
-fn largest_of(query: &Tensor, key: &Tensor, num_heads: i64, mask: Mask<'_>) -> std::result::Result<f64, tch::TchError> {
-    let split = |x: &Tensor, row: i64| {
-        let (_, n, d) = x.size3()?;
-        x.f_select(0, row)?.f_view([n, num_heads, d / num_heads])?.f_transpose(0, 1)?.f_to_kind(Kind::Float)
-    };
+fn largest_of(query: &Tensor, key: &Tensor, num_heads: i64, mask: Mask<'_>) -> Torch<f64> {
     let (b, n, d) = query.size3()?;
-    let chunk = (WATCHED_SCORES / (num_heads * key.size3()?.1)).clamp(1, n);
+    let chunk = (MEASURED_SCORES / (num_heads * key.size3()?.1)).clamp(1, n);
     let scale = ((d / num_heads) as f64).powf(-0.5);
     let mut largest = f64::NEG_INFINITY;
     for row in 0..b {
-        let (q, k) = (split(query, row)?, split(key, row)?.f_transpose(1, 2)?); // [heads, n, d], [heads, d, m]
+        let q = heads_of(query, row, num_heads)?; // [heads, n, d / heads]
+        let k = heads_of(key, row, num_heads)?.f_transpose(1, 2)?; // [heads, d / heads, m]
         for start in (0..n).step_by(chunk as usize) {
             let mut scores = q.f_narrow(1, start, chunk.min(n - start))?.f_matmul(&k)?;
             if let Mask::Keys(keys) = mask {
                 scores = scores.f_masked_fill(&keys.f_select(0, row)?.f_logical_not()?, f64::NEG_INFINITY)?;
             }
-            let found = scores.f_max()?.f_double_value(&[])? * scale;
-            largest = if found.is_nan() || largest.is_nan() { f64::NAN } else { largest.max(found) };
+            largest = larger(largest, scores.f_max()?.f_double_value(&[])? * scale);
         }
     }
     Ok(largest)
 }
 
+/// One row of `[b, n, d]` as `[heads, n, d / heads]`, fp32.
+fn heads_of(x: &Tensor, row: i64, num_heads: i64) -> Torch {
+    let (_, n, d) = x.size3()?;
+    x.f_select(0, row)?.f_view([n, num_heads, d / num_heads])?.f_transpose(0, 1)?.f_to_kind(Kind::Float)
+}
+
 /// Multi-head attention of `[b, n, d]` queries over `[b, m, d]` keys and values, to `[b, n, d]`.
 pub(crate) fn attend(query: &Tensor, key: &Tensor, value: &Tensor, num_heads: i64, mask: Mask<'_>) -> Torch {
-    if let (Some(seen), Mask::Everything | Mask::Keys(_)) = (LARGEST.get(), mask) {
-        let found = no_grad(|| largest_of(query, key, num_heads, mask))?;
-        LARGEST.set(Some(if found.is_nan() || seen.is_nan() { f64::NAN } else { seen.max(found) }));
-    }
     if let Mask::Everything = mask
         && let Some(mixed) = kernels::attention(query, key, value, num_heads)
     {
@@ -117,19 +138,30 @@ impl Attention {
     }
 
     /// `x`: `[b, n, dim]`, looking at `context`: `[b, m, context_dim]`.
-    pub(crate) fn forward(&self, x: &Tensor, context: &Tensor, mask: Mask<'_>) -> Torch {
-        let (q, k, v) = (self.to_q.forward(x)?, self.to_k.forward(context)?, self.to_v.forward(context)?);
-        self.to_out.forward(&attend(&q, &k, &v, self.num_heads, mask)?)
+    pub(crate) fn forward(&self, x: &Tensor, context: &Tensor, mask: Mask<'_>, meter: Option<&LogitMeter>) -> Torch {
+        let q = self.to_q.forward(x)?;
+        let k = self.to_k.forward(context)?;
+        let v = self.to_v.forward(context)?;
+        self.to_out.forward(&self.attend(&q, &k, &v, mask, meter)?)
     }
 
     /// Self-attention in which the rows of the batch from `first` on look at nothing but themselves: each of their
     /// tokens keeps its own value (perturbed-attention guidance, arXiv 2403.17377). `x`: `[b, n, dim]`, `first <= b`.
-    pub(crate) fn forward_perturbed(&self, x: &Tensor, first: i64) -> Torch {
+    pub(crate) fn forward_perturbed(&self, x: &Tensor, first: i64, meter: Option<&LogitMeter>) -> Torch {
         let rest = x.size()[0] - first;
         let looking = x.f_narrow(0, 0, first)?;
-        let (q, k, v) = (self.to_q.forward(&looking)?, self.to_k.forward(&looking)?, self.to_v.forward(x)?);
-        let mixed = attend(&q, &k, &v.f_narrow(0, 0, first)?, self.num_heads, Mask::Everything)?;
+        let q = self.to_q.forward(&looking)?;
+        let k = self.to_k.forward(&looking)?;
+        let v = self.to_v.forward(x)?;
+        let mixed = self.attend(&q, &k, &v.f_narrow(0, 0, first)?, Mask::Everything, meter)?;
         self.to_out.forward(&Tensor::f_cat(&[mixed, v.f_narrow(0, first, rest)?], 0)?)
+    }
+
+    fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask<'_>, meter: Option<&LogitMeter>) -> Torch {
+        if let Some(meter) = meter {
+            meter.measure(q, k, self.num_heads, mask)?;
+        }
+        attend(q, k, v, self.num_heads, mask)
     }
 }
 
@@ -138,6 +170,7 @@ mod tests {
     use tch::{Device, Kind};
 
     use super::*;
+    use crate::weights::Weights;
 
     fn random(seed: i64, shape: &[i64]) -> Tensor {
         let n: i64 = shape.iter().product();
@@ -177,14 +210,31 @@ mod tests {
         let scores = split(&q).matmul(&split(&k).transpose(2, 3)) / 2.0; // [2, 2, 5, 7]
         let seen = scores.index_select(3, &Tensor::from_slice(&[0i64, 1, 3]));
         for (mask, scores) in [(Mask::Everything, &scores), (Mask::Keys(&keys), &seen)] {
-            let (mixed, largest) = largest_logit(|| attend(&q, &k, &k, 2, mask).unwrap());
+            let largest = measured(&q, &k, mask);
             assert!((largest - scores.max().double_value(&[])).abs() < 1e-6, "{mask:?}: {largest}");
-            assert_eq!(mixed, attend(&q, &k, &k, 2, mask).unwrap(), "looking changes nothing");
         }
-        let (_, largest) = largest_logit(|| attend(&k, &k, &k, 2, Mask::Causal).unwrap());
-        assert_eq!(largest, f64::NEG_INFINITY, "text encoders are not looked at");
-        let (_, largest) = largest_logit(|| attend(&(q * f64::NAN), &k, &k, 2, Mask::Everything).unwrap());
-        assert!(largest.is_nan());
+        assert_eq!(measured(&k, &k, Mask::Causal), f64::NEG_INFINITY, "text encoders are not measured");
+        assert!(measured(&(q * f64::NAN), &k, Mask::Everything).is_nan());
+    }
+
+    fn measured(query: &Tensor, key: &Tensor, mask: Mask<'_>) -> f64 {
+        let meter = LogitMeter::default();
+        meter.measure(query, key, 2, mask).unwrap();
+        meter.largest()
+    }
+
+    #[test]
+    fn measuring_changes_nothing_and_keeps_the_largest() {
+        let mut weights = Weights::random(1, Kind::Float, Device::Cpu);
+        let attention = Attention::new(&mut weights.root(), [8, 8], 2, true);
+        let (x, y) = (random(1, &[2, 5, 8]), random(2, &[2, 5, 8]) * 3.0);
+        let meter = LogitMeter::default();
+        let largest = [&x, &y, &x].map(|x| {
+            let plain = attention.forward(x, x, Mask::Everything, None).unwrap();
+            assert_eq!(attention.forward(x, x, Mask::Everything, Some(&meter.clone())).unwrap(), plain);
+            meter.largest()
+        });
+        assert!(largest[0] < largest[1] && largest[1] == largest[2], "{largest:?}");
     }
 
     #[test]

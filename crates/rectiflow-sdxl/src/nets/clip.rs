@@ -6,12 +6,14 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::{
-    attention::{Mask, attend},
-    config::{Activation, ClipConfig},
+    config::{activation::Activation, clip::ClipConfig},
     error::{Error, Result},
-    init::Init,
-    layers::{LayerNorm, Linear, Torch},
-    weights::{Parameters, Scope, Weights},
+    nets::{
+        attention::{Mask, attend},
+        layers::{LayerNorm, Linear},
+    },
+    torch::ffi::Torch,
+    weights::{Parameters, Scope, Weights, init::Init},
 };
 
 /// A text encoder.

@@ -5,12 +5,12 @@
 //! convention. In a batch of mixed lengths only real chunks are encoded; what stands in the places of the others is
 //! finite and masked out, so that no sample depends on its neighbours.
 
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, TchError, Tensor};
 
 use crate::{
-    clip::ClipText,
     error::{Error, Result},
-    layers::Torch,
+    nets::clip::{ClipOutput, ClipText},
+    torch::ffi::Torch,
 };
 
 /// What the text encoders say about a batch.
@@ -41,29 +41,17 @@ pub struct ChunkedIds<'a> {
 /// # Errors
 /// [`Error::Input`] for ids that do not fit, [`Error::Torch`] if libtorch fails (out of memory).
 pub fn encode(clip_l: &ClipText, clip_g: &ClipText, ids: ChunkedIds<'_>) -> Result<Cond> {
-    let [b, n, num_tokens] = check(ids)?;
+    let [_, n, num_tokens] = check(ids)?;
     let places = Places::new(ids.num_chunks, n as usize);
-    let flat = |ids: &Tensor| -> Torch {
-        let at = Tensor::f_from_slice(&places.real)?.f_to_device(ids.device())?;
-        ids.f_reshape([b * n, num_tokens])?.f_index_select(0, &at)
-    };
-    let encoding = |error| Error::torch("encoding texts")(error);
-    let hidden_l = clip_l.hidden(&flat(ids.clip_l).map_err(encoding)?)?; // [m, 77, 768]
-    let output_g = clip_g.forward(&flat(ids.clip_g).map_err(encoding)?)?; // [m, 77, 1280]
-    let assemble = || {
-        let hidden = Tensor::f_cat(&[&hidden_l, &output_g.hidden], 2)?; // [m, 77, 2048]
-        let device = hidden.device();
-        let select = |x: &Tensor, at: &[i64]| x.f_index_select(0, &Tensor::f_from_slice(at)?.f_to_device(device)?);
-        let width = hidden.size()[2];
-        let k = places.most as i64;
-        let context = if places.uniform() { hidden } else { select(&hidden, &places.padded)? };
-        Ok(Cond {
-            context: context.f_reshape([b, k * num_tokens, width])?,
-            context_mask: places.mask(num_tokens).map(|mask| mask?.f_to_device(device)).transpose()?,
-            pooled: select(&output_g.pooled, &places.first)?,
-        })
-    };
-    assemble().map_err(encoding)
+    let real_l = places.real_of(ids.clip_l).map_err(encoding)?;
+    let real_g = places.real_of(ids.clip_g).map_err(encoding)?;
+    let hidden_l = clip_l.hidden(&real_l)?; // [m, 77, 768]
+    let output_g = clip_g.forward(&real_g)?; // [m, 77, 1280]
+    places.assemble(&hidden_l, &output_g, num_tokens).map_err(encoding)
+}
+
+fn encoding(error: TchError) -> Error {
+    Error::torch("encoding texts")(error)
 }
 
 /// Where each text's chunks are.
@@ -95,6 +83,27 @@ impl Places {
         places
     }
 
+    /// The real chunks of `[b, n, 77]` ids, `[m, 77]`.
+    fn real_of(&self, ids: &Tensor) -> Torch {
+        let at = Tensor::f_from_slice(&self.real)?.f_to_device(ids.device())?;
+        let (b, n, num_tokens) = ids.size3()?;
+        ids.f_reshape([b * n, num_tokens])?.f_index_select(0, &at)
+    }
+
+    /// What the encoders say about the real chunks, text by text.
+    fn assemble(&self, hidden_l: &Tensor, output_g: &ClipOutput, num_tokens: i64) -> Torch<Cond> {
+        let hidden = Tensor::f_cat(&[hidden_l, &output_g.hidden], 2)?; // [m, 77, 2048]
+        let device = hidden.device();
+        let width = hidden.size()[2];
+        let context = if self.uniform() { hidden } else { select(&hidden, &self.padded)? };
+        let mask = self.mask(num_tokens).transpose()?;
+        Ok(Cond {
+            context: context.f_reshape([-1, self.most as i64 * num_tokens, width])?,
+            context_mask: mask.map(|mask| mask.f_to_device(device)).transpose()?,
+            pooled: select(&output_g.pooled, &self.first)?,
+        })
+    }
+
     fn uniform(&self) -> bool {
         self.is_real.iter().all(|&real| real)
     }
@@ -107,6 +116,11 @@ impl Places {
         };
         (!self.uniform()).then(build)
     }
+}
+
+/// The rows of `x` at these places.
+fn select(x: &Tensor, at: &[i64]) -> Torch {
+    x.f_index_select(0, &Tensor::f_from_slice(at)?.f_to_device(x.device())?)
 }
 
 /// The shape `[b, n, 77]` of ids that fit.
@@ -129,13 +143,6 @@ fn check(ids: ChunkedIds<'_>) -> Result<[i64; 3]> {
         return Err(Error::input("num_chunks", expected, format!("{:?}", ids.num_chunks)));
     }
     Ok([b, n, num_tokens])
-}
-
-/// Size conditioning where nothing else is asked for, as ComfyUI has it: original and target are the picture's size,
-/// uncropped. `[b, 6]` fp32 on the CPU
-pub fn size_ids(batch: usize, width_px: u32, height_px: u32) -> Tensor {
-    let (h, w) = (height_px as f32, width_px as f32);
-    Tensor::from_slice(&[h, w, 0.0, 0.0, h, w]).repeat([batch as i64, 1]).to_device(Device::Cpu)
 }
 
 #[cfg(test)]

@@ -4,17 +4,16 @@
 //! model, and what is left is running out of memory, which a caller must be able to report.
 //! Activations are `[b, c, h, w]` or `[b, n, d]`.
 
-use tch::{Device, Kind, TchError, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::{
-    config::Activation,
-    init::Init,
-    kernels::{linear, norm_silu},
-    weights::Scope,
+    config::activation::Activation,
+    torch::{
+        ffi::Torch,
+        kernels::{linear, norm_silu},
+    },
+    weights::{Scope, init::Init},
 };
-
-/// The result of a calculation whose inputs were checked.
-pub(crate) type Torch<T = Tensor> = Result<T, TchError>;
 
 impl Activation {
     pub(crate) fn forward(self, x: &Tensor) -> Torch {

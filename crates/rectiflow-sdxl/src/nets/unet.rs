@@ -7,14 +7,17 @@
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 use crate::{
-    attention::Mask,
-    config::{LevelConfig, NUM_TIME_IDS, UNetConfig},
+    config::unet::{LevelConfig, NUM_TIME_IDS, UNetConfig},
     error::{Error, Result},
-    layers::{Conv, GroupNorm, Norm, Sinusoid, TimeEmbedding, Torch},
-    unet_blocks::{Conditions, DownBlock, MidBlock, UpBlock},
+    nets::{
+        attention::{LogitMeter, Mask},
+        layers::{Conv, GroupNorm, Norm, Sinusoid, TimeEmbedding},
+        unet_blocks::{Attending, Conditions, DownBlock, MidBlock, UpBlock},
+    },
+    torch::ffi::Torch,
     weights::{Parameters, Weights},
 };
 
@@ -168,7 +171,7 @@ impl UNet {
         self.device
     }
 
-    /// Chooses the residual and transformer blocks whose intermediate results are made again in the backward pass
+    /// Chooses the residual and transformer blocks whose intermediate results are recomputed in the backward pass
     /// instead of kept, by their names (`down_blocks.1.attentions.0.transformer_blocks.1`): less memory for more time.
     pub fn checkpoint_blocks(&mut self, mut choose: impl FnMut(&str) -> bool) {
         let down = self.down.iter_mut().flat_map(DownBlock::switches);
@@ -200,7 +203,16 @@ impl UNet {
                 return Err(Error::input("first perturbed row", expected, perturbation.first_row.to_string()));
             }
         }
-        self.calculate(input, perturbation).map_err(Error::torch(format!("UNet forward of {:?}", input.sample.size())))
+        self.calculate(input, perturbation, None).map_err(torch_error(input))
+    }
+
+    /// As [`Self::forward`], with all attention logits measured by `meter`: one more product of queries and keys each.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub fn forward_metered(&self, input: &UNetInput<'_>, meter: &LogitMeter) -> Result<Tensor> {
+        self.check(input)?;
+        self.calculate(input, None, Some(meter)).map_err(torch_error(input))
     }
 
     /// The parts that have transformers, and so self-attention to switch off.
@@ -228,31 +240,42 @@ impl UNet {
         }
     }
 
-    fn calculate(&self, input: &UNetInput<'_>, perturbation: Option<Perturbation<'_>>) -> Torch {
-        let place = |x: &Tensor| x.f_to_device(self.device)?.f_to_kind(self.kind());
+    fn calculate(
+        &self,
+        input: &UNetInput<'_>,
+        perturbation: Option<Perturbation<'_>>,
+        meter: Option<&LogitMeter>,
+    ) -> Torch {
         let time = self.embed(input)?;
-        let context = place(input.context)?;
+        let context = self.placed(input.context)?;
         let mask = input.context_mask.map(|mask| mask.f_to_device(self.device)).transpose()?;
         let mask = mask.as_ref().map_or(Mask::Everything, Mask::Keys);
-        let conditions = Conditions { time: &time, context: &context, mask, perturbed_from: None };
-        let within = |part: UNetPart| {
-            let perturbation = perturbation.filter(|perturbation| perturbation.parts.contains(&part));
-            Conditions { perturbed_from: perturbation.map(|perturbation| perturbation.first_row), ..conditions }
-        };
-        let mut x = self.conv_in.forward(&place(input.sample)?)?;
-        let mut skips = vec![x.shallow_clone()];
-        for (level, block) in self.down.iter().enumerate() {
-            x = block.forward(x, &within(UNetPart::Down(level)), &mut skips)?;
-            self.parameters.give_back(&format!("down_blocks.{level}."));
-        }
-        x = self.mid.forward(&x, &within(UNetPart::Mid))?;
-        self.parameters.give_back("mid_block.");
-        for (level, block) in self.up.iter().enumerate() {
-            x = block.forward(x, &within(UNetPart::Up(level)), &mut skips)?;
-            self.parameters.give_back(&format!("up_blocks.{level}."));
-        }
+        let conditions = PassConditions { time: &time, context: &context, mask, perturbation, meter };
+        let x = self.conv_in.forward(&self.placed(input.sample)?)?;
+        let x = self.levels(x, &conditions)?;
         let normed = self.conv_norm_out.forward_silu(&x)?;
         self.conv_out.forward(&normed.f_to_kind(self.conv_out.kind())?)
+    }
+
+    /// A tensor on the model's device and in its dtype.
+    fn placed(&self, x: &Tensor) -> Torch {
+        x.f_to_device(self.device)?.f_to_kind(self.kind())
+    }
+
+    /// Down, through the middle and up; mapped weights leave memory level by level.
+    fn levels(&self, mut x: Tensor, conditions: &PassConditions<'_>) -> Torch {
+        let mut skips = vec![x.shallow_clone()];
+        for (level, block) in self.down.iter().enumerate() {
+            x = block.forward(x, &conditions.within(UNetPart::Down(level)), &mut skips)?;
+            self.parameters.release_pages(&format!("down_blocks.{level}."));
+        }
+        x = self.mid.forward(&x, &conditions.within(UNetPart::Mid))?;
+        self.parameters.release_pages("mid_block.");
+        for (level, block) in self.up.iter().enumerate() {
+            x = block.forward(x, &conditions.within(UNetPart::Up(level)), &mut skips)?;
+            self.parameters.release_pages(&format!("up_blocks.{level}."));
+        }
+        Ok(x)
     }
 
     /// The embedding of time, pooled text and size, after the non-linearity that every residual block begins with.
@@ -297,6 +320,33 @@ impl UNet {
         }
         Ok(())
     }
+}
+
+/// What a pass is conditioned on, for all parts together.
+struct PassConditions<'a> {
+    time: &'a Tensor,
+    context: &'a Tensor,
+    mask: Mask<'a>,
+    perturbation: Option<Perturbation<'a>>,
+    meter: Option<&'a LogitMeter>,
+}
+
+impl PassConditions<'_> {
+    /// The conditions of one part: only some have their attention perturbed.
+    fn within(&self, part: UNetPart) -> Conditions<'_> {
+        let perturbation = self.perturbation.filter(|perturbation| perturbation.parts.contains(&part));
+        let attending = Attending {
+            mask: self.mask,
+            perturbed_from: perturbation.map(|perturbation| perturbation.first_row),
+            meter: self.meter,
+        };
+        Conditions { time: self.time, context: self.context, attending }
+    }
+}
+
+/// What to say where libtorch fails over this input.
+fn torch_error(input: &UNetInput<'_>) -> impl FnOnce(TchError) -> Error {
+    Error::torch(format!("UNet forward of {:?}", input.sample.size()))
 }
 
 /// Refuses a tensor of another shape.

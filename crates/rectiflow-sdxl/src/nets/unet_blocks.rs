@@ -5,11 +5,13 @@
 use tch::Tensor;
 
 use crate::{
-    attention::{Attention, Mask},
-    config::{LevelConfig, UNetConfig},
-    kernels::gated_gelu,
-    layers::{Conv, Downsample, GroupNorm, LayerNorm, Linear, Norm, Resnet, Torch, Upsample},
-    remade::Remade,
+    config::unet::{LevelConfig, UNetConfig},
+    nets::{
+        attention::{Attention, LogitMeter, Mask},
+        layers::{Conv, Downsample, GroupNorm, LayerNorm, Linear, Norm, Resnet, Upsample, height_width},
+        recompute::Recompute,
+    },
+    torch::{ffi::Torch, kernels::gated_gelu},
     weights::Scope,
 };
 
@@ -20,10 +22,18 @@ pub(crate) struct Conditions<'a> {
     pub(crate) time: &'a Tensor,
     /// `[b, n, context_dim]`
     pub(crate) context: &'a Tensor,
+    pub(crate) attending: Attending<'a>,
+}
+
+/// How transformer blocks attend.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Attending<'a> {
     /// Which tokens of the context count.
     pub(crate) mask: Mask<'a>,
-    /// The first row of the batch whose self-attention is off in this block.
+    /// The first row of the batch whose self-attention is off.
     pub(crate) perturbed_from: Option<i64>,
+    /// Measures the logits of all attention.
+    pub(crate) meter: Option<&'a LogitMeter>,
 }
 
 /// Epsilon of the norm at a transformer's entrance, which diffusers fixes.
@@ -57,16 +67,16 @@ impl TransformerBlock {
         }
     }
 
-    /// `mask`: which tokens of the context count; `perturbed_from`: see [`Conditions`].
-    fn forward(&self, [x, context]: [&Tensor; 2], mask: Mask<'_>, perturbed_from: Option<i64>) -> Torch {
+    fn forward(&self, [x, context]: [&Tensor; 2], attending: Attending<'_>) -> Torch {
+        let Attending { mask, perturbed_from, meter } = attending;
         let normed = self.norm1.forward(x)?;
         let looked = match perturbed_from {
-            None => self.attn1.forward(&normed, &normed, Mask::Everything)?,
-            Some(first) => self.attn1.forward_perturbed(&normed, first)?,
+            None => self.attn1.forward(&normed, &normed, Mask::Everything, meter)?,
+            Some(first) => self.attn1.forward_perturbed(&normed, first, meter)?,
         };
         let x = looked.f_add(x)?;
         let normed = self.norm2.forward(&x)?;
-        let x = self.attn2.forward(&normed, context, mask)?.f_add(&x)?;
+        let x = self.attn2.forward(&normed, context, mask, meter)?.f_add(&x)?;
         let both = self.ff_in.forward(&self.norm3.forward(&x)?)?; // the value and its gate
         self.ff_out.forward(&gated_gelu(&both)?)?.f_add(&x)
     }
@@ -84,7 +94,7 @@ enum Projections {
 pub(crate) struct Transformer {
     norm: GroupNorm,
     projections: Projections,
-    blocks: Vec<Remade<TransformerBlock>>,
+    blocks: Vec<Recompute<TransformerBlock>>,
 }
 
 impl Transformer {
@@ -100,7 +110,7 @@ impl Transformer {
         };
         let block = |i| {
             let scope = scope.sub(format_args!("transformer_blocks.{i}"));
-            Remade::new(scope, |scope| TransformerBlock::new(scope, level))
+            Recompute::new(scope, |scope| TransformerBlock::new(scope, level))
         };
         let blocks = (0..num_blocks).map(block).collect();
         Self { norm: GroupNorm::new(&mut scope.sub("norm"), dim, norm), projections, blocks }
@@ -115,16 +125,8 @@ impl Transformer {
             Projections::Linear(proj_in, _) => proj_in.forward(&tokens(normed)?)?,
             Projections::Conv(proj_in, _) => tokens(proj_in.forward(&normed)?)?,
         };
-        let (context, first) = (conditions.context, conditions.perturbed_from);
         for block in &self.blocks {
-            hidden = match conditions.mask {
-                Mask::Keys(keys) => block.forward(&[&hidden, context, keys], move |block, inputs| {
-                    block.forward([&inputs[0], &inputs[1]], Mask::Keys(&inputs[2]), first)
-                }),
-                Mask::Everything | Mask::Causal => block.forward(&[&hidden, context], move |block, inputs| {
-                    block.forward([&inputs[0], &inputs[1]], Mask::Everything, first)
-                }),
-            }?;
+            hidden = block.on(&hidden, conditions)?;
         }
         let hidden = match &self.projections {
             Projections::Linear(_, proj_out) => pixels(proj_out.forward(&hidden)?)?,
@@ -135,6 +137,26 @@ impl Transformer {
     }
 }
 
+impl Recompute<TransformerBlock> {
+    /// `hidden`: `[b, n, c]`. All tensors that the block reads are its inputs: a recomputed block keeps no others.
+    fn on(&self, hidden: &Tensor, conditions: &Conditions<'_>) -> Torch {
+        let Attending { mask, perturbed_from, meter } = conditions.attending;
+        let meter = meter.cloned();
+        match mask {
+            Mask::Keys(keys) => self.forward(&[hidden, conditions.context, keys], move |block, inputs| {
+                let mask = Mask::Keys(&inputs[2]);
+                let attending = Attending { mask, perturbed_from, meter: meter.as_ref() };
+                block.forward([&inputs[0], &inputs[1]], attending)
+            }),
+            Mask::Everything | Mask::Causal => self.forward(&[hidden, conditions.context], move |block, inputs| {
+                let mask = Mask::Everything;
+                let attending = Attending { mask, perturbed_from, meter: meter.as_ref() };
+                block.forward([&inputs[0], &inputs[1]], attending)
+            }),
+        }
+    }
+}
+
 /// The transformers of a level, one after each residual block, or none.
 fn transformers(scope: &mut Scope<'_>, config: &UNetConfig, level: &LevelConfig) -> Vec<Transformer> {
     let numbered = level.transformer_layers.iter().enumerate();
@@ -142,19 +164,19 @@ fn transformers(scope: &mut Scope<'_>, config: &UNetConfig, level: &LevelConfig)
 }
 
 /// One residual block with the UNet's time embedding and norms.
-fn resnet(scope: &mut Scope<'_>, config: &UNetConfig, i: usize, channels: [i64; 2]) -> Remade<Resnet> {
+fn resnet(scope: &mut Scope<'_>, config: &UNetConfig, i: usize, channels: [i64; 2]) -> Recompute<Resnet> {
     let norm = Norm { num_groups: config.norm_num_groups, eps: config.norm_eps };
     let build = |scope: &mut Scope<'_>| Resnet::new(scope, channels, Some(config.time_embed_dim), norm);
-    Remade::new(scope.sub(format_args!("resnets.{i}")), build)
+    Recompute::new(scope.sub(format_args!("resnets.{i}")), build)
 }
 
-impl Remade<Resnet> {
+impl Recompute<Resnet> {
     /// `x`: `[b, c, h, w]`, `time`: `[b, time_embed_dim]`.
     fn on(&self, x: &Tensor, time: &Tensor) -> Torch {
         self.forward(&[x, time], |resnet, inputs| resnet.forward(&inputs[0], Some(&inputs[1])))
     }
 
-    /// As [`Self::on`], of `x` and `skip` beside each other; where the block is remade, that is too.
+    /// As [`Self::on`], of `x` and `skip` beside each other; where the block is recomputed, that is too.
     fn on_both(&self, x: &Tensor, skip: &Tensor, time: &Tensor) -> Torch {
         self.forward(&[x, skip, time], |resnet, inputs| {
             resnet.forward(&Tensor::f_cat(&[&inputs[0], &inputs[1]], 1)?, Some(&inputs[2]))
@@ -162,10 +184,10 @@ impl Remade<Resnet> {
     }
 }
 
-/// The blocks of a level that can be remade, in the order of the calculation.
+/// The blocks of a level that can be recomputed, in the order of the calculation.
 type Switches<'a> = Vec<(&'a str, &'a mut bool)>;
 
-fn switches<'a>(resnets: &'a mut [Remade<Resnet>], attentions: &'a mut [Transformer]) -> Switches<'a> {
+fn switches<'a>(resnets: &'a mut [Recompute<Resnet>], attentions: &'a mut [Transformer]) -> Switches<'a> {
     let mut all = Vec::new();
     let mut attentions = attentions.iter_mut();
     for resnet in resnets {
@@ -179,7 +201,7 @@ fn switches<'a>(resnets: &'a mut [Remade<Resnet>], attentions: &'a mut [Transfor
 /// A level on the way down; all its intermediate results are kept for the way up.
 #[derive(Debug)]
 pub(crate) struct DownBlock {
-    resnets: Vec<Remade<Resnet>>,
+    resnets: Vec<Recompute<Resnet>>,
     attentions: Vec<Transformer>,
     downsampler: Option<Downsample>,
 }
@@ -198,7 +220,7 @@ impl DownBlock {
         }
     }
 
-    /// Its blocks that can be remade.
+    /// Its blocks that can be recomputed.
     pub(crate) fn switches(&mut self) -> Switches<'_> {
         switches(&mut self.resnets, &mut self.attentions)
     }
@@ -223,9 +245,9 @@ impl DownBlock {
 /// The middle: residual block, transformer, residual block.
 #[derive(Debug)]
 pub(crate) struct MidBlock {
-    first: Remade<Resnet>,
+    first: Recompute<Resnet>,
     attention: Transformer,
-    last: Remade<Resnet>,
+    last: Recompute<Resnet>,
 }
 
 impl MidBlock {
@@ -239,7 +261,7 @@ impl MidBlock {
         }
     }
 
-    /// Its blocks that can be remade.
+    /// Its blocks that can be recomputed.
     pub(crate) fn switches(&mut self) -> Switches<'_> {
         let mut all = switches(std::slice::from_mut(&mut self.first), std::slice::from_mut(&mut self.attention));
         all.extend(switches(std::slice::from_mut(&mut self.last), &mut []));
@@ -256,7 +278,7 @@ impl MidBlock {
 /// A level on the way up; each residual block also sees what the way down kept.
 #[derive(Debug)]
 pub(crate) struct UpBlock {
-    resnets: Vec<Remade<Resnet>>,
+    resnets: Vec<Recompute<Resnet>>,
     attentions: Vec<Transformer>,
     upsampler: Option<Upsample>,
 }
@@ -279,7 +301,7 @@ impl UpBlock {
         }
     }
 
-    /// Its blocks that can be remade.
+    /// Its blocks that can be recomputed.
     pub(crate) fn switches(&mut self) -> Switches<'_> {
         switches(&mut self.resnets, &mut self.attentions)
     }
@@ -297,7 +319,7 @@ impl UpBlock {
         }
         match (&self.upsampler, skips.last()) {
             // Odd sizes were rounded up on the way down; the next skip knows what they were.
-            (Some(upsampler), Some(next)) => upsampler.forward(&x, Some(crate::layers::height_width(next))),
+            (Some(upsampler), Some(next)) => upsampler.forward(&x, Some(height_width(next))),
             _ => Ok(x),
         }
     }

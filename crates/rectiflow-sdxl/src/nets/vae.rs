@@ -6,11 +6,13 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::{
-    allocator::empty_gaps,
-    attention::{Attention, Mask},
-    config::VaeConfig,
+    config::vae::VaeConfig,
     error::{Error, Result},
-    layers::{Conv, Downsample, GroupNorm, Norm, Resnet, Torch, Upsample},
+    nets::{
+        attention::{Attention, Mask},
+        layers::{Conv, Downsample, GroupNorm, Norm, Resnet, Upsample},
+    },
+    torch::{allocator::empty_gaps, ffi::Torch},
     weights::{Parameters, Scope, Weights},
 };
 
@@ -284,7 +286,7 @@ impl Mid {
         if let Some((norm, attention)) = &self.attention {
             let (b, c, h, w) = x.size4()?;
             let tokens = norm.forward(&x)?.f_flatten(2, 3)?.f_transpose(1, 2)?; // [b, h w, c]
-            let mixed = attention.forward(&tokens, &tokens, Mask::Everything)?;
+            let mixed = attention.forward(&tokens, &tokens, Mask::Everything, None)?;
             x = x.f_add(&mixed.f_transpose(1, 2)?.f_reshape([b, c, h, w])?)?;
         }
         self.last.forward(&x, None)

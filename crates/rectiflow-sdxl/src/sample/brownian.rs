@@ -13,7 +13,7 @@
 
 use tch::{Device, Tensor};
 
-use crate::noise::initial_noise;
+use crate::sample::noise::initial_noise;
 
 /// Words of entropy that torchsde's tree keeps.
 const POOL_WORDS: usize = 24;

@@ -8,9 +8,8 @@
 use tch::{Kind, Tensor};
 
 use crate::{
-    discrete,
     error::Result,
-    flow::{self, Parameterization},
+    flow::{self, Parameterization, discrete},
 };
 
 /// A denoiser: (noisy latents `[b, 4, h, w]`, noise level) to clean latents of the same shape.

@@ -16,11 +16,13 @@
 use tch::{Kind, Tensor};
 
 use crate::{
-    cond::Cond,
-    denoise::denoised_by,
     error::{Error, Result},
     flow::Parameterization,
-    unet::{Perturbation, UNet, UNetInput, UNetPart},
+    nets::{
+        cond::Cond,
+        unet::{Perturbation, UNet, UNetInput, UNetPart},
+    },
+    sample::denoise::denoised_by,
 };
 
 /// How strongly, and in which way.
@@ -108,37 +110,25 @@ impl<'a> Guided<'a> {
         time_ids: &Tensor,
         guidance: &'a Guidance,
     ) -> Result<Self> {
-        let (batch, device) = (time_ids.size()[0], unet.device());
-        let mut parts = vec![("prompts", texts.cond)];
-        if guidance.is_guided() {
-            parts.push(("negative prompts", texts.uncond));
-        }
         if guidance.is_perturbed() {
             unet.check_parts(&guidance.pag_parts)?;
-            parts.push(("prompts", texts.cond));
         }
-        for (name, part) in &parts {
-            let rows = part.pooled.size()[0];
-            if rows != 1 && rows != batch {
-                return Err(Error::input(*name, format!("1 or {batch} (one for each picture)"), rows.to_string()));
-            }
-        }
-        let parts: Vec<&Cond> = parts.into_iter().map(|(_, part)| part).collect();
-        let num_tokens = parts.iter().map(|part| part.context.size()[1]).fold(1, least_common_multiple);
-        let context: Vec<_> = parts.iter().map(|part| repeated(&part.context, batch, num_tokens)).collect();
-        let masks: Vec<_> = parts.iter().map(|part| repeated(&mask_of(part), batch, num_tokens)).collect();
-        let pooled: Vec<_> = parts.iter().map(|part| part.pooled.expand([batch, -1], false)).collect();
-        let is_masked = parts.iter().any(|part| part.context_mask.is_some());
+        let batch = time_ids.size()[0];
+        let parts = parts_of(texts, guidance);
+        check_rows(&parts, batch)?;
+        let copies = parts.len() as i64;
+        let cond = stacked(&parts, batch);
+        let device = unet.device();
         Ok(Self {
             unet,
             parameterization,
             guidance,
-            copies: parts.len() as i64,
+            copies,
             batch,
-            context: Tensor::cat(&context, 0).to_device(device).to_kind(unet.kind()),
-            context_mask: is_masked.then(|| Tensor::cat(&masks, 0).to_device(device)),
-            pooled: Tensor::cat(&pooled, 0).to_device(device).to_kind(unet.kind()),
-            time_ids: time_ids.repeat([parts.len() as i64, 1]).to_device(device),
+            context: cond.context.to_device(device).to_kind(unet.kind()),
+            context_mask: cond.context_mask.map(|mask| mask.to_device(device)),
+            pooled: cond.pooled.to_device(device).to_kind(unet.kind()),
+            time_ids: time_ids.repeat([copies, 1]).to_device(device),
         })
     }
 
@@ -204,6 +194,47 @@ pub fn rescaled(x: &Tensor, sigma: f64, cond: &Tensor, guided: &Tensor, share: f
     from_x - v_guided * factor * (sigma / variance.sqrt())
 }
 
+/// The texts in the order of the batch, with what messages call them.
+fn parts_of<'a>(texts: Texts<'a>, guidance: &Guidance) -> Vec<(&'static str, &'a Cond)> {
+    let mut parts = vec![("prompts", texts.cond)];
+    if guidance.is_guided() {
+        parts.push(("negative prompts", texts.uncond));
+    }
+    if guidance.is_perturbed() {
+        parts.push(("prompts", texts.cond));
+    }
+    parts
+}
+
+fn check_rows(parts: &[(&'static str, &Cond)], batch: i64) -> Result<()> {
+    for (name, part) in parts {
+        let rows = part.pooled.size()[0];
+        if rows != 1 && rows != batch {
+            return Err(Error::input(*name, format!("1 or {batch} (one for each picture)"), rows.to_string()));
+        }
+    }
+    Ok(())
+}
+
+/// All texts as one batch, part after part; each has a row for every picture, all have the same number of tokens.
+fn stacked(parts: &[(&'static str, &Cond)], batch: i64) -> Cond {
+    let num_tokens = parts.iter().map(|(_, part)| part.context.size()[1]).fold(1, num_integer::lcm);
+    let mut context = Vec::new();
+    let mut masks = Vec::new();
+    let mut pooled = Vec::new();
+    for (_, part) in parts {
+        context.push(repeated(&part.context, batch, num_tokens));
+        masks.push(repeated(&mask_of(part), batch, num_tokens));
+        pooled.push(part.pooled.expand([batch, -1], false));
+    }
+    let is_masked = parts.iter().any(|(_, part)| part.context_mask.is_some());
+    Cond {
+        context: Tensor::cat(&context, 0),
+        context_mask: is_masked.then(|| Tensor::cat(&masks, 0)),
+        pooled: Tensor::cat(&pooled, 0),
+    }
+}
+
 /// `[1 or b, n, ...]` -> `[batch, num_tokens, ...]`: rows expanded, tokens repeated, which leaves attention as it is.
 fn repeated(tokens: &Tensor, batch: i64, num_tokens: i64) -> Tensor {
     let size = tokens.size();
@@ -222,30 +253,27 @@ fn mask_of(cond: &Cond) -> Tensor {
     }
 }
 
-fn least_common_multiple(a: i64, b: i64) -> i64 {
-    let (mut divisor, mut rest) = (a, b);
-    while rest != 0 {
-        (divisor, rest) = (rest, divisor % rest);
-    }
-    a / divisor * b
-}
-
 #[cfg(test)]
 mod tests {
     use tch::Device;
 
     use super::*;
-    use crate::{noise::initial_noise, sample::SampleSettings, weights::Weights};
+    use crate::{
+        config::unet::UNetConfig,
+        files::single_file::sdxl_configs,
+        sample::{SampleSettings, noise::initial_noise},
+        weights::{Weights, component::Component},
+    };
 
     fn tiny_unet(weights: Weights) -> UNet {
-        let mut config = crate::bundle::sdxl_configs().remove(&crate::model::Component::UNet).unwrap();
+        let mut config = sdxl_configs().remove(&Component::UNet).unwrap();
         let changes = serde_json::json!({"block_out_channels": [8, 16], "attention_head_dim": [2, 2],
             "norm_num_groups": 4, "layers_per_block": 1, "cross_attention_dim": 12,
             "transformer_layers_per_block": [1, 2], "addition_time_embed_dim": 8,
             "projection_class_embeddings_input_dim": 54, "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
             "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"]});
         config.extend(changes.as_object().unwrap().clone());
-        UNet::new(crate::config::UNetConfig::from_json(config, "unet").unwrap(), weights).unwrap()
+        UNet::new(UNetConfig::from_json(config, "unet").unwrap(), weights).unwrap()
     }
 
     fn random_unet() -> UNet {

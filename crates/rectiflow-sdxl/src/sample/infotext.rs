@@ -6,7 +6,11 @@
 
 use std::fmt::Write;
 
-use crate::{flow::Parameterization, sample::SampleSettings, schedule::Schedule, unet::UNetPart};
+use crate::{
+    flow::Parameterization,
+    nets::unet::UNetPart,
+    sample::{SampleSettings, SizeConditioning, guidance::Guidance, schedule::Schedule},
+};
 
 /// A picture's origin: what [`infotext`] and [`crate::workflow::Workflow`] are made from.
 #[derive(Debug, Clone, Copy)]
@@ -34,7 +38,11 @@ pub fn infotext(drawing: &Drawing<'_>, position: usize) -> String {
     format!("{text}\n{}", pairs.join(", "))
 }
 
-fn pairs(drawing: &Drawing<'_>, position: usize) -> Vec<(&'static str, String)> {
+/// A key and what it is set to.
+type Pair = (&'static str, String);
+
+/// All settings of a picture, in the web interface's order.
+fn pairs(drawing: &Drawing<'_>, position: usize) -> Vec<Pair> {
     let settings = drawing.settings;
     let mut pairs = vec![
         ("Steps", settings.steps.to_string()),
@@ -48,7 +56,19 @@ fn pairs(drawing: &Drawing<'_>, position: usize) -> Vec<(&'static str, String)> 
     if drawing.parameterization == Parameterization::Flow {
         pairs.push(("Shift", settings.shift.to_string()));
     }
-    let guidance = settings.guidance();
+    pairs.extend(guidance_pairs(&settings.guidance()));
+    pairs.extend(settings.size.iter().flat_map(size_pairs));
+    if settings.batch > 1 {
+        pairs.push(("Batch size", settings.batch.to_string()));
+        pairs.push(("Batch pos", position.to_string()));
+    }
+    pairs.push(("Version", format!("rectiflow {}", env!("CARGO_PKG_VERSION"))));
+    pairs
+}
+
+/// What was done beside plain guidance.
+fn guidance_pairs(guidance: &Guidance) -> Vec<Pair> {
+    let mut pairs = Vec::new();
     if guidance.is_guided() && guidance.cfg_rescale > 0.0 {
         pairs.push(("CFG rescale", guidance.cfg_rescale.to_string()));
     }
@@ -59,18 +79,16 @@ fn pairs(drawing: &Drawing<'_>, position: usize) -> Vec<(&'static str, String)> 
             pairs.push(("PAG parts", parts.join(" ")));
         }
     }
-    if let Some(size) = settings.size {
-        let original = format!("{}x{}", size.original_width_px, size.original_height_px);
-        pairs.push(("Original size", original));
-        pairs.push(("Crop", format!("+{}+{}", size.crop_left_px, size.crop_top_px)));
-        pairs.push(("Target size", format!("{}x{}", size.target_width_px, size.target_height_px)));
-    }
-    if settings.batch > 1 {
-        pairs.push(("Batch size", settings.batch.to_string()));
-        pairs.push(("Batch pos", position.to_string()));
-    }
-    pairs.push(("Version", format!("rectiflow {}", env!("CARGO_PKG_VERSION"))));
     pairs
+}
+
+/// What the model was told about size.
+fn size_pairs(size: &SizeConditioning) -> [Pair; 3] {
+    [
+        ("Original size", format!("{}x{}", size.original_width_px, size.original_height_px)),
+        ("Crop", format!("+{}+{}", size.crop_left_px, size.crop_top_px)),
+        ("Target size", format!("{}x{}", size.target_width_px, size.target_height_px)),
+    ]
 }
 
 /// The web interface's name for a schedule.
@@ -95,7 +113,7 @@ fn quoted(value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{sample::SizeConditioning, sampler::Sampler};
+    use crate::sample::sampler::Sampler;
 
     #[test]
     fn a_plain_picture_has_a_plain_text() {

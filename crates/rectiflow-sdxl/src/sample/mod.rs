@@ -25,19 +25,23 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
+pub use crate::sample::{guidance::Texts, noise::initial_noise, solvers::Progress};
 use crate::{
-    config::VaeConfig,
-    denoise::{Denoise, noised_start},
+    config::vae::VaeConfig,
     error::{Error, Result},
     flow::Parameterization,
-    guidance::{Guidance, Guided},
-    noise::f_initial_noise,
-    sampler::{Course, Sampler},
-    schedule::{MAX_STEPS, NoiseLevels, Schedule},
-    unet::{UNet, UNetPart},
-    vae::Vae,
+    nets::{
+        unet::{UNet, UNetPart},
+        vae::Vae,
+    },
+    sample::{
+        denoise::{Denoise, noised_start},
+        guidance::{Guidance, Guided},
+        noise::f_initial_noise,
+        sampler::{Course, Sampler},
+        schedule::{MAX_STEPS, NoiseLevels, Schedule},
+    },
 };
-pub use crate::{guidance::Texts, noise::initial_noise, solvers::Progress};
 
 /// The longest side of a picture, as ComfyUI's.
 const MAX_SIDE_PX: u32 = 16384;
@@ -79,15 +83,17 @@ pub struct SampleSettings {
 
 impl Default for SampleSettings {
     fn default() -> Self {
+        let Guidance { cfg, cfg_rescale, pag_scale, pag_parts } = Guidance::default();
         Self {
             steps: 28,
             sampler: Sampler::default(),
             schedule: Schedule::default(),
+            // The article trained with 3 and sampled best with 6.
             shift: 6.0,
-            cfg: 4.5,
-            cfg_rescale: 0.0,
-            pag_scale: 0.0,
-            pag_parts: vec![UNetPart::Mid],
+            cfg,
+            cfg_rescale,
+            pag_scale,
+            pag_parts,
             seed: 0,
             width_px: 1024,
             height_px: 1024,

@@ -12,7 +12,7 @@ use std::{collections::VecDeque, sync::Mutex};
 
 use tch::{Device, Kind, Tensor};
 
-use crate::layers::Torch;
+use crate::torch::ffi::Torch;
 
 /// Torch's generator belongs to the process: between seeding and drawing nobody else may seed it.
 static GENERATOR: Mutex<()> = Mutex::new(());

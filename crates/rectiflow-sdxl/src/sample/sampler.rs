@@ -11,15 +11,17 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::{
-    brownian::BrownianPath,
-    denoise::Denoise,
     error::{Error, Result},
     flow::Parameterization,
-    noise::{self, StepNoise},
-    schedule::{NoiseLevels, Schedule},
-    solvers::{self, Watch},
-    stochastic::{self, Stochastic},
-    unipc,
+    sample::{
+        brownian::BrownianPath,
+        denoise::Denoise,
+        noise::{self, StepNoise},
+        schedule::{NoiseLevels, Schedule},
+        solvers::{self, Watch},
+        stochastic::{self, Stochastic},
+        unipc,
+    },
 };
 
 /// A method that goes through the noise levels.
@@ -110,7 +112,7 @@ impl Sampler {
         course: Course<'_>,
         watch: &mut Watch<'_>,
     ) -> Result<Tensor> {
-        let Course { sigmas, parameterization, levels, seed } = course;
+        let Course { sigmas, parameterization, .. } = course;
         match self {
             Self::Euler => solvers::euler(denoise, x, sigmas, watch),
             Self::Heun => solvers::heun(denoise, x, sigmas, watch),
@@ -122,23 +124,30 @@ impl Sampler {
                 let is_flow = parameterization == Parameterization::Flow;
                 Ok(if is_flow { end / (1.0 - unipc::LAST_SIGMA) } else { end })
             }
-            Self::EulerAncestral => {
-                let num_steps = sigmas.len().saturating_sub(1);
-                let noise = noise::independent(seed, &x.size(), num_steps, x.device());
-                let mut noise = noise.map_err(Error::torch(format!("drawing the noise of {num_steps} steps")))?;
-                let mut stochastic = Stochastic { parameterization, eta: 1.0, noise: &mut noise };
-                stochastic::euler_ancestral(denoise, x, sigmas, &mut stochastic, watch)
-            }
-            Self::DpmPp2mSde => {
-                let path = BrownianPath::new(seed, &x.size(), outermost(sigmas));
-                let mut noise = path.on(x.device());
-                let noise: &mut StepNoise<'_> = &mut noise;
-                let sigmas = levels.below_the_top(sigmas);
-                let mut stochastic = Stochastic { parameterization, eta: 1.0, noise };
-                stochastic::dpmpp_2m_sde(denoise, x, &sigmas, &mut stochastic, watch)
-            }
+            Self::EulerAncestral => euler_ancestral(denoise, x, course, watch),
+            Self::DpmPp2mSde => dpmpp_2m_sde(denoise, x, course, watch),
         }
     }
+}
+
+/// With independent noise in each step.
+fn euler_ancestral(denoise: &mut Denoise<'_>, x: Tensor, course: Course<'_>, watch: &mut Watch<'_>) -> Result<Tensor> {
+    let Course { sigmas, parameterization, seed, .. } = course;
+    let num_steps = sigmas.len().saturating_sub(1);
+    let noise = noise::independent(seed, &x.size(), num_steps, x.device());
+    let mut noise = noise.map_err(Error::torch(format!("drawing the noise of {num_steps} steps")))?;
+    let mut stochastic = Stochastic { parameterization, eta: 1.0, noise: &mut noise };
+    stochastic::euler_ancestral(denoise, x, sigmas, &mut stochastic, watch)
+}
+
+/// With the increments of one path of Brownian motion, from below the top of the levels.
+fn dpmpp_2m_sde(denoise: &mut Denoise<'_>, x: Tensor, course: Course<'_>, watch: &mut Watch<'_>) -> Result<Tensor> {
+    let Course { sigmas, parameterization, levels, seed } = course;
+    let path = BrownianPath::new(seed, &x.size(), outermost(sigmas));
+    let mut noise = path.on(x.device());
+    let noise: &mut StepNoise<'_> = &mut noise;
+    let mut stochastic = Stochastic { parameterization, eta: 1.0, noise };
+    stochastic::dpmpp_2m_sde(denoise, x, &levels.below_the_top(sigmas), &mut stochastic, watch)
 }
 
 /// The lowest level above 0 and the highest.

@@ -17,9 +17,8 @@ use serde::{Deserialize, Serialize};
 use statrs::function::beta::inv_beta_reg;
 
 use crate::{
-    discrete,
     error::{Error, Result},
-    flow::Parameterization,
+    flow::{Parameterization, discrete},
 };
 
 /// The largest number of steps: one for each training step.

@@ -7,9 +7,9 @@
 use tch::Tensor;
 
 use crate::{
-    denoise::{Denoise, signal},
     error::Result,
     flow::Parameterization,
+    sample::denoise::{Denoise, signal},
 };
 
 /// What a sampler tells once a step, after it has seen the model's answer at the step's first noise level.

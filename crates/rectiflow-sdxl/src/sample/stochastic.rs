@@ -8,11 +8,13 @@
 use tch::Tensor;
 
 use crate::{
-    denoise::{Denoise, signal},
     error::Result,
     flow::Parameterization,
-    noise::StepNoise,
-    solvers::{Begun, Watch, walk},
+    sample::{
+        denoise::{Denoise, signal},
+        noise::StepNoise,
+        solvers::{Begun, Watch, walk},
+    },
 };
 
 /// What a stochastic sampler is told beside the levels.

@@ -8,9 +8,11 @@
 use tch::Tensor;
 
 use crate::{
-    denoise::Denoise,
     error::Result,
-    solvers::{Progress, Watch},
+    sample::{
+        denoise::Denoise,
+        solvers::{Progress, Watch},
+    },
 };
 
 /// The highest order.

@@ -15,7 +15,11 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::{flow::Parameterization, infotext::Drawing, sample::SizeConditioning, unet::UNetPart};
+use crate::{
+    flow::Parameterization,
+    nets::unet::UNetPart,
+    sample::{SampleSettings, SizeConditioning, infotext::Drawing, sampler::Sampler},
+};
 
 /// A graph of ComfyUI nodes.
 #[derive(Debug)]
@@ -69,25 +73,14 @@ impl Workflow {
         let model = graph.add_model_nodes(drawing, loader);
         let positive = graph.add_text(drawing.prompt, settings.size, clip, 1);
         let negative = graph.add_text(drawing.negative, settings.size, clip, 2);
-        let latent = vec![
-            value("width", settings.width_px),
-            value("height", settings.height_px),
-            value("batch_size", settings.batch),
-        ];
-        let latent = graph.add("EmptyLatentImage", LATENT_OUTPUT, [1, 3], latent);
-        let sampler = vec![
+        let latent = graph.add("EmptyLatentImage", LATENT_OUTPUT, [1, 3], size_inputs(settings));
+        let mut sampler = vec![
             link("model", model),
             link("positive", positive),
             link("negative", negative),
             link("latent_image", latent),
-            value("seed", settings.seed),
-            ("control_after_generate", Input::PageOnly("fixed".into())),
-            value("steps", settings.steps),
-            value("cfg", settings.cfg),
-            value("sampler_name", settings.sampler.to_string()),
-            value("scheduler", settings.schedule.to_string()),
-            value("denoise", 1.0),
         ];
+        sampler.extend(sampler_inputs(settings));
         let samples = graph.add("KSampler", LATENT_OUTPUT, [4, 1], sampler);
         let images = graph.add("VAEDecode", IMAGE_OUTPUT, [5, 1], vec![link("samples", samples), link("vae", vae)]);
         graph.add("SaveImage", &[], [6, 1], vec![link("images", images), value("filename_prefix", "rectiflow")]);
@@ -181,7 +174,7 @@ impl Workflow {
             .iter()
             .zip(1..)
             .map(|(link, number): (&Link, usize)| {
-                let Link { from, to, to_slot } = link;
+                let Link { from, to, to_slot, .. } = link;
                 json!([number, from.node, from.slot, to, to_slot, from.kind])
             })
             .collect();
@@ -198,32 +191,23 @@ impl Workflow {
     }
 
     fn links(&self) -> Vec<Link> {
-        let of_node = |(node, to): (&Node, usize)| {
-            let linked = node.inputs.iter().filter_map(|(_, input)| match input {
-                Input::Link(from) => Some(*from),
-                _ => None,
-            });
-            linked.enumerate().map(|(to_slot, from)| Link { from, to, to_slot }).collect::<Vec<_>>()
-        };
-        self.nodes.iter().zip(1..).flat_map(of_node).collect()
+        let mut links = Vec::new();
+        for (node, to) in self.nodes.iter().zip(1..) {
+            let mut to_slot = 0;
+            for (name, input) in &node.inputs {
+                if let Input::Link(from) = input {
+                    links.push(Link { from: *from, to, to_slot, input: name });
+                    to_slot += 1;
+                }
+            }
+        }
+        links
     }
 
     fn page_node(&self, number: usize, links: &[Link]) -> Value {
         let node = &self.nodes[number - 1];
-        let numbered = || links.iter().zip(1usize..);
-        let names = node.inputs.iter().filter(|(_, input)| matches!(input, Input::Link(_))).map(|(name, _)| name);
-        let incoming = numbered().filter(|(link, _)| link.to == number);
-        let inputs: Vec<Value> = names
-            .zip(incoming)
-            .map(|(name, (link, id))| json!({ "name": name, "type": link.from.kind, "link": id }))
-            .collect();
-        let output = |(slot, (name, kind)): (usize, &(&str, &str))| {
-            let leaves = |link: &Link| link.from.node == number && link.from.slot == slot;
-            let ids: Vec<usize> = numbered().filter(|(link, _)| leaves(link)).map(|(_, id)| id).collect();
-            json!({ "name": name, "type": kind, "links": ids, "slot_index": slot })
-        };
-        let outputs: Vec<Value> = node.outputs.iter().enumerate().map(output).collect();
         let [column, row] = node.place;
+        let outputs: Vec<Value> = (0..node.outputs.len()).map(|slot| self.page_output(number, slot, links)).collect();
         json!({
             "id": number,
             "type": node.class,
@@ -232,12 +216,51 @@ impl Workflow {
             "flags": {},
             "order": number - 1,
             "mode": 0,
-            "inputs": inputs,
+            "inputs": page_inputs(number, links),
             "outputs": outputs,
             "properties": { "Node name for S&R": node.class },
             "widgets_values": node.inputs.iter().filter_map(|(_, input)| input.on_page()).collect::<Vec<_>>(),
         })
     }
+
+    /// A node's output slot with the numbers of the links that begin there.
+    fn page_output(&self, number: usize, slot: usize, links: &[Link]) -> Value {
+        let (name, kind) = self.nodes[number - 1].outputs[slot];
+        let mut ids = Vec::new();
+        for (link, id) in links.iter().zip(1usize..) {
+            if link.from.node == number && link.from.slot == slot {
+                ids.push(id);
+            }
+        }
+        json!({ "name": name, "type": kind, "links": ids, "slot_index": slot })
+    }
+}
+
+/// A node's input slots, each with the number of the link that ends there.
+fn page_inputs(number: usize, links: &[Link]) -> Vec<Value> {
+    let mut slots = Vec::new();
+    for (link, id) in links.iter().zip(1usize..).filter(|(link, _)| link.to == number) {
+        slots.push(json!({ "name": link.input, "type": link.from.kind, "link": id }));
+    }
+    slots
+}
+
+/// The widgets of `EmptyLatentImage`.
+fn size_inputs(settings: &SampleSettings) -> Vec<(&'static str, Input)> {
+    vec![value("width", settings.width_px), value("height", settings.height_px), value("batch_size", settings.batch)]
+}
+
+/// The widgets of `KSampler`.
+fn sampler_inputs(settings: &SampleSettings) -> Vec<(&'static str, Input)> {
+    vec![
+        value("seed", settings.seed),
+        ("control_after_generate", Input::PageOnly("fixed".into())),
+        value("steps", settings.steps),
+        value("cfg", settings.cfg),
+        value("sampler_name", settings.sampler.to_string()),
+        value("scheduler", settings.schedule.to_string()),
+        value("denoise", 1.0),
+    ]
 }
 
 /// A line on the page.
@@ -245,6 +268,8 @@ struct Link {
     from: Output,
     to: usize,
     to_slot: usize,
+    /// The name of the input that it ends in.
+    input: &'static str,
 }
 
 impl Input {
@@ -289,7 +314,7 @@ fn differences(drawing: &Drawing<'_>) -> Vec<String> {
     if drawing.settings.seed > 1 << 53 {
         found.push("the page rounds seeds above 2^53: send `prompt` to the server instead".to_owned());
     }
-    if drawing.settings.sampler == crate::sampler::Sampler::EulerAncestral {
+    if drawing.settings.sampler == Sampler::EulerAncestral {
         found.push("ComfyUI on a GPU draws the noise of euler_ancestral's steps from the GPU's generator".to_owned());
     }
     found
@@ -313,7 +338,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::{sample::SampleSettings, sampler::Sampler, schedule::Schedule};
+    use crate::sample::{SampleSettings, schedule::Schedule};
 
     fn settings() -> SampleSettings {
         SampleSettings { steps: 20, cfg: 3.5, seed: 7, width_px: 832, height_px: 1216, batch: 2, ..Default::default() }

@@ -112,10 +112,10 @@ class Region final : public at::Allocator {
     void* data = take(bytes);
     TORCH_CHECK(data, "can't allocate memory: you tried to allocate ", num_bytes, " bytes, of ", memory_,
                 " that this machine has");
-    return {data, data, &give_back, at::Device(at::DeviceType::CPU)};
+    return {data, data, &release, at::Device(at::DeviceType::CPU)};
   }
 
-  at::DeleterFnPtr raw_deleter() const override { return &give_back; }
+  at::DeleterFnPtr raw_deleter() const override { return &release; }
 
   void copy_data(void* to, const void* from, size_t bytes) const override { default_copy_data(to, from, bytes); }
 
@@ -142,7 +142,7 @@ class Region final : public at::Allocator {
     begin_ = end_ = reinterpret_cast<Address>(mapped);
   }
 
-  static void give_back(void* data) {
+  static void release(void* data) {
     if (data != nullptr) only().free(data);
   }
 

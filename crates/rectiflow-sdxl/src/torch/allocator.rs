@@ -6,12 +6,21 @@
 //! smallest gap with room for it. A step then runs in 0.91 of the time and in 0.87 of the memory (docs/log.md, 2026-11-26), and what is
 //! resident is what an estimate can count. Smaller tensors, and everything that is no tensor, are left to the C library.
 //!
+//! Every model passes [`pack_tensors`] on its way into memory ([`crate::weights::Weights`]), so tests, examples and users of
+//! the library run on what the command runs on. Which memory a tensor has changes none of its numbers.
+//!
 //! Linux only; elsewhere, and where addresses are limited (`ulimit -v`), everything stays as it is.
 
-/// Lets this process's CPU tensors live in the region from here on. Those that are there already stay where they are.
+use std::sync::Once;
+
+/// Puts this process's CPU tensors into the region from here on; those that exist already stay where they are. Only the
+/// first call does anything.
+///
+/// libtorch keeps its allocator in a variable without a lock: the first call belongs before other threads make tensors.
 pub fn pack_tensors() {
+    static PACKED: Once = Once::new();
     // SAFETY: takes nothing, and its allocator lives as long as the process.
-    unsafe { rectiflow_pack_tensors() }
+    PACKED.call_once(|| unsafe { rectiflow_pack_tensors() });
 }
 
 /// Gives the memory between tensors back to the system. For after work that needs much more than what follows.
@@ -25,6 +34,14 @@ unsafe extern "C" {
     fn rectiflow_empty_gaps();
     #[cfg(test)]
     fn rectiflow_reach() -> usize;
+}
+
+/// How many bytes of the region are in use, gaps included. Other tests may run in this process: only what is large is
+/// looked at.
+#[cfg(test)]
+pub(crate) fn reach() -> usize {
+    // SAFETY: takes nothing.
+    unsafe { rectiflow_reach() }
 }
 
 #[cfg(all(test, target_os = "linux"))]
@@ -41,12 +58,6 @@ mod tests {
 
     fn is_all(tensor: &Tensor, value: f64) -> bool {
         tensor.eq(value).all().int64_value(&[]) == 1
-    }
-
-    /// How far the region is in use. Other tests may run in this process: only what is large is looked at.
-    fn reach() -> usize {
-        // SAFETY: takes nothing.
-        unsafe { rectiflow_reach() }
     }
 
     #[test]

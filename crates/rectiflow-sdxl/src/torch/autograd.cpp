@@ -59,7 +59,7 @@ class Closure {
   RectiflowClosure closure_;
 };
 
-// Keeps the inputs of a calculation instead of its intermediate results, and makes those again in the backward pass. The
+// Keeps the inputs of a calculation instead of its intermediate results, and recomputes those in the backward pass. The
 // parameters are inputs of the node too, so that a backward pass that asks for some of them only finds its way.
 class Checkpoint : public Node {
  public:

@@ -8,7 +8,7 @@
 //! closures here may be called and dropped on another thread than they were made on.
 
 use std::{
-    ffi::{CStr, c_char, c_int, c_void},
+    ffi::{c_char, c_int, c_void},
     panic::{AssertUnwindSafe, catch_unwind},
     ptr,
 };
@@ -16,7 +16,7 @@ use std::{
 use tch::{TchError, Tensor};
 use torch_sys::C_tensor;
 
-use crate::layers::Torch;
+use crate::torch::ffi::{Torch, checked};
 
 /// Calculates `run(inputs)` without keeping its intermediate results; the backward pass calculates it a second time.
 ///
@@ -138,34 +138,7 @@ unsafe extern "C" fn drop_closure<F>(data: *mut c_void) {
     let _no_unwinding = catch_unwind(AssertUnwindSafe(move || drop(closure)));
 }
 
-/// An error of C++'s, as a text that is freed here.
-pub(crate) fn checked(text: *mut c_char) -> Result<(), TchError> {
-    // SAFETY: every function of this crate's C++ files gives such a text, and it is passed on at once.
-    unsafe { outcome(text) }
-}
-
-/// What became of a call of C++ that fails as `guarded.h` says.
-///
-/// # Errors
-/// [`TchError::Torch`] with the text.
-///
-/// # Safety
-/// `text` is null or what such a function gave, and is not used again.
-pub unsafe fn outcome(text: *mut c_char) -> Result<(), TchError> {
-    if text.is_null() {
-        return Ok(());
-    }
-    // SAFETY: a text of C++'s, ended by zero, to be freed by its own function.
-    let reason = unsafe {
-        let reason = CStr::from_ptr(text).to_string_lossy().into_owned();
-        rectiflow_free_text(text);
-        reason
-    };
-    Err(TchError::Torch(reason))
-}
-
 unsafe extern "C" {
-    fn rectiflow_free_text(text: *mut c_char);
     fn rectiflow_fail(failure: *mut Failure, text: *const c_char, length: usize);
     fn rectiflow_checkpoint(
         closure: Closure,
@@ -211,9 +184,9 @@ mod tests {
         let y = checkpoint(&[&x], &[weight.shallow_clone()], counted(&calls, &weight)).unwrap();
         assert_eq!(calls.load(Ordering::Relaxed), 1);
         let loss = y.sum(Kind::Float);
-        let remade = Tensor::f_run_backward(&[&loss], &[&x, &weight], false, false).unwrap();
+        let recomputed = Tensor::f_run_backward(&[&loss], &[&x, &weight], false, false).unwrap();
         assert_eq!(calls.load(Ordering::Relaxed), 2);
-        assert!(plain.iter().zip(&remade).all(|(a, b)| a.equal(b)));
+        assert!(plain.iter().zip(&recomputed).all(|(a, b)| a.equal(b)));
         assert!(!weight.grad().defined(), "only what was asked for is given");
     }
 
@@ -252,8 +225,8 @@ mod tests {
         let into = taken.clone();
         let sink = Sink::new(&x, move |gradient| into.lock().unwrap().push(gradient.double_value(&[0]))).unwrap();
         // Used twice, once inside a checkpoint: one gradient, 2 x + 3.
-        let remade = checkpoint(&[&x], &[], |inputs| inputs[0].f_mul(&inputs[0])).unwrap();
-        (remade + &x * 3.0).sum(Kind::Float).backward();
+        let recomputed = checkpoint(&[&x], &[], |inputs| inputs[0].f_mul(&inputs[0])).unwrap();
+        (recomputed + &x * 3.0).sum(Kind::Float).backward();
         assert_eq!(*taken.lock().unwrap(), [7.0]);
         assert!(!x.grad().defined());
         drop(sink);

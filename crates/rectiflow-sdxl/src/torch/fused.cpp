@@ -1,6 +1,6 @@
 // Chains of elementwise operations in one pass over memory, where libtorch has an operation, a pass and a result for each:
 // the gated GELU of the transformer blocks, and the group norm with a SiLU of the residual blocks. What lies between is
-// made again in the backward pass instead of kept. On a processor only. A C interface without exceptions.
+// recomputed in the backward pass instead of kept. On a processor only. A C interface without exceptions.
 
 #include "fused.h"
 

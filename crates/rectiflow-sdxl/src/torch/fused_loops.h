@@ -234,7 +234,7 @@ void softmax(float* row, int64_t m, float scale, T* out, int64_t width) {
 }
 
 // As `softmax`, and then the gradient of the scores from that of the weights: weight * (gradient - delta). The logarithm of the
-// row's sum, by which its weights can be made again, is given.
+// row's sum, from which its weights can be recomputed, is returned.
 template <typename T>
 float softmax_backward(float* row, const float* gradient, int64_t m, float scale, float delta, T* out, int64_t width) {
   float top = -INFINITY;

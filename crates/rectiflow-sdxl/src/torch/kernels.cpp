@@ -229,7 +229,7 @@ struct Gradients {
 };
 
 // The gradients of one head: once over blocks of queries for theirs, once over blocks of keys for keys and values. The
-// second makes the weights again on their side, which costs less than to turn them.
+// second recomputes the weights on their side, which costs less than to turn them.
 template <typename T>
 void attend_head_backward(const Shape& s, const variable_list& saved, const Tensor& g, Gradients& to, int64_t index) {
   const auto& [q, k, v, out] = std::tie(saved[0], saved[1], saved[2], saved[3]);

@@ -4,7 +4,7 @@
 //! Measured in docs/log.md (2026-11-25): libtorch 2.13 gives fp32 matrix products to MKL, which runs at half of oneDNN's
 //! speed on an AMD processor, and its attention does the same, in bf16 at a tenth. `kernels.cpp` has both on oneDNN. They
 //! sum in fp32 as libtorch's do. What is small stays with libtorch: there the call costs more than the sum.
-//! `fused.cpp` has the gated GELU and the group norm with its SiLU in one pass each, whose backward passes make again
+//! `fused.cpp` has the gated GELU and the group norm with its SiLU in one pass each, whose backward passes recompute
 //! what lies between: less time and, for those two, a third less memory.
 
 use std::{
@@ -15,7 +15,7 @@ use std::{
 use tch::{Device, Kind, Tensor};
 use torch_sys::C_tensor;
 
-use crate::{autograd::checked, layers::Torch};
+use crate::torch::ffi::{Torch, checked};
 
 /// Multiplications from which on a product goes to oneDNN.
 const MANY: i64 = 1 << 20;
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_number_stays_none() {
+    fn nan_stays_nan() {
         for kind in [Kind::Float, Kind::BFloat16] {
             let x = Tensor::from_slice(&[1f32, f32::NAN, 2.0, 3.0]).view([1, 4]).to_kind(kind);
             let y = gated_gelu(&x).unwrap().to_kind(Kind::Float);

@@ -1,5 +1,5 @@
-// Tensors over memory that somebody else owns: libtorch keeps the owner for as long as any tensor views the memory. The C
-// interface of mapped.rs.
+// Tensors over memory that Rust owns: libtorch keeps the owner for as long as any tensor views the memory. The C interface
+// of ffi.rs.
 
 #include "guarded.h"
 

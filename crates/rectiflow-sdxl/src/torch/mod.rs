@@ -2,4 +2,6 @@
 
 pub mod allocator;
 pub mod autograd;
+pub mod ffi;
 pub(crate) mod kernels;
+pub mod write;

@@ -15,8 +15,12 @@
 use std::collections::HashMap;
 
 use crate::{
-    config::{ClipConfig, LevelConfig, UNetConfig, VaeConfig},
-    model::Component,
+    config::{
+        clip::ClipConfig,
+        unet::{LevelConfig, UNetConfig},
+        vae::VaeConfig,
+    },
+    weights::component::Component,
 };
 
 /// What a component's names begin with in a single file.
@@ -332,7 +336,10 @@ mod tests {
     use serde_json::{Map, Value, json};
 
     use super::*;
-    use crate::{clip::ClipText, unet::UNet, vae::Vae, weights::Weights};
+    use crate::{
+        nets::{clip::ClipText, unet::UNet, vae::Vae},
+        weights::Weights,
+    };
 
     fn object(value: Value) -> Map<String, Value> {
         value.as_object().unwrap().clone()

@@ -7,6 +7,7 @@
 //!
 //! Not here: other layouts' names (`keys`), which files make up a model (`model`).
 
+pub mod component;
 pub mod init;
 pub mod keys;
 pub(crate) mod mapped;
@@ -23,10 +24,13 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{
     error::{Error, Result, WeightProblems},
-    init::Init,
-    mapped::Mapped,
-    stored::{Stored, is_constant},
-    tensor_file::write_tensors,
+    torch::{allocator::pack_tensors, write::f_write_to},
+    weights::{
+        init::Init,
+        mapped::Mapped,
+        stored::{Stored, is_constant},
+        tensor_file::write_tensors,
+    },
 };
 
 /// Tensors waiting to be taken by a model under construction.
@@ -46,8 +50,6 @@ pub struct Weights {
 enum Source {
     /// In files.
     Files(Stored),
-    /// Tensors already in memory.
-    Memory(BTreeMap<String, Tensor>),
     /// Drawn from a seed.
     Random(u64),
     /// Shapes without storage.
@@ -56,6 +58,8 @@ enum Source {
 
 impl Weights {
     fn new(source: Source, description: String, kind: Kind, device: Device) -> Self {
+        // The one place that every model passes before its first tensor.
+        pack_tensors();
         let problems = WeightProblems { source: description, ..WeightProblems::default() };
         Self { source, kind, device, may_map: false, parameters: Parameters::default(), problems }
     }
@@ -80,16 +84,6 @@ impl Weights {
         self
     }
 
-    /// Tensors in memory, by the names the model will ask for. `description` names their origin in messages.
-    pub fn from_tensors(
-        tensors: BTreeMap<String, Tensor>,
-        description: impl Into<String>,
-        kind: Kind,
-        device: Device,
-    ) -> Self {
-        Self::new(Source::Memory(tensors), description.into(), kind, device)
-    }
-
     /// Random initial weights: a pure function of the seed and each tensor's name.
     pub fn random(seed: u64, kind: Kind, device: Device) -> Self {
         Self::new(Source::Random(seed), format!("random weights of seed {seed}"), kind, device)
@@ -104,19 +98,14 @@ impl Weights {
     pub fn names(&self) -> Vec<&str> {
         match &self.source {
             Source::Files(stored) => stored.names().collect(),
-            Source::Memory(tensors) => tensors.keys().map(String::as_str).collect(),
             Source::Random(_) | Source::Shapes => Vec::new(),
         }
     }
 
     /// Gives every tensor another name, before any is taken.
     pub fn rename(&mut self, rename: impl Fn(&str) -> String) {
-        match &mut self.source {
-            Source::Files(stored) => stored.rename(rename),
-            Source::Memory(tensors) => {
-                *tensors = std::mem::take(tensors).into_iter().map(|(name, t)| (rename(&name), t)).collect();
-            }
-            Source::Random(_) | Source::Shapes => {}
+        if let Source::Files(stored) = &mut self.source {
+            stored.rename(rename);
         }
     }
 
@@ -162,11 +151,6 @@ impl Weights {
                 stored.forget(name);
                 found
             }
-            Source::Memory(tensors) => match tensors.remove(name) {
-                Some(tensor) if tensor.size() == shape => Found::Tensor(tensor),
-                Some(tensor) => Found::Misshapen(tensor.size()),
-                None => Found::Nothing,
-            },
         };
         match found {
             Found::Tensor(tensor) => return self.checked(name, &tensor),
@@ -180,7 +164,7 @@ impl Weights {
     /// The tensor converted and moved, if all its values are finite.
     fn checked(&mut self, name: &str, tensor: &Tensor) -> Option<Tensor> {
         let is_finite = is_finite(tensor);
-        self.parameters.mapped.give_back(name);
+        self.parameters.mapped.release_pages(name);
         if !is_finite {
             self.problems.unusable.push((name.to_owned(), "holds values that are not finite (NaN or infinity)".into()));
             return None;
@@ -190,10 +174,6 @@ impl Weights {
 
     fn place(&mut self, name: &str, tensor: &Tensor) -> Option<Tensor> {
         match tensor.f_to_kind(self.kind).and_then(|t| t.f_to_device(self.device)) {
-            // `copy` because the caller of `from_tensors` may keep its tensor: parameters are updated in place.
-            Ok(placed) if placed.data_ptr() == tensor.data_ptr() && matches!(self.source, Source::Memory(_)) => {
-                Some(placed.copy())
-            }
             Ok(placed) => Some(placed),
             Err(error) => {
                 let reason = Error::torch("cannot be placed")(error).to_string();
@@ -209,14 +189,11 @@ impl Weights {
     /// # Errors
     /// [`Error::Weights`] with everything missing, unexpected, misshapen or unusable.
     pub fn finish(mut self) -> Result<Parameters> {
-        let left: Vec<(String, Vec<i64>)> = match &self.source {
-            Source::Files(stored) => {
-                stored.names().map(|name| (name.to_owned(), stored.shape(name).unwrap_or_default())).collect()
+        if let Source::Files(stored) = &self.source {
+            for name in stored.names().filter(|name| !is_constant(name)) {
+                self.problems.unexpected.push((name.to_owned(), stored.shape(name).unwrap_or_default()));
             }
-            Source::Memory(tensors) => tensors.iter().map(|(name, tensor)| (name.clone(), tensor.size())).collect(),
-            Source::Random(_) | Source::Shapes => Vec::new(),
-        };
-        self.problems.unexpected.extend(left.into_iter().filter(|(name, _)| !is_constant(name)));
+        }
         if self.problems.is_empty() { Ok(self.parameters) } else { Err(Error::Weights(Box::new(self.problems))) }
     }
 }
@@ -330,8 +307,8 @@ impl Parameters {
 
     /// Takes the pages of mapped tensors whose names begin with `prefix` out of this process's memory until they are
     /// looked at again. Others stay.
-    pub(crate) fn give_back(&self, prefix: &str) {
-        self.mapped.give_back(prefix);
+    pub(crate) fn release_pages(&self, prefix: &str) {
+        self.mapped.release_pages(prefix);
     }
 
     /// Whether autograd records operations on them. New models do not train.
@@ -366,12 +343,10 @@ impl Parameters {
         let values: Vec<_> =
             self.iter().map(|(name, own)| (weights.take(name, &own.size(), Init::Zeros), own)).collect();
         weights.finish()?;
-        tch::no_grad(|| {
-            for (value, own) in values {
-                own.shallow_clone().f_copy_(&value).map_err(Error::torch(format!("loading {}", path.display())))?;
-            }
-            Ok(())
-        })
+        for (value, own) in values {
+            f_write_to(own, &value).map_err(Error::torch(format!("loading {}", path.display())))?;
+        }
+        Ok(())
     }
 }
 
@@ -379,7 +354,7 @@ impl Parameters {
 mod tests {
     use super::*;
 
-    use crate::tensor_file::TensorFile;
+    use crate::weights::tensor_file::TensorFile;
 
     const CPU: Device = Device::Cpu;
 
@@ -416,6 +391,16 @@ mod tests {
         assert_eq!(problems.misshapen, [("shape".to_owned(), vec![3, 2], vec![2, 3])]);
         assert_eq!(problems.unusable.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["nan", "ids"]);
         assert!(problems.to_string().contains(path.to_str().unwrap()));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_models_tensors_are_packed() {
+        use crate::torch::allocator::reach;
+
+        let mut weights = Weights::random(1, Kind::Float, CPU);
+        let _in_memory = weights.take("w", &[32 << 20], Init::Zeros);
+        assert!(reach() >= 128 << 20, "they lie in the region that the command packs tensors into");
     }
 
     #[test]
@@ -457,7 +442,7 @@ mod tests {
         let open = |kind| Weights::open(std::slice::from_ref(&path), kind, CPU).unwrap().map(true);
         let mut weights = open(Kind::BFloat16);
         let taken = weights.take("a.w", &[100_000], Init::Zeros);
-        weights.parameters.give_back("a.");
+        weights.parameters.release_pages("a.");
         assert!(taken.equal(&values));
         assert!(!weights.parameters.mapped.is_empty());
         // A file that has been deleted lives for as long as it is looked at, whoever does.
@@ -487,14 +472,5 @@ mod tests {
         let wrong = file(folder.path(), &[("v", Tensor::from_slice(&[1f32]))]);
         assert!(parameters.load(&wrong).is_err());
         assert!(taken.detach().equal(&Tensor::from_slice(&[1f32, 2.0, 3.0])), "a failed load changes nothing");
-    }
-
-    #[test]
-    fn tensors_given_in_memory_are_not_aliased() {
-        let given = Tensor::from_slice(&[1f32, 2.0]);
-        let tensors = BTreeMap::from([("w".to_owned(), given.shallow_clone())]);
-        let mut weights = Weights::from_tensors(tensors, "a test", Kind::Float, CPU);
-        let _ = weights.take("w", &[2], Init::Zeros).fill_(9.0);
-        assert!(given.equal(&Tensor::from_slice(&[1f32, 2.0])));
     }
 }

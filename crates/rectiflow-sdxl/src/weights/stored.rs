@@ -13,20 +13,19 @@ use tch::{Kind, Tensor};
 
 use crate::{
     error::{Error, Result},
-    keys::Form,
-    tensor_file::TensorFile,
+    weights::{keys::Form, tensor_file::TensorFile},
 };
 
 /// Named tensors in files.
 #[derive(Debug, Default)]
 pub(crate) struct Stored {
-    index: BTreeMap<String, Place>,
+    index: BTreeMap<String, StoredTensor>,
     files: Vec<Arc<TensorFile>>,
 }
 
 /// Where a tensor is, and in which form.
 #[derive(Debug)]
-struct Place {
+struct StoredTensor {
     file: usize,
     name: String,
     form: Form,
@@ -54,7 +53,7 @@ impl Stored {
 
     /// Adds the tensor that is `stored` in a file.
     pub(crate) fn add(&mut self, name: String, file: usize, stored: String, form: Form) {
-        self.index.insert(name, Place { file, name: stored, form });
+        self.index.insert(name, StoredTensor { file, name: stored, form });
     }
 
     /// Gives every tensor another name.

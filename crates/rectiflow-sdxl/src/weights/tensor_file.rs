@@ -9,6 +9,7 @@
 //! Not here: what the names mean (`weights`, `keys`).
 
 use std::{
+    cmp::{Ordering, Reverse},
     collections::BTreeMap,
     fs::File,
     io::{self, Seek, SeekFrom, Write},
@@ -19,12 +20,12 @@ use std::{
 use memmap2::{Mmap, UncheckedAdvice};
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use sha2::{Digest, Sha256};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 use crate::{
     durable::write_atomically,
     error::{Error, Result},
-    mapped::tensor_over,
+    torch::ffi::tensor_over,
 };
 
 /// What a valid file must be, in messages.
@@ -120,7 +121,7 @@ impl TensorFile {
         let (entry, kind) = self.entry(name)?;
         let tensor = Tensor::f_from_data_size(&self.map[entry.start..entry.end], &entry.shape, kind)
             .map_err(Error::torch(format!("{}: reading tensor {name}", self.path.display())))?;
-        self.give_back(name);
+        self.release_pages(name);
         Ok(tensor)
     }
 
@@ -154,7 +155,7 @@ impl TensorFile {
 
     /// Takes the pages of a tensor out of this process's memory, when it has been copied or is not needed for a while.
     /// They stay in the system's cache.
-    pub(crate) fn give_back(&self, name: &str) {
+    pub(crate) fn release_pages(&self, name: &str) {
         let Some(entry) = self.entries.get(name) else { return };
         // SAFETY: the map is a file's and read-only: the next look at these bytes reads the same ones from the file.
         let advised =
@@ -310,11 +311,7 @@ pub fn write_streamed(
     metadata: Metadata<'_>,
     load: &mut dyn FnMut(&str) -> Result<Tensor>,
 ) -> Result<()> {
-    // Wider elements first, as the reference writer does, so that every tensor is aligned to its own element.
-    planned.sort_by(|a, b| {
-        let width = |planned: &Planned| std::cmp::Reverse(planned.kind.elt_size_in_bytes());
-        (width(a), &a.name).cmp(&(width(b), &b.name))
-    });
+    planned.sort_by(in_file_order);
     let header = header(path, &planned, metadata)?;
     write_atomically(path, |file| {
         file.write_all(&(header.len() as u64).to_le_bytes()).map_err(Error::io(path))?;
@@ -323,19 +320,21 @@ pub fn write_streamed(
         for Planned { name, kind, shape } in &planned {
             let tensor = load(name)?;
             assert_eq!(&tensor.size(), shape, "tensor {name} is loaded as it was planned");
-            write_tensor(&mut data, &tensor, *kind).map_err(|e| match e {
-                WriteError::Io(source) => Error::Io { path: path.to_owned(), source },
-                WriteError::Torch(source) => {
-                    Error::Torch { doing: format!("{}: writing tensor {name}", path.display()), source }
-                }
-            })?;
+            write_tensor(&mut data, &tensor, *kind).map_err(|error| error.about(path, name))?;
         }
+        // The hash is known now: it takes the place that the header keeps for it.
         let Some(hash) = data.hash else { return Ok(()) };
         let place = hash_place(&header, metadata.hash.expect("there is a hash only where its key is given"));
         let hash = format!("0x{:x}", hash.finalize());
         let patch = file.seek(SeekFrom::Start(place)).and_then(|_| file.write_all(hash.as_bytes()));
         patch.map_err(Error::io(path))
     })
+}
+
+/// Wider elements first, as the reference writer does, so that every tensor is aligned to its own element.
+fn in_file_order(a: &Planned, b: &Planned) -> Ordering {
+    let width = |planned: &Planned| Reverse(planned.kind.elt_size_in_bytes());
+    width(a).cmp(&width(b)).then_with(|| a.name.cmp(&b.name))
 }
 
 /// Where in the file the hash under `key` goes.
@@ -400,7 +399,16 @@ fn header(path: &Path, planned: &[Planned], metadata: Metadata<'_>) -> Result<Ve
 
 enum WriteError {
     Io(io::Error),
-    Torch(tch::TchError),
+    Torch(TchError),
+}
+
+impl WriteError {
+    fn about(self, path: &Path, name: &str) -> Error {
+        match self {
+            Self::Io(source) => Error::Io { path: path.to_owned(), source },
+            Self::Torch(source) => Error::Torch { doing: format!("{}: writing tensor {name}", path.display()), source },
+        }
+    }
 }
 
 fn write_tensor(file: &mut impl Write, tensor: &Tensor, kind: Kind) -> std::result::Result<(), WriteError> {

@@ -6,7 +6,7 @@ use std::{
     sync::OnceLock,
 };
 
-use rectiflow_sdxl::{model::Component, tensor_file::TensorFile};
+use rectiflow_sdxl::{folder, model::Component, tensor_file::TensorFile};
 
 use crate::{
     checkpoint::{Checkpoints, Frozen, Saved, is_checkpoint},
@@ -34,7 +34,7 @@ impl Components {
         for component in Component::ALL {
             let hash = OnceLock::new();
             let folder = match &mut frozen {
-                None => component.find(model)?,
+                None => folder::find(component, model)?,
                 Some(frozen) => match frozen.remove(component.folder()) {
                     None => model.join(component.folder()),
                     Some(part) => {
@@ -117,7 +117,7 @@ fn check_unchanged(checkpoint: &Path, component: Component, frozen: &Frozen) -> 
 /// # Errors
 /// [`Error::Model`] for missing or unusable weight files.
 pub fn hash_weights(component: Component, folder: &Path) -> Result<String> {
-    let files = component.weight_files(folder)?;
+    let files = folder::weight_files(component, folder)?;
     let files = files.iter().map(|path| TensorFile::open(path)).collect::<rectiflow_sdxl::Result<Vec<_>>>()?;
     let mut tensors: Vec<(&str, &TensorFile)> =
         files.iter().flat_map(|file| file.names().map(move |name| (name, file))).collect();

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use rectiflow_sdxl::autograd;
+use rectiflow_sdxl::ffi;
 use tch::{TchError, Tensor};
 use torch_sys::C_tensor;
 
@@ -89,7 +89,7 @@ unsafe extern "C" {
 /// Calls a function that gives the text of an error: its first line.
 fn call(function: impl FnOnce() -> *mut c_char) -> Outcome<()> {
     // SAFETY: the functions of `c10d.cpp` give null or a text that is the caller's.
-    unsafe { autograd::outcome(function()) }.map_err(|error| match error {
+    unsafe { ffi::outcome(function()) }.map_err(|error| match error {
         TchError::Torch(text) => text.lines().next().unwrap_or_default().to_owned(),
         other => other.to_string(),
     })

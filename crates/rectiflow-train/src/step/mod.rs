@@ -13,7 +13,7 @@ use rectiflow_data::{
     rng::{Purpose, Rng, key_u64},
 };
 use rectiflow_sdxl::{
-    attention::largest_logit,
+    attention::LogitMeter,
     cond::{self, ChunkedIds, Cond},
     flow::{Objective, per_sample_mse},
     model::Model,
@@ -139,8 +139,11 @@ impl<'a> Stepper<'a> {
     pub(crate) fn largest_logit(&self, step: &Step) -> Result<f64> {
         let Some(batch) = step.micro_batches.first() else { return Ok(f64::NEG_INFINITY) };
         let quantiles = StepQuantiles::draw(self.seed, step);
-        let (done, largest) = largest_logit(|| no_grad(|| self.step_loss(step, batch, &quantiles)));
-        done.map(|_| largest)
+        let meter = LogitMeter::default();
+        let noise = self.noise_of(step, batch);
+        let times = quantiles.times(self.objective, batch);
+        let _losses = no_grad(|| self.metered_losses(batch, &noise, &times, Some(&meter)))?;
+        Ok(meter.largest())
     }
 
     /// A micro-batch's part of the step's loss, and time and loss of each of its samples.
@@ -150,13 +153,18 @@ impl<'a> Stepper<'a> {
         batch: &MicroBatch,
         quantiles: &StepQuantiles,
     ) -> Result<(Tensor, Vec<(f64, f32)>)> {
-        let key = [step.step, u64::from(batch.slot)];
-        let noise = noise(self.seed, key, &latent_size(batch), self.offset_noise).to_device(self.device);
+        let noise = self.noise_of(step, batch);
         let times = quantiles.times(self.objective, batch);
         let losses = self.losses(batch, &noise, &times)?;
         let loss = losses.sum(Kind::Float) / step.num_samples as f64;
         let of_samples = times.into_iter().zip(to_vec(&losses)).collect();
         Ok((loss, of_samples))
+    }
+
+    /// The noise of a micro-batch of a step, `[n, C, h, w]` fp32.
+    fn noise_of(&self, step: &Step, batch: &MicroBatch) -> Tensor {
+        let key = [step.step, u64::from(batch.slot)];
+        noise(self.seed, key, &latent_size(batch), self.offset_noise).to_device(self.device)
     }
 
     /// Makes the update of a step at learning rate `lr`, its gradient scaled down to `norm` or the recipe's limit, the
@@ -189,6 +197,17 @@ impl<'a> Stepper<'a> {
 
     /// The (weighted) mean squared error of each sample, `[n]` fp32; samples of weight 0 have 0.
     pub(crate) fn losses(&self, batch: &MicroBatch, noise: &Tensor, times: &[f64]) -> Result<Tensor> {
+        self.metered_losses(batch, noise, times, None)
+    }
+
+    /// As [`Self::losses`], with the UNet's attention logits measured by `meter`.
+    fn metered_losses(
+        &self,
+        batch: &MicroBatch,
+        noise: &Tensor,
+        times: &[f64],
+        meter: Option<&LogitMeter>,
+    ) -> Result<Tensor> {
         let x0 = latents(batch, self.device) * self.model.vae.config.scaling_factor;
         let noised = self.objective.noised(&x0, noise, times);
         let cond = self.condition(batch)?;
@@ -201,7 +220,11 @@ impl<'a> Stepper<'a> {
             text_embeds: &cond.pooled,
             time_ids: &time_ids,
         };
-        let prediction = self.model.unet.forward(&input)?;
+        let unet = &self.model.unet;
+        let prediction = match meter {
+            None => unet.forward(&input),
+            Some(meter) => unet.forward_metered(&input, meter),
+        }?;
         let weights = Tensor::from_slice(&batch.weights).to_device(self.device) * noised.weights;
         Ok(per_sample_mse(&prediction, &noised.target) * weights)
     }

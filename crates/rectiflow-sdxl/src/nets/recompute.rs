@@ -1,6 +1,6 @@
-//! Blocks whose intermediate results may be thrown away and made again: activation checkpointing.
+//! Blocks whose intermediate results may be dropped and recomputed: activation checkpointing.
 //!
-//! A block that is remade keeps its inputs for the backward pass, which calculates the block a second time. Gradients
+//! A block that is recomputed keeps its inputs for the backward pass, which runs the block a second time. Gradients
 //! are the same bit for bit either way, which takes some care: an input that a block uses twice gets two gradients, and
 //! floating-point sums depend on their order. So in both ways a block's own uses of an input are summed up first.
 
@@ -8,11 +8,14 @@ use std::sync::Arc;
 
 use tch::Tensor;
 
-use crate::{autograd::checkpoint, layers::Torch, weights::Scope};
+use crate::{
+    torch::{autograd::checkpoint, ffi::Torch},
+    weights::Scope,
+};
 
-/// A block, the tensors it owns, and whether its intermediate results are made again in the backward pass.
+/// A block, the tensors it owns, and whether its intermediate results are recomputed in the backward pass.
 #[derive(Debug)]
-pub(crate) struct Remade<B> {
+pub(crate) struct Recompute<B> {
     inner: Arc<Inner<B>>,
     /// The place of its tensors, e.g. `down_blocks.0.resnets.1`.
     pub(crate) name: String,
@@ -27,10 +30,10 @@ struct Inner<B> {
 }
 
 // SAFETY: a block's forward pass reads its tensors and writes none of them, and libtorch reads a tensor from any number of
-// threads; whoever writes parameters (an update) does so when no pass is running, as for all tensors of a model.
+// threads; an update writes parameters only when no pass is running, as for all tensors of a model.
 unsafe impl<B: Send> Sync for Inner<B> {}
 
-impl<B: Send + 'static> Remade<B> {
+impl<B: Send + 'static> Recompute<B> {
     /// Builds a block of the tensors at `scope`.
     pub(crate) fn new(mut scope: Scope<'_>, build: impl FnOnce(&mut Scope<'_>) -> B) -> Self {
         let block = build(&mut scope);
@@ -38,7 +41,7 @@ impl<B: Send + 'static> Remade<B> {
         Self { inner: Arc::new(Inner { block, parameters: scope.taken() }), name, is_on: false }
     }
 
-    /// `run(block, inputs)`, remade or not. `run` must do the same on every call.
+    /// `run(block, inputs)`, recomputed or not. `run` must do the same on every call.
     pub(crate) fn forward(
         &self,
         inputs: &[&Tensor],

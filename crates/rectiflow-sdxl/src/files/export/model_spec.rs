@@ -6,12 +6,12 @@
 use serde_json::{Map, Value};
 
 use crate::{
-    bundle::{Bundle, CONFIGS_KEY},
-    config::VaeConfig,
+    config::vae::VaeConfig,
     error::Result,
-    export::ExportOptions,
+    files::{bundle::Bundle, export::options::ExportOptions, single_file::CONFIGS_KEY},
     flow::Parameterization,
-    model::{Component, PARAMETERIZATION_KEY},
+    sample::SampleSettings,
+    weights::component::{Component, PARAMETERIZATION_KEY},
 };
 
 /// The key of the SHA-256 of all tensors' bytes.
@@ -58,7 +58,8 @@ pub fn usage_hint(parameterization: Parameterization, shift: f64) -> String {
     match parameterization {
         Parameterization::Flow => format!(
             "A rectified-flow model: in ComfyUI put ModelSamplingSD3 (shift {shift}; 3 to 6 is useful) behind the \
-             checkpoint loader. Euler, schedule simple or beta, CFG about 4.5."
+             checkpoint loader. Euler, schedule simple or beta, CFG about {}.",
+            SampleSettings::default().cfg
         ),
         Parameterization::V => "A v-prediction model: set ModelSamplingDiscrete to v_prediction in ComfyUI.".into(),
         Parameterization::Eps => String::new(),

@@ -13,7 +13,7 @@ use rectiflow_sdxl::{
 };
 use tch::{Device, Kind, Tensor};
 
-/// The gradients of the context and of all parameters, and the output, with the blocks of these names remade.
+/// The gradients of the context and of all parameters, and the output, with the blocks of these names recomputed.
 fn passes(masked: bool, choose: impl FnMut(&str) -> bool) -> Vec<Tensor> {
     tch::set_num_threads(1);
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/unet");
@@ -48,13 +48,13 @@ fn gradients_are_the_same_bit_for_bit() {
     for masked in [false, true] {
         let kept = passes(masked, |_| false);
         let mut names = Vec::new();
-        let remade = passes(masked, |name| {
+        let recomputed = passes(masked, |name| {
             names.push(name.to_owned());
             true
         });
         assert_eq!(names.len(), 34, "17 residual blocks and 17 transformer blocks: {names:?}");
         let some = passes(masked, |name| name.contains("resnets.1"));
-        for (kept, others) in kept.iter().zip(remade.iter().zip(&some)) {
+        for (kept, others) in kept.iter().zip(recomputed.iter().zip(&some)) {
             assert!(kept.equal(others.0) && kept.equal(others.1));
         }
     }
@@ -71,6 +71,6 @@ fn gradients_are_the_same_with_the_blocks_that_a_budget_picks() {
     let names = choose(&parts, |names| peak(names) <= room);
     assert!(peak(&names) <= room && !names.is_empty() && names.len() < all.len(), "{names:?}");
     let kept = passes(false, |_| false);
-    let remade = passes(false, |name| names.contains(name));
-    assert!(kept.iter().zip(&remade).all(|(kept, remade)| kept.equal(remade)));
+    let recomputed = passes(false, |name| names.contains(name));
+    assert!(kept.iter().zip(&recomputed).all(|(kept, recomputed)| kept.equal(recomputed)));
 }

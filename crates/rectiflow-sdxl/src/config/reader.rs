@@ -2,12 +2,11 @@
 //!
 //! Each method returns something usable even where the file is wrong; `finish` then refuses the whole.
 
+use std::{fs, path::Path};
+
 use serde_json::{Map, Value};
 
-use crate::{
-    config::Activation,
-    error::{Error, Result},
-};
+use crate::error::{Error, Result};
 
 /// Larger sizes are a mistake or an attack: no model of this kind has them.
 const MAX_SIZE: i64 = 1 << 24;
@@ -15,6 +14,19 @@ const MAX_SIZE: i64 = 1 << 24;
 const MAX_LAYERS: usize = 64;
 /// Most residual blocks a level; SDXL's have 3. A header of a few bytes must not describe millions of tensors.
 const MAX_BLOCKS: i64 = 16;
+
+/// The JSON object in a file.
+///
+/// # Errors
+/// [`Error::Io`], or [`Error::Malformed`] if it is not one.
+pub fn read_object(path: &Path) -> Result<Map<String, Value>> {
+    let bytes = fs::read(path).map_err(Error::io(path))?;
+    serde_json::from_slice(&bytes).map_err(|error| Error::Malformed {
+        path: path.to_owned(),
+        kind: "JSON object",
+        reason: error.to_string(),
+    })
+}
 
 pub(crate) struct Reader<'a> {
     json: &'a Map<String, Value>,
@@ -44,7 +56,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A value read by `read`, or the default; a problem if it is there and `read` refuses it.
-    fn typed<T>(&mut self, key: &str, default: T, expected: &str, read: impl Fn(&Value) -> Option<T>) -> T {
+    pub(crate) fn typed<T>(&mut self, key: &str, default: T, expected: &str, read: impl Fn(&Value) -> Option<T>) -> T {
         match self.get(key).map(|value| (value, read(value))) {
             None => default,
             Some((_, Some(value))) => value,
@@ -145,15 +157,6 @@ impl<'a> Reader<'a> {
         }
     }
 
-    pub(crate) fn activation(&mut self, key: &str, default: Activation, supported: &[Activation]) -> Activation {
-        let names: Vec<_> = supported.iter().map(|a| activation_name(*a)).collect();
-        let expected = names.join(" or ");
-        self.typed(key, default, &expected, |value| {
-            let name = value.as_str().map(|name| if name == "swish" { "silu" } else { name });
-            supported.iter().copied().find(|a| Some(activation_name(*a)) == name)
-        })
-    }
-
     pub(crate) fn divides(&mut self, key: &str, divisor: i64, of: &str, number: i64) {
         if number % divisor != 0 {
             self.problem(key, &format!("a divisor of {of} ({number})"), &divisor.to_string());
@@ -240,13 +243,5 @@ fn layers_of(value: &Value, num_resnets: &[usize]) -> Option<Vec<Vec<usize>>> {
         }
         Value::Array(_) => None,
         value => num_resnets.iter().map(|&n| level(value, n)).collect(),
-    }
-}
-
-fn activation_name(activation: Activation) -> &'static str {
-    match activation {
-        Activation::Silu => "silu",
-        Activation::Gelu => "gelu",
-        Activation::QuickGelu => "quick_gelu",
     }
 }

@@ -11,375 +11,43 @@
 //! Every tensor is loaded, checked, converted, written and dropped before the next: memory holds one tensor, whatever
 //! the size of the model. A folder or file appears under its name only when it is whole.
 
-use std::{
-    collections::BTreeMap,
-    ffi::OsString,
-    fs,
-    path::{Path, PathBuf},
-};
+mod configs;
+mod folder;
+pub mod model_spec;
+mod options;
+mod single_file;
+mod tensors;
 
-use serde_json::{Map, Value, json};
-use tch::{Kind, Tensor};
-
-use crate::{
-    bundle::Bundle,
-    durable::{rename_folder, write_bytes},
-    error::{Error, Result},
-    flow::Parameterization,
-    keys::{Form, SingleKey},
-    model::{Component, PARAMETERIZATION_KEY},
-    model_spec,
-    tensor_file::{Metadata, Planned, stored_kind, write_streamed},
-};
-
-/// The diffusers version whose configuration keys are written.
-const DIFFUSERS_VERSION: &str = "0.42.1";
-
-/// The largest fp16 number.
-const LARGEST_HALF: f64 = 65504.0;
-
-/// How to export.
-#[derive(Debug, Clone)]
-pub struct ExportOptions {
-    /// Dtype on disk; `None` keeps each tensor's own.
-    pub kind: Option<Kind>,
-    /// Shift of the noise levels that the diffusers scheduler samples a flow model with.
-    pub sampling_shift: f64,
-    /// Name of the model in the single file's header.
-    pub title: String,
-    /// What the model is and comes from, in the single file's header; nothing if empty.
-    pub description: String,
-    /// More files for the diffusers folder: both tokenizers', a model card.
-    pub attachments: Vec<Attachment>,
-    /// More entries for the headers of weight files.
-    pub metadata: Vec<(String, String)>,
-}
-
-impl Default for ExportOptions {
-    fn default() -> Self {
-        Self {
-            kind: None,
-            // What `rectiflow sample` takes: the article trained with 3 and sampled best with 6.
-            sampling_shift: 6.0,
-            title: "rectiflow SDXL".into(),
-            description: String::new(),
-            attachments: Vec::new(),
-            metadata: Vec::new(),
-        }
-    }
-}
-
-/// A file of an exported folder that holds no weights.
-#[derive(Debug, Clone)]
-pub struct Attachment {
-    /// Its place in the folder, e.g. `tokenizer/vocab.json`.
-    pub path: PathBuf,
-    /// Its contents.
-    pub bytes: Vec<u8>,
-}
-
-/// Writes a diffusers folder. An earlier export of that name is replaced.
-///
-/// # Errors
-/// [`Error::Invalid`] if it is not known what the model predicts, a tensor holds NaN or does not fit fp16, or `out` is
-/// something that no export made; [`Error::Io`].
-pub fn export_diffusers(bundle: &Bundle<'_>, out: &Path, options: &ExportOptions) -> Result<()> {
-    let parameterization = known_parameterization(bundle)?;
-    refuse_foreign(out)?;
-    let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::create_dir_all(parent).map_err(Error::io(parent))?;
-    let staging = beside(out, "tmp");
-    let written = write_folder(bundle, &staging, parameterization, options).and_then(|()| replace(&staging, out));
-    if written.is_err() {
-        // The first failure is the one to report; a temporary folder that stays is only untidy.
-        let _ = fs::remove_dir_all(&staging);
-    }
-    written
-}
-
-fn write_folder(
-    bundle: &Bundle<'_>,
-    folder: &Path,
-    parameterization: Parameterization,
-    options: &ExportOptions,
-) -> Result<()> {
-    let create = |folder: &Path| fs::create_dir_all(folder).map_err(Error::io(folder));
-    create(folder)?;
-    for component in Component::ALL {
-        let folder = folder.join(component.folder());
-        create(&folder)?;
-        write_component(bundle, component, &folder, parameterization, options)?;
-    }
-    create(&folder.join("scheduler"))?;
-    let scheduler = scheduler_config(parameterization, options.sampling_shift);
-    write_json(&folder.join("scheduler").join("scheduler_config.json"), &scheduler)?;
-    for file in &options.attachments {
-        let path = folder.join(&file.path);
-        create(path.parent().unwrap_or(folder))?;
-        write_bytes(&path, &file.bytes)?;
-    }
-    write_json(&folder.join("model_index.json"), &model_index(parameterization))
-}
-
-fn write_component(
-    bundle: &Bundle<'_>,
-    component: Component,
-    folder: &Path,
-    parameterization: Parameterization,
-    options: &ExportOptions,
-) -> Result<()> {
-    let planned: Vec<Planned> = bundle
-        .names(component)
-        .into_iter()
-        .map(|name| Planned {
-            name: name.to_owned(),
-            kind: stored(bundle, component, name, options),
-            shape: bundle.shape(component, name).expect("listed tensors have shapes"),
-        })
-        .collect();
-    let config = component_config(component, bundle.config(component), planned.first().map(|planned| planned.kind));
-    write_json(&folder.join("config.json"), &Value::Object(config))?;
-    let mut metadata = vec![("format".to_owned(), "pt".to_owned())];
-    metadata.extend(options.metadata.iter().cloned());
-    if component == Component::UNet {
-        metadata.push((PARAMETERIZATION_KEY.into(), parameterization.to_string()));
-    }
-    let path = folder.join(component.weights_name());
-    let metadata = Metadata { entries: &borrowed(&metadata), hash: None };
-    write_streamed(&path, planned, metadata, &mut |name| loaded(bundle, component, name, options))
-}
-
-/// Writes a single-file SDXL checkpoint. An earlier file of that name is replaced.
-///
-/// # Errors
-/// [`Error::Invalid`] if it is not known what the model predicts, or a tensor holds NaN or does not fit fp16;
-/// [`Error::Io`].
-pub fn export_single_file(bundle: &Bundle<'_>, out: &Path, options: &ExportOptions) -> Result<()> {
-    let parameterization = known_parameterization(bundle)?;
-    // For each tensor of the single file the diffusers tensors in it, in the order of the stack.
-    let mut contents: BTreeMap<String, Vec<(Component, String, Form)>> = BTreeMap::new();
-    for component in Component::ALL {
-        for diffusers in bundle.names(component) {
-            let SingleKey { name, form } = bundle
-                .table()
-                .to_single(component, diffusers)
-                .expect("the table has a place for every tensor of the configured model");
-            contents.entry(name).or_default().push((component, diffusers.to_owned(), form));
-        }
-    }
-    for parts in contents.values_mut() {
-        parts.sort_by_key(|(_, _, form)| if let Form::Stacked { index, .. } = form { *index } else { 0 });
-    }
-    let planned = contents.iter().map(|(name, parts)| {
-        let (component, diffusers, form) = &parts[0];
-        let shape = bundle.shape(*component, diffusers).expect("listed tensors have shapes");
-        let kinds = parts.iter().map(|(component, diffusers, _)| stored(bundle, *component, diffusers, options));
-        let kind = kinds.reduce(wider).expect("every tensor of the file holds one of the model");
-        Planned { name: name.clone(), kind, shape: form.single_shape(&shape) }
-    });
-    let configs = Component::ALL.map(|component| {
-        (component.folder().to_owned(), component_config(component, bundle.config(component), options.kind).into())
-    });
-    let metadata = model_spec::metadata(bundle, parameterization, options, configs.into_iter().collect())?;
-    let metadata = Metadata { entries: &borrowed(&metadata), hash: Some(model_spec::HASH_KEY) };
-    write_streamed(out, planned.collect(), metadata, &mut |name| {
-        let parts = contents[name].iter();
-        let tensors =
-            parts.map(|(component, diffusers, form)| Ok((loaded(bundle, *component, diffusers, options)?, *form)));
-        to_single(tensors.collect::<Result<_>>()?).map_err(Error::torch(format!("converting {name}")))
-    })
-}
-
-/// Diffusers tensors in the form of the single file.
-fn to_single(mut parts: Vec<(Tensor, Form)>) -> std::result::Result<Tensor, tch::TchError> {
-    if parts.len() > 1 {
-        return Tensor::f_cat(&parts.iter().map(|(tensor, _)| tensor).collect::<Vec<_>>(), 0);
-    }
-    let (tensor, form) = parts.pop().expect("every tensor of the file holds one of the model");
-    match form {
-        Form::Same | Form::Stacked { .. } => Ok(tensor),
-        Form::Transposed => tensor.f_tr(),
-        Form::Pointwise => tensor.f_unsqueeze(-1)?.f_unsqueeze(-1),
-    }
-}
-
-/// The dtype that holds what both hold: parts of a stack need not have one dtype.
-fn wider(a: Kind, b: Kind) -> Kind {
-    match (a, b) {
-        (a, b) if a == b => a,
-        (Kind::Half, Kind::BFloat16) | (Kind::BFloat16, Kind::Half) => Kind::Float,
-        (a, b) if a.elt_size_in_bytes() < b.elt_size_in_bytes() => b,
-        (a, _) => a,
-    }
-}
-
-/// The dtype a tensor is written in.
-fn stored(bundle: &Bundle<'_>, component: Component, name: &str, options: &ExportOptions) -> Kind {
-    stored_kind(bundle.kind(component, name).unwrap_or(Kind::Float), options.kind)
-}
-
-/// A tensor that is finite, and stays so in the dtype it is written in.
-fn loaded(bundle: &Bundle<'_>, component: Component, name: &str, options: &ExportOptions) -> Result<Tensor> {
-    let tensor = bundle.load(component, name)?;
-    if stored_kind(tensor.kind(), options.kind) == Kind::Half && tensor.numel() > 0 {
-        let largest = tensor.abs().max().double_value(&[]);
-        if largest > LARGEST_HALF {
-            let reason = format!("holds {largest}, and fp16 ends at {LARGEST_HALF}: export as bf16 or fp32");
-            return Err(Error::Invalid { what: format!("tensor {name} of {}", component.folder()), reason });
-        }
-    }
-    Ok(tensor)
-}
-
-fn known_parameterization(bundle: &Bundle<'_>) -> Result<Parameterization> {
-    bundle.parameterization.ok_or_else(|| Error::Invalid {
-        what: "the model".into(),
-        reason: "nothing in it says what its UNet predicts: say flow, eps or v (--parameterization)".into(),
-    })
-}
-
-/// A component's configuration for upstream's loaders: what was read, with the keys that they insist on.
-fn component_config(component: Component, config: &Map<String, Value>, kind: Option<Kind>) -> Map<String, Value> {
-    let mut config = config.clone();
-    let mut default = |key: &str, value: Value| {
-        config.entry(key).or_insert(value);
-    };
-    match component {
-        Component::UNet => default("_class_name", json!("UNet2DConditionModel")),
-        Component::Vae => default("_class_name", json!("AutoencoderKL")),
-        Component::ClipL | Component::ClipG => {
-            let class = if component == Component::ClipL { "CLIPTextModel" } else { "CLIPTextModelWithProjection" };
-            default("architectures", json!([class]));
-            default("model_type", json!("clip_text_model"));
-            config.remove("dtype");
-            if let Some(name) = kind.and_then(torch_name) {
-                config.insert("torch_dtype".into(), json!(name));
-            }
-        }
-    }
-    config
-}
-
-fn torch_name(kind: Kind) -> Option<&'static str> {
-    match kind {
-        Kind::Float => Some("float32"),
-        Kind::Half => Some("float16"),
-        Kind::BFloat16 => Some("bfloat16"),
-        _ => None,
-    }
-}
-
-fn model_index(parameterization: Parameterization) -> Value {
-    let scheduler = match parameterization {
-        Parameterization::Flow => "DPMSolverMultistepScheduler",
-        Parameterization::Eps | Parameterization::V => "EulerDiscreteScheduler",
-    };
-    json!({
-        "_class_name": "StableDiffusionXLPipeline",
-        "_diffusers_version": DIFFUSERS_VERSION,
-        // The empty negative prompt is encoded, as in training and in ComfyUI, and not replaced by zeros.
-        "force_zeros_for_empty_prompt": false,
-        "scheduler": ["diffusers", scheduler],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "tokenizer_2": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-        "feature_extractor": [null, null],
-        "image_encoder": [null, null]
-    })
-}
-
-fn scheduler_config(parameterization: Parameterization, sampling_shift: f64) -> Value {
-    let mut config = json!({
-        "_diffusers_version": DIFFUSERS_VERSION,
-        "num_train_timesteps": 1000,
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear"
-    });
-    let more = match parameterization {
-        Parameterization::Flow => json!({
-            "_class_name": "DPMSolverMultistepScheduler",
-            "solver_order": 1,
-            "algorithm_type": "dpmsolver++",
-            "prediction_type": "flow_prediction",
-            "use_flow_sigmas": true,
-            "flow_shift": sampling_shift,
-            "final_sigmas_type": "zero"
-        }),
-        // SDXL 1.0's own.
-        Parameterization::Eps | Parameterization::V => json!({
-            "_class_name": "EulerDiscreteScheduler",
-            "prediction_type": if parameterization == Parameterization::V { "v_prediction" } else { "epsilon" },
-            "interpolation_type": "linear",
-            "timestep_spacing": "leading",
-            "steps_offset": 1,
-            "use_karras_sigmas": false
-        }),
-    };
-    let (Value::Object(config), Value::Object(more)) = (&mut config, more) else { unreachable!("both are objects") };
-    config.extend(more);
-    Value::Object(std::mem::take(config))
-}
-
-fn borrowed(metadata: &[(String, String)]) -> Vec<(&str, &str)> {
-    metadata.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect()
-}
-
-fn write_json(path: &Path, value: &Value) -> Result<()> {
-    let mut text = serde_json::to_string_pretty(value).expect("a JSON value serialises");
-    text.push('\n');
-    write_bytes(path, text.as_bytes())
-}
-
-/// Whatever stands at `out` may be deleted only if it is an export (or empty).
-fn refuse_foreign(out: &Path) -> Result<()> {
-    let entries = match fs::read_dir(out) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(source) => return Err(Error::Io { path: out.to_owned(), source }),
-        Ok(mut entries) => entries.next(),
-    };
-    if entries.is_none() || out.join("model_index.json").is_file() {
-        return Ok(());
-    }
-    let reason = "is a folder that holds something else than an exported model: give another name";
-    Err(Error::Invalid { what: out.display().to_string(), reason: reason.into() })
-}
-
-/// Puts the finished folder in the place of what was there.
-fn replace(staging: &Path, out: &Path) -> Result<()> {
-    let old = beside(out, "old");
-    let had_old = out.exists();
-    if had_old {
-        fs::rename(out, &old).map_err(Error::io(out))?;
-    }
-    rename_folder(staging, out)?;
-    if had_old { fs::remove_dir_all(&old).map_err(Error::io(old)) } else { Ok(()) }
-}
-
-/// `OUT.tmp-PID` beside `OUT`.
-fn beside(out: &Path, what: &str) -> PathBuf {
-    let mut name: OsString = out.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{what}-{}", std::process::id()));
-    out.with_file_name(name)
-}
+pub use folder::export_diffusers;
+pub use options::{Attachment, ExportOptions};
+pub use single_file::export_single_file;
 
 #[cfg(test)]
 mod tests {
-    use tch::Device;
+    use std::{
+        fs,
+        path::{Path, PathBuf},
+    };
+
+    use serde_json::{Map, Value, json};
+    use tch::{Device, Kind, Tensor};
 
     use super::*;
     use crate::{
-        bundle::{CONFIGS_KEY, sdxl_configs},
-        clip::ClipText,
-        config::{ClipConfig, UNetConfig, VaeConfig},
-        model::{Model, OpenOptions},
-        tensor_file::{TensorFile, write_tensors},
-        unet::UNet,
-        vae::Vae,
-        weights::{Parameters, Weights},
+        config::{clip::ClipConfig, unet::UNetConfig, vae::VaeConfig},
+        files::{
+            bundle::Bundle,
+            folder,
+            model::{Model, OpenOptions},
+            single_file::{CONFIGS_KEY, sdxl_configs},
+        },
+        flow::Parameterization,
+        nets::{clip::ClipText, unet::UNet, vae::Vae},
+        weights::{
+            Parameters, Weights,
+            component::Component,
+            tensor_file::{TensorFile, write_tensors},
+        },
     };
 
     /// SDXL's configurations with these keys changed.
@@ -455,7 +123,7 @@ mod tests {
             let out = folder.path().join("export");
             export_diffusers(&Bundle::of_model(&model).unwrap(), &out, &options(kind)).unwrap();
             for component in Component::ALL {
-                let files = component.weight_files(&component.find(&out).unwrap()).unwrap();
+                let files = folder::weight_files(component, &folder::find(component, &out).unwrap()).unwrap();
                 let file = TensorFile::open(&files[0]).unwrap();
                 assert_eq!(file.names().count(), parameters(&model, component).len());
                 for (name, tensor) in parameters(&model, component).iter() {
@@ -620,18 +288,6 @@ mod tests {
         assert!(projection.eq(0.25).all().int64_value(&[]) == 1);
         for (name, tensor) in model.unet.parameters.iter() {
             assert!(bundle.load(Component::UNet, name).unwrap().equal(tensor), "{name}");
-        }
-    }
-
-    #[test]
-    fn a_stack_is_as_wide_as_its_widest_part() {
-        for (a, b, expected) in [
-            (Kind::Half, Kind::Half, Kind::Half),
-            (Kind::Half, Kind::BFloat16, Kind::Float),
-            (Kind::BFloat16, Kind::Float, Kind::Float),
-            (Kind::Double, Kind::Half, Kind::Double),
-        ] {
-            assert_eq!((wider(a, b), wider(b, a)), (expected, expected), "{a:?} and {b:?}");
         }
     }
 

@@ -1,0 +1,96 @@
+//! A text encoder's sizes: transformers' `CLIPTextModel`, with or without a projection.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::{
+    config::{
+        activation::Activation,
+        reader::{Reader, read_object},
+    },
+    error::Result,
+};
+
+/// transformers' `CLIPTextModel` and `CLIPTextModelWithProjection`.
+#[derive(Debug, Clone)]
+pub struct ClipConfig {
+    /// Token ids are below this.
+    pub vocab_size: i64,
+    /// Width of the hidden states.
+    pub hidden_size: i64,
+    /// Width inside the MLPs.
+    pub intermediate_size: i64,
+    /// Transformer layers.
+    pub num_hidden_layers: usize,
+    /// Attention heads.
+    pub num_attention_heads: i64,
+    /// Most tokens.
+    pub max_position_embeddings: i64,
+    /// Non-linearity of the MLPs.
+    pub hidden_act: Activation,
+    /// Epsilon of the layer norms.
+    pub layer_norm_eps: f64,
+    /// Width of the pooled output where it is projected, `None` where it is not.
+    pub projection_dim: Option<i64>,
+    /// The token whose state is the pooled output: its first position. The value 2 (what old configurations hold) means
+    /// the highest token id instead, as in transformers.
+    pub eos_token_id: i64,
+    /// Scale of the initial weights.
+    pub initializer_factor: f64,
+    /// What was read.
+    pub json: Map<String, Value>,
+}
+
+impl ClipConfig {
+    /// Reads a `config.json`. `projected`: whether the pooled output is projected where the file's `architectures` does
+    /// not say (bigG's is, CLIP-L's is not).
+    ///
+    /// # Errors
+    /// As [`read_object`] and [`Self::from_json`].
+    pub fn read(path: &Path, projected: bool) -> Result<Self> {
+        Self::from_json(read_object(path)?, projected, &path.display().to_string())
+    }
+
+    /// Checks the contents of a `config.json`; `what` names it in messages.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Config`] with every unsupported or contradictory value.
+    pub fn from_json(json: Map<String, Value>, projected: bool, what: &str) -> Result<Self> {
+        const PLAIN: &str = "CLIPTextModel";
+        const PROJECTED: &str = "CLIPTextModelWithProjection";
+        let mut r = Reader::new(&json);
+        let class = r.first_of("architectures", if projected { PROJECTED } else { PLAIN }, &[PLAIN, PROJECTED]);
+        r.only("model_type", "clip_text_model", &["clip_text_model"]);
+        r.unset("attention_dropout", &Value::from(0.0));
+        let hidden_size = r.positive("hidden_size", 512);
+        let num_attention_heads = r.positive("num_attention_heads", 8);
+        r.divides("num_attention_heads", num_attention_heads, "hidden_size", hidden_size);
+        let num_hidden_layers = r.num_layers("num_hidden_layers", 12);
+        if num_hidden_layers < 2 {
+            r.problem("num_hidden_layers", "at least 2 (the last but one layer's states are used)", "1");
+        }
+        let projection_dim = r.positive("projection_dim", 512);
+        let config = Self {
+            vocab_size: r.positive("vocab_size", 49408),
+            hidden_size,
+            intermediate_size: r.positive("intermediate_size", 2048),
+            num_hidden_layers,
+            num_attention_heads,
+            max_position_embeddings: r.positive("max_position_embeddings", 77),
+            hidden_act: r.activation("hidden_act", Activation::QuickGelu, &[Activation::QuickGelu, Activation::Gelu]),
+            layer_norm_eps: r.number("layer_norm_eps", 1e-5),
+            projection_dim: (class == PROJECTED).then_some(projection_dim),
+            eos_token_id: r.count("eos_token_id", 49407) as i64,
+            initializer_factor: r.number("initializer_factor", 1.0),
+            json: Map::new(),
+        };
+        r.finish(what)?;
+        Ok(Self { json, ..config })
+    }
+
+    /// Width of the pooled output.
+    pub fn pooled_dim(&self) -> i64 {
+        self.projection_dim.unwrap_or(self.hidden_size)
+    }
+}

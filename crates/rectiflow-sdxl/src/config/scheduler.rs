@@ -1,0 +1,70 @@
+//! What a scheduler's configuration says of its model: what the UNet predicts, and a flow model's shift.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::{config::reader::read_object, error::Result, flow::Parameterization};
+
+/// What of diffusers' `scheduler_config.json` matters here.
+#[derive(Debug, Clone)]
+pub struct SchedulerConfig {
+    /// What the UNet predicts, where the file says so.
+    pub parameterization: Option<Parameterization>,
+    /// The shift of a flow model's sigmas, where the file has one.
+    pub flow_shift: Option<f64>,
+    /// What was read.
+    pub json: Map<String, Value>,
+}
+
+impl SchedulerConfig {
+    /// Reads a `scheduler_config.json`.
+    ///
+    /// # Errors
+    /// As [`read_object`].
+    pub fn read(path: &Path) -> Result<Self> {
+        Ok(Self::from_json(read_object(path)?))
+    }
+
+    /// Looks for what the UNet predicts. Nothing in it is refused: the schedulers of this program are its own.
+    pub fn from_json(json: Map<String, Value>) -> Self {
+        let text = |key| json.get(key).and_then(Value::as_str);
+        let flow_match = text("_class_name").is_some_and(|class| class.starts_with("FlowMatch"));
+        let flow_sigmas = json.get("use_flow_sigmas").and_then(Value::as_bool).unwrap_or(false);
+        let parameterization = match text("prediction_type") {
+            _ if flow_match || flow_sigmas => Some(Parameterization::Flow),
+            Some("flow_prediction") => Some(Parameterization::Flow),
+            Some("epsilon") => Some(Parameterization::Eps),
+            Some("v_prediction") => Some(Parameterization::V),
+            _ => None,
+        };
+        let shift = if flow_match { json.get("shift") } else { json.get("flow_shift") };
+        let flow_shift = shift.and_then(Value::as_f64).filter(|_| parameterization == Some(Parameterization::Flow));
+        Self { parameterization, flow_shift, json }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(json: Value) -> Map<String, Value> {
+        json.as_object().unwrap().clone()
+    }
+
+    #[test]
+    fn schedulers_say_what_the_model_predicts() {
+        let read = |json: Value| {
+            let config = SchedulerConfig::from_json(object(json));
+            (config.parameterization, config.flow_shift)
+        };
+        let flow = Some(Parameterization::Flow);
+        assert_eq!(read(serde_json::json!({"prediction_type": "epsilon"})), (Some(Parameterization::Eps), None));
+        assert_eq!(read(serde_json::json!({"prediction_type": "v_prediction"})), (Some(Parameterization::V), None));
+        let dpm = serde_json::json!({"prediction_type": "flow_prediction", "use_flow_sigmas": true, "flow_shift": 3.0});
+        assert_eq!(read(dpm), (flow, Some(3.0)));
+        let euler = serde_json::json!({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 6.0});
+        assert_eq!(read(euler), (flow, Some(6.0)));
+        assert_eq!(read(serde_json::json!({"_class_name": "X"})), (None, None));
+    }
+}

@@ -1,0 +1,300 @@
+//! The UNet's sizes: diffusers' `UNet2DConditionModel`, whose levels are spread over eight keys.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::{
+    config::{
+        activation::Activation,
+        reader::{Reader, read_object},
+    },
+    error::Result,
+};
+
+/// One level of the UNet, on its way down or up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LevelConfig {
+    /// Output channels.
+    pub channels: i64,
+    /// Attention heads.
+    pub num_heads: i64,
+    /// Width of the context.
+    pub context_dim: i64,
+    /// For each residual block, how many transformer blocks follow it; empty where the level has no attention.
+    pub transformer_layers: Vec<usize>,
+    /// Residual blocks.
+    pub num_resnets: usize,
+}
+
+/// diffusers' `UNet2DConditionModel`, as SDXL uses it.
+#[derive(Debug, Clone)]
+pub struct UNetConfig {
+    /// Channels of the latents.
+    pub in_channels: i64,
+    /// Channels of the output.
+    pub out_channels: i64,
+    /// The levels from the finest to the coarsest.
+    pub down: Vec<LevelConfig>,
+    /// The middle, at the coarsest level; always with one transformer between two residual blocks.
+    pub mid: LevelConfig,
+    /// The levels from the coarsest to the finest.
+    pub up: Vec<LevelConfig>,
+    /// Whether the transformers' outer projections are linear layers rather than 1x1 convolutions.
+    pub use_linear_projection: bool,
+    /// Groups of every group norm.
+    pub norm_num_groups: i64,
+    /// Epsilon of the residual blocks' norms.
+    pub norm_eps: f64,
+    /// Width of the embedding of time and size.
+    pub time_embed_dim: i64,
+    /// Width of the sinusoid of each of the six size numbers.
+    pub addition_time_embed_dim: i64,
+    /// Width of the pooled text.
+    pub pooled_dim: i64,
+    /// Whether sinusoids have the cosines first.
+    pub flip_sin_to_cos: bool,
+    /// The sinusoids' frequency shift.
+    pub freq_shift: f64,
+    /// Padding of the stride-2 convolutions.
+    pub downsample_padding: i64,
+    /// What was read.
+    pub json: Map<String, Value>,
+}
+
+/// How many size numbers condition the UNet: original, crop and target, each height and width.
+pub const NUM_TIME_IDS: i64 = 6;
+
+impl UNetConfig {
+    /// Reads a `config.json`.
+    ///
+    /// # Errors
+    /// As [`read_object`] and [`Self::from_json`].
+    pub fn read(path: &Path) -> Result<Self> {
+        Self::from_json(read_object(path)?, &path.display().to_string())
+    }
+
+    /// Checks the contents of a `config.json`; `what` names it in messages.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Config`] with every unsupported or contradictory value.
+    pub fn from_json(json: Map<String, Value>, what: &str) -> Result<Self> {
+        let mut r = Reader::new(&json);
+        check_unsupported_unet(&mut r);
+        let widths = r.positive_list("block_out_channels", &[320, 640, 1280, 1280]);
+        let levels = Levels::read(&mut r, &widths);
+        let norm_num_groups = r.positive("norm_num_groups", 32);
+        for &width in &widths {
+            r.divides("norm_num_groups", norm_num_groups, "block_out_channels", width);
+        }
+        let addition_time_embed_dim = r.positive("addition_time_embed_dim", 256);
+        let projection = r.positive("projection_class_embeddings_input_dim", 2816);
+        let pooled_dim = projection - NUM_TIME_IDS * addition_time_embed_dim;
+        if pooled_dim < 1 {
+            let expected = format!("more than {NUM_TIME_IDS} x addition_time_embed_dim ({addition_time_embed_dim})");
+            r.problem("projection_class_embeddings_input_dim", &expected, &projection.to_string());
+        }
+        r.activation("act_fn", Activation::Silu, &[Activation::Silu]);
+        let config = Self {
+            in_channels: r.positive("in_channels", 4),
+            out_channels: r.positive("out_channels", 4),
+            mid: levels.mid(),
+            up: levels.up(),
+            down: levels.down,
+            use_linear_projection: r.boolean("use_linear_projection", false),
+            norm_num_groups,
+            norm_eps: r.number("norm_eps", 1e-5),
+            time_embed_dim: r.optional_positive("time_embedding_dim").unwrap_or(widths[0] * 4),
+            addition_time_embed_dim,
+            pooled_dim,
+            flip_sin_to_cos: r.boolean("flip_sin_to_cos", true),
+            freq_shift: r.number("freq_shift", 0.0),
+            downsample_padding: r.count("downsample_padding", 1) as i64,
+            json: Map::new(),
+        };
+        r.finish(what)?;
+        Ok(Self { json, ..config })
+    }
+
+    /// Width of the context, the same at every level.
+    pub fn context_dim(&self) -> i64 {
+        self.mid.context_dim
+    }
+
+    /// By how much the coarsest level is smaller than the latents: sizes that are multiples of it need no odd cases.
+    pub fn down_factor(&self) -> u32 {
+        1 << (self.down.len() - 1)
+    }
+}
+
+/// Everything about the UNet that diffusers can vary and SDXL does not.
+fn check_unsupported_unet(r: &mut Reader<'_>) {
+    r.only("_class_name", "UNet2DConditionModel", &["UNet2DConditionModel"]);
+    r.only("mid_block_type", "UNetMidBlock2DCrossAttn", &["UNetMidBlock2DCrossAttn"]);
+    r.only("resnet_time_scale_shift", "default", &["default"]);
+    r.only("time_embedding_type", "positional", &["positional"]);
+    r.only("attention_type", "default", &["default"]);
+    // diffusers' own default is null, which is not SDXL.
+    r.required("addition_embed_type", &["text_time"]);
+    for key in [
+        "center_input_sample",
+        "only_cross_attention",
+        "dual_cross_attention",
+        "upcast_attention",
+        "resnet_skip_time_act",
+        "class_embeddings_concat",
+    ] {
+        r.unset(key, &Value::Bool(false));
+    }
+    r.unset("dropout", &Value::from(0.0));
+    for key in ["mid_block_scale_factor", "resnet_out_scale_factor"] {
+        r.unset(key, &Value::from(1.0));
+    }
+    for key in ["conv_in_kernel", "conv_out_kernel"] {
+        r.unset(key, &Value::from(3));
+    }
+    for key in [
+        "encoder_hid_dim",
+        "encoder_hid_dim_type",
+        "num_attention_heads",
+        "class_embed_type",
+        "num_class_embeds",
+        "time_embedding_act_fn",
+        "timestep_post_act",
+        "time_cond_proj_dim",
+        "cross_attention_norm",
+    ] {
+        r.unset(key, &Value::Null);
+    }
+}
+
+/// The UNet's levels, as diffusers spreads them over eight keys.
+struct Levels {
+    down: Vec<LevelConfig>,
+    has_attention_up: Vec<bool>,
+    layers_up: Vec<Vec<usize>>,
+    layers_mid: usize,
+}
+
+impl Levels {
+    fn read(r: &mut Reader<'_>, widths: &[i64]) -> Self {
+        let num_levels = widths.len();
+        let attending = ["DownBlock2D", "CrossAttnDownBlock2D"];
+        let has_attention = r.block_types("down_block_types", attending, &[true, true, true, false], num_levels);
+        let attending = ["UpBlock2D", "CrossAttnUpBlock2D"];
+        let has_attention_up = r.block_types("up_block_types", attending, &[false, true, true, true], num_levels);
+        let num_resnets = r.num_blocks_per_level("layers_per_block", 2, num_levels);
+        let heads = r.per_level("attention_head_dim", 8, num_levels);
+        let context = r.per_level("cross_attention_dim", 1280, num_levels);
+        if context.iter().any(|&c| c != context[0]) {
+            r.problem("cross_attention_dim", "the same width at every level", &format!("{context:?}"));
+        }
+        for (&width, &num_heads) in widths.iter().zip(&heads) {
+            r.divides("attention_head_dim", num_heads, "block_out_channels", width);
+        }
+        let up_resnets: Vec<usize> = num_resnets.iter().rev().map(|n| n + 1).collect();
+        let layers = r.layers("transformer_layers_per_block", &num_resnets);
+        let layers_up = r.layers_up(&up_resnets);
+        let layers_mid = r.layers_mid("transformer_layers_per_block");
+        let down = (0..num_levels).map(|i| LevelConfig {
+            channels: widths[i],
+            num_heads: heads[i],
+            context_dim: context[i],
+            transformer_layers: if has_attention[i] { layers[i].clone() } else { Vec::new() },
+            num_resnets: num_resnets[i],
+        });
+        Self { down: down.collect(), has_attention_up, layers_up, layers_mid }
+    }
+
+    fn mid(&self) -> LevelConfig {
+        let coarsest = &self.down[self.down.len() - 1];
+        LevelConfig { transformer_layers: vec![self.layers_mid], num_resnets: 2, ..coarsest.clone() }
+    }
+
+    fn up(&self) -> Vec<LevelConfig> {
+        let level = |(i, down): (usize, &LevelConfig)| LevelConfig {
+            transformer_layers: if self.has_attention_up[i] { self.layers_up[i].clone() } else { Vec::new() },
+            num_resnets: down.num_resnets + 1,
+            ..down.clone()
+        };
+        self.down.iter().rev().enumerate().map(level).collect()
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::error::Error;
+
+    pub(crate) fn object(json: Value) -> Map<String, Value> {
+        json.as_object().unwrap().clone()
+    }
+
+    /// SDXL's own sizes.
+    pub(crate) fn sdxl() -> Map<String, Value> {
+        object(serde_json::json!({
+            "_class_name": "UNet2DConditionModel", "_diffusers_version": "0.19.0.dev0", "act_fn": "silu",
+            "addition_embed_type": "text_time", "addition_time_embed_dim": 256, "attention_head_dim": [5, 10, 20],
+            "block_out_channels": [320, 640, 1280], "cross_attention_dim": 2048, "layers_per_block": 2,
+            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+            "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+            "projection_class_embeddings_input_dim": 2816, "sample_size": 128, "mid_block_only_cross_attention": null,
+            "transformer_layers_per_block": [1, 2, 10], "use_linear_projection": true, "upcast_attention": null
+        }))
+    }
+
+    #[test]
+    fn reads_sdxl() {
+        let config = UNetConfig::from_json(sdxl(), "x").unwrap();
+        let layers = |levels: &[LevelConfig]| levels.iter().map(|l| l.transformer_layers.clone()).collect::<Vec<_>>();
+        assert_eq!(layers(&config.down), [vec![], vec![2, 2], vec![10, 10]]);
+        assert_eq!(layers(&config.up), [vec![10, 10, 10], vec![2, 2, 2], vec![]]);
+        assert_eq!(config.mid.transformer_layers, [10]);
+        assert_eq!((config.time_embed_dim, config.pooled_dim, config.down_factor()), (1280, 1280, 4));
+        assert_eq!(config.json, sdxl(), "an export writes back what was read");
+    }
+
+    #[test]
+    fn reads_layers_nested_per_block_as_distilled_models_have_them() {
+        let mut json = sdxl();
+        json.insert("transformer_layers_per_block".into(), serde_json::json!([0, [2, 2], [4, 4]]));
+        let error = UNetConfig::from_json(json.clone(), "x").unwrap_err().to_string();
+        assert!(error.contains("reverse_transformer_layers_per_block"), "{error}");
+        json.insert("reverse_transformer_layers_per_block".into(), serde_json::json!([[4, 4, 10], [2, 1, 1], 1]));
+        let config = UNetConfig::from_json(json, "x").unwrap();
+        assert_eq!(config.mid.transformer_layers, [4]);
+        assert_eq!(config.up[0].transformer_layers, [4, 4, 10]);
+        assert_eq!(config.up[1].transformer_layers, [2, 1, 1]);
+    }
+
+    #[test]
+    fn every_problem_names_its_key() {
+        let mut json = sdxl();
+        for (key, value) in [
+            ("addition_embed_type", serde_json::json!(null)),
+            ("attention_head_dim", serde_json::json!([5, 10])),
+            ("norm_num_groups", serde_json::json!(7)),
+            ("class_embed_type", serde_json::json!("timestep")),
+            ("use_linear_projection", serde_json::json!("yes")),
+            ("in_channels", serde_json::json!(-4)),
+            ("down_block_types", serde_json::json!(["DownBlock2D", "Odd", "DownBlock2D"])),
+        ] {
+            json.insert(key.into(), value);
+        }
+        let Err(Error::Config { what, problems }) = UNetConfig::from_json(json, "unet/config.json") else {
+            panic!("must be refused")
+        };
+        assert_eq!(what, "unet/config.json");
+        for key in [
+            "addition_embed_type",
+            "attention_head_dim",
+            "norm_num_groups",
+            "class_embed_type",
+            "Odd",
+            "use_linear_projection",
+            "in_channels",
+        ] {
+            assert!(problems.iter().any(|p| p.contains(key)), "{key}: {problems:#?}");
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! The JSON that upstream's loaders ask for: a component's configuration, the pipeline's index, the scheduler's.
+
+use serde_json::{Map, Value, json};
+use tch::Kind;
+
+use crate::{flow::Parameterization, weights::component::Component};
+
+/// The diffusers version whose configuration keys are written.
+const DIFFUSERS_VERSION: &str = "0.42.1";
+
+/// A component's configuration for upstream's loaders: what was read, with the keys that they insist on.
+pub(crate) fn component_config(
+    component: Component,
+    config: &Map<String, Value>,
+    kind: Option<Kind>,
+) -> Map<String, Value> {
+    let mut config = config.clone();
+    let mut default = |key: &str, value: Value| {
+        config.entry(key).or_insert(value);
+    };
+    match component {
+        Component::UNet => default("_class_name", json!("UNet2DConditionModel")),
+        Component::Vae => default("_class_name", json!("AutoencoderKL")),
+        Component::ClipL | Component::ClipG => {
+            let class = if component == Component::ClipL { "CLIPTextModel" } else { "CLIPTextModelWithProjection" };
+            default("architectures", json!([class]));
+            default("model_type", json!("clip_text_model"));
+            config.remove("dtype");
+            if let Some(name) = kind.and_then(torch_name) {
+                config.insert("torch_dtype".into(), json!(name));
+            }
+        }
+    }
+    config
+}
+
+fn torch_name(kind: Kind) -> Option<&'static str> {
+    match kind {
+        Kind::Float => Some("float32"),
+        Kind::Half => Some("float16"),
+        Kind::BFloat16 => Some("bfloat16"),
+        _ => None,
+    }
+}
+
+/// A folder's `model_index.json`: which classes the pipeline is made of.
+pub(crate) fn model_index(parameterization: Parameterization) -> Value {
+    let scheduler = match parameterization {
+        Parameterization::Flow => "DPMSolverMultistepScheduler",
+        Parameterization::Eps | Parameterization::V => "EulerDiscreteScheduler",
+    };
+    json!({
+        "_class_name": "StableDiffusionXLPipeline",
+        "_diffusers_version": DIFFUSERS_VERSION,
+        // The empty negative prompt is encoded, as in training and in ComfyUI, and not replaced by zeros.
+        "force_zeros_for_empty_prompt": false,
+        "scheduler": ["diffusers", scheduler],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "tokenizer_2": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "feature_extractor": [null, null],
+        "image_encoder": [null, null]
+    })
+}
+
+/// A folder's `scheduler_config.json`.
+pub(crate) fn scheduler_config(parameterization: Parameterization, sampling_shift: f64) -> Value {
+    let mut config = json!({
+        "_diffusers_version": DIFFUSERS_VERSION,
+        "num_train_timesteps": 1000,
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear"
+    });
+    let more = match parameterization {
+        Parameterization::Flow => json!({
+            "_class_name": "DPMSolverMultistepScheduler",
+            "solver_order": 1,
+            "algorithm_type": "dpmsolver++",
+            "prediction_type": "flow_prediction",
+            "use_flow_sigmas": true,
+            "flow_shift": sampling_shift,
+            "final_sigmas_type": "zero"
+        }),
+        // SDXL 1.0's own.
+        Parameterization::Eps | Parameterization::V => json!({
+            "_class_name": "EulerDiscreteScheduler",
+            "prediction_type": if parameterization == Parameterization::V { "v_prediction" } else { "epsilon" },
+            "interpolation_type": "linear",
+            "timestep_spacing": "leading",
+            "steps_offset": 1,
+            "use_karras_sigmas": false
+        }),
+    };
+    let (Value::Object(config), Value::Object(more)) = (&mut config, more) else { unreachable!("both are objects") };
+    config.extend(more);
+    Value::Object(std::mem::take(config))
+}

@@ -1,0 +1,137 @@
+//! Writes a diffusers folder: the four components, the scheduler, the attachments and the index, under a temporary name
+//! first.
+
+use std::{
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde_json::Value;
+
+use crate::{
+    durable::{rename_folder, write_bytes},
+    error::{Error, Result},
+    files::{
+        bundle::Bundle,
+        export::{
+            configs::{component_config, model_index, scheduler_config},
+            options::ExportOptions,
+            tensors::{borrowed, loaded, written_kind},
+        },
+    },
+    flow::Parameterization,
+    weights::{
+        component::{Component, PARAMETERIZATION_KEY},
+        tensor_file::{Metadata, Planned, write_streamed},
+    },
+};
+
+/// Writes a diffusers folder. An earlier export of that name is replaced.
+///
+/// # Errors
+/// [`Error::Invalid`] if it is not known what the model predicts, a tensor holds NaN or does not fit fp16, or `out` is
+/// something that no export made; [`Error::Io`].
+pub fn export_diffusers(bundle: &Bundle<'_>, out: &Path, options: &ExportOptions) -> Result<()> {
+    let parameterization = bundle.known_parameterization()?;
+    refuse_foreign(out)?;
+    let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(parent).map_err(Error::io(parent))?;
+    let staging = beside(out, "tmp");
+    let written = write_folder(bundle, &staging, parameterization, options).and_then(|()| replace(&staging, out));
+    if written.is_err() {
+        // The first failure is the one to report; a temporary folder that stays is only untidy.
+        let _ = fs::remove_dir_all(&staging);
+    }
+    written
+}
+
+fn write_folder(
+    bundle: &Bundle<'_>,
+    folder: &Path,
+    parameterization: Parameterization,
+    options: &ExportOptions,
+) -> Result<()> {
+    let create = |folder: &Path| fs::create_dir_all(folder).map_err(Error::io(folder));
+    create(folder)?;
+    for component in Component::ALL {
+        let folder = folder.join(component.folder());
+        create(&folder)?;
+        write_component(bundle, component, &folder, parameterization, options)?;
+    }
+    create(&folder.join("scheduler"))?;
+    let scheduler = scheduler_config(parameterization, options.sampling_shift);
+    write_json(&folder.join("scheduler").join("scheduler_config.json"), &scheduler)?;
+    for file in &options.attachments {
+        let path = folder.join(&file.path);
+        create(path.parent().unwrap_or(folder))?;
+        write_bytes(&path, &file.bytes)?;
+    }
+    write_json(&folder.join("model_index.json"), &model_index(parameterization))
+}
+
+fn write_component(
+    bundle: &Bundle<'_>,
+    component: Component,
+    folder: &Path,
+    parameterization: Parameterization,
+    options: &ExportOptions,
+) -> Result<()> {
+    let planned: Vec<Planned> = bundle
+        .names(component)
+        .into_iter()
+        .map(|name| Planned {
+            name: name.to_owned(),
+            kind: written_kind(bundle, component, name, options),
+            shape: bundle.shape(component, name).expect("listed tensors have shapes"),
+        })
+        .collect();
+    let config = component_config(component, bundle.config(component), planned.first().map(|planned| planned.kind));
+    write_json(&folder.join("config.json"), &Value::Object(config))?;
+    let mut metadata = vec![("format".to_owned(), "pt".to_owned())];
+    metadata.extend(options.metadata.iter().cloned());
+    if component == Component::UNet {
+        metadata.push((PARAMETERIZATION_KEY.into(), parameterization.to_string()));
+    }
+    let path = folder.join(component.weights_name());
+    let metadata = Metadata { entries: &borrowed(&metadata), hash: None };
+    write_streamed(&path, planned, metadata, &mut |name| loaded(bundle, component, name, options))
+}
+
+fn write_json(path: &Path, value: &Value) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(value).expect("a JSON value serialises");
+    text.push('\n');
+    write_bytes(path, text.as_bytes())
+}
+
+/// Whatever stands at `out` may be deleted only if it is an export (or empty).
+fn refuse_foreign(out: &Path) -> Result<()> {
+    let entries = match fs::read_dir(out) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(Error::Io { path: out.to_owned(), source }),
+        Ok(mut entries) => entries.next(),
+    };
+    if entries.is_none() || out.join("model_index.json").is_file() {
+        return Ok(());
+    }
+    let reason = "is a folder that holds something else than an exported model: give another name";
+    Err(Error::Invalid { what: out.display().to_string(), reason: reason.into() })
+}
+
+/// Puts the finished folder in the place of what was there.
+fn replace(staging: &Path, out: &Path) -> Result<()> {
+    let old = beside(out, "old");
+    let had_old = out.exists();
+    if had_old {
+        fs::rename(out, &old).map_err(Error::io(out))?;
+    }
+    rename_folder(staging, out)?;
+    if had_old { fs::remove_dir_all(&old).map_err(Error::io(old)) } else { Ok(()) }
+}
+
+/// `OUT.tmp-PID` beside `OUT`.
+fn beside(out: &Path, what: &str) -> PathBuf {
+    let mut name: OsString = out.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{what}-{}", std::process::id()));
+    out.with_file_name(name)
+}

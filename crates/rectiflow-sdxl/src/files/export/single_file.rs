@@ -1,0 +1,121 @@
+//! Writes a single-file SDXL checkpoint: each tensor in the single file's form, some of them stacks of several.
+
+use std::{collections::BTreeMap, path::Path};
+
+use tch::{Kind, Tensor};
+
+use crate::{
+    error::{Error, Result},
+    files::{
+        bundle::Bundle,
+        export::{
+            configs::component_config,
+            model_spec,
+            options::ExportOptions,
+            tensors::{borrowed, loaded, written_kind},
+        },
+    },
+    weights::{
+        component::Component,
+        keys::{Form, SingleKey},
+        tensor_file::{Metadata, Planned, write_streamed},
+    },
+};
+
+/// Writes a single-file SDXL checkpoint. An earlier file of that name is replaced.
+///
+/// # Errors
+/// [`Error::Invalid`] if it is not known what the model predicts, or a tensor holds NaN or does not fit fp16;
+/// [`Error::Io`].
+pub fn export_single_file(bundle: &Bundle<'_>, out: &Path, options: &ExportOptions) -> Result<()> {
+    let parameterization = bundle.known_parameterization()?;
+    let contents = contents(bundle);
+    let planned = contents.iter().map(|(name, parts)| planned(bundle, name, parts, options)).collect();
+    let configs = Component::ALL.map(|component| {
+        let config = component_config(component, bundle.config(component), options.kind);
+        (component.folder().to_owned(), config.into())
+    });
+    let metadata = model_spec::metadata(bundle, parameterization, options, configs.into_iter().collect())?;
+    let metadata = Metadata { entries: &borrowed(&metadata), hash: Some(model_spec::HASH_KEY) };
+    write_streamed(out, planned, metadata, &mut |name| {
+        let mut tensors = Vec::new();
+        for part in &contents[name] {
+            tensors.push((loaded(bundle, part.component, &part.name, options)?, part.form));
+        }
+        to_single(tensors).map_err(Error::torch(format!("converting {name}")))
+    })
+}
+
+/// A diffusers tensor that a tensor of the single file holds, alone or with others in a stack.
+struct StackPart {
+    component: Component,
+    name: String,
+    form: Form,
+}
+
+/// For each tensor of the single file the diffusers tensors in it, in the order of the stack.
+fn contents(bundle: &Bundle<'_>) -> BTreeMap<String, Vec<StackPart>> {
+    let mut contents: BTreeMap<String, Vec<StackPart>> = BTreeMap::new();
+    for component in Component::ALL {
+        for diffusers in bundle.names(component) {
+            let SingleKey { name, form } = bundle
+                .table()
+                .to_single(component, diffusers)
+                .expect("the table has a place for every tensor of the configured model");
+            contents.entry(name).or_default().push(StackPart { component, name: diffusers.to_owned(), form });
+        }
+    }
+    for parts in contents.values_mut() {
+        parts.sort_by_key(|part| if let Form::Stacked { index, .. } = part.form { index } else { 0 });
+    }
+    contents
+}
+
+/// A tensor of the single file: the shape of its parts together, and the dtype that holds them all.
+fn planned(bundle: &Bundle<'_>, name: &str, parts: &[StackPart], options: &ExportOptions) -> Planned {
+    let first = &parts[0];
+    let shape = bundle.shape(first.component, &first.name).expect("listed tensors have shapes");
+    let kinds = parts.iter().map(|part| written_kind(bundle, part.component, &part.name, options));
+    let kind = kinds.reduce(wider).expect("every tensor of the file holds one of the model");
+    Planned { name: name.to_owned(), kind, shape: first.form.single_shape(&shape) }
+}
+
+/// Diffusers tensors in the form of the single file.
+fn to_single(mut parts: Vec<(Tensor, Form)>) -> std::result::Result<Tensor, tch::TchError> {
+    if parts.len() > 1 {
+        return Tensor::f_cat(&parts.iter().map(|(tensor, _)| tensor).collect::<Vec<_>>(), 0);
+    }
+    let (tensor, form) = parts.pop().expect("every tensor of the file holds one of the model");
+    match form {
+        Form::Same | Form::Stacked { .. } => Ok(tensor),
+        Form::Transposed => tensor.f_tr(),
+        Form::Pointwise => tensor.f_unsqueeze(-1)?.f_unsqueeze(-1),
+    }
+}
+
+/// The dtype that holds what both hold: parts of a stack need not have one dtype.
+fn wider(a: Kind, b: Kind) -> Kind {
+    match (a, b) {
+        (a, b) if a == b => a,
+        (Kind::Half, Kind::BFloat16) | (Kind::BFloat16, Kind::Half) => Kind::Float,
+        (a, b) if a.elt_size_in_bytes() < b.elt_size_in_bytes() => b,
+        (a, _) => a,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stack_is_as_wide_as_its_widest_part() {
+        for (a, b, expected) in [
+            (Kind::Half, Kind::Half, Kind::Half),
+            (Kind::Half, Kind::BFloat16, Kind::Float),
+            (Kind::BFloat16, Kind::Float, Kind::Float),
+            (Kind::Double, Kind::Half, Kind::Double),
+        ] {
+            assert_eq!((wider(a, b), wider(b, a)), (expected, expected), "{a:?} and {b:?}");
+        }
+    }
+}
