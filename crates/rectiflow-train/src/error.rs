@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use crate::memory::Estimate;
+use crate::plan::memory::Estimate;
 
 /// A failure of this crate. Each message says what, where, what was expected and found, and what to do next.
 #[derive(Debug, thiserror::Error)]

@@ -22,19 +22,12 @@ pub mod state;
 mod step;
 
 pub use checkpoint::model;
-pub(crate) use checkpoint::{components, restore, saving, snapshots};
-pub(crate) use config::{changes, keys};
-pub(crate) use measure::bins;
 pub use measure::{findings, metrics, testloss, vitals};
 pub use pictures::{draw, gallery, preview, staged};
 pub use plan::{memory, plan_facts, plan_memory, simulate};
-pub(crate) use ranks::{c10d, exchange, pulse, reduce};
 pub use ranks::{comm, lag, launch};
 pub use run::{blackbox, eval, replay};
-pub(crate) use run::{opening, origin, stopped, watch};
 pub use state::{ema, flat, optim, partition, precision};
-pub(crate) use state::{gradient_vector, gradients, one_pass, workers};
-pub(crate) use step::repeated;
 pub use step::{rehearsal, work};
 
 pub use error::{Error, Result};

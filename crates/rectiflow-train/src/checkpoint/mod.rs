@@ -38,17 +38,19 @@ use rectiflow_sdxl::{flow::ObjectiveSettings, model::Component};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-pub use crate::{
+pub use crate::checkpoint::{
     components::{Components, hash_weights},
     restore::{inherit, restore},
 };
 use crate::{
     config::CheckpointConfig,
     error::{Error, Result},
-    flat::{Slice, part},
     guard::GuardState,
-    partition::Partition,
-    state::Position,
+    state::{
+        Position,
+        flat::{Slice, part},
+        partition::Partition,
+    },
 };
 
 const FORMAT: u32 = 4;

@@ -12,9 +12,11 @@ use tch::{Tensor, no_grad};
 use crate::{
     checkpoint::{EMA, Saved, optimizer_name, slices_of},
     error::{Error, Result},
-    flat::{FlatParameters, Slice, meet, part},
-    partition::Partition,
-    state::TrainState,
+    state::{
+        TrainState,
+        flat::{FlatParameters, Slice, meet, part},
+        partition::Partition,
+    },
 };
 
 /// Puts a checkpoint's numbers into the state of the run that it is of. The parameters are the checkpoint's already.
@@ -144,10 +146,10 @@ mod tests {
     use tch::{Device, Kind};
 
     use super::*;
-    use crate::{
+    use crate::state::{
+        Position,
         flat::FlatParameters,
         optim::{Optimizer, OptimizerConfig},
-        state::Position,
     };
 
     /// Three tensors of 6, 5 and 2 elements, of which this rank owns some.
@@ -158,7 +160,7 @@ mod tests {
         }
         let parameters = FlatParameters::adopt_share(
             &[("unet", &weights.finish().expect("random weights fit"))],
-            crate::precision::Precision::Fp32,
+            crate::state::precision::Precision::Fp32,
             share,
         );
         TrainState {

@@ -15,9 +15,9 @@ use rectiflow_sdxl::tensor_file::{TensorFile, write_tensors};
 use tch::{Device, Tensor, no_grad};
 
 use crate::{
-    comm::Comm,
     error::{Error, Result},
     guard::{GuardConfig, Normal},
+    ranks::comm::Comm,
     state::{Position, TrainState},
 };
 
@@ -237,7 +237,7 @@ mod tests {
     use rectiflow_sdxl::{init::Init, weights::Weights};
 
     use super::*;
-    use crate::{
+    use crate::state::{
         flat::FlatParameters,
         optim::{Optimizer, OptimizerConfig},
         precision::Precision,

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::{config::Recipe, keys::take_unknown_keys};
+use crate::config::{Recipe, keys::take_unknown_keys};
 
 /// A key whose value differs.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -30,18 +30,16 @@ use serde::{Deserialize, Serialize};
 use tch::Device;
 
 use crate::{
-    ema::EmaConfig,
+    config::keys::{missing_keys, take_unknown_keys},
     error::{Error, Result},
     guard::GuardConfig,
     hardware::hardware,
-    keys::{missing_keys, take_unknown_keys},
-    launch::RanksConfig,
     lr::LrConfig,
-    memory::MemoryConfig,
-    optim::OptimizerConfig,
-    precision::Precision,
-    preview::PreviewConfig,
-    testloss::TestConfig,
+    measure::testloss::TestConfig,
+    pictures::preview::PreviewConfig,
+    plan::memory::MemoryConfig,
+    ranks::launch::RanksConfig,
+    state::{ema::EmaConfig, optim::OptimizerConfig, precision::Precision},
 };
 
 /// A recipe as written: one TOML file, one run.

@@ -1,9 +1,9 @@
 //! Losses by noise level: sums that add up over batches and ranks, and the means and standard errors that they make.
 
 use crate::{
-    comm::Comm,
     error::Result,
-    metrics::{SigmaBin, TableLoss},
+    measure::metrics::{SigmaBin, TableLoss},
+    ranks::comm::Comm,
 };
 
 /// Equal ranges of noise levels from 0 to 1 with the losses seen in each.

@@ -15,10 +15,9 @@ use std::{
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{
-    comm::Collective,
     error::{Error, Result},
-    lag::Slowest,
-    vitals::Vitals,
+    measure::vitals::Vitals,
+    ranks::{comm::Collective, lag::Slowest},
 };
 
 /// One line of `metrics.jsonl`.

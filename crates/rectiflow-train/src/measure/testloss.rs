@@ -19,13 +19,12 @@ use serde::{Deserialize, Serialize};
 use tch::{Tensor, no_grad};
 
 use crate::{
-    bins::Bins,
-    comm::Comm,
     config::Checked,
     error::Result,
-    metrics::TableLoss,
+    measure::{bins::Bins, metrics::TableLoss},
+    ranks::comm::Comm,
+    state::workers::Shared,
     step::{Stepper, latent_size, to_vec},
-    workers::Shared,
 };
 
 /// `[test]`: the test loss.

@@ -17,13 +17,15 @@ use tch::{Kind, Tensor};
 
 use crate::{
     error::Result,
-    exchange::Exchange,
-    flat::{Slice, part},
-    gradient_vector::GradientVector,
     lr::LrRatios,
-    metrics::lossless,
-    optim::Part,
-    state::TrainState,
+    measure::metrics::lossless,
+    ranks::exchange::Exchange,
+    state::{
+        TrainState,
+        flat::{Slice, part},
+        gradient_vector::GradientVector,
+        optim::Part,
+    },
 };
 
 /// A part of the model in one update.
@@ -138,12 +140,13 @@ mod tests {
 
     use super::*;
     use crate::{
-        comm::Comm,
-        flat::FlatParameters,
-        launch::Sharding,
-        optim::{Optimizer, OptimizerConfig},
-        state::Position,
-        workers::Workers,
+        ranks::{comm::Comm, launch::Sharding},
+        state::{
+            Position,
+            flat::FlatParameters,
+            optim::{Optimizer, OptimizerConfig},
+            workers::Workers,
+        },
     };
     use rectiflow_sdxl::{init::Init, weights::Weights};
 
@@ -168,7 +171,7 @@ mod tests {
         let _conv = weights.take("conv_in.weight", &[100], ones);
         let _mid = weights.take("mid_block.resnets.0.conv1.weight", &[300], ones);
         let unet = weights.finish().unwrap();
-        let parameters = FlatParameters::adopt(&[("unet", &unet)], crate::precision::Precision::Fp32);
+        let parameters = FlatParameters::adopt(&[("unet", &unet)], crate::state::precision::Precision::Fp32);
         let config = OptimizerConfig { weight_decay: 0.0, ..OptimizerConfig::default() };
         let before = parameters.masters.copy();
         let mut state = TrainState {

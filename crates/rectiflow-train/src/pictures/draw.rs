@@ -18,7 +18,7 @@ use crate::error::Result;
 /// What a model's text encoders say about `prompts`, one row each.
 ///
 /// # Errors
-/// [`crate::Error::Model`].
+/// [`crate::error::Error::Model`].
 pub fn condition(model: &Model, tokenizer: &Tokenizer, prompts: &[String]) -> Result<Cond> {
     encode_texts(&model.clip_l, &model.clip_g, tokenizer, prompts)
 }
@@ -26,7 +26,7 @@ pub fn condition(model: &Model, tokenizer: &Tokenizer, prompts: &[String]) -> Re
 /// What both text encoders say about `prompts`, one row each.
 ///
 /// # Errors
-/// [`crate::Error::Model`].
+/// [`crate::error::Error::Model`].
 pub fn encode_texts(
     encoder_l: &ClipText,
     encoder_g: &ClipText,
@@ -54,7 +54,7 @@ pub fn encode_texts(
 /// One picture for each prompt, as one batch: `settings.batch` is taken from the number of prompts.
 ///
 /// # Errors
-/// [`crate::Error::Model`]: settings that cannot work, or libtorch failing.
+/// [`crate::error::Error::Model`]: settings that cannot work, or libtorch failing.
 pub fn draw(
     model: &Model,
     parameterization: Parameterization,

@@ -4,9 +4,9 @@ use rectiflow_data::picture::Picture;
 use rectiflow_sdxl::{flow::Parameterization, model::Model, sample::SampleSettings};
 
 use crate::{
-    draw::draw,
     error::Result,
-    workers::{Shared, Workers},
+    pictures::draw::draw,
+    state::workers::{Shared, Workers},
 };
 
 /// Pictures that are drawn together from one noise.
@@ -22,7 +22,7 @@ pub struct Batch {
 /// on how many batches are worked on at a time.
 ///
 /// # Errors
-/// [`crate::Error::Model`]: settings that cannot work, or libtorch failing.
+/// [`crate::error::Error::Model`]: settings that cannot work, or libtorch failing.
 pub fn draw_all(
     model: &Model,
     parameterization: Parameterization,

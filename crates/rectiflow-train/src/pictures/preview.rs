@@ -18,12 +18,11 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use crate::{
-    comm::Comm,
     config::Checked,
-    draw::{condition, pictures},
     error::{Error, Result},
-    flat::part,
-    partition::Partition,
+    pictures::draw::{condition, pictures},
+    ranks::comm::Comm,
+    state::{flat::part, partition::Partition},
 };
 
 /// `[preview]`: pictures sampled while training goes on.

@@ -21,13 +21,11 @@ use serde::{Deserialize, Serialize};
 use tch::Device;
 
 use crate::{
-    checkpoint::Components,
-    comm::Comm,
+    checkpoint::{components::Components, saving, snapshots},
     config::{Checked, Recipe},
     error::{Error, Result},
-    launch::Sharding,
-    precision::Precision,
-    saving, snapshots, workers,
+    ranks::{comm::Comm, launch::Sharding},
+    state::{precision::Precision, workers},
 };
 
 /// `[memory]`: what is kept in memory and what is calculated again.

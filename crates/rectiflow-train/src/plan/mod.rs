@@ -16,12 +16,14 @@ use crate::{
     config::Checked,
     error::Result,
     hardware::{Hardware, Network},
-    launch::Sharding,
-    memory::{Checkpointing, MOST_TOKENS, Passes},
-    plan_facts::{Facts, Storage},
-    plan_memory::{MemorySettings, Term, memory, total},
-    precision::Precision,
-    simulate::{BUCKET_BYTES, Cluster, StepWork, predict},
+    plan::{
+        memory::{Checkpointing, MOST_TOKENS, Passes},
+        plan_facts::{Facts, Storage},
+        plan_memory::{MemorySettings, Term, memory, total},
+        simulate::{BUCKET_BYTES, Cluster, StepWork, predict},
+    },
+    ranks::launch::Sharding,
+    state::precision::Precision,
 };
 
 /// What is asked for.
@@ -138,7 +140,7 @@ pub struct Scaling {
 /// Works out the plan.
 ///
 /// # Errors
-/// [`crate::Error::Data`] where there are more GPUs than lanes, with the number of lanes that would do.
+/// [`crate::error::Error::Data`] where there are more GPUs than lanes, with the number of lanes that would do.
 pub fn plan(checked: &Checked, facts: &Facts, question: &Question) -> Result<Plan> {
     let work = RankWork::new(&facts.order, question)?;
     let sample_flops = facts.mean_sample_flops();

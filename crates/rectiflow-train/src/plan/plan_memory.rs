@@ -15,10 +15,12 @@ use rectiflow_sdxl::config::UNetConfig;
 use serde::Serialize;
 
 use crate::{
-    launch::Sharding,
-    memory::{Checkpointing, Passes, Remade},
-    precision::Precision,
-    simulate::BUCKET_BYTES,
+    plan::{
+        memory::{Checkpointing, Passes, Remade},
+        simulate::BUCKET_BYTES,
+    },
+    ranks::launch::Sharding,
+    state::precision::Precision,
 };
 
 /// What memory depends on.

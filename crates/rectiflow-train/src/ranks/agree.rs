@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tch::{Device, Tensor};
 
 use crate::{
-    comm::Comm,
     error::{Error, Result},
+    ranks::comm::Comm,
 };
 
 impl Comm {

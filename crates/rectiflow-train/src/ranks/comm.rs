@@ -27,12 +27,16 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::{
-    c10d::{Group, Store, Transport, Work, has_nccl},
     error::{Error, Result},
-    flat::part,
-    launch::{Launch, RanksConfig},
-    partition::{Bucket, Partition},
-    pulse::Pulse,
+    ranks::{
+        c10d::{Group, Store, Transport, Work, has_nccl},
+        launch::{Launch, RanksConfig},
+        pulse::Pulse,
+    },
+    state::{
+        flat::part,
+        partition::{Bucket, Partition},
+    },
 };
 
 /// A kind of collective.

@@ -18,16 +18,14 @@ use rectiflow_data::order::{Order, RankOf};
 use tch::Tensor;
 
 use crate::{
-    comm::{Collective, Comm, Pending},
-    ema,
     error::Result,
-    flat::FlatParameters,
-    gradient_vector::GradientVector,
-    launch::Sharding,
-    reduce::{Reduced, Reducer},
-    state::TrainState,
+    ranks::{
+        comm::{Collective, Comm, Pending},
+        launch::Sharding,
+        reduce::{Reduced, Reducer},
+    },
+    state::{TrainState, ema, flat::FlatParameters, gradient_vector::GradientVector, workers::Workers},
     step::{Passes, Summed},
-    workers::Workers,
 };
 
 /// How the ranks of a run share its updates.
@@ -94,7 +92,7 @@ impl<'a> Exchange<'a> {
     /// The same, for the steps of an order; `width` micro-batches are worked on at a time on this rank.
     ///
     /// # Errors
-    /// [`crate::Error::Collective`].
+    /// [`crate::error::Error::Collective`].
     pub(crate) fn with_order(mut self, order: &Order, width: usize) -> Result<Self> {
         if self.sharding == Sharding::Each && self.splits() {
             // All reduce equally often, so that the narrowest decides.

@@ -15,7 +15,7 @@ use std::{
 
 use rectiflow_data::order::RankOf;
 
-use crate::c10d::Store;
+use crate::ranks::c10d::Store;
 
 const BEAT: Duration = Duration::from_millis(500);
 /// Beats of a living rank come at least so often, busy machines included.

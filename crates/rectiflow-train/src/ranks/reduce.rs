@@ -13,11 +13,13 @@ use rectiflow_data::order::RankOf;
 use tch::Tensor;
 
 use crate::{
-    comm::{Comm, Pending},
     error::Result,
-    flat::part,
-    gradients::Buckets,
-    partition::{Partition, Piece},
+    ranks::comm::{Comm, Pending},
+    state::{
+        flat::part,
+        gradients::Buckets,
+        partition::{Partition, Piece},
+    },
 };
 
 /// Sends the buckets of one sum.

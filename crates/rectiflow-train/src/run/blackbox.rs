@@ -13,9 +13,9 @@ use rectiflow_data::batch::{MicroBatch, Step};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    comm::Comm,
     error::{Error, Result},
-    metrics::{VitalsMetrics, lossless},
+    measure::metrics::{VitalsMetrics, lossless},
+    ranks::comm::Comm,
     step::Passes,
 };
 

@@ -6,15 +6,14 @@ use rectiflow_sdxl::model::OpenOptions;
 use serde::Serialize;
 
 use crate::{
-    checkpoint::{Components, EMA},
-    comm::Comm,
+    checkpoint::{EMA, components::Components, model},
     config::Checked,
     error::{Error, Result},
-    model,
-    opening::{check_vae, open_sources},
-    precision,
+    measure::testloss::{Losses, Tables},
+    ranks::comm::Comm,
+    run::opening::{check_vae, open_sources},
+    state::precision,
     step::Stepper,
-    testloss::{Losses, Tables},
 };
 
 /// The test loss of a checkpoint.

@@ -19,29 +19,35 @@ use std::{
 use rectiflow_data::{batch::Step, loader::Loader};
 
 use crate::{
-    bins::Bins,
-    blackbox::Recorder,
-    checkpoint::{self, Checkpoints, Saved},
-    comm::Comm,
+    checkpoint::{
+        self, Checkpoints, Saved, model,
+        saving::{Pending, Save},
+        snapshots::{self, Ring},
+    },
     config::Checked,
     error::{Error, Result},
-    exchange::{Exchange, Word},
     guard::{Acts, GuardState},
-    lag::Lag,
-    launch::Launch,
-    memory,
-    metrics::{Event, Lossless, RankMetrics, StepMetrics, TestMetrics, Writer},
-    model,
-    opening::{Parts, check_same_data, check_same_start, check_vae, find_trained, fresh_state, open_sources},
-    origin::{Origin, epochs_at, step_at},
-    preview::Previewer,
-    saving::{Pending, Save},
-    snapshots::{self, Ring},
+    measure::{
+        bins::Bins,
+        metrics::{Event, Lossless, RankMetrics, StepMetrics, TestMetrics, Writer},
+        testloss::{Losses, Tables},
+    },
+    pictures::preview::Previewer,
+    plan::memory,
+    ranks::{
+        comm::Comm,
+        exchange::{Exchange, Word},
+        lag::Lag,
+        launch::Launch,
+    },
+    run::{
+        blackbox::Recorder,
+        opening::{Parts, check_same_data, check_same_start, check_vae, find_trained, fresh_state, open_sources},
+        origin::{Origin, epochs_at, step_at},
+        watch::snapshot_distances,
+    },
     state::{Position, TrainState},
-    step::Stepper,
-    testloss::{Losses, Tables},
-    watch::snapshot_distances,
-    work::Configs,
+    step::{Stepper, work::Configs},
 };
 
 /// How a run was left.

@@ -17,20 +17,14 @@ use rectiflow_sdxl::model::{Component, Model};
 use tch::{Cuda, Device};
 
 use crate::{
-    changes::changes,
-    checkpoint::{self, Checkpoints, Components, Frozen, Saved, Trained},
-    comm::Comm,
-    config::{Checked, DataConfig, Recipe},
+    checkpoint::{self, Checkpoints, Frozen, Saved, Trained, components::Components},
+    config::{Checked, DataConfig, Recipe, changes::changes},
     error::{Error, Result},
-    exchange::share,
     guard::GuardState,
-    launch::Launch,
-    metrics::Start,
-    optim::Optimizer,
-    origin::Origin,
-    precision,
-    state::{Position, TrainState},
-    stopped,
+    measure::metrics::Start,
+    ranks::{comm::Comm, exchange::share, launch::Launch},
+    run::{origin::Origin, stopped},
+    state::{Position, TrainState, optim::Optimizer, precision},
 };
 
 /// What a run works on and does not change.

@@ -20,11 +20,13 @@ use rectiflow_sdxl::model::Component;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    changes::{Change, changes},
-    checkpoint::{Ancestor, Checkpoints, Components, Saved, hash_file, verify},
-    comm::Comm,
-    config::Checked,
+    checkpoint::{Ancestor, Checkpoints, Saved, components::Components, hash_file, verify},
+    config::{
+        Checked,
+        changes::{Change, changes},
+    },
     error::{Error, Result},
+    ranks::comm::Comm,
 };
 
 /// Where a run begins.

@@ -9,16 +9,19 @@ use std::path::Path;
 use rectiflow_data::{batch::Step, loader::Loader, order::RankOf};
 
 use crate::{
-    blackbox::{BlackBox, SeenSample, samples_of},
-    checkpoint::{self, Components, Saved, verify},
-    comm::Comm,
+    checkpoint::{self, Saved, components::Components, model, verify},
     config::{Checked, Recipe},
     error::{Error, Result},
-    exchange::{Exchange, Word},
     guard::{GuardState, Observation, Verdict},
-    memory::{Checkpointing, Remade},
-    model,
-    opening::{fresh_state, open_sources},
+    plan::memory::{Checkpointing, Remade},
+    ranks::{
+        comm::Comm,
+        exchange::{Exchange, Word},
+    },
+    run::{
+        blackbox::{BlackBox, SeenSample, samples_of},
+        opening::{fresh_state, open_sources},
+    },
     state::TrainState,
     step::{Passes, Rates, Stepper},
 };

@@ -5,16 +5,17 @@
 use rectiflow_data::batch::Step;
 
 use crate::{
-    bins::Bins,
+    checkpoint::snapshots::Distances,
     error::{Error, Result},
-    gradient_vector::GradientVector,
     guard::{GuardConfig, Observation, Verdict},
-    metrics::{Event, GuardEvent, Lossless, VitalsMetrics},
-    run::Run,
-    snapshots::Distances,
-    state::Position,
+    measure::{
+        bins::Bins,
+        metrics::{Event, GuardEvent, Lossless, VitalsMetrics},
+        vitals,
+    },
+    run::{Run, stopped},
+    state::{Position, gradient_vector::GradientVector},
     step::{Passes, Rates},
-    stopped, vitals,
 };
 
 impl Run<'_> {

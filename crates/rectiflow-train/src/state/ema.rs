@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Tensor, no_grad};
 
-use crate::{
+use crate::state::{
     flat::part,
     optim::chunks,
     workers::{Shared, Workers},

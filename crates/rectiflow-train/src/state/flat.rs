@@ -16,7 +16,7 @@ use rectiflow_data::order::RankOf;
 use rectiflow_sdxl::weights::Parameters;
 use tch::{Device, Kind, Tensor, no_grad};
 
-use crate::{gradients::GradientSum, partition::Partition, precision::Precision};
+use crate::state::{gradients::GradientSum, partition::Partition, precision::Precision};
 
 /// Where one tensor lies in the flat vector.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use tch::Tensor;
 
-use crate::{
+use crate::state::{
     flat::{meet, part},
     one_pass,
     optim::chunks,

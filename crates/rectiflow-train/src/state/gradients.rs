@@ -24,9 +24,11 @@ use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::{
     error::{Error, Result},
-    flat::{Slice, part},
-    gradient_vector::GradientVector,
-    partition::Partition,
+    state::{
+        flat::{Slice, part},
+        gradient_vector::GradientVector,
+        partition::Partition,
+    },
 };
 
 thread_local! {

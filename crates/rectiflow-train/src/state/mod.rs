@@ -16,9 +16,11 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::{
-    flat::FlatParameters,
     lr::LrRatios,
-    optim::{Optimizer, Part},
+    state::{
+        flat::FlatParameters,
+        optim::{Optimizer, Part},
+    },
 };
 
 /// How far a run is.

@@ -13,10 +13,12 @@ use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::{
     error::Result,
-    flat::part,
-    gradient_vector::{Chunk, GradientVector},
-    one_pass::{AdamW, Vectors},
-    workers::{Shared, Workers},
+    state::{
+        flat::part,
+        gradient_vector::{Chunk, GradientVector},
+        one_pass::{AdamW, Vectors},
+        workers::{Shared, Workers},
+    },
 };
 
 /// Which optimiser.

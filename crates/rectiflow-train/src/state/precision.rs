@@ -15,9 +15,9 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, no_grad};
 
 use crate::{
+    checkpoint::model,
     config::{Checked, TRAINABLE, TrainConfig},
-    flat::FlatParameters,
-    model,
+    state::flat::FlatParameters,
 };
 
 /// What the model calculates in while it trains.
@@ -138,7 +138,7 @@ mod tests {
                 .iter()
                 .map(|slice| {
                     let exact = exact.tensor(&slice.name["unet.".len()..]).expect("the golden file has it");
-                    error(&crate::flat::part(&sum, &slice.range), &exact.flatten(0, -1))
+                    error(&crate::state::flat::part(&sum, &slice.range), &exact.flatten(0, -1))
                 })
                 .collect();
             let norm = |of: fn(&(f64, f64)) -> f64| errors.iter().map(|error| of(error).powi(2)).sum::<f64>().sqrt();

@@ -24,15 +24,17 @@ use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::{
     config::{Checked, TextEncoders},
-    ema::{self, EmaConfig},
     error::Result,
-    exchange::{Exchange, StepGradients},
-    flat::FlatParameters,
-    gradient_vector::GradientVector,
     lr::LrRatios,
-    repeated::Repeated,
-    state::TrainState,
-    workers::{Shared, Workers},
+    ranks::exchange::{Exchange, StepGradients},
+    state::{
+        TrainState,
+        ema::{self, EmaConfig},
+        flat::FlatParameters,
+        gradient_vector::GradientVector,
+        workers::{Shared, Workers},
+    },
+    step::repeated::Repeated,
 };
 
 /// What a step needs besides the state it changes.

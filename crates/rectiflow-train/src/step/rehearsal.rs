@@ -14,10 +14,12 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{
     error::{Error, Result},
-    flat::FlatParameters,
-    optim::{Optimizer, OptimizerConfig, Part},
-    precision::Precision,
-    workers::{Shared, Workers},
+    state::{
+        flat::FlatParameters,
+        optim::{Optimizer, OptimizerConfig, Part},
+        precision::Precision,
+        workers::{Shared, Workers},
+    },
 };
 
 /// How the steps are made.
