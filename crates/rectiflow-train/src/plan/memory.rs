@@ -349,7 +349,7 @@ impl Estimate {
             help.push("no ema.half_life_samples");
         }
         help.push("fewer trained text encoders or a smaller model");
-        Err(Error::Memory { estimate: *self, needed, limit, help: help.join(", ") })
+        Err(Error::Memory { needs: self.to_string(), needed, limit, help: help.join(", ") })
     }
 }
 
