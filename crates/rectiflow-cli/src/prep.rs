@@ -21,7 +21,7 @@ use rectiflow_sdxl::{
     vae::Vae,
 };
 use rectiflow_train::{
-    checkpoint::hash_weights,
+    components::hash_weights,
     config::{Recipe, parse_device},
 };
 use serde_json::json;

@@ -21,7 +21,7 @@ pub mod run;
 pub mod state;
 mod step;
 
-pub use checkpoint::model;
+pub use checkpoint::{components, model};
 pub use measure::{findings, metrics, testloss, vitals};
 pub use pictures::{draw, gallery, preview, staged};
 pub use plan::{memory, plan_facts, plan_memory, simulate};

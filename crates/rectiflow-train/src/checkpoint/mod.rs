@@ -21,7 +21,7 @@
 //!
 //! Format 3 had no buckets: the whole vector was one. Format 2 had one optimiser file always. Format 1 had neither sums nor `ema/`, nor what a branch and the guard need; it can be read.
 
-pub(crate) mod components;
+pub mod components;
 pub mod model;
 pub(crate) mod restore;
 pub(crate) mod saving;
@@ -38,10 +38,6 @@ use rectiflow_sdxl::{flow::ObjectiveSettings, model::Component};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-pub use crate::checkpoint::{
-    components::{Components, hash_weights},
-    restore::{inherit, restore},
-};
 use crate::{
     config::CheckpointConfig,
     error::{Error, Result},
@@ -128,7 +124,7 @@ pub struct Ancestor {
 pub struct Frozen {
     /// The component's folder, absolute.
     pub path: PathBuf,
-    /// BLAKE3 over its weights ([`hash_weights`]), hexadecimal.
+    /// BLAKE3 over its weights ([`components::hash_weights`]), hexadecimal.
     pub blake3: String,
 }
 

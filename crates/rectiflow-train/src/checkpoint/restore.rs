@@ -23,7 +23,7 @@ use crate::{
 ///
 /// # Errors
 /// [`Error::Checkpoint`] where the run trains other tensors, naming the first difference; [`Error::Model`].
-pub fn restore(checkpoint: &Path, saved: &Saved, state: &mut TrainState) -> Result<()> {
+pub(crate) fn restore(checkpoint: &Path, saved: &Saved, state: &mut TrainState) -> Result<()> {
     let path = checkpoint.to_owned();
     // In which order they lie is another matter: moments are found by name.
     let sorted = |mut layout: Vec<(String, Vec<i64>)>| {
@@ -49,7 +49,7 @@ pub fn restore(checkpoint: &Path, saved: &Saved, state: &mut TrainState) -> Resu
 ///
 /// # Errors
 /// [`Error::Checkpoint`] where the optimiser's vectors are not as long as the layout says; [`Error::Model`].
-pub fn inherit(checkpoint: &Path, saved: &Saved, state: &mut TrainState) -> Result<()> {
+pub(crate) fn inherit(checkpoint: &Path, saved: &Saved, state: &mut TrainState) -> Result<()> {
     state.position = saved.position;
     for (from, group) in state.moments_from.iter_mut().zip(&state.parameters.groups) {
         let prefix = format!("{}.", group.component);

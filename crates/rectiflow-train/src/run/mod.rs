@@ -20,7 +20,7 @@ use rectiflow_data::{batch::Step, loader::Loader};
 
 use crate::{
     checkpoint::{
-        self, Checkpoints, Saved, model,
+        Checkpoints, Saved, model, restore,
         saving::{Pending, Save},
         snapshots::{self, Ring},
     },
@@ -241,14 +241,14 @@ impl<'a> Run<'a> {
         match self.parts.origin {
             Origin::Base => {}
             Origin::Resume(found, _) => {
-                checkpoint::restore(&found.path, &found.saved, &mut self.state)?;
+                restore::restore(&found.path, &found.saved, &mut self.state)?;
                 self.check_same_order(&found.path, &found.saved)?;
                 self.guard = found.saved.guard.clone();
                 self.secs_before = found.saved.secs;
                 self.last_saved = Some((found.saved.position.cursor, found.path.clone()));
             }
             Origin::Branch(found, _) => {
-                checkpoint::inherit(&found.path, &found.saved, &mut self.state)?;
+                restore::inherit(&found.path, &found.saved, &mut self.state)?;
                 let same_data = found.saved.data == self.template.data;
                 let epochs = if same_data { found.saved.epochs } else { 0.0 };
                 self.state.position.cursor = step_at(self.loader.order(), epochs);

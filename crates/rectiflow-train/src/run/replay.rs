@@ -9,7 +9,7 @@ use std::path::Path;
 use rectiflow_data::{batch::Step, loader::Loader, order::RankOf};
 
 use crate::{
-    checkpoint::{self, Saved, components::Components, model, verify},
+    checkpoint::{Saved, components::Components, model, restore, verify},
     config::{Checked, Recipe},
     error::{Error, Result},
     guard::{GuardState, Observation, Verdict},
@@ -101,7 +101,7 @@ fn go_to(checkpoint: &Path, loader: &Loader, state: &mut TrainState) -> Result<G
         let reason = "the data have changed since: the same steps cannot be made again".to_owned();
         return Err(Error::Checkpoint { path: checkpoint.to_owned(), reason });
     }
-    checkpoint::restore(checkpoint, &saved, state)?;
+    restore::restore(checkpoint, &saved, state)?;
     Ok(saved.guard)
 }
 

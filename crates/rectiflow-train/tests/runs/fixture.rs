@@ -21,7 +21,7 @@ use rectiflow_data::{
 use rectiflow_sdxl::model::Component;
 use rectiflow_train::{
     Result,
-    checkpoint::hash_weights,
+    components::hash_weights,
     config::{Checked, Recipe},
     launch::Launch,
     metrics::Event,
