@@ -21,6 +21,7 @@
 //!
 //! Format 3 had no buckets: the whole vector was one. Format 2 had one optimiser file always. Format 1 had neither sums nor `ema/`, nor what a branch and the guard need; it can be read.
 
+pub(crate) mod adopt;
 pub mod components;
 pub mod model;
 pub(crate) mod restore;

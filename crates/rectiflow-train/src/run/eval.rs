@@ -6,13 +6,12 @@ use rectiflow_sdxl::model::OpenOptions;
 use serde::Serialize;
 
 use crate::{
-    checkpoint::{EMA, components::Components, model},
+    checkpoint::{EMA, adopt, components::Components, model},
     config::Checked,
     error::{Error, Result},
     measure::testloss::{Losses, Tables},
     ranks::comm::Comm,
     run::opening::{check_vae, open_sources},
-    state::precision,
     step::Stepper,
 };
 
@@ -49,7 +48,7 @@ pub fn evaluate(checked: &Checked, checkpoint: &Path) -> Result<Evaluation> {
             let reason = format!("the recipe's objective is {expected}, but this model predicts {found}");
             return Err(Error::Checkpoint { path: path.to_owned(), reason });
         }
-        precision::apply_frozen(checked.recipe.train.dtype, &model);
+        adopt::apply_frozen(checked.recipe.train.dtype, &model);
         tables.measure(&Stepper::new(checked, &model), &sources, &Comm::alone())
     };
     let trained = losses(checkpoint)?;

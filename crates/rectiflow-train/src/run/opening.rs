@@ -17,14 +17,14 @@ use rectiflow_sdxl::model::{Component, Model};
 use tch::{Cuda, Device};
 
 use crate::{
-    checkpoint::{self, Checkpoints, Frozen, Saved, Trained, components::Components},
+    checkpoint::{Checkpoints, Frozen, Saved, Trained, adopt, components::Components, hash_file},
     config::{Checked, DataConfig, Recipe, changes::changes},
     error::{Error, Result},
     guard::GuardState,
     measure::metrics::Start,
     ranks::{comm::Comm, exchange::share, launch::Launch},
     run::{origin::Origin, stopped},
-    state::{Position, TrainState, optim::Optimizer, precision},
+    state::{Position, TrainState, optim::Optimizer},
 };
 
 /// What a run works on and does not change.
@@ -181,7 +181,7 @@ pub(crate) fn find_trained(checked: &Checked, components: &Components) -> Result
 
 /// The state before the first step from a model's weights, as far as this rank keeps it.
 pub(crate) fn fresh_state(checked: &Checked, model: &Model, comm: &Comm) -> TrainState {
-    let parameters = precision::apply(checked, model, share(comm, checked.recipe.ranks.sharding));
+    let parameters = adopt::apply(checked, model, share(comm, checked.recipe.ranks.sharding));
     TrainState {
         position: Position::default(),
         optimizer: Optimizer::new(checked.recipe.optimizer.clone(), &parameters.masters),
@@ -251,7 +251,7 @@ impl Parts<'_> {
 /// Version and BLAKE3 of the running program.
 pub(crate) fn program_identity() -> Result<String> {
     let path = env::current_exe().map_err(Error::io("the running program"))?;
-    Ok(format!("rectiflow {} BLAKE3 {}", env!("CARGO_PKG_VERSION"), checkpoint::hash_file(&path)?))
+    Ok(format!("rectiflow {} BLAKE3 {}", env!("CARGO_PKG_VERSION"), hash_file(&path)?))
 }
 
 fn count(sources: &[Source], split: Split) -> u64 {

@@ -5,20 +5,10 @@
 //! embeddings of time and size, and the last convolution, whose result is compared with the target. docs/numerics.md has
 //! the table; a test compares the gradients with those of PyTorch's autocast.
 
-use rectiflow_data::order::RankOf;
-use rectiflow_sdxl::{
-    model::{Component, Model},
-    weights::Parameters,
-};
+use rectiflow_sdxl::weights::Parameters;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, no_grad};
-
-use crate::{
-    checkpoint::model,
-    config::{Checked, TRAINABLE, TrainConfig},
-    state::flat::FlatParameters,
-};
 
 /// What the model calculates in while it trains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
@@ -63,24 +53,6 @@ impl Precision {
     }
 }
 
-/// Gives every component but the autoencoder the dtypes that the recipe asks for, and moves the trained ones into one
-/// vector, of which this rank owns `share`. The models hold fp32 until then.
-pub(crate) fn apply(checked: &Checked, model: &Model, share: RankOf) -> FlatParameters {
-    let TrainConfig { dtype, .. } = checked.recipe.train;
-    let (trained, frozen): (Vec<Component>, Vec<_>) =
-        TRAINABLE.into_iter().partition(|&component| checked.recipe.train.trains(component));
-    for component in frozen {
-        dtype.convert(model::parameters(model, component));
-    }
-    let trained: Vec<_> = trained.into_iter().map(|part| (part.folder(), model::parameters(model, part))).collect();
-    FlatParameters::adopt_share(&trained, dtype, share)
-}
-
-/// As [`apply`], of a model that is not trained.
-pub(crate) fn apply_frozen(precision: Precision, model: &Model) {
-    TRAINABLE.iter().for_each(|&component| precision.convert(model::parameters(model, component)));
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -93,6 +65,7 @@ mod tests {
     use tch::Tensor;
 
     use super::*;
+    use crate::state::flat::{FlatParameters, part};
 
     /// Relative L2 errors of PyTorch's autocast, by scripts/golden/autocast.py.
     #[derive(Debug, Deserialize)]
@@ -138,7 +111,7 @@ mod tests {
                 .iter()
                 .map(|slice| {
                     let exact = exact.tensor(&slice.name["unet.".len()..]).expect("the golden file has it");
-                    error(&crate::state::flat::part(&sum, &slice.range), &exact.flatten(0, -1))
+                    error(&part(&sum, &slice.range), &exact.flatten(0, -1))
                 })
                 .collect();
             let norm = |of: fn(&(f64, f64)) -> f64| errors.iter().map(|error| of(error).powi(2)).sum::<f64>().sqrt();
