@@ -6,7 +6,7 @@ use rectiflow_sdxl::model::{Component, Model};
 
 use crate::{
     checkpoint::model,
-    config::{Checked, TRAINABLE, TrainConfig},
+    config::{Checked, TRAINABLE, sections::TrainConfig},
     state::{flat::FlatParameters, precision::Precision},
 };
 

@@ -10,7 +10,7 @@ use rectiflow_sdxl::{model::Component, tensor_file::TensorFile};
 
 use crate::{
     checkpoint::{Checkpoints, Frozen, Saved, is_checkpoint},
-    config::CheckpointConfig,
+    config::sections::CheckpointConfig,
     error::{Error, Result},
 };
 

@@ -40,7 +40,7 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::{
-    config::CheckpointConfig,
+    config::sections::CheckpointConfig,
     error::{Error, Result},
     guard::GuardState,
     state::{

@@ -83,7 +83,7 @@ fn flatten(value: &toml::Value, path: &str, found: &mut BTreeMap<String, String>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::DataConfig;
+    use crate::config::sections::DataConfig;
 
     fn recipe(more: &str) -> Recipe {
         let text = format!(

@@ -14,8 +14,7 @@ use rectiflow_data::{
     rng::{Purpose, Rng, key_u64},
 };
 use rectiflow_sdxl::sample::initial_noise;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use tch::{Tensor, no_grad};
 
 use crate::{
@@ -26,38 +25,6 @@ use crate::{
     state::workers::Shared,
     step::{Stepper, latent_size, to_vec},
 };
-
-/// `[test]`: the test loss.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct TestConfig {
-    /// Steps from one measurement to the next; the first is before training, the last at its end.
-    pub every_steps: u64,
-    /// Equal ranges of noise levels to report apart, 1 to 100.
-    pub bins: usize,
-    /// Training samples, chosen by hash, whose loss is measured in the same way; 0 measures none.
-    pub training_samples: usize,
-}
-
-impl Default for TestConfig {
-    fn default() -> Self {
-        Self { every_steps: 500, bins: 10, training_samples: 0 }
-    }
-}
-
-impl TestConfig {
-    /// What is wrong with these settings: (key, reason) pairs.
-    pub(crate) fn problems(&self) -> Vec<(String, String)> {
-        let mut problems = Vec::new();
-        if self.every_steps == 0 {
-            problems.push(("test.every_steps".into(), "expected at least 1, found 0".into()));
-        }
-        if !(1..=100).contains(&self.bins) {
-            problems.push(("test.bins".into(), format!("expected 1 to 100, found {}", self.bins)));
-        }
-        problems
-    }
-}
 
 /// Both fixed tables of a run.
 #[derive(Debug)]

@@ -13,47 +13,15 @@ use rectiflow_sdxl::{
     model::Model,
     sample::{SampleSettings, Texts, decode, sample_latents_by},
 };
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use crate::{
-    config::Checked,
+    config::{Checked, sections::PreviewConfig},
     error::{Error, Result},
     pictures::draw::{condition, pictures},
     ranks::comm::Comm,
     state::{flat::part, partition::Partition},
 };
-
-/// `[preview]`: pictures sampled while training goes on.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct PreviewConfig {
-    /// Steps from one set of pictures to the next; the first is before training, the last at its end.
-    pub every_steps: u64,
-    /// One picture each; none by default, and then nothing is sampled.
-    pub prompts: Vec<String>,
-    /// What the pictures are steered away from, with `cfg` above 1.
-    pub negative: String,
-    /// How they are sampled; `batch` is the number of prompts.
-    pub sample: SampleSettings,
-}
-
-impl Default for PreviewConfig {
-    fn default() -> Self {
-        Self { every_steps: 500, prompts: Vec::new(), negative: String::new(), sample: SampleSettings::default() }
-    }
-}
-
-impl PreviewConfig {
-    /// What is wrong with these settings: (key, reason) pairs.
-    pub(crate) fn problems(&self) -> Vec<(String, String)> {
-        if self.every_steps == 0 {
-            return vec![("preview.every_steps".into(), "expected at least 1, found 0".into())];
-        }
-        Vec::new()
-    }
-}
 
 /// Draws a run's previews.
 #[derive(Debug)]

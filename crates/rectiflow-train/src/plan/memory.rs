@@ -1,5 +1,4 @@
-//! `[memory]`: what a run keeps in memory and what it calculates again; and how much that will be, before any of it is
-//! taken.
+//! What a run keeps in memory and what it calculates again; and how much that will be, before any of it is taken.
 //!
 //! The estimate follows from the recipe, the model's configurations and the largest bucket. How near it comes is measured
 //! by `rectiflow bench step`, which prints it beside the largest resident memory (docs/numerics.md).
@@ -16,47 +15,16 @@ use rectiflow_sdxl::{
     vae::Vae,
     weights::Weights,
 };
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Device;
 
 use crate::{
     checkpoint::{components::Components, saving, snapshots},
-    config::{Checked, Recipe},
+    config::{Checked, Recipe, sections::Checkpointing},
     error::{Error, Result},
     ranks::{comm::Comm, launch::Sharding},
     state::{precision::Precision, workers},
 };
-
-/// `[memory]`: what is kept in memory and what is calculated again.
-#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct MemoryConfig {
-    /// Activation checkpointing: `off` keeps all that the backward pass needs; `full` keeps what goes into each residual
-    /// and transformer block of the UNet, and calculates the rest a second time; `budget` does so with as few of the
-    /// blocks as it takes to stay within `budget_gib`, those first that save most bytes for what they cost. Gradients are
-    /// the same.
-    pub checkpointing: Checkpointing,
-    /// Memory in GiB that the whole run may take on its device by the estimate at its start, with
-    /// `checkpointing = "budget"`. A run that does not fit with all blocks remade does not start.
-    pub budget_gib: Option<f64>,
-    /// Memory of the device in GiB. A run that is going to need more does not start. Default: on a CPU what the system
-    /// has available, on a GPU no limit.
-    pub device_gib: Option<f64>,
-}
-
-/// Which blocks of the UNet are calculated a second time in the backward pass.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Checkpointing {
-    /// None.
-    #[default]
-    Off,
-    /// All.
-    Full,
-    /// As many as it takes to stay within a budget.
-    Budget,
-}
 
 /// The blocks of the UNet that are calculated a second time.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,35 +48,6 @@ impl Remade {
     pub fn apply(&self, unet: &mut UNet) {
         unet.checkpoint_blocks(|name| self.contains(name));
     }
-}
-
-impl MemoryConfig {
-    /// What is wrong with these settings: (key, reason) pairs.
-    pub(crate) fn problems(&self) -> Vec<(String, String)> {
-        let numbers = [("memory.device_gib", self.device_gib), ("memory.budget_gib", self.budget_gib)];
-        let mut problems: Vec<(String, String)> = numbers
-            .into_iter()
-            .filter_map(|(key, number)| Some((key, number.filter(|gib| !(*gib > 0.0 && gib.is_finite()))?)))
-            .map(|(key, gib)| (key.into(), format!("expected a number above 0, found {gib}")))
-            .collect();
-        let reason = match (self.checkpointing, self.budget_gib) {
-            (Checkpointing::Budget, None) => "missing; memory.checkpointing = \"budget\" needs it",
-            (Checkpointing::Off | Checkpointing::Full, Some(_)) => {
-                "only memory.checkpointing = \"budget\" has one; memory.device_gib is what may not be exceeded"
-            }
-            _ => return problems,
-        };
-        problems.push(("memory.budget_gib".into(), reason.into()));
-        problems
-    }
-
-    pub(crate) fn budget_bytes(&self) -> Option<u64> {
-        self.budget_gib.map(bytes)
-    }
-}
-
-fn bytes(gib: f64) -> u64 {
-    (gib * f64::from(1 << 30)) as u64
 }
 
 /// What training will take, in bytes.
@@ -322,7 +261,7 @@ impl Estimate {
     pub(crate) fn check(&self, checked: &Checked) -> Result<()> {
         let recipe = &checked.recipe;
         let needed = self.device_bytes(checked.device);
-        let device = recipe.memory.device_gib.map(bytes).or_else(|| available_bytes(checked.device));
+        let device = recipe.memory.device_bytes().or_else(|| available_bytes(checked.device));
         let limit = [device, recipe.memory.budget_bytes()].into_iter().flatten().min();
         let Some(limit) = limit.filter(|limit| needed > *limit) else {
             return Ok(());

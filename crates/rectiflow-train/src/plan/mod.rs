@@ -13,11 +13,11 @@ use rectiflow_data::order::{Order, RankOf};
 use serde::Serialize;
 
 use crate::{
-    config::Checked,
+    config::{Checked, sections::Checkpointing},
     error::Result,
     hardware::{Hardware, Network},
     plan::{
-        memory::{Checkpointing, MOST_TOKENS, Passes},
+        memory::{MOST_TOKENS, Passes},
         plan_facts::{Facts, Storage},
         plan_memory::{MemorySettings, Term, memory, total},
         simulate::{BUCKET_BYTES, Cluster, StepWork, predict},

@@ -15,8 +15,9 @@ use rectiflow_sdxl::config::UNetConfig;
 use serde::Serialize;
 
 use crate::{
+    config::sections::Checkpointing,
     plan::{
-        memory::{Checkpointing, Passes, Remade},
+        memory::{Passes, Remade},
         simulate::BUCKET_BYTES,
     },
     ranks::launch::Sharding,

@@ -18,7 +18,7 @@ use tch::{Cuda, Device};
 
 use crate::{
     checkpoint::{Checkpoints, Frozen, Saved, Trained, adopt, components::Components, hash_file},
-    config::{Checked, DataConfig, Recipe, changes::changes},
+    config::{Checked, Recipe, changes::changes, sections::DataConfig},
     error::{Error, Result},
     guard::GuardState,
     measure::metrics::Start,

@@ -10,10 +10,10 @@ use rectiflow_data::{batch::Step, loader::Loader, order::RankOf};
 
 use crate::{
     checkpoint::{Saved, components::Components, model, restore, verify},
-    config::{Checked, Recipe},
+    config::{Checked, Recipe, sections::Checkpointing},
     error::{Error, Result},
     guard::{GuardState, Observation, Verdict},
-    plan::memory::{Checkpointing, Remade},
+    plan::memory::Remade,
     ranks::{
         comm::Comm,
         exchange::{Exchange, Word},

@@ -23,7 +23,7 @@ use rectiflow_sdxl::{
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::{
-    config::{Checked, TextEncoders},
+    config::{Checked, sections::TextEncoders},
     error::Result,
     lr::LrRatios,
     ranks::exchange::{Exchange, StepGradients},
