@@ -27,7 +27,7 @@ pub use pictures::{draw, gallery, preview, staged};
 pub use plan::{memory, plan_facts, plan_memory, simulate};
 pub use ranks::{comm, lag, launch};
 pub use run::{blackbox, eval, replay};
-pub use state::{ema, flat, optim, partition, precision};
+pub use state::{ema, flat, layout, optim, partition, precision};
 pub use step::{rehearsal, work};
 
 pub use error::{Error, Result};

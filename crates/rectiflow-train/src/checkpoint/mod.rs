@@ -45,7 +45,7 @@ use crate::{
     guard::GuardState,
     state::{
         Position,
-        flat::{Slice, part},
+        layout::{Slice, part},
         partition::Partition,
     },
 };

@@ -14,7 +14,8 @@ use crate::{
     error::{Error, Result},
     state::{
         TrainState,
-        flat::{FlatParameters, Slice, meet, part},
+        flat::FlatParameters,
+        layout::{Slice, meet, part},
         partition::Partition,
     },
 };

@@ -31,7 +31,7 @@ use crate::{
     },
     error::{Error, Result},
     ranks::comm::Comm,
-    state::{TrainState, flat::Slice},
+    state::{TrainState, layout::Slice},
 };
 
 /// What goes into a checkpoint.

@@ -22,8 +22,8 @@ use crate::{
     ranks::exchange::Exchange,
     state::{
         TrainState,
-        flat::{Slice, part},
         gradient_vector::GradientVector,
+        layout::{Slice, part},
         optim::Part,
     },
 };

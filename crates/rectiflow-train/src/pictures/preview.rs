@@ -20,7 +20,7 @@ use crate::{
     error::{Error, Result},
     pictures::draw::{condition, pictures},
     ranks::comm::Comm,
-    state::{flat::part, partition::Partition},
+    state::{layout::part, partition::Partition},
 };
 
 /// Draws a run's previews.

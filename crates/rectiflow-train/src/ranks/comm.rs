@@ -34,7 +34,7 @@ use crate::{
         pulse::Pulse,
     },
     state::{
-        flat::part,
+        layout::part,
         partition::{Bucket, Partition},
     },
 };

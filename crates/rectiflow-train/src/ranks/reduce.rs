@@ -16,8 +16,8 @@ use crate::{
     error::Result,
     ranks::comm::{Comm, Pending},
     state::{
-        flat::part,
         gradients::Buckets,
+        layout::part,
         partition::{Partition, Piece},
     },
 };

@@ -10,8 +10,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Tensor, no_grad};
 
 use crate::state::{
-    flat::part,
-    optim::chunks,
+    layout::{chunks, part},
     workers::{Shared, Workers},
 };
 

@@ -16,29 +16,12 @@ use rectiflow_data::order::RankOf;
 use rectiflow_sdxl::weights::Parameters;
 use tch::{Device, Kind, Tensor, no_grad};
 
-use crate::state::{gradients::GradientSum, partition::Partition, precision::Precision};
-
-/// Where one tensor lies in the flat vector.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Slice {
-    /// Component and diffusers name, e.g. `unet.conv_in.weight`.
-    pub name: String,
-    /// Shape of the tensor.
-    pub shape: Vec<i64>,
-    /// Its elements in the flat vector.
-    pub range: Range<i64>,
-    /// The dtype that the model calculates with it in.
-    pub kind: Kind,
-}
-
-/// A component's share of the flat vector.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Group {
-    /// The component's folder in diffusers' layout: `unet`, `text_encoder` or `text_encoder_2`.
-    pub component: String,
-    /// Its elements in the flat vector.
-    pub range: Range<i64>,
-}
+use crate::state::{
+    gradients::GradientSum,
+    layout::{Group, Slice, meet, part},
+    partition::Partition,
+    precision::Precision,
+};
 
 /// The flat vector of trained parameters and the tensors that view it.
 #[derive(Debug)]
@@ -188,17 +171,6 @@ fn bucket_lengths(slices: &[Slice], groups: &[Group]) -> Vec<i64> {
     lengths
 }
 
-/// A range of a vector, as a view.
-pub(crate) fn part(vector: &Tensor, range: &Range<i64>) -> Tensor {
-    vector.narrow(0, range.start, range.end - range.start)
-}
-
-/// What two ranges have in common; empty, inside `b`, where that is nothing.
-pub(crate) fn meet(a: &Range<i64>, b: &Range<i64>) -> Range<i64> {
-    let start = a.start.clamp(b.start, b.end);
-    start..a.end.clamp(start, b.end)
-}
-
 #[cfg(test)]
 mod tests {
     use rectiflow_sdxl::{init::Init, weights::Weights};
@@ -279,13 +251,5 @@ mod tests {
             let tensors = components.iter().flat_map(|part| part.iter().map(|(_, tensor)| tensor.detach()));
             assert!(tensors.into_iter().all(|tensor| tensor.equal(&(tensor.ones_like() * 0.5))));
         }
-    }
-
-    #[test]
-    fn ranges_meet_where_they_overlap() {
-        assert_eq!(meet(&(2..8), &(4..10)), 4..8);
-        assert_eq!(meet(&(2..8), &(3..5)), 3..5);
-        assert_eq!(meet(&(0..2), &(4..10)), 4..4);
-        assert_eq!(meet(&(20..30), &(4..10)), 10..10);
     }
 }

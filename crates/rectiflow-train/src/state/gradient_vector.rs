@@ -9,9 +9,8 @@ use std::ops::Range;
 use tch::Tensor;
 
 use crate::state::{
-    flat::{meet, part},
+    layout::{chunks, meet, part},
     one_pass,
-    optim::chunks,
 };
 
 /// A vector `[n]` fp32 in stretches.

@@ -25,8 +25,8 @@ use tch::{Device, Kind, Tensor, no_grad};
 use crate::{
     error::{Error, Result},
     state::{
-        flat::{Slice, part},
         gradient_vector::GradientVector,
+        layout::{Slice, part},
         partition::Partition,
     },
 };

@@ -4,6 +4,7 @@ pub mod ema;
 pub mod flat;
 pub(crate) mod gradient_vector;
 pub(crate) mod gradients;
+pub mod layout;
 pub(crate) mod one_pass;
 pub mod optim;
 pub mod partition;

@@ -9,13 +9,13 @@ use std::ops::Range;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::{Kind, Tensor, no_grad};
 
 use crate::{
     error::Result,
     state::{
-        flat::part,
         gradient_vector::{Chunk, GradientVector},
+        layout::part,
         one_pass::{AdamW, Vectors},
         workers::{Shared, Workers},
     },
@@ -218,21 +218,12 @@ impl Optimizer {
     }
 }
 
-/// A range in pieces to be worked on at a time: on a processor such that stay in the cache through the dozen passes of an update;
-/// on a GPU, which has a kernel to start for each pass, large ones whose temporaries it has room for.
-pub(crate) fn chunks(range: &Range<i64>, device: Device) -> impl Iterator<Item = Range<i64>> + use<> {
-    let (size, end) = (if device == Device::Cpu { CHUNK } else { GPU_CHUNK }, range.end);
-    range.clone().step_by(size).map(move |start| start..end.min(start + size as i64))
-}
-
-/// 256 KiB of fp32.
-const CHUNK: usize = 1 << 16;
-/// 64 MiB of fp32.
-const GPU_CHUNK: usize = 1 << 24;
-
 #[cfg(test)]
 mod tests {
+    use tch::Device;
+
     use super::*;
+    use crate::state::layout::CHUNK;
 
     fn workers() -> Workers {
         Workers::new(Device::Cpu, 2)
@@ -276,17 +267,6 @@ mod tests {
                 let error = (&values - &wanted).norm() / wanted.norm();
                 assert!(f64::try_from(&error).expect("a scalar") < 1e-6, "update {update_number}: {error}");
             }
-        }
-    }
-
-    #[test]
-    fn chunks_cover_a_range_in_few_pieces_on_a_gpu() {
-        let range = 5..(3 << 24) + 6;
-        for (device, count) in [(Device::Cpu, 3 << 8 | 1), (Device::Cuda(0), 4)] {
-            let chunks: Vec<_> = chunks(&range, device).collect();
-            assert_eq!(chunks.len(), count);
-            assert_eq!((chunks[0].start, chunks[count - 1].end), (range.start, range.end));
-            assert!(chunks.windows(2).all(|pair| pair[0].end == pair[1].start));
         }
     }
 

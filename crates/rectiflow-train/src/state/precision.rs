@@ -65,7 +65,7 @@ mod tests {
     use tch::Tensor;
 
     use super::*;
-    use crate::state::flat::{FlatParameters, part};
+    use crate::state::{flat::FlatParameters, layout::part};
 
     /// Relative L2 errors of PyTorch's autocast, by scripts/golden/autocast.py.
     #[derive(Debug, Deserialize)]
