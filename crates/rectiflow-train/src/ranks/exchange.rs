@@ -25,7 +25,6 @@ use crate::{
         reduce::{Reduced, Reducer},
     },
     state::{TrainState, ema, flat::FlatParameters, gradient_vector::GradientVector, workers::Workers},
-    step::{Passes, Summed},
 };
 
 /// How the ranks of a run share its updates.
@@ -53,6 +52,29 @@ pub(crate) struct StepGradients {
     rounds: usize,
     /// The buckets in the order in which they came to be complete in the last round that had micro-batches.
     order: Vec<usize>,
+}
+
+/// The forward and backward passes that one rank made for a step.
+#[derive(Debug)]
+pub(crate) struct Summed {
+    /// Its part of the step's loss.
+    pub(crate) loss: f64,
+    /// Time and loss of each sample, in the order of its micro-batches.
+    pub(crate) samples: Vec<(f64, f32)>,
+    pub(crate) gradients: StepGradients,
+}
+
+/// The forward and backward passes of a step, over all ranks: everything but the update.
+#[derive(Debug)]
+pub(crate) struct Passes {
+    pub(crate) loss: f64,
+    pub(crate) gradient_norm: f64,
+    /// The norm of each group's part, where there is more than one group.
+    pub(crate) norm_by_group: Vec<f64>,
+    /// Time and loss of each sample that this rank worked on, in the order of its micro-batches.
+    pub(crate) samples: Vec<(f64, f32)>,
+    /// The gradient of what this rank updates.
+    pub(crate) gradients: GradientVector,
 }
 
 /// What a rank tells the others in every step.

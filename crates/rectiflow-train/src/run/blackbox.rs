@@ -15,8 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     error::{Error, Result},
     measure::metrics::{VitalsMetrics, lossless},
-    ranks::comm::Comm,
-    step::Passes,
+    ranks::{comm::Comm, exchange::Passes},
 };
 
 /// What led to an act of the guard.

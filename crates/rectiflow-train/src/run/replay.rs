@@ -16,14 +16,14 @@ use crate::{
     plan::memory::Remade,
     ranks::{
         comm::Comm,
-        exchange::{Exchange, Word},
+        exchange::{Exchange, Passes, Word},
     },
     run::{
         blackbox::{BlackBox, SeenSample, samples_of},
         opening::{fresh_state, open_sources},
     },
     state::TrainState,
-    step::{Passes, Rates, Stepper},
+    step::{Rates, Stepper},
 };
 
 /// A step that was made again.

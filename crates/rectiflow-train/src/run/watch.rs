@@ -13,9 +13,10 @@ use crate::{
         metrics::{Event, GuardEvent, Lossless, VitalsMetrics},
         vitals,
     },
+    ranks::exchange::Passes,
     run::{Run, stopped},
     state::{Position, gradient_vector::GradientVector},
-    step::{Passes, Rates},
+    step::Rates,
 };
 
 impl Run<'_> {

@@ -53,29 +53,6 @@ pub(crate) struct Stepper<'a> {
     pub(crate) workers: Workers,
 }
 
-/// The forward and backward passes that one rank made for a step.
-#[derive(Debug)]
-pub(crate) struct Summed {
-    /// Its part of the step's loss.
-    pub(crate) loss: f64,
-    /// Time and loss of each sample, in the order of its micro-batches.
-    pub(crate) samples: Vec<(f64, f32)>,
-    pub(crate) gradients: StepGradients,
-}
-
-/// The forward and backward passes of a step, over all ranks: everything but the update.
-#[derive(Debug)]
-pub(crate) struct Passes {
-    pub(crate) loss: f64,
-    pub(crate) gradient_norm: f64,
-    /// The norm of each group's part, where there is more than one group.
-    pub(crate) norm_by_group: Vec<f64>,
-    /// Time and loss of each sample that this rank worked on, in the order of its micro-batches.
-    pub(crate) samples: Vec<(f64, f32)>,
-    /// The gradient of what this rank updates.
-    pub(crate) gradients: GradientVector,
-}
-
 /// How far an update goes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rates {
