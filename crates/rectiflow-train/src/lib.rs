@@ -22,7 +22,7 @@ pub mod state;
 mod step;
 
 pub use checkpoint::{components, model};
-pub use measure::{findings, metrics, testloss, vitals};
+pub use measure::{findings, metrics, testloss};
 pub use pictures::{draw, gallery, preview, staged};
 pub use plan::{memory, plan_facts, plan_memory, simulate};
 pub use ranks::{comm, lag, launch};

@@ -12,13 +12,12 @@
 use std::{collections::BTreeMap, ops::Range};
 
 use rectiflow_sdxl::model::Component;
-use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use crate::{
     error::Result,
     lr::LrRatios,
-    measure::metrics::lossless,
+    measure::metrics::Vitals,
     ranks::exchange::Exchange,
     state::{
         TrainState,
@@ -27,22 +26,6 @@ use crate::{
         optim::Part,
     },
 };
-
-/// A part of the model in one update.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Vitals {
-    /// Component and module, e.g. `unet.mid_block`.
-    pub module: String,
-    /// Norm of its gradient, after clipping.
-    #[serde(with = "lossless")]
-    pub gradient_norm: f64,
-    /// Root mean square of `g / sqrt(v)`.
-    #[serde(with = "lossless")]
-    pub moment_ratio: f64,
-    /// Norm of the update without weight decay, over the norm of the weights.
-    #[serde(with = "lossless")]
-    pub update_ratio: f64,
-}
 
 /// Takes the vital signs of the update that was just made at rate `lr` from `gradients`, those of this rank's elements.
 pub(crate) fn measure(
