@@ -127,6 +127,24 @@ impl<'a> Distances<'a> {
     }
 }
 
+/// How far back the guard's snapshots go, in the memory and on the disk that they may take.
+pub(crate) fn snapshot_distances(guard: &GuardConfig, snapshot_bytes: u64) -> Distances<'_> {
+    let found = Distances::of(guard, snapshot_bytes);
+    let room = found.memory.len() + found.disk.len();
+    if guard.enabled && room < guard.snapshot_updates.len() {
+        tracing::warn!(
+            "guard.snapshot_gib = {} and guard.snapshot_disk_gib = {}: of guard.snapshot_updates = {:?} there is room for \
+             {:?}; two snapshots of {:.1} GiB are kept for each",
+            guard.snapshot_gib,
+            guard.snapshot_disk_gib,
+            guard.snapshot_updates,
+            &guard.snapshot_updates[..room],
+            snapshot_bytes as f64 / f64::from(1 << 30)
+        );
+    }
+    found
+}
+
 /// Host memory that the snapshots of a guard take in all, where one takes `snapshot_bytes`.
 pub(crate) fn total_bytes(guard: &GuardConfig, snapshot_bytes: u64) -> u64 {
     (SNAPSHOTS_A_LEVEL * Distances::of(guard, snapshot_bytes).memory.len()) as u64 * snapshot_bytes

@@ -8,7 +8,7 @@ pub(crate) mod opening;
 pub(crate) mod origin;
 pub mod replay;
 pub(crate) mod stopped;
-pub(crate) mod watch;
+mod watch;
 
 use std::{
     path::{Path, PathBuf},
@@ -44,7 +44,6 @@ use crate::{
         blackbox::Recorder,
         opening::{Parts, check_same_data, check_same_start, check_vae, find_trained, fresh_state, open_sources},
         origin::{Origin, epochs_at, step_at},
-        watch::snapshot_distances,
     },
     state::{Position, TrainState},
     step::{Stepper, work::Configs},
@@ -158,17 +157,17 @@ fn train_together(
 }
 
 /// One process's work on a run.
-pub(crate) struct Run<'a> {
-    pub(crate) parts: Parts<'a>,
-    pub(crate) state: TrainState,
+struct Run<'a> {
+    parts: Parts<'a>,
+    state: TrainState,
     loader: Loader,
-    pub(crate) stepper: Stepper<'a>,
-    pub(crate) exchange: Exchange<'a>,
-    pub(crate) guard: GuardState,
-    pub(crate) ring: Ring,
-    pub(crate) recorder: Recorder,
+    stepper: Stepper<'a>,
+    exchange: Exchange<'a>,
+    guard: GuardState,
+    ring: Ring,
+    recorder: Recorder,
     /// Of the samples trained on since the vital signs were last taken.
-    pub(crate) losses: Bins,
+    losses: Bins,
     tables: Tables,
     previewer: Previewer,
     template: Saved,
@@ -178,10 +177,10 @@ pub(crate) struct Run<'a> {
     mute: bool,
     observe: &'a mut dyn FnMut(&Event),
     before_step: Option<&'a mut BeforeStep<'a>>,
-    pub(crate) began: Instant,
+    began: Instant,
     /// What earlier processes worked, as far as it was saved.
     secs_before: f64,
-    pub(crate) last_saved: Option<(u64, PathBuf)>,
+    last_saved: Option<(u64, PathBuf)>,
     /// The checkpoint that is being written.
     pending: Option<Pending>,
     /// Whether any rank has been asked to stop.
@@ -209,7 +208,7 @@ impl<'a> Run<'a> {
         let exchange =
             Exchange::new(comm, recipe.ranks.sharding).with_order(loader.order(), stepper.workers.width())?;
         let snapshot_bytes = snapshots::bytes(state.parameters.partition.most_owned(), state.average.is_some());
-        let distances = snapshot_distances(&recipe.guard, snapshot_bytes);
+        let distances = snapshots::snapshot_distances(&recipe.guard, snapshot_bytes);
         Ok(Self {
             tables: Tables::new(checked, sources)?,
             previewer: Previewer::new(&recipe.preview, &recipe.run.dir),
@@ -471,7 +470,7 @@ impl<'a> Run<'a> {
     }
 
     /// As [`Self::end_saving`]; what cannot be written is a warning.
-    pub(crate) fn finish_saving(&mut self) -> Result<()> {
+    fn finish_saving(&mut self) -> Result<()> {
         let step = self.pending.as_ref().map_or(0, |pending| pending.step);
         let ended = self.end_saving();
         self.or_warn(step, ended)
@@ -520,7 +519,7 @@ impl<'a> Run<'a> {
     }
 
     /// Writes an event down and shows it. Where it cannot be written, training goes on without a log.
-    pub(crate) fn emit(&mut self, event: Event) {
+    fn emit(&mut self, event: Event) {
         let written = self.writer.write(&event);
         if let (Err(error), false) = (&written, self.mute) {
             tracing::error!("events are not being written down: {error}. Training goes on");

@@ -5,9 +5,8 @@
 use rectiflow_data::batch::Step;
 
 use crate::{
-    checkpoint::snapshots::Distances,
     error::{Error, Result},
-    guard::{GuardConfig, Observation, Verdict},
+    guard::{Observation, Verdict},
     measure::{
         bins::Bins,
         metrics::{Event, GuardEvent, Lossless, VitalsMetrics},
@@ -21,7 +20,7 @@ use crate::{
 
 impl Run<'_> {
     /// Asks the guard and does what it says. Gives whether the update was made.
-    pub(crate) fn act(&mut self, step: &Step, passes: Passes, lr: f64) -> Result<bool> {
+    pub(super) fn act(&mut self, step: &Step, passes: Passes, lr: f64) -> Result<bool> {
         let config = &self.parts.checked.recipe.guard;
         let seen = Observation { loss: passes.loss, gradient_norm: passes.gradient_norm };
         let unclipped = Rates { norm: f64::INFINITY, lr };
@@ -132,7 +131,7 @@ impl Run<'_> {
         comm.first(|| Ok(write()))
     }
 
-    pub(crate) fn emit_guard(&mut self, action: &str, reason: String, black_box: Option<String>) {
+    pub(super) fn emit_guard(&mut self, action: &str, reason: String, black_box: Option<String>) {
         let Position { cursor: step, update, .. } = self.state.position;
         self.emit(Event::Guard(GuardEvent { step, action: action.to_owned(), reason, update, black_box }));
     }
@@ -145,22 +144,4 @@ fn check_finite(step: &Step, seen: Observation) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// How far back the guard's snapshots go, in the memory and on the disk that they may take.
-pub(crate) fn snapshot_distances(guard: &GuardConfig, snapshot_bytes: u64) -> Distances<'_> {
-    let found = Distances::of(guard, snapshot_bytes);
-    let room = found.memory.len() + found.disk.len();
-    if guard.enabled && room < guard.snapshot_updates.len() {
-        tracing::warn!(
-            "guard.snapshot_gib = {} and guard.snapshot_disk_gib = {}: of guard.snapshot_updates = {:?} there is room for \
-             {:?}; two snapshots of {:.1} GiB are kept for each",
-            guard.snapshot_gib,
-            guard.snapshot_disk_gib,
-            guard.snapshot_updates,
-            &guard.snapshot_updates[..room],
-            snapshot_bytes as f64 / f64::from(1 << 30)
-        );
-    }
-    found
 }
