@@ -59,7 +59,7 @@ doc:
 	RUSTDOCFLAGS='-D warnings' cargo doc --release --workspace --no-deps
 
 docs:
-	@$(TORCH); RECTIFLOW_WRITE_DOCS=1 cargo test --release -p rectiflow-train --lib config_page
+	@$(TORCH); RECTIFLOW_WRITE_DOCS=1 cargo test --release -p rectiflow-train --lib recipe::page
 
 # What the comparisons print is kept: docs/peers.txt.
 peers: build

@@ -22,7 +22,7 @@ use rectiflow_sdxl::{
 };
 use rectiflow_train::{
     components::hash_weights,
-    config::{Recipe, parse_device},
+    recipe::{Recipe, parse_device},
 };
 use serde_json::json;
 use tch::{Device, Kind, Tensor};

@@ -4,9 +4,9 @@ use std::{env, path::PathBuf, sync::atomic::Ordering};
 
 use anyhow::Context;
 use rectiflow_train::{
-    config::{Checked, Recipe},
     launch::Launch,
     metrics::{Event, GuardEvent, Start, StepMetrics, TestMetrics},
+    recipe::{Checked, Recipe},
     run::{Options, Outcome, train},
 };
 use serde_json::json;

@@ -8,7 +8,6 @@
 //! [`run::train`] tells the story from top to bottom.
 
 pub mod checkpoint;
-pub mod config;
 pub mod error;
 pub mod guard;
 pub mod hardware;
@@ -17,17 +16,18 @@ mod measure;
 mod pictures;
 pub mod plan;
 mod ranks;
+pub mod recipe;
 pub mod run;
 pub mod state;
 mod step;
 
 pub use checkpoint::{components, model};
 pub use measure::{findings, metrics, testloss};
-pub use pictures::{draw, gallery, preview, staged};
-pub use plan::{memory, plan_facts, plan_memory, simulate};
-pub use ranks::{comm, lag, launch};
+pub use pictures::{generate, preview, staged_model};
+pub use plan::{estimate, facts, gpu_memory, simulate};
+pub use ranks::{comm, launch, straggler};
 pub use run::{blackbox, eval, replay};
 pub use state::{ema, flat, layout, optim, partition, precision};
-pub use step::{rehearsal, work};
+pub use step::{step_flops, synthetic};
 
 pub use error::{Error, Result};

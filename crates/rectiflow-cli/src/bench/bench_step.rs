@@ -10,10 +10,10 @@ use rectiflow_sdxl::{
     unet::UNet,
 };
 use rectiflow_train::{
-    config::parse_device,
-    memory::{Passes, Remade},
+    estimate::{Passes, Remade},
     precision::Precision,
-    rehearsal::{Input, Settings, rehearse},
+    recipe::parse_device,
+    synthetic::{Input, Settings, rehearse},
 };
 use serde_json::json;
 use tch::Device;

@@ -6,7 +6,7 @@ use rectiflow_sdxl::model::{Component, Model};
 
 use crate::{
     checkpoint::model,
-    config::{Checked, TRAINABLE, sections::TrainConfig},
+    recipe::{Checked, TRAINABLE, sections::TrainConfig},
     state::{flat::FlatParameters, precision::Precision},
 };
 

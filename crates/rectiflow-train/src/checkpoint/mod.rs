@@ -40,9 +40,9 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::{
-    config::sections::CheckpointConfig,
     error::{Error, Result},
     guard::GuardState,
+    recipe::sections::CheckpointConfig,
     state::{
         Position,
         layout::{Slice, part},

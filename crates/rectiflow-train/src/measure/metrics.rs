@@ -16,7 +16,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{
     error::{Error, Result},
-    ranks::{comm::Collective, lag::Slowest},
+    ranks::{comm::Collective, straggler::Slowest},
 };
 
 /// One line of `metrics.jsonl`.

@@ -18,10 +18,10 @@ use serde::Serialize;
 use tch::{Tensor, no_grad};
 
 use crate::{
-    config::Checked,
     error::Result,
     measure::{bins::Bins, metrics::TableLoss},
     ranks::comm::Comm,
+    recipe::Checked,
     state::workers::Shared,
     step::{Stepper, latent_size, to_vec},
 };

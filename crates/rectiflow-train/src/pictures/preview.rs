@@ -16,10 +16,10 @@ use rectiflow_sdxl::{
 use tch::{Device, Kind, Tensor};
 
 use crate::{
-    config::{Checked, sections::PreviewConfig},
     error::{Error, Result},
-    pictures::draw::{condition, pictures},
+    pictures::generate::{condition, pictures},
     ranks::comm::Comm,
+    recipe::{Checked, sections::PreviewConfig},
     state::{layout::part, partition::Partition},
 };
 

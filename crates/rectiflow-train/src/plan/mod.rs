@@ -2,27 +2,27 @@
 //!
 //! Counted: FLOPs, bytes, steps. Assumed: the share of a GPU's peak that training reaches; every plan names it and its
 //! source. Unless it is given, it is what one published run reached, which includes all that was lost to that run's
-//! network, loader and machines. Facts about the model and the data come from `plan_facts`.
+//! network, loader and machines. Facts about the model and the data come from `facts`.
 
-pub mod memory;
-pub mod plan_facts;
-pub mod plan_memory;
+pub mod estimate;
+pub mod facts;
+pub mod gpu_memory;
 pub mod simulate;
 
 use rectiflow_data::order::{Order, RankOf};
 use serde::Serialize;
 
 use crate::{
-    config::{Checked, sections::Checkpointing},
     error::Result,
     hardware::{Hardware, Network},
     plan::{
-        memory::{MOST_TOKENS, Passes},
-        plan_facts::{Facts, Storage},
-        plan_memory::{MemorySettings, Term, memory, total},
+        estimate::{MOST_TOKENS, Passes},
+        facts::{Facts, Storage},
+        gpu_memory::{MemorySettings, Term, memory, total},
         simulate::{BUCKET_BYTES, Cluster, StepWork, predict},
     },
     ranks::launch::Sharding,
+    recipe::{Checked, sections::Checkpointing},
     state::precision::Precision,
 };
 

@@ -4,7 +4,7 @@ pub(crate) mod agree;
 pub(crate) mod c10d;
 pub mod comm;
 pub(crate) mod exchange;
-pub mod lag;
 pub mod launch;
 pub(crate) mod pulse;
 pub(crate) mod reduce;
+pub mod straggler;

@@ -7,11 +7,11 @@ use serde::Serialize;
 
 use crate::{
     checkpoint::{EMA, adopt, components::Components, model},
-    config::Checked,
     error::{Error, Result},
     measure::testloss::{Losses, Tables},
     ranks::comm::Comm,
-    run::opening::{check_vae, open_sources},
+    recipe::Checked,
+    run::setup::{check_vae, open_sources},
     step::Stepper,
 };
 

@@ -4,11 +4,11 @@
 
 pub mod blackbox;
 pub mod eval;
-pub(crate) mod opening;
 pub(crate) mod origin;
 pub mod replay;
-pub(crate) mod stopped;
-mod watch;
+pub(crate) mod setup;
+pub(crate) mod stop_file;
+mod verdict;
 
 use std::{
     path::{Path, PathBuf},
@@ -24,7 +24,6 @@ use crate::{
         saving::{Pending, Save},
         snapshots::{self, Ring},
     },
-    config::Checked,
     error::{Error, Result},
     guard::{Acts, GuardState},
     measure::{
@@ -33,20 +32,21 @@ use crate::{
         testloss::{Losses, Tables},
     },
     pictures::preview::Previewer,
-    plan::memory,
+    plan::estimate,
     ranks::{
         comm::Comm,
         exchange::{Exchange, Word},
-        lag::Lag,
         launch::Launch,
+        straggler::Lag,
     },
+    recipe::Checked,
     run::{
         blackbox::Recorder,
-        opening::{Parts, check_same_data, check_same_start, check_vae, find_trained, fresh_state, open_sources},
         origin::{Origin, epochs_at, step_at},
+        setup::{Parts, check_same_data, check_same_start, check_vae, find_trained, fresh_state, open_sources},
     },
     state::{Position, TrainState},
-    step::{Stepper, work::Configs},
+    step::{Stepper, step_flops::Configs},
 };
 
 /// How a run was left.
@@ -97,7 +97,7 @@ pub fn train(
     stop: &AtomicBool,
     observe: &mut dyn FnMut(&Event),
 ) -> Result<Outcome> {
-    let checked = opening::for_rank(checked, options.launch.as_ref())?;
+    let checked = setup::for_rank(checked, options.launch.as_ref())?;
     let comm = match &options.launch {
         Some(launch) => Comm::open(launch, checked.device, &checked.recipe.ranks)?,
         None => Comm::alone(),
@@ -119,7 +119,7 @@ fn train_together(
     observe: &mut dyn FnMut(&Event),
 ) -> Result<Outcome> {
     let run_dir = &checked.recipe.run.dir;
-    let (_lock, acknowledged) = opening::open_folder(run_dir, comm, options.acknowledge_stop)?;
+    let (_lock, acknowledged) = setup::open_folder(run_dir, comm, options.acknowledge_stop)?;
     check_same_start(comm, &checked.recipe)?;
     let checkpoints = Checkpoints::at(run_dir, &checked.recipe.checkpoint);
     comm.first(|| checkpoints.clean())?;
@@ -127,7 +127,7 @@ fn train_together(
     let sources = open_sources(checked)?;
     let components = origin.components(checked, comm)?;
     check_vae(checked, &components, &sources)?;
-    let remade = memory::announce(checked, comm, &components, &sources)?;
+    let remade = estimate::announce(checked, comm, &components, &sources)?;
     // Where a run goes on, no component is random any more.
     let random = if matches!(origin, Origin::Base) { &checked.random[..] } else { &[] };
     let open = model::base_options(checked.device, random, checked.recipe.run.seed);

@@ -21,12 +21,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     checkpoint::{Ancestor, Checkpoints, Saved, components::Components, hash_file, verify},
-    config::{
+    error::{Error, Result},
+    ranks::comm::Comm,
+    recipe::{
         Checked,
         changes::{Change, changes},
     },
-    error::{Error, Result},
-    ranks::comm::Comm,
 };
 
 /// Where a run begins.

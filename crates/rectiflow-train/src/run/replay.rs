@@ -10,17 +10,17 @@ use rectiflow_data::{batch::Step, loader::Loader, order::RankOf};
 
 use crate::{
     checkpoint::{Saved, components::Components, model, restore, verify},
-    config::{Checked, Recipe, sections::Checkpointing},
     error::{Error, Result},
     guard::{GuardState, Observation, Verdict},
-    plan::memory::Remade,
+    plan::estimate::Remade,
     ranks::{
         comm::Comm,
         exchange::{Exchange, Passes, Word},
     },
+    recipe::{Checked, Recipe, sections::Checkpointing},
     run::{
         blackbox::{BlackBox, SeenSample, samples_of},
-        opening::{fresh_state, open_sources},
+        setup::{fresh_state, open_sources},
     },
     state::TrainState,
     step::{Rates, Stepper},

@@ -4,9 +4,9 @@
 //! number of samples, so that a ragged micro-batch counts by its samples. Sigma and noise are keyed by (seed, cursor,
 //! slot), never by rank or micro-batch order.
 
-pub mod rehearsal;
-pub(crate) mod repeated;
-pub mod work;
+pub(crate) mod prompt_cache;
+pub mod step_flops;
+pub mod synthetic;
 
 use rectiflow_data::{
     batch::{MicroBatch, Step},
@@ -23,10 +23,10 @@ use rectiflow_sdxl::{
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::{
-    config::{Checked, sections::TextEncoders},
     error::Result,
     lr::LrRatios,
     ranks::exchange::{Exchange, StepGradients},
+    recipe::{Checked, sections::TextEncoders},
     state::{
         TrainState,
         ema::{self, EmaConfig},
@@ -34,7 +34,7 @@ use crate::{
         gradient_vector::GradientVector,
         workers::{Shared, Workers},
     },
-    step::repeated::Repeated,
+    step::prompt_cache::Repeated,
 };
 
 /// What a step needs besides the state it changes.

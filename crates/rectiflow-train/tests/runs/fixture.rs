@@ -22,9 +22,9 @@ use rectiflow_sdxl::model::Component;
 use rectiflow_train::{
     Result,
     components::hash_weights,
-    config::{Checked, Recipe},
     launch::Launch,
     metrics::Event,
+    recipe::{Checked, Recipe},
     run::{Options, Outcome, train},
     state::TrainState,
 };

@@ -7,8 +7,8 @@ use rectiflow_train::{
     blackbox::BlackBox,
     checkpoint::{Saved, verify},
     comm::Collective,
-    config::Checked,
     metrics::{Event, StepMetrics},
+    recipe::Checked,
 };
 
 use crate::fixture::{Fixture, Ran, run_ranks, run_until, spoil_with_nan};

@@ -7,9 +7,9 @@
 
 pub(crate) mod changes;
 #[cfg(test)]
-mod config_page;
-pub(crate) mod keys;
+mod page;
 pub mod sections;
+pub(crate) mod unknown_keys;
 
 use std::{fs, path::Path};
 
@@ -26,17 +26,17 @@ use serde::{Deserialize, Serialize};
 use tch::Device;
 
 use crate::{
-    config::{
-        keys::{missing_keys, take_unknown_keys},
-        sections::{
-            CheckpointConfig, DataConfig, MemoryConfig, ModelConfig, PreviewConfig, RunConfig, TestConfig, TrainConfig,
-        },
-    },
     error::{Error, Result},
     guard::GuardConfig,
     hardware::hardware,
     lr::LrConfig,
     ranks::launch::RanksConfig,
+    recipe::{
+        sections::{
+            CheckpointConfig, DataConfig, MemoryConfig, ModelConfig, PreviewConfig, RunConfig, TestConfig, TrainConfig,
+        },
+        unknown_keys::{missing_keys, take_unknown_keys},
+    },
     state::{ema::EmaConfig, optim::OptimizerConfig},
 };
 
@@ -407,7 +407,7 @@ mod tests {
     use rectiflow_sdxl::flow::Parameterization;
 
     use super::*;
-    use crate::config::sections::TextEncoders;
+    use crate::recipe::sections::TextEncoders;
 
     const RECIPE: &str = "[run]\ndir = 'runs/x'\n[model]\nbase = 'm'\n[[data]]\npath = 'd'\n\
                           [train]\nsamples = 100\nmicro_batch = 4\n";

@@ -24,8 +24,8 @@ use rectiflow_sdxl::{
 use serde::Serialize;
 
 use crate::{
-    checkpoint::components::Components, config::Checked, error::Result, plan::plan_memory::Parameters,
-    step::work::Configs,
+    checkpoint::components::Components, error::Result, plan::gpu_memory::Parameters, recipe::Checked,
+    step::step_flops::Configs,
 };
 
 /// Facts about a run.

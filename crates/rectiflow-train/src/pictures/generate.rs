@@ -13,7 +13,10 @@ use rectiflow_sdxl::{
 };
 use tch::{Tensor, no_grad};
 
-use crate::error::Result;
+use crate::{
+    error::Result,
+    state::workers::{Shared, Workers},
+};
 
 /// What a model's text encoders say about `prompts`, one row each.
 ///
@@ -55,7 +58,7 @@ pub fn encode_texts(
 ///
 /// # Errors
 /// [`crate::error::Error::Model`]: settings that cannot work, or libtorch failing.
-pub fn draw(
+pub fn generate(
     model: &Model,
     parameterization: Parameterization,
     prompts: &[String],
@@ -70,6 +73,37 @@ pub fn draw(
     let texts = Texts { cond: &cond, uncond: &uncond };
     let latents = sample_latents(&model.unet, &model.vae.config, parameterization, texts, &settings, progress)?;
     Ok(pictures(&decode(&model.vae, &latents)?))
+}
+
+/// Pictures that are sampled together from one noise.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// One a picture.
+    pub prompts: Vec<String>,
+    /// How they are sampled; `batch` is the number of prompts.
+    pub settings: SampleSettings,
+}
+
+/// Samples all batches, side by side where the processor has cores for it; `progress` is called with the number of
+/// pictures of each batch that is done. The pictures do not depend on how many batches are worked on at a time.
+///
+/// # Errors
+/// [`crate::error::Error::Model`]: settings that cannot work, or libtorch failing.
+pub fn generate_all(
+    model: &Model,
+    parameterization: Parameterization,
+    batches: &[Batch],
+    progress: &(dyn Fn(usize) + Sync),
+) -> Result<Vec<Vec<Picture>>> {
+    let workers = Workers::new(model.unet.device(), batches.len());
+    // SAFETY: sampling reads the model's tensors and writes its own.
+    let shared = unsafe { Shared::new(model) };
+    let one = |Batch { prompts, settings }: &Batch| {
+        let pictures = generate(shared.get(), parameterization, prompts, "", settings, &mut |_| {});
+        progress(prompts.len());
+        pictures
+    };
+    workers.map(batches, one).into_iter().collect()
 }
 
 /// `[b, h, w, 3]` u8 on the CPU, as [`decode`] gives them, as pictures.

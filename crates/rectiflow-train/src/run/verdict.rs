@@ -13,7 +13,7 @@ use crate::{
         vitals,
     },
     ranks::exchange::Passes,
-    run::{Run, stopped},
+    run::{Run, stop_file},
     state::{Position, gradient_vector::GradientVector},
     step::Rates,
 };
@@ -107,7 +107,7 @@ impl Run<'_> {
         let secs = self.began.elapsed().as_secs_f64();
         self.emit(Event::End { step: self.state.position.cursor, reason: "stopped".to_owned(), secs });
         // The file is there before any rank ends: a launcher that starts all of them again must find it.
-        match self.parts.comm.first(|| stopped::write(&run_dir, &reason)) {
+        match self.parts.comm.first(|| stop_file::write(&run_dir, &reason)) {
             Ok(()) => Error::Stopped { run_dir, reason },
             Err(error) => error,
         }

@@ -20,9 +20,9 @@ use tch::Device;
 
 use crate::{
     checkpoint::{components::Components, saving, snapshots},
-    config::{Checked, Recipe, sections::Checkpointing},
     error::{Error, Result},
     ranks::{comm::Comm, launch::Sharding},
+    recipe::{Checked, Recipe, sections::Checkpointing},
     state::{precision::Precision, workers},
 };
 

@@ -18,12 +18,12 @@ use tch::{Cuda, Device};
 
 use crate::{
     checkpoint::{Checkpoints, Frozen, Saved, Trained, adopt, components::Components, hash_file},
-    config::{Checked, Recipe, changes::changes, sections::DataConfig},
     error::{Error, Result},
     guard::GuardState,
     measure::metrics::Start,
     ranks::{comm::Comm, exchange::share, launch::Launch},
-    run::{origin::Origin, stopped},
+    recipe::{Checked, Recipe, changes::changes, sections::DataConfig},
+    run::{origin::Origin, stop_file},
     state::{Position, TrainState, optim::Optimizer},
 };
 
@@ -66,7 +66,7 @@ pub(crate) fn open_folder(run_dir: &Path, comm: &Comm, acknowledge: bool) -> Res
     let acknowledged = comm.first(|| {
         fs::create_dir_all(run_dir).map_err(Error::io(run_dir))?;
         file = Some(lock(run_dir)?);
-        stopped::check(run_dir, acknowledge)
+        stop_file::check(run_dir, acknowledge)
     })?;
     let is_there = run_dir.join(LOCK).is_file();
     let reason = || {

@@ -8,19 +8,19 @@
 //!
 //! With `each`, what is there of the sum is this rank's part and the buckets that are not complete or not yet sent.
 //!
-//! Activations are those that a run's own estimate has (`memory`), on a device that has no fused kernels of ours. Not in it:
+//! Activations are those that a run's own estimate has (`estimate`), on a device that has no fused kernels of ours. Not in it:
 //! what the allocator loses, the libraries' workspaces, activations of text encoders that are trained.
 
 use rectiflow_sdxl::config::UNetConfig;
 use serde::Serialize;
 
 use crate::{
-    config::sections::Checkpointing,
     plan::{
-        memory::{Passes, Remade},
+        estimate::{Passes, Remade},
         simulate::BUCKET_BYTES,
     },
     ranks::launch::Sharding,
+    recipe::sections::Checkpointing,
     state::precision::Precision,
 };
 

@@ -20,7 +20,7 @@ use rectiflow_sdxl::{
 use crate::{
     checkpoint::{components::Components, model::parameterization},
     error::Result,
-    pictures::draw::encode_texts,
+    pictures::generate::encode_texts,
 };
 
 /// Where a model's parts are.
