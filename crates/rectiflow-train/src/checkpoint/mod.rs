@@ -45,7 +45,7 @@ use crate::{
     recipe::sections::CheckpointConfig,
     state::{
         Position,
-        layout::{Slice, part},
+        layout::{Slice, narrow},
         partition::Partition,
     },
 };
@@ -252,7 +252,7 @@ pub(crate) fn slices_of(slices: &[Slice], component: Component) -> impl Iterator
 
 /// The tensor that a slice is.
 pub(crate) fn view(vector: &Tensor, slice: &Slice) -> Tensor {
-    part(vector, &slice.range).view(slice.shape.as_slice())
+    narrow(vector, &slice.range).view(slice.shape.as_slice())
 }
 
 /// One line a file below `folder`, in the order of their names: hash, two spaces, name.

@@ -15,7 +15,7 @@ use crate::{
     state::{
         TrainState,
         flat::FlatParameters,
-        layout::{Slice, meet, part},
+        layout::{Slice, intersect, narrow},
         partition::Partition,
     },
 };
@@ -96,9 +96,9 @@ fn inherit_moments(checkpoint: &Path, saved: &Saved, state: &TrainState) -> Resu
                 };
                 let whole = *start..start + slice.range.end - slice.range.start;
                 for piece in written.pieces(shard) {
-                    let held = meet(&whole, &piece.range);
+                    let held = intersect(&whole, &piece.range);
                     let at = piece.own.start + held.start - piece.range.start;
-                    let found = part(&found, &(at..at + held.end - held.start));
+                    let found = narrow(&found, &(at..at + held.end - held.start));
                     copy_owned(vector, &state.parameters, slice, &found, held.start - start);
                 }
             }
@@ -113,13 +113,13 @@ fn copy_owned(vector: &Tensor, parameters: &FlatParameters, slice: &Slice, found
     let start = slice.range.start + first;
     let range = start..start + found.numel() as i64;
     for piece in parameters.partition.pieces(parameters.share) {
-        let common = meet(&range, &piece.range);
+        let common = intersect(&range, &piece.range);
         if common.is_empty() {
             continue;
         }
         let at = piece.own.start + common.start - piece.range.start;
-        let place = part(vector, &(at..at + common.end - common.start));
-        no_grad(|| place.shallow_clone().copy_(&part(found, &(common.start - start..common.end - start))));
+        let place = narrow(vector, &(at..at + common.end - common.start));
+        no_grad(|| place.shallow_clone().copy_(&narrow(found, &(common.start - start..common.end - start))));
     }
 }
 
@@ -190,7 +190,7 @@ mod tests {
         for rank in 0..shards {
             let own = |from: i64| {
                 let pieces = partition.pieces(RankOf { rank, ranks: shards });
-                Tensor::cat(&pieces.map(|piece| part(&number(from), &piece.range)).collect::<Vec<_>>(), 0)
+                Tensor::cat(&pieces.map(|piece| narrow(&number(from), &piece.range)).collect::<Vec<_>>(), 0)
             };
             let vectors = [("mean", &own(0)), ("mean_square", &own(100))];
             write_tensors(&folder.join(optimizer_name(rank, shards)), vectors, None, &[]).expect("writes");
@@ -201,7 +201,7 @@ mod tests {
         let mut tensors = Vec::new();
         for (name, shape) in layout {
             let end = start + shape.iter().product::<i64>();
-            let values = part(&number(200), &(start..end)).view(shape.as_slice());
+            let values = narrow(&number(200), &(start..end)).view(shape.as_slice());
             tensors.push((name.trim_start_matches("unet.").to_owned(), values));
             start = end;
         }

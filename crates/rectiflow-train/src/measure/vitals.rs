@@ -22,8 +22,8 @@ use crate::{
     state::{
         TrainState,
         gradient_vector::GradientVector,
-        layout::{Slice, part},
-        optim::Part,
+        layout::{Slice, narrow},
+        optim::UpdateRange,
     },
 };
 
@@ -40,7 +40,7 @@ pub(crate) fn measure(
     for (_, ranges) in &modules {
         let mut all = [0.0; NUM_SUMS];
         for range in ranges {
-            let sums = sums(state, gradients, &module_part(state, range, lr, ratios));
+            let sums = sums(state, gradients, &module_range(state, range, lr, ratios));
             all.iter_mut().zip(sums).for_each(|(all, sum)| *all += sum);
         }
         numbers.extend(all);
@@ -58,7 +58,7 @@ pub(crate) fn measure(
 const NUM_SUMS: usize = 4;
 
 /// Sums over a part of this rank's elements: g^2, g^2 / v, update^2, weight^2.
-fn sums(state: &TrainState, gradients: &GradientVector, of: &Part) -> [f64; NUM_SUMS] {
+fn sums(state: &TrainState, gradients: &GradientVector, of: &UpdateRange) -> [f64; NUM_SUMS] {
     let masters = &state.parameters.masters;
     let square_sum = |tensor: &Tensor| tensor.square().sum(Kind::Double).double_value(&[]);
     let mut sums = [0.0; NUM_SUMS];
@@ -67,7 +67,7 @@ fn sums(state: &TrainState, gradients: &GradientVector, of: &Part) -> [f64; NUM_
             square_sum(&chunk.gradient),
             state.optimizer.excess(&chunk, of),
             square_sum(&state.optimizer.step(of, &chunk.range, of.rate)),
-            square_sum(&part(masters, &chunk.range)),
+            square_sum(&narrow(masters, &chunk.range)),
         ];
         sums.iter_mut().zip(seen).for_each(|(sum, seen)| *sum += seen);
     }
@@ -75,11 +75,11 @@ fn sums(state: &TrainState, gradients: &GradientVector, of: &Part) -> [f64; NUM_
 }
 
 /// Some elements of a module as the optimiser sees them: those that are this rank's, counted among what it owns.
-fn module_part(state: &TrainState, module: &Range<i64>, lr: f64, ratios: &LrRatios) -> Part {
+fn module_range(state: &TrainState, module: &Range<i64>, lr: f64, ratios: &LrRatios) -> UpdateRange {
     let groups = state.parameters.groups.iter().zip(&state.moments_from);
     let (group, from) =
         groups.into_iter().find(|(group, _)| group.range.contains(&module.start)).expect("groups cover the vector");
-    Part {
+    UpdateRange {
         range: state.parameters.own_part(module),
         whole: module.end - module.start,
         rate: lr * ratios.of(&group.component),
@@ -168,11 +168,11 @@ mod tests {
         let gradients = Tensor::arange(400, (Kind::Float, Device::Cpu)) + 1.0;
         let (lr, ratios, comm) = (1e-2, LrRatios::default(), Comm::alone());
         let exchange = Exchange::new(&comm, Sharding::Once);
-        let parts = state.parts(lr, &ratios);
+        let ranges = state.update_ranges(lr, &ratios);
         let total = |own: &[f64]| Ok(own.to_vec());
         let workers = Workers::new(Device::Cpu, 1);
         let vector = |factor: f64| GradientVector::new([&gradients * factor]);
-        state.optimizer.update(&state.parameters.masters, &vector(1.0), &parts, &workers, &total).unwrap();
+        state.optimizer.update(&state.parameters.masters, &vector(1.0), &ranges, &workers, &total).unwrap();
         let vitals = measure(&state, &vector(1.0), lr, &ratios, &exchange).unwrap();
         assert_eq!(
             vitals.iter().map(|vitals| &vitals.module[..]).collect::<Vec<_>>(),
@@ -180,7 +180,7 @@ mod tests {
         );
         let moved = &state.parameters.masters - &before;
         for (vitals, range) in vitals.iter().zip([0..100, 100..400]) {
-            let norm = |tensor: &Tensor| part(tensor, &range).norm().double_value(&[]);
+            let norm = |tensor: &Tensor| narrow(tensor, &range).norm().double_value(&[]);
             assert!((vitals.gradient_norm / norm(&gradients) - 1.0).abs() < 1e-5);
             // Corrected for its start at zero, the second moment of the first update is g^2.
             assert!((vitals.moment_ratio - 1.0).abs() < 1e-4, "{vitals:?}");

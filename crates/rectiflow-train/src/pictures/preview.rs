@@ -20,7 +20,7 @@ use crate::{
     pictures::generate::{condition, pictures},
     ranks::comm::Comm,
     recipe::{Checked, sections::PreviewConfig},
-    state::{layout::part, partition::Partition},
+    state::{layout::narrow, partition::Partition},
 };
 
 /// Draws a run's previews.
@@ -74,7 +74,7 @@ impl Previewer {
         let mut denoise = |x: &Tensor, sigma: f64| {
             let whole = x.zeros_like();
             if let Some(guided) = &guided {
-                part(&whole, &rows).copy_(&guided.denoise(&part(x, &rows), sigma)?);
+                narrow(&whole, &rows).copy_(&guided.denoise(&narrow(x, &rows), sigma)?);
             }
             if let Err(error) = gather_rows(comm, &whole) {
                 failed = Some(error);
@@ -91,7 +91,7 @@ impl Previewer {
         let [height, width] = [settings.height_px, settings.width_px].map(i64::from);
         let pixels = Tensor::zeros([prompts.len() as i64, height, width, 3], (Kind::Uint8, checked.device));
         if !rows.is_empty() {
-            part(&pixels, &rows).copy_(&decode(&model.vae, &part(&latents, &rows))?);
+            narrow(&pixels, &rows).copy_(&decode(&model.vae, &narrow(&latents, &rows))?);
         }
         gather_rows(comm, &pixels)?;
         Ok(pictures(&pixels.to_device(Device::Cpu)))
@@ -106,6 +106,6 @@ fn gather_rows(comm: &Comm, tensor: &Tensor) -> Result<()> {
 
 /// Some rows of what was said about texts.
 fn rows_of(cond: &Cond, rows: &Range<i64>) -> Cond {
-    let cut = |tensor: &Tensor| part(tensor, rows);
+    let cut = |tensor: &Tensor| narrow(tensor, rows);
     Cond { context: cut(&cond.context), context_mask: cond.context_mask.as_ref().map(cut), pooled: cut(&cond.pooled) }
 }

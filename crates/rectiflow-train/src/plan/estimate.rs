@@ -28,14 +28,14 @@ use crate::{
 
 /// The blocks of the UNet that are calculated a second time.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Remade {
+pub enum RecomputedBlocks {
     /// All, or none.
     All(bool),
     /// Those of these names.
     Some(BTreeSet<String>),
 }
 
-impl Remade {
+impl RecomputedBlocks {
     /// Whether a block is one of them, by the place of its tensors.
     pub fn contains(&self, name: &str) -> bool {
         match self {
@@ -102,30 +102,35 @@ impl Passes {
         parts(unet, Load { batch, height, width, tokens, bytes: self.precision.value_bytes(), fused })
     }
 
-    /// What is to be remade so that activations and gradients fit into `room` bytes.
-    pub fn choose(&self, unet: &UNetConfig, room: u64) -> Remade {
+    /// What is to be recomputed so that activations and gradients fit into `room` bytes.
+    pub fn choose(&self, unet: &UNetConfig, room: u64) -> RecomputedBlocks {
         let parts = self.parts(unet);
         let fits = |chosen: &BTreeSet<String>| self.peak(&parts, 4, |part| chosen.contains(&part.name)) <= room;
-        Remade::Some(choose(&parts, fits))
+        RecomputedBlocks::Some(choose(&parts, fits))
     }
 
     /// What a run remakes; a budget leaves `room` bytes for activations and gradients.
-    pub(crate) fn remade(&self, unet: &UNetConfig, checkpointing: Checkpointing, room: impl FnOnce() -> u64) -> Remade {
+    pub(crate) fn recomputed(
+        &self,
+        unet: &UNetConfig,
+        checkpointing: Checkpointing,
+        room: impl FnOnce() -> u64,
+    ) -> RecomputedBlocks {
         match checkpointing {
-            Checkpointing::Off => Remade::All(false),
-            Checkpointing::Full => Remade::All(true),
+            Checkpointing::Off => RecomputedBlocks::All(false),
+            Checkpointing::Full => RecomputedBlocks::All(true),
             Checkpointing::Budget => self.choose(unet, room()),
         }
     }
 
     /// The most that activations, and gradients of `gradient_bytes` each, take at a time.
-    pub fn bytes(&self, unet: &UNetConfig, remade: &Remade, gradient_bytes: u64) -> u64 {
-        let is_remade = |part: &PartCost| part.is_block && remade.contains(&part.name);
-        self.peak(&self.parts(unet), gradient_bytes, is_remade)
+    pub fn bytes(&self, unet: &UNetConfig, recomputed: &RecomputedBlocks, gradient_bytes: u64) -> u64 {
+        let is_recomputed = |part: &PartCost| part.is_block && recomputed.contains(&part.name);
+        self.peak(&self.parts(unet), gradient_bytes, is_recomputed)
     }
 
-    fn peak(&self, parts: &[PartCost], gradient_bytes: u64, is_remade: impl Fn(&PartCost) -> bool) -> u64 {
-        let passes = |gradient_bytes| peak_bytes(parts, gradient_bytes, &is_remade);
+    fn peak(&self, parts: &[PartCost], gradient_bytes: u64, is_recomputed: impl Fn(&PartCost) -> bool) -> u64 {
+        let passes = |gradient_bytes| peak_bytes(parts, gradient_bytes, &is_recomputed);
         // Micro-batches side by side share the sum of gradients.
         let beside = (self.width - 1) * passes(0);
         if self.accumulates {
@@ -136,13 +141,13 @@ impl Passes {
     }
 
     /// Weights, moments, activations and gradients of training this UNet, nothing else.
-    pub fn estimate(&self, unet: &UNetConfig, remade: &Remade) -> Estimate {
+    pub fn estimate(&self, unet: &UNetConfig, recomputed: &RecomputedBlocks) -> Estimate {
         let num_parameters: u64 = self.parts(unet).iter().map(|part| part.num_parameters).sum();
         Estimate {
             weights: num_parameters * self.precision.value_bytes(),
             masters: num_parameters * self.master_bytes(),
             moments: num_parameters * 8,
-            passes: self.bytes(unet, remade, 4),
+            passes: self.bytes(unet, recomputed, 4),
             program: PROGRAM_BYTES,
             ..Estimate::default()
         }
@@ -168,7 +173,7 @@ impl Estimate {
         components: &Components,
         sources: &[Source],
         shards: u64,
-    ) -> Result<(Self, Remade)> {
+    ) -> Result<(Self, RecomputedBlocks)> {
         let recipe = &checked.recipe;
         let places = Component::ALL.map(|component| components.folder(component));
         let configs = Configs::read(places)?;
@@ -187,8 +192,8 @@ impl Estimate {
             fused: keeps_less(checked.device),
         };
         let apart = Self::apart_from_unet(checked, &configs, &passes)?;
-        let whole = |remade: &Remade| {
-            let unet = passes.estimate(&configs.unet, remade);
+        let whole = |recomputed: &RecomputedBlocks| {
+            let unet = passes.estimate(&configs.unet, recomputed);
             let all = Self {
                 weights: apart.weights + unet.weights,
                 masters: apart.masters + unet.masters,
@@ -198,12 +203,12 @@ impl Estimate {
             };
             all.with_average(recipe.ema.half_life_samples.is_some()).split(shards, recipe)
         };
-        let remade = passes.remade(&configs.unet, recipe.memory.checkpointing, || {
-            let none = whole(&Remade::All(false));
+        let recomputed = passes.recomputed(&configs.unet, recipe.memory.checkpointing, || {
+            let none = whole(&RecomputedBlocks::All(false));
             let others = none.device_bytes(checked.device) - none.passes + apart.passes;
             recipe.memory.budget_bytes().unwrap_or(0).saturating_sub(others)
         });
-        Ok((whole(&remade), remade))
+        Ok((whole(&recomputed), recomputed))
     }
 
     /// Everything but the UNet.
@@ -317,21 +322,26 @@ impl fmt::Display for Estimate {
 }
 
 /// Says what a run is going to take, and refuses it where that is more than there is. Gives what it has to remake.
-pub(crate) fn announce(checked: &Checked, comm: &Comm, components: &Components, sources: &[Source]) -> Result<Remade> {
+pub(crate) fn announce(
+    checked: &Checked,
+    comm: &Comm,
+    components: &Components,
+    sources: &[Source],
+) -> Result<RecomputedBlocks> {
     let ranks = comm.rank().ranks as u64;
     let shards = if checked.recipe.ranks.sharding == Sharding::None { 1 } else { ranks };
-    let (estimate, remade) = Estimate::of_run(checked, components, sources, shards)?;
+    let (estimate, recomputed) = Estimate::of_run(checked, components, sources, shards)?;
     tracing::info!(
         "memory: about {:.2} GiB on {:?} ({estimate})",
         estimate.device_bytes(checked.device) as f64 / f64::from(1 << 30),
         checked.device
     );
-    if let Remade::Some(names) = &remade {
+    if let RecomputedBlocks::Some(names) = &recomputed {
         let shown: Vec<&str> = names.iter().map(String::as_str).collect();
         tracing::info!("checkpointing: {} blocks are remade in the backward pass: {}", shown.len(), shown.join(", "));
     }
     estimate.check(checked)?;
-    Ok(remade)
+    Ok(recomputed)
 }
 
 /// Three chunks: the longest prompts.

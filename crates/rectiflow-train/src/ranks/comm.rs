@@ -34,7 +34,7 @@ use crate::{
         pulse::Pulse,
     },
     state::{
-        layout::part,
+        layout::narrow,
         partition::{Bucket, Partition},
     },
 };
@@ -230,7 +230,7 @@ impl Comm {
     /// # Errors
     /// [`Error::Collective`].
     pub fn end_all_reduce(&self, mut pending: Pending) -> Result<()> {
-        self.settle(&mut pending)
+        self.wait_pending(&mut pending)
     }
 
     /// Makes a contiguous tensor what rank `from` has.
@@ -260,7 +260,7 @@ impl Comm {
             return self.begun(Collective::ReduceScatter, bucket, found, work);
         }
         let spare = peers.take(len, kind, device);
-        let found = part(&spare, &(0..len));
+        let found = narrow(&spare, &(0..len));
         let work = group.all_to_all(&found, &bucket);
         let mut pending = self.begun(Collective::ReduceScatter, bucket, found, work)?;
         pending.spare = Some(spare);
@@ -272,7 +272,7 @@ impl Comm {
     /// # Errors
     /// [`Error::Collective`].
     pub fn end_reduce_scatter(&self, mut pending: Pending, take: impl FnOnce(&Tensor)) -> Result<()> {
-        self.settle(&mut pending)?;
+        self.wait_pending(&mut pending)?;
         no_grad(|| {
             let (Some(peers), Some(spare)) = (&self.peers, pending.spare.take()) else {
                 take(&pending.found);
@@ -284,7 +284,7 @@ impl Comm {
                 sum += rows.get(rank);
             }
             take(&sum);
-            peers.give_back(spare);
+            peers.release(spare);
         });
         Ok(())
     }
@@ -308,7 +308,7 @@ impl Comm {
     /// # Errors
     /// [`Error::Collective`].
     pub fn end_all_gather(&self, mut pending: Pending) -> Result<()> {
-        self.settle(&mut pending)
+        self.wait_pending(&mut pending)
     }
 
     fn begun(
@@ -327,9 +327,9 @@ impl Comm {
     /// # Errors
     /// [`Error::Collective`].
     pub fn all_gather(&self, vector: &Tensor, partition: &Partition) -> Result<()> {
-        let own = |bucket: &Bucket| part(vector, &bucket.of(self.rank.rank));
+        let own = |bucket: &Bucket| narrow(vector, &bucket.of(self.rank.rank));
         self.gather_buckets(partition, (vector.kind(), vector.device()), own, |bucket, all| {
-            part(vector, &bucket.range).copy_(&all);
+            narrow(vector, &bucket.range).copy_(&all);
         })
     }
 
@@ -343,10 +343,10 @@ impl Comm {
         }
         let vector = self.is_first().then(|| Tensor::empty([partition.len()], (own.kind(), Device::Cpu)));
         let mut pieces = partition.pieces(self.rank);
-        let piece = |_: &Bucket| part(own, &pieces.next().expect("there is a piece of every bucket").own);
+        let piece = |_: &Bucket| narrow(own, &pieces.next().expect("there is a piece of every bucket").own);
         self.gather_buckets(partition, (own.kind(), own.device()), piece, |bucket, all| {
             if let Some(vector) = &vector {
-                part(vector, &bucket.range).copy_(&all);
+                narrow(vector, &bucket.range).copy_(&all);
             }
         })?;
         Ok(vector)
@@ -364,14 +364,14 @@ impl Comm {
         for bucket in partition.buckets() {
             let found = own(bucket);
             let piece = Tensor::zeros([bucket.piece], (kind, device));
-            no_grad(|| part(&piece, &(0..found.numel() as i64)).copy_(&found));
+            no_grad(|| narrow(&piece, &(0..found.numel() as i64)).copy_(&found));
             let len = bucket.piece * partition.ranks() as i64;
             let spare = peers.take(len, kind, device);
-            let all = part(&spare, &(0..len));
+            let all = narrow(&spare, &(0..len));
             let pending = self.begin_all_gather(&all, piece)?;
             self.waiting(Collective::AllGather, || self.end_all_gather(pending))?;
-            no_grad(|| take(bucket, part(&all, &(0..bucket.range.end - bucket.range.start))));
-            peers.give_back(spare);
+            no_grad(|| take(bucket, narrow(&all, &(0..bucket.range.end - bucket.range.start))));
+            peers.release(spare);
         }
         Ok(())
     }
@@ -419,11 +419,11 @@ impl Comm {
     /// Waits for a collective, looking after the other ranks.
     fn finish(&self, collective: Collective, tensor: &Tensor, work: std::result::Result<Work, String>) -> Result<()> {
         let mut pending = self.begun(collective, tensor.shallow_clone(), tensor.shallow_clone(), work)?;
-        self.waiting(collective, || self.settle(&mut pending))
+        self.waiting(collective, || self.wait_pending(&mut pending))
     }
 
     /// Waits for what has begun, on whatever thread.
-    fn settle(&self, pending: &mut Pending) -> Result<()> {
+    fn wait_pending(&self, pending: &mut Pending) -> Result<()> {
         let (Some(peers), Some(work)) = (&self.peers, pending.work.take()) else { return Ok(()) };
         peers.wait(work, pending.began).map_err(|reason| self.failed(pending.collective, &pending.sent, reason))
     }
@@ -479,7 +479,7 @@ impl Peers {
         })
     }
 
-    fn give_back(&self, memory: Tensor) {
+    fn release(&self, memory: Tensor) {
         locked(&self.spare).push(memory);
     }
 

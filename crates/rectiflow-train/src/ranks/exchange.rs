@@ -79,7 +79,7 @@ pub(crate) struct Passes {
 
 /// What a rank tells the others in every step.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Word {
+pub(crate) struct RankReport {
     /// It has been asked to stop.
     pub(crate) stop: bool,
     /// It has no files of a checkpoint left to write.
@@ -90,7 +90,7 @@ pub(crate) struct Word {
 
 /// What all ranks know of each other after a step's passes.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Together {
+pub(crate) struct StepConsensus {
     /// Whether any of them has been asked to stop.
     pub(crate) stop: bool,
     /// Whether all of them have written all their files.
@@ -146,7 +146,7 @@ impl<'a> Exchange<'a> {
 
     /// Sums up the gradients of so many micro-batches, which `work` makes, over all ranks: each bucket is on its way as
     /// soon as its last gradient is there.
-    pub(crate) fn round_of(
+    pub(crate) fn reduce_round(
         &self,
         sum: &mut StepGradients,
         parameters: &FlatParameters,
@@ -192,7 +192,7 @@ impl<'a> Exchange<'a> {
         thread::scope(|scope| {
             let thread = scope.spawn(|| reducer.run());
             let worked = work();
-            parameters.gradients.fall_silent();
+            parameters.gradients.stop_notifying();
             let began = Instant::now();
             let reduced = self.comm.waiting(collective, || thread.join()).unwrap_or_else(|panic| resume_unwind(panic));
             worked?;
@@ -219,11 +219,16 @@ impl<'a> Exchange<'a> {
     }
 
     /// Makes the sum that of all ranks, and measures it: loss, norms, and what the ranks know of each other.
-    pub(crate) fn reduce(&self, summed: Summed, parameters: &FlatParameters, word: Word) -> Result<(Passes, Together)> {
+    pub(crate) fn reduce(
+        &self,
+        summed: Summed,
+        parameters: &FlatParameters,
+        report: RankReport,
+    ) -> Result<(Passes, StepConsensus)> {
         let Summed { loss, samples, mut gradients } = summed;
         // A rank that has fewer micro-batches than others has nothing to add, but a piece to sum up.
         while gradients.rounds < self.rounds {
-            self.round_of(&mut gradients, parameters, 0, &mut || Ok(()))?;
+            self.reduce_round(&mut gradients, parameters, 0, &mut || Ok(()))?;
         }
         self.learn_order(&gradients.order)?;
         let own = gradients.own.map(|own| GradientVector::new([own]));
@@ -231,14 +236,14 @@ impl<'a> Exchange<'a> {
         let groups = &parameters.groups;
         let mut numbers: Vec<f64> =
             groups.iter().map(|group| gradients.square_norm(&parameters.own_part(&group.range))).collect();
-        let Word { stop, is_written, busy } = word;
+        let RankReport { stop, is_written, busy } = report;
         numbers.extend([loss, f64::from(u8::from(stop)), f64::from(u8::from(!is_written)), busy]);
         let all = self.comm.gather_numbers(&numbers)?;
         let total = |at: usize| all.iter().map(|numbers| numbers[at]).sum::<f64>();
         // Where nothing is split, all ranks have the same gradient.
         let square = |at: usize| if self.splits() { total(at) } else { all[0][at] };
         let at = groups.len();
-        let together = Together {
+        let consensus = StepConsensus {
             stop: total(at + 1) > 0.0,
             is_written: total(at + 2) == 0.0,
             busy: all.iter().map(|numbers| numbers[at + 3]).collect(),
@@ -250,7 +255,7 @@ impl<'a> Exchange<'a> {
             samples,
             gradients,
         };
-        Ok((passes, together))
+        Ok((passes, consensus))
     }
 
     /// Numbers of which every rank has those of its part, made those of all. Where nothing is split all ranks have the
@@ -262,10 +267,10 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    /// Begins to bring the model on all ranks up to the masters that each has changed. Until [`Self::settle`] nobody may
+    /// Begins to bring the model on all ranks up to the masters that each has changed. Until [`Self::wait_gathers`] nobody may
     /// calculate with it.
     pub(crate) fn publish(&self, parameters: &FlatParameters) -> Result<()> {
-        self.settle()?;
+        self.wait_gathers()?;
         if !self.splits() {
             parameters.refresh();
             return Ok(());
@@ -278,7 +283,7 @@ impl<'a> Exchange<'a> {
     }
 
     /// Waits until what was published is there.
-    pub(crate) fn settle(&self) -> Result<()> {
+    pub(crate) fn wait_gathers(&self) -> Result<()> {
         let gathers = self.gathers.take();
         if gathers.is_empty() {
             return Ok(());
@@ -293,6 +298,6 @@ impl<'a> Exchange<'a> {
         let Some(average) = &state.average else { return Ok(()) };
         ema::swap(&state.parameters.masters, average, workers);
         self.publish(&state.parameters)?;
-        self.settle()
+        self.wait_gathers()
     }
 }

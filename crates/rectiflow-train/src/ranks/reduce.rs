@@ -17,7 +17,7 @@ use crate::{
     ranks::comm::{Comm, Pending},
     state::{
         gradients::Buckets,
-        layout::part,
+        layout::narrow,
         partition::{Partition, Piece},
     },
 };
@@ -102,7 +102,7 @@ impl Reducer<'_> {
         let Some(own) = &self.own else { return self.comm.end_all_reduce(pending) };
         let len = piece.own.end - piece.own.start;
         self.comm.end_reduce_scatter(pending, |found| {
-            let _ = part(own, &piece.own).f_add_(&part(found, &(0..len))).expect("a piece is as long as its place");
+            let _ = narrow(own, &piece.own).f_add_(&narrow(found, &(0..len))).expect("a piece is as long as its place");
         })
     }
 }

@@ -35,9 +35,9 @@ use crate::{
     plan::estimate,
     ranks::{
         comm::Comm,
-        exchange::{Exchange, Word},
+        exchange::{Exchange, RankReport},
         launch::Launch,
-        straggler::Lag,
+        straggler::MicroBatchTimes,
     },
     recipe::Checked,
     run::{
@@ -127,12 +127,12 @@ fn train_together(
     let sources = open_sources(checked)?;
     let components = origin.components(checked, comm)?;
     check_vae(checked, &components, &sources)?;
-    let remade = estimate::announce(checked, comm, &components, &sources)?;
+    let recomputed = estimate::announce(checked, comm, &components, &sources)?;
     // Where a run goes on, no component is random any more.
     let random = if matches!(origin, Origin::Base) { &checked.random[..] } else { &[] };
     let open = model::base_options(checked.device, random, checked.recipe.run.seed);
     let mut model = model::open_components(origin.model(checked), &components, &open)?;
-    remade.apply(&mut model.unet);
+    recomputed.apply(&mut model.unet);
     let trained = find_trained(checked, &components)?;
     let parts = Parts {
         checked,
@@ -172,7 +172,7 @@ struct Run<'a> {
     previewer: Previewer,
     template: Saved,
     writer: Writer,
-    lag: Lag,
+    times: MicroBatchTimes,
     /// Whether the last event could not be written.
     mute: bool,
     observe: &'a mut dyn FnMut(&Event),
@@ -219,7 +219,7 @@ impl<'a> Run<'a> {
             recorder: Recorder::new(&recipe.run.dir),
             losses: Bins::new(recipe.test.bins),
             stepper,
-            lag: Lag::default(),
+            times: MicroBatchTimes::default(),
             mute: false,
             began: Instant::now(),
             secs_before: 0.0,
@@ -320,9 +320,9 @@ impl<'a> Run<'a> {
         comm.work(|| format!("in the update of step {number}"));
         let busy = (data_secs + passes_secs) / step.micro_batches.len() as f64;
         let (stop, is_written) = (stop.load(Ordering::Relaxed), self.pending.as_ref().is_none_or(Pending::is_written));
-        let word = Word { stop, is_written, busy };
-        let (passes, together) = self.exchange.reduce(summed, &self.state.parameters, word)?;
-        self.told_to_stop |= together.stop;
+        let report = RankReport { stop, is_written, busy };
+        let (passes, consensus) = self.exchange.reduce(summed, &self.state.parameters, report)?;
+        self.told_to_stop |= consensus.stop;
         self.recorder.record(&step, &passes, lr);
         for &(time, loss) in passes.samples.iter().filter(|(_, loss)| loss.is_finite()) {
             self.losses.add(time, f64::from(loss), 1.0);
@@ -334,7 +334,7 @@ impl<'a> Run<'a> {
         let Position { cursor, samples, .. } = self.state.position;
         let secs = began.elapsed().as_secs_f64();
         let traffic = comm.take_traffic();
-        let slowest = self.lag.follow(&together.busy);
+        let slowest = self.times.observe(&consensus.busy);
         let ranks = (comm.rank().ranks > 1).then_some(RankMetrics {
             passes_secs,
             communication_secs: traffic.secs,
@@ -358,7 +358,7 @@ impl<'a> Run<'a> {
             spent: recipe.run.price_per_hour.map(|price| price * self.secs() / 3600.0),
             ranks,
         }));
-        if together.is_written {
+        if consensus.is_written {
             self.finish_saving()?;
         }
         self.after_step()
@@ -385,7 +385,7 @@ impl<'a> Run<'a> {
         let began = Instant::now();
         let Parts { sources, comm, .. } = self.parts;
         comm.long_work("measuring the test loss");
-        self.exchange.settle()?;
+        self.exchange.wait_gathers()?;
         let Losses { test: Some(test), training } = self.tables.measure(&self.stepper, sources, comm)? else {
             return Ok(());
         };
@@ -416,7 +416,7 @@ impl<'a> Run<'a> {
         let step = self.state.position.cursor;
         let Parts { model, checked, comm, .. } = self.parts;
         comm.long_work("drawing the previews");
-        self.exchange.settle()?;
+        self.exchange.wait_gathers()?;
         if let Some(name) = self.previewer.draw(model, checked, step, comm)? {
             self.emit(Event::Preview { step, name, secs: began.elapsed().as_secs_f64() });
         }
@@ -505,7 +505,7 @@ impl<'a> Run<'a> {
         self.finish_saving()?;
         self.begin_saving(false)?;
         self.end_saving()?;
-        self.exchange.settle()?;
+        self.exchange.wait_gathers()?;
         let position = self.state.position;
         let secs = self.began.elapsed().as_secs_f64();
         self.emit(Event::End { step: position.cursor, reason: reason.to_owned(), secs });

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Tensor, no_grad};
 
 use crate::state::{
-    layout::{chunks, part},
+    layout::{chunks, narrow},
     workers::{Shared, Workers},
 };
 
@@ -52,7 +52,7 @@ impl EmaConfig {
 }
 
 /// `average = keep * average + (1 - keep) * values`, both `[n]` fp32.
-pub(crate) fn follow(average: &Tensor, values: &Tensor, keep: f64, workers: &Workers) {
+pub(crate) fn lerp_towards(average: &Tensor, values: &Tensor, keep: f64, workers: &Workers) {
     on_chunks(average, values, workers, |mut average, values| {
         let _ = average.lerp_(&values, 1.0 - keep);
     });
@@ -73,7 +73,7 @@ fn on_chunks(a: &Tensor, b: &Tensor, workers: &Workers, act: impl Fn(Tensor, Ten
     let shared = unsafe { Shared::new((a, b)) };
     workers.map(&chunks, |chunk| {
         let (a, b) = shared.get();
-        no_grad(|| act(part(a, chunk), part(b, chunk)));
+        no_grad(|| act(narrow(a, chunk), narrow(b, chunk)));
     });
 }
 
@@ -110,7 +110,7 @@ mod tests {
         let (average, values) =
             (Tensor::zeros([size], (Kind::Float, Device::Cpu)), Tensor::ones([size], (Kind::Float, Device::Cpu)));
         for _ in 0..10 {
-            follow(&average, &values, 0.9, &workers);
+            lerp_towards(&average, &values, 0.9, &workers);
         }
         let expected = 1.0 - 0.9f64.powi(10);
         assert!((average.min().double_value(&[]) - expected).abs() < 1e-6);

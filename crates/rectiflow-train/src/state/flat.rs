@@ -18,7 +18,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::state::{
     gradients::GradientSum,
-    layout::{Group, Slice, meet, part},
+    layout::{Group, Slice, intersect, narrow},
     partition::Partition,
     precision::Precision,
 };
@@ -39,7 +39,7 @@ pub struct FlatParameters {
     /// What the model calculates with, by bucket: `[R c]`, the bucket and what its pieces lack to be equally long.
     weights: Vec<Tensor>,
     /// Whether those are views of the masters.
-    is_one: bool,
+    aliases_masters: bool,
     /// The sum of a step's gradients.
     pub(crate) gradients: GradientSum,
 }
@@ -64,26 +64,26 @@ impl FlatParameters {
         let partition = Partition::of_buckets(bucket_lengths(&slices, &groups), share.ranks);
         let device = leaves.first().map_or(Device::Cpu, Tensor::device);
         let masters = Tensor::zeros([partition.owned(share)], (Kind::Float, device));
-        let is_one = precision == Precision::Fp32 && share.ranks == 1;
+        let aliases_masters = precision == Precision::Fp32 && share.ranks == 1;
         let mut weights = Vec::new();
         let mut rest = slices.iter().zip(&mut leaves).peekable();
         for (bucket, piece) in partition.buckets().iter().zip(partition.pieces(share)) {
             let kind = rest.peek().map_or(Kind::Float, |(slice, _)| slice.kind);
-            let memory = match is_one {
-                true => part(&masters, &piece.own),
+            let memory = match aliases_masters {
+                true => narrow(&masters, &piece.own),
                 false => Tensor::zeros([bucket.piece * share.ranks as i64], (kind, device)),
             };
             while let Some((slice, leaf)) = rest.next_if(|(slice, _)| slice.range.start < bucket.range.end) {
                 let start = slice.range.start;
-                let owned = meet(&slice.range, &piece.range);
+                let owned = intersect(&slice.range, &piece.range);
                 if !owned.is_empty() {
                     let place = piece.own.start + owned.start - piece.range.start;
                     let values = leaf.detach().flatten(0, -1);
-                    let own = part(&values, &(owned.start - start..owned.end - start));
-                    no_grad(|| part(&masters, &(place..place + owned.end - owned.start)).copy_(&own));
+                    let own = narrow(&values, &(owned.start - start..owned.end - start));
+                    no_grad(|| narrow(&masters, &(place..place + owned.end - owned.start)).copy_(&own));
                 }
                 let inside = start - bucket.range.start..slice.range.end - bucket.range.start;
-                let mut view = part(&memory, &inside).view(slice.shape.as_slice());
+                let mut view = narrow(&memory, &inside).view(slice.shape.as_slice());
                 no_grad(|| view.copy_(leaf));
                 leaf.set_data(&view);
                 let _ = leaf.set_requires_grad(true);
@@ -91,18 +91,18 @@ impl FlatParameters {
             weights.push(memory);
         }
         let gradients = GradientSum::new(&leaves, &slices, &partition);
-        Self { masters, slices, groups, partition, share, weights, is_one, gradients }
+        Self { masters, slices, groups, partition, share, weights, aliases_masters, gradients }
     }
 
     /// Brings what the model calculates with up to the masters, on a rank that owns all of them. Whoever has changed
     /// masters calls it before the model is used again.
     pub(crate) fn refresh(&self) {
         assert_eq!(self.share.ranks, 1, "several ranks exchange what each has changed");
-        if self.is_one {
+        if self.aliases_masters {
             return;
         }
         for (weights, piece) in self.weights.iter().zip(self.partition.pieces(self.share)) {
-            no_grad(|| weights.shallow_clone().copy_(&part(&self.masters, &piece.own)));
+            no_grad(|| weights.shallow_clone().copy_(&narrow(&self.masters, &piece.own)));
         }
     }
 
@@ -114,8 +114,8 @@ impl FlatParameters {
             let given = Tensor::empty([bucket.piece], (weights.kind(), weights.device()));
             let owned = piece.own.end - piece.own.start;
             no_grad(|| {
-                part(&given, &(0..owned)).copy_(&part(&self.masters, &piece.own));
-                let _ = part(&given, &(owned..bucket.piece)).zero_();
+                narrow(&given, &(0..owned)).copy_(&narrow(&self.masters, &piece.own));
+                let _ = narrow(&given, &(owned..bucket.piece)).zero_();
             });
             (given, weights)
         })
@@ -139,7 +139,7 @@ fn lay_out(components: &[(&str, &Parameters)], precision: Precision) -> (Vec<Sli
     for (component, parameters) in components {
         let group_start = end;
         for stays in [true, false] {
-            for (name, tensor) in parameters.iter().filter(|(name, _)| Precision::stays(name) == stays) {
+            for (name, tensor) in parameters.iter().filter(|(name, _)| Precision::keeps_fp32(name) == stays) {
                 let start = end;
                 end += tensor.numel() as i64;
                 let (shape, kind) = (tensor.size(), precision.kind_of(name));
@@ -156,7 +156,7 @@ fn lay_out(components: &[(&str, &Parameters)], precision: Precision) -> (Vec<Sli
 fn bucket_lengths(slices: &[Slice], groups: &[Group]) -> Vec<i64> {
     let len = groups.last().map_or(0, |group| group.range.end);
     let most = (len / FEWEST_BUCKETS).clamp(1, BUCKET);
-    let stays = |slice: &Slice| slice.name.split_once('.').is_some_and(|(_, name)| Precision::stays(name));
+    let stays = |slice: &Slice| slice.name.split_once('.').is_some_and(|(_, name)| Precision::keeps_fp32(name));
     let mut lengths: Vec<i64> = Vec::new();
     let mut before: Option<&Slice> = None;
     for slice in slices {
@@ -232,7 +232,7 @@ mod tests {
                 let before = names(&components);
                 let flat = adopt(&components, precision, RankOf { rank, ranks });
                 for piece in flat.partition.pieces(flat.share) {
-                    assert!(part(&flat.masters, &piece.own).equal(&part(&whole, &piece.range)));
+                    assert!(narrow(&flat.masters, &piece.own).equal(&narrow(&whole, &piece.range)));
                 }
                 for (before, after) in before.iter().zip(names(&components)) {
                     assert!(before.to_kind(after.kind()).equal(&after));

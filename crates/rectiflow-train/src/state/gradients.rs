@@ -26,7 +26,7 @@ use crate::{
     error::{Error, Result},
     state::{
         gradient_vector::GradientVector,
-        layout::{Slice, part},
+        layout::{Slice, narrow},
         partition::Partition,
     },
 };
@@ -49,7 +49,7 @@ struct Shared {
     /// Whether one rank owns all parameters: buckets stay until `finish` then.
     is_whole: bool,
     buckets: Vec<Mutex<Sum>>,
-    places: Vec<Mutex<Place>>,
+    places: Vec<Mutex<ParameterSum>>,
     /// Micro-batches that are summed up.
     expected: AtomicUsize,
     /// Is told which bucket is complete.
@@ -76,7 +76,7 @@ struct Sum {
 
 /// One parameter's part of its bucket's sum.
 #[derive(Debug)]
-struct Place {
+struct ParameterSum {
     bucket: usize,
     /// Elements in the bucket.
     range: Range<i64>,
@@ -99,7 +99,7 @@ impl GradientSum {
             while let Some(slice) = rest.next_if(|slice| slice.range.start < bucket.range.end) {
                 let range = slice.range.start - bucket.range.start..slice.range.end - bucket.range.start;
                 let (shape, waiting) = (slice.shape.clone(), BTreeMap::new());
-                places.push(Mutex::new(Place { bucket: index, range, shape, total: None, next: 0, waiting }));
+                places.push(Mutex::new(ParameterSum { bucket: index, range, shape, total: None, next: 0, waiting }));
             }
             buckets.push(Mutex::new(Sum {
                 filled: bucket.range.end - bucket.range.start,
@@ -149,7 +149,7 @@ impl GradientSum {
     }
 
     /// Nobody is told of buckets any more: whoever waits for one learns that it does not come.
-    pub(crate) fn fall_silent(&self) {
+    pub(crate) fn stop_notifying(&self) {
         *self.shared.listener.lock().expect(UNPOISONED) = None;
     }
 
@@ -218,12 +218,12 @@ impl Shared {
         if place.next > next && place.next == self.expected.load(Ordering::SeqCst) {
             let bucket = place.bucket;
             drop(place);
-            self.one_less(bucket);
+            self.parameter_done(bucket);
         }
     }
 
     /// One more parameter of a bucket is complete.
-    fn one_less(&self, bucket: usize) {
+    fn parameter_done(&self, bucket: usize) {
         let is_complete = {
             let mut sum = self.buckets[bucket].lock().expect(UNPOISONED);
             sum.missing -= 1;
@@ -241,13 +241,13 @@ impl Shared {
         }
     }
 
-    fn add(&self, place: &mut Place, gradient: &Tensor) {
+    fn add(&self, place: &mut ParameterSum, gradient: &Tensor) {
         no_grad(|| match &mut place.total {
             Some(total) => {
                 let _ = total.f_add_(gradient).expect("a gradient has its parameter's shape");
             }
             None => {
-                let mut total = part(&self.memory(place.bucket), &place.range).view(place.shape.as_slice());
+                let mut total = narrow(&self.memory(place.bucket), &place.range).view(place.shape.as_slice());
                 total.copy_(gradient);
                 place.total = Some(total);
             }
@@ -276,10 +276,10 @@ impl Shared {
         for place in &self.places[places] {
             let mut place = place.lock().expect(UNPOISONED);
             if place.total.take().is_none() {
-                let _ = no_grad(|| part(&memory, &place.range).zero_());
+                let _ = no_grad(|| narrow(&memory, &place.range).zero_());
             }
         }
-        let _ = no_grad(|| part(&memory, &(filled..len)).zero_());
+        let _ = no_grad(|| narrow(&memory, &(filled..len)).zero_());
         memory
     }
 }
@@ -365,7 +365,7 @@ mod tests {
             sum.add(0, &loss(factor)).unwrap();
             assert_eq!(told.try_recv(), Err(TryRecvError::Empty), "the second micro-batch is missing");
             sum.add(1, &loss(factor)).unwrap();
-            sum.fall_silent();
+            sum.stop_notifying();
             let mut told: Vec<usize> = told.iter().collect();
             told.sort_unstable();
             assert_eq!(told, [0, 1], "of each bucket once");

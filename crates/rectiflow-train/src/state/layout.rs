@@ -27,12 +27,12 @@ pub struct Group {
 }
 
 /// A range of a vector, as a view.
-pub(crate) fn part(vector: &Tensor, range: &Range<i64>) -> Tensor {
+pub(crate) fn narrow(vector: &Tensor, range: &Range<i64>) -> Tensor {
     vector.narrow(0, range.start, range.end - range.start)
 }
 
 /// What two ranges have in common; empty, inside `b`, where that is nothing.
-pub(crate) fn meet(a: &Range<i64>, b: &Range<i64>) -> Range<i64> {
+pub(crate) fn intersect(a: &Range<i64>, b: &Range<i64>) -> Range<i64> {
     let start = a.start.clamp(b.start, b.end);
     start..a.end.clamp(start, b.end)
 }
@@ -55,10 +55,10 @@ mod tests {
 
     #[test]
     fn ranges_meet_where_they_overlap() {
-        assert_eq!(meet(&(2..8), &(4..10)), 4..8);
-        assert_eq!(meet(&(2..8), &(3..5)), 3..5);
-        assert_eq!(meet(&(0..2), &(4..10)), 4..4);
-        assert_eq!(meet(&(20..30), &(4..10)), 10..10);
+        assert_eq!(intersect(&(2..8), &(4..10)), 4..8);
+        assert_eq!(intersect(&(2..8), &(3..5)), 3..5);
+        assert_eq!(intersect(&(0..2), &(4..10)), 4..4);
+        assert_eq!(intersect(&(20..30), &(4..10)), 10..10);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::{
     error::Result,
     state::{
         gradient_vector::{Chunk, GradientVector},
-        layout::part,
+        layout::narrow,
         one_pass::{AdamW, Vectors},
         workers::{Shared, Workers},
     },
@@ -76,7 +76,7 @@ impl OptimizerConfig {
 
 /// A piece of the flat vector that is updated as one.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Part {
+pub(crate) struct UpdateRange {
     /// Its elements, as far as they are this rank's.
     pub(crate) range: Range<i64>,
     /// How many elements it has on all ranks.
@@ -103,55 +103,55 @@ impl Optimizer {
         Self { config, mean: values.zeros_like(), mean_square: values.zeros_like() }
     }
 
-    /// Whether each tensor has to be a part of its own.
+    /// Whether each tensor has to be a range of its own.
     pub(crate) fn works_by_tensor(&self) -> bool {
         self.config.name == OptimizerName::StableAdamW
     }
 
-    /// Updates `values` by `gradients`, part by part. `total` makes sums over a rank's elements sums over all ranks'.
+    /// Updates `values` by `gradients`, range by range. `total` makes sums over a rank's elements sums over all ranks'.
     pub(crate) fn update(
         &mut self,
         values: &Tensor,
         gradients: &GradientVector,
-        parts: &[Part],
+        ranges: &[UpdateRange],
         workers: &Workers,
         total: &dyn Fn(&[f64]) -> Result<Vec<f64>>,
     ) -> Result<()> {
-        if !self.works_by_tensor() && self.update_in_one_pass(values, gradients, parts) {
+        if !self.works_by_tensor() && self.update_in_one_pass(values, gradients, ranges) {
             return Ok(());
         }
-        let chunks: Vec<(usize, Chunk)> = parts
+        let chunks: Vec<(usize, Chunk)> = ranges
             .iter()
             .enumerate()
-            .flat_map(|(index, part)| gradients.chunks(&part.range).map(move |chunk| (index, chunk)))
+            .flat_map(|(index, range)| gradients.chunks(&range.range).map(move |chunk| (index, chunk)))
             .collect();
         if !self.works_by_tensor() {
             self.on_chunks(values, &chunks, workers, |optimizer, values, index, chunk| {
                 optimizer.advance(chunk);
-                optimizer.apply(values, &parts[index], &chunk.range, parts[index].rate);
+                optimizer.apply(values, &ranges[index], &chunk.range, ranges[index].rate);
             });
             return Ok(());
         }
         let excess = self.on_chunks(values, &chunks, workers, |optimizer, _, index, chunk| {
             optimizer.advance(chunk);
-            optimizer.excess(chunk, &parts[index])
+            optimizer.excess(chunk, &ranges[index])
         });
-        let mut rates: Vec<f64> = vec![0.0; parts.len()];
+        let mut rates: Vec<f64> = vec![0.0; ranges.len()];
         for ((index, _), excess) in chunks.iter().zip(excess) {
             rates[*index] += excess;
         }
         let mut rates = total(&rates)?;
-        for (rate, part) in rates.iter_mut().zip(parts) {
-            let rms = (*rate / part.whole as f64).sqrt();
-            *rate = part.rate / rms.max(1.0);
+        for (rate, range) in rates.iter_mut().zip(ranges) {
+            let rms = (*rate / range.whole as f64).sqrt();
+            *rate = range.rate / rms.max(1.0);
         }
         self.on_chunks(values, &chunks, workers, |optimizer, values, index, chunk| {
-            optimizer.apply(values, &parts[index], &chunk.range, rates[index]);
+            optimizer.apply(values, &ranges[index], &chunk.range, rates[index]);
         });
         Ok(())
     }
 
-    /// `act` on the values of each chunk and the part it is of, by the workers.
+    /// `act` on the values of each chunk and the range it is of, by the workers.
     fn on_chunks<R: Send>(
         &self,
         values: &Tensor,
@@ -170,13 +170,13 @@ impl Optimizer {
     }
 
     /// AdamW where one pass over memory does it.
-    fn update_in_one_pass(&self, values: &Tensor, gradients: &GradientVector, parts: &[Part]) -> bool {
+    fn update_in_one_pass(&self, values: &Tensor, gradients: &GradientVector, ranges: &[UpdateRange]) -> bool {
         let OptimizerConfig { beta1, beta2, eps, weight_decay, .. } = self.config;
-        parts.iter().all(|of| {
+        ranges.iter().all(|of| {
             let adamw = AdamW { beta1, beta2, eps, weight_decay, rate: of.rate, update: of.update };
             gradients.over(&of.range).all(|(range, gradients)| {
                 let [values, mean, mean_square] =
-                    [values, &self.mean, &self.mean_square].map(|vector| part(vector, &range));
+                    [values, &self.mean, &self.mean_square].map(|vector| narrow(vector, &range));
                 adamw.update(Vectors { values: &values, mean: &mean, mean_square: &mean_square, gradients: &gradients })
             })
         })
@@ -185,36 +185,36 @@ impl Optimizer {
     /// Takes gradients into both moments.
     fn advance(&self, Chunk { range, gradient }: &Chunk) {
         let OptimizerConfig { beta1, beta2, .. } = self.config;
-        let (mut mean, mut mean_square) = (part(&self.mean, range), part(&self.mean_square, range));
+        let (mut mean, mut mean_square) = (narrow(&self.mean, range), narrow(&self.mean_square, range));
         let _ = mean.lerp_(gradient, 1.0 - beta1);
         mean_square *= beta2;
         mean_square += gradient.square() * (1.0 - beta2);
     }
 
     /// Sum over a chunk of `g^2 / max(v, eps^2)`, with the second moment after this update and corrected for its start at zero.
-    pub(crate) fn excess(&self, Chunk { range, gradient }: &Chunk, of: &Part) -> f64 {
+    pub(crate) fn excess(&self, Chunk { range, gradient }: &Chunk, of: &UpdateRange) -> f64 {
         let OptimizerConfig { beta2, eps, .. } = self.config;
         let correction = 1.0 - beta2.powf(of.update as f64);
-        let mean_square = (part(&self.mean_square, range) / correction).clamp_min(eps * eps);
+        let mean_square = (narrow(&self.mean_square, range) / correction).clamp_min(eps * eps);
         (gradient.square() / mean_square).sum(Kind::Double).double_value(&[])
     }
 
     /// Changes values by both moments.
-    fn apply(&self, values: &Tensor, of: &Part, chunk: &Range<i64>, rate: f64) {
-        let mut value = part(values, chunk);
+    fn apply(&self, values: &Tensor, of: &UpdateRange, chunk: &Range<i64>, rate: f64) {
+        let mut value = narrow(values, chunk);
         value *= 1.0 - rate * self.config.weight_decay;
         value -= self.step(of, chunk, rate);
     }
 
     /// What an update at `rate` takes from the values of a chunk, weight decay apart.
-    pub(crate) fn step(&self, of: &Part, chunk: &Range<i64>, rate: f64) -> Tensor {
+    pub(crate) fn step(&self, of: &UpdateRange, chunk: &Range<i64>, rate: f64) -> Tensor {
         let OptimizerConfig { beta1, beta2, eps, .. } = self.config;
         let correction1 = 1.0 - beta1.powf(of.update as f64);
         let correction2 = (1.0 - beta2.powf(of.update as f64)).sqrt();
-        let mut denominator = part(&self.mean_square, chunk).sqrt();
+        let mut denominator = narrow(&self.mean_square, chunk).sqrt();
         denominator /= correction2;
         denominator += eps;
-        part(&self.mean, chunk) / denominator * (rate / correction1)
+        narrow(&self.mean, chunk) / denominator * (rate / correction1)
     }
 }
 
@@ -229,14 +229,16 @@ mod tests {
         Workers::new(Device::Cpu, 2)
     }
 
-    fn a_part(range: Range<i64>, rate: f64, update: u64) -> Part {
-        Part { whole: range.end - range.start, range, rate, update }
+    fn a_range(range: Range<i64>, rate: f64, update: u64) -> UpdateRange {
+        UpdateRange { whole: range.end - range.start, range, rate, update }
     }
 
     /// An update by a rank alone.
-    fn update(optimizer: &mut Optimizer, values: &Tensor, gradients: &Tensor, parts: &[Part]) {
+    fn update(optimizer: &mut Optimizer, values: &Tensor, gradients: &Tensor, ranges: &[UpdateRange]) {
         let gradients = GradientVector::new([gradients.shallow_clone()]);
-        optimizer.update(values, &gradients, parts, &workers(), &|own| Ok(own.to_vec())).expect("nothing is exchanged");
+        optimizer
+            .update(values, &gradients, ranges, &workers(), &|own| Ok(own.to_vec()))
+            .expect("nothing is exchanged");
     }
 
     /// torch.optim.AdamW of torch 2.13.0, by scripts/golden/adamw.py, or StableAdamW as scripts/golden/stable_adamw.py
@@ -250,7 +252,7 @@ mod tests {
         values: Vec<Vec<f64>>,
     }
 
-    /// Goes through all updates of all cases, with the vector in these parts.
+    /// Goes through all updates of all cases, with the vector in these ranges.
     fn compare(name: OptimizerName, golden: &str, cuts: &[Range<i64>]) {
         let cases: Vec<Golden> = serde_json::from_str(golden).expect("the golden file is JSON");
         assert_eq!(cases.len(), 2);
@@ -260,9 +262,9 @@ mod tests {
             let mut optimizer = Optimizer::new(config, &values);
             for (update_number, (gradient, wanted)) in (1..).zip(case.gradients.iter().zip(&case.values)) {
                 let gradient = Tensor::from_slice(gradient).to_kind(Kind::Float);
-                let parts: Vec<Part> =
-                    cuts.iter().map(|range| a_part(range.clone(), case.rate, update_number)).collect();
-                update(&mut optimizer, &values, &gradient, &parts);
+                let ranges: Vec<UpdateRange> =
+                    cuts.iter().map(|range| a_range(range.clone(), case.rate, update_number)).collect();
+                update(&mut optimizer, &values, &gradient, &ranges);
                 let wanted = Tensor::from_slice(wanted).to_kind(Kind::Float);
                 let error = (&values - &wanted).norm() / wanted.norm();
                 assert!(f64::try_from(&error).expect("a scalar") < 1e-6, "update {update_number}: {error}");
@@ -272,7 +274,7 @@ mod tests {
 
     #[test]
     fn updates_equal_pytorch() {
-        // Two parts of equal rate: the split must not show.
+        // Two ranges of equal rate: the split must not show.
         compare(OptimizerName::AdamW, include_str!("../../tests/golden/adamw.json"), &[0..2, 2..7]);
     }
 
@@ -289,8 +291,8 @@ mod tests {
             let values = Tensor::zeros([size], (Kind::Float, Device::Cpu));
             let mut optimizer = Optimizer::new(OptimizerConfig { name, ..OptimizerConfig::default() }, &values);
             let ones = values.ones_like();
-            update(&mut optimizer, &values, &ones, &[a_part(0..size, 0.1, 1)]);
-            update(&mut optimizer, &values, gradient, &[a_part(0..size, 0.1, 2)]);
+            update(&mut optimizer, &values, &ones, &[a_range(0..size, 0.1, 1)]);
+            update(&mut optimizer, &values, gradient, &[a_range(0..size, 0.1, 2)]);
             values
         };
         // Gradients grow only in the second chunk, whose rate must fall as the first one's does.
@@ -308,7 +310,7 @@ mod tests {
         let values = Tensor::from_slice(&[1f32, 2.0, 3.0, 4.0]);
         let mut optimizer = Optimizer::new(OptimizerConfig::default(), &values);
         let ones = Tensor::ones([4], (Kind::Float, Device::Cpu));
-        update(&mut optimizer, &values, &ones, &[a_part(0..2, 0.1, 1), a_part(2..4, 0.0, 1)]);
+        update(&mut optimizer, &values, &ones, &[a_range(0..2, 0.1, 1), a_range(2..4, 0.0, 1)]);
         let after = Vec::<f32>::try_from(&values).expect("a vector");
         assert!(after[0] < 1.0 && after[1] < 2.0);
         assert_eq!(after[2..], [3.0, 4.0]);

@@ -34,13 +34,13 @@ impl Precision {
     /// The dtype that the model calculates with a parameter in, by the parameter's name in diffusers' layout.
     pub(crate) fn kind_of(self, name: &str) -> Kind {
         match self {
-            Self::Bf16 if !Self::stays(name) => Kind::BFloat16,
+            Self::Bf16 if !Self::keeps_fp32(name) => Kind::BFloat16,
             Self::Fp32 | Self::Bf16 => Kind::Float,
         }
     }
 
     /// Whether a parameter of this name stays in fp32 whatever the others are.
-    pub(crate) fn stays(name: &str) -> bool {
+    pub(crate) fn keeps_fp32(name: &str) -> bool {
         name.contains("norm") || name.contains("embedding.") || name.starts_with("conv_out.")
     }
 
@@ -65,7 +65,7 @@ mod tests {
     use tch::Tensor;
 
     use super::*;
-    use crate::state::{flat::FlatParameters, layout::part};
+    use crate::state::{flat::FlatParameters, layout::narrow};
 
     /// Relative L2 errors of PyTorch's autocast, by scripts/golden/autocast.py.
     #[derive(Debug, Deserialize)]
@@ -111,7 +111,7 @@ mod tests {
                 .iter()
                 .map(|slice| {
                     let exact = exact.tensor(&slice.name["unet.".len()..]).expect("the golden file has it");
-                    error(&part(&sum, &slice.range), &exact.flatten(0, -1))
+                    error(&narrow(&sum, &slice.range), &exact.flatten(0, -1))
                 })
                 .collect();
             let norm = |of: fn(&(f64, f64)) -> f64| errors.iter().map(|error| of(error).powi(2)).sum::<f64>().sqrt();

@@ -34,7 +34,7 @@ use crate::{
         gradient_vector::GradientVector,
         workers::{Shared, Workers},
     },
-    step::prompt_cache::Repeated,
+    step::prompt_cache::PromptCache,
 };
 
 /// What a step needs besides the state it changes.
@@ -45,7 +45,7 @@ pub(crate) struct Stepper<'a> {
     pub(crate) device: Device,
     pub(crate) seed: u64,
     /// What frozen text encoders say about prompts that many samples have; none where they are trained.
-    pub(crate) repeated: Option<Repeated>,
+    pub(crate) prompt_cache: Option<PromptCache>,
     pub(crate) offset_noise: f64,
     pub(crate) clip_norm: f64,
     pub(crate) ratios: LrRatios,
@@ -71,7 +71,7 @@ impl<'a> Stepper<'a> {
             objective: &checked.objective,
             device: checked.device,
             seed: recipe.run.seed,
-            repeated: (recipe.train.text_encoders == TextEncoders::Frozen).then(Repeated::default),
+            repeated: (recipe.train.text_encoders == TextEncoders::Frozen).then(PromptCache::default),
             offset_noise: recipe.train.offset_noise,
             clip_norm: recipe.train.clip_norm,
             ratios: recipe.lr.ratio.clone(),
@@ -84,7 +84,7 @@ impl<'a> Stepper<'a> {
     /// however many of them are worked on at a time.
     pub(crate) fn passes(&self, parameters: &FlatParameters, step: &Step, exchange: &Exchange) -> Result<Summed> {
         let quantiles = StepQuantiles::draw(self.seed, step);
-        exchange.settle()?;
+        exchange.wait_gathers()?;
         let (mut loss, mut samples) = (0.0, Vec::new());
         let mut sum = exchange.begin(parameters);
         // SAFETY: forward and backward passes read the parameters, and each gradient has a place of its own behind a lock.
@@ -109,7 +109,7 @@ impl<'a> Stepper<'a> {
                 }
                 Ok(())
             };
-            exchange.round_of(&mut sum, parameters, round.len(), &mut work)?;
+            exchange.reduce_round(&mut sum, parameters, round.len(), &mut work)?;
         }
         Ok(Summed { loss, samples, gradients: sum })
     }
@@ -154,14 +154,14 @@ impl<'a> Stepper<'a> {
         position.update += 1;
         position.samples += step.num_samples;
         position.cursor = step.step + 1;
-        let parts = state.parts(lr, &self.ratios);
+        let ranges = state.update_ranges(lr, &self.ratios);
         let masters = state.parameters.masters.shallow_clone();
         let total = |excess: &[f64]| exchange.total(excess);
-        state.optimizer.update(&masters, &gradients, &parts, &self.workers, &total)?;
+        state.optimizer.update(&masters, &gradients, &ranges, &self.workers, &total)?;
         exchange.publish(&state.parameters)?;
         let keep = self.ema.keep(step.num_samples, state.position.samples);
         if let (Some(average), Some(keep)) = (&state.average, keep) {
-            ema::follow(average, &masters, keep, &self.workers);
+            ema::lerp_towards(average, &masters, keep, &self.workers);
         }
         Ok(gradients)
     }
@@ -191,9 +191,9 @@ impl<'a> Stepper<'a> {
         let (clip_l, clip_g) = (ids(&batch.clip_l), ids(&batch.clip_g));
         let ids = ChunkedIds { clip_l: &clip_l, clip_g: &clip_g, num_chunks: &batch.chunks };
         let encode = |ids: ChunkedIds<'_>| cond::encode(&self.model.clip_l, &self.model.clip_g, ids);
-        Ok(match &self.repeated {
+        Ok(match &self.prompt_cache {
             None => encode(ids),
-            Some(repeated) => no_grad(|| repeated.encode(ids, &batch.dropped, encode)),
+            Some(cache) => no_grad(|| cache.encode(ids, &batch.dropped, encode)),
         }?)
     }
 }

@@ -16,7 +16,7 @@ use crate::{
     error::{Error, Result},
     state::{
         flat::FlatParameters,
-        optim::{Optimizer, OptimizerConfig, Part},
+        optim::{Optimizer, OptimizerConfig, UpdateRange},
         precision::Precision,
         workers::{Shared, Workers},
     },
@@ -128,7 +128,12 @@ pub struct Measured {
 ///
 /// # Errors
 /// [`Error::Model`] where the input does not fit the UNet.
-pub fn rehearse(unet: &UNet, input: &Input, settings: &Settings, observe: &mut dyn FnMut(usize)) -> Result<Measured> {
+pub fn train_steps(
+    unet: &UNet,
+    input: &Input,
+    settings: &Settings,
+    observe: &mut dyn FnMut(usize),
+) -> Result<Measured> {
     let parameters = FlatParameters::adopt(&[("unet", &unet.parameters)], settings.precision);
     let mut optimizer = Optimizer::new(OptimizerConfig::default(), &parameters.masters);
     let workers = Workers::new(unet.device(), settings.micro_batches);
@@ -141,9 +146,9 @@ pub fn rehearse(unet: &UNet, input: &Input, settings: &Settings, observe: &mut d
         let whole = parameters.num_parameters();
         let norm = gradients.square_norm(&(0..whole)).sqrt();
         gradients.clip(norm, settings.clip_norm);
-        let part = Part { range: 0..whole, whole, rate: settings.lr, update: step as u64 + 1 };
+        let range = UpdateRange { range: 0..whole, whole, rate: settings.lr, update: step as u64 + 1 };
         let alone = |own: &[f64]| Ok(own.to_vec());
-        optimizer.update(&parameters.masters, &gradients, &[part], &workers, &alone)?;
+        optimizer.update(&parameters.masters, &gradients, &[range], &workers, &alone)?;
         parameters.refresh();
         measured.secs.push(began.elapsed().as_secs_f64());
         measured.losses.push(loss);
