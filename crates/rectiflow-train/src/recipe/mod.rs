@@ -6,12 +6,13 @@
 //! an unknown key with its nearest valid name.
 
 pub(crate) mod changes;
+pub(crate) mod overrides;
 #[cfg(test)]
 mod page;
 pub mod sections;
 pub(crate) mod unknown_keys;
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use rectiflow_data::{
     order::{Amount, OrderSettings},
@@ -32,6 +33,7 @@ use crate::{
     lr::LrConfig,
     ranks::launch::RanksConfig,
     recipe::{
+        overrides::{NO_FILE, read_table},
         sections::{
             CheckpointConfig, DataConfig, MemoryConfig, ModelConfig, PreviewConfig, RunConfig, TestConfig, TrainConfig,
         },
@@ -190,9 +192,9 @@ impl Recipe {
     }
 
     fn problems(&self) -> Vec<(String, String)> {
-        let mut problems = self.run_problems();
+        let mut problems = self.run.problems();
         problems.extend(self.data_problems());
-        problems.extend(self.train_problems());
+        problems.extend(self.train.problems());
         problems.extend(self.lr.problems(self.train.samples));
         problems.extend(self.optimizer.problems());
         problems.extend(self.ema.problems());
@@ -201,20 +203,7 @@ impl Recipe {
         problems.extend(self.ranks.problems());
         problems.extend(self.preview.problems());
         problems.extend(self.test.problems());
-        if self.checkpoint.every_steps == 0 {
-            problems.push(("checkpoint.every_steps".into(), "expected at least 1, found 0".into()));
-        }
-        if self.checkpoint.keep == 0 {
-            problems.push(("checkpoint.keep".into(), "expected at least 1, found 0".into()));
-        }
-        let CheckpointConfig { every_steps, keep_every_steps, .. } = self.checkpoint;
-        if every_steps > 0 && !keep_every_steps.is_multiple_of(every_steps) {
-            let reason = format!(
-                "expected a multiple of checkpoint.every_steps = {every_steps}, since others are never written; found \
-                 {keep_every_steps}"
-            );
-            problems.push(("checkpoint.keep_every_steps".into(), reason));
-        }
+        problems.extend(self.checkpoint.problems());
         if let Some(price) = self.run.price_per_hour.filter(|price| !(*price >= 0.0 && price.is_finite())) {
             problems.push(("run.price_per_hour".into(), format!("expected a number of at least 0, found {price}")));
         }
@@ -278,44 +267,6 @@ impl Recipe {
         }
         problems
     }
-
-    fn run_problems(&self) -> Vec<(String, String)> {
-        let RunConfig { cache_dir, cache_gib, hardware: name, .. } = &self.run;
-        let mut problems = match (cache_dir, cache_gib) {
-            (Some(_), None) => vec![("run.cache_gib".into(), "expected a number, since run.cache_dir is given".into())],
-            (None, Some(_)) => vec![("run.cache_dir".into(), "expected a folder, since run.cache_gib is given".into())],
-            _ => Vec::new(),
-        };
-        let unknown = name.as_ref().and_then(|name| hardware(name).err());
-        problems.extend(unknown.map(|error| ("run.hardware".into(), error.to_string())));
-        problems
-    }
-
-    fn train_problems(&self) -> Vec<(String, String)> {
-        let TrainConfig { samples, micro_batch, micro_batches, lanes, .. } = self.train;
-        let mut problems = Vec::new();
-        let mut at_least_one = |key: &str, value: u64| {
-            if value == 0 {
-                problems.push((format!("train.{key}"), "expected at least 1, found 0".to_owned()));
-            }
-        };
-        at_least_one("samples", samples);
-        at_least_one("micro_batch", micro_batch as u64);
-        at_least_one("micro_batches", micro_batches as u64);
-        at_least_one("window_samples", self.train.window_samples);
-        if let Some(lanes) = lanes.filter(|&lanes| lanes == 0 || !micro_batches.is_multiple_of(lanes)) {
-            let reason = format!("expected a divisor of train.micro_batches = {micro_batches}, found {lanes}");
-            problems.push(("train.lanes".into(), reason));
-        }
-        let TrainConfig { clip_norm, offset_noise, .. } = self.train;
-        if !(clip_norm > 0.0 && clip_norm.is_finite()) {
-            problems.push(("train.clip_norm".into(), format!("expected a number above 0, found {clip_norm}")));
-        }
-        if !(0.0..=1.0).contains(&offset_noise) {
-            problems.push(("train.offset_noise".into(), format!("expected 0 to 1, found {offset_noise}")));
-        }
-        problems
-    }
 }
 
 impl Checked {
@@ -355,54 +306,13 @@ pub fn parse_device(name: &str) -> std::result::Result<Device, String> {
     }
 }
 
-/// What stands for a recipe's path in messages where there are overrides only.
-const NO_FILE: &str = "--set";
-
-fn read_table(path: Option<&Path>, overrides: &[String]) -> Result<toml::Table> {
-    let text = path.map_or_else(|| Ok(String::new()), |path| fs::read_to_string(path).map_err(Error::io(path)))?;
-    let path = path.unwrap_or(Path::new(NO_FILE));
-    let problem = |problem: String| Error::Recipe { path: path.to_owned(), problems: vec![problem] };
-    let mut table: toml::Table = text.parse().map_err(|e: toml::de::Error| problem(e.to_string()))?;
-    for text in overrides {
-        set(&mut table, text).map_err(problem)?;
-    }
-    Ok(table)
-}
-
-/// Applies one `section.key=value`. A value that is not TOML is taken as a string, so that paths need no quotes.
-fn set(table: &mut toml::Table, text: &str) -> std::result::Result<(), String> {
-    let (path, value) =
-        text.split_once('=').ok_or_else(|| format!("--set {text}: expected section.key=value, found no `=`"))?;
-    let value = format!("value = {value}")
-        .parse::<toml::Table>()
-        .ok()
-        .and_then(|mut parsed| parsed.remove("value"))
-        .unwrap_or_else(|| toml::Value::String(value.to_owned()));
-    let mut keys: Vec<&str> = path.trim().split('.').collect();
-    let last = keys.pop().expect("split gives at least one part");
-    let mut place = table;
-    for key in keys {
-        let entry = place.entry(key).or_insert_with(|| toml::Value::Table(toml::Table::new()));
-        let kind = entry.type_str();
-        let section = match entry {
-            toml::Value::Table(table) => Some(table),
-            // `data.path=...` means the only [[data]] section.
-            toml::Value::Array(items) if items.len() == 1 => items[0].as_table_mut(),
-            _ => None,
-        };
-        place = section.ok_or_else(|| format!("--set {text}: `{key}` is a {kind}, not one section"))?;
-    }
-    place.insert(last.to_owned(), value);
-    Ok(())
-}
-
 fn one_line(error: &toml::de::Error) -> String {
     error.to_string().trim().replace('\n', " ")
 }
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
+    use std::{fs, path::PathBuf};
 
     use rectiflow_sdxl::flow::Parameterization;
 

@@ -14,7 +14,7 @@ use rectiflow_sdxl::{model::Component, sample::SampleSettings};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::state::precision::Precision;
+use crate::{hardware::hardware, state::precision::Precision};
 
 /// `[run]`: where the run lives and what makes it repeatable.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -51,6 +51,19 @@ impl RunConfig {
     pub fn open_cache(&self) -> rectiflow_data::Result<Option<Arc<DiskCache>>> {
         let cache = self.cache_dir.as_ref().zip(self.cache_gib);
         cache.map(|(dir, gib)| DiskCache::open(dir, gib.saturating_mul(1 << 30)).map(Arc::new)).transpose()
+    }
+
+    /// What is wrong with the cache and the hardware: (key, reason) pairs.
+    pub(crate) fn problems(&self) -> Vec<(String, String)> {
+        let Self { cache_dir, cache_gib, hardware: name, .. } = self;
+        let mut problems = match (cache_dir, cache_gib) {
+            (Some(_), None) => vec![("run.cache_gib".into(), "expected a number, since run.cache_dir is given".into())],
+            (None, Some(_)) => vec![("run.cache_dir".into(), "expected a folder, since run.cache_gib is given".into())],
+            _ => Vec::new(),
+        };
+        let unknown = name.as_ref().and_then(|name| hardware(name).err());
+        problems.extend(unknown.map(|error| ("run.hardware".into(), error.to_string())));
+        problems
     }
 }
 
@@ -165,6 +178,32 @@ impl TrainConfig {
             }
         }
     }
+
+    /// What is wrong with these settings: (key, reason) pairs.
+    pub(crate) fn problems(&self) -> Vec<(String, String)> {
+        let Self { samples, micro_batch, micro_batches, lanes, window_samples, clip_norm, offset_noise, .. } = *self;
+        let mut problems = Vec::new();
+        let counts = [
+            ("samples", samples),
+            ("micro_batch", micro_batch as u64),
+            ("micro_batches", micro_batches as u64),
+            ("window_samples", window_samples),
+        ];
+        for (key, _) in counts.into_iter().filter(|(_, count)| *count == 0) {
+            problems.push((format!("train.{key}"), "expected at least 1, found 0".to_owned()));
+        }
+        if let Some(lanes) = lanes.filter(|&lanes| lanes == 0 || !micro_batches.is_multiple_of(lanes)) {
+            let reason = format!("expected a divisor of train.micro_batches = {micro_batches}, found {lanes}");
+            problems.push(("train.lanes".into(), reason));
+        }
+        if !(clip_norm > 0.0 && clip_norm.is_finite()) {
+            problems.push(("train.clip_norm".into(), format!("expected a number above 0, found {clip_norm}")));
+        }
+        if !(0.0..=1.0).contains(&offset_noise) {
+            problems.push(("train.offset_noise".into(), format!("expected 0 to 1, found {offset_noise}")));
+        }
+        problems
+    }
 }
 
 fn frozen() -> TextEncoders {
@@ -201,6 +240,28 @@ pub struct CheckpointConfig {
 impl Default for CheckpointConfig {
     fn default() -> Self {
         Self { every_steps: 500, keep: 3, keep_every_steps: 0, in_background: true }
+    }
+}
+
+impl CheckpointConfig {
+    /// What is wrong with these settings: (key, reason) pairs.
+    pub(crate) fn problems(&self) -> Vec<(String, String)> {
+        let mut problems = Vec::new();
+        if self.every_steps == 0 {
+            problems.push(("checkpoint.every_steps".into(), "expected at least 1, found 0".into()));
+        }
+        if self.keep == 0 {
+            problems.push(("checkpoint.keep".into(), "expected at least 1, found 0".into()));
+        }
+        let Self { every_steps, keep_every_steps, .. } = *self;
+        if every_steps > 0 && !keep_every_steps.is_multiple_of(every_steps) {
+            let reason = format!(
+                "expected a multiple of checkpoint.every_steps = {every_steps}, since others are never written; found \
+                 {keep_every_steps}"
+            );
+            problems.push(("checkpoint.keep_every_steps".into(), reason));
+        }
+        problems
     }
 }
 
