@@ -25,7 +25,7 @@ pub use checkpoint::{components, model};
 pub use measure::{findings, metrics, testloss};
 pub use pictures::{generate, preview, staged_model};
 pub use plan::{estimate, facts, gpu_memory, simulate};
-pub use ranks::{comm, launch, straggler};
+pub use ranks::{comm, launch, straggler, traffic};
 pub use run::{blackbox, eval, replay};
 pub use state::{ema, flat, layout, optim, partition, precision};
 pub use step::{step_flops, synthetic};

@@ -7,9 +7,10 @@ use std::{net::TcpListener, ops::Range, thread, time::Duration};
 use rectiflow_data::order::RankOf;
 use rectiflow_train::{
     Error,
-    comm::{Collective, Comm},
+    comm::Comm,
     launch::{Launch, RanksConfig},
     partition::Partition,
+    traffic::Collective,
 };
 use tch::{Device, Kind, Tensor};
 

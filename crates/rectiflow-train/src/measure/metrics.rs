@@ -16,7 +16,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{
     error::{Error, Result},
-    ranks::{comm::Collective, straggler::Slowest},
+    ranks::{straggler::Slowest, traffic::Collective},
 };
 
 /// One line of `metrics.jsonl`.

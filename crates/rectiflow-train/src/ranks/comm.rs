@@ -11,9 +11,7 @@
 //! (all-to-all) and a sum of R pieces.
 
 use std::{
-    collections::BTreeMap,
     mem::forget,
-    net::{ToSocketAddrs, UdpSocket},
     ops::Range,
     sync::{
         Mutex, MutexGuard, PoisonError,
@@ -23,60 +21,22 @@ use std::{
 };
 
 use rectiflow_data::order::RankOf;
-use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::{
     error::{Error, Result},
     ranks::{
-        c10d::{Group, Store, Transport, Work, has_nccl},
+        c10d::{Group, Store, Transport, Work},
         launch::{Launch, RanksConfig},
         pulse::Pulse,
+        rendezvous::Rendezvous,
+        traffic::{Collective, Counter, Traffic},
     },
     state::{
         layout::narrow,
         partition::{Bucket, Partition},
     },
 };
-
-/// A kind of collective.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Collective {
-    /// Everybody gets the sum.
-    AllReduce,
-    /// Everybody gets its part of the sum.
-    ReduceScatter,
-    /// Everybody gets everybody's part.
-    AllGather,
-    /// Everybody gets what one has.
-    Broadcast,
-    /// Everybody waits for everybody.
-    Barrier,
-}
-
-impl Collective {
-    fn name(self) -> &'static str {
-        match self {
-            Self::AllReduce => "all-reduce",
-            Self::ReduceScatter => "reduce-scatter",
-            Self::AllGather => "all-gather",
-            Self::Broadcast => "broadcast",
-            Self::Barrier => "barrier",
-        }
-    }
-}
-
-/// What this rank has sent, and how long it has waited.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Traffic {
-    /// Bytes that cross the wire for each rank, by collective; `docs/ranks.md` has the formula of each.
-    pub bytes: BTreeMap<Collective, u64>,
-    /// Seconds in collectives, waiting for slower ranks included.
-    pub secs: f64,
-    /// Seconds in which messages were under way while this rank calculated.
-    pub hidden_secs: f64,
-}
 
 /// The ranks of a run, as one of them sees them.
 #[derive(Debug)]
@@ -85,7 +45,7 @@ pub struct Comm {
     /// The ranks on this machine.
     machine: Range<usize>,
     peers: Option<Peers>,
-    traffic: Mutex<Traffic>,
+    traffic: Counter,
 }
 
 #[derive(Debug)]
@@ -132,7 +92,7 @@ const LINGER: Duration = Duration::from_secs(2);
 impl Comm {
     /// One rank alone: every collective is done as soon as it is begun.
     pub fn alone() -> Self {
-        Self { rank: RankOf::ONLY, machine: 0..1, peers: None, traffic: Mutex::default() }
+        Self { rank: RankOf::ONLY, machine: 0..1, peers: None, traffic: Counter::default() }
     }
 
     /// Meets the other ranks.
@@ -140,39 +100,20 @@ impl Comm {
     /// # Errors
     /// [`Error::Launch`] where they do not come, the port is in use, or the build has no NCCL for a GPU.
     pub fn open(launch: &Launch, device: Device, config: &RanksConfig) -> Result<Self> {
-        let fail = |reason: String| Error::Launch { reason };
-        let transport = if device == Device::Cpu { Transport::Gloo } else { Transport::Nccl };
-        if transport == Transport::Nccl && !has_nccl() {
-            let reason = "several ranks on GPUs need NCCL, and this rectiflow was built without it: build it with \
-                          `--features nccl` against a libtorch with CUDA, or set run.device = \"cpu\"";
-            return Err(fail(reason.to_owned()));
-        }
-        let Launch { rank, host, port, attempt, .. } = launch;
-        let serves_store = rank.rank == 0 && !launch.store_is_launchers;
-        let start = Duration::from_secs(config.start_secs);
-        let prefix = format!("rectiflow/{attempt}");
-        let store = Store::open(host, *port, serves_store, start, &prefix);
-        let store = store.map_err(|reason| fail(unreachable_store(launch, serves_store, &reason)))?;
-        meet(&store, *rank, start)?;
-        let interface = std::env::var("GLOO_SOCKET_IFNAME").unwrap_or_default();
-        let address = if interface.is_empty() { own_address(host, *port) } else { String::new() };
-        let group = Group::open(&store, transport, [rank.rank, rank.ranks], &interface, &address);
-        let group =
-            group.map_err(|reason| fail(format!("rank {}: cannot connect to the others: {reason}", rank.rank)))?;
-        let own = Store::open(host, *port, false, start, &prefix);
-        let own = own.map_err(|reason| fail(unreachable_store(launch, false, &reason)))?;
+        let Rendezvous { group, transport, store, pulse_store, serves_store } =
+            Rendezvous::open(launch, device, config)?;
         let peers = Peers {
             group: Some(group),
             transport,
             device,
             timeout: config.timeout(),
-            pulse: Pulse::start(own, *rank),
+            pulse: Pulse::start(pulse_store, launch.rank),
             serves_store,
             broken: AtomicBool::new(false),
             spare: Mutex::default(),
             _store: store,
         };
-        Ok(Self { rank: *rank, machine: launch.machine.clone(), peers: Some(peers), traffic: Mutex::default() })
+        Ok(Self { rank: launch.rank, machine: launch.machine.clone(), peers: Some(peers), traffic: Counter::default() })
     }
 
     /// Which of how many.
@@ -206,12 +147,12 @@ impl Comm {
 
     /// What was sent since the last call.
     pub fn take_traffic(&self) -> Traffic {
-        std::mem::take(&mut *locked(&self.traffic))
+        self.traffic.take()
     }
 
     /// Seconds of it.
     pub(crate) fn traffic_secs(&self) -> f64 {
-        locked(&self.traffic).secs
+        self.traffic.secs()
     }
 
     /// Begins to sum a contiguous tensor over all ranks, in place; bit for bit the same on all of them.
@@ -221,7 +162,7 @@ impl Comm {
     pub fn begin_all_reduce(&self, bucket: Tensor) -> Result<Pending> {
         let Some(peers) = &self.peers else { return Ok(Pending::done(Collective::AllReduce, bucket)) };
         let (work, ranks) = (peers.group()?.all_reduce(&bucket), self.rank.ranks as u64);
-        self.count(Collective::AllReduce, 2 * bytes_of(&bucket) * (ranks - 1) / ranks);
+        self.traffic.add_bytes(Collective::AllReduce, 2 * bytes_of(&bucket) * (ranks - 1) / ranks);
         self.begun(Collective::AllReduce, bucket.shallow_clone(), bucket, work)
     }
 
@@ -241,7 +182,7 @@ impl Comm {
         let Some(peers) = &self.peers else { return Ok(()) };
         self.finish(Collective::Broadcast, tensor, peers.group()?.broadcast(tensor, from))?;
         let ranks = self.rank.ranks as u64;
-        self.count(Collective::Broadcast, bytes_of(tensor) * (ranks - 1) / ranks);
+        self.traffic.add_bytes(Collective::Broadcast, bytes_of(tensor) * (ranks - 1) / ranks);
         Ok(())
     }
 
@@ -252,7 +193,7 @@ impl Comm {
     pub fn begin_reduce_scatter(&self, bucket: Tensor) -> Result<Pending> {
         let Some(peers) = &self.peers else { return Ok(Pending::done(Collective::ReduceScatter, bucket)) };
         let (group, ranks) = (peers.group()?, self.rank.ranks as i64);
-        self.count(Collective::ReduceScatter, bytes_of(&bucket) / ranks as u64 * (ranks as u64 - 1));
+        self.traffic.add_bytes(Collective::ReduceScatter, bytes_of(&bucket) / ranks as u64 * (ranks as u64 - 1));
         let (len, kind, device) = (bucket.numel() as i64, bucket.kind(), bucket.device());
         if peers.transport == Transport::Nccl {
             let found = Tensor::empty([len / ranks], (kind, device));
@@ -299,7 +240,7 @@ impl Comm {
             return Ok(Pending::done(Collective::AllGather, piece));
         };
         let work = peers.group()?.all_gather(all, &piece);
-        self.count(Collective::AllGather, bytes_of(&piece) * (self.rank.ranks as u64 - 1));
+        self.traffic.add_bytes(Collective::AllGather, bytes_of(&piece) * (self.rank.ranks as u64 - 1));
         self.begun(Collective::AllGather, piece, all.shallow_clone(), work)
     }
 
@@ -382,7 +323,7 @@ impl Comm {
         let (ranks, piece) = (self.rank.ranks as i64, piece.to_device(peers.device));
         let all = Tensor::empty([ranks * piece.size()[0]], (piece.kind(), piece.device()));
         self.finish(Collective::AllGather, &piece, peers.group()?.all_gather(&all, &piece))?;
-        self.count(Collective::AllGather, bytes_of(&piece) * (ranks as u64 - 1));
+        self.traffic.add_bytes(Collective::AllGather, bytes_of(&piece) * (ranks as u64 - 1));
         Ok(all.view([ranks, -1]))
     }
 
@@ -412,10 +353,6 @@ impl Comm {
         peers.broken.store(true, Ordering::SeqCst);
     }
 
-    fn count(&self, collective: Collective, bytes: u64) {
-        *locked(&self.traffic).bytes.entry(collective).or_default() += bytes;
-    }
-
     /// Waits for a collective, looking after the other ranks.
     fn finish(&self, collective: Collective, tensor: &Tensor, work: std::result::Result<Work, String>) -> Result<()> {
         let mut pending = self.begun(collective, tensor.shallow_clone(), tensor.shallow_clone(), work)?;
@@ -434,14 +371,14 @@ impl Comm {
         let began = Instant::now();
         let before = peers.pulse.wait_in(collective.name());
         let found = wait();
-        locked(&self.traffic).secs += began.elapsed().as_secs_f64();
+        self.traffic.add_secs(began.elapsed().as_secs_f64());
         peers.pulse.resume(before);
         found
     }
 
     /// Notes for how long messages were under way while this rank did something else.
     pub(crate) fn note_hidden(&self, secs: f64) {
-        locked(&self.traffic).hidden_secs += secs;
+        self.traffic.add_hidden_secs(secs);
     }
 
     fn failed(&self, collective: Collective, tensor: &Tensor, reason: String) -> Error {
@@ -522,49 +459,6 @@ impl Drop for Peers {
             forget(self.group.take());
         }
     }
-}
-
-/// Waits until all ranks are there.
-fn meet(store: &Store, rank: RankOf, start: Duration) -> Result<()> {
-    let key = |rank: usize| format!("here/{rank}");
-    let fail = |reason: String| Error::Launch { reason };
-    store.set(&key(rank.rank), b"1").map_err(fail)?;
-    let end = Instant::now() + start;
-    for other in 0..rank.ranks {
-        let left = end.saturating_duration_since(Instant::now()).max(Duration::from_millis(10));
-        if store.get(&key(other), left).is_err() {
-            let missing = (0..rank.ranks).filter(|&other| !store.has(&key(other)).unwrap_or(false));
-            let missing: Vec<String> = missing.map(|rank| rank.to_string()).collect();
-            let (secs, ranks) = (start.as_secs(), rank.ranks);
-            return Err(fail(format!(
-                "rank {}: of {ranks} ranks these have not come up in {secs} s (ranks.start_secs): {}",
-                rank.rank,
-                missing.join(", ")
-            )));
-        }
-    }
-    Ok(())
-}
-
-fn unreachable_store(launch: &Launch, serves_store: bool, reason: &str) -> String {
-    let Launch { rank, host, port, .. } = launch;
-    if serves_store && reason.contains("EADDRINUSE") {
-        return format!("MASTER_PORT {port} is in use on this machine: choose another one, on all ranks");
-    }
-    let doing = if serves_store { "cannot serve" } else { "cannot reach" };
-    format!("rank {}: {doing} the store of rank 0 at MASTER_ADDR {host}, MASTER_PORT {port}: {reason}", rank.rank)
-}
-
-/// This machine's address on the way to the store: where the other ranks can reach it. Empty where it is not known.
-fn own_address(host: &str, port: u16) -> String {
-    let find = || {
-        let to = (host, port).to_socket_addrs().ok()?.next()?;
-        // Nothing is sent: connecting a UDP socket only chooses the way.
-        let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).ok()?;
-        socket.connect(to).ok()?;
-        Some(socket.local_addr().ok()?.ip().to_string())
-    };
-    find().unwrap_or_default()
 }
 
 fn bytes_of(tensor: &Tensor) -> u64 {

@@ -20,9 +20,10 @@ use tch::Tensor;
 use crate::{
     error::Result,
     ranks::{
-        comm::{Collective, Comm, Pending},
+        comm::{Comm, Pending},
         launch::Sharding,
         reduce::{Reduced, Reducer},
+        traffic::Collective,
     },
     state::{TrainState, ema, flat::FlatParameters, gradient_vector::GradientVector, workers::Workers},
 };

@@ -7,4 +7,6 @@ pub(crate) mod exchange;
 pub mod launch;
 pub(crate) mod pulse;
 pub(crate) mod reduce;
+pub(crate) mod rendezvous;
 pub mod straggler;
+pub mod traffic;
