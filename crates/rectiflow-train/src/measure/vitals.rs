@@ -36,42 +36,77 @@ pub(crate) fn measure(
     exchange: &Exchange,
 ) -> Result<Vec<Vitals>> {
     let modules = modules(&state.parameters.slices);
-    let mut numbers = Vec::new();
+    let mut own = Vec::new();
     for (_, ranges) in &modules {
-        let mut all = [0.0; NUM_SUMS];
+        let mut sums = Sums::default();
         for range in ranges {
-            let sums = sums(state, gradients, &module_range(state, range, lr, ratios));
-            all.iter_mut().zip(sums).for_each(|(all, sum)| *all += sum);
+            sums.add(Sums::of(state, gradients, &module_range(state, range, lr, ratios)));
         }
-        numbers.extend(all);
+        own.extend(sums.to_numbers());
     }
-    let numbers = exchange.total(&numbers)?;
-    let vitals = modules.into_iter().zip(numbers.chunks_exact(NUM_SUMS)).map(|((module, ranges), sums)| Vitals {
-        module,
-        gradient_norm: sums[0].sqrt(),
-        moment_ratio: (sums[1] / num_elements(&ranges) as f64).sqrt(),
-        update_ratio: (sums[2] / sums[3]).sqrt(),
-    });
-    Ok(vitals.collect())
+    let all = exchange.total(&own)?;
+    let (all, _) = all.as_chunks();
+    let all = all.iter().copied().map(Sums::from_numbers);
+    Ok(modules.into_iter().zip(all).map(|((module, ranges), sums)| sums.vitals(module, &ranges)).collect())
 }
 
-const NUM_SUMS: usize = 4;
+/// Sums of squares over some of a rank's elements.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sums {
+    /// g^2
+    gradient: f64,
+    /// g^2 / v
+    moment_ratio: f64,
+    /// update^2
+    update: f64,
+    /// weight^2
+    weight: f64,
+}
 
-/// Sums over a part of this rank's elements: g^2, g^2 / v, update^2, weight^2.
-fn sums(state: &TrainState, gradients: &GradientVector, of: &UpdateRange) -> [f64; NUM_SUMS] {
-    let masters = &state.parameters.masters;
-    let square_sum = |tensor: &Tensor| tensor.square().sum(Kind::Double).double_value(&[]);
-    let mut sums = [0.0; NUM_SUMS];
-    for chunk in gradients.chunks(&of.range) {
-        let seen = [
-            square_sum(&chunk.gradient),
-            state.optimizer.excess(&chunk, of),
-            square_sum(&state.optimizer.step(of, &chunk.range, of.rate)),
-            square_sum(&narrow(masters, &chunk.range)),
-        ];
-        sums.iter_mut().zip(seen).for_each(|(sum, seen)| *sum += seen);
+impl Sums {
+    /// Those of what this rank owns of `range`.
+    fn of(state: &TrainState, gradients: &GradientVector, range: &UpdateRange) -> Self {
+        let masters = &state.parameters.masters;
+        let mut sums = Self::default();
+        for chunk in gradients.chunks(&range.range) {
+            sums.add(Self {
+                gradient: square_sum(&chunk.gradient),
+                moment_ratio: state.optimizer.excess(&chunk, range),
+                update: square_sum(&state.optimizer.step(range, &chunk.range, range.rate)),
+                weight: square_sum(&narrow(masters, &chunk.range)),
+            });
+        }
+        sums
     }
-    sums
+
+    fn add(&mut self, other: Self) {
+        self.gradient += other.gradient;
+        self.moment_ratio += other.moment_ratio;
+        self.update += other.update;
+        self.weight += other.weight;
+    }
+
+    fn to_numbers(self) -> [f64; 4] {
+        [self.gradient, self.moment_ratio, self.update, self.weight]
+    }
+
+    fn from_numbers([gradient, moment_ratio, update, weight]: [f64; 4]) -> Self {
+        Self { gradient, moment_ratio, update, weight }
+    }
+
+    /// What they say of a module of these elements.
+    fn vitals(&self, module: String, ranges: &[Range<i64>]) -> Vitals {
+        Vitals {
+            module,
+            gradient_norm: self.gradient.sqrt(),
+            moment_ratio: (self.moment_ratio / num_elements(ranges) as f64).sqrt(),
+            update_ratio: (self.update / self.weight).sqrt(),
+        }
+    }
+}
+
+fn square_sum(tensor: &Tensor) -> f64 {
+    tensor.square().sum(Kind::Double).double_value(&[])
 }
 
 /// Some elements of a module as the optimiser sees them: those that are this rank's, counted among what it owns.

@@ -73,9 +73,9 @@ impl Run<'_> {
         let modules = vitals::measure(&self.state, gradients, lr, &self.stepper.ratios, &self.exchange)?;
         let losses = std::mem::replace(&mut self.losses, Bins::new(self.parts.checked.recipe.test.bins));
         let training = losses.of_all(self.parts.comm)?.means();
-        let largest = self.parts.comm.gather_numbers(&[self.stepper.largest_logit(step)?])?;
+        let largest = self.parts.comm.gather_number(self.stepper.largest_logit(step)?)?;
         let larger = |a: f64, b: f64| if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) };
-        let largest = largest.into_iter().flatten().fold(f64::NEG_INFINITY, larger);
+        let largest = largest.into_iter().fold(f64::NEG_INFINITY, larger);
         let (step, largest_logit) = (self.state.position.cursor, Some(Lossless(largest)));
         let vitals = VitalsMetrics { step, modules, training, largest_logit };
         self.recorder.record_vitals(&vitals);
