@@ -24,7 +24,7 @@ impl Bins {
 
     /// What all ranks have seen, the same on each.
     pub(crate) fn of_all(&self, comm: &Comm) -> Result<Self> {
-        let own: Vec<f64> = self.0.iter().flat_map(Sums::to_numbers).collect();
+        let own: Vec<f64> = self.0.iter().copied().flat_map(Sums::to_numbers).collect();
         let all = comm.sum_numbers(&own)?;
         let (bins, _) = all.as_chunks();
         Ok(Self(bins.iter().copied().map(Sums::from_numbers).collect()))
@@ -52,7 +52,7 @@ struct Sums {
 }
 
 impl Sums {
-    fn to_numbers(&self) -> [f64; 3] {
+    fn to_numbers(self) -> [f64; 3] {
         [self.count, self.sum, self.squares]
     }
 
