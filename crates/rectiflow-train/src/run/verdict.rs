@@ -119,7 +119,7 @@ impl Run<'_> {
         self.finish_saving()?;
         let comm = self.parts.comm;
         let recipe = self.parts.checked.recipe.to_toml();
-        let checkpoint = self.last_saved.as_ref().map(|(_, place)| place.canonicalize().unwrap_or(place.clone()));
+        let checkpoint = self.saver.last().map(|place| place.canonicalize().unwrap_or_else(|_| place.to_owned()));
         let steps = self.recorder.steps_of_all(comm)?;
         let write = || match self.recorder.write(action, reason, recipe, checkpoint, (comm.rank().ranks, steps)) {
             Ok(name) => Some(name),
