@@ -28,7 +28,7 @@ use crate::{
     ranks::{
         c10d::{Group, Store, Transport, Work},
         launch::{Launch, RanksConfig},
-        pulse::Pulse,
+        pulse::{self, Pulse},
         rendezvous::Rendezvous,
         traffic::{Collective, Counter, Traffic},
     },
@@ -63,6 +63,13 @@ struct Peers {
     spare: Mutex<Vec<Tensor>>,
     // Last: the group and the pulse have to end before the store that this process may serve.
     _store: Store,
+}
+
+/// What a rank says it is doing. It ends when this is dropped, and the rank is back at what it did before.
+#[derive(Debug)]
+#[must_use = "what a rank does ends when this is dropped"]
+pub struct Doing<'a> {
+    _begun: Option<pulse::Doing<'a>>,
 }
 
 /// A collective that has begun. One that is dropped before it is done is left to itself.
@@ -131,18 +138,15 @@ impl Comm {
         self.rank.rank == 0
     }
 
-    /// Says what this rank does from now on, should others have to name it.
-    pub fn work(&self, what: impl FnOnce() -> String) {
-        if let Some(peers) = &self.peers {
-            peers.pulse.work(what());
-        }
+    /// Says what this rank does, should others have to name it, until the returned value is dropped. Others wait for it
+    /// no longer than the time-out.
+    pub fn work(&self, what: impl FnOnce() -> String) -> Doing<'_> {
+        Doing { _begun: self.peers.as_ref().map(|peers| peers.pulse.work(what())) }
     }
 
-    /// As [`Self::work`], of something that may take longer than the time-out.
-    pub fn long_work(&self, what: &str) {
-        if let Some(peers) = &self.peers {
-            peers.pulse.long_work(what.to_owned());
-        }
+    /// As [`Self::work`], of something that may take longer than the time-out: files, pictures, the test loss.
+    pub fn long(&self, what: &str) -> Doing<'_> {
+        Doing { _begun: self.peers.as_ref().map(|peers| peers.pulse.long(what.to_owned())) }
     }
 
     /// What was sent since the last call.
@@ -341,7 +345,7 @@ impl Comm {
     pub fn abandon(&self, error: &Error) {
         let Some(peers) = &self.peers else { return };
         if !matches!(error, Error::Stopped { .. } | Error::Collective { .. } | Error::OtherRank { .. }) {
-            peers.pulse.tell(format!("rank {} failed {}: {error}", self.rank.rank, peers.pulse.doing()));
+            peers.pulse.tell(format!("rank {} failed {}: {error}", self.rank.rank, peers.pulse.last_begun()));
         }
         self.break_down(peers);
         if peers.serves_store {
@@ -369,10 +373,9 @@ impl Comm {
     pub(crate) fn waiting<T>(&self, collective: Collective, wait: impl FnOnce() -> T) -> T {
         let Some(peers) = &self.peers else { return wait() };
         let began = Instant::now();
-        let before = peers.pulse.wait_in(collective.name());
+        let _doing = peers.pulse.wait_in(collective.name());
         let found = wait();
         self.traffic.add_secs(began.elapsed().as_secs_f64());
-        peers.pulse.resume(before);
         found
     }
 

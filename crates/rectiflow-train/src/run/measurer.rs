@@ -44,7 +44,7 @@ impl<'a> Measurer<'a> {
     ) -> Result<Option<Event>> {
         let began = Instant::now();
         let Parts { sources, comm, .. } = self.parts;
-        comm.long_work("measuring the test loss");
+        let _doing = comm.long("measuring the test loss");
         exchange.wait_gathers()?;
         let Losses { test: Some(test), training } = self.tables.measure(stepper, sources, comm)? else {
             return Ok(None);
@@ -74,7 +74,7 @@ impl<'a> Measurer<'a> {
     pub(super) fn preview(&self, step: u64, exchange: &Exchange<'_>) -> Result<Option<Event>> {
         let began = Instant::now();
         let Parts { model, checked, comm, .. } = self.parts;
-        comm.long_work("drawing the previews");
+        let _doing = comm.long("drawing the previews");
         exchange.wait_gathers()?;
         let name = self.previewer.draw(model, checked, step, comm)?;
         Ok(name.map(|name| Event::Preview { step, name, secs: began.elapsed().as_secs_f64() }))

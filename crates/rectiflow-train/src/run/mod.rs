@@ -71,7 +71,10 @@ pub fn train(
     let outcome = train_together(&checked, &comm, options, stop, observe);
     match &outcome {
         // Nobody leaves before all are done: rank 0 may serve what the others still need.
-        Ok(_) => comm.barrier()?,
+        Ok(_) => {
+            let _doing = comm.long("leaving the run");
+            comm.barrier()?;
+        }
         Err(error) => comm.abandon(error),
     }
     outcome
@@ -244,6 +247,7 @@ impl<'a> Run<'a> {
     /// Steps until the run is done or asked to stop; gives which.
     fn go(&mut self, stop: &AtomicBool) -> Result<&'static str> {
         let alone = self.parts.comm.rank().ranks == 1;
+        let _doing = self.parts.comm.long("between two steps");
         while self.state.position.samples < self.parts.checked.recipe.train.samples {
             // Alone, a process looks by itself; several have to agree, which they do in every step.
             if self.told_to_stop || (alone && stop.load(Ordering::Relaxed)) {
@@ -262,19 +266,23 @@ impl<'a> Run<'a> {
         comm.take_traffic();
 
         // The samples, and this rank's forward and backward passes over its own.
-        comm.work(|| format!("reading the data of step {number}"));
-        let mut step = self.loader.next_step()?;
+        let mut step = {
+            let _doing = comm.work(|| format!("reading the data of step {number}"));
+            self.loader.next_step()?
+        };
         let data_secs = began.elapsed().as_secs_f64();
         if let Some(before_step) = &mut self.before_step {
             before_step(&mut step, &mut self.state);
         }
         let lr = self.lr();
-        comm.work(|| format!("in the forward and backward passes of step {number}"));
-        let summed = self.stepper.passes(&self.state.parameters, &step, &self.exchange)?;
+        let summed = {
+            let _doing = comm.work(|| format!("in the forward and backward passes of step {number}"));
+            self.stepper.passes(&self.state.parameters, &step, &self.exchange)?
+        };
         let passes_secs = began.elapsed().as_secs_f64() - data_secs - comm.traffic_secs();
 
         // What all ranks have measured, and the update that the guard makes of it.
-        comm.work(|| format!("in the update of step {number}"));
+        let _doing = comm.work(|| format!("in the update of step {number}"));
         let report = RankReport {
             stop: stop.load(Ordering::Relaxed),
             is_written: self.saver.is_written(),

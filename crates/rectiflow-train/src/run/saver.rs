@@ -79,7 +79,7 @@ impl<'a> Saver<'a> {
             return Ok(());
         }
         let Parts { checked, checkpoints, trained, comm, .. } = self.parts;
-        comm.long_work("saving a checkpoint");
+        let _doing = comm.long("saving a checkpoint");
         let groups = state.parameters.groups.iter().map(|group| group.component.clone());
         let saved = Saved {
             position: state.position,
@@ -100,7 +100,7 @@ impl<'a> Saver<'a> {
     pub(super) fn end(&mut self) -> Result<Option<Event>> {
         let Some(pending) = self.pending.take() else { return Ok(None) };
         let Parts { checkpoints, comm, .. } = self.parts;
-        comm.long_work("saving a checkpoint");
+        let _doing = comm.long("saving a checkpoint");
         let (step, began) = (pending.step, pending.began);
         let place = checkpoints.finish(pending, comm)?;
         let name = place.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
