@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use rectiflow_data::order::RankOf;
 use rectiflow_sdxl::{model::Component, tensor_file::TensorFile};
-use tch::{Tensor, no_grad};
+use tch::Tensor;
 
 use crate::{
     checkpoint::{EMA, Saved, optimizer_name, slices_of},
@@ -17,6 +17,7 @@ use crate::{
         flat::FlatParameters,
         layout::{Slice, intersect, narrow},
         partition::Partition,
+        write::write_to,
     },
 };
 
@@ -119,7 +120,7 @@ fn copy_owned(vector: &Tensor, parameters: &FlatParameters, slice: &Slice, found
         }
         let at = piece.own.start + common.start - piece.range.start;
         let place = narrow(vector, &(at..at + common.end - common.start));
-        no_grad(|| place.shallow_clone().copy_(&narrow(found, &(common.start - start..common.end - start))));
+        write_to(&place, &narrow(found, &(common.start - start..common.end - start)));
     }
 }
 

@@ -12,13 +12,13 @@ use std::{
 };
 
 use rectiflow_sdxl::tensor_file::{TensorFile, write_tensors};
-use tch::{Device, Tensor, no_grad};
+use tch::{Device, Tensor};
 
 use crate::{
     error::{Error, Result},
     guard::{GuardConfig, Normal},
     ranks::comm::Comm,
-    state::{Position, TrainState},
+    state::{Position, TrainState, write::write_to},
 };
 
 /// All that an update changes of what this rank owns.
@@ -64,14 +64,14 @@ impl Snapshot {
     pub(crate) fn restore(&self, state: &mut TrainState) -> Result<()> {
         match &self.kept {
             Kept::Memory(kept) => {
-                let pairs = vectors(state).into_iter().zip(kept);
-                no_grad(|| pairs.for_each(|((_, vector), kept)| vector.shallow_clone().copy_(kept)));
+                for ((_, vector), kept) in vectors(state).into_iter().zip(kept) {
+                    write_to(vector, kept);
+                }
             }
             Kept::Disk(path) => {
                 let file = TensorFile::open(path)?;
                 for (name, vector) in vectors(state) {
-                    let kept = file.tensor(name)?;
-                    no_grad(|| vector.shallow_clone().copy_(&kept));
+                    write_to(vector, &file.tensor(name)?);
                 }
             }
         }

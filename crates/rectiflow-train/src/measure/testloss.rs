@@ -22,7 +22,6 @@ use crate::{
     measure::{bins::Bins, metrics::TableLoss},
     ranks::comm::Comm,
     recipe::Checked,
-    state::workers::Shared,
     step::{Stepper, latent_size, to_vec},
 };
 
@@ -104,15 +103,13 @@ impl Table {
             return Ok(None);
         }
         let mut bins = Bins::new(self.bins);
-        // SAFETY: a pass without gradients reads the parameters and writes nothing that another one sees.
-        let shared = unsafe { Shared::new(stepper) };
         let mut batches = self.batches(sources, comm.rank())?;
         loop {
             let some = batches.by_ref().take(stepper.workers.width()).collect::<rectiflow_data::Result<Vec<_>>>()?;
             if some.is_empty() {
                 break;
             }
-            let losses = stepper.workers.map(&some, |batch| self.losses(shared.get(), batch));
+            let losses = stepper.workers.map_tensors(stepper, &some, |stepper, batch| self.losses(stepper, batch));
             for (batch, losses) in some.iter().zip(losses) {
                 for ((loss, id), weight) in losses?.iter().zip(&batch.ids).zip(&batch.weights) {
                     bins.add(self.times[id], f64::from(*loss), f64::from(*weight));

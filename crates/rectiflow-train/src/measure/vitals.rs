@@ -9,7 +9,7 @@
 //! The parts are the entries of a component's state dictionary down to a level of the UNet (`unet.down_blocks.1`,
 //! `unet.mid_block`) or a text encoder as a whole. Of several ranks each looks at what it updates.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::{collections::BTreeMap, ops::Range, slice::from_ref};
 
 use rectiflow_sdxl::model::Component;
 use tch::{Kind, Tensor};
@@ -19,12 +19,7 @@ use crate::{
     lr::LrRatios,
     measure::metrics::Vitals,
     ranks::exchange::Exchange,
-    state::{
-        TrainState,
-        gradient_vector::GradientVector,
-        layout::{Slice, narrow},
-        optim::UpdateRange,
-    },
+    state::{TrainState, gradient_vector::GradientVector, layout::Slice, optim::UpdateRange},
 };
 
 /// Takes the vital signs of the update that was just made at rate `lr` from `gradients`, those of this rank's elements.
@@ -68,12 +63,12 @@ impl Sums {
     fn of(state: &TrainState, gradients: &GradientVector, range: &UpdateRange) -> Self {
         let masters = &state.parameters.masters;
         let mut sums = Self::default();
-        for chunk in gradients.chunks(&range.range) {
+        for chunk in state.optimizer.chunks(masters, gradients, from_ref(range)) {
             sums.add(Self {
                 gradient: square_sum(&chunk.gradient),
-                moment_ratio: state.optimizer.excess(&chunk, range),
-                update: square_sum(&state.optimizer.step(range, &chunk.range, range.rate)),
-                weight: square_sum(&narrow(masters, &chunk.range)),
+                moment_ratio: chunk.excess(),
+                update: square_sum(&chunk.step(range.rate)),
+                weight: square_sum(&chunk.values),
             });
         }
         sums
@@ -162,6 +157,7 @@ mod tests {
         state::{
             Position,
             flat::FlatParameters,
+            layout::narrow,
             optim::{Optimizer, OptimizerConfig},
             workers::Workers,
         },

@@ -13,10 +13,7 @@ use rectiflow_sdxl::{
 };
 use tch::{Tensor, no_grad};
 
-use crate::{
-    error::Result,
-    state::workers::{Shared, Workers},
-};
+use crate::{error::Result, state::workers::Workers};
 
 /// What a model's text encoders say about `prompts`, one row each.
 ///
@@ -96,14 +93,12 @@ pub fn generate_all(
     progress: &(dyn Fn(usize) + Sync),
 ) -> Result<Vec<Vec<Picture>>> {
     let workers = Workers::new(model.unet.device(), batches.len());
-    // SAFETY: sampling reads the model's tensors and writes its own.
-    let shared = unsafe { Shared::new(model) };
-    let one = |Batch { prompts, settings }: &Batch| {
-        let pictures = generate(shared.get(), parameterization, prompts, "", settings, &mut |_| {});
+    let one = |model: &Model, Batch { prompts, settings }: &Batch| {
+        let pictures = generate(model, parameterization, prompts, "", settings, &mut |_| {});
         progress(prompts.len());
         pictures
     };
-    workers.map(batches, one).into_iter().collect()
+    workers.map_tensors(model, batches, one).into_iter().collect()
 }
 
 /// `[b, h, w, 3]` u8 on the CPU, as [`decode`] gives them, as pictures.

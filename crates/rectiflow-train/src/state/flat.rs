@@ -21,6 +21,7 @@ use crate::state::{
     layout::{Group, Slice, intersect, narrow},
     partition::Partition,
     precision::Precision,
+    write::write_to,
 };
 
 /// The flat vector of trained parameters and the tensors that view it.
@@ -80,11 +81,11 @@ impl FlatParameters {
                     let place = piece.own.start + owned.start - piece.range.start;
                     let values = leaf.detach().flatten(0, -1);
                     let own = narrow(&values, &(owned.start - start..owned.end - start));
-                    no_grad(|| narrow(&masters, &(place..place + owned.end - owned.start)).copy_(&own));
+                    write_to(&narrow(&masters, &(place..place + owned.end - owned.start)), &own);
                 }
                 let inside = start - bucket.range.start..slice.range.end - bucket.range.start;
-                let mut view = narrow(&memory, &inside).view(slice.shape.as_slice());
-                no_grad(|| view.copy_(leaf));
+                let view = narrow(&memory, &inside).view(slice.shape.as_slice());
+                write_to(&view, leaf);
                 leaf.set_data(&view);
                 let _ = leaf.set_requires_grad(true);
             }
@@ -102,7 +103,7 @@ impl FlatParameters {
             return;
         }
         for (weights, piece) in self.weights.iter().zip(self.partition.pieces(self.share)) {
-            no_grad(|| weights.shallow_clone().copy_(&narrow(&self.masters, &piece.own)));
+            write_to(weights, &narrow(&self.masters, &piece.own));
         }
     }
 
@@ -113,10 +114,8 @@ impl FlatParameters {
         buckets.zip(&self.weights).map(|((bucket, piece), weights)| {
             let given = Tensor::empty([bucket.piece], (weights.kind(), weights.device()));
             let owned = piece.own.end - piece.own.start;
-            no_grad(|| {
-                narrow(&given, &(0..owned)).copy_(&narrow(&self.masters, &piece.own));
-                let _ = narrow(&given, &(owned..bucket.piece)).zero_();
-            });
+            write_to(&narrow(&given, &(0..owned)), &narrow(&self.masters, &piece.own));
+            let _ = no_grad(|| narrow(&given, &(owned..bucket.piece)).zero_());
             (given, weights)
         })
     }

@@ -10,6 +10,7 @@ pub mod optim;
 pub mod partition;
 pub mod precision;
 pub(crate) mod workers;
+pub(crate) mod write;
 
 use std::ops::Range;
 

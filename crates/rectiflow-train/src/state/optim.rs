@@ -17,7 +17,7 @@ use crate::{
         gradient_vector::{Chunk, GradientVector},
         layout::narrow,
         one_pass::{AdamW, Vectors},
-        workers::{Shared, Workers},
+        workers::Workers,
     },
 };
 
@@ -120,53 +120,53 @@ impl Optimizer {
         if !self.works_by_tensor() && self.update_in_one_pass(values, gradients, ranges) {
             return Ok(());
         }
-        let chunks: Vec<(usize, Chunk)> = ranges
-            .iter()
-            .enumerate()
-            .flat_map(|(index, range)| gradients.chunks(&range.range).map(move |chunk| (index, chunk)))
-            .collect();
+        let mut chunks = self.chunks(values, gradients, ranges);
         if !self.works_by_tensor() {
-            self.on_chunks(values, &chunks, workers, |optimizer, values, index, chunk| {
-                optimizer.advance(chunk);
-                optimizer.apply(values, &ranges[index], &chunk.range, ranges[index].rate);
+            on_chunks(&mut chunks, workers, |chunk| {
+                chunk.advance();
+                chunk.apply(chunk.of.rate);
             });
             return Ok(());
         }
-        let excess = self.on_chunks(values, &chunks, workers, |optimizer, _, index, chunk| {
-            optimizer.advance(chunk);
-            optimizer.excess(chunk, &ranges[index])
+        let excess = on_chunks(&mut chunks, workers, |chunk| {
+            chunk.advance();
+            chunk.excess()
         });
-        let mut rates: Vec<f64> = vec![0.0; ranges.len()];
-        for ((index, _), excess) in chunks.iter().zip(excess) {
-            rates[*index] += excess;
+        let mut own = vec![0.0; ranges.len()];
+        for (chunk, excess) in chunks.iter().zip(excess) {
+            own[chunk.index] += excess;
         }
-        let mut rates = total(&rates)?;
-        for (rate, range) in rates.iter_mut().zip(ranges) {
-            let rms = (*rate / range.whole as f64).sqrt();
-            *rate = range.rate / rms.max(1.0);
-        }
-        self.on_chunks(values, &chunks, workers, |optimizer, values, index, chunk| {
-            optimizer.apply(values, &ranges[index], &chunk.range, rates[index]);
-        });
+        let rates = stable_rates(ranges, &total(&own)?);
+        on_chunks(&mut chunks, workers, |chunk| chunk.apply(rates[chunk.index]));
         Ok(())
     }
 
-    /// `act` on the values of each chunk and the range it is of, by the workers.
-    fn on_chunks<R: Send>(
-        &self,
+    /// The chunks of all ranges, in order.
+    pub(crate) fn chunks<'a>(
+        &'a self,
         values: &Tensor,
-        chunks: &[(usize, Chunk)],
-        workers: &Workers,
-        act: impl Fn(&Self, &Tensor, usize, &Chunk) -> R + Send + Sync,
-    ) -> Vec<R> {
-        // SAFETY: each worker reads and writes the elements of its own chunks, and chunks do not overlap.
-        let shared = unsafe { Shared::new((self, values, chunks)) };
-        let places: Vec<usize> = (0..chunks.len()).collect();
-        workers.map(&places, |&at| {
-            let (optimizer, values, chunks) = shared.get();
-            let (index, chunk) = &chunks[at];
-            no_grad(|| act(optimizer, values, *index, chunk))
-        })
+        gradients: &GradientVector,
+        ranges: &'a [UpdateRange],
+    ) -> Vec<ChunkViews<'a>> {
+        let mut chunks = Vec::new();
+        for (index, range) in ranges.iter().enumerate() {
+            chunks.extend(gradients.chunks(&range.range).map(|chunk| self.views(values, chunk, range, index)));
+        }
+        chunks
+    }
+
+    /// A chunk of the range `of`, in all vectors.
+    fn views<'a>(&'a self, values: &Tensor, chunk: Chunk, of: &'a UpdateRange, index: usize) -> ChunkViews<'a> {
+        let Chunk { range, gradient } = chunk;
+        ChunkViews {
+            config: &self.config,
+            of,
+            index,
+            values: narrow(values, &range),
+            mean: narrow(&self.mean, &range),
+            mean_square: narrow(&self.mean_square, &range),
+            gradient,
+        }
     }
 
     /// AdamW where one pass over memory does it.
@@ -181,41 +181,71 @@ impl Optimizer {
             })
         })
     }
+}
 
+/// A chunk of a range, as views of the vectors: what changes them changes the vectors.
+#[derive(Debug)]
+pub(crate) struct ChunkViews<'a> {
+    config: &'a OptimizerConfig,
+    of: &'a UpdateRange,
+    /// Which of the update's ranges that is.
+    index: usize,
+    pub(crate) values: Tensor,
+    mean: Tensor,
+    mean_square: Tensor,
+    pub(crate) gradient: Tensor,
+}
+
+impl ChunkViews<'_> {
     /// Takes gradients into both moments.
-    fn advance(&self, Chunk { range, gradient }: &Chunk) {
-        let OptimizerConfig { beta1, beta2, .. } = self.config;
-        let (mut mean, mut mean_square) = (narrow(&self.mean, range), narrow(&self.mean_square, range));
-        let _ = mean.lerp_(gradient, 1.0 - beta1);
-        mean_square *= beta2;
-        mean_square += gradient.square() * (1.0 - beta2);
+    fn advance(&mut self) {
+        let OptimizerConfig { beta1, beta2, .. } = *self.config;
+        let _ = self.mean.lerp_(&self.gradient, 1.0 - beta1);
+        self.mean_square *= beta2;
+        self.mean_square += self.gradient.square() * (1.0 - beta2);
     }
 
-    /// Sum over a chunk of `g^2 / max(v, eps^2)`, with the second moment after this update and corrected for its start at zero.
-    pub(crate) fn excess(&self, Chunk { range, gradient }: &Chunk, of: &UpdateRange) -> f64 {
-        let OptimizerConfig { beta2, eps, .. } = self.config;
-        let correction = 1.0 - beta2.powf(of.update as f64);
-        let mean_square = (narrow(&self.mean_square, range) / correction).clamp_min(eps * eps);
-        (gradient.square() / mean_square).sum(Kind::Double).double_value(&[])
+    /// Sum of `g^2 / max(v, eps^2)`, with the second moment after this update and corrected for its start at zero.
+    pub(crate) fn excess(&self) -> f64 {
+        let OptimizerConfig { beta2, eps, .. } = *self.config;
+        let correction = 1.0 - beta2.powf(self.of.update as f64);
+        let mean_square = (&self.mean_square / correction).clamp_min(eps * eps);
+        (self.gradient.square() / mean_square).sum(Kind::Double).double_value(&[])
     }
 
     /// Changes values by both moments.
-    fn apply(&self, values: &Tensor, of: &UpdateRange, chunk: &Range<i64>, rate: f64) {
-        let mut value = narrow(values, chunk);
-        value *= 1.0 - rate * self.config.weight_decay;
-        value -= self.step(of, chunk, rate);
+    fn apply(&mut self, rate: f64) {
+        self.values *= 1.0 - rate * self.config.weight_decay;
+        self.values -= self.step(rate);
     }
 
-    /// What an update at `rate` takes from the values of a chunk, weight decay apart.
-    pub(crate) fn step(&self, of: &UpdateRange, chunk: &Range<i64>, rate: f64) -> Tensor {
-        let OptimizerConfig { beta1, beta2, eps, .. } = self.config;
-        let correction1 = 1.0 - beta1.powf(of.update as f64);
-        let correction2 = (1.0 - beta2.powf(of.update as f64)).sqrt();
-        let mut denominator = narrow(&self.mean_square, chunk).sqrt();
+    /// What an update at `rate` takes from the values, weight decay apart.
+    pub(crate) fn step(&self, rate: f64) -> Tensor {
+        let OptimizerConfig { beta1, beta2, eps, .. } = *self.config;
+        let correction1 = 1.0 - beta1.powf(self.of.update as f64);
+        let correction2 = (1.0 - beta2.powf(self.of.update as f64)).sqrt();
+        let mut denominator = self.mean_square.sqrt();
         denominator /= correction2;
         denominator += eps;
-        narrow(&self.mean, chunk) / denominator * (rate / correction1)
+        &self.mean / denominator * (rate / correction1)
     }
+}
+
+fn on_chunks<R: Send>(
+    chunks: &mut [ChunkViews<'_>],
+    workers: &Workers,
+    act: impl Fn(&mut ChunkViews<'_>) -> R + Send + Sync,
+) -> Vec<R> {
+    workers.map_mut(chunks, |chunk| no_grad(|| act(chunk)))
+}
+
+/// StableAdamW's learning rate of each range, from the sum of its chunks' [`ChunkViews::excess`] over all ranks.
+fn stable_rates(ranges: &[UpdateRange], excess: &[f64]) -> Vec<f64> {
+    let rate = |(range, excess): (&UpdateRange, &f64)| {
+        let rms = (excess / range.whole as f64).sqrt();
+        range.rate / rms.max(1.0)
+    };
+    ranges.iter().zip(excess).map(rate).collect()
 }
 
 #[cfg(test)]

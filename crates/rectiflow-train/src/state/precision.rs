@@ -104,7 +104,7 @@ mod tests {
             let (difference, size) = error(&prediction, &get("out"));
             flat.gradients.begin(1, None);
             let loss = prediction.to_kind(Kind::Float).mse_loss(&get("target"), tch::Reduction::Mean);
-            flat.gradients.add(0, &loss).expect("the backward pass runs");
+            flat.gradients.adder().add(0, &loss).expect("the backward pass runs");
             let sum = flat.gradients.finish().joined();
             let errors: Vec<(f64, f64)> = flat
                 .slices

@@ -25,14 +25,15 @@ use tch::{Device, Kind, Tensor, no_grad};
 use crate::{
     error::Result,
     lr::LrRatios,
-    ranks::exchange::{Exchange, StepGradients},
+    ranks::exchange::{Exchange, Passes, Summed},
     recipe::{Checked, sections::TextEncoders},
     state::{
         TrainState,
         ema::{self, EmaConfig},
         flat::FlatParameters,
         gradient_vector::GradientVector,
-        workers::{Shared, Workers},
+        gradients::Adder,
+        workers::{OnlyTensors, Workers},
     },
     step::prompt_cache::PromptCache,
 };
@@ -53,6 +54,18 @@ pub(crate) struct Stepper<'a> {
     pub(crate) workers: Workers,
 }
 
+// SAFETY: beside the model's tensors it has settings, threads, and a cache behind a lock.
+unsafe impl OnlyTensors for Stepper<'_> {}
+
+/// What a forward and backward pass, or several, have measured.
+#[derive(Debug, Default)]
+struct Pass {
+    /// Their part of the step's loss.
+    loss: f64,
+    /// Time and loss of each sample, in order.
+    samples: Vec<(f64, f32)>,
+}
+
 /// How far an update goes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rates {
@@ -71,7 +84,7 @@ impl<'a> Stepper<'a> {
             objective: &checked.objective,
             device: checked.device,
             seed: recipe.run.seed,
-            repeated: (recipe.train.text_encoders == TextEncoders::Frozen).then(PromptCache::default),
+            prompt_cache: (recipe.train.text_encoders == TextEncoders::Frozen).then(PromptCache::default),
             offset_noise: recipe.train.offset_noise,
             clip_norm: recipe.train.clip_norm,
             ratios: recipe.lr.ratio.clone(),
@@ -80,38 +93,47 @@ impl<'a> Stepper<'a> {
         }
     }
 
-    /// The loss of a step and its gradient `[n]`, summed over this rank's micro-batches in the order of their slots,
-    /// however many of them are worked on at a time.
+    /// The loss of a step and its gradient `[n]`, summed over this rank's micro-batches in the order of
+    /// their slots, however many of them are worked on at a time.
     pub(crate) fn passes(&self, parameters: &FlatParameters, step: &Step, exchange: &Exchange) -> Result<Summed> {
         let quantiles = StepQuantiles::draw(self.seed, step);
         exchange.wait_gathers()?;
-        let (mut loss, mut samples) = (0.0, Vec::new());
-        let mut sum = exchange.begin(parameters);
-        // SAFETY: forward and backward passes read the parameters, and each gradient has a place of its own behind a lock.
-        let shared = unsafe { Shared::new((self, parameters)) };
-        for round in step.micro_batches.chunks(exchange.round().min(step.micro_batches.len())) {
-            let numbered: Vec<_> = round.iter().enumerate().collect();
-            let mut work = || {
-                for batches in numbered.chunks(self.workers.width()) {
-                    let passes: Vec<Result<_>> = self.workers.map(batches, |&(place, batch)| {
-                        let (stepper, parameters) = shared.get();
-                        let (loss, losses) = stepper.step_loss(step, batch, &quantiles)?;
-                        parameters.gradients.add(place, &loss)?;
-                        Ok((loss.double_value(&[]), losses))
-                    });
-                    let mut chunk_loss = 0.0;
-                    for pass in passes {
-                        let (loss, of_batch) = pass?;
-                        chunk_loss += loss;
-                        samples.extend(of_batch);
-                    }
-                    loss += chunk_loss;
-                }
-                Ok(())
-            };
-            exchange.reduce_round(&mut sum, parameters, round.len(), &mut work)?;
+        let mut gradients = exchange.begin(parameters);
+        let mut measured = Pass::default();
+        let adder = parameters.gradients.adder();
+        let micro_batches = &step.micro_batches;
+        for round in micro_batches.chunks(exchange.round().min(micro_batches.len())) {
+            let mut work = || self.round_passes(step, round, &quantiles, &adder, &mut measured);
+            exchange.reduce_round(&mut gradients, parameters, round.len(), &mut work)?;
         }
-        Ok(Summed { loss, samples, gradients: sum })
+        Ok(Summed { loss: measured.loss, samples: measured.samples, gradients })
+    }
+
+    /// The passes over a round of micro-batches, as many at a time as there are workers.
+    fn round_passes(
+        &self,
+        step: &Step,
+        round: &[MicroBatch],
+        quantiles: &StepQuantiles,
+        gradients: &Adder,
+        measured: &mut Pass,
+    ) -> Result<()> {
+        let numbered: Vec<(usize, &MicroBatch)> = round.iter().enumerate().collect();
+        for batches in numbered.chunks(self.workers.width()) {
+            let passes: Vec<Result<Pass>> = self.workers.map_tensors(self, batches, |stepper, &(place, batch)| {
+                let (loss, samples) = stepper.step_loss(step, batch, quantiles)?;
+                gradients.add(place, &loss)?;
+                Ok(Pass { loss: loss.double_value(&[]), samples })
+            });
+            let mut loss = 0.0;
+            for pass in passes {
+                let pass = pass?;
+                loss += pass.loss;
+                measured.samples.extend(pass.samples);
+            }
+            measured.loss += loss;
+        }
+        Ok(())
     }
 
     /// The largest attention logit of the UNet on this rank's first micro-batch of a step: one more forward pass.

@@ -18,7 +18,7 @@ use crate::{
         flat::FlatParameters,
         optim::{Optimizer, OptimizerConfig, UpdateRange},
         precision::Precision,
-        workers::{Shared, Workers},
+        workers::{OnlyTensors, Workers},
     },
 };
 
@@ -158,18 +158,25 @@ pub fn train_steps(
     Ok(measured)
 }
 
+/// What the workers read.
+struct Given<'a> {
+    unet: &'a UNet,
+    inputs: &'a [Input],
+}
+
+// SAFETY: a network is tensors and settings, an input is tensors.
+unsafe impl OnlyTensors for Given<'_> {}
+
 /// The mean loss of all inputs, their gradients added up.
 fn accumulate(unet: &UNet, parameters: &FlatParameters, inputs: &[Input], workers: &Workers) -> Result<f64> {
     parameters.gradients.begin(inputs.len(), None);
-    // SAFETY: forward and backward passes read the parameters, and each gradient has a place of its own behind a lock.
-    let shared = unsafe { Shared::new((unet, parameters, inputs)) };
+    let (gradients, given) = (parameters.gradients.adder(), Given { unet, inputs });
     let places: Vec<usize> = (0..inputs.len()).collect();
     let mut sum = 0.0;
     for places in places.chunks(workers.width()) {
-        let losses: Vec<Result<f64>> = workers.map(places, |&place| {
-            let (unet, parameters, inputs) = shared.get();
-            let input = &inputs[place];
-            let prediction = unet.forward(&UNetInput {
+        let losses: Vec<Result<f64>> = workers.map_tensors(&given, places, |given, &place| {
+            let input = &given.inputs[place];
+            let prediction = given.unet.forward(&UNetInput {
                 sample: &input.sample,
                 timestep: &input.timestep,
                 context: &input.context,
@@ -177,8 +184,8 @@ fn accumulate(unet: &UNet, parameters: &FlatParameters, inputs: &[Input], worker
                 text_embeds: &input.text_embeds,
                 time_ids: &input.time_ids,
             })?;
-            let loss = per_sample_mse(&prediction, &input.target).mean(Kind::Float) / inputs.len() as f64;
-            parameters.gradients.add(place, &loss)?;
+            let loss = per_sample_mse(&prediction, &input.target).mean(Kind::Float) / given.inputs.len() as f64;
+            gradients.add(place, &loss)?;
             Ok(loss.double_value(&[]))
         });
         sum += losses.into_iter().sum::<Result<f64>>()?;
