@@ -4,11 +4,13 @@ use std::{
     fs,
     ops::Range,
     path::{Path, PathBuf},
+    slice::from_ref,
 };
 
 use rectiflow_data::{grid::Grid, picture::Picture, token::Tokenizer};
 use rectiflow_sdxl::{
     cond::Cond,
+    error::Error as ModelError,
     guidance::Guided,
     model::Model,
     sample::{SampleSettings, Texts, decode, sample_latents_by},
@@ -20,7 +22,7 @@ use crate::{
     pictures::generate::{condition, pictures},
     ranks::comm::Comm,
     recipe::{Checked, sections::PreviewConfig},
-    state::{layout::narrow, partition::Partition},
+    state::{layout::narrow, partition::Partition, write::write_to},
 };
 
 /// Draws a run's previews.
@@ -56,45 +58,56 @@ impl Previewer {
     /// noise and the sampler's arithmetic are those of the whole batch everywhere, so that the pictures do not depend on
     /// the number of ranks.
     fn pictures(&self, model: &Model, checked: &Checked, comm: &Comm) -> Result<Vec<Picture>> {
+        let count = self.config.prompts.len() as i64;
+        let rows = Partition::new(count, comm.rank().ranks).buckets()[0].of(comm.rank().rank);
+        let latents = self.latents(model, checked, &rows, comm)?;
+        let [height, width] = [self.config.sample.height_px, self.config.sample.width_px].map(i64::from);
+        let pixels = Tensor::zeros([count, height, width, 3], (Kind::Uint8, checked.device));
+        if !rows.is_empty() {
+            write_to(&narrow(&pixels, &rows), &decode(&model.vae, &narrow(&latents, &rows))?);
+        }
+        gather_rows(comm, &pixels)?;
+        Ok(pictures(&pixels.to_device(Device::Cpu)))
+    }
+
+    /// The latents of all prompts, of which this rank denoises `rows`.
+    fn latents(&self, model: &Model, checked: &Checked, rows: &Range<i64>, comm: &Comm) -> Result<Tensor> {
         let PreviewConfig { prompts, negative, sample, .. } = &self.config;
         let parameterization = checked.recipe.objective.parameterization;
         let settings = SampleSettings { batch: prompts.len(), ..sample.clone() };
-        let rows = Partition::new(prompts.len() as i64, comm.rank().ranks).buckets()[0].of(comm.rank().rank);
+
+        // This rank's denoiser; none where there are more ranks than pictures.
         let tokenizer = Tokenizer::new();
-        let cond = rows_of(&condition(model, &tokenizer, prompts)?, &rows);
-        let uncond = condition(model, &tokenizer, std::slice::from_ref(negative))?;
-        let own = SampleSettings { batch: (rows.end - rows.start) as usize, ..settings.clone() };
-        let guidance = settings.guidance();
+        let cond = rows_of(&condition(model, &tokenizer, prompts)?, rows);
+        let uncond = condition(model, &tokenizer, from_ref(negative))?;
         let texts = Texts { cond: &cond, uncond: &uncond };
-        let guided =
-            (!rows.is_empty()).then(|| Guided::new(&model.unet, parameterization, texts, &own.time_ids(), &guidance));
-        let guided = guided.transpose()?;
+        let own = SampleSettings { batch: (rows.end - rows.start) as usize, ..settings.clone() };
+        let (time_ids, guidance) = (own.time_ids(), settings.guidance());
+        let guided = if rows.is_empty() {
+            None
+        } else {
+            Some(Guided::new(&model.unet, parameterization, texts, &time_ids, &guidance)?)
+        };
+
         // A sampler knows the model's errors only.
         let mut failed = None;
         let mut denoise = |x: &Tensor, sigma: f64| {
             let whole = x.zeros_like();
             if let Some(guided) = &guided {
-                narrow(&whole, &rows).copy_(&guided.denoise(&narrow(x, &rows), sigma)?);
+                write_to(&narrow(&whole, rows), &guided.denoise(&narrow(x, rows), sigma)?);
             }
             if let Err(error) = gather_rows(comm, &whole) {
                 failed = Some(error);
-                return Err(rectiflow_sdxl::error::Error::input("previews", "all ranks", "a failed collective"));
+                return Err(ModelError::input("previews", "all ranks", "a failed collective"));
             }
             Ok(whole)
         };
         let place = (&model.vae.config, parameterization, model.unet.device());
         let latents = sample_latents_by(&mut denoise, place, &settings, &mut |_| {});
-        if let Some(error) = failed {
-            return Err(error);
+        match failed {
+            Some(error) => Err(error),
+            None => Ok(latents?),
         }
-        let latents = latents?;
-        let [height, width] = [settings.height_px, settings.width_px].map(i64::from);
-        let pixels = Tensor::zeros([prompts.len() as i64, height, width, 3], (Kind::Uint8, checked.device));
-        if !rows.is_empty() {
-            narrow(&pixels, &rows).copy_(&decode(&model.vae, &narrow(&latents, &rows))?);
-        }
-        gather_rows(comm, &pixels)?;
-        Ok(pictures(&pixels.to_device(Device::Cpu)))
     }
 }
 

@@ -13,10 +13,6 @@
 use std::{
     mem::forget,
     ops::Range,
-    sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
     time::{Duration, Instant},
 };
 
@@ -26,15 +22,16 @@ use tch::{Device, Kind, Tensor, no_grad};
 use crate::{
     error::{Error, Result},
     ranks::{
-        c10d::{Group, Store, Transport, Work},
+        c10d::{Transport, Work},
         launch::{Launch, RanksConfig},
-        pulse::{self, Pulse},
-        rendezvous::Rendezvous,
+        peers::Peers,
+        pulse,
         traffic::{Collective, Counter, Traffic},
     },
     state::{
         layout::narrow,
         partition::{Bucket, Partition},
+        write::write_to,
     },
 };
 
@@ -46,23 +43,6 @@ pub struct Comm {
     machine: Range<usize>,
     peers: Option<Peers>,
     traffic: Counter,
-}
-
-#[derive(Debug)]
-struct Peers {
-    /// `None` once it is broken: what never ends cannot be closed.
-    group: Option<Group>,
-    transport: Transport,
-    /// Where small messages are made.
-    device: Device,
-    timeout: Duration,
-    pulse: Pulse,
-    serves_store: bool,
-    broken: AtomicBool,
-    /// Where messages arrive: memory taken anew each time would be zeroed by the system each time.
-    spare: Mutex<Vec<Tensor>>,
-    // Last: the group and the pulse have to end before the store that this process may serve.
-    _store: Store,
 }
 
 /// What a rank says it is doing. It ends when this is dropped, and the rank is back at what it did before.
@@ -91,8 +71,6 @@ impl Drop for Pending {
     }
 }
 
-/// A collective in progress is left alone for so long before others' failures are looked at.
-const GLANCE: Duration = Duration::from_millis(100);
 /// Rank 0 ends so much later than it could, where it serves the store in which the others read why.
 const LINGER: Duration = Duration::from_secs(2);
 
@@ -107,19 +85,7 @@ impl Comm {
     /// # Errors
     /// [`Error::Launch`] where they do not come, the port is in use, or the build has no NCCL for a GPU.
     pub fn open(launch: &Launch, device: Device, config: &RanksConfig) -> Result<Self> {
-        let Rendezvous { group, transport, store, pulse_store, serves_store } =
-            Rendezvous::open(launch, device, config)?;
-        let peers = Peers {
-            group: Some(group),
-            transport,
-            device,
-            timeout: config.timeout(),
-            pulse: Pulse::start(pulse_store, launch.rank),
-            serves_store,
-            broken: AtomicBool::new(false),
-            spare: Mutex::default(),
-            _store: store,
-        };
+        let peers = Peers::open(launch, device, config)?;
         Ok(Self { rank: launch.rank, machine: launch.machine.clone(), peers: Some(peers), traffic: Counter::default() })
     }
 
@@ -240,7 +206,7 @@ impl Comm {
     /// [`Error::Collective`].
     pub fn begin_all_gather(&self, all: &Tensor, piece: Tensor) -> Result<Pending> {
         let Some(peers) = &self.peers else {
-            no_grad(|| all.shallow_clone().copy_(&piece));
+            write_to(all, &piece);
             return Ok(Pending::done(Collective::AllGather, piece));
         };
         let work = peers.group()?.all_gather(all, &piece);
@@ -274,7 +240,7 @@ impl Comm {
     pub fn all_gather(&self, vector: &Tensor, partition: &Partition) -> Result<()> {
         let own = |bucket: &Bucket| narrow(vector, &bucket.of(self.rank.rank));
         self.gather_buckets(partition, (vector.kind(), vector.device()), own, |bucket, all| {
-            narrow(vector, &bucket.range).copy_(&all);
+            write_to(&narrow(vector, &bucket.range), &all);
         })
     }
 
@@ -291,7 +257,7 @@ impl Comm {
         let piece = |_: &Bucket| narrow(own, &pieces.next().expect("there is a piece of every bucket").own);
         self.gather_buckets(partition, (own.kind(), own.device()), piece, |bucket, all| {
             if let Some(vector) = &vector {
-                narrow(vector, &bucket.range).copy_(&all);
+                write_to(&narrow(vector, &bucket.range), &all);
             }
         })?;
         Ok(vector)
@@ -309,13 +275,13 @@ impl Comm {
         for bucket in partition.buckets() {
             let found = own(bucket);
             let piece = Tensor::zeros([bucket.piece], (kind, device));
-            no_grad(|| narrow(&piece, &(0..found.numel() as i64)).copy_(&found));
+            write_to(&narrow(&piece, &(0..found.numel() as i64)), &found);
             let len = bucket.piece * partition.ranks() as i64;
             let spare = peers.take(len, kind, device);
             let all = narrow(&spare, &(0..len));
             let pending = self.begin_all_gather(&all, piece)?;
             self.waiting(Collective::AllGather, || self.end_all_gather(pending))?;
-            no_grad(|| take(bucket, narrow(&all, &(0..bucket.range.end - bucket.range.start))));
+            take(bucket, narrow(&all, &(0..bucket.range.end - bucket.range.start)));
             peers.release(spare);
         }
         Ok(())
@@ -347,14 +313,10 @@ impl Comm {
         if !matches!(error, Error::Stopped { .. } | Error::Collective { .. } | Error::OtherRank { .. }) {
             peers.pulse.tell(format!("rank {} failed {}: {error}", self.rank.rank, peers.pulse.last_begun()));
         }
-        self.break_down(peers);
+        peers.break_down();
         if peers.serves_store {
             std::thread::sleep(LINGER);
         }
-    }
-
-    fn break_down(&self, peers: &Peers) {
-        peers.broken.store(true, Ordering::SeqCst);
     }
 
     /// Waits for a collective, looking after the other ranks.
@@ -390,7 +352,7 @@ impl Comm {
             None => reason,
             Some(peers) => {
                 let reason = peers.pulse.tell(reason);
-                self.break_down(peers);
+                peers.break_down();
                 reason
             }
         };
@@ -403,64 +365,6 @@ impl Pending {
     fn done(collective: Collective, tensor: Tensor) -> Self {
         let found = tensor.shallow_clone();
         Self { collective, work: None, sent: tensor, found, spare: None, began: Instant::now() }
-    }
-}
-
-impl Peers {
-    /// At least `len` elements of anything, to be given back.
-    fn take(&self, len: i64, kind: Kind, device: Device) -> Tensor {
-        let mut spare = locked(&self.spare);
-        let fits = |kept: &Tensor| kept.kind() == kind && kept.device() == device && kept.numel() as i64 >= len;
-        let found = spare.iter().position(fits).map(|at| spare.swap_remove(at));
-        found.unwrap_or_else(|| {
-            // What is too small now will be again.
-            spare.retain(|kept| kept.kind() != kind);
-            Tensor::empty([len], (kind, device))
-        })
-    }
-
-    fn release(&self, memory: Tensor) {
-        locked(&self.spare).push(memory);
-    }
-
-    fn group(&self) -> Result<&Group> {
-        let broken = || Error::Launch { reason: "a collective has failed before: this process should end".to_owned() };
-        self.group.as_ref().filter(|_| !self.broken.load(Ordering::SeqCst)).ok_or_else(broken)
-    }
-
-    /// Waits for a work; the reason where it cannot be done.
-    fn wait(&self, work: Work, began: Instant) -> std::result::Result<(), String> {
-        let mut patience = self.timeout;
-        loop {
-            let reason = match work.wait(GLANCE) {
-                Ok(true) => return Ok(()),
-                Ok(false) if began.elapsed() > patience => {
-                    patience += self.timeout;
-                    self.pulse.investigate(self.timeout)
-                }
-                Ok(false) => self.pulse.failure(),
-                Err(reason) => Some(self.pulse.investigate(self.timeout).unwrap_or(reason)),
-            };
-            if let Some(reason) = reason {
-                // It may still be writing into its tensors.
-                forget(work);
-                return Err(reason);
-            }
-        }
-    }
-}
-
-/// A value behind a lock that nobody panics under.
-fn locked<T>(value: &Mutex<T>) -> MutexGuard<'_, T> {
-    value.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Drop for Peers {
-    fn drop(&mut self) {
-        if self.broken.load(Ordering::SeqCst) {
-            // Closing waits for works in progress, which may never end.
-            forget(self.group.take());
-        }
     }
 }
 

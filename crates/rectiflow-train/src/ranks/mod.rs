@@ -5,6 +5,7 @@ pub(crate) mod c10d;
 pub mod comm;
 pub(crate) mod exchange;
 pub mod launch;
+pub(crate) mod peers;
 pub(crate) mod pulse;
 pub(crate) mod reduce;
 pub(crate) mod rendezvous;

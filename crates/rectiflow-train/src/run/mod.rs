@@ -291,29 +291,13 @@ impl<'a> Run<'a> {
         let (passes, consensus) = self.exchange.reduce(summed, &self.state.parameters, report)?;
         self.told_to_stop |= consensus.stop;
         self.remember(&step, &passes, lr);
-        let seen = Seen::of(&passes, &self.state);
+        let seen = Seen::of(&passes, &self.state, lr);
         let applied = self.act(&step, passes, lr)?;
 
-        // What the step was like.
-        let secs = began.elapsed().as_secs_f64();
-        let ranks = self.rank_metrics(StepSecs { secs, data_secs, passes_secs }, &consensus);
-        let recipe = &self.parts.checked.recipe;
-        let Position { cursor, samples, .. } = self.state.position;
-        self.emit(Event::Step(StepMetrics {
-            step: cursor,
-            samples,
-            epoch: step.epoch,
-            loss: seen.loss,
-            gradient_norm: seen.gradient_norm,
-            norm_by_component: seen.norm_by_component,
-            lr,
-            secs,
-            data_secs,
-            flops: Configs::of(self.parts.model).step_flops(&recipe.train, &step),
-            applied,
-            spent: recipe.run.price_per_hour.map(|price| price * self.secs() / 3600.0),
-            ranks,
-        }));
+        // What the step was like, and what is due after it.
+        let secs = StepSecs { secs: began.elapsed().as_secs_f64(), data_secs, passes_secs };
+        let ranks = self.rank_metrics(secs, &consensus);
+        self.emit(Event::Step(StepMetrics { applied, ranks, ..self.step_metrics(&step, seen, secs) }));
         if consensus.is_written {
             self.finish_saving()?;
         }
@@ -331,6 +315,27 @@ impl<'a> Run<'a> {
         self.recorder.record(step, passes, lr);
         for &(time, loss) in passes.samples.iter().filter(|(_, loss)| loss.is_finite()) {
             self.losses.add(time, f64::from(loss), 1.0);
+        }
+    }
+
+    /// What a step was like, but for the guard's verdict and the rank's own part.
+    fn step_metrics(&self, step: &Step, seen: Seen, secs: StepSecs) -> StepMetrics {
+        let recipe = &self.parts.checked.recipe;
+        let Position { cursor, samples, .. } = self.state.position;
+        StepMetrics {
+            step: cursor,
+            samples,
+            epoch: step.epoch,
+            loss: seen.loss,
+            gradient_norm: seen.gradient_norm,
+            norm_by_component: seen.norm_by_component,
+            lr: seen.lr,
+            secs: secs.secs,
+            data_secs: secs.data_secs,
+            flops: Configs::of(self.parts.model).step_flops(&recipe.train, step),
+            applied: true,
+            spent: recipe.run.price_per_hour.map(|price| price * self.secs() / 3600.0),
+            ranks: None,
         }
     }
 
@@ -447,20 +452,22 @@ impl<'a> Run<'a> {
     }
 }
 
-/// What a step measured before its update.
+/// What was known of a step before its update.
 struct Seen {
     loss: f64,
     gradient_norm: f64,
     norm_by_component: BTreeMap<String, Lossless>,
+    lr: f64,
 }
 
 impl Seen {
-    fn of(passes: &Passes, state: &TrainState) -> Self {
+    fn of(passes: &Passes, state: &TrainState, lr: f64) -> Self {
         let groups = state.parameters.groups.iter().map(|group| group.component.clone());
         Self {
             loss: passes.loss,
             gradient_norm: passes.gradient_norm,
             norm_by_component: groups.zip(passes.norm_by_group.iter().copied().map(Lossless)).collect(),
+            lr,
         }
     }
 }
