@@ -61,7 +61,7 @@ doc:
 	RUSTDOCFLAGS='-D warnings' cargo doc --release --workspace --no-deps
 
 docs:
-	@$(TORCH); RECTIFLOW_WRITE_DOCS=1 cargo test --release -p rectiflow-train --lib config_page
+	@$(TORCH); RECTIFLOW_WRITE_DOCS=1 cargo test --release -p rectiflow-train --lib recipe::page
 
 # docs/peers.txt keeps the output of the comparisons.
 peers: build

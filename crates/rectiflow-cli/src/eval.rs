@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use rectiflow_train::{
-    config::Recipe,
     eval::{Evaluation, evaluate},
     metrics::TableLoss,
+    recipe::Recipe,
 };
 
 use crate::terminal::{

@@ -19,7 +19,7 @@ use rectiflow_sdxl::{
     sample::SampleSettings,
     workflow::{Workflow, ascii_json},
 };
-use rectiflow_train::{checkpoint, model};
+use rectiflow_train::{components::Components, model};
 use serde_json::json;
 
 use crate::{
@@ -193,7 +193,7 @@ fn open(path: &Path) -> anyhow::Result<Bundle<'static>> {
         warn(&bundle);
         return Ok(bundle);
     }
-    let components = checkpoint::Components::find(path)?;
+    let components = Components::find(path)?;
     let predicts = model::parameterization(path)?;
     Ok(Bundle::open_folders(|component| components.folder(component).to_owned(), predicts)?)
 }

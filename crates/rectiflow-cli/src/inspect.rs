@@ -24,8 +24,8 @@ use rectiflow_data::{
 };
 use rectiflow_sdxl::{model::OpenOptions, sample::decode, vae::Vae};
 use rectiflow_train::{
-    config::{Checked, Recipe},
-    draw::pictures,
+    generate::pictures,
+    recipe::{Checked, Recipe},
 };
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};

@@ -15,7 +15,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use rectiflow_train::{config::Checked, launch::Launch};
+use rectiflow_train::{launch::Launch, recipe::Checked};
 
 use crate::terminal::{answer::Answer, signals::StopSignal};
 

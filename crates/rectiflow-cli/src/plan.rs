@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use rectiflow_train::{
-    config::Recipe,
+    facts::{Facts, ReadFrom, Storage},
+    gpu_memory::Term,
     hardware::{HARDWARE, NETWORKS, hardware, network},
     plan::{Plan, Question, plan},
-    plan_facts::{Facts, ReadFrom, Storage},
-    plan_memory::Term,
+    recipe::Recipe,
 };
 
 use crate::terminal::{

@@ -22,8 +22,8 @@ use rectiflow_sdxl::{
     vae::Vae,
 };
 use rectiflow_train::{
-    checkpoint::hash_weights,
-    config::{Recipe, parse_device},
+    components::hash_weights,
+    recipe::{Recipe, parse_device},
 };
 use serde_json::json;
 use tch::{Device, Kind, Tensor};

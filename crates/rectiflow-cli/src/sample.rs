@@ -18,7 +18,7 @@ use rectiflow_sdxl::{
     unet::UNetPart,
     workflow::{Workflow, ascii_json},
 };
-use rectiflow_train::{config::parse_device, draw::pictures, staged::StagedModel};
+use rectiflow_train::{generate::pictures, recipe::parse_device, staged_model::StagedModel};
 use serde_json::json;
 use tch::Device;
 

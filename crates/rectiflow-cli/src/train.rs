@@ -4,8 +4,8 @@ use std::{env, path::PathBuf, sync::atomic::Ordering};
 
 use anyhow::Context;
 use rectiflow_train::{
-    config::{Checked, Recipe},
     launch::Launch,
+    recipe::{Checked, Recipe},
     run::{Options, Outcome, train},
 };
 use serde_json::json;

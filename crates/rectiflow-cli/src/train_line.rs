@@ -1,8 +1,8 @@
 //! The live line of `rectiflow train`: where training stands, redrawn on a terminal, and what is printed above it.
 
 use rectiflow_train::{
-    config::Checked,
     metrics::{Event, GuardEvent, Start, StepMetrics, TestMetrics},
+    recipe::Checked,
 };
 
 use crate::terminal::{

@@ -17,8 +17,8 @@ use std::{env, path::Path, process::ExitCode};
 
 use rectiflow_train::{
     Result,
-    config::Checked,
     metrics::{Event, TestMetrics},
+    recipe::Checked,
     run::Options,
 };
 

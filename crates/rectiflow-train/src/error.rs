@@ -2,8 +2,6 @@
 
 use std::{io, path::PathBuf};
 
-use crate::memory::Estimate;
-
 /// A failure of this crate. Each message says what, where, what was expected and found, and what to do next.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -90,12 +88,12 @@ pub enum Error {
     },
     /// The run is going to need more memory than there is.
     #[error(
-        "this run needs about {:.1} GiB and there are {:.1} GiB ({estimate}); what would help: {help}. Nothing has been \
+        "this run needs about {:.1} GiB and there are {:.1} GiB ({needs}); what would help: {help}. Nothing has been \
          loaded or written", *needed as f64 / f64::from(1 << 30), *limit as f64 / f64::from(1 << 30)
     )]
     Memory {
-        /// What takes how much.
-        estimate: Estimate,
+        /// What takes how much, in words.
+        needs: String,
         /// Bytes that the device has to hold.
         needed: u64,
         /// Bytes that it has.

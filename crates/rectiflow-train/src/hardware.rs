@@ -137,7 +137,7 @@ impl Network {
 /// A GPU by its name.
 ///
 /// # Errors
-/// [`crate::Error::Model`] with the nearest name and all that there are.
+/// [`crate::error::Error::Model`] with the nearest name and all that there are.
 pub fn hardware(name: &str) -> Result<&'static Hardware> {
     let names: Vec<&str> = HARDWARE.iter().map(|known| known.name).collect();
     let found = HARDWARE.iter().find(|known| known.name == name);

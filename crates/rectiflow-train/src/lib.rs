@@ -8,7 +8,6 @@
 //! [`run::train`] tells the story from top to bottom.
 
 pub mod checkpoint;
-pub mod config;
 pub mod error;
 pub mod guard;
 pub mod hardware;
@@ -17,24 +16,18 @@ mod measure;
 mod pictures;
 pub mod plan;
 mod ranks;
+pub mod recipe;
 pub mod run;
 pub mod state;
 mod step;
 
-pub use checkpoint::model;
-pub(crate) use checkpoint::{components, restore, saving, snapshots};
-pub(crate) use config::{changes, keys};
-pub(crate) use measure::bins;
-pub use measure::{findings, metrics, testloss, vitals};
-pub use pictures::{draw, gallery, preview, staged};
-pub use plan::{memory, plan_facts, plan_memory, simulate};
-pub(crate) use ranks::{c10d, exchange, pulse, reduce};
-pub use ranks::{comm, lag, launch};
+pub use checkpoint::{components, model};
+pub use measure::{findings, metrics, testloss};
+pub use pictures::{generate, preview, staged_model};
+pub use plan::{estimate, facts, gpu_memory, simulate};
+pub use ranks::{comm, launch, straggler, traffic};
 pub use run::{blackbox, eval, replay};
-pub(crate) use run::{opening, origin, stopped, watch};
-pub use state::{ema, flat, optim, partition, precision};
-pub(crate) use state::{gradient_vector, gradients, one_pass, workers};
-pub(crate) use step::repeated;
-pub use step::{rehearsal, work};
+pub use state::{ema, flat, layout, optim, partition, precision};
+pub use step::{step_flops, synthetic};
 
 pub use error::{Error, Result};

@@ -7,9 +7,10 @@ use std::{net::TcpListener, ops::Range, thread, time::Duration};
 use rectiflow_data::order::RankOf;
 use rectiflow_train::{
     Error,
-    comm::{Collective, Comm},
+    comm::Comm,
     launch::{Launch, RanksConfig},
     partition::Partition,
+    traffic::Collective,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -132,7 +133,7 @@ fn bytes_are_those_of_the_theory() {
 #[test]
 fn a_rank_that_fails_is_named_by_the_others() {
     let messages = on_failing_ranks(|comm| {
-        comm.work(|| "reading the data of step 7".to_owned());
+        let _doing = comm.work(|| "reading the data of step 7".to_owned());
         if comm.rank().rank == 1 {
             let reason = "the disk is on fire".to_owned();
             let error = Error::Launch { reason };
@@ -152,7 +153,7 @@ fn a_rank_that_fails_is_named_by_the_others() {
 #[test]
 fn a_rank_that_does_not_come_to_a_collective_is_named() {
     let messages = on_failing_ranks(|comm| {
-        comm.work(|| "in the passes of step 3".to_owned());
+        let _doing = comm.work(|| "in the passes of step 3".to_owned());
         if comm.rank().rank == 2 {
             // Longer than the others' patience of a second, and what they need to look.
             thread::sleep(Duration::from_secs(9));

@@ -9,13 +9,13 @@ use std::{ffi::OsString, fs, path::PathBuf};
 
 use anyhow::{Context, bail};
 use rectiflow_train::{
-    comm::Collective,
-    config::Recipe,
     flat::FEWEST_BUCKETS,
     hardware::Link,
     metrics::{self, Event, StepMetrics},
     precision::Precision,
+    recipe::Recipe,
     simulate::{BUCKET_BYTES, Cluster, StepWork, predict},
+    traffic::Collective,
 };
 use serde::Serialize;
 use serde_json::json;

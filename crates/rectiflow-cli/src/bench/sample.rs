@@ -11,7 +11,7 @@ use rectiflow_sdxl::{
     model::OpenOptions,
     sample::{SampleSettings, Texts, decode, sample_latents},
 };
-use rectiflow_train::{config::parse_device, staged::StagedModel};
+use rectiflow_train::{recipe::parse_device, staged_model::StagedModel};
 use serde_json::json;
 use tch::{Device, Tensor};
 

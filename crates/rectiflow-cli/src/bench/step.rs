@@ -10,10 +10,10 @@ use rectiflow_sdxl::{
     unet::UNet,
 };
 use rectiflow_train::{
-    config::parse_device,
-    memory::{Passes, Remade},
+    estimate::{Passes, RecomputedBlocks},
     precision::Precision,
-    rehearsal::{Input, Settings, rehearse},
+    recipe::parse_device,
+    synthetic::{Input, Settings, train_steps},
 };
 use serde_json::json;
 use tch::Device;
@@ -102,7 +102,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     remade.apply(&mut unet);
     let estimated_bytes = passes.estimate(&unet.config, &remade).device_bytes(args.device);
     let mut progress = Progress::new("bench step", "steps", 0, u64::from(args.steps));
-    let measured = rehearse(&unet, &input, &settings, &mut |step| progress.set(step as u64, ""))?;
+    let measured = train_steps(&unet, &input, &settings, &mut |step| progress.set(step as u64, ""))?;
     progress.finish();
     let timed = &measured.secs[WARM_UP..];
     let median_secs = numbers::median(timed);
@@ -127,8 +127,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
         "dtype": dtype::name(args.dtype.into()),
         "checkpointing": args.checkpointing,
         "remade": match &remade {
-            Remade::All(_) => None,
-            Remade::Some(names) => Some(names),
+            RecomputedBlocks::All(_) => None,
+            RecomputedBlocks::Some(names) => Some(names),
         },
         "threads": tch::get_num_threads(),
     });
@@ -150,9 +150,9 @@ fn passes(args: &Args, input: &Input) -> Passes {
     }
 }
 
-fn remade(args: &Args, passes: &Passes, unet: &UNet) -> Remade {
-    let Some(gib) = args.budget_gib else { return Remade::All(args.checkpointing) };
-    let none = Remade::All(false);
+fn remade(args: &Args, passes: &Passes, unet: &UNet) -> RecomputedBlocks {
+    let Some(gib) = args.budget_gib else { return RecomputedBlocks::All(args.checkpointing) };
+    let none = RecomputedBlocks::All(false);
     let others = passes.estimate(&unet.config, &none).device_bytes(args.device) - passes.bytes(&unet.config, &none, 4);
     passes.choose(&unet.config, ((gib * f64::from(1 << 30)) as u64).saturating_sub(others))
 }

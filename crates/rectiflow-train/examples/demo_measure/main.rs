@@ -32,7 +32,7 @@ use rectiflow_sdxl::{
 };
 use rectiflow_train::{
     Error, Result, findings,
-    gallery::{Batch, draw_all},
+    generate::{Batch, generate_all},
 };
 
 use crate::{arguments::Arguments, heldout::HeldOut, measure::Measured};
@@ -73,7 +73,7 @@ impl Contender {
                 eprintln!("{label}: {what}: {done} of {} pictures", prompts.len());
             }
         };
-        Ok(draw_all(&self.model, self.parameterization, &batches, &report)?.into_iter().flatten().collect())
+        Ok(generate_all(&self.model, self.parameterization, &batches, &report)?.into_iter().flatten().collect())
     }
 }
 

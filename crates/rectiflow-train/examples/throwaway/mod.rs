@@ -4,8 +4,8 @@ use std::{env, fs, path::Path, sync::atomic::AtomicBool};
 
 use rectiflow_train::{
     Result,
-    config::{Checked, Recipe},
     metrics::Event,
+    recipe::{Checked, Recipe},
     run::{Options, train},
 };
 

@@ -10,8 +10,8 @@ use rectiflow_sdxl::{folder, model::Component, tensor_file::TensorFile};
 
 use crate::{
     checkpoint::{Checkpoints, Frozen, Saved, is_checkpoint},
-    config::CheckpointConfig,
     error::{Error, Result},
+    recipe::sections::CheckpointConfig,
 };
 
 /// Where the components of a model are, each found once. Gigabytes are hashed at most once a component, and only where

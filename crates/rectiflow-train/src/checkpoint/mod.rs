@@ -21,7 +21,8 @@
 //!
 //! Format 3 had no buckets: the whole vector was one. Format 2 had one optimiser file always. Format 1 had neither sums nor `ema/`, nor what a branch and the guard need; it can be read.
 
-pub(crate) mod components;
+pub(crate) mod adopt;
+pub mod components;
 pub mod model;
 pub(crate) mod restore;
 pub(crate) mod saving;
@@ -38,17 +39,15 @@ use rectiflow_sdxl::{flow::ObjectiveSettings, model::Component};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-pub use crate::{
-    components::{Components, hash_weights},
-    restore::{inherit, restore},
-};
 use crate::{
-    config::CheckpointConfig,
     error::{Error, Result},
-    flat::{Slice, part},
     guard::GuardState,
-    partition::Partition,
-    state::Position,
+    recipe::sections::CheckpointConfig,
+    state::{
+        Position,
+        layout::{Slice, narrow},
+        partition::Partition,
+    },
 };
 
 const FORMAT: u32 = 4;
@@ -126,7 +125,7 @@ pub struct Ancestor {
 pub struct Frozen {
     /// The component's folder, absolute.
     pub path: PathBuf,
-    /// BLAKE3 over its weights ([`hash_weights`]), hexadecimal.
+    /// BLAKE3 over its weights ([`components::hash_weights`]), hexadecimal.
     pub blake3: String,
 }
 
@@ -253,7 +252,7 @@ pub(crate) fn slices_of(slices: &[Slice], component: Component) -> impl Iterator
 
 /// The tensor that a slice is.
 pub(crate) fn view(vector: &Tensor, slice: &Slice) -> Tensor {
-    part(vector, &slice.range).view(slice.shape.as_slice())
+    narrow(vector, &slice.range).view(slice.shape.as_slice())
 }
 
 /// One line a file below `folder`, in the order of their names: hash, two spaces, name.

@@ -14,7 +14,7 @@ use rectiflow_sdxl::{
 use tch::Device;
 
 use crate::{
-    checkpoint::{Components, Saved, is_checkpoint},
+    checkpoint::{Saved, components::Components, is_checkpoint},
     error::Result,
 };
 
@@ -22,7 +22,7 @@ use crate::{
 /// where it says and unchanged.
 ///
 /// # Errors
-/// [`crate::Error::Model`], or [`crate::Error::Checkpoint`] where a frozen part is gone or different.
+/// [`crate::error::Error::Model`], or [`crate::error::Error::Checkpoint`] where a frozen part is gone or different.
 pub fn open(path: &Path, options: &OpenOptions) -> Result<Model> {
     open_components(path, &Components::locate(path)?, options)
 }
@@ -45,7 +45,7 @@ pub(crate) fn open_components(path: &Path, components: &Components, options: &Op
 /// What a model's UNet predicts, where the model says so.
 ///
 /// # Errors
-/// [`crate::Error::Checkpoint`], [`crate::Error::Model`].
+/// [`crate::error::Error::Checkpoint`], [`crate::error::Error::Model`].
 pub fn parameterization(path: &Path) -> Result<Option<Parameterization>> {
     match objective(path)? {
         Some(objective) => Ok(Some(objective.parameterization)),
@@ -56,7 +56,7 @@ pub fn parameterization(path: &Path) -> Result<Option<Parameterization>> {
 /// What a checkpoint's UNet was trained to predict; `None` for a folder of another origin.
 ///
 /// # Errors
-/// [`crate::Error::Checkpoint`].
+/// [`crate::error::Error::Checkpoint`].
 pub fn objective(path: &Path) -> Result<Option<ObjectiveSettings>> {
     if is_checkpoint(path) { Ok(Some(Saved::read(path)?.objective)) } else { Ok(None) }
 }

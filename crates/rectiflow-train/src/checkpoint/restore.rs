@@ -7,21 +7,25 @@ use std::{collections::BTreeMap, path::Path};
 
 use rectiflow_data::order::RankOf;
 use rectiflow_sdxl::{model::Component, tensor_file::TensorFile};
-use tch::{Tensor, no_grad};
+use tch::Tensor;
 
 use crate::{
     checkpoint::{EMA, Saved, optimizer_name, slices_of},
     error::{Error, Result},
-    flat::{FlatParameters, Slice, meet, part},
-    partition::Partition,
-    state::TrainState,
+    state::{
+        TrainState,
+        flat::FlatParameters,
+        layout::{Slice, intersect, narrow},
+        partition::Partition,
+        write::write_to,
+    },
 };
 
 /// Puts a checkpoint's numbers into the state of the run that it is of. The parameters are the checkpoint's already.
 ///
 /// # Errors
 /// [`Error::Checkpoint`] where the run trains other tensors, naming the first difference; [`Error::Model`].
-pub fn restore(checkpoint: &Path, saved: &Saved, state: &mut TrainState) -> Result<()> {
+pub(crate) fn restore(checkpoint: &Path, saved: &Saved, state: &mut TrainState) -> Result<()> {
     let path = checkpoint.to_owned();
     // In which order they lie is another matter: moments are found by name.
     let sorted = |mut layout: Vec<(String, Vec<i64>)>| {
@@ -47,7 +51,7 @@ pub fn restore(checkpoint: &Path, saved: &Saved, state: &mut TrainState) -> Resu
 ///
 /// # Errors
 /// [`Error::Checkpoint`] where the optimiser's vectors are not as long as the layout says; [`Error::Model`].
-pub fn inherit(checkpoint: &Path, saved: &Saved, state: &mut TrainState) -> Result<()> {
+pub(crate) fn inherit(checkpoint: &Path, saved: &Saved, state: &mut TrainState) -> Result<()> {
     state.position = saved.position;
     for (from, group) in state.moments_from.iter_mut().zip(&state.parameters.groups) {
         let prefix = format!("{}.", group.component);
@@ -93,9 +97,9 @@ fn inherit_moments(checkpoint: &Path, saved: &Saved, state: &TrainState) -> Resu
                 };
                 let whole = *start..start + slice.range.end - slice.range.start;
                 for piece in written.pieces(shard) {
-                    let held = meet(&whole, &piece.range);
+                    let held = intersect(&whole, &piece.range);
                     let at = piece.own.start + held.start - piece.range.start;
-                    let found = part(&found, &(at..at + held.end - held.start));
+                    let found = narrow(&found, &(at..at + held.end - held.start));
                     copy_owned(vector, &state.parameters, slice, &found, held.start - start);
                 }
             }
@@ -110,13 +114,13 @@ fn copy_owned(vector: &Tensor, parameters: &FlatParameters, slice: &Slice, found
     let start = slice.range.start + first;
     let range = start..start + found.numel() as i64;
     for piece in parameters.partition.pieces(parameters.share) {
-        let common = meet(&range, &piece.range);
+        let common = intersect(&range, &piece.range);
         if common.is_empty() {
             continue;
         }
         let at = piece.own.start + common.start - piece.range.start;
-        let place = part(vector, &(at..at + common.end - common.start));
-        no_grad(|| place.shallow_clone().copy_(&part(found, &(common.start - start..common.end - start))));
+        let place = narrow(vector, &(at..at + common.end - common.start));
+        write_to(&place, &narrow(found, &(common.start - start..common.end - start)));
     }
 }
 
@@ -144,10 +148,10 @@ mod tests {
     use tch::{Device, Kind};
 
     use super::*;
-    use crate::{
+    use crate::state::{
+        Position,
         flat::FlatParameters,
         optim::{Optimizer, OptimizerConfig},
-        state::Position,
     };
 
     /// Three tensors of 6, 5 and 2 elements, of which this rank owns some.
@@ -158,7 +162,7 @@ mod tests {
         }
         let parameters = FlatParameters::adopt_share(
             &[("unet", &weights.finish().expect("random weights fit"))],
-            crate::precision::Precision::Fp32,
+            crate::state::precision::Precision::Fp32,
             share,
         );
         TrainState {
@@ -187,7 +191,7 @@ mod tests {
         for rank in 0..shards {
             let own = |from: i64| {
                 let pieces = partition.pieces(RankOf { rank, ranks: shards });
-                Tensor::cat(&pieces.map(|piece| part(&number(from), &piece.range)).collect::<Vec<_>>(), 0)
+                Tensor::cat(&pieces.map(|piece| narrow(&number(from), &piece.range)).collect::<Vec<_>>(), 0)
             };
             let vectors = [("mean", &own(0)), ("mean_square", &own(100))];
             write_tensors(&folder.join(optimizer_name(rank, shards)), vectors, None, &[]).expect("writes");
@@ -198,7 +202,7 @@ mod tests {
         let mut tensors = Vec::new();
         for (name, shape) in layout {
             let end = start + shape.iter().product::<i64>();
-            let values = part(&number(200), &(start..end)).view(shape.as_slice());
+            let values = narrow(&number(200), &(start..end)).view(shape.as_slice());
             tensors.push((name.trim_start_matches("unet.").to_owned(), values));
             start = end;
         }

@@ -27,13 +27,11 @@ use tch::Tensor;
 use crate::{
     checkpoint::{
         Checkpoints, EMA, RECIPE, STATE, SUMS, Saved, Trained, UNFINISHED, collect_files, optimizer_name, slices_of,
-        sums_of, view,
+        snapshots::on_host, sums_of, view,
     },
-    comm::Comm,
     error::{Error, Result},
-    flat::Slice,
-    snapshots::on_host,
-    state::TrainState,
+    ranks::comm::Comm,
+    state::{TrainState, layout::Slice},
 };
 
 /// What goes into a checkpoint.

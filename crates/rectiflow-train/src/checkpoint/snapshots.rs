@@ -12,13 +12,13 @@ use std::{
 };
 
 use rectiflow_sdxl::tensor_file::{TensorFile, write_tensors};
-use tch::{Device, Tensor, no_grad};
+use tch::{Device, Tensor};
 
 use crate::{
-    comm::Comm,
     error::{Error, Result},
     guard::{GuardConfig, Normal},
-    state::{Position, TrainState},
+    ranks::comm::Comm,
+    state::{Position, TrainState, write::write_to},
 };
 
 /// All that an update changes of what this rank owns.
@@ -64,14 +64,14 @@ impl Snapshot {
     pub(crate) fn restore(&self, state: &mut TrainState) -> Result<()> {
         match &self.kept {
             Kept::Memory(kept) => {
-                let pairs = vectors(state).into_iter().zip(kept);
-                no_grad(|| pairs.for_each(|((_, vector), kept)| vector.shallow_clone().copy_(kept)));
+                for ((_, vector), kept) in vectors(state).into_iter().zip(kept) {
+                    write_to(vector, kept);
+                }
             }
             Kept::Disk(path) => {
                 let file = TensorFile::open(path)?;
                 for (name, vector) in vectors(state) {
-                    let kept = file.tensor(name)?;
-                    no_grad(|| vector.shallow_clone().copy_(&kept));
+                    write_to(vector, &file.tensor(name)?);
                 }
             }
         }
@@ -125,6 +125,24 @@ impl<'a> Distances<'a> {
         let (memory, rest) = all.split_at(fit(all, guard.snapshot_gib));
         Self { memory, disk: &rest[..fit(rest, guard.snapshot_disk_gib)] }
     }
+}
+
+/// How far back the guard's snapshots go, in the memory and on the disk that they may take.
+pub(crate) fn snapshot_distances(guard: &GuardConfig, snapshot_bytes: u64) -> Distances<'_> {
+    let found = Distances::of(guard, snapshot_bytes);
+    let room = found.memory.len() + found.disk.len();
+    if guard.enabled && room < guard.snapshot_updates.len() {
+        tracing::warn!(
+            "guard.snapshot_gib = {} and guard.snapshot_disk_gib = {}: of guard.snapshot_updates = {:?} there is room for \
+             {:?}; two snapshots of {:.1} GiB are kept for each",
+            guard.snapshot_gib,
+            guard.snapshot_disk_gib,
+            guard.snapshot_updates,
+            &guard.snapshot_updates[..room],
+            snapshot_bytes as f64 / f64::from(1 << 30)
+        );
+    }
+    found
 }
 
 /// Host memory that the snapshots of a guard take in all, where one takes `snapshot_bytes`.
@@ -237,7 +255,7 @@ mod tests {
     use rectiflow_sdxl::{init::Init, weights::Weights};
 
     use super::*;
-    use crate::{
+    use crate::state::{
         flat::FlatParameters,
         optim::{Optimizer, OptimizerConfig},
         precision::Precision,

@@ -1,9 +1,9 @@
 //! Losses by noise level: sums that add up over batches and ranks, and the means and standard errors that they make.
 
 use crate::{
-    comm::Comm,
     error::Result,
-    metrics::{SigmaBin, TableLoss},
+    measure::metrics::{SigmaBin, TableLoss},
+    ranks::comm::Comm,
 };
 
 /// Equal ranges of noise levels from 0 to 1 with the losses seen in each.
@@ -24,10 +24,10 @@ impl Bins {
 
     /// What all ranks have seen, the same on each.
     pub(crate) fn of_all(&self, comm: &Comm) -> Result<Self> {
-        let numbers: Vec<f64> = self.0.iter().flat_map(|sums| [sums.count, sums.sum, sums.squares]).collect();
-        let numbers = comm.sum_numbers(&numbers)?;
-        let sums = numbers.chunks(3).map(|sums| Sums { count: sums[0], sum: sums[1], squares: sums[2] });
-        Ok(Self(sums.collect()))
+        let own: Vec<f64> = self.0.iter().copied().flat_map(Sums::to_numbers).collect();
+        let all = comm.sum_numbers(&own)?;
+        let (bins, _) = all.as_chunks();
+        Ok(Self(bins.iter().copied().map(Sums::from_numbers).collect()))
     }
 
     /// The mean over everything, and over each range.
@@ -52,6 +52,14 @@ struct Sums {
 }
 
 impl Sums {
+    fn to_numbers(self) -> [f64; 3] {
+        [self.count, self.sum, self.squares]
+    }
+
+    fn from_numbers([count, sum, squares]: [f64; 3]) -> Self {
+        Self { count, sum, squares }
+    }
+
     fn add(&mut self, loss: f64, weight: f64) {
         self.count += weight;
         self.sum += weight * loss;

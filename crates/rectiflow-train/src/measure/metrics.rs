@@ -15,10 +15,8 @@ use std::{
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{
-    comm::Collective,
     error::{Error, Result},
-    lag::Slowest,
-    vitals::Vitals,
+    ranks::{straggler::Slowest, traffic::Collective},
 };
 
 /// One line of `metrics.jsonl`.
@@ -143,6 +141,22 @@ pub struct VitalsMetrics {
     /// begins to look at single tokens, in bf16 long before the loss shows it (arXiv 2309.14322).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub largest_logit: Option<Lossless>,
+}
+
+/// A part of the model in one update.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Vitals {
+    /// Component and module, e.g. `unet.mid_block`.
+    pub module: String,
+    /// Norm of its gradient, after clipping.
+    #[serde(with = "lossless")]
+    pub gradient_norm: f64,
+    /// Root mean square of `g / sqrt(v)`.
+    #[serde(with = "lossless")]
+    pub moment_ratio: f64,
+    /// Norm of the update without weight decay, over the norm of the weights.
+    #[serde(with = "lossless")]
+    pub update_ratio: f64,
 }
 
 /// One update.

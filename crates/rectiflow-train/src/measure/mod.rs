@@ -4,4 +4,4 @@ pub(crate) mod bins;
 pub mod findings;
 pub mod metrics;
 pub mod testloss;
-pub mod vitals;
+pub(crate) mod vitals;

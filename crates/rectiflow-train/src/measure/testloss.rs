@@ -14,51 +14,16 @@ use rectiflow_data::{
     test_batches::{TestBatches, test_batches, training_batches},
 };
 use rectiflow_sdxl::sample::initial_noise;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use tch::{Tensor, no_grad};
 
 use crate::{
-    bins::Bins,
-    comm::Comm,
-    config::Checked,
     error::Result,
-    metrics::TableLoss,
+    measure::{bins::Bins, metrics::TableLoss},
+    ranks::comm::Comm,
+    recipe::Checked,
     step::{Stepper, latent_size, to_vec},
-    workers::Shared,
 };
-
-/// `[test]`: the test loss.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct TestConfig {
-    /// Steps from one measurement to the next; the first is before training, the last at its end.
-    pub every_steps: u64,
-    /// Equal ranges of noise levels to report apart, 1 to 100.
-    pub bins: usize,
-    /// Training samples, chosen by hash, whose loss is measured in the same way; 0 measures none.
-    pub training_samples: usize,
-}
-
-impl Default for TestConfig {
-    fn default() -> Self {
-        Self { every_steps: 500, bins: 10, training_samples: 0 }
-    }
-}
-
-impl TestConfig {
-    /// What is wrong with these settings: (key, reason) pairs.
-    pub(crate) fn problems(&self) -> Vec<(String, String)> {
-        let mut problems = Vec::new();
-        if self.every_steps == 0 {
-            problems.push(("test.every_steps".into(), "expected at least 1, found 0".into()));
-        }
-        if !(1..=100).contains(&self.bins) {
-            problems.push(("test.bins".into(), format!("expected 1 to 100, found {}", self.bins)));
-        }
-        problems
-    }
-}
 
 /// Both fixed tables of a run.
 #[derive(Debug)]
@@ -138,15 +103,13 @@ impl Table {
             return Ok(None);
         }
         let mut bins = Bins::new(self.bins);
-        // SAFETY: a pass without gradients reads the parameters and writes nothing that another one sees.
-        let shared = unsafe { Shared::new(stepper) };
         let mut batches = self.batches(sources, comm.rank())?;
         loop {
             let some = batches.by_ref().take(stepper.workers.width()).collect::<rectiflow_data::Result<Vec<_>>>()?;
             if some.is_empty() {
                 break;
             }
-            let losses = stepper.workers.map(&some, |batch| self.losses(shared.get(), batch));
+            let losses = stepper.workers.map_tensors(stepper, &some, |stepper, batch| self.losses(stepper, batch));
             for (batch, losses) in some.iter().zip(losses) {
                 for ((loss, id), weight) in losses?.iter().zip(&batch.ids).zip(&batch.weights) {
                     bins.add(self.times[id], f64::from(*loss), f64::from(*weight));

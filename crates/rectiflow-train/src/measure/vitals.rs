@@ -9,38 +9,18 @@
 //! The parts are the entries of a component's state dictionary down to a level of the UNet (`unet.down_blocks.1`,
 //! `unet.mid_block`) or a text encoder as a whole. Of several ranks each looks at what it updates.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::{collections::BTreeMap, ops::Range, slice::from_ref};
 
 use rectiflow_sdxl::model::Component;
-use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use crate::{
     error::Result,
-    exchange::Exchange,
-    flat::{Slice, part},
-    gradient_vector::GradientVector,
     lr::LrRatios,
-    metrics::lossless,
-    optim::Part,
-    state::TrainState,
+    measure::metrics::Vitals,
+    ranks::exchange::Exchange,
+    state::{TrainState, gradient_vector::GradientVector, layout::Slice, optim::UpdateRange},
 };
-
-/// A part of the model in one update.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Vitals {
-    /// Component and module, e.g. `unet.mid_block`.
-    pub module: String,
-    /// Norm of its gradient, after clipping.
-    #[serde(with = "lossless")]
-    pub gradient_norm: f64,
-    /// Root mean square of `g / sqrt(v)`.
-    #[serde(with = "lossless")]
-    pub moment_ratio: f64,
-    /// Norm of the update without weight decay, over the norm of the weights.
-    #[serde(with = "lossless")]
-    pub update_ratio: f64,
-}
 
 /// Takes the vital signs of the update that was just made at rate `lr` from `gradients`, those of this rank's elements.
 pub(crate) fn measure(
@@ -51,50 +31,85 @@ pub(crate) fn measure(
     exchange: &Exchange,
 ) -> Result<Vec<Vitals>> {
     let modules = modules(&state.parameters.slices);
-    let mut numbers = Vec::new();
+    let mut own = Vec::new();
     for (_, ranges) in &modules {
-        let mut all = [0.0; NUM_SUMS];
+        let mut sums = Sums::default();
         for range in ranges {
-            let sums = sums(state, gradients, &module_part(state, range, lr, ratios));
-            all.iter_mut().zip(sums).for_each(|(all, sum)| *all += sum);
+            sums.add(Sums::of(state, gradients, &module_range(state, range, lr, ratios)));
         }
-        numbers.extend(all);
+        own.extend(sums.to_numbers());
     }
-    let numbers = exchange.total(&numbers)?;
-    let vitals = modules.into_iter().zip(numbers.chunks_exact(NUM_SUMS)).map(|((module, ranges), sums)| Vitals {
-        module,
-        gradient_norm: sums[0].sqrt(),
-        moment_ratio: (sums[1] / num_elements(&ranges) as f64).sqrt(),
-        update_ratio: (sums[2] / sums[3]).sqrt(),
-    });
-    Ok(vitals.collect())
+    let all = exchange.total(&own)?;
+    let (all, _) = all.as_chunks();
+    let all = all.iter().copied().map(Sums::from_numbers);
+    Ok(modules.into_iter().zip(all).map(|((module, ranges), sums)| sums.vitals(module, &ranges)).collect())
 }
 
-const NUM_SUMS: usize = 4;
+/// Sums of squares over some of a rank's elements.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sums {
+    /// g^2
+    gradient: f64,
+    /// g^2 / v
+    moment_ratio: f64,
+    /// update^2
+    update: f64,
+    /// weight^2
+    weight: f64,
+}
 
-/// Sums over a part of this rank's elements: g^2, g^2 / v, update^2, weight^2.
-fn sums(state: &TrainState, gradients: &GradientVector, of: &Part) -> [f64; NUM_SUMS] {
-    let masters = &state.parameters.masters;
-    let square_sum = |tensor: &Tensor| tensor.square().sum(Kind::Double).double_value(&[]);
-    let mut sums = [0.0; NUM_SUMS];
-    for chunk in gradients.chunks(&of.range) {
-        let seen = [
-            square_sum(&chunk.gradient),
-            state.optimizer.excess(&chunk, of),
-            square_sum(&state.optimizer.step(of, &chunk.range, of.rate)),
-            square_sum(&part(masters, &chunk.range)),
-        ];
-        sums.iter_mut().zip(seen).for_each(|(sum, seen)| *sum += seen);
+impl Sums {
+    /// Those of what this rank owns of `range`.
+    fn of(state: &TrainState, gradients: &GradientVector, range: &UpdateRange) -> Self {
+        let masters = &state.parameters.masters;
+        let mut sums = Self::default();
+        for chunk in state.optimizer.chunks(masters, gradients, from_ref(range)) {
+            sums.add(Self {
+                gradient: square_sum(&chunk.gradient),
+                moment_ratio: chunk.excess(),
+                update: square_sum(&chunk.step(range.rate)),
+                weight: square_sum(&chunk.values),
+            });
+        }
+        sums
     }
-    sums
+
+    fn add(&mut self, other: Self) {
+        self.gradient += other.gradient;
+        self.moment_ratio += other.moment_ratio;
+        self.update += other.update;
+        self.weight += other.weight;
+    }
+
+    fn to_numbers(self) -> [f64; 4] {
+        [self.gradient, self.moment_ratio, self.update, self.weight]
+    }
+
+    fn from_numbers([gradient, moment_ratio, update, weight]: [f64; 4]) -> Self {
+        Self { gradient, moment_ratio, update, weight }
+    }
+
+    /// What they say of a module of these elements.
+    fn vitals(&self, module: String, ranges: &[Range<i64>]) -> Vitals {
+        Vitals {
+            module,
+            gradient_norm: self.gradient.sqrt(),
+            moment_ratio: (self.moment_ratio / num_elements(ranges) as f64).sqrt(),
+            update_ratio: (self.update / self.weight).sqrt(),
+        }
+    }
+}
+
+fn square_sum(tensor: &Tensor) -> f64 {
+    tensor.square().sum(Kind::Double).double_value(&[])
 }
 
 /// Some elements of a module as the optimiser sees them: those that are this rank's, counted among what it owns.
-fn module_part(state: &TrainState, module: &Range<i64>, lr: f64, ratios: &LrRatios) -> Part {
+fn module_range(state: &TrainState, module: &Range<i64>, lr: f64, ratios: &LrRatios) -> UpdateRange {
     let groups = state.parameters.groups.iter().zip(&state.moments_from);
     let (group, from) =
         groups.into_iter().find(|(group, _)| group.range.contains(&module.start)).expect("groups cover the vector");
-    Part {
+    UpdateRange {
         range: state.parameters.own_part(module),
         whole: module.end - module.start,
         rate: lr * ratios.of(&group.component),
@@ -138,12 +153,14 @@ mod tests {
 
     use super::*;
     use crate::{
-        comm::Comm,
-        flat::FlatParameters,
-        launch::Sharding,
-        optim::{Optimizer, OptimizerConfig},
-        state::Position,
-        workers::Workers,
+        ranks::{comm::Comm, launch::Sharding},
+        state::{
+            Position,
+            flat::FlatParameters,
+            layout::narrow,
+            optim::{Optimizer, OptimizerConfig},
+            workers::Workers,
+        },
     };
     use rectiflow_sdxl::{init::Init, weights::Weights};
 
@@ -168,7 +185,7 @@ mod tests {
         let _conv = weights.take("conv_in.weight", &[100], ones);
         let _mid = weights.take("mid_block.resnets.0.conv1.weight", &[300], ones);
         let unet = weights.finish().unwrap();
-        let parameters = FlatParameters::adopt(&[("unet", &unet)], crate::precision::Precision::Fp32);
+        let parameters = FlatParameters::adopt(&[("unet", &unet)], crate::state::precision::Precision::Fp32);
         let config = OptimizerConfig { weight_decay: 0.0, ..OptimizerConfig::default() };
         let before = parameters.masters.copy();
         let mut state = TrainState {
@@ -182,11 +199,11 @@ mod tests {
         let gradients = Tensor::arange(400, (Kind::Float, Device::Cpu)) + 1.0;
         let (lr, ratios, comm) = (1e-2, LrRatios::default(), Comm::alone());
         let exchange = Exchange::new(&comm, Sharding::Once);
-        let parts = state.parts(lr, &ratios);
+        let ranges = state.update_ranges(lr, &ratios);
         let total = |own: &[f64]| Ok(own.to_vec());
         let workers = Workers::new(Device::Cpu, 1);
         let vector = |factor: f64| GradientVector::new([&gradients * factor]);
-        state.optimizer.update(&state.parameters.masters, &vector(1.0), &parts, &workers, &total).unwrap();
+        state.optimizer.update(&state.parameters.masters, &vector(1.0), &ranges, &workers, &total).unwrap();
         let vitals = measure(&state, &vector(1.0), lr, &ratios, &exchange).unwrap();
         assert_eq!(
             vitals.iter().map(|vitals| &vitals.module[..]).collect::<Vec<_>>(),
@@ -194,7 +211,7 @@ mod tests {
         );
         let moved = &state.parameters.masters - &before;
         for (vitals, range) in vitals.iter().zip([0..100, 100..400]) {
-            let norm = |tensor: &Tensor| part(tensor, &range).norm().double_value(&[]);
+            let norm = |tensor: &Tensor| narrow(tensor, &range).norm().double_value(&[]);
             assert!((vitals.gradient_norm / norm(&gradients) - 1.0).abs() < 1e-5);
             // Corrected for its start at zero, the second moment of the first update is g^2.
             assert!((vitals.moment_ratio - 1.0).abs() < 1e-4, "{vitals:?}");

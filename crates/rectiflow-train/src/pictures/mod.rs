@@ -1,6 +1,5 @@
-//! Pictures drawn with a whole model: where the tokenizer and the sampler meet.
+//! Pictures from a whole model: where the tokenizer and the sampler meet.
 
-pub mod draw;
-pub mod gallery;
+pub mod generate;
 pub mod preview;
-pub mod staged;
+pub mod staged_model;

@@ -4,57 +4,26 @@ use std::{
     fs,
     ops::Range,
     path::{Path, PathBuf},
+    slice::from_ref,
 };
 
 use rectiflow_data::{contact_sheet::ContactSheet, picture::Picture, token::Tokenizer};
 use rectiflow_sdxl::{
     cond::Cond,
+    error::Error as ModelError,
     guidance::Guided,
     model::Model,
     sample::{SampleSettings, Texts, decode, sample_latents_by},
 };
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use crate::{
-    comm::Comm,
-    config::Checked,
-    draw::{condition, pictures},
     error::{Error, Result},
-    flat::part,
-    partition::Partition,
+    pictures::generate::{condition, pictures},
+    ranks::comm::Comm,
+    recipe::{Checked, sections::PreviewConfig},
+    state::{layout::narrow, partition::Partition, write::write_to},
 };
-
-/// `[preview]`: pictures sampled while training goes on.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct PreviewConfig {
-    /// Steps from one set of pictures to the next; the first is before training, the last at its end.
-    pub every_steps: u64,
-    /// One picture each; none by default, and then nothing is sampled.
-    pub prompts: Vec<String>,
-    /// What the pictures are steered away from, with `cfg` above 1.
-    pub negative: String,
-    /// How they are sampled; `batch` is the number of prompts.
-    pub sample: SampleSettings,
-}
-
-impl Default for PreviewConfig {
-    fn default() -> Self {
-        Self { every_steps: 500, prompts: Vec::new(), negative: String::new(), sample: SampleSettings::default() }
-    }
-}
-
-impl PreviewConfig {
-    /// What is wrong with these settings: (key, reason) pairs.
-    pub(crate) fn problems(&self) -> Vec<(String, String)> {
-        if self.every_steps == 0 {
-            return vec![("preview.every_steps".into(), "expected at least 1, found 0".into())];
-        }
-        Vec::new()
-    }
-}
 
 /// Draws a run's previews.
 #[derive(Debug)]
@@ -90,45 +59,56 @@ impl Previewer {
     /// noise and the sampler's arithmetic are those of the whole batch everywhere, so that the pictures do not depend on
     /// the number of ranks.
     fn pictures(&self, model: &Model, checked: &Checked, comm: &Comm) -> Result<Vec<Picture>> {
+        let count = self.config.prompts.len() as i64;
+        let rows = Partition::new(count, comm.rank().ranks).buckets()[0].of(comm.rank().rank);
+        let latents = self.latents(model, checked, &rows, comm)?;
+        let [height, width] = [self.config.sample.height_px, self.config.sample.width_px].map(i64::from);
+        let pixels = Tensor::zeros([count, height, width, 3], (Kind::Uint8, checked.device));
+        if !rows.is_empty() {
+            write_to(&narrow(&pixels, &rows), &decode(&model.vae, &narrow(&latents, &rows))?);
+        }
+        gather_rows(comm, &pixels)?;
+        Ok(pictures(&pixels.to_device(Device::Cpu)))
+    }
+
+    /// The latents of all prompts, of which this rank denoises `rows`.
+    fn latents(&self, model: &Model, checked: &Checked, rows: &Range<i64>, comm: &Comm) -> Result<Tensor> {
         let PreviewConfig { prompts, negative, sample, .. } = &self.config;
         let parameterization = checked.recipe.objective.parameterization;
         let settings = SampleSettings { batch: prompts.len(), ..sample.clone() };
-        let rows = Partition::new(prompts.len() as i64, comm.rank().ranks).buckets()[0].of(comm.rank().rank);
+
+        // This rank's denoiser; none where there are more ranks than pictures.
         let tokenizer = Tokenizer::new();
-        let cond = rows_of(&condition(model, &tokenizer, prompts)?, &rows);
-        let uncond = condition(model, &tokenizer, std::slice::from_ref(negative))?;
-        let own = SampleSettings { batch: (rows.end - rows.start) as usize, ..settings.clone() };
-        let guidance = settings.guidance();
+        let cond = rows_of(&condition(model, &tokenizer, prompts)?, rows);
+        let uncond = condition(model, &tokenizer, from_ref(negative))?;
         let texts = Texts { cond: &cond, uncond: &uncond };
-        let guided =
-            (!rows.is_empty()).then(|| Guided::new(&model.unet, parameterization, texts, &own.time_ids(), &guidance));
-        let guided = guided.transpose()?;
+        let own = SampleSettings { batch: (rows.end - rows.start) as usize, ..settings.clone() };
+        let (time_ids, guidance) = (own.time_ids(), settings.guidance());
+        let guided = if rows.is_empty() {
+            None
+        } else {
+            Some(Guided::new(&model.unet, parameterization, texts, &time_ids, &guidance)?)
+        };
+
         // A sampler knows the model's errors only.
         let mut failed = None;
         let mut denoise = |x: &Tensor, sigma: f64| {
             let whole = x.zeros_like();
             if let Some(guided) = &guided {
-                part(&whole, &rows).copy_(&guided.denoise(&part(x, &rows), sigma)?);
+                write_to(&narrow(&whole, rows), &guided.denoise(&narrow(x, rows), sigma)?);
             }
             if let Err(error) = gather_rows(comm, &whole) {
                 failed = Some(error);
-                return Err(rectiflow_sdxl::error::Error::input("previews", "all ranks", "a failed collective"));
+                return Err(ModelError::input("previews", "all ranks", "a failed collective"));
             }
             Ok(whole)
         };
         let place = (&model.vae.config, parameterization, model.unet.device());
         let latents = sample_latents_by(&mut denoise, place, &settings, &mut |_| {});
-        if let Some(error) = failed {
-            return Err(error);
+        match failed {
+            Some(error) => Err(error),
+            None => Ok(latents?),
         }
-        let latents = latents?;
-        let [height, width] = [settings.height_px, settings.width_px].map(i64::from);
-        let pixels = Tensor::zeros([prompts.len() as i64, height, width, 3], (Kind::Uint8, checked.device));
-        if !rows.is_empty() {
-            part(&pixels, &rows).copy_(&decode(&model.vae, &part(&latents, &rows))?);
-        }
-        gather_rows(comm, &pixels)?;
-        Ok(pictures(&pixels.to_device(Device::Cpu)))
     }
 }
 
@@ -140,6 +120,6 @@ fn gather_rows(comm: &Comm, tensor: &Tensor) -> Result<()> {
 
 /// Some rows of what was said about texts.
 fn rows_of(cond: &Cond, rows: &Range<i64>) -> Cond {
-    let cut = |tensor: &Tensor| part(tensor, rows);
+    let cut = |tensor: &Tensor| narrow(tensor, rows);
     Cond { context: cut(&cond.context), context_mask: cond.context_mask.as_ref().map(cut), pooled: cut(&cond.pooled) }
 }

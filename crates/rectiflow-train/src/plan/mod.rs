@@ -2,26 +2,28 @@
 //!
 //! Counted: FLOPs, bytes, steps. Assumed: the share of a GPU's peak that training reaches; every plan names it and its
 //! source. Unless it is given, it is what one published run reached, which includes all that was lost to that run's
-//! network, loader and machines. Facts about the model and the data come from `plan_facts`.
+//! network, loader and machines. Facts about the model and the data come from `facts`.
 
-pub mod memory;
-pub mod plan_facts;
-pub mod plan_memory;
+pub mod estimate;
+pub mod facts;
+pub mod gpu_memory;
 pub mod simulate;
 
 use rectiflow_data::order::{Order, RankOf};
 use serde::Serialize;
 
 use crate::{
-    config::Checked,
     error::Result,
     hardware::{Hardware, Network},
-    launch::Sharding,
-    memory::{Checkpointing, MOST_TOKENS, Passes},
-    plan_facts::{Facts, Storage},
-    plan_memory::{MemorySettings, Term, memory, total},
-    precision::Precision,
-    simulate::{BUCKET_BYTES, Cluster, StepWork, predict},
+    plan::{
+        estimate::{MOST_TOKENS, Passes},
+        facts::{Facts, Storage},
+        gpu_memory::{MemorySettings, Term, memory, total},
+        simulate::{BUCKET_BYTES, Cluster, StepWork, predict},
+    },
+    ranks::launch::Sharding,
+    recipe::{Checked, sections::Checkpointing},
+    state::precision::Precision,
 };
 
 /// What is asked for.
@@ -138,7 +140,7 @@ pub struct Scaling {
 /// Works out the plan.
 ///
 /// # Errors
-/// [`crate::Error::Data`] where there are more GPUs than lanes, with the number of lanes that would do.
+/// [`crate::error::Error::Data`] where there are more GPUs than lanes, with the number of lanes that would do.
 pub fn plan(checked: &Checked, facts: &Facts, question: &Question) -> Result<Plan> {
     let work = RankWork::new(&facts.order, question)?;
     let sample_flops = facts.mean_sample_flops();

@@ -20,7 +20,7 @@
 //! Not in it: stragglers, shared links beyond a machine's card, GPUs that are slower while they communicate. It is a lower
 //! bound of what goes wrong.
 
-use crate::{hardware::Link, launch::Sharding};
+use crate::{hardware::Link, ranks::launch::Sharding};
 
 /// The ranks of a run and what joins them.
 #[derive(Debug, Clone, Copy, PartialEq)]

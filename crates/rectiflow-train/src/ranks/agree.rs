@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tch::{Device, Tensor};
 
 use crate::{
-    comm::Comm,
     error::{Error, Result},
+    ranks::comm::Comm,
 };
 
 impl Comm {
@@ -17,6 +17,14 @@ impl Comm {
         let all = self.gather(&Tensor::from_slice(own))?.to_device(Device::Cpu);
         let row = |rank| Vec::try_from(all.get(rank)).expect("a row of numbers");
         Ok((0..self.rank().ranks as i64).map(row).collect())
+    }
+
+    /// As [`Self::gather_numbers`], of a single number from each rank.
+    ///
+    /// # Errors
+    /// [`Error::Collective`].
+    pub(crate) fn gather_number(&self, own: f64) -> Result<Vec<f64>> {
+        Ok(self.gather_numbers(&[own])?.into_iter().flatten().collect())
     }
 
     /// Numbers summed over all ranks, in the order of the ranks: bit for bit the same on all of them.
@@ -34,8 +42,8 @@ impl Comm {
     /// # Errors
     /// [`Error::Collective`].
     pub fn gather_texts(&self, own: &str) -> Result<Vec<String>> {
-        let lengths = self.gather_numbers(&[own.len() as f64])?;
-        let lengths: Vec<usize> = lengths.iter().map(|numbers| numbers[0] as usize).collect();
+        let lengths: Vec<usize> =
+            self.gather_number(own.len() as f64)?.into_iter().map(|length| length as usize).collect();
         let mut bytes = own.as_bytes().to_vec();
         bytes.resize(lengths.iter().copied().max().unwrap_or(0).max(1), 0);
         let all = self.gather(&Tensor::from_slice(&bytes))?.to_device(Device::Cpu);

@@ -11,68 +11,29 @@
 //! (all-to-all) and a sum of R pieces.
 
 use std::{
-    collections::BTreeMap,
     mem::forget,
-    net::{ToSocketAddrs, UdpSocket},
     ops::Range,
-    sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
     time::{Duration, Instant},
 };
 
 use rectiflow_data::order::RankOf;
-use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::{
-    c10d::{Group, Store, Transport, Work, has_nccl},
     error::{Error, Result},
-    flat::part,
-    launch::{Launch, RanksConfig},
-    partition::{Bucket, Partition},
-    pulse::Pulse,
+    ranks::{
+        c10d::{Transport, Work},
+        launch::{Launch, RanksConfig},
+        peers::Peers,
+        pulse,
+        traffic::{Collective, Counter, Traffic},
+    },
+    state::{
+        layout::narrow,
+        partition::{Bucket, Partition},
+        write::write_to,
+    },
 };
-
-/// A kind of collective.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Collective {
-    /// Everybody gets the sum.
-    AllReduce,
-    /// Everybody gets its part of the sum.
-    ReduceScatter,
-    /// Everybody gets everybody's part.
-    AllGather,
-    /// Everybody gets what one has.
-    Broadcast,
-    /// Everybody waits for everybody.
-    Barrier,
-}
-
-impl Collective {
-    fn name(self) -> &'static str {
-        match self {
-            Self::AllReduce => "all-reduce",
-            Self::ReduceScatter => "reduce-scatter",
-            Self::AllGather => "all-gather",
-            Self::Broadcast => "broadcast",
-            Self::Barrier => "barrier",
-        }
-    }
-}
-
-/// What this rank has sent, and how long it has waited.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Traffic {
-    /// Bytes that cross the wire for each rank, by collective; `docs/ranks.md` has the formula of each.
-    pub bytes: BTreeMap<Collective, u64>,
-    /// Seconds in collectives, waiting for slower ranks included.
-    pub secs: f64,
-    /// Seconds in which messages were under way while this rank calculated.
-    pub hidden_secs: f64,
-}
 
 /// The ranks of a run, as one of them sees them.
 #[derive(Debug)]
@@ -81,24 +42,14 @@ pub struct Comm {
     /// The ranks on this machine.
     machine: Range<usize>,
     peers: Option<Peers>,
-    traffic: Mutex<Traffic>,
+    traffic: Counter,
 }
 
+/// What a rank says it is doing. It ends when this is dropped, and the rank is back at what it did before.
 #[derive(Debug)]
-struct Peers {
-    /// `None` once it is broken: what never ends cannot be closed.
-    group: Option<Group>,
-    transport: Transport,
-    /// Where small messages are made.
-    device: Device,
-    timeout: Duration,
-    pulse: Pulse,
-    serves_store: bool,
-    broken: AtomicBool,
-    /// Where messages arrive: memory taken anew each time would be zeroed by the system each time.
-    spare: Mutex<Vec<Tensor>>,
-    // Last: the group and the pulse have to end before the store that this process may serve.
-    _store: Store,
+#[must_use = "what a rank does ends when this is dropped"]
+pub struct Doing<'a> {
+    _begun: Option<pulse::Doing<'a>>,
 }
 
 /// A collective that has begun. One that is dropped before it is done is left to itself.
@@ -120,15 +71,13 @@ impl Drop for Pending {
     }
 }
 
-/// A collective in progress is left alone for so long before others' failures are looked at.
-const GLANCE: Duration = Duration::from_millis(100);
 /// Rank 0 ends so much later than it could, where it serves the store in which the others read why.
 const LINGER: Duration = Duration::from_secs(2);
 
 impl Comm {
     /// One rank alone: every collective is done as soon as it is begun.
     pub fn alone() -> Self {
-        Self { rank: RankOf::ONLY, machine: 0..1, peers: None, traffic: Mutex::default() }
+        Self { rank: RankOf::ONLY, machine: 0..1, peers: None, traffic: Counter::default() }
     }
 
     /// Meets the other ranks.
@@ -136,39 +85,8 @@ impl Comm {
     /// # Errors
     /// [`Error::Launch`] where they do not come, the port is in use, or the build has no NCCL for a GPU.
     pub fn open(launch: &Launch, device: Device, config: &RanksConfig) -> Result<Self> {
-        let fail = |reason: String| Error::Launch { reason };
-        let transport = if device == Device::Cpu { Transport::Gloo } else { Transport::Nccl };
-        if transport == Transport::Nccl && !has_nccl() {
-            let reason = "several ranks on GPUs need NCCL, and this rectiflow was built without it: build it with \
-                          `--features nccl` against a libtorch with CUDA, or set run.device = \"cpu\"";
-            return Err(fail(reason.to_owned()));
-        }
-        let Launch { rank, host, port, attempt, .. } = launch;
-        let serves_store = rank.rank == 0 && !launch.store_is_launchers;
-        let start = Duration::from_secs(config.start_secs);
-        let prefix = format!("rectiflow/{attempt}");
-        let store = Store::open(host, *port, serves_store, start, &prefix);
-        let store = store.map_err(|reason| fail(unreachable_store(launch, serves_store, &reason)))?;
-        meet(&store, *rank, start)?;
-        let interface = std::env::var("GLOO_SOCKET_IFNAME").unwrap_or_default();
-        let address = if interface.is_empty() { own_address(host, *port) } else { String::new() };
-        let group = Group::open(&store, transport, [rank.rank, rank.ranks], &interface, &address);
-        let group =
-            group.map_err(|reason| fail(format!("rank {}: cannot connect to the others: {reason}", rank.rank)))?;
-        let own = Store::open(host, *port, false, start, &prefix);
-        let own = own.map_err(|reason| fail(unreachable_store(launch, false, &reason)))?;
-        let peers = Peers {
-            group: Some(group),
-            transport,
-            device,
-            timeout: config.timeout(),
-            pulse: Pulse::start(own, *rank),
-            serves_store,
-            broken: AtomicBool::new(false),
-            spare: Mutex::default(),
-            _store: store,
-        };
-        Ok(Self { rank: *rank, machine: launch.machine.clone(), peers: Some(peers), traffic: Mutex::default() })
+        let peers = Peers::open(launch, device, config)?;
+        Ok(Self { rank: launch.rank, machine: launch.machine.clone(), peers: Some(peers), traffic: Counter::default() })
     }
 
     /// Which of how many.
@@ -186,28 +104,25 @@ impl Comm {
         self.rank.rank == 0
     }
 
-    /// Says what this rank does from now on, should others have to name it.
-    pub fn work(&self, what: impl FnOnce() -> String) {
-        if let Some(peers) = &self.peers {
-            peers.pulse.work(what());
-        }
+    /// Says what this rank does, should others have to name it, until the returned value is dropped. Others wait for it
+    /// no longer than the time-out.
+    pub fn work(&self, what: impl FnOnce() -> String) -> Doing<'_> {
+        Doing { _begun: self.peers.as_ref().map(|peers| peers.pulse.work(what())) }
     }
 
-    /// As [`Self::work`], of something that may take longer than the time-out.
-    pub fn long_work(&self, what: &str) {
-        if let Some(peers) = &self.peers {
-            peers.pulse.long_work(what.to_owned());
-        }
+    /// As [`Self::work`], of something that may take longer than the time-out: files, pictures, the test loss.
+    pub fn long(&self, what: &str) -> Doing<'_> {
+        Doing { _begun: self.peers.as_ref().map(|peers| peers.pulse.long(what.to_owned())) }
     }
 
     /// What was sent since the last call.
     pub fn take_traffic(&self) -> Traffic {
-        std::mem::take(&mut *locked(&self.traffic))
+        self.traffic.take()
     }
 
     /// Seconds of it.
     pub(crate) fn traffic_secs(&self) -> f64 {
-        locked(&self.traffic).secs
+        self.traffic.secs()
     }
 
     /// Begins to sum a contiguous tensor over all ranks, in place; bit for bit the same on all of them.
@@ -217,7 +132,7 @@ impl Comm {
     pub fn begin_all_reduce(&self, bucket: Tensor) -> Result<Pending> {
         let Some(peers) = &self.peers else { return Ok(Pending::done(Collective::AllReduce, bucket)) };
         let (work, ranks) = (peers.group()?.all_reduce(&bucket), self.rank.ranks as u64);
-        self.count(Collective::AllReduce, 2 * bytes_of(&bucket) * (ranks - 1) / ranks);
+        self.traffic.add_bytes(Collective::AllReduce, 2 * bytes_of(&bucket) * (ranks - 1) / ranks);
         self.begun(Collective::AllReduce, bucket.shallow_clone(), bucket, work)
     }
 
@@ -226,7 +141,7 @@ impl Comm {
     /// # Errors
     /// [`Error::Collective`].
     pub fn end_all_reduce(&self, mut pending: Pending) -> Result<()> {
-        self.settle(&mut pending)
+        self.wait_pending(&mut pending)
     }
 
     /// Makes a contiguous tensor what rank `from` has.
@@ -237,7 +152,7 @@ impl Comm {
         let Some(peers) = &self.peers else { return Ok(()) };
         self.finish(Collective::Broadcast, tensor, peers.group()?.broadcast(tensor, from))?;
         let ranks = self.rank.ranks as u64;
-        self.count(Collective::Broadcast, bytes_of(tensor) * (ranks - 1) / ranks);
+        self.traffic.add_bytes(Collective::Broadcast, bytes_of(tensor) * (ranks - 1) / ranks);
         Ok(())
     }
 
@@ -248,7 +163,7 @@ impl Comm {
     pub fn begin_reduce_scatter(&self, bucket: Tensor) -> Result<Pending> {
         let Some(peers) = &self.peers else { return Ok(Pending::done(Collective::ReduceScatter, bucket)) };
         let (group, ranks) = (peers.group()?, self.rank.ranks as i64);
-        self.count(Collective::ReduceScatter, bytes_of(&bucket) / ranks as u64 * (ranks as u64 - 1));
+        self.traffic.add_bytes(Collective::ReduceScatter, bytes_of(&bucket) / ranks as u64 * (ranks as u64 - 1));
         let (len, kind, device) = (bucket.numel() as i64, bucket.kind(), bucket.device());
         if peers.transport == Transport::Nccl {
             let found = Tensor::empty([len / ranks], (kind, device));
@@ -256,7 +171,7 @@ impl Comm {
             return self.begun(Collective::ReduceScatter, bucket, found, work);
         }
         let spare = peers.take(len, kind, device);
-        let found = part(&spare, &(0..len));
+        let found = narrow(&spare, &(0..len));
         let work = group.all_to_all(&found, &bucket);
         let mut pending = self.begun(Collective::ReduceScatter, bucket, found, work)?;
         pending.spare = Some(spare);
@@ -268,7 +183,7 @@ impl Comm {
     /// # Errors
     /// [`Error::Collective`].
     pub fn end_reduce_scatter(&self, mut pending: Pending, take: impl FnOnce(&Tensor)) -> Result<()> {
-        self.settle(&mut pending)?;
+        self.wait_pending(&mut pending)?;
         no_grad(|| {
             let (Some(peers), Some(spare)) = (&self.peers, pending.spare.take()) else {
                 take(&pending.found);
@@ -280,7 +195,7 @@ impl Comm {
                 sum += rows.get(rank);
             }
             take(&sum);
-            peers.give_back(spare);
+            peers.release(spare);
         });
         Ok(())
     }
@@ -291,11 +206,11 @@ impl Comm {
     /// [`Error::Collective`].
     pub fn begin_all_gather(&self, all: &Tensor, piece: Tensor) -> Result<Pending> {
         let Some(peers) = &self.peers else {
-            no_grad(|| all.shallow_clone().copy_(&piece));
+            write_to(all, &piece);
             return Ok(Pending::done(Collective::AllGather, piece));
         };
         let work = peers.group()?.all_gather(all, &piece);
-        self.count(Collective::AllGather, bytes_of(&piece) * (self.rank.ranks as u64 - 1));
+        self.traffic.add_bytes(Collective::AllGather, bytes_of(&piece) * (self.rank.ranks as u64 - 1));
         self.begun(Collective::AllGather, piece, all.shallow_clone(), work)
     }
 
@@ -304,7 +219,7 @@ impl Comm {
     /// # Errors
     /// [`Error::Collective`].
     pub fn end_all_gather(&self, mut pending: Pending) -> Result<()> {
-        self.settle(&mut pending)
+        self.wait_pending(&mut pending)
     }
 
     fn begun(
@@ -323,9 +238,9 @@ impl Comm {
     /// # Errors
     /// [`Error::Collective`].
     pub fn all_gather(&self, vector: &Tensor, partition: &Partition) -> Result<()> {
-        let own = |bucket: &Bucket| part(vector, &bucket.of(self.rank.rank));
+        let own = |bucket: &Bucket| narrow(vector, &bucket.of(self.rank.rank));
         self.gather_buckets(partition, (vector.kind(), vector.device()), own, |bucket, all| {
-            part(vector, &bucket.range).copy_(&all);
+            write_to(&narrow(vector, &bucket.range), &all);
         })
     }
 
@@ -339,10 +254,10 @@ impl Comm {
         }
         let vector = self.is_first().then(|| Tensor::empty([partition.len()], (own.kind(), Device::Cpu)));
         let mut pieces = partition.pieces(self.rank);
-        let piece = |_: &Bucket| part(own, &pieces.next().expect("there is a piece of every bucket").own);
+        let piece = |_: &Bucket| narrow(own, &pieces.next().expect("there is a piece of every bucket").own);
         self.gather_buckets(partition, (own.kind(), own.device()), piece, |bucket, all| {
             if let Some(vector) = &vector {
-                part(vector, &bucket.range).copy_(&all);
+                write_to(&narrow(vector, &bucket.range), &all);
             }
         })?;
         Ok(vector)
@@ -360,14 +275,14 @@ impl Comm {
         for bucket in partition.buckets() {
             let found = own(bucket);
             let piece = Tensor::zeros([bucket.piece], (kind, device));
-            no_grad(|| part(&piece, &(0..found.numel() as i64)).copy_(&found));
+            write_to(&narrow(&piece, &(0..found.numel() as i64)), &found);
             let len = bucket.piece * partition.ranks() as i64;
             let spare = peers.take(len, kind, device);
-            let all = part(&spare, &(0..len));
+            let all = narrow(&spare, &(0..len));
             let pending = self.begin_all_gather(&all, piece)?;
             self.waiting(Collective::AllGather, || self.end_all_gather(pending))?;
-            no_grad(|| take(bucket, part(&all, &(0..bucket.range.end - bucket.range.start))));
-            peers.give_back(spare);
+            take(bucket, narrow(&all, &(0..bucket.range.end - bucket.range.start)));
+            peers.release(spare);
         }
         Ok(())
     }
@@ -378,7 +293,7 @@ impl Comm {
         let (ranks, piece) = (self.rank.ranks as i64, piece.to_device(peers.device));
         let all = Tensor::empty([ranks * piece.size()[0]], (piece.kind(), piece.device()));
         self.finish(Collective::AllGather, &piece, peers.group()?.all_gather(&all, &piece))?;
-        self.count(Collective::AllGather, bytes_of(&piece) * (ranks as u64 - 1));
+        self.traffic.add_bytes(Collective::AllGather, bytes_of(&piece) * (ranks as u64 - 1));
         Ok(all.view([ranks, -1]))
     }
 
@@ -396,30 +311,22 @@ impl Comm {
     pub fn abandon(&self, error: &Error) {
         let Some(peers) = &self.peers else { return };
         if !matches!(error, Error::Stopped { .. } | Error::Collective { .. } | Error::OtherRank { .. }) {
-            peers.pulse.tell(format!("rank {} failed {}: {error}", self.rank.rank, peers.pulse.doing()));
+            peers.pulse.tell(format!("rank {} failed {}: {error}", self.rank.rank, peers.pulse.last_begun()));
         }
-        self.break_down(peers);
+        peers.break_down();
         if peers.serves_store {
             std::thread::sleep(LINGER);
         }
     }
 
-    fn break_down(&self, peers: &Peers) {
-        peers.broken.store(true, Ordering::SeqCst);
-    }
-
-    fn count(&self, collective: Collective, bytes: u64) {
-        *locked(&self.traffic).bytes.entry(collective).or_default() += bytes;
-    }
-
     /// Waits for a collective, looking after the other ranks.
     fn finish(&self, collective: Collective, tensor: &Tensor, work: std::result::Result<Work, String>) -> Result<()> {
         let mut pending = self.begun(collective, tensor.shallow_clone(), tensor.shallow_clone(), work)?;
-        self.waiting(collective, || self.settle(&mut pending))
+        self.waiting(collective, || self.wait_pending(&mut pending))
     }
 
     /// Waits for what has begun, on whatever thread.
-    fn settle(&self, pending: &mut Pending) -> Result<()> {
+    fn wait_pending(&self, pending: &mut Pending) -> Result<()> {
         let (Some(peers), Some(work)) = (&self.peers, pending.work.take()) else { return Ok(()) };
         peers.wait(work, pending.began).map_err(|reason| self.failed(pending.collective, &pending.sent, reason))
     }
@@ -428,16 +335,15 @@ impl Comm {
     pub(crate) fn waiting<T>(&self, collective: Collective, wait: impl FnOnce() -> T) -> T {
         let Some(peers) = &self.peers else { return wait() };
         let began = Instant::now();
-        let before = peers.pulse.wait_in(collective.name());
+        let _doing = peers.pulse.wait_in(collective.name());
         let found = wait();
-        locked(&self.traffic).secs += began.elapsed().as_secs_f64();
-        peers.pulse.resume(before);
+        self.traffic.add_secs(began.elapsed().as_secs_f64());
         found
     }
 
     /// Notes for how long messages were under way while this rank did something else.
     pub(crate) fn note_hidden(&self, secs: f64) {
-        locked(&self.traffic).hidden_secs += secs;
+        self.traffic.add_hidden_secs(secs);
     }
 
     fn failed(&self, collective: Collective, tensor: &Tensor, reason: String) -> Error {
@@ -446,7 +352,7 @@ impl Comm {
             None => reason,
             Some(peers) => {
                 let reason = peers.pulse.tell(reason);
-                self.break_down(peers);
+                peers.break_down();
                 reason
             }
         };
@@ -460,107 +366,6 @@ impl Pending {
         let found = tensor.shallow_clone();
         Self { collective, work: None, sent: tensor, found, spare: None, began: Instant::now() }
     }
-}
-
-impl Peers {
-    /// At least `len` elements of anything, to be given back.
-    fn take(&self, len: i64, kind: Kind, device: Device) -> Tensor {
-        let mut spare = locked(&self.spare);
-        let fits = |kept: &Tensor| kept.kind() == kind && kept.device() == device && kept.numel() as i64 >= len;
-        let found = spare.iter().position(fits).map(|at| spare.swap_remove(at));
-        found.unwrap_or_else(|| {
-            // What is too small now will be again.
-            spare.retain(|kept| kept.kind() != kind);
-            Tensor::empty([len], (kind, device))
-        })
-    }
-
-    fn give_back(&self, memory: Tensor) {
-        locked(&self.spare).push(memory);
-    }
-
-    fn group(&self) -> Result<&Group> {
-        let broken = || Error::Launch { reason: "a collective has failed before: this process should end".to_owned() };
-        self.group.as_ref().filter(|_| !self.broken.load(Ordering::SeqCst)).ok_or_else(broken)
-    }
-
-    /// Waits for a work; the reason where it cannot be done.
-    fn wait(&self, work: Work, began: Instant) -> std::result::Result<(), String> {
-        let mut patience = self.timeout;
-        loop {
-            let reason = match work.wait(GLANCE) {
-                Ok(true) => return Ok(()),
-                Ok(false) if began.elapsed() > patience => {
-                    patience += self.timeout;
-                    self.pulse.investigate(self.timeout)
-                }
-                Ok(false) => self.pulse.failure(),
-                Err(reason) => Some(self.pulse.investigate(self.timeout).unwrap_or(reason)),
-            };
-            if let Some(reason) = reason {
-                // It may still be writing into its tensors.
-                forget(work);
-                return Err(reason);
-            }
-        }
-    }
-}
-
-/// A value behind a lock that nobody panics under.
-fn locked<T>(value: &Mutex<T>) -> MutexGuard<'_, T> {
-    value.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Drop for Peers {
-    fn drop(&mut self) {
-        if self.broken.load(Ordering::SeqCst) {
-            // Closing waits for works in progress, which may never end.
-            forget(self.group.take());
-        }
-    }
-}
-
-/// Waits until all ranks are there.
-fn meet(store: &Store, rank: RankOf, start: Duration) -> Result<()> {
-    let key = |rank: usize| format!("here/{rank}");
-    let fail = |reason: String| Error::Launch { reason };
-    store.set(&key(rank.rank), b"1").map_err(fail)?;
-    let end = Instant::now() + start;
-    for other in 0..rank.ranks {
-        let left = end.saturating_duration_since(Instant::now()).max(Duration::from_millis(10));
-        if store.get(&key(other), left).is_err() {
-            let missing = (0..rank.ranks).filter(|&other| !store.has(&key(other)).unwrap_or(false));
-            let missing: Vec<String> = missing.map(|rank| rank.to_string()).collect();
-            let (secs, ranks) = (start.as_secs(), rank.ranks);
-            return Err(fail(format!(
-                "rank {}: of {ranks} ranks these have not come up in {secs} s (ranks.start_secs): {}",
-                rank.rank,
-                missing.join(", ")
-            )));
-        }
-    }
-    Ok(())
-}
-
-fn unreachable_store(launch: &Launch, serves_store: bool, reason: &str) -> String {
-    let Launch { rank, host, port, .. } = launch;
-    if serves_store && reason.contains("EADDRINUSE") {
-        return format!("MASTER_PORT {port} is in use on this machine: choose another one, on all ranks");
-    }
-    let doing = if serves_store { "cannot serve" } else { "cannot reach" };
-    format!("rank {}: {doing} the store of rank 0 at MASTER_ADDR {host}, MASTER_PORT {port}: {reason}", rank.rank)
-}
-
-/// This machine's address on the way to the store: where the other ranks can reach it. Empty where it is not known.
-fn own_address(host: &str, port: u16) -> String {
-    let find = || {
-        let to = (host, port).to_socket_addrs().ok()?.next()?;
-        // Nothing is sent: connecting a UDP socket only chooses the way.
-        let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).ok()?;
-        socket.connect(to).ok()?;
-        Some(socket.local_addr().ok()?.ip().to_string())
-    };
-    find().unwrap_or_default()
 }
 
 fn bytes_of(tensor: &Tensor) -> u64 {

@@ -3,14 +3,14 @@
 //!
 //! ```text
 //! micro-batches -> sum of gradients -> loss, norms -> guard -> clip, update of this rank's part -> publish
-//!                   reduced as its buckets come to be complete (`reduce`)                           settle: before the
-//!                                                                                                   model is used
-//!                   `each`: reduced after each micro-batch (on a processor: those side by side)
+//!                  |                                                                               |
+//!                  reduced bucket by bucket (`reduce`),                          wait_gathers, before
+//!                  with `each` once per round                                   the model is used again
 //! ```
 //!
-//! What a rank owns of the sum is the gradient of the whole step, whatever the sharding. Norms are made by each rank from
-//! what it owns, and added up in the order of the ranks, so that they are the same bits everywhere. A rank alone goes the
-//! same way, and nothing moves.
+//! What a rank owns of the sum is the gradient of the whole step, whatever the sharding. Each rank
+//! takes the norms of what it owns, and they are added up in the order of the ranks, so that they are
+//! the same bits everywhere. With one rank every call is a no-op on the same path.
 
 use std::{cell::RefCell, panic::resume_unwind, sync::mpsc, thread, time::Instant};
 
@@ -18,16 +18,14 @@ use rectiflow_data::order::{Order, RankOf};
 use tch::Tensor;
 
 use crate::{
-    comm::{Collective, Comm, Pending},
-    ema,
     error::Result,
-    flat::FlatParameters,
-    gradient_vector::GradientVector,
-    launch::Sharding,
-    reduce::{Reduced, Reducer},
-    state::TrainState,
-    step::{Passes, Summed},
-    workers::Workers,
+    ranks::{
+        comm::{Comm, Pending},
+        launch::Sharding,
+        reduce::{Reduced, Reducer},
+        traffic::Collective,
+    },
+    state::{TrainState, ema, flat::FlatParameters, gradient_vector::GradientVector, layout::Group, workers::Workers},
 };
 
 /// How the ranks of a run share its updates.
@@ -57,9 +55,32 @@ pub(crate) struct StepGradients {
     order: Vec<usize>,
 }
 
+/// The forward and backward passes that one rank made for a step.
+#[derive(Debug)]
+pub(crate) struct Summed {
+    /// Its part of the step's loss.
+    pub(crate) loss: f64,
+    /// Time and loss of each sample, in the order of its micro-batches.
+    pub(crate) samples: Vec<(f64, f32)>,
+    pub(crate) gradients: StepGradients,
+}
+
+/// The forward and backward passes of a step, over all ranks: everything but the update.
+#[derive(Debug)]
+pub(crate) struct Passes {
+    pub(crate) loss: f64,
+    pub(crate) gradient_norm: f64,
+    /// The norm of each group's part, where there is more than one group.
+    pub(crate) norm_by_group: Vec<f64>,
+    /// Time and loss of each sample that this rank worked on, in the order of its micro-batches.
+    pub(crate) samples: Vec<(f64, f32)>,
+    /// The gradient of what this rank updates.
+    pub(crate) gradients: GradientVector,
+}
+
 /// What a rank tells the others in every step.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Word {
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct RankReport {
     /// It has been asked to stop.
     pub(crate) stop: bool,
     /// It has no files of a checkpoint left to write.
@@ -70,13 +91,41 @@ pub(crate) struct Word {
 
 /// What all ranks know of each other after a step's passes.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Together {
+pub(crate) struct StepConsensus {
     /// Whether any of them has been asked to stop.
     pub(crate) stop: bool,
     /// Whether all of them have written all their files.
     pub(crate) is_written: bool,
     /// Seconds that each spent on data and passes, by micro-batch.
     pub(crate) busy: Vec<f64>,
+}
+
+/// What the ranks exchange after a step's passes: each rank's report, and what it measured.
+#[derive(Debug, Clone, PartialEq)]
+struct StepNumbers {
+    report: RankReport,
+    /// The rank's part of the step's loss.
+    loss: f64,
+    /// By group, the square of the norm of what the rank owns of the gradient.
+    square_norms: Vec<f64>,
+}
+
+impl StepNumbers {
+    fn to_numbers(&self) -> Vec<f64> {
+        let RankReport { stop, is_written, busy } = self.report;
+        let flag = |is_set: bool| f64::from(u8::from(is_set));
+        let mut numbers = vec![flag(stop), flag(is_written), busy, self.loss];
+        numbers.extend(&self.square_norms);
+        numbers
+    }
+
+    fn from_numbers(numbers: &[f64]) -> Self {
+        let [stop, is_written, busy, loss, square_norms @ ..] = numbers else {
+            unreachable!("all ranks run the same program, which exchanges at least four numbers");
+        };
+        let report = RankReport { stop: *stop > 0.0, is_written: *is_written > 0.0, busy: *busy };
+        Self { report, loss: *loss, square_norms: square_norms.to_vec() }
+    }
 }
 
 /// Which part of the parameters a rank owns.
@@ -87,19 +136,18 @@ pub(crate) fn share(comm: &Comm, sharding: Sharding) -> RankOf {
 impl<'a> Exchange<'a> {
     /// For steps whose gradients are reduced once.
     pub(crate) fn new(comm: &'a Comm, sharding: Sharding) -> Self {
-        let (order, gathers) = Default::default();
-        Self { comm, sharding, round: usize::MAX, rounds: 1, order, gathers }
+        Self { comm, sharding, round: usize::MAX, rounds: 1, order: RefCell::default(), gathers: RefCell::default() }
     }
 
     /// The same, for the steps of an order; `width` micro-batches are worked on at a time on this rank.
     ///
     /// # Errors
-    /// [`crate::Error::Collective`].
+    /// [`crate::error::Error::Collective`].
     pub(crate) fn with_order(mut self, order: &Order, width: usize) -> Result<Self> {
         if self.sharding == Sharding::Each && self.splits() {
             // All reduce equally often, so that the narrowest decides.
-            let widths = self.comm.gather_numbers(&[width as f64])?;
-            self.round = widths.iter().map(|width| width[0] as usize).min().unwrap_or(1);
+            let widths = self.comm.gather_number(width as f64)?;
+            self.round = widths.into_iter().map(|width| width as usize).min().unwrap_or(1);
             let lanes = order.lanes();
             let most = lanes.div_ceil(self.comm.rank().ranks) * (order.settings().micro_batches / lanes);
             self.rounds = most.div_ceil(self.round);
@@ -126,7 +174,7 @@ impl<'a> Exchange<'a> {
 
     /// Sums up the gradients of so many micro-batches, which `work` makes, over all ranks: each bucket is on its way as
     /// soon as its last gradient is there.
-    pub(crate) fn round_of(
+    pub(crate) fn reduce_round(
         &self,
         sum: &mut StepGradients,
         parameters: &FlatParameters,
@@ -172,7 +220,7 @@ impl<'a> Exchange<'a> {
         thread::scope(|scope| {
             let thread = scope.spawn(|| reducer.run());
             let worked = work();
-            parameters.gradients.fall_silent();
+            parameters.gradients.stop_notifying();
             let began = Instant::now();
             let reduced = self.comm.waiting(collective, || thread.join()).unwrap_or_else(|panic| resume_unwind(panic));
             worked?;
@@ -199,38 +247,55 @@ impl<'a> Exchange<'a> {
     }
 
     /// Makes the sum that of all ranks, and measures it: loss, norms, and what the ranks know of each other.
-    pub(crate) fn reduce(&self, summed: Summed, parameters: &FlatParameters, word: Word) -> Result<(Passes, Together)> {
+    pub(crate) fn reduce(
+        &self,
+        summed: Summed,
+        parameters: &FlatParameters,
+        report: RankReport,
+    ) -> Result<(Passes, StepConsensus)> {
         let Summed { loss, samples, mut gradients } = summed;
         // A rank that has fewer micro-batches than others has nothing to add, but a piece to sum up.
         while gradients.rounds < self.rounds {
-            self.round_of(&mut gradients, parameters, 0, &mut || Ok(()))?;
+            self.reduce_round(&mut gradients, parameters, 0, &mut || Ok(()))?;
         }
         self.learn_order(&gradients.order)?;
         let own = gradients.own.map(|own| GradientVector::new([own]));
         let gradients = own.or(gradients.whole).expect("all micro-batches are done");
         let groups = &parameters.groups;
-        let mut numbers: Vec<f64> =
-            groups.iter().map(|group| gradients.square_norm(&parameters.own_part(&group.range))).collect();
-        let Word { stop, is_written, busy } = word;
-        numbers.extend([loss, f64::from(u8::from(stop)), f64::from(u8::from(!is_written)), busy]);
-        let all = self.comm.gather_numbers(&numbers)?;
-        let total = |at: usize| all.iter().map(|numbers| numbers[at]).sum::<f64>();
-        // Where nothing is split, all ranks have the same gradient.
-        let square = |at: usize| if self.splits() { total(at) } else { all[0][at] };
-        let at = groups.len();
-        let together = Together {
-            stop: total(at + 1) > 0.0,
-            is_written: total(at + 2) == 0.0,
-            busy: all.iter().map(|numbers| numbers[at + 3]).collect(),
+        let square_norm = |group: &Group| gradients.square_norm(&parameters.own_part(&group.range));
+        let own = StepNumbers { report, loss, square_norms: groups.iter().map(square_norm).collect() };
+        let all = self.comm.gather_numbers(&own.to_numbers())?;
+        let all: Vec<StepNumbers> = all.iter().map(|numbers| StepNumbers::from_numbers(numbers)).collect();
+
+        let consensus = StepConsensus {
+            stop: all.iter().any(|rank| rank.report.stop),
+            is_written: all.iter().all(|rank| rank.report.is_written),
+            busy: all.iter().map(|rank| rank.report.busy).collect(),
         };
+        let square_norms = self.square_norms(&all);
         let passes = Passes {
-            loss: total(at),
-            gradient_norm: (0..at).map(square).sum::<f64>().sqrt(),
-            norm_by_group: if at > 1 { (0..at).map(|at| square(at).sqrt()).collect() } else { Vec::new() },
+            loss: all.iter().map(|rank| rank.loss).sum(),
+            gradient_norm: square_norms.iter().sum::<f64>().sqrt(),
+            norm_by_group: if groups.len() > 1 {
+                square_norms.iter().map(|square| square.sqrt()).collect()
+            } else {
+                Vec::new()
+            },
             samples,
             gradients,
         };
-        Ok((passes, together))
+        Ok((passes, consensus))
+    }
+
+    /// By group, the square of the gradient's norm over all ranks.
+    fn square_norms(&self, all: &[StepNumbers]) -> Vec<f64> {
+        let first = &all[0].square_norms;
+        if !self.splits() {
+            // All ranks have the same gradient.
+            return first.clone();
+        }
+        let total = |group: usize| all.iter().map(|rank| rank.square_norms[group]).sum();
+        (0..first.len()).map(total).collect()
     }
 
     /// Numbers of which every rank has those of its part, made those of all. Where nothing is split all ranks have the
@@ -242,10 +307,10 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    /// Begins to bring the model on all ranks up to the masters that each has changed. Until [`Self::settle`] nobody may
-    /// calculate with it.
+    /// Begins to bring the model on all ranks up to the masters that each has changed. It must not be
+    /// used before [`Self::wait_gathers`] returns.
     pub(crate) fn publish(&self, parameters: &FlatParameters) -> Result<()> {
-        self.settle()?;
+        self.wait_gathers()?;
         if !self.splits() {
             parameters.refresh();
             return Ok(());
@@ -258,7 +323,7 @@ impl<'a> Exchange<'a> {
     }
 
     /// Waits until what was published is there.
-    pub(crate) fn settle(&self) -> Result<()> {
+    pub(crate) fn wait_gathers(&self) -> Result<()> {
         let gathers = self.gathers.take();
         if gathers.is_empty() {
             return Ok(());
@@ -268,11 +333,27 @@ impl<'a> Exchange<'a> {
         })
     }
 
-    /// Exchanges masters and average, on all ranks; a second time, and both are what they were.
+    /// Swaps masters and average on all ranks. Calling it twice restores both.
     pub(crate) fn swap_average(&self, state: &TrainState, workers: &Workers) -> Result<()> {
         let Some(average) = &state.average else { return Ok(()) };
         ema::swap(&state.parameters.masters, average, workers);
         self.publish(&state.parameters)?;
-        self.settle()
+        self.wait_gathers()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_ranks_exchange_comes_back_as_it_was() {
+        for (stop, is_written) in [(true, false), (false, true)] {
+            let report = RankReport { stop, is_written, busy: 0.1 + 0.2 };
+            for square_norms in [vec![], vec![1e300, f64::INFINITY]] {
+                let numbers = StepNumbers { report, loss: 0.5, square_norms };
+                assert_eq!(StepNumbers::from_numbers(&numbers.to_numbers()), numbers);
+            }
+        }
     }
 }

@@ -93,70 +93,24 @@ impl Launch {
     /// # Errors
     /// [`Error::Launch`] naming the variables that are missing or cannot be.
     pub fn from_environment(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Self>> {
-        if variable("RANK").is_none() && variable("WORLD_SIZE").is_none() {
-            return Ok(None);
-        }
-        let fail = |reason: String| Error::Launch { reason };
-        let missing: Vec<&str> = ["RANK", "WORLD_SIZE"].into_iter().filter(|name| variable(name).is_none()).collect();
-        if let [missing] = missing[..] {
-            let other = if missing == "RANK" { "WORLD_SIZE" } else { "RANK" };
-            return Err(fail(format!(
-                "{other} is set and {missing} is not; set all of {}, or none",
-                VARIABLES.join(", ")
+        let environment = Environment { variable: &variable };
+        let Some(rank) = environment.rank()? else { return Ok(None) };
+        environment.check_complete()?;
+        let local_rank = environment.number("LOCAL_RANK")?;
+        if local_rank > rank.rank {
+            return Err(refused(format!(
+                "LOCAL_RANK = {local_rank} and RANK = {}: a machine's ranks follow each other",
+                rank.rank
             )));
         }
-        let number = |name: &str| {
-            let text = variable(name).unwrap_or_default();
-            text.trim().parse::<usize>().map_err(|_| fail(format!("{name}: expected a number, found \"{text}\"")))
-        };
-        let (rank, ranks) = (number("RANK")?, number("WORLD_SIZE")?);
-        if rank >= ranks {
-            return Err(fail(format!("RANK = {rank} and WORLD_SIZE = {ranks}: ranks are counted from 0")));
-        }
-        if ranks == 1 {
-            return Ok(None);
-        }
-        let missing: Vec<&str> = VARIABLES.into_iter().filter(|name| variable(name).is_none()).collect();
-        if !missing.is_empty() {
-            let missing = missing.join(", ");
-            return Err(fail(format!(
-                "RANK and WORLD_SIZE are set and {missing} not; set all of {}",
-                VARIABLES.join(", ")
-            )));
-        }
-        let local_rank = number("LOCAL_RANK")?;
-        if local_rank > rank {
-            return Err(fail(format!(
-                "LOCAL_RANK = {local_rank} and RANK = {rank}: a machine's ranks follow each other"
-            )));
-        }
-        let machine = match variable(LOCAL_RANKS).filter(|text| !text.is_empty()) {
-            None => rank..rank + 1,
-            Some(_) => {
-                let first = rank - local_rank;
-                first..first + number(LOCAL_RANKS)?
-            }
-        };
-        if !machine.contains(&rank) || machine.end > ranks {
-            let local_ranks = machine.len();
-            return Err(fail(format!(
-                "{LOCAL_RANKS} = {local_ranks}, LOCAL_RANK = {local_rank}, RANK = {rank} and WORLD_SIZE = {ranks}: the \
-                 ranks of this machine would be {} to {}",
-                machine.start,
-                machine.end.saturating_sub(1)
-            )));
-        }
-        let port = variable("MASTER_PORT").unwrap_or_default();
-        let port = port.trim().parse().ok().filter(|port| *port > 0);
-        let port = port.ok_or_else(|| fail("MASTER_PORT: expected a port, 1 to 65535".to_owned()))?;
         Ok(Some(Self {
-            rank: RankOf { rank, ranks },
+            rank,
             local_rank,
-            machine,
-            host: variable("MASTER_ADDR").unwrap_or_default(),
-            port,
-            store_is_launchers: variable("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|text| text == "True"),
-            attempt: variable("TORCHELASTIC_RESTART_COUNT").unwrap_or_default(),
+            machine: environment.machine(rank, local_rank)?,
+            host: environment.text("MASTER_ADDR"),
+            port: environment.port()?,
+            store_is_launchers: environment.text("TORCHELASTIC_USE_AGENT_STORE") == "True",
+            attempt: environment.text("TORCHELASTIC_RESTART_COUNT"),
         }))
     }
 
@@ -165,6 +119,82 @@ impl Launch {
         let values = [rank.to_string(), ranks.to_string(), rank.to_string(), "127.0.0.1".to_owned(), port.to_string()];
         VARIABLES.into_iter().zip(values).chain([(LOCAL_RANKS, ranks.to_string())]).collect()
     }
+}
+
+/// The variables that a launcher has set.
+struct Environment<'a> {
+    variable: &'a dyn Fn(&str) -> Option<String>,
+}
+
+impl Environment<'_> {
+    /// Which rank of how many; `None` for one process in all.
+    fn rank(&self) -> Result<Option<RankOf>> {
+        match self.missing(&["RANK", "WORLD_SIZE"])[..] {
+            ["RANK", "WORLD_SIZE"] => return Ok(None),
+            [missing] => {
+                let other = if missing == "RANK" { "WORLD_SIZE" } else { "RANK" };
+                let all = VARIABLES.join(", ");
+                return Err(refused(format!("{other} is set and {missing} is not; set all of {all}, or none")));
+            }
+            _ => {}
+        }
+        let (rank, ranks) = (self.number("RANK")?, self.number("WORLD_SIZE")?);
+        if rank >= ranks {
+            return Err(refused(format!("RANK = {rank} and WORLD_SIZE = {ranks}: ranks are counted from 0")));
+        }
+        Ok((ranks > 1).then_some(RankOf { rank, ranks }))
+    }
+
+    fn check_complete(&self) -> Result<()> {
+        let missing = self.missing(&VARIABLES);
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let (missing, all) = (missing.join(", "), VARIABLES.join(", "));
+        Err(refused(format!("RANK and WORLD_SIZE are set and {missing} not; set all of {all}")))
+    }
+
+    /// The ranks on this machine, as far as the launcher says.
+    fn machine(&self, RankOf { rank, ranks }: RankOf, local_rank: usize) -> Result<Range<usize>> {
+        if self.text(LOCAL_RANKS).is_empty() {
+            return Ok(rank..rank + 1);
+        }
+        let first = rank - local_rank;
+        let machine = first..first + self.number(LOCAL_RANKS)?;
+        if machine.contains(&rank) && machine.end <= ranks {
+            return Ok(machine);
+        }
+        Err(refused(format!(
+            "{LOCAL_RANKS} = {}, LOCAL_RANK = {local_rank}, RANK = {rank} and WORLD_SIZE = {ranks}: the ranks of this \
+             machine would be {} to {}",
+            machine.len(),
+            machine.start,
+            machine.end.saturating_sub(1)
+        )))
+    }
+
+    fn port(&self) -> Result<u16> {
+        let port = self.text("MASTER_PORT").trim().parse().ok().filter(|port| *port > 0);
+        port.ok_or_else(|| refused("MASTER_PORT: expected a port, 1 to 65535".to_owned()))
+    }
+
+    fn number(&self, name: &str) -> Result<usize> {
+        let text = self.text(name);
+        text.trim().parse().map_err(|_| refused(format!("{name}: expected a number, found \"{text}\"")))
+    }
+
+    /// A variable; empty where it is not set.
+    fn text(&self, name: &str) -> String {
+        (self.variable)(name).unwrap_or_default()
+    }
+
+    fn missing<'n>(&self, names: &[&'n str]) -> Vec<&'n str> {
+        names.iter().copied().filter(|name| (self.variable)(name).is_none()).collect()
+    }
+}
+
+fn refused(reason: String) -> Error {
+    Error::Launch { reason }
 }
 
 #[cfg(test)]

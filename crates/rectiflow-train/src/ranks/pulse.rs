@@ -8,6 +8,7 @@
 //! never return, and that is seen as well.
 
 use std::{
+    mem::replace,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -15,7 +16,7 @@ use std::{
 
 use rectiflow_data::order::RankOf;
 
-use crate::c10d::Store;
+use crate::ranks::c10d::Store;
 
 const BEAT: Duration = Duration::from_millis(500);
 /// Beats of a living rank come at least so often, busy machines included.
@@ -24,10 +25,24 @@ const FAILURE: &str = "failure";
 
 /// What a rank is doing.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Doing {
+struct Activity {
     /// In words: "reading the data of step 12".
-    pub(crate) what: String,
+    what: String,
     kind: Kind,
+}
+
+/// An activity that this rank has begun. It ends when this is dropped, and the rank is back at the one before.
+#[derive(Debug)]
+#[must_use = "the activity ends when this is dropped"]
+pub(crate) struct Doing<'a> {
+    pulse: &'a Pulse,
+    before: Activity,
+}
+
+impl Drop for Doing<'_> {
+    fn drop(&mut self) {
+        self.pulse.set(self.before.clone());
+    }
 }
 
 /// Whether others may become impatient.
@@ -52,8 +67,10 @@ struct Beat {
 #[derive(Debug)]
 struct Shared {
     rank: RankOf,
-    doing: Doing,
+    doing: Activity,
     since: Instant,
+    /// The work that was begun last, in words; it may have ended.
+    last_begun: String,
     /// What somebody has failed of.
     failure: Option<String>,
     /// What this rank has failed of, to be told to the others.
@@ -79,8 +96,9 @@ impl Pulse {
         let now = Instant::now();
         let shared = Shared {
             rank,
-            doing: Doing { what: "starting".to_owned(), kind: Kind::Long },
+            doing: Activity { what: "starting".to_owned(), kind: Kind::Long },
             since: now,
+            last_begun: "starting".to_owned(),
             failure: None,
             to_tell: None,
             asked: false,
@@ -97,31 +115,27 @@ impl Pulse {
         Self { shared, thread: Some(thread) }
     }
 
-    /// Says what this rank does from now on; the others wait for it no longer than the time-out.
-    pub(crate) fn work(&self, what: String) {
-        self.set(Doing { what, kind: Kind::Work });
+    /// Begins work that the others wait for no longer than the time-out.
+    pub(crate) fn work(&self, what: String) -> Doing<'_> {
+        self.lock().last_begun.clone_from(&what);
+        self.begin(Activity { what, kind: Kind::Work })
     }
 
-    /// As [`Self::work`], of something that may take as long as it takes.
-    pub(crate) fn long_work(&self, what: String) {
-        self.set(Doing { what, kind: Kind::Long });
+    /// Begins work that may take as long as it takes.
+    pub(crate) fn long(&self, what: String) -> Doing<'_> {
+        self.lock().last_begun.clone_from(&what);
+        self.begin(Activity { what, kind: Kind::Long })
     }
 
-    /// Waits for others in a collective; gives what was being done, for [`Self::resume`].
-    pub(crate) fn wait_in(&self, what: &str) -> Doing {
-        let before = self.lock().doing.clone();
-        self.set(Doing { what: format!("{}, in {what}", before.what), kind: Kind::Waiting });
-        before
+    /// Begins to wait for others in a collective.
+    pub(crate) fn wait_in(&self, collective: &str) -> Doing<'_> {
+        let what = format!("{}, in {collective}", self.lock().doing.what);
+        self.begin(Activity { what, kind: Kind::Waiting })
     }
 
-    /// Goes on with what was done before.
-    pub(crate) fn resume(&self, before: Doing) {
-        self.set(before);
-    }
-
-    /// What this rank is doing.
-    pub(crate) fn doing(&self) -> String {
-        self.lock().doing.what.clone()
+    /// The work that this rank began last. Where it fails, that work has just ended.
+    pub(crate) fn last_begun(&self) -> String {
+        self.lock().last_begun.clone()
     }
 
     /// What some rank has failed of, as far as it is known.
@@ -158,9 +172,16 @@ impl Pulse {
         shared.culprits(timeout)
     }
 
-    fn set(&self, doing: Doing) {
+    fn begin(&self, activity: Activity) -> Doing<'_> {
+        let before = self.set(activity);
+        Doing { pulse: self, before }
+    }
+
+    /// Replaces what this rank is doing, and returns what it was.
+    fn set(&self, activity: Activity) -> Activity {
         let mut shared = self.lock();
-        (shared.doing, shared.since) = (doing, Instant::now());
+        shared.since = Instant::now();
+        replace(&mut shared.doing, activity)
     }
 
     fn lock(&self) -> MutexGuard<'_, Shared> {

@@ -13,11 +13,13 @@ use rectiflow_data::order::RankOf;
 use tch::Tensor;
 
 use crate::{
-    comm::{Comm, Pending},
     error::Result,
-    flat::part,
-    gradients::Buckets,
-    partition::{Partition, Piece},
+    ranks::comm::{Comm, Pending},
+    state::{
+        gradients::Buckets,
+        layout::narrow,
+        partition::{Partition, Piece},
+    },
 };
 
 /// Sends the buckets of one sum.
@@ -100,7 +102,7 @@ impl Reducer<'_> {
         let Some(own) = &self.own else { return self.comm.end_all_reduce(pending) };
         let len = piece.own.end - piece.own.start;
         self.comm.end_reduce_scatter(pending, |found| {
-            let _ = part(own, &piece.own).f_add_(&part(found, &(0..len))).expect("a piece is as long as its place");
+            let _ = narrow(own, &piece.own).f_add_(&narrow(found, &(0..len))).expect("a piece is as long as its place");
         })
     }
 }

@@ -13,10 +13,9 @@ use rectiflow_data::batch::{MicroBatch, Step};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    comm::Comm,
     error::{Error, Result},
-    metrics::{VitalsMetrics, lossless},
-    step::Passes,
+    measure::metrics::{VitalsMetrics, lossless},
+    ranks::{comm::Comm, exchange::Passes},
 };
 
 /// What led to an act of the guard.

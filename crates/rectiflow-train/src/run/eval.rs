@@ -6,15 +6,13 @@ use rectiflow_sdxl::model::OpenOptions;
 use serde::Serialize;
 
 use crate::{
-    checkpoint::{Components, EMA},
-    comm::Comm,
-    config::Checked,
+    checkpoint::{EMA, adopt, components::Components, model},
     error::{Error, Result},
-    model,
-    opening::{check_vae, open_sources},
-    precision,
+    measure::testloss::{Losses, Tables},
+    ranks::comm::Comm,
+    recipe::Checked,
+    run::setup::{check_vae, open_sources},
     step::Stepper,
-    testloss::{Losses, Tables},
 };
 
 /// The test loss of a checkpoint.
@@ -50,7 +48,7 @@ pub fn evaluate(checked: &Checked, checkpoint: &Path) -> Result<Evaluation> {
             let reason = format!("the recipe's objective is {expected}, but this model predicts {found}");
             return Err(Error::Checkpoint { path: path.to_owned(), reason });
         }
-        precision::apply_frozen(checked.recipe.train.dtype, &model);
+        adopt::apply_frozen(checked.recipe.train.dtype, &model);
         tables.measure(&Stepper::new(checked, &model), &sources, &Comm::alone())
     };
     let trained = losses(checkpoint)?;

@@ -20,11 +20,13 @@ use rectiflow_sdxl::model::Component;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    changes::{Change, changes},
-    checkpoint::{Ancestor, Checkpoints, Components, Saved, hash_file, verify},
-    comm::Comm,
-    config::Checked,
+    checkpoint::{Ancestor, Checkpoints, Saved, components::Components, hash_file, verify},
     error::{Error, Result},
+    ranks::comm::Comm,
+    recipe::{
+        Checked,
+        changes::{Change, changes},
+    },
 };
 
 /// Where a run begins.

@@ -9,18 +9,21 @@ use std::path::Path;
 use rectiflow_data::{batch::Step, loader::Loader, order::RankOf};
 
 use crate::{
-    blackbox::{BlackBox, SeenSample, samples_of},
-    checkpoint::{self, Components, Saved, verify},
-    comm::Comm,
-    config::{Checked, Recipe},
+    checkpoint::{Saved, components::Components, model, restore, verify},
     error::{Error, Result},
-    exchange::{Exchange, Word},
     guard::{GuardState, Observation, Verdict},
-    memory::{Checkpointing, Remade},
-    model,
-    opening::{fresh_state, open_sources},
+    plan::estimate::RecomputedBlocks,
+    ranks::{
+        comm::Comm,
+        exchange::{Exchange, Passes, RankReport},
+    },
+    recipe::{Checked, Recipe, sections::Checkpointing},
+    run::{
+        blackbox::{BlackBox, SeenSample, samples_of},
+        setup::{fresh_state, open_sources},
+    },
     state::TrainState,
-    step::{Passes, Rates, Stepper},
+    step::{Rates, Stepper},
 };
 
 /// A step that was made again.
@@ -67,8 +70,8 @@ pub fn replay(path: &Path, observe: &mut dyn FnMut(&Replayed)) -> Result<()> {
     let random = if start.is_none() { &checked.random[..] } else { &[] };
     let options = model::base_options(checked.device, random, checked.recipe.run.seed);
     let mut model = model::open_components(place, &Components::find(place)?, &options)?;
-    // Gradients do not depend on which blocks are remade.
-    Remade::All(checked.recipe.memory.checkpointing != Checkpointing::Off).apply(&mut model.unet);
+    // Gradients do not depend on which blocks are recomputed.
+    RecomputedBlocks::All(checked.recipe.memory.checkpointing != Checkpointing::Off).apply(&mut model.unet);
     let stepper = Stepper::new(&checked, &model);
     let comm = Comm::alone();
     let mut state = fresh_state(&checked, &model, &comm);
@@ -98,7 +101,7 @@ fn go_to(checkpoint: &Path, loader: &Loader, state: &mut TrainState) -> Result<G
         let reason = "the data have changed since: the same steps cannot be made again".to_owned();
         return Err(Error::Checkpoint { path: checkpoint.to_owned(), reason });
     }
-    checkpoint::restore(checkpoint, &saved, state)?;
+    restore::restore(checkpoint, &saved, state)?;
     Ok(saved.guard)
 }
 
@@ -120,8 +123,8 @@ fn make(
     let comm = Comm::alone();
     let exchange = Exchange::new(&comm, recipe.ranks.sharding);
     let summed = stepper.passes(&state.parameters, step, &exchange)?;
-    let word = Word { stop: false, is_written: true, busy: 0.0 };
-    let (passes, _) = exchange.reduce(summed, &state.parameters, word)?;
+    let report = RankReport { stop: false, is_written: true, busy: 0.0 };
+    let (passes, _) = exchange.reduce(summed, &state.parameters, report)?;
     let (loss, gradient_norm) = (passes.loss, passes.gradient_norm);
     let worst = worst(step, &passes);
     let verdict = guard.judge(&recipe.guard, Observation { loss, gradient_norm });

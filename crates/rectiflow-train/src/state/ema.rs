@@ -9,10 +9,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Tensor, no_grad};
 
-use crate::{
-    flat::part,
-    optim::chunks,
-    workers::{Shared, Workers},
+use crate::state::{
+    layout::{chunks, narrow},
+    workers::Workers,
+    write::write_to,
 };
 
 /// `[ema]`: averaged weights, kept beside the trained ones.
@@ -52,30 +52,27 @@ impl EmaConfig {
     }
 }
 
-/// `average = keep * average + (1 - keep) * values`, both `[n]` fp32.
-pub(crate) fn follow(average: &Tensor, values: &Tensor, keep: f64, workers: &Workers) {
-    on_chunks(average, values, workers, |mut average, values| {
-        let _ = average.lerp_(&values, 1.0 - keep);
+/// `average = keep * average + (1 - keep) * values`, both `[n]` fp32; `average` is changed in place.
+pub(crate) fn lerp_towards(average: &Tensor, values: &Tensor, keep: f64, workers: &Workers) {
+    on_chunks(average, values, workers, |average, values| {
+        let _ = average.lerp_(values, 1.0 - keep);
     });
 }
 
-/// Exchanges two vectors `[n]`, bit for bit, without memory for a third.
+/// Swaps the values of two vectors `[n]`, bit for bit, without memory for a third.
 pub(crate) fn swap(a: &Tensor, b: &Tensor, workers: &Workers) {
-    on_chunks(a, b, workers, |mut a, mut b| {
+    on_chunks(a, b, workers, |a, b| {
         let kept = a.copy();
-        a.copy_(&b);
-        b.copy_(&kept);
+        write_to(a, b);
+        write_to(b, &kept);
     });
 }
 
-fn on_chunks(a: &Tensor, b: &Tensor, workers: &Workers, act: impl Fn(Tensor, Tensor) + Send + Sync) {
-    let chunks: Vec<_> = chunks(&(0..a.numel() as i64), a.device()).collect();
-    // SAFETY: each worker reads and writes the elements of its own chunks, and chunks do not overlap.
-    let shared = unsafe { Shared::new((a, b)) };
-    workers.map(&chunks, |chunk| {
-        let (a, b) = shared.get();
-        no_grad(|| act(part(a, chunk), part(b, chunk)));
-    });
+/// `act` on the same chunk of both vectors, by the workers.
+fn on_chunks(a: &Tensor, b: &Tensor, workers: &Workers, act: impl Fn(&mut Tensor, &Tensor) + Send + Sync) {
+    let chunks = chunks(&(0..a.numel() as i64), a.device());
+    let mut views: Vec<(Tensor, Tensor)> = chunks.map(|chunk| (narrow(a, &chunk), narrow(b, &chunk))).collect();
+    workers.map_mut(&mut views, |(a, b)| no_grad(|| act(a, b)));
 }
 
 #[cfg(test)]
@@ -111,7 +108,7 @@ mod tests {
         let (average, values) =
             (Tensor::zeros([size], (Kind::Float, Device::Cpu)), Tensor::ones([size], (Kind::Float, Device::Cpu)));
         for _ in 0..10 {
-            follow(&average, &values, 0.9, &workers);
+            lerp_towards(&average, &values, 0.9, &workers);
         }
         let expected = 1.0 - 0.9f64.powi(10);
         assert!((average.min().double_value(&[]) - expected).abs() < 1e-6);

@@ -16,29 +16,13 @@ use rectiflow_data::order::RankOf;
 use rectiflow_sdxl::weights::Parameters;
 use tch::{Device, Kind, Tensor, no_grad};
 
-use crate::{gradients::GradientSum, partition::Partition, precision::Precision};
-
-/// Where one tensor lies in the flat vector.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Slice {
-    /// Component and diffusers name, e.g. `unet.conv_in.weight`.
-    pub name: String,
-    /// Shape of the tensor.
-    pub shape: Vec<i64>,
-    /// Its elements in the flat vector.
-    pub range: Range<i64>,
-    /// The dtype that the model calculates with it in.
-    pub kind: Kind,
-}
-
-/// A component's share of the flat vector.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Group {
-    /// The component's folder in diffusers' layout: `unet`, `text_encoder` or `text_encoder_2`.
-    pub component: String,
-    /// Its elements in the flat vector.
-    pub range: Range<i64>,
-}
+use crate::state::{
+    gradients::GradientSum,
+    layout::{Group, Slice, intersect, narrow},
+    partition::Partition,
+    precision::Precision,
+    write::write_to,
+};
 
 /// The flat vector of trained parameters and the tensors that view it.
 #[derive(Debug)]
@@ -56,7 +40,7 @@ pub struct FlatParameters {
     /// What the model calculates with, by bucket: `[R c]`, the bucket and what its pieces lack to be equally long.
     weights: Vec<Tensor>,
     /// Whether those are views of the masters.
-    is_one: bool,
+    aliases_masters: bool,
     /// The sum of a step's gradients.
     pub(crate) gradients: GradientSum,
 }
@@ -81,45 +65,45 @@ impl FlatParameters {
         let partition = Partition::of_buckets(bucket_lengths(&slices, &groups), share.ranks);
         let device = leaves.first().map_or(Device::Cpu, Tensor::device);
         let masters = Tensor::zeros([partition.owned(share)], (Kind::Float, device));
-        let is_one = precision == Precision::Fp32 && share.ranks == 1;
+        let aliases_masters = precision == Precision::Fp32 && share.ranks == 1;
         let mut weights = Vec::new();
         let mut rest = slices.iter().zip(&mut leaves).peekable();
         for (bucket, piece) in partition.buckets().iter().zip(partition.pieces(share)) {
             let kind = rest.peek().map_or(Kind::Float, |(slice, _)| slice.kind);
-            let memory = match is_one {
-                true => part(&masters, &piece.own),
+            let memory = match aliases_masters {
+                true => narrow(&masters, &piece.own),
                 false => Tensor::zeros([bucket.piece * share.ranks as i64], (kind, device)),
             };
             while let Some((slice, leaf)) = rest.next_if(|(slice, _)| slice.range.start < bucket.range.end) {
                 let start = slice.range.start;
-                let owned = meet(&slice.range, &piece.range);
+                let owned = intersect(&slice.range, &piece.range);
                 if !owned.is_empty() {
                     let place = piece.own.start + owned.start - piece.range.start;
                     let values = leaf.detach().flatten(0, -1);
-                    let own = part(&values, &(owned.start - start..owned.end - start));
-                    no_grad(|| part(&masters, &(place..place + owned.end - owned.start)).copy_(&own));
+                    let own = narrow(&values, &(owned.start - start..owned.end - start));
+                    write_to(&narrow(&masters, &(place..place + owned.end - owned.start)), &own);
                 }
                 let inside = start - bucket.range.start..slice.range.end - bucket.range.start;
-                let mut view = part(&memory, &inside).view(slice.shape.as_slice());
-                no_grad(|| view.copy_(leaf));
+                let view = narrow(&memory, &inside).view(slice.shape.as_slice());
+                write_to(&view, leaf);
                 leaf.set_data(&view);
                 let _ = leaf.set_requires_grad(true);
             }
             weights.push(memory);
         }
         let gradients = GradientSum::new(&leaves, &slices, &partition);
-        Self { masters, slices, groups, partition, share, weights, is_one, gradients }
+        Self { masters, slices, groups, partition, share, weights, aliases_masters, gradients }
     }
 
     /// Brings what the model calculates with up to the masters, on a rank that owns all of them. Whoever has changed
     /// masters calls it before the model is used again.
     pub(crate) fn refresh(&self) {
         assert_eq!(self.share.ranks, 1, "several ranks exchange what each has changed");
-        if self.is_one {
+        if self.aliases_masters {
             return;
         }
         for (weights, piece) in self.weights.iter().zip(self.partition.pieces(self.share)) {
-            no_grad(|| weights.shallow_clone().copy_(&part(&self.masters, &piece.own)));
+            write_to(weights, &narrow(&self.masters, &piece.own));
         }
     }
 
@@ -130,10 +114,8 @@ impl FlatParameters {
         buckets.zip(&self.weights).map(|((bucket, piece), weights)| {
             let given = Tensor::empty([bucket.piece], (weights.kind(), weights.device()));
             let owned = piece.own.end - piece.own.start;
-            no_grad(|| {
-                part(&given, &(0..owned)).copy_(&part(&self.masters, &piece.own));
-                let _ = part(&given, &(owned..bucket.piece)).zero_();
-            });
+            write_to(&narrow(&given, &(0..owned)), &narrow(&self.masters, &piece.own));
+            let _ = no_grad(|| narrow(&given, &(owned..bucket.piece)).zero_());
             (given, weights)
         })
     }
@@ -156,7 +138,7 @@ fn lay_out(components: &[(&str, &Parameters)], precision: Precision) -> (Vec<Sli
     for (component, parameters) in components {
         let group_start = end;
         for stays in [true, false] {
-            for (name, tensor) in parameters.iter().filter(|(name, _)| Precision::stays(name) == stays) {
+            for (name, tensor) in parameters.iter().filter(|(name, _)| Precision::keeps_fp32(name) == stays) {
                 let start = end;
                 end += tensor.numel() as i64;
                 let (shape, kind) = (tensor.size(), precision.kind_of(name));
@@ -173,7 +155,7 @@ fn lay_out(components: &[(&str, &Parameters)], precision: Precision) -> (Vec<Sli
 fn bucket_lengths(slices: &[Slice], groups: &[Group]) -> Vec<i64> {
     let len = groups.last().map_or(0, |group| group.range.end);
     let most = (len / FEWEST_BUCKETS).clamp(1, BUCKET);
-    let stays = |slice: &Slice| slice.name.split_once('.').is_some_and(|(_, name)| Precision::stays(name));
+    let stays = |slice: &Slice| slice.name.split_once('.').is_some_and(|(_, name)| Precision::keeps_fp32(name));
     let mut lengths: Vec<i64> = Vec::new();
     let mut before: Option<&Slice> = None;
     for slice in slices {
@@ -186,17 +168,6 @@ fn bucket_lengths(slices: &[Slice], groups: &[Group]) -> Vec<i64> {
         before = Some(slice);
     }
     lengths
-}
-
-/// A range of a vector, as a view.
-pub(crate) fn part(vector: &Tensor, range: &Range<i64>) -> Tensor {
-    vector.narrow(0, range.start, range.end - range.start)
-}
-
-/// What two ranges have in common; empty, inside `b`, where that is nothing.
-pub(crate) fn meet(a: &Range<i64>, b: &Range<i64>) -> Range<i64> {
-    let start = a.start.clamp(b.start, b.end);
-    start..a.end.clamp(start, b.end)
 }
 
 #[cfg(test)]
@@ -260,7 +231,7 @@ mod tests {
                 let before = names(&components);
                 let flat = adopt(&components, precision, RankOf { rank, ranks });
                 for piece in flat.partition.pieces(flat.share) {
-                    assert!(part(&flat.masters, &piece.own).equal(&part(&whole, &piece.range)));
+                    assert!(narrow(&flat.masters, &piece.own).equal(&narrow(&whole, &piece.range)));
                 }
                 for (before, after) in before.iter().zip(names(&components)) {
                     assert!(before.to_kind(after.kind()).equal(&after));
@@ -279,13 +250,5 @@ mod tests {
             let tensors = components.iter().flat_map(|part| part.iter().map(|(_, tensor)| tensor.detach()));
             assert!(tensors.into_iter().all(|tensor| tensor.equal(&(tensor.ones_like() * 0.5))));
         }
-    }
-
-    #[test]
-    fn ranges_meet_where_they_overlap() {
-        assert_eq!(meet(&(2..8), &(4..10)), 4..8);
-        assert_eq!(meet(&(2..8), &(3..5)), 3..5);
-        assert_eq!(meet(&(0..2), &(4..10)), 4..4);
-        assert_eq!(meet(&(20..30), &(4..10)), 10..10);
     }
 }

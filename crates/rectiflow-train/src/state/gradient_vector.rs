@@ -8,10 +8,9 @@ use std::ops::Range;
 
 use tch::Tensor;
 
-use crate::{
-    flat::{meet, part},
+use crate::state::{
+    layout::{chunks, intersect, narrow},
     one_pass,
-    optim::chunks,
 };
 
 /// A vector `[n]` fp32 in stretches.
@@ -51,10 +50,10 @@ impl GradientVector {
         let (range, end) = (range.clone(), range.end);
         let first = self.0.partition_point(|stretch| stretch.range.end <= range.start);
         self.0[first..].iter().take_while(move |stretch| stretch.range.start < end).filter_map(move |stretch| {
-            let common = meet(&range, &stretch.range);
+            let common = intersect(&range, &stretch.range);
             let start = stretch.range.start;
             let inside = common.start - start..common.end - start;
-            (!common.is_empty()).then(|| (common, part(&stretch.numbers, &inside)))
+            (!common.is_empty()).then(|| (common, narrow(&stretch.numbers, &inside)))
         })
     }
 
@@ -63,7 +62,7 @@ impl GradientVector {
         self.over(range).flat_map(|(stretch, gradient)| {
             let start = stretch.start;
             chunks(&stretch, gradient.device()).map(move |range| {
-                let gradient = part(&gradient, &(range.start - start..range.end - start));
+                let gradient = narrow(&gradient, &(range.start - start..range.end - start));
                 Chunk { range, gradient }
             })
         })
@@ -104,7 +103,7 @@ mod tests {
             let found: Vec<(Range<i64>, Tensor)> = vector.over(&range).collect();
             let ranges: Vec<i64> = found.iter().flat_map(|(range, _)| range.clone()).collect();
             assert_eq!(ranges, range.clone().collect::<Vec<_>>());
-            assert!(found.iter().all(|(range, stretch)| stretch.equal(&part(&numbers, range))), "{range:?}");
+            assert!(found.iter().all(|(range, stretch)| stretch.equal(&narrow(&numbers, range))), "{range:?}");
             let square = range.clone().map(|x| (x * x) as f64).sum::<f64>();
             assert!((vector.square_norm(&range) - square).abs() < 1e-9);
         }

@@ -9,14 +9,14 @@
 //! listens is told which bucket has all its gradients, while the backward pass goes on.
 
 use std::{
-    cell::Cell,
     collections::BTreeMap,
     ops::Range,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
         mpsc::Sender,
     },
+    thread::{self, ThreadId},
 };
 
 use rectiflow_sdxl::autograd::Sink;
@@ -24,15 +24,13 @@ use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::{
     error::{Error, Result},
-    flat::{Slice, part},
-    gradient_vector::GradientVector,
-    partition::Partition,
+    state::{
+        gradient_vector::GradientVector,
+        layout::{Slice, narrow},
+        partition::Partition,
+        write::write_to,
+    },
 };
-
-thread_local! {
-    /// Which of a step's micro-batches this thread works on.
-    static MICRO_BATCH: Cell<Option<usize>> = const { Cell::new(None) };
-}
 
 /// Sums the gradients of parameters that lie in one vector.
 #[derive(Debug)]
@@ -47,13 +45,54 @@ struct Shared {
     /// Whether one rank owns all parameters: buckets stay until `finish` then.
     is_whole: bool,
     buckets: Vec<Mutex<Sum>>,
-    places: Vec<Mutex<Place>>,
+    places: Vec<Mutex<ParameterSum>>,
     /// Micro-batches that are summed up.
     expected: AtomicUsize,
     /// Is told which bucket is complete.
     listener: Mutex<Option<Sender<usize>>>,
-    /// The micro-batch worked on, for threads of libtorch's own, which it has on a GPU only; there is one at a time then.
-    only: AtomicUsize,
+    under_way: UnderWay,
+}
+
+/// The backward passes under way: which thread asked for one, and of which micro-batch it is.
+///
+/// On a processor libtorch hands a gradient over on the thread that asked for the pass. On a GPU it
+/// does so on a thread of its own, and there is one pass at a time.
+#[derive(Debug, Default)]
+struct UnderWay(Mutex<Vec<(ThreadId, usize)>>);
+
+impl UnderWay {
+    /// This thread's pass, of a micro-batch, until the returned value is dropped.
+    fn begin(&self, micro_batch: usize) -> BackwardPass<'_> {
+        self.lock().push((thread::current().id(), micro_batch));
+        BackwardPass(self)
+    }
+
+    /// The micro-batch that a gradient is of which has just been handed over.
+    fn micro_batch(&self) -> usize {
+        let passes = self.lock();
+        let own = thread::current().id();
+        if let Some((_, micro_batch)) = passes.iter().find(|(thread, _)| *thread == own) {
+            return *micro_batch;
+        }
+        match passes[..] {
+            [(_, only)] => only,
+            _ => unreachable!("on threads of libtorch's own there is one backward pass at a time"),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<(ThreadId, usize)>> {
+        // A panic leaves the list as it is.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct BackwardPass<'a>(&'a UnderWay);
+
+impl Drop for BackwardPass<'_> {
+    fn drop(&mut self) {
+        let own = thread::current().id();
+        self.0.lock().retain(|(thread, _)| *thread != own);
+    }
 }
 
 /// One bucket's sum.
@@ -74,7 +113,7 @@ struct Sum {
 
 /// One parameter's part of its bucket's sum.
 #[derive(Debug)]
-struct Place {
+struct ParameterSum {
     bucket: usize,
     /// Elements in the bucket.
     range: Range<i64>,
@@ -97,7 +136,7 @@ impl GradientSum {
             while let Some(slice) = rest.next_if(|slice| slice.range.start < bucket.range.end) {
                 let range = slice.range.start - bucket.range.start..slice.range.end - bucket.range.start;
                 let (shape, waiting) = (slice.shape.clone(), BTreeMap::new());
-                places.push(Mutex::new(Place { bucket: index, range, shape, total: None, next: 0, waiting }));
+                places.push(Mutex::new(ParameterSum { bucket: index, range, shape, total: None, next: 0, waiting }));
             }
             buckets.push(Mutex::new(Sum {
                 filled: bucket.range.end - bucket.range.start,
@@ -115,11 +154,11 @@ impl GradientSum {
             places,
             expected: AtomicUsize::new(0),
             listener: Mutex::default(),
-            only: AtomicUsize::new(0),
+            under_way: UnderWay::default(),
         });
         let sink = |(index, leaf): (usize, &Tensor)| {
             let shared = shared.clone();
-            let take = move |gradient| shared.arrive(index, shared.micro_batch(), Some(gradient));
+            let take = move |gradient| shared.arrive(index, shared.under_way.micro_batch(), Some(gradient));
             Sink::new(leaf, take).expect("parameters are leaves that require gradients")
         };
         let sinks = leaves.iter().enumerate().map(sink).collect();
@@ -133,12 +172,15 @@ impl GradientSum {
         expected.store(micro_batches, Ordering::SeqCst);
         for place in places {
             let mut place = place.lock().expect(UNPOISONED);
-            (place.total, place.next) = (None, 0);
+            place.total = None;
+            place.next = 0;
             place.waiting.clear();
         }
         for bucket in buckets {
             let mut sum = bucket.lock().expect(UNPOISONED);
-            (sum.memory, sum.missing, sum.is_taken) = (None, sum.places.len(), false);
+            sum.memory = None;
+            sum.missing = sum.places.len();
+            sum.is_taken = false;
         }
         *self.shared.listener.lock().expect(UNPOISONED) = listener;
         if micro_batches == 0 {
@@ -146,8 +188,8 @@ impl GradientSum {
         }
     }
 
-    /// Nobody is told of buckets any more: whoever waits for one learns that it does not come.
-    pub(crate) fn fall_silent(&self) {
+    /// Drops the listener; a receiver waiting for a bucket gets an error.
+    pub(crate) fn stop_notifying(&self) {
         *self.shared.listener.lock().expect(UNPOISONED) = None;
     }
 
@@ -156,18 +198,9 @@ impl GradientSum {
         Buckets(self.shared.clone())
     }
 
-    /// Adds the gradient of a micro-batch's loss; `micro_batch` counts those of the sum from 0. Others may be worked on
-    /// by other threads at the same time.
-    pub(crate) fn add(&self, micro_batch: usize, loss: &Tensor) -> Result<()> {
-        MICRO_BATCH.set(Some(micro_batch));
-        self.shared.only.store(micro_batch, Ordering::SeqCst);
-        let done = loss.f_backward().map_err(Error::torch("the backward pass"));
-        MICRO_BATCH.set(None);
-        done?;
-        for index in 0..self.shared.places.len() {
-            self.shared.arrive(index, micro_batch, None);
-        }
-        Ok(())
+    /// What threads that work side by side add gradients with.
+    pub(crate) fn adder(&self) -> Adder {
+        Adder(self.shared.clone())
     }
 
     /// The sum `[n]` of all micro-batches since [`Self::begin`], where one rank owns all parameters.
@@ -179,6 +212,24 @@ impl GradientSum {
             bucket.lock().expect(UNPOISONED).memory = None;
             sum
         }))
+    }
+}
+
+/// Adds gradients to a sum.
+#[derive(Debug)]
+pub(crate) struct Adder(Arc<Shared>);
+
+impl Adder {
+    /// Adds the gradient of a micro-batch's loss; `micro_batch` counts those of the sum from 0. Others
+    /// may be worked on by other threads at the same time.
+    pub(crate) fn add(&self, micro_batch: usize, loss: &Tensor) -> Result<()> {
+        let pass = self.0.under_way.begin(micro_batch);
+        loss.f_backward().map_err(Error::torch("the backward pass"))?;
+        drop(pass);
+        for index in 0..self.0.places.len() {
+            self.0.arrive(index, micro_batch, None);
+        }
+        Ok(())
     }
 }
 
@@ -194,11 +245,8 @@ impl Buckets {
 }
 
 impl Shared {
-    fn micro_batch(&self) -> usize {
-        MICRO_BATCH.get().unwrap_or_else(|| self.only.load(Ordering::SeqCst))
-    }
-
-    /// A parameter's gradient of a micro-batch is complete, or there is none. The first word counts.
+    /// A parameter's gradient of a micro-batch is complete, or none exists. Only the first call per micro-batch
+    /// counts.
     fn arrive(&self, index: usize, micro_batch: usize, gradient: Option<Tensor>) {
         let mut place = self.places[index].lock().expect(UNPOISONED);
         if micro_batch < place.next || place.waiting.contains_key(&micro_batch) {
@@ -216,12 +264,12 @@ impl Shared {
         if place.next > next && place.next == self.expected.load(Ordering::SeqCst) {
             let bucket = place.bucket;
             drop(place);
-            self.one_less(bucket);
+            self.parameter_done(bucket);
         }
     }
 
     /// One more parameter of a bucket is complete.
-    fn one_less(&self, bucket: usize) {
+    fn parameter_done(&self, bucket: usize) {
         let is_complete = {
             let mut sum = self.buckets[bucket].lock().expect(UNPOISONED);
             sum.missing -= 1;
@@ -234,22 +282,19 @@ impl Shared {
 
     fn tell(&self, bucket: usize) {
         if let Some(listener) = &*self.listener.lock().expect(UNPOISONED) {
-            // Who has stopped listening has failed, and says so himself.
+            // A closed receiver has already reported its error.
             let _ = listener.send(bucket);
         }
     }
 
-    fn add(&self, place: &mut Place, gradient: &Tensor) {
-        no_grad(|| match &mut place.total {
-            Some(total) => {
-                let _ = total.f_add_(gradient).expect("a gradient has its parameter's shape");
-            }
-            None => {
-                let mut total = part(&self.memory(place.bucket), &place.range).view(place.shape.as_slice());
-                total.copy_(gradient);
-                place.total = Some(total);
-            }
-        });
+    fn add(&self, place: &mut ParameterSum, gradient: &Tensor) {
+        if let Some(total) = &mut place.total {
+            let _ = no_grad(|| total.f_add_(gradient)).expect("a gradient has its parameter's shape");
+            return;
+        }
+        let total = narrow(&self.memory(place.bucket), &place.range).view(place.shape.as_slice());
+        write_to(&total, gradient);
+        place.total = Some(total);
     }
 
     /// The memory of a bucket's sum. What is in there is arbitrary until it is written.
@@ -274,10 +319,10 @@ impl Shared {
         for place in &self.places[places] {
             let mut place = place.lock().expect(UNPOISONED);
             if place.total.take().is_none() {
-                let _ = no_grad(|| part(&memory, &place.range).zero_());
+                let _ = no_grad(|| narrow(&memory, &place.range).zero_());
             }
         }
-        let _ = no_grad(|| part(&memory, &(filled..len)).zero_());
+        let _ = no_grad(|| narrow(&memory, &(filled..len)).zero_());
         memory
     }
 }
@@ -319,7 +364,7 @@ mod tests {
         sum.begin(2, None);
         // 256 and 1 are bf16 numbers; their sum is not.
         for (micro_batch, factor) in [256.0, 1.0].into_iter().enumerate() {
-            sum.add(micro_batch, &(&leaves[0] * factor).sum(Kind::Float)).unwrap();
+            sum.adder().add(micro_batch, &(&leaves[0] * factor).sum(Kind::Float)).unwrap();
         }
         assert_eq!(numbers(&sum.finish().joined()), [257.0, 257.0, 0.0, 0.0], "and what had no gradient is 0");
         assert!(leaves.iter().all(|leaf| !leaf.grad().defined()));
@@ -334,7 +379,7 @@ mod tests {
         for order in [[0, 1, 2], [2, 1, 0], [1, 2, 0]] {
             sum.begin(3, None);
             for micro_batch in order {
-                sum.add(micro_batch, &(&leaves[0] * factors[micro_batch]).sum(Kind::Float)).unwrap();
+                sum.adder().add(micro_batch, &(&leaves[0] * factors[micro_batch]).sum(Kind::Float)).unwrap();
             }
             sums.push(numbers(&sum.finish().joined()));
         }
@@ -346,8 +391,8 @@ mod tests {
         let leaves = [leaf(1.0, Kind::Float), leaf(1.0, Kind::Float)];
         let sum = sum_of(&leaves, 1);
         sum.begin(2, None);
-        sum.add(1, &leaves[0].sum(Kind::Float)).unwrap();
-        sum.add(0, &leaves[1].sum(Kind::Float)).unwrap();
+        sum.adder().add(1, &leaves[0].sum(Kind::Float)).unwrap();
+        sum.adder().add(0, &leaves[1].sum(Kind::Float)).unwrap();
         assert_eq!(numbers(&sum.finish().joined()), [1.0, 1.0, 1.0, 1.0]);
     }
 
@@ -360,10 +405,10 @@ mod tests {
             let (listener, told) = mpsc::channel();
             sum.begin(2, Some(listener));
             let loss = |factor: f64| ((&leaves[0] * factor) + &leaves[2]).sum(Kind::Float);
-            sum.add(0, &loss(factor)).unwrap();
+            sum.adder().add(0, &loss(factor)).unwrap();
             assert_eq!(told.try_recv(), Err(TryRecvError::Empty), "the second micro-batch is missing");
-            sum.add(1, &loss(factor)).unwrap();
-            sum.fall_silent();
+            sum.adder().add(1, &loss(factor)).unwrap();
+            sum.stop_notifying();
             let mut told: Vec<usize> = told.iter().collect();
             told.sort_unstable();
             assert_eq!(told, [0, 1], "of each bucket once");

@@ -4,11 +4,13 @@ pub mod ema;
 pub mod flat;
 pub(crate) mod gradient_vector;
 pub(crate) mod gradients;
+pub mod layout;
 pub(crate) mod one_pass;
 pub mod optim;
 pub mod partition;
 pub mod precision;
 pub(crate) mod workers;
+pub(crate) mod write;
 
 use std::ops::Range;
 
@@ -16,9 +18,11 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::{
-    flat::FlatParameters,
     lr::LrRatios,
-    optim::{Optimizer, Part},
+    state::{
+        flat::FlatParameters,
+        optim::{Optimizer, UpdateRange},
+    },
 };
 
 /// How far a run is.
@@ -55,11 +59,11 @@ impl TrainState {
     /// What the optimiser works on in the next update at rate `lr`: the groups, or each tensor where it works by
     /// tensor; of each what is this rank's, counted among what it owns. The position must already count
     /// that update.
-    pub(crate) fn parts(&self, lr: f64, ratios: &LrRatios) -> Vec<Part> {
-        let mut parts = Vec::new();
+    pub(crate) fn update_ranges(&self, lr: f64, ratios: &LrRatios) -> Vec<UpdateRange> {
+        let mut ranges = Vec::new();
         for (group, from) in self.parameters.groups.iter().zip(&self.moments_from) {
             let (rate, update) = (lr * ratios.of(&group.component), self.position.update - from);
-            let part = |whole: &Range<i64>| Part {
+            let of = |whole: &Range<i64>| UpdateRange {
                 range: self.parameters.own_part(whole),
                 whole: whole.end - whole.start,
                 rate,
@@ -67,12 +71,12 @@ impl TrainState {
             };
             if self.optimizer.works_by_tensor() {
                 let inside = self.parameters.slices.iter().filter(|slice| group.range.contains(&slice.range.start));
-                parts.extend(inside.map(|slice| part(&slice.range)));
+                ranges.extend(inside.map(|slice| of(&slice.range)));
             } else {
-                parts.push(part(&group.range));
+                ranges.push(of(&group.range));
             }
         }
-        parts
+        ranges
     }
 
     /// Goes on behind the steps `steps`, and notes that the guard passed over them.

@@ -11,7 +11,7 @@ use std::thread;
 
 use tch::{Device, Kind, Tensor};
 
-use crate::workers;
+use crate::state::workers;
 
 /// Numbers worked on at a time.
 const PIECE: usize = 1 << 16;

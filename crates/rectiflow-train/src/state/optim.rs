@@ -9,14 +9,16 @@ use std::ops::Range;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::{Kind, Tensor, no_grad};
 
 use crate::{
     error::Result,
-    flat::part,
-    gradient_vector::{Chunk, GradientVector},
-    one_pass::{AdamW, Vectors},
-    workers::{Shared, Workers},
+    state::{
+        gradient_vector::{Chunk, GradientVector},
+        layout::narrow,
+        one_pass::{AdamW, Vectors},
+        workers::Workers,
+    },
 };
 
 /// Which optimiser.
@@ -74,7 +76,7 @@ impl OptimizerConfig {
 
 /// A piece of the flat vector that is updated as one.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Part {
+pub(crate) struct UpdateRange {
     /// Its elements, as far as they are this rank's.
     pub(crate) range: Range<i64>,
     /// How many elements it has on all ranks.
@@ -101,149 +103,172 @@ impl Optimizer {
         Self { config, mean: values.zeros_like(), mean_square: values.zeros_like() }
     }
 
-    /// Whether each tensor has to be a part of its own.
+    /// Whether each tensor has to be a range of its own.
     pub(crate) fn works_by_tensor(&self) -> bool {
         self.config.name == OptimizerName::StableAdamW
     }
 
-    /// Updates `values` by `gradients`, part by part. `total` makes sums over a rank's elements sums over all ranks'.
+    /// Updates `values` by `gradients`, range by range. `total` makes sums over a rank's elements sums over all ranks'.
     pub(crate) fn update(
         &mut self,
         values: &Tensor,
         gradients: &GradientVector,
-        parts: &[Part],
+        ranges: &[UpdateRange],
         workers: &Workers,
         total: &dyn Fn(&[f64]) -> Result<Vec<f64>>,
     ) -> Result<()> {
-        if !self.works_by_tensor() && self.update_in_one_pass(values, gradients, parts) {
+        if !self.works_by_tensor() && self.update_in_one_pass(values, gradients, ranges) {
             return Ok(());
         }
-        let chunks: Vec<(usize, Chunk)> = parts
-            .iter()
-            .enumerate()
-            .flat_map(|(index, part)| gradients.chunks(&part.range).map(move |chunk| (index, chunk)))
-            .collect();
+        let mut chunks = self.chunks(values, gradients, ranges);
         if !self.works_by_tensor() {
-            self.on_chunks(values, &chunks, workers, |optimizer, values, index, chunk| {
-                optimizer.advance(chunk);
-                optimizer.apply(values, &parts[index], &chunk.range, parts[index].rate);
+            on_chunks(&mut chunks, workers, |chunk| {
+                chunk.advance();
+                chunk.apply(chunk.of.rate);
             });
             return Ok(());
         }
-        let excess = self.on_chunks(values, &chunks, workers, |optimizer, _, index, chunk| {
-            optimizer.advance(chunk);
-            optimizer.excess(chunk, &parts[index])
+        let excess = on_chunks(&mut chunks, workers, |chunk| {
+            chunk.advance();
+            chunk.excess()
         });
-        let mut rates: Vec<f64> = vec![0.0; parts.len()];
-        for ((index, _), excess) in chunks.iter().zip(excess) {
-            rates[*index] += excess;
+        let mut own = vec![0.0; ranges.len()];
+        for (chunk, excess) in chunks.iter().zip(excess) {
+            own[chunk.index] += excess;
         }
-        let mut rates = total(&rates)?;
-        for (rate, part) in rates.iter_mut().zip(parts) {
-            let rms = (*rate / part.whole as f64).sqrt();
-            *rate = part.rate / rms.max(1.0);
-        }
-        self.on_chunks(values, &chunks, workers, |optimizer, values, index, chunk| {
-            optimizer.apply(values, &parts[index], &chunk.range, rates[index]);
-        });
+        let rates = stable_rates(ranges, &total(&own)?);
+        on_chunks(&mut chunks, workers, |chunk| chunk.apply(rates[chunk.index]));
         Ok(())
     }
 
-    /// `act` on the values of each chunk and the part it is of, by the workers.
-    fn on_chunks<R: Send>(
-        &self,
+    /// The chunks of all ranges, in order.
+    pub(crate) fn chunks<'a>(
+        &'a self,
         values: &Tensor,
-        chunks: &[(usize, Chunk)],
-        workers: &Workers,
-        act: impl Fn(&Self, &Tensor, usize, &Chunk) -> R + Send + Sync,
-    ) -> Vec<R> {
-        // SAFETY: each worker reads and writes the elements of its own chunks, and chunks do not overlap.
-        let shared = unsafe { Shared::new((self, values, chunks)) };
-        let places: Vec<usize> = (0..chunks.len()).collect();
-        workers.map(&places, |&at| {
-            let (optimizer, values, chunks) = shared.get();
-            let (index, chunk) = &chunks[at];
-            no_grad(|| act(optimizer, values, *index, chunk))
-        })
+        gradients: &GradientVector,
+        ranges: &'a [UpdateRange],
+    ) -> Vec<ChunkViews<'a>> {
+        let mut chunks = Vec::new();
+        for (index, range) in ranges.iter().enumerate() {
+            chunks.extend(gradients.chunks(&range.range).map(|chunk| self.views(values, chunk, range, index)));
+        }
+        chunks
+    }
+
+    /// A chunk of the range `of`, in all vectors.
+    fn views<'a>(&'a self, values: &Tensor, chunk: Chunk, of: &'a UpdateRange, index: usize) -> ChunkViews<'a> {
+        let Chunk { range, gradient } = chunk;
+        ChunkViews {
+            config: &self.config,
+            of,
+            index,
+            values: narrow(values, &range),
+            mean: narrow(&self.mean, &range),
+            mean_square: narrow(&self.mean_square, &range),
+            gradient,
+        }
     }
 
     /// AdamW where one pass over memory does it.
-    fn update_in_one_pass(&self, values: &Tensor, gradients: &GradientVector, parts: &[Part]) -> bool {
+    fn update_in_one_pass(&self, values: &Tensor, gradients: &GradientVector, ranges: &[UpdateRange]) -> bool {
         let OptimizerConfig { beta1, beta2, eps, weight_decay, .. } = self.config;
-        parts.iter().all(|of| {
+        ranges.iter().all(|of| {
             let adamw = AdamW { beta1, beta2, eps, weight_decay, rate: of.rate, update: of.update };
             gradients.over(&of.range).all(|(range, gradients)| {
                 let [values, mean, mean_square] =
-                    [values, &self.mean, &self.mean_square].map(|vector| part(vector, &range));
+                    [values, &self.mean, &self.mean_square].map(|vector| narrow(vector, &range));
                 adamw.update(Vectors { values: &values, mean: &mean, mean_square: &mean_square, gradients: &gradients })
             })
         })
     }
+}
 
+/// A chunk of a range, as views of the vectors: what changes them changes the vectors.
+#[derive(Debug)]
+pub(crate) struct ChunkViews<'a> {
+    config: &'a OptimizerConfig,
+    of: &'a UpdateRange,
+    /// Which of the update's ranges that is.
+    index: usize,
+    pub(crate) values: Tensor,
+    mean: Tensor,
+    mean_square: Tensor,
+    pub(crate) gradient: Tensor,
+}
+
+impl ChunkViews<'_> {
     /// Takes gradients into both moments.
-    fn advance(&self, Chunk { range, gradient }: &Chunk) {
-        let OptimizerConfig { beta1, beta2, .. } = self.config;
-        let (mut mean, mut mean_square) = (part(&self.mean, range), part(&self.mean_square, range));
-        let _ = mean.lerp_(gradient, 1.0 - beta1);
-        mean_square *= beta2;
-        mean_square += gradient.square() * (1.0 - beta2);
+    fn advance(&mut self) {
+        let OptimizerConfig { beta1, beta2, .. } = *self.config;
+        let _ = self.mean.lerp_(&self.gradient, 1.0 - beta1);
+        self.mean_square *= beta2;
+        self.mean_square += self.gradient.square() * (1.0 - beta2);
     }
 
-    /// Sum over a chunk of `g^2 / max(v, eps^2)`, with the second moment after this update and corrected for its start at zero.
-    pub(crate) fn excess(&self, Chunk { range, gradient }: &Chunk, of: &Part) -> f64 {
-        let OptimizerConfig { beta2, eps, .. } = self.config;
-        let correction = 1.0 - beta2.powf(of.update as f64);
-        let mean_square = (part(&self.mean_square, range) / correction).clamp_min(eps * eps);
-        (gradient.square() / mean_square).sum(Kind::Double).double_value(&[])
+    /// Sum of `g^2 / max(v, eps^2)`, with the second moment after this update and corrected for its start at zero.
+    pub(crate) fn excess(&self) -> f64 {
+        let OptimizerConfig { beta2, eps, .. } = *self.config;
+        let correction = 1.0 - beta2.powf(self.of.update as f64);
+        let mean_square = (&self.mean_square / correction).clamp_min(eps * eps);
+        (self.gradient.square() / mean_square).sum(Kind::Double).double_value(&[])
     }
 
     /// Changes values by both moments.
-    fn apply(&self, values: &Tensor, of: &Part, chunk: &Range<i64>, rate: f64) {
-        let mut value = part(values, chunk);
-        value *= 1.0 - rate * self.config.weight_decay;
-        value -= self.step(of, chunk, rate);
+    fn apply(&mut self, rate: f64) {
+        self.values *= 1.0 - rate * self.config.weight_decay;
+        self.values -= self.step(rate);
     }
 
-    /// What an update at `rate` takes from the values of a chunk, weight decay apart.
-    pub(crate) fn step(&self, of: &Part, chunk: &Range<i64>, rate: f64) -> Tensor {
-        let OptimizerConfig { beta1, beta2, eps, .. } = self.config;
-        let correction1 = 1.0 - beta1.powf(of.update as f64);
-        let correction2 = (1.0 - beta2.powf(of.update as f64)).sqrt();
-        let mut denominator = part(&self.mean_square, chunk).sqrt();
+    /// What an update at `rate` takes from the values, weight decay apart.
+    pub(crate) fn step(&self, rate: f64) -> Tensor {
+        let OptimizerConfig { beta1, beta2, eps, .. } = *self.config;
+        let correction1 = 1.0 - beta1.powf(self.of.update as f64);
+        let correction2 = (1.0 - beta2.powf(self.of.update as f64)).sqrt();
+        let mut denominator = self.mean_square.sqrt();
         denominator /= correction2;
         denominator += eps;
-        part(&self.mean, chunk) / denominator * (rate / correction1)
+        &self.mean / denominator * (rate / correction1)
     }
 }
 
-/// A range in pieces to be worked on at a time: on a processor such that stay in the cache through the dozen passes of an update;
-/// on a GPU, which has a kernel to start for each pass, large ones whose temporaries it has room for.
-pub(crate) fn chunks(range: &Range<i64>, device: Device) -> impl Iterator<Item = Range<i64>> + use<> {
-    let (size, end) = (if device == Device::Cpu { CHUNK } else { GPU_CHUNK }, range.end);
-    range.clone().step_by(size).map(move |start| start..end.min(start + size as i64))
+fn on_chunks<R: Send>(
+    chunks: &mut [ChunkViews<'_>],
+    workers: &Workers,
+    act: impl Fn(&mut ChunkViews<'_>) -> R + Send + Sync,
+) -> Vec<R> {
+    workers.map_mut(chunks, |chunk| no_grad(|| act(chunk)))
 }
 
-/// 256 KiB of fp32.
-const CHUNK: usize = 1 << 16;
-/// 64 MiB of fp32.
-const GPU_CHUNK: usize = 1 << 24;
+/// StableAdamW's learning rate of each range, from the sum of its chunks' [`ChunkViews::excess`] over all ranks.
+fn stable_rates(ranges: &[UpdateRange], excess: &[f64]) -> Vec<f64> {
+    let rate = |(range, excess): (&UpdateRange, &f64)| {
+        let rms = (excess / range.whole as f64).sqrt();
+        range.rate / rms.max(1.0)
+    };
+    ranges.iter().zip(excess).map(rate).collect()
+}
 
 #[cfg(test)]
 mod tests {
+    use tch::Device;
+
     use super::*;
+    use crate::state::layout::CHUNK;
 
     fn workers() -> Workers {
         Workers::new(Device::Cpu, 2)
     }
 
-    fn a_part(range: Range<i64>, rate: f64, update: u64) -> Part {
-        Part { whole: range.end - range.start, range, rate, update }
+    fn a_range(range: Range<i64>, rate: f64, update: u64) -> UpdateRange {
+        UpdateRange { whole: range.end - range.start, range, rate, update }
     }
 
     /// An update by a rank alone.
-    fn update(optimizer: &mut Optimizer, values: &Tensor, gradients: &Tensor, parts: &[Part]) {
+    fn update(optimizer: &mut Optimizer, values: &Tensor, gradients: &Tensor, ranges: &[UpdateRange]) {
         let gradients = GradientVector::new([gradients.shallow_clone()]);
-        optimizer.update(values, &gradients, parts, &workers(), &|own| Ok(own.to_vec())).expect("nothing is exchanged");
+        optimizer
+            .update(values, &gradients, ranges, &workers(), &|own| Ok(own.to_vec()))
+            .expect("nothing is exchanged");
     }
 
     /// torch.optim.AdamW of torch 2.13.0, by scripts/golden/adamw.py, or StableAdamW as scripts/golden/stable_adamw.py
@@ -257,7 +282,7 @@ mod tests {
         values: Vec<Vec<f64>>,
     }
 
-    /// Goes through all updates of all cases, with the vector in these parts.
+    /// Goes through all updates of all cases, with the vector in these ranges.
     fn compare(name: OptimizerName, golden: &str, cuts: &[Range<i64>]) {
         let cases: Vec<Golden> = serde_json::from_str(golden).expect("the golden file is JSON");
         assert_eq!(cases.len(), 2);
@@ -267,9 +292,9 @@ mod tests {
             let mut optimizer = Optimizer::new(config, &values);
             for (update_number, (gradient, wanted)) in (1..).zip(case.gradients.iter().zip(&case.values)) {
                 let gradient = Tensor::from_slice(gradient).to_kind(Kind::Float);
-                let parts: Vec<Part> =
-                    cuts.iter().map(|range| a_part(range.clone(), case.rate, update_number)).collect();
-                update(&mut optimizer, &values, &gradient, &parts);
+                let ranges: Vec<UpdateRange> =
+                    cuts.iter().map(|range| a_range(range.clone(), case.rate, update_number)).collect();
+                update(&mut optimizer, &values, &gradient, &ranges);
                 let wanted = Tensor::from_slice(wanted).to_kind(Kind::Float);
                 let error = (&values - &wanted).norm() / wanted.norm();
                 assert!(f64::try_from(&error).expect("a scalar") < 1e-6, "update {update_number}: {error}");
@@ -278,19 +303,8 @@ mod tests {
     }
 
     #[test]
-    fn chunks_cover_a_range_in_few_pieces_on_a_gpu() {
-        let range = 5..(3 << 24) + 6;
-        for (device, count) in [(Device::Cpu, 3 << 8 | 1), (Device::Cuda(0), 4)] {
-            let chunks: Vec<_> = chunks(&range, device).collect();
-            assert_eq!(chunks.len(), count);
-            assert_eq!((chunks[0].start, chunks[count - 1].end), (range.start, range.end));
-            assert!(chunks.windows(2).all(|pair| pair[0].end == pair[1].start));
-        }
-    }
-
-    #[test]
     fn updates_equal_pytorch() {
-        // Two parts of equal rate: the split must not show.
+        // Two ranges of equal rate: the split must not show.
         compare(OptimizerName::AdamW, include_str!("../../tests/golden/adamw.json"), &[0..2, 2..7]);
     }
 
@@ -307,8 +321,8 @@ mod tests {
             let values = Tensor::zeros([size], (Kind::Float, Device::Cpu));
             let mut optimizer = Optimizer::new(OptimizerConfig { name, ..OptimizerConfig::default() }, &values);
             let ones = values.ones_like();
-            update(&mut optimizer, &values, &ones, &[a_part(0..size, 0.1, 1)]);
-            update(&mut optimizer, &values, gradient, &[a_part(0..size, 0.1, 2)]);
+            update(&mut optimizer, &values, &ones, &[a_range(0..size, 0.1, 1)]);
+            update(&mut optimizer, &values, gradient, &[a_range(0..size, 0.1, 2)]);
             values
         };
         // Gradients grow only in the second chunk, whose rate must fall as the first one's does.
@@ -326,7 +340,7 @@ mod tests {
         let values = Tensor::from_slice(&[1f32, 2.0, 3.0, 4.0]);
         let mut optimizer = Optimizer::new(OptimizerConfig::default(), &values);
         let ones = Tensor::ones([4], (Kind::Float, Device::Cpu));
-        update(&mut optimizer, &values, &ones, &[a_part(0..2, 0.1, 1), a_part(2..4, 0.0, 1)]);
+        update(&mut optimizer, &values, &ones, &[a_range(0..2, 0.1, 1), a_range(2..4, 0.0, 1)]);
         let after = Vec::<f32>::try_from(&values).expect("a vector");
         assert!(after[0] < 1.0 && after[1] < 2.0);
         assert_eq!(after[2..], [3.0, 4.0]);

@@ -5,20 +5,10 @@
 //! embeddings of time and size, and the last convolution, whose result is compared with the target. docs/numerics.md has
 //! the table; a test compares the gradients with those of PyTorch's autocast.
 
-use rectiflow_data::order::RankOf;
-use rectiflow_sdxl::{
-    model::{Component, Model},
-    weights::Parameters,
-};
+use rectiflow_sdxl::weights::Parameters;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, no_grad};
-
-use crate::{
-    config::{Checked, TRAINABLE, TrainConfig},
-    flat::FlatParameters,
-    model,
-};
 
 /// What the model calculates in while it trains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
@@ -44,13 +34,13 @@ impl Precision {
     /// The dtype that the model calculates with a parameter in, by the parameter's name in diffusers' layout.
     pub(crate) fn kind_of(self, name: &str) -> Kind {
         match self {
-            Self::Bf16 if !Self::stays(name) => Kind::BFloat16,
+            Self::Bf16 if !Self::keeps_fp32(name) => Kind::BFloat16,
             Self::Fp32 | Self::Bf16 => Kind::Float,
         }
     }
 
     /// Whether a parameter of this name stays in fp32 whatever the others are.
-    pub(crate) fn stays(name: &str) -> bool {
+    pub(crate) fn keeps_fp32(name: &str) -> bool {
         name.contains("norm") || name.contains("embedding.") || name.starts_with("conv_out.")
     }
 
@@ -61,24 +51,6 @@ impl Precision {
             tensor.shallow_clone().set_data(&converted);
         }
     }
-}
-
-/// Gives every component but the autoencoder the dtypes that the recipe asks for, and moves the trained ones into one
-/// vector, of which this rank owns `share`. The models hold fp32 until then.
-pub(crate) fn apply(checked: &Checked, model: &Model, share: RankOf) -> FlatParameters {
-    let TrainConfig { dtype, .. } = checked.recipe.train;
-    let (trained, frozen): (Vec<Component>, Vec<_>) =
-        TRAINABLE.into_iter().partition(|&component| checked.recipe.train.trains(component));
-    for component in frozen {
-        dtype.convert(model::parameters(model, component));
-    }
-    let trained: Vec<_> = trained.into_iter().map(|part| (part.folder(), model::parameters(model, part))).collect();
-    FlatParameters::adopt_share(&trained, dtype, share)
-}
-
-/// As [`apply`], of a model that is not trained.
-pub(crate) fn apply_frozen(precision: Precision, model: &Model) {
-    TRAINABLE.iter().for_each(|&component| precision.convert(model::parameters(model, component)));
 }
 
 #[cfg(test)]
@@ -93,6 +65,7 @@ mod tests {
     use tch::Tensor;
 
     use super::*;
+    use crate::state::{flat::FlatParameters, layout::narrow};
 
     /// Relative L2 errors of PyTorch's autocast, by scripts/golden/autocast.py.
     #[derive(Debug, Deserialize)]
@@ -131,14 +104,14 @@ mod tests {
             let (difference, size) = error(&prediction, &get("out"));
             flat.gradients.begin(1, None);
             let loss = prediction.to_kind(Kind::Float).mse_loss(&get("target"), tch::Reduction::Mean);
-            flat.gradients.add(0, &loss).expect("the backward pass runs");
+            flat.gradients.adder().add(0, &loss).expect("the backward pass runs");
             let sum = flat.gradients.finish().joined();
             let errors: Vec<(f64, f64)> = flat
                 .slices
                 .iter()
                 .map(|slice| {
                     let exact = exact.tensor(&slice.name["unet.".len()..]).expect("the golden file has it");
-                    error(&crate::flat::part(&sum, &slice.range), &exact.flatten(0, -1))
+                    error(&narrow(&sum, &slice.range), &exact.flatten(0, -1))
                 })
                 .collect();
             let norm = |of: fn(&(f64, f64)) -> f64| errors.iter().map(|error| of(error).powi(2)).sum::<f64>().sqrt();

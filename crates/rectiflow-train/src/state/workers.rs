@@ -8,6 +8,7 @@
 //! On a GPU there is one worker: the device itself is the parallel machine.
 
 use rayon::{ThreadPool, ThreadPoolBuilder, prelude::*};
+use rectiflow_sdxl::model::Model;
 use tch::Device;
 
 /// A pool of threads that call libtorch.
@@ -43,6 +44,29 @@ impl Workers {
         }
         self.pool.install(|| items.par_iter().with_max_len(1).map(work).collect())
     }
+
+    /// As [`Self::map`], where the work changes the items: views of disjoint parts of tensors, say.
+    pub(crate) fn map_mut<T: Send, R: Send>(
+        &self,
+        items: &mut [T],
+        work: impl Fn(&mut T) -> R + Send + Sync,
+    ) -> Vec<R> {
+        if self.width() == 1 {
+            return items.iter_mut().map(work).collect();
+        }
+        self.pool.install(|| items.par_iter_mut().with_max_len(1).map(work).collect())
+    }
+
+    /// As [`Self::map`], where the workers share tensors. The work must not write these.
+    pub(crate) fn map_tensors<S: OnlyTensors, T: Sync, R: Send>(
+        &self,
+        shared: &S,
+        items: &[T],
+        work: impl Fn(&S, &T) -> R + Send + Sync,
+    ) -> Vec<R> {
+        let shared = Shared(shared);
+        self.map(items, |item| work(shared.get(), item))
+    }
 }
 
 /// How many workers are of use for `tasks` tasks on `device`.
@@ -55,28 +79,30 @@ pub(crate) fn threads() -> usize {
     tch::get_num_threads().max(1) as usize
 }
 
-/// References to tensors, or to what is made of them, that several threads use. `tch` calls no tensor `Sync`, since any
-/// of them can be written through a shared reference.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Shared<T>(T);
+/// Values whose only parts that are not `Sync` are tensors.
+///
+/// # Safety
+/// Apart from tensors, nothing of the value can be written through a shared reference without a lock.
+pub(crate) unsafe trait OnlyTensors {}
 
-impl<T: Copy> Shared<T> {
-    /// # Safety
-    /// As long as it is in use by more than one thread, no thread may write an element that another one reads or writes,
-    /// or change a tensor's storage, shape or `requires_grad`. libtorch's reference counts are atomic and its operations
-    /// may read one tensor from many threads.
-    pub(crate) unsafe fn new(references: T) -> Self {
-        Self(references)
-    }
+// SAFETY: a model is tensors and the settings of its networks.
+unsafe impl OnlyTensors for Model {}
 
-    /// What is shared.
-    pub(crate) fn get(&self) -> T {
+/// What the workers of [`Workers::map_tensors`] share.
+struct Shared<'a, S>(&'a S);
+
+impl<S> Shared<'_, S> {
+    fn get(&self) -> &S {
         self.0
     }
 }
 
-// SAFETY: whoever made it promised that concurrent use is reading, or writing of disjoint elements.
-unsafe impl<T> Sync for Shared<T> {}
+// SAFETY: `tch` calls no tensor `Sync`, since every handle may write. libtorch's reference counts are
+// atomic, and its operations may read one tensor from many threads. What this crate does in
+// `map_tensors` reads the tensors that are shared: sampling, and forward and backward passes, whose
+// gradients go behind the locks of `gradients`. Whatever writes them runs on the thread that called
+// `map_tensors`, after it has returned.
+unsafe impl<S: OnlyTensors> Sync for Shared<'_, S> {}
 
 #[cfg(test)]
 mod tests {

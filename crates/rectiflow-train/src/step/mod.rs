@@ -4,9 +4,9 @@
 //! number of samples, so that a ragged micro-batch counts by its samples. Sigma and noise are keyed by (seed, cursor,
 //! slot), never by rank or micro-batch order.
 
-pub mod rehearsal;
-pub(crate) mod repeated;
-pub mod work;
+pub(crate) mod prompt_cache;
+pub mod step_flops;
+pub mod synthetic;
 
 use rectiflow_data::{
     batch::{MicroBatch, Step},
@@ -23,16 +23,19 @@ use rectiflow_sdxl::{
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::{
-    config::{Checked, TextEncoders},
-    ema::{self, EmaConfig},
     error::Result,
-    exchange::{Exchange, StepGradients},
-    flat::FlatParameters,
-    gradient_vector::GradientVector,
     lr::LrRatios,
-    repeated::Repeated,
-    state::TrainState,
-    workers::{Shared, Workers},
+    ranks::exchange::{Exchange, Passes, Summed},
+    recipe::{Checked, sections::TextEncoders},
+    state::{
+        TrainState,
+        ema::{self, EmaConfig},
+        flat::FlatParameters,
+        gradient_vector::GradientVector,
+        gradients::Adder,
+        workers::{OnlyTensors, Workers},
+    },
+    step::prompt_cache::PromptCache,
 };
 
 /// What a step needs besides the state it changes.
@@ -43,7 +46,7 @@ pub(crate) struct Stepper<'a> {
     pub(crate) device: Device,
     pub(crate) seed: u64,
     /// What frozen text encoders say about prompts that many samples have; none where they are trained.
-    pub(crate) repeated: Option<Repeated>,
+    pub(crate) prompt_cache: Option<PromptCache>,
     pub(crate) offset_noise: f64,
     pub(crate) clip_norm: f64,
     pub(crate) ratios: LrRatios,
@@ -51,27 +54,16 @@ pub(crate) struct Stepper<'a> {
     pub(crate) workers: Workers,
 }
 
-/// The forward and backward passes that one rank made for a step.
-#[derive(Debug)]
-pub(crate) struct Summed {
-    /// Its part of the step's loss.
-    pub(crate) loss: f64,
-    /// Time and loss of each sample, in the order of its micro-batches.
-    pub(crate) samples: Vec<(f64, f32)>,
-    pub(crate) gradients: StepGradients,
-}
+// SAFETY: beside the model's tensors it has settings, threads, and a cache behind a lock.
+unsafe impl OnlyTensors for Stepper<'_> {}
 
-/// The forward and backward passes of a step, over all ranks: everything but the update.
-#[derive(Debug)]
-pub(crate) struct Passes {
-    pub(crate) loss: f64,
-    pub(crate) gradient_norm: f64,
-    /// The norm of each group's part, where there is more than one group.
-    pub(crate) norm_by_group: Vec<f64>,
-    /// Time and loss of each sample that this rank worked on, in the order of its micro-batches.
-    pub(crate) samples: Vec<(f64, f32)>,
-    /// The gradient of what this rank updates.
-    pub(crate) gradients: GradientVector,
+/// What a forward and backward pass, or several, have measured.
+#[derive(Debug, Default)]
+struct Pass {
+    /// Their part of the step's loss.
+    loss: f64,
+    /// Time and loss of each sample, in order.
+    samples: Vec<(f64, f32)>,
 }
 
 /// How far an update goes.
@@ -92,7 +84,7 @@ impl<'a> Stepper<'a> {
             objective: &checked.objective,
             device: checked.device,
             seed: recipe.run.seed,
-            repeated: (recipe.train.text_encoders == TextEncoders::Frozen).then(Repeated::default),
+            prompt_cache: (recipe.train.text_encoders == TextEncoders::Frozen).then(PromptCache::default),
             offset_noise: recipe.train.offset_noise,
             clip_norm: recipe.train.clip_norm,
             ratios: recipe.lr.ratio.clone(),
@@ -101,38 +93,47 @@ impl<'a> Stepper<'a> {
         }
     }
 
-    /// The loss of a step and its gradient `[n]`, summed over this rank's micro-batches in the order of their slots,
-    /// however many of them are worked on at a time.
+    /// The loss of a step and its gradient `[n]`, summed over this rank's micro-batches in the order of
+    /// their slots, however many of them are worked on at a time.
     pub(crate) fn passes(&self, parameters: &FlatParameters, step: &Step, exchange: &Exchange) -> Result<Summed> {
         let quantiles = StepQuantiles::draw(self.seed, step);
-        exchange.settle()?;
-        let (mut loss, mut samples) = (0.0, Vec::new());
-        let mut sum = exchange.begin(parameters);
-        // SAFETY: forward and backward passes read the parameters, and each gradient has a place of its own behind a lock.
-        let shared = unsafe { Shared::new((self, parameters)) };
-        for round in step.micro_batches.chunks(exchange.round().min(step.micro_batches.len())) {
-            let numbered: Vec<_> = round.iter().enumerate().collect();
-            let mut work = || {
-                for batches in numbered.chunks(self.workers.width()) {
-                    let passes: Vec<Result<_>> = self.workers.map(batches, |&(place, batch)| {
-                        let (stepper, parameters) = shared.get();
-                        let (loss, losses) = stepper.step_loss(step, batch, &quantiles)?;
-                        parameters.gradients.add(place, &loss)?;
-                        Ok((loss.double_value(&[]), losses))
-                    });
-                    let mut chunk_loss = 0.0;
-                    for pass in passes {
-                        let (loss, of_batch) = pass?;
-                        chunk_loss += loss;
-                        samples.extend(of_batch);
-                    }
-                    loss += chunk_loss;
-                }
-                Ok(())
-            };
-            exchange.round_of(&mut sum, parameters, round.len(), &mut work)?;
+        exchange.wait_gathers()?;
+        let mut gradients = exchange.begin(parameters);
+        let mut measured = Pass::default();
+        let adder = parameters.gradients.adder();
+        let micro_batches = &step.micro_batches;
+        for round in micro_batches.chunks(exchange.round().min(micro_batches.len())) {
+            let mut work = || self.round_passes(step, round, &quantiles, &adder, &mut measured);
+            exchange.reduce_round(&mut gradients, parameters, round.len(), &mut work)?;
         }
-        Ok(Summed { loss, samples, gradients: sum })
+        Ok(Summed { loss: measured.loss, samples: measured.samples, gradients })
+    }
+
+    /// The passes over a round of micro-batches, as many at a time as there are workers.
+    fn round_passes(
+        &self,
+        step: &Step,
+        round: &[MicroBatch],
+        quantiles: &StepQuantiles,
+        gradients: &Adder,
+        measured: &mut Pass,
+    ) -> Result<()> {
+        let numbered: Vec<(usize, &MicroBatch)> = round.iter().enumerate().collect();
+        for batches in numbered.chunks(self.workers.width()) {
+            let passes: Vec<Result<Pass>> = self.workers.map_tensors(self, batches, |stepper, &(place, batch)| {
+                let (loss, samples) = stepper.step_loss(step, batch, quantiles)?;
+                gradients.add(place, &loss)?;
+                Ok(Pass { loss: loss.double_value(&[]), samples })
+            });
+            let mut loss = 0.0;
+            for pass in passes {
+                let pass = pass?;
+                loss += pass.loss;
+                measured.samples.extend(pass.samples);
+            }
+            measured.loss += loss;
+        }
+        Ok(())
     }
 
     /// The largest attention logit of the UNet on this rank's first micro-batch of a step: one more forward pass.
@@ -183,14 +184,14 @@ impl<'a> Stepper<'a> {
         position.update += 1;
         position.samples += step.num_samples;
         position.cursor = step.step + 1;
-        let parts = state.parts(lr, &self.ratios);
+        let ranges = state.update_ranges(lr, &self.ratios);
         let masters = state.parameters.masters.shallow_clone();
         let total = |excess: &[f64]| exchange.total(excess);
-        state.optimizer.update(&masters, &gradients, &parts, &self.workers, &total)?;
+        state.optimizer.update(&masters, &gradients, &ranges, &self.workers, &total)?;
         exchange.publish(&state.parameters)?;
         let keep = self.ema.keep(step.num_samples, state.position.samples);
         if let (Some(average), Some(keep)) = (&state.average, keep) {
-            ema::follow(average, &masters, keep, &self.workers);
+            ema::lerp_towards(average, &masters, keep, &self.workers);
         }
         Ok(gradients)
     }
@@ -235,9 +236,9 @@ impl<'a> Stepper<'a> {
         let (clip_l, clip_g) = (ids(&batch.clip_l), ids(&batch.clip_g));
         let ids = ChunkedIds { clip_l: &clip_l, clip_g: &clip_g, num_chunks: &batch.chunks };
         let encode = |ids: ChunkedIds<'_>| cond::encode(&self.model.clip_l, &self.model.clip_g, ids);
-        Ok(match &self.repeated {
+        Ok(match &self.prompt_cache {
             None => encode(ids),
-            Some(repeated) => no_grad(|| repeated.encode(ids, &batch.dropped, encode)),
+            Some(cache) => no_grad(|| cache.encode(ids, &batch.dropped, encode)),
         }?)
     }
 }

@@ -8,8 +8,8 @@ use std::{
 use rectiflow_train::{
     Error,
     checkpoint::{Saved, verify},
-    config::Checked,
     metrics::Event,
+    recipe::Checked,
     run::Options,
 };
 

@@ -21,10 +21,10 @@ use rectiflow_data::{
 use rectiflow_sdxl::model::Component;
 use rectiflow_train::{
     Result,
-    checkpoint::hash_weights,
-    config::{Checked, Recipe},
+    components::hash_weights,
     launch::Launch,
     metrics::Event,
+    recipe::{Checked, Recipe},
     run::{Options, Outcome, train},
     state::TrainState,
 };

@@ -6,9 +6,9 @@ use rectiflow_train::{
     Error,
     blackbox::BlackBox,
     checkpoint::{Saved, verify},
-    comm::Collective,
-    config::Checked,
     metrics::{Event, StepMetrics},
+    recipe::Checked,
+    traffic::Collective,
 };
 
 use crate::fixture::{Fixture, Ran, run_ranks, run_until, spoil_with_nan};

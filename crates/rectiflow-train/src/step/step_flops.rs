@@ -10,7 +10,7 @@ use rectiflow_sdxl::{
     model::{Component, Model},
 };
 
-use crate::config::TrainConfig;
+use crate::recipe::sections::TrainConfig;
 
 /// The sizes of what a step runs.
 #[derive(Debug, Clone, Copy)]
@@ -60,7 +60,7 @@ mod tests {
     use rectiflow_sdxl::bundle::sdxl_configs;
 
     use super::*;
-    use crate::config::TextEncoders;
+    use crate::recipe::sections::TextEncoders;
 
     #[test]
     fn a_sample_of_sdxl_is_20_tera_flops() {

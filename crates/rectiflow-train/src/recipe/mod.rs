@@ -1,25 +1,22 @@
 //! The recipe: one TOML file that describes a whole run.
 //!
-//! Two stages. [`Recipe`] is the file as written: serde structs that each module owns, composed here. [`Checked`] is
-//! what the rest of the program works on: every key is known, every value is possible, and what follows from several
-//! keys is worked out. All problems are reported together, an unknown key with its nearest valid name.
+//! Two stages. [`Recipe`] is the file as written: the serde structs of `sections`, and those that stand with what they
+//! set (`guard`, `lr`, the optimiser and others). [`Checked`] is what the rest of the program works on: every key is
+//! known, every value is possible, and what follows from several keys is worked out. All problems are reported together,
+//! an unknown key with its nearest valid name.
 
 pub(crate) mod changes;
+pub(crate) mod overrides;
 #[cfg(test)]
-mod config_page;
-pub(crate) mod keys;
+mod page;
+pub mod sections;
+pub(crate) mod unknown_keys;
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::path::Path;
 
 use rectiflow_data::{
-    cache::DiskCache,
-    order::{Amount, Mode, OrderSettings},
+    order::{Amount, OrderSettings},
     prep::PrepSettings,
-    prompt::PromptSettings,
 };
 use rectiflow_sdxl::{
     flow::{Objective, ObjectiveSettings},
@@ -30,18 +27,19 @@ use serde::{Deserialize, Serialize};
 use tch::Device;
 
 use crate::{
-    ema::EmaConfig,
     error::{Error, Result},
     guard::GuardConfig,
     hardware::hardware,
-    keys::{missing_keys, take_unknown_keys},
-    launch::RanksConfig,
     lr::LrConfig,
-    memory::MemoryConfig,
-    optim::OptimizerConfig,
-    precision::Precision,
-    preview::PreviewConfig,
-    testloss::TestConfig,
+    ranks::launch::RanksConfig,
+    recipe::{
+        overrides::{NO_FILE, read_table},
+        sections::{
+            CheckpointConfig, DataConfig, MemoryConfig, ModelConfig, PreviewConfig, RunConfig, TestConfig, TrainConfig,
+        },
+        unknown_keys::{missing_keys, take_unknown_keys},
+    },
+    state::{ema::EmaConfig, optim::OptimizerConfig},
 };
 
 /// A recipe as written: one TOML file, one run.
@@ -89,194 +87,6 @@ pub struct Recipe {
     /// How `rectiflow prep --recipe` prepares images; training does not read it.
     #[serde(default)]
     pub prep: PrepSettings,
-}
-
-/// `[run]`: where the run lives and what makes it repeatable.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct RunConfig {
-    /// The run folder: checkpoints, metrics.jsonl and previews. A run found there is resumed.
-    pub dir: PathBuf,
-    /// Every random number of the run follows from it.
-    #[serde(default)]
-    pub seed: u64,
-    /// `cpu`, `cuda` or `cuda:N`.
-    #[serde(default = "default_device")]
-    pub device: String,
-    /// Memory of each rank for latents and text that are read ahead from object storage, in MiB; a hard limit. Default:
-    /// what the open windows of its lanes need, and one more window a lane.
-    pub read_ahead_mib: Option<u64>,
-    /// A folder on a local disk where data from URLs is kept, so that later epochs and runs need not fetch it again. The
-    /// ranks of a machine and several runs may share it. Needs `cache_gib`; `train.mode = "owned"` needs both.
-    pub cache_dir: Option<PathBuf>,
-    /// GiB that `cache_dir` may take; a hard limit. When it is reached, what is needed last goes first.
-    pub cache_gib: Option<u64>,
-    /// The GPU that the run is on, so that the live line and the log can say what part of its peak is used: `h100-sxm`,
-    /// `h200-sxm`, `a100-80gb`, `rtx-4090` and others that `rectiflow plan --hardware` lists.
-    pub hardware: Option<String>,
-    /// What an hour of all machines costs, in any currency: the live line and the log then say what was spent.
-    pub price_per_hour: Option<f64>,
-}
-
-impl RunConfig {
-    /// Opens the cache that it names, if any.
-    ///
-    /// # Errors
-    /// As [`DiskCache::open`].
-    pub fn open_cache(&self) -> rectiflow_data::Result<Option<Arc<DiskCache>>> {
-        let cache = self.cache_dir.as_ref().zip(self.cache_gib);
-        cache.map(|(dir, gib)| DiskCache::open(dir, gib.saturating_mul(1 << 30)).map(Arc::new)).transpose()
-    }
-}
-
-fn default_device() -> String {
-    "cpu".to_owned()
-}
-
-/// `[model]`: the model that training starts from.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct ModelConfig {
-    /// A diffusers folder or a training checkpoint.
-    pub base: PathBuf,
-    /// Components that start from random weights (`unet`, `text_encoder`, `text_encoder_2`); of the others the
-    /// weights must be there.
-    #[serde(default)]
-    pub random: Vec<String>,
-}
-
-/// `[[data]]`: one data set.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct DataConfig {
-    /// The folder that `rectiflow prep` wrote, or the URL of a copy of it: `s3://bucket/prefix`, `gs://`, `az://`,
-    /// `http(s)://`. Credentials and endpoint are those of the environment.
-    pub path: PathBuf,
-    /// How often an epoch goes through it; 1 where neither this nor `share` is given.
-    pub repeats: Option<f64>,
-    /// Its part of all samples of an epoch, above 0 and below 1; then every data set needs one, and they sum to 1.
-    pub share: Option<f64>,
-    /// How prompts are made from captions and tags.
-    #[serde(default)]
-    pub prompt: PromptSettings,
-}
-
-impl DataConfig {
-    fn amount(&self) -> Amount {
-        self.share.map_or_else(|| Amount::Repeats(self.repeats.unwrap_or(1.0)), Amount::Share)
-    }
-}
-
-/// Which text encoders learn.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum TextEncoders {
-    /// They stay as they are.
-    #[serde(rename = "frozen")]
-    Frozen,
-    /// Both are trained with the UNet.
-    #[serde(rename = "trained")]
-    Trained,
-    /// CLIP-L is trained with the UNet, bigG stays.
-    #[serde(rename = "text_encoder")]
-    OnlyClipL,
-    /// OpenCLIP bigG is trained with the UNet, CLIP-L stays.
-    #[serde(rename = "text_encoder_2")]
-    OnlyClipG,
-}
-
-/// `[train]`: what is learnt, from how many samples, in which batches.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct TrainConfig {
-    /// Samples to train on in all, repetitions counted, those that the guard passed over or undid not: they are made up for.
-    /// The run ends with the first step that reaches it.
-    pub samples: u64,
-    /// Samples a micro-batch: what is in memory at once, all of one bucket.
-    pub micro_batch: usize,
-    /// Micro-batches a step, over all ranks: the batch is micro_batch x micro_batches.
-    #[serde(default = "one")]
-    pub micro_batches: usize,
-    /// Lanes that the micro-batches of a step are dealt to; at most so many ranks can run. Default: the largest
-    /// divisor of micro_batches that is at most 64.
-    pub lanes: Option<usize>,
-    /// How samples are spread over an epoch: `local` permutes all samples of a bucket, for data on a disk; `window`
-    /// permutes blocks and shuffles the samples of a window of them, for data in object storage, every byte of which
-    /// is then fetched once an epoch; `owned` gives each lane a share of the blocks, which stays on its machine's disk
-    /// (`run.cache_dir`) and is fully shuffled from the second epoch on; `auto` takes `window` for data at URLs that is
-    /// larger than 2 GiB.
-    #[serde(default = "auto")]
-    #[schemars(with = "String")]
-    pub mode: Mode,
-    /// Window of samples inside which micro-batches are grouped by their number of 75-token chunks; in `window` mode, and
-    /// in the first epoch of `owned` mode, also the samples that are shuffled among each other.
-    #[serde(default = "default_window")]
-    pub window_samples: u64,
-    /// `frozen`, `trained` (both), or the one that is trained; `lr.ratio` has their rates.
-    #[serde(default = "frozen")]
-    pub text_encoders: TextEncoders,
-    /// `fp32`, or `bf16`: the model calculates in bf16 with copies of the weights, while weights, the sum of gradients
-    /// and the optimiser's memory stay in fp32. Faster, and half the memory for activations; docs/numerics.md has what
-    /// is in which.
-    #[serde(default)]
-    pub dtype: Precision,
-    /// Offset noise: so many times a normal number of its own is added to the noise of each channel of a sample, so
-    /// that a model learns to change a picture's mean. For eps and v, 0.03 to 0.1; flow models need none.
-    #[serde(default)]
-    pub offset_noise: f64,
-    /// Gradients of a larger norm are scaled down to it. 1.0 is the article's.
-    #[serde(default = "one_f64")]
-    pub clip_norm: f64,
-}
-
-impl TrainConfig {
-    /// Whether a component learns.
-    pub fn trains(&self, component: Component) -> bool {
-        use TextEncoders::{Frozen, OnlyClipG, OnlyClipL, Trained};
-        match (component, self.text_encoders) {
-            (Component::UNet, _) | (Component::ClipL | Component::ClipG, Trained) => true,
-            (Component::ClipL, OnlyClipL) | (Component::ClipG, OnlyClipG) => true,
-            (Component::ClipL, Frozen | OnlyClipG) | (Component::ClipG, Frozen | OnlyClipL) | (Component::Vae, _) => {
-                false
-            }
-        }
-    }
-}
-
-fn frozen() -> TextEncoders {
-    TextEncoders::Frozen
-}
-fn one() -> usize {
-    1
-}
-fn one_f64() -> f64 {
-    1.0
-}
-fn auto() -> Mode {
-    Mode::Auto
-}
-fn default_window() -> u64 {
-    2048
-}
-
-/// `[checkpoint]`: when and how many.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct CheckpointConfig {
-    /// Steps from one checkpoint to the next; the end of a run and an interrupt save as well.
-    pub every_steps: u64,
-    /// Newest checkpoints to keep; older ones are removed. At least 1.
-    pub keep: usize,
-    /// Checkpoints whose step is a multiple of this are kept for ever; 0 keeps none but the newest.
-    pub keep_every_steps: u64,
-    /// Whether training goes on while a checkpoint is being written. That takes host memory for a copy, of 12 bytes a
-    /// trained parameter (16 with `ema`), on rank 0; the others copy their parts of the optimiser's memory.
-    pub in_background: bool,
-}
-
-impl Default for CheckpointConfig {
-    fn default() -> Self {
-        Self { every_steps: 500, keep: 3, keep_every_steps: 0, in_background: true }
-    }
 }
 
 /// A recipe that can be run.
@@ -382,9 +192,9 @@ impl Recipe {
     }
 
     fn problems(&self) -> Vec<(String, String)> {
-        let mut problems = self.run_problems();
+        let mut problems = self.run.problems();
         problems.extend(self.data_problems());
-        problems.extend(self.train_problems());
+        problems.extend(self.train.problems());
         problems.extend(self.lr.problems(self.train.samples));
         problems.extend(self.optimizer.problems());
         problems.extend(self.ema.problems());
@@ -393,20 +203,7 @@ impl Recipe {
         problems.extend(self.ranks.problems());
         problems.extend(self.preview.problems());
         problems.extend(self.test.problems());
-        if self.checkpoint.every_steps == 0 {
-            problems.push(("checkpoint.every_steps".into(), "expected at least 1, found 0".into()));
-        }
-        if self.checkpoint.keep == 0 {
-            problems.push(("checkpoint.keep".into(), "expected at least 1, found 0".into()));
-        }
-        let CheckpointConfig { every_steps, keep_every_steps, .. } = self.checkpoint;
-        if every_steps > 0 && !keep_every_steps.is_multiple_of(every_steps) {
-            let reason = format!(
-                "expected a multiple of checkpoint.every_steps = {every_steps}, since others are never written; found \
-                 {keep_every_steps}"
-            );
-            problems.push(("checkpoint.keep_every_steps".into(), reason));
-        }
+        problems.extend(self.checkpoint.problems());
         if let Some(price) = self.run.price_per_hour.filter(|price| !(*price >= 0.0 && price.is_finite())) {
             problems.push(("run.price_per_hour".into(), format!("expected a number of at least 0, found {price}")));
         }
@@ -470,44 +267,6 @@ impl Recipe {
         }
         problems
     }
-
-    fn run_problems(&self) -> Vec<(String, String)> {
-        let RunConfig { cache_dir, cache_gib, hardware: name, .. } = &self.run;
-        let mut problems = match (cache_dir, cache_gib) {
-            (Some(_), None) => vec![("run.cache_gib".into(), "expected a number, since run.cache_dir is given".into())],
-            (None, Some(_)) => vec![("run.cache_dir".into(), "expected a folder, since run.cache_gib is given".into())],
-            _ => Vec::new(),
-        };
-        let unknown = name.as_ref().and_then(|name| hardware(name).err());
-        problems.extend(unknown.map(|error| ("run.hardware".into(), error.to_string())));
-        problems
-    }
-
-    fn train_problems(&self) -> Vec<(String, String)> {
-        let TrainConfig { samples, micro_batch, micro_batches, lanes, .. } = self.train;
-        let mut problems = Vec::new();
-        let mut at_least_one = |key: &str, value: u64| {
-            if value == 0 {
-                problems.push((format!("train.{key}"), "expected at least 1, found 0".to_owned()));
-            }
-        };
-        at_least_one("samples", samples);
-        at_least_one("micro_batch", micro_batch as u64);
-        at_least_one("micro_batches", micro_batches as u64);
-        at_least_one("window_samples", self.train.window_samples);
-        if let Some(lanes) = lanes.filter(|&lanes| lanes == 0 || !micro_batches.is_multiple_of(lanes)) {
-            let reason = format!("expected a divisor of train.micro_batches = {micro_batches}, found {lanes}");
-            problems.push(("train.lanes".into(), reason));
-        }
-        let TrainConfig { clip_norm, offset_noise, .. } = self.train;
-        if !(clip_norm > 0.0 && clip_norm.is_finite()) {
-            problems.push(("train.clip_norm".into(), format!("expected a number above 0, found {clip_norm}")));
-        }
-        if !(0.0..=1.0).contains(&offset_noise) {
-            problems.push(("train.offset_noise".into(), format!("expected 0 to 1, found {offset_noise}")));
-        }
-        problems
-    }
 }
 
 impl Checked {
@@ -547,56 +306,18 @@ pub fn parse_device(name: &str) -> std::result::Result<Device, String> {
     }
 }
 
-/// What stands for a recipe's path in messages where there are overrides only.
-const NO_FILE: &str = "--set";
-
-fn read_table(path: Option<&Path>, overrides: &[String]) -> Result<toml::Table> {
-    let text = path.map_or_else(|| Ok(String::new()), |path| fs::read_to_string(path).map_err(Error::io(path)))?;
-    let path = path.unwrap_or(Path::new(NO_FILE));
-    let problem = |problem: String| Error::Recipe { path: path.to_owned(), problems: vec![problem] };
-    let mut table: toml::Table = text.parse().map_err(|e: toml::de::Error| problem(e.to_string()))?;
-    for text in overrides {
-        set(&mut table, text).map_err(problem)?;
-    }
-    Ok(table)
-}
-
-/// Applies one `section.key=value`. A value that is not TOML is taken as a string, so that paths need no quotes.
-fn set(table: &mut toml::Table, text: &str) -> std::result::Result<(), String> {
-    let (path, value) =
-        text.split_once('=').ok_or_else(|| format!("--set {text}: expected section.key=value, found no `=`"))?;
-    let value = format!("value = {value}")
-        .parse::<toml::Table>()
-        .ok()
-        .and_then(|mut parsed| parsed.remove("value"))
-        .unwrap_or_else(|| toml::Value::String(value.to_owned()));
-    let mut keys: Vec<&str> = path.trim().split('.').collect();
-    let last = keys.pop().expect("split gives at least one part");
-    let mut place = table;
-    for key in keys {
-        let entry = place.entry(key).or_insert_with(|| toml::Value::Table(toml::Table::new()));
-        let kind = entry.type_str();
-        let section = match entry {
-            toml::Value::Table(table) => Some(table),
-            // `data.path=...` means the only [[data]] section.
-            toml::Value::Array(items) if items.len() == 1 => items[0].as_table_mut(),
-            _ => None,
-        };
-        place = section.ok_or_else(|| format!("--set {text}: `{key}` is a {kind}, not one section"))?;
-    }
-    place.insert(last.to_owned(), value);
-    Ok(())
-}
-
 fn one_line(error: &toml::de::Error) -> String {
     error.to_string().trim().replace('\n', " ")
 }
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, path::PathBuf};
+
     use rectiflow_sdxl::flow::Parameterization;
 
     use super::*;
+    use crate::recipe::sections::TextEncoders;
 
     const RECIPE: &str = "[run]\ndir = 'runs/x'\n[model]\nbase = 'm'\n[[data]]\npath = 'd'\n\
                           [train]\nsamples = 100\nmicro_batch = 4\n";

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::{config::Recipe, keys::take_unknown_keys};
+use crate::recipe::{Recipe, unknown_keys::take_unknown_keys};
 
 /// A key whose value differs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,7 +83,7 @@ fn flatten(value: &toml::Value, path: &str, found: &mut BTreeMap<String, String>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::DataConfig;
+    use crate::recipe::sections::DataConfig;
 
     fn recipe(more: &str) -> Recipe {
         let text = format!(

@@ -8,17 +8,20 @@
 //!
 //! With `each`, what is there of the sum is this rank's part and the buckets that are not complete or not yet sent.
 //!
-//! Activations are those that a run's own estimate has (`memory`), on a device that has no fused kernels of ours. Not in it:
+//! Activations are those that a run's own estimate has (`estimate`), on a device that has no fused kernels of ours. Not in it:
 //! what the allocator loses, the libraries' workspaces, activations of text encoders that are trained.
 
 use rectiflow_sdxl::config::UNetConfig;
 use serde::Serialize;
 
 use crate::{
-    launch::Sharding,
-    memory::{Checkpointing, Passes, Remade},
-    precision::Precision,
-    simulate::BUCKET_BYTES,
+    plan::{
+        estimate::{Passes, RecomputedBlocks},
+        simulate::BUCKET_BYTES,
+    },
+    ranks::launch::Sharding,
+    recipe::sections::Checkpointing,
+    state::precision::Precision,
 };
 
 /// What memory depends on.
@@ -95,16 +98,16 @@ fn passes(config: &UNetConfig, trained: f64, settings: &MemorySettings, others: 
     // The sum of this rank's part is apart from what is sent.
     let part = if is_split { 4.0 * trained / settings.ranks as f64 } else { 0.0 };
     let buckets = if is_sent_each { (BUCKETS_AT_A_TIME * BUCKET_BYTES).min(4.0 * trained) } else { 0.0 };
-    let remade = settings.passes.remade(config, settings.checkpointing, || {
+    let recomputed = settings.passes.recomputed(config, settings.checkpointing, || {
         let others = (others + part + buckets) as u64;
         settings.budget_bytes.unwrap_or(0).saturating_sub(others)
     });
-    let what = match &remade {
-        Remade::All(false) => "activations of all blocks".to_owned(),
-        Remade::All(true) => "inputs of checkpointed blocks, and the one that is worked on".to_owned(),
-        Remade::Some(names) => format!("activations, {} blocks checkpointed", names.len()),
+    let what = match &recomputed {
+        RecomputedBlocks::All(false) => "activations of all blocks".to_owned(),
+        RecomputedBlocks::All(true) => "inputs of checkpointed blocks, and the one that is worked on".to_owned(),
+        RecomputedBlocks::Some(names) => format!("activations, {} blocks checkpointed", names.len()),
     };
-    let bytes = |gradient_bytes| settings.passes.bytes(config, &remade, gradient_bytes) as f64;
+    let bytes = |gradient_bytes| settings.passes.bytes(config, &recomputed, gradient_bytes) as f64;
     if is_sent_each {
         // Buckets go as they are complete, and all activations are there beside them.
         let gradients = "gradients, fp32: this rank's part, and buckets on their way".into();
@@ -194,6 +197,6 @@ mod tests {
         near(fp32[0].bytes + fp32[1].bytes, 12.0 * 2.567);
         let budget =
             MemorySettings { checkpointing: Checkpointing::Budget, budget_bytes: Some(80_000_000_000), ..base };
-        assert!((60e9..80e9).contains(&of(&budget)), "{}: as few blocks as fit are remade", of(&budget));
+        assert!((60e9..80e9).contains(&of(&budget)), "{}: as few blocks as fit are recomputed", of(&budget));
     }
 }

@@ -13,12 +13,12 @@ use rectiflow_sdxl::{
 };
 use tch::{Tensor, no_grad};
 
-use crate::error::Result;
+use crate::{error::Result, state::workers::Workers};
 
 /// What a model's text encoders say about `prompts`, one row each.
 ///
 /// # Errors
-/// [`crate::Error::Model`].
+/// [`crate::error::Error::Model`].
 pub fn condition(model: &Model, tokenizer: &Tokenizer, prompts: &[String]) -> Result<Cond> {
     encode_texts(&model.clip_l, &model.clip_g, tokenizer, prompts)
 }
@@ -26,7 +26,7 @@ pub fn condition(model: &Model, tokenizer: &Tokenizer, prompts: &[String]) -> Re
 /// What both text encoders say about `prompts`, one row each.
 ///
 /// # Errors
-/// [`crate::Error::Model`].
+/// [`crate::error::Error::Model`].
 pub fn encode_texts(
     encoder_l: &ClipText,
     encoder_g: &ClipText,
@@ -54,8 +54,8 @@ pub fn encode_texts(
 /// One picture for each prompt, as one batch: `settings.batch` is taken from the number of prompts.
 ///
 /// # Errors
-/// [`crate::Error::Model`]: settings that cannot work, or libtorch failing.
-pub fn draw(
+/// [`crate::error::Error::Model`]: settings that cannot work, or libtorch failing.
+pub fn generate(
     model: &Model,
     parameterization: Parameterization,
     prompts: &[String],
@@ -70,6 +70,35 @@ pub fn draw(
     let texts = Texts { cond: &cond, uncond: &uncond };
     let latents = sample_latents(&model.unet, &model.vae.config, parameterization, texts, &settings, progress)?;
     Ok(pictures(&decode(&model.vae, &latents)?))
+}
+
+/// Pictures that are sampled together from one noise.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// One a picture.
+    pub prompts: Vec<String>,
+    /// How they are sampled; `batch` is the number of prompts.
+    pub settings: SampleSettings,
+}
+
+/// Samples all batches, side by side where the processor has cores for it; `progress` is called with the number of
+/// pictures of each batch that is done. The pictures do not depend on how many batches are worked on at a time.
+///
+/// # Errors
+/// [`crate::error::Error::Model`]: settings that cannot work, or libtorch failing.
+pub fn generate_all(
+    model: &Model,
+    parameterization: Parameterization,
+    batches: &[Batch],
+    progress: &(dyn Fn(usize) + Sync),
+) -> Result<Vec<Vec<Picture>>> {
+    let workers = Workers::new(model.unet.device(), batches.len());
+    let one = |model: &Model, Batch { prompts, settings }: &Batch| {
+        let pictures = generate(model, parameterization, prompts, "", settings, &mut |_| {});
+        progress(prompts.len());
+        pictures
+    };
+    workers.map_tensors(model, batches, one).into_iter().collect()
 }
 
 /// `[b, h, w, 3]` u8 on the CPU, as [`decode`] gives them, as pictures.

@@ -7,7 +7,7 @@ use std::fmt::Write;
 use schemars::schema_for;
 use serde_json::{Map, Value};
 
-use crate::{config::Recipe, keys::resolve};
+use crate::recipe::{Recipe, unknown_keys::resolve};
 
 const HEAD: &str = "# The recipe
 

@@ -100,7 +100,7 @@ mod tests {
             "[run]\ndirr = 1\n[[data]]\npath = 'x'\nrepeat = 2\n[data.prompt]\n[tranin]\n[objective]\nshfit = 3\n"
                 .parse()
                 .expect("TOML");
-        let found = take_unknown_keys::<crate::config::Recipe>(&mut table);
+        let found = take_unknown_keys::<crate::recipe::Recipe>(&mut table);
         assert_eq!(
             found,
             [
@@ -115,7 +115,7 @@ mod tests {
     #[test]
     fn all_missing_keys_are_named() {
         let mut table: toml::Table = "[run]\n[[data]]\n[train]\nsamples = 1\n".parse().expect("TOML");
-        let mut found = missing_keys::<crate::config::Recipe>(&mut table);
+        let mut found = missing_keys::<crate::recipe::Recipe>(&mut table);
         found.sort();
         let keys: Vec<&str> = found.iter().filter_map(|line| line.split(':').next()).collect();
         assert_eq!(keys, ["data[0].path", "model", "run.dir", "train.micro_batch"]);

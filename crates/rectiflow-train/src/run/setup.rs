@@ -17,20 +17,14 @@ use rectiflow_sdxl::model::{Component, Model};
 use tch::{Cuda, Device};
 
 use crate::{
-    changes::changes,
-    checkpoint::{self, Checkpoints, Components, Frozen, Saved, Trained},
-    comm::Comm,
-    config::{Checked, DataConfig, Recipe},
+    checkpoint::{Checkpoints, Frozen, Saved, Trained, adopt, components::Components, hash_file},
     error::{Error, Result},
-    exchange::share,
     guard::GuardState,
-    launch::Launch,
-    metrics::Start,
-    optim::Optimizer,
-    origin::Origin,
-    precision,
-    state::{Position, TrainState},
-    stopped,
+    measure::metrics::Start,
+    ranks::{comm::Comm, exchange::share, launch::Launch},
+    recipe::{Checked, Recipe, changes::changes, sections::DataConfig},
+    run::{origin::Origin, stop_file},
+    state::{Position, TrainState, optim::Optimizer},
 };
 
 /// What a run works on and does not change.
@@ -72,7 +66,7 @@ pub(crate) fn open_folder(run_dir: &Path, comm: &Comm, acknowledge: bool) -> Res
     let acknowledged = comm.first(|| {
         fs::create_dir_all(run_dir).map_err(Error::io(run_dir))?;
         file = Some(lock(run_dir)?);
-        stopped::check(run_dir, acknowledge)
+        stop_file::check(run_dir, acknowledge)
     })?;
     let is_there = run_dir.join(LOCK).is_file();
     let reason = || {
@@ -187,7 +181,7 @@ pub(crate) fn find_trained(checked: &Checked, components: &Components) -> Result
 
 /// The state before the first step from a model's weights, as far as this rank keeps it.
 pub(crate) fn fresh_state(checked: &Checked, model: &Model, comm: &Comm) -> TrainState {
-    let parameters = precision::apply(checked, model, share(comm, checked.recipe.ranks.sharding));
+    let parameters = adopt::apply(checked, model, share(comm, checked.recipe.ranks.sharding));
     TrainState {
         position: Position::default(),
         optimizer: Optimizer::new(checked.recipe.optimizer.clone(), &parameters.masters),
@@ -257,7 +251,7 @@ impl Parts<'_> {
 /// Version and BLAKE3 of the running program.
 pub(crate) fn program_identity() -> Result<String> {
     let path = env::current_exe().map_err(Error::io("the running program"))?;
-    Ok(format!("rectiflow {} BLAKE3 {}", env!("CARGO_PKG_VERSION"), checkpoint::hash_file(&path)?))
+    Ok(format!("rectiflow {} BLAKE3 {}", env!("CARGO_PKG_VERSION"), hash_file(&path)?))
 }
 
 fn count(sources: &[Source], split: Split) -> u64 {

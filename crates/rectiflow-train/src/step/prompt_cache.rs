@@ -22,7 +22,7 @@ const MOST: usize = 256;
 
 /// What the encoders say about single chunks, by the chunks' ids for both of them.
 #[derive(Debug, Default)]
-pub(crate) struct Repeated {
+pub(crate) struct PromptCache {
     known: Mutex<HashMap<Vec<i64>, Known>>,
 }
 
@@ -34,7 +34,7 @@ struct Known {
     pooled: Tensor,
 }
 
-impl Repeated {
+impl PromptCache {
     /// As `encode(ids)` says, up to rounding, with rows that are `dropped` and of one chunk remembered.
     pub(crate) fn encode(
         &self,
@@ -169,23 +169,23 @@ mod tests {
             calls.set(calls.get() + 1);
             cond::encode(&clip_l, &clip_g, ids)
         };
-        let run = |repeated: &Repeated, words: &[i64], dropped: &[bool], num_chunks: &[u32]| {
+        let run = |cache: &PromptCache, words: &[i64], dropped: &[bool], num_chunks: &[u32]| {
             let ids = ids(words);
             let ids = ChunkedIds { clip_l: &ids, clip_g: &ids, num_chunks };
-            no_grad(|| repeated.encode(ids, dropped, encode)).expect("the ids fit")
+            no_grad(|| cache.encode(ids, dropped, encode)).expect("the ids fit")
         };
-        let repeated = Repeated::default();
-        let first = run(&repeated, &[5, 9, 5, 7], &[true, false, true, false], &[1, 2, 1, 3]);
+        let cache = PromptCache::default();
+        let first = run(&cache, &[5, 9, 5, 7], &[true, false, true, false], &[1, 2, 1, 3]);
         assert_eq!(calls.get(), 2, "the others together, and the dropped prompt once");
-        let again = run(&repeated, &[5, 9, 5, 7], &[true, false, true, false], &[1, 2, 1, 3]);
+        let again = run(&cache, &[5, 9, 5, 7], &[true, false, true, false], &[1, 2, 1, 3]);
         assert_eq!(calls.get(), 3, "the others");
         assert!(equal(&first, &again));
         // A run that was resumed has forgotten, and saw the prompt beside others first.
-        let other = Repeated::default();
+        let other = PromptCache::default();
         run(&other, &[3, 4, 5], &[true, true, true], &[1, 1, 1]);
         assert!(equal(&first, &run(&other, &[5, 9, 5, 7], &[true, false, true, false], &[1, 2, 1, 3])));
         // By itself, without any memory.
-        let alone = run(&Repeated::default(), &[5], &[false], &[1]);
+        let alone = run(&PromptCache::default(), &[5], &[false], &[1]);
         assert!(first.context.narrow(0, 0, 1).narrow(1, 0, 77).equal(&alone.context));
         assert!(first.pooled.narrow(0, 2, 1).equal(&alone.pooled));
     }
@@ -198,7 +198,7 @@ mod tests {
             for dropped in [[true, false, true, false], [false, true, true, false], [true; 4]] {
                 let ids = ids(&[5, 9, 8, 7]);
                 let ids = ChunkedIds { clip_l: &ids, clip_g: &ids, num_chunks: &num_chunks };
-                let found = no_grad(|| Repeated::default().encode(ids, &dropped, encode)).expect("the ids fit");
+                let found = no_grad(|| PromptCache::default().encode(ids, &dropped, encode)).expect("the ids fit");
                 let expected = no_grad(|| encode(ids)).expect("the ids fit");
                 let difference = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]);
                 assert!(difference(&found.pooled, &expected.pooled) < 1e-5);

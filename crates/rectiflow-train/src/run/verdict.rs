@@ -5,21 +5,22 @@
 use rectiflow_data::batch::Step;
 
 use crate::{
-    bins::Bins,
     error::{Error, Result},
-    gradient_vector::GradientVector,
-    guard::{GuardConfig, Observation, Verdict},
-    metrics::{Event, GuardEvent, Lossless, VitalsMetrics},
-    run::Run,
-    snapshots::Distances,
-    state::Position,
-    step::{Passes, Rates},
-    stopped, vitals,
+    guard::{Observation, Verdict},
+    measure::{
+        bins::Bins,
+        metrics::{Event, GuardEvent, Lossless, VitalsMetrics},
+        vitals,
+    },
+    ranks::exchange::Passes,
+    run::{Run, stop_file},
+    state::{Position, gradient_vector::GradientVector},
+    step::Rates,
 };
 
 impl Run<'_> {
     /// Asks the guard and does what it says. Gives whether the update was made.
-    pub(crate) fn act(&mut self, step: &Step, passes: Passes, lr: f64) -> Result<bool> {
+    pub(super) fn act(&mut self, step: &Step, passes: Passes, lr: f64) -> Result<bool> {
         let config = &self.parts.checked.recipe.guard;
         let seen = Observation { loss: passes.loss, gradient_norm: passes.gradient_norm };
         let unclipped = Rates { norm: f64::INFINITY, lr };
@@ -72,9 +73,9 @@ impl Run<'_> {
         let modules = vitals::measure(&self.state, gradients, lr, &self.stepper.ratios, &self.exchange)?;
         let losses = std::mem::replace(&mut self.losses, Bins::new(self.parts.checked.recipe.test.bins));
         let training = losses.of_all(self.parts.comm)?.means();
-        let largest = self.parts.comm.gather_numbers(&[self.stepper.largest_logit(step)?])?;
+        let largest = self.parts.comm.gather_number(self.stepper.largest_logit(step)?)?;
         let larger = |a: f64, b: f64| if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) };
-        let largest = largest.into_iter().flatten().fold(f64::NEG_INFINITY, larger);
+        let largest = largest.into_iter().fold(f64::NEG_INFINITY, larger);
         let (step, largest_logit) = (self.state.position.cursor, Some(Lossless(largest)));
         let vitals = VitalsMetrics { step, modules, training, largest_logit };
         self.recorder.record_vitals(&vitals);
@@ -106,7 +107,7 @@ impl Run<'_> {
         let secs = self.began.elapsed().as_secs_f64();
         self.emit(Event::End { step: self.state.position.cursor, reason: "stopped".to_owned(), secs });
         // The file is there before any rank ends: a launcher that starts all of them again must find it.
-        match self.parts.comm.first(|| stopped::write(&run_dir, &reason)) {
+        match self.parts.comm.first(|| stop_file::write(&run_dir, &reason)) {
             Ok(()) => Error::Stopped { run_dir, reason },
             Err(error) => error,
         }
@@ -118,7 +119,7 @@ impl Run<'_> {
         self.finish_saving()?;
         let comm = self.parts.comm;
         let recipe = self.parts.checked.recipe.to_toml();
-        let checkpoint = self.last_saved.as_ref().map(|(_, place)| place.canonicalize().unwrap_or(place.clone()));
+        let checkpoint = self.saver.last().map(|place| place.canonicalize().unwrap_or_else(|_| place.to_owned()));
         let steps = self.recorder.steps_of_all(comm)?;
         let write = || match self.recorder.write(action, reason, recipe, checkpoint, (comm.rank().ranks, steps)) {
             Ok(name) => Some(name),
@@ -130,7 +131,7 @@ impl Run<'_> {
         comm.first(|| Ok(write()))
     }
 
-    pub(crate) fn emit_guard(&mut self, action: &str, reason: String, black_box: Option<String>) {
+    pub(super) fn emit_guard(&mut self, action: &str, reason: String, black_box: Option<String>) {
         let Position { cursor: step, update, .. } = self.state.position;
         self.emit(Event::Guard(GuardEvent { step, action: action.to_owned(), reason, update, black_box }));
     }
@@ -143,22 +144,4 @@ fn check_finite(step: &Step, seen: Observation) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// How far back the guard's snapshots go, in the memory and on the disk that they may take.
-pub(crate) fn snapshot_distances(guard: &GuardConfig, snapshot_bytes: u64) -> Distances<'_> {
-    let found = Distances::of(guard, snapshot_bytes);
-    let room = found.memory.len() + found.disk.len();
-    if guard.enabled && room < guard.snapshot_updates.len() {
-        tracing::warn!(
-            "guard.snapshot_gib = {} and guard.snapshot_disk_gib = {}: of guard.snapshot_updates = {:?} there is room for \
-             {:?}; two snapshots of {:.1} GiB are kept for each",
-            guard.snapshot_gib,
-            guard.snapshot_disk_gib,
-            guard.snapshot_updates,
-            &guard.snapshot_updates[..room],
-            snapshot_bytes as f64 / f64::from(1 << 30)
-        );
-    }
-    found
 }

@@ -24,7 +24,10 @@ use rectiflow_sdxl::{
 };
 use serde::Serialize;
 
-use crate::{checkpoint::Components, config::Checked, error::Result, plan_memory::Parameters, work::Configs};
+use crate::{
+    checkpoint::components::Components, error::Result, plan::gpu_memory::Parameters, recipe::Checked,
+    step::step_flops::Configs,
+};
 
 /// Facts about a run.
 #[derive(Debug)]
@@ -95,8 +98,8 @@ impl Facts {
     /// Reads what there is. `num_chunks`: 75-token chunks of a prompt.
     ///
     /// # Errors
-    /// [`crate::Error::Model`] for a model whose configurations cannot be used, [`crate::Error::Data`] for recipes whose
-    /// order cannot be.
+    /// [`crate::error::Error::Model`] for a model whose configurations cannot be used,
+    /// [`crate::error::Error::Data`] for recipes whose order cannot be.
     pub fn read(checked: &Checked, ranks: usize, num_chunks: u64) -> Result<Self> {
         let mut assumptions = Vec::new();
         let model = ModelFacts::read(&checked.recipe.model.base, &mut assumptions)?;

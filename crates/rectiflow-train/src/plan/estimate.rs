@@ -1,5 +1,4 @@
-//! `[memory]`: what a run keeps in memory and what it calculates again; and how much that will be, before any of it is
-//! taken.
+//! What a run keeps in memory and what it calculates again; and how much that will be, before any of it is taken.
 //!
 //! The estimate follows from the recipe, the model's configurations and the largest bucket. How near it comes is measured
 //! by `rectiflow bench step`, which prints it beside the largest resident memory (docs/numerics.md).
@@ -16,60 +15,27 @@ use rectiflow_sdxl::{
     vae::Vae,
     weights::Weights,
 };
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Device;
 
 use crate::{
-    checkpoint::Components,
-    comm::Comm,
-    config::{Checked, Recipe},
+    checkpoint::{components::Components, saving, snapshots},
     error::{Error, Result},
-    launch::Sharding,
-    precision::Precision,
-    saving, snapshots, workers,
+    ranks::{comm::Comm, launch::Sharding},
+    recipe::{Checked, Recipe, sections::Checkpointing},
+    state::{precision::Precision, workers},
 };
-
-/// `[memory]`: what is kept in memory and what is calculated again.
-#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct MemoryConfig {
-    /// Activation checkpointing: `off` keeps all that the backward pass needs; `full` keeps what goes into each residual
-    /// and transformer block of the UNet, and calculates the rest a second time; `budget` does so with as few of the
-    /// blocks as it takes to stay within `budget_gib`, those first that save most bytes for what they cost. Gradients are
-    /// the same.
-    pub checkpointing: Checkpointing,
-    /// Memory in GiB that the whole run may take on its device by the estimate at its start, with
-    /// `checkpointing = "budget"`. A run that does not fit with all blocks remade does not start.
-    pub budget_gib: Option<f64>,
-    /// Memory of the device in GiB. A run that is going to need more does not start. Default: on a CPU what the system
-    /// has available, on a GPU no limit.
-    pub device_gib: Option<f64>,
-}
-
-/// Which blocks of the UNet are calculated a second time in the backward pass.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Checkpointing {
-    /// None.
-    #[default]
-    Off,
-    /// All.
-    Full,
-    /// As many as it takes to stay within a budget.
-    Budget,
-}
 
 /// The blocks of the UNet that are calculated a second time.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Remade {
+pub enum RecomputedBlocks {
     /// All, or none.
     All(bool),
     /// Those of these names.
     Some(BTreeSet<String>),
 }
 
-impl Remade {
+impl RecomputedBlocks {
     /// Whether a block is one of them, by the place of its tensors.
     pub fn contains(&self, name: &str) -> bool {
         match self {
@@ -82,35 +48,6 @@ impl Remade {
     pub fn apply(&self, unet: &mut UNet) {
         unet.checkpoint_blocks(|name| self.contains(name));
     }
-}
-
-impl MemoryConfig {
-    /// What is wrong with these settings: (key, reason) pairs.
-    pub(crate) fn problems(&self) -> Vec<(String, String)> {
-        let numbers = [("memory.device_gib", self.device_gib), ("memory.budget_gib", self.budget_gib)];
-        let mut problems: Vec<(String, String)> = numbers
-            .into_iter()
-            .filter_map(|(key, number)| Some((key, number.filter(|gib| !(*gib > 0.0 && gib.is_finite()))?)))
-            .map(|(key, gib)| (key.into(), format!("expected a number above 0, found {gib}")))
-            .collect();
-        let reason = match (self.checkpointing, self.budget_gib) {
-            (Checkpointing::Budget, None) => "missing; memory.checkpointing = \"budget\" needs it",
-            (Checkpointing::Off | Checkpointing::Full, Some(_)) => {
-                "only memory.checkpointing = \"budget\" has one; memory.device_gib is what may not be exceeded"
-            }
-            _ => return problems,
-        };
-        problems.push(("memory.budget_gib".into(), reason.into()));
-        problems
-    }
-
-    pub(crate) fn budget_bytes(&self) -> Option<u64> {
-        self.budget_gib.map(bytes)
-    }
-}
-
-fn bytes(gib: f64) -> u64 {
-    (gib * f64::from(1 << 30)) as u64
 }
 
 /// What training will take, in bytes.
@@ -165,30 +102,35 @@ impl Passes {
         parts(unet, Load { batch, height, width, tokens, bytes: self.precision.value_bytes(), fused })
     }
 
-    /// What is to be remade so that activations and gradients fit into `room` bytes.
-    pub fn choose(&self, unet: &UNetConfig, room: u64) -> Remade {
+    /// What is to be recomputed so that activations and gradients fit into `room` bytes.
+    pub fn choose(&self, unet: &UNetConfig, room: u64) -> RecomputedBlocks {
         let parts = self.parts(unet);
         let fits = |chosen: &BTreeSet<String>| self.peak(&parts, 4, |part| chosen.contains(&part.name)) <= room;
-        Remade::Some(choose(&parts, fits))
+        RecomputedBlocks::Some(choose(&parts, fits))
     }
 
     /// What a run remakes; a budget leaves `room` bytes for activations and gradients.
-    pub(crate) fn remade(&self, unet: &UNetConfig, checkpointing: Checkpointing, room: impl FnOnce() -> u64) -> Remade {
+    pub(crate) fn recomputed(
+        &self,
+        unet: &UNetConfig,
+        checkpointing: Checkpointing,
+        room: impl FnOnce() -> u64,
+    ) -> RecomputedBlocks {
         match checkpointing {
-            Checkpointing::Off => Remade::All(false),
-            Checkpointing::Full => Remade::All(true),
+            Checkpointing::Off => RecomputedBlocks::All(false),
+            Checkpointing::Full => RecomputedBlocks::All(true),
             Checkpointing::Budget => self.choose(unet, room()),
         }
     }
 
     /// The most that activations, and gradients of `gradient_bytes` each, take at a time.
-    pub fn bytes(&self, unet: &UNetConfig, remade: &Remade, gradient_bytes: u64) -> u64 {
-        let is_remade = |part: &PartCost| part.is_block && remade.contains(&part.name);
-        self.peak(&self.parts(unet), gradient_bytes, is_remade)
+    pub fn bytes(&self, unet: &UNetConfig, recomputed: &RecomputedBlocks, gradient_bytes: u64) -> u64 {
+        let is_recomputed = |part: &PartCost| part.is_block && recomputed.contains(&part.name);
+        self.peak(&self.parts(unet), gradient_bytes, is_recomputed)
     }
 
-    fn peak(&self, parts: &[PartCost], gradient_bytes: u64, is_remade: impl Fn(&PartCost) -> bool) -> u64 {
-        let passes = |gradient_bytes| peak_bytes(parts, gradient_bytes, &is_remade);
+    fn peak(&self, parts: &[PartCost], gradient_bytes: u64, is_recomputed: impl Fn(&PartCost) -> bool) -> u64 {
+        let passes = |gradient_bytes| peak_bytes(parts, gradient_bytes, &is_recomputed);
         // Micro-batches side by side share the sum of gradients.
         let beside = (self.width - 1) * passes(0);
         if self.accumulates {
@@ -199,13 +141,13 @@ impl Passes {
     }
 
     /// Weights, moments, activations and gradients of training this UNet, nothing else.
-    pub fn estimate(&self, unet: &UNetConfig, remade: &Remade) -> Estimate {
+    pub fn estimate(&self, unet: &UNetConfig, recomputed: &RecomputedBlocks) -> Estimate {
         let num_parameters: u64 = self.parts(unet).iter().map(|part| part.num_parameters).sum();
         Estimate {
             weights: num_parameters * self.precision.value_bytes(),
             masters: num_parameters * self.master_bytes(),
             moments: num_parameters * 8,
-            passes: self.bytes(unet, remade, 4),
+            passes: self.bytes(unet, recomputed, 4),
             program: PROGRAM_BYTES,
             ..Estimate::default()
         }
@@ -231,7 +173,7 @@ impl Estimate {
         components: &Components,
         sources: &[Source],
         shards: u64,
-    ) -> Result<(Self, Remade)> {
+    ) -> Result<(Self, RecomputedBlocks)> {
         let recipe = &checked.recipe;
         let places = Component::ALL.map(|component| components.folder(component));
         let configs = Configs::read(places)?;
@@ -250,8 +192,8 @@ impl Estimate {
             fused: keeps_less(checked.device),
         };
         let apart = Self::apart_from_unet(checked, &configs, &passes)?;
-        let whole = |remade: &Remade| {
-            let unet = passes.estimate(&configs.unet, remade);
+        let whole = |recomputed: &RecomputedBlocks| {
+            let unet = passes.estimate(&configs.unet, recomputed);
             let all = Self {
                 weights: apart.weights + unet.weights,
                 masters: apart.masters + unet.masters,
@@ -261,12 +203,12 @@ impl Estimate {
             };
             all.with_average(recipe.ema.half_life_samples.is_some()).split(shards, recipe)
         };
-        let remade = passes.remade(&configs.unet, recipe.memory.checkpointing, || {
-            let none = whole(&Remade::All(false));
+        let recomputed = passes.recomputed(&configs.unet, recipe.memory.checkpointing, || {
+            let none = whole(&RecomputedBlocks::All(false));
             let others = none.device_bytes(checked.device) - none.passes + apart.passes;
             recipe.memory.budget_bytes().unwrap_or(0).saturating_sub(others)
         });
-        Ok((whole(&remade), remade))
+        Ok((whole(&recomputed), recomputed))
     }
 
     /// Everything but the UNet.
@@ -324,7 +266,7 @@ impl Estimate {
     pub(crate) fn check(&self, checked: &Checked) -> Result<()> {
         let recipe = &checked.recipe;
         let needed = self.device_bytes(checked.device);
-        let device = recipe.memory.device_gib.map(bytes).or_else(|| available_bytes(checked.device));
+        let device = recipe.memory.device_bytes().or_else(|| available_bytes(checked.device));
         let limit = [device, recipe.memory.budget_bytes()].into_iter().flatten().min();
         let Some(limit) = limit.filter(|limit| needed > *limit) else {
             return Ok(());
@@ -351,7 +293,7 @@ impl Estimate {
             help.push("no ema.half_life_samples");
         }
         help.push("fewer trained text encoders or a smaller model");
-        Err(Error::Memory { estimate: *self, needed, limit, help: help.join(", ") })
+        Err(Error::Memory { needs: self.to_string(), needed, limit, help: help.join(", ") })
     }
 }
 
@@ -380,21 +322,26 @@ impl fmt::Display for Estimate {
 }
 
 /// Says what a run is going to take, and refuses it where that is more than there is. Gives what it has to remake.
-pub(crate) fn announce(checked: &Checked, comm: &Comm, components: &Components, sources: &[Source]) -> Result<Remade> {
+pub(crate) fn announce(
+    checked: &Checked,
+    comm: &Comm,
+    components: &Components,
+    sources: &[Source],
+) -> Result<RecomputedBlocks> {
     let ranks = comm.rank().ranks as u64;
     let shards = if checked.recipe.ranks.sharding == Sharding::None { 1 } else { ranks };
-    let (estimate, remade) = Estimate::of_run(checked, components, sources, shards)?;
+    let (estimate, recomputed) = Estimate::of_run(checked, components, sources, shards)?;
     tracing::info!(
         "memory: about {:.2} GiB on {:?} ({estimate})",
         estimate.device_bytes(checked.device) as f64 / f64::from(1 << 30),
         checked.device
     );
-    if let Remade::Some(names) = &remade {
+    if let RecomputedBlocks::Some(names) = &recomputed {
         let shown: Vec<&str> = names.iter().map(String::as_str).collect();
         tracing::info!("checkpointing: {} blocks are remade in the backward pass: {}", shown.len(), shown.join(", "));
     }
     estimate.check(checked)?;
-    Ok(remade)
+    Ok(recomputed)
 }
 
 /// Three chunks: the longest prompts.

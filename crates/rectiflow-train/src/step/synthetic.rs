@@ -14,10 +14,12 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{
     error::{Error, Result},
-    flat::FlatParameters,
-    optim::{Optimizer, OptimizerConfig, Part},
-    precision::Precision,
-    workers::{Shared, Workers},
+    state::{
+        flat::FlatParameters,
+        optim::{Optimizer, OptimizerConfig, UpdateRange},
+        precision::Precision,
+        workers::{OnlyTensors, Workers},
+    },
 };
 
 /// How the steps are made.
@@ -126,7 +128,12 @@ pub struct Measured {
 ///
 /// # Errors
 /// [`Error::Model`] where the input does not fit the UNet.
-pub fn rehearse(unet: &UNet, input: &Input, settings: &Settings, observe: &mut dyn FnMut(usize)) -> Result<Measured> {
+pub fn train_steps(
+    unet: &UNet,
+    input: &Input,
+    settings: &Settings,
+    observe: &mut dyn FnMut(usize),
+) -> Result<Measured> {
     let parameters = FlatParameters::adopt(&[("unet", &unet.parameters)], settings.precision);
     let mut optimizer = Optimizer::new(OptimizerConfig::default(), &parameters.masters);
     let workers = Workers::new(unet.device(), settings.micro_batches);
@@ -139,9 +146,9 @@ pub fn rehearse(unet: &UNet, input: &Input, settings: &Settings, observe: &mut d
         let whole = parameters.num_parameters();
         let norm = gradients.square_norm(&(0..whole)).sqrt();
         gradients.clip(norm, settings.clip_norm);
-        let part = Part { range: 0..whole, whole, rate: settings.lr, update: step as u64 + 1 };
+        let range = UpdateRange { range: 0..whole, whole, rate: settings.lr, update: step as u64 + 1 };
         let alone = |own: &[f64]| Ok(own.to_vec());
-        optimizer.update(&parameters.masters, &gradients, &[part], &workers, &alone)?;
+        optimizer.update(&parameters.masters, &gradients, &[range], &workers, &alone)?;
         parameters.refresh();
         measured.secs.push(began.elapsed().as_secs_f64());
         measured.losses.push(loss);
@@ -151,18 +158,25 @@ pub fn rehearse(unet: &UNet, input: &Input, settings: &Settings, observe: &mut d
     Ok(measured)
 }
 
+/// What the workers read.
+struct Given<'a> {
+    unet: &'a UNet,
+    inputs: &'a [Input],
+}
+
+// SAFETY: a network is tensors and settings, an input is tensors.
+unsafe impl OnlyTensors for Given<'_> {}
+
 /// The mean loss of all inputs, their gradients added up.
 fn accumulate(unet: &UNet, parameters: &FlatParameters, inputs: &[Input], workers: &Workers) -> Result<f64> {
     parameters.gradients.begin(inputs.len(), None);
-    // SAFETY: forward and backward passes read the parameters, and each gradient has a place of its own behind a lock.
-    let shared = unsafe { Shared::new((unet, parameters, inputs)) };
+    let (gradients, given) = (parameters.gradients.adder(), Given { unet, inputs });
     let places: Vec<usize> = (0..inputs.len()).collect();
     let mut sum = 0.0;
     for places in places.chunks(workers.width()) {
-        let losses: Vec<Result<f64>> = workers.map(places, |&place| {
-            let (unet, parameters, inputs) = shared.get();
-            let input = &inputs[place];
-            let prediction = unet.forward(&UNetInput {
+        let losses: Vec<Result<f64>> = workers.map_tensors(&given, places, |given, &place| {
+            let input = &given.inputs[place];
+            let prediction = given.unet.forward(&UNetInput {
                 sample: &input.sample,
                 timestep: &input.timestep,
                 context: &input.context,
@@ -170,8 +184,8 @@ fn accumulate(unet: &UNet, parameters: &FlatParameters, inputs: &[Input], worker
                 text_embeds: &input.text_embeds,
                 time_ids: &input.time_ids,
             })?;
-            let loss = per_sample_mse(&prediction, &input.target).mean(Kind::Float) / inputs.len() as f64;
-            parameters.gradients.add(place, &loss)?;
+            let loss = per_sample_mse(&prediction, &input.target).mean(Kind::Float) / given.inputs.len() as f64;
+            gradients.add(place, &loss)?;
             Ok(loss.double_value(&[]))
         });
         sum += losses.into_iter().sum::<Result<f64>>()?;

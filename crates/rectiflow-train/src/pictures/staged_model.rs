@@ -17,7 +17,11 @@ use rectiflow_sdxl::{
     vae::Vae,
 };
 
-use crate::{checkpoint::Components, draw::encode_texts, error::Result, model::parameterization};
+use crate::{
+    checkpoint::{components::Components, model::parameterization},
+    error::Result,
+    pictures::generate::encode_texts,
+};
 
 /// Where a model's parts are.
 #[derive(Debug)]
@@ -51,7 +55,7 @@ impl StagedModel {
     /// Loads both text encoders, to be dropped when all texts are encoded.
     ///
     /// # Errors
-    /// [`crate::Error::Model`].
+    /// [`crate::error::Error::Model`].
     pub fn text_encoders(&self) -> Result<TextEncoders> {
         let [_, clip_l, clip_g, _] = &self.places;
         Ok(TextEncoders {
@@ -64,7 +68,7 @@ impl StagedModel {
     /// Loads the UNet.
     ///
     /// # Errors
-    /// [`crate::Error::Model`].
+    /// [`crate::error::Error::Model`].
     pub fn unet(&self) -> Result<UNet> {
         Ok(UNet::open(&self.places[0], &self.options)?)
     }
@@ -72,7 +76,7 @@ impl StagedModel {
     /// Loads the autoencoder.
     ///
     /// # Errors
-    /// [`crate::Error::Model`].
+    /// [`crate::error::Error::Model`].
     pub fn vae(&self) -> Result<Vae> {
         Ok(Vae::open(&self.places[3], &self.options)?)
     }
@@ -90,7 +94,7 @@ impl TextEncoders {
     /// What they say about some texts, one row each.
     ///
     /// # Errors
-    /// [`crate::Error::Model`].
+    /// [`crate::error::Error::Model`].
     pub fn encode(&self, texts: &[String]) -> Result<Cond> {
         encode_texts(&self.clip_l, &self.clip_g, &self.tokenizer, texts)
     }

@@ -13,7 +13,7 @@ pub struct Slowest {
 
 /// The time that each rank spends on a micro-batch, as a running mean.
 #[derive(Debug, Default)]
-pub(crate) struct Lag {
+pub(crate) struct MicroBatchTimes {
     means: Vec<f64>,
 }
 
@@ -22,9 +22,9 @@ const NEWEST_SHARE: f64 = 0.2;
 /// A rank that is slower by this is worth a word.
 const WORTH_A_WORD: f64 = 0.1;
 
-impl Lag {
-    /// Takes the seconds of a step; gives the slowest rank if it lags by more than a tenth.
-    pub(crate) fn follow(&mut self, busy: &[f64]) -> Option<Slowest> {
+impl MicroBatchTimes {
+    /// Takes the seconds of a step; returns the slowest rank if it lags by more than a tenth.
+    pub(crate) fn observe(&mut self, busy: &[f64]) -> Option<Slowest> {
         if self.means.len() != busy.len() {
             self.means = busy.to_vec();
         }
@@ -44,18 +44,18 @@ mod tests {
 
     #[test]
     fn a_rank_that_lags_by_more_than_a_tenth_is_named() {
-        let mut lag = Lag::default();
-        assert_eq!(lag.follow(&[1.0, 1.05, 1.0]), None);
-        let found = (0..30).fold(None, |_, _| lag.follow(&[1.0, 1.0, 1.5])).expect("rank 2 is slow");
+        let mut times = MicroBatchTimes::default();
+        assert_eq!(times.observe(&[1.0, 1.05, 1.0]), None);
+        let found = (0..30).fold(None, |_, _| times.observe(&[1.0, 1.0, 1.5])).expect("rank 2 is slow");
         assert!(found.rank == 2 && (found.lag - 0.5).abs() < 0.01, "{found:?}");
-        assert_eq!(Lag::default().follow(&[1.0]), None, "a rank alone waits for nobody");
+        assert_eq!(MicroBatchTimes::default().observe(&[1.0]), None, "a rank alone waits for nobody");
     }
 
     #[test]
     fn one_slow_step_is_forgotten() {
-        let mut lag = Lag::default();
-        lag.follow(&[1.0, 1.0]);
-        assert!(lag.follow(&[1.0, 3.0]).is_some());
-        assert_eq!((0..30).fold(None, |_, _| lag.follow(&[1.0, 1.0])), None);
+        let mut times = MicroBatchTimes::default();
+        times.observe(&[1.0, 1.0]);
+        assert!(times.observe(&[1.0, 3.0]).is_some());
+        assert_eq!((0..30).fold(None, |_, _| times.observe(&[1.0, 1.0])), None);
     }
 }

@@ -1,0 +1,82 @@
+//! What a run measures and shows of its model every so often: the test loss and the previews.
+
+use std::time::Instant;
+
+use crate::{
+    error::Result,
+    measure::{
+        metrics::{Event, TestMetrics},
+        testloss::{Losses, Tables},
+    },
+    pictures::preview::Previewer,
+    ranks::exchange::Exchange,
+    run::setup::Parts,
+    state::{Position, TrainState},
+    step::Stepper,
+};
+
+/// Measures and draws. Its methods return the event to write down, if there is one.
+pub(super) struct Measurer<'a> {
+    parts: Parts<'a>,
+    tables: Tables,
+    previewer: Previewer,
+}
+
+impl<'a> Measurer<'a> {
+    /// What the recipe asks for.
+    pub(super) fn new(parts: Parts<'a>) -> Result<Self> {
+        let recipe = &parts.checked.recipe;
+        let previewer = Previewer::new(&recipe.preview, &recipe.run.dir);
+        Ok(Self { tables: Tables::new(parts.checked, parts.sources)?, previewer, parts })
+    }
+
+    /// Test samples.
+    pub(super) fn num_test(&self) -> u64 {
+        self.tables.test.len() as u64
+    }
+
+    /// The loss of the trained and of the averaged weights on the fixed tables; `None` where there are no test samples.
+    pub(super) fn test_loss(
+        &self,
+        state: &TrainState,
+        stepper: &Stepper<'_>,
+        exchange: &Exchange<'_>,
+    ) -> Result<Option<Event>> {
+        let began = Instant::now();
+        let Parts { sources, comm, .. } = self.parts;
+        let _doing = comm.long("measuring the test loss");
+        exchange.wait_gathers()?;
+        let Losses { test: Some(test), training } = self.tables.measure(stepper, sources, comm)? else {
+            return Ok(None);
+        };
+        let averaged = if state.average.is_none() {
+            Losses { test: None, training: None }
+        } else {
+            exchange.swap_average(state, &stepper.workers)?;
+            let losses = self.tables.measure(stepper, sources, comm);
+            exchange.swap_average(state, &stepper.workers)?;
+            losses?
+        };
+        let Position { cursor: step, samples, .. } = state.position;
+        Ok(Some(Event::Test(TestMetrics {
+            step,
+            samples,
+            loss: test.loss,
+            bins: test.bins,
+            training,
+            ema: averaged.test,
+            ema_training: averaged.training,
+            secs: began.elapsed().as_secs_f64(),
+        })))
+    }
+
+    /// The preview pictures; `None` where the recipe has no prompts.
+    pub(super) fn preview(&self, step: u64, exchange: &Exchange<'_>) -> Result<Option<Event>> {
+        let began = Instant::now();
+        let Parts { model, checked, comm, .. } = self.parts;
+        let _doing = comm.long("drawing the previews");
+        exchange.wait_gathers()?;
+        let name = self.previewer.draw(model, checked, step, comm)?;
+        Ok(name.map(|name| Event::Preview { step, name, secs: began.elapsed().as_secs_f64() }))
+    }
+}

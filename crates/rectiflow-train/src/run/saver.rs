@@ -1,0 +1,132 @@
+//! The checkpoints of a run that goes on: one is begun, written beside the training, and gets its name
+//! some steps later. What cannot be written is a warning, since room may be made before the next one
+//! is due.
+
+use std::path::{Path, PathBuf};
+
+use crate::{
+    checkpoint::{
+        Saved,
+        saving::{Pending, Save},
+    },
+    error::{Error, Result},
+    guard::GuardState,
+    measure::metrics::Event,
+    run::{origin::Found, setup::Parts},
+    state::TrainState,
+};
+
+/// Writes a run's checkpoints. Its methods return the event to write down, if there is one.
+pub(super) struct Saver<'a> {
+    parts: Parts<'a>,
+    /// What every checkpoint of this process says, but for the position.
+    template: Saved,
+    /// The checkpoint that is being written.
+    pending: Option<Pending>,
+    /// The newest one, and its step.
+    last: Option<(u64, PathBuf)>,
+    /// Seconds that earlier processes worked on the run, as far as it was saved.
+    secs_before: f64,
+}
+
+/// What a checkpoint is made of.
+pub(super) struct Moment<'a> {
+    pub(super) state: &'a TrainState,
+    pub(super) guard: &'a GuardState,
+    /// Epochs of the data that have been passed.
+    pub(super) epochs: f64,
+    /// Seconds that processes have worked on the run.
+    pub(super) secs: f64,
+}
+
+impl<'a> Saver<'a> {
+    /// A saver for a run without checkpoints.
+    pub(super) fn new(parts: Parts<'a>, template: Saved) -> Self {
+        Self { parts, template, pending: None, last: None, secs_before: 0.0 }
+    }
+
+    /// Takes over from the checkpoint that the run is resumed from.
+    pub(super) fn resume(&mut self, found: &Found) {
+        self.secs_before = found.saved.secs;
+        self.last = Some((found.saved.position.cursor, found.path.clone()));
+    }
+
+    /// Whether a checkpoint was trained on the data sets of this run.
+    pub(super) fn is_same_data(&self, saved: &Saved) -> bool {
+        saved.data == self.template.data
+    }
+
+    /// The newest checkpoint.
+    pub(super) fn last(&self) -> Option<&Path> {
+        self.last.as_ref().map(|(_, place)| place.as_path())
+    }
+
+    /// Seconds that earlier processes worked on the run.
+    pub(super) fn secs_before(&self) -> f64 {
+        self.secs_before
+    }
+
+    /// Whether this rank has no files left to write.
+    pub(super) fn is_written(&self) -> bool {
+        self.pending.as_ref().is_none_or(Pending::is_written)
+    }
+
+    /// Begins to write a checkpoint unless this step has one. `goes_on`: training does meanwhile.
+    pub(super) fn begin(&mut self, moment: &Moment<'_>, goes_on: bool) -> Result<()> {
+        let Moment { state, guard, epochs, secs } = *moment;
+        let step = state.position.cursor;
+        if self.last.as_ref().is_some_and(|(saved, _)| *saved == step) {
+            return Ok(());
+        }
+        let Parts { checked, checkpoints, trained, comm, .. } = self.parts;
+        let _doing = comm.long("saving a checkpoint");
+        let groups = state.parameters.groups.iter().map(|group| group.component.clone());
+        let saved = Saved {
+            position: state.position,
+            epochs,
+            moments_from: groups.zip(state.moments_from.iter().copied()).collect(),
+            passed_over: state.passed_over.iter().map(|steps| (steps.start, steps.end)).collect(),
+            guard: guard.clone(),
+            secs,
+            ..self.template.clone()
+        };
+        let recipe = &checked.recipe.to_toml();
+        let save = Save { saved: &saved, recipe, trained, state, comm, goes_on };
+        self.pending = Some(checkpoints.begin(&save)?);
+        Ok(())
+    }
+
+    /// Waits for the checkpoint that is being written, if any, and gives it its name.
+    pub(super) fn end(&mut self) -> Result<Option<Event>> {
+        let Some(pending) = self.pending.take() else { return Ok(None) };
+        let Parts { checkpoints, comm, .. } = self.parts;
+        let _doing = comm.long("saving a checkpoint");
+        let (step, began) = (pending.step, pending.began);
+        let place = checkpoints.finish(pending, comm)?;
+        let name = place.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        self.last = Some((step, place));
+        Ok(Some(Event::Checkpoint { step, name, secs: began.elapsed().as_secs_f64() }))
+    }
+
+    /// As [`Self::end`]; what cannot be written is a warning.
+    pub(super) fn finish(&mut self) -> Result<Option<Event>> {
+        let step = self.pending.as_ref().map_or(0, |pending| pending.step);
+        let ended = self.end();
+        or_warn(step, ended)
+    }
+}
+
+/// A full disk is no reason to stop training: room may be made before the next checkpoint is due.
+pub(super) fn or_warn(step: u64, saved: Result<Option<Event>>) -> Result<Option<Event>> {
+    match saved {
+        Err(error @ (Error::Collective { .. } | Error::Launch { .. })) => Err(error),
+        Err(error) => {
+            tracing::error!(
+                "the checkpoint of step {step} could NOT be written: {error}. Training goes on; if it is stopped now, \
+                 all since the last checkpoint is lost"
+            );
+            Ok(Some(Event::SaveFailed { step, reason: error.to_string() }))
+        }
+        Ok(event) => Ok(event),
+    }
+}

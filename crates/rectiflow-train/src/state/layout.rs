@@ -1,0 +1,74 @@
+//! Where a tensor lies in the flat vector of parameters, and ranges of such a vector. Pure.
+
+use std::ops::Range;
+
+use tch::{Device, Kind, Tensor};
+
+/// Where one tensor lies in the flat vector.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slice {
+    /// Component and diffusers name, e.g. `unet.conv_in.weight`.
+    pub name: String,
+    /// Shape of the tensor.
+    pub shape: Vec<i64>,
+    /// Its elements in the flat vector.
+    pub range: Range<i64>,
+    /// The dtype that the model calculates with it in.
+    pub kind: Kind,
+}
+
+/// A component's share of the flat vector.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Group {
+    /// The component's folder in diffusers' layout: `unet`, `text_encoder` or `text_encoder_2`.
+    pub component: String,
+    /// Its elements in the flat vector.
+    pub range: Range<i64>,
+}
+
+/// A range of a vector, as a view.
+pub(crate) fn narrow(vector: &Tensor, range: &Range<i64>) -> Tensor {
+    vector.narrow(0, range.start, range.end - range.start)
+}
+
+/// What two ranges have in common; empty, inside `b`, where that is nothing.
+pub(crate) fn intersect(a: &Range<i64>, b: &Range<i64>) -> Range<i64> {
+    let start = a.start.clamp(b.start, b.end);
+    start..a.end.clamp(start, b.end)
+}
+
+/// A range in pieces to be worked on at a time: on a processor such that stay in the cache through the dozen passes of an update;
+/// on a GPU, which has a kernel to start for each pass, large ones whose temporaries it has room for.
+pub(crate) fn chunks(range: &Range<i64>, device: Device) -> impl Iterator<Item = Range<i64>> + use<> {
+    let (size, end) = (if device == Device::Cpu { CHUNK } else { GPU_CHUNK }, range.end);
+    range.clone().step_by(size).map(move |start| start..end.min(start + size as i64))
+}
+
+/// 256 KiB of fp32.
+pub(crate) const CHUNK: usize = 1 << 16;
+/// 64 MiB of fp32.
+const GPU_CHUNK: usize = 1 << 24;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_meet_where_they_overlap() {
+        assert_eq!(intersect(&(2..8), &(4..10)), 4..8);
+        assert_eq!(intersect(&(2..8), &(3..5)), 3..5);
+        assert_eq!(intersect(&(0..2), &(4..10)), 4..4);
+        assert_eq!(intersect(&(20..30), &(4..10)), 10..10);
+    }
+
+    #[test]
+    fn chunks_cover_a_range_in_few_pieces_on_a_gpu() {
+        let range = 5..(3 << 24) + 6;
+        for (device, count) in [(Device::Cpu, 3 << 8 | 1), (Device::Cuda(0), 4)] {
+            let chunks: Vec<_> = chunks(&range, device).collect();
+            assert_eq!(chunks.len(), count);
+            assert_eq!((chunks[0].start, chunks[count - 1].end), (range.start, range.end));
+            assert!(chunks.windows(2).all(|pair| pair[0].end == pair[1].start));
+        }
+    }
+}
