@@ -1,0 +1,185 @@
+//! What this repository's tree must be like: the floors of each crate, and the report of what is not so.
+
+use std::path::Path;
+
+use crate::{
+    files::Files,
+    graph::{Graph, Place, names},
+    tree::Tree,
+};
+
+/// Each crate's folders and loose files from the top floor down: each uses only what stands below it. The face, `lib.rs`
+/// or `main.rs`, stands above all of them.
+pub const FLOORS: [(&str, &[&str]); 4] = [
+    (
+        "rectiflow-data",
+        &[
+            "load", "prep", "order", "dataset", "text", "picture", "cache", "format", "remote", "reject", "durable",
+            "rng", "error",
+        ],
+    ),
+    (
+        "rectiflow-sdxl",
+        &["files", "sample", "compare", "nets", "weights", "cost", "torch", "config", "flow", "durable", "error"],
+    ),
+    (
+        "rectiflow-train",
+        &[
+            "run",
+            "plan",
+            "pictures",
+            "measure",
+            "checkpoint",
+            "step",
+            "recipe",
+            "ranks",
+            "state",
+            "guard",
+            "lr",
+            "hardware",
+            "error",
+        ],
+    ),
+    (
+        "rectiflow-cli",
+        &[
+            "prep",
+            "inspect",
+            "plan",
+            "train",
+            "train_line",
+            "local_ranks",
+            "eval",
+            "replay",
+            "sample",
+            "export",
+            "model_card",
+            "schedule",
+            "tokens",
+            "forward",
+            "bench",
+            "report",
+            "terminal",
+        ],
+    ),
+];
+
+/// The graphs of one crate: its own, and those of its examples.
+///
+/// # Errors
+///
+/// A file that cannot be read or parsed.
+pub fn graphs(crate_folder: &Path) -> Result<Vec<Graph>, String> {
+    let files = Files::read(crate_folder)?;
+    let mut graphs = Vec::new();
+    for root in files.roots() {
+        graphs.push(Graph::new(&Tree::read(&files, root)?));
+    }
+    Ok(graphs)
+}
+
+/// Every fault of the walls of the crates in `workspace`, a line each.
+///
+/// # Errors
+///
+/// A file that cannot be read or parsed.
+pub fn faults(workspace: &Path) -> Result<Vec<String>, String> {
+    let mut faults = Vec::new();
+    for (name, floors) in FLOORS {
+        for graph in graphs(&workspace.join("crates").join(name))? {
+            let short = name.trim_start_matches("rectiflow-");
+            let is_example = graph.files[0].starts_with("examples");
+            faults.extend(circle_faults(short, &graph));
+            if !is_example {
+                faults.extend(floor_faults(short, floors, &graph));
+            }
+            faults.extend(places(
+                "face",
+                short,
+                "is defined elsewhere: import it from there",
+                &graph,
+                &graph.through_face,
+            ));
+            faults.extend(places("nothing", short, "stands for nothing", &graph, &graph.unresolved));
+        }
+    }
+    Ok(faults)
+}
+
+/// The files that name a module by the face's word for it, `crate::bucket` for `crate::format::bucket`, a line each.
+///
+/// # Errors
+///
+/// A file that cannot be read or parsed.
+pub fn old_names(workspace: &Path) -> Result<Vec<String>, String> {
+    let mut lines = Vec::new();
+    for (name, _) in FLOORS {
+        for graph in graphs(&workspace.join("crates").join(name))? {
+            let short = name.trim_start_matches("rectiflow-");
+            lines.extend(places("old name", short, "is the face's word for a module", &graph, &graph.by_old_name));
+        }
+    }
+    Ok(lines)
+}
+
+/// The knots of a graph and the circles in them.
+pub fn circle_faults(name: &str, graph: &Graph) -> Vec<String> {
+    let mut faults = Vec::new();
+    for knot in graph.knots() {
+        let files: Vec<&str> = knot.iter().map(|file| graph.label(*file)).collect();
+        if knot.len() > 2 {
+            faults.push(format!("knot     {name}: {} files: {}", knot.len(), files.join(" ")));
+        }
+        for circle in graph.circles(&knot) {
+            faults.push(format!("circle   {name}: {}", graph.describe(&circle)));
+        }
+    }
+    faults
+}
+
+/// Arrows from a lower floor to a higher one, floors that the list does not have, and names of the list without a floor.
+pub fn floor_faults(name: &str, floors: &[&str], graph: &Graph) -> Vec<String> {
+    let mut faults = Vec::new();
+    let heights: Vec<Option<usize>> =
+        (0..graph.files.len()).map(|file| floors.iter().position(|floor| *floor == floor_of(graph, file))).collect();
+    for (&(from, to), used) in &graph.arrows {
+        let climbs = match (heights[from], heights[to]) {
+            (Some(user), Some(used)) => user > used,
+            (_, _) => to == 0,
+        };
+        if climbs && from != 0 {
+            faults.push(format!("up       {name}: {} -> {} ({})", graph.label(from), graph.label(to), names(used)));
+        }
+    }
+    for file in 1..graph.files.len() {
+        if heights[file].is_none() {
+            faults.push(format!("no floor {name}: {}", graph.label(file)));
+        }
+    }
+    for (at, floor) in floors.iter().enumerate() {
+        if !heights.contains(&Some(at)) {
+            faults.push(format!("no file  {name}: {floor}"));
+        }
+    }
+    faults
+}
+
+/// The first part of a file's path below `src`, without `.rs`.
+fn floor_of(graph: &Graph, file: usize) -> &str {
+    let label = graph.label(file);
+    let first = label.split('/').next().unwrap_or(label);
+    first.trim_end_matches(".rs")
+}
+
+fn places<'a>(
+    kind: &str,
+    name: &str,
+    what: &str,
+    graph: &Graph,
+    places: impl IntoIterator<Item = &'a Place>,
+) -> Vec<String> {
+    places
+        .into_iter()
+        .map(|place| format!("{kind:8} {name}: {}:{} {} {what}", graph.label(place.file), place.line, place.path))
+        .collect()
+}

@@ -1,0 +1,20 @@
+//! Checks of the source tree itself, on its syntax: which file uses which, and what each may use.
+//!
+//! ```text
+//! files -> source (syntax, test lines) -> tree (modules, definitions, mentions) -> resolve -> graph -> circles
+//!                                                                                             |-> floors (house)
+//!                                                                                             \-> rules (house)
+//! ```
+//!
+//! A crate of its own, without any of the crates it reads: it builds in seconds, needs no libtorch, and can judge a tree
+//! that does not compile. `tests/` holds the checks of this repository; `cargo run --release -p checks -- FOLDER` prints
+//! the same for any checkout.
+
+pub mod files;
+pub mod graph;
+pub mod house;
+pub mod resolve;
+pub mod source;
+pub mod tree;
+
+mod scan;
