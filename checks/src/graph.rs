@@ -225,3 +225,215 @@ pub fn names(names: &Names) -> String {
     }
     list.join(", ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::files::Files;
+
+    fn graph<const N: usize>(texts: [(&str, &str); N]) -> Graph {
+        let tree = Tree::read(&Files::from(texts), "src/lib.rs").expect("the files are Rust");
+        let graph = Graph::new(&tree);
+        assert_eq!(graph.unresolved, BTreeSet::new());
+        graph
+    }
+
+    /// Every arrow as `from.rs -> to.rs (names)`, without those of the face.
+    fn arrows<const N: usize>(texts: [(&str, &str); N]) -> Vec<String> {
+        let graph = graph(texts);
+        let inner = graph.arrows.iter().filter(|((from, _), _)| *from != 0);
+        inner
+            .map(|((from, to), names)| {
+                let names: Vec<&str> = names.keys().map(String::as_str).collect();
+                format!("{} -> {} ({})", graph.label(*from), graph.label(*to), names.join(" "))
+            })
+            .collect()
+    }
+
+    /// The arrows of `src/a.rs` with this text, beside a module `b` and a folder `c` with a file `d`.
+    fn arrows_of(text: &str) -> Vec<String> {
+        arrows([
+            ("src/lib.rs", "mod a; mod b; mod c;"),
+            ("src/a.rs", text),
+            ("src/b.rs", "pub struct B; pub fn make() {} pub mod inner { pub struct Inner; }"),
+            ("src/c/mod.rs", "pub mod d; pub fn parent() {}"),
+            ("src/c/d.rs", "pub struct D; pub enum Kind { One, Two } pub const LIMIT: usize = 1;"),
+        ])
+    }
+
+    #[test]
+    fn every_form_of_use_is_followed_to_the_file_that_defines_the_name() {
+        assert_eq!(arrows_of("use crate::b::B;"), ["a.rs -> b.rs (B)"]);
+        assert_eq!(
+            arrows_of("use crate::{b::{self, B as Other}, c::d::D};"),
+            ["a.rs -> b.rs (B)", "a.rs -> c/d.rs (D)"]
+        );
+        assert_eq!(
+            arrows_of("use super::c::{parent, d::LIMIT};"),
+            ["a.rs -> c/mod.rs (parent)", "a.rs -> c/d.rs (LIMIT)"]
+        );
+        assert_eq!(arrows_of("use crate::b::inner::Inner as _;"), ["a.rs -> b.rs (Inner)"]);
+        assert_eq!(arrows_of("fn f() { use crate::c::d::D; }"), ["a.rs -> c/d.rs (D)"]);
+        assert_eq!(arrows_of("mod nested { use super::super::b::B; }"), ["a.rs -> b.rs (B)"]);
+        assert_eq!(arrows_of("use crate::c::d::Kind::*;"), ["a.rs -> c/d.rs (*)"]);
+    }
+
+    #[test]
+    fn an_imported_module_counts_by_what_is_used_of_it() {
+        assert_eq!(arrows_of("use crate::{b, c};"), [""; 0]);
+        assert_eq!(
+            arrows_of("use crate::{b, c}; fn f() { b::make(); c::d::LIMIT; }"),
+            ["a.rs -> b.rs (make)", "a.rs -> c/d.rs (LIMIT)"]
+        );
+        assert_eq!(arrows_of("fn f() { use crate::b as other; other::make(); }"), ["a.rs -> b.rs (make)"]);
+        assert_eq!(arrows_of("pub use crate::c::d;"), ["a.rs -> c/d.rs (d)"]);
+    }
+
+    #[test]
+    fn paths_inside_of_code_are_arrows() {
+        assert_eq!(arrows_of("fn f() { crate::b::make() }"), ["a.rs -> b.rs (make)"]);
+        assert_eq!(arrows_of("struct A(Vec<crate::b::B>);"), ["a.rs -> b.rs (B)"]);
+        assert_eq!(
+            arrows_of("fn f<T: Into<super::b::B>>(x: T) { match x { crate::c::d::Kind::One => {} } }"),
+            ["a.rs -> b.rs (B)", "a.rs -> c/d.rs (Kind)"]
+        );
+        assert_eq!(arrows_of("impl Default for crate::b::B { fn default() -> Self { Self } }"), ["a.rs -> b.rs (B)"]);
+        assert_eq!(
+            arrows_of("fn f() { <crate::b::B as Clone>::clone(&x); <[crate::c::d::D]>::len(&y); }"),
+            ["a.rs -> b.rs (B)", "a.rs -> c/d.rs (D)"]
+        );
+    }
+
+    #[test]
+    fn tokens_of_macros_and_attributes_hold_arrows() {
+        assert_eq!(arrows_of(r#"fn f() { println!("{}", crate::c::d::LIMIT) }"#), ["a.rs -> c/d.rs (LIMIT)"]);
+        assert_eq!(arrows_of("use crate::b; fn f() { vec![b::make(), x.make()]; }"), ["a.rs -> b.rs (make)"]);
+        assert_eq!(arrows_of("macro_rules! m { ($x:expr) => { $crate::b::make($x) }; }"), ["a.rs -> b.rs (make)"]);
+        assert_eq!(
+            arrows_of(r#"#[serde(with = "crate::b::inner")] struct A { #[serde(default = "crate::b::make")] x: u8 }"#),
+            ["a.rs -> b.rs (make)"]
+        );
+        assert_eq!(arrows_of("#[arg(value_parser = crate::b::make)] struct A;"), ["a.rs -> b.rs (make)"]);
+    }
+
+    #[test]
+    fn a_glob_is_an_arrow_to_its_module_and_to_what_is_used_through_it() {
+        let texts = |text| {
+            [
+                ("src/lib.rs", "mod a; mod b; mod c;"),
+                ("src/a.rs", text),
+                ("src/b.rs", "pub use crate::c::far; use crate::c::hidden; pub fn near() {}"),
+                ("src/c.rs", "pub fn far() {} pub fn hidden() {}"),
+            ]
+        };
+        let of_a = |text| -> Vec<String> {
+            arrows(texts(text)).into_iter().filter(|arrow| arrow.starts_with("a.rs")).collect()
+        };
+        assert_eq!(of_a("use crate::b::*; fn f() { near() }"), ["a.rs -> b.rs (* near)"]);
+        assert_eq!(of_a("use crate::b::*; fn f() { far() }"), ["a.rs -> b.rs (*)", "a.rs -> c.rs (far)"]);
+        // A private import is not what a glob brings.
+        assert_eq!(of_a("use crate::b::*; fn f() { hidden() }"), ["a.rs -> b.rs (*)"]);
+    }
+
+    #[test]
+    fn a_circle_through_re_exports_is_found_and_named() {
+        let graph = graph([
+            ("src/lib.rs", "mod a; mod b; mod c; pub use b::Name;"),
+            ("src/a.rs", "use crate::Name;\npub struct A;"),
+            ("src/b/mod.rs", "mod inner; pub use self::middle::Name; mod middle { pub use super::inner::Name; }"),
+            ("src/b/inner.rs", "\n\nuse crate::c::Renamed; pub struct Name;"),
+            ("src/c.rs", "pub use crate::a::A as Renamed;"),
+        ]);
+        let knots = graph.knots();
+        assert_eq!(knots.len(), 1);
+        let circles: Vec<String> = graph.circles(&knots[0]).iter().map(|circle| graph.describe(circle)).collect();
+        assert_eq!(circles, ["a.rs -> b/inner.rs (Name:1) -> a.rs (Renamed:3)"]);
+        let faces: Vec<&str> = graph.through_face.iter().map(|place| place.path.as_str()).collect();
+        assert_eq!(faces, ["crate::Name"]);
+    }
+
+    #[test]
+    fn a_parent_that_passes_on_a_child_that_uses_it_is_a_circle() {
+        let with_parent = |text| {
+            let graph = graph([
+                ("src/lib.rs", "mod a;"),
+                ("src/a/mod.rs", text),
+                ("src/a/child.rs", "use super::Shared; pub struct Child;"),
+            ]);
+            graph.knots().len()
+        };
+        assert_eq!(with_parent("mod child; pub struct Shared;"), 0);
+        assert_eq!(with_parent("mod child; pub use child::Child; pub struct Shared;"), 1);
+        assert_eq!(with_parent("mod child; pub struct Shared; fn f(_: child::Child) {}"), 1);
+    }
+
+    #[test]
+    fn circles_of_a_large_knot_cover_each_of_its_arrows() {
+        let graph = graph([
+            ("src/lib.rs", "mod a; mod b; mod c; mod d;"),
+            ("src/a.rs", "use crate::b::B; pub struct A;"),
+            ("src/b.rs", "use crate::{a::A, c::C}; pub struct B;"),
+            ("src/c.rs", "use crate::a::A; pub struct C;"),
+            ("src/d.rs", "use crate::a::A;"),
+        ]);
+        let knots = graph.knots();
+        assert_eq!(knots, [[1, 2, 3]]);
+        let circles: Vec<String> = graph.circles(&knots[0]).iter().map(|circle| graph.describe(circle)).collect();
+        assert_eq!(circles, ["a.rs -> b.rs (B:1) -> a.rs (A:1)", "a.rs -> b.rs (B:1) -> c.rs (C:1) -> a.rs (A:1)"]);
+    }
+
+    #[test]
+    fn tests_are_skipped_in_files_and_as_files() {
+        assert_eq!(arrows_of("#[cfg(test)] mod tests {\n use crate::b::B;\n }\n"), [""; 0]);
+        assert_eq!(arrows_of("#[cfg(test)]\nuse crate::b::B;\nuse crate::c::d::D;"), ["a.rs -> c/d.rs (D)"]);
+        assert_eq!(arrows_of("fn f() {\n#[cfg(test)]\ncrate::b::make();\n}"), [""; 0]);
+        assert_eq!(arrows_of("#[cfg(not(test))]\nuse crate::b::B;"), ["a.rs -> b.rs (B)"]);
+        let graph = graph([
+            ("src/lib.rs", "#[cfg(test)]\nmod fixture;\nmod a;"),
+            ("src/a.rs", "#[cfg(test)]\nmod tests;\npub struct A;"),
+            ("src/a/tests.rs", "use crate::fixture::Fixture;"),
+            ("src/fixture.rs", "use crate::a::A; pub struct Fixture;"),
+        ]);
+        assert_eq!(graph.files, ["src/lib.rs", "src/a.rs"]);
+    }
+
+    #[test]
+    fn a_module_and_a_function_of_one_name_are_two() {
+        let graph = graph([
+            ("src/lib.rs", "mod a; pub mod b; pub use b::b;"),
+            ("src/a.rs", "use crate::b::Other; fn f() { crate::b(); }"),
+            ("src/b.rs", "pub fn b() {} pub struct Other;"),
+        ]);
+        let names = &graph.arrows[&(1, 2)];
+        assert_eq!(names.keys().collect::<Vec<_>>(), ["Other", "b"]);
+    }
+
+    #[test]
+    fn the_face_s_words_for_modules_are_told_from_its_words_for_items() {
+        let graph = graph([
+            ("src/lib.rs", "mod folder; mod a; pub use folder::file; pub use folder::file::Item;"),
+            ("src/a.rs", "use crate::{Item, file::Item as Same, folder::file::Item as Right};"),
+            ("src/folder/mod.rs", "pub mod file;"),
+            ("src/folder/file.rs", "pub struct Item;"),
+        ]);
+        let words =
+            |places: &BTreeSet<Place>| -> Vec<String> { places.iter().map(|place| place.path.clone()).collect() };
+        assert_eq!(words(&graph.through_face), ["crate::Item"]);
+        assert_eq!(words(&graph.by_old_name), ["crate::file"]);
+    }
+
+    #[test]
+    fn names_of_other_crates_are_followed_to_their_full_paths() {
+        let graph = graph([
+            ("src/lib.rs", "mod a;"),
+            (
+                "src/a.rs",
+                "use std::{fs, time as clock}; fn f() { fs::read(x); clock::Instant::now(); ::libc::exit(1) }",
+            ),
+        ]);
+        let paths: Vec<&str> = graph.outside.iter().map(|place| place.path.as_str()).collect();
+        for path in ["std::fs", "std::fs::read", "std::time", "std::time::Instant::now", "libc::exit"] {
+            assert!(paths.contains(&path), "{path} is not among {paths:?}");
+        }
+    }
+}

@@ -151,8 +151,8 @@ pub fn floor_faults(name: &str, floors: &[&str], graph: &Graph) -> Vec<String> {
             faults.push(format!("up       {name}: {} -> {} ({})", graph.label(from), graph.label(to), names(used)));
         }
     }
-    for file in 1..graph.files.len() {
-        if heights[file].is_none() {
+    for (file, height) in heights.iter().enumerate().skip(1) {
+        if height.is_none() {
             faults.push(format!("no floor {name}: {}", graph.label(file)));
         }
     }
@@ -182,4 +182,48 @@ fn places<'a>(
         .into_iter()
         .map(|place| format!("{kind:8} {name}: {}:{} {} {what}", graph.label(place.file), place.line, place.path))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn faults_of(a: &str) -> Vec<String> {
+        let files = Files::from([
+            ("src/lib.rs", "mod top; mod bottom; pub struct Own; pub use bottom::Low;"),
+            ("src/top/mod.rs", "pub mod a; pub struct High;"),
+            ("src/top/a.rs", ""),
+            ("src/bottom.rs", a),
+        ]);
+        let graph = Graph::new(&Tree::read(&files, "src/lib.rs").expect("the files are Rust"));
+        floor_faults("made-up", &["top", "bottom"], &graph)
+    }
+
+    #[test]
+    fn an_arrow_up_is_a_fault_and_one_down_is_none() {
+        assert_eq!(faults_of("pub struct Low;"), [""; 0]);
+        assert_eq!(
+            faults_of("pub struct Low; fn f(_: crate::top::High) {}"),
+            ["up       made-up: bottom.rs -> top/mod.rs (High:1)"]
+        );
+        assert_eq!(faults_of("pub struct Low; use crate::Own;"), ["up       made-up: bottom.rs -> lib.rs (Own:1)"]);
+    }
+
+    #[test]
+    fn the_list_and_the_tree_name_the_same_floors() {
+        let files = Files::from([("src/lib.rs", "mod a; mod c;"), ("src/a.rs", ""), ("src/c/mod.rs", "")]);
+        let graph = Graph::new(&Tree::read(&files, "src/lib.rs").expect("the files are Rust"));
+        assert_eq!(floor_faults("made-up", &["a", "b"], &graph), ["no floor made-up: c/mod.rs", "no file  made-up: b"]);
+    }
+
+    #[test]
+    fn circles_are_told_with_names_and_lines() {
+        let files = Files::from([
+            ("src/lib.rs", "mod a; mod b;"),
+            ("src/a.rs", "\nuse crate::b::B;\npub struct A;"),
+            ("src/b.rs", "use crate::a::A;\npub struct B;"),
+        ]);
+        let graph = Graph::new(&Tree::read(&files, "src/lib.rs").expect("the files are Rust"));
+        assert_eq!(circle_faults("made-up", &graph), ["circle   made-up: a.rs -> b.rs (B:2) -> a.rs (A:1)"]);
+    }
 }

@@ -2,8 +2,7 @@
 //!
 //! ```text
 //! files -> source (syntax, test lines) -> tree (modules, definitions, mentions) -> resolve -> graph -> circles
-//!                                                                                             |-> floors (house)
-//!                                                                                             \-> rules (house)
+//!                                  \-> words              |-> rules                          \-> house (floors)
 //! ```
 //!
 //! A crate of its own, without any of the crates it reads: it builds in seconds, needs no libtorch, and can judge a tree
@@ -14,7 +13,9 @@ pub mod files;
 pub mod graph;
 pub mod house;
 pub mod resolve;
+pub mod rules;
 pub mod source;
 pub mod tree;
+pub mod words;
 
 mod scan;

@@ -2,7 +2,7 @@
 
 use std::{env, path::PathBuf, process::ExitCode};
 
-use checks::house;
+use checks::{house, rules};
 
 #[expect(clippy::print_stdout, reason = "it is a command, and this is its answer")]
 fn main() -> ExitCode {
@@ -12,7 +12,8 @@ fn main() -> ExitCode {
     let report = match arguments.iter().find(|argument| argument.starts_with("--")).map(String::as_str) {
         None => house::faults(&folder),
         Some("--old-names") => house::old_names(&folder),
-        Some(other) => Err(format!("{other}: not known; there is --old-names")),
+        Some("--rules") => rules::faults(&folder),
+        Some(other) => Err(format!("{other}: not known; there are --old-names and --rules")),
     };
     match report {
         Ok(lines) => {

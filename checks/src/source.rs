@@ -10,10 +10,13 @@ use syn::{
     visit::{self, Visit},
 };
 
+use crate::words::{self, Word};
+
 /// A file's syntax and the lines of it that only a test build has.
 pub struct Source {
     /// What was parsed.
     pub syntax: syn::File,
+    words: Vec<Word>,
     tests: TestLines,
 }
 
@@ -36,7 +39,13 @@ impl Source {
             tests.0.push(1..=usize::MAX);
         }
         tests.visit_file(&syntax);
-        Ok(Self { syntax, tests })
+        let words = words::words(text).map_err(|error| format!("{path}: {error}"))?;
+        Ok(Self { syntax, words, tests })
+    }
+
+    /// Identifiers and literals outside tests.
+    pub fn words(&self) -> impl Iterator<Item = &Word> {
+        self.words.iter().filter(|word| !self.is_test(word.line))
     }
 
     /// Whether line `line`, from 1, belongs to an item under `#[cfg(test)]` or `#[test]`.
