@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures how dense the Rust code is, by its grammar: tokens of functions, closures, adaptors, comments and their words.
+"""Measures how dense the Rust code is, by its grammar: tokens of functions, closures, comments.
 
     python3 -m venv .venv-density
     .venv-density/bin/pip install -r scripts/requirements-density.txt
@@ -7,14 +7,16 @@
     .venv-density/bin/python scripts/density.py data train --worst 30
     .venv-density/bin/python scripts/density.py --git HEAD~3 --by-file
 
-How it counts. Everything is outside tests: without items under `#[test]` and `#[cfg(test)]` and without files named after
-tests; of a crate only `src` counts. A line of code is one that is not blank and is no comment. A token is a leaf of the
-syntax tree that is no comment; a string is three (quote, text, quote). A function has the tokens from its `pub` to its
-closing brace, those of functions inside it included. Percentiles are elements of the sorted list, at floor(p (n - 1)).
-Inside a macro's brackets there is no syntax: tokens count, closures do not.
+How it counts. Everything is outside tests: without items under `#[test]` and `#[cfg(test)]` and
+without files named after tests; of a crate only `src` counts. A line of code is one that is not
+blank and does not begin with `//`. A token is a leaf of the syntax tree that is no comment; a
+string is three (quote, text, quote). A function has the tokens from its `pub` to its closing
+brace, those of functions inside it included. Percentiles are elements of the sorted list, at
+floor(p (n - 1)). Inside a macro's brackets there is no syntax: tokens count, closures do not.
 
-Two counts of closures: "closures" are those of the grammar; "pairs of bars" are the texts `|..|` in lines of code, which also
-finds the operator `||`. The second reproduces the first review of the density (7.4 a hundred lines at 9f43b66).
+Two counts of closures: "closures" are those of the grammar; "pairs of bars" are the texts `|..|`
+in lines of code, which also finds the operator `||`. The second is how the first review of the
+density counted (7.4 a hundred lines at 9f43b66).
 """
 
 import argparse
@@ -31,6 +33,7 @@ ADAPTORS = {"map", "filter", "filter_map", "flat_map", "fold", "zip"}
 COMMENTS = {"line_comment", "block_comment"}
 WIDEST_COMMENT = 100
 BARS = re.compile(r"[(,=\s]\|[^|]*\|")
+TEST_ATTRIBUTE = re.compile(rb"#\[\s*(test\b|cfg\(\s*(all\(\s*)?test\b)")
 WORDS = {
     "so many, so much": r"so (?:many|much)",
     "whoever, nobody, somebody": r"whoever|nobody|somebody",
@@ -80,23 +83,26 @@ def main():
     arguments = parse_arguments()
     parser = rust_parser()
     texts = read_git(arguments.git) if arguments.git else read_folder(pathlib.Path("."))
-    by_file = {path: count_file(parser, path, text) for path, text in texts.items() if is_counted(path, arguments.crates)}
+    by_file = {
+        path: count_file(parser, path, text)
+        for path, text in texts.items()
+        if is_counted(path, arguments.crates)
+    }
     if not by_file:
         sys.exit("no Rust file of these crates; start this script in the root of the repository")
     print_table(by_crate(by_file))
     if arguments.by_file:
         print_files(by_file)
     if arguments.worst:
-        functions = [function for counts in by_file.values() for function in counts.functions]
-        print_worst(functions, arguments.worst)
+        print_worst(sum(by_file.values(), Counts()).functions, arguments.worst)
 
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("crates", nargs="*", help="data, sdxl, train, cli, or a folder such as checks; all crates without")
-    parser.add_argument("--git", metavar="REV", help="measure this revision instead of the working tree")
-    parser.add_argument("--worst", metavar="N", type=int, default=0, help="list the N functions with the most tokens")
-    parser.add_argument("--by-file", action="store_true", help="a line for each file too")
+    parser.add_argument("crates", nargs="*", help="data, sdxl, train, cli, checks; the first four if none")
+    parser.add_argument("--git", metavar="REV", help="measure this revision, not the working tree")
+    parser.add_argument("--worst", metavar="N", type=int, default=0, help="list the N densest functions")
+    parser.add_argument("--by-file", action="store_true", help="print a line for each file too")
     return parser.parse_args()
 
 
@@ -117,8 +123,8 @@ def read_folder(root):
 def read_git(revision):
     archive = subprocess.run(["git", "archive", revision], check=True, stdout=subprocess.PIPE).stdout
     with tarfile.open(fileobj=io.BytesIO(archive)) as files:
-        members = [member for member in files.getmembers() if re.search(r"/src/.*\.rs$", member.name)]
-        return {member.name: files.extractfile(member).read() for member in sorted(members, key=lambda member: member.name)}
+        names = [name for name in files.getnames() if re.search(r"/src/.*\.rs$", name)]
+        return {name: files.extractfile(name).read() for name in sorted(names)}
 
 
 def crate_of(path):
@@ -143,7 +149,7 @@ def by_crate(by_file):
 def count_file(parser, path, text):
     root = parser.parse(text).root_node
     if root.has_error:
-        print(f"{path}: not all of it is Rust to the grammar; what it does not know counts as tokens", file=sys.stderr)
+        print(f"{path}: parsed in part; what the grammar does not know are tokens", file=sys.stderr)
     tests = set()
     find_tests(root, tests)
     counts = Counts(files=1)
@@ -153,12 +159,12 @@ def count_file(parser, path, text):
 
 
 def find_tests(node, tests):
-    """Adds the rows of every item under an attribute for tests, that attribute and those before it included."""
+    """Adds the rows of every item under an attribute for tests, its attributes included."""
     start, is_test = None, False
     for child in node.children:
         if child.type == "attribute_item":
             start = child.start_point.row if start is None else start
-            is_test = is_test or bool(re.match(rb"#\[\s*(test\b|cfg\(\s*(all\(\s*)?test\b)", child.text))
+            is_test = is_test or bool(TEST_ATTRIBUTE.match(child.text))
         elif child.type not in COMMENTS:
             if is_test:
                 tests.update(range(start, child.end_point.row + 1))
@@ -197,7 +203,9 @@ def method_of(call):
     called = call.child_by_field_name("function")
     if called.type == "generic_function":
         called = called.child_by_field_name("function")
-    return called.child_by_field_name("field").text.decode() if called.type == "field_expression" else None
+    if called.type != "field_expression":
+        return None
+    return called.child_by_field_name("field").text.decode()
 
 
 def count_lines(text, tests, counts):
@@ -228,7 +236,8 @@ def percentile(values, fraction):
 
 
 def spread(values):
-    return f"{statistics.median(values):.0f} / {percentile(values, 0.9)} / {percentile(values, 0.99)} / {max(values)}"
+    highest = [percentile(values, 0.9), percentile(values, 0.99), max(values)]
+    return " / ".join(f"{value:.0f}" for value in [statistics.median(values), *highest])
 
 
 def rows_of(counts):
@@ -239,8 +248,10 @@ def rows_of(counts):
     yield "files", f"{counts.files}"
     yield "lines / lines of code", f"{counts.lines} / {counts.code}"
     yield "functions", f"{len(counts.functions)}"
-    yield "tokens a function: median / p90 / p99 / max", spread([function.tokens for function in counts.functions])
-    yield "lines a function: median / p90 / p99 / max", spread([function.lines for function in counts.functions])
+    tokens = [function.tokens for function in counts.functions]
+    lines = [function.lines for function in counts.functions]
+    yield "tokens a function: median / p90 / p99 / max", spread(tokens)
+    yield "lines a function: median / p90 / p99 / max", spread(lines)
     yield "closures a hundred lines of code", f"{counts.closures / hundreds:.2f}"
     yield "pairs of bars a hundred lines of code", f"{counts.bars / hundreds:.2f}"
     yield "adaptors a hundred lines of code", f"{counts.adaptors / hundreds:.2f}"
@@ -266,14 +277,12 @@ def print_table(crates):
 
 
 def print_files(by_file):
-    print("\nlines of code, functions, tokens a function (median, p90, max), closures a hundred lines of code")
+    print("\nlines of code, functions, tokens a function (median, max), closures a hundred lines of code")
     for path, counts in by_file.items():
         tokens = [function.tokens for function in counts.functions] or [0]
         closures = 100 * counts.closures / max(counts.code, 1)
-        print(
-            f"{counts.code:5} {len(counts.functions):4} {statistics.median(tokens):5.0f} {percentile(tokens, 0.9):5}"
-            f" {max(tokens):5} {closures:5.1f}  {path}"
-        )
+        functions = f"{len(tokens):4} {statistics.median(tokens):5.0f} {max(tokens):5}"
+        print(f"{counts.code:5} {functions} {closures:5.1f}  {path}")
 
 
 def print_worst(functions, number):

@@ -1,4 +1,5 @@
-//! The Rust files of one crate, by their path in it. A map in memory, so that tests can make up a crate.
+//! The Rust files of one crate, by their path in it. A map in memory, so that tests can make up a
+//! crate.
 
 use std::{
     collections::BTreeMap,

@@ -1,8 +1,9 @@
 //! The files of one root as a graph: an arrow from each file to every file whose names it uses.
 //!
-//! `use a::b` is an arrow to the file that defines `b`, if `b` is an item; a module that is imported counts by what is
-//! used of it, and `mod b;` not at all. A `pub use` of a child's item is an arrow as any other: a parent that passes on what
-//! a child defines, and a child that uses the parent, are a circle. A glob is an arrow to its module's file.
+//! `use a::b` is an arrow to the file that defines `b`, if `b` is an item; a module that is
+//! imported counts by what is used of it, and `mod b;` not at all. A `pub use` of a child's item is
+//! an arrow as any other: a parent that passes on what a child defines, and a child that uses the
+//! parent, are a circle. A glob is an arrow to its module's file.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -60,18 +61,15 @@ impl Graph {
     }
 
     fn take(&mut self, tree: &Tree, mention: &Mention) {
-        let Mention { module, path, line, .. } = mention;
-        let file = tree.modules[*module].file;
-        let place = Place { file, line: *line, path: path.join("::") };
-        let meanings = tree.resolve(*module, path, mention.spaces);
-        if meanings.is_empty() && path[0] != "Self" {
-            self.unresolved.insert(place.clone());
+        let file = tree.modules[mention.module].file;
+        let place = |path: &[String]| Place { file, line: mention.line, path: path.join("::") };
+        let meanings = tree.resolve(mention.module, &mention.path, mention.spaces);
+        if meanings.is_empty() && mention.path[0] != "Self" {
+            self.unresolved.insert(place(&mention.path));
         }
         for meaning in meanings {
             match meaning {
-                Meaning::Outside(path) => {
-                    self.outside.insert(Place { path: path.join("::"), ..place.clone() });
-                }
+                Meaning::Outside(path) => _ = self.outside.insert(place(&path)),
                 Meaning::Item(used) => self.add(file, used, tree, mention),
                 Meaning::Module(module) if is_use(tree, mention, module) => {
                     self.add(file, tree.modules[module].file, tree, mention);
@@ -79,10 +77,11 @@ impl Graph {
                 Meaning::Module(_) => {}
             }
         }
-        if let Some(asked) = tree.asks_face(*module, path) {
-            let is_module = matches!(tree.resolve(*module, asked, TYPES).as_slice(), [Meaning::Module(_)]);
+        if let Some(asked) = tree.asks_face(mention.module, &mention.path) {
+            let meanings = tree.resolve(mention.module, asked, TYPES);
+            let is_module = matches!(meanings.as_slice(), [Meaning::Module(_)]);
             let places = if is_module { &mut self.by_old_name } else { &mut self.through_face };
-            places.insert(Place { path: asked.join("::"), ..place });
+            places.insert(place(asked));
         }
     }
 
@@ -98,7 +97,8 @@ impl Graph {
         *line = mention.line.min(*line);
     }
 
-    /// The groups of files that reach each other, the largest first. The face is in none: it may name everything.
+    /// The groups of files that reach each other, the largest first. The face is in none: it may
+    /// name everything.
     pub fn knots(&self) -> Vec<Vec<usize>> {
         let reached: Vec<BTreeSet<usize>> = (0..self.files.len()).map(|file| self.reached(file)).collect();
         let mut knots: BTreeSet<Vec<usize>> = BTreeSet::new();
@@ -130,31 +130,26 @@ impl Graph {
         self.arrows.range((file, 0)..=(file, usize::MAX)).map(|((_, used), _)| *used).filter(|used| *used != 0)
     }
 
-    /// Circles of a knot, the shortest first, so that every arrow of it is in one of them: for each arrow a shortest
-    /// circle through it, without those whose arrows are all in shorter ones.
+    /// Circles of a knot, the shortest first, so that every arrow of it is in one of them: for each
+    /// arrow a shortest circle through it, without those whose arrows are all in shorter ones.
     pub fn circles(&self, knot: &[usize]) -> Vec<Vec<usize>> {
-        let mut circles = BTreeSet::new();
+        let mut by_length = BTreeSet::new();
         for &from in knot {
             for to in self.used(from).filter(|to| knot.contains(to)) {
-                let mut circle = self.shortest_way(to, from, knot);
-                // Begin with the smallest, so that a circle found twice is the same list.
-                let smallest = circle.iter().enumerate().min_by_key(|(_, file)| **file).map_or(0, |(at, _)| at);
-                circle.rotate_left(smallest);
-                circles.insert((circle.len(), circle));
+                let circle = from_smallest(self.shortest_way(to, from, knot));
+                by_length.insert((circle.len(), circle));
             }
         }
         let mut seen = BTreeSet::new();
-        let mut shown = Vec::new();
-        for (_, circle) in circles {
-            let mut is_new = false;
-            for at in 0..circle.len() {
-                is_new |= seen.insert((circle[at], circle[(at + 1) % circle.len()]));
-            }
-            if is_new {
-                shown.push(circle);
+        let mut circles = Vec::new();
+        for (_, circle) in by_length {
+            let num_seen = seen.len();
+            seen.extend(arrows_of(&circle));
+            if seen.len() > num_seen {
+                circles.push(circle);
             }
         }
-        shown
+        circles
     }
 
     /// The files on a shortest way inside a knot, both ends included.
@@ -182,8 +177,7 @@ impl Graph {
     /// `a.rs -> b.rs (Name:12) -> a.rs (other:3, third:9)`.
     pub fn describe(&self, circle: &[usize]) -> String {
         let mut text = self.label(circle[0]).to_owned();
-        for (at, &from) in circle.iter().enumerate() {
-            let to = circle[(at + 1) % circle.len()];
+        for (from, to) in arrows_of(circle) {
             text += &format!(" -> {} ({})", self.label(to), names(&self.arrows[&(from, to)]));
         }
         text
@@ -196,8 +190,21 @@ impl Graph {
     }
 }
 
-/// Whether this mention of a module uses its file: a glob does; a re-export of one from elsewhere does, since nothing
-/// else of that file need be named.
+/// The same circle from its smallest file on, so that one found twice is the same list.
+fn from_smallest(mut circle: Vec<usize>) -> Vec<usize> {
+    let smallest = circle.iter().enumerate().min_by_key(|(_, file)| **file);
+    let at = smallest.map_or(0, |(at, _)| at);
+    circle.rotate_left(at);
+    circle
+}
+
+fn arrows_of(circle: &[usize]) -> impl Iterator<Item = (usize, usize)> {
+    let next = circle.iter().cycle().skip(1);
+    circle.iter().copied().zip(next.copied())
+}
+
+/// Whether this mention of a module uses its file: a glob does; a re-export of one from elsewhere
+/// does, since nothing else of that file need be named.
 fn is_use(tree: &Tree, mention: &Mention, module: usize) -> bool {
     match mention.how {
         How::Glob => true,
@@ -250,7 +257,8 @@ mod tests {
             .collect()
     }
 
-    /// The arrows of `src/a.rs` with this text, beside a module `b` and a folder `c` with a file `d`.
+    /// The arrows of `src/a.rs` with this text, beside a module `b` and a folder `c` with a file
+    /// `d`.
     fn arrows_of(text: &str) -> Vec<String> {
         arrows([
             ("src/lib.rs", "mod a; mod b; mod c;"),

@@ -1,6 +1,7 @@
-//! What this repository's tree must be like: the floors of each crate, and the report of what is not so.
+//! What this repository's tree must be like: the floors of each crate, and the report of what is
+//! not so.
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
 use crate::{
     files::Files,
@@ -8,8 +9,8 @@ use crate::{
     tree::Tree,
 };
 
-/// Each crate's folders and loose files from the top floor down: each uses only what stands below it. The face, `lib.rs`
-/// or `main.rs`, stands above all of them.
+/// Each crate's folders and loose files from the top floor down: each uses only what stands below
+/// it. The face, `lib.rs` or `main.rs`, stands above all of them.
 pub const FLOORS: [(&str, &[&str]); 4] = [
     (
         "rectiflow-data",
@@ -86,27 +87,22 @@ pub fn graphs(crate_folder: &Path) -> Result<Vec<Graph>, String> {
 pub fn faults(workspace: &Path) -> Result<Vec<String>, String> {
     let mut faults = Vec::new();
     for (name, floors) in FLOORS {
+        let short = name.trim_start_matches("rectiflow-");
         for graph in graphs(&workspace.join("crates").join(name))? {
-            let short = name.trim_start_matches("rectiflow-");
-            let is_example = graph.files[0].starts_with("examples");
             faults.extend(circle_faults(short, &graph));
-            if !is_example {
+            if graph.files[0].starts_with("src/") {
                 faults.extend(floor_faults(short, floors, &graph));
             }
-            faults.extend(places(
-                "face",
-                short,
-                "is defined elsewhere: import it from there",
-                &graph,
-                &graph.through_face,
-            ));
+            let face = "is defined elsewhere: import it from there";
+            faults.extend(places("face", short, face, &graph, &graph.through_face));
             faults.extend(places("nothing", short, "stands for nothing", &graph, &graph.unresolved));
         }
     }
     Ok(faults)
 }
 
-/// The files that name a module by the face's word for it, `crate::bucket` for `crate::format::bucket`, a line each.
+/// The files that name a module by the face's word for it, `crate::bucket` for
+/// `crate::format::bucket`, a line each.
 ///
 /// # Errors
 ///
@@ -114,9 +110,10 @@ pub fn faults(workspace: &Path) -> Result<Vec<String>, String> {
 pub fn old_names(workspace: &Path) -> Result<Vec<String>, String> {
     let mut lines = Vec::new();
     for (name, _) in FLOORS {
+        let short = name.trim_start_matches("rectiflow-");
         for graph in graphs(&workspace.join("crates").join(name))? {
-            let short = name.trim_start_matches("rectiflow-");
-            lines.extend(places("old name", short, "is the face's word for a module", &graph, &graph.by_old_name));
+            let face = "is the face's word for a module";
+            lines.extend(places("old name", short, face, &graph, &graph.by_old_name));
         }
     }
     Ok(lines)
@@ -137,51 +134,53 @@ pub fn circle_faults(name: &str, graph: &Graph) -> Vec<String> {
     faults
 }
 
-/// Arrows from a lower floor to a higher one, floors that the list does not have, and names of the list without a floor.
+/// Arrows from a lower floor to a higher one, floors that the list does not have, and names of the
+/// list without a floor.
 pub fn floor_faults(name: &str, floors: &[&str], graph: &Graph) -> Vec<String> {
     let mut faults = Vec::new();
-    let heights: Vec<Option<usize>> =
-        (0..graph.files.len()).map(|file| floors.iter().position(|floor| *floor == floor_of(graph, file))).collect();
     for (&(from, to), used) in &graph.arrows {
-        let climbs = match (heights[from], heights[to]) {
-            (Some(user), Some(used)) => user > used,
-            (_, _) => to == 0,
-        };
-        if climbs && from != 0 {
-            faults.push(format!("up       {name}: {} -> {} ({})", graph.label(from), graph.label(to), names(used)));
+        if from != 0 && climbs(graph, floors, from, to) {
+            let (user, used) = (graph.label(from), names(used));
+            faults.push(format!("up       {name}: {user} -> {} ({used})", graph.label(to)));
         }
     }
-    for (file, height) in heights.iter().enumerate().skip(1) {
-        if height.is_none() {
-            faults.push(format!("no floor {name}: {}", graph.label(file)));
+    let mut seen = Vec::new();
+    for file in 1..graph.files.len() {
+        match floor_of(graph, floors, file) {
+            Some(floor) => seen.push(floor),
+            None => faults.push(format!("no floor {name}: {}", graph.label(file))),
         }
     }
     for (at, floor) in floors.iter().enumerate() {
-        if !heights.contains(&Some(at)) {
+        if !seen.contains(&at) {
             faults.push(format!("no file  {name}: {floor}"));
         }
     }
     faults
 }
 
-/// The first part of a file's path below `src`, without `.rs`.
-fn floor_of(graph: &Graph, file: usize) -> &str {
-    let label = graph.label(file);
-    let first = label.split('/').next().unwrap_or(label);
-    first.trim_end_matches(".rs")
+/// Whether an arrow goes up: to the face, or from a floor to one that stands above it.
+fn climbs(graph: &Graph, floors: &[&str], from: usize, to: usize) -> bool {
+    let user = floor_of(graph, floors, from);
+    let used = floor_of(graph, floors, to);
+    to == 0 || matches!((user, used), (Some(user), Some(used)) if user > used)
 }
 
-fn places<'a>(
-    kind: &str,
-    name: &str,
-    what: &str,
-    graph: &Graph,
-    places: impl IntoIterator<Item = &'a Place>,
-) -> Vec<String> {
-    places
-        .into_iter()
-        .map(|place| format!("{kind:8} {name}: {}:{} {} {what}", graph.label(place.file), place.line, place.path))
-        .collect()
+/// Which floor a file is on: the first part of its path below `src`, without `.rs`, in the list.
+fn floor_of(graph: &Graph, floors: &[&str], file: usize) -> Option<usize> {
+    let label = graph.label(file);
+    let first = label.split('/').next().unwrap_or(label);
+    let name = first.trim_end_matches(".rs");
+    floors.iter().position(|floor| *floor == name)
+}
+
+fn places(kind: &str, name: &str, what: &str, graph: &Graph, places: &BTreeSet<Place>) -> Vec<String> {
+    let mut lines = Vec::new();
+    for Place { file, line, path } in places {
+        let label = graph.label(*file);
+        lines.push(format!("{kind:8} {name}: {label}:{line} {path} {what}"));
+    }
+    lines
 }
 
 #[cfg(test)]

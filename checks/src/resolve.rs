@@ -1,11 +1,13 @@
-//! From a path to what it stands for: through `crate`, `self`, `super`, imports, renames, globs and re-exports of re-exports.
+//! From a path to what it stands for: through `crate`, `self`, `super`, imports, renames, globs and
+//! re-exports of re-exports.
 
 use crate::tree::{ANY, Entry, Module, Named, Space, Spaces, TYPES, Tree};
 
 /// What a path stands for.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Meaning {
-    /// An item, by the file that defines it; also whatever belongs to it: a variant, a method, a constant.
+    /// An item, by the file that defines it; also whatever belongs to it: a variant, a method, a
+    /// constant.
     Item(usize),
     /// A module.
     Module(usize),
@@ -13,12 +15,13 @@ pub enum Meaning {
     Outside(Vec<String>),
 }
 
-/// Imports and globs that are being resolved, by module, place in it, name and name spaces: one that leads to itself
-/// leads nowhere.
+/// Imports and globs that are being resolved, by module, place in it, name and name spaces: one
+/// that leads to itself leads nowhere.
 type Open = Vec<(usize, usize, String, Spaces)>;
 
 impl Tree {
-    /// What `path` stands for in module `from`. Something for every path that compiles, but methods.
+    /// What `path` stands for in module `from`. Something for every path that compiles, but
+    /// methods.
     pub(crate) fn resolve(&self, from: usize, path: &[String], spaces: Spaces) -> Vec<Meaning> {
         self.resolve_path(from, path, spaces, &mut Open::new())
     }
@@ -154,7 +157,8 @@ impl Tree {
         found
     }
 
-    /// Whether `asker` may use this name of `module`: a private one belongs to the module and what is inside it.
+    /// Whether `asker` may use this name of `module`: a private one belongs to the module and what
+    /// is inside it.
     fn sees(&self, asker: usize, module: usize, named: &Named) -> bool {
         !named.is_private || self.is_inside(asker, module)
     }
@@ -171,8 +175,8 @@ impl Tree {
         false
     }
 
-    /// How much of `path` asks the root, from outside of its file, for a name that the root only passes on: as far as
-    /// that name.
+    /// How much of `path` asks the root, from outside of its file, for a name that the root only
+    /// passes on: as far as that name.
     pub(crate) fn asks_face<'p>(&self, from: usize, path: &'p [String]) -> Option<&'p [String]> {
         let (start, rest) = match path.first().map(String::as_str) {
             Some("crate") => (vec![Meaning::Module(0)], &path[1..]),

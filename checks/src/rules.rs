@@ -1,8 +1,15 @@
-//! ARCHITECTURE.md's invariants that can be seen in the syntax. Each rule returns what breaks it, a line each.
+//! ARCHITECTURE.md's invariants that can be seen in the syntax. Each rule returns what breaks it, a
+//! line each.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use crate::{files::Files, graph::Graph, tree::Tree, words::Word};
+use crate::{
+    files::Files,
+    graph::{Graph, Names},
+    source::Source,
+    tree::Tree,
+    words::Word,
+};
 
 /// One crate's own code, without tests and examples.
 #[derive(Debug)]
@@ -17,7 +24,8 @@ pub struct Crate {
     pub dependencies: Vec<String>,
 }
 
-/// Paths that a crate may not mention, with the invariant: its number in ARCHITECTURE.md and its words.
+/// Paths that a crate may not mention, with the invariant: its number in ARCHITECTURE.md and its
+/// words.
 const FORBIDDEN: [(&str, &[&str], &str); 3] = [
     ("data", &["tch", "torch_sys", "rectiflow_sdxl", "rectiflow_train"], "1: `data` links no tensor library"),
     (
@@ -33,25 +41,26 @@ const IMPURE: [&str; 6] =
     ["std::fs", "std::net", "std::env", "std::process", "std::time::Instant", "std::time::SystemTime"];
 
 /// The pure files; a name that ends in `/` is a folder.
-const PURE: [(&str, &[&str]); 3] = [
-    ("data", &["format/bucket.rs", "order/", "text/prompt.rs"]),
-    ("sdxl", &["sample/schedule.rs", "weights/keys.rs", "cost/walk.rs", "cost/flops.rs"]),
-    (
-        "train",
-        &[
-            "lr.rs",
-            "guard.rs",
-            "hardware.rs",
-            "state/partition.rs",
-            "ranks/launch.rs",
-            "ranks/straggler.rs",
-            "plan/mod.rs",
-            "plan/simulate.rs",
-        ],
-    ),
+const PURE: [(&str, &str); 15] = [
+    ("data", "format/bucket.rs"),
+    ("data", "order/"),
+    ("data", "text/prompt.rs"),
+    ("sdxl", "sample/schedule.rs"),
+    ("sdxl", "weights/keys.rs"),
+    ("sdxl", "cost/walk.rs"),
+    ("sdxl", "cost/flops.rs"),
+    ("train", "lr.rs"),
+    ("train", "guard.rs"),
+    ("train", "hardware.rs"),
+    ("train", "state/partition.rs"),
+    ("train", "ranks/launch.rs"),
+    ("train", "ranks/straggler.rs"),
+    ("train", "plan/mod.rs"),
+    ("train", "plan/simulate.rs"),
 ];
 
-/// Where `async` is, and `.await`; a name that ends in `/` is a folder. The trainer sees an iterator.
+/// Where `async` is, and `.await`; a name that ends in `/` is a folder. The trainer sees an
+/// iterator.
 const ASYNC: [(&str, &str); 5] = [
     ("data", "remote/"),
     ("data", "dataset/fetch.rs"),
@@ -63,9 +72,11 @@ const ASYNC: [(&str, &str); 5] = [
 /// Where C and C++ are called.
 const FOREIGN_CODE: [(&str, &str); 2] = [("sdxl", "torch/"), ("train", "ranks/c10d.rs")];
 
-/// The file that makes process groups, and the one that makes collectives with them.
+/// The file that makes process groups, and which of its names belong to whom: one opens a group,
+/// one makes collectives.
 const GROUPS: &str = "ranks/c10d.rs";
-const COLLECTIVES: &str = "ranks/comm.rs";
+const GROUP_NAMES: [(&str, &[&str]); 3] =
+    [("Group", &["ranks/comm.rs", "ranks/rendezvous.rs"]), ("Work", &["ranks/comm.rs"]), ("*", &[])];
 
 /// Where names of other layouts than diffusers' are, and of other models'.
 const KEY_FILES: [(&str, &str); 2] = [("sdxl", "weights/keys.rs"), ("sdxl", "files/foreign.rs")];
@@ -96,7 +107,26 @@ const KEY_PARTS: [&str; 22] = [
     "ln_final",
 ];
 
-const METRICS: &str = "measure/metrics.rs";
+/// Where the names of metrics are.
+const METRICS: [(&str, &str); 1] = [("train", "measure/metrics.rs")];
+
+/// A rule: what breaks it in these crates, a line each.
+pub type Rule = fn(&[Crate]) -> Vec<String>;
+
+/// Everything that breaks a rule.
+///
+/// # Errors
+///
+/// A file that cannot be read or parsed.
+pub fn faults(workspace: &Path) -> Result<Vec<String>, String> {
+    const RULES: [Rule; 8] = [layers, printing, purity, asynchrony, foreign_code, groups, key_tables, metric_names];
+    let crates = read(workspace)?;
+    let mut faults = Vec::new();
+    for rule in RULES {
+        faults.extend(rule(&crates));
+    }
+    Ok(faults)
+}
 
 /// Reads the four crates of `workspace`.
 ///
@@ -105,17 +135,6 @@ const METRICS: &str = "measure/metrics.rs";
 /// A file that cannot be read or parsed.
 pub fn read(workspace: &Path) -> Result<Vec<Crate>, String> {
     ["data", "sdxl", "train", "cli"].iter().map(|name| Crate::read(workspace, name)).collect()
-}
-
-/// Everything that breaks a rule.
-///
-/// # Errors
-///
-/// A file that cannot be read or parsed.
-pub fn faults(workspace: &Path) -> Result<Vec<String>, String> {
-    let crates = read(workspace)?;
-    let rules = [layers, printing, purity, asynchrony, foreign_code, groups, key_tables, metric_names];
-    Ok(rules.iter().flat_map(|rule| rule(&crates)).collect())
 }
 
 impl Crate {
@@ -132,57 +151,90 @@ impl Crate {
     ///
     /// A file that cannot be parsed.
     pub fn new(name: &str, files: &Files, manifest: &str) -> Result<Self, String> {
-        let root = files.roots().into_iter().find(|root| root.starts_with("src/"));
+        let roots = files.roots();
+        let root = roots.iter().find(|root| root.starts_with("src/"));
         let tree = Tree::read(files, root.ok_or("no src/lib.rs and no src/main.rs")?)?;
-        let words = tree.sources.iter().map(|source| source.words().cloned().collect()).collect();
+        let words = tree.sources.iter().map(Source::words).collect();
         let graph = Graph::new(&tree);
         Ok(Self { name: name.to_owned(), graph, words, dependencies: dependencies(manifest) })
     }
 
-    /// `data/order/mod.rs:12`.
-    fn place(&self, file: usize, line: usize) -> String {
-        format!("{}/{}:{line}", self.name, self.graph.label(file))
+    /// `data/order/mod.rs:12 what (invariant why)`.
+    fn fault(&self, file: usize, line: usize, what: &str, why: &str) -> String {
+        format!("{}/{}:{line} {what} (invariant {why})", self.name, self.graph.label(file))
     }
 
     /// Whether a file is one of `list`, or in a folder of it.
     fn is_in(&self, file: usize, list: &[(&str, &str)]) -> bool {
-        list.iter().any(|(name, path)| *name == self.name && covers(path, self.graph.label(file)))
+        let label = self.graph.label(file);
+        list.iter().any(|(name, path)| *name == self.name && covers(path, label))
+    }
+
+    /// The files that are not in `list`.
+    fn files_outside(&self, list: &[(&str, &str)]) -> Vec<usize> {
+        (0..self.words.len()).filter(|file| !self.is_in(*file, list)).collect()
     }
 }
 
 /// The names below `[dependencies]`.
 fn dependencies(manifest: &str) -> Vec<String> {
-    let lines = manifest.lines().skip_while(|line| *line != "[dependencies]").skip(1);
-    let own = lines.take_while(|line| !line.starts_with('['));
-    own.filter_map(|line| line.split(['.', ' ', '=']).next())
-        .filter(|name| !name.is_empty())
-        .map(str::to_owned)
-        .collect()
+    let mut names = Vec::new();
+    let mut is_inside = false;
+    for line in manifest.lines() {
+        if line.starts_with('[') {
+            is_inside = line == "[dependencies]";
+        } else if is_inside && !line.is_empty() {
+            let name = line.split(['.', ' ', '=']).next().unwrap_or(line);
+            names.push(name.to_owned());
+        }
+    }
+    names
 }
 
 fn covers(path: &str, label: &str) -> bool {
     if path.ends_with('/') { label.starts_with(path) } else { label == path }
 }
 
-fn begins(path: &str, with: &str) -> bool {
-    path.strip_prefix(with).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+/// Whether `path` is one of `list`, or something below one.
+fn is_below(path: &str, list: &[&str]) -> bool {
+    for above in list {
+        match path.strip_prefix(above) {
+            Some(rest) if rest.is_empty() || rest.starts_with("::") => return true,
+            _ => {}
+        }
+    }
+    false
 }
 
 /// Invariant 1: what each crate may not know.
 pub fn layers(crates: &[Crate]) -> Vec<String> {
     let mut faults = Vec::new();
-    for (name, forbidden, invariant) in FORBIDDEN {
-        for of in crates.iter().filter(|of| of.name == name) {
-            for place in &of.graph.outside {
-                if forbidden.iter().any(|path| begins(&place.path, path)) {
-                    faults.push(format!("{} {} (invariant {invariant})", of.place(place.file, place.line), place.path));
-                }
+    for of in crates {
+        for (name, forbidden, why) in FORBIDDEN {
+            if of.name == name {
+                faults.extend(forbidden_paths(of, forbidden, why));
+                faults.extend(forbidden_dependencies(of, forbidden, why));
             }
-            for dependency in &of.dependencies {
-                if forbidden.contains(&dependency.replace('-', "_").as_str()) {
-                    faults.push(format!("{name}/Cargo.toml: {dependency} (invariant {invariant})"));
-                }
-            }
+        }
+    }
+    faults
+}
+
+fn forbidden_paths(of: &Crate, forbidden: &[&str], why: &str) -> Vec<String> {
+    let mut faults = Vec::new();
+    for place in &of.graph.outside {
+        if is_below(&place.path, forbidden) {
+            faults.push(of.fault(place.file, place.line, &place.path, why));
+        }
+    }
+    faults
+}
+
+fn forbidden_dependencies(of: &Crate, forbidden: &[&str], why: &str) -> Vec<String> {
+    let mut faults = Vec::new();
+    for dependency in &of.dependencies {
+        if forbidden.contains(&dependency.replace('-', "_").as_str()) {
+            faults.push(format!("{}/Cargo.toml: {dependency} (invariant {why})", of.name));
         }
     }
     faults
@@ -190,43 +242,33 @@ pub fn layers(crates: &[Crate]) -> Vec<String> {
 
 /// Invariant 1: libraries never print.
 pub fn printing(crates: &[Crate]) -> Vec<String> {
-    const MACROS: [&str; 5] = ["print", "println", "eprint", "eprintln", "dbg"];
-    let is_print = |word: &Word| word.sign == Some('!') && MACROS.contains(&word.text.as_str());
+    let why = "1: libraries never print";
     let mut faults = Vec::new();
     for of in crates.iter().filter(|of| of.name != "cli") {
-        faults.extend(words_that(of, "prints (invariant 1)", is_print));
-        for place in &of.graph.outside {
-            if begins(&place.path, "std::io::stdout") || begins(&place.path, "std::io::stderr") {
-                faults.push(format!(
-                    "{} {} (invariant 1: libraries never print)",
-                    of.place(place.file, place.line),
-                    place.path
-                ));
-            }
-        }
+        faults.extend(words_outside(of, &[], is_print, why));
+        faults.extend(forbidden_paths(of, &["std::io::stdout", "std::io::stderr"], why));
     }
     faults
+}
+
+fn is_print(word: &Word) -> bool {
+    const MACROS: [&str; 5] = ["print", "println", "eprint", "eprintln", "dbg"];
+    word.sign == Some('!') && MACROS.contains(&word.text.as_str())
 }
 
 /// Invariant 2: pure files do no I/O, read no clock and no environment.
 pub fn purity(crates: &[Crate]) -> Vec<String> {
     let mut faults = Vec::new();
-    for (name, pure) in PURE {
-        for of in crates.iter().filter(|of| of.name == name) {
-            for path in pure {
-                if !(0..of.graph.files.len()).any(|file| covers(path, of.graph.label(file))) {
-                    faults.push(format!("{name}/{path}: not there, but in the list of pure files"));
-                }
+    for of in crates {
+        for place in &of.graph.outside {
+            if of.is_in(place.file, &PURE) && is_below(&place.path, &IMPURE) {
+                faults.push(of.fault(place.file, place.line, &place.path, "2: the file is pure"));
             }
-            for place in &of.graph.outside {
-                let is_pure = pure.iter().any(|path| covers(path, of.graph.label(place.file)));
-                if is_pure && IMPURE.iter().any(|path| begins(&place.path, path)) {
-                    faults.push(format!(
-                        "{} {} (invariant 2: the file is pure)",
-                        of.place(place.file, place.line),
-                        place.path
-                    ));
-                }
+        }
+        for (_, path) in PURE.iter().filter(|(name, _)| *name == of.name) {
+            let mut labels = (0..of.words.len()).map(|file| of.graph.label(file));
+            if !labels.any(|label| covers(path, label)) {
+                faults.push(format!("{}/{path}: listed as pure (invariant 2), not there", of.name));
             }
         }
     }
@@ -235,92 +277,110 @@ pub fn purity(crates: &[Crate]) -> Vec<String> {
 
 /// Invariant 2: where `async` is.
 pub fn asynchrony(crates: &[Crate]) -> Vec<String> {
-    let mut faults = Vec::new();
-    for of in crates {
-        for file in (0..of.words.len()).filter(|file| !of.is_in(*file, &ASYNC)) {
-            faults.extend(words_of_file(of, file, "(invariant 2)", |word| {
-                ["async", "await"].contains(&word.text.as_str())
-            }));
-        }
-    }
-    faults
+    words_of_all(crates, &ASYNC, is_async, "2: async is elsewhere")
+}
+
+fn is_async(word: &Word) -> bool {
+    word.text == "async" || word.text == "await"
 }
 
 /// Invariant 6: C and C++ are called from their two places.
 pub fn foreign_code(crates: &[Crate]) -> Vec<String> {
-    let mut faults = Vec::new();
-    for of in crates {
-        for file in (0..of.words.len()).filter(|file| !of.is_in(*file, &FOREIGN_CODE)) {
-            faults.extend(words_of_file(of, file, "(invariant 6: C++ is behind these)", |word| word.text == "extern"));
-        }
-    }
-    faults
+    words_of_all(crates, &FOREIGN_CODE, is_extern, "6: C++ is called elsewhere")
 }
 
-/// Invariant 11: process groups are `c10d`'s, collectives `comm`'s.
-pub fn groups(crates: &[Crate]) -> Vec<String> {
-    let mut faults = Vec::new();
-    for of in crates {
-        for file in (0..of.words.len()).filter(|file| of.name != "train" || of.graph.label(*file) != GROUPS) {
-            faults.extend(words_of_file(of, file, "(invariant 11)", |word| word.text.starts_with("rf_")));
-        }
-        for ((from, to), names) in &of.graph.arrows {
-            if of.graph.label(*to) != GROUPS || of.graph.label(*from) == COLLECTIVES {
-                continue;
-            }
-            for (name, line) in names.iter().filter(|(name, _)| ["Group", "Work", "*"].contains(&name.as_str())) {
-                faults.push(format!(
-                    "{} {name} of {GROUPS} (invariant 11: only `comm` makes collectives)",
-                    of.place(*from, *line)
-                ));
-            }
-        }
-    }
-    faults
+fn is_extern(word: &Word) -> bool {
+    word.text == "extern"
 }
 
 /// Invariant 6: other layouts' and other models' tensor names.
 pub fn key_tables(crates: &[Crate]) -> Vec<String> {
-    let is_key = |word: &Word| word.is_string() && KEY_PARTS.iter().any(|part| word.text.contains(part));
-    let mut faults = Vec::new();
-    for of in crates {
-        for file in (0..of.words.len()).filter(|file| !of.is_in(*file, &KEY_FILES)) {
-            faults.extend(words_of_file(of, file, "(invariant 6: another layout's name)", is_key));
-        }
-    }
-    faults
+    words_of_all(crates, &KEY_FILES, is_key, "6: a name of another layout")
 }
 
-/// Invariant 6: names of metrics. Seen are strings of `train` that are the name of a field of two words, and the file's name.
+fn is_key(word: &Word) -> bool {
+    word.is_string() && KEY_PARTS.iter().any(|part| word.text.contains(part))
+}
+
+/// Invariant 6: names of metrics. Seen are strings of `train` that are the name of a field of two
+/// words or more.
 pub fn metric_names(crates: &[Crate]) -> Vec<String> {
     let mut faults = Vec::new();
     for of in crates.iter().filter(|of| of.name == "train") {
-        let Some(metrics) = (0..of.words.len()).find(|file| of.graph.label(*file) == METRICS) else {
-            return vec![format!("train/{METRICS}: not there")];
-        };
+        let others = of.files_outside(&METRICS);
+        let metrics = (0..of.words.len()).find(|file| !others.contains(file));
+        let Some(metrics) = metrics else { return vec![format!("{METRICS:?}: not there")] };
         let names = field_names(&of.words[metrics]);
-        let is_name = |word: &Word| word.is_string() && names.contains(word.inside());
-        for file in (0..of.words.len()).filter(|file| *file != metrics) {
-            faults.extend(words_of_file(of, file, "(invariant 6: the name of a metric)", is_name));
+        for file in others {
+            for word in &of.words[file] {
+                if word.is_string() && names.contains(word.inside()) {
+                    faults.push(of.fault(file, word.line, &word.text, "6: the name of a metric"));
+                }
+            }
         }
     }
     faults
 }
 
-/// The public fields whose names are two words or more: those of one word are words of other things, too.
+/// The public fields whose names are two words or more: those of one word are words of other
+/// things, too.
 fn field_names(words: &[Word]) -> BTreeSet<&str> {
-    let pairs = words.windows(2);
-    let fields = pairs.filter(|pair| pair[0].text == "pub" && pair[1].sign == Some(':'));
-    fields.map(|pair| pair[1].text.as_str()).filter(|name| name.contains('_')).collect()
+    let mut names = BTreeSet::new();
+    for pair in words.windows(2) {
+        if pair[0].text == "pub" && pair[1].sign == Some(':') && pair[1].text.contains('_') {
+            names.insert(pair[1].text.as_str());
+        }
+    }
+    names
 }
 
-fn words_that(of: &Crate, why: &str, is_fault: impl Fn(&Word) -> bool) -> Vec<String> {
-    (0..of.words.len()).flat_map(|file| words_of_file(of, file, why, &is_fault)).collect()
+/// Invariant 11: process groups are `c10d`'s, collectives `comm`'s.
+pub fn groups(crates: &[Crate]) -> Vec<String> {
+    let mut faults = words_of_all(crates, &[("train", GROUPS)], is_group_function, "11: only c10d knows groups");
+    for of in crates {
+        for ((from, to), names) in &of.graph.arrows {
+            if of.graph.label(*to) == GROUPS {
+                faults.extend(group_names(of, *from, names));
+            }
+        }
+    }
+    faults
 }
 
-fn words_of_file(of: &Crate, file: usize, why: &str, is_fault: impl Fn(&Word) -> bool) -> Vec<String> {
-    let faults = of.words[file].iter().filter(|word| is_fault(word));
-    faults.map(|word| format!("{} {} {why}", of.place(file, word.line), word.text)).collect()
+fn is_group_function(word: &Word) -> bool {
+    word.text.starts_with("rf_")
+}
+
+/// What a file uses of `c10d` that is not for it.
+fn group_names(of: &Crate, file: usize, used: &Names) -> Vec<String> {
+    let mut faults = Vec::new();
+    for (name, users) in GROUP_NAMES {
+        if let Some(line) = used.get(name)
+            && !users.contains(&of.graph.label(file))
+        {
+            faults.push(of.fault(file, *line, name, "11: only comm makes collectives"));
+        }
+    }
+    faults
+}
+
+/// The words of all crates that are faults, but for those of the files in `list`.
+fn words_of_all(crates: &[Crate], list: &[(&str, &str)], is_fault: fn(&Word) -> bool, why: &str) -> Vec<String> {
+    let mut faults = Vec::new();
+    for of in crates {
+        faults.extend(words_outside(of, list, is_fault, why));
+    }
+    faults
+}
+
+fn words_outside(of: &Crate, list: &[(&str, &str)], is_fault: fn(&Word) -> bool, why: &str) -> Vec<String> {
+    let mut faults = Vec::new();
+    for file in of.files_outside(list) {
+        for word in of.words[file].iter().filter(|word| is_fault(word)) {
+            faults.push(of.fault(file, word.line, &word.text, why));
+        }
+    }
+    faults
 }
 
 #[cfg(test)]
@@ -328,7 +388,7 @@ mod tests {
     use super::*;
 
     /// One crate with one file beside its face; what the rule says of it.
-    fn faults(rule: fn(&[Crate]) -> Vec<String>, name: &str, path: &str, text: &str) -> Vec<String> {
+    fn faults(rule: Rule, name: &str, path: &str, text: &str) -> Vec<String> {
         let (folder, file) = path.split_once('/').expect("the file lies in a folder");
         let mut files = Files::default();
         files.insert("src/lib.rs", &format!("mod {folder};"));
@@ -370,7 +430,7 @@ mod tests {
     fn impure_names_are_found_in_pure_files_only() {
         let of_data = |path, text| {
             let found = faults(purity, "data", path, text);
-            found.into_iter().filter(|fault| !fault.contains("not there")).count()
+            found.iter().filter(|fault| !fault.contains("not there")).count()
         };
         assert_eq!(of_data("order/lanes.rs", "use std::time::{Duration, Instant};"), 1);
         assert_eq!(of_data("order/lanes.rs", "use std::time; fn f() { time::SystemTime::now() }"), 1);
@@ -378,9 +438,7 @@ mod tests {
         assert_eq!(of_data("order/lanes.rs", "use std::time::Duration; fn f() { env!(\"X\") }"), 0);
         assert_eq!(of_data("load/feed.rs", "use std::time::Instant;"), 0);
         assert!(
-            faults(purity, "data", "order/lanes.rs", "")
-                .iter()
-                .any(|fault| fault.contains("text/prompt.rs: not there"))
+            faults(purity, "data", "order/lanes.rs", "").iter().any(|fault| fault.contains("text/prompt.rs: listed"))
         );
     }
 
@@ -407,6 +465,7 @@ mod tests {
             groups(&[Crate::new("train", &files, "").expect("the files are Rust")]).len()
         };
         assert_eq!(of_user("comm", "use super::c10d::{Group, Store};"), 0);
+        assert_eq!(of_user("rendezvous", "use super::c10d::Group;"), 0);
         assert_eq!(of_user("pulse", "use super::c10d::Store;"), 0);
         assert_eq!(of_user("pulse", "use super::c10d::{Group, Store};"), 1);
         assert_eq!(of_user("pulse", "fn f() { rf_free() }"), 1);

@@ -19,7 +19,8 @@ const PATH_KEYS: [&str; 10] = [
     "skip_serializing_if",
 ];
 
-/// Every path in `tokens`: `a`, `a::b`, `$crate::a`. Fields and methods are none, nor what follows `>::` or a leading `::`.
+/// Every path in `tokens`: `a`, `a::b`, `$crate::a`. Fields and methods are none, nor what follows
+/// `>::` or a leading `::`.
 pub(crate) fn paths(tokens: TokenStream) -> Vec<Written> {
     let mut found = Vec::new();
     scan(tokens, &[], &mut found);
@@ -90,7 +91,8 @@ fn take_path(tokens: &[TokenTree], mut at: usize, prefix: &[String], found: &mut
     at
 }
 
-/// Whether the identifier `at` is a path's first: no field, method, lifetime, `$name` or part of a path already begun.
+/// Whether the identifier `at` is a path's first: no field, method, lifetime, `$name` or part of a
+/// path already begun.
 fn may_start(tokens: &[TokenTree], at: usize) -> bool {
     if at == 0 {
         return true;

@@ -44,8 +44,8 @@ impl Source {
     }
 
     /// Identifiers and literals outside tests.
-    pub fn words(&self) -> impl Iterator<Item = &Word> {
-        self.words.iter().filter(|word| !self.is_test(word.line))
+    pub fn words(&self) -> Vec<Word> {
+        self.words.iter().filter(|word| !self.is_test(word.line)).cloned().collect()
     }
 
     /// Whether line `line`, from 1, belongs to an item under `#[cfg(test)]` or `#[test]`.

@@ -1,13 +1,16 @@
-//! The modules of one crate: what each defines and imports, and every path its code mentions, outside tests.
+//! The modules of one crate: what each defines and imports, and every path its code mentions,
+//! outside tests.
 //!
-//! A block with items of its own (a `use` in a function) is a module without a name, as in the compiler. Names are not
-//! resolved here. What is not seen: methods and fields, whose file is known to the type checker only.
+//! A block with items of its own (a `use` in a function) is a module without a name, as in the
+//! compiler. Names are not resolved here. What is not seen: methods and fields, whose file is known
+//! to the type checker only.
 
 use std::{collections::HashMap, mem};
 
 use proc_macro2::Ident;
 use syn::{
-    Attribute, Block, ForeignItem, Item, ItemMod, ItemUse, Lit, Macro, Meta, MetaNameValue, Stmt, UseTree, Visibility,
+    Attribute, Block, ForeignItem, Item, ItemMacro, ItemMod, ItemUse, Lit, Macro, Meta, MetaNameValue, Stmt, UseTree,
+    Visibility,
     spanned::Spanned,
     visit::{self, Visit},
 };
@@ -122,9 +125,12 @@ impl Tree {
         Ok(tree)
     }
 
-    /// Reads one file as a module, and its children, whose files lie in `folder`. Returns the module.
+    /// Reads one file as a module, and its children, whose files lie in `folder`. Returns the
+    /// module.
     fn read_file(&mut self, files: &Files, path: &str, folder: &str, parent: Option<usize>) -> Result<usize, String> {
-        let text = files.get(path).ok_or_else(|| format!("{path}: declared as a module, but not there"))?;
+        let Some(text) = files.get(path) else {
+            return Err(format!("{path}: declared as a module, but not there"));
+        };
         let source = Source::parse(path, text)?;
         let file = self.files.len();
         self.files.push(path.to_owned());
@@ -159,27 +165,23 @@ struct Child {
 
 impl Child {
     fn read(self, tree: &mut Tree, files: &Files) -> Result<(), String> {
-        let folder = join(&self.folder, &self.name);
+        let below = join(&self.folder, &self.name);
+        let beside = format!("{below}.rs");
         let (path, folder) = match self.path {
             Some(path) => {
                 let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder).to_owned();
                 (path, folder)
             }
-            None if files.get(&format!("{folder}.rs")).is_some() => (format!("{folder}.rs"), folder),
-            None => (format!("{folder}/mod.rs"), folder),
+            None if files.get(&beside).is_some() => (beside, below),
+            None => (format!("{below}/mod.rs"), below),
         };
         // An example's `#[path]` may lead out of this crate.
         if files.get(&path).is_none() && !path.starts_with("src") {
             return Ok(());
         }
-        let module = tree.read_file(files, &path, &folder, Some(self.parent))?;
-        let entry = Entry::Module(module);
-        tree.modules[self.parent].names.push(Named {
-            name: self.name,
-            spaces: TYPES,
-            entry,
-            is_private: self.is_private,
-        });
+        let entry = Entry::Module(tree.read_file(files, &path, &folder, Some(self.parent))?);
+        let named = Named { name: self.name, spaces: TYPES, entry, is_private: self.is_private };
+        tree.modules[self.parent].names.push(named);
         Ok(())
     }
 }
@@ -197,13 +199,17 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn define(&mut self, name: &Ident, visibility: &Visibility, spaces: Spaces) {
-        let named = Named {
-            name: plain(name),
-            spaces,
-            entry: Entry::Item,
-            is_private: matches!(visibility, Visibility::Inherited),
-        };
+        self.add_name(plain(name), spaces, Entry::Item, is_private(visibility));
+    }
+
+    fn add_name(&mut self, name: String, spaces: Spaces, entry: Entry, is_private: bool) {
+        let named = Named { name, spaces, entry, is_private };
         self.tree.modules[self.module].names.push(named);
+    }
+
+    /// The file of the place.
+    fn file(&self) -> usize {
+        self.tree.modules[self.module].file
     }
 
     fn mention(&mut self, path: Vec<String>, spaces: Spaces, how: How, line: usize) {
@@ -213,24 +219,32 @@ impl Reader<'_> {
     }
 
     fn define_item(&mut self, item: &Item) {
-        match item {
-            Item::Const(item) => self.define(&item.ident, &item.vis, VALUES),
-            Item::Static(item) => self.define(&item.ident, &item.vis, VALUES),
-            Item::Fn(item) => self.define(&item.sig.ident, &item.vis, VALUES),
-            Item::Enum(item) => self.define(&item.ident, &item.vis, TYPES),
-            Item::Struct(item) => self.define(&item.ident, &item.vis, TYPES_AND_VALUES),
-            Item::Union(item) => self.define(&item.ident, &item.vis, TYPES),
-            Item::Trait(item) => self.define(&item.ident, &item.vis, TYPES),
-            Item::TraitAlias(item) => self.define(&item.ident, &item.vis, TYPES),
-            Item::Type(item) => self.define(&item.ident, &item.vis, TYPES),
-            Item::ForeignMod(block) => block.items.iter().for_each(|item| self.define_foreign(item)),
-            Item::Macro(item) => {
-                if let Some(name) = &item.ident {
-                    let file = self.tree.modules[self.module].file;
-                    self.tree.macros.insert(plain(name), file);
-                }
-            }
-            _ => {}
+        let (name, visibility, spaces) = match item {
+            Item::Const(item) => (&item.ident, &item.vis, VALUES),
+            Item::Static(item) => (&item.ident, &item.vis, VALUES),
+            Item::Fn(item) => (&item.sig.ident, &item.vis, VALUES),
+            Item::Enum(item) => (&item.ident, &item.vis, TYPES),
+            Item::Struct(item) => (&item.ident, &item.vis, TYPES_AND_VALUES),
+            Item::Union(item) => (&item.ident, &item.vis, TYPES),
+            Item::Trait(item) => (&item.ident, &item.vis, TYPES),
+            Item::TraitAlias(item) => (&item.ident, &item.vis, TYPES),
+            Item::Type(item) => (&item.ident, &item.vis, TYPES),
+            Item::ForeignMod(block) => return self.define_foreign_items(&block.items),
+            Item::Macro(item) => return self.define_macro(item),
+            _ => return,
+        };
+        self.define(name, visibility, spaces);
+    }
+
+    fn define_macro(&mut self, item: &ItemMacro) {
+        if let Some(name) = &item.ident {
+            self.tree.macros.insert(plain(name), self.file());
+        }
+    }
+
+    fn define_foreign_items(&mut self, items: &[ForeignItem]) {
+        for item in items {
+            self.define_foreign(item);
         }
     }
 
@@ -245,20 +259,22 @@ impl Reader<'_> {
 
     /// Takes one branch of a `use` after the other; `path` is what stands before `tree`.
     fn import(&mut self, tree: &UseTree, path: &[String], how: How) {
-        let with = |name: &Ident| [path, &[plain(name)]].concat();
         let line = tree.span().start().line;
         match tree {
-            UseTree::Path(branch) => self.import(&branch.tree, &with(&branch.ident), how),
-            UseTree::Group(group) => group.items.iter().for_each(|branch| self.import(branch, path, how)),
-            UseTree::Name(leaf) if leaf.ident == "self" => {
-                let name = path.last().cloned().unwrap_or_default();
-                self.bind(&name, path.to_vec(), TYPES, how, line);
+            UseTree::Path(branch) => self.import(&branch.tree, &below(path, &branch.ident), how),
+            UseTree::Group(group) => {
+                for branch in &group.items {
+                    self.import(branch, path, how);
+                }
             }
-            UseTree::Name(leaf) => self.bind(&plain(&leaf.ident), with(&leaf.ident), ANY, how, line),
-            UseTree::Rename(leaf) if leaf.ident == "self" => {
-                self.bind(&plain(&leaf.rename), path.to_vec(), TYPES, how, line);
+            UseTree::Name(leaf) => {
+                let is_self = leaf.ident == "self";
+                let name = if is_self { path.last().cloned() } else { Some(plain(&leaf.ident)) };
+                self.bind(name.unwrap_or_default(), leaf_path(path, &leaf.ident), how, line);
             }
-            UseTree::Rename(leaf) => self.bind(&plain(&leaf.rename), with(&leaf.ident), ANY, how, line),
+            UseTree::Rename(leaf) => {
+                self.bind(plain(&leaf.rename), leaf_path(path, &leaf.ident), how, line);
+            }
             UseTree::Glob(_) => {
                 self.tree.modules[self.module].globs.push(path.to_vec());
                 self.mention(path.to_vec(), TYPES, How::Glob, line);
@@ -266,15 +282,11 @@ impl Reader<'_> {
         }
     }
 
-    fn bind(&mut self, name: &str, path: Vec<String>, spaces: Spaces, how: How, line: usize) {
+    fn bind(&mut self, name: String, imported: Imported, how: How, line: usize) {
+        let Imported { path, spaces } = imported;
         if name != "_" {
-            let named = Named {
-                name: name.to_owned(),
-                spaces,
-                entry: Entry::Import(path.clone()),
-                is_private: how == How::Import,
-            };
-            self.tree.modules[self.module].names.push(named);
+            let entry = Entry::Import(path.clone());
+            self.add_name(name, spaces, entry, how == How::Import);
         }
         self.mention(path, spaces, how, line);
     }
@@ -296,25 +308,38 @@ impl Reader<'_> {
     /// `<T>::name`: `name` stands for nothing of a module.
     fn visit_associated(&mut self, of: &syn::QSelf, path: &syn::Path) {
         self.visit_type(&of.ty);
-        path.segments.iter().for_each(|segment| self.visit_path_arguments(&segment.arguments));
+        for segment in &path.segments {
+            self.visit_path_arguments(&segment.arguments);
+        }
     }
 
     /// A `mod name { .. }`: a module of the same file.
     fn enter(&mut self, item: &ItemMod, items: &[Item]) {
-        let outer = self.module;
-        let file = self.tree.modules[outer].file;
-        let module = self.tree.add_module(file, Some(outer), false);
-        let inner_folder = join(&self.folder, &plain(&item.ident));
+        let name = plain(&item.ident);
+        let inner_folder = join(&self.folder, &name);
+        let inner = self.tree.add_module(self.file(), Some(self.module), false);
+        self.add_name(name, TYPES, Entry::Module(inner), is_private(&item.vis));
+        let outer = mem::replace(&mut self.module, inner);
         let folder = mem::replace(&mut self.folder, inner_folder);
-        self.tree.modules[outer].names.push(Named {
+        for item in items {
+            self.visit_item(item);
+        }
+        self.module = outer;
+        self.folder = folder;
+    }
+
+    /// A `mod name;`: its file is read when this one is done.
+    fn declare(&mut self, item: &ItemMod) {
+        let file = &self.tree.files[self.file()];
+        let own_folder = file.rsplit_once('/').map_or("", |(folder, _)| folder);
+        let path = path_attribute(&item.attrs).map(|path| join(own_folder, &path));
+        self.children.push(Child {
+            parent: self.module,
             name: plain(&item.ident),
-            spaces: TYPES,
-            entry: Entry::Module(module),
-            is_private: matches!(item.vis, Visibility::Inherited),
+            is_private: is_private(&item.vis),
+            path,
+            folder: self.folder.clone(),
         });
-        self.module = module;
-        items.iter().for_each(|item| self.visit_item(item));
-        (self.module, self.folder) = (outer, folder);
     }
 }
 
@@ -328,26 +353,14 @@ impl<'ast> Visit<'ast> for Reader<'_> {
     }
 
     fn visit_item_mod(&mut self, item: &'ast ItemMod) {
-        item.attrs.iter().for_each(|attribute| self.visit_attribute(attribute));
         match &item.content {
             Some((_, items)) => self.enter(item, items),
-            None => {
-                let own_folder = self.tree.files[self.tree.modules[self.module].file]
-                    .rsplit_once('/')
-                    .map_or(String::new(), |(folder, _)| folder.to_owned());
-                self.children.push(Child {
-                    parent: self.module,
-                    name: plain(&item.ident),
-                    is_private: matches!(item.vis, Visibility::Inherited),
-                    path: path_attribute(&item.attrs).map(|path| join(&own_folder, &path)),
-                    folder: self.folder.clone(),
-                });
-            }
+            None => self.declare(item),
         }
     }
 
     fn visit_item_use(&mut self, item: &'ast ItemUse) {
-        let how = if matches!(item.vis, Visibility::Inherited) { How::Import } else { How::Reexport };
+        let how = if is_private(&item.vis) { How::Import } else { How::Reexport };
         let start = if item.leading_colon.is_some() { vec![String::new()] } else { Vec::new() };
         self.import(&item.tree, &start, how);
     }
@@ -355,8 +368,7 @@ impl<'ast> Visit<'ast> for Reader<'_> {
     fn visit_block(&mut self, block: &'ast Block) {
         let outer = self.module;
         if block.stmts.iter().any(|statement| matches!(statement, Stmt::Item(_))) {
-            let file = self.tree.modules[outer].file;
-            self.module = self.tree.add_module(file, Some(outer), true);
+            self.module = self.tree.add_module(self.file(), Some(outer), true);
         }
         visit::visit_block(self, block);
         self.module = outer;
@@ -410,6 +422,28 @@ fn path_attribute(attributes: &[Attribute]) -> Option<String> {
         }
         _ => None,
     })
+}
+
+/// What a `use` names, and as what.
+struct Imported {
+    path: Vec<String>,
+    spaces: Spaces,
+}
+
+/// The path of a `use`'s last part: `self` is the module before it.
+fn leaf_path(path: &[String], name: &Ident) -> Imported {
+    if name == "self" {
+        return Imported { path: path.to_vec(), spaces: TYPES };
+    }
+    Imported { path: below(path, name), spaces: ANY }
+}
+
+fn below(path: &[String], name: &Ident) -> Vec<String> {
+    [path, &[plain(name)]].concat()
+}
+
+fn is_private(visibility: &Visibility) -> bool {
+    matches!(visibility, Visibility::Inherited)
 }
 
 /// A name without `r#`.

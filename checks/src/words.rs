@@ -1,4 +1,5 @@
-//! The identifiers and literals of a file in their order, without doc comments: for rules about words, not about names.
+//! The identifiers and literals of a file in their order, without doc comments: for rules about
+//! words, not about names.
 
 use proc_macro2::{TokenStream, TokenTree};
 
@@ -57,7 +58,7 @@ fn collect(tokens: TokenStream, words: &mut Vec<Word>) {
 }
 
 /// The group of `#[doc = ".."]`, which is what a doc comment is to the compiler.
-fn is_doc(tokens: TokenStream) -> bool {
+pub(crate) fn is_doc(tokens: TokenStream) -> bool {
     let mut tokens = tokens.into_iter();
     let is_named_doc = matches!(tokens.next(), Some(TokenTree::Ident(name)) if name == "doc");
     is_named_doc && matches!(tokens.next(), Some(TokenTree::Punct(sign)) if sign.as_char() == '=')

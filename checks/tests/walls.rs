@@ -1,7 +1,7 @@
 //! The folders' order and the circles of imports, of this repository.
 //!
-//! `checks::house::FLOORS` says what stands above what. Read a failure from its `up` lines: each is an arrow that one
-//! moved definition cuts, and most circles fall with them.
+//! `checks::house::FLOORS` says what stands above what. Read a failure from its `up` lines: each is
+//! an arrow that one moved definition cuts, and most circles fall with them.
 
 use std::path::Path;
 
