@@ -5,7 +5,7 @@
 //! an arrow as any other: a parent that passes on what a child defines, and a child that uses the
 //! parent, are a circle. A glob is an arrow to its module's file.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque, btree_map::Entry};
 
 use crate::{
     resolve::Meaning,
@@ -130,48 +130,18 @@ impl Graph {
         self.arrows.range((file, 0)..=(file, usize::MAX)).map(|((_, used), _)| *used).filter(|used| *used != 0)
     }
 
-    /// Circles of a knot, the shortest first, so that every arrow of it is in one of them: for each
-    /// arrow a shortest circle through it, without those whose arrows are all in shorter ones.
+    /// Circles of a knot, as many as arrows have to be cut: the shortest one, then the shortest that
+    /// is left without that one's arrow of the fewest names, and so on.
     pub fn circles(&self, knot: &[usize]) -> Vec<Vec<usize>> {
-        let mut by_length = BTreeSet::new();
-        for &from in knot {
-            for to in self.used(from).filter(|to| knot.contains(to)) {
-                let circle = from_smallest(self.shortest_way(to, from, knot));
-                by_length.insert((circle.len(), circle));
-            }
-        }
-        let mut seen = BTreeSet::new();
+        let is_inside = |(from, to): &(usize, usize)| knot.contains(from) && knot.contains(to);
+        let mut left: BTreeSet<(usize, usize)> = self.arrows.keys().copied().filter(is_inside).collect();
         let mut circles = Vec::new();
-        for (_, circle) in by_length {
-            let num_seen = seen.len();
-            seen.extend(arrows_of(&circle));
-            if seen.len() > num_seen {
-                circles.push(circle);
-            }
+        while let Some(circle) = shortest_circle(&left) {
+            let weakest = arrows_of(&circle).min_by_key(|arrow| self.arrows[arrow].len());
+            left.remove(&weakest.expect("a circle has an arrow"));
+            circles.push(circle);
         }
         circles
-    }
-
-    /// The files on a shortest way inside a knot, both ends included.
-    fn shortest_way(&self, start: usize, end: usize, knot: &[usize]) -> Vec<usize> {
-        let mut before = BTreeMap::from([(start, start)]);
-        let mut left = VecDeque::from([start]);
-        while let Some(at) = left.pop_front() {
-            for next in self.used(at).filter(|next| knot.contains(next)) {
-                before.entry(next).or_insert_with(|| {
-                    left.push_back(next);
-                    at
-                });
-            }
-        }
-        let mut way = vec![end];
-        let mut at = end;
-        while at != start {
-            at = before[&at];
-            way.push(at);
-        }
-        way.reverse();
-        way
     }
 
     /// `a.rs -> b.rs (Name:12) -> a.rs (other:3, third:9)`.
@@ -190,12 +160,39 @@ impl Graph {
     }
 }
 
-/// The same circle from its smallest file on, so that one found twice is the same list.
-fn from_smallest(mut circle: Vec<usize>) -> Vec<usize> {
-    let smallest = circle.iter().enumerate().min_by_key(|(_, file)| **file);
-    let at = smallest.map_or(0, |(at, _)| at);
-    circle.rotate_left(at);
-    circle
+/// A circle of the fewest files, from its first file in the order of the files on.
+fn shortest_circle(arrows: &BTreeSet<(usize, usize)>) -> Option<Vec<usize>> {
+    let mut shortest: Option<Vec<usize>> = None;
+    for (from, to) in arrows {
+        let Some(circle) = shortest_way(arrows, *to, *from) else { continue };
+        if shortest.as_ref().is_none_or(|other| circle.len() < other.len()) {
+            shortest = Some(circle);
+        }
+    }
+    let mut circle = shortest?;
+    // The way began behind the first arrow found.
+    circle.rotate_right(1);
+    Some(circle)
+}
+
+/// The files on a shortest way, both ends included.
+fn shortest_way(arrows: &BTreeSet<(usize, usize)>, start: usize, end: usize) -> Option<Vec<usize>> {
+    let mut before = BTreeMap::from([(start, start)]);
+    let mut left = VecDeque::from([start]);
+    while let Some(at) = left.pop_front() {
+        for (_, next) in arrows.range((at, 0)..=(at, usize::MAX)) {
+            if let Entry::Vacant(place) = before.entry(*next) {
+                place.insert(at);
+                left.push_back(*next);
+            }
+        }
+    }
+    let mut way = vec![end];
+    while way.last() != Some(&start) {
+        way.push(*before.get(way.last()?)?);
+    }
+    way.reverse();
+    Some(way)
 }
 
 fn arrows_of(circle: &[usize]) -> impl Iterator<Item = (usize, usize)> {
@@ -376,18 +373,22 @@ mod tests {
     }
 
     #[test]
-    fn circles_of_a_large_knot_cover_each_of_its_arrows() {
+    fn a_knot_is_told_by_the_circles_that_have_to_be_cut() {
         let graph = graph([
             ("src/lib.rs", "mod a; mod b; mod c; mod d;"),
-            ("src/a.rs", "use crate::b::B; pub struct A;"),
-            ("src/b.rs", "use crate::{a::A, c::C}; pub struct B;"),
+            ("src/a.rs", "use crate::b::{B, Other}; pub struct A;"),
+            ("src/b.rs", "use crate::{a::A, c::C}; pub struct B; pub struct Other;"),
             ("src/c.rs", "use crate::a::A; pub struct C;"),
             ("src/d.rs", "use crate::a::A;"),
         ]);
         let knots = graph.knots();
         assert_eq!(knots, [[1, 2, 3]]);
         let circles: Vec<String> = graph.circles(&knots[0]).iter().map(|circle| graph.describe(circle)).collect();
-        assert_eq!(circles, ["a.rs -> b.rs (B:1) -> a.rs (A:1)", "a.rs -> b.rs (B:1) -> c.rs (C:1) -> a.rs (A:1)"]);
+        // The first is cut at its arrow of one name; the second is left.
+        assert_eq!(
+            circles,
+            ["a.rs -> b.rs (B:1, Other:1) -> a.rs (A:1)", "a.rs -> b.rs (B:1, Other:1) -> c.rs (C:1) -> a.rs (A:1)"]
+        );
     }
 
     #[test]
