@@ -76,7 +76,7 @@ class Counts:
     comment_text: str = ""
 
     def __add__(self, other):
-        return Counts(*(a + b for a, b in zip(vars(self).values(), vars(other).values())))
+        return Counts(**{name: own + getattr(other, name) for name, own in vars(self).items()})
 
 
 def main():
@@ -99,9 +99,9 @@ def main():
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("crates", nargs="*", help="data, sdxl, train, cli, checks; the first four if none")
+    parser.add_argument("crates", nargs="*", help="data, sdxl, train, cli (all four), checks")
     parser.add_argument("--git", metavar="REV", help="measure this revision, not the working tree")
-    parser.add_argument("--worst", metavar="N", type=int, default=0, help="list the N densest functions")
+    parser.add_argument("--worst", metavar="N", type=int, default=0, help="the N densest functions")
     parser.add_argument("--by-file", action="store_true", help="print a line for each file too")
     return parser.parse_args()
 
@@ -121,8 +121,8 @@ def read_folder(root):
 
 
 def read_git(revision):
-    archive = subprocess.run(["git", "archive", revision], check=True, stdout=subprocess.PIPE).stdout
-    with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+    archive = subprocess.run(["git", "archive", revision], check=True, stdout=subprocess.PIPE)
+    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
         names = [name for name in files.getnames() if re.search(r"/src/.*\.rs$", name)]
         return {name: files.extractfile(name).read() for name in sorted(names)}
 
@@ -273,11 +273,12 @@ def print_table(crates):
     left = max(map(len, names))
     print(" " * left, *(name.rjust(widths[name]) for name in columns), sep="  ")
     for row in names:
-        print(row.ljust(left), *(columns[name][row].rjust(widths[name]) for name in columns), sep="  ")
+        cells = [texts[row].rjust(widths[name]) for name, texts in columns.items()]
+        print(row.ljust(left), *cells, sep="  ")
 
 
 def print_files(by_file):
-    print("\nlines of code, functions, tokens a function (median, max), closures a hundred lines of code")
+    print("\nlines of code, functions, tokens a function (median, max), closures a hundred lines")
     for path, counts in by_file.items():
         tokens = [function.tokens for function in counts.functions] or [0]
         closures = 100 * counts.closures / max(counts.code, 1)
