@@ -25,7 +25,9 @@ FOLDER = Path(__file__).parent.parent / "assets" / "clip"
 def check(what, data, expected):
     found = hashlib.sha256(data).hexdigest()
     if found != expected:
-        sys.exit(f"{what}: expected sha256 {expected}, found {found}; use open-clip-torch 3.3.0 from PyPI")
+        sys.exit(
+            f"{what}: expected sha256 {expected}, found {found}; use open-clip-torch 3.3.0 from PyPI"
+        )
 
 
 def main():
@@ -38,8 +40,10 @@ def main():
     check("merges", merges, MERGES_SHA256)
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / "merges.txt.gz").write_bytes(gzip.compress(merges, compresslevel=9, mtime=0))
-    notice = b"merges.txt.gz is from open-clip-torch 3.3.0, where it is marked\n" \
+    notice = (
+        b"merges.txt.gz is from open-clip-torch 3.3.0, where it is marked\n"
         b'"Originally MIT License, Copyright (c) 2021 OpenAI". The licence of that package:\n\n'
+    )
     (FOLDER / "LICENSE").write_bytes(notice + license_text)
 
 

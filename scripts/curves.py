@@ -18,7 +18,9 @@ def draw_range(axes, x, of_seeds, colour, label, **line):
     columns = list(zip(*of_seeds))
     x = x[: len(columns)]
     axes.plot(x, [statistics.mean(column) for column in columns], color=colour, label=label, **line)
-    axes.fill_between(x, list(map(min, columns)), list(map(max, columns)), color=colour, alpha=0.2, linewidth=0)
+    axes.fill_between(
+        x, list(map(min, columns)), list(map(max, columns)), color=colour, alpha=0.2, linewidth=0
+    )
 
 
 def scale_for_losses(axes, ticks):

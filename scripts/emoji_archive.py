@@ -47,13 +47,19 @@ def open_package(folder, name):
     """The members of a package as {path: bytes}, after checking it is the package this script was written for."""
     path = folder / name
     if not path.is_file():
-        fail(f"{path} is missing; fetch the packages with the `npm pack` line at the head of this script")
+        fail(
+            f"{path} is missing; fetch the packages with the `npm pack` line at the head of this script"
+        )
     data = path.read_bytes()
     found = hashlib.sha256(data).hexdigest()
     if found != PACKAGES[name]:
-        fail(f"{path}: expected sha256 {PACKAGES[name]}, found {found}; fetch exactly this version again")
+        fail(
+            f"{path}: expected sha256 {PACKAGES[name]}, found {found}; fetch exactly this version again"
+        )
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-        return {m.name.removeprefix("package/"): tar.extractfile(m).read() for m in tar if m.isfile()}
+        return {
+            m.name.removeprefix("package/"): tar.extractfile(m).read() for m in tar if m.isfile()
+        }
 
 
 def subjects(names, keywords, pictures):
@@ -118,8 +124,15 @@ def build(folder, licence):
     for code, name, group, words, source in subjects(names, keywords, pictures):
         data, width, height = reencode(source)
         file = f"{code}.webp"
-        line = {"file": file, "name": name, "group": group, "keywords": words, "hex": code,
-                "width_px": width, "height_px": height}
+        line = {
+            "file": file,
+            "name": name,
+            "group": group,
+            "keywords": words,
+            "hex": code,
+            "width_px": width,
+            "height_px": height,
+        }
         index.append(json.dumps(line, ensure_ascii=False) + "\n")
         members.append((file, data))
     out = io.BytesIO()
@@ -138,13 +151,18 @@ def main():
     licence = (Path(__file__).parent.parent / "assets/emoji/LICENSE").read_bytes()
     data, num_subjects = build(folder, licence)
     if len(data) > ARCHIVE_LIMIT_BYTES:
-        fail(f"the archive has {len(data):,} bytes, at most {ARCHIVE_LIMIT_BYTES:,} are allowed: lower WEBP's quality")
+        fail(
+            f"the archive has {len(data):,} bytes, at most {ARCHIVE_LIMIT_BYTES:,} are allowed: lower WEBP's quality"
+        )
     out.write_bytes(data)
     found = hashlib.sha256(data).hexdigest()
     print(f"{out}: {num_subjects} subjects, {len(data):,} bytes, sha256 {found}")
     if found != ARCHIVE_SHA256:
-        print(f"note: the committed archive has sha256 {ARCHIVE_SHA256}; this Pillow's libwebp is "
-              f"{features.version('webp')}, and another one gives other bytes", file=sys.stderr)
+        print(
+            f"note: the committed archive has sha256 {ARCHIVE_SHA256}; this Pillow's libwebp is "
+            f"{features.version('webp')}, and another one gives other bytes",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":

@@ -16,8 +16,14 @@ from PIL import Image
 # A picture is the trimmed subject with this much around it, as a factor on both sides.
 MARGIN = 1.3
 BACKGROUNDS = {
-    "black": (0, 0, 0), "white": (255, 255, 255), "gray": (128, 128, 128), "red": (200, 40, 40),
-    "yellow": (245, 205, 60), "green": (60, 150, 80), "blue": (50, 90, 200), "purple": (120, 60, 160),
+    "black": (0, 0, 0),
+    "white": (255, 255, 255),
+    "gray": (128, 128, 128),
+    "red": (200, 40, 40),
+    "yellow": (245, 205, 60),
+    "green": (60, 150, 80),
+    "blue": (50, 90, 200),
+    "purple": (120, 60, 160),
 }
 NUM_HELD_OUT = 64
 AREA_PX = 128 * 128
@@ -28,7 +34,9 @@ SIDES_PX = (64, 256)
 def load(archive):
     """(train, held out): lists of RGBA pictures. Held out are the subjects whose names have the lowest BLAKE3."""
     with tarfile.open(archive) as tar:
-        index = [json.loads(line) for line in tar.extractfile("index.jsonl").read().decode().splitlines()]
+        index = [
+            json.loads(line) for line in tar.extractfile("index.jsonl").read().decode().splitlines()
+        ]
         read = lambda file: Image.open(io.BytesIO(tar.extractfile(file).read())).convert("RGBA")
         named = sorted((blake3(e["name"].encode()).digest(), read(e["file"])) for e in index)
     pictures = [picture for _, picture in named]
@@ -62,7 +70,9 @@ def at_bucket(picture):
     scale = max(width / picture.width, height / picture.height)
     size = max(width, round(picture.width * scale)), max(height, round(picture.height * scale))
     left, top = (size[0] - width) // 2, (size[1] - height) // 2
-    return picture.resize(size, Image.Resampling.LANCZOS).crop((left, top, left + width, top + height))
+    return picture.resize(size, Image.Resampling.LANCZOS).crop(
+        (left, top, left + width, top + height)
+    )
 
 
 def draw_background(rng):

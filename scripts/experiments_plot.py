@@ -33,13 +33,19 @@ def timesteps(file, mode):
 
 def curves(axes, name, of_seeds):
     x = [x for x, _ in of_seeds[0]]
-    draw_range(axes, x, [[y for _, y in curve] for curve in of_seeds], COLOURS[name], name, marker=".")
+    draw_range(
+        axes, x, [[y for _, y in curve] for curve in of_seeds], COLOURS[name], name, marker="."
+    )
 
 
 def points(axes, measures, key, title):
     names = ["base", "frozen", "trained", "eps"]
     for at, name in enumerate(names):
-        found = [statistics.mean(measure[key]) for measure in measures if measure["label"].split(",")[0] == name]
+        found = [
+            statistics.mean(measure[key])
+            for measure in measures
+            if measure["label"].split(",")[0] == name
+        ]
         axes.scatter([at] * len(found), found, color=COLOURS[name])
     axes.set_xticks(range(len(names)), names)
     axes.set_title(title, fontsize=10)
@@ -51,7 +57,11 @@ def main():
     measures = json.loads((folder / "measures.json").read_text())
     figure, axes = plot.subplots(1, 4, figsize=(15, 3.6), layout="constrained")
     for mode in ["native", "aligned"]:
-        curves(axes[0], mode, [timesteps(folder / f"aligned-timesteps-{seed}.txt", mode) for seed in seeds])
+        curves(
+            axes[0],
+            mode,
+            [timesteps(folder / f"aligned-timesteps-{seed}.txt", mode) for seed in seeds],
+        )
     axes[0].set_title("An eps model learns flow: timesteps", fontsize=10)
     axes[0].set_xlabel("steps")
     axes[0].set_ylabel("test loss")

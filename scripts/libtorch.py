@@ -30,10 +30,24 @@ PYTHON_TAG = "3.12"
 # package, version, SHA-256 of the wheel; the CUDA versions are those of torch 2.13.0's cuda-toolkit 13.0.3.
 CPU_WHEELS = [
     ("torch", TORCH, "796633c4cdf0fe2cdced72d8f88f22e73dbcfce83132763162f6d4bff13b820b"),
-    ("nvidia-cuda-runtime", "13.0.96", "7f82250d7782aa23b6cfe765ecc7db554bd3c2870c43f3d1821f1d18aebf0548"),
-    ("nvidia-cuda-cupti", "13.0.85", "4eb01c08e859bf924d222250d2e8f8b8ff6d3db4721288cf35d14252a4d933c8"),
+    (
+        "nvidia-cuda-runtime",
+        "13.0.96",
+        "7f82250d7782aa23b6cfe765ecc7db554bd3c2870c43f3d1821f1d18aebf0548",
+    ),
+    (
+        "nvidia-cuda-cupti",
+        "13.0.85",
+        "4eb01c08e859bf924d222250d2e8f8b8ff6d3db4721288cf35d14252a4d933c8",
+    ),
 ]
-CPU_LIBRARIES = {"libtorch_cpu.so", "libc10.so", "libgomp.so.1", "libcudart.so.13", "libcupti.so.13"}
+CPU_LIBRARIES = {
+    "libtorch_cpu.so",
+    "libc10.so",
+    "libgomp.so.1",
+    "libcudart.so.13",
+    "libcupti.so.13",
+}
 
 
 def say(text):
@@ -81,7 +95,13 @@ def download(name, version, wanted_sha256, folder):
     if find_wheel(folder, name, version) is None:
         say(f"libtorch: fetching {name} {version}")
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-        command += ["--python-version", PYTHON_TAG, "--disable-pip-version-check", "-d", str(folder)]
+        command += [
+            "--python-version",
+            PYTHON_TAG,
+            "--disable-pip-version-check",
+            "-d",
+            str(folder),
+        ]
         # pip's own progress bar goes to our standard error: standard output carries the answer alone.
         if subprocess.run([*command, f"{name}=={version}"], stdout=sys.stderr).returncode != 0:
             fail(by_hand([(n, v) for n, v, _ in CPU_WHEELS], folder))
@@ -91,7 +111,9 @@ def download(name, version, wanted_sha256, folder):
     found = sha256(wheel)
     if found != wanted_sha256:
         wheel.unlink()
-        fail(f"{wheel.name}: expected SHA-256 {wanted_sha256}, found {found}; removed it, run make again")
+        fail(
+            f"{wheel.name}: expected SHA-256 {wanted_sha256}, found {found}; removed it, run make again"
+        )
     return wheel
 
 
@@ -114,13 +136,26 @@ def unpack_cpu(wheels, folder):
     missing = CPU_LIBRARIES - {p.name for p in (folder / "lib").iterdir()}
     if missing:
         fail(f"the wheels lack {', '.join(sorted(missing))}")
-    empty = ["cc", "-shared", "-Wl,-soname,libtorch.so", "-x", "c", "/dev/null", "-o", str(folder / "lib/libtorch.so")]
+    empty = [
+        "cc",
+        "-shared",
+        "-Wl,-soname,libtorch.so",
+        "-x",
+        "c",
+        "/dev/null",
+        "-o",
+        str(folder / "lib/libtorch.so"),
+    ]
     if subprocess.run(empty).returncode != 0:
-        fail("the C compiler `cc` could not make an empty shared object; install one (Debian: build-essential)")
+        fail(
+            "the C compiler `cc` could not make an empty shared object; install one (Debian: build-essential)"
+        )
 
 
 def install_cpu(cache, target):
-    wheels = [download(name, version, digest, cache / "wheels") for name, version, digest in CPU_WHEELS]
+    wheels = [
+        download(name, version, digest, cache / "wheels") for name, version, digest in CPU_WHEELS
+    ]
     say(f"libtorch: unpacking the CPU part to {target}")
     unfinished = target.with_name(target.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -132,11 +167,27 @@ def install_cpu(cache, target):
 
 def install_cuda(cache, target):
     """torch with all of its CUDA libraries (about 5 GB), in pip's layout so that its own rpaths hold."""
-    say(f"libtorch: an NVIDIA GPU is here: installing torch {TORCH} with CUDA to {target} (about 5 GB)")
+    say(
+        f"libtorch: an NVIDIA GPU is here: installing torch {TORCH} with CUDA to {target} (about 5 GB)"
+    )
     unfinished = target.with_name(target.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    command = [sys.executable, "-m", "pip", "install", "--only-binary=:all:", "--python-version", PYTHON_TAG]
-    command += ["--no-compile", "--disable-pip-version-check", "--target", str(unfinished), f"torch=={TORCH}"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--only-binary=:all:",
+        "--python-version",
+        PYTHON_TAG,
+    ]
+    command += [
+        "--no-compile",
+        "--disable-pip-version-check",
+        "--target",
+        str(unfinished),
+        f"torch=={TORCH}",
+    ]
     if subprocess.run(command, stdout=sys.stderr).returncode != 0:
         fail(by_hand([("torch", TORCH)], cache / "wheels"))
     unfinished.rename(target)
@@ -144,13 +195,17 @@ def install_cuda(cache, target):
 
 
 def installed_pytorch():
-    code = "import torch, os; print(torch.__version__.split('+')[0], os.path.dirname(torch.__file__))"
+    code = (
+        "import torch, os; print(torch.__version__.split('+')[0], os.path.dirname(torch.__file__))"
+    )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     if answer.returncode != 0:
         fail("LIBTORCH_USE_PYTORCH is set but `import torch` fails:\n" + answer.stderr.strip())
     version, folder = answer.stdout.strip().split(" ", 1)
     if version != TORCH:
-        fail(f"LIBTORCH_USE_PYTORCH is set: expected torch {TORCH}, found {version}; install that one or unset it")
+        fail(
+            f"LIBTORCH_USE_PYTORCH is set: expected torch {TORCH}, found {version}; install that one or unset it"
+        )
     return folder
 
 
@@ -162,7 +217,9 @@ def main():
     if os.environ.get("LIBTORCH_USE_PYTORCH", "0") not in ("", "0"):
         return installed_pytorch()
     if (sys.platform, os.uname().machine) != ("linux", "x86_64"):
-        fail(f"no pinned libtorch for {sys.platform} {os.uname().machine}; set LIBTORCH or LIBTORCH_USE_PYTORCH=1")
+        fail(
+            f"no pinned libtorch for {sys.platform} {os.uname().machine}; set LIBTORCH or LIBTORCH_USE_PYTORCH=1"
+        )
     variant = os.environ.get("RECTIFLOW_LIBTORCH") or ("cuda" if has_nvidia_gpu() else "cpu")
     if variant not in ("cpu", "cuda"):
         fail(f"RECTIFLOW_LIBTORCH={variant}: expected cpu or cuda")

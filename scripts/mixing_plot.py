@@ -33,7 +33,9 @@ def curves(folder, order, seeds, name, smoothed=1):
         found = events(folder / f"{order}-{seed}", name)
         samples = [event["samples"] for event in found]
         raw = [float(event["loss"]) for event in found]
-        losses.append([statistics.mean(raw[max(0, at - smoothed + 1) : at + 1]) for at in range(len(raw))])
+        losses.append(
+            [statistics.mean(raw[max(0, at - smoothed + 1) : at + 1]) for at in range(len(raw))]
+        )
     return samples, losses
 
 
@@ -53,7 +55,14 @@ def main():
     folder, picture, *seeds = sys.argv[1:]
     folder = pathlib.Path(folder)
     figure, (left, right) = plot.subplots(1, 2, figsize=(9, 3.6), dpi=110)
-    draw(left, folder, seeds, "step", SMOOTHED_STEPS, f"training loss, mean of {SMOOTHED_STEPS} steps")
+    draw(
+        left,
+        folder,
+        seeds,
+        "step",
+        SMOOTHED_STEPS,
+        f"training loss, mean of {SMOOTHED_STEPS} steps",
+    )
     draw(right, folder, seeds, "test", 1, "loss on held-out pictures")
     left.legend(frameon=False, fontsize=8)
     figure.tight_layout()
@@ -65,7 +74,9 @@ def main():
         spread = [statistics.stdev(b - a for a, b in zip(raw, raw[1:])) for raw in steps]
         numbers[order] = {"test_loss": [losses[-1] for losses in tests], "step_to_step": spread}
         ends = numbers[order]["test_loss"]
-        print(f"{order:7} test loss {statistics.mean(ends):.4f}, from {min(ends):.4f} to {max(ends):.4f}")
+        print(
+            f"{order:7} test loss {statistics.mean(ends):.4f}, from {min(ends):.4f} to {max(ends):.4f}"
+        )
     (folder / "mixing.json").write_text(json.dumps(numbers, indent=1) + "\n")
 
 

@@ -48,7 +48,9 @@ def without_rows(path, rows):
     header, head, data = read_safetensors(path)
     entry = header[EMBEDDING]
     if entry["dtype"] != "F16":
-        sys.exit(f"{path}: expected fp16 embeddings, found {entry['dtype']}; export with --dtype fp16")
+        sys.exit(
+            f"{path}: expected fp16 embeddings, found {entry['dtype']}; export with --dtype fp16"
+        )
     begin, row_bytes = entry["data_offsets"][0], 2 * entry["shape"][1]
     for index in rows:
         data[begin + index * row_bytes : begin + (index + 1) * row_bytes] = bytes(row_bytes)
@@ -67,11 +69,16 @@ def main(export, checkpoint, out):
             is_encoder = component in untouched and name.endswith(".safetensors")
             content = without_rows(path, untouched[component]) if is_encoder else path.read_bytes()
             if is_encoder:
-                print(f"{component}: {len(untouched[component])} token embeddings were never used: zeros")
+                print(
+                    f"{component}: {len(untouched[component])} token embeddings were never used: zeros"
+                )
             member = tarfile.TarInfo(name)
             member.size, member.mode = len(content), 0o644
             archive.addfile(member, io.BytesIO(content))
-    with open(out, "wb") as file, gzip.GzipFile(filename="", mode="wb", fileobj=file, compresslevel=9, mtime=0) as packed:
+    with (
+        open(out, "wb") as file,
+        gzip.GzipFile(filename="", mode="wb", fileobj=file, compresslevel=9, mtime=0) as packed,
+    ):
         packed.write(raw.getvalue())
     print(f"{out}: {Path(out).stat().st_size:,} bytes")
 

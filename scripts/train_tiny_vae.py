@@ -30,12 +30,19 @@ import emoji_subjects as emoji
 
 SCALING_FACTOR = 0.13025
 CONFIG = {
-    "in_channels": 3, "out_channels": 3, "latent_channels": 4,
-    "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "in_channels": 3,
+    "out_channels": 3,
+    "latent_channels": 4,
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
     # Few channels where there are many pixels: 8 at full size cost a tenth of 32, and the bottleneck decides anyway.
-    "block_out_channels": [8, 16, 32, 64], "layers_per_block": 1,
+    "block_out_channels": [8, 16, 32, 64],
+    "layers_per_block": 1,
     # SDXL has 4 channels a group at full size (128 / 32), so has this. Smaller groups forget a plain colour.
-    "norm_num_groups": 2, "act_fn": "silu", "sample_size": 128, "scaling_factor": SCALING_FACTOR,
+    "norm_num_groups": 2,
+    "act_fn": "silu",
+    "sample_size": 128,
+    "scaling_factor": SCALING_FACTOR,
 }
 CROP_PX = 64
 # Of a latent channel's standard deviation.
@@ -53,7 +60,9 @@ def options():
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--start", type=Path, help="raw weights of an earlier run to go on from (out/last.pt)")
+    parser.add_argument(
+        "--start", type=Path, help="raw weights of an earlier run to go on from (out/last.pt)"
+    )
     return parser.parse_args()
 
 
@@ -77,7 +86,9 @@ def whole(subjects, rng, size):
     arrays = []
     for _ in range(size):
         subject = subjects[rng.integers(len(subjects))]
-        arrays.append(emoji.to_array(emoji.at_bucket(emoji.compose(subject, emoji.draw_background(rng)))))
+        arrays.append(
+            emoji.to_array(emoji.at_bucket(emoji.compose(subject, emoji.draw_background(rng))))
+        )
     shape = arrays[0].shape
     return np.stack([a for a in arrays if a.shape == shape])
 
@@ -124,8 +135,12 @@ def train(rank, args):
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     if args.processes > 1:
-        dist.init_process_group("gloo", init_method=f"file://{args.out.resolve()}/meeting", rank=rank,
-                                world_size=args.processes)
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{args.out.resolve()}/meeting",
+            rank=rank,
+            world_size=args.processes,
+        )
     train_subjects, held_out = emoji.load(args.archive)
     vae = AutoencoderKL(**CONFIG)
     if args.start:
@@ -154,10 +169,15 @@ def train(rank, args):
         torch._foreach_lerp_(list(average.parameters()), parameters, 1 - keep)
         running = loss.item() if step == 0 else 0.98 * running + 0.02 * loss.item()
         if rank == 0 and step % 50 == 49:
-            print(f"step {step + 1}/{args.steps} loss {running:.4f} {time.time() - began:.0f} s", flush=True)
+            print(
+                f"step {step + 1}/{args.steps} loss {running:.4f} {time.time() - began:.0f} s",
+                flush=True,
+            )
         if rank == 0 and (step % 500 == 499 or step + 1 == args.steps):
             torch.save(average.state_dict(), args.out / "last.pt")
-            quality = psnr(average, held_out[:16], (0, 0, 0)) + psnr(average, held_out[:16], (255, 255, 255))
+            quality = psnr(average, held_out[:16], (0, 0, 0)) + psnr(
+                average, held_out[:16], (255, 255, 255)
+            )
             print(f"step {step + 1} held-out PSNR {np.mean(quality):.2f} dB", flush=True)
     if rank == 0:
         finish(average, train_subjects, held_out, args.out, time.time() - began)
@@ -171,10 +191,15 @@ def psnr(vae, subjects, background):
     """Per picture at its bucket, of 8-bit values, in dB."""
     values = []
     for subject in subjects:
-        pixels = torch.from_numpy(emoji.to_array(emoji.at_bucket(emoji.compose(subject, background))))[None]
+        pixels = torch.from_numpy(
+            emoji.to_array(emoji.at_bucket(emoji.compose(subject, background)))
+        )[None]
         decoded = vae.decode(vae.encode(pixels).latent_dist.mean).sample
         eight_bit = lambda x: ((x.clamp(-1, 1) + 1) * 127.5).round()
-        values.append(10 * math.log10(255**2 / max(1e-3, (eight_bit(decoded) - eight_bit(pixels)).pow(2).mean())))
+        values.append(
+            10
+            * math.log10(255**2 / max(1e-3, (eight_bit(decoded) - eight_bit(pixels)).pow(2).mean()))
+        )
     return values
 
 
@@ -184,7 +209,9 @@ def statistics(vae, subjects):
     rng = np.random.default_rng(1)
     rows = []
     for subject in subjects:
-        pixels = torch.from_numpy(emoji.to_array(emoji.at_bucket(emoji.compose(subject, emoji.draw_background(rng)))))
+        pixels = torch.from_numpy(
+            emoji.to_array(emoji.at_bucket(emoji.compose(subject, emoji.draw_background(rng))))
+        )
         rows.append(vae.encode(pixels[None]).latent_dist.mean.flatten(2)[0])
     values = torch.cat(rows, dim=1).double()
     return values.mean(dim=1), values.std(dim=1)
@@ -209,7 +236,9 @@ def fold(vae, mean, deviation):
 def finish(vae, subjects, held_out, out, seconds):
     """Folds, checks the folding, rounds to fp16, measures what was written, and writes it."""
     vae = vae.to(memory_format=torch.contiguous_format).eval()
-    sample = torch.from_numpy(emoji.to_array(emoji.at_bucket(emoji.compose(held_out[0], (255, 255, 255)))))[None]
+    sample = torch.from_numpy(
+        emoji.to_array(emoji.at_bucket(emoji.compose(held_out[0], (255, 255, 255))))
+    )[None]
     before = vae.decode(vae.encode(sample).latent_dist.mean).sample
     fold(vae, *statistics(vae, subjects))
     moved = (vae.decode(vae.encode(sample).latent_dist.mean).sample - before).abs().max().item()
@@ -217,12 +246,20 @@ def finish(vae, subjects, held_out, out, seconds):
     vae.load_state_dict({name: value.half().float() for name, value in vae.state_dict().items()})
     mean, deviation = (value * SCALING_FACTOR for value in statistics(vae, subjects))
     assert mean.abs().max() < 0.02 and (deviation - 1).abs().max() < 0.02, (mean, deviation)
-    report = {"seconds": round(seconds), "parameters": sum(p.numel() for p in vae.parameters()),
-              "folding_changes_pixels_by": moved, "scaled_latents_mean": mean.tolist(),
-              "scaled_latents_deviation": deviation.tolist(), "held_out_subjects": len(held_out)}
+    report = {
+        "seconds": round(seconds),
+        "parameters": sum(p.numel() for p in vae.parameters()),
+        "folding_changes_pixels_by": moved,
+        "scaled_latents_mean": mean.tolist(),
+        "scaled_latents_deviation": deviation.tolist(),
+        "held_out_subjects": len(held_out),
+    }
     for name, colour in emoji.BACKGROUNDS.items():
         values = psnr(vae, held_out, colour)
-        report[f"psnr_db_{name}"] = {"mean": round(np.mean(values), 2), "lowest": round(min(values), 2)}
+        report[f"psnr_db_{name}"] = {
+            "mean": round(np.mean(values), 2),
+            "lowest": round(min(values), 2),
+        }
     weights = {name: value.half().contiguous() for name, value in vae.state_dict().items()}
     save_file(weights, out / "diffusion_pytorch_model.safetensors", {"format": "pt"})
     config = {"_class_name": "AutoencoderKL", **CONFIG, "force_upcast": False}

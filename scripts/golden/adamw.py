@@ -17,7 +17,9 @@ def case(weight_decay, rate, updates=12, size=7):
     scale = torch.logspace(-6, 0, size)
     gradients = [torch.randn(size, generator=generator) * scale for _ in range(updates)]
     parameter = torch.nn.Parameter(values.clone())
-    optimizer = torch.optim.AdamW([parameter], lr=rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay)
+    optimizer = torch.optim.AdamW(
+        [parameter], lr=rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay
+    )
     after = []
     for gradient in gradients:
         parameter.grad = gradient.clone()

@@ -22,18 +22,34 @@ CASE = 1
 
 def errors(name):
     model = UNet2DConditionModel.from_pretrained(MODELS / name)
-    cases, exact = load_file(MODELS / name / "cases.safetensors"), load_file(MODELS / name / "gradients.safetensors")
-    case = {key.split(".", 1)[1]: tensor for key, tensor in cases.items() if key.startswith(f"{CASE}.")}
+    cases, exact = (
+        load_file(MODELS / name / "cases.safetensors"),
+        load_file(MODELS / name / "gradients.safetensors"),
+    )
+    case = {
+        key.split(".", 1)[1]: tensor for key, tensor in cases.items() if key.startswith(f"{CASE}.")
+    }
     conditions = {"text_embeds": case["text_embeds"], "time_ids": case["time_ids"]}
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = model(case["sample"], case["timestep"], case["encoder_hidden_states"], added_cond_kwargs=conditions).sample
+        out = model(
+            case["sample"],
+            case["timestep"],
+            case["encoder_hidden_states"],
+            added_cond_kwargs=conditions,
+        ).sample
     torch.nn.functional.mse_loss(out.float(), case["target"]).backward()
-    difference = {key: (p.grad.double() - exact[key].double()).norm() for key, p in model.named_parameters()}
+    difference = {
+        key: (p.grad.double() - exact[key].double()).norm() for key, p in model.named_parameters()
+    }
     size = {key: exact[key].double().norm() for key in difference}
     relative = sorted(float(difference[key] / size[key]) for key in difference)
     total = [torch.stack(list(norms.values())).norm() for norms in (difference, size)]
     output = (out.double() - case["out"].double()).norm() / case["out"].double().norm()
-    return {"output": float(output), "gradient": float(total[0] / total[1]), "median": relative[len(relative) // 2]}
+    return {
+        "output": float(output),
+        "gradient": float(total[0] / total[1]),
+        "median": relative[len(relative) // 2],
+    }
 
 
 torch.set_num_threads(1)

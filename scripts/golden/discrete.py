@@ -15,7 +15,11 @@ from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 
 scheduler = DDPMScheduler(
-    num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False
+    num_train_timesteps=1000,
+    beta_start=0.00085,
+    beta_end=0.012,
+    beta_schedule="scaled_linear",
+    clip_sample=False,
 )
 generator = torch.Generator().manual_seed(1)
 steps = torch.tensor([0, 1, 499, 998, 999])

@@ -21,8 +21,14 @@ ROOT = Path(__file__).resolve().parents[2]
 SDXL = "crates/rectiflow-sdxl/configs"
 TINY = "assets/tiny-sdxl"
 NESTED = "crates/rectiflow-sdxl/tests/golden"
-KINDS = {"convolution": "convolutions", "convolution_backward": "convolutions", "mm": "products", "addmm": "products",
-         "bmm": "attention", "baddbmm": "attention"}
+KINDS = {
+    "convolution": "convolutions",
+    "convolution_backward": "convolutions",
+    "mm": "products",
+    "addmm": "products",
+    "bmm": "attention",
+    "baddbmm": "attention",
+}
 
 
 def count(calculate):
@@ -44,15 +50,28 @@ def unet(folder, batch, height, width, tokens):
     config = config_of(folder)
     with torch.device("meta"):
         model = UNet2DConditionModel.from_config(config)
-        pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
+        pooled = (
+            config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
+        )
         context_dim = config["cross_attention_dim"]
         condition = {"text_embeds": torch.empty(batch, pooled), "time_ids": torch.empty(batch, 6)}
-        inputs = (torch.empty(batch, 4, height, width), torch.empty(batch), torch.empty(batch, tokens, context_dim))
+        inputs = (
+            torch.empty(batch, 4, height, width),
+            torch.empty(batch),
+            torch.empty(batch, tokens, context_dim),
+        )
     out, forward = count(lambda: model(*inputs, added_cond_kwargs=condition).sample)
     _, backward = count(lambda: out.sum().backward())
     assert all(parameter.grad is not None for parameter in model.parameters())
-    return {"config": folder, "batch": batch, "height": height, "width": width, "tokens": tokens,
-            "forward": forward, "backward": backward}
+    return {
+        "config": folder,
+        "batch": batch,
+        "height": height,
+        "width": width,
+        "tokens": tokens,
+        "forward": forward,
+        "backward": backward,
+    }
 
 
 def text_encoder(folder, model_class, batch, tokens):
@@ -69,7 +88,14 @@ def vae(folder, batch, height, width):
         pixels = torch.empty(batch, 3, height, width)
     moments, encode = count(lambda: model._encode(pixels))
     _, decode = count(lambda: model._decode(moments[:, : moments.shape[1] // 2]))
-    return {"config": folder, "batch": batch, "height": height, "width": width, "encode": encode, "decode": decode}
+    return {
+        "config": folder,
+        "batch": batch,
+        "height": height,
+        "width": width,
+        "encode": encode,
+        "decode": decode,
+    }
 
 
 def main():

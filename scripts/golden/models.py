@@ -32,7 +32,16 @@ def randomise(model, seed):
 
 def quieten(model):
     """Small activations in front of the norms, so that a wrong epsilon (1e-6 here, 1e-5 there) shows."""
-    layers = ("conv_in", "conv2", "conv_shortcut", "proj_in", "proj_out", "to_out", "ff.net.2", "downsamplers")
+    layers = (
+        "conv_in",
+        "conv2",
+        "conv_shortcut",
+        "proj_in",
+        "proj_out",
+        "to_out",
+        "ff.net.2",
+        "downsamplers",
+    )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if any(layer in name for layer in layers):
@@ -45,8 +54,13 @@ def normal(generator, *shape):
 
 
 def save(path, tensors):
-    tensors = {name: t.detach().to(torch.float32 if t.is_floating_point() else t.dtype).contiguous().clone()
-               for name, t in tensors.items()}
+    tensors = {
+        name: t.detach()
+        .to(torch.float32 if t.is_floating_point() else t.dtype)
+        .contiguous()
+        .clone()
+        for name, t in tensors.items()
+    }
     save_file(tensors, path, metadata={"format": "pt"})
 
 
@@ -57,11 +71,18 @@ UNET_CASES = [(1, 8, 8, 1), (2, 7, 10, 2), (3, 5, 13, 3), (2, 1, 3, 1)]
 def unet(name, seed, prepare, **config):
     torch.manual_seed(seed)
     model = UNet2DConditionModel(
-        sample_size=16, block_out_channels=(8, 16, 24), norm_num_groups=4, layers_per_block=2,
+        sample_size=16,
+        block_out_channels=(8, 16, 24),
+        norm_num_groups=4,
+        layers_per_block=2,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=20,
-        addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=12 + 6 * 8,
-        **config)
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=20,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=12 + 6 * 8,
+        **config,
+    )
     prepare(randomise(model, seed)).save_pretrained(ROOT / name)
     model = model.double()
     generator = torch.Generator().manual_seed(seed + 1)
@@ -72,13 +93,22 @@ def unet(name, seed, prepare, **config):
             "timestep": torch.tensor([999.0, 421.37, 0.125])[:b],
             "encoder_hidden_states": normal(generator, b, 77 * chunks, 20),
             "text_embeds": normal(generator, b, 12),
-            "time_ids": torch.tensor([[1024, 768, 0, 16, 960, 1088], [333, 2048, 7, 0, 512, 2048],
-                                      [64, 64, 0, 0, 64, 64]])[:b].float(),
+            "time_ids": torch.tensor(
+                [
+                    [1024, 768, 0, 16, 960, 1088],
+                    [333, 2048, 7, 0, 512, 2048],
+                    [64, 64, 0, 0, 64, 64],
+                ]
+            )[:b].float(),
         }
         wide = {key: tensor.double() for key, tensor in case.items()}
         # The sinusoids of diffusers are fp32 whatever the model's dtype, here as there.
-        out = model(wide["sample"], wide["timestep"], wide["encoder_hidden_states"],
-                    added_cond_kwargs={"text_embeds": wide["text_embeds"], "time_ids": wide["time_ids"]}).sample
+        out = model(
+            wide["sample"],
+            wide["timestep"],
+            wide["encoder_hidden_states"],
+            added_cond_kwargs={"text_embeds": wide["text_embeds"], "time_ids": wide["time_ids"]},
+        ).sample
         cases |= {f"{i}.{key}": tensor for key, tensor in case.items()} | {f"{i}.out": out}
         if i == 1:
             target = normal(generator, b, 4, h, w)
@@ -92,9 +122,23 @@ def unet(name, seed, prepare, **config):
 def clip(name, seed, model_class, vocab_size, bos, eos, pad, **config):
     """`eos` is what the configuration says; the ids always end their text with the largest one."""
     torch.manual_seed(seed)
-    model = randomise(model_class(CLIPTextConfig(
-        vocab_size=vocab_size, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2,
-        projection_dim=24, bos_token_id=bos, eos_token_id=eos, pad_token_id=pad, **config)), seed)
+    model = randomise(
+        model_class(
+            CLIPTextConfig(
+                vocab_size=vocab_size,
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=3,
+                num_attention_heads=2,
+                projection_dim=24,
+                bos_token_id=bos,
+                eos_token_id=eos,
+                pad_token_id=pad,
+                **config,
+            )
+        ),
+        seed,
+    )
     model.save_pretrained(ROOT / name)
     end = vocab_size - 1
     generator = torch.Generator().manual_seed(seed + 1)
@@ -105,15 +149,28 @@ def clip(name, seed, model_class, vocab_size, bos, eos, pad, **config):
     model = model.double()
     out = model(ids, output_hidden_states=True)
     pooled = out.text_embeds if model_class is CLIPTextModelWithProjection else out.pooler_output
-    save(ROOT / name / "cases.safetensors", {"input_ids": ids, "hidden": out.hidden_states[-2], "pooled": pooled})
+    save(
+        ROOT / name / "cases.safetensors",
+        {"input_ids": ids, "hidden": out.hidden_states[-2], "pooled": pooled},
+    )
 
 
 def vae(name, seed, prepare, **config):
     levels = len(config["block_out_channels"])
     torch.manual_seed(seed)
-    model = prepare(randomise(AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels,
-        norm_num_groups=4, scaling_factor=0.13025, sample_size=32, **config), seed))
+    model = prepare(
+        randomise(
+            AutoencoderKL(
+                down_block_types=("DownEncoderBlock2D",) * levels,
+                up_block_types=("UpDecoderBlock2D",) * levels,
+                norm_num_groups=4,
+                scaling_factor=0.13025,
+                sample_size=32,
+                **config,
+            ),
+            seed,
+        )
+    )
     model.save_pretrained(ROOT / name)
     model = model.double()
     generator = torch.Generator().manual_seed(seed + 1)
@@ -122,24 +179,52 @@ def vae(name, seed, prepare, **config):
         pixels = torch.tanh(normal(generator, b, 3, h, w))
         posterior = model.encode(pixels.double()).latent_dist
         latents = normal(generator, *posterior.mean.shape)
-        cases |= {f"{i}.pixels": pixels, f"{i}.mean": posterior.mean, f"{i}.logvar": posterior.logvar,
-                  f"{i}.latents": latents, f"{i}.decoded": model.decode(latents.double()).sample}
+        cases |= {
+            f"{i}.pixels": pixels,
+            f"{i}.mean": posterior.mean,
+            f"{i}.logvar": posterior.logvar,
+            f"{i}.latents": latents,
+            f"{i}.decoded": model.decode(latents.double()).sample,
+        }
     save(ROOT / name / "cases.safetensors", cases)
 
 
 def main():
     torch.set_num_threads(1)
     as_is = torch.nn.Identity()
-    unet("unet", 10, as_is, transformer_layers_per_block=(1, 1, 2), attention_head_dim=(1, 2, 3),
-         use_linear_projection=True)
-    unet("unet-nested", 20, quieten, transformer_layers_per_block=(0, (1, 2), (2, 1)), attention_head_dim=4,
-         reverse_transformer_layers_per_block=((1, 2, 1), (1, 1, 0), 1), flip_sin_to_cos=False, freq_shift=1,
-         norm_eps=1e-4)
+    unet(
+        "unet",
+        10,
+        as_is,
+        transformer_layers_per_block=(1, 1, 2),
+        attention_head_dim=(1, 2, 3),
+        use_linear_projection=True,
+    )
+    unet(
+        "unet-nested",
+        20,
+        quieten,
+        transformer_layers_per_block=(0, (1, 2), (2, 1)),
+        attention_head_dim=4,
+        reverse_transformer_layers_per_block=((1, 2, 1), (1, 1, 0), 1),
+        flip_sin_to_cos=False,
+        freq_shift=1,
+        norm_eps=1e-4,
+    )
     clip("clip-l", 30, CLIPTextModel, 64, 62, 2, 63, hidden_act="quick_gelu")
     clip("clip-g", 40, CLIPTextModelWithProjection, 64, 62, 63, 0, hidden_act="gelu")
     vae("vae", 50, quieten, block_out_channels=(8, 8, 16, 16), layers_per_block=2)
-    vae("vae-plain", 60, as_is, block_out_channels=(8, 12), layers_per_block=1, mid_block_add_attention=False,
-        use_quant_conv=False, use_post_quant_conv=False, latent_channels=3)
+    vae(
+        "vae-plain",
+        60,
+        as_is,
+        block_out_channels=(8, 12),
+        layers_per_block=1,
+        mid_block_add_attention=False,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        latent_channels=3,
+    )
     for path in sorted(ROOT.glob("*/*")):
         if path.name == "config.json":
             config = json.loads(path.read_text())

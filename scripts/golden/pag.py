@@ -26,8 +26,12 @@ def perturbed(case, parts):
             processors[name] = PAGIdentitySelfAttnProcessor2_0()
     model.set_attn_processor(processors)
     twice = {name: torch.cat([tensor.double()] * 2) for name, tensor in case.items()}
-    out = model(twice["sample"], twice["timestep"], twice["encoder_hidden_states"],
-                added_cond_kwargs={"text_embeds": twice["text_embeds"], "time_ids": twice["time_ids"]}).sample
+    out = model(
+        twice["sample"],
+        twice["timestep"],
+        twice["encoder_hidden_states"],
+        added_cond_kwargs={"text_embeds": twice["text_embeds"], "time_ids": twice["time_ids"]},
+    ).sample
     return out.float().contiguous()
 
 

@@ -33,11 +33,28 @@ import torch
 import torchsde
 
 SAMPLING = [
-    "to_d", "get_ancestral_step", "default_noise_sampler", "BatchedBrownianTree", "BrownianTreeNoiseSampler",
-    "sample_euler", "sample_euler_ancestral", "sample_euler_ancestral_RF", "sample_heun", "sample_dpmpp_2m",
-    "sample_dpmpp_2m_sde", "sigma_to_half_log_snr", "offset_first_sigma_for_snr",
+    "to_d",
+    "get_ancestral_step",
+    "default_noise_sampler",
+    "BatchedBrownianTree",
+    "BrownianTreeNoiseSampler",
+    "sample_euler",
+    "sample_euler_ancestral",
+    "sample_euler_ancestral_RF",
+    "sample_heun",
+    "sample_dpmpp_2m",
+    "sample_dpmpp_2m_sde",
+    "sigma_to_half_log_snr",
+    "offset_first_sigma_for_snr",
 ]
-UNIPC = ["UniPC", "SigmaConvert", "model_wrapper", "predict_eps_sigma", "sample_unipc", "expand_dims"]
+UNIPC = [
+    "UniPC",
+    "SigmaConvert",
+    "model_wrapper",
+    "predict_eps_sigma",
+    "sample_unipc",
+    "expand_dims",
+]
 # "sigma 1 to 0, as `simple` with shift 3 has it", and a stretch of SDXL's own levels.
 SIGMAS = {
     "flow": [1.0, 0.9545, 0.9, 0.8333, 0.75, 0.6429, 0.5, 0.3, 0.0],
@@ -49,7 +66,9 @@ SHIFT = 3.0
 
 def only(source, wanted, names):
     tree = ast.parse(source)
-    found = [n for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name in wanted]
+    found = [
+        n for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name in wanted
+    ]
     missing = set(wanted) - {n.name for n in found}
     if missing:
         sys.exit(f"no {sorted(missing)} in this version")
@@ -92,8 +111,17 @@ def gaussian_denoise(x, sigma, mean=0.7, deviation=0.4):
 
 def comfyui(checkout):
     fake = types.SimpleNamespace(model_sampling=types.SimpleNamespace(CONST=CONST))
-    names = {"torch": torch, "math": math, "torchsde": torchsde, "partial": functools.partial, "comfy": fake}
-    names |= {"trange": lambda n, disable=None: range(n), "utils": types.SimpleNamespace(append_dims=append_dims)}
+    names = {
+        "torch": torch,
+        "math": math,
+        "torchsde": torchsde,
+        "partial": functools.partial,
+        "comfy": fake,
+    }
+    names |= {
+        "trange": lambda n, disable=None: range(n),
+        "utils": types.SimpleNamespace(append_dims=append_dims),
+    }
     sampling = only((checkout / "comfy/k_diffusion/sampling.py").read_text(), SAMPLING, names)
     names = {"torch": torch, "math": math, "trange": lambda n, disable=None: range(n)}
     unipc = only((checkout / "comfy/extra_samplers/uni_pc.py").read_text(), UNIPC, names)
@@ -102,10 +130,27 @@ def comfyui(checkout):
 
 def k_diffusion():
     """Its file alone: importing the package needs a dozen others."""
-    file = next(f for f in importlib.metadata.files("k-diffusion") if str(f).endswith("k_diffusion/sampling.py"))
-    wanted = [name for name in SAMPLING if "half_log" not in name and "offset" not in name and "RF" not in name]
-    names = {"torch": torch, "math": math, "torchsde": torchsde, "trange": lambda n, disable=None: range(n)}
-    return only(file.locate().read_text(), wanted, names | {"utils": types.SimpleNamespace(append_dims=append_dims)})
+    file = next(
+        f
+        for f in importlib.metadata.files("k-diffusion")
+        if str(f).endswith("k_diffusion/sampling.py")
+    )
+    wanted = [
+        name
+        for name in SAMPLING
+        if "half_log" not in name and "offset" not in name and "RF" not in name
+    ]
+    names = {
+        "torch": torch,
+        "math": math,
+        "torchsde": torchsde,
+        "trange": lambda n, disable=None: range(n),
+    }
+    return only(
+        file.locate().read_text(),
+        wanted,
+        names | {"utils": types.SimpleNamespace(append_dims=append_dims)},
+    )
 
 
 def append_dims(x, dims):
@@ -122,7 +167,11 @@ def run(source, unipc, name, parameterization, x, noises, denoise=test_denoise):
         # KSampler divides by the signal that is left at the last level.
         return out / (1 - 0.001) if parameterization == "flow" else out
     queue = iter(noises)
-    extra = {"noise_sampler": lambda *_: next(queue)} if name in ("euler_ancestral", "dpmpp_2m_sde") else {}
+    extra = (
+        {"noise_sampler": lambda *_: next(queue)}
+        if name in ("euler_ancestral", "dpmpp_2m_sde")
+        else {}
+    )
     return getattr(source, f"sample_{name}")(model, x.clone(), sigmas, **extra)
 
 
@@ -137,11 +186,19 @@ def sampler_cases(comfy, unipc, original):
             out = run(comfy, unipc, name, parameterization, x, noises)
             known = parameterization == "eps" or name in ("euler", "heun", "dpmpp_2m")
             if name != "uni_pc" and known:
-                difference = (run(original, None, name, parameterization, x, noises) - out).abs().max()
-                assert difference < 1e-9, f"k-diffusion's {name} differs for {parameterization} by {difference}"
+                difference = (
+                    (run(original, None, name, parameterization, x, noises) - out).abs().max()
+                )
+                assert difference < 1e-9, (
+                    f"k-diffusion's {name} differs for {parameterization} by {difference}"
+                )
             yield {
-                "sampler": name, "parameterization": parameterization, "sigmas": SIGMAS[parameterization],
-                "x": flat(x), "noises": [flat(n) for n in noises], "end": flat(out),
+                "sampler": name,
+                "parameterization": parameterization,
+                "sigmas": SIGMAS[parameterization],
+                "x": flat(x),
+                "noises": [flat(n) for n in noises],
+                "end": flat(out),
             }
 
 
@@ -159,7 +216,11 @@ def eps_form_on_flow(source, name, steps=64):
 
 def rescale_cases(checkout):
     """The node patches a model with a function of ComfyUI's arguments; here the model only keeps it."""
-    taken = only((checkout / "comfy_extras/nodes_model_advanced.py").read_text(), ["RescaleCFG"], {"torch": torch})
+    taken = only(
+        (checkout / "comfy_extras/nodes_model_advanced.py").read_text(),
+        ["RescaleCFG"],
+        {"torch": torch},
+    )
     generator = torch.Generator().manual_seed(3)
     normal = lambda: torch.randn(2, 4, 3, 2, generator=generator, dtype=torch.float64)
     for sigma, scale, multiplier in [(0.8, 4.5, 0.7), (7.1, 7.0, 1.0)]:
@@ -168,10 +229,21 @@ def rescale_cases(checkout):
         model = types.SimpleNamespace(set_model_sampler_cfg_function=kept.append)
         taken.RescaleCFG().patch(types.SimpleNamespace(clone=lambda: model), multiplier)
         sigmas = torch.full((2,), sigma, dtype=torch.float64)
-        args = {"cond": x - cond, "uncond": x - uncond, "cond_scale": scale, "sigma": sigmas, "input": x}
+        args = {
+            "cond": x - cond,
+            "uncond": x - uncond,
+            "cond_scale": scale,
+            "sigma": sigmas,
+            "input": x,
+        }
         yield {
-            "sigma": sigma, "cfg": scale, "share": multiplier, "x": flat(x), "cond": flat(cond),
-            "uncond": flat(uncond), "denoised": flat(x - kept[0](args)),
+            "sigma": sigma,
+            "cfg": scale,
+            "share": multiplier,
+            "x": flat(x),
+            "cond": flat(cond),
+            "uncond": flat(uncond),
+            "denoised": flat(x - kept[0](args)),
         }
 
 
@@ -182,7 +254,9 @@ def brownian_cases(comfy):
         (0, (1, 4, 2, 3), [0.99997, 0.123457]),
     ]:
         sigmas = torch.tensor(sigmas)
-        sampler = comfy.BrownianTreeNoiseSampler(torch.zeros(shape), sigmas[-1], sigmas[0], seed=seed, cpu=True)
+        sampler = comfy.BrownianTreeNoiseSampler(
+            torch.zeros(shape), sigmas[-1], sigmas[0], seed=seed, cpu=True
+        )
         noises = [flat(sampler(a, b)) for a, b in zip(sigmas[:-1], sigmas[1:])]
         yield {"seed": str(seed), "shape": shape, "sigmas": flat(sigmas), "noises": noises}
 
@@ -192,13 +266,20 @@ def flat(tensor):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkout", type=pathlib.Path)
     parser.add_argument("--commit", help="if the checkout is not a git work tree")
-    parser.add_argument("--out", type=pathlib.Path, default="crates/rectiflow-sdxl/tests/golden/samplers.json")
+    parser.add_argument(
+        "--out", type=pathlib.Path, default="crates/rectiflow-sdxl/tests/golden/samplers.json"
+    )
     args = parser.parse_args()
     git = ["git", "-C", str(args.checkout), "rev-parse", "HEAD"]
-    commit = args.commit or subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()
+    commit = (
+        args.commit
+        or subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()
+    )
     (comfy, unipc), original = comfyui(args.checkout), k_diffusion()
     golden = {
         "comfyui_commit": commit,
@@ -206,7 +287,9 @@ def main():
         "torchsde": importlib.metadata.version("torchsde"),
         "k_diffusion": importlib.metadata.version("k-diffusion"),
         "samplers": list(sampler_cases(comfy, unipc, original)),
-        "eps_form_on_flow": {name: eps_form_on_flow(original, name) for name in ("euler_ancestral", "dpmpp_2m_sde")},
+        "eps_form_on_flow": {
+            name: eps_form_on_flow(original, name) for name in ("euler_ancestral", "dpmpp_2m_sde")
+        },
         "rescale_cfg": list(rescale_cases(args.checkout)),
         "brownian": list(brownian_cases(comfy)),
     }

@@ -55,7 +55,13 @@ def case(decay, rate, updates=12, size=8):
             w[part], m[part], v[part] = update(t, w[part], m[part], v[part], g[part], rate, decay)
         gradients.append(g)
         values.append(list(w))
-    return {"weight_decay": decay, "rate": rate, "start": start, "gradients": gradients, "values": values}
+    return {
+        "weight_decay": decay,
+        "rate": rate,
+        "start": start,
+        "gradients": gradients,
+        "values": values,
+    }
 
 
 json.dump([case(0.1, 1e-3), case(0.0, 1e-2)], sys.stdout)

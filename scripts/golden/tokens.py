@@ -18,6 +18,8 @@ from transformers import CLIPTokenizerFast
 ROOT = Path(__file__).parent.parent.parent
 TARGET = ROOT / "crates/rectiflow-data/tests/golden/tokens.jsonl.gz"
 
+# The pools that captions are drawn from, packed.
+# fmt: off
 WORDS = """a an the of on in with and cat dog house tree painting photograph woman man child river mountain dress glass
 masterpiece best quality 1girl solo looking_at_viewer long_hair score_9 rating_safe cinematic lighting bokeh 35mm f/1.8
 hyperrealistic chiaroscuro antidisestablishmentarianism Zdzislaw Greg Rutkowski ArtStation HDR 8k 4K UHD v2.1 :3 :d ^_^
@@ -40,13 +42,16 @@ FIXED = ["", " ", "\n", "\t\t", ".", "!", "!!", "!!!!!!!!", "?!", "a", "A", "i",
          "x" * 1000, "ab " * 400, "1" * 300, "1 " * 300, "!" * 500, "é" * 300, "猫" * 300, "🔥" * 120, "\u0301" * 200, "a\u0301" * 200,
          "., " * 200, "word " * 74, "word " * 75, "word " * 76, "word " * 150, "word " * 225, "word " * 226, "\u1e9e\u0130\u0131\u017f",
          "\u03a3\u0391\u03a3 \u03a3", "\u212b \u2126 \ufb01", "\u1100\u1161\u11a8", "\u0958", "\u0f73", "\u2adc", "\U0001d15e"]
+# fmt: on
 POOLS = [WORDS, ACCENTED, CJK, EMOJI, ENTITIES, SPECIALS, CONTROLS, SPACES]
 
 
 def caption(rng):
     """A random mixture; most are plain sentences and tag lists, as captions are, some are anything at all."""
     kind = rng.randrange(6)
-    length = rng.choice([1, 2, 3, 5, 8, 13, 21, 34, 80, 200] if rng.random() < 0.2 else [1, 2, 3, 5, 8, 13, 21])
+    length = rng.choice(
+        [1, 2, 3, 5, 8, 13, 21, 34, 80, 200] if rng.random() < 0.2 else [1, 2, 3, 5, 8, 13, 21]
+    )
     if kind == 0:
         text = " ".join(rng.choice(WORDS) for _ in range(length))
     elif kind == 1:
@@ -56,7 +61,9 @@ def caption(rng):
     elif kind == 3:
         text = "".join(rng.choice(rng.choice(POOLS)) for _ in range(length))
     elif kind == 4:
-        text = "".join(rng.choice(rng.choice(POOLS)) + rng.choice(SPACES + [" "] * 20) for _ in range(length))
+        text = "".join(
+            rng.choice(rng.choice(POOLS)) + rng.choice(SPACES + [" "] * 20) for _ in range(length)
+        )
     else:
         text = "".join(character(rng) for _ in range(length))
     form = rng.choice([None, None, "NFD", "NFC", "NFKD"])
@@ -73,22 +80,41 @@ def character(rng):
 
 
 def byte_letters():
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(256 - len(printable))]
 
 
 def main():
-    merges = [tuple(line.split(" ")) for line in gzip.open(ROOT / "assets/clip/merges.txt.gz", "rt", encoding="utf-8").read().splitlines()]
+    merges = [
+        tuple(line.split(" "))
+        for line in gzip.open(ROOT / "assets/clip/merges.txt.gz", "rt", encoding="utf-8")
+        .read()
+        .splitlines()
+    ]
     letters = byte_letters()
-    tokens = letters + [letter + "</w>" for letter in letters] + [a + b for a, b in merges] + ["<|startoftext|>", "<|endoftext|>"]
+    tokens = (
+        letters
+        + [letter + "</w>" for letter in letters]
+        + [a + b for a, b in merges]
+        + ["<|startoftext|>", "<|endoftext|>"]
+    )
     tokenizer = CLIPTokenizerFast(vocab={token: i for i, token in enumerate(tokens)}, merges=merges)
     rng = random.Random(2026)
     captions = dict.fromkeys(FIXED + [word for pool in POOLS for word in pool])
     while len(captions) < 2400:
         captions[caption(rng)] = None
-    lines = [json.dumps([text, tokenizer(text).input_ids], ensure_ascii=False, separators=(",", ":")) for text in captions]
+    lines = [
+        json.dumps([text, tokenizer(text).input_ids], ensure_ascii=False, separators=(",", ":"))
+        for text in captions
+    ]
     TARGET.parent.mkdir(parents=True, exist_ok=True)
-    TARGET.write_bytes(gzip.compress("".join(line + "\n" for line in lines).encode(), compresslevel=9, mtime=0))
+    TARGET.write_bytes(
+        gzip.compress("".join(line + "\n" for line in lines).encode(), compresslevel=9, mtime=0)
+    )
 
 
 if __name__ == "__main__":

@@ -69,7 +69,11 @@ def wire(args):
         secs[numbers] = statistics.median(times)
     if dist.get_rank() == 0:
         megabytes = 4 * (1 << 20) / 1e6
-        print(json.dumps({"mb_per_sec": megabytes / (secs[1 << 20] - secs[1]), "microseconds": 1e6 * secs[1]}))
+        print(
+            json.dumps(
+                {"mb_per_sec": megabytes / (secs[1 << 20] - secs[1]), "microseconds": 1e6 * secs[1]}
+            )
+        )
     dist.destroy_process_group()
 
 
@@ -89,7 +93,12 @@ def worker(args):
     width, height = (int(side) // 8 for side in args.size.split("x"))
     batch = args.micro_batch
     pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-    sizes = [(batch, 4, height, width), (batch, 77, config.cross_attention_dim), (batch, pooled), (batch, 6)]
+    sizes = [
+        (batch, 4, height, width),
+        (batch, 77, config.cross_attention_dim),
+        (batch, pooled),
+        (batch, 6),
+    ]
     x, context, text, ids = (torch.randn(size, dtype=dtype) for size in sizes)
     target, times = torch.randn(sizes[0]), torch.rand(batch, dtype=dtype) * 1000
     secs, sent = [], 0
@@ -102,7 +111,9 @@ def worker(args):
             is_last = micro_batch + 1 == args.micro_batches
             unet.set_requires_gradient_sync(args.sync == "each" or is_last)
             unet.set_reshard_after_backward(is_last)
-            out = unet(x, times, context, added_cond_kwargs={"text_embeds": text, "time_ids": ids}).sample
+            out = unet(
+                x, times, context, added_cond_kwargs={"text_embeds": text, "time_ids": ids}
+            ).sample
             torch.nn.functional.mse_loss(out.float(), target).div(args.micro_batches).backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
@@ -111,7 +122,14 @@ def worker(args):
     dist.barrier()
     sent = loopback_bytes() - sent
     if dist.get_rank() == 0:
-        print(json.dumps({"step_secs": statistics.median(secs[WARM_UP:]), "loopback_step_bytes": sent / args.steps}))
+        print(
+            json.dumps(
+                {
+                    "step_secs": statistics.median(secs[WARM_UP:]),
+                    "loopback_step_bytes": sent / args.steps,
+                }
+            )
+        )
     dist.destroy_process_group()
 
 
@@ -120,13 +138,20 @@ def launch(ranks):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    variables = {"WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
+    variables = {
+        "WORLD_SIZE": ranks,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
     processes = []
     for rank in range(ranks):
         environment = os.environ | {name: str(value) for name, value in variables.items()}
         environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
         command = ["taskset", "--cpu-list", str(rank), sys.executable, *sys.argv, "--worker"]
-        processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
+        processes.append(
+            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        )
     outputs = [process.communicate()[0] for process in processes]
     if any(process.returncode for process in processes):
         sys.exit(f"a rank of {ranks} failed")
@@ -163,8 +188,12 @@ def main():
         row["efficiency"] = row["samples_per_sec"] / row["ranks"] / one
         print(json.dumps(row))
     if args.out:
-        settings = {name: value for name, value in vars(args).items() if name not in ("out", "worker")}
-        pathlib.Path(args.out).write_text(json.dumps({"settings": settings, "rows": rows}, indent=2) + "\n")
+        settings = {
+            name: value for name, value in vars(args).items() if name not in ("out", "worker")
+        }
+        pathlib.Path(args.out).write_text(
+            json.dumps({"settings": settings, "rows": rows}, indent=2) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -43,7 +43,12 @@ def worker(args):
         began = time.perf_counter()
         embeds = pipe.encode_prompt(PROMPT, negative_prompt="", num_images_per_prompt=args.batch)
         encode_secs = time.perf_counter() - began
-        names = ["prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"]
+        names = [
+            "prompt_embeds",
+            "negative_prompt_embeds",
+            "pooled_prompt_embeds",
+            "negative_pooled_prompt_embeds",
+        ]
         pipe.text_encoder = pipe.text_encoder_2 = None
         gc.collect()
         batch_secs = []
@@ -76,7 +81,16 @@ def worker(args):
 
 
 def rectiflow(args):
-    command = [args.rectiflow, "bench", "sample", "--json", "--model", args.export, "--prompt", PROMPT]
+    command = [
+        args.rectiflow,
+        "bench",
+        "sample",
+        "--json",
+        "--model",
+        args.export,
+        "--prompt",
+        PROMPT,
+    ]
     for name in ["steps", "size", "batch", "rounds", "cfg", "dtype"]:
         command += [f"--{name}", getattr(args, name)]
     if args.low_memory:
@@ -92,7 +106,9 @@ def diffusers(args):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("export", type=pathlib.Path)
     parser.add_argument("--rectiflow", type=pathlib.Path, default="target/release/rectiflow")
     parser.add_argument("--pairs", type=int, default=3)
@@ -111,10 +127,16 @@ def main():
         return worker(args)
 
     runs = pairs.in_turn(args.pairs, rectiflow, diffusers, args)
-    speed, peak, load = (pairs.medians(runs, key) for key in ["images_per_sec", "peak_bytes", "load_secs"])
-    print(f"{args.size}, {args.steps} steps, batch {args.batch}, cfg {args.cfg}, {args.dtype}, {args.threads} threads")
+    speed, peak, load = (
+        pairs.medians(runs, key) for key in ["images_per_sec", "peak_bytes", "load_secs"]
+    )
+    print(
+        f"{args.size}, {args.steps} steps, batch {args.batch}, cfg {args.cfg}, {args.dtype}, {args.threads} threads"
+    )
     for name in runs:
-        print(f"{name}: {speed[name]:.4g} images/s, {peak[name] / 1e9:.2f} GB, loaded in {load[name]:.1f} s")
+        print(
+            f"{name}: {speed[name]:.4g} images/s, {peak[name] / 1e9:.2f} GB, loaded in {load[name]:.1f} s"
+        )
     pairs.print_ratios(runs, "images_per_sec")
     if args.out:
         pairs.write(args.out, args, ("export", "rectiflow", "out", "worker"), runs)

@@ -25,11 +25,20 @@ import pairs
 WARM_UP = 2
 LR = 1e-4
 CONFIG = dict(
-    sample_size=64, in_channels=4, out_channels=4, block_out_channels=(96, 192, 320), layers_per_block=2,
+    sample_size=64,
+    in_channels=4,
+    out_channels=4,
+    block_out_channels=(96, 192, 320),
+    layers_per_block=2,
     down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
     up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    transformer_layers_per_block=1, attention_head_dim=(2, 3, 5), cross_attention_dim=1024, use_linear_projection=True,
-    addition_embed_type="text_time", addition_time_embed_dim=256, projection_class_embeddings_input_dim=1280 + 6 * 256,
+    transformer_layers_per_block=1,
+    attention_head_dim=(2, 3, 5),
+    cross_attention_dim=1024,
+    use_linear_projection=True,
+    addition_embed_type="text_time",
+    addition_time_embed_dim=256,
+    projection_class_embeddings_input_dim=1280 + 6 * 256,
 )
 
 
@@ -72,7 +81,9 @@ def worker(args):
     for _ in range(args.steps):
         began = time.perf_counter()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.dtype == "bf16"):
-            prediction = unet(batch["sample"], batch["timestep"], batch["context"], added_cond_kwargs=conditions).sample
+            prediction = unet(
+                batch["sample"], batch["timestep"], batch["context"], added_cond_kwargs=conditions
+            ).sample
         loss = torch.nn.functional.mse_loss(prediction.float(), batch["target"])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
@@ -93,7 +104,14 @@ def worker(args):
 
 def rectiflow(args):
     command = [args.rectiflow, "--json", "bench", "step", "--unet", args.work / "unet", "--lr", LR]
-    command += ["--input", args.work / "batch.safetensors", "--steps", args.steps, "--dtype", args.dtype]
+    command += [
+        "--input",
+        args.work / "batch.safetensors",
+        "--steps",
+        args.steps,
+        "--dtype",
+        args.dtype,
+    ]
     return pairs.run(command + ["--checkpointing"] * args.checkpointing, args.threads)
 
 
@@ -110,7 +128,9 @@ def check(args):
     differences = [abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True)]
     worst = max(differences)
     at = differences.index(worst)
-    print(f"20 losses, from {theirs[0]:.6f} to {theirs[-1]:.6f}: largest relative difference {worst:.1e}, in step {at + 1}")
+    print(
+        f"20 losses, from {theirs[0]:.6f} to {theirs[-1]:.6f}: largest relative difference {worst:.1e}, in step {at + 1}"
+    )
     if worst > 1e-4:
         sys.exit("the losses differ by more than 1e-4")
 
@@ -119,7 +139,9 @@ def compare(args):
     runs = pairs.in_turn(args.pairs, rectiflow, diffusers, args)
     speed, peak = (pairs.medians(runs, key) for key in ["steps_per_sec", "peak_bytes"])
     checkpointing = "checkpointing" if args.checkpointing else "no checkpointing"
-    print(f"batch {args.batch} of {args.size}, {args.dtype}, {checkpointing}, {args.threads} threads")
+    print(
+        f"batch {args.batch} of {args.size}, {args.dtype}, {checkpointing}, {args.threads} threads"
+    )
     for name in runs:
         print(f"{name}: {speed[name]:.4g} steps/s, {peak[name] / 1e9:.2f} GB")
     pairs.print_ratios(runs, "steps_per_sec")
@@ -127,7 +149,9 @@ def compare(args):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rectiflow", type=pathlib.Path, default="target/release/rectiflow")
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--steps", type=int, default=12)

@@ -77,21 +77,55 @@ def nearest_steps(sigmas):
 
 
 def rectiflow_pictures(args, prompt, folder):
-    command = [args.rectiflow, "sample", "--model", args.export, "--prompt", prompt, "--negative", args.negative]
-    settings = {"steps": args.steps, "schedule": args.schedule, "shift": args.shift, "cfg": args.cfg, "seed": args.seed}
+    command = [
+        args.rectiflow,
+        "sample",
+        "--model",
+        args.export,
+        "--prompt",
+        prompt,
+        "--negative",
+        args.negative,
+    ]
+    settings = {
+        "steps": args.steps,
+        "schedule": args.schedule,
+        "shift": args.shift,
+        "cfg": args.cfg,
+        "seed": args.seed,
+    }
     for name, value in settings.items():
         command += [f"--{name}", str(value)]
-    command += ["--size", f"{args.width}x{args.height}", "--batch", str(args.batch), "--out", folder]
+    command += [
+        "--size",
+        f"{args.width}x{args.height}",
+        "--batch",
+        str(args.batch),
+        "--out",
+        folder,
+    ]
     subprocess.run([str(word) for word in command], check=True, stdout=subprocess.DEVNULL)
     files = sorted(path for path in pathlib.Path(folder).glob("*.png") if path.name != "grid.png")
-    return numpy.stack([numpy.asarray(Image.open(path).convert("RGB")) for path in files]).astype(int)
+    return numpy.stack([numpy.asarray(Image.open(path).convert("RGB")) for path in files]).astype(
+        int
+    )
 
 
 def rectiflow_sigmas(args, prediction):
     parameterization = {"flow": "flow", "epsilon": "eps", "v_prediction": "v"}[prediction]
-    command = [args.rectiflow, "schedule", args.schedule, "--steps", args.steps, "--shift", args.shift]
+    command = [
+        args.rectiflow,
+        "schedule",
+        args.schedule,
+        "--steps",
+        args.steps,
+        "--shift",
+        args.shift,
+    ]
     command += ["--parameterization", parameterization, "--json"]
-    out = subprocess.run([str(word) for word in command], check=True, capture_output=True, text=True).stdout
+    out = subprocess.run(
+        [str(word) for word in command], check=True, capture_output=True, text=True
+    ).stdout
     return json.loads(out.strip().splitlines()[-1])["sigmas"]
 
 
@@ -118,12 +152,16 @@ def report(name, ours, theirs):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("export", type=pathlib.Path)
     parser.add_argument("--rectiflow", type=pathlib.Path, default="target/release/rectiflow")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--schedule", default="simple")
-    parser.add_argument("--shift", type=float, default=6.0, help="the one that the export was given")
+    parser.add_argument(
+        "--shift", type=float, default=6.0, help="the one that the export was given"
+    )
     parser.add_argument("--cfg", type=float, default=4.5)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--negative", default="")
@@ -131,10 +169,14 @@ def main():
     parser.add_argument("--height", type=int, default=96)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--tolerance", type=int, default=1, help="worst pixel, same sigmas")
-    parser.add_argument("--stock-tolerance", type=float, default=2.0, help="mean, stock scheduler, flow only")
+    parser.add_argument(
+        "--stock-tolerance", type=float, default=2.0, help="mean, stock scheduler, flow only"
+    )
     args = parser.parse_args()
 
-    pipe = StableDiffusionXLPipeline.from_pretrained(args.export, local_files_only=True, dtype=torch.float32)
+    pipe = StableDiffusionXLPipeline.from_pretrained(
+        args.export, local_files_only=True, dtype=torch.float32
+    )
     pipe.set_progress_bar_config(disable=True)
     stock = pipe.scheduler
     prediction = stock.config.prediction_type.replace("flow_prediction", "flow")
@@ -142,7 +184,9 @@ def main():
         ours = rectiflow_pictures(args, PROMPT, pathlib.Path(folder) / "one")
         other = rectiflow_pictures(args, OTHER_PROMPT, pathlib.Path(folder) / "other")
     pipe.scheduler = GivenSigmas(rectiflow_sigmas(args, prediction), prediction)
-    print(f"{args.export.name}: {prediction}, {args.schedule}, {args.steps} steps, {args.width}x{args.height}, {args.batch} pictures")
+    print(
+        f"{args.export.name}: {prediction}, {args.schedule}, {args.steps} steps, {args.width}x{args.height}, {args.batch} pictures"
+    )
     same = report("same sigmas", ours, pipeline_pictures(pipe, args, PROMPT))
     pipe.scheduler = stock
     loose = report(f"stock {type(stock).__name__}", ours, pipeline_pictures(pipe, args, PROMPT))
@@ -151,7 +195,9 @@ def main():
     if same.max() > args.tolerance:
         failures.append(f"same sigmas differ by {same.max()}, more than {args.tolerance}")
     if prediction == "flow" and loose.mean() > args.stock_tolerance:
-        failures.append(f"the stock scheduler's mean difference is {loose.mean():.4f}, more than {args.stock_tolerance}")
+        failures.append(
+            f"the stock scheduler's mean difference is {loose.mean():.4f}, more than {args.stock_tolerance}"
+        )
     if apart.mean() < 10 * max(same.mean(), 0.01):
         failures.append("another prompt hardly changes the picture: this comparison shows nothing")
     sys.exit("; ".join(failures) or 0)

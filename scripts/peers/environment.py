@@ -22,7 +22,9 @@ REQUIREMENTS = HERE / "requirements.txt"
 
 def needed(library):
     """The names of the shared objects that a library asks for."""
-    answer = subprocess.run(["readelf", "-d", library], capture_output=True, text=True, check=True).stdout
+    answer = subprocess.run(
+        ["readelf", "-d", library], capture_output=True, text=True, check=True
+    ).stdout
     return re.findall(r"\(NEEDED\).*\[(.+)\]", answer)
 
 
@@ -32,9 +34,20 @@ def stand_in(environment):
     folder = packages / "torch/lib"
     there = {path.name for path in [*folder.glob("*.so*"), *packages.glob("nvidia/*/lib/*.so*")]}
     cuda = re.compile(r"lib(cu|nv|nccl)")
-    asked = {name for library in folder.glob("lib*.so*") for name in needed(library) if cuda.match(name)}
+    asked = {
+        name for library in folder.glob("lib*.so*") for name in needed(library) if cuda.match(name)
+    }
     for name in sorted(asked - there):
-        command = ["cc", "-shared", f"-Wl,-soname,{name}", "-x", "c", "/dev/null", "-o", str(folder / name)]
+        command = [
+            "cc",
+            "-shared",
+            f"-Wl,-soname,{name}",
+            "-x",
+            "c",
+            "/dev/null",
+            "-o",
+            str(folder / name),
+        ]
         subprocess.run(command, check=True)
 
 

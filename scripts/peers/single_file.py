@@ -26,19 +26,31 @@ OTHERS = ["unet", "vae", "text_encoder", "text_encoder_2"]
 def converted(single_file, folder, name, dtype):
     options = {"config": folder, "local_files_only": True}
     if name == "unet":
-        return UNet2DConditionModel.from_single_file(single_file, subfolder=name, torch_dtype=dtype, **options)
+        return UNet2DConditionModel.from_single_file(
+            single_file, subfolder=name, torch_dtype=dtype, **options
+        )
     if name == "vae":
-        return AutoencoderKL.from_single_file(single_file, subfolder=name, torch_dtype=dtype, **options)
+        return AutoencoderKL.from_single_file(
+            single_file, subfolder=name, torch_dtype=dtype, **options
+        )
     without = {other: None for other in OTHERS if other != name}
-    return getattr(StableDiffusionXLPipeline.from_single_file(single_file, dtype=dtype, **without, **options), name)
+    return getattr(
+        StableDiffusionXLPipeline.from_single_file(single_file, dtype=dtype, **without, **options),
+        name,
+    )
 
 
 def compare(found, path):
     """Names that differ or are extra in `found`; a text encoder of transformers 5 lacks a prefix that files have."""
     with safe_open(path, "pt") as file:
-        names = {name: name if name in found else name.removeprefix("text_model.") for name in file.keys()}
+        names = {
+            name: name if name in found else name.removeprefix("text_model.")
+            for name in file.keys()
+        }
         differing = [
-            name for name, own in names.items() if own not in found or not torch.equal(file.get_tensor(name), found[own])
+            name
+            for name, own in names.items()
+            if own not in found or not torch.equal(file.get_tensor(name), found[own])
         ]
     return names, differing, sorted(set(found) - set(names.values()))
 
@@ -52,7 +64,10 @@ def main():
         found = converted(single_file, folder, name, dtype).state_dict()
         path = next(pathlib.Path(folder, name).glob("*.safetensors"))
         names, differing, extra = compare(found, path)
-        print(f"{name}: {len(names)} tensors in {dtype}, {len(differing)} differ, {len(extra)} extra", flush=True)
+        print(
+            f"{name}: {len(names)} tensors in {dtype}, {len(differing)} differ, {len(extra)} extra",
+            flush=True,
+        )
         failures += len(differing) + len(extra)
         for key in (differing + extra)[:10]:
             print("   ", key)

@@ -61,7 +61,9 @@ def vae():
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=pathlib.Path)
     parser.add_argument("--vae", type=pathlib.Path)
     parser.add_argument("--prediction", default="flow", choices=["flow", "epsilon", "v_prediction"])
@@ -75,7 +77,12 @@ def main():
     }
     for name, module in parts.items():
         for key, parameter in module.named_parameters():
-            if "embedding" in key and name != "unet" or "attn2.to_" in key or "text_projection" in key:
+            if (
+                "embedding" in key
+                and name != "unet"
+                or "attn2.to_" in key
+                or "text_projection" in key
+            ):
                 parameter.data.mul_(4)
             if name != "unet" and parameter.ndim == 1:
                 parameter.data.add_(0.1 * torch.randn_like(parameter))
@@ -85,10 +92,15 @@ def main():
     else:
         vae().save_pretrained(args.out / "vae")
     flow = args.prediction == "flow"
-    scheduler = {"prediction_type": "flow_prediction" if flow else args.prediction, "use_flow_sigmas": flow}
+    scheduler = {
+        "prediction_type": "flow_prediction" if flow else args.prediction,
+        "use_flow_sigmas": flow,
+    }
     (args.out / "scheduler").mkdir(exist_ok=True)
     (args.out / "scheduler/scheduler_config.json").write_text(json.dumps(scheduler))
-    print(args.out.name, sum(p.numel() for p in parts["unet"].parameters()), "parameters in the UNet")
+    print(
+        args.out.name, sum(p.numel() for p in parts["unet"].parameters()), "parameters in the UNet"
+    )
 
 
 main()

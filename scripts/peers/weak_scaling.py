@@ -35,17 +35,48 @@ def last_json(command):
 
 def measure(args, link, whose, dtype, sync):
     if whose == "FSDP2":
-        command = [sys.executable, HERE / "bench_ranks.py", UNET, "--steps", args.steps, "--sync", sync, "--dtype", dtype]
+        command = [
+            sys.executable,
+            HERE / "bench_ranks.py",
+            UNET,
+            "--steps",
+            args.steps,
+            "--sync",
+            sync,
+            "--dtype",
+            dtype,
+        ]
         sizes = ["--micro-batches", MICRO_BATCHES, "--micro-batch", MICRO_BATCH]
         return [json.loads(line) for line in last_json([*command, *sizes])]
-    command = [args.rectiflow, "--json", "bench", "ranks", RECIPE, "--steps", args.steps, "--micro-batches", MICRO_BATCHES]
+    command = [
+        args.rectiflow,
+        "--json",
+        "bench",
+        "ranks",
+        RECIPE,
+        "--steps",
+        args.steps,
+        "--micro-batches",
+        MICRO_BATCHES,
+    ]
     sets = [f"train.micro_batch={MICRO_BATCH}", f"train.dtype={dtype}", f"ranks.sharding={sync}"]
     sets = [word for key in sets for word in ("--set", key)]
-    return json.loads(last_json([*command, "--link", link["mb_per_sec"], link["microseconds"], *sets])[-1])
+    return json.loads(
+        last_json([*command, "--link", link["mb_per_sec"], link["microseconds"], *sets])[-1]
+    )
 
 
 def table(lines):
-    heads = ["program", "s a step: 1 rank", "2 ranks", "efficiency", "of each round", "predicted", "waiting s", "hidden s"]
+    heads = [
+        "program",
+        "s a step: 1 rank",
+        "2 ranks",
+        "efficiency",
+        "of each round",
+        "predicted",
+        "waiting s",
+        "hidden s",
+    ]
     rows = [[*heads, "MB a step, both ranks"]]
     for name, *_ in PROGRAMS:
         runs = [line["rows"] for line in lines if line["program"] == name]
@@ -56,7 +87,11 @@ def table(lines):
         cells = [f"{median(row, 'step_secs'):.3f}" for row in (0, 1)]
         cells += [f"{median(1, 'efficiency'):.3f}", by_round]
         is_ours = "predicted" in runs[0][1]
-        ours = [f"{median(1, key):.3f}" for key in ("predicted", "communication_secs", "hidden_secs")] if is_ours else ["-"] * 3
+        ours = (
+            [f"{median(1, key):.3f}" for key in ("predicted", "communication_secs", "hidden_secs")]
+            if is_ours
+            else ["-"] * 3
+        )
         rows.append([name, *cells, *ours, f"{median(1, 'loopback_step_bytes') / 1e6:.1f}"])
     for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]]:
         print("| " + " | ".join(row) + " |")
@@ -69,7 +104,11 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20)
     args = parser.parse_args()
-    read = lambda: [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    read = lambda: (
+        [json.loads(line) for line in args.out.read_text().splitlines()]
+        if args.out.exists()
+        else []
+    )
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(args.rounds):
         done = len(read()) // len(PROGRAMS)
@@ -78,7 +117,11 @@ def main():
             rows = measure(args, link, *program[1:])
             with args.out.open("a") as out:
                 out.write(json.dumps({"program": program[0], "link": link, "rows": rows}) + "\n")
-            print(f"{program[0]}: {rows[1]['step_secs']:.3f} s a step of two ranks", file=sys.stderr, flush=True)
+            print(
+                f"{program[0]}: {rows[1]['step_secs']:.3f} s a step of two ranks",
+                file=sys.stderr,
+                flush=True,
+            )
     table(read())
 
 

@@ -21,9 +21,19 @@ PATIENCE_SECS = 180
 
 def torchrun(torchrun, rectiflow, recipe):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_USE_RTLD_GLOBAL": "1"}
-    launch = [torchrun, "--standalone", "--nproc-per-node", "2", "--max-restarts", "3", "--no-python"]
+    launch = [
+        torchrun,
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "--max-restarts",
+        "3",
+        "--no-python",
+    ]
     command = [*launch, rectiflow, "train", str(recipe)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
 
 
 def ranks_of(launcher):
@@ -37,15 +47,23 @@ def ranks_of(launcher):
 def killed(run, program):
     launcher = torchrun(program, run.rectiflow, run.recipe("killed", 40))
     end = time.monotonic() + PATIENCE_SECS
-    while len(run.events("killed", "step")) < 7 and launcher.poll() is None and time.monotonic() < end:
+    while (
+        len(run.events("killed", "step")) < 7 and launcher.poll() is None and time.monotonic() < end
+    ):
         time.sleep(0.01)
     ranks = ranks_of(launcher)
     check(len(ranks) == 2, "two ranks are at work", ranks)
     os.kill(ranks[1], signal.SIGKILL)
     _, errors = launcher.communicate(timeout=PATIENCE_SECS)
-    check(launcher.returncode == 0, "after kill -9 of rank 1 torchrun starts both again, and the run is finished", errors)
+    check(
+        launcher.returncode == 0,
+        "after kill -9 of rank 1 torchrun starts both again, and the run is finished",
+        errors,
+    )
     starts = [event["step"] for event in run.events("killed", "start")]
-    check(len(starts) == 2 and starts[1] >= 5, "the second attempt went on from a checkpoint", starts)
+    check(
+        len(starts) == 2 and starts[1] >= 5, "the second attempt went on from a checkpoint", starts
+    )
     steps = run.events("killed", "step")
     check(steps[-1]["step"] == 40, "all steps were made", steps[-1])
 
@@ -58,12 +76,20 @@ def stopped(run, program):
     launcher = torchrun(program, run.rectiflow, recipe)
     _, errors = launcher.communicate(timeout=PATIENCE_SECS)
     check(launcher.returncode != 0, "torchrun gives up", launcher.returncode)
-    check((run.folder / "stopped/STOPPED").is_file(), "the reason of the stop is in the run folder", errors)
+    check(
+        (run.folder / "stopped/STOPPED").is_file(),
+        "the reason of the stop is in the run folder",
+        errors,
+    )
     starts, acts = run.events("stopped", "start"), run.events("stopped", "guard")
     check(acts and acts[-1]["action"] == "stop", "the guard has stopped the run", acts)
     check(len(starts) == 1, "no restart has trained on", starts)
     # Where one rank is faster, torchrun ends the other one itself.
-    check("exitcode  : 3" in errors or "exitcode: 3" in errors, "the ranks ended with exit code 3", errors)
+    check(
+        "exitcode  : 3" in errors or "exitcode: 3" in errors,
+        "the ranks ended with exit code 3",
+        errors,
+    )
 
 
 def main():

@@ -30,8 +30,20 @@ class SmallRun:
                 (pictures / member.name).write_bytes(tar.extractfile(member).read())
                 (pictures / member.name).with_suffix(".txt").write_text("an emoji")
         (self.folder / "prep.toml").write_text(PREP)
-        command = [rectiflow, "prep", pictures, "--out", self.folder / "dataset", "--recipe", self.folder / "prep.toml"]
-        subprocess.run([*command, "--vae", ROOT / "assets/tiny-sdxl/vae"], check=True, stderr=subprocess.DEVNULL)
+        command = [
+            rectiflow,
+            "prep",
+            pictures,
+            "--out",
+            self.folder / "dataset",
+            "--recipe",
+            self.folder / "prep.toml",
+        ]
+        subprocess.run(
+            [*command, "--vae", ROOT / "assets/tiny-sdxl/vae"],
+            check=True,
+            stderr=subprocess.DEVNULL,
+        )
 
     def recipe(self, name, steps, more=""):
         """A recipe of so many steps; its run folder is below the folder."""

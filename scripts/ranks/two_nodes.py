@@ -55,7 +55,9 @@ class Carrier(threading.Thread):
     @staticmethod
     def tap(name):
         tap = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
-        fcntl.ioctl(tap, 0x400454CA, struct.pack("16sH", name.encode(), 0x0002 | 0x1000))  # TUNSETIFF: TAP, no header
+        fcntl.ioctl(
+            tap, 0x400454CA, struct.pack("16sH", name.encode(), 0x0002 | 0x1000)
+        )  # TUNSETIFF: TAP, no header
         return tap
 
     def run(self):
@@ -69,7 +71,15 @@ class Carrier(threading.Thread):
                     time.sleep(0.01)  # the link is down
                     continue
                 if dice.random() >= self.loss:
-                    heapq.heappush(due, (time.monotonic() + self.delay_secs, dice.random(), 1 - self.taps.index(tap), frame))
+                    heapq.heappush(
+                        due,
+                        (
+                            time.monotonic() + self.delay_secs,
+                            dice.random(),
+                            1 - self.taps.index(tap),
+                            frame,
+                        ),
+                    )
             while due and due[0][0] <= time.monotonic():
                 _, _, to, frame = heapq.heappop(due)
                 try:
@@ -87,10 +97,14 @@ class Nodes:
             must(f"ip netns add {node}")
             must(f"ip -n {node} link set lo up")
         if self.has_netem():
-            must(f"ip link add rf-veth0 netns {NODES[0]} type veth peer name rf-veth1 netns {NODES[1]}")
+            must(
+                f"ip link add rf-veth0 netns {NODES[0]} type veth peer name rf-veth1 netns {NODES[1]}"
+            )
             self.links = ["rf-veth0", "rf-veth1"]
             for node, link in zip(NODES, self.links):
-                must(f"ip netns exec {node} tc qdisc add dev {link} root netem delay {delay_ms}ms loss {100 * loss}%")
+                must(
+                    f"ip netns exec {node} tc qdisc add dev {link} root netem delay {delay_ms}ms loss {100 * loss}%"
+                )
             self.how = "tc netem"
         else:
             carrier = Carrier(delay_ms / 1000, loss)
@@ -106,7 +120,10 @@ class Nodes:
     @staticmethod
     def has_netem():
         must(f"ip link add rf-try0 netns {NODES[0]} type veth peer name rf-try1 netns {NODES[1]}")
-        found = sh(f"ip netns exec {NODES[0]} tc qdisc add dev rf-try0 root netem delay 1ms").returncode == 0
+        found = (
+            sh(f"ip netns exec {NODES[0]} tc qdisc add dev rf-try0 root netem delay 1ms").returncode
+            == 0
+        )
         must(f"ip -n {NODES[0]} link del rf-try0")
         return found
 
@@ -126,11 +143,29 @@ def start(run, recipe, host, nodes):
         port = free.getsockname()[1]
     ranks = []
     for rank in range(2):
-        launch = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "MASTER_ADDR": host, "MASTER_PORT": port}
-        environment = os.environ | {name: str(value) for name, value in launch.items()} | {"OMP_NUM_THREADS": "1"}
+        launch = {
+            "RANK": rank,
+            "WORLD_SIZE": 2,
+            "LOCAL_RANK": 0,
+            "MASTER_ADDR": host,
+            "MASTER_PORT": port,
+        }
+        environment = (
+            os.environ
+            | {name: str(value) for name, value in launch.items()}
+            | {"OMP_NUM_THREADS": "1"}
+        )
         where = ["ip", "netns", "exec", nodes[rank]] if nodes else []
         command = [*where, run.rectiflow, "train", str(recipe)]
-        ranks.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
+        ranks.append(
+            subprocess.Popen(
+                command,
+                env=environment,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
     return ranks
 
 
@@ -149,9 +184,17 @@ def same_run(run):
     for name, host, nodes in [("near", "127.0.0.1", None), ("far", ADDRESSES[0], NODES)]:
         began = time.monotonic()
         codes, errors = finish(start(run, run.recipe(name, 10), host, nodes))
-        check(codes == [0, 0], f"{name}: ten steps of two ranks, {time.monotonic() - began:.1f} s", errors)
+        check(
+            codes == [0, 0],
+            f"{name}: ten steps of two ranks, {time.monotonic() - began:.1f} s",
+            errors,
+        )
     losses = [[step["loss"] for step in run.events(name, "step")] for name in ("near", "far")]
-    check(losses[0] == losses[1] and len(losses[0]) == 10, "every loss is the same, bit for bit", losses)
+    check(
+        losses[0] == losses[1] and len(losses[0]) == 10,
+        "every loss is the same, bit for bit",
+        losses,
+    )
     check(weights(run, "near") == weights(run, "far"), "and every weight and moment", "they differ")
 
 
@@ -159,17 +202,29 @@ def cut_run(run, link):
     recipe = run.recipe("cut", 4000, f"[ranks]\ntimeout_secs = {TIMEOUT_SECS}\n")
     ranks = start(run, recipe, ADDRESSES[0], NODES)
     end = time.monotonic() + 300
-    while len(run.events("cut", "step")) < 5 and all(rank.poll() is None for rank in ranks) and time.monotonic() < end:
+    while (
+        len(run.events("cut", "step")) < 5
+        and all(rank.poll() is None for rank in ranks)
+        and time.monotonic() < end
+    ):
         time.sleep(0.01)
     link.cut()
     began = time.monotonic()
     codes, errors = finish(ranks)
     secs = time.monotonic() - began
     check(codes == [1, 1], "with the link cut both ranks end with exit code 1", (codes, errors))
-    check(secs < TIMEOUT_SECS + GRACE_SECS, f"within the time-out of {TIMEOUT_SECS} s and what it takes to look: {secs:.1f} s", secs)
+    check(
+        secs < TIMEOUT_SECS + GRACE_SECS,
+        f"within the time-out of {TIMEOUT_SECS} s and what it takes to look: {secs:.1f} s",
+        secs,
+    )
     for rank, text in enumerate(errors):
         lines = [line for line in text.splitlines() if "error: " in line]
-        check(len(lines) == 1 and f"rank {1 - rank}" in lines[0], f"rank {rank} says in one line who is gone", text)
+        check(
+            len(lines) == 1 and f"rank {1 - rank}" in lines[0],
+            f"rank {rank} says in one line who is gone",
+            text,
+        )
         print(f"    {lines[0]}")
 
 
@@ -187,7 +242,10 @@ def main():
         Nodes.remove()
         sys.exit(print(f"skipped: network namespaces are not allowed here ({reason})"))
     try:
-        print(f"two namespaces, {args.delay_ms:g} ms and {args.loss:.1%} loss each way by {nodes.how}", flush=True)
+        print(
+            f"two namespaces, {args.delay_ms:g} ms and {args.loss:.1%} loss each way by {nodes.how}",
+            flush=True,
+        )
         with tempfile.TemporaryDirectory() as folder:
             run = SmallRun(folder, str(pathlib.Path(args.rectiflow).absolute()))
             same_run(run)

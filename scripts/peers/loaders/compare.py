@@ -121,7 +121,13 @@ def into_page_cache(folder):
 def command_of(args, run, url, cache):
     if run["engine"] == "rectiflow":
         return [args.program, run["part"], url, args.secs]
-    command = [args.python, HERE / "read.py", run["engine"], run["part"], args.folder / run["engine"] / run["part"]]
+    command = [
+        args.python,
+        HERE / "read.py",
+        run["engine"],
+        run["part"],
+        args.folder / run["engine"] / run["part"],
+    ]
     command += [url, cache, "--workers", run["workers"], "--secs", args.secs]
     return command + (["--method", run["method"]] if "method" in run else [])
 
@@ -152,7 +158,14 @@ def measure(args, server, run):
         log.write(f"\n== {json.dumps(run)}\n")
         log.flush()
         command = [str(word) for word in command_of(args, run, url, cache)]
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        )
         watch = Watch(process.pid)
         watch.start()
         late = threading.Timer(PATIENCE_SECS, end_session, [process.pid])
@@ -165,8 +178,21 @@ def measure(args, server, run):
     process.wait()
     cache_bytes = sum(path.lstat().st_size for path in cache.rglob("*") if path.is_file())
     shutil.rmtree(cache, ignore_errors=True)
-    result = json.loads(output) if output.strip() else {"error": f"nothing came in {PATIENCE_SECS} s", "samples": 0, "distinct": 0, "latent_bytes": 0}
-    took = {"wall_secs": time.monotonic() - began, "cpu_secs": watch.cpu_secs(), "cache_bytes": cache_bytes}
+    result = (
+        json.loads(output)
+        if output.strip()
+        else {
+            "error": f"nothing came in {PATIENCE_SECS} s",
+            "samples": 0,
+            "distinct": 0,
+            "latent_bytes": 0,
+        }
+    )
+    took = {
+        "wall_secs": time.monotonic() - began,
+        "cpu_secs": watch.cpu_secs(),
+        "cache_bytes": cache_bytes,
+    }
     return {**run, **result, **served, **watch.peak, **took}
 
 
@@ -185,24 +211,46 @@ def runs_of(args):
     for round_number in range(args.rounds):
         for delay_ms in args.delays:
             for engine in args.engines:
-                yield {"part": "train", "engine": engine, "delay_ms": delay_ms, "workers": args.workers, "round": round_number}
+                yield {
+                    "part": "train",
+                    "engine": engine,
+                    "delay_ms": delay_ms,
+                    "workers": args.workers,
+                    "round": round_number,
+                }
     for workers in args.more_workers:
         for engine in args.engines:
             if engine != "rectiflow":
-                yield {"part": "train", "engine": engine, "delay_ms": args.delays[-1], "workers": workers, "round": 0}
+                yield {
+                    "part": "train",
+                    "engine": engine,
+                    "delay_ms": args.delays[-1],
+                    "workers": workers,
+                    "round": 0,
+                }
     for engine in args.engines:
         for method in ["per_stream", "device_per_stream"] if engine == "mosaic" else [None]:
-            run = {"part": "test", "engine": engine, "delay_ms": args.delays[-1], "workers": args.workers, "round": 0}
+            run = {
+                "part": "test",
+                "engine": engine,
+                "delay_ms": args.delays[-1],
+                "workers": args.workers,
+                "round": 0,
+            }
             yield {**run, "method": method} if method else run
 
 
 def processor():
     lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    return next(
+        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown"
+    )
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("--python", type=pathlib.Path, required=True)
     parser.add_argument("--program", type=pathlib.Path, required=True)
@@ -221,17 +269,27 @@ def main():
     args = arguments()
     args.out.mkdir(parents=True, exist_ok=True)
     (args.folder / "log.txt").unlink(missing_ok=True)
-    subprocess.run([args.program, "pack", args.folder / "rectiflow"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [args.program, "pack", args.folder / "rectiflow"], check=True, stdout=subprocess.DEVNULL
+    )
     environment = {**os.environ, "TORCH_USE_RTLD_GLOBAL": "1"}
     subprocess.run([args.python, HERE / "write.py", args.folder], check=True, env=environment)
     machine = f"{os.cpu_count()} cores of {processor()}"
-    done = [{"date": datetime.date.today().isoformat(), "machine": machine, "load_before": os.getloadavg()}]
+    done = [
+        {
+            "date": datetime.date.today().isoformat(),
+            "machine": machine,
+            "load_before": os.getloadavg(),
+        }
+    ]
     server = Server(args.program, args.folder)
     try:
         for run in runs_of(args):
             done.append(measure(args, server, run))
             print(line_of(done[-1]), flush=True)
-            (args.out / "runs.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in done))
+            (args.out / "runs.jsonl").write_text(
+                "".join(json.dumps(entry) + "\n" for entry in done)
+            )
     finally:
         server.stop()
     samples = json.loads((args.folder / "samples.json").read_text())
@@ -247,7 +305,12 @@ def main():
 def line_of(run):
     words = [run["part"], run["engine"], f"{run['delay_ms']} ms", f"{run['workers']} workers"]
     rate = run.get("samples_per_sec")
-    words += [f"{run['samples']} samples", f"{rate:.0f}/s" if rate else "-", f"{run['requests']} requests", run["error"] or ""]
+    words += [
+        f"{run['samples']} samples",
+        f"{rate:.0f}/s" if rate else "-",
+        f"{run['requests']} requests",
+        run["error"] or "",
+    ]
     return "  ".join(words)
 
 
@@ -265,7 +328,9 @@ def shown(value, form):
 def tables_of(args, done, samples):
     header, *runs = done
     train = samples["train"]
-    parts = [f"{header['date']}, {header['machine']}; medians of {args.rounds} rounds, {args.workers} workers each.\n"]
+    parts = [
+        f"{header['date']}, {header['machine']}; medians of {args.rounds} rounds, {args.workers} workers each.\n"
+    ]
 
     def amplification(run):
         if not run["samples"]:
@@ -275,18 +340,25 @@ def tables_of(args, done, samples):
         return run["distinct_bytes" if run["engine"] == "rectiflow" else "bytes"] / needed
 
     for delay_ms in args.delays:
-        parts.append(f"\n{train['samples']:,} samples in {train['buckets']} buckets, {delay_ms} ms a request:\n\n")
-        parts.append("| engine | samples/s | by CPU second | samples a request | fetched / needed | first batch | memory | disk | samples delivered |\n")
+        parts.append(
+            f"\n{train['samples']:,} samples in {train['buckets']} buckets, {delay_ms} ms a request:\n\n"
+        )
+        parts.append(
+            "| engine | samples/s | by CPU second | samples a request | fetched / needed | first batch | memory | disk | samples delivered |\n"
+        )
         parts.append("|---|---|---|---|---|---|---|---|---|\n")
         for engine in args.engines:
             mine = [
                 run
                 for run in runs
-                if (run["part"], run["engine"], run["delay_ms"], run["workers"]) == ("train", engine, delay_ms, args.workers)
+                if (run["part"], run["engine"], run["delay_ms"], run["workers"])
+                == ("train", engine, delay_ms, args.workers)
             ]
             cells = [
                 shown(median(mine, lambda run: run.get("samples_per_sec")), "{:,.0f}"),
-                shown(median(mine, lambda run: run["samples"] / max(run["cpu_secs"], 0.01)), "{:,.0f}"),
+                shown(
+                    median(mine, lambda run: run["samples"] / max(run["cpu_secs"], 0.01)), "{:,.0f}"
+                ),
                 shown(median(mine, lambda run: run["samples"] / max(run["requests"], 1)), "{:.1f}"),
                 shown(median(mine, amplification), "{:.3f}"),
                 shown(median(mine, lambda run: run.get("first_batch_secs")), "{:.2f} s"),
@@ -302,16 +374,26 @@ def tables_of(args, done, samples):
         cells = []
         for workers in counts:
             key = ("train", engine, args.delays[-1], workers)
-            mine = [run for run in runs if (run["part"], run["engine"], run["delay_ms"], run["workers"]) == key]
+            mine = [
+                run
+                for run in runs
+                if (run["part"], run["engine"], run["delay_ms"], run["workers"]) == key
+            ]
             cells.append(shown(median(mine, lambda run: run.get("samples_per_sec")), "{:,.0f}"))
         parts.append(f"| {NAMES[engine]} | {' | '.join(cells)} |\n")
     test = samples["test"]
-    parts.append(f"\nThe test set, {test['samples']:,} samples in {test['buckets']} buckets, {args.delays[-1]} ms a request:\n\n")
-    parts.append("| engine | samples delivered | seconds | requests | what it says |\n|---|---|---|---|---|\n")
+    parts.append(
+        f"\nThe test set, {test['samples']:,} samples in {test['buckets']} buckets, {args.delays[-1]} ms a request:\n\n"
+    )
+    parts.append(
+        "| engine | samples delivered | seconds | requests | what it says |\n|---|---|---|---|---|\n"
+    )
     for run in (run for run in runs if run["part"] == "test"):
         name = NAMES[run["engine"]] + (f", `{run['method']}`" if "method" in run else "")
         says = (run["error"] or "").replace("|", "\\|")
-        parts.append(f"| {name} | {run.get('distinct', 0):,} | {shown(run.get('secs'), '{:.1f}')} | {run['requests']:,} | {says} |\n")
+        parts.append(
+            f"| {name} | {run.get('distinct', 0):,} | {shown(run.get('secs'), '{:.1f}')} | {run['requests']:,} | {says} |\n"
+        )
     return "".join(parts)
 
 
@@ -321,10 +403,15 @@ def ended(runs):
     def one(run):
         if run["error"]:
             return f"{run['distinct']:,}, then {run['error']}"
-        return f"{run['distinct']:,}" if run["whole_pass"] else f"{run['distinct']:,} when time was up"
+        return (
+            f"{run['distinct']:,}" if run["whole_pass"] else f"{run['distinct']:,} when time was up"
+        )
 
     counts = {text: sum(one(run) == text for run in runs) for text in map(one, runs)}
-    return "; ".join(f"{text} ({count} of {len(runs)})" if len(counts) > 1 else text for text, count in counts.items())
+    return "; ".join(
+        f"{text} ({count} of {len(runs)})" if len(counts) > 1 else text
+        for text, count in counts.items()
+    )
 
 
 if __name__ == "__main__":

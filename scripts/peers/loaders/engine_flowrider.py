@@ -44,4 +44,6 @@ def batches(place, training):
         drop_last=training,
         micro_batch_size=place.batch,
     )
-    return flowrider.StreamingDataLoader(dataset=dataset, num_workers=place.workers, collate_fn=collate)
+    return flowrider.StreamingDataLoader(
+        dataset=dataset, num_workers=place.workers, collate_fn=collate
+    )

@@ -21,8 +21,13 @@ def write(folder, buckets):
 def batches(place, training):
     # What runs that were ended leave behind would be taken for a run of today.
     clean_stale_shared_memory()
-    streams = [Stream(remote=f"{place.s3}/{name}", local=f"{place.cache}/{name}") for name in place.buckets]
+    streams = [
+        Stream(remote=f"{place.s3}/{name}", local=f"{place.cache}/{name}") for name in place.buckets
+    ]
     dataset = StreamingDataset(
-        streams=streams, batch_size=place.batch, shuffle=training, batching_method=place.method or "per_stream"
+        streams=streams,
+        batch_size=place.batch,
+        shuffle=training,
+        batching_method=place.method or "per_stream",
     )
     return DataLoader(dataset, batch_size=place.batch, num_workers=place.workers)

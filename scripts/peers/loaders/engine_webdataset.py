@@ -25,7 +25,13 @@ def write(folder, buckets):
         while left:
             (name,) = rng.choices(list(left), weights=left.values())
             sample = next(samples[name])
-            out.write({"__key__": f"{sample['id']:09}", "latent.npy": sample["latent"], "text.json": json.loads(sample["text"])})
+            out.write(
+                {
+                    "__key__": f"{sample['id']:09}",
+                    "latent.npy": sample["latent"],
+                    "text.json": json.loads(sample["text"]),
+                }
+            )
             left[name] -= 1
             if not left[name]:
                 del left[name]
@@ -42,7 +48,13 @@ class OneShapeABatch:
         for sample in samples:
             latent = torch.from_numpy(sample["latent.npy"])
             same = waiting.setdefault(latent.shape, [])
-            same.append({"id": int(sample["__key__"]), "latent": latent, "text": json.dumps(sample["text.json"])})
+            same.append(
+                {
+                    "id": int(sample["__key__"]),
+                    "latent": latent,
+                    "text": json.dumps(sample["text.json"]),
+                }
+            )
             if len(same) == self.batch:
                 yield default_collate(same)
                 same.clear()
@@ -51,7 +63,9 @@ class OneShapeABatch:
 
 def batches(place, training):
     shards = json.loads((place.folder / "shards.json").read_text())
-    dataset = webdataset.WebDataset([f"{place.http}/{shard}" for shard in shards], shardshuffle=100 if training else False)
+    dataset = webdataset.WebDataset(
+        [f"{place.http}/{shard}" for shard in shards], shardshuffle=100 if training else False
+    )
     if training:
         dataset = dataset.shuffle(1000)
     dataset = dataset.decode().compose(OneShapeABatch(place.batch))

@@ -57,7 +57,9 @@ def read(loader_of, secs):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("engine")
     parser.add_argument("part", choices=["train", "test"])
     parser.add_argument("folder", type=pathlib.Path)

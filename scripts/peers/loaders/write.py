@@ -36,7 +36,9 @@ def main():
         counts[part] = {
             "samples": sum(bucket.rows for bucket in buckets),
             "buckets": len(buckets),
-            "text_bytes": sum(len(sample["text"].encode()) for bucket in buckets for sample in bucket),
+            "text_bytes": sum(
+                len(sample["text"].encode()) for bucket in buckets for sample in bucket
+            ),
         }
     (folder / "samples.json").write_text(json.dumps(counts))
 
