@@ -1,13 +1,19 @@
 #!/usr/bin/env python3
-"""Numbers of torch.optim.AdamW for the optimiser's golden test.
+"""Prints reference values of torch.optim.AdamW for the optimiser's golden test.
 
-Run: python3 scripts/golden/adamw.py > crates/rectiflow-train/tests/golden/adamw.json     (torch 2.13.0)
+    python3 scripts/golden/adamw.py > crates/rectiflow-train/tests/golden/adamw.json
+
+Made with torch 2.13.0.
 """
 
 import json
 import sys
 
 import torch
+
+
+def as_lists(tensors):
+    return [tensor.double().tolist() for tensor in tensors]
 
 
 def case(weight_decay, rate, updates=12, size=7):
@@ -25,7 +31,6 @@ def case(weight_decay, rate, updates=12, size=7):
         parameter.grad = gradient.clone()
         optimizer.step()
         after.append(parameter.detach().clone())
-    as_lists = lambda tensors: [t.double().tolist() for t in tensors]
     return {
         "weight_decay": weight_decay,
         "rate": rate,
@@ -35,5 +40,11 @@ def case(weight_decay, rate, updates=12, size=7):
     }
 
 
-assert torch.__version__.startswith("2.13.0"), torch.__version__
-json.dump([case(0.1, 1e-3), case(0.0, 1e-2)], sys.stdout)
+def main():
+    if not torch.__version__.startswith("2.13.0"):
+        sys.exit(f"expected torch 2.13.0, found {torch.__version__}")
+    json.dump([case(0.1, 1e-3), case(0.0, 1e-2)], sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Writes crates/rectiflow-data/tests/golden/tokens.jsonl.gz: 2,400 captions and the ids that Hugging Face's fast CLIP
-tokenizer gives them (with BOS and EOS, uncut), one JSON array [caption, ids] a line.
+"""Writes crates/rectiflow-data/tests/golden/tokens.jsonl.gz: 2,400 captions and their token ids.
 
-Made with: Python 3.11, transformers 5.23.0, tokenizers 0.23.3, and the merges in assets/clip (scripts/clip_merges.py).
+The ids are those of Hugging Face's fast CLIP tokenizer (with BOS and EOS, untruncated); each line is
+a JSON array [caption, ids]. Made with Python 3.11, transformers 5.23.0, tokenizers 0.23.3, and the
+merges in assets/clip (scripts/clip_merges.py).
 
     python3 scripts/golden/tokens.py
 """
@@ -17,6 +18,7 @@ from transformers import CLIPTokenizerFast
 
 ROOT = Path(__file__).parent.parent.parent
 TARGET = ROOT / "crates/rectiflow-data/tests/golden/tokens.jsonl.gz"
+NUM_CAPTIONS = 2400
 
 # The pools that captions are drawn from, packed.
 # fmt: off
@@ -47,7 +49,7 @@ POOLS = [WORDS, ACCENTED, CJK, EMOJI, ENTITIES, SPECIALS, CONTROLS, SPACES]
 
 
 def caption(rng):
-    """A random mixture; most are plain sentences and tag lists, as captions are, some are anything at all."""
+    """A random mixture: mostly plain sentences and tag lists, sometimes arbitrary characters."""
     kind = rng.randrange(6)
     length = rng.choice(
         [1, 2, 3, 5, 8, 13, 21, 34, 80, 200] if rng.random() < 0.2 else [1, 2, 3, 5, 8, 13, 21]
@@ -72,7 +74,7 @@ def caption(rng):
 
 
 def character(rng):
-    """Any character but a surrogate."""
+    """A random character that is no surrogate."""
     while True:
         code = rng.randrange(rng.choice([0x80, 0x250, 0x3000, 0x10000, 0x30000]))
         if not 0xD800 <= code < 0xE000:
@@ -80,6 +82,7 @@ def character(rng):
 
 
 def byte_letters():
+    """The character that stands for each byte: printable bytes first, as in CLIP's vocabulary."""
     printable = [
         *range(ord("!"), ord("~") + 1),
         *range(ord("¡"), ord("¬") + 1),
@@ -88,33 +91,31 @@ def byte_letters():
     return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(256 - len(printable))]
 
 
-def main():
-    merges = [
-        tuple(line.split(" "))
-        for line in gzip.open(ROOT / "assets/clip/merges.txt.gz", "rt", encoding="utf-8")
-        .read()
-        .splitlines()
-    ]
+def tokenizer_of(merges):
     letters = byte_letters()
-    tokens = (
-        letters
-        + [letter + "</w>" for letter in letters]
-        + [a + b for a, b in merges]
-        + ["<|startoftext|>", "<|endoftext|>"]
-    )
-    tokenizer = CLIPTokenizerFast(vocab={token: i for i, token in enumerate(tokens)}, merges=merges)
+    tokens = [
+        *letters,
+        *(letter + "</w>" for letter in letters),
+        *(first + second for first, second in merges),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
+    return CLIPTokenizerFast(vocab={token: i for i, token in enumerate(tokens)}, merges=merges)
+
+
+def main():
+    text = gzip.decompress((ROOT / "assets/clip/merges.txt.gz").read_bytes()).decode()
+    tokenizer = tokenizer_of([tuple(line.split(" ")) for line in text.splitlines()])
     rng = random.Random(2026)
     captions = dict.fromkeys(FIXED + [word for pool in POOLS for word in pool])
-    while len(captions) < 2400:
+    while len(captions) < NUM_CAPTIONS:
         captions[caption(rng)] = None
-    lines = [
-        json.dumps([text, tokenizer(text).input_ids], ensure_ascii=False, separators=(",", ":"))
-        for text in captions
-    ]
+    lines = []
+    for text in captions:
+        entry = [text, tokenizer(text).input_ids]
+        lines.append(json.dumps(entry, ensure_ascii=False, separators=(",", ":")) + "\n")
     TARGET.parent.mkdir(parents=True, exist_ok=True)
-    TARGET.write_bytes(
-        gzip.compress("".join(line + "\n" for line in lines).encode(), compresslevel=9, mtime=0)
-    )
+    TARGET.write_bytes(gzip.compress("".join(lines).encode(), compresslevel=9, mtime=0))
 
 
 if __name__ == "__main__":
