@@ -2,8 +2,8 @@
 
     python scripts/ranks/restarts.py RECTIFLOW TORCHRUN
 
-RECTIFLOW is the program, TORCHRUN that of a Python environment with torch (`make restarts` has both). Two ranks on this
-machine, processor and Gloo. Half a minute.
+RECTIFLOW is the program, TORCHRUN that of a Python environment with torch (`make restarts` has
+both). Two ranks on this machine, processor and Gloo. Half a minute.
 """
 
 import os

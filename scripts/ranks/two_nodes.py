@@ -5,8 +5,9 @@
 1. The run is finished, and is the one that two ranks on one machine make, bit for bit.
 2. The link is cut in the middle of a step: both ranks end within the time-out with one line.
 
-It needs root and `ip`; where namespaces are not allowed it says so and ends with 0, having tested nothing. Delay and loss come
-from the kernel (`tc netem`); where it has none, the packets are carried by this script, which delays and drops them.
+It needs root and `ip`; where namespaces are not allowed it says so and ends with 0, having tested
+nothing. Delay and loss come from the kernel (`tc netem`); where it has none, the packets are
+carried by this script, which delays and drops them.
 """
 
 import argparse
