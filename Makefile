@@ -42,6 +42,8 @@ test: fmt lint doc unit
 
 fmt:
 	cargo fmt --all -- --check
+	$(PYTHON) scripts/check_imports.py
+	@if command -v ruff >/dev/null; then ruff check --quiet scripts; else echo 'ruff is not installed: skipped'; fi
 	@if command -v typos >/dev/null; then typos; else echo 'typos is not installed: skipped'; fi
 	@if command -v cargo-deny >/dev/null; then cargo deny check; else echo 'cargo-deny is not installed: skipped'; fi
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Rebuilds assets/clip/merges.txt.gz: the byte-pair merges that both of SDXL's tokenizers are made of.
+"""Rebuilds assets/clip/merges.txt.gz: the byte-pair merges of both of SDXL's tokenizers.
 
-Source: open_clip/bpe_simple_vocab_16e6.txt.gz of the PyPI package open-clip-torch 3.3.0 (MIT; its tokenizer.py:
-"Originally MIT License, Copyright (c) 2021 OpenAI"). Of its 262,145 lines CLIP uses 2..48895, which are kept as they are.
+Source: open_clip/bpe_simple_vocab_16e6.txt.gz of the PyPI package open-clip-torch 3.3.0 (MIT; its
+tokenizer.py: "Originally MIT License, Copyright (c) 2021 OpenAI"). CLIP uses lines 2..48895 of the
+262,145 lines; they are kept unchanged.
 
     pip download --no-deps open-clip-torch==3.3.0
     python3 scripts/clip_merges.py open_clip_torch-3.3.0-py3-none-any.whl
@@ -17,15 +18,22 @@ from pathlib import Path
 MEMBER = "open_clip/bpe_simple_vocab_16e6.txt.gz"
 LICENSE = "open_clip_torch-3.3.0.dist-info/licenses/LICENSE"
 SOURCE_SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
-# Of the merges as text, since the compressed bytes may differ between versions of zlib.
+# Of the uncompressed merges: compressed bytes may differ between versions of zlib.
 MERGES_SHA256 = "d308b7377a8ceaa9707a21614fe8c831b9196e197b7aeb69833359362907af02"
 FOLDER = Path(__file__).parent.parent / "assets" / "clip"
+NOTICE = b"""merges.txt.gz is from open-clip-torch 3.3.0, where it is marked
+"Originally MIT License, Copyright (c) 2021 OpenAI". The licence of that package:
+
+"""
 
 
 def check(what, data, expected):
     found = hashlib.sha256(data).hexdigest()
     if found != expected:
-        sys.exit(f"{what}: expected sha256 {expected}, found {found}; use open-clip-torch 3.3.0 from PyPI")
+        sys.exit(
+            f"{what}: expected sha256 {expected}, found {found}; "
+            "use open-clip-torch 3.3.0 from PyPI"
+        )
 
 
 def main():
@@ -38,9 +46,7 @@ def main():
     check("merges", merges, MERGES_SHA256)
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / "merges.txt.gz").write_bytes(gzip.compress(merges, compresslevel=9, mtime=0))
-    notice = b"merges.txt.gz is from open-clip-torch 3.3.0, where it is marked\n" \
-        b'"Originally MIT License, Copyright (c) 2021 OpenAI". The licence of that package:\n\n'
-    (FOLDER / "LICENSE").write_bytes(notice + license_text)
+    (FOLDER / "LICENSE").write_bytes(NOTICE + license_text)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the plots of several runs share: their events, a curve with its range over seeds, and an axis for losses."""
+"""Shared by the plots of several runs: their events, a curve with its range, an axis for losses."""
 
 import json
 import statistics
@@ -13,15 +13,21 @@ def events(run, name):
 
 
 def draw_range(axes, x, of_seeds, colour, label, **line):
-    """The mean of one list of numbers a seed, and their range. Some may be longer than others: small buckets give smaller
-    micro-batches, and seeds differ by a step."""
-    columns = list(zip(*of_seeds))
+    """Draws the mean over seeds and the range between them; `of_seeds` has one list per seed.
+
+    The lists may differ in length by a step, since small buckets yield smaller micro-batches: all
+    are cut to the shortest.
+    """
+    columns = list(zip(*of_seeds, strict=False))
     x = x[: len(columns)]
-    axes.plot(x, [statistics.mean(column) for column in columns], color=colour, label=label, **line)
-    axes.fill_between(x, list(map(min, columns)), list(map(max, columns)), color=colour, alpha=0.2, linewidth=0)
+    means = [statistics.mean(column) for column in columns]
+    lowest, highest = list(map(min, columns)), list(map(max, columns))
+    axes.plot(x, means, color=colour, label=label, **line)
+    axes.fill_between(x, lowest, highest, color=colour, alpha=0.2, linewidth=0)
 
 
 def scale_for_losses(axes, ticks):
+    """A logarithmic axis with these ticks and no others."""
     axes.set_yscale("log")
     axes.set_yticks(ticks, minor=False)
     axes.yaxis.set_major_formatter("{x:.1f}")

@@ -1,7 +1,8 @@
-"""The demo's subjects as arrays, and the pictures composed of them: what scripts/train_tiny_vae.py trains and tests on.
+"""The demo's subjects as arrays and the pictures composed of them, for scripts/train_tiny_vae.py.
 
-It follows crates/rectiflow-data/examples/emoji_pictures.rs (the program of the demo itself): same margin, same
-backgrounds, same held-out subjects. Pixels may differ in the last bit, since the resampling code is another one.
+It follows crates/rectiflow-data/examples/emoji_pictures.rs, the demo's own program: same margin,
+same backgrounds, same held-out subjects. Pixels may differ in the last bit, since the resampling
+code differs.
 """
 
 import io
@@ -13,11 +14,17 @@ import numpy as np
 from blake3 import blake3
 from PIL import Image
 
-# A picture is the trimmed subject with this much around it, as a factor on both sides.
+# Picture size over subject size, on both axes.
 MARGIN = 1.3
 BACKGROUNDS = {
-    "black": (0, 0, 0), "white": (255, 255, 255), "gray": (128, 128, 128), "red": (200, 40, 40),
-    "yellow": (245, 205, 60), "green": (60, 150, 80), "blue": (50, 90, 200), "purple": (120, 60, 160),
+    "black": (0, 0, 0),
+    "white": (255, 255, 255),
+    "gray": (128, 128, 128),
+    "red": (200, 40, 40),
+    "yellow": (245, 205, 60),
+    "green": (60, 150, 80),
+    "blue": (50, 90, 200),
+    "purple": (120, 60, 160),
 }
 NUM_HELD_OUT = 64
 AREA_PX = 128 * 128
@@ -25,18 +32,28 @@ STEP_PX = 32
 SIDES_PX = (64, 256)
 
 
+def read_picture(tar, file):
+    return Image.open(io.BytesIO(tar.extractfile(file).read())).convert("RGBA")
+
+
 def load(archive):
-    """(train, held out): lists of RGBA pictures. Held out are the subjects whose names have the lowest BLAKE3."""
+    """(train, held out): lists of RGBA pictures; the names of the held-out ones hash lowest."""
     with tarfile.open(archive) as tar:
-        index = [json.loads(line) for line in tar.extractfile("index.jsonl").read().decode().splitlines()]
-        read = lambda file: Image.open(io.BytesIO(tar.extractfile(file).read())).convert("RGBA")
-        named = sorted((blake3(e["name"].encode()).digest(), read(e["file"])) for e in index)
+        lines = tar.extractfile("index.jsonl").read().decode().splitlines()
+        entries = [json.loads(line) for line in lines]
+        named = sorted(
+            (blake3(entry["name"].encode()).digest(), read_picture(tar, entry["file"]))
+            for entry in entries
+        )
     pictures = [picture for _, picture in named]
     return pictures[NUM_HELD_OUT:], pictures[:NUM_HELD_OUT]
 
 
 def buckets():
-    """NovelAI's rule at the demo's settings: for every side the largest other side within the area, both ways."""
+    """NovelAI's rule at the demo's settings.
+
+    For every side the largest other side within the area, in both orientations.
+    """
     sides = range(SIDES_PX[0], SIDES_PX[1] + 1, STEP_PX)
     found = set()
     for side in sides:
@@ -62,11 +79,12 @@ def at_bucket(picture):
     scale = max(width / picture.width, height / picture.height)
     size = max(width, round(picture.width * scale)), max(height, round(picture.height * scale))
     left, top = (size[0] - width) // 2, (size[1] - height) // 2
-    return picture.resize(size, Image.Resampling.LANCZOS).crop((left, top, left + width, top + height))
+    resized = picture.resize(size, Image.Resampling.LANCZOS)
+    return resized.crop((left, top, left + width, top + height))
 
 
 def draw_background(rng):
-    """Black and white a quarter each, the other named colours a quarter, any colour a quarter."""
+    """Black, white, a named colour or any colour, with a quarter of the probability each."""
     kind = rng.integers(4)
     if kind < 2:
         return (0, 0, 0) if kind == 0 else (255, 255, 255)

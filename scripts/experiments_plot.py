@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""The pictures of scripts/experiments.sh, which calls this where Python has matplotlib.
+"""Plots the results of scripts/experiments.sh, which calls this where Python has matplotlib.
 
     python3 scripts/experiments_plot.py RUN PICTURE.png SEED...
 
-RUN has measures.json, a run folder NAME-SEED for each experiment and seed, and aligned-timesteps-SEED.txt.
+RUN holds measures.json, a run folder NAME-SEED for each experiment and seed, and
+aligned-timesteps-SEED.txt.
 """
 
 import json
@@ -11,15 +12,18 @@ import pathlib
 import statistics
 import sys
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plot
+from matplotlib.figure import Figure
 
 from curves import draw_range, events, scale_for_losses
 
-COLOURS = {"frozen": "#1d6fb8", "trained": "#2f855a", "eps": "#c2410c", "base": "#64748b"}
-COLOURS |= {"native": "#1d6fb8", "aligned": "#7c3aed"}
+COLOURS = {
+    "frozen": "#1d6fb8",
+    "trained": "#2f855a",
+    "eps": "#c2410c",
+    "base": "#64748b",
+    "native": "#1d6fb8",
+    "aligned": "#7c3aed",
+}
 
 
 def test_losses(run):
@@ -27,40 +31,53 @@ def test_losses(run):
 
 
 def timesteps(file, mode):
+    """The (step, test loss) pairs that `aligned_timesteps` printed for this mode."""
     rows = (line.split(", ") for line in file.read_text().splitlines()[1:])
     return [(int(row[1]), float(row[2])) for row in rows if row[0] == mode]
 
 
-def curves(axes, name, of_seeds):
+def draw_curves(axes, name, of_seeds):
     x = [x for x, _ in of_seeds[0]]
-    draw_range(axes, x, [[y for _, y in curve] for curve in of_seeds], COLOURS[name], name, marker=".")
+    losses = [[y for _, y in curve] for curve in of_seeds]
+    draw_range(axes, x, losses, COLOURS[name], name, marker=".")
 
 
-def points(axes, measures, key, title):
+def draw_points(axes, measures, key, title):
+    """One point per seed for each experiment."""
     names = ["base", "frozen", "trained", "eps"]
     for at, name in enumerate(names):
-        found = [statistics.mean(measure[key]) for measure in measures if measure["label"].split(",")[0] == name]
-        axes.scatter([at] * len(found), found, color=COLOURS[name])
+        of_name = [measure for measure in measures if measure["label"].split(",")[0] == name]
+        means = [statistics.mean(measure[key]) for measure in of_name]
+        axes.scatter([at] * len(means), means, color=COLOURS[name])
     axes.set_xticks(range(len(names)), names)
     axes.set_title(title, fontsize=10)
 
 
 def main():
+    if len(sys.argv) < 4:
+        sys.exit(__doc__)
     folder, picture, *seeds = sys.argv[1:]
     folder = pathlib.Path(folder)
     measures = json.loads((folder / "measures.json").read_text())
-    figure, axes = plot.subplots(1, 4, figsize=(15, 3.6), layout="constrained")
+    figure = Figure(figsize=(15, 3.6), layout="constrained")
+    axes = figure.subplots(1, 4)
+
+    # The two panels with curves.
     for mode in ["native", "aligned"]:
-        curves(axes[0], mode, [timesteps(folder / f"aligned-timesteps-{seed}.txt", mode) for seed in seeds])
+        of_seeds = [timesteps(folder / f"aligned-timesteps-{seed}.txt", mode) for seed in seeds]
+        draw_curves(axes[0], mode, of_seeds)
     axes[0].set_title("An eps model learns flow: timesteps", fontsize=10)
     axes[0].set_xlabel("steps")
     axes[0].set_ylabel("test loss")
     for name in ["frozen", "trained"]:
-        curves(axes[1], name, [test_losses(folder / f"{name}-{seed}") for seed in seeds])
+        draw_curves(axes[1], name, [test_losses(folder / f"{name}-{seed}") for seed in seeds])
     axes[1].set_title("Text encoders", fontsize=10)
     axes[1].set_xlabel("samples")
-    points(axes[2], measures, "distance", "Feature distance to real pictures")
-    points(axes[3], measures, "border_on_black", "Brightness of a border that should be black")
+
+    # The two with one number per run.
+    draw_points(axes[2], measures, "distance", "Feature distance to real pictures")
+    draw_points(axes[3], measures, "border_on_black", "Brightness of a border that should be black")
+
     for panel in axes:
         panel.grid(color="#dfe4ea")
         panel.set_axisbelow(True)
@@ -70,4 +87,5 @@ def main():
     figure.savefig(picture, dpi=110)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -1,17 +1,18 @@
 #!/usr/bin/env python3
-"""Print the folder of the libtorch that rectiflow builds and runs on; fetch it first where it is missing.
+"""Prints the folder of the libtorch that rectiflow builds and runs on; fetches it if missing.
 
-`make` calls this and exports the answer as LIBTORCH. In this order:
+`make` calls this and exports the answer as LIBTORCH. The first of these that applies is used:
 
-1. LIBTORCH set by the user: taken as it is.
+1. LIBTORCH set by the user: unchanged.
 2. LIBTORCH_USE_PYTORCH=1: the installed PyTorch's folder.
-3. The pinned torch wheel, fetched with pip into $XDG_CACHE_HOME/rectiflow (default ~/.cache/rectiflow), shared by
-   all clones. Without an NVIDIA GPU only what the CPU needs is kept: libtorch_cpu.so wants libcudart and libcupti
-   from outside and nothing else of CUDA, and an empty libtorch.so stands in for the real one, which would pull in
-   libtorch_cuda.so. RECTIFLOW_LIBTORCH=cpu or =cuda decides by hand.
+3. The pinned torch wheel, fetched with pip into $XDG_CACHE_HOME/rectiflow (default
+   ~/.cache/rectiflow), shared by all clones. Without an NVIDIA GPU only the files for the CPU are
+   kept: of CUDA's libraries libtorch_cpu.so needs libcudart and libcupti alone, and an empty
+   libtorch.so replaces the real one, which would load libtorch_cuda.so. RECTIFLOW_LIBTORCH=cpu or
+   =cuda overrides the choice.
 
-Standard output is the folder alone; progress and errors go to standard error. A second call costs one stat.
-The wheels are checked by SHA-256 before anything of them is used.
+Standard output is the folder alone; progress and errors go to standard error. A second call costs
+one stat. The SHA-256 of each wheel is checked before any of its files are used.
 """
 
 import fcntl
@@ -24,16 +25,35 @@ import zipfile
 from pathlib import Path
 
 TORCH = "2.13.0"
-# tch 0.26 binds exactly this torch. Any Python can fetch the cp312 wheel: only its libtorch is used.
+# tch 0.26 binds exactly this torch. Any Python can fetch the cp312 wheel: only libtorch is used.
 PYTHON_TAG = "3.12"
 
-# package, version, SHA-256 of the wheel; the CUDA versions are those of torch 2.13.0's cuda-toolkit 13.0.3.
+# Package, version, SHA-256 of the wheel. The CUDA versions are those of torch 2.13.0's cuda-toolkit
+# 13.0.3.
 CPU_WHEELS = [
     ("torch", TORCH, "796633c4cdf0fe2cdced72d8f88f22e73dbcfce83132763162f6d4bff13b820b"),
-    ("nvidia-cuda-runtime", "13.0.96", "7f82250d7782aa23b6cfe765ecc7db554bd3c2870c43f3d1821f1d18aebf0548"),
-    ("nvidia-cuda-cupti", "13.0.85", "4eb01c08e859bf924d222250d2e8f8b8ff6d3db4721288cf35d14252a4d933c8"),
+    (
+        "nvidia-cuda-runtime",
+        "13.0.96",
+        "7f82250d7782aa23b6cfe765ecc7db554bd3c2870c43f3d1821f1d18aebf0548",
+    ),
+    (
+        "nvidia-cuda-cupti",
+        "13.0.85",
+        "4eb01c08e859bf924d222250d2e8f8b8ff6d3db4721288cf35d14252a4d933c8",
+    ),
 ]
-CPU_LIBRARIES = {"libtorch_cpu.so", "libc10.so", "libgomp.so.1", "libcudart.so.13", "libcupti.so.13"}
+CPU_LIBRARIES = {
+    "libtorch_cpu.so",
+    "libc10.so",
+    "libgomp.so.1",
+    "libcudart.so.13",
+    "libcupti.so.13",
+}
+
+
+PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+CHOOSE_WHEEL = ["--only-binary=:all:", "--python-version", PYTHON_TAG]
 
 
 def say(text):
@@ -46,16 +66,16 @@ def fail(text):
 
 
 def by_hand(packages, folder):
-    """What a person can do where the download does not work."""
+    """The message for a failed download: how to provide libtorch without it."""
     wanted = " ".join(f"{name}=={version}" for name, version in packages)
-    return (
-        "could not fetch libtorch. Either\n"
-        f"  - install torch {TORCH} yourself (`pip install torch=={TORCH}`) and run make with LIBTORCH_USE_PYTORCH=1,\n"
-        f"  - or unpack a libtorch {TORCH} (C++11 ABI) and run make with LIBTORCH=/that/folder,\n"
-        "  - or, on a machine with access, run\n"
-        f"      python3 -m pip download --no-deps --only-binary=:all: --python-version {PYTHON_TAG} -d wheels {wanted}\n"
-        f"    copy the wheels to {folder} and run make again."
-    )
+    return f"""could not fetch libtorch. Either
+  - install torch {TORCH} yourself (`pip install torch=={TORCH}`) and run make with
+    LIBTORCH_USE_PYTORCH=1,
+  - or unpack a libtorch {TORCH} (C++11 ABI) and run make with LIBTORCH=/that/folder,
+  - or, on a machine with access, run
+      python3 -m pip download --no-deps --only-binary=:all: --python-version {PYTHON_TAG} \\
+          -d wheels {wanted}
+    copy the wheels to {folder} and run make again."""
 
 
 def has_nvidia_gpu():
@@ -76,14 +96,14 @@ def find_wheel(folder, name, version):
 
 
 def download(name, version, wanted_sha256, folder):
-    """The checked wheel of one package, from `folder` where it already lies there."""
+    """The checked wheel of one package; downloads it to `folder` unless it is there already."""
     folder.mkdir(parents=True, exist_ok=True)
     if find_wheel(folder, name, version) is None:
         say(f"libtorch: fetching {name} {version}")
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-        command += ["--python-version", PYTHON_TAG, "--disable-pip-version-check", "-d", str(folder)]
-        # pip's own progress bar goes to our standard error: standard output carries the answer alone.
-        if subprocess.run([*command, f"{name}=={version}"], stdout=sys.stderr).returncode != 0:
+        command = [*PIP, "download", "--no-deps", *CHOOSE_WHEEL, "-d", str(folder)]
+        # pip's progress goes to standard error: standard output is the answer alone.
+        answer = subprocess.run([*command, f"{name}=={version}"], stdout=sys.stderr, check=False)
+        if answer.returncode != 0:
             fail(by_hand([(n, v) for n, v, _ in CPU_WHEELS], folder))
     wheel = find_wheel(folder, name, version)
     if wheel is None:
@@ -91,12 +111,15 @@ def download(name, version, wanted_sha256, folder):
     found = sha256(wheel)
     if found != wanted_sha256:
         wheel.unlink()
-        fail(f"{wheel.name}: expected SHA-256 {wanted_sha256}, found {found}; removed it, run make again")
+        fail(
+            f"{wheel.name}: expected SHA-256 {wanted_sha256}, found {found}; "
+            "removed it, run make again"
+        )
     return wheel
 
 
 def unpack_cpu(wheels, folder):
-    """Write include/ and the CPU's libraries of the wheels below `folder`."""
+    """Writes include/ and the libraries for the CPU from the wheels to `folder`."""
     (folder / "lib").mkdir(parents=True)
     for wheel in wheels:
         with zipfile.ZipFile(wheel) as archive:
@@ -114,13 +137,19 @@ def unpack_cpu(wheels, folder):
     missing = CPU_LIBRARIES - {p.name for p in (folder / "lib").iterdir()}
     if missing:
         fail(f"the wheels lack {', '.join(sorted(missing))}")
-    empty = ["cc", "-shared", "-Wl,-soname,libtorch.so", "-x", "c", "/dev/null", "-o", str(folder / "lib/libtorch.so")]
-    if subprocess.run(empty).returncode != 0:
-        fail("the C compiler `cc` could not make an empty shared object; install one (Debian: build-essential)")
+    empty = ["cc", "-shared", "-Wl,-soname,libtorch.so", "-x", "c", "/dev/null"]
+    empty += ["-o", str(folder / "lib/libtorch.so")]
+    if subprocess.run(empty, check=False).returncode != 0:
+        fail(
+            "the C compiler `cc` could not make an empty shared object; "
+            "install one (Debian: build-essential)"
+        )
 
 
 def install_cpu(cache, target):
-    wheels = [download(name, version, digest, cache / "wheels") for name, version, digest in CPU_WHEELS]
+    wheels = [
+        download(name, version, digest, cache / "wheels") for name, version, digest in CPU_WHEELS
+    ]
     say(f"libtorch: unpacking the CPU part to {target}")
     unfinished = target.with_name(target.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -131,26 +160,32 @@ def install_cpu(cache, target):
 
 
 def install_cuda(cache, target):
-    """torch with all of its CUDA libraries (about 5 GB), in pip's layout so that its own rpaths hold."""
-    say(f"libtorch: an NVIDIA GPU is here: installing torch {TORCH} with CUDA to {target} (about 5 GB)")
+    """torch with all its CUDA libraries (5 GB), in pip's layout so that its rpaths resolve."""
+    say(f"libtorch: found an NVIDIA GPU, installing torch {TORCH} with CUDA to {target} (5 GB)")
     unfinished = target.with_name(target.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    command = [sys.executable, "-m", "pip", "install", "--only-binary=:all:", "--python-version", PYTHON_TAG]
-    command += ["--no-compile", "--disable-pip-version-check", "--target", str(unfinished), f"torch=={TORCH}"]
-    if subprocess.run(command, stdout=sys.stderr).returncode != 0:
+    command = [*PIP, "install", *CHOOSE_WHEEL, "--no-compile", "--target", str(unfinished)]
+    command.append(f"torch=={TORCH}")
+    if subprocess.run(command, stdout=sys.stderr, check=False).returncode != 0:
         fail(by_hand([("torch", TORCH)], cache / "wheels"))
     unfinished.rename(target)
     return target
 
 
 def installed_pytorch():
-    code = "import torch, os; print(torch.__version__.split('+')[0], os.path.dirname(torch.__file__))"
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    code = (
+        "import torch, os; print(torch.__version__.split('+')[0], os.path.dirname(torch.__file__))"
+    )
+    command = [sys.executable, "-c", code]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
     if answer.returncode != 0:
         fail("LIBTORCH_USE_PYTORCH is set but `import torch` fails:\n" + answer.stderr.strip())
     version, folder = answer.stdout.strip().split(" ", 1)
     if version != TORCH:
-        fail(f"LIBTORCH_USE_PYTORCH is set: expected torch {TORCH}, found {version}; install that one or unset it")
+        fail(
+            f"LIBTORCH_USE_PYTORCH is set: expected torch {TORCH}, found {version}; "
+            "install that version or unset the variable"
+        )
     return folder
 
 
@@ -162,7 +197,10 @@ def main():
     if os.environ.get("LIBTORCH_USE_PYTORCH", "0") not in ("", "0"):
         return installed_pytorch()
     if (sys.platform, os.uname().machine) != ("linux", "x86_64"):
-        fail(f"no pinned libtorch for {sys.platform} {os.uname().machine}; set LIBTORCH or LIBTORCH_USE_PYTORCH=1")
+        fail(
+            f"no pinned libtorch for {sys.platform} {os.uname().machine}; "
+            "set LIBTORCH or LIBTORCH_USE_PYTORCH=1"
+        )
     variant = os.environ.get("RECTIFLOW_LIBTORCH") or ("cuda" if has_nvidia_gpu() else "cpu")
     if variant not in ("cpu", "cuda"):
         fail(f"RECTIFLOW_LIBTORCH={variant}: expected cpu or cuda")

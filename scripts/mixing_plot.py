@@ -1,20 +1,19 @@
 #!/usr/bin/env python3
-"""The curves and numbers of scripts/mixing.sh, which calls this.
+"""Plots the curves of scripts/mixing.sh, which calls this, and prints its numbers.
 
     python3 scripts/mixing_plot.py RUN PICTURE.png SEED...
 
-RUN has a run folder ORDER-SEED for each order and seed. Writes RUN/mixing.json too. Needs matplotlib.
+RUN holds a run folder ORDER-SEED for each order and seed. Writes RUN/mixing.json too. Needs
+matplotlib.
 """
 
+import itertools
 import json
 import pathlib
 import statistics
 import sys
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plot
+from matplotlib.figure import Figure
 
 from curves import draw_range, events, scale_for_losses
 
@@ -27,19 +26,22 @@ SMOOTHED_STEPS = 15
 
 
 def curves(folder, order, seeds, name, smoothed=1):
-    """Samples, and for each seed the loss there, averaged over so many steps."""
+    """The sample counts, and for each seed the loss at each, averaged over `smoothed` steps."""
     samples, losses = [], []
     for seed in seeds:
         found = events(folder / f"{order}-{seed}", name)
         samples = [event["samples"] for event in found]
         raw = [float(event["loss"]) for event in found]
-        losses.append([statistics.mean(raw[max(0, at - smoothed + 1) : at + 1]) for at in range(len(raw))])
+        losses.append(
+            [statistics.mean(raw[max(0, at - smoothed + 1) : at + 1]) for at in range(len(raw))]
+        )
     return samples, losses
 
 
-def draw(axes, folder, seeds, name, smoothed, title):
-    for order, (label, colour) in ORDERS.items():
-        samples, losses = curves(folder, order, seeds, name, smoothed)
+def draw(axes, of_orders, title):
+    """One panel; `of_orders` has the samples and losses of each order."""
+    for order, (samples, losses) in of_orders.items():
+        label, colour = ORDERS[order]
         draw_range(axes, samples, losses, colour, label)
     scale_for_losses(axes, [0.3, 0.4, 0.6, 0.8, 1.0])
     axes.set_title(title, fontsize=10)
@@ -47,26 +49,35 @@ def draw(axes, folder, seeds, name, smoothed, title):
     axes.grid(color="#dfe4ea")
 
 
+def plot(folder, picture, seeds):
+    figure = Figure(figsize=(9, 3.6), dpi=110)
+    left, right = figure.subplots(1, 2)
+    training = {order: curves(folder, order, seeds, "step", SMOOTHED_STEPS) for order in ORDERS}
+    draw(left, training, f"training loss, mean of {SMOOTHED_STEPS} steps")
+    tests = {order: curves(folder, order, seeds, "test") for order in ORDERS}
+    draw(right, tests, "loss on held-out pictures")
+    left.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    figure.savefig(picture)
+
+
 def main():
     if len(sys.argv) < 4:
         sys.exit(__doc__)
     folder, picture, *seeds = sys.argv[1:]
     folder = pathlib.Path(folder)
-    figure, (left, right) = plot.subplots(1, 2, figsize=(9, 3.6), dpi=110)
-    draw(left, folder, seeds, "step", SMOOTHED_STEPS, f"training loss, mean of {SMOOTHED_STEPS} steps")
-    draw(right, folder, seeds, "test", 1, "loss on held-out pictures")
-    left.legend(frameon=False, fontsize=8)
-    figure.tight_layout()
-    figure.savefig(picture)
+    plot(folder, picture, seeds)
     numbers = {}
     for order in ORDERS:
         _, tests = curves(folder, order, seeds, "test")
         _, steps = curves(folder, order, seeds, "step")
-        spread = [statistics.stdev(b - a for a, b in zip(raw, raw[1:])) for raw in steps]
-        numbers[order] = {"test_loss": [losses[-1] for losses in tests], "step_to_step": spread}
-        ends = numbers[order]["test_loss"]
-        print(f"{order:7} test loss {statistics.mean(ends):.4f}, from {min(ends):.4f} to {max(ends):.4f}")
+        spread = [statistics.stdev(b - a for a, b in itertools.pairwise(raw)) for raw in steps]
+        ends = [losses[-1] for losses in tests]
+        numbers[order] = {"test_loss": ends, "step_to_step": spread}
+        mean, lowest, highest = statistics.mean(ends), min(ends), max(ends)
+        print(f"{order:7} test loss {mean:.4f}, from {lowest:.4f} to {highest:.4f}")
     (folder / "mixing.json").write_text(json.dumps(numbers, indent=1) + "\n")
 
 
-main()
+if __name__ == "__main__":
+    main()

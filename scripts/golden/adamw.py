@@ -1,13 +1,19 @@
 #!/usr/bin/env python3
-"""Numbers of torch.optim.AdamW for the optimiser's golden test.
+"""Prints reference values of torch.optim.AdamW for the optimiser's golden test.
 
-Run: python3 scripts/golden/adamw.py > crates/rectiflow-train/tests/golden/adamw.json     (torch 2.13.0)
+    python3 scripts/golden/adamw.py > crates/rectiflow-train/tests/golden/adamw.json
+
+Made with torch 2.13.0.
 """
 
 import json
 import sys
 
 import torch
+
+
+def as_lists(tensors):
+    return [tensor.double().tolist() for tensor in tensors]
 
 
 def case(weight_decay, rate, updates=12, size=7):
@@ -17,13 +23,14 @@ def case(weight_decay, rate, updates=12, size=7):
     scale = torch.logspace(-6, 0, size)
     gradients = [torch.randn(size, generator=generator) * scale for _ in range(updates)]
     parameter = torch.nn.Parameter(values.clone())
-    optimizer = torch.optim.AdamW([parameter], lr=rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay)
+    optimizer = torch.optim.AdamW(
+        [parameter], lr=rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay
+    )
     after = []
     for gradient in gradients:
         parameter.grad = gradient.clone()
         optimizer.step()
         after.append(parameter.detach().clone())
-    as_lists = lambda tensors: [t.double().tolist() for t in tensors]
     return {
         "weight_decay": weight_decay,
         "rate": rate,
@@ -33,5 +40,11 @@ def case(weight_decay, rate, updates=12, size=7):
     }
 
 
-assert torch.__version__.startswith("2.13.0"), torch.__version__
-json.dump([case(0.1, 1e-3), case(0.0, 1e-2)], sys.stdout)
+def main():
+    if not torch.__version__.startswith("2.13.0"):
+        sys.exit(f"expected torch 2.13.0, found {torch.__version__}")
+    json.dump([case(0.1, 1e-3), case(0.0, 1e-2)], sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,12 +1,13 @@
-"""Makes crates/rectiflow-sdxl/tests/golden/flops.json: the FLOPs of diffusers' and transformers' models as PyTorch counts them.
+"""Writes crates/rectiflow-sdxl/tests/golden/flops.json: FLOPs as PyTorch counts them.
 
     pip install -r scripts/golden/requirements.txt
     python scripts/golden/flops.py
 
-torch.utils.flop_counter.FlopCounterMode on models without weights (meta tensors), so that SDXL's own sizes cost nothing.
-There attention is decomposed into the two matrix products that define it. A multiply-add is 2 FLOPs; norms,
-non-linearities, softmax and additions are not counted. "backward" is that of a loss over the output with respect to every
-parameter, with neither latents nor context asking for a gradient, as in training with frozen text encoders.
+torch.utils.flop_counter.FlopCounterMode runs on diffusers' and transformers' models without weights
+(meta tensors), so that SDXL's own sizes cost nothing. On meta tensors attention is decomposed into
+the two matrix products that define it. A multiply-add is 2 FLOPs; norms, non-linearities, softmax
+and additions are not counted. "backward" is that of a loss over the output with respect to every
+parameter; latents and context need no gradient, as in training with frozen text encoders.
 """
 
 import json
@@ -21,12 +22,18 @@ ROOT = Path(__file__).resolve().parents[2]
 SDXL = "crates/rectiflow-sdxl/configs"
 TINY = "assets/tiny-sdxl"
 NESTED = "crates/rectiflow-sdxl/tests/golden"
-KINDS = {"convolution": "convolutions", "convolution_backward": "convolutions", "mm": "products", "addmm": "products",
-         "bmm": "attention", "baddbmm": "attention"}
+KINDS = {
+    "convolution": "convolutions",
+    "convolution_backward": "convolutions",
+    "mm": "products",
+    "addmm": "products",
+    "bmm": "attention",
+    "baddbmm": "attention",
+}
 
 
 def count(calculate):
-    """What `calculate` returns, and its FLOPs by kind."""
+    """The result of `calculate`, and its FLOPs by kind."""
     with FlopCounterMode(display=False) as counter:
         result = calculate()
     flops = dict.fromkeys(["convolutions", "products", "attention"], 0)
@@ -44,15 +51,25 @@ def unet(folder, batch, height, width, tokens):
     config = config_of(folder)
     with torch.device("meta"):
         model = UNet2DConditionModel.from_config(config)
-        pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
-        context_dim = config["cross_attention_dim"]
-        condition = {"text_embeds": torch.empty(batch, pooled), "time_ids": torch.empty(batch, 6)}
-        inputs = (torch.empty(batch, 4, height, width), torch.empty(batch), torch.empty(batch, tokens, context_dim))
+        size_dim = 6 * config["addition_time_embed_dim"]
+        pooled_dim = config["projection_class_embeddings_input_dim"] - size_dim
+        pooled = torch.empty(batch, pooled_dim)
+        condition = {"text_embeds": pooled, "time_ids": torch.empty(batch, 6)}
+        latents = torch.empty(batch, 4, height, width)
+        context = torch.empty(batch, tokens, config["cross_attention_dim"])
+        inputs = (latents, torch.empty(batch), context)
     out, forward = count(lambda: model(*inputs, added_cond_kwargs=condition).sample)
     _, backward = count(lambda: out.sum().backward())
     assert all(parameter.grad is not None for parameter in model.parameters())
-    return {"config": folder, "batch": batch, "height": height, "width": width, "tokens": tokens,
-            "forward": forward, "backward": backward}
+    return {
+        "config": folder,
+        "batch": batch,
+        "height": height,
+        "width": width,
+        "tokens": tokens,
+        "forward": forward,
+        "backward": backward,
+    }
 
 
 def text_encoder(folder, model_class, batch, tokens):
@@ -69,7 +86,14 @@ def vae(folder, batch, height, width):
         pixels = torch.empty(batch, 3, height, width)
     moments, encode = count(lambda: model._encode(pixels))
     _, decode = count(lambda: model._decode(moments[:, : moments.shape[1] // 2]))
-    return {"config": folder, "batch": batch, "height": height, "width": width, "encode": encode, "decode": decode}
+    return {
+        "config": folder,
+        "batch": batch,
+        "height": height,
+        "width": width,
+        "encode": encode,
+        "decode": decode,
+    }
 
 
 def main():
@@ -93,8 +117,9 @@ def main():
             vae(f"{NESTED}/vae-plain", 1, 37, 64),
         ],
     }
-    place = ROOT / "crates/rectiflow-sdxl/tests/golden/flops.json"
-    place.write_text(json.dumps(golden, indent=1) + "\n")
+    path = ROOT / "crates/rectiflow-sdxl/tests/golden/flops.json"
+    path.write_text(json.dumps(golden, indent=1) + "\n")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Numbers of StableAdamW for the optimiser's golden test, from the algorithm as its paper prints it.
+"""Prints reference values of StableAdamW for the optimiser's golden test, by its paper's algorithm.
 
-Wortsman et al., "Stable and low-precision training for large-scale vision-language models", arXiv 2304.13013, algorithm
-2 (StableAdamW: AdamW with AdaFactor's update clipping), in plain Python floats, one tensor at a time:
+Wortsman et al., "Stable and low-precision training for large-scale vision-language models", arXiv
+2304.13013, algorithm 2 (StableAdamW: AdamW with AdaFactor's update clipping), in plain Python
+floats, one tensor at a time:
 
     beta^ = beta * (1 - beta^(t-1)) / (1 - beta^t)           both betas; this is bias correction
     m = beta1^ m + (1 - beta1^) g
@@ -11,7 +12,9 @@ Wortsman et al., "Stable and low-precision training for large-scale vision-langu
     eta = rate / max(1, RMS)
     w = w - eta * decay * w - eta * m / (sqrt(v) + eps)
 
-Run: python3 scripts/golden/stable_adamw.py > crates/rectiflow-train/tests/golden/stable_adamw.json
+Usage:
+
+    python3 scripts/golden/stable_adamw.py > crates/rectiflow-train/tests/golden/stable_adamw.json
 """
 
 import json
@@ -20,22 +23,35 @@ import random
 import struct
 import sys
 
-TENSORS = [(0, 3), (3, 8)]  # the vector in two tensors
+# The vector consists of two tensors, each from a first element to behind a last one.
+TENSORS = [(0, 3), (3, 8)]
+BETAS = (0.9, 0.999)
+EPS = 1e-8
 
 
 def fp32(value):
-    """Inputs are what the program sees: rounded to single precision."""
+    """Rounds to single precision, as the program's inputs are."""
     return struct.unpack("f", struct.pack("f", value))[0]
 
 
-def update(t, w, m, v, g, rate, decay, beta1=0.9, beta2=0.999, eps=1e-8):
-    beta1 = beta1 * (1 - beta1 ** (t - 1)) / (1 - beta1**t)
-    beta2 = beta2 * (1 - beta2 ** (t - 1)) / (1 - beta2**t)
-    m = [beta1 * a + (1 - beta1) * b for a, b in zip(m, g)]
-    v = [beta2 * a + (1 - beta2) * b * b for a, b in zip(v, g)]
-    rms = math.sqrt(sum(b * b / max(a, eps * eps) for a, b in zip(v, g)) / len(g))
+def corrected(beta, t):
+    """The decay of a moment at update `t`, with bias correction."""
+    return beta * (1 - beta ** (t - 1)) / (1 - beta**t)
+
+
+def update(t, state, g, rate, decay):
+    """The state (weights, first and second moments) after update `t` with gradient `g`."""
+    w, m, v = state
+    beta1, beta2 = (corrected(beta, t) for beta in BETAS)
+    m = [beta1 * a + (1 - beta1) * b for a, b in zip(m, g, strict=True)]
+    v = [beta2 * a + (1 - beta2) * b * b for a, b in zip(v, g, strict=True)]
+    squares = (b * b / max(a, EPS * EPS) for a, b in zip(v, g, strict=True))
+    rms = math.sqrt(sum(squares) / len(g))
     eta = rate / max(1.0, rms)
-    w = [a - eta * decay * a - eta * b / (math.sqrt(c) + eps) for a, b, c in zip(w, m, v)]
+    w = [
+        a - eta * decay * a - eta * b / (math.sqrt(c) + EPS)
+        for a, b, c in zip(w, m, v, strict=True)
+    ]
     return w, m, v
 
 
@@ -46,16 +62,28 @@ def case(decay, rate, updates=12, size=8):
     start, gradients, values = list(w), [], []
     for t in range(1, updates + 1):
         g = [draw.gauss(0, 1) * 10 ** (i - size + 1) for i in range(size)]
+        # In the second half the gradient of the second tensor is 100 times as large.
         if t > updates // 2:
             first, last = TENSORS[1]
             g = [100 * b if first <= i < last else b for i, b in enumerate(g)]
         g = [fp32(b) for b in g]
         for first, last in TENSORS:
             part = slice(first, last)
-            w[part], m[part], v[part] = update(t, w[part], m[part], v[part], g[part], rate, decay)
+            w[part], m[part], v[part] = update(t, (w[part], m[part], v[part]), g[part], rate, decay)
         gradients.append(g)
         values.append(list(w))
-    return {"weight_decay": decay, "rate": rate, "start": start, "gradients": gradients, "values": values}
+    return {
+        "weight_decay": decay,
+        "rate": rate,
+        "start": start,
+        "gradients": gradients,
+        "values": values,
+    }
 
 
-json.dump([case(0.1, 1e-3), case(0.0, 1e-2)], sys.stdout)
+def main():
+    json.dump([case(0.1, 1e-3), case(0.0, 1e-2)], sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Writes crates/rectiflow-data/tests/golden/tokens.jsonl.gz: 2,400 captions and the ids that Hugging Face's fast CLIP
-tokenizer gives them (with BOS and EOS, uncut), one JSON array [caption, ids] a line.
+"""Writes crates/rectiflow-data/tests/golden/tokens.jsonl.gz: 2,400 captions and their token ids.
 
-Made with: Python 3.11, transformers 5.23.0, tokenizers 0.23.3, and the merges in assets/clip (scripts/clip_merges.py).
+The ids are those of Hugging Face's fast CLIP tokenizer (with BOS and EOS, untruncated); each line is
+a JSON array [caption, ids]. Made with Python 3.11, transformers 5.23.0, tokenizers 0.23.3, and the
+merges in assets/clip (scripts/clip_merges.py).
 
     python3 scripts/golden/tokens.py
 """
@@ -17,7 +18,10 @@ from transformers import CLIPTokenizerFast
 
 ROOT = Path(__file__).parent.parent.parent
 TARGET = ROOT / "crates/rectiflow-data/tests/golden/tokens.jsonl.gz"
+NUM_CAPTIONS = 2400
 
+# The pools that captions are drawn from, packed.
+# fmt: off
 WORDS = """a an the of on in with and cat dog house tree painting photograph woman man child river mountain dress glass
 masterpiece best quality 1girl solo looking_at_viewer long_hair score_9 rating_safe cinematic lighting bokeh 35mm f/1.8
 hyperrealistic chiaroscuro antidisestablishmentarianism Zdzislaw Greg Rutkowski ArtStation HDR 8k 4K UHD v2.1 :3 :d ^_^
@@ -40,13 +44,16 @@ FIXED = ["", " ", "\n", "\t\t", ".", "!", "!!", "!!!!!!!!", "?!", "a", "A", "i",
          "x" * 1000, "ab " * 400, "1" * 300, "1 " * 300, "!" * 500, "é" * 300, "猫" * 300, "🔥" * 120, "\u0301" * 200, "a\u0301" * 200,
          "., " * 200, "word " * 74, "word " * 75, "word " * 76, "word " * 150, "word " * 225, "word " * 226, "\u1e9e\u0130\u0131\u017f",
          "\u03a3\u0391\u03a3 \u03a3", "\u212b \u2126 \ufb01", "\u1100\u1161\u11a8", "\u0958", "\u0f73", "\u2adc", "\U0001d15e"]
+# fmt: on
 POOLS = [WORDS, ACCENTED, CJK, EMOJI, ENTITIES, SPECIALS, CONTROLS, SPACES]
 
 
 def caption(rng):
-    """A random mixture; most are plain sentences and tag lists, as captions are, some are anything at all."""
+    """A random mixture: mostly plain sentences and tag lists, sometimes arbitrary characters."""
     kind = rng.randrange(6)
-    length = rng.choice([1, 2, 3, 5, 8, 13, 21, 34, 80, 200] if rng.random() < 0.2 else [1, 2, 3, 5, 8, 13, 21])
+    length = rng.choice(
+        [1, 2, 3, 5, 8, 13, 21, 34, 80, 200] if rng.random() < 0.2 else [1, 2, 3, 5, 8, 13, 21]
+    )
     if kind == 0:
         text = " ".join(rng.choice(WORDS) for _ in range(length))
     elif kind == 1:
@@ -56,7 +63,9 @@ def caption(rng):
     elif kind == 3:
         text = "".join(rng.choice(rng.choice(POOLS)) for _ in range(length))
     elif kind == 4:
-        text = "".join(rng.choice(rng.choice(POOLS)) + rng.choice(SPACES + [" "] * 20) for _ in range(length))
+        text = "".join(
+            rng.choice(rng.choice(POOLS)) + rng.choice(SPACES + [" "] * 20) for _ in range(length)
+        )
     else:
         text = "".join(character(rng) for _ in range(length))
     form = rng.choice([None, None, "NFD", "NFC", "NFKD"])
@@ -65,7 +74,7 @@ def caption(rng):
 
 
 def character(rng):
-    """Any character but a surrogate."""
+    """A random character that is no surrogate."""
     while True:
         code = rng.randrange(rng.choice([0x80, 0x250, 0x3000, 0x10000, 0x30000]))
         if not 0xD800 <= code < 0xE000:
@@ -73,22 +82,40 @@ def character(rng):
 
 
 def byte_letters():
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    """The character that stands for each byte: printable bytes first, as in CLIP's vocabulary."""
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(256 - len(printable))]
 
 
-def main():
-    merges = [tuple(line.split(" ")) for line in gzip.open(ROOT / "assets/clip/merges.txt.gz", "rt", encoding="utf-8").read().splitlines()]
+def tokenizer_of(merges):
     letters = byte_letters()
-    tokens = letters + [letter + "</w>" for letter in letters] + [a + b for a, b in merges] + ["<|startoftext|>", "<|endoftext|>"]
-    tokenizer = CLIPTokenizerFast(vocab={token: i for i, token in enumerate(tokens)}, merges=merges)
+    tokens = [
+        *letters,
+        *(letter + "</w>" for letter in letters),
+        *(first + second for first, second in merges),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
+    return CLIPTokenizerFast(vocab={token: i for i, token in enumerate(tokens)}, merges=merges)
+
+
+def main():
+    text = gzip.decompress((ROOT / "assets/clip/merges.txt.gz").read_bytes()).decode()
+    tokenizer = tokenizer_of([tuple(line.split(" ")) for line in text.splitlines()])
     rng = random.Random(2026)
     captions = dict.fromkeys(FIXED + [word for pool in POOLS for word in pool])
-    while len(captions) < 2400:
+    while len(captions) < NUM_CAPTIONS:
         captions[caption(rng)] = None
-    lines = [json.dumps([text, tokenizer(text).input_ids], ensure_ascii=False, separators=(",", ":")) for text in captions]
+    lines = []
+    for text in captions:
+        entry = [text, tokenizer(text).input_ids]
+        lines.append(json.dumps(entry, ensure_ascii=False, separators=(",", ":")) + "\n")
     TARGET.parent.mkdir(parents=True, exist_ok=True)
-    TARGET.write_bytes(gzip.compress("".join(line + "\n" for line in lines).encode(), compresslevel=9, mtime=0))
+    TARGET.write_bytes(gzip.compress("".join(lines).encode(), compresslevel=9, mtime=0))
 
 
 if __name__ == "__main__":

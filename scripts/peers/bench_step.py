@@ -1,14 +1,17 @@
-"""Times `rectiflow bench step` and the script that a user would write with PyTorch and diffusers, in turn, on the same
-weights and batch.
+"""Times `rectiflow bench step` and a plain PyTorch script on the same weights and batch.
 
-    python scripts/peers/bench_step.py --rectiflow target/release/rectiflow [--pairs 3] [--steps 12] [--dtype fp32]
-        [--checkpointing] [--batch 2] [--size 64x64] [--threads 2] [--work FOLDER] [--out FILE.json]
-    python scripts/peers/bench_step.py --check ...   20 steps in fp32; the losses must agree to 1e-4, step for step
+    python scripts/peers/bench_step.py --rectiflow target/release/rectiflow [--pairs 3] [--steps 12]
+        [--dtype fp32] [--checkpointing] [--batch 2] [--size 64x64] [--threads 2] [--work FOLDER]
+        [--out FILE.json]
+    python scripts/peers/bench_step.py --check ...
 
-The UNet has SDXL's topology and 48 M parameters, random; the batch is random too, the same in every step. The peer is
-diffusers' UNet2DConditionModel with AdamW(fused=True), clip_grad_norm_, autocast in bf16 and gradient checkpointing where
-asked for. Each run is a process of its own; the first two steps do not count. A pair is one run of each program, the first
-of a pair alternating. Printed are medians over the pairs and the largest resident memory; --out keeps every number.
+--check runs 20 steps in fp32 instead: the losses must agree to 1e-4 at every step.
+
+The UNet has SDXL's topology and 48 M random parameters; the batch is random too, the same at every
+step. The peer is diffusers' UNet2DConditionModel with AdamW(fused=True), clip_grad_norm_, autocast
+in bf16, and gradient checkpointing if requested. Each run is a process of its own; its first two
+steps are not measured. A pair is one run of each program; the first of a pair alternates. The
+output has medians over the pairs and the largest resident memory; --out writes every number.
 """
 
 import argparse
@@ -24,17 +27,27 @@ import pairs
 
 WARM_UP = 2
 LR = 1e-4
-CONFIG = dict(
-    sample_size=64, in_channels=4, out_channels=4, block_out_channels=(96, 192, 320), layers_per_block=2,
-    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    transformer_layers_per_block=1, attention_head_dim=(2, 3, 5), cross_attention_dim=1024, use_linear_projection=True,
-    addition_embed_type="text_time", addition_time_embed_dim=256, projection_class_embeddings_input_dim=1280 + 6 * 256,
-)
+TOLERANCE = 1e-4
+CONFIG = {
+    "sample_size": 64,
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": (96, 192, 320),
+    "layers_per_block": 2,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": 1,
+    "attention_head_dim": (2, 3, 5),
+    "cross_attention_dim": 1024,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 1280 + 6 * 256,
+}
 
 
 def prepare(work, args):
-    """The UNet and a batch, as files."""
+    """Writes the UNet and a batch to files."""
     import torch
     from diffusers import UNet2DConditionModel
     from safetensors.torch import save_file
@@ -56,7 +69,7 @@ def prepare(work, args):
 
 
 def worker(args):
-    """One run of the peer; prints what `rectiflow bench step --json` prints."""
+    """One run of the peer; prints the same keys as `rectiflow bench step --json`."""
     import diffusers
     import torch
     from safetensors.torch import load_file
@@ -72,7 +85,9 @@ def worker(args):
     for _ in range(args.steps):
         began = time.perf_counter()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.dtype == "bf16"):
-            prediction = unet(batch["sample"], batch["timestep"], batch["context"], added_cond_kwargs=conditions).sample
+            prediction = unet(
+                batch["sample"], batch["timestep"], batch["context"], added_cond_kwargs=conditions
+            ).sample
         loss = torch.nn.functional.mse_loss(prediction.float(), batch["target"])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
@@ -93,7 +108,8 @@ def worker(args):
 
 def rectiflow(args):
     command = [args.rectiflow, "--json", "bench", "step", "--unet", args.work / "unet", "--lr", LR]
-    command += ["--input", args.work / "batch.safetensors", "--steps", args.steps, "--dtype", args.dtype]
+    command += ["--input", args.work / "batch.safetensors"]
+    command += ["--steps", args.steps, "--dtype", args.dtype]
     return pairs.run(command + ["--checkpointing"] * args.checkpointing, args.threads)
 
 
@@ -104,30 +120,35 @@ def diffusers(args):
 
 
 def check(args):
-    """Equal losses: both programs calculate the same."""
+    """Checks that both programs compute the same losses."""
     args.steps, args.dtype = 20, "fp32"
     ours, theirs = rectiflow(args)["losses"], diffusers(args)["losses"]
     differences = [abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True)]
     worst = max(differences)
     at = differences.index(worst)
-    print(f"20 losses, from {theirs[0]:.6f} to {theirs[-1]:.6f}: largest relative difference {worst:.1e}, in step {at + 1}")
-    if worst > 1e-4:
-        sys.exit("the losses differ by more than 1e-4")
+    print(
+        f"20 losses, from {theirs[0]:.6f} to {theirs[-1]:.6f}: "
+        f"largest relative difference {worst:.1e}, in step {at + 1}"
+    )
+    if worst > TOLERANCE:
+        sys.exit(f"the losses differ by more than {TOLERANCE:.0e}")
 
 
 def compare(args):
     runs = pairs.in_turn(args.pairs, rectiflow, diffusers, args)
     speed, peak = (pairs.medians(runs, key) for key in ["steps_per_sec", "peak_bytes"])
     checkpointing = "checkpointing" if args.checkpointing else "no checkpointing"
-    print(f"batch {args.batch} of {args.size}, {args.dtype}, {checkpointing}, {args.threads} threads")
+    batch = f"batch {args.batch} of {args.size}"
+    print(f"{batch}, {args.dtype}, {checkpointing}, {args.threads} threads")
     for name in runs:
         print(f"{name}: {speed[name]:.4g} steps/s, {peak[name] / 1e9:.2f} GB")
     pairs.print_ratios(runs, "steps_per_sec")
     return runs
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments():
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--rectiflow", type=pathlib.Path, default="target/release/rectiflow")
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--steps", type=int, default=12)
@@ -140,18 +161,25 @@ def main():
     parser.add_argument("--out", type=pathlib.Path)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main():
+    args = arguments()
     os.environ["HF_HUB_OFFLINE"] = "1"
     if args.worker:
-        return worker(args)
+        worker(args)
+        return
     with tempfile.TemporaryDirectory() as folder:
         args.work = args.work or pathlib.Path(folder)
         prepare(args.work, args)
         if args.check:
-            return check(args)
+            check(args)
+            return
         runs = compare(args)
     if args.out:
         pairs.write(args.out, args, ("rectiflow", "out", "worker", "work"), runs)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -1,5 +1,6 @@
-"""What the scripts that time rectiflow and a peer in turn have in common: a run as a process of its own, pairs of runs,
-medians and ratios, and the file with every number.
+"""Shared by the scripts that time rectiflow and a peer in turn.
+
+A run as a process of its own, pairs of runs, medians and ratios, and the file with every number.
 """
 
 import datetime
@@ -13,9 +14,10 @@ import sys
 
 
 def run(command, threads):
-    """Runs a program; gives the JSON of its last line."""
+    """Runs a program; returns the JSON of its last line."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    done = subprocess.run([str(word) for word in command], env=environment, stdout=subprocess.PIPE, text=True)
+    words = [str(word) for word in command]
+    done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode != 0:
         sys.exit(f"{command[0]} failed with exit code {done.returncode}; its message is above")
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -24,7 +26,8 @@ def run(command, threads):
 def peak_bytes():
     """The largest resident memory of this process."""
     status = pathlib.Path("/proc/self/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
 
 
 def in_turn(pairs, ours, theirs, args):
@@ -41,20 +44,24 @@ def medians(runs, key):
 
 
 def print_ratios(runs, speed_key):
-    """How much faster, by pair too, and how much memory: the first program over the second."""
-    ratios = [ours[speed_key] / theirs[speed_key] for ours, theirs in zip(*runs.values())]
-    (our_speed, their_speed), (ours, theirs) = (medians(runs, key).values() for key in [speed_key, "peak_bytes"])
+    """Prints speed, also by pair, and memory: the first program over the second."""
+    ours, theirs = runs.values()
+    ratios = [a[speed_key] / b[speed_key] for a, b in zip(ours, theirs, strict=True)]
+    our_speed, their_speed = medians(runs, speed_key).values()
+    our_peak, their_peak = medians(runs, "peak_bytes").values()
     by_pair = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-    print(f"speed x{our_speed / their_speed:.2f} (by pair {by_pair}); memory x{ours / theirs:.2f}")
+    speed, memory = our_speed / their_speed, our_peak / their_peak
+    print(f"speed x{speed:.2f} (by pair {by_pair}); memory x{memory:.2f}")
 
 
 def processor():
     lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    models = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.machine())
 
 
 def write(out, args, but, runs):
-    """Every number, with the arguments but for those named in `but`."""
+    """Writes every number, with the arguments except those named in `but`."""
     record = {
         "date": datetime.date.today().isoformat(),
         "machine": f"{os.cpu_count()} cores of {processor()}",

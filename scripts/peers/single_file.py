@@ -1,10 +1,11 @@
-"""Reads an exported single file with diffusers' own converter and compares with the exported diffusers folder.
+"""Compares an exported single file, read by diffusers' own converter, with an exported folder.
 
     python scripts/peers/single_file.py MODEL.safetensors EXPORT
 
-EXPORT (a folder that `rectiflow export --format diffusers` wrote from the same model, in the same dtype) gives the
-configurations and the expected tensors; nothing is fetched. Every tensor of the UNet, both text encoders and the VAE
-must be equal, bit by bit. One component is in memory at a time, so that SDXL's own size is compared in 12 GB.
+EXPORT is a folder that `rectiflow export --format diffusers` wrote from the same model, in the same
+dtype; it has the configurations and the expected tensors. Nothing is downloaded. Every tensor of
+the UNet, both text encoders and the VAE must be equal, bit by bit. One component is in memory at a
+time, so that SDXL's own size needs 12 GB.
 """
 
 import gc
@@ -12,47 +13,64 @@ import os
 import pathlib
 import sys
 
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TRANSFORMERS_OFFLINE"] = "1"
-
 import torch
-from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
 from safetensors import safe_open
 
-# Components that a pipeline is loaded without, so that one remains.
-OTHERS = ["unet", "vae", "text_encoder", "text_encoder_2"]
+COMPONENTS = ["unet", "vae", "text_encoder", "text_encoder_2"]
 
 
 def converted(single_file, folder, name, dtype):
+    """One component of the single file."""
+    # Both libraries read these when imported.
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["TRANSFORMERS_OFFLINE"] = "1"
+    from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
+
     options = {"config": folder, "local_files_only": True}
-    if name == "unet":
-        return UNet2DConditionModel.from_single_file(single_file, subfolder=name, torch_dtype=dtype, **options)
-    if name == "vae":
-        return AutoencoderKL.from_single_file(single_file, subfolder=name, torch_dtype=dtype, **options)
-    without = {other: None for other in OTHERS if other != name}
-    return getattr(StableDiffusionXLPipeline.from_single_file(single_file, dtype=dtype, **without, **options), name)
+    if name in ("unet", "vae"):
+        model_class = UNet2DConditionModel if name == "unet" else AutoencoderKL
+        return model_class.from_single_file(
+            single_file, subfolder=name, torch_dtype=dtype, **options
+        )
+    # A text encoder is read by the pipeline, loaded without the others.
+    without = {other: None for other in COMPONENTS if other != name}
+    pipeline = StableDiffusionXLPipeline.from_single_file(
+        single_file, dtype=dtype, **without, **options
+    )
+    return getattr(pipeline, name)
 
 
 def compare(found, path):
-    """Names that differ or are extra in `found`; a text encoder of transformers 5 lacks a prefix that files have."""
+    """The names of the file's tensors, those that differ, and those only in `found`.
+
+    Text encoders of transformers 5 lack a prefix that names in files have.
+    """
     with safe_open(path, "pt") as file:
-        names = {name: name if name in found else name.removeprefix("text_model.") for name in file.keys()}
+        names = {
+            name: name if name in found else name.removeprefix("text_model.")
+            for name in file.keys()  # noqa: SIM118 (not a dict)
+        }
         differing = [
-            name for name, own in names.items() if own not in found or not torch.equal(file.get_tensor(name), found[own])
+            name
+            for name, own in names.items()
+            if own not in found or not torch.equal(file.get_tensor(name), found[own])
         ]
     return names, differing, sorted(set(found) - set(names.values()))
 
 
 def main():
-    single_file, folder = sys.argv[1:3]
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    single_file, folder = sys.argv[1:]
     with safe_open(single_file, "pt") as file:
         dtype = file.get_tensor("model.diffusion_model.out.2.weight").dtype
     failures = 0
-    for name in OTHERS:
+    for name in COMPONENTS:
         found = converted(single_file, folder, name, dtype).state_dict()
         path = next(pathlib.Path(folder, name).glob("*.safetensors"))
         names, differing, extra = compare(found, path)
-        print(f"{name}: {len(names)} tensors in {dtype}, {len(differing)} differ, {len(extra)} extra", flush=True)
+        counts = f"{len(differing)} differ, {len(extra)} extra"
+        print(f"{name}: {len(names)} tensors in {dtype}, {counts}", flush=True)
         failures += len(differing) + len(extra)
         for key in (differing + extra)[:10]:
             print("   ", key)
@@ -61,4 +79,5 @@ def main():
     sys.exit(failures > 0)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -1,10 +1,12 @@
-"""Makes a tiny random SDXL in diffusers' layout, to compare programs on.
+"""Writes a tiny random SDXL in diffusers' layout, for comparing programs.
 
-    python scripts/peers/tiny_model.py OUT [--vae assets/tiny-sdxl/vae] [--prediction flow|epsilon|v_prediction]
+    python scripts/peers/tiny_model.py OUT [--vae assets/tiny-sdxl/vae]
+        [--prediction flow|epsilon|v_prediction]
 
-Same topology as SDXL (three levels, two text encoders, size conditioning) with the real vocabulary, which the stock
-pipeline's tokenizers need. Weights are diffusers' own initial ones, the text encoders' and cross-attention's made
-larger so that prompts matter; a trained VAE (--vae) turns differences of latents into differences of pixels.
+SDXL's topology (three levels, two text encoders, size conditioning) with the real vocabulary, which
+the stock pipeline's tokenizers require. Weights are diffusers' own initial ones; those of the text
+encoders and cross-attention are enlarged so that prompts matter. With a trained VAE (--vae)
+differences of latents show in pixels.
 """
 
 import argparse
@@ -60,8 +62,15 @@ def vae():
     )
 
 
+def is_enlarged(name, key):
+    """Whether a parameter of component `name` decides how much the prompt matters."""
+    is_embedding = "embedding" in key and name != "unet"
+    return is_embedding or "attn2.to_" in key or "text_projection" in key
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("out", type=pathlib.Path)
     parser.add_argument("--vae", type=pathlib.Path)
     parser.add_argument("--prediction", default="flow", choices=["flow", "epsilon", "v_prediction"])
@@ -70,12 +79,12 @@ def main():
     parts = {
         "unet": unet(),
         "text_encoder": CLIPTextModel(clip(32, 3, "quick_gelu", 32)),
-        # The projection is not square, so that a forgotten transposition cannot pass.
+        # The projection is not square, so that a missing transposition fails.
         "text_encoder_2": CLIPTextModelWithProjection(clip(64, 4, "gelu", 48)),
     }
     for name, module in parts.items():
         for key, parameter in module.named_parameters():
-            if "embedding" in key and name != "unet" or "attn2.to_" in key or "text_projection" in key:
+            if is_enlarged(name, key):
                 parameter.data.mul_(4)
             if name != "unet" and parameter.ndim == 1:
                 parameter.data.add_(0.1 * torch.randn_like(parameter))
@@ -85,10 +94,13 @@ def main():
     else:
         vae().save_pretrained(args.out / "vae")
     flow = args.prediction == "flow"
-    scheduler = {"prediction_type": "flow_prediction" if flow else args.prediction, "use_flow_sigmas": flow}
+    prediction = "flow_prediction" if flow else args.prediction
+    scheduler = {"prediction_type": prediction, "use_flow_sigmas": flow}
     (args.out / "scheduler").mkdir(exist_ok=True)
     (args.out / "scheduler/scheduler_config.json").write_text(json.dumps(scheduler))
-    print(args.out.name, sum(p.numel() for p in parts["unet"].parameters()), "parameters in the UNet")
+    num_parameters = sum(p.numel() for p in parts["unet"].parameters())
+    print(args.out.name, num_parameters, "parameters in the UNet")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -4,29 +4,34 @@
 //! emoji_pictures ARCHIVE OUT [--backgrounds N] [--holdout-subjects N]
 //! ```
 //!
-//! Every subject is put on N plain backgrounds (default 2 of 8) that its captions name, with a margin in proportion to
-//! its trimmed size, so that the pictures keep the subjects' many aspect ratios. Black and white are the most frequent
-//! backgrounds, because brightness is what the demo compares. The result is what a user's own folder would be:
-//! `OUT/train/` with PNGs and one `metadata.jsonl`. `--holdout-subjects` writes that many subjects to `OUT/heldout/`
-//! instead: a split by image, as preparation makes it, would leave every subject in training on another background.
+//! Every subject is put on N plain backgrounds (default 2 of 8) that its captions name. The margin is
+//! proportional to its trimmed size, so that the pictures keep the subjects' many aspect ratios.
+//! Black and white are the most frequent backgrounds, because the demo compares brightness. The
+//! result looks like a user's own folder: `OUT/train/` with PNGs and one `metadata.jsonl`.
+//! `--holdout-subjects` writes that number of subjects to `OUT/heldout/` instead: preparation splits
+//! by image, which would leave every subject in training on another background.
 //!
-//! The same arguments give the same bytes: all choices hang on a hash of the subject's name. `OUT` is written under
-//! another name and renamed at the end, and left alone where it already holds this result.
+//! The same arguments produce the same bytes: all choices depend on a hash of the subject's name.
+//! `OUT` is written under another name and renamed at the end. If it holds this result already, it
+//! is left unchanged.
 #![allow(clippy::print_stderr, reason = "a program, not a library")]
 
 use std::{
     collections::HashMap,
     fs,
+    ops::Range,
     path::{Path, PathBuf},
     process::ExitCode,
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use image::{ImageEncoder, Rgb, RgbImage, RgbaImage, codecs::png};
+use clap::Parser;
+use image::{ImageEncoder, ImageError, Rgb, RgbImage, RgbaImage, codecs::png};
 use rayon::prelude::*;
 use rectiflow_data::{Error, Result};
 
-/// Picture size over subject size, on both axes: a crop to the nearest bucket then seldom cuts into the subject.
+/// Picture size over subject size, on both axes. A crop to the nearest bucket then seldom cuts into
+/// the subject.
 const MARGIN: f64 = 1.3;
 
 /// The archive's members by name.
@@ -52,11 +57,19 @@ const BACKGROUNDS: [Background; 8] = [
     Background { name: "purple", colour: Rgb([120, 60, 160]), weight: 1.0 },
 ];
 
-/// What the command line says.
-struct Options {
+/// Composes captioned pictures of the emoji archive.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// The emoji archive, a tar file.
     archive: PathBuf,
+    /// Folder for the pictures.
     out: PathBuf,
+    /// Backgrounds for each subject, 1 to 8.
+    #[arg(long = "backgrounds", value_name = "N", default_value_t = 2)]
+    #[arg(value_parser = parse_num_backgrounds)]
     num_backgrounds: usize,
+    /// Subjects written to OUT/heldout instead of OUT/train.
+    #[arg(long = "holdout-subjects", value_name = "N", default_value_t = 0)]
     num_holdout: usize,
 }
 
@@ -78,9 +91,14 @@ struct Metadata {
     tags: Vec<String>,
 }
 
+/// The subjects of one folder.
+struct Part<'a> {
+    folder: &'static str,
+    subjects: &'a [Subject],
+}
+
 fn main() -> ExitCode {
-    let result = parse(std::env::args().skip(1)).and_then(|options| run(&options));
-    match result {
+    match run(&Arguments::parse()) {
         Ok(report) => {
             eprintln!("{report}");
             ExitCode::SUCCESS
@@ -96,91 +114,103 @@ fn invalid(what: &str, reason: impl Into<String>) -> Error {
     Error::Invalid { what: what.to_owned(), reason: reason.into() }
 }
 
-fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options> {
-    let usage = "usage: emoji_pictures ARCHIVE OUT [--backgrounds N] [--holdout-subjects N]";
-    let (mut paths, mut num_backgrounds, mut num_holdout) = (Vec::new(), 2, 0);
-    while let Some(argument) = arguments.next() {
-        let target = match argument.as_str() {
-            "--backgrounds" => &mut num_backgrounds,
-            "--holdout-subjects" => &mut num_holdout,
-            flag if flag.starts_with('-') => return Err(invalid(flag, format!("no such option; {usage}"))),
-            _ => {
-                paths.push(PathBuf::from(argument));
-                continue;
-            }
-        };
-        let value = arguments.next().unwrap_or_default();
-        *target = value.parse().map_err(|_| invalid(&argument, format!("expected a number, found '{value}'")))?;
+fn parse_num_backgrounds(text: &str) -> std::result::Result<usize, String> {
+    let most = BACKGROUNDS.len();
+    match text.parse() {
+        Ok(number) if (1..=most).contains(&number) => Ok(number),
+        _ => Err(format!("expected 1 to {most}, found {text}")),
     }
-    if num_backgrounds == 0 || num_backgrounds > BACKGROUNDS.len() {
-        return Err(invalid("--backgrounds", format!("expected 1 to {}, found {num_backgrounds}", BACKGROUNDS.len())));
-    }
-    let [archive, out] = <[PathBuf; 2]>::try_from(paths).map_err(|_| invalid("arguments", usage))?;
-    Ok(Options { archive, out, num_backgrounds, num_holdout })
 }
 
 /// Composes and writes everything; returns the line to end with.
-fn run(options: &Options) -> Result<String> {
-    let (mut subjects, files) = read_archive(&options.archive)?;
-    if options.num_holdout >= subjects.len() {
-        let reason =
-            format!("expected less than the archive's {} subjects, found {}", subjects.len(), options.num_holdout);
+fn run(arguments: &Arguments) -> Result<String> {
+    let (mut subjects, files) = read_archive(&arguments.archive)?;
+    let (num_subjects, num_holdout) = (subjects.len(), arguments.num_holdout);
+    if num_holdout >= num_subjects {
+        let reason = format!("expected less than the archive's {num_subjects} subjects, found {num_holdout}");
         return Err(invalid("--holdout-subjects", reason));
     }
     subjects.sort_by_cached_key(|subject| *blake3::hash(subject.name.as_bytes()).as_bytes());
-    let (held_out, train) = subjects.split_at(options.num_holdout);
-    let parts: Vec<(&str, &[Subject])> =
-        [("train", train), ("heldout", held_out)].into_iter().filter(|(_, subjects)| !subjects.is_empty()).collect();
-    if options.out.exists() {
-        return check_existing(options, &parts);
+    let (held_out, train) = subjects.split_at(num_holdout);
+    let mut parts = vec![Part { folder: "train", subjects: train }];
+    if num_holdout > 0 {
+        parts.push(Part { folder: "heldout", subjects: held_out });
     }
-    let mut partial = options.out.clone().into_os_string();
+    if arguments.out.exists() {
+        return check_existing(arguments, &parts);
+    }
+
+    // Everything goes to OUT.partial first; an earlier run may have left one.
+    let mut partial = arguments.out.clone().into_os_string();
     partial.push(".partial");
     let partial = PathBuf::from(partial);
     if partial.exists() {
         fs::remove_dir_all(&partial).map_err(Error::io(&partial))?;
     }
-    let done = AtomicUsize::new(0);
-    let total = (train.len() + held_out.len()) * options.num_backgrounds;
-    for (part, subjects) in &parts {
-        let folder = partial.join(part);
-        fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
-        subjects.par_iter().try_for_each(|subject| {
-            write_pictures(subject, &files[&subject.file], &folder, options)?;
-            report(done.fetch_add(options.num_backgrounds, Ordering::Relaxed) + options.num_backgrounds, total);
-            Ok(())
-        })?;
-        let path = folder.join("metadata.jsonl");
-        fs::write(&path, metadata(subjects, options.num_backgrounds)).map_err(Error::io(&path))?;
+    let progress = Progress { done: AtomicUsize::new(0), total: num_subjects * arguments.num_backgrounds };
+    for part in &parts {
+        write_part(part, &files, &partial, arguments, &progress)?;
     }
     eprintln!();
-    fs::rename(&partial, &options.out).map_err(Error::io(&options.out))?;
-    Ok(format!("{total} pictures of {} subjects in {}", subjects.len(), options.out.display()))
+    fs::rename(&partial, &arguments.out).map_err(Error::io(&arguments.out))?;
+    let (total, out) = (progress.total, arguments.out.display());
+    Ok(format!("{total} pictures of {num_subjects} subjects in {out}"))
 }
 
-fn report(done: usize, total: usize) {
-    if done % 64 < 2 || done == total {
-        eprint!("\rcomposing pictures: {done}/{total} ");
+/// Counts pictures for the progress line.
+struct Progress {
+    done: AtomicUsize,
+    total: usize,
+}
+
+impl Progress {
+    fn add(&self, count: usize) {
+        let done = self.done.fetch_add(count, Ordering::Relaxed) + count;
+        if done % 64 < 2 || done == self.total {
+            eprint!("\rcomposing pictures: {done}/{} ", self.total);
+        }
     }
 }
 
-/// The index, and the bytes of every other member by name.
+/// Writes a part's pictures and metadata to its folder in `out`.
+fn write_part(part: &Part<'_>, files: &Files, out: &Path, arguments: &Arguments, progress: &Progress) -> Result<()> {
+    let folder = out.join(part.folder);
+    fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
+    part.subjects.par_iter().try_for_each(|subject| {
+        write_pictures(subject, &files[&subject.file], &folder, arguments)?;
+        progress.add(arguments.num_backgrounds);
+        Ok(())
+    })?;
+    let path = folder.join("metadata.jsonl");
+    fs::write(&path, metadata(part.subjects, arguments.num_backgrounds)).map_err(Error::io(&path))
+}
+
+fn malformed_archive(path: &Path, reason: impl Into<String>) -> Error {
+    Error::Malformed { path: path.to_owned(), kind: "emoji archive", reason: reason.into() }
+}
+
+/// The index, and the bytes of all other members by name.
 fn read_archive(path: &Path) -> Result<(Vec<Subject>, Files)> {
-    let malformed = |reason: String| Error::Malformed { path: path.to_owned(), kind: "emoji archive", reason };
-    let mut files = read_tar(&fs::read(path).map_err(Error::io(path))?).map_err(malformed)?;
-    let index = files.remove("index.jsonl").ok_or_else(|| malformed("it has no index.jsonl".to_owned()))?;
+    let bytes = fs::read(path).map_err(Error::io(path))?;
+    let mut files = read_tar(&bytes).map_err(|reason| malformed_archive(path, reason))?;
+    let Some(index) = files.remove("index.jsonl") else {
+        return Err(malformed_archive(path, "it has no index.jsonl"));
+    };
     let subjects: Vec<Subject> = serde_json::Deserializer::from_slice(&index)
         .into_iter()
         .collect::<std::result::Result<_, _>>()
-        .map_err(|error| malformed(format!("index.jsonl: {error}")))?;
+        .map_err(|error| malformed_archive(path, format!("index.jsonl: {error}")))?;
     if let Some(missing) = subjects.iter().find(|subject| !files.contains_key(&subject.file)) {
-        return Err(malformed(format!("index.jsonl names {}, which is not in it", missing.file)));
+        let reason = format!("index.jsonl names {}, which is not in it", missing.file);
+        return Err(malformed_archive(path, reason));
     }
     Ok((subjects, files))
 }
 
-/// The plain files of a ustar archive. The crate `tar` would switch on features of libc that make cargo compile half
-/// of the workspace twice, for what is here 20 lines: 512-byte headers, each followed by its file in whole blocks.
+/// The plain files of a ustar archive: 512-byte headers, each followed by its file in whole blocks.
+///
+/// The crate `tar` would replace these 20 lines, but enables features of libc that make cargo compile
+/// half of the workspace twice.
 fn read_tar(mut bytes: &[u8]) -> std::result::Result<Files, String> {
     let mut files = Files::new();
     while let Some((header, rest)) = bytes.split_at_checked(TAR_BLOCK_BYTES) {
@@ -188,65 +218,80 @@ fn read_tar(mut bytes: &[u8]) -> std::result::Result<Files, String> {
         if header[0] == 0 {
             return Ok(files);
         }
-        let text = |range: std::ops::Range<usize>| {
-            String::from_utf8_lossy(&header[range]).trim_matches(['\0', ' ']).to_owned()
+        let name = header_text(header, 0..100);
+        let Ok(size) = usize::from_str_radix(&header_text(header, 124..136), 8) else {
+            return Err(format!("{name}: its size is not octal"));
         };
-        let name = text(0..100);
-        let size = usize::from_str_radix(&text(124..136), 8).map_err(|_| format!("{name}: its size is not octal"))?;
-        let content =
-            rest.get(..size).ok_or_else(|| format!("it ends inside {name}; restore it from the repository"))?;
+        let Some(content) = rest.get(..size) else {
+            return Err(format!("it ends inside {name}; restore it from the repository"));
+        };
         files.insert(name, content.to_vec());
         bytes = rest.get(size.next_multiple_of(TAR_BLOCK_BYTES)..).unwrap_or_default();
     }
     Err("it ends without an end mark; restore it from the repository".to_owned())
 }
 
-/// An earlier run's folder is good if it has the same metadata; anything else may be a user's and is not touched.
-fn check_existing(options: &Options, parts: &[(&str, &[Subject])]) -> Result<String> {
-    let same = |(part, subjects): &(&str, &[Subject])| {
-        let text = fs::read(options.out.join(part).join("metadata.jsonl"));
-        text.is_ok_and(|text| text == metadata(subjects, options.num_backgrounds).as_bytes())
-    };
-    if parts.iter().all(same) && options.out.join("heldout").exists() == (options.num_holdout > 0) {
-        return Ok(format!("{} already holds these pictures", options.out.display()));
-    }
-    let reason = "it exists and holds something else; name another folder, or remove this one";
-    Err(invalid(&options.out.display().to_string(), reason))
+/// A field of a tar header, without the padding.
+fn header_text(header: &[u8], range: Range<usize>) -> String {
+    String::from_utf8_lossy(&header[range]).trim_matches(['\0', ' ']).to_owned()
 }
 
-/// `num` different backgrounds, by weight (Efraimidis and Spirakis 2006), the same ones whenever the name is the same.
+/// Accepts an earlier run's folder with the same metadata. Anything else may be a user's and is an
+/// error.
+fn check_existing(arguments: &Arguments, parts: &[Part<'_>]) -> Result<String> {
+    let out = &arguments.out;
+    let has_heldout = out.join("heldout").exists();
+    if has_heldout == (arguments.num_holdout > 0)
+        && parts.iter().all(|part| has_part(out, part, arguments.num_backgrounds))
+    {
+        return Ok(format!("{} already holds these pictures", out.display()));
+    }
+    let reason = "it exists and holds something else; name another folder, or remove this one";
+    Err(invalid(&out.display().to_string(), reason))
+}
+
+/// Whether a part's metadata is in `out`.
+fn has_part(out: &Path, part: &Part<'_>, num_backgrounds: usize) -> bool {
+    let found = fs::read(out.join(part.folder).join("metadata.jsonl"));
+    found.is_ok_and(|text| text == metadata(part.subjects, num_backgrounds).as_bytes())
+}
+
+/// `num` different backgrounds, drawn by weight (Efraimidis and Spirakis 2006). They depend on the
+/// subject's name alone.
 fn choose_backgrounds(subject: &str, num: usize) -> Vec<&'static Background> {
-    let draw = |background: &Background| {
-        let hash = blake3::hash(format!("{subject}\0{}", background.name).as_bytes());
-        let bits = u64::from_le_bytes(hash.as_bytes()[..8].try_into().expect("a hash has 32 bytes"));
-        // Uniform in (0, 1]: 53 bits, as a double holds them.
-        let uniform = ((bits >> 11) + 1) as f64 * 2f64.powi(-53);
-        -uniform.ln() / background.weight
-    };
     let mut backgrounds: Vec<&Background> = BACKGROUNDS.iter().collect();
-    backgrounds.sort_by(|a, b| draw(a).total_cmp(&draw(b)));
+    backgrounds.sort_by(|a, b| draw_key(subject, a).total_cmp(&draw_key(subject, b)));
     backgrounds.truncate(num);
     backgrounds
+}
+
+/// The lowest keys are drawn: exponentially distributed with the background's weight as rate.
+fn draw_key(subject: &str, background: &Background) -> f64 {
+    let hash = blake3::hash(format!("{subject}\0{}", background.name).as_bytes());
+    let bits = u64::from_le_bytes(hash.as_bytes()[..8].try_into().expect("a hash has 32 bytes"));
+    // Uniform in (0, 1], with the 53 bits of a double.
+    let uniform = ((bits >> 11) + 1) as f64 * 2f64.powi(-53);
+    -uniform.ln() / background.weight
 }
 
 fn file_name(subject: &Subject, background: &Background) -> String {
     format!("{}-{}.png", subject.hex, background.name)
 }
 
-/// The metadata of all pictures of `subjects`, one JSON object a line.
+/// The metadata of all pictures of `subjects`, one JSON object per line.
 fn metadata(subjects: &[Subject], num_backgrounds: usize) -> String {
     let mut text = String::new();
     for subject in subjects {
         for background in choose_backgrounds(&subject.name, num_backgrounds) {
-            let line = serde_json::to_string(&describe(subject, background)).expect("strings are JSON");
-            text.push_str(&line);
+            let described = describe(subject, background);
+            text.push_str(&serde_json::to_string(&described).expect("strings are JSON"));
             text.push('\n');
         }
     }
     text
 }
 
-/// Every caption, and the tags, name the background: a model can only follow what it is told.
+/// All captions and the tags name the background, so that a model can learn to follow it.
 fn describe(subject: &Subject, background: &Background) -> Metadata {
     let (name, colour) = (&subject.name, background.name);
     let captions = vec![
@@ -254,7 +299,8 @@ fn describe(subject: &Subject, background: &Background) -> Metadata {
         format!("{name} on a {colour} background"),
         format!("{name}, 3D render, {colour} background"),
     ];
-    let mut tags = vec![name.clone(), format!("{colour} background"), subject.group.to_lowercase()];
+    let group = subject.group.to_lowercase();
+    let mut tags = vec![name.clone(), format!("{colour} background"), group];
     for keyword in &subject.keywords {
         if !tags.contains(keyword) {
             tags.push(keyword.clone());
@@ -263,32 +309,38 @@ fn describe(subject: &Subject, background: &Background) -> Metadata {
     Metadata { file_name: file_name(subject, background), captions, tags }
 }
 
-fn write_pictures(subject: &Subject, bytes: &[u8], folder: &Path, options: &Options) -> Result<()> {
-    let malformed = |error: image::ImageError| Error::Malformed {
-        path: options.archive.join(&subject.file),
+/// Writes a subject on each of its backgrounds.
+fn write_pictures(subject: &Subject, bytes: &[u8], folder: &Path, arguments: &Arguments) -> Result<()> {
+    let malformed = |error: ImageError| Error::Malformed {
+        path: arguments.archive.join(&subject.file),
         kind: "picture",
         reason: error.to_string(),
     };
     let picture = image::load_from_memory(bytes).map_err(malformed)?.into_rgba8();
-    for background in choose_backgrounds(&subject.name, options.num_backgrounds) {
-        let composed = compose(&picture, background.colour);
-        let mut png_bytes = Vec::new();
-        // The files are read once, minutes later: speed counts, size hardly.
-        png::PngEncoder::new_with_quality(&mut png_bytes, png::CompressionType::Fast, png::FilterType::Paeth)
-            .write_image(composed.as_raw(), composed.width(), composed.height(), image::ExtendedColorType::Rgb8)
-            .map_err(malformed)?;
+    for background in choose_backgrounds(&subject.name, arguments.num_backgrounds) {
+        let png = to_png(&compose(&picture, background.colour)).map_err(malformed)?;
         let path = folder.join(file_name(subject, background));
-        fs::write(&path, png_bytes).map_err(Error::io(&path))?;
+        fs::write(&path, png).map_err(Error::io(&path))?;
     }
     Ok(())
 }
 
+/// Fast rather than small: the files are read once, minutes later.
+fn to_png(picture: &RgbImage) -> std::result::Result<Vec<u8>, ImageError> {
+    let mut bytes = Vec::new();
+    let (compression, filter) = (png::CompressionType::Fast, png::FilterType::Paeth);
+    let encoder = png::PngEncoder::new_with_quality(&mut bytes, compression, filter);
+    let (width, height) = picture.dimensions();
+    encoder.write_image(picture.as_raw(), width, height, image::ExtendedColorType::Rgb8)?;
+    Ok(bytes)
+}
+
 /// `subject` in the middle of a plain picture.
 fn compose(subject: &RgbaImage, colour: Rgb<u8>) -> RgbImage {
-    let side = |px: u32| (f64::from(px) * MARGIN).round() as u32;
-    let mut picture = RgbImage::from_pixel(side(subject.width()), side(subject.height()), colour);
-    let left = (picture.width() - subject.width()) / 2;
-    let top = (picture.height() - subject.height()) / 2;
+    let (width, height) = (with_margin(subject.width()), with_margin(subject.height()));
+    let mut picture = RgbImage::from_pixel(width, height, colour);
+    let left = (width - subject.width()) / 2;
+    let top = (height - subject.height()) / 2;
     for (x, y, pixel) in subject.enumerate_pixels() {
         let [red, green, blue, alpha] = pixel.0.map(u32::from);
         let below = picture.get_pixel_mut(left + x, top + y);
@@ -297,6 +349,10 @@ fn compose(subject: &RgbaImage, colour: Rgb<u8>) -> RgbImage {
         }
     }
     picture
+}
+
+fn with_margin(side_px: u32) -> u32 {
+    (f64::from(side_px) * MARGIN).round() as u32
 }
 
 #[cfg(test)]
@@ -359,10 +415,14 @@ mod tests {
 
     #[test]
     fn bad_arguments_say_what_was_expected() {
-        let words = |text: &str| parse(text.split(' ').map(str::to_owned)).err().unwrap().to_string();
+        let words = |text: &str| {
+            let arguments = ["emoji_pictures"].into_iter().chain(text.split(' '));
+            Arguments::try_parse_from(arguments).unwrap_err().to_string()
+        };
         assert!(words("a b --backgrounds 9").contains("expected 1 to 8, found 9"));
-        assert!(words("a b --backgrounds").contains("expected a number"));
-        assert!(words("a b --colour").contains("no such option"));
-        assert!(words("a").contains("usage"));
+        assert!(words("a b --backgrounds x").contains("expected 1 to 8, found x"));
+        assert!(words("a b --backgrounds").contains("a value is required for '--backgrounds <N>'"));
+        assert!(words("a b --colour").contains("unexpected argument '--colour'"));
+        assert!(words("a").contains("Usage"));
     }
 }

@@ -1,11 +1,12 @@
-//! Opens a packed data set and prints what the first steps hold.
+//! Opens a packed data set and prints the contents of the first steps.
 //!
 //!     cargo run --release -p rectiflow-data --example load -- DATASET
 
-#![expect(clippy::print_stdout, reason = "an example talks to whoever runs it")]
+#![expect(clippy::print_stdout, reason = "an example prints its results")]
 
-use std::{error::Error, path::Path, sync::Arc};
+use std::{error::Error, path::PathBuf, sync::Arc};
 
+use clap::Parser;
 use rectiflow_data::{
     Dataset,
     batch::Source,
@@ -14,9 +15,15 @@ use rectiflow_data::{
     prompt::PromptSettings,
 };
 
+/// Prints the contents of a packed data set's first steps.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Folder or URL of the packed data set.
+    dataset: PathBuf,
+}
+
 fn main() -> Result<(), Box<dyn Error>> {
-    let path = std::env::args().nth(1).ok_or("usage: load DATASET")?;
-    let dataset = Arc::new(Dataset::open(Path::new(&path))?);
+    let dataset = Arc::new(Dataset::open(Arguments::parse().dataset)?);
     let source = Source { dataset, prompt: PromptSettings::default(), amount: Amount::Repeats(1.0) };
     let settings = OrderSettings {
         seed: 0,
@@ -32,7 +39,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         let step = loader.next_step()?;
         println!("step {} of epoch {}: {} samples", step.step, step.epoch, step.num_samples);
         for batch in &step.micro_batches {
-            println!("  {}x{} px, {} chunks: {:?}", batch.width_px, batch.height_px, batch.tokens, batch.prompts);
+            let (width, height) = (batch.width_px, batch.height_px);
+            println!("  {width}x{height} px, {} chunks: {:?}", batch.tokens, batch.prompts);
         }
     }
     Ok(())

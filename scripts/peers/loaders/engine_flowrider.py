@@ -1,8 +1,9 @@
-"""flowrider: a stream for each bucket, used as its author uses it in his trainer; it has no other documentation.
+"""flowrider: one stream per bucket, as in its author's trainer; it has no other documentation.
 
-An object for each sample, its default of 8 downloads at a time and 6 samples ahead for each worker, a cache on the disk.
-`drop_last` is on for training and off for the test set. With it off it fills batches up with the index -1, which it then
-cannot look up; the subclass that it asks for gives nothing there, and the batch is made of the others.
+One object per sample, its default of 8 concurrent downloads and 6 samples ahead per worker, a cache
+on disk. `drop_last` is on for training and off for the test set. With it off flowrider fills
+batches with the index -1, which it cannot look up; the subclass that it requires returns None for
+it, and the batch consists of the other samples.
 """
 
 import flowrider
@@ -11,8 +12,12 @@ from torch.utils.data import default_collate
 
 
 def write(folder, buckets):
-    columns = {"id": flowrider.ColumnEncoding.Int64, "latent": flowrider.ColumnEncoding.Bytes}
-    columns |= {"text": flowrider.ColumnEncoding.Str, "height": flowrider.ColumnEncoding.Int32}
+    columns = {
+        "id": flowrider.ColumnEncoding.Int64,
+        "latent": flowrider.ColumnEncoding.Bytes,
+        "text": flowrider.ColumnEncoding.Str,
+        "height": flowrider.ColumnEncoding.Int32,
+    }
     for bucket in buckets:
         out = flowrider.SampleWriter(str(folder / bucket.name), False, columns, 2)
         for sample in bucket:
@@ -35,13 +40,14 @@ def collate(samples):
 
 
 def batches(place, training):
-    streams = [(f"{place.s3}/{name}", name) for name in place.buckets]
     dataset = Dataset(
-        streams,
+        [(f"{place.s3}/{name}", name) for name in place.buckets],
         flowrider.Config(str(place.cache)),
         seed=0,
         shuffle=training,
         drop_last=training,
         micro_batch_size=place.batch,
     )
-    return flowrider.StreamingDataLoader(dataset=dataset, num_workers=place.workers, collate_fn=collate)
+    return flowrider.StreamingDataLoader(
+        dataset=dataset, num_workers=place.workers, collate_fn=collate
+    )

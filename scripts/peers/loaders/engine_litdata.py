@@ -1,8 +1,9 @@
-"""LitData: a StreamingDataset for each bucket, combined `per_stream` ("useful when shapes/dtypes differ", its README).
+"""LitData: one StreamingDataset per bucket, combined `per_stream`.
 
-Chunks of 64 MB as in its README, its own shuffle, its cache on the disk, its own DataLoader. `drop_last` is on for
-training and off for the test set, as its README has it. Its S3 client refuses endpoints without TLS, and it has no option
-for that: the one setting that it lacks is put into its table of options.
+Its README calls that mode "useful when shapes/dtypes differ". Chunks of 64 MB as in its README, its
+own shuffle, its cache on disk, its own DataLoader. `drop_last` is on for training and off for the
+test set, as in its README. Its S3 client refuses endpoints without TLS and LitData has no option to
+allow them, so the setting is put into its internal table.
 """
 
 import os

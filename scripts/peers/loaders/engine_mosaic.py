@@ -1,7 +1,7 @@
-"""MosaicML Streaming: a stream for each bucket and batches of one stream, as its page on batching methods says.
+"""MosaicML Streaming: one stream per bucket and batches of one stream.
 
-Everything else is its default: raw shards of 64 MiB, the shuffle py1e over the whole of each stream, 8 batches ahead, a
-cache on the disk without a limit.
+This follows its page on batching methods. All else is its default: raw shards of 64 MiB, the
+shuffle py1e over the whole of each stream, 8 batches ahead, an unlimited cache on disk.
 """
 
 from streaming import MDSWriter, Stream, StreamingDataset
@@ -19,10 +19,15 @@ def write(folder, buckets):
 
 
 def batches(place, training):
-    # What runs that were ended leave behind would be taken for a run of today.
+    # The shared memory of killed runs would be mistaken for this run's.
     clean_stale_shared_memory()
-    streams = [Stream(remote=f"{place.s3}/{name}", local=f"{place.cache}/{name}") for name in place.buckets]
+    streams = [
+        Stream(remote=f"{place.s3}/{name}", local=f"{place.cache}/{name}") for name in place.buckets
+    ]
     dataset = StreamingDataset(
-        streams=streams, batch_size=place.batch, shuffle=training, batching_method=place.method or "per_stream"
+        streams=streams,
+        batch_size=place.batch,
+        shuffle=training,
+        batching_method=place.method or "per_stream",
     )
     return DataLoader(dataset, batch_size=place.batch, num_workers=place.workers)

@@ -1,8 +1,9 @@
 """WebDataset: shards of mixed samples, and a stage of the pipeline that makes batches of one shape.
 
-That stage is what its author answers to those who ask for such batches (webdataset#359); what is left of each size comes
-at the end, which his sketch drops. Samples go into the shards, of 64 MB, in random order; they are read with curl over
-HTTP; `shuffle(1000)` is its README's; no cache is its default.
+That stage is its author's answer to the question for such batches (webdataset#359), except that the
+rest of each size, which the answer drops, follows at the end. Samples are written to shards of 64
+MB in random order and read with curl over HTTP; `shuffle(1000)` is from its README; no cache is its
+default.
 """
 
 import json
@@ -25,7 +26,9 @@ def write(folder, buckets):
         while left:
             (name,) = rng.choices(list(left), weights=left.values())
             sample = next(samples[name])
-            out.write({"__key__": f"{sample['id']:09}", "latent.npy": sample["latent"], "text.json": json.loads(sample["text"])})
+            text = json.loads(sample["text"])
+            key = f"{sample['id']:09}"
+            out.write({"__key__": key, "latent.npy": sample["latent"], "text.json": text})
             left[name] -= 1
             if not left[name]:
                 del left[name]
@@ -33,7 +36,9 @@ def write(folder, buckets):
     (folder / "shards.json").write_text(json.dumps(shards))
 
 
-class OneShapeABatch:
+class BatchesOfOneShape:
+    """A pipeline stage: collects samples by shape and yields full batches, then the rests."""
+
     def __init__(self, batch):
         self.batch = batch
 
@@ -41,8 +46,9 @@ class OneShapeABatch:
         waiting = {}
         for sample in samples:
             latent = torch.from_numpy(sample["latent.npy"])
+            text = json.dumps(sample["text.json"])
             same = waiting.setdefault(latent.shape, [])
-            same.append({"id": int(sample["__key__"]), "latent": latent, "text": json.dumps(sample["text.json"])})
+            same.append({"id": int(sample["__key__"]), "latent": latent, "text": text})
             if len(same) == self.batch:
                 yield default_collate(same)
                 same.clear()
@@ -51,8 +57,10 @@ class OneShapeABatch:
 
 def batches(place, training):
     shards = json.loads((place.folder / "shards.json").read_text())
-    dataset = webdataset.WebDataset([f"{place.http}/{shard}" for shard in shards], shardshuffle=100 if training else False)
+    dataset = webdataset.WebDataset(
+        [f"{place.http}/{shard}" for shard in shards], shardshuffle=100 if training else False
+    )
     if training:
         dataset = dataset.shuffle(1000)
-    dataset = dataset.decode().compose(OneShapeABatch(place.batch))
+    dataset = dataset.decode().compose(BatchesOfOneShape(place.batch))
     return webdataset.WebLoader(dataset, batch_size=None, num_workers=place.workers)

@@ -1,9 +1,9 @@
-"""One run of one engine in a process of its own, as compare.py starts it; prints one JSON object.
+"""One run of one engine in a process of its own, started by compare.py; prints one JSON object.
 
     python scripts/peers/loaders/read.py ENGINE train|test FOLDER URL CACHE --workers N --secs S
 
-FOLDER is what the engine wrote, URL where the server has it. Reads one pass, or for as many seconds as allowed. The clock
-starts when the libraries are imported: what an engine does from then on counts.
+FOLDER is what the engine wrote, URL its address on the server. Reads one pass, or for at most S
+seconds. The clock starts after the imports and includes everything an engine does from then on.
 """
 
 import argparse
@@ -16,48 +16,79 @@ import time
 import traceback
 
 
+class Reading:
+    """Counts of what a loader delivers."""
+
+    def __init__(self):
+        self.began = time.perf_counter()
+        self.ids = []
+        self.sizes = []
+        self.shapes = set()
+        self.latent_bytes = 0
+        self.first_secs = None
+        self.first_samples = 0
+        self.whole_pass = False
+        self.error = None
+
+    def secs(self):
+        return time.perf_counter() - self.began
+
+    def add(self, batch):
+        latent = batch["latent"]
+        self.latent_bytes += latent.numel() * latent.element_size()
+        self.sizes.append(len(latent))
+        self.ids.extend(batch["id"].tolist())
+        self.shapes.add(tuple(latent.shape[1:]))
+        if self.first_secs is None:
+            self.first_secs, self.first_samples = self.secs(), len(self.ids)
+
+    def result(self):
+        secs = self.secs()
+        after_first = len(self.ids) - self.first_samples
+        largest = max(self.sizes, default=0)
+        return {
+            "first_batch_secs": self.first_secs,
+            "secs": secs,
+            "samples": len(self.ids),
+            "distinct": len(set(self.ids)),
+            "batches": len(self.sizes),
+            "full_batches": sum(size == largest for size in self.sizes),
+            "shapes": len(self.shapes),
+            "latent_bytes": self.latent_bytes,
+            "whole_pass": self.whole_pass,
+            "error": self.error,
+            "samples_per_sec": len(self.ids) / secs,
+            "samples_per_sec_after_first": (
+                after_first / (secs - self.first_secs) if after_first else None
+            ),
+        }
+
+
+def message(cause):
+    """The kind of an exception and the last line of its text."""
+    lines = [line for line in str(cause).strip().splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {lines[-1].strip() if lines else ''}"
+
+
 def read(loader_of, secs):
-    began = time.perf_counter()
-    ids, shapes, first_secs, first_samples, latent_bytes = [], set(), None, 0, 0
-    sizes, whole, error = [], False, None
+    """Reads to the end of the pass or for at most `secs`; an engine's error ends it too."""
+    reading = Reading()
     try:
         for batch in loader_of():
-            latent = batch["latent"]
-            latent_bytes += latent.numel() * latent.element_size()
-            sizes.append(len(latent))
-            ids.extend(batch["id"].tolist())
-            shapes.add(tuple(latent.shape[1:]))
-            now = time.perf_counter() - began
-            if first_secs is None:
-                first_secs, first_samples = now, len(ids)
-            if now > secs:
+            reading.add(batch)
+            if reading.secs() > secs:
                 break
         else:
-            whole = True
+            reading.whole_pass = True
     except BaseException as cause:
         traceback.print_exc()
-        last = [line for line in str(cause).strip().splitlines() if line.strip()]
-        error = f"{type(cause).__name__}: {last[-1].strip() if last else ''}"
-    total = time.perf_counter() - began
-    after_first = len(ids) - first_samples
-    return {
-        "first_batch_secs": first_secs,
-        "secs": total,
-        "samples": len(ids),
-        "distinct": len(set(ids)),
-        "batches": len(sizes),
-        "full_batches": sum(size == max(sizes) for size in sizes) if sizes else 0,
-        "shapes": len(shapes),
-        "latent_bytes": latent_bytes,
-        "whole_pass": whole,
-        "error": error,
-        "samples_per_sec": len(ids) / total,
-        "samples_per_sec_after_first": after_first / (total - first_secs) if after_first else None,
-    }
+        reading.error = message(cause)
+    return reading.result()
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("engine")
     parser.add_argument("part", choices=["train", "test"])
     parser.add_argument("folder", type=pathlib.Path)
@@ -76,7 +107,7 @@ def main():
     args.buckets = sorted(path.name for path in args.folder.iterdir() if path.is_dir())
     result = read(lambda: engine.batches(args, args.part == "train"), args.secs)
     print(json.dumps(result), flush=True)
-    # Workers and threads that are still at it are no part of what was measured.
+    # Not waiting for workers and threads: they are not part of the measurement.
     os._exit(0)
 
 

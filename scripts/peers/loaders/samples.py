@@ -1,4 +1,4 @@
-"""The samples of a data set that rectiflow packed, bucket by bucket, for the other engines to pack in their own way."""
+"""The samples of a data set that rectiflow packed, by bucket, for the other engines to pack."""
 
 import json
 import pathlib
@@ -23,7 +23,7 @@ class Bucket:
         self.rows += rows
 
     def __iter__(self):
-        """Each sample: its id, its latent (float16) and all that is known of its text, as one string of JSON."""
+        """Yields each sample: id, latent (float16), and the text row as one string of JSON."""
         for latents, text in self.objects:
             rows = pyarrow.parquet.read_table(text).to_pylist()
             with safetensors.safe_open(latents, "numpy") as file:

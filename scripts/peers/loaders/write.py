@@ -1,9 +1,9 @@
-"""Writes the samples that rectiflow packed in the format of each other engine, and counts their bytes.
+"""Writes the samples that rectiflow packed in the format of each other engine; counts their bytes.
 
     python scripts/peers/loaders/write.py FOLDER
 
-From FOLDER/rectiflow/train and test to FOLDER/ENGINE/train and test, each as the engine's own documentation says. What
-is there already is kept: delete it to have it written anew.
+Reads FOLDER/rectiflow/train and test, writes FOLDER/ENGINE/train and test, each by the engine's own
+documentation. Existing folders are kept; delete them to write them again.
 """
 
 import importlib
@@ -33,10 +33,11 @@ def main():
             importlib.import_module(f"engine_{name}").write(unfinished, buckets)
             unfinished.rename(written)
             print(f"wrote {written}", flush=True)
+        all_samples = (sample for bucket in buckets for sample in bucket)
         counts[part] = {
             "samples": sum(bucket.rows for bucket in buckets),
             "buckets": len(buckets),
-            "text_bytes": sum(len(sample["text"].encode()) for bucket in buckets for sample in bucket),
+            "text_bytes": sum(len(sample["text"].encode()) for sample in all_samples),
         }
     (folder / "samples.json").write_text(json.dumps(counts))
 
