@@ -2,26 +2,27 @@
 //!
 //! Read are the Markdown files of the repository's root and of `docs/`, and `llms.txt`.
 //!
-//! - A relative link leads to a file or folder, its `#anchor` to a heading. Other hosts are not asked.
-//! - A path in code, inline or in a block, is the repository's if it begins with an entry of its root that git does not
-//!   ignore, or with a crate's short name: `data/remote` is `crates/rectiflow-data/src/remote`, a folder or a file with
-//!   or without `.rs`. It must exist. Within a part, `*` and `<...>` stand for any text. A file of Rust, C++, Python or
-//!   shell must exist wherever its path begins: `order.rs`, `tests/order.rs`. All other paths are the reader's own
-//!   (`runs/mine`, `my-pictures`).
-//! - In a block, the first word of an indented line below a folder of the repository is an entry of that folder.
-//! - `rectiflow VERB --flag`: the program's own help has both. A flag without a program before it belongs to some verb,
-//!   or is written somewhere in the sources.
+//! - A relative link leads to a file or folder, its `#anchor` to a heading. Other hosts are not
+//!   asked.
+//! - A path in code, inline or in a block, is the repository's if it begins with an entry of its
+//!   root that git does not ignore, or with a crate's short name: `data/remote` is
+//!   `crates/rectiflow-data/src/remote`, a folder or a file with or without `.rs`. It must exist.
+//!   Within a part, `*` and `<...>` stand for any text. A file of Rust, C++, Python or shell must
+//!   exist wherever its path begins: `order.rs`, `tests/order.rs`. All other paths are the reader's
+//!   own (`runs/mine`, `my-pictures`).
+//! - In a block, the first word of an indented line below a folder of the repository is an entry of
+//!   that folder.
+//! - `rectiflow VERB --flag`: the program's own help has both. A flag without a program before it
+//!   belongs to some verb, or is written somewhere in the sources.
 //! - `make TARGET`: the Makefile has it.
-//! - The log and the change log speak of their day: their links are followed, names in them are not looked up.
+//! - The log and the change log speak of their day: their links are followed, names in them are not
+//!   looked up.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod markdown;
 mod repository;
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::Path};
 
 use markdown::{Document, headings, links};
 use repository::{Repository, Verb};
@@ -36,7 +37,7 @@ const SEPARATORS: [&str; 8] = ["|", "||", "&&", ";", ">", ">>", "<", "&"];
 
 #[test]
 fn the_documents_name_nothing_that_is_not_there() {
-    let repository = Repository::read(Path::new(ROOT));
+    let repository = Repository::read(Path::new(ROOT), Verb::ask(&[]));
     let mut faults = Vec::new();
     for name in documents() {
         let text = fs::read_to_string(Path::new(ROOT).join(&name)).unwrap();
@@ -86,19 +87,16 @@ fn wrong_links(repository: &Repository, name: &str, document: &Document) -> Vec<
             continue;
         }
         let (path, anchor) = link.split_once('#').unwrap_or((&link, ""));
-        let target = if path.is_empty() { PathBuf::from(name) } else { folder.join(path) };
-        if !repository.root.join(&target).exists() {
+        let target = repository.root.join(folder).join(path);
+        if !target.exists() {
             faults.push(format!("the link {link} leads nowhere"));
             continue;
         }
         if anchor.is_empty() {
             continue;
         }
-        let text = if path.is_empty() {
-            document.prose.clone()
-        } else {
-            fs::read_to_string(repository.root.join(&target)).unwrap()
-        };
+        let is_here = path.is_empty();
+        let text = if is_here { document.prose.clone() } else { fs::read_to_string(target).unwrap() };
         if !headings(&text).iter().any(|heading| heading == anchor) {
             faults.push(format!("the link {link}: no heading has this anchor"));
         }
@@ -209,9 +207,22 @@ fn flag(word: &str) -> Option<&str> {
 mod tests {
     use super::*;
 
+    /// A program of four verbs.
+    fn program() -> Verb {
+        let verb = |name, help| Verb::new(name, help, Vec::new());
+        let benches = ["rectiflow bench loader", "rectiflow bench step"];
+        let verbs = vec![
+            verb("rectiflow prep", "  --out <DIR>\n  --vae <DIR>"),
+            verb("rectiflow plan", "  --gpus <N>\n  --network <NAME>\n  -h, --help"),
+            verb("rectiflow train", "  --ranks <N>\n  --set <KEY=VALUE>\n  --json"),
+            Verb::new("rectiflow bench", "  --json", benches.map(|name| verb(name, "  --json")).into()),
+        ];
+        Verb::new("rectiflow", "  --json", verbs)
+    }
+
     /// What a page of this text names that does not exist, the page lying in `docs/`.
     fn faults(text: &str) -> Vec<String> {
-        check(&Repository::read(Path::new(ROOT)), "docs/page.md", text)
+        check(&Repository::read(Path::new(ROOT), program()), "docs/page.md", text)
     }
 
     fn is_one_fault(text: &str, expected: &str) {
@@ -225,7 +236,10 @@ mod tests {
         is_one_fault("![A picture](../docs/nowhere.png \"title\")", "nowhere.png");
         is_one_fault("# Here\n\n[up](#there)", "#there");
         is_one_fault("[what](../README.md#no-such-heading)", "no-such-heading");
-        assert!(faults("# Here it is\n\n[up](#here-it-is) [home](../README.md) [far](https://a.b/c)").is_empty());
+        assert_eq!(
+            faults("# Here it is\n\n[up](#here-it-is) [home](../README.md) [far](https://a.b/c)"),
+            Vec::<String>::new()
+        );
         assert!(faults("`[code](is-no-link.md)`").is_empty());
     }
 
@@ -250,7 +264,7 @@ mod tests {
         is_one_fault("`--no-such-flag`", "--no-such-flag");
         assert!(faults("`torchrun --no-python rectiflow train RECIPE --set a.b=c --json`").is_empty());
         assert!(faults("`rectiflow plan RECIPE [--gpus N] [--network ib-400|eth-100] | less --raw`").is_empty());
-        assert!(faults("`--low-memory`, `rectiflow`, `rectiflow VERB`, `rectiflow bench step`").is_empty());
+        assert!(faults("`--gpus`, `--low-memory`, `rectiflow`, `rectiflow VERB`, `rectiflow bench step`").is_empty());
     }
 
     #[test]

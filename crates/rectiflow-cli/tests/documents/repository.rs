@@ -1,4 +1,5 @@
-//! What the repository has: files, targets of the Makefile, and the program's verbs and flags by its own help.
+//! What the repository has: files, targets of the Makefile, and the program's verbs and flags by
+//! its own help.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -34,16 +35,17 @@ pub(crate) struct Verb {
 }
 
 impl Repository {
-    pub(crate) fn read(root: &Path) -> Self {
+    /// The repository at `root`, whose program is this one.
+    pub(crate) fn read(root: &Path, program: Verb) -> Self {
         let ignored = fs::read_to_string(root.join(".gitignore")).unwrap();
-        let ignored: Vec<&str> = ignored.lines().map(|line| line.trim_matches('/')).chain([".git"]).collect();
+        let ignored: Vec<&str> = ignored.lines().chain(["/.git"]).collect();
         let mut files = BTreeSet::new();
         collect(root, "", &ignored, &mut files);
         let entries = files.iter().map(|file| first_part(file).to_owned()).collect();
         let makefile = fs::read_to_string(root.join("Makefile")).unwrap();
         let rules = makefile.lines().filter_map(|line| Some(line.split_once(':')?.0));
         let targets = rules.filter(|name| !name.is_empty() && name.chars().all(is_of_target)).map(str::to_owned);
-        Self { root: root.to_owned(), entries, targets: targets.collect(), files, program: Verb::ask(&[]) }
+        Self { root: root.to_owned(), entries, targets: targets.collect(), files, program }
     }
 
     /// Whether a word is a path of the repository to something that does not exist.
@@ -103,7 +105,8 @@ impl Repository {
         self.program.all_flags()
     }
 
-    /// Whether a flag is written in the sources, the scripts, the files for launchers or the Makefile.
+    /// Whether a flag is written in the sources, the scripts, the files for launchers or the
+    /// Makefile.
     pub(crate) fn is_written(&self, flag: &str) -> bool {
         let folders = ["crates/", "scripts/", "launch/", "Makefile"];
         let is_source = |file: &&String| {
@@ -118,19 +121,26 @@ impl Repository {
 }
 
 impl Verb {
-    /// A verb by its own help.
-    fn ask(words: &[&str]) -> Self {
+    /// A verb by the program's own help; the program itself without words.
+    pub(crate) fn ask(words: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_rectiflow"));
         let output = command.args(words).arg("--help").output().unwrap();
         assert!(output.status.success(), "rectiflow {words:?} --help: {output:?}");
         let help = String::from_utf8(output.stdout).unwrap();
-        let mut verbs = BTreeMap::new();
+        let mut verbs = Vec::new();
         for name in verbs_of(&help) {
             let words: Vec<&str> = words.iter().copied().chain([name]).collect();
-            verbs.insert(name.to_owned(), Self::ask(&words));
+            verbs.push(Self::ask(&words));
         }
         let name = ["rectiflow"].iter().chain(words).copied().collect::<Vec<_>>().join(" ");
-        Self { name, flags: flags_of(&help), verbs }
+        Self::new(&name, &help, verbs)
+    }
+
+    /// A verb of this help, and the verbs below it.
+    pub(crate) fn new(name: &str, help: &str, verbs: Vec<Self>) -> Self {
+        let last_word = |verb: &Self| verb.name.split(' ').next_back().unwrap().to_owned();
+        let verbs = verbs.into_iter().map(|verb| (last_word(&verb), verb)).collect();
+        Self { name: name.to_owned(), flags: flags_of(help), verbs }
     }
 
     fn all_flags(&self) -> BTreeSet<&str> {
@@ -155,15 +165,16 @@ fn flags_of(help: &str) -> BTreeSet<String> {
     first_two.filter(|word| word.starts_with("--")).map(str::to_owned).collect()
 }
 
-/// Paths of all files below a folder of the root, but for what git ignores.
+/// Paths of all files below a folder of the root, but for what git ignores: a name, of the root alone
+/// where a slash precedes it.
 fn collect(root: &Path, folder: &str, ignored: &[&str], files: &mut BTreeSet<String>) {
     for entry in fs::read_dir(root.join(folder)).unwrap() {
         let entry = entry.unwrap();
         let name = entry.file_name().into_string().unwrap();
-        if ignored.contains(&name.as_str()) {
+        let path = format!("{folder}{name}");
+        if ignored.iter().any(|line| *line == format!("/{path}") || line.trim_end_matches('/') == name) {
             continue;
         }
-        let path = format!("{folder}{name}");
         if entry.file_type().unwrap().is_dir() {
             collect(root, &format!("{path}/"), ignored, files);
         } else {
@@ -189,6 +200,14 @@ fn matches(name: &str, pattern: &str) -> bool {
         _ => &pattern[start + 1..],
     };
     (0..=rest.len()).filter(|&at| rest.is_char_boundary(at)).any(|at| matches(&rest[at..], behind))
+}
+
+#[test]
+fn help_is_read() {
+    let help = "Does it.\n\nUsage: x\n\nCommands:\n  one   First\n        and more\n  help  Print\n\nOptions:\n      \
+                --set <K=V>  Sets --this\n  -h, --help\n";
+    assert_eq!(verbs_of(help), ["one"]);
+    assert_eq!(flags_of(help).into_iter().collect::<Vec<_>>(), ["--help", "--set"]);
 }
 
 #[test]
