@@ -31,7 +31,7 @@ pub(crate) struct Verb {
     /// With all words before it.
     pub(crate) name: String,
     pub(crate) flags: BTreeSet<String>,
-    pub(crate) verbs: BTreeMap<String, Verb>,
+    pub(crate) verbs: BTreeMap<String, Self>,
 }
 
 impl Repository {
