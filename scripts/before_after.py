@@ -1,10 +1,11 @@
-"""Draw the README's picture: prompts of the demo before and after its conversion to flow matching.
+"""Draws the README's picture: prompts of the demo before and after its conversion to flow matching.
 
-    python3 scripts/before_after.py runs/demo docs/before-after.png [--rectiflow target/release/rectiflow]
+    python3 scripts/before_after.py runs/demo docs/before-after.png [--rectiflow PROGRAM]
 
-Needs a finished `make demo` and Pillow (scripts/requirements-training.txt). The base that the demo starts from and the
-model that it ends with draw the prompts of the recipe's previews with the recipe's settings, both sampled as flow, from
-the same noise. Nothing of the demo is changed: the pictures go to a temporary folder.
+Needs a finished `make demo` and Pillow (scripts/requirements-training.txt). Two models draw the
+prompts of the recipe's previews with the recipe's settings, both sampled as flow from the same
+noise: the base that the demo starts from, and the model that it ends with. The demo's folder is not
+written to.
 """
 
 import argparse
@@ -24,7 +25,7 @@ INK, SOFT_INK, PAPER = "#1f2328", "#59636e", "#ffffff"
 
 
 def draw(rectiflow, model, preview, folder):
-    """The pictures of the preview's prompts by a model, sampled as flow."""
+    """Returns the pictures of the preview's prompts by a model, sampled as flow."""
     sample = preview["sample"]
     command = [rectiflow, "sample", "--model", model, "--parameterization", "flow", "--out", folder]
     command += ["--size", f"{sample['width_px']}x{sample['height_px']}"]
@@ -44,13 +45,13 @@ def newest_checkpoint(run):
 
 
 def lines_of(prompt):
-    """A prompt as two lines, parted before its background."""
+    """Returns a prompt as two lines, parted before its background."""
     subject, _, background = prompt.partition(" on a ")
     return [subject, f"on a {background}"]
 
 
 def page(before, after, prompts):
-    """All pairs on one picture, a caption under each."""
+    """Returns all pairs as one picture, a caption under each."""
     pair_px = 2 * PICTURE_PX + GAP_PX
     cell_px = PICTURE_PX + 3 * LINE_PX + 6
     rows = -(-len(prompts) // PAIRS_A_ROW)
@@ -62,8 +63,9 @@ def page(before, after, prompts):
     for index, prompt in enumerate(prompts):
         left = MARGIN_PX + index % PAIRS_A_ROW * (pair_px + SPACE_PX)
         top = MARGIN_PX + index // PAIRS_A_ROW * (cell_px + SPACE_PX)
-        for picture, name, x in [(before, "before", left), (after, "after", left + PICTURE_PX + GAP_PX)]:
-            sheet.paste(picture[index], (x, top))
+        right = left + PICTURE_PX + GAP_PX
+        for pictures, name, x in [(before, "before", left), (after, "after", right)]:
+            sheet.paste(pictures[index], (x, top))
             middle = x + PICTURE_PX / 2, top + PICTURE_PX + 2
             pen.text(middle, name, SOFT_INK, font, anchor="ma")
         for number, line in enumerate(lines_of(prompt)):
@@ -73,14 +75,15 @@ def page(before, after, prompts):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
     parser.add_argument("run", type=pathlib.Path)
     parser.add_argument("out", type=pathlib.Path)
     parser.add_argument("--rectiflow", default="target/release/rectiflow")
     args = parser.parse_args()
     preview = tomllib.loads(pathlib.Path("recipes/demo.toml").read_text())["preview"]
-    with tempfile.TemporaryDirectory() as folder:
-        folder = pathlib.Path(folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = pathlib.Path(temporary)
         before = draw(args.rectiflow, args.run / "base", preview, folder / "before")
         after = draw(args.rectiflow, newest_checkpoint(args.run), preview, folder / "after")
         page(before, after, preview["prompts"]).save(args.out, optimize=True)
