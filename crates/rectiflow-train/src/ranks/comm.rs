@@ -13,6 +13,7 @@
 use std::{
     mem::forget,
     ops::Range,
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -22,17 +23,14 @@ use tch::{Device, Kind, Tensor, no_grad};
 use crate::{
     error::{Error, Result},
     ranks::{
-        c10d::{Transport, Work},
+        c10d::{Group, Store, Transport, Work},
         launch::{Launch, RanksConfig},
-        peers::Peers,
-        pulse,
+        pulse::{self, Pulse},
+        rendezvous::Rendezvous,
+        spare::SpareMemory,
         traffic::{Collective, Counter, Traffic},
     },
-    state::{
-        layout::narrow,
-        partition::{Bucket, Partition},
-        write::write_to,
-    },
+    state::{layout::narrow, write::write_to},
 };
 
 /// The ranks of a run, as one of them sees them.
@@ -43,6 +41,24 @@ pub struct Comm {
     machine: Range<usize>,
     peers: Option<Peers>,
     traffic: Counter,
+    /// Where messages arrive.
+    pub(super) spare: SpareMemory,
+}
+
+/// The other ranks, as this one reaches them.
+#[derive(Debug)]
+struct Peers {
+    /// `None` once it is broken: what never ends cannot be closed.
+    group: Option<Group>,
+    transport: Transport,
+    /// Where small messages are made.
+    device: Device,
+    timeout: Duration,
+    pulse: Pulse,
+    serves_store: bool,
+    broken: AtomicBool,
+    // Last: the group and the pulse have to end before the store that this process may serve.
+    _store: Store,
 }
 
 /// What a rank says it is doing. It ends when this is dropped, and the rank is back at what it did before.
@@ -71,13 +87,15 @@ impl Drop for Pending {
     }
 }
 
+/// A collective in progress is left alone for so long before others' failures are looked at.
+const GLANCE: Duration = Duration::from_millis(100);
 /// Rank 0 ends so much later than it could, where it serves the store in which the others read why.
 const LINGER: Duration = Duration::from_secs(2);
 
 impl Comm {
     /// One rank alone: every collective is done as soon as it is begun.
     pub fn alone() -> Self {
-        Self { rank: RankOf::ONLY, machine: 0..1, peers: None, traffic: Counter::default() }
+        Self::new(RankOf::ONLY, 0..1, None)
     }
 
     /// Meets the other ranks.
@@ -86,7 +104,16 @@ impl Comm {
     /// [`Error::Launch`] where they do not come, the port is in use, or the build has no NCCL for a GPU.
     pub fn open(launch: &Launch, device: Device, config: &RanksConfig) -> Result<Self> {
         let peers = Peers::open(launch, device, config)?;
-        Ok(Self { rank: launch.rank, machine: launch.machine.clone(), peers: Some(peers), traffic: Counter::default() })
+        Ok(Self::new(launch.rank, launch.machine.clone(), Some(peers)))
+    }
+
+    fn new(rank: RankOf, machine: Range<usize>, peers: Option<Peers>) -> Self {
+        Self { rank, machine, peers, traffic: Counter::default(), spare: SpareMemory::default() }
+    }
+
+    /// Whether there is nothing to exchange with others.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.peers.is_none()
     }
 
     /// Which of how many.
@@ -170,7 +197,7 @@ impl Comm {
             let work = group.reduce_scatter(&found, &bucket);
             return self.begun(Collective::ReduceScatter, bucket, found, work);
         }
-        let spare = peers.take(len, kind, device);
+        let spare = self.spare.take(len, kind, device);
         let found = narrow(&spare, &(0..len));
         let work = group.all_to_all(&found, &bucket);
         let mut pending = self.begun(Collective::ReduceScatter, bucket, found, work)?;
@@ -185,7 +212,7 @@ impl Comm {
     pub fn end_reduce_scatter(&self, mut pending: Pending, take: impl FnOnce(&Tensor)) -> Result<()> {
         self.wait_pending(&mut pending)?;
         no_grad(|| {
-            let (Some(peers), Some(spare)) = (&self.peers, pending.spare.take()) else {
+            let Some(spare) = pending.spare.take() else {
                 take(&pending.found);
                 return;
             };
@@ -195,7 +222,7 @@ impl Comm {
                 sum += rows.get(rank);
             }
             take(&sum);
-            peers.release(spare);
+            self.spare.release(spare);
         });
         Ok(())
     }
@@ -231,60 +258,6 @@ impl Comm {
     ) -> Result<Pending> {
         let work = work.map_err(|reason| self.failed(collective, &sent, reason))?;
         Ok(Pending { collective, work: Some(work), sent, found, spare: None, began: Instant::now() })
-    }
-
-    /// Makes every piece of `vector` `[n]` what the rank has that owns it.
-    ///
-    /// # Errors
-    /// [`Error::Collective`].
-    pub fn all_gather(&self, vector: &Tensor, partition: &Partition) -> Result<()> {
-        let own = |bucket: &Bucket| narrow(vector, &bucket.of(self.rank.rank));
-        self.gather_buckets(partition, (vector.kind(), vector.device()), own, |bucket, all| {
-            write_to(&narrow(vector, &bucket.range), &all);
-        })
-    }
-
-    /// A vector `[n]`, on rank 0 and its processor, of which every rank has what it owns in `own`. `None` on other ranks.
-    ///
-    /// # Errors
-    /// [`Error::Collective`].
-    pub(crate) fn collect(&self, own: &Tensor, partition: &Partition) -> Result<Option<Tensor>> {
-        if partition.ranks() == 1 {
-            return Ok(self.is_first().then(|| own.shallow_clone()));
-        }
-        let vector = self.is_first().then(|| Tensor::empty([partition.len()], (own.kind(), Device::Cpu)));
-        let mut pieces = partition.pieces(self.rank);
-        let piece = |_: &Bucket| narrow(own, &pieces.next().expect("there is a piece of every bucket").own);
-        self.gather_buckets(partition, (own.kind(), own.device()), piece, |bucket, all| {
-            if let Some(vector) = &vector {
-                write_to(&narrow(vector, &bucket.range), &all);
-            }
-        })?;
-        Ok(vector)
-    }
-
-    /// Gathers bucket after bucket: `own` gives this rank's elements, `take` is given all elements.
-    fn gather_buckets(
-        &self,
-        partition: &Partition,
-        (kind, device): (Kind, Device),
-        mut own: impl FnMut(&Bucket) -> Tensor,
-        take: impl Fn(&Bucket, Tensor),
-    ) -> Result<()> {
-        let Some(peers) = &self.peers else { return Ok(()) };
-        for bucket in partition.buckets() {
-            let found = own(bucket);
-            let piece = Tensor::zeros([bucket.piece], (kind, device));
-            write_to(&narrow(&piece, &(0..found.numel() as i64)), &found);
-            let len = bucket.piece * partition.ranks() as i64;
-            let spare = peers.take(len, kind, device);
-            let all = narrow(&spare, &(0..len));
-            let pending = self.begin_all_gather(&all, piece)?;
-            self.waiting(Collective::AllGather, || self.end_all_gather(pending))?;
-            take(bucket, narrow(&all, &(0..bucket.range.end - bucket.range.start)));
-            peers.release(spare);
-        }
-        Ok(())
     }
 
     /// `piece` `[k]` of every rank, where small messages are made: `[R, k]`.
@@ -365,6 +338,71 @@ impl Pending {
     fn done(collective: Collective, tensor: Tensor) -> Self {
         let found = tensor.shallow_clone();
         Self { collective, work: None, sent: tensor, found, spare: None, began: Instant::now() }
+    }
+}
+
+impl Peers {
+    /// Meets the other ranks.
+    ///
+    /// # Errors
+    /// [`Error::Launch`] where they do not come, the port is in use, or the build has no NCCL for a GPU.
+    fn open(launch: &Launch, device: Device, config: &RanksConfig) -> Result<Self> {
+        let Rendezvous { group, transport, store, pulse_store, serves_store } =
+            Rendezvous::open(launch, device, config)?;
+        Ok(Self {
+            group: Some(group),
+            transport,
+            device,
+            timeout: config.timeout(),
+            pulse: Pulse::start(pulse_store, launch.rank),
+            serves_store,
+            broken: AtomicBool::new(false),
+            _store: store,
+        })
+    }
+
+    /// The process group.
+    ///
+    /// # Errors
+    /// [`Error::Launch`] once a collective has failed.
+    fn group(&self) -> Result<&Group> {
+        let broken = || Error::Launch { reason: "a collective has failed before: this process should end".to_owned() };
+        self.group.as_ref().filter(|_| !self.broken.load(Ordering::SeqCst)).ok_or_else(broken)
+    }
+
+    /// No collective is begun any more.
+    fn break_down(&self) {
+        self.broken.store(true, Ordering::SeqCst);
+    }
+
+    /// Waits for a work; the reason where it cannot be done.
+    fn wait(&self, work: Work, began: Instant) -> std::result::Result<(), String> {
+        let mut patience = self.timeout;
+        loop {
+            let reason = match work.wait(GLANCE) {
+                Ok(true) => return Ok(()),
+                Ok(false) if began.elapsed() > patience => {
+                    patience += self.timeout;
+                    self.pulse.investigate(self.timeout)
+                }
+                Ok(false) => self.pulse.failure(),
+                Err(reason) => Some(self.pulse.investigate(self.timeout).unwrap_or(reason)),
+            };
+            if let Some(reason) = reason {
+                // It may still be writing into its tensors.
+                forget(work);
+                return Err(reason);
+            }
+        }
+    }
+}
+
+impl Drop for Peers {
+    fn drop(&mut self) {
+        if self.broken.load(Ordering::SeqCst) {
+            // Closing waits for works in progress, which may never end.
+            forget(self.group.take());
+        }
     }
 }
 

@@ -10,11 +10,11 @@ pub(crate) mod origin;
 pub mod replay;
 mod saver;
 pub(crate) mod setup;
+mod step_record;
 pub(crate) mod stop_file;
 mod verdict;
 
 use std::{
-    collections::BTreeMap,
     path::Path,
     sync::atomic::{AtomicBool, Ordering},
     time::Instant,
@@ -32,12 +32,12 @@ use crate::{
     guard::{Acts, GuardState},
     measure::{
         bins::Bins,
-        metrics::{Event, Lossless, RankMetrics, StepMetrics, Writer},
+        metrics::{Event, StepMetrics, Writer},
     },
     plan::estimate,
     ranks::{
         comm::Comm,
-        exchange::{Exchange, Passes, RankReport, StepConsensus},
+        exchange::{Exchange, Passes, RankReport},
         straggler::MicroBatchTimes,
     },
     recipe::Checked,
@@ -47,6 +47,7 @@ use crate::{
         origin::{Origin, epochs_at, step_at},
         saver::{Moment, Saver},
         setup::{Parts, check_same_data, check_same_start, check_vae, find_trained, fresh_state, open_sources},
+        step_record::{Seen, StepSecs},
     },
     state::{Position, TrainState},
     step::{Stepper, step_flops::Configs},
@@ -295,9 +296,20 @@ impl<'a> Run<'a> {
         let applied = self.act(&step, passes, lr)?;
 
         // What the step was like, and what is due after it.
-        let secs = StepSecs { secs: began.elapsed().as_secs_f64(), data_secs, passes_secs };
-        let ranks = self.rank_metrics(secs, &consensus);
-        self.emit(Event::Step(StepMetrics { applied, ranks, ..self.step_metrics(&step, seen, secs) }));
+        let secs = StepSecs { step: began.elapsed().as_secs_f64(), data: data_secs, passes: passes_secs };
+        let ranks = if comm.rank().ranks == 1 {
+            None
+        } else {
+            Some(secs.rank_metrics(comm.take_traffic(), self.times.observe(&consensus.busy)))
+        };
+        let recipe = &self.parts.checked.recipe;
+        self.emit(Event::Step(StepMetrics {
+            flops: Configs::of(self.parts.model).step_flops(&recipe.train, &step),
+            applied,
+            spent: recipe.run.price_per_hour.map(|price| price * self.secs() / 3600.0),
+            ranks,
+            ..seen.metrics(&step, self.state.position, secs)
+        }));
         if consensus.is_written {
             self.finish_saving()?;
         }
@@ -316,44 +328,6 @@ impl<'a> Run<'a> {
         for &(time, loss) in passes.samples.iter().filter(|(_, loss)| loss.is_finite()) {
             self.losses.add(time, f64::from(loss), 1.0);
         }
-    }
-
-    /// What a step was like, but for the guard's verdict and the rank's own part.
-    fn step_metrics(&self, step: &Step, seen: Seen, secs: StepSecs) -> StepMetrics {
-        let recipe = &self.parts.checked.recipe;
-        let Position { cursor, samples, .. } = self.state.position;
-        StepMetrics {
-            step: cursor,
-            samples,
-            epoch: step.epoch,
-            loss: seen.loss,
-            gradient_norm: seen.gradient_norm,
-            norm_by_component: seen.norm_by_component,
-            lr: seen.lr,
-            secs: secs.secs,
-            data_secs: secs.data_secs,
-            flops: Configs::of(self.parts.model).step_flops(&recipe.train, step),
-            applied: true,
-            spent: recipe.run.price_per_hour.map(|price| price * self.secs() / 3600.0),
-            ranks: None,
-        }
-    }
-
-    /// What the step was like for this rank; `None` for a rank alone.
-    fn rank_metrics(&mut self, secs: StepSecs, consensus: &StepConsensus) -> Option<RankMetrics> {
-        let comm = self.parts.comm;
-        if comm.rank().ranks == 1 {
-            return None;
-        }
-        let traffic = comm.take_traffic();
-        Some(RankMetrics {
-            passes_secs: secs.passes_secs,
-            communication_secs: traffic.secs,
-            hidden_secs: traffic.hidden_secs,
-            update_secs: secs.secs - secs.data_secs - secs.passes_secs - traffic.secs,
-            bytes: traffic.bytes,
-            slowest: self.times.observe(&consensus.busy),
-        })
     }
 
     /// Measures, draws and saves where it is due.
@@ -450,32 +424,4 @@ impl<'a> Run<'a> {
             self.emit(event);
         }
     }
-}
-
-/// What was known of a step before its update.
-struct Seen {
-    loss: f64,
-    gradient_norm: f64,
-    norm_by_component: BTreeMap<String, Lossless>,
-    lr: f64,
-}
-
-impl Seen {
-    fn of(passes: &Passes, state: &TrainState, lr: f64) -> Self {
-        let groups = state.parameters.groups.iter().map(|group| group.component.clone());
-        Self {
-            loss: passes.loss,
-            gradient_norm: passes.gradient_norm,
-            norm_by_component: groups.zip(passes.norm_by_group.iter().copied().map(Lossless)).collect(),
-            lr,
-        }
-    }
-}
-
-/// Seconds of a step, and of those that went by before its update.
-#[derive(Clone, Copy)]
-struct StepSecs {
-    secs: f64,
-    data_secs: f64,
-    passes_secs: f64,
 }

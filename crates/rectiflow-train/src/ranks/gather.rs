@@ -1,0 +1,72 @@
+//! Vectors of which every rank has its pieces, gathered bucket by bucket, so that beside them there is
+//! memory for one bucket.
+
+use tch::{Device, Kind, Tensor};
+
+use crate::{
+    error::Result,
+    ranks::{comm::Comm, traffic::Collective},
+    state::{
+        layout::narrow,
+        partition::{Bucket, Partition},
+        write::write_to,
+    },
+};
+
+impl Comm {
+    /// Makes every piece of `vector` `[n]` what the rank has that owns it.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Collective`].
+    pub fn all_gather(&self, vector: &Tensor, partition: &Partition) -> Result<()> {
+        let own = |bucket: &Bucket| narrow(vector, &bucket.of(self.rank().rank));
+        self.gather_buckets(partition, (vector.kind(), vector.device()), own, |bucket, all| {
+            write_to(&narrow(vector, &bucket.range), &all);
+        })
+    }
+
+    /// A vector `[n]`, on rank 0 and its processor, of which every rank has what it owns in `own`. `None` on other ranks.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Collective`].
+    pub(crate) fn collect(&self, own: &Tensor, partition: &Partition) -> Result<Option<Tensor>> {
+        if partition.ranks() == 1 {
+            return Ok(self.is_first().then(|| own.shallow_clone()));
+        }
+        let vector = self.is_first().then(|| Tensor::empty([partition.len()], (own.kind(), Device::Cpu)));
+        let mut pieces = partition.pieces(self.rank());
+        let piece = |_: &Bucket| narrow(own, &pieces.next().expect("there is a piece of every bucket").own);
+        self.gather_buckets(partition, (own.kind(), own.device()), piece, |bucket, all| {
+            if let Some(vector) = &vector {
+                write_to(&narrow(vector, &bucket.range), &all);
+            }
+        })?;
+        Ok(vector)
+    }
+
+    /// Gathers bucket after bucket: `own` returns this rank's elements, `take` receives all elements.
+    fn gather_buckets(
+        &self,
+        partition: &Partition,
+        (kind, device): (Kind, Device),
+        mut own: impl FnMut(&Bucket) -> Tensor,
+        take: impl Fn(&Bucket, Tensor),
+    ) -> Result<()> {
+        if self.is_alone() {
+            return Ok(());
+        }
+        for bucket in partition.buckets() {
+            let found = own(bucket);
+            let piece = Tensor::zeros([bucket.piece], (kind, device));
+            write_to(&narrow(&piece, &(0..found.numel() as i64)), &found);
+            let len = bucket.piece * partition.ranks() as i64;
+            let spare = self.spare.take(len, kind, device);
+            let all = narrow(&spare, &(0..len));
+            let pending = self.begin_all_gather(&all, piece)?;
+            self.waiting(Collective::AllGather, || self.end_all_gather(pending))?;
+            take(bucket, narrow(&all, &(0..bucket.range.end - bucket.range.start)));
+            self.spare.release(spare);
+        }
+        Ok(())
+    }
+}
