@@ -1,4 +1,5 @@
-//! `rectiflow eval`: the test loss of any checkpoint, on the table that its run uses.
+//! `rectiflow eval`: the test loss of any checkpoint, over the same fixed samples that its run
+//! measures.
 
 use std::path::PathBuf;
 
@@ -13,10 +14,11 @@ use crate::terminal::{
     numbers::{grouped, short, table},
 };
 
-/// Measure the test loss of a checkpoint: by noise level, on fixed samples, with fixed noise.
+/// Measure the test loss of a checkpoint by noise level, on fixed samples with fixed noise.
 ///
-/// The table follows from the recipe's data sets and seed alone, so that the numbers of two checkpoints, or of two runs
-/// with the same data and seed, can be compared; the batch size does not change them. Averaged weights are measured too.
+/// The samples and noise depend on the recipe's data sets and seed only, so the losses of two
+/// checkpoints, or of two runs with the same data and seed, are comparable. The batch size does not
+/// change them. Averaged weights are measured too.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The recipe, a TOML file: data sets, seed, objective and [test].
@@ -24,7 +26,7 @@ pub(crate) struct Args {
     /// A training checkpoint or a diffusers folder.
     #[arg(long)]
     checkpoint: PathBuf,
-    /// Override a key of the recipe, e.g. --set test.training_samples=256; may be repeated.
+    /// Override a key of the recipe, e.g. --set test.training_samples=256. Repeatable.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     overrides: Vec<String>,
 }

@@ -1,6 +1,7 @@
 //! `rectiflow export` and `rectiflow import`: models for other tools, and models from them.
 //!
-//! Both read any layout as a bundle of tensors and write another; which layout a path is in is told by what is there.
+//! Both read any layout as a bundle of tensors and write another. The files at a path decide its
+//! layout.
 
 use std::{
     collections::BTreeMap,
@@ -32,9 +33,10 @@ use crate::{
 
 /// Write a model for other tools: one file for ComfyUI, or a folder for diffusers.
 ///
-/// A diffusers folder has both tokenizers, and a scheduler that samples it as it was trained: nothing has to be fetched
-/// to use it. In ComfyUI put a ModelSamplingSD3 node (shift 3 to 6) behind the loader of a flow model. A model card says
-/// what the model is and, for a checkpoint, how it was trained; it is README.md in the folder, NAME.md beside the file.
+/// A diffusers folder holds both tokenizers, and a scheduler that samples the model as it was
+/// trained, so it works offline. In ComfyUI put a ModelSamplingSD3 node (shift 3 to 6) behind the
+/// loader of a flow model. A model card says what the model is and, for a checkpoint, how it was
+/// trained: README.md in the folder, NAME.md beside the file.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ExportArgs {
     /// A training checkpoint, a diffusers model folder or a single-file checkpoint.
@@ -46,13 +48,13 @@ pub(crate) struct ExportArgs {
     /// The file or folder to write; an earlier export there is replaced.
     #[arg(long)]
     out: PathBuf,
-    /// Numbers in the file; fp16 and bf16 halve its size.
+    /// Dtype of the numbers in the file; fp16 and bf16 halve its size.
     #[arg(long, value_enum, default_value_t = FileDtype::Fp16)]
     dtype: FileDtype,
     /// Shift that the diffusers scheduler samples a flow model with.
     #[arg(long, default_value_t = ExportOptions::default().sampling_shift, allow_negative_numbers = true)]
     shift: f64,
-    /// What the model predicts (flow, eps or v), where neither its metadata nor its scheduler says.
+    /// What the model predicts (flow, eps or v), if neither its metadata nor its scheduler says so.
     #[arg(long)]
     parameterization: Option<Parameterization>,
 }
@@ -65,10 +67,11 @@ pub(crate) struct ImportArgs {
     /// The folder to write; an earlier export there is replaced.
     #[arg(long)]
     out: PathBuf,
-    /// What the model predicts (flow, eps or v), where the file does not say.
+    /// What the model predicts (flow, eps or v), if the file does not say so.
     #[arg(long)]
     parameterization: Option<Parameterization>,
-    /// A diffusers model folder that the parts come from that the file lacks, such as text encoders.
+    /// A diffusers model folder that supplies the parts missing from the file, such as text
+    /// encoders.
     #[arg(long, value_name = "MODEL")]
     missing_from: Option<PathBuf>,
 }
@@ -96,9 +99,7 @@ pub(crate) fn export(args: &ExportArgs) -> anyhow::Result<Answer> {
         Format::SingleFile => {
             if args.out.is_dir() {
                 let out = args.out.display();
-                return Err(
-                    Misuse(format!("{out} is a folder: give the name of a file, such as model.safetensors")).into()
-                );
+                return Err(Misuse(format!("{out} is a folder: name a file, such as model.safetensors")).into());
             }
             export_single_file(&bundle, &args.out, &options)?;
             write_card_beside(&args.out, &card)?;
@@ -132,7 +133,7 @@ fn written(bundle: &Bundle<'_>, out: &Path) -> Answer {
     Answer::done(out.display().to_string(), json)
 }
 
-/// The dtypes of each component's tensors where they were read.
+/// The dtypes that each component's tensors were stored in.
 fn dtypes(bundle: &Bundle<'_>) -> BTreeMap<&'static str, Vec<String>> {
     let of = |component: Component| {
         let names = bundle.names(component);
@@ -157,7 +158,8 @@ fn write_workflow_beside(file: &Path, bundle: &Bundle<'_>, shift: f64) -> anyhow
     Ok(write_bytes(&path, ascii_json(&workflow).as_bytes())?)
 }
 
-/// `NAME.md` and, if the run has a picture, `NAME.png`, which many programs show beside `NAME.safetensors`.
+/// Writes `NAME.md` and, if the run has a picture, `NAME.png`, which many programs show beside
+/// `NAME.safetensors`.
 fn write_card_beside(out: &Path, card: &ModelCard) -> anyhow::Result<()> {
     let picture = out.with_extension("png");
     let name = picture.file_name().unwrap_or_default().to_string_lossy().into_owned();

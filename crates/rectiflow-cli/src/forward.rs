@@ -1,4 +1,5 @@
-//! `rectiflow forward`: one forward pass from tensors in a file, for checking against other implementations.
+//! `rectiflow forward`: one forward pass from tensors in a file, for checking against other
+//! implementations.
 
 use std::path::PathBuf;
 
@@ -11,21 +12,24 @@ use serde_json::{Map, Value, json};
 
 use crate::terminal::{answer::Answer, dtype::ComputeDtype};
 
-/// Run one forward pass on tensors from a file, to compare a model with another implementation of it.
+/// Run one forward pass on tensors from a file, to compare a model with another implementation of
+/// it.
 ///
-/// Tensors by name, floating-point ones in any dtype: the unet takes `sample`, `timestep`, `encoder_hidden_states`, `text_embeds` and
-/// `time_ids` and gives `sample`; the text encoders take `input_ids` and give `hidden` (penultimate states) and `pooled`;
-/// vae-encode takes `pixels` in -1 to 1 and gives `mean` and `logvar`; vae-decode takes `latents` and gives `pixels`. No
-/// scaling factor is applied.
+/// Tensors are found by name; floating-point ones have any dtype. The unet takes `sample`,
+/// `timestep`, `encoder_hidden_states`, `text_embeds` and `time_ids`, and returns `sample`. The
+/// text encoders take `input_ids` and return `hidden` (penultimate states) and `pooled`. vae-encode
+/// takes `pixels` in -1 to 1 and returns `mean` and `logvar`. vae-decode takes `latents` and
+/// returns `pixels`. No scaling factor is applied.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Which part of the model to run.
     #[arg(value_enum)]
     part: Part,
-    /// A diffusers model folder, a single-file checkpoint, or the folder of this one part, with its config.json.
+    /// A diffusers model folder, a single-file checkpoint, or the folder of this one part, with its
+    /// config.json.
     #[arg(long)]
     model: PathBuf,
-    /// What it calculates in, whatever its files hold; results are in it too.
+    /// Dtype of the calculation and of the results, whatever the files hold.
     #[arg(long, value_enum, default_value_t = ComputeDtype::Fp32)]
     dtype: ComputeDtype,
     /// The safetensors file with the input tensors.

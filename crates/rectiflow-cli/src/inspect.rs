@@ -36,22 +36,24 @@ use crate::terminal::{
     progress::Progress,
 };
 
-/// Show what is in a packed data set: buckets, counts, prompts, pictures; check that no byte has changed.
+/// Show what is in a packed data set: buckets, counts, prompts, pictures; check that no byte has
+/// changed.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The folder that `rectiflow prep` wrote, or the URL of a copy of it: s3://bucket/prefix, gs://, az://, http(s)://.
+    /// The folder that `rectiflow prep` wrote, or the URL of a copy of it: s3://bucket/prefix,
+    /// gs://, az://, http(s)://.
     dataset: PathBuf,
     /// Read everything and compare it with its checksums; exit with 1 if anything is damaged.
     #[arg(long)]
     verify: bool,
-    /// Show so many prompts as the model will read them.
+    /// Show N prompts as the model reads them.
     #[arg(long, value_name = "N", default_value_t = 0)]
     prompts: usize,
-    /// Draw prompts at the rates of this recipe's first data set, show how well its batches keep long and short prompts
-    /// apart, and how often its order reads each byte.
+    /// Draw prompts at the rates of this recipe's first data set, and show how well its batches
+    /// separate long and short prompts and how often its order reads each byte.
     #[arg(long, value_name = "RECIPE")]
     recipe: Option<PathBuf>,
-    /// Override a key of that recipe, e.g. --set data.prompt.dropped=0; may be repeated.
+    /// Override a key of that recipe, e.g. --set data.prompt.dropped=0. Repeatable.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE", requires = "recipe")]
     overrides: Vec<String>,
     /// Decode a few pictures of each bucket into this PNG file.
@@ -168,7 +170,7 @@ fn as_json(args: &Args, dataset: &Dataset, prompts: &[String], damage: &[String]
     })
 }
 
-/// What is damaged, one line an object.
+/// The damaged objects, a line each.
 fn verify(dataset: &Dataset) -> Vec<String> {
     let objects = &dataset.manifest().objects;
     let mut progress = Progress::new("verify", "objects", 0, objects.len() as u64);
@@ -181,7 +183,7 @@ fn verify(dataset: &Dataset) -> Vec<String> {
     damage
 }
 
-/// Prompts of pictures from all buckets: of bucket after bucket the first rows, which are in random order.
+/// Prompts of the first rows of each bucket in turn; rows are in random order.
 fn draw_prompts(dataset: &Dataset, settings: &PromptSettings, count: usize) -> anyhow::Result<Vec<String>> {
     let buckets = if count == 0 { Vec::new() } else { dataset.buckets(Split::Train) };
     let each = count.div_ceil(buckets.len().max(1));
@@ -197,10 +199,10 @@ fn draw_prompts(dataset: &Dataset, settings: &PromptSettings, count: usize) -> a
     Ok(prompts)
 }
 
-/// Steps from which the shares of mixed and padded micro-batches are worked out.
+/// Steps over which the shares of mixed and padded micro-batches are counted.
 const SHARE_STEPS: u64 = 100;
 
-/// What the recipe's order makes of the data set.
+/// The recipe's order on this data set: steps, mixed and padded shares, bytes read.
 fn describe_order(dataset: &Arc<Dataset>, settings: &PromptSettings, recipe: &Checked) -> anyhow::Result<String> {
     let source = Source { dataset: dataset.clone(), prompt: settings.clone(), amount: Amount::Repeats(1.0) };
     let loader = Loader::new(vec![source], recipe.order.clone(), RankOf::ONLY)?;
@@ -230,17 +232,17 @@ fn describe_order(dataset: &Arc<Dataset>, settings: &PromptSettings, recipe: &Ch
     Ok(text)
 }
 
-/// Buckets and pictures of each that a sheet shows.
+/// Number of buckets, and pictures of each, on a sheet.
 const SHEET_BUCKETS: usize = 12;
 const SHEET_PICTURES: u64 = 6;
 
-/// The first pictures of the fullest buckets, as the VAE gives them back.
+/// The first pictures of the fullest buckets, decoded by the VAE.
 fn draw_sheet(dataset: &Dataset, vae: &Path) -> anyhow::Result<Picture> {
     let vae = Vae::open(vae, &OpenOptions::default())?;
     let mut shapes = dataset.buckets(Split::Train);
     shapes.sort_by_key(|shape| Reverse(shape.num_rows));
     let columns = shapes.first().context("the data set has no training pictures")?.num_rows.min(SHEET_PICTURES);
-    // Every row of the sheet is full: buckets with fewer pictures than that are left out.
+    // Every row of the sheet is full; buckets with fewer pictures are left out.
     shapes.retain(|shape| shape.num_rows >= columns);
     shapes.truncate(SHEET_BUCKETS);
     let mut drawn = Vec::new();

@@ -1,8 +1,10 @@
-//! `rectiflow train --ranks N`: the ranks of a run on one machine, each a process of the same command.
+//! `rectiflow train --ranks N`: the ranks of a run on one machine, each a process of the same
+//! command.
 //!
-//! The ranks find failures among themselves and end; this process only starts them, passes on a wish to stop, and says
-//! what became of them. A rank is asked to stop by closing its standard input, so that it stops as well when this
-//! process is gone. Ranks have process groups of their own: Ctrl-C reaches this process alone.
+//! The ranks detect failures among themselves and exit. This process only starts them, forwards a
+//! request to stop, and reports how they ended. It asks a rank to stop by closing the rank's
+//! standard input, so the ranks also stop if this process dies. Ranks have process groups of their
+//! own, so Ctrl-C reaches this process alone.
 
 use std::{
     env,
@@ -19,10 +21,10 @@ use rectiflow_train::{launch::Launch, recipe::Checked};
 
 use crate::terminal::{answer::Answer, signals::StopSignal};
 
-/// Set in the ranks that this process starts.
+/// Environment variable set in the ranks that this process starts.
 pub(crate) const STARTED: &str = "RECTIFLOW_LOCAL_RANKS";
 const GLANCE: Duration = Duration::from_millis(50);
-/// What the ranks need beyond the time-out to see that one has failed, and to end.
+/// Time that the ranks need beyond the time-out to notice a failure and exit.
 const GRACE: Duration = Duration::from_secs(20);
 
 /// The ranks of a run, as processes.
@@ -33,7 +35,7 @@ struct Rank {
     status: Option<ExitStatus>,
 }
 
-/// Runs this very command with `ranks` ranks. Standard output is rank 0's.
+/// Runs the current command with `ranks` ranks. Only rank 0 writes to standard output.
 pub(crate) fn run(ranks: usize, checked: &Checked, stop: &StopSignal) -> anyhow::Result<Answer> {
     let arguments: Vec<OsString> = env::args_os().skip(1).collect();
     let mut all = Ranks::start(&arguments, ranks, false)?;
@@ -42,7 +44,8 @@ pub(crate) fn run(ranks: usize, checked: &Checked, stop: &StopSignal) -> anyhow:
 }
 
 impl Ranks {
-    /// Starts `ranks` processes of this program; `pinned`: rank r on core r alone, by `taskset`.
+    /// Starts `ranks` processes of this program. If `pinned`, rank r runs on core r only, by
+    /// `taskset`.
     pub(crate) fn start(arguments: &[OsString], ranks: usize, pinned: bool) -> anyhow::Result<Self> {
         let port = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
         let port = port.context("finding a free port")?.port();
@@ -63,8 +66,8 @@ impl Ranks {
         (0..ranks).map(start).collect::<anyhow::Result<Vec<Rank>>>().map(Self)
     }
 
-    /// Waits until all have ended, passing on a wish to stop; gives the first that failed by itself. What does not end
-    /// after a failure is killed.
+    /// Waits until all ranks have ended, forwarding a request to stop. Returns the first rank that
+    /// failed by itself. A rank that does not end after a failure is killed.
     pub(crate) fn wait(&mut self, checked: &Checked, stop: &StopSignal) -> anyhow::Result<Option<usize>> {
         let timeout = Duration::from_secs(checked.recipe.ranks.timeout_secs) + GRACE;
         let (mut told, mut failed): (bool, Option<(usize, Instant)>) = (false, None);
@@ -101,7 +104,7 @@ fn command(rank: usize, pinned: bool) -> anyhow::Result<Command> {
     Ok(command)
 }
 
-/// What became of the ranks, of which `failed` was the first to fail.
+/// The answer for ranks that have ended, of which `failed` was the first to fail.
 fn report(all: &[Rank], failed: Option<usize>, stop: &StopSignal) -> anyhow::Result<Answer> {
     let codes: Vec<Option<i32>> = all.iter().map(|rank| rank.status.and_then(|status| status.code())).collect();
     if let Some(code) = codes.iter().flatten().find(|code| **code == 3) {

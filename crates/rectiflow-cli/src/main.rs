@@ -1,7 +1,9 @@
-//! The command `rectiflow`: a contents page. It parses, dispatches, and turns how a command ended into an exit code.
+//! The command `rectiflow`: a contents page. It parses, dispatches, and turns how a command ended
+//! into an exit code.
 //!
-//! One subcommand a file: its arguments (`Args`) and `run`, which returns an [`Answer`]. Standard output gets
-//! that answer and nothing else, once, at the end; progress and logs go to standard error.
+//! One subcommand a file: its arguments (`Args`) and `run`, which returns an [`Answer`]. Standard
+//! output gets that answer and nothing else, once, at the end; progress and logs go to standard
+//! error.
 
 mod bench;
 mod eval;
@@ -32,12 +34,13 @@ use terminal::{
 
 /// Turns captioned images into a rectified-flow SDXL: prepare, train, sample, export.
 ///
-/// Exit codes: 0 done, 1 failed, 2 wrong arguments or settings, 3 stopped by the guard, 130 interrupted, 143 terminated
-/// (both after saving).
+/// Exit codes: 0 done, 1 failed, 2 wrong arguments or settings, 3 stopped by the guard, 130
+/// interrupted, 143 terminated (both after saving).
 #[derive(Debug, Parser)]
 #[command(name = "rectiflow", version, max_term_width = 100, propagate_version = true)]
 struct Cli {
-    /// Print the answer as one JSON object, last on standard output; progress and logs stay on standard error.
+    /// Print the answer as one JSON object, last on standard output; progress and logs stay on
+    /// standard error.
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
@@ -65,7 +68,7 @@ enum Command {
 fn main() -> ExitCode {
     let Cli { json, command } = Cli::parse();
     log::start();
-    // Building a model does it too; here no other thread makes tensors yet.
+    // Building a model does this too, but here no other thread makes tensors yet.
     rectiflow_sdxl::allocator::pack_tensors();
     match run(command) {
         Ok(answer) => answer.print(json),

@@ -1,7 +1,9 @@
-//! The model card of an export: what the model is, how it was trained, on which data, how it is used; Markdown.
+//! The model card of an export, in Markdown: what the model is, how and on which data it was
+//! trained, how to use it.
 //!
-//! What is known comes from the model itself: a training checkpoint knows its recipe, the identity of its data sets and
-//! of its frozen parts. A model that was only converted says where it came from. Nothing is guessed.
+//! Everything in it comes from the model itself: a training checkpoint names its recipe, its data
+//! sets and its frozen parts. The card of a converted model says what it was converted from.
+//! Nothing is guessed.
 
 use std::{
     fmt::Write as _,
@@ -15,12 +17,12 @@ use rectiflow_train::checkpoint::{self, Saved};
 
 use crate::terminal::numbers;
 
-/// What is known of a model.
+/// Facts about a model.
 #[derive(Debug)]
 pub(crate) struct ModelCard {
     /// A name: the model's file or folder, and for a checkpoint its run as well.
     pub(crate) title: String,
-    /// A sheet of samples that the run has of this very checkpoint: a PNG.
+    /// A PNG of samples drawn with exactly this checkpoint, if the run has one.
     pub(crate) samples: Option<Vec<u8>>,
     parameterization: Option<Parameterization>,
     shift: f64,
@@ -35,7 +37,7 @@ struct Training {
 }
 
 impl ModelCard {
-    /// The card of the model at `path`; `shift` is what its samples are best drawn with.
+    /// The card of the model at `path`; `shift` is the recommended sampling shift.
     pub(crate) fn of(path: &Path, parameterization: Option<Parameterization>, shift: f64) -> anyhow::Result<Self> {
         let is_checkpoint = checkpoint::is_checkpoint(path);
         let names = names(path);
@@ -63,7 +65,7 @@ impl ModelCard {
         }
     }
 
-    /// What the Hugging Face hub reads from the top of a README.
+    /// The YAML block that the Hugging Face hub reads from the top of a README.
     pub(crate) fn front_matter(&self) -> String {
         let flow = if self.parameterization == Some(Parameterization::Flow) { "- rectified-flow\n" } else { "" };
         format!(
@@ -71,7 +73,7 @@ impl ModelCard {
         )
     }
 
-    /// The whole card; `picture` is the name of the file that the samples are in.
+    /// The whole card; `picture` is the file name of the samples.
     pub(crate) fn markdown(&self, picture: &str) -> String {
         let mut text = format!("# {}\n\n{}\n", self.title, self.description());
         if self.samples.is_some() {
@@ -120,15 +122,15 @@ impl Training {
     }
 }
 
-/// The parts of a path that mean something to people.
+/// The last parts of a path, without the folders of this machine.
 fn names(path: &Path) -> Vec<String> {
     let full = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     let parts = full.components().map(|part| part.as_os_str().to_string_lossy().into_owned());
     parts.filter(|name| name != "checkpoints").collect()
 }
 
-/// A sheet of samples of exactly this checkpoint: what `rectiflow sample` left in the run's `samples`, if it drew with
-/// this checkpoint, else the preview of that step.
+/// A sheet of samples of exactly this checkpoint: the grid of `rectiflow sample` in the run's
+/// `samples`, if it was drawn with this checkpoint, otherwise the preview of that step.
 fn samples_of(path: &Path) -> anyhow::Result<Option<Vec<u8>>> {
     let full = path.canonicalize().with_context(|| format!("{}", path.display()))?;
     let (Some(name), Some(run)) = (full.file_name(), full.parent().and_then(Path::parent)) else { return Ok(None) };

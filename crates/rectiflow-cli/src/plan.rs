@@ -15,39 +15,42 @@ use crate::terminal::{
     numbers::{bytes, duration, flops, grouped, short, table},
 };
 
-/// Work out what a run will take on hardware that you have not rented yet: hours, money, memory, bandwidth, efficiency.
+/// Estimate what a run takes on hardware that is not rented yet: hours, money, memory, bandwidth,
+/// efficiency.
 ///
-/// Figures that are assumed rather than counted are named, with where they come from. The recipe's data sets and base
-/// model are looked at if they are there; nothing is started, and no GPU is needed.
+/// Figures that are assumed rather than counted are named with their source. The recipe's data sets
+/// and base model are read if they exist. Nothing is started, and no GPU is needed.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The recipe, a TOML file.
     recipe: PathBuf,
-    /// The GPU, by default the recipe's run.hardware: h100-sxm, a100-80gb, rtx-4090 ...; an unknown name lists all.
+    /// The GPU, by default the recipe's run.hardware: h100-sxm, a100-80gb, rtx-4090 ...; an unknown
+    /// name lists all.
     #[arg(long, value_name = "NAME")]
     hardware: Option<String>,
     /// GPUs that share the run.
     #[arg(long, value_name = "N", default_value_t = 1)]
     gpus: usize,
-    /// What joins machines: ib-400 or eth-100.
+    /// Network between machines: ib-400 or eth-100.
     #[arg(long, value_name = "NAME", default_value = NETWORKS[0].name)]
     network: String,
-    /// The share of its peak that one GPU reaches alone, from 0 to 1; by default what a published run reached.
+    /// Share of its peak that a single GPU reaches, from 0 to 1. Default: that of a published run.
     #[arg(long, value_name = "SHARE")]
     mfu: Option<f64>,
-    /// What one GPU costs an hour, in any currency; by default run.price_per_hour is what all of them cost.
+    /// Price of one GPU per hour, in any currency. Default: run.price_per_hour, which is the price
+    /// of all GPUs.
     #[arg(long, value_name = "PRICE")]
     price_per_gpu_hour: Option<f64>,
-    /// 75-token chunks of a prompt.
+    /// Number of 75-token chunks of a prompt.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=3))]
     chunks: u64,
-    /// Override a key of the recipe, e.g. --set train.micro_batch=8; may be repeated.
+    /// Override a key of the recipe, e.g. --set train.micro_batch=8. Repeatable.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     overrides: Vec<String>,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
-    // The machine that plans need not have the GPU that is planned for.
+    // Planning needs no GPU, whatever device the recipe names.
     let overrides = [&args.overrides[..], &["run.device=cpu".to_owned()]].concat();
     let checked = Recipe::load(&args.recipe, &overrides)?;
     let question = question(args, checked.recipe.run.hardware.as_deref())?;
@@ -62,7 +65,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
 fn question(args: &Args, of_recipe: Option<&str>) -> anyhow::Result<Question> {
     let name = args.hardware.as_deref().or(of_recipe).ok_or_else(|| {
         let names: Vec<&str> = HARDWARE.iter().map(|known| known.name).collect();
-        Misuse(format!("which GPU? Give --hardware or set run.hardware: {}", names.join(", ")))
+        Misuse(format!("no GPU named: pass --hardware or set run.hardware to one of {}", names.join(", ")))
     })?;
     if args.gpus == 0 {
         return Err(Misuse("--gpus: expected at least 1, found 0".to_owned()).into());
@@ -117,14 +120,14 @@ fn time(plan: &Plan) -> String {
     rows.push(row("money", time.money.map_or("no price given".into(), |money| format!("{money:.0}"))));
     rows.push(row(
         "samples/s",
-        format!("{}, {} a GPU", short(time.samples_per_sec, 4), short(time.samples_per_sec / gpus, 3)),
+        format!("{}, {} per GPU", short(time.samples_per_sec, 4), short(time.samples_per_sec / gpus, 3)),
     ));
     rows.push(row("MFU", format!("{:.1}%", 100.0 * time.mfu)));
     rows.push(row("steps", format!("{} of {}", grouped(time.steps), duration(time.step_secs))));
     let flops = [plan.flops.sample, plan.flops.step, plan.flops.run].map(flops);
-    rows.push(row("arithmetic", format!("{} a sample, {} a step, {} in all", flops[0], flops[1], flops[2])));
+    rows.push(row("arithmetic", format!("{} per sample, {} per step, {} in total", flops[0], flops[1], flops[2])));
     let simulated = short(time.simulated_hours, 4);
-    rows.push(row("at best", format!("{simulated} hours, if a GPU alone were slowed by the links only")));
+    rows.push(row("at best", format!("{simulated} hours, if the links were the only loss against a single GPU")));
     let rows: Vec<String> = rows.iter().map(|(name, value)| format!("{name:<10}  {value}")).collect();
     format!("{} x {}\n{}", plan.gpus, plan.hardware, rows.join("\n"))
 }
@@ -143,7 +146,7 @@ fn storage(storage: &Storage) -> String {
     let requests = format!("at most {} requests/s", short(storage.requests_per_sec, 3));
     let how = match storage.from {
         ReadFrom::Disk => format!("read from disk: {speed}"),
-        ReadFrom::NetworkOnce => format!("fetched once, then kept: {speed} and {requests} until it is there"),
+        ReadFrom::NetworkOnce => format!("fetched once, then kept: {speed} and {requests} until the cache is full"),
         ReadFrom::Network => format!("fetched in every epoch: {speed}, {requests}"),
     };
     let epochs = storage.epochs.map(|epochs| format!("{} epochs", short(epochs, 3)));
@@ -160,6 +163,6 @@ fn scaling(plan: &Plan) -> String {
         let shares = [row.once, row.once_in_turn, row.each, row.each_in_turn].map(percent);
         [vec![grouped(row.gpus as u64)], shares.to_vec()].concat()
     }));
-    let text = "efficiency by the links alone (simulated; a GPU has as many micro-batches a step as above)";
+    let text = "efficiency by the links alone (simulated; each GPU has the micro-batches per step named above)";
     format!("{text}\n{}", table(&rows))
 }

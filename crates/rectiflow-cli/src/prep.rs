@@ -1,7 +1,8 @@
 //! `rectiflow prep`: a folder of captioned images to a packed data set.
 //!
-//! The work is in `rectiflow_data::prep`, which knows no tensor library: here it is given a VAE to encode with. A data set
-//! that goes to a URL is prepared in a folder and then sent (`rectiflow_data::publish`).
+//! The work is in `rectiflow_data::prep`, which links no tensor library; this file passes it a VAE
+//! to encode with. A data set for a URL is prepared in a folder and then sent
+//! (`rectiflow_data::publish`).
 
 use std::{
     env,
@@ -36,34 +37,36 @@ use crate::terminal::{
 
 /// Turn a folder of captioned images of any shape into a packed data set to train on.
 ///
-/// Captions are read from NAME.txt or NAME.json beside an image, or from one metadata.jsonl. Images that cannot be used
-/// are skipped and named, with the reason, in rejected.jsonl of the data set. An interrupted preparation goes on where it
-/// was; repeated on a changed folder it encodes only what changed.
+/// Captions come from NAME.txt or NAME.json beside an image, or from one metadata.jsonl. Images
+/// that cannot be used are skipped and listed, with the reason, in the data set's rejected.jsonl.
+/// An interrupted preparation resumes. Repeated on a changed folder, it encodes only the changes.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The folder of images; folders inside it are read too.
+    /// The folder of images; its subfolders are read too.
     source: PathBuf,
-    /// The data set, a folder to create or to bring up to date; or a URL, s3://bucket/prefix, gs:// or az://, to which
-    /// the finished files are sent, the manifest last.
+    /// The data set, a folder to create or to bring up to date; or a URL, s3://bucket/prefix, gs://
+    /// or az://, to which the finished files are sent, the manifest last.
     #[arg(long, value_name = "DATASET")]
     out: PathBuf,
-    /// Where to prepare a data set that goes to a URL: it stays there, so that later runs encode and send only what
-    /// changed, and needs room for all of it. Default: a folder of that URL's name in the user's cache folder.
+    /// Folder in which a data set for a URL is prepared. It stays there, so later runs encode and
+    /// send only what changed; it needs room for the whole set. Default: a folder named after the
+    /// URL in the user's cache folder.
     #[arg(long, value_name = "FOLDER")]
     work: Option<PathBuf>,
     /// The VAE that encodes the images: its folder, or a diffusers model folder.
     #[arg(long)]
     vae: PathBuf,
-    /// A recipe whose `[prep]` section says how: area, bucket step, background, test split.
+    /// A recipe whose `[prep]` section sets area, bucket step, background, test split and more.
     #[arg(long)]
     recipe: Option<PathBuf>,
-    /// Override a key of the recipe, e.g. --set prep.area_px=262144; may be repeated.
+    /// Override a key of the recipe, e.g. --set prep.area_px=262144. Repeatable.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     overrides: Vec<String>,
-    /// Mix all rows anew, so that pictures added later are spread among the others; nothing is encoded twice.
+    /// Shuffle all rows again, so that pictures added later are spread among the others. Nothing is
+    /// encoded twice.
     #[arg(long)]
     repack: bool,
-    /// Where to encode: cpu, cuda or cuda:N.
+    /// Device to encode on: cpu, cuda or cuda:N.
     #[arg(long, default_value = "cpu", value_parser = parse_device)]
     device: Device,
 }
@@ -124,7 +127,7 @@ fn codec(path: &Path, vae: &Vae) -> anyhow::Result<Codec> {
     })
 }
 
-/// The folder's name; of a folder that is just called "vae", with the model's name before it.
+/// The folder's name; for a folder called "vae", with the model's name before it.
 fn name(folder: &Path) -> String {
     let full = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
     let names: Vec<_> = full.iter().map(|name| name.to_string_lossy().into_owned()).collect();
@@ -147,7 +150,7 @@ fn encode(vae: &Vae, batch: &RgbBatch) -> rectiflow_sdxl::error::Result<Vec<f16>
     })
 }
 
-/// The stages of a preparation, each with its own bar.
+/// Progress of a preparation, one bar per stage.
 #[derive(Debug, Default)]
 struct Live {
     stage: &'static str,
@@ -219,7 +222,7 @@ fn describe(out: &Path, summary: &PrepSummary) -> String {
     text
 }
 
-/// What this run did, in words.
+/// The work of this preparation, in words.
 fn work_done(summary: &PrepSummary) -> String {
     let encoded = summary.written_rows - summary.copied_rows.min(summary.written_rows);
     let parts = [

@@ -1,4 +1,4 @@
-//! `rectiflow replay`: the steps before an act of the guard once more, and where they first go wrong.
+//! `rectiflow replay`: repeats the steps before an act of the guard and finds the first bad one.
 
 use std::path::PathBuf;
 
@@ -11,9 +11,10 @@ use crate::terminal::{
     numbers::{short, table},
 };
 
-/// Run the steps that led to an act of the guard again, and say where they first go wrong.
+/// Repeat the steps that led to an act of the guard, and report the first bad one.
 ///
-/// The black box names the checkpoint before the act, which must still be there; nothing of the run is changed.
+/// The black box names the checkpoint before the act, which must still exist. The run folder is not
+/// changed.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// A file of the run's blackbox/ folder.

@@ -1,4 +1,5 @@
-//! `rectiflow sample`: prompts to pictures, each a PNG that carries its settings, and all of them as a labelled grid.
+//! `rectiflow sample`: prompts to pictures, each a PNG that carries its settings, and all of them
+//! as a labelled grid.
 
 use std::{
     fs,
@@ -31,70 +32,77 @@ use crate::{
     },
 };
 
-/// Draw pictures with a model: one PNG each, with its settings inside, and grid.png with all of them.
+/// Draw pictures with a model: one PNG each, with its settings inside, and grid.png with all of
+/// them.
 ///
-/// A PNG carries AUTOMATIC1111's `parameters` and a ComfyUI workflow that draws it again: drop it on ComfyUI's page.
+/// A PNG carries AUTOMATIC1111's `parameters` and a ComfyUI workflow that draws it again: drop it
+/// on ComfyUI's page.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// A diffusers model folder, a single-file checkpoint or a training checkpoint.
     #[arg(long)]
     model: PathBuf,
-    /// What to draw; may be repeated for several rows of the grid.
+    /// The prompt. Repeat it for several rows of the grid.
     #[arg(long = "prompt", value_name = "TEXT")]
     prompts: Vec<String>,
     /// A text file with one prompt a line, drawn after those of --prompt.
     #[arg(long = "prompts", value_name = "FILE")]
     file: Option<PathBuf>,
-    /// What to steer away from; it counts where --cfg is above 1.
+    /// Negative prompt; it has an effect if --cfg is above 1.
     #[arg(long, default_value = "", hide_default_value = true)]
     negative: String,
     /// Steps of the sampler, 1 to 1000.
     #[arg(long, default_value_t = SampleSettings::default().steps)]
     steps: usize,
-    /// How the steps are made: euler, euler_ancestral, heun, dpmpp_2m, dpmpp_2m_sde, uni_pc or ddim.
+    /// The sampler: euler, euler_ancestral, heun, dpmpp_2m, dpmpp_2m_sde, uni_pc or ddim.
     #[arg(long, default_value_t = SampleSettings::default().sampler)]
     sampler: Sampler,
-    /// Which noise levels the steps visit; `rectiflow schedule` shows them.
+    /// The schedule, which sets the noise level of each step; `rectiflow schedule` shows it.
     #[arg(long, default_value_t = SampleSettings::default().schedule)]
     schedule: Schedule,
-    /// How far the levels lean towards noise; 3 to 6 is the useful range. Flow models only.
+    /// How far the noise levels are shifted towards noise; 3 to 6 is the useful range. Flow models
+    /// only.
     #[arg(long, default_value_t = SampleSettings::default().shift, allow_negative_numbers = true)]
     shift: f64,
-    /// Guidance: how strongly the prompt is followed; 1 is none.
+    /// Guidance scale (CFG); 1 turns guidance off.
     #[arg(long, default_value_t = SampleSettings::default().cfg, allow_negative_numbers = true)]
     cfg: f64,
-    /// Share of the guided prediction that is brought back to the prompt's own contrast, 0 to 1.
+    /// CFG rescale, 0 to 1: how far the contrast of the guided prediction is pulled back to that of
+    /// the conditional one.
     #[arg(long, default_value_t = SampleSettings::default().cfg_rescale, allow_negative_numbers = true)]
     cfg_rescale: f64,
-    /// Perturbed-attention guidance, for one more pass a step; 3 goes with --cfg 3, 0 is none.
+    /// Perturbed-attention guidance (PAG); 0 turns it off, 3 is usual together with --cfg 3. Costs
+    /// one more UNet pass per step.
     #[arg(long, default_value_t = SampleSettings::default().pag_scale, allow_negative_numbers = true)]
     pag_scale: f64,
-    /// Where that perturbs attention: mid as in ComfyUI, or levels of the UNet such as down.2 or up.0.
+    /// The blocks whose attention PAG perturbs: mid, as in ComfyUI, or levels of the UNet such as
+    /// down.2 or up.0.
     #[arg(long, default_value = "mid", value_delimiter = ',', value_name = "PARTS")]
     pag_parts: Vec<UNetPart>,
-    /// Seed of the noise; the same seed, settings and model give the same pictures.
+    /// Seed of the noise; the same seed, settings and model draw the same pictures.
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Width and height in pixels, multiples of 8.
     #[arg(long, default_value = "1024x1024", value_name = "WxH", value_parser = parse_size)]
     size: (u32, u32),
-    /// What the model is told of a picture's size before it was cropped, and where; without it: --size, uncropped.
+    /// Size conditioning: the picture's size before cropping, and the crop's left and top. Default:
+    /// --size, uncropped.
     #[arg(long, value_name = "WxH[+LEFT+TOP]", value_parser = parse_original)]
     original_size: Option<Original>,
-    /// Pictures for each prompt, drawn together from one noise.
+    /// Pictures per prompt, drawn as one batch.
     #[arg(long, default_value_t = 1)]
     batch: usize,
-    /// What the model predicts (flow, eps or v), where neither its metadata nor its scheduler says.
+    /// What the model predicts (flow, eps or v), if neither its metadata nor its scheduler says so.
     #[arg(long)]
     parameterization: Option<Parameterization>,
-    /// What the model calculates in, whatever its files hold; bf16 takes half the memory.
+    /// Compute dtype, whatever the files hold; bf16 takes half the memory.
     #[arg(long, value_enum, default_value_t = ComputeDtype::Fp32)]
     dtype: ComputeDtype,
-    /// Look at weights in their files instead of copying them, where a CPU calculates in the file's dtype: a good half
-    /// of the memory, an eighth slower.
+    /// Map weights from their files instead of copying them, if a CPU computes in the file's dtype:
+    /// a little over half the memory, an eighth slower.
     #[arg(long)]
     low_memory: bool,
-    /// Where to calculate: cpu, cuda or cuda:N.
+    /// Device: cpu, cuda or cuda:N.
     #[arg(long, default_value = "cpu", value_parser = parse_device)]
     device: Device,
     /// The folder to write to; files of the same name are replaced.
@@ -108,7 +116,7 @@ pub(crate) fn parse_size(text: &str) -> Result<(u32, u32), String> {
     Ok((width.parse().map_err(|_| expected())?, height.parse().map_err(|_| expected())?))
 }
 
-/// A picture before it was cropped.
+/// The size of a picture before cropping, and its crop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Original {
     size: (u32, u32),
@@ -181,7 +189,7 @@ impl Args {
         }
         if prompts.is_empty() {
             return Err(
-                Misuse("nothing to draw: give --prompt TEXT, or --prompts FILE with one prompt a line".into()).into()
+                Misuse("no prompt: pass --prompt TEXT, or --prompts FILE with one prompt per line".into()).into()
             );
         }
         Ok(prompts)
@@ -222,7 +230,8 @@ impl Args {
         Drawing { settings, parameterization, prompt, negative: &self.negative, model }
     }
 
-    /// What the text encoders say about each prompt and about the negative one. They are in memory only here.
+    /// The conditioning of each prompt and of the negative prompt. The text encoders are in memory
+    /// only during this call.
     fn encode(
         &self,
         model: &StagedModel,
@@ -244,7 +253,7 @@ impl Args {
         Ok(self.parameterization.or(model.parameterization).ok_or_else(missing)?)
     }
 
-    /// Writes the picture of a number, counted from 1; gives the name of its file.
+    /// Writes picture `number`, counted from 1, and returns its file name.
     fn write(
         &self,
         drawing: &Drawing<'_>,
@@ -265,7 +274,8 @@ impl Args {
     }
 }
 
-/// Rows are prompts, columns the pictures of a batch; a batch of one is laid out as a square of captioned pictures.
+/// Rows are prompts, columns the pictures of a batch; a batch of one is laid out as a square of
+/// captioned pictures.
 fn draw_grid(prompts: &[String], batch: usize, pictures: &[Picture]) -> Picture {
     let columns: Vec<String> =
         if batch == 1 { Vec::new() } else { (1..=batch).map(|n| format!("picture {n}")).collect() };
@@ -278,7 +288,7 @@ fn model_name(path: &Path) -> String {
     name.strip_suffix(".safetensors").unwrap_or(&name).to_owned()
 }
 
-/// The beginning of a prompt as part of a file name.
+/// The first words of a prompt, as part of a file name.
 fn slug(prompt: &str) -> String {
     let words = prompt.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
     let mut slug = String::new();

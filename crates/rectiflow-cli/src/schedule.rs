@@ -1,4 +1,4 @@
-//! `rectiflow schedule`: the noise levels a sampler goes through, as numbers and as a picture.
+//! `rectiflow schedule`: the noise levels that a sampler visits, as numbers and as a plot.
 
 use std::{fs, path::PathBuf};
 
@@ -15,20 +15,22 @@ use crate::{
     terminal::{answer::Answer, numbers},
 };
 
-/// Show the noise levels (sigmas) that a sampler goes through, as ComfyUI computes them.
+/// Show the noise levels (sigmas) that a sampler visits, as ComfyUI computes them.
 ///
 /// From 1 (pure noise) to 0 (the picture) for flow models, from 14.6 to 0 for eps and v.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The rule: simple, normal, sgm_uniform, beta, karras, exponential, ddim_uniform or kl_optimal.
+    /// The rule: simple, normal, sgm_uniform, beta, karras, exponential, ddim_uniform or
+    /// kl_optimal.
     name: Schedule,
     /// Steps of the sampler, 1 to 1000; there is one more sigma than steps.
     #[arg(long, default_value_t = SampleSettings::default().steps)]
     steps: usize,
-    /// How far the levels of a flow model lean towards noise: 1 not at all, 3 to 6 is the useful range.
+    /// How far the levels of a flow model are shifted towards noise: 1 is no shift, 3 to 6 is the
+    /// useful range.
     #[arg(long, default_value_t = SampleSettings::default().shift, allow_negative_numbers = true)]
     shift: f64,
-    /// What the model predicts: flow, eps or v. Shift counts for flow only.
+    /// What the model predicts: flow, eps or v. Shift applies to flow only.
     #[arg(long, default_value_t = Parameterization::Flow)]
     parameterization: Parameterization,
     /// Also draw this schedule among the seven others, as an SVG file.
@@ -61,7 +63,7 @@ fn draw(args: &Args, levels: &NoiseLevels) -> anyhow::Result<String> {
         let style = if schedule == args.name { Style::Bold(0) } else { Style::Line(series.len() + 1) };
         series.push(Series { name: name.to_owned(), points, style });
     }
-    // The one asked for is drawn last, above the others.
+    // The requested schedule is drawn last, above the others.
     series.sort_by_key(|series| matches!(series.style, Style::Bold(_)));
     let title = match args.parameterization {
         Parameterization::Flow => format!("{}, shift {}", args.name, numbers::short(args.shift, 3)),

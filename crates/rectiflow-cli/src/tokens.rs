@@ -7,11 +7,11 @@ use crate::terminal::answer::Answer;
 
 /// Show the chunks and token ids that both text encoders read for a text.
 ///
-/// A text is cut every 75 tokens; each chunk begins with 49406, ends with 49407 and is padded to 77 (CLIP-L with 49407,
-/// bigG with 0). At most three chunks are read.
+/// A text is cut every 75 tokens; each chunk begins with 49406, ends with 49407 and is padded to 77
+/// (CLIP-L with 49407, bigG with 0). At most three chunks are read.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The text, as one argument; put it in quotes.
+    /// The text, as one quoted argument.
     text: String,
 }
 
@@ -27,7 +27,7 @@ fn describe(name: &str, chunks: &[Vec<i64>]) -> String {
     let describe_chunk = |(index, chunk): (usize, &Vec<i64>)| {
         let padding = chunk[76];
         let used = chunk.iter().rposition(|&id| id != padding).map_or(2, |last| last + 1);
-        // CLIP-L pads with the id that also ends a text: one of them belongs to the text.
+        // CLIP-L pads with the end-of-text id, so the first one belongs to the text.
         let used = if padding == chunk[used.min(76)] && padding == END { used + 1 } else { used };
         let ids: Vec<String> = chunk[..used.min(77)].iter().map(ToString::to_string).collect();
         let rest = 77 - used.min(77);

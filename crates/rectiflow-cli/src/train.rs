@@ -1,4 +1,5 @@
-//! `rectiflow train`: a run from its recipe, with a live line on a terminal and plain lines in a log.
+//! `rectiflow train`: a run from its recipe, with a live line on a terminal and plain lines in a
+//! log.
 
 use std::{env, path::PathBuf, sync::atomic::Ordering};
 
@@ -21,25 +22,28 @@ use crate::{
     train_line::Live,
 };
 
-/// Train a model as a recipe says; a run that was interrupted goes on where it was.
+/// Train a model from a recipe. An interrupted run resumes.
 ///
-/// Everything about the run is in the recipe, a TOML file. Ctrl-C finishes the step, saves a checkpoint and exits with
-/// 130, SIGTERM with 143 (a second one stops at once); the same command resumes. A run that the guard has stopped exits
-/// with 3, and does so again until the stop is acknowledged.
+/// The recipe, a TOML file, holds everything about the run. Ctrl-C finishes the step, saves a
+/// checkpoint and exits with 130; SIGTERM does the same and exits with 143. A second signal stops
+/// at once. The same command resumes. A run that the guard has stopped exits with 3, and keeps
+/// doing so until the stop is acknowledged.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The recipe, a TOML file.
     recipe: PathBuf,
-    /// Override a key of the recipe, e.g. --set train.samples=2000; may be repeated.
+    /// Override a key of the recipe, e.g. --set train.samples=2000. Repeatable.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     overrides: Vec<String>,
-    /// Begin a new run from this checkpoint: weights and samples seen are its, all else is the recipe's.
+    /// Start a new run from this checkpoint. Weights and the sample count carry over; everything
+    /// else comes from the recipe.
     #[arg(long, value_name = "CHECKPOINT")]
     branch_from: Option<PathBuf>,
-    /// Go on with a run that the guard has stopped.
+    /// Continue a run that the guard has stopped.
     #[arg(long)]
     acknowledge_stop: bool,
-    /// Start so many ranks on this machine. Across machines a launcher such as torchrun does, with `--no-python`.
+    /// Start N ranks on this machine. For several machines use a launcher such as torchrun with
+    /// `--no-python`.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     ranks: Option<u16>,
 }
@@ -86,12 +90,12 @@ fn train_as(args: &Args, checked: &Checked, stop: &StopSignal, launch: Option<La
     }
     let (answer, is_finished) = answer(checked, &outcome?);
     let answer = if is_first { answer } else { Answer::of_rank_0(0) };
-    // A signal that comes when the work is done anyway stops nothing. Where another rank was told to stop, this one was
-    // by it.
+    // A signal that arrives after the last step stops nothing. If another rank received the signal,
+    // this rank has stopped because of it.
     Ok(if is_finished { answer } else { answer.stopped_by(stop.signal().unwrap_or(SIGTERM)) })
 }
 
-/// What to say, and whether the run is finished.
+/// The answer, and whether the run is finished.
 fn answer(checked: &Checked, outcome: &Outcome) -> (Answer, bool) {
     let run_dir = &checked.recipe.run.dir;
     let position = &outcome.position;
@@ -99,7 +103,7 @@ fn answer(checked: &Checked, outcome: &Outcome) -> (Answer, bool) {
     let mut text = if outcome.finished {
         format!("{}: finished after {samples} samples", run_dir.display())
     } else {
-        format!("{}: stopped after {samples} samples; run the same command to go on", run_dir.display())
+        format!("{}: stopped after {samples} samples; run the same command to resume", run_dir.display())
     };
     if let Some(checkpoint) = &outcome.checkpoint {
         text += &format!("\ncheckpoint: {}", checkpoint.display());

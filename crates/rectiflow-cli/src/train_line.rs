@@ -1,4 +1,5 @@
-//! The live line of `rectiflow train`: where training stands, redrawn on a terminal, and what is printed above it.
+//! The live line of `rectiflow train`: where training stands, redrawn on a terminal, and what is
+//! printed above it.
 
 use rectiflow_train::{
     metrics::{Event, GuardEvent, Start, StepMetrics, TestMetrics},
@@ -11,7 +12,7 @@ use crate::terminal::{
     progress::Progress,
 };
 
-/// Share of the newest number in those that are shown.
+/// Weight of the newest value in the smoothed numbers of the line.
 const NEWEST_SHARE: f64 = 0.05;
 
 /// The line that shows where training stands.
@@ -19,14 +20,14 @@ pub(crate) struct Live {
     samples: u64,
     bar: Option<Progress>,
     loss: Option<f64>,
-    /// Part of the time that goes by waiting for data.
+    /// Share of the time spent waiting for data, smoothed.
     waiting: Option<f64>,
     /// FLOP/s.
     speed: Option<f64>,
-    /// What the GPU could do at best, in FLOP/s.
+    /// Peak of the GPU, in FLOP/s, where it is known.
     peak: Option<f64>,
     test: Option<f64>,
-    /// What the guard has done, in words.
+    /// The guard's acts, in words.
     guard: String,
     skips: u64,
     rewinds: u64,
@@ -59,7 +60,7 @@ impl Live {
             Event::Checkpoint { name, secs, .. } => log::line(&format!("saved {name} in {}", duration(*secs))),
             Event::Guard(act) => self.show_guard(act),
             Event::Preview { name, secs, .. } => log::line(&format!("drew previews/{name} in {}", duration(*secs))),
-            // What went wrong has been logged as an error; vital signs are for the file.
+            // A failed save is logged as an error already; vital signs go to the file only.
             Event::SaveFailed { .. } | Event::Vitals(_) | Event::End { .. } => {}
         }
     }
@@ -81,7 +82,7 @@ impl Live {
         if start.ranks > 1 {
             let idle = 100.0 * start.idle_share;
             log::line(&format!(
-                "{} ranks; {idle:.0}% of their time is spent waiting for those with a lane more",
+                "{} ranks; they wait {idle:.0}% of the time for the ranks with one lane more",
                 start.ranks
             ));
         }
@@ -90,7 +91,7 @@ impl Live {
         }
         if start.snapshot_bytes > 0 {
             let memory = bytes(start.snapshot_bytes);
-            log::line(&format!("the guard's snapshots will take up to {memory} of memory (guard.snapshot_updates)"));
+            log::line(&format!("the guard's snapshots take up to {memory} of memory (guard.snapshot_updates)"));
         }
         if start.num_test == 0 {
             tracing::warn!("the data has no test split, so no test loss is measured");
@@ -113,7 +114,7 @@ impl Live {
 
     fn show_guard(&mut self, act: &GuardEvent) {
         match act.action.as_str() {
-            // Scaling a gradient down is everyday work.
+            // Clipping is routine.
             "clip" => return,
             "skip" => self.skips += 1,
             "rewind" => self.rewinds += 1,
@@ -126,7 +127,8 @@ impl Live {
 
     fn show_step(&mut self, step: &StepMetrics) {
         if self.bar.is_none() {
-            // What an earlier process did says nothing about this one's speed; nor does its own first step.
+            // The rate counts from here: steps of an earlier process and this one's first step do
+            // not count.
             self.bar = Some(Progress::new("train", "samples", step.samples, self.samples));
         }
         if step.applied && step.loss.is_finite() {
@@ -140,7 +142,7 @@ impl Live {
         }
     }
 
-    /// All that a person watches, but for progress and speed.
+    /// The text beside the bar: everything but progress and rate.
     fn note(&self, step: &StepMetrics) -> String {
         let mut note = format!(
             "step {}, loss {}, gradient {}, lr {}",
@@ -166,7 +168,7 @@ impl Live {
     pub(crate) fn say_stopping(&mut self) {
         if !std::mem::replace(&mut self.said_stopping, true) {
             log::line(
-                "stopping: saving a checkpoint (once more stops at once, and loses what came after the last one)",
+                "stopping: saving a checkpoint (a second signal stops at once and loses the steps since the last one)",
             );
         }
     }
@@ -178,7 +180,7 @@ impl Live {
     }
 }
 
-/// How much of the hardware is used: as a share of what it could do at best where that is known.
+/// MFU where the peak is known, FLOP/s otherwise.
 fn arithmetic(speed: f64, peak: Option<f64>) -> String {
     match peak {
         Some(peak) => format!("MFU {:.1}%", 100.0 * speed / peak),
@@ -232,7 +234,7 @@ mod tests {
         assert_eq!(live.note(&step), line);
         live.peak = Some(989.4e12);
         assert!(live.note(&step).contains(", MFU 0.2%, "), "{}", live.note(&step));
-        // A step that was passed over says nothing about the loss.
+        // A skipped step does not enter the smoothed loss.
         live.show_guard(&GuardEvent {
             step: 8,
             action: "skip".into(),

@@ -1,6 +1,8 @@
-//! The command line from outside: what it answers, what it refuses, in which words and with which exit code.
+//! The command line from outside: its answers, the mistakes that it refuses, their messages and
+//! exit codes.
 //!
-//! One table of arguments and expectations; what needs a data set, a model or a run is in `end_to_end.rs`.
+//! One table of arguments and expectations. Tests that need a data set, a model or a run are in
+//! `end_to_end.rs`.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::{
@@ -26,16 +28,17 @@ fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).expect("standard error is UTF-8")
 }
 
-/// The answer as machines read it: the last line of standard output.
+/// The JSON answer: the last line of standard output.
 fn json(output: &Output) -> Value {
     let text = stdout(output);
     serde_json::from_str(text.lines().last().expect("something is printed")).expect("the last line is JSON")
 }
 
-/// A run that somebody has paid for; neither its data nor its model are here.
+/// The published run; neither its data nor its model is here.
 const ARTICLE: &str = "../../recipes/sdxl-flow-32xh100.toml";
 
-/// Arguments, exit code, and what standard error must hold. Each is a mistake that a newcomer makes.
+/// Arguments, exit code, and what standard error must hold. Each is a mistake that a newcomer
+/// makes.
 const MISTAKES: &[(&[&str], i32, &[&str])] = &[
     (&[], 2, &["Usage: rectiflow", "train", "sample"]),
     (&["trian"], 2, &["unrecognized subcommand 'trian'", "train"]),
@@ -100,7 +103,7 @@ const MISTAKES: &[(&[&str], i32, &[&str])] = &[
     (&["report", "no/such/run"], 1, &["no/such/run", "metrics.jsonl"]),
 ];
 
-/// 150 million samples in 139 hours on 32 H100s, $16k, with the 31 GB a GPU that `once` needs.
+/// 150 million samples in 139 hours on 32 H100s, $16k, with the 31 GB per GPU that `once` needs.
 #[test]
 fn a_plan_comes_to_what_the_published_run_took() {
     let output = rectiflow(&["plan", ARTICLE, "--gpus", "32", "--json"]);
@@ -187,7 +190,8 @@ fn every_command_explains_itself() {
         assert!(line.split_whitespace().count() > 5, "a sentence about {command}: {line}");
         let help = rectiflow(&[command, "--help"]);
         assert!(help.status.success(), "{command} --help");
-        // Every argument has a description: clap puts it on the line after the argument, or behind it.
+        // Every argument has a description: clap prints it on the line after the argument or beside
+        // it.
         let text = stdout(&help);
         let bare = text.lines().zip(text.lines().skip(1)).find(|(line, next)| {
             line.trim_start().starts_with("--") && !line.contains("   ") && next.trim().is_empty()
@@ -287,7 +291,7 @@ fn a_broken_recipe_shows_all_its_problems_at_once() {
     assert!(!Path::new("run").exists(), "nothing is made for a broken recipe");
 }
 
-/// A run as a trainer leaves it, three steps long, killed once.
+/// The run folder of a run of three steps that was killed once.
 fn write_run(folder: &Path) {
     let start = |step: u64| {
         format!(

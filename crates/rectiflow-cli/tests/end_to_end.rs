@@ -1,5 +1,6 @@
-//! The whole path with the real command: pictures in, a data set, a trained tiny SDXL, samples, both exports; and the
-//! promise that a killed run loses nothing: 20 steps straight equal 10 and more, kill -9, and the rest, in every byte.
+//! The whole path with the real command: pictures, a data set, a trained tiny SDXL, samples, both
+//! exports. A killed run loses nothing: 20 steps in one go equal 10 and more, kill -9, and the
+//! rest, in every byte.
 
 #[path = "../../rectiflow-data/tests/object_server/mod.rs"]
 mod object_server;
@@ -21,7 +22,7 @@ const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/tiny-sdxl"
 
 fn rectiflow(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rectiflow"));
-    // One thread: the test machine may have any number of cores, and sums depend on how work is split.
+    // One thread: sums depend on how work is split, and the number of cores varies.
     command.args(arguments).env("OMP_NUM_THREADS", "1").stdin(Stdio::null());
     command
 }
@@ -33,7 +34,7 @@ fn succeed(arguments: &[&str]) -> Output {
     output
 }
 
-/// Twelve pictures of two shapes, each a colour that its caption names.
+/// Twelve pictures of two shapes, each in one colour, which its caption names.
 fn write_pictures(folder: &Path) {
     let colours = [("red", [220, 30, 30]), ("green", [30, 200, 60]), ("blue", [40, 60, 220])];
     fs::create_dir_all(folder).expect("a folder for pictures");
@@ -126,7 +127,7 @@ fn pictures_become_a_model_that_others_open_and_a_kill_loses_nothing() {
     let child = rectiflow(&["train", text(&killed)]).stderr(Stdio::null()).spawn().expect("the command starts");
     kill_when(child, &folder.join("killed/metrics.jsonl"), "\"event\":\"step\",\"step\":12,");
     assert!(!folder.join("killed/checkpoints/step-00000020").exists(), "killed too late to prove anything");
-    // It goes on from a copy of the data set at a URL: the same bytes, and so the same run.
+    // It resumes with a copy of the data set at a URL: the same bytes, so the same run.
     let server = ObjectServer::start(&folder.join("dataset"), |_| None);
     succeed(&["inspect", &server.url(), "--verify"]);
     succeed(&["train", text(&killed), "--set", &format!("data.path={}", server.url())]);
@@ -145,7 +146,8 @@ fn pictures_become_a_model_that_others_open_and_a_kill_loses_nothing() {
     sample_and_export(folder, &checkpoint);
 }
 
-/// The checkpoint and the exported diffusers folder sample the same picture; the single file imports to the same folder.
+/// The checkpoint and the exported diffusers folder draw the same picture, and the single file
+/// imports to the same folder.
 fn sample_and_export(folder: &Path, checkpoint: &Path) {
     let diffusers = folder.join("export/diffusers");
     let single = folder.join("export/tiny.safetensors");
@@ -209,7 +211,8 @@ fn sample_and_export(folder: &Path, checkpoint: &Path) {
     refuse_what_cannot_be_drawn(folder, &diffusers);
 }
 
-/// All options of sampling at once, an empty prompt among the prompts; the pictures say how they were made.
+/// All options of sampling at once, an empty prompt among the prompts. The pictures carry their
+/// settings.
 fn sample_with_everything(folder: &Path, model: &Path) {
     let out = folder.join("everything");
     let arguments = [
@@ -236,7 +239,7 @@ fn sample_with_everything(folder: &Path, model: &Path) {
     assert!(out.join("004-picture.png").exists(), "an empty prompt is a prompt");
 }
 
-/// Sizes that the VAE cannot have, and weights that are not numbers.
+/// Sizes that the VAE cannot decode, and weights that are NaN.
 fn refuse_what_cannot_be_drawn(folder: &Path, model: &Path) {
     let refused = |arguments: &[&str], code: i32, needles: &[&str]| {
         let out = folder.join("refused");
@@ -308,7 +311,8 @@ fn json(output: &Output) -> serde_json::Value {
     serde_json::from_str(text.lines().last().expect("an answer")).expect("the answer is JSON")
 }
 
-/// The test loss of a checkpoint is the run's own, and a branch goes on from there; what may not change is refused.
+/// The test loss of a checkpoint equals the run's own. A branch starts from the checkpoint, and a
+/// recipe that changes a fixed key is refused.
 fn evaluate_and_branch(folder: &Path, recipe: &Path) {
     let checkpoint = folder.join("straight/checkpoints/step-00000020");
     let evaluated = json(&succeed(&["eval", text(recipe), "--checkpoint", text(&checkpoint), "--json"]));

@@ -1,6 +1,7 @@
-//! The files of `launch/`: each is parsed, and the command in it run, with the launcher's programs replaced by small
-//! scripts that do what those promise: `srun` and `torchrun` start one process as rank 0 of 1. So a typo in a file, a
-//! variable that nobody sets, or a stop of the guard that would be tried again, fails here and not on a rented cluster.
+//! The files of `launch/`: each is parsed and its command is run. Small scripts stand in for the
+//! launcher's programs: `srun` and `torchrun` start one process as rank 0 of 1. A typo in a file, a
+//! variable that is never set, or a retry after a stop of the guard therefore fails here and not on
+//! a rented cluster.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::{
@@ -20,16 +21,17 @@ fn launch_file(name: &str) -> String {
     fs::read_to_string(Path::new(ROOT).join("launch").join(name)).unwrap()
 }
 
-/// A folder with a tiny data set, a recipe of two steps, and the launcher's programs.
+/// A folder with a tiny data set, a recipe of two steps, and stand-ins for the launcher's programs.
 struct Stage {
     folder: tempfile::TempDir,
 }
 
-/// Each stand-in notes its arguments in `calls`; `rectiflow` also notes what the launcher has told it.
+/// Each stand-in appends its arguments to `calls`; `rectiflow` also appends the launcher's
+/// variables.
 const RECTIFLOW: &str = "#!/bin/sh\n\
     env | grep -E '^(RANK|WORLD_SIZE|LOCAL_RANK|MASTER_ADDR|MASTER_PORT|PYTORCH_CUDA_ALLOC_CONF)=' >\"$STAGE/environment\"\n\
     exec \"$STAGE/rectiflow\" \"$@\"\n";
-/// As torchrun does, ends with 1 however the process has ended.
+/// Exits with 1 however the process ended, as torchrun does.
 const TORCHRUN: &str = "#!/bin/sh\n\
     echo \"torchrun $*\" >>\"$STAGE/calls\"\n\
     export MASTER_ADDR MASTER_PORT\n\
@@ -65,7 +67,7 @@ impl Stage {
         self.folder.path().join(name)
     }
 
-    /// Four pictures, and a recipe of two steps of two.
+    /// Four pictures, and a recipe of two steps of two samples.
     fn prepare(&self) {
         fs::create_dir(self.path("pictures")).unwrap();
         for index in 0..4u8 {
@@ -94,7 +96,7 @@ impl Stage {
         assert!(prepared.status.success(), "{}", String::from_utf8_lossy(&prepared.stderr));
     }
 
-    /// Runs a script as its launcher would, with `variables` on top of nothing but a PATH.
+    /// Runs a script as its launcher would, with `variables` and PATH as its only environment.
     fn run(&self, script: &str, variables: &BTreeMap<String, String>) -> Output {
         let _ = fs::remove_file(self.path("calls"));
         let _ = fs::remove_file(self.path("environment"));
@@ -117,8 +119,8 @@ impl Stage {
         fs::read_to_string(self.path(name)).unwrap_or_default()
     }
 
-    /// The script trains to the end; every variable is set. Then the guard has stopped the run: exit code 3, and what was
-    /// called is given back.
+    /// The script trains to the end with every variable set. After a stop of the guard it exits
+    /// with 3; returns the calls that were made.
     fn rehearse(&self, script: &str, variables: &BTreeMap<String, String>, master: &str) -> String {
         let done = self.run(script, variables);
         assert!(done.status.success(), "{}\n{}", done.status, String::from_utf8_lossy(&done.stderr));
@@ -142,7 +144,7 @@ fn variables(all: &[(&str, &str)]) -> BTreeMap<String, String> {
     all.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
 }
 
-/// The documents of a file; a scalar without quotes that is a number or a truth value is one.
+/// The documents of a YAML file. An unquoted scalar that is a number or a boolean becomes one.
 #[track_caller]
 fn yaml(text: &str) -> Vec<Value> {
     let mut events = Parser::new_from_str(text).map(|event| event.unwrap().0);
@@ -155,7 +157,7 @@ fn yaml(text: &str) -> Vec<Value> {
     documents
 }
 
-/// The value that comes next; none where a sequence or a mapping ends.
+/// The next value; `None` at the end of a sequence or mapping.
 fn value<'a>(events: &mut impl Iterator<Item = Event<'a>>) -> Option<Value> {
     Some(match events.next()? {
         Event::Scalar(text, ScalarStyle::Plain, ..) => {
@@ -193,7 +195,7 @@ fn slurm_runs_stops_and_tries_again() {
     let job = [("SLURM_JOB_NODELIST", "node-[1-2]"), ("SLURM_JOB_ID", "4321")];
     let calls = stage.rehearse(&script, &variables(&job), "node-1");
     assert!(!calls.contains("requeue"), "a run that is done is not tried again: {calls}");
-    // What fails for another reason is, but not for ever.
+    // A failure for another reason is retried, a limited number of times.
     fs::remove_dir_all(stage.path("dataset")).unwrap();
     fs::remove_dir_all(stage.path("run")).unwrap();
     assert!(stage.run(&script, &variables(&job)).status.success());
@@ -201,7 +203,7 @@ fn slurm_runs_stops_and_tries_again() {
     let often = [&job[..], &[("SLURM_RESTART_COUNT", "3")]].concat();
     assert_eq!(stage.run(&script, &variables(&often)).status.code(), Some(1));
     assert!(!stage.read("calls").contains("requeue"));
-    // A recipe that cannot be run is not tried again either.
+    // A recipe that cannot run is not retried either.
     fs::write(stage.path("recipe.toml"), "[run]\n").unwrap();
     assert_eq!(stage.run(&script, &variables(&job)).status.code(), Some(2));
     assert!(!stage.read("calls").contains("requeue"));
@@ -216,11 +218,11 @@ fn kubernetes_runs_and_a_stop_fails_the_job() {
     let container = &pod["containers"][0];
     assert_eq!((text(&service["kind"]), text(&job["kind"])), ("Service", "Job"));
     assert_eq!(text(&spec["completionMode"]), "Indexed");
-    // Pods find each other by names that are made of these.
+    // Pods find each other by names that consist of these.
     assert_eq!(service["metadata"]["name"], pod["subdomain"]);
     assert_eq!(service["spec"]["selector"]["job-name"], job["metadata"]["name"]);
     assert_eq!(text(&service["spec"]["clusterIP"]), "None");
-    // Kubernetes asks for this where there is a failure policy.
+    // Kubernetes requires this with a failure policy.
     assert_eq!(text(&pod["restartPolicy"]), "Never");
     let rule = &spec["podFailurePolicy"]["rules"][0];
     assert_eq!((text(&rule["action"]), &rule["onExitCodes"]["containerName"]), ("FailJob", &container["name"]));

@@ -1,4 +1,4 @@
-//! What a training step is said to take before it begins, against what it took: the process's largest resident set.
+//! The memory estimate of a training step against the process's peak resident set.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 #![cfg(target_os = "linux")]
@@ -9,7 +9,7 @@ use serde_json::Value;
 
 const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/tiny-sdxl/unet");
 
-/// Runs `bench step` on random weights and gives its numbers.
+/// Runs `bench step` on random weights and returns its numbers.
 fn step(more: &[&str]) -> Value {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rectiflow"));
     command.args(["--json", "bench", "step", "--unet", TINY, "--random", "--steps", "3", "--size", "512x512"]);

@@ -18,16 +18,16 @@ use serde_json::json;
 
 use crate::terminal::{answer::Answer, numbers::short};
 
-/// Read a data set as training does and throw it away: time to the first step, samples and bytes a second, and the
-/// same bytes a second of plain reading from front to back.
+/// Read a data set as training does and discard it: time to the first step, samples and bytes per
+/// second, and the bytes per second of plain sequential reading.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The folder that `rectiflow prep` wrote, or the URL of a copy of it.
     dataset: PathBuf,
-    /// Samples a micro-batch.
+    /// Samples per micro-batch.
     #[arg(long, default_value_t = 16)]
     micro_batch: usize,
-    /// Micro-batches a step.
+    /// Micro-batches per step.
     #[arg(long, default_value_t = 8)]
     micro_batches: usize,
     /// Samples of a window.
@@ -39,10 +39,10 @@ pub(crate) struct Args {
     /// Keep blocks that come over the network in this folder; owned mode needs it.
     #[arg(long, requires = "cache_gib")]
     cache_dir: Option<PathBuf>,
-    /// GiB that the cache may take.
+    /// Limit of the cache in GiB.
     #[arg(long, requires = "cache_dir")]
     cache_gib: Option<u64>,
-    /// Seconds to read for, twice.
+    /// Seconds of each of the two readings.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
     secs: u64,
 }

@@ -1,4 +1,4 @@
-//! `rectiflow bench`: the numbers that the README quotes, measured anew on the machine at hand.
+//! `rectiflow bench`: measures the numbers that the README quotes on this machine.
 
 mod loader;
 mod ranks;
@@ -9,7 +9,7 @@ use clap::Subcommand;
 
 use crate::terminal::answer::Answer;
 
-/// Measure how fast this machine does one thing, and how much memory it takes.
+/// Measure speed and memory on this machine.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(subcommand)]

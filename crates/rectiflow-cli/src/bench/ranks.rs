@@ -1,9 +1,10 @@
 //! `rectiflow bench ranks`: weak scaling on this machine, each rank on a core of its own.
 //!
-//! The same recipe is trained for a few steps by 1, 2... ranks, each with the same number of micro-batches a step: where
-//! communication cost nothing, all would take as long. What is counted in `metrics.jsonl` is held against the bytes that
-//! really went over the loopback interface, and where the link is known, what is measured against what the simulator
-//! predicts from one rank alone.
+//! The same recipe is trained for a few steps by 1, 2, ... ranks, each with the same number of
+//! micro-batches per step. If communication were free, all would take the same time. The bytes
+//! counted in `metrics.jsonl` are compared with the bytes that crossed the loopback interface. If
+//! the speed of the link is given, the measured step is compared with the simulator's prediction
+//! from the single-rank run.
 
 use std::{ffi::OsString, fs, path::PathBuf};
 
@@ -29,50 +30,53 @@ use crate::{
     },
 };
 
-/// Train a few steps with 1, 2... ranks, each pinned to a core: seconds a step, efficiency, bytes.
+/// Train a few steps with 1, 2, ... ranks, each pinned to a core: seconds per step, efficiency,
+/// bytes.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The recipe, a TOML file. Its test loss, previews and checkpoints are left out, its run folder is not touched.
+    /// The recipe, a TOML file. No test loss, preview or checkpoint is made, and its run folder is
+    /// not touched.
     recipe: PathBuf,
-    /// Override a key of the recipe; may be repeated.
+    /// Override a key of the recipe. Repeatable.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     overrides: Vec<String>,
-    /// Numbers of ranks to measure, no more than there are cores.
+    /// Numbers of ranks to measure, at most the number of cores.
     #[arg(long, value_delimiter = ',', default_values_t = [1, 2], value_name = "N,N")]
     ranks: Vec<usize>,
-    /// Steps that count; three more are made before them.
+    /// Measured steps; three warm-up steps run before them.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
     steps: u64,
-    /// Micro-batches a step of each rank.
+    /// Micro-batches per step of each rank.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..))]
     micro_batches: u64,
-    /// What a rank can send to another: MB a second and microseconds until the first byte is there. With it the simulator's
-    /// prediction is printed as well. `scripts/peers/bench_ranks.py --wire` measures both.
+    /// Speed of the link between ranks: MB/s and latency in microseconds. With it the simulator's
+    /// prediction is printed too. `scripts/peers/bench_ranks.py --wire` measures both.
     #[arg(long, num_args = 2, value_names = ["MB_PER_SEC", "MICROSECONDS"])]
     link: Option<Vec<f64>>,
 }
 
-/// Steps that do not count.
+/// Warm-up steps.
 const WARM_UP: u64 = 3;
 
-/// Medians over the steps of one number of ranks, as rank 0 has seen them.
+/// Medians over the measured steps at one number of ranks, on rank 0.
 #[derive(Debug, Serialize)]
 struct Measured {
     ranks: usize,
     step_secs: f64,
     passes_secs: f64,
     communication_secs: f64,
-    /// Seconds of the passes in which gradients were under way.
+    /// Seconds of the backward passes during which gradients were sent.
     hidden_secs: f64,
     samples_per_sec: f64,
-    /// Samples a second of a rank, as a part of what one rank alone does.
+    /// Samples per second of a rank, relative to a single rank.
     efficiency: f64,
-    /// The same by the simulator, where the link is given.
+    /// The simulator's prediction of it, if the link is given.
     #[serde(skip_serializing_if = "Option::is_none")]
     predicted: Option<f64>,
-    /// Bytes that cross the wire for each rank, as counted.
+    /// Bytes sent per rank and step, as counted in the metrics.
     step_bytes: u64,
-    /// Bytes over the loopback interface in the whole run, all ranks and whatever else was going on, by step.
+    /// Bytes per step over the loopback interface during the whole run: all ranks, and any other
+    /// traffic of the machine.
     loopback_step_bytes: f64,
     num_parameters: u64,
 }
@@ -82,7 +86,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let folder = std::env::temp_dir().join(format!("rectiflow-bench-ranks-{}", std::process::id()));
     let measured =
         args.ranks.iter().map(|&ranks| measure(args, ranks, &folder, &stop)).collect::<anyhow::Result<Vec<_>>>();
-    // What is left behind is in the folder for temporary files.
+    // A folder that cannot be removed stays among the temporary files.
     let _ = fs::remove_dir_all(&folder);
     let mut measured = measured?;
     let one = measured.first().map_or(0.0, |first| first.samples_per_sec / first.ranks as f64);
@@ -126,7 +130,7 @@ fn describe(measured: &[Measured]) -> String {
     table(&rows)
 }
 
-/// What one rank does in a step, as it was measured, for the simulator.
+/// The measured step of a single rank, as the simulator takes it.
 fn work(args: &Args, one: &Measured, dtype: Precision) -> StepWork {
     let value_bytes = dtype.value_bytes() as f64;
     let parameters = one.num_parameters as f64;
@@ -207,7 +211,7 @@ fn measure(args: &Args, ranks: usize, folder: &std::path::Path, stop: &StopSigna
     })
 }
 
-/// Bytes that this machine has sent to itself; 0 where the system does not say.
+/// Bytes sent over the loopback interface since boot; 0 if the system does not report them.
 fn loopback_bytes() -> f64 {
     let text = fs::read_to_string("/sys/class/net/lo/statistics/tx_bytes").unwrap_or_default();
     text.trim().parse().unwrap_or(0.0)

@@ -1,8 +1,8 @@
-//! `rectiflow bench sample`: how fast pictures are drawn, measured anew on the machine at hand.
+//! `rectiflow bench sample`: measures sampling speed and memory on this machine.
 //!
-//! It draws with one part of the model in memory at a time and measures what a user waits for and what it
-//! takes: seconds to load, seconds a batch from noise to pixels, the process's largest memory. A first batch warms up and
-//! does not count. `scripts/peers/bench_sample.py` runs it in turn with diffusers.
+//! One part of the model is in memory at a time. Measured are the seconds to load, the seconds per
+//! batch from noise to pixels, and the peak memory of the process. A first batch warms up and does
+//! not count. `scripts/peers/bench_sample.py` runs it in turn with diffusers.
 
 use std::{path::PathBuf, time::Instant};
 
@@ -25,7 +25,7 @@ use crate::{
     },
 };
 
-/// Draw pictures and throw them away: pictures a second, seconds to load, largest memory.
+/// Draw pictures and discard them: pictures per second, seconds to load, peak memory.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// A diffusers model folder, a single-file checkpoint or a training checkpoint.
@@ -37,29 +37,29 @@ pub(crate) struct Args {
     /// Steps of Euler's method, 1 to 1000.
     #[arg(long, default_value_t = SampleSettings::default().steps)]
     steps: usize,
-    /// Guidance; above 1 the UNet sees every picture twice.
+    /// Guidance scale; above 1 every step runs the UNet on twice the batch.
     #[arg(long, default_value_t = SampleSettings::default().cfg, allow_negative_numbers = true)]
     cfg: f64,
     /// Width and height in pixels, multiples of 8.
     #[arg(long, default_value = "1024x1024", value_name = "WxH", value_parser = parse_size)]
     size: (u32, u32),
-    /// Pictures drawn together.
+    /// Pictures per batch.
     #[arg(long, default_value_t = 1)]
     batch: usize,
-    /// Batches that count; one more is drawn before them.
+    /// Measured batches; one warm-up batch is drawn before them.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// What the model calculates in, whatever its files hold.
+    /// Compute dtype, whatever the files hold.
     #[arg(long, value_enum, default_value_t = ComputeDtype::Fp32)]
     dtype: ComputeDtype,
-    /// What the model predicts (flow, eps or v), where neither its metadata nor its scheduler says.
+    /// What the model predicts (flow, eps or v), if neither its metadata nor its scheduler says so.
     #[arg(long)]
     parameterization: Option<Parameterization>,
-    /// Look at weights in their files instead of copying them, where a CPU calculates in the file's dtype: a good half
-    /// of the memory, an eighth slower.
+    /// Map weights from their files instead of copying them, if a CPU computes in the file's dtype:
+    /// a little over half the memory, an eighth slower.
     #[arg(long)]
     low_memory: bool,
-    /// Where to calculate: cpu, cuda or cuda:N.
+    /// Device: cpu, cuda or cuda:N.
     #[arg(long, default_value = "cpu", value_parser = parse_device)]
     device: Device,
 }
@@ -69,7 +69,7 @@ pub(crate) struct Args {
 struct Measured {
     load_secs: f64,
     encode_secs: f64,
-    /// From noise to pixels, one for each batch; the first is the one that warms up.
+    /// From noise to pixels, one entry per batch; the first is the warm-up batch.
     batch_secs: Vec<f64>,
 }
 
@@ -92,7 +92,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let peak_bytes = peak_bytes();
     let memory = peak_bytes.map_or_else(|| "unknown".into(), numbers::bytes);
     let text = format!(
-        "{} pictures a second ({} s a batch of {}, median of {}), loaded in {}, largest memory {memory}",
+        "{} pictures per second ({} s per batch of {}, median of {}), loaded in {}, peak memory {memory}",
         numbers::short(images_per_sec, 3),
         numbers::short(median_secs, 3),
         args.batch,
@@ -172,8 +172,8 @@ impl Args {
     }
 }
 
-/// The most memory that this process has had resident, where the system says so (Linux). Weights are mapped, and pages
-/// that have been read count until they are given back.
+/// Peak resident memory of this process, if the system reports it (Linux). Weights are mapped, and
+/// pages that have been read count until they are released.
 pub(crate) fn peak_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

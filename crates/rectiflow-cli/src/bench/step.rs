@@ -1,6 +1,7 @@
-//! `rectiflow bench step`: how fast the UNet trains, and how much memory that takes, measured anew on the machine at hand.
+//! `rectiflow bench step`: measures the speed and memory of a training step on this machine.
 //!
-//! `scripts/peers/bench_step.py` runs it in turn with diffusers and PyTorch, on the same weights and batch.
+//! `scripts/peers/bench_step.py` runs it in turn with diffusers and PyTorch, on the same weights
+//! and batch.
 
 use std::{path::PathBuf, time::Instant};
 
@@ -29,17 +30,17 @@ use crate::{
     },
 };
 
-/// Train a UNet on one batch and throw it away: steps a second, largest memory.
+/// Train a UNet on one batch and discard it: steps per second, peak memory.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// A model folder or single-file checkpoint, or a UNet's own folder.
     #[arg(long)]
     unet: PathBuf,
-    /// Start from random weights; of the folder only config.json is read.
+    /// Start from random weights; only config.json of the folder is read.
     #[arg(long)]
     random: bool,
-    /// A safetensors file with the batch: sample, timestep, context, text_embeds, time_ids and target. Random numbers
-    /// where there is none.
+    /// A safetensors file with the batch: sample, timestep, context, text_embeds, time_ids and
+    /// target. Default: random numbers.
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
     /// Samples of a random batch.
@@ -48,30 +49,30 @@ pub(crate) struct Args {
     /// Width and height in pixels of a random batch, multiples of 8.
     #[arg(long, default_value = "512x512", value_name = "WxH", value_parser = parse_size)]
     size: (u32, u32),
-    /// Micro-batches that the batch is cut into; on a processor they are worked on side by side.
+    /// Micro-batches that the batch is cut into; on a CPU they run in parallel.
     #[arg(long, default_value_t = 1)]
     micro_batches: usize,
-    /// Steps that are made; the first two warm up and are not timed.
+    /// Steps; the first two warm up and are not timed.
     #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u32).range(3..))]
     steps: u32,
-    /// What the UNet calculates in; weights, gradients and moments are fp32 in both.
+    /// Compute dtype of the UNet; weights, gradients and moments are fp32 in both.
     #[arg(long, value_enum, default_value_t = ComputeDtype::Fp32)]
     dtype: ComputeDtype,
-    /// Make the intermediate results of all blocks again in the backward pass.
+    /// Recompute the activations of all blocks in the backward pass.
     #[arg(long)]
     checkpointing: bool,
-    /// Make again as few blocks as it takes to stay within this many GiB by the estimate, instead of all.
+    /// Recompute only as many blocks as are needed to stay within this many GiB by the estimate.
     #[arg(long, value_name = "GIB", conflicts_with = "checkpointing")]
     budget_gib: Option<f64>,
     /// Learning rate.
     #[arg(long, default_value_t = 1e-4)]
     lr: f64,
-    /// Where to calculate: cpu, cuda or cuda:N.
+    /// Device: cpu, cuda or cuda:N.
     #[arg(long, default_value = "cpu", value_parser = parse_device)]
     device: Device,
 }
 
-/// Steps that are made before time counts.
+/// Warm-up steps.
 const WARM_UP: usize = 2;
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
@@ -108,7 +109,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let median_secs = numbers::median(timed);
     let peak_bytes = peak_bytes();
     let text = format!(
-        "{} steps a second ({} s a step of {num_samples}, median of {}), largest memory {} (estimated {})",
+        "{} steps per second ({} s per step of {num_samples}, median of {}), peak memory {} (estimated {})",
         numbers::short(1.0 / median_secs, 3),
         numbers::short(median_secs, 3),
         timed.len(),
@@ -135,7 +136,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     Ok(Answer::done(text, json))
 }
 
-/// What the trainer's estimate is made of.
+/// The terms of the trainer's memory estimate.
 fn passes(args: &Args, input: &Input) -> Passes {
     let size = input.sample.size();
     let width = args.micro_batches.min(tch::get_num_threads().max(1) as usize);

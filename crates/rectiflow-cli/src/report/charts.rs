@@ -15,7 +15,7 @@ use crate::{
 /// Curves are smoothed over this share of a run.
 const SMOOTHED: f64 = 0.02;
 
-/// All charts that the run has numbers for, as a section of the page.
+/// Every chart that the run has numbers for, as a section of the page.
 pub(crate) fn section(record: &RunRecord) -> String {
     if record.steps.is_empty() {
         return String::new();
@@ -46,10 +46,10 @@ fn loss(steps: &[StepMetrics], tests: &[TestMetrics]) -> Plot {
     chart("Loss", "mean squared error", series, Axis::log)
 }
 
-/// The test loss in each range of noise levels; none without test pictures.
+/// The test loss by range of noise levels; `None` without test samples.
 fn by_noise(tests: &[TestMetrics]) -> Option<Plot> {
     let bins = &tests.first()?.bins;
-    // A bin without samples has no loss, though it has a number.
+    // The loss of a bin without samples has no meaning.
     let series = bins.iter().enumerate().filter(|(_, bin)| bin.count > 0).map(|(index, bin)| Series {
         name: format!("{}–{}", short(bin.from, 2), short(bin.to, 2)),
         points: tests.iter().filter_map(|t| Some((t.samples as f64, t.bins.get(index)?.loss))).collect(),
@@ -96,8 +96,8 @@ fn curve(steps: &[StepMetrics], value: impl Fn(&StepMetrics) -> f64) -> Vec<(f64
     steps.iter().map(|step| (step.samples as f64, value(step))).collect()
 }
 
-/// An exponential moving average over [`SMOOTHED`] of the points, corrected for its start; what is not finite is left
-/// out.
+/// An exponential moving average over [`SMOOTHED`] of the points, with bias correction. Points that
+/// are not finite are left out.
 fn smoothed(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let share = 1.0 / (points.len() as f64 * SMOOTHED).max(1.0);
     let (mut sum, mut weight) = (0.0, 0.0);

@@ -1,7 +1,7 @@
-//! `rectiflow report`: a run as one page that needs nothing else, pictures first.
+//! `rectiflow report`: a run as one self-contained page, pictures first.
 //!
-//! The page holds its pictures and charts in itself, has no script, follows the reader's choice of light or dark, and
-//! reads well on a phone. What was measured comes from [`RunRecord`], the charts from [`charts`].
+//! The page embeds its pictures and charts, has no script, follows the reader's choice of light or
+//! dark, and reads well on a phone. [`RunRecord`] reads what was measured, [`charts`] draws it.
 
 pub(crate) mod charts;
 pub(crate) mod plot;
@@ -30,16 +30,16 @@ use crate::{
     },
 };
 
-/// Write a page about a run, with its pictures, curves and numbers: RUN_DIR/report.html.
+/// Write RUN_DIR/report.html, a page with a run's pictures, curves and numbers.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The run folder, `run.dir` of the recipe.
     run_dir: PathBuf,
 }
 
-/// At most so many sets of preview pictures are shown: the first, the last, and others evenly between.
+/// Largest number of preview pictures shown: the first, the last, and others evenly between.
 const MAX_PREVIEWS: usize = 6;
-/// At most so many buckets are listed.
+/// Largest number of buckets listed.
 const MAX_BUCKETS: usize = 24;
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
@@ -79,7 +79,7 @@ const LIGHT: &str = "--ground:#fbfaf8;--card:#fff";
 const DARK: &str = "--ground:#101418;--card:#181e25";
 const STYLE: &str = include_str!("report.css");
 
-/// What happened, in one or two sentences.
+/// The run in one or two sentences.
 fn summary(record: &RunRecord) -> String {
     let Some(start) = record.starts.first() else { return "Nothing has been trained yet.".to_owned() };
     let seen = record.steps.last().map_or(0, |step| step.samples);
@@ -126,7 +126,7 @@ fn samples(record: &RunRecord) -> anyhow::Result<String> {
     Ok(section + "</div></section>\n")
 }
 
-/// A finding: what it says, its picture, its numbers.
+/// A finding: its text, picture and numbers.
 fn found(finding: &Finding, folder: &Path) -> anyhow::Result<String> {
     let mut section = format!("<section><h2>{}</h2>\n", escape(&finding.title));
     for paragraph in &finding.text {
@@ -172,16 +172,17 @@ fn previews(record: &RunRecord) -> anyhow::Result<String> {
     Ok(section + "</section>\n")
 }
 
-/// At most `most` of `0..len`, with both ends.
+/// At most `most` indices of `0..len`, both ends included.
 fn spread(len: usize, most: usize) -> Vec<usize> {
     if len <= most { (0..len).collect() } else { (0..most).map(|i| i * (len - 1) / (most - 1)).collect() }
 }
 
-/// A PNG file inside the page.
+/// A PNG file embedded in the page.
 fn embedded(path: &Path, alt: &str) -> anyhow::Result<String> {
     let png = fs::read(path).with_context(|| format!("{}", path.display()))?;
     let size = |at: usize| png.get(at..at + 4).map_or(0, |b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]));
-    // The first chunk of a PNG begins with width and height: the page does not jump when the picture is decoded.
+    // The first chunk of a PNG starts with width and height. With them the page does not jump when
+    // the picture is decoded.
     let (width, height) = (size(16), size(20));
     let data = STANDARD.encode(&png);
     Ok(format!(

@@ -1,8 +1,8 @@
-//! Line charts as SVG, drawn here so that a report needs no script and nothing from elsewhere.
+//! Line charts as SVG, so that a report needs no script and no other file.
 //!
-//! Colours are CSS variables (`--c0` to `--c7`, `--ink`, `--faint`, `--grid`): the page that holds the chart decides about light
-//! and dark; [`Plot::standalone_svg`] brings its own. The drawing is 480 units wide, small enough that its text can be
-//! read on a phone.
+//! Colours are CSS variables (`--c0` to `--c7`, `--ink`, `--faint`, `--grid`): the page that holds
+//! the chart decides about light and dark; [`Plot::standalone_svg`] brings its own. The drawing is
+//! 480 units wide, small enough that its text can be read on a phone.
 
 use std::fmt::Write;
 
@@ -17,7 +17,7 @@ const BOTTOM: f64 = 42.0;
 const LEGEND_LINE: f64 = 18.0;
 /// Width of a character of the legend, on average.
 const LETTER: f64 = 7.0;
-/// A curve is drawn with at most so many points: more than twice the pixels there are.
+/// Largest number of points of a curve, more than twice the chart's width in pixels.
 const MAX_POINTS: usize = 1000;
 
 /// The colours, light and dark, for pages that hold charts.
@@ -27,7 +27,7 @@ pub(crate) const COLOURS_LIGHT: &str = "--ink:#1d2733;--faint:#6a7785;--grid:#df
 pub(crate) const COLOURS_DARK: &str = "--ink:#e6ebf0;--faint:#93a1b0;--grid:#2c3742;--c0:#fb8c5a;--c1:#63b3ed;\
     --c2:#68d391;--c3:#c4a1ea;--c4:#f0c05a;--c5:#5fd4dd;--c6:#f29ac6;--c7:#a9b5c1";
 
-/// A direction of a chart.
+/// An axis of a chart.
 #[derive(Debug, Clone)]
 pub(crate) struct Axis {
     label: String,
@@ -36,12 +36,12 @@ pub(crate) struct Axis {
 }
 
 impl Axis {
-    /// Equal distances for equal differences.
+    /// A linear axis.
     pub(crate) fn linear(label: impl Into<String>) -> Self {
         Self { label: label.into(), log: false, zero: false }
     }
 
-    /// Equal distances for equal ratios.
+    /// A logarithmic axis.
     pub(crate) fn log(label: impl Into<String>) -> Self {
         Self { label: label.into(), log: true, zero: false }
     }
@@ -52,7 +52,7 @@ impl Axis {
     }
 }
 
-/// How a curve looks; the number is its colour.
+/// The look of a curve; the number is its colour.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Style {
     /// A thin pale line behind the others.
@@ -63,29 +63,29 @@ pub(crate) enum Style {
     Bold(usize),
     /// A line with a dot at each point, for few points.
     Dots(usize),
-    /// The same for one of several that have an order: from 0, coloured as 1 is, to 1, coloured as 0 is.
+    /// One curve of an ordered family, from 0 to 1, coloured between colours 1 and 0.
     Ramp(f64),
 }
 
 /// A curve.
 #[derive(Debug, Clone)]
 pub(crate) struct Series {
-    /// For the legend; empty to stay out of it.
+    /// Name in the legend; an empty name is not listed.
     pub(crate) name: String,
     /// From left to right. Points that are not finite are left out.
     pub(crate) points: Vec<(f64, f64)>,
-    /// How it looks.
+    /// Its look.
     pub(crate) style: Style,
 }
 
 /// A chart.
 #[derive(Debug, Clone)]
 pub(crate) struct Plot {
-    /// What it shows; also its text for those who cannot see it.
+    /// Title, and the alternative text for screen readers.
     pub(crate) title: String,
-    /// Left to right.
+    /// The horizontal axis.
     pub(crate) x: Axis,
-    /// Bottom to top.
+    /// The vertical axis.
     pub(crate) y: Axis,
     /// The curves, the last on top.
     pub(crate) series: Vec<Series>,
@@ -180,7 +180,8 @@ fn curve(series: &Series, frame: &Frame) -> String {
     svg
 }
 
-/// At most [`MAX_POINTS`] points: of each run of neighbours the lowest and the highest, so that no spike is lost.
+/// At most [`MAX_POINTS`] points: of each run of neighbours the lowest and the highest, so that no
+/// spike is lost.
 fn thinned(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     if points.len() <= MAX_POINTS {
         return points.to_vec();
@@ -212,7 +213,7 @@ impl Frame {
         Self { x, y, top }
     }
 
-    /// Where a point is drawn, if it can be.
+    /// Position of a point in the drawing; `None` if it is not finite.
     fn place(&self, (x, y): (f64, f64)) -> Option<(f64, f64)> {
         let (x, y) = (self.x.fraction(x)?, self.y.fraction(y)?);
         Some((LEFT + x * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - y * (HEIGHT - BOTTOM - self.top)))
@@ -301,7 +302,7 @@ impl Scale {
         (first..=last).map(|index| index as f64 * step).collect()
     }
 
-    /// Powers of ten, with 2 and 5 times them where there are few.
+    /// Powers of ten, with their multiples by 2 and 5 if there are few.
     fn log_ticks(&self) -> Vec<f64> {
         let (first, last) = (self.from.log10().floor() as i32, self.to.log10().ceil() as i32);
         let factors: &[f64] = if last - first > 4 { &[1.0] } else { &[1.0, 2.0, 5.0] };
@@ -310,7 +311,7 @@ impl Scale {
     }
 }
 
-/// Text for SVG and HTML, in elements and in attributes.
+/// Escapes text for SVG and HTML, in elements and in attributes.
 pub(crate) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for letter in text.chars() {

@@ -1,6 +1,6 @@
-//! What a training run left behind, read back for the report: events, pictures, settings, exports, times.
+//! A training run read back for the report: events, pictures, settings, exports, times.
 //!
-//! Nothing but `metrics.jsonl` has to be there. After a resume steps appear twice; the later ones count.
+//! Only `metrics.jsonl` is required. After a resume steps appear twice; the later ones count.
 
 use std::{
     collections::BTreeMap,
@@ -15,50 +15,50 @@ use rectiflow_train::{
 };
 use serde::{Deserialize, Serialize};
 
-/// A run, as far as it went.
+/// A finished or unfinished run.
 #[derive(Debug, Default)]
 pub(crate) struct RunRecord {
     /// Name of the run folder.
     pub(crate) name: String,
-    /// One a process that worked on it.
+    /// One start event per process that worked on the run.
     pub(crate) starts: Vec<Start>,
     /// In order of steps, each once.
     pub(crate) steps: Vec<StepMetrics>,
     /// In order of steps, each once.
     pub(crate) tests: Vec<TestMetrics>,
-    /// Pictures sampled while it trained: step and file, in order; only files that are there.
+    /// Previews: step and file, in order of steps; only files that exist.
     pub(crate) previews: Vec<(u64, PathBuf)>,
-    /// Checkpoints written and the seconds that took, all together.
+    /// Number of checkpoints written, and the seconds that took in total.
     pub(crate) checkpoints: (usize, f64),
     /// Whether the last process finished the recipe.
     pub(crate) finished: bool,
-    /// What somebody found out about the run.
+    /// Findings that were added to the run folder.
     pub(crate) findings: Vec<Finding>,
     /// The run folder.
     pub(crate) folder: PathBuf,
-    /// What `rectiflow sample` left in `samples/`, one entry a prompt.
+    /// The pictures of `rectiflow sample` in `samples/`, one entry a prompt.
     pub(crate) samples: Vec<Sampled>,
-    /// The recipe of the newest checkpoint, with every default.
+    /// The recipe of the newest checkpoint, defaults included.
     pub(crate) recipe: Option<String>,
     /// Files and folders in `export/` with their sizes in bytes.
     pub(crate) exports: Vec<(String, u64)>,
-    /// What was done and how long it took.
+    /// Parts of a script, with their seconds.
     pub(crate) timeline: Vec<Part>,
 }
 
 /// A line of `timeline.jsonl`, as a script that runs several commands writes it.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Part {
-    /// What was done.
+    /// Name of the part.
     pub(crate) part: String,
-    /// How long it took.
+    /// Duration in seconds.
     pub(crate) secs: f64,
 }
 
 /// A prompt and its pictures.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 pub(crate) struct Sampled {
-    /// What was asked for.
+    /// The prompt.
     pub(crate) prompt: String,
     /// Files, relative to the folder of `samples.json`.
     pub(crate) images: Vec<PathBuf>,
@@ -71,7 +71,7 @@ impl RunRecord {
     /// Reads the run folder.
     ///
     /// # Errors
-    /// If there is no `metrics.jsonl`.
+    /// `metrics.jsonl` is missing.
     pub(crate) fn read(run_dir: &Path) -> Result<Self> {
         let mut record = Self { name: name_of(run_dir), folder: run_dir.to_owned(), ..Self::default() };
         record.take_events(metrics::read(run_dir)?, run_dir);
@@ -88,7 +88,7 @@ impl RunRecord {
         for event in events {
             match event {
                 Event::Start(start) => {
-                    // What an earlier process did after the checkpoint was lost and is done again.
+                    // The steps after the checkpoint were lost and are repeated by this process.
                     steps.split_off(&(start.step + 1));
                     tests.split_off(&(start.step + 1));
                     previews.split_off(&(start.step + 1));
@@ -120,7 +120,7 @@ impl RunRecord {
         self.steps.iter().map(|step| step.secs).sum()
     }
 
-    /// Samples seen when `step` steps were done.
+    /// Samples seen after `step` steps.
     pub(crate) fn samples_at(&self, step: u64) -> u64 {
         let after = self.steps.partition_point(|metrics| metrics.step <= step);
         after.checked_sub(1).map_or(0, |index| self.steps[index].samples)
@@ -132,7 +132,7 @@ fn name_of(run_dir: &Path) -> String {
     full.file_name().map_or_else(|| run_dir.display().to_string(), |name| name.to_string_lossy().into_owned())
 }
 
-/// The pictures that are there, with their full paths.
+/// The pictures that exist, with their full paths.
 fn samples(folder: &Path) -> Vec<Sampled> {
     let text = fs::read_to_string(folder.join(SAMPLES_FILE)).unwrap_or_default();
     let mut samples: Vec<Sampled> = serde_json::from_str(&text).unwrap_or_default();
@@ -149,7 +149,7 @@ fn newest_recipe(checkpoints: &Path) -> Option<String> {
     fs::read_to_string(newest.join("recipe.toml")).ok()
 }
 
-/// What lies in a folder, by name, with the bytes of all files below.
+/// The entries of a folder by name, with the total bytes of the files below each.
 fn sizes(folder: &Path) -> Vec<(String, u64)> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let mut sizes: Vec<(String, u64)> =
@@ -165,7 +165,7 @@ fn size(path: &Path) -> u64 {
     path.metadata().map_or(0, |metadata| metadata.len())
 }
 
-/// Parts done twice count once, with the later time.
+/// A part that was run twice counts once, with the later time.
 fn timeline(path: &Path) -> Vec<Part> {
     let text = fs::read_to_string(path).unwrap_or_default();
     let mut parts: Vec<Part> = Vec::new();

@@ -1,7 +1,7 @@
-//! What a command says when it is done, and the exit code that follows.
+//! The answer of a command, and its exit code.
 //!
-//! Codes: 0 done, 1 failed, 2 wrong arguments or settings, 3 stopped by the guard, 128 + signal where a signal stopped
-//! it after saving.
+//! Codes: 0 done, 1 failed, 2 wrong arguments or settings, 3 stopped by the guard, 128 + signal
+//! where a signal stopped it after saving.
 
 use std::{
     io::{self, ErrorKind, Write},
@@ -10,18 +10,18 @@ use std::{
 
 use serde_json::{Value, json};
 
-/// A command could not do what it was asked.
+/// The command failed.
 const FAILED: u8 = 1;
 /// The arguments or settings cannot work. Clap exits with the same code.
 const USAGE: u8 = 2;
 
-/// The guard has stopped the run, now or before.
+/// The guard has stopped the run, in this process or an earlier one.
 const STOPPED: u8 = 3;
 
-/// What a command that ran to its end has to say.
+/// The answer of a command that ran to its end.
 #[derive(Debug)]
 pub(crate) struct Answer {
-    /// For people, without the last line break.
+    /// For people, without a trailing newline.
     text: String,
     /// For machines: one object.
     json: Value,
@@ -29,27 +29,27 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// The answer of a command that did what it was asked.
+    /// The answer of a command that succeeded.
     pub(crate) fn done(text: impl Into<String>, json: Value) -> Self {
         Self { text: text.into(), json, exit: 0 }
     }
 
-    /// Nothing more to say: rank 0 of the run, a process of its own, has said it. Ends with `code`.
+    /// An empty answer with exit code `code`: rank 0, a process of its own, has printed the answer.
     pub(crate) fn of_rank_0(code: i32) -> Self {
         Self { text: String::new(), json: Value::Null, exit: u8::try_from(code).unwrap_or(FAILED) }
     }
 
-    /// The same answer from a command that a signal stopped.
+    /// The same answer with the exit code of a command that `signal` stopped.
     pub(crate) fn stopped_by(self, signal: i32) -> Self {
         Self { exit: 128 + u8::try_from(signal).unwrap_or(0), ..self }
     }
 
-    /// The same answer from a command that found something wrong.
+    /// The same answer with the exit code of a failure.
     pub(crate) fn failed(self) -> Self {
         Self { exit: FAILED, ..self }
     }
 
-    /// Prints it. A reader that has gone away (`| head`) is no failure.
+    /// Prints the answer. A closed pipe (`| head`) is no failure.
     pub(crate) fn print(&self, as_json: bool) -> ExitCode {
         let line = if as_json && !self.json.is_null() { self.json.to_string() } else { self.text.clone() };
         match write_line(&line) {
@@ -62,13 +62,14 @@ impl Answer {
     }
 }
 
-/// Reports a failure: one message on standard error and, for machines, an object with `error` on standard output.
+/// Reports a failure: one message on standard error and, for machines, an object with `error` on
+/// standard output.
 pub(crate) fn fail(error: &anyhow::Error, as_json: bool) -> ExitCode {
     let message = message(error);
     let code = exit_code(error);
     report(&message);
     if as_json {
-        // A reader that has gone away cannot be told anything.
+        // An error cannot be reported to a closed pipe.
         let _ = write_line(&json!({ "error": message, "exit": code }).to_string());
     }
     ExitCode::from(code)
@@ -87,7 +88,7 @@ fn write_line(line: &str) -> io::Result<()> {
     out.flush()
 }
 
-/// The chain of causes as one message, without the causes that a message already quotes.
+/// The chain of causes as one message. A cause that an earlier message quotes is left out.
 fn message(error: &anyhow::Error) -> String {
     let mut message = String::new();
     for cause in error.chain().map(ToString::to_string) {
@@ -112,7 +113,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     if misuse { USAGE } else { FAILED }
 }
 
-/// Whether the trainer, or a library below it whose error it passes on, refused a setting.
+/// Whether the error is a refused setting, of the trainer or of a library below it.
 fn is_setting(error: &rectiflow_train::Error) -> bool {
     use rectiflow_train::Error;
     matches!(
@@ -126,7 +127,7 @@ fn is_setting(error: &rectiflow_train::Error) -> bool {
     )
 }
 
-/// Arguments that cannot work together; clap finds the others.
+/// Arguments that contradict each other; clap finds the other mistakes.
 #[derive(Debug)]
 pub(crate) struct Misuse(pub(crate) String);
 

@@ -21,8 +21,8 @@ impl From<FileDtype> for Kind {
     }
 }
 
-/// What a model calculates in, whatever its files hold. fp16 is not among them: SDXL's autoencoder overflows in it, and
-/// CPUs have no arithmetic for it.
+/// The compute dtype of a model, whatever dtype its files hold. fp16 is not offered: SDXL's
+/// autoencoder overflows in it, and CPUs have no fp16 arithmetic for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ComputeDtype {
     Fp32,

@@ -1,4 +1,5 @@
-//! Logs: to standard error, quiet by default, `RUST_LOG` respected, and never through the middle of a progress bar.
+//! Logs: to standard error, quiet by default, `RUST_LOG` respected, and never through the middle of
+//! a progress bar.
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -13,7 +14,7 @@ const DEFAULT: &str = "warn,rectiflow=info";
 
 static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
-/// All progress bars of the process: what is written while one is drawn has to go around it.
+/// All progress bars of the process. Output must suspend them while it is written.
 pub(crate) fn bars() -> &'static MultiProgress {
     &BARS
 }
@@ -24,7 +25,7 @@ pub(crate) fn line(text: &str) {
     bars().suspend(|| drop(writeln!(io::stderr().lock(), "{text}")));
 }
 
-/// "rank 2: " in every rank of a run but the first, which speaks for all.
+/// "rank 2: " in every rank but rank 0, which reports for the run.
 pub(crate) fn rank_prefix() -> String {
     match std::env::var("RANK") {
         Ok(rank) if rank != "0" => format!("rank {rank}: "),
@@ -32,7 +33,7 @@ pub(crate) fn rank_prefix() -> String {
     }
 }
 
-/// Starts logging. Of several ranks, those but the first only warn.
+/// Starts logging. Ranks other than rank 0 log warnings only.
 pub(crate) fn start() {
     let from_environment = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|text| !text.is_empty());
     let (filter, refused) = match from_environment.as_deref().map(EnvFilter::try_new) {

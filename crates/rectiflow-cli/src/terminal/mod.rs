@@ -1,4 +1,4 @@
-//! What the command says and hears: answers, logs, progress, signals, numbers as people read them.
+//! The command's side of the terminal: answers, logs, progress, signals, formatted numbers.
 
 pub(crate) mod answer;
 pub(crate) mod dtype;

@@ -1,7 +1,7 @@
 //! Numbers as people read them.
 //!
-//! indicatif's `HumanDuration` rounds to one unit ("2 hours") and `DecimalBytes` always shows two decimals, so
-//! [`duration`] and [`bytes`] stay.
+//! indicatif's `HumanDuration` rounds to one unit ("2 hours") and `DecimalBytes` always shows two
+//! decimals, so [`duration`] and [`bytes`] stay.
 
 use indicatif::HumanCount;
 
@@ -10,7 +10,8 @@ pub(crate) fn grouped(number: u64) -> String {
     HumanCount(number).to_string()
 }
 
-/// A time span with the two units that matter: "0.4 s", "37 s", "4 min 5 s", "2 h 10 min", "3 d 4 h".
+/// A time span with the two units that matter: "0.4 s", "37 s", "4 min 5 s", "2 h 10 min", "3 d 4
+/// h".
 pub(crate) fn duration(secs: f64) -> String {
     if !secs.is_finite() || secs < 0.0 {
         return "?".to_owned();
@@ -66,7 +67,7 @@ pub(crate) fn short(value: f64, digits: usize) -> String {
     trimmed(&format!("{value:.decimals$}")).to_owned()
 }
 
-/// The middle one, or the mean of the two in the middle; NaN of none.
+/// The median; NaN for an empty slice.
 pub(crate) fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -90,7 +91,8 @@ fn trimmed(text: &str) -> &str {
     if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { text }
 }
 
-/// A table for a terminal: the first row is the heading; columns of numbers are aligned to the right.
+/// A table for a terminal: the first row is the heading; columns of numbers are aligned to the
+/// right.
 pub(crate) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let cell = |row: &[String], column: usize| row.get(column).cloned().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! How far a long job is: a bar on a terminal, a plain line every few seconds in a log.
+//! Progress of a long job: a bar on a terminal, a plain line every few seconds in a log.
 
 use std::{
     io::{self, IsTerminal},
@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::terminal::{log, numbers};
 
-/// In a log, one line in so many seconds.
+/// Seconds between two lines in a log.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
 /// The progress of one job.
@@ -20,14 +20,14 @@ pub(crate) struct Progress {
     bar: Option<ProgressBar>,
     began: Instant,
     last_line: Instant,
-    /// What was done before this process began, which says nothing about its speed.
+    /// Units done before this process started; they do not enter its rate.
     start: u64,
     total: u64,
     done: u64,
 }
 
 impl Progress {
-    /// A job of `total` units, `start` of them done before.
+    /// A job of `total` units, of which `start` are done already.
     pub(crate) fn new(what: impl Into<String>, unit: &'static str, start: u64, total: u64) -> Self {
         let what = what.into();
         let bar = io::stderr().is_terminal().then(|| {
@@ -41,7 +41,7 @@ impl Progress {
         Self { what, unit, bar, began: now, last_line: now, start, total, done: start }
     }
 
-    /// Says how far the job is, with a few words about where it stands.
+    /// Shows `done` units, with a short note beside them.
     pub(crate) fn set(&mut self, done: u64, note: &str) {
         self.done = done;
         if let Some(bar) = &self.bar {
@@ -57,14 +57,14 @@ impl Progress {
         }
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub(crate) fn finish(self) {
         if let Some(bar) = self.bar {
             bar.finish_and_clear();
         }
     }
 
-    /// Nothing before there is something to judge by.
+    /// `None` before there is enough to judge by.
     fn speed(&self) -> String {
         if self.done <= self.start {
             return String::new();
@@ -76,7 +76,7 @@ impl Progress {
     }
 }
 
-/// What there is to say, with commas between.
+/// The parts that are not empty, joined by commas.
 fn joined(parts: &[&str]) -> String {
     parts.iter().copied().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(", ")
 }

@@ -1,4 +1,5 @@
-//! Ctrl-C and SIGTERM: the first asks the work to stop after its current step, the second ends the process at once.
+//! Ctrl-C and SIGTERM: the first asks the work to stop after its current step, the second ends the
+//! process at once.
 
 use std::{
     io,
@@ -14,7 +15,7 @@ use signal_hook::{
     flag,
 };
 
-/// Whether somebody has asked this process to stop.
+/// Whether this process has been asked to stop.
 #[derive(Debug)]
 pub(crate) struct StopSignal {
     asked: Arc<AtomicBool>,
@@ -26,7 +27,7 @@ impl StopSignal {
     pub(crate) fn listen() -> io::Result<Self> {
         let (asked, which) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         for signal in [SIGINT, SIGTERM] {
-            // In this order: the exit is armed by the flag, which the first signal sets only afterwards.
+            // The order matters: the second signal exits because the first has set the flag.
             flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&asked))?;
             flag::register_usize(signal, Arc::clone(&which), signal as usize)?;
             flag::register(signal, Arc::clone(&asked))?;
@@ -34,22 +35,23 @@ impl StopSignal {
         Ok(Self { asked, which })
     }
 
-    /// Takes the end of standard input for a wish to stop: the process that started this one asks so, or is gone.
+    /// Treats the end of standard input as a request to stop: the parent process closes it to stop
+    /// this one, and its death closes it too.
     pub(crate) fn listen_for_end_of_input(&self) {
         let asked = Arc::clone(&self.asked);
         thread::spawn(move || {
-            // Nothing is ever written to it; an error is an end as well.
+            // Nothing is ever written to it; an error counts as its end.
             let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
             asked.store(true, Ordering::Relaxed);
         });
     }
 
-    /// Set once a signal has come.
+    /// Set once a signal has arrived.
     pub(crate) fn flag(&self) -> &AtomicBool {
         &self.asked
     }
 
-    /// The signal that came last, if one did.
+    /// The latest signal, if any.
     pub(crate) fn signal(&self) -> Option<i32> {
         match self.which.load(Ordering::Relaxed) {
             0 => None,

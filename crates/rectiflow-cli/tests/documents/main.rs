@@ -1,4 +1,4 @@
-//! The documents: each relative link, path of the repository and command that they name exists.
+//! The documents: each relative link, repository path and command that they name exists.
 //!
 //! Read are the Markdown files of the repository's root and of `docs/`, and `llms.txt`.
 //!
@@ -15,8 +15,8 @@
 //! - `rectiflow VERB --flag`: the program's own help has both. A flag without a program before it
 //!   belongs to some verb, or is written somewhere in the sources.
 //! - `make TARGET`: the Makefile has it.
-//! - The log and the change log speak of their day: their links are followed, names in them are not
-//!   looked up.
+//! - `docs/log.md` and the change log describe the past: their links are followed, the names in
+//!   them are not looked up.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod markdown;
@@ -29,10 +29,10 @@ use repository::{Repository, Verb};
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 
-/// Pages that speak of their day.
+/// Pages that describe the past.
 const DATED: [&str; 2] = ["CHANGELOG.md", "docs/log.md"];
 
-/// What ends a command within a line.
+/// Words that end a command within a line.
 const SEPARATORS: [&str; 8] = ["|", "||", "&&", ";", ">", ">>", "<", "&"];
 
 #[test]
@@ -62,7 +62,7 @@ fn documents() -> Vec<String> {
     names
 }
 
-/// What a document names that does not exist.
+/// The names in a document that do not exist.
 fn check(repository: &Repository, name: &str, text: &str) -> Vec<String> {
     let document = Document::parse(text);
     let mut faults = wrong_links(repository, name, &document);
@@ -153,7 +153,7 @@ fn wrong_commands(repository: &Repository, line: &str) -> Vec<String> {
     faults
 }
 
-/// Whether a word may be the name of a verb or a target: neither a place for one nor a number.
+/// Whether a word can be the name of a verb or target, not a placeholder or a number.
 fn is_name(word: &str) -> bool {
     word.starts_with(|first: char| first.is_ascii_lowercase())
 }
@@ -164,7 +164,7 @@ fn wrong_target(repository: &Repository, target: &str) -> Option<String> {
     is_wrong.then(|| format!("the Makefile has no target {target}"))
 }
 
-/// What is wrong with the words behind `rectiflow`.
+/// The faults of the words after `rectiflow`.
 fn wrong_arguments(repository: &Repository, words: &[&str]) -> Vec<String> {
     let mut faults = Vec::new();
     let mut verb = &repository.program;
@@ -220,7 +220,7 @@ mod tests {
         Verb::new("rectiflow", "  --json", verbs)
     }
 
-    /// What a page of this text names that does not exist, the page lying in `docs/`.
+    /// The faults of a page in `docs/` with this text.
     fn faults(text: &str) -> Vec<String> {
         check(&Repository::read(Path::new(ROOT), program()), "docs/page.md", text)
     }

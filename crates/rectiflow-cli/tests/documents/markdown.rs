@@ -63,7 +63,7 @@ impl Document {
                 let fence = &rest[start..rest.len() - behind.len()];
                 let Some(end) = behind.find(fence) else { break };
                 self.spans.push(behind[..end].replace("\\|", "|").replace('\n', " "));
-                // What a heading is called by; no link can begin in it.
+                // The name of a heading; no link can start inside it.
                 self.prose.extend(behind[..end].chars().filter(|sign| !"[]()".contains(*sign)));
                 rest = &behind[end + fence.len()..];
             }

@@ -1,5 +1,5 @@
-//! What the repository has: files, targets of the Makefile, and the program's verbs and flags by
-//! its own help.
+//! The repository's files, its Makefile's targets, and the program's verbs and flags by its own
+//! help.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -78,7 +78,7 @@ impl Repository {
         })
     }
 
-    /// Whether there is a file or folder at a path, in which `*` and `<...>` stand for any text.
+    /// Whether a file or folder exists at a path, in which `*` and `<...>` stand for any text.
     fn has(&self, path: &str) -> bool {
         let parts: Vec<&str> = path.split('/').collect();
         self.files.iter().any(|file| {
@@ -165,8 +165,8 @@ fn flags_of(help: &str) -> BTreeSet<String> {
     first_two.filter(|word| word.starts_with("--")).map(str::to_owned).collect()
 }
 
-/// Paths of all files below a folder of the root, but for what git ignores: a name, of the root alone
-/// where a slash precedes it.
+/// Paths of all files below a folder of the root, but for what git ignores: a name, of the root
+/// alone where a slash precedes it.
 fn collect(root: &Path, folder: &str, ignored: &[&str], files: &mut BTreeSet<String>) {
     for entry in fs::read_dir(root.join(folder)).unwrap() {
         let entry = entry.unwrap();

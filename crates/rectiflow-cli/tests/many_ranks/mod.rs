@@ -1,5 +1,5 @@
-//! Ranks as processes: killed, stopped, told to end, started again with fewer and with more. What ends within the
-//! time-out, and with which words, is what is tested; that the numbers are right is tested in `train`.
+//! Ranks as processes: killed, stopped, terminated, restarted with fewer and with more. Tested are
+//! the time in which they end and their messages; the numbers are tested in `train`.
 
 use std::{
     fs,
@@ -12,9 +12,10 @@ use std::{
 
 use crate::{json, prepare, rectiflow, text, write_recipe};
 
-/// What a test waits for at most: many times what it takes on a busy machine.
+/// Time limit of a test, many times what it takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// Forty steps of four micro-batches of one sample, a checkpoint every five, three seconds of patience.
+/// Forty steps of four micro-batches of one sample, a checkpoint every five, a time-out of three
+/// seconds.
 const SETS: [&str; 12] = [
     "--set",
     "train.samples=160",
@@ -56,12 +57,12 @@ fn steps_in(run: &Path) -> usize {
     count(run, "step")
 }
 
-/// Waits until the run has made so many more steps.
+/// Waits until the run has made this number of further steps.
 fn wait_for_steps(run: &Path, before: usize, more: usize, ranks: &mut [Child]) {
     wait_for("step", run, before + more, ranks);
 }
 
-/// Waits until the run has written so many events of a kind.
+/// Waits until the run has written this number of events of a kind.
 fn wait_for(event: &str, run: &Path, wanted: usize, ranks: &mut [Child]) {
     let end = Instant::now() + PATIENCE;
     while count(run, event) < wanted {
@@ -83,7 +84,8 @@ fn signal(child: &Child, name: &str) {
     assert!(status.expect("kill runs").success());
 }
 
-/// How the ranks end, in their order; they have to within a time far above three seconds and what it takes to look.
+/// The exit statuses of the ranks, in their order. The limit is far above the three seconds of the
+/// time-out.
 fn ends(ranks: Vec<Child>) -> Vec<Output> {
     let end = Instant::now() + PATIENCE;
     let wait = |mut child: Child| {
@@ -110,7 +112,7 @@ fn a_dead_or_stopped_rank_is_named_and_the_run_goes_on_with_fewer_or_more() {
         let (steps, checkpoints) = (steps_in(&run), count(&run, "checkpoint"));
         let mut all = start(&recipe, ranks);
         wait_for_steps(&run, steps, 7, &mut all);
-        // It is written while training goes on.
+        // The checkpoint is written while training continues.
         wait_for("checkpoint", &run, checkpoints + 1, &mut all);
         signal(&all[victim], what);
         let stopped = all.remove(victim);
@@ -132,7 +134,7 @@ fn a_dead_or_stopped_rank_is_named_and_the_run_goes_on_with_fewer_or_more() {
     for output in &outputs {
         assert!(output.status.success(), "{}", message(output));
     }
-    // Every time it went on from a checkpoint and not from the beginning.
+    // Each time it resumed from a checkpoint and not from the beginning.
     let events = fs::read_to_string(run.join("metrics.jsonl")).expect("metrics are written");
     let starts: Vec<u64> = events
         .lines()
@@ -158,7 +160,7 @@ fn a_rank_that_is_told_to_end_ends_all_in_good_order() {
     let last = newest(&run);
     assert!(last.join("BLAKE3SUMS").is_file(), "all have saved");
 
-    // The same through `--ranks`, which passes a signal on.
+    // The same through `--ranks`, which forwards a signal.
     let arguments = [&["train", text(&recipe), "--ranks", "2", "--json"], &SETS[..]].concat();
     let before = steps_in(&run);
     let child = rectiflow(&arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
@@ -218,7 +220,7 @@ fn the_bench_counts_the_bytes_that_go_over_the_wire() {
     let number = |row: usize, name: &str| rows[row][name].as_f64().expect("a number");
     assert_eq!((number(0, "ranks"), number(1, "ranks"), number(0, "step_bytes")), (1.0, 2.0, 0.0));
     assert!((0..2).all(|row| number(row, "samples_per_sec") > 0.0 && number(row, "efficiency") > 0.0), "{rows}");
-    // Both ranks send what was counted; whatever else is going on on this machine comes on top.
+    // Both ranks send the counted bytes; other traffic of this machine adds to them.
     let (counted, sent) = (2.0 * number(1, "step_bytes"), number(1, "loopback_step_bytes"));
     assert!(counted > 1e6 && sent > 0.99 * counted, "{counted} counted, {sent} sent");
     assert!(!folder.path().join("bench").exists(), "the run folder is not touched");
