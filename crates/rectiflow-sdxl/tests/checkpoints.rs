@@ -1,4 +1,4 @@
-//! Weights as they lie about: in shards, in variants, in one file, of another model, broken.
+//! Weights as found in practice: sharded, in variants, in a single file, of another model, broken.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -30,7 +30,7 @@ fn write(path: &Path, tensors: &[(String, Tensor)], metadata: &[(&str, &str)]) {
     write_tensors(path, tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)), None, metadata).unwrap();
 }
 
-/// A folder with the golden UNet in two shards, under the names that diffusers gives a variant.
+/// Makes a folder with the golden UNet in two shards, under diffusers' file names of a variant.
 fn write_shards(folder: &Path, tensors: &[(String, Tensor)], variant: &str) -> Vec<PathBuf> {
     fs::create_dir_all(folder).unwrap();
     fs::copy(golden_unet().join("config.json"), folder.join("config.json")).unwrap();
