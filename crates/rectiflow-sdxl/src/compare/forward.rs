@@ -57,7 +57,7 @@ pub enum Pass {
 /// `output`. Returns the names and shapes written.
 ///
 /// # Errors
-/// What is wrong with the model or the input; [`Error::Io`] if the output cannot be written.
+/// An error if the model or the input is unusable; [`Error::Io`] if the output cannot be written.
 pub fn forward(
     pass: Pass,
     model: &Path,

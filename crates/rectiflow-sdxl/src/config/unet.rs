@@ -48,7 +48,7 @@ pub struct UNetConfig {
     pub norm_eps: f64,
     /// Width of the embedding of time and size.
     pub time_embed_dim: i64,
-    /// Width of the sinusoid of each of the six size numbers.
+    /// Width of the sinusoid of each of the six size values.
     pub addition_time_embed_dim: i64,
     /// Width of the pooled text embedding.
     pub pooled_dim: i64,

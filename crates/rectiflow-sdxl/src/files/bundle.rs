@@ -79,8 +79,8 @@ impl<'a> Bundle<'a> {
     /// of each component.
     ///
     /// # Errors
-    /// What is wrong with a folder, a configuration or a file; [`Error::Weights`] if tensors do not
-    /// fit.
+    /// An error if a folder, a configuration or a file is unusable; [`Error::Weights`] if tensors
+    /// do not fit.
     pub fn open_folders(
         folder: impl Fn(Component) -> PathBuf,
         parameterization: Option<Parameterization>,

@@ -1,4 +1,4 @@
-//! A diffusers folder: where each component's configuration and weights are.
+//! The layout of a diffusers folder: the paths of each component's configuration and weights.
 //!
 //! Weights may be sharded (an index names the files) and in an fp16 variant, under the file names
 //! that diffusers and transformers use.

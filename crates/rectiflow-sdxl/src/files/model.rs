@@ -28,7 +28,7 @@ use crate::{
 
 pub use crate::weights::component::Component;
 
-/// How to open a model.
+/// Options for opening a model.
 #[derive(Debug, Clone)]
 pub struct OpenOptions {
     /// Device that the model runs on.
@@ -52,7 +52,7 @@ impl Default for OpenOptions {
     }
 }
 
-/// What a component is built from.
+/// The configuration and weights of a component, with its name for messages.
 struct Opened {
     config: Map<String, Value>,
     what: String,
@@ -89,7 +89,7 @@ impl UNet {
     /// Opens the UNet of a diffusers folder or a single-file checkpoint, or a UNet's own folder.
     ///
     /// # Errors
-    /// What is wrong with the folder, its configuration or its weights.
+    /// An error if the folder, its configuration or its weights are unusable.
     pub fn open(model: &Path, options: &OpenOptions) -> Result<Self> {
         let Opened { config, what, weights } = open(Component::UNet, model, options)?;
         Self::new(UNetConfig::from_json(config, &what)?, weights)
@@ -101,7 +101,7 @@ impl ClipText {
     /// checkpoint, or an encoder's own folder.
     ///
     /// # Errors
-    /// What is wrong with the folder, its configuration or its weights.
+    /// An error if the folder, its configuration or its weights are unusable.
     pub fn open(model: &Path, which: Component, options: &OpenOptions) -> Result<Self> {
         let Opened { config, what, weights } = open(which, model, options)?;
         Self::new(ClipConfig::from_json(config, which == Component::ClipG, &what)?, weights)
@@ -113,7 +113,7 @@ impl Vae {
     /// own folder.
     ///
     /// # Errors
-    /// What is wrong with the folder, its configuration or its weights.
+    /// An error if the folder, its configuration or its weights are unusable.
     pub fn open(model: &Path, options: &OpenOptions) -> Result<Self> {
         let Opened { config, what, mut weights } = open(Component::Vae, model, options)?;
         let config = VaeConfig::from_json(config, &what)?;
@@ -145,8 +145,8 @@ impl Model {
     /// Opens a whole diffusers folder or single-file checkpoint.
     ///
     /// # Errors
-    /// What is wrong with the folder, a configuration or weights; [`Error::Config`] if the parts do
-    /// not fit each other.
+    /// An error if the folder, a configuration or weights are unusable; [`Error::Config`] if the
+    /// parts do not fit each other.
     pub fn open(path: &Path, options: &OpenOptions) -> Result<Self> {
         let model = Self {
             unet: UNet::open(path, options)?,
@@ -160,10 +160,10 @@ impl Model {
         Ok(model)
     }
 
-    /// Whether the parts' widths fit each other.
+    /// Checks that the parts' widths fit each other.
     ///
     /// # Errors
-    /// [`Error::Config`] naming all that do not; `what` names the model.
+    /// [`Error::Config`] with every mismatch; `what` names the model.
     pub fn check_fit(&self, what: &str) -> Result<()> {
         check_fit(&self.unet.config, [&self.clip_l.config, &self.clip_g.config], &self.vae.config, what)
     }
@@ -187,7 +187,7 @@ impl Configs {
     /// or the single-file checkpoint named in that order.
     ///
     /// # Errors
-    /// What is wrong with a folder, a file's header or a configuration.
+    /// An error if a folder, a file's header or a configuration is unusable.
     pub fn read(places: [&Path; 4]) -> Result<Self> {
         let [unet, clip_l, clip_g, vae] = places;
         let (unet, unet_name) = config_of(Component::UNet, unet)?;
@@ -202,10 +202,10 @@ impl Configs {
         })
     }
 
-    /// Whether the parts' widths fit each other.
+    /// Checks that the parts' widths fit each other.
     ///
     /// # Errors
-    /// [`Error::Config`] naming all that do not; `what` names the model.
+    /// [`Error::Config`] with every mismatch; `what` names the model.
     pub fn check_fit(&self, what: &str) -> Result<()> {
         check_fit(&self.unet, [&self.clip_l, &self.clip_g], &self.vae, what)
     }

@@ -41,7 +41,7 @@ pub fn noised_start(parameterization: Parameterization, noise: &Tensor, sigma: f
 /// input's shape.
 ///
 /// # Errors
-/// What `model` returns.
+/// Errors of `model`.
 pub fn denoised_by(
     parameterization: Parameterization,
     x: &Tensor,

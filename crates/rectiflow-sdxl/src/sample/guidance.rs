@@ -6,9 +6,9 @@
 //! off:
 //!
 //! ```text
-//! guided = u + cfg * (c - u)                          classifier-free guidance; at 1 the negative is not computed
-//! guided = rescaled to the spread of c                RescaleCFG (arXiv 2305.08891, section 3.4)
-//! guided = guided + pag_scale * (c - p)               PerturbedAttentionGuidance (arXiv 2403.17377)
+//! guided = u + cfg * (c - u)               classifier-free guidance; `u` is not computed at cfg 1
+//! guided = rescaled to the spread of c     RescaleCFG (arXiv 2305.08891, section 3.4)
+//! guided = guided + pag_scale * (c - p)    PerturbedAttentionGuidance (arXiv 2403.17377)
 //! ```
 //!
 //! All predictions are one batch of the UNet (ComfyUI runs a second pass for `p`): prompts first,

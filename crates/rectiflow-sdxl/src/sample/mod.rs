@@ -133,7 +133,7 @@ impl SampleSettings {
     /// others.
     ///
     /// # Errors
-    /// [`Error::Invalid`] with everything that is wrong with the settings.
+    /// [`Error::Invalid`] with every problem of the settings.
     pub fn check(&self) -> Result<()> {
         let problems = self.problems();
         if problems.is_empty() { Ok(()) } else { Err(Error::invalid("sampling", &problems)) }
@@ -154,7 +154,7 @@ impl SampleSettings {
     /// Returns the shape of the latents, `[batch, 4, height / 8, width / 8]`.
     ///
     /// # Errors
-    /// [`Error::Invalid`] with everything that is wrong with the settings.
+    /// [`Error::Invalid`] with every problem of the settings.
     pub fn latent_shape(&self, vae: &VaeConfig) -> Result<[i64; 4]> {
         let factor = vae.down_factor();
         let mut problems = Vec::new();
@@ -220,7 +220,7 @@ impl SampleSettings {
 /// fp32 on the UNet's device, in the UNet's scale.
 ///
 /// # Errors
-/// [`Error::Invalid`] for the settings, [`Error::Input`] for texts that do not fit the batch, and
+/// [`Error::Invalid`] if the settings are invalid, [`Error::Input`] for texts that do not fit the batch, and
 /// errors of the UNet.
 pub fn sample_latents(
     unet: &UNet,
@@ -244,7 +244,7 @@ pub fn sample_latents(
 /// the model.
 ///
 /// # Errors
-/// [`Error::Invalid`] for the settings, and errors of the denoiser.
+/// [`Error::Invalid`] if the settings are invalid, and errors of the denoiser.
 pub fn sample_latents_by(
     denoise: &mut Denoise<'_>,
     (vae, parameterization, device): (&VaeConfig, Parameterization, Device),

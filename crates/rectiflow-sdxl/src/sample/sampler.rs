@@ -105,7 +105,7 @@ impl Sampler {
     /// Returns the clean latents for `x`, latents at the first level.
     ///
     /// # Errors
-    /// What `denoise` returns.
+    /// Errors of `denoise`.
     pub fn run(
         self,
         denoise: &mut Denoise<'_>,

@@ -63,7 +63,7 @@ pub(crate) fn walk(
 /// Euler's method. Order 1.
 ///
 /// # Errors
-/// What `denoise` returns.
+/// Errors of `denoise`.
 pub fn euler(denoise: &mut Denoise<'_>, x: Tensor, sigmas: &[f64], watch: &mut Watch<'_>) -> Result<Tensor> {
     walk(denoise, x, sigmas, watch, |_, Begun { x, denoised, sigma, next }| {
         // Not in place, since the caller can still hold the tensor.
@@ -76,7 +76,7 @@ pub fn euler(denoise: &mut Denoise<'_>, x: Tensor, sigmas: &[f64], watch: &mut W
 /// rounding; ComfyUI's `ddim` *is* Euler's method.
 ///
 /// # Errors
-/// What `denoise` returns.
+/// Errors of `denoise`.
 pub fn ddim(
     denoise: &mut Denoise<'_>,
     x: Tensor,
@@ -94,7 +94,7 @@ pub fn ddim(
 /// Order 2, two evaluations per step except the last, which has no slope at its end.
 ///
 /// # Errors
-/// What `denoise` returns.
+/// Errors of `denoise`.
 pub fn heun(denoise: &mut Denoise<'_>, x: Tensor, sigmas: &[f64], watch: &mut Watch<'_>) -> Result<Tensor> {
     walk(denoise, x, sigmas, watch, |denoise, Begun { x, denoised, sigma, next }| {
         let before = slope(x, &denoised, sigma);
@@ -117,7 +117,7 @@ pub fn heun(denoise: &mut Denoise<'_>, x: Tensor, sigmas: &[f64], watch: &mut Wa
 /// see docs/samplers.md on `normal`.
 ///
 /// # Errors
-/// What `denoise` returns.
+/// Errors of `denoise`.
 pub fn dpmpp_2m(denoise: &mut Denoise<'_>, x: Tensor, sigmas: &[f64], watch: &mut Watch<'_>) -> Result<Tensor> {
     // The previous prediction, and the length of the step that used it.
     let mut last: Option<(Tensor, f64)> = None;

@@ -36,7 +36,7 @@ impl std::fmt::Debug for Stochastic<'_> {
 /// Euler's method to a level below the next one, then noise to return to the next one.
 ///
 /// # Errors
-/// What `denoise` returns.
+/// Errors of `denoise`.
 pub fn euler_ancestral(
     denoise: &mut Denoise<'_>,
     x: Tensor,
@@ -92,7 +92,7 @@ impl Renoise {
 /// [`dpmpp_2m`]: crate::solvers::dpmpp_2m
 ///
 /// # Errors
-/// What `denoise` returns.
+/// Errors of `denoise`.
 pub fn dpmpp_2m_sde(
     denoise: &mut Denoise<'_>,
     x: Tensor,

@@ -28,7 +28,7 @@ pub const LAST_SIGMA: f64 = 0.001;
 /// A single step is Euler's method (ComfyUI returns the input there).
 ///
 /// # Errors
-/// What `denoise` returns.
+/// Errors of `denoise`.
 pub fn uni_pc(denoise: &mut Denoise<'_>, x: Tensor, sigmas: &[f64], watch: &mut Watch<'_>) -> Result<Tensor> {
     let sigmas: Vec<f64> = sigmas.iter().map(|&sigma| if sigma == 0.0 { LAST_SIGMA } else { sigma }).collect();
     let num_steps = sigmas.len() - 1;

@@ -314,7 +314,7 @@ mod tests {
         };
         let own: Vec<_> = file.metadata().iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
         let bundle = Bundle::open_single_file(&rewritten(&|_| true, &own), None).unwrap();
-        assert!(bundle.notes[0].starts_with("1 tensor of averaged weights"), "a note, not an error: {:?}", bundle.notes);
+        assert!(bundle.notes[0].starts_with("1 tensor of averaged weights"), "only a note: {:?}", bundle.notes);
         let error = |path: PathBuf| Bundle::open_single_file(&path, None).unwrap_err().to_string();
         let message = error(rewritten(&|name| !name.contains("embedders.1"), &own));
         assert!(message.contains("clip-g") && message.contains("conditioner.embedders.1.model."), "{message}");

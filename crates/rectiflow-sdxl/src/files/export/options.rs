@@ -36,7 +36,7 @@ impl Default for ExportOptions {
     }
 }
 
-/// A file of an exported folder that holds no weights.
+/// A file of an exported folder besides the components.
 #[derive(Debug, Clone)]
 pub struct Attachment {
     /// Path relative to the folder, e.g. `tokenizer/vocab.json`.
