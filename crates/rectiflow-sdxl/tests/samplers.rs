@@ -332,8 +332,8 @@ fn a_models_errors_are_multiplied_where_a_schedule_ends_in_one_long_step() {
     }
 }
 
-/// The tables of docs/samplers.md: `cargo test --release -p rectiflow-sdxl --test samplers --
-/// --ignored --nocapture`.
+/// The tables of docs/samplers.md:
+/// `cargo test --release -p rectiflow-sdxl --test samplers -- --ignored --nocapture`.
 #[test]
 #[ignore = "prints tables, and tests nothing"]
 fn print_the_tables_of_the_documentation() {

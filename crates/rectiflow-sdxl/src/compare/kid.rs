@@ -1,10 +1,10 @@
 //! The kernel distance between the features of a set of drawn pictures and a set of real ones.
 //!
 //! The Kernel Inception Distance (Binkowski et al. 2018, arXiv 1801.01401) without Inception: the
-//! unbiased estimate of the squared maximum mean discrepancy under the cubic kernel `k(x, y) = (x .
-//! y / d + 1)^3`, on features from the caller. 0 means that the two sets are indistinguishable;
-//! small negative values are noise around 0. It compares models on one kind of features; it is not
-//! comparable with published KIDs, which use Inception's.
+//! unbiased estimate of the squared maximum mean discrepancy under the cubic kernel
+//! `k(x, y) = (x . y / d + 1)^3`, on features from the caller. 0 means that the two sets are
+//! indistinguishable; small negative values are noise around 0. It compares models on one kind of
+//! features; it is not comparable with published KIDs, which use Inception's.
 //!
 //! The usual features are [`crate::vae::Vae::features`], which need no further model. Features are
 //! standardised by the real set, so that all have equal weight.

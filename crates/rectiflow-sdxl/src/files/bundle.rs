@@ -117,9 +117,7 @@ impl<'a> Bundle<'a> {
         }
         let mut bundle = Self::new(parts, file.parameterization, &path.display().to_string())?;
         if bundle.kind(Component::Vae, VAE_TENSOR) == Some(Kind::Half) {
-            notes.push(
-                "the VAE is stored in fp16; it runs in fp32 or bf16, since SDXL's VAE overflows in fp16".into(),
-            );
+            notes.push("the VAE is stored in fp16; it runs in fp32 or bf16, since SDXL's VAE overflows in fp16".into());
         }
         bundle.notes = notes;
         Ok(bundle)

@@ -33,9 +33,7 @@ pub(crate) fn architecture<'a>(names: impl Iterator<Item = &'a str> + Clone) -> 
         return Some("this is a ControlNet; use an SDXL checkpoint");
     }
     if begins("down_blocks.") || begins("decoder.") || begins("encoder.") || begins("text_model.") {
-        return Some(
-            "this is one part of a model, not a whole checkpoint; use its folder, with the config.json",
-        );
+        return Some("this is one part of a model, not a whole checkpoint; use its folder, with the config.json");
     }
     let is_bare_unet = begins("input_blocks.0.");
     let is_unet = is_bare_unet || begins("model.diffusion_model.input_blocks.0.");

@@ -96,10 +96,9 @@ impl SingleFile {
         Error::Missing {
             path: self.file.path().to_owned(),
             what: format!("any tensor of the {} ({}...)", component.name(), single_prefix(component)),
-            hint:
-                "this is not a whole SDXL checkpoint; use one that has the UNet, both text encoders and the VAE, or \
+            hint: "this is not a whole SDXL checkpoint; use one that has the UNet, both text encoders and the VAE, or \
                    let `rectiflow import` take what is missing from another model (--missing-from)"
-                    .into(),
+                .into(),
         }
     }
 }

@@ -106,8 +106,8 @@ fn rounded(level: f64) -> f64 {
     format!("{level:.6}").parse().expect("a formatted number parses")
 }
 
-/// Returns the first word of `SeedSequence(entropy, spawn_key=key,
-/// pool_size=24).generate_state(1)`.
+/// Returns the first word of
+/// `SeedSequence(entropy, spawn_key=key, pool_size=24).generate_state(1)`.
 fn seed_of(entropy: u64, key: &[u64]) -> u32 {
     let mut words = words_of(entropy);
     if !key.is_empty() {

@@ -2,8 +2,9 @@
 //!
 //! The three parameterizations are unified here, so that samplers and guidance are written once. In
 //! this form an eps or v model's latents are `x0 + sigma * noise` (not scaled to unit variance), a
-//! flow model's are `(1 - sigma) * x0 + sigma * noise`. Both follow the same equation, `dx/dsigma =
-//! (x - denoised) / sigma`; a sampler that adds noise, and so depends on the form, uses [`signal`].
+//! flow model's are `(1 - sigma) * x0 + sigma * noise`. Both follow the same equation,
+//! `dx/dsigma = (x - denoised) / sigma`; a sampler that adds noise, and so depends on the form,
+//! uses [`signal`].
 
 use tch::{Kind, Tensor};
 

@@ -189,10 +189,10 @@ impl<'a> Guided<'a> {
 /// Rescales CFG's result to the spread of the prompt's prediction, by `share` (0 to 1). `guided`
 /// and `cond` are denoised latents `[b, 4, h, w]`.
 ///
-/// The spread is the standard deviation per picture of the v prediction `(x / (sigma^2 + 1) -
-/// denoised) * sqrt(sigma^2 + 1) / sigma`. ComfyUI's node uses the same expression for a flow
-/// model, where it is not a velocity, only a mixture of latents and prediction; it is kept so that
-/// the same workflow draws the same picture.
+/// The spread is the standard deviation per picture of the v prediction
+/// `(x / (sigma^2 + 1) - denoised) * sqrt(sigma^2 + 1) / sigma`. ComfyUI's node uses the same
+/// expression for a flow model, where it is not a velocity, only a mixture of latents and
+/// prediction; it is kept so that the same workflow draws the same picture.
 pub fn rescaled(x: &Tensor, sigma: f64, cond: &Tensor, guided: &Tensor, share: f64) -> Tensor {
     let variance = sigma * sigma + 1.0;
     let from_x = x / variance;

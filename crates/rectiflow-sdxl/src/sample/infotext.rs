@@ -3,8 +3,8 @@
 //!
 //! The prompt, a line with the negative prompt, a line of `Key: value` pairs; a value that contains
 //! a comma, a colon or a quote is a JSON string. Samplers and schedules have the web interface's
-//! names, so that it can read them back. It keeps unknown keys (`Shift`, `CFG rescale`, `PAG
-//! scale`...) unchanged.
+//! names, so that it can read them back. It keeps unknown keys (`Shift`, `CFG rescale`,
+//! `PAG scale`...) unchanged.
 
 use std::fmt::Write;
 

@@ -220,8 +220,8 @@ impl SampleSettings {
 /// fp32 on the UNet's device, in the UNet's scale.
 ///
 /// # Errors
-/// [`Error::Invalid`] if the settings are invalid, [`Error::Input`] for texts that do not fit the batch, and
-/// errors of the UNet.
+/// [`Error::Invalid`] if the settings are invalid, [`Error::Input`] for texts that do not fit the
+/// batch, and errors of the UNet.
 pub fn sample_latents(
     unet: &UNet,
     vae: &VaeConfig,

@@ -63,9 +63,10 @@ mod tests {
 
     #[test]
     fn initial_noise_is_torchs() {
-        // torch 2.13.0: torch.randn(2, 4, 2, 3, generator=torch.manual_seed(42)).flatten()[[0, 1,
-        // 24, 47]], and torch.randn(1, 1, 1, 5, generator=torch.manual_seed(2**64 - 1)), a size
-        // that torch draws value by value.
+        // torch 2.13.0:
+        // torch.randn(2, 4, 2, 3, generator=torch.manual_seed(42)).flatten()[[0, 1, 24, 47]]
+        // torch.randn(1, 1, 1, 5, generator=torch.manual_seed(2**64 - 1))
+        // torch draws the second, smaller one value by value.
         let noise = initial_noise(42, &[2, 4, 2, 3]).flatten(0, -1);
         let picked = [0, 1, 24, 47].map(|i| noise.double_value(&[i]) as f32);
         assert_eq!(picked, [1.9269153, 1.4872841, 1.2791244, -0.48791388]);

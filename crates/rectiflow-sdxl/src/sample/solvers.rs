@@ -110,11 +110,11 @@ pub fn heun(denoise: &mut Denoise<'_>, x: Tensor, sigmas: &[f64], watch: &mut Wa
 /// DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): extrapolates the denoised latents linearly in
 /// `-ln sigma` from the last two predictions. Order 2 with one evaluation per step.
 ///
-/// The paper's variable is the logarithm of the signal-to-noise ratio. For eps and v that is `-ln
-/// sigma`; for flow it is not, but ComfyUI uses `-ln sigma` for all. Both are of order 2, and `-ln
-/// sigma` is finite at sigma 1. The weight of the extrapolation is half the ratio of this step's
-/// length to the last one's, so a schedule with one long step after short ones overshoots there:
-/// see docs/samplers.md on `normal`.
+/// The paper's variable is the logarithm of the signal-to-noise ratio. For eps and v that is
+/// `-ln sigma`; for flow it is not, but ComfyUI uses `-ln sigma` for all. Both are of order 2, and
+/// `-ln sigma` is finite at sigma 1. The weight of the extrapolation is half the ratio of this
+/// step's length to the last one's, so a schedule with one long step after short ones overshoots
+/// there: see docs/samplers.md on `normal`.
 ///
 /// # Errors
 /// Errors of `denoise`.

@@ -151,8 +151,8 @@ mod tests {
 
     #[test]
     fn short_steps_have_the_weights_of_polynomials() {
-        // As h approaches 0, the weights integrate the polynomial through the predictions: sum w =
-        // 1/2, sum r w = 1/3.
+        // As h approaches 0, the weights integrate the polynomial through the predictions:
+        // sum w = 1/2, sum r w = 1/3.
         let found = weights(&[-1.0, 1.0], -1e-3);
         assert!(
             (found[0] + found[1] - 0.5).abs() < 1e-3 && (found[1] - found[0] - 1.0 / 3.0).abs() < 1e-3,

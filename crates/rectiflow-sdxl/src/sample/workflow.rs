@@ -170,8 +170,8 @@ impl Workflow {
         Value::Object(nodes.collect())
     }
 
-    /// Returns the graph for the page: nodes with slots and positions, and links `[number, from,
-    /// its slot, to, its slot, type]`.
+    /// Returns the graph for the page: nodes with slots and positions, and links
+    /// `[number, from, its slot, to, its slot, type]`.
     pub fn workflow(&self) -> Value {
         let links = self.links();
         let nodes: Vec<Value> = (1..=self.nodes.len()).map(|number| self.page_node(number, &links)).collect();
