@@ -96,7 +96,8 @@ impl ClipText {
     /// Encodes token ids, `[b, n]` int64.
     ///
     /// # Errors
-    /// [`Error::Input`] for a wrong shape, dtype or id, [`Error::Torch`] if libtorch fails (out of memory).
+    /// [`Error::Input`] for a wrong shape, dtype or id, [`Error::Torch`] if libtorch fails (out of
+    /// memory).
     pub fn forward(&self, ids: &Tensor) -> Result<ClipOutput> {
         self.check(ids)?;
         let doing = || format!("text encoder forward of {:?}", ids.size());
@@ -155,7 +156,7 @@ impl ClipText {
     }
 
     /// Checks the ids. A CUDA kernel that reads beyond the table would end the process, so the
-    /// values of ids on the CPU are checked too (a tokenizer's ids all are there).
+    /// values of ids on the CPU are checked too (a tokenizer's ids are).
     fn check(&self, ids: &Tensor) -> Result<()> {
         let (size, kind) = (ids.size(), ids.kind());
         let max = self.config.max_position_embeddings;

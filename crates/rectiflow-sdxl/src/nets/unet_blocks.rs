@@ -1,7 +1,8 @@
 //! The UNet's levels: residual blocks, transformers that attend to the text, and the resampling
 //! between levels.
 //!
-//! Names and order of operations are diffusers' (`unet_2d_blocks.py`, `transformer_2d.py`, `attention.py`).
+//! Names and order of operations are those of diffusers (`unet_2d_blocks.py`, `transformer_2d.py`,
+//! `attention.py`).
 
 use tch::Tensor;
 

@@ -70,7 +70,8 @@ impl Vae {
     /// `[b, 4, h/8, w/8]` (rounded down), unscaled.
     ///
     /// # Errors
-    /// [`Error::Input`] for a wrong shape or dtype, [`Error::Torch`] if libtorch fails (out of memory).
+    /// [`Error::Input`] for a wrong shape or dtype, [`Error::Torch`] if libtorch fails (out of
+    /// memory).
     pub fn encode(&self, pixels: &Tensor) -> Result<(Tensor, Tensor)> {
         let least = i64::from(self.config.down_factor());
         check("pixels", pixels, self.config.in_channels, least)?;
@@ -104,7 +105,8 @@ impl Vae {
     /// approximately in -1 to 1, not clamped.
     ///
     /// # Errors
-    /// [`Error::Input`] for a wrong shape or dtype, [`Error::Torch`] if libtorch fails (out of memory).
+    /// [`Error::Input`] for a wrong shape or dtype, [`Error::Torch`] if libtorch fails (out of
+    /// memory).
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
         check("latents", latents, self.config.latent_channels, 1)?;
         let calculate = || {

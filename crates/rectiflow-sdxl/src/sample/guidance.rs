@@ -381,7 +381,7 @@ mod tests {
         };
         assert_eq!(message(3, &NONE), "prompts: expected 1 or 3 (one per picture), found 2");
         let elsewhere = Guidance { pag_scale: 3.0, pag_parts: vec![UNetPart::Down(0)], ..NONE };
-        let expected = "pag_parts: this UNet has no attention in down.0; it has in down.1, mid, up.0";
+        let expected = "pag_parts: this UNet has no attention in down.0, only in down.1, mid, up.0";
         assert_eq!(message(2, &elsewhere), expected);
     }
 
