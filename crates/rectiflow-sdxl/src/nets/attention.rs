@@ -93,8 +93,8 @@ fn heads_of(x: &Tensor, row: i64, num_heads: i64) -> Torch {
     x.f_select(0, row)?.f_view([n, num_heads, d / num_heads])?.f_transpose(0, 1)?.f_to_kind(Kind::Float)
 }
 
-/// Returns the multi-head attention of `[b, n, d]` queries over `[b, m, d]` keys and values, `[b,
-/// n, d]`.
+/// Returns the multi-head attention of `[b, n, d]` queries over `[b, m, d]` keys and values,
+/// `[b, n, d]`.
 pub(crate) fn attend(query: &Tensor, key: &Tensor, value: &Tensor, num_heads: i64, mask: Mask<'_>) -> Torch {
     if let Mask::Everything = mask
         && let Some(mixed) = kernels::attention(query, key, value, num_heads)

@@ -35,8 +35,8 @@ pub struct ClipText {
 /// The output of a text encoder.
 #[derive(Debug)]
 pub struct ClipOutput {
-    /// The states before the last layer, not normed: `hidden_states[-2]` in transformers. `[b, n,
-    /// hidden_size]`
+    /// The states before the last layer, not normed: `hidden_states[-2]` in transformers.
+    /// `[b, n, hidden_size]`
     pub hidden: Tensor,
     /// The last layer's normed state at the end of the text, projected if the model has a
     /// projection. `[b, pooled_dim]`

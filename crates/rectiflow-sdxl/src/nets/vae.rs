@@ -86,8 +86,8 @@ impl Vae {
         calculate().map_err(Error::torch(format!("VAE encoding of {:?}", pixels.size())))
     }
 
-    /// Returns the output of the encoder's middle, averaged over a grid of 4 x 4 fields, `[b, 16
-    /// c]` fp32 for `[b, 3, h, w]` pictures of any size in -1 to 1: features to compare sets of
+    /// Returns the output of the encoder's middle, averaged over a grid of 4 x 4 fields,
+    /// `[b, 16 c]` fp32 for `[b, 3, h, w]` pictures of any size in -1 to 1: features to compare sets of
     /// pictures by (see [`crate::kid`]).
     ///
     /// # Errors
@@ -198,8 +198,8 @@ impl Encoder {
         self.conv_out.forward(&self.conv_norm_out.forward_silu(&x)?)
     }
 
-    /// Runs all levels and the middle, without the last layers that compute the moments. `[b, c,
-    /// h/8, w/8]`
+    /// Runs all levels and the middle, without the last layers that compute the moments.
+    /// `[b, c, h/8, w/8]`
     fn trunk(&self, pixels: &Tensor) -> Torch {
         let mut x = self.conv_in.forward(pixels)?;
         for level in &self.levels {
