@@ -87,8 +87,8 @@ impl Vae {
     }
 
     /// Returns the output of the encoder's middle, averaged over a grid of 4 x 4 fields,
-    /// `[b, 16 c]` fp32 for `[b, 3, h, w]` pictures of any size in -1 to 1: features to compare sets
-    /// of pictures by (see [`crate::kid`]).
+    /// `[b, 16 c]` fp32 for `[b, 3, h, w]` pictures of any size in -1 to 1: features to compare
+    /// sets of pictures by (see [`crate::kid`]).
     ///
     /// # Errors
     /// As [`Self::encode`].
