@@ -1,8 +1,9 @@
-//! Files and folders that appear whole or not at all: written without a name or under a temporary one, flushed to the disk,
-//! renamed, and the folder flushed too, so that neither kill -9 nor a power cut leaves half of one under a final name.
-//! Files are the crate `atomic-write-file`'s; folders are here.
+//! Files and folders that appear completely or not at all.
 //!
-//! The trainer's checkpoints are written with these too.
+//! They are written without a name or under a temporary one and flushed to disk. Then they are
+//! renamed and their folder is flushed too, so that neither kill -9 nor a power failure leaves a
+//! partial one under its final name. Files use the crate `atomic-write-file`; folders are handled
+//! here. The trainer writes its checkpoints with these functions too.
 
 use std::{
     fs::{self, File},
@@ -14,12 +15,14 @@ use atomic_write_file::{AtomicWriteFile, OpenOptions, unix::OpenOptionsExt};
 
 use crate::error::{Error, Result};
 
-/// Creates `path` from what `write` writes. A reader never sees a part, and a crash leaves the old file.
+/// Creates `path` with the bytes that `write` writes. Readers never see a partial file, and a crash
+/// leaves the old one.
 ///
 /// # Errors
-/// [`Error::Io`], or what `write` returns; the old file stays then, and nothing else.
+/// [`Error::Io`], or the error of `write`; the old file is then unchanged, and no temporary file
+/// remains.
 pub fn write_atomically(path: &Path, write: impl FnOnce(&mut BufWriter<AtomicWriteFile>) -> Result<()>) -> Result<()> {
-    // A new file, with a new file's owner and rights, also where it takes the place of another.
+    // The new file has a new file's owner and permissions, even if it replaces another.
     let file = OpenOptions::new().preserve_mode(false).preserve_owner(false).open(path).map_err(Error::io(path))?;
     let mut file = BufWriter::with_capacity(1 << 20, file);
     write(&mut file)?;
@@ -27,7 +30,7 @@ pub fn write_atomically(path: &Path, write: impl FnOnce(&mut BufWriter<AtomicWri
     file.commit().map_err(Error::io(path))
 }
 
-/// [`write_atomically`] of bytes that are in memory.
+/// Creates `path` from bytes in memory, as [`write_atomically`].
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -35,7 +38,8 @@ pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
     write_atomically(path, |file| file.write_all(bytes).map_err(Error::io(path)))
 }
 
-/// Renames a finished folder and makes its new name, and those of the files in it, survive a power cut.
+/// Renames a complete folder, so that its new name and the names of its files survive a power
+/// failure.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -45,7 +49,7 @@ pub fn rename_folder(from: &Path, to: &Path) -> Result<()> {
     sync_folder_of(to)
 }
 
-/// A new name in a folder is safe only when the folder is on disk.
+/// Flushes a folder to disk: a new name in it is durable only then.
 fn sync_folder(folder: &Path) -> Result<()> {
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::io(folder))
 }

@@ -1,37 +1,38 @@
-//! Everything that can go wrong between a model folder and a tensor, by meaning.
+//! The errors of this crate, by meaning.
 
 use std::{fmt, io, path::PathBuf};
 
 use tch::TchError;
 
-/// A failure of this crate. Each message says what, where, what was expected and found, and what to do next.
+/// A failure of this crate. Each message says what failed and where, what was expected and found,
+/// and what to do next.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The operating system refused.
+    /// The operating system reported an error.
     #[error("{}: {source}", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// The system's reason.
+        /// The operating system's reason.
         source: io::Error,
     },
-    /// A file is not what its specification says.
+    /// A file violates the specification of its format.
     #[error("{}: not a valid {kind}: {reason}", path.display())]
     Malformed {
         /// The file.
         path: PathBuf,
-        /// What it should have been, e.g. "safetensors file".
+        /// The expected format, e.g. "safetensors file".
         kind: &'static str,
-        /// The first rule it breaks, with expected and found values.
+        /// The first rule it violates, with expected and found values.
         reason: String,
     },
-    /// A model's `config.json` asks for what this program does not have, or contradicts itself.
+    /// A model's `config.json` asks for something unsupported or contradicts itself.
     #[error("{what}: {}", problems.join("; "))]
     Config {
-        /// The file, or which configuration it is.
+        /// The file, or a description of the configuration.
         what: String,
-        /// One sentence per key: its name, expected and found.
+        /// One sentence per key: name, expected value and value found.
         problems: Vec<String>,
     },
     /// The tensors of a weight file are not those of the model.
@@ -40,71 +41,72 @@ pub enum Error {
     /// A model folder lacks a part.
     #[error("{}: {what} not found; {hint}", path.display())]
     Missing {
-        /// Where it was looked for.
+        /// The file or folder that was searched.
         path: PathBuf,
-        /// What was looked for.
+        /// The missing part.
         what: String,
-        /// What to do.
+        /// What to do about it.
         hint: String,
     },
-    /// A tensor or a value given to a model does not fit it.
+    /// A tensor or a value passed to a model does not fit the model.
     #[error("{what}: expected {expected}, found {found}")]
     Input {
-        /// The tensor or value, as the caller knows it.
+        /// The tensor or value, in the caller's terms.
         what: String,
-        /// Shape, dtype or range that fits.
+        /// The shape, dtype or range that fits.
         expected: String,
-        /// What was given.
+        /// The shape, dtype or value found.
         found: String,
     },
-    /// A setting or a combination of settings that cannot work.
+    /// A setting or a combination of settings is invalid.
     #[error("{what}: {reason}")]
     Invalid {
         /// The setting, as the user writes it.
         what: String,
-        /// Why not, and what would do.
+        /// The reason, with the values that are valid.
         reason: String,
     },
-    /// libtorch failed in a calculation whose inputs were checked: most often it is out of memory.
+    /// libtorch failed in a calculation whose inputs were checked, usually for lack of memory.
     #[error("{doing}: libtorch says: {}", first_line(source))]
     Torch {
-        /// What was being calculated.
+        /// The calculation.
         doing: String,
-        /// libtorch's words, with its stack trace.
+        /// libtorch's message, with its stack trace.
         source: TchError,
     },
 }
 
-/// What this crate's functions return.
+/// The result of this crate's functions.
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    /// An [`Error::Io`] about `path`, for `map_err`.
+    /// Returns a constructor of [`Error::Io`] for `path`, for `map_err`.
     pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { path, source }
     }
 
-    /// An [`Error::Torch`] while `doing`, for `map_err`.
+    /// Returns a constructor of [`Error::Torch`] for the calculation `doing`, for `map_err`.
     pub fn torch(doing: impl Into<String>) -> impl FnOnce(TchError) -> Self {
         let doing = doing.into();
         move |source| Self::Torch { doing, source }
     }
 
-    /// An [`Error::Input`] about a tensor or value.
+    /// Returns an [`Error::Input`] for a tensor or value.
     pub fn input(what: impl Into<String>, expected: impl Into<String>, found: impl Into<String>) -> Self {
         Self::Input { what: what.into(), expected: expected.into(), found: found.into() }
     }
 
-    /// An [`Error::Invalid`] about a setting, with all that is wrong with it.
+    /// Returns an [`Error::Invalid`] for a setting, with all its problems.
     pub fn invalid(what: impl Into<String>, problems: &[String]) -> Self {
         Self::Invalid { what: what.into(), reason: problems.join("; ") }
     }
 
-    /// An [`Error::Invalid`] about a name that is none of `known`, with the one it resembles most.
+    /// Returns an [`Error::Invalid`] for a name that is not one of `known`. It suggests the most
+    /// similar known name.
     pub fn unknown_name(kind: &str, name: &str, known: &[&str]) -> Self {
         let nearest = known.iter().min_by_key(|known| strsim::levenshtein(name, known));
-        // A name that shares less than half its letters with any is not a slip of the pen.
+        // A name that shares less than half of its letters with every known one is no typing error.
         let nearest = nearest.filter(|nearest| strsim::normalized_levenshtein(name, nearest) >= 0.5);
         let all = known.join(", ");
         let reason = match nearest {
@@ -120,33 +122,34 @@ fn first_line(error: &TchError) -> String {
     error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
-/// How many names of each sort a message lists.
+/// Largest number of names of each kind in a message.
 const MAX_LISTED: usize = 20;
 
-/// What differs between a weight file and the model that its configuration describes.
+/// The differences between a weight file and the model described by its configuration.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct WeightProblems {
-    /// The files or the source the tensors came from.
+    /// The files or the source of the tensors.
     pub source: String,
-    /// Tensors of the model that the files lack, with the shape expected.
+    /// Tensors of the model that the files lack: name, expected shape.
     pub missing: Vec<(String, Vec<i64>)>,
-    /// Tensors of the files that the model lacks, with their shape.
+    /// Tensors of the files that the model lacks: name, shape.
     pub unexpected: Vec<(String, Vec<i64>)>,
-    /// Tensors of another shape: name, expected, found.
+    /// Tensors of the wrong shape: name, expected, found.
     pub misshapen: Vec<(String, Vec<i64>, Vec<i64>)>,
-    /// Tensors that cannot be used for another reason: name, reason.
+    /// Tensors that are unusable for another reason: name, reason.
     pub unusable: Vec<(String, String)>,
 }
 
 impl WeightProblems {
-    /// Whether there are none.
+    /// Returns true if there are no problems.
     pub fn is_empty(&self) -> bool {
         self.missing.is_empty() && self.unexpected.is_empty() && self.misshapen.is_empty() && self.unusable.is_empty()
     }
 }
 
 impl fmt::Display for WeightProblems {
-    /// One line where one sentence says it all, a list of each sort where the file is of another model.
+    /// Writes one line for a single problem or for unusable tensors alone, otherwise a list of each
+    /// kind.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let of_other_shape = self.missing.len() + self.unexpected.len() + self.misshapen.len();
         match (of_other_shape, &self.unusable[..]) {
@@ -161,7 +164,7 @@ impl fmt::Display for WeightProblems {
         if of_other_shape + self.unusable.len() == 1 {
             let missing = self.missing.iter().map(|(name, shape)| format!("{name} {shape:?} is missing"));
             let unexpected =
-                self.unexpected.iter().map(|(name, shape)| format!("{name} {shape:?} is not of the model"));
+                self.unexpected.iter().map(|(name, shape)| format!("{name} {shape:?} is not part of the model"));
             let misshapen = self.misshapen.iter().map(misshapen);
             return missing.chain(unexpected).chain(misshapen).try_for_each(|problem| write!(f, ": {problem}"));
         }

@@ -1,25 +1,37 @@
-//! SDXL on libtorch: its models, what they are conditioned on, and the file layouts they come in.
+//! SDXL on libtorch: its networks, their conditioning, sampling, and the files of models.
 //!
-//! Shapes in line comments: `b` batch, `c` channels, `h`, `w` latent height and width, `n` tokens of context (77 a
-//! chunk), `d` channels of a token. Latents are `[b, 4, h, w]`, a context is `[b, 77 k, 2048]`, pooled text `[b, 1280]`;
-//! the numbers are SDXL's, a tiny model has others.
+//! A model is opened from a diffusers folder, a single file or a training checkpoint ([`model`]),
+//! each with its own tensor names. Its UNet predicts a velocity ([`flow`]); training compares that
+//! with a target, and sampling integrates it ([`sample`]). A trained model is exported as a single
+//! file for ComfyUI or as a folder for diffusers ([`export`]).
 //!
-//! Its folders, from the top floor down; each uses only what stands below it:
+//! ```text
+//! open      file -> names (keys) -> tensors (weights) -> networks
+//! sample    token ids -> text encoders -> guidance -> sampler (schedule, noise) -> decoder
+//! export    networks or files -> names -> single file, diffusers folder
+//! ```
 //!
-//! | folder | what it holds |
+//! The folders, from the top floor down; each uses only what stands below it:
+//!
+//! | folder | holds |
 //! |---|---|
-//! | `compare` | our numbers against other programs', pictures against real ones |
-//! | `files` | whole models in files: a diffusers folder, a single file, and the way from one to the other |
-//! | `sample` | noise to pictures: schedules, samplers, guidance, ComfyUI's workflow |
-//! | `nets` | the networks: layers, attention, UNet, text encoders, autoencoder |
-//! | `weights` | named tensors: in files, mapped, random, under each layout's names |
-//! | `cost` | sizes without weights: what a pass keeps in memory, and its operations |
-//! | `torch` | what `tch` lacks of libtorch: all kernels, all C++ |
-//! | `config` | model sizes, read from their JSON |
-//! | `flow` | noise levels, for training and sampling |
+//! | `compare` | single forward passes, and the distance between sets of pictures |
+//! | `files` | whole models in files: folders, single files, detection of other files, export |
+//! | `sample` | noise to pictures: schedules, samplers, guidance, metadata inside pictures |
+//! | `nets` | layers, attention, recomputation, UNet, text encoders, autoencoder, conditioning |
+//! | `weights` | named tensors: the table of names, safetensors files, random weights |
+//! | `cost` | parameters, FLOPs and bytes of activations, from sizes alone |
+//! | `torch` | the parts of libtorch that `tch` lacks: kernels, autograd nodes, allocator; C++ |
+//! | `config` | sizes of models and schedulers, read from diffusers' `config.json` |
+//! | `flow` | noise levels, noising and targets of training and sampling, eps and v included |
+//! | `durable`, `error` | atomic writes of files and folders; errors |
 //!
-//! Below them lie `durable` (files that appear whole) and `error`. Nothing here opens a socket or knows a data set. Only
-//! `attention` knows kernels.
+//! Shapes in line comments: `b` batch, `c` channels, `h`, `w` latent height and width, `n` tokens
+//! of context (77 per chunk), `d` channels of a token. Latents are `[b, 4, h, w]`, a context is
+//! `[b, 77 k, 2048]`, pooled text `[b, 1280]`; the numbers are SDXL's, a tiny model has others.
+//!
+//! Nothing here opens a socket or knows a data set. All kernels are in `torch`, and only `nets`
+//! calls them.
 
 mod compare;
 pub mod config;

@@ -1,4 +1,4 @@
-//! Weights as they lie about: in shards, in variants, in one file, of another model, broken.
+//! Weights as found in practice: sharded, in variants, in a single file, of another model, broken.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -30,7 +30,7 @@ fn write(path: &Path, tensors: &[(String, Tensor)], metadata: &[(&str, &str)]) {
     write_tensors(path, tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)), None, metadata).unwrap();
 }
 
-/// A folder with the golden UNet in two shards, under the names that diffusers gives a variant.
+/// Makes a folder with the golden UNet in two shards, under diffusers' file names of a variant.
 fn write_shards(folder: &Path, tensors: &[(String, Tensor)], variant: &str) -> Vec<PathBuf> {
     fs::create_dir_all(folder).unwrap();
     fs::copy(golden_unet().join("config.json"), folder.join("config.json")).unwrap();
@@ -84,7 +84,7 @@ fn one_broken_tensor_is_one_line_with_its_file_and_name() {
     let bytes = fs::read(&path).unwrap();
     fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
     let error = UNet::open(folder.path(), &OpenOptions::default()).unwrap_err().to_string();
-    assert!(error.contains(path.to_str().unwrap()) && error.contains("it is cut") && !error.contains('\n'), "{error}");
+    assert!(error.contains(path.to_str().unwrap()) && error.contains("it is truncated") && !error.contains('\n'), "{error}");
 }
 
 #[test]

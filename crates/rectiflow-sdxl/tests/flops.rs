@@ -1,4 +1,5 @@
-//! Our count of FLOPs against PyTorch's own, in diffusers' and transformers' models (`scripts/golden/flops.py`).
+//! The count of FLOPs against PyTorch's, in diffusers' and transformers' models
+//! (`scripts/golden/flops.py`).
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -46,7 +47,8 @@ fn the_unet_is_counted_as_pytorch_counts_it() {
     }
 }
 
-/// The gradients that training with frozen text encoders does not need: by latents, by the sinusoids, by the text.
+/// FLOPs of gradients that training with frozen text encoders does not need: with respect to the
+/// latents, the sinusoids and the text.
 fn not_needed(config: &UNetConfig, size: [i64; 2], num_tokens: i64) -> Flops {
     let [h, w] = size;
     let added = config.pooled_dim + NUM_TIME_IDS * config.addition_time_embed_dim;
@@ -102,7 +104,7 @@ fn the_autoencoder_is_counted_as_pytorch_counts_it() {
     }
 }
 
-/// The figures that people quote for SDXL, in TFLOP.
+/// The usually quoted figures for SDXL, in TFLOP.
 #[test]
 fn sdxl_needs_what_is_known_of_it() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/unet/config.json");

@@ -1,7 +1,7 @@
-//! Our models against diffusers and transformers: outputs and gradients of small random models.
+//! The models against diffusers and transformers: outputs and gradients of small random models.
 //!
-//! The references come from `scripts/golden/models.py`, calculated in float64. Allowed are a relative L2 error of 1e-5
-//! for outputs and 1e-4 for each parameter's gradient.
+//! The references come from `scripts/golden/models.py`, computed in float64. The tolerance is a
+//! relative L2 error of 1e-5 for outputs and 1e-4 for each parameter's gradient.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -21,7 +21,8 @@ const MAX_OUTPUT_ERROR: f64 = 1e-5;
 const MAX_GRADIENT_ERROR: f64 = 1e-4;
 
 fn golden(name: &str) -> PathBuf {
-    // The models are tiny: two threads would only wait for each other, for minutes where tests run side by side.
+    // The models are tiny: two threads would only wait for each other, for minutes if tests run in
+    // parallel.
     tch::set_num_threads(1);
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
 }
@@ -76,7 +77,7 @@ impl UNetCase {
     }
 }
 
-/// SDXL's topology, and one with other numbers everywhere that the configuration allows.
+/// SDXL's topology, and one that differs in everything that the configuration can vary.
 const UNETS: [&str; 2] = ["unet", "unet-nested"];
 
 #[test]
@@ -92,8 +93,8 @@ fn unet_outputs_equal_diffusers() {
     }
 }
 
-/// Perturbed-attention guidance's extra pass (scripts/golden/pag.py): the second half of the batch has no self-attention
-/// in some parts of the UNet, the first half is what it is alone.
+/// Perturbed-attention guidance's extra pass (scripts/golden/pag.py): the second half of the batch
+/// has no self-attention in some parts of the UNet, the first half is unaffected.
 #[test]
 fn perturbed_attention_equals_diffusers() {
     let unet = UNet::open(&golden("unet"), &OpenOptions::default()).unwrap();
@@ -164,7 +165,7 @@ fn vae_equals_diffusers_both_ways() {
     }
 }
 
-/// The command's passes from file to file, over the golden cases, with its names.
+/// The passes of `rectiflow forward`, from file to file, over the golden cases.
 #[test]
 fn forward_passes_read_and_write_the_documented_names() {
     let folder = tempfile::tempdir().unwrap();

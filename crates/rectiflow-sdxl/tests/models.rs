@@ -1,4 +1,5 @@
-//! What the models promise beyond their numbers: true sizes, independence of samples, errors instead of panics.
+//! Properties of the models beyond their outputs: true sizes, independence of samples, errors
+//! instead of panics.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -22,7 +23,8 @@ use tch::{Device, Kind, Tensor};
 const CPU: Device = Device::Cpu;
 
 fn golden(name: &str) -> PathBuf {
-    // The models are tiny: two threads would only wait for each other, for minutes where tests run side by side.
+    // The models are tiny: two threads would only wait for each other, for minutes if tests run in
+    // parallel.
     tch::set_num_threads(1);
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
 }
@@ -35,7 +37,7 @@ fn object(json: Value) -> Map<String, Value> {
     json.as_object().unwrap().clone()
 }
 
-/// Values that differ everywhere, the same on every run.
+/// Distinct values, the same on every run.
 fn noise(name: &str, shape: &[i64]) -> Tensor {
     let num_values = shape.iter().product::<i64>() as usize;
     Tensor::from_slice(&Init::Normal { std: 1.0 }.values(1, name, num_values)).reshape(shape)
@@ -110,7 +112,7 @@ impl Batch {
         }
     }
 
-    /// Sample `i` alone, with the first `num_tokens` of its context.
+    /// Returns sample `i` alone, with the first `num_tokens` of its context.
     fn alone(&self, i: i64, num_tokens: i64) -> Self {
         let row = |x: &Tensor| x.narrow(0, i, 1);
         Self {
@@ -131,7 +133,7 @@ fn a_sample_does_not_depend_on_its_neighbours_nor_on_its_padding() {
     let lengths = [77, 231, 154];
     let real: Vec<bool> = lengths.iter().flat_map(|&n| (0..231).map(move |t| t < n)).collect();
     let mask = Tensor::from_slice(&real).reshape([3, 231]);
-    // Padding that would be seen if it were looked at.
+    // Padding that would change the output if it were attended to.
     let padding = mask.logical_not().unsqueeze(-1).to_kind(Kind::Float) * 1e4;
     batch.context = &batch.context + &padding;
     batch.mask = Some(mask);
@@ -143,7 +145,7 @@ fn a_sample_does_not_depend_on_its_neighbours_nor_on_its_padding() {
     }
     batch.mask = None;
     let unmasked = tch::no_grad(|| unet.forward(&batch.input())).unwrap();
-    assert!(largest_difference(&unmasked, &together) > 1e-2, "the mask must be what hides the padding");
+    assert!(largest_difference(&unmasked, &together) > 1e-2, "without the mask, padding must change the output");
 }
 
 #[test]
@@ -221,7 +223,7 @@ fn encoders() -> (ClipText, ClipText) {
     (open("clip-l", Component::ClipL), open("clip-g", Component::ClipG))
 }
 
-/// Ids of `[b, 3, 77]` for the golden encoders: begin 62, words, end 63.
+/// Token ids `[b, 3, 77]` for the golden encoders: begin 62, words, end 63.
 fn ids(b: i64) -> Tensor {
     let words = (noise("words", &[b, 3, 77]).abs() * 20.0).clamp(1.0, 61.0).to_kind(Kind::Int64);
     let _ = words.select(2, 0).fill_(62);
@@ -249,7 +251,8 @@ fn texts_of_mixed_lengths_are_encoded_as_if_alone() {
         assert!(largest_difference(&together.pooled.narrow(0, i, 1), &alone.pooled) < 1e-5);
         assert_eq!(mask.get(i).sum(Kind::Int64).int64_value(&[]), num_tokens);
     }
-    // The parts are where the convention puts them: L before G, chunk by chunk, pooled from the first chunk of G.
+    // The parts are in the conventional order: L before G, chunk by chunk, pooled from the first
+    // chunk of G.
     let chunk = ids.get(0);
     let (hidden_l, out_g) = tch::no_grad(|| (l.hidden(&chunk).unwrap(), g.forward(&chunk).unwrap()));
     let second = together.context.get(0).narrow(0, 77, 77);
@@ -279,7 +282,7 @@ fn gradients_reach_trained_text_encoders() {
     assert!(!unused.is_empty() && unused.iter().all(last), "{unused:?}");
 }
 
-/// A diffusers folder of configurations only, whose parts fit.
+/// Makes a diffusers folder with configurations only, whose parts fit each other.
 fn tiny_model(folder: &Path) {
     for component in Component::ALL {
         let from = golden(match component {
@@ -394,6 +397,6 @@ fn a_mapped_unet_predicts_the_same_pass_after_pass() {
     let batch = Batch::new(2, [6, 5], 77);
     let forward = |unet: &UNet| tch::no_grad(|| unet.forward(&batch.input()).unwrap());
     let wanted = forward(&copied);
-    // Each level is given back when it is done, and read again in the next pass.
+    // Each level is unmapped after use, and read again in the next pass.
     assert!(forward(&mapped).equal(&wanted) && forward(&mapped).equal(&wanted));
 }

@@ -1,4 +1,4 @@
-//! Activation checkpointing: the same gradients, bit for bit, for less memory.
+//! Recomputation: the same gradients, bit for bit, with less memory.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -13,7 +13,8 @@ use rectiflow_sdxl::{
 };
 use tch::{Device, Kind, Tensor};
 
-/// The gradients of the context and of all parameters, and the output, with the blocks of these names recomputed.
+/// Returns the gradients of the context and of all parameters, and the output, with the named
+/// blocks recomputed.
 fn passes(masked: bool, choose: impl FnMut(&str) -> bool) -> Vec<Tensor> {
     tch::set_num_threads(1);
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/unet");

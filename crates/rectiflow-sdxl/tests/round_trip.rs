@@ -1,5 +1,6 @@
-//! Property: whatever the sizes and dtypes of a model, folder -> single file -> folder gives every tensor back, byte for
-//! byte, and folder -> single file -> folder -> single file the same file.
+//! Property: for all sizes and dtypes of a model, folder -> single file -> folder restores every
+//! tensor, byte for byte, and folder -> single file -> folder -> single file produces the same
+//! file.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -22,11 +23,11 @@ use rectiflow_sdxl::{
 use serde_json::{Map, Value, json};
 use tch::{Device, Kind, Tensor};
 
-/// What differs from case to case.
+/// The parameters of a case.
 #[derive(Debug, Clone)]
 struct Sizes {
     seed: u64,
-    /// For each level of the UNet: whether it attends, and how many transformer layers it has.
+    /// For each level of the UNet: whether it has attention, and its number of transformer layers.
     levels: Vec<(bool, usize)>,
     unet_blocks: usize,
     clip_layers: [usize; 2],
@@ -100,7 +101,7 @@ impl Sizes {
         }
     }
 
-    /// A dtype for each tensor. The projections that a single file stacks have one together.
+    /// Returns a dtype for each tensor. Projections that a single file stacks share one.
     fn kind(&self, name: &str) -> Kind {
         let shared = ["q_proj", "k_proj", "v_proj"].iter().fold(name.to_owned(), |name, part| name.replace(part, "in"));
         let draw = Init::Uniform { bound: 1.0 }.values(self.seed, &shared, 1)[0];
@@ -123,7 +124,7 @@ impl Sizes {
 
 type Tensors = BTreeMap<String, (Option<Kind>, Vec<i64>, Vec<u8>)>;
 
-/// Every tensor of a folder.
+/// Returns every tensor of a folder.
 fn tensors(folder: &Path) -> Tensors {
     let mut tensors = Tensors::new();
     for component in Component::ALL {

@@ -1,9 +1,11 @@
-//! The samplers against ComfyUI's numbers (scripts/golden/samplers.py) and on Gaussian data, whose denoiser is exact.
+//! The samplers against ComfyUI's numbers (scripts/golden/samplers.py) and on Gaussian data, whose
+//! denoiser is exact.
 //!
-//! Of Gaussian data everything is known: where the noise-free path ends, and that every stochastic sampler has to draw
-//! the data's mean and deviation. So the order of each method is measured, not believed.
+//! For Gaussian data the exact results are known: the end of the deterministic path, and the mean
+//! and standard deviation that every stochastic sampler must reproduce. So the order of each method
+//! is measured.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic, and say what it measured")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic, and print what it measured")]
 
 use std::collections::BTreeMap;
 
@@ -23,7 +25,7 @@ use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
 const BOTH: [Parameterization; 2] = [Parameterization::Flow, Parameterization::Eps];
-/// Without noise of their own.
+/// The deterministic samplers.
 const STEADY: [Sampler; 5] = [Sampler::Euler, Sampler::Ddim, Sampler::Heun, Sampler::DpmPp2m, Sampler::UniPc];
 const STOCHASTIC: [Sampler; 2] = [Sampler::EulerAncestral, Sampler::DpmPp2mSde];
 
@@ -72,12 +74,12 @@ fn largest(difference: &Tensor) -> f64 {
     difference.abs().max().double_value(&[])
 }
 
-/// The closed form of scripts/golden/samplers.py: no data's denoiser, and not linear.
+/// The closed form of scripts/golden/samplers.py: nonlinear, and not the denoiser of any data.
 fn golden_denoise(x: &Tensor, sigma: f64) -> Result<Tensor> {
     Ok((x * (1.3 / (sigma * sigma + 0.3))).tanh() * 0.8 + x * (0.1 / (1.0 + sigma)))
 }
 
-/// Goes through `sigmas`; stochastic samplers get `noises` in their order.
+/// Runs a sampler over `sigmas`; stochastic samplers use `noises` in order.
 fn run(
     sampler: Sampler,
     parameterization: Parameterization,
@@ -111,7 +113,8 @@ fn every_sampler_ends_where_comfyui_does() {
         let end =
             run(case.sampler, case.parameterization, &tensor(&case.x), &case.sigmas, &mut golden_denoise, &noises);
         let difference = largest(&(end - tensor(&case.end)));
-        // The first level of a flow model is rounded to fp32 in dpmpp_2m_sde; nothing else is rounded.
+        // The first level of a flow model is rounded to fp32 in dpmpp_2m_sde; nothing else is
+        // rounded.
         let tolerance = if case.sampler == Sampler::DpmPp2mSde { 1e-6 } else { 1e-10 };
         assert!(difference < tolerance, "{} {}: {difference:e}", case.parameterization, case.sampler);
     }
@@ -125,7 +128,7 @@ fn rescaled_guidance_is_comfyuis() {
         let guided = &uncond + (&cond - &uncond) * case.cfg;
         let ours = rescaled(&tensor(&case.x), case.sigma, &cond, &guided, case.share);
         assert!(largest(&(&ours - tensor(&case.denoised))) < 1e-10, "sigma {}", case.sigma);
-        assert!(largest(&(ours - guided)) > 0.1, "rescaling must have done something");
+        assert!(largest(&(ours - guided)) > 0.1, "rescaling must change the result");
     }
 }
 
@@ -143,16 +146,16 @@ fn brownian_noise_is_torchsdes() {
     }
 }
 
-/// Gaussian data.
+/// Mean and standard deviation of the Gaussian data.
 const MEAN: f64 = 0.7;
 const DEVIATION: f64 = 0.4;
 
-/// The deviation of latents at a level.
+/// Returns the standard deviation of latents at a level.
 fn spread(parameterization: Parameterization, sigma: f64) -> f64 {
     (signal(parameterization, sigma) * DEVIATION).hypot(sigma)
 }
 
-/// Their exact denoiser.
+/// Returns the exact denoiser of the data.
 fn gaussian(parameterization: Parameterization) -> impl FnMut(&Tensor, f64) -> Result<Tensor> {
     move |x, sigma| {
         let signal = signal(parameterization, sigma);
@@ -161,7 +164,7 @@ fn gaussian(parameterization: Parameterization) -> impl FnMut(&Tensor, f64) -> R
     }
 }
 
-/// Where the noise-free path through `x` at one level is at another.
+/// Returns the exact solution at the level `to` of the path through `x` at the level `from`.
 fn exact(parameterization: Parameterization, x: &Tensor, from: f64, to: f64) -> Tensor {
     let scale = spread(parameterization, to) / spread(parameterization, from);
     (x - MEAN * signal(parameterization, from)) * scale + MEAN * signal(parameterization, to)
@@ -171,19 +174,20 @@ fn noise() -> Tensor {
     Tensor::from_slice(&[-1.7, -0.6, 0.1, 0.9, 2.2]).view([5, 1, 1, 1])
 }
 
-/// Levels that get closer evenly when their number grows: equal steps of the logarithm between two that are inside.
+/// Returns levels between two inner ones, equally spaced in the logarithm, so that the error shows
+/// the order.
 fn smooth(parameterization: Parameterization, steps: usize) -> Vec<f64> {
     let (from, to): (f64, f64) = if parameterization == Parameterization::Flow { (0.95, 0.05) } else { (10.0, 0.1) };
     (0..=steps).map(|i| from * (to / from).powf(i as f64 / steps as f64)).collect()
 }
 
-/// The error of a sampler over [`smooth`] levels.
+/// Returns the error of a sampler over [`smooth`] levels.
 fn error(sampler: Sampler, parameterization: Parameterization, steps: usize) -> f64 {
     let sigmas = smooth(parameterization, steps);
     let x = noise() * spread(parameterization, sigmas[0]) + MEAN * signal(parameterization, sigmas[0]);
     let mut end = run(sampler, parameterization, &x, &sigmas, &mut gaussian(parameterization), &[]);
     if sampler == Sampler::UniPc && parameterization == Parameterization::Flow {
-        end *= 1.0 - unipc::LAST_SIGMA; // it scales as if it had gone on to 0
+        end *= 1.0 - unipc::LAST_SIGMA; // undoes the scaling for a final sigma of 0
     }
     largest(&(end - exact(parameterization, &x, sigmas[0], sigmas[steps])))
 }
@@ -205,9 +209,9 @@ fn each_method_has_its_order() {
     }
 }
 
-/// Mean and deviation of what a stochastic sampler draws from pure noise, exactly: on Gaussian data everything it does
-/// is linear, so that each of its noises can be followed alone. Row 0 has none, row 1 the initial noise, the others a
-/// step's.
+/// Returns the exact mean and standard deviation of a stochastic sampler's results from pure noise.
+/// On Gaussian data every operation is linear, so each noise is followed separately: row 0 has
+/// none, row 1 the initial noise, each further row the noise of one step.
 fn drawn(sampler: Sampler, model: Parameterization, form: Parameterization, sigmas: &[f64]) -> (f64, f64) {
     let rows = sigmas.len() as i64 + 1;
     let unit = |row: i64| Tensor::eye(rows, (Kind::Double, Device::Cpu)).narrow(1, row, 1).view([rows, 1, 1, 1]);
@@ -237,7 +241,8 @@ fn stochastic_samplers_draw_the_data_with_their_order() {
     }
 }
 
-/// The reason why stochastic samplers failed on flow models in tools that had the eps form only: more steps do not help.
+/// Why stochastic samplers fail on flow models in tools with the eps form only: more steps do not
+/// help.
 #[test]
 fn the_eps_form_of_a_stochastic_sampler_never_gets_to_a_flow_models_data() {
     let uniform = |steps: usize| -> Vec<f64> { (0..=steps).map(|i| 1.0 - i as f64 / steps as f64).collect() };
@@ -252,7 +257,7 @@ fn the_eps_form_of_a_stochastic_sampler_never_gets_to_a_flow_models_data() {
     }
 }
 
-/// The error at the data, from pure noise, under a schedule.
+/// Returns the error at sigma 0, from pure noise, under a schedule.
 fn whole_error(sampler: Sampler, parameterization: Parameterization, schedule: Schedule, steps: usize) -> f64 {
     let levels = NoiseLevels::new(parameterization, 6.0).unwrap();
     let sigmas = sampler.sigmas(schedule, steps, &levels).unwrap();
@@ -274,8 +279,9 @@ fn steady_samplers_come_to_the_data_from_pure_noise() {
     }
 }
 
-/// Why `normal` and `ddim_uniform` spoil DPM++ 2M on a flow model, even a perfect one: their last step above 0 is many
-/// times longer, in ln sigma, than the one before, and the line through the last two answers is drawn that far.
+/// Why `normal` and `ddim_uniform` degrade DPM++ 2M even on a perfect flow model: their last step
+/// above 0 is many times longer, in ln sigma, than the one before, and the last two predictions are
+/// extrapolated over that length.
 #[test]
 fn dpmpp_2m_overshoots_where_a_schedule_ends_in_one_long_step() {
     let compared = |schedule| {
@@ -290,13 +296,14 @@ fn dpmpp_2m_overshoots_where_a_schedule_ends_in_one_long_step() {
     }
 }
 
-/// How a flow model's own errors arrive in the picture: the deviation at the end where each velocity that it answers is
-/// off by an independent error of deviation 1. On Gaussian data an error's way is linear: row `i` follows answer `i`.
+/// Returns the gain of a flow model's errors: the standard deviation of the result if each
+/// predicted velocity has an independent error of standard deviation 1. On Gaussian data errors
+/// propagate linearly: row `i` follows the error of prediction `i`.
 fn error_gain(sampler: Sampler, schedule: Schedule, steps: usize) -> f64 {
     let flow = Parameterization::Flow;
     let levels = NoiseLevels::new(flow, 6.0).unwrap();
     let sigmas = sampler.sigmas(schedule, steps, &levels).unwrap();
-    let rows = 2 * sigmas.len() as i64; // at most two answers a step
+    let rows = 2 * sigmas.len() as i64; // at most two predictions per step
     let errors = Tensor::eye(rows, (Kind::Double, Device::Cpu));
     let (mut exact, mut answer) = (gaussian(flow), 0);
     let mut denoise = |x: &Tensor, sigma: f64| {
@@ -310,7 +317,8 @@ fn error_gain(sampler: Sampler, schedule: Schedule, steps: usize) -> f64 {
     (end - without).square().sum(Kind::Double).double_value(&[]).sqrt()
 }
 
-/// The other half: a model's errors are multiplied by the same long step, whose line goes through two wrong answers.
+/// The second reason: the same long step amplifies a model's errors, since it extrapolates from two
+/// wrong predictions.
 #[test]
 fn a_models_errors_are_multiplied_where_a_schedule_ends_in_one_long_step() {
     let to_euler = |sampler, schedule| error_gain(sampler, schedule, 28) / error_gain(Sampler::Euler, schedule, 28);
@@ -320,13 +328,14 @@ fn a_models_errors_are_multiplied_where_a_schedule_ends_in_one_long_step() {
     for schedule in [Schedule::Normal, Schedule::DdimUniform] {
         let gain = to_euler(Sampler::DpmPp2m, schedule);
         assert!(gain > 2.0, "{schedule}: {gain}");
-        assert!(to_euler(Sampler::Heun, schedule) < 1.0, "{schedule}: Heun's method looks at both ends of its steps");
+        assert!(to_euler(Sampler::Heun, schedule) < 1.0, "{schedule}: Heun's method evaluates both ends of each step");
     }
 }
 
-/// The tables of docs/samplers.md: `cargo test --release -p rectiflow-sdxl --test samplers -- --ignored --nocapture`.
+/// The tables of docs/samplers.md:
+/// `cargo test --release -p rectiflow-sdxl --test samplers -- --ignored --nocapture`.
 #[test]
-#[ignore = "prints, and tests nothing"]
+#[ignore = "prints tables, and tests nothing"]
 fn print_the_tables_of_the_documentation() {
     for (title, steps) in [("10 steps", 10), ("28 steps", 28), ("gain of errors, 28 steps", 0)] {
         let names = Schedule::ALL.map(|(name, _)| name).join(" | ");
@@ -351,7 +360,7 @@ fn print_the_tables_of_the_documentation() {
     }
 }
 
-/// A perfect model of the Gaussian data, answering in its parameterization.
+/// A perfect model of the Gaussian data, which predicts in the given parameterization.
 fn gaussian_model(parameterization: Parameterization, input: &Tensor, timestep: &Tensor) -> Tensor {
     let time = timestep.double_value(&[0]);
     let (signal, noise) = match parameterization {
@@ -372,7 +381,7 @@ fn gaussian_model(parameterization: Parameterization, input: &Tensor, timestep: 
     }
 }
 
-/// The way from a model's own answer, of each kind, to the data.
+/// The conversion of each parameterization's prediction to the data.
 #[test]
 fn models_of_every_parameterization_draw_the_data() {
     for (_, parameterization) in Parameterization::ALL {
@@ -387,7 +396,7 @@ fn models_of_every_parameterization_draw_the_data() {
             let end = run(Sampler::Euler, parameterization, &start, &sigmas, &mut denoise, &[]);
             largest(&(end - exact(parameterization, &start, sigmas[0], 0.0)))
         };
-        // Each of the 1000 levels is a training step, so no timestep is rounded at 1000 steps.
+        // Each of the 1000 levels is a training timestep, so no timestep is rounded at 1000 steps.
         let (coarse, fine) = (error(100), error(1000));
         assert!(fine < 6e-3 && fine < coarse / 5.0, "{parameterization}: {coarse} then {fine}");
     }

@@ -25,7 +25,7 @@ struct Case {
 }
 
 impl Case {
-    /// The largest difference to our numbers; fails if there are more or fewer of them.
+    /// Returns the largest difference from our sigmas; panics if their number differs.
     fn difference(&self) -> f64 {
         let levels = NoiseLevels::new(self.parameterization, self.shift).unwrap();
         let ours = self.schedule.sigmas(self.steps, &levels).unwrap();
@@ -37,7 +37,7 @@ impl Case {
         format!("{} {} shift {} steps {}", self.parameterization, self.schedule, self.shift, self.steps)
     }
 
-    /// 1e-6, and where fp32 itself is coarser (sigmas above 8, eps and v only) two of its steps.
+    /// 1e-6; above 8, where fp32 is coarser (eps and v only), two units in the last place.
     fn tolerance(&self) -> f64 {
         let largest = self.sigmas.iter().copied().fold(0.0, f64::max);
         if largest > 8.0 { 2e-6 } else { 1e-6 }
@@ -62,7 +62,7 @@ fn sigmas_equal_comfyui() {
                     (case.steps, case.shift, case.schedule) == (steps, shift, schedule)
                         && case.parameterization == Parameterization::Flow
                 });
-                // A single step of kl_optimal is 0 / 0 there.
+                // A single step of kl_optimal is 0 / 0 in ComfyUI.
                 assert!(found || (name, steps) == ("kl_optimal", 1), "no case of {name}, {steps} steps, shift {shift}");
             }
         }
@@ -78,8 +78,8 @@ fn v_visits_the_levels_of_eps() {
     }
 }
 
-/// Reads the lines of `scripts/golden/schedules.py CHECKOUT --sweep` (all step counts, nine shifts) from the file that
-/// SCHEDULES_SWEEP names.
+/// Reads the lines of `scripts/golden/schedules.py CHECKOUT --sweep` (all step counts, nine shifts)
+/// from the file that SCHEDULES_SWEEP names.
 #[test]
 #[ignore = "needs a ComfyUI checkout to make its 700 MB of input"]
 fn every_step_count_equals_comfyui() {

@@ -1,11 +1,22 @@
-//! One forward pass from tensors in a file to tensors in a file, for checking against other implementations.
+//! One forward pass from tensors in a file to tensors in a file, to compare with other
+//! implementations.
 //!
 //! | pass | input | output |
 //! |---|---|---|
-//! | unet | `sample` `[b, 4, h, w]`, `timestep` `[b]` or one number, `encoder_hidden_states` `[b, n, 2048]`, `text_embeds` `[b, 1280]`, `time_ids` `[b, 6]` | `sample` |
-//! | clip-l, clip-g | `input_ids` `[b, n]` | `hidden` (penultimate states), `pooled` |
-//! | vae-encode | `pixels` `[b, 3, h, w]` in -1 to 1 | `mean`, `logvar` |
-//! | vae-decode | `latents` `[b, 4, h, w]` | `pixels` |
+//! | unet | `sample`, `timestep`, `encoder_hidden_states`, `text_embeds`, `time_ids` | `sample` |
+//! | clip-l, clip-g | `input_ids` | `hidden` (penultimate states), `pooled` |
+//! | vae-encode | `pixels` in -1 to 1 | `mean`, `logvar` |
+//! | vae-decode | `latents` | `pixels` |
+//!
+//! ```text
+//! sample, latents         [b, 4, h, w]
+//! timestep                [b] or a single number
+//! encoder_hidden_states   [b, n, 2048]
+//! text_embeds             [b, 1280]
+//! time_ids                [b, 6]
+//! input_ids               [b, n]
+//! pixels                  [b, 3, h, w]
+//! ```
 //!
 //! No scaling factor is applied. Results are in the model's dtype.
 
@@ -27,14 +38,14 @@ use crate::{
     },
 };
 
-/// Which calculation.
+/// A forward pass of one component.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pass {
-    /// Noisy latents to velocity or noise.
+    /// Noisy latents to velocity, noise or v.
     UNet,
-    /// Ids to CLIP-L's states.
+    /// Token ids to CLIP-L's states.
     ClipL,
-    /// Ids to bigG's states.
+    /// Token ids to bigG's states.
     ClipG,
     /// Pictures to the posterior of their latents.
     VaeEncode,
@@ -42,11 +53,11 @@ pub enum Pass {
     VaeDecode,
 }
 
-/// Opens the component of `model` that `pass` needs, runs it on the tensors of `input` and writes `output`. Returns the
-/// names and shapes written.
+/// Opens the component of `model` that `pass` needs, runs it on the tensors of `input` and writes
+/// `output`. Returns the names and shapes written.
 ///
 /// # Errors
-/// What is wrong with the model or the input, or that the output cannot be written.
+/// An error if the model or the input is unusable; [`Error::Io`] if the output cannot be written.
 pub fn forward(
     pass: Pass,
     model: &Path,
@@ -78,7 +89,7 @@ fn unet(model: &Path, input: &TensorFile, options: &OpenOptions) -> Result<Named
     let sample = input.tensor("sample")?;
     let batch = sample.size().first().copied().unwrap_or(0);
     let timestep = input.tensor("timestep")?;
-    // One number serves the whole batch, as in diffusers.
+    // A single timestep applies to the whole batch, as in diffusers.
     let timestep = if timestep.numel() == 1 { timestep.reshape([1]).expand([batch], false) } else { timestep };
     let context = input.tensor("encoder_hidden_states")?;
     let (text_embeds, time_ids) = (input.tensor("text_embeds")?, input.tensor("time_ids")?);

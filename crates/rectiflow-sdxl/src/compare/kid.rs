@@ -1,19 +1,21 @@
-//! How far a set of drawn pictures is from a set of real ones: the kernel distance of their features.
+//! The kernel distance between the features of a set of drawn pictures and a set of real ones.
 //!
-//! The Kernel Inception Distance (Binkowski et al. 2018, arXiv 1801.01401) without Inception: the unbiased estimate of
-//! the squared maximum mean discrepancy under the cubic kernel `k(x, y) = (x . y / d + 1)^3`, on features that the
-//! caller brings. 0 means that the two sets cannot be told apart, small negative values are its noise around 0. It
-//! compares models on one set of features; it is not comparable with published KIDs, which are on Inception's.
+//! The Kernel Inception Distance (Binkowski et al. 2018, arXiv 1801.01401) without Inception: the
+//! unbiased estimate of the squared maximum mean discrepancy under the cubic kernel
+//! `k(x, y) = (x . y / d + 1)^3`, on features from the caller. 0 means that the two sets are
+//! indistinguishable; small negative values are noise around 0. It compares models on one kind of
+//! features; it is not comparable with published KIDs, which use Inception's.
 //!
-//! Features here are [`crate::vae::Vae::features`], which every model has at hand. They are standardised by the real
-//! set, so that each counts alike.
+//! The usual features are [`crate::vae::Vae::features`], which need no further model. Features are
+//! standardised by the real set, so that all have equal weight.
 
 use tch::{Kind, Tensor};
 
-/// Squared maximum mean discrepancy between `drawn` `[n, d]` and `real` `[m, d]` features, standardised by `real`.
+/// Returns the squared maximum mean discrepancy between `drawn` `[n, d]` and `real` `[m, d]`
+/// features, standardised by `real`.
 ///
 /// # Panics
-/// If either set has fewer than two rows, or they differ in width.
+/// If either set has fewer than two rows, or the sets differ in width.
 pub fn kernel_distance(drawn: &Tensor, real: &Tensor) -> f64 {
     let (n, m) = (drawn.size(), real.size());
     assert!(n.len() == 2 && m.len() == 2 && n[1] == m[1], "two sets of features of one width, found {n:?} and {m:?}");
@@ -22,7 +24,7 @@ pub fn kernel_distance(drawn: &Tensor, real: &Tensor) -> f64 {
         let real = real.to_kind(Kind::Double);
         let mean = real.mean_dim(0, true, Kind::Double);
         let deviation = real.std_dim(0, true, true);
-        // A feature that never changes in real pictures has no scale of its own.
+        // A feature that is constant over the real pictures has no scale.
         let deviation = deviation.where_self(&deviation.gt(0.0), &deviation.ones_like());
         let standard = |features: &Tensor| (features.to_kind(Kind::Double) - &mean) / &deviation;
         let (x, y) = (standard(drawn), standard(&real));
@@ -30,14 +32,14 @@ pub fn kernel_distance(drawn: &Tensor, real: &Tensor) -> f64 {
     })
 }
 
-/// The mean kernel between different rows.
+/// Returns the mean kernel between different rows.
 fn within(x: &Tensor) -> f64 {
     let n = x.size()[0] as f64;
     let all = kernel(x, x);
     (all.sum(Kind::Double) - all.diagonal(0, 0, 1).sum(Kind::Double)).double_value(&[]) / (n * (n - 1.0))
 }
 
-/// `[n, d]`, `[m, d]` to `[n, m]`
+/// Returns the kernel of all pairs of rows: `[n, d]`, `[m, d]` to `[n, m]`.
 fn kernel(x: &Tensor, y: &Tensor) -> Tensor {
     (x.matmul(&y.transpose(0, 1)) / x.size()[1] as f64 + 1.0).pow_tensor_scalar(3)
 }
@@ -53,7 +55,7 @@ mod tests {
         initial_noise(seed, &[n, d]).to_kind(Kind::Double)
     }
 
-    /// The definition, term by term.
+    /// The definition, computed term by term.
     fn slow(x: &[Vec<f64>], y: &[Vec<f64>]) -> f64 {
         let (d, m) = (y[0].len(), y.len() as f64);
         let mean: Vec<f64> = (0..d).map(|j| y.iter().map(|row| row[j]).sum::<f64>() / m).collect();

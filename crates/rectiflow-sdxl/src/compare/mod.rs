@@ -1,4 +1,4 @@
-//! For holding our numbers against other programs', and pictures against real ones.
+//! Comparisons: our numbers with those of other programs, and drawn pictures with real ones.
 
 pub mod forward;
 pub mod kid;

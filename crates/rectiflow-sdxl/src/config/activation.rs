@@ -1,20 +1,20 @@
-//! The non-linearities that configurations name.
+//! The activation functions that configurations name.
 
 use crate::config::reader::Reader;
 
-/// The non-linearity of a block.
+/// The activation function of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
     /// x sigmoid(x)
     Silu,
-    /// x Phi(x), exactly
+    /// x Phi(x), without the tanh approximation
     Gelu,
     /// x sigmoid(1.702 x)
     QuickGelu,
 }
 
 impl Reader<'_> {
-    /// A non-linearity, which must be one of `supported`.
+    /// An activation function, which must be one of `supported`.
     pub(crate) fn activation(&mut self, key: &str, default: Activation, supported: &[Activation]) -> Activation {
         let names: Vec<_> = supported.iter().map(|a| activation_name(*a)).collect();
         let expected = names.join(" or ");

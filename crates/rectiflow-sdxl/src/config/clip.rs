@@ -1,4 +1,4 @@
-//! A text encoder's sizes: transformers' `CLIPTextModel`, with or without a projection.
+//! The sizes of a text encoder: transformers' `CLIPTextModel`, with or without a projection.
 
 use std::path::Path;
 
@@ -15,36 +15,36 @@ use crate::{
 /// transformers' `CLIPTextModel` and `CLIPTextModelWithProjection`.
 #[derive(Debug, Clone)]
 pub struct ClipConfig {
-    /// Token ids are below this.
+    /// Number of tokens; ids are below it.
     pub vocab_size: i64,
     /// Width of the hidden states.
     pub hidden_size: i64,
     /// Width inside the MLPs.
     pub intermediate_size: i64,
-    /// Transformer layers.
+    /// Number of transformer layers, at least 2.
     pub num_hidden_layers: usize,
-    /// Attention heads.
+    /// Number of attention heads.
     pub num_attention_heads: i64,
-    /// Most tokens.
+    /// Largest number of tokens in a sequence.
     pub max_position_embeddings: i64,
-    /// Non-linearity of the MLPs.
+    /// Activation of the MLPs.
     pub hidden_act: Activation,
     /// Epsilon of the layer norms.
     pub layer_norm_eps: f64,
-    /// Width of the pooled output where it is projected, `None` where it is not.
+    /// Width of the projected pooled output; `None` without a projection.
     pub projection_dim: Option<i64>,
-    /// The token whose state is the pooled output: its first position. The value 2 (what old configurations hold) means
-    /// the highest token id instead, as in transformers.
+    /// The token whose first position holds the pooled output. The value 2 (from old
+    /// configurations) means the highest token id instead, as in transformers.
     pub eos_token_id: i64,
     /// Scale of the initial weights.
     pub initializer_factor: f64,
-    /// What was read.
+    /// The JSON that was read.
     pub json: Map<String, Value>,
 }
 
 impl ClipConfig {
-    /// Reads a `config.json`. `projected`: whether the pooled output is projected where the file's `architectures` does
-    /// not say (bigG's is, CLIP-L's is not).
+    /// Reads a `config.json`. `projected` says whether the pooled output is projected if the file
+    /// has no `architectures` (true for bigG, false for CLIP-L).
     ///
     /// # Errors
     /// As [`read_object`] and [`Self::from_json`].
@@ -68,7 +68,7 @@ impl ClipConfig {
         r.divides("num_attention_heads", num_attention_heads, "hidden_size", hidden_size);
         let num_hidden_layers = r.num_layers("num_hidden_layers", 12);
         if num_hidden_layers < 2 {
-            r.problem("num_hidden_layers", "at least 2 (the last but one layer's states are used)", "1");
+            r.problem("num_hidden_layers", "at least 2 (the penultimate layer's states are used)", "1");
         }
         let projection_dim = r.positive("projection_dim", 512);
         let config = Self {
@@ -89,7 +89,7 @@ impl ClipConfig {
         Ok(Self { json, ..config })
     }
 
-    /// Width of the pooled output.
+    /// Returns the width of the pooled output, projected or not.
     pub fn pooled_dim(&self) -> i64 {
         self.projection_dim.unwrap_or(self.hidden_size)
     }

@@ -1,12 +1,13 @@
 //! Model sizes, read from the `config.json` files of diffusers and transformers.
 //!
-//! Missing keys take upstream's defaults. A key that is known but asks for something this program does not have is an
-//! error that names the key, what is supported and what was found; all problems of a file are reported together. Unknown
-//! keys are left alone, as upstream does: the files carry notes of their own (`_name_or_path`, `torch_dtype`). Each
-//! configuration keeps the JSON it came from, so that an export writes back what was read.
+//! Missing keys take upstream's defaults. A known key with an unsupported value is an error that
+//! names the key, the supported values and the value found; all problems of a file are reported
+//! together. Unknown keys are ignored, as upstream does: files carry additional keys
+//! (`_name_or_path`, `torch_dtype`). Each configuration keeps its JSON, so that an export writes
+//! back what was read.
 //!
-//! A file for each model, all on one reader. Not here: SDXL's own numbers. The real model and a tiny one differ in their
-//! files only.
+//! One source file per model, all on one reader. Not here: SDXL's own numbers. The real model and a
+//! tiny one differ in their files only.
 
 pub(crate) mod activation;
 pub(crate) mod clip;

@@ -1,6 +1,7 @@
-//! Reads typed values out of a `config.json` and remembers every problem, so that one report names them all.
+//! Reads typed values from a `config.json` and collects every problem, so that one report names
+//! them all.
 //!
-//! Each method returns something usable even where the file is wrong; `finish` then refuses the whole.
+//! Each method returns a usable value even if the file is wrong; `finish` then returns the error.
 
 use std::{fs, path::Path};
 
@@ -8,17 +9,18 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 
-/// Larger sizes are a mistake or an attack: no model of this kind has them.
+/// Largest accepted size: anything larger is a mistake or an attack.
 const MAX_SIZE: i64 = 1 << 24;
-/// Most layers of a text encoder or a transformer; SDXL's have 32 and 10.
+/// Largest number of layers of a text encoder or a transformer; SDXL's have 32 and 10.
 const MAX_LAYERS: usize = 64;
-/// Most residual blocks a level; SDXL's have 3. A header of a few bytes must not describe millions of tensors.
+/// Largest number of residual blocks per level; SDXL has up to 3. A header of a few bytes must not
+/// describe millions of tensors.
 const MAX_BLOCKS: i64 = 16;
 
-/// The JSON object in a file.
+/// Reads the JSON object in a file.
 ///
 /// # Errors
-/// [`Error::Io`], or [`Error::Malformed`] if it is not one.
+/// [`Error::Io`], or [`Error::Malformed`] if the file is not a JSON object.
 pub fn read_object(path: &Path) -> Result<Map<String, Value>> {
     let bytes = fs::read(path).map_err(Error::io(path))?;
     serde_json::from_slice(&bytes).map_err(|error| Error::Malformed {
@@ -50,12 +52,14 @@ impl<'a> Reader<'a> {
         self.problems.push(format!("{key}: expected {expected}, found {found}"));
     }
 
-    /// The value of a key; null counts as absent, as it does upstream for the keys that have a default.
+    /// Returns the value of a key; null counts as absent, as upstream does for keys that have a
+    /// default.
     fn get(&self, key: &str) -> Option<&'a Value> {
         self.json.get(key).filter(|value| !value.is_null())
     }
 
-    /// A value read by `read`, or the default; a problem if it is there and `read` refuses it.
+    /// Returns the value as read by `read`, or the default if it is absent. Records a problem if it
+    /// is present and `read` returns `None`.
     pub(crate) fn typed<T>(&mut self, key: &str, default: T, expected: &str, read: impl Fn(&Value) -> Option<T>) -> T {
         match self.get(key).map(|value| (value, read(value))) {
             None => default,
@@ -79,18 +83,18 @@ impl<'a> Reader<'a> {
         self.typed(key, default, "a whole number", |value| value.as_u64().map(|n| n as usize))
     }
 
-    /// How many layers follow one another, at least one.
+    /// A number of consecutive layers, 1 to [`MAX_LAYERS`].
     pub(crate) fn num_layers(&mut self, key: &str, default: usize) -> usize {
         self.typed(key, default, &format!("1 to {MAX_LAYERS}"), |value| layer_count(value).filter(|n| *n > 0))
     }
 
-    /// How many residual blocks a level has.
+    /// A number of residual blocks per level, 1 to [`MAX_BLOCKS`].
     pub(crate) fn num_blocks(&mut self, key: &str, default: usize) -> usize {
         let blocks = |value: &Value| size(value).filter(|n| *n <= MAX_BLOCKS).map(|n| n as usize);
         self.typed(key, default, &format!("1 to {MAX_BLOCKS}"), blocks)
     }
 
-    /// How many residual blocks each level has: one number for all or one for each.
+    /// The number of residual blocks of each level: one number for all, or a list.
     pub(crate) fn num_blocks_per_level(&mut self, key: &str, default: i64, num_levels: usize) -> Vec<usize> {
         let found = self.per_level(key, default, num_levels);
         if found.iter().any(|n| *n > MAX_BLOCKS) {
@@ -107,7 +111,7 @@ impl<'a> Reader<'a> {
         self.typed(key, default, "true or false", Value::as_bool)
     }
 
-    /// A list of sizes, at least one long.
+    /// A list of 1 to 16 sizes.
     pub(crate) fn positive_list(&mut self, key: &str, default: &[i64]) -> Vec<i64> {
         self.typed(key, default.to_vec(), "a list of positive integers", |value| {
             let list = value.as_array().filter(|list| !list.is_empty() && list.len() <= 16)?;
@@ -115,7 +119,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// One size for all levels or one for each.
+    /// A size for each level: one number for all, or a list.
     pub(crate) fn per_level(&mut self, key: &str, default: i64, num_levels: usize) -> Vec<i64> {
         let expected = format!("a positive integer or {num_levels} of them");
         self.typed(key, vec![default; num_levels], &expected, |value| match value {
@@ -124,7 +128,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// A text that must be one of `supported`.
+    /// A string that must be one of `supported`.
     pub(crate) fn only(&mut self, key: &str, default: &str, supported: &[&str]) -> String {
         let expected = supported.join(" or ");
         self.typed(key, default.to_owned(), &expected, |value| {
@@ -132,7 +136,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// As [`Reader::only`], where absence is a problem too.
+    /// As [`Reader::only`], but a missing key is a problem too.
     pub(crate) fn required(&mut self, key: &str, supported: &[&str]) {
         if self.get(key).is_none() {
             self.problem(key, &supported.join(" or "), "nothing");
@@ -140,7 +144,7 @@ impl<'a> Reader<'a> {
         self.only(key, supported[0], supported);
     }
 
-    /// The first element of a list of texts, which must be one of `supported`.
+    /// The first element of a list of strings, which must be one of `supported`.
     pub(crate) fn first_of(&mut self, key: &str, default: &str, supported: &[&str]) -> String {
         let expected = supported.join(" or ");
         self.typed(key, default.to_owned(), &expected, |value| {
@@ -148,7 +152,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// A feature that must be off: absent, null or `off`.
+    /// Checks that a feature is off: absent, null or `off`.
     pub(crate) fn unset(&mut self, key: &str, off: &Value) {
         let Some(value) = self.get(key) else { return };
         let same_number = value.as_f64().is_some_and(|n| Some(n) == off.as_f64());
@@ -163,7 +167,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// For each level whether its block type is the second of `types`.
+    /// For each level, whether its block type is the second of `types`.
     pub(crate) fn block_types(
         &mut self,
         key: &str,
@@ -183,15 +187,17 @@ impl<'a> Reader<'a> {
         found
     }
 
-    /// Transformer layers after each residual block of each level: one number for all, one a level, or a list a level.
+    /// The number of transformer layers after each residual block of each level: one number for
+    /// all, one per level, or a list per level.
     pub(crate) fn layers(&mut self, key: &str, num_resnets: &[usize]) -> Vec<Vec<usize>> {
         let expected = format!("a number of layers, or one or a list for each of {} levels", num_resnets.len());
         let default = num_resnets.iter().map(|&n| vec![1; n]).collect();
         self.typed(key, default, &expected, |value| layers_of(value, num_resnets))
     }
 
-    /// The same on the way up. It is the mirror of the way down unless the file says otherwise; lists have no mirror,
-    /// since a level has one residual block more on the way up.
+    /// As [`Reader::layers`], for the up path. It mirrors the down path unless the file says
+    /// otherwise; nested lists cannot be mirrored, since a level has one more residual block on the
+    /// up path.
     pub(crate) fn layers_up(&mut self, num_resnets: &[usize]) -> Vec<Vec<usize>> {
         const KEY: &str = "reverse_transformer_layers_per_block";
         if self.get(KEY).is_some() {
@@ -204,12 +210,12 @@ impl<'a> Reader<'a> {
             Some(value) => layers_of(value, num_resnets),
         };
         mirrored.unwrap_or_else(|| {
-            self.problem(KEY, "layers for the way up, since transformer_layers_per_block is nested", "nothing");
+            self.problem(KEY, "layers of the up path, since transformer_layers_per_block is nested", "nothing");
             num_resnets.iter().map(|&n| vec![1; n]).collect()
         })
     }
 
-    /// The middle's number of layers: the coarsest level's first.
+    /// The number of layers in the middle: the first of the coarsest level.
     pub(crate) fn layers_mid(&mut self, key: &str) -> usize {
         let last = match self.get(key) {
             Some(Value::Array(list)) => list.last(),
@@ -223,7 +229,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// An integer from 1 to [`MAX_SIZE`].
+/// Returns an integer from 1 to [`MAX_SIZE`].
 fn size(value: &Value) -> Option<i64> {
     value.as_i64().filter(|n| (1..=MAX_SIZE).contains(n))
 }

@@ -1,4 +1,5 @@
-//! What a scheduler's configuration says of its model: what the UNet predicts, and a flow model's shift.
+//! What a scheduler's configuration says about its model: what the UNet predicts, and a flow
+//! model's shift.
 
 use std::path::Path;
 
@@ -6,14 +7,14 @@ use serde_json::{Map, Value};
 
 use crate::{config::reader::read_object, error::Result, flow::Parameterization};
 
-/// What of diffusers' `scheduler_config.json` matters here.
+/// The part of diffusers' `scheduler_config.json` that is used.
 #[derive(Debug, Clone)]
 pub struct SchedulerConfig {
-    /// What the UNet predicts, where the file says so.
+    /// What the UNet predicts; `None` if the file does not say.
     pub parameterization: Option<Parameterization>,
-    /// The shift of a flow model's sigmas, where the file has one.
+    /// The shift of a flow model's sigmas; `None` if the file has none.
     pub flow_shift: Option<f64>,
-    /// What was read.
+    /// The JSON that was read.
     pub json: Map<String, Value>,
 }
 
@@ -26,7 +27,8 @@ impl SchedulerConfig {
         Ok(Self::from_json(read_object(path)?))
     }
 
-    /// Looks for what the UNet predicts. Nothing in it is refused: the schedulers of this program are its own.
+    /// Extracts what the UNet predicts and the shift. Accepts any contents, since sampling does not
+    /// use diffusers' schedulers.
     pub fn from_json(json: Map<String, Value>) -> Self {
         let text = |key| json.get(key).and_then(Value::as_str);
         let flow_match = text("_class_name").is_some_and(|class| class.starts_with("FlowMatch"));

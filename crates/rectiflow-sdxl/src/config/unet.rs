@@ -1,4 +1,4 @@
-//! The UNet's sizes: diffusers' `UNet2DConditionModel`, whose levels are spread over eight keys.
+//! The UNet's sizes: diffusers' `UNet2DConditionModel`, which describes its levels in eight keys.
 
 use std::path::Path;
 
@@ -12,18 +12,18 @@ use crate::{
     error::Result,
 };
 
-/// One level of the UNet, on its way down or up.
+/// One level of the UNet, on the down path or the up path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LevelConfig {
     /// Output channels.
     pub channels: i64,
-    /// Attention heads.
+    /// Number of attention heads.
     pub num_heads: i64,
-    /// Width of the context.
+    /// Width of the text context.
     pub context_dim: i64,
-    /// For each residual block, how many transformer blocks follow it; empty where the level has no attention.
+    /// Number of transformer blocks after each residual block; empty if the level has no attention.
     pub transformer_layers: Vec<usize>,
-    /// Residual blocks.
+    /// Number of residual blocks.
     pub num_resnets: usize,
 }
 
@@ -34,35 +34,35 @@ pub struct UNetConfig {
     pub in_channels: i64,
     /// Channels of the output.
     pub out_channels: i64,
-    /// The levels from the finest to the coarsest.
+    /// The down path, from the finest level to the coarsest.
     pub down: Vec<LevelConfig>,
-    /// The middle, at the coarsest level; always with one transformer between two residual blocks.
+    /// The middle, at the coarsest level: always one transformer between two residual blocks.
     pub mid: LevelConfig,
-    /// The levels from the coarsest to the finest.
+    /// The up path, from the coarsest level to the finest.
     pub up: Vec<LevelConfig>,
     /// Whether the transformers' outer projections are linear layers rather than 1x1 convolutions.
     pub use_linear_projection: bool,
-    /// Groups of every group norm.
+    /// Number of groups of every group norm.
     pub norm_num_groups: i64,
     /// Epsilon of the residual blocks' norms.
     pub norm_eps: f64,
     /// Width of the embedding of time and size.
     pub time_embed_dim: i64,
-    /// Width of the sinusoid of each of the six size numbers.
+    /// Width of the sinusoid of each of the six size values.
     pub addition_time_embed_dim: i64,
-    /// Width of the pooled text.
+    /// Width of the pooled text embedding.
     pub pooled_dim: i64,
-    /// Whether sinusoids have the cosines first.
+    /// Whether the cosines come before the sines in sinusoids.
     pub flip_sin_to_cos: bool,
     /// The sinusoids' frequency shift.
     pub freq_shift: f64,
     /// Padding of the stride-2 convolutions.
     pub downsample_padding: i64,
-    /// What was read.
+    /// The JSON that was read.
     pub json: Map<String, Value>,
 }
 
-/// How many size numbers condition the UNet: original, crop and target, each height and width.
+/// Number of size values that condition the UNet: original, crop and target, each height and width.
 pub const NUM_TIME_IDS: i64 = 6;
 
 impl UNetConfig {
@@ -116,25 +116,26 @@ impl UNetConfig {
         Ok(Self { json, ..config })
     }
 
-    /// Width of the context, the same at every level.
+    /// Returns the width of the text context, the same at every level.
     pub fn context_dim(&self) -> i64 {
         self.mid.context_dim
     }
 
-    /// By how much the coarsest level is smaller than the latents: sizes that are multiples of it need no odd cases.
+    /// Returns the factor by which the coarsest level is smaller than the latents. Sizes that are
+    /// multiples of it halve evenly at every level.
     pub fn down_factor(&self) -> u32 {
         1 << (self.down.len() - 1)
     }
 }
 
-/// Everything about the UNet that diffusers can vary and SDXL does not.
+/// Refuses everything that diffusers can vary and SDXL does not.
 fn check_unsupported_unet(r: &mut Reader<'_>) {
     r.only("_class_name", "UNet2DConditionModel", &["UNet2DConditionModel"]);
     r.only("mid_block_type", "UNetMidBlock2DCrossAttn", &["UNetMidBlock2DCrossAttn"]);
     r.only("resnet_time_scale_shift", "default", &["default"]);
     r.only("time_embedding_type", "positional", &["positional"]);
     r.only("attention_type", "default", &["default"]);
-    // diffusers' own default is null, which is not SDXL.
+    // diffusers' default is null, which is not SDXL.
     r.required("addition_embed_type", &["text_time"]);
     for key in [
         "center_input_sample",
@@ -168,7 +169,7 @@ fn check_unsupported_unet(r: &mut Reader<'_>) {
     }
 }
 
-/// The UNet's levels, as diffusers spreads them over eight keys.
+/// The UNet's levels, collected from diffusers' eight keys.
 struct Levels {
     down: Vec<LevelConfig>,
     has_attention_up: Vec<bool>,
@@ -230,7 +231,7 @@ pub(crate) mod tests {
         json.as_object().unwrap().clone()
     }
 
-    /// SDXL's own sizes.
+    /// SDXL's configuration.
     pub(crate) fn sdxl() -> Map<String, Value> {
         object(serde_json::json!({
             "_class_name": "UNet2DConditionModel", "_diffusers_version": "0.19.0.dev0", "act_fn": "silu",

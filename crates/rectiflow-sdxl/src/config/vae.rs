@@ -23,21 +23,21 @@ pub struct VaeConfig {
     pub latent_channels: i64,
     /// Channels of each level, from the finest to the coarsest.
     pub block_out_channels: Vec<i64>,
-    /// Residual blocks a level of the encoder; the decoder has one more.
+    /// Number of residual blocks per level of the encoder; the decoder has one more.
     pub layers_per_block: usize,
-    /// Groups of every group norm.
+    /// Number of groups of every group norm.
     pub norm_num_groups: i64,
     /// Whether the encoder ends in a 1x1 convolution.
     pub use_quant_conv: bool,
     /// Whether the decoder begins with a 1x1 convolution.
     pub use_post_quant_conv: bool,
-    /// Whether the middles have attention.
+    /// Whether the middle blocks have attention.
     pub mid_block_add_attention: bool,
-    /// What latents are multiplied by before they are noised (SDXL: 0.13025).
+    /// Factor that latents are multiplied by before they are noised (SDXL: 0.13025).
     pub scaling_factor: f64,
-    /// Whether the weights overflow in fp16: such a VAE is run in fp32 or bf16.
+    /// Whether the model overflows in fp16; such a VAE runs in fp32 or bf16.
     pub force_upcast: bool,
-    /// What was read.
+    /// The JSON that was read.
     pub json: Map<String, Value>,
 }
 
@@ -60,7 +60,7 @@ impl VaeConfig {
         r.activation("act_fn", Activation::Silu, &[Activation::Silu]);
         let block_out_channels = r.positive_list("block_out_channels", &[64]);
         let num_levels = block_out_channels.len();
-        // Only one type each exists; the keys still say how many levels the writer meant.
+        // Each has only one type; the length must still match the number of levels.
         r.block_types("down_block_types", ["DownEncoderBlock2D", "DownEncoderBlock2D"], &[true], num_levels);
         r.block_types("up_block_types", ["UpDecoderBlock2D", "UpDecoderBlock2D"], &[true], num_levels);
         let norm_num_groups = r.positive("norm_num_groups", 32);
@@ -92,7 +92,7 @@ impl VaeConfig {
         Ok(Self { json, ..config })
     }
 
-    /// Pixels per latent, on each side.
+    /// Returns the number of pixels per latent, in each dimension.
     pub fn down_factor(&self) -> u32 {
         1 << (self.block_out_channels.len() - 1)
     }

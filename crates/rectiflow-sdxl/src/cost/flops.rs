@@ -1,13 +1,13 @@
 //! Floating-point operations of the models, from their configurations alone. Pure.
 //!
-//! A multiply-add counts as 2. Counted are convolutions, matrix products and the two products of attention (causal
-//! attention in full, as is the convention); not norms, non-linearities, softmax and additions, which are below 1% of
-//! SDXL's arithmetic. Equal to what PyTorch's `FlopCounterMode` counts in diffusers' and transformers' models, exactly
-//! (`scripts/golden/flops.py`).
+//! A multiply-add counts as 2. Counts convolutions, matrix products and the two products of
+//! attention (causal attention in full, by convention), but not norms, activations, softmax and
+//! additions, which are below 1% of SDXL's arithmetic. Exactly equal to the count of PyTorch's
+//! `FlopCounterMode` for diffusers' and transformers' models (`scripts/golden/flops.py`).
 //!
-//! A backward pass is counted as twice the forward one: a gradient by the weights and one by the input. That is the
-//! convention of "model FLOPs". PyTorch counts 0.4% less for SDXL's UNet, since nothing asks for the gradient by the first
-//! layers' inputs and by the text.
+//! A backward pass counts as two forward passes: one gradient with respect to the weights, one with
+//! respect to the input. This is the convention of "model FLOPs". PyTorch counts 0.4% less for
+//! SDXL's UNet, since gradients of the first layers' inputs and of the text are not needed.
 
 use std::ops::{Add, Mul};
 
@@ -20,22 +20,23 @@ use crate::{
     cost::walk::{Block, BlockKind, unet_blocks},
 };
 
-/// Operations by what does them.
+/// Numbers of operations by kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Flops {
-    /// In convolutions, 1x1 included.
+    /// In convolutions, including 1x1.
     pub convolutions: u64,
     /// In products of activations with a weight matrix.
     pub products: u64,
-    /// In the products of queries with keys and of their weights with values.
+    /// In the products of queries with keys and of attention weights with values.
     pub attention: u64,
 }
 
-/// A forward pass is one part of training, a backward pass two.
+/// FLOPs of training over those of a forward pass: one for the forward pass, two for the backward
+/// pass.
 pub const FORWARD_AND_BACKWARD: u64 = 3;
 
 impl Flops {
-    /// All of them.
+    /// Returns the sum of all kinds.
     pub fn total(self) -> u64 {
         self.convolutions + self.products + self.attention
     }
@@ -48,7 +49,7 @@ impl Flops {
         Self { products: count(&[2, num_tokens, inputs, outputs]), ..Self::default() }
     }
 
-    /// Attention of `num_queries` over `num_keys` with `dim` channels in all heads together.
+    /// Attention of `num_queries` over `num_keys`, with `dim` channels over all heads.
     fn attention(num_queries: i64, num_keys: i64, dim: i64) -> Self {
         Self { attention: count(&[4, num_queries, num_keys, dim]), ..Self::default() }
     }
@@ -84,7 +85,8 @@ impl std::iter::Sum for Flops {
     }
 }
 
-/// A forward pass of the UNet over one sample: latents of `size` (height, width), a context of `num_tokens`.
+/// Returns the FLOPs of a forward pass of the UNet over one sample: latents of `size` (height,
+/// width), a context of `num_tokens`.
 pub fn unet(config: &UNetConfig, size: [i64; 2], num_tokens: i64) -> Flops {
     let time_dim = config.time_embed_dim;
     let added = config.pooled_dim + NUM_TIME_IDS * config.addition_time_embed_dim;
@@ -94,7 +96,7 @@ pub fn unet(config: &UNetConfig, size: [i64; 2], num_tokens: i64) -> Flops {
     embeddings + blocks.iter().map(|block| unet_block(config, block, num_tokens)).sum()
 }
 
-/// One block of [`unet_blocks`].
+/// Returns the FLOPs of one block of [`unet_blocks`].
 pub(crate) fn unet_block(config: &UNetConfig, block: &Block, num_tokens: i64) -> Flops {
     let size = block.size;
     let num_pixels = size[0] * size[1];
@@ -112,22 +114,22 @@ pub(crate) fn unet_block(config: &UNetConfig, block: &Block, num_tokens: i64) ->
             let of_text = Flops::linear(num_tokens, [context_dim, channels]);
             let to_itself = square * 4 + Flops::attention(num_pixels, num_pixels, channels);
             let to_text = square * 2 + of_text * 2 + Flops::attention(num_pixels, num_tokens, channels);
-            // The value and its gate, each four times as wide, and back.
+            // The MLP: the values and their gates, each four times as wide, and the output.
             to_itself + to_text + square * 12
         }
     };
     one * block.repeats
 }
 
-/// The convolutions of a residual block.
+/// Returns the FLOPs of a residual block's convolutions.
 fn resnet(channels: [i64; 2], size: [i64; 2]) -> Flops {
     let [inputs, outputs] = channels;
     let shortcut = if inputs == outputs { Flops::default() } else { Flops::convolution(1, channels, size) };
     Flops::convolution(3, channels, size) + Flops::convolution(3, [outputs; 2], size) + shortcut
 }
 
-/// A forward pass of a text encoder over one text of `num_tokens`. `pooled`: with the last layer and the projection,
-/// which SDXL needs of bigG only.
+/// Returns the FLOPs of a text encoder's forward pass over one text of `num_tokens`. `pooled`
+/// includes the last layer and the projection, which SDXL needs from bigG only.
 pub fn text_encoder(config: &ClipConfig, num_tokens: i64, pooled: bool) -> Flops {
     let (width, inner) = (config.hidden_size, config.intermediate_size);
     let layer = Flops::linear(num_tokens, [width; 2]) * 4
@@ -138,7 +140,7 @@ pub fn text_encoder(config: &ClipConfig, num_tokens: i64, pooled: bool) -> Flops
     layer * num_layers + projection.unwrap_or_default()
 }
 
-/// Encoding one picture of `size` pixels (height, width).
+/// Returns the FLOPs of encoding one picture of `size` pixels (height, width).
 pub fn vae_encoder(config: &VaeConfig, size: [i64; 2]) -> Flops {
     let widths = &config.block_out_channels;
     let coarsest = widths[widths.len() - 1];
@@ -157,7 +159,7 @@ pub fn vae_encoder(config: &VaeConfig, size: [i64; 2]) -> Flops {
     flops + vae_mid(config, size) + Flops::convolution(3, [coarsest, moments], size) + quant
 }
 
-/// Decoding one sample's latents of `size` (height, width).
+/// Returns the FLOPs of decoding one sample's latents of `size` (height, width).
 pub fn vae_decoder(config: &VaeConfig, size: [i64; 2]) -> Flops {
     let widths: Vec<i64> = config.block_out_channels.iter().rev().copied().collect();
     let (latents, mut size) = (config.latent_channels, size);
@@ -179,7 +181,7 @@ fn vae_level([inputs, width]: [i64; 2], num_resnets: usize, size: [i64; 2]) -> F
     (0..num_resnets).map(|j| resnet(channels(j), size)).sum()
 }
 
-/// Residual block, attention over all pixels, residual block.
+/// Returns the FLOPs of the middle: residual block, attention over all pixels, residual block.
 fn vae_mid(config: &VaeConfig, size: [i64; 2]) -> Flops {
     let width = config.block_out_channels[config.block_out_channels.len() - 1];
     let num_pixels = size[0] * size[1];
@@ -188,7 +190,7 @@ fn vae_mid(config: &VaeConfig, size: [i64; 2]) -> Flops {
     resnet([width; 2], size) * 2 + attention
 }
 
-/// A product of sizes, which are positive.
+/// Returns the product of sizes, which are positive.
 fn count(sizes: &[i64]) -> u64 {
     sizes.iter().map(|&size| size as u64).product()
 }

@@ -1,8 +1,10 @@
-//! What training a UNet keeps in memory between its forward and its backward pass, from the configuration alone.
+//! The memory that training a UNet holds between its forward and backward pass, from the
+//! configuration alone.
 //!
-//! Counted is what autograd saves, operation by operation as `unet_blocks` and `layers` do them: the inputs of norms,
-//! non-linearities, convolutions and linear layers. Statistics of norms and masks are too small to count. A block that is
-//! recomputed keeps what goes into it; its own results then exist for one block at a time.
+//! Counts what autograd saves for each operation of `unet_blocks` and `layers`: the inputs of
+//! norms, activations, convolutions and linear layers. Statistics of norms and masks are too small
+//! to count. A recomputed block keeps its input; its intermediate results exist for one block at a
+//! time.
 
 pub mod flops;
 pub mod walk;
@@ -24,45 +26,46 @@ use crate::{
 /// The sizes of one micro-batch.
 #[derive(Debug, Clone, Copy)]
 pub struct Load {
-    /// Samples.
+    /// Number of samples.
     pub batch: u64,
     /// Height of the latents.
     pub height: u64,
     /// Width of the latents.
     pub width: u64,
-    /// Tokens of context a sample.
+    /// Context tokens per sample.
     pub tokens: u64,
-    /// Bytes of an activation: 4 in fp32, 2 in bf16.
+    /// Bytes per activation: 4 in fp32, 2 in bf16.
     pub bytes: u64,
-    /// Whether chains of elementwise operations are one ([`keeps_less`]), which keep only what goes into them.
+    /// Whether chains of elementwise operations are fused ([`keeps_less`]), so that they keep only
+    /// their input.
     pub fused: bool,
 }
 
-/// A part of the UNet, in the order of the calculation.
+/// The cost of a part of the UNet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PartCost {
-    /// The place of its tensors, e.g. `down_blocks.0.resnets.1`.
+    /// Prefix of its tensors' names, e.g. `down_blocks.0.resnets.1`.
     pub name: String,
-    /// Whether it can be recomputed.
+    /// Whether it is a block, which can be recomputed.
     pub is_block: bool,
-    /// Bytes kept until its backward pass is done.
+    /// Bytes kept until its backward pass ends.
     pub kept_bytes: u64,
-    /// Bytes kept where it is recomputed.
+    /// Bytes kept if it is recomputed.
     pub input_bytes: u64,
-    /// Its parameters.
+    /// Number of parameters.
     pub num_parameters: u64,
-    /// Floating-point operations of calculating it once more; 0 for what cannot be recomputed.
+    /// Floating-point operations of recomputing it; 0 for parts that cannot be recomputed.
     pub flops: u64,
 }
 
 impl PartCost {
-    /// Bytes that are not kept where it is recomputed.
+    /// Bytes saved by recomputing it.
     fn saved_bytes(&self) -> u64 {
         self.kept_bytes.saturating_sub(self.input_bytes)
     }
 }
 
-/// All parts of a UNet, in the order of the calculation.
+/// Returns all parts of a UNet, in the order of computation.
 pub fn parts(config: &UNetConfig, load: Load) -> Vec<PartCost> {
     let mut walk = PartWalk::new(config, load);
     walk.entrance();
@@ -77,37 +80,38 @@ pub fn parts(config: &UNetConfig, load: Load) -> Vec<PartCost> {
     walk.parts
 }
 
-/// Bytes that a text encoder keeps for its backward pass over `tokens` tokens: in each layer what goes into and out of
-/// both norms, queries, keys, values and what they mix, and three times the MLP's width.
+/// Returns the bytes that a text encoder keeps for its backward pass over `tokens` tokens: in each
+/// layer the inputs and outputs of both norms, queries, keys, values and attention's output, and
+/// three times the MLP's width.
 pub fn text_encoder_bytes(config: &ClipConfig, tokens: u64, bytes: u64) -> u64 {
     let layer = 8 * config.hidden_size as u64 + 3 * config.intermediate_size as u64;
     config.num_hidden_layers as u64 * layer * tokens * bytes
 }
 
-/// The weight and bias of a convolution.
+/// Returns the number of parameters of a convolution.
 fn conv(inputs: u64, outputs: u64, kernel: u64) -> u64 {
     (inputs * kernel * kernel + 1) * outputs
 }
 
-/// The two linear layers of an embedding.
+/// Returns the number of parameters of an embedding's two linear layers.
 fn embedding(inputs: u64, width: u64) -> u64 {
     inputs * width + width * width + 2 * width
 }
 
-/// The calculation, as far as it has come.
+/// The state of a walk through the UNet in the order of computation.
 struct PartWalk<'a> {
     config: &'a UNetConfig,
     load: Load,
-    /// Height and width at this level.
+    /// Height and width at the current level.
     side: [u64; 2],
-    /// Channels of what the next part takes.
+    /// Input channels of the next part.
     channels: u64,
-    /// What the way down keeps for the way up.
+    /// Outputs of the down path that the up path still needs.
     skips: Vec<Skip>,
     parts: Vec<PartCost>,
 }
 
-/// A result of the way down: its channels, its height and width.
+/// An output of the down path.
 struct Skip {
     channels: u64,
     side: [u64; 2],
@@ -119,7 +123,7 @@ impl<'a> PartWalk<'a> {
         Self { config, load, side: [load.height, load.width], channels, skips: Vec::new(), parts: Vec::new() }
     }
 
-    /// The embeddings of time and size, and the first convolution.
+    /// Adds the embeddings of time and size, and the first convolution.
     fn entrance(&mut self) {
         let config = self.config;
         let added = (config.pooled_dim + NUM_TIME_IDS * config.addition_time_embed_dim) as u64;
@@ -156,7 +160,7 @@ impl<'a> PartWalk<'a> {
         let level = &self.config.up[index];
         let name = format!("up_blocks.{index}");
         for i in 0..level.num_resnets {
-            let skip = self.skips.pop().expect("the way down keeps one result for each residual block of the way up");
+            let skip = self.skips.pop().expect("the down path keeps one output for each residual block of the up path");
             self.resnet(&format!("{name}.resnets.{i}"), skip.channels, level.channels as u64);
             self.transformer(&format!("{name}.attentions.{i}"), level, level.transformer_layers.get(i));
         }
@@ -167,9 +171,9 @@ impl<'a> PartWalk<'a> {
         }
     }
 
-    /// The last norm and the last convolution.
+    /// Adds the last norm and the last convolution.
     fn exit(&mut self) {
-        // The norm's input, its result, and after the non-linearity what the last convolution takes in fp32.
+        // The norm's input and output, and the fp32 input of the last convolution.
         let in_own_dtype = if self.load.fused { 1 } else { 2 };
         let kept = self.pixels() * self.channels * (self.load.bytes * in_own_dtype + 4);
         self.plain("conv_norm_out", kept, 2 * self.channels);
@@ -180,7 +184,7 @@ impl<'a> PartWalk<'a> {
         self.skips.push(Skip { channels: self.channels, side: self.side });
     }
 
-    /// The convolution where the size changes; it keeps what goes into it.
+    /// Adds the convolution where the size changes, which keeps its input.
     fn resampling(&mut self, name: &str) {
         let kept = self.latents(self.channels);
         self.plain(name, kept, conv(self.channels, self.channels, 3));
@@ -190,7 +194,7 @@ impl<'a> PartWalk<'a> {
         self.config.time_embed_dim as u64
     }
 
-    /// Pixels, or tokens of the picture, of the micro-batch.
+    /// Returns the number of latent pixels of the micro-batch at this level.
     fn pixels(&self) -> u64 {
         self.load.batch * self.side[0] * self.side[1]
     }
@@ -205,17 +209,17 @@ impl<'a> PartWalk<'a> {
         self.parts.push(PartCost { name, is_block: false, kept_bytes, input_bytes, num_parameters, flops: 0 });
     }
 
-    /// Operations of a forward pass of a block at this level.
+    /// Returns the FLOPs of a block's forward pass at this level.
     fn flops(&self, kind: BlockKind) -> u64 {
         let block = Block { kind, size: self.side.map(|side| side as i64), repeats: 1 };
         self.load.batch * unet_block(self.config, &block, self.load.tokens as i64).total()
     }
 
-    /// A residual block; on the way up `skipped` channels go in beside the others.
+    /// Adds a residual block; on the up path, `skipped` channels are concatenated to its input.
     fn resnet(&mut self, name: &str, skipped: u64, outputs: u64) {
         let inputs = self.channels;
         let both = inputs + skipped;
-        // Both norms: what goes in, what comes out, and that after the non-linearity.
+        // Both norms: the input, the output, and the output of the activation.
         let each = if self.load.fused { 2 } else { 3 };
         let kept = self.latents(each * (both + outputs));
         let shortcut = if both == outputs { 0 } else { conv(both, outputs, 1) };
@@ -226,7 +230,7 @@ impl<'a> PartWalk<'a> {
             name: name.to_owned(),
             is_block: true,
             kept_bytes: kept,
-            // What the way down keeps is counted there.
+            // Outputs of the down path are counted there.
             input_bytes: self.latents(inputs),
             num_parameters,
             flops: self.flops(BlockKind::Resnet { channels: [both as i64, outputs as i64] }),
@@ -234,15 +238,15 @@ impl<'a> PartWalk<'a> {
         self.channels = outputs;
     }
 
-    /// A transformer: its entrance and exit, and its blocks. Nothing where there is none.
+    /// Adds a transformer: its projections and its blocks. Does nothing if `num_blocks` is `None`.
     fn transformer(&mut self, name: &str, level: &LevelConfig, num_blocks: Option<&usize>) {
         let Some(&num_blocks) = num_blocks else { return };
         let (dim, context) = (level.channels as u64, level.context_dim as u64);
         let entrance = self.latents(2 * dim);
         self.plain(&format!("{name}.norm"), entrance, 2 * dim + (dim + 1) * dim);
         let tokens = self.load.batch * self.load.tokens;
-        // Twelve around the three norms, the queries, keys and values; inside the MLP eight for values and gates, four for the
-        // gates' GELU where that is an operation of its own, four for the products.
+        // Twelve for the three norms, queries, keys and values; in the MLP eight for values and
+        // gates, four for the gates' GELU if it is a separate operation, four for the products.
         let widths = 12 + if self.load.fused { 12 } else { 16 };
         let kept = self.latents(widths * dim) + 2 * tokens * dim * self.load.bytes;
         let flops = self.flops(BlockKind::Layer { channels: level.channels, context_dim: level.context_dim });
@@ -263,8 +267,9 @@ impl<'a> PartWalk<'a> {
     }
 }
 
-/// The most memory that activations and gradients take together at a time during a backward pass, in bytes. `is_recomputed`
-/// says which parts are recomputed; `gradient_bytes` is what a parameter's gradient takes once it is there.
+/// Returns the peak memory of activations and gradients during a backward pass, in bytes.
+/// `is_recomputed` says which parts are recomputed; `gradient_bytes` is the size of one parameter's
+/// gradient.
 pub fn peak_bytes(parts: &[PartCost], gradient_bytes: u64, is_recomputed: impl Fn(&PartCost) -> bool) -> u64 {
     let waiting = |part: &PartCost| if is_recomputed(part) { part.input_bytes } else { part.kept_bytes };
     let mut held: u64 = parts.iter().map(waiting).sum();
@@ -272,7 +277,7 @@ pub fn peak_bytes(parts: &[PartCost], gradient_bytes: u64, is_recomputed: impl F
     for part in parts.iter().rev() {
         let own = waiting(part);
         let room = if is_recomputed(part) { part.kept_bytes } else { 0 };
-        // The gradients of what a part keeps come and go: at a time about a quarter of it is there.
+        // Gradients of a part's activations are temporary: about a quarter of them exist at once.
         peak = peak.max(held + room + part.kept_bytes / 4 + gradient_bytes * part.num_parameters);
         held += gradient_bytes * part.num_parameters;
         held -= own;
@@ -280,11 +285,12 @@ pub fn peak_bytes(parts: &[PartCost], gradient_bytes: u64, is_recomputed: impl F
     peak
 }
 
-/// The blocks to recompute until what is left `fits`: those first that save most bytes for an operation; all, where that is not
-/// enough. By name.
+/// Returns the names of the blocks to recompute so that the rest `fits`, in order of bytes saved
+/// per operation; all blocks if that is not enough.
 pub fn choose(parts: &[PartCost], fits: impl Fn(&BTreeSet<String>) -> bool) -> BTreeSet<String> {
     let mut blocks: Vec<&PartCost> = parts.iter().filter(|part| part.is_block && part.saved_bytes() > 0).collect();
-    // How much more a saves for an operation than b, without a division. Equal ones stay in the order of the calculation.
+    // Compares bytes saved per operation by cross-multiplication. Equal blocks stay in the order of
+    // computation.
     let gain = |a: &PartCost, b: &PartCost| u128::from(a.saved_bytes()) * u128::from(b.flops.max(1));
     blocks.sort_by(|a, b| gain(b, a).cmp(&gain(a, b)));
     let mut chosen = BTreeSet::new();
@@ -352,18 +358,18 @@ mod tests {
             num_parameters: 0,
             flops,
         };
-        // All is there when the last part is worked on, and that is the most.
+        // The peak is at the last part, when all activations exist.
         let parts = [part("a", 1100, 20), part("b", 600, 5), part("c", 2100, 20), part("rest", 10_000, 0)];
         let peak = |chosen: &BTreeSet<String>| peak_bytes(&parts, 0, |part| chosen.contains(&part.name));
         let names = |room| choose(&parts, |chosen| peak(chosen) <= room).into_iter().collect::<Vec<_>>();
         let all = peak(&BTreeSet::new());
         assert!(names(all).is_empty());
-        // b and c save 100 bytes an operation, a half as many; of b and c the one that comes first.
+        // b and c save 100 bytes per operation, a half of that; of b and c, the first is chosen.
         assert_eq!(names(all - 1), ["b"]);
         let with = |list: &[&str]| peak(&list.iter().map(|&name| name.to_owned()).collect());
         assert_eq!(names(with(&["b"]) - 1), ["b", "c"]);
         assert_eq!(names(with(&["b", "c"]) - 1), ["a", "b", "c"]);
-        assert_eq!(names(0), ["a", "b", "c"], "all, where nothing is enough");
+        assert_eq!(names(0), ["a", "b", "c"], "all blocks, since nothing is enough");
     }
 
     #[test]

@@ -1,21 +1,22 @@
-//! The UNet's blocks in the order in which they run, with the sizes they run at, from the configuration alone. Pure.
+//! The UNet's blocks in the order in which they run, with their sizes, from the configuration
+//! alone. Pure.
 //!
-//! What calculations about a UNet that is not there have in common: its FLOPs (`flops`), what it keeps for the way back.
+//! Shared by the estimates of FLOPs (`flops`) and of memory (`cost`), which need no weights.
 
 use crate::config::unet::{LevelConfig, UNetConfig};
 
-/// One block and the size it works at.
+/// A block and its size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Block {
-    /// What it is.
+    /// Kind of the block.
     pub kind: BlockKind,
     /// Height and width of its output.
     pub size: [i64; 2],
-    /// How many of them follow one another.
+    /// Number of consecutive blocks of this kind.
     pub repeats: u64,
 }
 
-/// What a block is made of.
+/// A kind of block, with its channels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BlockKind {
     /// A 3x3 convolution between blocks: at both ends, and where the size changes.
@@ -28,9 +29,9 @@ pub enum BlockKind {
         /// Channels of its input and output.
         channels: [i64; 2],
     },
-    /// The projections at the entrance and the exit of a transformer.
+    /// The input and output projections of a transformer.
     Projections {
-        /// Channels of the pixels and the tokens.
+        /// Channels of the pixels, and of the tokens.
         channels: i64,
     },
     /// A transformer layer: self-attention, attention to the text, MLP.
@@ -42,7 +43,7 @@ pub enum BlockKind {
     },
 }
 
-/// The blocks that a forward pass over latents of `size` (height, width) runs.
+/// Returns the blocks that a forward pass over latents of `size` (height, width) runs.
 pub fn unet_blocks(config: &UNetConfig, size: [i64; 2]) -> Vec<Block> {
     let finest = config.down[0].channels;
     let mut walk = Walk { config, sizes: level_sizes(config, size), blocks: Vec::new() };
@@ -58,7 +59,7 @@ pub fn unet_blocks(config: &UNetConfig, size: [i64; 2]) -> Vec<Block> {
     walk.blocks
 }
 
-/// Height and width at each level, the finest first; the way up has the same.
+/// Returns height and width at each level, the finest first; the same on the up path.
 fn level_sizes(config: &UNetConfig, size: [i64; 2]) -> Vec<[i64; 2]> {
     // Padding 0 pads one pixel at the right and the bottom only; see `layers::Downsample`.
     let padding = if config.downsample_padding == 0 { 1 } else { 2 * config.downsample_padding };
@@ -72,7 +73,7 @@ fn level_sizes(config: &UNetConfig, size: [i64; 2]) -> Vec<[i64; 2]> {
 
 struct Walk<'a> {
     config: &'a UNetConfig,
-    /// Of each level, the finest first.
+    /// Height and width at each level, the finest first.
     sizes: Vec<[i64; 2]>,
     blocks: Vec<Block>,
 }
@@ -118,7 +119,8 @@ impl Walk<'_> {
         self.push(BlockKind::Conv { channels }, size);
     }
 
-    /// The residual blocks of a level, each with its transformer; `inputs` are the channels that each is given.
+    /// Adds the residual blocks of a level, each with its transformer; `inputs` returns the input
+    /// channels of each.
     fn level(&mut self, level: &LevelConfig, size: [i64; 2], inputs: impl Fn(usize) -> i64) {
         for i in 0..level.num_resnets {
             self.push(BlockKind::Resnet { channels: [inputs(i), level.channels] }, size);

@@ -1,10 +1,10 @@
-//! A whole model as named tensors that are loaded one at a time: what exports read, wherever it comes from.
+//! A whole model as named tensors that are loaded one at a time: the common source of all exports.
 //!
-//! A model in memory, component folders on disk, and a single-file checkpoint look alike here: four configurations,
-//! diffusers' names, a tensor on request. So export and import are the same two writers, and neither needs more memory
-//! than its largest tensor beyond what is mapped.
+//! A model in memory, component folders on disk, and a single-file checkpoint look alike here: four
+//! configurations, diffusers' names, and tensors on request. So export and import share two
+//! writers, and neither needs memory for more than the largest tensor, apart from mapped files.
 //!
-//! Not here: the writers (`export`), what names mean (`keys`).
+//! Not here: the writers (`export`), the meaning of names (`keys`).
 
 use std::{
     collections::BTreeMap,
@@ -29,17 +29,18 @@ use crate::{
 
 pub use crate::files::single_file::{CONFIGS_KEY, sdxl_configs};
 
-/// A tensor of every autoencoder, whose dtype stands for the others'.
+/// A tensor that every autoencoder has; its dtype is taken as the dtype of all.
 const VAE_TENSOR: &str = "decoder.conv_in.weight";
 
-/// Four components, their tensors on request.
+/// The four components of a model; tensors are loaded on request.
 #[derive(Debug)]
 pub struct Bundle<'a> {
     parts: BTreeMap<Component, Part<'a>>,
     table: KeyTable,
-    /// What the UNet predicts, where the source says so.
+    /// What the UNet predicts; `None` if the source does not say.
     pub parameterization: Option<Parameterization>,
-    /// What a user should know about the source: tensors that were left out, parts from elsewhere. A sentence each.
+    /// What a user should know about the source, one sentence each: ignored tensors, parts taken
+    /// from another model.
     pub notes: Vec<String>,
 }
 
@@ -56,7 +57,10 @@ enum Tensors<'a> {
 }
 
 impl<'a> Bundle<'a> {
-    /// A model in memory.
+    /// Makes a bundle of a model in memory.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] if tensors do not fit the configurations.
     pub fn of_model(model: &'a Model) -> Result<Self> {
         let part = |config: &Map<String, Value>, parameters| Part {
             config: config.clone(),
@@ -71,10 +75,12 @@ impl<'a> Bundle<'a> {
         Self::new(parts, model.parameterization, "the model")
     }
 
-    /// Components in folders of diffusers' layout, memory-mapped; `folder` says which.
+    /// Opens components in folders of diffusers' layout, memory-mapped; `folder` returns the folder
+    /// of each component.
     ///
     /// # Errors
-    /// What is wrong with a folder, a configuration or a file; [`Error::Weights`] if tensors do not fit.
+    /// An error if a folder, a configuration or a file is unusable; [`Error::Weights`] if tensors
+    /// do not fit.
     pub fn open_folders(
         folder: impl Fn(Component) -> PathBuf,
         parameterization: Option<Parameterization>,
@@ -86,13 +92,13 @@ impl<'a> Bundle<'a> {
         Self::new(parts, parameterization, &folder(Component::UNet).display().to_string())
     }
 
-    /// A single-file SDXL checkpoint, memory-mapped. Sizes come from the configurations in its header if this program
-    /// wrote it, else they are SDXL's. Parts that the file lacks are taken from `missing_from`, a diffusers folder, if
-    /// one is given.
+    /// Opens a single-file SDXL checkpoint, memory-mapped. Sizes come from the configurations in
+    /// its header if this program wrote it, else they are SDXL's. Parts that the file lacks are
+    /// taken from `missing_from`, a diffusers folder, if it is `Some`.
     ///
     /// # Errors
-    /// [`Error::Io`] and [`Error::Malformed`] for a file that is no safetensors or no SDXL, [`Error::Missing`] for one
-    /// that lacks a whole component, [`Error::Weights`] for tensors that do not fit.
+    /// [`Error::Io`] and [`Error::Malformed`] if the file is not safetensors or not SDXL,
+    /// [`Error::Missing`] if it lacks a whole component, [`Error::Weights`] if tensors do not fit.
     pub fn open_single_file(path: &Path, missing_from: Option<&Path>) -> Result<Self> {
         let mut file = SingleFile::open(path)?;
         let (mut parts, mut notes) = (BTreeMap::new(), foreign::extras(&file.ignored));
@@ -111,9 +117,7 @@ impl<'a> Bundle<'a> {
         }
         let mut bundle = Self::new(parts, file.parameterization, &path.display().to_string())?;
         if bundle.kind(Component::Vae, VAE_TENSOR) == Some(Kind::Half) {
-            notes.push(
-                "the VAE is stored in fp16; it calculates in fp32 or bf16, since SDXL's overflows in fp16".into(),
-            );
+            notes.push("the VAE is stored in fp16; it runs in fp32 or bf16, since SDXL's VAE overflows in fp16".into());
         }
         bundle.notes = notes;
         Ok(bundle)
@@ -130,7 +134,7 @@ impl<'a> Bundle<'a> {
         Ok(bundle)
     }
 
-    /// Compares names and shapes with those of the models that the configurations describe.
+    /// Compares names and shapes with those that the configurations require.
     fn check(&self, source: &str) -> Result<()> {
         let mut problems = WeightProblems { source: source.to_owned(), ..WeightProblems::default() };
         for component in Component::ALL {
@@ -153,28 +157,28 @@ impl<'a> Bundle<'a> {
         if problems.is_empty() { Ok(()) } else { Err(Error::Weights(Box::new(problems))) }
     }
 
-    /// What the UNet predicts.
+    /// Returns what the UNet predicts.
     ///
     /// # Errors
     /// [`Error::Invalid`] if the source does not say.
     pub(crate) fn known_parameterization(&self) -> Result<Parameterization> {
         self.parameterization.ok_or_else(|| Error::Invalid {
             what: "the model".into(),
-            reason: "nothing in it says what its UNet predicts: say flow, eps or v (--parameterization)".into(),
+            reason: "it does not say what its UNet predicts; specify flow, eps or v (--parameterization)".into(),
         })
     }
 
-    /// A component's `config.json`.
+    /// Returns the contents of a component's `config.json`.
     pub fn config(&self, component: Component) -> &Map<String, Value> {
         &self.parts[&component].config
     }
 
-    /// The table of names for these sizes.
+    /// Returns the table of names for a model of these sizes.
     pub fn table(&self) -> &KeyTable {
         &self.table
     }
 
-    /// The diffusers names of a component's tensors, sorted.
+    /// Returns the diffusers names of a component's tensors, sorted.
     pub fn names(&self, component: Component) -> Vec<&str> {
         match &self.parts[&component].tensors {
             Tensors::Memory(parameters) => parameters.iter().map(|(name, _)| name).collect(),
@@ -182,7 +186,7 @@ impl<'a> Bundle<'a> {
         }
     }
 
-    /// A tensor's shape in diffusers' layout.
+    /// Returns a tensor's shape in diffusers' layout; `None` for an unknown name.
     pub fn shape(&self, component: Component, name: &str) -> Option<Vec<i64>> {
         match &self.parts[&component].tensors {
             Tensors::Memory(parameters) => parameters.get(name).map(Tensor::size),
@@ -190,7 +194,7 @@ impl<'a> Bundle<'a> {
         }
     }
 
-    /// A tensor's dtype.
+    /// Returns a tensor's dtype; `None` for an unknown name.
     pub fn kind(&self, component: Component, name: &str) -> Option<Kind> {
         match &self.parts[&component].tensors {
             Tensors::Memory(parameters) => parameters.get(name).map(Tensor::kind),
@@ -198,10 +202,10 @@ impl<'a> Bundle<'a> {
         }
     }
 
-    /// Loads a tensor, in its own dtype and diffusers' shape.
+    /// Loads a tensor in its stored dtype and diffusers' shape.
     ///
     /// # Errors
-    /// [`Error::Input`] if there is none of that name, [`Error::Invalid`] if a value is not finite.
+    /// [`Error::Input`] for an unknown name, [`Error::Invalid`] if a value is not finite.
     pub fn load(&self, component: Component, name: &str) -> Result<Tensor> {
         let what = || self.named(component, name);
         let tensor = match &self.parts[&component].tensors {
@@ -210,14 +214,14 @@ impl<'a> Bundle<'a> {
         };
         let tensor = tensor.ok_or_else(|| Error::input(what(), "a tensor", "none of that name"))?;
         if !is_finite(&tensor) {
-            let reason = "holds values that are not finite (NaN or infinity): the model is broken, go back to an \
+            let reason = "it holds values that are not finite (NaN or infinity), so the model is broken; use an \
                           earlier checkpoint";
             return Err(Error::Invalid { what: what(), reason: reason.into() });
         }
         Ok(tensor)
     }
 
-    /// A tensor as messages name it: which, of what, and in which file.
+    /// Names a tensor for messages: its name, its component and its file.
     fn named(&self, component: Component, name: &str) -> String {
         let tensor = format!("tensor {name} of {}", component.folder());
         match &self.parts[&component].tensors {
@@ -230,14 +234,14 @@ impl<'a> Bundle<'a> {
     }
 }
 
-/// A component in a diffusers folder, or in its own.
+/// Opens a component in a diffusers folder or in the component's own folder.
 fn part_in_folder<'a>(component: Component, model: &Path) -> Result<Part<'a>> {
     let folder = folder::find(component, model)?;
     let tensors = Tensors::Files(folder::stored(component, &folder)?);
     Ok(Part { config: read_object(&folder.join("config.json"))?, tensors })
 }
 
-/// Names and shapes of the model that a configuration describes.
+/// Returns the names and shapes of the model that a configuration describes.
 fn expected(component: Component, config: &Map<String, Value>) -> Result<Parameters> {
     let (config, what, shapes) = (config.clone(), component.config_name(), Weights::shapes_only());
     Ok(match component {

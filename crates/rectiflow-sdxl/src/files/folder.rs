@@ -1,7 +1,7 @@
-//! A diffusers folder: where each component's configuration and weights are.
+//! The layout of a diffusers folder: the paths of each component's configuration and weights.
 //!
-//! Weights may be sharded (an index names the files) and in an fp16 variant, under the names that diffusers and
-//! transformers give such files.
+//! Weights may be sharded (an index names the files) and in an fp16 variant, under the file names
+//! that diffusers and transformers use.
 
 use std::path::{Path, PathBuf};
 
@@ -12,10 +12,11 @@ use crate::{
     weights::{component::Component, stored::Stored},
 };
 
-/// Where its `config.json` is: in its folder of a diffusers model, or in `model` itself.
+/// Returns the folder with the component's `config.json`: its subfolder of a diffusers model, or
+/// `model` itself.
 ///
 /// # Errors
-/// [`Error::Missing`] if it is in neither.
+/// [`Error::Missing`] if neither has one.
 pub fn find(component: Component, model: &Path) -> Result<PathBuf> {
     let inside = model.join(component.folder());
     [inside.as_path(), model]
@@ -30,22 +31,22 @@ pub fn find(component: Component, model: &Path) -> Result<PathBuf> {
                 component.name()
             ),
             hint: if model.is_dir() {
-                "give a diffusers model folder, or the component's own folder with its config.json".into()
+                "pass a diffusers model folder, or the component's own folder with its config.json".into()
             } else if model.exists() {
                 "this is a file, not a folder in diffusers' layout (`rectiflow import` makes one of a single-file \
                  checkpoint)"
                     .into()
             } else {
-                "there is nothing at this path".into()
+                "nothing at this path".into()
             },
         })
 }
 
-/// A component's weight files in its `folder`: one, or the shards that an index names; an fp16 variant where
-/// nothing else is there.
+/// Returns a component's weight files in its `folder`: a single file, or the shards that an index
+/// names. The fp16 variant is used only if no other exists.
 ///
 /// # Errors
-/// [`Error::Missing`] if there are none, [`Error::Malformed`] for an unusable index.
+/// [`Error::Missing`] if `folder` has no weights, [`Error::Malformed`] if the index is unusable.
 pub fn weight_files(component: Component, folder: &Path) -> Result<Vec<PathBuf>> {
     let stem = component.weights_name().trim_end_matches(".safetensors");
     for variant in ["", ".fp16"] {
@@ -63,14 +64,14 @@ pub fn weight_files(component: Component, folder: &Path) -> Result<Vec<PathBuf>>
         path: folder.to_owned(),
         what: component.weights_name().to_owned(),
         hint: if pickled {
-            "the weights there are a pickle, which can run code when it is opened; convert them to safetensors".into()
+            "the weights are a pickle, which can run code when it is opened; convert them to safetensors".into()
         } else {
-            format!("give a model with weights, or ask for random ones for {:?}", component.name())
+            format!("pass a model with weights, or request random weights for {:?}", component.name())
         },
     })
 }
 
-/// The tensors of a component in its folder, under today's names.
+/// Returns the tensors of a component in its folder, old names replaced by current ones.
 pub(crate) fn stored(component: Component, folder: &Path) -> Result<Stored> {
     let mut stored = Stored::open(&weight_files(component, folder)?)?;
     stored.drop_constants();
@@ -86,7 +87,7 @@ pub(crate) fn stored(component: Component, folder: &Path) -> Result<Stored> {
     Ok(stored)
 }
 
-/// The files that a sharded model's index names.
+/// Returns the files that a sharded model's index names, sorted and without duplicates.
 fn shards(index: &Path) -> Result<Vec<PathBuf>> {
     let malformed = |reason: String| Error::Malformed { path: index.to_owned(), kind: "index of weight files", reason };
     let json = read_object(index)?;
@@ -96,7 +97,7 @@ fn shards(index: &Path) -> Result<Vec<PathBuf>> {
     for value in map.values() {
         let name = value.as_str().unwrap_or_default();
         if name.is_empty() || Path::new(name).file_name() != Some(name.as_ref()) {
-            return Err(malformed(format!("{value} is not the name of a file beside it")));
+            return Err(malformed(format!("{value} does not name a file in the same folder")));
         }
         files.push(index.with_file_name(name));
     }

@@ -1,8 +1,9 @@
-//! Names in a checkpoint that are not SDXL's: what the file is instead, or what its extra tensors are.
+//! Recognizes files that are not SDXL checkpoints, and extra tensors, by tensor names.
 //!
-//! Only for messages: somebody who gives a file of the wrong kind shall read which kind it is. Pure.
+//! Used for messages only: a file of the wrong kind is refused with the name of its kind. Pure.
 
-/// What a file with these names is, if it is no SDXL checkpoint, and what to do. `None` where it may well be one.
+/// Says what a file with these tensor names is and what to do, if it is not an SDXL checkpoint.
+/// `None` if it can be one.
 pub(crate) fn architecture<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Option<&'static str> {
     let any = |test: &dyn Fn(&str) -> bool| names.clone().any(test);
     let has = |part: &str| any(&|name| name.contains(part));
@@ -11,51 +12,50 @@ pub(crate) fn architecture<'a>(names: impl Iterator<Item = &'a str> + Clone) -> 
         return Some("it holds no tensor");
     }
     if has(".lora_down.") || has(".lora_up.") || has(".lora_A.") || has("lora.down.") {
-        return Some("this is a LoRA, a change to a checkpoint; merge it into an SDXL checkpoint and give that");
+        return Some("this is a LoRA, a change to a checkpoint; merge it into an SDXL checkpoint and use that");
     }
     if has("double_blocks.") {
-        return Some("this is a Flux model; give an SDXL checkpoint");
+        return Some("this is a Flux model; use an SDXL checkpoint");
     }
     if has("joint_blocks.") {
-        return Some("this is a Stable Diffusion 3 model; give an SDXL checkpoint");
+        return Some("this is a Stable Diffusion 3 model; use an SDXL checkpoint");
     }
     if begins("cond_stage_model.transformer.") {
-        return Some("this is a Stable Diffusion 1 checkpoint; give an SDXL checkpoint");
+        return Some("this is a Stable Diffusion 1 checkpoint; use an SDXL checkpoint");
     }
     if begins("cond_stage_model.model.") {
-        return Some("this is a Stable Diffusion 2 checkpoint; give an SDXL checkpoint");
+        return Some("this is a Stable Diffusion 2 checkpoint; use an SDXL checkpoint");
     }
     if begins("conditioner.embedders.0.model.") {
-        return Some("this is an SDXL refiner, which has one text encoder; give a base checkpoint");
+        return Some("this is an SDXL refiner, which has only one text encoder; use a base checkpoint");
     }
     if has("control_model.") || begins("controlnet_") || begins("input_hint_block") {
-        return Some("this is a ControlNet; give an SDXL checkpoint");
+        return Some("this is a ControlNet; use an SDXL checkpoint");
     }
     if begins("down_blocks.") || begins("decoder.") || begins("encoder.") || begins("text_model.") {
-        return Some(
-            "this is one part of a model, not a whole checkpoint; give the folder it belongs in, with its config.json",
-        );
+        return Some("this is one part of a model, not a whole checkpoint; use its folder, with the config.json");
     }
     let is_bare_unet = begins("input_blocks.0.");
     let is_unet = is_bare_unet || begins("model.diffusion_model.input_blocks.0.");
     if is_unet && !has("label_emb.0.0.") {
         return Some(
-            "this is a Stable Diffusion 1 or 2 UNet (it has no label_emb, which holds size conditioning); give an SDXL \
+            "this is a Stable Diffusion 1 or 2 UNet (it lacks label_emb, the size conditioning); use an SDXL \
              checkpoint",
         );
     }
     let has_sdxl = is_unet || begins("conditioner.embedders.") || begins("first_stage_model.");
-    (!has_sdxl).then_some("none of its tensors has a name of SDXL's; give an SDXL checkpoint")
+    (!has_sdxl).then_some("none of its tensors has a name that SDXL uses; use an SDXL checkpoint")
 }
 
-/// What the tensors are that a checkpoint holds beside its weights, one sentence a sort.
+/// Describes the tensors that a checkpoint holds besides the model's weights, in one sentence per
+/// kind.
 pub(crate) fn extras(names: &[String]) -> Vec<String> {
     let (averaged, rest): (Vec<&String>, Vec<_>) = names.iter().partition(|name| name.starts_with("model_ema."));
     let (constant, other): (Vec<&String>, Vec<_>) = rest.into_iter().partition(|name| is_constant(name));
     let sorts = [
-        (averaged, "of averaged weights (model_ema.) are left out, the plain ones are used"),
-        (constant, "are constants that SDXL's code computes itself, and are left out"),
-        (other, "belong to no part of SDXL and are left out"),
+        (averaged, "of averaged weights (model_ema.) are ignored; the plain weights are used"),
+        (constant, "are constants that SDXL's code computes itself, and are ignored"),
+        (other, "belong to no part of SDXL and are ignored"),
     ];
     sorts.iter().filter(|(names, _)| !names.is_empty()).map(|(names, what)| sentence(names, what)).collect()
 }
@@ -67,7 +67,8 @@ fn sentence(names: &[&String], what: &str) -> String {
     format!("{} {tensors} {what}: {}{more}", names.len(), first.join(", "))
 }
 
-/// Buffers of the training code, and OpenCLIP's temperature, which no picture depends on.
+/// Whether `name` is a buffer of the training code or OpenCLIP's temperature; no picture depends on
+/// them.
 fn is_constant(name: &str) -> bool {
     const SCHEDULE: [&str; 11] = [
         "betas",
@@ -118,7 +119,7 @@ mod tests {
         assert_eq!(
             architecture(["first_stage_model.quant_conv.bias"].into_iter()),
             None,
-            "other parts may be elsewhere"
+            "the other parts can be in other files"
         );
     }
 

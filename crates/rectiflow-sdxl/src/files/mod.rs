@@ -1,4 +1,4 @@
-//! Whole models in files: a diffusers folder, a single file, and the way from one to the other.
+//! Whole models in files: diffusers folders, single files, and the conversion between them.
 
 pub mod bundle;
 pub mod export;

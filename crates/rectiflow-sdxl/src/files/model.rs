@@ -1,4 +1,4 @@
-//! Models from folders and files: a whole diffusers folder, one component's folder with its `config.json`, or a
+//! Opens models: a whole diffusers folder, one component's folder with its `config.json`, or a
 //! single-file checkpoint.
 //!
 //! ```text
@@ -9,7 +9,8 @@
 //! MODEL/scheduler/        scheduler_config.json                              says flow, eps or v
 //! ```
 //!
-//! How weights lie in such a folder is in `folder`, what a single file holds under which names in `single_file`.
+//! The file names inside such a folder are in `folder`, the layout of a single file in
+//! `single_file`.
 
 use std::path::Path;
 
@@ -27,19 +28,21 @@ use crate::{
 
 pub use crate::weights::component::Component;
 
-/// How to open a model.
+/// Options for opening a model.
 #[derive(Debug, Clone)]
 pub struct OpenOptions {
-    /// Where it calculates.
+    /// Device that the model runs on.
     pub device: Device,
-    /// The dtype it calculates in, whatever is on disk. An autoencoder that overflows in fp16 runs in fp32 instead.
+    /// Dtype that the model runs in, independent of the files. An autoencoder that overflows in
+    /// fp16 runs in fp32 instead.
     pub kind: Kind,
-    /// Components that start from random weights; their weight files are not looked for.
+    /// Components that start from random weights; their weight files are not opened.
     pub random: Vec<Component>,
     /// Seed of the random weights.
     pub seed: u64,
-    /// Whether weights that a CPU calculates in the dtype of their file are looked at there instead of copied: a UNet
-    /// then takes the memory of its largest level. They can be read and not written: not for training.
+    /// Whether weights are memory-mapped instead of copied, where the model runs on the CPU in the
+    /// dtype of the file: a UNet then takes the memory of its largest level. Mapped weights are
+    /// read-only, so this is not for training.
     pub map: bool,
 }
 
@@ -49,14 +52,14 @@ impl Default for OpenOptions {
     }
 }
 
-/// What a component is built from.
+/// The configuration and weights of a component, with its name for messages.
 struct Opened {
     config: Map<String, Value>,
     what: String,
     weights: Weights,
 }
 
-/// A component's configuration in a folder or a single file, and how that is called in messages.
+/// Returns a component's configuration from a folder or a single file, and its name for messages.
 fn config_of(component: Component, model: &Path) -> Result<(Map<String, Value>, String)> {
     if model.is_file() {
         let (config, _) = SingleFile::open(model)?.take(component)?;
@@ -66,7 +69,7 @@ fn config_of(component: Component, model: &Path) -> Result<(Map<String, Value>, 
     Ok((read_object(&path)?, path.display().to_string()))
 }
 
-/// A component's configuration, how that is called, and its tensors: from a single file, or from a folder.
+/// Reads a component's configuration and weights from a single file or a folder.
 fn open(component: Component, model: &Path, options: &OpenOptions) -> Result<Opened> {
     let (config, what) = config_of(component, model)?;
     let weights = if options.random.contains(&component) {
@@ -86,7 +89,7 @@ impl UNet {
     /// Opens the UNet of a diffusers folder or a single-file checkpoint, or a UNet's own folder.
     ///
     /// # Errors
-    /// What is wrong with the folder, its configuration or its weights.
+    /// An error if the folder, its configuration or its weights are unusable.
     pub fn open(model: &Path, options: &OpenOptions) -> Result<Self> {
         let Opened { config, what, weights } = open(Component::UNet, model, options)?;
         Self::new(UNetConfig::from_json(config, &what)?, weights)
@@ -94,11 +97,11 @@ impl UNet {
 }
 
 impl ClipText {
-    /// Opens a text encoder (`which`: CLIP-L or bigG) of a diffusers folder or a single-file checkpoint, or an encoder's
-    /// own folder.
+    /// Opens the text encoder `which` (CLIP-L or bigG) of a diffusers folder or a single-file
+    /// checkpoint, or an encoder's own folder.
     ///
     /// # Errors
-    /// What is wrong with the folder, its configuration or its weights.
+    /// An error if the folder, its configuration or its weights are unusable.
     pub fn open(model: &Path, which: Component, options: &OpenOptions) -> Result<Self> {
         let Opened { config, what, weights } = open(which, model, options)?;
         Self::new(ClipConfig::from_json(config, which == Component::ClipG, &what)?, weights)
@@ -106,10 +109,11 @@ impl ClipText {
 }
 
 impl Vae {
-    /// Opens the autoencoder of a diffusers folder or a single-file checkpoint, or an autoencoder's own folder.
+    /// Opens the autoencoder of a diffusers folder or a single-file checkpoint, or an autoencoder's
+    /// own folder.
     ///
     /// # Errors
-    /// What is wrong with the folder, its configuration or its weights.
+    /// An error if the folder, its configuration or its weights are unusable.
     pub fn open(model: &Path, options: &OpenOptions) -> Result<Self> {
         let Opened { config, what, mut weights } = open(Component::Vae, model, options)?;
         let config = VaeConfig::from_json(config, &what)?;
@@ -120,20 +124,20 @@ impl Vae {
     }
 }
 
-/// All of SDXL.
+/// A complete SDXL model.
 #[derive(Debug)]
 pub struct Model {
-    /// Predicts velocity or noise.
+    /// Predicts the velocity, the noise or v, as `parameterization` says.
     pub unet: UNet,
-    /// The first text encoder.
+    /// The first text encoder, CLIP-L.
     pub clip_l: ClipText,
-    /// The second text encoder, whose pooled output is used.
+    /// The second text encoder, bigG, whose pooled output is used.
     pub clip_g: ClipText,
-    /// Between pictures and latents.
+    /// Encodes pictures to latents and decodes them.
     pub vae: Vae,
-    /// What the UNet predicts, where the model says so.
+    /// What the UNet predicts; `None` if the model does not say.
     pub parameterization: Option<Parameterization>,
-    /// The scheduler's configuration, where there is one.
+    /// The scheduler's configuration; `None` if the model has none.
     pub scheduler: Option<SchedulerConfig>,
 }
 
@@ -141,7 +145,8 @@ impl Model {
     /// Opens a whole diffusers folder or single-file checkpoint.
     ///
     /// # Errors
-    /// What is wrong with the folder, a configuration or weights; [`Error::Config`] if the parts do not fit each other.
+    /// An error if the folder, a configuration or weights are unusable; [`Error::Config`] if the
+    /// parts do not fit each other.
     pub fn open(path: &Path, options: &OpenOptions) -> Result<Self> {
         let model = Self {
             unet: UNet::open(path, options)?,
@@ -155,34 +160,34 @@ impl Model {
         Ok(model)
     }
 
-    /// Whether the parts' widths fit each other.
+    /// Checks that the parts' widths fit each other.
     ///
     /// # Errors
-    /// [`Error::Config`] naming all that do not; `what` names the model.
+    /// [`Error::Config`] with every mismatch; `what` names the model.
     pub fn check_fit(&self, what: &str) -> Result<()> {
         check_fit(&self.unet.config, [&self.clip_l.config, &self.clip_g.config], &self.vae.config, what)
     }
 }
 
-/// The sizes of all parts of a model, without their weights.
+/// The configurations of all components, without weights.
 #[derive(Debug, Clone)]
 pub struct Configs {
-    /// The UNet's.
+    /// The UNet's sizes.
     pub unet: UNetConfig,
-    /// The first text encoder's.
+    /// CLIP-L's sizes.
     pub clip_l: ClipConfig,
-    /// The second text encoder's.
+    /// bigG's sizes.
     pub clip_g: ClipConfig,
-    /// The autoencoder's.
+    /// The autoencoder's sizes.
     pub vae: VaeConfig,
 }
 
 impl Configs {
-    /// Reads the configurations of the UNet, CLIP-L, bigG and the autoencoder, each in the folder or the single-file
-    /// checkpoint named in that order.
+    /// Reads the configurations of the UNet, CLIP-L, bigG and the autoencoder, each in the folder
+    /// or the single-file checkpoint named in that order.
     ///
     /// # Errors
-    /// What is wrong with a folder, a file's header or a configuration.
+    /// An error if a folder, a file's header or a configuration is unusable.
     pub fn read(places: [&Path; 4]) -> Result<Self> {
         let [unet, clip_l, clip_g, vae] = places;
         let (unet, unet_name) = config_of(Component::UNet, unet)?;
@@ -197,10 +202,10 @@ impl Configs {
         })
     }
 
-    /// Whether the parts' widths fit each other.
+    /// Checks that the parts' widths fit each other.
     ///
     /// # Errors
-    /// [`Error::Config`] naming all that do not; `what` names the model.
+    /// [`Error::Config`] with every mismatch; `what` names the model.
     pub fn check_fit(&self, what: &str) -> Result<()> {
         check_fit(&self.unet, [&self.clip_l, &self.clip_g], &self.vae, what)
     }
@@ -223,8 +228,8 @@ fn check_fit(unet: &UNetConfig, [l, g]: [&ClipConfig; 2], vae: &VaeConfig, what:
     if problems.is_empty() { Ok(()) } else { Err(Error::Config { what: what.to_owned(), problems }) }
 }
 
-/// What a model's UNet predicts: from the header of its weights if this program wrote them, else from the scheduler's
-/// configuration; `None` where neither says.
+/// Returns what a model's UNet predicts: from the header of its weights if this program wrote them,
+/// else from the scheduler's configuration; `None` if neither says.
 ///
 /// # Errors
 /// [`Error::Io`], [`Error::Malformed`].
@@ -245,7 +250,7 @@ pub fn parameterization(model: &Path) -> Result<Option<Parameterization>> {
     Ok(scheduler(model)?.and_then(|scheduler| scheduler.parameterization))
 }
 
-/// The scheduler's configuration of a diffusers folder, if it has one.
+/// Returns the scheduler's configuration of a diffusers folder, if it has one.
 ///
 /// # Errors
 /// [`Error::Io`], [`Error::Malformed`].

@@ -1,9 +1,10 @@
-//! A single-file SDXL checkpoint: which of its tensors belong to which part of the model.
+//! A single-file SDXL checkpoint: assigns its tensors to the parts of the model.
 //!
-//! Sizes come from the configurations in its header if this program wrote it, else they are SDXL's. A file need not hold
-//! every part: UNets without text encoders are common. What belongs to none is kept by name, for messages.
+//! Sizes come from the configurations in its header if this program wrote it, else they are SDXL's.
+//! A file need not hold every part: UNets without text encoders are common. The names of tensors
+//! that belong to no part are kept for messages.
 //!
-//! Not here: what names mean (`keys`), what other files are (`foreign`).
+//! Not here: the meaning of names (`keys`), the recognition of other files (`foreign`).
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
@@ -33,17 +34,17 @@ pub(crate) struct SingleFile {
     file: Arc<TensorFile>,
     configs: BTreeMap<Component, Map<String, Value>>,
     parts: BTreeMap<Component, Stored>,
-    /// Tensors that belong to no part.
+    /// Names of tensors that belong to no part.
     pub(crate) ignored: Vec<String>,
-    /// What the UNet predicts, where the file says so.
+    /// What the UNet predicts; `None` if the file does not say.
     pub(crate) parameterization: Option<Parameterization>,
 }
 
 impl SingleFile {
-    /// Opens a checkpoint and sorts its tensors; none is read.
+    /// Opens a checkpoint and assigns its tensors to parts, without reading them.
     ///
     /// # Errors
-    /// [`Error::Io`] and [`Error::Malformed`] for a file that is no safetensors or no SDXL.
+    /// [`Error::Io`] and [`Error::Malformed`] if the file is not safetensors or not SDXL.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let file = Arc::new(TensorFile::open(path)?);
         let malformed = |reason: String| Error::Malformed { path: path.to_owned(), kind: KIND, reason };
@@ -52,7 +53,7 @@ impl SingleFile {
         }
         let configs = configs_in(&file)?;
         let table = table_of(&configs)?;
-        // UNets that come alone often lack the prefix.
+        // UNets without the other parts often lack the prefix.
         let prefix = if file.shape("input_blocks.0.0.weight").is_some() { single_prefix(Component::UNet) } else { "" };
         let mut parts: BTreeMap<Component, Stored> = BTreeMap::new();
         let mut ignored = Vec::new();
@@ -77,15 +78,15 @@ impl SingleFile {
         Ok(Self { file, configs, parts, ignored, parameterization })
     }
 
-    /// Whether any tensor of a part is in the file.
+    /// Whether the file has any tensor of a part.
     pub(crate) fn has(&self, component: Component) -> bool {
         self.parts.contains_key(&component)
     }
 
-    /// Takes a part out: its configuration and its tensors.
+    /// Removes a part and returns its configuration and its tensors.
     ///
     /// # Errors
-    /// [`Error::Missing`] if the file has none of it.
+    /// [`Error::Missing`] if the file has no tensor of the part.
     pub(crate) fn take(&mut self, component: Component) -> Result<(Map<String, Value>, Stored)> {
         let tensors = self.parts.remove(&component).ok_or_else(|| self.lacks(component))?;
         Ok((self.configs[&component].clone(), tensors))
@@ -95,15 +96,14 @@ impl SingleFile {
         Error::Missing {
             path: self.file.path().to_owned(),
             what: format!("any tensor of the {} ({}...)", component.name(), single_prefix(component)),
-            hint:
-                "this is not a whole SDXL checkpoint; take one that has the UNet, both text encoders and the VAE, or \
+            hint: "this is not a whole SDXL checkpoint; use one that has the UNet, both text encoders and the VAE, or \
                    let `rectiflow import` take what is missing from another model (--missing-from)"
-                    .into(),
+                .into(),
         }
     }
 }
 
-/// The configurations in a single file's header, or SDXL's own.
+/// Returns the configurations in a single file's header, or SDXL's if it has none.
 fn configs_in(file: &TensorFile) -> Result<BTreeMap<Component, Map<String, Value>>> {
     let parsed = match file.metadata().get(CONFIGS_KEY) {
         Some(text) => serde_json::from_str::<Map<String, Value>>(text).map_err(|error| error.to_string()),
@@ -125,7 +125,7 @@ fn configs_in(file: &TensorFile) -> Result<BTreeMap<Component, Map<String, Value
     Ok(configs)
 }
 
-/// The configurations of the published SDXL 1.0, for files that bring none.
+/// Returns the configurations of the published SDXL 1.0, for files without any.
 pub fn sdxl_configs() -> BTreeMap<Component, Map<String, Value>> {
     let read = |text| serde_json::from_str(text).expect("the files are JSON objects");
     BTreeMap::from([
@@ -136,8 +136,8 @@ pub fn sdxl_configs() -> BTreeMap<Component, Map<String, Value>> {
     ])
 }
 
-/// What a single file says its UNet predicts: in our words, in modelspec's, or by the marker tensor that other tools
-/// use for v. `None` where it is silent, as most eps checkpoints are.
+/// Returns what the UNet predicts according to our key, to modelspec's, or to the marker tensor
+/// that other tools use for v. `None` if the file does not say, as most eps checkpoints do not.
 fn parameterization_in(file: &TensorFile) -> Result<Option<Parameterization>> {
     let metadata = file.metadata();
     if let Some(name) = metadata.get(PARAMETERIZATION_KEY) {
@@ -155,7 +155,7 @@ fn parameterization_in(file: &TensorFile) -> Result<Option<Parameterization>> {
     })
 }
 
-/// The table of names for models of these configurations.
+/// Returns the table of names for models of these configurations.
 pub(crate) fn table_of(configs: &BTreeMap<Component, Map<String, Value>>) -> Result<KeyTable> {
     let config = |component: Component| (configs[&component].clone(), component.config_name());
     let (unet, unet_name) = config(Component::UNet);

@@ -1,9 +1,10 @@
-//! SDXL's own noise schedule, for eps and v models: a thousand steps whose betas are linear in their square roots.
+//! SDXL's original noise schedule, for eps and v models: 1000 steps, with betas whose square roots
+//! are linear in the step.
 //!
-//! `alpha_bar` is what training uses (diffusers' `alphas_cumprod`). [`sigma`] and its inverse [`timestep`] are the
-//! variance-exploding view that samplers use: `x_ve = x / sqrt(alpha_bar) = x0 + sigma * noise`. Those two follow
-//! ComfyUI's `ModelSamplingDiscrete` into its fp32 roundings, because a sample must agree with ComfyUI's to the last
-//! step of the schedule.
+//! Training uses `alpha_bar` (diffusers' `alphas_cumprod`). Samplers use [`sigma`] and its inverse
+//! [`timestep`], the variance-exploding form: `x_ve = x / sqrt(alpha_bar) = x0 + sigma * noise`.
+//! These two reproduce ComfyUI's `ModelSamplingDiscrete` including its fp32 roundings, because
+//! samples must agree with ComfyUI's to the last step of the schedule.
 
 use std::sync::LazyLock;
 
@@ -33,22 +34,22 @@ static TABLE: LazyLock<Table> = LazyLock::new(|| {
     Table { alpha_bars, sigmas: sigmas.iter().map(|&sigma| sigma as f32).collect(), log_sigmas }
 });
 
-/// The share of the picture's variance left at a training step (0..1000).
+/// Returns the picture's share of the variance at a training step, 0 to 999.
 pub fn alpha_bar(step: usize) -> f64 {
     TABLE.alpha_bars[step]
 }
 
-/// The training step of a time in [0, 1]: `floor(1000 * time)`, at most 999.
+/// Returns the training step of a time in [0, 1]: `floor(1000 * time)`, at most 999.
 pub fn training_step(time: f64) -> usize {
     ((time * NUM_STEPS as f64) as usize).min(NUM_STEPS - 1)
 }
 
-/// Noise levels of all steps, rising from 0.0292 to 14.61.
+/// Returns the noise levels of all steps, rising from 0.0292 to 14.61.
 pub fn sigmas() -> &'static [f32] {
     &TABLE.sigmas
 }
 
-/// The noise level at a timestep that may lie between two steps: linear in the logarithm.
+/// Returns the noise level at a timestep, interpolated linearly in the logarithm between two steps.
 pub fn sigma(timestep: f32) -> f32 {
     let t = timestep.clamp(0.0, (NUM_STEPS - 1) as f32);
     let weight = t.fract();
@@ -57,7 +58,8 @@ pub fn sigma(timestep: f32) -> f32 {
     f64::from(log_sigma).exp() as f32
 }
 
-/// The step whose noise level is nearest to `sigma` in the logarithm (the lower one of a tie).
+/// Returns the step whose noise level is nearest to `sigma` in the logarithm (the lower of two
+/// equally near).
 pub fn timestep(sigma: f32) -> usize {
     let log_sigma = f64::from(sigma).ln() as f32;
     let mut nearest = (0, f32::INFINITY);

@@ -1,24 +1,26 @@
-//! Flow matching, stated once: training and sampling both call this file, so they cannot disagree about time.
+//! Flow matching, defined once: training and sampling both use this file, so their times cannot
+//! differ.
 //!
 //! **The time convention.** `sigma` runs from 0 (the picture) to 1 (pure noise):
 //!
 //! ```text
-//! x      = (1 - sigma) * x0 + sigma * noise        what the UNet sees
-//! target = noise - x0                              dx/dsigma, what it learns
+//! x      = (1 - sigma) * x0 + sigma * noise        the UNet's input
+//! target = noise - x0                              dx/dsigma, the UNet's target
 //! x0     = x - sigma * target                      the estimate of the picture
 //! t      = 1000 * sigma                            the UNet's timestep: a float, never rounded
 //! ```
 //!
-//! The older objectives (eps and v on SDXL's noise schedule) are here too, behind the same [`Objective`], since a flow
-//! model is nearly always a fine-tune of an eps model and is judged against one. Their schedule is in
-//! [`crate::discrete`].
+//! The older objectives (eps and v on SDXL's noise schedule) are here too, behind the same
+//! [`Objective`]: a flow model is nearly always a fine-tune of an eps model and is compared with
+//! one. Their schedule is in [`crate::discrete`].
 //!
-//! Nothing here draws a random number: the caller gives a quantile per sample and the noise, and so decides what they
-//! are keyed by. With [`stratified_quantile`] each sample of a global step has a quantile cell of its own, which leaves
-//! the marginal distribution of sigma as it is and takes most of its variance out of the step's loss.
+//! Nothing here draws a random number: the caller passes a quantile for each sample and the noise,
+//! and so chooses their keys. With [`stratified_quantile`] each sample of a global step has its own
+//! quantile cell, which leaves the marginal distribution of sigma unchanged and removes most of its
+//! variance from the step's loss.
 //!
-//! Tensors: `x0`, `noise`, `x` and targets are `[b, 4, h, w]` in fp32, latents already multiplied by the VAE's scaling
-//! factor. Scalars a sample are `[b]`.
+//! Tensors: `x0`, `noise`, `x` and targets are `[b, 4, h, w]` in fp32, latents already multiplied
+//! by the VAE's scaling factor. Scalars per sample are `[b]`.
 
 pub mod discrete;
 
@@ -31,14 +33,14 @@ use tch::{Kind, Tensor};
 
 use crate::error::{Error, Result};
 
-/// The UNet's timestep at sigma 1: SDXL was trained on a thousand steps, and flow keeps its scale.
+/// The UNet's timestep at sigma 1: SDXL was trained with 1000 steps, and flow keeps that scale.
 pub const TIMESTEP_SCALE: f64 = 1000.0;
 
-/// What a model predicts, and with it what its time means.
+/// The quantity that a model predicts, which also defines its time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Parameterization {
-    /// The velocity `noise - x0` on straight lines (rectified flow).
+    /// The velocity `noise - x0` along straight lines (rectified flow).
     #[default]
     Flow,
     /// The noise, on SDXL's scaled-linear schedule.
@@ -48,7 +50,7 @@ pub enum Parameterization {
 }
 
 impl Parameterization {
-    /// All of them, with the names that files and the command line use.
+    /// All of them, with their names in files and on the command line.
     pub const ALL: [(&'static str, Self); 3] = [("flow", Self::Flow), ("eps", Self::Eps), ("v", Self::V)];
 }
 
@@ -70,31 +72,35 @@ impl FromStr for Parameterization {
     }
 }
 
-/// How training sigmas are distributed (flow only; eps and v draw their timestep uniformly).
+/// The distribution of training sigmas (flow only; eps and v draw their timestep uniformly).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SigmaDistribution {
-    /// `sigmoid(u)` with `u ~ N(ln shift, 1)`: what logit-normal draws become after the resolution shift.
+    /// `sigmoid(u)` with `u ~ N(ln shift, 1)`: the distribution of logit-normal draws after the
+    /// resolution shift.
     #[default]
     LogitNormal,
     /// Uniform on (0, 1].
     Uniform,
 }
 
-/// The `[objective]` section of a recipe: what is learnt, and at which noise levels.
+/// The `[objective]` section of a recipe: the training target and the noise levels.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ObjectiveSettings {
-    /// `flow`, `eps` or `v`. Flow is what this program is for; eps makes base models to start from.
+    /// `flow`, `eps` or `v`. Flow is the purpose of this program; eps trains base models to start
+    /// from.
     pub parameterization: Parameterization,
     /// `logit_normal` or `uniform`; flow only.
     pub sigmas: SigmaDistribution,
-    /// Centre of the logit-normal in odds: 3 puts the median sigma at 0.75. Positive; 1 is unshifted. Flow only.
+    /// Centre of the logit-normal distribution, in odds: 3 puts the median sigma at 0.75. Positive;
+    /// 1 means unshifted. Flow only.
     pub shift: f64,
-    /// One quantile cell for each sample of a global step instead of independent draws: less variance for nothing.
+    /// Whether each sample of a global step has its own quantile cell, instead of an independent
+    /// draw. This reduces the variance at no cost.
     pub stratified: bool,
-    /// Min-SNR loss weights with this gamma (5 in the paper, arXiv 2303.09556); none weighs all timesteps alike.
-    /// Eps and v only.
+    /// Gamma of the min-SNR loss weights (5 in the paper, arXiv 2303.09556); absent, all timesteps
+    /// have equal weight. Eps and v only.
     pub min_snr_gamma: Option<f64>,
 }
 
@@ -124,14 +130,14 @@ pub struct Noised {
     pub sample: Tensor,
     /// `[b]` fp32: the UNet's timestep.
     pub timestep: Tensor,
-    /// `[b, 4, h, w]` fp32: what the UNet should answer.
+    /// `[b, 4, h, w]` fp32: the UNet's target.
     pub target: Tensor,
-    /// `[b]` fp32: factor of each sample's mean squared error; 1 for flow.
+    /// `[b]` fp32: weight of each sample's mean squared error; 1 for flow.
     pub weights: Tensor,
 }
 
 impl Objective {
-    /// Checks the settings; all problems come in one error.
+    /// Checks the settings; one error reports all problems.
     pub fn new(settings: ObjectiveSettings) -> Result<Self> {
         let mut problems = Vec::new();
         if !(settings.shift.is_finite() && settings.shift > 0.0) {
@@ -152,25 +158,27 @@ impl Objective {
         }
     }
 
-    /// Flow on the inputs that an eps model knows, for comparison: samples scaled to unit variance, and the timestep of
-    /// SDXL's schedule that has the same signal-to-noise ratio (arXiv 2506.02221). Targets stay velocities. No sampler or export
-    /// knows of it.
+    /// Returns flow on the inputs known to an eps model, for comparison: samples scaled to unit
+    /// variance, and the timestep of SDXL's schedule with the same signal-to-noise ratio (arXiv
+    /// 2506.02221). Targets stay velocities. No sampler or export supports it.
     pub fn aligned(self) -> Self {
         Self { is_aligned: true, ..self }
     }
 
-    /// The settings it was made from.
+    /// Returns the settings.
     pub fn settings(&self) -> &ObjectiveSettings {
         &self.settings
     }
 
-    /// The quantile of one sample of a global step of `count` samples: its own `cell` if the objective is stratified,
-    /// else `jitter` alone. `jitter` is uniform on [0, 1); cells are a permutation of `0..count` that the caller keys.
+    /// Returns the quantile of one sample of a global step of `count` samples: inside its own
+    /// `cell` if the objective is stratified, else `jitter` alone. `jitter` is uniform on [0, 1);
+    /// cells are a permutation of `0..count`, keyed by the caller.
     pub fn quantile(&self, cell: u64, count: u64, jitter: f64) -> f64 {
         if self.settings.stratified { stratified_quantile(cell, count, jitter) } else { jitter }
     }
 
-    /// The training time at a quantile: sigma for flow, timestep / 1000 for eps and v. In (0, 1].
+    /// Returns the training time at a quantile, in (0, 1]: sigma for flow, timestep / 1000 for eps
+    /// and v.
     pub fn time(&self, quantile: f64) -> f64 {
         match (self.settings.parameterization, self.settings.sigmas) {
             (Parameterization::Flow, SigmaDistribution::LogitNormal) => {
@@ -180,7 +188,7 @@ impl Objective {
         }
     }
 
-    /// Noises `x0` at these times (one a sample, as [`Self::time`] gives them).
+    /// Adds noise to `x0` at these times (one per sample, from [`Self::time`]).
     ///
     /// For eps and v the timestep is the integer `floor(1000 * time)`, at most 999.
     pub fn noised(&self, x0: &Tensor, noise: &Tensor, times: &[f64]) -> Noised {
@@ -221,56 +229,59 @@ impl Objective {
     }
 }
 
-/// `(cell + jitter) / count`: a uniform number inside cell `cell` of `count` equal cells of [0, 1).
+/// Returns `(cell + jitter) / count`: a uniform number inside cell `cell` of `count` equal cells of
+/// [0, 1).
 ///
-/// With cells a permutation of `0..count` and jitters uniform, each number is uniform on its own, and together they
-/// cover the range evenly.
+/// With cells a permutation of `0..count` and uniform jitters, each number is uniform by itself,
+/// and together they cover the range evenly.
 pub fn stratified_quantile(cell: u64, count: u64, jitter: f64) -> f64 {
     assert!(cell < count, "cell {cell} of {count}");
     (cell as f64 + jitter) / count as f64
 }
 
-/// The sigma at a quantile of `sigmoid(N(ln shift, 1))`, in (0, 1).
+/// Returns the sigma at a quantile of `sigmoid(N(ln shift, 1))`, in (0, 1).
 pub fn logit_normal_sigma(quantile: f64, shift: f64) -> f64 {
     let normal = -std::f64::consts::SQRT_2 * erfc_inv(2.0 * inside(quantile));
     1.0 / (1.0 + (-(shift.ln() + normal)).exp())
 }
 
-/// Keeps a quantile off 0 and 1, where the normal distribution has no finite value. 2^-54 is 8 standard deviations.
+/// Keeps a quantile away from 0 and 1, where the normal distribution is infinite. 2^-54 is 8
+/// standard deviations from the mean.
 fn inside(quantile: f64) -> f64 {
     const EDGE: f64 = 1.0 / (1u64 << 54) as f64;
     quantile.clamp(EDGE, 1.0 - f64::EPSILON)
 }
 
-/// `(1 - sigma) * x0 + sigma * noise`; sigma is `[b]`.
+/// Returns `(1 - sigma) * x0 + sigma * noise`; sigma is `[b]`.
 pub fn interpolate(x0: &Tensor, noise: &Tensor, sigma: &Tensor) -> Tensor {
     let sigma = spread(sigma);
     (1.0 - &sigma) * x0 + sigma * noise
 }
 
-/// The velocity `noise - x0`: the target of flow matching.
+/// Returns the velocity `noise - x0`, the target of flow matching.
 pub fn velocity(x0: &Tensor, noise: &Tensor) -> Tensor {
     noise - x0
 }
 
-/// A flow sample as SDXL's schedule would have it, and the timestep there.
+/// Returns a flow sample scaled as on SDXL's schedule, and its timestep there.
 fn aligned(sample: &Tensor, times: &[f64]) -> (Tensor, Tensor) {
     let scales = times.iter().map(|sigma| 1.0 / (1.0 - sigma).hypot(*sigma));
     let timesteps = times.iter().map(|sigma| discrete::timestep((sigma / (1.0 - sigma)) as f32) as f64);
     (spread(&per_sample(scales, sample)) * sample, per_sample(timesteps, sample))
 }
 
-/// The picture that a velocity points to: `x - sigma * velocity`; sigma is `[b]`.
+/// Returns the picture that a velocity points to: `x - sigma * velocity`; sigma is `[b]`.
 pub fn clean_estimate(x: &Tensor, velocity: &Tensor, sigma: &Tensor) -> Tensor {
     x - spread(sigma) * velocity
 }
 
-/// The UNet's timestep at sigma: `1000 * sigma`, not rounded.
+/// Returns the UNet's timestep at sigma: `1000 * sigma`, not rounded.
 pub fn timestep(sigma: &Tensor) -> Tensor {
     sigma * TIMESTEP_SCALE
 }
 
-/// Mean squared error of each sample, `[b]`, in fp32 whatever came in: a bf16 sum over 65,536 numbers is worthless.
+/// Returns the mean squared error of each sample, `[b]`, in fp32 for every input dtype: a bf16 sum
+/// of 65,536 numbers has no meaningful digits.
 pub fn per_sample_mse(prediction: &Tensor, target: &Tensor) -> Tensor {
     let difference = prediction.to_kind(Kind::Float) - target.to_kind(Kind::Float);
     difference.square().mean_dim(&[1i64, 2, 3][..], false, Kind::Float)
@@ -281,7 +292,7 @@ fn spread(scalars: &Tensor) -> Tensor {
     scalars.view([-1, 1, 1, 1])
 }
 
-/// One fp32 number a sample, on the device of `like`.
+/// Returns one fp32 number per sample, `[b]`, on the device of `like`.
 fn per_sample(values: impl Iterator<Item = f64>, like: &Tensor) -> Tensor {
     let values: Vec<f32> = values.map(|value| value as f32).collect();
     Tensor::from_slice(&values).to_device(like.device())
@@ -297,7 +308,8 @@ mod tests {
 
     #[test]
     fn logit_normal_quantiles_are_those_of_the_shifted_distribution() {
-        // The median of sigmoid(N(ln s, 1)) is s / (1 + s), and one standard deviation is a factor e of the odds.
+        // The median of sigmoid(N(ln s, 1)) is s / (1 + s); one standard deviation multiplies the
+        // odds by e.
         for shift in [0.5, 1.0, 3.0, 6.0] {
             let odds = |quantile: f64| {
                 let sigma = logit_normal_sigma(quantile, shift);
@@ -307,7 +319,7 @@ mod tests {
             assert!((odds(0.841_344_746_068_543) / (shift * std::f64::consts::E) - 1.0).abs() < 1e-9);
             assert!((odds(0.158_655_253_931_457) * std::f64::consts::E / shift - 1.0).abs() < 1e-9);
         }
-        // Figures the reference gives for shift 3: 5.7% of draws above 0.936, 0.05% below 0.1.
+        // Figures of the reference for shift 3: 5.7% of draws above 0.936, 0.05% below 0.1.
         let share_below =
             |sigma: f64| (0..100_000).filter(|i| logit_normal_sigma((*i as f64 + 0.5) / 1e5, 3.0) < sigma).count();
         assert!((share_below(0.936) as f64 / 1e5 - 0.943).abs() < 1e-3);
@@ -316,7 +328,7 @@ mod tests {
 
     #[test]
     fn aligned_inputs_are_those_of_sdxls_schedule() {
-        // Timesteps as the reference has them; at 0.97 the schedule has no such noise.
+        // Timesteps of the reference; the schedule has no noise level as high as that of 0.97.
         let times = [0.1, 0.25, 0.5, 0.75, 0.9, 0.97];
         let noise = Tensor::randn([6, 4, 16, 16], (Kind::Float, tch::Device::Cpu));
         let x0 = Tensor::randn([6, 4, 16, 16], (Kind::Float, tch::Device::Cpu));
@@ -337,7 +349,7 @@ mod tests {
 
     #[test]
     fn shift_commutes_with_the_logit_normal() {
-        // Drawing unshifted and applying s t / (1 + (s - 1) t) is the same distribution.
+        // An unshifted draw mapped by s t / (1 + (s - 1) t) has the same distribution.
         for quantile in [1e-9, 0.01, 0.3, 0.77, 0.9999] {
             let t = logit_normal_sigma(quantile, 1.0);
             assert!((3.0 * t / (1.0 + 2.0 * t) - logit_normal_sigma(quantile, 3.0)).abs() < 1e-12);
@@ -379,7 +391,7 @@ mod tests {
         let x0 = Tensor::randn([3, 4, 5, 6], (Kind::Float, tch::Device::Cpu));
         let noise = x0.randn_like();
         let noised = objective(ObjectiveSettings::default()).noised(&x0, &noise, &[0.25, 1.0, 0.7501]);
-        // Not rounded: 750.1, to fp32's own step.
+        // Not rounded: 750.1, to fp32 precision.
         let timesteps = Vec::<f32>::try_from(&noised.timestep).unwrap();
         assert!(timesteps.iter().zip([250.0, 1000.0, 750.1]).all(|(t, expected)| (t - expected).abs() < 1e-4));
         let sigma = &noised.timestep / TIMESTEP_SCALE;

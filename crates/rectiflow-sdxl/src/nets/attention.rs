@@ -1,8 +1,9 @@
-//! Attention: the one place that knows a kernel.
+//! Attention: the only file that chooses an attention kernel.
 //!
-//! All models call `attend`, which is libtorch's `scaled_dot_product_attention`: flash attention where the device has
-//! it; on a processor a kernel of our own where there is no mask (`kernels`). Keys are masked out by minus infinity
-//! before the softmax, so a masked token has a weight of exactly 0 and what it holds does not matter.
+//! All models call `attend`, which is libtorch's `scaled_dot_product_attention` (flash attention if
+//! the device supports it), or on a CPU and without a mask this crate's own kernel (`kernels`).
+//! Keys are masked out by minus infinity before the softmax, so that a masked token has a weight of
+//! exactly 0 and its values do not matter.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -14,21 +15,21 @@ use crate::{
     weights::Scope,
 };
 
-/// Which keys a query may look at.
+/// The keys that a query attends to.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Mask<'a> {
-    /// All.
+    /// All keys.
     Everything,
-    /// Its own position and those before.
+    /// Its own position and the positions before it.
     Causal,
-    /// Those where `[b, n]` bool is true; at least one in each row.
+    /// The keys where `[b, n]` bool is true; at least one in each row.
     Keys(&'a Tensor),
 }
 
-/// Measures the largest attention logit `q k / sqrt(d)` of the forward passes it is passed to.
+/// Measures the largest attention logit `q k / sqrt(d)` of the forward passes that it is passed to.
 ///
-/// A pass with a meter computes one more product of queries and keys; a pass without one pays nothing. Clones share the
-/// result: a block whose closure outlives the pass has one of its own.
+/// A pass with a meter computes one more product of queries and keys; a pass without one has no
+/// cost. Clones share the result: a block whose closure outlives the pass keeps a clone.
 #[derive(Debug, Clone)]
 pub struct LogitMeter(Arc<Mutex<f64>>);
 
@@ -39,13 +40,13 @@ impl Default for LogitMeter {
 }
 
 impl LogitMeter {
-    /// The largest logit so far: NaN if one of them is NaN, minus infinity before the first.
+    /// Returns the largest logit so far: NaN if any logit is NaN, minus infinity before the first.
     pub fn largest(&self) -> f64 {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Measures attention of `[b, n, d]` queries over `[b, m, d]` keys. Causal attention, which is the text encoders', is
-    /// left out.
+    /// Measures attention of `[b, n, d]` queries over `[b, m, d]` keys. Causal attention, used only
+    /// by the text encoders, is not measured.
     fn measure(&self, query: &Tensor, key: &Tensor, num_heads: i64, mask: Mask<'_>) -> Torch<()> {
         if matches!(mask, Mask::Causal) {
             return Ok(());
@@ -57,15 +58,16 @@ impl LogitMeter {
     }
 }
 
-/// The larger of two numbers, NaN if either is.
+/// Returns the larger of two numbers, or NaN if either is NaN.
 fn larger(a: f64, b: f64) -> f64 {
     if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) }
 }
 
-/// Scores that are in memory at a time while logits are measured: 64 MiB of fp32.
+/// Number of scores in memory at a time while logits are measured: 64 MiB of fp32.
 const MEASURED_SCORES: i64 = 1 << 24;
 
-/// The largest logit of `[b, n, d]` queries over those of `[b, m, d]` keys that the mask lets them see; fp32.
+/// Returns the largest fp32 logit of `[b, n, d]` queries over the `[b, m, d]` keys that the mask
+/// allows.
 fn largest_of(query: &Tensor, key: &Tensor, num_heads: i64, mask: Mask<'_>) -> Torch<f64> {
     let (b, n, d) = query.size3()?;
     let chunk = (MEASURED_SCORES / (num_heads * key.size3()?.1)).clamp(1, n);
@@ -85,13 +87,14 @@ fn largest_of(query: &Tensor, key: &Tensor, num_heads: i64, mask: Mask<'_>) -> T
     Ok(largest)
 }
 
-/// One row of `[b, n, d]` as `[heads, n, d / heads]`, fp32.
+/// Returns one row of `[b, n, d]` as `[heads, n, d / heads]`, fp32.
 fn heads_of(x: &Tensor, row: i64, num_heads: i64) -> Torch {
     let (_, n, d) = x.size3()?;
     x.f_select(0, row)?.f_view([n, num_heads, d / num_heads])?.f_transpose(0, 1)?.f_to_kind(Kind::Float)
 }
 
-/// Multi-head attention of `[b, n, d]` queries over `[b, m, d]` keys and values, to `[b, n, d]`.
+/// Returns the multi-head attention of `[b, n, d]` queries over `[b, m, d]` keys and values,
+/// `[b, n, d]`.
 pub(crate) fn attend(query: &Tensor, key: &Tensor, value: &Tensor, num_heads: i64, mask: Mask<'_>) -> Torch {
     if let Mask::Everything = mask
         && let Some(mixed) = kernels::attention(query, key, value, num_heads)
@@ -112,7 +115,7 @@ pub(crate) fn attend(query: &Tensor, key: &Tensor, value: &Tensor, num_heads: i6
     mixed.f_transpose(1, 2)?.f_reshape(query.size())
 }
 
-/// diffusers' `Attention`: projections around [`attend`].
+/// diffusers' `Attention`: linear projections around [`attend`].
 #[derive(Debug)]
 pub(crate) struct Attention {
     to_q: Linear,
@@ -123,8 +126,8 @@ pub(crate) struct Attention {
 }
 
 impl Attention {
-    /// `context_dim`: width of what is looked at, the same as `dim` for self-attention. `bias`: of the three inner
-    /// projections; the outer one always has one.
+    /// `context_dim` is the width of the context, equal to `dim` for self-attention. `bias` applies
+    /// to the three inner projections; the outer one always has a bias.
     pub(crate) fn new(scope: &mut Scope<'_>, [dim, context_dim]: [i64; 2], num_heads: i64, bias: bool) -> Self {
         let mut inner = |name: &str, inputs: i64| {
             if bias {
@@ -137,7 +140,7 @@ impl Attention {
         Self { to_q, to_k, to_v, to_out: Linear::new(&mut scope.sub("to_out.0"), dim, dim), num_heads }
     }
 
-    /// `x`: `[b, n, dim]`, looking at `context`: `[b, m, context_dim]`.
+    /// Attends from `x`, `[b, n, dim]`, to `context`, `[b, m, context_dim]`.
     pub(crate) fn forward(&self, x: &Tensor, context: &Tensor, mask: Mask<'_>, meter: Option<&LogitMeter>) -> Torch {
         let q = self.to_q.forward(x)?;
         let k = self.to_k.forward(context)?;
@@ -145,8 +148,9 @@ impl Attention {
         self.to_out.forward(&self.attend(&q, &k, &v, mask, meter)?)
     }
 
-    /// Self-attention in which the rows of the batch from `first` on look at nothing but themselves: each of their
-    /// tokens keeps its own value (perturbed-attention guidance, arXiv 2403.17377). `x`: `[b, n, dim]`, `first <= b`.
+    /// Self-attention of `x`, `[b, n, dim]`, that is switched off for the batch rows from `first`
+    /// on, `first <= b`: each of their tokens keeps its own value (perturbed-attention guidance,
+    /// arXiv 2403.17377).
     pub(crate) fn forward_perturbed(&self, x: &Tensor, first: i64, meter: Option<&LogitMeter>) -> Torch {
         let rest = x.size()[0] - first;
         let looking = x.f_narrow(0, 0, first)?;
@@ -177,7 +181,7 @@ mod tests {
         (Tensor::arange(n, (Kind::Float, Device::Cpu)) * 12.9898 + seed as f64).sin().reshape(shape)
     }
 
-    /// softmax(q k^T / sqrt(d)) v, spelt out.
+    /// softmax(q k^T / sqrt(d)) v, by the definition.
     fn slow(q: &Tensor, k: &Tensor, v: &Tensor, heads: i64, mask: Option<&Tensor>) -> Tensor {
         let (b, n, d) = q.size3().unwrap();
         let split = |x: &Tensor| x.reshape([b, -1, heads, d / heads]).transpose(1, 2);

@@ -1,7 +1,8 @@
-//! CLIP's text encoders: OpenAI's CLIP-L and OpenCLIP's bigG, as transformers computes them.
+//! CLIP's text encoders: OpenAI's CLIP-L and OpenCLIP's bigG, as computed by transformers.
 //!
-//! SDXL reads the states before the last layer, without the final norm, and bigG's projected pooled output. Names are
-//! transformers' ("text_model." in front); files without that prefix, as transformers 5 writes CLIP-L, are read too.
+//! SDXL uses the states before the last layer, without the final norm, and bigG's projected pooled
+//! output. Names are those of transformers (with the prefix "text_model."); files without that
+//! prefix, as transformers 5 writes for CLIP-L, are read too.
 
 use tch::{Device, Kind, Tensor};
 
@@ -31,23 +32,25 @@ pub struct ClipText {
     text_projection: Option<Linear>,
 }
 
-/// What a text encoder gives.
+/// The output of a text encoder.
 #[derive(Debug)]
 pub struct ClipOutput {
-    /// The states before the last layer, not normed: transformers' `hidden_states[-2]`. `[b, n, hidden_size]`
+    /// The states before the last layer, not normed: `hidden_states[-2]` in transformers.
+    /// `[b, n, hidden_size]`
     pub hidden: Tensor,
-    /// The last layer's normed state at the end of the text, projected where the model projects. `[b, pooled_dim]`
+    /// The last layer's normed state at the end of the text, projected if the model has a
+    /// projection. `[b, pooled_dim]`
     pub pooled: Tensor,
 }
 
-/// In front of all names but the projection's.
+/// Prefix of all names except the projection's.
 const PREFIX: &str = "text_model.";
 
 impl ClipText {
     /// Builds the encoder from its tensors.
     ///
     /// # Errors
-    /// [`Error::Weights`] if they are not exactly those that the configuration asks for.
+    /// [`Error::Weights`] if they are not exactly those of the configuration.
     pub fn new(config: ClipConfig, mut weights: Weights) -> Result<Self> {
         if lacks_prefix(weights.names().into_iter()) {
             weights.rename(with_prefix);
@@ -80,12 +83,12 @@ impl ClipText {
         })
     }
 
-    /// The device it calculates on.
+    /// Returns the device of the tensors.
     pub fn device(&self) -> Device {
         self.device
     }
 
-    /// The dtype of its activations. Embeddings and norms may have another.
+    /// Returns the dtype of the activations. Embeddings and norms can have another.
     pub fn kind(&self) -> Kind {
         self.layers[0].fc1.kind()
     }
@@ -93,7 +96,8 @@ impl ClipText {
     /// Encodes token ids, `[b, n]` int64.
     ///
     /// # Errors
-    /// [`Error::Input`] for a wrong shape, dtype or id, [`Error::Torch`] if libtorch fails (out of memory).
+    /// [`Error::Input`] for a wrong shape, dtype or id, [`Error::Torch`] if libtorch fails (out of
+    /// memory).
     pub fn forward(&self, ids: &Tensor) -> Result<ClipOutput> {
         self.check(ids)?;
         let doing = || format!("text encoder forward of {:?}", ids.size());
@@ -106,7 +110,8 @@ impl ClipText {
         calculate().map_err(Error::torch(doing()))
     }
 
-    /// Only the states before the last layer: [`ClipOutput::hidden`], `[b, n, hidden_size]`.
+    /// Encodes token ids, but returns only the states before the last layer:
+    /// [`ClipOutput::hidden`], `[b, n, hidden_size]`.
     ///
     /// # Errors
     /// As [`ClipText::forward`].
@@ -138,19 +143,20 @@ impl ClipText {
         }
     }
 
-    /// The position of each text's end, `[b]`. Configurations from before transformers 4.32 hold the wrong id 2; there
-    /// the end is the largest id, which in CLIP's vocabulary is the true one.
+    /// Returns the position of each text's end, `[b]`. Configurations older than transformers 4.32
+    /// contain the wrong id 2; the end is then the largest id, which is the correct one in CLIP's
+    /// vocabulary.
     fn end_of_text(&self, ids: &Tensor) -> Torch {
         if self.config.eos_token_id == 2 {
             ids.f_argmax(1, false)
         } else {
-            // argmax of equal values is the first.
+            // argmax returns the first of equal values.
             ids.f_eq(self.config.eos_token_id)?.f_to_kind(Kind::Int)?.f_argmax(1, false)
         }
     }
 
-    /// Whether the ids fit. A CUDA kernel that reads beyond the table would end the process, so ids that are still on
-    /// the CPU (all that come from a tokenizer) are looked through.
+    /// Checks the ids. A CUDA kernel that reads beyond the table would end the process, so the
+    /// values of ids on the CPU are checked too (a tokenizer's ids are).
     fn check(&self, ids: &Tensor) -> Result<()> {
         let (size, kind) = (ids.size(), ids.kind());
         let max = self.config.max_position_embeddings;
@@ -169,17 +175,18 @@ impl ClipText {
     }
 }
 
-/// Whether these are names of an encoder without their usual prefix, as transformers 5 writes CLIP-L.
+/// Returns true if these are an encoder's names without the usual prefix, as transformers 5 writes
+/// for CLIP-L.
 pub(crate) fn lacks_prefix<'a>(mut names: impl Iterator<Item = &'a str>) -> bool {
     names.all(|name| !name.starts_with(PREFIX))
 }
 
-/// The usual name of a tensor that is called so without its prefix.
+/// Returns the usual name of a tensor named without its prefix.
 pub(crate) fn with_prefix(name: &str) -> String {
     if name == "text_projection.weight" { name.to_owned() } else { format!("{PREFIX}{name}") }
 }
 
-/// Self-attention to what came before, and an MLP.
+/// Causal self-attention and an MLP.
 #[derive(Debug)]
 struct Layer {
     layer_norm1: LayerNorm,
@@ -197,7 +204,7 @@ struct Layer {
 impl Layer {
     fn new(scope: &mut Scope<'_>, config: &ClipConfig) -> Self {
         let (width, inner, factor) = (config.hidden_size, config.intermediate_size, config.initializer_factor);
-        // transformers' CLIPPreTrainedModel._init_weights
+        // As transformers' CLIPPreTrainedModel._init_weights.
         let narrow = factor / (width as f64).sqrt();
         let deep = narrow / (2.0 * config.num_hidden_layers as f64).sqrt();
         let wide = factor / (2.0 * width as f64).sqrt();

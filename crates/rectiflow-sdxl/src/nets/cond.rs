@@ -1,9 +1,10 @@
-//! Token ids to what the UNet is conditioned on.
+//! Token ids to the conditions of the UNet.
 //!
-//! A text is one to three chunks of 77 tokens. Both encoders' penultimate states are put side by side (channels), the
-//! chunks one after the other (tokens). The pooled text is bigG's, of the *first* chunk: ComfyUI's, A1111's and kohya's
-//! convention. In a batch of mixed lengths only real chunks are encoded; what stands in the places of the others is
-//! finite and masked out, so that no sample depends on its neighbours.
+//! A text has one to three chunks of 77 tokens. The penultimate states of both encoders are
+//! concatenated along the channels, and the chunks along the tokens. The pooled text is bigG's, of
+//! the *first* chunk, as in ComfyUI, A1111 and kohya. In a batch of mixed lengths only real chunks
+//! are encoded; the other places hold finite values that are masked out, so that no sample depends
+//! on the rest of its batch.
 
 use tch::{Kind, TchError, Tensor};
 
@@ -13,12 +14,13 @@ use crate::{
     torch::ffi::Torch,
 };
 
-/// What the text encoders say about a batch.
+/// The output of the text encoders for a batch.
 #[derive(Debug)]
 pub struct Cond {
-    /// Penultimate states of both encoders. `[b, 77 k, 2048]`, k the largest number of chunks in the batch
+    /// Penultimate states of both encoders. `[b, 77 k, 2048]`, where k is the largest number of
+    /// chunks in the batch
     pub context: Tensor,
-    /// Which tokens are real, where texts differ in length; `None`: all. `[b, 77 k]` bool
+    /// Which tokens are real, if lengths differ; `None`: all. `[b, 77 k]` bool
     pub context_mask: Option<Tensor>,
     /// bigG's projected pooled output of the first chunk. `[b, 1280]`
     pub pooled: Tensor,
@@ -27,16 +29,17 @@ pub struct Cond {
 /// The token ids of a batch of texts.
 #[derive(Debug, Clone, Copy)]
 pub struct ChunkedIds<'a> {
-    /// CLIP-L's. `[b, n, 77]` int64; chunks beyond a text's own are ignored
+    /// CLIP-L's ids. `[b, n, 77]` int64; chunks beyond a text's length are ignored
     pub clip_l: &'a Tensor,
-    /// bigG's, cut at the same places. `[b, n, 77]` int64
+    /// bigG's ids, split at the same places. `[b, n, 77]` int64
     pub clip_g: &'a Tensor,
-    /// How many chunks each text has, from 1 to n. `[b]`
+    /// Number of chunks of each text, 1 to n. `[b]`
     pub num_chunks: &'a [u32],
 }
 
-/// Encodes a batch: each encoder runs once, over the real chunks of all texts. Gradients flow where the encoders'
-/// parameters require them; CLIP-L's last layer is not used, so its parameters get none.
+/// Encodes a batch: each encoder runs once, on the real chunks of all texts. Gradients flow to the
+/// encoders' parameters if they require them; CLIP-L's last layer is unused, so its parameters
+/// receive none.
 ///
 /// # Errors
 /// [`Error::Input`] for ids that do not fit, [`Error::Torch`] if libtorch fails (out of memory).
@@ -54,16 +57,16 @@ fn encoding(error: TchError) -> Error {
     Error::torch("encoding texts")(error)
 }
 
-/// Where each text's chunks are.
+/// Where each text's chunks are in the input and in the output.
 struct Places {
     /// The real chunks in the flattened input, `[m]`.
     real: Vec<i64>,
-    /// For each text the place of its first chunk among the real ones, `[b]`.
+    /// The index of each text's first chunk among the real ones, `[b]`.
     first: Vec<i64>,
-    /// For each place of the output the real chunk that stands in it, `[b * most]`; where there is none, the text's
-    /// first, which is finite and will be masked.
+    /// The real chunk at each place of the output, `[b * most]`; at padded places it is the text's
+    /// first, which is finite and is masked out.
     padded: Vec<i64>,
-    /// For each place of the output whether it is real, `[b * most]`.
+    /// Whether each place of the output is real, `[b * most]`.
     is_real: Vec<bool>,
     /// The largest number of chunks.
     most: usize,
@@ -83,14 +86,14 @@ impl Places {
         places
     }
 
-    /// The real chunks of `[b, n, 77]` ids, `[m, 77]`.
+    /// Returns the real chunks of `[b, n, 77]` ids, `[m, 77]`.
     fn real_of(&self, ids: &Tensor) -> Torch {
         let at = Tensor::f_from_slice(&self.real)?.f_to_device(ids.device())?;
         let (b, n, num_tokens) = ids.size3()?;
         ids.f_reshape([b * n, num_tokens])?.f_index_select(0, &at)
     }
 
-    /// What the encoders say about the real chunks, text by text.
+    /// Builds the conditions from the encoders' output for the real chunks.
     fn assemble(&self, hidden_l: &Tensor, output_g: &ClipOutput, num_tokens: i64) -> Torch<Cond> {
         let hidden = Tensor::f_cat(&[hidden_l, &output_g.hidden], 2)?; // [m, 77, 2048]
         let device = hidden.device();
@@ -108,7 +111,7 @@ impl Places {
         self.is_real.iter().all(|&real| real)
     }
 
-    /// `[b, 77 k]`, or nothing where all is real.
+    /// Returns the mask of real tokens, `[b, 77 k]`, or `None` if all are real.
     fn mask(&self, num_tokens: i64) -> Option<Torch> {
         let build = || {
             let chunks = Tensor::f_from_slice(&self.is_real)?.f_reshape([-1, self.most as i64, 1])?;
@@ -118,12 +121,12 @@ impl Places {
     }
 }
 
-/// The rows of `x` at these places.
+/// Returns the rows of `x` at these indices.
 fn select(x: &Tensor, at: &[i64]) -> Torch {
     x.f_index_select(0, &Tensor::f_from_slice(at)?.f_to_device(x.device())?)
 }
 
-/// The shape `[b, n, 77]` of ids that fit.
+/// Checks the ids and returns their shape `[b, n, 77]`.
 fn check(ids: ChunkedIds<'_>) -> Result<[i64; 3]> {
     let size = ids.clip_l.size();
     let [b, n, num_tokens] = size[..] else {

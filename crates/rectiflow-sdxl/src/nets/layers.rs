@@ -1,8 +1,8 @@
-//! The layers all models are made of: linear, convolution, norms, residual block, resampling, sinusoids.
+//! The layers of all models: linear, convolution, norms, residual block, resampling, sinusoids.
 //!
-//! Every forward function returns libtorch's error instead of panicking: shapes are checked where tensors enter a
-//! model, and what is left is running out of memory, which a caller must be able to report.
-//! Activations are `[b, c, h, w]` or `[b, n, d]`.
+//! Every forward function returns libtorch's error instead of panicking: shapes are checked where
+//! tensors enter a model, and the remaining failure is a lack of memory, which callers must be able
+//! to report. Activations are `[b, c, h, w]` or `[b, n, d]`.
 
 use tch::{Device, Kind, Tensor};
 
@@ -42,7 +42,8 @@ impl Linear {
         Self { weight: scope.take("weight", &[outputs, inputs], Init::fan_in(inputs)), bias: None }
     }
 
-    /// With another start than PyTorch's: a normal weight and, if there is one, a zero bias.
+    /// Creates a layer with a normal initial weight and, if `bias`, a zero bias, unlike PyTorch's
+    /// default.
     pub(crate) fn normal(scope: &mut Scope<'_>, [inputs, outputs]: [i64; 2], std: f64, bias: bool) -> Self {
         Self {
             weight: scope.take("weight", &[outputs, inputs], Init::Normal { std }),
@@ -50,7 +51,7 @@ impl Linear {
         }
     }
 
-    /// The dtype it calculates in.
+    /// Returns the dtype of the weight.
     pub(crate) fn kind(&self) -> Kind {
         self.weight.kind()
     }
@@ -70,7 +71,7 @@ pub(crate) struct Conv {
 }
 
 impl Conv {
-    /// Size-preserving with an odd `kernel`.
+    /// Creates a convolution of stride 1 that keeps height and width; `kernel` is odd.
     pub(crate) fn new(scope: &mut Scope<'_>, inputs: i64, outputs: i64, kernel: i64) -> Self {
         let init = Init::fan_in(inputs * kernel * kernel);
         Self {
@@ -81,7 +82,7 @@ impl Conv {
         }
     }
 
-    /// The dtype it calculates in.
+    /// Returns the dtype of the weight.
     pub(crate) fn kind(&self) -> Kind {
         self.weight.kind()
     }
@@ -91,8 +92,9 @@ impl Conv {
     }
 }
 
-/// A norm's weight for activations that may have a lower precision. The processor's kernels take an fp32 weight beside
-/// them; CUDA's want one dtype, and calculate in fp32 inside.
+/// Returns a norm's weight in the dtype that the kernel needs for `x`. The CPU's kernels accept an
+/// fp32 weight with activations of lower precision; CUDA's need one dtype and calculate in fp32
+/// internally.
 fn beside(weight: &Tensor, x: &Tensor) -> Torch {
     if x.device() == Device::Cpu { Ok(weight.shallow_clone()) } else { weight.f_to_kind(x.kind()) }
 }
@@ -121,14 +123,14 @@ impl GroupNorm {
         x.f_group_norm(self.num_groups, Some(&weight), Some(&bias), self.eps, true)
     }
 
-    /// With the non-linearity that mostly follows.
+    /// Normalises and applies SiLU, the activation that usually follows.
     pub(crate) fn forward_silu(&self, x: &Tensor) -> Torch {
         let fused = norm_silu(x, [&self.weight, &self.bias], self.num_groups, self.eps);
         fused.unwrap_or_else(|| self.forward(x)?.f_silu())
     }
 }
 
-/// The numbers of a group norm.
+/// The settings of a group norm.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Norm {
     pub(crate) num_groups: i64,
@@ -158,7 +160,8 @@ impl LayerNorm {
     }
 }
 
-/// diffusers' `ResnetBlock2D`: two convolutions around a skip, with the time embedding added between them.
+/// diffusers' `ResnetBlock2D`: two convolutions with a skip connection, and the time embedding
+/// added between them.
 #[derive(Debug)]
 pub(crate) struct Resnet {
     norm1: GroupNorm,
@@ -170,7 +173,7 @@ pub(crate) struct Resnet {
 }
 
 impl Resnet {
-    /// `time_dim`: width of the time embedding, in models that have one.
+    /// `time_dim` is the width of the time embedding, in models that have one.
     pub(crate) fn new(scope: &mut Scope<'_>, [inputs, outputs]: [i64; 2], time_dim: Option<i64>, norm: Norm) -> Self {
         Self {
             norm1: GroupNorm::new(&mut scope.sub("norm1"), inputs, norm),
@@ -182,7 +185,7 @@ impl Resnet {
         }
     }
 
-    /// `time`: the embedding after its non-linearity, `[b, time_dim]`.
+    /// `time` is the embedding after its activation, `[b, time_dim]`.
     pub(crate) fn forward(&self, x: &Tensor, time: Option<&Tensor>) -> Torch {
         let mut hidden = self.conv1.forward(&self.norm1.forward_silu(x)?)?;
         if let (Some(projection), Some(time)) = (&self.time_emb_proj, time) {
@@ -204,7 +207,7 @@ pub(crate) struct Downsample {
 }
 
 impl Downsample {
-    /// `padding` 0 pads one pixel at the right and the bottom only, as the VAE does.
+    /// With `padding` 0, one pixel is added at the right and the bottom only, as in the VAE.
     pub(crate) fn new(scope: &mut Scope<'_>, channels: i64, padding: i64) -> Self {
         Self { conv: Conv { stride: 2, padding, ..Conv::new(&mut scope.sub("conv"), channels, channels, 3) } }
     }
@@ -218,7 +221,7 @@ impl Downsample {
     }
 }
 
-/// Doubles height and width, or gives them a size.
+/// Doubles height and width, or resizes to a given size.
 #[derive(Debug)]
 pub(crate) struct Upsample {
     conv: Conv,
@@ -229,7 +232,7 @@ impl Upsample {
         Self { conv: Conv::new(&mut scope.sub("conv"), channels, channels, 3) }
     }
 
-    /// `size`: height and width of the result where they are not twice the input's.
+    /// `size` is the height and width of the result if they are not twice the input's.
     pub(crate) fn forward(&self, x: &Tensor, size: Option<[i64; 2]>) -> Torch {
         let [h, w] = height_width(x);
         let larger = match size {
@@ -240,13 +243,13 @@ impl Upsample {
     }
 }
 
-/// The last two sizes of a `[b, c, h, w]`.
+/// Returns height and width of a `[b, c, h, w]` tensor.
 pub(crate) fn height_width(x: &Tensor) -> [i64; 2] {
     let size = x.size();
     [size[size.len() - 2], size[size.len() - 1]]
 }
 
-/// Sinusoids of a number: half cosines and half sines of geometrically falling frequencies.
+/// Sinusoids of a number: half cosines and half sines with geometrically decreasing frequencies.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Sinusoid {
     pub(crate) dim: i64,
@@ -255,7 +258,8 @@ pub(crate) struct Sinusoid {
 }
 
 impl Sinusoid {
-    /// `[k]` to `[k, dim]`, in fp32 whatever the model's dtype: bf16 has 8 bits, and 999 and 1000 would be one time.
+    /// Maps `[k]` to `[k, dim]`, in fp32 for every dtype of the model: bf16 has 8 significant bits
+    /// and cannot tell the times 999 and 1000 apart.
     pub(crate) fn forward(self, numbers: &Tensor) -> Torch {
         let numbers = numbers.f_to_kind(Kind::Float)?;
         let half = self.dim / 2;
@@ -270,7 +274,7 @@ impl Sinusoid {
     }
 }
 
-/// Two linear layers that turn sinusoids into an embedding.
+/// Two linear layers that map sinusoids to an embedding.
 #[derive(Debug)]
 pub(crate) struct TimeEmbedding {
     linear_1: Linear,
@@ -285,7 +289,7 @@ impl TimeEmbedding {
         }
     }
 
-    /// The dtype it calculates in.
+    /// Returns the dtype of the weights.
     pub(crate) fn kind(&self) -> Kind {
         self.linear_1.kind()
     }

@@ -1,8 +1,9 @@
-//! Blocks whose intermediate results may be dropped and recomputed: activation checkpointing.
+//! Activation checkpointing: blocks that can drop their intermediate results and recompute them.
 //!
-//! A block that is recomputed keeps its inputs for the backward pass, which runs the block a second time. Gradients
-//! are the same bit for bit either way, which takes some care: an input that a block uses twice gets two gradients, and
-//! floating-point sums depend on their order. So in both ways a block's own uses of an input are summed up first.
+//! A recomputed block keeps its inputs for the backward pass, which runs the block a second time.
+//! Gradients are bit-identical in both modes. This needs care: an input that a block uses twice
+//! receives two gradients, and floating-point sums depend on their order. So in both modes a
+//! block's own uses of an input are summed first.
 
 use std::sync::Arc;
 
@@ -13,13 +14,14 @@ use crate::{
     weights::Scope,
 };
 
-/// A block, the tensors it owns, and whether its intermediate results are recomputed in the backward pass.
+/// A block, the tensors that it owns, and whether its intermediate results are recomputed in the
+/// backward pass.
 #[derive(Debug)]
 pub(crate) struct Recompute<B> {
     inner: Arc<Inner<B>>,
-    /// The place of its tensors, e.g. `down_blocks.0.resnets.1`.
+    /// The prefix of its tensors' names, e.g. `down_blocks.0.resnets.1`.
     pub(crate) name: String,
-    /// Whether the next forward pass that records a graph keeps its inputs only.
+    /// Whether forward passes that record a graph keep only the block's inputs.
     pub(crate) is_on: bool,
 }
 
@@ -29,19 +31,19 @@ struct Inner<B> {
     parameters: Vec<Tensor>,
 }
 
-// SAFETY: a block's forward pass reads its tensors and writes none of them, and libtorch reads a tensor from any number of
-// threads; an update writes parameters only when no pass is running, as for all tensors of a model.
+// SAFETY: a block's forward pass only reads its tensors, and libtorch allows reads from any number
+// of threads; parameters are updated only while no pass runs, as for all tensors of a model.
 unsafe impl<B: Send> Sync for Inner<B> {}
 
 impl<B: Send + 'static> Recompute<B> {
-    /// Builds a block of the tensors at `scope`.
+    /// Builds a block from the tensors at `scope`.
     pub(crate) fn new(mut scope: Scope<'_>, build: impl FnOnce(&mut Scope<'_>) -> B) -> Self {
         let block = build(&mut scope);
         let name = scope.name().to_owned();
         Self { inner: Arc::new(Inner { block, parameters: scope.taken() }), name, is_on: false }
     }
 
-    /// `run(block, inputs)`, recomputed or not. `run` must do the same on every call.
+    /// Returns `run(block, inputs)`, recomputed or not. `run` must do the same in every call.
     pub(crate) fn forward(
         &self,
         inputs: &[&Tensor],

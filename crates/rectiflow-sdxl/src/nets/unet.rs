@@ -1,8 +1,9 @@
-//! SDXL's UNet, with its own time for every sample of a batch.
+//! SDXL's UNet, with a separate time for each sample of a batch.
 //!
-//! The same calculation as diffusers' `UNet2DConditionModel` with `addition_embed_type` "text_time", to fp32 rounding
-//! (golden-tested, gradients too). Two things differ in form only: sinusoids are always computed in fp32, and a context
-//! mask removes padding exactly (diffusers adds -10000).
+//! The same calculation as diffusers' `UNet2DConditionModel` with `addition_embed_type`
+//! "text_time", to fp32 rounding (checked by golden tests, gradients too), with two differences of
+//! form: sinusoids are always computed in fp32, and a context mask removes padding exactly
+//! (diffusers adds -10000).
 
 use std::{fmt, str::FromStr};
 
@@ -21,7 +22,7 @@ use crate::{
     weights::{Parameters, Weights},
 };
 
-/// The network that predicts velocity or noise from noisy latents, time, text and size.
+/// The network that predicts velocity or noise from noisy latents, time, text and image size.
 #[derive(Debug)]
 pub struct UNet {
     /// Its sizes.
@@ -41,7 +42,8 @@ pub struct UNet {
     conv_out: Conv,
 }
 
-/// What the UNet is given. Floating-point tensors are converted to the model's dtype, all to its device.
+/// The input of the UNet. Floating-point tensors are converted to the model's dtype, and all
+/// tensors moved to its device.
 #[derive(Debug, Clone, Copy)]
 pub struct UNetInput<'a> {
     /// Noisy latents. `[b, 4, h, w]`, any size
@@ -50,15 +52,17 @@ pub struct UNetInput<'a> {
     pub timestep: &'a Tensor,
     /// Penultimate states of both text encoders. `[b, 77 k, 2048]`
     pub context: &'a Tensor,
-    /// Which tokens of the context count; `None`: all. `[b, 77 k]` bool, at least one true in each row
+    /// Which tokens of the context are attended to; `None`: all. `[b, 77 k]` bool, at least one
+    /// true in each row
     pub context_mask: Option<&'a Tensor>,
     /// bigG's projected pooled output. `[b, 1280]`
     pub text_embeds: &'a Tensor,
-    /// Original height and width, crop top and left, target height and width. `[b, 6]`
+    /// Original height and width, top and left of the crop, target height and width. `[b, 6]`
     pub time_ids: &'a Tensor,
 }
 
-/// A level of the network, on the way down (from 0, the finest), in the middle, or on the way up (from 0, the coarsest).
+/// A level of the network: on the way down (numbered from 0, the finest), in the middle, or on the
+/// way up (numbered from 0, the coarsest).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum UNetPart {
@@ -109,12 +113,12 @@ impl TryFrom<String> for UNetPart {
     }
 }
 
-/// Where self-attention is switched off, for perturbed-attention guidance.
+/// The part of a pass whose self-attention is switched off, for perturbed-attention guidance.
 #[derive(Debug, Clone, Copy)]
 pub struct Perturbation<'a> {
-    /// In all transformer blocks of these parts.
+    /// The parts of the UNet; all their transformer blocks are affected.
     pub parts: &'a [UNetPart],
-    /// For the rows of the batch from this one on.
+    /// The first affected row of the batch; all later rows are affected too.
     pub first_row: i64,
 }
 
@@ -122,7 +126,7 @@ impl UNet {
     /// Builds the network from its tensors.
     ///
     /// # Errors
-    /// [`Error::Weights`] if they are not exactly those that the configuration asks for.
+    /// [`Error::Weights`] if they are not exactly those of the configuration.
     pub fn new(config: UNetConfig, mut weights: Weights) -> Result<Self> {
         let device = weights.device();
         let c = &config;
@@ -161,18 +165,20 @@ impl UNet {
         })
     }
 
-    /// The dtype of its activations. Norms, the embedding of the time and the last convolution may have another.
+    /// Returns the dtype of the activations. Norms, time embeddings and the last convolution can
+    /// have another.
     pub fn kind(&self) -> Kind {
         self.conv_in.kind()
     }
 
-    /// The device it calculates on.
+    /// Returns the device of the tensors.
     pub fn device(&self) -> Device {
         self.device
     }
 
-    /// Chooses the residual and transformer blocks whose intermediate results are recomputed in the backward pass
-    /// instead of kept, by their names (`down_blocks.1.attentions.0.transformer_blocks.1`): less memory for more time.
+    /// Chooses the residual and transformer blocks whose intermediate results are recomputed in the
+    /// backward pass instead of kept, by name (e.g.
+    /// `down_blocks.1.attentions.0.transformer_blocks.1`): less memory for more time.
     pub fn checkpoint_blocks(&mut self, mut choose: impl FnMut(&str) -> bool) {
         let down = self.down.iter_mut().flat_map(DownBlock::switches);
         let up = self.up.iter_mut().flat_map(UpBlock::switches);
@@ -181,15 +187,16 @@ impl UNet {
         }
     }
 
-    /// The prediction for each sample, `[b, 4, h, w]` in the model's dtype.
+    /// Returns the prediction for each sample, `[b, 4, h, w]` in the model's dtype.
     ///
     /// # Errors
-    /// [`Error::Input`] for tensors that do not fit, [`Error::Torch`] if libtorch fails (out of memory).
+    /// [`Error::Input`] for tensors that do not fit, [`Error::Torch`] if libtorch fails (out of
+    /// memory).
     pub fn forward(&self, input: &UNetInput<'_>) -> Result<Tensor> {
         self.forward_perturbed(input, None)
     }
 
-    /// As [`Self::forward`], with self-attention switched off in places.
+    /// As [`Self::forward`], with self-attention switched off as `perturbation` says.
     ///
     /// # Errors
     /// As [`Self::forward`]; [`Error::Invalid`] for a part without attention.
@@ -206,7 +213,8 @@ impl UNet {
         self.calculate(input, perturbation, None).map_err(torch_error(input))
     }
 
-    /// As [`Self::forward`], with all attention logits measured by `meter`: one more product of queries and keys each.
+    /// As [`Self::forward`], but `meter` measures all attention logits, at the cost of one more
+    /// product of queries and keys each.
     ///
     /// # Errors
     /// As [`Self::forward`].
@@ -215,7 +223,7 @@ impl UNet {
         self.calculate(input, None, Some(meter)).map_err(torch_error(input))
     }
 
-    /// The parts that have transformers, and so self-attention to switch off.
+    /// Returns the parts with transformers, whose self-attention can be switched off.
     pub fn parts_with_attention(&self) -> Vec<UNetPart> {
         let of = |levels: &[LevelConfig], part: fn(usize) -> UNetPart| {
             let with = levels.iter().enumerate().filter(|(_, level)| !level.transformer_layers.is_empty());
@@ -224,17 +232,17 @@ impl UNet {
         [of(&self.config.down, UNetPart::Down), vec![UNetPart::Mid], of(&self.config.up, UNetPart::Up)].concat()
     }
 
-    /// Refuses parts that have no attention.
+    /// Checks that all `parts` have attention.
     ///
     /// # Errors
-    /// [`Error::Invalid`] with the first of them and those that would do.
+    /// [`Error::Invalid`] with the first part without attention and the parts that have it.
     pub fn check_parts(&self, parts: &[UNetPart]) -> Result<()> {
         let known = self.parts_with_attention();
         match parts.iter().find(|part| !known.contains(part)) {
             None => Ok(()),
             Some(part) => {
                 let names: Vec<String> = known.iter().map(ToString::to_string).collect();
-                let problem = format!("this UNet has no attention in {part}; it has in {}", names.join(", "));
+                let problem = format!("this UNet has no attention in {part}, only in {}", names.join(", "));
                 Err(Error::invalid("pag_parts", &[problem]))
             }
         }
@@ -257,12 +265,13 @@ impl UNet {
         self.conv_out.forward(&normed.f_to_kind(self.conv_out.kind())?)
     }
 
-    /// A tensor on the model's device and in its dtype.
+    /// Returns a tensor on the model's device and in its dtype.
     fn placed(&self, x: &Tensor) -> Torch {
         x.f_to_device(self.device)?.f_to_kind(self.kind())
     }
 
-    /// Down, through the middle and up; mapped weights leave memory level by level.
+    /// Runs the levels down, the middle and the levels up. Mapped weights leave memory level by
+    /// level.
     fn levels(&self, mut x: Tensor, conditions: &PassConditions<'_>) -> Torch {
         let mut skips = vec![x.shallow_clone()];
         for (level, block) in self.down.iter().enumerate() {
@@ -278,7 +287,8 @@ impl UNet {
         Ok(x)
     }
 
-    /// The embedding of time, pooled text and size, after the non-linearity that every residual block begins with.
+    /// Returns the embedding of time, pooled text and size, after the activation with which every
+    /// residual block begins.
     fn embed(&self, input: &UNetInput<'_>) -> Torch {
         let place = |x: &Tensor| x.f_to_device(self.device);
         let kind = self.time_embedding.kind();
@@ -292,7 +302,7 @@ impl UNet {
         time.f_add(&self.add_embedding.forward(&added)?)?.f_silu()?.f_to_kind(self.kind())
     }
 
-    /// Whether the tensors fit each other and the model.
+    /// Checks that the tensors fit each other and the model.
     fn check(&self, input: &UNetInput<'_>) -> Result<()> {
         let size = input.sample.size();
         if size.len() != 4 || size[1] != self.config.in_channels || size.contains(&0) {
@@ -322,7 +332,7 @@ impl UNet {
     }
 }
 
-/// What a pass is conditioned on, for all parts together.
+/// The conditions of a pass, for all parts together.
 struct PassConditions<'a> {
     time: &'a Tensor,
     context: &'a Tensor,
@@ -332,7 +342,7 @@ struct PassConditions<'a> {
 }
 
 impl PassConditions<'_> {
-    /// The conditions of one part: only some have their attention perturbed.
+    /// Returns the conditions of one part: only some have perturbed attention.
     fn within(&self, part: UNetPart) -> Conditions<'_> {
         let perturbation = self.perturbation.filter(|perturbation| perturbation.parts.contains(&part));
         let attending = Attending {
@@ -344,12 +354,12 @@ impl PassConditions<'_> {
     }
 }
 
-/// What to say where libtorch fails over this input.
+/// Returns a constructor of the error for a failure of libtorch with this input.
 fn torch_error(input: &UNetInput<'_>) -> impl FnOnce(TchError) -> Error {
     Error::torch(format!("UNet forward of {:?}", input.sample.size()))
 }
 
-/// Refuses a tensor of another shape.
+/// Checks the shape of a tensor.
 fn expect(name: &str, tensor: &Tensor, shape: &[i64]) -> Result<()> {
     if tensor.size() == shape {
         Ok(())

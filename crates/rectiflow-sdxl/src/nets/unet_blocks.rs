@@ -1,6 +1,8 @@
-//! The UNet's levels: residual blocks, transformers that look at the text, and the resampling between levels.
+//! The UNet's levels: residual blocks, transformers that attend to the text, and the resampling
+//! between levels.
 //!
-//! Names and order of operations are diffusers' (`unet_2d_blocks.py`, `transformer_2d.py`, `attention.py`).
+//! Names and order of operations are those of diffusers (`unet_2d_blocks.py`, `transformer_2d.py`,
+//! `attention.py`).
 
 use tch::Tensor;
 
@@ -15,33 +17,33 @@ use crate::{
     weights::Scope,
 };
 
-/// What every block is conditioned on.
+/// The conditions of every block.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Conditions<'a> {
-    /// The embedding of time, text and size, after its non-linearity. `[b, time_embed_dim]`
+    /// The embedding of time, text and size, after its activation. `[b, time_embed_dim]`
     pub(crate) time: &'a Tensor,
-    /// `[b, n, context_dim]`
+    /// The states of the text encoders. `[b, n, context_dim]`
     pub(crate) context: &'a Tensor,
     pub(crate) attending: Attending<'a>,
 }
 
-/// How transformer blocks attend.
+/// The attention settings of a transformer block.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Attending<'a> {
-    /// Which tokens of the context count.
+    /// Which tokens of the context are attended to.
     pub(crate) mask: Mask<'a>,
-    /// The first row of the batch whose self-attention is off.
+    /// The first row of the batch whose self-attention is off; `None`: it is on in all rows.
     pub(crate) perturbed_from: Option<i64>,
-    /// Measures the logits of all attention.
+    /// Measures all attention logits.
     pub(crate) meter: Option<&'a LogitMeter>,
 }
 
-/// Epsilon of the norm at a transformer's entrance, which diffusers fixes.
+/// Epsilon of a transformer's first norm, fixed by diffusers.
 const TRANSFORMER_NORM_EPS: f64 = 1e-6;
-/// Epsilon of the norms inside a transformer, which diffusers fixes.
+/// Epsilon of the norms inside a transformer, fixed by diffusers.
 const LAYER_NORM_EPS: f64 = 1e-5;
 
-/// Self-attention, attention to the text, and an MLP with a gated GELU, each around a skip.
+/// Self-attention, attention to the text and an MLP with a gated GELU, each with a skip connection.
 #[derive(Debug)]
 struct TransformerBlock {
     norm1: LayerNorm,
@@ -82,14 +84,14 @@ impl TransformerBlock {
     }
 }
 
-/// The outer projections of a transformer: SDXL's are linear, Stable Diffusion 1's are 1x1 convolutions.
+/// The outer projections of a transformer: linear in SDXL, 1x1 convolutions in Stable Diffusion 1.
 #[derive(Debug)]
 enum Projections {
     Linear(Linear, Linear),
     Conv(Conv, Conv),
 }
 
-/// diffusers' `Transformer2DModel`: pixels as tokens.
+/// diffusers' `Transformer2DModel`, whose tokens are the pixels.
 #[derive(Debug)]
 pub(crate) struct Transformer {
     norm: GroupNorm,
@@ -132,13 +134,15 @@ impl Transformer {
             Projections::Linear(_, proj_out) => pixels(proj_out.forward(&hidden)?)?,
             Projections::Conv(_, proj_out) => proj_out.forward(&pixels(hidden)?)?,
         };
-        // x first: the result takes its memory layout, not the permuted one.
+        // x stands first, because the sum takes the memory layout of its first operand, and
+        // `hidden` is permuted.
         x.f_add(&hidden)
     }
 }
 
 impl Recompute<TransformerBlock> {
-    /// `hidden`: `[b, n, c]`. All tensors that the block reads are its inputs: a recomputed block keeps no others.
+    /// Runs the block on `hidden`, `[b, n, c]`. All tensors that the block reads are its inputs: a
+    /// recomputed block keeps no others.
     fn on(&self, hidden: &Tensor, conditions: &Conditions<'_>) -> Torch {
         let Attending { mask, perturbed_from, meter } = conditions.attending;
         let meter = meter.cloned();
@@ -157,13 +161,13 @@ impl Recompute<TransformerBlock> {
     }
 }
 
-/// The transformers of a level, one after each residual block, or none.
+/// Builds the transformers of a level: one after each residual block, or none.
 fn transformers(scope: &mut Scope<'_>, config: &UNetConfig, level: &LevelConfig) -> Vec<Transformer> {
     let numbered = level.transformer_layers.iter().enumerate();
     numbered.map(|(i, &n)| Transformer::new(&mut scope.sub(format_args!("attentions.{i}")), config, level, n)).collect()
 }
 
-/// One residual block with the UNet's time embedding and norms.
+/// Builds a residual block with the UNet's time embedding and norms.
 fn resnet(scope: &mut Scope<'_>, config: &UNetConfig, i: usize, channels: [i64; 2]) -> Recompute<Resnet> {
     let norm = Norm { num_groups: config.norm_num_groups, eps: config.norm_eps };
     let build = |scope: &mut Scope<'_>| Resnet::new(scope, channels, Some(config.time_embed_dim), norm);
@@ -171,12 +175,13 @@ fn resnet(scope: &mut Scope<'_>, config: &UNetConfig, i: usize, channels: [i64; 
 }
 
 impl Recompute<Resnet> {
-    /// `x`: `[b, c, h, w]`, `time`: `[b, time_embed_dim]`.
+    /// Runs the block on `x`, `[b, c, h, w]`, with `time`, `[b, time_embed_dim]`.
     fn on(&self, x: &Tensor, time: &Tensor) -> Torch {
         self.forward(&[x, time], |resnet, inputs| resnet.forward(&inputs[0], Some(&inputs[1])))
     }
 
-    /// As [`Self::on`], of `x` and `skip` beside each other; where the block is recomputed, that is too.
+    /// As [`Self::on`], on `x` and `skip` concatenated along the channels; a recomputed block
+    /// recomputes the concatenation too.
     fn on_both(&self, x: &Tensor, skip: &Tensor, time: &Tensor) -> Torch {
         self.forward(&[x, skip, time], |resnet, inputs| {
             resnet.forward(&Tensor::f_cat(&[&inputs[0], &inputs[1]], 1)?, Some(&inputs[2]))
@@ -184,7 +189,8 @@ impl Recompute<Resnet> {
     }
 }
 
-/// The blocks of a level that can be recomputed, in the order of the calculation.
+/// The names and switches of a level's blocks that can be recomputed, in the order of the
+/// calculation.
 type Switches<'a> = Vec<(&'a str, &'a mut bool)>;
 
 fn switches<'a>(resnets: &'a mut [Recompute<Resnet>], attentions: &'a mut [Transformer]) -> Switches<'a> {
@@ -198,7 +204,7 @@ fn switches<'a>(resnets: &'a mut [Recompute<Resnet>], attentions: &'a mut [Trans
     all
 }
 
-/// A level on the way down; all its intermediate results are kept for the way up.
+/// A level on the way down; its results are kept for the way up.
 #[derive(Debug)]
 pub(crate) struct DownBlock {
     resnets: Vec<Recompute<Resnet>>,
@@ -220,7 +226,7 @@ impl DownBlock {
         }
     }
 
-    /// Its blocks that can be recomputed.
+    /// Returns its blocks that can be recomputed.
     pub(crate) fn switches(&mut self) -> Switches<'_> {
         switches(&mut self.resnets, &mut self.attentions)
     }
@@ -261,7 +267,7 @@ impl MidBlock {
         }
     }
 
-    /// Its blocks that can be recomputed.
+    /// Returns its blocks that can be recomputed.
     pub(crate) fn switches(&mut self) -> Switches<'_> {
         let mut all = switches(std::slice::from_mut(&mut self.first), std::slice::from_mut(&mut self.attention));
         all.extend(switches(std::slice::from_mut(&mut self.last), &mut []));
@@ -275,7 +281,7 @@ impl MidBlock {
     }
 }
 
-/// A level on the way up; each residual block also sees what the way down kept.
+/// A level on the way up; each residual block also takes a result kept on the way down.
 #[derive(Debug)]
 pub(crate) struct UpBlock {
     resnets: Vec<Recompute<Resnet>>,
@@ -290,7 +296,8 @@ impl UpBlock {
         let above = config.up[(index + 1).min(config.up.len() - 1)].channels;
         let is_last = index + 1 == config.up.len();
         let num_resnets = level.num_resnets;
-        // The last skip of a level came from the level above it, before its first residual block.
+        // The last skip of a level comes from the next finer level, before its first residual
+        // block.
         let inputs = |i| if i == 0 { below } else { level.channels };
         let skipped = |i| if i + 1 == num_resnets { above } else { level.channels };
         let widths = |i| [inputs(i) + skipped(i), level.channels];
@@ -301,7 +308,7 @@ impl UpBlock {
         }
     }
 
-    /// Its blocks that can be recomputed.
+    /// Returns its blocks that can be recomputed.
     pub(crate) fn switches(&mut self) -> Switches<'_> {
         switches(&mut self.resnets, &mut self.attentions)
     }
@@ -318,7 +325,7 @@ impl UpBlock {
             }
         }
         match (&self.upsampler, skips.last()) {
-            // Odd sizes were rounded up on the way down; the next skip knows what they were.
+            // Odd sizes were rounded up on the way down; the next skip has the original size.
             (Some(upsampler), Some(next)) => upsampler.forward(&x, Some(height_width(next))),
             _ => Ok(x),
         }

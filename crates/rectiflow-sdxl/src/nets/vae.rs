@@ -1,7 +1,8 @@
 //! The autoencoder between pictures and latents: diffusers' `AutoencoderKL`.
 //!
-//! Pictures are `[b, 3, h, w]` in -1 to 1, latents `[b, 4, h/8, w/8]`. The scaling factor is *not* applied here, neither
-//! way: latents are stored unscaled, and training and sampling multiply by `config.scaling_factor`.
+//! Pictures are `[b, 3, h, w]` in -1 to 1, latents `[b, 4, h/8, w/8]`. The scaling factor is *not*
+//! applied here, in either direction: latents are stored unscaled, and training and sampling
+//! multiply by `config.scaling_factor`.
 
 use tch::{Device, Kind, Tensor};
 
@@ -16,15 +17,15 @@ use crate::{
     weights::{Parameters, Scope, Weights},
 };
 
-/// Epsilon of all its norms, which diffusers fixes.
+/// Epsilon of all norms, fixed by diffusers.
 const NORM_EPS: f64 = 1e-6;
-/// diffusers' `DiagonalGaussianDistribution` keeps the log-variance in this range.
+/// Range of the log-variance in diffusers' `DiagonalGaussianDistribution`.
 const LOGVAR_RANGE: [f64; 2] = [-30.0, 20.0];
 
 /// The autoencoder.
 #[derive(Debug)]
 pub struct Vae {
-    /// Its sizes, with the scaling factor.
+    /// Its sizes, and the scaling factor.
     pub config: VaeConfig,
     /// Its tensors by their diffusers names.
     pub parameters: Parameters,
@@ -40,7 +41,7 @@ impl Vae {
     /// Builds the autoencoder from its tensors.
     ///
     /// # Errors
-    /// [`Error::Weights`] if they are not exactly those that the configuration asks for.
+    /// [`Error::Weights`] if they are not exactly those of the configuration.
     pub fn new(config: VaeConfig, mut weights: Weights) -> Result<Self> {
         weights.rename(current_name);
         let (kind, device) = (weights.kind(), weights.device());
@@ -55,21 +56,22 @@ impl Vae {
         Ok(Self { config, parameters, kind, device, encoder, quant_conv, post_quant_conv, decoder })
     }
 
-    /// The dtype it calculates in.
+    /// Returns the dtype of the calculation.
     pub fn kind(&self) -> Kind {
         self.kind
     }
 
-    /// The device it calculates on.
+    /// Returns the device of the tensors.
     pub fn device(&self) -> Device {
         self.device
     }
 
-    /// The posterior of pictures, `[b, 3, h, w]` in -1 to 1: mean and log-variance, each `[b, 4, h/8, w/8]` (rounded
-    /// down), unscaled.
+    /// Returns the posterior of pictures, `[b, 3, h, w]` in -1 to 1: mean and log-variance, each
+    /// `[b, 4, h/8, w/8]` (rounded down), unscaled.
     ///
     /// # Errors
-    /// [`Error::Input`] for a wrong shape or dtype, [`Error::Torch`] if libtorch fails (out of memory).
+    /// [`Error::Input`] for a wrong shape or dtype, [`Error::Torch`] if libtorch fails (out of
+    /// memory).
     pub fn encode(&self, pixels: &Tensor) -> Result<(Tensor, Tensor)> {
         let least = i64::from(self.config.down_factor());
         check("pixels", pixels, self.config.in_channels, least)?;
@@ -84,8 +86,9 @@ impl Vae {
         calculate().map_err(Error::torch(format!("VAE encoding of {:?}", pixels.size())))
     }
 
-    /// What the encoder's coarsest level sees in pictures, averaged over a grid of 4 x 4 fields: `[b, 3, h, w]` in -1 to 1
-    /// to `[b, 16 c]` fp32, whatever their size. Features for comparing sets of pictures (see [`crate::kid`]).
+    /// Returns the output of the encoder's middle, averaged over a grid of 4 x 4 fields,
+    /// `[b, 16 c]` fp32 for `[b, 3, h, w]` pictures of any size in -1 to 1: features to compare
+    /// sets of pictures by (see [`crate::kid`]).
     ///
     /// # Errors
     /// As [`Self::encode`].
@@ -98,10 +101,12 @@ impl Vae {
         calculate().map_err(Error::torch(format!("VAE features of {:?}", pixels.size())))
     }
 
-    /// Pictures of unscaled latents, `[b, 4, h, w]` to `[b, 3, 8 h, 8 w]`, in about -1 to 1, not clamped.
+    /// Returns the pictures of unscaled latents: `[b, 4, h, w]` to `[b, 3, 8 h, 8 w]`,
+    /// approximately in -1 to 1, not clamped.
     ///
     /// # Errors
-    /// [`Error::Input`] for a wrong shape or dtype, [`Error::Torch`] if libtorch fails (out of memory).
+    /// [`Error::Input`] for a wrong shape or dtype, [`Error::Torch`] if libtorch fails (out of
+    /// memory).
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
         check("latents", latents, self.config.latent_channels, 1)?;
         let calculate = || {
@@ -113,14 +118,15 @@ impl Vae {
         };
         let pictures = calculate().map_err(Error::torch(format!("VAE decoding of {:?}", latents.size())))?;
         if self.device == Device::Cpu {
-            // It took several times what a UNet takes.
+            // Decoding takes several times the memory of the UNet.
             empty_gaps();
         }
         Ok(pictures)
     }
 }
 
-/// The names of the middle's attention in files older than diffusers 0.18, replaced by today's.
+/// Returns the current name of a tensor: files older than diffusers 0.18 have other names in the
+/// middle's attention.
 pub(crate) fn current_name(name: &str) -> String {
     let old = [(".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0.")];
     let in_attention = name.contains(".attentions.");
@@ -148,7 +154,7 @@ fn resnet(scope: &mut Scope<'_>, config: &VaeConfig, i: usize, channels: [i64; 2
     Resnet::new(&mut scope.sub(format_args!("resnets.{i}")), channels, None, norm(config))
 }
 
-/// Pictures to moments.
+/// Maps pictures to moments.
 #[derive(Debug)]
 struct Encoder {
     conv_in: Conv,
@@ -192,7 +198,8 @@ impl Encoder {
         self.conv_out.forward(&self.conv_norm_out.forward_silu(&x)?)
     }
 
-    /// All levels and the middle, without the head that makes moments of it. `[b, c, h/8, w/8]`
+    /// Runs all levels and the middle, without the last layers that compute the moments.
+    /// `[b, c, h/8, w/8]`
     fn trunk(&self, pixels: &Tensor) -> Torch {
         let mut x = self.conv_in.forward(pixels)?;
         for level in &self.levels {
@@ -207,7 +214,7 @@ impl Encoder {
     }
 }
 
-/// Latents to pictures.
+/// Maps latents to pictures.
 #[derive(Debug)]
 struct Decoder {
     conv_in: Conv,
@@ -260,7 +267,8 @@ impl Decoder {
     }
 }
 
-/// The coarsest level's middle: residual block, attention over all pixels with one head, residual block.
+/// The middle, at the coarsest level: residual block, attention over all pixels with one head,
+/// residual block.
 #[derive(Debug)]
 struct Mid {
     first: Resnet,

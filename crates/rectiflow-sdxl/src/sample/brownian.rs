@@ -1,13 +1,15 @@
-//! A path of Brownian motion over noise levels, the same as torchsde's `BrownianTree` of the same seed.
+//! A path of Brownian motion over noise levels, identical to torchsde's `BrownianTree` of the same
+//! seed.
 //!
-//! SDE samplers in ComfyUI take their noise from such a path (torchsde 0.2, on the CPU, whatever the device): the
-//! increment between two levels depends on the seed, the shape and the two outermost levels, and not on which levels a
-//! sampler visits between. So the same seed gives nearly the same picture at another number of steps.
+//! SDE samplers in ComfyUI take their noise from such a path (torchsde 0.2, always on the CPU): the
+//! increment between two levels depends on the seed, the shape and the two outermost levels, not on
+//! the levels that a sampler visits between them. So a seed produces nearly the same picture at any
+//! number of steps.
 //!
-//! The path is bisected. An interval's increment is known; the increment of its left half is, given that, a normal
-//! variable with mean half of it, drawn from a generator whose seed is hashed from (seed, place in the tree). The hash
-//! is NumPy's `SeedSequence` (O'Neill's seed_seq_fe), of which the one use that is needed is here. Levels are rounded to
-//! 1e-6, where bisection ends.
+//! The path is bisected. Given an interval's increment, the increment of its left half is a normal
+//! variable with half that mean, drawn from a generator whose seed is hashed from (seed, place in
+//! the tree). The hash is NumPy's `SeedSequence` (O'Neill's seed_seq_fe), implemented here as far
+//! as needed. Levels are rounded to 1e-6, where bisection ends.
 //!
 //! Golden-tested against torchsde in `tests/samplers.rs`.
 
@@ -15,10 +17,10 @@ use tch::{Device, Tensor};
 
 use crate::sample::noise::initial_noise;
 
-/// Words of entropy that torchsde's tree keeps.
+/// Size of the entropy pool of torchsde's tree, in 32-bit words.
 const POOL_WORDS: usize = 24;
 
-/// A path between two levels.
+/// A path between two noise levels.
 #[derive(Debug)]
 pub struct BrownianPath {
     seed: u64,
@@ -27,27 +29,29 @@ pub struct BrownianPath {
     whole: Tensor,
 }
 
-/// A node of the tree.
+/// A node of the bisection tree.
 #[derive(Debug, Clone, Copy)]
 struct Interval {
     start: f64,
     end: f64,
-    /// Its place in its row of the tree.
+    /// Index in its row of the tree, from 0.
     place: u64,
     depth: u64,
 }
 
 impl BrownianPath {
-    /// The path of `seed` for latents of a shape, over the levels from the lowest above 0 to the highest.
+    /// Makes the path of `seed` for latents of `shape`, from the lowest level above 0 to the
+    /// highest.
     pub fn new(seed: u64, shape: &[i64], [lowest, highest]: [f64; 2]) -> Self {
         let root = Interval { start: rounded(lowest), end: rounded(highest), place: 0, depth: 0 };
         let whole = initial_noise(seed_of(seed, &[]).into(), shape) * (highest - lowest).max(0.0).sqrt();
         Self { seed, shape: shape.to_vec(), root, whole }
     }
 
-    /// The step noise of a sampler that goes down from `from` to `to`: the increment, of unit variance. fp32 on the CPU
+    /// Returns the increment for a step from `from` down to `to`, scaled to unit variance. fp32 on
+    /// the CPU
     ///
-    /// The sign is that of a walk upwards in sigma, turned round, as in ComfyUI.
+    /// The sign is the opposite of a path of rising sigma, as in ComfyUI.
     pub fn noise(&self, from: f64, to: f64) -> Tensor {
         let (low, high) = (from.min(to), from.max(to));
         let within = |level: f64| rounded(level.clamp(self.root.start, self.root.end));
@@ -56,12 +60,13 @@ impl BrownianPath {
         increment * (sign / (high - low).sqrt())
     }
 
-    /// [`Self::noise`] for a sampler on a device.
+    /// Returns [`Self::noise`] as a source of noise on a device.
     pub fn on(&self, device: Device) -> impl FnMut(f64, f64) -> Tensor + '_ {
         move |from, to| self.noise(from, to).to_device(device)
     }
 
-    /// The increment over the part of `interval` between two levels; `over` is the increment over all of it.
+    /// Returns the increment over the part of `interval` between two levels; `over` is the
+    /// increment over all of it.
     fn increment(&self, interval: Interval, over: &Tensor, low: f64, high: f64) -> Tensor {
         let Interval { start, end, .. } = interval;
         if low >= high {
@@ -95,12 +100,14 @@ impl Interval {
     }
 }
 
-/// To six decimals as Python's `round`, which rounds the exact value and not its product with a million.
+/// Rounds to six decimals as Python's `round`, which rounds the exact value, not its product with a
+/// million.
 fn rounded(level: f64) -> f64 {
-    format!("{level:.6}").parse().expect("a formatted number is a number")
+    format!("{level:.6}").parse().expect("a formatted number parses")
 }
 
-/// The first word of `SeedSequence(entropy, spawn_key=key, pool_size=24).generate_state(1)`.
+/// Returns the first word of
+/// `SeedSequence(entropy, spawn_key=key, pool_size=24).generate_state(1)`.
 fn seed_of(entropy: u64, key: &[u64]) -> u32 {
     let mut words = words_of(entropy);
     if !key.is_empty() {
@@ -113,13 +120,13 @@ fn seed_of(entropy: u64, key: &[u64]) -> u32 {
     value ^ value >> 16
 }
 
-/// A number as 32-bit words, the lowest first; at least one.
+/// Returns a number as 32-bit words, least significant first; at least one.
 fn words_of(number: u64) -> Vec<u32> {
     let (low, high) = (number as u32, (number >> 32) as u32);
     if high == 0 { vec![low] } else { vec![low, high] }
 }
 
-/// Hashes words of entropy into the pool, so that each bit of them changes each word of it.
+/// Hashes words of entropy into a pool, so that each input bit changes every word of the pool.
 fn pool(words: &[u32]) -> [u32; POOL_WORDS] {
     let mut constant = 0x43b0_d7e5_u32;
     let mut hashed = |value: u32| {

@@ -1,9 +1,10 @@
-//! A model seen as a denoiser: noisy latents and a noise level in, the clean latents that they point to out.
+//! A model as a denoiser: maps noisy latents and a noise level to the predicted clean latents.
 //!
-//! This is where the three parameterizations meet, so that samplers and guidance are written once. In this view an eps
-//! or v model's latents are `x0 + sigma * noise` (not scaled to unit variance), a flow model's are
-//! `(1 - sigma) * x0 + sigma * noise`. Both follow the same equation, `dx/dsigma = (x - denoised) / sigma`; where a
-//! sampler has to know which of the two it is on (because it adds noise of its own), it asks [`signal`].
+//! The three parameterizations are unified here, so that samplers and guidance are written once. In
+//! this form an eps or v model's latents are `x0 + sigma * noise` (not scaled to unit variance), a
+//! flow model's are `(1 - sigma) * x0 + sigma * noise`. Both follow the same equation,
+//! `dx/dsigma = (x - denoised) / sigma`; a sampler that adds noise, and so depends on the form,
+//! uses [`signal`].
 
 use tch::{Kind, Tensor};
 
@@ -12,10 +13,11 @@ use crate::{
     flow::{self, Parameterization, discrete},
 };
 
-/// A denoiser: (noisy latents `[b, 4, h, w]`, noise level) to clean latents of the same shape.
+/// A function from (noisy latents `[b, 4, h, w]`, noise level) to clean latents of the same shape.
 pub type Denoise<'a> = dyn FnMut(&Tensor, f64) -> Result<Tensor> + 'a;
 
-/// How much of the picture is in the latents at a level: `1 - sigma` for flow, all of it for eps and v.
+/// Returns the factor of the clean latents in the latents at a level: `1 - sigma` for flow, 1 for
+/// eps and v.
 pub fn signal(parameterization: Parameterization, sigma: f64) -> f64 {
     match parameterization {
         Parameterization::Flow => 1.0 - sigma,
@@ -23,9 +25,10 @@ pub fn signal(parameterization: Parameterization, sigma: f64) -> f64 {
     }
 }
 
-/// Noise at the first level, for a picture that is empty.
+/// Returns the initial latents: unit noise scaled to the first level.
 ///
-/// An eps or v model that starts at the top gets the variance of its noisiest training inputs, `1 + sigma^2`.
+/// For an eps or v model that starts at the highest level, the variance is that of its noisiest
+/// training inputs, `1 + sigma^2`.
 pub fn noised_start(parameterization: Parameterization, noise: &Tensor, sigma: f64, sigma_max: f64) -> Tensor {
     let starts_at_top = sigma >= sigma_max * (1.0 - 1e-5);
     match parameterization {
@@ -34,11 +37,12 @@ pub fn noised_start(parameterization: Parameterization, noise: &Tensor, sigma: f
     }
 }
 
-/// One evaluation of a model: scales its input, gives it its timestep, turns its answer into clean latents. `model`
-/// takes (input `[b, 4, h, w]`, timestep `[b]` fp32) and answers in the input's shape.
+/// Evaluates a model: scales its input, computes its timestep, and converts its output to clean
+/// latents. `model` takes (input `[b, 4, h, w]`, timestep `[b]` fp32) and returns a tensor of the
+/// input's shape.
 ///
 /// # Errors
-/// What `model` returns.
+/// Errors of `model`.
 pub fn denoised_by(
     parameterization: Parameterization,
     x: &Tensor,
@@ -60,7 +64,7 @@ pub fn denoised_by(
     })
 }
 
-/// At least fp32: a bf16 model's answer is added up over many steps.
+/// Converts to at least fp32: a bf16 model's outputs are accumulated over many steps.
 fn widened(output: Tensor) -> Tensor {
     if output.kind() == Kind::Double { output } else { output.to_kind(Kind::Float) }
 }

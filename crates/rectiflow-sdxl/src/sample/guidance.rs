@@ -1,17 +1,19 @@
-//! Guidance: a UNet with its texts as one denoiser that follows the prompt more strongly than the UNet does.
+//! Guidance: a UNet and its texts as one denoiser that follows the prompt more strongly than the
+//! UNet alone.
 //!
-//! On denoised latents, as ComfyUI's nodes compute it and in their order, `c` the prompt's, `u` the negative's, `p` the
-//! prompt's with self-attention switched off:
+//! Computed on denoised latents, as ComfyUI's nodes do and in their order. `c` is the prediction
+//! for the prompt, `u` for the negative prompt, `p` for the prompt with self-attention switched
+//! off:
 //!
 //! ```text
-//! guided = u + cfg * (c - u)                          classifier-free guidance; at 1 the negative is not computed
-//! guided = rescaled to the spread of c                RescaleCFG (arXiv 2305.08891, section 3.4)
-//! guided = guided + pag_scale * (c - p)               PerturbedAttentionGuidance (arXiv 2403.17377)
+//! guided = u + cfg * (c - u)               classifier-free guidance; `u` is not computed at cfg 1
+//! guided = rescaled to the spread of c     RescaleCFG (arXiv 2305.08891, section 3.4)
+//! guided = guided + pag_scale * (c - p)    PerturbedAttentionGuidance (arXiv 2403.17377)
 //! ```
 //!
-//! All of them go through the UNet as one batch (ComfyUI takes a second pass for `p`): prompts first, then negatives,
-//! then perturbed prompts. Texts of unequal length are repeated up to the least common multiple of their lengths, which
-//! leaves attention as it is.
+//! All predictions are one batch of the UNet (ComfyUI runs a second pass for `p`): prompts first,
+//! then negative prompts, then perturbed prompts. Texts of unequal length are repeated to the least
+//! common multiple of their lengths, which does not change attention.
 
 use tch::{Kind, Tensor};
 
@@ -25,16 +27,19 @@ use crate::{
     sample::denoise::denoised_by,
 };
 
-/// How strongly, and in which way.
+/// Kinds and scales of guidance.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Guidance {
-    /// Scale of classifier-free guidance; 1 is none.
+    /// Scale of classifier-free guidance; 1 turns it off.
     pub cfg: f64,
-    /// Share of CFG's result that is rescaled to the prompt's spread, against too much contrast: 0 is none, 1 all.
+    /// Share of CFG's result that is rescaled to the spread of the prompt's prediction, against
+    /// excessive contrast; 0 (none) to 1 (all).
     pub cfg_rescale: f64,
-    /// Scale of perturbed-attention guidance; 0 is none. With it `cfg` is set lower: 3 and 3 go together.
+    /// Scale of perturbed-attention guidance; 0 turns it off. Needs a lower `cfg`: 3 and 3 work
+    /// well together.
     pub pag_scale: f64,
-    /// Where attention is perturbed: `mid` as ComfyUI does, or `down.N` and `up.N` with a level's number.
+    /// Where attention is perturbed: `mid` as in ComfyUI, or `down.N` and `up.N` with the number of
+    /// a level.
     pub pag_parts: Vec<UNetPart>,
 }
 
@@ -45,7 +50,8 @@ impl Default for Guidance {
 }
 
 impl Guidance {
-    /// Whether the negative has a part in it. `math.isclose`, which is how ComfyUI decides.
+    /// Whether the negative prompt is used: `cfg` is not close to 1 by Python's `math.isclose`, as
+    /// in ComfyUI.
     pub fn is_guided(&self) -> bool {
         (self.cfg - 1.0).abs() > 1e-9 * self.cfg.abs().max(1.0)
     }
@@ -55,41 +61,41 @@ impl Guidance {
         self.pag_scale != 0.0
     }
 
-    /// What is wrong with the numbers.
+    /// Returns what is wrong with the values; empty if nothing is.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if !self.cfg.is_finite() {
-            problems.push(format!("cfg is {}, expected a finite number (1 is no guidance)", self.cfg));
+            problems.push(format!("cfg is {}, expected a finite number (1 turns guidance off)", self.cfg));
         }
         if !(0.0..=1.0).contains(&self.cfg_rescale) {
             problems.push(format!("cfg_rescale is {}, expected 0 (none) to 1", self.cfg_rescale));
         }
         if !self.pag_scale.is_finite() {
-            problems.push(format!("pag_scale is {}, expected a finite number (0 is none)", self.pag_scale));
+            problems.push(format!("pag_scale is {}, expected a finite number (0 turns it off)", self.pag_scale));
         }
         if self.is_perturbed() && self.pag_parts.is_empty() {
-            problems.push("pag_parts is empty, expected \"mid\" or others where pag_scale is not 0".into());
+            problems.push("pag_parts is empty, expected \"mid\" or other parts, since pag_scale is not 0".into());
         }
         problems
     }
 }
 
-/// What to draw and what to stay away from.
+/// The prompts and the negative prompts.
 #[derive(Clone, Copy, Debug)]
 pub struct Texts<'a> {
-    /// The prompt, or one for each picture.
+    /// The prompt, or one per picture.
     pub cond: &'a Cond,
-    /// The negative prompt (the empty text if the user gives none), or one for each picture.
+    /// The negative prompt (the empty text by default), or one per picture.
     pub uncond: &'a Cond,
 }
 
-/// A UNet with its conditions, as one denoiser.
+/// A UNet with its conditioning, as one denoiser.
 #[derive(Debug)]
 pub struct Guided<'a> {
     unet: &'a UNet,
     parameterization: Parameterization,
     guidance: &'a Guidance,
-    /// How often each picture is in the batch.
+    /// Number of rows per picture in the UNet's batch.
     copies: i64,
     batch: i64,
     context: Tensor,
@@ -99,10 +105,12 @@ pub struct Guided<'a> {
 }
 
 impl<'a> Guided<'a> {
-    /// `time_ids` are `[b, 6]`; the texts have one row for all pictures or one for each.
+    /// Prepares the batch. `time_ids` are `[b, 6]`; each text has one row for all pictures or one
+    /// per picture.
     ///
     /// # Errors
-    /// [`Error::Input`] for texts that do not fit the batch, [`Error::Invalid`] for parts of the UNet without attention.
+    /// [`Error::Input`] if texts do not fit the batch, [`Error::Invalid`] if perturbed parts of the
+    /// UNet have no attention.
     pub fn new(
         unet: &'a UNet,
         parameterization: Parameterization,
@@ -132,10 +140,10 @@ impl<'a> Guided<'a> {
         })
     }
 
-    /// The clean latents that `x` points to, guided. `[b, 4, h, w]` fp32
+    /// Returns the guided prediction of the clean latents. `[b, 4, h, w]` fp32
     ///
     /// # Errors
-    /// What the UNet returns, and [`Error::Input`] if its answer is not finite.
+    /// Errors of the UNet, and [`Error::Input`] if its output is not finite.
     pub fn denoise(&self, x: &Tensor, sigma: f64) -> Result<Tensor> {
         let stacked = x.repeat([self.copies, 1, 1, 1]);
         let perturbation = self
@@ -154,13 +162,13 @@ impl<'a> Guided<'a> {
             self.unet.forward_perturbed(&input, perturbation)
         })?;
         if denoised.isfinite().all().int64_value(&[]) == 0 {
-            let found = "NaN or infinity: the model is broken, or its numbers do not fit its dtype";
-            return Err(Error::input(format!("the UNet's answer at sigma {sigma:.4}"), "finite numbers", found));
+            let found = "NaN or infinity: the model is broken, or its values overflow its dtype";
+            return Err(Error::input(format!("the UNet's output at sigma {sigma:.4}"), "finite numbers", found));
         }
         Ok(self.combined(x, sigma, &denoised.chunk(self.copies, 0)))
     }
 
-    /// The parts of the batch as one denoised prediction.
+    /// Combines the parts of the batch into one prediction.
     fn combined(&self, x: &Tensor, sigma: f64, parts: &[Tensor]) -> Tensor {
         let cond = &parts[0];
         let mut guided = cond.shallow_clone();
@@ -171,19 +179,20 @@ impl<'a> Guided<'a> {
             }
         }
         if self.guidance.is_perturbed() {
-            // Not in place: without CFG it is the prompt's own prediction.
+            // Not in place: without CFG, `guided` shares storage with `cond`.
             guided = &guided + (cond - &parts[parts.len() - 1]) * self.guidance.pag_scale;
         }
         guided
     }
 }
 
-/// CFG's result with the spread of the prompt's own prediction, in `share` (0 to 1). `guided` and `cond` are denoised
-/// latents `[b, 4, h, w]`.
+/// Rescales CFG's result to the spread of the prompt's prediction, by `share` (0 to 1). `guided`
+/// and `cond` are denoised latents `[b, 4, h, w]`.
 ///
-/// Spread is that of the v prediction `(x / (sigma^2 + 1) - denoised) * sqrt(sigma^2 + 1) / sigma` of each picture. That
-/// is the v of an eps or v model. ComfyUI's node uses the same expression behind a flow model, where it is no velocity,
-/// only a mixture of latents and prediction; it is kept, so that its workflow draws the same picture.
+/// The spread is the standard deviation per picture of the v prediction
+/// `(x / (sigma^2 + 1) - denoised) * sqrt(sigma^2 + 1) / sigma`. ComfyUI's node uses the same
+/// expression for a flow model, where it is not a velocity, only a mixture of latents and
+/// prediction; it is kept so that the same workflow draws the same picture.
 pub fn rescaled(x: &Tensor, sigma: f64, cond: &Tensor, guided: &Tensor, share: f64) -> Tensor {
     let variance = sigma * sigma + 1.0;
     let from_x = x / variance;
@@ -194,7 +203,7 @@ pub fn rescaled(x: &Tensor, sigma: f64, cond: &Tensor, guided: &Tensor, share: f
     from_x - v_guided * factor * (sigma / variance.sqrt())
 }
 
-/// The texts in the order of the batch, with what messages call them.
+/// Returns the texts in the order of the batch, with their names for messages.
 fn parts_of<'a>(texts: Texts<'a>, guidance: &Guidance) -> Vec<(&'static str, &'a Cond)> {
     let mut parts = vec![("prompts", texts.cond)];
     if guidance.is_guided() {
@@ -210,13 +219,14 @@ fn check_rows(parts: &[(&'static str, &Cond)], batch: i64) -> Result<()> {
     for (name, part) in parts {
         let rows = part.pooled.size()[0];
         if rows != 1 && rows != batch {
-            return Err(Error::input(*name, format!("1 or {batch} (one for each picture)"), rows.to_string()));
+            return Err(Error::input(*name, format!("1 or {batch} (one per picture)"), rows.to_string()));
         }
     }
     Ok(())
 }
 
-/// All texts as one batch, part after part; each has a row for every picture, all have the same number of tokens.
+/// Stacks all texts as one batch, part by part; each part has a row per picture, all rows the same
+/// number of tokens.
 fn stacked(parts: &[(&'static str, &Cond)], batch: i64) -> Cond {
     let num_tokens = parts.iter().map(|(_, part)| part.context.size()[1]).fold(1, num_integer::lcm);
     let mut context = Vec::new();
@@ -235,7 +245,8 @@ fn stacked(parts: &[(&'static str, &Cond)], batch: i64) -> Cond {
     }
 }
 
-/// `[1 or b, n, ...]` -> `[batch, num_tokens, ...]`: rows expanded, tokens repeated, which leaves attention as it is.
+/// `[1 or b, n, ...]` -> `[batch, num_tokens, ...]`: repeats rows and tokens; repeated tokens do
+/// not change attention.
 fn repeated(tokens: &Tensor, batch: i64, num_tokens: i64) -> Tensor {
     let size = tokens.size();
     let mut repeats = vec![1; size.len()];
@@ -244,7 +255,7 @@ fn repeated(tokens: &Tensor, batch: i64, num_tokens: i64) -> Tensor {
     tokens.repeat(repeats)
 }
 
-/// `[b, n]` bool: which tokens are real.
+/// Returns the mask of tokens that are not padding, `[b, n]` bool.
 fn mask_of(cond: &Cond) -> Tensor {
     let size = cond.context.size();
     match &cond.context_mask {
@@ -304,7 +315,8 @@ mod tests {
     fn one_guided_pass_equals_two_even_with_unequal_lengths() {
         let unet = random_unet();
         let x = initial_noise(5, &[2, 4, 6, 10]);
-        // A prompt for each picture (3 chunks, the second one's last masked out) against one negative of 2 chunks.
+        // A prompt per picture (3 chunks, the last of the second masked) and one negative prompt of
+        // 2 chunks.
         let mut prompts = cond(1, 2, 3);
         let real = Tensor::from_slice(&[3i64, 2]).view([2, 1]) * 77;
         prompts.context_mask = Some(Tensor::arange(3 * 77, (Kind::Int64, Device::Cpu)).view([1, -1]).lt_tensor(&real));
@@ -315,7 +327,7 @@ mod tests {
         let expected = &against + (&alone - &against) * 4.5;
         let together = denoise(&prompts, &negative, 4.5);
         assert!(largest(&(together - expected)) < 1e-4);
-        assert!(largest(&(alone - against)) > 1e-3, "the two texts must differ for this to show anything");
+        assert!(largest(&(alone - against)) > 1e-3, "the texts must lead to different predictions");
     }
 
     #[test]
@@ -328,13 +340,13 @@ mod tests {
             guided(&unet, texts, &x, &Guidance { cfg, pag_scale, pag_parts: pag_parts.to_vec(), ..NONE })
         };
         let (alone, cfg) = (with(1.0, 0.0, &[]), with(3.0, 0.0, &[]));
-        // At cfg 1 and scale -1 what comes out is the perturbed prediction: c - (c - p).
+        // At cfg 1 and scale -1 the result is the perturbed prediction: c - (c - p).
         let perturbed = with(1.0, -1.0, &[UNetPart::Mid]);
         let expected = &cfg + (&alone - &perturbed) * 2.5;
         assert!(largest(&(with(3.0, 2.5, &[UNetPart::Mid]) - expected)) < 1e-4);
         assert!(largest(&(&alone - &perturbed)) > 1e-3, "switching attention off must change something");
         let elsewhere = with(1.0, -1.0, &[UNetPart::Down(1), UNetPart::Up(0)]);
-        assert!(largest(&(elsewhere - perturbed)) > 1e-3, "other parts are other predictions");
+        assert!(largest(&(elsewhere - perturbed)) > 1e-3, "other parts lead to other predictions");
     }
 
     #[test]
@@ -344,7 +356,7 @@ mod tests {
         let (prompts, negative) = (cond(1, 2, 1), cond(3, 1, 1));
         let texts = Texts { cond: &prompts, uncond: &negative };
         let with = |cfg_rescale: f64, cfg: f64| guided(&unet, texts, &x, &Guidance { cfg, cfg_rescale, ..NONE });
-        // The v of ComfyUI's node at sigma 0.8, its deviation for each picture.
+        // The standard deviation per picture of v as in ComfyUI's node, at sigma 0.8.
         let spread = |denoised: &Tensor| {
             let v = &x / 1.64 - denoised;
             Vec::<f32>::try_from(v.std_dim(&[1i64, 2, 3][..], true, false)).unwrap()
@@ -367,15 +379,15 @@ mod tests {
             let guided = Guided::new(&unet, Parameterization::Flow, texts, &time_ids(batch), guidance);
             guided.unwrap_err().to_string()
         };
-        assert_eq!(message(3, &NONE), "prompts: expected 1 or 3 (one for each picture), found 2");
+        assert_eq!(message(3, &NONE), "prompts: expected 1 or 3 (one per picture), found 2");
         let elsewhere = Guidance { pag_scale: 3.0, pag_parts: vec![UNetPart::Down(0)], ..NONE };
-        let expected = "pag_parts: this UNet has no attention in down.0; it has in down.1, mid, up.0";
+        let expected = "pag_parts: this UNet has no attention in down.0, only in down.1, mid, up.0";
         assert_eq!(message(2, &elsewhere), expected);
     }
 
     #[test]
     fn a_model_that_answers_nan_is_named_with_the_level() {
-        // Weights are checked when they are loaded; numbers can still overflow on the way through.
+        // Weights are checked when they are loaded; activations can still overflow.
         let unet = random_unet();
         let texts = Texts { cond: &cond(1, 1, 1), uncond: &cond(3, 1, 1) };
         let guidance = NONE;
@@ -383,7 +395,7 @@ mod tests {
         let x = Tensor::full([1, 4, 6, 10], f64::NAN, (Kind::Float, Device::Cpu));
         let message = tch::no_grad(|| guided.denoise(&x, 0.75)).unwrap_err().to_string();
         assert!(
-            message.starts_with("the UNet's answer at sigma 0.7500: expected finite numbers, found NaN"),
+            message.starts_with("the UNet's output at sigma 0.7500: expected finite numbers, found NaN"),
             "{message}"
         );
     }

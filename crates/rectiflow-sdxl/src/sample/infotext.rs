@@ -1,8 +1,10 @@
-//! The settings of a picture as one text, the way AUTOMATIC1111's web interface writes and many programs read it.
+//! The settings of a picture as text, in the form that AUTOMATIC1111's web interface writes and
+//! many programs read.
 //!
-//! Prompt, a line with the negative prompt, a line of `Key: value` pairs; a value with a comma, a colon or a quote in it
-//! is a JSON string. Names of samplers and schedules are the web interface's own, so that it can read them back. Keys
-//! that it does not know (`Shift`, `CFG rescale`, `PAG scale`...) it keeps as they are.
+//! The prompt, a line with the negative prompt, a line of `Key: value` pairs; a value that contains
+//! a comma, a colon or a quote is a JSON string. Samplers and schedules have the web interface's
+//! names, so that it can read them back. It keeps unknown keys (`Shift`, `CFG rescale`,
+//! `PAG scale`...) unchanged.
 
 use std::fmt::Write;
 
@@ -12,22 +14,22 @@ use crate::{
     sample::{SampleSettings, SizeConditioning, guidance::Guidance, schedule::Schedule},
 };
 
-/// A picture's origin: what [`infotext`] and [`crate::workflow::Workflow`] are made from.
+/// The origin of a picture, as input of [`infotext`] and [`crate::workflow::Workflow`].
 #[derive(Debug, Clone, Copy)]
 pub struct Drawing<'a> {
-    /// How it was drawn.
+    /// The sampling settings.
     pub settings: &'a SampleSettings,
-    /// What the model predicts.
+    /// The model's parameterization.
     pub parameterization: Parameterization,
-    /// What was to be seen.
+    /// The prompt.
     pub prompt: &'a str,
-    /// What it was steered away from.
+    /// The negative prompt; empty for none.
     pub negative: &'a str,
-    /// The model's name, without an ending.
+    /// The model's file name without extension.
     pub model: &'a str,
 }
 
-/// The text of the picture at a position of its batch, counted from 0.
+/// Returns the text of the picture at a position of its batch, from 0.
 pub fn infotext(drawing: &Drawing<'_>, position: usize) -> String {
     let mut text = drawing.prompt.to_owned();
     if !drawing.negative.is_empty() {
@@ -38,10 +40,10 @@ pub fn infotext(drawing: &Drawing<'_>, position: usize) -> String {
     format!("{text}\n{}", pairs.join(", "))
 }
 
-/// A key and what it is set to.
+/// A key and its value.
 type Pair = (&'static str, String);
 
-/// All settings of a picture, in the web interface's order.
+/// Returns all settings of a picture, in the web interface's order.
 fn pairs(drawing: &Drawing<'_>, position: usize) -> Vec<Pair> {
     let settings = drawing.settings;
     let mut pairs = vec![
@@ -66,7 +68,7 @@ fn pairs(drawing: &Drawing<'_>, position: usize) -> Vec<Pair> {
     pairs
 }
 
-/// What was done beside plain guidance.
+/// Returns the settings of guidance besides its scale.
 fn guidance_pairs(guidance: &Guidance) -> Vec<Pair> {
     let mut pairs = Vec::new();
     if guidance.is_guided() && guidance.cfg_rescale > 0.0 {
@@ -82,7 +84,7 @@ fn guidance_pairs(guidance: &Guidance) -> Vec<Pair> {
     pairs
 }
 
-/// What the model was told about size.
+/// Returns the size conditioning.
 fn size_pairs(size: &SizeConditioning) -> [Pair; 3] {
     [
         ("Original size", format!("{}x{}", size.original_width_px, size.original_height_px)),
@@ -91,7 +93,7 @@ fn size_pairs(size: &SizeConditioning) -> [Pair; 3] {
     ]
 }
 
-/// The web interface's name for a schedule.
+/// Returns the web interface's name of a schedule.
 fn schedule_name(schedule: Schedule) -> &'static str {
     match schedule {
         Schedule::Simple => "Simple",
@@ -105,7 +107,7 @@ fn schedule_name(schedule: Schedule) -> &'static str {
     }
 }
 
-/// A value as it is, or as a JSON string where it would be read as several.
+/// Returns a value unchanged, or as a JSON string if it would parse as several.
 fn quoted(value: &str) -> String {
     if value.contains([',', ':', '\n', '"']) { serde_json::Value::from(value).to_string() } else { value.to_owned() }
 }

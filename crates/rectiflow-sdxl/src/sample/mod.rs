@@ -1,13 +1,14 @@
-//! Settings and noise to pictures: what to draw, the whole way from noise to latents, decoding.
+//! Draws pictures: the settings, the path from noise to latents, and decoding.
 //!
-//! Samplers ([`crate::sampler`]) are plain functions of (denoise, x, sigmas). `denoise` ([`crate::denoise`],
-//! [`crate::guidance`]) answers the clean picture that a noisy one points to, whatever the model predicts, so that
-//! samplers know nothing of parameterizations and guidance. Everything is ComfyUI's arithmetic in ComfyUI's order: the
-//! same seed, schedule and weights give the same picture there. Where the noise comes from is in [`crate::noise`].
+//! Samplers ([`crate::sampler`]) are plain functions of (denoise, x, sigmas). `denoise`
+//! ([`crate::denoise`], [`crate::guidance`]) returns the clean latents predicted from noisy ones,
+//! in whatever parameterization the model predicts, so that samplers do not depend on
+//! parameterizations or guidance. Everything is ComfyUI's arithmetic in ComfyUI's order: the same
+//! seed, schedule and weights produce the same picture there. The noise is in [`crate::noise`].
 //!
-//! Latents are the model's own (scaled) ones until [`decode`], which divides by the VAE's scaling factor.
+//! Latents are in the UNet's scale until [`decode`], which divides by the VAE's scaling factor.
 //!
-//! Not here: texts (the caller brings token ids through [`crate::cond`]) and picture files.
+//! Not here: texts (the caller encodes token ids with [`crate::cond`]) and picture files.
 
 pub mod brownian;
 pub mod denoise;
@@ -43,41 +44,45 @@ use crate::{
     },
 };
 
-/// The longest side of a picture, as ComfyUI's.
+/// The longest side of a picture, as in ComfyUI.
 const MAX_SIDE_PX: u32 = 16384;
-/// The largest number of pictures drawn together, as ComfyUI's.
+/// The largest number of pictures in a batch, as in ComfyUI.
 const MAX_BATCH: usize = 4096;
 
-/// What to draw, apart from the texts. Defaults are the article's.
+/// Sampling settings, apart from the texts. Defaults are the article's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SampleSettings {
-    /// Number of steps, 1 to 1000. 28 is where Euler on a flow model stops gaining much.
+    /// Number of steps, 1 to 1000. Beyond 28, Euler on a flow model improves little.
     pub steps: usize,
-    /// How the steps are made; `docs/samplers.md` compares them.
+    /// The sampler; `docs/samplers.md` compares them.
     pub sampler: Sampler,
-    /// Which noise levels are visited.
+    /// The schedule of noise levels.
     pub schedule: Schedule,
-    /// Shift of a flow model's levels; 3 to 6 is useful. Without meaning for eps and v.
+    /// Shift of a flow model's noise levels; 3 to 6 is useful. Ignored for eps and v.
     pub shift: f64,
-    /// Scale of classifier-free guidance; 1 is none.
+    /// Scale of classifier-free guidance; 1 turns it off.
     pub cfg: f64,
-    /// Share of CFG's result that is rescaled to the prompt's spread, against too much contrast: 0 is none, 1 all.
+    /// Share of CFG's result that is rescaled to the spread of the prompt's prediction, against
+    /// excessive contrast; 0 (none) to 1 (all).
     pub cfg_rescale: f64,
-    /// Scale of perturbed-attention guidance, which costs one more pass a step; 0 is none. 3 goes with a `cfg` of 3.
+    /// Scale of perturbed-attention guidance, which costs one more pass per step; 0 turns it off. 3
+    /// works well with a `cfg` of 3.
     pub pag_scale: f64,
-    /// Where it perturbs attention: `mid` as ComfyUI does, or `down.N` and `up.N` with a level's number.
+    /// Where attention is perturbed: `mid` as in ComfyUI, or `down.N` and `up.N` with the number of
+    /// a level.
     #[schemars(with = "Vec<String>")]
     pub pag_parts: Vec<UNetPart>,
-    /// Seed of the noise, as ComfyUI's.
+    /// Seed of the noise, as in ComfyUI.
     pub seed: u64,
     /// Width of the pictures in pixels, a multiple of the VAE's factor (8).
     pub width_px: u32,
     /// Height of the pictures in pixels, a multiple of the VAE's factor (8).
     pub height_px: u32,
-    /// Number of pictures. They share one draw of noise, so picture 2 of a batch is not picture 1 of the next seed.
+    /// Number of pictures. Their noise is one draw, so picture 2 of a batch is not picture 1 of the
+    /// next seed.
     pub batch: usize,
-    /// What the model is told about size; the picture's own size, uncropped, if left out.
+    /// Size conditioning; by default the picture's own size, uncropped.
     pub size: Option<SizeConditioning>,
 }
 
@@ -88,7 +93,7 @@ impl Default for SampleSettings {
             steps: 28,
             sampler: Sampler::default(),
             schedule: Schedule::default(),
-            // The article trained with 3 and sampled best with 6.
+            // The article trained with 3 and found 6 best for sampling.
             shift: 6.0,
             cfg,
             cfg_rescale,
@@ -103,7 +108,7 @@ impl Default for SampleSettings {
     }
 }
 
-/// SDXL's six size numbers, in pixels.
+/// SDXL's six size values, in pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SizeConditioning {
@@ -124,10 +129,11 @@ pub struct SizeConditioning {
 }
 
 impl SampleSettings {
-    /// Refuses what no model can draw; what depends on the model's factor is checked by [`Self::latent_shape`].
+    /// Checks the settings that do not depend on the model; [`Self::latent_shape`] checks the
+    /// others.
     ///
     /// # Errors
-    /// [`Error::Invalid`] with everything that is wrong with the settings.
+    /// [`Error::Invalid`] with every problem of the settings.
     pub fn check(&self) -> Result<()> {
         let problems = self.problems();
         if problems.is_empty() { Ok(()) } else { Err(Error::invalid("sampling", &problems)) }
@@ -145,10 +151,10 @@ impl SampleSettings {
         problems
     }
 
-    /// The shape of the latents, `[batch, 4, height / 8, width / 8]`.
+    /// Returns the shape of the latents, `[batch, 4, height / 8, width / 8]`.
     ///
     /// # Errors
-    /// [`Error::Invalid`] with everything that is wrong with the settings.
+    /// [`Error::Invalid`] with every problem of the settings.
     pub fn latent_shape(&self, vae: &VaeConfig) -> Result<[i64; 4]> {
         let factor = vae.down_factor();
         let mut problems = Vec::new();
@@ -168,15 +174,15 @@ impl SampleSettings {
         Ok([self.batch as i64, vae.latent_channels, side(self.height_px), side(self.width_px)])
     }
 
-    /// The noise levels to visit, ending in 0, for a model of this parameterization.
+    /// Returns the noise levels to visit, ending in 0, for a model of this parameterization.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for an impossible number of steps or shift.
+    /// [`Error::Invalid`] if the number of steps or the shift is out of range.
     pub fn sigmas(&self, parameterization: Parameterization) -> Result<Vec<f64>> {
         self.sampler.sigmas(self.schedule, self.steps, &NoiseLevels::new(parameterization, self.shift)?)
     }
 
-    /// How strongly the prompt is followed, and in which way.
+    /// Returns the guidance part of the settings.
     pub fn guidance(&self) -> Guidance {
         Guidance {
             cfg: self.cfg,
@@ -186,7 +192,7 @@ impl SampleSettings {
         }
     }
 
-    /// The size numbers as the UNet takes them. `[batch, 6]` fp32 on the CPU
+    /// Returns the size values in the UNet's order. `[batch, 6]` fp32 on the CPU
     pub fn time_ids(&self) -> Tensor {
         let size = self.size.unwrap_or(SizeConditioning {
             original_width_px: self.width_px,
@@ -208,14 +214,14 @@ impl SampleSettings {
     }
 }
 
-/// Draws latents: noise, every step, no decoding.
+/// Draws latents, without decoding.
 ///
-/// `cond` and `uncond` have one row for all pictures or one for each. Returns `[b, 4, h, w]` fp32 on the UNet's device,
-/// in the UNet's scale.
+/// `cond` and `uncond` have one row for all pictures or one per picture. Returns `[b, 4, h, w]`
+/// fp32 on the UNet's device, in the UNet's scale.
 ///
 /// # Errors
-/// What is wrong with the settings, [`Error::Input`] for texts that fit neither each other nor the batch, and what the
-/// UNet returns.
+/// [`Error::Invalid`] if the settings are invalid, [`Error::Input`] for texts that do not fit the
+/// batch, and errors of the UNet.
 pub fn sample_latents(
     unet: &UNet,
     vae: &VaeConfig,
@@ -233,11 +239,12 @@ pub fn sample_latents(
     })
 }
 
-/// As [`sample_latents`], by any denoiser of the whole batch: one that several processes share, say. Besides the
-/// settings, all that counts of the model is its autoencoder's sizes, what it predicts, and where it is.
+/// As [`sample_latents`], with any denoiser of the whole batch, for example one that several
+/// processes share. The tuple holds the autoencoder's sizes, the parameterization and the device of
+/// the model.
 ///
 /// # Errors
-/// What is wrong with the settings, and what the denoiser returns.
+/// [`Error::Invalid`] if the settings are invalid, and errors of the denoiser.
 pub fn sample_latents_by(
     denoise: &mut Denoise<'_>,
     (vae, parameterization, device): (&VaeConfig, Parameterization, Device),
@@ -256,13 +263,13 @@ pub fn sample_latents_by(
     })
 }
 
-/// Latents in the UNet's scale to pictures: `[b, h, w, 3]` u8, sRGB, on the CPU.
+/// Decodes latents in the UNet's scale to pictures: `[b, h, w, 3]` u8, sRGB, on the CPU.
 ///
-/// One picture at a time, since the VAE needs far more memory than the UNet. Values are rounded, as diffusers does
-/// (ComfyUI cuts them off, which is up to one level darker).
+/// Decodes one picture at a time, since the VAE needs far more memory than the UNet. Values are
+/// rounded, as in diffusers (ComfyUI truncates them, which is up to one level darker).
 ///
 /// # Errors
-/// What the VAE returns.
+/// Errors of the VAE.
 pub fn decode(vae: &Vae, latents: &Tensor) -> Result<Tensor> {
     tch::no_grad(|| {
         let latents = latents.to_kind(Kind::Float) / vae.config.scaling_factor;

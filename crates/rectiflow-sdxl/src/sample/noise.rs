@@ -1,12 +1,13 @@
-//! The noise of sampling: where a picture starts, and what the stochastic samplers add on the way.
+//! The noise of sampling: the initial noise, and the noise that stochastic samplers add.
 //!
-//! Everything comes from torch's CPU generator in fp32, on every device, so that a seed means the same picture on each.
-//! The initial noise is ComfyUI's. The noise of steps has two sources, as there:
+//! All noise comes from torch's CPU generator in fp32, so that a seed produces the same picture on
+//! every device. The initial noise is ComfyUI's. The noise of steps has two sources, as in ComfyUI:
 //!
-//! - [`independent`], for ancestral samplers: one draw a step from a generator of its own, seeded with
-//!   `seed + 1`. ComfyUI does this where it samples on a CPU; on a GPU it draws from that GPU's generator.
-//! - [`crate::brownian`], for SDE samplers: increments of one path of Brownian motion, which depend on the noise levels
-//!   and not on the number of steps between them. ComfyUI's `dpmpp_2m_sde` has the same on every device.
+//! - [`independent`], for ancestral samplers: one draw per step from a separate generator, seeded
+//!   with `seed + 1`. ComfyUI does this on a CPU; on a GPU it draws from the GPU's generator.
+//! - [`crate::brownian`], for SDE samplers: increments of one path of Brownian motion, which depend
+//!   on the noise levels, not on the number of steps between them. ComfyUI's `dpmpp_2m_sde` does
+//!   this on every device.
 
 use std::{collections::VecDeque, sync::Mutex};
 
@@ -14,34 +15,38 @@ use tch::{Device, Kind, Tensor};
 
 use crate::torch::ffi::Torch;
 
-/// Torch's generator belongs to the process: between seeding and drawing nobody else may seed it.
+/// Guards torch's generator, which is global: no other thread may seed it between seeding and
+/// drawing.
 static GENERATOR: Mutex<()> = Mutex::new(());
 
-/// Initial noise as ComfyUI draws it: torch's CPU generator seeded with `seed`, fp32, the whole batch at once.
+/// Returns initial noise as ComfyUI draws it: from torch's CPU generator seeded with `seed`, in
+/// fp32, for the whole batch at once.
 ///
 /// # Panics
-/// If there is no memory for it; where a user chose the shape, `f_initial_noise` reports that.
+/// If memory runs out; `f_initial_noise` returns that as an error, for shapes that a user chooses.
 pub fn initial_noise(seed: u64, shape: &[i64]) -> Tensor {
-    f_initial_noise(seed, shape).expect("there is memory for the noise of a batch that is in memory")
+    f_initial_noise(seed, shape).expect("the noise of a batch fits in memory if the batch does")
 }
 
-/// As [`initial_noise`], for a shape that may be too large.
+/// As [`initial_noise`], with an error if memory runs out.
 pub(crate) fn f_initial_noise(seed: u64, shape: &[i64]) -> Torch {
     Ok(draws(seed, shape, 1)?.remove(0))
 }
 
-/// `count` draws in a row from one generator.
+/// Returns `count` consecutive draws from one generator.
 fn draws(seed: u64, shape: &[i64], count: usize) -> Torch<Vec<Tensor>> {
     let _guard = GENERATOR.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     tch::manual_seed(seed as i64);
     (0..count).map(|_| Tensor::f_randn(shape, (Kind::Float, Device::Cpu))).collect()
 }
 
-/// Noise of unit variance for the step from one level to the next: (from, to) to a tensor of the latents' shape.
+/// A source of step noise: a function from (this level, next level) to unit-variance noise of the
+/// latents' shape.
 pub type StepNoise<'a> = dyn FnMut(f64, f64) -> Tensor + 'a;
 
-/// The source for ancestral samplers: independent draws. All `num_steps` of them are made and held at once, since the
-/// generator is shared with the rest of the process; that is 256 KiB a step for a picture of 1024x1024.
+/// Returns the source for ancestral samplers: independent draws. All `num_steps` draws are made in
+/// advance and held, since the generator is shared with the rest of the process; they take 256 KiB
+/// per step for a 1024x1024 picture.
 pub fn independent(
     seed: u64,
     shape: &[i64],
@@ -49,7 +54,7 @@ pub fn independent(
     device: Device,
 ) -> Torch<impl FnMut(f64, f64) -> Tensor + use<>> {
     let mut drawn: VecDeque<Tensor> = draws(seed.wrapping_add(1), shape, num_steps)?.into();
-    Ok(move |_, _| drawn.pop_front().expect("a sampler asks for noise at most once a step").to_device(device))
+    Ok(move |_, _| drawn.pop_front().expect("a sampler requests noise at most once per step").to_device(device))
 }
 
 #[cfg(test)]
@@ -58,8 +63,10 @@ mod tests {
 
     #[test]
     fn initial_noise_is_torchs() {
-        // torch 2.13.0: torch.randn(2, 4, 2, 3, generator=torch.manual_seed(42)).flatten()[[0, 1, 24, 47]], and
-        // torch.randn(1, 1, 1, 5, generator=torch.manual_seed(2**64 - 1)), so few that torch draws them one by one.
+        // torch 2.13.0:
+        // torch.randn(2, 4, 2, 3, generator=torch.manual_seed(42)).flatten()[[0, 1, 24, 47]]
+        // torch.randn(1, 1, 1, 5, generator=torch.manual_seed(2**64 - 1))
+        // torch draws the second, smaller one value by value.
         let noise = initial_noise(42, &[2, 4, 2, 3]).flatten(0, -1);
         let picked = [0, 1, 24, 47].map(|i| noise.double_value(&[i]) as f32);
         assert_eq!(picked, [1.9269153, 1.4872841, 1.2791244, -0.48791388]);

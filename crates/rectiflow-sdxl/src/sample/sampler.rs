@@ -1,8 +1,9 @@
-//! The samplers by name, and what each of them needs to run: its noise, its levels, its quirks.
+//! The samplers by name, and what each needs to run: its noise, its levels, its quirks.
 //!
-//! The names are ComfyUI's, and so are the quirks: `uni_pc` asks the schedule for one step more and drops the last
-//! level above 0; `dpmpp_2m_sde` moves a flow model's first level a little below 1, where it could not take a logarithm.
-//! The methods themselves are in [`crate::solvers`], [`crate::stochastic`] and [`crate::unipc`].
+//! The names are ComfyUI's, and so are the quirks: `uni_pc` requests one more step from the
+//! schedule and drops the last level above 0; `dpmpp_2m_sde` moves a flow model's first level
+//! slightly below 1, where its logarithm is infinite. The methods themselves are in
+//! [`crate::solvers`], [`crate::stochastic`] and [`crate::unipc`].
 
 use std::{fmt, str::FromStr};
 
@@ -24,7 +25,7 @@ use crate::{
     },
 };
 
-/// A method that goes through the noise levels.
+/// A method that steps through the noise levels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Sampler {
@@ -33,9 +34,9 @@ pub enum Sampler {
     Euler,
     /// Euler's method with new noise in each step.
     EulerAncestral,
-    /// Heun's method: twice the work, order 2.
+    /// Heun's method: order 2, two evaluations per step.
     Heun,
-    /// DPM-Solver++(2M): order 2 from the last two answers.
+    /// DPM-Solver++(2M): order 2 from the last two predictions.
     #[serde(rename = "dpmpp_2m")]
     DpmPp2m,
     /// DPM-Solver++(2M) with new noise in each step.
@@ -43,25 +44,25 @@ pub enum Sampler {
     DpmPp2mSde,
     /// UniPC of order 3.
     UniPc,
-    /// DDIM without noise: the same numbers as Euler's method.
+    /// DDIM without noise: the same numbers as Euler's method, to rounding.
     Ddim,
 }
 
-/// Everything about a sampler but the model.
+/// What a sampler needs besides the model and the latents.
 #[derive(Clone, Copy, Debug)]
 pub struct Course<'a> {
-    /// The levels to visit, ending in 0, as [`Sampler::sigmas`] gives them.
+    /// The levels to visit, ending in 0, as [`Sampler::sigmas`] returns them.
     pub sigmas: &'a [f64],
-    /// What the latents at a level are made of.
+    /// The parameterization, which defines the latents at a level.
     pub parameterization: Parameterization,
-    /// All levels that the model knows.
+    /// All levels of the model.
     pub levels: &'a NoiseLevels,
-    /// Seed of the picture, from which the noise of steps follows.
+    /// Seed of the picture, which also seeds the noise of the steps.
     pub seed: u64,
 }
 
 impl Sampler {
-    /// All samplers with the names that users write.
+    /// All samplers with their names in recipes and on the command line.
     pub const ALL: [(&'static str, Self); 7] = [
         ("euler", Self::Euler),
         ("euler_ancestral", Self::EulerAncestral),
@@ -72,7 +73,7 @@ impl Sampler {
         ("ddim", Self::Ddim),
     ];
 
-    /// What AUTOMATIC1111's web interface calls it.
+    /// Returns the name in AUTOMATIC1111's web interface.
     pub fn web_name(self) -> &'static str {
         match self {
             Self::Euler => "Euler",
@@ -85,10 +86,10 @@ impl Sampler {
         }
     }
 
-    /// The noise levels it visits under a schedule, as ComfyUI's KSampler picks them.
+    /// Returns the noise levels that the sampler visits, as ComfyUI's KSampler picks them.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for an impossible number of steps.
+    /// [`Error::Invalid`] if `steps` is not in `1..=1000`.
     pub fn sigmas(self, schedule: Schedule, steps: usize, levels: &NoiseLevels) -> Result<Vec<f64>> {
         if self != Self::UniPc {
             return schedule.sigmas(steps, levels);
@@ -96,15 +97,15 @@ impl Sampler {
         let mut sigmas = schedule.sigmas_with_one_more(steps, levels)?;
         let last_above_zero = sigmas.len() - 2;
         sigmas.remove(last_above_zero);
-        // At 1001 steps `simple` names a level twice; a step of no length has no slope.
+        // At 1001 steps `simple` returns a level twice; a step of length 0 has no slope.
         sigmas.dedup();
         Ok(sigmas)
     }
 
-    /// Goes from `x`, latents at the first level, to clean latents.
+    /// Returns the clean latents for `x`, latents at the first level.
     ///
     /// # Errors
-    /// What `denoise` returns.
+    /// Errors of `denoise`.
     pub fn run(
         self,
         denoise: &mut Denoise<'_>,
@@ -120,7 +121,7 @@ impl Sampler {
             Self::Ddim => solvers::ddim(denoise, x, sigmas, parameterization, watch),
             Self::UniPc => {
                 let end = unipc::uni_pc(denoise, x, sigmas, watch)?;
-                // It stops just above 0, where a flow model's latents are still a little faint.
+                // UniPC stops just above 0, where a flow model's latents are scaled by 1 - sigma.
                 let is_flow = parameterization == Parameterization::Flow;
                 Ok(if is_flow { end / (1.0 - unipc::LAST_SIGMA) } else { end })
             }
@@ -130,7 +131,7 @@ impl Sampler {
     }
 }
 
-/// With independent noise in each step.
+/// Runs `euler_ancestral` with independent noise in each step.
 fn euler_ancestral(denoise: &mut Denoise<'_>, x: Tensor, course: Course<'_>, watch: &mut Watch<'_>) -> Result<Tensor> {
     let Course { sigmas, parameterization, seed, .. } = course;
     let num_steps = sigmas.len().saturating_sub(1);
@@ -140,7 +141,8 @@ fn euler_ancestral(denoise: &mut Denoise<'_>, x: Tensor, course: Course<'_>, wat
     stochastic::euler_ancestral(denoise, x, sigmas, &mut stochastic, watch)
 }
 
-/// With the increments of one path of Brownian motion, from below the top of the levels.
+/// Runs `dpmpp_2m_sde` with the increments of one Brownian path, starting just below the highest
+/// level.
 fn dpmpp_2m_sde(denoise: &mut Denoise<'_>, x: Tensor, course: Course<'_>, watch: &mut Watch<'_>) -> Result<Tensor> {
     let Course { sigmas, parameterization, levels, seed } = course;
     let path = BrownianPath::new(seed, &x.size(), outermost(sigmas));
@@ -150,7 +152,7 @@ fn dpmpp_2m_sde(denoise: &mut Denoise<'_>, x: Tensor, course: Course<'_>, watch:
     stochastic::dpmpp_2m_sde(denoise, x, &levels.below_the_top(sigmas), &mut stochastic, watch)
 }
 
-/// The lowest level above 0 and the highest.
+/// Returns the lowest level above 0 and the highest level.
 fn outermost(sigmas: &[f64]) -> [f64; 2] {
     let above_zero = sigmas.iter().copied().filter(|&sigma| sigma > 0.0);
     [above_zero.clone().fold(f64::INFINITY, f64::min), above_zero.fold(0.0, f64::max)]

@@ -1,14 +1,17 @@
-//! Sampling schedules: which noise levels a sampler visits. Pure functions, equal to ComfyUI's of the same names.
+//! Sampling schedules: the noise levels that a sampler visits. Pure functions, equal to ComfyUI's
+//! of the same names.
 //!
-//! Every number passes through fp32 where ComfyUI's does. That is not for speed: a schedule decides which picture
-//! comes out, `kl_optimal` amplifies a rounding by 200 at the noisy end of an eps model, and "the same workflow gives
-//! the same picture" is a promise of the exports. The quirks are kept for the same reason:
+//! Every number is rounded to fp32 where ComfyUI's is. The schedule determines the picture,
+//! `kl_optimal` amplifies a rounding error by 200 at the noisy end of an eps model, and exports
+//! promise that the same workflow draws the same picture. The quirks are kept for the same reason:
 //!
-//! - `normal` applies the shift a second time to a last sigma that is already shifted, so it ends above `sigma_min`;
-//! - `beta` drops a step that falls on the same table entry as the one before, so it may have fewer than asked;
-//! - `ddim_uniform` walks the table by whole strides, so it may have more than asked, and starts below `sigma_max`.
+//! - `normal` shifts the last sigma twice, so it ends above `sigma_min`;
+//! - `beta` drops a step that falls on the same table entry as the one before, so it can return
+//!   fewer steps than requested;
+//! - `ddim_uniform` walks the table in whole strides, so it can return more steps than requested,
+//!   and starts below `sigma_max`.
 //!
-//! One thing is not copied: `kl_optimal` with a single step is 0 / 0 there and `[sigma_max, 0]` here.
+//! One exception: `kl_optimal` with a single step is 0 / 0 in ComfyUI and `[sigma_max, 0]` here.
 
 use std::{fmt, str::FromStr};
 
@@ -21,7 +24,7 @@ use crate::{
     flow::{Parameterization, discrete},
 };
 
-/// The largest number of steps: one for each training step.
+/// The largest number of steps, which is the number of training timesteps.
 pub const MAX_STEPS: usize = 1000;
 
 /// A named rule that picks sigmas.
@@ -33,7 +36,7 @@ pub enum Schedule {
     Simple,
     /// Equal strides in timestep from the first to the last.
     Normal,
-    /// As `normal` with one more step, the last dropped.
+    /// As `normal` with one more step, of which the last is dropped.
     SgmUniform,
     /// Quantiles of Beta(0.6, 0.6) (arXiv 2407.12173): dense at both ends.
     Beta,
@@ -43,12 +46,13 @@ pub enum Schedule {
     Exponential,
     /// Whole strides through the table from its second entry.
     DdimUniform,
-    /// Equal strides in the arc tangent of sigma ("Align your steps", closed form for Gaussian data).
+    /// Equal strides in the arc tangent of sigma ("Align your steps", closed form for Gaussian
+    /// data).
     KlOptimal,
 }
 
 impl Schedule {
-    /// All schedules with the names that users write.
+    /// All schedules with their names in recipes and on the command line.
     pub const ALL: [(&'static str, Self); 8] = [
         ("simple", Self::Simple),
         ("normal", Self::Normal),
@@ -60,7 +64,8 @@ impl Schedule {
         ("kl_optimal", Self::KlOptimal),
     ];
 
-    /// The sigmas from the first to the final 0: usually `steps + 1` numbers, see the quirks above.
+    /// Returns the sigmas from the first to the final 0: usually `steps + 1` values, see the quirks
+    /// above.
     ///
     /// # Errors
     /// [`Error::Invalid`] if `steps` is not in `1..=1000`.
@@ -69,7 +74,8 @@ impl Schedule {
         Ok(self.unchecked(steps, levels))
     }
 
-    /// As [`Self::sigmas`] of `steps + 1`, which may be one more than the largest number: for samplers that drop one.
+    /// As [`Self::sigmas`] of `steps + 1`, which can exceed [`MAX_STEPS`]: for samplers that drop a
+    /// level.
     ///
     /// # Errors
     /// [`Error::Invalid`] if `steps` is not in `1..=1000`.
@@ -118,7 +124,8 @@ impl FromStr for Schedule {
     }
 }
 
-/// The noise levels a model knows: a table of 1000 rising sigmas, and sigma as a function of the timestep.
+/// The noise levels of a model: a table of 1000 rising sigmas, and sigma as a function of the
+/// timestep.
 #[derive(Clone, Debug)]
 pub struct NoiseLevels {
     table: Vec<f32>,
@@ -126,9 +133,11 @@ pub struct NoiseLevels {
 }
 
 impl NoiseLevels {
-    /// The levels of a model: for flow `ModelSamplingSD3(shift)`, for eps and v SDXL's schedule (`shift` unused).
+    /// Returns the levels of a model: for flow `ModelSamplingSD3(shift)`, for eps and v SDXL's
+    /// schedule (`shift` is unused).
     ///
-    /// Errors if a flow shift is not a positive number.
+    /// # Errors
+    /// [`Error::Invalid`] if the shift of a flow model is not a positive number.
     pub fn new(parameterization: Parameterization, shift: f64) -> Result<Self> {
         match parameterization {
             Parameterization::Flow => Self::flow(shift),
@@ -145,18 +154,19 @@ impl NoiseLevels {
         Ok(Self { table, shift: Some(shift) })
     }
 
-    /// The cleanest level of the table.
+    /// Returns the lowest level of the table.
     pub fn sigma_min(&self) -> f64 {
         f64::from(self.table[0])
     }
 
-    /// The noisiest level of the table: 1 for flow, 14.61 for eps and v.
+    /// Returns the highest level of the table: 1 for flow, 14.61 for eps and v.
     pub fn sigma_max(&self) -> f64 {
         f64::from(self.last())
     }
 
-    /// These levels with a first one of 1 moved just below it (flow only): where 1 is, the logarithm of the
-    /// signal-to-noise ratio is infinite. The level is the one 0.01% down the schedule, as in ComfyUI.
+    /// Returns `sigmas` with a first level of 1 lowered (flow only), since the logarithm of the
+    /// signal-to-noise ratio is infinite at 1. The new level lies 0.01% down the schedule, as in
+    /// ComfyUI.
     pub fn below_the_top(&self, sigmas: &[f64]) -> Vec<f64> {
         let mut sigmas = sigmas.to_vec();
         if let (Some(shift), Some(first)) = (self.shift, sigmas.first_mut())
@@ -187,7 +197,7 @@ impl NoiseLevels {
     }
 }
 
-/// `s u / (1 + (s - 1) u)` with `u = timestep / 1000`.
+/// Returns `s u / (1 + (s - 1) u)` with `u = timestep / 1000`.
 fn shifted(shift: f64, timestep: f32) -> f32 {
     let u = timestep / 1000.0;
     if shift == 1.0 { u } else { shift as f32 * u / (1.0 + (shift - 1.0) as f32 * u) }
@@ -201,7 +211,7 @@ fn simple(steps: usize, levels: &NoiseLevels) -> Vec<f32> {
 
 fn normal(steps: usize, levels: &NoiseLevels) -> Vec<f32> {
     let (start, end) = (levels.timestep(levels.last()), levels.timestep(levels.table[0]));
-    // A schedule whose own end is 0 already would get a second one.
+    // A table that already ends in 0 must not get a second 0.
     if is_nearly_zero(levels.sigma(end)) {
         return linspace(start, end, steps + 1).into_iter().map(|t| levels.sigma(t)).collect();
     }
@@ -217,8 +227,8 @@ fn beta(steps: usize, levels: &NoiseLevels) -> Vec<f32> {
     const SHAPE: f64 = 0.6;
     let index = |k: usize| {
         let p = 1.0 - k as f64 * (1.0 / steps as f64);
-        // The median of a symmetric distribution is 0.5 exactly, and 0.5 * 999 is a tie: the library's last bit must
-        // not decide it.
+        // The median of a symmetric distribution is exactly 0.5, and 0.5 * 999 is a tie, which
+        // rounding errors of the library must not decide.
         let quantile = if p == 0.5 { 0.5 } else { inv_beta_reg(SHAPE, SHAPE, p) };
         (quantile * (levels.table.len() - 1) as f64).round_ties_even() as usize
     };
@@ -271,8 +281,9 @@ fn is_nearly_zero(sigma: f32) -> bool {
     sigma.abs() <= 1e-5
 }
 
-/// torch's `linspace` in fp32: from both ends to the middle, so that both ends are exact. `mul_add` because its
-/// compiler fuses the two operations; without it one number in four differs in the last bit.
+/// torch's `linspace` in fp32: from both ends to the middle, so that both ends are exact.
+/// `mul_add`, because torch's compiler fuses the two operations; without it one value in four
+/// differs in the last bit.
 fn linspace(start: f32, end: f32, steps: usize) -> Vec<f32> {
     if steps == 1 {
         return vec![start];

@@ -1,8 +1,9 @@
-//! Samplers without noise of their own: methods for the equation `dx/dsigma = (x - denoised) / sigma`.
+//! Samplers that add no noise: methods for the equation `dx/dsigma = (x - denoised) / sigma`.
 //!
-//! Plain functions of (denoise, x, sigmas), `x` being the latents at `sigmas[0]`. The equation is the same for flow as
-//! for eps and v, so only [`ddim`], which is written the way its paper has it, is told which of them it is on. Each is
-//! ComfyUI's arithmetic (k-diffusion's, where ComfyUI took it from there): golden-tested, in `tests/samplers.rs`.
+//! Plain functions of (denoise, x, sigmas), where `x` are the latents at `sigmas[0]`. The equation
+//! is the same for flow, eps and v, so only [`ddim`], which is written as in its paper, takes the
+//! parameterization. Each is ComfyUI's arithmetic (k-diffusion's, where ComfyUI took it from
+//! there), golden-tested in `tests/samplers.rs`.
 
 use tch::Tensor;
 
@@ -12,25 +13,26 @@ use crate::{
     sample::denoise::{Denoise, signal},
 };
 
-/// What a sampler tells once a step, after it has seen the model's answer at the step's first noise level.
+/// What a sampler reports once per step, after the model's prediction at the step's first noise
+/// level.
 #[derive(Debug)]
 pub struct Progress<'a> {
-    /// Steps done before this one.
+    /// Index of the step, from 0.
     pub step: usize,
-    /// Steps in all.
+    /// Total number of steps.
     pub num_steps: usize,
-    /// The noise level the model saw.
+    /// The noise level of `x`.
     pub sigma: f64,
-    /// The noisy latents it saw. `[b, 4, h, w]`
+    /// The noisy latents, the model's input. `[b, 4, h, w]`
     pub x: &'a Tensor,
-    /// The clean latents it pointed to. `[b, 4, h, w]`
+    /// The clean latents that the model predicts. `[b, 4, h, w]`
     pub denoised: &'a Tensor,
 }
 
-/// Who is told.
+/// A callback for the progress of sampling.
 pub type Watch<'a> = dyn FnMut(Progress<'_>) + 'a;
 
-/// Where a step begins: what the model saw, what it answered, and the noise level to go to.
+/// The start of a step: the model's input, its prediction, and the next noise level.
 #[derive(Debug)]
 pub(crate) struct Begun<'a> {
     pub(crate) x: &'a Tensor,
@@ -39,7 +41,8 @@ pub(crate) struct Begun<'a> {
     pub(crate) next: f64,
 }
 
-/// Goes from level to level: asks the model, tells who watches, and has `step` make the latents at the next level.
+/// Steps through the levels: evaluates the model, calls `watch`, and lets `step` compute the
+/// latents at the next level.
 pub(crate) fn walk(
     denoise: &mut Denoise<'_>,
     mut x: Tensor,
@@ -60,19 +63,20 @@ pub(crate) fn walk(
 /// Euler's method. Order 1.
 ///
 /// # Errors
-/// What `denoise` returns.
+/// Errors of `denoise`.
 pub fn euler(denoise: &mut Denoise<'_>, x: Tensor, sigmas: &[f64], watch: &mut Watch<'_>) -> Result<Tensor> {
     walk(denoise, x, sigmas, watch, |_, Begun { x, denoised, sigma, next }| {
-        // Not in place: the caller may still hold the tensor.
+        // Not in place, since the caller can still hold the tensor.
         Ok(x + slope(x, &denoised, sigma) * (next - sigma))
     })
 }
 
-/// DDIM without noise (Song et al. 2021, eq. 12 with their sigma at 0): the clean latents and the noise that the model
-/// sees are mixed anew at the next level. The same numbers as [`euler`], to rounding; ComfyUI's `ddim` *is* Euler's.
+/// DDIM without noise (Song et al. 2021, eq. 12 with their sigma at 0): the clean latents and the
+/// noise that the model predicts are mixed for the next level. The same numbers as [`euler`], to
+/// rounding; ComfyUI's `ddim` *is* Euler's method.
 ///
 /// # Errors
-/// What `denoise` returns.
+/// Errors of `denoise`.
 pub fn ddim(
     denoise: &mut Denoise<'_>,
     x: Tensor,
@@ -86,11 +90,11 @@ pub fn ddim(
     })
 }
 
-/// Heun's method (Karras et al. 2022, algorithm 2): the mean of the slopes at both ends of a step. Order 2, two
-/// evaluations a step but for the last, which has no slope at its end.
+/// Heun's method (Karras et al. 2022, algorithm 2): the mean of the slopes at both ends of a step.
+/// Order 2, two evaluations per step except the last, which has no slope at its end.
 ///
 /// # Errors
-/// What `denoise` returns.
+/// Errors of `denoise`.
 pub fn heun(denoise: &mut Denoise<'_>, x: Tensor, sigmas: &[f64], watch: &mut Watch<'_>) -> Result<Tensor> {
     walk(denoise, x, sigmas, watch, |denoise, Begun { x, denoised, sigma, next }| {
         let before = slope(x, &denoised, sigma);
@@ -103,18 +107,20 @@ pub fn heun(denoise: &mut Denoise<'_>, x: Tensor, sigmas: &[f64], watch: &mut Wa
     })
 }
 
-/// DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): the denoised latents are taken to move on a straight line through the
-/// last two answers, in `-ln sigma`. Order 2 for one evaluation a step.
+/// DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): extrapolates the denoised latents linearly in
+/// `-ln sigma` from the last two predictions. Order 2 with one evaluation per step.
 ///
-/// The paper's variable is the logarithm of the signal-to-noise ratio. For eps and v that is `-ln sigma`; for flow it is
-/// not, and ComfyUI keeps `-ln sigma`. Both are of order 2, and this one is finite at sigma 1. The line's weight is half
-/// the ratio of this step's length to the last one's, so a schedule with one long step after short ones overshoots
+/// The paper's variable is the logarithm of the signal-to-noise ratio. For eps and v that is
+/// `-ln sigma`; for flow it is not, but ComfyUI uses `-ln sigma` for all. Both are of order 2, and
+/// `-ln sigma` is finite at sigma 1. The weight of the extrapolation is half the ratio of this
+/// step's length to the last one's, so a schedule with one long step after short ones overshoots
 /// there: see docs/samplers.md on `normal`.
 ///
 /// # Errors
-/// What `denoise` returns.
+/// Errors of `denoise`.
 pub fn dpmpp_2m(denoise: &mut Denoise<'_>, x: Tensor, sigmas: &[f64], watch: &mut Watch<'_>) -> Result<Tensor> {
-    let mut last: Option<(Tensor, f64)> = None; // the answer before, and the length of the step after it
+    // The previous prediction, and the length of the step that used it.
+    let mut last: Option<(Tensor, f64)> = None;
     walk(denoise, x, sigmas, watch, |_, Begun { x, denoised, sigma, next }| {
         let length = (sigma / next).ln(); // infinite in the last step
         let target = match &last {
@@ -129,7 +135,7 @@ pub fn dpmpp_2m(denoise: &mut Denoise<'_>, x: Tensor, sigmas: &[f64], watch: &mu
     })
 }
 
-/// `dx/dsigma`.
+/// Returns `dx/dsigma`.
 fn slope(x: &Tensor, denoised: &Tensor, sigma: f64) -> Tensor {
     (x - denoised) / sigma
 }

@@ -1,9 +1,9 @@
-//! Samplers that add noise: each step goes further down than its level and comes back up with fresh noise.
+//! Samplers that add noise: each step goes below the next level and returns to it with new noise.
 //!
-//! Where the solvers of [`crate::solvers`] see no difference between flow and eps or v, these do: how much of the
-//! picture is left in the latents at a level ([`signal`]) decides how much noise a step may add. A tool that uses the
-//! eps form on a flow model gets latents whose noise is not what their sigma says. ComfyUI's arithmetic, with its own
-//! flow forms: golden-tested, in `tests/samplers.rs`.
+//! Unlike the solvers of [`crate::solvers`], these differ between flow and eps or v: the amount of
+//! signal in the latents at a level ([`signal`]) determines how much noise a step can add. The eps
+//! form on a flow model produces latents whose noise does not match their sigma. ComfyUI's
+//! arithmetic, including its flow forms, golden-tested in `tests/samplers.rs`.
 
 use tch::Tensor;
 
@@ -17,13 +17,13 @@ use crate::{
     },
 };
 
-/// What a stochastic sampler is told beside the levels.
+/// What a stochastic sampler needs besides the levels.
 pub struct Stochastic<'a> {
-    /// What the latents at a level are made of.
+    /// The parameterization, which defines the latents at a level.
     pub parameterization: Parameterization,
-    /// How much of the noise is replaced: 1 is the usual, 0 makes the sampler deterministic.
+    /// Share of the noise that is replaced: usually 1; 0 makes the sampler deterministic.
     pub eta: f64,
-    /// Where the new noise comes from.
+    /// Source of the new noise.
     pub noise: &'a mut StepNoise<'a>,
 }
 
@@ -33,10 +33,10 @@ impl std::fmt::Debug for Stochastic<'_> {
     }
 }
 
-/// Euler's method to a level below the next one, and noise back up to it.
+/// Euler's method to a level below the next one, then noise to return to the next one.
 ///
 /// # Errors
-/// What `denoise` returns.
+/// Errors of `denoise`.
 pub fn euler_ancestral(
     denoise: &mut Denoise<'_>,
     x: Tensor,
@@ -55,7 +55,8 @@ pub fn euler_ancestral(
     })
 }
 
-/// How an ancestral step ends: at the level `down`, then scaled by `scale`, then noise of deviation `added`.
+/// The end of an ancestral step: latents at the level `down` are scaled by `scale`, and noise of
+/// standard deviation `added` is added.
 #[derive(Debug)]
 struct Renoise {
     down: f64,
@@ -64,9 +65,9 @@ struct Renoise {
 }
 
 impl Renoise {
-    /// For eps and v, Karras et al.'s `sigma_down^2 + sigma_up^2 = next^2`. For flow, a level below in the same
-    /// proportion as the step itself, `next * (1 + (next / sigma - 1) * eta)`; scaling brings its signal back to the
-    /// next level's.
+    /// For eps and v, Karras et al.'s `sigma_down^2 + sigma_up^2 = next^2`. For flow, a lower level
+    /// in the same proportion as the step itself, `next * (1 + (next / sigma - 1) * eta)`; `scale`
+    /// restores the next level's signal.
     fn between(parameterization: Parameterization, sigma: f64, next: f64, eta: f64) -> Self {
         if next == 0.0 || eta == 0.0 {
             return Self { down: next, scale: 1.0, added: 0.0 };
@@ -81,16 +82,17 @@ impl Renoise {
     }
 }
 
-/// DPM-Solver++(2M) for the reverse-time stochastic equation (Lu et al. 2022, appendix), midpoint form: [`dpmpp_2m`]
-/// with noise, in the logarithm of the signal-to-noise ratio.
+/// DPM-Solver++(2M) for the reverse-time stochastic equation (Lu et al. 2022, appendix), midpoint
+/// form: [`dpmpp_2m`] with noise, in the logarithm of the signal-to-noise ratio.
 ///
-/// Every sigma must be below 1 for flow: at 1 there is no signal and the logarithm is infinite. The caller moves the
-/// first level down a little ([`crate::schedule::NoiseLevels::below_the_top`]).
+/// For flow, every sigma must be below 1: at 1 the latents have no signal and the logarithm is
+/// infinite. The caller lowers the first level slightly
+/// ([`crate::schedule::NoiseLevels::below_the_top`]).
 ///
 /// [`dpmpp_2m`]: crate::solvers::dpmpp_2m
 ///
 /// # Errors
-/// What `denoise` returns.
+/// Errors of `denoise`.
 pub fn dpmpp_2m_sde(
     denoise: &mut Denoise<'_>,
     x: Tensor,
@@ -100,13 +102,15 @@ pub fn dpmpp_2m_sde(
 ) -> Result<Tensor> {
     let (parameterization, eta) = (stochastic.parameterization, stochastic.eta);
     let signal_at = |sigma: f64| signal(parameterization, sigma);
-    let mut last: Option<(Tensor, f64)> = None; // the answer before, and the length of the step after it
+    // The previous prediction, and the length of the step that used it.
+    let mut last: Option<(Tensor, f64)> = None;
     walk(denoise, x, sigmas, watch, |_, Begun { x, denoised, sigma, next }| {
         if next == 0.0 {
             return Ok(denoised);
         }
         let length = (signal_at(next) / next).ln() - (signal_at(sigma) / sigma).ln();
-        let share = -(-length * (eta + 1.0)).exp_m1() * signal_at(next); // of the denoised latents
+        // The weight of the denoised latents.
+        let share = -(-length * (eta + 1.0)).exp_m1() * signal_at(next);
         let mut mixed = x * (next / sigma * (-length * eta).exp()) + &denoised * share;
         if let Some((before, last_length)) = &last {
             mixed += (&denoised - before) * (0.5 * share * length / last_length);

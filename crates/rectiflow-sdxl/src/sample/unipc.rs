@@ -1,9 +1,11 @@
-//! UniPC (Zhao et al. 2023): a multistep predictor and a corrector that reuses the next step's evaluation.
+//! UniPC (Zhao et al. 2023): a multistep predictor and a corrector that reuses the next step's
+//! evaluation.
 //!
-//! The variant B1(h) of order 3 on denoised predictions, with the lower orders that its authors use at both ends. The
-//! paper works on latents of unit variance; its update is linear in them, so that it is written here on latents as
-//! [`crate::denoise`] has them, where `lambda = -ln sigma` and every signal factor is 1. That is also why it holds for
-//! flow unchanged. As in ComfyUI, a final 0 is replaced by 0.001, because lambda must be finite.
+//! The variant B1(h) of order 3 on denoised predictions, with the lower orders that its authors use
+//! at both ends. The paper uses latents of unit variance; its update is linear in them, so it is
+//! written here for the latents of [`crate::denoise`], where `lambda = -ln sigma` and every signal
+//! factor is 1. For this reason it also holds for flow. As in ComfyUI, a final 0 is replaced by
+//! 0.001, because lambda must be finite.
 
 use tch::Tensor;
 
@@ -15,23 +17,25 @@ use crate::{
     },
 };
 
-/// The highest order.
+/// Order of the inner steps.
 const ORDER: usize = 3;
-/// What stands for a final sigma of 0.
+/// The value that replaces a final sigma of 0.
 pub const LAST_SIGMA: f64 = 0.001;
 
-/// UniPC from `sigmas[0]` to the last, or to [`LAST_SIGMA`] where that is 0. Order 3 inside, one evaluation a step.
+/// UniPC from `sigmas[0]` to the last sigma, or to [`LAST_SIGMA`] if that is 0. Order 3 except at
+/// both ends, one evaluation per step.
 ///
-/// One step alone is Euler's (ComfyUI's answers its input there).
+/// A single step is Euler's method (ComfyUI returns the input there).
 ///
 /// # Errors
-/// What `denoise` returns.
+/// Errors of `denoise`.
 pub fn uni_pc(denoise: &mut Denoise<'_>, x: Tensor, sigmas: &[f64], watch: &mut Watch<'_>) -> Result<Tensor> {
     let sigmas: Vec<f64> = sigmas.iter().map(|&sigma| if sigma == 0.0 { LAST_SIGMA } else { sigma }).collect();
     let num_steps = sigmas.len() - 1;
     let highest = ORDER.min(num_steps.saturating_sub(1)).max(1);
     let mut x = x;
-    let mut answers: Vec<(Tensor, f64)> = Vec::new(); // newest first: denoised latents and their lambda
+    // Denoised latents and their lambda, newest first.
+    let mut answers: Vec<(Tensor, f64)> = Vec::new();
     for (step, pair) in sigmas.windows(2).enumerate() {
         let (sigma, next) = (pair[0], pair[1]);
         if step == 0 {
@@ -52,21 +56,21 @@ pub fn uni_pc(denoise: &mut Denoise<'_>, x: Tensor, sigmas: &[f64], watch: &mut 
     Ok(x)
 }
 
-/// One step's numbers.
+/// The terms of one step.
 struct Update {
-    /// The step of order 1.
+    /// The result of a step of order 1.
     base: Tensor,
-    /// Differences of earlier answers to the newest, each over its distance in units of the step.
+    /// Differences of earlier predictions to the newest, each divided by its ratio.
     differences: Vec<Tensor>,
-    /// Those distances, and 1 for the answer to come.
+    /// Distances of earlier predictions from the newest, in step lengths; then 1 for the next one.
     ratios: Vec<f64>,
     newest: Tensor,
-    /// The step's length in lambda, negative.
+    /// The negative length of the step in lambda.
     hh: f64,
 }
 
 impl Update {
-    /// `answers`: as many as the step's order, newest first.
+    /// `answers` are the last predictions, one per order of the step, newest first.
     fn new(x: &Tensor, [sigma, next]: [f64; 2], answers: &[(Tensor, f64)]) -> Self {
         let (newest, lambda) = (&answers[0].0, answers[0].1);
         let length = -next.ln() - lambda;
@@ -81,7 +85,7 @@ impl Update {
     fn predict(&self) -> Tensor {
         let weights = match self.differences.len() {
             0 => Vec::new(),
-            // The authors' simplification: any weight has order 2 here.
+            // The authors' simplification: any weight leads to order 2.
             1 => vec![0.5],
             n => weights(&self.ratios[..n], self.hh),
         };
@@ -93,15 +97,16 @@ impl Update {
         self.with(&weights, Some(answer - &self.newest))
     }
 
-    /// The step of order 1 plus weighted differences.
+    /// Returns the step of order 1 plus weighted differences.
     fn with(&self, weights: &[f64], last: Option<Tensor>) -> Tensor {
         let terms = weights.iter().zip(self.differences.iter().chain(last.as_ref()));
         terms.fold(self.base.shallow_clone(), |x, (weight, difference)| x - difference * (self.hh * weight))
     }
 }
 
-/// The weights for which the first `n` derivatives are met (the paper's theorem 3.1): the solution of
-/// `sum_j ratio_j^i w_j = b_i` for `i` from 0, with `b_i = (i + 1)! phi_(i+2)(hh)` and B(h) = h.
+/// Returns the weights that match the first `n` derivatives (theorem 3.1 of the paper): the
+/// solution of `sum_j ratio_j^i w_j = b_i` for `i` from 0, with `b_i = (i + 1)! phi_(i+2)(hh)` and
+/// B(h) = h.
 fn weights(ratios: &[f64], hh: f64) -> Vec<f64> {
     let n = ratios.len();
     let mut rows: Vec<Vec<f64>> = Vec::new();
@@ -116,7 +121,8 @@ fn weights(ratios: &[f64], hh: f64) -> Vec<f64> {
     solve(rows)
 }
 
-/// Solves a small linear system by Gauss-Jordan elimination; each row has its right side at the end.
+/// Solves a small linear system by Gauss-Jordan elimination; the last element of each row is its
+/// right-hand side.
 fn solve(mut rows: Vec<Vec<f64>>) -> Vec<f64> {
     let n = rows.len();
     for column in 0..n {
@@ -145,8 +151,8 @@ mod tests {
 
     #[test]
     fn short_steps_have_the_weights_of_polynomials() {
-        // As h goes to 0 the weights integrate a polynomial through the answers: for two of them, 1/2 and 1/2 minus
-        // what the earlier one takes: sum w = 1/2, sum r w = 1/3.
+        // As h approaches 0, the weights integrate the polynomial through the predictions:
+        // sum w = 1/2, sum r w = 1/3.
         let found = weights(&[-1.0, 1.0], -1e-3);
         assert!(
             (found[0] + found[1] - 0.5).abs() < 1e-3 && (found[1] - found[0] - 1.0 / 3.0).abs() < 1e-3,

@@ -1,17 +1,19 @@
-//! ComfyUI workflows that draw what a sample shows: the graph that a picture carries and that lies beside an export.
+//! ComfyUI workflows that reproduce a sample: stored in the picture and next to an export.
 //!
-//! ComfyUI has two forms of a graph. `prompt` is what its server runs: nodes with their inputs, by name. `workflow` is
-//! what its page opens when a picture is dropped on it: the same nodes with places, slots and numbered links. Both are
-//! made from one list of nodes, so they cannot disagree.
+//! ComfyUI has two forms of a graph. The server runs `prompt`: nodes with their inputs, by name.
+//! The page opens `workflow` when a picture is dropped on it: the same nodes with positions, slots
+//! and numbered links. Both are generated from one list of nodes, so they cannot disagree.
 //!
 //! ```text
-//! CheckpointLoaderSimple -> ModelSamplingSD3 (flow) or ModelSamplingDiscrete (v) -> RescaleCFG, PerturbedAttentionGuidance
-//!     -> KSampler <- CLIPTextEncode x 2 (CLIPTextEncodeSDXL where sizes are given), EmptyLatentImage
+//! CheckpointLoaderSimple -> ModelSamplingSD3 (flow) or ModelSamplingDiscrete (v)
+//!     -> RescaleCFG, PerturbedAttentionGuidance
+//!     -> KSampler <- CLIPTextEncode x 2 (CLIPTextEncodeSDXL with sizes), EmptyLatentImage
 //! KSampler -> VAEDecode -> SaveImage
 //! ```
 //!
-//! Only nodes that ComfyUI itself has. Prompts are escaped, since ours are taken literally and ComfyUI gives parentheses
-//! a meaning (its page also braces). What a workflow cannot say is in [`Workflow::differences`].
+//! Uses only nodes that come with ComfyUI. Prompts are escaped, since ours are literal and ComfyUI
+//! interprets parentheses (its page also braces). What a workflow cannot express is in
+//! [`Workflow::differences`].
 
 use serde_json::{Map, Value, json};
 
@@ -28,12 +30,12 @@ pub struct Workflow {
     differences: Vec<String>,
 }
 
-/// A node: its number is its place in the list, counted from 1.
+/// A node. Its number is its position in the list, from 1.
 #[derive(Debug)]
 struct Node {
     class: &'static str,
     inputs: Vec<(&'static str, Input)>,
-    /// Names and types, in the order of slots.
+    /// Names and types of the outputs, by slot.
     outputs: &'static [(&'static str, &'static str)],
     /// Column and row on the page.
     place: [i32; 2],
@@ -43,13 +45,13 @@ struct Node {
 enum Input {
     Link(Output),
     Value(Value),
-    /// A text, which the page takes with other escapes than the server.
+    /// A text, which the page and the server escape differently.
     Text(String),
-    /// Something that only the page asks for.
+    /// An input of the page only.
     PageOnly(Value),
 }
 
-/// A node's output slot, and what comes out of it.
+/// An output slot of a node, and its type.
 #[derive(Debug, Clone, Copy)]
 struct Output {
     node: usize,
@@ -64,7 +66,8 @@ const LATENT_OUTPUT: &[(&str, &str)] = &[("LATENT", "LATENT")];
 const IMAGE_OUTPUT: &[(&str, &str)] = &[("IMAGE", "IMAGE")];
 
 impl Workflow {
-    /// The graph that draws this. `checkpoint` is the single file's name, as it lies in ComfyUI's folder.
+    /// Makes the graph that reproduces `drawing`. `checkpoint` is the single file's name in
+    /// ComfyUI's folder.
     pub fn new(drawing: &Drawing<'_>, checkpoint: &str) -> Self {
         let mut graph = Self { nodes: Vec::new(), differences: differences(drawing) };
         let settings = drawing.settings;
@@ -87,12 +90,13 @@ impl Workflow {
         graph
     }
 
-    /// What the graph cannot reproduce of the drawing, a sentence each.
+    /// Returns what the graph cannot reproduce of the drawing, one sentence each.
     pub fn differences(&self) -> &[String] {
         &self.differences
     }
 
-    /// What has to be known of the model, and what is done to its guidance.
+    /// Adds the nodes that set the model's parameterization and its guidance; returns the patched
+    /// model.
     fn add_model_nodes(&mut self, drawing: &Drawing<'_>, loader: Output) -> Output {
         let mut model = loader;
         let mut column = 1;
@@ -137,7 +141,7 @@ impl Workflow {
         self.add("CLIPTextEncodeSDXL", CONDITIONING_OUTPUT, [1, row], inputs)
     }
 
-    /// Adds a node; gives its first output.
+    /// Adds a node; returns its first output.
     fn add(
         &mut self,
         class: &'static str,
@@ -149,7 +153,7 @@ impl Workflow {
         Output { node: self.nodes.len(), slot: 0, kind: outputs.first().map_or("", |(_, kind)| kind) }
     }
 
-    /// For the server: `{"1": {"class_type": ..., "inputs": {...}}, ...}`.
+    /// Returns the graph for the server: `{"1": {"class_type": ..., "inputs": {...}}, ...}`.
     pub fn prompt(&self) -> Value {
         let nodes = self.nodes.iter().zip(1..).map(|(node, number): (&Node, usize)| {
             let inputs = node.inputs.iter().filter_map(|(name, input)| {
@@ -166,7 +170,8 @@ impl Workflow {
         Value::Object(nodes.collect())
     }
 
-    /// For the page: nodes with slots and places, and links `[number, from, its slot, to, its slot, type]`.
+    /// Returns the graph for the page: nodes with slots and positions, and links
+    /// `[number, from, its slot, to, its slot, type]`.
     pub fn workflow(&self) -> Value {
         let links = self.links();
         let nodes: Vec<Value> = (1..=self.nodes.len()).map(|number| self.page_node(number, &links)).collect();
@@ -223,7 +228,7 @@ impl Workflow {
         })
     }
 
-    /// A node's output slot with the numbers of the links that begin there.
+    /// Returns an output slot of a node, with the numbers of the links that start there.
     fn page_output(&self, number: usize, slot: usize, links: &[Link]) -> Value {
         let (name, kind) = self.nodes[number - 1].outputs[slot];
         let mut ids = Vec::new();
@@ -236,7 +241,7 @@ impl Workflow {
     }
 }
 
-/// A node's input slots, each with the number of the link that ends there.
+/// Returns a node's input slots, each with the number of the link that ends there.
 fn page_inputs(number: usize, links: &[Link]) -> Vec<Value> {
     let mut slots = Vec::new();
     for (link, id) in links.iter().zip(1usize..).filter(|(link, _)| link.to == number) {
@@ -245,12 +250,12 @@ fn page_inputs(number: usize, links: &[Link]) -> Vec<Value> {
     slots
 }
 
-/// The widgets of `EmptyLatentImage`.
+/// Returns the widgets of `EmptyLatentImage`.
 fn size_inputs(settings: &SampleSettings) -> Vec<(&'static str, Input)> {
     vec![value("width", settings.width_px), value("height", settings.height_px), value("batch_size", settings.batch)]
 }
 
-/// The widgets of `KSampler`.
+/// Returns the widgets of `KSampler`.
 fn sampler_inputs(settings: &SampleSettings) -> Vec<(&'static str, Input)> {
     vec![
         value("seed", settings.seed),
@@ -263,17 +268,17 @@ fn sampler_inputs(settings: &SampleSettings) -> Vec<(&'static str, Input)> {
     ]
 }
 
-/// A line on the page.
+/// A link between two nodes of the page.
 struct Link {
     from: Output,
     to: usize,
     to_slot: usize,
-    /// The name of the input that it ends in.
+    /// The name of the input where it ends.
     input: &'static str,
 }
 
 impl Input {
-    /// What its widget holds; links have none.
+    /// Returns the value of its widget; `None` for links.
     fn on_page(&self) -> Option<Value> {
         match self {
             Self::Link(_) => None,
@@ -291,7 +296,7 @@ fn link(name: &'static str, from: Output) -> (&'static str, Input) {
     (name, Input::Link(from))
 }
 
-/// A backslash before each of these characters.
+/// Puts a backslash before each of the `special` characters.
 fn escaped(text: &str, special: &[char]) -> String {
     let mut escaped = String::with_capacity(text.len());
     for letter in text.chars() {
@@ -310,7 +315,7 @@ fn differences(drawing: &Drawing<'_>) -> Vec<String> {
         let parts: Vec<String> = guidance.pag_parts.iter().map(ToString::to_string).collect();
         found.push(format!("attention was perturbed in {}; ComfyUI's node does it in mid", parts.join(", ")));
     }
-    // A number on the page is a JavaScript number.
+    // Numbers on the page are JavaScript numbers.
     if drawing.settings.seed > 1 << 53 {
         found.push("the page rounds seeds above 2^53: send `prompt` to the server instead".to_owned());
     }
@@ -320,7 +325,7 @@ fn differences(drawing: &Drawing<'_>) -> Vec<String> {
     found
 }
 
-/// JSON in ASCII, as Python writes it: older readers of PNG texts know no other.
+/// Returns JSON in ASCII, as Python writes it; older readers of PNG texts support nothing else.
 pub fn ascii_json(value: &Value) -> String {
     let mut ascii = String::new();
     for letter in value.to_string().chars() {
@@ -362,7 +367,7 @@ mod tests {
         SampleSettings { cfg_rescale: 0.7, pag_scale: 3.0, size: Some(size), ..settings() }
     }
 
-    /// The one node of a class.
+    /// Returns the only node of a class.
     fn node<'a>(prompt: &'a Value, class: &str) -> &'a Value {
         let mut found = prompt.as_object().unwrap().values().filter(|node| node["class_type"] == class);
         let node = found.next().unwrap_or_else(|| panic!("no {class}"));
@@ -370,7 +375,7 @@ mod tests {
         node
     }
 
-    /// The class of the node that an input comes from.
+    /// Returns the class of the node that an input comes from.
     fn source<'a>(prompt: &'a Value, node: &Value, input: &str) -> &'a str {
         prompt[node["inputs"][input][0].as_str().unwrap()]["class_type"].as_str().unwrap()
     }
@@ -423,7 +428,8 @@ mod tests {
         assert!(!text.contains("RescaleCFG"), "without CFG there is nothing to rescale");
     }
 
-    /// Every link of the page has both its ends, of one type, and the page's graph is the server's.
+    /// Every link of the page connects two slots of one type, and the page's graph equals the
+    /// server's.
     #[test]
     fn links_are_consistent_and_both_forms_agree() {
         for parameterization in [Parameterization::Flow, Parameterization::Eps, Parameterization::V] {

@@ -1,5 +1,5 @@
-// Where a processor's large tensors live: one region of addresses, in which each block takes the smallest gap that has room
-// for it, and neighbouring gaps become one. allocator.rs says why. A C interface.
+// The memory of large CPU tensors: one region of addresses, in which each block takes the smallest
+// gap that fits, and adjacent gaps merge. allocator.rs has the reasons. A C interface.
 
 #include <c10/core/CPUAllocator.h>
 #include <c10/util/Exception.h>
@@ -23,17 +23,17 @@ namespace {
 
 constexpr size_t PAGE = 4096;
 constexpr size_t HUGE_PAGE = size_t{2} << 20;
-// Below it blocks are the C library's.
+// Smaller blocks are allocated by the C library.
 constexpr size_t LEAST_BYTES = 64 << 10;
-// So many times the memory that the machine has: gaps cost addresses.
+// Size of the region in multiples of the machine's memory: gaps occupy addresses.
 constexpr size_t TIMES_MEMORY = 4;
 
 using Address = uintptr_t;
 
-// Gaps between blocks, none of which touch. Bytes are multiples of a page.
+// Gaps between blocks; no two are adjacent. Sizes are multiples of a page.
 class Gaps {
  public:
-  // Takes `bytes` out of the smallest gap that has them, or gives 0.
+  // Takes `bytes` from the smallest gap that fits; returns 0 if none does.
   Address take(size_t bytes) {
     const auto found = by_size_.lower_bound({bytes, 0});
     if (found == by_size_.end()) return 0;
@@ -44,7 +44,7 @@ class Gaps {
     return at;
   }
 
-  // Adds a gap to those beside it.
+  // Adds a gap, merged with adjacent ones.
   void add(Address at, size_t bytes) {
     auto behind = by_address_.lower_bound(at);
     if (behind != by_address_.end() && behind->first == at + bytes) {
@@ -62,14 +62,15 @@ class Gaps {
     insert(at, bytes);
   }
 
-  // Gives the pages of the large ones back to the system; the gaps stay.
+  // Returns the pages of large gaps to the system; the gaps remain.
   void empty() const {
     for (auto gap = by_size_.lower_bound({HUGE_PAGE, 0}); gap != by_size_.end(); ++gap) {
       madvise(reinterpret_cast<void*>(gap->second), gap->first, MADV_DONTNEED);
     }
   }
 
-  // Takes the gap that ends at `end`, if there is one, and gives where it begins.
+  // Removes the gap that ends at `end`, if it exists, and returns its begin; otherwise returns
+  // `end`.
   Address take_last(Address end) {
     if (by_address_.empty()) return end;
     const auto last = std::prev(by_address_.end());
@@ -98,7 +99,7 @@ class Gaps {
 
 class Region final : public at::Allocator {
  public:
-  // Never destroyed: tensors in statics may die after it would have been.
+  // Never destroyed: static tensors can outlive it otherwise.
   static Region& only() {
     static auto* region = new Region();
     return *region;
@@ -111,7 +112,7 @@ class Region final : public at::Allocator {
     const size_t bytes = (num_bytes + PAGE - 1) / PAGE * PAGE;
     void* data = take(bytes);
     TORCH_CHECK(data, "can't allocate memory: you tried to allocate ", num_bytes, " bytes, of ", memory_,
-                " that this machine has");
+                " in this machine");
     return {data, data, &release, at::Device(at::DeviceType::CPU)};
   }
 
@@ -124,7 +125,7 @@ class Region final : public at::Allocator {
     gaps_.empty();
   }
 
-  // Bytes from the region's begin to where the last block ends.
+  // Returns the bytes from the region's begin to the end of the last block.
   size_t reach() {
     const std::lock_guard guard(lock_);
     return end_ - begin_;
@@ -138,7 +139,7 @@ class Region final : public at::Allocator {
     size_ = memory_ / PAGE * PAGE * TIMES_MEMORY;
     void* mapped = mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (mapped == MAP_FAILED) return;
-    madvise(mapped, size_, MADV_HUGEPAGE);  // a wish: some systems have none
+    madvise(mapped, size_, MADV_HUGEPAGE);  // advice: not all systems have them
     begin_ = end_ = reinterpret_cast<Address>(mapped);
   }
 
@@ -148,7 +149,7 @@ class Region final : public at::Allocator {
 
   void* take(size_t bytes) {
     const std::lock_guard guard(lock_);
-    // The system would give more than there is, and end whoever uses it.
+    // The system would overcommit, and kill the process on use.
     if (bytes > memory_ - std::min(memory_, in_use_bytes_)) return nullptr;
     Address at = gaps_.take(bytes);
     if (at == 0) {
@@ -176,7 +177,7 @@ class Region final : public at::Allocator {
 
   at::Allocator* small_ = c10::GetDefaultCPUAllocator();
   std::mutex lock_;
-  // Blocks and gaps lie from begin_ to end_, of size_ bytes.
+  // Blocks and gaps lie from begin_ to end_; the region has size_ bytes.
   Address begin_ = 0, end_ = 0;
   size_t size_ = 0, memory_ = 0, in_use_bytes_ = 0;
   Gaps gaps_;
@@ -190,7 +191,7 @@ std::atomic<bool> is_packed{false};
 extern "C" {
 
 void rectiflow_pack_tensors() {
-  // Where addresses are limited there may be no region.
+  // There is no region where addresses are limited.
   if (!Region::only().is_reserved()) return;
   c10::SetCPUAllocator(&Region::only(), /*priority=*/1);
   is_packed = true;

@@ -1,31 +1,38 @@
-//! Where a processor's tensors live: packed into one region of addresses, in huge pages where the system has them.
+//! The memory of CPU tensors: packed into one region of addresses, in huge pages if the system has
+//! them.
 //!
-//! The C library's allocator holds a fifth more memory than the tensors of a training step need at most: what is free lies in
-//! gaps between small blocks that live longer, and blocks of 32 MiB and more are pages of their own, given back and taken anew, a
-//! fault for every 4 KiB. Tensors of 64 KiB and more are laid out among themselves instead (`allocator.cpp`): each takes the
-//! smallest gap with room for it. A step then runs in 0.91 of the time and in 0.87 of the memory (docs/log.md, 2026-11-26), and what is
-//! resident is what an estimate can count. Smaller tensors, and everything that is no tensor, are left to the C library.
+//! During a training step the C library's allocator holds a fifth more memory than the tensors'
+//! peak: free memory lies in gaps between small blocks that live longer, and blocks of 32 MiB and
+//! more are separate mappings, returned and mapped again with a page fault for every 4 KiB. Here
+//! tensors of 64 KiB and more have their own region (`allocator.cpp`), and each takes the smallest
+//! gap that fits. A step then takes 0.91 of the time and 0.87 of the memory (docs/log.md,
+//! 2026-11-26), and resident memory matches what an estimate can count. Smaller tensors, and memory
+//! that is no tensor's, stay with the C library.
 //!
-//! Every model passes [`pack_tensors`] on its way into memory ([`crate::weights::Weights`]), so tests, examples and users of
-//! the library run on what the command runs on. Which memory a tensor has changes none of its numbers.
+//! Every model calls [`pack_tensors`] before it allocates ([`crate::weights::Weights`]), so tests,
+//! examples and users of the library run as the command does. The memory of a tensor does not
+//! change its numbers.
 //!
-//! Linux only; elsewhere, and where addresses are limited (`ulimit -v`), everything stays as it is.
+//! Linux only; elsewhere, and where addresses are limited (`ulimit -v`), the C library's allocator
+//! stays.
 
 use std::sync::Once;
 
-/// Puts this process's CPU tensors into the region from here on; those that exist already stay where they are. Only the
-/// first call does anything.
+/// Allocates this process's CPU tensors in the region from now on; existing ones stay where they
+/// are. Only the first call has an effect.
 ///
-/// libtorch keeps its allocator in a variable without a lock: the first call belongs before other threads make tensors.
+/// libtorch keeps its allocator in a variable without a lock: the first call must come before other
+/// threads create tensors.
 pub fn pack_tensors() {
     static PACKED: Once = Once::new();
-    // SAFETY: takes nothing, and its allocator lives as long as the process.
+    // SAFETY: the function has no arguments, and its allocator lives as long as the process.
     PACKED.call_once(|| unsafe { rectiflow_pack_tensors() });
 }
 
-/// Gives the memory between tensors back to the system. For after work that needs much more than what follows.
+/// Returns the memory between tensors to the system. To be called after work with a much larger
+/// peak than what follows.
 pub fn empty_gaps() {
-    // SAFETY: nobody has a pointer into a gap.
+    // SAFETY: no pointer refers to memory in a gap.
     unsafe { rectiflow_empty_gaps() }
 }
 
@@ -36,11 +43,11 @@ unsafe extern "C" {
     fn rectiflow_reach() -> usize;
 }
 
-/// How many bytes of the region are in use, gaps included. Other tests may run in this process: only what is large is
-/// looked at.
+/// Returns the bytes of the region in use, gaps included. Other tests can run in this process, so
+/// only large differences count.
 #[cfg(test)]
 pub(crate) fn reach() -> usize {
-    // SAFETY: takes nothing.
+    // SAFETY: the function has no arguments.
     unsafe { rectiflow_reach() }
 }
 
@@ -72,7 +79,7 @@ mod tests {
         assert!(reach() < full + (100 << 20), "both lie where the first two lay");
         drop(third);
         empty_gaps();
-        assert!(is_all(&wide, 4.0) && is_all(&narrow, 5.0), "what lives is kept");
+        assert!(is_all(&wide, 4.0) && is_all(&narrow, 5.0), "live tensors keep their values");
         let last = megabytes(120, 6.0);
         assert!(reach() < full + (100 << 20), "the last gap grows");
         assert!(is_all(&last, 6.0) && is_all(&before, 0.0));
@@ -101,6 +108,6 @@ mod tests {
         pack_tensors();
         let error = Tensor::f_empty([1 << 50], (Kind::Float, Device::Cpu)).expect_err("4 PiB");
         assert!(error.to_string().contains("can't allocate memory"), "{error}");
-        assert!(is_all(&megabytes(1, 7.0), 7.0), "and the next one is there");
+        assert!(is_all(&megabytes(1, 7.0), 7.0), "the next allocation succeeds");
     }
 }

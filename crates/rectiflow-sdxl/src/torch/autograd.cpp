@@ -1,5 +1,6 @@
-// What libtorch's autograd can do and tch does not reach: a node whose backward pass is Rust's. A C interface; autograd.rs
-// is its only caller. No C++ exception leaves here: every function gives a text that the caller frees, or null.
+// Autograd functions of libtorch that tch does not expose: nodes whose backward pass is written in
+// Rust. A C interface for autograd.rs. No C++ exception leaves this file: every fallible function
+// returns null or a text that the caller frees.
 
 #include "guarded.h"
 
@@ -26,7 +27,8 @@ using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 
 extern "C" {
-// A Rust closure. `call` takes over the tensors, and gives 0 and a tensor (or null), or not 0 and a reason in `failure`.
+// A Rust closure. `call` takes ownership of the tensors. It returns 0 and a tensor (or null), or
+// another number and a reason in `failure`.
 struct RectiflowClosure {
   void* data;
   int (*call)(void* data, Tensor** tensors, size_t num_tensors, Tensor** result, std::string* failure);
@@ -59,8 +61,9 @@ class Closure {
   RectiflowClosure closure_;
 };
 
-// Keeps the inputs of a calculation instead of its intermediate results, and recomputes those in the backward pass. The
-// parameters are inputs of the node too, so that a backward pass that asks for some of them only finds its way.
+// Keeps the inputs of a calculation instead of its intermediate results, and recomputes those in
+// the backward pass. The parameters are inputs of the node too, so that a backward pass for some of
+// them alone reaches the node.
 class Checkpoint : public Node {
  public:
   explicit Checkpoint(RectiflowClosure closure) : run(closure) {}
@@ -105,10 +108,12 @@ class Checkpoint : public Node {
   variable_list parameters;
 };
 
-// Stands where libtorch would add up a leaf's gradient: hands each complete one to Rust and keeps nothing.
+// Replaces libtorch's accumulation of a leaf's gradient: passes each complete gradient to Rust and
+// keeps nothing.
 class Sink : public Node {
  public:
-  // As AccumulateGrad: first of all that can run, so that a gradient is freed as soon as it is complete.
+  // Runs before all other nodes that are ready, as AccumulateGrad does, so that a complete gradient
+  // is freed at once.
   explicit Sink(RectiflowClosure closure) : Node(UINT64_MAX), take(closure) {}
 
   variable_list apply(variable_list&& gradients) override {
@@ -135,7 +140,8 @@ void rectiflow_free_text(char* text) { std::free(text); }
 
 void rectiflow_fail(std::string* failure, const char* text, size_t length) { failure->assign(text, length); }
 
-// The closure's result on `inputs`, to be calculated again in the backward pass. Owns the closure whatever happens.
+// Returns the closure's result on `inputs`, which the backward pass recalculates. Owns the closure,
+// also after an error.
 char* rectiflow_checkpoint(RectiflowClosure closure, Tensor* const* inputs, size_t num_inputs,
                            Tensor* const* parameters, size_t num_parameters, Tensor** out) {
   return guarded([&] {
@@ -159,7 +165,7 @@ char* rectiflow_checkpoint(RectiflowClosure closure, Tensor* const* inputs, size
   });
 }
 
-// From now on each gradient of `leaf` goes to the closure, for as long as the handle is kept. Owns the closure.
+// Passes each gradient of `leaf` to the closure until the handle is dropped. Owns the closure.
 char* rectiflow_sink(RectiflowClosure closure, const Tensor* leaf, void** handle) {
   return guarded([&] {
     c10::intrusive_ptr<Node> sink = c10::make_intrusive<Sink>(closure);

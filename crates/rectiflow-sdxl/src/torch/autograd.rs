@@ -1,11 +1,12 @@
-//! Backward passes that are Rust's: activation checkpointing, and gradients that are taken as soon as they are complete.
+//! Backward passes written in Rust: activation checkpointing, and gradients that are taken as soon
+//! as they are complete.
 //!
-//! tch has no custom autograd function. `autograd.cpp` has two nodes that call a closure, behind a C interface; this file
-//! is the safe side of it. No panic and no exception crosses the border: a closure that panics makes the backward pass
-//! fail with its message.
+//! tch has no custom autograd function. `autograd.cpp` has two nodes that call a closure, behind a
+//! C interface; this file is its safe side. No panic and no exception crosses the border: if a
+//! closure panics, the backward pass fails with its message.
 //!
-//! libtorch runs a backward pass on the thread that asked for it on a CPU, and on threads of its own on a GPU. So
-//! closures here may be called and dropped on another thread than they were made on.
+//! libtorch runs a backward pass on the calling thread for a CPU, and on its own threads for a GPU.
+//! So closures can be called and dropped on another thread than the one that created them.
 
 use std::{
     ffi::{c_char, c_int, c_void},
@@ -18,10 +19,11 @@ use torch_sys::C_tensor;
 
 use crate::torch::ffi::{Torch, checked};
 
-/// Calculates `run(inputs)` without keeping its intermediate results; the backward pass calculates it a second time.
+/// Calculates `run(inputs)` without keeping its intermediate results; the backward pass calculates
+/// it a second time.
 ///
-/// `run` must do the same on every call. `parameters` are the leaves that it uses beside its inputs: where one is left
-/// out, it gets no gradient. Where autograd records nothing, this is a plain call.
+/// `run` must do the same in every call. `parameters` are the leaves that it uses besides its
+/// inputs: a leaf left out receives no gradient. If autograd records nothing, this is a plain call.
 pub(crate) fn checkpoint(
     inputs: &[&Tensor],
     parameters: &[Tensor],
@@ -31,7 +33,7 @@ pub(crate) fn checkpoint(
     let inputs: Vec<_> = inputs.iter().map(|tensor| tensor.as_ptr()).collect();
     let parameters: Vec<_> = parameters.iter().map(Tensor::as_ptr).collect();
     let mut out = ptr::null_mut();
-    // SAFETY: the pointers are live tensors for the whole call, and C++ makes references of its own.
+    // SAFETY: the pointers are live tensors for the whole call, and C++ creates its own references.
     let text = unsafe {
         rectiflow_checkpoint(
             closure,
@@ -43,23 +45,23 @@ pub(crate) fn checkpoint(
         )
     };
     checked(text)?;
-    // SAFETY: without an error `out` is a tensor that is now ours.
+    // SAFETY: without an error `out` is a tensor that this function owns.
     Ok(unsafe { Tensor::from_ptr(out) })
 }
 
-/// Takes a leaf's gradients instead of `Tensor::grad`, for as long as it lives.
+/// Takes a leaf's gradients in place of `Tensor::grad`, for as long as the sink lives.
 #[derive(Debug)]
 pub struct Sink(*mut c_void);
 
-// SAFETY: the handle is a reference-counted node with an atomic count.
+// SAFETY: the handle is a node with an atomic reference count.
 unsafe impl Send for Sink {}
 
 impl Sink {
-    /// Each backward pass that reaches `leaf` hands its complete gradient (the dtype and shape of the leaf) to `take`,
-    /// and keeps nothing itself. A leaf has one sink.
+    /// Creates a sink: each backward pass that reaches `leaf` passes its complete gradient (of the
+    /// leaf's dtype and shape) to `take`, and keeps nothing itself. A leaf has at most one sink.
     ///
     /// # Errors
-    /// libtorch's, where `leaf` is no leaf that requires a gradient.
+    /// libtorch's error, if `leaf` is not a leaf that requires a gradient.
     pub fn new(leaf: &Tensor, take: impl Fn(Tensor) + Send + Sync + 'static) -> Result<Self, TchError> {
         let closure = Closure::new(move |gradients: Vec<Tensor>| {
             gradients.into_iter().for_each(&take);
@@ -79,7 +81,7 @@ impl Drop for Sink {
     }
 }
 
-/// A closure as C++ has it.
+/// A closure, in C++'s form.
 #[repr(C)]
 struct Closure {
     data: *mut c_void,
@@ -87,7 +89,7 @@ struct Closure {
     drop: unsafe extern "C" fn(*mut c_void),
 }
 
-/// A C++ string that a reason can be written to.
+/// A C++ string that receives the reason of a failure.
 enum Failure {}
 
 impl Closure {
@@ -97,7 +99,8 @@ impl Closure {
 }
 
 /// # Safety
-/// `data` is the closure `F`; `tensors` are `num_tensors` tensors that are given away.
+/// `data` is the closure `F`; `tensors` are `num_tensors` tensors whose ownership passes to this
+/// function.
 unsafe extern "C" fn call<F: Fn(Vec<Tensor>) -> Result<Option<Tensor>, TchError>>(
     data: *mut c_void,
     tensors: *const *mut C_tensor,
@@ -105,7 +108,7 @@ unsafe extern "C" fn call<F: Fn(Vec<Tensor>) -> Result<Option<Tensor>, TchError>
     result: *mut *mut C_tensor,
     failure: *mut Failure,
 ) -> c_int {
-    // SAFETY: as this function asks.
+    // SAFETY: the caller guarantees the conditions above.
     let (act, tensors) = unsafe {
         let tensors = (0..num_tensors).map(|i| Tensor::from_ptr(*tensors.add(i))).collect::<Vec<_>>();
         (&*data.cast::<F>(), tensors)
@@ -131,9 +134,10 @@ unsafe extern "C" fn call<F: Fn(Vec<Tensor>) -> Result<Option<Tensor>, TchError>
 }
 
 /// # Safety
-/// `data` is the closure `F`, which is not used any more.
+/// `data` is the closure `F`, which is not used afterwards.
 unsafe extern "C" fn drop_closure<F>(data: *mut c_void) {
-    // SAFETY: as this function asks. A destructor that panics must not unwind into C++.
+    // SAFETY: the caller guarantees the condition above. A destructor's panic must not unwind into
+    // C++.
     let closure = unsafe { Box::from_raw(data.cast::<F>()) };
     let _no_unwinding = catch_unwind(AssertUnwindSafe(move || drop(closure)));
 }
@@ -167,7 +171,7 @@ mod tests {
         Tensor::from_slice(values).set_requires_grad(true)
     }
 
-    /// sin(w x), whose calls are counted.
+    /// Returns sin(w x), and counts the calls.
     fn counted(calls: &Arc<AtomicUsize>, weight: &Tensor) -> impl Fn(&[Tensor]) -> Torch + Send + Sync + 'static {
         let (calls, weight) = (calls.clone(), Mutex::new(weight.shallow_clone()));
         move |inputs| {
@@ -187,7 +191,7 @@ mod tests {
         let recomputed = Tensor::f_run_backward(&[&loss], &[&x, &weight], false, false).unwrap();
         assert_eq!(calls.load(Ordering::Relaxed), 2);
         assert!(plain.iter().zip(&recomputed).all(|(a, b)| a.equal(b)));
-        assert!(!weight.grad().defined(), "only what was asked for is given");
+        assert!(!weight.grad().defined(), "only the requested gradients are calculated");
     }
 
     #[test]
@@ -224,14 +228,14 @@ mod tests {
         let taken = Arc::new(Mutex::new(Vec::new()));
         let into = taken.clone();
         let sink = Sink::new(&x, move |gradient| into.lock().unwrap().push(gradient.double_value(&[0]))).unwrap();
-        // Used twice, once inside a checkpoint: one gradient, 2 x + 3.
+        // Used twice, once inside a checkpoint: the one gradient is 2 x + 3.
         let recomputed = checkpoint(&[&x], &[], |inputs| inputs[0].f_mul(&inputs[0])).unwrap();
         (recomputed + &x * 3.0).sum(Kind::Float).backward();
         assert_eq!(*taken.lock().unwrap(), [7.0]);
         assert!(!x.grad().defined());
         drop(sink);
         (&x * 5.0).sum(Kind::Float).backward();
-        assert_eq!((taken.lock().unwrap().len(), x.grad().double_value(&[0])), (1, 5.0), "libtorch's own again");
+        assert_eq!((taken.lock().unwrap().len(), x.grad().double_value(&[0])), (1, 5.0), "libtorch accumulates again");
     }
 
     #[test]

@@ -1,7 +1,8 @@
-//! The border to C++: how a call fails, and tensors over memory that Rust owns.
+//! The border to C++: how calls fail, and tensors over memory that Rust owns.
 //!
-//! Every C function of this workspace returns null or a text that says why it failed (`guarded.h`); [`outcome`] makes a
-//! `Result` of it. The ground of this folder: it knows no other file of the crate.
+//! Every C function of this workspace returns null or a text with the reason of its failure
+//! (`guarded.h`); [`outcome`] converts it to a `Result`. This file is the lowest of its folder: it
+//! uses no other file of the crate.
 
 use std::{
     ffi::{CStr, c_char, c_void},
@@ -15,24 +16,25 @@ use torch_sys::C_tensor;
 /// The result of a calculation whose inputs were checked.
 pub(crate) type Torch<T = Tensor> = Result<T, TchError>;
 
-/// An error of C++'s, as a text that is freed here.
+/// Converts the result of a C++ function of this crate, and frees its text.
 pub(crate) fn checked(text: *mut c_char) -> Result<(), TchError> {
-    // SAFETY: every function of this crate's C++ files returns such a text, and it is passed on at once.
+    // SAFETY: every function of this crate's C++ files returns such a text, and the caller passes
+    // it on at once.
     unsafe { outcome(text) }
 }
 
-/// What became of a call of C++ that fails as `guarded.h` says.
+/// Converts the result of a C++ function that fails as described in `guarded.h`.
 ///
 /// # Errors
 /// [`TchError::Torch`] with the text.
 ///
 /// # Safety
-/// `text` is null or what such a function returned, and is not used again.
+/// `text` is null or the result of such a function, and is not used again.
 pub unsafe fn outcome(text: *mut c_char) -> Result<(), TchError> {
     if text.is_null() {
         return Ok(());
     }
-    // SAFETY: a text of C++'s, ended by zero, to be freed by its own function.
+    // SAFETY: the text is C++'s and ends with zero; its own function frees it.
     let reason = unsafe {
         let reason = CStr::from_ptr(text).to_string_lossy().into_owned();
         rectiflow_free_text(text);
@@ -41,13 +43,14 @@ pub unsafe fn outcome(text: *mut c_char) -> Result<(), TchError> {
     Err(TchError::Torch(reason))
 }
 
-/// A tensor over `bytes`, which `owner` keeps where they are for as long as anything views them. It must not be written.
+/// Returns a tensor over `bytes`, which `owner` keeps in place while any view of them exists. It
+/// must not be written.
 ///
 /// # Errors
-/// What libtorch says, e.g. of an impossible shape.
+/// libtorch's error, e.g. for an impossible shape.
 ///
 /// # Panics
-/// If the bytes are fewer than the shape needs.
+/// If there are fewer bytes than the shape needs.
 pub(crate) fn tensor_over<T: Send + Sync>(
     bytes: &[u8],
     shape: &[i64],
@@ -61,8 +64,8 @@ pub(crate) fn tensor_over<T: Send + Sync>(
     );
     let mut out = ptr::null_mut();
     let owner = Arc::into_raw(owner).cast_mut().cast::<c_void>();
-    // SAFETY: the bytes are `owner`'s and stay where they are until `release` gives it up, which libtorch does after the
-    // last use.
+    // SAFETY: the bytes belong to `owner` and stay in place until `release` drops it, which
+    // libtorch calls after the last use.
     let text = unsafe {
         rectiflow_tensor_over(
             bytes.as_ptr().cast_mut().cast(),
@@ -75,11 +78,11 @@ pub(crate) fn tensor_over<T: Send + Sync>(
         )
     };
     checked(text)?;
-    // SAFETY: a new tensor, which nobody else frees.
+    // SAFETY: a new tensor with no other owner.
     Ok(unsafe { Tensor::from_ptr(out) })
 }
 
-/// libtorch's number of a floating-point dtype.
+/// Returns libtorch's number of a floating-point dtype.
 fn scalar_type(kind: Kind) -> i8 {
     match kind {
         Kind::Half => 5,
@@ -91,7 +94,7 @@ fn scalar_type(kind: Kind) -> i8 {
 }
 
 extern "C" fn release<T>(owner: *mut c_void) {
-    // SAFETY: made by `Arc::into_raw` in `tensor_over`, and libtorch gives it up once.
+    // SAFETY: created by `Arc::into_raw` in `tensor_over`, and libtorch releases it once.
     drop(unsafe { Arc::from_raw(owner.cast::<T>().cast_const()) });
 }
 

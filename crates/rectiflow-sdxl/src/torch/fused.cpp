@@ -1,6 +1,7 @@
-// Chains of elementwise operations in one pass over memory, where libtorch has an operation, a pass and a result for each:
-// the gated GELU of the transformer blocks, and the group norm with a SiLU of the residual blocks. What lies between is
-// recomputed in the backward pass instead of kept. On a processor only. A C interface without exceptions.
+// Chains of elementwise operations in one pass over memory, where libtorch uses an operation, a
+// pass and a result for each: the gated GELU of the transformer blocks, and the group norm with the
+// SiLU of the residual blocks. Intermediate results are recomputed in the backward pass instead of
+// kept. CPU only. A C interface without exceptions.
 
 #include "fused.h"
 
@@ -49,7 +50,7 @@ constexpr int64_t LANES = 16;
         set::softmax_backward<T>, set::weights_on_their_side<T>                                         \
   }
 
-// How many numbers the processor's vectors have.
+// Returns the number of fp32 lanes of the processor's vectors.
 int64_t lanes() {
 #ifdef RECTIFLOW_HAS_TARGETS
   const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -98,7 +99,7 @@ void by_type(at::ScalarType type, Act act) {
   type == at::kFloat ? act(float{}) : act(Half{});
 }
 
-constexpr int64_t GRAIN = 1 << 15;  // numbers from which on a second thread is worth it
+constexpr int64_t GRAIN = 1 << 15;  // least work for a second thread
 
 // value * gelu(gate) for [*, 2 d], values first.
 struct GatedGelu : torch::autograd::Function<GatedGelu> {
@@ -172,7 +173,8 @@ struct NormSilu : torch::autograd::Function<NormSilu> {
   }
 
  private:
-  // Calls `act` with the number of each group of each sample, its weights, and the place of its first number.
+  // Calls `act` with the index of each group of each sample, the group's weights, and the index of
+  // its first number.
   template <typename Act>
   static void for_each_group(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t num_groups, Act act) {
     const auto channels = x.size(1) / num_groups, pixels = x.size(2) * x.size(3);
@@ -194,7 +196,7 @@ struct NormSilu : torch::autograd::Function<NormSilu> {
 
 extern "C" {
 
-// Whether this processor has vectors that make it worth while.
+// Returns true if the processor's vectors are wide enough for a gain.
 int rectiflow_has_fused() { return fused::lanes() > 4; }
 
 char* rectiflow_gated_gelu(const Tensor* x, Tensor** out) {

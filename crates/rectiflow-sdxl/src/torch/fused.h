@@ -1,5 +1,5 @@
-// Loops over fp32 and bf16 numbers, in the best instruction set that this processor has. fused.cpp has them, fused_loops.h
-// says what each does.
+// Loops over fp32 and bf16 numbers, in the best instruction set of this processor. Implemented in
+// fused.cpp; fused_loops.h describes each.
 
 #pragma once
 
@@ -9,7 +9,7 @@ namespace fused {
 
 using Half = uint16_t;  // the bits of a bf16 number
 
-// Channels of a group norm that are normalised together.
+// Channels that a group norm normalises together.
 struct Group {
   const float* weight;
   const float* bias;
@@ -30,7 +30,7 @@ struct Loops {
                                 const float* delta, T* weights, T* gradients, int64_t width);
 };
 
-// For T float and Half.
+// T is float or Half.
 template <typename T>
 const Loops<T>& loops();
 

@@ -1,5 +1,6 @@
-// The loops of fused.cpp, LANES numbers at a time. Included once for each instruction set, inside a namespace of its own and
-// under its `target`: vectors of the language are lowered function by function, before anything is inlined.
+// The loops of fused.cpp, over LANES numbers at a time. Included once for each instruction set, in
+// a separate namespace under its `target`, because the compiler lowers vector types function by
+// function, before inlining.
 //
 // T is float or Half, the bits of a bf16 number. All arithmetic is fp32.
 
@@ -24,7 +25,7 @@ inline Floats load(const Half* from) {
 
 inline void store(float* to, Floats x) { std::memcpy(to, &x, sizeof x); }
 
-// To the nearest bf16, halfway to the even one; what is no number stays none.
+// Rounds to the nearest bf16, ties to even; NaN stays NaN.
 inline void store(Half* to, Floats x) {
   const Words bits = (Words)x;
   const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
@@ -34,7 +35,7 @@ inline void store(Half* to, Floats x) {
   std::memcpy(to, &low, sizeof low);
 }
 
-// The first `count` of a vector; the others are zero.
+// Loads the first `count` elements of a vector; the others are zero.
 template <typename T>
 Floats load(const T* from, int64_t count) {
   if (count >= LANES) return load(from);
@@ -60,10 +61,10 @@ inline double sum(Floats x) {
   return total;
 }
 
-// e^x to two units in the last place, from 1e-38 to 1e38. What is no number stays none.
+// Returns e^x to two units in the last place, for results from 1e-38 to 1e38. NaN stays NaN.
 inline Floats exponential(Floats x) {
   const Floats clamped = larger(smaller(x, all(88.0f)), all(-87.0f));
-  const Floats shift = all(12582912.0f);  // 1.5 * 2^23: whole numbers are all that is left beside it
+  const Floats shift = all(12582912.0f);  // 1.5 * 2^23: leaves whole numbers only
   const Floats shifted = clamped * 1.44269504f + shift;
   const Floats n = shifted - shift;
   const Floats r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
@@ -81,8 +82,9 @@ struct Gelu {
   Floats density;  // of the normal distribution at x
 };
 
-// erfc(z) e^(z^2) is a polynomial in 1 / (1 + 0.55 z) to 2e-7 of itself, for z from 0 to 10: fitted to erfc by weighted least
-// squares until the largest error was the smallest (2026-11-25). One exponential serves both results.
+// erfc(z) e^(z^2) is a polynomial in 1 / (1 + 0.55 z) with a relative error of 2e-7, for z from 0
+// to 10: fitted to erfc by weighted least squares until the largest error was minimal (2026-11-25).
+// One exponential serves both results.
 inline Gelu normal(Floats x) {
   const Floats size = x < 0.0f ? -x : x;
   const Floats e = exponential(-0.5f * x * x);
@@ -95,7 +97,7 @@ inline Gelu normal(Floats x) {
   return {x < 0.0f ? tail : 1.0f - tail, 0.39894228f * e};
 }
 
-// value * gelu(gate) for a row [2 d] of values and gates.
+// Calculates value * gelu(gate) for a row [2 d] of values and gates.
 template <typename T>
 void gated(const T* row, int64_t d, T* out) {
   for (int64_t i = 0; i < d; i += LANES) {
@@ -116,7 +118,7 @@ void gated_backward(const T* row, const T* gradient, int64_t d, T* out) {
   }
 }
 
-// Sums over n numbers, in fp64 beyond a few thousand of them.
+// Returns the sum over n numbers, in fp64 between blocks of 64 vectors.
 template <typename T, typename Of>
 double sum_of(const T* x, int64_t n, Of of) {
   constexpr int64_t BLOCK = 64 * LANES;
@@ -135,7 +137,7 @@ double sum_of(const T* x, int64_t n, Of of) {
   return total;
 }
 
-// silu(weight * (x - mean) / deviation + bias) for one group of channels that lie one after the other.
+// Calculates silu(weight * (x - mean) / deviation + bias) for one group of consecutive channels.
 template <typename T>
 void norm_silu(const Group& group, const T* x, T* out, float eps, float* mean, float* rstd) {
   const auto n = group.channels * group.pixels;
@@ -154,7 +156,8 @@ void norm_silu(const Group& group, const T* x, T* out, float eps, float* mean, f
   }
 }
 
-// The gradients of the group's input, and of its channels' weights and biases. `room` has a float for each number.
+// Calculates the gradients of the group's input and of its channels' weights and biases. `room` has
+// one float per number of the group.
 template <typename T>
 void norm_silu_backward(const Group& group, const T* x, const T* gradient, float mean, float rstd, T* out,
                         float* weight_gradient, float* bias_gradient, float* room) {
@@ -196,7 +199,7 @@ void norm_silu_backward(const Group& group, const T* x, const T* gradient, float
   }
 }
 
-// Attention. A row of scores [m] becomes one of exp(score * scale - top); their sum.
+// For attention: replaces a row of scores [m] by exp(score * scale - top), and returns their sum.
 inline double exponentials(float* row, int64_t m, float scale, float top) {
   double total = 0;
   Floats part{};
@@ -212,8 +215,8 @@ inline double exponentials(float* row, int64_t m, float scale, float top) {
   return total + sum(part);
 }
 
-// A row of scores [m], to be multiplied by `scale` first, becomes one of weights; `out` has `width` >= m numbers,
-// zero beyond m, and may be the row itself.
+// Calculates the softmax of a row of scores [m], multiplied by `scale` first. `out` has `width` >=
+// m numbers, zero beyond m, and can be the row itself.
 template <typename T>
 void softmax(float* row, int64_t m, float scale, T* out, int64_t width) {
   Floats most = all(-INFINITY);
@@ -233,8 +236,8 @@ void softmax(float* row, int64_t m, float scale, T* out, int64_t width) {
   for (int64_t i = m; i < width; ++i) out[i] = T(0);
 }
 
-// As `softmax`, and then the gradient of the scores from that of the weights: weight * (gradient - delta). The logarithm of the
-// row's sum, from which its weights can be recomputed, is returned.
+// As `softmax`, followed by the gradient of the scores from that of the weights: weight * (gradient
+// - delta). Returns the logarithm of the row's sum, from which the weights can be recomputed.
 template <typename T>
 float softmax_backward(float* row, const float* gradient, int64_t m, float scale, float delta, T* out, int64_t width) {
   float top = -INFINITY;
@@ -247,8 +250,8 @@ float softmax_backward(float* row, const float* gradient, int64_t m, float scale
   return top + static_cast<float>(std::log(total));
 }
 
-// The same on its side: a row has a key's scores for all queries [n], each of which has a sum and a delta of its own. Both the
-// weights and the gradients are wanted.
+// The same for the transposed matrix: a row has one key's scores for all queries [n], each of which
+// has its own sum and delta. Calculates both the weights and the gradients.
 template <typename T>
 void weights_on_their_side(const float* row, const float* gradient, int64_t n, float scale, const float* log_sums,
                            const float* delta, T* weights, T* gradients, int64_t width) {

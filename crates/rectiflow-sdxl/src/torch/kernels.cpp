@@ -1,6 +1,7 @@
-// Two operations that libtorch 2.13 has slow kernels for on a processor: matrix products in fp32, which go to MKL and not
-// to oneDNN (half the speed where MKL does not know the processor), and attention, whose matrix products do so too (in
-// bf16 a tenth). Both are the same sums in fp32; kernels.rs decides where they are used. A C interface without exceptions.
+// Two operations with slow CPU kernels in libtorch 2.13: fp32 matrix products, which use MKL
+// instead of oneDNN (at half the speed on processors that MKL does not know), and attention, whose
+// matrix products do the same (at a tenth of the speed in bf16). Both sum in fp32 here too;
+// kernels.rs decides where they are used. A C interface without exceptions.
 
 #include "fused.h"
 #include "guarded.h"
@@ -26,7 +27,7 @@ namespace {
 using Pointwise = Tensor(const Tensor&, const Tensor&, const std::optional<Tensor>&, std::string_view,
                          c10::List<std::optional<at::Scalar>>, std::optional<std::string_view>);
 
-// oneDNN's x w^T + b; null in a libtorch without oneDNN.
+// Returns oneDNN's operator for x w^T + b; empty in a libtorch without oneDNN.
 const std::optional<c10::TypedOperatorHandle<Pointwise>>& onednn() {
   static const auto found = []() -> std::optional<c10::TypedOperatorHandle<Pointwise>> {
     const auto schema = c10::Dispatcher::singleton().findSchema({"mkldnn::_linear_pointwise", ""});
@@ -59,7 +60,7 @@ struct Linear : torch::autograd::Function<Linear> {
     variable_list result(3);
     if (context->needs_input_grad(0)) result[0] = product(g, w.t()).view(x.sizes());
     if (context->needs_input_grad(1)) result[1] = product(g.t(), x.reshape({-1, x.size(-1)}).t());
-    // Without a bias there is no third edge to ask about.
+    // Without a bias there is no third edge to query.
     if (context->saved_data["has_bias"].toBool() && context->needs_input_grad(2)) result[2] = g.sum(0);
     return result;
   }
@@ -67,15 +68,15 @@ struct Linear : torch::autograd::Function<Linear> {
 
 constexpr int64_t even(int64_t n) { return n + n % 2; }
 
-// A matrix [rows, columns] of T whose rows lie `stride` apart.
+// A matrix [rows, columns] of T whose rows are `stride` elements apart.
 template <typename T>
 struct Matrix {
   const T* data;
   int64_t rows, columns, stride;
 };
 
-// The right side of a product as the kernel wants it: rows one after the other in fp32, in bf16 two rows interleaved, an odd
-// last one with zeros.
+// Packs the right side of a product in the kernel's layout: consecutive rows in fp32, pairs of rows
+// interleaved in bf16, with zeros after an odd last row.
 void pack(Matrix<float> in, float* out) {
   for (int64_t r = 0; r < in.rows; ++r) std::memcpy(out + r * in.columns, in.data + r * in.stride, 4 * in.columns);
 }
@@ -92,8 +93,8 @@ void pack(Matrix<at::BFloat16> in, at::BFloat16* out) {
   }
 }
 
-// As `pack`, of the matrix on its side: [columns, rows]. `Unit` is what stays together: a number, or two of bf16. Rows go in
-// blocks that the first cache holds.
+// As `pack`, for the transposed matrix [columns, rows]. `Unit` is the part that is moved as a
+// whole: one number, or two in bf16. Rows are processed in blocks that fit the first-level cache.
 template <typename Unit, typename T>
 void turn(Matrix<T> in, T* out) {
   constexpr int64_t BLOCK = 16, EACH = sizeof(Unit) / sizeof(T);
@@ -107,16 +108,16 @@ void turn(Matrix<T> in, T* out) {
 
 void pack_transposed(Matrix<float> in, float* out) { turn<float>(in, out); }
 
-// An even number of columns.
+// The number of columns must be even.
 void pack_transposed(Matrix<at::BFloat16> in, at::BFloat16* out) { turn<uint32_t>(in, out); }
 
-// out [m, n] = a [m, k] b [k, n], fp32. `b` is packed, `k` even in bf16.
+// Calculates out [m, n] = a [m, k] b [k, n] in fp32. `b` is packed; `k` is even in bf16.
 template <typename T>
 void multiply(int64_t m, int64_t n, int64_t k, const T* a, int64_t a_stride, const T* b, float* out) {
   at::native::cpublas::brgemm(m, n, k, a_stride, n, n, false, a, b, out, !std::is_same_v<T, float>);
 }
 
-constexpr int64_t BLOCK_ELEMENTS = 1 << 17;  // 512 KiB of fp32: two or three of them stay in a core's second cache
+constexpr int64_t BLOCK_ELEMENTS = 1 << 17;  // 512 KiB of fp32: a second-level cache holds 2 or 3
 
 int64_t block_rows(int64_t rows, int64_t columns) {
   return std::min(rows, std::max<int64_t>(16, BLOCK_ELEMENTS / columns / 16 * 16));
@@ -136,7 +137,7 @@ constexpr int64_t width(int64_t n) {
   return std::is_same_v<T, float> ? n : even(n);
 }
 
-// A number as the loops of fused.h know it.
+// The type of a number in the loops of fused.h.
 template <typename T>
 using Plain = std::conditional_t<std::is_same_v<T, float>, float, fused::Half>;
 
@@ -145,13 +146,14 @@ Plain<T>* plain(T* numbers) {
   return reinterpret_cast<Plain<T>*>(numbers);
 }
 
-// Room for the left side of a product.
+// Returns uninitialised memory for the left side of a product.
 template <typename T>
 Tensor left_side(int64_t rows, int64_t columns) {
   return at::empty({rows, width<T>(columns)}, c10::CppTypeToScalarType<T>::value);
 }
 
-// Queries and keys [b, n, h, d] of one head; rows of a head lie h d apart.
+// Sizes of queries [b, n, h, d] and keys [b, m, h, d]; consecutive rows of a head are h d elements
+// apart.
 struct Shape {
   int64_t b, h, n, m, d;
   int64_t stride() const { return h * d; }
@@ -166,8 +168,8 @@ const T* head(const Tensor& x, const Shape& s, int64_t index) {
   return x.const_data_ptr<T>() + index / s.h * x.size(1) * s.stride() + index % s.h * s.d;
 }
 
-// 1 / sqrt(d): a power of two, which can be multiplied into bf16 numbers without rounding them, and the rest, 1 for a d of
-// 16, 64 or 256, which goes into fp32 sums.
+// 1 / sqrt(d) in two factors: a power of two, which multiplies bf16 numbers without rounding, and
+// the rest (1 for a d of 16, 64 or 256), which multiplies fp32 sums.
 struct Scale {
   float power, rest;
   explicit Scale(int64_t d) {
@@ -177,7 +179,7 @@ struct Scale {
   }
 };
 
-// The queries of a head times the scale's power of two.
+// Returns the queries of a head, multiplied by the scale's power of two.
 template <typename T>
 Tensor scaled(Matrix<T> q) {
   const float scale = Scale(q.columns).power;
@@ -197,7 +199,7 @@ Tensor packed(Matrix<T> in, bool on_its_side) {
   return out;
 }
 
-// Copies a block [rows, d] of fp32 to a head's rows.
+// Copies an fp32 block [rows, d], multiplied by `factor`, to the rows of a head.
 template <typename T>
 void store(const float* from, int64_t rows, int64_t d, float factor, T* to, int64_t stride) {
   for (int64_t r = 0; r < rows; ++r)
@@ -228,8 +230,9 @@ struct Gradients {
   Tensor q, k, v;
 };
 
-// The gradients of one head: once over blocks of queries for theirs, once over blocks of keys for keys and values. The
-// second recomputes the weights on their side, which costs less than to turn them.
+// Calculates the gradients of one head: those of the queries over blocks of queries, then those of
+// keys and values over blocks of keys. The second part recomputes the transposed weights, which is
+// faster than transposing them.
 template <typename T>
 void attend_head_backward(const Shape& s, const variable_list& saved, const Tensor& g, Gradients& to, int64_t index) {
   const auto& [q, k, v, out] = std::tie(saved[0], saved[1], saved[2], saved[3]);
@@ -326,7 +329,7 @@ struct Attention : torch::autograd::Function<Attention> {
   }
 };
 
-// Whether this processor has the kernel and it does what is said above.
+// Returns true if this processor has the kernel and the kernel behaves as described above.
 template <typename T>
 bool probe() {
   try {

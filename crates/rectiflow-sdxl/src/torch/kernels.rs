@@ -1,11 +1,13 @@
-//! Where a kernel of our own takes libtorch's place: fp32 linear layers, attention without a mask, and chains of
-//! elementwise operations, on a processor.
+//! The kernels that replace libtorch's on a CPU: fp32 linear layers, attention without a mask, and
+//! chains of elementwise operations.
 //!
-//! Measured in docs/log.md (2026-11-25): libtorch 2.13 gives fp32 matrix products to MKL, which runs at half of oneDNN's
-//! speed on an AMD processor, and its attention does the same, in bf16 at a tenth. `kernels.cpp` has both on oneDNN. They
-//! sum in fp32 as libtorch's do. What is small stays with libtorch: there the call costs more than the sum.
-//! `fused.cpp` has the gated GELU and the group norm with its SiLU in one pass each, whose backward passes recompute
-//! what lies between: less time and, for those two, a third less memory.
+//! Measured in docs/log.md (2026-11-25): libtorch 2.13 passes fp32 matrix products to MKL, which
+//! reaches half of oneDNN's speed on an AMD processor. Its attention does the same, and reaches a
+//! tenth in bf16. `kernels.cpp` runs both on oneDNN. Both sum in fp32 as libtorch does. Small
+//! products stay with libtorch, because there the call costs more than the calculation. `fused.cpp`
+//! calculates the gated GELU, and the group norm with its SiLU, in one pass each. Their backward
+//! passes recompute the intermediate results, which saves time and, for these two, a third of the
+//! memory.
 
 use std::{
     ffi::{c_char, c_int},
@@ -17,28 +19,28 @@ use torch_sys::C_tensor;
 
 use crate::torch::ffi::{Torch, checked};
 
-/// Multiplications from which on a product goes to oneDNN.
+/// Smallest number of multiplications for which oneDNN is used.
 const MANY: i64 = 1 << 20;
 
-/// y = x w^T + b for `[*, in]` and `[out, in]`.
+/// Returns x w^T + b for `[*, in]` and `[out, in]`.
 pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Torch {
     let multiplications = x.numel() as i64 * weight.size()[0];
     let fits = x.device() == Device::Cpu && x.kind() == Kind::Float && weight.kind() == Kind::Float;
-    // SAFETY: the function asks libtorch what it has.
+    // SAFETY: the function queries libtorch's operators.
     if !fits || multiplications < MANY || unsafe { rectiflow_has_linear() } == 0 {
         return x.f_linear(weight, bias);
     }
     let mut out = ptr::null_mut();
-    // SAFETY: the pointers are live tensors for the whole call, and C++ makes references of its own.
+    // SAFETY: the pointers are live tensors for the whole call, and C++ creates its own references.
     checked(unsafe {
         rectiflow_linear(x.as_ptr(), weight.as_ptr(), bias.map_or(ptr::null(), Tensor::as_ptr), &raw mut out)
     })?;
-    // SAFETY: without an error `out` is a tensor that is now ours.
+    // SAFETY: without an error `out` is a tensor that this function owns.
     Ok(unsafe { Tensor::from_ptr(out) })
 }
 
-/// Attention of every query to every key, where there is a kernel for it: `[b, n, heads d]`, `[b, m, heads d]` to
-/// `[b, n, heads d]`.
+/// Returns the attention of every query over every key, `[b, n, heads d]` and `[b, m, heads d]` to
+/// `[b, n, heads d]`; `None` without a kernel for it.
 pub(crate) fn attention(query: &Tensor, key: &Tensor, value: &Tensor, num_heads: i64) -> Option<Torch> {
     let kind = query.kind();
     let (n, m, d) = (query.size()[1], key.size()[1], query.size()[2] / num_heads);
@@ -49,41 +51,42 @@ pub(crate) fn attention(query: &Tensor, key: &Tensor, value: &Tensor, num_heads:
         return None;
     }
     let mut out = ptr::null_mut();
-    // SAFETY: the pointers are live tensors for the whole call, and C++ makes references of its own.
+    // SAFETY: the pointers are live tensors for the whole call, and C++ creates its own references.
     let text = unsafe { rectiflow_attention(query.as_ptr(), key.as_ptr(), value.as_ptr(), num_heads, &raw mut out) };
-    // SAFETY: without an error `out` is a tensor that is now ours.
+    // SAFETY: without an error `out` is a tensor that this function owns.
     Some(checked(text).map(|()| unsafe { Tensor::from_ptr(out) }))
 }
 
-/// `value * gelu(gate)` for `[*, 2 d]`, values first.
+/// Returns `value * gelu(gate)` for `[*, 2 d]`, values first.
 pub(crate) fn gated_gelu(both: &Tensor) -> Torch {
     if !has_fused(both) {
         let both = both.f_chunk(2, -1)?;
         return both[0].f_mul(&both[1].f_gelu("none")?);
     }
     let mut out = ptr::null_mut();
-    // SAFETY: the pointer is a live tensor for the whole call, and C++ makes a reference of its own.
+    // SAFETY: the pointer is a live tensor for the whole call, and C++ creates its own reference.
     checked(unsafe { rectiflow_gated_gelu(both.as_ptr(), &raw mut out) })?;
-    // SAFETY: without an error `out` is a tensor that is now ours.
+    // SAFETY: without an error `out` is a tensor that this function owns.
     Ok(unsafe { Tensor::from_ptr(out) })
 }
 
-/// The SiLU of a group norm, where there is a kernel for it: `[b, c, h, w]`, with `[c]` fp32 weight and bias.
+/// Returns the SiLU of a group norm of `[b, c, h, w]`, with `[c]` fp32 weight and bias; `None`
+/// without a kernel for it.
 pub(crate) fn norm_silu(x: &Tensor, [weight, bias]: [&Tensor; 2], num_groups: i64, eps: f64) -> Option<Torch> {
     if !has_fused(x) || weight.kind() != Kind::Float || bias.kind() != Kind::Float || x.dim() != 4 {
         return None;
     }
     let mut out = ptr::null_mut();
     let (x, weight, bias) = (x.as_ptr(), weight.as_ptr(), bias.as_ptr());
-    // SAFETY: the pointers are live tensors for the whole call, and C++ makes references of its own.
+    // SAFETY: the pointers are live tensors for the whole call, and C++ creates its own references.
     let text = unsafe { rectiflow_norm_silu(x, weight, bias, num_groups, eps, &raw mut out) };
-    // SAFETY: without an error `out` is a tensor that is now ours.
+    // SAFETY: without an error `out` is a tensor that this function owns.
     Some(checked(text).map(|()| unsafe { Tensor::from_ptr(out) }))
 }
 
-/// Whether chains of operations on this tensor are one.
+/// Returns true if chains of operations on this tensor run as one.
 fn has_fused(x: &Tensor) -> bool {
-    // SAFETY: the function asks the processor what it has.
+    // SAFETY: the function queries the processor's features.
     fits(x.device(), x.kind()) && unsafe { rectiflow_has_fused() } != 0
 }
 
@@ -91,9 +94,10 @@ fn fits(device: Device, kind: Kind) -> bool {
     device == Device::Cpu && matches!(kind, Kind::Float | Kind::BFloat16)
 }
 
-/// Whether the chains of operations of a training step are one on this device, so that less is kept for the backward pass.
+/// Returns true if chains of operations run as one on this device, so that a training step keeps
+/// less for its backward pass.
 pub fn keeps_less(device: Device) -> bool {
-    // SAFETY: the function asks the processor what it has.
+    // SAFETY: the function queries the processor's features.
     device == Device::Cpu && unsafe { rectiflow_has_fused() } != 0
 }
 
@@ -142,7 +146,7 @@ mod tests {
         (&a - &b).norm().double_value(&[]) / b.norm().double_value(&[])
     }
 
-    /// The result and the gradients of all inputs, with a loss that is not symmetric.
+    /// Returns the gradients of all inputs, then the result, for a loss that is not symmetric.
     fn passes(inputs: &[&Tensor], run: impl Fn() -> Tensor) -> Vec<Tensor> {
         let y = run();
         let weights = random(9, &y.size(), y.kind()).detach();
@@ -158,7 +162,7 @@ mod tests {
             let x = random(1, &shape, Kind::Float);
             let (weight, bias) =
                 (random(2, &[outputs, *shape.last().unwrap()], Kind::Float), random(3, &[outputs], Kind::Float));
-            // Without a bias the third gradient is missing, and nothing else changes.
+            // Without a bias the third gradient is absent, and nothing else changes.
             let without = passes(&[&x, &weight], || linear(&x, &weight, None).unwrap());
             let ours = passes(&[&x, &weight, &bias], || linear(&x, &weight, Some(&bias)).unwrap());
             let exact = passes(&[&x, &weight, &bias], || {
@@ -198,8 +202,9 @@ mod tests {
                     mixed.transpose(1, 2).reshape([b, n, heads * d])
                 });
                 for (which, (ours, exact)) in ours.iter().zip(&exact).enumerate() {
-                    // Sums that nearly cancel lose more; libtorch's own kernel says how much is the dtype's fault. Ours
-                    // rounds at other places: at most half as much again (2026-11-25: 1.31 times for 33 x 2000).
+                    // Sums that nearly cancel lose more digits; the error of libtorch's kernel
+                    // shows the dtype's share. This crate's kernel rounds at other places: its
+                    // error is at most 1.5 times as large (2026-11-25: 1.31 times for 33 x 2000).
                     let (found, theirs) = (error(ours, exact), error(&theirs[which], exact));
                     let expected = limit.max(1.5 * theirs);
                     assert!(found < expected, "{kind:?} {n} x {m}, number {which}: {found}, libtorch's {theirs}");
@@ -207,7 +212,8 @@ mod tests {
             }
         }
     }
-    /// Ours, libtorch's and the exact results of a chain, with the gradients of all inputs.
+    /// Compares the error of this crate's results with that of libtorch's, for a chain and the
+    /// gradients of all its inputs.
     fn compare(name: &str, ours: &[Tensor], theirs: &[Tensor], exact: &[Tensor], limit: f64) {
         for (which, ((ours, theirs), exact)) in ours.iter().zip(theirs).zip(exact).enumerate() {
             let (found, theirs) = (error(ours, exact), error(theirs, exact));
@@ -219,7 +225,7 @@ mod tests {
     fn chains_agree_with_fp64_or_are_as_exact_as_libtorchs() {
         let double = |x: &Tensor| x.to_kind(Kind::Double);
         for (kind, limit) in [(Kind::Float, 1e-6), (Kind::BFloat16, 4e-3)] {
-            // Widths and sizes that are no multiple of a vector.
+            // Widths and sizes that are not multiples of a vector.
             for shape in [[3, 37, 2 * 41], [2, 64, 2 * 320]] {
                 let x = random(1, &shape, kind);
                 let chain = |x: Tensor| {

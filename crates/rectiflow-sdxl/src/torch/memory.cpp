@@ -1,11 +1,11 @@
-// Tensors over memory that Rust owns: libtorch keeps the owner for as long as any tensor views the memory. The C interface
-// of ffi.rs.
+// Tensors over memory owned by Rust: libtorch keeps the owner while any tensor views the memory.
+// The C interface of ffi.rs.
 
 #include "guarded.h"
 
 #include <ATen/ATen.h>
 
-// Where this fails the owner stays, unreleased.
+// If this fails, the owner is not released.
 extern "C" char* rectiflow_tensor_over(void* data, const int64_t* sizes, size_t num_sizes, int8_t kind,
                                        void (*release)(void*), void* owner, at::Tensor** out) {
   return guarded([&] {

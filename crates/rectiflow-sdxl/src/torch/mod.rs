@@ -1,4 +1,5 @@
-//! What `tch` lacks of libtorch, in C++ behind a C interface. All of this crate's kernels and hooks are here.
+//! The parts of libtorch that `tch` lacks, in C++ behind a C interface. All kernels and hooks of
+//! this crate are here.
 
 pub mod allocator;
 pub mod autograd;

@@ -1,24 +1,26 @@
-//! Writing a tensor in place through a shared reference, said once and by name.
+//! In-place writes of a tensor through a shared reference, defined once.
 //!
-//! A [`Tensor`] is a handle: clones of it, and the views that a model has of its parameters, are the same numbers. tch's
-//! in-place functions ask for `&mut self` of one handle, which says nothing about the others. Code that changes numbers
-//! which other handles share calls [`write_to`], so that a search for its name finds every such place.
+//! A [`Tensor`] is a handle: its clones, and a model's views of its parameters, share its numbers.
+//! tch's in-place functions take `&mut self` of one handle, which says nothing about the others.
+//! Code that changes numbers shared with other handles calls [`write_to`], so that a search for its
+//! name finds all such places.
 
 use tch::{TchError, Tensor, no_grad};
 
-/// Overwrites the values of `target` with those of `source`, converted to its dtype and moved to its device. Every handle
-/// on the same storage sees them; autograd records nothing.
+/// Overwrites the values of `target` with those of `source`, converted to its dtype and moved to
+/// its device. Every handle on the same storage changes; autograd records nothing.
 ///
 /// # Panics
-/// If `source` cannot be broadcast to the shape of `target`, or the memory that a conversion needs is not there.
+/// If `source` cannot be broadcast to the shape of `target`, or memory for the conversion is
+/// lacking.
 pub fn write_to(target: &Tensor, source: &Tensor) {
     f_write_to(target, source).expect("the source has the target's shape");
 }
 
-/// As [`write_to`], where running out of memory must be reported.
+/// As [`write_to`], for callers that must report a lack of memory.
 ///
 /// # Errors
-/// libtorch's.
+/// libtorch's error.
 pub fn f_write_to(target: &Tensor, source: &Tensor) -> Result<(), TchError> {
     no_grad(|| target.shallow_clone().f_copy_(source))
 }

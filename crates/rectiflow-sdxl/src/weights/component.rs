@@ -1,10 +1,10 @@
-//! The parts of SDXL by name: in recipes and on the command line, in a diffusers folder, in messages. Names only: no file
-//! is opened here.
+//! Names of SDXL's parts: in recipes and on the command line, in a diffusers folder, in messages.
+//! Nothing here opens a file.
 
-/// Key in the header of a UNet's weight file that says what it predicts: "flow", "eps" or "v".
+/// Key in the header of a UNet's weight file for its parameterization: "flow", "eps" or "v".
 pub const PARAMETERIZATION_KEY: &str = "rectiflow.parameterization";
 
-/// A part of SDXL with weights of its own.
+/// A part of SDXL with its own weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Component {
@@ -23,7 +23,7 @@ impl Component {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::UNet, Self::ClipL, Self::ClipG, Self::Vae];
 
-    /// Its folder in a diffusers model.
+    /// Returns the name of its folder in a diffusers model.
     pub fn folder(self) -> &'static str {
         match self {
             Self::UNet => "unet",
@@ -33,7 +33,7 @@ impl Component {
         }
     }
 
-    /// Its name on the command line and in recipes.
+    /// Returns its name on the command line and in recipes.
     pub fn name(self) -> &'static str {
         match self {
             Self::UNet => "unet",
@@ -43,7 +43,7 @@ impl Component {
         }
     }
 
-    /// The name of its weight file, as upstream saves it.
+    /// Returns the name of its weight file, as in diffusers and transformers.
     pub fn weights_name(self) -> &'static str {
         match self {
             Self::UNet | Self::Vae => "diffusion_pytorch_model.safetensors",
@@ -51,7 +51,7 @@ impl Component {
         }
     }
 
-    /// How its configuration is called in messages, where it is in no file of its own.
+    /// Returns the name of its configuration in messages, if it has no file of its own.
     pub(crate) fn config_name(self) -> String {
         format!("{}/config.json", self.folder())
     }

@@ -1,8 +1,9 @@
 //! Random initial weights: each tensor's values are a pure function of (seed, name, element).
 //!
-//! They are drawn here and not by libtorch, whose generator is one per process: the values would depend on the order of
-//! construction and on other threads. The distributions are those that PyTorch, diffusers and transformers start from;
-//! note that diffusers does *not* zero the UNet's last convolution, and neither does this.
+//! They are not drawn by libtorch, whose generator exists once per process: the values would depend
+//! on the order of construction and on other threads. The distributions are the initial ones of
+//! PyTorch, diffusers and transformers. Like diffusers, this file does *not* zero the UNet's last
+//! convolution.
 
 /// A distribution of initial values.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -12,7 +13,7 @@ pub enum Init {
         /// Largest magnitude.
         bound: f64,
     },
-    /// Normal around 0.
+    /// Normal with mean 0.
     Normal {
         /// Standard deviation.
         std: f64,
@@ -24,13 +25,13 @@ pub enum Init {
 }
 
 impl Init {
-    /// PyTorch's default for the weight and the bias of a linear or convolution with `fan_in` inputs per output
-    /// (Kaiming-uniform with a = sqrt 5, which comes to 1 / sqrt(fan_in)).
+    /// Returns PyTorch's default for the weight and bias of a linear layer or convolution with
+    /// `fan_in` inputs per output (Kaiming-uniform with a = sqrt 5, which equals 1 / sqrt(fan_in)).
     pub fn fan_in(fan_in: i64) -> Self {
         Self::Uniform { bound: 1.0 / (fan_in.max(1) as f64).sqrt() }
     }
 
-    /// `num_values` values for the tensor `name`.
+    /// Returns `num_values` values for the tensor `name`.
     pub fn values(self, seed: u64, name: &str, num_values: usize) -> Vec<f32> {
         let mut stream = Stream::keyed(seed, name);
         match self {
@@ -51,14 +52,16 @@ impl Init {
     }
 }
 
-/// SplitMix64 (Steele, Lea and Flood, 2014): a counter through a mixing function, good enough for weights.
+/// SplitMix64 (Steele, Lea and Flood, 2014): a counter and a mixing function, of sufficient quality
+/// for initial weights.
 struct Stream {
     counter: u64,
 }
 
 impl Stream {
     fn keyed(seed: u64, name: &str) -> Self {
-        // FNV-1a over the name, then mixed with the seed, so that neighbouring seeds and names share nothing.
+        // FNV-1a of the name, mixed with the seed, so that streams of neighbouring seeds and names
+        // are independent.
         let hash =
             name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
         Self { counter: mix(mix(seed).wrapping_add(hash)) }
@@ -69,12 +72,12 @@ impl Stream {
         mix(self.counter)
     }
 
-    /// Uniform in [0, 1), 53 bits.
+    /// Returns a uniform number in [0, 1) with 53 random bits.
     fn unit(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    /// Two independent standard normals (Box and Muller, 1958).
+    /// Returns two independent standard normal numbers (Box and Muller, 1958).
     fn normal_pair(&mut self) -> (f64, f64) {
         let radius = (-2.0 * (1.0 - self.unit()).ln()).sqrt();
         let (sin, cos) = (std::f64::consts::TAU * self.unit()).sin_cos();

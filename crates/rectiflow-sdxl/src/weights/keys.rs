@@ -1,16 +1,19 @@
-//! The one table of names: a diffusers folder's tensors <-> a single-file SDXL checkpoint's.
+//! The table of names: the tensors of a diffusers folder <-> those of a single-file SDXL
+//! checkpoint.
 //!
-//! A single file holds all four networks under prefixes, in the names of the code that SDXL was trained with
-//! (sgm for the UNet, OpenCLIP for bigG, CompVis for the VAE). Most tensors only change their name; four things change
-//! more, and are the classic mistakes:
+//! A single file holds all four networks under prefixes, with the names of the code that SDXL was
+//! trained with (sgm for the UNet, OpenCLIP for bigG, CompVis for the VAE). Most tensors only
+//! change their name. Four differences go further, and are classic mistakes:
 //!
 //! - bigG's query, key and value projections are one stacked tensor, `in_proj`;
-//! - bigG's `text_projection` is **transposed** (some trainers forget, and train on a wrong pooled vector);
+//! - bigG's `text_projection` is **transposed** (some trainers omit this, and train on a wrong
+//!   pooled vector);
 //! - the VAE's attention projections are 1x1 convolutions;
-//! - the VAE decoder's levels count the other way round.
+//! - the VAE decoder's levels are numbered in the opposite order.
 //!
-//! The table is made from the configurations, so a tiny model has one too. It maps modules, and whatever is below a
-//! module keeps its name; it does not know which tensors exist. Pure: no file, no tensor.
+//! The table is built from the configurations, so a tiny model has one too. It maps modules, and
+//! names below a module stay the same; it does not know which tensors exist. Pure: no file, no
+//! tensor.
 
 use std::collections::HashMap;
 
@@ -23,7 +26,7 @@ use crate::{
     weights::component::Component,
 };
 
-/// What a component's names begin with in a single file.
+/// Returns the prefix of a component's names in a single file.
 pub fn single_prefix(component: Component) -> &'static str {
     match component {
         Component::UNet => "model.diffusion_model.",
@@ -33,26 +36,27 @@ pub fn single_prefix(component: Component) -> &'static str {
     }
 }
 
-/// How the values of a tensor differ between the two layouts.
+/// The difference between a tensor's values in the two layouts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
-    /// Not at all.
+    /// None.
     Same,
-    /// `[a, b]` in one is `[b, a]` in the other.
+    /// `[a, b]` in one layout is `[b, a]` in the other.
     Transposed,
     /// `[a, b]` in diffusers, `[a, b, 1, 1]` in the single file.
     Pointwise,
-    /// Several diffusers tensors, stacked along the first dimension in the single file; this one is number `0..of`.
+    /// Several diffusers tensors, stacked along the first dimension in the single file; this is
+    /// number `index` of `0..of`.
     Stacked {
-        /// Its place in the stack.
+        /// The position in the stack.
         index: usize,
-        /// How many there are.
+        /// Number of tensors in the stack.
         of: usize,
     },
 }
 
 impl Form {
-    /// The shape in the single file of a tensor with this diffusers shape.
+    /// Returns the single file's shape of a tensor with this diffusers shape.
     pub fn single_shape(self, shape: &[i64]) -> Vec<i64> {
         match self {
             Self::Same => shape.to_vec(),
@@ -67,7 +71,8 @@ impl Form {
 }
 
 impl Form {
-    /// The diffusers shape of a tensor with this shape in the single file; `None` if that shape is impossible.
+    /// Returns the diffusers shape of a tensor with this shape in the single file; `None` for an
+    /// impossible shape.
     pub fn diffusers_shape(self, shape: &[i64]) -> Option<Vec<i64>> {
         match (self, shape) {
             (Self::Same, _) => Some(shape.to_vec()),
@@ -83,23 +88,23 @@ impl Form {
     }
 }
 
-/// A tensor of the single file, and how it holds the tensor that was asked about.
+/// A tensor of the single file, and the form in which it holds a diffusers tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SingleKey {
-    /// Its name, prefix and all.
+    /// Its name, with the prefix.
     pub name: String,
-    /// What to do to the diffusers tensor.
+    /// The conversion of the diffusers tensor.
     pub form: Form,
 }
 
-/// A diffusers tensor that a tensor of the single file holds, or holds a part of.
+/// A diffusers tensor that a tensor of the single file holds, completely or in part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiffusersKey {
-    /// Whose tensor it is.
+    /// The component that has the tensor.
     pub component: Component,
     /// Its name in that component's weight file.
     pub name: String,
-    /// What was done to it.
+    /// The conversion that was applied to it.
     pub form: Form,
 }
 
@@ -140,7 +145,7 @@ const UNET_ENDS: [(&str, &str); 7] = [
     ("conv_out", "out.2"),
 ];
 
-/// Modules of a bigG layer, but for the stacked projections.
+/// Modules of a bigG layer, without the stacked projections.
 const CLIP_G_LAYER: [(&str, &str); 5] = [
     ("layer_norm1", "ln_1"),
     ("layer_norm2", "ln_2"),
@@ -157,7 +162,7 @@ const VAE_RESNET: [(&str, &str); 5] =
 const VAE_PROJECTIONS: [(&str, &str); 4] = [("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "proj_out")];
 
 impl KeyTable {
-    /// The table for a model of these sizes.
+    /// Builds the table for a model of these sizes.
     pub fn new(unet: &UNetConfig, clip_g: &ClipConfig, vae: &VaeConfig) -> Self {
         let mut table = Self { rows: Vec::new(), by_diffusers: HashMap::new(), by_single: HashMap::new() };
         table.add_unet(unet);
@@ -167,15 +172,17 @@ impl KeyTable {
         table
     }
 
-    /// Where the single file has a diffusers tensor. `None` if the layout has no place for it.
+    /// Returns the place of a diffusers tensor in the single file; `None` if the layout has no
+    /// place for it.
     pub fn to_single(&self, component: Component, name: &str) -> Option<SingleKey> {
         let (module, rest) = longest_known(name, |part| self.by_diffusers.contains_key(&(component, part.to_owned())))?;
         let row = &self.rows[self.by_diffusers[&(component, module.to_owned())]];
         Some(SingleKey { name: format!("{}{rest}", row.single), form: row.form_of(rest) })
     }
 
-    /// Which diffusers tensors a tensor of the single file holds, in the order of the stack; one unless it is a stack.
-    /// Empty if it belongs to none: a copy of averaged weights, a constant, or something of another architecture.
+    /// Returns the diffusers tensors that a tensor of the single file holds: one, or for a stack
+    /// several in its order. Empty for tensors of no component: a copy of averaged weights, a
+    /// constant, or part of another architecture.
     pub fn to_diffusers(&self, name: &str) -> Vec<DiffusersKey> {
         let Some((module, rest)) = longest_known(name, |part| self.by_single.contains_key(part)) else {
             return Vec::new();
@@ -312,13 +319,14 @@ impl KeyTable {
 }
 
 impl Row {
-    /// Biases of 1x1 convolutions are as those of linear layers.
+    /// Returns the form of a tensor below the module: biases of 1x1 convolutions have the shape of
+    /// linear layers' biases.
     fn form_of(&self, rest: &str) -> Form {
         if self.form == Form::Pointwise && rest != ".weight" { Form::Same } else { self.form }
     }
 }
 
-/// Splits a name after its longest part that is known, at a dot.
+/// Splits a name at a dot, after its longest known prefix.
 fn longest_known(name: &str, is_known: impl Fn(&str) -> bool) -> Option<(&str, &str)> {
     let mut end = name.len();
     loop {
@@ -345,7 +353,8 @@ mod tests {
         value.as_object().unwrap().clone()
     }
 
-    /// All configurations of a model: SDXL's own sizes, or tiny ones with another number of levels and blocks.
+    /// All configurations of a model: SDXL's own sizes, or tiny ones with other numbers of levels
+    /// and blocks.
     struct Configs {
         unet: UNetConfig,
         clip_l: ClipConfig,
@@ -395,7 +404,7 @@ mod tests {
             KeyTable::new(&self.unet, &self.clip_g, &self.vae)
         }
 
-        /// Names and shapes of every tensor of the real modules.
+        /// Returns names and shapes of all tensors of a network.
         fn tensors(&self, component: Component) -> Vec<(String, Vec<i64>)> {
             let shapes = Weights::shapes_only();
             let parameters = match component {
@@ -408,7 +417,7 @@ mod tests {
         }
     }
 
-    /// Maps every tensor there and back; returns the single file's shapes.
+    /// Maps every tensor in both directions, and returns the single file's shapes.
     fn round_trip(configs: &Configs) -> BTreeMap<String, Vec<i64>> {
         let table = configs.table();
         let mut single = BTreeMap::new();
@@ -437,7 +446,8 @@ mod tests {
     fn every_name_of_the_real_model_goes_there_and_back() {
         let single = round_trip(&sdxl());
         let count = |component: Component| single.keys().filter(|n| n.starts_with(single_prefix(component))).count();
-        // What the published checkpoint holds, less `position_ids` and `logit_scale`, which are no weights of ours.
+        // The tensors of the published checkpoint without `position_ids` and `logit_scale`, which
+        // are no parameters here.
         assert_eq!(Component::ALL.map(count), [1680, 196, 389, 248]);
         for (name, shape) in [
             ("model.diffusion_model.input_blocks.3.0.op.weight", vec![320, 320, 3, 3]),

@@ -1,11 +1,12 @@
-//! Named tensors in, a model's parameters out.
+//! Named tensors, and the parameters of a model built from them.
 //!
-//! A model asks for each tensor by its upstream name, with the shape its configuration implies and the distribution it
-//! starts from if there are no weights. Problems are collected rather than returned one by one, so that a wrong file
-//! gives one report. `Weights` is what exists while a model is built, `Parameters` is what stays: the tensors under
-//! their names, sharing storage with the model, for the optimiser, the checkpoint and the export.
+//! A model takes each tensor by its upstream name, with the shape that its configuration implies
+//! and the initial distribution for a model without weights. Problems are collected, so that one
+//! report describes a wrong file. `Weights` exists while a model is built. `Parameters` remains:
+//! the tensors by name, sharing storage with the model, for the optimiser, the checkpoint and the
+//! export.
 //!
-//! Not here: other layouts' names (`keys`), which files make up a model (`model`).
+//! Not here: names of other layouts (`keys`), the files of a model (`model`).
 
 pub mod component;
 pub mod init;
@@ -33,22 +34,22 @@ use crate::{
     },
 };
 
-/// Tensors waiting to be taken by a model under construction.
+/// The tensors available to a model under construction.
 #[derive(Debug)]
 pub struct Weights {
     source: Source,
     kind: Kind,
     device: Device,
-    /// Whether tensors may be views of their files.
+    /// Whether tensors can be views of their files.
     may_map: bool,
     parameters: Parameters,
     problems: WeightProblems,
 }
 
-/// Where the tensors come from.
+/// The source of the tensors.
 #[derive(Debug)]
 enum Source {
-    /// In files.
+    /// Read from files.
     Files(Stored),
     /// Drawn from a seed.
     Random(u64),
@@ -58,13 +59,14 @@ enum Source {
 
 impl Weights {
     fn new(source: Source, description: String, kind: Kind, device: Device) -> Self {
-        // The one place that every model passes before its first tensor.
+        // Every model passes here before its first tensor.
         pack_tensors();
         let problems = WeightProblems { source: description, ..WeightProblems::default() };
         Self { source, kind, device, may_map: false, parameters: Parameters::default(), problems }
     }
 
-    /// The tensors of one or more safetensors files (shards), converted to `kind` on `device` as they are taken.
+    /// Opens one or more safetensors files (shards), whose tensors are converted to `kind` on
+    /// `device` when taken.
     ///
     /// # Errors
     /// As [`crate::tensor_file::TensorFile::open`].
@@ -72,29 +74,29 @@ impl Weights {
         Ok(Self::of_files(Stored::open(paths)?, kind, device))
     }
 
-    /// Tensors in files, one at a time converted to `kind` on `device`.
+    /// Returns the tensors of files, each converted to `kind` on `device` when taken.
     pub(crate) fn of_files(stored: Stored, kind: Kind, device: Device) -> Self {
         let description = stored.paths().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
         Self::new(Source::Files(stored), description, kind, device)
     }
 
-    /// Lets tensors be views of their files where that is possible; they must not be written then.
+    /// Allows tensors to be views of their files where possible; they must not be written then.
     pub(crate) fn map(mut self, may_map: bool) -> Self {
         self.may_map = may_map;
         self
     }
 
-    /// Random initial weights: a pure function of the seed and each tensor's name.
+    /// Returns random initial weights: a pure function of the seed and each tensor's name.
     pub fn random(seed: u64, kind: Kind, device: Device) -> Self {
         Self::new(Source::Random(seed), format!("random weights of seed {seed}"), kind, device)
     }
 
-    /// Every tensor has its shape and no storage: for counting and planning. Such a model cannot run.
+    /// Returns shapes without storage, for counting and planning. A model of them cannot run.
     pub fn shapes_only() -> Self {
         Self::new(Source::Shapes, "shapes".into(), Kind::Float, Device::Cpu)
     }
 
-    /// The names still to be taken, sorted.
+    /// Returns the names not taken yet, sorted; none without files.
     pub fn names(&self) -> Vec<&str> {
         match &self.source {
             Source::Files(stored) => stored.names().collect(),
@@ -102,35 +104,35 @@ impl Weights {
         }
     }
 
-    /// Gives every tensor another name, before any is taken.
+    /// Renames every tensor, before any is taken.
     pub fn rename(&mut self, rename: impl Fn(&str) -> String) {
         if let Source::Files(stored) = &mut self.source {
             stored.rename(rename);
         }
     }
 
-    /// Converts to another dtype than was asked for, before any tensor is taken.
+    /// Changes the dtype of the tensors, before any is taken.
     pub(crate) fn convert_to(&mut self, kind: Kind) {
         self.kind = kind;
     }
 
-    /// The dtype tensors are converted to.
+    /// Returns the dtype that tensors are converted to.
     pub fn kind(&self) -> Kind {
         self.kind
     }
 
-    /// The device tensors are put on.
+    /// Returns the device that tensors are moved to.
     pub fn device(&self) -> Device {
         self.device
     }
 
-    /// The root of the names.
+    /// Returns the root of the names.
     pub fn root(&mut self) -> Scope<'_> {
         Scope { weights: self, prefix: String::new() }
     }
 
-    /// Takes the tensor `name`. Where it is missing or does not fit, the problem is noted, a tensor without storage
-    /// stands in, and [`Weights::finish`] fails.
+    /// Takes the tensor `name`. If it is missing or does not fit, the problem is recorded, the
+    /// result is a placeholder without storage, and [`Weights::finish`] fails.
     pub fn take(&mut self, name: &str, shape: &[i64], init: Init) -> Tensor {
         let tensor = tch::no_grad(|| self.make(name, shape, init)).unwrap_or_else(|| placeholder(shape));
         self.parameters.tensors.insert(name.to_owned(), tensor.shallow_clone());
@@ -161,7 +163,7 @@ impl Weights {
         None
     }
 
-    /// The tensor converted and moved, if all its values are finite.
+    /// Returns the tensor, converted and moved; `None` if a value is not finite.
     fn checked(&mut self, name: &str, tensor: &Tensor) -> Option<Tensor> {
         let is_finite = is_finite(tensor);
         self.parameters.mapped.release_pages(name);
@@ -183,11 +185,11 @@ impl Weights {
         }
     }
 
-    /// The parameters taken, if every one was there and fitted and nothing is left over. Non-parameters that older
-    /// files carry (`position_ids`) are tolerated.
+    /// Returns the parameters taken, if each was present and fitted and none is left over.
+    /// Constants in older files (`position_ids`) are ignored.
     ///
     /// # Errors
-    /// [`Error::Weights`] with everything missing, unexpected, misshapen or unusable.
+    /// [`Error::Weights`] with all missing, unexpected, misshapen or unusable tensors.
     pub fn finish(mut self) -> Result<Parameters> {
         if let Source::Files(stored) = &self.source {
             for name in stored.names().filter(|name| !is_constant(name)) {
@@ -205,7 +207,7 @@ enum Found {
     Unusable(String),
 }
 
-/// A tensor of some files: a view where it may be mapped and has this dtype, a copy otherwise.
+/// Finds a tensor in files: a view if the map is allowed and the dtype is right, otherwise a copy.
 fn found_in(stored: &Stored, name: &str, shape: &[i64], map: Option<Kind>, mapped: &mut Mapped) -> Found {
     let mut load = || match stored.place_as_is(name) {
         Some((file, stored_name)) if map.is_some() && stored.kind(name) == map => {
@@ -219,19 +221,21 @@ fn found_in(stored: &Stored, name: &str, shape: &[i64], map: Option<Kind>, mappe
         Some(size) if size != shape => Found::Misshapen(size),
         Some(_) => match load() {
             Ok(tensor) if tensor.is_floating_point() => Found::Tensor(tensor),
-            Ok(tensor) => Found::Unusable(format!("is {:?} and not floating point", tensor.kind())),
+            Ok(tensor) => Found::Unusable(format!("has dtype {:?}, expected a floating-point dtype", tensor.kind())),
             Err(error) => Found::Unusable(format!("cannot be read: {error}")),
         },
     }
 }
 
-/// A tensor with a shape and four bytes of storage.
+/// Returns a tensor of this shape over four bytes of storage.
 fn placeholder(shape: &[i64]) -> Tensor {
     Tensor::zeros([1], (Kind::Float, Device::Cpu)).expand(shape, false)
 }
 
-/// Looked at in pieces that stay in the cache: torch widens what it sums, and temporary tensors as large as a model's
-/// largest stay in the allocator's hands. A sum is finite unless a value is not, or the sum itself overflowed.
+/// Returns true if all values are finite. The tensor is examined in pieces that fit the cache:
+/// torch widens what it sums, and the allocator keeps temporary tensors of a model's largest size.
+/// A finite sum proves finite values; otherwise the sum can have overflowed, and the values
+/// themselves are tested.
 pub(crate) fn is_finite(tensor: &Tensor) -> bool {
     const PIECE: i64 = 1 << 18;
     tensor.flatten(0, -1).split(PIECE, 0).iter().all(|piece| {
@@ -239,7 +243,7 @@ pub(crate) fn is_finite(tensor: &Tensor) -> bool {
     })
 }
 
-/// A place in the hierarchy of names.
+/// A level in the hierarchy of names.
 #[derive(Debug)]
 pub struct Scope<'a> {
     weights: &'a mut Weights,
@@ -247,32 +251,32 @@ pub struct Scope<'a> {
 }
 
 impl Scope<'_> {
-    /// The place `name` below this one.
+    /// Returns the level `name` below this one.
     pub fn sub(&mut self, name: impl Display) -> Scope<'_> {
         let prefix = format!("{}{name}.", self.prefix);
         Scope { weights: self.weights, prefix }
     }
 
-    /// Where this is, without the last dot.
+    /// Returns the full name of this level, without the last dot.
     pub(crate) fn name(&self) -> &str {
         self.prefix.trim_end_matches('.')
     }
 
-    /// The tensors taken here and below, in the order of their names.
+    /// Returns the tensors taken at this level and below, in the order of their names.
     pub(crate) fn taken(&self) -> Vec<Tensor> {
         let from_here = self.weights.parameters.tensors.range(self.prefix.clone()..);
         let here = from_here.take_while(|(name, _)| name.starts_with(&self.prefix));
         here.map(|(_, tensor)| tensor.shallow_clone()).collect()
     }
 
-    /// Takes a tensor here; see [`Weights::take`].
+    /// Takes a tensor at this level; see [`Weights::take`].
     pub fn take(&mut self, name: &str, shape: &[i64], init: Init) -> Tensor {
         self.weights.take(&format!("{}{name}", self.prefix), shape, init)
     }
 }
 
-/// A model's tensors under their upstream names, in the order of the names. They share storage with the model: an
-/// in-place update of one changes the model.
+/// A model's tensors by their upstream names, in the order of the names. They share storage with
+/// the model: an in-place update of one changes the model.
 #[derive(Debug, Default)]
 pub struct Parameters {
     tensors: BTreeMap<String, Tensor>,
@@ -280,45 +284,46 @@ pub struct Parameters {
 }
 
 impl Parameters {
-    /// Names and tensors, in the order of the names.
+    /// Returns names and tensors, in the order of the names.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))
     }
 
-    /// One tensor.
+    /// Returns the tensor of this name.
     pub fn get(&self, name: &str) -> Option<&Tensor> {
         self.tensors.get(name)
     }
 
-    /// How many tensors.
+    /// Returns the number of tensors.
     pub fn len(&self) -> usize {
         self.tensors.len()
     }
 
-    /// Whether there are none.
+    /// Returns true if there are no tensors.
     pub fn is_empty(&self) -> bool {
         self.tensors.is_empty()
     }
 
-    /// How many numbers.
+    /// Returns the number of elements of all tensors.
     pub fn num_elements(&self) -> usize {
         self.tensors.values().map(Tensor::numel).sum()
     }
 
-    /// Takes the pages of mapped tensors whose names begin with `prefix` out of this process's memory until they are
-    /// looked at again. Others stay.
+    /// Releases the pages of mapped tensors whose names begin with `prefix` from this process's
+    /// memory until their next access. Other tensors are unaffected.
     pub(crate) fn release_pages(&self, prefix: &str) {
         self.mapped.release_pages(prefix);
     }
 
-    /// Whether autograd records operations on them. New models do not train.
+    /// Sets whether autograd records operations on the tensors; at first it does not.
     pub fn set_requires_grad(&self, requires_grad: bool) {
         for tensor in self.tensors.values() {
             let _same_tensor = tensor.set_requires_grad(requires_grad);
         }
     }
 
-    /// Writes them as one safetensors file, atomically and with deterministic bytes; `kind` converts, `None` keeps.
+    /// Writes the tensors as one safetensors file, atomically and with deterministic bytes. `kind`
+    /// converts them; `None` keeps their dtypes.
     ///
     /// # Errors
     /// As [`write_tensors`].
@@ -326,7 +331,7 @@ impl Parameters {
         self.save_with(path, kind, &[])
     }
 
-    /// As [`Parameters::save`], with more `metadata` in the header.
+    /// As [`Parameters::save`], with additional `metadata` in the header.
     ///
     /// # Errors
     /// As [`write_tensors`].
@@ -334,10 +339,10 @@ impl Parameters {
         write_tensors(path, self.iter(), kind, &[&[("format", "pt")], metadata].concat())
     }
 
-    /// Overwrites their values with those of a file that has exactly these names and shapes.
+    /// Overwrites the values with those of a file that has exactly these names and shapes.
     ///
     /// # Errors
-    /// As [`Weights::open`] and [`Weights::finish`]; nothing is changed then.
+    /// As [`Weights::open`] and [`Weights::finish`]; no value is changed then.
     pub fn load(&self, path: &Path) -> Result<()> {
         let mut weights = Weights::open(&[path.to_owned()], Kind::Float, Device::Cpu)?;
         let values: Vec<_> =
@@ -445,7 +450,7 @@ mod tests {
         weights.parameters.release_pages("a.");
         assert!(taken.equal(&values));
         assert!(!weights.parameters.mapped.is_empty());
-        // A file that has been deleted lives for as long as it is looked at, whoever does.
+        // A deleted file stays readable while a view of it exists.
         drop(weights);
         std::fs::remove_file(&path).unwrap();
         assert!(taken.equal(&values));
@@ -454,7 +459,7 @@ mod tests {
         assert!(weights.take("a.w", &[100_000], Init::Zeros).equal(&values.to_kind(Kind::Float)));
         assert!(weights.parameters.mapped.is_empty(), "another dtype is a copy");
         let _ = weights.take("nan", &[1], Init::Zeros);
-        assert!(matches!(weights.finish(), Err(Error::Weights(_))), "mapped weights are looked at too");
+        assert!(matches!(weights.finish(), Err(Error::Weights(_))), "mapped weights are checked too");
     }
 
     #[test]

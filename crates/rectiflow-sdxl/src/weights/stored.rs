@@ -1,7 +1,7 @@
-//! Tensors that lie in files, under the names that a model asks for, in diffusers' shapes.
+//! Tensors in files, under the names that a model takes them by, in diffusers' shapes.
 //!
-//! Shards of a folder and a single-file checkpoint look alike here: for each name a file, the name in it, and what has to
-//! be done to what is read. Nothing is read before it is asked for.
+//! The shards of a folder and a single-file checkpoint are the same here: each name has a file, a
+//! name in that file, and the conversion of the tensor read. Tensors are read on request.
 
 use std::{
     collections::BTreeMap,
@@ -23,7 +23,7 @@ pub(crate) struct Stored {
     files: Vec<Arc<TensorFile>>,
 }
 
-/// Where a tensor is, and in which form.
+/// The place of a tensor, and its form there.
 #[derive(Debug)]
 struct StoredTensor {
     file: usize,
@@ -32,7 +32,7 @@ struct StoredTensor {
 }
 
 impl Stored {
-    /// All tensors of some files (shards), under their own names.
+    /// Opens files (shards) with all their tensors, under their own names.
     pub(crate) fn open(paths: &[PathBuf]) -> Result<Self> {
         let mut stored = Self::default();
         for path in paths {
@@ -45,49 +45,50 @@ impl Stored {
         Ok(stored)
     }
 
-    /// Adds a file without its tensors; gives its number.
+    /// Adds a file without its tensors, and returns its index.
     pub(crate) fn add_file(&mut self, file: Arc<TensorFile>) -> usize {
         self.files.push(file);
         self.files.len() - 1
     }
 
-    /// Adds the tensor that is `stored` in a file.
+    /// Adds the tensor `stored` in a file under the name `name`.
     pub(crate) fn add(&mut self, name: String, file: usize, stored: String, form: Form) {
         self.index.insert(name, StoredTensor { file, name: stored, form });
     }
 
-    /// Gives every tensor another name.
+    /// Renames every tensor.
     pub(crate) fn rename(&mut self, rename: impl Fn(&str) -> String) {
         self.index = std::mem::take(&mut self.index).into_iter().map(|(name, at)| (rename(&name), at)).collect();
     }
 
-    /// Drops what older programs stored beside the weights: the position ids, a constant.
+    /// Drops the constants that older programs store with the weights: position ids.
     pub(crate) fn drop_constants(&mut self) {
         self.index.retain(|name, _| !is_constant(name));
     }
 
-    /// Names, sorted.
+    /// Returns the names, sorted.
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.index.keys().map(String::as_str)
     }
 
-    /// The paths of the files.
+    /// Returns the paths of the files.
     pub(crate) fn paths(&self) -> impl Iterator<Item = &Path> {
         self.files.iter().map(|file| file.path())
     }
 
-    /// A tensor's shape in diffusers' layout; `None` if there is no such tensor, or if it cannot be brought into it.
+    /// Returns a tensor's shape in diffusers' layout; `None` if there is no such tensor or its
+    /// shape cannot be converted.
     pub(crate) fn shape(&self, name: &str) -> Option<Vec<i64>> {
         let place = self.index.get(name)?;
         place.form.diffusers_shape(self.files[place.file].shape(&place.name)?)
     }
 
-    /// A tensor's dtype, where libtorch has it.
+    /// Returns a tensor's dtype; `None` if there is no such tensor or libtorch lacks the dtype.
     pub(crate) fn kind(&self, name: &str) -> Option<Kind> {
         self.index.get(name).and_then(|place| self.files[place.file].kind(&place.name))
     }
 
-    /// A copy of a tensor in its own dtype and diffusers' shape.
+    /// Returns a copy of a tensor, in its own dtype and diffusers' shape.
     pub(crate) fn load(&self, name: &str) -> Result<Tensor> {
         let Some(place) = self.index.get(name) else {
             let paths: Vec<_> = self.paths().map(|path| path.display().to_string()).collect();
@@ -98,24 +99,24 @@ impl Stored {
         in_diffusers_form(tensor, place.form).map_err(Error::torch(format!("{path}: converting {}", place.name)))
     }
 
-    /// A tensor's file and its name there, where its bytes are those of a tensor of diffusers' shape on a CPU.
+    /// Returns a tensor's file and its name there, if it needs no conversion of its shape.
     pub(crate) fn place_as_is(&self, name: &str) -> Option<(&Arc<TensorFile>, &str)> {
         let place = self.index.get(name).filter(|place| place.form == Form::Same)?;
         Some((&self.files[place.file], &place.name))
     }
 
-    /// Forgets a tensor.
+    /// Removes a tensor from the index.
     pub(crate) fn forget(&mut self, name: &str) {
         self.index.remove(name);
     }
 }
 
-/// Whether a name is of a constant that some programs store among CLIP's weights.
+/// Returns true for the name of a constant that some programs store among CLIP's weights.
 pub(crate) fn is_constant(name: &str) -> bool {
     name.ends_with("position_ids")
 }
 
-/// A single file's tensor in diffusers' shape.
+/// Returns a single file's tensor in diffusers' shape.
 fn in_diffusers_form(tensor: Tensor, form: Form) -> std::result::Result<Tensor, tch::TchError> {
     let made = match form {
         Form::Same => return Ok(tensor),

@@ -1,12 +1,13 @@
-//! safetensors files: read through a memory map, written as a stream, one tensor in memory at a time.
+//! safetensors files: read through a memory map, and written as a stream with one tensor in memory
+//! at a time.
 //!
-//! The header is parsed and validated by the `safetensors` crate (sizes, offsets, no gaps, no overlaps); the bytes are
-//! touched only when a tensor is asked for, and their pages given back when it has been copied, so that a model of any
-//! size is read with its largest tensor resident. Writing is done here rather than by that crate, because its metadata
-//! is a hash map, whose order differs between runs: the bytes written here depend on nothing but the tensors. A written
-//! file appears under its name only when it is whole and on disk.
+//! The `safetensors` crate parses and validates the header (sizes, offsets, no gaps, no overlaps).
+//! A tensor's bytes are read on request and their pages released after the copy, so that reading a
+//! model of any size needs memory for its largest tensor only. Files are not written by that crate,
+//! because its metadata is a hash map, whose order differs between runs: the bytes written here
+//! depend only on the tensors. A file appears under its name only when it is complete and on disk.
 //!
-//! Not here: what the names mean (`weights`, `keys`).
+//! Not here: the meaning of the names (`weights`, `keys`).
 
 use std::{
     cmp::{Ordering, Reverse},
@@ -28,13 +29,13 @@ use crate::{
     torch::ffi::tensor_over,
 };
 
-/// What a valid file must be, in messages.
+/// The format's name in messages.
 const KIND: &str = "safetensors file";
 
-/// Longest name of a tensor, in bytes: SDXL's longest has 87. A message repeats names.
+/// Largest length of a tensor's name, in bytes: SDXL's longest has 87. Messages contain names.
 const MAX_NAME_BYTES: usize = 512;
 
-/// Most dimensions of a tensor; weights have 4.
+/// Largest number of dimensions of a tensor; weights have 4.
 const MAX_DIMENSIONS: usize = 8;
 
 /// An open safetensors file.
@@ -55,14 +56,15 @@ struct Entry {
 }
 
 impl TensorFile {
-    /// Opens a file and validates its header. The file must not be changed while it is open: it is memory-mapped.
+    /// Opens a file and validates its header. The file must not change while it is open, because it
+    /// is memory-mapped.
     ///
     /// # Errors
     /// [`Error::Io`] if it cannot be read, [`Error::Malformed`] if it is not a safetensors file.
     pub fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(Error::io(path))?;
-        // SAFETY: the map is read-only and private to this value. Another process truncating the file would end this
-        // one with SIGBUS, as for every program that maps its input.
+        // SAFETY: the map is read-only and private to this value. If another process truncated the
+        // file, SIGBUS would end this one, as every program that maps its input.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
         let malformed = |reason| Error::Malformed { path: path.to_owned(), kind: KIND, reason };
         if let Some(what) = something_else(&map) {
@@ -83,40 +85,42 @@ impl TensorFile {
         Ok(Self { path: path.to_owned(), map, entries, metadata })
     }
 
-    /// Where the file is.
+    /// Returns the path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The names of its tensors, sorted.
+    /// Returns the names of the tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.entries.keys().map(String::as_str)
     }
 
-    /// The `__metadata__` of its header.
+    /// Returns the `__metadata__` of the header.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
     }
 
-    /// The shape of a tensor.
+    /// Returns the shape of a tensor.
     pub fn shape(&self, name: &str) -> Option<&[i64]> {
         self.entries.get(name).map(|entry| entry.shape.as_slice())
     }
 
-    /// The dtype of a tensor, where libtorch has it.
+    /// Returns the dtype of a tensor; `None` if there is no such tensor or libtorch lacks the
+    /// dtype.
     pub fn kind(&self, name: &str) -> Option<Kind> {
         self.entries.get(name).and_then(|entry| kind_of(entry.dtype))
     }
 
-    /// The raw little-endian bytes of a tensor.
+    /// Returns the raw little-endian bytes of a tensor.
     pub fn bytes(&self, name: &str) -> Option<&[u8]> {
         self.entries.get(name).map(|entry| &self.map[entry.start..entry.end])
     }
 
-    /// A copy of a tensor in CPU memory, in the dtype of the file.
+    /// Returns a copy of a tensor in CPU memory, in the dtype of the file.
     ///
     /// # Errors
-    /// [`Error::Missing`] if there is no such tensor, [`Error::Malformed`] if libtorch lacks its dtype.
+    /// [`Error::Missing`] if there is no such tensor, [`Error::Malformed`] if libtorch lacks its
+    /// dtype.
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
         let (entry, kind) = self.entry(name)?;
         let tensor = Tensor::f_from_data_size(&self.map[entry.start..entry.end], &entry.shape, kind)
@@ -125,8 +129,8 @@ impl TensorFile {
         Ok(tensor)
     }
 
-    /// A tensor of floating-point numbers that is the file's bytes: it can be read and must not be written. The file
-    /// stays open for as long as anything views it.
+    /// Returns a floating-point tensor that is a view of the file's bytes; it must not be written.
+    /// The file stays open while any view of it exists.
     ///
     /// # Errors
     /// As [`Self::tensor`].
@@ -153,21 +157,23 @@ impl TensorFile {
         Ok((entry, kind))
     }
 
-    /// Takes the pages of a tensor out of this process's memory, when it has been copied or is not needed for a while.
-    /// They stay in the system's cache.
+    /// Releases a tensor's pages from this process's memory, after a copy or while it is not in
+    /// use. They stay in the system's cache.
     pub(crate) fn release_pages(&self, name: &str) {
         let Some(entry) = self.entries.get(name) else { return };
-        // SAFETY: the map is a file's and read-only: the next look at these bytes reads the same ones from the file.
+        // SAFETY: the map is a read-only file map: the next access reads the same bytes from the
+        // file.
         let advised =
             unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, entry.start, entry.end - entry.start) };
-        // It is advice: where it is not taken, the bytes are only resident for longer.
+        // This is advice: if the system ignores it, the bytes only stay resident longer.
         drop(advised);
     }
 }
 
-/// What a file is that is often taken for a safetensors file, by its first bytes.
+/// Recognises, by its first bytes, a file of a kind often taken for a safetensors file.
 fn something_else(bytes: &[u8]) -> Option<&'static str> {
-    // A safetensors file begins with the length of its header, which may be such a number, and then has a brace.
+    // A safetensors file begins with the length of its header, whose bytes can be these, but a
+    // brace follows.
     let is_pickle = matches!(bytes, [0x80, 2..=5, ..]) && bytes.get(8) != Some(&b'{');
     if bytes.starts_with(b"PK\x03\x04") || is_pickle {
         return Some(
@@ -176,46 +182,48 @@ fn something_else(bytes: &[u8]) -> Option<&'static str> {
         );
     }
     if bytes.starts_with(b"GGUF") {
-        return Some("this is a GGUF file, whose weights are quantised; take the safetensors file they were made from");
+        return Some("this is a GGUF file, whose weights are quantised; use the safetensors file it was made from");
     }
     if bytes.starts_with(b"version https://git-lfs") {
         return Some("this is a Git LFS pointer, not the file it points to; run `git lfs pull`");
     }
     let is_page = bytes.len() > 9 && bytes[..9].eq_ignore_ascii_case(b"<!doctype") || bytes.starts_with(b"<html");
-    is_page.then_some("this is a web page: the download failed, do it again")
+    is_page.then_some("this is a web page: the download failed; repeat it")
 }
 
-/// The reader's verdict on a header in words that say what to do.
+/// Returns the parser's error about a header, in words that suggest a remedy.
 fn explained(error: &SafeTensorError, bytes: &[u8]) -> String {
     let found = bytes.len();
     match error {
-        SafeTensorError::HeaderTooSmall => format!("the file ends after {found} bytes, before its header does"),
+        SafeTensorError::HeaderTooSmall => format!("the file ends after {found} bytes, inside its header"),
         SafeTensorError::HeaderTooLarge | SafeTensorError::InvalidHeaderLength => {
             let length = bytes.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
             format!(
-                "its first 8 bytes promise a header of {length} bytes, the file has {found}: it is cut or no such file"
+                "its first 8 bytes declare a header of {length} bytes, the file has {found}: it is truncated or no \
+                 {KIND}"
             )
         }
         SafeTensorError::MetadataIncompleteBuffer => {
-            format!("the file has {found} bytes, which is not what its header promises: it is cut, copy it again")
+            format!("the file has {found} bytes, which is not what its header declares: it is truncated, copy it again")
         }
-        // Nothing but the message of the JSON reader can be long: it quotes what it found.
+        // Only the JSON parser's message can be long: it quotes the input.
         error => error.to_string().chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect(),
     }
 }
 
-/// Names go into messages: one of another origin than a program could forge lines of a log or fill a screen.
+/// Checks a name, because names appear in messages: a hostile one could forge log lines or fill a
+/// screen.
 fn check_name(name: &str) -> std::result::Result<(), String> {
     if name.len() > MAX_NAME_BYTES {
         return Err(format!("a tensor's name has {} bytes, more than {MAX_NAME_BYTES}", name.len()));
     }
     if name.chars().any(char::is_control) {
-        return Err(format!("the name {name:?} of a tensor has control characters"));
+        return Err(format!("the name {name:?} of a tensor contains control characters"));
     }
     Ok(())
 }
 
-/// libtorch's dtype for one of the format's.
+/// Returns libtorch's dtype for a dtype of the format.
 fn kind_of(dtype: Dtype) -> Option<Kind> {
     Some(match dtype {
         Dtype::BOOL => Kind::Bool,
@@ -232,7 +240,7 @@ fn kind_of(dtype: Dtype) -> Option<Kind> {
     })
 }
 
-/// The format's name for one of libtorch's dtypes.
+/// Returns the format's name of libtorch's dtype.
 fn dtype_name(kind: Kind) -> Option<&'static str> {
     Some(match kind {
         Kind::Bool => "BOOL",
@@ -249,12 +257,13 @@ fn dtype_name(kind: Kind) -> Option<&'static str> {
     })
 }
 
-/// Writes tensors as a safetensors file: beside its place, synced, then renamed. The same tensors and metadata give the
-/// same bytes, whatever order they come in. `kind` converts floating-point tensors; others keep their dtype.
+/// Writes tensors as a safetensors file, atomically. The same tensors and metadata result in the
+/// same bytes, in any order of the input. `kind` converts floating-point tensors; others keep their
+/// dtype.
 ///
 /// # Errors
-/// [`Error::Io`] if the disk refuses (nothing is left under `path`), [`Error::Invalid`] for a dtype the format lacks or
-/// a name given twice.
+/// [`Error::Io`] if writing fails (`path` is then unchanged), [`Error::Invalid`] for a dtype that
+/// the format lacks or a name that occurs twice.
 pub fn write_tensors<'a>(
     path: &Path,
     tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>,
@@ -278,14 +287,15 @@ pub fn write_tensors<'a>(
 pub struct Metadata<'a> {
     /// Keys and values.
     pub entries: &'a [(&'a str, &'a str)],
-    /// The key of one more: the SHA-256 of everything behind the header, as "0x" and 64 hexadecimal digits.
+    /// The key of an additional entry: the SHA-256 of all bytes after the header, as "0x" and 64
+    /// hexadecimal digits.
     pub hash: Option<&'a str>,
 }
 
-/// What stands in the header until the hash is known.
+/// The value in the header until the hash is known.
 const NO_HASH: &str = "0x0000000000000000000000000000000000000000000000000000000000000000";
 
-/// A tensor of a file to be written, before it is loaded.
+/// A tensor to be written to a file, before it is loaded.
 #[derive(Debug, Clone)]
 pub struct Planned {
     /// Its name in the file.
@@ -296,15 +306,15 @@ pub struct Planned {
     pub shape: Vec<i64>,
 }
 
-/// As [`write_tensors`], for more tensors than memory holds: each is loaded when its turn comes, converted, written and
-/// dropped. `load` is asked once for every name, widest dtype first, then in the order of the names. The hash is filled
-/// into the header when the last tensor is written.
+/// As [`write_tensors`], for tensors that exceed the memory: each is loaded, converted, written and
+/// dropped in turn. `load` is called once per name, widest dtype first, then in the order of the
+/// names. The hash is inserted into the header after the last tensor.
 ///
 /// # Errors
-/// As [`write_tensors`], and what `load` returns.
+/// As [`write_tensors`], and the errors of `load`.
 ///
 /// # Panics
-/// If `load` gives a tensor of another shape than planned.
+/// If `load` returns a tensor of another shape than planned.
 pub fn write_streamed(
     path: &Path,
     mut planned: Vec<Planned>,
@@ -319,25 +329,26 @@ pub fn write_streamed(
         let mut data = Hashed { file, hash: metadata.hash.map(|_| Sha256::new()) };
         for Planned { name, kind, shape } in &planned {
             let tensor = load(name)?;
-            assert_eq!(&tensor.size(), shape, "tensor {name} is loaded as it was planned");
+            assert_eq!(&tensor.size(), shape, "tensor {name} has the planned shape");
             write_tensor(&mut data, &tensor, *kind).map_err(|error| error.about(path, name))?;
         }
-        // The hash is known now: it takes the place that the header keeps for it.
+        // The hash is known now: it replaces the placeholder in the header.
         let Some(hash) = data.hash else { return Ok(()) };
-        let place = hash_place(&header, metadata.hash.expect("there is a hash only where its key is given"));
+        let place = hash_place(&header, metadata.hash.expect("a hash has a key"));
         let hash = format!("0x{:x}", hash.finalize());
         let patch = file.seek(SeekFrom::Start(place)).and_then(|_| file.write_all(hash.as_bytes()));
         patch.map_err(Error::io(path))
     })
 }
 
-/// Wider elements first, as the reference writer does, so that every tensor is aligned to its own element.
+/// Orders tensors as the reference writer does, wider elements first, so that each tensor is
+/// aligned to its elements.
 fn in_file_order(a: &Planned, b: &Planned) -> Ordering {
     let width = |planned: &Planned| Reverse(planned.kind.elt_size_in_bytes());
     width(a).cmp(&width(b)).then_with(|| a.name.cmp(&b.name))
 }
 
-/// Where in the file the hash under `key` goes.
+/// Returns the position in the file of the hash under `key`.
 fn hash_place(header: &[u8], key: &str) -> u64 {
     let entry = serde_json::json!({ key: NO_HASH }).to_string();
     let entry = entry.trim_matches(['{', '}']).as_bytes();
@@ -346,7 +357,7 @@ fn hash_place(header: &[u8], key: &str) -> u64 {
     (size_of::<u64>() + start + entry.len() - NO_HASH.len() - 1) as u64
 }
 
-/// A writer that also hashes what it writes.
+/// A writer that hashes the bytes it writes.
 struct Hashed<'a, W> {
     file: &'a mut W,
     hash: Option<Sha256>,
@@ -366,13 +377,14 @@ impl<W: Write> Write for Hashed<'_, W> {
     }
 }
 
-/// The dtype a tensor is stored in: `kind` if that is given and both are floating point, else its own.
+/// Returns the dtype of a tensor in the file: `kind` if present and both are floating-point,
+/// otherwise its own.
 pub(crate) fn stored_kind(own: Kind, kind: Option<Kind>) -> Kind {
     let floating = matches!(own, Kind::Half | Kind::BFloat16 | Kind::Float | Kind::Double);
     kind.filter(|_| floating).unwrap_or(own)
 }
 
-/// The JSON header, padded with spaces so that the data starts at a multiple of 8.
+/// Returns the JSON header, padded with spaces so that the data starts at a multiple of 8.
 fn header(path: &Path, planned: &[Planned], metadata: Metadata<'_>) -> Result<Vec<u8>> {
     let invalid = |reason| Error::Invalid { what: path.display().to_string(), reason };
     let mut header = serde_json::Map::new();
@@ -419,8 +431,9 @@ fn write_tensor(file: &mut impl Write, tensor: &Tensor, kind: Kind) -> std::resu
     if num_bytes == 0 {
         return Ok(());
     }
-    // SAFETY: a contiguous CPU tensor is `num_bytes` initialised bytes at its data pointer, and `tensor` outlives the
-    // slice. The format is little-endian, as every machine libtorch is published for.
+    // SAFETY: a contiguous CPU tensor has `num_bytes` initialised bytes at its data pointer, and
+    // `tensor` outlives the slice. The format is little-endian, like all machines that libtorch is
+    // published for.
     let bytes = unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<u8>(), num_bytes) };
     file.write_all(bytes).map_err(WriteError::Io)
 }
@@ -480,7 +493,7 @@ mod tests {
         assert!(file.tensor("w").unwrap().to_kind(Kind::Float).equal(&transposed));
     }
 
-    /// A file of this header and this many bytes of zeros.
+    /// Returns a file with this header and `num_bytes` zero bytes of data.
     fn with_header(header: &str, num_bytes: usize) -> Vec<u8> {
         [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &vec![0; num_bytes]].concat()
     }
@@ -503,8 +516,8 @@ mod tests {
             ("empty", b"", "ends after 0 bytes"),
             ("short", b"\x10\0\0", "ends after 3 bytes"),
             ("truncated header", &good[..20], "20"),
-            ("truncated data", &good[..good.len() - 1], "it is cut"),
-            ("trailing data", &[good.as_slice(), b"x"].concat(), "not what its header promises"),
+            ("truncated data", &good[..good.len() - 1], "it is truncated"),
+            ("trailing data", &[good.as_slice(), b"x"].concat(), "not what its header declares"),
             ("huge header", &huge, "18446744073709551615"),
             ("lying shape", &one("[9223372036854775807,4]", 0, 4), "overflow"),
             ("overflowing shape", &one("[18446744073709551615]", 0, 4), "overflow"),
@@ -513,7 +526,7 @@ mod tests {
             ("beyond the end", &one("[1]", 8, 12), "offset"),
             ("hole", &one("[0]", 4, 4), "offset"),
             ("overlap", &with_header(&format!(r#"{{"a":{{{two}}},"b":{{{two}}}}}"#), 8), "offset"),
-            ("twice", &with_header(&format!(r#"{{"a":{{{two}}},"a":{{{two}}}}}"#), 8), "it is cut"),
+            ("twice", &with_header(&format!(r#"{{"a":{{{two}}},"a":{{{two}}}}}"#), 8), "it is truncated"),
             ("deep", &with_header(&"[".repeat(100_000), 0), "JSON"),
             ("no utf-8", &[&8u64.to_le_bytes()[..], &[0xff; 8]].concat(), "UTF-8"),
             ("forged lines", &named("a\\nerror: all is well"), "control characters"),

@@ -1,4 +1,5 @@
-//! The JSON that upstream's loaders ask for: a component's configuration, the pipeline's index, the scheduler's.
+//! The JSON files that upstream's loaders require: a component's configuration, the pipeline's
+//! index, the scheduler's configuration.
 
 use serde_json::{Map, Value, json};
 use tch::Kind;
@@ -8,7 +9,8 @@ use crate::{flow::Parameterization, weights::component::Component};
 /// The diffusers version whose configuration keys are written.
 const DIFFUSERS_VERSION: &str = "0.42.1";
 
-/// A component's configuration for upstream's loaders: what was read, with the keys that they insist on.
+/// Returns a component's configuration for upstream's loaders: the one that was read, plus the keys
+/// that they require.
 pub(crate) fn component_config(
     component: Component,
     config: &Map<String, Value>,
@@ -43,7 +45,7 @@ fn torch_name(kind: Kind) -> Option<&'static str> {
     }
 }
 
-/// A folder's `model_index.json`: which classes the pipeline is made of.
+/// Returns `model_index.json`, which names the pipeline's classes.
 pub(crate) fn model_index(parameterization: Parameterization) -> Value {
     let scheduler = match parameterization {
         Parameterization::Flow => "DPMSolverMultistepScheduler",
@@ -52,7 +54,8 @@ pub(crate) fn model_index(parameterization: Parameterization) -> Value {
     json!({
         "_class_name": "StableDiffusionXLPipeline",
         "_diffusers_version": DIFFUSERS_VERSION,
-        // The empty negative prompt is encoded, as in training and in ComfyUI, and not replaced by zeros.
+        // The empty negative prompt is encoded, as in training and in ComfyUI, not replaced by
+        // zeros.
         "force_zeros_for_empty_prompt": false,
         "scheduler": ["diffusers", scheduler],
         "text_encoder": ["transformers", "CLIPTextModel"],
@@ -66,7 +69,7 @@ pub(crate) fn model_index(parameterization: Parameterization) -> Value {
     })
 }
 
-/// A folder's `scheduler_config.json`.
+/// Returns `scheduler_config.json`. `sampling_shift` is used for flow only.
 pub(crate) fn scheduler_config(parameterization: Parameterization, sampling_shift: f64) -> Value {
     let mut config = json!({
         "_diffusers_version": DIFFUSERS_VERSION,
@@ -85,7 +88,7 @@ pub(crate) fn scheduler_config(parameterization: Parameterization, sampling_shif
             "flow_shift": sampling_shift,
             "final_sigmas_type": "zero"
         }),
-        // SDXL 1.0's own.
+        // As published with SDXL 1.0.
         Parameterization::Eps | Parameterization::V => json!({
             "_class_name": "EulerDiscreteScheduler",
             "prediction_type": if parameterization == Parameterization::V { "v_prediction" } else { "epsilon" },

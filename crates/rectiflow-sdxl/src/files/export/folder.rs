@@ -1,5 +1,5 @@
-//! Writes a diffusers folder: the four components, the scheduler, the attachments and the index, under a temporary name
-//! first.
+//! Writes a diffusers folder: the four components, the scheduler, the attachments and the index.
+//! Everything goes to a temporary folder, which is renamed when it is complete.
 
 use std::{
     ffi::OsString,
@@ -30,8 +30,8 @@ use crate::{
 /// Writes a diffusers folder. An earlier export of that name is replaced.
 ///
 /// # Errors
-/// [`Error::Invalid`] if it is not known what the model predicts, a tensor holds NaN or does not fit fp16, or `out` is
-/// something that no export made; [`Error::Io`].
+/// [`Error::Invalid`] if it is unknown what the model predicts, a tensor holds NaN or does not fit
+/// fp16, or `out` exists and is not an export; [`Error::Io`].
 pub fn export_diffusers(bundle: &Bundle<'_>, out: &Path, options: &ExportOptions) -> Result<()> {
     let parameterization = bundle.known_parameterization()?;
     refuse_foreign(out)?;
@@ -40,7 +40,7 @@ pub fn export_diffusers(bundle: &Bundle<'_>, out: &Path, options: &ExportOptions
     let staging = beside(out, "tmp");
     let written = write_folder(bundle, &staging, parameterization, options).and_then(|()| replace(&staging, out));
     if written.is_err() {
-        // The first failure is the one to report; a temporary folder that stays is only untidy.
+        // The first failure is the one to report; a leftover temporary folder is only untidy.
         let _ = fs::remove_dir_all(&staging);
     }
     written
@@ -104,7 +104,7 @@ fn write_json(path: &Path, value: &Value) -> Result<()> {
     write_bytes(path, text.as_bytes())
 }
 
-/// Whatever stands at `out` may be deleted only if it is an export (or empty).
+/// Refuses to replace `out` unless it is absent, empty or an earlier export.
 fn refuse_foreign(out: &Path) -> Result<()> {
     let entries = match fs::read_dir(out) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
@@ -114,11 +114,11 @@ fn refuse_foreign(out: &Path) -> Result<()> {
     if entries.is_none() || out.join("model_index.json").is_file() {
         return Ok(());
     }
-    let reason = "is a folder that holds something else than an exported model: give another name";
+    let reason = "this folder holds something other than an exported model; choose another name";
     Err(Error::Invalid { what: out.display().to_string(), reason: reason.into() })
 }
 
-/// Puts the finished folder in the place of what was there.
+/// Renames the finished folder to `out` and deletes an earlier export.
 fn replace(staging: &Path, out: &Path) -> Result<()> {
     let old = beside(out, "old");
     let had_old = out.exists();
@@ -129,7 +129,7 @@ fn replace(staging: &Path, out: &Path) -> Result<()> {
     if had_old { fs::remove_dir_all(&old).map_err(Error::io(old)) } else { Ok(()) }
 }
 
-/// `OUT.tmp-PID` beside `OUT`.
+/// Returns `OUT.WHAT-PID`, in the same folder as `OUT`.
 fn beside(out: &Path, what: &str) -> PathBuf {
     let mut name: OsString = out.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{what}-{}", std::process::id()));

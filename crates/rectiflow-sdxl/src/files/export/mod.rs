@@ -1,15 +1,18 @@
-//! A model for other tools: a diffusers folder, or a single-file SDXL checkpoint. Both carry what they need.
+//! Exports a model for other tools: as a diffusers folder or a single-file SDXL checkpoint. Both
+//! are self-contained.
 //!
-//! - The diffusers folder samples with the stock `StableDiffusionXLPipeline`, nothing fetched: both tokenizers are in
-//!   it, and for a flow model the scheduler is `DPMSolverMultistepScheduler` of order 1 on flow sigmas, which is
-//!   Euler's method. (diffusers' own flow-matching Euler lacks two members that the SDXL pipeline uses.) Two of its
-//!   habits differ from `rectiflow sample`: it starts just below sigma 1, and truncates timesteps to integers.
-//! - The single file says in its header what it is (`model_spec`) and holds the four configurations, so that a tiny
-//!   model can be read back. No tool reads "flow" from a file by itself yet: in ComfyUI the model goes through a
-//!   ModelSamplingSD3 node.
+//! - The diffusers folder samples with the stock `StableDiffusionXLPipeline` without downloads: it
+//!   includes both tokenizers, and for a flow model the scheduler is `DPMSolverMultistepScheduler`
+//!   of order 1 on flow sigmas, which is Euler's method. (diffusers' own flow-matching Euler lacks
+//!   two members that the SDXL pipeline uses.) It differs from `rectiflow sample` in two ways: it
+//!   starts just below sigma 1, and truncates timesteps to integers.
+//! - The single file says in its header what it is (`model_spec`) and holds the four
+//!   configurations, so that a tiny model can be read back. No tool detects "flow" from a file yet:
+//!   in ComfyUI the model needs a ModelSamplingSD3 node.
 //!
-//! Every tensor is loaded, checked, converted, written and dropped before the next: memory holds one tensor, whatever
-//! the size of the model. A folder or file appears under its name only when it is whole.
+//! Every tensor is loaded, checked, converted, written and dropped before the next, so memory holds
+//! one tensor, however large the model is. A folder or file appears under its final name only when
+//! it is complete.
 
 mod configs;
 mod folder;
@@ -50,7 +53,7 @@ mod tests {
         },
     };
 
-    /// SDXL's configurations with these keys changed.
+    /// SDXL's configuration of a component with `changes` applied.
     fn tiny_config(component: Component, changes: Value) -> Map<String, Value> {
         let mut config = sdxl_configs().remove(&component).unwrap();
         config.extend(changes.as_object().unwrap().clone());
@@ -94,7 +97,7 @@ mod tests {
         }
     }
 
-    /// The bytes that a file would hold of this tensor.
+    /// The bytes of this tensor in a file of dtype `kind`.
     fn bytes(tensor: &Tensor, kind: Kind) -> Vec<u8> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x");
@@ -119,7 +122,7 @@ mod tests {
         let model = tiny_model(Some(Parameterization::Flow));
         let folder = tempfile::tempdir().unwrap();
         for kind in KINDS {
-            // The second and third replace the one before.
+            // The second and third export replace the one before.
             let out = folder.path().join("export");
             export_diffusers(&Bundle::of_model(&model).unwrap(), &out, &options(kind)).unwrap();
             for component in Component::ALL {
@@ -140,7 +143,7 @@ mod tests {
                     && out.join("README.md").is_file()
                     && out.join("model_index.json").is_file()
             );
-            assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing but the export is left");
+            assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing remains but the export");
         }
     }
 
@@ -165,7 +168,7 @@ mod tests {
             let stored = "first_stage_model.decoder.mid.attn_1.q.weight";
             assert_eq!(file.shape(stored), Some(&[16, 16, 1, 1][..]));
             assert!(file.bytes(stored).unwrap() == bytes(query, kind));
-            // All of them, read back through the table.
+            // Every tensor, read back through the table of names.
             let back = Bundle::open_single_file(&out, None).unwrap();
             let expected = if kind == Kind::Half { vec![true] } else { vec![] };
             let about_fp16: Vec<bool> =
@@ -201,7 +204,7 @@ mod tests {
         assert!(index.contains("v_prediction"), "{index}");
         let bundle = Bundle::open_folders(|component| imported.join(component.folder()), Some(Parameterization::V));
         export_single_file(&bundle.unwrap(), &again, &kept).unwrap();
-        assert!(fs::read(&single).unwrap() == fs::read(&again).unwrap(), "there and back gives the same file");
+        assert!(fs::read(&single).unwrap() == fs::read(&again).unwrap(), "a round trip reproduces the file");
     }
 
     #[test]
@@ -261,7 +264,7 @@ mod tests {
         let metadata = TensorFile::open(&path).unwrap().metadata().clone();
         assert_eq!(metadata["modelspec.prediction_type"], "epsilon");
         assert_eq!(metadata["modelspec.resolution"], "32x32", "16 latents of 2 pixels a side");
-        assert!(!metadata.contains_key("modelspec.usage_hint"), "there is nothing to say");
+        assert!(!metadata.contains_key("modelspec.usage_hint"), "eps models have no hint");
     }
 
     #[test]
@@ -273,7 +276,7 @@ mod tests {
         let _ = other.clip_g.parameters.get("text_projection.weight").unwrap().shallow_clone().fill_(0.25);
         export_single_file(&Bundle::of_model(&model).unwrap(), &whole, &options(Kind::Float)).unwrap();
         export_diffusers(&Bundle::of_model(&other).unwrap(), &parts, &options(Kind::Float)).unwrap();
-        // A UNet alone, without its prefix, as such files are.
+        // A UNet alone, without its prefix, as such files usually are.
         let file = TensorFile::open(&whole).unwrap();
         let bare = |name: &str| name.strip_prefix("model.diffusion_model.").map(str::to_owned);
         let tensors: Vec<_> = file.names().filter_map(|name| Some((bare(name)?, file.tensor(name).unwrap()))).collect();
@@ -298,7 +301,8 @@ mod tests {
         let path = folder.path().join("model.safetensors");
         export_single_file(&Bundle::of_model(&model).unwrap(), &path, &options(Kind::Float)).unwrap();
         let file = TensorFile::open(&path).unwrap();
-        // A copy of the file without the tensors that `keep` refuses, with another one, under another header.
+        // Writes a copy of the file with the tensors that `keep` accepts, an extra tensor, and
+        // `metadata` as its header.
         let rewritten = |keep: &dyn Fn(&str) -> bool, metadata: &[(&str, &str)]| {
             let extra = Tensor::from_slice(&[1f32]);
             let tensors: Vec<_> =
@@ -310,7 +314,7 @@ mod tests {
         };
         let own: Vec<_> = file.metadata().iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
         let bundle = Bundle::open_single_file(&rewritten(&|_| true, &own), None).unwrap();
-        assert!(bundle.notes[0].starts_with("1 tensor of averaged weights"), "no obstacle: {:?}", bundle.notes);
+        assert!(bundle.notes[0].starts_with("1 tensor of averaged weights"), "only a note: {:?}", bundle.notes);
         let error = |path: PathBuf| Bundle::open_single_file(&path, None).unwrap_err().to_string();
         let message = error(rewritten(&|name| !name.contains("embedders.1"), &own));
         assert!(message.contains("clip-g") && message.contains("conditioner.embedders.1.model."), "{message}");

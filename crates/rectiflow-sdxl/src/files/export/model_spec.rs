@@ -1,7 +1,7 @@
-//! What a single file says about itself: the keys of the ModelSpec standard (version 1.0.1), and ours.
+//! The header of a single file: the keys of the ModelSpec standard (version 1.0.1), and our own.
 //!
-//! Programs read the architecture, the title and the resolution from there, people the rest. There is no date among
-//! them: the same weights give the same bytes. Also not here: the model card, which is a text of its own.
+//! Programs read the architecture, the title and the resolution, people the rest. A date is left
+//! out, so that the same weights produce the same bytes. The model card is separate.
 
 use serde_json::{Map, Value};
 
@@ -14,10 +14,11 @@ use crate::{
     weights::component::{Component, PARAMETERIZATION_KEY},
 };
 
-/// The key of the SHA-256 of all tensors' bytes.
+/// Key of the SHA-256 of all tensors' bytes.
 pub(crate) const HASH_KEY: &str = "modelspec.hash_sha256";
 
-/// The entries of the header, but for the hash. `configs`: the four configurations by component folder.
+/// Returns the entries of the header except the hash. `configs` holds the four configurations by
+/// component folder.
 pub(crate) fn metadata(
     bundle: &Bundle<'_>,
     parameterization: Parameterization,
@@ -44,7 +45,7 @@ pub(crate) fn metadata(
     Ok(own.map(|(key, value)| (key.to_owned(), value)).chain(options.metadata.iter().cloned()).collect())
 }
 
-/// The standard has "v" and "epsilon", and leaves room for others.
+/// The standard defines "v" and "epsilon", and permits others.
 fn prediction_type(parameterization: Parameterization) -> &'static str {
     match parameterization {
         Parameterization::Flow => "flow",
@@ -53,7 +54,7 @@ fn prediction_type(parameterization: Parameterization) -> &'static str {
     }
 }
 
-/// What somebody who samples the model must know; no program infers "flow" from a file.
+/// Returns how to set up sampling in ComfyUI; no program infers "flow" from a file. Empty for eps.
 pub fn usage_hint(parameterization: Parameterization, shift: f64) -> String {
     match parameterization {
         Parameterization::Flow => format!(

@@ -1,4 +1,4 @@
-//! How to export: for both writers, and for what a single file says about itself.
+//! Export options of both writers and of the single file's header.
 
 use std::path::PathBuf;
 
@@ -6,20 +6,20 @@ use tch::Kind;
 
 use crate::sample::SampleSettings;
 
-/// How to export.
+/// Options of an export.
 #[derive(Debug, Clone)]
 pub struct ExportOptions {
-    /// Dtype on disk; `None` keeps each tensor's own.
+    /// Dtype on disk; `None` keeps each tensor's dtype.
     pub kind: Option<Kind>,
-    /// Shift of the noise levels that the diffusers scheduler samples a flow model with.
+    /// Shift of a flow model's noise levels, written to the diffusers scheduler and the usage hint.
     pub sampling_shift: f64,
-    /// Name of the model in the single file's header.
+    /// The model's name in the single file's header.
     pub title: String,
-    /// What the model is and comes from, in the single file's header; nothing if empty.
+    /// What the model is and where it comes from, in the single file's header; omitted if empty.
     pub description: String,
-    /// More files for the diffusers folder: both tokenizers', a model card.
+    /// Additional files of the diffusers folder: both tokenizers, a model card.
     pub attachments: Vec<Attachment>,
-    /// More entries for the headers of weight files.
+    /// Additional entries in the headers of weight files.
     pub metadata: Vec<(String, String)>,
 }
 
@@ -36,11 +36,11 @@ impl Default for ExportOptions {
     }
 }
 
-/// A file of an exported folder that holds no weights.
+/// A file of an exported folder besides the components.
 #[derive(Debug, Clone)]
 pub struct Attachment {
-    /// Its place in the folder, e.g. `tokenizer/vocab.json`.
+    /// Path relative to the folder, e.g. `tokenizer/vocab.json`.
     pub path: PathBuf,
-    /// Its contents.
+    /// The file's contents.
     pub bytes: Vec<u8>,
 }

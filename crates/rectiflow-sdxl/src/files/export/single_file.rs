@@ -1,4 +1,5 @@
-//! Writes a single-file SDXL checkpoint: each tensor in the single file's form, some of them stacks of several.
+//! Writes a single-file SDXL checkpoint: each tensor in the single file's form, some stacked from
+//! several diffusers tensors.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -25,8 +26,8 @@ use crate::{
 /// Writes a single-file SDXL checkpoint. An earlier file of that name is replaced.
 ///
 /// # Errors
-/// [`Error::Invalid`] if it is not known what the model predicts, or a tensor holds NaN or does not fit fp16;
-/// [`Error::Io`].
+/// [`Error::Invalid`] if it is unknown what the model predicts, or a tensor holds NaN or does not
+/// fit fp16; [`Error::Io`].
 pub fn export_single_file(bundle: &Bundle<'_>, out: &Path, options: &ExportOptions) -> Result<()> {
     let parameterization = bundle.known_parameterization()?;
     let contents = contents(bundle);
@@ -46,14 +47,14 @@ pub fn export_single_file(bundle: &Bundle<'_>, out: &Path, options: &ExportOptio
     })
 }
 
-/// A diffusers tensor that a tensor of the single file holds, alone or with others in a stack.
+/// A diffusers tensor as a part of a single-file tensor, alone or in a stack.
 struct StackPart {
     component: Component,
     name: String,
     form: Form,
 }
 
-/// For each tensor of the single file the diffusers tensors in it, in the order of the stack.
+/// Returns the diffusers tensors in each tensor of the single file, in stacking order.
 fn contents(bundle: &Bundle<'_>) -> BTreeMap<String, Vec<StackPart>> {
     let mut contents: BTreeMap<String, Vec<StackPart>> = BTreeMap::new();
     for component in Component::ALL {
@@ -71,7 +72,8 @@ fn contents(bundle: &Bundle<'_>) -> BTreeMap<String, Vec<StackPart>> {
     contents
 }
 
-/// A tensor of the single file: the shape of its parts together, and the dtype that holds them all.
+/// Plans a tensor of the single file: the combined shape of its parts, and a dtype that can hold
+/// them all.
 fn planned(bundle: &Bundle<'_>, name: &str, parts: &[StackPart], options: &ExportOptions) -> Planned {
     let first = &parts[0];
     let shape = bundle.shape(first.component, &first.name).expect("listed tensors have shapes");
@@ -80,7 +82,7 @@ fn planned(bundle: &Bundle<'_>, name: &str, parts: &[StackPart], options: &Expor
     Planned { name: name.to_owned(), kind, shape: first.form.single_shape(&shape) }
 }
 
-/// Diffusers tensors in the form of the single file.
+/// Converts diffusers tensors to one tensor in the form of the single file.
 fn to_single(mut parts: Vec<(Tensor, Form)>) -> std::result::Result<Tensor, tch::TchError> {
     if parts.len() > 1 {
         return Tensor::f_cat(&parts.iter().map(|(tensor, _)| tensor).collect::<Vec<_>>(), 0);
@@ -93,7 +95,7 @@ fn to_single(mut parts: Vec<(Tensor, Form)>) -> std::result::Result<Tensor, tch:
     }
 }
 
-/// The dtype that holds what both hold: parts of a stack need not have one dtype.
+/// Returns a dtype that represents all values of both: the parts of a stack can differ in dtype.
 fn wider(a: Kind, b: Kind) -> Kind {
     match (a, b) {
         (a, b) if a == b => a,
