@@ -350,7 +350,7 @@ fn lanes_default_to_a_divisor_and_bound_the_ranks() {
     assert_eq!(slots, [vec![0, 3, 4, 7, 8, 11], vec![1, 5, 9], vec![2, 6, 10]]);
     assert_eq!([1, 2, 3, 4].map(|ranks| order.idle_share(ranks)), [0.0, 0.0, 1.0 - 4.0 / 6.0, 0.0]);
     let refused = |ranks| order.slots_of(RankOf { rank: 0, ranks }).unwrap_err().to_string();
-    assert!(refused(5).contains("5 ranks cannot share 4 lanes; lanes = 6 would do"), "{}", refused(5));
+    assert!(refused(5).contains("5 ranks cannot share 4 lanes; set lanes = 6"), "{}", refused(5));
     assert!(refused(13).contains("raise them to 13"), "{}", refused(13));
     assert!(order.slots_of(RankOf { rank: 2, ranks: 2 }).is_err());
 }

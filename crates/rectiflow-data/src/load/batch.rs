@@ -1,8 +1,9 @@
 //! Samples of one bucket to one contiguous host batch: latents, prompts, tokens, conditioning.
 //!
-//! In `local` mode text is read a bucket at a time and kept (the data set's text is held in memory: about 1 kB a sample
-//! with long captions); in `window` mode it comes with the window (`feed`). Prompts are drawn and tokenised anew each
-//! pass, keyed by (seed, sample, pass), so that drawing twice gives the same text.
+//! In `local` mode text is read one bucket at a time and kept: the data set's text is held in
+//! memory, about 1 kB per sample with long captions. In `window` mode it arrives with the window
+//! (`feed`). Prompts are drawn and tokenised once per pass, keyed by (seed, sample, pass), so that
+//! drawing twice returns the same text.
 
 use std::{
     collections::HashMap,
@@ -32,9 +33,9 @@ use crate::{
 pub struct Source {
     /// The opened data set.
     pub dataset: Arc<Dataset>,
-    /// How prompts are made from its text.
+    /// How prompts are drawn from its text.
     pub prompt: PromptSettings,
-    /// How much of an epoch it makes up.
+    /// Its part of an epoch.
     pub amount: Amount,
 }
 
@@ -61,21 +62,22 @@ pub struct MicroBatch {
     pub ids: Vec<SampleId>,
     /// The pass of each, from 0.
     pub passes: Vec<u64>,
-    /// What the model reads for each.
+    /// The prompt of each.
     pub prompts: Vec<String>,
-    /// Whether the prompt of each was dropped to nothing or to quality words, as many others' are.
+    /// Whether the prompt of each was dropped, to nothing or to quality words only.
     pub dropped: Vec<bool>,
     /// Chunks of 75 tokens of each, 1 to 3.
     pub chunks: Vec<u32>,
-    /// Chunks of the longest: the second dimension of the ids.
+    /// Number of chunks of the longest prompt: the second dimension of the ids.
     pub tokens: usize,
-    /// Ids for CLIP-L, `[n, tokens, 77]`. Chunks beyond a sample's own hold no text, and are to be masked.
+    /// Ids for CLIP-L, `[n, tokens, 77]`. Chunks beyond a sample's own hold no text and must be
+    /// masked.
     pub clip_l: Vec<i64>,
     /// Ids for bigG, `[n, tokens, 77]`.
     pub clip_g: Vec<i64>,
-    /// Original height and width, crop top and left, target height and width in pixels, `[n, 6]`.
+    /// Original height and width, crop top and left, target height and width, in pixels, `[n, 6]`.
     pub time_ids: Vec<f32>,
-    /// 1 for a sample that counts, 0 for padding, n.
+    /// 1 for a sample that counts, 0 for padding, `[n]`.
     pub weights: Vec<f32>,
 }
 
@@ -86,13 +88,13 @@ pub struct Step {
     pub step: u64,
     /// The epoch of the step's first micro-batch.
     pub epoch: u64,
-    /// Samples of the whole step over all ranks: what a sum of losses is divided by.
+    /// Samples of the whole step over all ranks: the divisor of a sum of losses.
     pub num_samples: u64,
     /// This rank's micro-batches, in slot order.
     pub micro_batches: Vec<MicroBatch>,
 }
 
-/// Which samples a micro-batch is made of, and where it stands.
+/// The samples of a micro-batch, and its place in the step.
 #[derive(Debug, Clone)]
 pub(crate) struct Members {
     pub(crate) slot: u32,
@@ -104,7 +106,7 @@ pub(crate) struct Members {
 
 /// The records of a bucket, in row order.
 type Records = Arc<Vec<Record>>;
-/// The same, once they have been read.
+/// The same; none until they are read.
 type RecordCache = Arc<Mutex<Option<Records>>>;
 
 /// Reads, draws and tokenises the samples of one split.
@@ -139,7 +141,7 @@ impl Batcher {
         Ok(self.count_of(data, row_refs, |row| &texts[row as usize]))
     }
 
-    /// Chunk counts of samples whose records are at hand, on all cores.
+    /// Chunk counts of samples whose records the caller has, on all cores.
     pub(crate) fn count_of<'r>(
         &self,
         data: u32,
@@ -167,7 +169,7 @@ impl Batcher {
         Ok(self.finish(members, &records, latents))
     }
 
-    /// A micro-batch of samples whose records and latents are at hand.
+    /// A micro-batch of samples whose records and latents the caller has.
     pub(crate) fn finish(&self, members: &Members, records: &[&Record], latents: Vec<f16>) -> MicroBatch {
         let Members { slot, first_sample, data, bucket, ref row_refs } = *members;
         let Source { dataset, prompt: settings, .. } = &self.sources[data as usize];
@@ -208,10 +210,11 @@ impl Batcher {
         prompt::draw(record, settings, &mut Rng::keyed(self.seed, Purpose::Prompt, &[record.id.0, pass]))
     }
 
-    /// A bucket's records, read when they are first asked for.
+    /// A bucket's records, read on the first call.
     fn texts(&self, data: u32, bucket: u32) -> Result<Records> {
         let text = self.texts.lock().unwrap_or_else(PoisonError::into_inner).entry((data, bucket)).or_default().clone();
-        // Held while reading: whoever else wants this bucket would read the same bytes. Other buckets are free.
+        // Held while reading: another thread that needs this bucket would read the same bytes.
+        // Other buckets are not blocked.
         let mut text = text.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = &*text {
             return Ok(known.clone());
@@ -222,7 +225,7 @@ impl Batcher {
     }
 }
 
-/// Chunks of all samples, `[n, tokens, 77]`, the shorter ones filled up with chunks of no text.
+/// Chunks of all samples, `[n, tokens, 77]`, shorter ones padded with chunks without text.
 fn padded<'a>(samples: impl Iterator<Item = &'a Vec<[i64; CHUNK_LEN]>>, tokens: usize, clip: Clip) -> Vec<i64> {
     let empty = empty_chunk(clip);
     let chunk = |chunks: &'a Vec<[i64; CHUNK_LEN]>, at: usize| chunks.get(at).copied().unwrap_or(empty);

@@ -1,11 +1,13 @@
-//! Reading in `window` and `owned` mode: coming windows, fetched ahead within a limit in bytes, delivered in order.
+//! Reading in `window` and `owned` mode: windows fetched ahead within a limit in bytes, delivered
+//! in order.
 //!
-//! A scout walks the order ahead of the consumer and finds the windows that this rank needs, in the order in which it
-//! needs them. As long as there is room each is admitted: all requests for its text and latents start at once and
-//! complete in any order. A window's text is decoded, its prompts drawn and its samples arranged when its first
-//! micro-batch is due, or before, once its text is there; its bytes are given back with its last micro-batch. Bytes are
-//! reserved before they are requested, so the limit is a hard one; that it allows all windows that are ever open at
-//! once is checked when the loader is made (`setup`), so that waiting cannot last for ever.
+//! A scout walks the order ahead of the consumer and finds the windows that this rank needs, in the
+//! order in which it needs them. While there is room, each is admitted: all requests for its text
+//! and latents start at once and complete in any order. A window's text is decoded, its prompts are
+//! drawn and its samples arranged when its first micro-batch is due, or earlier if its text has
+//! arrived; its bytes are released with its last micro-batch. Bytes are reserved before they are
+//! requested, so the limit is a hard one. The constructor checks that the limit covers all windows
+//! that can be open at once (`setup`), so waiting always ends.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -31,7 +33,8 @@ use crate::{
     },
 };
 
-/// Steps that the scout is ahead at most: beyond, it would fetch small data sets epochs before they are needed.
+/// The scout is at most this many steps ahead. Further ahead, it would fetch small data sets epochs
+/// before they are needed.
 const STEPS_AHEAD: u64 = 256;
 
 /// Stream, first micro-batch, length.
@@ -45,19 +48,19 @@ fn key(slot: &Slot) -> WindowKey {
 #[derive(Debug)]
 pub(crate) struct Feed<'a> {
     setup: &'a LoaderSetup,
-    /// Set when nobody wants the steps any more.
+    /// Set when the steps are no longer wanted.
     stop: &'a AtomicBool,
     steps: Steps,
     scout: Steps,
-    /// The step that the scout looks at next.
+    /// The next step for the scout.
     scout_step: u64,
     windows: Windows,
     /// Found by the scout and not admitted yet, with the step that needs it.
     waiting: VecDeque<(u64, Slot)>,
-    /// What the first of them needs, once it has been worked out.
+    /// What the first of them needs, once computed.
     next_wanted: Option<(Wanted, u64)>,
     admitted: HashMap<WindowKey, IncomingWindow>,
-    /// Keys of windows whose text has not been looked at, in order of need.
+    /// Windows whose text has not been read, in the order in which they are needed.
     unread: VecDeque<Slot>,
     held_bytes: u64,
 }
@@ -81,10 +84,10 @@ impl<'a> Feed<'a> {
         }
     }
 
-    /// Reads one step; steps are asked for one after the other.
+    /// Reads one step. Steps must be read one after the other.
     ///
     /// # Errors
-    /// What reading met, or an error that nobody sees where it was told to stop.
+    /// The error of a read; after `stop` is set, an error that the caller discards.
     pub(crate) fn step(&mut self, step: u64) -> Result<Step> {
         let whole = self.steps.plan(step);
         self.admit_needed(step)?;
@@ -100,14 +103,14 @@ impl<'a> Feed<'a> {
         let assemble = |(slot, members, rows): (&Slot, Members, _)| self.assemble(slot, &members, rows);
         let micro_batches = ready.into_par_iter().map(assemble).collect::<Result<_>>()?;
         slots.iter().for_each(|slot| self.release(slot));
-        // Not before: what is read ahead must not slow down what is waited for, above all the first step.
+        // Only now: reading ahead must not slow down this step, above all the first one.
         self.look_ahead(step);
         self.arrange_next();
         let (epoch, num_samples) = (whole.epoch, whole.num_samples);
         Ok(Step { step, epoch, num_samples, micro_batches })
     }
 
-    /// Admits all windows that a step needs: there is room for them, whatever else is held.
+    /// Admits all windows that a step needs. The limit always has room for them.
     fn admit_needed(&mut self, step: u64) -> Result<()> {
         while self.scout_step <= step {
             self.scout();
@@ -118,7 +121,8 @@ impl<'a> Feed<'a> {
         Ok(())
     }
 
-    /// Admits windows of later steps as long as there is room. What is wrong with one of them is said when it is due.
+    /// Admits windows of later steps while there is room. The error of one of them is reported when
+    /// it is due.
     fn look_ahead(&mut self, step: u64) {
         loop {
             while self.waiting.is_empty() && self.scout_step <= step + STEPS_AHEAD {
@@ -131,9 +135,10 @@ impl<'a> Feed<'a> {
         }
     }
 
-    /// Admits the window that is needed next, if it takes no more than `room` bytes.
+    /// Admits the window that is needed next if it takes at most `room` bytes. Returns whether it
+    /// did.
     fn admit_next(&mut self, room: u64) -> Result<bool> {
-        let &(step, slot) = self.waiting.front().expect("the caller has looked");
+        let &(step, slot) = self.waiting.front().expect("the caller has checked that a window waits");
         let (wanted, num_bytes) = match self.next_wanted.take() {
             Some(wanted) => wanted,
             None => self.wanted(&slot, step)?,
@@ -147,7 +152,7 @@ impl<'a> Feed<'a> {
         Ok(true)
     }
 
-    /// Looks at one step more.
+    /// Adds the new windows of the scout's next step to the waiting ones.
     fn scout(&mut self) {
         let plan = self.scout.plan(self.scout_step);
         for slot in self.setup.slots.iter().map(|&slot| plan.slots[slot as usize]) {
@@ -160,7 +165,7 @@ impl<'a> Feed<'a> {
         self.scout_step += 1;
     }
 
-    /// What a window needs from its data set, and how many bytes that is.
+    /// What a window needs from its data set, and its size in bytes.
     fn wanted(&mut self, slot: &Slot, step: u64) -> Result<(Wanted, u64)> {
         let stream = self.setup.order.streams()[slot.stream as usize];
         let dataset = &self.setup.batcher.source(stream.data).dataset;
@@ -177,16 +182,18 @@ impl<'a> Feed<'a> {
         let stream = self.setup.order.streams()[slot.stream as usize];
         let dataset = &self.setup.batcher.source(stream.data).dataset;
         self.held_bytes += held_bytes;
-        // What was admitted before is as good as read, and its next use a later one.
+        // Earlier windows count as read: the next use of their blocks is a later one.
         self.setup.uses.iter().for_each(|uses| uses.advance(step));
-        // The scout met it at the first of its micro-batches that is still to come: after a seek not the first of all.
+        // The scout found the window at its first micro-batch that is still to be delivered. After
+        // a seek that is not the window's first.
         let left = slot.window_len - (slot.index - slot.window_first) as u32;
         let window = IncomingWindow::start(dataset, wanted, step, held_bytes, left);
         self.admitted.insert(key(&slot), window);
         self.unread.push_back(slot);
     }
 
-    /// Arranges the next window whose text has come, so that a step need not do it all at once.
+    /// Arranges the next window whose text has arrived, so that a step has less to do when it is
+    /// due.
     fn arrange_next(&mut self) {
         let is_done = |slot: &Slot| {
             let window = self.admitted.get(&key(slot));
@@ -199,12 +206,12 @@ impl<'a> Feed<'a> {
         if self.admitted[&key(&slot)].has_text()
             && let Err(error) = self.arrange(&slot)
         {
-            let window = self.admitted.get_mut(&key(&slot)).expect("it was looked at above");
+            let window = self.admitted.get_mut(&key(&slot)).expect("the loop above has found it");
             window.failure = Some(error);
         }
     }
 
-    /// Waits for a window's text, draws its prompts, and groups its samples by their length.
+    /// Waits for a window's text, draws its prompts and groups its samples by prompt length.
     fn arrange(&mut self, slot: &Slot) -> Result<()> {
         let window = self.admitted.get_mut(&key(slot)).expect("what is arranged is admitted");
         if window.arranged.is_some() {
@@ -220,7 +227,7 @@ impl<'a> Feed<'a> {
         let mut by_row = HashMap::with_capacity(row_refs.len());
         for row in row_refs.iter().map(|row_ref| row_ref.row) {
             let located = dataset.locate(Split::Train, stream.bucket, row.into())?;
-            // A row may be there twice, of two passes.
+            // A window can hold a row twice, from two passes.
             by_row.extend(records.remove(&located).map(|record| (row, record)));
         }
         let count =
@@ -241,7 +248,7 @@ impl<'a> Feed<'a> {
         Members { slot: slot.slot, first_sample: slot.first_sample, data, bucket, row_refs }
     }
 
-    /// A micro-batch, from its rows if they have been read apart.
+    /// A micro-batch, from `rows` if its latents were read row by row.
     fn assemble(&self, slot: &Slot, members: &Members, rows: Option<Vec<f16>>) -> Result<MicroBatch> {
         let window = &self.admitted[&key(slot)];
         let dataset = &self.setup.batcher.source(members.data).dataset;

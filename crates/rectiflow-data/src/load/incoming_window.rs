@@ -1,7 +1,9 @@
-//! A window being read: its requests under way, then its text, its arranged samples and their latents.
+//! A window being read: first its pending requests, then its text, its arranged samples and their
+//! latents.
 //!
-//! A window is whole blocks, but in the later passes of `owned` mode: then it is single rows, whose latents are read when
-//! it is arranged, each micro-batch's by itself (`dataset::rows`).
+//! A window consists of whole blocks, except in the later passes of `owned` mode: there it consists
+//! of single rows, whose latents are requested per micro-batch once it is arranged
+//! (`dataset::rows`).
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -34,8 +36,8 @@ pub(crate) enum Wanted {
 }
 
 impl Wanted {
-    /// The blocks that hold `rows`, which `step` needs first, and their bytes. Text first: it is needed before the
-    /// latents.
+    /// The blocks that hold `rows`, and their size in bytes. `step` is the first step that needs
+    /// them. Text comes first: it is needed before the latents.
     pub(crate) fn blocks(dataset: &Dataset, rows: &[ObjectRow], step: u64) -> Result<(Self, u64)> {
         let mut blocks = BTreeMap::<usize, BTreeSet<u32>>::new();
         for &(object, row) in rows {
@@ -55,7 +57,7 @@ impl Wanted {
         Ok((Self::Blocks(requests), num_bytes))
     }
 
-    /// Single rows, and their part of the bytes of their blocks.
+    /// Single rows, and their share of the bytes of their blocks.
     pub(crate) fn rows(dataset: &Dataset, rows: Vec<ObjectRow>) -> (Self, u64) {
         let bytes = |&(object, row): &ObjectRow| dataset.share_of_block(object, row / BLOCK_ROWS);
         let num_bytes = rows.iter().map(bytes).sum();
@@ -63,17 +65,17 @@ impl Wanted {
     }
 }
 
-/// A window of which requests have started.
+/// A window whose requests have started.
 #[derive(Debug)]
 pub(crate) struct IncomingWindow {
     pub(crate) held_bytes: u64,
-    /// The step that needs it first.
+    /// The first step that needs it.
     step: u64,
     content: Content,
     pub(crate) arranged: Option<Arranged>,
-    /// Why it could not be arranged, to be said when it is due.
+    /// Why it could not be arranged, reported when it is due.
     pub(crate) failure: Option<Error>,
-    /// Micro-batches still to be delivered.
+    /// Micro-batches that are still to be delivered.
     pub(crate) left: u32,
 }
 
@@ -85,7 +87,7 @@ enum Content {
     },
     Rows {
         text: Vec<Arriving<Vec<(ObjectRow, Record)>>>,
-        /// Of each micro-batch that is still to be delivered, once the window is arranged.
+        /// One for each micro-batch that is still to be delivered, once the window is arranged.
         latents: VecDeque<Arriving<Vec<f16>>>,
     },
 }
@@ -102,7 +104,7 @@ pub(crate) struct Arranged {
 struct Blocks {
     object: usize,
     first: u32,
-    /// Of each block.
+    /// One for each block.
     bytes: Arriving<Vec<Bytes>>,
 }
 
@@ -120,7 +122,8 @@ enum Arriving<T> {
 }
 
 impl IncomingWindow {
-    /// Starts reading what a window needs. `step` needs it first; `left` of its micro-batches are to be delivered.
+    /// Starts reading what a window needs. `step` is the first step that needs it, `left` the
+    /// number of its micro-batches that are still to be delivered.
     pub(crate) fn start(dataset: &Arc<Dataset>, wanted: Wanted, step: u64, held_bytes: u64, left: u32) -> Self {
         let content = match wanted {
             Wanted::Blocks(requests) => {
@@ -139,7 +142,7 @@ impl IncomingWindow {
         Self { held_bytes, step, content, arranged: None, failure: None, left }
     }
 
-    /// Waits for the latents that a micro-batch needs; gives them if they have been read apart.
+    /// Waits for the latents that a micro-batch needs. Returns them if they were read row by row.
     pub(crate) fn arrive(
         &mut self,
         dataset: &Dataset,
@@ -156,7 +159,7 @@ impl IncomingWindow {
                 Ok(None)
             }
             Content::Rows { latents, .. } => {
-                let next = latents.pop_front().expect("there are as many as micro-batches to be delivered");
+                let next = latents.pop_front().expect("each micro-batch to be delivered has its latents");
                 next.into_arrived(stop).map(Some)
             }
         }
@@ -169,7 +172,7 @@ impl IncomingWindow {
         }
     }
 
-    /// Waits for text and decodes it: records by object and row. The bytes are dropped.
+    /// Waits for text and decodes it. Returns records by object and row; the bytes are dropped.
     pub(crate) fn read_records(&mut self, dataset: &Dataset, stop: &AtomicBool) -> Result<HashMap<ObjectRow, Record>> {
         match &mut self.content {
             Content::Blocks { text, .. } => decode_records(dataset, text, stop),
@@ -183,10 +186,11 @@ impl IncomingWindow {
         }
     }
 
-    /// Starts reading the latents of an arranged window that is read by rows, in micro-batches of `size`.
+    /// Starts reading the latents of an arranged window of single rows, in micro-batches of `size`.
+    /// Does nothing for a window of blocks.
     pub(crate) fn start_rows(&mut self, dataset: &Arc<Dataset>, bucket: u32, size: usize) -> Result<()> {
         let Content::Rows { latents, .. } = &mut self.content else { return Ok(()) };
-        let row_refs = &self.arranged.as_ref().expect("it is arranged").row_refs;
+        let row_refs = &self.arranged.as_ref().expect("the caller has arranged it").row_refs;
         let row_len = dataset.latent_shape(bucket).iter().product();
         for row_refs in row_refs[row_refs.len() - self.left as usize * size..].chunks_exact(size) {
             let located = row_refs.iter().map(|row_ref| dataset.locate(Split::Train, bucket, row_ref.row.into()));
@@ -196,39 +200,39 @@ impl IncomingWindow {
         Ok(())
     }
 
-    /// The latents of a micro-batch that has arrived, `rows` where they have been read apart.
+    /// The latents of a micro-batch that has arrived: `rows` if they were read row by row.
     pub(crate) fn latents(&self, dataset: &Dataset, members: &Members, rows: Option<Vec<f16>>) -> Result<Vec<f16>> {
         match (rows, &self.content) {
             (Some(rows), _) => Ok(rows),
             (None, Content::Blocks { latents, .. }) => copy_rows(dataset, latents, members),
-            (None, Content::Rows { .. }) => unreachable!("its rows have arrived"),
+            (None, Content::Rows { .. }) => unreachable!("a window of rows returns them from `arrive`"),
         }
     }
 }
 
-/// The latents of a micro-batch, out of blocks that have arrived.
+/// The latents of a micro-batch, from blocks that have arrived.
 fn copy_rows(dataset: &Dataset, latents: &[Blocks], members: &Members) -> Result<Vec<f16>> {
     let row_len = dataset.latent_shape(members.bucket).iter().product::<usize>();
     let mut out = Vec::with_capacity(members.row_refs.len() * row_len);
     for row_ref in &members.row_refs {
         let (object, row) = dataset.locate(Split::Train, members.bucket, row_ref.row.into())?;
         let blocks = &latents[position(latents, object, row / BLOCK_ROWS)];
-        let Arriving::Here(bytes) = &blocks.bytes else { unreachable!("`arrive` has waited for it") };
+        let Arriving::Here(bytes) = &blocks.bytes else { unreachable!("`arrive` has waited for the block") };
         dataset.append_row(object, row, &bytes[(row / BLOCK_ROWS - blocks.first) as usize], &mut out)?;
     }
     Ok(out)
 }
 
-/// Index of the request with a block. Requests are sorted by object and block.
+/// Index of the request that holds a block. Requests are sorted by object and block.
 fn position(latents: &[Blocks], object: usize, block: u32) -> usize {
     latents.partition_point(|blocks| (blocks.object, blocks.first) <= (object, block)) - 1
 }
 
 impl<T: Send + 'static> Arriving<T> {
-    /// Waits for it.
+    /// Waits until it has arrived or `stop` is set.
     fn arrive(&mut self, stop: &AtomicBool) -> Result<()> {
         if let Self::UnderWay(ticket) = self {
-            let stopped = || Error::Invalid { what: "loader".to_owned(), reason: "it was told to stop".to_owned() };
+            let stopped = || Error::Invalid { what: "loader".to_owned(), reason: "it was stopped".to_owned() };
             *self = Self::Here(ticket.wait_unless(stop).ok_or_else(stopped)??);
         }
         Ok(())
@@ -238,7 +242,7 @@ impl<T: Send + 'static> Arriving<T> {
         self.arrive(stop)?;
         match self {
             Self::Here(value) => Ok(value),
-            Self::UnderWay(_) => unreachable!("it has just arrived"),
+            Self::UnderWay(_) => unreachable!("`arrive` has returned"),
         }
     }
 
@@ -255,7 +259,7 @@ fn decode_records(dataset: &Dataset, text: &mut Vec<Blocks>, stop: &AtomicBool) 
     text.iter_mut().try_for_each(|blocks| blocks.bytes.arrive(stop))?;
     let decode = |blocks: &Blocks| match &blocks.bytes {
         Arriving::Here(bytes) => dataset.decode_text(blocks.object, blocks.first, bytes),
-        Arriving::UnderWay(_) => unreachable!("it has just arrived"),
+        Arriving::UnderWay(_) => unreachable!("`arrive` has returned"),
     };
     let decoded: Vec<Vec<Record>> = text.par_iter().map(decode).collect::<Result<_>>()?;
     let mut records = HashMap::new();

@@ -1,9 +1,10 @@
 //! The loader: steps in order, read ahead by one background thread.
 //!
-//! What a step holds is the business of `order`, `epoch`, `lanes` and `window`; bytes and text that of `batch` and, in
-//! `window` and `owned` mode, `feed`. The thread works at most two steps ahead of the consumer (one waits, one is in the making), with
-//! rayon's threads for its prompts and micro-batches. What is delivered depends on none of it. An error reaches the
-//! consumer at the step that it belongs to; asking again tries that step again. Dropping the loader ends the thread.
+//! `order`, `epoch`, `lanes` and `window` decide which samples a step holds; `batch` and, in
+//! `window` and `owned` mode, `feed` read their bytes and text. The thread works at most two steps
+//! ahead of the consumer (one is ready, one in progress) and uses rayon's threads for prompts and
+//! micro-batches. Timing never changes what is delivered. An error reaches the consumer at the step
+//! that it belongs to; the next call tries that step again. Dropping the loader ends the thread.
 
 use std::{
     ops::Range,
@@ -37,29 +38,33 @@ pub struct Loader {
 }
 
 impl Loader {
-    /// The steps of `settings` over the training samples of `sources`, from step 0. Reads nothing yet.
+    /// The steps of `settings` over the training samples of `sources`, from step 0. Reads nothing
+    /// yet.
     ///
     /// # Errors
-    /// [`Error::Invalid`] where the settings, the amounts or the number of ranks cannot work, or the data sets were
-    /// encoded by different VAEs.
+    /// [`Error::Invalid`] if the settings, the amounts or the number of ranks cannot work, or the
+    /// data sets were encoded by different VAEs.
     pub fn new(sources: Vec<Source>, settings: OrderSettings, rank: RankOf) -> Result<Self> {
         let setup = LoaderSetup::new(sources, settings, rank)?;
         Ok(Self { setup: Arc::new(setup), position: 0, ahead: None })
     }
 
-    /// The ranks that run on this machine and share its disk cache, this one among them; by default this one alone. What
-    /// is delivered does not depend on it. A cache that is full keeps what the machine needs soonest.
+    /// Sets the ranks that run on this machine and share its disk cache, this one included; by
+    /// default this one alone. A full cache keeps what these ranks need soonest. What is delivered
+    /// does not depend on it.
     #[must_use]
     pub fn on_machine_with(self, ranks: Range<usize>) -> Self {
         self.with_setup(|setup| setup.on_machine_with(ranks))
     }
 
-    /// Bytes of latents and text that `window` and `owned` mode may hold at once, by default those of the windows that are open at
-    /// one time and of one more a lane. A hard limit: bytes count from before they are requested. Besides them a loader
-    /// holds three steps of host batches.
+    /// Limits the bytes of latents and text that `window` and `owned` mode hold at once. The
+    /// default covers the windows that are open at one time and one more per lane. The limit is a
+    /// hard one: bytes are reserved before they are requested. A loader also holds three steps of
+    /// host batches.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if the windows that are open at one time need more, with the number.
+    /// [`Error::Invalid`] if the windows that are open at one time need more, with the bytes
+    /// needed.
     pub fn read_ahead(self, bytes: u64) -> Result<Self> {
         let needed = self.least_read_ahead_bytes();
         if bytes < needed {
@@ -80,21 +85,23 @@ impl Loader {
         Self { setup: Arc::new(change(setup)), position, ahead: None }
     }
 
-    /// Whether `owned` mode has the disk that it needs: what is at a URL needs a cache with room for a window a lane of
-    /// this rank, and had better have room for the lanes' shares. [`Loader::next_step`] asks too.
+    /// Checks that `owned` mode has the disk space that it needs: data sets at a URL need a cache
+    /// with room for one window per lane of this rank, and should have room for the lanes' shares.
+    /// [`Loader::next_step`] checks it too.
     ///
     /// # Errors
-    /// [`Error::Invalid`] with the bytes that would do.
+    /// [`Error::Invalid`] with the bytes that are enough.
     pub fn check_cache(&self) -> Result<()> {
         self.setup.check_cache()
     }
 
-    /// The least that [`Loader::read_ahead`] takes: 0 in `local` mode, which holds nothing ahead.
+    /// The smallest limit that [`Loader::read_ahead`] accepts: 0 in `local` mode, which holds
+    /// nothing ahead.
     pub fn least_read_ahead_bytes(&self) -> u64 {
         self.setup.least_read_ahead_bytes()
     }
 
-    /// Bytes that it may hold in `window` and `owned` mode.
+    /// Limit in bytes of what `window` and `owned` mode hold at once.
     pub fn read_ahead_bytes(&self) -> u64 {
         self.setup.read_ahead_bytes
     }
@@ -104,17 +111,18 @@ impl Loader {
         &self.setup.order
     }
 
-    /// Hash of all that decides what the steps hold. Where it differs, a position means something else.
+    /// Hash of everything that decides what the steps hold. A position is valid only for the hash
+    /// it was saved with.
     pub fn order_hash(&self) -> String {
         self.setup.order.hash().to_owned()
     }
 
-    /// The step that [`Loader::next_step`] gives next.
+    /// The step that [`Loader::next_step`] returns next.
     pub fn position(&self) -> u64 {
         self.position
     }
 
-    /// Goes to a step, without reading what lies between.
+    /// Moves to a step without reading the steps between.
     pub fn seek(&mut self, step: u64) {
         if step != self.position {
             self.ahead = None;
@@ -122,11 +130,11 @@ impl Loader {
         }
     }
 
-    /// The mixed and padded shares of this rank's part of the first `num_steps` steps. Draws and tokenises their
-    /// prompts, reads no latents, and leaves the position alone.
+    /// The mixed and padded shares of this rank's part of the first `num_steps` steps. Draws and
+    /// tokenises their prompts, reads no latents and does not move the position.
     ///
     /// # Errors
-    /// What reading text met.
+    /// The errors of reading text.
     pub fn chunk_shares(&self, num_steps: u64) -> Result<ChunkShares> {
         let setup = &self.setup;
         let (mut steps, mut windows) = (Steps::new(setup.order.clone()), Windows::new(setup.order.clone()));
@@ -145,11 +153,11 @@ impl Loader {
     /// This rank's part of the next step.
     ///
     /// # Errors
-    /// What reading met, [`Error::Io`], [`Error::Damaged`] or [`Error::Malformed`]; the position stays. As
-    /// [`Loader::check_cache`].
+    /// The errors of reading: [`Error::Io`], [`Error::Remote`], [`Error::Damaged`] or
+    /// [`Error::Malformed`]; the position does not move. Those of [`Loader::check_cache`].
     ///
     /// # Panics
-    /// If the reading thread did.
+    /// If the reading thread panicked.
     pub fn next_step(&mut self) -> Result<Step> {
         if self.ahead.is_none() {
             self.check_cache()?;
@@ -164,26 +172,26 @@ impl Loader {
     }
 }
 
-/// How well windows keep texts of one length together.
+/// How well windows group prompts of one length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ChunkShares {
-    /// Micro-batches looked at.
+    /// Micro-batches counted.
     pub micro_batches: u64,
-    /// Those whose samples differ in their number of chunks.
+    /// Micro-batches whose samples differ in their number of chunks.
     pub mixed: u64,
-    /// Chunks that the text encoders run, those of padding included.
+    /// Chunks that the text encoders process, padding included.
     pub chunks: u64,
-    /// Chunks without text, which fill shorter samples up to the longest of their micro-batch.
+    /// Chunks without text, which pad shorter samples to the longest of their micro-batch.
     pub padding: u64,
 }
 
 impl ChunkShares {
-    /// Mixed micro-batches as a part of all, 0 to 1.
+    /// Fraction of micro-batches that are mixed, 0 to 1.
     pub fn mixed_share(&self) -> f64 {
         self.mixed as f64 / self.micro_batches.max(1) as f64
     }
 
-    /// Padding as a part of all chunks, 0 to 1.
+    /// Fraction of chunks that are padding, 0 to 1.
     pub fn padded_share(&self) -> f64 {
         self.padding as f64 / self.chunks.max(1) as f64
     }
@@ -197,7 +205,7 @@ impl ChunkShares {
     }
 }
 
-/// The thread that reads ahead, and its end of the bargain.
+/// The thread that reads ahead, and the channel that its steps arrive on.
 #[derive(Debug)]
 struct ReadAhead {
     steps: Option<Receiver<Result<Step>>>,
@@ -213,15 +221,15 @@ impl ReadAhead {
         let thread = thread::Builder::new()
             .name("rectiflow-loader".to_owned())
             .spawn(move || read(&setup, from, &sender, &flag))
-            .expect("the system can start one more thread");
+            .expect("the system can start a thread");
         Self { steps: Some(steps), stop, thread: Some(thread) }
     }
 
     fn next(&mut self) -> Result<Step> {
-        let received = self.steps.as_ref().expect("only drop takes it").recv();
+        let received = self.steps.as_ref().expect("only `drop` takes the receiver").recv();
         received.unwrap_or_else(|_| {
             let thread = self.thread.take().expect("a thread ends without an error only once");
-            resume_unwind(thread.join().expect_err("the thread ends by itself only after an error or a panic"))
+            resume_unwind(thread.join().expect_err("the thread returns only after an error or a panic"))
         })
     }
 }
@@ -229,10 +237,10 @@ impl ReadAhead {
 impl Drop for ReadAhead {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        // Without a receiver a thread that waits to send wakes up.
+        // Dropping the receiver wakes a thread that waits to send.
         self.steps = None;
         if let Some(thread) = self.thread.take() {
-            // A panic nobody waited for is not worth a second one while unwinding.
+            // The steps are no longer wanted, so a panic of the thread is ignored.
             let _ = thread.join();
         }
     }
@@ -263,7 +271,7 @@ fn read_windows(setup: &LoaderSetup, from: u64, sender: &Sender<Result<Step>>, s
     }
 }
 
-/// Reads one step; none if it was told to stop.
+/// Reads one step. Returns `None` once `stop` is set.
 fn read_step(
     setup: &LoaderSetup,
     step: u64,

@@ -1,4 +1,4 @@
-//! Steps for the trainer: the loader, what it reads ahead, and the fixed passes of the test loss.
+//! Steps for the trainer: the loader, its reading ahead, and the fixed passes of the test loss.
 
 pub mod batch;
 pub(crate) mod feed;

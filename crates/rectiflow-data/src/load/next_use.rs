@@ -1,15 +1,15 @@
-//! When blocks are needed next on this machine: what a cache that is full has to know to throw out the right ones.
+//! When this machine needs each block next: a full cache evicts by it.
 //!
-//! The order is known, so that the block whose next use is farthest away can go first (Belady's rule), and one that is
-//! needed later than all that is there need not be kept at all. That helps where a block is used many times an epoch, a
-//! row at a time, in `owned` mode. In `window` mode each block is used once an epoch: whatever goes and stays, no more
-//! blocks are found than were there when the epoch began. Then what is needed soon counts as needed now, and stays: the
-//! disk is not written again and again, and what it saves is spread over the epoch.
+//! The order is known, so the block whose next use is farthest away is evicted first (Belady's
+//! rule), and a block that is needed later than all cached ones is not kept at all. This pays off
+//! in `owned` mode, where a block is used many times per epoch, one row at a time. In `window` mode
+//! each block is used once per epoch, and no eviction rule finds more blocks than the cache held
+//! when the epoch began. There a block that is needed soon counts as needed now and stays: the disk
+//! is not rewritten over and over, and its savings spread over the epoch.
 //!
-//! A use is the step in which the first micro-batch of a window with rows of that block is due, in any lane that runs on
-//! this machine. Looked up in tables of an epoch each,
-//! which are computed when they are first asked for: 8 bytes for each block of each window, and only where space is
-//! short. Does no I/O.
+//! A use is the step in which the first micro-batch of a window with rows of that block is due, in
+//! any lane that runs on this machine. Uses are kept in one table per epoch, computed on the first
+//! lookup: 8 bytes for each block of each window, and only when space is short. Does no I/O.
 
 use std::sync::{
     Arc, Mutex, PoisonError,
@@ -26,7 +26,8 @@ use crate::{
     order::{Order, lanes::beginnings, stream::Mode, window::Windows},
 };
 
-/// Tables kept: of the epoch that is asked for, of the one after, and one for whoever is behind or ahead.
+/// Tables kept: of the current epoch, of the next one, and of one more for a lookup that lags
+/// behind or runs ahead.
 const EPOCHS_KEPT: usize = 3;
 
 /// The uses of blocks by some lanes of an order.
@@ -35,7 +36,7 @@ pub(crate) struct NextUses {
     order: Arc<Order>,
     lanes: Vec<usize>,
     data: Vec<Data>,
-    /// The step whose windows are being asked for.
+    /// The step whose windows are being requested.
     now: AtomicU64,
     tables: Mutex<Tables>,
 }
@@ -43,9 +44,9 @@ pub(crate) struct NextUses {
 #[derive(Debug)]
 struct Data {
     dataset: Arc<Dataset>,
-    /// Number of each object's first block among those of all data sets.
+    /// Number of each object's first block among the blocks of all data sets.
     first_block: Vec<u32>,
-    /// Says to other processes, as long as it lives, that somebody plans with this data set.
+    /// Tells other processes, as long as it lives, that a plan uses this data set.
     claim: Option<Claim>,
 }
 
@@ -58,16 +59,16 @@ struct Tables {
 #[derive(Debug)]
 struct Epoch {
     epoch: u64,
-    /// Step that it begins in, and the one that the next epoch begins in: of two epochs that share a step, the earlier has
-    /// no use after it.
+    /// The steps in which this epoch and the next one begin. If two epochs share a step, the
+    /// earlier one has no use after it.
     start: u64,
     end: u64,
-    /// Block and step after `start`, sorted.
+    /// Block, and step relative to `start`; sorted.
     uses: Vec<(u32, u32)>,
 }
 
 impl NextUses {
-    /// Of the blocks of `datasets`, the data sets of `order`, by `lanes`.
+    /// The uses by `lanes` of the blocks of `datasets`, the data sets of `order`.
     pub(crate) fn new(order: &Arc<Order>, datasets: Vec<Arc<Dataset>>, lanes: Vec<usize>) -> Arc<Self> {
         let plan = format!("{} {lanes:?}", order.hash());
         let mut num_blocks = 0;
@@ -89,7 +90,7 @@ impl NextUses {
         uses
     }
 
-    /// Says that the windows of all steps before `step` have been asked for.
+    /// Records that the windows of all steps before `step` have been requested.
     pub(crate) fn advance(&self, step: u64) {
         self.now.store(step, Ordering::Relaxed);
     }
@@ -104,8 +105,8 @@ impl NextUse for NextUses {
         self.data.iter().filter_map(|data| data.claim.as_ref()).any(|claim| claim.mark == mark)
     }
 
-    /// Of the steps whose windows have not been asked for, in this epoch and the next. In `window` mode always 0 instead
-    /// of a later step.
+    /// Considers the steps whose windows have not been requested, in this epoch and the next. In
+    /// `window` mode returns 0 in place of any later step.
     fn next(&self, folder: &str, object: usize, block: u32, step: u64) -> Option<u64> {
         let after = step.max(self.now.load(Ordering::Relaxed).saturating_sub(1));
         let data = self.data.iter().filter(|data| data.has(folder));
@@ -156,9 +157,9 @@ impl Epoch {
             let before = found.len();
             for row_ref in windows.row_refs_of(&piece) {
                 let located = data.dataset.locate(Split::Train, stream.bucket, row_ref.row.into());
-                let (object, row) = located.expect("the order knows the rows of the data sets it was made for");
+                let (object, row) = located.expect("the order was built from the rows of these data sets");
                 let block = data.first_block[object] + row / BLOCK_ROWS;
-                // Rows of windows of blocks are neighbours.
+                // In a window of blocks consecutive rows share a block: this keeps `found` short.
                 if found.len() == before || found.last().is_some_and(|&(last, _)| last != block) {
                     found.push((block, (micro_batch / micro_batches - start) as u32));
                 }

@@ -1,6 +1,7 @@
-//! What a loader is made of: its order, its data sets, and the bytes that they need.
+//! The parts of a loader: its order, its data sets, and the bytes that they need.
 //!
-//! All of it is settled when the loader is made; the reading thread shares it and changes nothing.
+//! All of it is fixed when the loader is constructed; the reading thread shares it and changes
+//! nothing.
 
 use std::{ops::Range, sync::Arc};
 
@@ -22,7 +23,7 @@ use crate::{
     text::token,
 };
 
-/// What the steps of one rank are read from.
+/// Everything that the steps of one rank are read from.
 #[derive(Debug)]
 pub(crate) struct LoaderSetup {
     pub(crate) order: Arc<Order>,
@@ -30,9 +31,9 @@ pub(crate) struct LoaderSetup {
     pub(crate) rank: RankOf,
     /// The slots of this rank.
     pub(crate) slots: Vec<u32>,
-    /// Bytes that `window` and `owned` mode may hold.
+    /// Limit in bytes of what `window` and `owned` mode hold at once.
     pub(crate) read_ahead_bytes: u64,
-    /// What this machine needs when, if there is a cache that asks.
+    /// When this machine needs each block, if a cache uses it.
     pub(crate) uses: Option<Arc<NextUses>>,
 }
 
@@ -40,8 +41,8 @@ impl LoaderSetup {
     /// The setup of `rank`, for the training samples of `sources`.
     ///
     /// # Errors
-    /// [`Error::Invalid`] where the settings, the amounts or the number of ranks cannot work, or the data sets were
-    /// encoded by different VAEs.
+    /// [`Error::Invalid`] if the settings, the amounts or the number of ranks cannot work, or the
+    /// data sets were encoded by different VAEs.
     pub(crate) fn new(sources: Vec<Source>, settings: OrderSettings, rank: RankOf) -> Result<Self> {
         check_sources(&sources)?;
         let mode = if settings.mode == Mode::Auto { choose_mode(&sources) } else { settings.mode };
@@ -56,14 +57,14 @@ impl LoaderSetup {
         Ok(Self { order, batcher, rank, slots, read_ahead_bytes, uses })
     }
 
-    /// The same for a machine on which `ranks` run.
+    /// The same setup on a machine that runs `ranks`.
     pub(crate) fn on_machine_with(self, ranks: Range<usize>) -> Self {
         let lanes = lanes_of(&self.order, self.rank.ranks, ranks);
         let uses = next_uses(&self.order, self.batcher.sources(), lanes);
         Self { uses, ..self }
     }
 
-    /// The least bytes that must be allowed to be read ahead: 0 in `local` mode.
+    /// The smallest read-ahead limit in bytes: 0 in `local` mode.
     pub(crate) fn least_read_ahead_bytes(&self) -> u64 {
         if !self.order.settings().mode.has_windows() {
             return 0;
@@ -77,10 +78,10 @@ impl LoaderSetup {
         lanes_of(&self.order, ranks, rank..rank + 1)
     }
 
-    /// Whether `owned` mode has the disk that it needs.
+    /// Checks that `owned` mode has the disk space that it needs.
     ///
     /// # Errors
-    /// [`Error::Invalid`] with the bytes that would do.
+    /// [`Error::Invalid`] with the bytes that are enough.
     pub(crate) fn check_cache(&self) -> Result<()> {
         let sources = self.batcher.sources();
         let remote: Vec<&Source> = sources.iter().filter(|source| source.dataset.is_remote()).collect();
@@ -93,16 +94,16 @@ impl LoaderSetup {
         let what = "cache".to_owned();
         let Some(cache) = remote.iter().map(|source| source.dataset.cache()).collect::<Option<Vec<_>>>() else {
             let reason = format!(
-                "mode \"owned\" keeps blocks on a local disk: give a folder and at least {least} bytes, better {all}, which \
-                 hold all that this rank reads; or use mode \"window\""
+                "mode \"owned\" keeps blocks on a local disk: set a cache folder and at least {least} bytes, better {all}, which \
+                 hold everything that this rank reads; or use mode \"window\""
             );
             return Err(Error::Invalid { what, reason });
         };
         let limit = cache[0].cache.limit_bytes();
         if limit < least.min(all) {
             let reason = format!(
-                "expected room for at least a window a lane, {least} bytes, found a limit of {limit}; allow more (all that \
-                 this rank reads is {all} bytes), lower window_samples, or use mode \"window\""
+                "expected room for at least a window a lane, {least} bytes, found a limit of {limit}; allow more (this rank \
+                 reads {all} bytes in total), lower window_samples, or use mode \"window\""
             );
             return Err(Error::Invalid { what, reason });
         }
@@ -110,14 +111,14 @@ impl LoaderSetup {
             tracing::warn!(
                 limit,
                 all,
-                "the cache is smaller than what this rank's lanes own: blocks are fetched again and again; \
+                "the cache is smaller than what this rank's lanes own: blocks are fetched repeatedly; \
                  mode \"window\" fetches each once an epoch"
             );
         }
         Ok(())
     }
 
-    /// Bytes at URLs that some lanes read: their shares, and all that is not shared.
+    /// Bytes at URLs that some lanes read: their shares, and everything that is not shared.
     fn remote_bytes(&self, lanes: &[usize]) -> u64 {
         let sources = self.batcher.sources();
         let is_read = |stream: &&Stream| {
@@ -155,19 +156,19 @@ fn check_sources(sources: &[Source]) -> Result<()> {
     Ok(())
 }
 
-/// `window` for data sets that are at a URL and, together, larger than memory is meant to hold.
+/// `window` if the data sets at a URL are together larger than [`MEMORY_BYTES`], otherwise `local`.
 fn choose_mode(sources: &[Source]) -> Mode {
     let remote = sources.iter().filter(|source| source.dataset.is_remote());
     let num_bytes: u64 = remote.map(|source| source.dataset.num_bytes(Split::Train)).sum();
     if num_bytes > MEMORY_BYTES { Mode::Window } else { Mode::Local }
 }
 
-/// Lanes that some of `num_ranks` ranks run.
+/// Lanes that `ranks`, some of `num_ranks` ranks, run.
 fn lanes_of(order: &Order, num_ranks: usize, ranks: Range<usize>) -> Vec<usize> {
     (0..order.lanes()).filter(|lane| ranks.contains(&(lane % num_ranks))).collect()
 }
 
-/// What a full cache asks; none where there is no cache, or nothing known of what comes when.
+/// The next uses for a full cache to evict by. None without a cache, and in `local` mode.
 fn next_uses(order: &Arc<Order>, sources: &[Source], lanes: Vec<usize>) -> Option<Arc<NextUses>> {
     let has_cache = sources.iter().any(|source| source.dataset.cache().is_some());
     let datasets = || sources.iter().map(|source| source.dataset.clone()).collect();
@@ -195,9 +196,10 @@ fn shape(source: &Source, mode: Mode) -> DataShape {
 fn largest_window(order: &Order, sources: &[Source]) -> u64 {
     let largest = |stream: &Stream| {
         let dataset = &sources[stream.data as usize].dataset;
-        // The last window of a pass is up to a micro-batch longer, and a window begins and ends in the middle of blocks.
+        // The last window of a pass is up to a micro-batch longer, and a window can begin and end
+        // in the middle of a block.
         let samples = ((stream.window + 1) * u64::from(stream.size)).min(stream.rows);
-        // Deleted rows are in their blocks all the same.
+        // Blocks still contain their deleted rows.
         let index = dataset.index();
         let num_stored = index.num_stored(Split::Train, stream.bucket);
         let stored = num_stored as f64 / index.num_rows(Split::Train, stream.bucket) as f64;
@@ -207,8 +209,9 @@ fn largest_window(order: &Order, sources: &[Source]) -> u64 {
     order.streams().iter().map(largest).max().unwrap_or(0)
 }
 
-/// Bytes that the windows of `num_lanes` lanes take at most while all that may be open are, and of one more a lane to
-/// read ahead: what a loader must and what it had better be allowed to hold.
+/// Bytes that the windows of `num_lanes` lanes take when all that can be open are open; and the
+/// same with one more window per lane to read ahead. The first is the least that a loader must
+/// hold, the second the default.
 fn needed_bytes(order: &Order, sources: &[Source], num_lanes: usize) -> (u64, u64) {
     let window = largest_window(order, sources);
     let open = (num_lanes * open_windows(order.lanes())) as u64;

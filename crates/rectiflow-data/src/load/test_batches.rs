@@ -1,10 +1,11 @@
-//! The fixed passes: every test sample, or a fixed few of the training samples, each once, in a fixed order, in
-//! micro-batches of one chunk count each.
+//! Fixed passes: every test sample, or a fixed subset of the training samples, each once, in a
+//! fixed order, in micro-batches of one chunk count each.
 //!
-//! The tuples of a test loss must not change from one measurement to the next, nor with the number of ranks: each
-//! sample has one prompt for ever, that of pass 0, and none is dropped (a loss without text would tell how many were
-//! dropped, not how well prompts are followed). Micro-batch i goes to rank i mod R. Ranks that run short get
-//! micro-batches of weight 0, so that all make the same number of calls.
+//! The tuples of a test loss must not change between measurements or with the number of ranks: each
+//! sample always has the prompt of pass 0, and no prompt is dropped (a loss with dropped prompts
+//! would measure their number, not how well prompts are followed). Micro-batch i goes to rank
+//! i mod R. Ranks with fewer micro-batches receive extra ones of weight 0, so that all ranks make
+//! the same number of calls.
 
 use std::{collections::VecDeque, iter::FusedIterator, thread};
 
@@ -17,13 +18,14 @@ use crate::{
     text::{prompt::PromptSettings, token::MAX_CHUNKS},
 };
 
-/// The test samples of `sources`, each once whatever its amount, as one rank sees them. Micro-batches are of at most
-/// `micro_batch` samples of one bucket and one chunk count; `slot` counts them and `first_sample` their samples over
-/// all ranks. Draws and tokenises all prompts at once, reads latents as it goes, sixteen buckets or micro-batches at a
-/// time: at a distance each of them is a request of its own.
+/// One rank's part of the test samples of `sources`, each once whatever the amount of its data set.
+/// Micro-batches have at most `micro_batch` samples of one bucket and one chunk count; `slot`
+/// counts micro-batches and `first_sample` samples over all ranks. Draws and tokenises all prompts
+/// at once and reads latents as it iterates, sixteen buckets or micro-batches at a time: over a
+/// network each of them is a request of its own.
 ///
 /// # Errors
-/// [`Error::Invalid`] for impossible settings, otherwise what reading text met.
+/// [`Error::Invalid`] for impossible settings; the errors of reading text.
 pub fn test_batches(sources: &[Source], micro_batch: usize, seed: u64, rank: RankOf) -> Result<TestBatches> {
     let mut rows = Vec::new();
     for (data, source) in (0..).zip(sources) {
@@ -34,8 +36,9 @@ pub fn test_batches(sources: &[Source], micro_batch: usize, seed: u64, rank: Ran
     fixed_batches(sources, Split::Test, rows, Fixed { micro_batch, seed, rank })
 }
 
-/// As [`test_batches`], with `count` of the training samples, or all if there are fewer: those whose hash of seed, data
-/// set, bucket and row is lowest. Rows that are added later leave most of them as they are.
+/// As [`test_batches`], with `count` of the training samples, or all if there are fewer: those with
+/// the lowest hash of seed, data set, bucket and row. Rows that are added later leave most of the
+/// selection unchanged.
 ///
 /// # Errors
 /// As [`test_batches`].
@@ -70,7 +73,7 @@ fn num_rows(count: u64) -> u32 {
     u32::try_from(count).expect("a bucket has fewer than 2^32 rows")
 }
 
-/// What a fixed pass is besides its samples.
+/// The settings of a fixed pass.
 #[derive(Debug, Clone, Copy)]
 struct Fixed {
     micro_batch: usize,
@@ -78,7 +81,7 @@ struct Fixed {
     rank: RankOf,
 }
 
-/// A fixed pass over rows of buckets: (data set, bucket, rows).
+/// A fixed pass over `rows`, each entry a data set, a bucket and rows of it.
 fn fixed_batches(
     sources: &[Source],
     split: Split,
@@ -114,21 +117,22 @@ fn fixed_batches(
     Ok(TestBatches { batcher, members: number(members), rank, next: 0, ready: VecDeque::new() })
 }
 
-/// How many reads of a fixed pass are under way at a time.
+/// Concurrent reads of a fixed pass.
 const AT_ONCE: usize = 16;
 
-/// `work` on each item, a few at a time, each in a thread that may wait for the network; results in the items' order.
+/// Runs `work` on each item, [`AT_ONCE`] at a time, each in a thread that can wait for the network.
+/// Returns the results in the items' order.
 fn side_by_side<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> Result<R> + Sync) -> Vec<Result<R>> {
     let run = |items: &[T]| -> Vec<Result<R>> {
         thread::scope(|scope| {
             let threads: Vec<_> = items.iter().map(|item| scope.spawn(|| work(item))).collect();
-            threads.into_iter().map(|thread| thread.join().expect("reading gives errors and does not panic")).collect()
+            threads.into_iter().map(|thread| thread.join().expect("reading returns errors and does not panic")).collect()
         })
     };
     items.chunks(AT_ONCE).flat_map(run).collect()
 }
 
-/// Gives micro-batches their slots and first samples.
+/// Assigns micro-batches their slots and first samples.
 fn number(members: Vec<(u32, u32, Vec<RowRef>)>) -> Vec<Members> {
     let mut first_sample = 0;
     let numbered = (0..).zip(members).map(|(slot, (data, bucket, row_refs))| {
@@ -139,20 +143,20 @@ fn number(members: Vec<(u32, u32, Vec<RowRef>)>) -> Vec<Members> {
     numbered.collect()
 }
 
-/// One rank's part of a fixed pass: see [`test_batches`] and [`training_batches`].
+/// One rank's part of a fixed pass, from [`test_batches`] or [`training_batches`].
 #[derive(Debug)]
 pub struct TestBatches {
     batcher: Batcher,
     members: Vec<Members>,
     rank: RankOf,
-    /// The call to be made next.
+    /// The number of the next call.
     next: usize,
-    /// What it and those after it give, as far as it has been read.
+    /// Results of that call and those after it, as far as they have been read.
     ready: VecDeque<Result<MicroBatch>>,
 }
 
 impl TestBatches {
-    /// Samples over all ranks.
+    /// Number of samples over all ranks.
     pub fn num_samples(&self) -> u64 {
         self.members.iter().map(|members| members.row_refs.len() as u64).sum()
     }
@@ -160,7 +164,7 @@ impl TestBatches {
     /// Ids of these samples, in the order of the pass.
     ///
     /// # Errors
-    /// What reading text met.
+    /// The errors of reading text.
     pub fn ids(&self) -> Result<Vec<SampleId>> {
         let mut ids = Vec::new();
         for members in &self.members {
@@ -169,19 +173,19 @@ impl TestBatches {
         Ok(ids)
     }
 
-    /// Micro-batches that every rank gets, those of weight 0 included.
+    /// Micro-batches of each rank, those of weight 0 included.
     pub fn num_calls(&self) -> usize {
         self.members.len().div_ceil(self.rank.ranks)
     }
 }
 
 impl TestBatches {
-    /// What this rank gets in a call.
+    /// Reads this rank's micro-batch of a call.
     fn read(&self, call: usize) -> Result<MicroBatch> {
         if let Some(members) = self.members.get(call * self.rank.ranks + self.rank.rank) {
             return self.batcher.assemble(members);
         }
-        let last = self.members.last().expect("there is a call, so there is a micro-batch");
+        let last = self.members.last().expect("a pass with a call has a micro-batch");
         self.batcher.assemble(last).map(|batch| MicroBatch { weights: vec![0.0; batch.weights.len()], ..batch })
     }
 }

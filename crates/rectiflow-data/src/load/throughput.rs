@@ -1,4 +1,4 @@
-//! How fast a data set is read: the numbers that `rectiflow bench loader` prints. Takes the time; changes nothing.
+//! Reading speed of a data set: the numbers that `rectiflow bench loader` prints. Changes nothing.
 
 use std::time::{Duration, Instant};
 
@@ -14,30 +14,30 @@ use crate::{
     remote::request::ObjectFile,
 };
 
-/// What reading with the loader took.
+/// Measurements of reading with the loader.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LoaderNumbers {
     /// Mode of the order.
     pub mode: String,
-    /// Bytes of latents and text that were allowed to be read ahead.
+    /// Limit in bytes of latents and text read ahead.
     pub read_ahead_bytes: u64,
-    /// From nothing to the first step.
+    /// Time from the construction of the loader to its first step.
     pub first_step_secs: f64,
-    /// Steps after the first.
+    /// Number of steps after the first.
     pub steps: u64,
-    /// Their samples, of this rank.
+    /// Samples of these steps, on this rank.
     pub samples: u64,
-    /// Their latents.
+    /// Bytes of latents of these samples.
     pub latent_bytes: u64,
-    /// The time that they took.
+    /// Time for these steps.
     pub secs: f64,
-    /// Samples a second after the first step.
+    /// Samples per second after the first step.
     pub samples_per_sec: f64,
-    /// Millions of bytes of latents a second after the first step.
+    /// Millions of bytes of latents per second after the first step.
     pub megabytes_per_sec: f64,
 }
 
-/// Reads steps for at least `at_least` after the first one, as fast as they come.
+/// Reads steps as fast as possible, for at least `at_least` after the first one.
 ///
 /// # Errors
 /// As [`Loader::new`] and [`Loader::next_step`].
@@ -76,11 +76,12 @@ pub fn loader(
     })
 }
 
-/// Bytes a second of the plainest reading there is: the training latents from front to back, one request of a run of
-/// blocks after the other, each verified. For at least `at_least`, from the front again if need be; at least once.
+/// Bytes per second of plain sequential reading: the training latents from front to back, one
+/// request for a run of blocks after the other, each verified. Reads for at least `at_least` and
+/// starts over at the end of the data set; returns 0 for a data set without training latents.
 ///
 /// # Errors
-/// What reading met.
+/// The errors of reading.
 pub fn sequential(dataset: &Dataset, at_least: Duration) -> Result<f64> {
     let began = Instant::now();
     let mut num_bytes = 0;

@@ -1,4 +1,4 @@
-//! How many rows an epoch fetches for each that it delivers, in `window` and `owned` mode. Pure.
+//! Rows that an epoch fetches per row that it delivers, in `window` and `owned` mode. Pure.
 
 use std::collections::BTreeSet;
 
@@ -7,10 +7,10 @@ use crate::{
     order::{Order, lanes::LaneWalk, stream::Mode, window::Windows},
 };
 
-/// Rows that an epoch fetches, in whole blocks, over the rows that it delivers: the factor by which bytes are fetched
-/// more often than they are needed. Deleted rows, which are in the blocks, come on top. In `owned` mode later passes over
-/// the shares fetch nothing, if there is room for them on the disks; the other streams are counted in each epoch, though
-/// some of their blocks will be on the disk of whoever needs them again.
+/// Rows that an epoch fetches, in whole blocks, divided by the rows that it delivers. Deleted rows
+/// are fetched with their blocks and not counted here. In `owned` mode later passes over the shares
+/// count as fetching nothing, which holds if the disks have room for them. The other streams count
+/// in each epoch, although some of their blocks are then on the disk of the rank that needs them.
 pub fn amplification(order: &Order, epoch: u64) -> f64 {
     let mut windows = Windows::new(order.clone().into());
     let (mut read, mut needed) = (0, 0);

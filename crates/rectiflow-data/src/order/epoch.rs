@@ -1,8 +1,9 @@
-//! Steps: the shuffled micro-batches of all epochs, one after the other, cut every A.
+//! Steps: the shuffled micro-batches of all epochs, one after the other, A per step.
 //!
-//! An epoch's list is one shuffled index a micro-batch (4 bytes); which stream and which of its micro-batches an index
-//! means is arithmetic. Two lists are kept, since a step may straddle two epochs. To seek is to compute another list.
-//! In `window` and `owned` mode the windows of an epoch take the list's place (`lanes`), and what is kept is proportional to them.
+//! An epoch's list holds one shuffled index per micro-batch (4 bytes); arithmetic maps an index to
+//! a stream and a micro-batch of it. Two lists are kept, because a step can straddle two epochs.
+//! Seeking means computing another list. In `window` and `owned` mode the windows of an epoch
+//! replace the list (`lanes`), and memory is proportional to their number.
 
 use std::sync::Arc;
 
@@ -22,19 +23,19 @@ pub struct StepPlan {
     pub step: u64,
     /// The epoch of its first micro-batch.
     pub epoch: u64,
-    /// Samples in it.
+    /// Samples of the step, over all ranks.
     pub num_samples: u64,
     /// Its A slots.
     pub slots: Vec<Slot>,
 }
 
-/// Walks through the steps of an order, in any order, fastest in ascending order.
+/// Plans the steps of an order, in any sequence; ascending is fastest.
 #[derive(Debug)]
 pub struct Steps {
     order: Arc<Order>,
-    /// `local` mode.
+    /// Lists of `local` mode, at most two.
     epochs: Vec<Epoch>,
-    /// `window` and `owned` mode.
+    /// The epoch of `window` and `owned` mode.
     lanes: Option<LaneWalk>,
 }
 
@@ -44,7 +45,7 @@ impl Steps {
         Self { order, epochs: Vec::new(), lanes: None }
     }
 
-    /// What a step is made of.
+    /// The slots of a step.
     pub fn plan(&mut self, step: u64) -> StepPlan {
         let num_slots = self.order.settings().micro_batches as u64;
         let mut slots = Vec::with_capacity(num_slots as usize);
@@ -57,7 +58,7 @@ impl Steps {
         StepPlan { step, epoch: slots[0].epoch, num_samples, slots }
     }
 
-    /// Micro-batch `micro_batch` of the run, which is slot `slot` of its step and comes after `first_sample` samples.
+    /// Micro-batch `micro_batch` of the run: slot `slot` of its step, after `first_sample` samples.
     fn slot(&mut self, micro_batch: u64, slot: u32, first_sample: u64) -> Slot {
         let (epoch, stream, index, window) = match self.order.settings().mode {
             Mode::Window | Mode::Owned => {
@@ -105,9 +106,9 @@ struct Epoch {
     /// Micro-batches of the run before this epoch.
     start: u64,
     shuffled: Vec<u32>,
-    /// For each stream, micro-batches of this epoch in the streams before it; the total last.
+    /// For each stream, micro-batches of this epoch in the streams before it; then the total.
     ends: Vec<u64>,
-    /// For each stream, its micro-batches in the epochs before.
+    /// For each stream, its micro-batches in the earlier epochs.
     before: Vec<u64>,
 }
 
@@ -127,7 +128,7 @@ impl Epoch {
         micro_batch >= self.start && micro_batch - self.start < self.shuffled.len() as u64
     }
 
-    /// The stream, and the number in it, of a micro-batch of this epoch.
+    /// The stream of a micro-batch of this epoch, and its number there.
     fn locate(&self, micro_batch: u64) -> (u32, u64) {
         let index = u64::from(self.shuffled[(micro_batch - self.start) as usize]);
         let stream = self.ends.partition_point(|end| *end <= index) - 1;

@@ -1,12 +1,13 @@
 //! `window` and `owned` mode: which lane runs which windows of an epoch, and in which order. Pure.
 //!
-//! A window's samples lie in a few runs of blocks, so all its micro-batches belong to one lane: no other has to read
-//! those blocks. The windows of an epoch are shuffled, laid end to end, and cut into one piece a lane, exactly as long
-//! as the lane has slots in that epoch. A cut may divide a window in two smaller ones, which costs at most one block
-//! read twice; so an epoch holds its own micro-batches and no others, and to seek is to compute another epoch.
-//! In `owned` mode a lane first gets the windows of its shares, as many as every other lane, and the windows of the
-//! other streams fill what is left of its slots; then its windows are shuffled.
-//! A lane keeps a few windows open and draws each micro-batch from one of them at random. In the first epoch a lane's
+//! A window's samples lie in a few runs of blocks, so all its micro-batches belong to one lane: no
+//! other lane has to read those blocks. The windows of an epoch are shuffled, laid end to end and
+//! cut into one piece per lane, exactly as long as the lane has slots in that epoch. A cut can
+//! divide a window into two smaller ones, which costs at most one block read twice. An epoch thus
+//! holds its own micro-batches and no others, and seeking means computing another epoch. In `owned`
+//! mode a lane first receives the windows of its shares, as many as every other lane; the windows
+//! of the other streams fill its remaining slots; then its windows are shuffled. A lane keeps a few
+//! windows open and draws each micro-batch from one of them at random. In the first epoch a lane's
 //! first windows are small and grow, so that the first step needs few bytes.
 
 use std::collections::VecDeque;
@@ -22,7 +23,7 @@ use crate::{
     rng::{Purpose, Rng},
 };
 
-/// Windows that a lane keeps open: with few lanes more of them, so that a step mixes buckets.
+/// Windows that a lane keeps open: more of them with few lanes, so that a step mixes buckets.
 pub(crate) fn open_windows(lanes: usize) -> usize {
     16usize.div_ceil(lanes).clamp(2, 4)
 }
@@ -33,7 +34,7 @@ pub(crate) struct LaneWalk {
     pub(crate) epoch: u64,
     /// First micro-batch of the next epoch, counted over the run.
     end: u64,
-    /// The micro-batch that comes next.
+    /// The next micro-batch, counted over the run.
     next: u64,
     lanes: Vec<Lane>,
 }
@@ -41,7 +42,7 @@ pub(crate) struct LaneWalk {
 #[derive(Debug)]
 struct Lane {
     waiting: VecDeque<Piece>,
-    /// Open windows and how many of their micro-batches have been taken.
+    /// Open windows, each with the number of its micro-batches already taken.
     open: Vec<(Piece, u32)>,
     rng: Rng,
 }
@@ -63,14 +64,14 @@ impl LaneWalk {
         Self { epoch, end, next: start, lanes: lanes.collect() }
     }
 
-    /// Whether a micro-batch can be reached without starting again.
+    /// Whether the walk can reach a micro-batch without a restart.
     pub(crate) fn is_ahead(&self, micro_batch: u64) -> bool {
         (self.next..self.end).contains(&micro_batch)
     }
 
-    /// The window of a micro-batch, and its number in it. Everything before it is passed over.
+    /// The window of a micro-batch, and its number in the window. Skips everything before it.
     pub(crate) fn take(&mut self, micro_batch: u64) -> (Piece, u32) {
-        assert!(self.is_ahead(micro_batch), "micro-batch {micro_batch} is passed or in another epoch");
+        assert!(self.is_ahead(micro_batch), "micro-batch {micro_batch} is behind the walk or in another epoch");
         loop {
             let lane = (self.next % self.lanes.len() as u64) as usize;
             let taken = self.lanes[lane].take();
@@ -81,7 +82,7 @@ impl LaneWalk {
         }
     }
 
-    /// All windows of the epoch, whole, as long as none has been taken from.
+    /// All windows of the epoch. Correct only before the first micro-batch is taken.
     pub(crate) fn pieces(&self) -> impl Iterator<Item = Piece> + '_ {
         let of_lane = |lane: &'_ Lane| -> Vec<Piece> {
             lane.open.iter().map(|(piece, _)| *piece).chain(lane.waiting.iter().copied()).collect()
@@ -106,7 +107,8 @@ impl Lane {
     }
 }
 
-/// The windows of an epoch with the micro-batch of the run that each begins with and its lane, as they begin.
+/// The windows of an epoch in the order in which they begin, each with its first micro-batch,
+/// counted over the run, and its lane.
 pub(crate) fn beginnings(order: &Order, epoch: u64) -> impl Iterator<Item = (u64, usize, Piece)> {
     let mut walk = LaneWalk::new(order, epoch);
     let lanes = walk.lanes.len() as u64;
@@ -141,7 +143,7 @@ fn deal(order: &Order, epoch: u64, span: std::ops::Range<u64>) -> Vec<Vec<Piece>
         let taken: u64 = pieces.iter().map(|piece| u64::from(piece.len)).sum();
         let mut room = below(span.end, lane) - below(span.start, lane) - taken;
         while room > 0 {
-            let mut piece = left.take().or_else(|| windows.next()).expect("lanes have as many slots as there are");
+            let mut piece = left.take().or_else(|| windows.next()).expect("the lanes have as many slots as the epoch has micro-batches");
             if u64::from(piece.len) > room {
                 let rest = Piece { first: piece.first + room, len: piece.len - room as u32, ..piece };
                 piece.len = room as u32;
@@ -158,10 +160,11 @@ fn deal(order: &Order, epoch: u64, span: std::ops::Range<u64>) -> Vec<Vec<Piece>
     (0..).zip(owned).map(fill).collect()
 }
 
-/// Cuts the first windows of a lane into small ones that grow, between blocks.
+/// Cuts the first windows of a lane into small ones that grow; cuts fall between blocks.
 fn grow(order: &Order, pieces: Vec<Piece>, num_windows: usize) -> Vec<Piece> {
     let mut grown = Vec::with_capacity(pieces.len());
-    // One of each window in turn: all of a lane's open windows are small at first.
+    // Parts of all these windows alternate, so that all of a lane's open windows are small at
+    // first.
     let mut parts: Vec<VecDeque<Piece>> = Vec::new();
     for piece in &pieces[..num_windows.min(pieces.len())] {
         let mut len = smallest(&order.streams()[piece.stream as usize]);
@@ -182,7 +185,7 @@ fn grow(order: &Order, pieces: Vec<Piece>, num_windows: usize) -> Vec<Piece> {
     grown
 }
 
-/// Micro-batches of the smallest whole number of blocks.
+/// Micro-batches of the smallest window that consists of whole blocks.
 fn smallest(stream: &Stream) -> u32 {
     let (block, size) = (u64::from(BLOCK_ROWS), u64::from(stream.size));
     (lcm(block, size) / size) as u32

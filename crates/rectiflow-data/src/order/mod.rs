@@ -1,20 +1,23 @@
 //! The order: which samples make up each micro-batch of each step.
 //!
-//! A pure function of the data sets, the seed, the micro-batch size b, the micro-batches a step A, the lanes L and the
-//! mode; **not of the number of ranks**, which only decides who runs which slot. Nothing here reads a file.
+//! A pure function of the data sets, the seed, the micro-batch size b, the micro-batches per step
+//! A, the lanes L and the mode; **not of the number of ranks**, which only decides which rank runs
+//! which slot. Nothing here reads a file.
 //!
-//! - A bucket of n samples is an endless stream of passes, each a fresh permutation, cut into micro-batches of
-//!   q = min(b, n): one of n < b samples gives one ragged micro-batch a pass. With r repeats, epoch e gives it
-//!   floor((e+1) r n / q) - floor(e r n / q) micro-batches. So nothing is dropped, no pass repeats a sample, and after
-//!   e epochs a sample has been seen e r times, give or take one (below two where e r is not whole).
-//! - The micro-batches of an epoch, shuffled, follow those of the epoch before; step k is slots k A to (k+1) A of that
-//!   endless sequence ([`epoch`]).
-//! - In `window` mode a micro-batch belongs to a window, and all of a window to one lane (`lanes`).
-//! - In `owned` mode each lane has an equal share of a bucket for the whole run, which is a stream of its own; what equal
-//!   shares leave over, and buckets too small to be shared, are streams of `window` mode (`share`).
-//! - Which samples a micro-batch holds is settled a window at a time, by the length of their prompts ([`window`]);
-//!   how many micro-batches there are never depends on text.
-//! - Slot s belongs to lane s mod L, lane l is run by rank l mod R, for any R <= L.
+//! - A bucket of n samples is an endless stream of passes, each a fresh permutation, cut into
+//!   micro-batches of q = min(b, n) samples: a bucket of n < b samples yields one ragged
+//!   micro-batch per pass. With r repeats, epoch e has floor((e+1) r n / q) - floor(e r n / q) of
+//!   its micro-batches. So nothing is dropped, no pass repeats a sample, and after e epochs a
+//!   sample has been seen e r times, plus or minus one (below two if e r is not whole).
+//! - The shuffled micro-batches of an epoch follow those of the epoch before; step k is slots k A
+//!   to (k+1) A of that endless sequence ([`epoch`]).
+//! - In `window` mode a micro-batch belongs to a window, and a whole window to one lane (`lanes`).
+//! - In `owned` mode each lane has an equal share of a bucket for the whole run, which is a stream
+//!   of its own; the remainder of the equal shares, and buckets too small to be shared, are streams
+//!   of `window` mode (`share`).
+//! - The samples of a micro-batch are chosen one window at a time, by the length of their prompts
+//!   ([`window`]); the number of micro-batches never depends on text.
+//! - Slot s belongs to lane s mod L, and rank l mod R runs lane l, for any R <= L.
 
 pub mod amplification;
 pub mod epoch;
@@ -35,34 +38,34 @@ use crate::{
 
 pub use stream::{Mode, Slot, Stream};
 
-/// What the order needs to know apart from the data.
+/// The settings of an order: everything that it depends on apart from the data.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OrderSettings {
-    /// Every random number of the order follows from it.
+    /// The seed of every random number of the order.
     pub seed: u64,
-    /// Samples a micro-batch (b).
+    /// Samples per micro-batch (b).
     pub micro_batch: usize,
-    /// Micro-batches a step over all ranks (A).
+    /// Micro-batches per step over all ranks (A).
     pub micro_batches: usize,
-    /// Lanes (L), a divisor of A; none: the largest divisor that is at most 64.
+    /// Lanes (L), a divisor of A. None means the largest divisor that is at most 64.
     pub lanes: Option<usize>,
     /// How samples are spread over an epoch.
     pub mode: Mode,
-    /// Samples (S) among which micro-batches are grouped by chunk count; rounded down to whole micro-batches (in `window`
-    /// and `owned` mode also to whole blocks, but at least the smallest number that is both), and no larger than the
-    /// bucket.
+    /// Samples (S) among which micro-batches are grouped by chunk count; rounded down to whole
+    /// micro-batches (in `window` and `owned` mode also to whole blocks, but at least the smallest
+    /// number that is both), and at most the bucket.
     pub window_samples: u64,
 }
 
-/// How much of an epoch a data set makes up.
+/// A data set's part of an epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Amount {
-    /// Passes over it an epoch; need not be whole; counted to a millionth.
+    /// Passes over it per epoch; a fraction is allowed; exact to a millionth.
     Repeats(f64),
-    /// Its part of an epoch's samples. Either all data sets have one or none; they sum to 1, and an epoch is then as
-    /// many samples as the data sets have together.
+    /// Its fraction of an epoch's samples. Either all data sets have a share or none; shares sum to
+    /// 1, and an epoch then has as many samples as the data sets together.
     Share(f64),
 }
 
@@ -73,18 +76,19 @@ pub struct BucketRows {
     pub bucket: u32,
     /// Rows.
     pub rows: u64,
-    /// For `window` and `owned` mode, the end of each run of blocks, in rows, ascending; the last is `rows`.
+    /// For `window` and `owned` mode, the end of each run of blocks, in rows, ascending; the last
+    /// is `rows`.
     pub run_ends: Vec<u32>,
 }
 
-/// What the order needs to know of one data set.
+/// Everything that the order depends on of one data set.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DataShape {
     /// Hash of its manifest.
     pub identity: String,
-    /// Whatever prompts and their length depend on: prompt settings and the tokenizer's fingerprint.
+    /// What prompts and their length depend on: prompt settings and the tokenizer's fingerprint.
     pub text: String,
-    /// How much of an epoch it makes up.
+    /// Its part of an epoch.
     pub amount: Amount,
     /// Its buckets, in a fixed order.
     pub buckets: Vec<BucketRows>,
@@ -95,7 +99,7 @@ pub struct DataShape {
 pub struct RankOf {
     /// Counted from 0.
     pub rank: usize,
-    /// How many there are.
+    /// Number of ranks.
     pub ranks: usize,
 }
 
@@ -104,23 +108,23 @@ impl RankOf {
     pub const ONLY: Self = Self { rank: 0, ranks: 1 };
 }
 
-/// The order of a run. Building it costs a few bytes a bucket and no time to speak of.
+/// The order of a run. It takes a few bytes per bucket and negligible time to build.
 #[derive(Debug, Clone)]
 pub struct Order {
     settings: OrderSettings,
     lanes: usize,
     streams: Vec<Stream>,
-    /// Of each stream, where its rows lie; empty in `local` mode.
+    /// Where each stream's rows lie; empty in `local` mode.
     layouts: Vec<Layout>,
     hash: String,
 }
 
 impl Order {
-    /// The order over `data` as `settings` say.
+    /// The order of `data` under `settings`.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if a size is 0, the lanes do not divide the micro-batches, amounts contradict each other, a
-    /// data set has no samples, or a count is beyond 32 bits.
+    /// [`Error::Invalid`] if a size is 0, the lanes do not divide the micro-batches, amounts
+    /// contradict each other, a data set has no samples, or a count exceeds 32 bits.
     pub fn new(data: &[DataShape], settings: OrderSettings) -> Result<Self> {
         check_sizes(&settings)?;
         let lanes = resolve_lanes(settings.micro_batches, settings.lanes)?;
@@ -157,12 +161,13 @@ impl Order {
         Ok(order)
     }
 
-    /// Hex BLAKE3 of all that the order depends on. Two runs with the same hash train on the same samples.
+    /// Hex BLAKE3 of everything that the order depends on. Two runs with the same hash train on the
+    /// same samples.
     pub fn hash(&self) -> &str {
         &self.hash
     }
 
-    /// The settings that it was made with.
+    /// The settings that it was built with.
     pub fn settings(&self) -> &OrderSettings {
         &self.settings
     }
@@ -180,7 +185,7 @@ impl Order {
     /// The runs that a stream's rows lie in.
     ///
     /// # Panics
-    /// In `local` mode, which has none.
+    /// In `local` mode, which has no runs.
     pub(crate) fn layout(&self, stream: u32) -> &Layout {
         &self.layouts[stream as usize]
     }
@@ -190,7 +195,7 @@ impl Order {
         self.streams.iter().map(|stream| stream.before_epoch(epoch)).sum()
     }
 
-    /// Micro-batches that each stream gives in `epoch`, in the order of [`Order::streams`].
+    /// Micro-batches of each stream in `epoch`, in the order of [`Order::streams`].
     pub(crate) fn epoch_counts(&self, epoch: u64) -> impl Iterator<Item = u64> + '_ {
         self.streams.iter().map(move |stream| stream.in_epoch(epoch))
     }
@@ -201,7 +206,8 @@ impl Order {
         while self.epoch_start(past) <= micro_batch {
             past *= 2;
         }
-        // The last epoch that starts at or before it: an epoch may be empty where repeats are below 1.
+        // Bisect for the last epoch that starts at or before it. An epoch can be empty if repeats
+        // are below 1.
         let mut first = past / 2;
         while past - first > 1 {
             let middle = first + (past - first) / 2;
@@ -217,14 +223,15 @@ impl Order {
     /// The slots of a step that a rank runs, in ascending order.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if there are more ranks than lanes, with the number of lanes that would do.
+    /// [`Error::Invalid`] if there are more ranks than lanes, with a number of lanes that works.
     pub fn slots_of(&self, rank: RankOf) -> Result<Vec<u32>> {
         self.check_ranks(rank)?;
         let is_mine = |slot: &u32| (*slot as usize % self.lanes) % rank.ranks == rank.rank;
         Ok((0..self.settings.micro_batches as u32).filter(is_mine).collect())
     }
 
-    /// The part of the ranks' time that is spent waiting for those that run a lane more, 0 where R divides L.
+    /// The fraction of the ranks' time spent waiting for those that run one more lane; 0 if R
+    /// divides L.
     pub fn idle_share(&self, ranks: usize) -> f64 {
         let busiest = self.lanes.div_ceil(ranks);
         1.0 - self.lanes as f64 / (busiest * ranks) as f64
@@ -233,7 +240,7 @@ impl Order {
     fn check_ranks(&self, rank: RankOf) -> Result<()> {
         let RankOf { rank, ranks } = rank;
         if rank >= ranks {
-            return Err(invalid("rank", &format!("expected a rank below the {ranks} ranks there are, found {rank}")));
+            return Err(invalid("rank", &format!("expected a rank below {ranks}, the number of ranks, found {rank}")));
         }
         if ranks <= self.lanes {
             return Ok(());
@@ -243,10 +250,10 @@ impl Order {
         let advice = enough.map_or_else(
             || {
                 format!(
-                    "no lanes would do, since a step has {micro_batches} micro-batches: raise them to {ranks} or more"
+                    "no number of lanes works: a step has {micro_batches} micro-batches; raise them to {ranks} or more"
                 )
             },
-            |lanes| format!("lanes = {lanes} would do (a new order: a run under way cannot change it)"),
+            |lanes| format!("set lanes = {lanes} (a new order: a run that has begun cannot change it)"),
         );
         Err(invalid("lanes", &format!("{ranks} ranks cannot share {} lanes; {advice}", self.lanes)))
     }
@@ -285,7 +292,8 @@ fn resolve_lanes(micro_batches: usize, lanes: Option<usize>) -> Result<usize> {
     }
 }
 
-/// Passes an epoch of each data set, in millionths: whole numbers, so that counts are exact in every epoch.
+/// Passes per epoch of each data set, in millionths: whole numbers, so that counts are exact in
+/// every epoch.
 fn resolve_repeats(data: &[DataShape]) -> Result<Vec<u64>> {
     if data.is_empty() {
         return Err(invalid("data", "expected at least one data set, found none"));
@@ -320,7 +328,7 @@ fn millionths(what: &str, value: f64, repeats: f64) -> Result<u64> {
         return Ok(rounded as u64);
     }
     let reason =
-        format!("{value} gives {repeats} passes an epoch; expected at least a millionth and at most a billion");
+        format!("{value} means {repeats} passes per epoch; expected at least a millionth and at most a billion");
     Err(invalid(what, &reason))
 }
 
@@ -331,7 +339,7 @@ fn stream(data: u32, bucket: &BucketRows, repeats_millionths: u64, settings: &Or
         return Err(invalid(&format!("data[{data}], bucket {bucket}"), &reason));
     }
     let size = rows.min(settings.micro_batch as u64);
-    // A share is a stream of its own, made from this one.
+    // A share becomes a stream of its own, derived from this one.
     let mode = if settings.mode == Mode::Owned { Mode::Window } else { settings.mode };
     let window = match mode {
         Mode::Window if size == settings.micro_batch as u64 => {
@@ -344,7 +352,7 @@ fn stream(data: u32, bucket: &BucketRows, repeats_millionths: u64, settings: &Or
     Ok(Stream { data, bucket, rows, size: size as u32, window, repeats_millionths, mode, lane: None })
 }
 
-/// Everything that decides a sample's place, as JSON, whose form is fixed by the order of the fields.
+/// Hash of everything that decides a sample's place, as JSON with its fields in a fixed order.
 fn hash(data: &[DataShape], settings: &OrderSettings, lanes: usize, streams: &[Stream]) -> String {
     #[derive(Serialize)]
     struct Ingredients<'a> {

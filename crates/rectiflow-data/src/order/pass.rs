@@ -1,9 +1,10 @@
-//! A pass over a bucket in `window` mode, or the first over a share in `owned` mode: runs of whole blocks in random order.
+//! A pass over a bucket in `window` mode, or the first over a share in `owned` mode: runs of whole
+//! blocks in random order.
 //!
-//! A run is up to [`RUN_BLOCKS`] consecutive blocks of one object, which are one request. Rows were put in random order
-//! when they were written, so that consecutive ones are as good a sample as any. Each pass permutes the runs; those
-//! that are not whole blocks come last, so that all windows but a pass's last begin and end between blocks. Rows are
-//! known by their numbers only: which object holds them is `dataset`'s business. Pure.
+//! A run is up to [`RUN_BLOCKS`] consecutive blocks of one object, read with one request. Rows were
+//! written in random order, so consecutive rows are as good a sample as any. Each pass permutes the
+//! runs; runs that are not whole blocks come last, so that all windows of a pass but the last begin
+//! and end between blocks. Rows are plain numbers here: `dataset` maps them to objects. Pure.
 
 use std::ops::Range;
 
@@ -13,24 +14,25 @@ use crate::{
     rng::{Purpose, Rng},
 };
 
-/// Blocks of a run: 128 rows, 17 MB at 1024 x 1024. With single blocks a request would bring 16 samples, since the text of
-/// a block is another request; with more, the same samples would meet more often (`docs/streaming.md`).
+/// Blocks of a run: 128 rows, 17 MB at 1024 x 1024. With single blocks a request would read 16
+/// samples on average, because the text of a block is another request. With longer runs the same
+/// samples would share a window more often (`docs/streaming.md`).
 pub const RUN_BLOCKS: u32 = 4;
 
-/// Where the rows of a stream lie: runs, or parts of them where a run was divided among lanes.
+/// Where the rows of a stream lie: runs, or parts of runs that were divided among lanes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Layout {
-    /// Those of whole blocks, then the others.
+    /// Spans of whole blocks, then the others.
     spans: Vec<RowSpan>,
     num_whole: usize,
-    /// Position after each one's last row.
+    /// Position after each span's last row.
     ends: Vec<u32>,
 }
 
 /// Consecutive rows, all in one run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RowSpan {
-    /// All rows of the run, from whose first blocks are counted.
+    /// All rows of the run; blocks are counted from its first row.
     pub(crate) run: Range<u32>,
     pub(crate) rows: Range<u32>,
 }
@@ -42,7 +44,7 @@ impl Layout {
         Self::of(starts.zip(ends).map(|(start, &end)| RowSpan { run: start..end, rows: start..end }).collect())
     }
 
-    /// The layout of some spans.
+    /// The layout of `spans`.
     pub(crate) fn of(spans: Vec<RowSpan>) -> Self {
         let is_whole = |span: &RowSpan| span.rows.len().is_multiple_of(BLOCK_ROWS as usize);
         let (mut spans, short): (Vec<RowSpan>, Vec<RowSpan>) = spans.into_iter().partition(is_whole);
@@ -65,7 +67,7 @@ impl Layout {
         self.shuffled(&mut Rng::keyed(seed, Purpose::Pass, &words))
     }
 
-    /// The spans in random order, those that are not whole blocks last.
+    /// The spans in random order; those that are not whole blocks come last.
     pub(crate) fn shuffled(&self, rng: &mut Rng) -> Pass {
         let mut spans: Vec<u32> = (0..self.spans.len() as u32).collect();
         let (whole, short) = spans.split_at_mut(self.num_whole);
@@ -85,12 +87,12 @@ fn ends<'a>(spans: impl Iterator<Item = &'a RowSpan>) -> Vec<u32> {
     spans.scan(0, end).collect()
 }
 
-/// One pass's order.
+/// The order of one pass.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Pass {
     /// Indices into the layout's spans.
     spans: Vec<u32>,
-    /// Position after each one's last row.
+    /// Position after each span's last row.
     ends: Vec<u32>,
 }
 

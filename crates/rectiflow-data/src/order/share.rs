@@ -1,10 +1,12 @@
 //! `owned` mode: which rows of a bucket each lane has for the whole run. Pure.
 //!
-//! The runs of a bucket, shuffled once, are laid end to end and cut into one piece a lane, all of the same length: whole
-//! micro-batches and, where no rows are deleted, whole blocks. Equal lengths make the lanes' parts of an epoch equal. Each
-//! piece, a share, is a stream of its own. What is left is a stream of `window` mode, dealt afresh each epoch: fewer than
-//! a micro-batch of whole blocks a lane, and never so few that it would be a ragged micro-batch. A bucket without that
-//! much for each lane is not shared at all.
+//! The runs of a bucket, shuffled once, are laid end to end and cut into one piece per lane, all of
+//! the same length: whole micro-batches and, if no rows are deleted, whole blocks. Equal lengths
+//! make the lanes' parts of an epoch equal. Each piece, a share, is a stream of its own. The
+//! remainder is a stream of `window` mode, dealt again each epoch: per lane it is smaller than the
+//! smallest piece (the least number of rows that is both whole micro-batches and whole blocks), or
+//! larger by one such piece if it would otherwise be a ragged micro-batch. A bucket without one such
+//! piece for each lane is not shared at all.
 
 use num_integer::lcm;
 
@@ -17,7 +19,8 @@ use crate::{
     rng::{Purpose, Rng},
 };
 
-/// The streams of a bucket, `whole`, and where the rows of each lie: a share for each lane, and what is left.
+/// The streams of the bucket `whole` and the layout of each: a share for each lane, then the
+/// remainder.
 pub(crate) fn deal(seed: u64, whole: &Stream, layout: &Layout, lanes: usize) -> (Vec<Stream>, Vec<Layout>) {
     let rows = share_rows(whole, lanes as u64);
     let words = [u64::from(whole.data), u64::from(whole.bucket)];
@@ -56,7 +59,7 @@ mod tests {
 
     #[test]
     fn shares_are_whole_blocks_and_micro_batches_and_leave_no_ragged_rest() {
-        // Of 3 lanes in micro-batches of 16: 32 rows is the least.
+        // With 3 lanes and micro-batches of 16 the smallest share is 32 rows.
         for (rows, share) in [(95, 0), (96, 32), (97, 0), (111, 0), (112, 32), (192, 64), (193, 32), (1000, 320)] {
             assert_eq!(share_rows(&whole(rows, 16), 3), share, "{rows} rows");
         }

@@ -1,8 +1,8 @@
-//! What the other files of the order speak of: streams of micro-batches, their windows, and a micro-batch's slot. Pure.
+//! The terms of the order: streams of micro-batches, their windows, and a micro-batch's slot. Pure.
 //!
-//! The arithmetic of one stream is here: which micro-batches an epoch has of it, which of them make a window, and at
-//! which positions of which pass their samples lie. How streams are made of buckets is the parent's business, how windows
-//! are dealt to lanes that of `lanes`.
+//! This file holds the arithmetic of one stream: its micro-batches in each epoch, the micro-batches
+//! of each window, and the positions and passes of their samples. The parent module turns buckets
+//! into streams; `lanes` deals windows to lanes.
 
 use std::{fmt, ops::Range};
 
@@ -12,18 +12,20 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Mode {
-    /// Each pass permutes all samples of a bucket, and the micro-batches of an epoch are shuffled: for data sets on
-    /// local or shared disk.
+    /// Each pass permutes all samples of a bucket, and the micro-batches of an epoch are shuffled:
+    /// for data sets on a local or shared disk.
     #[default]
     Local,
-    /// Each pass permutes the blocks of a bucket; a few of them are a window, whose samples are shuffled and which one
-    /// lane reads: for data sets in object storage. Every byte is fetched once an epoch.
+    /// Each pass permutes the blocks of a bucket; a few blocks form a window, which one lane reads
+    /// and whose samples are shuffled: for data sets in object storage. Every byte is fetched once
+    /// per epoch.
     Window,
-    /// Each lane has an equal share of a bucket's blocks for the whole run, on a local disk: the first pass is as in
-    /// `window` mode, each later one permutes all samples of the share and needs no network.
+    /// Each lane has an equal share of a bucket's blocks for the whole run, on a local disk: the
+    /// first pass is as in `window` mode, each later pass permutes all samples of the share and
+    /// needs no network.
     Owned,
-    /// The loader chooses once it knows the data: `window` for what is at a URL and larger than memory is meant to hold
-    /// ([`crate::dataset::MEMORY_BYTES`]), otherwise `local`.
+    /// The loader chooses once it knows the data: `window` if the data sets at a URL exceed
+    /// [`crate::dataset::MEMORY_BYTES`], otherwise `local`.
     Auto,
 }
 
@@ -32,7 +34,8 @@ impl Mode {
         *self == Self::Local
     }
 
-    /// Whether lanes read windows of blocks, and the order has to know where blocks begin and end.
+    /// Whether lanes read windows of blocks, so that the order depends on where blocks begin and
+    /// end.
     pub fn has_windows(&self) -> bool {
         matches!(self, Self::Window | Self::Owned)
     }
@@ -69,7 +72,7 @@ impl TryFrom<String> for Mode {
     }
 }
 
-/// Passes an epoch are counted in millionths, so that counts are whole numbers.
+/// Passes per epoch are counted in millionths, so that counts are whole numbers.
 pub(crate) const MILLION: u128 = 1_000_000;
 
 /// One bucket of one data set, or a lane's share of one: an endless stream of micro-batches.
@@ -83,28 +86,30 @@ pub struct Stream {
     pub rows: u64,
     /// Samples in each of its micro-batches, min(b, n).
     pub size: u32,
-    /// Micro-batches in each of its windows; in `window` mode of all windows of a pass but the last.
+    /// Micro-batches in each of its windows; in `window` mode a pass's last window is an exception.
     pub window: u64,
-    /// Passes an epoch, in millionths.
+    /// Passes per epoch, in millionths.
     pub repeats_millionths: u64,
-    /// How it is cut into windows: `owned` for a lane's share, `window` for what is left of that bucket.
+    /// How it is cut into windows: `owned` for a lane's share, `window` for the rest of that
+    /// bucket.
     #[serde(skip_serializing_if = "Mode::is_local")]
     pub mode: Mode,
-    /// The lane whose share it is.
+    /// The lane whose share it is, in `owned` mode.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lane: Option<u32>,
 }
 
 impl Stream {
-    /// Micro-batches that it has given before `epoch`.
+    /// Micro-batches in all epochs before `epoch`.
     pub fn before_epoch(&self, epoch: u64) -> u64 {
         let samples_millionths = u128::from(epoch) * u128::from(self.repeats_millionths) * u128::from(self.rows);
         (samples_millionths / (u128::from(self.size) * MILLION)) as u64
     }
 
-    /// The micro-batches of the window that holds micro-batch `index`. In `window` mode a pass of n samples is k windows
-    /// of S samples and a last one of t, b <= t < S + b, so that what is left over (fewer than b samples, delivered
-    /// with the last window of the next pass) is never older than a pass.
+    /// The micro-batches of the window that holds micro-batch `index`. In `window` mode a pass of n
+    /// samples is k windows of S samples and a last one of t samples, b <= t < S + b. The fewer
+    /// than b samples that do not fill a micro-batch are delivered with the last window of the next
+    /// pass, so they are never late by more than a pass.
     pub fn window_of(&self, index: u64) -> Range<u64> {
         if self.mode.is_local() {
             let first = index / self.window * self.window;
@@ -124,7 +129,7 @@ impl Stream {
         last..(pass + 1) * self.rows / u64::from(self.size)
     }
 
-    /// Where the samples of micro-batches of one window lie: passes and positions in them.
+    /// Where the samples of micro-batches of one window lie: passes, and positions in each pass.
     pub(crate) fn positions(&self, micro_batches: Range<u64>) -> Vec<(u64, Range<u64>)> {
         let size = u64::from(self.size);
         if self.mode.is_local() {
@@ -140,43 +145,45 @@ impl Stream {
         if micro_batches.start < last {
             return vec![(pass, (micro_batches.start - first) * size..(micro_batches.end - first) * size)];
         }
-        // The last windows of all passes, one after the other, are an endless stream of their own.
+        // The last windows of all passes, one after the other, form an endless stream of their own.
         let skipped = self.whole_windows() * self.window * size;
         let tail = self.rows - skipped;
         let start = (pass * tail / size + micro_batches.start - last) * size;
         split_passes(start..start + (micro_batches.end - micro_batches.start) * size, tail, skipped)
     }
 
-    /// Micro-batches of a pass over a share, which is a whole number of them.
+    /// Micro-batches of a pass over a share; a share is a whole number of them.
     fn in_pass(&self) -> u64 {
         self.rows / u64::from(self.size)
     }
 
-    /// The pass over a share that a micro-batch is part of.
+    /// The pass over a share that contains a micro-batch.
     pub(crate) fn owned_pass(&self, index: u64) -> u64 {
         index / self.in_pass()
     }
 
-    /// The pass that a micro-batch of `window` mode is delivered in, and the number of that pass's first.
+    /// The pass that delivers a micro-batch of `window` mode, and the number of that pass's first
+    /// micro-batch.
     fn pass_of(&self, index: u64) -> (u64, u64) {
         let size = u64::from(self.size);
         let pass = ((index + 1) * size).div_ceil(self.rows) - 1;
         (pass, pass * self.rows / size)
     }
 
-    /// Windows of a pass but the last.
+    /// Windows of a pass, without the last one.
     fn whole_windows(&self) -> u64 {
         let (size, samples) = (u64::from(self.size), self.window * u64::from(self.size));
         if self.rows >= samples + size { (self.rows - size) / samples } else { 0 }
     }
 
-    /// Micro-batches that it gives in `epoch`.
+    /// Micro-batches in `epoch`.
     pub(crate) fn in_epoch(&self, epoch: u64) -> u64 {
         self.before_epoch(epoch + 1) - self.before_epoch(epoch)
     }
 }
 
-/// Cuts positions of an endless stream of passes of `rows` samples at the passes; `skipped` is added to each position.
+/// Splits positions of an endless stream of passes of `rows` samples into passes; adds `skipped` to
+/// each position.
 fn split_passes(positions: Range<u64>, rows: u64, skipped: u64) -> Vec<(u64, Range<u64>)> {
     let mut parts = Vec::new();
     let mut at = positions.start;
@@ -189,13 +196,13 @@ fn split_passes(positions: Range<u64>, rows: u64, skipped: u64) -> Vec<(u64, Ran
     parts
 }
 
-/// Micro-batches of one stream that one lane runs together.
+/// Micro-batches of one stream that one lane runs together: a window or a part of one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Piece {
     pub(crate) stream: u32,
     /// Number of its first micro-batch in the stream.
     pub(crate) first: u64,
-    /// Its micro-batches.
+    /// Number of its micro-batches.
     pub(crate) len: u32,
 }
 

@@ -1,13 +1,15 @@
-//! Windows: which samples a micro-batch holds, so that prompts of one length meet.
+//! Windows: which samples a micro-batch holds, so that prompts of one length are grouped.
 //!
-//! A stream is cut into windows of whole micro-batches, at most as long as a pass (in `window` mode, at most a
-//! micro-batch longer). Inside a window samples are sorted by their number of 75-token chunks (ties by the window's
-//! permutation), cut into micro-batches, and those shuffled. So chunk counts are exact, at most two micro-batches of a
-//! window are mixed, and how many there are never depends on text. Text is known to this file only as a function that
-//! counts chunks.
+//! A stream is cut into windows of whole micro-batches, at most as long as a pass (in `window` mode
+//! at most a micro-batch longer). Inside a window samples are sorted by their number of 75-token
+//! chunks (ties by the window's permutation) and cut into micro-batches, which are then shuffled.
+//! So chunk counts are exact, at most two micro-batches of a window are mixed, and the number of
+//! micro-batches never depends on text. This file sees text only through a function that counts
+//! chunks.
 //!
-//! Memory: in an epoch 1 byte a sample for counts and in `local` mode 4 more for rows, of the buckets touched; in
-//! `window` mode 8 bytes a run of blocks; in `owned` mode up to 8 bytes a sample of the lanes that are asked for. Counting is done once a window as long as the walk stays in ascending order.
+//! Memory per epoch: 1 byte per sample for counts, in `local` mode 4 more for rows, of the buckets
+//! in use; in `window` mode 8 bytes per run of blocks; in `owned` mode up to 8 bytes per sample of
+//! the lanes in use. Chunks are counted once per window if the caller asks in ascending order.
 
 use std::{collections::HashMap, ops::Range, sync::Arc};
 
@@ -37,22 +39,23 @@ pub struct Windows {
     streams: Vec<StreamWindows>,
 }
 
-/// What is remembered of a stream.
+/// What is kept of a stream between calls.
 #[derive(Debug, Default)]
 struct StreamWindows {
     /// `local` mode: the first position in the stream whose row is in `rows`.
     start: u64,
     rows: Vec<u32>,
-    /// `window` mode, and the first pass of `owned` mode: the orders of the last passes asked for.
+    /// `window` mode, and the first pass of `owned` mode: the orders of the last passes used.
     passes: Vec<(u64, Pass)>,
-    /// `owned` mode: positions in the share in the order of the last passes asked for.
+    /// `owned` mode: positions in the share, in the order of each of the last passes used.
     permutations: Vec<(u64, Vec<u32>)>,
-    /// Chunk counts of the windows asked for in `epoch`, by their first micro-batch and length, in stream order.
+    /// Chunk counts of the windows used in `epoch`, by first micro-batch and length, in stream
+    /// order.
     counts: HashMap<(u64, u32), Vec<u8>>,
     epoch: u64,
 }
 
-/// A window may need the pass before for what was left over, and epochs need not be whole passes.
+/// A window can need the remainder of the pass before, and an epoch need not be a whole pass.
 const PASSES_KEPT: usize = 3;
 
 impl Windows {
@@ -62,11 +65,11 @@ impl Windows {
         Self { order, streams }
     }
 
-    /// The samples of a slot. `count` gives the chunk counts of all samples of a window; it is not asked where all of
-    /// them end up in one micro-batch.
+    /// The samples of a slot. `count` returns the chunk counts of all samples of a window; it is
+    /// not called if the window is a single micro-batch.
     ///
     /// # Errors
-    /// Those of `count`.
+    /// The errors of `count`.
     pub fn samples<F>(&mut self, slot: &Slot, count: F) -> Result<Vec<RowRef>>
     where
         F: FnOnce(&Stream, &[RowRef]) -> Result<Vec<u8>>,
@@ -91,7 +94,7 @@ impl Windows {
         Ok(arranged[within..within + slot.size as usize].to_vec())
     }
 
-    /// The samples of a slot's window in the order of its micro-batches, nothing remembered but passes.
+    /// The samples of a slot's window in the order of its micro-batches. Keeps no chunk counts.
     pub(crate) fn arranged<F>(&mut self, slot: &Slot, count: F) -> Result<Vec<RowRef>>
     where
         F: FnOnce(&Stream, &[RowRef]) -> Result<Vec<u8>>,
@@ -99,12 +102,12 @@ impl Windows {
         let facts = self.order.streams()[slot.stream as usize];
         let row_refs = self.row_refs(slot);
         let counts = if slot.window_len == 1 { vec![1; row_refs.len()] } else { count(&facts, &row_refs)? };
-        assert_eq!(counts.len(), row_refs.len(), "one chunk count a sample");
+        assert_eq!(counts.len(), row_refs.len(), "one chunk count per sample");
         let arranged = arrange(self.order.settings().seed, &facts, slot, &counts);
         Ok(arranged.into_iter().map(|at| row_refs[at as usize]).collect())
     }
 
-    /// The samples of a slot's window in the order of the stream: which they are does not depend on text.
+    /// The samples of a slot's window in the order of the stream. They do not depend on text.
     pub(crate) fn row_refs(&mut self, slot: &Slot) -> Vec<RowRef> {
         let facts = self.order.streams()[slot.stream as usize];
         if facts.mode.has_windows() {
@@ -135,7 +138,7 @@ impl Windows {
         row_refs
     }
 
-    /// The rows of a window of blocks: of any but a later pass over a share.
+    /// The rows of a window of blocks, in any pass but a later one over a share.
     pub(crate) fn spans(&mut self, piece: &Piece) -> Vec<RowSpan> {
         let facts = self.order.streams()[piece.stream as usize];
         let parts = facts.positions(piece.first..piece.first + u64::from(piece.len));
@@ -161,11 +164,11 @@ impl StreamWindows {
     /// The order of a later pass over a share.
     fn permutation(&mut self, seed: u64, stream: &Stream, pass: u64) -> &[u32] {
         let known = self.permutations.iter().position(|(number, _)| *number == pass).unwrap_or_else(|| {
-            // Those of an epoch, and of the next one's beginning.
+            // Keep those of one epoch and of the beginning of the next.
             if self.permutations.len() as u64 > stream.repeats_millionths.div_ceil(1_000_000) {
                 self.permutations.remove(0);
             }
-            let lane = stream.lane.expect("a share is a lane's");
+            let lane = stream.lane.expect("a share belongs to a lane");
             let words = [u64::from(stream.data), u64::from(stream.bucket), pass, u64::from(lane)];
             self.permutations.push((pass, Rng::keyed(seed, Purpose::Pass, &words).permutation(stream.rows as u32)));
             self.permutations.len() - 1
@@ -173,7 +176,7 @@ impl StreamWindows {
         &self.permutations[known].1
     }
 
-    /// Computes the rows of all windows of `epoch`, unless they hold `window` already.
+    /// Computes the rows of all windows of `epoch`, unless `rows` covers `window` already.
     fn cover(&mut self, seed: u64, stream: &Stream, window: u64, epoch: u64) {
         let samples = stream.window * u64::from(stream.size);
         let end = self.start + self.rows.len() as u64;
@@ -207,7 +210,8 @@ impl StreamWindows {
 
 /// Indices into a window in the order of its micro-batches.
 fn arrange(seed: u64, stream: &Stream, slot: &Slot, counts: &[u8]) -> Vec<u32> {
-    // Windows of `local` mode are numbered; those of other modes are not of one length.
+    // Windows of `local` mode are numbered; those of other modes differ in length, so their first
+    // micro-batch is the key.
     let key = if stream.mode.has_windows() { slot.window_first } else { slot.window_first / stream.window };
     let mut words = vec![u64::from(stream.data), u64::from(stream.bucket), key];
     words.extend(stream.lane.map(u64::from));
