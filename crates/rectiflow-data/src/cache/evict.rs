@@ -1,10 +1,11 @@
-//! Room in a cache that is full: which blocks go.
+//! Room in a full cache: which blocks are evicted.
 //!
-//! First those of data sets that no living process has open, then those that the plan of this machine does not need, then
-//! the one whose next use is farthest away, unless what is to be kept is needed later still. Blocks that only other
-//! living processes plan with are left alone. What is there is found out by looking into the folder, a part of whose
-//! blocks are then candidates until the next look; each is asked again for its next use before it goes. A look also
-//! counts anew what is in use, so that what a killed process had reserved comes back.
+//! First the blocks of data sets that no living process has open, then those that the plan of this
+//! machine does not need, then the block whose next use is farthest away, unless the new block is
+//! needed later still. Blocks that only plans of other living processes use are never evicted. A
+//! scan of the folder finds the blocks; some of them are candidates until the next scan, and the
+//! next use of each is looked up again before it is evicted. A scan also recounts the bytes in use,
+//! which frees the space that a killed process had reserved.
 
 use std::{
     fmt, fs, io,
@@ -19,28 +20,29 @@ use crate::{
     durable::TEMPORARY_PREFIX,
 };
 
-/// Needed by no plan.
+/// Next use of a block of a data set that no living process has open.
 const NEVER: u64 = u64::MAX;
-/// Not needed by this machine's plan in this epoch nor the next.
+/// Next use of a block that this machine's plan does not need in this epoch or the next.
 const LATE: u64 = u64::MAX - 1;
-/// A look is taken when this part of the files that it found has asked for room since the last one.
+/// The folder is scanned again after one request for room per this many files of the last scan.
 const FILES_A_LOOK: usize = 64;
-/// Candidates that are remembered at least.
+/// A scan keeps at least this many candidates.
 const LEAST_CANDIDATES: usize = 64;
 
-/// A plan of this process: when blocks are needed next.
+/// A plan of this process: it knows the next use of each block.
 pub(crate) trait NextUse: fmt::Debug + Send + Sync {
-    /// Whether the plan includes the data set of a cache's folder.
+    /// Whether the plan includes the data set of a folder of the cache.
     fn knows(&self, folder: &str) -> bool;
 
-    /// Whether a mark of a plan is its own.
+    /// Whether the mark of a plan belongs to this plan.
     fn claims(&self, mark: &str) -> bool;
 
-    /// The first step after `step` in which a block is needed; none if it is not needed soon.
+    /// The first step after `step` that needs a block. None if no step of this epoch and the next
+    /// does.
     fn next(&self, folder: &str, object: usize, block: u32, step: u64) -> Option<u64>;
 }
 
-/// The plans of this process. A plan that has been dropped counts no more.
+/// The plans of this process. A dropped plan no longer counts.
 #[derive(Debug, Default)]
 pub(crate) struct Plans(Mutex<Vec<Weak<dyn NextUse>>>);
 
@@ -49,7 +51,7 @@ impl Plans {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(plan);
     }
 
-    /// The step in which a block is needed next after `step`, as a rank among those that may go.
+    /// The next step after `step` that needs a block, or [`LATE`].
     pub(crate) fn due(&self, block: &BlockId, step: u64) -> u64 {
         due(&self.living(), block, step)
     }
@@ -66,11 +68,11 @@ fn due(plans: &[Arc<dyn NextUse>], block: &BlockId, step: u64) -> u64 {
     next.min().unwrap_or(LATE)
 }
 
-/// What may go.
+/// The blocks that can be evicted.
 #[derive(Debug)]
 pub(crate) struct Room {
     root: PathBuf,
-    /// The farthest last.
+    /// In order of their next use, the farthest last.
     candidates: Vec<Candidate>,
     num_files: usize,
     asked_since: usize,
@@ -83,11 +85,11 @@ struct Candidate {
     path: PathBuf,
     len: u64,
     block: BlockId,
-    /// Whether it may go where the plan does not need it.
+    /// Whether it can be evicted when this process's plans do not need it.
     is_free: bool,
 }
 
-/// What a look finds.
+/// The result of a scan.
 #[derive(Debug, Default)]
 struct Look {
     candidates: Vec<Candidate>,
@@ -96,13 +98,13 @@ struct Look {
 }
 
 impl Room {
-    /// The room of the cache in the folder `root`. Looks at nothing yet.
+    /// The room of the cache in the folder `root`. Reads nothing yet.
     pub(crate) fn new(root: &Path) -> Self {
         Self { root: root.to_owned(), candidates: Vec::new(), num_files: 0, asked_since: 0, has_looked: false }
     }
 
-    /// Makes room until `len` bytes more are within `limit`, if enough is there that is needed later than `due`; else
-    /// nothing goes. Called with the counter `used` locked.
+    /// Evicts blocks until `len` more bytes are within `limit`, if enough blocks are needed later
+    /// than `due`; otherwise evicts nothing. Called with the counter `used` locked.
     pub(crate) fn make(&mut self, used: &mut u64, len: u64, limit: u64, due: u64, plans: &Plans) -> io::Result<()> {
         self.asked_since += 1;
         let may_look = !self.has_looked || self.asked_since * FILES_A_LOOK > self.num_files;
@@ -119,12 +121,13 @@ impl Room {
         Ok(())
     }
 
-    /// Takes the farthest candidates that make room for `needed` bytes, if there are.
+    /// Takes the candidates with the farthest next use that make room for `needed` bytes. None if
+    /// there are not enough.
     fn choose(&mut self, mut needed: u64, due: u64, plans: &Plans) -> Option<Vec<Candidate>> {
         let mut chosen = Vec::new();
         while needed > 0 {
             let Some(candidate) = self.candidates.pop_if(|candidate| candidate.due > due) else {
-                // The farthest last again.
+                // Put them back, the farthest last.
                 self.candidates.extend(chosen.into_iter().rev());
                 return None;
             };
@@ -136,7 +139,7 @@ impl Room {
         Some(chosen)
     }
 
-    /// Whether a candidate is still one.
+    /// Whether a candidate can still be evicted.
     fn may_go(&self, candidate: &Candidate, due: u64, plans: &Plans) -> bool {
         if candidate.due == NEVER {
             return try_alone(&self.root.join(&*candidate.block.folder).join(OPEN)).is_some();
@@ -145,7 +148,7 @@ impl Room {
         now > due && (now < LATE || candidate.is_free)
     }
 
-    /// Looks at all files; returns their bytes.
+    /// Scans all files and returns their total size in bytes.
     fn look(&mut self, plans: &Plans) -> io::Result<u64> {
         let plans = plans.living();
         let mut look = Look::default();
@@ -164,7 +167,7 @@ impl Room {
 }
 
 impl Look {
-    /// Looks at the folder of a data set.
+    /// Scans the folder of a data set.
     fn at(&mut self, folder: &Path, name: &str, plans: &[Arc<dyn NextUse>]) -> io::Result<()> {
         let is_mine = plans.iter().any(|plan| plan.knows(name));
         let is_dead = !is_mine && try_alone(&folder.join(OPEN)).is_some();
@@ -188,7 +191,8 @@ impl Look {
     }
 }
 
-/// Whether a living process plans with a data set by another plan than ours. Marks of dead ones are deleted.
+/// Whether a living process has another plan than `plans` for a data set. Deletes the marks of dead
+/// processes.
 fn is_planned_with(folder: &Path, plans: &[Arc<dyn NextUse>]) -> bool {
     let marks = names(folder).unwrap_or_default().into_iter().filter(|(_, name)| name.starts_with(PLAN_PREFIX));
     let mut others = marks.filter(|(_, name)| !plans.iter().any(|plan| plan.claims(name)));
@@ -211,7 +215,7 @@ mod tests {
         let cache = open(folder.path(), 500);
         let mine = cache.of(IDENTITY);
         keep(&mine, &request, &blocks[..4]);
-        // Another process, which has the first data set's blocks to leave alone.
+        // Stands for another process, which must not evict the first data set's blocks.
         let second = open(folder.path(), 500);
         keep(&second.of(&other), &request, &blocks);
         assert_eq!(found(&mine, &request), [true, true, true, true, false]);
@@ -227,7 +231,8 @@ mod tests {
         let blocks = blocks(3);
         let (request, cache) = (request(0, &blocks), open(folder.path(), 300));
         keep(&cache.of(IDENTITY), &request, &blocks[..1]);
-        // A process was killed while others live: space that nothing stands for, a file that nobody holds.
+        // A process was killed while others live: counted space without a file, a file without a
+        // lock.
         count_more(&cache, 150);
         let left = folder.path().join(&IDENTITY[..32]).join(LATENTS).join(format!("{TEMPORARY_PREFIX}9-9"));
         fs::write(&left, [0; 50]).unwrap();

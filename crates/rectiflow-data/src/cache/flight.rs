@@ -1,9 +1,10 @@
-//! A block on its way into a cache: fetched by one process, while the others wait for it.
+//! A block on its way into a cache: one process fetches it while the others wait.
 //!
-//! Whoever wants a block that is not there makes its temporary file and locks it. Who finds it locked waits: until the
-//! block is there, or the lock is free because its holder failed or died, and then takes over. Space is reserved with the
-//! lock held and before anything is requested, and the temporary file is as long as what is reserved, so that what a
-//! killed process had reserved can be told and given back.
+//! A process that needs a missing block creates the block's temporary file and locks it. A process
+//! that finds the file locked waits until the block is there, or until the lock is free because its
+//! holder failed or died, and then takes over. Space is reserved under the lock and before anything
+//! is requested. The length of the temporary file equals the reserved space, so that the space of a
+//! killed process can be recognised and released.
 
 use std::{
     fs::{self, File, TryLockError},
@@ -23,32 +24,32 @@ use crate::{
     remote::request::Request,
 };
 
-/// Where a block comes from.
+/// The source of a block.
 #[derive(Debug)]
 pub(crate) enum Boarding {
     /// From the disk.
     Here(Bytes),
-    /// Over the network, by us.
+    /// From the network, fetched by this process.
     Ours(Flight),
-    /// Over the network, by somebody else.
+    /// From the network, fetched by another process or thread.
     Theirs,
 }
 
-/// A block that its holder alone fetches. Given up when dropped.
+/// A block that only the holder fetches. Dropping it releases the block.
 #[derive(Debug)]
 pub(crate) struct Flight {
     cache: DatasetCache,
     path: PathBuf,
     len: u64,
-    /// Locked, and its path; none where the block will not be kept.
+    /// The locked temporary file and its path. None if the block will not be kept.
     temporary: Option<(File, PathBuf)>,
 }
 
-/// Tries to take a block whose file comes and goes.
+/// Attempts to take a block whose file appears and disappears.
 const TRIES: usize = 4;
 
 impl DatasetCache {
-    /// The block at `index` of a request: from here, or by a flight.
+    /// The source of the block at `index` of a request.
     pub(crate) fn board(&self, request: &Request, index: usize) -> Boarding {
         let (path, len) = (self.path(request, index), request.blocks[index].0);
         for _ in 0..TRIES {
@@ -64,7 +65,7 @@ impl DatasetCache {
                 Ok(Taken::Ours(file, temporary)) => {
                     let is_kept = self.reserve(request, index, &file);
                     if !is_kept {
-                        // Nothing can be done about one that will not go: whoever takes it next uses it.
+                        // A file that cannot be deleted does no harm: the next flight uses it.
                         let _ = fs::remove_file(&temporary);
                     }
                     let temporary = is_kept.then_some((file, temporary));
@@ -89,7 +90,7 @@ impl DatasetCache {
             Err(TryLockError::Error(error)) => return Err(error),
         }
         if !is_at(&file, &temporary) {
-            // It has been finished, or given up, since it was opened.
+            // Its flight has ended since it was opened.
             return Ok(Taken::Gone);
         }
         if path.exists() {
@@ -99,11 +100,11 @@ impl DatasetCache {
         Ok(Taken::Ours(file, temporary))
     }
 
-    /// Reserves space for a block, in its temporary file, if there is any.
+    /// Reserves space for a block in its temporary file. Returns whether there is room.
     fn reserve(&self, request: &Request, index: usize, file: &File) -> bool {
         let (len, block, cache) = (request.blocks[index].0, self.block(request, index), &self.cache);
         let reserved = cache.with_usage(|used| {
-            // What a killed process had reserved.
+            // Release the space that a killed process had reserved.
             *used = used.saturating_sub(file.metadata()?.len());
             file.set_len(0)?;
             if used.saturating_add(len) > cache.limit_bytes() {
@@ -120,11 +121,11 @@ impl DatasetCache {
     }
 }
 
-/// What became of an attempt to take a block.
+/// The outcome of an attempt to take a block.
 enum Taken {
     Ours(File, PathBuf),
     Theirs,
-    /// Its file is not the one that was opened: the attempt is to be made again.
+    /// The block or its temporary file has changed in the meantime: try again.
     Gone,
 }
 
@@ -134,11 +135,11 @@ impl Flight {
         let Some((file, temporary)) = &self.temporary else { return };
         let cache = self.cache.cache.clone();
         if let Err(error) = file.write_all_at(bytes, 0) {
-            // First, so that its space is not counted when the disk is found full.
+            // Release the space first: a full disk lowers the limit to the bytes in use.
             drop(self);
             return cache.fail(&error);
         }
-        // Under the counter's lock, so that whoever counts files finds it once.
+        // Under the counter's lock, so that a scan counts the file once.
         if cache.with_usage(|_| fs::rename(temporary, &self.path)).is_some() {
             self.temporary = None;
         }
@@ -166,16 +167,16 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let blocks = blocks(2);
         let request = request(0, &blocks);
-        // Each open cache has its own locks, as each process has.
+        // Each open cache has its own locks, like a process.
         let [first, second] = [(); 2].map(|()| open(folder.path(), 1000).of(IDENTITY));
         let ours = flight(&first, &request, 0);
         assert!(matches!(second.board(&request, 0), Boarding::Theirs));
-        // Reserved before it is requested.
+        // Space is reserved before the request.
         assert_eq!((second.cache.used_bytes(), file_bytes(folder.path())), (100, 100));
         ours.keep(&blocks[0]);
         assert!(matches!(second.board(&request, 0), Boarding::Here(bytes) if bytes == blocks[0]));
         drop(flight(&first, &request, 1));
-        assert_eq!(first.cache.used_bytes(), 100, "given back");
+        assert_eq!(first.cache.used_bytes(), 100, "space is released");
         let taken_over = flight(&second, &request, 1);
         assert!(matches!(first.board(&request, 1), Boarding::Theirs));
         taken_over.keep(&blocks[1]);
@@ -188,7 +189,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let blocks = blocks(1);
         let (request, cache) = (request(0, &blocks), open(folder.path(), 150));
-        // Killed with a flight: its file is there, its space is counted, its lock is gone.
+        // Killed during a flight: its file is left, its space is counted, its lock is gone.
         let latents = folder.path().join(&IDENTITY[..32]).join("latents");
         fs::create_dir_all(&latents).unwrap();
         fs::write(latents.join(format!("{TEMPORARY_PREFIX}7-0")), [0; 100]).unwrap();

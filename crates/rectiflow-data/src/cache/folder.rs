@@ -1,6 +1,7 @@
-//! The folder of a cache on the disk: its names, the locks that say who is alive, and what the first process sweeps.
+//! The folder of a cache on the disk: its file names, the locks of living processes, and the sweep
+//! by the first process.
 //!
-//! Liveness is a lock on an open file, so that it ends with the process, however that ends.
+//! A living process holds a lock on an open file; the lock ends with the process, however it ends.
 
 use std::{
     fs::{self, File},
@@ -12,18 +13,19 @@ use std::{
 
 use crate::durable::TEMPORARY_PREFIX;
 
-/// In the folder, says that it is a cache and may be swept.
+/// File that marks a folder as a cache, which can be swept.
 pub(crate) const MARK: &str = "rectiflow-cache";
-/// Bytes in use, one little-endian 64-bit number; locked while it is changed.
+/// File with the bytes in use, one little-endian 64-bit number; locked while it changes.
 pub(crate) const USAGE: &str = "usage";
-/// In a data set's folder: locked, shared, by all who have it open.
+/// File in a data set's folder; processes that have the data set open hold a shared lock on it.
 pub(crate) const OPEN: &str = "open";
-/// Of files in a data set's folder that are locked, shared, by all who follow one plan.
+/// Prefix of files in a data set's folder; processes with the same plan hold a shared lock on one.
 pub(crate) const PLAN_PREFIX: &str = "plan-";
-/// Folders of blocks in a data set's folder.
+/// Folder of latents blocks in a data set's folder.
 pub(crate) const LATENTS: &str = "latents";
+/// Folder of text blocks in a data set's folder.
 pub(crate) const TEXT: &str = "text";
-/// Hex digits of a data set's identity in its folder's name.
+/// Hex digits of a data set's identity in the name of its folder.
 pub(crate) const IDENTITY_DIGITS: usize = 32;
 
 /// A block of a data set.
@@ -35,18 +37,19 @@ pub(crate) struct BlockId {
     pub(crate) number: u32,
 }
 
-/// Opens a file to be locked, and makes it if need be.
+/// Opens a file for locking, and creates it if it does not exist.
 pub(crate) fn open_lockable(path: &Path) -> io::Result<File> {
     File::options().create(true).truncate(false).read(true).write(true).open(path)
 }
 
-/// Whether an open file still has the name that it was opened by.
+/// Whether an open file is still the one at `path`.
 pub(crate) fn is_at(file: &File, path: &Path) -> bool {
     let (Ok(open), Ok(named)) = (file.metadata(), fs::metadata(path)) else { return false };
     (open.dev(), open.ino()) == (named.dev(), named.ino())
 }
 
-/// Locks a mark, shared. Who finds one that nobody holds may delete it.
+/// Takes a shared lock on a mark. A mark without a lock can be deleted at any time, so this opens
+/// it again until the locked file is the one at `path`.
 pub(crate) fn lock_shared(path: &Path) -> io::Result<File> {
     loop {
         let file = open_lockable(path)?;
@@ -57,13 +60,13 @@ pub(crate) fn lock_shared(path: &Path) -> io::Result<File> {
     }
 }
 
-/// The file, if it is there and no living process holds it.
+/// The file at `path`, locked, if it exists and no living process holds a lock on it.
 pub(crate) fn try_alone(path: &Path) -> Option<File> {
     let file = File::options().read(true).write(true).open(path).ok()?;
     file.try_lock().is_ok().then_some(file)
 }
 
-/// Whether a half-written file is nobody's any more; then it is deleted.
+/// Deletes a half-written file if no living process holds it, and returns whether it did.
 pub(crate) fn is_left_over(path: &Path) -> bool {
     try_alone(path).is_some_and(|_held| fs::remove_file(path).is_ok())
 }
@@ -72,13 +75,13 @@ pub(crate) fn is_identity(name: &str) -> bool {
     name.len() == IDENTITY_DIGITS && name.chars().all(|c| c.is_ascii_hexdigit())
 }
 
-/// Object and number of a block, from its file's name.
+/// Object and number of a block, parsed from the name of its file.
 pub(crate) fn parse_block(name: &str) -> Option<(usize, u32)> {
     let (object, number) = name.split_once('-')?;
     Some((object.parse().ok()?, number.parse().ok()?))
 }
 
-/// Paths and names in a folder; none where there is no such folder.
+/// Paths and names of the entries of a folder. Empty if there is no such folder.
 pub(crate) fn names(folder: &Path) -> io::Result<Vec<(PathBuf, String)>> {
     let entries = match fs::read_dir(folder) {
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
@@ -89,7 +92,8 @@ pub(crate) fn names(folder: &Path) -> io::Result<Vec<(PathBuf, String)>> {
     entries.map(|entry| entry.map(|entry| (entry.path(), entry.file_name().to_string_lossy().into_owned()))).collect()
 }
 
-/// Deletes what is half written and counts the bytes of the rest. Looks only at names that a cache makes.
+/// Deletes half-written files and returns the bytes of the others. Reads only names that a cache
+/// creates.
 pub(crate) fn sweep(root: &Path) -> io::Result<u64> {
     let mut used = 0;
     for (dataset, _) in names(root)?.into_iter().filter(|(_, name)| is_identity(name)) {

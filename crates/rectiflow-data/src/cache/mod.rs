@@ -1,14 +1,18 @@
-//! Blocks from object storage on a local disk, up to a number of bytes: what is there needs no network.
+//! Blocks from object storage on a local disk, up to a number of bytes: cached blocks need no
+//! network.
 //!
-//! A folder holds one file a block, `<data set>/latents/<object>-<block>` and `.../text/...`. Nothing in it is trusted:
-//! a block is held against its checksum when it is read, so that whatever a killed process or a bad disk leaves is found,
-//! deleted and fetched again, and files need no flush. Space is reserved before a block is requested, in a counter that
-//! all processes of the folder share, and the limit is never passed; what goes when there is no room is `evict`'s
-//! business. A block on its way is fetched by one process (`flight`). When the disk is full, what fits is the
-//! new limit; when it fails, blocks come over the network as without a cache.
+//! The folder holds one file per block, `<data set>/latents/<object>-<block>` and `.../text/...`.
+//! Nothing in it is trusted: the checksum of a block is verified on each read, so that files that a
+//! killed process or a bad disk leaves behind are detected, deleted and fetched again, and files
+//! need no flush. Space is reserved before a block is requested, in a counter that all processes of
+//! the folder share, and the limit is never exceeded; `evict` chooses the blocks that make room.
+//! One process fetches a block while the others wait (`flight`). When the disk is full, the bytes
+//! in use become the new limit; when it fails, blocks are fetched over the network as without a
+//! cache.
 //!
-//! Whatever says that somebody is alive is a lock on an open file, which ends with the process, however that ends.
-//! Only files of the names above are ever deleted, and only in a folder that bears the mark of a cache.
+//! A living process holds locks on open files, which end with the process, however it ends. Only
+//! files with the names above are ever deleted, and only in a folder that bears the mark of a
+//! cache.
 
 pub(crate) mod evict;
 pub(crate) mod flight;
@@ -39,37 +43,37 @@ use crate::{
     remote::request::{ObjectFile, Request},
 };
 
-/// Hex digits of a plan's hash in its mark's name.
+/// Hex digits of a plan's hash in the name of its mark.
 const PLAN_DIGITS: usize = 16;
 
-/// A cache folder, opened. Several processes may have it open, and several data sets may share it.
+/// An open cache folder. Several processes can have it open, and several data sets can share it.
 #[derive(Debug)]
 pub struct DiskCache {
     root: PathBuf,
-    /// What was asked for, or less where the disk was found full.
+    /// The configured limit, or less once the disk was full.
     limit_bytes: AtomicU64,
-    /// The counter's file; the mutex keeps out threads, the file's lock other processes.
+    /// The counter's file; the mutex excludes other threads, the file's lock other processes.
     usage: Mutex<File>,
-    /// Locked, shared, as long as the cache is open: who gets it alone may sweep.
+    /// Holds a shared lock while the cache is open: a process that gets an exclusive one can sweep.
     _open: File,
     has_failed: AtomicBool,
     room: Mutex<Room>,
-    /// What this process needs when.
+    /// The plans of this process: when it needs each block.
     pub(crate) plans: Plans,
 }
 
 impl DiskCache {
-    /// Opens or makes the cache in `folder`, for at most `limit_bytes` of blocks. The first process to open it sweeps
-    /// what a killed one left half written.
+    /// Opens or creates the cache in `folder`, for at most `limit_bytes` of blocks. The first
+    /// process to open it deletes half-written files of killed processes.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if there is something else in the folder; [`Error::Io`].
+    /// [`Error::Invalid`] if the folder is not empty and not a cache; [`Error::Io`].
     pub fn open(folder: &Path, limit_bytes: u64) -> Result<Self> {
         fs::create_dir_all(folder).map_err(Error::io(folder))?;
         let mark = folder.join(MARK);
         let is_empty = fs::read_dir(folder).map_err(Error::io(folder))?.next().is_none();
         if !is_empty && !mark.exists() {
-            let reason = "it is not empty and not a cache of ours: choose another folder".to_owned();
+            let reason = "it is not empty and not a rectiflow cache: choose another folder".to_owned();
             return Err(Error::Invalid { what: folder.display().to_string(), reason });
         }
         let open = |path: &Path| open_lockable(path).map_err(Error::io(path));
@@ -78,7 +82,7 @@ impl DiskCache {
             Ok(()) => {
                 let used = sweep(folder).map_err(Error::io(folder))?;
                 usage.write_all_at(&used.to_le_bytes(), 0).map_err(Error::io(folder.join(USAGE)))?;
-                // Both locks are of one open file: this turns the one into the other.
+                // Both locks are on the same open file: this downgrades the exclusive one.
                 mark_file.lock_shared().map_err(Error::io(&mark))?;
             }
             Err(TryLockError::WouldBlock) => mark_file.lock_shared().map_err(Error::io(&mark))?,
@@ -95,12 +99,12 @@ impl DiskCache {
         })
     }
 
-    /// Bytes of blocks in the folder, those being written included.
+    /// Bytes of blocks in the folder, blocks on their way included.
     pub fn used_bytes(&self) -> u64 {
         self.with_usage(|used| Ok(*used)).unwrap_or(0)
     }
 
-    /// Bytes of blocks that it may hold: what was asked for, or what there was room for on the disk.
+    /// Limit in bytes of the blocks: the configured one, or less if the disk was full.
     pub fn limit_bytes(&self) -> u64 {
         self.limit_bytes.load(Ordering::Relaxed)
     }
@@ -114,7 +118,7 @@ impl DiskCache {
         DatasetCache { cache: self.clone(), name, folder, _open: open }
     }
 
-    /// Changes the counter while no other process can. None where the disk failed; then nothing more is kept.
+    /// Changes the counter while no other process can. Returns `None` if the disk failed.
     pub(crate) fn with_usage<T>(&self, change: impl FnOnce(&mut u64) -> io::Result<T>) -> Option<T> {
         let usage = self.usage.lock().unwrap_or_else(PoisonError::into_inner);
         let change = |usage: &File| {
@@ -130,71 +134,72 @@ impl DiskCache {
         };
         let changed = usage.lock().and_then(|()| {
             let changed = change(&usage);
-            // Also where it failed: others wait.
+            // Unlock also after a failure: other processes wait.
             usage.unlock().and(changed)
         });
         drop(usage);
         changed.map_err(|error| self.fail(&error)).ok()
     }
 
-    /// Makes room for `len` bytes that are needed in the step `due`, if enough is there that is needed later. Called
-    /// with the counter `used` locked.
+    /// Makes room for `len` bytes that the step `due` needs, if enough blocks are needed later.
+    /// Called with the counter `used` locked.
     pub(crate) fn make_room(&self, used: &mut u64, len: u64, due: u64) -> io::Result<()> {
         let mut room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
         room.make(used, len, self.limit_bytes(), due, &self.plans)
     }
 
-    /// Whether nothing can be written any more.
+    /// Whether the disk has failed, so that no more blocks are kept.
     pub(crate) fn has_failed(&self) -> bool {
         self.has_failed.load(Ordering::Relaxed)
     }
 
-    /// A full disk holds what it holds; after any other failure nothing more is written. Reading goes on, from what is
-    /// there and over the network.
+    /// Handles an error of the disk. A full disk lowers the limit to the bytes in use; after any
+    /// other failure nothing more is written. Reading continues from the cached blocks and over the
+    /// network.
     pub(crate) fn fail(&self, error: &io::Error) {
         let folder = self.root.display();
         if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
             let used = self.used_bytes();
             if self.limit_bytes.fetch_min(used, Ordering::Relaxed) > used {
-                tracing::warn!(%error, %folder, used, "the disk of the cache is full; going on with what is there");
+                tracing::warn!(%error, %folder, used, "the disk of the cache is full; its limit is now the space in use");
             }
         } else if !self.has_failed.swap(true, Ordering::Relaxed) {
-            tracing::warn!(%error, %folder, "the disk cache cannot be written; going on without adding to it");
+            tracing::warn!(%error, %folder, "the disk cache cannot be written; continuing without adding to it");
         }
     }
 }
 
-/// Says, as long as it lives, that somebody follows a plan.
+/// Tells other processes, as long as it lives, that this process has a plan.
 #[derive(Debug)]
 pub(crate) struct Claim {
-    /// Name of the file.
+    /// Name of the locked file.
     pub(crate) mark: String,
     _locked: File,
 }
 
-/// The blocks of one data set.
+/// The part of a cache for one data set.
 #[derive(Debug, Clone)]
 pub(crate) struct DatasetCache {
     pub(crate) cache: Arc<DiskCache>,
     name: Arc<str>,
     folder: PathBuf,
-    /// Keeps others from throwing out the whole data set.
+    /// Keeps other processes from evicting the whole data set.
     _open: Option<Arc<File>>,
 }
 
 impl DatasetCache {
-    /// Name of its folder.
+    /// Name of the data set's folder.
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    /// Says what this process will need.
+    /// Adds a plan of this process.
     pub(crate) fn plan_with(&self, plan: &Arc<impl NextUse + 'static>) {
         let plan = Arc::downgrade(plan);
         self.cache.plans.add(plan);
     }
 
-    /// Tells other processes that somebody follows `plan`, so that they leave alone what only that needs.
+    /// Tells other processes about `plan`, so that they do not evict blocks that only it needs.
     pub(crate) fn claim(&self, plan: &str) -> Option<Claim> {
         let hash = blake3::hash(plan.as_bytes()).to_hex();
         let mark = format!("{PLAN_PREFIX}{}", &hash[..PLAN_DIGITS]);
@@ -207,7 +212,7 @@ impl DatasetCache {
         BlockId { folder: self.name.clone(), object: request.object, number: request.first + index as u32 }
     }
 
-    /// The file of that block.
+    /// The file of the block at `index` of a request.
     pub(crate) fn path(&self, request: &Request, index: usize) -> PathBuf {
         let folder = match request.file {
             ObjectFile::Latents => LATENTS,
@@ -216,7 +221,7 @@ impl DatasetCache {
         self.folder.join(folder).join(format!("{}-{}", request.object, request.first + index as u32))
     }
 
-    /// That block, if it is here and right.
+    /// The block at `index` of a request, if it is in the cache and matches its checksum.
     pub(crate) fn get(&self, request: &Request, index: usize) -> Option<Bytes> {
         let (path, (len, xxh3)) = (self.path(request, index), request.blocks[index]);
         let bytes = fs::read(&path).ok()?;
@@ -225,7 +230,7 @@ impl DatasetCache {
         }
         let path_shown = path.display();
         tracing::warn!(path = %path_shown, "a cached block is damaged; fetching it again");
-        // Of several that find it, one deletes it.
+        // Of several processes that find it, only one deletes it.
         self.cache.with_usage(|used| {
             if fs::remove_file(&path).is_ok() {
                 *used = used.saturating_sub(bytes.len() as u64);
@@ -235,7 +240,8 @@ impl DatasetCache {
         None
     }
 
-    /// Some bytes of a block that has been found right before, if it is still here.
+    /// Reads bytes from `start` on of the first block of a request, which has been verified before,
+    /// into `out`. Returns whether the block is still in the cache.
     pub(crate) fn get_part(&self, request: &Request, start: u64, out: &mut [u8]) -> bool {
         let file = File::open(self.path(request, 0));
         file.is_ok_and(|file| file.read_exact_at(out, start).is_ok())
@@ -268,7 +274,7 @@ pub(crate) mod tests {
         Arc::new(DiskCache::open(folder, limit).unwrap())
     }
 
-    /// The flight of a block that is not there.
+    /// The flight of a block that is not in the cache.
     pub(crate) fn flight(cache: &DatasetCache, request: &Request, index: usize) -> Flight {
         match cache.board(request, index) {
             Boarding::Ours(flight) => flight,
@@ -276,7 +282,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// Keeps the blocks of a request, as far as there is room.
+    /// Keeps the blocks of a request as far as there is room.
     pub(crate) fn keep(cache: &DatasetCache, request: &Request, blocks: &[Bytes]) {
         for (index, bytes) in blocks.iter().enumerate() {
             if let Boarding::Ours(flight) = cache.board(request, index) {
@@ -294,7 +300,7 @@ pub(crate) mod tests {
         files.map(|file| file.unwrap().metadata().unwrap().len()).sum()
     }
 
-    /// Space that is counted and that no file stands for.
+    /// Adds `bytes` to the counter without a file.
     pub(crate) fn count_more(cache: &DiskCache, bytes: u64) {
         let counted = cache.with_usage(|used| {
             *used += bytes;
@@ -311,7 +317,7 @@ pub(crate) mod tests {
         keep(&cache.of(IDENTITY), &request, &blocks);
         assert_eq!(found(&cache.of(IDENTITY), &request), [true, true, false, false]);
         assert_eq!((cache.used_bytes(), file_bytes(folder.path())), (200, 200));
-        // The same again takes no room, and another data set has its own blocks.
+        // Keeping the same blocks again takes no room, and another data set has its own blocks.
         keep(&cache.of(IDENTITY), &request, &blocks);
         assert_eq!(cache.used_bytes(), 200);
         assert_eq!(found(&cache.of(&IDENTITY.replace('0', "f")), &request), [false; 4]);
@@ -330,7 +336,8 @@ pub(crate) mod tests {
         let (blocks, cache) = (blocks(3), open(folder.path(), 1000));
         let request = request(0, &blocks);
         keep(&cache.of(IDENTITY), &request, &blocks);
-        // Killed: space reserved for nothing, a temporary file, a block cut off, a block with a wrong byte.
+        // A killed process leaves reserved space, a temporary file, a truncated block and a block
+        // with wrong bytes.
         count_more(&cache, 555);
         drop(cache);
         let latents = folder.path().join(&IDENTITY[..32]).join("latents");
@@ -350,7 +357,7 @@ pub(crate) mod tests {
     fn two_processes_share_the_limit() {
         let folder = tempfile::tempdir().unwrap();
         let blocks = blocks(40);
-        // Each open cache has its own locks, as each process has.
+        // Each open cache has its own locks, like a process.
         let caches = [open(folder.path(), 1050), open(folder.path(), 1050)];
         thread::scope(|scope| {
             for (cache, at) in caches.iter().zip([0, 20]) {
@@ -367,7 +374,7 @@ pub(crate) mod tests {
         let (blocks, cache) = (blocks(2), open(folder.path(), 1000));
         let request = request(0, &blocks);
         keep(&cache.of(IDENTITY), &request, &blocks[..1]);
-        // A file where a folder must be: nothing can be written for the other data set.
+        // A file in place of a folder: nothing can be written for the other data set.
         let other = IDENTITY.replace('0', "f");
         fs::write(folder.path().join(&other[..32]), []).unwrap();
         keep(&cache.of(&other), &request, &blocks);

@@ -1,8 +1,9 @@
 //! Blocks kept in memory, up to a limit in bytes: for random access to a data set at a URL.
 //!
-//! The oldest go first. Below the limit nothing goes, so that a small remote data set is fetched once a run; above it
-//! this is no cache worth the name, and `window` mode is what is wanted. A block is on its way to one thread at a time:
-//! whoever wants it too waits for that thread, whose requests have a deadline.
+//! The oldest blocks are evicted first. Below the limit nothing is evicted, so a small remote data
+//! set is fetched once per run. For a data set above the limit this cache has little effect;
+//! `window` mode is made for that case. One thread at a time fetches a block: other threads that
+//! need it wait for that thread, whose requests have a deadline.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -29,7 +30,7 @@ struct Blocks {
     on_their_way: HashSet<Key>,
 }
 
-/// Blocks that the holder alone fetches; given up when dropped.
+/// Blocks that only the holder fetches. Dropping it releases them.
 #[derive(Debug)]
 pub(crate) struct FetchClaim<'a> {
     memory: &'a BlockMemory,
@@ -45,8 +46,9 @@ impl BlockMemory {
         self.blocks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds the blocks of `wanted` that are here to `found`, and claims those that nobody is fetching. If there are
-    /// none of either, waits until another thread has fetched or given up one.
+    /// Adds the cached blocks of `wanted` to `found` and claims those that no thread is fetching.
+    /// If all missing blocks are claimed by other threads, waits until one of them is fetched or
+    /// released.
     pub(crate) fn claim(&self, wanted: &[Key], found: &mut HashMap<Key, Bytes>) -> FetchClaim<'_> {
         let mut blocks = self.lock();
         loop {
@@ -71,7 +73,7 @@ impl BlockMemory {
         blocks.by_key.insert(key, bytes);
         blocks.oldest_first.push_back(key);
         while blocks.num_bytes > self.limit_bytes {
-            let oldest = blocks.oldest_first.pop_front().expect("bytes are those of blocks");
+            let oldest = blocks.oldest_first.pop_front().expect("the counted bytes belong to blocks");
             let gone = blocks.by_key.remove(&oldest).expect("both lists hold the same keys");
             blocks.num_bytes -= gone.len() as u64;
         }
@@ -125,7 +127,7 @@ mod tests {
                 (found.into_keys().collect::<Vec<_>>(), claim.keys.clone())
             });
             memory.insert((0, 1), bytes(3));
-            // The first thread fails with the second block: the other one takes it over.
+            // The first thread fails with the second block: the other thread takes it over.
             drop(claim);
             assert_eq!(other.join().unwrap(), (vec![(0, 1)], vec![(0, 2)]));
         });

@@ -1,8 +1,9 @@
-//! Blocks that were asked for, from a local file, a disk cache or a store.
+//! Reading requested blocks from a local file, a disk cache or a store.
 //!
-//! A request is started and waited for apart ([`Ticket`]), so that many are under way at once, complete in any order,
-//! and are taken in the order in which their bytes are needed. Dropping a ticket cancels its request. What is wanted
-//! next, and how much may be held, is decided by whoever asks (`feed`).
+//! Starting a request and waiting for it are separate ([`Ticket`]), so that many requests run at
+//! once, complete in any order, and are taken in the order in which their bytes are needed.
+//! Dropping a ticket cancels its request. The caller decides what to request next and how much to
+//! hold (`feed`).
 
 use std::{
     fs::File,
@@ -31,22 +32,21 @@ use crate::{
     },
 };
 
-/// Reads of local files at one time.
+/// Concurrent reads of local files.
 const LOCAL_READERS: usize = 8;
-/// How often somebody who waits looks whether waiting is still worth it.
+/// How often a waiting thread checks its stop flag.
 const STOP_INTERVAL: Duration = Duration::from_millis(50);
-/// How often a reader looks whether another process has fetched what it waits for.
+/// How often a reader checks whether another process has fetched the blocks that it waits for.
 const OTHERS_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Starts reading the blocks of a request: from the local file or, where there is a `remote`, from there, as far as
-/// `cache` does not have them.
+/// Starts reading the blocks of a request, as [`read`] does.
 pub(crate) fn start(request: Request, remote: Option<&Remote>, cache: Option<&DatasetCache>) -> Ticket {
     let (remote, cache) = (remote.cloned(), cache.cloned());
     Ticket::start(async move { read(request, remote.as_ref(), cache.as_ref()).await })
 }
 
-/// Reads the blocks of a request: from the local file or, where there is a `remote`, from there, as far as `cache` does
-/// not have them.
+/// Reads the blocks of a request: from the local file if `remote` is `None`, otherwise from
+/// `cache`, and from `remote` those that `cache` does not have.
 pub(crate) async fn read(
     request: Request,
     remote: Option<&Remote>,
@@ -67,7 +67,7 @@ fn read_local(request: &Request) -> Result<Vec<Bytes>> {
 /// Reads the blocks of a request from an open file.
 ///
 /// # Errors
-/// [`Error::Io`], and as [`Request::verify`].
+/// [`Error::Io`]; those of [`Request::verify`].
 pub(crate) fn read_from(file: &File, request: &Request) -> Result<Vec<Bytes>> {
     let range = request.range();
     let mut bytes = vec![0; (range.end - range.start) as usize];
@@ -79,8 +79,9 @@ async fn fetch(request: &Request, remote: &Remote) -> Result<Vec<Bytes>> {
     remote.read_range(&request.name, request.range(), |bytes| request.verify(bytes)).await
 }
 
-/// The blocks of a request from `cache` or, where they are not there, from `remote`, and then kept in `cache`. Waits for
-/// what another process fetches, as long as that may take with its retries.
+/// Reads the blocks of a request from `cache`, and from `remote` those that are missing there,
+/// which are then kept in `cache`. Waits for blocks that another process fetches, at most as long
+/// as a fetch takes with its retries.
 async fn fetch_missing(request: Request, remote: &Remote, cache: &DatasetCache) -> Result<Vec<Bytes>> {
     let request = Arc::new(request);
     let began = Instant::now();
@@ -104,7 +105,7 @@ async fn fetch_missing(request: Request, remote: &Remote, cache: &DatasetCache) 
                 Boarding::Theirs => num_theirs += 1,
             }
         }
-        // Nothing is waited for while others may wait for a flight of ours.
+        // Finish our own flights before waiting: other processes may wait for them.
         fetch_runs(&request, remote, flights.iter().map(|(at, _)| *at).collect(), &mut blocks).await?;
         let kept: Vec<_> = flights.into_iter().map(|(at, flight)| (flight, blocks[at as usize].clone())).collect();
         on_disk(move || kept.into_iter().for_each(|(flight, bytes)| flight.keep(&bytes.unwrap_or_default()))).await;
@@ -112,16 +113,16 @@ async fn fetch_missing(request: Request, remote: &Remote, cache: &DatasetCache) 
             sleep(OTHERS_INTERVAL).await;
         }
     }
-    Ok(blocks.into_iter().map(|block| block.expect("what was missing has been fetched")).collect())
+    Ok(blocks.into_iter().map(|block| block.expect("every missing block has been fetched")).collect())
 }
 
-/// Where each of the blocks `at` comes from.
+/// The source of each of the blocks `at`.
 async fn board(request: &Arc<Request>, cache: &DatasetCache, at: Vec<u32>) -> Vec<(u32, Boarding)> {
     let (request, cache) = (request.clone(), cache.clone());
     in_turn(move || at.into_iter().map(|at| (at, cache.board(&request, at as usize))).collect()).await
 }
 
-/// Fetches the blocks `at`, neighbours together.
+/// Fetches the blocks `at` into `blocks`, consecutive ones with one request.
 async fn fetch_runs(request: &Request, remote: &Remote, at: Vec<u32>, blocks: &mut [Option<Bytes>]) -> Result<()> {
     for run in coalesce(at, u32::MAX) {
         let fetched = fetch(&request.part_of(run.clone()), remote).await?;
@@ -132,14 +133,15 @@ async fn fetch_runs(request: &Request, remote: &Remote, at: Vec<u32>, blocks: &m
     Ok(())
 }
 
-/// Reads from a disk, a few at a time, in the order in which they were asked for: what is needed first comes first.
+/// Runs a read from a disk, [`LOCAL_READERS`] at a time, in the order of the calls: blocks that are
+/// needed first arrive first.
 pub(crate) async fn in_turn<T: Send + 'static>(read: impl FnOnce() -> T + Send + 'static) -> T {
     static READERS: Semaphore = Semaphore::const_new(LOCAL_READERS);
     let _permit = READERS.acquire().await.expect("the semaphore is never closed");
     on_disk(read).await
 }
 
-/// Something on its way, by default the blocks of a request. Dropping it cancels the request.
+/// A pending read, by default of the blocks of a request. Dropping it cancels the read.
 #[derive(Debug)]
 pub(crate) struct Ticket<T = Vec<Bytes>>(Option<JoinHandle<Result<T>>>);
 
@@ -149,24 +151,24 @@ impl<T: Send + 'static> Ticket<T> {
         Self(Some(runtime().spawn(reading)))
     }
 
-    /// Waits for it: at most as long as the network settings allow a request to take.
+    /// Waits for the result, at most as long as the network settings allow for a request.
     ///
     /// # Errors
-    /// What reading met, after its retries.
+    /// The errors of reading, after its retries.
     ///
     /// # Panics
-    /// If the reading task did, or if it was waited for before.
+    /// If the reading task panicked, or on a second call.
     pub(crate) fn wait(&mut self) -> Result<T> {
         static NEVER: AtomicBool = AtomicBool::new(false);
-        self.wait_unless(&NEVER).expect("it is never told to stop")
+        self.wait_unless(&NEVER).expect("`NEVER` is never set")
     }
 
-    /// The same, but not for long after `stop` has been set: then there is none.
+    /// As [`Ticket::wait`], but returns `None` soon after `stop` is set.
     pub(crate) fn wait_unless(&mut self, stop: &AtomicBool) -> Option<Result<T>> {
-        let mut task = self.0.take().expect("a ticket is waited for once");
+        let mut task = self.0.take().expect("a ticket is waited for only once");
         loop {
             if let Ok(ended) = runtime().block_on(async { timeout(STOP_INTERVAL, &mut task).await }) {
-                return Some(ended.expect("a task that is waited for is not cancelled, and reading does not panic"));
+                return Some(ended.expect("the task is not cancelled while its ticket exists, and reading does not panic"));
             }
             if stop.load(Ordering::Relaxed) {
                 task.abort();
@@ -175,7 +177,7 @@ impl<T: Send + 'static> Ticket<T> {
         }
     }
 
-    /// Whether waiting would not wait.
+    /// Whether [`Ticket::wait`] returns at once.
     pub(crate) fn is_finished(&self) -> bool {
         self.0.as_ref().is_none_or(JoinHandle::is_finished)
     }

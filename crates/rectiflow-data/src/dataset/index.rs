@@ -1,6 +1,7 @@
-//! Where rows are: from the number of a live row to its object and its row there. Pure.
+//! Where rows are: maps the number of a live row to its object and its row in the object. Pure.
 //!
-//! Rows of a split and bucket are numbered among the live ones: objects in the manifest's order, deleted rows left out.
+//! The live rows of a split and bucket are numbered through its objects, in the manifest's order;
+//! deleted rows have no number.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +10,7 @@ use crate::format::{
     manifest::{Object, Split},
 };
 
-/// Object, and row in it with the deleted ones.
+/// Object, and row in the object, deleted rows counted.
 pub(crate) type ObjectRow = (usize, u32);
 
 /// The live rows of a data set.
@@ -34,7 +35,7 @@ pub(crate) struct Span {
 }
 
 impl RowIndex {
-    /// The index of the rows of `objects`, a manifest's.
+    /// The index of the rows of a manifest's `objects`.
     pub(crate) fn new(objects: &[Object]) -> Self {
         let mut rows = BTreeMap::<(Split, u32), Vec<Span>>::new();
         for (object, entry) in objects.iter().enumerate() {
@@ -50,12 +51,12 @@ impl RowIndex {
         Self { rows }
     }
 
-    /// The spans of a bucket, in the order of its rows. Empty if it has no live row.
+    /// The spans of a bucket, in row order. Empty if it has no live row.
     pub(crate) fn spans(&self, split: Split, bucket: u32) -> &[Span] {
         self.rows.get(&(split, bucket)).map_or(&[], Vec::as_slice)
     }
 
-    /// The object of a live row, and its number there with the deleted ones. None if there is no such row.
+    /// The object of a live row, and its row in the object. None if there is no such row.
     pub(crate) fn locate(&self, split: Split, bucket: u32, row: u64) -> Option<ObjectRow> {
         let spans = self.spans(split, bucket);
         let after = spans.partition_point(|span| span.first <= row);
@@ -64,29 +65,30 @@ impl RowIndex {
         (at < span.num_rows).then(|| (span.object, span.stored_row(at)))
     }
 
-    /// The buckets that have live rows of `split`, each with their number, in the manifest's order.
+    /// The buckets with live rows of `split`, each with its number of them, in the manifest's
+    /// order.
     pub(crate) fn buckets(&self, split: Split) -> impl Iterator<Item = (u32, u64)> + '_ {
         let of_split = self.rows.keys().filter(move |(of, _)| *of == split);
         of_split.map(move |&(_, bucket)| (bucket, self.num_rows(split, bucket)))
     }
 
-    /// Live rows of a bucket.
+    /// Number of live rows of a bucket.
     pub(crate) fn num_rows(&self, split: Split, bucket: u32) -> u64 {
         self.spans(split, bucket).iter().map(|span| span.num_rows).sum()
     }
 
-    /// Rows of a bucket's objects that have live ones, deleted ones included.
+    /// Rows of those objects of a bucket that have live rows, deleted rows included.
     pub(crate) fn num_stored(&self, split: Split, bucket: u32) -> u64 {
         self.spans(split, bucket).iter().map(|span| u64::from(span.num_stored)).sum()
     }
 
-    /// Ends of the runs of up to `longest` consecutive blocks of an object, counted in live rows of the bucket; runs
-    /// without a live row are left out.
+    /// Ends of the runs of up to `longest` consecutive blocks of an object, counted in live rows of
+    /// the bucket. Runs without a live row are omitted.
     pub(crate) fn run_ends(&self, split: Split, bucket: u32, longest: u32) -> Vec<u32> {
         let run_rows = longest * BLOCK_ROWS;
         let mut ends = Vec::new();
         for span in self.spans(split, bucket) {
-            let first = u32::try_from(span.first).expect("the order refuses buckets of 2^32 rows");
+            let first = u32::try_from(span.first).expect("the order rejects buckets of 2^32 rows");
             for run in 1..=span.num_stored.div_ceil(run_rows) {
                 let end = first + span.live_before((run * run_rows).min(span.num_stored));
                 if ends.last().map_or(end > 0, |&last| end > last) {
@@ -104,12 +106,12 @@ impl Span {
         self.live.as_ref().map_or(at as u32, |live| live[at as usize])
     }
 
-    /// Live rows of the object before its row `row`.
+    /// Number of live rows of the object before its row `row`.
     fn live_before(&self, row: u32) -> u32 {
         self.live.as_ref().map_or(row, |live| live.partition_point(|&live| live < row) as u32)
     }
 
-    /// Those of `all`, one for each row of the object, that are of live rows.
+    /// The elements of live rows of `all`, which has one element for each row of the object.
     pub(crate) fn live_of<T>(&self, all: Vec<T>) -> Vec<T> {
         let Some(live) = &self.live else { return all };
         let mut all: Vec<Option<T>> = all.into_iter().map(Some).collect();
@@ -117,7 +119,7 @@ impl Span {
     }
 }
 
-/// Numbers, with the deleted ones, of an object's live rows, if any row is deleted.
+/// Rows of an object that are live. None if no row is deleted.
 fn live_rows(object: &Object) -> Option<Vec<u32>> {
     let bits = object.deleted_bits()?;
     Some((0..object.rows).filter(|row| bits[*row as usize / 8] >> (row % 8) & 1 == 0).collect())

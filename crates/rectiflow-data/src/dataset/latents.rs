@@ -1,7 +1,8 @@
 //! Latents of rows: from a file on a disk, from the disk cache, or over the network into memory.
 //!
-//! On a disk the first read of a block reads all of it and checks its checksum; later reads take only the rows that are
-//! asked for. From a URL blocks are always read and checked whole, and kept in memory up to a limit.
+//! On a disk the first read of a block reads all of it and verifies its checksum; later reads take
+//! only the requested rows. From a URL blocks are always read and verified whole, and kept in
+//! memory up to a limit.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -24,21 +25,21 @@ use crate::{
     remote::request::{ObjectFile, coalesce},
 };
 
-/// Open files are kept up to this number: opening one is cheap on a local disk and a round trip on a shared one.
+/// Files kept open: opening one is cheap on a local disk and a round trip on a shared one.
 const MAX_OPEN_FILES: usize = 256;
 /// Most consecutive blocks in one request of random access: 32 MiB at 1024 x 1024.
 pub(crate) const BLOCKS_A_REQUEST: u32 = 8;
 
 impl Dataset {
-    /// Reads the latents of `rows` (numbers of live rows) into `out`, [rows, C, h, w], unscaled.
+    /// Reads the latents of `rows` (numbers of live rows) into `out`, `[rows, C, h, w]`, unscaled.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Damaged`] where a block does not match its checksum; [`Error::Malformed`] where a file is
-    /// not what the manifest says or a latent is not finite (the sample is named); [`Error::Invalid`] if a row or the
-    /// bucket does not exist.
+    /// [`Error::Io`] or [`Error::Remote`]; [`Error::Damaged`] if a block does not match its
+    /// checksum; [`Error::Malformed`] if a file contradicts the manifest or a latent is not finite
+    /// (the error names the sample); [`Error::Invalid`] if a row or the bucket does not exist.
     ///
     /// # Panics
-    /// If `out` has not the length that `rows` need.
+    /// If the length of `out` does not fit `rows`.
     pub fn read_latents(&self, split: Split, bucket: u32, rows: &[u64], out: &mut [f16]) -> Result<()> {
         let rows = rows.iter().map(|&row| self.locate(split, bucket, row)).collect::<Result<Vec<ObjectRow>>>()?;
         let row_len = if rows.is_empty() { 1 } else { self.latent_shape(bucket).iter().product() };
@@ -52,7 +53,7 @@ impl Dataset {
         Ok(())
     }
 
-    /// Rows of a remote data set: the blocks that are not held yet are requested together.
+    /// Reads rows of a remote data set. Blocks that are not in memory are requested together.
     fn read_remote(&self, rows: &[ObjectRow], out: &mut [f16], row_len: usize) -> Result<()> {
         let mut blocks: Vec<(usize, u32)> = rows.iter().map(|&(object, row)| (object, row / BLOCK_ROWS)).collect();
         blocks.sort_unstable();
@@ -81,8 +82,8 @@ impl Dataset {
         Ok(())
     }
 
-    /// Reads one row, numbered with the deleted ones, if its block is on a disk. The first read of a block reads and
-    /// verifies all of it.
+    /// Reads row `row` of an object if its block is on a disk, and returns whether it is. The first
+    /// read of a block reads and verifies all of it.
     pub(crate) fn read_row_on_disk(&self, object: usize, row: u32, out: &mut [f16]) -> Result<bool> {
         if self.remote.is_none() {
             return self.read_row(object, row, out).map(|()| true);
@@ -100,7 +101,7 @@ impl Dataset {
         Ok(cache.get_part(&request, start, &mut bytes) && self.decode_row(object, row, &bytes, out).map(|()| true)?)
     }
 
-    /// Reads one row of an object on a disk, numbered with the deleted ones.
+    /// Reads row `row` of an object on a disk.
     pub(crate) fn read_row(&self, object: usize, row: u32, out: &mut [f16]) -> Result<()> {
         let file = self.latents_file(object)?;
         let block = row / BLOCK_ROWS;
@@ -116,14 +117,14 @@ impl Dataset {
         self.decode_row(object, row, &bytes, out)
     }
 
-    /// Copies one row out of its block's bytes.
+    /// Decodes one row from its block's bytes.
     pub(crate) fn copy_row(&self, object: usize, row: u32, block: &[u8], out: &mut [f16]) -> Result<()> {
         let row_bytes = out.len() * 2;
         let start = (row % BLOCK_ROWS) as usize * row_bytes;
         self.decode_row(object, row, &block[start..start + row_bytes], out)
     }
 
-    /// The same, to the end of `out`: memory is written once.
+    /// As [`Dataset::copy_row`], but appends to `out`: memory is written only once.
     pub(crate) fn append_row(&self, object: usize, row: u32, block: &[u8], out: &mut Vec<f16>) -> Result<()> {
         let row_bytes = self.manifest.row_bytes(self.manifest.objects[object].bucket) as usize;
         let (start, first) = ((row % BLOCK_ROWS) as usize * row_bytes, out.len());
@@ -143,7 +144,7 @@ impl Dataset {
         self.root.join(&self.manifest.objects[object].latents)
     }
 
-    /// The object's latents file, its header checked when it is opened.
+    /// The object's latents file. Opening it checks its header.
     pub(crate) fn latents_file(&self, object: usize) -> Result<Arc<File>> {
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(file) = files.get(&object) {
@@ -163,7 +164,7 @@ impl Dataset {
     fn not_finite(&self, object: usize, row: u32) -> Error {
         let records = self.object_records(object).unwrap_or_default();
         let sample = records.get(row as usize).map_or_else(
-            || "whose text cannot be read either".to_owned(),
+            || "whose text is not readable either".to_owned(),
             |record| format!("sample {} ({})", record.id, record.source),
         );
         let reason = format!("row {row}, {sample}, is not finite: delete that image and prepare again");
@@ -171,7 +172,7 @@ impl Dataset {
     }
 }
 
-/// Whether no number is infinite or NaN. Without a branch for each, so that many are looked at together.
+/// Whether no number is infinite or NaN. Branchless, so that the compiler vectorises it.
 fn all_finite(numbers: &[f16]) -> bool {
     let magnitude = |number: &f16| number.to_bits() & 0x7fff;
     numbers.iter().map(magnitude).fold(0, u16::max) < f16::INFINITY.to_bits()

@@ -1,9 +1,10 @@
-//! A packed data set in a folder or at a URL, opened for reading: rows by (split, bucket, number), blocks verified.
+//! A packed data set in a folder or at a URL, opened for reading: rows by (split, bucket, number),
+//! blocks verified.
 //!
-//! Opening reads the manifest and the block table and nothing else, whatever the number of buckets. Which rows there are
-//! is in `index`, how their latents are read in `latents`, their text in `records`. A data set at a URL keeps its blocks
-//! in memory up to a limit, which makes a small one as good as a local one. What is not here: the order in which rows are
-//! wanted (`order`), and reading ahead (`feed`).
+//! Opening reads the manifest and the block table and nothing else, whatever the number of buckets.
+//! `index` knows which rows exist, `latents` reads their latents, `records` their text. A data set
+//! at a URL keeps its blocks in memory up to a limit, so a small one reads as fast as a local one.
+//! What is not here: the order of rows (`order`) and reading ahead (`feed`).
 
 pub(crate) mod block_memory;
 pub(crate) mod fetch;
@@ -44,7 +45,8 @@ use crate::{
     },
 };
 
-/// A remote data set's blocks are kept in memory up to this many bytes, 2 GiB, unless the loader reads ahead instead.
+/// Bytes of a remote data set's blocks that are kept in memory, 2 GiB, unless the loader reads
+/// ahead instead.
 pub const MEMORY_BYTES: u64 = 2 << 30;
 
 /// A bucket with its rows of one split.
@@ -56,20 +58,20 @@ pub struct BucketShape {
     pub width_px: u32,
     /// Height of its images.
     pub height_px: u32,
-    /// Live rows of the split, at least 1.
+    /// Live rows of the bucket in the split, at least 1.
     pub num_rows: u64,
 }
 
-/// An opened data set. Shared between threads by reference.
+/// An opened data set. Threads share it by reference.
 #[derive(Debug)]
 pub struct Dataset {
     /// The folder, or the URL.
     root: PathBuf,
-    /// Where the bytes come from if not from the folder.
+    /// The store of a data set at a URL.
     remote: Option<Remote>,
-    /// Blocks of a remote data set, in memory.
+    /// Blocks of a remote data set in memory.
     memory: BlockMemory,
-    /// And on a disk.
+    /// Blocks of a remote data set on a disk.
     cache: Option<DatasetCache>,
     manifest: Manifest,
     identity: String,
@@ -81,18 +83,19 @@ pub struct Dataset {
 }
 
 impl Dataset {
-    /// Opens the data set in a folder or at a URL: `s3://bucket/prefix`, `gs://`, `az://`, `http(s)://` or `file://`.
-    /// Credentials, region and endpoint are those of the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL,
-    /// GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_ACCOUNT_NAME and so on).
+    /// Opens the data set in a folder or at a URL: `s3://bucket/prefix`, `gs://`, `az://`,
+    /// `http(s)://` or `file://`. Credentials, region and endpoint come from the environment
+    /// (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS,
+    /// AZURE_STORAGE_ACCOUNT_NAME and so on).
     ///
     /// # Errors
-    /// [`Error::Io`] or [`Error::Remote`]; [`Error::Malformed`] if the manifest or the block table break a rule of the
-    /// format; [`Error::Invalid`] for a URL that cannot be one.
+    /// [`Error::Io`] or [`Error::Remote`]; [`Error::Malformed`] if the manifest or the block table
+    /// breaks a rule of the format; [`Error::Invalid`] for an impossible URL.
     pub fn open(root: impl AsRef<Path>) -> Result<Self> {
         Self::open_with(root, &Network::default())
     }
 
-    /// Opens a data set with other limits on the network than the usual ones.
+    /// Opens a data set with the network limits of `network`.
     ///
     /// # Errors
     /// As [`Dataset::open`].
@@ -125,23 +128,23 @@ impl Dataset {
         })
     }
 
-    /// The folder or URL that it was opened at.
+    /// The folder or URL of the data set.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// Whether its bytes come over a network.
+    /// Whether the data set is at a URL.
     pub fn is_remote(&self) -> bool {
         self.remote.is_some()
     }
 
-    /// Bytes of latents and text of one side of the split, deleted rows included.
+    /// Bytes of the latents and text of a split, deleted rows included.
     pub fn num_bytes(&self, split: Split) -> u64 {
         let of_split = self.manifest.objects.iter().filter(|object| object.split == split);
         of_split.map(|object| self.manifest.latents_bytes(object) + object.text_bytes).sum()
     }
 
-    /// The data set's description.
+    /// The manifest: codec, geometry, buckets and objects.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
@@ -165,12 +168,12 @@ impl Dataset {
         self.index.buckets(split).map(shape).collect()
     }
 
-    /// Which rows there are, and where.
+    /// The index of live rows.
     pub(crate) fn index(&self) -> &RowIndex {
         &self.index
     }
 
-    /// The object of a live row, and its number there with the deleted ones.
+    /// The object of a live row, and its row in the object.
     ///
     /// # Errors
     /// [`Error::Invalid`] if there is no such row.
@@ -190,19 +193,19 @@ impl Dataset {
         self.manifest.latent_shape(bucket)
     }
 
-    /// Keeps blocks that come over the network on a disk. A data set in a folder needs none and ignores it.
+    /// Keeps blocks of a data set at a URL in a cache on a disk. A data set in a folder ignores it.
     #[must_use]
     pub fn with_cache(mut self, cache: &Arc<DiskCache>) -> Self {
         self.cache = self.remote.is_some().then(|| cache.of(&self.identity));
         self
     }
 
-    /// The cache for its blocks.
+    /// The disk cache for its blocks.
     pub(crate) fn cache(&self) -> Option<&DatasetCache> {
         self.cache.as_ref()
     }
 
-    /// The store that its blocks come from, if they are not in a folder.
+    /// The store of a data set at a URL.
     pub(crate) fn remote(&self) -> Option<&Remote> {
         self.remote.as_ref()
     }
@@ -220,7 +223,7 @@ impl Dataset {
         fetch::start(request, self.remote.as_ref(), self.cache.as_ref())
     }
 
-    /// A row's part of the bytes of its block, latents and text.
+    /// One row's share of the bytes of its block, latents and text.
     pub(crate) fn share_of_block(&self, object: usize, block: u32) -> u64 {
         let text = self.blocks.block(object, block).text_bytes().div_ceil(self.block_rows(object, block).into());
         text + self.manifest.row_bytes(self.manifest.objects[object].bucket)
@@ -250,14 +253,14 @@ impl Dataset {
         let mut end = start;
         for block in blocks {
             let (len, xxh3) = self.len_and_checksum(file, object, block);
-            // Text lies where the block table says, which is untrusted.
+            // The block table says where text lies, and the block table is untrusted.
             let table_offset = self.blocks.block(object, block).text_offset;
             let next = end.checked_add(len);
             let fits = |next: &u64| table_offset == end && *next <= entry.text_bytes;
             let Some(next) = next.filter(|next| file == ObjectFile::Latents || fits(next)) else {
                 let all = entry.text_bytes;
                 let place = format!("a block of {len} bytes at {table_offset}");
-                let reason = format!("{place} is not in its place, or beyond its {all} bytes");
+                let reason = format!("{place} is out of place or extends past the file's {all} bytes");
                 return Err(Error::Malformed { path, kind: "text file", reason });
             };
             end = next;
@@ -290,7 +293,7 @@ impl Dataset {
     }
 }
 
-/// The manifest and the block table that it names.
+/// Reads the manifest and the block table that it names.
 fn read_description(root: &Path, remote: &Remote) -> Result<(Manifest, BlockTable)> {
     let bytes = runtime().block_on(remote.read_all(MANIFEST_FILE, MAX_MANIFEST_BYTES))?;
     let manifest = Manifest::parse(&root.join(MANIFEST_FILE), &bytes)?;
@@ -480,7 +483,8 @@ mod tests {
         write(root.path());
         let data = Dataset::open(root.path()).unwrap();
         let mut out = vec![f16::ZERO; 24];
-        // The block is found right first, so that this is the check of the values and not of the checksum.
+        // The block is verified first, so that the second read checks the values and not the
+        // checksum.
         data.read_latents(Split::Train, 0, &[3], &mut out).unwrap();
         let path = root.path().join("latents/a.safetensors");
         patch(&path, LATENTS_OFFSET + 4 * ROW_BYTES as u64, &f16::NAN.to_le_bytes());

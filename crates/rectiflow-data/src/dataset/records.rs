@@ -1,4 +1,4 @@
-//! Records of rows: blocks of text, decoded.
+//! Records of rows, decoded from blocks of text.
 
 use std::path::Path;
 
@@ -15,7 +15,8 @@ impl Dataset {
     /// The records of a bucket's live rows, in row order. Empty if the bucket has none.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Damaged`] where text does not match its checksum, [`Error::Malformed`].
+    /// [`Error::Io`] or [`Error::Remote`]; [`Error::Damaged`] if text does not match its checksum;
+    /// [`Error::Malformed`] if a file contradicts the manifest or the block table.
     pub fn records(&self, split: Split, bucket: u32) -> Result<Vec<Record>> {
         let mut records = Vec::new();
         for span in self.index.spans(split, bucket) {
@@ -28,7 +29,7 @@ impl Dataset {
     pub(crate) fn object_records(&self, object: usize) -> Result<Vec<Record>> {
         let entry = &self.manifest.objects[object];
         if self.remote.is_none() {
-            // The length in the manifest is a claim; the file's own is not.
+            // The manifest is untrusted: compare the length that it states with the file's own.
             let path = self.root.join(&entry.text);
             let found = std::fs::metadata(&path).map_err(Error::io(&path))?.len();
             check_len(&path, found, entry.text_bytes)?;

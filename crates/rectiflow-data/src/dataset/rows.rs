@@ -1,8 +1,10 @@
-//! Single rows, for the later passes of `owned` mode: from blocks on a disk, which are read whole only once.
+//! Single rows, for the later passes of `owned` mode: from blocks on a disk that are read whole
+//! only once.
 //!
-//! The first read of a block in a process reads all of it and checks its checksum, later ones only the rows that are
-//! wanted. A block that is not on the disk any more comes over the network as a whole. Text is read by the block, which
-//! is small. One request here is for some rows of one data set, whatever their blocks.
+//! The first read of a block in a process reads all of it and verifies its checksum, later reads
+//! take only the requested rows. A block that is no longer on the disk is fetched whole over the
+//! network. Text is small and always read in whole blocks. One request here is for rows of one data
+//! set, whatever their blocks.
 
 use std::sync::Arc;
 
@@ -21,10 +23,11 @@ use crate::{
     remote::request::ObjectFile,
 };
 
-/// Blocks of text that one task reads: many tasks are under way at once.
+/// Blocks of text that one task reads; many tasks run at once.
 const TEXTS_A_TASK: usize = 16;
 
-/// Starts reading the latents of rows, `[rows, C, h, w]` with `row_len` numbers each, which `step` needs.
+/// Starts reading the latents of rows, `[rows, C, h, w]` with `row_len` numbers per row, for
+/// `step`.
 pub(crate) fn start_latents(
     dataset: Arc<Dataset>,
     rows: Vec<ObjectRow>,
@@ -41,14 +44,14 @@ pub(crate) fn start_latents(
         let read = try_join_all(read).await?;
         for at in missing {
             let (object, row) = rows[at];
-            let block = blocks.binary_search(&(object, row / BLOCK_ROWS)).expect("it has just been read");
+            let block = blocks.binary_search(&(object, row / BLOCK_ROWS)).expect("the blocks of all missing rows have been read");
             dataset.copy_row(object, row, &read[block], &mut latents[at * row_len..(at + 1) * row_len])?;
         }
         Ok(latents)
     })
 }
 
-/// The rows that are on the disk, and the numbers of the others.
+/// Reads the rows that are on the disk. Returns the latents, and the indices of the missing rows.
 fn read_all(dataset: &Dataset, rows: &[ObjectRow], row_len: usize) -> Result<(Vec<f16>, Vec<usize>)> {
     let (mut latents, mut missing) = (vec![f16::ZERO; rows.len() * row_len], Vec::new());
     for (at, (&(object, row), out)) in rows.iter().zip(latents.chunks_exact_mut(row_len)).enumerate() {
@@ -59,7 +62,7 @@ fn read_all(dataset: &Dataset, rows: &[ObjectRow], row_len: usize) -> Result<(Ve
     Ok((latents, missing))
 }
 
-/// Starts reading the records of rows, in any order, which `step` needs.
+/// Starts reading the records of rows for `step`. They are returned in no particular order.
 pub(crate) fn start_records(
     dataset: &Arc<Dataset>,
     mut rows: Vec<ObjectRow>,
@@ -79,21 +82,21 @@ pub(crate) fn start_records(
     blocks.chunks(TEXTS_A_TASK).map(start).collect()
 }
 
-/// Records of rows of one block.
+/// Reads the records of rows of one block.
 async fn read_records(dataset: &Arc<Dataset>, rows: Vec<ObjectRow>, step: u64) -> Result<Vec<(ObjectRow, Record)>> {
     let (object, block) = (rows[0].0, rows[0].1 / BLOCK_ROWS);
     let bytes = read_block(dataset, ObjectFile::Text, object, block, step).await?;
     let dataset = dataset.clone();
     in_turn(move || {
         let mut records = dataset.decode_text(object, block, &[bytes])?;
-        // From the last one on: what comes before it keeps its number.
+        // From the last row to the first: `swap_remove` moves no record with a smaller index.
         let take = |&(object, row): &ObjectRow| ((object, row), records.swap_remove((row % BLOCK_ROWS) as usize));
         Ok(rows.iter().rev().map(take).collect())
     })
     .await
 }
 
-/// One block, from wherever it is.
+/// Reads one block from the disk, the cache or the network.
 async fn read_block(dataset: &Dataset, file: ObjectFile, object: usize, block: u32, step: u64) -> Result<Bytes> {
     let mut request = dataset.request(file, object, block..block + 1)?;
     request.step = step;

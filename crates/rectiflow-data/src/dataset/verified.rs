@@ -1,13 +1,14 @@
-//! Which blocks have been found right: one bit for each, so that a block on a disk is read whole only once.
+//! Which blocks have been verified: one bit per block, so that a block on a disk is read whole only
+//! once.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// One bit per block of each object: its latents' checksum has been found right.
+/// One bit per block of each object, set once the checksum of its latents matched.
 #[derive(Debug)]
 pub(crate) struct VerifiedBlocks(Vec<Vec<AtomicU64>>);
 
 impl VerifiedBlocks {
-    /// None of the blocks of objects with `num_blocks` blocks each.
+    /// An empty set for objects with these numbers of blocks.
     pub(crate) fn new(num_blocks: impl Iterator<Item = u32>) -> Self {
         let words = |num_blocks: u32| (0..num_blocks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
         Self(num_blocks.map(words).collect())

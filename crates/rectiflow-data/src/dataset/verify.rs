@@ -1,4 +1,4 @@
-//! Whether every byte of an object is what was written.
+//! Verification of all bytes of an object.
 
 use crate::{
     dataset::{Dataset, latents::BLOCKS_A_REQUEST, records::check_len},
@@ -12,7 +12,8 @@ use crate::{
 };
 
 impl Dataset {
-    /// Checks that every byte of an object's latents and text is what was written: for `inspect --verify`.
+    /// Checks that every byte of an object's latents and text is what was written, for
+    /// `inspect --verify`.
     ///
     /// # Errors
     /// As [`Dataset::read_latents`] and [`Dataset::records`].
@@ -28,7 +29,7 @@ impl Dataset {
         self.object_records(object).map(drop)
     }
 
-    /// Lengths of an object's files and the header of its latents.
+    /// Checks the lengths of an object's files and the header of its latents.
     fn check_remote(&self, remote: &Remote, object: usize) -> Result<()> {
         let entry = &self.manifest.objects[object];
         let (latents, text) = (self.root.join(&entry.latents), self.root.join(&entry.text));

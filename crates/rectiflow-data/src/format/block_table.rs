@@ -1,7 +1,8 @@
-//! The block table beside the manifest: 128 bytes of checksums and lengths for each block of 32 rows.
+//! The block table beside the manifest: 128 bytes of checksums and lengths for each block of 32
+//! rows.
 //!
-//! It grows with the samples, so it is one binary file that the manifest names by its hash. Like the manifest it is
-//! untrusted input. `docs/format.md` is the specification.
+//! It grows with the samples, so it is a binary file of its own, which the manifest names by its
+//! hash. Like the manifest it is untrusted input. `docs/format.md` is the specification.
 
 use std::{
     fs,
@@ -36,7 +37,7 @@ pub struct BlockTableFile {
     pub hash: String,
 }
 
-/// What the block table says of one block.
+/// The block table's entry for one block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Block {
     /// XXH3-64 of the block's rows in the latents file.
@@ -45,7 +46,8 @@ pub struct Block {
     pub text_offset: u64,
     /// XXH3-64 of the row group's bytes.
     pub text_xxh3: u64,
-    /// For each column chunk, in schema order: bytes (page header included) and number of values (levels).
+    /// For each column chunk, in schema order: bytes (page header included) and number of values
+    /// (levels).
     pub columns: [(u32, u32); TEXT_COLUMNS],
 }
 
@@ -102,11 +104,12 @@ impl BlockTable {
         Self { bytes, first }
     }
 
-    /// Reads the table that a manifest names as `file` and checks it against the manifest's hash. `num_blocks` are the
-    /// blocks of each of the manifest's objects.
+    /// Reads the table that a manifest names as `file` and checks it against the manifest's hash.
+    /// `num_blocks` has the number of blocks of each of the manifest's objects.
     ///
     /// # Errors
-    /// [`Error::Io`], or [`Error::Malformed`] if it is not the file that the manifest was written with.
+    /// [`Error::Io`], or [`Error::Malformed`] if it is not the file that the manifest was written
+    /// with.
     pub fn read(root: &Path, file: &BlockTableFile, num_blocks: impl IntoIterator<Item = u32>) -> Result<Self> {
         let path = root.join(&file.file);
         let bytes = read_at_most(&path, file.bytes, "block table")?;
@@ -156,7 +159,8 @@ impl BlockTable {
         &self.bytes
     }
 
-    /// Names the table in a manifest. The name holds the hash, so that a new table never replaces one in use.
+    /// The manifest's entry for the table. The file name contains the hash, so that a new table
+    /// never replaces one in use.
     pub fn file(&self) -> BlockTableFile {
         let hash = blake3::hash(&self.bytes).to_hex().to_string();
         BlockTableFile { file: format!("blocks-{}.bin", &hash[..16]), bytes: self.bytes.len() as u64, hash }
@@ -176,7 +180,7 @@ pub(crate) fn table_bytes(num_blocks: u64) -> u64 {
     TABLE_HEADER_BYTES as u64 + num_blocks * BLOCK_ENTRY_BYTES as u64
 }
 
-/// Reads a whole file that must not be longer than `limit` bytes.
+/// Reads a whole file of at most `limit` bytes.
 pub(crate) fn read_at_most(path: &Path, limit: u64, kind: &'static str) -> Result<Vec<u8>> {
     let len = fs::metadata(path).map_err(Error::io(path))?.len();
     if len > limit {
@@ -208,7 +212,7 @@ pub(crate) mod tests {
         let mut flipped = bytes.clone();
         flipped[100] ^= 1;
         fails(flipped, &file, "BLAKE3");
-        // Right hash, wrong content: somebody made it on purpose.
+        // Right hash, wrong content: a forged table.
         let mut foreign = bytes;
         foreign[0] = b'X';
         let mut lying = file;

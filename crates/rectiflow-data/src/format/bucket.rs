@@ -1,9 +1,11 @@
-//! Aspect buckets and the way of an image into one: pure integer geometry, the same on every machine.
+//! Aspect buckets, and how an image is fitted into one: pure integer geometry, the same on every
+//! machine.
 //!
-//! Buckets follow NovelAI's rule: every multiple of the step is tried as a width, with the tallest height that stays
-//! within the target area and the side limits; then the same with the sides swapped; then the square of that area. An
-//! image goes to the bucket whose ratio of width to height is nearest to its own, is resized until it just covers the
-//! bucket, and the rest is cropped at a random place. What is not here: pixels (`picture::decode`).
+//! Buckets follow NovelAI's rule: every multiple of the step is tried as a width, with the tallest
+//! height that stays within the target area and the side limits; then the same with the sides
+//! swapped; then the square of that area. An image goes to the bucket whose ratio of width to
+//! height is nearest to its own and is resized until it just covers the bucket; the excess is
+//! cropped at a random place. What is not here: pixels (`picture::decode`).
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -26,23 +28,25 @@ pub struct Bucket {
     pub height_px: u32,
 }
 
-/// In which space pixel values are averaged when an image is resized.
+/// The space in which pixel values are averaged when an image is resized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ResizeSpace {
-    /// On sRGB's encoded values, as the pictures that SDXL was trained on were: the default, so that a fine-tune does
-    /// not also teach another rendering of fine detail. Lanczos also rings less visibly here.
+    /// sRGB's encoded values, as for the pictures that SDXL was trained on: the default, so that a
+    /// fine-tune does not also teach another rendering of fine detail. Lanczos also rings less
+    /// visibly here.
     #[default]
     Gamma,
-    /// On light intensities, as a lens would: fine bright detail keeps its brightness.
+    /// Light intensities, as a lens averages them: fine bright detail keeps its brightness.
     Linear,
 }
 
-/// All settings that decide which pixels are encoded. A data set has one: latents made by another do not mix.
+/// All settings that decide which pixels are encoded. A data set has one geometry; latents of
+/// different geometries do not mix.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Geometry {
-    /// Most pixels of a bucket.
+    /// Largest area of a bucket, in pixels.
     pub area_px: u64,
     /// Sides of buckets are multiples of this.
     pub step_px: u32,
@@ -54,11 +58,12 @@ pub struct Geometry {
     pub resize: ResizeSpace,
     /// Colour behind transparent pixels, sRGB.
     pub background: [u8; 3],
-    /// Keys the crops (and the order in which rows are written).
+    /// Seed of the crops and of the order in which rows are written.
     pub seed: u64,
 }
 
-/// Where an image lands in its bucket. The crop is a rectangle of the bucket's size inside the resized image.
+/// How an image is fitted into its bucket. The crop is a rectangle of the bucket's size inside the
+/// resized image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Placement {
     /// Width after the resize.
@@ -72,7 +77,7 @@ pub struct Placement {
 }
 
 impl Bucket {
-    /// Checks that the sides are multiples of `factor`, the VAE's, within the limits of the format.
+    /// Checks that the sides are multiples of the VAE's `factor` within the limits of the format.
     pub(crate) fn check(&self, factor: u32) -> Result<(), String> {
         let good = |px: u32| px > 0 && px <= MAX_SIDE_PX && px.is_multiple_of(factor);
         if good(self.width_px) && good(self.height_px) {
@@ -84,7 +89,8 @@ impl Bucket {
 }
 
 impl Geometry {
-    /// All buckets, in order of width, then height. Empty if no multiple of the step fits the limits.
+    /// All buckets, in order of width, then height. Empty if no multiple of the step fits the
+    /// limits.
     pub fn buckets(&self) -> Vec<Bucket> {
         let step = u64::from(self.step_px.max(1));
         let (min, max) = (u64::from(self.bucket_min_px), u64::from(self.bucket_max_px));
@@ -108,7 +114,8 @@ impl Geometry {
     }
 }
 
-/// The index of the bucket whose ratio of width to height is nearest to the image's; the first of equals.
+/// The index of the bucket whose ratio of width to height is nearest to the image's; the first one
+/// if several are equally near.
 ///
 /// # Panics
 /// If there are no buckets, or a side is 0.
@@ -121,15 +128,16 @@ pub fn nearest(buckets: &[Bucket], width_px: u32, height_px: u32) -> usize {
     best.expect("there is at least one bucket")
 }
 
-/// How far the image's shape is from the bucket's: the larger of the two ratios over the smaller, less 1. At 0.25 a
-/// fifth of the image is cropped away. (NovelAI's own measure, the difference of the ratios, forgives any portrait.)
+/// How far the image's shape is from the bucket's: the larger of the two ratios divided by the
+/// smaller, minus 1. At 0.25 a fifth of the image is cropped away. (NovelAI's own measure, the
+/// difference of the ratios, is small for every portrait.)
 pub fn aspect_error(bucket: Bucket, width_px: u32, height_px: u32) -> f64 {
     let own = f64::from(width_px) * f64::from(bucket.height_px);
     let other = f64::from(height_px) * f64::from(bucket.width_px);
     (own / other).max(other / own) - 1.0
 }
 
-/// Resizes so that the bucket is just covered, and crops at a place that depends on nothing but (seed, id).
+/// The placement that just covers the bucket, with a crop position that depends only on (seed, id).
 ///
 /// # Panics
 /// If a side is 0.
@@ -137,7 +145,7 @@ pub fn place(bucket: Bucket, width_px: u32, height_px: u32, seed: u64, id: Sampl
     assert!(width_px > 0 && height_px > 0, "a real image");
     let [w, h, bw, bh] = [width_px, height_px, bucket.width_px, bucket.height_px].map(u64::from);
     let round = |numerator: u64, denominator: u64| (numerator + denominator / 2) / denominator;
-    // Wider than the bucket: the height fits exactly, and the other way round.
+    // If the image is wider than the bucket, the height fits exactly; otherwise the width does.
     let (rw, rh) = if w * bh > h * bw { (round(w * bh, h).max(bw), bh) } else { (bw, round(h * bw, w).max(bh)) };
     let mut rng = Rng::keyed(seed, Purpose::Crop, &[id.0]);
     let crop_left_px = rng.below(rw - bw + 1) as u32;
@@ -167,7 +175,8 @@ mod tests {
         for expected in [(512, 2048), (704, 1472), (832, 1216), (1024, 1024), (1216, 832), (1344, 768), (2048, 512)] {
             assert!(buckets.contains(&expected), "{expected:?} is missing in {buckets:?}");
         }
-        // kohya's rule, written independently: h = min(max, area / w / 64 * 64), both ways round, and the square.
+        // kohya's rule, written independently: h = min(max, area / w / 64 * 64), also with the
+        // sides swapped, and the square.
         let mut kohya: Vec<(u32, u32)> = (512..=2048)
             .step_by(64)
             .map(|w| (w, 2048.min((1 << 20) / w / 64 * 64)))

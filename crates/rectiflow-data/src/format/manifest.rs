@@ -1,7 +1,9 @@
-//! `manifest.json`: with the block table that it names, all that a reader must know before its first byte of data.
+//! `manifest.json`: together with the block table that it names, everything that a reader must know
+//! before it reads data.
 //!
-//! The manifest is small: one line of facts per object of up to 512 MiB. It is untrusted input: [`Manifest::parse`]
-//! checks every rule that later arithmetic relies on. `docs/format.md` is the specification.
+//! The manifest is small: one entry per object of up to 512 MiB. It is untrusted input:
+//! [`Manifest::parse`] checks every rule that later arithmetic relies on. `docs/format.md` is the
+//! specification.
 
 use std::{collections::HashSet, path::Path};
 
@@ -18,35 +20,35 @@ use crate::{
 
 /// Name of the manifest inside a data set.
 pub const MANIFEST_FILE: &str = "manifest.json";
-/// What `format` says in every manifest.
+/// The value of `format` in every manifest.
 pub const FORMAT: &str = "rectiflow-dataset";
 /// Bytes before the first latent in a latents object: safetensors' length word and padded header.
 pub const LATENTS_OFFSET: u64 = 512;
-/// No latents object is larger.
+/// The largest latents file, except one of a single row.
 pub const MAX_OBJECT_BYTES: u64 = 512 << 20;
 
 pub(crate) const MAX_MANIFEST_BYTES: u64 = 256 << 20;
 const MAX_BUCKETS: usize = 65_536;
 
-/// Which side of the test split rows are on.
+/// The side of the test split that rows are on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Split {
-    /// Trained on.
+    /// Used for training.
     Train,
     /// Held out for the test loss.
     Test,
 }
 
-/// The VAE that made the latents: what a model needs to know to read them.
+/// The VAE that encoded the latents: what a model needs to know to use them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Codec {
-    /// The VAE's name, for people.
+    /// The VAE's name, for display only.
     pub vae: String,
-    /// Hex BLAKE3 of the VAE's weights: latents of another VAE mean something else.
+    /// Hex BLAKE3 of the VAE's weights: latents of different VAEs are not interchangeable.
     pub hash: String,
-    /// What latents are multiplied by before noising; not applied in the data set.
+    /// Factor that multiplies latents before noising; not applied in the data set.
     pub scaling_factor: f64,
     /// Pixels per latent along each side, 8 for SDXL.
     pub down_factor: u32,
@@ -72,7 +74,8 @@ pub struct Object {
     pub text: String,
     /// Length of the text file.
     pub text_bytes: u64,
-    /// Deleted rows as hexadecimal bytes: bit `r % 8` of byte `r / 8` is row r. Absent when there are none.
+    /// Deleted rows as hexadecimal bytes: bit `r % 8` of byte `r / 8` is row r. Absent when there
+    /// are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deleted: Option<String>,
 }
@@ -87,30 +90,30 @@ pub struct Manifest {
     pub format_version: u32,
     /// The VAE.
     pub codec: Codec,
-    /// How images became pixels of a bucket.
+    /// How images were fitted into buckets.
     pub geometry: Geometry,
     /// Rows of a block: [`BLOCK_ROWS`].
     pub block_rows: u32,
     /// The block table.
     pub blocks: BlockTableFile,
-    /// The buckets that have objects, in order of width, then height.
+    /// The buckets that have objects, in order of width and then height.
     pub buckets: Vec<Bucket>,
     /// The objects. A bucket's rows are its objects' rows in this order.
     pub objects: Vec<Object>,
 }
 
 impl Object {
-    /// Blocks of the object: the last may be shorter than [`BLOCK_ROWS`].
+    /// Number of blocks. The last one can be shorter than [`BLOCK_ROWS`].
     pub fn num_blocks(&self) -> u32 {
         self.rows.div_ceil(BLOCK_ROWS)
     }
 
-    /// Which rows are deleted, as one bit a row; `None` if none is.
+    /// The deleted rows as one bit per row. None if no row is deleted.
     pub fn deleted_bits(&self) -> Option<Vec<u8>> {
         self.deleted.as_deref().and_then(decode_hex)
     }
 
-    /// Rows that are not deleted.
+    /// Number of rows that are not deleted.
     pub fn live_rows(&self) -> u32 {
         let deleted: u32 = self.deleted_bits().iter().flatten().map(|byte| byte.count_ones()).sum();
         self.rows - deleted
@@ -147,10 +150,10 @@ impl Manifest {
         Self::parse(&path, &bytes)
     }
 
-    /// Checks `bytes`, which come from `path`, against every rule of the format.
+    /// Parses `bytes`, which come from `path`, and checks every rule of the format.
     ///
     /// # Errors
-    /// [`Error::Malformed`] naming the first rule that is broken.
+    /// [`Error::Malformed`] with the first broken rule.
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
         let malformed = |reason: String| Error::Malformed { path: path.into(), kind: "manifest", reason };
         let version: Version = serde_json::from_slice(bytes).map_err(|e| malformed(e.to_string()))?;
@@ -160,14 +163,15 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// The manifest's bytes, as they are written and hashed.
+    /// The manifest's bytes as they are written and hashed.
     pub fn to_json(&self) -> Vec<u8> {
-        let mut bytes = serde_json::to_vec_pretty(self).expect("a manifest has no keys that JSON cannot hold");
+        let mut bytes = serde_json::to_vec_pretty(self).expect("a manifest has a JSON form");
         bytes.push(b'\n');
         bytes
     }
 
-    /// Hex BLAKE3 of the manifest, which holds the hash of the block table, which holds all checksums.
+    /// Hex BLAKE3 of the manifest, which holds the hash of the block table, which holds all
+    /// checksums.
     pub fn identity(&self) -> String {
         blake3::hash(&self.to_json()).to_hex().to_string()
     }
@@ -200,7 +204,7 @@ impl Manifest {
         self.objects.iter().map(Object::num_blocks)
     }
 
-    /// Rows that are not deleted, of one side of the split.
+    /// Number of rows of a split that are not deleted.
     pub fn live_rows(&self, split: Split) -> u64 {
         self.objects.iter().filter(|o| o.split == split).map(|o| u64::from(o.live_rows())).sum()
     }
@@ -265,7 +269,8 @@ impl Manifest {
     }
 }
 
-/// The two keys that are read before any other, so that a later format gives a sentence and not a parser's complaint.
+/// The two keys that are read before all others, so that a later format is reported as such and not
+/// as a parse error.
 #[derive(Deserialize)]
 struct Version {
     format: String,
@@ -306,7 +311,7 @@ fn row_bytes(codec: &Codec, bucket: Bucket) -> u64 {
     2 * u64::from(codec.channels) * side(bucket.width_px) * side(bucket.height_px)
 }
 
-/// A name that a manifest gives to a file must stay inside the data set.
+/// Checks that a file name in a manifest stays inside the data set.
 fn check_name(name: &str, folder: &str, extension: &str) -> std::result::Result<(), String> {
     let stem = name.strip_prefix(folder).and_then(|rest| rest.strip_suffix(extension));
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
@@ -337,8 +342,8 @@ fn decode_hex(hex: &str) -> Option<Vec<u8>> {
     hex.as_bytes().chunks_exact(2).map(|pair| Some((digit(pair[0])? * 16 + digit(pair[1])?) as u8)).collect()
 }
 
-/// Writes the block table and then the manifest that names it: from this moment the data set has these objects.
-/// `blocks` has each object's blocks, in the manifest's order.
+/// Writes the block table and then the manifest that names it, which makes its objects part of the
+/// data set. `blocks` has each object's blocks, in the manifest's order.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -401,7 +406,7 @@ mod tests {
         assert_eq!((object.deleted.as_deref(), object.live_rows()), (Some("0102000001"), 30));
     }
 
-    /// Each rule of the format, broken by one edit, with a word that its message must hold.
+    /// Each rule of the format, broken by one edit, with a word that the message must contain.
     #[test]
     fn every_broken_rule_is_named() {
         let object = |key: &'static str| format!("/objects/1/{key}");
@@ -475,7 +480,7 @@ mod tests {
         assert!(matches!(Manifest::parse(Path::new("m"), deep.as_bytes()), Err(Error::Malformed { .. })));
         let root = tempfile::tempdir().unwrap();
         let file = std::fs::File::create(root.path().join(MANIFEST_FILE)).unwrap();
-        // Sparse: takes no room on the disk, and must take none in memory.
+        // A sparse file: it takes no space on the disk and must take none in memory.
         file.set_len(1 << 40).unwrap();
         let error = Manifest::read(root.path()).unwrap_err().to_string();
         assert!(error.contains("1099511627776 bytes"), "{error}");
@@ -493,7 +498,7 @@ mod tests {
                 bytes[at] = byte;
             }
             if let Ok(manifest) = Manifest::parse(Path::new("m"), &bytes) {
-                // What arithmetic relies on.
+                // Later arithmetic relies on these bounds.
                 for object in &manifest.objects {
                     prop_assert!(manifest.latents_bytes(object) <= MAX_OBJECT_BYTES + manifest.row_bytes(object.bucket));
                     prop_assert!(object.live_rows() <= object.rows);

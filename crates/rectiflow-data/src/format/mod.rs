@@ -1,4 +1,4 @@
-//! The packed data set on disk: manifest and block table, buckets, records, the bytes of a shard.
+//! The packed data set on disk: manifest, block table, buckets, records, and the bytes of a shard.
 
 pub mod block_table;
 pub mod bucket;

@@ -1,22 +1,24 @@
-//! One training record: everything known about a sample but its latents.
+//! One training record: everything known about a sample except its latents.
 //!
-//! A record is what preparation learnt from the image file and its caption sources, before any prompt is drawn: the
-//! prompt is made anew in each pass. Its bytes (Parquet) are the business of `text_shard`.
+//! A record holds what preparation learns from the image file and its caption sources. It contains
+//! no prompt: the loader draws a new one in each pass. `text_shard` encodes it as Parquet.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Names a sample for ever: the first 8 bytes (little-endian) of BLAKE3 over the source image's bytes.
+/// The permanent id of a sample: the first 8 bytes (little-endian) of BLAKE3 over the source
+/// image's bytes.
 ///
-/// The same picture has the same id in every preparation and every data set, whatever its path or captions, so that
-/// crops, splits and prompts keyed by it do not change when a folder grows. Two different pictures share an id with
-/// probability 5e-6 among 13 million; the second is then rejected as a duplicate.
+/// The same picture has the same id in every preparation and every data set, whatever its path or
+/// captions, so that crops, splits and prompts keyed by it do not change when a folder grows. Two
+/// different pictures share an id with probability 5e-6 among 13 million; the second is then
+/// rejected as a duplicate.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct SampleId(pub u64);
 
 impl SampleId {
-    /// The id of an image file with these bytes.
+    /// The id of an image file with the contents `bytes`.
     pub fn of(bytes: &[u8]) -> Self {
         let hash = blake3::hash(bytes);
         Self(u64::from_le_bytes(hash.as_bytes()[..8].try_into().expect("a BLAKE3 hash has 32 bytes")))
@@ -40,15 +42,16 @@ impl fmt::Debug for SampleId {
 pub struct Record {
     /// The sample.
     pub id: SampleId,
-    /// Captions to choose from; may be empty where `tags` are not, or where captionless images are kept.
+    /// Captions to choose from; can be empty if `tags` are not, or if captionless images are kept.
     pub captions: Vec<String>,
     /// Tags, as the source writes them.
     pub tags: Vec<String>,
-    /// The tags that every prompt made of tags must keep.
+    /// The tags that every prompt built from tags must keep.
     pub important_tags: Vec<String>,
-    /// Words about the picture's quality, to be put before its tags.
+    /// Words about the picture's quality, which go before its tags.
     pub quality: Vec<String>,
-    /// A caption already holds quality words or is an alt-text: nothing may be added to the captions.
+    /// Whether a caption already contains quality words or is an alt-text, so that nothing must be
+    /// added to the captions.
     pub verbatim: bool,
     /// Width of the source image.
     pub original_width_px: u32,
@@ -62,6 +65,6 @@ pub struct Record {
     pub target_width_px: u32,
     /// Height of the encoded image, which is its bucket's.
     pub target_height_px: u32,
-    /// Path of the source image relative to the prepared folder, with `/` between its parts.
+    /// Path of the source image relative to the prepared folder, with `/` as the separator.
     pub source: String,
 }

@@ -1,8 +1,10 @@
-//! One object: rows of one bucket as a safetensors file of latents and a Parquet file of text, in the same order.
+//! One object: rows of one bucket as a safetensors file of latents and a Parquet file of text, in
+//! the same order.
 //!
-//! The latents file is one tensor `latents` of shape [n, C, h, w] in F16. Its header is padded to a fixed 512 bytes, so
-//! that row r begins at 512 + r * row_bytes and a writer may learn n last. Text is `text_shard`'s; which objects make a
-//! data set is the manifest's. The whole format:
+//! The latents file is one tensor `latents`, `[n, C, h, w]`, in F16. Its header is padded to a
+//! fixed 512 bytes, so that row r begins at 512 + r * row_bytes and a writer need not know n before
+//! the end. `text_shard` writes the text; the manifest lists the objects of a data set. The whole
+//! format:
 //!
 #![doc = include_str!("../../../../docs/format.md")]
 
@@ -27,7 +29,8 @@ use crate::{
     },
 };
 
-/// Writes one object, row by row. Nothing is visible under the final names before [`ObjectWriter::finish`].
+/// Writes one object, row by row. Nothing is visible under the final names before
+/// [`ObjectWriter::finish`].
 pub struct ObjectWriter {
     latents: DurableFile,
     text: TextWriter<DurableFile>,
@@ -36,11 +39,11 @@ pub struct ObjectWriter {
     rows: u32,
     hasher: Xxh3,
     latents_xxh3: Vec<u64>,
-    /// Records of the block that is not complete yet.
+    /// Records of the incomplete block.
     pending: Vec<Record>,
 }
 
-/// What a finished object adds to the manifest and the block table.
+/// The parts of a finished object for the manifest and the block table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finished {
     /// Rows written.
@@ -58,8 +61,8 @@ impl std::fmt::Debug for ObjectWriter {
 }
 
 impl ObjectWriter {
-    /// Begins an object of latents of shape [C, h, w] in the data set at `root`; `latents` and `text` are the names for
-    /// the manifest, e.g. `latents/1024x1024-00000.safetensors`.
+    /// Begins an object of latents `[C, h, w]` in the data set at `root`. `latents` and `text` are
+    /// the names for the manifest, for example `latents/1024x1024-00000.safetensors`.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -81,13 +84,13 @@ impl ObjectWriter {
         self.rows
     }
 
-    /// Appends a row: its latents [C, h, w], unscaled, and its record.
+    /// Appends a row: its latents, `[C, h, w]`, unscaled, and its record.
     ///
     /// # Errors
     /// [`Error::Io`].
     ///
     /// # Panics
-    /// If `latents` is not of the object's shape, or not finite: whoever encodes must reject such a row.
+    /// If `latents` is not of the object's shape or not finite: the caller must reject such a row.
     pub fn push(&mut self, latents: &[f16], record: Record) -> Result<()> {
         assert_eq!(latents.len(), self.shape.iter().product::<usize>(), "latents of shape {:?}", self.shape);
         assert!(latents.iter().all(|x| x.is_finite()), "the latents of {} are not finite", record.source);
@@ -99,7 +102,7 @@ impl ObjectWriter {
         if self.pending.len() == BLOCK_ROWS as usize { self.end_block() } else { Ok(()) }
     }
 
-    /// Completes both files and gives them their names, the latents first.
+    /// Completes both files and moves them to their final names, the latents first.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -129,8 +132,8 @@ impl ObjectWriter {
     }
 }
 
-/// Writes `records` as the text file `text` of an object whose latents exist already. The blocks' latents checksums are
-/// left 0 for the caller to fill in.
+/// Writes `records` as the text file `text` of an object whose latents already exist. Returns the
+/// file's length and its blocks; their latents checksums are 0, and the caller fills them in.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -143,7 +146,8 @@ pub(crate) fn write_text(root: &Path, text: &str, records: &[Record]) -> Result<
     finish_text(writer, &path)
 }
 
-/// Completes a text file and reads it back once for the checksums of its row groups: what is hashed is what is there.
+/// Completes a text file and reads it back for the checksums of its row groups, so that they are
+/// those of the bytes on the disk.
 fn finish_text(writer: TextWriter<DurableFile>, path: &Path) -> Result<(u64, Vec<Block>)> {
     let (groups, mut file) = writer.finish().map_err(parquet_error(path))?;
     let mut reader = file.flushed()?;
@@ -165,13 +169,14 @@ fn finish_text(writer: TextWriter<DurableFile>, path: &Path) -> Result<(u64, Vec
     Ok((text_bytes, blocks))
 }
 
-/// A failure of the Parquet writer, which can only be one of its sink.
+/// Maps an error of the Parquet writer, which can only come from its sink.
 fn parquet_error(path: &Path) -> impl FnOnce(parquet::errors::ParquetError) -> Error {
     let path = path.to_owned();
     |error| Error::Io { path, source: std::io::Error::other(error) }
 }
 
-/// The first 512 bytes of a latents file: the length word, and a header padded with spaces as safetensors allows.
+/// The first 512 bytes of a latents file: the length word, and a header padded with spaces, which
+/// safetensors allows.
 fn latents_header(rows: u32, [channels, height, width]: [usize; 3]) -> Vec<u8> {
     let bytes = rows as usize * channels * height * width * 2;
     let json = format!(
@@ -198,7 +203,7 @@ struct LatentsTensor {
     data_offsets: [u64; 2],
 }
 
-/// Checks that an open latents file is `rows` latents of shape [C, h, w] and not a byte more or less.
+/// Checks that an open latents file holds exactly `rows` latents `[C, h, w]`.
 ///
 /// # Errors
 /// [`Error::Io`], or [`Error::Malformed`] with the first difference.
@@ -215,13 +220,13 @@ pub(crate) fn check_latents(path: &Path, mut file: &File, rows: u32, shape: [usi
     check_header(path, &header, rows, shape)
 }
 
-/// Checks the first 512 bytes of a latents file of `rows` latents of shape [C, h, w].
+/// Checks the first 512 bytes of a latents file of `rows` latents `[C, h, w]`.
 ///
 /// # Errors
 /// [`Error::Malformed`] with the first difference.
 ///
 /// # Panics
-/// If there are not 512 bytes.
+/// If `header` is shorter than 8 bytes.
 pub(crate) fn check_header(path: &Path, header: &[u8], rows: u32, shape: [usize; 3]) -> Result<()> {
     let malformed = |reason: String| Err(Error::Malformed { path: path.into(), kind: "latents file", reason });
     let [channels, height, width] = shape.map(|n| n as u64);

@@ -1,9 +1,11 @@
-//! The text of rows as Parquet, written so plainly that a row group can be read from its bytes alone.
+//! The text of rows as Parquet, in a plain form that lets a reader decode a row group from its
+//! bytes alone.
 //!
-//! One row group per block of 32 rows; PLAIN encoding, no dictionary, no compression, one page per column chunk, chunks
-//! back to back in schema order. So the lengths and value counts in the block table replace the footer, and a remote
-//! reader needs one request for a block's text. Any Parquet reader opens the file as well. What comes from a file is
-//! untrusted: every count is held against the bytes that carry it before memory is reserved for it.
+//! One row group per block of 32 rows; PLAIN encoding, no dictionary, no compression, one page per
+//! column chunk, chunks back to back in schema order. So the lengths and value counts in the block
+//! table replace the footer, and a remote reader needs one request for a block's text. Any Parquet
+//! reader can open the file too. A file's bytes are untrusted: every count is checked against the
+//! bytes that it describes before memory is reserved for it.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -59,7 +61,7 @@ static SCHEMA_TYPE: LazyLock<TypePtr> =
     LazyLock::new(|| Arc::new(parse_message_type(SCHEMA).expect("the schema above is valid")));
 static COLUMNS: LazyLock<SchemaDescriptor> = LazyLock::new(|| SchemaDescriptor::new(SCHEMA_TYPE.clone()));
 
-/// Writes records, a row group at a time, to `W`.
+/// Writes records to `W`, one row group at a time.
 pub(crate) struct TextWriter<W: std::io::Write + Send> {
     file: SerializedFileWriter<W>,
 }
@@ -68,7 +70,7 @@ impl<W: std::io::Write + Send> TextWriter<W> {
     pub(crate) fn new(out: W) -> Result<Self, ParquetError> {
         let properties = WriterProperties::builder()
             .set_writer_version(WriterVersion::PARQUET_1_0)
-            // The library's version is not the data set's business: the same rows give the same bytes.
+            // Not the library's version: the same rows must always encode to the same bytes.
             .set_created_by("rectiflow".to_owned())
             .set_compression(Compression::UNCOMPRESSED)
             .set_encoding(Encoding::PLAIN)
@@ -81,7 +83,7 @@ impl<W: std::io::Write + Send> TextWriter<W> {
         Ok(Self { file: SerializedFileWriter::new(out, SCHEMA_TYPE.clone(), Arc::new(properties))? })
     }
 
-    /// Appends one row group: a block, all but the last of which have [`BLOCK_ROWS`] rows.
+    /// Appends one row group: a block. All blocks but the last have [`BLOCK_ROWS`] rows.
     pub(crate) fn write_block(&mut self, records: &[Record]) -> Result<(), ParquetError> {
         assert!(records.len() <= BLOCK_ROWS as usize, "a block has at most {BLOCK_ROWS} rows");
         let mut group = self.file.next_row_group()?;
@@ -110,7 +112,7 @@ impl<W: std::io::Write + Send> TextWriter<W> {
         Ok(())
     }
 
-    /// Writes the footer and gives the sink back with what the footer says of the row groups.
+    /// Writes the footer. Returns the footer's metadata of the row groups, and the sink.
     pub(crate) fn finish(self) -> Result<(Vec<RowGroupMetaData>, W), ParquetError> {
         let groups = self.file.flushed_row_groups().to_vec();
         Ok((groups, self.file.into_inner()?))
@@ -119,7 +121,8 @@ impl<W: std::io::Write + Send> TextWriter<W> {
 
 type Group<'a, W> = SerializedRowGroupWriter<'a, W>;
 
-/// Definition and repetition levels of a list column: 1/0 for an element, 0/0 for an empty list; 1 repeats.
+/// Definition and repetition levels of a list column: 1/0 for a list's first element, 1/1 for each
+/// further element, 0/0 for an empty list.
 struct Levels {
     definition: Vec<i16>,
     repetition: Vec<i16>,
@@ -152,18 +155,21 @@ fn write_column<T: DataType>(
     column.close()
 }
 
-/// Offset of a row group's first byte, and the byte length and value count of each of its column chunks.
+/// Offset of a row group's first byte, and the byte length and value count of each of its column
+/// chunks.
 pub(crate) fn group_table(group: &RowGroupMetaData) -> (u64, [(u32, u32); TEXT_COLUMNS]) {
-    let narrow = |n: i64| u32::try_from(n).expect("a block of text is far below 4 GiB: captions are limited");
+    let narrow = |n: i64| u32::try_from(n).expect("a block of text is far below 4 GiB, because captions are limited");
     let columns = group.columns().iter().map(|c| (narrow(c.compressed_size()), narrow(c.num_values())));
     let columns: Vec<_> = columns.collect();
-    (group.column(0).byte_range().0, columns.try_into().expect("the schema has this many leaf columns"))
+    (group.column(0).byte_range().0, columns.try_into().expect("the schema has `TEXT_COLUMNS` leaf columns"))
 }
 
-/// Decodes one row group of `num_rows` rows from its bytes and its columns' (bytes, values), without a footer.
+/// Decodes one row group of `num_rows` rows from its bytes and its columns' (bytes, values),
+/// without a footer.
 ///
 /// # Errors
-/// What is wrong with it, whatever the bytes are: it never panics and reserves no more memory than `bytes` can fill.
+/// The first mistake in the row group. Whatever the bytes are, it never panics and reserves no more
+/// memory than `bytes` can fill.
 pub(crate) fn decode_block(
     bytes: &[u8],
     columns: &[(u32, u32); TEXT_COLUMNS],
@@ -173,9 +179,10 @@ pub(crate) fn decode_block(
     if total != bytes.len() as u64 || num_rows > BLOCK_ROWS as usize {
         return Err(format!("{} bytes for {num_rows} rows, the block table says {total}", bytes.len()));
     }
-    // The library means not to panic on any input; a reader of strangers' files does not rely on it.
+    // The library is meant never to panic on any input; a reader of untrusted files does not rely
+    // on it.
     let decoded = catch_unwind(AssertUnwindSafe(|| Decoder { bytes, columns, num_rows, at: 0, column: 0 }.records()));
-    decoded.unwrap_or_else(|_| Err("the Parquet decoder gave up on it".to_owned()))
+    decoded.unwrap_or_else(|_| Err("the Parquet decoder panicked".to_owned()))
 }
 
 struct Decoder<'a> {
@@ -197,7 +204,7 @@ impl Decoder<'_> {
         let [ow, oh, left, top, tw, th] = sizes;
         let (ow, oh, left, top, tw, th) = (ow?, oh?, left?, top?, tw?, th?);
         let sources = self.flat::<ByteArrayType>()?;
-        let complete = "every list was checked to have one entry per row";
+        let complete = "`list` checks that there is one list per row";
         (0..self.num_rows)
             .map(|i| {
                 Ok(Record {
@@ -256,7 +263,8 @@ impl Decoder<'_> {
         self.column += 1;
         let nested = descriptor.self_type().get_basic_info().repetition() == Repetition::REQUIRED
             && descriptor.max_rep_level() > 0;
-        // An element takes at least its length word, 4 bytes; only empty lists, one per row, take none.
+        // An element takes at least the 4 bytes of its length; only empty lists, one per row, take
+        // none.
         let most = if nested { self.num_rows as u64 + u64::from(len) / 4 } else { self.num_rows as u64 };
         if u64::from(num_values) > most {
             return Err(format!("column {} claims {num_values} values in {len} bytes", self.column));
@@ -273,7 +281,7 @@ impl Decoder<'_> {
     }
 }
 
-/// The page of a chunk that must be one PLAIN data page with `num_values` values and nothing else.
+/// The page of a chunk, which must consist of one PLAIN data page with `num_values` values.
 fn only_page(
     bytes: &[u8],
     descriptor: parquet::schema::types::ColumnDescPtr,
@@ -331,7 +339,7 @@ impl PageReader for OnePage {
 }
 
 fn string(bytes: &ByteArray) -> Result<String, Reason> {
-    Ok(bytes.as_utf8().map_err(|_| "a text is not UTF-8")?.to_owned())
+    Ok(bytes.as_utf8().map_err(|_| "text is not UTF-8")?.to_owned())
 }
 
 #[cfg(test)]
@@ -412,7 +420,7 @@ mod tests {
         assert_eq!(groups[0].0, groups[1].0, "the same rows are the same bytes");
     }
 
-    /// A caption of 100,000 characters must not be cut into a second page.
+    /// A caption of 100,000 characters must not be split into a second page.
     #[test]
     fn long_captions_stay_in_one_page() {
         let records = vec![plain(&"long ".repeat(20_000)); 32];
