@@ -1,9 +1,35 @@
 //! Captioned images to packed data sets, and packed data sets to batches. Links no tensor library.
 //!
+//! A folder of pictures is turned into a data set once ([`prepare`]): each image goes into the
+//! aspect bucket nearest to its shape, the caller's encoder turns it into latents, and latents and
+//! text are written in blocks of 32 rows, each with a checksum. Training then reads it for days
+//! ([`loader::Loader`]): the order of samples is a pure function of the data sets and the settings,
+//! blocks come from memory, a local disk or an object store, and prompts are drawn and tokenised
+//! while the trainer computes.
+//!
 //! ```text
-//! image -> bucket -> (encode) + caption -> record -> shard -> manifest        prepare
-//! manifest -> order -> prompt -> token -> batch -> loader                     load
+//! prepare   picture -> bucket -> (encode) + caption -> record -> shard -> manifest
+//! load      manifest -> order -> blocks (cache, remote) -> prompt -> token -> batch
 //! ```
+//!
+//! The folders, from top to bottom; each one uses only folders below it:
+//!
+//! | folder | holds |
+//! |---|---|
+//! | `load` | steps for the trainer: the loader, its reading ahead, test batches, throughput |
+//! | `prep` | a folder of pictures to a packed data set: scan, encode, publish; resumable |
+//! | `order` | the samples of each step: passes, shares, lanes, epochs, windows; pure |
+//! | `dataset` | an opened data set: its row index, verified reads, blocks kept in memory |
+//! | `text` | captions to prompts to token ids, in chunks of 75 |
+//! | `picture` | image files to sRGB pixels; pictures as PNG; contact sheets |
+//! | `cache` | blocks on a local disk, shared by processes, up to a limit in bytes |
+//! | `format` | the bytes on disk: manifest, block table, buckets, records, shards |
+//! | `remote` | byte ranges from object storage, with deadlines and bounded retries |
+//! | `reject`, `durable` | why a file is not in a data set; files that are whole or absent |
+//! | `rng`, `error` | keyed random numbers; errors by meaning |
+//!
+//! Only `remote` and `dataset` contain `async` code; a [`loader::Loader`] returns one step per
+//! call. The crate contains no `unsafe`. `docs/format.md` specifies the format byte by byte.
 
 pub mod cache;
 pub mod dataset;

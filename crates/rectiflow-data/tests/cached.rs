@@ -1,5 +1,6 @@
-//! Data sets at a URL with a cache on a disk: what is there is not fetched again, by any process, and nothing that ends a
-//! process stops the next one. `owned` mode, which lives on it.
+//! Data sets at a URL with a cache on a disk: no process fetches a cached block again, and a
+//! process that is killed does not stop the next one. Also `owned` mode, which depends on the
+//! cache.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -52,11 +53,11 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 }
 
 fn file_bytes(folder: &Path) -> u64 {
-    // What goes in the meantime is not there.
+    // A file that is evicted in the meantime does not count.
     files(folder).iter().filter_map(|path| path.metadata().ok()).map(|found| found.len()).sum()
 }
 
-/// What is counted is what is there, once the last tasks of a loader that was dropped have ended.
+/// The counter matches the files once the last tasks of a dropped loader have ended.
 fn assert_counted(cache: &DiskCache, folder: &Path) {
     let began = Instant::now();
     let mut found = (0, 1);
@@ -67,7 +68,7 @@ fn assert_counted(cache: &DiskCache, folder: &Path) {
     assert_eq!(found.0, found.1);
 }
 
-/// No byte of an object was asked for twice.
+/// No byte of an object was requested twice.
 fn assert_fetched_once(served: &Served) {
     let mut ranges = HashMap::<&str, Vec<Range<u64>>>::new();
     for (name, range) in served.names.iter().filter(|(name, _)| name.contains('/')) {
@@ -91,14 +92,14 @@ fn what_is_on_the_disk_is_not_fetched_again() {
         assert_eq!(steps(&source, Mode::Window, 20), clean);
         (server.served().requests, cache.used_bytes())
     };
-    // No room: all over the network, in each of more than seven epochs.
+    // No room: everything comes over the network, in each of more than seven epochs.
     let (streamed, used) = cached(0);
     assert!(streamed > 7 * 6 && used == 0, "{streamed}");
     let train = source(root.path()).dataset.num_bytes(Split::Train);
     let (first, used) = cached(1 << 20);
     assert!(first <= streamed && used <= train, "{first} of {streamed}, {used} bytes");
     assert_eq!(cached(1 << 20), (0, used));
-    // A byte is wrong, a file is short, one is gone: these are fetched again.
+    // One file has a wrong byte, one is short, one is missing: these blocks are fetched again.
     let latents = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path().join("latents"));
     let files = latents.filter(|path| path.exists()).flat_map(|path| fs::read_dir(path).unwrap());
     let mut files: Vec<_> = files.map(|entry| entry.unwrap().path()).collect();
@@ -123,7 +124,7 @@ fn large() -> tempfile::TempDir {
 fn shares_bring_the_same_samples_from_anywhere_at_any_number_of_ranks() {
     let (root, folder) = (large(), tempfile::tempdir().unwrap());
     let server = ObjectServer::start(root.path(), healthy);
-    // Two epochs and some.
+    // More than two epochs.
     let whole = steps(&source(root.path()), Mode::Owned, 150);
     assert_eq!(steps(&cached(&server.url(), folder.path(), 1 << 30).0, Mode::Owned, 150), whole);
     for ranks in [2, 3, 8] {
@@ -141,7 +142,7 @@ fn shares_bring_the_same_samples_from_anywhere_at_any_number_of_ranks() {
             assert_eq!(together, step.micro_batches, "{ranks} ranks");
         }
     }
-    // From a disk with nothing on it, in the middle of a later pass.
+    // From an empty disk, in the middle of a later pass.
     let empty = tempfile::tempdir().unwrap();
     let source = cached(&server.url(), empty.path(), 1 << 30).0;
     let mut seeker = Loader::new(vec![source], settings(Mode::Owned), RankOf::ONLY).unwrap();
@@ -156,7 +157,7 @@ fn from_the_second_epoch_on_shares_need_no_network() {
     let root = large();
     let server = ObjectServer::start(root.path(), healthy);
     for ranks in [1, 2, 3, 4, 8] {
-        // A machine for each.
+        // Each rank is on a machine of its own.
         let folders: Vec<_> = (0..ranks).map(|_| tempfile::tempdir().unwrap()).collect();
         let loader = |rank: usize| {
             let source = cached(&server.url(), folders[rank].path(), 1 << 30).0;
@@ -169,7 +170,8 @@ fn from_the_second_epoch_on_shares_need_no_network() {
         let epoch_steps = order.epoch_start(1) as usize / 8;
         let needed = needed_bytes(&open(&server.url()).dataset, 2_041);
         server.reset();
-        // What is ahead of an epoch's last step is of the next one, and small for the most part.
+        // The bytes read ahead of an epoch's last step belong to the next epoch and are mostly
+        // small.
         loaders.iter_mut().for_each(|loader| drop(take(loader, epoch_steps + 1)));
         let first = server.served().bytes as f64 / needed;
         let (least, most) = (0.98, amplification(&order, 0) + amplification(&order, 1));
@@ -178,7 +180,7 @@ fn from_the_second_epoch_on_shares_need_no_network() {
         loaders.iter_mut().for_each(|loader| drop(take(loader, 2 * epoch_steps)));
         let later = server.served().bytes as f64 / needed / 2.0;
         assert!(later <= amplification(&order, 1) * 1.1, "{ranks} ranks: {later}, {}", amplification(&order, 1));
-        // One machine keeps what is left over and what is small, too.
+        // A single machine also keeps the remainders and the small buckets.
         assert!(ranks > 1 || later == 0.0, "{later}");
     }
 }
@@ -207,7 +209,7 @@ fn a_share_needs_a_disk_with_room_for_a_window_a_lane() {
     loader(cached(&server.url(), folder.path(), least).0).check_cache().unwrap();
 }
 
-/// Two lanes, so that a window of each is little of the data.
+/// Two lanes, so that one window of each is a small part of the data.
 fn two_lanes(mode: Mode, seed: u64) -> OrderSettings {
     OrderSettings { seed, lanes: Some(2), window_samples: 32, ..settings(mode) }
 }
@@ -233,12 +235,14 @@ fn a_disk_too_small_for_the_shares_changes_no_sample_and_is_never_overrun() {
     drop(loader);
     assert_counted(&cache, folder.path());
     assert!(cache.used_bytes() > limit / 10 * 8, "{} of {limit}", cache.used_bytes());
-    // A row in two would cost a block of 32 rows if blocks stayed or went by chance: 16 times the bytes.
+    // If blocks were evicted at random, every second row would cost a block of 32 rows: 16 times
+    // the bytes.
     let fetched = server.served().bytes as f64 / num_bytes as f64;
     assert!((1.0..9.0).contains(&fetched), "{fetched}");
 }
 
-/// Where each block is used once an epoch no choice makes a cache serve more than what fits, and none has to be made.
+/// When each block is used once per epoch, no eviction rule serves more blocks than fit, so the
+/// cache evicts nothing.
 #[test]
 fn a_full_cache_of_window_mode_serves_what_fits_and_is_left_as_it_is() {
     let (root, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -270,12 +274,12 @@ fn blocks_are_fetched_once_by_all_processes_of_a_machine() {
     let root = large();
     for mode in [Mode::Local, Mode::Owned] {
         let folder = tempfile::tempdir().unwrap();
-        // Slow, so that all of them want a block while one has it on its way.
+        // Slow, so that all of them request a block while one is fetching it.
         let slow = |r: &Request| r.name.contains('/').then_some(Fault::Slow(Duration::from_millis(5)));
         let server = ObjectServer::start(root.path(), slow);
         let clean = steps(&source(root.path()), mode, 100);
         thread::scope(|scope| {
-            // In `local` mode all of them read everything, in `owned` mode each its lanes' shares.
+            // In `local` mode each of them reads everything, in `owned` mode its lanes' shares.
             let run = |rank: RankOf| {
                 let source = cached(&server.url(), folder.path(), 1 << 30).0;
                 let loader = Loader::new(vec![source], settings(mode), rank).unwrap();
@@ -334,11 +338,12 @@ fn two_runs_share_a_cache_too_small_for_both() {
     assert!(cache.used_bytes() <= limit, "{} of {limit}", cache.used_bytes());
 }
 
-/// Two ranks that do not say that they share a machine: each leaves alone what only the other one needs.
+/// Two ranks that do not declare that they share a machine: neither evicts blocks that only the
+/// other one needs.
 #[test]
 fn what_another_living_run_needs_is_left_alone() {
     let (root, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    // Two shares of 512 rows, and nothing left over.
+    // Two shares of 512 rows without a remainder.
     pack(root.path(), &[(24, 16, 1_024, 0)], 0, "a");
     let server = ObjectServer::start(root.path(), healthy);
     let limit = source(root.path()).dataset.num_bytes(Split::Train) / 100 * 55;
@@ -352,14 +357,14 @@ fn what_another_living_run_needs_is_left_alone() {
     let mut second = loader(1);
     let clean = Loader::new(vec![source(root.path())], two_lanes(Mode::Owned, SEED), RankOf { rank: 1, ranks: 2 });
     assert_eq!(take(&mut second, 40), take(&mut clean.unwrap(), 40));
-    // It reads ahead, too.
+    // Stop its reading ahead.
     drop(second);
     server.reset();
     take(&mut first, 40);
     assert_eq!(server.served().requests, 0);
 }
 
-/// Set in a process that a test starts to kill it: the server, and the cache's folder.
+/// Set in a child process that a test kills: the server's URL, and the cache's folder.
 const CHILD: [&str; 2] = ["RECTIFLOW_TEST_URL", "RECTIFLOW_TEST_CACHE"];
 
 #[test]
@@ -370,7 +375,7 @@ fn a_process_that_is_killed_leaves_nothing_that_stops_another() {
         let cache = Arc::new(DiskCache::open(Path::new(&folder), 1 << 30).unwrap());
         let dataset = Dataset::open_with(url, &patient).unwrap().with_cache(&cache);
         let source = Source { dataset: Arc::new(dataset), ..source(std::env::var("RECTIFLOW_TEST_ROOT").unwrap()) };
-        // Until it is killed.
+        // Reads until it is killed.
         steps(&source, Mode::Owned, 1_000_000);
         return;
     }
@@ -380,7 +385,7 @@ fn a_process_that_is_killed_leaves_nothing_that_stops_another() {
     let server = ObjectServer::start(root.path(), move |r| {
         let stops = is_silent.load(Ordering::SeqCst) && r.number >= 40;
         if stops {
-            // Whoever listens has heard it once.
+            // After the first message there may be no receiver.
             let _ = reached.send(());
         }
         stops.then_some(Fault::Silence)
@@ -394,9 +399,9 @@ fn a_process_that_is_killed_leaves_nothing_that_stops_another() {
         .unwrap();
     has_reached.recv_timeout(Duration::from_secs(60)).unwrap();
     let on_their_way = files(folder.path()).iter().filter(|path| path.to_string_lossy().contains(".writing-")).count();
-    assert!(on_their_way > 0, "it has blocks on their way");
+    assert!(on_their_way > 0, "the child has blocks on their way");
     silent.store(false, Ordering::SeqCst);
-    // One that lives beside it waits for its blocks, and takes them over.
+    // A reader in this process waits for the child's blocks and takes them over.
     let clean = steps(&source(root.path()), Mode::Owned, 130);
     let (beside, _cache) = cached(&server.url(), folder.path(), 1 << 30);
     thread::scope(|scope| {

@@ -1,4 +1,4 @@
-//! The loader on small packed data sets: what arrives is what was packed, however it is asked for.
+//! The loader on small packed data sets: it delivers what was packed, in every access pattern.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -98,7 +98,8 @@ fn steps_hold_what_was_packed() {
 fn every_sample_comes_once_an_epoch() {
     let (_root, source) = packed();
     let mut loader = loader(&source, RankOf::ONLY);
-    // 75 of bucket 0 give 18 micro-batches, 7 give 1, 1 gives 1; after 8 epochs 150, 14 and 8.
+    // The buckets have 75, 7 and 1 samples: 18, 1 and 1 micro-batches in the first epoch; after 8
+    // epochs 150, 14 and 8.
     let epochs = 8;
     let num_batches = loader.order().epoch_start(epochs) as usize;
     assert_eq!(num_batches, 150 + 14 + 8);
@@ -172,7 +173,7 @@ fn a_dropped_loader_leaves_no_thread() {
     loader.seek(40);
     loader.next_step().unwrap();
     drop(loader);
-    // The thread held the plan, and the plan the data set.
+    // A living thread would still hold the data set.
     assert_eq!(Arc::strong_count(&source.dataset), 1);
 }
 
@@ -185,7 +186,7 @@ fn an_error_arrives_at_its_step_and_the_step_can_be_asked_for_again() {
     let mut damaged = bytes.clone();
     *damaged.last_mut().unwrap() ^= 1;
     fs::write(&path, damaged).unwrap();
-    // The image is the only one of its bucket: the step that holds it fails, those before do not.
+    // The image is the only one of its bucket: the step that holds it fails, earlier steps do not.
     let dataset = Arc::new(Dataset::open(root.path()).unwrap());
     let mut loader = loader(&Source { dataset, ..source }, RankOf::ONLY);
     let has_it = |step: &Step| step.micro_batches.iter().any(|batch| batch.bucket == 2);
@@ -221,7 +222,7 @@ fn several_data_sets_keep_their_own_amounts_and_prompts() {
         let full = batch.prompts.iter().filter(|prompt| prompt.contains("photograph")).count();
         assert_eq!(full, if batch.data == 0 { batch.ids.len() } else { 0 });
     }
-    // Six epochs of 15 and of 60, less what is left of a micro-batch.
+    // Six epochs of 15 and of 60 samples, minus at most the samples of incomplete micro-batches.
     assert!(samples[0] > 86 && samples[0] <= 90 && samples[1] > 352 && samples[1] <= 360, "{samples:?}");
     let base = loader.order_hash();
     let mut changed = sources.clone();
@@ -285,7 +286,8 @@ fn test_pass_weighs_every_sample_once_on_any_number_of_ranks() {
     }
 }
 
-/// What ended an evaluation elsewhere: 2,048 samples that nowhere fill a batch.
+/// A split that has broken evaluations in other programs: 2,048 samples that fill no batch in any
+/// bucket.
 #[test]
 fn a_test_split_of_2048_samples_over_300_buckets_is_counted_once() {
     let root = tempfile::tempdir().unwrap();

@@ -1,4 +1,5 @@
-//! The promises of the order (DESIGN section 6), checked for awkward bucket sizes, mixtures, ranks and data sets.
+//! The guarantees of the order (DESIGN section 6), for awkward bucket sizes, mixtures, ranks and
+//! data sets.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -17,14 +18,15 @@ use rectiflow_data::{
     window::{RowRef, Windows},
 };
 
-/// Buckets in objects of up to 500 rows, in runs of four blocks; so each object but the last ends with a short block.
+/// Buckets in objects of up to 500 rows, in runs of four blocks. Each object but the last ends with
+/// a short block.
 fn shape(rows: &[u64], amount: Amount) -> DataShape {
     let buckets = (0..).zip(rows).map(|(bucket, &rows)| BucketRows { bucket, rows, run_ends: run_ends(rows, 500) });
     DataShape { identity: "identity".into(), text: "text".into(), amount, buckets: buckets.collect() }
 }
 
 fn run_ends(rows: u64, object_rows: u64) -> Vec<u32> {
-    // A test of refusal has more rows than can be counted.
+    // Bounded, because a test of the row limit has 2^33 rows.
     let objects = (0..rows.min(1 << 20)).step_by(object_rows as usize);
     let runs = objects.flat_map(|first| {
         let end = rows.min(first + object_rows);
@@ -45,7 +47,7 @@ fn single(rows: &[u64], micro_batch: usize, micro_batches: usize) -> Arc<Order> 
     order(&[shape(rows, Amount::Repeats(1.0))], settings(micro_batch, micro_batches))
 }
 
-/// The same in `window` mode, in objects of whole blocks but for a bucket's last.
+/// The same in `window` mode, in objects of whole blocks except a bucket's last object.
 fn windowed(rows: &[u64], micro_batch: usize, micro_batches: usize) -> Arc<Order> {
     let mut data = shape(rows, Amount::Repeats(1.0));
     data.buckets.iter_mut().for_each(|bucket| bucket.run_ends = run_ends(bucket.rows, 512));
@@ -65,7 +67,7 @@ fn window_mode(micro_batch: usize, micro_batches: usize) -> OrderSettings {
     OrderSettings { mode: Mode::Window, ..settings(micro_batch, micro_batches) }
 }
 
-/// Chunk counts as a function of (sample, pass), as drawn prompts give them.
+/// Chunk counts as a function of (sample, pass), like those of drawn prompts.
 fn count_by(salt: u64) -> impl Fn(&Stream, &RowRef) -> u8 {
     move |stream, place| {
         let words = [salt, u64::from(stream.data), u64::from(stream.bucket), u64::from(place.row), place.pass];
@@ -134,7 +136,8 @@ fn times_seen(order: &Order, batches: &[Batch]) -> HashMap<(u32, u32, u32), u64>
     seen
 }
 
-/// Nothing dropped, no pass repeats a sample, every sample seen e times, give or take one.
+/// Checks that nothing is dropped, no pass repeats a sample, and every sample is seen e times, plus
+/// or minus one.
 fn check_counts(order: &Arc<Order>, num_epochs: u64) {
     let batches = epochs(order, num_epochs);
     let mut passes = HashSet::new();
@@ -158,7 +161,7 @@ fn check_counts(order: &Arc<Order>, num_epochs: u64) {
                 let slack = if expected.fract() == 0.0 { 1.0 } else { 2.0 };
                 let off = (seen as f64 - expected).abs();
                 assert!(off <= slack, "{facts:?} row {row}: {seen} times in {num_epochs} epochs");
-                // A bucket below a micro-batch gives each sample exactly once a pass.
+                // A bucket smaller than a micro-batch delivers each sample exactly once per pass.
                 assert!(*rows > u64::from(facts.size) || expected.fract() > 0.0 || off == 0.0, "{facts:?}");
             }
         }
@@ -208,7 +211,7 @@ fn counts_hold_for_each_of_several_data_sets() {
     let shares = [shape(&[100, 20], Amount::Share(0.75)), shape(&[360], Amount::Share(0.25))];
     let order = order(&shares, settings(8, 4));
     check_counts(&order, 6);
-    // 480 samples an epoch, 360 of them from the first.
+    // 480 samples per epoch, 360 of them from the first data set.
     let mut samples = [0u64; 2];
     for batch in epochs(&order, 20) {
         samples[order.streams()[batch.slot.stream as usize].data as usize] += batch.places.len() as u64;
@@ -281,7 +284,7 @@ fn each_pass_is_a_fresh_permutation() {
         let rows = batch.places.iter().map(|place| place.row);
         windows.entry((batch.slot.stream, batch.slot.index / 4)).or_default().extend(rows);
     }
-    // 16 windows a pass: no two hold the same rows, in no pass and no bucket.
+    // 16 windows per pass: no two hold the same rows, in any pass and any bucket.
     let distinct: HashSet<Vec<u32>> = windows.into_values().map(|mut rows| (rows.sort_unstable(), rows).1).collect();
     assert_eq!(distinct.len(), 2 * 3 * 16);
 }
@@ -330,10 +333,10 @@ fn seeking_equals_continuing() {
         for step in [0, 1, 2, 30, 59] {
             assert_eq!(Walk::new(&order).whole_step(step), straight[step as usize], "{order:?}, step {step}");
         }
-        // Backwards, with everything that was remembered.
+        // Backwards, with the state of the later steps.
         assert_eq!(walk.whole_step(7), straight[7]);
     }
-    // Far away costs no more than near.
+    // A distant step costs no more than a near one.
     assert_eq!(Steps::new(single(&[1000], 16, 8)).plan(1 << 40).step, 1 << 40);
 }
 
@@ -417,7 +420,7 @@ fn all_micro_batches_of_a_window_are_run_by_one_lane() {
         let lane = slot as usize % order.lanes();
         assert_eq!(*lanes.entry((stream, window_first)).or_insert(lane), lane);
     }
-    // A lane never has more windows open than are kept open.
+    // A lane never has more than two windows open.
     let mut open: HashMap<usize, HashMap<(u32, u64), u32>> = HashMap::new();
     for batch in epochs(&order, 2) {
         let windows = open.entry(batch.slot.slot as usize % order.lanes()).or_default();
@@ -428,7 +431,8 @@ fn all_micro_batches_of_a_window_are_run_by_one_lane() {
     }
 }
 
-/// How often rows of blocks are read: blocks of a bucket are its runs of 128 rows cut every 32.
+/// Rows of all blocks that the windows of a list of micro-batches read. A block is 32 rows of an
+/// object of 512.
 fn rows_read(order: &Arc<Order>, epochs_of: &[Batch]) -> u64 {
     let mut blocks = HashSet::new();
     for batch in epochs_of {
@@ -456,12 +460,13 @@ fn every_block_is_read_once_an_epoch() {
         assert!((counted - expected).abs() < 1e-9, "counted {counted}, expected {expected}");
         assert!((1.0..=1.01).contains(&counted), "epoch {epoch}: {counted}");
     }
-    // Where buckets are small against a window for each lane, that cannot be, and is said.
+    // Buckets that are small compared with a window per lane are read more often, and
+    // `amplification` reports it.
     assert!(amplification(&windowed(&[40, 50, 60], 16, 8), 1) > 1.1);
 }
 
-/// Samples of one run of m rows in a micro-batch of b out of a window of S: (m - 1) (b - 1) / (S - 1) for each sample, as
-/// in drawing without replacement.
+/// A sample of a run of m rows meets (m - 1) (b - 1) / (S - 1) others of its run in a micro-batch
+/// of b samples from a window of S, as in drawing without replacement.
 #[test]
 fn samples_of_a_run_meet_as_often_as_by_chance() {
     let order = windowed(&[61_440], 16, 8);
@@ -477,8 +482,8 @@ fn samples_of_a_run_meet_as_often_as_by_chance() {
     assert!(samples > 100_000 && (found / expected - 1.0).abs() < 0.02, "{found}, expected {expected}");
 }
 
-/// In `owned` mode a sample of a share is delivered by the same lane in each pass, shares are equal, and from the second
-/// epoch on a share is shuffled without regard to blocks.
+/// In `owned` mode the same lane delivers a sample of a share in each pass, shares are equal, and
+/// from the second epoch on a share is shuffled without regard to blocks.
 #[test]
 fn shares_stay_with_their_lanes_and_are_fully_shuffled() {
     let order = owned(&[9000, 700, 17, 3], 16, 8);
@@ -494,7 +499,8 @@ fn shares_stay_with_their_lanes_and_are_fully_shuffled() {
             assert!(batch.places.iter().all(|place| *lanes.entry((facts.bucket, place.row)).or_insert(lane) == lane));
         }
     }
-    // 9000 = 8 * 1120 + 40 and 700 = 8 * 64 + 188, so that all but 248 samples of an epoch are in shares.
+    // 9000 = 8 * 1120 + 40 and 700 = 8 * 64 + 188, so all but 228 samples of these two buckets (248
+    // with the small ones) are in shares.
     assert_eq!((lanes.len(), shared), (9000 + 700 - 40 - 188, 4 * (9000 + 700 - 40 - 188)));
     let blocks = |epoch: u64| {
         let of_share = batches[order.epoch_start(epoch) as usize..order.epoch_start(epoch + 1) as usize].iter();
@@ -503,13 +509,14 @@ fn shares_stay_with_their_lanes_and_are_fully_shuffled() {
         let counts: Vec<usize> = in_batch.map(|blocks| blocks.len()).collect();
         counts.iter().sum::<usize>() as f64 / counts.len() as f64
     };
-    // Of 35 blocks 16 samples touch 35 (1 - (34/35)^16) = 13.0, of a window of at most 8 blocks at most 7.1.
+    // 16 samples out of 35 blocks touch 35 (1 - (34/35)^16) = 13.0 blocks on average, out of a
+    // window of at most 8 blocks at most 7.1.
     let expected = 35.0 * (1.0 - (34.0f64 / 35.0).powi(16));
     assert!(blocks(0) < 7.2, "{}", blocks(0));
     for epoch in 1..4 {
         assert!((blocks(epoch) / expected - 1.0).abs() < 0.03, "epoch {epoch}: {}, {expected}", blocks(epoch));
     }
-    // All that the network has to bring after the first epoch.
+    // After the first epoch only the remainders are fetched.
     assert!((0.99..1.1).contains(&amplification(&order, 0)), "{}", amplification(&order, 0));
     let later = amplification(&order, 1);
     assert!((248.0 / 9720.0..2.0 * 248.0 / 9720.0).contains(&later), "{later}");
@@ -518,7 +525,8 @@ fn shares_stay_with_their_lanes_and_are_fully_shuffled() {
 #[test]
 fn a_share_is_run_by_the_same_windows_whatever_else_there_is_to_do() {
     let order = owned(&[60_000], 16, 8);
-    // Equal shares of 7,488 rows make equal parts of an epoch: every lane has the same number of its own.
+    // Equal shares of 7,488 rows make equal parts of an epoch: every lane runs the same number of
+    // its own micro-batches.
     let counts = |epoch: u64| {
         let mut counts = [0; 8];
         for batch in &epochs(&order, epoch + 1)[order.epoch_start(epoch) as usize..] {
@@ -553,7 +561,8 @@ fn modes_are_known_by_their_names() {
     assert!(error.to_string().starts_with("mode: "), "{error}");
 }
 
-/// A change here changes the order of every run ever made: raise the version in `order::hash` if it must be.
+/// A change here changes the order of every earlier run. If it is unavoidable, raise the version in
+/// `order::hash`.
 #[test]
 fn first_slots_are_frozen() {
     let cases = [
@@ -581,7 +590,7 @@ const FROZEN: [(u32, u64, &[u32]); 8] = [
     (2, 11, &[22, 65, 48, 36]),
     (1, 5, &[16, 25, 30, 19]),
 ];
-/// Windows of a block, at first; of buckets in runs of 128 rows.
+/// The first windows are one block long; the buckets are in runs of 128 rows.
 const FROZEN_WINDOWS: [(u32, u64, &[u32]); 8] = [
     (1, 0, &[7, 21, 10, 6]),
     (2, 64, &[285, 269, 281, 286]),
@@ -592,7 +601,7 @@ const FROZEN_WINDOWS: [(u32, u64, &[u32]); 8] = [
     (2, 24, &[236, 781, 777, 822]),
     (2, 193, &[1, 13, 18, 25]),
 ];
-/// Shares of 224 rows of the last bucket, and what is left of it.
+/// Shares of 224 rows of the last bucket, and its remainder.
 const FROZEN_SHARES: [(u32, u64, &[u32]); 8] = [
     (2, 0, &[775, 799, 794, 783]),
     (3, 0, &[394, 414, 385, 401]),

@@ -1,4 +1,5 @@
-//! Preparation end to end, with an encoder that anyone can check: pictures made here, good and bad, in; a data set out.
+//! Preparation end to end with a simple, checkable encoder: from generated good and bad pictures to
+//! a data set.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -44,7 +45,7 @@ fn settings() -> PrepSettings {
     }
 }
 
-/// Latents that are the mean colour of each 8x8 square, and its number in the fourth channel.
+/// Latents with the mean colour of each 8x8 square, and the square's number in the fourth channel.
 fn means(batch: &RgbBatch) -> Vec<f16> {
     let (width, height) = (batch.width_px as usize, batch.height_px as usize);
     let (w, h) = (width / 8, height / 8);
@@ -63,9 +64,9 @@ fn run(source: &Path, out: &Path, settings: &PrepSettings) -> PrepSummary {
     prepare(source, out, settings, &codec(), &mut |batch| Ok(means(batch)), &mut |_| {}).unwrap()
 }
 
-/// As [`run`], but an encoder that must not be called.
+/// As [`run`], with an encoder that must not be called.
 fn run_without_encoding(source: &Path, out: &Path, settings: &PrepSettings) -> PrepSummary {
-    prepare(source, out, settings, &codec(), &mut |_| panic!("nothing has to be encoded"), &mut |_| {}).unwrap()
+    prepare(source, out, settings, &codec(), &mut |_| panic!("the encoder must not be called"), &mut |_| {}).unwrap()
 }
 
 fn encoded(image: &DynamicImage, format: ImageFormat) -> Vec<u8> {
@@ -74,7 +75,8 @@ fn encoded(image: &DynamicImage, format: ImageFormat) -> Vec<u8> {
     bytes.into_inner()
 }
 
-/// A picture whose left half is of `left` and right half of `right`; `mark` makes its bytes its own.
+/// A picture with the colour `left` in its left half and `right` in its right half; `mark` makes
+/// its bytes unique.
 fn halves(width: u32, height: u32, left: [u8; 3], right: [u8; 3], mark: u8) -> RgbImage {
     let mut image = RgbImage::from_fn(width, height, |x, _| Rgb(if x < width / 2 { left } else { right }));
     image.put_pixel(0, 0, Rgb([mark, mark, mark]));
@@ -92,7 +94,7 @@ fn write(folder: &Path, name: &str, bytes: impl AsRef<[u8]>) {
     fs::write(path, bytes).unwrap();
 }
 
-/// `num` good pictures with captions.
+/// Writes good pictures with captions, one for each mark in `range`.
 fn write_many(folder: &Path, range: std::ops::Range<u8>) {
     for mark in range {
         write(folder, &format!("{mark:03}.png"), png(mark));
@@ -158,14 +160,14 @@ fn files(root: &Path) -> BTreeMap<String, Vec<u8>> {
     files
 }
 
-/// EXIF of a big-endian TIFF with nothing but an orientation.
+/// EXIF data, a big-endian TIFF with only an orientation.
 fn exif(orientation: u8) -> Vec<u8> {
     let mut exif = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0".to_vec();
     exif.extend([orientation, 0, 0, 0, 0, 0, 0]);
     exif
 }
 
-/// Puts EXIF into a JPEG, behind the start marker.
+/// Inserts EXIF data into a JPEG, after the start marker.
 fn with_exif(jpeg: &[u8], orientation: u8) -> Vec<u8> {
     let payload = [b"Exif\0\0".as_slice(), &exif(orientation)].concat();
     let len = (payload.len() as u16 + 2).to_be_bytes();
@@ -229,7 +231,7 @@ fn orientation_is_applied_to_pixels_and_sizes() {
         let size = (record.original_width_px, record.original_height_px);
         assert_eq!(size, if upright { (96, 32) } else { (32, 96) }, "{name}");
         let (w, h) = ((record.target_width_px / 8) as usize, (record.target_height_px / 8) as usize);
-        // Where red is after the camera's turn is undone: EXIF 2.32, table of Orientation.
+        // The place of red after the orientation is applied: EXIF 2.32, table of Orientation.
         let (x, y) = match name.as_bytes()[0] {
             b'1' | b'4' => (0, h / 2),
             b'2' | b'3' => (w - 1, h / 2),
@@ -240,7 +242,7 @@ fn orientation_is_applied_to_pixels_and_sizes() {
     }
 }
 
-/// A folder with one of everything that can be wrong, and a good picture.
+/// Writes a folder with one file for each fault, and a good picture.
 fn write_bad(folder: &Path) {
     let good = png(1);
     write(folder, "good.png", &good);
@@ -280,7 +282,7 @@ fn write_bad(folder: &Path) {
     write(folder, "new.jxl", mark);
 }
 
-/// A PNG of a few bytes whose header announces 60000 x 60000 pixels.
+/// A PNG of a few bytes whose header declares 60000 x 60000 pixels.
 fn bomb() -> Vec<u8> {
     let mut png = png(10);
     png[16..24].copy_from_slice(&[0, 0, 0xea, 0x60, 0, 0, 0xea, 0x60]);
@@ -295,7 +297,7 @@ fn crc32(bytes: &[u8]) -> u32 {
     crc.sum()
 }
 
-/// Makes NaN of the picture with mark 13.
+/// As [`means`], with a NaN in the latents of the picture with mark 13.
 fn failing(batch: &RgbBatch) -> Vec<f16> {
     let mut latents = means(batch);
     let (pixels, numbers) = (batch.pixels.len() / batch.num_images, latents.len() / batch.num_images);
@@ -435,7 +437,7 @@ fn interrupted_run_continues_to_the_same_bytes() {
         let error = prepare(source.path(), out.path(), &settings, &codec, &mut encode, &mut |_| {}).unwrap_err();
         assert!(matches!(error, Error::Encode { .. }), "{error}");
         assert!(!out.path().join("manifest.json").exists());
-        // What kill -9 leaves besides: a file half written.
+        // `kill -9` also leaves a half-written file.
         write(out.path(), "latents/.writing-x.safetensors", "half");
         let mut again = 0;
         let mut encode = |batch: &RgbBatch| {
@@ -444,7 +446,7 @@ fn interrupted_run_continues_to_the_same_bytes() {
         };
         let summary = prepare(source.path(), out.path(), &settings, &codec, &mut encode, &mut |_| {}).unwrap();
         assert_eq!(summary.written_rows + summary.resumed_rows, rows);
-        assert!(fail_at == 1 || summary.resumed_rows > 0, "finished objects are taken over");
+        assert!(fail_at == 1 || summary.resumed_rows > 0, "finished objects are reused");
         assert!(again <= calls - fail_at + 32, "{again} calls after {fail_at} of {calls}");
         let (expected, found) = (files(whole.path()), files(out.path()));
         assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
@@ -465,7 +467,7 @@ fn unchanged_folder_changes_nothing() {
     let second = run_without_encoding(source.path(), out.path(), &settings());
     assert!(before == files(out.path()));
     assert_eq!((second.written_rows, second.buckets), (0, first.buckets));
-    // Without its memory it looks again, and finds the same.
+    // Without the files in `prep` it scans again, with the same result.
     fs::remove_dir_all(out.path().join("prep")).unwrap();
     run_without_encoding(source.path(), out.path(), &settings());
     let name = |name: &&String| !name.starts_with("prep/");
@@ -473,7 +475,8 @@ fn unchanged_folder_changes_nothing() {
     assert!(before.iter().filter(|(n, _)| name(n)).eq(after.iter().filter(|(n, _)| name(n))));
 }
 
-/// What a killed first pass has found out is not found out again: here it says that a picture is bad, which is not so.
+/// A new run reuses the results of a killed scan: here they wrongly report that a picture is
+/// broken.
 #[test]
 fn killed_scan_is_continued() {
     let (source, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -523,16 +526,16 @@ fn changed_folder_costs_only_the_changes() {
         }
     }
     let new_latents = latents(&files(out.path()));
-    assert!(old_latents.iter().all(|(name, bytes)| new_latents.get(name) == Some(bytes)), "old objects stay");
-    // A picture that comes back needs no encoder.
+    assert!(old_latents.iter().all(|(name, bytes)| new_latents.get(name) == Some(bytes)), "old objects are unchanged");
+    // A picture that is added again is not encoded again.
     write_many(source.path(), 3..4);
     let summary = run_without_encoding(source.path(), out.path(), &settings());
     assert_eq!((summary.deleted_rows, rows(out.path())["003.png"].2.clone()), (0, before["003.png"].2.clone()));
-    // And all may go.
+    // All pictures can be deleted.
     let empty = tempfile::tempdir().unwrap();
     let summary = run_without_encoding(empty.path(), out.path(), &settings());
     assert_eq!((summary.train_rows, summary.test_rows, rows(out.path()).len()), (0, 0, 0));
-    assert_eq!(files(out.path()).keys().filter(|name| name.contains("x")).count(), 0, "no object is left");
+    assert_eq!(files(out.path()).keys().filter(|name| name.contains("x")).count(), 0, "no object remains");
 }
 
 #[test]
@@ -579,7 +582,7 @@ fn interrupted_run_about_another_folder_is_not_lost() {
     write_many(source.path(), 200..201);
     fs::remove_file(source.path().join("000.png")).unwrap();
     let summary = run(source.path(), out.path(), &settings());
-    assert!(summary.written_rows < 150, "what was finished is kept");
+    assert!(summary.written_rows < 150, "finished objects are kept");
     let found: Vec<String> = rows(out.path()).into_keys().collect();
     let expected: Vec<String> = (1..150).chain([200]).map(|mark| format!("{mark:03}.png")).collect();
     assert_eq!(found, expected);
@@ -615,7 +618,7 @@ fn folders_that_cannot_be_are_refused() {
     assert!(matches!(result.unwrap_err(), Error::Io { path, .. } if path == missing));
     let result = prepare(out.path(), out.path(), &settings(), &codec(), &mut |b| Ok(means(b)), &mut |_| {});
     assert!(matches!(result.unwrap_err(), Error::Invalid { .. }));
-    // A data set inside the folder is passed over.
+    // The scan skips a data set inside the folder.
     write_many(out.path(), 0..3);
     let inside = out.path().join("packed");
     run(out.path(), &inside, &settings());

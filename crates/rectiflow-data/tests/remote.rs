@@ -1,4 +1,5 @@
-//! Data sets at a URL: the same samples as from a folder, few requests, and faults that heal or are named in time.
+//! Data sets at a URL: the same samples as from a folder, few requests, and faults that heal or are
+//! reported in time.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -55,8 +56,9 @@ fn a_small_remote_data_set_is_as_good_as_a_local_one() {
     let mut loader = Loader::new(vec![remote.clone()], settings(Mode::Auto), RankOf::ONLY).unwrap();
     assert_eq!(loader.order().settings().mode, Mode::Local);
     assert_eq!(take(&mut loader, 12), steps(&local, Mode::Local, 12));
-    // Three buckets are trained on, of 3, 1 and 1 blocks: each block's latents and each object's text once, and the
-    // description. Neighbours that are asked for at once come in one request.
+    // The training split has three buckets, of 3, 1 and 1 blocks: each block's latents and each
+    // object's text are requested once, and the manifest and the block table. Consecutive blocks
+    // that are needed at once share a request.
     let served = server.served();
     assert!(served.requests <= 2 + 3 + 5, "{served:?}");
     assert_eq!(served.names.iter().collect::<HashSet<_>>().len() as u64, served.requests);
@@ -72,7 +74,7 @@ fn a_fixed_pass_asks_for_many_buckets_at_a_time() {
     let root = tempfile::tempdir().unwrap();
     let buckets: Vec<_> = (1..=16).map(|side| (8 * side, 16, 0, 3)).collect();
     pack(root.path(), &buckets, 0, "a");
-    // No request for a file is answered before eight of its kind are there.
+    // No request for a file is answered before eight of its kind have arrived.
     let arrived = Arc::new((Mutex::new([0; 2]), Condvar::new()));
     let (counts, patience) = (arrived.clone(), Duration::from_secs(10));
     let wait = move |request: &Request| {
@@ -84,7 +86,7 @@ fn a_fixed_pass_asks_for_many_buckets_at_a_time() {
         timeout.timed_out().then_some(Fault::Status(403))
     };
     let server = ObjectServer::start(root.path(), wait);
-    // With the usual patience, that of `open` is short.
+    // With the default timeouts: those of `open` are short.
     let dataset = Arc::new(Dataset::open(server.url()).unwrap());
     let batches = test_batches(&[Source { dataset, ..source(root.path()) }], 4, SEED, RankOf::ONLY).unwrap();
     let ids: HashSet<_> = batches.flat_map(|batch| batch.unwrap().ids).collect();
@@ -125,11 +127,11 @@ fn windows_bring_the_same_samples_from_anywhere_at_any_number_of_ranks() {
 fn an_epoch_of_windows_fetches_every_byte_once() {
     let root = tempfile::tempdir().unwrap();
     pack(root.path(), &[(24, 16, 26_005, 0)], 0, "a");
-    // Without words, which would take most of the time.
+    // Without prompts, which would take most of the time.
     let prompt = PromptSettings { dropped: 1.0, ..PromptSettings::default() };
     let settings = OrderSettings { micro_batch: 16, window_samples: 128, ..settings(Mode::Window) };
     for ranks in [1, 2, 3, 4, 8] {
-        // One each: what the loaders before had under way when they were dropped may still arrive at theirs.
+        // One server each: late requests of the loaders dropped before still arrive at theirs.
         let server = ObjectServer::start(root.path(), healthy);
         let dataset = Arc::new(Dataset::open(server.url()).unwrap());
         let source = Source { dataset, prompt: prompt.clone(), ..source(root.path()) };
@@ -147,11 +149,12 @@ fn an_epoch_of_windows_fetches_every_byte_once() {
         let (served, needed) = (server.served(), needed_bytes(&source.dataset, delivered));
         let samples = delivered as f64 / served.requests as f64;
         assert!(factor <= 1.01 && (ahead as f64) < 0.3 * needed, "{factor}, {ahead} of {needed}");
-        // The reading threads are up to two steps ahead of what was taken, and hold what they read ahead of those.
+        // The reading threads are up to two steps ahead of the delivered ones, and beyond these
+        // they hold up to their limits.
         let most = needed_bytes(&source.dataset, delivered + 2 * 128) * factor + ahead as f64;
         let served_bytes = served.bytes as f64;
         assert!((needed..most).contains(&served_bytes), "{served_bytes}, {needed} needed, {most} at most");
-        assert!(samples >= 32.0, "{samples} samples a request");
+        assert!(samples >= 32.0, "{samples} samples per request");
     }
 }
 
@@ -170,16 +173,16 @@ fn what_is_read_ahead_stays_within_its_limit() {
     let row_bytes = needed_bytes(&source.dataset, 1);
     for step in 1..100 {
         loader.next_step().unwrap();
-        // Three steps more may have been made ready, of four samples in each of eight lanes.
+        // Up to three more steps are ready, each of four samples in each of eight lanes.
         let delivered = row_bytes * 32.0 * f64::from(step + 3);
-        // Texts differ in length: what was delivered may be shorter than the average.
+        // Texts differ in length: the delivered ones can be longer than the average.
         assert!((server.served().bytes as f64) < 1.1 * delivered + least as f64, "step {step}");
     }
 }
 
 type Breaks = fn(&Request) -> Option<Fault>;
 
-/// Whether a request is for bytes of an object, and not for the description of the data set.
+/// Whether a request is for bytes of an object, not for the manifest or the block table.
 fn is_data(request: &Request) -> bool {
     request.name.contains('/')
 }
@@ -209,14 +212,14 @@ fn faults_that_heal_change_no_sample() {
     }
 }
 
-/// Opens a data set whose data always fails, reads until the error, and looks at it.
+/// Opens a data set whose data always fails, reads until the error, and checks its message.
 fn check_lasting(root: &Path, mode: Mode, fault: Fault, words: &[&str]) -> Error {
     let broken = fault.clone();
     let server = ObjectServer::start(root, move |r| (is_data(r) && r.name.contains("24x16")).then(|| broken.clone()));
     let mut loader = Loader::new(vec![open(&server.url())], settings(mode), RankOf::ONLY).unwrap();
     let began = Instant::now();
     let error = (0..20).find_map(|_| loader.next_step().err()).expect("an object is broken");
-    // One deadline for the request that fails; others may have waited before it.
+    // One deadline for the request that fails, one for an earlier wait.
     assert!(began.elapsed() < network().deadline * 2, "{fault:?}: {:?}", began.elapsed());
     let message = error.to_string();
     for word in words.iter().chain(&["24x16", &server.url()]) {
@@ -286,8 +289,9 @@ fn a_description_that_is_wrong_is_refused_by_name() {
     assert!(open("http://127.0.0.1:1/x").contains("given up after 4 attempts"));
 }
 
-/// The environment is a process's: a test runs itself again with the one that a user would set. In the child, gives the
-/// folder that the bucket `bucket` holds.
+/// Runs a test again in a child process with the environment that a user would set for S3, because
+/// the environment belongs to a process. The child finds the folder that the store serves as
+/// `bucket` in the variable [`CHILD`].
 fn with_s3(test: &str, bucket: &Path, faults: impl Fn(&Request) -> Option<Fault> + Send + Sync + 'static) {
     let server = ObjectServer::start(bucket.parent().unwrap(), faults);
     let child = std::process::Command::new(std::env::current_exe().unwrap())
@@ -324,14 +328,14 @@ fn publishing_sends_what_is_not_there_and_the_manifest_last() {
         let folder = tempfile::tempdir().unwrap();
         let bucket = folder.path().join("bucket");
         fs::create_dir_all(&bucket).unwrap();
-        // The client tries again by itself where the store is busy.
+        // The client retries when the store is busy.
         let busy = |r: &Request| {
             (r.method == "PUT" && r.number.is_multiple_of(5) && r.repeat == 0).then_some(Fault::Status(503))
         };
         return with_s3("publishing_sends_what_is_not_there_and_the_manifest_last", &bucket, busy);
     };
     let (root, url) = (tempfile::tempdir().unwrap(), "s3://bucket/new");
-    // The first object is larger than a part: 1200 rows of 16 KB.
+    // The first object is larger than one part of an upload: 1200 rows of 16 KB.
     pack(root.path(), &[(512, 256, 1200, 0), (16, 24, 7, 2)], 0, "a");
     let mut heard = (0, 0);
     let published = publish(root.path(), url, &mut |done, all| heard = (done, all)).unwrap();
@@ -339,7 +343,8 @@ fn publishing_sends_what_is_not_there_and_the_manifest_last() {
     let remote = Dataset::open(url).unwrap();
     (0..3).for_each(|object| remote.verify_object(object).unwrap());
     assert_eq!(publish(root.path(), url, &mut |_, _| {}).unwrap().num_files, 0);
-    // Interrupted: the manifest is not there yet, one file is cut off, one is another data set's.
+    // An interrupted upload: no manifest yet, one file is truncated, one belongs to another data
+    // set.
     let place = Path::new(&bucket).join("new");
     fs::remove_file(place.join("manifest.json")).unwrap();
     let latents = place.join("latents/512x256-0-0.safetensors");
@@ -384,7 +389,8 @@ fn a_real_s3_server_agrees() {
 #[test]
 fn a_loader_that_waits_for_a_silent_server_can_be_dropped() {
     let root = packed();
-    // The description and what the first step needs come, later requests are never answered.
+    // The server answers the requests for the manifest, the block table and the first step, and no
+    // later ones.
     let server = ObjectServer::start(root.path(), |r| (r.number >= 40).then_some(Fault::Silence));
     let patient = Network { stall_timeout: Duration::from_secs(60), ..network() };
     let dataset = Arc::new(Dataset::open_with(server.url(), &patient).unwrap());

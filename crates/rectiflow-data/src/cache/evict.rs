@@ -29,7 +29,7 @@ const FILES_A_LOOK: usize = 64;
 /// A scan keeps at least this many candidates.
 const LEAST_CANDIDATES: usize = 64;
 
-/// A plan of this process: it knows the next use of each block.
+/// A plan of this process: the next use of each block.
 pub(crate) trait NextUse: fmt::Debug + Send + Sync {
     /// Whether the plan includes the data set of a folder of the cache.
     fn knows(&self, folder: &str) -> bool;

@@ -161,7 +161,7 @@ impl DiskCache {
         if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
             let used = self.used_bytes();
             if self.limit_bytes.fetch_min(used, Ordering::Relaxed) > used {
-                tracing::warn!(%error, %folder, used, "the disk of the cache is full; its limit is now the space in use");
+                tracing::warn!(%error, %folder, used, "the disk of the cache is full; its limit is lowered");
             }
         } else if !self.has_failed.swap(true, Ordering::Relaxed) {
             tracing::warn!(%error, %folder, "the disk cache cannot be written; continuing without adding to it");

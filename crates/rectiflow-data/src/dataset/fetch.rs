@@ -168,7 +168,7 @@ impl<T: Send + 'static> Ticket<T> {
         let mut task = self.0.take().expect("a ticket is waited for only once");
         loop {
             if let Ok(ended) = runtime().block_on(async { timeout(STOP_INTERVAL, &mut task).await }) {
-                return Some(ended.expect("the task is not cancelled while its ticket exists, and reading does not panic"));
+                return Some(ended.expect("reading is not cancelled here and does not panic"));
             }
             if stop.load(Ordering::Relaxed) {
                 task.abort();

@@ -2,7 +2,7 @@
 //! blocks verified.
 //!
 //! Opening reads the manifest and the block table and nothing else, whatever the number of buckets.
-//! `index` knows which rows exist, `latents` reads their latents, `records` their text. A data set
+//! `index` numbers the live rows, `latents` reads their latents, `records` their text. A data set
 //! at a URL keeps its blocks in memory up to a limit, so a small one reads as fast as a local one.
 //! What is not here: the order of rows (`order`) and reading ahead (`feed`).
 

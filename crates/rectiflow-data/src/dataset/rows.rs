@@ -44,7 +44,7 @@ pub(crate) fn start_latents(
         let read = try_join_all(read).await?;
         for at in missing {
             let (object, row) = rows[at];
-            let block = blocks.binary_search(&(object, row / BLOCK_ROWS)).expect("the blocks of all missing rows have been read");
+            let block = blocks.binary_search(&(object, row / BLOCK_ROWS)).expect("missing blocks were read");
             dataset.copy_row(object, row, &read[block], &mut latents[at * row_len..(at + 1) * row_len])?;
         }
         Ok(latents)

@@ -91,7 +91,7 @@ impl std::fmt::Debug for BlockTable {
 }
 
 impl BlockTable {
-    /// The table of `objects`, each given as its blocks.
+    /// The table of `objects`, each a list of its blocks.
     pub fn new<'a>(objects: impl IntoIterator<Item = &'a [Block]>) -> Self {
         let mut bytes = header();
         let mut first = Vec::new();

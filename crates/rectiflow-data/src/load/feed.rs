@@ -96,7 +96,7 @@ impl<'a> Feed<'a> {
         for slot in &slots {
             self.arrange(slot)?;
             let members = self.members(slot);
-            let window = self.admitted.get_mut(&key(slot)).expect("what a step needs is admitted");
+            let window = self.admitted.get_mut(&key(slot)).expect("the windows of a step are admitted");
             let rows = window.arrive(&self.setup.batcher.source(members.data).dataset, &members, self.stop)?;
             ready.push((slot, members, rows));
         }
@@ -213,7 +213,7 @@ impl<'a> Feed<'a> {
 
     /// Waits for a window's text, draws its prompts and groups its samples by prompt length.
     fn arrange(&mut self, slot: &Slot) -> Result<()> {
-        let window = self.admitted.get_mut(&key(slot)).expect("what is arranged is admitted");
+        let window = self.admitted.get_mut(&key(slot)).expect("the caller has admitted the window");
         if window.arranged.is_some() {
             return Ok(());
         }

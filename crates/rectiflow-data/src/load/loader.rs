@@ -69,8 +69,8 @@ impl Loader {
         let needed = self.least_read_ahead_bytes();
         if bytes < needed {
             let reason = format!(
-                "expected at least {needed} bytes for the open windows of this rank's lanes, found {bytes}; allow more, or \
-                 lower window_samples or lanes"
+                "expected at least {needed} bytes for the open windows of this rank's lanes, \
+                 found {bytes}; allow more, or lower window_samples or lanes"
             );
             return Err(Error::Invalid { what: "read_ahead".to_owned(), reason });
         }

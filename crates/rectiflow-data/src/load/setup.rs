@@ -94,16 +94,18 @@ impl LoaderSetup {
         let what = "cache".to_owned();
         let Some(cache) = remote.iter().map(|source| source.dataset.cache()).collect::<Option<Vec<_>>>() else {
             let reason = format!(
-                "mode \"owned\" keeps blocks on a local disk: set a cache folder and at least {least} bytes, better {all}, which \
-                 hold everything that this rank reads; or use mode \"window\""
+                "mode \"owned\" keeps blocks on a local disk: set a cache folder and at least \
+                 {least} bytes, better {all}, which hold everything that this rank reads; or use \
+                 mode \"window\""
             );
             return Err(Error::Invalid { what, reason });
         };
         let limit = cache[0].cache.limit_bytes();
         if limit < least.min(all) {
             let reason = format!(
-                "expected room for at least a window a lane, {least} bytes, found a limit of {limit}; allow more (this rank \
-                 reads {all} bytes in total), lower window_samples, or use mode \"window\""
+                "expected room for at least one window per lane, {least} bytes, found a limit of \
+                 {limit}; allow more (this rank reads {all} bytes in total), lower \
+                 window_samples, or use mode \"window\""
             );
             return Err(Error::Invalid { what, reason });
         }
@@ -111,8 +113,8 @@ impl LoaderSetup {
             tracing::warn!(
                 limit,
                 all,
-                "the cache is smaller than what this rank's lanes own: blocks are fetched repeatedly; \
-                 mode \"window\" fetches each once an epoch"
+                "the cache is smaller than the shares of this rank's lanes: blocks are fetched \
+                 repeatedly; mode \"window\" fetches each once per epoch"
             );
         }
         Ok(())

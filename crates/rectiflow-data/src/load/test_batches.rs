@@ -126,7 +126,7 @@ fn side_by_side<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> Result<R> + 
     let run = |items: &[T]| -> Vec<Result<R>> {
         thread::scope(|scope| {
             let threads: Vec<_> = items.iter().map(|item| scope.spawn(|| work(item))).collect();
-            threads.into_iter().map(|thread| thread.join().expect("reading returns errors and does not panic")).collect()
+            threads.into_iter().map(|thread| thread.join().expect("reading does not panic")).collect()
         })
     };
     items.chunks(AT_ONCE).flat_map(run).collect()

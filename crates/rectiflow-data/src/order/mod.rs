@@ -250,7 +250,8 @@ impl Order {
         let advice = enough.map_or_else(
             || {
                 format!(
-                    "no number of lanes works: a step has {micro_batches} micro-batches; raise them to {ranks} or more"
+                    "no number of lanes works: a step has {micro_batches} micro-batches; raise \
+                     them to {ranks} or more"
                 )
             },
             |lanes| format!("set lanes = {lanes} (a new order: a run that has begun cannot change it)"),
@@ -309,7 +310,8 @@ fn resolve_repeats(data: &[DataShape]) -> Result<Vec<u64>> {
     let (num_shares, sum) = shares.fold((0, 0.0), |(count, sum), share| (count + 1, sum + share));
     if num_shares > 0 && (num_shares != data.len() || (sum - 1.0f64).abs() >= 1e-6) {
         let reason = format!(
-            "expected a share for each of the {} data sets or for none, summing to 1; found {num_shares} that sum to {sum}",
+            "expected a share for each of the {} data sets or for none, summing to 1; found \
+             {num_shares} that sum to {sum}",
             data.len()
         );
         return Err(invalid("data.share", &reason));
@@ -328,7 +330,7 @@ fn millionths(what: &str, value: f64, repeats: f64) -> Result<u64> {
         return Ok(rounded as u64);
     }
     let reason =
-        format!("{value} means {repeats} passes per epoch; expected at least a millionth and at most a billion");
+        format!("{value} means {repeats} passes per epoch; expected a millionth to a billion");
     Err(invalid(what, &reason))
 }
 

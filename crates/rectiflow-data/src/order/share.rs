@@ -5,8 +5,8 @@
 //! make the lanes' parts of an epoch equal. Each piece, a share, is a stream of its own. The
 //! remainder is a stream of `window` mode, dealt again each epoch: per lane it is smaller than the
 //! smallest piece (the least number of rows that is both whole micro-batches and whole blocks), or
-//! larger by one such piece if it would otherwise be a ragged micro-batch. A bucket without one such
-//! piece for each lane is not shared at all.
+//! larger by one such piece if it would otherwise be a ragged micro-batch. A bucket without one
+//! such piece for each lane is not shared at all.
 
 use num_integer::lcm;
 

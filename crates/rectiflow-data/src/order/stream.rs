@@ -24,7 +24,7 @@ pub enum Mode {
     /// first pass is as in `window` mode, each later pass permutes all samples of the share and
     /// needs no network.
     Owned,
-    /// The loader chooses once it knows the data: `window` if the data sets at a URL exceed
+    /// The loader chooses from the data: `window` if the data sets at a URL exceed
     /// [`crate::dataset::MEMORY_BYTES`], otherwise `local`.
     Auto,
 }
@@ -86,7 +86,7 @@ pub struct Stream {
     pub rows: u64,
     /// Samples in each of its micro-batches, min(b, n).
     pub size: u32,
-    /// Micro-batches in each of its windows; in `window` mode a pass's last window is an exception.
+    /// Micro-batches in each of its windows, except the last window of a pass in `window` mode.
     pub window: u64,
     /// Passes per epoch, in millionths.
     pub repeats_millionths: u64,

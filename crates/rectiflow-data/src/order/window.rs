@@ -9,7 +9,7 @@
 //!
 //! Memory per epoch: 1 byte per sample for counts, in `local` mode 4 more for rows, of the buckets
 //! in use; in `window` mode 8 bytes per run of blocks; in `owned` mode up to 8 bytes per sample of
-//! the lanes in use. Chunks are counted once per window if the caller asks in ascending order.
+//! the lanes in use. Chunks are counted once per window if slots are resolved in ascending order.
 
 use std::{collections::HashMap, ops::Range, sync::Arc};
 
@@ -39,7 +39,7 @@ pub struct Windows {
     streams: Vec<StreamWindows>,
 }
 
-/// What is kept of a stream between calls.
+/// The state of one stream between calls.
 #[derive(Debug, Default)]
 struct StreamWindows {
     /// `local` mode: the first position in the stream whose row is in `rows`.

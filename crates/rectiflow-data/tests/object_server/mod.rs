@@ -1,9 +1,11 @@
-//! An object store for tests and measurements: files of a folder over HTTP/1.1, as S3 serves them, with faults.
+//! An object store for tests and measurements: files of a folder over HTTP/1.1, as S3 serves them,
+//! with faults.
 //!
-//! Written by hand on plain sockets, since the faults that matter are below what an HTTP library lets a handler do: a
-//! connection that is closed in the middle of a body, a body that stops coming, a length that is a lie. It counts every
-//! request and every byte of a body that it sends. S3's GET with a range, HEAD, PUT and multipart upload, path style;
-//! no signature is checked. A body without a fault goes from the page cache to the socket without being copied.
+//! Written on plain sockets, because an HTTP library does not let a handler cause the faults that
+//! matter: a connection closed in the middle of a body, a body that stalls, a wrong length. It
+//! counts every request and every body byte that it sends. It supports S3's GET with a range, HEAD,
+//! PUT and multipart upload, path style, and checks no signature. A body without a fault goes from
+//! the page cache to the socket without a copy.
 
 #![allow(dead_code, reason = "each user needs its own part")]
 
@@ -22,22 +24,22 @@ use std::{
     time::Duration,
 };
 
-/// What goes wrong with one request.
+/// A fault of one request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// This status and a few words instead of the object.
+    /// This status and a short text instead of the object.
     Status(u16),
     /// The connection is closed without an answer.
     Hangup,
-    /// The body ends after so many bytes, and the connection with it.
+    /// The body and the connection end after this many bytes.
     Cut(usize),
-    /// After so many bytes nothing more comes, until the client goes away.
+    /// After this many bytes the server sends nothing more and waits for the client to disconnect.
     Stall(usize),
-    /// Not even the head of the answer comes, until the client goes away.
+    /// The server sends nothing at all and waits for the client to disconnect.
     Silence,
     /// One byte of the body is wrong.
     Flip(usize),
-    /// The object has another version's ETag, with the same bytes.
+    /// The object has the ETag of another version, but the same bytes.
     OtherTag,
     /// The answer is delayed.
     Slow(Duration),
@@ -45,34 +47,34 @@ pub(crate) enum Fault {
     NoRanges,
 }
 
-/// A request as it came.
+/// A request as received.
 #[derive(Debug, Clone)]
 pub(crate) struct Request {
-    /// From 0, over all connections.
+    /// Counted from 0 over all connections.
     pub(crate) number: u64,
     /// GET, HEAD, PUT, POST or DELETE.
     pub(crate) method: String,
     /// Path of the file below the folder.
     pub(crate) name: String,
-    /// What follows the question mark.
+    /// The query string, after the question mark.
     pub(crate) query: String,
-    /// The bytes asked for.
+    /// The requested bytes. None for the whole file.
     pub(crate) range: Option<Range<u64>>,
-    /// How often this file and range has been asked for before.
+    /// Number of earlier requests for this file and range.
     pub(crate) repeat: u64,
 }
 
-/// What the server has done so far.
+/// Counts of the server's work so far.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Served {
     pub(crate) requests: u64,
-    /// Bytes of bodies that were sent.
+    /// Bytes of the bodies sent.
     pub(crate) bytes: u64,
-    /// Requests of each file and range, in order of their arrival.
+    /// File and range of each request, in order of arrival.
     pub(crate) names: Vec<Asked>,
 }
 
-/// A file, and the range that was asked for where one was.
+/// A file and the requested range, if there is one.
 pub(crate) type Asked = (String, Option<Range<u64>>);
 
 type Faults = dyn Fn(&Request) -> Option<Fault> + Send + Sync;
@@ -81,7 +83,7 @@ struct State {
     root: PathBuf,
     faults: Box<Faults>,
     served: Mutex<Served>,
-    /// How often each file and range has been asked for.
+    /// Number of requests for each file and range.
     asked: Mutex<HashMap<Asked, u64>>,
     /// Parts of multipart uploads, by file and number.
     parts: Mutex<BTreeMap<(String, u32), Vec<u8>>>,
@@ -96,7 +98,7 @@ pub(crate) struct ObjectServer {
 }
 
 impl ObjectServer {
-    /// Serves the files below `root` on a free port of the loopback.
+    /// Serves the files below `root` on a free port of the loopback interface.
     pub(crate) fn start(root: &Path, faults: impl Fn(&Request) -> Option<Fault> + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("the loopback has a free port");
         let address = listener.local_addr().expect("a bound socket has an address");
@@ -130,7 +132,7 @@ impl ObjectServer {
         lock(&self.state.served).clone()
     }
 
-    /// Counts from zero again.
+    /// Resets the counts to zero.
     pub(crate) fn reset(&self) {
         *lock(&self.state.served) = Served::default();
         lock(&self.state.asked).clear();
@@ -210,13 +212,13 @@ fn read_request(reader: &mut BufReader<TcpStream>) -> std::io::Result<Option<(Re
     Ok(Some((request, body)))
 }
 
-/// The first and the last byte, the last of the object where none is named.
+/// The range of a `from-to` pair, `to` included. Without `to` the range is open-ended.
 fn parse_range((from, to): (&str, &str)) -> Option<Range<u64>> {
     let end = if to.is_empty() { u64::MAX } else { to.parse::<u64>().ok()? + 1 };
     Some(from.parse().ok()?..end)
 }
 
-/// Answers one request; false where the connection is to be closed.
+/// Answers one request. Returns whether the connection stays open.
 fn answer(
     state: &State,
     request: &Request,
@@ -267,7 +269,7 @@ fn answer(
     }
 }
 
-/// Sends a body of so many bytes, or what the fault leaves of it.
+/// Sends a body of `length` bytes, or the part that the fault leaves. Returns the bytes sent.
 fn send_body(
     file: &mut std::io::Take<fs::File>,
     length: u64,
@@ -302,7 +304,7 @@ fn words(out: &mut TcpStream, status: u16, body: &str) -> std::io::Result<bool> 
     Ok(true)
 }
 
-/// PUT of an object or a part, and the requests around a multipart upload.
+/// Handles PUT of an object or a part, and the other requests of a multipart upload.
 fn store(state: &State, request: &Request, body: Vec<u8>, out: &mut TcpStream) -> std::io::Result<bool> {
     let name = &request.name;
     let part = request.query.split('&').find_map(|pair| pair.strip_prefix("partNumber=")?.parse::<u32>().ok());

@@ -1,4 +1,4 @@
-//! Small packed data sets whose every byte follows from a sample's number.
+//! Small packed data sets whose bytes are a function of the sample numbers.
 
 #![allow(dead_code, reason = "each user needs its own part")]
 
@@ -68,7 +68,7 @@ fn empty_manifest(vae: &str) -> Manifest {
     Manifest::new(codec, geometry)
 }
 
-/// Packs `buckets` with ids from `first_id` on. The same sample numbers give the same bytes.
+/// Packs `buckets` with ids from `first_id` on. The same ids always result in the same bytes.
 pub(crate) fn pack(root: &Path, buckets: &[(u32, u32, u64, u64)], first_id: u64, vae: &str) {
     let mut manifest = empty_manifest(vae);
     let (mut blocks, mut ids) = (Vec::new(), first_id..);
@@ -105,14 +105,14 @@ pub(crate) fn source(root: impl AsRef<Path>) -> Source {
     Source { dataset, prompt: PromptSettings::default(), amount: Amount::Repeats(1.0) }
 }
 
-/// One of the usual small data sets, in a folder.
+/// A data set of [`BUCKETS`] in a new folder.
 pub(crate) fn packed() -> tempfile::TempDir {
     let root = tempfile::tempdir().unwrap();
     pack(root.path(), &BUCKETS, 0, "a");
     root
 }
 
-/// Bytes of latents and text that the samples of `steps` need, without what surrounds them in files.
+/// Average bytes of latents and text of `num_samples` training samples, without file headers.
 pub(crate) fn needed_bytes(dataset: &Dataset, num_samples: u64) -> f64 {
     let manifest = dataset.manifest();
     let train = manifest.objects.iter().filter(|object| object.split == Split::Train);

@@ -1,4 +1,4 @@
-//! What tests of data sets at a URL share.
+//! Settings and loaders shared by the tests of data sets at a URL.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -13,7 +13,7 @@ use rectiflow_data::{
 
 use super::SEED;
 
-/// Impatient, so that a test of patience is short.
+/// Short timeouts, so that tests of timeouts are short.
 pub(crate) fn network() -> Network {
     Network {
         stall_timeout: Duration::from_millis(300),
@@ -42,7 +42,8 @@ pub(crate) fn steps(source: &Source, mode: Mode, num_steps: usize) -> Vec<Step> 
     take(&mut Loader::new(vec![source.clone()], settings(mode), RankOf::ONLY).unwrap(), num_steps)
 }
 
-/// The data set at a URL with a cache of so many bytes in `folder`, opened as by a process of its own.
+/// The data set at a URL with a cache of `limit_bytes` in `folder`, opened as if by a process of
+/// its own.
 pub(crate) fn cached(url: &str, folder: &Path, limit_bytes: u64) -> (Source, Arc<DiskCache>) {
     let cache = Arc::new(DiskCache::open(folder, limit_bytes).unwrap());
     let dataset = Arc::new(Dataset::open_with(url, &network()).unwrap().with_cache(&cache));
