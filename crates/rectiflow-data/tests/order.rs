@@ -124,7 +124,7 @@ fn epochs(order: &Arc<Order>, epochs: u64) -> Vec<Batch> {
     batches
 }
 
-/// How often each (data set, bucket, row) was seen.
+/// Number of occurrences of each (data set, bucket, row).
 fn times_seen(order: &Order, batches: &[Batch]) -> HashMap<(u32, u32, u32), u64> {
     let mut seen = HashMap::new();
     for batch in batches {

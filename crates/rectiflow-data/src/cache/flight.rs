@@ -130,7 +130,7 @@ enum Taken {
 }
 
 impl Flight {
-    /// Keeps the block, which has been verified.
+    /// Keeps the verified bytes of the block in the cache.
     pub(crate) fn keep(mut self, bytes: &[u8]) {
         let Some((file, temporary)) = &self.temporary else { return };
         let cache = self.cache.cache.clone();

@@ -30,7 +30,7 @@ pub(crate) struct Span {
     num_rows: u64,
     /// Rows of the object, deleted ones included.
     num_stored: u32,
-    /// Row in the object of each live row, where rows are deleted.
+    /// Row in the object of each live row. None if no row is deleted.
     live: Option<Vec<u32>>,
 }
 

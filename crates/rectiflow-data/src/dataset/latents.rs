@@ -27,7 +27,7 @@ use crate::{
 
 /// Files kept open: opening one is cheap on a local disk and a round trip on a shared one.
 const MAX_OPEN_FILES: usize = 256;
-/// Most consecutive blocks in one request of random access: 32 MiB at 1024 x 1024.
+/// Largest number of consecutive blocks in one random-access request: 32 MiB at 1024 x 1024.
 pub(crate) const BLOCKS_A_REQUEST: u32 = 8;
 
 impl Dataset {

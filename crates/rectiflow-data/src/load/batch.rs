@@ -1,4 +1,4 @@
-//! Samples of one bucket to one contiguous host batch: latents, prompts, tokens, conditioning.
+//! From samples of one bucket to one contiguous host batch: latents, prompts, tokens, conditioning.
 //!
 //! In `local` mode text is read one bucket at a time and kept: the data set's text is held in
 //! memory, about 1 kB per sample with long captions. In `window` mode it arrives with the window
@@ -58,7 +58,7 @@ pub struct MicroBatch {
     pub latent_shape: [usize; 3],
     /// Posterior means, unscaled, `[n, C, h, w]`.
     pub latents: Vec<f16>,
-    /// The samples, n.
+    /// Ids of the samples, `[n]`.
     pub ids: Vec<SampleId>,
     /// The pass of each, from 0.
     pub passes: Vec<u64>,
@@ -66,7 +66,7 @@ pub struct MicroBatch {
     pub prompts: Vec<String>,
     /// Whether the prompt of each was dropped, to nothing or to quality words only.
     pub dropped: Vec<bool>,
-    /// Chunks of 75 tokens of each, 1 to 3.
+    /// Number of 75-token chunks of each, 1 to 3.
     pub chunks: Vec<u32>,
     /// Number of chunks of the longest prompt: the second dimension of the ids.
     pub tokens: usize,
@@ -116,7 +116,7 @@ pub(crate) struct Batcher {
     split: Split,
     seed: u64,
     tokenizer: &'static Tokenizer,
-    /// By data set and bucket.
+    /// Records by data set and bucket.
     texts: Mutex<HashMap<(u32, u32), RecordCache>>,
 }
 

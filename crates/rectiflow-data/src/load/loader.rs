@@ -106,7 +106,7 @@ impl Loader {
         self.setup.read_ahead_bytes
     }
 
-    /// The order, for its arithmetic.
+    /// The order of the samples.
     pub fn order(&self) -> &Order {
         &self.setup.order
     }

@@ -30,7 +30,7 @@ use crate::{
 /// behind or runs ahead.
 const EPOCHS_KEPT: usize = 3;
 
-/// The uses of blocks by some lanes of an order.
+/// The uses of blocks in some lanes of an order.
 #[derive(Debug)]
 pub(crate) struct NextUses {
     order: Arc<Order>,

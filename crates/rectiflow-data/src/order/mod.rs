@@ -74,7 +74,7 @@ pub enum Amount {
 pub struct BucketRows {
     /// Index of the bucket in its manifest.
     pub bucket: u32,
-    /// Rows.
+    /// Number of rows.
     pub rows: u64,
     /// For `window` and `owned` mode, the end of each run of blocks, in rows, ascending; the last
     /// is `rows`.
@@ -152,7 +152,7 @@ impl Order {
         }
         let hash = hash(data, &settings, lanes, &streams);
         let order = Self { settings, lanes, streams, layouts, hash };
-        // Epochs differ by at most one micro-batch a stream.
+        // Epochs differ by at most one micro-batch per stream.
         if order.epoch_start(1) + order.streams.len() as u64 > u64::from(u32::MAX) {
             let reason =
                 "an epoch has more than 4,294,967,295 micro-batches; lower the repeats or raise the micro-batch";
@@ -364,7 +364,7 @@ fn hash(data: &[DataShape], settings: &OrderSettings, lanes: usize, streams: &[S
         data: Vec<(&'a str, &'a str)>,
         streams: &'a [Stream],
     }
-    // An explicit number of lanes and the same number by default are the same order.
+    // An explicit number of lanes and the same default number result in the same order.
     let settings = &OrderSettings { lanes: Some(lanes), ..settings.clone() };
     let data = data.iter().map(|shape| (shape.identity.as_str(), shape.text.as_str())).collect();
     let ingredients = Ingredients { version: 1, settings, lanes, data, streams };

@@ -21,7 +21,8 @@ pub(crate) const SEED: u64 = 11;
 /// Width, height, training rows and test rows of each bucket.
 pub(crate) const BUCKETS: [(u32, u32, u64, u64); 4] = [(24, 16, 75, 9), (16, 24, 7, 2), (16, 16, 1, 0), (24, 24, 0, 1)];
 
-/// Captions of one to three chunks and more, tags on some, quality words on some.
+/// A record with captions of one to more than three chunks; some records have tags or quality
+/// words.
 pub(crate) fn record(id: u64, (width_px, height_px): (u32, u32)) -> Record {
     let caption = |words: u64| format!("{}photograph {id}", "a very long ".repeat(words as usize));
     let tags = ["solo", "long_hair", "outdoors"].map(str::to_owned).to_vec();
