@@ -1,8 +1,10 @@
-//! The second pass: planned samples to finished objects, images decoded in parallel ahead of the encoder.
+//! The second pass: planned samples to finished objects. Images are decoded in parallel, ahead of
+//! the encoder.
 //!
-//! A thread decodes a window of images at a time on all cores, at most two windows ahead; the caller's thread encodes
-//! and writes. So the encoder never waits for a decoder if there are cores enough, and memory is bounded: two windows
-//! of pixels of one bucket, and on top one source image a core (large ones one after the other).
+//! A thread decodes a window of images at a time on all cores, at most two windows ahead; the
+//! caller's thread encodes and writes. With enough cores the encoder never waits for a decoder.
+//! Memory is bounded: the pixels of two windows of one bucket, plus one source image per core
+//! (large images are decoded one at a time).
 
 use std::{
     fs,
@@ -35,28 +37,30 @@ use crate::{
     reject::{Fault, Reason},
 };
 
-/// An image of more pixels is decoded alone: eight bytes a pixel on every core at once could be too much.
+/// Images of more pixels are decoded one at a time: at eight bytes a pixel, one on every core could
+/// exceed the memory.
 const LARGE_PX: u64 = 1 << 25;
 const WINDOWS_AHEAD: usize = 2;
 
 /// The caller's encoder.
 pub(crate) type Encode<'a> = dyn FnMut(&RgbBatch) -> std::result::Result<Vec<f16>, String> + 'a;
 
-/// What encoding needs to know.
+/// The inputs of the second pass.
 pub(crate) struct Encoding<'a> {
     pub(crate) store: &'a Store,
     pub(crate) source: &'a Source,
     pub(crate) settings: &'a PrepSettings,
-    /// What `Item::index` points into.
+    /// The samples that `Item::index` refers to.
     pub(crate) accepted: &'a [Accepted],
-    /// Where a sample's latents are already: object and row (physical) of the data set that is being repacked.
+    /// Object and physical row of a sample's latents in the data set that is being repacked. None
+    /// if the sample has no latents yet.
     pub(crate) latents: &'a (dyn Fn(SampleId) -> Option<(usize, u32)> + Sync),
-    /// [C, h, w] of a bucket.
+    /// Shape of a bucket's latents, `[C, h, w]`.
     pub(crate) shape: &'a (dyn Fn(Bucket) -> [usize; 3] + Sync),
     pub(crate) plan: &'a str,
 }
 
-/// A sample on its way.
+/// A sample that is ready to be encoded or written.
 struct Prepared {
     record: Record,
     payload: Payload,
@@ -64,25 +68,26 @@ struct Prepared {
 }
 
 enum Payload {
-    /// [h, w, 3] of the bucket.
+    /// `[h, w, 3]`, in the size of the bucket.
     Pixels(Vec<u8>),
-    /// [C, h, w], taken from an older object.
+    /// `[C, h, w]`, copied from an older object.
     Latents(Vec<f16>),
 }
 
 /// A batch of one object's samples, in row order.
 struct Batch {
     object: usize,
-    /// Nothing of the object follows.
+    /// Whether this is the last batch of the object.
     is_last: bool,
     samples: Vec<(SampleId, std::result::Result<Prepared, Fault>)>,
 }
 
 impl Encoding<'_> {
-    /// Writes `objects` and their journals; each is handed to `finished` when it is complete.
+    /// Writes `objects` and their journals. Calls `finished` with each journal when its object is
+    /// complete.
     ///
     /// # Errors
-    /// [`Error::Encode`], [`Error::Io`]. Objects that were finished before stay for the next run.
+    /// [`Error::Encode`], [`Error::Io`]. Finished objects are kept for the next run.
     pub(crate) fn run(
         &self,
         objects: &[&PlannedObject],
@@ -92,7 +97,8 @@ impl Encoding<'_> {
     ) -> Result<()> {
         std::thread::scope(|scope| {
             let (sender, batches) = sync_channel(WINDOWS_AHEAD);
-            // When the receiver is gone, sending fails and the thread ends; the scope waits for it.
+            // When the receiver is dropped, sending fails and the thread ends; the scope waits for
+            // that.
             scope.spawn(move || self.decode_all(objects, &sender));
             self.write_all(objects, batches, encode, progress, finished)
         })
@@ -120,7 +126,8 @@ impl Encoding<'_> {
         }
     }
 
-    /// Reads, decodes, resizes and crops an image and finds its text; or reads the latents that it has.
+    /// Prepares a sample: its text, and its decoded, resized and cropped pixels or its existing
+    /// latents.
     fn prepare(&self, item: &Item, large: &Mutex<()>) -> std::result::Result<Prepared, Fault> {
         let accepted = &self.accepted[item.index];
         let found = &self.source.files[accepted.file];
@@ -133,14 +140,14 @@ impl Encoding<'_> {
                 let unreadable = |detail: String| Fault::new(Reason::Unreadable, detail);
                 let bytes = fs::read(self.source.path(&found.path)).map_err(|error| unreadable(error.to_string()))?;
                 if SampleId::of(&bytes) != item.id {
-                    return Err(unreadable("it changed while it was being prepared: prepare again".to_owned()));
+                    return Err(unreadable("it changed while it was read: prepare again".to_owned()));
                 }
                 let pixels = u64::from(accepted.width_px) * u64::from(accepted.height_px);
                 let _alone = (pixels > LARGE_PX).then(|| large.lock().unwrap_or_else(PoisonError::into_inner));
                 let decoded = decode(&bytes, settings.max_pixels, settings.background)?;
                 let size = (decoded.picture.width_px(), decoded.picture.height_px());
                 if size != (accepted.width_px, accepted.height_px) {
-                    return Err(Fault::new(Reason::Broken, format!("it is {size:?} px, its header said otherwise")));
+                    return Err(Fault::new(Reason::Broken, format!("it decodes to {size:?} px, unlike its header")));
                 }
                 (Payload::Pixels(fit(&decoded.picture, &placement, item.bucket, settings.resize)), decoded.note)
             }
@@ -165,14 +172,15 @@ impl Encoding<'_> {
         Ok(Prepared { record, payload, note })
     }
 
-    /// Latents that exist already; damaged ones are as good as none, the image is there.
+    /// The existing latents of a row. Damaged ones count as missing, so that the image is encoded
+    /// again.
     fn stored(&self, object: usize, row: u32, bucket: Bucket) -> Option<Vec<f16>> {
         let dataset: &Dataset = self.store.dataset.as_ref()?;
         let mut latents = vec![f16::ZERO; (self.shape)(bucket).iter().product()];
         match dataset.read_row(object, row, &mut latents) {
             Ok(()) => Some(latents),
             Err(error) => {
-                tracing::warn!(%error, "encoding an image again");
+                tracing::warn!(%error, "the stored latents cannot be read; the image is encoded again");
                 None
             }
         }
@@ -208,7 +216,7 @@ impl Encoding<'_> {
     }
 }
 
-/// The object being written. Its files begin with its first good row.
+/// The object being written. Its files are created with its first good row.
 struct OpenObject {
     journal: Journal,
     writer: Option<ObjectWriter>,
@@ -252,11 +260,11 @@ impl OpenObject {
         let mut encoded = latents.chunks_exact(shape.iter().product());
         for Prepared { record, payload, note } in good {
             let row: &[f16] = match &payload {
-                Payload::Pixels(_) => encoded.next().expect("encode_pixels gives as many rows as there are images"),
+                Payload::Pixels(_) => encoded.next().expect("encode_pixels returns one row per image"),
                 Payload::Latents(latents) => latents,
             };
             if !row.iter().all(|x| x.is_finite()) {
-                let detail = "the VAE's latents of it are not finite in F16";
+                let detail = "its latents are not finite in F16";
                 self.journal.faults.push((record.id, Fault::new(Reason::NotFinite, detail)));
                 continue;
             }
@@ -272,7 +280,7 @@ impl OpenObject {
             let latents = latents_name(&self.journal.stem);
             self.writer = Some(ObjectWriter::create(&store.root, &latents, &self.journal.text, shape)?);
         }
-        Ok(self.writer.as_mut().expect("it was just made"))
+        Ok(self.writer.as_mut().expect("it was just created"))
     }
 
     fn finish(mut self, store: &Store) -> Result<Journal> {
@@ -285,7 +293,8 @@ impl OpenObject {
     }
 }
 
-/// The latents of the images in a batch, [n, C, h, w]; samples that have latents are passed over.
+/// Encodes the images of a batch. Returns `[n, C, h, w]`; samples that have latents already are
+/// skipped.
 fn encode_pixels(samples: &[Prepared], bucket: Bucket, shape: [usize; 3], encode: &mut Encode<'_>) -> Result<Vec<f16>> {
     let images = samples.iter().filter_map(|sample| match &sample.payload {
         Payload::Pixels(pixels) => Some(pixels.as_slice()),
@@ -303,5 +312,5 @@ fn encode_pixels(samples: &[Prepared], bucket: Bucket, shape: [usize; 3], encode
     if latents.len() == expected {
         return Ok(latents);
     }
-    Err(failed(format!("it gave {} numbers, {shape:?} for each image are {expected}", latents.len())))
+    Err(failed(format!("it returned {} numbers, expected {expected}, {shape:?} per image", latents.len())))
 }

@@ -1,4 +1,4 @@
-//! What a preparation passes to its caller: batches to encode, how far it is, and what it did.
+//! What a preparation passes to its caller: batches to encode, progress, and a summary.
 
 use std::collections::BTreeMap;
 
@@ -9,43 +9,43 @@ use crate::reject::Reason;
 /// Images of one bucket for the encoder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RgbBatch {
-    /// Width of each.
+    /// Width of each image.
     pub width_px: u32,
-    /// Height of each.
+    /// Height of each image.
     pub height_px: u32,
-    /// How many.
+    /// Number of images.
     pub num_images: usize,
     /// sRGB, [n, h, w, 3].
     pub pixels: Vec<u8>,
 }
 
-/// How far a preparation is.
+/// Progress of a preparation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PrepEvent {
     /// Files are hashed and their headers read.
     Scanning {
-        /// Files looked at.
+        /// Files scanned so far.
         done: u64,
         /// Files in the folder.
         num_files: u64,
         /// Rejected so far.
         rejected: u64,
     },
-    /// Images are decoded, encoded and written, or latents taken over.
+    /// Images are decoded, encoded and written, or existing latents are copied.
     Encoding {
-        /// Width of the bucket at hand.
+        /// Width of the current bucket.
         width_px: u32,
-        /// Height of the bucket at hand.
+        /// Height of the current bucket.
         height_px: u32,
-        /// Samples done in this run.
+        /// Samples of this run that are done.
         done: u64,
-        /// Samples to do in this run.
+        /// Samples of this run.
         num_samples: u64,
-        /// Samples rejected while they were encoded.
+        /// Samples rejected during encoding so far.
         rejected: u64,
     },
-    /// Text files are written anew because captions changed.
+    /// Text files are rewritten because captions changed.
     Rewriting {
         /// Objects done.
         done: u64,
@@ -54,7 +54,7 @@ pub enum PrepEvent {
     },
 }
 
-/// Rows of a bucket.
+/// Numbers of rows of a bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct BucketCount {
     /// Width of its images.
@@ -67,7 +67,7 @@ pub struct BucketCount {
     pub test: u64,
 }
 
-/// What a preparation did, and what the data set holds now.
+/// Summary of a preparation and of the resulting data set.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PrepSummary {
     /// The data set's buckets.
@@ -76,9 +76,9 @@ pub struct PrepSummary {
     pub train_rows: u64,
     /// Rows held out.
     pub test_rows: u64,
-    /// Files that are not in the data set, by reason (see `rejected.jsonl`).
+    /// Rejected files, by reason (see `rejected.jsonl`).
     pub rejected: BTreeMap<Reason, u64>,
-    /// Files that are in it with a remark, by reason (see `notes.jsonl`).
+    /// Accepted files with a note, by reason (see `notes.jsonl`).
     pub notes: BTreeMap<Reason, u64>,
     /// Rows that this run wrote.
     pub written_rows: u64,
@@ -88,7 +88,7 @@ pub struct PrepSummary {
     pub resumed_rows: u64,
     /// Rows whose text changed.
     pub rewritten_rows: u64,
-    /// Rows that are deleted in the data set's bitmaps.
+    /// Rows that are marked deleted in the data set.
     pub deleted_rows: u64,
     /// Bytes of latents and text.
     pub bytes: u64,

@@ -1,8 +1,10 @@
-//! The data set as preparation sees it: objects with the ids of their rows, what an interrupted run left, the commit.
+//! The data set under preparation: its objects with the ids of their rows, the finished objects of
+//! an interrupted run, and the commit.
 //!
-//! Each object has a journal, `prep/objects/<stem>.json`, written when both its files are complete. An object in the
-//! manifest is part of the data set; a journal without a place in the manifest is what an interrupted run finished.
-//! Journals of committed objects save reading their text again; a missing one is no loss.
+//! Each object has a journal, `prep/objects/<stem>.json`, which is written when both its files are
+//! complete. Objects in the manifest are part of the data set; a journal whose object is not in the
+//! manifest comes from an interrupted run. The journal of a committed object saves reading its text
+//! again; a missing one is no loss.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -51,11 +53,11 @@ impl JournalRow {
     }
 }
 
-/// What is known of a finished object. Without rows it has no files: every sample that was meant for it failed.
+/// A finished object. One without rows has no files: all its samples failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Journal {
-    /// The plan that it was made for.
+    /// Id of the plan that it belongs to.
     pub(crate) plan: String,
     pub(crate) stem: String,
     pub(crate) bucket: Bucket,
@@ -65,7 +67,7 @@ pub(crate) struct Journal {
     pub(crate) text_bytes: u64,
     pub(crate) rows: Vec<JournalRow>,
     pub(crate) blocks: Vec<Block>,
-    /// What was found out about samples while they were encoded.
+    /// Faults and notes that encoding found in samples.
     pub(crate) faults: Vec<(SampleId, Fault)>,
     pub(crate) notes: Vec<(SampleId, Fault)>,
 }
@@ -74,13 +76,13 @@ pub(crate) struct Journal {
 #[derive(Debug, Clone)]
 pub(crate) struct Stored {
     pub(crate) journal: Journal,
-    /// One bit a row.
+    /// Whether each row is deleted.
     pub(crate) deleted: Vec<bool>,
-    /// Index in the manifest that was read; `None` for what is new.
+    /// Index in the manifest that was read. None for a new object.
     pub(crate) in_manifest: Option<usize>,
 }
 
-/// The data set in a folder, held by one preparation at a time.
+/// The data set in a folder, open in one preparation at a time.
 #[derive(Debug)]
 pub(crate) struct Store {
     pub(crate) root: PathBuf,
@@ -88,20 +90,20 @@ pub(crate) struct Store {
     geometry: Geometry,
     /// The objects of the data set.
     pub(crate) objects: Vec<Stored>,
-    /// Finished by an interrupted run.
+    /// Objects that an interrupted run finished.
     pub(crate) pending: Vec<Journal>,
     /// The data set as it was read.
     pub(crate) dataset: Option<Dataset>,
-    /// Held as long as the store.
+    /// Locked for the lifetime of the store.
     _lock: File,
 }
 
 impl Store {
-    /// Opens or begins the data set in `root`.
+    /// Opens the data set in `root`, or starts a new one.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if another preparation has it open, or it was made by another codec or geometry; as
-    /// [`Dataset::open`].
+    /// [`Error::Invalid`] if another preparation has it open, or if its codec or geometry differs;
+    /// also the errors of [`Dataset::open`].
     pub(crate) fn open(root: &Path, codec: &Codec, geometry: &Geometry) -> Result<Self> {
         let folder = root.join(OBJECTS_FOLDER);
         fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
@@ -133,7 +135,7 @@ impl Store {
         next
     }
 
-    /// Leaves the journal of an object whose files are complete.
+    /// Writes the journal of an object whose files are complete.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -142,8 +144,8 @@ impl Store {
         durable::write(&journal_path(&self.root, &journal.stem), &bytes)
     }
 
-    /// Makes the objects in `self.objects` the data set, and deletes the files that are not part of it any more.
-    /// Objects without a live row are left out.
+    /// Commits `self.objects` as the data set, and deletes the files that are no longer part of it.
+    /// Objects without a live row are dropped.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -182,7 +184,8 @@ impl Store {
         self.sweep(&manifest)
     }
 
-    /// Deletes files of ours that `manifest` does not name. Only names that a preparation makes are touched.
+    /// Deletes temporary files and the files that `manifest` does not name. Files with names that a
+    /// preparation does not write are left alone.
     fn sweep(&self, manifest: &Manifest) -> Result<()> {
         let latents = manifest.objects.iter().map(|object| object.latents.clone());
         let text = manifest.objects.iter().map(|object| object.text.clone());
@@ -252,7 +255,8 @@ impl Store {
         Ok(())
     }
 
-    /// Whether the files of a journal are there, in full length: they were flushed before it was written.
+    /// Whether the files of a journal exist at full length. They were flushed before the journal
+    /// was written.
     fn is_complete(&self, journal: &Journal) -> bool {
         if journal.rows.is_empty() {
             return true;
@@ -267,7 +271,7 @@ impl Store {
 }
 
 impl Stored {
-    /// A new object, all of whose rows live.
+    /// A new object, all of its rows live.
     pub(crate) fn new(journal: Journal) -> Self {
         Self { deleted: vec![false; journal.rows.len()], journal, in_manifest: None }
     }
@@ -278,12 +282,12 @@ pub(crate) fn latents_name(stem: &str) -> String {
     format!("latents/{stem}.safetensors")
 }
 
-/// The text file of an object after its captions have been edited `revision` times.
+/// The text file of an object after `revision` rewrites.
 pub(crate) fn text_name(stem: &str, revision: u32) -> String {
     if revision == 0 { format!("text/{stem}.parquet") } else { format!("text/{stem}_r{revision}.parquet") }
 }
 
-/// How often the captions of a text file have been edited.
+/// The number of rewrites in the name of a text file.
 pub(crate) fn text_revision(name: &str) -> u32 {
     let stem = name.trim_end_matches(".parquet");
     stem.rsplit_once("_r").and_then(|(_, revision)| revision.parse().ok()).unwrap_or(0)
@@ -297,12 +301,13 @@ fn journal_path(root: &Path, stem: &str) -> PathBuf {
     root.join(OBJECTS_FOLDER).join(format!("{stem}.json"))
 }
 
-/// A journal that cannot be read is as good as none: its object is made again.
+/// Reads a journal. None if it cannot be read: the object's text is then read again, or, if it is
+/// not committed, its images are encoded again.
 fn read_journal(path: &Path) -> Option<Journal> {
     serde_json::from_slice(&fs::read(path).ok()?).ok()
 }
 
-/// The lock goes with the process, however it ends.
+/// Locks the data set. The lock ends with the process, however it ends.
 fn lock(root: &Path) -> Result<File> {
     let path = root.join(LOCK_FILE);
     let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(Error::io(&path))?;
@@ -310,13 +315,13 @@ fn lock(root: &Path) -> Result<File> {
         Ok(()) => Ok(file),
         Err(fs::TryLockError::Error(source)) => Err(Error::Io { path, source }),
         Err(fs::TryLockError::WouldBlock) => {
-            let reason = "another preparation is writing it: wait for its end".to_owned();
+            let reason = "another preparation is writing it: wait until it ends".to_owned();
             Err(Error::Invalid { what: root.display().to_string(), reason })
         }
     }
 }
 
-/// Rows of different codecs or geometries must not be mixed: names the first setting that differs.
+/// Fails with the first setting that differs: a data set must not mix codecs or geometries.
 fn check_same(root: &Path, manifest: &Manifest, codec: &Codec, geometry: &Geometry) -> Result<()> {
     let (old, new) = (&manifest.codec, codec);
     let pairs = [

@@ -1,13 +1,15 @@
-//! Preparation: a folder of captioned images to a packed data set. Restartable; only changes are encoded.
+//! Preparation: a folder of captioned images to a packed data set. A killed run resumes, and only
+//! changes are encoded.
 //!
 //! ```text
-//! list (source) -> hash, header, text (scan) -> what is new, gone, rewritten (here) -> order, objects (objects)
-//!   -> decode, encode, write (encode) -> manifest (journal)
+//! list (source) -> hash, header, text (scan) -> new, deleted, rewritten (here)
+//!   -> order, objects (objects) -> decode, encode, write (encode) -> manifest (journal)
 //! ```
 //!
-//! The encoder is an argument: this crate knows no tensor library. A run that is killed leaves finished objects, which
-//! the next run takes over: exactly, if the folder is the same; otherwise they become part of the data set and what is
-//! left is planned anew. Nothing that a file contains ends a run; a disk that is full, or an encoder that fails, does.
+//! The encoder is an argument, because this crate has no tensor library. A killed run leaves
+//! finished objects, which the next run reuses: unchanged if the folder is the same; otherwise they
+//! become part of the data set and the rest is planned again. The content of a file never ends a
+//! run; a full disk or a failing encoder does.
 
 pub(crate) mod encode;
 pub(crate) mod events;
@@ -53,16 +55,18 @@ pub use settings::PrepSettings;
 
 const FACTS_FILE: &str = "prep/files.jsonl";
 
-/// Packs the images in `source` into the data set `out`, which may exist: then only changes are encoded.
+/// Packs the images in `source` into the data set `out`. If `out` exists already, only changes are
+/// encoded.
 ///
-/// `encode` is given images of one bucket and returns the posterior means of their latents, [n, C, h/f, w/f], unscaled.
-/// Two preparations of the same folder with the same settings, codec and encoder write the same bytes, interrupted or
-/// not.
+/// `encode` takes images of one bucket and returns the posterior means of their latents, `[n, C,
+/// h/f, w/f]`, unscaled. Two preparations of the same folder with the same settings, codec and
+/// encoder write the same bytes, interrupted or not.
 ///
 /// # Errors
-/// [`Error::Invalid`] for settings that cannot work, or that differ from the data set's; [`Error::Encode`] if the
-/// encoder fails; [`Error::Io`] if `source` cannot be listed or `out` not written; [`Error::Malformed`] if `out` is not
-/// a data set. A bad file in `source` is not an error.
+/// [`Error::Invalid`] for settings that cannot work, or that differ from the data set's;
+/// [`Error::Encode`] if the encoder fails; [`Error::Io`] if `source` cannot be listed or `out`
+/// cannot be written; [`Error::Malformed`] if `out` is not a data set. A bad file in `source` is
+/// not an error.
 pub fn prepare(
     source: &Path,
     out: &Path,
@@ -76,7 +80,7 @@ pub fn prepare(
     let same = |a: &Path, b: &Path| matches!((fs::canonicalize(a), fs::canonicalize(b)), (Ok(a), Ok(b)) if a == b);
     fs::read_dir(source).map_err(Error::io(source))?;
     if same(source, out) {
-        let reason = "the data set cannot be the folder that is prepared: name another".to_owned();
+        let reason = "the data set cannot be the source folder: name another folder".to_owned();
         return Err(Error::Invalid { what: out.display().to_string(), reason });
     }
     let store = Store::open(out, codec, &settings.geometry())?;
@@ -92,7 +96,7 @@ fn check(settings: &PrepSettings, codec: &Codec) -> Result<()> {
     let mut problems = settings.validate();
     if codec.down_factor == 0 || !settings.step_px.is_multiple_of(codec.down_factor) {
         let factor = codec.down_factor;
-        problems.push(format!("prep.step_px = {}: must be a multiple of the VAE's {factor}", settings.step_px));
+        problems.push(format!("prep.step_px = {}: must be a multiple of the VAE factor {factor}", settings.step_px));
     }
     if problems.is_empty() {
         return Ok(());
@@ -122,7 +126,7 @@ impl Preparation<'_> {
     fn run(&mut self, encode: &mut Encode<'_>, progress: &mut dyn FnMut(PrepEvent)) -> Result<()> {
         let mut plan = self.plan();
         if self.store.pending.iter().any(|journal| journal.plan != plan.id) {
-            // An interrupted run was about another folder: what it finished becomes part of the data set first.
+            // An interrupted run had another plan: its finished objects join the data set first.
             self.adopt_pending()?;
             plan = self.plan();
         }
@@ -138,7 +142,7 @@ impl Preparation<'_> {
         Ok(())
     }
 
-    /// What is to be written: the accepted samples that no object holds, or all of them when repacking.
+    /// The objects to write: of accepted samples without an object, or of all with `repack`.
     fn plan(&self) -> ObjectPlan {
         let held = |stored: &&Stored| !self.settings.repack || stored.in_manifest.is_none();
         let kept: Vec<&Stored> = self.store.objects.iter().filter(held).collect();
@@ -175,7 +179,8 @@ impl Preparation<'_> {
         }
     }
 
-    /// Takes the objects of an interrupted run into the data set, rows that it has already excepted.
+    /// Adds the objects of an interrupted run to the data set. Rows whose samples are in the data
+    /// set already are marked deleted.
     fn adopt_pending(&mut self) -> Result<()> {
         let rows = |stored: &Stored| stored.journal.rows.iter().map(|row| row.id).collect::<Vec<_>>();
         let mut present: HashSet<SampleId> = self.store.objects.iter().flat_map(rows).collect();
@@ -187,7 +192,8 @@ impl Preparation<'_> {
         self.store.commit()
     }
 
-    /// Brings every object's bitmap of deleted rows up to date. Rows of images that came back live again.
+    /// Updates every object's bitmap of deleted rows and returns whether one changed. Rows of
+    /// images that are back in the folder become live again.
     fn mark_deleted(&mut self, plan: &ObjectPlan) -> bool {
         if self.settings.repack && !plan.objects.is_empty() {
             return false;
@@ -205,7 +211,8 @@ impl Preparation<'_> {
         changed
     }
 
-    /// Writes the text files anew in which a live row's text changed.
+    /// Rewrites the text files in which the text of a live row changed. Returns whether there are
+    /// any.
     fn rewrite_texts(&mut self, plan: &ObjectPlan, progress: &mut dyn FnMut(PrepEvent)) -> Result<bool> {
         if self.settings.repack && !plan.objects.is_empty() {
             return Ok(false);
@@ -228,7 +235,7 @@ impl Preparation<'_> {
     fn rewrite_text(&mut self, index: usize, by_id: &HashMap<SampleId, usize>) -> Result<()> {
         let stored = &self.store.objects[index];
         let dataset = self.store.dataset.as_ref().expect("objects come from a data set");
-        let mut records = dataset.object_records(stored.in_manifest.expect("new objects have fresh texts"))?;
+        let mut records = dataset.object_records(stored.in_manifest.expect("texts of new objects are current"))?;
         let mut journal = stored.journal.clone();
         for ((record, row), deleted) in records.iter_mut().zip(&mut journal.rows).zip(&stored.deleted) {
             let Some(accepted) = by_id.get(&record.id).map(|&i| &self.scan.accepted[i]) else { continue };
@@ -254,7 +261,8 @@ impl Preparation<'_> {
         Ok(())
     }
 
-    /// Writes the plan's objects, except those that an interrupted run has finished.
+    /// Writes the plan's objects, except those that an interrupted run finished. Returns whether
+    /// the plan has any.
     fn write_objects(
         &mut self,
         plan: &ObjectPlan,
@@ -289,7 +297,7 @@ impl Preparation<'_> {
         Ok(!plan.objects.is_empty())
     }
 
-    /// Where the latents of packed samples are, when they are to be repacked.
+    /// Object and row of the latents of each packed sample. Empty without `repack`.
     fn existing_latents(&self) -> HashMap<SampleId, (usize, u32)> {
         let mut latents = HashMap::new();
         if self.settings.repack {
@@ -310,7 +318,7 @@ impl Preparation<'_> {
         }
     }
 
-    /// Leaves what was found out about files for people and for the next run.
+    /// Writes the lists of rejected files and of notes, and the facts for the next run.
     fn leave_lists(&mut self, out: &Path) -> Result<()> {
         reject::write(out, REJECTED_FILE, &self.scan.rejected)?;
         reject::write(out, NOTES_FILE, &self.scan.notes)?;

@@ -1,8 +1,8 @@
-//! Which new samples go into which object, in which order: pure.
+//! Assigns new samples to objects, in random order. Pure.
 //!
-//! The samples of a bucket and split are put in one random order, which is then cut into objects. The order is keyed by
-//! (seed, bucket, split, number of the first object) and by nothing of the folder but the set of ids, so that an
-//! interrupted preparation finds its own plan again.
+//! The samples of a bucket and split are shuffled together and then cut into objects. The order
+//! depends on (seed, bucket, split, number of the first object) and on the set of ids, and on
+//! nothing else in the folder, so that an interrupted preparation arrives at the same plan again.
 
 use std::collections::BTreeMap;
 
@@ -16,20 +16,20 @@ use crate::{
     rng::{Purpose, Rng},
 };
 
-/// Objects of one bucket and split are numbered together.
+/// Width, height and split. The objects of a series are numbered together.
 pub(crate) type Series = (u32, u32, Split);
 
-/// A sample to be packed.
+/// A sample to pack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Item {
-    /// The caller's number for it.
+    /// The caller's index of it.
     pub(crate) index: usize,
     pub(crate) id: SampleId,
     pub(crate) bucket: Bucket,
     pub(crate) split: Split,
 }
 
-/// An object to be written: rows that fail on the way are left out.
+/// An object to write. Samples that fail are left out of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PlannedObject {
     /// Name without folder and extension, e.g. `1024x1024-00003`.
@@ -50,16 +50,16 @@ pub(crate) struct ObjectPlan {
 #[derive(Debug, Clone)]
 pub(crate) struct Cut {
     pub(crate) seed: u64,
-    /// Most rows of an object, whatever their size.
+    /// Largest number of rows of an object; the limit in bytes can lower it.
     pub(crate) max_rows: u32,
     /// Bytes of latents per pixel of the bucket, as a fraction.
     pub(crate) bytes_per_px: (u64, u64),
-    /// All else that the written bytes depend on: codec, geometry.
+    /// Everything else that the written bytes depend on: codec and geometry.
     pub(crate) salt: String,
 }
 
 impl ObjectPlan {
-    /// Plans `items`; `first` has the number of each series' next object where that is not 0.
+    /// Plans `items`. `first` holds the number of each series' next object; 0 if it is missing.
     pub(crate) fn new(items: Vec<Item>, first: &BTreeMap<Series, u32>, cut: &Cut) -> Self {
         let mut series = BTreeMap::<Series, Vec<Item>>::new();
         for item in items {
@@ -98,13 +98,13 @@ impl Cut {
     }
 }
 
-/// An object's name. The test split is in the name for people; readers go by the manifest.
+/// The stem of an object. The split in it is for people; readers use the manifest.
 fn stem((width, height, split): Series, number: u32) -> String {
     let infix = if split == Split::Test { "test-" } else { "" };
     format!("{width}x{height}-{infix}{number:05}")
 }
 
-/// The series and number of an object of ours, from its stem.
+/// The series and number in a stem. None if a preparation does not write such a name.
 pub(crate) fn parse_stem(stem: &str) -> Option<(Series, u32)> {
     let (size, rest) = stem.split_once('-')?;
     let (width, height) = size.split_once('x')?;

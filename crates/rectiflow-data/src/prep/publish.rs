@@ -1,9 +1,10 @@
-//! A packed data set from a folder to an object store: only what is not there yet, the manifest last.
+//! Uploads a packed data set to an object store: only missing files, the manifest last.
 //!
-//! Until the new manifest is written readers see the old data set, whole: a file that a manifest names is never
-//! changed under its name unless its rows are others, and then it is another data set's. An upload that was interrupted
-//! goes on: a file is taken as uploaded if its length and the checksums of its first and last block are right. Nothing is
-//! deleted at the URL: a run that reads the old data set may still need it.
+//! Until the new manifest is written, readers see the whole old data set: a file that a manifest
+//! names keeps its content, unless an upload of another data set replaces it. An interrupted upload
+//! resumes: a file counts as uploaded if its length and the checksums of its first and last blocks
+//! match. Nothing is deleted at the URL, because a run that reads the old data set may still need
+//! it.
 
 use std::path::Path;
 
@@ -14,23 +15,23 @@ use crate::{
     remote::{Location, Remote, network::Network, request::ObjectFile, runtime, upload::send},
 };
 
-/// What publishing did.
+/// Summary of an upload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Published {
-    /// Files that were sent.
+    /// Files sent.
     pub num_files: u64,
-    /// Their bytes.
+    /// Bytes of the files sent.
     pub num_bytes: u64,
-    /// Files that were there already.
+    /// Files that were uploaded already.
     pub num_kept: u64,
 }
 
-/// Brings the data set at `url` to the state of the one in the folder `root`. `progress` hears of bytes sent or found
-/// there, and of all.
+/// Updates the data set at `url` to that in the folder `root`. `progress` is called with the bytes
+/// that are sent or uploaded already, and the bytes of all files.
 ///
 /// # Errors
-/// [`Error::Invalid`] for a place that is no URL or cannot be written, as [`Dataset::open`] for the folder,
-/// [`Error::Remote`] where the store fails.
+/// [`Error::Invalid`] if `url` is not a URL or cannot be written; [`Error::Remote`] if the store
+/// fails; also the errors of [`Dataset::open`] for the folder.
 pub fn publish(root: &Path, url: &str, progress: &mut dyn FnMut(u64, u64)) -> Result<Published> {
     let Location::Remote(remote) = Location::parse(Path::new(url), &Network::default())? else {
         return Err(Error::Invalid { what: url.to_owned(), reason: "expected a URL, found a folder".to_owned() });
@@ -39,7 +40,7 @@ pub fn publish(root: &Path, url: &str, progress: &mut dyn FnMut(u64, u64)) -> Re
     let known = match Dataset::open(url) {
         Ok(known) => Some(known),
         Err(error) if error.is_missing_object() => None,
-        // What is there is not a data set, or a broken one: it is replaced by one that is.
+        // Not a data set, or a broken one: it is replaced.
         Err(Error::Malformed { .. }) => None,
         Err(error) => return Err(error),
     };
@@ -74,7 +75,7 @@ pub fn publish(root: &Path, url: &str, progress: &mut dyn FnMut(u64, u64)) -> Re
     Ok(published)
 }
 
-/// Whether the store has a file with the right length, and the right bytes at its ends.
+/// Whether the store has a file of the right length whose first and last blocks match.
 fn is_there(local: &Dataset, remote: &Remote, file: ObjectFile, object: usize, bytes: u64) -> Result<bool> {
     let last = local.manifest().objects[object].num_blocks() - 1;
     let (first, last) = (local.request(file, object, 0..1)?, local.request(file, object, last..last + 1)?);
@@ -85,7 +86,7 @@ fn is_there(local: &Dataset, remote: &Remote, file: ObjectFile, object: usize, b
         Err(error) => return Err(error),
     }
     for request in [first, last] {
-        // Wrong bytes are an answer here, and no reason to ask again.
+        // Wrong bytes are an answer here, not a reason to request them again.
         let found = remote.read_range(&request.name, request.range(), |bytes| Ok(request.verify(bytes)));
         if runtime().block_on(found)?.is_err() {
             return Ok(false);

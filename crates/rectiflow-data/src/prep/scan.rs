@@ -1,11 +1,13 @@
-//! The first pass over a folder: each file's hash and header, remembered between runs, and what follows for it.
+//! The first pass over a folder: each file's hash and header, kept between runs, and whether the
+//! file is accepted.
 //!
-//! What is found out is also appended to `prep/files.part.jsonl` at once: hashing 13 million images takes hours, and a
-//! killed run must not have to begin again.
+//! Facts are also appended to `prep/files.part.jsonl` as they are found: hashing 13 million images
+//! takes hours, and the run after a killed one continues from there.
 //!
-//! A file whose length and time of change are those of the last run is not read again. Facts about bytes (hash, size in
-//! pixels, damage) are remembered; what settings make of them (too small, no bucket, duplicate) is decided anew in each
-//! run. Memory: about 400 bytes an image, so 5 GB for 13 million; pixels and captions are not held.
+//! A file whose length and modification time are those of the last run is not read again. Facts
+//! about its bytes (hash, size in pixels, damage) are kept; verdicts that depend on settings or
+//! other files (too small, no bucket, duplicate) are computed in each run. Memory: about 400 bytes
+//! per image, 5 GB for 13 million; pixels and captions are not kept.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -37,7 +39,7 @@ use crate::{
 /// Files between two reports of progress.
 const FILES_PER_CHUNK: usize = 512;
 
-/// What is known of a file's bytes.
+/// Facts about a file's bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Fact {
     path: String,
@@ -58,7 +60,7 @@ impl Fact {
     }
 }
 
-/// An image that is to be in the data set.
+/// An image that is accepted for the data set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Accepted {
     /// Index in the source's files.
@@ -71,7 +73,7 @@ pub(crate) struct Accepted {
     pub(crate) text: u64,
 }
 
-/// What the first pass found.
+/// The result of the first pass.
 #[derive(Debug, Default)]
 pub(crate) struct Scan {
     pub(crate) accepted: Vec<Accepted>,
@@ -81,25 +83,26 @@ pub(crate) struct Scan {
     facts: Vec<Fact>,
     /// Index in `facts` of an accepted sample's file.
     by_id: HashMap<SampleId, usize>,
-    /// Accepted samples that failed later on.
+    /// Accepted samples that failed later.
     pub(crate) failed: HashSet<SampleId>,
-    /// Faults by content: a copy of a bad file is as bad.
+    /// Faults by hash: a copy of a bad file has the same fault.
     faults: HashMap<u64, Fault>,
-    /// The facts differ from those that were remembered.
+    /// Whether the facts differ from the stored ones.
     changed: bool,
 }
 
-/// One file's result, before it is compared with the others.
+/// The result of one file, before the comparison with others.
 struct Scanned {
     fact: std::result::Result<Fact, Fault>,
-    /// The fact was remembered.
+    /// Whether the fact comes from an earlier run.
     known: bool,
     text: Option<u64>,
     remarks: Vec<Remark>,
 }
 
 impl Scan {
-    /// Reads what has to be read of `source`. `memory` is where an earlier run left its facts.
+    /// Scans `source`; reads only files without a current fact. `memory` is the file with the facts
+    /// of an earlier run.
     pub(crate) fn run(
         source: &Source,
         memory: &Path,
@@ -135,15 +138,15 @@ impl Scan {
         Ok(scan)
     }
 
-    /// Remembers a fault or a note that decoding or encoding found out about a sample's bytes.
+    /// Records a fault or a note that decoding or encoding found in a sample's bytes.
     pub(crate) fn learn(&mut self, id: SampleId, fault: Option<Fault>, note: Option<Fault>) {
-        // What an interrupted run learnt of images that are gone is of no use.
+        // An interrupted run can have a fault or note of an image that is gone.
         let Some(&index) = self.by_id.get(&id) else { return };
         let fact = &mut self.facts[index];
         if let Some(fault) = fault {
             self.rejected.push(Remark { path: fact.path.clone(), fault: fault.clone() });
             self.failed.insert(id);
-            // Unreadable is about the moment and not about the bytes.
+            // Unreadable is a passing state, not a property of the bytes.
             fact.fault = (fault.reason != Reason::Unreadable).then_some(fault);
             if fact.note.is_some() {
                 self.notes.retain(|remark| remark.path != fact.path);
@@ -156,7 +159,7 @@ impl Scan {
         self.changed = true;
     }
 
-    /// Leaves the facts for the next run, if they are new.
+    /// Writes the facts for the next run, if they changed.
     ///
     /// # Errors
     /// [`crate::Error::Io`].
@@ -206,7 +209,7 @@ impl Scan {
     }
 }
 
-/// What the settings make of a file: its bucket and its text's fingerprint.
+/// Applies the settings to a file. Returns its bucket and the fingerprint of its text.
 fn judge(
     fact: &Fact,
     text: Option<u64>,
@@ -249,7 +252,7 @@ fn facts_of(
     let path = source.path(&found.path);
     let unreadable = |error: std::io::Error| Fault::new(Reason::Unreadable, error.to_string());
     let stamp = fs::metadata(&path).and_then(|metadata| {
-        // Pipes and devices would block or never end.
+        // Reading a pipe or a device could block or never end.
         if !metadata.is_file() {
             return Err(std::io::Error::other("it is not a regular file"));
         }
@@ -282,14 +285,15 @@ fn facts_of(
     (Ok(Fact { path, bytes, mtime_ns, id, width_px, height_px, fault, note: None }), false)
 }
 
-/// Where facts go before the pass is over.
+/// The file with the facts of an unfinished pass.
 fn part_of(memory: &Path) -> PathBuf {
     memory.with_extension("part.jsonl")
 }
 
-/// Appends facts to the part file, which is opened with the first. Not flushed to the disk: a power cut costs the rest.
+/// Appends facts to the part file, which the first of them creates. It is not flushed to the disk:
+/// a power cut loses the last facts.
 fn append<'a>(path: &Path, file: &mut Option<File>, facts: impl Iterator<Item = &'a Fact>) -> Result<()> {
-    // The newline before a line ends what a killed run left half written.
+    // The newline before a line ends one that a killed run left half written.
     let lines: String = facts.map(|fact| format!("\n{}", fact.to_line())).collect();
     if lines.is_empty() {
         return Ok(());
@@ -301,7 +305,7 @@ fn append<'a>(path: &Path, file: &mut Option<File>, facts: impl Iterator<Item = 
     file.write_all(lines.as_bytes()).map_err(Error::io(path))
 }
 
-/// The facts of an earlier run. What cannot be read is found out again.
+/// The facts of an earlier run, by path. Files with unreadable facts are read again.
 fn read_facts(memory: &Path) -> HashMap<String, Fact> {
     let Ok(file) = File::open(memory) else { return HashMap::new() };
     let lines = BufReader::new(file).lines().map_while(std::result::Result::ok);

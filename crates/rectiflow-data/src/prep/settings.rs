@@ -1,4 +1,4 @@
-//! The `[prep]` section of a recipe, and what follows from it alone. Pure.
+//! The `[prep]` section of a recipe: its checks and its bucket geometry. Pure.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -12,55 +12,62 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct PrepSettings {
-    /// Most pixels of a bucket: width times height. Range 1024 to 2^26. Default 1048576 = 1024 * 1024, what SDXL was
-    /// trained at.
+    /// Largest area of a bucket in pixels. Range 1024 to 2^26. Default 1048576 = 1024 * 1024, the
+    /// area that SDXL was trained at.
     pub area_px: u64,
-    /// Sides of buckets are multiples of this many pixels. A multiple of the VAE's factor times the UNet's down-sampling,
-    /// 8 * 4 = 32 for SDXL. Range 8 to 1024. Default 64, as SDXL's own buckets.
+    /// Sides of buckets are multiples of this many pixels. Use a multiple of the VAE's factor times
+    /// the UNet's down-sampling, 8 * 4 = 32 for SDXL. Range 8 to 1024. Default 64, as in SDXL's own
+    /// buckets.
     pub step_px: u32,
     /// Shortest side of a bucket in pixels. Range step_px to bucket_max_px. Default 512.
     pub bucket_min_px: u32,
     /// Longest side of a bucket in pixels. Range bucket_min_px to 65536. Default 2048.
     pub bucket_max_px: u32,
-    /// How far an image's shape may be from its bucket's: the larger ratio of the sides over the smaller, less 1. Images
-    /// beyond it are rejected. Range 0 to 100. Default 0.5: at most a third of an image is cropped away, which only shapes
-    /// beyond 1:4 come near.
+    /// Largest difference between the shapes of an image and its bucket: the larger aspect ratio
+    /// over the smaller, minus 1. Images beyond it are rejected. Range 0 to 100. Default 0.5: at
+    /// most a third of an image is cropped away, and only shapes beyond 1:4 come near that.
     pub max_aspect_error: f64,
-    /// Images whose shorter side has fewer pixels are rejected; all others are enlarged where their bucket is larger, and
-    /// the model is told by SDXL's size conditioning. Range 1 to 65536. Default 256, which enlarges at most fourfold at
-    /// the default area.
+    /// Images with a shorter side of fewer pixels are rejected. Other images are enlarged if their
+    /// bucket is larger, and SDXL's size conditioning tells the model their original size. Range 1
+    /// to 65536. Default 256, which enlarges at most fourfold at the default area.
     pub min_side_px: u32,
-    /// Images that announce more pixels are rejected before any memory is reserved. Range 1 to 2^32. Default 134217728,
-    /// above the largest cameras; decoding one takes up to 1.5 GB.
+    /// Images whose header announces more pixels are rejected before memory is reserved for them.
+    /// Range 1 to 2^32. Default 134217728, above the largest cameras; decoding such an image takes
+    /// up to 1.5 GB.
     pub max_pixels: u64,
-    /// Longer image files are rejected unread, in MiB. Range 1 to 65536. Default 512.
+    /// Longer image files, in MiB, are rejected without being read. Range 1 to 65536. Default 512.
     pub max_file_mib: u32,
-    /// Colour behind transparent pixels: red, green, blue, each 0 to 255. Default white, as web pages show them.
+    /// Colour behind transparent pixels: red, green, blue, each 0 to 255. Default white, as on web
+    /// pages.
     pub background: [u8; 3],
-    /// "gamma" resizes on sRGB's encoded values, as the pictures that SDXL was trained on were; "linear" on light
-    /// intensities. Default "gamma".
+    /// "gamma" resizes sRGB's encoded values, as for the pictures that SDXL was trained on;
+    /// "linear" resizes light intensities. Default "gamma".
     pub resize: ResizeSpace,
-    /// Keys crops, the order of rows and the test split. Any number. Default 0.
+    /// Seed of the crops, the order of rows and the test split. Any number. Default 0.
     pub seed: u64,
-    /// Part of the samples that is held out for the test loss; a picture's side depends on its content alone. At most
-    /// half of a set is ever held out. Range 0 to 0.5. Default 0.01; 0 with `test_count` 0 holds nothing out.
+    /// Fraction of the samples that is held out for the test loss. The split of a picture depends
+    /// on its content alone. At most half of a data set is held out. Range 0 to 0.5. Default 0.01;
+    /// with 0 and `test_count` 0 nothing is held out.
     pub test_fraction: f64,
-    /// Number of samples that are held out, instead of a fraction. Any number; at most half of the set. Default 0: use
-    /// `test_fraction`.
+    /// Number of samples that are held out, instead of a fraction. Any number; at most half of the
+    /// data set is held out. Default 0: use `test_fraction`.
     pub test_count: u64,
-    /// Keep images without any caption or tag; they are trained on with the empty prompt. Default false: they are named in
-    /// rejected.jsonl, since a missing caption is most often a mistake.
+    /// Keep images without a caption or tag and train on them with the empty prompt. Default false:
+    /// they are listed in rejected.jsonl, since a missing caption is usually a mistake.
     pub keep_captionless: bool,
-    /// Captions that hold one of these (whole words, case does not matter), or one of their image's own `quality` words,
-    /// are marked verbatim, so that training adds no quality words of its own. Default: the usual ones.
+    /// Captions that contain one of these (whole words, in any case), or one of their image's own
+    /// `quality` words, are marked verbatim: training adds no quality words to them. Default: the
+    /// usual ones.
     pub quality_words: Vec<String>,
-    /// Images encoded at once. More is faster on a GPU until its memory is full. Range 1 to 1024. Default 8.
+    /// Images per call of the encoder. Larger is faster on a GPU until its memory is full. Range 1
+    /// to 1024. Default 8.
     pub encode_batch: u32,
-    /// Most rows of an object. An object is also at most 512 MiB. A killed run loses what it had of one object. Range 32 to
-    /// 1048576. Default 4096, about 512 MiB at 1024 x 1024.
+    /// Largest number of rows of an object. An object is also at most 512 MiB. A killed run loses
+    /// at most one unfinished object. Range 32 to 1048576. Default 4096, about 512 MiB at 1024 x
+    /// 1024.
     pub object_rows: u32,
-    /// Mix all rows anew, also those that are packed already; latents that exist are not encoded again. Not a setting of a
-    /// recipe: `--repack`.
+    /// Shuffle all rows again, including those that are packed already; existing latents are not
+    /// encoded again. Not a setting of a recipe: `--repack`.
     #[serde(skip)]
     pub repack: bool,
 }
@@ -92,7 +99,7 @@ impl Default for PrepSettings {
 }
 
 impl PrepSettings {
-    /// All that is wrong with the settings, a sentence each, named as in a recipe.
+    /// Returns all problems of the settings, one message each, with keys as in a recipe.
     pub fn validate(&self) -> Vec<String> {
         let mut problems = Vec::new();
         let mut range = |name: &str, value: u64, from: u64, to: u64| {
@@ -123,7 +130,7 @@ impl PrepSettings {
         problems
     }
 
-    /// The settings that decide what is encoded.
+    /// The settings that determine the encoded pixels.
     pub fn geometry(&self) -> Geometry {
         Geometry {
             area_px: self.area_px,
@@ -136,7 +143,7 @@ impl PrepSettings {
         }
     }
 
-    /// How much is held out.
+    /// The share of the samples that is held out.
     pub(crate) fn share(&self) -> Share {
         if self.test_count > 0 { Share::Count(self.test_count) } else { Share::Fraction(self.test_fraction) }
     }

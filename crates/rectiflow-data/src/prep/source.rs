@@ -1,8 +1,9 @@
-//! The folder that is prepared: its files in a fixed order, each image with its caption sources.
+//! The source folder: its files in a fixed order, each image with its caption sources.
 //!
-//! Names that begin with a dot and the data set itself (if it lies inside) are passed over. Files reached through a
-//! symbolic link are read, folders are not. Everything that is not a caption source is offered as an image: content
-//! decides. `caption` says which sources there are and which wins.
+//! Names that begin with a dot are skipped, and so is the data set itself if it is inside. Files
+//! behind a symbolic link are read, folders behind one are not. Every file that is not a caption
+//! source is treated as an image: content decides. `caption` defines the sources and their
+//! precedence.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet, hash_map::Entry},
@@ -23,10 +24,10 @@ use crate::{
 
 const METADATA_FILE: &str = "metadata.jsonl";
 
-/// A file that may be an image, and where its text is.
+/// A file that can be an image, and its caption sources.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Found {
-    /// Relative to the prepared folder, `/` between its parts.
+    /// Relative to the source folder, with `/` between its parts.
     pub(crate) path: String,
     json: bool,
     txt: bool,
@@ -46,9 +47,9 @@ struct Line {
 #[derive(Debug)]
 pub(crate) struct Source {
     root: PathBuf,
-    /// In the order of the walk: by name in each folder, a folder in its place among the files.
+    /// In the order of the walk: by name in each folder, subfolders in their place among the files.
     pub(crate) files: Vec<Found>,
-    /// What was wrong with names, links and caption sources.
+    /// Remarks about names, links and caption sources.
     pub(crate) remarks: Vec<Remark>,
     metadata: Vec<(String, File)>,
 }
@@ -57,7 +58,7 @@ impl Source {
     /// Lists the folder `root`, without the data set in `out`.
     ///
     /// # Errors
-    /// [`Error::Io`] if `root` itself cannot be read; anything deeper becomes a remark.
+    /// [`Error::Io`] if `root` itself cannot be read; an error deeper down becomes a remark.
     pub(crate) fn list(root: &Path, out: &Path) -> Result<Self> {
         fs::read_dir(root).map_err(Error::io(root))?;
         let skip = fs::canonicalize(out).ok();
@@ -68,7 +69,7 @@ impl Source {
             found.line = lines.remove(&found.path);
         }
         for (path, line) in lines.into_iter().collect::<BTreeMap<_, _>>() {
-            let detail = format!("it names {path:?}, which is not there");
+            let detail = format!("it names {path:?}, which does not exist");
             source.remarks.push(Remark::new(source.line_name(line), Reason::OrphanCaption, detail));
         }
         Ok(source)
@@ -78,24 +79,24 @@ impl Source {
         Self { root: root.to_owned(), files: Vec::new(), remarks: Vec::new(), metadata: Vec::new() }
     }
 
-    /// Where a file of the list lies.
+    /// The full path of a listed file.
     pub(crate) fn path(&self, relative: &str) -> PathBuf {
         self.root.join(relative)
     }
 
-    /// What is written about an image, and what is to be said about its caption sources.
+    /// The text of an image, if it has any, and remarks about its caption sources.
     pub(crate) fn text(&self, found: &Found, quality_words: &[String]) -> (Option<Text>, Vec<Remark>) {
         let stem = Path::new(&found.path).with_extension("");
         let beside = |extension: &str| format!("{}.{extension}", stem.to_string_lossy());
         let (mut text, mut remarks) = (None, Vec::new());
         let mut offer = |name: String, read: &dyn Fn(&str) -> std::result::Result<Text, String>| {
             if text.is_some() {
-                let detail = format!("{} has its text from a source that comes first", found.path);
+                let detail = format!("the text of {} comes from a source with precedence", found.path);
                 return remarks.push(Remark::new(name, Reason::SecondCaption, detail));
             }
             match read(&name) {
                 Ok(found) if found.is_empty() => {
-                    remarks.push(Remark::new(name, Reason::BadCaption, "it holds neither caption nor tag"));
+                    remarks.push(Remark::new(name, Reason::BadCaption, "it has no caption and no tag"));
                 }
                 Ok(found) => text = Some(found),
                 Err(detail) => remarks.push(Remark::new(name, Reason::BadCaption, detail)),
@@ -140,14 +141,14 @@ struct Walk<'a> {
     /// The data set's own folder.
     skip: Option<PathBuf>,
     source: Source,
-    /// Lines of `metadata.jsonl` files by the image's path.
+    /// Lines of `metadata.jsonl` files, by the path of the image.
     lines: HashMap<String, Line>,
 }
 
-/// The names in one folder, by what they may be.
+/// The names in one folder, by kind.
 #[derive(Default)]
 struct Names {
-    /// Folders, true, and files, false.
+    /// Each name, and whether it is a folder.
     entries: Vec<(String, bool)>,
     captions: HashSet<String>,
     has_metadata: bool,
@@ -208,7 +209,7 @@ impl Walk<'_> {
         if name.starts_with('.') {
             return;
         }
-        // A link that leads nowhere is offered as a file, and found unreadable there.
+        // A dangling link counts as a file, which the scan finds unreadable.
         let is_folder = fs::metadata(entry.path()).is_ok_and(|metadata| metadata.is_dir());
         if is_folder && entry.file_type().is_ok_and(|kind| kind.is_symlink()) {
             let detail = "folders behind symbolic links are not entered".to_owned();
@@ -228,7 +229,7 @@ impl Walk<'_> {
         self.source.remarks.push(Remark::new(path, reason, detail));
     }
 
-    /// Takes note of every line of a folder's `metadata.jsonl`.
+    /// Records every line of a folder's `metadata.jsonl`.
     fn metadata(&mut self, folder: &str) {
         let name = join(folder, METADATA_FILE);
         let file = match File::open(self.root.join(&name)) {
@@ -250,7 +251,7 @@ impl Walk<'_> {
                 Ok(0) => return,
                 Err(error) => return self.remark(name, Reason::Unreadable, error.to_string()),
                 Ok(len) if len as u64 > MAX_SOURCE_BYTES => {
-                    let detail = format!("line {number} is longer than {MAX_SOURCE_BYTES} bytes: what follows is lost");
+                    let detail = format!("line {number} is longer than {MAX_SOURCE_BYTES} bytes: the rest is ignored");
                     return self.remark(name, Reason::BadCaption, detail);
                 }
                 Ok(_) if bytes.trim_ascii().is_empty() => {}
@@ -266,19 +267,19 @@ impl Walk<'_> {
         }
     }
 
-    /// The nearest folder's line wins, and within a file the first.
+    /// Adds a line. The line of the nearest folder wins, and within a file the first.
     fn add_line(&mut self, path: String, line: Line) {
         let loser = match self.lines.entry(path.clone()) {
             Entry::Vacant(entry) => {
                 entry.insert(line);
                 return;
             }
-            // Folders are entered before what is in them: a later file is a deeper one, hence nearer.
+            // A folder is read before its subfolders: a later file is deeper, hence nearer.
             Entry::Occupied(mut entry) if entry.get().file != line.file => entry.insert(line),
             Entry::Occupied(_) => line,
         };
         let name = self.source.line_name(loser);
-        self.remark(name, Reason::SecondCaption, format!("{path} has its text from a source that comes first"));
+        self.remark(name, Reason::SecondCaption, format!("the text of {path} comes from a source with precedence"));
     }
 }
 
@@ -286,7 +287,7 @@ fn join(folder: &str, name: &str) -> String {
     if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") }
 }
 
-/// The path of the image that a line names, relative to the prepared folder.
+/// The path of the image that a line names, relative to the source folder.
 fn named_file(line: &[u8], folder: &str) -> std::result::Result<String, String> {
     #[derive(Deserialize)]
     struct Name {

@@ -1,24 +1,26 @@
-//! Which samples are held out for the test loss: pure, by content, so that a picture stays on its side.
+//! Selects the samples that are held out for the test loss. Pure, and by content, so that a picture
+//! stays in its split.
 //!
-//! Samples are ranked by a hash of (seed, id), which a picture keeps for ever. A fraction takes those whose hash is
-//! below it; a count takes the lowest. Samples that are on a side already stay there when a folder grows: a training
-//! picture that turned into a test picture would make the test loss a lie. Never is more than half of a set held out.
+//! Samples are ranked by a hash of (seed, id), which never changes for a picture. A fraction
+//! selects the samples whose hash is below it; a count selects the lowest hashes. Samples that have
+//! a split keep it when a folder grows: a test loss on pictures that were trained on would be
+//! wrong. At most half of a data set is held out.
 
 use crate::{
     format::{manifest::Split, record::SampleId},
     rng::{Purpose, key_u64},
 };
 
-/// How much is held out.
+/// The share of the samples that is held out.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Share {
-    /// This part of all samples, 0 to 0.5.
+    /// A fraction of all samples, 0 to 0.5.
     Fraction(f64),
-    /// This many samples.
+    /// A number of samples.
     Count(u64),
 }
 
-/// The sides of `new` samples, given how many are on each side already.
+/// The splits of `new` samples. `present` counts those that have one already: (train, test).
 pub(crate) fn sides(new: &[SampleId], present: (u64, u64), share: Share, seed: u64) -> Vec<Split> {
     let (train, test) = present;
     let total = train + test + new.len() as u64;

@@ -1,24 +1,27 @@
-//! What is written about an image: parsing and cleaning of the caption sources, and the words about quality in them.
+//! The text of an image: parses and cleans the caption sources, and finds quality words in
+//! captions.
 //!
-//! Sources, the first that has text wins and the others are noted in `rejected.jsonl`:
+//! Sources; the first that has text wins, and the others are listed in `rejected.jsonl`:
 //! 1. `name.json` beside the image: one object with the keys below;
-//! 2. `name.txt` beside the image: one caption, all of the file;
-//! 3. `metadata.jsonl` in the image's folder or one above it (the nearest first): one object a line, which names the
-//!    image by `file_name`, relative to the folder of the `metadata.jsonl`.
+//! 2. `name.txt` beside the image: the whole file is one caption;
+//! 3. `metadata.jsonl` in the image's folder or one above it (the nearest first): one object per
+//!    line, whose `file_name` names the image, relative to the folder of the `metadata.jsonl`.
 //!
-//! Keys: `caption` or `captions`, `alt_text`, `tags`, `important_tags`, `quality`; each a string or a list of strings;
-//! a string of tags or quality words is cut at commas. Other keys are ignored, since such files have other readers too.
+//! Keys: `caption` or `captions`, `alt_text`, `tags`, `important_tags`, `quality`; each a string or
+//! a list of strings. A string of tags or quality words is split at commas. Other keys are ignored,
+//! since other programs read these files too.
 //!
-//! HTML entities are unescaped twice, as CLIP's own text cleaning does: captions from the web hold `&amp;quot;`, and the
-//! fast tokenizer, unlike the slow one with ftfy, would read the letters. Otherwise texts are kept as they are.
+//! HTML entities are unescaped twice, as in CLIP's own text cleaning: captions from the web contain
+//! `&amp;quot;`, and the fast tokenizer, unlike the slow one with ftfy, would tokenise its letters.
+//! Texts are also trimmed, and otherwise kept as they are.
 
 use serde::Deserialize;
 use xxhash_rust::xxh3::Xxh3;
 
-/// No caption source is longer: a file of that size is something else.
+/// Largest size of a caption source in bytes: a longer file is something else.
 pub(crate) const MAX_SOURCE_BYTES: u64 = 1 << 20;
 
-/// All that is written about an image.
+/// The text of an image.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Text {
     /// Captions and alt-texts.
@@ -27,13 +30,13 @@ pub struct Text {
     pub tags: Vec<String>,
     /// Tags that must be kept.
     pub important_tags: Vec<String>,
-    /// Words about quality.
+    /// Quality words.
     pub quality: Vec<String>,
-    /// A caption is an alt-text or already speaks of quality: nothing may be added.
+    /// A caption is an alt-text or contains quality words: none must be added.
     pub verbatim: bool,
 }
 
-/// The keys of a JSON source. `file_name` is read by whoever reads `metadata.jsonl`.
+/// The keys of a JSON source, except `file_name`, which the reader of `metadata.jsonl` parses.
 #[derive(Deserialize)]
 struct Keys {
     caption: Option<Texts>,
@@ -52,15 +55,15 @@ enum Texts {
 }
 
 impl Text {
-    /// Nothing is written.
+    /// Whether there is no caption and no tag.
     pub fn is_empty(&self) -> bool {
         self.captions.is_empty() && self.tags.is_empty() && self.important_tags.is_empty()
     }
 
-    /// The text of a `name.txt`: one caption. `quality_words` are those that make it verbatim.
+    /// Parses a `name.txt`: one caption, which is verbatim if it contains one of `quality_words`.
     ///
     /// # Errors
-    /// It is not UTF-8.
+    /// A message if it is not UTF-8.
     pub fn from_txt(bytes: &[u8], quality_words: &[String]) -> Result<Self, String> {
         let text = utf8(bytes)?;
         let mut all = Self { captions: clean([text.to_owned()]), ..Self::default() };
@@ -68,10 +71,10 @@ impl Text {
         Ok(all)
     }
 
-    /// The text of a `name.json` or of a line of `metadata.jsonl`.
+    /// Parses a `name.json` or a line of `metadata.jsonl`.
     ///
     /// # Errors
-    /// It is not a JSON object, or a key has a value of another kind.
+    /// A message if it is not a JSON object, or if a key has a value of another type.
     pub fn from_json(bytes: &[u8], quality_words: &[String]) -> Result<Self, String> {
         let keys: Keys = serde_json::from_str(utf8(bytes)?).map_err(|error| error.to_string())?;
         let whole = |texts: Option<Texts>| match texts {
@@ -94,7 +97,7 @@ impl Text {
         Ok(all)
     }
 
-    /// A number that changes with any of the texts, and with `source`, the image's path.
+    /// A hash of all texts and of `source`, the path of the image.
     pub fn fingerprint(&self, source: &str) -> u64 {
         let mut hasher = Xxh3::new();
         let mut add = |text: &str| {
@@ -116,7 +119,8 @@ impl Text {
     }
 }
 
-/// Whether `word` (or several) stands in `text` with no letter or digit before or after it; case does not matter.
+/// Whether `text` contains `word`, which can be several words, in any case and with no letter or
+/// digit before or after it.
 fn holds_word(text: &str, word: &str) -> bool {
     let (text, word) = (text.to_lowercase(), word.trim().to_lowercase());
     let apart = |neighbour: Option<char>| neighbour.is_none_or(|c| !c.is_alphanumeric());
@@ -128,11 +132,12 @@ fn holds_word(text: &str, word: &str) -> bool {
 
 fn utf8(bytes: &[u8]) -> Result<&str, String> {
     let text = std::str::from_utf8(bytes).map_err(|error| format!("not UTF-8: {error}"))?;
-    // Windows editors put a byte order mark there.
+    // Windows editors write a byte order mark.
     Ok(text.strip_prefix('\u{feff}').unwrap_or(text))
 }
 
-/// Unescapes and trims; what is empty then, is nothing. NUL cannot be in a file that others read.
+/// Unescapes and trims texts, and drops empty ones. NULs are removed, since other readers of the
+/// text files could fail on them.
 fn clean(texts: impl IntoIterator<Item = String>) -> Vec<String> {
     let clean = |text: String| {
         let once = htmlize::unescape(text.as_str());

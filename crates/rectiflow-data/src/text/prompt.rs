@@ -1,9 +1,10 @@
-//! A record and a stream of random numbers to the prompt that the model reads in this pass.
+//! A record and a stream of random numbers to the prompt of a pass.
 //!
-//! A prompt is a caption (one of several at random) or a string of tags: tags shuffled, important ones always kept, a
-//! random number of the others, with the picture's quality words in front most of the time. A few prompts are dropped
-//! to nothing or to the quality words alone, so that guidance has something to guide away from. Captions that hold
-//! quality words already, and alt-texts, are marked verbatim in preparation: their records get no quality words.
+//! A prompt is one of the captions at random, or a string of shuffled tags: all important ones and
+//! a random number of the others, most of the time with the picture's quality words in front. A few
+//! prompts are dropped to the empty text or to the quality words alone, so that guidance has
+//! something to guide away from. Preparation marks records verbatim whose captions are alt-texts or
+//! contain quality words: no quality words are added to their prompts.
 
 use std::collections::BTreeMap;
 
@@ -17,24 +18,28 @@ use crate::{
     text::token::Cut,
 };
 
-/// `[data.prompt]`: how prompts are made from captions and tags. The defaults are the article's rates.
+/// `[data.prompt]`: how prompts are made from captions and tags. The defaults are the article's
+/// rates.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct PromptSettings {
-    /// How often a prompt is a caption where the picture has captions and tags, 0 to 1.
+    /// Probability that a prompt is a caption if the picture has captions and tags, 0 to 1.
     pub captions: f64,
-    /// How often quality words are put before tags, 0 to 1.
+    /// Probability that quality words precede tags, 0 to 1.
     pub quality_before_tags: f64,
-    /// How often quality words are put before a caption, 0 to 1. The article's captions stand alone.
+    /// Probability that quality words precede a caption, 0 to 1. The article's captions stand
+    /// alone.
     pub quality_before_captions: f64,
-    /// How often a prompt is dropped, 0 to 1.
+    /// Probability that a prompt is dropped, 0 to 1.
     pub dropped: f64,
-    /// How often a dropped prompt keeps the quality words (if there are any) instead of being empty, 0 to 1.
+    /// Probability that a dropped prompt keeps the quality words (if there are any) instead of
+    /// being empty, 0 to 1.
     pub dropped_to_quality: f64,
-    /// How often the words of a tag are joined by underscores instead of spaces, 0 to 1; one draw a prompt. Tags of up
-    /// to three characters, such as `^_^`, are left alone.
+    /// Probability that underscores instead of spaces join the words of a tag, 0 to 1; one draw per
+    /// prompt. Tags of up to three characters, such as `^_^`, are left alone.
     pub underscores: f64,
-    /// Other names of a tag; the tag and its other names are equally likely. Underscores and spaces are the same here.
+    /// Other names of a tag; the tag and its other names are equally likely. Underscores and spaces
+    /// are equivalent here.
     pub aliases: BTreeMap<String, Vec<String>>,
     /// Where prompts of more than 75 tokens are cut: `plain` (every 75) or `comma`.
     pub cut: Cut,
@@ -56,7 +61,7 @@ impl Default for PromptSettings {
 }
 
 impl PromptSettings {
-    /// Checks that every rate is one.
+    /// Checks that every rate is 0 to 1.
     ///
     /// # Errors
     /// [`Error::Invalid`] naming the key.
@@ -76,7 +81,7 @@ impl PromptSettings {
     }
 }
 
-/// The prompt of a record. Pure: the same record, settings and stream give the same text.
+/// Draws the prompt of a record. Pure: it depends only on the record, the settings and the stream.
 pub fn draw(record: &Record, settings: &PromptSettings, rng: &mut Rng) -> String {
     if chance(rng, settings.dropped) {
         let keep_quality = chance(rng, settings.dropped_to_quality);
@@ -96,12 +101,13 @@ pub fn draw(record: &Record, settings: &PromptSettings, rng: &mut Rng) -> String
     words.join(", ")
 }
 
-/// Whether a record's prompt is what a dropped one is: nothing, or the quality words alone. Many records have the same.
+/// Whether a prompt is what dropping produces: the empty text, or the quality words
+/// alone. Many records share these.
 pub fn is_dropped(record: &Record, prompt: &str) -> bool {
     prompt.is_empty() || quality(record).is_some_and(|quality| quality == prompt)
 }
 
-/// The quality words as one string; none where there are none or where they must not be added.
+/// The quality words as one string. None if there are none or the record is verbatim.
 fn quality(record: &Record) -> Option<String> {
     (!record.verbatim && !record.quality.is_empty()).then(|| record.quality.join(", "))
 }
@@ -225,7 +231,8 @@ mod tests {
         }
         let with = |tag| lists.iter().filter(|tags| tags.contains(&tag)).count();
         assert_eq!(with("cat"), all);
-        // Each of the four others is kept half the time; underscores or spaces is one coin a prompt.
+        // Each of the four others is kept half the time; underscores or spaces is one draw per
+        // prompt.
         assert_rate("solo", with("solo"), all, 0.5);
         for tag in ["long_hair", "long hair", "blue_sky", "blue sky"] {
             assert_rate(tag, with(tag), all, 0.25);

@@ -1,5 +1,5 @@
-//! Token ids of words that came before: captions are made of few different words, and looking one up costs a small part
-//! of tokenising it.
+//! A cache of the token ids of words: captions use few different words, and a lookup is much
+//! cheaper than tokenising.
 
 use std::{
     collections::HashMap,
@@ -7,16 +7,17 @@ use std::{
     sync::{PoisonError, RwLock},
 };
 
-/// Parts of the table, each with a lock of its own, so that threads rarely wait for each other.
+/// Parts of the cache, each with its own lock, so that threads rarely wait for each other.
 const NUM_PARTS: usize = 16;
-/// TokenCache that a part keeps: 65,536 in all, some 7 MB. Those that come later are tokenised each time.
+/// Largest number of words in a part: 65,536 in all, about 7 MB. Later words are tokenised each
+/// time.
 const MOST_IN_PART: usize = 4096;
-/// Longer ones, such as text in a script without spaces, hardly come twice.
+/// Longer words, such as text in a script without spaces, rarely repeat and are not kept.
 const LONGEST_BYTES: usize = 32;
 
 type Part = HashMap<Box<str>, Box<[u32]>>;
 
-/// A table of words, shared by threads.
+/// The token ids of words, shared by threads.
 #[derive(Debug, Default)]
 pub(crate) struct TokenCache {
     parts: [RwLock<Part>; NUM_PARTS],
@@ -24,7 +25,7 @@ pub(crate) struct TokenCache {
 }
 
 impl TokenCache {
-    /// Appends the ids of `word` to `ids`; `encode` gives those of one that is not in the table.
+    /// Appends the ids of `word` to `ids`. Calls `encode` if the word is not in the cache.
     pub(crate) fn append(&self, word: &str, ids: &mut Vec<u32>, encode: impl FnOnce(&str) -> Vec<u32>) {
         if word.len() > LONGEST_BYTES {
             return ids.extend(encode(word));
