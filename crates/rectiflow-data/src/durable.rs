@@ -1,10 +1,12 @@
-//! Files that appear whole or not at all: written under a temporary name, flushed to the disk, renamed, and the folder
-//! flushed too, so that neither kill -9 nor a power cut leaves half a file under a final name.
+//! Files that appear whole or not at all: written under a temporary name, flushed to the disk,
+//! renamed, and the folder flushed too, so that neither kill -9 nor a power cut leaves half a file
+//! under a final name.
 //!
-//! Not the crate `atomic-write-file` (looked at in version 0.3.1): its temporary names are random, `.NAME.XXXXXX`, where
-//! `docs/format.md` promises `.writing-NAME`. What a killed preparation leaves would not be known for ours, and each
-//! attempt would leave another file of up to 512 MiB. Its unnamed files (`O_TMPFILE`) leave nothing, but network file
-//! systems do not have them and fall back to those names.
+//! The crate `atomic-write-file` (version 0.3.1) does not fit: its temporary names are random,
+//! `.NAME.XXXXXX`, while `docs/format.md` promises `.writing-NAME`. Leftovers of a killed
+//! preparation could not be recognised, and each attempt would leave another file of up to 512 MiB.
+//! Its unnamed files (`O_TMPFILE`) leave nothing behind, but on network file systems, which lack
+//! them, it falls back to those names.
 
 use std::{
     fs::{self, File},
@@ -14,10 +16,11 @@ use std::{
 
 use crate::error::{Error, Result};
 
-/// Prefix of temporary names. A leftover of a killed run may be deleted by anyone who holds the folder's lock.
+/// Prefix of temporary names. A process that holds the folder's lock can delete the leftovers of a
+/// killed run.
 pub(crate) const TEMPORARY_PREFIX: &str = ".writing-";
 
-/// A file being written. Without [`DurableFile::commit`] nothing of it remains.
+/// A file being written. Dropping it without [`DurableFile::commit`] deletes it.
 #[derive(Debug)]
 pub(crate) struct DurableFile {
     path: PathBuf,
@@ -26,28 +29,28 @@ pub(crate) struct DurableFile {
 }
 
 impl DurableFile {
-    /// Begins the file that will be called `path`; its folder must exist.
+    /// Creates the file that gets the name `path` on commit. Its folder must exist.
     pub(crate) fn create(path: &Path) -> Result<Self> {
-        let name = path.file_name().expect("a path of ours ends in a file name").to_string_lossy();
+        let name = path.file_name().expect("the path of a file ends in its name").to_string_lossy();
         let temporary = path.with_file_name(format!("{TEMPORARY_PREFIX}{name}"));
         let file = File::options().read(true).write(true).create(true).truncate(true).open(&temporary);
         let file = Some(BufWriter::with_capacity(1 << 18, file.map_err(Error::io(path))?));
         Ok(Self { path: path.to_owned(), temporary, file })
     }
 
-    /// The open file, all written bytes flushed to the operating system.
+    /// The open file, with all written bytes passed to the operating system.
     pub(crate) fn flushed(&mut self) -> Result<&File> {
         let file = self.file.as_mut().expect("only commit takes the file");
         file.flush().map_err(Error::io(&self.path))?;
         Ok(file.get_ref())
     }
 
-    /// An error about this file, by the name that the caller knows.
+    /// Returns an [`Error::Io`] about this file under its final name, for `map_err`.
     pub(crate) fn error(&self) -> impl FnOnce(io::Error) -> Error {
         Error::io(&self.path)
     }
 
-    /// Gives the file its final name.
+    /// Flushes the file to the disk and renames it to its final name.
     pub(crate) fn commit(mut self) -> Result<()> {
         self.flushed()?.sync_all().map_err(Error::io(&self.path))?;
         self.file = None;
@@ -69,7 +72,7 @@ impl Write for DurableFile {
 impl Drop for DurableFile {
     fn drop(&mut self) {
         if self.file.take().is_some() {
-            // Nothing can be done about a temporary file that will not go; the next run deletes it.
+            // A temporary file that cannot be deleted does no harm: the next run deletes it.
             let _ = fs::remove_file(&self.temporary);
         }
     }
@@ -82,7 +85,7 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     file.commit()
 }
 
-/// The folder that a file is in: the current one for a name alone.
+/// The folder of a file; the current folder for a bare name.
 fn folder_of(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if folder != Path::new("") => folder,

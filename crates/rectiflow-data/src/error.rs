@@ -1,12 +1,13 @@
-//! Everything that can go wrong between a folder of images and a batch, by meaning.
+//! The errors of this crate, by meaning.
 
 use std::{fmt, io, ops::Range, path::PathBuf};
 
-/// A failure of this crate. Each message says what, where, what was expected and found, and what to do next.
+/// A failure of this crate. Each message says what, where, what was expected and found, and what to
+/// do next.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The operating system refused.
+    /// The operating system refused an operation on a file or folder.
     #[error("{}: {source}", path.display())]
     Io {
         /// The file or folder.
@@ -14,12 +15,12 @@ pub enum Error {
         /// The system's reason.
         source: io::Error,
     },
-    /// A file is not what its specification says.
+    /// A file does not follow its specification.
     #[error("{}: not a valid {kind}: {reason}", path.display())]
     Malformed {
         /// The file.
         path: PathBuf,
-        /// What it should have been, e.g. "manifest".
+        /// The expected kind of file, e.g. "manifest".
         kind: &'static str,
         /// The first rule it breaks, with expected and found values.
         reason: String,
@@ -40,16 +41,16 @@ pub enum Error {
         /// XXH3-64 of the bytes read.
         found: u64,
     },
-    /// An object store could not or would not give what was asked of it.
+    /// A request to an object store failed.
     #[error("{object}{}: {reason}", BytesOf(range))]
     Remote {
         /// The object's URL.
         object: String,
-        /// The bytes that were asked for; none for a whole object.
+        /// The requested bytes; None for a whole object.
         range: Option<Range<u64>>,
-        /// Requests that were made for them.
+        /// Number of attempts.
         attempts: u32,
-        /// The store says that there is no such object.
+        /// Whether the store reports that the object does not exist.
         missing: bool,
         /// The last failure, and what to do.
         reason: String,
@@ -59,7 +60,7 @@ pub enum Error {
     Invalid {
         /// The setting, as the user writes it.
         what: String,
-        /// Why not, and what would do.
+        /// Why it cannot work, and what would.
         reason: String,
     },
     /// The VAE's encoder failed.
@@ -71,12 +72,12 @@ pub enum Error {
         width_px: u32,
         /// Height of the bucket.
         height_px: u32,
-        /// The encoder's words.
+        /// The encoder's message.
         reason: String,
     },
 }
 
-/// A range in a message, where there is one.
+/// Displays a range in a message, if there is one.
 struct BytesOf<'a>(&'a Option<Range<u64>>);
 
 impl fmt::Display for BytesOf<'_> {
@@ -85,11 +86,11 @@ impl fmt::Display for BytesOf<'_> {
     }
 }
 
-/// What this crate's functions return.
+/// The result of this crate's functions.
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    /// Whether an object store has answered that an object is not there.
+    /// Whether an object store reports that an object does not exist.
     pub(crate) fn is_missing_object(&self) -> bool {
         matches!(self, Self::Remote { missing: true, .. })
     }

@@ -1,5 +1,5 @@
-//! Why a file of the prepared folder is not in the data set, or is with a remark: the lines of `rejected.jsonl` and
-//! `notes.jsonl`. Whatever a file does, it ends here and not as an error of the run.
+//! Why a file of the source folder is not in the data set, or is in it with a note: the lines of
+//! `rejected.jsonl` and `notes.jsonl`. A bad file ends up here and never fails the run.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -9,18 +9,18 @@ use crate::{durable, error::Result};
 
 /// Name of the list of rejected files inside a data set.
 pub const REJECTED_FILE: &str = "rejected.jsonl";
-/// Name of the list of files that were kept with a remark.
+/// Name of the list of accepted files with a note.
 pub const NOTES_FILE: &str = "notes.jsonl";
 
-/// Why a file was rejected, or what was remarkable about it.
+/// Why a file is rejected, or has a note.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
-    /// The operating system would not let it be read.
+    /// The operating system cannot read it.
     Unreadable,
-    /// Its name is not UTF-8, so no caption file and no line of ours could name it.
+    /// Its name is not UTF-8, so that neither a caption source nor these lists can name it.
     UnreadableName,
-    /// A folder reached through a symbolic link, which could lead round in a circle.
+    /// A folder behind a symbolic link, which could form a cycle.
     LinkedFolder,
     /// It has no bytes.
     Empty,
@@ -28,29 +28,29 @@ pub enum Reason {
     FileTooLarge,
     /// Its first bytes are not those of an image.
     NotAnImage,
-    /// It is an image of a kind that is not read.
+    /// It is an image of an unsupported format.
     UnsupportedFormat,
-    /// Its header announces more than `max_pixels`: a decompression bomb, perhaps.
+    /// Its header announces more than `max_pixels` pixels: possibly a decompression bomb.
     TooManyPixels,
     /// Its shorter side is below `min_side_px`.
     TooSmall,
-    /// No bucket has a similar enough shape: `max_aspect_error`.
+    /// The shape of every bucket is further off than `max_aspect_error`.
     AspectRatio,
-    /// The decoder refused it, gave up or crashed: truncated or damaged.
+    /// The decoder failed or panicked: the file is truncated or damaged.
     Broken,
     /// Another file has the same bytes.
     Duplicate,
-    /// The VAE made something of it that is not a finite number in F16.
+    /// Its latents are not finite in F16.
     NotFinite,
     /// No caption, tag or alt-text was found for it.
     NoCaption,
     /// A caption source that cannot be used.
     BadCaption,
-    /// A caption source that was not needed, because one that comes first has the image's text.
+    /// A caption source that is not used, because the image's text comes from one with precedence.
     SecondCaption,
     /// A caption source without an image.
     OrphanCaption,
-    /// (Note) Its colour profile cannot be used: taken as sRGB.
+    /// (Note) Its colour profile cannot be used: it is taken as sRGB.
     IgnoredProfile,
 }
 
@@ -85,12 +85,12 @@ impl Reason {
 pub struct Fault {
     /// The kind of fault.
     pub reason: Reason,
-    /// The particulars, for people.
+    /// The details, for people.
     pub detail: String,
 }
 
 impl Fault {
-    /// A fault.
+    /// A fault with its details.
     pub fn new(reason: Reason, detail: impl Into<String>) -> Self {
         Self { reason, detail: detail.into() }
     }
@@ -99,7 +99,7 @@ impl Fault {
 /// A line of `rejected.jsonl` or `notes.jsonl`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Remark {
-    /// The file, relative to the prepared folder; bytes that are not UTF-8 are replaced.
+    /// The file, relative to the source folder; bytes that are not UTF-8 are replaced.
     pub path: String,
     /// Reason and detail.
     #[serde(flatten)]
@@ -113,7 +113,7 @@ impl Remark {
     }
 }
 
-/// Remarks by reason.
+/// The number of remarks by reason.
 pub(crate) fn count(remarks: &[Remark]) -> BTreeMap<Reason, u64> {
     let mut counts = BTreeMap::new();
     for remark in remarks {
@@ -122,13 +122,14 @@ pub(crate) fn count(remarks: &[Remark]) -> BTreeMap<Reason, u64> {
     counts
 }
 
-/// Replaces the list `name` in the data set at `root` by `remarks`, in order of path; not if it is the same.
+/// Writes `remarks`, sorted by path, as the list `name` in the data set at `root`, unless the file
+/// is the same already.
 pub(crate) fn write(root: &Path, name: &str, remarks: &[Remark]) -> Result<()> {
     let mut remarks: Vec<&Remark> = remarks.iter().collect();
     remarks.sort_by(|a, b| (&a.path, a.fault.reason, &a.fault.detail).cmp(&(&b.path, b.fault.reason, &b.fault.detail)));
     let mut bytes = Vec::new();
     for remark in remarks {
-        serde_json::to_writer(&mut bytes, remark).expect("a remark is strings, and memory takes all");
+        serde_json::to_writer(&mut bytes, remark).expect("a remark is strings, and a Vec takes all bytes");
         bytes.push(b'\n');
     }
     let path = root.join(name);

@@ -1,11 +1,11 @@
 //! Keyed random numbers: every draw is a pure function of (seed, purpose, words).
 //!
-//! There is no generator whose state would have to be saved: to draw again is to name the key again. A key is hashed
-//! with BLAKE3 to the 256-bit state of xoshiro256++ (Blackman and Vigna, 2019), so that neighbouring keys share
-//! nothing. Both are written out here or versioned by their paper, because the order of a run must not change when a
-//! dependency does. Not for cryptography.
+//! No generator has a state that must be saved: the same key draws the same numbers. A key is
+//! hashed with BLAKE3 to the 256-bit state of xoshiro256++ (Blackman and Vigna, 2019), so that
+//! neighbouring keys are unrelated. Both are written out here or versioned by their paper, because
+//! the order of a run must not change when a dependency does. Not for cryptography.
 
-/// What a stream of random numbers is for: two purposes never share a stream.
+/// The use of a stream of random numbers: two purposes never share a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u64)]
 pub enum Purpose {
@@ -27,17 +27,17 @@ pub enum Purpose {
     Noise = 8,
     /// The fixed table of the test loss.
     TestLoss = 9,
-    /// Which samples are held out when a data set is written.
+    /// Selection of the held-out samples when a data set is written.
     Split = 11,
     /// Initial weights.
     Weights = 10,
-    /// Which of its open windows a lane reads from next.
+    /// Choice among a lane's open windows for its next read.
     Lane = 12,
-    /// Which lane owns which runs of a bucket.
+    /// Assignment of a bucket's runs to lanes.
     Deal = 14,
     /// Order of a lane's windows in an epoch of `owned` mode.
     LaneOrder = 15,
-    /// Pauses between attempts at a request; the only use whose seed is the time.
+    /// Pauses between attempts at a request; the only purpose whose seed is the time.
     Jitter = 13,
 }
 
@@ -48,7 +48,7 @@ pub struct Rng {
 }
 
 impl Rng {
-    /// The stream of a key. `words` are whatever tells one use from the next: sample, pass, step, slot.
+    /// The stream of a key. `words` distinguish the uses of a purpose: sample, pass, step, slot.
     pub fn keyed(seed: u64, purpose: Purpose, words: &[u64]) -> Self {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&seed.to_le_bytes());
@@ -59,7 +59,7 @@ impl Rng {
         let hash = hasher.finalize();
         let mut state = [0; 4];
         for (word, bytes) in state.iter_mut().zip(hash.as_bytes().chunks_exact(8)) {
-            *word = u64::from_le_bytes(bytes.try_into().expect("chunks_exact(8) gives 8 bytes"));
+            *word = u64::from_le_bytes(bytes.try_into().expect("chunks_exact(8) returns 8 bytes"));
         }
         Self { state }
     }
@@ -81,7 +81,7 @@ impl Rng {
     /// A uniform number in `0..bound`, without bias (Lemire 2019, multiply and reject).
     ///
     /// # Panics
-    /// If `bound` is 0: there is nothing to draw from.
+    /// If `bound` is 0.
     pub fn below(&mut self, bound: u64) -> u64 {
         assert!(bound > 0, "a draw needs at least one outcome");
         let threshold = bound.wrapping_neg() % bound;
@@ -114,7 +114,7 @@ impl Rng {
     }
 }
 
-/// One 64-bit value of a key, e.g. to seed another library's generator.
+/// The first 64-bit value of a key's stream, e.g. to seed another library's generator.
 pub fn key_u64(seed: u64, purpose: Purpose, words: &[u64]) -> u64 {
     Rng::keyed(seed, purpose, words).next_u64()
 }

@@ -244,9 +244,9 @@ fn faults_that_last_are_named_with_object_range_and_cause() {
     };
     for mode in [Mode::Local, Mode::Window] {
         for (fault, words) in [
-            (Fault::Status(503), &["503", "given up after 4 attempts"][..]),
-            (Fault::Hangup, &["given up after 4 attempts"]),
-            (Fault::Cut(9), &["given up after 4 attempts"]),
+            (Fault::Status(503), &["503", "gave up after 4 attempts"][..]),
+            (Fault::Hangup, &["gave up after 4 attempts"]),
+            (Fault::Cut(9), &["gave up after 4 attempts"]),
             (Fault::Stall(9), &["stalled", "after 9 bytes"]),
             (Fault::Silence, &["stalled", "after 0 bytes"]),
         ] {
@@ -259,7 +259,7 @@ fn faults_that_last_are_named_with_object_range_and_cause() {
             let error = check_lasting(root.path(), mode, Fault::Status(status), &[word, &status.to_string()]);
             assert_eq!(attempts(&error), 1, "{error:?}");
         }
-        check_lasting(root.path(), mode, Fault::NoRanges, &["cannot do"]);
+        check_lasting(root.path(), mode, Fault::NoRanges, &["does not support"]);
     }
 }
 
@@ -286,7 +286,7 @@ fn a_description_that_is_wrong_is_refused_by_name() {
     fs::write(root.path().join("manifest.json"), &manifest[..manifest.len() / 2]).unwrap();
     let server = ObjectServer::start(root.path(), healthy);
     assert!(open(&server.url()).contains("not a valid manifest"), "{}", open(&server.url()));
-    assert!(open("http://127.0.0.1:1/x").contains("given up after 4 attempts"));
+    assert!(open("http://127.0.0.1:1/x").contains("gave up after 4 attempts"));
 }
 
 /// Runs a test again in a child process with the environment that a user would set for S3, because

@@ -1,30 +1,32 @@
-//! Samples of any depth and number of channels, with or without an ICC profile, to 8-bit sRGB with alpha.
+//! Samples of any depth and number of channels, with or without an ICC profile, to 8-bit sRGB with
+//! alpha.
 //!
-//! A profile is used where it describes the samples; one that is broken or describes something else is ignored, with a
-//! note: most such files are sRGB with a careless profile. Without a profile RGB and gray are taken as sRGB, CMYK by
-//! the usual (1 - c)(1 - k).
+//! A profile is used if it describes the samples. One that is broken or describes something else is
+//! ignored, with a note: most such files are sRGB with a wrong profile. Without a profile RGB and
+//! gray are taken as sRGB, and CMYK is converted as (1 - c)(1 - k).
 
 use moxcms::{ColorProfile, DataColorSpace, Layout, TransformOptions};
 
 use crate::reject::{Fault, Reason};
 
-/// Decoded samples, channels interleaved: 1 gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha; or CMYK ink.
+/// Decoded samples, channels interleaved: 1 gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha; or CMYK
+/// ink.
 pub(crate) enum Samples {
-    /// 8 bits a sample.
+    /// 8 bits per sample.
     Eight {
         /// 1 to 4.
         channels: usize,
-        /// `channels` values a pixel.
+        /// `channels` values per pixel.
         values: Vec<u8>,
     },
-    /// 16 bits a sample.
+    /// 16 bits per sample.
     Sixteen {
         /// 1 to 4.
         channels: usize,
-        /// `channels` values a pixel.
+        /// `channels` values per pixel.
         values: Vec<u16>,
     },
-    /// Four amounts of ink a pixel: 0 is none, 255 is full.
+    /// Four amounts of ink per pixel: 0 is none, 255 is full.
     Cmyk(Vec<u8>),
 }
 
@@ -35,7 +37,7 @@ pub(crate) struct Srgb {
 }
 
 impl Srgb {
-    /// The pixels [h, w, 3] over a background colour.
+    /// The pixels `[h, w, 3]`, composed on a background colour.
     pub(crate) fn compose(self, background: [u8; 3]) -> Vec<u8> {
         if !self.alpha {
             return self.values;
@@ -44,7 +46,7 @@ impl Srgb {
         for pixel in self.values.chunks_exact(4) {
             let alpha = u32::from(pixel[3]);
             for (&over, &under) in pixel.iter().zip(&background) {
-                // On encoded values, as browsers and image editors compose.
+                // On encoded values, as in browsers and image editors.
                 opaque.push(((u32::from(over) * alpha + u32::from(under) * (255 - alpha) + 127) / 255) as u8);
             }
         }
@@ -52,7 +54,7 @@ impl Srgb {
     }
 }
 
-/// Converts samples to sRGB, by their profile where there is a usable one. The note says why one was not usable.
+/// Converts samples to sRGB, by their profile if it is usable. The note says why it is not.
 pub(crate) fn to_srgb(samples: Samples, profile: Option<&[u8]>) -> (Srgb, Option<Fault>) {
     let Some(profile) = profile else { return (plain(samples), None) };
     let note = match ColorProfile::new_from_slice(profile) {
@@ -86,7 +88,7 @@ fn spread(values: Vec<u8>, to_rgb: impl Fn(u8) -> [u8; 3]) -> Srgb {
     Srgb { alpha: false, values: values.into_iter().flat_map(to_rgb).collect() }
 }
 
-/// Rounds 16 bits to the nearest of 8: 65535 / 255 = 257.
+/// Rounds 16-bit values to 8 bits: 65535 / 255 = 257.
 fn eight_bits(values: &[u16]) -> Vec<u8> {
     values.iter().map(|&v| ((u32::from(v) + 128) / 257) as u8).collect()
 }
@@ -97,7 +99,7 @@ fn by_profile(samples: &Samples, profile: &ColorProfile) -> Result<Srgb, String>
     let layouts = |channels: usize| match (channels, space) {
         (1, DataColorSpace::Gray) => Ok((Layout::Gray, Layout::Rgb)),
         (2, DataColorSpace::Gray) => Ok((Layout::GrayAlpha, Layout::Rgba)),
-        // Gray pixels under an RGB profile are equal parts of its red, green and blue.
+        // Gray pixels with an RGB profile are equal parts of its red, green and blue.
         (1 | 3, DataColorSpace::Rgb) => Ok((Layout::Rgb, Layout::Rgb)),
         (2 | 4, DataColorSpace::Rgb) => Ok((Layout::Rgba, Layout::Rgba)),
         (1 | 2, _) => Err(mismatch("gray")),
@@ -122,7 +124,7 @@ fn by_profile(samples: &Samples, profile: &ColorProfile) -> Result<Srgb, String>
         }
         Samples::Cmyk(_) if space != DataColorSpace::Cmyk => Err(mismatch("CMYK")),
         Samples::Cmyk(ink) => {
-            // Four inks travel in the layout of four channels.
+            // The four inks use the layout of four channels.
             let transform = profile.create_transform_8bit(Layout::Rgba, &srgb, Layout::Rgb, options);
             let mut out = vec![0; ink.len() / 4 * 3];
             transform.and_then(|t| t.transform(ink, &mut out)).map_err(|e| e.to_string())?;
@@ -140,7 +142,7 @@ fn num_channels(layout: Layout) -> usize {
     }
 }
 
-/// Gray samples as RGB where the profile is one of RGB.
+/// The samples; gray ones as RGB if the profile describes RGB.
 fn widened<T: Copy>(values: &[T], channels: usize, layout: Layout) -> Vec<T> {
     match (channels, layout) {
         (1, Layout::Rgb) => values.iter().flat_map(|&v| [v; 3]).collect(),

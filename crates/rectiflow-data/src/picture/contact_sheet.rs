@@ -1,8 +1,9 @@
 //! Pictures side by side as one picture, with a label at each row and column.
 //!
-//! For looking at samples: rows are prompts, say, and columns seeds or steps. The font is the 8x8 bitmap font of early
-//! home computers, enlarged by whole pixels: it needs no font file and no shaping, and it is legible at every scale.
-//! Characters that it lacks (anything beyond Latin and Greek) are drawn as a question mark.
+//! For looking at samples: rows are, for example, prompts, and columns seeds or steps. The font is
+//! the 8x8 bitmap font of early home computers, enlarged by whole pixels: it needs no font file and
+//! no shaping, and it is legible at every scale. Characters that it lacks (anything beyond Latin
+//! and Greek) are drawn as a question mark.
 
 use font8x8::{BASIC_FONTS, GREEK_FONTS, LATIN_FONTS, UnicodeFonts};
 
@@ -10,9 +11,9 @@ use crate::picture::Picture;
 
 /// Side of a character before it is enlarged.
 const GLYPH_PX: u32 = 8;
-/// A row label takes at most this many characters a line.
+/// Largest number of characters in a line of a row label.
 const ROW_LABEL_CHARS: usize = 24;
-/// A column label takes at most this many lines.
+/// Largest number of lines of a column label.
 const COLUMN_LABEL_LINES: usize = 5;
 const BACKGROUND: [u8; 3] = [255; 3];
 const INK: [u8; 3] = [32; 3];
@@ -20,21 +21,23 @@ const INK: [u8; 3] = [32; 3];
 /// Pictures in rows and columns.
 #[derive(Debug)]
 pub struct ContactSheet<'a> {
-    /// One label a row, or none at all.
+    /// One label per row, or none at all.
     pub row_labels: &'a [String],
-    /// One label a column, or none at all.
+    /// One label per column, or none at all.
     pub column_labels: &'a [String],
     /// Number of columns, at least 1.
     pub columns: usize,
-    /// The pictures, row by row; the last row may be short. They may differ in size: each is centred in its cell.
+    /// The pictures, row by row; the last row can be short. Sizes can differ: each picture is
+    /// centred in its cell.
     pub pictures: &'a [Picture],
 }
 
 impl ContactSheet<'_> {
-    /// The grid as one picture on white.
+    /// Draws the grid as one picture on white.
     ///
     /// # Panics
-    /// If there is no picture, `columns` is 0, or there are labels of another number than rows or columns.
+    /// If there is no picture, if `columns` is 0, or if the number of labels is not that of the
+    /// rows or columns.
     pub fn draw(&self) -> Picture {
         let layout = Layout::new(self);
         let mut canvas = Picture::filled(layout.width_px(), layout.height_px(), BACKGROUND);
@@ -58,7 +61,7 @@ impl ContactSheet<'_> {
     }
 }
 
-/// Where everything goes, in pixels.
+/// Positions and sizes, in pixels.
 struct Layout {
     scale: u32,
     margin_px: u32,
@@ -82,7 +85,8 @@ impl Layout {
 
         let largest = |side: fn(&Picture) -> u32| grid.pictures.iter().map(side).max().unwrap_or(1);
         let (cell_width_px, cell_height_px) = (largest(Picture::width_px), largest(Picture::height_px));
-        // Letters grow with the pictures, so that a label takes the same part of a grid that is looked at as a whole.
+        // Letters grow with the pictures, so that a label takes the same part of a grid at every
+        // size.
         let scale = (cell_width_px.min(cell_height_px) / 192).clamp(1, 8);
         let margin_px = GLYPH_PX * scale / 2;
         let glyph_px = GLYPH_PX * scale;
@@ -132,8 +136,8 @@ impl Layout {
     }
 }
 
-/// Cuts a label into lines of at most `width` characters at spaces where possible; what does not fit into `lines` lines
-/// is replaced by three dots.
+/// Cuts a label into lines of at most `width` characters, at spaces where possible. Three dots
+/// replace the text beyond `lines` lines.
 fn wrap(label: &str, width: usize, lines: usize) -> Vec<String> {
     let mut wrapped: Vec<String> = Vec::new();
     for word in label.split_whitespace() {
@@ -151,7 +155,7 @@ fn wrap(label: &str, width: usize, lines: usize) -> Vec<String> {
     }
     if wrapped.len() > lines {
         wrapped.truncate(lines);
-        let last = wrapped.last_mut().expect("at least one line is asked for");
+        let last = wrapped.last_mut().expect("at least one line is allowed");
         *last = last.chars().take(width.saturating_sub(3)).chain("...".chars()).take(width).collect();
     }
     wrapped
@@ -175,7 +179,7 @@ fn draw_glyph(canvas: &mut Picture, glyph: [u8; 8], (left, top): (u32, u32), sca
     }
 }
 
-/// The bits of a character: one byte a row, the leftmost pixel in the lowest bit.
+/// The bits of a character: one byte per row, the leftmost pixel in the lowest bit.
 fn glyph(letter: char) -> [u8; 8] {
     let fonts = BASIC_FONTS.get(letter).or_else(|| LATIN_FONTS.get(letter)).or_else(|| GREEK_FONTS.get(letter));
     fonts.or_else(|| BASIC_FONTS.get('?')).expect("the font has a question mark")

@@ -1,13 +1,16 @@
-//! Strangers' image files to sRGB pixels: any kind, orientation, depth, profile; a bad file gives a reason.
+//! Image files from unknown sources to sRGB pixels: any kind, orientation, depth and profile. A bad
+//! file is a [`Fault`].
 //!
-//! Content decides what a file is, not its name. The number of pixels is checked in the header, before memory is
-//! reserved for them. Order: decode, colour profile to sRGB, 8 bits, alpha composed on a colour, orientation; then the
-//! resize and the crop that `bucket` worked out. PNG's gAMA and cICP chunks are not honoured (browsers and training
-//! sets disagree about them); of a GIF or an animated WebP the first frame counts.
+//! The content decides what a file is, not its name. The number of pixels is checked in the header,
+//! before memory is reserved for them. Order: decode, convert the colour profile to sRGB, round to
+//! 8 bits, compose alpha on a colour, apply the orientation; then the resize and the crop that
+//! `bucket` computes. PNG's gAMA and cICP chunks are ignored (browsers and training sets disagree
+//! about them). Only the first frame of a GIF or an animated WebP is read.
 //!
-//! AVIF is not read. What could do it in pure Rust today (November 2026): rav1d 1.1 has a C interface and expects an
-//! assembler for its speed, re_rav1d is a 0.1 release of a fork, rav1d-safe and zenavif are AGPL. Such files are named
-//! in `rejected.jsonl` as `unsupported_format`; convert them to WebP or PNG.
+//! AVIF is not supported. The candidates in pure Rust (November 2026): rav1d 1.1 has a C interface
+//! and expects an assembler for its speed, re_rav1d is a 0.1 release of a fork, rav1d-safe and
+//! zenavif are AGPL. Such files are listed in `rejected.jsonl` as `unsupported_format`; convert
+//! them to WebP or PNG.
 
 use std::{
     io::Cursor,
@@ -30,7 +33,7 @@ use crate::{
     reject::{Fault, Reason},
 };
 
-/// What a header tells.
+/// The size of an image, from its header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
     /// Width after the EXIF orientation has been applied.
@@ -44,14 +47,14 @@ pub struct Header {
 pub struct Decoded {
     /// The pixels.
     pub picture: Picture,
-    /// The profile could not be used, and why.
+    /// Why the profile could not be used.
     pub note: Option<Fault>,
 }
 
-/// Reads what the header tells without decoding a pixel.
+/// Reads the header without decoding a pixel.
 ///
 /// # Errors
-/// The file's fault. A decoder's panic is one.
+/// The file's fault, which can be a decoder's panic.
 pub fn inspect(bytes: &[u8], max_pixels: u64) -> Result<Header, Fault> {
     contained(|| {
         let (size, orientation) = match sniff(bytes)? {
@@ -70,7 +73,7 @@ pub fn inspect(bytes: &[u8], max_pixels: u64) -> Result<Header, Fault> {
 /// Decodes an image completely. Transparent pixels are composed on `background`.
 ///
 /// # Errors
-/// The file's fault. A decoder's panic is one.
+/// The file's fault, which can be a decoder's panic.
 pub fn decode(bytes: &[u8], max_pixels: u64, background: [u8; 3]) -> Result<Decoded, Fault> {
     contained(|| {
         let format = sniff(bytes)?;
@@ -85,7 +88,8 @@ pub fn decode(bytes: &[u8], max_pixels: u64, background: [u8; 3]) -> Result<Deco
                 let mut decoder = reader(bytes, format, max_pixels)?;
                 let size = decoder.dimensions();
                 check_size(size, max_pixels)?;
-                // A profile or orientation that cannot be read is as good as none: the pixels may still be.
+                // A profile or orientation that cannot be read counts as missing: the pixels can
+                // still be good.
                 let profile = decoder.icc_profile().ok().flatten();
                 let orientation = orientation(&mut decoder, bytes, format);
                 let decoded = DynamicImage::from_decoder(decoder).map_err(broken)?;
@@ -98,7 +102,7 @@ pub fn decode(bytes: &[u8], max_pixels: u64, background: [u8; 3]) -> Result<Deco
     })
 }
 
-/// Resizes with Lanczos3 (a = 3, antialiased) and crops to the bucket.
+/// Resizes with Lanczos3 (a = 3, antialiased) and crops to the bucket. Returns `[h, w, 3]`.
 ///
 /// # Panics
 /// If `placement` was not made for this picture and bucket.
@@ -117,7 +121,7 @@ fn resize(picture: &Picture, (width, height): (u32, u32), space: ResizeSpace) ->
     if (width, height) == (picture.width_px(), picture.height_px()) {
         return picture.pixels().to_vec();
     }
-    let fits = "buffers are made for the sizes and pixel types that they are used with";
+    let fits = "the buffers have matching sizes and pixel types";
     let source = ImageRef::new(picture.width_px(), picture.height_px(), picture.pixels(), PixelType::U8x3).expect(fits);
     let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3));
     let mut resizer = Resizer::new();
@@ -137,13 +141,13 @@ fn resize(picture: &Picture, (width, height): (u32, u32), space: ResizeSpace) ->
     target.into_vec()
 }
 
-/// What the first bytes say the file is.
+/// The format, by the first bytes.
 fn sniff(bytes: &[u8]) -> Result<ImageFormat, Fault> {
     if bytes.is_empty() {
         return Err(Fault::new(Reason::Empty, "the file has no bytes"));
     }
     let unsupported = |name: &str| {
-        let detail = format!("{name} is not read: convert it to PNG, JPEG or WebP");
+        let detail = format!("{name} is not supported: convert it to PNG, JPEG or WebP");
         Err(Fault::new(Reason::UnsupportedFormat, detail))
     };
     match image::guess_format(bytes) {
@@ -158,13 +162,15 @@ fn sniff(bytes: &[u8]) -> Result<ImageFormat, Fault> {
 fn reader(bytes: &[u8], format: ImageFormat, max_pixels: u64) -> Result<impl ImageDecoder + '_, Fault> {
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     let mut limits = Limits::default();
-    // The widest pixel has 8 bytes; twice that for what a decoder keeps beside its output, and some for profiles.
+    // The widest pixel has 8 bytes; twice that for the decoder's other buffers, and 64 MiB for
+    // profiles.
     limits.max_alloc = Some(max_pixels.saturating_mul(16).saturating_add(64 << 20));
     reader.limits(limits);
     reader.into_decoder().map_err(broken)
 }
 
-/// The EXIF orientation. The PNG decoder does not see EXIF behind the pixels, where it may stand too.
+/// The EXIF orientation. The PNG decoder does not see EXIF after the pixels, where PNG allows it
+/// too.
 fn orientation(decoder: &mut impl ImageDecoder, bytes: &[u8], format: ImageFormat) -> Orientation {
     let exif = if format == ImageFormat::Png { png_exif(bytes) } else { None };
     let orientation = match exif {
@@ -174,7 +180,8 @@ fn orientation(decoder: &mut impl ImageDecoder, bytes: &[u8], format: ImageForma
     orientation.unwrap_or(Orientation::NoTransforms)
 }
 
-/// The payload of a PNG's eXIf chunk. A chunk is: length, type, payload, checksum; the first begins at 8.
+/// The payload of a PNG's eXIf chunk. A chunk is: length, type, payload, checksum; the first begins
+/// at byte 8.
 fn png_exif(bytes: &[u8]) -> Option<&[u8]> {
     let mut at = 8;
     loop {
@@ -199,13 +206,13 @@ fn check_size((width, height): (u32, u32), max_pixels: u64) -> Result<(), Fault>
     Ok(())
 }
 
-/// A fault of the decoder's; one of its limits is the pixels' once more.
+/// The fault of a decoder's error. A limit of the decoder means too many pixels.
 fn broken(error: image::ImageError) -> Fault {
     let reason = if matches!(error, image::ImageError::Limits(_)) { Reason::TooManyPixels } else { Reason::Broken };
     Fault::new(reason, error.to_string())
 }
 
-/// Runs a decoder; its panic is the file's fault.
+/// Runs a decoder. Its panic is a fault of the file.
 fn contained<T>(decode: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
     catch_unwind(AssertUnwindSafe(decode))
         .unwrap_or_else(|_| Err(Fault::new(Reason::Broken, "the decoder crashed on it")))
@@ -221,7 +228,8 @@ fn samples_of(image: DynamicImage) -> Samples {
         DynamicImage::ImageLumaA16(i) => Samples::Sixteen { channels: 2, values: i.into_raw() },
         DynamicImage::ImageRgb16(i) => Samples::Sixteen { channels: 3, values: i.into_raw() },
         DynamicImage::ImageRgba16(i) => Samples::Sixteen { channels: 4, values: i.into_raw() },
-        // Floating-point kinds are not among the formats read; should one come, 16 bits lose nothing that shows.
+        // No supported format decodes to floating point; if one did, 16 bits would lose nothing
+        // visible.
         other => Samples::Sixteen { channels: 4, values: other.into_rgba16().into_raw() },
     }
 }
@@ -280,7 +288,8 @@ mod tests {
     #[test]
     fn profiles_are_converted_to_srgb() {
         let p3 = ColorProfile::new_display_p3().encode().unwrap();
-        // sRGB's green has these coordinates in Display P3 (CSS Color 4: color(display-p3 0.4584 0.9853 0.2983)).
+        // sRGB's green has these coordinates in Display P3 (CSS Color 4: color(display-p3 0.4584
+        // 0.9853 0.2983)).
         let green = flat([117, 251, 76, 255]);
         let (found, note) = pixel(&png(&green, Some(p3.clone())));
         assert_near(found, [0, 255, 0], 4);
@@ -288,7 +297,7 @@ mod tests {
         assert_eq!(pixel(&png(&green, None)).0, [117, 251, 76]);
         let sixteen = DynamicImage::ImageRgba16(green.to_rgba16());
         assert_near(pixel(&png(&sixteen, Some(p3.clone()))).0, [0, 255, 0], 4);
-        // Gray is gray in every RGB space with this white; its curve is sRGB's too.
+        // Gray is gray in every RGB space with this white point; the curve is sRGB's too.
         let gray = DynamicImage::ImageLuma8(flat([90, 90, 90, 255]).to_luma8());
         assert_near(pixel(&png(&gray, Some(p3))).0, [90; 3], 1);
     }
@@ -297,7 +306,7 @@ mod tests {
     fn gray_profile_is_used_on_gray_and_noted_elsewhere() {
         let linear = ColorProfile::new_gray_with_gamma(1.0).encode().unwrap();
         let gray = DynamicImage::ImageLuma8(flat([55, 55, 55, 255]).to_luma8());
-        // 55 / 255 of the light is 0.2157, which sRGB writes as 128.
+        // 55 / 255 of the light is 0.2157, which sRGB encodes as 128.
         assert_near(pixel(&png(&gray, Some(linear.clone()))).0, [128; 3], 2);
         let (found, note) = pixel(&png(&flat([10, 20, 30, 255]), Some(linear)));
         assert_eq!((found, note.map(|note| note.reason)), ([10, 20, 30], Some(Reason::IgnoredProfile)));
@@ -334,8 +343,8 @@ mod tests {
         assert_eq!((picture.width_px(), picture.height_px()), (5, 9));
     }
 
-    /// Made by libjpeg-turbo's cjpeg from the formula below, `-sample 2x2 -scans` with one component a scan, and
-    /// `-sample 1x1,2x1,2x1`.
+    /// Written by libjpeg-turbo's cjpeg from the formula below, with `-sample 2x2 -scans` and one
+    /// component per scan, and with `-sample 1x1,2x1,2x1`.
     #[test]
     fn rare_jpegs_are_decoded_right() {
         for bytes in [
@@ -351,7 +360,7 @@ mod tests {
         }
     }
 
-    /// The four inks of one pixel, stored inverted; PIL and libjpeg read the same.
+    /// Four pixels of four inks each; PIL and libjpeg decode the same values.
     #[test]
     fn cmyk_without_profile_is_the_product_of_inks() {
         let ink = Samples::Cmyk(vec![0, 0, 0, 0, 255, 0, 0, 0, 0, 0, 0, 255, 0, 128, 255, 51]);
@@ -367,7 +376,7 @@ mod tests {
         let placement = Placement { resized_width_px: 16, resized_height_px: 16, crop_left_px: 0, crop_top_px: 0 };
         let middle = |space| fit(&board, &placement, bucket, space)[(8 * 16 + 8) * 3];
         assert!(middle(ResizeSpace::Gamma).abs_diff(128) <= 2);
-        // Half of the light is written as 188.
+        // sRGB encodes half of the light as 188.
         assert!(middle(ResizeSpace::Linear).abs_diff(188) <= 2);
     }
 
@@ -414,7 +423,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(400))]
 
-        /// Damaged files give a picture or a fault, never a crash of ours.
+        /// Damaged files decode to a picture or a fault, and never panic.
         #[test]
         fn damaged_bytes_are_survived(
             which in 0usize..5,

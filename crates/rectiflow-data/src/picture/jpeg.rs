@@ -1,9 +1,11 @@
-//! JPEG through zune-jpeg itself rather than through `image`, which turns CMYK into RGB before a profile can be
-//! applied, and paints what is missing from a truncated file gray without a word.
+//! JPEG, decoded with zune-jpeg directly instead of through `image`, which converts CMYK to RGB
+//! before a profile can be applied, and silently fills the missing part of a truncated file with
+//! gray.
 //!
-//! zune-jpeg 0.5.15 gets two rare kinds wrong, without an error: baseline files whose components come in scans of their
-//! own, and files whose first component is sampled more coarsely than another (found with libjxl's test images, mean
-//! error 66 to 140 of 255). Those go to jpeg-decoder, which is slower and right.
+//! zune-jpeg 0.5.15 decodes two rare kinds wrongly, without an error: baseline files with one scan
+//! per component, and files whose first component is sampled more coarsely than another (found with
+//! libjxl's test images, mean error 66 to 140 of 255). jpeg-decoder decodes those; it is slower and
+//! correct.
 
 use image::metadata::Orientation;
 use jpeg_decoder::PixelFormat;
@@ -25,19 +27,20 @@ pub(crate) fn header(bytes: &[u8]) -> Result<((u32, u32), Orientation), Fault> {
     let decoder = open(bytes, false)?;
     let (width, height) = decoder.dimensions().expect("the headers were decoded");
     let orientation = decoder.exif().and_then(|exif| Orientation::from_exif_chunk(exif));
-    // JPEG has 16 bits for a side.
+    // A side has 16 bits in JPEG.
     Ok(((width as u32, height as u32), orientation.unwrap_or(Orientation::NoTransforms)))
 }
 
 /// The samples and the profile, if any.
 pub(crate) fn decode(bytes: &[u8]) -> Result<(Samples, Option<Vec<u8>>), Fault> {
     if !has_end(bytes) {
-        return Err(Fault::new(Reason::Broken, "truncated: the marker of its end is missing"));
+        return Err(Fault::new(Reason::Broken, "truncated: the end-of-image marker is missing"));
     }
     if is_rare(bytes) {
         return decode_rare(bytes);
     }
-    // Strictly, so that damage is an error and not a gray area; but stray bytes between headers harm nobody.
+    // Strict, so that damage is an error and not a gray area; but stray bytes between headers do no
+    // harm.
     match decode_with(bytes, true) {
         Err(fault) if fault.detail.contains("Extra bytes between headers") => decode_with(bytes, false),
         result => result,
@@ -70,7 +73,7 @@ fn decode_rare(bytes: &[u8]) -> Result<(Samples, Option<Vec<u8>>), Fault> {
     let samples = match format {
         Some(PixelFormat::L8) => Samples::Eight { channels: 1, values },
         Some(PixelFormat::RGB24) => Samples::Eight { channels: 3, values },
-        // Not inverted on the way, whether stored as CMYK or YCCK.
+        // jpeg-decoder does not invert these, whether stored as CMYK or YCCK.
         Some(PixelFormat::CMYK32) => Samples::Cmyk(ink_of_cmyk(values)),
         other => return Err(Fault::new(Reason::UnsupportedFormat, format!("a JPEG of {other:?} samples"))),
     };
@@ -92,13 +95,13 @@ fn broken(error: DecodeErrors) -> Fault {
     Fault::new(Reason::Broken, format!("{error:?}"))
 }
 
-/// Photoshop, and after it everybody, stores CMYK inverted: 255 is no ink.
+/// CMYK is stored inverted, as Photoshop does: 255 is no ink.
 fn ink_of_cmyk(mut values: Vec<u8>) -> Vec<u8> {
     values.iter_mut().for_each(|v| *v = 255 - *v);
     values
 }
 
-/// YCCK is the YCbCr of 255 minus what CMYK would store, beside a black that is stored as CMYK's is.
+/// YCCK is the YCbCr of 255 minus the values that CMYK would store, with black stored as in CMYK.
 fn ink_of_ycck(mut values: Vec<u8>) -> Vec<u8> {
     for pixel in values.chunks_exact_mut(4) {
         let [y, cb, cr] = [pixel[0], pixel[1], pixel[2]].map(f32::from);
@@ -114,7 +117,7 @@ fn ink_of_ycck(mut values: Vec<u8>) -> Vec<u8> {
 
 const START_OF_SCAN: u8 = 0xda;
 
-/// The segments before the first scan: marker, payload, and the offset behind it. The first scan's header is the last.
+/// The segments up to the header of the first scan: marker, payload, and the offset after it.
 fn segments(bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8], usize)> {
     let mut at = Some(2);
     std::iter::from_fn(move || {
@@ -136,18 +139,20 @@ fn segments(bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8], usize)> {
     })
 }
 
-/// Whether the end-of-image marker follows the headers. Inside a scan FF D9 cannot occur: FF is followed by 00 there.
+/// Whether the end-of-image marker follows the headers. FF D9 cannot occur inside a scan, where 00
+/// follows FF.
 fn has_end(bytes: &[u8]) -> bool {
     let behind = segments(bytes).last().map_or(0, |(_, _, end)| end);
     bytes[behind..].windows(2).any(|pair| pair == [0xff, 0xd9])
 }
 
-/// Whether it is one of the kinds that zune-jpeg gets wrong.
+/// Whether the file is of a kind that zune-jpeg decodes wrongly.
 fn is_rare(bytes: &[u8]) -> bool {
     let (mut num_components, mut sequential, mut coarse_first) = (0, false, false);
     for (marker, payload, _) in segments(bytes) {
         match marker {
-            // Start of frame: precision, height, width, number of components, then three bytes for each.
+            // Start of frame: precision, height, width, number of components, then three bytes for
+            // each.
             0xc0..=0xc2 => {
                 let factors: Vec<u8> = payload.iter().skip(7).step_by(3).copied().collect();
                 let finer = |&other: &u8| factors[0] >> 4 < other >> 4 || factors[0] & 15 < other & 15;

@@ -1,8 +1,9 @@
-//! An RGB picture in memory, and as a PNG file that carries text.
+//! An RGB picture in memory, and as a PNG file with text chunks.
 //!
-//! What the sampler makes and what a contact sheet is put together from. The text chunks are how a picture keeps its settings:
-//! `parameters` is the name that image viewers and web interfaces of Stable Diffusion look for. Decoding, colour
-//! profiles and everything else that strangers' pictures need is in `decode`.
+//! The sampler returns pictures, and contact sheets are composed of them. The text chunks keep a
+//! picture's settings: `parameters` is the keyword that image viewers and web interfaces of Stable
+//! Diffusion look for. Decoding, colour profiles and everything else for image files from unknown
+//! sources is in `decode`.
 
 pub(crate) mod colour;
 pub mod contact_sheet;
@@ -31,7 +32,7 @@ impl std::fmt::Debug for Picture {
 }
 
 impl Picture {
-    /// A picture of given pixels, `[h, w, 3]`.
+    /// A picture of `pixels`, `[h, w, 3]`.
     ///
     /// # Panics
     /// If the number of bytes is not `3 * width_px * height_px`, or a side is 0.
@@ -56,18 +57,18 @@ impl Picture {
         self.height_px
     }
 
-    /// The bytes, `[h, w, 3]`.
+    /// The sRGB bytes, `[h, w, 3]`.
     pub fn pixels(&self) -> &[u8] {
         &self.pixels
     }
 
-    /// The colour at a place; `x` and `y` count from the top left.
+    /// The colour of a pixel; `x` and `y` count from the top left.
     pub fn at(&self, x: u32, y: u32) -> [u8; 3] {
         let start = self.index(x, y);
         [self.pixels[start], self.pixels[start + 1], self.pixels[start + 2]]
     }
 
-    /// Colours a rectangle; what lies outside the picture is left out.
+    /// Fills a rectangle; the part outside the picture is ignored.
     pub(crate) fn fill(&mut self, x: u32, y: u32, width_px: u32, height_px: u32, colour: [u8; 3]) {
         let right = (x + width_px).min(self.width_px);
         for row in y..(y + height_px).min(self.height_px) {
@@ -78,7 +79,7 @@ impl Picture {
         }
     }
 
-    /// Copies `other` so that its top left is at (x, y). It must fit.
+    /// Copies `other` into this picture with its top left at (x, y). It must fit.
     pub(crate) fn paste(&mut self, other: &Self, x: u32, y: u32) {
         assert!(x + other.width_px <= self.width_px && y + other.height_px <= self.height_px, "{other:?} must fit");
         let row_bytes = 3 * other.width_px as usize;
@@ -92,12 +93,15 @@ impl Picture {
         3 * (y as usize * self.width_px as usize + x as usize)
     }
 
-    /// Writes a PNG with text chunks, (keyword, text) each; the file appears under its name when it is whole.
+    /// Writes a PNG with text chunks, (keyword, text) each. The file appears under its name when it
+    /// is complete.
     ///
-    /// Text that Latin-1 can hold is a `tEXt` chunk, which every reader knows; other text is UTF-8 in an `iTXt` chunk.
+    /// Latin-1 text becomes a `tEXt` chunk, which every reader knows; other text is UTF-8 in an
+    /// `iTXt` chunk.
     ///
     /// # Errors
-    /// [`Error::Io`], also for a keyword that PNG does not allow (it is 1 to 79 Latin-1 characters).
+    /// [`Error::Io`], also for a keyword that PNG does not allow: it must have 1 to 79 Latin-1
+    /// characters.
     pub fn write_png(&self, path: &Path, texts: &[(&str, &str)]) -> Result<()> {
         let mut file = DurableFile::create(path)?;
         self.encode_png(&mut file, texts).map_err(|error| Error::io(path)(error.into()))?;

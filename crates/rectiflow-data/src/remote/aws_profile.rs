@@ -1,8 +1,10 @@
-//! Profiles of the AWS command line, `~/.aws/credentials` and `~/.aws/config`: where most people keep their S3 keys, for
-//! R2, MinIO and others too. `object_store` reads only the environment, which comes first here as well.
+//! Profiles of the AWS command line, `~/.aws/credentials` and `~/.aws/config`: the usual place of
+//! S3 keys, also for R2, MinIO and others. `object_store` reads only the environment, which takes
+//! precedence here too.
 //!
-//! Keys, token, region and endpoint are read; single sign-on, assumed roles and credential processes are not: export
-//! their keys (`aws configure export-credentials --format env`).
+//! Keys, token, region and endpoint are read. Single sign-on, assumed roles and credential
+//! processes are not supported: export their keys (`aws configure export-credentials --format
+//! env`).
 
 use std::{
     collections::HashMap,
@@ -12,7 +14,7 @@ use std::{
 
 use object_store::aws::AmazonS3Builder;
 
-/// Fills in from the profile what the environment leaves open: the keys only together.
+/// Adds the settings of the profile that the environment lacks; id and secret only together.
 pub(crate) fn complete(builder: AmazonS3Builder) -> AmazonS3Builder {
     let is_set = |name: &str| env::var_os(name).is_some_and(|value| !value.is_empty());
     let keys = ["AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"];
@@ -21,7 +23,7 @@ pub(crate) fn complete(builder: AmazonS3Builder) -> AmazonS3Builder {
     apply(builder, &profile(), has_keys, has_endpoint, is_set("AWS_REGION") || is_set("AWS_DEFAULT_REGION"))
 }
 
-/// The endpoint of the profile, where the environment names none.
+/// The endpoint of the profile, if it has one.
 pub(crate) fn endpoint() -> Option<String> {
     profile().get("endpoint_url").cloned()
 }
@@ -51,7 +53,7 @@ fn apply(
     }
 }
 
-/// The keys of the profile that AWS_PROFILE names, of both files.
+/// The settings of the profile that AWS_PROFILE names, from both files.
 fn profile() -> Profile {
     let name = env::var("AWS_PROFILE").unwrap_or_else(|_| "default".to_owned());
     let home = env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
@@ -62,13 +64,13 @@ fn profile() -> Profile {
     profile
 }
 
-/// A file that is not there, or cannot be read, says nothing.
+/// The settings of a profile in a file. Empty if the file is missing or cannot be read.
 fn read(path: &Path, name: &str) -> Profile {
     fs::read_to_string(path).map(|text| parse(&text, name)).unwrap_or_default()
 }
 
-/// The keys of one section. `config` calls it `[profile NAME]` unless it is the default; indented lines are settings of
-/// single services.
+/// The settings of one section. In `config` the section is `[profile NAME]`, except for the
+/// default. Indented lines are settings of single services and are skipped.
 fn parse(text: &str, name: &str) -> Profile {
     let mut keys = Profile::new();
     let mut is_wanted = false;

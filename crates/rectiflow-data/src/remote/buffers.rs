@@ -1,7 +1,8 @@
-//! Large memory, used again: a fresh 16 MB costs the kernel as much time as copying into it.
+//! Reused large buffers: a fresh 16 MB costs the kernel as much time as copying into it.
 //!
-//! A buffer goes back to its pool when the last part of its content is dropped. The pool holds, lent and idle together,
-//! no more than was ever lent at one time: whoever limits what is lent limits what is held.
+//! A buffer returns to its pool when the last part of its content is dropped. The pool holds, lent
+//! and idle together, at most as much as was ever lent at one time: a limit on lent buffers limits
+//! the pool too.
 
 use std::{
     collections::VecDeque,
@@ -12,20 +13,20 @@ use std::{
 
 use bytes::Bytes;
 
-/// Smaller bodies are not worth keeping.
+/// Smaller buffers, in bytes, do not return to the pool.
 const LEAST_BYTES: usize = 1 << 20;
 
-/// Buffers that wait for content. Clones share them.
+/// A pool of buffers. Clones share it.
 pub(crate) struct Buffers<T>(Arc<Mutex<Pool<T>>>);
 
 struct Pool<T> {
-    /// The one that has waited longest first.
+    /// The one that has been idle longest first.
     idle: VecDeque<Vec<T>>,
-    /// Room of the idle ones.
+    /// Capacity of the idle buffers.
     idle_len: usize,
-    /// Room of those that are lent.
+    /// Capacity of the lent buffers.
     lent_len: usize,
-    /// The largest that `lent_len` has been.
+    /// The largest value of `lent_len` so far.
     most_lent_len: usize,
 }
 
@@ -37,7 +38,7 @@ impl<T> Buffers<T> {
     /// An empty buffer with room for `len` values.
     pub(crate) fn take(&self, len: usize) -> Lent<T> {
         let mut pool = self.lock();
-        // Not one that is much too large: the rest of it would be held for nothing.
+        // A buffer that is much too large would waste the rest of its memory.
         let fits = |buffer: &Vec<T>| (len..=len.saturating_mul(2)).contains(&buffer.capacity());
         let found = pool.idle.iter().rposition(fits).and_then(|at| pool.idle.remove(at));
         pool.idle_len -= found.as_ref().map_or(0, Vec::capacity);
@@ -53,7 +54,7 @@ impl<T> Buffers<T> {
         values.clear();
         let mut pool = self.lock();
         pool.lent_len -= lent_len;
-        // What was given away for good leaves nothing.
+        // A buffer that was moved out has no capacity left.
         if values.capacity() > 0 {
             pool.idle_len += values.capacity();
             pool.idle.push_back(values);
@@ -63,7 +64,7 @@ impl<T> Buffers<T> {
 }
 
 impl<T> Pool<T> {
-    /// Frees idle buffers until no more is held than was ever lent.
+    /// Frees idle buffers until the pool holds at most `most_lent_len`.
     fn drop_surplus(&mut self) {
         while self.lent_len + self.idle_len > self.most_lent_len
             && let Some(oldest) = self.idle.pop_front()
@@ -93,16 +94,16 @@ impl<T> fmt::Debug for Buffers<T> {
     }
 }
 
-/// A buffer, until it is dropped.
+/// A lent buffer, which returns to the pool when it is dropped.
 pub(crate) struct Lent<T> {
     values: Vec<T>,
-    /// Its room when it was lent.
+    /// Its capacity when it was lent.
     lent_len: usize,
     pool: Buffers<T>,
 }
 
 impl Lent<u8> {
-    /// Its bytes, shared by parts of them.
+    /// The buffer as bytes; their slices share it.
     pub(crate) fn into_bytes(mut self) -> Bytes {
         if self.capacity() < LEAST_BYTES { std::mem::take(&mut self.values).into() } else { Bytes::from_owner(self) }
     }
@@ -158,7 +159,7 @@ mod tests {
         assert_eq!((idle(&pool), &part[..]), (vec![], &[7; 9][..]));
         drop(part);
         assert_eq!(idle(&pool), [1]);
-        // What is nearly as large is used again.
+        // A buffer that is nearly as large is reused.
         let near = body(&pool, LEAST_BYTES / 4 * 3);
         assert!(idle(&pool).is_empty());
         drop(near);
@@ -173,7 +174,7 @@ mod tests {
         assert!(idle(&pool).is_empty());
         drop(large);
         assert_eq!(idle(&pool), [4]);
-        // The large one is too large for it, and both are more than there ever were.
+        // The large buffer does not fit, and both together are more than was ever lent.
         let small = body(&pool, LEAST_BYTES);
         assert!(idle(&pool).is_empty());
         drop((small, body(&pool, 10)));

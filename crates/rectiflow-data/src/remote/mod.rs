@@ -1,12 +1,16 @@
-//! Objects at a URL: ranges of bytes over the network, with deadlines, bounded retries and errors that name the object.
+//! Objects at a URL: ranges of bytes over the network, with deadlines, bounded retries and errors
+//! that name the object.
 //!
-//! `s3://bucket/prefix` (any endpoint: AWS_ENDPOINT_URL), `gs://`, `az://` and `http(s)://` through `object_store`, with
-//! credentials from the usual environment variables and, for S3, profiles (`aws_profile`). Its own time-out (30 s for a whole body) and its own retries are
-//! switched off: what matters on a slow line is whether bytes still come. Server errors, throttling, time-outs, stalls,
-//! cut bodies and wrong bytes are tried again with growing, jittered pauses; "not found" and "not allowed" are not.
+//! `s3://bucket/prefix` (any endpoint: AWS_ENDPOINT_URL), `gs://`, `az://` and `http(s)://` through
+//! `object_store`, with credentials from the usual environment variables and, for S3, profiles
+//! (`aws_profile`). Its own timeout (30 s for a whole body) and its own retries are switched off:
+//! what matters on a slow line is whether bytes still arrive. Server errors, throttling, timeouts,
+//! stalls, cut bodies and wrong bytes are retried after growing, jittered pauses; "not found" and
+//! "not allowed" are not.
 //!
-//! `async` is in this folder, `dataset::fetch` and `dataset::rows` alone; their tasks run on one small runtime of this
-//! process. What the bytes mean, and whether they are right, is the caller's business: it hands in a check.
+//! Only this folder, `dataset::fetch` and `dataset::rows` contain `async` code; their tasks run on
+//! one small runtime of this process. The caller knows what the bytes mean and passes a function
+//! that checks them.
 
 pub(crate) mod aws_profile;
 pub(crate) mod buffers;
@@ -45,17 +49,17 @@ use crate::{
     rng::{Purpose, Rng},
 };
 
-/// Where a data set is.
+/// The location of a data set.
 #[derive(Debug, Clone)]
 pub(crate) enum Location {
-    /// In a folder.
+    /// A folder.
     Folder(PathBuf),
-    /// Under a URL.
+    /// A prefix at a URL.
     Remote(Remote),
 }
 
 impl Location {
-    /// A path, or a URL: whatever has `://` in it is one. `file://` is a folder.
+    /// Parses a path or a URL: text with `://` in it is a URL, and `file://` is a folder.
     pub(crate) fn parse(place: &Path, network: &Network) -> Result<Self> {
         let Some(text) = place.to_str().filter(|text| text.contains("://")) else {
             return Ok(Self::Folder(place.to_owned()));
@@ -83,11 +87,11 @@ pub(crate) struct Remote {
     buffers: Buffers<u8>,
 }
 
-/// Why an attempt failed: whether another one may succeed.
+/// Why an attempt failed, and whether another one can succeed.
 enum Failure {
-    /// It will not.
+    /// Another attempt would fail as well.
     Lasting(Error),
-    /// It may: in words, or as the error of a check.
+    /// Another attempt can succeed.
     Passing(Reason),
 }
 
@@ -109,7 +113,7 @@ impl Remote {
         Ok(Self { store, parsed, prefix, url, network, permits, buffers: Buffers::default() })
     }
 
-    /// A failure of a client as an error of ours.
+    /// Converts an error of a client.
     pub(crate) fn failed(&self, name: &str, error: &object_store::Error) -> Error {
         match self.classify(name, None, error) {
             Failure::Lasting(error) | Failure::Passing(Reason::Check(error)) => error,
@@ -117,12 +121,13 @@ impl Remote {
         }
     }
 
-    /// The whole object `name`, which must not be longer than `limit` bytes.
+    /// Reads the whole object `name`, which must not be longer than `limit` bytes.
     pub(crate) async fn read_all(&self, name: &str, limit: u64) -> Result<Bytes> {
         self.read(name, None, limit, Ok).await
     }
 
-    /// The bytes `range` of the object `name`, as `check` passes them on. What `check` refuses is requested again.
+    /// Reads the bytes `range` of the object `name` and returns what `check` returns for them.
+    /// Bytes that `check` refuses are requested again.
     pub(crate) async fn read_range<T>(
         &self,
         name: &str,
@@ -168,7 +173,8 @@ impl Remote {
         self.retried(name, range.clone(), attempt).await
     }
 
-    /// Calls `attempt` until it succeeds, fails for good, or has been called often or long enough.
+    /// Calls `attempt` until it succeeds, fails for good, or reaches the limit of attempts or the
+    /// deadline.
     async fn retried<T, F>(&self, name: &str, range: Option<Range<u64>>, attempt: impl Fn() -> F) -> Result<T>
     where
         F: Future<Output = std::result::Result<T, Failure>>,
@@ -199,7 +205,7 @@ impl Remote {
         let stall = self.network.stall_timeout;
         let stalled = |read: usize| {
             let secs = stall.as_secs_f64();
-            Failure::Passing(Reason::Words(format!("it stalled: no byte came for {secs} s after {read} bytes")))
+            Failure::Passing(Reason::Words(format!("it stalled: no byte arrived for {secs} s after {read} bytes")))
         };
         let options = GetOptions { range: range.clone().map(GetRange::Bounded), ..Default::default() };
         let key = self.key(name);
@@ -207,7 +213,7 @@ impl Remote {
         let answer = answer.map_err(|error| self.classify(name, range.clone(), &error))?;
         let expected = answer.range.end - answer.range.start;
         if range.is_none() && expected > limit {
-            let reason = format!("it has {expected} bytes, at most {limit} are expected");
+            let reason = format!("it has {expected} bytes, expected at most {limit}");
             return Err(Failure::Lasting(self.error(name, None, 1, reason)));
         }
         let mut body = answer.into_stream();
@@ -235,12 +241,12 @@ impl Remote {
             E::Generic { .. } | E::JoinError { .. } => match status(&reason).filter(|_| !has_transport(error)) {
                 Some(404 | 410) => Some(MISSING),
                 Some(401 | 403) => Some(CREDENTIALS),
-                // Too early, time-out, too many.
+                // Timeout, too early, too many requests.
                 Some(408 | 425 | 429) => None,
                 Some(400..=499) => Some("the store refuses the request; are endpoint, region and credentials right?"),
                 _ => None,
             },
-            _ => Some("this store cannot do what is asked of it"),
+            _ => Some("this store does not support the request"),
         };
         match lasting {
             Some(advice) => {
@@ -259,7 +265,7 @@ impl Remote {
             Reason::Check(error) => error,
             Reason::Words(reason) => {
                 let secs = after.as_secs_f64();
-                let reason = format!("given up after {attempts} attempts in {secs:.1} s: {reason}");
+                let reason = format!("gave up after {attempts} attempts in {secs:.1} s: {reason}");
                 self.error(name, range, attempts, reason)
             }
         }
@@ -272,7 +278,8 @@ impl Remote {
     fn pause(&self, attempt: u32) -> Duration {
         let Network { pause, longest_pause, .. } = *self.network;
         let full = pause.saturating_mul(1 << (attempt - 1).min(16)).min(longest_pause);
-        // Not part of what a run is a function of: many readers must not come back at the same moment.
+        // A run does not depend on the pauses: they keep many readers from retrying at the same
+        // moment.
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let jitter = Rng::keyed(now.as_nanos() as u64, Purpose::Jitter, &[u64::from(attempt)]).f64();
         full.mul_f64(1.0 - jitter / 2.0)
@@ -280,7 +287,7 @@ impl Remote {
 }
 
 const MISSING: &str = "the store has no such object; is the address right, and is the upload complete?";
-const CREDENTIALS: &str = "the store does not allow it; are the credentials right, and not expired?";
+const CREDENTIALS: &str = "the store denies access; are the credentials right and not expired?";
 
 impl std::fmt::Display for Reason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -291,22 +298,23 @@ impl std::fmt::Display for Reason {
     }
 }
 
-/// The runtime of all network tasks of this process. It is never dropped, so that no thread can block on its end.
+/// The runtime of all network tasks of this process. It is never dropped, so that no thread blocks
+/// on its shutdown.
 pub(crate) fn runtime() -> &'static Runtime {
     static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
         let mut builder = Builder::new_multi_thread();
         let runtime = builder.worker_threads(2).thread_name("rectiflow-network").enable_all().build();
-        runtime.expect("a process that can start no thread can do nothing else either")
+        runtime.expect("the process can start threads")
     });
     &RUNTIME
 }
 
-/// Runs what waits for a disk where waiting is allowed.
+/// Runs work that waits for a disk on a thread that is allowed to block.
 pub(crate) async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    runtime().spawn_blocking(work).await.expect("nobody cancels it, and it does not panic")
+    runtime().spawn_blocking(work).await.expect("the task is not cancelled and does not panic")
 }
 
-/// An error and its causes as one line, without what a cause repeats.
+/// An error and its causes as one line, without repetitions.
 fn chain(error: &dyn StdError) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -320,7 +328,7 @@ fn chain(error: &dyn StdError) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Whether the request or its body failed on the way, rather than being answered.
+/// Whether the request or its body failed on the way, as opposed to an answer from the store.
 fn has_transport(error: &(dyn StdError + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(cause) = next {
@@ -332,7 +340,7 @@ fn has_transport(error: &(dyn StdError + 'static)) -> bool {
     false
 }
 
-/// The HTTP status that a message of `object_store` speaks of: it keeps the number to itself.
+/// The HTTP status in a message of `object_store`, which has no other access to it.
 fn status(message: &str) -> Option<u16> {
     let (_, rest) = message.split_once("status code: ")?;
     rest.get(..3)?.parse().ok()

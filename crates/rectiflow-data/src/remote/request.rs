@@ -1,7 +1,8 @@
-//! Whole blocks by request: one range of an object for consecutive blocks, each verified by its checksum on arrival.
+//! Requests for whole blocks: one range of an object covers consecutive blocks, each verified by
+//! its checksum on arrival.
 //!
-//! Only what is asked for, where it lies and whether it came right. Reading it, from a disk or from a store, is the
-//! business of `dataset::fetch`.
+//! A request knows its blocks, their place and their checksums. `dataset::fetch` reads it from a
+//! disk or a store.
 
 use std::{ops::Range, path::PathBuf};
 
@@ -10,7 +11,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::error::{Error, Result};
 
-/// Which of an object's two files.
+/// One of an object's two files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum ObjectFile {
     /// The safetensors file.
@@ -32,7 +33,8 @@ pub(crate) struct Request {
     /// Path or URL, for messages.
     pub(crate) path: PathBuf,
     pub(crate) start: u64,
-    /// The step that needs it: a cache keeps what is needed again soon after. 0 where that is not known.
+    /// The step that needs it, for the cache, which keeps blocks that are needed again soon after.
+    /// 0 if unknown.
     pub(crate) step: u64,
     /// Length and XXH3-64 of each block.
     pub(crate) blocks: Vec<(u64, u64)>,
@@ -43,10 +45,10 @@ impl Request {
         self.start..self.start + self.blocks.iter().map(|(len, _)| len).sum::<u64>()
     }
 
-    /// The bytes of each block, if every one is what was written.
+    /// Splits `bytes` into blocks and verifies each.
     ///
     /// # Errors
-    /// [`Error::Damaged`] naming the first block that is not.
+    /// [`Error::Damaged`] for the first block whose checksum differs.
     pub(crate) fn verify(&self, mut bytes: Bytes) -> Result<Vec<Bytes>> {
         let mut start = self.start;
         let verify = |&(len, expected): &(u64, u64)| {
@@ -74,7 +76,8 @@ impl Request {
     }
 }
 
-/// Groups sorted block numbers of one object into runs of consecutive ones, each of at most `longest` blocks.
+/// Groups sorted block numbers of one object into runs of consecutive ones, each of at most
+/// `longest` blocks.
 pub(crate) fn coalesce(blocks: impl IntoIterator<Item = u32>, longest: u32) -> Vec<Range<u32>> {
     let mut runs: Vec<Range<u32>> = Vec::new();
     for block in blocks {

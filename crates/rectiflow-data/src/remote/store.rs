@@ -1,4 +1,4 @@
-//! The client of an object store that a URL means, with the credentials of the environment.
+//! The client of a URL's object store, with credentials from the environment.
 
 use std::{
     sync::{Arc, Once},
@@ -46,7 +46,8 @@ pub(crate) fn open_store(
     }))
 }
 
-/// No limit on a whole body: a large one on a slow line is fine as long as bytes come.
+/// Options of a client. The time of a whole body has no limit: a large one on a slow line is fine
+/// as long as bytes arrive.
 pub(crate) fn options(url: &Url, network: &Network) -> ClientOptions {
     ClientOptions::new()
         .with_timeout_disabled()
@@ -55,7 +56,7 @@ pub(crate) fn options(url: &Url, network: &Network) -> ClientOptions {
         .with_allow_http(url.scheme() == "http" || allows_http())
 }
 
-/// Whether a store without TLS has been asked for: an endpoint `http://...`, or AWS_ALLOW_HTTP.
+/// Whether a store without TLS is allowed: by an endpoint `http://...`, or by AWS_ALLOW_HTTP.
 fn allows_http() -> bool {
     let names =
         ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "GOOGLE_BASE_URL", "AZURE_STORAGE_ENDPOINT"];
@@ -67,6 +68,6 @@ fn allows_http() -> bool {
 
 pub(crate) fn install_tls() {
     static INSTALLED: Once = Once::new();
-    // An error means that the program around this library has chosen another provider, which is as good.
+    // An error means that the program has installed another provider already, which works too.
     INSTALLED.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
 }

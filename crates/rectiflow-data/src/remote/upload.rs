@@ -1,7 +1,8 @@
-//! Files of a folder into an object store.
+//! Uploads files of a folder to an object store.
 //!
-//! Files of more than a part are sent in parts (multipart), which appear together or not at all. The client is the
-//! library's own with its retries, since a write is not checked by us, and a limit on each request.
+//! Files longer than a part are sent in parts (multipart), which appear together or not at all.
+//! Unlike reads, uploads use the retries of `object_store`, since the bytes are not verified here,
+//! and limit the time of each request.
 
 use std::{fs::File, os::unix::fs::FileExt, path::Path, sync::Arc, time::Duration};
 
@@ -18,15 +19,15 @@ use crate::{
 
 /// Bytes of a part; S3 takes 5 MiB to 5 GiB, and at most 10,000 parts.
 const PART_BYTES: u64 = 16 << 20;
-/// Parts under way at once.
+/// Concurrent parts.
 const PARTS_AT_ONCE: usize = 8;
-/// A part of 16 MiB at half a megabit a second.
+/// Time for a part of 16 MiB at half a megabit per second.
 const UPLOAD_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Sends the file `name` of the folder `root` to the object of that name.
 ///
 /// # Errors
-/// [`Error::Io`], and [`Error::Remote`] where the store fails.
+/// [`Error::Io`], and [`Error::Remote`] if the store fails.
 pub(crate) fn send(remote: &Remote, root: &Path, name: &str) -> Result<()> {
     runtime().block_on(send_file(remote, root, name))
 }
@@ -55,7 +56,7 @@ async fn send_file(remote: &Remote, root: &Path, name: &str) -> Result<()> {
         match room.and(read(start).await) {
             Ok(bytes) => parts.put(bytes),
             Err(error) => {
-                // Parts of an upload that is not finished cost money until they are gone.
+                // Parts of an unfinished upload cost money until they are deleted.
                 let _ = parts.abort().await;
                 return Err(error);
             }
@@ -69,5 +70,5 @@ fn client(remote: &Remote, name: &str) -> object_store::Result<(Arc<dyn ObjectSt
     let (scheme, url) = &*remote.parsed;
     let options = options(url, &remote.network).with_timeout(UPLOAD_TIMEOUT);
     let store = open_store(scheme, url, options, RetryConfig::default())?;
-    Ok((store.expect("a remote place has a store"), remote.key(name)))
+    Ok((store.expect("a remote location has a store"), remote.key(name)))
 }

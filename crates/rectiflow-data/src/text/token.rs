@@ -1,14 +1,16 @@
-//! Text to token ids, exactly as Hugging Face's fast CLIP tokenizer does it, cut into chunks of 75.
+//! Text to token ids, exactly as in Hugging Face's fast CLIP tokenizer, cut into chunks of 75.
 //!
-//! SDXL's two encoders share one vocabulary: 256 byte letters, the same at the end of a word, 48,894 merges and two
-//! special tokens. All of it follows from the merges, which are embedded (`assets/clip/`), so nothing is fetched.
-//! Each chunk is BOS + up to 75 tokens + EOS, padded to 77; CLIP-L pads with EOS (49407), bigG with 0. Text beyond
-//! three chunks is dropped.
+//! SDXL's two encoders share one vocabulary: 256 byte letters, the same letters at the end of a
+//! word, 48,894 merges and two special tokens. All of it follows from the merges, which are
+//! embedded (`assets/clip/`), so that nothing is downloaded. Each chunk is BOS + up to 75 tokens +
+//! EOS, padded to 77; CLIP-L pads with EOS (49407), bigG with 0. Text beyond three chunks is
+//! dropped.
 //!
-//! The encoders differ in their padding only. Hugging Face's `tokenizer_2` declares the padding token "!" special, and
-//! therefore also reads every "!" of a text as padding (id 0); OpenCLIP, which bigG was trained with, and ComfyUI read
-//! it as the word it is (256). So do we, and [`tokenizer_files`] configures exports so that transformers does too.
-//! HTML entities stay as they are: preparation has unescaped them.
+//! The encoders differ only in their padding. Hugging Face's `tokenizer_2` declares the padding
+//! token "!" special, and therefore also reads every "!" of a text as padding (id 0); OpenCLIP,
+//! which bigG was trained with, and ComfyUI read it as a word (256). This tokenizer does the same,
+//! and [`tokenizer_files`] configures exports so that transformers does too. HTML entities are left
+//! as they are: preparation unescapes them.
 
 use std::{fmt, io::Read, sync::LazyLock};
 
@@ -32,7 +34,7 @@ use crate::text::token_cache::TokenCache;
 pub const CHUNK_TOKENS: usize = 75;
 /// Ids in a chunk: BOS, up to 75 tokens, EOS and padding.
 pub const CHUNK_LEN: usize = 77;
-/// Chunks of a text at most; the rest of it is dropped.
+/// Largest number of chunks of a text; the rest is dropped.
 pub const MAX_CHUNKS: usize = 3;
 /// First id of each chunk.
 pub const BOS: i64 = 49406;
@@ -43,14 +45,14 @@ const BOS_TEXT: &str = "<|startoftext|>";
 const EOS_TEXT: &str = "<|endoftext|>";
 /// Id of "," at the end of a word.
 const COMMA: u32 = 267;
-/// How far back A1111's user interface looks for a comma, by default.
+/// Number of tokens that A1111's user interface looks back for a comma, by default.
 const COMMA_BACKTRACK: usize = 20;
-/// White space beyond doubt. What else may be one is left to the tokenizer.
+/// Characters that are white space in every case. The tokenizer decides about all others.
 const SPACES: [char; 4] = [' ', '\t', '\r', '\n'];
-/// The words that CLIP's byte-pair encoding works on.
+/// Matches the words that CLIP's byte-pair encoding works on.
 const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 
-/// The merges as text, one a line, most frequent first.
+/// The merges as text, one per line, most frequent first.
 static MERGES: LazyLock<String> = LazyLock::new(|| {
     let bytes: &[u8] = include_bytes!("../../../../assets/clip/merges.txt.gz");
     let mut text = String::new();
@@ -68,7 +70,7 @@ pub enum Clip {
 }
 
 impl Clip {
-    /// What fills a chunk after its EOS.
+    /// The id that fills a chunk after its EOS.
     pub const fn padding(self) -> i64 {
         match self {
             Self::L => EOS,
@@ -84,20 +86,22 @@ pub enum Cut {
     /// Every 75 tokens, as ComfyUI does.
     #[default]
     Plain,
-    /// After the last comma, where one is among the last 20 tokens of a full chunk, as A1111's user interface does.
+    /// After the last comma among the last 20 tokens of a full chunk, if there is one, as A1111's
+    /// user interface does.
     Comma,
 }
 
-/// A text as both encoders read it.
+/// The chunks of a text for both encoders.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenChunks {
     /// Ids for CLIP-L, 1 to 3 chunks.
     pub clip_l: Vec<[i64; CHUNK_LEN]>,
-    /// Ids for bigG, as many chunks.
+    /// Ids for bigG, in the same number of chunks.
     pub clip_g: Vec<[i64; CHUNK_LEN]>,
 }
 
-/// CLIP's tokenizer, usable from many threads. Building it takes about 0.1 s; [`Tokenizer::shared`] does so once.
+/// CLIP's tokenizer, usable from many threads. Building it takes about 0.1 s; [`Tokenizer::shared`]
+/// does so once.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     cache: TokenCache,
@@ -116,7 +120,7 @@ impl Default for Tokenizer {
 }
 
 impl Tokenizer {
-    /// The tokenizer of the embedded merges.
+    /// Builds the tokenizer from the embedded merges.
     pub fn new() -> Self {
         let ids = vocabulary().into_iter().zip(0..).collect();
         let merges = MERGES.lines().map(merge).map(|(a, b)| (a.to_owned(), b.to_owned())).collect();
@@ -149,7 +153,7 @@ impl Tokenizer {
     /// The ids of a text, without BOS and EOS, uncut.
     pub fn ids(&self, text: &str) -> Vec<u32> {
         let mut ids = Vec::with_capacity(text.len() / 3);
-        // Nothing reaches over a space: not the words' expression, no composed letter, no special token.
+        // Nothing spans a space: no match of `WORDS`, no composed letter, no special token.
         for word in text.split(SPACES).filter(|word| !word.is_empty()) {
             self.cache.append(word, &mut ids, |word| self.encode(word));
         }
@@ -166,7 +170,7 @@ impl Tokenizer {
         self.chunks_cut(text, Cut::Plain)
     }
 
-    /// The chunks of a text with a choice of where to cut.
+    /// The chunks of a text, cut as `cut` says; the empty text has one.
     pub fn chunks_cut(&self, text: &str, cut: Cut) -> TokenChunks {
         let ids = self.ids(text);
         let pieces = pieces(&ids, cut);
@@ -174,13 +178,13 @@ impl Tokenizer {
         TokenChunks { clip_l: padded(Clip::L), clip_g: padded(Clip::G) }
     }
 
-    /// The number of chunks that [`Tokenizer::chunks_cut`] would give, 1 to 3.
+    /// The number of chunks that [`Tokenizer::chunks_cut`] would return, 1 to 3.
     pub fn num_chunks(&self, text: &str, cut: Cut) -> usize {
         pieces(&self.ids(text), cut).len()
     }
 }
 
-/// BOS, EOS and padding: what a text of no tokens is to an encoder.
+/// The chunk of a text without tokens: BOS, EOS and padding.
 pub fn empty_chunk(clip: Clip) -> [i64; CHUNK_LEN] {
     chunk(&[], clip)
 }
@@ -207,7 +211,8 @@ fn pieces(ids: &[u32], cut: Cut) -> Vec<&[u32]> {
     pieces
 }
 
-/// A1111 moves what follows the comma only when the token that would begin the next chunk is not a comma itself.
+/// Length of the first piece of `ids`. A1111 moves the text after a comma to the next chunk only if
+/// the token that would begin that chunk is not a comma itself.
 fn piece_len(ids: &[u32], cut: Cut) -> usize {
     if ids.len() <= CHUNK_TOKENS || cut == Cut::Plain || ids[CHUNK_TOKENS] == COMMA {
         return ids.len().min(CHUNK_TOKENS);
@@ -231,7 +236,8 @@ fn vocabulary() -> Vec<String> {
     tokens
 }
 
-/// GPT-2's printable letters for the 256 bytes: printable Latin-1 first, then 256 and up for the others.
+/// GPT-2's printable letters for the 256 bytes: printable Latin-1 first, then 256 and up for the
+/// others.
 fn byte_letters() -> Vec<char> {
     let printable = ('!'..='~').chain('¡'..='¬').chain('®'..='ÿ');
     let num_others = 256 - printable.clone().count() as u32;
@@ -239,15 +245,17 @@ fn byte_letters() -> Vec<char> {
     printable.chain(others).collect()
 }
 
-/// A hash of all that ids depend on: part of a run's order, since chunk counts shape micro-batches.
+/// A hash of everything that the ids depend on. It is part of a run's order, since chunk counts
+/// shape micro-batches.
 pub fn fingerprint() -> String {
     let mut hasher = blake3::Hasher::new();
-    // The number is raised when anything but the merges changes what ids come out.
+    // Raise the number when anything but the merges and `WORDS` changes the ids.
     hasher.update(b"rectiflow clip tokenizer 1\n").update(MERGES.as_bytes()).update(WORDS.as_bytes());
     hasher.finalize().to_hex().to_string()
 }
 
-/// The files of a tokenizer folder that `CLIPTokenizer.from_pretrained` opens without a network: (name, bytes).
+/// The files (name, bytes) of a tokenizer folder that `CLIPTokenizer.from_pretrained` opens without
+/// a network.
 pub fn tokenizer_files(which: Clip) -> Vec<(&'static str, Vec<u8>)> {
     let vocab: serde_json::Map<String, Value> = vocabulary().into_iter().zip((0..).map(|id: u32| id.into())).collect();
     let padding = match which {
@@ -303,7 +311,8 @@ mod tests {
     #[test]
     fn word_by_word_is_as_the_whole_text() {
         let tokenizer = Tokenizer::new();
-        // Marks that compose, letters whose case depends on their neighbours, other white space, special tokens.
+        // Marks that compose, letters whose case depends on their neighbours, other white space,
+        // special tokens.
         let pieces = [
             "a",
             "Cat's",
@@ -392,7 +401,8 @@ mod tests {
         let lengths = |ids: Vec<u32>| pieces(&ids, Cut::Comma).iter().map(|piece| piece.len()).collect::<Vec<_>>();
         assert_eq!(lengths(text(&[60], 80)), [61, 19]);
         assert_eq!(lengths(text(&[60, 70], 80)), [71, 9]);
-        // The last of 75 may be the comma; 20 back counts, 21 does not; one that begins the next chunk changes nothing.
+        // A comma can be the last of 75 tokens; 20 back is found, 21 is not; one that begins the
+        // next chunk prevents the move.
         assert_eq!(lengths(text(&[74], 80)), [75, 5]);
         assert_eq!(lengths(text(&[55], 80)), [56, 24]);
         assert_eq!(lengths(text(&[54], 80)), [75, 5]);
