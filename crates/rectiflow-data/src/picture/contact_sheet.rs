@@ -36,8 +36,8 @@ impl ContactSheet<'_> {
     /// Draws the grid as one picture on white.
     ///
     /// # Panics
-    /// If there is no picture, if `columns` is 0, or if the number of labels is not that of the
-    /// rows or columns.
+    /// If there is no picture, if `columns` is 0, or if there are labels, but not one per row or
+    /// column.
     pub fn draw(&self) -> Picture {
         let layout = Layout::new(self);
         let mut canvas = Picture::filled(layout.width_px(), layout.height_px(), BACKGROUND);

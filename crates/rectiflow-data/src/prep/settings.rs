@@ -27,15 +27,16 @@ pub struct PrepSettings {
     /// over the smaller, minus 1. Images beyond it are rejected. Range 0 to 100. Default 0.5: at
     /// most a third of an image is cropped away, and only shapes beyond 1:4 come near that.
     pub max_aspect_error: f64,
-    /// Images with a shorter side of fewer pixels are rejected. Other images are enlarged if their
-    /// bucket is larger, and SDXL's size conditioning tells the model their original size. Range 1
-    /// to 65536. Default 256, which enlarges at most fourfold at the default area.
+    /// Shortest side of an image in pixels; smaller images are rejected. All others are enlarged if
+    /// their bucket is larger, and SDXL's size conditioning tells the model their original size.
+    /// Range 1 to 65536. Default 256, which enlarges at most fourfold at the default area.
     pub min_side_px: u32,
-    /// Images whose header announces more pixels are rejected before memory is reserved for them.
-    /// Range 1 to 2^32. Default 134217728, above the largest cameras; decoding such an image takes
-    /// up to 1.5 GB.
+    /// Most pixels of an image; if its header announces more, it is rejected before memory is
+    /// reserved for it. Range 1 to 2^32. Default 134217728, above the largest cameras; decoding
+    /// such an image takes up to 1.5 GB.
     pub max_pixels: u64,
-    /// Longer image files, in MiB, are rejected without being read. Range 1 to 65536. Default 512.
+    /// Largest image file in MiB; longer files are rejected without being read. Range 1 to 65536.
+    /// Default 512.
     pub max_file_mib: u32,
     /// Colour behind transparent pixels: red, green, blue, each 0 to 255. Default white, as on web
     /// pages.

@@ -101,8 +101,8 @@ pub fn draw(record: &Record, settings: &PromptSettings, rng: &mut Rng) -> String
     words.join(", ")
 }
 
-/// Whether a prompt is what dropping produces: the empty text, or the quality words
-/// alone. Many records share these.
+/// Whether a prompt is one that dropping produces: the empty text, or the quality words alone. Many
+/// records share these.
 pub fn is_dropped(record: &Record, prompt: &str) -> bool {
     prompt.is_empty() || quality(record).is_some_and(|quality| quality == prompt)
 }
