@@ -84,7 +84,10 @@ fn one_broken_tensor_is_one_line_with_its_file_and_name() {
     let bytes = fs::read(&path).unwrap();
     fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
     let error = UNet::open(folder.path(), &OpenOptions::default()).unwrap_err().to_string();
-    assert!(error.contains(path.to_str().unwrap()) && error.contains("it is truncated") && !error.contains('\n'), "{error}");
+    assert!(
+        error.contains(path.to_str().unwrap()) && error.contains("it is truncated") && !error.contains('\n'),
+        "{error}"
+    );
 }
 
 #[test]

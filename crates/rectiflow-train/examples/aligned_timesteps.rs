@@ -1,20 +1,21 @@
-//! Which timesteps should an eps model be given when it begins to learn flow: `1000 sigma`, or those at which it knows that much
-//! noise?
+//! Compares two choices of timesteps for an eps model that starts to learn flow.
 //!
 //! ```text
 //! cargo run --release --example aligned_timesteps -- RECIPE [KEY=VALUE...]
 //! ```
 //!
-//! Trains twice from the same recipe, on the same samples with the same noise: with the timesteps and inputs that rectiflow
-//! uses, and with those of SDXL's schedule that have the same signal-to-noise ratio. Prints the test loss of both, which is
-//! of the same targets and can be compared, in all and by noise level, at every test.
+//! Trains twice by the same recipe, on the same samples with the same noise. "native" are rectiflow's
+//! own timesteps and inputs, `1000 sigma`; "aligned" are the timesteps of SDXL's schedule with the
+//! same signal-to-noise ratio. Prints the test loss of both at every test, in total and by noise
+//! level; the targets are equal, so that the losses compare.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program, not a library")]
 
 mod throwaway;
 
-use std::{env, path::Path, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode};
 
+use clap::Parser;
 use rectiflow_train::{
     Result,
     metrics::{Event, TestMetrics},
@@ -22,16 +23,32 @@ use rectiflow_train::{
     run::Options,
 };
 
+/// Compares two choices of timesteps for an eps model that starts to learn flow.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// The recipe of both runs, a TOML file.
+    recipe: PathBuf,
+    /// Values that replace the recipe's.
+    #[arg(value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Timesteps {
+    Native,
+    Aligned,
+}
+
 fn main() -> ExitCode {
-    let arguments: Vec<String> = env::args().skip(1).collect();
-    let Some((recipe, overrides)) = arguments.split_first() else {
-        eprintln!("usage: aligned_timesteps RECIPE [KEY=VALUE...]");
-        return ExitCode::from(2);
-    };
-    println!("timesteps, step, test loss, by noise level from little to much");
-    for name in ["native", "aligned"] {
-        match tests(Path::new(recipe), overrides, name) {
-            Ok(tests) => tests.iter().for_each(|test| println!("{name}, {}, {}", test.step, losses(test))),
+    let arguments = Arguments::parse();
+    println!("timesteps, step, test loss, by noise level from low to high");
+    for (name, timesteps) in [("native", Timesteps::Native), ("aligned", Timesteps::Aligned)] {
+        match tests(&arguments, name, timesteps) {
+            Ok(tests) => {
+                for test in &tests {
+                    println!("{name}, {}, {}", test.step, losses(test));
+                }
+            }
             Err(error) => {
                 eprintln!("{error}");
                 return ExitCode::FAILURE;
@@ -42,22 +59,26 @@ fn main() -> ExitCode {
 }
 
 /// The tests of a run.
-fn tests(recipe: &Path, overrides: &[String], name: &str) -> Result<Vec<TestMetrics>> {
+fn tests(arguments: &Arguments, name: &str, timesteps: Timesteps) -> Result<Vec<TestMetrics>> {
     let alter = |checked: &mut Checked| {
-        if name == "aligned" {
+        if matches!(timesteps, Timesteps::Aligned) {
             checked.objective = checked.objective.clone().aligned();
         }
     };
     let mut tests = Vec::new();
-    throwaway::run(recipe, overrides, name, alter, Options::default(), &mut |event| {
+    let mut observe = |event: &Event| {
         if let Event::Test(test) = event {
             tests.push(test.clone());
         }
-    })?;
+    };
+    let (recipe, overrides) = (&arguments.recipe, &arguments.overrides);
+    throwaway::run(recipe, overrides, name, alter, Options::default(), &mut observe)?;
     Ok(tests)
 }
 
+/// The total loss and those of the noise levels, with commas between.
 fn losses(test: &TestMetrics) -> String {
-    let bins = test.bins.iter().map(|bin| format!("{:.3}", bin.loss));
-    [format!("{:.4}", test.loss)].into_iter().chain(bins).collect::<Vec<_>>().join(", ")
+    let mut numbers = vec![format!("{:.4}", test.loss)];
+    numbers.extend(test.bins.iter().map(|bin| format!("{:.3}", bin.loss)));
+    numbers.join(", ")
 }

@@ -1,20 +1,22 @@
-//! Can the guard's numbers see that captions have been given to the wrong pictures?
+//! Tests whether the guard's numbers show that captions belong to the wrong pictures.
 //!
 //! ```text
 //! cargo run --release --example shuffled_captions -- RECIPE FIRST LAST [KEY=VALUE...]
 //! ```
 //!
-//! Trains twice from the same recipe, on the same samples with the same noise: once as it is, and once with the captions of
-//! every micro-batch moved on by one picture in the steps FIRST to LAST (from 1). Prints how every number that the guard
-//! sees, or could see, differs in that stretch: the mean difference of pairs of steps, and that in units of what the number
-//! varies by from step to step in the clean run, which is all that somebody has who does not know the clean run.
+//! Trains twice by the same recipe, on the same samples with the same noise: once unchanged, and once
+//! with the captions of every micro-batch rotated by one picture in the steps FIRST to LAST (from 1).
+//! For every number that the guard sees, or could see, prints the mean difference in these steps,
+//! absolute and in units of the number's deviation from step to step in the clean run. That deviation
+//! is all a guard has: it does not know the clean run.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program, not a library")]
 
 mod throwaway;
 
-use std::{collections::BTreeMap, env, path::Path, process::ExitCode};
+use std::{collections::BTreeMap, ops::RangeInclusive, path::PathBuf, process::ExitCode};
 
+use clap::Parser;
 use rectiflow_data::batch::{MicroBatch, Step};
 use rectiflow_train::{
     Result,
@@ -23,27 +25,30 @@ use rectiflow_train::{
     state::TrainState,
 };
 
-/// What a run showed: by name, one number a step; and its last test.
-struct Shown {
-    numbers: BTreeMap<String, BTreeMap<u64, f64>>,
+/// Tests whether the guard's numbers show that captions belong to the wrong pictures.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// The recipe of both runs, a TOML file.
+    recipe: PathBuf,
+    /// First step with the wrong captions, from 1.
+    first: u64,
+    /// Last step with the wrong captions.
+    last: u64,
+    /// Values that replace the recipe's.
+    #[arg(value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+}
+
+/// The numbers of a run by name and step, and its last test.
+#[derive(Default)]
+struct Numbers {
+    by_name: BTreeMap<String, BTreeMap<u64, f64>>,
     test: Option<TestMetrics>,
 }
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = env::args().skip(1).collect();
-    let [recipe, first, last, overrides @ ..] = &arguments[..] else { return usage() };
-    let (Ok(first), Ok(last)) = (first.parse::<u64>(), last.parse::<u64>()) else { return usage() };
-    let run = |name: &str, disturb: &mut dyn FnMut(&mut Step)| show(Path::new(recipe), overrides, name, disturb);
-    let shuffle = &mut |step: &mut Step| {
-        if (first..=last).contains(&(step.step + 1)) {
-            step.micro_batches.iter_mut().for_each(move_captions_on);
-        }
-    };
-    match run("clean", &mut |_| {}).and_then(|clean| Ok((clean, run("shuffled", shuffle)?))) {
-        Ok((clean, shuffled)) => {
-            print(&clean, &shuffled, first..=last);
-            ExitCode::SUCCESS
-        }
+    match compare(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");
             ExitCode::FAILURE
@@ -51,13 +56,20 @@ fn main() -> ExitCode {
     }
 }
 
-fn usage() -> ExitCode {
-    eprintln!("usage: shuffled_captions RECIPE FIRST LAST [KEY=VALUE...]");
-    ExitCode::from(2)
+fn compare(arguments: &Arguments) -> Result<()> {
+    let steps = arguments.first..=arguments.last;
+    let clean = train(arguments, "clean", &mut |_| {})?;
+    let shuffled = train(arguments, "shuffled", &mut |step| {
+        if steps.contains(&(step.step + 1)) {
+            step.micro_batches.iter_mut().for_each(rotate_captions);
+        }
+    })?;
+    print(&clean, &shuffled, &steps);
+    Ok(())
 }
 
 /// Each picture gets the caption of the one before it.
-fn move_captions_on(batch: &mut MicroBatch) {
+fn rotate_captions(batch: &mut MicroBatch) {
     let ids = batch.clip_l.len() / batch.ids.len();
     batch.clip_l.rotate_right(ids);
     batch.clip_g.rotate_right(ids);
@@ -65,29 +77,35 @@ fn move_captions_on(batch: &mut MicroBatch) {
     batch.prompts.rotate_right(1);
 }
 
-fn show(recipe: &Path, overrides: &[String], name: &str, disturb: &mut dyn FnMut(&mut Step)) -> Result<Shown> {
-    let overrides = [overrides, &["guard.vitals_every_updates=1".to_owned()]].concat();
-    let mut shown = Shown { numbers: BTreeMap::new(), test: None };
+/// The numbers of a run whose steps `disturb` changes.
+fn train(arguments: &Arguments, name: &str, disturb: &mut dyn FnMut(&mut Step)) -> Result<Numbers> {
+    let mut overrides = arguments.overrides.clone();
+    overrides.push("guard.vitals_every_updates=1".to_owned());
+    let mut numbers = Numbers::default();
     let mut before_step = |step: &mut Step, _: &mut TrainState| disturb(step);
     let options = Options { before_step: Some(&mut before_step), ..Options::default() };
-    throwaway::run(recipe, &overrides, name, |_| {}, options, &mut |event| shown.take(event))?;
-    Ok(shown)
+    let mut observe = |event: &Event| numbers.take(event);
+    throwaway::run(&arguments.recipe, &overrides, name, |_| {}, options, &mut observe)?;
+    Ok(numbers)
 }
 
-impl Shown {
+impl Numbers {
     fn take(&mut self, event: &Event) {
         match event {
             Event::Step(step) => {
-                self.add(step.step, "loss".to_owned(), step.loss);
-                self.add(step.step, "gradient norm".to_owned(), step.gradient_norm);
+                self.add(step.step, "loss", step.loss);
+                self.add(step.step, "gradient norm", step.gradient_norm);
             }
             Event::Vitals(vitals) => {
                 for module in &vitals.modules {
-                    self.add(vitals.step, format!("moment ratio of {}", module.module), module.moment_ratio);
-                    self.add(vitals.step, format!("update ratio of {}", module.module), module.update_ratio);
+                    let name = &module.module;
+                    let (moment, update) = (module.moment_ratio, module.update_ratio);
+                    self.add(vitals.step, &format!("moment ratio of {name}"), moment);
+                    self.add(vitals.step, &format!("update ratio of {name}"), update);
                 }
                 for bin in vitals.training.bins.iter().filter(|bin| bin.count > 0) {
-                    self.add(vitals.step, format!("loss at times {:.1} to {:.1}", bin.from, bin.to), bin.loss);
+                    let name = format!("loss at times {:.1} to {:.1}", bin.from, bin.to);
+                    self.add(vitals.step, &name, bin.loss);
                 }
             }
             Event::Test(test) => self.test = Some(test.clone()),
@@ -95,24 +113,44 @@ impl Shown {
         }
     }
 
-    fn add(&mut self, step: u64, name: String, value: f64) {
-        self.numbers.entry(name).or_default().insert(step, value);
+    fn add(&mut self, step: u64, name: &str, value: f64) {
+        self.by_name.entry(name.to_owned()).or_default().insert(step, value);
     }
 }
 
-fn print(clean: &Shown, shuffled: &Shown, stretch: std::ops::RangeInclusive<u64>) {
-    println!("number, clean mean, mean difference, deviation from step to step, difference in deviations");
-    for (name, values) in &clean.numbers {
-        let Some(others) = shuffled.numbers.get(name) else { continue };
-        let pairs: Vec<(f64, f64)> =
-            values.range(stretch.clone()).filter_map(|(step, value)| Some((*value, *others.get(step)?))).collect();
-        let mean = |values: &mut dyn Iterator<Item = f64>| values.sum::<f64>() / pairs.len() as f64;
-        let own = mean(&mut pairs.iter().map(|(value, _)| *value));
-        let difference = mean(&mut pairs.iter().map(|(value, other)| other - value));
-        let deviation = mean(&mut pairs.iter().map(|(value, _)| (value - own).powi(2))).sqrt();
-        println!("{name}, {own:.4}, {difference:+.5}, {deviation:.4}, {:+.2}", difference / deviation);
+fn print(clean: &Numbers, shuffled: &Numbers, steps: &RangeInclusive<u64>) {
+    println!(
+        "number, clean mean, mean difference, deviation from step to step, \
+         difference in deviations"
+    );
+    for (name, values) in &clean.by_name {
+        let Some(others) = shuffled.by_name.get(name) else { continue };
+        // The steps that both runs have a value for.
+        let mut own = Vec::new();
+        let mut differences = Vec::new();
+        for (step, value) in values.range(steps.clone()) {
+            if let Some(other) = others.get(step) {
+                own.push(*value);
+                differences.push(other - value);
+            }
+        }
+        let (mean, difference) = (mean_of(&own), mean_of(&differences));
+        let deviation = deviation(&own, mean);
+        let in_deviations = difference / deviation;
+        println!("{name}, {mean:.4}, {difference:+.5}, {deviation:.4}, {in_deviations:+.2}");
     }
     if let (Some(clean), Some(shuffled)) = (&clean.test, &shuffled.test) {
-        println!("test loss at the end, {:.4}, {:+.5}", clean.loss, shuffled.loss - clean.loss);
+        let difference = shuffled.loss - clean.loss;
+        println!("test loss at the end, {:.4}, {difference:+.5}", clean.loss);
     }
+}
+
+fn mean_of(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+/// The standard deviation of `values` around their mean.
+fn deviation(values: &[f64], mean: f64) -> f64 {
+    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+    (squares / values.len() as f64).sqrt()
 }

@@ -143,7 +143,8 @@ fn deal(order: &Order, epoch: u64, span: std::ops::Range<u64>) -> Vec<Vec<Piece>
         let taken: u64 = pieces.iter().map(|piece| u64::from(piece.len)).sum();
         let mut room = below(span.end, lane) - below(span.start, lane) - taken;
         while room > 0 {
-            let mut piece = left.take().or_else(|| windows.next()).expect("lanes have no more slots than micro-batches");
+            let mut piece =
+                left.take().or_else(|| windows.next()).expect("lanes have no more slots than micro-batches");
             if u64::from(piece.len) > room {
                 let rest = Piece { first: piece.first + room, len: piece.len - room as u32, ..piece };
                 piece.len = room as u32;

@@ -329,8 +329,7 @@ fn millionths(what: &str, value: f64, repeats: f64) -> Result<u64> {
     if value > 0.0 && (1.0..1e15).contains(&rounded) {
         return Ok(rounded as u64);
     }
-    let reason =
-        format!("{value} means {repeats} passes per epoch; expected a millionth to a billion");
+    let reason = format!("{value} means {repeats} passes per epoch; expected a millionth to a billion");
     Err(invalid(what, &reason))
 }
 

@@ -1,4 +1,4 @@
-//! Pictures that no model was trained on, what they are called, and what the older schedule tells of them.
+//! Held-out pictures, their captions, and how much of them the older schedule reveals.
 
 use std::{
     collections::BTreeMap,
@@ -21,13 +21,15 @@ use tch::{Kind, Tensor, no_grad};
 
 use crate::{
     BATCH, SIDE_PX,
-    measure::{border, brightness},
+    brightness::{border, brightness, brightness_of},
 };
 
-/// Width over height may differ from 1 by this much, in the logarithm; other shapes are left out.
+/// The largest aspect error of a picture that is used, in the logarithm of width over height.
 const MAX_ASPECT_ERROR: f64 = 0.2;
+/// Limit for decoding a picture.
+const MAX_PIXELS: u64 = 1 << 24;
 
-/// The pictures and what belongs to each.
+/// The pictures that no model was trained on; captions, backgrounds and pictures share an index.
 pub(crate) struct HeldOut {
     pub(crate) captions: Vec<String>,
     /// The background that each caption names.
@@ -35,8 +37,8 @@ pub(crate) struct HeldOut {
     pub(crate) pictures: Vec<Picture>,
     /// Their [`Vae::features`].
     pub(crate) features: Tensor,
-    /// The colour of each background, as the pictures have it.
-    pub(crate) palette: BTreeMap<String, [f64; 3]>,
+    /// The mean border colour of each background's pictures.
+    palette: BTreeMap<String, [f64; 3]>,
 }
 
 /// A line of `metadata.jsonl`.
@@ -47,23 +49,22 @@ struct Line {
 }
 
 impl HeldOut {
+    /// Reads the pictures that are nearly square and whose first caption names a background.
     pub(crate) fn read(folder: &Path, vae: &Vae) -> Result<Self> {
         let path = folder.join("metadata.jsonl");
         let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
         let (mut captions, mut backgrounds, mut pictures) = (Vec::new(), Vec::new(), Vec::new());
         for line in text.lines() {
             let line: Line = serde_json::from_str(line).map_err(|error| Error::io(&path)(error.into()))?;
-            let Some((caption, background)) = line.captions.first().and_then(|c| Some((c, background_of(c)?))) else {
-                continue;
-            };
-            if let Some(picture) = read_picture(&folder.join(&line.file_name))? {
-                captions.push(caption.clone());
-                backgrounds.push(background.to_owned());
-                pictures.push(picture);
-            }
+            let Some(caption) = line.captions.first() else { continue };
+            let Some(background) = background_of(caption) else { continue };
+            let Some(picture) = read_picture(&folder.join(&line.file_name))? else { continue };
+            captions.push(caption.clone());
+            backgrounds.push(background.to_owned());
+            pictures.push(picture);
         }
         if pictures.len() < 2 {
-            let reason = format!("expected pictures to compare with, found {} of a square shape", pictures.len());
+            let reason = format!("expected at least 2 square pictures, found {}", pictures.len());
             return Err(Error::io(&path)(std::io::Error::other(reason)));
         }
         let features = features(vae, &pictures)?;
@@ -73,86 +74,118 @@ impl HeldOut {
 
     /// The background whose colour is nearest.
     pub(crate) fn nearest_background(&self, colour: [f64; 3]) -> &str {
-        let distance = |other: &[f64; 3]| colour.iter().zip(other).map(|(a, b)| (a - b).powi(2)).sum::<f64>();
-        let nearest = self.palette.iter().min_by(|(_, a), (_, b)| distance(a).total_cmp(&distance(b)));
+        let nearest = self
+            .palette
+            .iter()
+            .min_by(|(_, a), (_, b)| squared_distance(colour, **a).total_cmp(&squared_distance(colour, **b)));
         nearest.expect("there are pictures, so there are backgrounds").0
     }
 
-    /// Mean brightness of the pictures on one background.
+    /// Mean brightness of the pictures on one background; 0 without any.
     pub(crate) fn brightness_on(&self, background: &str) -> f64 {
         let on: Vec<f64> = self.on(background).map(brightness).collect();
         on.iter().sum::<f64>() / on.len().max(1) as f64
     }
 
+    /// Mean brightness of the borders on one background; 0 without any.
+    pub(crate) fn border_brightness_on(&self, background: &str) -> f64 {
+        self.palette.get(background).map_or(0.0, |colour| brightness_of(*colour))
+    }
+
     fn on(&self, background: &str) -> impl Iterator<Item = &Picture> {
-        self.pictures.iter().zip(&self.backgrounds).filter(move |(_, name)| *name == background).map(|(p, _)| p)
+        let named = self.pictures.iter().zip(&self.backgrounds);
+        named.filter(move |(_, name)| *name == background).map(|(picture, _)| picture)
+    }
+
+    /// The mean scaled latent of the pictures on one background.
+    fn mean_latent(&self, background: &str, vae: &Vae) -> Result<Tensor> {
+        let pictures: Vec<Picture> = self.on(background).cloned().collect();
+        let latents = by_batches(&pictures, |pixels| Ok(vae.encode(pixels)?.0))?;
+        let latents = latents * vae.config.scaling_factor; // [n, 4, h/8, w/8]
+        Ok(latents.mean_dim(&[0i64, 2, 3][..], false, Kind::Double)) // [4]
     }
 
     /// How well the last step of the older schedule shows whether a picture is on black or on white.
     pub(crate) fn leak(&self, vae: &Vae) -> Result<Finding> {
-        let mean = |background: &str| -> Result<Tensor> {
-            let pictures: Vec<Picture> = self.on(background).cloned().collect();
-            let latents = by_batches(&pictures, |pixels| Ok(vae.encode(pixels)?.0))? * vae.config.scaling_factor;
-            Ok(latents.mean_dim(&[0i64, 2, 3][..], false, Kind::Double)) // [4]
-        };
-        let apart = (mean("white")? - mean("black")?).norm().double_value(&[]);
+        let difference = self.mean_latent("white", vae)? - self.mean_latent("black", vae)?;
+        let apart = difference.norm().double_value(&[]);
         let alpha_bar = discrete::alpha_bar(discrete::NUM_STEPS - 1);
-        let at = |side: f64| (alpha_bar / (1.0 - alpha_bar)).sqrt() * side * apart;
+        let signal_to_noise = (alpha_bar / (1.0 - alpha_bar)).sqrt();
+
+        // Averaging side² latents divides the noise by side.
         let side = f64::from(SIDE_PX / vae.config.down_factor());
-        let row = |name: &str, sigmas: f64| vec![name.to_owned(), format!("{sigmas:.1}")];
+        let sdxl_side = 128.0;
+        let (own_sigmas, sdxl_sigmas) = (signal_to_noise * side * apart, signal_to_noise * sdxl_side * apart);
+        let shifted = format!("the shifted base: {side}x{side} latents, {} times as large", sdxl_side / side);
+        let rows = vec![
+            leak_row(&format!("the base: {side}x{side} latents"), own_sigmas),
+            leak_row("SDXL: 128x128 latents", sdxl_sigmas),
+            leak_row(&shifted, sdxl_sigmas),
+            leak_row("flow matching, any size", 0.0),
+        ];
+
+        let text = format!(
+            "An eps model's noisiest training step still contains 7 % of the picture. Averaged over \
+             all latents, the noise shrinks and the picture's mean stays. Pictures on white and on \
+             black are {apart:.2} apart in the mean of their latents; the table has this distance in \
+             standard deviations of the averaged noise. A model that can read the brightness from \
+             the noise does not learn to take it from the text, and a sampler that starts from pure \
+             noise tells it \"medium\"."
+        );
+        let columns = vec!["at the last step".into(), "black from white, in sigmas".into()];
         Ok(Finding {
-            title: "What the older schedule gives away".into(),
-            text: vec![format!(
-                "An eps model's noisiest training step still holds 7 % of the picture. Averaged over all latents, the \
-                 noise shrinks and the picture's mean stays: pictures on white and on black are {apart:.2} apart in the \
-                 mean of their latents, and this is how many standard deviations of the averaged noise that is. A model \
-                 that can read its brightness off the noise does not learn to take it from the text, and a sampler that \
-                 starts from pure noise tells it \"medium\"."
-            )],
+            title: "What the older schedule reveals".into(),
+            text: vec![text],
             picture: None,
-            table: Some(Table {
-                columns: vec!["at the last step".into(), "black from white, in sigmas".into()],
-                rows: vec![
-                    row(&format!("the base: {side}x{side} latents"), at(side)),
-                    row("SDXL: 128x128 latents", at(128.0)),
-                    row(
-                        &format!("the shifted base: {side}x{side} latents, {} times as large", 128.0 / side),
-                        at(128.0),
-                    ),
-                    row("flow matching, any size", 0.0),
-                ],
-            }),
+            table: Some(Table { columns, rows }),
         })
     }
 }
 
-/// "... on a black background" names black.
+fn leak_row(name: &str, sigmas: f64) -> Vec<String> {
+    vec![name.to_owned(), format!("{sigmas:.1}")]
+}
+
+fn squared_distance(a: [f64; 3], b: [f64; 3]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum()
+}
+
+/// The background that a caption names: "... on a black background".
 fn background_of(caption: &str) -> Option<&str> {
     caption.rsplit_once(" on a ")?.1.strip_suffix(" background")
 }
 
-/// A picture in the size that models draw, cropped as in preparation; `None` for one of another shape.
+/// A picture in the size that models draw, cropped as in preparation; `None` for one of another
+/// shape.
 fn read_picture(path: &Path) -> Result<Option<Picture>> {
     let bytes = fs::read(path).map_err(Error::io(path))?;
     let unreadable = |fault| Error::io(path)(std::io::Error::other(format!("{fault:?}")));
-    let picture = decode(&bytes, 1 << 24, [255; 3]).map_err(unreadable)?.picture;
+    let picture = decode(&bytes, MAX_PIXELS, [255; 3]).map_err(unreadable)?.picture;
     let bucket = Bucket { width_px: SIDE_PX, height_px: SIDE_PX };
     let (width_px, height_px) = (picture.width_px(), picture.height_px());
     if aspect_error(bucket, width_px, height_px) > MAX_ASPECT_ERROR {
         return Ok(None);
     }
     let placement = place(bucket, width_px, height_px, 0, SampleId::of(&bytes));
-    Ok(Some(Picture::new(SIDE_PX, SIDE_PX, fit(&picture, &placement, bucket, ResizeSpace::default()))))
+    let pixels = fit(&picture, &placement, bucket, ResizeSpace::default());
+    Ok(Some(Picture::new(SIDE_PX, SIDE_PX, pixels)))
 }
 
+/// The mean border colour of each background's pictures.
 fn palette(backgrounds: &[String], pictures: &[Picture]) -> BTreeMap<String, [f64; 3]> {
     let mut sums = BTreeMap::<String, ([f64; 3], f64)>::new();
     for (name, picture) in backgrounds.iter().zip(pictures) {
         let (sum, count) = sums.entry(name.clone()).or_default();
-        sum.iter_mut().zip(border(picture)).for_each(|(sum, value)| *sum += value);
+        for (sum, value) in sum.iter_mut().zip(border(picture)) {
+            *sum += value;
+        }
         *count += 1.0;
     }
-    sums.into_iter().map(|(name, (sum, count))| (name, sum.map(|value| value / count))).collect()
+    let mut palette = BTreeMap::new();
+    for (name, (sum, count)) in sums {
+        palette.insert(name, sum.map(|value| value / count));
+    }
+    palette
 }
 
 /// The features of pictures, one row each.
@@ -160,14 +193,20 @@ pub(crate) fn features(vae: &Vae, pictures: &[Picture]) -> Result<Tensor> {
     by_batches(pictures, |pixels| Ok(vae.features(pixels)?))
 }
 
-/// `calculate` on batches of pixels `[b, 3, h, w]` in -1 to 1; what it gives, one after the other.
+/// Applies `calculate` to batches of pixels, `[b, 3, h, w]` in -1 to 1; returns the concatenated
+/// results.
 fn by_batches(pictures: &[Picture], calculate: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
-    let side = i64::from(SIDE_PX);
-    let batch = |pictures: &[Picture]| {
-        let bytes: Vec<u8> = pictures.iter().flat_map(|picture| picture.pixels().iter().copied()).collect();
-        let pixels = Tensor::from_slice(&bytes).view([pictures.len() as i64, side, side, 3]).permute([0, 3, 1, 2]);
-        calculate(&(pixels.to_kind(Kind::Float) / 127.5 - 1.0))
-    };
-    let parts = no_grad(|| pictures.chunks(BATCH).map(batch).collect::<Result<Vec<_>>>())?;
+    let mut parts = Vec::new();
+    for batch in pictures.chunks(BATCH) {
+        parts.push(no_grad(|| calculate(&pixels_of(batch)))?);
+    }
     Ok(Tensor::cat(&parts, 0))
+}
+
+/// The pixels of pictures of one size, `[b, 3, h, w]` in -1 to 1.
+fn pixels_of(pictures: &[Picture]) -> Tensor {
+    let side = i64::from(SIDE_PX);
+    let bytes: Vec<u8> = pictures.iter().flat_map(|picture| picture.pixels().iter().copied()).collect();
+    let pixels = Tensor::from_slice(&bytes).view([pictures.len() as i64, side, side, 3]);
+    pixels.permute([0, 3, 1, 2]).to_kind(Kind::Float) / 127.5 - 1.0
 }

@@ -1,16 +1,19 @@
 //! Measures the demo's models side by side: the same prompts, the same noise.
 //!
 //! ```text
-//! demo_measure RUN --heldout DIR --vae DIR [--pictures N] [--seeds N] [--keep DIR] LABEL=MODEL[@PARAMETERIZATION] ...
+//! demo_measure RUN --heldout DIR --vae DIR [--pictures N] [--seeds N] [--keep DIR]
+//!     LABEL=MODEL[@PARAMETERIZATION]...
 //! ```
 //!
-//! The prompts are captions of pictures that no model was trained on (`emoji_pictures --holdout-subjects`). For each
-//! model: how often the background is the one that was asked for, how bright pictures on black and on white are, and how
-//! far the drawn pictures are from the held-out ones. The last model is also drawn with other inference settings. Leaves
-//! `findings.json`, pictures and `measures.json` in RUN; `rectiflow report RUN` makes a page of them.
+//! The prompts are captions of pictures that no model was trained on
+//! (`emoji_pictures --holdout-subjects`). Measured for each model: how often the background is the
+//! requested one, the brightness of pictures on black and on white, and the distance of the drawn
+//! pictures to the held-out ones. The last model is also drawn with other inference settings. Writes
+//! `findings.json`, pictures and `measures.json` to RUN; `rectiflow report RUN` makes a page of them.
 #![allow(clippy::print_stderr, reason = "a program, not a library")]
 
 mod arguments;
+mod brightness;
 mod heldout;
 mod inference;
 mod measure;
@@ -23,6 +26,7 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
+use clap::Parser;
 use rectiflow_data::picture::Picture;
 use rectiflow_sdxl::{
     flow::Parameterization,
@@ -35,19 +39,23 @@ use rectiflow_train::{
     generate::{Batch, generate_all},
 };
 
-use crate::{arguments::Arguments, heldout::HeldOut, measure::Measured};
+use crate::{
+    arguments::{Arguments, NamedModel},
+    heldout::HeldOut,
+    measure::Measured,
+};
 
 /// Side of every picture drawn.
 const SIDE_PX: u32 = 128;
 /// Pictures drawn together.
 const BATCH: usize = 16;
 
-/// How pictures are drawn unless a comparison says otherwise: half the usual steps, since thousands are drawn.
+/// The usual settings with half the steps, since thousands of pictures are drawn.
 fn settings() -> SampleSettings {
     SampleSettings { steps: 20, shift: 3.0, cfg: 3.0, width_px: SIDE_PX, height_px: SIDE_PX, ..Default::default() }
 }
 
-/// A model under its name in the tables.
+/// A model and its name in the tables.
 struct Contender {
     label: String,
     model: Model,
@@ -55,37 +63,35 @@ struct Contender {
 }
 
 impl Contender {
-    /// One picture for each prompt.
+    fn open(named: &NamedModel) -> Result<Self> {
+        let model = rectiflow_train::model::open(&named.path, &OpenOptions::default())?;
+        let own = model.parameterization;
+        let parameterization = named.parameterization.or(own).unwrap_or_default();
+        Ok(Self { label: named.label.clone(), model, parameterization })
+    }
+
+    /// One picture per prompt; `what` is for the progress line.
     fn draw(&self, prompts: &[String], settings: &SampleSettings, what: &str) -> Result<Vec<Picture>> {
-        let batches: Vec<Batch> = prompts
-            .chunks(BATCH)
-            .enumerate()
-            .map(|(index, prompts)| {
-                let seed = settings.seed + index as u64;
-                let settings = SampleSettings { batch: prompts.len(), seed, ..settings.clone() };
-                Batch { prompts: prompts.to_vec(), settings }
-            })
-            .collect();
-        let (done, label) = (AtomicUsize::new(0), &self.label);
+        let mut batches = Vec::new();
+        for (seed, prompts) in (settings.seed..).zip(prompts.chunks(BATCH)) {
+            let settings = SampleSettings { batch: prompts.len(), seed, ..settings.clone() };
+            batches.push(Batch { prompts: prompts.to_vec(), settings });
+        }
+        let (label, total) = (&self.label, prompts.len());
+        let done = AtomicUsize::new(0);
         let report = |pictures| {
             let done = done.fetch_add(pictures, Ordering::Relaxed) + pictures;
-            if done.is_multiple_of(8 * BATCH) || done == prompts.len() {
-                eprintln!("{label}: {what}: {done} of {} pictures", prompts.len());
+            if done.is_multiple_of(8 * BATCH) || done == total {
+                eprintln!("{label}: {what}: {done} of {total} pictures");
             }
         };
-        Ok(generate_all(&self.model, self.parameterization, &batches, &report)?.into_iter().flatten().collect())
+        let drawn = generate_all(&self.model, self.parameterization, &batches, &report)?;
+        Ok(drawn.into_iter().flatten().collect())
     }
 }
 
 fn main() -> ExitCode {
-    let arguments = match Arguments::parse(std::env::args().skip(1)) {
-        Ok(arguments) => arguments,
-        Err(message) => {
-            eprintln!("error: {message}");
-            return ExitCode::from(2);
-        }
-    };
-    match run(&arguments) {
+    match run(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
@@ -100,7 +106,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     if let Some(folder) = &arguments.keep {
         keep(&folder.join("real"), &heldout.pictures)?;
     }
-    let contenders = arguments.models.iter().map(open).collect::<Result<Vec<_>>>()?;
+    let contenders = arguments.models.iter().map(Contender::open).collect::<Result<Vec<_>>>()?;
     let mut measured = Vec::new();
     for contender in &contenders {
         measured.push(Measured::of(contender, &heldout, &vae, arguments)?);
@@ -118,17 +124,11 @@ fn run(arguments: &Arguments) -> Result<()> {
     findings::write(&arguments.run, &all)
 }
 
-/// Leaves pictures as numbered files.
+/// Writes pictures as numbered files.
 fn keep(folder: &Path, pictures: &[Picture]) -> Result<()> {
     fs::create_dir_all(folder).map_err(Error::io(folder))?;
     for (index, picture) in pictures.iter().enumerate() {
         picture.write_png(&folder.join(format!("{index:04}.png")), &[])?;
     }
     Ok(())
-}
-
-fn open(named: &arguments::NamedModel) -> Result<Contender> {
-    let model = rectiflow_train::model::open(&named.path, &OpenOptions::default())?;
-    let parameterization = named.parameterization.or(model.parameterization).unwrap_or_default();
-    Ok(Contender { label: named.label.clone(), model, parameterization })
 }

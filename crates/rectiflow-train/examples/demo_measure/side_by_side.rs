@@ -1,4 +1,4 @@
-//! The same prompts from the same noise, a column for each model.
+//! The same prompts from the same noise, one column per model.
 
 use std::path::Path;
 
@@ -19,25 +19,35 @@ const PROMPTS: [&str; 8] = [
     "a 3D emoji of full moon on a blue background",
 ];
 
+/// A labelled column of pictures, one per prompt.
+pub(crate) struct Column {
+    pub(crate) label: String,
+    pub(crate) pictures: Vec<Picture>,
+}
+
 pub(crate) fn finding(contenders: &[Contender], run: &Path) -> Result<Finding> {
     let prompts = PROMPTS.map(str::to_owned);
-    let draw =
-        |contender: &Contender| Ok((contender.label.clone(), contender.draw(&prompts, &settings(), "side by side")?));
-    let columns = contenders.iter().map(draw).collect::<Result<Vec<_>>>()?;
-    write_columns(&run.join(FILE), &prompts, columns)?;
+    let mut columns = Vec::new();
+    for contender in contenders {
+        let pictures = contender.draw(&prompts, &settings(), "side by side")?;
+        columns.push(Column { label: contender.label.clone(), pictures });
+    }
+    write_columns(&run.join(FILE), &prompts, &columns)?;
     Ok(Finding {
         title: "Before and after".into(),
-        text: vec!["The same prompts from the same noise, a column for each model.".into()],
+        text: vec!["The same prompts from the same noise, one column per model.".into()],
         picture: Some(FILE.into()),
         table: None,
     })
 }
 
-/// A grid of labelled columns, each with one picture a prompt.
-pub(crate) fn write_columns(path: &Path, prompts: &[String], columns: Vec<(String, Vec<Picture>)>) -> Result<()> {
-    let (labels, columns): (Vec<String>, Vec<Vec<Picture>>) = columns.into_iter().unzip();
-    let pictures: Vec<Picture> =
-        (0..prompts.len()).flat_map(|row| columns.iter().map(move |column| column[row].clone())).collect();
+/// Writes a grid with one row per prompt.
+pub(crate) fn write_columns(path: &Path, prompts: &[String], columns: &[Column]) -> Result<()> {
+    let labels: Vec<String> = columns.iter().map(|column| column.label.clone()).collect();
+    let mut pictures = Vec::new();
+    for row in 0..prompts.len() {
+        pictures.extend(columns.iter().map(|column| column.pictures[row].clone()));
+    }
     let grid = ContactSheet { row_labels: prompts, column_labels: &labels, columns: labels.len(), pictures: &pictures };
     Ok(grid.draw().write_png(path, &[])?)
 }

@@ -1,4 +1,4 @@
-//! A run of which only what was seen of it is kept.
+//! A run whose folder is deleted; only the observed events remain.
 
 use std::{env, fs, path::Path, sync::atomic::AtomicBool};
 
@@ -9,8 +9,10 @@ use rectiflow_train::{
     run::{Options, train},
 };
 
-/// Trains as the recipe says with these overrides, `alter` having had a look at it, in a folder of the system's temporary one
-/// that is removed; `name` tells it from the other runs of this program.
+/// Trains by the recipe with the overrides applied, after `alter` has changed the checked recipe.
+///
+/// The run folder is in the system's temporary folder and is removed; `name` distinguishes it from
+/// this program's other runs.
 pub(crate) fn run(
     recipe: &Path,
     overrides: &[String],
@@ -20,11 +22,11 @@ pub(crate) fn run(
     observe: &mut dyn FnMut(&Event),
 ) -> Result<()> {
     let folder = env::temp_dir().join(format!("rectiflow-{}-{name}", std::process::id()));
-    let own = [format!("run.dir={:?}", folder.display().to_string())];
-    let mut checked = Recipe::load(recipe, &[overrides, &own].concat())?;
+    let own = format!("run.dir={:?}", folder.display().to_string());
+    let mut checked = Recipe::load(recipe, &[overrides, &[own]].concat())?;
     alter(&mut checked);
     let outcome = train(&checked, options, &AtomicBool::new(false), observe);
-    // Where it cannot be removed, the system's temporary folder is a good place for it.
+    // A folder that cannot be removed stays in the temporary folder.
     let _ = fs::remove_dir_all(&folder);
     outcome.map(|_| ())
 }
