@@ -24,9 +24,13 @@ pub struct GuardConfig {
     /// 2 count.
     pub warmup_updates: u64,
     /// A step is not applied if its loss or its gradient norm is above so many times its usual size (a running geometric
-    /// mean), and six standard deviations of its logarithm above: with small batches both scatter widely by themselves.
-    /// The square of this number is beyond the limit whatever the scatter. Above 1.
+    /// mean), and further above than its scatter explains (`spike_chance`): with small batches both scatter widely by
+    /// themselves. The square of this number is beyond the limit whatever the scatter. Above 1.
     pub spike_ratio: f64,
+    /// The chance that is accepted for a step of a clean run to be taken for a spike. How far the limit is from the mean
+    /// follows from it and from the scatter (docs/guard.md). Above 0, at most 0.01. The default is half of one false alarm in
+    /// 100,000 updates.
+    pub spike_chance: f64,
     /// So many steps that were not applied, one after the other, make a rewind. At least 1.
     pub skips_to_rewind: u32,
     /// The loss has drifted away if its short mean (10 updates) is above so many times the lowest long mean (100
@@ -67,6 +71,7 @@ impl Default for GuardConfig {
             enabled: true,
             warmup_updates: 50,
             spike_ratio: 10.0,
+            spike_chance: 5e-6,
             skips_to_rewind: 3,
             drift_ratio: 1.3,
             drift_updates: 10,
@@ -93,6 +98,8 @@ impl GuardConfig {
         };
         let above_one = |value: f64| value > 1.0 && value.is_finite();
         expect("spike_ratio", above_one(self.spike_ratio), "a number above 1", self.spike_ratio.to_string());
+        let chance = self.spike_chance;
+        expect("spike_chance", chance > 0.0 && chance <= 0.01, "above 0, at most 0.01", chance.to_string());
         expect("drift_ratio", above_one(self.drift_ratio), "a number above 1", self.drift_ratio.to_string());
         expect("skips_to_rewind", self.skips_to_rewind > 0, "at least 1", self.skips_to_rewind.to_string());
         expect("drift_updates", self.drift_updates > 0, "at least 1", self.drift_updates.to_string());
@@ -235,9 +242,12 @@ const SHORT_UPDATES: u64 = 10;
 const LONG_SHARE: f64 = 0.01;
 /// Until it is of so many updates, the long mean is of the latter third of those that there were: a young run's loss falls fast.
 const LATTER_PART: f64 = 3.0;
-/// A spike is so many standard deviations of the logarithm above its mean. Of numbers that scatter log-normally one in a
-/// billion is; recorded runs have heavier tails (docs/log.md, 2026-11-26).
-const SPIKE_DEVIATIONS: f64 = 6.0;
+/// How a clean run's next logarithm scatters, in the deviations of [`Scatter`] around its mean: one in fifty is above
+/// `TAIL_START`, and what those are above it has an exponential distribution of mean `TAIL_SCALE`. Fitted to the gradient
+/// norms of recorded runs (docs/guard.md), which have the heavier tail; losses stay below.
+const TAIL_SHARE: f64 = 0.02;
+const TAIL_START: f64 = 1.9;
+const TAIL_SCALE: f64 = 0.7;
 /// What is thought of the scatter before it is known: so large, as if so many updates had shown it.
 const USUAL_DEVIATION: f64 = 0.4;
 const USUAL_COUNT: f64 = 10.0;
@@ -282,7 +292,7 @@ impl GuardState {
             if !value.is_finite() {
                 return Some(format!("the {what} is {value}"));
             }
-            let (mean, limit) = (scatter.mean.exp(), scatter.limit(config.spike_ratio));
+            let (mean, limit) = (scatter.mean.exp(), scatter.limit(config));
             if scatter.count >= config.warmup_updates.max(2) && value > limit * mean {
                 let ratio = value / mean;
                 return Some(format!(
@@ -379,13 +389,23 @@ impl Scatter {
         self.variance += share * (from_mean * (logarithm - self.mean) - self.variance);
     }
 
-    /// How many times its usual size a number may be: what the scatter allows, between `ratio` and its square.
-    fn limit(&self, ratio: f64) -> f64 {
+    /// The standard deviation of the logarithm, as far as it is known.
+    fn deviation(&self) -> f64 {
         let count = (self.count as f64).min(1.0 / NORM_SHARE);
         let usual = USUAL_COUNT * USUAL_DEVIATION * USUAL_DEVIATION;
-        let variance = (count * self.variance + usual) / (count + USUAL_COUNT);
-        (SPIKE_DEVIATIONS * variance.sqrt()).exp().clamp(ratio, ratio * ratio)
+        ((count * self.variance + usual) / (count + USUAL_COUNT)).sqrt()
     }
+
+    /// How many times its usual size a number may be: what the scatter allows, between the configured ratio and its square.
+    fn limit(&self, config: &GuardConfig) -> f64 {
+        let ratio = config.spike_ratio;
+        (deviations(config.spike_chance) * self.deviation()).exp().clamp(ratio, ratio * ratio)
+    }
+}
+
+/// How many deviations above its mean a clean step's loss or gradient norm is with this chance; each has half of it.
+fn deviations(chance: f64) -> f64 {
+    TAIL_START + TAIL_SCALE * (2.0 * TAIL_SHARE / chance).ln()
 }
 
 impl Normal {
@@ -542,6 +562,56 @@ mod tests {
         }
     }
 
+    /// The gradient norms of the recorded runs that limits are fitted to (`tests/runs/clean_runs.rs`), by run: of each kind
+    /// every other one, where its first is every other time.
+    fn recorded_norms() -> Vec<Vec<f64>> {
+        let (mut kinds, mut norms) = (Vec::<(&str, usize)>::new(), Vec::new());
+        for line in include_str!("../tests/golden/clean_runs.txt").lines() {
+            let (name, numbers) = line.split_once(": ").expect("a name");
+            let (kind, _) = name.split_once(" seed ").expect("a seed");
+            let number = kinds.iter().position(|(known, _)| *known == kind).unwrap_or_else(|| {
+                kinds.push((kind, 0));
+                kinds.len() - 1
+            });
+            kinds[number].1 += 1;
+            if (number + kinds[number].1) % 2 == 1 {
+                let logs = numbers.split(' ').map(|pair| pair.split_once(',').expect("two numbers").1);
+                norms.push(logs.map(|log| (log.parse::<f64>().expect("thousandths") / 1000.0).exp()).collect());
+            }
+        }
+        norms
+    }
+
+    #[test]
+    fn the_tail_of_the_scatter_is_that_of_recorded_runs() {
+        let mut deviations = Vec::new();
+        for run in recorded_norms() {
+            let mut scatter = Scatter::default();
+            for norm in run {
+                if scatter.count >= 10 {
+                    deviations.push((norm.ln() - scatter.mean) / scatter.deviation());
+                }
+                scatter.learn(norm);
+            }
+        }
+        let above: Vec<f64> = deviations.iter().copied().filter(|deviation| *deviation > TAIL_START).collect();
+        let share = above.len() as f64 / deviations.len() as f64;
+        let excess = above.iter().map(|deviation| deviation - TAIL_START).sum::<f64>() / above.len() as f64;
+        assert!(deviations.len() > 3000, "{}", deviations.len());
+        // Rounded up: the limit may be too wide for these runs, and not too narrow.
+        assert!((0.5..1.05).contains(&(share / TAIL_SHARE)), "{share}");
+        assert!((0.6..1.05).contains(&(excess / TAIL_SCALE)), "{excess}");
+    }
+
+    #[test]
+    fn the_limit_follows_from_the_scatter_and_the_accepted_chance() {
+        let scatter = Scatter { count: 1000, mean: 0.0, variance: 0.16 };
+        let limit = |spike_chance| scatter.limit(&GuardConfig { spike_chance, ..GuardConfig::default() });
+        // A tenth of the chance is a factor of e^(0.7 ln 10 * 0.4) further.
+        assert!((limit(1e-6) / limit(1e-5) - 10f64.powf(TAIL_SCALE * 0.4)).abs() < 1e-9);
+        assert_eq!((limit(1e-2), limit(1e-12)), (10.0, 100.0), "never below the ratio, never above its square");
+    }
+
     #[test]
     fn single_bad_batches_are_skipped_and_nothing_else_happens() {
         let config = GuardConfig::default();
@@ -670,6 +740,7 @@ mod tests {
     fn impossible_settings_are_named() {
         let config = GuardConfig {
             spike_ratio: 1.0,
+            spike_chance: 0.0,
             drift_ratio: f64::NAN,
             skips_to_rewind: 0,
             drift_updates: 0,
@@ -679,7 +750,7 @@ mod tests {
             snapshot_disk_gib: -1.0,
             ..GuardConfig::default()
         };
-        assert_eq!(config.problems().len(), 8);
+        assert_eq!(config.problems().len(), 9);
         assert_eq!(GuardConfig::default().problems(), []);
     }
 }

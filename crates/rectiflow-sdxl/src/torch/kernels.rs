@@ -28,7 +28,7 @@ pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Torc
     let fits = x.device() == Device::Cpu && x.kind() == Kind::Float && weight.kind() == Kind::Float;
     // SAFETY: the function queries libtorch's operators.
     if !fits || multiplications < MANY || unsafe { rectiflow_has_linear() } == 0 {
-        return x.f_linear(weight, bias);
+        return one_product(x, weight, bias);
     }
     let mut out = ptr::null_mut();
     // SAFETY: the pointers are live tensors for the whole call, and C++ creates its own references.
@@ -37,6 +37,25 @@ pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Torc
     })?;
     // SAFETY: without an error `out` is a tensor that this function owns.
     Ok(unsafe { Tensor::from_ptr(out) })
+}
+
+/// libtorch's linear layer as one product of all rows.
+///
+/// For an `x` that is no view of a matrix, libtorch's own makes one product per item of the batch if
+/// the weight needs no gradient, and a single one if it does. A trained model and its frozen copy
+/// would then differ in the last bits.
+fn one_product(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Torch {
+    if x.dim() <= 2 || x.is_contiguous() {
+        return x.f_linear(weight, bias);
+    }
+    let mut shape = x.size();
+    let rows = x.f_reshape([-1, weight.size()[1]])?;
+    *shape.last_mut().expect("three dimensions or more") = weight.size()[0];
+    let mut product = rows.f_linear(weight, None::<&Tensor>)?.f_view(shape.as_slice())?;
+    match bias {
+        Some(bias) => product.f_add_(bias),
+        None => Ok(product),
+    }
 }
 
 /// Returns the attention of every query over every key, `[b, n, heads d]` and `[b, m, heads d]` to
@@ -172,6 +191,30 @@ mod tests {
             assert!(without[0].equal(&ours[0]) && without[1].equal(&ours[1]));
             for (ours, exact) in ours.iter().zip(&exact) {
                 assert!(error(ours, exact) < 1e-6, "{shape:?}: {}", error(ours, exact));
+            }
+        }
+    }
+
+    #[test]
+    fn linear_does_not_ask_whether_its_weight_is_trained() {
+        for (kind, batch, tokens) in [
+            (Kind::Float, 1, 4),
+            (Kind::Float, 2, 4), // libtorch's own differs here with MKL on an Intel Xeon, and not on an AMD EPYC
+            (Kind::Float, 8, 6),
+            (Kind::Float, 2, 97),
+            (Kind::BFloat16, 2, 4),
+            (Kind::BFloat16, 8, 24),
+        ] {
+            // As a picture's pixels enter a transformer: channels lie furthest apart.
+            let pixels = random(1, &[batch, 64, tokens], kind).detach().transpose(1, 2);
+            let (trained, bias) = (random(2, &[64, 64], kind), random(3, &[64], kind));
+            for bias in [None, Some(&bias)] {
+                let frozen = bias.map(Tensor::detach);
+                let ours = linear(&pixels, &trained, bias).unwrap();
+                let of_frozen = linear(&pixels, &trained.detach(), frozen.as_ref()).unwrap();
+                assert!(ours.equal(&of_frozen), "{kind:?} [{batch}, {tokens}]");
+                // Training itself is libtorch's to the bit.
+                assert!(ours.equal(&pixels.linear(&trained, bias)), "{kind:?} [{batch}, {tokens}]");
             }
         }
     }

@@ -5,7 +5,10 @@
 mod branches;
 mod caches;
 mod checkpoints;
+#[allow(dead_code, reason = "examples/guard_curves.rs uses more of it")]
+mod clean_runs;
 mod evaluations;
+mod false_alarms;
 mod fixture;
 mod guarding;
 #[path = "../../../rectiflow-data/tests/object_server/mod.rs"]
