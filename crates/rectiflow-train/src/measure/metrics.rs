@@ -216,7 +216,7 @@ pub struct RankMetrics {
     pub hidden_secs: f64,
     /// Seconds in everything else: guard, optimiser, average.
     pub update_secs: f64,
-    /// Bytes that this rank sent over the network, by collective.
+    /// Bytes that this rank sent over the network, by collective (docs/ranks.md).
     pub bytes: BTreeMap<Collective, u64>,
     /// The slowest rank, if it lags by more than a tenth.
     #[serde(default, skip_serializing_if = "Option::is_none")]
