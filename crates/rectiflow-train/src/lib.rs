@@ -15,7 +15,7 @@
 //!
 //! | folder | contents |
 //! |---|---|
-//! | `run` | the course of a run: setup, origin, steps, verdicts, saving, measuring, replay, evaluation |
+//! | `run` | the course of a run: setup, origin, steps, verdicts, saving, replay, evaluation |
 //! | `plan` | hours, money and memory of a run, on hardware that need not exist yet |
 //! | `pictures` | sampling with a whole model: the tokenizer and the sampler meet |
 //! | `measure` | what a run reports: metrics, test loss, vital signs, findings |
@@ -23,7 +23,7 @@
 //! | `step` | one update: noise, forward and backward passes, loss |
 //! | `recipe` | the TOML file: sections, overrides, unknown keys, changes since a checkpoint |
 //! | `ranks` | many processes as one run: launch, rendezvous, collectives, exchange, dead ranks |
-//! | `state` | what an update changes: parameters, gradients, optimiser; which rank owns which part |
+//! | `state` | what an update changes: parameters, gradients, optimiser; the owner of each part |
 //! | `guard`, `lr`, `hardware`, `error` | verdicts; the learning rate; GPUs and links; errors |
 //!
 //! `TrainState` holds everything that an update changes, and every random number is a function of

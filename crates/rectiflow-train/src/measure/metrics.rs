@@ -340,7 +340,7 @@ pub fn read(run_dir: &Path) -> Result<Vec<Event>> {
 
 const FILE: &str = "metrics.jsonl";
 
-/// A number that may not be finite.
+/// A number that need not be finite.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Lossless(#[serde(with = "lossless")] pub f64);

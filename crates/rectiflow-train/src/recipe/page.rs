@@ -84,6 +84,6 @@ fn config_page_is_current() {
     if std::env::var_os("RECTIFLOW_WRITE_DOCS").is_some() {
         std::fs::write(path, &page).expect("docs/config.md can be written");
     }
-    let found = std::fs::read_to_string(path).expect("docs/config.md is there");
+    let found = std::fs::read_to_string(path).expect("docs/config.md exists");
     assert!(found == page, "docs/config.md is stale: run `make docs` and commit the result");
 }

@@ -5,8 +5,8 @@
 //! base      weights of model.base, no samples seen
 //! resume    everything is the checkpoint's; the recipe may differ only in keys that do not change
 //!           what is learnt
-//! branch    weights, samples seen and the moments that fit are the checkpoint's; everything else is
-//!           the recipe's: batch, rate, frozen set, objective, data
+//! branch    weights, samples seen and the moments that fit are the checkpoint's; everything else
+//!           is the recipe's: batch, rate, frozen set, objective, data
 //! ```
 //!
 //! A branch over the same data continues at the old run's position in it, counted in epochs; over

@@ -51,6 +51,6 @@ mod tests {
             assert!(refused.contains("the loss is NaN") && refused.contains("--acknowledge-stop"), "{refused}");
         }
         assert_eq!(check(dir, true).expect("acknowledged"), Some("the loss is NaN".to_owned()));
-        assert_eq!(check(dir, false).expect("it may go on"), None);
+        assert_eq!(check(dir, false).expect("it may continue"), None);
     }
 }
