@@ -8,13 +8,13 @@
 //!                              (reduce-scatter and all-gather)
 //! ```
 //!
-//! Collectives are hierarchical rings. In a ring of n a rank sends (n - 1) / n of the message, in n
-//! - 1 hops (Thakur, Rabenseifner and Gropp, "Optimization of Collective Communication Operations
-//! in MPICH", 2005, section 4). A reduce-scatter over N machines of g GPUs is one inside each
-//! machine, then one of a g-th of the message between machines, over g cards at the same time or
-//! over the card that the GPUs share. (NCCL's rings move the same bytes over the same links
-//! concurrently; the sum used here is an upper bound.) An all-gather is the same in reverse. A
-//! message is sent in buckets, each of which costs the latency of its hops.
+//! Collectives are hierarchical rings. In a ring of n ranks each one sends (n - 1) / n of the
+//! message, in n - 1 hops (Thakur, Rabenseifner and Gropp, "Optimization of Collective
+//! Communication Operations in MPICH", 2005, section 4). A reduce-scatter over N machines of g
+//! GPUs is one inside each machine, then one of a g-th of the message between machines, over g
+//! cards at the same time or over the card that the GPUs share. (NCCL's rings move the same bytes
+//! over the same links concurrently; the sum used here is an upper bound.) An all-gather is the
+//! same in reverse. A message is sent in buckets, each of which costs the latency of its hops.
 //!
 //! With overlap a bucket is sent as soon as its gradients are complete. What remains is the time
 //! that exceeds the backward pass, and at least that of the last bucket. The all-gather is not
