@@ -41,7 +41,7 @@ pub(crate) fn restore(checkpoint: &Path, saved: &Saved, state: &mut TrainState) 
             Some((expected, found)) => format!("expected {expected:?}, found {found:?}"),
             None => format!("expected {} tensors, found {}", layout.len(), found.len()),
         };
-        return Err(Error::Checkpoint { path, reason: format!("{reason}: the checkpoint has another model or other frozen components") });
+        return Err(Error::Checkpoint { path, reason: format!("{reason}: it has another model or frozen set") });
     }
     inherit(checkpoint, saved, state)?;
     state.passed_over = saved.passed_over.iter().map(|&(first, end)| first..end).collect();

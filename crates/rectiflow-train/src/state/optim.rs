@@ -110,8 +110,8 @@ impl Optimizer {
         self.config.name == OptimizerName::StableAdamW
     }
 
-    /// Updates `values` with `gradients`, range by range. `total` sums the given numbers over all
-    /// ranks.
+    /// Updates `values` with `gradients`, range by range. `total` turns sums over this rank's
+    /// elements into sums over all elements.
     pub(crate) fn update(
         &mut self,
         values: &Tensor,
