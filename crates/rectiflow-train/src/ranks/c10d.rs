@@ -235,7 +235,7 @@ impl Group {
         make(|made| unsafe { rf_broadcast(self.0.as_ptr(), tensor.as_ptr().cast_mut(), from as c_int, made) }).map(Work)
     }
 
-    /// Begins to store in `piece` `[k]` this rank's piece of the sum of `all` `[R k]` over all ranks.
+    /// Begins to store in `piece` `[k]` this rank's piece of `all` `[R k]`, summed over all ranks.
     pub(crate) fn reduce_scatter(&self, piece: &Tensor, all: &Tensor) -> Outcome<Work> {
         let (piece, all) = (piece.as_ptr().cast_mut(), all.as_ptr().cast_mut());
         // SAFETY: as in `all_reduce`.

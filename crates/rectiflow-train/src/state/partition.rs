@@ -1,10 +1,10 @@
 //! Which rank owns which part of the flat vector. Pure.
 //!
-//! The vector is cut into buckets, and every bucket of `len` elements into pieces of `ceil(len /
-//! R)` elements, one for each of R ranks; the last pieces may be shorter or empty. A rank owns its
-//! pieces, one after the other; an "own" range counts elements within this concatenation. A
-//! collective handles one bucket, so it can begin as soon as that bucket's gradients are complete,
-//! and needs memory for that bucket alone.
+//! The vector is cut into buckets, and every bucket of `len` elements into pieces of
+//! `ceil(len / R)` elements, one for each of R ranks; the last pieces may be shorter or empty. A
+//! rank owns its pieces, one after the other; an "own" range counts elements within this
+//! concatenation. A collective handles one bucket, so it can begin as soon as that bucket's
+//! gradients are complete, and needs memory for that bucket alone.
 
 use std::ops::Range;
 

@@ -1,5 +1,5 @@
-//! Training steps on a fixed input, without data set, text encoders or run folder: what `rectiflow
-//! bench step` times.
+//! Training steps on a fixed input, without data set, text encoders or run folder: what
+//! `rectiflow bench step` times.
 //!
 //! All parts are the trainer's own: forward and backward passes through compute copies, the fp32
 //! sum of gradients, the clipping, the optimiser. `scripts/peers/bench_step.py` does the same with
