@@ -6,9 +6,9 @@
 //!   recipe.toml            the recipe with every default written out
 //!   unet/config.json, unet/diffusion_pytorch_model.safetensors     fp32, diffusers' names
 //!   text_encoder/..., text_encoder_2/...                           only if they are trained
-//!   optimizer.safetensors  "mean" and "mean_square" [n] fp32, in the order of the state's `layout`.
+//!   optimizer.safetensors  "mean", "mean_square" [n] fp32, in the order of `layout` (state.json).
 //!                          If R ranks share them, optimizer-00001-of-0000R.safetensors and so on:
-//!                          that rank's piece of each bucket in its `buckets` (lengths, in order), one
+//!                          that rank's piece of each bucket in `buckets` (lengths, in order), one
 //!                          after the other. The pieces of a bucket of l elements have ceil(l / R)
 //!                          elements; the last ones may be shorter.
 //!   ema/                   only with `ema`: state.json and the averaged weights, a model like the
