@@ -124,7 +124,7 @@ fn a_plan_comes_to_what_the_published_run_took() {
     near("/memory_bytes", 30.2e9);
     assert!(number("/time/simulated_hours") < number("/time/hours"));
     let text = stdout(&rectiflow(&["plan", ARTICLE, "--gpus", "32"]));
-    for said in ["datasets/photos cannot be read", "models/sdxl-base-1.0 is not there", "published run", "--mfu"] {
+    for said in ["datasets/photos cannot be read", "models/sdxl-base-1.0 does not exist", "published run", "--mfu"] {
         assert!(text.contains(said), "{said} is not in\n{text}");
     }
 }

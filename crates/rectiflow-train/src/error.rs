@@ -1,35 +1,36 @@
-//! Everything that can stop a run, by meaning.
+//! The errors of this crate, by meaning.
 
 use std::{io, path::PathBuf};
 
-/// A failure of this crate. Each message says what, where, what was expected and found, and what to do next.
+/// An error of this crate. Each message says what failed and where, what was expected and found,
+/// and what to do next.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The recipe cannot be run; every problem is listed.
+    /// The recipe is invalid; every problem is listed.
     #[error("{}: {} problem{} in the recipe\n{}", path.display(), problems.len(), if problems.len() == 1 { "" } else { "s" },
             problems.iter().map(|p| format!("  {p}")).collect::<Vec<_>>().join("\n"))]
     Recipe {
-        /// The recipe's file.
+        /// The file of the recipe.
         path: PathBuf,
-        /// One line a problem: key, expected, found.
+        /// One line per problem: key, expected, found.
         problems: Vec<String>,
     },
-    /// The operating system refused.
+    /// An operation on a file or folder failed.
     #[error("{}: {source}", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// The system's reason.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// The data set or the order failed.
+    /// An error of the data crate: the data set, its storage or the order of samples.
     #[error(transparent)]
     Data(#[from] rectiflow_data::Error),
-    /// The model failed.
+    /// An error of the model crate: weights, configurations or sampling.
     #[error(transparent)]
     Model(#[from] rectiflow_sdxl::error::Error),
-    /// A checkpoint is not what it should be.
+    /// A checkpoint is damaged, missing or does not match the run.
     #[error("{}: {reason}", path.display())]
     Checkpoint {
         /// The checkpoint or a file in it.
@@ -37,25 +38,25 @@ pub enum Error {
         /// Expected, found, and what to do.
         reason: String,
     },
-    /// Another process works in the run folder.
+    /// Another process holds the lock of the run folder.
     #[error("{}: another `rectiflow train` is using this run folder; wait for it or choose another run.dir", path.display())]
     Locked {
         /// The run folder.
         path: PathBuf,
     },
-    /// The recipe differs from the one that the run was begun with, in what must stay.
-    #[error("{}: the recipe has changed in what a run must keep\n{}\nChange it back, or start a new run from where \
-             this one is: another run.dir and --branch-from {}", run_dir.display(),
+    /// The recipe differs from that of the resumed run in keys that must not change.
+    #[error("{}: the recipe has changed in keys that a run must keep\n{}\nChange them back, or start a new \
+             run from this one: another run.dir and --branch-from {}", run_dir.display(),
             changes.iter().map(|change| format!("  {change}")).collect::<Vec<_>>().join("\n"), checkpoint.display())]
     Changed {
         /// The run folder.
         run_dir: PathBuf,
-        /// The checkpoint that the run would go on from.
+        /// The checkpoint that the run would resume from.
         checkpoint: PathBuf,
-        /// One line a key: old and new value.
+        /// One line per key: old and new value.
         changes: Vec<String>,
     },
-    /// A run cannot be branched from this checkpoint, or not into this folder.
+    /// No branch can start from this checkpoint, or not in this run folder.
     #[error("--branch-from {}: {reason}", checkpoint.display())]
     Branch {
         /// The checkpoint to branch from.
@@ -63,93 +64,95 @@ pub enum Error {
         /// What is wrong, and what to do.
         reason: String,
     },
-    /// The guard has stopped the run, now or earlier.
-    #[error("{}: the guard has stopped this run: {reason}\nLook at the events in metrics.jsonl and the evidence in \
-             blackbox/; then go on with --acknowledge-stop, or from an earlier checkpoint with --branch-from",
+    /// The guard has stopped the run, in this process or an earlier one.
+    #[error("{}: the guard has stopped this run: {reason}\nLook at the events in metrics.jsonl and the \
+             evidence in blackbox/; then continue with --acknowledge-stop, or start a new run from an \
+             earlier checkpoint with --branch-from",
             run_dir.display())]
     Stopped {
         /// The run folder.
         run_dir: PathBuf,
-        /// What the guard saw.
+        /// The observation that the guard acted on.
         reason: String,
     },
-    /// The loss is no number any more: the step was not applied.
+    /// The loss or the gradient norm is not finite; the update was not applied.
     #[error(
-        "step {step}: the {what} is {value}; the update was not made. The last checkpoint is untouched; \
-         lower lr.peak, raise lr.warmup_samples, or let the guard pass over such steps (guard.enabled = true)"
+        "step {step}: the {what} is {value}; the update was not applied. The last checkpoint is untouched; \
+         lower lr.peak, raise lr.warmup_samples, or let the guard skip such steps (guard.enabled = true)"
     )]
     NotFinite {
-        /// The step.
+        /// The step, from 0.
         step: u64,
         /// "loss" or "gradient norm".
         what: &'static str,
-        /// NaN or an infinity.
+        /// Its value: NaN or an infinity.
         value: f64,
     },
-    /// The run is going to need more memory than there is.
+    /// The estimated memory of the run exceeds the limit.
     #[error(
-        "this run needs about {:.1} GiB and there are {:.1} GiB ({needs}); what would help: {help}. Nothing has been \
-         loaded or written", *needed as f64 / f64::from(1 << 30), *limit as f64 / f64::from(1 << 30)
+        "this run needs about {:.1} GiB and may use {:.1} GiB ({needs}); what would help: {help}. Nothing \
+         has been loaded or written", *needed as f64 / f64::from(1 << 30), *limit as f64 / f64::from(1 << 30)
     )]
     Memory {
-        /// What takes how much, in words.
+        /// The terms of the estimate, in words.
         needs: String,
-        /// Bytes that the device has to hold.
+        /// Bytes needed on the device.
         needed: u64,
-        /// Bytes that it has.
+        /// Bytes that the device has or the recipe allows.
         limit: u64,
-        /// Settings that would need less.
+        /// Settings that reduce it.
         help: String,
     },
-    /// The ranks of a run cannot come together as they were started.
+    /// The ranks of a run cannot work together as they were started.
     #[error("{reason}")]
     Launch {
         /// What is wrong, and what to do.
         reason: String,
     },
-    /// A collective failed, or another rank did while this one was waiting for it.
+    /// A collective failed, or another rank failed while this one was waiting for it.
     #[error("rank {rank} of {ranks}: {collective} of {bytes} bytes: {reason}")]
     Collective {
-        /// "all-reduce", "all-gather" and so on.
+        /// Name of the collective, such as "all-reduce" or "all-gather".
         collective: &'static str,
         /// This rank.
         rank: usize,
-        /// How many there are.
+        /// Ranks of the run.
         ranks: usize,
-        /// What this rank put in.
+        /// Bytes that this rank contributed.
         bytes: u64,
-        /// Which rank failed, and in what.
+        /// Which rank failed, and in which operation.
         reason: String,
     },
-    /// Another rank cannot do what all are waiting for.
+    /// Another rank failed in an operation that all ranks wait for.
     #[error("rank {rank}: {message}")]
     OtherRank {
-        /// Which.
+        /// The rank that failed.
         rank: usize,
         /// Its own message.
         message: String,
     },
-    /// libtorch refused an operation.
+    /// An operation of libtorch failed.
     #[error("{doing}: {reason}")]
     Torch {
-        /// What was being done.
+        /// The operation, in words.
         doing: String,
-        /// libtorch's first line.
+        /// The first line of libtorch's message.
         reason: String,
     },
 }
 
-/// What this crate's functions return.
+/// The result type of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    /// An [`Error::Io`] about `path`, for `map_err`.
+    /// Returns a function for `map_err` that makes an [`Error::Io`] with `path`.
     pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { path, source }
     }
 
-    /// An [`Error::Torch`] for `map_err`: libtorch's message without its C++ stack.
+    /// Returns a function for `map_err` that makes an [`Error::Torch`] with libtorch's message,
+    /// without its C++ stack.
     pub(crate) fn torch(doing: impl Into<String>) -> impl FnOnce(tch::TchError) -> Self {
         let doing = doing.into();
         move |error| {

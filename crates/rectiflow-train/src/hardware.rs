@@ -1,56 +1,58 @@
-//! GPUs and the links between them: what `run.hardware` and `rectiflow plan` know of a machine before it is there. Pure.
+//! GPUs and the links between them: the figures that `run.hardware` and `rectiflow plan` use for a
+//! machine that does not exist yet. Pure.
 //!
-//! Arithmetic and memory are the makers' figures. Links are what NCCL itself counts on (`src/graph/topo.h`: 20.6 GB/s for
-//! each of Hopper's 18 NVLinks, 20.0 of Ampere's 12, 40.1 of Blackwell's 18; 12 GB/s for PCIe 3 x16 and for 100 Gbit/s of
-//! network), and the latencies of its ring (`src/graph/tuning.cc`, "simple" protocol): up to a fifth below what is
-//! printed on the box. No prices: they are the user's to know.
+//! Arithmetic and memory are the vendors' figures. Bandwidths of links are those that NCCL assumes
+//! (`src/graph/topo.h`: 20.6 GB/s for each of Hopper's 18 NVLinks, 20.0 of Ampere's 12, 40.1 of
+//! Blackwell's 18; 12 GB/s for PCIe 3 x16 and for 100 Gbit/s of network), and latencies are those
+//! of its ring (`src/graph/tuning.cc`, "simple" protocol). Bandwidths are up to a fifth below the
+//! nominal ones. Prices are not included: the user supplies them.
 
 use rectiflow_sdxl::Error as ModelError;
 
 use crate::error::Result;
 
-/// A GPU in a machine.
+/// A GPU model and the machine it is sold in.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Hardware {
-    /// Its name in recipes and on the command line.
+    /// Name in recipes and on the command line.
     pub name: &'static str,
-    /// Its name in full.
+    /// Full name.
     pub label: &'static str,
-    /// Peak of dense bf16 products with fp32 accumulation, in FLOP/s: what MFU is a share of.
+    /// Peak of dense bf16 products with fp32 accumulation, in FLOP/s: the denominator of MFU.
     pub peak_flops: f64,
     /// Memory in bytes.
     pub memory_bytes: f64,
-    /// GPUs that share a machine.
+    /// GPUs per machine.
     pub gpus_per_node: usize,
-    /// How the GPUs of a machine are joined.
+    /// Link between the GPUs of a machine.
     pub inside: Link,
-    /// Where the figures are from.
+    /// Source of the figures.
     pub source: &'static str,
 }
 
-/// What one GPU can send, or receive at the same time.
+/// Bandwidth of one GPU, sending and receiving at the same time.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Link {
-    /// Its name.
+    /// Full name.
     pub label: &'static str,
-    /// Bytes a second, in each direction.
+    /// Bytes per second, in each direction.
     pub bytes_per_sec: f64,
-    /// Seconds that a hop takes beyond that.
+    /// Seconds that each hop adds.
     pub latency_secs: f64,
 }
 
 /// A network between machines.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Network {
-    /// Its name on the command line.
+    /// Name on the command line.
     pub name: &'static str,
-    /// Its name in full.
+    /// Full name.
     pub label: &'static str,
-    /// Bytes a second of one card, in each direction.
+    /// Bytes per second of one card, in each direction.
     pub card_bytes_per_sec: f64,
-    /// Whether each GPU has a card of its own; if not, the GPUs of a machine share one.
+    /// Whether each GPU has its own card; otherwise the GPUs of a machine share one.
     pub card_for_each_gpu: bool,
-    /// Seconds that a hop takes beyond that.
+    /// Seconds that each hop adds.
     pub latency_secs: f64,
 }
 
@@ -82,7 +84,7 @@ const fn gpu(
     Hardware { name, label, peak_flops, memory_bytes, gpus_per_node: 8, inside, source }
 }
 
-/// The GPUs that are known.
+/// All known GPUs.
 pub const HARDWARE: &[Hardware] = &[
     gpu(["h100-sxm", "H100 SXM 80 GB"], 989.4, 80.0, NVLINK_4, "NVIDIA H100 Tensor Core GPU Architecture, white paper"),
     gpu(["h100-pcie", "H100 PCIe 80 GB"], 756.0, 80.0, PCIE_5, "NVIDIA H100 Tensor Core GPU Architecture, white paper"),
@@ -107,7 +109,7 @@ pub const HARDWARE: &[Hardware] = &[
     ),
 ];
 
-/// The networks that are known.
+/// All known networks.
 pub const NETWORKS: &[Network] = &[
     Network {
         name: "ib-400",
@@ -126,7 +128,7 @@ pub const NETWORKS: &[Network] = &[
 ];
 
 impl Network {
-    /// What one of `gpus` GPUs that send at the same time has of it.
+    /// Returns the share of one GPU when `gpus` GPUs of a machine send at the same time.
     pub fn link(&self, gpus: usize) -> Link {
         let sharing = if self.card_for_each_gpu { 1.0 } else { gpus.max(1) as f64 };
         let bytes_per_sec = self.card_bytes_per_sec / sharing;
@@ -134,17 +136,17 @@ impl Network {
     }
 }
 
-/// A GPU by its name.
+/// Returns the GPU of that name.
 ///
 /// # Errors
-/// [`crate::error::Error::Model`] with the nearest name and all that there are.
+/// [`crate::error::Error::Model`] with the nearest name and all valid ones.
 pub fn hardware(name: &str) -> Result<&'static Hardware> {
     let names: Vec<&str> = HARDWARE.iter().map(|known| known.name).collect();
     let found = HARDWARE.iter().find(|known| known.name == name);
     Ok(found.ok_or_else(|| ModelError::unknown_name("hardware", name, &names))?)
 }
 
-/// A network by its name.
+/// Returns the network of that name.
 ///
 /// # Errors
 /// As [`hardware`].

@@ -1,20 +1,21 @@
-//! The learning rate as a pure function of the samples seen.
+//! The learning rate as a pure function of the number of samples seen.
 //!
-//! It counts samples, not updates, so that a recipe keeps its meaning when the batch size changes.
+//! The unit is samples, not updates, so that a recipe keeps its meaning when the batch size
+//! changes.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
 
-/// How the rate falls after the warm-up.
+/// How the rate decays after the warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Decay {
-    /// It does not fall.
+    /// No decay.
     Constant,
-    /// In a straight line to `min_ratio` of the peak at the last sample.
+    /// Linear, to `min_ratio` of the peak at the last sample.
     Linear,
-    /// Along half a cosine to `min_ratio` of the peak at the last sample.
+    /// Half a cosine, to `min_ratio` of the peak at the last sample.
     Cosine,
 }
 
@@ -22,15 +23,18 @@ pub enum Decay {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LrConfig {
-    /// Peak rate. 1e-4 is the article's, at a batch of 4096; small batches want less or a longer warm-up.
+    /// Peak learning rate, above 0. The default is the article's, at a batch of 4096; small batches
+    /// need a lower rate or a longer warm-up.
     pub peak: f64,
-    /// Samples over which the rate rises from 0 to the peak in a straight line.
+    /// Samples over which the rate rises linearly from 0 to the peak; below `train.samples`.
     pub warmup_samples: u64,
-    /// How the rate falls after the warm-up.
+    /// How the rate decays after the warm-up.
     pub decay: Decay,
-    /// The rate at the end as a part of the peak, 0 to 1. 0 is the article's.
+    /// Rate at the end as a fraction of the peak, 0 to 1. The default is the article's; `constant`
+    /// ignores it.
     pub min_ratio: f64,
-    /// The rate of each component as a multiple of this schedule's; it counts only where the component is trained.
+    /// Learning rate of each component as a multiple of this schedule's; only those of trained
+    /// components are used.
     pub ratio: LrRatios,
 }
 
@@ -40,15 +44,15 @@ impl Default for LrConfig {
     }
 }
 
-/// `[lr.ratio]`: the rate of each component as a multiple of the schedule's.
+/// `[lr.ratio]`: the learning rate of each component as a multiple of the schedule's, above 0.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LrRatios {
-    /// The UNet's.
+    /// Multiple for the UNet.
     pub unet: f64,
-    /// CLIP-L's. Text encoders want less than the UNet, if they are trained at all.
+    /// Multiple for CLIP-L. Trained text encoders usually need a lower rate than the UNet.
     pub text_encoder: f64,
-    /// OpenCLIP bigG's.
+    /// Multiple for OpenCLIP bigG.
     pub text_encoder_2: f64,
 }
 
@@ -59,10 +63,10 @@ impl Default for LrRatios {
 }
 
 impl LrRatios {
-    /// The multiple for a component, by its folder's name.
+    /// Returns the multiple for a component, by its folder's name.
     ///
     /// # Panics
-    /// If no such component can be trained.
+    /// If `component` is not the name of a trainable component.
     pub fn of(&self, component: &str) -> f64 {
         match component {
             "unet" => self.unet,
@@ -74,10 +78,10 @@ impl LrRatios {
 }
 
 impl LrConfig {
-    /// The rate for the update that begins after `seen` samples of a run of `total` samples.
+    /// Returns the rate of the update that begins after `seen` samples of a run of `total` samples.
     ///
-    /// The warm-up is counted at the end of the update's first sample, so that the first update is not wasted on a
-    /// rate of 0.
+    /// The warm-up counts the update's first sample as seen, so that the first update does not have
+    /// a rate of 0.
     pub fn rate(&self, seen: u64, total: u64) -> f64 {
         if seen < self.warmup_samples {
             return self.peak * (seen + 1) as f64 / self.warmup_samples as f64;
@@ -93,7 +97,7 @@ impl LrConfig {
         self.peak * (floor + (1.0 - floor) * left)
     }
 
-    /// What is wrong with these settings for a run of `total` samples: (key, reason) pairs.
+    /// Returns the problems of these settings for a run of `total` samples, as (key, reason) pairs.
     pub(crate) fn problems(&self, total: u64) -> Vec<(String, String)> {
         let mut problems = Vec::new();
         if !(self.peak > 0.0 && self.peak.is_finite()) {
@@ -109,13 +113,15 @@ impl LrConfig {
         ];
         for (name, value) in ratios {
             if !(value > 0.0 && value.is_finite()) {
-                let reason = format!("expected a number above 0, found {value}; train.text_encoders freezes");
+                let reason = format!(
+                    "expected a number above 0, found {value}; to freeze a text encoder, set train.text_encoders"
+                );
                 problems.push((format!("lr.ratio.{name}"), reason));
             }
         }
         if self.warmup_samples >= total {
             let reason = format!(
-                "{} is not below train.samples = {total}: the rate would never reach its peak",
+                "expected less than train.samples = {total}, found {}: the rate would never reach its peak",
                 self.warmup_samples
             );
             problems.push(("lr.warmup_samples".into(), reason));

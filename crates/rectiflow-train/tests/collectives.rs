@@ -1,5 +1,5 @@
-//! One conformance suite for every wire: a rank alone, and groups of two to four that meet at a store on this machine.
-//! Each rank is a thread with a process group of its own.
+//! One conformance suite for every transport: a single rank, and groups of two to four ranks that
+//! meet at a store on this machine. Each rank is a thread with its own process group.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::{net::TcpListener, ops::Range, thread, time::Duration};
@@ -14,7 +14,7 @@ use rectiflow_train::{
 };
 use tch::{Device, Kind, Tensor};
 
-/// A port that was free a moment ago.
+/// Returns a port that was free a moment ago.
 fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
@@ -25,7 +25,7 @@ fn launch(rank: usize, ranks: usize, port: u16) -> Launch {
     Launch { rank, local_rank: rank.rank, machine: 0..rank.ranks, host, port, store_is_launchers: false, attempt }
 }
 
-/// `work` on every rank; results in the order of the ranks.
+/// Calls `work` on every rank and returns the results in the order of the ranks.
 fn on_ranks<R: Send>(ranks: usize, work: impl Fn(&Comm) -> R + Sync) -> Vec<R> {
     let (port, work) = (free_port(), &work);
     let one = move |rank| {
@@ -44,7 +44,7 @@ fn on_ranks<R: Send>(ranks: usize, work: impl Fn(&Comm) -> R + Sync) -> Vec<R> {
     })
 }
 
-/// Numbers that tell rank and place, and whose sums are exact in fp32.
+/// Returns numbers that identify rank and place, and whose sums are exact in fp32.
 fn numbers(rank: usize, len: i64) -> Tensor {
     Tensor::arange(len, (Kind::Float, Device::Cpu)) + (1000 * (rank + 1)) as f64
 }
@@ -55,7 +55,8 @@ fn sum(ranks: usize, len: i64) -> Tensor {
 
 #[test]
 fn every_wire_does_the_same() {
-    // Lengths that do not divide by the ranks, one element, none for some rank, and more than one round.
+    // Lengths that are not divisible by the number of ranks, a single element, no element for some
+    // rank, and more than one round.
     for ranks in 1..=4 {
         for len in [1, 3, 10, 1000] {
             on_ranks(ranks, |comm| conforms(comm, len));
@@ -71,7 +72,7 @@ fn conforms(comm: &Comm, len: i64) {
     comm.end_all_reduce(pending).unwrap();
     assert!(vector.equal(&sum(ranks, len)), "all-reduce, {ranks} ranks, {len}");
 
-    // Two at a time, waited for in the order that they were begun in.
+    // Two at a time, awaited in the order in which they began.
     let whole = len * ranks as i64;
     let begin = || comm.begin_reduce_scatter(numbers(rank, whole)).unwrap();
     for pending in [begin(), begin()] {
@@ -127,7 +128,7 @@ fn bytes_are_those_of_the_theory() {
     }
     let comm = Comm::alone();
     comm.all_gather(&numbers(0, 10), &Partition::new(10, 1)).unwrap();
-    assert!(comm.take_traffic().bytes.is_empty(), "a rank alone sends nothing");
+    assert!(comm.take_traffic().bytes.is_empty(), "a single rank sends nothing");
 }
 
 #[test]
@@ -155,7 +156,7 @@ fn a_rank_that_does_not_come_to_a_collective_is_named() {
     let messages = on_failing_ranks(|comm| {
         let _doing = comm.work(|| "in the passes of step 3".to_owned());
         if comm.rank().rank == 2 {
-            // Longer than the others' patience of a second, and what they need to look.
+            // Longer than the others' time-out of a second plus their investigation.
             thread::sleep(Duration::from_secs(9));
             return Ok(());
         }
@@ -166,7 +167,8 @@ fn a_rank_that_does_not_come_to_a_collective_is_named() {
     }
 }
 
-/// As [`on_ranks`] for three that fail: their messages, empty where one does not.
+/// Like [`on_ranks`], for three ranks that fail. Returns their messages, empty for a rank that does
+/// not fail.
 fn on_failing_ranks(work: impl Fn(&Comm) -> rectiflow_train::Result<()> + Sync) -> Vec<String> {
     let (port, work) = (free_port(), &work);
     let one = move |rank| {
@@ -189,7 +191,7 @@ fn ranks_that_do_not_come_up_and_ports_in_use_are_told_in_one_line() {
     let config = RanksConfig { start_secs: 1, ..RanksConfig::default() };
     let open = |rank, port| Comm::open(&launch(rank, 3, port), Device::Cpu, &config).unwrap_err().to_string();
     let missing = open(0, free_port());
-    assert_eq!(missing, "rank 0: of 3 ranks these have not come up in 1 s (ranks.start_secs): 1, 2");
+    assert_eq!(missing, "rank 0: of 3 ranks these did not start within 1 s (ranks.start_secs): 1, 2");
 
     let taken = TcpListener::bind("0.0.0.0:0").unwrap();
     let port = taken.local_addr().unwrap().port();

@@ -1,5 +1,5 @@
-//! A model that was opened in fp32 becomes the one that a recipe trains: each component in its dtypes, the trained ones
-//! in one vector.
+//! Turns a model that was opened in fp32 into the one that a recipe trains: converts each component
+//! to its dtypes and moves the trained ones into one vector.
 
 use rectiflow_data::order::RankOf;
 use rectiflow_sdxl::model::{Component, Model};
@@ -10,8 +10,8 @@ use crate::{
     state::{flat::FlatParameters, precision::Precision},
 };
 
-/// Gives every component but the autoencoder the dtypes that the recipe asks for, and moves the trained ones into one
-/// vector, of which this rank owns `share`. The models hold fp32 until then.
+/// Converts every component except the autoencoder to the dtypes of the recipe, and moves the
+/// trained ones into one vector, of which this rank owns `share`. The models hold fp32 until then.
 pub(crate) fn apply(checked: &Checked, model: &Model, share: RankOf) -> FlatParameters {
     let TrainConfig { dtype, .. } = checked.recipe.train;
     let (trained, frozen): (Vec<Component>, Vec<_>) =
@@ -23,7 +23,7 @@ pub(crate) fn apply(checked: &Checked, model: &Model, share: RankOf) -> FlatPara
     FlatParameters::adopt_share(&trained, dtype, share)
 }
 
-/// As [`apply`], of a model that is not trained.
+/// Like [`apply`], for a model that is not trained.
 pub(crate) fn apply_frozen(precision: Precision, model: &Model) {
     TRAINABLE.iter().for_each(|&component| precision.convert(model::parameters(model, component)));
 }

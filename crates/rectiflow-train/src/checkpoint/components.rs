@@ -1,4 +1,4 @@
-//! Where the components of a model are, and what identifies their weights.
+//! Locations of a model's components, and the hashes that identify their weights.
 
 use std::{
     collections::BTreeMap,
@@ -14,8 +14,8 @@ use crate::{
     recipe::sections::CheckpointConfig,
 };
 
-/// Where the components of a model are, each found once. Gigabytes are hashed at most once a component, and only where
-/// somebody asks or a checkpoint names a hash that must be right.
+/// Locations of a model's components. A component, which may be gigabytes, is hashed at most once,
+/// and only on request or if a checkpoint names the hash that it must have.
 #[derive(Debug)]
 pub struct Components {
     folders: BTreeMap<Component, PathBuf>,
@@ -23,10 +23,12 @@ pub struct Components {
 }
 
 impl Components {
-    /// The components of a model: a diffusers folder's own, or a checkpoint's own and its frozen ones.
+    /// Finds the components of a model: those in a diffusers folder, or a checkpoint's own and the
+    /// frozen ones that it references.
     ///
     /// # Errors
-    /// [`Error::Model`] where one is missing, [`Error::Checkpoint`] where a frozen one is gone or has changed since.
+    /// [`Error::Model`] if one is missing; [`Error::Checkpoint`] if a frozen one is missing or has
+    /// changed.
     pub fn find(model: &Path) -> Result<Self> {
         let mut frozen = if is_checkpoint(model) { Some(Saved::read(model)?.frozen) } else { None };
         check_no_run(model)?;
@@ -50,10 +52,10 @@ impl Components {
         Ok(Self { folders, hashes })
     }
 
-    /// As [`Self::find`], or of a single-file checkpoint, which all of them are in.
+    /// Like [`Self::find`], but also accepts a single-file checkpoint, which holds all components.
     ///
     /// # Errors
-    /// As [`Self::find`].
+    /// Those of [`Self::find`].
     pub fn locate(model: &Path) -> Result<Self> {
         if !model.is_file() {
             return Self::find(model);
@@ -63,17 +65,18 @@ impl Components {
         Ok(Self { folders: folders.into(), hashes: hashes.into() })
     }
 
-    /// The folder of a component, with its `config.json`; the file where all are in one.
+    /// Returns the folder of a component, which has its `config.json`, or the single file that
+    /// holds all components.
     pub fn folder(&self, component: Component) -> &Path {
         &self.folders[&component]
     }
 
-    /// Takes a component from another folder, which holds the same.
+    /// Reads a component from another folder, which must hold the same weights.
     pub(crate) fn replace(&mut self, component: Component, folder: PathBuf) {
         self.folders.insert(component, folder);
     }
 
-    /// BLAKE3 over the component's weights, see [`hash_weights`].
+    /// Returns the BLAKE3 of the component's weights, see [`hash_weights`].
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -83,11 +86,11 @@ impl Components {
             let found = hash_weights(component, self.folder(component))?;
             hash.get_or_init(|| found);
         }
-        Ok(hash.get().expect("it was just set"))
+        Ok(hash.get().expect("the hash was just set"))
     }
 }
 
-/// A run's folder is an easy mistake for one of its checkpoints.
+/// Rejects the folder of a run, which is easily mistaken for one of its checkpoints.
 fn check_no_run(model: &Path) -> Result<()> {
     let checkpoints = Checkpoints::at(model, &CheckpointConfig::default()).list();
     let Some(newest) = checkpoints.ok().and_then(|mut checkpoints| checkpoints.pop()) else { return Ok(()) };
@@ -106,13 +109,14 @@ fn check_unchanged(checkpoint: &Path, component: Component, frozen: &Frozen) -> 
     let expected = &frozen.blake3;
     Err(broken(format!(
         "the {name} has changed since the checkpoint {checkpoint} was written: expected BLAKE3 {expected}, found \
-         {found}; put the old one back"
+         {found}; restore the old one"
     )))
 }
 
-/// BLAKE3 over a component's tensors: names, dtypes, shapes and elements, in the order of their names, hexadecimal. The
-/// same for the same numbers, however they are cut into files and whatever else the files say, so that a model that was
-/// exported again still fits the data sets and checkpoints that name it.
+/// Returns the BLAKE3 of a component's tensors, hexadecimal: names, dtypes, shapes and elements,
+/// sorted by name. Equal weights have equal hashes, regardless of how they are split into files and
+/// of the files' metadata, so a model that is exported again still matches the data sets and
+/// checkpoints that name it.
 ///
 /// # Errors
 /// [`Error::Model`] for missing or unusable weight files.

@@ -1,25 +1,30 @@
-//! Checkpoints: a folder each, whole or absent.
+//! Checkpoints. Each is one folder, either complete or absent.
 //!
 //! ```text
 //! RUN/checkpoints/step-00000500/
-//!   state.json                     position, order, identities, where the frozen parts are (format version 4)
-//!   recipe.toml                    the recipe with every default written out
-//!   unet/config.json, unet/diffusion_pytorch_model.safetensors          fp32, diffusers' names
-//!   text_encoder/..., text_encoder_2/...                                only where they are trained
-//!   optimizer.safetensors          "mean" and "mean_square" [n] fp32, in the order of state.json's `layout`; of R ranks
-//!                                  with parts of their own optimizer-00001-of-0000R.safetensors and so on: of each of
-//!                                  the buckets of state.json's `buckets` (lengths, in order) that rank's piece, one
-//!                                  behind the other; a bucket of l elements has pieces of ceil(l / R), the last ones
-//!                                  perhaps shorter
-//!   ema/                           only with `ema`: state.json and the averaged weights, a model like the folder itself
-//!   BLAKE3SUMS                     hash and name of every other file, as the program b3sum writes and checks them
+//!   state.json             position, order, hashes, paths of the frozen parts (format version 4)
+//!   recipe.toml            the recipe with every default written out
+//!   unet/config.json, unet/diffusion_pytorch_model.safetensors     fp32, diffusers' names
+//!   text_encoder/..., text_encoder_2/...                           only if they are trained
+//!   optimizer.safetensors  "mean", "mean_square" [n] fp32, in the order of `layout` (state.json).
+//!                          If R ranks share them, optimizer-00001-of-0000R.safetensors and so on:
+//!                          that rank's piece of each bucket in `buckets` (lengths, in order), one
+//!                          after the other. The pieces of a bucket of l elements have ceil(l / R)
+//!                          elements; the last ones may be shorter.
+//!   ema/                   only with `ema`: state.json and the averaged weights, a model like the
+//!                          folder itself
+//!   BLAKE3SUMS             hash and name of every other file, in the format of b3sum
 //! ```
 //!
-//! A checkpoint is written beside its place and renamed when all of it is on disk (`saving`), so that a kill at any moment
-//! leaves the one before. Frozen components are named by path and hash instead of being copied. Before a run goes on from a
-//! checkpoint every file is checked; a damaged one is set aside (`step-00000500.damaged`) and the one before is used.
+//! A checkpoint is written under a temporary name and renamed once all of it is on disk (`saving`),
+//! so a kill at any moment leaves the previous one intact. Frozen components are referenced by path
+//! and hash instead of being copied. Before a run resumes from a checkpoint, every file is
+//! verified. A damaged checkpoint is set aside (`step-00000500.damaged`) and the previous one is
+//! used.
 //!
-//! Format 3 had no buckets: the whole vector was one. Format 2 had one optimiser file always. Format 1 had neither sums nor `ema/`, nor what a branch and the guard need; it can be read.
+//! Format 3 had no buckets: the whole vector was a single one. Format 2 always had one optimiser
+//! file. Format 1 had neither sums nor `ema/`, nor what a branch and the guard need. All of them
+//! can still be read.
 
 pub(crate) mod adopt;
 pub mod components;
@@ -58,47 +63,49 @@ pub(crate) const SUMS: &str = "BLAKE3SUMS";
 /// Folder of the averaged weights.
 pub const EMA: &str = "ema";
 
-/// `state.json`: what a checkpoint knows of itself.
+/// `state.json`: the metadata of a checkpoint.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Saved {
     /// Version of the checkpoint format.
     pub format: u32,
-    /// How far the run was.
+    /// Progress of the run.
     pub position: Position,
-    /// Identity of the order of samples; a resume must have the same.
+    /// Hash of the order of samples; a resumed run must have the same.
     pub order_hash: String,
-    /// What the UNet predicts, and at which noise levels it learnt to.
+    /// What the UNet predicts, and the noise levels that it was trained at.
     pub objective: ObjectiveSettings,
-    /// Components that are not in the folder: where they were read, and their hash.
+    /// Components that are not in the folder: where they were read from, and their hash.
     pub frozen: BTreeMap<String, Frozen>,
-    /// Identities of the data sets.
+    /// Hashes of the data sets.
     pub data: Vec<String>,
     /// Version and BLAKE3 of the program.
     pub program: String,
     /// Names and shapes of the optimiser's vectors, in order.
     pub layout: Vec<(String, Vec<i64>)>,
-    /// Files that the optimiser's memory is in: one, or one for each rank.
+    /// Number of files that hold the optimiser's moments: one, or one for each rank.
     #[serde(default = "one")]
     pub shards: usize,
-    /// Lengths of the buckets of which each of those files has a piece; none: all is one bucket.
+    /// Lengths of the buckets of which each of those files holds a piece. Empty if everything is
+    /// one bucket.
     #[serde(default)]
     pub buckets: Vec<i64>,
-    /// Epochs of the data that have been passed, with the part of the last one.
+    /// Completed epochs of the data, including the fraction of the current one.
     #[serde(default)]
     pub epochs: f64,
-    /// By component, the updates that were made when the optimiser began with it; 0 where it is not named.
+    /// For each component, the number of updates before the optimiser began to train it; 0 for a
+    /// component that is not listed.
     #[serde(default)]
     pub moments_from: BTreeMap<String, u64>,
-    /// Steps that the guard passed over: (first, one behind the last).
+    /// Steps that the guard skipped, as half-open ranges (first, end).
     #[serde(default)]
     pub passed_over: Vec<(u64, u64)>,
-    /// The guard's memory.
+    /// The statistics of the guard.
     #[serde(default)]
     pub guard: GuardState,
-    /// Seconds that processes have worked on the run up to here.
+    /// Seconds spent on the run so far, over all its processes.
     #[serde(default)]
     pub secs: f64,
-    /// The checkpoints that this run was branched from, oldest first.
+    /// The checkpoints that this run descends from, oldest first.
     #[serde(default)]
     pub lineage: Vec<Ancestor>,
 }
@@ -110,31 +117,32 @@ fn one() -> usize {
 /// A checkpoint that a run was branched from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ancestor {
-    /// Its folder, absolute, as it was.
+    /// Absolute path of its folder at that time.
     pub checkpoint: PathBuf,
-    /// BLAKE3 of its state, hexadecimal.
+    /// BLAKE3 of its `state.json`, hexadecimal.
     pub blake3: String,
-    /// Where the old run was.
+    /// Progress of the parent run.
     pub position: Position,
-    /// What the new recipe changed: "key: old -> new".
+    /// Keys that the new recipe changed: "key: old -> new".
     pub changed: Vec<String>,
 }
 
-/// A component that training left as it was.
+/// A component that is not trained.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Frozen {
-    /// The component's folder, absolute.
+    /// Absolute path of the component's folder.
     pub path: PathBuf,
-    /// BLAKE3 over its weights ([`components::hash_weights`]), hexadecimal.
+    /// BLAKE3 of its weights ([`components::hash_weights`]), hexadecimal.
     pub blake3: String,
 }
 
-/// A trained component: which, and its configuration file.
+/// A trained component and its configuration file.
 #[derive(Debug, Clone)]
 pub(crate) struct Trained {
-    /// Which component.
+    /// The component.
     pub(crate) component: Component,
-    /// What its `config.json` holds. Read once: the checkpoint that it is in may be removed before the next is written.
+    /// Contents of its `config.json`. Read once, because the checkpoint that holds it may be
+    /// removed before the next one is written.
     pub(crate) config: Vec<u8>,
 }
 
@@ -147,13 +155,14 @@ pub struct Checkpoints {
 }
 
 impl Checkpoints {
-    /// The checkpoints below `run_dir`.
+    /// Returns the checkpoints of the run in `run_dir`.
     pub(crate) fn at(run_dir: &Path, config: &CheckpointConfig) -> Self {
         let folder = run_dir.join("checkpoints");
         Self { folder, keep: config.keep, keep_every_steps: config.keep_every_steps }
     }
 
-    /// Makes the folder, and removes what an interrupted save left. The caller holds the run's lock.
+    /// Creates the folder and removes the remains of an interrupted save. The caller holds the
+    /// run's lock.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -169,7 +178,7 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Folders of all checkpoints, oldest first.
+    /// Returns the folders of all checkpoints, oldest first.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -185,11 +194,12 @@ impl Checkpoints {
         Ok(found)
     }
 
-    /// The newest checkpoint whose files are what was written; newer ones are set aside with a warning. `None` where
-    /// there is no checkpoint at all.
+    /// Returns the newest checkpoint whose files are intact, or `None` if there is no checkpoint at
+    /// all. Newer, damaged ones are set aside with a warning.
     ///
     /// # Errors
-    /// What is wrong with the newest one where none is sound: to begin anew is the user's decision.
+    /// If no checkpoint is intact, the damage of the newest one: starting over is the user's
+    /// decision.
     pub fn newest_sound(&self) -> Result<Option<PathBuf>> {
         let mut damaged: Vec<(PathBuf, Error)> = Vec::new();
         for path in self.list()?.into_iter().rev() {
@@ -197,7 +207,7 @@ impl Checkpoints {
                 Err(error) => damaged.push((path, error)),
                 Ok(()) => {
                     for (damaged, error) in damaged {
-                        tracing::warn!("{error}; going on from {} instead", path.display());
+                        tracing::warn!("{error}; resuming from {} instead", path.display());
                         let aside = damaged.with_extension(DAMAGED);
                         if aside.exists() {
                             fs::remove_dir_all(&aside).map_err(Error::io(&aside))?;
@@ -212,7 +222,7 @@ impl Checkpoints {
             None => Ok(None),
             Some((path, error)) => {
                 let reason = format!(
-                    "{error}; no other checkpoint is sound either: put a copy back, or remove {} to begin anew",
+                    "{error}; no other checkpoint is intact either: restore a copy, or remove {} to start over",
                     self.folder.display()
                 );
                 Err(Error::Checkpoint { path, reason })
@@ -220,7 +230,7 @@ impl Checkpoints {
         }
     }
 
-    /// The folder of a step's checkpoint.
+    /// Returns the folder of a step's checkpoint.
     pub(crate) fn place(&self, step: u64) -> PathBuf {
         self.folder.join(format!("step-{step:08}"))
     }
@@ -237,12 +247,12 @@ impl Checkpoints {
     }
 }
 
-/// The file of one rank's part of the optimiser's memory.
+/// Returns the name of the file that holds one rank's part of the optimiser's moments.
 pub(crate) fn optimizer_name(shard: usize, shards: usize) -> String {
     if shards == 1 { OPTIMIZER.to_owned() } else { format!("optimizer-{:05}-of-{shards:05}.safetensors", shard + 1) }
 }
 
-/// A component's slices of the flat vector, each with its name inside the component.
+/// Returns a component's slices of the flat vector, each with its name inside the component.
 pub(crate) fn slices_of(slices: &[Slice], component: Component) -> impl Iterator<Item = (&str, &Slice)> {
     slices.iter().filter_map(move |slice| {
         let name = slice.name.strip_prefix(component.folder())?.strip_prefix('.')?;
@@ -250,12 +260,12 @@ pub(crate) fn slices_of(slices: &[Slice], component: Component) -> impl Iterator
     })
 }
 
-/// The tensor that a slice is.
+/// Returns a slice of `vector` in the shape of its tensor.
 pub(crate) fn view(vector: &Tensor, slice: &Slice) -> Tensor {
     narrow(vector, &slice.range).view(slice.shape.as_slice())
 }
 
-/// One line a file below `folder`, in the order of their names: hash, two spaces, name.
+/// Returns one line for each file below `folder`, sorted by name: hash, two spaces, name.
 fn sums(folder: &Path) -> Result<String> {
     let mut names = Vec::new();
     collect_files(folder, "", &mut names)?;
@@ -282,7 +292,7 @@ pub(crate) fn collect_files(folder: &Path, prefix: &str, names: &mut Vec<String>
     Ok(())
 }
 
-/// BLAKE3 of a file, hexadecimal.
+/// Returns the BLAKE3 of a file, hexadecimal.
 pub(crate) fn hash_file(path: &Path) -> Result<String> {
     let mut hasher = blake3::Hasher::new();
     let mut file = File::open(path).map_err(Error::io(path))?;
@@ -290,12 +300,13 @@ pub(crate) fn hash_file(path: &Path) -> Result<String> {
     Ok(hasher.finalize().to_hex().to_string())
 }
 
-/// Checks that the files of a checkpoint are what was written. One of format 1 has no sums, and is believed.
+/// Verifies the files of a checkpoint against its list of hashes. A checkpoint of format 1 has no
+/// list and is accepted unverified.
 ///
 /// # Errors
-/// [`Error::Checkpoint`] naming the first file that is missing or different, or [`Error::Io`].
+/// [`Error::Checkpoint`] that names the first missing or different file; [`Error::Io`].
 pub fn verify(checkpoint: &Path) -> Result<()> {
-    // The averaged weights are among the files of the checkpoint that they are in.
+    // The averaged weights are covered by the list of the checkpoint that contains them.
     let checkpoint = if checkpoint.ends_with(EMA) { checkpoint.parent().unwrap_or(checkpoint) } else { checkpoint };
     let saved = Saved::read(checkpoint)?;
     if saved.format == 1 {
@@ -322,31 +333,31 @@ pub fn verify(checkpoint: &Path) -> Result<()> {
 }
 
 impl Saved {
-    /// What a new checkpoint of `state` says.
+    /// Returns the names and shapes of the slices, in order.
     pub(crate) fn layout(slices: &[Slice]) -> Vec<(String, Vec<i64>)> {
         slices.iter().map(|slice| (slice.name.clone(), slice.shape.clone())).collect()
     }
 
-    /// Lengths of a partition's buckets.
+    /// Returns the lengths of a partition's buckets.
     pub(crate) fn bucket_lengths(partition: &Partition) -> Vec<i64> {
         partition.buckets().iter().map(|bucket| bucket.range.end - bucket.range.start).collect()
     }
 
-    /// Version of the format that this program writes.
+    /// Returns the version of the format that this program writes.
     pub(crate) fn format() -> u32 {
         FORMAT
     }
 
-    /// Reads `state.json` of a checkpoint.
+    /// Reads the `state.json` of a checkpoint.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] where it is not one, or one of a newer format.
+    /// [`Error::Checkpoint`] if the folder is not a checkpoint or has a newer format.
     pub fn read(checkpoint: &Path) -> Result<Self> {
         let path = checkpoint.join(STATE);
         let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
         let broken = |reason: String| Error::Checkpoint { path: path.clone(), reason };
         let saved: Self =
-            serde_json::from_str(&text).map_err(|e| broken(format!("not the state of a checkpoint: {e}")))?;
+            serde_json::from_str(&text).map_err(|e| broken(format!("not a valid checkpoint state: {e}")))?;
         if !(1..=FORMAT).contains(&saved.format) {
             let reason = format!(
                 "expected checkpoint format 1 to {FORMAT}, found {}; use the version that wrote it",
@@ -357,19 +368,19 @@ impl Saved {
         Ok(saved)
     }
 
-    /// The recipe that a checkpoint was trained with.
+    /// Returns the text of the recipe that a checkpoint was trained with.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub(crate) fn recipe(checkpoint: &Path) -> Result<String> {
-        // The averaged weights have none of their own.
+        // The averaged weights have no recipe of their own.
         let folder = if checkpoint.ends_with(EMA) { checkpoint.parent().unwrap_or(checkpoint) } else { checkpoint };
         let path = folder.join(RECIPE);
         fs::read_to_string(&path).map_err(Error::io(&path))
     }
 }
 
-/// Whether a folder is a training checkpoint.
+/// Returns whether a folder is a training checkpoint.
 pub fn is_checkpoint(folder: &Path) -> bool {
     folder.join(STATE).is_file()
 }

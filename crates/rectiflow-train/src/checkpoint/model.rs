@@ -1,5 +1,5 @@
-//! Models by folder: the base that a run starts from, and any folder that one samples or exports from, checkpoints of
-//! this trainer included.
+//! Opens models by path: the base that a run starts from, and any folder to sample or export from,
+//! including checkpoints of this trainer.
 
 use std::path::Path;
 
@@ -18,16 +18,17 @@ use crate::{
     error::Result,
 };
 
-/// Opens a whole model: a diffusers folder, a single-file checkpoint, or a training checkpoint whose frozen parts are
-/// where it says and unchanged.
+/// Opens a complete model: a diffusers folder, a single-file checkpoint, or a training checkpoint
+/// whose frozen parts are unchanged and still in place.
 ///
 /// # Errors
-/// [`crate::error::Error::Model`], or [`crate::error::Error::Checkpoint`] where a frozen part is gone or different.
+/// [`crate::error::Error::Model`]; [`crate::error::Error::Checkpoint`] if a frozen part is missing
+/// or different.
 pub fn open(path: &Path, options: &OpenOptions) -> Result<Model> {
     open_components(path, &Components::locate(path)?, options)
 }
 
-/// As [`open`], where the components have been found before.
+/// Like [`open`], with components that have already been located.
 pub(crate) fn open_components(path: &Path, components: &Components, options: &OpenOptions) -> Result<Model> {
     let place = |component| components.folder(component);
     let model = Model {
@@ -42,7 +43,7 @@ pub(crate) fn open_components(path: &Path, components: &Components, options: &Op
     Ok(model)
 }
 
-/// What a model's UNet predicts, where the model says so.
+/// Returns what a model's UNet predicts, or `None` if the model does not say.
 ///
 /// # Errors
 /// [`crate::error::Error::Checkpoint`], [`crate::error::Error::Model`].
@@ -53,7 +54,8 @@ pub fn parameterization(path: &Path) -> Result<Option<Parameterization>> {
     }
 }
 
-/// What a checkpoint's UNet was trained to predict; `None` for a folder of another origin.
+/// Returns what a checkpoint's UNet was trained to predict, or `None` if the folder is not a
+/// checkpoint.
 ///
 /// # Errors
 /// [`crate::error::Error::Checkpoint`].
@@ -61,7 +63,7 @@ pub fn objective(path: &Path) -> Result<Option<ObjectiveSettings>> {
     if is_checkpoint(path) { Ok(Some(Saved::read(path)?.objective)) } else { Ok(None) }
 }
 
-/// The tensors of one component.
+/// Returns the tensors of one component.
 pub(crate) fn parameters(model: &Model, component: Component) -> &Parameters {
     match component {
         Component::UNet => &model.unet.parameters,
@@ -71,7 +73,8 @@ pub(crate) fn parameters(model: &Model, component: Component) -> &Parameters {
     }
 }
 
-/// Where a run's tensors live and which start from random weights.
+/// Returns the options to open a run's base model: the device, and the components that start from
+/// random weights.
 pub(crate) fn base_options(device: Device, random: &[Component], seed: u64) -> OpenOptions {
     OpenOptions { device, random: random.to_vec(), seed, ..OpenOptions::default() }
 }

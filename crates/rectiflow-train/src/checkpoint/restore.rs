@@ -1,7 +1,7 @@
-//! What a run takes over from a checkpoint: its own, or another run's.
+//! Restores state from a checkpoint, of the same run or of another one.
 //!
-//! Moments and averages are found by name and shape, so that neither the number of ranks that wrote them nor the tensors
-//! that were trained have to be those of now. A rank reads what it owns.
+//! Moments and averages are matched by name and shape, so neither the number of ranks nor the set
+//! of trained tensors has to be that of the run that wrote them. Each rank reads what it owns.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -21,13 +21,15 @@ use crate::{
     },
 };
 
-/// Puts a checkpoint's numbers into the state of the run that it is of. The parameters are the checkpoint's already.
+/// Restores the state of a run from its own checkpoint. The parameters must already be the
+/// checkpoint's.
 ///
 /// # Errors
-/// [`Error::Checkpoint`] where the run trains other tensors, naming the first difference; [`Error::Model`].
+/// [`Error::Checkpoint`] that names the first difference if the run trains other tensors;
+/// [`Error::Model`].
 pub(crate) fn restore(checkpoint: &Path, saved: &Saved, state: &mut TrainState) -> Result<()> {
     let path = checkpoint.to_owned();
-    // In which order they lie is another matter: moments are found by name.
+    // The order of the tensors may differ, because moments are matched by name.
     let sorted = |mut layout: Vec<(String, Vec<i64>)>| {
         layout.sort();
         layout
@@ -39,18 +41,20 @@ pub(crate) fn restore(checkpoint: &Path, saved: &Saved, state: &mut TrainState) 
             Some((expected, found)) => format!("expected {expected:?}, found {found:?}"),
             None => format!("expected {} tensors, found {}", layout.len(), found.len()),
         };
-        return Err(Error::Checkpoint { path, reason: format!("{reason}: it is of another model or frozen set") });
+        return Err(Error::Checkpoint { path, reason: format!("{reason}: it has another model or frozen set") });
     }
     inherit(checkpoint, saved, state)?;
     state.passed_over = saved.passed_over.iter().map(|&(first, end)| first..end).collect();
     Ok(())
 }
 
-/// Takes over from a checkpoint, whose parameters the state has already, what fits a state that may train other tensors:
-/// moments and averages by name and shape, updates and samples. What has no moments begins with none.
+/// Inherits from a checkpoint whatever fits a state that may train other tensors: moments and
+/// averages by name and shape, updates and samples. The parameters must already be the
+/// checkpoint's. Moments that the checkpoint lacks start at zero.
 ///
 /// # Errors
-/// [`Error::Checkpoint`] where the optimiser's vectors are not as long as the layout says; [`Error::Model`].
+/// [`Error::Checkpoint`] if the optimiser's vectors do not have the length that the layout implies;
+/// [`Error::Model`].
 pub(crate) fn inherit(checkpoint: &Path, saved: &Saved, state: &mut TrainState) -> Result<()> {
     state.position = saved.position;
     for (from, group) in state.moments_from.iter_mut().zip(&state.parameters.groups) {
@@ -66,7 +70,8 @@ pub(crate) fn inherit(checkpoint: &Path, saved: &Saved, state: &mut TrainState) 
     Ok(())
 }
 
-/// Copies this rank's moments from the files that the ranks of another day wrote.
+/// Copies this rank's moments from the checkpoint's files, which any number of ranks may have
+/// written.
 fn inherit_moments(checkpoint: &Path, saved: &Saved, state: &TrainState) -> Result<()> {
     if saved.layout.is_empty() {
         return Ok(());
@@ -108,8 +113,8 @@ fn inherit_moments(checkpoint: &Path, saved: &Saved, state: &TrainState) -> Resu
     Ok(())
 }
 
-/// Copies into `vector`, which is of what this rank owns, as much as it owns of some elements of a tensor: `found`, from
-/// the tensor's element `first` on.
+/// Copies into `vector`, which holds what this rank owns, the owned elements among `found`: a part
+/// of the slice's tensor, from its element `first` on.
 fn copy_owned(vector: &Tensor, parameters: &FlatParameters, slice: &Slice, found: &Tensor, first: i64) {
     let start = slice.range.start + first;
     let range = start..start + found.numel() as i64;
@@ -154,7 +159,7 @@ mod tests {
         optim::{Optimizer, OptimizerConfig},
     };
 
-    /// Three tensors of 6, 5 and 2 elements, of which this rank owns some.
+    /// A state with three tensors of 6, 5 and 2 elements, of which this rank owns a part.
     fn state(share: RankOf) -> TrainState {
         let mut weights = Weights::random(0, Kind::Float, Device::Cpu);
         for (name, shape) in [("a", &[2i64, 3][..]), ("b", &[5]), ("c", &[2])] {
@@ -184,7 +189,8 @@ mod tests {
         serde_json::from_value(json).expect("a state")
     }
 
-    /// A checkpoint that `shards` ranks wrote: moments 0, 1, 2... and 100, 101, 102..., averages 200, 201, 202...
+    /// Writes a checkpoint as `shards` ranks would: moments 0, 1, 2... and 100, 101, 102...,
+    /// averages 200, 201, 202...
     fn write(folder: &Path, shards: usize, layout: &[(String, Vec<i64>)], buckets: &[i64]) {
         let number = |from: i64| Tensor::arange_start(from, from + 13, (Kind::Float, Device::Cpu));
         let partition = Partition::of_buckets(if buckets.is_empty() { vec![13] } else { buckets.to_vec() }, shards);
@@ -213,7 +219,7 @@ mod tests {
     #[test]
     fn every_number_of_ranks_reads_what_every_other_wrote_exactly() {
         let layout = Saved::layout(&state(RankOf::ONLY).parameters.slices);
-        // As of now, of another program, and of format 3.
+        // The current buckets, those of another version of the program, and those of format 3.
         for (writers, buckets) in (1..=5).flat_map(|ranks| [(ranks, &[6i64, 5, 2][..]), (ranks, &[8, 5]), (ranks, &[])])
         {
             let folder = tempfile::tempdir().expect("a temporary folder");
@@ -243,7 +249,7 @@ mod tests {
         write(folder.path(), 2, &layout, &[7, 6]);
         let mut state = state(RankOf::ONLY);
         restore(folder.path(), &saved(2, &layout, &[7, 6]), &mut state).expect("it fits");
-        // Elements of a, b and c lie behind those of the others.
+        // The elements of a, b and c follow each other in another order.
         let expected: Vec<f32> = (7..13).chain(2..7).chain(0..2).map(|at: i32| at as f32).collect();
         assert_eq!(Vec::<f32>::try_from(&state.optimizer.mean).expect("a vector"), expected);
     }

@@ -1,15 +1,16 @@
-//! How a checkpoint comes to be while training goes on.
+//! Writes a checkpoint while training continues.
 //!
 //! ```text
-//! begin    all ranks   the folder, under its unfinished name; a copy of what will be written, in host memory
-//! write    a thread    the files of this rank, and their hashes
-//!          all ranks   in every step: is everybody's thread done?
-//! finish   all ranks   the list of hashes, the final name, older checkpoints removed
+//! begin    all ranks   create the folder under its unfinished name; copy the state to host memory
+//! write    a thread    write and hash this rank's files
+//!          all ranks   in every step: check whether the threads of all ranks are done
+//! finish   all ranks   write the list of hashes, rename the folder, remove older checkpoints
 //! ```
 //!
-//! The copy is what training pauses for. All ranks finish in the same step, since they see each other's threads in the
-//! numbers that they exchange in every step. At the end of a run, and where a recipe has no memory for the copy, the caller
-//! waits for the thread, and nothing is copied. A thread is never left behind: whoever drops it waits for it.
+//! Training pauses only for the copy. All ranks finish in the same step, because the numbers that
+//! they exchange in every step include the state of their threads. At the end of a run, and if a
+//! recipe has no memory for the copy, the caller waits for the thread and nothing is copied. A
+//! thread is never left behind: dropping a [`Pending`] waits for it.
 
 use std::{
     fs,
@@ -34,7 +35,7 @@ use crate::{
     state::{TrainState, layout::Slice},
 };
 
-/// What goes into a checkpoint.
+/// The contents of a checkpoint.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Save<'a> {
     pub(crate) saved: &'a Saved,
@@ -42,23 +43,23 @@ pub(crate) struct Save<'a> {
     pub(crate) trained: &'a [Trained],
     pub(crate) state: &'a TrainState,
     pub(crate) comm: &'a Comm,
-    /// Whether the state may change while it is being written, so that a copy is needed.
+    /// Whether training continues meanwhile, so that the state may change and a copy is needed.
     pub(crate) goes_on: bool,
 }
 
 /// A checkpoint that is being written.
 #[derive(Debug)]
 pub(crate) struct Pending {
-    /// Steps done when it was begun.
+    /// Number of steps completed when the save began.
     pub(crate) step: u64,
     pub(crate) began: Instant,
     unfinished: PathBuf,
-    /// Gives this rank's lines of the list of hashes. `None` once somebody has waited for it.
+    /// Returns this rank's lines of the list of hashes. `None` once it has been joined.
     thread: Option<Result<JoinHandle<Result<String>>>>,
 }
 
 impl Pending {
-    /// Whether this rank's files are all there, or will never be.
+    /// Returns whether this rank has written all its files, or has failed to.
     pub(crate) fn is_written(&self) -> bool {
         !matches!(&self.thread, Some(Ok(thread)) if !thread.is_finished())
     }
@@ -66,7 +67,7 @@ impl Pending {
     fn wait(&mut self) -> Result<String> {
         let panicked = || Error::Checkpoint {
             path: self.unfinished.clone(),
-            reason: "the thread that wrote it panicked; its message is above".to_owned(),
+            reason: "the thread that wrote the checkpoint panicked; its message is above".to_owned(),
         };
         let thread = self.thread.take().expect("a checkpoint is finished once");
         thread?.join().unwrap_or_else(|_| Err(panicked()))
@@ -76,17 +77,18 @@ impl Pending {
 impl Drop for Pending {
     fn drop(&mut self) {
         if let Some(Ok(thread)) = self.thread.take() {
-            // Whoever drops it has an error of its own to report.
+            // The caller that drops it has an error of its own to report.
             let _ = thread.join();
         }
     }
 }
 
 impl Checkpoints {
-    /// Begins to write a checkpoint, on all ranks together.
+    /// Begins to write a checkpoint. Called on all ranks together.
     ///
     /// # Errors
-    /// [`Error::Io`], on other ranks [`Error::OtherRank`], where the folder cannot be made; [`Error::Collective`].
+    /// [`Error::Io`], on other ranks [`Error::OtherRank`], if the folder cannot be created;
+    /// [`Error::Collective`].
     pub(crate) fn begin(&self, save: &Save<'_>) -> Result<Pending> {
         let began = Instant::now();
         let step = save.saved.position.cursor;
@@ -98,19 +100,20 @@ impl Checkpoints {
         Ok(Pending { step, began, unfinished, thread })
     }
 
-    /// Waits for all ranks' files, gives the checkpoint its name and removes older ones that need not be kept. Gives its
-    /// folder.
+    /// Waits for the files of all ranks, gives the checkpoint its final name and removes older ones
+    /// that need not be kept. Returns its folder.
     ///
     /// # Errors
-    /// [`Error::Io`] or [`Error::Model`], on other ranks [`Error::OtherRank`]; earlier checkpoints are untouched then.
-    /// [`Error::Collective`].
+    /// [`Error::Io`] or [`Error::Model`], on other ranks [`Error::OtherRank`]; earlier checkpoints
+    /// stay untouched. [`Error::Collective`].
     pub(crate) fn finish(&self, mut pending: Pending, comm: &Comm) -> Result<PathBuf> {
         let (place, unfinished) = (self.place(pending.step), pending.unfinished.clone());
         let lines = comm.all_could(pending.wait()).and_then(|lines| comm.gather_texts(&lines));
         let finish = |lines: Vec<String>| {
             write_sums(&unfinished, &lines)?;
             if place.exists() {
-                // The same step saved again, e.g. by an interrupt right after a resume: the new one is as good.
+                // The same step is saved again, e.g. by an interrupt right after a resume: the new
+                // one is as good.
                 fs::remove_dir_all(&place).map_err(Error::io(&place))?;
             }
             rename_folder(&unfinished, &place)?;
@@ -118,7 +121,8 @@ impl Checkpoints {
         };
         let finished = lines.and_then(|lines| comm.first(|| finish(lines)));
         if finished.is_err() && comm.is_first() {
-            // On a full disk the room is needed; what cannot be removed now is when the run is opened again.
+            // On a full disk the space is needed. What cannot be removed now is removed when the
+            // run is next opened.
             let _ = fs::remove_dir_all(&unfinished);
         }
         finished.map(|()| place)
@@ -132,18 +136,18 @@ fn write_sums(folder: &Path, of_ranks: &[String]) -> Result<()> {
     Ok(write_bytes(&folder.join(SUMS), text.as_bytes())?)
 }
 
-/// What one rank writes of a checkpoint.
+/// One rank's part of a checkpoint.
 #[derive(Debug)]
 struct Files {
     folder: PathBuf,
     saved: Saved,
-    /// On rank 0.
+    /// Present on rank 0 only.
     model: Option<ModelFiles>,
-    /// Mean and mean square, where this rank has a part of its own.
+    /// File name, mean and mean square, if this rank writes a part of them.
     moments: Option<(String, [Tensor; 2])>,
 }
 
-/// The model, which rank 0 writes.
+/// The model, written by rank 0.
 #[derive(Debug)]
 struct ModelFiles {
     recipe: String,
@@ -151,17 +155,18 @@ struct ModelFiles {
     slices: Vec<Slice>,
     /// Masters, `[n]` fp32.
     values: Tensor,
-    /// Their average.
+    /// Averaged weights, `[n]` fp32.
     average: Option<Tensor>,
 }
 
 impl Files {
-    /// Takes what will be written from the state, on all ranks together; a copy where training goes on.
+    /// Collects what this rank writes, as a copy if training continues. Called on all ranks
+    /// together.
     fn of(save: &Save<'_>, folder: &Path) -> Result<Self> {
         let Save { saved, recipe, trained, state, comm, goes_on } = *save;
         let parameters = &state.parameters;
         let take = |tensor: &Tensor| if goes_on { on_host(tensor) } else { tensor.shallow_clone() };
-        // What was collected from several ranks is a copy already.
+        // A vector collected from several ranks is a copy already.
         let is_own = parameters.partition.ranks() == 1;
         let collect = |own: &Tensor| -> Result<Option<Tensor>> {
             let whole = comm.collect(own, &parameters.partition)?;
@@ -184,14 +189,14 @@ impl Files {
         Ok(Self { folder: folder.to_owned(), saved: saved.clone(), model, moments })
     }
 
-    /// Writes all of it; gives a line for each file: hash, two spaces, name.
+    /// Writes all files. Returns one line for each of them: hash, two spaces, name.
     fn write(self) -> Result<String> {
         let Self { folder, saved, model, moments } = self;
         let mut names = Vec::new();
         if let Some(model) = model {
             model.write(&folder, &saved)?;
             collect_files(&folder, "", &mut names)?;
-            // Other ranks write theirs into the same folder.
+            // Other ranks write their files into the same folder.
             names.retain(|name| name.contains('/') || [STATE, RECIPE].contains(&name.as_str()));
         }
         if let Some((name, [mean, mean_square])) = &moments {
@@ -214,7 +219,7 @@ impl ModelFiles {
         Ok(())
     }
 
-    /// Writes what makes a folder a model: `state.json` and the trained components, with the values `[n]`.
+    /// Writes `state.json` and the trained components, with the weights `values` `[n]`.
     fn write_model(&self, folder: &Path, saved: &Saved, values: &Tensor) -> Result<()> {
         for part in &self.trained {
             let folder = folder.join(part.component.folder());
@@ -225,13 +230,13 @@ impl ModelFiles {
             let tensors = tensors.iter().map(|(name, tensor)| (*name, tensor));
             write_tensors(&folder.join(part.component.weights_name()), tensors, None, &[("format", "pt")])?;
         }
-        let json = serde_json::to_vec_pretty(saved).expect("the state is plain data that JSON can hold");
+        let json = serde_json::to_vec_pretty(saved).expect("the state is plain data that JSON can represent");
         Ok(write_bytes(&folder.join(STATE), &json)?)
     }
 }
 
-/// Host memory that the copy takes on the rank that writes the model, in bytes: of `trained` parameters all masters and
-/// averages, and a `shards`-th of both moments.
+/// Returns the host memory of the copy on the rank that writes the model, in bytes: all masters and
+/// averages of `trained` parameters, and one part in `shards` of both moments.
 pub(crate) fn copy_bytes(trained: u64, shards: u64, has_average: bool) -> u64 {
     4 * trained * if has_average { 2 } else { 1 } + (8 * trained).div_ceil(shards)
 }

@@ -1,9 +1,10 @@
-//! The states that the guard can go back to, in host memory and on disk.
+//! Snapshots of the state that the guard can rewind to, in host memory and on disk.
 //!
-//! For each distance d (5, 50 and 500 updates, say) the two newest snapshots at least d updates apart are kept, so that
-//! one of them is d to 2 d updates back once the run is that old. A snapshot may serve several distances. Where memory has
-//! no room for a distance, its snapshots are files, one a rank: `RUN/snapshots/update-00000500-rank-00000.safetensors`.
-//! They are of use to the process that wrote them alone, and go with it.
+//! For each distance d (for example 5, 50 and 500 updates), the two newest snapshots that are at
+//! least d updates apart are kept, so once the run is old enough one of them is d to 2 d updates
+//! old. A snapshot may serve several distances. If memory has no space for a distance, its
+//! snapshots are files, one for each rank: `RUN/snapshots/update-00000500-rank-00000.safetensors`.
+//! Only the process that wrote them uses them, and they are deleted with it.
 
 use std::{
     fs,
@@ -21,7 +22,7 @@ use crate::{
     state::{Position, TrainState, write::write_to},
 };
 
-/// All that an update changes of what this rank owns.
+/// Everything that an update changes in this rank's part of the state.
 #[derive(Debug)]
 pub(crate) struct Snapshot {
     pub(crate) position: Position,
@@ -31,13 +32,13 @@ pub(crate) struct Snapshot {
 
 #[derive(Debug)]
 enum Kept {
-    /// In the order of [`vectors`].
+    /// Vectors in the order of [`vectors`].
     Memory(Vec<Tensor>),
-    /// A file, removed with the snapshot.
+    /// Path of a file, which is removed when the snapshot is dropped.
     Disk(PathBuf),
 }
 
-/// The vectors of a state that a snapshot has, by name.
+/// Returns the vectors of a state that a snapshot holds, with their names.
 fn vectors(state: &TrainState) -> Vec<(&'static str, &Tensor)> {
     let (masters, optimizer) = (&state.parameters.masters, &state.optimizer);
     let mut all = vec![("masters", masters), ("mean", &optimizer.mean), ("mean_square", &optimizer.mean_square)];
@@ -56,11 +57,11 @@ impl Snapshot {
         Ok(Self { position: state.position, normal: normal.clone(), kept: Kept::Disk(path) })
     }
 
-    /// Makes this rank's part of the state what it was, but for the place in the data: what was passed stays passed.
-    /// The masters are then to be published.
+    /// Restores this rank's part of the state, except the position in the data: steps that were
+    /// passed stay passed. The caller must publish the masters afterwards.
     ///
     /// # Errors
-    /// [`Error::Model`] where a file cannot be read any more.
+    /// [`Error::Model`] if a file can no longer be read.
     pub(crate) fn restore(&self, state: &mut TrainState) -> Result<()> {
         match &self.kept {
             Kept::Memory(kept) => {
@@ -84,34 +85,34 @@ impl Snapshot {
 impl Drop for Snapshot {
     fn drop(&mut self) {
         if let Kept::Disk(path) = &self.kept {
-            // What stays is removed when the run is opened again.
+            // A file that cannot be removed now is removed when the run is next opened.
             let _ = fs::remove_file(path);
         }
     }
 }
 
-/// A copy in host memory.
+/// Returns a copy in host memory.
 pub(crate) fn on_host(tensor: &Tensor) -> Tensor {
     if tensor.device() == Device::Cpu { tensor.copy() } else { tensor.to_device(Device::Cpu) }
 }
 
-/// What a snapshot of so many elements takes, in bytes: values, both moments, and the average where there is one, in
-/// fp32.
+/// Returns the size of a snapshot of `elements` parameters in bytes: values, both moments and, if
+/// there is one, the average, in fp32.
 pub(crate) fn bytes(elements: i64, has_average: bool) -> u64 {
     4 * if has_average { 4 } else { 3 } * elements as u64
 }
 
-/// The distances that snapshots are kept for, and where.
+/// The distances, in updates, for which snapshots are kept, by storage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Distances<'a> {
-    /// In host memory: the shortest.
+    /// In host memory: the shortest ones.
     pub(crate) memory: &'a [u64],
-    /// On disk: those that memory has no room for.
+    /// On disk: those that do not fit into memory.
     pub(crate) disk: &'a [u64],
 }
 
 impl<'a> Distances<'a> {
-    /// Those of a guard for which there is room, where a snapshot takes `snapshot_bytes`.
+    /// Returns the distances of a guard whose snapshots, of `snapshot_bytes` each, fit.
     pub(crate) fn of(guard: &'a GuardConfig, snapshot_bytes: u64) -> Self {
         if !guard.enabled {
             return Self { memory: &[], disk: &[] };
@@ -127,14 +128,15 @@ impl<'a> Distances<'a> {
     }
 }
 
-/// How far back the guard's snapshots go, in the memory and on the disk that they may take.
+/// Returns the distances of the guard's snapshots that fit into its memory and disk space, and
+/// warns if some do not.
 pub(crate) fn snapshot_distances(guard: &GuardConfig, snapshot_bytes: u64) -> Distances<'_> {
     let found = Distances::of(guard, snapshot_bytes);
     let room = found.memory.len() + found.disk.len();
     if guard.enabled && room < guard.snapshot_updates.len() {
         tracing::warn!(
-            "guard.snapshot_gib = {} and guard.snapshot_disk_gib = {}: of guard.snapshot_updates = {:?} there is room for \
-             {:?}; two snapshots of {:.1} GiB are kept for each",
+            "guard.snapshot_gib = {} and guard.snapshot_disk_gib = {}: of guard.snapshot_updates = {:?} only {:?} \
+             fit; two snapshots of {:.1} GiB are kept for each",
             guard.snapshot_gib,
             guard.snapshot_disk_gib,
             guard.snapshot_updates,
@@ -145,17 +147,17 @@ pub(crate) fn snapshot_distances(guard: &GuardConfig, snapshot_bytes: u64) -> Di
     found
 }
 
-/// Host memory that the snapshots of a guard take in all, where one takes `snapshot_bytes`.
+/// Returns the host memory of all snapshots of a guard in bytes, with `snapshot_bytes` each.
 pub(crate) fn total_bytes(guard: &GuardConfig, snapshot_bytes: u64) -> u64 {
     (SNAPSHOTS_A_LEVEL * Distances::of(guard, snapshot_bytes).memory.len()) as u64 * snapshot_bytes
 }
 
-/// The newest of a distance, and the one before it.
+/// Snapshots kept for each distance: the newest and the one before it.
 const SNAPSHOTS_A_LEVEL: usize = 2;
-/// Folder of a run.
+/// Folder of the snapshots on disk, below the folder of the run.
 const FOLDER: &str = "snapshots";
 
-/// Removes what a process left that was killed.
+/// Removes the files that a killed process left.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -173,7 +175,7 @@ pub(crate) struct Ring {
 
 #[derive(Debug)]
 struct Level {
-    /// In updates.
+    /// Least number of updates between two snapshots.
     distance: u64,
     on_disk: bool,
     /// Newest first.
@@ -181,20 +183,20 @@ struct Level {
 }
 
 impl Ring {
-    /// An empty ring for these distances of a run.
+    /// Returns an empty ring for these distances of a run.
     pub(crate) fn new(distances: Distances<'_>, run_dir: &Path) -> Self {
         let level = |on_disk| move |&distance: &u64| Level { distance, on_disk, kept: Vec::new() };
         let levels = distances.memory.iter().map(level(false)).chain(distances.disk.iter().map(level(true)));
         Self { levels: levels.collect(), folder: run_dir.join(FOLDER) }
     }
 
-    /// Whether there is no room for any snapshot.
+    /// Returns whether there is no space for any snapshot.
     pub(crate) fn is_useless(&self) -> bool {
         self.levels.is_empty()
     }
 
-    /// Takes a snapshot of a state where one is due, on all ranks together. A distance whose files cannot be written is
-    /// given up, with a warning.
+    /// Takes a snapshot of the state if one is due. Called on all ranks together. If the files of a
+    /// distance cannot be written, all distances on disk are given up, with an error message.
     ///
     /// # Errors
     /// [`Error::Collective`].
@@ -226,7 +228,7 @@ impl Ring {
                 Err(error @ Error::Collective { .. }) => return Err(error),
                 Err(error) => {
                     tracing::error!(
-                        "snapshots cannot be written any more: {error}; the guard goes back no further than those \
+                        "snapshots can no longer be written: {error}; the guard can only rewind to those \
                                      in memory"
                     );
                     self.levels.retain(|level| !level.on_disk);
@@ -236,8 +238,8 @@ impl Ring {
         Ok(())
     }
 
-    /// The newest snapshot that is at least `back` updates older than `update`, or else the oldest there is. Newer ones
-    /// are dropped.
+    /// Returns the newest snapshot that is at least `back` updates older than `update`, or else the
+    /// oldest one. Newer ones are dropped.
     pub(crate) fn back(&mut self, update: u64, back: u64) -> Option<Rc<Snapshot>> {
         let all = || self.levels.iter().flat_map(|level| &level.kept);
         let old_enough = all().filter(|snapshot| snapshot.position.update + back <= update);
@@ -261,7 +263,7 @@ mod tests {
         precision::Precision,
     };
 
-    /// A state of one number, which is the number of updates.
+    /// A state of a single parameter, which is the number of updates.
     fn state() -> TrainState {
         let mut weights = Weights::random(0, tch::Kind::Float, Device::Cpu);
         let _ = weights.take("x", &[1], Init::Zeros);
@@ -305,7 +307,7 @@ mod tests {
                 assert!((back..2 * back).contains(&age), "{back} updates back from {update}: {age}");
                 snapshot.restore(&mut state).expect("it is in memory");
                 assert_eq!(state.position.update, update - age);
-                assert_eq!(state.position.cursor, 2 * update, "the data go on");
+                assert_eq!(state.position.cursor, 2 * update, "the position in the data stays");
                 assert_eq!(state.parameters.masters.double_value(&[0]), (update - age) as f64);
             }
         }
@@ -323,17 +325,17 @@ mod tests {
         assert_eq!(update, 500, "the newest that is old enough");
         snapshot.restore(&mut state).expect("it can be read");
         assert_eq!((state.position.update, state.parameters.masters.double_value(&[0])), (500, 500.0));
-        assert_eq!(files(), 1, "the newer ones are dropped, and two distances have the same");
+        assert_eq!(files(), 1, "the newer ones are dropped, and two distances share one");
         drop((ring, snapshot));
-        assert_eq!(files(), 0, "none is left behind");
-        clean(folder.path()).expect("the folder goes");
+        assert_eq!(files(), 0, "no file is left behind");
+        clean(folder.path()).expect("the folder can be removed");
         assert!(!folder.path().join(FOLDER).exists());
     }
 
     #[test]
     fn a_full_disk_costs_the_distances_on_disk() {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        fs::write(folder.path().join(FOLDER), "").expect("a file where the folder should go");
+        fs::write(folder.path().join(FOLDER), "").expect("a file in place of the folder");
         let (mut ring, _) = run_with(Distances { memory: &ALL[..1], disk: &ALL[1..] }, folder.path(), 100);
         assert_eq!(ring.back(100, 500).expect("those in memory").position.update, 95);
     }

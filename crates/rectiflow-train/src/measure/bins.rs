@@ -1,4 +1,5 @@
-//! Losses by noise level: sums that add up over batches and ranks, and the means and standard errors that they make.
+//! Losses by noise level: sums over batches and ranks, and the means and standard errors that
+//! follow from them.
 
 use crate::{
     error::Result,
@@ -6,23 +7,23 @@ use crate::{
     ranks::comm::Comm,
 };
 
-/// Equal ranges of noise levels from 0 to 1 with the losses seen in each.
+/// Equal ranges of noise levels from 0 to 1, each with the sums of its losses.
 #[derive(Debug, Clone)]
 pub(crate) struct Bins(Vec<Sums>);
 
 impl Bins {
-    /// So many empty ranges, at least one.
+    /// Creates `count` empty ranges, at least one.
     pub(crate) fn new(count: usize) -> Self {
         Self(vec![Sums::default(); count.max(1)])
     }
 
-    /// Takes in the loss of a sample at its time.
+    /// Adds the loss of a sample at its time; a weight of 0 leaves it out.
     pub(crate) fn add(&mut self, time: f64, loss: f64, weight: f64) {
         let bin = bin_of(time, self.0.len());
         self.0[bin].add(loss, weight);
     }
 
-    /// What all ranks have seen, the same on each.
+    /// Returns the sums over all ranks, the same on each.
     pub(crate) fn of_all(&self, comm: &Comm) -> Result<Self> {
         let own: Vec<f64> = self.0.iter().copied().flat_map(Sums::to_numbers).collect();
         let all = comm.sum_numbers(&own)?;
@@ -30,7 +31,7 @@ impl Bins {
         Ok(Self(bins.iter().copied().map(Sums::from_numbers).collect()))
     }
 
-    /// The mean over everything, and over each range.
+    /// Returns the mean over all samples and the mean of each range.
     pub(crate) fn means(&self) -> TableLoss {
         let total = self.0.iter().fold(Sums::default(), |a, b| a.plus(b));
         let width = 1.0 / self.0.len() as f64;
@@ -39,7 +40,7 @@ impl Bins {
     }
 }
 
-/// A range holds its upper end.
+/// Returns the range of a time; a range includes its upper end.
 fn bin_of(time: f64, bins: usize) -> usize {
     ((time * bins as f64).ceil() as usize).clamp(1, bins) - 1
 }
@@ -102,7 +103,7 @@ mod tests {
         }
         let bin = sums.bin(0.0, 0.1);
         assert_eq!((bin.loss, bin.count), (2.0, 2));
-        // Sample standard deviation sqrt(2), over the square root of 2.
+        // The sample standard deviation is sqrt(2); divided by the square root of 2 that is 1.
         assert!((bin.standard_error - 1.0).abs() < 1e-12);
     }
 }

@@ -1,7 +1,7 @@
-//! What somebody found out about a run: titles, sentences, pictures and tables, for its report.
+//! Findings about a run for its report: titles, sentences, pictures and tables.
 //!
-//! Whoever measures a run leaves `findings.json` in the run folder and pictures beside it; `rectiflow report` puts them
-//! at the top of the page, in their order.
+//! A program that evaluates a run writes `findings.json` to the run folder and pictures beside it;
+//! `rectiflow report` shows them at the top of the page, in the same order.
 
 use std::{
     fs,
@@ -17,44 +17,44 @@ use crate::error::{Error, Result};
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Finding {
-    /// Its heading.
+    /// Heading of the section.
     pub title: String,
     /// Paragraphs above the picture.
     #[serde(default)]
     pub text: Vec<String>,
-    /// A PNG, relative to the run folder.
+    /// Path of a PNG, relative to the run folder.
     #[serde(default)]
     pub picture: Option<PathBuf>,
-    /// Numbers below the picture.
+    /// Table below the picture.
     #[serde(default)]
     pub table: Option<Table>,
 }
 
-/// Numbers, or words, in rows.
+/// A table of numbers or words.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Table {
-    /// Headings of the columns; the first one is over the rows' names.
+    /// Headings of the columns; the first is that of the row names.
     pub columns: Vec<String>,
-    /// One cell a column.
+    /// Rows, with one cell per column.
     pub rows: Vec<Vec<String>>,
 }
 
 const FILE: &str = "findings.json";
 
-/// Writes the findings of a run, in place of those that were there.
+/// Writes the findings of a run, in place of earlier ones.
 ///
 /// # Errors
-/// [`Error::Model`] where the file cannot be written.
+/// [`Error::Model`] if the file cannot be written.
 pub fn write(run_dir: &Path, findings: &[Finding]) -> Result<()> {
     let json = serde_json::to_vec_pretty(findings).expect("findings are plain data that JSON can hold");
     Ok(write_bytes(&run_dir.join(FILE), &json)?)
 }
 
-/// The findings of a run; none where nobody left any.
+/// Returns the findings of a run; none if it has no file of findings.
 ///
 /// # Errors
-/// [`Error::Io`], also for a file that holds something else.
+/// [`Error::Io`], also for a file with other contents.
 pub fn read(run_dir: &Path) -> Result<Vec<Finding>> {
     let path = run_dir.join(FILE);
     if !path.exists() {

@@ -1,9 +1,10 @@
-//! What a run writes down: one JSON object a line in `metrics.jsonl`. Of several ranks, rank 0 writes that file, and
-//! the others write their own events and seconds to `metrics-rank-00001.jsonl` and so on.
+//! The events of a run: one JSON object per line in `metrics.jsonl`. Of several ranks, rank 0
+//! writes that file, and the others write their own events and seconds to
+//! `metrics-rank-00001.jsonl` and so on.
 //!
-//! This file knows the names of all metrics; the terminal, the report and any other viewer read these events. A number
-//! that is not finite is written as a string ("NaN", "inf", "-inf"), since JSON has none. After a resume steps may
-//! appear twice: the later line counts.
+//! This file defines the names of all metrics; the terminal, the report and other viewers read
+//! these events. A number that is not finite is written as a string ("NaN", "inf", "-inf"), since
+//! JSON has none. After a resume a step may appear twice: the later line is valid.
 
 use std::{
     collections::BTreeMap,
@@ -23,29 +24,30 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
-    /// A process began to work on the run.
+    /// A process began to run.
     Start(Start),
-    /// An update was made.
+    /// A step was done; `applied` says whether its update was.
     Step(StepMetrics),
     /// The test loss was measured.
     Test(TestMetrics),
     /// A checkpoint was written.
     Checkpoint {
-        /// Steps that it has; more may have been made while it was written.
+        /// Steps done at the checkpoint; more may have been done while it was written.
         step: u64,
-        /// Folder name below `checkpoints/`.
+        /// Name of the folder below `checkpoints/`.
         name: String,
-        /// Time from its begin to its name, in seconds; training may have gone on meanwhile.
+        /// Seconds from its begin to its final name; training may have continued meanwhile.
         secs: f64,
     },
-    /// A checkpoint could not be written; training goes on, and earlier ones are as they were.
+    /// A checkpoint could not be written; training continues, and earlier checkpoints are not
+    /// changed.
     SaveFailed {
         /// Steps done.
         step: u64,
-        /// The system's reason.
+        /// The error message.
         reason: String,
     },
-    /// The vital signs of the model's parts were taken.
+    /// The vital signs of the model's parts were measured.
     Vitals(VitalsMetrics),
     /// The guard acted.
     Guard(GuardEvent),
@@ -53,23 +55,23 @@ pub enum Event {
     Preview {
         /// Steps done.
         step: u64,
-        /// File name below `previews/`.
+        /// Name of the file below `previews/`.
         name: String,
-        /// Time it took, in seconds.
+        /// Duration in seconds.
         secs: f64,
     },
-    /// The process left the run in good order.
+    /// The process ended the run without an error, or the guard stopped it.
     End {
         /// Steps done.
         step: u64,
-        /// Why: "finished" or "interrupted".
+        /// Reason: "finished", "interrupted" or "stopped".
         reason: String,
-        /// Time since `Start`, in seconds.
+        /// Seconds since `Start`.
         secs: f64,
     },
 }
 
-/// What a process knew when it began.
+/// The facts about a run when a process begins.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Start {
     /// Steps already done: 0, or those of the checkpoint resumed from.
@@ -78,32 +80,33 @@ pub struct Start {
     pub unix_secs: u64,
     /// Identity of the order of samples.
     pub order_hash: String,
-    /// Trained parameters.
+    /// Number of trained parameters.
     pub num_parameters: u64,
-    /// Samples in the training split, over all data sets.
+    /// Number of samples in the training split, over all data sets.
     pub num_train: u64,
-    /// Samples in the test split.
+    /// Number of samples in the test split.
     pub num_test: u64,
-    /// Rows a bucket, largest first: (width px, height px, train rows, test rows).
+    /// Rows per bucket, largest first: (width px, height px, train rows, test rows).
     pub buckets: Vec<(u32, u32, u64, u64)>,
-    /// libtorch's intra-op threads.
+    /// Number of libtorch's intra-op threads.
     pub threads: u32,
-    /// The checkpoint of another run that this one was branched from.
+    /// The other run's checkpoint that this run was branched from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub branched_from: Option<PathBuf>,
-    /// What has changed in the recipe since that checkpoint, or since the one resumed from: "key: old -> new".
+    /// Changes of the recipe since that checkpoint, or since the one resumed from: "key: old ->
+    /// new".
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub changes: Vec<String>,
-    /// Host memory that the guard's snapshots take once all are there, in bytes.
+    /// Host memory that the full set of the guard's snapshots takes, in bytes.
     #[serde(default)]
     pub snapshot_bytes: u64,
-    /// Peak of the GPU that this process calculates on, dense bf16, in FLOP/s; none where the recipe does not name it.
+    /// Peak of this process's GPU, dense bf16, in FLOP/s; `None` if the recipe does not name it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peak_flops: Option<f64>,
-    /// Processes that share the run.
+    /// Number of ranks.
     #[serde(default = "one")]
     pub ranks: usize,
-    /// Part of the ranks' time that goes by while those wait that have a lane fewer than others, 0 to 1.
+    /// Share of the ranks' time that is spent waiting for ranks with one lane more, 0 to 1.
     #[serde(default)]
     pub idle_share: f64,
 }
@@ -112,43 +115,44 @@ fn one() -> usize {
     1
 }
 
-/// An act of the guard.
+/// An action of the guard.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuardEvent {
-    /// Steps done, the one acted on included.
+    /// Steps done, including the one acted on.
     pub step: u64,
     /// "clip", "skip", "rewind", "stop" or "acknowledged".
     pub action: String,
-    /// Why.
+    /// Reason for the action.
     pub reason: String,
-    /// Updates made, as of now; a rewind lowers it.
+    /// Updates applied so far; a rewind lowers the number.
     pub update: u64,
-    /// File name below `blackbox/`.
+    /// Name of the file below `blackbox/`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub black_box: Option<String>,
 }
 
-/// How the parts of the model look in an update.
+/// Vital signs of the model's parts in one update.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct VitalsMetrics {
-    /// Steps done, that of the update included.
+    /// Steps done, including that of the update.
     pub step: u64,
-    /// Each part, in the order of names.
+    /// The parts, ordered by name.
     pub modules: Vec<Vitals>,
-    /// Losses of the samples trained on since the last look, by noise level.
+    /// Losses of the samples trained on since the last vital signs, by noise level.
     pub training: TableLoss,
-    /// The largest attention logit of the UNet, on each rank's first micro-batch, after the update. It grows when softmax
-    /// begins to look at single tokens, in bf16 long before the loss shows it (arXiv 2309.14322).
+    /// Largest attention logit of the UNet, on each rank's first micro-batch, after the update. It
+    /// grows when softmax begins to attend to single tokens, in bf16 long before the loss shows it
+    /// (arXiv 2309.14322).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub largest_logit: Option<Lossless>,
 }
 
-/// A part of the model in one update.
+/// Vital signs of one part of the model in one update.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Vitals {
     /// Component and module, e.g. `unet.mid_block`.
     pub module: String,
-    /// Norm of its gradient, after clipping.
+    /// Norm of its gradient after clipping.
     #[serde(with = "lossless")]
     pub gradient_norm: f64,
     /// Root mean square of `g / sqrt(v)`.
@@ -159,66 +163,68 @@ pub struct Vitals {
     pub update_ratio: f64,
 }
 
-/// One update.
+/// One step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StepMetrics {
-    /// Steps done, this one included.
+    /// Steps done, including this one.
     pub step: u64,
-    /// Samples that updates were made of, this step's included if it was applied. A rewind lowers it.
+    /// Samples of all applied updates, including this step's if it was applied. A rewind lowers the
+    /// number.
     pub samples: u64,
     /// Epoch in which the step begins, from 0.
     pub epoch: u64,
-    /// Mean over the step's samples of the squared error.
+    /// Mean of the loss over the step's samples.
     #[serde(with = "lossless")]
     pub loss: f64,
     /// Norm of the gradient before clipping.
     #[serde(with = "lossless")]
     pub gradient_norm: f64,
-    /// The norm of each component's part of it, where more than one is trained; as text where it is not finite.
+    /// Norm of each component's part of the gradient, if more than one is trained; as a string if
+    /// it is not finite.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub norm_by_component: BTreeMap<String, Lossless>,
-    /// Learning rate of the schedule, lowered by the guard where it was.
+    /// Learning rate of the schedule, times the factor of the guard.
     pub lr: f64,
     /// Seconds of the step.
     pub secs: f64,
-    /// Seconds of them spent waiting for data.
+    /// Seconds of the step spent waiting for data.
     pub data_secs: f64,
-    /// Arithmetic of this process's part of the step by the models' own count, in FLOP: what recomputation adds is not in
-    /// it.
+    /// Arithmetic of this process's part of the step by the models' own count, in FLOP, without
+    /// recomputation.
     #[serde(default)]
     pub flops: u64,
-    /// Whether the update was made; the guard passes over some steps.
+    /// Whether the update was applied; the guard skips some steps.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub applied: bool,
     /// Money spent on the run so far, in the currency of `run.price_per_hour`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spent: Option<f64>,
-    /// What the step was like for this one of several ranks.
+    /// This rank's share of the step, if there are several ranks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ranks: Option<RankMetrics>,
 }
 
-/// One rank's share of an update; with `data_secs` the seconds make up the step.
+/// One rank's share of a step; its seconds and `data_secs` add up to those of the step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RankMetrics {
     /// Seconds in forward and backward passes.
     pub passes_secs: f64,
-    /// Seconds in collectives, waiting for slower ranks included.
+    /// Seconds in collectives, including waiting for slower ranks.
     pub communication_secs: f64,
-    /// Seconds of the passes in which gradients were under way to other ranks.
+    /// Seconds of the passes during which gradients were in transit to other ranks.
     #[serde(default)]
     pub hidden_secs: f64,
-    /// Seconds in everything else: the guard, the optimiser, the average.
+    /// Seconds in everything else: guard, optimiser, average.
     pub update_secs: f64,
-    /// Bytes that crossed the wire for this rank, by collective.
+    /// Bytes that this rank sent over the network, by collective (docs/ranks.md).
     pub bytes: BTreeMap<Collective, u64>,
-    /// The slowest rank, where it lags by more than a tenth.
+    /// The slowest rank, if it lags by more than a tenth.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slowest: Option<Slowest>,
 }
 
 impl StepMetrics {
-    /// FLOP/s of the step, waiting included.
+    /// Returns the FLOP/s of the step, waiting included.
     pub fn flops_per_sec(&self) -> f64 {
         self.flops as f64 / self.secs.max(1e-9)
     }
@@ -232,69 +238,70 @@ fn is_yes(value: &bool) -> bool {
     *value
 }
 
-/// The test loss.
+/// One measurement of the test loss.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TestMetrics {
     /// Steps done.
     pub step: u64,
-    /// Samples that updates were made of.
+    /// Samples of all applied updates.
     pub samples: u64,
     /// Mean over all test samples.
     #[serde(with = "lossless")]
     pub loss: f64,
-    /// By noise level, from little noise to much.
+    /// Means by noise level, in ascending order.
     pub bins: Vec<SigmaBin>,
-    /// The same of a fixed few of the training samples, where the recipe asks for it.
+    /// Loss on the fixed training samples, if the recipe asks for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub training: Option<TableLoss>,
-    /// The loss of the averaged weights on the test samples, where an average is kept.
+    /// Loss of the averaged weights on the test samples, if an average is kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ema: Option<TableLoss>,
-    /// The loss of the averaged weights on the fixed training samples.
+    /// Loss of the averaged weights on the fixed training samples.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ema_training: Option<TableLoss>,
-    /// Time it took, in seconds.
+    /// Duration in seconds.
     pub secs: f64,
 }
 
-/// The loss on a fixed table.
+/// Loss on a fixed table of samples.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TableLoss {
     /// Mean over all samples.
     #[serde(with = "lossless")]
     pub loss: f64,
-    /// By noise level, from little noise to much.
+    /// Means by noise level, in ascending order.
     pub bins: Vec<SigmaBin>,
 }
 
-/// The test loss in a range of noise levels.
+/// Loss in a range of noise levels.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SigmaBin {
     /// Lower end, exclusive.
     pub from: f64,
     /// Upper end, inclusive.
     pub to: f64,
-    /// Mean of its samples.
+    /// Mean over the samples of the range.
     #[serde(with = "lossless")]
     pub loss: f64,
     /// Standard error of the mean.
     #[serde(with = "lossless")]
     pub standard_error: f64,
-    /// Samples.
+    /// Number of samples.
     pub count: u64,
 }
 
-/// Appends events to `metrics.jsonl`.
+/// Appends events to the event file of a rank.
 #[derive(Debug)]
 pub struct Writer {
     path: PathBuf,
     file: File,
-    /// Whether the last line may not be whole.
+    /// Whether the last line may be incomplete.
     torn: bool,
 }
 
 impl Writer {
-    /// Opens the event file of a rank for appending; a last line cut by a crash stays a line of its own.
+    /// Opens the event file of a rank for appending; a last line that a crash cut off stays a line
+    /// of its own.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -305,7 +312,7 @@ impl Writer {
         Ok(Self { path, file, torn })
     }
 
-    /// Writes one event. After a failure, as on a full disk, the next one begins on a line of its own.
+    /// Writes one event. After a failure, as on a full disk, the next event begins on a new line.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -319,11 +326,11 @@ impl Writer {
     }
 }
 
-/// All events of a run, in the order of writing. Lines that no event can be read from, as a crash leaves, are passed
-/// over.
+/// Returns all events of a run, in the order of writing. Lines that are not events, as after a
+/// crash, are skipped.
 ///
 /// # Errors
-/// [`Error::Io`] where the run has no `metrics.jsonl`.
+/// [`Error::Io`] if the run has no `metrics.jsonl`.
 pub fn read(run_dir: &Path) -> Result<Vec<Event>> {
     let path = run_dir.join(FILE);
     let file = File::open(&path).map_err(Error::io(&path))?;
@@ -333,12 +340,12 @@ pub fn read(run_dir: &Path) -> Result<Vec<Event>> {
 
 const FILE: &str = "metrics.jsonl";
 
-/// A number that may not be finite.
+/// A number that need not be finite.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Lossless(#[serde(with = "lossless")] pub f64);
 
-/// Numbers as JSON numbers, or as strings where they are not finite.
+/// Serializes numbers as JSON numbers, or as strings if they are not finite.
 pub(crate) mod lossless {
     use super::{Deserialize, Deserializer, Serialize, Serializer};
 

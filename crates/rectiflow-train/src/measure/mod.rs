@@ -1,4 +1,4 @@
-//! What a run writes down about itself: metrics, the test loss, vital signs, findings.
+//! What a run reports about itself: metrics, the test loss, vital signs, findings.
 
 pub(crate) mod bins;
 pub mod findings;

@@ -1,8 +1,10 @@
-//! The test loss: the same (sample, prompt, time, noise) tuples at every measurement; and the same for a fixed few of the
-//! training samples, whose distance to the test loss is what the model knows by heart.
+//! The test loss: the same (sample, prompt, time, noise) tuples at every measurement; and the loss
+//! of some fixed training samples, whose distance to the test loss shows how much the model has
+//! memorised.
 //!
-//! Times are uniform, one quantile cell a test sample, so that every noise level is looked at; cells and noise are
-//! keyed by the sample's id, so that neither batch size nor the number of ranks changes a tuple.
+//! Times are uniform, with one quantile cell per test sample, so that every noise level is covered;
+//! cells and noise are keyed by the sample's id, so that neither the batch size nor the number of
+//! ranks changes a tuple.
 
 use std::collections::HashMap;
 
@@ -25,47 +27,47 @@ use crate::{
     step::{Stepper, latent_size, to_vec},
 };
 
-/// Both fixed tables of a run.
+/// The two fixed tables of a run.
 #[derive(Debug)]
 pub(crate) struct Tables {
     /// All test samples.
     pub(crate) test: Table,
-    /// Some of the training samples.
+    /// Some training samples.
     pub(crate) training: Table,
 }
 
-/// What both tables say of a model.
+/// The losses of a model on both tables.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Losses {
-    /// On the test samples; `None` where there is no test split.
+    /// Loss on the test samples; `None` if there is no test split.
     pub test: Option<TableLoss>,
-    /// On the fixed training samples; `None` where the recipe asks for none.
+    /// Loss on the fixed training samples; `None` if the recipe asks for none.
     pub training: Option<TableLoss>,
 }
 
 impl Tables {
-    /// The tables of a run.
+    /// Creates the tables of a run.
     pub(crate) fn new(checked: &Checked, sources: &[Source]) -> Result<Self> {
         let recipe = &checked.recipe;
         let table = |samples| Table::new(samples, checked, sources);
         Ok(Self { test: table(Samples::Test)?, training: table(Samples::Training(recipe.test.training_samples))? })
     }
 
-    /// Measures a model on both, the micro-batches divided over the ranks.
+    /// Measures a model on both tables, with the micro-batches divided over the ranks.
     pub(crate) fn measure(&self, stepper: &Stepper, sources: &[Source], comm: &Comm) -> Result<Losses> {
         let test = self.test.measure(stepper, sources, comm)?;
         Ok(Losses { test, training: self.training.measure(stepper, sources, comm)? })
     }
 }
 
-/// Which samples a table has.
+/// Which samples a table consists of.
 #[derive(Debug, Clone, Copy)]
 enum Samples {
     Test,
     Training(usize),
 }
 
-/// A fixed table.
+/// A fixed table of samples and times.
 #[derive(Debug)]
 pub(crate) struct Table {
     samples: Samples,
@@ -84,7 +86,7 @@ impl Table {
         Ok(Self { times: times(ids, seed), ..table })
     }
 
-    /// Number of samples; one that is in two data sets counts once.
+    /// Returns the number of samples; a sample in two data sets counts once.
     pub(crate) fn len(&self) -> usize {
         self.times.len()
     }
@@ -97,7 +99,7 @@ impl Table {
         })
     }
 
-    /// Mean loss and the loss by noise level. `None` where the table is empty.
+    /// Returns the mean loss and the loss by noise level; `None` if the table is empty.
     fn measure(&self, stepper: &Stepper, sources: &[Source], comm: &Comm) -> Result<Option<TableLoss>> {
         if self.times.is_empty() {
             return Ok(None);
@@ -119,7 +121,7 @@ impl Table {
         Ok(Some(bins.of_all(comm)?.means()))
     }
 
-    /// The loss of each sample of a batch at its own time and noise.
+    /// Returns the loss of each sample of a batch at its own time and noise.
     fn losses(&self, stepper: &Stepper, batch: &MicroBatch) -> Result<Vec<f32>> {
         let times: Vec<f64> = batch.ids.iter().map(|id| self.times[id]).collect();
         Ok(to_vec(&no_grad(|| stepper.losses(batch, &self.noise(batch), &times))?))
@@ -133,7 +135,8 @@ impl Table {
     }
 }
 
-/// A time for each sample: shuffled by key, each in a cell of its own, at the cell's middle.
+/// Returns a time for each sample: cells are assigned by a keyed shuffle, and the time is the
+/// cell's middle.
 fn times(mut ids: Vec<SampleId>, seed: u64) -> HashMap<SampleId, f64> {
     ids.sort_unstable_by_key(|id| id.0);
     ids.dedup();

@@ -1,13 +1,15 @@
-//! Vital signs of a model's parts, taken every so many steps: what moves before the loss does.
+//! Vital signs of a model's parts, measured at intervals: values that change before the loss does.
 //!
-//! - *Moment ratio*, the root mean square of `g / sqrt(v)` with Adam's second moment `v` after the update: about 1 as long
-//!   as `v` knows how large gradients are. Loss spikes follow 1 to 8 updates after it has jumped (arXiv 2304.13013).
-//! - *Update ratio*, the norm of the update over the norm of the weights: 1e-3 and below is usual; a part whose ratio
-//!   rises is being rewritten.
-//! - The norm of the gradient as the update used it: after clipping.
+//! - *Moment ratio*, the root mean square of `g / sqrt(v)` with Adam's second moment `v` after the
+//!   update: about 1 while `v` matches the size of the gradients. Loss spikes follow 1 to 8 updates
+//!   after it has jumped (arXiv 2304.13013).
+//! - *Update ratio*, the norm of the update over the norm of the weights: usually 1e-3 or less; a
+//!   part with a rising ratio is being rewritten.
+//! - *Gradient norm*, as the update used it: after clipping.
 //!
-//! The parts are the entries of a component's state dictionary down to a level of the UNet (`unet.down_blocks.1`,
-//! `unet.mid_block`) or a text encoder as a whole. Of several ranks each looks at what it updates.
+//! The parts are the top-level entries of the UNet's state dictionary, down to a level
+//! (`unet.down_blocks.1`, `unet.mid_block`), and each text encoder as a whole. Each rank measures
+//! the elements that it updates.
 
 use std::{collections::BTreeMap, ops::Range, slice::from_ref};
 
@@ -22,7 +24,8 @@ use crate::{
     state::{TrainState, gradient_vector::GradientVector, layout::Slice, optim::UpdateRange},
 };
 
-/// Takes the vital signs of the update that was just made at rate `lr` from `gradients`, those of this rank's elements.
+/// Measures the vital signs of the update that was just applied with rate `lr` from `gradients`,
+/// those of this rank's elements.
 pub(crate) fn measure(
     state: &TrainState,
     gradients: &GradientVector,
@@ -59,7 +62,7 @@ struct Sums {
 }
 
 impl Sums {
-    /// Those of what this rank owns of `range`.
+    /// Returns the sums over the elements of `range` that this rank owns.
     fn of(state: &TrainState, gradients: &GradientVector, range: &UpdateRange) -> Self {
         let masters = &state.parameters.masters;
         let mut sums = Self::default();
@@ -89,7 +92,7 @@ impl Sums {
         Self { gradient, moment_ratio, update, weight }
     }
 
-    /// What they say of a module of these elements.
+    /// Returns the vital signs of a module of these elements.
     fn vitals(&self, module: String, ranges: &[Range<i64>]) -> Vitals {
         Vitals {
             module,
@@ -104,7 +107,8 @@ fn square_sum(tensor: &Tensor) -> f64 {
     tensor.square().sum(Kind::Double).double_value(&[])
 }
 
-/// Some elements of a module as the optimiser sees them: those that are this rank's, counted among what it owns.
+/// Returns some elements of a module as the optimiser sees them: this rank's part, as a range of
+/// the elements that it owns.
 fn module_range(state: &TrainState, module: &Range<i64>, lr: f64, ratios: &LrRatios) -> UpdateRange {
     let groups = state.parameters.groups.iter().zip(&state.moments_from);
     let (group, from) =
@@ -117,8 +121,8 @@ fn module_range(state: &TrainState, module: &Range<i64>, lr: f64, ratios: &LrRat
     }
 }
 
-/// The modules in the order of their names, each with its elements in the flat vector: parameters that stay in fp32 lie
-/// apart from the others.
+/// Returns the modules ordered by name, each with its ranges in the flat vector: parameters that
+/// stay in fp32 are separate from the others.
 fn modules(slices: &[Slice]) -> Vec<(String, Vec<Range<i64>>)> {
     let mut modules = BTreeMap::<&str, Vec<Range<i64>>>::new();
     for slice in slices {
@@ -135,7 +139,8 @@ fn num_elements(ranges: &[Range<i64>]) -> i64 {
     ranges.iter().map(|range| range.end - range.start).sum()
 }
 
-/// `unet.down_blocks.1.resnets.0.conv1.weight` is of `unet.down_blocks.1`; a text encoder is one module.
+/// Returns the module of a parameter: `unet.down_blocks.1` for
+/// `unet.down_blocks.1.resnets.0.conv1.weight`; a text encoder is one module.
 fn module_of(name: &str) -> &str {
     let (component, rest) = name.split_once('.').expect("a slice's name begins with its component");
     if component != Component::UNet.folder() {
@@ -213,12 +218,12 @@ mod tests {
         for (vitals, range) in vitals.iter().zip([0..100, 100..400]) {
             let norm = |tensor: &Tensor| narrow(tensor, &range).norm().double_value(&[]);
             assert!((vitals.gradient_norm / norm(&gradients) - 1.0).abs() < 1e-5);
-            // Corrected for its start at zero, the second moment of the first update is g^2.
+            // With bias correction, the second moment of the first update is g^2.
             assert!((vitals.moment_ratio - 1.0).abs() < 1e-4, "{vitals:?}");
             let wanted = norm(&moved) / norm(&state.parameters.masters);
             assert!((vitals.update_ratio / wanted - 1.0).abs() < 1e-3, "{vitals:?} {wanted}");
         }
-        // Gradients a hundred times as large, which the second moment does not know.
+        // Gradients a hundred times as large, which the second moment does not contain yet.
         let vitals = measure(&state, &vector(100.0), lr, &ratios, &exchange).unwrap();
         assert!(vitals.iter().all(|vitals| (vitals.moment_ratio - 100.0).abs() < 0.1), "{vitals:?}");
     }

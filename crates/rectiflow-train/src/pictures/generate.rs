@@ -1,4 +1,5 @@
-//! Prompts to pictures with a whole model: where the tokenizer (`data`) and the sampler (`sdxl`) meet.
+//! Prompts to pictures with a whole model: the tokenizer (`data`) and the sampler (`sdxl`) meet
+//! here.
 
 use rectiflow_data::{
     picture::Picture,
@@ -15,7 +16,7 @@ use tch::{Tensor, no_grad};
 
 use crate::{error::Result, state::workers::Workers};
 
-/// What a model's text encoders say about `prompts`, one row each.
+/// Returns the conditioning of `prompts` by a model's text encoders, one row each.
 ///
 /// # Errors
 /// [`crate::error::Error::Model`].
@@ -23,7 +24,7 @@ pub fn condition(model: &Model, tokenizer: &Tokenizer, prompts: &[String]) -> Re
     encode_texts(&model.clip_l, &model.clip_g, tokenizer, prompts)
 }
 
-/// What both text encoders say about `prompts`, one row each.
+/// Returns the conditioning of `prompts` by both text encoders, one row each.
 ///
 /// # Errors
 /// [`crate::error::Error::Model`].
@@ -51,10 +52,11 @@ pub fn encode_texts(
     Ok(no_grad(|| cond::encode(encoder_l, encoder_g, ids))?)
 }
 
-/// One picture for each prompt, as one batch: `settings.batch` is taken from the number of prompts.
+/// Samples one picture per prompt, as one batch: `settings.batch` is replaced by the number of
+/// prompts.
 ///
 /// # Errors
-/// [`crate::error::Error::Model`]: settings that cannot work, or libtorch failing.
+/// [`crate::error::Error::Model`] for invalid settings, or if libtorch fails.
 pub fn generate(
     model: &Model,
     parameterization: Parameterization,
@@ -72,20 +74,21 @@ pub fn generate(
     Ok(pictures(&decode(&model.vae, &latents)?))
 }
 
-/// Pictures that are sampled together from one noise.
+/// Pictures that are sampled together from one noise tensor.
 #[derive(Debug, Clone)]
 pub struct Batch {
-    /// One a picture.
+    /// Prompts, one per picture.
     pub prompts: Vec<String>,
-    /// How they are sampled; `batch` is the number of prompts.
+    /// Settings of the sampler; `batch` is ignored.
     pub settings: SampleSettings,
 }
 
-/// Samples all batches, side by side where the processor has cores for it; `progress` is called with the number of
-/// pictures of each batch that is done. The pictures do not depend on how many batches are worked on at a time.
+/// Samples all batches, in parallel if the processor has cores for it; `progress` is called with
+/// the number of pictures of each completed batch. The pictures do not depend on how many batches
+/// run at the same time.
 ///
 /// # Errors
-/// [`crate::error::Error::Model`]: settings that cannot work, or libtorch failing.
+/// [`crate::error::Error::Model`] for invalid settings, or if libtorch fails.
 pub fn generate_all(
     model: &Model,
     parameterization: Parameterization,
@@ -101,10 +104,10 @@ pub fn generate_all(
     workers.map_tensors(model, batches, one).into_iter().collect()
 }
 
-/// `[b, h, w, 3]` u8 on the CPU, as [`decode`] gives them, as pictures.
+/// Converts `[b, h, w, 3]` u8 on the CPU, as [`decode`] returns it, to pictures.
 ///
 /// # Panics
-/// If the tensor is something else.
+/// If the tensor has another shape, dtype or device.
 pub fn pictures(pixels: &Tensor) -> Vec<Picture> {
     let size = pixels.size();
     let (height, width) = (size[1] as u32, size[2] as u32);

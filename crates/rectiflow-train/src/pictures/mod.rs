@@ -1,4 +1,4 @@
-//! Pictures from a whole model: where the tokenizer and the sampler meet.
+//! Pictures from a whole model: the tokenizer and the sampler meet here.
 
 pub mod generate;
 pub mod preview;

@@ -1,4 +1,5 @@
-//! Pictures sampled while training goes on: the same prompts and noise each time, so that progress can be seen.
+//! Pictures sampled during training: the same prompts and noise each time, so that progress is
+//! visible.
 
 use std::{
     fs,
@@ -25,7 +26,7 @@ use crate::{
     state::{layout::narrow, partition::Partition, write::write_to},
 };
 
-/// Draws a run's previews.
+/// Samples a run's preview pictures.
 #[derive(Debug)]
 pub(crate) struct Previewer {
     config: PreviewConfig,
@@ -37,7 +38,8 @@ impl Previewer {
         Self { config: config.clone(), folder: run_dir.join("previews") }
     }
 
-    /// Samples all prompts as a row of pictures; gives the file's name, or `None` where there are no prompts.
+    /// Samples all prompts as a row of pictures in one file and returns its name, or `None` if
+    /// there are no prompts.
     pub(crate) fn draw(&self, model: &Model, checked: &Checked, step: u64, comm: &Comm) -> Result<Option<String>> {
         if self.config.prompts.is_empty() {
             return Ok(None);
@@ -55,9 +57,9 @@ impl Previewer {
         Ok(Some(name))
     }
 
-    /// The pictures of all prompts, on all ranks. Each rank runs the UNet on its rows of the batch and decodes them; the
-    /// noise and the sampler's arithmetic are those of the whole batch everywhere, so that the pictures do not depend on
-    /// the number of ranks.
+    /// Returns the pictures of all prompts, on all ranks. Each rank runs the UNet on its rows of
+    /// the batch and decodes them; the noise and the sampler's arithmetic are those of the whole
+    /// batch on every rank, so that the pictures do not depend on the number of ranks.
     fn pictures(&self, model: &Model, checked: &Checked, comm: &Comm) -> Result<Vec<Picture>> {
         let count = self.config.prompts.len() as i64;
         let rows = Partition::new(count, comm.rank().ranks).buckets()[0].of(comm.rank().rank);
@@ -71,13 +73,13 @@ impl Previewer {
         Ok(pictures(&pixels.to_device(Device::Cpu)))
     }
 
-    /// The latents of all prompts, of which this rank denoises `rows`.
+    /// Returns the latents of all prompts, of which this rank denoises `rows`.
     fn latents(&self, model: &Model, checked: &Checked, rows: &Range<i64>, comm: &Comm) -> Result<Tensor> {
         let PreviewConfig { prompts, negative, sample, .. } = &self.config;
         let parameterization = checked.recipe.objective.parameterization;
         let settings = SampleSettings { batch: prompts.len(), ..sample.clone() };
 
-        // This rank's denoiser; none where there are more ranks than pictures.
+        // This rank's denoiser; `None` if there are more ranks than pictures.
         let tokenizer = Tokenizer::new();
         let cond = rows_of(&condition(model, &tokenizer, prompts)?, rows);
         let uncond = condition(model, &tokenizer, from_ref(negative))?;
@@ -90,7 +92,7 @@ impl Previewer {
             Some(Guided::new(&model.unet, parameterization, texts, &time_ids, &guidance)?)
         };
 
-        // A sampler knows the model's errors only.
+        // A sampler can only return the model's errors, so that this one is kept aside.
         let mut failed = None;
         let mut denoise = |x: &Tensor, sigma: f64| {
             let whole = x.zeros_like();
@@ -112,13 +114,14 @@ impl Previewer {
     }
 }
 
-/// The rows of a tensor `[b, ...]` that other ranks have made, which are those of equal parts of the batch.
+/// Gathers the rows of a tensor `[b, ...]` that other ranks have computed, in equal parts of the
+/// batch.
 fn gather_rows(comm: &Comm, tensor: &Tensor) -> Result<()> {
     let (rows, width) = (tensor.size()[0], tensor.get(0).numel() as i64);
     comm.all_gather(&tensor.view([-1]), &Partition::of_rows(rows, width, comm.rank().ranks))
 }
 
-/// Some rows of what was said about texts.
+/// Returns some rows of a conditioning.
 fn rows_of(cond: &Cond, rows: &Range<i64>) -> Cond {
     let cut = |tensor: &Tensor| narrow(tensor, rows);
     Cond { context: cut(&cond.context), context_mask: cond.context_mask.as_ref().map(cut), pooled: cut(&cond.pooled) }

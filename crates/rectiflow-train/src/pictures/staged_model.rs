@@ -1,8 +1,10 @@
-//! A model of which one part is in memory at a time: text encoders, then the UNet, then the autoencoder.
+//! A model of which one part is in memory at a time: the text encoders, then the UNet, then the
+//! autoencoder.
 //!
-//! SDXL's text encoders are a quarter of its weights and are done when the prompts are encoded; the autoencoder begins
-//! when the UNet is done. So a program that draws a given list of prompts needs the memory of the UNet, not of the whole.
-//! That the parts fit each other is checked before the first is loaded.
+//! SDXL's text encoders are a quarter of its weights and are not needed once the prompts are
+//! encoded; the autoencoder is not needed until the UNet is done. A program that samples a given
+//! list of prompts therefore needs the memory of the UNet, not of the whole model. That the parts
+//! match is checked before the first is loaded.
 
 use std::path::{Path, PathBuf};
 
@@ -23,13 +25,13 @@ use crate::{
     pictures::generate::encode_texts,
 };
 
-/// Where a model's parts are.
+/// The files and configurations of a model's parts.
 #[derive(Debug)]
 pub struct StagedModel {
     options: OpenOptions,
     places: [PathBuf; 4],
     configs: Configs,
-    /// What the UNet predicts, where the model says so.
+    /// What the UNet predicts, if the model's files state it.
     pub parameterization: Option<Parameterization>,
 }
 
@@ -37,7 +39,7 @@ impl StagedModel {
     /// Finds the parts of a model in any layout and reads their configurations.
     ///
     /// # Errors
-    /// What is wrong with a folder, a file's header or a configuration, or that the parts do not fit each other.
+    /// If a folder, a file's header or a configuration is invalid, or if the parts do not match.
     pub fn find(path: &Path, options: &OpenOptions) -> Result<Self> {
         let components = Components::locate(path)?;
         let places = Component::ALL.map(|component| components.folder(component).to_owned());
@@ -47,12 +49,12 @@ impl StagedModel {
         Ok(Self { options: options.clone(), places, configs, parameterization: parameterization(path)? })
     }
 
-    /// The autoencoder's sizes.
+    /// Returns the autoencoder's configuration.
     pub fn vae_config(&self) -> &VaeConfig {
         &self.configs.vae
     }
 
-    /// Loads both text encoders, to be dropped when all texts are encoded.
+    /// Loads both text encoders; the caller drops them once all texts are encoded.
     ///
     /// # Errors
     /// [`crate::error::Error::Model`].
@@ -91,7 +93,7 @@ pub struct TextEncoders {
 }
 
 impl TextEncoders {
-    /// What they say about some texts, one row each.
+    /// Returns the conditioning of `texts`, one row each.
     ///
     /// # Errors
     /// [`crate::error::Error::Model`].

@@ -1,7 +1,9 @@
-//! What a run keeps in memory and what it calculates again; and how much that will be, before any of it is taken.
+//! What a run keeps in memory and what it recomputes; and how much memory that takes, before any of
+//! it is allocated.
 //!
-//! The estimate follows from the recipe, the model's configurations and the largest bucket. How near it comes is measured
-//! by `rectiflow bench step`, which prints it beside the largest resident memory (docs/numerics.md).
+//! The estimate follows from the recipe, the model's configurations and the largest bucket.
+//! `rectiflow bench step` measures its error: it prints the estimate beside the largest resident
+//! memory (docs/numerics.md).
 
 use std::{collections::BTreeSet, fmt};
 
@@ -26,17 +28,17 @@ use crate::{
     state::{precision::Precision, workers},
 };
 
-/// The blocks of the UNet that are calculated a second time.
+/// The blocks of the UNet that are recomputed in the backward pass.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RecomputedBlocks {
-    /// All, or none.
+    /// All blocks if true, none if false.
     All(bool),
-    /// Those of these names.
+    /// The blocks of these names.
     Some(BTreeSet<String>),
 }
 
 impl RecomputedBlocks {
-    /// Whether a block is one of them, by the place of its tensors.
+    /// Whether a block is recomputed, by the name prefix of its tensors.
     pub fn contains(&self, name: &str) -> bool {
         match self {
             Self::All(is_on) => *is_on,
@@ -44,55 +46,59 @@ impl RecomputedBlocks {
         }
     }
 
-    /// Tells a UNet.
+    /// Sets the recomputed blocks of a UNet.
     pub fn apply(&self, unet: &mut UNet) {
         unet.checkpoint_blocks(|name| self.contains(name));
     }
 }
 
-/// What training will take, in bytes.
+/// The memory that training takes, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Estimate {
-    /// Trained weights as they are calculated with.
+    /// Trained weights in the precision of the passes.
     pub weights: u64,
-    /// fp32 masters of what the rank owns, where those are not the masters themselves.
+    /// fp32 masters of the parameters that the rank owns, if they are separate from the weights.
     #[serde(default)]
     pub masters: u64,
     /// The optimiser's two moments.
     pub moments: u64,
     /// The averaged weights.
     pub average: u64,
-    /// What is not trained: text encoders, autoencoder.
+    /// Components that are not trained: text encoders, autoencoder.
     pub frozen: u64,
-    /// Activations, and gradients as they take their place: the most of both at a time.
+    /// Activations and gradients at their common peak: gradients replace activations during the
+    /// backward pass.
     pub passes: u64,
-    /// Snapshots that the guard can go back to; in host memory on every device.
+    /// Snapshots that the guard can rewind to; in host memory for every device.
     pub snapshots: u64,
-    /// The copy that a checkpoint is written from while training goes on; in host memory on every device.
+    /// The copy that a checkpoint is written from while training continues; in host memory for
+    /// every device.
     pub checkpoint: u64,
     /// The program and libtorch themselves.
     pub program: u64,
 }
 
-/// The program and libtorch before the first tensor, on a CPU: 0.22 GB resident (2026-11-25, x86-64 Linux).
+/// The program and libtorch before the first tensor, on a CPU: 0.22 GB resident (measured
+/// 2026-11-25, x86-64 Linux).
 const PROGRAM_BYTES: u64 = 220_000_000;
 
-/// One pass of a UNet: what goes in, and how it is calculated.
+/// The passes of a UNet: their inputs, and how they are computed.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Passes {
-    /// Samples of a micro-batch.
+    /// Samples per micro-batch.
     pub batch: u64,
     /// Height and width of the latents.
     pub latent: [u64; 2],
-    /// Tokens of context a sample.
+    /// Tokens of context per sample.
     pub tokens: u64,
-    /// fp32 or bf16.
+    /// Precision of weights and activations.
     pub precision: Precision,
-    /// Micro-batches that are worked on side by side.
+    /// Micro-batches that are computed at the same time.
     pub width: u64,
-    /// Whether others follow in the same step: the sum of gradients is there then while they are worked on.
+    /// Whether other micro-batches follow in the same step: the sum of gradients then stays in
+    /// memory during their passes.
     pub accumulates: bool,
-    /// Whether the device keeps less of chains of operations ([`keeps_less`]).
+    /// Whether the device keeps less for chains of operations ([`keeps_less`]).
     pub fused: bool,
 }
 
@@ -102,14 +108,15 @@ impl Passes {
         parts(unet, Load { batch, height, width, tokens, bytes: self.precision.value_bytes(), fused })
     }
 
-    /// What is to be recomputed so that activations and gradients fit into `room` bytes.
+    /// Returns the blocks to recompute so that activations and gradients fit into `room` bytes.
     pub fn choose(&self, unet: &UNetConfig, room: u64) -> RecomputedBlocks {
         let parts = self.parts(unet);
         let fits = |chosen: &BTreeSet<String>| self.peak(&parts, 4, |part| chosen.contains(&part.name)) <= room;
         RecomputedBlocks::Some(choose(&parts, fits))
     }
 
-    /// What a run remakes; a budget leaves `room` bytes for activations and gradients.
+    /// Returns the blocks that a run recomputes; a budget leaves `room` bytes for activations and
+    /// gradients.
     pub(crate) fn recomputed(
         &self,
         unet: &UNetConfig,
@@ -123,7 +130,7 @@ impl Passes {
         }
     }
 
-    /// The most that activations, and gradients of `gradient_bytes` each, take at a time.
+    /// Returns the peak of activations and gradients together, with `gradient_bytes` per gradient.
     pub fn bytes(&self, unet: &UNetConfig, recomputed: &RecomputedBlocks, gradient_bytes: u64) -> u64 {
         let is_recomputed = |part: &PartCost| part.is_block && recomputed.contains(&part.name);
         self.peak(&self.parts(unet), gradient_bytes, is_recomputed)
@@ -131,7 +138,7 @@ impl Passes {
 
     fn peak(&self, parts: &[PartCost], gradient_bytes: u64, is_recomputed: impl Fn(&PartCost) -> bool) -> u64 {
         let passes = |gradient_bytes| peak_bytes(parts, gradient_bytes, &is_recomputed);
-        // Micro-batches side by side share the sum of gradients.
+        // Micro-batches that run at the same time share the sum of gradients.
         let beside = (self.width - 1) * passes(0);
         if self.accumulates {
             let num_parameters: u64 = parts.iter().map(|part| part.num_parameters).sum();
@@ -140,7 +147,7 @@ impl Passes {
         passes(gradient_bytes) + beside
     }
 
-    /// Weights, moments, activations and gradients of training this UNet, nothing else.
+    /// Returns the memory of training this UNet alone: weights, moments, activations and gradients.
     pub fn estimate(&self, unet: &UNetConfig, recomputed: &RecomputedBlocks) -> Estimate {
         let num_parameters: u64 = self.parts(unet).iter().map(|part| part.num_parameters).sum();
         Estimate {
@@ -153,7 +160,8 @@ impl Passes {
         }
     }
 
-    /// Bytes of a trained weight's master beside what is calculated with, on a rank that owns all.
+    /// Returns the bytes of a trained weight's master beside the weight itself, on a rank that owns
+    /// all.
     fn master_bytes(&self) -> u64 {
         match self.precision {
             Precision::Fp32 => 0,
@@ -163,11 +171,12 @@ impl Passes {
 }
 
 impl Estimate {
-    /// What a run will take, and what it remakes for that: its model by the configurations, its data by the largest bucket;
-    /// the optimiser's memory split over `shards`.
+    /// Returns the memory of a run and the blocks that it recomputes: of its model by the
+    /// configurations, of its data by the largest bucket; the optimiser's memory is split over
+    /// `shards`.
     ///
     /// # Errors
-    /// [`Error::Model`] where a configuration cannot be read.
+    /// [`Error::Model`] if a configuration cannot be read.
     pub(crate) fn of_run(
         checked: &Checked,
         components: &Components,
@@ -211,7 +220,7 @@ impl Estimate {
         Ok((whole(&recomputed), recomputed))
     }
 
-    /// Everything but the UNet.
+    /// Returns the memory of everything but the UNet.
     fn apart_from_unet(checked: &Checked, configs: &Configs, passes: &Passes) -> Result<Self> {
         let mut estimate = Self { program: PROGRAM_BYTES, ..Self::default() };
         for (component, config) in [(Component::ClipL, &configs.clip_l), (Component::ClipG, &configs.clip_g)] {
@@ -235,14 +244,14 @@ impl Estimate {
         Self { average: if is_kept { self.moments / 2 } else { 0 }, ..self }
     }
 
-    /// The same on a rank that keeps masters and the optimiser's memory of one part of `shards`; its snapshots, and the
-    /// copy that a checkpoint is written from.
+    /// Returns the memory of a rank that keeps masters and moments of one of `shards` parts, with
+    /// its snapshots and the copy that a checkpoint is written from.
     fn split(mut self, shards: u64, recipe: &Recipe) -> Self {
         if recipe.checkpoint.in_background {
             self.checkpoint = saving::copy_bytes(self.moments / 8, shards, self.average > 0);
         }
         if shards > 1 {
-            // fp32 weights are of all ranks, so that a rank's masters are apart.
+            // fp32 weights are complete on every rank, so that a rank's masters are separate.
             self.masters = (self.moments / 2).div_ceil(shards);
         }
         self.moments = self.moments.div_ceil(shards);
@@ -252,17 +261,17 @@ impl Estimate {
         self
     }
 
-    /// What the device has to hold.
+    /// Returns the bytes that the device has to hold.
     pub fn device_bytes(&self, device: Device) -> u64 {
         let Self { weights, masters, moments, average, frozen, passes, snapshots, checkpoint, program } = *self;
         let here = weights + masters + moments + average + frozen + passes;
         if device == Device::Cpu { here + snapshots + checkpoint + program } else { here }
     }
 
-    /// Refuses a run that is going to need more than there is.
+    /// Refuses a run that needs more memory than the device has or the recipe allows.
     ///
     /// # Errors
-    /// [`Error::Memory`], naming the settings that would help.
+    /// [`Error::Memory`] with the settings that reduce it.
     pub(crate) fn check(&self, checked: &Checked) -> Result<()> {
         let recipe = &checked.recipe;
         let needed = self.device_bytes(checked.device);
@@ -321,7 +330,8 @@ impl fmt::Display for Estimate {
     }
 }
 
-/// Says what a run is going to take, and refuses it where that is more than there is. Gives what it has to remake.
+/// Logs the memory that a run takes, and refuses a run that needs more than the limit. Returns the
+/// blocks that it recomputes.
 pub(crate) fn announce(
     checked: &Checked,
     comm: &Comm,
@@ -338,20 +348,24 @@ pub(crate) fn announce(
     );
     if let RecomputedBlocks::Some(names) = &recomputed {
         let shown: Vec<&str> = names.iter().map(String::as_str).collect();
-        tracing::info!("checkpointing: {} blocks are remade in the backward pass: {}", shown.len(), shown.join(", "));
+        tracing::info!(
+            "checkpointing: {} blocks are recomputed in the backward pass: {}",
+            shown.len(),
+            shown.join(", ")
+        );
     }
     estimate.check(checked)?;
     Ok(recomputed)
 }
 
-/// Three chunks: the longest prompts.
+/// Tokens of the longest prompts: three chunks.
 pub(crate) const MOST_TOKENS: u64 = 3 * 77;
 
 fn count(config: &ClipConfig) -> Result<u64> {
     Ok(ClipText::new(config.clone(), Weights::shapes_only())?.parameters.num_elements() as u64)
 }
 
-/// What the system can still give, on Linux, to a run on the CPU.
+/// Returns the memory that the system has available, for a run on the CPU of a Linux machine.
 fn available_bytes(device: Device) -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok().filter(|_| device == Device::Cpu)?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;

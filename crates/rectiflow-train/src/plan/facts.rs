@@ -1,6 +1,8 @@
-//! What a plan is made of: the model's sizes and the data's, read where they are and named as assumptions where not.
+//! The facts that a plan is based on: the sizes of the model and of the data, read where they exist
+//! and assumed where they do not.
 //!
-//! Of a model only the `config.json` files are read, of a data set the manifest and the block table.
+//! Of a model only the `config.json` files are read, of a data set only the manifest and the block
+//! table.
 
 use std::{path::Path, sync::Arc};
 
@@ -32,74 +34,76 @@ use crate::{
 /// Facts about a run.
 #[derive(Debug)]
 pub struct Facts {
-    /// The UNet's sizes.
+    /// Configuration of the UNet.
     pub unet: UNetConfig,
-    /// Parameters by what is done with them.
+    /// Numbers of parameters, by their use.
     pub parameters: Parameters,
-    /// Which samples make up a step; of a data set that is not there, only what does not depend on it.
+    /// Which samples make up a step; without a data set, only the lanes and micro-batches are
+    /// meaningful.
     pub order: Order,
-    /// Height and width of latents, and the share of samples that have them.
+    /// Height and width of latents, each with its share of the samples, 0 to 1.
     pub latents: Vec<([i64; 2], f64)>,
-    /// What is read.
+    /// Facts about the data sets.
     pub data: DataFacts,
     /// Bytes that a rank reads ahead by default.
     pub read_ahead_bytes: u64,
-    /// What could not be read and was assumed, a sentence each.
+    /// Assumptions in place of what could not be read, one sentence each.
     pub assumptions: Vec<String>,
     sample_flops: f64,
 }
 
-/// The data sets, together.
+/// Facts about all data sets together.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct DataFacts {
-    /// Training samples; none of data that are not there.
+    /// Number of training samples; `None` if a data set does not exist.
     pub num_train: Option<u64>,
-    /// Bytes of latents and text of a sample, on average.
+    /// Mean bytes of latents and text per sample.
     pub sample_bytes: f64,
-    /// How often each byte is read in an epoch.
+    /// How often each byte is read per epoch, on average.
     pub amplification: f64,
-    /// Where they come from.
+    /// Where the data comes from.
     pub from: ReadFrom,
 }
 
-/// Where bytes come from.
+/// Where data comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ReadFrom {
-    /// A disk of the machine, or one that it has mounted.
+    /// A local or mounted disk.
     Disk,
-    /// The network, once: they are kept in memory or on a disk.
+    /// The network, once: the data is kept in memory or on a disk.
     NetworkOnce,
     /// The network, in every epoch.
     Network,
 }
 
-/// What is read from storage.
+/// Reads from storage.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Storage {
-    /// Where it comes from.
+    /// Where the data comes from.
     pub from: ReadFrom,
-    /// Bytes a second, all ranks together, while it is read.
+    /// Bytes per second while reading, all ranks together.
     pub bytes_per_sec: f64,
-    /// Requests a second at most, all ranks together: a request is for 32 samples or more.
+    /// Requests per second at most, all ranks together: a request is for 32 samples or more.
     pub requests_per_sec: f64,
-    /// Passes over the data; none of data that are not there.
+    /// Passes over the data; `None` if a data set does not exist.
     pub epochs: Option<f64>,
-    /// Bytes that are read in the run; none where that depends on data that are not there.
+    /// Bytes read during the run; `None` if that depends on data that does not exist.
     pub run_bytes: Option<f64>,
 }
 
-/// A sample's text where none can be looked at.
+/// Bytes of text per sample if there is no data set.
 const ASSUMED_TEXT_BYTES: f64 = 1000.0;
-/// A bucket where there is no data set.
+/// Width and height of the only bucket if there is no data set.
 const ASSUMED_PX: u32 = 1024;
 
 impl Facts {
-    /// Reads what there is. `num_chunks`: 75-token chunks of a prompt.
+    /// Reads the model's configurations and the data sets, as far as they exist. `num_chunks`:
+    /// 75-token chunks per prompt.
     ///
     /// # Errors
-    /// [`crate::error::Error::Model`] for a model whose configurations cannot be used,
-    /// [`crate::error::Error::Data`] for recipes whose order cannot be.
+    /// [`crate::error::Error::Model`] if the model's configurations cannot be used,
+    /// [`crate::error::Error::Data`] if the recipe has no valid order.
     pub fn read(checked: &Checked, ranks: usize, num_chunks: u64) -> Result<Self> {
         let mut assumptions = Vec::new();
         let model = ModelFacts::read(&checked.recipe.model.base, &mut assumptions)?;
@@ -114,18 +118,18 @@ impl Facts {
         Ok(Self { parameters, order, latents, data, read_ahead_bytes, assumptions, sample_flops, unet: model.unet })
     }
 
-    /// FLOPs of training on a sample, over all buckets.
+    /// Returns the FLOPs of training on one sample, on average over all buckets.
     pub fn mean_sample_flops(&self) -> f64 {
         self.sample_flops
     }
 
-    /// Height and width of the latents that need most memory.
+    /// Returns height and width of the largest latents.
     pub fn largest_latents(&self) -> [i64; 2] {
         let sizes = self.latents.iter().map(|(size, _)| *size);
         sizes.max_by_key(|size| size[0] * size[1]).expect("there is at least one bucket")
     }
 
-    /// What is read for so many samples at a speed.
+    /// Returns the reads of a run over `samples` samples at a given speed.
     pub fn storage(&self, samples: u64, samples_per_sec: f64) -> Storage {
         let DataFacts { num_train, sample_bytes, amplification, from } = self.data;
         let bytes = sample_bytes * amplification;
@@ -140,7 +144,7 @@ impl Facts {
     }
 }
 
-/// The model's configurations.
+/// Configurations of the model.
 struct ModelFacts {
     unet: UNetConfig,
     clip_l: ClipConfig,
@@ -149,11 +153,11 @@ struct ModelFacts {
 }
 
 impl ModelFacts {
-    /// Those of the base model; SDXL's own where it is not there.
+    /// Reads those of the base model, or takes SDXL's if it does not exist.
     fn read(base: &Path, assumptions: &mut Vec<String>) -> Result<Self> {
         let components = base.exists().then(|| Components::find(base)).transpose()?;
         if components.is_none() {
-            assumptions.push(format!("{} is not there: the sizes are SDXL 1.0's", base.display()));
+            assumptions.push(format!("{} does not exist: the sizes are SDXL 1.0's", base.display()));
         }
         let mut defaults = sdxl_configs();
         let mut json = |component| match &components {
@@ -194,7 +198,7 @@ impl ModelFacts {
     }
 }
 
-/// What the data sets say.
+/// Facts about the data sets.
 struct ReadData {
     order: Order,
     latents: Vec<([i64; 2], f64)>,
@@ -203,7 +207,7 @@ struct ReadData {
 }
 
 impl ReadData {
-    /// Of the data sets, or of one bucket of 1024 x 1024 where one of them is not there.
+    /// Reads the data sets, or assumes one bucket of 1024 x 1024 if one of them cannot be read.
     fn read(checked: &Checked, ranks: usize, vae: &VaeConfig, assumptions: &mut Vec<String>) -> Result<Self> {
         let mut sources = Vec::new();
         for (data, amount) in checked.recipe.data.iter().zip(&checked.amounts) {
@@ -213,8 +217,8 @@ impl ReadData {
                 }
                 Err(error) => {
                     assumptions.push(format!(
-                        "{} cannot be read ({error}): one bucket of {ASSUMED_PX}x{ASSUMED_PX}, {ASSUMED_TEXT_BYTES} bytes \
-                         of text a sample",
+                        "{} cannot be read ({error}): one bucket of {ASSUMED_PX}x{ASSUMED_PX}, \
+                         {ASSUMED_TEXT_BYTES} bytes of text per sample",
                         data.path.display()
                     ));
                     return Self::assumed(checked, vae);
@@ -247,7 +251,8 @@ impl ReadData {
         let from = from(checked, &sources, num_bytes);
         let loader = Loader::new(sources.clone(), checked.order.clone(), RankOf { rank: 0, ranks })?;
         let order = loader.order().clone();
-        // An epoch's micro-batches of each bucket are its share of the work, repeats and shares counted.
+        // A bucket's share of the work is its share of an epoch's samples, repeats and shares
+        // included.
         let samples = |stream: &rectiflow_data::order::Stream| (stream.before_epoch(1) * u64::from(stream.size)) as f64;
         let all: f64 = order.streams().iter().map(samples).sum();
         let latents = order.streams().iter().map(|stream| {

@@ -1,15 +1,19 @@
-//! What one GPU will hold, term by term, before there is one. Pure.
+//! The memory that one GPU needs, term by term, predicted without a GPU. Pure.
 //!
 //! ```text
-//!         to calculate with | masters              | sum of gradients     | two moments
-//! bf16    2 bytes           | 4 / ranks            | 4 + 4 / ranks        | 8 / ranks         a parameter
-//! fp32    4                 | 4 / ranks; alone 0   | 4 + 4 / ranks        | 8 / ranks
+//! bytes per parameter:
+//!
+//!         weights | masters            | sum of gradients | two moments
+//! bf16    2       | 4 / ranks          | 4 + 4 / ranks    | 8 / ranks
+//! fp32    4       | 4 / ranks; alone 0 | 4 + 4 / ranks    | 8 / ranks
 //! ```
 //!
-//! With `each`, what is there of the sum is this rank's part and the buckets that are not complete or not yet sent.
+//! With `each`, the sum of gradients takes this rank's part and the buckets that are incomplete or
+//! not sent yet.
 //!
-//! Activations are those that a run's own estimate has (`estimate`), on a device that has no fused kernels of ours. Not in it:
-//! what the allocator loses, the libraries' workspaces, activations of text encoders that are trained.
+//! Activations are those of a run's own estimate (`estimate`), on a device without this project's
+//! fused kernels. Not included: losses of the allocator, workspaces of the libraries, activations
+//! of trained text encoders.
 
 use rectiflow_sdxl::config::UNetConfig;
 use serde::Serialize;
@@ -24,57 +28,58 @@ use crate::{
     state::precision::Precision,
 };
 
-/// What memory depends on.
+/// The settings that memory depends on.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct MemorySettings {
-    /// One pass of the UNet, at the largest latents.
+    /// One pass of the UNet, at the size of the largest latents.
     pub passes: Passes,
-    /// Which blocks are run again on the way back instead of being kept.
+    /// Which blocks are recomputed in the backward pass instead of kept.
     pub checkpointing: Checkpointing,
-    /// Bytes that all may take together, where that chooses the blocks.
+    /// Limit for all terms together in bytes, if it determines the recomputed blocks.
     pub budget_bytes: Option<u64>,
-    /// What is split over the ranks.
+    /// How state is split over the ranks.
     pub sharding: Sharding,
-    /// Ranks that share the optimiser's memory.
+    /// Number of ranks.
     pub ranks: usize,
     /// Whether averaged weights are kept.
     pub averaged: bool,
 }
 
-/// Parameters of a model, by what is done with them.
+/// Numbers of parameters of a model, by their use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Parameters {
-    /// Trained.
+    /// Trained parameters.
     pub trained: u64,
-    /// Text encoders that stay as they are.
+    /// Parameters of frozen text encoders.
     pub frozen: u64,
-    /// The autoencoder, for preview pictures.
+    /// Parameters of the autoencoder, which preview pictures need.
     pub vae: u64,
 }
 
-/// A part of the memory.
+/// One term of the memory.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Term {
-    /// What it is for.
+    /// Its purpose, in words.
     pub what: String,
     /// Bytes.
     pub bytes: f64,
 }
 
-/// What CUDA, NCCL and their libraries take before the first tensor is there. Assumed: nobody has measured it here.
+/// Memory of CUDA, NCCL and their libraries before the first tensor. Assumed, not measured.
 pub const RUNTIME_BYTES: f64 = 1.5e9;
 
-/// Buckets of gradients that are there at a time with `each`: incomplete, complete, or on their way. Assumed.
+/// Buckets of gradients in memory at the same time with `each`: incomplete, complete or in transit.
+/// Assumed.
 const BUCKETS_AT_A_TIME: f64 = 16.0;
 
-/// The terms.
+/// Returns the terms of the memory that are not 0.
 pub fn memory(config: &UNetConfig, parameters: Parameters, settings: &MemorySettings) -> Vec<Term> {
     let (ranks, trained) = (settings.ranks as f64, parameters.trained as f64);
     let value_bytes = settings.passes.precision.value_bytes() as f64;
     let split = if settings.sharding == Sharding::None { 1.0 } else { ranks };
     let (name, masters) = match settings.passes.precision {
         Precision::Bf16 => ("bf16", 4.0 * trained / split),
-        // A rank that owns all calculates with the masters themselves.
+        // A rank that owns all parameters computes with the masters themselves.
         Precision::Fp32 => ("fp32", if split > 1.0 { 4.0 * trained / split } else { 0.0 }),
     };
     let vectors = 2.0 + f64::from(u8::from(settings.averaged));
@@ -91,11 +96,11 @@ pub fn memory(config: &UNetConfig, parameters: Parameters, settings: &MemorySett
     terms.into_iter().filter(|term| term.bytes > 0.0).collect()
 }
 
-/// Activations and the sum of gradients, beside `others` bytes.
+/// Returns the terms of activations and the sum of gradients, beside `others` bytes.
 fn passes(config: &UNetConfig, trained: f64, settings: &MemorySettings, others: f64) -> Vec<Term> {
     let is_split = settings.sharding != Sharding::None && settings.ranks > 1;
     let is_sent_each = is_split && settings.sharding == Sharding::Each;
-    // The sum of this rank's part is apart from what is sent.
+    // The sum of this rank's part is separate from the buckets that are sent.
     let part = if is_split { 4.0 * trained / settings.ranks as f64 } else { 0.0 };
     let buckets = if is_sent_each { (BUCKETS_AT_A_TIME * BUCKET_BYTES).min(4.0 * trained) } else { 0.0 };
     let recomputed = settings.passes.recomputed(config, settings.checkpointing, || {
@@ -104,21 +109,21 @@ fn passes(config: &UNetConfig, trained: f64, settings: &MemorySettings, others: 
     });
     let what = match &recomputed {
         RecomputedBlocks::All(false) => "activations of all blocks".to_owned(),
-        RecomputedBlocks::All(true) => "inputs of checkpointed blocks, and the one that is worked on".to_owned(),
+        RecomputedBlocks::All(true) => "inputs of checkpointed blocks, and one recomputed block".to_owned(),
         RecomputedBlocks::Some(names) => format!("activations, {} blocks checkpointed", names.len()),
     };
     let bytes = |gradient_bytes| settings.passes.bytes(config, &recomputed, gradient_bytes) as f64;
     if is_sent_each {
-        // Buckets go as they are complete, and all activations are there beside them.
-        let gradients = "gradients, fp32: this rank's part, and buckets on their way".into();
+        // Buckets are sent once complete, while all activations are still in memory.
+        let gradients = "gradients, fp32: this rank's part, and buckets in transit".into();
         vec![Term { what, bytes: bytes(0) }, Term { what: gradients, bytes: part + buckets }]
     } else {
-        let what = format!("gradients, fp32, and {what}, the most at a time");
+        let what = format!("gradients, fp32, and {what}, at the peak");
         vec![Term { what, bytes: bytes(4) + part }]
     }
 }
 
-/// All terms together.
+/// Returns the sum of all terms, in bytes.
 pub fn total(terms: &[Term]) -> f64 {
     terms.iter().map(|term| term.bytes).sum()
 }
@@ -175,7 +180,8 @@ mod tests {
         near(each.last().expect("gradients").bytes, 10.27 / 32.0 + 0.42);
     }
 
-    /// The article's run took 31 GB a GPU; whether CUDA's own share is in that is not said.
+    /// The article's run took 31 GB per GPU; it does not say whether that includes CUDA's own
+    /// share.
     #[test]
     fn the_articles_memory_is_beaten_with_either_sharding() {
         near(of(&settings(32)) - RUNTIME_BYTES, 28.7);
@@ -189,7 +195,7 @@ mod tests {
         assert!(off > 2.0 * of(&base));
         assert!(of(&MemorySettings { passes: Passes { batch: 8, ..base.passes }, ..base }) < of(&base));
         near(of(&MemorySettings { averaged: true, ..base }) - of(&base), 10.27 / 8.0);
-        // Half of the moments and masters less, a half of the gradients' sum more.
+        // Half of the moments and masters less, half of the gradients' sum more.
         near(of(&settings(1)) - of(&settings(2)), (8.0 + 4.0 - 4.0) * 2.567 / 2.0);
         near(of(&MemorySettings { sharding: Sharding::None, ..base }) - of(&settings(1)), 0.0);
         let fp32 = Passes { precision: Precision::Fp32, ..base.passes };

@@ -1,8 +1,10 @@
-//! What a run will take on hardware that is not there yet: hours, money, memory, bandwidth, and how it grows. Pure.
+//! Predicts what a run takes on hardware that need not exist yet: hours, money, memory, bandwidth,
+//! and how it scales. Pure.
 //!
-//! Counted: FLOPs, bytes, steps. Assumed: the share of a GPU's peak that training reaches; every plan names it and its
-//! source. Unless it is given, it is what one published run reached, which includes all that was lost to that run's
-//! network, loader and machines. Facts about the model and the data come from `facts`.
+//! FLOPs, bytes and steps are counted. The share of a GPU's peak that training reaches is assumed;
+//! every plan names it and its source. The default is the share that one published run reached,
+//! which includes all losses to that run's network, loader and machines. Facts about the model and
+//! the data come from `facts`.
 
 pub mod estimate;
 pub mod facts;
@@ -26,74 +28,79 @@ use crate::{
     state::precision::Precision,
 };
 
-/// What is asked for.
+/// The hardware and prices that a plan is asked for.
 #[derive(Debug, Clone, Copy)]
 pub struct Question {
-    /// The GPUs.
+    /// GPU model.
     pub hardware: &'static Hardware,
-    /// How many of them.
+    /// Number of GPUs.
     pub gpus: usize,
-    /// What joins machines.
+    /// Network between machines.
     pub network: &'static Network,
-    /// The share of the peak that one GPU reaches with nobody to wait for; none: the published run's.
+    /// Share of the peak that one GPU reaches without waiting for others, 0 to 1; `None` takes the
+    /// published run's.
     pub mfu: Option<f64>,
-    /// What one GPU costs an hour.
+    /// Price of one GPU per hour, in any currency.
     pub price_per_gpu_hour: Option<f64>,
 }
 
-/// The published run that speed is judged by: samples a second a GPU, at a number of GPUs, on H100 SXM (bigASP v2.5, an
-/// SDXL to flow matching; 4 machines of 8, latents of about a megapixel, activation checkpointing).
+/// The published run that is the reference for speed: (GPUs, samples per second and GPU), on H100
+/// SXM (bigASP v2.5, an SDXL to flow matching; 4 machines of 8, latents of about a megapixel,
+/// activation checkpointing).
 const PUBLISHED: [(usize, f64); 3] = [(1, 11.0), (8, 9.6), (32, 9.4)];
-/// FLOPs of one of its samples, taken as 1024 x 1024 pixels with 77 tokens: 3 x 6.761 in the UNet, 0.11 in the encoders.
+/// FLOPs of one of its samples, assumed to be 1024 x 1024 pixels with 77 tokens: 3 x 6.761e12 in
+/// the UNet, 0.11e12 in the encoders.
 const PUBLISHED_SAMPLE_FLOPS: f64 = 20.39e12;
-/// Peak of its GPUs.
+/// Peak of its GPUs, in FLOP/s.
 const PUBLISHED_PEAK_FLOPS: f64 = 989.4e12;
-/// Sizes that the table of efficiencies has.
+/// Numbers of GPUs in the table of efficiencies.
 const TABLE_GPUS: [usize; 7] = [1, 8, 32, 64, 128, 512, 1024];
 
-/// The share of the peak that the published run reached at the smallest of its sizes that is not below `gpus`.
+/// Returns the share of the peak that the published run reached, and the number of GPUs there: the
+/// smallest of its sizes that is not below `gpus`.
 fn published_mfu(gpus: usize) -> (f64, usize) {
     let &(at, rate) = PUBLISHED.iter().find(|(at, _)| *at >= gpus).unwrap_or(&PUBLISHED[PUBLISHED.len() - 1]);
     (rate * PUBLISHED_SAMPLE_FLOPS / PUBLISHED_PEAK_FLOPS, at)
 }
 
-/// The answer.
+/// The prediction for a run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Plan {
-    /// GPUs.
+    /// Number of GPUs.
     pub gpus: usize,
-    /// Their name.
+    /// Full name of the GPU model.
     pub hardware: String,
-    /// What was assumed, a sentence each.
+    /// Assumptions, one sentence each.
     pub assumptions: Vec<String>,
-    /// What the user should do something about, a sentence each.
+    /// Problems that the user should solve, one sentence each.
     pub warnings: Vec<String>,
-    /// Arithmetic.
+    /// Arithmetic, in FLOP.
     pub flops: Arithmetic,
     /// Time and money.
     pub time: Time,
-    /// Memory of one GPU, by term.
+    /// Memory of one GPU, term by term.
     pub memory: Vec<Term>,
-    /// All of it.
+    /// Sum of the terms of `memory`.
     pub memory_bytes: f64,
-    /// What a GPU has.
+    /// Memory of the GPU model.
     pub memory_available_bytes: f64,
-    /// Memory of a machine's processors for one rank, by term.
+    /// Host memory of one rank, term by term.
     pub host_memory: Vec<Term>,
-    /// Disk that checkpoints take.
+    /// Disk space of the checkpoints kept.
     pub checkpoint_bytes: f64,
-    /// What is read from storage.
+    /// Reads from storage.
     pub storage: Storage,
-    /// The part of the time that ranks wait for those that have a lane more.
+    /// Share of the time that ranks wait for ranks with one lane more, 0 to 1.
     pub idle_share: f64,
-    /// Expected efficiency on other numbers of GPUs, each with as many micro-batches as here.
+    /// Expected efficiency for other numbers of GPUs, with the same number of micro-batches per
+    /// GPU.
     pub scaling: Vec<Scaling>,
 }
 
-/// How much there is to calculate.
+/// FLOPs of training.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Arithmetic {
-    /// FLOPs of training on a sample, on average.
+    /// FLOPs of training on one sample, on average.
     pub sample: f64,
     /// FLOPs of a step, over all GPUs.
     pub step: f64,
@@ -101,46 +108,47 @@ pub struct Arithmetic {
     pub run: f64,
 }
 
-/// How long it takes and what that costs.
+/// Duration and cost of the run.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Time {
-    /// The share of the peak that is reached, waiting included.
+    /// Share of the peak that is reached, waiting included.
     pub mfu: f64,
-    /// Steps.
+    /// Number of steps.
     pub steps: u64,
-    /// Seconds of one.
+    /// Seconds per step.
     pub step_secs: f64,
-    /// Samples a second of all GPUs.
+    /// Samples per second, all GPUs together.
     pub samples_per_sec: f64,
     /// Hours of the run.
     pub hours: f64,
-    /// The same times the GPUs.
+    /// `hours` times the number of GPUs.
     pub gpu_hours: f64,
-    /// Hours if one GPU's speed were lost to nothing but the links of the simulator.
+    /// Hours if nothing but the simulated links slowed down a single GPU's speed.
     pub simulated_hours: f64,
-    /// What it costs, in the currency of the price; none without a price.
+    /// Cost of the run, in the currency of the price; `None` without a price.
     pub money: Option<f64>,
 }
 
-/// Efficiency at a number of GPUs.
+/// Efficiency at a number of GPUs, 0 to 1.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Scaling {
-    /// GPUs.
+    /// Number of GPUs.
     pub gpus: usize,
-    /// Gradients exchanged once a step, while the last backward pass goes on: as the trainer does.
+    /// Gradients exchanged once per step, overlapping the last backward pass, as the trainer does.
     pub once: f64,
-    /// The same, with nothing else going on.
+    /// The same, without overlap.
     pub once_in_turn: f64,
-    /// Gradients exchanged after every micro-batch, overlapped.
+    /// Gradients exchanged after every micro-batch, overlapping its backward pass.
     pub each: f64,
-    /// The same, with nothing else going on.
+    /// The same, without overlap.
     pub each_in_turn: f64,
 }
 
-/// Works out the plan.
+/// Predicts a run.
 ///
 /// # Errors
-/// [`crate::error::Error::Data`] where there are more GPUs than lanes, with the number of lanes that would do.
+/// [`crate::error::Error::Data`] if there are more GPUs than lanes, with the number of lanes that
+/// would suffice.
 pub fn plan(checked: &Checked, facts: &Facts, question: &Question) -> Result<Plan> {
     let work = RankWork::new(&facts.order, question)?;
     let sample_flops = facts.mean_sample_flops();
@@ -188,7 +196,7 @@ pub fn plan(checked: &Checked, facts: &Facts, question: &Question) -> Result<Pla
     })
 }
 
-/// What the rank that has most does in a step.
+/// The work per step of the rank with the most micro-batches.
 struct RankWork {
     micro_batches: u64,
 }
@@ -213,7 +221,7 @@ fn step_work(checked: &Checked, facts: &Facts, question: &Question, work: &RankW
         micro_batch_secs: flops / (mfu * question.hardware.peak_flops),
         backward_share: if is_checkpointed(checked) { 0.75 } else { 2.0 / 3.0 },
         micro_batches: work.micro_batches,
-        // A few passes over the rank's part in the GPU's own memory: milliseconds.
+        // A few passes over the rank's part in GPU memory take milliseconds.
         update_secs: 0.0,
         gradient_bytes: 4.0 * parameters,
         weight_bytes: checked.recipe.train.dtype.value_bytes() as f64 * parameters,
@@ -221,7 +229,7 @@ fn step_work(checked: &Checked, facts: &Facts, question: &Question, work: &RankW
     }
 }
 
-/// The share of the peak that one GPU reaches alone, and where the figure is from.
+/// Returns the share of the peak that a single GPU reaches, and the source of the figure.
 fn single_gpu_mfu(question: &Question) -> (f64, String) {
     match question.mfu {
         Some(mfu) => {
@@ -229,7 +237,7 @@ fn single_gpu_mfu(question: &Question) -> (f64, String) {
             (
                 mfu,
                 format!(
-                    "a GPU alone reaches {percent:.1}% of its peak (--mfu); the links' cost is simulated and added"
+                    "a single GPU reaches {percent:.1}% of its peak (--mfu); the cost of the links is simulated"
                 ),
             )
         }
@@ -245,16 +253,16 @@ fn published_source(question: &Question, mfu: f64, at: usize) -> String {
     let elsewhere = if question.hardware.name == "h100-sxm" {
         String::new()
     } else {
-        format!("; nobody has measured it on {}", question.hardware.label)
+        format!("; not measured on {}", question.hardware.label)
     };
     format!(
-        "{:.1}% of the peak is reached, as by the published run that had {rate} samples/s on each of {at} H100 (11 on one, \
-         9.6 on eight, 9.4 on 32; its network and loader included){elsewhere}: --mfu sets another share",
+        "{:.1}% of the peak is reached, the share of the published run with {rate} samples/s on each of {at} H100 \
+         (11 on one, 9.6 on eight, 9.4 on 32; its network and loader included){elsewhere}: --mfu sets another share",
         100.0 * mfu
     )
 }
 
-/// Whether blocks are run again on the way back: with a budget, some are.
+/// Whether blocks are recomputed in the backward pass; with a budget, some are.
 fn is_checkpointed(checked: &Checked) -> bool {
     checked.recipe.memory.checkpointing != Checkpointing::Off
 }
@@ -267,17 +275,17 @@ fn machine_assumptions(checked: &Checked, question: &Question) -> Vec<String> {
     let checkpointing = match checked.recipe.memory.checkpointing {
         Checkpointing::Off => "no checkpointing",
         Checkpointing::Full => "every block checkpointed",
-        Checkpointing::Budget => "as few blocks checkpointed as the budget asks for",
+        Checkpointing::Budget => "as few blocks checkpointed as the budget allows",
     };
     found.push(format!(
-        "{precision} and {checkpointing} (train.dtype, memory.checkpointing); gradients on their way while the backward pass \
-         goes on, new weights waited for"
+        "{precision} and {checkpointing} (train.dtype, memory.checkpointing); gradients are sent during the \
+         backward pass, and new weights are waited for"
     ));
     if *gpus > 1 {
         let between =
             if *gpus > hardware.gpus_per_node { format!(", between them {}", network.label) } else { String::new() };
         found.push(format!(
-            "machines of {} GPUs, {} inside{between}, at the rates that NCCL counts on",
+            "machines of {} GPUs, {} inside{between}, at the rates that NCCL assumes",
             hardware.gpus_per_node, hardware.inside.label
         ));
     }
@@ -326,7 +334,8 @@ fn memory_terms(checked: &Checked, facts: &Facts, question: &Question) -> Vec<Te
     memory(&facts.unet, facts.parameters, &settings)
 }
 
-/// The guard's snapshots of the rank's part, and what is read ahead.
+/// Returns the terms of host memory: the guard's snapshots of the rank's part, and the data read
+/// ahead.
 fn host_memory(checked: &Checked, facts: &Facts, question: &Question) -> Vec<Term> {
     let guard = &checked.recipe.guard;
     let vectors = if checked.recipe.ema.half_life_samples.is_some() { 4.0 } else { 3.0 };
@@ -337,7 +346,7 @@ fn host_memory(checked: &Checked, facts: &Facts, question: &Question) -> Vec<Ter
     let num_snapshots = if guard.enabled { 2 * levels } else { 0 };
     let snapshots =
         Term { what: format!("the guard's {num_snapshots} snapshots"), bytes: num_snapshots as f64 * snapshot };
-    let read_ahead = Term { what: "latents and text that are read ahead".into(), bytes: facts.read_ahead_bytes as f64 };
+    let read_ahead = Term { what: "latents and text read ahead".into(), bytes: facts.read_ahead_bytes as f64 };
     [snapshots, read_ahead].into_iter().filter(|term| term.bytes > 0.0).collect()
 }
 
@@ -346,7 +355,7 @@ fn warnings(checked: &Checked, question: &Question, memory_bytes: f64, idle_shar
     let room = question.hardware.memory_bytes;
     if memory_bytes > room {
         found.push(format!(
-            "it does not fit: {:.1} GB are needed and {} has {:.0}; lower train.micro_batch, or take more GPUs{}{}",
+            "it does not fit: it needs {:.1} GB and {} has {:.0}; lower train.micro_batch, or use more GPUs{}{}",
             memory_bytes / 1e9,
             question.hardware.label,
             room / 1e9,
@@ -356,7 +365,7 @@ fn warnings(checked: &Checked, question: &Question, memory_bytes: f64, idle_shar
     }
     if idle_share > 0.0 {
         found.push(format!(
-            "{:.0}% of the time is spent waiting for GPUs that have a lane more: take a number that divides train.lanes",
+            "{:.0}% of the time is spent waiting for GPUs with one lane more: use a number that divides train.lanes",
             100.0 * idle_share
         ));
     }

@@ -1,91 +1,94 @@
-//! A model of a step on many GPUs: what crosses which link, for how long, and how much of it the calculation hides. Pure.
+//! A model of a step on many GPUs: which bytes cross which link, for how long, and how much of that
+//! time computation hides. Pure.
 //!
 //! ```text
-//! once   last micro-batch's backward | reduce-scatter of the gradients (fp32) | update | all-gather of the weights
-//! each   every micro-batch's backward | its reduce-scatter                     | update | all-gather of the weights
-//! none   last micro-batch's backward | all-reduce of the gradients: reduce-scatter and all-gather | update
+//! once   last backward pass  | reduce-scatter of gradients (fp32) | update | all-gather of weights
+//! each   every backward pass | its reduce-scatter                 | update | all-gather of weights
+//! none   last backward pass  | all-reduce of gradients            | update
+//!                              (reduce-scatter and all-gather)
 //! ```
 //!
-//! Collectives are hierarchical rings. In a ring of n a rank sends (n - 1) / n of the message, in n - 1 hops (Thakur,
-//! Rabenseifner and Gropp, "Optimization of Collective Communication Operations in MPICH", 2005, section 4). A
-//! reduce-scatter over N machines of g GPUs is one inside each machine and then one of a g-th of the message between
-//! machines, on g cards at a time, or what they share (NCCL's rings move the same bytes over the same links at the same
-//! time; the sum used here is an upper bound). An all-gather is the same backwards. A message is sent in buckets, each of
-//! which costs its hops' latency.
+//! Collectives are hierarchical rings. In a ring of n ranks each one sends (n - 1) / n of the
+//! message, in n - 1 hops (Thakur, Rabenseifner and Gropp, "Optimization of Collective
+//! Communication Operations in MPICH", 2005, section 4). A reduce-scatter over N machines of g
+//! GPUs is one inside each machine, then one of a g-th of the message between machines, over g
+//! cards at the same time or over the card that the GPUs share. (NCCL's rings move the same bytes
+//! over the same links concurrently; the sum used here is an upper bound.) An all-gather is the
+//! same in reverse. A message is sent in buckets, each of which costs the latency of its hops.
 //!
-//! With overlap a bucket is sent as soon as its gradients are there, so that what is left over is what exceeds the
-//! backward pass, and at the least the last bucket. The all-gather hides behind nothing: the next forward pass waits for
-//! all of it.
+//! With overlap a bucket is sent as soon as its gradients are complete. What remains is the time
+//! that exceeds the backward pass, and at least that of the last bucket. The all-gather is not
+//! hidden: the next forward pass waits for all of it.
 //!
-//! Not in it: stragglers, shared links beyond a machine's card, GPUs that are slower while they communicate. It is a lower
-//! bound of what goes wrong.
+//! Not included: stragglers, shared links beyond a machine's card, GPUs that are slower while they
+//! communicate. The prediction is a lower bound of the losses.
 
 use crate::{hardware::Link, ranks::launch::Sharding};
 
-/// The ranks of a run and what joins them.
+/// The ranks of a run and the links between them.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Cluster {
-    /// Ranks in all, one a GPU.
+    /// Total number of ranks, one per GPU.
     pub ranks: usize,
-    /// Ranks that share a machine, at most.
+    /// Ranks per machine, at most.
     pub ranks_per_node: usize,
-    /// Between the GPUs of a machine.
+    /// Link between the GPUs of a machine.
     pub inside: Link,
-    /// Between machines, for each of the GPUs of a machine when all of them send.
+    /// Link between machines, as each GPU sees it when all GPUs of a machine send.
     pub between: Link,
 }
 
-/// What a rank does in a step.
+/// The work of a rank in a step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepWork {
     /// Seconds of a micro-batch's forward and backward pass.
     pub micro_batch_secs: f64,
-    /// The part of them that is the backward pass: 2/3, or 3/4 where it runs the forward pass again.
+    /// Share of the backward pass in them: 2/3, or 3/4 if it recomputes the forward pass.
     pub backward_share: f64,
-    /// Micro-batches of the rank.
+    /// Number of micro-batches of the rank.
     pub micro_batches: u64,
-    /// Seconds of the update of the rank's part.
+    /// Seconds for the update of the rank's part.
     pub update_secs: f64,
-    /// Bytes of all gradients as they are sent: 4 a parameter.
+    /// Bytes of all gradients as sent: 4 per parameter.
     pub gradient_bytes: f64,
-    /// Bytes of all weights as they are sent: 4 a parameter, 2 where bf16 copies are gathered.
+    /// Bytes of all weights as sent: 4 per parameter, 2 if bf16 copies are gathered.
     pub weight_bytes: f64,
     /// Bytes of a bucket.
     pub bucket_bytes: f64,
 }
 
-/// What a step comes to.
+/// The prediction for a step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Prediction {
     /// Seconds of the step.
     pub step_secs: f64,
-    /// Seconds of it that the rank waits for the network.
+    /// Seconds of the step in which the rank waits for the network.
     pub waiting_secs: f64,
-    /// Seconds that messages are under way, hidden or not.
+    /// Seconds in which messages are in transit, hidden or not.
     pub network_secs: f64,
     /// Bytes that the rank sends in a step.
     pub sent_bytes: f64,
-    /// The part of the step in which the rank calculates: 1 where the network costs nothing.
+    /// Share of the step in which the rank computes, 0 to 1: 1 if the network costs nothing.
     pub efficiency: f64,
 }
 
-/// Launching a collective, as NCCL counts it (`src/graph/tuning.cc`, ring, "simple").
+/// Seconds to launch a collective, as NCCL assumes (`src/graph/tuning.cc`, ring, "simple").
 const CALL_SECS: f64 = 8.4e-6;
-/// What gradients are cut into unless one knows better: PyTorch's default of 25 MiB.
+/// Bytes of a bucket of gradients: PyTorch's default of 25 MiB.
 pub const BUCKET_BYTES: f64 = 25.0 * 1_048_576.0;
 
 impl Cluster {
-    /// Machines.
+    /// Returns the number of machines.
     fn nodes(&self) -> usize {
         self.ranks.div_ceil(self.ranks_per_node.max(1))
     }
 
-    /// Ranks of the fullest machine.
+    /// Returns the number of ranks on the fullest machine.
     fn on_a_node(&self) -> usize {
         self.ranks.min(self.ranks_per_node.max(1))
     }
 
-    /// Seconds that a reduce-scatter or an all-gather of `bytes` takes.
+    /// Returns the seconds that a reduce-scatter or an all-gather of `bytes` takes.
     pub fn scatter_secs(&self, bytes: f64) -> f64 {
         if self.ranks < 2 {
             return 0.0;
@@ -94,14 +97,15 @@ impl Cluster {
         CALL_SECS + ring_secs(self.inside, self.on_a_node(), bytes) + ring_secs(self.between, self.nodes(), part)
     }
 
-    /// Bytes that a rank sends for a reduce-scatter or an all-gather of `bytes`: (R - 1) / R of them.
+    /// Returns the bytes that a rank sends in a reduce-scatter or an all-gather of `bytes`: (R - 1)
+    /// / R of them.
     pub fn sent_bytes(&self, bytes: f64) -> f64 {
         let part = |ranks: usize| (ranks - 1) as f64 / ranks as f64;
         let on_a_node = self.on_a_node();
         bytes * part(on_a_node) + bytes / on_a_node as f64 * part(self.nodes())
     }
 
-    /// Seconds of a message that is sent in buckets: (all of it, the last bucket).
+    /// Returns the seconds of a message that is sent in buckets: (all buckets, the last one).
     fn bucketed_secs(&self, bytes: f64, bucket_bytes: f64) -> (f64, f64) {
         let num_buckets = (bytes / bucket_bytes).ceil();
         if num_buckets < 1.0 {
@@ -112,15 +116,16 @@ impl Cluster {
     }
 }
 
-/// Seconds of a reduce-scatter or an all-gather in a ring.
+/// Returns the seconds of a reduce-scatter or an all-gather in a ring.
 fn ring_secs(link: Link, ranks: usize, bytes: f64) -> f64 {
     let hops = (ranks - 1) as f64;
     hops * (bytes / ranks as f64 / link.bytes_per_sec + link.latency_secs)
 }
 
-/// What a step takes on a cluster. `overlap`: whether gradients are sent while the backward pass goes on.
+/// Predicts a step on a cluster. `overlap`: whether gradients are sent during the backward pass.
 pub fn predict(cluster: &Cluster, work: &StepWork, sharding: Sharding, overlap: bool) -> Prediction {
-    // How often gradients cross, how large they then are on their way, and what comes back after the update.
+    // How often gradients are sent, how many bytes each time, and how many bytes return after the
+    // update.
     let (times, gradient_bytes, weight_bytes) = match sharding {
         Sharding::Once => (1.0, work.gradient_bytes, work.weight_bytes),
         Sharding::Each => (work.micro_batches as f64, work.gradient_bytes, work.weight_bytes),
@@ -170,7 +175,7 @@ mod tests {
 
     #[track_caller]
     fn near(found: f64, expected: f64) {
-        // Every hand-computed case leaves out the few microseconds of the calls.
+        // The hand-computed values leave out the few microseconds of the calls.
         assert!((found - expected).abs() < 1e-3, "found {found}, expected {expected}");
     }
 
@@ -199,9 +204,10 @@ mod tests {
         near(cluster(2).scatter_secs(400.0), 2.0);
         // Four: three quarters.
         near(cluster(4).scatter_secs(400.0), 3.0);
-        // Three machines of four: 3 s inside; then a fourth of the message, 100 B, of which two thirds at 10 B/s.
+        // Three machines of four: 3 s inside; then a fourth of the message, 100 B, of which two
+        // thirds at 10 B/s.
         near(cluster(12).scatter_secs(400.0), 3.0 + 100.0 * 2.0 / 3.0 / 10.0);
-        // Whatever the hierarchy, a rank sends (R - 1) / R of the message.
+        // With any hierarchy a rank sends (R - 1) / R of the message.
         for ranks in [1, 2, 4, 8, 12, 1024] {
             near(cluster(ranks).sent_bytes(400.0), 400.0 * (ranks - 1) as f64 / ranks as f64);
         }
@@ -218,7 +224,7 @@ mod tests {
         // A backward pass of 2 s hides all but 1 s, more than the last bucket's 0.75 s.
         near(predict(&four, &work(), Sharding::Once, true).step_secs, 16.0 + 1.0 + 1.5);
         near(predict(&four, &work(), Sharding::Each, true).step_secs, 16.0 + 5.0 + 1.5);
-        // Where the calculation takes long the last bucket is all that is left of the gradients.
+        // With long passes only the last bucket of the gradients is not hidden.
         let long = StepWork { micro_batch_secs: 300.0, ..work() };
         near(predict(&four, &long, Sharding::Once, true).waiting_secs, 0.75 + 1.5);
     }

@@ -1,4 +1,5 @@
-//! What ranks tell each other besides vectors: numbers, texts, what the first of them has made, and who has failed.
+//! Agreement between ranks: numbers and texts of all ranks, a value from rank 0, and whether any
+//! rank has failed.
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tch::{Device, Tensor};
@@ -9,7 +10,8 @@ use crate::{
 };
 
 impl Comm {
-    /// Everybody's numbers, in the order of the ranks, bit for bit. All give equally many.
+    /// Returns the numbers of all ranks, in the order of the ranks, bit for bit. Every rank must
+    /// pass equally many.
     ///
     /// # Errors
     /// [`Error::Collective`].
@@ -19,7 +21,7 @@ impl Comm {
         Ok((0..self.rank().ranks as i64).map(row).collect())
     }
 
-    /// As [`Self::gather_numbers`], of a single number from each rank.
+    /// Like [`Self::gather_numbers`], with a single number from each rank.
     ///
     /// # Errors
     /// [`Error::Collective`].
@@ -27,7 +29,8 @@ impl Comm {
         Ok(self.gather_numbers(&[own])?.into_iter().flatten().collect())
     }
 
-    /// Numbers summed over all ranks, in the order of the ranks: bit for bit the same on all of them.
+    /// Returns the sums of each number over all ranks, added in the order of the ranks and
+    /// therefore bit for bit the same on all of them.
     ///
     /// # Errors
     /// [`Error::Collective`].
@@ -37,7 +40,7 @@ impl Comm {
         Ok((0..own.len()).map(sum).collect())
     }
 
-    /// Everybody's text, in the order of the ranks.
+    /// Returns the texts of all ranks, in the order of the ranks.
     ///
     /// # Errors
     /// [`Error::Collective`].
@@ -54,10 +57,11 @@ impl Comm {
         Ok((0..).zip(lengths).map(text).collect())
     }
 
-    /// What rank 0 makes, on all ranks. Where it cannot, all fail.
+    /// Returns what `make` returns on rank 0, on all ranks. If it fails, it fails on all ranks.
     ///
     /// # Errors
-    /// Rank 0's own error there, elsewhere the same where it is a stop by the guard, or [`Error::OtherRank`].
+    /// On rank 0, the error of `make`. On other ranks, the same error if it is a stop by the guard,
+    /// otherwise [`Error::OtherRank`]. [`Error::Collective`].
     pub(crate) fn first<T: Serialize + DeserializeOwned>(&self, make: impl FnOnce() -> Result<T>) -> Result<T> {
         if self.rank().ranks == 1 {
             return make();
@@ -65,24 +69,25 @@ impl Comm {
         let made = if self.is_first() { Some(make()) } else { None };
         let told = match &made {
             None => String::new(),
-            Some(Ok(value)) => serde_json::to_string(&Told::Made(value)).expect("plain data that JSON can hold"),
-            Some(Err(error)) => serde_json::to_string(&Told::<()>::of(error)).expect("plain data that JSON can hold"),
+            Some(Ok(value)) => serde_json::to_string(&Told::Made(value)).expect("plain data fits into JSON"),
+            Some(Err(error)) => serde_json::to_string(&Told::<()>::of(error)).expect("plain data fits into JSON"),
         };
         let told = self.gather_texts(&told)?.swap_remove(0);
         if let Some(made) = made {
             return made;
         }
-        match serde_json::from_str(&told).expect("rank 0 wrote it") {
+        match serde_json::from_str(&told).expect("rank 0 serialised it") {
             Told::Made(value) => Ok(value),
             Told::Stopped { run_dir, reason } => Err(Error::Stopped { run_dir, reason }),
             Told::Failed { message } => Err(Error::OtherRank { rank: 0, message }),
         }
     }
 
-    /// Whether all ranks could do something, each in its own way: the first rank's failure on all of them.
+    /// Returns this rank's value if all ranks succeeded. If any failed, all ranks fail.
     ///
     /// # Errors
-    /// This rank's own error, [`Error::OtherRank`], or [`Error::Collective`].
+    /// This rank's own error; [`Error::OtherRank`] with that of the first rank that failed;
+    /// [`Error::Collective`].
     pub(crate) fn all_could<T>(&self, own: Result<T>) -> Result<T> {
         let message = own.as_ref().err().map(ToString::to_string).unwrap_or_default();
         let messages = self.gather_texts(&message)?;
@@ -94,7 +99,7 @@ impl Comm {
     }
 }
 
-/// What rank 0 tells the others.
+/// A message from rank 0 to the others.
 #[derive(Serialize, Deserialize)]
 enum Told<T> {
     Made(T),

@@ -1,8 +1,10 @@
-// torch's collectives (c10d) behind a C interface: what tch lacks. No C++ exception leaves here: a function that can fail
-// gives a text that the caller frees, or null, and its result through its last argument.
+// torch's collectives (c10d) behind a C interface, which tch lacks. No C++ exception leaves this
+// file: a function that can fail returns null or a text that the caller frees, and its result
+// through its last argument.
 //
-// A collective returns a work at once; rf_work_wait waits for it a while at a time, so that the caller can look after
-// its peers in between. With NCCL (feature `nccl`, which needs the headers of CUDA and NCCL) the same source serves GPUs.
+// A collective returns a work immediately. rf_work_wait waits for a limited time, so the caller can
+// check on its peers in between. With NCCL (feature `nccl`, which needs the headers of CUDA and
+// NCCL) the same source supports GPUs.
 
 #include "guarded.h"
 
@@ -36,20 +38,21 @@ struct rf_group {
 };
 struct rf_work {
   c10::intrusive_ptr<Work> work;
-  // c10d keeps references to vectors of tensors only as long as the call lasts, the tensors themselves are kept here.
+  // c10d keeps references to vectors of tensors only during the call, so the tensors themselves are
+  // kept here.
   std::vector<at::Tensor> tensors;
 };
 
 namespace {
 
-// The whole of a collective is never longer than this to Gloo and NCCL themselves: the caller decides when to give up.
+// Time limit of Gloo and NCCL for a collective. In practice the caller decides when to give up.
 constexpr auto kForever = std::chrono::hours(24 * 365);
 
 std::vector<uint8_t> bytes(const uint8_t* data, size_t length) {
   return {data, data + length};
 }
 
-// Bytes from malloc, to be freed with rf_free.
+// Copies bytes into memory from malloc, to be freed with rf_free.
 void give(const std::vector<uint8_t>& value, uint8_t** data, size_t* length) {
   *length = value.size();
   *data = static_cast<uint8_t*>(malloc(value.empty() ? 1 : value.size()));
@@ -66,7 +69,8 @@ void rf_free(void* memory) {
   free(memory);
 }
 
-// A connection to the key-value store at host:port, which this process serves if is_server. Keys get the prefix.
+// Connects to the key-value store at host:port, which this process serves if is_server. All keys
+// get the prefix.
 char* rf_store_open(const char* host, uint16_t port, bool is_server, int64_t timeout_ms, const char* prefix, rf_store** opened) {
   return guarded([&] {
     c10d::TCPStoreOptions options;
@@ -87,13 +91,13 @@ char* rf_store_set(rf_store* store, const char* key, const uint8_t* data, size_t
   return guarded([&] { store->store->set(key, bytes(data, length)); });
 }
 
-// Sets a key that nobody has set yet. Gives what it holds then.
+// Sets a key unless it is already set, and returns its value afterwards.
 char* rf_store_set_once(
     rf_store* store, const char* key, const uint8_t* data, size_t length, size_t* found_length, uint8_t** found) {
   return guarded([&] { give(store->store->compareSet(key, {}, bytes(data, length)), found, found_length); });
 }
 
-// Waits for a key, and gives what it holds.
+// Waits for a key and returns its value.
 char* rf_store_get(rf_store* store, const char* key, int64_t timeout_ms, size_t* found_length, uint8_t** found) {
   return guarded([&] {
     store->store->wait({key}, Millis(timeout_ms));
@@ -101,12 +105,12 @@ char* rf_store_get(rf_store* store, const char* key, int64_t timeout_ms, size_t*
   });
 }
 
-// Whether somebody has set the key.
+// Sets `has` to whether the key is set.
 char* rf_store_has(rf_store* store, const char* key, bool* has) {
   return guarded([&] { *has = store->store->check({key}); });
 }
 
-// Whether this build has collectives between GPUs.
+// Returns whether this build has NCCL, for collectives between GPUs.
 bool rf_has_nccl() {
 #ifdef USE_C10D_NCCL
   return true;
@@ -115,8 +119,9 @@ bool rf_has_nccl() {
 #endif
 }
 
-// Joins the processes that meet at the store. Gloo works over `interface` (a network interface's name) where one is
-// given, else over `address` (this machine's own), else over whatever the machine's name stands for.
+// Joins the processes that meet at the store. Gloo uses `interface` (the name of a network
+// interface) if it is not empty, else `address` (of this machine), else the address of the
+// machine's host name.
 char* rf_group_open(
     rf_store* store, bool nccl, int rank, int ranks, const char* interface, const char* address, rf_group** opened) {
   return guarded([&] {
@@ -144,7 +149,7 @@ void rf_group_close(rf_group* group) {
   delete group;
 }
 
-// Sum over all ranks, in place.
+// Sums a tensor over all ranks, in place.
 char* rf_all_reduce(rf_group* group, at::Tensor* tensor, rf_work** begun) {
   return guarded([&] {
     std::vector<at::Tensor> tensors{*tensor};
@@ -152,7 +157,7 @@ char* rf_all_reduce(rf_group* group, at::Tensor* tensor, rf_work** begun) {
   });
 }
 
-// The tensor of rank `from` on all ranks.
+// Copies the tensor of rank `from` to all ranks.
 char* rf_broadcast(rf_group* group, at::Tensor* tensor, int from, rf_work** begun) {
   return guarded([&] {
     std::vector<at::Tensor> tensors{*tensor};
@@ -162,22 +167,23 @@ char* rf_broadcast(rf_group* group, at::Tensor* tensor, int from, rf_work** begu
   });
 }
 
-// `all` holds an equal piece for each rank; `piece` becomes the sum of this rank's. NCCL only: Gloo's own is an all-reduce
-// of the whole.
+// `all` holds an equal piece for each rank; `piece` becomes the sum over all ranks of this rank's
+// piece. NCCL only: Gloo's own is an all-reduce of the whole vector.
 char* rf_reduce_scatter(rf_group* group, at::Tensor* piece, at::Tensor* all, rf_work** begun) {
   return guarded([&] {
     *begun = new rf_work{group->backend->_reduce_scatter_base(*piece, *all), {*piece, *all}};
   });
 }
 
-// `all` becomes the pieces of all ranks in their order.
+// `all` becomes the pieces of all ranks, in the order of the ranks.
 char* rf_all_gather(rf_group* group, at::Tensor* all, at::Tensor* piece, rf_work** begun) {
   return guarded([&] {
     *begun = new rf_work{group->backend->_allgather_base(*all, *piece), {*all, *piece}};
   });
 }
 
-// Piece r of `in` goes to rank r; piece r of `out` is what rank r had for this one. Equal pieces.
+// Sends piece r of `in` to rank r; piece r of `out` is received from rank r. The pieces are equally
+// long.
 char* rf_all_to_all(rf_group* group, at::Tensor* out, at::Tensor* in, rf_work** begun) {
   return guarded([&] {
     std::vector<int64_t> equal;
@@ -185,7 +191,7 @@ char* rf_all_to_all(rf_group* group, at::Tensor* out, at::Tensor* in, rf_work** 
   });
 }
 
-// Whether the work is done after at most `timeout_ms`.
+// Waits for at most `timeout_ms`, and sets `done` to whether the work is done.
 char* rf_work_wait(rf_work* work, int64_t timeout_ms, bool* done) {
   return guarded([&] {
     const auto end = std::chrono::steady_clock::now() + Millis(timeout_ms);
@@ -198,7 +204,7 @@ char* rf_work_wait(rf_work* work, int64_t timeout_ms, bool* done) {
       std::this_thread::sleep_for(pause);
       pause = std::min(pause * 2, std::chrono::microseconds(500));
     }
-    work->work->wait(); // throws what the work threw; for NCCL makes the current stream wait
+    work->work->wait(); // rethrows the exception of the work; with NCCL makes the current stream wait
     *done = true;
   });
 }

@@ -1,7 +1,7 @@
-//! torch's c10d as Rust values: a key-value store, a group of processes, and works to wait for.
+//! Safe wrappers of torch's c10d: a key-value store, a process group, and pending works.
 //!
-//! What is unsafe about `c10d.cpp` stays in this file. Errors are c10d's own first line; who met them, in which
-//! collective and over how many bytes is added by `comm`.
+//! All unsafe use of `c10d.cpp` is in this file. Errors are the first lines of c10d's own messages;
+//! `comm` adds the rank, the collective and the number of bytes.
 
 use std::{
     ffi::{CString, c_char, c_int, c_void},
@@ -13,7 +13,7 @@ use rectiflow_sdxl::ffi;
 use tch::{TchError, Tensor};
 use torch_sys::C_tensor;
 
-/// What c10d throws, as text.
+/// A result whose error is the text of c10d's exception.
 type Outcome<T> = std::result::Result<T, String>;
 
 #[repr(C)]
@@ -86,16 +86,17 @@ unsafe extern "C" {
     fn rf_work_free(work: *mut RawWork);
 }
 
-/// Calls a function that gives the text of an error: its first line.
+/// Calls a function that returns the text of an error or null. The error is the first line of that
+/// text.
 fn call(function: impl FnOnce() -> *mut c_char) -> Outcome<()> {
-    // SAFETY: the functions of `c10d.cpp` give null or a text that is the caller's.
+    // SAFETY: the functions of `c10d.cpp` return null or a text that the caller owns.
     unsafe { ffi::outcome(function()) }.map_err(|error| match error {
         TchError::Torch(text) => text.lines().next().unwrap_or_default().to_owned(),
         other => other.to_string(),
     })
 }
 
-/// As [`call`], of a function that makes something and gives a pointer to it.
+/// Like [`call`], for a function that creates an object and stores a pointer to it.
 fn make<T>(function: impl FnOnce(*mut *mut T) -> *mut c_char) -> Outcome<NonNull<T>> {
     let mut made = null_mut();
     call(|| function(&raw mut made))?;
@@ -103,14 +104,14 @@ fn make<T>(function: impl FnOnce(*mut *mut T) -> *mut c_char) -> Outcome<NonNull
 }
 
 fn c_string(text: &str) -> CString {
-    CString::new(text.replace('\0', " ")).expect("zeros have been taken out")
+    CString::new(text.replace('\0', " ")).expect("zero bytes have been replaced")
 }
 
 fn millis(time: Duration) -> i64 {
     i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// A connection to the store at which ranks meet.
+/// A connection to the key-value store at which ranks meet.
 #[derive(Debug)]
 pub(crate) struct Store(NonNull<RawStore>);
 
@@ -120,21 +121,22 @@ unsafe impl Send for Store {}
 unsafe impl Sync for Store {}
 
 impl Store {
-    /// Connects to the store at `host:port`, trying for `timeout`; serves it if `is_server`. Keys are below `prefix`.
+    /// Connects to the store at `host:port`, trying for at most `timeout`, and serves it if
+    /// `is_server`. All keys get `prefix`.
     pub(crate) fn open(host: &str, port: u16, is_server: bool, timeout: Duration, prefix: &str) -> Outcome<Self> {
         let (host, prefix) = (c_string(host), c_string(prefix));
-        // SAFETY: both texts live until the call is over.
+        // SAFETY: both texts outlive the call.
         make(|made| unsafe { rf_store_open(host.as_ptr(), port, is_server, millis(timeout), prefix.as_ptr(), made) })
             .map(Self)
     }
 
     pub(crate) fn set(&self, key: &str, value: &[u8]) -> Outcome<()> {
         let key = c_string(key);
-        // SAFETY: key and value live until the call is over, the store as long as `self`.
+        // SAFETY: key and value outlive the call; the store lives as long as `self`.
         call(|| unsafe { rf_store_set(self.0.as_ptr(), key.as_ptr(), value.as_ptr(), value.len()) })
     }
 
-    /// Sets a key unless somebody else has; gives what it holds then.
+    /// Sets a key unless it is already set, and returns its value afterwards.
     pub(crate) fn set_once(&self, key: &str, value: &[u8]) -> Outcome<Vec<u8>> {
         let (key, mut found) = (c_string(key), 0);
         let data = make(|made| {
@@ -144,7 +146,7 @@ impl Store {
         Ok(taken(data, found))
     }
 
-    /// Waits for a key and gives its value.
+    /// Waits for a key for at most `timeout` and returns its value.
     pub(crate) fn get(&self, key: &str, timeout: Duration) -> Outcome<Vec<u8>> {
         let (key, mut found) = (c_string(key), 0);
         // SAFETY: as in `set`; `found` is written before the call returns.
@@ -161,49 +163,50 @@ impl Store {
     }
 }
 
-/// Bytes that the C++ side has allocated, as a vector.
+/// Copies bytes that the C++ side has allocated into a vector, and frees them.
 fn taken(data: NonNull<u8>, length: usize) -> Vec<u8> {
     // SAFETY: the C++ side allocated at least `length` bytes and wrote them.
     let bytes = unsafe { std::slice::from_raw_parts(data.as_ptr(), length) }.to_vec();
-    // SAFETY: they came from malloc, and nobody else has them.
+    // SAFETY: the bytes came from malloc, and this is the only pointer to them.
     unsafe { rf_free(data.as_ptr().cast()) };
     bytes
 }
 
 impl Drop for Store {
     fn drop(&mut self) {
-        // SAFETY: opened by us, closed once.
+        // SAFETY: `open` created the store, and it is closed once.
         unsafe { rf_store_close(self.0.as_ptr()) }
     }
 }
 
-/// Whether this build has collectives between GPUs.
+/// Returns whether this build has NCCL, for collectives between GPUs.
 pub(crate) fn has_nccl() -> bool {
-    // SAFETY: it takes nothing and gives a constant.
+    // SAFETY: it takes no arguments and returns a constant.
     unsafe { rf_has_nccl() }
 }
 
-/// What carries the bytes.
+/// The library that transfers the bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Transport {
-    /// Between GPUs.
+    /// NCCL, between GPUs.
     Nccl,
-    /// Between processors.
+    /// Gloo, between CPUs.
     Gloo,
 }
 
-/// Processes that make collectives together. Calls are made in the same order by all, from one thread at a time.
+/// A group of processes that run collectives together. All must make the same calls in the same
+/// order, each from one thread at a time.
 #[derive(Debug)]
 pub(crate) struct Group(NonNull<RawGroup>);
 
-// SAFETY: a process group queues works under a lock of its own and belongs to no thread.
+// SAFETY: a process group queues works under its own lock and is not tied to a thread.
 unsafe impl Send for Group {}
 // SAFETY: as above.
 unsafe impl Sync for Group {}
 
 impl Group {
-    /// Joins rank `rank` of `ranks`, which meet at `store`. Gloo listens at `interface`, or else at `address`; both may
-    /// be empty.
+    /// Joins the group as rank `rank` of `ranks`, which meet at `store`. Gloo listens on
+    /// `interface`, or else on `address`; both may be empty.
     pub(crate) fn open(
         store: &Store,
         transport: Transport,
@@ -214,39 +217,40 @@ impl Group {
         let (interface, address) = (c_string(interface), c_string(address));
         let (nccl, rank, ranks) = (transport == Transport::Nccl, rank as c_int, ranks as c_int);
         let open = |made| {
-            // SAFETY: all texts live until the call is over; the group keeps a reference of its own to the store.
+            // SAFETY: all texts outlive the call; the group keeps its own reference to the store.
             unsafe { rf_group_open(store.0.as_ptr(), nccl, rank, ranks, interface.as_ptr(), address.as_ptr(), made) }
         };
         make(open).map(Self)
     }
 
-    /// Sums a contiguous tensor over all ranks, in place.
+    /// Begins to sum a contiguous tensor over all ranks, in place.
     pub(crate) fn all_reduce(&self, tensor: &Tensor) -> Outcome<Work> {
         // SAFETY: the group and the tensor are valid; the work keeps a reference to the tensor.
         make(|made| unsafe { rf_all_reduce(self.0.as_ptr(), tensor.as_ptr().cast_mut(), made) }).map(Work)
     }
 
-    /// Makes a contiguous tensor what rank `from` has.
+    /// Begins to copy a contiguous tensor of rank `from` to all ranks, in place.
     pub(crate) fn broadcast(&self, tensor: &Tensor, from: usize) -> Outcome<Work> {
         // SAFETY: as in `all_reduce`.
         make(|made| unsafe { rf_broadcast(self.0.as_ptr(), tensor.as_ptr().cast_mut(), from as c_int, made) }).map(Work)
     }
 
-    /// Makes `piece` `[k]` the sum of this rank's pieces of `all` `[R k]`.
+    /// Begins to store in `piece` `[k]` this rank's piece of `all` `[R k]`, summed over all ranks.
     pub(crate) fn reduce_scatter(&self, piece: &Tensor, all: &Tensor) -> Outcome<Work> {
         let (piece, all) = (piece.as_ptr().cast_mut(), all.as_ptr().cast_mut());
         // SAFETY: as in `all_reduce`.
         make(|made| unsafe { rf_reduce_scatter(self.0.as_ptr(), piece, all, made) }).map(Work)
     }
 
-    /// Makes `all` `[R k]` the pieces `[k]` of all ranks.
+    /// Begins to collect in `all` `[R k]` the pieces `[k]` of all ranks.
     pub(crate) fn all_gather(&self, all: &Tensor, piece: &Tensor) -> Outcome<Work> {
         let (all, piece) = (all.as_ptr().cast_mut(), piece.as_ptr().cast_mut());
         // SAFETY: as in `all_reduce`.
         make(|made| unsafe { rf_all_gather(self.0.as_ptr(), all, piece, made) }).map(Work)
     }
 
-    /// Piece r of `input` `[R k]` becomes this rank's piece of `out` `[R k]` on rank r.
+    /// Begins to send piece r of `input` `[R k]` to rank r, where it becomes this rank's piece of
+    /// `out` `[R k]`.
     pub(crate) fn all_to_all(&self, out: &Tensor, input: &Tensor) -> Outcome<Work> {
         let (out, input) = (out.as_ptr().cast_mut(), input.as_ptr().cast_mut());
         // SAFETY: as in `all_reduce`.
@@ -256,8 +260,8 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // SAFETY: opened by us, closed once. It waits for works in progress: a group with a work that never ends is
-        // forgotten instead (`comm`).
+        // SAFETY: `open` created the group, and it is closed once. Closing waits for works in
+        // progress, so a group with a work that never ends is leaked instead (`comm`).
         unsafe { rf_group_close(self.0.as_ptr()) }
     }
 }
@@ -266,14 +270,14 @@ impl Drop for Group {
 #[derive(Debug)]
 pub(crate) struct Work(NonNull<RawWork>);
 
-// SAFETY: a work is reference-counted, with an atomic count, and may be waited for by any thread.
+// SAFETY: a work is reference-counted atomically, and any thread may wait for it.
 unsafe impl Send for Work {}
 
 impl Work {
-    /// Waits for at most `time`; whether it is done.
+    /// Waits for at most `time`. Returns whether the work is done.
     pub(crate) fn wait(&self, time: Duration) -> Outcome<bool> {
         let mut done = false;
-        // SAFETY: valid as long as `self`.
+        // SAFETY: the work is valid as long as `self`.
         call(|| unsafe { rf_work_wait(self.0.as_ptr(), millis(time), &mut done) })?;
         Ok(done)
     }
@@ -281,7 +285,8 @@ impl Work {
 
 impl Drop for Work {
     fn drop(&mut self) {
-        // SAFETY: ours, freed once; c10d keeps what is still in progress.
+        // SAFETY: this value owns the work, and it is freed once; c10d keeps what is still in
+        // progress.
         unsafe { rf_work_free(self.0.as_ptr()) }
     }
 }

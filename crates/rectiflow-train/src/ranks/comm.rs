@@ -1,14 +1,17 @@
-//! Collectives between the ranks of a run: one interface, for one rank alone, for processors (Gloo) and for GPUs (NCCL).
+//! Collectives between the ranks of a run: one interface for a single rank, for CPUs (Gloo) and for
+//! GPUs (NCCL).
 //!
-//! All ranks make the same calls in the same order. Vectors go bucket by bucket (`partition`). A sum is made in the order
-//! of the ranks where this file makes it (Gloo), and comes out alike on all ranks in any case. A call that fails says
-//! which rank is to blame and what that rank was doing (`pulse`); after that nothing works any more, and the
-//! process should end.
+//! All ranks make the same calls in the same order. Vectors are sent bucket by bucket
+//! (`partition`). Sums that this file computes (with Gloo) are added in the order of the ranks, and
+//! in any case the result is the same on all ranks. A failed call names the rank at fault and what
+//! that rank was doing (`pulse`). After that no collective works any more, and the process should
+//! end.
 //!
-//! A reduce-scatter and an all-gather can be begun and waited for later, on another thread too, while this one calculates.
+//! The caller can begin a reduce-scatter or an all-gather, compute, and wait for it later, also on
+//! another thread.
 //!
-//! Gloo's own reduce-scatter is an all-reduce of the whole vector, twice the traffic: here it is an exchange of pieces
-//! (all-to-all) and a sum of R pieces.
+//! Gloo's own reduce-scatter is an all-reduce of the whole vector, which sends twice the bytes.
+//! Here it is an exchange of pieces (all-to-all) followed by a sum of R pieces.
 
 use std::{
     mem::forget,
@@ -33,7 +36,7 @@ use crate::{
     state::{layout::narrow, write::write_to},
 };
 
-/// The ranks of a run, as one of them sees them.
+/// One rank's connection to all ranks of a run.
 #[derive(Debug)]
 pub struct Comm {
     rank: RankOf,
@@ -41,67 +44,71 @@ pub struct Comm {
     machine: Range<usize>,
     peers: Option<Peers>,
     traffic: Counter,
-    /// Where messages arrive.
+    /// Memory that receives messages.
     pub(super) spare: SpareMemory,
 }
 
-/// The other ranks, as this one reaches them.
+/// The connections to the other ranks.
 #[derive(Debug)]
 struct Peers {
-    /// `None` once it is broken: what never ends cannot be closed.
+    /// `None` once a collective has failed: a group with a work that never ends cannot be closed.
     group: Option<Group>,
     transport: Transport,
-    /// Where small messages are made.
+    /// Device of small messages.
     device: Device,
     timeout: Duration,
     pulse: Pulse,
     serves_store: bool,
     broken: AtomicBool,
-    // Last: the group and the pulse have to end before the store that this process may serve.
+    // Last field: the group and the pulse must be dropped before the store that this process may
+    // serve.
     _store: Store,
 }
 
-/// What a rank says it is doing. It ends when this is dropped, and the rank is back at what it did before.
+/// The activity that a rank reports. It ends when this value is dropped, and the previous activity
+/// continues.
 #[derive(Debug)]
-#[must_use = "what a rank does ends when this is dropped"]
+#[must_use = "the activity ends when this is dropped"]
 pub struct Doing<'a> {
     _begun: Option<pulse::Doing<'a>>,
 }
 
-/// A collective that has begun. One that is dropped before it is done is left to itself.
+/// A collective in progress. If it is dropped before it is done, it continues on its own.
 #[derive(Debug)]
 pub struct Pending {
     collective: Collective,
     work: Option<Work>,
     sent: Tensor,
     found: Tensor,
-    /// Memory that `found` is in, to be given back.
+    /// The memory of `found`, to be released.
     spare: Option<Tensor>,
     began: Instant,
 }
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        // It may still be writing into its tensors, which the work keeps.
+        // The work may still be writing into its tensors, which it keeps alive.
         forget(self.work.take());
     }
 }
 
-/// A collective in progress is left alone for so long before others' failures are looked at.
+/// Interval at which a waiting rank checks whether another one has failed.
 const GLANCE: Duration = Duration::from_millis(100);
-/// Rank 0 ends so much later than it could, where it serves the store in which the others read why.
+/// Time for which a failing rank 0 stays alive if it serves the store, so that the others can read
+/// the reason.
 const LINGER: Duration = Duration::from_secs(2);
 
 impl Comm {
-    /// One rank alone: every collective is done as soon as it is begun.
+    /// Returns the connection of a single rank. Every collective is done as soon as it begins.
     pub fn alone() -> Self {
         Self::new(RankOf::ONLY, 0..1, None)
     }
 
-    /// Meets the other ranks.
+    /// Connects to the other ranks.
     ///
     /// # Errors
-    /// [`Error::Launch`] where they do not come, the port is in use, or the build has no NCCL for a GPU.
+    /// [`Error::Launch`] if a rank does not start in time, the port is in use, or the build lacks
+    /// NCCL for GPUs.
     pub fn open(launch: &Launch, device: Device, config: &RanksConfig) -> Result<Self> {
         let peers = Peers::open(launch, device, config)?;
         Ok(Self::new(launch.rank, launch.machine.clone(), Some(peers)))
@@ -111,48 +118,51 @@ impl Comm {
         Self { rank, machine, peers, traffic: Counter::default(), spare: SpareMemory::default() }
     }
 
-    /// Whether there is nothing to exchange with others.
+    /// Returns whether this is a single rank, which exchanges nothing.
     pub(crate) fn is_alone(&self) -> bool {
         self.peers.is_none()
     }
 
-    /// Which of how many.
+    /// Returns this rank and the number of ranks.
     pub fn rank(&self) -> RankOf {
         self.rank
     }
 
-    /// The ranks on this machine, this one among them.
+    /// Returns the ranks on this machine, including this one.
     pub fn machine(&self) -> Range<usize> {
         self.machine.clone()
     }
 
-    /// Whether this rank does what only one does: the console, the lock, the names of checkpoints.
+    /// Returns whether this rank does the tasks of a single rank: the console, the lock, the names
+    /// of checkpoints.
     pub fn is_first(&self) -> bool {
         self.rank.rank == 0
     }
 
-    /// Says what this rank does, should others have to name it, until the returned value is dropped. Others wait for it
-    /// no longer than the time-out.
+    /// Reports what this rank is doing until the returned value is dropped, so that other ranks can
+    /// name it. They wait for it no longer than the time-out.
     pub fn work(&self, what: impl FnOnce() -> String) -> Doing<'_> {
         Doing { _begun: self.peers.as_ref().map(|peers| peers.pulse.work(what())) }
     }
 
-    /// As [`Self::work`], of something that may take longer than the time-out: files, pictures, the test loss.
+    /// Like [`Self::work`], for tasks that may take longer than the time-out: files, pictures, the
+    /// test loss.
     pub fn long(&self, what: &str) -> Doing<'_> {
         Doing { _begun: self.peers.as_ref().map(|peers| peers.pulse.long(what.to_owned())) }
     }
 
-    /// What was sent since the last call.
+    /// Returns the traffic since the last call, and resets it.
     pub fn take_traffic(&self) -> Traffic {
         self.traffic.take()
     }
 
-    /// Seconds of it.
+    /// Returns the seconds in collectives since the last [`Self::take_traffic`].
     pub(crate) fn traffic_secs(&self) -> f64 {
         self.traffic.secs()
     }
 
-    /// Begins to sum a contiguous tensor over all ranks, in place; bit for bit the same on all of them.
+    /// Begins to sum a contiguous tensor over all ranks, in place. The result is bit for bit the
+    /// same on all ranks.
     ///
     /// # Errors
     /// [`Error::Collective`].
@@ -163,7 +173,7 @@ impl Comm {
         self.begun(Collective::AllReduce, bucket.shallow_clone(), bucket, work)
     }
 
-    /// Waits until it is done.
+    /// Waits until the collective is done.
     ///
     /// # Errors
     /// [`Error::Collective`].
@@ -171,7 +181,7 @@ impl Comm {
         self.wait_pending(&mut pending)
     }
 
-    /// Makes a contiguous tensor what rank `from` has.
+    /// Copies a contiguous tensor of rank `from` to all ranks, in place.
     ///
     /// # Errors
     /// [`Error::Collective`].
@@ -183,7 +193,7 @@ impl Comm {
         Ok(())
     }
 
-    /// Begins to sum up a bucket `[R c]` over all ranks, of which this rank wants its own piece `[c]`.
+    /// Begins to sum a bucket `[R c]` over all ranks. This rank receives its own piece `[c]`.
     ///
     /// # Errors
     /// [`Error::Collective`].
@@ -205,7 +215,7 @@ impl Comm {
         Ok(pending)
     }
 
-    /// Ends it: `take` is given this rank's piece of the sum.
+    /// Waits until a reduce-scatter is done, and calls `take` with this rank's piece of the sum.
     ///
     /// # Errors
     /// [`Error::Collective`].
@@ -227,7 +237,7 @@ impl Comm {
         Ok(())
     }
 
-    /// Begins to make `all` `[R c]` the pieces `[c]` of all ranks.
+    /// Begins to collect in `all` `[R c]` the pieces `[c]` of all ranks.
     ///
     /// # Errors
     /// [`Error::Collective`].
@@ -241,7 +251,7 @@ impl Comm {
         self.begun(Collective::AllGather, piece, all.shallow_clone(), work)
     }
 
-    /// Waits until it is done.
+    /// Waits until the collective is done.
     ///
     /// # Errors
     /// [`Error::Collective`].
@@ -260,7 +270,7 @@ impl Comm {
         Ok(Pending { collective, work: Some(work), sent, found, spare: None, began: Instant::now() })
     }
 
-    /// `piece` `[k]` of every rank, where small messages are made: `[R, k]`.
+    /// Returns the `piece` `[k]` of every rank as `[R, k]`, on the device of small messages.
     pub(crate) fn gather(&self, piece: &Tensor) -> Result<Tensor> {
         let Some(peers) = &self.peers else { return Ok(piece.view([1, -1])) };
         let (ranks, piece) = (self.rank.ranks as i64, piece.to_device(peers.device));
@@ -270,7 +280,7 @@ impl Comm {
         Ok(all.view([ranks, -1]))
     }
 
-    /// Waits until all ranks have come here.
+    /// Waits until all ranks have called this.
     ///
     /// # Errors
     /// [`Error::Collective`].
@@ -280,7 +290,8 @@ impl Comm {
         self.finish(Collective::Barrier, &nothing, peers.group()?.all_reduce(&nothing))
     }
 
-    /// Tells the others that this rank ends because of `error`, unless they know or end for the same reason.
+    /// Tells the other ranks that this one ends because of `error`, unless they already know or end
+    /// for the same reason.
     pub fn abandon(&self, error: &Error) {
         let Some(peers) = &self.peers else { return };
         if !matches!(error, Error::Stopped { .. } | Error::Collective { .. } | Error::OtherRank { .. }) {
@@ -292,19 +303,19 @@ impl Comm {
         }
     }
 
-    /// Waits for a collective, looking after the other ranks.
+    /// Waits for a collective and reports that this rank is waiting.
     fn finish(&self, collective: Collective, tensor: &Tensor, work: std::result::Result<Work, String>) -> Result<()> {
         let mut pending = self.begun(collective, tensor.shallow_clone(), tensor.shallow_clone(), work)?;
         self.waiting(collective, || self.wait_pending(&mut pending))
     }
 
-    /// Waits for what has begun, on whatever thread.
+    /// Waits for a collective, on any thread.
     fn wait_pending(&self, pending: &mut Pending) -> Result<()> {
         let (Some(peers), Some(work)) = (&self.peers, pending.work.take()) else { return Ok(()) };
         peers.wait(work, pending.began).map_err(|reason| self.failed(pending.collective, &pending.sent, reason))
     }
 
-    /// Has nothing else to do than to wait in a collective.
+    /// Calls `wait`, which waits in a collective, and reports and times it.
     pub(crate) fn waiting<T>(&self, collective: Collective, wait: impl FnOnce() -> T) -> T {
         let Some(peers) = &self.peers else { return wait() };
         let began = Instant::now();
@@ -314,7 +325,7 @@ impl Comm {
         found
     }
 
-    /// Notes for how long messages were under way while this rank did something else.
+    /// Adds the seconds in which messages were in transit while this rank computed.
     pub(crate) fn note_hidden(&self, secs: f64) {
         self.traffic.add_hidden_secs(secs);
     }
@@ -334,7 +345,7 @@ impl Comm {
 }
 
 impl Pending {
-    /// Of a rank alone.
+    /// Returns a completed collective of a single rank.
     fn done(collective: Collective, tensor: Tensor) -> Self {
         let found = tensor.shallow_clone();
         Self { collective, work: None, sent: tensor, found, spare: None, began: Instant::now() }
@@ -342,10 +353,11 @@ impl Pending {
 }
 
 impl Peers {
-    /// Meets the other ranks.
+    /// Connects to the other ranks.
     ///
     /// # Errors
-    /// [`Error::Launch`] where they do not come, the port is in use, or the build has no NCCL for a GPU.
+    /// [`Error::Launch`] if a rank does not start in time, the port is in use, or the build lacks
+    /// NCCL for GPUs.
     fn open(launch: &Launch, device: Device, config: &RanksConfig) -> Result<Self> {
         let Rendezvous { group, transport, store, pulse_store, serves_store } =
             Rendezvous::open(launch, device, config)?;
@@ -361,21 +373,21 @@ impl Peers {
         })
     }
 
-    /// The process group.
+    /// Returns the process group.
     ///
     /// # Errors
     /// [`Error::Launch`] once a collective has failed.
     fn group(&self) -> Result<&Group> {
-        let broken = || Error::Launch { reason: "a collective has failed before: this process should end".to_owned() };
+        let broken = || Error::Launch { reason: "a collective has already failed: this process should end".to_owned() };
         self.group.as_ref().filter(|_| !self.broken.load(Ordering::SeqCst)).ok_or_else(broken)
     }
 
-    /// No collective is begun any more.
+    /// Prevents all further collectives.
     fn break_down(&self) {
         self.broken.store(true, Ordering::SeqCst);
     }
 
-    /// Waits for a work; the reason where it cannot be done.
+    /// Waits for a work. The error is the reason why it cannot complete.
     fn wait(&self, work: Work, began: Instant) -> std::result::Result<(), String> {
         let mut patience = self.timeout;
         loop {
@@ -389,7 +401,7 @@ impl Peers {
                 Err(reason) => Some(self.pulse.investigate(self.timeout).unwrap_or(reason)),
             };
             if let Some(reason) = reason {
-                // It may still be writing into its tensors.
+                // The work may still be writing into its tensors.
                 forget(work);
                 return Err(reason);
             }

@@ -1,16 +1,17 @@
-//! What the ranks of a run exchange for an update: gradients on the way in, new values on the way out, and the numbers
-//! from which all of them reach the same verdict.
+//! What the ranks of a run exchange for an update: gradients before it, new values after it, and
+//! the numbers from which all of them reach the same verdict.
 //!
 //! ```text
-//! micro-batches -> sum of gradients -> loss, norms -> guard -> clip, update of this rank's part -> publish
-//!                  |                                                                               |
-//!                  reduced bucket by bucket (`reduce`),                          wait_gathers, before
-//!                  with `each` once per round                                   the model is used again
+//! micro-batches -> sum of gradients -> loss, norms -> guard -> clip, update own part -> publish
+//!                  |                                                                   |
+//!                  reduced bucket by bucket (`reduce`),                      wait_gathers before
+//!                  with `each` once per round                        the model is used again
 //! ```
 //!
-//! What a rank owns of the sum is the gradient of the whole step, whatever the sharding. Each rank
-//! takes the norms of what it owns, and they are added up in the order of the ranks, so that they are
-//! the same bits everywhere. With one rank every call is a no-op on the same path.
+//! A rank's part of the sum is the gradient of the whole step, regardless of the sharding. Each
+//! rank computes the norms of its own part, and they are added in the order of the ranks, so the
+//! totals have the same bits everywhere. With a single rank every call follows the same path and
+//! exchanges nothing.
 
 use std::{cell::RefCell, panic::resume_unwind, sync::mpsc, thread, time::Instant};
 
@@ -28,85 +29,86 @@ use crate::{
     state::{TrainState, ema, flat::FlatParameters, gradient_vector::GradientVector, layout::Group, workers::Workers},
 };
 
-/// How the ranks of a run share its updates.
+/// The exchange of gradients, new values and numbers between the ranks of a run.
 #[derive(Debug)]
 pub(crate) struct Exchange<'a> {
     pub(crate) comm: &'a Comm,
     sharding: Sharding,
-    /// Micro-batches of this rank that are summed up before they are reduced.
+    /// Number of this rank's micro-batches that are summed before each reduction.
     round: usize,
-    /// How often a step's gradients are reduced, on every rank.
+    /// Number of reductions in a step, the same on every rank.
     rounds: usize,
-    /// The order in which buckets are reduced, once it is known which is best.
+    /// The order in which buckets are reduced, once it has been recorded.
     order: RefCell<Option<Vec<usize>>>,
-    /// New values on their way.
+    /// All-gathers of new values in progress.
     gathers: RefCell<Vec<Pending>>,
 }
 
-/// The gradients of a step, as far as this rank keeps their sum.
+/// The gradients of a step that this rank keeps.
 #[derive(Debug)]
 pub(crate) struct StepGradients {
-    /// Where ranks split the sum, what this one owns of it, `[k]` fp32.
+    /// If ranks split the sum, the part that this rank owns, `[k]` fp32.
     own: Option<Tensor>,
-    /// Where they do not, the sum, once all micro-batches are done.
+    /// Otherwise, the whole sum, once all micro-batches are done.
     whole: Option<GradientVector>,
     rounds: usize,
-    /// The buckets in the order in which they came to be complete in the last round that had micro-batches.
+    /// The buckets in the order of their completion, in the last round that had micro-batches.
     order: Vec<usize>,
 }
 
-/// The forward and backward passes that one rank made for a step.
+/// The result of one rank's forward and backward passes of a step.
 #[derive(Debug)]
 pub(crate) struct Summed {
-    /// Its part of the step's loss.
+    /// The rank's contribution to the step's loss.
     pub(crate) loss: f64,
-    /// Time and loss of each sample, in the order of its micro-batches.
+    /// Diffusion time and loss of each sample, in the order of the rank's micro-batches.
     pub(crate) samples: Vec<(f64, f32)>,
     pub(crate) gradients: StepGradients,
 }
 
-/// The forward and backward passes of a step, over all ranks: everything but the update.
+/// The result of the forward and backward passes of a step over all ranks: everything but the
+/// update.
 #[derive(Debug)]
 pub(crate) struct Passes {
     pub(crate) loss: f64,
     pub(crate) gradient_norm: f64,
-    /// The norm of each group's part, where there is more than one group.
+    /// Norm of each group's gradient; empty if there is only one group.
     pub(crate) norm_by_group: Vec<f64>,
-    /// Time and loss of each sample that this rank worked on, in the order of its micro-batches.
+    /// Diffusion time and loss of each of this rank's samples, in the order of its micro-batches.
     pub(crate) samples: Vec<(f64, f32)>,
-    /// The gradient of what this rank updates.
+    /// The gradient of the parameters that this rank updates.
     pub(crate) gradients: GradientVector,
 }
 
-/// What a rank tells the others in every step.
+/// What a rank reports to the others in every step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct RankReport {
-    /// It has been asked to stop.
+    /// Whether the rank has been asked to stop.
     pub(crate) stop: bool,
-    /// It has no files of a checkpoint left to write.
+    /// Whether the rank has written all its files of a checkpoint.
     pub(crate) is_written: bool,
-    /// Seconds that it spent on data and passes, by micro-batch.
+    /// Seconds of data and passes for each micro-batch.
     pub(crate) busy: f64,
 }
 
-/// What all ranks know of each other after a step's passes.
+/// What all ranks know about each other after a step's passes.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct StepConsensus {
-    /// Whether any of them has been asked to stop.
+    /// Whether any rank has been asked to stop.
     pub(crate) stop: bool,
-    /// Whether all of them have written all their files.
+    /// Whether all ranks have written all their files.
     pub(crate) is_written: bool,
-    /// Seconds that each spent on data and passes, by micro-batch.
+    /// Each rank's seconds of data and passes for each micro-batch.
     pub(crate) busy: Vec<f64>,
 }
 
-/// What the ranks exchange after a step's passes: each rank's report, and what it measured.
+/// The numbers that a rank sends after a step's passes: its report and its measurements.
 #[derive(Debug, Clone, PartialEq)]
 struct StepNumbers {
     report: RankReport,
-    /// The rank's part of the step's loss.
+    /// The rank's contribution to the step's loss.
     loss: f64,
-    /// By group, the square of the norm of what the rank owns of the gradient.
+    /// For each group, the squared norm of the rank's own part of the gradient.
     square_norms: Vec<f64>,
 }
 
@@ -128,24 +130,25 @@ impl StepNumbers {
     }
 }
 
-/// Which part of the parameters a rank owns.
+/// Returns the share of the parameters that this rank owns.
 pub(crate) fn share(comm: &Comm, sharding: Sharding) -> RankOf {
     if sharding == Sharding::None { RankOf::ONLY } else { comm.rank() }
 }
 
 impl<'a> Exchange<'a> {
-    /// For steps whose gradients are reduced once.
+    /// Returns the exchange for steps whose gradients are reduced once.
     pub(crate) fn new(comm: &'a Comm, sharding: Sharding) -> Self {
         Self { comm, sharding, round: usize::MAX, rounds: 1, order: RefCell::default(), gathers: RefCell::default() }
     }
 
-    /// The same, for the steps of an order; `width` micro-batches are worked on at a time on this rank.
+    /// Adapts the exchange to the steps of an order; this rank processes `width` micro-batches
+    /// concurrently.
     ///
     /// # Errors
     /// [`crate::error::Error::Collective`].
     pub(crate) fn with_order(mut self, order: &Order, width: usize) -> Result<Self> {
         if self.sharding == Sharding::Each && self.splits() {
-            // All reduce equally often, so that the narrowest decides.
+            // All ranks must reduce equally often, so the narrowest decides.
             let widths = self.comm.gather_number(width as f64)?;
             self.round = widths.into_iter().map(|width| width as usize).min().unwrap_or(1);
             let lanes = order.lanes();
@@ -155,25 +158,25 @@ impl<'a> Exchange<'a> {
         Ok(self)
     }
 
-    /// Whether each rank owns a part.
+    /// Returns whether each rank owns a part of the parameters.
     fn splits(&self) -> bool {
         share(self.comm, self.sharding).ranks > 1
     }
 
-    /// How many of this rank's micro-batches are summed up before they are reduced. On a GPU each is reduced alone with
-    /// [`Sharding::Each`]; on a processor those that are worked on side by side are one sum.
+    /// Returns the number of this rank's micro-batches that are summed before each reduction. With
+    /// [`Sharding::Each`] that is one on a GPU, and those that run concurrently on a CPU.
     pub(crate) fn round(&self) -> usize {
         self.round
     }
 
-    /// An empty sum.
+    /// Returns an empty sum.
     pub(crate) fn begin(&self, parameters: &FlatParameters) -> StepGradients {
         let own = self.splits().then(|| parameters.masters.zeros_like());
         StepGradients { own, whole: None, rounds: 0, order: Vec::new() }
     }
 
-    /// Sums up the gradients of so many micro-batches, which `work` makes, over all ranks: each bucket is on its way as
-    /// soon as its last gradient is there.
+    /// Calls `work`, which processes `micro_batches`, and sums their gradients over all ranks. Each
+    /// bucket is sent as soon as its last gradient is complete.
     pub(crate) fn reduce_round(
         &self,
         sum: &mut StepGradients,
@@ -209,7 +212,7 @@ impl<'a> Exchange<'a> {
         Ok(())
     }
 
-    /// Does some work while its buckets are reduced on another thread.
+    /// Calls `work` while its buckets are reduced on another thread.
     fn beside(
         &self,
         reducer: Reducer<'_>,
@@ -230,13 +233,14 @@ impl<'a> Exchange<'a> {
         })
     }
 
-    /// The order in which buckets are reduced: until one has been seen, from the last one to the first.
+    /// Returns the order in which buckets are reduced: from the last to the first until an order
+    /// has been recorded.
     fn order_of(&self, parameters: &FlatParameters) -> Vec<usize> {
         let backwards = || (0..parameters.partition.buckets().len()).rev().collect();
         self.order.borrow().clone().unwrap_or_else(backwards)
     }
 
-    /// Takes over the order in which rank 0 has seen buckets come to be complete.
+    /// Adopts on all ranks the order in which buckets were completed on rank 0.
     fn learn_order(&self, seen: &[usize]) -> Result<()> {
         if self.order.borrow().is_none() && self.comm.rank().ranks > 1 {
             let seen: Vec<f64> = seen.iter().map(|&bucket| bucket as f64).collect();
@@ -246,7 +250,8 @@ impl<'a> Exchange<'a> {
         Ok(())
     }
 
-    /// Makes the sum that of all ranks, and measures it: loss, norms, and what the ranks know of each other.
+    /// Completes the sum over all ranks and measures it. Returns the loss, the norms, and what the
+    /// ranks know about each other.
     pub(crate) fn reduce(
         &self,
         summed: Summed,
@@ -254,7 +259,8 @@ impl<'a> Exchange<'a> {
         report: RankReport,
     ) -> Result<(Passes, StepConsensus)> {
         let Summed { loss, samples, mut gradients } = summed;
-        // A rank that has fewer micro-batches than others has nothing to add, but a piece to sum up.
+        // A rank with fewer micro-batches than others has nothing to add, but must still take part
+        // and sum its piece.
         while gradients.rounds < self.rounds {
             self.reduce_round(&mut gradients, parameters, 0, &mut || Ok(()))?;
         }
@@ -287,7 +293,7 @@ impl<'a> Exchange<'a> {
         Ok((passes, consensus))
     }
 
-    /// By group, the square of the gradient's norm over all ranks.
+    /// Returns, for each group, the square of the gradient's norm over all ranks.
     fn square_norms(&self, all: &[StepNumbers]) -> Vec<f64> {
         let first = &all[0].square_norms;
         if !self.splits() {
@@ -298,8 +304,8 @@ impl<'a> Exchange<'a> {
         (0..first.len()).map(total).collect()
     }
 
-    /// Numbers of which every rank has those of its part, made those of all. Where nothing is split all ranks have the
-    /// same but for rounding, and rank 0's are taken.
+    /// Turns sums over this rank's part into sums over all ranks. If nothing is split, all ranks
+    /// hold the same numbers up to rounding, and those of rank 0 are returned.
     pub(crate) fn total(&self, own: &[f64]) -> Result<Vec<f64>> {
         match self.sharding {
             Sharding::None => Ok(self.comm.gather_numbers(own)?.swap_remove(0)),
@@ -307,8 +313,8 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    /// Begins to bring the model on all ranks up to the masters that each has changed. It must not be
-    /// used before [`Self::wait_gathers`] returns.
+    /// Begins to update the model on all ranks from the masters that each has changed. The model
+    /// must not be used before [`Self::wait_gathers`] returns.
     pub(crate) fn publish(&self, parameters: &FlatParameters) -> Result<()> {
         self.wait_gathers()?;
         if !self.splits() {
@@ -322,7 +328,7 @@ impl<'a> Exchange<'a> {
         Ok(())
     }
 
-    /// Waits until what was published is there.
+    /// Waits until all published values have arrived.
     pub(crate) fn wait_gathers(&self) -> Result<()> {
         let gathers = self.gathers.take();
         if gathers.is_empty() {

@@ -1,5 +1,5 @@
-//! Vectors of which every rank has its pieces, gathered bucket by bucket, so that beside them there is
-//! memory for one bucket.
+//! Gathers vectors whose pieces are spread over the ranks, bucket by bucket, so that it takes
+//! additional memory for only one bucket.
 
 use tch::{Device, Kind, Tensor};
 
@@ -14,7 +14,7 @@ use crate::{
 };
 
 impl Comm {
-    /// Makes every piece of `vector` `[n]` what the rank has that owns it.
+    /// Overwrites every piece of `vector` `[n]` with the values of the rank that owns it.
     ///
     /// # Errors
     /// [`crate::error::Error::Collective`].
@@ -25,7 +25,8 @@ impl Comm {
         })
     }
 
-    /// A vector `[n]`, on rank 0 and its processor, of which every rank has what it owns in `own`. `None` on other ranks.
+    /// Returns on rank 0 the whole vector `[n]`, of which every rank holds its part in `own`, in
+    /// CPU memory if several ranks share it. Returns `None` on other ranks.
     ///
     /// # Errors
     /// [`crate::error::Error::Collective`].
@@ -35,7 +36,7 @@ impl Comm {
         }
         let vector = self.is_first().then(|| Tensor::empty([partition.len()], (own.kind(), Device::Cpu)));
         let mut pieces = partition.pieces(self.rank());
-        let piece = |_: &Bucket| narrow(own, &pieces.next().expect("there is a piece of every bucket").own);
+        let piece = |_: &Bucket| narrow(own, &pieces.next().expect("every bucket has a piece").own);
         self.gather_buckets(partition, (own.kind(), own.device()), piece, |bucket, all| {
             if let Some(vector) = &vector {
                 write_to(&narrow(vector, &bucket.range), &all);
@@ -44,7 +45,8 @@ impl Comm {
         Ok(vector)
     }
 
-    /// Gathers bucket after bucket: `own` returns this rank's elements, `take` receives all elements.
+    /// Gathers bucket after bucket: `own` returns this rank's elements, `take` receives all
+    /// elements.
     fn gather_buckets(
         &self,
         partition: &Partition,

@@ -1,5 +1,6 @@
-//! Who this process is among those that share a run: `[ranks]` of the recipe and the environment variables that
-//! torchrun and every other launcher set. Pure: the variables come through a closure.
+//! The place of this process among those that share a run: `[ranks]` of the recipe, and the
+//! environment variables that torchrun and other launchers set. Pure: the variables are read
+//! through a closure.
 
 use std::{ops::Range, time::Duration};
 
@@ -9,32 +10,34 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// How the work of an update is split over ranks.
+/// How the work of an update is split over the ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub enum Sharding {
-    /// Every rank keeps all of the optimiser's memory; gradients are all-reduced once a step.
+    /// Every rank keeps the whole optimiser state; gradients are all-reduced once a step.
     #[serde(rename = "none")]
     None,
-    /// Gradients accumulate on each rank and are reduce-scattered once a step; each rank updates its part.
+    /// Gradients accumulate on each rank and are reduce-scattered once a step; each rank updates
+    /// its part of the parameters.
     #[default]
     #[serde(rename = "once")]
     Once,
-    /// Gradients are reduce-scattered after every micro-batch, so that their sum is split as well.
+    /// Gradients are reduce-scattered after every micro-batch, so that their sum is split too.
     #[serde(rename = "each")]
     Each,
 }
 
-/// `[ranks]`: how several processes share a run. One process alone does not read it.
+/// `[ranks]`: how several processes share a run. Ignored if there is only one process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RanksConfig {
-    /// `once`: masters and the optimiser's memory are split over the ranks, gradients cross the network once a step.
-    /// `each`: they cross it after every micro-batch, which saves 4 bytes a parameter where memory is short. `none`:
-    /// nothing is split.
+    /// `once`: masters and optimiser state are split over the ranks; gradients are sent once a
+    /// step. `each`: gradients are sent after every micro-batch, which saves 4 bytes a parameter if
+    /// memory is short. `none`: nothing is split.
     pub sharding: Sharding,
-    /// Seconds that a rank may be silent, or keep the others waiting in one place, before the run stops.
+    /// Seconds for which a rank may be silent, or keep the others waiting with one task, before the
+    /// run stops.
     pub timeout_secs: u64,
-    /// Seconds that ranks wait for each other to come up.
+    /// Seconds for which ranks wait for each other to start.
     pub start_secs: u64,
 }
 
@@ -45,11 +48,11 @@ impl Default for RanksConfig {
 }
 
 impl RanksConfig {
-    /// What is wrong with these settings: (key, reason) pairs.
+    /// Returns the problems of these settings as (key, reason) pairs.
     pub(crate) fn problems(&self) -> Vec<(String, String)> {
         let mut problems = Vec::new();
         for (key, value) in [("timeout_secs", self.timeout_secs), ("start_secs", self.start_secs)] {
-            // A year of 64-bit milliseconds is far from overflowing anything.
+            // At most a year, which does not overflow 64-bit milliseconds.
             if !(1..=31_536_000).contains(&value) {
                 problems.push((format!("ranks.{key}"), format!("expected 1 to 31536000, found {value}")));
             }
@@ -57,41 +60,42 @@ impl RanksConfig {
         problems
     }
 
-    /// How long a rank may be silent.
+    /// Returns the time for which a rank may be silent.
     pub(crate) fn timeout(&self) -> Duration {
         Duration::from_secs(self.timeout_secs)
     }
 }
 
-/// This process's place among the ranks of a run, as its launcher says.
+/// The place of this process among the ranks of a run, as set by its launcher.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Launch {
-    /// Which of how many.
+    /// This rank and the number of ranks.
     pub rank: RankOf,
-    /// Which of those on this machine: the GPU that it takes.
+    /// Index of this rank on this machine, and of the GPU that it uses.
     pub local_rank: usize,
-    /// All ranks on this machine, as far as the launcher says (`LOCAL_WORLD_SIZE`); this one alone if it does not.
+    /// All ranks on this machine if the launcher sets `LOCAL_WORLD_SIZE`; otherwise only this one.
     pub machine: Range<usize>,
-    /// Where rank 0 is: host.
+    /// Host of rank 0.
     pub host: String,
-    /// Where rank 0 is: port of the store at which the ranks meet.
+    /// Port on that host of the store at which the ranks meet.
     pub port: u16,
-    /// Whether the launcher itself serves that store, as torchrun does.
+    /// Whether the launcher serves that store, as torchrun does.
     pub store_is_launchers: bool,
-    /// Which attempt this is, where the launcher restarts: ranks of different attempts must not meet.
+    /// Identifier of the attempt, if the launcher restarts failed processes: ranks of different
+    /// attempts must not meet.
     pub attempt: String,
 }
 
-/// What every launcher must set.
+/// Variables that every launcher must set.
 const VARIABLES: [&str; 5] = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"];
-/// What torchrun sets besides.
+/// Variable that torchrun sets in addition.
 const LOCAL_RANKS: &str = "LOCAL_WORLD_SIZE";
 
 impl Launch {
-    /// Reads a launcher's environment; `None` where there is none, or one process in all.
+    /// Reads a launcher's environment. Returns `None` if there is none, or only one process.
     ///
     /// # Errors
-    /// [`Error::Launch`] naming the variables that are missing or cannot be.
+    /// [`Error::Launch`] that names the missing or invalid variables.
     pub fn from_environment(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Self>> {
         let environment = Environment { variable: &variable };
         let Some(rank) = environment.rank()? else { return Ok(None) };
@@ -99,7 +103,7 @@ impl Launch {
         let local_rank = environment.number("LOCAL_RANK")?;
         if local_rank > rank.rank {
             return Err(refused(format!(
-                "LOCAL_RANK = {local_rank} and RANK = {}: a machine's ranks follow each other",
+                "LOCAL_RANK = {local_rank} and RANK = {}: the ranks of a machine are consecutive",
                 rank.rank
             )));
         }
@@ -114,20 +118,21 @@ impl Launch {
         }))
     }
 
-    /// The variables that make a process rank `rank` of `ranks` on this machine, the store at `port`.
+    /// Returns the variables that make a process rank `rank` of `ranks` on this machine, with the
+    /// store at `port`.
     pub fn local_environment(rank: usize, ranks: usize, port: u16) -> Vec<(&'static str, String)> {
         let values = [rank.to_string(), ranks.to_string(), rank.to_string(), "127.0.0.1".to_owned(), port.to_string()];
         VARIABLES.into_iter().zip(values).chain([(LOCAL_RANKS, ranks.to_string())]).collect()
     }
 }
 
-/// The variables that a launcher has set.
+/// The environment that a launcher has set.
 struct Environment<'a> {
     variable: &'a dyn Fn(&str) -> Option<String>,
 }
 
 impl Environment<'_> {
-    /// Which rank of how many; `None` for one process in all.
+    /// Returns the rank and the number of ranks; `None` if there is only one process.
     fn rank(&self) -> Result<Option<RankOf>> {
         match self.missing(&["RANK", "WORLD_SIZE"])[..] {
             ["RANK", "WORLD_SIZE"] => return Ok(None),
@@ -151,10 +156,10 @@ impl Environment<'_> {
             return Ok(());
         }
         let (missing, all) = (missing.join(", "), VARIABLES.join(", "));
-        Err(refused(format!("RANK and WORLD_SIZE are set and {missing} not; set all of {all}")))
+        Err(refused(format!("RANK and WORLD_SIZE are set, but not {missing}; set all of {all}")))
     }
 
-    /// The ranks on this machine, as far as the launcher says.
+    /// Returns the ranks on this machine, as set by the launcher.
     fn machine(&self, RankOf { rank, ranks }: RankOf, local_rank: usize) -> Result<Range<usize>> {
         if self.text(LOCAL_RANKS).is_empty() {
             return Ok(rank..rank + 1);
@@ -183,7 +188,7 @@ impl Environment<'_> {
         text.trim().parse().map_err(|_| refused(format!("{name}: expected a number, found \"{text}\"")))
     }
 
-    /// A variable; empty where it is not set.
+    /// Returns the value of a variable; empty if it is not set.
     fn text(&self, name: &str) -> String {
         (self.variable)(name).unwrap_or_default()
     }
@@ -254,6 +259,6 @@ mod tests {
             assert!(error.contains(&format!("LOCAL_WORLD_SIZE = {local_ranks}")) && error.contains(machine), "{error}");
         }
         assert!(without("RANK").contains("WORLD_SIZE is set and RANK is not"));
-        assert!(without("MASTER_ADDR").contains("and MASTER_ADDR not"), "{}", without("MASTER_ADDR"));
+        assert!(without("MASTER_ADDR").contains("but not MASTER_ADDR"), "{}", without("MASTER_ADDR"));
     }
 }

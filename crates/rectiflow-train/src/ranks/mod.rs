@@ -1,4 +1,5 @@
-//! Several processes as one run: who they are, what they exchange, and how a dead one is found.
+//! Several processes as one run: how they find each other, what they exchange, and how a dead one
+//! is detected.
 
 pub(crate) mod agree;
 pub(crate) mod c10d;

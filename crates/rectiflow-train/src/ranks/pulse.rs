@@ -1,11 +1,13 @@
-//! The pulse of a rank: a thread that says what the rank is doing, and listens whether another one has failed.
+//! The pulse of a rank: a thread that reports what the rank is doing, and watches for the failure
+//! of another one.
 //!
-//! Twice a second every rank writes a beat to the store: a count, what it is doing and for how long. Nobody reads them
-//! until something is wrong. A collective that fails or takes too long asks: a rank whose count stands still is dead or
-//! stopped; one that has been at something other than a collective for longer than the time-out is stuck there. Whoever
-//! finds out first, or fails itself, writes the reason into the store; all others find it with their next beat, so that
-//! all say the same. All requests to the store are made by this thread: where rank 0, which serves it, is stopped, they
-//! never return, and that is seen as well.
+//! Twice a second every rank writes a beat to the store: a count, its activity and for how long.
+//! Beats are read only when something is wrong: a rank whose collective fails or takes too long
+//! asks for them. A rank whose count does not change is dead or stopped. A rank that has been in an
+//! activity other than a collective for longer than the time-out is stuck there. The first rank
+//! that detects a failure, or fails itself, writes the reason into the store. All others read it
+//! with their next beat, so all report the same reason. Only this thread sends requests to the
+//! store: if rank 0, which serves it, is stopped, they never return, and that is detected too.
 
 use std::{
     mem::replace,
@@ -19,19 +21,19 @@ use rectiflow_data::order::RankOf;
 use crate::ranks::c10d::Store;
 
 const BEAT: Duration = Duration::from_millis(500);
-/// Beats of a living rank come at least so often, busy machines included.
+/// Longest time between beats of a living rank, even on a busy machine.
 const SILENCE: Duration = Duration::from_millis(3000);
 const FAILURE: &str = "failure";
 
 /// What a rank is doing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Activity {
-    /// In words: "reading the data of step 12".
+    /// In words, for example "reading the data of step 12".
     what: String,
     kind: Kind,
 }
 
-/// An activity that this rank has begun. It ends when this is dropped, and the rank is back at the one before.
+/// An activity of this rank. It ends when this value is dropped, and the previous one continues.
 #[derive(Debug)]
 #[must_use = "the activity ends when this is dropped"]
 pub(crate) struct Doing<'a> {
@@ -45,18 +47,18 @@ impl Drop for Doing<'_> {
     }
 }
 
-/// Whether others may become impatient.
+/// How long the other ranks wait for an activity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// Work that should be done within the time-out.
+    /// Work that must end within the time-out.
     Work,
-    /// Work that may take long: files, pictures, the test loss.
+    /// Work without a time limit: files, pictures, the test loss.
     Long,
     /// Waiting for others.
     Waiting,
 }
 
-/// A rank's beat, as the others read it.
+/// A rank's beat, as read by another rank.
 #[derive(Debug, Clone)]
 struct Beat {
     text: String,
@@ -69,21 +71,21 @@ struct Shared {
     rank: RankOf,
     doing: Activity,
     since: Instant,
-    /// The work that was begun last, in words; it may have ended.
+    /// The work that began last, in words. It may have ended.
     last_begun: String,
-    /// What somebody has failed of.
+    /// The reason of the first failure on any rank.
     failure: Option<String>,
-    /// What this rank has failed of, to be told to the others.
+    /// The reason of this rank's failure, to be sent to the others.
     to_tell: Option<String>,
-    /// Whether all ranks' beats are to be read.
+    /// Whether to read the beats of all ranks.
     asked: bool,
     beats: Vec<Option<Beat>>,
-    /// When the store answered last.
+    /// Time of the store's last answer.
     answered: Instant,
     ends: bool,
 }
 
-/// The thread, and this rank's end of it.
+/// Handle of the thread.
 #[derive(Debug)]
 pub(crate) struct Pulse {
     shared: Arc<(Mutex<Shared>, Condvar)>,
@@ -91,7 +93,7 @@ pub(crate) struct Pulse {
 }
 
 impl Pulse {
-    /// Starts beating on a connection of its own.
+    /// Starts the thread, with its own connection to the store.
     pub(crate) fn start(store: Store, rank: RankOf) -> Self {
         let now = Instant::now();
         let shared = Shared {
@@ -115,35 +117,36 @@ impl Pulse {
         Self { shared, thread: Some(thread) }
     }
 
-    /// Begins work that the others wait for no longer than the time-out.
+    /// Begins work that must end within the time-out.
     pub(crate) fn work(&self, what: String) -> Doing<'_> {
         self.lock().last_begun.clone_from(&what);
         self.begin(Activity { what, kind: Kind::Work })
     }
 
-    /// Begins work that may take as long as it takes.
+    /// Begins work without a time limit.
     pub(crate) fn long(&self, what: String) -> Doing<'_> {
         self.lock().last_begun.clone_from(&what);
         self.begin(Activity { what, kind: Kind::Long })
     }
 
-    /// Begins to wait for others in a collective.
+    /// Begins to wait for other ranks in a collective.
     pub(crate) fn wait_in(&self, collective: &str) -> Doing<'_> {
         let what = format!("{}, in {collective}", self.lock().doing.what);
         self.begin(Activity { what, kind: Kind::Waiting })
     }
 
-    /// The work that this rank began last. Where it fails, that work has just ended.
+    /// Returns the work that this rank began last. When the rank fails, that work has just ended.
     pub(crate) fn last_begun(&self) -> String {
         self.lock().last_begun.clone()
     }
 
-    /// What some rank has failed of, as far as it is known.
+    /// Returns the reason of a failure on any rank, if one is known.
     pub(crate) fn failure(&self) -> Option<String> {
         self.lock().failure.clone()
     }
 
-    /// Tells all ranks that this one stops, and why; gives the reason that all will know, which is the first one told.
+    /// Tells all ranks that this one stops because of `reason`. Returns the reason that all ranks
+    /// report, which is the first one told.
     pub(crate) fn tell(&self, reason: String) -> String {
         let mut shared = self.lock();
         shared.to_tell = Some(reason.clone());
@@ -155,8 +158,8 @@ impl Pulse {
         shared.failure.clone().unwrap_or(reason)
     }
 
-    /// Finds out who is to blame where a collective failed or has waited for `timeout`; `None` where everybody who is
-    /// waited for is alive and may still be working.
+    /// Finds the ranks at fault when a collective has failed or waited for `timeout`. Returns
+    /// `None` if all ranks are alive and may still be working.
     pub(crate) fn investigate(&self, timeout: Duration) -> Option<String> {
         let began = Instant::now();
         self.lock().asked = true;
@@ -177,7 +180,7 @@ impl Pulse {
         Doing { pulse: self, before }
     }
 
-    /// Replaces what this rank is doing, and returns what it was.
+    /// Sets the current activity and returns the previous one.
     fn set(&self, activity: Activity) -> Activity {
         let mut shared = self.lock();
         shared.since = Instant::now();
@@ -197,7 +200,7 @@ impl Drop for Pulse {
             shared.answered.elapsed() < SILENCE
         };
         self.shared.1.notify_all();
-        // A thread that waits for a store that is gone ends with the process.
+        // A thread that waits for a lost store ends with the process.
         if let Some(thread) = self.thread.take().filter(|_| answers) {
             let _ = thread.join();
         }
@@ -214,7 +217,7 @@ impl Shared {
         format!("{count}\t{kind}\t{}\t{}", self.since.elapsed().as_secs(), self.doing.what)
     }
 
-    /// Who keeps the others waiting: "rank 2 ...", or several such.
+    /// Returns the ranks that keep the others waiting, as "rank 2 ...", separated by commas.
     fn culprits(&self, timeout: Duration) -> Option<String> {
         let others = (0..self.rank.ranks).filter(|&rank| rank != self.rank.rank);
         if self.answered.elapsed() > SILENCE {
@@ -225,7 +228,7 @@ impl Shared {
         let (mut silent, mut stuck, mut waiting) = (Vec::new(), Vec::new(), 0);
         for rank in others {
             let Some(beat) = &self.beats[rank] else {
-                silent.push(format!("rank {rank} has not begun"));
+                silent.push(format!("rank {rank} has not started"));
                 continue;
             };
             let (kind, secs, what) = seen(beat);
@@ -246,7 +249,7 @@ impl Shared {
     }
 }
 
-/// Kind, seconds and words of a beat.
+/// Returns the kind, seconds and words of a beat.
 fn seen(beat: &Beat) -> (&str, u64, &str) {
     let mut fields = beat.text.splitn(4, '\t').skip(1);
     let mut next = || fields.next().unwrap_or_default();
@@ -283,7 +286,7 @@ fn beat(shared: &(Mutex<Shared>, Condvar), store: &Store) {
     }
 }
 
-/// What some rank has failed of, and the beats that were asked for.
+/// The reason of a failure on any rank, and the requested beats as (rank, text).
 type News = (Option<String>, Vec<(usize, String)>);
 
 fn exchange(store: &Store, rank: RankOf, own: &str, to_tell: Option<&str>, asked: bool) -> Result<News, String> {
@@ -295,7 +298,7 @@ fn exchange(store: &Store, rank: RankOf, own: &str, to_tell: Option<&str>, asked
         None if store.has(FAILURE)? => Some(text(store.get(FAILURE, BEAT)?)),
         None => None,
     };
-    // Rank 0's is always known: nobody can be asked where it is gone.
+    // The beat of rank 0 is always read: once rank 0 is lost, the store no longer answers.
     let wanted = if asked { 0..rank.ranks } else { 0..1 };
     let mut beats = Vec::new();
     for other in wanted.filter(|&other| other != rank.rank) {

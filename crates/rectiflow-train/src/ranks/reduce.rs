@@ -1,7 +1,9 @@
-//! Gradients on their way while the backward pass goes on: a thread that sends each bucket as soon as it is complete.
+//! Sends gradients during the backward pass: a thread that sends each bucket as soon as it is
+//! complete.
 //!
-//! All ranks send the buckets in one order. It changes no number, since a bucket's sum does not depend on the others; so the
-//! first step takes any, and sees in which order buckets come to be complete, which is nearly that of every later step.
+//! All ranks send the buckets in the same order. The order changes no number, because a bucket's
+//! sum does not depend on the others. The first step therefore uses an arbitrary order and records
+//! the order in which buckets are completed, which is nearly the same in every later step.
 
 use std::{
     collections::VecDeque,
@@ -28,31 +30,32 @@ pub(crate) struct Reducer<'a> {
     pub(crate) partition: &'a Partition,
     pub(crate) share: RankOf,
     pub(crate) buckets: Buckets,
-    /// The order in which all ranks send them.
+    /// The order in which all ranks send the buckets.
     pub(crate) order: Vec<usize>,
-    /// Says which buckets are complete.
+    /// Yields the index of each bucket that is complete.
     pub(crate) complete: Receiver<usize>,
-    /// Where the sum of what this rank owns is added to, `[k]` fp32; none where it owns all: then buckets are summed up in
-    /// their place.
+    /// Vector to which this rank's part of the sum is added, `[k]` fp32. `None` if the rank owns
+    /// all parameters: buckets are then summed in place.
     pub(crate) own: Option<Tensor>,
 }
 
-/// What was seen of it.
+/// Measurements of a reduction.
 #[derive(Debug, Default)]
 pub(crate) struct Reduced {
-    /// The buckets as they came to be complete.
+    /// The buckets in the order of their completion.
     pub(crate) order: Vec<usize>,
-    /// Seconds in which something was under way.
+    /// Seconds in which at least one bucket was in transit.
     pub(crate) secs: f64,
 }
 
-/// Buckets under way at a time: one that is waited for, and the next ones behind it.
+/// Largest number of buckets that stay in transit: one that is waited for, and those after it.
 const MOST_UNDER_WAY: usize = 3;
 
 impl Reducer<'_> {
-    /// Reduces all buckets. Ends early where some do not come: then the passes have failed, and say why.
+    /// Reduces all buckets. Returns early if some are never completed: the passes have then failed
+    /// with their own error.
     pub(crate) fn run(self) -> Result<Reduced> {
-        // One adds up as fast as memory is; the others calculate.
+        // One thread already adds at the speed of memory; the other threads compute.
         tch::set_num_threads(1);
         let pieces: Vec<Piece> = self.partition.pieces(self.share).collect();
         let mut is_complete = vec![false; pieces.len()];

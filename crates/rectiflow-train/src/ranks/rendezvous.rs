@@ -1,4 +1,4 @@
-//! How ranks meet: a store that rank 0 or the launcher serves, and a group of processes that is joined there.
+//! How ranks meet: at a store that rank 0 or the launcher serves, where they join a process group.
 
 use std::{
     env,
@@ -17,24 +17,25 @@ use crate::{
     },
 };
 
-/// What a rank holds once all have met.
+/// What a rank holds once all ranks have met.
 #[derive(Debug)]
 pub(crate) struct Rendezvous {
     pub(crate) group: Group,
     pub(crate) transport: Transport,
-    /// The connection that the group was opened over. It has to outlive the group.
+    /// The connection over which the group was opened. Must outlive the group.
     pub(crate) store: Store,
-    /// A second connection, for a thread of its own.
+    /// A second connection, for the thread of the pulse.
     pub(crate) pulse_store: Store,
     /// Whether this process serves the store.
     pub(crate) serves_store: bool,
 }
 
 impl Rendezvous {
-    /// Meets the other ranks.
+    /// Connects to the other ranks.
     ///
     /// # Errors
-    /// [`Error::Launch`] where they do not come, the port is in use, or the build has no NCCL for a GPU.
+    /// [`Error::Launch`] if a rank does not start in time, the port is in use, or the build lacks
+    /// NCCL for GPUs.
     pub(crate) fn open(launch: &Launch, device: Device, config: &RanksConfig) -> Result<Self> {
         let transport = transport(device)?;
         let rank = launch.rank;
@@ -54,7 +55,7 @@ impl Rendezvous {
     }
 }
 
-/// What carries the bytes between ranks that calculate on `device`.
+/// Returns the transport between ranks that compute on `device`.
 fn transport(device: Device) -> Result<Transport> {
     if device == Device::Cpu {
         return Ok(Transport::Gloo);
@@ -67,14 +68,15 @@ fn transport(device: Device) -> Result<Transport> {
     Err(Error::Launch { reason: reason.to_owned() })
 }
 
-/// A connection to the store of rank 0, or the store itself. Ranks of other attempts do not see the keys of this one.
+/// Connects to the store of rank 0, or starts it if this process serves it. Ranks of other attempts
+/// do not see the keys of this one.
 fn open_store(launch: &Launch, serves: bool, timeout: Duration) -> Result<Store> {
     let prefix = format!("rectiflow/{}", launch.attempt);
     Store::open(&launch.host, launch.port, serves, timeout, &prefix)
         .map_err(|reason| Error::Launch { reason: unreachable_store(launch, serves, &reason) })
 }
 
-/// Waits until all ranks are there.
+/// Waits until all ranks have started.
 fn meet(store: &Store, rank: RankOf, start: Duration) -> Result<()> {
     let key = |rank: usize| format!("here/{rank}");
     let fail = |reason: String| Error::Launch { reason };
@@ -87,7 +89,7 @@ fn meet(store: &Store, rank: RankOf, start: Duration) -> Result<()> {
             let missing: Vec<String> = missing.map(|rank| rank.to_string()).collect();
             let (secs, ranks) = (start.as_secs(), rank.ranks);
             return Err(fail(format!(
-                "rank {}: of {ranks} ranks these have not come up in {secs} s (ranks.start_secs): {}",
+                "rank {}: of {ranks} ranks these did not start within {secs} s (ranks.start_secs): {}",
                 rank.rank,
                 missing.join(", ")
             )));
@@ -105,14 +107,15 @@ fn unreachable_store(launch: &Launch, serves_store: bool, reason: &str) -> Strin
     format!("rank {}: {doing} the store of rank 0 at MASTER_ADDR {host}, MASTER_PORT {port}: {reason}", rank.rank)
 }
 
-/// This machine's address on the way to the store: where the other ranks can reach it. Empty where it is not known.
+/// Returns this machine's address on the route to the store, where other ranks can reach it. Empty
+/// if unknown.
 fn own_address(host: &str, port: u16) -> String {
     address_towards(host, port).unwrap_or_default()
 }
 
 fn address_towards(host: &str, port: u16) -> Option<String> {
     let to = (host, port).to_socket_addrs().ok()?.next()?;
-    // Nothing is sent: connecting a UDP socket only chooses the way.
+    // Nothing is sent: connecting a UDP socket only selects the route.
     let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).ok()?;
     socket.connect(to).ok()?;
     Some(socket.local_addr().ok()?.ip().to_string())

@@ -5,25 +5,26 @@ use serde::{Deserialize, Serialize};
 /// A rank that is slower than the others.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Slowest {
-    /// Which.
+    /// The slower rank.
     pub rank: usize,
-    /// How much longer than the mean of the others it takes for a micro-batch, data included: 0.25 is a quarter.
+    /// Relative delay of a micro-batch, data included, against the mean of the other ranks: 0.25 is
+    /// a quarter longer.
     pub lag: f64,
 }
 
-/// The time that each rank spends on a micro-batch, as a running mean.
+/// Running means of the time that each rank spends on a micro-batch.
 #[derive(Debug, Default)]
 pub(crate) struct MicroBatchTimes {
     means: Vec<f64>,
 }
 
-/// Share of the newest step in the means.
+/// Weight of the newest step in the means.
 const NEWEST_SHARE: f64 = 0.2;
-/// A rank that is slower by this is worth a word.
+/// Least relative delay that is reported.
 const WORTH_A_WORD: f64 = 0.1;
 
 impl MicroBatchTimes {
-    /// Takes the seconds of a step; returns the slowest rank if it lags by more than a tenth.
+    /// Adds the seconds of a step. Returns the slowest rank if it lags by more than a tenth.
     pub(crate) fn observe(&mut self, busy: &[f64]) -> Option<Slowest> {
         if self.means.len() != busy.len() {
             self.means = busy.to_vec();
@@ -48,7 +49,7 @@ mod tests {
         assert_eq!(times.observe(&[1.0, 1.05, 1.0]), None);
         let found = (0..30).fold(None, |_, _| times.observe(&[1.0, 1.0, 1.5])).expect("rank 2 is slow");
         assert!(found.rank == 2 && (found.lag - 0.5).abs() < 0.01, "{found:?}");
-        assert_eq!(MicroBatchTimes::default().observe(&[1.0]), None, "a rank alone waits for nobody");
+        assert_eq!(MicroBatchTimes::default().observe(&[1.0]), None, "a single rank waits for no other");
     }
 
     #[test]

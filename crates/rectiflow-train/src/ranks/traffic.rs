@@ -1,4 +1,4 @@
-//! What a rank sends, and how long it waits for that.
+//! What a rank sends, and how long it waits for it.
 
 use std::{
     collections::BTreeMap,
@@ -25,7 +25,7 @@ pub enum Collective {
 }
 
 impl Collective {
-    /// As messages call it.
+    /// Returns the name used in messages.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::AllReduce => "all-reduce",
@@ -40,25 +40,25 @@ impl Collective {
 /// What this rank has sent, and how long it has waited.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Traffic {
-    /// Bytes that cross the wire for each rank, by collective; `docs/ranks.md` has the formula of each.
+    /// Bytes that each rank sends, by collective; see `docs/ranks.md` for the formulae.
     pub bytes: BTreeMap<Collective, u64>,
     /// Seconds in collectives, waiting for slower ranks included.
     pub secs: f64,
-    /// Seconds in which messages were under way while this rank calculated.
+    /// Seconds in which messages were in transit while this rank computed.
     pub hidden_secs: f64,
 }
 
-/// Adds up the traffic of a rank, from whichever thread it comes.
+/// Counts the traffic of a rank, from any thread.
 #[derive(Debug, Default)]
 pub(crate) struct Counter(Mutex<Traffic>);
 
 impl Counter {
-    /// What has been counted since the last call.
+    /// Returns the traffic since the last call, and resets it.
     pub(crate) fn take(&self) -> Traffic {
         take(&mut *self.lock())
     }
 
-    /// Seconds in collectives since the last [`Self::take`].
+    /// Returns the seconds in collectives since the last [`Self::take`].
     pub(crate) fn secs(&self) -> f64 {
         self.lock().secs
     }
@@ -76,7 +76,7 @@ impl Counter {
     }
 
     fn lock(&self) -> MutexGuard<'_, Traffic> {
-        // Nothing panics while it holds the lock.
+        // No code panics while it holds the lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

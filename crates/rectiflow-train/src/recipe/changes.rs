@@ -1,6 +1,7 @@
-//! What differs between the recipe of a checkpoint and the one a run is to go on with, and whether it may.
+//! The differences between the recipe of a checkpoint and the one that a run continues with, and
+//! which of them are allowed.
 //!
-//! Both are compared with every default written out, so that a default given explicitly is no change.
+//! Both are compared with every default written out, so that writing out a default is no change.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,15 +10,16 @@ use crate::recipe::{Recipe, unknown_keys::take_unknown_keys};
 /// A key whose value differs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Change {
-    /// Where in the recipe, e.g. `lr.peak` or `data[0].path`.
+    /// Its path in the recipe, e.g. `lr.peak` or `data[0].path`.
     pub(crate) key: String,
     /// "key: old -> new".
     pub(crate) line: String,
 }
 
 impl Change {
-    /// Whether a run may go on with it: it changes what is measured, kept or paid, or when the run ends, but not what
-    /// is learnt. Where a data set lies does not matter, since the order's hash tells whether it is the same one.
+    /// Whether a run may resume with it: it changes what is measured, kept or paid, or when the run
+    /// ends, but not what is learnt. The location of a data set does not matter, since the order's
+    /// hash shows whether it is the same data set.
     pub(crate) fn is_harmless(&self) -> bool {
         let key = self.key.as_str();
         let sections = ["test.", "checkpoint.", "preview.", "prep.", "guard.", "memory.", "ranks."];
@@ -29,7 +31,7 @@ impl Change {
 }
 
 impl Change {
-    /// Whether it may differ between the ranks of a run: where things are on each one's machine, and its memory.
+    /// Whether it may differ between the ranks of a run: paths and memory of each rank's machine.
     pub(crate) fn is_of_machine(&self) -> bool {
         let key = self.key.as_str();
         let keys = ["run.dir", "run.device", "run.read_ahead_mib", "run.cache_dir", "run.cache_gib"];
@@ -37,10 +39,11 @@ impl Change {
     }
 }
 
-/// The keys whose values differ. Of a recipe that an older version wrote, keys that are gone are not compared.
+/// Returns the keys whose values differ. Keys of an older version's recipe that no longer exist are
+/// ignored.
 ///
 /// # Errors
-/// Why the old recipe cannot be read.
+/// If the old recipe cannot be read, the reason.
 pub(crate) fn changes(old: &str, new: &Recipe) -> Result<Vec<Change>, String> {
     let mut table: toml::Table = old.parse().map_err(|error: toml::de::Error| error.to_string())?;
     take_unknown_keys::<Recipe>(&mut table);
@@ -56,7 +59,7 @@ pub(crate) fn changes(old: &str, new: &Recipe) -> Result<Vec<Change>, String> {
     Ok(differing.map(change).collect())
 }
 
-/// All values of a recipe by their keys.
+/// Returns all values of a recipe by their keys.
 fn values(recipe: &Recipe) -> BTreeMap<String, String> {
     let table = toml::Value::try_from(recipe).expect("a recipe is plain data that TOML can hold");
     let mut found = BTreeMap::new();

@@ -1,9 +1,10 @@
 //! The recipe: one TOML file that describes a whole run.
 //!
-//! Two stages. [`Recipe`] is the file as written: the serde structs of `sections`, and those that stand with what they
-//! set (`guard`, `lr`, the optimiser and others). [`Checked`] is what the rest of the program works on: every key is
-//! known, every value is possible, and what follows from several keys is worked out. All problems are reported together,
-//! an unknown key with its nearest valid name.
+//! There are two stages. [`Recipe`] is the file as written: the serde structs of `sections`, and
+//! those of the modules that use them (`guard`, `lr`, the optimiser and others). [`Checked`] is
+//! what the rest of the program takes: every key is known, every value is valid, and values that
+//! follow from several keys are derived. All problems are reported together, an unknown key with
+//! its nearest valid name.
 
 pub(crate) mod changes;
 pub(crate) mod overrides;
@@ -42,72 +43,73 @@ use crate::{
     state::{ema::EmaConfig, optim::OptimizerConfig},
 };
 
-/// A recipe as written: one TOML file, one run.
+/// A recipe as written.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
-    /// Where the run lives and what makes it repeatable.
+    /// Where the run is stored, and on what it runs.
     pub run: RunConfig,
     /// The model that training starts from.
     pub model: ModelConfig,
     /// The data sets, in order: one `[[data]]` section each.
     pub data: Vec<DataConfig>,
-    /// What is learnt, from how many samples, in which batches.
+    /// Which components are trained, on how many samples and in which batches.
     pub train: TrainConfig,
-    /// What is kept in memory and what is calculated again.
+    /// Limits on memory, and which activations are recomputed.
     #[serde(default)]
     pub memory: MemoryConfig,
-    /// What is predicted, and at which noise levels.
+    /// What the model predicts, and at which noise levels it is trained.
     #[serde(default)]
     pub objective: ObjectiveSettings,
-    /// AdamW or StableAdamW.
+    /// The optimiser: AdamW or StableAdamW.
     #[serde(default)]
     pub optimizer: OptimizerConfig,
-    /// The learning rate.
+    /// The learning rate, as a function of the samples seen.
     #[serde(default)]
     pub lr: LrConfig,
     /// Averaged weights, kept beside the trained ones.
     #[serde(default)]
     pub ema: EmaConfig,
-    /// What is done about a loss that explodes.
+    /// How a run reacts to an exploding loss.
     #[serde(default)]
     pub guard: GuardConfig,
-    /// Several processes that share the run.
+    /// How several processes share a run.
     #[serde(default)]
     pub ranks: RanksConfig,
-    /// The test loss.
+    /// When and how the test loss is measured.
     #[serde(default)]
     pub test: TestConfig,
-    /// Checkpoints.
+    /// When checkpoints are written, and how many are kept.
     #[serde(default)]
     pub checkpoint: CheckpointConfig,
-    /// Pictures sampled while training goes on.
+    /// Preview pictures sampled during training.
     #[serde(default)]
     pub preview: PreviewConfig,
-    /// How `rectiflow prep --recipe` prepares images; training does not read it.
+    /// How `rectiflow prep --recipe` prepares images; training ignores it.
     #[serde(default)]
     pub prep: PrepSettings,
 }
 
-/// A recipe that can be run.
+/// A valid recipe.
 #[derive(Debug, Clone)]
 pub struct Checked {
-    /// The recipe, every default filled in.
+    /// The recipe with all defaults.
     pub recipe: Recipe,
-    /// Where tensors live.
+    /// Device of all tensors.
     pub device: Device,
-    /// Noising, targets and loss weights.
+    /// The objective: noising, targets and loss weights.
     pub objective: Objective,
     /// Components that start from random weights.
     pub random: Vec<Component>,
-    /// What the order needs to know.
+    /// Settings of the order of samples.
     pub order: OrderSettings,
-    /// The amount of each data set, in their order.
+    /// The amount of each data set, in the order of the recipe.
     pub amounts: Vec<Amount>,
 }
 
 impl Recipe {
-    /// Reads, overrides and checks a recipe. `overrides` are `section.key=value` with the value in TOML.
+    /// Reads a recipe, applies `overrides` and checks the result. An override is
+    /// `section.key=value` with the value in TOML.
     ///
     /// # Errors
     /// [`Error::Recipe`] with every problem found, or [`Error::Io`].
@@ -115,7 +117,7 @@ impl Recipe {
         Self::check_table(read_table(Some(path), overrides)?, path)
     }
 
-    /// As [`Recipe::load`], from a text that was kept in the file `path`.
+    /// As [`Recipe::load`], from a text that the file `path` contains.
     ///
     /// # Errors
     /// As [`Recipe::load`].
@@ -142,8 +144,8 @@ impl Recipe {
         }
     }
 
-    /// How to prepare images: the `[prep]` section of a recipe, or of none, overridden. The recipe may hold nothing
-    /// else.
+    /// Returns the settings for preparing images: the `[prep]` section of a recipe, or the
+    /// defaults, with `overrides`. Other sections are optional.
     ///
     /// # Errors
     /// As [`Recipe::load`].
@@ -159,7 +161,7 @@ impl Recipe {
         section.try_into().map_err(|e| problems(vec![format!("prep: {}", one_line(&e))]))
     }
 
-    /// The recipe as TOML with every default written out, as it is kept beside each checkpoint.
+    /// Returns the recipe as TOML with every default written out, as stored in each checkpoint.
     pub fn to_toml(&self) -> String {
         toml::to_string_pretty(self).expect("a recipe is plain data that TOML can hold")
     }
@@ -211,7 +213,7 @@ impl Recipe {
         problems
     }
 
-    /// The components named in `model.random`, and what is wrong with those names.
+    /// Returns the components named in `model.random`, and the names that are invalid.
     fn random_components(&self) -> (Vec<Component>, Vec<String>) {
         let mut unknown = self.model.random.clone();
         unknown.retain(|name| !TRAINABLE.iter().any(|component| component.folder() == name));
@@ -230,8 +232,8 @@ impl Recipe {
         problems.extend(stuck.map(|component| {
             let name = component.folder();
             let reason = format!(
-                "{name} would start from random weights and stay there; set train.text_encoders = \"trained\", or take \
-                 {name} off the list and give a base that has its weights"
+                "{name} would start from random weights and never be trained; set train.text_encoders = \
+                 \"trained\", or remove {name} from the list and choose a base that has its weights"
             );
             ("model.random".to_owned(), reason)
         }));
@@ -270,25 +272,26 @@ impl Recipe {
 }
 
 impl Checked {
-    /// Samples a step, at most: ragged micro-batches of small buckets hold fewer.
+    /// Returns the samples per step, at most: incomplete micro-batches of small buckets hold fewer.
     pub fn batch(&self) -> u64 {
         (self.order.micro_batch * self.order.micro_batches) as u64
     }
 
-    /// Peak of the GPU that the run is on, in FLOP/s; none on a processor, or where the recipe does not name it.
+    /// Returns the peak of the run's GPU, in FLOP/s; `None` on a CPU, or if the recipe does not
+    /// name the GPU.
     pub fn peak_flops(&self) -> Option<f64> {
         let name = self.recipe.run.hardware.as_ref().filter(|_| self.device.is_cuda())?;
         Some(hardware(name).ok()?.peak_flops)
     }
 }
 
-/// Components that can be trained or started from random weights.
+/// Components that can be trained or start from random weights.
 pub(crate) const TRAINABLE: [Component; 3] = [Component::UNet, Component::ClipL, Component::ClipG];
 
-/// A device by its name: `cpu`, `cuda` or `cuda:N`.
+/// Returns the device of that name: `cpu`, `cuda` or `cuda:N`.
 ///
 /// # Errors
-/// What was expected and found, as one sentence.
+/// One sentence with what was expected and found.
 pub fn parse_device(name: &str) -> std::result::Result<Device, String> {
     let expected = || format!("expected cpu, cuda or cuda:N, found \"{name}\"");
     let device = match name.split_once(':') {
@@ -300,7 +303,7 @@ pub fn parse_device(name: &str) -> std::result::Result<Device, String> {
     let found = tch::Cuda::device_count();
     match device {
         Device::Cuda(index) if index as i64 >= found => {
-            Err(format!("\"{name}\" is not there: libtorch sees {found} CUDA devices"))
+            Err(format!("\"{name}\" does not exist: libtorch sees {found} CUDA devices"))
         }
         device => Ok(device),
     }
@@ -360,7 +363,7 @@ mod tests {
         assert_eq!(recipe.data[0].path, Path::new("other/set"));
         assert_eq!(recipe.preview.prompts, ["a", "b"]);
         assert!(problems(RECIPE, &["train.samples"])[0].contains("no `=`"));
-        assert!(problems(RECIPE, &["run.dir.x=1"])[0].contains("not one section"));
+        assert!(problems(RECIPE, &["run.dir.x=1"])[0].contains("not a single section"));
     }
 
     #[test]
@@ -402,7 +405,7 @@ mod tests {
         let recipes: Vec<PathBuf> = paths.filter(|path| path.extension().is_some_and(|e| e == "toml")).collect();
         assert!(recipes.len() >= 5, "{recipes:?}");
         for path in recipes {
-            // This machine need not have the device.
+            // This machine may lack the recipe's device.
             Recipe::load(&path, &["run.device=cpu".to_owned()]).unwrap_or_else(|error| panic!("{error}"));
         }
     }

@@ -1,6 +1,8 @@
-//! `docs/config.md`: every key of a recipe with its default and meaning, made from the structs that serde reads.
+//! `docs/config.md`: every key of a recipe with its default and meaning, generated from the structs
+//! that serde reads.
 //!
-//! Compiled for tests only: the page is checked in, and a test fails when it is stale. `make docs` writes it anew.
+//! Compiled for tests only: the page is checked in, and a test fails if it is stale. `make docs`
+//! regenerates it.
 
 use std::fmt::Write;
 
@@ -11,9 +13,10 @@ use crate::recipe::{Recipe, unknown_keys::resolve};
 
 const HEAD: &str = "# The recipe
 
-One TOML file describes a run. This page is generated from the program's own structures (`make docs`); a test fails when
-it is stale. Keys without a default must be given. `--set section.key=value` overrides a key on the command line; an
-unknown key is an error that names the nearest one.
+One TOML file describes a run. Keys marked **required** have no default; `none` means that an
+optional key is not set. `--set section.key=value` overrides a key on the command line. An unknown
+key is an error that names the nearest valid one. This page is generated from the program's own
+structures (`make docs`), and a test fails if it is stale.
 ";
 
 fn page() -> String {
@@ -56,7 +59,7 @@ fn write_section(page: &mut String, root: &Value, title: &str, field: &Value, se
     }
 }
 
-/// The names of an enumeration, where the value is one.
+/// Returns the valid names, if the value is an enumeration.
 fn choices(root: &Value, value: &Value) -> String {
     let target = resolve(root, value);
     let plain = target.get("enum").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
@@ -81,6 +84,6 @@ fn config_page_is_current() {
     if std::env::var_os("RECTIFLOW_WRITE_DOCS").is_some() {
         std::fs::write(path, &page).expect("docs/config.md can be written");
     }
-    let found = std::fs::read_to_string(path).expect("docs/config.md is there");
+    let found = std::fs::read_to_string(path).expect("docs/config.md exists");
     assert!(found == page, "docs/config.md is stale: run `make docs` and commit the result");
 }

@@ -1,7 +1,8 @@
-//! The sections of a recipe that have no owner of their own, with their defaults and what each of them can check alone.
+//! The sections of a recipe that belong to no other module, with their defaults and the checks that
+//! need only the section itself.
 //!
-//! The other sections stand with what they set: `guard`, `lr`, the optimiser, the average, the ranks. None of these knows
-//! the recipe.
+//! The other sections are in the modules that use them: `guard`, `lr`, the optimiser, the average,
+//! the ranks. No section depends on the whole recipe.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -16,35 +17,40 @@ use serde::{Deserialize, Serialize};
 
 use crate::{hardware::hardware, state::precision::Precision};
 
-/// `[run]`: where the run lives and what makes it repeatable.
+/// `[run]`: where the run is stored, and on what it runs.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RunConfig {
-    /// The run folder: checkpoints, metrics.jsonl and previews. A run found there is resumed.
+    /// The run folder, for checkpoints, `metrics.jsonl` and previews. A run found there is resumed.
     pub dir: PathBuf,
-    /// Every random number of the run follows from it.
+    /// Seed of every random number of the run.
     #[serde(default)]
     pub seed: u64,
-    /// `cpu`, `cuda` or `cuda:N`.
+    /// The device: `cpu`, `cuda` or `cuda:N`. With several ranks, `cuda` is the GPU of each rank's
+    /// `LOCAL_RANK`.
     #[serde(default = "default_device")]
     pub device: String,
-    /// Memory of each rank for latents and text that are read ahead from object storage, in MiB; a hard limit. Default:
-    /// what the open windows of its lanes need, and one more window a lane.
+    /// Memory of each rank for latents and text read ahead from object storage, in MiB; a hard
+    /// limit. Default: what the open windows of its lanes need, and one more window per lane.
     pub read_ahead_mib: Option<u64>,
-    /// A folder on a local disk where data from URLs is kept, so that later epochs and runs need not fetch it again. The
-    /// ranks of a machine and several runs may share it. Needs `cache_gib`; `train.mode = "owned"` needs both.
+    /// A folder on a local disk that keeps data from URLs, so that later epochs and runs do not
+    /// fetch it again. The ranks of a machine and several runs may share it. Requires `cache_gib`;
+    /// `train.mode = "owned"` requires both.
     pub cache_dir: Option<PathBuf>,
-    /// GiB that `cache_dir` may take; a hard limit. When it is reached, what is needed last goes first.
+    /// Size of `cache_dir` in GiB; a hard limit. When it is full, the block that is needed last is
+    /// removed first.
     pub cache_gib: Option<u64>,
-    /// The GPU that the run is on, so that the live line and the log can say what part of its peak is used: `h100-sxm`,
-    /// `h200-sxm`, `a100-80gb`, `rtx-4090` and others that `rectiflow plan --hardware` lists.
+    /// The GPU model of the run: `h100-sxm`, `h200-sxm`, `a100-80gb`, `rtx-4090` or another name
+    /// that `rectiflow plan --hardware` lists. With it, the live line and the log show the share of
+    /// the GPU's peak that is used.
     pub hardware: Option<String>,
-    /// What an hour of all machines costs, in any currency: the live line and the log then say what was spent.
+    /// Price of all machines per hour, in any currency, at least 0. With it, the live line and the
+    /// log show the money spent.
     pub price_per_hour: Option<f64>,
 }
 
 impl RunConfig {
-    /// Opens the cache that it names, if any.
+    /// Opens the cache of `cache_dir`, if any.
     ///
     /// # Errors
     /// As [`DiskCache::open`].
@@ -53,12 +59,12 @@ impl RunConfig {
         cache.map(|(dir, gib)| DiskCache::open(dir, gib.saturating_mul(1 << 30)).map(Arc::new)).transpose()
     }
 
-    /// What is wrong with the cache and the hardware: (key, reason) pairs.
+    /// Returns the problems of the cache and the hardware, as (key, reason) pairs.
     pub(crate) fn problems(&self) -> Vec<(String, String)> {
         let Self { cache_dir, cache_gib, hardware: name, .. } = self;
         let mut problems = match (cache_dir, cache_gib) {
-            (Some(_), None) => vec![("run.cache_gib".into(), "expected a number, since run.cache_dir is given".into())],
-            (None, Some(_)) => vec![("run.cache_dir".into(), "expected a folder, since run.cache_gib is given".into())],
+            (Some(_), None) => vec![("run.cache_gib".into(), "expected a number, since run.cache_dir is set".into())],
+            (None, Some(_)) => vec![("run.cache_dir".into(), "expected a folder, since run.cache_gib is set".into())],
             _ => Vec::new(),
         };
         let unknown = name.as_ref().and_then(|name| hardware(name).err());
@@ -77,8 +83,8 @@ fn default_device() -> String {
 pub struct ModelConfig {
     /// A diffusers folder or a training checkpoint.
     pub base: PathBuf,
-    /// Components that start from random weights (`unet`, `text_encoder`, `text_encoder_2`); of the others the
-    /// weights must be there.
+    /// Components that start from random weights: any of `unet`, `text_encoder` and
+    /// `text_encoder_2`. The weights of all others must be in `base`.
     #[serde(default)]
     pub random: Vec<String>,
 }
@@ -87,12 +93,14 @@ pub struct ModelConfig {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
-    /// The folder that `rectiflow prep` wrote, or the URL of a copy of it: `s3://bucket/prefix`, `gs://`, `az://`,
-    /// `http(s)://`. Credentials and endpoint are those of the environment.
+    /// The folder that `rectiflow prep` wrote, or the URL of a copy of it: `s3://bucket/prefix`,
+    /// `gs://`, `az://` or `http(s)://`. Credentials and endpoint are read from the environment.
     pub path: PathBuf,
-    /// How often an epoch goes through it; 1 where neither this nor `share` is given.
+    /// How often an epoch contains the data set, above 0; fractions are allowed. 1 if neither this
+    /// nor `share` is set.
     pub repeats: Option<f64>,
-    /// Its part of all samples of an epoch, above 0 and below 1; then every data set needs one, and they sum to 1.
+    /// Its share of the samples of an epoch, above 0 and at most 1. If one data set has a share,
+    /// all need one, and the shares sum to 1.
     pub share: Option<f64>,
     /// How prompts are made from captions and tags.
     #[serde(default)]
@@ -105,69 +113,78 @@ impl DataConfig {
     }
 }
 
-/// Which text encoders learn.
+/// Which text encoders are trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum TextEncoders {
-    /// They stay as they are.
+    /// Neither is trained.
     #[serde(rename = "frozen")]
     Frozen,
     /// Both are trained with the UNet.
     #[serde(rename = "trained")]
     Trained,
-    /// CLIP-L is trained with the UNet, bigG stays.
+    /// CLIP-L is trained with the UNet; bigG is frozen.
     #[serde(rename = "text_encoder")]
     OnlyClipL,
-    /// OpenCLIP bigG is trained with the UNet, CLIP-L stays.
+    /// OpenCLIP bigG is trained with the UNet; CLIP-L is frozen.
     #[serde(rename = "text_encoder_2")]
     OnlyClipG,
 }
 
-/// `[train]`: what is learnt, from how many samples, in which batches.
+/// `[train]`: which components are trained, on how many samples and in which batches.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TrainConfig {
-    /// Samples to train on in all, repetitions counted, those that the guard passed over or undid not: they are made up for.
-    /// The run ends with the first step that reaches it.
+    /// Total number of samples to train on, at least 1. Repetitions count; samples that the guard
+    /// skipped or undid do not, and are replaced by further ones. The run ends with the first step
+    /// that reaches the number.
     pub samples: u64,
-    /// Samples a micro-batch: what is in memory at once, all of one bucket.
+    /// Samples per micro-batch, at least 1: they are in memory at the same time, and all are of one
+    /// bucket.
     pub micro_batch: usize,
-    /// Micro-batches a step, over all ranks: the batch is micro_batch x micro_batches.
+    /// Micro-batches per step, over all ranks, at least 1: the batch is `micro_batch` x
+    /// `micro_batches`.
     #[serde(default = "one")]
     pub micro_batches: usize,
-    /// Lanes that the micro-batches of a step are dealt to; at most so many ranks can run. Default: the largest
-    /// divisor of micro_batches that is at most 64.
+    /// Number of lanes that share the micro-batches of a step, a divisor of `micro_batches`; it is
+    /// also the largest possible number of ranks. Default: the largest divisor of `micro_batches`
+    /// that is at most 64.
     pub lanes: Option<usize>,
-    /// How samples are spread over an epoch: `local` permutes all samples of a bucket, for data on a disk; `window`
-    /// permutes blocks and shuffles the samples of a window of them, for data in object storage, every byte of which
-    /// is then fetched once an epoch; `owned` gives each lane a share of the blocks, which stays on its machine's disk
-    /// (`run.cache_dir`) and is fully shuffled from the second epoch on; `auto` takes `window` for data at URLs that is
-    /// larger than 2 GiB.
+    /// How an epoch is shuffled. `local` permutes all samples of a bucket, for data on a disk.
+    /// `window` permutes blocks and shuffles the samples within a window of blocks, for data in
+    /// object storage, so that every byte is fetched once per epoch. `owned` assigns each lane a
+    /// share of the blocks, which stays on the disk of its machine (`run.cache_dir`) and is fully
+    /// shuffled from the second epoch on. `auto` takes `window` for data at URLs that is larger
+    /// than 2 GiB, and `local` otherwise.
     #[serde(default = "auto")]
     #[schemars(with = "String")]
     pub mode: Mode,
-    /// Window of samples inside which micro-batches are grouped by their number of 75-token chunks; in `window` mode, and
-    /// in the first epoch of `owned` mode, also the samples that are shuffled among each other.
+    /// Size in samples, at least 1, of the window within which micro-batches are grouped by their
+    /// number of 75-token chunks. In `window` mode, and in the first epoch of `owned` mode, it is
+    /// also the window within which samples are shuffled.
     #[serde(default = "default_window")]
     pub window_samples: u64,
-    /// `frozen`, `trained` (both), or the one that is trained; `lr.ratio` has their rates.
+    /// Which text encoders are trained with the UNet: `frozen` (none), `trained` (both), or the
+    /// name of one. `lr.ratio` sets their learning rates.
     #[serde(default = "frozen")]
     pub text_encoders: TextEncoders,
-    /// `fp32`, or `bf16`: the model calculates in bf16 with copies of the weights, while weights, the sum of gradients
-    /// and the optimiser's memory stay in fp32. Faster, and half the memory for activations; docs/numerics.md has what
-    /// is in which.
+    /// Precision of training. With `bf16` the model computes in bf16 with copies of the weights,
+    /// while the weights themselves, the sum of gradients and the moments stay in fp32: faster, and
+    /// half the memory for activations. docs/numerics.md lists the precision of every tensor.
     #[serde(default)]
     pub dtype: Precision,
-    /// Offset noise: so many times a normal number of its own is added to the noise of each channel of a sample, so
-    /// that a model learns to change a picture's mean. For eps and v, 0.03 to 0.1; flow models need none.
+    /// Offset noise, 0 to 1: the standard deviation of a normal number that is added to the noise
+    /// of each channel of a sample, so that the model learns to change the mean of a picture. 0.03
+    /// to 0.1 is usual for eps and v; flow models need none.
     #[serde(default)]
     pub offset_noise: f64,
-    /// Gradients of a larger norm are scaled down to it. 1.0 is the article's.
+    /// Largest norm of the gradient, above 0; larger gradients are scaled down to it. The default
+    /// is the article's.
     #[serde(default = "one_f64")]
     pub clip_norm: f64,
 }
 
 impl TrainConfig {
-    /// Whether a component learns.
+    /// Whether a component is trained.
     pub fn trains(&self, component: Component) -> bool {
         use TextEncoders::{Frozen, OnlyClipG, OnlyClipL, Trained};
         match (component, self.text_encoders) {
@@ -179,7 +196,7 @@ impl TrainConfig {
         }
     }
 
-    /// What is wrong with these settings: (key, reason) pairs.
+    /// Returns the problems of these settings, as (key, reason) pairs.
     pub(crate) fn problems(&self) -> Vec<(String, String)> {
         let Self { samples, micro_batch, micro_batches, lanes, window_samples, clip_norm, offset_noise, .. } = *self;
         let mut problems = Vec::new();
@@ -222,18 +239,20 @@ fn default_window() -> u64 {
     2048
 }
 
-/// `[checkpoint]`: when and how many.
+/// `[checkpoint]`: when checkpoints are written, and how many are kept.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CheckpointConfig {
-    /// Steps from one checkpoint to the next; the end of a run and an interrupt save as well.
+    /// Steps between checkpoints, at least 1. The end of a run and an interrupt also write one.
     pub every_steps: u64,
-    /// Newest checkpoints to keep; older ones are removed. At least 1.
+    /// Number of newest checkpoints to keep, at least 1; older ones are removed.
     pub keep: usize,
-    /// Checkpoints whose step is a multiple of this are kept for ever; 0 keeps none but the newest.
+    /// Checkpoints whose step is a multiple of this are kept forever; 0 keeps only the newest. A
+    /// multiple of `every_steps`.
     pub keep_every_steps: u64,
-    /// Whether training goes on while a checkpoint is being written. That takes host memory for a copy, of 12 bytes a
-    /// trained parameter (16 with `ema`), on rank 0; the others copy their parts of the optimiser's memory.
+    /// Whether training continues while a checkpoint is written. This takes host memory for a copy:
+    /// on rank 0, 12 bytes per trained parameter (16 with `ema`); on the others, their parts of the
+    /// moments.
     pub in_background: bool,
 }
 
@@ -244,7 +263,7 @@ impl Default for CheckpointConfig {
 }
 
 impl CheckpointConfig {
-    /// What is wrong with these settings: (key, reason) pairs.
+    /// Returns the problems of these settings, as (key, reason) pairs.
     pub(crate) fn problems(&self) -> Vec<(String, String)> {
         let mut problems = Vec::new();
         if self.every_steps == 0 {
@@ -256,8 +275,8 @@ impl CheckpointConfig {
         let Self { every_steps, keep_every_steps, .. } = *self;
         if every_steps > 0 && !keep_every_steps.is_multiple_of(every_steps) {
             let reason = format!(
-                "expected a multiple of checkpoint.every_steps = {every_steps}, since others are never written; found \
-                 {keep_every_steps}"
+                "expected a multiple of checkpoint.every_steps = {every_steps}, since no others are written; \
+                 found {keep_every_steps}"
             );
             problems.push(("checkpoint.keep_every_steps".into(), reason));
         }
@@ -265,38 +284,39 @@ impl CheckpointConfig {
     }
 }
 
-/// `[memory]`: what is kept in memory and what is calculated again.
+/// `[memory]`: limits on memory, and which activations are recomputed.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct MemoryConfig {
-    /// Activation checkpointing: `off` keeps all that the backward pass needs; `full` keeps what goes into each residual
-    /// and transformer block of the UNet, and calculates the rest a second time; `budget` does so with as few of the
-    /// blocks as it takes to stay within `budget_gib`, those first that save most bytes for what they cost. Gradients are
-    /// the same.
+    /// Activation checkpointing of the UNet; gradients do not depend on it. `off` keeps everything
+    /// that the backward pass needs. `full` keeps only the inputs of each residual and transformer
+    /// block, and recomputes the rest. `budget` recomputes as few blocks as it takes to stay within
+    /// `budget_gib`, first those that save the most bytes for their cost.
     pub checkpointing: Checkpointing,
-    /// Memory in GiB that the whole run may take on its device by the estimate at its start, with
-    /// `checkpointing = "budget"`. A run that does not fit with all blocks remade does not start.
+    /// Memory in GiB, above 0, that the whole run may take on its device, with `checkpointing =
+    /// "budget"`. The estimate at the start of the run decides; a run that does not fit with all
+    /// blocks recomputed does not start.
     pub budget_gib: Option<f64>,
-    /// Memory of the device in GiB. A run that is going to need more does not start. Default: on a CPU what the system
-    /// has available, on a GPU no limit.
+    /// Memory of the device in GiB, above 0. A run that needs more by the estimate does not start.
+    /// Default: the memory that the system has available on a CPU, no limit on a GPU.
     pub device_gib: Option<f64>,
 }
 
-/// Which blocks of the UNet are calculated a second time in the backward pass.
+/// Which blocks of the UNet are recomputed in the backward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Checkpointing {
-    /// None.
+    /// No block.
     #[default]
     Off,
-    /// All.
+    /// All blocks.
     Full,
-    /// As many as it takes to stay within a budget.
+    /// As few blocks as it takes to stay within a budget.
     Budget,
 }
 
 impl MemoryConfig {
-    /// What is wrong with these settings: (key, reason) pairs.
+    /// Returns the problems of these settings, as (key, reason) pairs.
     pub(crate) fn problems(&self) -> Vec<(String, String)> {
         let numbers = [("memory.device_gib", self.device_gib), ("memory.budget_gib", self.budget_gib)];
         let mut problems: Vec<(String, String)> = numbers
@@ -305,9 +325,9 @@ impl MemoryConfig {
             .map(|(key, gib)| (key.into(), format!("expected a number above 0, found {gib}")))
             .collect();
         let reason = match (self.checkpointing, self.budget_gib) {
-            (Checkpointing::Budget, None) => "missing; memory.checkpointing = \"budget\" needs it",
+            (Checkpointing::Budget, None) => "missing; memory.checkpointing = \"budget\" requires it",
             (Checkpointing::Off | Checkpointing::Full, Some(_)) => {
-                "only memory.checkpointing = \"budget\" has one; memory.device_gib is what may not be exceeded"
+                "only memory.checkpointing = \"budget\" uses it; memory.device_gib sets a limit without it"
             }
             _ => return problems,
         };
@@ -315,12 +335,12 @@ impl MemoryConfig {
         problems
     }
 
-    /// The memory that the whole run may take, in bytes.
+    /// Returns the memory that the whole run may take, in bytes.
     pub(crate) fn budget_bytes(&self) -> Option<u64> {
         self.budget_gib.map(bytes)
     }
 
-    /// The memory of the device, in bytes, where the recipe gives it.
+    /// Returns the memory of the device in bytes, if the recipe sets it.
     pub(crate) fn device_bytes(&self) -> Option<u64> {
         self.device_gib.map(bytes)
     }
@@ -330,15 +350,17 @@ fn bytes(gib: f64) -> u64 {
     (gib * f64::from(1 << 30)) as u64
 }
 
-/// `[test]`: the test loss.
+/// `[test]`: when and how the test loss is measured.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TestConfig {
-    /// Steps from one measurement to the next; the first is before training, the last at its end.
+    /// Steps between measurements, at least 1; the first measurement is before training, the last
+    /// at its end.
     pub every_steps: u64,
-    /// Equal ranges of noise levels to report apart, 1 to 100.
+    /// Number of equal ranges of noise levels that are reported separately, 1 to 100.
     pub bins: usize,
-    /// Training samples, chosen by hash, whose loss is measured in the same way; 0 measures none.
+    /// Number of training samples, chosen by hash, whose loss is measured in the same way; 0
+    /// measures none.
     pub training_samples: usize,
 }
 
@@ -349,7 +371,7 @@ impl Default for TestConfig {
 }
 
 impl TestConfig {
-    /// What is wrong with these settings: (key, reason) pairs.
+    /// Returns the problems of these settings, as (key, reason) pairs.
     pub(crate) fn problems(&self) -> Vec<(String, String)> {
         let mut problems = Vec::new();
         if self.every_steps == 0 {
@@ -362,17 +384,18 @@ impl TestConfig {
     }
 }
 
-/// `[preview]`: pictures sampled while training goes on.
+/// `[preview]`: preview pictures sampled during training.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct PreviewConfig {
-    /// Steps from one set of pictures to the next; the first is before training, the last at its end.
+    /// Steps between sets of pictures, at least 1; the first set is before training, the last at
+    /// its end.
     pub every_steps: u64,
-    /// One picture each; none by default, and then nothing is sampled.
+    /// Prompts, one per picture. Without prompts, the default, no pictures are sampled.
     pub prompts: Vec<String>,
-    /// What the pictures are steered away from, with `cfg` above 1.
+    /// Negative prompt: what guidance steers the pictures away from, with `cfg` above 1.
     pub negative: String,
-    /// How they are sampled; `batch` is the number of prompts.
+    /// How the pictures are sampled; `batch` is ignored.
     pub sample: SampleSettings,
 }
 
@@ -383,7 +406,7 @@ impl Default for PreviewConfig {
 }
 
 impl PreviewConfig {
-    /// What is wrong with these settings: (key, reason) pairs.
+    /// Returns the problems of these settings, as (key, reason) pairs.
     pub(crate) fn problems(&self) -> Vec<(String, String)> {
         if self.every_steps == 0 {
             return vec![("preview.every_steps".into(), "expected at least 1, found 0".into())];

@@ -1,13 +1,13 @@
-//! Keys of a recipe that are unknown, each with the nearest valid name, and keys that are missing.
+//! Unknown keys of a recipe, each with the nearest valid name, and missing keys.
 //!
-//! The valid keys are read off the JSON schema that schemars derives from the same structs that serde reads, so that
-//! there is no second list to keep. Serde alone would stop at the first of them.
+//! The valid keys come from the JSON schema that schemars derives from the same structs that serde
+//! reads, so that no second list has to be kept. Serde alone would stop at the first problem.
 
 use schemars::{JsonSchema, schema_for};
 use serde_json::Value;
 use strsim::levenshtein;
 
-/// Takes the keys that `T` does not know out of `table`: one line for each.
+/// Removes the keys that `T` does not know from `table`; returns one line for each.
 pub(crate) fn take_unknown_keys<T: JsonSchema>(table: &mut toml::Table) -> Vec<String> {
     let schema = schema_for!(T).to_value();
     let mut found = Vec::new();
@@ -22,7 +22,7 @@ pub(crate) fn take_unknown_keys<T: JsonSchema>(table: &mut toml::Table) -> Vec<S
     found
 }
 
-/// One line for each key that `T` needs and `table` lacks.
+/// Returns one line for each key that `T` requires and `table` lacks.
 pub(crate) fn missing_keys<T: JsonSchema>(table: &mut toml::Table) -> Vec<String> {
     let schema = schema_for!(T).to_value();
     let mut found = Vec::new();
@@ -38,7 +38,7 @@ fn joined(path: &str, key: &str) -> String {
     if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
 }
 
-/// Calls `act` with `table` and each section below it whose schema has properties, and that schema.
+/// Calls `act` for `table` and each section below it whose schema has properties, with that schema.
 fn visit(
     root: &Value,
     schema: &Value,

@@ -1,7 +1,8 @@
-//! The black box: what the last steps were made of, written down before the guard acts.
+//! The black box: a record of the last steps, written before the guard acts.
 //!
-//! One JSON file an act below `RUN/blackbox/`, named by step and act: the samples of the last steps with their prompts,
-//! times and losses, and all that is needed to run them again (`replay`).
+//! There is one JSON file per action below `RUN/blackbox/`, named by step and action: the samples
+//! of the last steps with their prompts, times and losses, and everything needed to run them again
+//! (`replay`).
 
 use std::{
     collections::VecDeque,
@@ -18,41 +19,41 @@ use crate::{
     ranks::{comm::Comm, exchange::Passes},
 };
 
-/// What led to an act of the guard.
+/// What led to an action of the guard.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BlackBox {
     /// Version of this format.
     pub format: u32,
     /// "skip", "rewind" or "stop".
     pub action: String,
-    /// What the guard saw.
+    /// The observation that the guard acted on.
     pub reason: String,
     /// The recipe with every default, as TOML.
     pub recipe: String,
-    /// The newest checkpoint at that time, absolute.
+    /// Absolute path of the newest checkpoint at that time.
     pub checkpoint: Option<PathBuf>,
-    /// Processes that shared the run.
+    /// Ranks of the run.
     #[serde(default = "one")]
     pub ranks: usize,
-    /// The vital signs of the model's parts, as they were last taken.
+    /// The last measured vital signs of the model's parts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vitals: Option<VitalsMetrics>,
-    /// The last steps, oldest first; the last one is the one that the guard acted on.
+    /// The last steps, oldest first; the guard acted on the last of them.
     pub steps: Vec<SeenStep>,
 }
 
-/// A step, as it was measured before its update.
+/// A step, as measured before its update.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SeenStep {
-    /// Which step of the order, from 0.
+    /// Number of the step in the order, from 0.
     pub step: u64,
-    /// Its loss.
+    /// Mean loss of its samples.
     #[serde(with = "lossless")]
     pub loss: f64,
     /// Norm of its gradient before clipping.
     #[serde(with = "lossless")]
     pub gradient_norm: f64,
-    /// Learning rate of the schedule, lowered by the guard where it was.
+    /// Learning rate of the schedule, times the factor of the guard.
     pub lr: f64,
     /// Its samples, in the order of the micro-batches.
     pub samples: Vec<SeenSample>,
@@ -62,21 +63,21 @@ fn one() -> usize {
     1
 }
 
-/// A sample of a step.
+/// A sample of a step, with its loss.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SeenSample {
-    /// Micro-batch of the step that it was in.
+    /// Number of its micro-batch in the step, from 0.
     #[serde(default)]
     pub slot: u32,
     /// Identity of the sample.
     pub id: u64,
-    /// Which of the recipe's data sets it is from, from 0.
+    /// Index of its data set in the recipe, from 0.
     pub data: u32,
-    /// What the model read.
+    /// The prompt that the text encoders read.
     pub prompt: String,
     /// Noise level: sigma for flow, timestep / 1000 for eps and v.
     pub time: f64,
-    /// Its loss.
+    /// Mean loss of its samples.
     #[serde(with = "lossless")]
     pub loss: f64,
 }
@@ -85,7 +86,7 @@ impl BlackBox {
     /// Reads a black box.
     ///
     /// # Errors
-    /// [`Error::Io`], or [`Error::Checkpoint`] where the file is something else.
+    /// [`Error::Io`], or [`Error::Checkpoint`] if the file is not a black box of this format.
     pub fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).map_err(Error::io(path))?;
         let broken = |reason: String| Error::Checkpoint { path: path.to_owned(), reason };
@@ -97,7 +98,7 @@ impl BlackBox {
     }
 }
 
-/// This rank's samples of a step with what was measured of each.
+/// Returns this rank's samples of a step, each with its time and loss.
 pub(crate) fn samples_of(step: &Step, passes: &Passes) -> Vec<SeenSample> {
     let of_batch = |batch: &MicroBatch| {
         let (slot, data, ids, prompts) = (batch.slot, batch.data, batch.ids.clone(), batch.prompts.clone());
@@ -112,12 +113,12 @@ pub(crate) fn samples_of(step: &Step, passes: &Passes) -> Vec<SeenSample> {
 }
 
 const FORMAT: u32 = 1;
-/// Steps in a black box.
+/// Number of steps in a black box.
 const NUM_STEPS: usize = 10;
-/// Black boxes that a run keeps: a data set with many bad samples must not fill the disk.
+/// Number of black boxes that a run keeps: a data set with many bad samples must not fill the disk.
 const MAX_FILES: usize = 50;
 
-/// Remembers the last steps.
+/// The last steps of a run, kept in memory.
 #[derive(Debug)]
 pub(crate) struct Recorder {
     folder: PathBuf,
@@ -126,12 +127,12 @@ pub(crate) struct Recorder {
 }
 
 impl Recorder {
-    /// A recorder for the run in `run_dir`.
+    /// Creates a recorder for the run in `run_dir`.
     pub(crate) fn new(run_dir: &Path) -> Self {
         Self { folder: run_dir.join("blackbox"), steps: VecDeque::with_capacity(NUM_STEPS), vitals: None }
     }
 
-    /// Remembers a step.
+    /// Records a step, in place of the oldest if there are enough.
     pub(crate) fn record(&mut self, step: &Step, passes: &Passes, lr: f64) {
         if self.steps.len() == NUM_STEPS {
             self.steps.pop_front();
@@ -140,12 +141,13 @@ impl Recorder {
         self.steps.push_back(SeenStep { step: step.step, loss, gradient_norm, lr, samples: samples_of(step, passes) });
     }
 
-    /// Remembers the vital signs that were last taken.
+    /// Records the vital signs, in place of the previous ones.
     pub(crate) fn record_vitals(&mut self, vitals: &VitalsMetrics) {
         self.vitals = Some(vitals.clone());
     }
 
-    /// What all ranks remember, on rank 0; elsewhere what this one does.
+    /// Returns the recorded steps: on rank 0 with the samples of all ranks, elsewhere with this
+    /// rank's.
     ///
     /// # Errors
     /// [`Error::Collective`].
@@ -167,7 +169,8 @@ impl Recorder {
         Ok(steps)
     }
 
-    /// Writes what all ranks remember; gives the file's name. The oldest files beyond a number are removed.
+    /// Writes a black box with the steps of all ranks and returns the file's name. The oldest files
+    /// beyond [`MAX_FILES`] are removed.
     ///
     /// # Errors
     /// [`Error::Io`].

@@ -1,4 +1,5 @@
-//! The test loss of any checkpoint, as a run would measure it: the same table, whatever the batch size.
+//! The test loss of any checkpoint, on the same tables that a run uses, independent of the batch
+//! size.
 
 use std::path::{Path, PathBuf};
 
@@ -18,23 +19,23 @@ use crate::{
 /// The test loss of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Evaluation {
-    /// The checkpoint, or another model.
+    /// Path of the checkpoint or other model.
     pub checkpoint: PathBuf,
-    /// Test samples.
+    /// Number of test samples.
     pub num_test: usize,
-    /// Fixed training samples.
+    /// Number of fixed training samples.
     pub num_training: usize,
-    /// Of the weights as trained.
+    /// Losses of the trained weights.
     pub trained: Losses,
-    /// Of the averaged weights, where the checkpoint has some.
+    /// Losses of the averaged weights, if the checkpoint has them.
     pub ema: Option<Losses>,
 }
 
-/// Measures a checkpoint, or a model of any origin, on the tables of a recipe.
+/// Measures a checkpoint, or a model from any source, on the tables of a recipe.
 ///
 /// # Errors
-/// [`Error::Checkpoint`] where the model predicts something else than the recipe's objective is about, or its VAE did
-/// not make the data set; [`Error::Model`], [`Error::Data`].
+/// [`Error::Checkpoint`] if the model predicts something other than the recipe's objective, or if
+/// its VAE did not encode the data set; [`Error::Model`], [`Error::Data`].
 pub fn evaluate(checked: &Checked, checkpoint: &Path) -> Result<Evaluation> {
     let sources = open_sources(checked)?;
     let tables = Tables::new(checked, &sources)?;

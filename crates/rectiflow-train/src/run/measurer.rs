@@ -1,4 +1,4 @@
-//! What a run measures and shows of its model every so often: the test loss and the previews.
+//! What a run measures of its model at intervals: the test loss and the preview pictures.
 
 use std::time::Instant;
 
@@ -15,7 +15,8 @@ use crate::{
     step::Stepper,
 };
 
-/// Measures and draws. Its methods return the event to write down, if there is one.
+/// Measures the test loss and samples previews. Methods return the event to record, if there is
+/// one.
 pub(super) struct Measurer<'a> {
     parts: Parts<'a>,
     tables: Tables,
@@ -23,19 +24,20 @@ pub(super) struct Measurer<'a> {
 }
 
 impl<'a> Measurer<'a> {
-    /// What the recipe asks for.
+    /// Creates the tables and the previewer that the recipe asks for.
     pub(super) fn new(parts: Parts<'a>) -> Result<Self> {
         let recipe = &parts.checked.recipe;
         let previewer = Previewer::new(&recipe.preview, &recipe.run.dir);
         Ok(Self { tables: Tables::new(parts.checked, parts.sources)?, previewer, parts })
     }
 
-    /// Test samples.
+    /// Returns the number of test samples.
     pub(super) fn num_test(&self) -> u64 {
         self.tables.test.len() as u64
     }
 
-    /// The loss of the trained and of the averaged weights on the fixed tables; `None` where there are no test samples.
+    /// Returns the losses of the trained and the averaged weights on the fixed tables; `None` if
+    /// there are no test samples.
     pub(super) fn test_loss(
         &self,
         state: &TrainState,
@@ -70,7 +72,7 @@ impl<'a> Measurer<'a> {
         })))
     }
 
-    /// The preview pictures; `None` where the recipe has no prompts.
+    /// Samples the preview pictures; `None` if the recipe has no prompts.
     pub(super) fn preview(&self, step: u64, exchange: &Exchange<'_>) -> Result<Option<Event>> {
         let began = Instant::now();
         let Parts { model, checked, comm, .. } = self.parts;

@@ -1,6 +1,7 @@
-//! The life of a run, top to bottom: open, resume, loop, save.
+//! The course of a run, from top to bottom: open, resume, loop, save.
 //!
-//! All ranks of a run tell the same story at the same time. What only one of them may do is done by rank 0.
+//! All ranks execute the same operations in the same order. Rank 0 does what only one process may
+//! do.
 
 pub mod blackbox;
 pub mod eval;
@@ -53,11 +54,12 @@ use crate::{
     step::{Stepper, step_flops::Configs},
 };
 
-/// Trains as the recipe says until it is done or `stop` is set; a run found in the run folder is resumed. Every event
-/// is written to `metrics.jsonl` (of other ranks than 0, their own events to a file of their own) and shown to `observe`.
+/// Trains until all samples of the recipe are used or `stop` is set; a run found in the run folder
+/// is resumed. Every event is appended to `metrics.jsonl` (of ranks other than 0, to a file of
+/// their own) and passed to `observe`.
 ///
 /// # Errors
-/// Everything in [`Error`]; the last checkpoint is whole whatever happens.
+/// Any [`Error`]; the last checkpoint stays intact in every case.
 pub fn train(
     checked: &Checked,
     options: Options<'_>,
@@ -71,7 +73,7 @@ pub fn train(
     };
     let outcome = train_together(&checked, &comm, options, stop, observe);
     match &outcome {
-        // Nobody leaves before all are done: rank 0 may serve what the others still need.
+        // No rank leaves before all are done: rank 0 may still serve data that the others need.
         Ok(_) => {
             let _doing = comm.long("leaving the run");
             comm.barrier()?;
@@ -98,7 +100,7 @@ fn train_together(
     let components = origin.components(checked, comm)?;
     check_vae(checked, &components, &sources)?;
     let recomputed = estimate::announce(checked, comm, &components, &sources)?;
-    // Where a run goes on, no component is random any more.
+    // A resumed run or a branch has weights for every component.
     let random = if matches!(origin, Origin::Base) { &checked.random[..] } else { &[] };
     let open = model::base_options(checked.device, random, checked.recipe.run.seed);
     let mut model = model::open_components(origin.model(checked), &components, &open)?;
@@ -126,7 +128,7 @@ fn train_together(
     }
 }
 
-/// One process's work on a run.
+/// A run in one process.
 struct Run<'a> {
     parts: Parts<'a>,
     state: TrainState,
@@ -136,18 +138,18 @@ struct Run<'a> {
     guard: GuardState,
     ring: Ring,
     recorder: Recorder,
-    /// Of the samples trained on since the vital signs were last taken.
+    /// Losses of the samples trained on since the vital signs were last measured.
     losses: Bins,
     measurer: Measurer<'a>,
     saver: Saver<'a>,
     writer: Writer,
     times: MicroBatchTimes,
-    /// Whether the last event could not be written.
+    /// Whether writing the last event failed.
     mute: bool,
     observe: &'a mut dyn FnMut(&Event),
     before_step: Option<&'a mut BeforeStep<'a>>,
     began: Instant,
-    /// Whether any rank has been asked to stop.
+    /// Whether any rank was asked to stop.
     told_to_stop: bool,
 }
 
@@ -195,7 +197,7 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// Goes to where the run begins, and measures where it stands before its first step.
+    /// Moves to where the run begins, and measures the model before the first step of a new run.
     fn start(&mut self, acknowledged: Option<String>) -> Result<()> {
         match self.parts.origin {
             Origin::Base => {}
@@ -236,21 +238,22 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         let reason = format!(
-            "it was trained in the order {}, and this recipe and data set give {found}: the data, its prompts, the seed, \
-             the batch or the mode (`auto` goes by where the data is) have changed; change them back, or start a new run \
-             with another run.dir and --branch-from {}",
+            "it was trained in the order {}, but this recipe and data set have the order {found}: the data, its \
+             prompts, the seed, the batch or the mode (`auto` depends on where the data is) has changed; change \
+             it back, or start a new run with another run.dir and --branch-from {}",
             saved.order_hash,
             newest.display()
         );
         Err(Error::Checkpoint { path: newest.to_owned(), reason })
     }
 
-    /// Steps until the run is done or asked to stop; gives which.
+    /// Repeats steps until the run is finished or interrupted; returns which.
     fn go(&mut self, stop: &AtomicBool) -> Result<&'static str> {
         let alone = self.parts.comm.rank().ranks == 1;
         let _doing = self.parts.comm.long("between two steps");
         while self.state.position.samples < self.parts.checked.recipe.train.samples {
-            // Alone, a process looks by itself; several have to agree, which they do in every step.
+            // A single process checks `stop` here; several ranks have to agree, which every step
+            // does.
             if self.told_to_stop || (alone && stop.load(Ordering::Relaxed)) {
                 return Ok("interrupted");
             }
@@ -259,14 +262,14 @@ impl<'a> Run<'a> {
         Ok("finished")
     }
 
-    /// One step, and what is due after it.
+    /// One step, and the measurements and checkpoints that are due after it.
     fn step(&mut self, stop: &AtomicBool) -> Result<()> {
         let comm = self.parts.comm;
         let number = self.state.position.cursor + 1;
         let began = Instant::now();
         comm.take_traffic();
 
-        // The samples, and this rank's forward and backward passes over its own.
+        // Read the samples, then run this rank's forward and backward passes.
         let mut step = {
             let _doing = comm.work(|| format!("reading the data of step {number}"));
             self.loader.next_step()?
@@ -282,7 +285,7 @@ impl<'a> Run<'a> {
         };
         let passes_secs = began.elapsed().as_secs_f64() - data_secs - comm.traffic_secs();
 
-        // What all ranks have measured, and the update that the guard makes of it.
+        // Combine the measurements of all ranks, and apply the update as the guard decides.
         let _doing = comm.work(|| format!("in the update of step {number}"));
         let report = RankReport {
             stop: stop.load(Ordering::Relaxed),
@@ -295,7 +298,7 @@ impl<'a> Run<'a> {
         let seen = Seen::of(&passes, &self.state, lr);
         let applied = self.act(&step, passes, lr)?;
 
-        // What the step was like, and what is due after it.
+        // Record the step, then do what is due after it.
         let secs = StepSecs { step: began.elapsed().as_secs_f64(), data: data_secs, passes: passes_secs };
         let ranks = if comm.rank().ranks == 1 {
             None
@@ -316,13 +319,13 @@ impl<'a> Run<'a> {
         self.after_step()
     }
 
-    /// The learning rate of the next update: the schedule's, lowered by the guard where it was.
+    /// Returns the learning rate of the next update: the schedule's, times the factor of the guard.
     fn lr(&self) -> f64 {
         let recipe = &self.parts.checked.recipe;
         recipe.lr.rate(self.state.position.samples, recipe.train.samples) * self.guard.acts.rate
     }
 
-    /// Keeps what the black box and the vital signs will tell of a step.
+    /// Records a step for the black box and the vital signs.
     fn remember(&mut self, step: &Step, passes: &Passes, lr: f64) {
         self.recorder.record(step, passes, lr);
         for &(time, loss) in passes.samples.iter().filter(|(_, loss)| loss.is_finite()) {
@@ -330,7 +333,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Measures, draws and saves where it is due.
+    /// Measures the test loss, samples previews and saves, each if it is due.
     fn after_step(&mut self) -> Result<()> {
         let recipe = &self.parts.checked.recipe;
         let Position { cursor, samples, .. } = self.state.position;
@@ -359,7 +362,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Begins the checkpoint that is due, after the one before.
+    /// Begins the checkpoint that is due, once the previous one is written.
     fn save(&mut self) -> Result<()> {
         self.finish_saving()?;
         let goes_on = self.parts.checked.recipe.checkpoint.in_background;
@@ -375,18 +378,18 @@ impl<'a> Run<'a> {
         self.saver.begin(&Moment { state: &self.state, guard: &self.guard, epochs, secs }, goes_on)
     }
 
-    /// Waits for the checkpoint that is being written, if any; what cannot be written is a warning.
+    /// Waits for the checkpoint that is being written, if any; a failed write is only a warning.
     fn finish_saving(&mut self) -> Result<()> {
         let event = self.saver.finish()?;
         self.emit_if_any(event);
         Ok(())
     }
 
-    /// Where the run ends with an error that all ranks have, or that of its only one, a checkpoint that was begun is as
-    /// good as any.
+    /// Completes a checkpoint that was begun, if the run ends with an error that all ranks share or
+    /// has only one rank: the checkpoint is still valid.
     fn keep_what_is_written(&mut self, error: &Error) {
         if self.parts.comm.rank().ranks == 1 || matches!(error, Error::NotFinite { .. }) {
-            // The error that ended the run is the one to report; this one has had its warning.
+            // The error that ended the run is the one to report; a failed write has been logged.
             let _ = self.finish_saving();
         }
     }
@@ -404,16 +407,17 @@ impl<'a> Run<'a> {
         Ok(Outcome { finished: reason == "finished", position, checkpoint })
     }
 
-    /// Seconds that processes have worked on the run.
+    /// Returns the seconds spent on the run, those of earlier processes included.
     fn secs(&self) -> f64 {
         self.saver.secs_before() + self.began.elapsed().as_secs_f64()
     }
 
-    /// Writes an event down and shows it. Where it cannot be written, training goes on without a log.
+    /// Writes an event and passes it to `observe`. If writing fails, training continues without a
+    /// log.
     fn emit(&mut self, event: Event) {
         let written = self.writer.write(&event);
         if let (Err(error), false) = (&written, self.mute) {
-            tracing::error!("events are not being written down: {error}. Training goes on");
+            tracing::error!("an event could not be written: {error}. Training continues without a log");
         }
         self.mute = written.is_err();
         (self.observe)(&event);

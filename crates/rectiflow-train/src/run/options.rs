@@ -1,4 +1,4 @@
-//! What may be asked of a run besides its recipe, and how a run is left.
+//! The options of a run besides its recipe, and the outcome of a run.
 
 use std::{fmt, path::PathBuf};
 
@@ -9,30 +9,30 @@ use crate::{
     state::{Position, TrainState},
 };
 
-/// How a run was left.
+/// How a run ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
-    /// Whether all samples of the recipe have been trained on; if not, the run was asked to stop.
+    /// Whether all samples of the recipe have been trained on; otherwise the run was interrupted.
     pub finished: bool,
-    /// How far it is.
+    /// Position at the end.
     pub position: Position,
-    /// The last checkpoint.
+    /// Path of the last checkpoint.
     pub checkpoint: Option<PathBuf>,
 }
 
 /// Called with each step and the state before it.
 pub type BeforeStep<'a> = dyn FnMut(&mut Step, &mut TrainState) + 'a;
 
-/// What may be asked of a run besides its recipe.
+/// Options of a run besides its recipe.
 #[derive(Default)]
 pub struct Options<'a> {
-    /// Begin a new run from this checkpoint instead of `model.base`.
+    /// Checkpoint that a new run begins from, instead of `model.base`.
     pub branch_from: Option<PathBuf>,
-    /// Go on although the guard has stopped the run.
+    /// Whether to continue a run that the guard has stopped.
     pub acknowledge_stop: bool,
-    /// Which of the processes of the run this one is; none: the only one.
+    /// This process's place among those of the run; `None` if it is the only one.
     pub launch: Option<Launch>,
-    /// Sees each step before it is worked on, and may spoil it: how tests show what the guard does.
+    /// Called before each step with write access to it, so that tests can provoke the guard.
     pub before_step: Option<&'a mut BeforeStep<'a>>,
 }
 

@@ -1,14 +1,16 @@
-//! Where a run begins: at its base model, at its own newest checkpoint, or at another run's checkpoint (a branch).
+//! Where a run begins: at its base model, at its own newest checkpoint, or at another run's
+//! checkpoint (a branch).
 //!
 //! ```text
 //! base      weights of model.base, no samples seen
-//! resume    everything is the checkpoint's; the recipe may differ only in what does not change what is learnt
-//! branch    weights, samples seen and what fits of the optimiser's memory are the checkpoint's; everything else is the
-//!           recipe's: batch, rate, frozen set, objective, data
+//! resume    everything is the checkpoint's; the recipe may differ only in keys that do not change
+//!           what is learnt
+//! branch    weights, samples seen and the moments that fit are the checkpoint's; everything else
+//!           is the recipe's: batch, rate, frozen set, objective, data
 //! ```
 //!
-//! A branch over the same data goes on where the old run was in it, counted in epochs; over other data it begins with
-//! their first epoch.
+//! A branch over the same data continues at the old run's position in it, counted in epochs; over
+//! other data it begins with the first epoch.
 
 use std::{
     fs,
@@ -34,13 +36,13 @@ use crate::{
 pub(crate) enum Origin {
     /// At the base model.
     Base,
-    /// At a checkpoint of its own; with what has changed in the recipe.
+    /// At its own checkpoint, with the changes of the recipe since then.
     Resume(Found, Vec<String>),
     /// At a checkpoint of another run.
     Branch(Found, Ancestor),
 }
 
-/// What rank 0 found, for the others.
+/// What rank 0 found, in the form in which it is sent to the other ranks.
 #[derive(Debug, Serialize, Deserialize)]
 enum Choice {
     Base,
@@ -48,7 +50,7 @@ enum Choice {
     Branch(PathBuf, Ancestor),
 }
 
-/// A sound checkpoint.
+/// A checkpoint whose files have been verified, and its `state.json`.
 #[derive(Debug)]
 pub(crate) struct Found {
     pub(crate) path: PathBuf,
@@ -56,11 +58,12 @@ pub(crate) struct Found {
 }
 
 impl Origin {
-    /// Decides where the run of a recipe begins.
+    /// Finds where the run of a recipe begins.
     ///
     /// # Errors
-    /// [`Error::Changed`] where the recipe has changed in what a resumed run must keep, [`Error::Branch`] where a branch
-    /// is asked for that cannot be made, [`Error::Checkpoint`] where checkpoints are damaged.
+    /// [`Error::Changed`] if the recipe has changed in keys that a resumed run must keep,
+    /// [`Error::Branch`] if the branch asked for is impossible, [`Error::Checkpoint`] if all
+    /// checkpoints are damaged.
     pub(crate) fn find(checked: &Checked, checkpoints: &Checkpoints, branch_from: Option<&Path>) -> Result<Self> {
         if let Some(path) = checkpoints.newest_sound()? {
             let found = Found { saved: Saved::read(&path)?, path };
@@ -76,7 +79,8 @@ impl Origin {
         }
     }
 
-    /// As [`Self::find`], by rank 0 for all: who looks may set damaged checkpoints aside.
+    /// As [`Self::find`], but done by rank 0 for all ranks, since it may set damaged checkpoints
+    /// aside.
     ///
     /// # Errors
     /// As [`Self::find`], [`Error::OtherRank`], [`Error::Collective`].
@@ -106,7 +110,7 @@ impl Origin {
         }
     }
 
-    /// The folder that the model is opened from.
+    /// Returns the folder that the model is opened from.
     pub(crate) fn model<'a>(&'a self, checked: &'a Checked) -> &'a Path {
         match self {
             Self::Base => &checked.recipe.model.base,
@@ -114,8 +118,8 @@ impl Origin {
         }
     }
 
-    /// What the model consists of. Components that a branch freezes are copied out of the other run's checkpoint, which
-    /// may be removed one day.
+    /// Returns the model's components. Components that a branch freezes are copied out of the other
+    /// run's checkpoint, since that may be removed later.
     ///
     /// # Errors
     /// As [`Components::find`], or [`Error::Io`], [`Error::OtherRank`], [`Error::Collective`].
@@ -134,7 +138,7 @@ impl Origin {
         Ok(components)
     }
 
-    /// The checkpoints that the run came from.
+    /// Returns the checkpoints that the run descends from, oldest first.
     pub(crate) fn lineage(&self) -> Vec<Ancestor> {
         match self {
             Self::Base => Vec::new(),
@@ -144,7 +148,8 @@ impl Origin {
     }
 }
 
-/// The step of `order` at which so many epochs have been passed.
+/// Returns the step of `order` at which `epochs` epochs are completed, rounded down to a whole
+/// step.
 pub(crate) fn step_at(order: &Order, epochs: f64) -> u64 {
     let epoch = epochs.floor() as u64;
     let (start, end) = (order.epoch_start(epoch), order.epoch_start(epoch + 1));
@@ -152,7 +157,7 @@ pub(crate) fn step_at(order: &Order, epochs: f64) -> u64 {
     micro_batch / order.settings().micro_batches as u64
 }
 
-/// Epochs that have been passed when `step` steps of `order` have.
+/// Returns the epochs completed after `step` steps of `order`.
 pub(crate) fn epochs_at(order: &Order, step: u64) -> f64 {
     let micro_batch = step * order.settings().micro_batches as u64;
     let epoch = order.epoch_of(micro_batch);
@@ -160,18 +165,19 @@ pub(crate) fn epochs_at(order: &Order, step: u64) -> f64 {
     epoch as f64 + (micro_batch - start) as f64 / (end - start).max(1) as f64
 }
 
-/// Whoever starts a branch again with the same command goes on with it, even if its ancestor is gone by now.
+/// Checks that the run descends from `asked`: repeating the command that began a branch resumes it,
+/// even if the ancestor has been removed since.
 fn check_came_from(checked: &Checked, saved: &Saved, asked: &Path) -> Result<()> {
     let full = asked.canonicalize().or_else(|_| std::path::absolute(asked)).map_err(Error::io(asked))?;
     if saved.lineage.last().is_some_and(|ancestor| ancestor.checkpoint == full) {
         return Ok(());
     }
     let run_dir = checked.recipe.run.dir.display();
-    let reason = format!("{run_dir} has checkpoints of a run that did not come from there; choose another run.dir");
+    let reason = format!("{run_dir} has checkpoints of a run that began elsewhere; choose another run.dir");
     Err(Error::Branch { checkpoint: asked.to_owned(), reason })
 }
 
-/// The checkpoint to branch from, and what will be remembered of it.
+/// Returns the checkpoint to branch from, and its record for the lineage.
 fn ancestor(checked: &Checked, path: &Path) -> Result<(Found, Ancestor)> {
     let fail = |reason: String| Error::Branch { checkpoint: path.to_owned(), reason };
     let folder = path.canonicalize().map_err(|error| fail(error.to_string()))?;
@@ -179,7 +185,7 @@ fn ancestor(checked: &Checked, path: &Path) -> Result<(Found, Ancestor)> {
     let saved = Saved::read(&folder)?;
     let (seen, samples) = (saved.position.samples, checked.recipe.train.samples);
     if seen >= samples {
-        let reason = format!("it has seen {seen} samples, and train.samples = {samples} counts them; raise it");
+        let reason = format!("it has seen {seen} samples, and train.samples = {samples} includes them; raise it");
         return Err(fail(reason));
     }
     let changed = recipe_changes(checked, &folder).map_err(fail)?;
@@ -197,7 +203,7 @@ fn recipe_changes(checked: &Checked, checkpoint: &Path) -> std::result::Result<V
     changes(&old, &checked.recipe).map_err(|error| format!("its recipe cannot be read: {error}"))
 }
 
-/// What has changed in the recipe since the run's checkpoint, if a resumed run may change it.
+/// Returns the changes of the recipe since the run's checkpoint, if a resumed run may have them.
 fn allowed_changes(checked: &Checked, found: &Found) -> Result<Vec<String>> {
     let changes = recipe_changes(checked, &found.path)
         .map_err(|reason| Error::Checkpoint { path: found.path.clone(), reason })?;
@@ -210,9 +216,9 @@ fn allowed_changes(checked: &Checked, found: &Found) -> Result<Vec<String>> {
     Ok(changes.into_iter().map(|change| change.line).collect())
 }
 
-/// Copies a component's folder into the run, once.
+/// Copies a component's folder into the run folder.
 fn keep(folder: &Path, place: &Path) -> Result<()> {
-    // What an interrupted branch left is written again.
+    // Removes what an interrupted branch left behind.
     let _ = fs::remove_dir_all(place);
     fs::create_dir_all(place).map_err(Error::io(place))?;
     for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
@@ -246,7 +252,7 @@ mod tests {
         for step in [0, 1, 7, 50, 1000] {
             assert_eq!(step_at(&old, epochs_at(&old, step)), step, "the same order: the same step");
             let there = epochs_at(&new, step_at(&new, epochs_at(&old, step)));
-            // No further ahead than a step of the new order, which is about a quarter of an epoch.
+            // At most one step of the new order behind, which is about a quarter of an epoch.
             let behind = epochs_at(&old, step) - there;
             assert!((-0.02..0.26).contains(&behind), "step {step}: {behind}");
         }

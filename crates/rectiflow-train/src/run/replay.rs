@@ -1,8 +1,9 @@
-//! Runs the steps before an act of the guard again, in memory only, and says what each was.
+//! Repeats the steps before an action of the guard, in memory only, and reports each of them.
 //!
-//! A black box names the checkpoint before the act and holds the recipe. From that checkpoint the same steps are made
-//! again, judged by the same guard: what it skipped is skipped again. Where it had rewound after the checkpoint, the
-//! replay ends there, since it has no snapshots.
+//! A black box names the checkpoint before the action and holds the recipe. From that checkpoint
+//! the same steps are repeated and judged by the same guard: what it skipped is skipped again. If
+//! the guard rewound the run after the checkpoint, the replay ends there, since it has no
+//! snapshots.
 
 use std::path::Path;
 
@@ -26,37 +27,37 @@ use crate::{
     step::{Rates, Stepper},
 };
 
-/// A step that was made again.
+/// A repeated step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Replayed {
-    /// Which step of the order, from 0.
+    /// Number of the step in the order, from 0.
     pub step: u64,
-    /// Its loss.
+    /// Mean loss of its samples.
     pub loss: f64,
     /// Norm of its gradient before clipping.
     pub gradient_norm: f64,
-    /// What the run measured, where the black box has the step: loss and gradient norm.
+    /// Loss and gradient norm that the run measured, if the black box has the step.
     pub seen: Option<(f64, f64)>,
-    /// Why the guard would not apply it; `None` where it was applied.
+    /// Why the guard did not apply the step; `None` if it was applied.
     pub wrong: Option<String>,
-    /// The first sample whose loss is not finite, or else the one of the highest loss.
+    /// The first sample whose loss is not finite, or the sample with the highest loss.
     pub worst: SeenSample,
 }
 
 impl Replayed {
-    /// Whether the step came out as in the run, but for the last bit, which JSON may lose; `None` where the black box
-    /// does not have the step.
+    /// Whether loss and norm are those of the run, except for the last bit, which JSON may lose;
+    /// `None` if the black box does not have the step.
     pub fn is_as_seen(&self) -> Option<bool> {
         let same = |a: f64, b: f64| a == b || (a - b).abs() <= 1e-15 * b.abs() || (a.is_nan() && b.is_nan());
         self.seen.map(|(loss, norm)| same(self.loss, loss) && same(self.gradient_norm, norm))
     }
 }
 
-/// Replays a black box up to the step that the guard acted on; each step is shown to `observe`.
+/// Replays a black box up to the step that the guard acted on; each step is passed to `observe`.
 ///
 /// # Errors
-/// [`Error::Checkpoint`] where the checkpoint is gone or damaged, or the data have changed since; [`Error::Model`],
-/// [`Error::Data`].
+/// [`Error::Checkpoint`] if the checkpoint is missing or damaged, or if the data has changed since;
+/// [`Error::Model`], [`Error::Data`].
 pub fn replay(path: &Path, observe: &mut dyn FnMut(&Replayed)) -> Result<()> {
     let black_box = BlackBox::read(path)?;
     let checked = Recipe::parse(&black_box.recipe, path)?;
@@ -93,19 +94,19 @@ pub fn replay(path: &Path, observe: &mut dyn FnMut(&Replayed)) -> Result<()> {
     Ok(())
 }
 
-/// Puts a checkpoint's numbers into the state; gives its guard.
+/// Restores a checkpoint into the state and returns its guard.
 fn go_to(checkpoint: &Path, loader: &Loader, state: &mut TrainState) -> Result<GuardState> {
     verify(checkpoint)?;
     let saved = Saved::read(checkpoint)?;
     if saved.order_hash != loader.order_hash() {
-        let reason = "the data have changed since: the same steps cannot be made again".to_owned();
+        let reason = "the data has changed since: the same steps cannot be repeated".to_owned();
         return Err(Error::Checkpoint { path: checkpoint.to_owned(), reason });
     }
     restore::restore(checkpoint, &saved, state)?;
     Ok(saved.guard)
 }
 
-/// A step, and whether the replay cannot go on behind it.
+/// A repeated step, and whether the replay ends with it.
 struct Again {
     replayed: Replayed,
     ends: bool,

@@ -1,6 +1,6 @@
-//! The checkpoints of a run that goes on: one is begun, written beside the training, and gets its name
-//! some steps later. What cannot be written is a warning, since room may be made before the next one
-//! is due.
+//! Checkpoints of a running run: each is begun, written while training continues, and receives its
+//! name some steps later. A failed write is only a warning, since space may be freed before the
+//! next checkpoint is due.
 
 use std::path::{Path, PathBuf};
 
@@ -16,52 +16,53 @@ use crate::{
     state::TrainState,
 };
 
-/// Writes a run's checkpoints. Its methods return the event to write down, if there is one.
+/// Writes a run's checkpoints. Methods return the event to record, if there is one.
 pub(super) struct Saver<'a> {
     parts: Parts<'a>,
-    /// What every checkpoint of this process says, but for the position.
+    /// The part of a checkpoint's `state.json` that is the same for all checkpoints of this
+    /// process.
     template: Saved,
     /// The checkpoint that is being written.
     pending: Option<Pending>,
-    /// The newest one, and its step.
+    /// Step and path of the newest checkpoint.
     last: Option<(u64, PathBuf)>,
-    /// Seconds that earlier processes worked on the run, as far as it was saved.
+    /// Seconds that earlier processes spent on the run, up to the checkpoint resumed from.
     secs_before: f64,
 }
 
-/// What a checkpoint is made of.
+/// What a checkpoint is written from.
 pub(super) struct Moment<'a> {
     pub(super) state: &'a TrainState,
     pub(super) guard: &'a GuardState,
-    /// Epochs of the data that have been passed.
+    /// Epochs of the data completed, with the fraction of the current one.
     pub(super) epochs: f64,
-    /// Seconds that processes have worked on the run.
+    /// Seconds spent on the run, those of earlier processes included.
     pub(super) secs: f64,
 }
 
 impl<'a> Saver<'a> {
-    /// A saver for a run without checkpoints.
+    /// Creates a saver for a run without checkpoints.
     pub(super) fn new(parts: Parts<'a>, template: Saved) -> Self {
         Self { parts, template, pending: None, last: None, secs_before: 0.0 }
     }
 
-    /// Takes over from the checkpoint that the run is resumed from.
+    /// Continues from the checkpoint that the run is resumed from.
     pub(super) fn resume(&mut self, found: &Found) {
         self.secs_before = found.saved.secs;
         self.last = Some((found.saved.position.cursor, found.path.clone()));
     }
 
-    /// Whether a checkpoint was trained on the data sets of this run.
+    /// Whether a checkpoint was trained on this run's data sets.
     pub(super) fn is_same_data(&self, saved: &Saved) -> bool {
         saved.data == self.template.data
     }
 
-    /// The newest checkpoint.
+    /// Returns the path of the newest checkpoint.
     pub(super) fn last(&self) -> Option<&Path> {
         self.last.as_ref().map(|(_, place)| place.as_path())
     }
 
-    /// Seconds that earlier processes worked on the run.
+    /// Returns the seconds that earlier processes spent on the run.
     pub(super) fn secs_before(&self) -> f64 {
         self.secs_before
     }
@@ -71,7 +72,8 @@ impl<'a> Saver<'a> {
         self.pending.as_ref().is_none_or(Pending::is_written)
     }
 
-    /// Begins to write a checkpoint unless this step has one. `goes_on`: training does meanwhile.
+    /// Begins to write a checkpoint unless this step has one. `goes_on`: whether training continues
+    /// meanwhile.
     pub(super) fn begin(&mut self, moment: &Moment<'_>, goes_on: bool) -> Result<()> {
         let Moment { state, guard, epochs, secs } = *moment;
         let step = state.position.cursor;
@@ -96,7 +98,7 @@ impl<'a> Saver<'a> {
         Ok(())
     }
 
-    /// Waits for the checkpoint that is being written, if any, and gives it its name.
+    /// Waits for the checkpoint that is being written, if any, and renames it to its final name.
     pub(super) fn end(&mut self) -> Result<Option<Event>> {
         let Some(pending) = self.pending.take() else { return Ok(None) };
         let Parts { checkpoints, comm, .. } = self.parts;
@@ -108,7 +110,7 @@ impl<'a> Saver<'a> {
         Ok(Some(Event::Checkpoint { step, name, secs: began.elapsed().as_secs_f64() }))
     }
 
-    /// As [`Self::end`]; what cannot be written is a warning.
+    /// As [`Self::end`], but a failed write is only a warning.
     pub(super) fn finish(&mut self) -> Result<Option<Event>> {
         let step = self.pending.as_ref().map_or(0, |pending| pending.step);
         let ended = self.end();
@@ -116,14 +118,16 @@ impl<'a> Saver<'a> {
     }
 }
 
-/// A full disk is no reason to stop training: room may be made before the next checkpoint is due.
+/// Turns a failed write into a warning and an event: a full disk is no reason to stop training,
+/// since space may be freed before the next checkpoint is due. Errors that concern all ranks stay
+/// errors.
 pub(super) fn or_warn(step: u64, saved: Result<Option<Event>>) -> Result<Option<Event>> {
     match saved {
         Err(error @ (Error::Collective { .. } | Error::Launch { .. })) => Err(error),
         Err(error) => {
             tracing::error!(
-                "the checkpoint of step {step} could NOT be written: {error}. Training goes on; if it is stopped now, \
-                 all since the last checkpoint is lost"
+                "the checkpoint of step {step} could NOT be written: {error}. Training continues; if it stops now, \
+                 everything since the last checkpoint is lost"
             );
             Ok(Some(Event::SaveFailed { step, reason: error.to_string() }))
         }

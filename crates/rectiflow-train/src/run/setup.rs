@@ -1,7 +1,8 @@
-//! What a run opens before its first step, on all ranks alike: the folder and its lock, the data, the model, the state.
+//! What a run opens before its first step, the same on all ranks: the folder and its lock, the
+//! data, the model, the state.
 //!
-//! Rank 0 does what only one may do, and the others do it after: they are told what it found. That all have the same
-//! recipe, program, data and order is seen before anything is trained.
+//! Rank 0 does what only one process may do and sends the others the result. That all ranks have
+//! the same recipe, program, data and order is checked before training begins.
 
 use std::{
     collections::BTreeMap,
@@ -27,7 +28,7 @@ use crate::{
     state::{Position, TrainState, optim::Optimizer},
 };
 
-/// What a run works on and does not change.
+/// The parts of a run that stay constant.
 #[derive(Clone, Copy)]
 pub(crate) struct Parts<'a> {
     pub(crate) checked: &'a Checked,
@@ -40,27 +41,29 @@ pub(crate) struct Parts<'a> {
     pub(crate) trained: &'a [Trained],
 }
 
-/// The recipe as this rank runs it: `cuda` is the GPU of its number on this machine.
+/// Returns the recipe for this rank: `cuda` becomes the GPU with the rank's number on this machine.
 ///
 /// # Errors
-/// [`Error::Launch`] where there are fewer GPUs than ranks here.
+/// [`Error::Launch`] if the machine has fewer GPUs than ranks.
 pub(crate) fn for_rank(checked: &Checked, launch: Option<&Launch>) -> Result<Checked> {
     let mut checked = checked.clone();
     let (Some(launch), "cuda") = (launch, checked.recipe.run.device.as_str()) else { return Ok(checked) };
     let (index, found) = (launch.local_rank, Cuda::device_count());
     if index as i64 >= found {
         let reason =
-            format!("LOCAL_RANK {index} takes the GPU cuda:{index}, and libtorch sees {found} on this machine");
+            format!("LOCAL_RANK {index} needs the GPU cuda:{index}, but libtorch sees {found} GPUs on this machine");
         return Err(Error::Launch { reason });
     }
     checked.device = Device::Cuda(index);
     Ok(checked)
 }
 
-/// The run folder, locked by rank 0, and the reason of a stop that was acknowledged.
+/// Opens the run folder. Returns the lock, held by rank 0, and the reason of a stop that is
+/// acknowledged.
 ///
 /// # Errors
-/// [`Error::Locked`], [`Error::Stopped`], [`Error::Io`]; [`Error::Launch`] where the ranks do not see one folder.
+/// [`Error::Locked`], [`Error::Stopped`], [`Error::Io`]; [`Error::Launch`] if the ranks do not see
+/// the same folder.
 pub(crate) fn open_folder(run_dir: &Path, comm: &Comm, acknowledge: bool) -> Result<(Option<File>, Option<String>)> {
     let mut file = None;
     let acknowledged = comm.first(|| {
@@ -79,7 +82,7 @@ pub(crate) fn open_folder(run_dir: &Path, comm: &Comm, acknowledge: bool) -> Res
     Ok((file, acknowledged))
 }
 
-/// Whether all ranks have the recipe and the program of rank 0.
+/// Checks that all ranks have the recipe and the program of rank 0.
 ///
 /// # Errors
 /// [`Error::Launch`] naming what differs.
@@ -100,7 +103,7 @@ pub(crate) fn check_same_start(comm: &Comm, recipe: &Recipe) -> Result<()> {
     comm.all_could(if differing.is_empty() { Ok(()) } else { Err(Error::Launch { reason }) })
 }
 
-/// Whether all ranks have the data sets and the order of rank 0.
+/// Checks that all ranks have the data sets and the order of rank 0.
 ///
 /// # Errors
 /// [`Error::Launch`] naming what differs.
@@ -124,7 +127,8 @@ pub(crate) fn check_same_data(comm: &Comm, sources: &[Source], order_hash: &str)
 
 const LOCK: &str = "lock";
 
-/// Keeps a second trainer out of the run folder for as long as the file is open; the system frees it at any death.
+/// Locks the run folder against a second trainer. The lock lasts as long as the file is open; the
+/// system releases it when the process ends, however it ends.
 fn lock(run_dir: &Path) -> Result<File> {
     let path = run_dir.join(LOCK);
     let file = File::create(&path).map_err(Error::io(&path))?;
@@ -147,15 +151,16 @@ pub(crate) fn open_sources(checked: &Checked) -> Result<Vec<Source>> {
     checked.recipe.data.iter().zip(checked.amounts.iter().cloned()).map(open).collect()
 }
 
-/// Latents of another VAE would train without complaint and decode to noise.
+/// Checks that the data sets were encoded with the model's VAE: latents of another one would train
+/// without an error and decode to noise.
 pub(crate) fn check_vae(checked: &Checked, base: &Components, sources: &[Source]) -> Result<()> {
     let found = base.blake3(Component::Vae)?;
     for (data, source) in checked.recipe.data.iter().zip(sources) {
         let codec = &source.dataset.manifest().codec;
         if codec.hash != found {
             let reason = format!(
-                "its latents were made by the VAE {} (BLAKE3 {}), but the model's VAE {} has BLAKE3 {found}; prepare \
-                 the data set with this VAE or choose the other model",
+                "its latents were made by the VAE {} (BLAKE3 {}), but the model's VAE {} has BLAKE3 {found}; \
+                 prepare the data set with this VAE or choose a model with the other one",
                 codec.vae,
                 codec.hash,
                 base.folder(Component::Vae).display()
@@ -170,7 +175,7 @@ fn trained_components(checked: &Checked) -> impl Iterator<Item = Component> {
     Component::ALL.into_iter().filter(|&component| checked.recipe.train.trains(component))
 }
 
-/// The trained components with their configuration files.
+/// Returns the trained components with their configuration files.
 pub(crate) fn find_trained(checked: &Checked, components: &Components) -> Result<Vec<Trained>> {
     let read = |component| {
         let path = components.folder(component).join("config.json");
@@ -179,7 +184,8 @@ pub(crate) fn find_trained(checked: &Checked, components: &Components) -> Result
     trained_components(checked).map(read).collect()
 }
 
-/// The state before the first step from a model's weights, as far as this rank keeps it.
+/// Returns the state before the first step, from the model's weights: the part that this rank
+/// keeps.
 pub(crate) fn fresh_state(checked: &Checked, model: &Model, comm: &Comm) -> TrainState {
     let parameters = adopt::apply(checked, model, share(comm, checked.recipe.ranks.sharding));
     TrainState {
@@ -193,7 +199,8 @@ pub(crate) fn fresh_state(checked: &Checked, model: &Model, comm: &Comm) -> Trai
 }
 
 impl Parts<'_> {
-    /// What every checkpoint of this process says, but for the position.
+    /// Returns the part of a checkpoint's `state.json` that is the same for all checkpoints of this
+    /// process.
     pub(crate) fn template(&self, loader: &Loader, state: &TrainState) -> Result<Saved> {
         let trained: Vec<_> = trained_components(self.checked).collect();
         let frozen = Component::ALL.into_iter().filter(|component| !trained.contains(component)).map(|component| {
@@ -221,7 +228,7 @@ impl Parts<'_> {
         })
     }
 
-    /// What is written down when a process begins to work on the run.
+    /// Returns the event that a process records when it begins.
     pub(crate) fn start_event(&self, state: &TrainState, loader: &Loader, num_test: u64, snapshot_bytes: u64) -> Start {
         let (branched_from, changes) = match self.origin {
             Origin::Base => (None, Vec::new()),
@@ -248,7 +255,7 @@ impl Parts<'_> {
     }
 }
 
-/// Version and BLAKE3 of the running program.
+/// Returns the version and the BLAKE3 hash of the running program.
 pub(crate) fn program_identity() -> Result<String> {
     let path = env::current_exe().map_err(Error::io("the running program"))?;
     Ok(format!("rectiflow {} BLAKE3 {}", env!("CARGO_PKG_VERSION"), hash_file(&path)?))

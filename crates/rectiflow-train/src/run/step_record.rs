@@ -1,4 +1,4 @@
-//! What a run writes down of a step, from what was seen of it before its update and how long it took.
+//! The metrics of a step, from values known before its update and from its duration.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::{
     state::{Position, TrainState},
 };
 
-/// What was known of a step before its update.
+/// Values of a step that are known before its update.
 pub(super) struct Seen {
     loss: f64,
     gradient_norm: f64,
@@ -29,7 +29,8 @@ impl Seen {
         }
     }
 
-    /// The metrics of an applied step that ends at `position`, of a rank alone, without arithmetic and money.
+    /// Returns the metrics of an applied step that ends at `position`, for a single rank, without
+    /// FLOPs and cost.
     pub(super) fn metrics(self, step: &Step, position: Position, secs: StepSecs) -> StepMetrics {
         StepMetrics {
             step: position.cursor,
@@ -49,7 +50,7 @@ impl Seen {
     }
 }
 
-/// Seconds of a step, and of what it does before its update.
+/// Seconds of a step, and of its parts before the update.
 #[derive(Clone, Copy)]
 pub(super) struct StepSecs {
     pub(super) step: f64,
@@ -58,7 +59,7 @@ pub(super) struct StepSecs {
 }
 
 impl StepSecs {
-    /// What the step was like for one of several ranks.
+    /// Returns this rank's share of the step, where there are several ranks.
     pub(super) fn rank_metrics(&self, traffic: Traffic, slowest: Option<Slowest>) -> RankMetrics {
         RankMetrics {
             passes_secs: self.passes,

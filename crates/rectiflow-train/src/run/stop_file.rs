@@ -1,7 +1,8 @@
-//! `STOPPED`: a run that the guard has stopped stays stopped, whoever starts it again, until a person says otherwise.
+//! The file `STOPPED`: a run that the guard has stopped stays stopped through every restart, until
+//! the user acknowledges it.
 //!
-//! A launcher that restarts what ends would go on burning money on a run that cannot be saved by itself. The file holds
-//! the reason; acknowledging keeps it as `STOPPED.acknowledged`.
+//! A launcher that restarts failed runs would otherwise spend money on a run that cannot recover by
+//! itself. The file holds the reason; acknowledging renames it to `STOPPED.acknowledged`.
 
 use std::{fs, io::ErrorKind, path::Path};
 
@@ -9,7 +10,7 @@ use crate::error::{Error, Result};
 
 const FILE: &str = "STOPPED";
 
-/// Leaves the reason in the run folder.
+/// Writes the reason to the run folder.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -18,10 +19,10 @@ pub(crate) fn write(run_dir: &Path, reason: &str) -> Result<()> {
     fs::write(&path, format!("{reason}\n")).map_err(Error::io(&path))
 }
 
-/// Refuses to go on with a stopped run, or acknowledges the stop; gives its reason then.
+/// Refuses to continue a stopped run, or acknowledges the stop and returns its reason.
 ///
 /// # Errors
-/// [`Error::Stopped`], or [`Error::Io`].
+/// [`Error::Stopped`] if the run is stopped and `acknowledge` is false; [`Error::Io`].
 pub(crate) fn check(run_dir: &Path, acknowledge: bool) -> Result<Option<String>> {
     let path = run_dir.join(FILE);
     let reason = match fs::read_to_string(&path) {
@@ -50,6 +51,6 @@ mod tests {
             assert!(refused.contains("the loss is NaN") && refused.contains("--acknowledge-stop"), "{refused}");
         }
         assert_eq!(check(dir, true).expect("acknowledged"), Some("the loss is NaN".to_owned()));
-        assert_eq!(check(dir, false).expect("it may go on"), None);
+        assert_eq!(check(dir, false).expect("it may continue"), None);
     }
 }

@@ -1,6 +1,7 @@
-//! What the guard's verdicts do to a run: skip, clip, rewind, stop, and the evidence that each of them leaves.
+//! The effects of the guard's verdicts on a run: skip, clip, rewind and stop, and the evidence that
+//! each of them leaves.
 //!
-//! The verdict is made from numbers that are the same on all ranks, so that all of them do the same thing.
+//! A verdict follows from numbers that are the same on all ranks, so that all ranks do the same.
 
 use rectiflow_data::batch::Step;
 
@@ -19,7 +20,7 @@ use crate::{
 };
 
 impl Run<'_> {
-    /// Asks the guard and does what it says. Gives whether the update was made.
+    /// Asks the guard and acts on its verdict. Returns whether the update was applied.
     pub(super) fn act(&mut self, step: &Step, passes: Passes, lr: f64) -> Result<bool> {
         let config = &self.parts.checked.recipe.guard;
         let seen = Observation { loss: passes.loss, gradient_norm: passes.gradient_norm };
@@ -68,7 +69,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Writes down how the parts of the model look in the update just made.
+    /// Measures and records the vital signs of the update just applied.
     fn take_vitals(&mut self, step: &Step, gradients: &GradientVector, lr: f64) -> Result<()> {
         let modules = vitals::measure(&self.state, gradients, lr, &self.stepper.ratios, &self.exchange)?;
         let losses = std::mem::replace(&mut self.losses, Bins::new(self.parts.checked.recipe.test.bins));
@@ -83,7 +84,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Goes back to a snapshot and passes over everything since then, this step included.
+    /// Restores a snapshot and passes over all steps since then, this one included.
     fn rewind(&mut self, step: &Step, back: u64) -> Result<()> {
         let update = self.state.position.update;
         let snapshot = self.ring.back(update, back).expect("the first snapshot was taken before the first step");
@@ -95,7 +96,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Leaves the evidence and the reason; the last checkpoint is as it was.
+    /// Records the evidence and the reason, and returns the error that ends the run. The last
+    /// checkpoint is not changed.
     fn stop(&mut self, step: &Step, reason: String) -> Error {
         let run_dir = self.parts.checked.recipe.run.dir.clone();
         let black_box = match self.black_box("stop", &reason) {
@@ -106,16 +108,16 @@ impl Run<'_> {
         self.emit_guard("stop", reason.clone(), black_box);
         let secs = self.began.elapsed().as_secs_f64();
         self.emit(Event::End { step: self.state.position.cursor, reason: "stopped".to_owned(), secs });
-        // The file is there before any rank ends: a launcher that starts all of them again must find it.
+        // The file exists before any rank ends: a launcher that restarts all ranks must find it.
         match self.parts.comm.first(|| stop_file::write(&run_dir, &reason)) {
             Ok(()) => Error::Stopped { run_dir, reason },
             Err(error) => error,
         }
     }
 
-    /// Writes down what the last steps were; the run does not depend on it.
+    /// Writes a black box of the last steps and returns its name; a failed write is only a warning.
     fn black_box(&mut self, action: &str, reason: &str) -> Result<Option<String>> {
-        // It names the newest checkpoint, from where its steps can be made again.
+        // The black box names the newest checkpoint, from which its steps can be repeated.
         self.finish_saving()?;
         let comm = self.parts.comm;
         let recipe = self.parts.checked.recipe.to_toml();
@@ -124,7 +126,7 @@ impl Run<'_> {
         let write = || match self.recorder.write(action, reason, recipe, checkpoint, (comm.rank().ranks, steps)) {
             Ok(name) => Some(name),
             Err(error) => {
-                tracing::warn!("the black box of this act could not be written: {error}");
+                tracing::warn!("the black box of this action could not be written: {error}");
                 None
             }
         };

@@ -1,9 +1,10 @@
-//! Averaged weights: an exponential moving average of the parameters, which is most often the better model to sample.
+//! Averaged weights: an exponential moving average of the parameters, which often samples better
+//! than the trained parameters themselves.
 //!
-//! It counts samples, not updates, so that a recipe keeps its meaning when the batch size changes: after
-//! `half_life_samples` samples an old value has half its weight. An average that began with bad weights would remember
-//! them for long, so that at first the half-life is only a part (`ramp`) of the samples seen (Karras et al. 2022, arXiv
-//! 2206.00364, do the same).
+//! The half-life counts samples, not updates, so a recipe keeps its meaning when the batch size
+//! changes: after `half_life_samples` samples an old value has half its weight. An average
+//! remembers bad initial weights for a long time. At first the half-life is therefore only a
+//! fraction (`ramp`) of the samples seen so far, as in Karras et al. 2022 (arXiv 2206.00364).
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -19,9 +20,11 @@ use crate::state::{
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct EmaConfig {
-    /// Samples after which an old value has half its weight; none keeps no average. It costs 4 bytes a parameter.
+    /// Samples after which an old value has half its weight. No average is kept if this is not set.
+    /// An average takes 4 bytes a parameter.
     pub half_life_samples: Option<u64>,
-    /// The half-life is never above this part of the samples seen, so that an average forgets its start. Above 0.
+    /// Upper limit of the half-life, as a fraction of the samples seen so far, so that an average
+    /// forgets its start. Above 0.
     pub ramp: f64,
 }
 
@@ -32,14 +35,14 @@ impl Default for EmaConfig {
 }
 
 impl EmaConfig {
-    /// The weight of the old average after an update of `batch` samples, `seen` samples of the run included; `None`
-    /// where no average is kept.
+    /// Returns the weight of the old average in an update of `batch` samples, after which the run
+    /// has seen `seen` samples; `None` if no average is kept.
     pub fn keep(&self, batch: u64, seen: u64) -> Option<f64> {
         let half_life = (self.half_life_samples? as f64).min(self.ramp * seen as f64);
         Some(0.5f64.powf(batch as f64 / half_life))
     }
 
-    /// What is wrong with these settings: (key, reason) pairs.
+    /// Returns the problems of these settings as (key, reason) pairs.
     pub(crate) fn problems(&self) -> Vec<(String, String)> {
         let mut problems = Vec::new();
         if self.half_life_samples == Some(0) {
@@ -52,14 +55,14 @@ impl EmaConfig {
     }
 }
 
-/// `average = keep * average + (1 - keep) * values`, both `[n]` fp32; `average` is changed in place.
+/// Sets `average` to `keep * average + (1 - keep) * values` in place, both `[n]` fp32.
 pub(crate) fn lerp_towards(average: &Tensor, values: &Tensor, keep: f64, workers: &Workers) {
     on_chunks(average, values, workers, |average, values| {
         let _ = average.lerp_(values, 1.0 - keep);
     });
 }
 
-/// Swaps the values of two vectors `[n]`, bit for bit, without memory for a third.
+/// Swaps the values of two vectors `[n]`, bit for bit, without memory for a third vector.
 pub(crate) fn swap(a: &Tensor, b: &Tensor, workers: &Workers) {
     on_chunks(a, b, workers, |a, b| {
         let kept = a.copy();
@@ -68,7 +71,7 @@ pub(crate) fn swap(a: &Tensor, b: &Tensor, workers: &Workers) {
     });
 }
 
-/// `act` on the same chunk of both vectors, by the workers.
+/// Calls `act` on each pair of corresponding chunks of both vectors, on the workers.
 fn on_chunks(a: &Tensor, b: &Tensor, workers: &Workers, act: impl Fn(&mut Tensor, &Tensor) + Send + Sync) {
     let chunks = chunks(&(0..a.numel() as i64), a.device());
     let mut views: Vec<(Tensor, Tensor)> = chunks.map(|chunk| (narrow(a, &chunk), narrow(b, &chunk))).collect();
@@ -96,7 +99,7 @@ mod tests {
 
     #[test]
     fn at_first_the_half_life_is_a_part_of_what_was_seen() {
-        // 5% of 2,000 samples are 100, and a batch of 100 halves.
+        // 5% of 2,000 samples are 100, so a batch of 100 samples halves the old weight.
         let keep = config(1_000_000).keep(100, 2000).expect("an average is kept");
         assert!((keep - 0.5).abs() < 1e-12);
     }

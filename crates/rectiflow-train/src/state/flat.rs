@@ -1,14 +1,16 @@
 //! All trained parameters as one flat fp32 vector.
 //!
-//! The vector is cut into buckets of whole tensors, and every bucket into a piece for each rank (`partition`). A rank has
-//! fp32 masters of its pieces alone, and everything that the model calculates with: a buffer for each bucket, in the dtype
-//! of its tensors, that the model's tensors are views of. Whoever changes masters has to bring the buffers up to them
-//! (`FlatParameters::refresh`, or `exchange` where there are several ranks). In fp32, where one rank has all, the buffers
-//! are views of the masters, and there is one copy of everything.
+//! The vector is cut into buckets of whole tensors, and every bucket into a piece for each rank
+//! (`partition`). A rank holds the fp32 masters of its own pieces, and everything that the model
+//! computes with: a buffer for each bucket in the dtype of its tensors, which the model's tensors
+//! view. After the masters change, the buffers must be updated (`FlatParameters::refresh`, or
+//! `exchange` if there are several ranks). In fp32 with a single owner, the buffers are views of
+//! the masters, so there is only one copy.
 //!
-//! Parameters lie in groups, one a component. In each come first those that stay in fp32 in a bf16 model, so that
-//! a bucket has one dtype, and then the others, both in the order of their names. That order does not depend on the dtype
-//! that a run calculates in, so that a checkpoint can be gone on from in another.
+//! Parameters form groups, one for each component. Within a group, those that stay in fp32 in a
+//! bf16 model come first, so that a bucket has one dtype, then the others, both sorted by name. The
+//! order does not depend on the dtype that a run computes in, so a run can resume from a checkpoint
+//! in another dtype.
 
 use std::ops::Range;
 
@@ -27,39 +29,42 @@ use crate::state::{
 /// The flat vector of trained parameters and the tensors that view it.
 #[derive(Debug)]
 pub struct FlatParameters {
-    /// Masters of what this rank owns, fp32, `[k]`.
+    /// Masters of the elements that this rank owns, `[k]` fp32.
     pub masters: Tensor,
-    /// One entry a tensor, in order, without holes.
+    /// One entry for each tensor, in order and without gaps.
     pub slices: Vec<Slice>,
-    /// One entry a component, in order, without holes.
+    /// One entry for each component, in order and without gaps.
     pub groups: Vec<Group>,
-    /// Who owns what.
+    /// The elements that each rank owns.
     pub partition: Partition,
-    /// Which of the partition's ranks this is.
+    /// This rank among those of the partition.
     pub share: RankOf,
-    /// What the model calculates with, by bucket: `[R c]`, the bucket and what its pieces lack to be equally long.
+    /// Values that the model computes with, one tensor `[R c]` for each bucket: the bucket, padded
+    /// so that its R pieces are equally long.
     weights: Vec<Tensor>,
-    /// Whether those are views of the masters.
+    /// Whether `weights` are views of the masters.
     aliases_masters: bool,
     /// The sum of a step's gradients.
     pub(crate) gradients: GradientSum,
 }
 
-/// A bucket ends with the tensor that makes it so long: 25 MiB of fp32, PyTorch's default.
+/// Elements at which a bucket is closed: 25 MiB of fp32, PyTorch's default.
 const BUCKET: i64 = 25 << 18;
-/// A small model has at least about so many buckets, so that most of it is on its way before the last gradient is there.
+/// Least number of buckets, approximately, of a small model, so that most of its gradients are
+/// already sent when the last one is complete.
 pub const FEWEST_BUCKETS: i64 = 16;
 
 impl FlatParameters {
-    /// Moves the parameters of `components` (name, parameters) into one vector and turns their gradients on, on a rank that
-    /// owns all of it.
+    /// Moves the parameters of `components` (name, parameters) into one vector and enables their
+    /// gradients, on a rank that owns all of them.
     ///
-    /// The models keep their tensors; only the memory behind them changes, and in bf16 the dtype of most.
+    /// The models keep their tensors; only the underlying memory changes, and in bf16 the dtype of
+    /// most of them.
     pub fn adopt(components: &[(&str, &Parameters)], precision: Precision) -> Self {
         Self::adopt_share(components, precision, RankOf::ONLY)
     }
 
-    /// As [`Self::adopt`], on one of several ranks that share the masters.
+    /// Like [`Self::adopt`], on one of several ranks that share the masters.
     pub fn adopt_share(components: &[(&str, &Parameters)], precision: Precision, share: RankOf) -> Self {
         let (slices, groups, mut leaves) = lay_out(components, precision);
         let partition = Partition::of_buckets(bucket_lengths(&slices, &groups), share.ranks);
@@ -95,10 +100,10 @@ impl FlatParameters {
         Self { masters, slices, groups, partition, share, weights, aliases_masters, gradients }
     }
 
-    /// Brings what the model calculates with up to the masters, on a rank that owns all of them. Whoever has changed
-    /// masters calls it before the model is used again.
+    /// Updates the model's weights from the masters, on a rank that owns all of them. Must be
+    /// called after the masters change, before the model is used again.
     pub(crate) fn refresh(&self) {
-        assert_eq!(self.share.ranks, 1, "several ranks exchange what each has changed");
+        assert_eq!(self.share.ranks, 1, "several ranks exchange their masters instead");
         if self.aliases_masters {
             return;
         }
@@ -107,8 +112,8 @@ impl FlatParameters {
         }
     }
 
-    /// By bucket: what this rank gives the others of what the model calculates with, `[c]`, and where the pieces of all
-    /// ranks go, `[R c]`.
+    /// Returns, for each bucket, this rank's piece of the model's new weights `[c]`, and the tensor
+    /// `[R c]` that receives the pieces of all ranks.
     pub(crate) fn exchanged(&self) -> impl Iterator<Item = (Tensor, &Tensor)> {
         let buckets = self.partition.buckets().iter().zip(self.partition.pieces(self.share));
         buckets.zip(&self.weights).map(|((bucket, piece), weights)| {
@@ -120,18 +125,18 @@ impl FlatParameters {
         })
     }
 
-    /// Those of some elements that this rank owns, counted among what it owns.
+    /// Returns the part of `range` that this rank owns, as a range within its own elements.
     pub(crate) fn own_part(&self, range: &Range<i64>) -> Range<i64> {
         self.partition.own_part(self.share, range)
     }
 
-    /// Number of trained parameters.
+    /// Returns the number of trained parameters.
     pub fn num_parameters(&self) -> i64 {
         self.partition.len()
     }
 }
 
-/// All parameters in their order, and the tensors that have them.
+/// Returns all parameters in order, and the tensors that hold them.
 fn lay_out(components: &[(&str, &Parameters)], precision: Precision) -> (Vec<Slice>, Vec<Group>, Vec<Tensor>) {
     let (mut slices, mut groups, mut leaves) = (Vec::new(), Vec::new(), Vec::new());
     let mut end = 0;
@@ -151,7 +156,7 @@ fn lay_out(components: &[(&str, &Parameters)], precision: Precision) -> (Vec<Sli
     (slices, groups, leaves)
 }
 
-/// Lengths of the buckets. Which they are does not depend on ranks or dtype.
+/// Returns the lengths of the buckets, which do not depend on ranks or dtype.
 fn bucket_lengths(slices: &[Slice], groups: &[Group]) -> Vec<i64> {
     let len = groups.last().map_or(0, |group| group.range.end);
     let most = (len / FEWEST_BUCKETS).clamp(1, BUCKET);
@@ -176,7 +181,7 @@ mod tests {
 
     use super::*;
 
-    /// Random parameters of a UNet and a text encoder, some of which stay in fp32.
+    /// Returns random parameters of a UNet and a text encoder, some of which stay in fp32.
     fn components() -> [Parameters; 2] {
         let shapes: [&[(&str, &[i64])]; 2] = [
             &[
@@ -210,7 +215,7 @@ mod tests {
         assert_eq!(names[4..], ["text_encoder.a.layer_norm1.bias", "text_encoder.a.fc.weight"]);
         let lengths: Vec<i64> =
             flat.partition.buckets().iter().map(|bucket| bucket.range.end - bucket.range.start).collect();
-        // 92 elements, buckets of at least 5.
+        // 92 elements in buckets of at least 5.
         assert_eq!(lengths, [5, 12, 40, 21, 3, 11]);
         let kinds: Vec<Kind> = flat.weights.iter().map(Tensor::kind).collect();
         let (low, high) = (Kind::BFloat16, Kind::Float);

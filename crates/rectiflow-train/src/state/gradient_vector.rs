@@ -1,8 +1,9 @@
-//! The sum of a step's gradients: one vector, that lies in stretches of memory.
+//! The sum of a step's gradients: one vector in several stretches of memory.
 //!
-//! A bucket's stretch is taken when its first gradient comes. By then the backward pass has given back the activations of the
-//! layers behind it, and the stretch lies where they lay. One allocation for the whole vector fits in none of these gaps: it
-//! would be new memory, in every step (docs/log.md, 2026-11-26).
+//! A bucket's stretch is allocated when its first gradient arrives. By then the backward pass has
+//! freed the activations of later layers, and the stretch reuses their memory. A single allocation
+//! for the whole vector fits into none of these gaps and would take new memory in every step
+//! (docs/log.md, 2026-11-26).
 
 use std::ops::Range;
 
@@ -13,28 +14,28 @@ use crate::state::{
     one_pass,
 };
 
-/// A vector `[n]` fp32 in stretches.
+/// A vector `[n]` fp32 in stretches, in order and without gaps.
 #[derive(Debug)]
 pub(crate) struct GradientVector(Vec<Stretch>);
 
 #[derive(Debug)]
 struct Stretch {
-    /// Its elements in the vector.
+    /// Elements in the vector.
     range: Range<i64>,
     numbers: Tensor,
 }
 
-/// Some elements of it.
+/// A range of the vector.
 #[derive(Debug)]
 pub(crate) struct Chunk {
-    /// Which they are.
+    /// Elements in the vector.
     pub(crate) range: Range<i64>,
-    /// They themselves, as a view.
+    /// View of these elements.
     pub(crate) gradient: Tensor,
 }
 
 impl GradientVector {
-    /// These vectors, one behind the other.
+    /// Returns the concatenation of `vectors`, without copying them.
     pub(crate) fn new(vectors: impl IntoIterator<Item = Tensor>) -> Self {
         let mut end = 0;
         let stretch = |numbers: Tensor| {
@@ -45,7 +46,8 @@ impl GradientVector {
         Self(vectors.into_iter().map(stretch).collect())
     }
 
-    /// The elements of a range in order: a stretch at a time, which of the vector they are, and they themselves, as a view.
+    /// Returns the elements of a range in order, one stretch at a time: their range in the vector
+    /// and a view of them.
     pub(crate) fn over(&self, range: &Range<i64>) -> impl Iterator<Item = (Range<i64>, Tensor)> + use<'_> {
         let (range, end) = (range.clone(), range.end);
         let first = self.0.partition_point(|stretch| stretch.range.end <= range.start);
@@ -57,7 +59,7 @@ impl GradientVector {
         })
     }
 
-    /// A range in pieces to be worked on at a time.
+    /// Returns a range in chunks of a size that suits the device.
     pub(crate) fn chunks(&self, range: &Range<i64>) -> impl Iterator<Item = Chunk> + use<'_> {
         self.over(range).flat_map(|(stretch, gradient)| {
             let start = stretch.start;
@@ -68,12 +70,12 @@ impl GradientVector {
         })
     }
 
-    /// The sum of the squares of a range.
+    /// Returns the sum of the squares of a range.
     pub(crate) fn square_norm(&self, range: &Range<i64>) -> f64 {
         self.over(range).map(|(_, numbers)| one_pass::square_norm(&numbers)).sum()
     }
 
-    /// Scales the vector, whose norm is `norm`, down to `limit` where it is longer.
+    /// Scales the vector, whose norm is `norm`, down to the norm `limit` if it is longer.
     pub(crate) fn clip(&mut self, norm: f64, limit: f64) {
         if norm > limit {
             self.0.iter_mut().for_each(|stretch| stretch.numbers *= limit / norm);
@@ -83,7 +85,7 @@ impl GradientVector {
 
 #[cfg(test)]
 impl GradientVector {
-    /// A copy without gaps.
+    /// Returns a contiguous copy.
     pub(crate) fn joined(&self) -> Tensor {
         let stretches: Vec<&Tensor> = self.0.iter().map(|stretch| &stretch.numbers).collect();
         Tensor::cat(&stretches, 0)

@@ -1,12 +1,15 @@
-//! The sum of a step's gradients: fp32, bucket by bucket of the flat vector, added to as backward passes go.
+//! The sum of a step's gradients in fp32, accumulated during the backward passes, bucket by bucket
+//! of the flat vector.
 //!
-//! A sink takes each parameter's gradient (bf16 where its compute copy is) the moment it is complete, adds it and frees
-//! it, so that no micro-batch's gradients are ever in memory together. Micro-batches run side by side on a CPU, and a
-//! sum depends on its order: a gradient that comes before those of earlier micro-batches waits for them.
+//! A sink takes each parameter's gradient (bf16 if its compute copy is) the moment it is complete,
+//! adds it and frees it, so the gradients of a micro-batch are never in memory all at once.
+//! Micro-batches run concurrently on a CPU, and a floating-point sum depends on its order: a
+//! gradient that arrives before those of earlier micro-batches waits for them.
 //!
-//! Each bucket has memory of its own, from its first gradient on. Where one rank owns all parameters, the buckets are the
-//! vector. Where several do, a bucket is laid out in equal pieces as it is sent, and freed when it has been reduced; whoever
-//! listens is told which bucket has all its gradients, while the backward pass goes on.
+//! Each bucket has its own memory, allocated at its first gradient. If one rank owns all
+//! parameters, the buckets form the vector. If several do, a bucket is laid out in equal pieces,
+//! ready to be sent, and freed once it has been reduced; a listener is notified of each bucket that
+//! is complete, while the backward pass continues.
 
 use std::{
     collections::BTreeMap,
@@ -32,7 +35,7 @@ use crate::{
     },
 };
 
-/// Sums the gradients of parameters that lie in one vector.
+/// Sums the gradients of the parameters of one flat vector.
 #[derive(Debug)]
 pub(crate) struct GradientSum {
     shared: Arc<Shared>,
@@ -42,32 +45,32 @@ pub(crate) struct GradientSum {
 #[derive(Debug)]
 struct Shared {
     device: Device,
-    /// Whether one rank owns all parameters: buckets stay until `finish` then.
+    /// Whether one rank owns all parameters. If so, buckets are kept until `finish`.
     is_whole: bool,
     buckets: Vec<Mutex<Sum>>,
     places: Vec<Mutex<ParameterSum>>,
-    /// Micro-batches that are summed up.
+    /// Number of micro-batches in the sum.
     expected: AtomicUsize,
-    /// Is told which bucket is complete.
+    /// Receives the index of each bucket that is complete.
     listener: Mutex<Option<Sender<usize>>>,
     under_way: UnderWay,
 }
 
-/// The backward passes under way: which thread asked for one, and of which micro-batch it is.
+/// The running backward passes: the thread that requested each, and its micro-batch.
 ///
-/// On a processor libtorch hands a gradient over on the thread that asked for the pass. On a GPU it
-/// does so on a thread of its own, and there is one pass at a time.
+/// On a CPU, libtorch delivers a gradient on the thread that requested the pass. On a GPU it does
+/// so on a thread of its own, and only one pass runs at a time.
 #[derive(Debug, Default)]
 struct UnderWay(Mutex<Vec<(ThreadId, usize)>>);
 
 impl UnderWay {
-    /// This thread's pass, of a micro-batch, until the returned value is dropped.
+    /// Registers this thread's pass over a micro-batch until the returned value is dropped.
     fn begin(&self, micro_batch: usize) -> BackwardPass<'_> {
         self.lock().push((thread::current().id(), micro_batch));
         BackwardPass(self)
     }
 
-    /// The micro-batch that a gradient is of which has just been handed over.
+    /// Returns the micro-batch of the gradient that has just been delivered.
     fn micro_batch(&self) -> usize {
         let passes = self.lock();
         let own = thread::current().id();
@@ -76,12 +79,12 @@ impl UnderWay {
         }
         match passes[..] {
             [(_, only)] => only,
-            _ => unreachable!("on threads of libtorch's own there is one backward pass at a time"),
+            _ => unreachable!("a thread of libtorch's own runs one backward pass at a time"),
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<(ThreadId, usize)>> {
-        // A panic leaves the list as it is.
+        // A panic leaves the list intact.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -98,15 +101,15 @@ impl Drop for BackwardPass<'_> {
 /// One bucket's sum.
 #[derive(Debug)]
 struct Sum {
-    /// Elements of its parameters: what its pieces lack to be equally long is not counted.
+    /// Number of elements of its parameters, without padding.
     filled: i64,
-    /// All elements of its memory.
+    /// Number of elements of its memory, with padding to equal pieces.
     len: i64,
-    /// Its parameters.
+    /// Indices of its parameters.
     places: Range<usize>,
-    /// Parameters whose part of the sum is not complete.
+    /// Number of parameters whose part of the sum is incomplete.
     missing: usize,
-    /// Whether somebody has it, and no gradient is added any more.
+    /// Whether it has been taken, so that no more gradients may be added.
     is_taken: bool,
     memory: Option<Tensor>,
 }
@@ -122,12 +125,13 @@ struct ParameterSum {
     total: Option<Tensor>,
     /// The micro-batch whose gradient is added next.
     next: usize,
-    /// Gradients of later ones; `None` where the loss does not depend on the parameter.
+    /// Gradients of later micro-batches; `None` if the loss does not depend on the parameter.
     waiting: BTreeMap<usize, Option<Tensor>>,
 }
 
 impl GradientSum {
-    /// Takes all future gradients of `leaves`, which lie in the vector as `slices` and `partition` say.
+    /// Takes all future gradients of `leaves`, whose places in the vector are described by `slices`
+    /// and `partition`.
     pub(crate) fn new(leaves: &[Tensor], slices: &[Slice], partition: &Partition) -> Self {
         let (mut buckets, mut places) = (Vec::new(), Vec::new());
         let mut rest = slices.iter().peekable();
@@ -165,8 +169,8 @@ impl GradientSum {
         Self { shared, _sinks: sinks }
     }
 
-    /// Begins a new sum over so many micro-batches. Its memory is taken as gradients come.
-    /// `listener` is told of every bucket that is complete.
+    /// Begins a new sum over `micro_batches`. Its memory is allocated as gradients arrive.
+    /// `listener` receives the index of every bucket that is complete.
     pub(crate) fn begin(&self, micro_batches: usize, listener: Option<Sender<usize>>) {
         let Shared { buckets, places, expected, .. } = &*self.shared;
         expected.store(micro_batches, Ordering::SeqCst);
@@ -193,20 +197,21 @@ impl GradientSum {
         *self.shared.listener.lock().expect(UNPOISONED) = None;
     }
 
-    /// What another thread takes complete buckets from.
+    /// Returns a handle with which another thread takes complete buckets.
     pub(crate) fn complete_buckets(&self) -> Buckets {
         Buckets(self.shared.clone())
     }
 
-    /// What threads that work side by side add gradients with.
+    /// Returns a handle with which concurrent threads add gradients.
     pub(crate) fn adder(&self) -> Adder {
         Adder(self.shared.clone())
     }
 
-    /// The sum `[n]` of all micro-batches since [`Self::begin`], where one rank owns all parameters.
+    /// Returns the sum `[n]` of all micro-batches since [`Self::begin`]. One rank must own all
+    /// parameters.
     pub(crate) fn finish(&self) -> GradientVector {
         let Shared { is_whole, buckets, .. } = &*self.shared;
-        assert!(is_whole, "several ranks own the parameters");
+        assert!(is_whole, "one rank owns all parameters");
         GradientVector::new(buckets.iter().enumerate().map(|(index, bucket)| {
             let sum = self.shared.take(index);
             bucket.lock().expect(UNPOISONED).memory = None;
@@ -220,8 +225,8 @@ impl GradientSum {
 pub(crate) struct Adder(Arc<Shared>);
 
 impl Adder {
-    /// Adds the gradient of a micro-batch's loss; `micro_batch` counts those of the sum from 0. Others
-    /// may be worked on by other threads at the same time.
+    /// Adds the gradient of a micro-batch's loss; `micro_batch` is its index in the sum, from 0.
+    /// Other threads may add other micro-batches at the same time.
     pub(crate) fn add(&self, micro_batch: usize, loss: &Tensor) -> Result<()> {
         let pass = self.0.under_way.begin(micro_batch);
         loss.f_backward().map_err(Error::torch("the backward pass"))?;
@@ -238,15 +243,15 @@ impl Adder {
 pub(crate) struct Buckets(Arc<Shared>);
 
 impl Buckets {
-    /// A bucket of the sum, `[R c]`, which no gradient may be added to any more.
+    /// Takes a bucket of the sum, `[R c]`. No more gradients may be added to it.
     pub(crate) fn take(&self, bucket: usize) -> Tensor {
         self.0.take(bucket)
     }
 }
 
 impl Shared {
-    /// A parameter's gradient of a micro-batch is complete, or none exists. Only the first call per micro-batch
-    /// counts.
+    /// Records that a parameter's gradient of a micro-batch is complete, or that it has none. Only
+    /// the first call for each micro-batch counts.
     fn arrive(&self, index: usize, micro_batch: usize, gradient: Option<Tensor>) {
         let mut place = self.places[index].lock().expect(UNPOISONED);
         if micro_batch < place.next || place.waiting.contains_key(&micro_batch) {
@@ -268,7 +273,7 @@ impl Shared {
         }
     }
 
-    /// One more parameter of a bucket is complete.
+    /// Records that one more parameter of a bucket is complete.
     fn parameter_done(&self, bucket: usize) {
         let is_complete = {
             let mut sum = self.buckets[bucket].lock().expect(UNPOISONED);
@@ -297,7 +302,7 @@ impl Shared {
         place.total = Some(total);
     }
 
-    /// The memory of a bucket's sum. What is in there is arbitrary until it is written.
+    /// Returns the memory of a bucket's sum. Its contents are arbitrary until written.
     fn memory(&self, bucket: usize) -> Tensor {
         let mut sum = self.buckets[bucket].lock().expect(UNPOISONED);
         let len = sum.len;
@@ -347,7 +352,7 @@ mod tests {
             kind: leaf.kind(),
         };
         let slices: Vec<_> = leaves.iter().enumerate().map(slice).collect();
-        // The first two in a bucket, then one each.
+        // The first two tensors share a bucket, each other one has its own.
         let lengths = [4].into_iter().chain(vec![2; leaves.len().saturating_sub(2)]);
         let partition = Partition::of_buckets(lengths.take(leaves.len()), ranks);
         GradientSum::new(leaves, &slices, &partition)
@@ -362,11 +367,11 @@ mod tests {
         let leaves = [leaf(1.0, Kind::BFloat16), leaf(1.0, Kind::Float)];
         let sum = sum_of(&leaves, 1);
         sum.begin(2, None);
-        // 256 and 1 are bf16 numbers; their sum is not.
+        // 256 and 1 can be represented in bf16; their sum cannot.
         for (micro_batch, factor) in [256.0, 1.0].into_iter().enumerate() {
             sum.adder().add(micro_batch, &(&leaves[0] * factor).sum(Kind::Float)).unwrap();
         }
-        assert_eq!(numbers(&sum.finish().joined()), [257.0, 257.0, 0.0, 0.0], "and what had no gradient is 0");
+        assert_eq!(numbers(&sum.finish().joined()), [257.0, 257.0, 0.0, 0.0], "parameters without a gradient are 0");
         assert!(leaves.iter().all(|leaf| !leaf.grad().defined()));
     }
 
@@ -374,7 +379,7 @@ mod tests {
     fn the_sum_is_in_the_order_of_the_micro_batches_whoever_comes_first() {
         let leaves = [leaf(1.0, Kind::Float), leaf(1.0, Kind::Float)];
         let sum = sum_of(&leaves, 1);
-        let factors = [1e8f64, -1e8, 1.0]; // another order loses the 1
+        let factors = [1e8f64, -1e8, 1.0]; // another order would lose the 1
         let mut sums = Vec::new();
         for order in [[0, 1, 2], [2, 1, 0], [1, 2, 0]] {
             sum.begin(3, None);
@@ -411,14 +416,14 @@ mod tests {
             sum.stop_notifying();
             let mut told: Vec<usize> = told.iter().collect();
             told.sort_unstable();
-            assert_eq!(told, [0, 1], "of each bucket once");
+            assert_eq!(told, [0, 1], "each bucket is reported once");
             assert_eq!(numbers(&buckets.take(1)), [2.0, 2.0, 0.0]);
             let twice = 2.0 * factor as f32;
             assert_eq!(numbers(&buckets.take(0)), [twice, twice, 0.0, 0.0, 0.0, 0.0]);
         }
         let (listener, told) = mpsc::channel();
         sum.begin(0, Some(listener));
-        assert_eq!(told.try_iter().count(), 2, "a rank without a micro-batch has nothing to wait for");
-        assert_eq!(numbers(&buckets.take(1)), [0.0; 3], "and adds nothing");
+        assert_eq!(told.try_iter().count(), 2, "without micro-batches all buckets are complete");
+        assert_eq!(numbers(&buckets.take(1)), [0.0; 3], "a bucket without gradients is 0");
     }
 }

@@ -1,10 +1,10 @@
-//! Where a tensor lies in the flat vector of parameters, and ranges of such a vector. Pure.
+//! Places of tensors in the flat vector of parameters, and ranges of such a vector. Pure.
 
 use std::ops::Range;
 
 use tch::{Device, Kind, Tensor};
 
-/// Where one tensor lies in the flat vector.
+/// The place of one tensor in the flat vector.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Slice {
     /// Component and diffusers name, e.g. `unet.conv_in.weight`.
@@ -13,11 +13,11 @@ pub struct Slice {
     pub shape: Vec<i64>,
     /// Its elements in the flat vector.
     pub range: Range<i64>,
-    /// The dtype that the model calculates with it in.
+    /// Dtype of the tensor in the model's computation.
     pub kind: Kind,
 }
 
-/// A component's share of the flat vector.
+/// The place of one component in the flat vector.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Group {
     /// The component's folder in diffusers' layout: `unet`, `text_encoder` or `text_encoder_2`.
@@ -26,27 +26,28 @@ pub struct Group {
     pub range: Range<i64>,
 }
 
-/// A range of a vector, as a view.
+/// Returns a view of a range of a vector.
 pub(crate) fn narrow(vector: &Tensor, range: &Range<i64>) -> Tensor {
     vector.narrow(0, range.start, range.end - range.start)
 }
 
-/// What two ranges have in common; empty, inside `b`, where that is nothing.
+/// Returns the intersection of two ranges; an empty range inside `b` if they are disjoint.
 pub(crate) fn intersect(a: &Range<i64>, b: &Range<i64>) -> Range<i64> {
     let start = a.start.clamp(b.start, b.end);
     start..a.end.clamp(start, b.end)
 }
 
-/// A range in pieces to be worked on at a time: on a processor such that stay in the cache through the dozen passes of an update;
-/// on a GPU, which has a kernel to start for each pass, large ones whose temporaries it has room for.
+/// Splits a range into chunks. On a CPU they are small enough to stay in the cache through the
+/// dozen passes of an update. On a GPU, which launches a kernel for each pass and has memory for
+/// large temporaries, they are large.
 pub(crate) fn chunks(range: &Range<i64>, device: Device) -> impl Iterator<Item = Range<i64>> + use<> {
     let (size, end) = (if device == Device::Cpu { CHUNK } else { GPU_CHUNK }, range.end);
     range.clone().step_by(size).map(move |start| start..end.min(start + size as i64))
 }
 
-/// 256 KiB of fp32.
+/// Elements of a chunk on a CPU: 256 KiB of fp32.
 pub(crate) const CHUNK: usize = 1 << 16;
-/// 64 MiB of fp32.
+/// Elements of a chunk on a GPU: 64 MiB of fp32.
 const GPU_CHUNK: usize = 1 << 24;
 
 #[cfg(test)]

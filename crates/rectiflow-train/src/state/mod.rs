@@ -1,4 +1,4 @@
-//! Everything that changes during training, as one value: what a resume needs is what is in here.
+//! Everything that changes during training, as one value: exactly what a resume needs.
 
 pub mod ema;
 pub mod flat;
@@ -25,40 +25,40 @@ use crate::{
     },
 };
 
-/// How far a run is.
+/// Progress of a run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Position {
-    /// Steps of the order that have been passed: the next step to read.
+    /// Steps of the order that have been consumed; the index of the next step to read.
     pub cursor: u64,
-    /// Updates made. It falls behind the cursor where batches are passed over.
+    /// Number of updates. Smaller than the cursor if batches were skipped.
     pub update: u64,
-    /// Samples that these updates were made of. The learning rate and the end of the run go by it: what is passed over
-    /// or undone by a rewind is made up for with the samples that follow.
+    /// Samples in these updates. The learning rate and the end of the run depend on this number, so
+    /// skipped and rewound samples are made up for by those that follow.
     pub samples: u64,
 }
 
 /// The state of a run between two steps.
 #[derive(Debug)]
 pub struct TrainState {
-    /// How far the run is.
+    /// Progress of the run.
     pub position: Position,
-    /// The trained parameters, and the masters of those that this rank updates: all of them, or its part.
+    /// The trained parameters, and the masters of those that this rank updates, which may be all.
     pub parameters: FlatParameters,
-    /// The optimiser's memory of what this rank updates.
+    /// Optimiser state of the parameters that this rank updates.
     pub optimizer: Optimizer,
-    /// For each group of the parameters, the number of updates that were made when its moments were zero: 0, or where
-    /// a branch began to train it.
+    /// For each group of the parameters, the number of updates before its moments started from
+    /// zero: 0, or later if a branch began to train the group.
     pub moments_from: Vec<u64>,
-    /// Average of what this rank updates, fp32, where one is kept.
+    /// Average of the parameters that this rank updates, `[k]` fp32, if one is kept.
     pub average: Option<Tensor>,
-    /// Steps of the order that the guard passed over, in order, without overlap.
+    /// Steps of the order that the guard skipped, sorted and without overlap.
     pub passed_over: Vec<Range<u64>>,
 }
 
 impl TrainState {
-    /// What the optimiser works on in the next update at rate `lr`: the groups, or each tensor where it works by
-    /// tensor; of each what is this rank's, counted among what it owns. The position must already count
-    /// that update.
+    /// Returns the ranges of the next update at rate `lr`: one for each group, or one for each
+    /// tensor if the optimiser works by tensor. Each is restricted to this rank's elements and
+    /// counted within them. The position must already include that update.
     pub(crate) fn update_ranges(&self, lr: f64, ratios: &LrRatios) -> Vec<UpdateRange> {
         let mut ranges = Vec::new();
         for (group, from) in self.parameters.groups.iter().zip(&self.moments_from) {
@@ -79,10 +79,10 @@ impl TrainState {
         ranges
     }
 
-    /// Goes on behind the steps `steps`, and notes that the guard passed over them.
+    /// Moves the cursor behind `steps` and records that the guard skipped them.
     pub(crate) fn pass_over(&mut self, mut steps: Range<u64>) {
         self.position.cursor = steps.end;
-        // A rewind may reach behind earlier ranges.
+        // After a rewind, the range may overlap earlier ones.
         while let Some(last) = self.passed_over.pop_if(|last| last.end >= steps.start) {
             steps = steps.start.min(last.start)..steps.end.max(last.end);
         }

@@ -1,11 +1,13 @@
-//! Loops over flat fp32 vectors that libtorch would need a dozen operations for, in one pass, on a processor.
+//! Single-pass CPU loops over flat fp32 vectors, for which libtorch would need a dozen operations.
 //!
-//! AdamW reads and writes each number once; split over operations it goes through the cache a dozen times, and with two
-//! threads each of these operations waits for both (docs/log.md, 2026-11-26). The sum of squares is taken in fp64 beyond a
-//! few thousand numbers: over the 48 million of a small UNet libtorch's fp32 sum is 0.3% too small, and gradients that are
-//! scaled by it are too large.
+//! AdamW reads and writes each number once. Split into operations it passes through the cache a
+//! dozen times, and each of these operations synchronises its threads (docs/log.md, 2026-11-26).
+//! Sums of squares over more than a few thousand numbers are accumulated in fp64: over the 48
+//! million parameters of a small UNet, libtorch's fp32 sum is 0.3% too small, so gradients scaled
+//! by it would be too large.
 //!
-//! Nothing here depends on the number of threads: pieces have a fixed size, and their sums are added in order.
+//! No result depends on the number of threads: pieces have a fixed size, and their sums are added
+//! in order.
 
 use std::thread;
 
@@ -13,10 +15,10 @@ use tch::{Device, Kind, Tensor};
 
 use crate::state::workers;
 
-/// Numbers worked on at a time.
+/// Elements in a piece, the unit of work of a thread.
 const PIECE: usize = 1 << 16;
 
-/// The numbers of an AdamW update.
+/// The scalars of an AdamW update.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct AdamW {
     pub(crate) beta1: f64,
@@ -25,7 +27,7 @@ pub(crate) struct AdamW {
     pub(crate) weight_decay: f64,
     /// Learning rate.
     pub(crate) rate: f64,
-    /// Number of this update since the moments were zero, from 1.
+    /// Index of this update since the moments were zero, from 1.
     pub(crate) update: u64,
 }
 
@@ -39,13 +41,15 @@ pub(crate) struct Vectors<'a> {
 }
 
 impl AdamW {
-    /// Updates values and moments; `false`, and nothing done, where they are not in a processor's memory.
+    /// Updates values and moments. Returns `false` and changes nothing if they are not in CPU
+    /// memory.
     pub(crate) fn update(&self, vectors: Vectors<'_>) -> bool {
         let Vectors { values, mean, mean_square, gradients } = vectors;
         if ![values, mean, mean_square, gradients].into_iter().all(is_plain) {
             return false;
         }
-        // SAFETY: four vectors of their own, which nobody else uses during an update; this call ends before they do.
+        // SAFETY: the four vectors do not overlap and nothing else uses them during an update; this
+        // call ends before they do.
         let (values, mean, mean_square) = unsafe { (numbers(values), numbers(mean), numbers(mean_square)) };
         // SAFETY: as above, and only read.
         let gradients: &[f32] = unsafe { numbers(gradients) };
@@ -63,7 +67,8 @@ impl AdamW {
     }
 }
 
-/// What an element's update is made of, rounded to fp32 as libtorch rounds a number that meets a vector.
+/// Constants of an element's update, rounded to fp32 as libtorch rounds a scalar that is combined
+/// with a vector.
 #[derive(Debug, Clone, Copy)]
 struct Constants {
     new_mean: f32,
@@ -89,7 +94,7 @@ impl Constants {
         }
     }
 
-    /// One piece; the four slices have one length.
+    /// Updates one piece. The four slices are equally long.
     fn update(self, values: &mut [f32], mean: &mut [f32], mean_square: &mut [f32], gradients: &[f32]) {
         let elements = values.iter_mut().zip(mean).zip(mean_square).zip(gradients);
         for (((value, mean), square), &gradient) in elements {
@@ -100,13 +105,13 @@ impl Constants {
     }
 }
 
-/// The square of an fp32 vector's Euclidean norm, summed in fp64.
+/// Returns the square of an fp32 vector's Euclidean norm, summed in fp64.
 pub(crate) fn square_norm(vector: &Tensor) -> f64 {
     if !is_plain(vector) {
         let norm = vector.norm_scalaropt_dtype(2, Kind::Double);
         return norm.double_value(&[]).powi(2);
     }
-    // SAFETY: nobody writes a vector that is being measured; this call ends before it does.
+    // SAFETY: nothing writes a vector while it is measured; this call ends before the vector does.
     let numbers: &[f32] = unsafe { numbers(vector) };
     let mut sums = vec![0.0; numbers.len().div_ceil(PIECE)];
     let pieces = numbers.chunks(PIECE).zip(&mut sums);
@@ -130,26 +135,27 @@ fn sum_of_squares(numbers: &[f32]) -> f64 {
     numbers.chunks(64 * LANES).map(of_row).sum()
 }
 
-/// Whether a tensor is an fp32 vector without holes in a processor's memory.
+/// Returns whether a tensor is a contiguous fp32 vector in CPU memory.
 fn is_plain(vector: &Tensor) -> bool {
     vector.device() == Device::Cpu && vector.kind() == Kind::Float && vector.dim() == 1 && vector.is_contiguous()
 }
 
-/// A vector's numbers.
+/// Returns the elements of a vector as a slice.
 ///
 /// # Safety
-/// The vector is plain, outlives what is given, and is used by nobody else meanwhile, or read by all.
-#[allow(clippy::mut_from_ref, reason = "a tensor is a reference to its numbers, whoever has it may write them")]
+/// The vector is plain and outlives the returned slice. Meanwhile nothing else accesses it, or all
+/// accesses are reads.
+#[allow(clippy::mut_from_ref, reason = "a tensor is a reference to its elements, and any handle may write them")]
 unsafe fn numbers<'a>(vector: &Tensor) -> &'a mut [f32] {
     let length = vector.numel();
     if length == 0 {
         return &mut [];
     }
-    // SAFETY: as this function asks; the pointer is that of the tensor's first element.
+    // SAFETY: required of the caller; the pointer is that of the tensor's first element.
     unsafe { std::slice::from_raw_parts_mut(vector.data_ptr().cast(), length) }
 }
 
-/// `work` on each piece, by as many threads as libtorch has here.
+/// Calls `work` on each piece, with as many threads as libtorch has on this thread.
 fn side_by_side<T: Send>(mut pieces: Vec<T>, work: impl Fn(T) + Sync) {
     let threads = workers::threads().min(pieces.len());
     if threads < 2 {
@@ -175,13 +181,14 @@ mod tests {
 
     #[test]
     fn a_long_vectors_norm_is_exact() {
-        // An fp32 sum of so many ones would stop at 2^24 in each lane, or be off by what small terms lose beside large ones.
+        // An fp32 sum of this many ones would stop at 2^24 in each lane, or lose small terms beside
+        // large ones.
         let size = 3 * (1 << 21) + 5;
         let vector = Tensor::full([size], 0.1f64, (Kind::Float, Device::Cpu));
         let exact = f64::from(0.1f32) * (size as f64).sqrt();
         assert!((norm(&vector) / exact - 1.0).abs() < 1e-6, "{} {exact}", norm(&vector));
         let every_second = vector.slice(0, None, None, 2);
-        assert!((norm(&every_second) / exact * 2f64.sqrt() - 1.0).abs() < 1e-6, "by libtorch, in fp64");
+        assert!((norm(&every_second) / exact * 2f64.sqrt() - 1.0).abs() < 1e-6, "libtorch, in fp64");
         assert!(norm(&vector.narrow(0, 0, 0)) == 0.0);
         assert!(norm(&Tensor::from_slice(&[1.0f32, f32::NAN])).is_nan());
     }
@@ -204,6 +211,6 @@ mod tests {
         tch::set_num_threads(before);
         assert!(alone.0 == together.0);
         assert!(alone.1.iter().zip(&together.1).all(|(a, b)| a.equal(b)));
-        assert!(alone.1[0].double_value(&[6]) == numbers(0.1).double_value(&[6]), "what is beside it stays");
+        assert!(alone.1[0].double_value(&[6]) == numbers(0.1).double_value(&[6]), "the element after the range stays");
     }
 }

@@ -1,9 +1,10 @@
-//! AdamW (Loshchilov and Hutter 2019, algorithm 2) and StableAdamW (Wortsman et al. 2023, arXiv 2304.13013, algorithm 2)
-//! on flat vectors.
+//! AdamW (Loshchilov and Hutter 2019, algorithm 2) and StableAdamW (Wortsman et al. 2023, arXiv
+//! 2304.13013, algorithm 2) on flat vectors.
 //!
-//! AdamW is PyTorch's number for number. StableAdamW divides a tensor's learning rate by `max(1, RMS)`, where `RMS` is
-//! the root mean square of `g / sqrt(v)` over that tensor: it is about 1 as long as the second moment knows how large
-//! gradients are, and far above it when they have suddenly grown, which is when AdamW makes its too long steps.
+//! AdamW equals PyTorch's number for number. StableAdamW divides a tensor's learning rate by
+//! `max(1, RMS)`, where `RMS` is the root mean square of `g / sqrt(v)` over that tensor. It is
+//! about 1 while the second moment reflects the size of the gradients, and far above 1 when they
+//! have suddenly grown, which is when AdamW takes too long steps.
 
 use std::ops::Range;
 
@@ -21,31 +22,32 @@ use crate::{
     },
 };
 
-/// Which optimiser.
+/// The optimiser's algorithm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub enum OptimizerName {
-    /// AdamW, as PyTorch has it.
+    /// AdamW as in PyTorch.
     #[default]
     #[serde(rename = "adamw")]
     AdamW,
-    /// AdamW whose rate is lowered, tensor by tensor, where gradients have outgrown the second moment.
+    /// AdamW with a learning rate that is reduced, tensor by tensor, when gradients outgrow the
+    /// second moment.
     #[serde(rename = "stable_adamw")]
     StableAdamW,
 }
 
-/// `[optimizer]`: AdamW or StableAdamW. The defaults are the article's.
+/// `[optimizer]`: AdamW or StableAdamW. The defaults are those of the paper.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct OptimizerConfig {
     /// `adamw` or `stable_adamw` (arXiv 2304.13013).
     pub name: OptimizerName,
-    /// Decay of the mean of gradients, 0 to 1 exclusive.
+    /// Decay of the mean of gradients, from 0 to below 1.
     pub beta1: f64,
-    /// Decay of the mean of squared gradients, 0 to 1 exclusive.
+    /// Decay of the mean of squared gradients, from 0 to below 1.
     pub beta2: f64,
-    /// Added to the denominator; the update is damped where gradients are smaller than this.
+    /// Added to the denominator; damps updates whose gradients are smaller than this.
     pub eps: f64,
-    /// Decoupled weight decay, on all trained parameters.
+    /// Decoupled weight decay of all trained parameters.
     pub weight_decay: f64,
 }
 
@@ -56,13 +58,13 @@ impl Default for OptimizerConfig {
 }
 
 impl OptimizerConfig {
-    /// What is wrong with these settings: (key, reason) pairs.
+    /// Returns the problems of these settings as (key, reason) pairs.
     pub(crate) fn problems(&self) -> Vec<(String, String)> {
         let mut problems = Vec::new();
         for (key, value) in [("beta1", self.beta1), ("beta2", self.beta2)] {
             if !(0.0..1.0).contains(&value) {
                 problems
-                    .push((format!("optimizer.{key}"), format!("expected 0 up to, not including, 1, found {value}")));
+                    .push((format!("optimizer.{key}"), format!("expected a number from 0 to below 1, found {value}")));
             }
         }
         for (key, value) in [("eps", self.eps), ("weight_decay", self.weight_decay)] {
@@ -74,20 +76,20 @@ impl OptimizerConfig {
     }
 }
 
-/// A piece of the flat vector that is updated as one.
+/// A part of the flat vector that is updated as one.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct UpdateRange {
-    /// Its elements, as far as they are this rank's.
+    /// Its elements on this rank.
     pub(crate) range: Range<i64>,
-    /// How many elements it has on all ranks.
+    /// Number of its elements on all ranks together.
     pub(crate) whole: i64,
-    /// Its learning rate.
+    /// Learning rate.
     pub(crate) rate: f64,
-    /// Number of this update since the piece's moments were zero, from 1.
+    /// Index of this update since its moments were zero, from 1.
     pub(crate) update: u64,
 }
 
-/// The optimiser's memory: two vectors as long as the parameters.
+/// The optimiser and its state: two vectors as long as the parameters.
 #[derive(Debug)]
 pub struct Optimizer {
     config: OptimizerConfig,
@@ -98,17 +100,18 @@ pub struct Optimizer {
 }
 
 impl Optimizer {
-    /// A fresh optimiser for `values` `[n]`.
+    /// Returns an optimiser for `values` `[n]` with zero moments.
     pub fn new(config: OptimizerConfig, values: &Tensor) -> Self {
         Self { config, mean: values.zeros_like(), mean_square: values.zeros_like() }
     }
 
-    /// Whether each tensor has to be a range of its own.
+    /// Returns whether each tensor must be a range of its own.
     pub(crate) fn works_by_tensor(&self) -> bool {
         self.config.name == OptimizerName::StableAdamW
     }
 
-    /// Updates `values` by `gradients`, range by range. `total` makes sums over a rank's elements sums over all ranks'.
+    /// Updates `values` with `gradients`, range by range. `total` turns sums over this rank's
+    /// elements into sums over all elements.
     pub(crate) fn update(
         &mut self,
         values: &Tensor,
@@ -141,7 +144,7 @@ impl Optimizer {
         Ok(())
     }
 
-    /// The chunks of all ranges, in order.
+    /// Returns the chunks of all ranges, in order.
     pub(crate) fn chunks<'a>(
         &'a self,
         values: &Tensor,
@@ -155,7 +158,7 @@ impl Optimizer {
         chunks
     }
 
-    /// A chunk of the range `of`, in all vectors.
+    /// Returns the views of one chunk of the range `of`.
     fn views<'a>(&'a self, values: &Tensor, chunk: Chunk, of: &'a UpdateRange, index: usize) -> ChunkViews<'a> {
         let Chunk { range, gradient } = chunk;
         ChunkViews {
@@ -169,7 +172,8 @@ impl Optimizer {
         }
     }
 
-    /// AdamW where one pass over memory does it.
+    /// Updates with AdamW in one pass over memory. Returns `false` and changes nothing if the
+    /// vectors are not in CPU memory.
     fn update_in_one_pass(&self, values: &Tensor, gradients: &GradientVector, ranges: &[UpdateRange]) -> bool {
         let OptimizerConfig { beta1, beta2, eps, weight_decay, .. } = self.config;
         ranges.iter().all(|of| {
@@ -183,12 +187,12 @@ impl Optimizer {
     }
 }
 
-/// A chunk of a range, as views of the vectors: what changes them changes the vectors.
+/// A chunk of a range, as views of the vectors. Changes to the views change the vectors.
 #[derive(Debug)]
 pub(crate) struct ChunkViews<'a> {
     config: &'a OptimizerConfig,
     of: &'a UpdateRange,
-    /// Which of the update's ranges that is.
+    /// Index of `of` among the ranges of the update.
     index: usize,
     pub(crate) values: Tensor,
     mean: Tensor,
@@ -197,7 +201,7 @@ pub(crate) struct ChunkViews<'a> {
 }
 
 impl ChunkViews<'_> {
-    /// Takes gradients into both moments.
+    /// Updates both moments with the gradient.
     fn advance(&mut self) {
         let OptimizerConfig { beta1, beta2, .. } = *self.config;
         let _ = self.mean.lerp_(&self.gradient, 1.0 - beta1);
@@ -205,7 +209,8 @@ impl ChunkViews<'_> {
         self.mean_square += self.gradient.square() * (1.0 - beta2);
     }
 
-    /// Sum of `g^2 / max(v, eps^2)`, with the second moment after this update and corrected for its start at zero.
+    /// Returns the sum of `g^2 / max(v, eps^2)`, with the bias-corrected second moment after this
+    /// update.
     pub(crate) fn excess(&self) -> f64 {
         let OptimizerConfig { beta2, eps, .. } = *self.config;
         let correction = 1.0 - beta2.powf(self.of.update as f64);
@@ -213,13 +218,13 @@ impl ChunkViews<'_> {
         (self.gradient.square() / mean_square).sum(Kind::Double).double_value(&[])
     }
 
-    /// Changes values by both moments.
+    /// Applies weight decay and the step to the values.
     fn apply(&mut self, rate: f64) {
         self.values *= 1.0 - rate * self.config.weight_decay;
         self.values -= self.step(rate);
     }
 
-    /// What an update at `rate` takes from the values, weight decay apart.
+    /// Returns what an update at `rate` subtracts from the values, without weight decay.
     pub(crate) fn step(&self, rate: f64) -> Tensor {
         let OptimizerConfig { beta1, beta2, eps, .. } = *self.config;
         let correction1 = 1.0 - beta1.powf(self.of.update as f64);
@@ -239,7 +244,8 @@ fn on_chunks<R: Send>(
     workers.map_mut(chunks, |chunk| no_grad(|| act(chunk)))
 }
 
-/// StableAdamW's learning rate of each range, from the sum of its chunks' [`ChunkViews::excess`] over all ranks.
+/// Returns StableAdamW's learning rate for each range, from the sum of its chunks'
+/// [`ChunkViews::excess`] over all ranks.
 fn stable_rates(ranges: &[UpdateRange], excess: &[f64]) -> Vec<f64> {
     let rate = |(range, excess): (&UpdateRange, &f64)| {
         let rms = (excess / range.whole as f64).sqrt();
@@ -263,7 +269,7 @@ mod tests {
         UpdateRange { whole: range.end - range.start, range, rate, update }
     }
 
-    /// An update by a rank alone.
+    /// Updates on a single rank.
     fn update(optimizer: &mut Optimizer, values: &Tensor, gradients: &Tensor, ranges: &[UpdateRange]) {
         let gradients = GradientVector::new([gradients.shallow_clone()]);
         optimizer
@@ -271,8 +277,8 @@ mod tests {
             .expect("nothing is exchanged");
     }
 
-    /// torch.optim.AdamW of torch 2.13.0, by scripts/golden/adamw.py, or StableAdamW as scripts/golden/stable_adamw.py
-    /// states it.
+    /// Results of torch.optim.AdamW of torch 2.13.0, by scripts/golden/adamw.py, or of StableAdamW
+    /// as specified by scripts/golden/stable_adamw.py.
     #[derive(Deserialize)]
     struct Golden {
         weight_decay: f64,
@@ -282,7 +288,7 @@ mod tests {
         values: Vec<Vec<f64>>,
     }
 
-    /// Goes through all updates of all cases, with the vector in these ranges.
+    /// Compares all updates of all cases, with the vector split at `cuts`.
     fn compare(name: OptimizerName, golden: &str, cuts: &[Range<i64>]) {
         let cases: Vec<Golden> = serde_json::from_str(golden).expect("the golden file is JSON");
         assert_eq!(cases.len(), 2);
@@ -304,13 +310,13 @@ mod tests {
 
     #[test]
     fn updates_equal_pytorch() {
-        // Two ranges of equal rate: the split must not show.
+        // Two ranges with the same rate: the split must not change the result.
         compare(OptimizerName::AdamW, include_str!("../../tests/golden/adamw.json"), &[0..2, 2..7]);
     }
 
     #[test]
     fn stable_updates_equal_the_reference() {
-        // The second tensor's gradients grow a hundredfold half-way.
+        // The second tensor's gradients grow a hundredfold half-way through.
         compare(OptimizerName::StableAdamW, include_str!("../../tests/golden/stable_adamw.json"), &[0..3, 3..8]);
     }
 
@@ -325,7 +331,7 @@ mod tests {
             update(&mut optimizer, &values, gradient, &[a_range(0..size, 0.1, 2)]);
             values
         };
-        // Gradients grow only in the second chunk, whose rate must fall as the first one's does.
+        // Gradients grow only in the second chunk, yet the rates of both chunks must fall.
         let gradient = Tensor::ones([size], (Kind::Float, Device::Cpu));
         let _ = gradient.narrow(0, CHUNK as i64, CHUNK as i64).fill_(1e4);
         let (plain, stable) = (run(&gradient, OptimizerName::AdamW), run(&gradient, OptimizerName::StableAdamW));

@@ -1,46 +1,47 @@
-//! Which rank owns which part of the flat vector. Arithmetic alone.
+//! Which rank owns which part of the flat vector. Pure.
 //!
-//! The vector is cut into buckets, and every bucket of `len` elements into a piece of `ceil(len / R)` elements for each of
-//! R ranks, as far as there are any: the last pieces may be shorter. What a rank owns is its pieces, one behind the other
-//! ("own" elements are counted in there). So a collective is about one bucket: it can begin when that bucket's gradients
-//! are there, and needs memory for that bucket alone.
+//! The vector is cut into buckets, and every bucket of `len` elements into pieces of
+//! `ceil(len / R)` elements, one for each of R ranks; the last pieces may be shorter or empty. A
+//! rank owns its pieces, one after the other; an "own" range counts elements within this
+//! concatenation. A collective handles one bucket, so it can begin as soon as that bucket's
+//! gradients are complete, and needs memory for that bucket alone.
 
 use std::ops::Range;
 
 use rectiflow_data::order::RankOf;
 
-/// A vector split over ranks.
+/// A vector that is split over ranks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Partition {
     ranks: usize,
     buckets: Vec<Bucket>,
 }
 
-/// Some elements of a vector, split over ranks.
+/// A range of the vector that is split over ranks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bucket {
-    /// Its elements in the vector.
+    /// Elements in the vector.
     pub range: Range<i64>,
-    /// Elements of a piece, those of the last ones perhaps fewer.
+    /// Number of elements in a piece; the last pieces may be shorter.
     pub piece: i64,
 }
 
 /// A rank's piece of a bucket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Piece {
-    /// Its elements in the vector.
+    /// Elements in the vector.
     pub range: Range<i64>,
-    /// The same in what the rank owns.
+    /// The same elements within those that the rank owns.
     pub own: Range<i64>,
 }
 
 impl Partition {
-    /// `len` elements in one bucket over `ranks` ranks, at least 1.
+    /// Returns a partition of one bucket of `len` elements over `ranks` ranks, at least 1.
     pub fn new(len: i64, ranks: usize) -> Self {
         Self::of_buckets([len], ranks)
     }
 
-    /// `rows` rows of `width` elements in one bucket, no row being cut.
+    /// Returns a partition of one bucket of `rows` rows of `width` elements, which cuts no row.
     pub fn of_rows(rows: i64, width: i64, ranks: usize) -> Self {
         let Self { ranks, mut buckets } = Self::new(rows, ranks);
         for bucket in &mut buckets {
@@ -49,7 +50,7 @@ impl Partition {
         Self { ranks, buckets }
     }
 
-    /// Buckets of these lengths.
+    /// Returns a partition with buckets of these lengths.
     pub fn of_buckets(lengths: impl IntoIterator<Item = i64>, ranks: usize) -> Self {
         assert!(ranks > 0, "a vector is split over at least one rank");
         let mut end = 0;
@@ -62,32 +63,32 @@ impl Partition {
         Self { ranks, buckets: lengths.into_iter().map(bucket).collect() }
     }
 
-    /// Number of elements.
+    /// Returns the number of elements.
     pub fn len(&self) -> i64 {
         self.buckets.last().map_or(0, |bucket| bucket.range.end)
     }
 
-    /// Whether there are none.
+    /// Returns whether there are no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Over how many ranks.
+    /// Returns the number of ranks.
     pub fn ranks(&self) -> usize {
         self.ranks
     }
 
-    /// The buckets in the order of their elements.
+    /// Returns the buckets in the order of their elements.
     pub fn buckets(&self) -> &[Bucket] {
         &self.buckets
     }
 
-    /// Elements that a rank owns at most.
+    /// Returns the largest number of elements that a rank owns.
     pub fn most_owned(&self) -> i64 {
         self.buckets.iter().map(|bucket| bucket.piece).sum()
     }
 
-    /// A rank's pieces, one a bucket, some of the last rank's perhaps empty.
+    /// Returns a rank's pieces, one for each bucket. Those of the last ranks may be empty.
     pub fn pieces(&self, rank: RankOf) -> impl Iterator<Item = Piece> + use<'_> {
         let mut end = 0;
         self.buckets.iter().map(move |bucket| {
@@ -98,12 +99,12 @@ impl Partition {
         })
     }
 
-    /// Elements that a rank owns.
+    /// Returns the number of elements that a rank owns.
     pub fn owned(&self, rank: RankOf) -> i64 {
         self.pieces(rank).last().map_or(0, |piece| piece.own.end)
     }
 
-    /// Those of `range` that a rank owns, counted among what it owns.
+    /// Returns the part of `range` that a rank owns, as a range within its own elements.
     pub fn own_part(&self, rank: RankOf, range: &Range<i64>) -> Range<i64> {
         let below = |end: i64| {
             let of = |piece: Piece| (end - piece.range.start).clamp(0, piece.range.end - piece.range.start);
@@ -114,7 +115,7 @@ impl Partition {
 }
 
 impl Bucket {
-    /// A rank's elements of it.
+    /// Returns a rank's elements of this bucket.
     pub fn of(&self, rank: usize) -> Range<i64> {
         let at = |rank: usize| (self.range.start + rank as i64 * self.piece).min(self.range.end);
         at(rank)..at(rank + 1)
@@ -142,7 +143,7 @@ mod tests {
                 assert_eq!((pieces[0].start, pieces[ranks - 1].end), (bucket.range.start, bucket.range.end));
                 assert!(pieces.windows(2).all(|pair| pair[0].end == pair[1].start), "{pieces:?}");
                 assert!(pieces.iter().all(|piece| piece.end - piece.start <= bucket.piece));
-                // At most R - 1 elements would have to be added to make all pieces equal.
+                // At most R - 1 elements of padding make all pieces equally long.
                 assert!(bucket.piece * ranks as i64 - (bucket.range.end - bucket.range.start) < ranks as i64);
             }
             let owned: i64 = (0..ranks).map(|rank| partition.owned(RankOf { rank, ranks })).sum();

@@ -1,29 +1,31 @@
-//! Which dtype each parameter has while the model calculates: fp32, or bf16 beside fp32 masters.
+//! The dtype of each parameter in the model's computation: fp32, or bf16 beside fp32 masters.
 //!
-//! In bf16 go the large matrices and kernels, whose products are sums of many terms. In fp32 stay the norms' weights
-//! (near 1, where bf16 knows steps of 0.8%), embeddings (a row's gradient is a sum over all places of a token), the
-//! embeddings of time and size, and the last convolution, whose result is compared with the target. docs/numerics.md has
-//! the table; a test compares the gradients with those of PyTorch's autocast.
+//! The large matrices and kernels, whose products are sums of many terms, are in bf16. The
+//! following stay in fp32: the norms' weights (near 1, where steps of bf16 are 0.8%), embeddings (a
+//! row's gradient is a sum over all positions of a token), the embeddings of time and size, and the
+//! last convolution, whose result is compared with the target. docs/numerics.md has the table; a
+//! test compares the gradients with those of PyTorch's autocast.
 
 use rectiflow_sdxl::weights::Parameters;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, no_grad};
 
-/// What the model calculates in while it trains.
+/// The precision that the model computes in while it trains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub enum Precision {
     /// fp32 throughout.
     #[default]
     #[serde(rename = "fp32")]
     Fp32,
-    /// bf16 copies of the weights and bf16 activations; masters, sums of gradients and the optimiser stay in fp32.
+    /// bf16 copies of the weights and bf16 activations; masters, gradient sums and the optimiser
+    /// stay in fp32.
     #[serde(rename = "bf16")]
     Bf16,
 }
 
 impl Precision {
-    /// Bytes of a value that is calculated with.
+    /// Returns the bytes of a value in the model's computation.
     pub fn value_bytes(self) -> u64 {
         match self {
             Self::Fp32 => 4,
@@ -31,7 +33,8 @@ impl Precision {
         }
     }
 
-    /// The dtype that the model calculates with a parameter in, by the parameter's name in diffusers' layout.
+    /// Returns the dtype of a parameter in the model's computation, by its name in diffusers'
+    /// layout.
     pub(crate) fn kind_of(self, name: &str) -> Kind {
         match self {
             Self::Bf16 if !Self::keeps_fp32(name) => Kind::BFloat16,
@@ -39,7 +42,7 @@ impl Precision {
         }
     }
 
-    /// Whether a parameter of this name stays in fp32 whatever the others are.
+    /// Returns whether a parameter with this name stays in fp32 regardless of the precision.
     pub(crate) fn keeps_fp32(name: &str) -> bool {
         name.contains("norm") || name.contains("embedding.") || name.starts_with("conv_out.")
     }
@@ -116,7 +119,7 @@ mod tests {
                 .collect();
             let norm = |of: fn(&(f64, f64)) -> f64| errors.iter().map(|error| of(error).powi(2)).sum::<f64>().sqrt();
             let ours = Autocast { output: difference / size, gradient: norm(|error| error.0) / norm(|error| error.1) };
-            // The median over tensors, most of them small, is another matter: docs/numerics.md.
+            // The median over tensors, most of which are small, differs: see docs/numerics.md.
             let as_exact = ours.output <= theirs.output && ours.gradient <= theirs.gradient;
             assert!(as_exact, "{name}: {ours:?}, autocast {theirs:?}");
             assert!(ours.gradient > 1e-4, "{name}: this was not bf16: {ours:?}");

@@ -1,11 +1,13 @@
-//! Threads that work side by side on one step.
+//! Threads that process the micro-batches of one step concurrently.
 //!
-//! On a processor, the operations of one micro-batch are often too short to be split over cores: two threads inside a
-//! 2.6 M UNet spend 41% of their time waiting for each other (docs/log.md, 2026-11-23). Whole micro-batches side by side
-//! do not wait. So a step's micro-batches are dealt to workers, and each worker's operations use the cores that are
-//! left to it. What is calculated does not depend on which worker did it: results come back in the order of the items.
+//! On a CPU, the operations of one micro-batch are often too short to be split over cores: two
+//! threads inside a UNet with 2.6 M parameters spend 41% of their time waiting for each other
+//! (docs/log.md, 2026-11-23). Whole micro-batches run concurrently without waiting. A step's
+//! micro-batches are therefore distributed over workers, and the operations of each worker use its
+//! share of the cores. Results do not depend on which worker produced them, and are returned in the
+//! order of the items.
 //!
-//! On a GPU there is one worker: the device itself is the parallel machine.
+//! On a GPU there is one worker, because the device itself runs in parallel.
 
 use rayon::{ThreadPool, ThreadPoolBuilder, prelude::*};
 use rectiflow_sdxl::model::Model;
@@ -18,7 +20,8 @@ pub(crate) struct Workers {
 }
 
 impl Workers {
-    /// As many workers as are of use for `tasks` tasks on `device`, sharing libtorch's threads.
+    /// Returns a pool with as many workers as are useful for `tasks` tasks on `device`, which share
+    /// libtorch's threads.
     pub(crate) fn new(device: Device, tasks: usize) -> Self {
         let workers = count(device, tasks);
         let inner = (threads() / workers) as i32;
@@ -31,21 +34,23 @@ impl Workers {
         Self { pool }
     }
 
-    /// How many items are worked on at a time.
+    /// Returns the number of workers.
     pub(crate) fn width(&self) -> usize {
         self.pool.current_num_threads()
     }
 
-    /// `work` on each item, results in the items' order.
+    /// Calls `work` on each item and returns the results in the order of the items.
     pub(crate) fn map<T: Sync, R: Send>(&self, items: &[T], work: impl Fn(&T) -> R + Send + Sync) -> Vec<R> {
         if self.width() == 1 {
-            // On the caller's thread: one of the pool's own would have its own heap, which keeps what was freed in it.
+            // On the caller's thread, because a thread of the pool has its own heap, which keeps
+            // freed memory.
             return items.iter().map(work).collect();
         }
         self.pool.install(|| items.par_iter().with_max_len(1).map(work).collect())
     }
 
-    /// As [`Self::map`], where the work changes the items: views of disjoint parts of tensors, say.
+    /// Like [`Self::map`], for work that changes the items, such as views of disjoint parts of
+    /// tensors.
     pub(crate) fn map_mut<T: Send, R: Send>(
         &self,
         items: &mut [T],
@@ -57,7 +62,7 @@ impl Workers {
         self.pool.install(|| items.par_iter_mut().with_max_len(1).map(work).collect())
     }
 
-    /// As [`Self::map`], where the workers share tensors. The work must not write these.
+    /// Like [`Self::map`], with tensors that the workers share. The work must not write them.
     pub(crate) fn map_tensors<S: OnlyTensors, T: Sync, R: Send>(
         &self,
         shared: &S,
@@ -69,12 +74,12 @@ impl Workers {
     }
 }
 
-/// How many workers are of use for `tasks` tasks on `device`.
+/// Returns the number of workers that are useful for `tasks` tasks on `device`.
 pub(crate) fn count(device: Device, tasks: usize) -> usize {
     if device == Device::Cpu { tasks.clamp(1, threads()) } else { 1 }
 }
 
-/// libtorch's threads.
+/// Returns the number of libtorch's threads.
 pub(crate) fn threads() -> usize {
     tch::get_num_threads().max(1) as usize
 }
@@ -82,13 +87,14 @@ pub(crate) fn threads() -> usize {
 /// Values whose only parts that are not `Sync` are tensors.
 ///
 /// # Safety
-/// Apart from tensors, nothing of the value can be written through a shared reference without a lock.
+/// Apart from its tensors, no part of the value can be written through a shared reference without a
+/// lock.
 pub(crate) unsafe trait OnlyTensors {}
 
-// SAFETY: a model is tensors and the settings of its networks.
+// SAFETY: a model consists of tensors and the settings of its networks.
 unsafe impl OnlyTensors for Model {}
 
-/// What the workers of [`Workers::map_tensors`] share.
+/// The value that the workers of [`Workers::map_tensors`] share.
 struct Shared<'a, S>(&'a S);
 
 impl<S> Shared<'_, S> {
@@ -97,11 +103,11 @@ impl<S> Shared<'_, S> {
     }
 }
 
-// SAFETY: `tch` calls no tensor `Sync`, since every handle may write. libtorch's reference counts are
-// atomic, and its operations may read one tensor from many threads. What this crate does in
-// `map_tensors` reads the tensors that are shared: sampling, and forward and backward passes, whose
-// gradients go behind the locks of `gradients`. Whatever writes them runs on the thread that called
-// `map_tensors`, after it has returned.
+// SAFETY: `tch` tensors are not `Sync`, because every handle may write. libtorch's reference counts
+// are atomic, and its operations may read one tensor from many threads. In `map_tensors`, this
+// crate only reads the shared tensors: sampling, and forward and backward passes, whose gradients
+// are added behind the locks of `gradients`. Writes happen on the thread that called `map_tensors`,
+// after it has returned.
 unsafe impl<S: OnlyTensors> Sync for Shared<'_, S> {}
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
-//! Writing a tensor in place through a shared reference, said once and by name.
+//! The one way to write a tensor in place through a shared reference.
 
 use tch::{Tensor, no_grad};
 
-/// Overwrites the values of `target` with those of `source`, converted to its dtype and moved to its
-/// device. Every handle on the same storage sees them; autograd records nothing.
+/// Overwrites the values of `target` with those of `source`, converted to its dtype and moved to
+/// its device. All handles to the same storage see the change; autograd does not record it.
 ///
 /// # Panics
 /// If `source` cannot be broadcast to the shape of `target`.

@@ -1,8 +1,9 @@
-//! One step: noise, predict, compare, accumulate over micro-batches; then, if the guard agrees, clip and update.
+//! One training step: noise, predict, compare and accumulate over micro-batches; then, if the guard
+//! agrees, clip and update.
 //!
-//! The loss of a step is the sum over its samples of the (weighted) mean squared error, divided by the step's true
-//! number of samples, so that a ragged micro-batch counts by its samples. Sigma and noise are keyed by (seed, cursor,
-//! slot), never by rank or micro-batch order.
+//! The loss of a step is the sum over its samples of the (weighted) mean squared error, divided by
+//! the total number of samples in the step, so a ragged micro-batch counts by its samples. Sigma
+//! and noise are keyed by (seed, cursor, slot), never by rank or by the order of micro-batches.
 
 pub(crate) mod prompt_cache;
 pub mod step_flops;
@@ -38,14 +39,14 @@ use crate::{
     step::prompt_cache::PromptCache,
 };
 
-/// What a step needs besides the state it changes.
+/// What a step needs besides the state that it changes.
 #[derive(Debug)]
 pub(crate) struct Stepper<'a> {
     pub(crate) model: &'a Model,
     pub(crate) objective: &'a Objective,
     pub(crate) device: Device,
     pub(crate) seed: u64,
-    /// What frozen text encoders say about prompts that many samples have; none where they are trained.
+    /// Encodings of prompts that many samples share; `None` if the text encoders are trained.
     pub(crate) prompt_cache: Option<PromptCache>,
     pub(crate) offset_noise: f64,
     pub(crate) clip_norm: f64,
@@ -54,29 +55,29 @@ pub(crate) struct Stepper<'a> {
     pub(crate) workers: Workers,
 }
 
-// SAFETY: beside the model's tensors it has settings, threads, and a cache behind a lock.
+// SAFETY: besides the model's tensors it holds settings, threads, and a cache behind a lock.
 unsafe impl OnlyTensors for Stepper<'_> {}
 
-/// What a forward and backward pass, or several, have measured.
+/// Measurements of one or several forward and backward passes.
 #[derive(Debug, Default)]
 struct Pass {
-    /// Their part of the step's loss.
+    /// Their contribution to the step's loss.
     loss: f64,
-    /// Time and loss of each sample, in order.
+    /// Diffusion time and loss of each sample, in order.
     samples: Vec<(f64, f32)>,
 }
 
-/// How far an update goes.
+/// Limits on the length of an update.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rates {
-    /// A gradient of a larger norm is scaled down to it.
+    /// Largest norm of the gradient; a longer gradient is scaled down to it.
     pub(crate) norm: f64,
     /// Learning rate.
     pub(crate) lr: f64,
 }
 
 impl<'a> Stepper<'a> {
-    /// How the steps of a recipe are made with this model.
+    /// Returns the stepper of a recipe for this model.
     pub(crate) fn new(checked: &'a Checked, model: &'a Model) -> Self {
         let recipe = &checked.recipe;
         Self {
@@ -93,8 +94,8 @@ impl<'a> Stepper<'a> {
         }
     }
 
-    /// The loss of a step and its gradient `[n]`, summed over this rank's micro-batches in the order of
-    /// their slots, however many of them are worked on at a time.
+    /// Returns the loss of a step and its gradient `[n]`, summed over this rank's micro-batches in
+    /// the order of their slots. The result does not depend on how many of them run concurrently.
     pub(crate) fn passes(&self, parameters: &FlatParameters, step: &Step, exchange: &Exchange) -> Result<Summed> {
         let quantiles = StepQuantiles::draw(self.seed, step);
         exchange.wait_gathers()?;
@@ -109,7 +110,7 @@ impl<'a> Stepper<'a> {
         Ok(Summed { loss: measured.loss, samples: measured.samples, gradients })
     }
 
-    /// The passes over a round of micro-batches, as many at a time as there are workers.
+    /// Runs the passes over a round of micro-batches, as many concurrently as there are workers.
     fn round_passes(
         &self,
         step: &Step,
@@ -136,7 +137,8 @@ impl<'a> Stepper<'a> {
         Ok(())
     }
 
-    /// The largest attention logit of the UNet on this rank's first micro-batch of a step: one more forward pass.
+    /// Returns the largest attention logit of the UNet on this rank's first micro-batch of a step.
+    /// Costs one more forward pass.
     pub(crate) fn largest_logit(&self, step: &Step) -> Result<f64> {
         let Some(batch) = step.micro_batches.first() else { return Ok(f64::NEG_INFINITY) };
         let quantiles = StepQuantiles::draw(self.seed, step);
@@ -147,7 +149,8 @@ impl<'a> Stepper<'a> {
         Ok(meter.largest())
     }
 
-    /// A micro-batch's part of the step's loss, and time and loss of each of its samples.
+    /// Returns a micro-batch's contribution to the step's loss, and the diffusion time and loss of
+    /// each of its samples.
     fn step_loss(
         &self,
         step: &Step,
@@ -162,14 +165,14 @@ impl<'a> Stepper<'a> {
         Ok((loss, of_samples))
     }
 
-    /// The noise of a micro-batch of a step, `[n, C, h, w]` fp32.
+    /// Returns the noise of a micro-batch of a step, `[n, C, h, w]` fp32.
     fn noise_of(&self, step: &Step, batch: &MicroBatch) -> Tensor {
         let key = [step.step, u64::from(batch.slot)];
         noise(self.seed, key, &latent_size(batch), self.offset_noise).to_device(self.device)
     }
 
-    /// Makes the update of a step at learning rate `lr`, its gradient scaled down to `norm` or the recipe's limit, the
-    /// smaller one, where it is larger. Gives the gradient that the update was made with.
+    /// Applies the update of a step at learning rate `lr`, with its gradient clipped to `norm` or
+    /// the recipe's limit, whichever is smaller. Returns the clipped gradient.
     pub(crate) fn update(
         &self,
         state: &mut TrainState,
@@ -196,12 +199,13 @@ impl<'a> Stepper<'a> {
         Ok(gradients)
     }
 
-    /// The (weighted) mean squared error of each sample, `[n]` fp32; samples of weight 0 have 0.
+    /// Returns the (weighted) mean squared error of each sample, `[n]` fp32; 0 for samples of
+    /// weight 0.
     pub(crate) fn losses(&self, batch: &MicroBatch, noise: &Tensor, times: &[f64]) -> Result<Tensor> {
         self.metered_losses(batch, noise, times, None)
     }
 
-    /// As [`Self::losses`], with the UNet's attention logits measured by `meter`.
+    /// Like [`Self::losses`], and measures the UNet's attention logits with `meter`.
     fn metered_losses(
         &self,
         batch: &MicroBatch,
@@ -243,7 +247,7 @@ impl<'a> Stepper<'a> {
     }
 }
 
-/// The quantiles of a step: which cell each sample has, and where in it.
+/// The stratified quantiles of a step: one cell for each sample, and a random offset within it.
 #[derive(Debug)]
 struct StepQuantiles {
     seed: u64,
@@ -258,7 +262,7 @@ impl StepQuantiles {
         Self { seed, cursor: step.step, cells }
     }
 
-    /// The times of a micro-batch's samples.
+    /// Returns the diffusion times of a micro-batch's samples.
     fn times(&self, objective: &Objective, batch: &MicroBatch) -> Vec<f64> {
         let mut jitter = Rng::keyed(self.seed, Purpose::Sigma, &[self.cursor, u64::from(batch.slot)]);
         let first = batch.first_sample as usize;
@@ -268,8 +272,9 @@ impl StepQuantiles {
     }
 }
 
-/// The noise of a micro-batch, `[n, C, h, w]` fp32, keyed by its cursor and slot and drawn on the CPU so that every device
-/// trains on the same; plus `offset` times a normal number of its own for each channel of a sample.
+/// Returns the noise of a micro-batch, `[n, C, h, w]` fp32, keyed by its cursor and slot and drawn
+/// on the CPU so that every device trains on the same noise. Adds `offset` times one normal number
+/// for each channel of each sample.
 fn noise(seed: u64, [cursor, slot]: [u64; 2], size: &[i64; 4], offset: f64) -> Tensor {
     let mut noise = initial_noise(key_u64(seed, Purpose::Noise, &[cursor, slot]), size);
     if offset > 0.0 {
@@ -279,12 +284,12 @@ fn noise(seed: u64, [cursor, slot]: [u64; 2], size: &[i64; 4], offset: f64) -> T
     noise
 }
 
-/// An fp32 vector of any device as numbers.
+/// Returns the values of an fp32 vector on any device.
 pub(crate) fn to_vec(losses: &Tensor) -> Vec<f32> {
     Vec::try_from(losses.detach().to_device(Device::Cpu)).expect("losses are an fp32 vector")
 }
 
-/// Shape of a micro-batch's latents.
+/// Returns the shape of a micro-batch's latents, `[n, C, h, w]`.
 pub(crate) fn latent_size(batch: &MicroBatch) -> [i64; 4] {
     let [channels, height, width] = batch.latent_shape.map(|size| size as i64);
     [batch.ids.len() as i64, channels, height, width]
@@ -305,10 +310,11 @@ mod tests {
         let offsets = moved - plain; // [n, C, h, w]
         let of_channel = offsets.select(3, 0).select(2, 0); // [n, C]
         let spread = (&offsets - of_channel.view([200, 4, 1, 1])).abs().max().double_value(&[]);
-        assert!(spread < 1e-6, "the same all over a channel, but {spread}");
+        assert!(spread < 1e-6, "expected one offset for a whole channel, found a spread of {spread}");
         let (mean, deviation) = (of_channel.mean(Kind::Double), of_channel.std(true).double_value(&[]));
-        // 800 numbers of deviation 0.1: 5 standard errors are 0.018 of the mean and 0.0125 of the deviation.
+        // 800 numbers with deviation 0.1: 5 standard errors are 0.018 for the mean and 0.0125 for
+        // the deviation.
         assert!(mean.double_value(&[]).abs() < 0.018 && (deviation - 0.1).abs() < 0.0125, "{mean:?} {deviation}");
-        assert!(noise(1, [7, 1], &size, 0.1) != noise(1, [7, 0], &size, 0.1), "another slot, other noise");
+        assert!(noise(1, [7, 1], &size, 0.1) != noise(1, [7, 0], &size, 0.1), "another slot has other noise");
     }
 }

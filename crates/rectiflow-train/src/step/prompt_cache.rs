@@ -1,9 +1,9 @@
-//! Prompts that many samples have, encoded once: the empty one and those of quality words alone, which dropped prompts
-//! become.
+//! Encodes prompts that many samples share only once: the empty prompt and those of quality words
+//! alone, which replace dropped prompts.
 //!
-//! Only while the text encoders are frozen. Such a prompt is encoded by itself, never beside others, so that what is
-//! known of it is a function of its ids alone: whether it was encoded now or a thousand steps ago does not show, and a
-//! resumed run goes on bit for bit.
+//! Used only while the text encoders are frozen. Such a prompt is encoded by itself, never beside
+//! others, so its encoding is a function of its ids alone. It does not matter whether it was
+//! encoded just now or a thousand steps ago, and a resumed run continues bit for bit.
 
 use std::{
     collections::HashMap,
@@ -16,11 +16,11 @@ use rectiflow_sdxl::{
 };
 use tch::{Kind, Tensor};
 
-/// Prompts that are remembered at most; beyond, all are forgotten and the next ones are remembered. With SDXL's encoders one
-/// takes 0.3 MB in bf16.
+/// Capacity in prompts; when it is reached, the whole cache is cleared. With SDXL's encoders one
+/// prompt takes 0.3 MB in bf16.
 const MOST: usize = 256;
 
-/// What the encoders say about single chunks, by the chunks' ids for both of them.
+/// Encodings of single chunks, keyed by the chunk's ids for both encoders.
 #[derive(Debug, Default)]
 pub(crate) struct PromptCache {
     known: Mutex<HashMap<Vec<i64>, Known>>,
@@ -35,7 +35,8 @@ struct Known {
 }
 
 impl PromptCache {
-    /// As `encode(ids)` says, up to rounding, with rows that are `dropped` and of one chunk remembered.
+    /// Returns the same as `encode(ids)`, up to rounding, and caches the rows that are `dropped`
+    /// and have one chunk.
     pub(crate) fn encode(
         &self,
         ids: ChunkedIds<'_>,
@@ -52,7 +53,7 @@ impl PromptCache {
         Ok(put_together(others_cond, &others, pieces, &known))
     }
 
-    /// Context `[n, 77, width]` and pooled `[n, pooled_dim]` of these rows.
+    /// Returns the context `[n, 77, width]` and pooled vectors `[n, pooled_dim]` of these rows.
     fn look_up(
         &self,
         ids: ChunkedIds<'_>,
@@ -80,7 +81,7 @@ impl PromptCache {
     }
 }
 
-/// Some rows of a batch, in chunks of the longest of them.
+/// Encodes some rows of a batch, padded to the number of chunks of the longest one.
 fn encode_rows(ids: ChunkedIds<'_>, rows: &[usize], encode: &impl Fn(ChunkedIds<'_>) -> Result<Cond>) -> Result<Cond> {
     let num_chunks: Vec<u32> = rows.iter().map(|&row| ids.num_chunks[row]).collect();
     let most = num_chunks.iter().copied().max().map_or(1, i64::from);
@@ -90,7 +91,8 @@ fn encode_rows(ids: ChunkedIds<'_>, rows: &[usize], encode: &impl Fn(ChunkedIds<
     encode(ChunkedIds { clip_l: &clip_l, clip_g: &clip_g, num_chunks: &num_chunks })
 }
 
-/// The rows of `others` and `known` back in their places. Rows of one chunk are filled up with themselves, masked.
+/// Puts the rows of `others` and `known` back into their places. A row of one chunk is padded with
+/// masked repetitions of itself.
 fn put_together(cond: Option<Cond>, others: &[usize], [context, pooled]: [Tensor; 2], known: &[usize]) -> Cond {
     let mut rows: Vec<(usize, usize)> = others.iter().chain(known).copied().zip(0..).collect();
     rows.sort_unstable();
@@ -144,7 +146,7 @@ mod tests {
         })
     }
 
-    /// `[rows, 3, 77]`: begin 62, a word that says which row, end 63. Rows of the same word are the same.
+    /// Returns ids `[rows, 3, 77]`: begin 62, one word, end 63. Rows with the same word are equal.
     fn ids(words: &[i64]) -> Tensor {
         let ids = Tensor::full([words.len() as i64, 3, 77], 63, (Kind::Int64, Device::Cpu));
         let _ = ids.select(2, 0).fill_(62);
@@ -176,15 +178,15 @@ mod tests {
         };
         let cache = PromptCache::default();
         let first = run(&cache, &[5, 9, 5, 7], &[true, false, true, false], &[1, 2, 1, 3]);
-        assert_eq!(calls.get(), 2, "the others together, and the dropped prompt once");
+        assert_eq!(calls.get(), 2, "one call for the others together, one for the dropped prompt");
         let again = run(&cache, &[5, 9, 5, 7], &[true, false, true, false], &[1, 2, 1, 3]);
-        assert_eq!(calls.get(), 3, "the others");
+        assert_eq!(calls.get(), 3, "one more call, for the others");
         assert!(equal(&first, &again));
-        // A run that was resumed has forgotten, and saw the prompt beside others first.
+        // A resumed run starts with an empty cache, and first sees the prompt beside others.
         let other = PromptCache::default();
         run(&other, &[3, 4, 5], &[true, true, true], &[1, 1, 1]);
         assert!(equal(&first, &run(&other, &[5, 9, 5, 7], &[true, false, true, false], &[1, 2, 1, 3])));
-        // By itself, without any memory.
+        // By itself, with an empty cache.
         let alone = run(&PromptCache::default(), &[5], &[false], &[1]);
         assert!(first.context.narrow(0, 0, 1).narrow(1, 0, 77).equal(&alone.context));
         assert!(first.pooled.narrow(0, 2, 1).equal(&alone.pooled));

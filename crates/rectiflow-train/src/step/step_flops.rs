@@ -1,7 +1,8 @@
-//! How much arithmetic a step is, by the models' own count, and what part of a GPU's peak that makes. Pure.
+//! The arithmetic of a step, by the models' own count, for the share of a GPU's peak. Pure.
 //!
-//! "Model FLOPs": what training asks for, whether or not a program does some of it twice. So activation checkpointing lowers
-//! the share of the peak (MFU) by the time that it costs, and two programs can be compared.
+//! "Model FLOPs": what training requires, regardless of whether a program does some of it twice.
+//! Activation checkpointing therefore lowers the share of the peak (MFU) by the time that it costs,
+//! and two programs can be compared.
 
 use rectiflow_data::{batch::Step, token::CHUNK_LEN};
 use rectiflow_sdxl::{
@@ -12,29 +13,31 @@ use rectiflow_sdxl::{
 
 use crate::recipe::sections::TrainConfig;
 
-/// The sizes of what a step runs.
+/// The configurations of the networks that a step runs.
 #[derive(Debug, Clone, Copy)]
 pub struct Configs<'a> {
-    /// The UNet's.
+    /// Configuration of the UNet.
     pub unet: &'a UNetConfig,
-    /// CLIP-L's.
+    /// Configuration of CLIP-L.
     pub clip_l: &'a ClipConfig,
-    /// bigG's.
+    /// Configuration of OpenCLIP bigG.
     pub clip_g: &'a ClipConfig,
 }
 
 impl<'a> Configs<'a> {
-    /// Those of a model.
+    /// Returns the configurations of a model.
     pub fn of(model: &'a Model) -> Self {
         Self { unet: &model.unet.config, clip_l: &model.clip_l.config, clip_g: &model.clip_g.config }
     }
 
-    /// FLOPs of training the UNet on one sample with latents of `size` (height, width) and a context of so many chunks.
+    /// Returns the FLOPs of training the UNet on one sample with latents of `size` (height, width)
+    /// and a context of `num_chunks` chunks.
     pub fn unet_flops(&self, size: [i64; 2], num_chunks: u64) -> u64 {
         FORWARD_AND_BACKWARD * unet(self.unet, size, (num_chunks as usize * CHUNK_LEN) as i64).total()
     }
 
-    /// FLOPs of one chunk of text in both encoders, with the way back through those that are trained.
+    /// Returns the FLOPs of one chunk of text in both encoders, including the backward pass of
+    /// those that are trained.
     pub fn text_flops(&self, train: &TrainConfig) -> u64 {
         let times = |component| if train.trains(component) { FORWARD_AND_BACKWARD } else { 1 };
         let tokens = CHUNK_LEN as i64;
@@ -42,7 +45,7 @@ impl<'a> Configs<'a> {
         clip_l + text_encoder(self.clip_g, tokens, true).total() * times(Component::ClipG)
     }
 
-    /// FLOPs of a rank's part of a step.
+    /// Returns the FLOPs of a rank's part of a step.
     pub fn step_flops(&self, train: &TrainConfig, step: &Step) -> u64 {
         let of_chunk = self.text_flops(train);
         let of_batch = step.micro_batches.iter().map(|batch| {
@@ -65,7 +68,7 @@ mod tests {
     #[test]
     fn a_sample_of_sdxl_is_20_tera_flops() {
         let mut json = sdxl_configs();
-        let mut config = |component| json.remove(&component).expect("there is one for every component");
+        let mut config = |component| json.remove(&component).expect("every component has a configuration");
         let unet = UNetConfig::from_json(config(Component::UNet), "unet").expect("it is valid");
         let clip_l = ClipConfig::from_json(config(Component::ClipL), false, "clip-l").expect("it is valid");
         let clip_g = ClipConfig::from_json(config(Component::ClipG), true, "clip-g").expect("it is valid");

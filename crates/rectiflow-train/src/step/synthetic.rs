@@ -1,7 +1,9 @@
-//! Steps on a fixed input, without data set, text encoders or run folder: what `rectiflow bench step` times.
+//! Training steps on a fixed input, without data set, text encoders or run folder: what
+//! `rectiflow bench step` times.
 //!
-//! The parts are the trainer's own: forward and backward passes through compute copies, the fp32 sum of gradients, the
-//! clipping, the optimiser. `scripts/peers/bench_step.py` does the same with diffusers and PyTorch, from the same files.
+//! All parts are the trainer's own: forward and backward passes through compute copies, the fp32
+//! sum of gradients, the clipping, the optimiser. `scripts/peers/bench_step.py` does the same with
+//! diffusers and PyTorch, from the same files.
 
 use std::{path::Path, time::Instant};
 
@@ -22,22 +24,22 @@ use crate::{
     },
 };
 
-/// How the steps are made.
+/// Settings of the steps.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// What the UNet calculates in.
+    /// Precision that the UNet computes in.
     pub precision: Precision,
-    /// How many micro-batches the input is cut into; on a processor they are worked on side by side.
+    /// Number of micro-batches that the input is split into; on a CPU they run concurrently.
     pub micro_batches: usize,
-    /// Steps to make.
+    /// Number of steps.
     pub steps: usize,
-    /// Their learning rate.
+    /// Learning rate.
     pub lr: f64,
-    /// Gradients of a larger norm are scaled down to it.
+    /// Largest norm of the gradient; a longer gradient is scaled down to it.
     pub clip_norm: f64,
 }
 
-/// What the UNet is given, and what it should answer.
+/// Input of the UNet and the target of its prediction.
 #[derive(Debug)]
 pub struct Input {
     /// Noisy latents, `[b, 4, h, w]` fp32.
@@ -50,15 +52,15 @@ pub struct Input {
     pub text_embeds: Tensor,
     /// `[b, 6]` fp32.
     pub time_ids: Tensor,
-    /// As `sample`.
+    /// Target of the prediction, shaped as `sample`.
     pub target: Tensor,
 }
 
 impl Input {
-    /// Reads the tensors of the fields' names.
+    /// Reads the tensors with the names of the fields from a safetensors file.
     ///
     /// # Errors
-    /// [`Error::Model`] where one is missing.
+    /// [`Error::Model`] if one is missing.
     pub fn read(path: &Path, device: Device) -> Result<Self> {
         let file = TensorFile::open(path)?;
         let get = |name: &str| Ok::<_, Error>(file.tensor(name)?.to_kind(Kind::Float).to_device(device));
@@ -72,7 +74,8 @@ impl Input {
         })
     }
 
-    /// Random tensors for a UNet: `batch` samples of `height` x `width` latents, one chunk of tokens each.
+    /// Returns random tensors for a UNet: `batch` samples with latents of `height` x `width`, one
+    /// chunk of tokens each.
     pub fn random(unet: &UNet, [batch, height, width]: [i64; 3]) -> Self {
         let config = &unet.config;
         let options = (Kind::Float, unet.device());
@@ -90,7 +93,7 @@ impl Input {
         }
     }
 
-    /// Samples.
+    /// Returns the number of samples.
     pub fn num_samples(&self) -> usize {
         self.sample.size()[0] as usize
     }
@@ -113,7 +116,7 @@ impl Input {
     }
 }
 
-/// What was seen of each step.
+/// Measurements of each step.
 #[derive(Debug, Clone, Default)]
 pub struct Measured {
     /// Mean squared error before the update.
@@ -124,10 +127,11 @@ pub struct Measured {
     pub secs: Vec<f64>,
 }
 
-/// Trains `unet` for some steps, the input the same in each; each step is shown to `observe`.
+/// Trains `unet` for some steps on the same input. Calls `observe` with the number of completed
+/// steps after each.
 ///
 /// # Errors
-/// [`Error::Model`] where the input does not fit the UNet.
+/// [`Error::Model`] if the input does not fit the UNet.
 pub fn train_steps(
     unet: &UNet,
     input: &Input,
@@ -158,16 +162,16 @@ pub fn train_steps(
     Ok(measured)
 }
 
-/// What the workers read.
+/// Data shared by the workers.
 struct Given<'a> {
     unet: &'a UNet,
     inputs: &'a [Input],
 }
 
-// SAFETY: a network is tensors and settings, an input is tensors.
+// SAFETY: a network consists of tensors and settings, an input of tensors.
 unsafe impl OnlyTensors for Given<'_> {}
 
-/// The mean loss of all inputs, their gradients added up.
+/// Returns the mean loss of all inputs and accumulates its gradient.
 fn accumulate(unet: &UNet, parameters: &FlatParameters, inputs: &[Input], workers: &Workers) -> Result<f64> {
     parameters.gradients.begin(inputs.len(), None);
     let (gradients, given) = (parameters.gradients.adder(), Given { unet, inputs });

@@ -1,4 +1,5 @@
-//! Branches: a run that begins at another run's checkpoint, with another batch, rate, frozen set or objective.
+//! Branches: a run that begins at another run's checkpoint, with another batch, rate, frozen set or
+//! objective.
 
 use std::{fs, path::Path};
 
@@ -36,12 +37,13 @@ fn a_branch_carries_weights_samples_and_moments_on_with_another_batch_and_rate()
     let begun = start(&ran);
     assert_eq!(begun.branched_from.as_deref(), Some(parent.canonicalize().unwrap().as_path()));
     assert!(begun.changes.contains(&"train.micro_batch: 4 -> 8".to_owned()), "{:?}", begun.changes);
-    // 64 of 61 samples an epoch, in steps of 16: four steps of the new order come as near as whole steps can.
+    // 64 samples at 61 per epoch, in steps of 16: four steps of the new order are the nearest whole
+    // number.
     assert!((3..=4).contains(&begun.step), "{}", begun.step);
     let position = ran.outcome.as_ref().unwrap().position;
     assert!(position.samples >= 192 && position.update < 8 + 9, "{position:?}");
 
-    // Before its first step it is the parent's model, with the parent's moments.
+    // Before its first step it is the parent's model with the parent's moments.
     let losses = evaluate(&checked, &parent).unwrap().trained.test.unwrap();
     let Some(Event::Test(test)) = ran.events.iter().find(|event| matches!(event, Event::Test(_))) else { panic!() };
     assert_eq!((test.loss, test.samples), (losses.loss, 64));
@@ -50,7 +52,8 @@ fn a_branch_carries_weights_samples_and_moments_on_with_another_batch_and_rate()
     assert_eq!(saved.lineage.len(), 1);
     assert_eq!((saved.lineage[0].position.samples, saved.moments_from["unet"]), (64, 0));
 
-    // The same command again resumes; another ancestor is refused, and so is a run that would not move.
+    // Repeating the command resumes; another ancestor is refused, and so is a run without samples
+    // left.
     assert!(run_with(&checked, from(&parent), |_| {}).outcome.unwrap().finished);
     let error = run_with(&checked, from(&fixture.base()), |_| {}).outcome.unwrap_err();
     assert!(matches!(error, Error::Branch { .. }) && error.to_string().contains("another run.dir"), "{error}");
@@ -71,14 +74,14 @@ fn a_branch_may_freeze_and_thaw_and_does_not_need_its_parent_any_more() {
     let kept = fixture.path("child/base/text_encoder_2/model.safetensors");
     assert_eq!(fs::read(&kept).unwrap(), fs::read(base.join("text_encoder_2/model.safetensors")).unwrap());
 
-    // Thawing bigG: its moments begin here, CLIP-L's are dropped, the UNet's carry on.
+    // Unfreezing bigG: its moments begin here, CLIP-L's are dropped, the UNet's continue.
     let thawed = fixture.recipe("grandchild", &["train.text_encoders=text_encoder_2", "train.samples=200"]);
     let outcome = run_until(&thawed, from(&last), 16);
     let saved = Saved::read(&outcome.checkpoint.unwrap()).unwrap();
     assert_eq!(saved.lineage.len(), 2);
     assert_eq!((saved.moments_from["unet"], saved.moments_from["text_encoder_2"]), (0, 16));
 
-    // The parents go away; the run goes on.
+    // The parents are deleted; the run continues.
     fs::remove_dir_all(fixture.path("base")).unwrap();
     fs::remove_dir_all(fixture.path("child/checkpoints")).unwrap();
     assert!(run_with(&thawed, from(&last), |_| {}).outcome.unwrap().finished);
@@ -93,7 +96,8 @@ fn averaged_weights_can_be_branched_from_and_have_no_moments() {
     let outcome = run_with(&checked, from(&averaged), |_| {}).outcome.unwrap();
     let saved = Saved::read(&outcome.checkpoint.clone().unwrap()).unwrap();
     assert_eq!((saved.moments_from["unet"], outcome.position.update), (8, 9));
-    // One update from zero moments: the second one is (1 - beta2) of the squared gradient, which is not negative.
+    // After one update from zero moments the second moment is (1 - beta2) times the squared
+    // gradient, which is not negative.
     let moments = TensorFile::open(&outcome.checkpoint.unwrap().join("optimizer.safetensors")).unwrap();
     assert!(moments.tensor("mean_square").unwrap().min().double_value(&[]) >= 0.0);
 }

@@ -1,4 +1,4 @@
-//! Ranks with disk caches of their own, over an object store: one whose cache is damaged.
+//! Ranks with one disk cache each, over an object store; one of the caches is damaged.
 
 use std::{
     fs,
@@ -16,7 +16,7 @@ use crate::{
     object_server::{Fault, ObjectServer, Request},
 };
 
-/// Every file of a cache's blocks, with one bit wrong.
+/// Flips one bit in every block file of a cache.
 fn damage(folder: &Path) -> usize {
     let entries = |folder: &Path| -> Vec<PathBuf> {
         fs::read_dir(folder).map(|all| all.map(|entry| entry.unwrap().path()).collect()).unwrap_or_default()
@@ -68,8 +68,8 @@ fn a_damaged_cache_is_fetched_again_and_where_it_cannot_be_all_ranks_are_told() 
     assert!(damage(&cache(1)) > 0);
     let (healed, repaired) = run("healed");
     assert!(healed.iter().all(|ran| ran.outcome.is_ok()), "{:?}", healed[1].outcome);
-    assert!(losses(&healed[0]) == losses(&clean[0]), "not one wrong byte is trained on");
-    assert!(repaired > opened, "what was damaged is fetched again: {repaired} requests, {opened} where nothing was");
+    assert!(losses(&healed[0]) == losses(&clean[0]), "no wrong byte is trained on");
+    assert!(repaired > opened, "damaged blocks are fetched again: {repaired} requests, {opened} without damage");
 
     assert!(damage(&cache(1)) > 0);
     refuses.store(true, Ordering::SeqCst);

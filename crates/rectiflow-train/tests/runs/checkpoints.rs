@@ -1,4 +1,4 @@
-//! Checkpoints: exact, checked, and never in the way of training.
+//! Checkpoints: exact, verified, and never an obstacle to training.
 
 use std::{
     fs,
@@ -15,7 +15,7 @@ use rectiflow_train::{
 
 use crate::fixture::{Fixture, run, run_spoilt, run_until, run_with, spoil_with_nan};
 
-/// Everything that has state of its own.
+/// Every feature that has its own state.
 const ALL: &[&str] = &[
     "optimizer.name=stable_adamw",
     "ema.half_life_samples=50",
@@ -24,7 +24,7 @@ const ALL: &[&str] = &[
     "train.offset_noise=0.05",
 ];
 
-/// The bytes of all tensor files of a checkpoint.
+/// Returns the bytes of all tensor files of a checkpoint.
 fn tensors(checkpoint: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let names = [
         "unet/diffusion_pytorch_model.safetensors",
@@ -33,7 +33,7 @@ fn tensors(checkpoint: &Path) -> Vec<(PathBuf, Vec<u8>)> {
         "ema/text_encoder_2/model.safetensors",
         "optimizer.safetensors",
     ];
-    assert!(!checkpoint.join("text_encoder").exists(), "what is frozen is not copied");
+    assert!(!checkpoint.join("text_encoder").exists(), "frozen components are not copied");
     names.into_iter().map(|name| (PathBuf::from(name), fs::read(checkpoint.join(name)).unwrap())).collect()
 }
 
@@ -58,7 +58,7 @@ fn run_with_a_skip(checked: &Checked) {
 fn a_resumed_or_damaged_run_ends_with_the_bytes_of_the_straight_one() {
     let fixture = Fixture::new();
     run_with_a_skip(&fixture.recipe("straight", ALL));
-    // The skipped step is made up for by a seventeenth.
+    // A seventeenth step replaces the skipped one.
     let straight = fixture.checkpoint("straight", 17);
     let (weights, average) = (&tensors(&straight)[0].1, &tensors(&straight)[2].1);
     assert!(weights != average, "the average is another model");
@@ -72,7 +72,8 @@ fn a_resumed_or_damaged_run_ends_with_the_bytes_of_the_straight_one() {
     run(&checked).unwrap();
     assert_same_tensors(&straight, &fixture.checkpoint("resumed", 17));
 
-    // The newest checkpoint loses a bit: the run goes on from the one before, and arrives at the same bytes.
+    // The newest checkpoint has a flipped bit: the run resumes from the one before and ends with
+    // the same bytes.
     let broken = fixture.checkpoint("resumed", 17).join("optimizer.safetensors");
     let mut bytes = fs::read(&broken).unwrap();
     let middle = bytes.len() / 2;
@@ -86,7 +87,7 @@ fn a_resumed_or_damaged_run_ends_with_the_bytes_of_the_straight_one() {
     assert_same_tensors(&straight, &fixture.checkpoint("resumed", 17));
     assert!(fixture.checkpoint("resumed", 17).with_extension("damaged").is_dir(), "the evidence is kept");
 
-    // With none left, nothing is begun anew behind the user's back.
+    // Without a sound checkpoint the run does not silently start from the beginning.
     for entry in fs::read_dir(fixture.path("resumed/checkpoints")).unwrap() {
         fs::remove_file(entry.unwrap().path().join("recipe.toml")).unwrap();
     }
@@ -106,7 +107,7 @@ fn a_checkpoint_that_cannot_be_written_does_not_stop_training() {
     let checked = fixture.recipe("full", &[]);
     let obstacle = fixture.checkpoint("full", 8).with_extension("unfinished");
     let ran = run_with(&checked, Options::default(), |event| {
-        // A file where the folder should go: the system refuses, as a full disk does.
+        // A file in place of the folder: writing fails, as on a full disk.
         if matches!(event, Event::Step(step) if step.step == 7) {
             fs::write(&obstacle, "").unwrap();
         }
@@ -132,7 +133,8 @@ fn a_thread_that_cannot_write_does_not_stop_training() {
     let checked = fixture.recipe("late", &[]);
     let unfinished = fixture.checkpoint("late", 8).with_extension("unfinished");
     let ran = run_with(&checked, Options::default(), |event| {
-        // A folder where the thread's first file should go: seen when training goes on already.
+        // A folder in place of the thread's first file: writing fails when training has already
+        // continued.
         if matches!(event, Event::Step(step) if step.step == 7) {
             fs::create_dir_all(unfinished.join("unet/config.json/occupied")).unwrap();
         }
@@ -142,9 +144,9 @@ fn a_thread_that_cannot_write_does_not_stop_training() {
         Event::SaveFailed { step, reason } => Some((*step, reason.clone())),
         _ => None,
     });
-    let (step, reason) = failed.expect("a loud warning");
+    let (step, reason) = failed.expect("a warning");
     assert!(step == 8 && reason.contains("unet/config.json"), "{step} {reason}");
-    assert!(!unfinished.exists(), "the room is given back");
+    assert!(!unfinished.exists(), "the disk space is freed");
     assert!(!fixture.checkpoint("late", 8).exists());
     verify(&fixture.checkpoint("late", 16)).unwrap();
 }
@@ -197,7 +199,7 @@ fn a_changed_recipe_is_shown_or_refused() {
     for needle in ["lr.peak: 0.001 -> 0.002", "train.micro_batch: 4 -> 8", "--branch-from", "step-00000008"] {
         assert!(message.contains(needle), "{needle} is missing in {message}");
     }
-    assert!(!message.contains("test.bins"), "what may change is no reason: {message}");
+    assert!(!message.contains("test.bins"), "an allowed change is not listed: {message}");
 
     let ran = run_with(&fixture.recipe("changed", &["test.bins=5", "train.samples=80"]), Options::default(), |_| {});
     let Some(Event::Start(start)) = ran.events.first() else { panic!("{:?}", ran.outcome) };

@@ -1,4 +1,4 @@
-//! The test loss: the same number whatever the batch, for the weights and for their average.
+//! The test loss: the same number for any batch size, for the weights and for their average.
 
 use rectiflow_train::{Error, eval::evaluate, metrics::Event, run::Options};
 

@@ -1,4 +1,5 @@
-//! A packed data set of small latents and the tiny SDXL, trained in-process: a run of 16 steps takes a second or two.
+//! A packed data set of small latents and the tiny SDXL, trained in-process: a run of 16 steps
+//! takes one or two seconds.
 
 use std::{
     fs,
@@ -33,20 +34,22 @@ const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/tiny-sdxl"
 /// Width, height, training rows and test rows of each bucket.
 const BUCKETS: [(u32, u32, u64, u64); 2] = [(64, 64, 40, 10), (96, 64, 21, 6)];
 
-/// A folder with a data set and a base model, and whatever runs are made in it.
+/// A folder with a data set, a base model and the runs of a test.
 pub(crate) struct Fixture {
     folder: tempfile::TempDir,
 }
 
 impl Fixture {
-    /// Packs the data and makes a base: the tiny SDXL after one step, so that its text encoders have weights.
+    /// Packs the data and trains a base model: the tiny SDXL after one step, so that its text
+    /// encoders have weights.
     pub(crate) fn new() -> Self {
         Self::with_poison(None)
     }
 
-    /// As [`Fixture::new`], one sample's latents ten thousand times too large, as far as half precision goes.
+    /// As [`Fixture::new`], but one sample's latents are ten thousand times too large, within the
+    /// range of half precision.
     pub(crate) fn with_poison(poison: Option<u64>) -> Self {
-        // The sum of a reduction depends on how it is split.
+        // The sum of a reduction depends on the number of threads.
         tch::set_num_threads(1);
         let folder = tempfile::tempdir().expect("a temporary folder");
         let fixture = Self { folder };
@@ -62,7 +65,7 @@ impl Fixture {
         self.folder.path().join(name)
     }
 
-    /// The base's checkpoint.
+    /// Returns the checkpoint of the base model.
     pub(crate) fn base(&self) -> PathBuf {
         self.checkpoint("base", 1)
     }
@@ -86,7 +89,8 @@ impl Fixture {
         path
     }
 
-    /// The recipe of a run of 16 steps of 8 samples, its checkpoints at steps 8 and 16, overridden.
+    /// Returns the recipe of a run of 16 steps of 8 samples, with checkpoints at steps 8 and 16,
+    /// overridden.
     pub(crate) fn recipe(&self, name: &str, overrides: &[&str]) -> Checked {
         load(&self.write(name, &format!("[model]\nbase = '{}'\n", self.base().display())), overrides)
     }
@@ -104,7 +108,7 @@ pub(crate) struct Ran {
 }
 
 impl Ran {
-    /// Steps of the events that were not applied.
+    /// Returns the steps whose update was not applied.
     pub(crate) fn passed_over(&self) -> Vec<u64> {
         let step = |event: &Event| match event {
             Event::Step(step) if !step.applied => Some(step.step),
@@ -113,7 +117,7 @@ impl Ran {
         self.events.iter().filter_map(step).collect()
     }
 
-    /// The guard's acts: step and action.
+    /// Returns the guard's actions: step and name.
     pub(crate) fn acts(&self) -> Vec<(u64, &str)> {
         let mut acts = Vec::new();
         for event in &self.events {
@@ -124,7 +128,7 @@ impl Ran {
         acts
     }
 
-    /// The last test loss.
+    /// Returns the last test loss.
     pub(crate) fn test_loss(&self) -> f64 {
         let loss = |event: &Event| match event {
             Event::Test(test) => Some(test.loss),
@@ -138,7 +142,7 @@ pub(crate) fn run(checked: &Checked) -> Result<Outcome> {
     run_with(checked, Options::default(), |_| {}).outcome
 }
 
-/// Trains, showing each event to `observe`.
+/// Trains and passes each event to `observe`.
 pub(crate) fn run_with(checked: &Checked, options: Options<'_>, mut observe: impl FnMut(&Event)) -> Ran {
     let mut events = Vec::new();
     let outcome = train(checked, options, &AtomicBool::new(false), &mut |event| {
@@ -148,7 +152,8 @@ pub(crate) fn run_with(checked: &Checked, options: Options<'_>, mut observe: imp
     Ran { outcome, events }
 }
 
-/// Trains with several ranks, each a thread with a recipe of its own; `spoil` has each rank's steps in its hands.
+/// Trains with several ranks, each a thread with its own recipe; `spoil` may change each rank's
+/// steps.
 pub(crate) fn run_ranks(recipes: &[Checked], spoil: impl Fn(usize, &mut Step) + Sync) -> Vec<Ran> {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let (ranks, spoil) = (recipes.len(), &spoil);
@@ -169,19 +174,19 @@ pub(crate) fn run_ranks(recipes: &[Checked], spoil: impl Fn(usize, &mut Step) + 
     })
 }
 
-/// Trains on steps that `spoil` has had in its hands; steps count from 1, as in the log.
+/// Trains on steps that `spoil` may change; steps count from 1, as in the log.
 pub(crate) fn run_spoilt(checked: &Checked, mut spoil: impl FnMut(u64, &mut Step)) -> Ran {
     run_disturbed(checked, |step, _| spoil(step.step + 1, step))
 }
 
-/// Trains on steps and with a state that `disturb` has had in its hands.
+/// Trains on steps and with a state that `disturb` may change.
 pub(crate) fn run_disturbed(checked: &Checked, mut disturb: impl FnMut(&mut Step, &mut TrainState)) -> Ran {
     let mut before_step = |step: &mut Step, state: &mut TrainState| disturb(step, state);
     let options = Options { before_step: Some(&mut before_step), ..Options::default() };
     run_with(checked, options, |_| {})
 }
 
-/// Trains until a step has been made, as a signal would stop it.
+/// Trains until a step is done, then stops as on a signal.
 pub(crate) fn run_until(checked: &Checked, options: Options<'_>, last: u64) -> Outcome {
     let stop = AtomicBool::new(false);
     let outcome = train(checked, options, &stop, &mut |event| {
@@ -189,10 +194,10 @@ pub(crate) fn run_until(checked: &Checked, options: Options<'_>, last: u64) -> O
             stop.store(true, Ordering::Relaxed);
         }
     });
-    outcome.expect("the run is interrupted in good order")
+    outcome.expect("the run is interrupted without an error")
 }
 
-/// Multiplies the latents of a step's first micro-batch, as far as half precision goes.
+/// Multiplies the latents of a step's first micro-batch, within the range of half precision.
 pub(crate) fn scale_latents(step: &mut Step, factor: f32) {
     scale(&mut step.micro_batches[0].latents, factor);
 }
@@ -203,12 +208,12 @@ fn scale(latents: &mut [f16], factor: f32) {
     }
 }
 
-/// Makes one number of a step NaN.
+/// Sets one number of a step to NaN.
 pub(crate) fn spoil_with_nan(step: &mut Step) {
     step.micro_batches[0].latents[0] = f16::NAN;
 }
 
-/// Samples of one of three colours each, which its caption names.
+/// Samples of one of three colours each; the caption names the colour.
 fn record(id: u64, (width_px, height_px): (u32, u32)) -> Record {
     Record {
         id: SampleId(id),
@@ -227,7 +232,7 @@ fn record(id: u64, (width_px, height_px): (u32, u32)) -> Record {
     }
 }
 
-/// Channel means by colour and a little noise, at the scale of real latents.
+/// Latents with channel means by colour and a little noise, on the scale of real latents.
 fn latents(id: u64, shape: [usize; 3]) -> Vec<f16> {
     let mut rng = Rng::keyed(5, Purpose::Noise, &[id]);
     let plane = shape[1] * shape[2];
@@ -238,7 +243,7 @@ fn latents(id: u64, shape: [usize; 3]) -> Vec<f16> {
 fn empty_manifest() -> Manifest {
     let codec = Codec {
         vae: "tiny".to_owned(),
-        hash: hash_weights(Component::Vae, &Path::new(TINY).join("vae")).expect("the tiny VAE is there"),
+        hash: hash_weights(Component::Vae, &Path::new(TINY).join("vae")).expect("the tiny VAE exists"),
         scaling_factor: 0.13025,
         down_factor: 8,
         channels: 4,

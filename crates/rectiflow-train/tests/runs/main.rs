@@ -1,5 +1,5 @@
-//! Whole runs of the tiny SDXL in this process: what the guard saves, what a checkpoint brings back, where a branch
-//! begins, what a test loss does not depend on.
+//! Whole runs of the tiny SDXL in this process: what the guard prevents, what a checkpoint
+//! restores, where a branch begins, and what the test loss does not depend on.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod branches;

@@ -1,4 +1,5 @@
-//! Runs in bf16 and with blocks that are remade: what is kept, and that a resume is as exact as in fp32.
+//! Runs in bf16 and with recomputed blocks: what is stored, and that a resume is as exact as in
+//! fp32.
 
 use rectiflow_sdxl::{model::Component, tensor_file::TensorFile};
 use rectiflow_train::{eval::evaluate, run::Options};
@@ -6,7 +7,7 @@ use tch::Kind;
 
 use crate::fixture::{Fixture, run, run_until};
 
-/// bf16 with everything that has state of its own, and a second trained component.
+/// bf16 with every feature that has its own state, and a second trained component.
 const LOW: &[&str] = &[
     "train.dtype=bf16",
     "ema.half_life_samples=50",
@@ -31,7 +32,7 @@ fn bf16_runs_keep_fp32_masters_and_resume_exactly_with_or_without_checkpointing(
     assert_eq!(weights.kind(), Kind::Float);
     assert!(weights != weights.to_kind(Kind::BFloat16).to_kind(Kind::Float), "masters have more bits than copies");
 
-    // The second half with the blocks remade: neither the resume nor that shows.
+    // The second half recomputes the blocks: neither that nor the resume changes a bit.
     let checked = fixture.recipe("resumed", LOW);
     run_until(&checked, Options::default(), 9);
     let remade = [LOW, &["memory.checkpointing=full"]].concat();
@@ -61,7 +62,7 @@ fn a_bf16_run_ends_where_an_fp32_run_does_and_its_checkpoint_is_evaluated_in_eit
         near(low_in_high, high_in_high) && near(low_in_low, low_in_high),
         "{low_in_low} {low_in_high} {high_in_high}"
     );
-    assert!(low_in_low != low_in_high, "one of them was calculated in bf16");
+    assert!(low_in_low != low_in_high, "one of them was computed in bf16");
     assert!(
         Component::ALL
             .iter()

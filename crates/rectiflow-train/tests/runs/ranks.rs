@@ -1,4 +1,4 @@
-//! Several ranks, each a thread with a process group of its own: the same run at any number of them.
+//! Several ranks, each a thread with its own process group: any number of them is the same run.
 
 use std::{fs, path::Path};
 
@@ -13,7 +13,8 @@ use rectiflow_train::{
 
 use crate::fixture::{Fixture, Ran, run_ranks, run_until, spoil_with_nan};
 
-/// Steps of four micro-batches of two samples, so that four lanes can run. A rate at which rounding stays rounding.
+/// Steps of four micro-batches of two samples, so that there are four lanes, at a rate at which
+/// rounding errors stay small.
 const FOUR: [&str; 4] = ["train.micro_batch=2", "train.micro_batches=4", "lr.peak=1e-4", "ranks.timeout_secs=20"];
 
 fn recipes(fixture: &Fixture, name: &str, ranks: usize, more: &[&str]) -> Vec<Checked> {
@@ -42,7 +43,7 @@ fn assert_finished(ran: &[Ran]) {
     }
 }
 
-/// The bytes of the UNet and of all parts of the optimiser's memory, in order.
+/// Returns the bytes of the UNet and of all parts of the optimiser's state, in order.
 fn weights_and_moments(checkpoint: &Path) -> (Vec<u8>, Vec<Vec<u8>>) {
     verify(checkpoint).unwrap();
     let mut names: Vec<_> = fs::read_dir(checkpoint).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -73,12 +74,12 @@ fn a_run_is_the_same_at_any_number_of_ranks_and_with_any_sharding() {
             assert!((a / b - 1.0).abs() < 1e-5, "{name}, step {step}: {a} and {b}");
         }
         for other in &ran[1..] {
-            assert_eq!(losses(other), losses(&ran[0]), "all ranks know the same numbers");
+            assert_eq!(losses(other), losses(&ran[0]), "all ranks record the same numbers");
         }
         let (a, b) = (first_test(&alone[0]), first_test(&ran[0]));
         assert!((a / b - 1.0).abs() < 1e-6, "the test loss of the same weights, {name}: {a} and {b}");
     }
-    // Twice the same number of ranks: the same bits.
+    // The same number of ranks twice has the same bits.
     let again = run("again", 3, "once");
     let of = |name: &str| weights_and_moments(&fixture.checkpoint(name, 50));
     assert!(of("three") == of("again"));
@@ -87,10 +88,11 @@ fn a_run_is_the_same_at_any_number_of_ranks_and_with_any_sharding() {
     assert!(fixture.path("three/metrics-rank-00002.jsonl").is_file(), "every rank has its own metrics");
 }
 
-/// Gradients and values cross the wire once a step, and a few numbers.
+/// Gradients and weights are sent once per step, and a few numbers.
 fn check_traffic(ran: &Ran) {
     let Some(Event::Start(start)) = ran.events.first() else { panic!("{:?}", ran.outcome) };
-    // Micro-batches 0 to 3 of lanes 0 to 3 on three ranks: two on rank 0, which the others wait for.
+    // Micro-batches 0 to 3 of lanes 0 to 3 on three ranks: rank 0 has two, and the others wait for
+    // it.
     assert_eq!((start.ranks, start.idle_share), (3, 1.0 - 4.0 / 6.0));
     for step in steps(ran) {
         let ranks = step.ranks.as_ref().expect("several ranks are measured");
@@ -109,7 +111,7 @@ fn a_checkpoint_of_many_ranks_goes_on_with_the_same_bits_and_with_other_numbers_
     let all = ["optimizer.name=stable_adamw", "ema.half_life_samples=50"];
     assert_finished(&run_ranks(&recipes(&fixture, "straight", 4, &all), |_, _| {}));
 
-    // Half of it with four, the rest with four again after losing the newest checkpoint.
+    // The run loses its newest checkpoint, and four ranks resume it from the middle.
     assert_finished(&run_ranks(&recipes(&fixture, "resumed", 4, &all), |_, _| {}));
     fs::remove_dir_all(fixture.checkpoint("resumed", 16)).unwrap();
     assert_finished(&run_ranks(&recipes(&fixture, "resumed", 4, &all), |_, _| {}));
@@ -120,7 +122,7 @@ fn a_checkpoint_of_many_ranks_goes_on_with_the_same_bits_and_with_other_numbers_
     };
     assert!(average("straight") == average("resumed") && average("straight") != of("straight").0);
 
-    // Three of it alone, three with two, and so on: the same losses as the straight run.
+    // Other numbers of ranks take turns: the losses are those of the straight run.
     let one = &recipes(&fixture, "moving", 1, &all)[0];
     run_until(one, rectiflow_train::run::Options::default(), 3);
     for (ranks, last) in [(3, 6), (2, 9), (4, 12), (1, 16)] {
@@ -163,7 +165,7 @@ fn in_bf16_masters_are_split_and_what_the_model_calculates_with_is_gathered() {
     let alone = run("one", 1, "once");
     for (name, ranks, sharding) in [("three", 3, "once"), ("two", 2, "each"), ("four", 4, "none")] {
         let ran = run(name, ranks, sharding);
-        // A sum in another order, rounded to bf16: where it lies between two of its numbers, to the other one.
+        // A sum in another order may round to the neighbouring bf16 number.
         losses(&alone[0]).iter().zip(losses(&ran[0])).for_each(|(a, b)| near(*a, b, 1e-3));
         for (a, b) in tests(&alone[0]).into_iter().zip(tests(&ran[0])) {
             a.into_iter().zip(b).for_each(|(a, b)| near(a, b, 1e-3));
@@ -179,7 +181,7 @@ fn in_bf16_masters_are_split_and_what_the_model_calculates_with_is_gathered() {
             }
         }
     }
-    // The masters of three ranks are whole, exact and all there: a resume goes on with the same bits.
+    // The masters of three ranks are complete and exact: a resume continues with the same bits.
     assert_finished(&run_ranks(&recipes(&fixture, "again", 3, &low), |_, _| {}));
     fs::remove_dir_all(fixture.checkpoint("again", 16)).unwrap();
     assert_finished(&run_ranks(&recipes(&fixture, "again", 3, &low), |_, _| {}));
@@ -206,7 +208,7 @@ fn a_nan_on_one_rank_is_skipped_and_rewound_and_stopped_by_all() {
     let last = black_box.steps.last().unwrap();
     let slots: Vec<u32> = last.samples.iter().map(|sample| sample.slot).collect();
     assert_eq!((black_box.ranks, slots), (2, vec![0, 0, 1, 1, 2, 2, 3, 3]));
-    // Lanes 1 and 3 are rank 1's, and its first sample is the spoilt one.
+    // Rank 1 has lanes 1 and 3, and its first sample is the spoilt one.
     let spoilt: Vec<usize> = (0..8).filter(|&at| last.samples[at].loss.is_nan()).collect();
     assert_eq!(spoilt, [2]);
     let again = run_ranks(&recipes(&fixture, "nan", 2, &more), |_, _| {});
@@ -274,7 +276,7 @@ fn previews_are_divided_over_ranks_and_the_same() {
         "preview.prompts=['a red square', 'a green square', 'a blue square']",
         "preview.sample={steps=2, width_px=64, height_px=64, sampler='euler_ancestral', cfg=3.0}",
     ];
-    // Before the first step; more ranks than pictures, too.
+    // Previews are sampled before the first step; one case has more ranks than pictures.
     let pictures = [("alone", 1), ("two", 2), ("four", 4)].map(|(name, ranks)| {
         assert_finished(&run_ranks(&recipes(&fixture, name, ranks, &settings), |_, _| {}));
         let path = fixture.path(name).join("previews/step-00000000.png");
