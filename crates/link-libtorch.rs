@@ -1,11 +1,14 @@
-//! Build script of every crate that ends in a binary linking libtorch: tests, examples and the command itself.
+//! Build script of every crate that ends in a binary linking libtorch: tests, examples and the
+//! command itself.
 //!
-//! torch-sys names the folder of the libraries but cannot set the run path of other crates' binaries; without it they
-//! start only under LD_LIBRARY_PATH. Where the folder has CUDA, `--no-as-needed` keeps `libtorch_cuda`, which nothing
-//! references by symbol and which registers the CUDA kernels when it is loaded.
+//! torch-sys names the folder of the libraries but cannot set the run path of other crates'
+//! binaries; without it they start only under LD_LIBRARY_PATH. Where the folder has CUDA,
+//! `--no-as-needed` keeps `libtorch_cuda`, which nothing references by symbol and which registers
+//! the CUDA kernels when it is loaded.
 //!
-//! A crate's C++ files, `src/*/*.cpp`, are what libtorch has and `tch` does not bind. Each has a C interface. With the
-//! feature `nccl`, `RECTIFLOW_CUDA_INCLUDE` names the folders of CUDA's and NCCL's headers, separated by colons.
+//! A crate's C++ files, `src/*/*.cpp`, are what libtorch has and `tch` does not bind. Each has a C
+//! interface. With the feature `nccl`, `RECTIFLOW_CUDA_INCLUDE` names the folders of CUDA's and
+//! NCCL's headers, separated by colons.
 
 #![allow(clippy::print_stdout, reason = "cargo reads a build script's standard output")]
 
@@ -39,7 +42,8 @@ fn compile_cpp(lib: &Path) {
     if files.is_empty() {
         return;
     }
-    // Not the folder: a change of any Rust file would compile all C++ anew. After adding a file, touch this script.
+    // Not the folder: a change of any Rust file would recompile all C++. After adding a file,
+    // touch this script.
     for file in &files {
         println!("cargo::rerun-if-changed={}", file.display());
     }

@@ -4,12 +4,12 @@
 //! emoji_pictures ARCHIVE OUT [--backgrounds N] [--holdout-subjects N]
 //! ```
 //!
-//! Every subject is put on N plain backgrounds (default 2 of 8) that its captions name. The margin is
-//! proportional to its trimmed size, so that the pictures keep the subjects' many aspect ratios.
+//! Every subject is put on N plain backgrounds (default 2 of 8) that its captions name. The margin
+//! is proportional to its trimmed size, so that the pictures keep the subjects' many aspect ratios.
 //! Black and white are the most frequent backgrounds, because the demo compares brightness. The
 //! result looks like a user's own folder: `OUT/train/` with PNGs and one `metadata.jsonl`.
-//! `--holdout-subjects` writes that number of subjects to `OUT/heldout/` instead: preparation splits
-//! by image, which would leave every subject in training on another background.
+//! `--holdout-subjects` writes that number of subjects to `OUT/heldout/` instead: preparation
+//! splits by image, which would leave every subject in training on another background.
 //!
 //! The same arguments produce the same bytes: all choices depend on a hash of the subject's name.
 //! `OUT` is written under another name and renamed at the end. If it holds this result already, it
@@ -209,8 +209,8 @@ fn read_archive(path: &Path) -> Result<(Vec<Subject>, Files)> {
 
 /// The plain files of a ustar archive: 512-byte headers, each followed by its file in whole blocks.
 ///
-/// The crate `tar` would replace these 20 lines, but enables features of libc that make cargo compile
-/// half of the workspace twice.
+/// The crate `tar` would replace these 20 lines, but enables features of libc that make cargo
+/// compile half of the workspace twice.
 fn read_tar(mut bytes: &[u8]) -> std::result::Result<Files, String> {
     let mut files = Files::new();
     while let Some((header, rest)) = bytes.split_at_checked(TAR_BLOCK_BYTES) {

@@ -1,9 +1,10 @@
-//! Measures the loader on this machine, against an object store on the loopback with a delay of its own.
+//! Measures the loader on this machine, against an object store on the loopback with a delay of its
+//! own.
 //!
 //!     cargo run --release -p rectiflow-data --example loader_numbers -- FOLDER [PART]
 //!
-//! Packs synthetic data sets into FOLDER (0.7 GB), reads them in several ways for a few seconds each,
-//! and prints one JSON object per line. `cpu_secs` is the processor time of this process, all
+//! Packs synthetic data sets into FOLDER (0.7 GB), reads them in several ways for a few seconds
+//! each, and prints one JSON object per line. `cpu_secs` is the processor time of this process, all
 //! threads; the server is a process of its own. On a shared machine bytes per CPU second say more
 //! than bytes per second.
 

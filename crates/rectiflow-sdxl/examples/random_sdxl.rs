@@ -4,10 +4,10 @@
 //! cargo run --release -p rectiflow-sdxl --example random_sdxl -- OUT [fp32|fp16|bf16] [CONFIGS]
 //! ```
 //!
-//! OUT becomes a diffusers folder of 3.5 billion parameters (6.9 GB in fp16), with the configurations
-//! of SDXL 1.0 or of the model folder CONFIGS. Norms start as the identity, the rest in the range of
-//! PyTorch's initialization, so that a forward pass stays finite in every dtype. The weights are a
-//! function of their names; one tensor is in memory at a time.
+//! OUT becomes a diffusers folder of 3.5 billion parameters (6.9 GB in fp16), with the
+//! configurations of SDXL 1.0 or of the model folder CONFIGS. Norms start as the identity, the rest
+//! in the range of PyTorch's initialization, so that a forward pass stays finite in every dtype.
+//! The weights are a function of their names; one tensor is in memory at a time.
 #![allow(clippy::print_stderr, reason = "a program for the terminal")]
 
 use std::{

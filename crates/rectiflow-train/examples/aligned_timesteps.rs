@@ -4,10 +4,10 @@
 //! cargo run --release --example aligned_timesteps -- RECIPE [KEY=VALUE...]
 //! ```
 //!
-//! Trains twice by the same recipe, on the same samples with the same noise. "native" are rectiflow's
-//! own timesteps and inputs, `1000 sigma`; "aligned" are the timesteps of SDXL's schedule with the
-//! same signal-to-noise ratio. Prints the test loss of both at every test, in total and by noise
-//! level; the targets are equal, so that the losses compare.
+//! Trains twice by the same recipe, on the same samples with the same noise. "native" are
+//! rectiflow's own timesteps and inputs, `1000 sigma`; "aligned" are the timesteps of SDXL's
+//! schedule with the same signal-to-noise ratio. Prints the test loss of both at every test, in
+//! total and by noise level; the targets are equal, so that the losses compare.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program, not a library")]
 

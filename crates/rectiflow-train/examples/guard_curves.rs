@@ -1,13 +1,16 @@
-//! How often the guard acts in clean runs, and how soon where something is wrong: the numbers of docs/guard.md.
+//! How often the guard acts in clean runs, and how soon where something is wrong: the numbers of
+//! docs/guard.md.
 //!
 //! ```text
 //! cargo run --release --example guard_curves -- [UPDATES] > FILE
 //! ```
 //!
-//! Judges the recorded clean runs and traces that are like them (`tests/runs/clean_runs.rs`), of UPDATES updates in all
-//! (1e7), with the defaults, with a warm-up of 10, and a tenth of them with other accepted chances; then traces with a fault from update 250 on.
-//! Prints comma-separated lines: which guard, what was done to the trace, updates until the guard acts, the share of traces
-//! in which it has acted by then. Of clean ones it prints acts, and acts per 100,000 updates.
+//! Judges the recorded clean runs and traces that are like them (`tests/runs/clean_runs.rs`), of
+//! UPDATES updates in all (1e7), with the defaults, with a warm-up of 10, and a tenth of them with
+//! other accepted chances; then traces with a fault from update 250 on. Prints comma-separated
+//! lines: which guard, what was done to the trace, updates until the guard acts, the share of
+//! traces in which it has acted by then. Of clean ones it prints acts, and acts per 100,000
+//! updates.
 #![allow(clippy::print_stdout, reason = "a program, not a library")]
 
 #[allow(dead_code, reason = "made for tests")]
@@ -23,7 +26,7 @@ use rectiflow_train::guard::{GuardConfig, Observation};
 const START: usize = 250;
 /// Traces with each fault.
 const FAULTY: u64 = 2000;
-/// Updates by which it is asked who has been found.
+/// Delays, in updates, at which the share of detected faults is printed.
 const DELAYS: [usize; 10] = [0, 1, 2, 5, 10, 20, 50, 100, 150, 249];
 
 fn main() {
@@ -34,7 +37,7 @@ fn main() {
         let traces = Traces::like(&recorded(half));
         for (name, config) in guards() {
             let recorded: usize = recorded(half).iter().map(|run| acts(&config, run.observations())).sum();
-            // A tenth is enough for a curve.
+            // A tenth of the updates is enough for a curve.
             let judged = if config.spike_chance == GuardConfig::default().spike_chance { clean } else { clean / 10 };
             let synthetic: usize = (0..judged).map(|number| acts(&config, traces.trace(number))).sum();
             let rate = 1e5 * synthetic as f64 / (judged as f64 * TRACE as f64);
@@ -50,7 +53,7 @@ fn main() {
     }
 }
 
-/// The settings that are judged, by name.
+/// The guards that are compared, by name.
 fn guards() -> Vec<(String, GuardConfig)> {
     let short = GuardConfig { warmup_updates: 10, ..GuardConfig::default() };
     let mut guards = vec![("defaults".to_owned(), GuardConfig::default()), ("warmup 10".to_owned(), short)];
@@ -60,14 +63,14 @@ fn guards() -> Vec<(String, GuardConfig)> {
     guards
 }
 
-/// What is done to a trace from `START` on.
+/// A fault, applied to a trace from `START` on.
 struct Fault {
     name: String,
-    /// What loss and norm are multiplied by.
+    /// Factor of loss and norm.
     factors: [f64; 2],
-    /// What they are multiplied by in addition, once more in each step.
+    /// Further factor, applied once more in each step.
     growth: f64,
-    /// Steps that it lasts.
+    /// Duration in steps.
     steps: usize,
 }
 
@@ -107,7 +110,7 @@ fn delays(traces: &Traces, guard: &str, config: &GuardConfig, fault: &Fault) {
         let trace = traces.trace(number);
         let spoilt = trace.into_iter().enumerate().map(|(at, seen)| fault.spoil(at, seen));
         let acted = first_act(config, spoilt);
-        // What was found before there was anything to find is a false alarm and counts elsewhere.
+        // An act before the fault is a false alarm, which is counted elsewhere.
         if acted.is_none_or(|at| at >= START) {
             judged += 1;
             found.extend(acted.map(|at| at - START));

@@ -4,7 +4,8 @@
 //! OMP_NUM_THREADS=1 cargo run --release --example guard_squares -- FOLDER
 //! ```
 //!
-//! Leaves `squares-packed`, 61 coloured squares as latents, and `tests`, a checkpoint after one step from random weights.
+//! Leaves `squares-packed`, 61 coloured squares as latents, and `tests`, a checkpoint after one
+//! step from random weights.
 #![allow(clippy::print_stderr, clippy::unwrap_used, reason = "a program, not a library")]
 
 #[allow(dead_code, reason = "made for tests")]

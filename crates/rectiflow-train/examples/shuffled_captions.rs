@@ -4,11 +4,11 @@
 //! cargo run --release --example shuffled_captions -- RECIPE FIRST LAST [KEY=VALUE...]
 //! ```
 //!
-//! Trains twice by the same recipe, on the same samples with the same noise: once unchanged, and once
-//! with the captions of every micro-batch rotated by one picture in the steps FIRST to LAST (from 1).
-//! For every number that the guard sees, or could see, prints the mean difference in these steps,
-//! absolute and in units of the number's deviation from step to step in the clean run. That deviation
-//! is all a guard has: it does not know the clean run.
+//! Trains twice by the same recipe, on the same samples with the same noise: once unchanged, and
+//! once with the captions of every micro-batch rotated by one picture in the steps FIRST to LAST
+//! (from 1). For every number that the guard sees, or could see, prints the mean difference in
+//! these steps, absolute and in units of the number's deviation from step to step in the clean run.
+//! That deviation is all a guard has: it does not know the clean run.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program, not a library")]
 

@@ -6,7 +6,11 @@
 //! the speed of the link is given, the measured step is compared with the simulator's prediction
 //! from the single-rank run.
 
-use std::{ffi::OsString, fs, path::PathBuf};
+use std::{
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, bail};
 use rectiflow_train::{
@@ -150,15 +154,53 @@ fn loopback(ranks: usize, link: &[f64]) -> Cluster {
     Cluster { ranks, ranks_per_node: ranks, inside: link, between: link }
 }
 
-fn measure(args: &Args, ranks: usize, folder: &std::path::Path, stop: &StopSignal) -> anyhow::Result<Measured> {
+/// Trains with `ranks` ranks in a run folder below `folder`, and reads the run's metrics.
+fn measure(args: &Args, ranks: usize, folder: &Path, stop: &StopSignal) -> anyhow::Result<Measured> {
     let run_dir = folder.join(ranks.to_string());
     let micro_batches = args.micro_batches * ranks as u64;
-    let batch = Recipe::load(&args.recipe, &args.overrides)?.order.micro_batch as u64 * micro_batches;
+    let recipe = Recipe::load(&args.recipe, &args.overrides)?;
+    let batch = recipe.order.micro_batch as u64 * micro_batches;
     let steps = args.steps + WARM_UP;
+
+    let sets = overrides(args, &run_dir, micro_batches, steps * batch);
+    let checked = Recipe::load(&args.recipe, &sets)?;
+    let mut arguments: Vec<OsString> = vec!["train".into(), args.recipe.clone().into()];
+    for set in sets {
+        arguments.push("--set".into());
+        arguments.push(set.into());
+    }
+
+    let bytes_before = loopback_bytes();
+    let mut all = Ranks::start(&arguments, ranks, true)?;
+    if let Some(rank) = all.wait(&checked, stop)? {
+        bail!("rank {rank} of {ranks} failed");
+    }
+    let loopback_bytes = loopback_bytes() - bytes_before;
+
+    let events = metrics::read(&run_dir)?;
+    let medians = Medians::of(&events)?;
+    Ok(Measured {
+        ranks,
+        step_secs: medians.step_secs,
+        passes_secs: medians.passes_secs,
+        communication_secs: medians.communication_secs,
+        hidden_secs: medians.hidden_secs,
+        samples_per_sec: batch as f64 / medians.step_secs,
+        efficiency: 1.0,
+        predicted: None,
+        num_parameters: num_parameters(&events),
+        step_bytes: medians.last_step_bytes,
+        loopback_step_bytes: loopback_bytes / steps as f64,
+    })
+}
+
+/// The overrides of a measuring run: its own folder, a fixed length, no test, preview or
+/// checkpoint.
+fn overrides(args: &Args, run_dir: &Path, micro_batches: u64, samples: u64) -> Vec<String> {
     let mut sets = args.overrides.clone();
     sets.extend([
         format!("run.dir=\"{}\"", run_dir.display()),
-        format!("train.samples={}", steps * batch),
+        format!("train.samples={samples}"),
         format!("train.micro_batches={micro_batches}"),
         format!("train.lanes={micro_batches}"),
         "lr.warmup_samples=0".to_owned(),
@@ -168,47 +210,73 @@ fn measure(args: &Args, ranks: usize, folder: &std::path::Path, stop: &StopSigna
         "checkpoint.keep_every_steps=0".to_owned(),
         "checkpoint.every_steps=1000000000".to_owned(),
     ]);
-    let checked = Recipe::load(&args.recipe, &sets)?;
-    let mut arguments: Vec<OsString> = vec!["train".into(), args.recipe.clone().into()];
-    arguments.extend(sets.into_iter().flat_map(|set| [OsString::from("--set"), set.into()]));
-    let before = loopback_bytes();
-    let mut all = Ranks::start(&arguments, ranks, true)?;
-    if let Some(rank) = all.wait(&checked, stop)? {
-        bail!("rank {rank} of {ranks} failed");
-    }
-    let sent = loopback_bytes() - before;
-    let events = metrics::read(&run_dir)?;
-    let measured: Vec<&StepMetrics> = events
-        .iter()
-        .filter_map(|event| if let Event::Step(step) = event { Some(step) } else { None })
-        .skip(WARM_UP as usize)
-        .collect();
-    if measured.is_empty() {
-        bail!("no step was made");
-    }
-    let of = |value: &dyn Fn(&StepMetrics) -> f64| median(&measured.iter().map(|step| value(step)).collect::<Vec<_>>());
-    let step_secs = of(&|step| step.secs);
-    let bytes = |step: &StepMetrics| -> u64 {
-        step.ranks.as_ref().map_or(0, |ranks| {
-            ranks.bytes.iter().filter(|(kind, _)| **kind != Collective::Barrier).map(|(_, bytes)| bytes).sum()
+    sets
+}
+
+/// Medians over the steps after the warm-up.
+struct Medians {
+    step_secs: f64,
+    passes_secs: f64,
+    communication_secs: f64,
+    hidden_secs: f64,
+    last_step_bytes: u64,
+}
+
+impl Medians {
+    fn of(events: &[Event]) -> anyhow::Result<Self> {
+        let mut step_secs = Vec::new();
+        let mut passes_secs = Vec::new();
+        let mut communication_secs = Vec::new();
+        let mut hidden_secs = Vec::new();
+        let mut last_step_bytes = 0;
+        for step in events.iter().filter_map(as_step).skip(WARM_UP as usize) {
+            let ranks = step.ranks.as_ref();
+            let busy_secs = step.secs - step.data_secs;
+            step_secs.push(step.secs);
+            passes_secs.push(ranks.map_or(busy_secs, |ranks| ranks.passes_secs));
+            communication_secs.push(ranks.map_or(0.0, |ranks| ranks.communication_secs));
+            hidden_secs.push(ranks.map_or(0.0, |ranks| ranks.hidden_secs));
+            last_step_bytes = step_bytes(step);
+        }
+        if step_secs.is_empty() {
+            bail!("no step was made");
+        }
+        Ok(Self {
+            step_secs: median(&step_secs),
+            passes_secs: median(&passes_secs),
+            communication_secs: median(&communication_secs),
+            hidden_secs: median(&hidden_secs),
+            last_step_bytes,
         })
-    };
-    Ok(Measured {
-        ranks,
-        step_secs,
-        passes_secs: of(&|step| step.ranks.as_ref().map_or(step.secs - step.data_secs, |ranks| ranks.passes_secs)),
-        communication_secs: of(&|step| step.ranks.as_ref().map_or(0.0, |ranks| ranks.communication_secs)),
-        hidden_secs: of(&|step| step.ranks.as_ref().map_or(0.0, |ranks| ranks.hidden_secs)),
-        samples_per_sec: batch as f64 / step_secs,
-        efficiency: 1.0,
-        predicted: None,
-        num_parameters: events
-            .iter()
-            .find_map(|event| if let Event::Start(start) = event { Some(start.num_parameters) } else { None })
-            .unwrap_or(0),
-        step_bytes: measured.last().map_or(0, |step| bytes(step)),
-        loopback_step_bytes: sent / steps as f64,
-    })
+    }
+}
+
+fn as_step(event: &Event) -> Option<&StepMetrics> {
+    match event {
+        Event::Step(step) => Some(step),
+        _ => None,
+    }
+}
+
+/// Bytes that a rank sent in a step, barriers left out.
+fn step_bytes(step: &StepMetrics) -> u64 {
+    let mut sum = 0;
+    for (kind, bytes) in step.ranks.iter().flat_map(|ranks| &ranks.bytes) {
+        if *kind != Collective::Barrier {
+            sum += bytes;
+        }
+    }
+    sum
+}
+
+/// The number of trained parameters, from the run's start event.
+fn num_parameters(events: &[Event]) -> u64 {
+    for event in events {
+        if let Event::Start(start) = event {
+            return start.num_parameters;
+        }
+    }
+    0
 }
 
 /// Bytes sent over the loopback interface since boot; 0 if the system does not report them.

@@ -41,9 +41,9 @@ pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Torc
 
 /// libtorch's linear layer as one product of all rows.
 ///
-/// For an `x` that is no view of a matrix, libtorch's own makes one product per item of the batch if
-/// the weight needs no gradient, and a single one if it does. A trained model and its frozen copy
-/// would then differ in the last bits.
+/// For an `x` that is no view of a matrix, libtorch's own makes one product per item of the batch
+/// if the weight needs no gradient, and a single one if it does. A trained model and its frozen
+/// copy would then differ in the last bits.
 fn one_product(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Torch {
     if x.dim() <= 2 || x.is_contiguous() {
         return x.f_linear(weight, bias);

@@ -105,7 +105,8 @@ impl HeldOut {
         Ok(latents.mean_dim(&[0i64, 2, 3][..], false, Kind::Double)) // [4]
     }
 
-    /// How well the last step of the older schedule shows whether a picture is on black or on white.
+    /// How well the last step of the older schedule shows whether a picture is on black or on
+    /// white.
     pub(crate) fn leak(&self, vae: &Vae) -> Result<Finding> {
         let difference = self.mean_latent("white", vae)? - self.mean_latent("black", vae)?;
         let apart = difference.norm().double_value(&[]);

@@ -5,11 +5,12 @@
 //!     LABEL=MODEL[@PARAMETERIZATION]...
 //! ```
 //!
-//! The prompts are captions of pictures that no model was trained on
-//! (`emoji_pictures --holdout-subjects`). Measured for each model: how often the background is the
-//! requested one, the brightness of pictures on black and on white, and the distance of the drawn
-//! pictures to the held-out ones. The last model is also drawn with other inference settings. Writes
-//! `findings.json`, pictures and `measures.json` to RUN; `rectiflow report RUN` makes a page of them.
+//! The prompts are captions of pictures that no model was trained on (`emoji_pictures
+//! --holdout-subjects`). Measured for each model: how often the background is the requested one,
+//! the brightness of pictures on black and on white, and the distance of the drawn pictures to the
+//! held-out ones. The last model is also drawn with other inference settings. Writes
+//! `findings.json`, pictures and `measures.json` to RUN; `rectiflow report RUN` makes a page of
+//! them.
 #![allow(clippy::print_stderr, reason = "a program, not a library")]
 
 mod arguments;

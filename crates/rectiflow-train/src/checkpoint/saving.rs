@@ -100,7 +100,7 @@ impl Checkpoints {
         Ok(Pending { step, began, unfinished, thread })
     }
 
-    /// Waits for the files of all ranks, gives the checkpoint its final name and removes older ones
+    /// Waits for the files of all ranks, renames the checkpoint to its final name and removes older ones
     /// that need not be kept. Returns its folder.
     ///
     /// # Errors

@@ -234,12 +234,7 @@ fn single_gpu_mfu(question: &Question) -> (f64, String) {
     match question.mfu {
         Some(mfu) => {
             let percent = 100.0 * mfu;
-            (
-                mfu,
-                format!(
-                    "a single GPU reaches {percent:.1}% of its peak (--mfu); the cost of the links is simulated"
-                ),
-            )
+            (mfu, format!("a single GPU reaches {percent:.1}% of its peak (--mfu); the cost of the links is simulated"))
         }
         None => {
             let (mfu, _) = published_mfu(1);

@@ -1,16 +1,17 @@
 //! Recorded clean runs, and endless traces that are like them.
 //!
-//! A trace has the course of a recorded run (its local mean, and its last level from the run's end on) and scatters around it as
-//! runs of the same kind did: recorded residuals of the logarithms, loss and norm together, in blocks of 10 to 40 updates,
-//! so that their tails and their autocorrelation are those that were recorded. Recorded and keyed random numbers only: what is
+//! A trace has the course of a recorded run (its local mean, and its last level from the run's end
+//! on) and scatters around it as runs of the same kind did: recorded residuals of the logarithms,
+//! loss and norm together, in blocks of 10 to 40 updates, so that their tails and their
+//! autocorrelation are those that were recorded. Recorded and keyed random numbers only: what is
 //! judged is the same on every machine.
 
 use rectiflow_data::rng::{Purpose, Rng};
 use rectiflow_train::guard::{GuardConfig, GuardState, Observation, Verdict};
 
-/// As `scripts/guard_runs.py` has written them down.
+/// The file that `scripts/guard_runs.py` writes.
 const RECORDED: &str = include_str!("../golden/clean_runs.txt");
-/// Updates to each side that the local mean is of.
+/// Updates on each side in the local mean.
 const AROUND: usize = 10;
 /// Updates of a trace.
 pub(crate) const TRACE: usize = 500;
@@ -21,7 +22,7 @@ type Logs = [f64; 2];
 /// A clean run.
 #[derive(Debug)]
 pub(crate) struct CleanRun {
-    /// What it was made with, its seed left out.
+    /// The settings of the run without its seed.
     pub(crate) kind: String,
     pub(crate) seed: u64,
     logs: Vec<Logs>,
@@ -37,21 +38,21 @@ impl CleanRun {
         Self { kind: kind.to_owned(), seed: seed.parse().expect("a seed"), logs }
     }
 
-    /// What the guard saw.
+    /// The numbers that the guard judged.
     pub(crate) fn observations(&self) -> impl Iterator<Item = Observation> {
         self.logs.iter().map(|logs| observation(*logs))
     }
 
-    /// The mean of the logarithms over the updates around `at`, as many before as behind.
+    /// The mean of the logarithms over the updates around `at`, the same number before and after.
     fn level(&self, at: usize) -> Logs {
         let around = AROUND.min(at).min(self.logs.len() - 1 - at);
         let near = &self.logs[at - around..=at + around];
         [0, 1].map(|which| near.iter().map(|logs| logs[which]).sum::<f64>() / near.len() as f64)
     }
 
-    /// What the logarithms are above their local mean, where that has both its sides.
+    /// The logarithms minus their local mean, where that has both sides.
     fn residuals(&self) -> Vec<Logs> {
-        // A number is part of the mean that it is compared with.
+        // The value itself is part of its local mean.
         let own = (2 * AROUND + 1) as f64 / (2 * AROUND) as f64;
         let inner = AROUND..self.logs.len() - AROUND;
         inner
@@ -65,7 +66,7 @@ fn observation([loss, norm]: Logs) -> Observation {
     Observation { loss: loss.exp(), gradient_norm: norm.exp() }
 }
 
-/// Which half of the recorded runs.
+/// A half of the recorded runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Half {
     /// The limits were fitted to them.
@@ -74,7 +75,8 @@ pub(crate) enum Half {
     HeldOut,
 }
 
-/// The recorded runs of a half: of each kind every other run, where its first run is every other time.
+/// The recorded runs of a half: every other run of each kind, starting alternately with the first
+/// and the second.
 pub(crate) fn recorded(half: Half) -> Vec<CleanRun> {
     let mut known: Vec<(String, u64)> = Vec::new();
     let mut chosen = Vec::new();
@@ -96,7 +98,7 @@ pub(crate) fn recorded(half: Half) -> Vec<CleanRun> {
     chosen
 }
 
-/// Makes traces.
+/// Generates traces.
 pub(crate) struct Traces {
     kinds: Vec<Kind>,
 }
@@ -122,7 +124,7 @@ impl Traces {
         Self { kinds: names.iter().map(kind).collect() }
     }
 
-    /// The trace of a number, of `TRACE` updates.
+    /// Trace `number`, of `TRACE` updates.
     pub(crate) fn trace(&self, number: u64) -> Vec<Observation> {
         let mut rng = Rng::keyed(number, Purpose::Noise, &[15]);
         let kind = pick(&self.kinds, &mut rng);
@@ -152,7 +154,7 @@ pub(crate) fn first_act(config: &GuardConfig, seen: impl IntoIterator<Item = Obs
     seen.into_iter().position(|seen| guard.judge(config, seen) != Verdict::Continue)
 }
 
-/// How often the guard acts in a run, which goes on behind each act.
+/// The number of the guard's acts in a run, which continues after each act.
 pub(crate) fn acts(config: &GuardConfig, seen: impl IntoIterator<Item = Observation>) -> usize {
     let mut guard = GuardState::default();
     seen.into_iter().filter(|seen| guard.judge(config, *seen) != Verdict::Continue).count()

@@ -1,14 +1,15 @@
-//! How often the guard acts where nothing is wrong, on recorded runs and on traces that are like them: numbers that are
-//! the same on every processor. `examples/guard_curves.rs` has the same at length, docs/guard.md what came of it.
+//! How often the guard acts where nothing is wrong, on recorded runs and on traces that are like
+//! them: numbers that are the same on every processor. `examples/guard_curves.rs` has the same at
+//! length, docs/guard.md the result.
 
 use rectiflow_train::guard::{GuardConfig, GuardState, Observation, Verdict};
 
 use crate::clean_runs::{Half, TRACE, Traces, acts, recorded};
 
-/// Traces of either half that are judged: a million updates in all.
+/// Judged traces of each half: a million updates in total.
 const TRACES: u64 = 1000;
 
-/// The guard as it is by default, and judging from the tenth update on.
+/// The default guard, and one that judges from the tenth update on.
 fn guards() -> [GuardConfig; 2] {
     [50, 10].map(|warmup_updates| GuardConfig { warmup_updates, ..GuardConfig::default() })
 }

@@ -8,8 +8,9 @@ use tch::Tensor;
 
 use crate::fixture::{Fixture, Ran, run_disturbed, run_spoilt, run_with, scale_latents, spoil_with_nan};
 
-/// 100 steps, so that the four that are passed over are no great loss by themselves, whose rate falls to nothing: at a constant
-/// one the last losses of two runs that differ in a rounding are 10% apart.
+/// 100 steps, so that the four that are passed over are no great loss by themselves, whose rate
+/// falls to nothing: at a constant one the last losses of two runs that differ in a rounding are
+/// 10% apart.
 const LONG: &[&str] = &["train.samples=800", "lr.decay=cosine"];
 
 #[test]
@@ -86,8 +87,8 @@ fn a_corrupted_second_moment_costs_a_guarded_run_a_rewind_and_an_unguarded_one_e
     assert!(matches!(lost.outcome, Err(Error::NotFinite { step: 101, .. })), "{:?}", lost.outcome);
 }
 
-/// Makes the updates from the end of step `first` to that of step `last` `factor` times as long: what a learning rate
-/// does that is too high. A rewind is left as it is.
+/// Makes the updates from the end of step `first` to that of step `last` `factor` times as long:
+/// what a learning rate does that is too high. A rewind is left as it is.
 fn stretch((first, last): (u64, u64), factor: f64) -> impl FnMut(&mut Step, &mut TrainState) {
     let mut before: Option<(u64, Tensor)> = None;
     move |step, state| {
