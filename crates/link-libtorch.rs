@@ -10,7 +10,10 @@
 //! interface. With the feature `nccl`, `RECTIFLOW_CUDA_INCLUDE` names the folders of CUDA's and
 //! NCCL's headers, separated by colons.
 
-#![allow(clippy::print_stdout, reason = "cargo reads a build script's standard output")]
+#![allow(
+    clippy::print_stdout,
+    reason = "cargo reads a build script's standard output"
+)]
 
 use std::{
     env, fs,
@@ -20,7 +23,8 @@ use std::{
 fn main() {
     println!("cargo::rerun-if-changed=../link-libtorch.rs");
     println!("cargo::rerun-if-env-changed=DEP_TCH_LIBTORCH_LIB");
-    let lib = env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys publishes libtorch_lib as `links` metadata");
+    let lib = env::var("DEP_TCH_LIBTORCH_LIB")
+        .expect("torch-sys publishes libtorch_lib as `links` metadata");
     println!("cargo::rustc-link-arg=-Wl,-rpath,{lib}");
     if Path::new(&lib).join("libtorch_cuda.so").exists() {
         println!("cargo::rustc-link-arg=-Wl,--no-as-needed");
@@ -72,8 +76,14 @@ fn compile_cpp(lib: &Path) {
     }
     if env::var_os("CARGO_FEATURE_NCCL").is_some() {
         println!("cargo::rerun-if-env-changed=RECTIFLOW_CUDA_INCLUDE");
-        let folders = env::var("RECTIFLOW_CUDA_INCLUDE").unwrap_or_else(|_| "/usr/local/cuda/include".into());
-        build.define("USE_C10D_NCCL", None).includes(folders.split(':'));
+        let folders =
+            env::var("RECTIFLOW_CUDA_INCLUDE").unwrap_or_else(|_| "/usr/local/cuda/include".into());
+        build
+            .define("USE_C10D_NCCL", None)
+            .includes(folders.split(':'));
     }
-    build.compile(&format!("{}_cpp", env::var("CARGO_PKG_NAME").expect("cargo sets it")));
+    build.compile(&format!(
+        "{}_cpp",
+        env::var("CARGO_PKG_NAME").expect("cargo sets it")
+    ));
 }

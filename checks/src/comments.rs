@@ -29,7 +29,11 @@ pub fn comments(text: &str) -> Result<Vec<Comment>, String> {
         let behind: String = line.chars().skip(code[at + 1]).collect();
         if let Some(comment) = behind.trim_start().strip_prefix("//") {
             let text = comment.trim_start_matches(['/', '!']).trim().to_owned();
-            comments.push(Comment { line: at + 1, text, width: line.chars().count() });
+            comments.push(Comment {
+                line: at + 1,
+                text,
+                width: line.chars().count(),
+            });
         }
     }
     Ok(comments)
@@ -64,15 +68,27 @@ mod tests {
 
     fn found(text: &str) -> Vec<(usize, String)> {
         let comments = comments(text).expect("the brackets match");
-        comments.into_iter().map(|comment| (comment.line, comment.text)).collect()
+        comments
+            .into_iter()
+            .map(|comment| (comment.line, comment.text))
+            .collect()
     }
 
     #[test]
     fn comments_are_told_from_strings() {
-        let text =
-            "//! head\n/// doc\nfn a() { // end\n    \"//no\";\n    // own\n    r#\"\n// no\n\"#; // last\n}\n//";
-        let expected = [(1, "head"), (2, "doc"), (3, "end"), (5, "own"), (8, "last"), (10, "")];
-        assert_eq!(found(text), expected.map(|(line, text)| (line, text.to_owned())));
+        let text = "//! head\n/// doc\nfn a() { // end\n    \"//no\";\n    // own\n    r#\"\n// no\n\"#; // last\n}\n//";
+        let expected = [
+            (1, "head"),
+            (2, "doc"),
+            (3, "end"),
+            (5, "own"),
+            (8, "last"),
+            (10, ""),
+        ];
+        assert_eq!(
+            found(text),
+            expected.map(|(line, text)| (line, text.to_owned()))
+        );
     }
 
     #[test]

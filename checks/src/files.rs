@@ -34,8 +34,11 @@ impl Files {
             if path.is_dir() {
                 self.read_folder(root, &path)?;
             } else if path.extension().is_some_and(|ending| ending == "rs") {
-                let text = fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-                let name = path.strip_prefix(root).expect("a file lies below its crate");
+                let text = fs::read_to_string(&path)
+                    .map_err(|error| format!("{}: {error}", path.display()))?;
+                let name = path
+                    .strip_prefix(root)
+                    .expect("a file lies below its crate");
                 self.insert(&name.to_string_lossy(), &text);
             }
         }
@@ -54,12 +57,18 @@ impl Files {
 
     /// All paths and texts, in the order of the paths.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0.iter().map(|(path, text)| (path.as_str(), text.as_str()))
+        self.0
+            .iter()
+            .map(|(path, text)| (path.as_str(), text.as_str()))
     }
 
     /// The roots of this crate's module trees: the library or the command, and the examples.
     pub fn roots(&self) -> Vec<&str> {
-        self.0.keys().map(String::as_str).filter(|path| is_root(path)).collect()
+        self.0
+            .keys()
+            .map(String::as_str)
+            .filter(|path| is_root(path))
+            .collect()
     }
 }
 
@@ -75,7 +84,10 @@ impl<const N: usize> From<[(&str, &str); N]> for Files {
 
 fn is_root(path: &str) -> bool {
     let parts: Vec<&str> = path.split('/').collect();
-    matches!(parts.as_slice(), ["src", "lib.rs" | "main.rs"] | ["examples", _] | ["examples", _, "main.rs"])
+    matches!(
+        parts.as_slice(),
+        ["src", "lib.rs" | "main.rs"] | ["examples", _] | ["examples", _, "main.rs"]
+    )
 }
 
 /// `folder/relative` without `..`.

@@ -28,7 +28,11 @@ pub struct Place {
 
 impl Place {
     fn new(file: usize, line: usize, path: &[String]) -> Self {
-        Self { file, line, path: path.join("::") }
+        Self {
+            file,
+            line,
+            path: path.join("::"),
+        }
     }
 }
 
@@ -70,7 +74,8 @@ impl Graph {
         let file = tree.modules[mention.module].file;
         let meanings = tree.resolve(mention.module, &mention.path, mention.spaces);
         if meanings.is_empty() && mention.path[0] != "Self" {
-            self.unresolved.insert(Place::new(file, mention.line, &mention.path));
+            self.unresolved
+                .insert(Place::new(file, mention.line, &mention.path));
         }
         for meaning in meanings {
             match meaning {
@@ -108,18 +113,31 @@ impl Graph {
             How::Glob => "*".to_owned(),
             _ => used_name(tree, mention),
         };
-        let line = self.arrows.entry((from, to)).or_default().entry(name).or_insert(mention.line);
+        let line = self
+            .arrows
+            .entry((from, to))
+            .or_default()
+            .entry(name)
+            .or_insert(mention.line);
         *line = mention.line.min(*line);
     }
 
     /// The groups of files that reach each other, the largest first. The face is in none: it may
     /// name everything.
     pub fn knots(&self) -> Vec<Vec<usize>> {
-        let reached: Vec<BTreeSet<usize>> = (0..self.files.len()).map(|file| self.reached(file)).collect();
+        let reached: Vec<BTreeSet<usize>> = (0..self.files.len())
+            .map(|file| self.reached(file))
+            .collect();
         let mut knots: BTreeSet<Vec<usize>> = BTreeSet::new();
         for file in 1..self.files.len() {
             if reached[file].contains(&file) {
-                knots.insert(reached[file].iter().copied().filter(|other| reached[*other].contains(&file)).collect());
+                knots.insert(
+                    reached[file]
+                        .iter()
+                        .copied()
+                        .filter(|other| reached[*other].contains(&file))
+                        .collect(),
+                );
             }
         }
         let mut knots: Vec<Vec<usize>> = knots.into_iter().collect();
@@ -142,14 +160,18 @@ impl Graph {
     }
 
     fn used(&self, file: usize) -> impl Iterator<Item = usize> {
-        self.arrows.range((file, 0)..=(file, usize::MAX)).map(|((_, used), _)| *used).filter(|used| *used != 0)
+        self.arrows
+            .range((file, 0)..=(file, usize::MAX))
+            .map(|((_, used), _)| *used)
+            .filter(|used| *used != 0)
     }
 
     /// Circles of a knot, as many as arrows have to be cut: the shortest one, then the shortest
     /// that is left without that one's arrow of the fewest names, and so on.
     pub fn circles(&self, knot: &[usize]) -> Vec<Vec<usize>> {
         let is_inside = |(from, to): &(usize, usize)| knot.contains(from) && knot.contains(to);
-        let mut left: BTreeSet<(usize, usize)> = self.arrows.keys().copied().filter(is_inside).collect();
+        let mut left: BTreeSet<(usize, usize)> =
+            self.arrows.keys().copied().filter(is_inside).collect();
         let mut circles = Vec::new();
         while let Some(circle) = shortest_circle(&left) {
             let weakest = arrows_of(&circle).min_by_key(|arrow| self.arrows[arrow].len());
@@ -163,7 +185,11 @@ impl Graph {
     pub fn describe(&self, circle: &[usize]) -> String {
         let mut text = self.label(circle[0]).to_owned();
         for (from, to) in arrows_of(circle) {
-            text += &format!(" -> {} ({})", self.label(to), names(&self.arrows[&(from, to)]));
+            text += &format!(
+                " -> {} ({})",
+                self.label(to),
+                names(&self.arrows[&(from, to)])
+            );
         }
         text
     }
@@ -182,7 +208,10 @@ fn shortest_circle(arrows: &BTreeSet<(usize, usize)>) -> Option<Vec<usize>> {
         let Some(circle) = shortest_way(arrows, *to, *from) else {
             continue;
         };
-        if shortest.as_ref().is_none_or(|other| circle.len() < other.len()) {
+        if shortest
+            .as_ref()
+            .is_none_or(|other| circle.len() < other.len())
+        {
             shortest = Some(circle);
         }
     }
@@ -240,7 +269,11 @@ fn used_name(tree: &Tree, mention: &Mention) -> String {
 
 /// `Name:12, other:20`, at most six of them.
 pub fn names(names: &Names) -> String {
-    let mut list: Vec<String> = names.iter().take(6).map(|(name, line)| format!("{name}:{line}")).collect();
+    let mut list: Vec<String> = names
+        .iter()
+        .take(6)
+        .map(|(name, line)| format!("{name}:{line}"))
+        .collect();
     if names.len() > list.len() {
         list.push(format!("{} more", names.len() - list.len()));
     }
@@ -266,7 +299,12 @@ mod tests {
         inner
             .map(|((from, to), names)| {
                 let names: Vec<&str> = names.keys().map(String::as_str).collect();
-                format!("{} -> {} ({})", graph.label(*from), graph.label(*to), names.join(" "))
+                format!(
+                    "{} -> {} ({})",
+                    graph.label(*from),
+                    graph.label(*to),
+                    names.join(" ")
+                )
             })
             .collect()
     }
@@ -277,9 +315,15 @@ mod tests {
         arrows([
             ("src/lib.rs", "mod a; mod b; mod c;"),
             ("src/a.rs", text),
-            ("src/b.rs", "pub struct B; pub fn make() {} pub mod inner { pub struct Inner; }"),
+            (
+                "src/b.rs",
+                "pub struct B; pub fn make() {} pub mod inner { pub struct Inner; }",
+            ),
             ("src/c/mod.rs", "pub mod d; pub fn parent() {}"),
-            ("src/c/d.rs", "pub struct D; pub enum Kind { One, Two } pub const LIMIT: usize = 1;"),
+            (
+                "src/c/d.rs",
+                "pub struct D; pub enum Kind { One, Two } pub const LIMIT: usize = 1;",
+            ),
         ])
     }
 
@@ -294,10 +338,22 @@ mod tests {
             arrows_of("use super::c::{parent, d::LIMIT};"),
             ["a.rs -> c/mod.rs (parent)", "a.rs -> c/d.rs (LIMIT)"]
         );
-        assert_eq!(arrows_of("use crate::b::inner::Inner as _;"), ["a.rs -> b.rs (Inner)"]);
-        assert_eq!(arrows_of("fn f() { use crate::c::d::D; }"), ["a.rs -> c/d.rs (D)"]);
-        assert_eq!(arrows_of("mod nested { use super::super::b::B; }"), ["a.rs -> b.rs (B)"]);
-        assert_eq!(arrows_of("use crate::c::d::Kind::*;"), ["a.rs -> c/d.rs (*)"]);
+        assert_eq!(
+            arrows_of("use crate::b::inner::Inner as _;"),
+            ["a.rs -> b.rs (Inner)"]
+        );
+        assert_eq!(
+            arrows_of("fn f() { use crate::c::d::D; }"),
+            ["a.rs -> c/d.rs (D)"]
+        );
+        assert_eq!(
+            arrows_of("mod nested { use super::super::b::B; }"),
+            ["a.rs -> b.rs (B)"]
+        );
+        assert_eq!(
+            arrows_of("use crate::c::d::Kind::*;"),
+            ["a.rs -> c/d.rs (*)"]
+        );
     }
 
     #[test]
@@ -307,19 +363,33 @@ mod tests {
             arrows_of("use crate::{b, c}; fn f() { b::make(); c::d::LIMIT; }"),
             ["a.rs -> b.rs (make)", "a.rs -> c/d.rs (LIMIT)"]
         );
-        assert_eq!(arrows_of("fn f() { use crate::b as other; other::make(); }"), ["a.rs -> b.rs (make)"]);
+        assert_eq!(
+            arrows_of("fn f() { use crate::b as other; other::make(); }"),
+            ["a.rs -> b.rs (make)"]
+        );
         assert_eq!(arrows_of("pub use crate::c::d;"), ["a.rs -> c/d.rs (d)"]);
     }
 
     #[test]
     fn paths_inside_of_code_are_arrows() {
-        assert_eq!(arrows_of("fn f() { crate::b::make() }"), ["a.rs -> b.rs (make)"]);
-        assert_eq!(arrows_of("struct A(Vec<crate::b::B>);"), ["a.rs -> b.rs (B)"]);
         assert_eq!(
-            arrows_of("fn f<T: Into<super::b::B>>(x: T) { match x { crate::c::d::Kind::One => {} } }"),
+            arrows_of("fn f() { crate::b::make() }"),
+            ["a.rs -> b.rs (make)"]
+        );
+        assert_eq!(
+            arrows_of("struct A(Vec<crate::b::B>);"),
+            ["a.rs -> b.rs (B)"]
+        );
+        assert_eq!(
+            arrows_of(
+                "fn f<T: Into<super::b::B>>(x: T) { match x { crate::c::d::Kind::One => {} } }"
+            ),
             ["a.rs -> b.rs (B)", "a.rs -> c/d.rs (Kind)"]
         );
-        assert_eq!(arrows_of("impl Default for crate::b::B { fn default() -> Self { Self } }"), ["a.rs -> b.rs (B)"]);
+        assert_eq!(
+            arrows_of("impl Default for crate::b::B { fn default() -> Self { Self } }"),
+            ["a.rs -> b.rs (B)"]
+        );
         assert_eq!(
             arrows_of("fn f() { <crate::b::B as Clone>::clone(&x); <[crate::c::d::D]>::len(&y); }"),
             ["a.rs -> b.rs (B)", "a.rs -> c/d.rs (D)"]
@@ -328,14 +398,28 @@ mod tests {
 
     #[test]
     fn tokens_of_macros_and_attributes_hold_arrows() {
-        assert_eq!(arrows_of(r#"fn f() { println!("{}", crate::c::d::LIMIT) }"#), ["a.rs -> c/d.rs (LIMIT)"]);
-        assert_eq!(arrows_of("use crate::b; fn f() { vec![b::make(), x.make()]; }"), ["a.rs -> b.rs (make)"]);
-        assert_eq!(arrows_of("macro_rules! m { ($x:expr) => { $crate::b::make($x) }; }"), ["a.rs -> b.rs (make)"]);
         assert_eq!(
-            arrows_of(r#"#[serde(with = "crate::b::inner")] struct A { #[serde(default = "crate::b::make")] x: u8 }"#),
+            arrows_of(r#"fn f() { println!("{}", crate::c::d::LIMIT) }"#),
+            ["a.rs -> c/d.rs (LIMIT)"]
+        );
+        assert_eq!(
+            arrows_of("use crate::b; fn f() { vec![b::make(), x.make()]; }"),
             ["a.rs -> b.rs (make)"]
         );
-        assert_eq!(arrows_of("#[arg(value_parser = crate::b::make)] struct A;"), ["a.rs -> b.rs (make)"]);
+        assert_eq!(
+            arrows_of("macro_rules! m { ($x:expr) => { $crate::b::make($x) }; }"),
+            ["a.rs -> b.rs (make)"]
+        );
+        assert_eq!(
+            arrows_of(
+                r#"#[serde(with = "crate::b::inner")] struct A { #[serde(default = "crate::b::make")] x: u8 }"#
+            ),
+            ["a.rs -> b.rs (make)"]
+        );
+        assert_eq!(
+            arrows_of("#[arg(value_parser = crate::b::make)] struct A;"),
+            ["a.rs -> b.rs (make)"]
+        );
     }
 
     #[test]
@@ -344,17 +428,32 @@ mod tests {
             [
                 ("src/lib.rs", "mod a; mod b; mod c;"),
                 ("src/a.rs", text),
-                ("src/b.rs", "pub use crate::c::far; use crate::c::hidden; pub fn near() {}"),
+                (
+                    "src/b.rs",
+                    "pub use crate::c::far; use crate::c::hidden; pub fn near() {}",
+                ),
                 ("src/c.rs", "pub fn far() {} pub fn hidden() {}"),
             ]
         };
         let of_a = |text| -> Vec<String> {
-            arrows(texts(text)).into_iter().filter(|arrow| arrow.starts_with("a.rs")).collect()
+            arrows(texts(text))
+                .into_iter()
+                .filter(|arrow| arrow.starts_with("a.rs"))
+                .collect()
         };
-        assert_eq!(of_a("use crate::b::*; fn f() { near() }"), ["a.rs -> b.rs (* near)"]);
-        assert_eq!(of_a("use crate::b::*; fn f() { far() }"), ["a.rs -> b.rs (*)", "a.rs -> c.rs (far)"]);
+        assert_eq!(
+            of_a("use crate::b::*; fn f() { near() }"),
+            ["a.rs -> b.rs (* near)"]
+        );
+        assert_eq!(
+            of_a("use crate::b::*; fn f() { far() }"),
+            ["a.rs -> b.rs (*)", "a.rs -> c.rs (far)"]
+        );
         // A private import is not what a glob brings.
-        assert_eq!(of_a("use crate::b::*; fn f() { hidden() }"), ["a.rs -> b.rs (*)"]);
+        assert_eq!(
+            of_a("use crate::b::*; fn f() { hidden() }"),
+            ["a.rs -> b.rs (*)"]
+        );
     }
 
     #[test]
@@ -362,15 +461,29 @@ mod tests {
         let graph = graph([
             ("src/lib.rs", "mod a; mod b; mod c; pub use b::Name;"),
             ("src/a.rs", "use crate::Name;\npub struct A;"),
-            ("src/b/mod.rs", "mod inner; pub use self::middle::Name; mod middle { pub use super::inner::Name; }"),
-            ("src/b/inner.rs", "\n\nuse crate::c::Renamed; pub struct Name;"),
+            (
+                "src/b/mod.rs",
+                "mod inner; pub use self::middle::Name; mod middle { pub use super::inner::Name; }",
+            ),
+            (
+                "src/b/inner.rs",
+                "\n\nuse crate::c::Renamed; pub struct Name;",
+            ),
             ("src/c.rs", "pub use crate::a::A as Renamed;"),
         ]);
         let knots = graph.knots();
         assert_eq!(knots.len(), 1);
-        let circles: Vec<String> = graph.circles(&knots[0]).iter().map(|circle| graph.describe(circle)).collect();
+        let circles: Vec<String> = graph
+            .circles(&knots[0])
+            .iter()
+            .map(|circle| graph.describe(circle))
+            .collect();
         assert_eq!(circles, ["a.rs -> b/inner.rs (Name:1) -> a.rs (Renamed:3)"]);
-        let faces: Vec<&str> = graph.through_face.iter().map(|place| place.path.as_str()).collect();
+        let faces: Vec<&str> = graph
+            .through_face
+            .iter()
+            .map(|place| place.path.as_str())
+            .collect();
         assert_eq!(faces, ["crate::Name"]);
     }
 
@@ -385,8 +498,14 @@ mod tests {
             graph.knots().len()
         };
         assert_eq!(with_parent("mod child; pub struct Shared;"), 0);
-        assert_eq!(with_parent("mod child; pub use child::Child; pub struct Shared;"), 1);
-        assert_eq!(with_parent("mod child; pub struct Shared; fn f(_: child::Child) {}"), 1);
+        assert_eq!(
+            with_parent("mod child; pub use child::Child; pub struct Shared;"),
+            1
+        );
+        assert_eq!(
+            with_parent("mod child; pub struct Shared; fn f(_: child::Child) {}"),
+            1
+        );
     }
 
     #[test]
@@ -394,26 +513,48 @@ mod tests {
         let graph = graph([
             ("src/lib.rs", "mod a; mod b; mod c; mod d;"),
             ("src/a.rs", "use crate::b::{B, Other}; pub struct A;"),
-            ("src/b.rs", "use crate::{a::A, c::C}; pub struct B; pub struct Other;"),
+            (
+                "src/b.rs",
+                "use crate::{a::A, c::C}; pub struct B; pub struct Other;",
+            ),
             ("src/c.rs", "use crate::a::A; pub struct C;"),
             ("src/d.rs", "use crate::a::A;"),
         ]);
         let knots = graph.knots();
         assert_eq!(knots, [[1, 2, 3]]);
-        let circles: Vec<String> = graph.circles(&knots[0]).iter().map(|circle| graph.describe(circle)).collect();
+        let circles: Vec<String> = graph
+            .circles(&knots[0])
+            .iter()
+            .map(|circle| graph.describe(circle))
+            .collect();
         // The first is cut at its arrow of one name; the second is left.
         assert_eq!(
             circles,
-            ["a.rs -> b.rs (B:1, Other:1) -> a.rs (A:1)", "a.rs -> b.rs (B:1, Other:1) -> c.rs (C:1) -> a.rs (A:1)"]
+            [
+                "a.rs -> b.rs (B:1, Other:1) -> a.rs (A:1)",
+                "a.rs -> b.rs (B:1, Other:1) -> c.rs (C:1) -> a.rs (A:1)"
+            ]
         );
     }
 
     #[test]
     fn tests_are_skipped_in_files_and_as_files() {
-        assert_eq!(arrows_of("#[cfg(test)] mod tests {\n use crate::b::B;\n }\n"), [""; 0]);
-        assert_eq!(arrows_of("#[cfg(test)]\nuse crate::b::B;\nuse crate::c::d::D;"), ["a.rs -> c/d.rs (D)"]);
-        assert_eq!(arrows_of("fn f() {\n#[cfg(test)]\ncrate::b::make();\n}"), [""; 0]);
-        assert_eq!(arrows_of("#[cfg(not(test))]\nuse crate::b::B;"), ["a.rs -> b.rs (B)"]);
+        assert_eq!(
+            arrows_of("#[cfg(test)] mod tests {\n use crate::b::B;\n }\n"),
+            [""; 0]
+        );
+        assert_eq!(
+            arrows_of("#[cfg(test)]\nuse crate::b::B;\nuse crate::c::d::D;"),
+            ["a.rs -> c/d.rs (D)"]
+        );
+        assert_eq!(
+            arrows_of("fn f() {\n#[cfg(test)]\ncrate::b::make();\n}"),
+            [""; 0]
+        );
+        assert_eq!(
+            arrows_of("#[cfg(not(test))]\nuse crate::b::B;"),
+            ["a.rs -> b.rs (B)"]
+        );
         let graph = graph([
             ("src/lib.rs", "#[cfg(test)]\nmod fixture;\nmod a;"),
             ("src/a.rs", "#[cfg(test)]\nmod tests;\npub struct A;"),
@@ -437,13 +578,20 @@ mod tests {
     #[test]
     fn the_face_s_words_for_modules_are_told_from_its_words_for_items() {
         let graph = graph([
-            ("src/lib.rs", "mod folder; mod a; pub use folder::file; pub use folder::file::Item;"),
-            ("src/a.rs", "use crate::{Item, file::Item as Same, folder::file::Item as Right};"),
+            (
+                "src/lib.rs",
+                "mod folder; mod a; pub use folder::file; pub use folder::file::Item;",
+            ),
+            (
+                "src/a.rs",
+                "use crate::{Item, file::Item as Same, folder::file::Item as Right};",
+            ),
             ("src/folder/mod.rs", "pub mod file;"),
             ("src/folder/file.rs", "pub struct Item;"),
         ]);
-        let words =
-            |places: &BTreeSet<Place>| -> Vec<String> { places.iter().map(|place| place.path.clone()).collect() };
+        let words = |places: &BTreeSet<Place>| -> Vec<String> {
+            places.iter().map(|place| place.path.clone()).collect()
+        };
         assert_eq!(words(&graph.through_face), ["crate::Item"]);
         assert_eq!(words(&graph.by_old_name), ["crate::file"]);
     }
@@ -457,8 +605,18 @@ mod tests {
                 "use std::{fs, time as clock}; fn f() { fs::read(x); clock::Instant::now(); ::libc::exit(1) }",
             ),
         ]);
-        let paths: Vec<&str> = graph.outside.iter().map(|place| place.path.as_str()).collect();
-        for path in ["std::fs", "std::fs::read", "std::time", "std::time::Instant::now", "libc::exit"] {
+        let paths: Vec<&str> = graph
+            .outside
+            .iter()
+            .map(|place| place.path.as_str())
+            .collect();
+        for path in [
+            "std::fs",
+            "std::fs::read",
+            "std::time",
+            "std::time::Instant::now",
+            "libc::exit",
+        ] {
             assert!(paths.contains(&path), "{path} is not among {paths:?}");
         }
     }

@@ -15,14 +15,17 @@ pub const FLOORS: [(&str, &[&str]); 4] = [
     (
         "rectiflow-data",
         &[
-            "load", "prep", "order", "dataset", "text", "picture", "cache", "format", "remote", "reject", "durable",
-            "rng", "error",
+            "load", "prep", "order", "dataset", "text", "picture", "cache", "format", "remote",
+            "reject", "durable", "rng", "error",
         ],
     ),
     (
         "rectiflow-sdxl",
         // `compare` opens whole models, so it stands above `files`.
-        &["compare", "files", "sample", "nets", "weights", "cost", "torch", "config", "flow", "durable", "error"],
+        &[
+            "compare", "files", "sample", "nets", "weights", "cost", "torch", "config", "flow",
+            "durable", "error",
+        ],
     ),
     (
         "rectiflow-train",
@@ -97,7 +100,13 @@ pub fn faults(workspace: &Path) -> Result<Vec<String>, String> {
             }
             let face = "is defined elsewhere: import it from there";
             faults.extend(places("face", short, face, &graph, &graph.through_face));
-            faults.extend(places("nothing", short, "stands for nothing", &graph, &graph.unresolved));
+            faults.extend(places(
+                "nothing",
+                short,
+                "stands for nothing",
+                &graph,
+                &graph.unresolved,
+            ));
         }
     }
     Ok(faults)
@@ -127,7 +136,11 @@ pub fn circle_faults(name: &str, graph: &Graph) -> Vec<String> {
     for knot in graph.knots() {
         let files: Vec<&str> = knot.iter().map(|file| graph.label(*file)).collect();
         if knot.len() > 2 {
-            faults.push(format!("knot     {name}: {} files: {}", knot.len(), files.join(" ")));
+            faults.push(format!(
+                "knot     {name}: {} files: {}",
+                knot.len(),
+                files.join(" ")
+            ));
         }
         for circle in graph.circles(&knot) {
             faults.push(format!("circle   {name}: {}", graph.describe(&circle)));
@@ -143,7 +156,10 @@ pub fn floor_faults(name: &str, floors: &[&str], graph: &Graph) -> Vec<String> {
     for (&(from, to), used) in &graph.arrows {
         if from != 0 && climbs(graph, floors, from, to) {
             let (user, used) = (graph.label(from), names(used));
-            faults.push(format!("up       {name}: {user} -> {} ({used})", graph.label(to)));
+            faults.push(format!(
+                "up       {name}: {user} -> {} ({used})",
+                graph.label(to)
+            ));
         }
     }
     let mut seen = Vec::new();
@@ -176,7 +192,13 @@ fn floor_of(graph: &Graph, floors: &[&str], file: usize) -> Option<usize> {
     floors.iter().position(|floor| *floor == name)
 }
 
-fn places(kind: &str, name: &str, what: &str, graph: &Graph, places: &BTreeSet<Place>) -> Vec<String> {
+fn places(
+    kind: &str,
+    name: &str,
+    what: &str,
+    graph: &Graph,
+    places: &BTreeSet<Place>,
+) -> Vec<String> {
     let mut lines = Vec::new();
     for Place { file, line, path } in places {
         let label = graph.label(*file);
@@ -191,7 +213,10 @@ mod tests {
 
     fn faults_of(a: &str) -> Vec<String> {
         let files = Files::from([
-            ("src/lib.rs", "mod top; mod bottom; pub struct Own; pub use bottom::Low;"),
+            (
+                "src/lib.rs",
+                "mod top; mod bottom; pub struct Own; pub use bottom::Low;",
+            ),
             ("src/top/mod.rs", "pub mod a; pub struct High;"),
             ("src/top/a.rs", ""),
             ("src/bottom.rs", a),
@@ -207,14 +232,24 @@ mod tests {
             faults_of("pub struct Low; fn f(_: crate::top::High) {}"),
             ["up       made-up: bottom.rs -> top/mod.rs (High:1)"]
         );
-        assert_eq!(faults_of("pub struct Low; use crate::Own;"), ["up       made-up: bottom.rs -> lib.rs (Own:1)"]);
+        assert_eq!(
+            faults_of("pub struct Low; use crate::Own;"),
+            ["up       made-up: bottom.rs -> lib.rs (Own:1)"]
+        );
     }
 
     #[test]
     fn the_list_and_the_tree_name_the_same_floors() {
-        let files = Files::from([("src/lib.rs", "mod a; mod c;"), ("src/a.rs", ""), ("src/c/mod.rs", "")]);
+        let files = Files::from([
+            ("src/lib.rs", "mod a; mod c;"),
+            ("src/a.rs", ""),
+            ("src/c/mod.rs", ""),
+        ]);
         let graph = Graph::new(&Tree::read(&files, "src/lib.rs").expect("the files are Rust"));
-        assert_eq!(floor_faults("made-up", &["a", "b"], &graph), ["no floor made-up: c/mod.rs", "no file  made-up: b"]);
+        assert_eq!(
+            floor_faults("made-up", &["a", "b"], &graph),
+            ["no floor made-up: c/mod.rs", "no file  made-up: b"]
+        );
     }
 
     #[test]
@@ -225,6 +260,9 @@ mod tests {
             ("src/b.rs", "use crate::a::A;\npub struct B;"),
         ]);
         let graph = Graph::new(&Tree::read(&files, "src/lib.rs").expect("the files are Rust"));
-        assert_eq!(circle_faults("made-up", &graph), ["circle   made-up: a.rs -> b.rs (B:2) -> a.rs (A:1)"]);
+        assert_eq!(
+            circle_faults("made-up", &graph),
+            ["circle   made-up: a.rs -> b.rs (B:2) -> a.rs (A:1)"]
+        );
     }
 }

@@ -23,8 +23,12 @@ const FUNCTION_LINES: usize = 80;
 const COMMENT_COLUMNS: usize = 100;
 
 /// Phrases of a translator, in small letters, and how often a thousand comment lines may have them.
-const WORDS: [(&[&str], usize); 4] =
-    [(&["so many", "so much"], 0), (&["whoever", "nobody", "somebody"], 1), (&["gives"], 2), (&["anew"], 0)];
+const WORDS: [(&[&str], usize); 4] = [
+    (&["so many", "so much"], 0),
+    (&["whoever", "nobody", "somebody"], 1),
+    (&["gives"], 2),
+    (&["anew"], 0),
+];
 
 /// A file of the workspace.
 #[derive(Debug)]
@@ -94,9 +98,14 @@ pub fn faults(workspace: &Path) -> Result<Vec<String>, String> {
 pub fn files(texts: &[Text]) -> Vec<String> {
     let mut faults = Vec::new();
     for text in texts.iter().filter(|text| !text.is_test()) {
-        let lines = (1..=text.num_lines).filter(|line| !text.source.is_test(*line)).count();
+        let lines = (1..=text.num_lines)
+            .filter(|line| !text.source.is_test(*line))
+            .count();
         if lines > FILE_LINES {
-            faults.push(format!("{}: {lines} lines outside tests, at most {FILE_LINES}", text.path));
+            faults.push(format!(
+                "{}: {lines} lines outside tests, at most {FILE_LINES}",
+                text.path
+            ));
         }
     }
     faults
@@ -111,7 +120,9 @@ pub fn functions(texts: &[Text]) -> Vec<String> {
         for Function { name, line, lines } in functions.0 {
             if lines > FUNCTION_LINES && !text.source.is_test(line) {
                 let path = &text.path;
-                faults.push(format!("{path}:{line} {name}: {lines} lines, at most {FUNCTION_LINES}"));
+                faults.push(format!(
+                    "{path}:{line} {name}: {lines} lines, at most {FUNCTION_LINES}"
+                ));
             }
         }
     }
@@ -130,7 +141,11 @@ impl Functions {
     fn take(&mut self, signature: &Signature, block: &Block) {
         let line = signature.span().start().line;
         let lines = block.span().end().line - line + 1;
-        self.0.push(Function { name: signature.ident.to_string(), line, lines });
+        self.0.push(Function {
+            name: signature.ident.to_string(),
+            line,
+            lines,
+        });
     }
 }
 
@@ -159,7 +174,10 @@ pub fn widths(texts: &[Text]) -> Vec<String> {
     for text in texts {
         for Comment { line, width, .. } in &text.comments {
             if *width > COMMENT_COLUMNS {
-                faults.push(format!("{}:{line} {width} columns, at most {COMMENT_COLUMNS}", text.path));
+                faults.push(format!(
+                    "{}:{line} {width} columns, at most {COMMENT_COLUMNS}",
+                    text.path
+                ));
             }
         }
     }
@@ -179,7 +197,9 @@ pub fn words(texts: &[Text]) -> Vec<String> {
         if found * 1000 > limit * lines {
             faults.append(&mut places);
             let phrases = phrases.join(", ");
-            faults.push(format!("\"{phrases}\": {found} in {lines} lines, at most {limit} a thousand"));
+            faults.push(format!(
+                "\"{phrases}\": {found} in {lines} lines, at most {limit} a thousand"
+            ));
         }
     }
     faults
@@ -198,7 +218,9 @@ fn places_of(texts: &[Text], phrase: &str) -> Vec<String> {
             {
                 words.extend(words_of(&next.text));
             }
-            let found = (0..own).filter(|at| words[*at..].starts_with(&phrase)).count();
+            let found = (0..own)
+                .filter(|at| words[*at..].starts_with(&phrase))
+                .count();
             let place = format!("{}:{} \"{}\"", text.path, comment.line, phrase.join(" "));
             places.extend(vec![place; found]);
         }
@@ -208,7 +230,9 @@ fn places_of(texts: &[Text], phrase: &str) -> Vec<String> {
 
 fn words_of(text: &str) -> Vec<String> {
     let text = text.to_lowercase();
-    let words = text.split(|sign: char| !sign.is_alphanumeric()).filter(|word| !word.is_empty());
+    let words = text
+        .split(|sign: char| !sign.is_alphanumeric())
+        .filter(|word| !word.is_empty());
     words.map(str::to_owned).collect()
 }
 
@@ -223,43 +247,77 @@ mod tests {
     #[test]
     fn long_files_are_found_by_their_lines_outside_tests() {
         let long = "fn a() {}\n".repeat(FILE_LINES);
-        assert_eq!(files(&texts("a/src/b.rs", &format!("{long}#[cfg(test)]\nmod tests {{\n}}\n"))), [""; 0]);
+        assert_eq!(
+            files(&texts(
+                "a/src/b.rs",
+                &format!("{long}#[cfg(test)]\nmod tests {{\n}}\n")
+            )),
+            [""; 0]
+        );
         assert_eq!(files(&texts("a/src/b.rs", &format!("{long}\n"))).len(), 1);
         assert_eq!(files(&texts("a/tests/b.rs", &format!("{long}\n"))), [""; 0]);
     }
 
     #[test]
     fn long_functions_are_found_without_their_comments_above() {
-        let of_lines = |lines: usize| format!("/// A\n#[inline]\nfn a() {{\n{}}}", "f();\n".repeat(lines - 2));
-        assert_eq!(functions(&texts("a/src/b.rs", &of_lines(FUNCTION_LINES))), [""; 0]);
+        let of_lines = |lines: usize| {
+            format!(
+                "/// A\n#[inline]\nfn a() {{\n{}}}",
+                "f();\n".repeat(lines - 2)
+            )
+        };
+        assert_eq!(
+            functions(&texts("a/src/b.rs", &of_lines(FUNCTION_LINES))),
+            [""; 0]
+        );
         assert_eq!(
             functions(&texts("a/src/b.rs", &of_lines(FUNCTION_LINES + 1))),
             ["a/src/b.rs:3 a: 81 lines, at most 80"]
         );
         let method = format!("impl A {{\n{}\n}}", of_lines(FUNCTION_LINES + 1));
         assert_eq!(functions(&texts("a/src/b.rs", &method)).len(), 1);
-        let in_test = format!("#[cfg(test)]\nmod tests {{\n{}\n}}", of_lines(FUNCTION_LINES + 1));
+        let in_test = format!(
+            "#[cfg(test)]\nmod tests {{\n{}\n}}",
+            of_lines(FUNCTION_LINES + 1)
+        );
         assert_eq!(functions(&texts("a/src/b.rs", &in_test)), [""; 0]);
     }
 
     #[test]
     fn wide_comments_are_found_and_wide_code_is_not() {
         let wide = "x".repeat(COMMENT_COLUMNS);
-        assert_eq!(widths(&texts("a/src/b.rs", &format!("const A: &str = \"// {wide}\";"))), [""; 0]);
+        assert_eq!(
+            widths(&texts(
+                "a/src/b.rs",
+                &format!("const A: &str = \"// {wide}\";")
+            )),
+            [""; 0]
+        );
         assert_eq!(
             widths(&texts("a/tests/b.rs", &format!("\n// {wide}"))),
             ["a/tests/b.rs:2 103 columns, at most 100"]
         );
-        assert_eq!(widths(&texts("a/src/b.rs", &format!("fn a() {{}} // {wide}"))).len(), 1);
+        assert_eq!(
+            widths(&texts("a/src/b.rs", &format!("fn a() {{}} // {wide}"))).len(),
+            1
+        );
     }
 
     #[test]
     fn words_are_counted_a_thousand_lines() {
-        let with = |comments: &str| texts("a/src/b.rs", &format!("{}{comments}\n", "// x\n".repeat(998)));
+        let with = |comments: &str| {
+            texts(
+                "a/src/b.rs",
+                &format!("{}{comments}\n", "// x\n".repeat(998)),
+            )
+        };
         assert_eq!(words(&with("// He returns.")), [""; 0]);
         assert_eq!(
             words(&with("// So\n// many.")),
-            ["a/src/b.rs:999 \"so many\"", "\"so many, so much\": 1 in 1000 lines, at most 0 a thousand"]
+            [
+                "a/src/b.rs:999 \"so many\"",
+                "\"so many, so much\": 1 in 1000 lines, at most 0 a thousand"
+            ]
         );
         assert_eq!(words(&with("// It gives\n// and gives.")), [""; 0]);
         assert_eq!(words(&with("// It gives\n// gives\n// gives.")).len(), 4);

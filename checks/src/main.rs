@@ -11,7 +11,10 @@ use checks::{house, limits, rules};
 
 const USAGE: &str = "not known; there are --old-names, --rules and --limits";
 
-#[expect(clippy::print_stdout, reason = "it is a command, and this is its answer")]
+#[expect(
+    clippy::print_stdout,
+    reason = "it is a command, and this is its answer"
+)]
 fn main() -> ExitCode {
     match report(env::args().skip(1)) {
         Ok(faults) if faults.is_empty() => ExitCode::SUCCESS,

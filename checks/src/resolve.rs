@@ -26,7 +26,13 @@ impl Tree {
         self.resolve_path(from, path, spaces, &mut Open::new())
     }
 
-    fn resolve_path(&self, from: usize, path: &[String], spaces: Spaces, open: &mut Open) -> Vec<Meaning> {
+    fn resolve_path(
+        &self,
+        from: usize,
+        path: &[String],
+        spaces: Spaces,
+        open: &mut Open,
+    ) -> Vec<Meaning> {
         let (start, rest) = self.start(from, path, spaces, open);
         let mut meanings = start;
         for (at, name) in rest.iter().enumerate() {
@@ -34,9 +40,13 @@ impl Tree {
             let mut next = Vec::new();
             for meaning in meanings {
                 match meaning {
-                    Meaning::Module(module) => next.extend(self.look_up(module, from, name, spaces, open)),
+                    Meaning::Module(module) => {
+                        next.extend(self.look_up(module, from, name, spaces, open))
+                    }
                     Meaning::Item(file) => next.push(Meaning::Item(file)),
-                    Meaning::Outside(outside) => next.push(Meaning::Outside([outside, vec![name.clone()]].concat())),
+                    Meaning::Outside(outside) => {
+                        next.push(Meaning::Outside([outside, vec![name.clone()]].concat()))
+                    }
                 }
             }
             meanings = next;
@@ -88,14 +98,25 @@ impl Tree {
 
     /// The module around a block.
     fn real(&self, mut module: usize) -> usize {
-        while let Module { is_block: true, parent: Some(parent), .. } = self.modules[module] {
+        while let Module {
+            is_block: true,
+            parent: Some(parent),
+            ..
+        } = self.modules[module]
+        {
             module = parent;
         }
         module
     }
 
     /// A name as a place in the code sees it: the blocks around it, the module, the other crates.
-    fn look_around(&self, from: usize, name: &str, spaces: Spaces, open: &mut Open) -> Vec<Meaning> {
+    fn look_around(
+        &self,
+        from: usize,
+        name: &str,
+        spaces: Spaces,
+        open: &mut Open,
+    ) -> Vec<Meaning> {
         let mut module = from;
         loop {
             let found = self.look_up(module, from, name, spaces, open);
@@ -103,7 +124,11 @@ impl Tree {
                 return found;
             }
             match self.modules[module] {
-                Module { is_block: true, parent: Some(parent), .. } => module = parent,
+                Module {
+                    is_block: true,
+                    parent: Some(parent),
+                    ..
+                } => module = parent,
                 _ => break,
             }
         }
@@ -114,7 +139,14 @@ impl Tree {
     }
 
     /// A name of `module`, as module `asker` sees it.
-    fn look_up(&self, module: usize, asker: usize, name: &str, spaces: Spaces, open: &mut Open) -> Vec<Meaning> {
+    fn look_up(
+        &self,
+        module: usize,
+        asker: usize,
+        name: &str,
+        spaces: Spaces,
+        open: &mut Open,
+    ) -> Vec<Meaning> {
         let mut found = Vec::new();
         let Module { names, globs, .. } = &self.modules[module];
         // Its own names, imports among them.
@@ -145,14 +177,24 @@ impl Tree {
     }
 
     /// What one name of a module stands for; `place` is the module and the name's place in it.
-    fn enter(&self, place: (usize, usize), named: &Named, spaces: Spaces, open: &mut Open) -> Vec<Meaning> {
+    fn enter(
+        &self,
+        place: (usize, usize),
+        named: &Named,
+        spaces: Spaces,
+        open: &mut Open,
+    ) -> Vec<Meaning> {
         let (module, at) = place;
         let path = match &named.entry {
             Entry::Item => return vec![Meaning::Item(self.modules[module].file)],
             Entry::Module(child) => return vec![Meaning::Module(*child)],
             Entry::Import(path) => path,
         };
-        let spaces = if named.spaces == ANY { spaces } else { named.spaces };
+        let spaces = if named.spaces == ANY {
+            spaces
+        } else {
+            named.spaces
+        };
         let key = (module, at, named.name.clone(), spaces);
         if open.contains(&key) {
             return Vec::new();
@@ -191,7 +233,10 @@ impl Tree {
         };
         let root = &self.modules[0];
         let name = rest.first()?;
-        let is_own = root.names.iter().any(|named| named.name == *name && !matches!(named.entry, Entry::Import(_)));
+        let is_own = root
+            .names
+            .iter()
+            .any(|named| named.name == *name && !matches!(named.entry, Entry::Import(_)));
         let is_asked = start == [Meaning::Module(0)] && self.modules[from].file != root.file;
         (is_asked && !is_own).then(|| &path[..=path.len() - rest.len()])
     }

@@ -27,18 +27,39 @@ pub struct Crate {
 /// Paths that a crate may not mention, with the invariant: its number in ARCHITECTURE.md and its
 /// words.
 const FORBIDDEN: [(&str, &[&str], &str); 3] = [
-    ("data", &["tch", "torch_sys", "rectiflow_sdxl", "rectiflow_train"], "1: `data` links no tensor library"),
+    (
+        "data",
+        &["tch", "torch_sys", "rectiflow_sdxl", "rectiflow_train"],
+        "1: `data` links no tensor library",
+    ),
     (
         "sdxl",
-        &["std::net", "object_store", "reqwest", "tokio", "rectiflow_data", "rectiflow_train"],
+        &[
+            "std::net",
+            "object_store",
+            "reqwest",
+            "tokio",
+            "rectiflow_data",
+            "rectiflow_train",
+        ],
         "1: `sdxl` opens no socket and no data set",
     ),
-    ("train", &["clap", "std::env::args", "std::env::args_os"], "1: `train` parses no arguments"),
+    (
+        "train",
+        &["clap", "std::env::args", "std::env::args_os"],
+        "1: `train` parses no arguments",
+    ),
 ];
 
 /// What a pure file may not mention.
-const IMPURE: [&str; 6] =
-    ["std::fs", "std::net", "std::env", "std::process", "std::time::Instant", "std::time::SystemTime"];
+const IMPURE: [&str; 6] = [
+    "std::fs",
+    "std::net",
+    "std::env",
+    "std::process",
+    "std::time::Instant",
+    "std::time::SystemTime",
+];
 
 /// The pure files; a name that ends in `/` is a folder.
 const PURE: [(&str, &str); 15] = [
@@ -75,8 +96,11 @@ const FOREIGN_CODE: [(&str, &str); 2] = [("sdxl", "torch/"), ("train", "ranks/c1
 /// The file that makes process groups, and which of its names belong to whom: one opens a group,
 /// one makes collectives.
 const GROUPS: &str = "ranks/c10d.rs";
-const GROUP_NAMES: [(&str, &[&str]); 3] =
-    [("Group", &["ranks/comm.rs", "ranks/rendezvous.rs"]), ("Work", &["ranks/comm.rs"]), ("*", &[])];
+const GROUP_NAMES: [(&str, &[&str]); 3] = [
+    ("Group", &["ranks/comm.rs", "ranks/rendezvous.rs"]),
+    ("Work", &["ranks/comm.rs"]),
+    ("*", &[]),
+];
 
 /// Where names of other layouts than diffusers' are, and of other models'.
 const KEY_FILES: [(&str, &str); 2] = [("sdxl", "weights/keys.rs"), ("sdxl", "files/foreign.rs")];
@@ -119,7 +143,16 @@ pub type Rule = fn(&[Crate]) -> Vec<String>;
 ///
 /// A file that cannot be read or parsed.
 pub fn faults(workspace: &Path) -> Result<Vec<String>, String> {
-    const RULES: [Rule; 8] = [layers, printing, purity, asynchrony, foreign_code, groups, key_tables, metric_names];
+    const RULES: [Rule; 8] = [
+        layers,
+        printing,
+        purity,
+        asynchrony,
+        foreign_code,
+        groups,
+        key_tables,
+        metric_names,
+    ];
     let crates = read(workspace)?;
     let mut faults = Vec::new();
     for rule in RULES {
@@ -134,14 +167,18 @@ pub fn faults(workspace: &Path) -> Result<Vec<String>, String> {
 ///
 /// A file that cannot be read or parsed.
 pub fn read(workspace: &Path) -> Result<Vec<Crate>, String> {
-    ["data", "sdxl", "train", "cli"].iter().map(|name| Crate::read(workspace, name)).collect()
+    ["data", "sdxl", "train", "cli"]
+        .iter()
+        .map(|name| Crate::read(workspace, name))
+        .collect()
 }
 
 impl Crate {
     fn read(workspace: &Path, name: &str) -> Result<Self, String> {
         let folder = workspace.join("crates").join(format!("rectiflow-{name}"));
         let manifest = folder.join("Cargo.toml");
-        let manifest = fs::read_to_string(&manifest).map_err(|error| format!("{}: {error}", manifest.display()))?;
+        let manifest = fs::read_to_string(&manifest)
+            .map_err(|error| format!("{}: {error}", manifest.display()))?;
         Self::new(name, &Files::read(&folder)?, &manifest)
     }
 
@@ -156,23 +193,35 @@ impl Crate {
         let tree = Tree::read(files, root.ok_or("no src/lib.rs and no src/main.rs")?)?;
         let words = tree.sources.iter().map(Source::words).collect();
         let graph = Graph::new(&tree);
-        Ok(Self { name: name.to_owned(), graph, words, dependencies: dependencies(manifest) })
+        Ok(Self {
+            name: name.to_owned(),
+            graph,
+            words,
+            dependencies: dependencies(manifest),
+        })
     }
 
     /// `data/order/mod.rs:12 what (invariant why)`.
     fn fault(&self, file: usize, line: usize, what: &str, why: &str) -> String {
-        format!("{}/{}:{line} {what} (invariant {why})", self.name, self.graph.label(file))
+        format!(
+            "{}/{}:{line} {what} (invariant {why})",
+            self.name,
+            self.graph.label(file)
+        )
     }
 
     /// Whether a file is one of `list`, or in a folder of it.
     fn is_in(&self, file: usize, list: &[(&str, &str)]) -> bool {
         let label = self.graph.label(file);
-        list.iter().any(|(name, path)| *name == self.name && covers(path, label))
+        list.iter()
+            .any(|(name, path)| *name == self.name && covers(path, label))
     }
 
     /// The files that are not in `list`.
     fn files_outside(&self, list: &[(&str, &str)]) -> Vec<usize> {
-        (0..self.words.len()).filter(|file| !self.is_in(*file, list)).collect()
+        (0..self.words.len())
+            .filter(|file| !self.is_in(*file, list))
+            .collect()
     }
 }
 
@@ -192,7 +241,11 @@ fn dependencies(manifest: &str) -> Vec<String> {
 }
 
 fn covers(path: &str, label: &str) -> bool {
-    if path.ends_with('/') { label.starts_with(path) } else { label == path }
+    if path.ends_with('/') {
+        label.starts_with(path)
+    } else {
+        label == path
+    }
 }
 
 /// Whether `path` is one of `list`, or something below one.
@@ -234,7 +287,10 @@ fn forbidden_dependencies(of: &Crate, forbidden: &[&str], why: &str) -> Vec<Stri
     let mut faults = Vec::new();
     for dependency in &of.dependencies {
         if forbidden.contains(&dependency.replace('-', "_").as_str()) {
-            faults.push(format!("{}/Cargo.toml: {dependency} (invariant {why})", of.name));
+            faults.push(format!(
+                "{}/Cargo.toml: {dependency} (invariant {why})",
+                of.name
+            ));
         }
     }
     faults
@@ -246,7 +302,11 @@ pub fn printing(crates: &[Crate]) -> Vec<String> {
     let mut faults = Vec::new();
     for of in crates.iter().filter(|of| of.name != "cli") {
         faults.extend(words_outside(of, &[], is_print, why));
-        faults.extend(forbidden_paths(of, &["std::io::stdout", "std::io::stderr"], why));
+        faults.extend(forbidden_paths(
+            of,
+            &["std::io::stdout", "std::io::stderr"],
+            why,
+        ));
     }
     faults
 }
@@ -268,7 +328,10 @@ pub fn purity(crates: &[Crate]) -> Vec<String> {
         for (_, path) in PURE.iter().filter(|(name, _)| *name == of.name) {
             let mut labels = (0..of.words.len()).map(|file| of.graph.label(file));
             if !labels.any(|label| covers(path, label)) {
-                faults.push(format!("{}/{path}: listed as pure (invariant 2), not there", of.name));
+                faults.push(format!(
+                    "{}/{path}: listed as pure (invariant 2), not there",
+                    of.name
+                ));
             }
         }
     }
@@ -286,7 +349,12 @@ fn is_async(word: &Word) -> bool {
 
 /// Invariant 6: C and C++ are called from their two places.
 pub fn foreign_code(crates: &[Crate]) -> Vec<String> {
-    words_of_all(crates, &FOREIGN_CODE, is_extern, "6: C++ is called elsewhere")
+    words_of_all(
+        crates,
+        &FOREIGN_CODE,
+        is_extern,
+        "6: C++ is called elsewhere",
+    )
 }
 
 fn is_extern(word: &Word) -> bool {
@@ -338,7 +406,12 @@ fn field_names(words: &[Word]) -> BTreeSet<&str> {
 
 /// Invariant 11: process groups are `c10d`'s, collectives `comm`'s.
 pub fn groups(crates: &[Crate]) -> Vec<String> {
-    let mut faults = words_of_all(crates, &[("train", GROUPS)], is_group_function, "11: only c10d knows groups");
+    let mut faults = words_of_all(
+        crates,
+        &[("train", GROUPS)],
+        is_group_function,
+        "11: only c10d knows groups",
+    );
     for of in crates {
         for ((from, to), names) in &of.graph.arrows {
             if of.graph.label(*to) == GROUPS {
@@ -367,7 +440,12 @@ fn group_names(of: &Crate, file: usize, used: &Names) -> Vec<String> {
 }
 
 /// The words of all crates that are faults, but for those of the files in `list`.
-fn words_of_all(crates: &[Crate], list: &[(&str, &str)], is_fault: fn(&Word) -> bool, why: &str) -> Vec<String> {
+fn words_of_all(
+    crates: &[Crate],
+    list: &[(&str, &str)],
+    is_fault: fn(&Word) -> bool,
+    why: &str,
+) -> Vec<String> {
     let mut faults = Vec::new();
     for of in crates {
         faults.extend(words_outside(of, list, is_fault, why));
@@ -375,7 +453,12 @@ fn words_of_all(crates: &[Crate], list: &[(&str, &str)], is_fault: fn(&Word) -> 
     faults
 }
 
-fn words_outside(of: &Crate, list: &[(&str, &str)], is_fault: fn(&Word) -> bool, why: &str) -> Vec<String> {
+fn words_outside(
+    of: &Crate,
+    list: &[(&str, &str)],
+    is_fault: fn(&Word) -> bool,
+    why: &str,
+) -> Vec<String> {
     let mut faults = Vec::new();
     for file in of.files_outside(list) {
         for word in of.words[file].iter().filter(|word| is_fault(word)) {
@@ -394,9 +477,13 @@ mod tests {
         let (folder, file) = path.split_once('/').expect("the file lies in a folder");
         let mut files = Files::default();
         files.insert("src/lib.rs", &format!("mod {folder};"));
-        files.insert(&format!("src/{folder}/mod.rs"), &format!("pub mod {};", file.trim_end_matches(".rs")));
+        files.insert(
+            &format!("src/{folder}/mod.rs"),
+            &format!("pub mod {};", file.trim_end_matches(".rs")),
+        );
         files.insert(&format!("src/{path}"), text);
-        let of = Crate::new(name, &files, "[dependencies]\nserde.workspace = true\n").expect("the file is Rust");
+        let of = Crate::new(name, &files, "[dependencies]\nserde.workspace = true\n")
+            .expect("the file is Rust");
         rule(&[of])
     }
 
@@ -405,14 +492,26 @@ mod tests {
         let of_data = |text| faults(layers, "data", "a/b.rs", text).len();
         assert_eq!(of_data("use tch::Tensor;"), 1);
         assert_eq!(of_data("fn f() { vec![tch::no_grad()]; }"), 1);
-        assert_eq!(of_data("use serde::Serialize; // tch::Tensor\n#[cfg(test)]\nuse tch::Tensor;"), 0);
         assert_eq!(
-            faults(layers, "sdxl", "a/b.rs", "use std::{net as n};\nfn f() { n::TcpStream::connect(x) }").len(),
+            of_data("use serde::Serialize; // tch::Tensor\n#[cfg(test)]\nuse tch::Tensor;"),
+            0
+        );
+        assert_eq!(
+            faults(
+                layers,
+                "sdxl",
+                "a/b.rs",
+                "use std::{net as n};\nfn f() { n::TcpStream::connect(x) }"
+            )
+            .len(),
             2
         );
         let files = Files::from([("src/lib.rs", "")]);
-        let of =
-            Crate::new("data", &files, "[dependencies]\ntch.workspace = true\n[dev-dependencies]\ntorch-sys = \"1\"\n");
+        let of = Crate::new(
+            "data",
+            &files,
+            "[dependencies]\ntch.workspace = true\n[dev-dependencies]\ntorch-sys = \"1\"\n",
+        );
         assert_eq!(
             layers(&[of.expect("the file is Rust")]),
             ["data/Cargo.toml: tch (invariant 1: `data` links no tensor library)"]
@@ -432,27 +531,101 @@ mod tests {
     fn impure_names_are_found_in_pure_files_only() {
         let of_data = |path, text| {
             let found = faults(purity, "data", path, text);
-            found.iter().filter(|fault| !fault.contains("not there")).count()
+            found
+                .iter()
+                .filter(|fault| !fault.contains("not there"))
+                .count()
         };
-        assert_eq!(of_data("order/lanes.rs", "use std::time::{Duration, Instant};"), 1);
-        assert_eq!(of_data("order/lanes.rs", "use std::time; fn f() { time::SystemTime::now() }"), 1);
+        assert_eq!(
+            of_data("order/lanes.rs", "use std::time::{Duration, Instant};"),
+            1
+        );
+        assert_eq!(
+            of_data(
+                "order/lanes.rs",
+                "use std::time; fn f() { time::SystemTime::now() }"
+            ),
+            1
+        );
         assert_eq!(of_data("order/lanes.rs", "fn f() { std::env::var(x) }"), 1);
-        assert_eq!(of_data("order/lanes.rs", "use std::time::Duration; fn f() { env!(\"X\") }"), 0);
+        assert_eq!(
+            of_data(
+                "order/lanes.rs",
+                "use std::time::Duration; fn f() { env!(\"X\") }"
+            ),
+            0
+        );
         assert_eq!(of_data("load/feed.rs", "use std::time::Instant;"), 0);
         assert!(
-            faults(purity, "data", "order/lanes.rs", "").iter().any(|fault| fault.contains("text/prompt.rs: listed"))
+            faults(purity, "data", "order/lanes.rs", "")
+                .iter()
+                .any(|fault| fault.contains("text/prompt.rs: listed"))
         );
     }
 
     #[test]
     fn words_are_found_outside_of_their_files() {
-        assert_eq!(faults(asynchrony, "data", "load/feed.rs", "async fn f() { x.await }").len(), 2);
-        assert_eq!(faults(asynchrony, "data", "remote/fetch.rs", "async fn f() {}"), [""; 0]);
-        assert_eq!(faults(foreign_code, "sdxl", "weights/a.rs", "unsafe extern \"C\" { fn a(); }").len(), 1);
-        assert_eq!(faults(foreign_code, "sdxl", "torch/a.rs", "unsafe extern \"C\" { fn a(); }"), [""; 0]);
-        assert_eq!(faults(key_tables, "sdxl", "files/a.rs", "const A: &str = \"first_stage_model.x\";").len(), 1);
-        assert_eq!(faults(key_tables, "sdxl", "files/a.rs", "/// first_stage_model\nconst A: u8 = 1;"), [""; 0]);
-        assert_eq!(faults(key_tables, "sdxl", "weights/keys.rs", "const A: &str = \"first_stage_model.x\";"), [""; 0]);
+        assert_eq!(
+            faults(
+                asynchrony,
+                "data",
+                "load/feed.rs",
+                "async fn f() { x.await }"
+            )
+            .len(),
+            2
+        );
+        assert_eq!(
+            faults(asynchrony, "data", "remote/fetch.rs", "async fn f() {}"),
+            [""; 0]
+        );
+        assert_eq!(
+            faults(
+                foreign_code,
+                "sdxl",
+                "weights/a.rs",
+                "unsafe extern \"C\" { fn a(); }"
+            )
+            .len(),
+            1
+        );
+        assert_eq!(
+            faults(
+                foreign_code,
+                "sdxl",
+                "torch/a.rs",
+                "unsafe extern \"C\" { fn a(); }"
+            ),
+            [""; 0]
+        );
+        assert_eq!(
+            faults(
+                key_tables,
+                "sdxl",
+                "files/a.rs",
+                "const A: &str = \"first_stage_model.x\";"
+            )
+            .len(),
+            1
+        );
+        assert_eq!(
+            faults(
+                key_tables,
+                "sdxl",
+                "files/a.rs",
+                "/// first_stage_model\nconst A: u8 = 1;"
+            ),
+            [""; 0]
+        );
+        assert_eq!(
+            faults(
+                key_tables,
+                "sdxl",
+                "weights/keys.rs",
+                "const A: &str = \"first_stage_model.x\";"
+            ),
+            [""; 0]
+        );
     }
 
     #[test]
@@ -461,7 +634,10 @@ mod tests {
             let files = Files::from([
                 ("src/lib.rs", "mod ranks;"),
                 ("src/ranks/mod.rs", &format!("mod c10d; mod {user};")),
-                ("src/ranks/c10d.rs", "pub struct Group; pub struct Store; unsafe extern \"C\" { fn rf_free(); }"),
+                (
+                    "src/ranks/c10d.rs",
+                    "pub struct Group; pub struct Store; unsafe extern \"C\" { fn rf_free(); }",
+                ),
                 (&format!("src/ranks/{user}.rs"), text),
             ]);
             groups(&[Crate::new("train", &files, "").expect("the files are Rust")]).len()
@@ -478,10 +654,19 @@ mod tests {
         let files = Files::from([
             ("src/lib.rs", "mod measure; mod a;"),
             ("src/measure/mod.rs", "mod metrics;"),
-            ("src/measure/metrics.rs", "pub struct Step { pub data_secs: f64, pub loss: f64 }"),
-            ("src/a.rs", "const A: [&str; 3] = [\"data_secs\", \"loss\", \"other_secs\"];"),
+            (
+                "src/measure/metrics.rs",
+                "pub struct Step { pub data_secs: f64, pub loss: f64 }",
+            ),
+            (
+                "src/a.rs",
+                "const A: [&str; 3] = [\"data_secs\", \"loss\", \"other_secs\"];",
+            ),
         ]);
         let found = metric_names(&[Crate::new("train", &files, "").expect("the files are Rust")]);
-        assert_eq!(found, ["train/a.rs:1 \"data_secs\" (invariant 6: the name of a metric)"]);
+        assert_eq!(
+            found,
+            ["train/a.rs:1 \"data_secs\" (invariant 6: the name of a metric)"]
+        );
     }
 }

@@ -35,14 +35,21 @@ pub(crate) fn paths_in_strings(tokens: TokenStream) -> Vec<Written> {
         if let TokenTree::Group(group) = &tokens[at] {
             found.extend(paths_in_strings(group.stream()));
         }
-        let [TokenTree::Ident(key), TokenTree::Punct(sign), TokenTree::Literal(value)] =
-            &tokens[at..tokens.len().min(at + 3)]
+        let [
+            TokenTree::Ident(key),
+            TokenTree::Punct(sign),
+            TokenTree::Literal(value),
+        ] = &tokens[at..tokens.len().min(at + 3)]
         else {
             continue;
         };
         if sign.as_char() == '=' && PATH_KEYS.contains(&key.to_string().as_str()) {
             let text = value.to_string();
-            let segments: Vec<String> = text.trim_matches('"').split("::").map(str::to_owned).collect();
+            let segments: Vec<String> = text
+                .trim_matches('"')
+                .split("::")
+                .map(str::to_owned)
+                .collect();
             found.push((segments, value.span().start().line));
         }
     }
@@ -65,7 +72,12 @@ fn scan(tokens: TokenStream, prefix: &[String], found: &mut Vec<Written>) {
 }
 
 /// Takes the path that begins at the identifier `at`; returns where it ends.
-fn take_path(tokens: &[TokenTree], mut at: usize, prefix: &[String], found: &mut Vec<Written>) -> usize {
+fn take_path(
+    tokens: &[TokenTree],
+    mut at: usize,
+    prefix: &[String],
+    found: &mut Vec<Written>,
+) -> usize {
     let starts_path = may_start(tokens, at);
     let line = tokens[at].span().start().line;
     let mut segments = prefix.to_vec();
@@ -130,26 +142,41 @@ mod tests {
 
     fn found(text: &str) -> Vec<String> {
         let tokens: TokenStream = text.parse().expect("the text has balanced brackets");
-        paths(tokens).into_iter().map(|(segments, _)| segments.join("::")).collect()
+        paths(tokens)
+            .into_iter()
+            .map(|(segments, _)| segments.join("::"))
+            .collect()
     }
 
     #[test]
     fn paths_are_seen_and_fields_are_not() {
-        assert_eq!(found(r#""{}", crate::a::b(x.y, z.w())"#), ["crate::a::b", "x", "z"]);
+        assert_eq!(
+            found(r#""{}", crate::a::b(x.y, z.w())"#),
+            ["crate::a::b", "x", "z"]
+        );
         assert_eq!(
             found("0..a::b, $crate::c, $d, 'e, Vec::<super::f::G>::new()"),
             ["a::b", "crate::c", "Vec", "super::f::G"]
         );
-        assert_eq!(found("::std::fs::read, <A as B>::c, x: ::d"), ["A", "as", "B", "x"]);
-        assert_eq!(found("use crate::a::{b, c::d};"), ["use", "crate::a::b", "crate::a::c::d"]);
+        assert_eq!(
+            found("::std::fs::read, <A as B>::c, x: ::d"),
+            ["A", "as", "B", "x"]
+        );
+        assert_eq!(
+            found("use crate::a::{b, c::d};"),
+            ["use", "crate::a::b", "crate::a::c::d"]
+        );
     }
 
     #[test]
     fn strings_of_attributes_hold_paths() {
-        let tokens: TokenStream =
-            r#"rename = "x", with = "crate::guard::exact", default = "one""#.parse().expect("tokens");
-        let found: Vec<String> =
-            paths_in_strings(tokens).into_iter().map(|(segments, _)| segments.join("::")).collect();
+        let tokens: TokenStream = r#"rename = "x", with = "crate::guard::exact", default = "one""#
+            .parse()
+            .expect("tokens");
+        let found: Vec<String> = paths_in_strings(tokens)
+            .into_iter()
+            .map(|(segments, _)| segments.join("::"))
+            .collect();
         assert_eq!(found, ["crate::guard::exact", "one"]);
     }
 }

@@ -4,7 +4,8 @@ use std::{fmt, ops::RangeInclusive};
 
 use proc_macro2::Span;
 use syn::{
-    Arm, Attribute, Field, FieldValue, ForeignItem, ImplItem, Item, Local, Meta, Stmt, Token, TraitItem, Variant,
+    Arm, Attribute, Field, FieldValue, ForeignItem, ImplItem, Item, Local, Meta, Stmt, Token,
+    TraitItem, Variant,
     punctuated::Punctuated,
     spanned::Spanned,
     visit::{self, Visit},
@@ -22,7 +23,10 @@ pub struct Source {
 
 impl fmt::Debug for Source {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Source").field("tests", &self.tests).finish_non_exhaustive()
+        formatter
+            .debug_struct("Source")
+            .field("tests", &self.tests)
+            .finish_non_exhaustive()
     }
 }
 
@@ -33,19 +37,28 @@ impl Source {
     ///
     /// A text that is no Rust.
     pub fn parse(path: &str, text: &str) -> Result<Self, String> {
-        let syntax = syn::parse_file(text).map_err(|error| format!("{path}:{}: {error}", error.span().start().line))?;
+        let syntax = syn::parse_file(text)
+            .map_err(|error| format!("{path}:{}: {error}", error.span().start().line))?;
         let mut tests = TestLines::default();
         if is_for_tests(&syntax.attrs) {
             tests.0.push(1..=usize::MAX);
         }
         tests.visit_file(&syntax);
         let words = words::words(text).map_err(|error| format!("{path}: {error}"))?;
-        Ok(Self { syntax, words, tests })
+        Ok(Self {
+            syntax,
+            words,
+            tests,
+        })
     }
 
     /// Identifiers and literals outside tests.
     pub fn words(&self) -> Vec<Word> {
-        self.words.iter().filter(|word| !self.is_test(word.line)).cloned().collect()
+        self.words
+            .iter()
+            .filter(|word| !self.is_test(word.line))
+            .cloned()
+            .collect()
     }
 
     /// Whether line `line`, from 1, belongs to an item under `#[cfg(test)]` or `#[test]`.
@@ -58,7 +71,9 @@ impl Source {
 pub(crate) fn is_for_tests(attributes: &[Attribute]) -> bool {
     attributes.iter().any(|attribute| match &attribute.meta {
         Meta::Path(path) => path.is_ident("test"),
-        Meta::List(list) if list.path.is_ident("cfg") => list.parse_args().is_ok_and(|meta| needs_test(&meta)),
+        Meta::List(list) if list.path.is_ident("cfg") => {
+            list.parse_args().is_ok_and(|meta| needs_test(&meta))
+        }
         _ => false,
     })
 }
@@ -68,7 +83,8 @@ fn needs_test(meta: &Meta) -> bool {
     match meta {
         Meta::Path(path) => path.is_ident("test"),
         Meta::List(list) => {
-            let Ok(inner) = list.parse_args_with(Punctuated::<Meta, Token![,]>::parse_terminated) else {
+            let Ok(inner) = list.parse_args_with(Punctuated::<Meta, Token![,]>::parse_terminated)
+            else {
                 return false;
             };
             (list.path.is_ident("all") && inner.iter().any(needs_test))
@@ -195,24 +211,46 @@ mod tests {
 
     fn test_lines(text: &str) -> Vec<usize> {
         let source = Source::parse("x.rs", text).expect("the text is Rust");
-        (1..=text.lines().count()).filter(|line| source.is_test(*line)).collect()
+        (1..=text.lines().count())
+            .filter(|line| source.is_test(*line))
+            .collect()
     }
 
     #[test]
     fn only_what_needs_the_test_build_is_for_tests() {
-        assert_eq!(test_lines("fn a() {}\n#[cfg(test)]\nmod tests {\n}\nfn b() {}"), [2, 3, 4]);
-        assert_eq!(test_lines("#[cfg(all(test, unix))]\nfn a() {}\n#[cfg(not(test))]\nfn b() {}"), [1, 2]);
-        assert_eq!(test_lines("#[cfg(any(test, unix))]\nfn a() {}\n#[cfg(any(test))]\nfn b() {}"), [3, 4]);
-        assert_eq!(test_lines("#[test]\nfn a() {}\n#[cfg(unix)]\nfn b() {}"), [1, 2]);
+        assert_eq!(
+            test_lines("fn a() {}\n#[cfg(test)]\nmod tests {\n}\nfn b() {}"),
+            [2, 3, 4]
+        );
+        assert_eq!(
+            test_lines("#[cfg(all(test, unix))]\nfn a() {}\n#[cfg(not(test))]\nfn b() {}"),
+            [1, 2]
+        );
+        assert_eq!(
+            test_lines("#[cfg(any(test, unix))]\nfn a() {}\n#[cfg(any(test))]\nfn b() {}"),
+            [3, 4]
+        );
+        assert_eq!(
+            test_lines("#[test]\nfn a() {}\n#[cfg(unix)]\nfn b() {}"),
+            [1, 2]
+        );
         assert_eq!(test_lines("#![cfg(test)]\nfn a() {}"), [1, 2]);
     }
 
     #[test]
     fn parts_of_items_can_be_for_tests() {
-        assert_eq!(test_lines("struct A {\n#[cfg(test)]\na: u8,\nb: u8 }"), [2, 3]);
-        assert_eq!(test_lines("impl A {\n#[cfg(test)]\nfn a() {}\nfn b() {} }"), [2, 3]);
         assert_eq!(
-            test_lines("fn a() {\n#[cfg(test)]\nlet a = 1;\n#[cfg(test)]\nb();\n#[cfg(test)]\nc!();\nd() }"),
+            test_lines("struct A {\n#[cfg(test)]\na: u8,\nb: u8 }"),
+            [2, 3]
+        );
+        assert_eq!(
+            test_lines("impl A {\n#[cfg(test)]\nfn a() {}\nfn b() {} }"),
+            [2, 3]
+        );
+        assert_eq!(
+            test_lines(
+                "fn a() {\n#[cfg(test)]\nlet a = 1;\n#[cfg(test)]\nb();\n#[cfg(test)]\nc!();\nd() }"
+            ),
             [2, 3, 4, 5, 6, 7]
         );
     }

@@ -9,8 +9,8 @@ use std::{collections::HashMap, mem};
 
 use proc_macro2::Ident;
 use syn::{
-    Attribute, Block, ForeignItem, Item, ItemMacro, ItemMod, ItemUse, Lit, Macro, Meta, MetaNameValue, Stmt, UseTree,
-    Visibility,
+    Attribute, Block, ForeignItem, Item, ItemMacro, ItemMod, ItemUse, Lit, Macro, Meta,
+    MetaNameValue, Stmt, UseTree, Visibility,
     spanned::Spanned,
     visit::{self, Visit},
 };
@@ -127,7 +127,13 @@ impl Tree {
 
     /// Reads one file as a module, and its children, whose files lie in `folder`. Returns the
     /// module.
-    fn read_file(&mut self, files: &Files, path: &str, folder: &str, parent: Option<usize>) -> Result<usize, String> {
+    fn read_file(
+        &mut self,
+        files: &Files,
+        path: &str,
+        folder: &str,
+        parent: Option<usize>,
+    ) -> Result<usize, String> {
         let Some(text) = files.get(path) else {
             return Err(format!("{path}: declared as a module, but not there"));
         };
@@ -135,8 +141,13 @@ impl Tree {
         let file = self.files.len();
         self.files.push(path.to_owned());
         let module = self.add_module(file, parent, false);
-        let mut reader =
-            Reader { tree: self, source: &source, module, folder: folder.to_owned(), children: Vec::new() };
+        let mut reader = Reader {
+            tree: self,
+            source: &source,
+            module,
+            folder: folder.to_owned(),
+            children: Vec::new(),
+        };
         reader.visit_file(&source.syntax);
         let children = reader.children;
         // In the place of this file, whatever children were read meanwhile.
@@ -148,7 +159,13 @@ impl Tree {
     }
 
     fn add_module(&mut self, file: usize, parent: Option<usize>, is_block: bool) -> usize {
-        self.modules.push(Module { file, parent, is_block, names: Vec::new(), globs: Vec::new() });
+        self.modules.push(Module {
+            file,
+            parent,
+            is_block,
+            names: Vec::new(),
+            globs: Vec::new(),
+        });
         self.modules.len() - 1
     }
 }
@@ -169,7 +186,10 @@ impl Child {
         let beside = format!("{below}.rs");
         let (path, folder) = match self.path {
             Some(path) => {
-                let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder).to_owned();
+                let folder = path
+                    .rsplit_once('/')
+                    .map_or("", |(folder, _)| folder)
+                    .to_owned();
                 (path, folder)
             }
             None if files.get(&beside).is_some() => (beside, below),
@@ -180,7 +200,12 @@ impl Child {
             return Ok(());
         }
         let entry = Entry::Module(tree.read_file(files, &path, &folder, Some(self.parent))?);
-        let named = Named { name: self.name, spaces: TYPES, entry, is_private: self.is_private };
+        let named = Named {
+            name: self.name,
+            spaces: TYPES,
+            entry,
+            is_private: self.is_private,
+        };
         tree.modules[self.parent].names.push(named);
         Ok(())
     }
@@ -203,7 +228,12 @@ impl Reader<'_> {
     }
 
     fn add_name(&mut self, name: String, spaces: Spaces, entry: Entry, is_private: bool) {
-        let named = Named { name, spaces, entry, is_private };
+        let named = Named {
+            name,
+            spaces,
+            entry,
+            is_private,
+        };
         self.tree.modules[self.module].names.push(named);
     }
 
@@ -214,7 +244,13 @@ impl Reader<'_> {
 
     fn mention(&mut self, path: Vec<String>, spaces: Spaces, how: How, line: usize) {
         if !self.source.is_test(line) {
-            self.tree.mentions.push(Mention { module: self.module, path, spaces, how, line });
+            self.tree.mentions.push(Mention {
+                module: self.module,
+                path,
+                spaces,
+                how,
+                line,
+            });
         }
     }
 
@@ -281,15 +317,28 @@ impl Reader<'_> {
     fn bind(&mut self, leaf: &Ident, imported: Imported, how: How, line: usize) {
         let Imported { path, spaces } = imported;
         // `use a::{self}` binds the name `a`.
-        let name = if leaf == "self" { path.last().cloned() } else { Some(plain(leaf)) };
+        let name = if leaf == "self" {
+            path.last().cloned()
+        } else {
+            Some(plain(leaf))
+        };
         if let Some(name) = name.filter(|name| name != "_") {
-            self.add_name(name, spaces, Entry::Import(path.clone()), how == How::Import);
+            self.add_name(
+                name,
+                spaces,
+                Entry::Import(path.clone()),
+                how == How::Import,
+            );
         }
         self.mention(path, spaces, how, line);
     }
 
     fn take_path(&mut self, path: &syn::Path, spaces: Spaces) {
-        let mut segments: Vec<String> = path.segments.iter().map(|segment| plain(&segment.ident)).collect();
+        let mut segments: Vec<String> = path
+            .segments
+            .iter()
+            .map(|segment| plain(&segment.ident))
+            .collect();
         if path.leading_colon.is_some() {
             segments.insert(0, String::new());
         }
@@ -357,14 +406,26 @@ impl<'ast> Visit<'ast> for Reader<'_> {
     }
 
     fn visit_item_use(&mut self, item: &'ast ItemUse) {
-        let how = if is_private(&item.vis) { How::Import } else { How::Reexport };
-        let start = if item.leading_colon.is_some() { vec![String::new()] } else { Vec::new() };
+        let how = if is_private(&item.vis) {
+            How::Import
+        } else {
+            How::Reexport
+        };
+        let start = if item.leading_colon.is_some() {
+            vec![String::new()]
+        } else {
+            Vec::new()
+        };
         self.import(&item.tree, &start, how);
     }
 
     fn visit_block(&mut self, block: &'ast Block) {
         let outer = self.module;
-        if block.stmts.iter().any(|statement| matches!(statement, Stmt::Item(_))) {
+        if block
+            .stmts
+            .iter()
+            .any(|statement| matches!(statement, Stmt::Item(_)))
+        {
             self.module = self.tree.add_module(self.file(), Some(outer), true);
         }
         visit::visit_block(self, block);
@@ -400,7 +461,11 @@ impl<'ast> Visit<'ast> for Reader<'_> {
 
     fn visit_attribute(&mut self, attribute: &'ast Attribute) {
         match &attribute.meta {
-            Meta::List(list) if !["cfg", "doc", "allow", "expect"].iter().any(|name| list.path.is_ident(name)) => {
+            Meta::List(list)
+                if !["cfg", "doc", "allow", "expect"]
+                    .iter()
+                    .any(|name| list.path.is_ident(name)) =>
+            {
                 self.take_written(scan::paths(list.tokens.clone()));
                 self.take_written(scan::paths_in_strings(list.tokens.clone()));
             }
@@ -410,15 +475,19 @@ impl<'ast> Visit<'ast> for Reader<'_> {
 }
 
 fn path_attribute(attributes: &[Attribute]) -> Option<String> {
-    attributes.iter().find_map(|attribute| match &attribute.meta {
-        Meta::NameValue(MetaNameValue { path, value: syn::Expr::Lit(value), .. }) if path.is_ident("path") => {
-            match &value.lit {
+    attributes
+        .iter()
+        .find_map(|attribute| match &attribute.meta {
+            Meta::NameValue(MetaNameValue {
+                path,
+                value: syn::Expr::Lit(value),
+                ..
+            }) if path.is_ident("path") => match &value.lit {
                 Lit::Str(text) => Some(text.value()),
                 _ => None,
-            }
-        }
-        _ => None,
-    })
+            },
+            _ => None,
+        })
 }
 
 /// What a `use` names, and as what.
@@ -430,9 +499,15 @@ struct Imported {
 /// The path of a `use`'s last part: `self` is the module before it.
 fn leaf_path(path: &[String], name: &Ident) -> Imported {
     if name == "self" {
-        return Imported { path: path.to_vec(), spaces: TYPES };
+        return Imported {
+            path: path.to_vec(),
+            spaces: TYPES,
+        };
     }
-    Imported { path: below(path, name), spaces: ANY }
+    Imported {
+        path: below(path, name),
+        spaces: ANY,
+    }
 }
 
 fn below(path: &[String], name: &Ident) -> Vec<String> {

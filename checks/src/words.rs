@@ -22,7 +22,10 @@ impl Word {
 
     /// The inside of a string without escapes.
     pub fn inside(&self) -> &str {
-        let inner = self.text.trim_start_matches(['b', 'c', 'r', '#']).trim_end_matches('#');
+        let inner = self
+            .text
+            .trim_start_matches(['b', 'c', 'r', '#'])
+            .trim_end_matches('#');
         inner.trim_matches('"')
     }
 }
@@ -51,7 +54,11 @@ fn collect(tokens: TokenStream, words: &mut Vec<Word>) {
                     Some(TokenTree::Punct(sign)) => Some(sign.as_char()),
                     _ => None,
                 };
-                words.push(Word { text: token.to_string(), line: token.span().start().line, sign });
+                words.push(Word {
+                    text: token.to_string(),
+                    line: token.span().start().line,
+                    sign,
+                });
             }
         }
     }
@@ -70,7 +77,8 @@ mod tests {
 
     #[test]
     fn doc_comments_are_no_words_and_strings_keep_their_quotes() {
-        let words = words("/// gives\n//! anew\nfn a() { println!(\"x\", r#\"y\"#) } // so many").expect("it is Rust");
+        let words = words("/// gives\n//! anew\nfn a() { println!(\"x\", r#\"y\"#) } // so many")
+            .expect("it is Rust");
         let texts: Vec<&str> = words.iter().map(|word| word.text.as_str()).collect();
         assert_eq!(texts, ["fn", "a", "println", "\"x\"", "r#\"y\"#"]);
         assert_eq!((words[2].sign, words[2].line), (Some('!'), 3));

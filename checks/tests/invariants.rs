@@ -5,9 +5,16 @@ use std::path::Path;
 use checks::rules::{self, Crate};
 
 fn check(rule: fn(&[Crate]) -> Vec<String>) {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this crate lies in the workspace");
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("this crate lies in the workspace");
     let faults = rule(&rules::read(workspace).expect("the sources can be read"));
-    assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
+    assert!(
+        faults.is_empty(),
+        "{} faults:\n{}",
+        faults.len(),
+        faults.join("\n")
+    );
 }
 
 #[test]

@@ -9,7 +9,14 @@ use checks::house;
 
 #[test]
 fn files_form_no_circle_and_folders_use_only_what_stands_below_them() {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this crate lies in the workspace");
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("this crate lies in the workspace");
     let faults = house::faults(workspace).expect("the sources can be read");
-    assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
+    assert!(
+        faults.is_empty(),
+        "{} faults:\n{}",
+        faults.len(),
+        faults.join("\n")
+    );
 }

@@ -37,7 +37,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     if evaluation.num_test == 0 {
         tracing::warn!("the data has no test split, so there is no test loss");
     }
-    Ok(Answer::done(describe(&evaluation), serde_json::to_value(&evaluation)?))
+    Ok(Answer::done(
+        describe(&evaluation),
+        serde_json::to_value(&evaluation)?,
+    ))
 }
 
 /// A column for each table, a row for each range of noise levels.
@@ -46,13 +49,21 @@ fn describe(evaluation: &Evaluation) -> String {
     let columns: Vec<(&str, &TableLoss)> = [
         ("test", evaluation.trained.test.as_ref()),
         ("training", evaluation.trained.training.as_ref()),
-        ("test, averaged weights", ema.and_then(|losses| losses.test.as_ref())),
-        ("training, averaged weights", ema.and_then(|losses| losses.training.as_ref())),
+        (
+            "test, averaged weights",
+            ema.and_then(|losses| losses.test.as_ref()),
+        ),
+        (
+            "training, averaged weights",
+            ema.and_then(|losses| losses.training.as_ref()),
+        ),
     ]
     .into_iter()
     .filter_map(|(name, losses)| Some((name, losses?)))
     .collect();
-    let Some((_, first)) = columns.first() else { return "nothing to measure".to_owned() };
+    let Some((_, first)) = columns.first() else {
+        return "nothing to measure".to_owned();
+    };
     let mut rows = vec![vec!["noise level".to_owned()]];
     rows[0].extend(columns.iter().map(|(name, _)| (*name).to_owned()));
     for (index, bin) in first.bins.iter().enumerate() {
@@ -70,6 +81,12 @@ fn describe(evaluation: &Evaluation) -> String {
     let mut all = vec!["all".to_owned()];
     all.extend(columns.iter().map(|(_, losses)| short(losses.loss, 6)));
     rows.push(all);
-    let (test, training) = (grouped(evaluation.num_test as u64), grouped(evaluation.num_training as u64));
-    format!("{}\n\n{test} test samples, {training} training samples; ± is one standard error", table(&rows))
+    let (test, training) = (
+        grouped(evaluation.num_test as u64),
+        grouped(evaluation.num_training as u64),
+    );
+    format!(
+        "{}\n\n{test} test samples, {training} training samples; ± is one standard error",
+        table(&rows)
+    )
 }

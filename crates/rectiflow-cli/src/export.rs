@@ -99,13 +99,18 @@ pub(crate) fn export(args: &ExportArgs) -> anyhow::Result<Answer> {
         Format::SingleFile => {
             if args.out.is_dir() {
                 let out = args.out.display();
-                return Err(Misuse(format!("{out} is a folder: name a file, such as model.safetensors")).into());
+                return Err(Misuse(format!(
+                    "{out} is a folder: name a file, such as model.safetensors"
+                ))
+                .into());
             }
             export_single_file(&bundle, &args.out, &options)?;
             write_card_beside(&args.out, &card)?;
             write_workflow_beside(&args.out, &bundle, args.shift)?;
         }
-        Format::Diffusers => export_diffusers(&bundle, &args.out, &with_attachments(options, &card))?,
+        Format::Diffusers => {
+            export_diffusers(&bundle, &args.out, &with_attachments(options, &card))?
+        }
     }
     Ok(written(&bundle, &args.out))
 }
@@ -116,7 +121,11 @@ pub(crate) fn import(args: &ImportArgs) -> anyhow::Result<Answer> {
     bundle.parameterization = args.parameterization.or(bundle.parameterization);
     let options = ExportOptions::default();
     let card = ModelCard::of(&args.file, bundle.parameterization, options.sampling_shift)?;
-    let options = ExportOptions { title: card.title.clone(), description: card.description(), ..options };
+    let options = ExportOptions {
+        title: card.title.clone(),
+        description: card.description(),
+        ..options
+    };
     export_diffusers(&bundle, &args.out, &with_attachments(options, &card))?;
     Ok(written(&bundle, &args.out))
 }
@@ -128,7 +137,9 @@ fn warn(bundle: &Bundle<'_>) {
 }
 
 fn written(bundle: &Bundle<'_>, out: &Path) -> Answer {
-    let predicts = bundle.parameterization.map(|parameterization| parameterization.to_string());
+    let predicts = bundle
+        .parameterization
+        .map(|parameterization| parameterization.to_string());
     let json = json!({ "out": out, "parameterization": predicts, "read_as": dtypes(bundle), "notes": bundle.notes });
     Answer::done(out.display().to_string(), json)
 }
@@ -137,8 +148,11 @@ fn written(bundle: &Bundle<'_>, out: &Path) -> Answer {
 fn dtypes(bundle: &Bundle<'_>) -> BTreeMap<&'static str, Vec<String>> {
     let of = |component: Component| {
         let names = bundle.names(component);
-        let mut kinds: Vec<String> =
-            names.iter().filter_map(|name| bundle.kind(component, name)).map(dtype::name).collect();
+        let mut kinds: Vec<String> = names
+            .iter()
+            .filter_map(|name| bundle.kind(component, name))
+            .map(dtype::name)
+            .collect();
         kinds.sort();
         kinds.dedup();
         (component.folder(), kinds)
@@ -148,11 +162,22 @@ fn dtypes(bundle: &Bundle<'_>) -> BTreeMap<&'static str, Vec<String>> {
 
 /// A ComfyUI workflow that draws with the file, `NAME.workflow.json`: open it on ComfyUI's page.
 fn write_workflow_beside(file: &Path, bundle: &Bundle<'_>, shift: f64) -> anyhow::Result<()> {
-    let Some(parameterization) = bundle.parameterization else { return Ok(()) };
-    let settings = SampleSettings { shift, ..SampleSettings::default() };
+    let Some(parameterization) = bundle.parameterization else {
+        return Ok(());
+    };
+    let settings = SampleSettings {
+        shift,
+        ..SampleSettings::default()
+    };
     let name = file.file_name().unwrap_or_default().to_string_lossy();
     let model = name.strip_suffix(".safetensors").unwrap_or(&name);
-    let drawing = Drawing { settings: &settings, parameterization, prompt: "", negative: "", model };
+    let drawing = Drawing {
+        settings: &settings,
+        parameterization,
+        prompt: "",
+        negative: "",
+        model,
+    };
     let workflow = Workflow::new(&drawing, &name).workflow();
     let path = file.with_extension("workflow.json");
     Ok(write_bytes(&path, ascii_json(&workflow).as_bytes())?)
@@ -162,7 +187,11 @@ fn write_workflow_beside(file: &Path, bundle: &Bundle<'_>, shift: f64) -> anyhow
 /// `NAME.safetensors`.
 fn write_card_beside(out: &Path, card: &ModelCard) -> anyhow::Result<()> {
     let picture = out.with_extension("png");
-    let name = picture.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let name = picture
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
     write_bytes(&out.with_extension("md"), card.markdown(&name).as_bytes())?;
     if let Some(pixels) = &card.samples {
         write_bytes(&picture, pixels)?;
@@ -173,16 +202,27 @@ fn write_card_beside(out: &Path, card: &ModelCard) -> anyhow::Result<()> {
 /// Both tokenizers, the model card and its picture.
 fn with_attachments(options: ExportOptions, card: &ModelCard) -> ExportOptions {
     let files = |folder: &'static str, which| {
-        let file = move |(name, bytes): (&str, Vec<u8>)| Attachment { path: Path::new(folder).join(name), bytes };
+        let file = move |(name, bytes): (&str, Vec<u8>)| Attachment {
+            path: Path::new(folder).join(name),
+            bytes,
+        };
         tokenizer_files(which).into_iter().map(file)
     };
-    let mut attachments: Vec<Attachment> = files("tokenizer", Clip::L).chain(files("tokenizer_2", Clip::G)).collect();
+    let mut attachments: Vec<Attachment> = files("tokenizer", Clip::L)
+        .chain(files("tokenizer_2", Clip::G))
+        .collect();
     attachments.push(Attachment {
         path: "README.md".into(),
         bytes: (card.front_matter() + &card.markdown(PICTURE)).into_bytes(),
     });
-    attachments.extend(card.samples.clone().map(|bytes| Attachment { path: PICTURE.into(), bytes }));
-    ExportOptions { attachments, ..options }
+    attachments.extend(card.samples.clone().map(|bytes| Attachment {
+        path: PICTURE.into(),
+        bytes,
+    }));
+    ExportOptions {
+        attachments,
+        ..options
+    }
 }
 
 /// The picture of the model card in a diffusers folder.
@@ -197,5 +237,8 @@ fn open(path: &Path) -> anyhow::Result<Bundle<'static>> {
     }
     let components = Components::find(path)?;
     let predicts = model::parameterization(path)?;
-    Ok(Bundle::open_folders(|component| components.folder(component).to_owned(), predicts)?)
+    Ok(Bundle::open_folders(
+        |component| components.folder(component).to_owned(),
+        predicts,
+    )?)
 }

@@ -62,10 +62,28 @@ impl From<Part> for Pass {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
-    let options = OpenOptions { kind: args.dtype.into(), ..OpenOptions::default() };
-    let written = forward(args.part.into(), &args.model, &args.input, &args.output, &options)?;
+    let options = OpenOptions {
+        kind: args.dtype.into(),
+        ..OpenOptions::default()
+    };
+    let written = forward(
+        args.part.into(),
+        &args.model,
+        &args.input,
+        &args.output,
+        &options,
+    )?;
     let output = args.output.display();
-    let lines: Vec<String> = written.iter().map(|(name, shape)| format!("{output}: {name} {shape:?}")).collect();
-    let shapes: Map<String, Value> = written.iter().map(|(name, shape)| ((*name).to_owned(), json!(shape))).collect();
-    Ok(Answer::done(lines.join("\n"), json!({ "output": args.output, "tensors": shapes })))
+    let lines: Vec<String> = written
+        .iter()
+        .map(|(name, shape)| format!("{output}: {name} {shape:?}"))
+        .collect();
+    let shapes: Map<String, Value> = written
+        .iter()
+        .map(|(name, shape)| ((*name).to_owned(), json!(shape)))
+        .collect();
+    Ok(Answer::done(
+        lines.join("\n"),
+        json!({ "output": args.output, "tensors": shapes }),
+    ))
 }

@@ -65,28 +65,51 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
-    let recipe = args.recipe.as_ref().map(|path| Recipe::load(path, &args.overrides)).transpose()?;
+    let recipe = args
+        .recipe
+        .as_ref()
+        .map(|path| Recipe::load(path, &args.overrides))
+        .transpose()?;
     let dataset = Arc::new(Dataset::open(&args.dataset)?);
     let mut text = describe(&args.dataset, &dataset);
-    let settings = recipe.as_ref().map_or_else(PromptSettings::default, |r| r.recipe.data[0].prompt.clone());
+    let settings = recipe
+        .as_ref()
+        .map_or_else(PromptSettings::default, |r| r.recipe.data[0].prompt.clone());
     let prompts = draw_prompts(&dataset, &settings, args.prompts)?;
     if let Some(recipe) = &recipe {
         text += &describe_order(&dataset, &settings, recipe)?;
     }
     if !prompts.is_empty() {
-        let shown = prompts.iter().map(|prompt| if prompt.is_empty() { "(empty)" } else { prompt.as_str() });
-        text = format!("{text}\n\nprompts, one draw each\n{}", shown.collect::<Vec<_>>().join("\n"));
+        let shown = prompts.iter().map(|prompt| {
+            if prompt.is_empty() {
+                "(empty)"
+            } else {
+                prompt.as_str()
+            }
+        });
+        text = format!(
+            "{text}\n\nprompts, one draw each\n{}",
+            shown.collect::<Vec<_>>().join("\n")
+        );
     }
     if let (Some(sheet), Some(vae)) = (&args.sheet, &args.vae) {
         draw_sheet(&dataset, vae)?.write_png(sheet, &[])?;
         text = format!("{text}\n\npictures: {}", sheet.display());
     }
-    let damage = if args.verify { verify(&dataset) } else { Vec::new() };
+    let damage = if args.verify {
+        verify(&dataset)
+    } else {
+        Vec::new()
+    };
     if args.verify {
         let objects = dataset.manifest().objects.len();
         let verdict = match damage.as_slice() {
             [] => format!("verified: all {objects} objects are as they were written"),
-            damage => format!("damaged: {} of {objects} objects\n{}", damage.len(), damage.join("\n")),
+            damage => format!(
+                "damaged: {} of {objects} objects\n{}",
+                damage.len(),
+                damage.join("\n")
+            ),
         };
         text = format!("{text}\n\n{verdict}");
     }
@@ -104,7 +127,12 @@ struct Counts {
 
 /// All buckets, the fullest first.
 fn counts(dataset: &Dataset) -> Vec<Counts> {
-    let rows = |split| dataset.buckets(split).into_iter().map(|shape: BucketShape| (shape.bucket, shape.num_rows));
+    let rows = |split| {
+        dataset
+            .buckets(split)
+            .into_iter()
+            .map(|shape: BucketShape| (shape.bucket, shape.num_rows))
+    };
     let train: BTreeMap<u32, u64> = rows(Split::Train).collect();
     let test: BTreeMap<u32, u64> = rows(Split::Test).collect();
     let count = |(bucket, size): (u32, &Bucket)| Counts {
@@ -125,10 +153,22 @@ fn describe(path: &Path, dataset: &Dataset) -> String {
     let mut rows = vec![["bucket", "train", "test"].map(str::to_owned).to_vec()];
     rows.extend(counts.iter().map(|counts| {
         let (width, height) = counts.size;
-        vec![format!("{width}x{height}"), grouped(counts.train), grouped(counts.test)]
+        vec![
+            format!("{width}x{height}"),
+            grouped(counts.train),
+            grouped(counts.test),
+        ]
     }));
-    let latents: u64 = manifest.objects.iter().map(|object| manifest.latents_bytes(object)).sum();
-    let texts: u64 = manifest.objects.iter().map(|object| object.text_bytes).sum();
+    let latents: u64 = manifest
+        .objects
+        .iter()
+        .map(|object| manifest.latents_bytes(object))
+        .sum();
+    let texts: u64 = manifest
+        .objects
+        .iter()
+        .map(|object| object.text_bytes)
+        .sum();
     format!(
         "{}: {} training and {} test pictures in {} buckets, {} objects, {} of latents, {} of text\n\
          VAE: {} (scaling factor {}, 1/{} of the size, {} channels, BLAKE3 {})\n\
@@ -176,7 +216,12 @@ fn verify(dataset: &Dataset) -> Vec<String> {
     let mut progress = Progress::new("verify", "objects", 0, objects.len() as u64);
     let mut damage = Vec::new();
     for (index, object) in objects.iter().enumerate() {
-        damage.extend(dataset.verify_object(index).err().map(|error| error.to_string()));
+        damage.extend(
+            dataset
+                .verify_object(index)
+                .err()
+                .map(|error| error.to_string()),
+        );
         progress.set(index as u64 + 1, &object.latents);
     }
     progress.finish();
@@ -184,8 +229,16 @@ fn verify(dataset: &Dataset) -> Vec<String> {
 }
 
 /// Prompts of the first rows of each bucket in turn; rows are in random order.
-fn draw_prompts(dataset: &Dataset, settings: &PromptSettings, count: usize) -> anyhow::Result<Vec<String>> {
-    let buckets = if count == 0 { Vec::new() } else { dataset.buckets(Split::Train) };
+fn draw_prompts(
+    dataset: &Dataset,
+    settings: &PromptSettings,
+    count: usize,
+) -> anyhow::Result<Vec<String>> {
+    let buckets = if count == 0 {
+        Vec::new()
+    } else {
+        dataset.buckets(Split::Train)
+    };
     let each = count.div_ceil(buckets.len().max(1));
     let mut prompts = Vec::new();
     for shape in buckets {
@@ -203,8 +256,16 @@ fn draw_prompts(dataset: &Dataset, settings: &PromptSettings, count: usize) -> a
 const SHARE_STEPS: u64 = 100;
 
 /// The recipe's order on this data set: steps, mixed and padded shares, bytes read.
-fn describe_order(dataset: &Arc<Dataset>, settings: &PromptSettings, recipe: &Checked) -> anyhow::Result<String> {
-    let source = Source { dataset: dataset.clone(), prompt: settings.clone(), amount: Amount::Repeats(1.0) };
+fn describe_order(
+    dataset: &Arc<Dataset>,
+    settings: &PromptSettings,
+    recipe: &Checked,
+) -> anyhow::Result<String> {
+    let source = Source {
+        dataset: dataset.clone(),
+        prompt: settings.clone(),
+        amount: Amount::Repeats(1.0),
+    };
     let loader = Loader::new(vec![source], recipe.order.clone(), RankOf::ONLY)?;
     let shares = loader.chunk_shares(SHARE_STEPS)?;
     let percent = |share: f64| short(100.0 * share, 3);
@@ -225,9 +286,15 @@ fn describe_order(dataset: &Arc<Dataset>, settings: &PromptSettings, recipe: &Ch
                 factor(0..1),
                 factor(1..3)
             ),
-            _ => format!("\nwindow mode: an epoch fetches {} times the bytes that it needs", factor(0..2)),
+            _ => format!(
+                "\nwindow mode: an epoch fetches {} times the bytes that it needs",
+                factor(0..2)
+            ),
         };
-        text += &format!("; one rank reads ahead {} of them", bytes(loader.read_ahead_bytes()));
+        text += &format!(
+            "; one rank reads ahead {} of them",
+            bytes(loader.read_ahead_bytes())
+        );
     }
     Ok(text)
 }
@@ -241,7 +308,11 @@ fn draw_sheet(dataset: &Dataset, vae: &Path) -> anyhow::Result<Picture> {
     let vae = Vae::open(vae, &OpenOptions::default())?;
     let mut shapes = dataset.buckets(Split::Train);
     shapes.sort_by_key(|shape| Reverse(shape.num_rows));
-    let columns = shapes.first().context("the data set has no training pictures")?.num_rows.min(SHEET_PICTURES);
+    let columns = shapes
+        .first()
+        .context("the data set has no training pictures")?
+        .num_rows
+        .min(SHEET_PICTURES);
     // Every row of the sheet is full; buckets with fewer pictures are left out.
     shapes.retain(|shape| shape.num_rows >= columns);
     shapes.truncate(SHEET_BUCKETS);
@@ -249,12 +320,30 @@ fn draw_sheet(dataset: &Dataset, vae: &Path) -> anyhow::Result<Picture> {
     for shape in &shapes {
         let [channels, height, width] = dataset.latent_shape(shape.bucket);
         let mut latents = vec![f16::ZERO; columns as usize * channels * height * width];
-        dataset.read_latents(Split::Train, shape.bucket, &(0..columns).collect::<Vec<_>>(), &mut latents)?;
+        dataset.read_latents(
+            Split::Train,
+            shape.bucket,
+            &(0..columns).collect::<Vec<_>>(),
+            &mut latents,
+        )?;
         let shape = [columns as i64, channels as i64, height as i64, width as i64];
-        let latents = Tensor::from_slice(&latents).view(shape).to_kind(Kind::Float);
-        drawn.extend(pictures(&decode(&vae, &(latents * vae.config.scaling_factor))?));
+        let latents = Tensor::from_slice(&latents)
+            .view(shape)
+            .to_kind(Kind::Float);
+        drawn.extend(pictures(&decode(
+            &vae,
+            &(latents * vae.config.scaling_factor),
+        )?));
     }
-    let labels: Vec<String> =
-        shapes.iter().map(|s| format!("{}x{} {} rows", s.width_px, s.height_px, s.num_rows)).collect();
-    Ok(ContactSheet { row_labels: &labels, column_labels: &[], columns: columns as usize, pictures: &drawn }.draw())
+    let labels: Vec<String> = shapes
+        .iter()
+        .map(|s| format!("{}x{} {} rows", s.width_px, s.height_px, s.num_rows))
+        .collect();
+    Ok(ContactSheet {
+        row_labels: &labels,
+        column_labels: &[],
+        columns: columns as usize,
+        pictures: &drawn,
+    }
+    .draw())
 }

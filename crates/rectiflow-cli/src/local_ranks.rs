@@ -46,41 +46,71 @@ pub(crate) fn run(ranks: usize, checked: &Checked, stop: &StopSignal) -> anyhow:
 impl Ranks {
     /// Starts `ranks` processes of this program. If `pinned`, rank r runs on core r only, by
     /// `taskset`.
-    pub(crate) fn start(arguments: &[OsString], ranks: usize, pinned: bool) -> anyhow::Result<Self> {
+    pub(crate) fn start(
+        arguments: &[OsString],
+        ranks: usize,
+        pinned: bool,
+    ) -> anyhow::Result<Self> {
         let port = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
         let port = port.context("finding a free port")?.port();
         let start = |rank| {
             let mut command = command(rank, pinned)?;
-            command.args(arguments).envs(Launch::local_environment(rank, ranks, port)).env(STARTED, "1");
+            command
+                .args(arguments)
+                .envs(Launch::local_environment(rank, ranks, port))
+                .env(STARTED, "1");
             if env::var_os("OMP_NUM_THREADS").is_none() {
-                let cores = if pinned { 1 } else { thread::available_parallelism().map_or(1, usize::from) / ranks };
+                let cores = if pinned {
+                    1
+                } else {
+                    thread::available_parallelism().map_or(1, usize::from) / ranks
+                };
                 command.env("OMP_NUM_THREADS", cores.max(1).to_string());
             }
             if rank > 0 || pinned {
                 command.stdout(Stdio::null());
             }
             let child = command.stdin(Stdio::piped()).process_group(0).spawn();
-            let child = child.with_context(|| format!("starting a rank: {}", command.get_program().display()))?;
-            Ok(Rank { child, status: None })
+            let child = child
+                .with_context(|| format!("starting a rank: {}", command.get_program().display()))?;
+            Ok(Rank {
+                child,
+                status: None,
+            })
         };
-        (0..ranks).map(start).collect::<anyhow::Result<Vec<Rank>>>().map(Self)
+        (0..ranks)
+            .map(start)
+            .collect::<anyhow::Result<Vec<Rank>>>()
+            .map(Self)
     }
 
     /// Waits until all ranks have ended, forwarding a request to stop. Returns the first rank that
     /// failed by itself. A rank that does not end after a failure is killed.
-    pub(crate) fn wait(&mut self, checked: &Checked, stop: &StopSignal) -> anyhow::Result<Option<usize>> {
+    pub(crate) fn wait(
+        &mut self,
+        checked: &Checked,
+        stop: &StopSignal,
+    ) -> anyhow::Result<Option<usize>> {
         let timeout = Duration::from_secs(checked.recipe.ranks.timeout_secs) + GRACE;
         let (mut told, mut failed): (bool, Option<(usize, Instant)>) = (false, None);
         while self.0.iter().any(|rank| rank.status.is_none()) {
-            for (index, rank) in self.0.iter_mut().enumerate().filter(|(_, rank)| rank.status.is_none()) {
+            for (index, rank) in self
+                .0
+                .iter_mut()
+                .enumerate()
+                .filter(|(_, rank)| rank.status.is_none())
+            {
                 rank.status = rank.child.try_wait().context("asking after a rank")?;
-                if rank.status.is_some_and(|status| !status.success()) && failed.is_none() && !told {
+                if rank.status.is_some_and(|status| !status.success()) && failed.is_none() && !told
+                {
                     failed = Some((index, Instant::now()));
                 }
             }
             if stop.signal().is_some() && !told {
                 told = true;
-                self.0.iter_mut().for_each(|rank| drop(rank.child.stdin.take()));
+                self.0
+                    .iter_mut()
+                    .for_each(|rank| drop(rank.child.stdin.take()));
             }
             if failed.is_some_and(|(_, since)| since.elapsed() > timeout) {
                 for rank in self.0.iter_mut().filter(|rank| rank.status.is_none()) {
@@ -106,14 +136,19 @@ fn command(rank: usize, pinned: bool) -> anyhow::Result<Command> {
 
 /// The answer for ranks that have ended, of which `failed` was the first to fail.
 fn report(all: &[Rank], failed: Option<usize>, stop: &StopSignal) -> anyhow::Result<Answer> {
-    let codes: Vec<Option<i32>> = all.iter().map(|rank| rank.status.and_then(|status| status.code())).collect();
+    let codes: Vec<Option<i32>> = all
+        .iter()
+        .map(|rank| rank.status.and_then(|status| status.code()))
+        .collect();
     if let Some(code) = codes.iter().flatten().find(|code| **code == 3) {
         return Ok(Answer::of_rank_0(*code));
     }
     if let (Some(signal), None) = (stop.signal(), failed) {
         return Ok(Answer::of_rank_0(128 + signal));
     }
-    let Some(rank) = failed else { return Ok(Answer::of_rank_0(0)) };
+    let Some(rank) = failed else {
+        return Ok(Answer::of_rank_0(0));
+    };
     let status = all[rank].status.context("all ranks have ended")?;
     match (status.code(), status.signal()) {
         (Some(code), _) => Ok(Answer::of_rank_0(code)),

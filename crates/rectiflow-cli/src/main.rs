@@ -37,7 +37,12 @@ use terminal::{
 /// Exit codes: 0 done, 1 failed, 2 wrong arguments or settings, 3 stopped by the guard, 130
 /// interrupted, 143 terminated (both after saving).
 #[derive(Debug, Parser)]
-#[command(name = "rectiflow", version, max_term_width = 100, propagate_version = true)]
+#[command(
+    name = "rectiflow",
+    version,
+    max_term_width = 100,
+    propagate_version = true
+)]
 struct Cli {
     /// Print the answer as one JSON object, last on standard output; progress and logs stay on
     /// standard error.

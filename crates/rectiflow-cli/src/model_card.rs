@@ -38,20 +38,40 @@ struct Training {
 
 impl ModelCard {
     /// The card of the model at `path`; `shift` is the recommended sampling shift.
-    pub(crate) fn of(path: &Path, parameterization: Option<Parameterization>, shift: f64) -> anyhow::Result<Self> {
+    pub(crate) fn of(
+        path: &Path,
+        parameterization: Option<Parameterization>,
+        shift: f64,
+    ) -> anyhow::Result<Self> {
         let is_checkpoint = checkpoint::is_checkpoint(path);
         let names = names(path);
-        let title = names[names.len().saturating_sub(if is_checkpoint { 2 } else { 1 })..].join(" ");
+        let title = names[names
+            .len()
+            .saturating_sub(if is_checkpoint { 2 } else { 1 })..]
+            .join(" ");
         let training = is_checkpoint.then(|| Training::read(path)).transpose()?;
-        let samples = if is_checkpoint { samples_of(path)? } else { None };
+        let samples = if is_checkpoint {
+            samples_of(path)?
+        } else {
+            None
+        };
         let source = names.last().cloned().unwrap_or_default();
-        Ok(Self { title, samples, parameterization, shift, source, training })
+        Ok(Self {
+            title,
+            samples,
+            parameterization,
+            shift,
+            source,
+            training,
+        })
     }
 
     /// The model in a sentence or two, for the header of a file.
     pub(crate) fn description(&self) -> String {
         let kind = match self.parameterization {
-            Some(Parameterization::Flow) => "A Stable Diffusion XL that predicts velocity (rectified flow)",
+            Some(Parameterization::Flow) => {
+                "A Stable Diffusion XL that predicts velocity (rectified flow)"
+            }
             Some(Parameterization::V) => "A Stable Diffusion XL with v-prediction",
             Some(Parameterization::Eps) | None => "A Stable Diffusion XL",
         };
@@ -59,15 +79,26 @@ impl ModelCard {
             Some(Training { saved, .. }) => {
                 let position = saved.position;
                 let samples = numbers::grouped(position.samples);
-                format!("{kind}, trained by {} on {samples} samples in {} updates.", saved.program, position.update)
+                format!(
+                    "{kind}, trained by {} on {samples} samples in {} updates.",
+                    saved.program, position.update
+                )
             }
-            None => format!("{kind}, converted from {} by rectiflow {}.", self.source, env!("CARGO_PKG_VERSION")),
+            None => format!(
+                "{kind}, converted from {} by rectiflow {}.",
+                self.source,
+                env!("CARGO_PKG_VERSION")
+            ),
         }
     }
 
     /// The YAML block that the Hugging Face hub reads from the top of a README.
     pub(crate) fn front_matter(&self) -> String {
-        let flow = if self.parameterization == Some(Parameterization::Flow) { "- rectified-flow\n" } else { "" };
+        let flow = if self.parameterization == Some(Parameterization::Flow) {
+            "- rectified-flow\n"
+        } else {
+            ""
+        };
         format!(
             "---\nlibrary_name: diffusers\npipeline_tag: text-to-image\ntags:\n- stable-diffusion-xl\n{flow}---\n\n"
         )
@@ -79,7 +110,10 @@ impl ModelCard {
         if self.samples.is_some() {
             text += &format!("\n![Samples of this checkpoint]({picture})\n");
         }
-        let hint = self.parameterization.map(|p| usage_hint(p, self.shift)).unwrap_or_default();
+        let hint = self
+            .parameterization
+            .map(|p| usage_hint(p, self.shift))
+            .unwrap_or_default();
         if !hint.is_empty() {
             text += &format!("\n## Use\n\n{hint}\n");
         }
@@ -98,7 +132,10 @@ impl Training {
     fn read(checkpoint: &Path) -> anyhow::Result<Self> {
         let path = checkpoint.join("recipe.toml");
         let recipe = fs::read_to_string(&path).with_context(|| format!("{}", path.display()))?;
-        Ok(Self { saved: Saved::read(checkpoint)?, recipe })
+        Ok(Self {
+            saved: Saved::read(checkpoint)?,
+            recipe,
+        })
     }
 
     fn write(&self, text: &mut String) {
@@ -115,30 +152,45 @@ impl Training {
         }
         row("order of samples", &format!("`{}`", saved.order_hash));
         for (name, frozen) in &saved.frozen {
-            row(&format!("{name}, not trained"), &format!("BLAKE3 `{}`", frozen.blake3));
+            row(
+                &format!("{name}, not trained"),
+                &format!("BLAKE3 `{}`", frozen.blake3),
+            );
         }
         row("program", &format!("`{}`", saved.program));
-        *text += &format!("\n### Recipe\n\nWith every default:\n\n```toml\n{}\n```\n", recipe.trim_end());
+        *text += &format!(
+            "\n### Recipe\n\nWith every default:\n\n```toml\n{}\n```\n",
+            recipe.trim_end()
+        );
     }
 }
 
 /// The last parts of a path, without the folders of this machine.
 fn names(path: &Path) -> Vec<String> {
     let full = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let parts = full.components().map(|part| part.as_os_str().to_string_lossy().into_owned());
+    let parts = full
+        .components()
+        .map(|part| part.as_os_str().to_string_lossy().into_owned());
     parts.filter(|name| name != "checkpoints").collect()
 }
 
 /// A sheet of samples of exactly this checkpoint: the grid of `rectiflow sample` in the run's
 /// `samples`, if it was drawn with this checkpoint, otherwise the preview of that step.
 fn samples_of(path: &Path) -> anyhow::Result<Option<Vec<u8>>> {
-    let full = path.canonicalize().with_context(|| format!("{}", path.display()))?;
-    let (Some(name), Some(run)) = (full.file_name(), full.parent().and_then(Path::parent)) else { return Ok(None) };
+    let full = path
+        .canonicalize()
+        .with_context(|| format!("{}", path.display()))?;
+    let (Some(name), Some(run)) = (full.file_name(), full.parent().and_then(Path::parent)) else {
+        return Ok(None);
+    };
     let name = name.to_string_lossy();
     let drawn_with = format!("Model: {name},");
     let read = |path: PathBuf| fs::read(path).ok();
-    let grid = read(run.join("samples").join("grid.png"))
-        .filter(|bytes| bytes.windows(drawn_with.len()).any(|window| window == drawn_with.as_bytes()));
+    let grid = read(run.join("samples").join("grid.png")).filter(|bytes| {
+        bytes
+            .windows(drawn_with.len())
+            .any(|window| window == drawn_with.as_bytes())
+    });
     Ok(grid.or_else(|| read(run.join("previews").join(format!("{name}.png")))))
 }
 
@@ -174,12 +226,24 @@ mod tests {
              12,345 samples in 11 updates."
         );
         let text = card.markdown("x.png");
-        for needle in ["shift 5.5", "| data set | `1de7` |", "| data set | `07e5` |", "BLAKE3 `f07e4`", "`0d3f`"] {
+        for needle in [
+            "shift 5.5",
+            "| data set | `1de7` |",
+            "| data set | `07e5` |",
+            "BLAKE3 `f07e4`",
+            "`0d3f`",
+        ] {
             assert!(text.contains(needle), "{needle}: {text}");
         }
         assert!(card.front_matter().contains("- rectified-flow\n---\n"));
-        assert!(text.ends_with("```toml\n[train]\nsamples = 99\n```\n"), "{text}");
-        assert!(!text.contains("x.png") && !text.contains("/base"), "no picture, no path of this machine: {text}");
+        assert!(
+            text.ends_with("```toml\n[train]\nsamples = 99\n```\n"),
+            "{text}"
+        );
+        assert!(
+            !text.contains("x.png") && !text.contains("/base"),
+            "no picture, no path of this machine: {text}"
+        );
     }
 
     #[test]
@@ -193,8 +257,16 @@ mod tests {
         assert_eq!(samples(), None);
         fs::write(folder.path().join("previews/step-00000012.png"), b"preview").unwrap();
         fs::create_dir(folder.path().join("samples")).unwrap();
-        fs::write(folder.path().join("samples/grid.png"), b"Size: 8x8, Model: step-00000011, Shift: 6").unwrap();
-        assert_eq!(samples().as_deref(), Some(&b"preview"[..]), "the sheet is of another checkpoint");
+        fs::write(
+            folder.path().join("samples/grid.png"),
+            b"Size: 8x8, Model: step-00000011, Shift: 6",
+        )
+        .unwrap();
+        assert_eq!(
+            samples().as_deref(),
+            Some(&b"preview"[..]),
+            "the sheet is of another checkpoint"
+        );
         let sheet = b"Size: 8x8, Model: step-00000012, Shift: 6";
         fs::write(folder.path().join("samples/grid.png"), sheet).unwrap();
         assert_eq!(samples().as_deref(), Some(&sheet[..]));
@@ -209,7 +281,13 @@ mod tests {
         fs::write(&path, b"").unwrap();
         let card = ModelCard::of(&path, Some(Parameterization::Eps), 6.0).unwrap();
         assert_eq!(card.title, "model.safetensors");
-        assert!(card.description().starts_with("A Stable Diffusion XL, converted from model.safetensors by rectiflow"));
-        assert!(!card.markdown("x.png").contains("Training") && !card.front_matter().contains("flow"));
+        assert!(
+            card.description().starts_with(
+                "A Stable Diffusion XL, converted from model.safetensors by rectiflow"
+            )
+        );
+        assert!(
+            !card.markdown("x.png").contains("Training") && !card.front_matter().contains("flow")
+        );
     }
 }

@@ -65,7 +65,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
 fn question(args: &Args, of_recipe: Option<&str>) -> anyhow::Result<Question> {
     let name = args.hardware.as_deref().or(of_recipe).ok_or_else(|| {
         let names: Vec<&str> = HARDWARE.iter().map(|known| known.name).collect();
-        Misuse(format!("no GPU named: pass --hardware or set run.hardware to one of {}", names.join(", ")))
+        Misuse(format!(
+            "no GPU named: pass --hardware or set run.hardware to one of {}",
+            names.join(", ")
+        ))
     })?;
     if args.gpus == 0 {
         return Err(Misuse("--gpus: expected at least 1, found 0".to_owned()).into());
@@ -73,8 +76,14 @@ fn question(args: &Args, of_recipe: Option<&str>) -> anyhow::Result<Question> {
     if let Some(mfu) = args.mfu.filter(|mfu| !(*mfu > 0.0 && *mfu <= 1.0)) {
         return Err(Misuse(format!("--mfu: expected above 0, at most 1, found {mfu}")).into());
     }
-    if let Some(price) = args.price_per_gpu_hour.filter(|price| !(*price >= 0.0 && price.is_finite())) {
-        return Err(Misuse(format!("--price-per-gpu-hour: expected a number of at least 0, found {price}")).into());
+    if let Some(price) = args
+        .price_per_gpu_hour
+        .filter(|price| !(*price >= 0.0 && price.is_finite()))
+    {
+        return Err(Misuse(format!(
+            "--price-per-gpu-hour: expected a number of at least 0, found {price}"
+        ))
+        .into());
     }
     Ok(Question {
         hardware: hardware(name)?,
@@ -88,8 +97,17 @@ fn question(args: &Args, of_recipe: Option<&str>) -> anyhow::Result<Question> {
 fn describe(plan: &Plan) -> String {
     let sections = [
         time(plan),
-        format!("memory of one GPU\n{}", terms(&plan.memory, Some((plan.memory_bytes, plan.memory_available_bytes)))),
-        format!("memory of its machine, for each GPU\n{}", terms(&plan.host_memory, None)),
+        format!(
+            "memory of one GPU\n{}",
+            terms(
+                &plan.memory,
+                Some((plan.memory_bytes, plan.memory_available_bytes))
+            )
+        ),
+        format!(
+            "memory of its machine, for each GPU\n{}",
+            terms(&plan.host_memory, None)
+        ),
         format!(
             "disk: {} of checkpoints, and the data\n{}",
             bytes(plan.checkpoint_bytes as u64),
@@ -106,7 +124,11 @@ fn describe(plan: &Plan) -> String {
 }
 
 fn list(lines: &[String]) -> String {
-    lines.iter().map(|line| format!("- {line}")).collect::<Vec<_>>().join("\n")
+    lines
+        .iter()
+        .map(|line| format!("- {line}"))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 fn time(plan: &Plan) -> String {
@@ -114,29 +136,65 @@ fn time(plan: &Plan) -> String {
     let gpus = plan.gpus as f64;
     let row = |name: &'static str, value: String| (name, value);
     let mut rows = vec![
-        row("time", format!("{} ({} hours)", duration(3600.0 * time.hours), short(time.hours, 4))),
+        row(
+            "time",
+            format!(
+                "{} ({} hours)",
+                duration(3600.0 * time.hours),
+                short(time.hours, 4)
+            ),
+        ),
         row("GPU-hours", short(time.gpu_hours, 5)),
     ];
-    rows.push(row("money", time.money.map_or("no price given".into(), |money| format!("{money:.0}"))));
+    rows.push(row(
+        "money",
+        time.money
+            .map_or("no price given".into(), |money| format!("{money:.0}")),
+    ));
     rows.push(row(
         "samples/s",
-        format!("{}, {} per GPU", short(time.samples_per_sec, 4), short(time.samples_per_sec / gpus, 3)),
+        format!(
+            "{}, {} per GPU",
+            short(time.samples_per_sec, 4),
+            short(time.samples_per_sec / gpus, 3)
+        ),
     ));
     rows.push(row("MFU", format!("{:.1}%", 100.0 * time.mfu)));
-    rows.push(row("steps", format!("{} of {}", grouped(time.steps), duration(time.step_secs))));
+    rows.push(row(
+        "steps",
+        format!("{} of {}", grouped(time.steps), duration(time.step_secs)),
+    ));
     let flops = [plan.flops.sample, plan.flops.step, plan.flops.run].map(flops);
-    rows.push(row("arithmetic", format!("{} per sample, {} per step, {} in total", flops[0], flops[1], flops[2])));
+    rows.push(row(
+        "arithmetic",
+        format!(
+            "{} per sample, {} per step, {} in total",
+            flops[0], flops[1], flops[2]
+        ),
+    ));
     let simulated = short(time.simulated_hours, 4);
-    rows.push(row("at best", format!("{simulated} hours, if the links were the only loss against a single GPU")));
-    let rows: Vec<String> = rows.iter().map(|(name, value)| format!("{name:<10}  {value}")).collect();
+    rows.push(row(
+        "at best",
+        format!("{simulated} hours, if the links were the only loss against a single GPU"),
+    ));
+    let rows: Vec<String> = rows
+        .iter()
+        .map(|(name, value)| format!("{name:<10}  {value}"))
+        .collect();
     format!("{} x {}\n{}", plan.gpus, plan.hardware, rows.join("\n"))
 }
 
 fn terms(terms: &[Term], total: Option<(f64, f64)>) -> String {
     let giga = |bytes: f64| format!("{:.1} GB", bytes / 1e9);
-    let mut rows: Vec<Vec<String>> = terms.iter().map(|term| vec![term.what.clone(), giga(term.bytes)]).collect();
+    let mut rows: Vec<Vec<String>> = terms
+        .iter()
+        .map(|term| vec![term.what.clone(), giga(term.bytes)])
+        .collect();
     if let Some((total, available)) = total {
-        rows.push(vec!["all together".into(), format!("{} of {:.0}", giga(total), available / 1e9)]);
+        rows.push(vec![
+            "all together".into(),
+            format!("{} of {:.0}", giga(total), available / 1e9),
+        ]);
     }
     table(&rows)
 }
@@ -146,18 +204,36 @@ fn storage(storage: &Storage) -> String {
     let requests = format!("at most {} requests/s", short(storage.requests_per_sec, 3));
     let how = match storage.from {
         ReadFrom::Disk => format!("read from disk: {speed}"),
-        ReadFrom::NetworkOnce => format!("fetched once, then kept: {speed} and {requests} until the cache is full"),
+        ReadFrom::NetworkOnce => {
+            format!("fetched once, then kept: {speed} and {requests} until the cache is full")
+        }
         ReadFrom::Network => format!("fetched in every epoch: {speed}, {requests}"),
     };
-    let epochs = storage.epochs.map(|epochs| format!("{} epochs", short(epochs, 3)));
-    let all = storage.run_bytes.map(|all| format!("{} in all", bytes(all as u64)));
-    [Some(how), all, epochs].into_iter().flatten().collect::<Vec<_>>().join(", ")
+    let epochs = storage
+        .epochs
+        .map(|epochs| format!("{} epochs", short(epochs, 3)));
+    let all = storage
+        .run_bytes
+        .map(|all| format!("{} in all", bytes(all as u64)));
+    [Some(how), all, epochs]
+        .into_iter()
+        .flatten()
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 fn scaling(plan: &Plan) -> String {
     let percent = |share: f64| format!("{:.1}%", 100.0 * share);
     let mut rows = vec![
-        ["GPUs", "once a step", "not overlapped", "each micro-batch", "not overlapped"].map(str::to_owned).to_vec(),
+        [
+            "GPUs",
+            "once a step",
+            "not overlapped",
+            "each micro-batch",
+            "not overlapped",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
     ];
     rows.extend(plan.scaling.iter().map(|row| {
         let shares = [row.once, row.once_in_turn, row.each, row.each_in_turn].map(percent);

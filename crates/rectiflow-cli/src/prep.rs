@@ -73,16 +73,29 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let settings = Recipe::load_prep(args.recipe.as_deref(), &args.overrides)?;
-    let settings = PrepSettings { repack: args.repack, ..settings };
-    let vae = Vae::open(&args.vae, &OpenOptions { device: args.device, ..OpenOptions::default() })?;
+    let settings = PrepSettings {
+        repack: args.repack,
+        ..settings
+    };
+    let vae = Vae::open(
+        &args.vae,
+        &OpenOptions {
+            device: args.device,
+            ..OpenOptions::default()
+        },
+    )?;
     let codec = codec(&args.vae, &vae)?;
     let mut live = Live::default();
     let url = args.out.to_str().filter(|out| out.contains("://"));
     let folder = match (url, &args.work) {
-        (None, Some(_)) => return Err(Misuse("--work is for a data set that goes to a URL".to_owned()).into()),
+        (None, Some(_)) => {
+            return Err(Misuse("--work is for a data set that goes to a URL".to_owned()).into());
+        }
         (None, None) => args.out.clone(),
         (Some(_), Some(work)) => work.clone(),
-        (Some(url), None) => cache_folder(url).context("--work is needed: neither XDG_CACHE_HOME nor HOME is set")?,
+        (Some(url), None) => {
+            cache_folder(url).context("--work is needed: neither XDG_CACHE_HOME nor HOME is set")?
+        }
     };
     let summary = prepare(
         &args.source,
@@ -97,10 +110,19 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let mut json = json!({ "dataset": args.out, "codec": codec, "summary": summary });
     let mut text = describe(&folder, &summary);
     if let Some(url) = url {
-        let published = publish(&folder, url, &mut |done, total| live.set("send", "bytes", (done, total), ""));
+        let published = publish(&folder, url, &mut |done, total| {
+            live.set("send", "bytes", (done, total), "")
+        });
         live.finish();
-        let Published { num_files, num_bytes, num_kept } = published?;
-        text += &format!("\n{url}: {num_files} files sent, {}; {num_kept} were there", bytes(num_bytes));
+        let Published {
+            num_files,
+            num_bytes,
+            num_kept,
+        } = published?;
+        text += &format!(
+            "\n{url}: {num_files} files sent, {}; {num_kept} were there",
+            bytes(num_bytes)
+        );
         json["published"] = json!({ "files": num_files, "bytes": num_bytes, "kept": num_kept });
     }
     Ok(Answer::done(text, json))
@@ -108,10 +130,20 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
 
 /// The working folder of a URL: `~/.cache/rectiflow/prep/s3-bucket-prefix`.
 fn cache_folder(url: &str) -> Option<PathBuf> {
-    let home = || env::var_os("HOME").filter(|home| !home.is_empty()).map(|home| PathBuf::from(home).join(".cache"));
-    let cache = env::var_os("XDG_CACHE_HOME").filter(|cache| !cache.is_empty()).map(PathBuf::from).or_else(home)?;
+    let home = || {
+        env::var_os("HOME")
+            .filter(|home| !home.is_empty())
+            .map(|home| PathBuf::from(home).join(".cache"))
+    };
+    let cache = env::var_os("XDG_CACHE_HOME")
+        .filter(|cache| !cache.is_empty())
+        .map(PathBuf::from)
+        .or_else(home)?;
     let parts = url.split(|c: char| !c.is_ascii_alphanumeric() && !matches!(c, '_' | '.'));
-    let name = parts.filter(|part| !part.is_empty()).collect::<Vec<_>>().join("-");
+    let name = parts
+        .filter(|part| !part.is_empty())
+        .collect::<Vec<_>>()
+        .join("-");
     Some(cache.join("rectiflow/prep").join(name))
 }
 
@@ -122,7 +154,8 @@ fn codec(path: &Path, vae: &Vae) -> anyhow::Result<Codec> {
         hash: hash_weights(Component::Vae, &folder)?,
         scaling_factor: vae.config.scaling_factor,
         down_factor: vae.config.down_factor(),
-        channels: u32::try_from(vae.config.latent_channels).expect("the VAE's configuration has been checked"),
+        channels: u32::try_from(vae.config.latent_channels)
+            .expect("the VAE's configuration has been checked"),
         dtype: "F16".to_owned(),
     })
 }
@@ -130,7 +163,10 @@ fn codec(path: &Path, vae: &Vae) -> anyhow::Result<Codec> {
 /// The folder's name; for a folder called "vae", with the model's name before it.
 fn name(folder: &Path) -> String {
     let full = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
-    let names: Vec<_> = full.iter().map(|name| name.to_string_lossy().into_owned()).collect();
+    let names: Vec<_> = full
+        .iter()
+        .map(|name| name.to_string_lossy().into_owned())
+        .collect();
     let own = names.last().cloned().unwrap_or_default();
     match names.len().checked_sub(2).map(|parent| &names[parent]) {
         Some(parent) if own == "vae" => format!("{parent}/vae"),
@@ -140,12 +176,24 @@ fn name(folder: &Path) -> String {
 
 /// The posterior means of a batch, unscaled. `[n, C, h/f, w/f]`
 fn encode(vae: &Vae, batch: &RgbBatch) -> rectiflow_sdxl::error::Result<Vec<f16>> {
-    let shape = [batch.num_images as i64, i64::from(batch.height_px), i64::from(batch.width_px), 3];
+    let shape = [
+        batch.num_images as i64,
+        i64::from(batch.height_px),
+        i64::from(batch.width_px),
+        3,
+    ];
     tch::no_grad(|| {
-        let pixels = Tensor::from_slice(&batch.pixels).view(shape).permute([0, 3, 1, 2]).to_device(vae.device());
+        let pixels = Tensor::from_slice(&batch.pixels)
+            .view(shape)
+            .permute([0, 3, 1, 2])
+            .to_device(vae.device());
         let pixels = pixels.to_kind(Kind::Float) / 127.5 - 1.0; // [n, 3, h, w]
         let (mean, _) = vae.encode(&pixels.to_kind(vae.kind()))?;
-        let mean = mean.to_kind(Kind::Half).to_device(Device::Cpu).contiguous().flatten(0, -1);
+        let mean = mean
+            .to_kind(Kind::Half)
+            .to_device(Device::Cpu)
+            .contiguous()
+            .flatten(0, -1);
         Ok(Vec::try_from(mean).expect("a flat tensor of halves on the CPU"))
     })
 }
@@ -160,25 +208,45 @@ struct Live {
 impl Live {
     fn show(&mut self, event: PrepEvent) {
         match event {
-            PrepEvent::Scanning { done, num_files, rejected } => {
+            PrepEvent::Scanning {
+                done,
+                num_files,
+                rejected,
+            } => {
                 self.set("scan", "files", (done, num_files), &rejected_note(rejected));
             }
-            PrepEvent::Encoding { width_px, height_px, done, num_samples, rejected } => {
+            PrepEvent::Encoding {
+                width_px,
+                height_px,
+                done,
+                num_samples,
+                rejected,
+            } => {
                 let rejected = rejected_note(rejected);
                 let note = [format!("{width_px}x{height_px}"), rejected].join(" ");
                 self.set("encode", "images", (done, num_samples), note.trim_end());
             }
-            PrepEvent::Rewriting { done, num_objects } => self.set("rewrite text", "objects", (done, num_objects), ""),
+            PrepEvent::Rewriting { done, num_objects } => {
+                self.set("rewrite text", "objects", (done, num_objects), "")
+            }
             _ => {}
         }
     }
 
-    fn set(&mut self, stage: &'static str, unit: &'static str, (done, total): (u64, u64), note: &str) {
+    fn set(
+        &mut self,
+        stage: &'static str,
+        unit: &'static str,
+        (done, total): (u64, u64),
+        note: &str,
+    ) {
         if self.stage != stage {
             self.finish();
             self.stage = stage;
         }
-        self.progress.get_or_insert_with(|| Progress::new(stage, unit, 0, total)).set(done, note);
+        self.progress
+            .get_or_insert_with(|| Progress::new(stage, unit, 0, total))
+            .set(done, note);
     }
 
     fn finish(&mut self) {
@@ -189,13 +257,21 @@ impl Live {
 }
 
 fn rejected_note(rejected: u64) -> String {
-    if rejected == 0 { String::new() } else { format!("({} rejected)", grouped(rejected)) }
+    if rejected == 0 {
+        String::new()
+    } else {
+        format!("({} rejected)", grouped(rejected))
+    }
 }
 
 fn describe(out: &Path, summary: &PrepSummary) -> String {
     let mut buckets = vec![["bucket", "train", "test"].map(str::to_owned).to_vec()];
     buckets.extend(summary.buckets.iter().map(|bucket| {
-        vec![format!("{}x{}", bucket.width_px, bucket.height_px), grouped(bucket.train), grouped(bucket.test)]
+        vec![
+            format!("{}x{}", bucket.width_px, bucket.height_px),
+            grouped(bucket.train),
+            grouped(bucket.test),
+        ]
     }));
     let mut text = format!(
         "{}\n\n{}: {} training and {} test pictures in {} buckets, {}; {} in {}",
@@ -208,15 +284,22 @@ fn describe(out: &Path, summary: &PrepSummary) -> String {
         work_done(summary),
         duration(summary.secs)
     );
-    for (title, counts, file) in
-        [("not in the data set", &summary.rejected, REJECTED_FILE), ("with a remark", &summary.notes, NOTES_FILE)]
-    {
+    for (title, counts, file) in [
+        ("not in the data set", &summary.rejected, REJECTED_FILE),
+        ("with a remark", &summary.notes, NOTES_FILE),
+    ] {
         if !counts.is_empty() {
             let reasons: Vec<String> = counts
                 .iter()
-                .map(|(reason, &count)| format!("{} {}", grouped(count), reason.as_str().replace('_', " ")))
+                .map(|(reason, &count)| {
+                    format!("{} {}", grouped(count), reason.as_str().replace('_', " "))
+                })
                 .collect();
-            text += &format!("\n{title}: {} (named in {})", reasons.join(", "), out.join(file).display());
+            text += &format!(
+                "\n{title}: {} (named in {})",
+                reasons.join(", "),
+                out.join(file).display()
+            );
         }
     }
     text
@@ -236,5 +319,9 @@ fn work_done(summary: &PrepSummary) -> String {
         .filter(|(count, _)| *count > 0)
         .map(|(count, what)| format!("{} {what}", grouped(*count)))
         .collect();
-    if said.is_empty() { "nothing to do".to_owned() } else { said.join(", ") }
+    if said.is_empty() {
+        "nothing to do".to_owned()
+    } else {
+        said.join(", ")
+    }
 }

@@ -24,7 +24,11 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let mut steps = Vec::new();
     replay(&args.black_box, &mut |step| {
-        log::line(&format!("step {}: loss {}", step.step + 1, short(step.loss, 4)));
+        log::line(&format!(
+            "step {}: loss {}",
+            step.step + 1,
+            short(step.loss, 4)
+        ));
         steps.push(step.clone());
     })?;
     let first_wrong = steps.iter().find(|step| step.wrong.is_some());
@@ -48,7 +52,11 @@ fn as_json(step: &Replayed) -> serde_json::Value {
 }
 
 fn describe(steps: &[Replayed]) -> String {
-    let mut rows = vec![["step", "loss", "gradient", "as seen", "worst sample"].map(str::to_owned).to_vec()];
+    let mut rows = vec![
+        ["step", "loss", "gradient", "as seen", "worst sample"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
     for step in steps {
         let seen = match step.is_as_seen() {
             None => "not in the box",
@@ -56,8 +64,17 @@ fn describe(steps: &[Replayed]) -> String {
             Some(false) => "no",
         };
         let worst = &step.worst;
-        let worst = format!("{} at {}: {}", worst.id, short(worst.time, 3), short(worst.loss, 4));
-        let numbers = [(step.step + 1).to_string(), short(step.loss, 4), short(step.gradient_norm, 3)];
+        let worst = format!(
+            "{} at {}: {}",
+            worst.id,
+            short(worst.time, 3),
+            short(worst.loss, 4)
+        );
+        let numbers = [
+            (step.step + 1).to_string(),
+            short(step.loss, 4),
+            short(step.gradient_norm, 3),
+        ];
         rows.push([&numbers[..], &[seen.to_owned(), worst]].concat());
     }
     let verdict = match steps.iter().find(|step| step.wrong.is_some()) {

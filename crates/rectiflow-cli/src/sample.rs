@@ -77,7 +77,12 @@ pub(crate) struct Args {
     pag_scale: f64,
     /// The blocks whose attention PAG perturbs: mid, as in ComfyUI, or levels of the UNet such as
     /// down.2 or up.0.
-    #[arg(long, default_value = "mid", value_delimiter = ',', value_name = "PARTS")]
+    #[arg(
+        long,
+        default_value = "mid",
+        value_delimiter = ',',
+        value_name = "PARTS"
+    )]
     pag_parts: Vec<UNetPart>,
     /// Seed of the noise; the same seed, settings and model draw the same pictures.
     #[arg(long, default_value_t = 0)]
@@ -111,9 +116,13 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn parse_size(text: &str) -> Result<(u32, u32), String> {
-    let expected = || format!("expected width x height in pixels, such as 1024x1024, found \"{text}\"");
+    let expected =
+        || format!("expected width x height in pixels, such as 1024x1024, found \"{text}\"");
     let (width, height) = text.split_once('x').ok_or_else(expected)?;
-    Ok((width.parse().map_err(|_| expected())?, height.parse().map_err(|_| expected())?))
+    Ok((
+        width.parse().map_err(|_| expected())?,
+        height.parse().map_err(|_| expected())?,
+    ))
 }
 
 /// The size of a picture before cropping, and its crop.
@@ -125,29 +134,42 @@ struct Original {
 }
 
 fn parse_original(text: &str) -> Result<Original, String> {
-    let expected = || format!("expected width x height + left + top, such as 1536x1024+128+0, found \"{text}\"");
+    let expected = || {
+        format!("expected width x height + left + top, such as 1536x1024+128+0, found \"{text}\"")
+    };
     let mut parts = text.split('+');
     let size = parse_size(parts.next().unwrap_or_default()).map_err(|_| expected())?;
-    let crops: Vec<u32> = parts.map(|part| part.parse().map_err(|_| expected())).collect::<Result<_, _>>()?;
+    let crops: Vec<u32> = parts
+        .map(|part| part.parse().map_err(|_| expected()))
+        .collect::<Result<_, _>>()?;
     let [crop_left_px, crop_top_px] = match crops[..] {
         [] => [0, 0],
         [left, top] => [left, top],
         _ => return Err(expected()),
     };
-    Ok(Original { size, crop_left_px, crop_top_px })
+    Ok(Original {
+        size,
+        crop_left_px,
+        crop_top_px,
+    })
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let prompts = args.all_prompts()?;
     let settings = args.settings();
     settings.check()?;
-    let options =
-        OpenOptions { kind: args.dtype.into(), device: args.device, map: args.low_memory, ..OpenOptions::default() };
+    let options = OpenOptions {
+        kind: args.dtype.into(),
+        device: args.device,
+        map: args.low_memory,
+        ..OpenOptions::default()
+    };
     let model = StagedModel::find(&args.model, &options)?;
     let parameterization = args.parameterization_of(&model)?;
     settings.latent_shape(model.vae_config())?;
     settings.sigmas(parameterization)?;
-    fs::create_dir_all(&args.out).with_context(|| format!("creating the folder {}", args.out.display()))?;
+    fs::create_dir_all(&args.out)
+        .with_context(|| format!("creating the folder {}", args.out.display()))?;
 
     let name = model_name(&args.model);
     let total = (prompts.len() * settings.steps) as u64;
@@ -157,27 +179,44 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let (unet, vae) = (model.unet()?, model.vae()?);
     let (mut drawn, mut samples, mut done) = (Vec::new(), Vec::<Sampled>::new(), 0);
     for (prompt, cond) in prompts.iter().zip(&conds) {
-        let texts = Texts { cond, uncond: &uncond };
-        let latents = sample_latents(&unet, &vae.config, parameterization, texts, &settings, &mut |_| {
-            done += 1;
-            progress.set(done, prompt);
-        })?;
+        let texts = Texts {
+            cond,
+            uncond: &uncond,
+        };
+        let latents = sample_latents(
+            &unet,
+            &vae.config,
+            parameterization,
+            texts,
+            &settings,
+            &mut |_| {
+                done += 1;
+                progress.set(done, prompt);
+            },
+        )?;
         let drawing = args.drawing(prompt, &settings, parameterization, &name);
         let mut images = Vec::new();
         for (position, picture) in pictures(&decode(&vae, &latents)?).into_iter().enumerate() {
             images.push(args.write(&drawing, position, drawn.len() + 1, &picture)?);
             drawn.push(picture);
         }
-        samples.push(Sampled { prompt: prompt.clone(), images });
+        samples.push(Sampled {
+            prompt: prompt.clone(),
+            images,
+        });
     }
     progress.finish();
     let grid = args.out.join("grid.png");
     let text = infotext(&args.drawing("", &settings, parameterization, &name), 0);
     draw_grid(&prompts, args.batch, &drawn).write_png(&grid, &[("parameters", &text)])?;
     let list = args.out.join(SAMPLES_FILE);
-    fs::write(&list, serde_json::to_string_pretty(&samples)?).with_context(|| format!("{}", list.display()))?;
+    fs::write(&list, serde_json::to_string_pretty(&samples)?)
+        .with_context(|| format!("{}", list.display()))?;
     let json = json!({ "out": args.out, "grid": grid, "samples": samples, "settings": settings });
-    Ok(Answer::done(format!("pictures: {}, with {}", drawn.len(), grid.display()), json))
+    Ok(Answer::done(
+        format!("pictures: {}, with {}", drawn.len(), grid.display()),
+        json,
+    ))
 }
 
 impl Args {
@@ -185,12 +224,18 @@ impl Args {
         let mut prompts = self.prompts.clone();
         if let Some(path) = &self.file {
             let text = fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
-            prompts.extend(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned));
+            prompts.extend(
+                text.lines()
+                    .map(str::trim)
+                    .filter(|line| !line.is_empty())
+                    .map(str::to_owned),
+            );
         }
         if prompts.is_empty() {
-            return Err(
-                Misuse("no prompt: pass --prompt TEXT, or --prompts FILE with one prompt per line".into()).into()
-            );
+            return Err(Misuse(
+                "no prompt: pass --prompt TEXT, or --prompts FILE with one prompt per line".into(),
+            )
+            .into());
         }
         Ok(prompts)
     }
@@ -227,7 +272,13 @@ impl Args {
         parameterization: Parameterization,
         model: &'a str,
     ) -> Drawing<'a> {
-        Drawing { settings, parameterization, prompt, negative: &self.negative, model }
+        Drawing {
+            settings,
+            parameterization,
+            prompt,
+            negative: &self.negative,
+            model,
+        }
     }
 
     /// The conditioning of each prompt and of the negative prompt. The text encoders are in memory
@@ -242,15 +293,23 @@ impl Args {
         let encoders = model.text_encoders()?;
         progress.set(0, "reading the prompts");
         let encode = |text: &String| encoders.encode(std::slice::from_ref(text));
-        Ok((prompts.iter().map(encode).collect::<Result<_, _>>()?, encode(&self.negative)?))
+        Ok((
+            prompts.iter().map(encode).collect::<Result<_, _>>()?,
+            encode(&self.negative)?,
+        ))
     }
 
     fn parameterization_of(&self, model: &StagedModel) -> anyhow::Result<Parameterization> {
         let missing = || {
             let model = self.model.display();
-            Misuse(format!("{model} does not say what it predicts: add --parameterization flow, eps or v"))
+            Misuse(format!(
+                "{model} does not say what it predicts: add --parameterization flow, eps or v"
+            ))
         };
-        Ok(self.parameterization.or(model.parameterization).ok_or_else(missing)?)
+        Ok(self
+            .parameterization
+            .or(model.parameterization)
+            .ok_or_else(missing)?)
     }
 
     /// Writes picture `number`, counted from 1, and returns its file name.
@@ -268,7 +327,10 @@ impl Args {
             ("prompt", ascii_json(&workflow.prompt())),
             ("workflow", ascii_json(&workflow.workflow())),
         ];
-        let texts: Vec<(&str, &str)> = texts.iter().map(|(keyword, text)| (*keyword, text.as_str())).collect();
+        let texts: Vec<(&str, &str)> = texts
+            .iter()
+            .map(|(keyword, text)| (*keyword, text.as_str()))
+            .collect();
         picture.write_png(&self.out.join(&name), &texts)?;
         Ok(name)
     }
@@ -277,20 +339,36 @@ impl Args {
 /// Rows are prompts, columns the pictures of a batch; a batch of one is laid out as a square of
 /// captioned pictures.
 fn draw_grid(prompts: &[String], batch: usize, pictures: &[Picture]) -> Picture {
-    let columns: Vec<String> =
-        if batch == 1 { Vec::new() } else { (1..=batch).map(|n| format!("picture {n}")).collect() };
-    ContactSheet { row_labels: prompts, column_labels: &columns, columns: batch, pictures }.draw()
+    let columns: Vec<String> = if batch == 1 {
+        Vec::new()
+    } else {
+        (1..=batch).map(|n| format!("picture {n}")).collect()
+    };
+    ContactSheet {
+        row_labels: prompts,
+        column_labels: &columns,
+        columns: batch,
+        pictures,
+    }
+    .draw()
 }
 
 /// A model's file or folder, without the ending of a single file.
 fn model_name(path: &Path) -> String {
-    let name = path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned());
-    name.strip_suffix(".safetensors").unwrap_or(&name).to_owned()
+    let name = path.file_name().map_or_else(
+        || path.display().to_string(),
+        |name| name.to_string_lossy().into_owned(),
+    );
+    name.strip_suffix(".safetensors")
+        .unwrap_or(&name)
+        .to_owned()
 }
 
 /// The first words of a prompt, as part of a file name.
 fn slug(prompt: &str) -> String {
-    let words = prompt.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+    let words = prompt
+        .split(|c: char| !c.is_ascii_alphanumeric())
+        .filter(|word| !word.is_empty());
     let mut slug = String::new();
     for word in words {
         if slug.len() + 1 + word.len() > 40 {
@@ -301,7 +379,11 @@ fn slug(prompt: &str) -> String {
         }
         slug += &word.to_ascii_lowercase();
     }
-    if slug.is_empty() { "picture".to_owned() } else { slug }
+    if slug.is_empty() {
+        "picture".to_owned()
+    } else {
+        slug
+    }
 }
 
 #[cfg(test)]
@@ -319,16 +401,43 @@ mod tests {
     #[test]
     fn original_sizes_may_have_a_crop() {
         let parsed = parse_original("1536x1024+128+7").unwrap();
-        assert_eq!(parsed, Original { size: (1536, 1024), crop_left_px: 128, crop_top_px: 7 });
-        assert_eq!(parse_original("96x128").unwrap(), Original { size: (96, 128), crop_left_px: 0, crop_top_px: 0 });
-        for wrong in ["1536", "1536x1024+1", "1536x1024+1+2+3", "1536x1024+-1+2", ""] {
-            assert!(parse_original(wrong).unwrap_err().contains(&format!("found \"{wrong}\"")));
+        assert_eq!(
+            parsed,
+            Original {
+                size: (1536, 1024),
+                crop_left_px: 128,
+                crop_top_px: 7
+            }
+        );
+        assert_eq!(
+            parse_original("96x128").unwrap(),
+            Original {
+                size: (96, 128),
+                crop_left_px: 0,
+                crop_top_px: 0
+            }
+        );
+        for wrong in [
+            "1536",
+            "1536x1024+1",
+            "1536x1024+1+2+3",
+            "1536x1024+-1+2",
+            "",
+        ] {
+            assert!(
+                parse_original(wrong)
+                    .unwrap_err()
+                    .contains(&format!("found \"{wrong}\""))
+            );
         }
     }
 
     #[test]
     fn file_names_begin_like_the_prompt() {
-        assert_eq!(slug("A Red, red apple/../etc on a white background and more"), "a-red-red-apple-etc-on-a-white");
+        assert_eq!(
+            slug("A Red, red apple/../etc on a white background and more"),
+            "a-red-red-apple-etc-on-a-white"
+        );
         assert_eq!(slug("猫"), "picture");
     }
 }

@@ -60,8 +60,16 @@ fn draw(args: &Args, levels: &NoiseLevels) -> anyhow::Result<String> {
     for (name, schedule) in Schedule::ALL {
         let sigmas = schedule.sigmas(args.steps, levels)?;
         let points = (0..).map(f64::from).zip(sigmas).collect();
-        let style = if schedule == args.name { Style::Bold(0) } else { Style::Line(series.len() + 1) };
-        series.push(Series { name: name.to_owned(), points, style });
+        let style = if schedule == args.name {
+            Style::Bold(0)
+        } else {
+            Style::Line(series.len() + 1)
+        };
+        series.push(Series {
+            name: name.to_owned(),
+            points,
+            style,
+        });
     }
     // The requested schedule is drawn last, above the others.
     series.sort_by_key(|series| matches!(series.style, Style::Bold(_)));
@@ -69,6 +77,11 @@ fn draw(args: &Args, levels: &NoiseLevels) -> anyhow::Result<String> {
         Parameterization::Flow => format!("{}, shift {}", args.name, numbers::short(args.shift, 3)),
         other => format!("{}, {other}", args.name),
     };
-    let plot = Plot { title, x: Axis::linear("step"), y: Axis::linear("sigma").with_zero(), series };
+    let plot = Plot {
+        title,
+        x: Axis::linear("step"),
+        y: Axis::linear("sigma").with_zero(),
+        series,
+    };
     Ok(plot.standalone_svg())
 }

@@ -17,24 +17,57 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Answer {
     let chunks = Tokenizer::new().chunks(&args.text);
-    let lists = |chunks: &[[i64; 77]]| chunks.iter().map(|chunk| chunk.to_vec()).collect::<Vec<_>>();
+    let lists = |chunks: &[[i64; 77]]| {
+        chunks
+            .iter()
+            .map(|chunk| chunk.to_vec())
+            .collect::<Vec<_>>()
+    };
     let (clip_l, clip_g) = (lists(&chunks.clip_l), lists(&chunks.clip_g));
-    let text = [("CLIP-L", &clip_l), ("bigG", &clip_g)].map(|(name, chunks)| describe(name, chunks));
-    Answer::done(text.join("\n"), json!({ "clip_l": clip_l, "clip_g": clip_g }))
+    let text =
+        [("CLIP-L", &clip_l), ("bigG", &clip_g)].map(|(name, chunks)| describe(name, chunks));
+    Answer::done(
+        text.join("\n"),
+        json!({ "clip_l": clip_l, "clip_g": clip_g }),
+    )
 }
 
 fn describe(name: &str, chunks: &[Vec<i64>]) -> String {
     let describe_chunk = |(index, chunk): (usize, &Vec<i64>)| {
         let padding = chunk[76];
-        let used = chunk.iter().rposition(|&id| id != padding).map_or(2, |last| last + 1);
+        let used = chunk
+            .iter()
+            .rposition(|&id| id != padding)
+            .map_or(2, |last| last + 1);
         // CLIP-L pads with the end-of-text id, so the first one belongs to the text.
-        let used = if padding == chunk[used.min(76)] && padding == END { used + 1 } else { used };
-        let ids: Vec<String> = chunk[..used.min(77)].iter().map(ToString::to_string).collect();
+        let used = if padding == chunk[used.min(76)] && padding == END {
+            used + 1
+        } else {
+            used
+        };
+        let ids: Vec<String> = chunk[..used.min(77)]
+            .iter()
+            .map(ToString::to_string)
+            .collect();
         let rest = 77 - used.min(77);
-        let padding = if rest == 0 { String::new() } else { format!(" + {rest} x {padding}") };
-        format!("{name}, chunk {} of {}: {}{padding}", index + 1, chunks.len(), ids.join(" "))
+        let padding = if rest == 0 {
+            String::new()
+        } else {
+            format!(" + {rest} x {padding}")
+        };
+        format!(
+            "{name}, chunk {} of {}: {}{padding}",
+            index + 1,
+            chunks.len(),
+            ids.join(" ")
+        )
     };
-    chunks.iter().enumerate().map(describe_chunk).collect::<Vec<_>>().join("\n")
+    chunks
+        .iter()
+        .enumerate()
+        .map(describe_chunk)
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 /// The id that ends a text.

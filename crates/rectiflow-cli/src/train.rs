@@ -55,8 +55,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let launch = Launch::from_environment(|name| env::var(name).ok())?;
     match args.ranks.map(usize::from).filter(|_| !is_local_rank) {
         Some(ranks) if launch.is_some() => {
-            let reason =
-                format!("--ranks {ranks}: a launcher has set RANK and WORLD_SIZE already; leave one of both out");
+            let reason = format!(
+                "--ranks {ranks}: a launcher has set RANK and WORLD_SIZE already; leave one of both out"
+            );
             return Err(Misuse(reason).into());
         }
         Some(ranks) if ranks > 1 => return local_ranks::run(ranks, &checked, &stop),
@@ -69,7 +70,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
 }
 
 /// Trains as the only process, or as one of several.
-fn train_as(args: &Args, checked: &Checked, stop: &StopSignal, launch: Option<Launch>) -> anyhow::Result<Answer> {
+fn train_as(
+    args: &Args,
+    checked: &Checked,
+    stop: &StopSignal,
+    launch: Option<Launch>,
+) -> anyhow::Result<Answer> {
     let is_first = launch.as_ref().is_none_or(|launch| launch.rank.rank == 0);
     let mut live = is_first.then(|| Live::new(checked));
     let options = Options {
@@ -89,10 +95,18 @@ fn train_as(args: &Args, checked: &Checked, stop: &StopSignal, launch: Option<La
         live.finish();
     }
     let (answer, is_finished) = answer(checked, &outcome?);
-    let answer = if is_first { answer } else { Answer::of_rank_0(0) };
+    let answer = if is_first {
+        answer
+    } else {
+        Answer::of_rank_0(0)
+    };
     // A signal that arrives after the last step stops nothing. If another rank received the signal,
     // this rank has stopped because of it.
-    Ok(if is_finished { answer } else { answer.stopped_by(stop.signal().unwrap_or(SIGTERM)) })
+    Ok(if is_finished {
+        answer
+    } else {
+        answer.stopped_by(stop.signal().unwrap_or(SIGTERM))
+    })
 }
 
 /// The answer, and whether the run is finished.
@@ -103,7 +117,10 @@ fn answer(checked: &Checked, outcome: &Outcome) -> (Answer, bool) {
     let mut text = if outcome.finished {
         format!("{}: finished after {samples} samples", run_dir.display())
     } else {
-        format!("{}: stopped after {samples} samples; run the same command to resume", run_dir.display())
+        format!(
+            "{}: stopped after {samples} samples; run the same command to resume",
+            run_dir.display()
+        )
     };
     if let Some(checkpoint) = &outcome.checkpoint {
         text += &format!("\ncheckpoint: {}", checkpoint.display());

@@ -36,7 +36,11 @@ pub(crate) struct Live {
 
 impl Live {
     pub(crate) fn new(checked: &Checked) -> Self {
-        let guard = if checked.recipe.guard.enabled { "guard quiet" } else { "guard off" };
+        let guard = if checked.recipe.guard.enabled {
+            "guard quiet"
+        } else {
+            "guard off"
+        };
         Self {
             samples: checked.recipe.train.samples,
             bar: None,
@@ -57,9 +61,13 @@ impl Live {
             Event::Start(start) => Self::show_start(start),
             Event::Step(step) => self.show_step(step),
             Event::Test(test) => self.show_test(test),
-            Event::Checkpoint { name, secs, .. } => log::line(&format!("saved {name} in {}", duration(*secs))),
+            Event::Checkpoint { name, secs, .. } => {
+                log::line(&format!("saved {name} in {}", duration(*secs)))
+            }
             Event::Guard(act) => self.show_guard(act),
-            Event::Preview { name, secs, .. } => log::line(&format!("drew previews/{name} in {}", duration(*secs))),
+            Event::Preview { name, secs, .. } => {
+                log::line(&format!("drew previews/{name} in {}", duration(*secs)))
+            }
             // A failed save is logged as an error already; vital signs go to the file only.
             Event::SaveFailed { .. } | Event::Vitals(_) | Event::End { .. } => {}
         }
@@ -91,7 +99,9 @@ impl Live {
         }
         if start.snapshot_bytes > 0 {
             let memory = bytes(start.snapshot_bytes);
-            log::line(&format!("the guard's snapshots take up to {memory} of memory (guard.snapshot_updates)"));
+            log::line(&format!(
+                "the guard's snapshots take up to {memory} of memory (guard.snapshot_updates)"
+            ));
         }
         if start.num_test == 0 {
             tracing::warn!("the data has no test split, so no test loss is measured");
@@ -100,10 +110,20 @@ impl Live {
 
     fn show_test(&mut self, test: &TestMetrics) {
         self.test = Some(test.loss);
-        let bins: Vec<String> = test.bins.iter().filter(|bin| bin.count > 0).map(|bin| short(bin.loss, 3)).collect();
+        let bins: Vec<String> = test
+            .bins
+            .iter()
+            .filter(|bin| bin.count > 0)
+            .map(|bin| short(bin.loss, 3))
+            .collect();
         let at = grouped(test.samples);
-        let also = [("averaged weights", &test.ema), ("training samples", &test.training)];
-        let also = also.iter().filter_map(|(of, losses)| Some(format!(", {of} {}", short(losses.as_ref()?.loss, 4))));
+        let also = [
+            ("averaged weights", &test.ema),
+            ("training samples", &test.training),
+        ];
+        let also = also
+            .iter()
+            .filter_map(|(of, losses)| Some(format!(", {of} {}", short(losses.as_ref()?.loss, 4))));
         log::line(&format!(
             "test loss {}{} at {at} samples (little noise to much: {})",
             short(test.loss, 4),
@@ -121,15 +141,28 @@ impl Live {
             _ => {}
         }
         self.guard = format!("guard: {} skipped, {} rewound", self.skips, self.rewinds);
-        let evidence = act.black_box.as_ref().map_or_else(String::new, |name| format!(" (blackbox/{name})"));
-        tracing::warn!("guard, step {}: {}: {}{evidence}", act.step, act.action, act.reason);
+        let evidence = act
+            .black_box
+            .as_ref()
+            .map_or_else(String::new, |name| format!(" (blackbox/{name})"));
+        tracing::warn!(
+            "guard, step {}: {}: {}{evidence}",
+            act.step,
+            act.action,
+            act.reason
+        );
     }
 
     fn show_step(&mut self, step: &StepMetrics) {
         if self.bar.is_none() {
             // The rate counts from here: steps of an earlier process and this one's first step do
             // not count.
-            self.bar = Some(Progress::new("train", "samples", step.samples, self.samples));
+            self.bar = Some(Progress::new(
+                "train",
+                "samples",
+                step.samples,
+                self.samples,
+            ));
         }
         if step.applied && step.loss.is_finite() {
             follow(&mut self.loss, step.loss);
@@ -155,9 +188,17 @@ impl Live {
             note += &format!(", test loss {}", short(test, 4));
         }
         note += &format!(", {}", arithmetic(self.speed.unwrap_or(0.0), self.peak));
-        note += &format!(", {:.0}% waiting for data, {}", 100.0 * self.waiting.unwrap_or(0.0), self.guard);
+        note += &format!(
+            ", {:.0}% waiting for data, {}",
+            100.0 * self.waiting.unwrap_or(0.0),
+            self.guard
+        );
         if let Some(slowest) = step.ranks.as_ref().and_then(|ranks| ranks.slowest) {
-            note += &format!(", rank {} is {:.0}% slower than the others", slowest.rank, 100.0 * slowest.lag);
+            note += &format!(
+                ", rank {} is {:.0}% slower than the others",
+                slowest.rank,
+                100.0 * slowest.lag
+            );
         }
         if let Some(spent) = step.spent {
             note += &format!(", spent {spent:.2}");
@@ -233,7 +274,11 @@ mod tests {
                     spent 3.46";
         assert_eq!(live.note(&step), line);
         live.peak = Some(989.4e12);
-        assert!(live.note(&step).contains(", MFU 0.2%, "), "{}", live.note(&step));
+        assert!(
+            live.note(&step).contains(", MFU 0.2%, "),
+            "{}",
+            live.note(&step)
+        );
         // A skipped step does not enter the smoothed loss.
         live.show_guard(&GuardEvent {
             step: 8,
@@ -242,10 +287,15 @@ mod tests {
             update: 7,
             black_box: None,
         });
-        let skipped = StepMetrics { loss: 5e9, applied: false, ..step };
+        let skipped = StepMetrics {
+            loss: 5e9,
+            applied: false,
+            ..step
+        };
         live.show_step(&skipped);
         assert!(
-            live.note(&skipped).contains("loss 0.5, ") && live.note(&skipped).contains("guard: 1 skipped, 0 rewound")
+            live.note(&skipped).contains("loss 0.5, ")
+                && live.note(&skipped).contains("guard: 1 skipped, 0 rewound")
         );
     }
 }

@@ -23,24 +23,39 @@ const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/tiny-sdxl"
 fn rectiflow(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rectiflow"));
     // One thread: sums depend on how work is split, and the number of cores varies.
-    command.args(arguments).env("OMP_NUM_THREADS", "1").stdin(Stdio::null());
+    command
+        .args(arguments)
+        .env("OMP_NUM_THREADS", "1")
+        .stdin(Stdio::null());
     command
 }
 
 fn succeed(arguments: &[&str]) -> Output {
     let output = rectiflow(arguments).output().expect("the command starts");
     let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "rectiflow {arguments:?}: {}\n{stderr}", output.status);
+    assert!(
+        output.status.success(),
+        "rectiflow {arguments:?}: {}\n{stderr}",
+        output.status
+    );
     output
 }
 
 /// Twelve pictures of two shapes, each in one colour, which its caption names.
 fn write_pictures(folder: &Path) {
-    let colours = [("red", [220, 30, 30]), ("green", [30, 200, 60]), ("blue", [40, 60, 220])];
+    let colours = [
+        ("red", [220, 30, 30]),
+        ("green", [30, 200, 60]),
+        ("blue", [40, 60, 220]),
+    ];
     fs::create_dir_all(folder).expect("a folder for pictures");
     for index in 0..12u32 {
         let (name, colour) = colours[index as usize % 3];
-        let (width, height) = if index % 2 == 0 { (128, 128) } else { (160, 96) };
+        let (width, height) = if index % 2 == 0 {
+            (128, 128)
+        } else {
+            (160, 96)
+        };
         let mut picture = image::RgbImage::from_pixel(width, height, image::Rgb([240; 3]));
         for (x, y, pixel) in picture.enumerate_pixels_mut() {
             let (dx, dy) = (x.abs_diff(width / 2), y.abs_diff(height / 2));
@@ -48,8 +63,14 @@ fn write_pictures(folder: &Path) {
                 *pixel = image::Rgb(colour);
             }
         }
-        picture.save(folder.join(format!("{index:02}.png"))).expect("the picture is written");
-        fs::write(folder.join(format!("{index:02}.txt")), format!("a {name} disc")).expect("the caption is written");
+        picture
+            .save(folder.join(format!("{index:02}.png")))
+            .expect("the picture is written");
+        fs::write(
+            folder.join(format!("{index:02}.txt")),
+            format!("a {name} disc"),
+        )
+        .expect("the caption is written");
     }
 }
 
@@ -75,8 +96,21 @@ fn prepare(folder: &Path) {
     let prep = folder.join("prep.toml");
     fs::write(&prep, "[prep]\narea_px = 16384\nstep_px = 32\nbucket_min_px = 64\nbucket_max_px = 256\nmin_side_px = 32\ntest_count = 4\n")
         .expect("the settings are written");
-    let (pictures, dataset, vae) = (folder.join("pictures"), folder.join("dataset"), Path::new(TINY).join("vae"));
-    let arguments = ["prep", text(&pictures), "--out", text(&dataset), "--vae", text(&vae), "--recipe", text(&prep)];
+    let (pictures, dataset, vae) = (
+        folder.join("pictures"),
+        folder.join("dataset"),
+        Path::new(TINY).join("vae"),
+    );
+    let arguments = [
+        "prep",
+        text(&pictures),
+        "--out",
+        text(&dataset),
+        "--vae",
+        text(&vae),
+        "--recipe",
+        text(&prep),
+    ];
     succeed(&arguments);
 }
 
@@ -94,7 +128,12 @@ fn tensors_of(run: &Path) -> BTreeMap<String, Vec<u8>> {
         "optimizer.safetensors",
     ];
     files
-        .map(|name| (name.to_owned(), fs::read(checkpoint.join(name)).expect("the checkpoint has this file")))
+        .map(|name| {
+            (
+                name.to_owned(),
+                fs::read(checkpoint.join(name)).expect("the checkpoint has this file"),
+            )
+        })
         .into_iter()
         .collect()
 }
@@ -106,8 +145,14 @@ fn kill_when(mut child: Child, metrics: &Path, needle: &str) {
         if fs::read_to_string(metrics).is_ok_and(|text| text.contains(needle)) {
             break;
         }
-        assert!(child.try_wait().expect("the child can be asked").is_none(), "the run ended before it was killed");
-        assert!(Instant::now() < deadline, "the run did not get as far as {needle}");
+        assert!(
+            child.try_wait().expect("the child can be asked").is_none(),
+            "the run ended before it was killed"
+        );
+        assert!(
+            Instant::now() < deadline,
+            "the run did not get as far as {needle}"
+        );
         thread::sleep(Duration::from_millis(2));
     }
     child.kill().expect("the child is killed");
@@ -124,22 +169,56 @@ fn pictures_become_a_model_that_others_open_and_a_kill_loses_nothing() {
     succeed(&["train", text(&straight)]);
 
     let killed = write_recipe(folder, "killed");
-    let child = rectiflow(&["train", text(&killed)]).stderr(Stdio::null()).spawn().expect("the command starts");
-    kill_when(child, &folder.join("killed/metrics.jsonl"), "\"event\":\"step\",\"step\":12,");
-    assert!(!folder.join("killed/checkpoints/step-00000020").exists(), "killed too late to prove anything");
+    let child = rectiflow(&["train", text(&killed)])
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the command starts");
+    kill_when(
+        child,
+        &folder.join("killed/metrics.jsonl"),
+        "\"event\":\"step\",\"step\":12,",
+    );
+    assert!(
+        !folder.join("killed/checkpoints/step-00000020").exists(),
+        "killed too late to prove anything"
+    );
     // It resumes with a copy of the data set at a URL: the same bytes, so the same run.
     let server = ObjectServer::start(&folder.join("dataset"), |_| None);
     succeed(&["inspect", &server.url(), "--verify"]);
-    succeed(&["train", text(&killed), "--set", &format!("data.path={}", server.url())]);
+    succeed(&[
+        "train",
+        text(&killed),
+        "--set",
+        &format!("data.path={}", server.url()),
+    ]);
 
-    let (a, b) = (tensors_of(&folder.join("straight")), tensors_of(&folder.join("killed")));
+    let (a, b) = (
+        tensors_of(&folder.join("straight")),
+        tensors_of(&folder.join("killed")),
+    );
     for (name, bytes) in &a {
-        assert!(bytes == &b[name], "{name} differs between the straight and the killed run");
+        assert!(
+            bytes == &b[name],
+            "{name} differs between the straight and the killed run"
+        );
     }
 
-    let metrics = fs::read_to_string(folder.join("straight/metrics.jsonl")).expect("metrics are written");
-    assert_eq!(metrics.lines().filter(|line| line.contains("\"event\":\"step\"")).count(), 20);
-    assert_eq!(metrics.lines().filter(|line| line.contains("\"event\":\"test\"")).count(), 3);
+    let metrics =
+        fs::read_to_string(folder.join("straight/metrics.jsonl")).expect("metrics are written");
+    assert_eq!(
+        metrics
+            .lines()
+            .filter(|line| line.contains("\"event\":\"step\""))
+            .count(),
+        20
+    );
+    assert_eq!(
+        metrics
+            .lines()
+            .filter(|line| line.contains("\"event\":\"test\""))
+            .count(),
+        3
+    );
 
     evaluate_and_branch(folder, &straight);
     let checkpoint = folder.join("straight/checkpoints/step-00000020");
@@ -173,19 +252,40 @@ fn sample_and_export(folder: &Path, checkpoint: &Path) {
         "--dtype",
         "fp32",
     ]);
-    let workflow =
-        fs::read_to_string(folder.join("export/tiny.workflow.json")).expect("a workflow lies beside the file");
-    assert!(workflow.contains("\"tiny.safetensors\"") && workflow.contains("ModelSamplingSD3"), "{workflow}");
+    let workflow = fs::read_to_string(folder.join("export/tiny.workflow.json"))
+        .expect("a workflow lies beside the file");
+    assert!(
+        workflow.contains("\"tiny.safetensors\"") && workflow.contains("ModelSamplingSD3"),
+        "{workflow}"
+    );
     let imported = folder.join("imported");
     succeed(&["import", text(&single), "--out", text(&imported)]);
-    for part in ["unet/diffusion_pytorch_model.safetensors", "text_encoder_2/model.safetensors"] {
-        let [a, b] = [&diffusers, &imported].map(|root| fs::read(root.join(part)).expect("both have the component"));
-        assert!(a == b, "{part} differs after a round trip through the single file");
+    for part in [
+        "unet/diffusion_pytorch_model.safetensors",
+        "text_encoder_2/model.safetensors",
+    ] {
+        let [a, b] = [&diffusers, &imported]
+            .map(|root| fs::read(root.join(part)).expect("both have the component"));
+        assert!(
+            a == b,
+            "{part} differs after a round trip through the single file"
+        );
     }
     let pictures = [checkpoint, diffusers.as_path(), single.as_path()].map(|model| {
-        let out = folder.join("sampled").join(model.file_name().expect("models have names"));
-        let arguments =
-            ["sample", "--model", text(model), "--prompt", "a red disc", "--steps", "3", "--size", "128x96"];
+        let out = folder
+            .join("sampled")
+            .join(model.file_name().expect("models have names"));
+        let arguments = [
+            "sample",
+            "--model",
+            text(model),
+            "--prompt",
+            "a red disc",
+            "--steps",
+            "3",
+            "--size",
+            "128x96",
+        ];
         succeed(&[&arguments[..], &["--seed", "5", "--out", text(&out)]].concat());
         let first = fs::read_dir(&out)
             .expect("samples are written")
@@ -193,20 +293,37 @@ fn sample_and_export(folder: &Path, checkpoint: &Path) {
             .filter(|path| path.file_name().is_some_and(|name| name != "grid.png"))
             .min()
             .expect("at least one picture");
-        image::open(first).expect("the sample is a picture").to_rgb8()
+        image::open(first)
+            .expect("the sample is a picture")
+            .to_rgb8()
     });
     assert_eq!(pictures[0].dimensions(), (128, 96));
-    assert!(pictures[0] == pictures[1], "the checkpoint and its export draw different pictures");
-    assert!(pictures[0] == pictures[2], "the checkpoint and its single file draw different pictures");
+    assert!(
+        pictures[0] == pictures[1],
+        "the checkpoint and its export draw different pictures"
+    );
+    assert!(
+        pictures[0] == pictures[2],
+        "the checkpoint and its single file draw different pictures"
+    );
     for card in [diffusers.join("README.md"), single.with_extension("md")] {
         let card = fs::read_to_string(card).expect("an export has a model card");
-        assert!(card.contains("| updates | 20 |") && card.contains("samples = 80"), "{card}");
+        assert!(
+            card.contains("| updates | 20 |") && card.contains("samples = 80"),
+            "{card}"
+        );
     }
     let size = ["--size", "64x64", "--steps", "2", "--rounds", "1", "--json"];
     let measured = succeed(&[&["bench", "sample", "--model", text(&single)][..], &size].concat());
     let answer = String::from_utf8(measured.stdout).expect("the answer is UTF-8");
-    let answer: serde_json::Value = serde_json::from_str(answer.trim()).expect("the answer is one object");
-    assert!(answer["images_per_sec"].as_f64().is_some_and(|speed| speed > 0.0), "{answer}");
+    let answer: serde_json::Value =
+        serde_json::from_str(answer.trim()).expect("the answer is one object");
+    assert!(
+        answer["images_per_sec"]
+            .as_f64()
+            .is_some_and(|speed| speed > 0.0),
+        "{answer}"
+    );
     sample_with_everything(folder, &diffusers);
     refuse_what_cannot_be_drawn(folder, &diffusers);
 }
@@ -216,48 +333,137 @@ fn sample_and_export(folder: &Path, checkpoint: &Path) {
 fn sample_with_everything(folder: &Path, model: &Path) {
     let out = folder.join("everything");
     let arguments = [
-        &["sample", "--model", text(model), "--prompt", "a red (disc)", "--prompt", "", "--negative", "grey, flou é"],
-        &["--sampler", "dpmpp_2m_sde", "--schedule", "beta", "--steps", "3", "--cfg", "3", "--cfg-rescale", "0.5"][..],
-        &["--pag-scale", "2", "--pag-parts", "mid,up.0", "--original-size", "200x150+4+0", "--size", "128x96"],
+        &[
+            "sample",
+            "--model",
+            text(model),
+            "--prompt",
+            "a red (disc)",
+            "--prompt",
+            "",
+            "--negative",
+            "grey, flou é",
+        ],
+        &[
+            "--sampler",
+            "dpmpp_2m_sde",
+            "--schedule",
+            "beta",
+            "--steps",
+            "3",
+            "--cfg",
+            "3",
+            "--cfg-rescale",
+            "0.5",
+        ][..],
+        &[
+            "--pag-scale",
+            "2",
+            "--pag-parts",
+            "mid,up.0",
+            "--original-size",
+            "200x150+4+0",
+            "--size",
+            "128x96",
+        ],
         &["--batch", "2", "--seed", "9", "--out", text(&out)],
     ];
     succeed(&arguments.concat());
     let texts = texts_of(&out.join("002-a-red-disc.png"));
     let parameters = &texts["parameters"];
-    for needle in
-        ["a red (disc)\nNegative prompt: grey, flou é\n", "DPM++ 2M SDE", "PAG parts: mid up.0", "Batch pos: 1"]
-    {
+    for needle in [
+        "a red (disc)\nNegative prompt: grey, flou é\n",
+        "DPM++ 2M SDE",
+        "PAG parts: mid up.0",
+        "Batch pos: 1",
+    ] {
         assert!(parameters.contains(needle), "{needle}: {parameters}");
     }
-    let json = |keyword: &str| serde_json::from_str::<serde_json::Value>(&texts[keyword]).expect("the chunk is JSON");
+    let json = |keyword: &str| {
+        serde_json::from_str::<serde_json::Value>(&texts[keyword]).expect("the chunk is JSON")
+    };
     let (prompt, workflow) = (json("prompt"), json("workflow"));
-    let node = |class: &str| prompt.as_object().expect("nodes").values().find(|node| node["class_type"] == class);
-    assert_eq!(node("KSampler").expect("a sampler")["inputs"]["sampler_name"], "dpmpp_2m_sde");
-    assert_eq!(node("CLIPTextEncodeSDXL").expect("a text with sizes")["inputs"]["text_g"], "a red \\(disc\\)");
-    assert_eq!(workflow["nodes"].as_array().map(Vec::len), prompt.as_object().map(serde_json::Map::len));
-    assert!(workflow["extra"]["rectiflow"]["differences"].to_string().contains("up.0"));
-    assert!(out.join("004-picture.png").exists(), "an empty prompt is a prompt");
+    let node = |class: &str| {
+        prompt
+            .as_object()
+            .expect("nodes")
+            .values()
+            .find(|node| node["class_type"] == class)
+    };
+    assert_eq!(
+        node("KSampler").expect("a sampler")["inputs"]["sampler_name"],
+        "dpmpp_2m_sde"
+    );
+    assert_eq!(
+        node("CLIPTextEncodeSDXL").expect("a text with sizes")["inputs"]["text_g"],
+        "a red \\(disc\\)"
+    );
+    assert_eq!(
+        workflow["nodes"].as_array().map(Vec::len),
+        prompt.as_object().map(serde_json::Map::len)
+    );
+    assert!(
+        workflow["extra"]["rectiflow"]["differences"]
+            .to_string()
+            .contains("up.0")
+    );
+    assert!(
+        out.join("004-picture.png").exists(),
+        "an empty prompt is a prompt"
+    );
 }
 
 /// Sizes that the VAE cannot decode, and weights that are NaN.
 fn refuse_what_cannot_be_drawn(folder: &Path, model: &Path) {
     let refused = |arguments: &[&str], code: i32, needles: &[&str]| {
         let out = folder.join("refused");
-        let all = [&["sample", "--prompt", "a", "--steps", "2", "--out", text(&out)], arguments].concat();
+        let all = [
+            &[
+                "sample",
+                "--prompt",
+                "a",
+                "--steps",
+                "2",
+                "--out",
+                text(&out),
+            ],
+            arguments,
+        ]
+        .concat();
         let output = rectiflow(&all).output().expect("the command starts");
         let message = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(code), "{message}");
-        assert!(needles.iter().all(|needle| message.contains(needle)), "{needles:?}: {message}");
+        assert!(
+            needles.iter().all(|needle| message.contains(needle)),
+            "{needles:?}: {message}"
+        );
     };
-    refused(&["--model", text(model), "--size", "100x96"], 2, &["width_px is 100", "multiple of 8 such as 104"]);
-    let no_attention = ["--model", text(model), "--size", "64x64", "--pag-scale", "1", "--pag-parts", "down.0"];
+    refused(
+        &["--model", text(model), "--size", "100x96"],
+        2,
+        &["width_px is 100", "multiple of 8 such as 104"],
+    );
+    let no_attention = [
+        "--model",
+        text(model),
+        "--size",
+        "64x64",
+        "--pag-scale",
+        "1",
+        "--pag-parts",
+        "down.0",
+    ];
     refused(&no_attention, 2, &["no attention in down.0", "mid"]);
     let weights = model.join("unet/diffusion_pytorch_model.safetensors");
     let mut bytes = fs::read(&weights).expect("the weights are there");
     let end = bytes.len();
     bytes[end - 4..].fill(0xff); // the last fp32 number becomes NaN
     fs::write(&weights, bytes).expect("the weights can be written");
-    refused(&["--model", text(model), "--size", "64x64"], 1, &["not finite", "unet"]);
+    refused(
+        &["--model", text(model), "--size", "64x64"],
+        1,
+        &["not finite", "unet"],
+    );
 }
 
 /// The text chunks of a PNG, by keyword.
@@ -268,9 +474,16 @@ fn texts_of(png: &Path) -> BTreeMap<String, String> {
         let length = u32::from_be_bytes([*a, *b, *c, *d]) as usize;
         let (kind, data) = (&tail[..4], &tail[4..4 + length]);
         if kind == b"tEXt" {
-            let (keyword, latin1) = data.split_at(data.iter().position(|&byte| byte == 0).expect("a keyword ends"));
+            let (keyword, latin1) = data.split_at(
+                data.iter()
+                    .position(|&byte| byte == 0)
+                    .expect("a keyword ends"),
+            );
             let letters = latin1[1..].iter().map(|&byte| char::from(byte));
-            texts.insert(String::from_utf8_lossy(keyword).into_owned(), letters.collect());
+            texts.insert(
+                String::from_utf8_lossy(keyword).into_owned(),
+                letters.collect(),
+            );
         }
         rest = &tail[8 + length..];
     }
@@ -291,16 +504,34 @@ fn a_signal_saves_and_exits_with_its_number() {
         let run = folder.join(signal);
         let metrics = run.join("metrics.jsonl");
         let deadline = Instant::now() + Duration::from_secs(120);
-        while !fs::read_to_string(&metrics).is_ok_and(|text| text.contains("\"event\":\"step\",\"step\":3,")) {
-            assert!(Instant::now() < deadline, "the run did not reach its third step");
+        while !fs::read_to_string(&metrics)
+            .is_ok_and(|text| text.contains("\"event\":\"step\",\"step\":3,"))
+        {
+            assert!(
+                Instant::now() < deadline,
+                "the run did not reach its third step"
+            );
             thread::sleep(Duration::from_millis(2));
         }
-        let kill = Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status();
+        let kill = Command::new("kill")
+            .args([&format!("-{signal}"), &child.id().to_string()])
+            .status();
         assert!(kill.expect("kill runs").success());
-        assert_eq!(child.wait().expect("the child ends").code(), Some(code), "SIG{signal}");
+        assert_eq!(
+            child.wait().expect("the child ends").code(),
+            Some(code),
+            "SIG{signal}"
+        );
         let text = fs::read_to_string(&metrics).expect("metrics are written");
-        assert!(text.lines().last().is_some_and(|line| line.contains("interrupted")), "{text}");
-        let saved = fs::read_dir(run.join("checkpoints")).expect("checkpoints").count();
+        assert!(
+            text.lines()
+                .last()
+                .is_some_and(|line| line.contains("interrupted")),
+            "{text}"
+        );
+        let saved = fs::read_dir(run.join("checkpoints"))
+            .expect("checkpoints")
+            .count();
         assert!(saved >= 1, "SIG{signal} saves");
     }
 }
@@ -315,22 +546,59 @@ fn json(output: &Output) -> serde_json::Value {
 /// recipe that changes a fixed key is refused.
 fn evaluate_and_branch(folder: &Path, recipe: &Path) {
     let checkpoint = folder.join("straight/checkpoints/step-00000020");
-    let evaluated = json(&succeed(&["eval", text(recipe), "--checkpoint", text(&checkpoint), "--json"]));
-    let metrics = fs::read_to_string(folder.join("straight/metrics.jsonl")).expect("metrics are written");
-    let last = metrics.lines().rfind(|line| line.contains("\"event\":\"test\"")).expect("a test loss");
+    let evaluated = json(&succeed(&[
+        "eval",
+        text(recipe),
+        "--checkpoint",
+        text(&checkpoint),
+        "--json",
+    ]));
+    let metrics =
+        fs::read_to_string(folder.join("straight/metrics.jsonl")).expect("metrics are written");
+    let last = metrics
+        .lines()
+        .rfind(|line| line.contains("\"event\":\"test\""))
+        .expect("a test loss");
     let own: serde_json::Value = serde_json::from_str(last).expect("an event");
-    let (own, evaluated) = (own["loss"].as_f64(), evaluated["trained"]["test"]["loss"].as_f64());
+    let (own, evaluated) = (
+        own["loss"].as_f64(),
+        evaluated["trained"]["test"]["loss"].as_f64(),
+    );
     let (own, evaluated) = (own.expect("a number"), evaluated.expect("a number"));
-    assert!((own / evaluated - 1.0).abs() < 1e-6, "{own} and {evaluated}");
+    assert!(
+        (own / evaluated - 1.0).abs() < 1e-6,
+        "{own} and {evaluated}"
+    );
 
-    let changed = rectiflow(&["train", text(recipe), "--set", "lr.peak=1e-4"]).output().expect("the command starts");
+    let changed = rectiflow(&["train", text(recipe), "--set", "lr.peak=1e-4"])
+        .output()
+        .expect("the command starts");
     let message = String::from_utf8_lossy(&changed.stderr).into_owned();
     assert_eq!(changed.status.code(), Some(2), "{message}");
-    assert!(message.contains("lr.peak: 0.001 -> 0.0001") && message.contains("--branch-from"), "{message}");
+    assert!(
+        message.contains("lr.peak: 0.001 -> 0.0001") && message.contains("--branch-from"),
+        "{message}"
+    );
 
     let branch = write_recipe(folder, "branch");
-    let sets = ["--set", "lr.peak=1e-4", "--set", "train.micro_batch=4", "--set", "train.samples=88"];
-    let from = ["train", text(&branch), "--branch-from", text(&checkpoint), "--json"];
+    let sets = [
+        "--set",
+        "lr.peak=1e-4",
+        "--set",
+        "train.micro_batch=4",
+        "--set",
+        "train.samples=88",
+    ];
+    let from = [
+        "train",
+        text(&branch),
+        "--branch-from",
+        text(&checkpoint),
+        "--json",
+    ];
     let answer = json(&succeed(&[&from[..], &sets].concat()));
-    assert_eq!((answer["finished"].as_bool(), answer["samples"].as_u64()), (Some(true), Some(88)));
+    assert_eq!(
+        (answer["finished"].as_bool(), answer["samples"].as_u64()),
+        (Some(true), Some(88))
+    );
 }

@@ -50,11 +50,17 @@ const SCONTROL: &str = "#!/bin/sh\n\
 
 impl Stage {
     fn new() -> Self {
-        let stage = Self { folder: tempfile::tempdir().unwrap() };
+        let stage = Self {
+            folder: tempfile::tempdir().unwrap(),
+        };
         symlink(env!("CARGO_BIN_EXE_rectiflow"), stage.path("rectiflow")).unwrap();
         fs::create_dir(stage.path("bin")).unwrap();
-        for (name, script) in [("rectiflow", RECTIFLOW), ("torchrun", TORCHRUN), ("srun", SRUN), ("scontrol", SCONTROL)]
-        {
+        for (name, script) in [
+            ("rectiflow", RECTIFLOW),
+            ("torchrun", TORCHRUN),
+            ("srun", SRUN),
+            ("scontrol", SCONTROL),
+        ] {
             let path = stage.path("bin").join(name);
             fs::write(&path, script).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
@@ -72,8 +78,14 @@ impl Stage {
         fs::create_dir(self.path("pictures")).unwrap();
         for index in 0..4u8 {
             let picture = image::RgbImage::from_pixel(64, 64, image::Rgb([60 * index, 200, 100]));
-            picture.save(self.path("pictures").join(format!("{index}.png"))).unwrap();
-            fs::write(self.path("pictures").join(format!("{index}.txt")), "a colour").unwrap();
+            picture
+                .save(self.path("pictures").join(format!("{index}.png")))
+                .unwrap();
+            fs::write(
+                self.path("pictures").join(format!("{index}.txt")),
+                "a colour",
+            )
+            .unwrap();
         }
         let tiny = Path::new(ROOT).join("assets/tiny-sdxl");
         let recipe = format!(
@@ -87,13 +99,25 @@ impl Stage {
         );
         fs::write(self.path("recipe.toml"), recipe).unwrap();
         let prepared = Command::new(env!("CARGO_BIN_EXE_rectiflow"))
-            .args(["prep".as_ref(), self.path("pictures").as_os_str(), "--out".as_ref()])
-            .args([self.path("dataset").as_os_str(), "--vae".as_ref(), tiny.join("vae").as_os_str()])
+            .args([
+                "prep".as_ref(),
+                self.path("pictures").as_os_str(),
+                "--out".as_ref(),
+            ])
+            .args([
+                self.path("dataset").as_os_str(),
+                "--vae".as_ref(),
+                tiny.join("vae").as_os_str(),
+            ])
             .args(["--recipe".as_ref(), self.path("recipe.toml").as_os_str()])
             .env("OMP_NUM_THREADS", "1")
             .output()
             .unwrap();
-        assert!(prepared.status.success(), "{}", String::from_utf8_lossy(&prepared.stderr));
+        assert!(
+            prepared.status.success(),
+            "{}",
+            String::from_utf8_lossy(&prepared.stderr)
+        );
     }
 
     /// Runs a script as its launcher would, with `variables` and PATH as its only environment.
@@ -103,7 +127,10 @@ impl Stage {
         Command::new("bash")
             .args(["-c", script])
             .env_clear()
-            .env("PATH", format!("{}:/usr/bin:/bin", self.path("bin").display()))
+            .env(
+                "PATH",
+                format!("{}:/usr/bin:/bin", self.path("bin").display()),
+            )
             .env("HOME", self.folder.path())
             .env("STAGE", self.folder.path())
             .env("OMP_NUM_THREADS", "1")
@@ -123,25 +150,53 @@ impl Stage {
     /// with 3; returns the calls that were made.
     fn rehearse(&self, script: &str, variables: &BTreeMap<String, String>, master: &str) -> String {
         let done = self.run(script, variables);
-        assert!(done.status.success(), "{}\n{}", done.status, String::from_utf8_lossy(&done.stderr));
+        assert!(
+            done.status.success(),
+            "{}\n{}",
+            done.status,
+            String::from_utf8_lossy(&done.stderr)
+        );
         let checkpoint = self.path("run/checkpoints/step-00000002/state.json");
-        assert!(checkpoint.is_file(), "the run folder is the launcher's, not the recipe's");
+        assert!(
+            checkpoint.is_file(),
+            "the run folder is the launcher's, not the recipe's"
+        );
         let environment = self.read("environment");
-        let settings = ["RANK=0", "WORLD_SIZE=1", "LOCAL_RANK=0", "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"];
-        for setting in settings.into_iter().chain([&*format!("MASTER_ADDR={master}"), "MASTER_PORT=2"]) {
-            assert!(environment.contains(setting), "{setting} is not in\n{environment}");
+        let settings = [
+            "RANK=0",
+            "WORLD_SIZE=1",
+            "LOCAL_RANK=0",
+            "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True",
+        ];
+        for setting in settings
+            .into_iter()
+            .chain([&*format!("MASTER_ADDR={master}"), "MASTER_PORT=2"])
+        {
+            assert!(
+                environment.contains(setting),
+                "{setting} is not in\n{environment}"
+            );
         }
         let calls = self.read("calls");
         fs::write(self.path("run/STOPPED"), "the loss is lost\n").unwrap();
-        assert_eq!(self.run(script, variables).status.code(), Some(3), "a stop stays a stop");
-        assert!(!self.read("calls").contains("requeue"), "and is not tried again");
+        assert_eq!(
+            self.run(script, variables).status.code(),
+            Some(3),
+            "a stop stays a stop"
+        );
+        assert!(
+            !self.read("calls").contains("requeue"),
+            "and is not tried again"
+        );
         fs::remove_file(self.path("run/STOPPED")).unwrap();
         calls
     }
 }
 
 fn variables(all: &[(&str, &str)]) -> BTreeMap<String, String> {
-    all.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    all.iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+        .collect()
 }
 
 /// The documents of a YAML file. An unquoted scalar that is a number or a boolean becomes one.
@@ -178,30 +233,52 @@ fn value<'a>(events: &mut impl Iterator<Item = Event<'a>>) -> Option<Value> {
 }
 
 fn list(value: &Value) -> &[Value] {
-    value.as_array().unwrap_or_else(|| panic!("expected a list, found {value}"))
+    value
+        .as_array()
+        .unwrap_or_else(|| panic!("expected a list, found {value}"))
 }
 
 fn text(value: &Value) -> &str {
-    value.as_str().unwrap_or_else(|| panic!("expected text, found {value}"))
+    value
+        .as_str()
+        .unwrap_or_else(|| panic!("expected text, found {value}"))
 }
 
 #[test]
 fn slurm_runs_stops_and_tries_again() {
     let script = launch_file("slurm.sbatch");
-    for option in ["--ntasks-per-node=8", "--gpus-per-node=8", "--requeue", "--signal=TERM@120"] {
+    for option in [
+        "--ntasks-per-node=8",
+        "--gpus-per-node=8",
+        "--requeue",
+        "--signal=TERM@120",
+    ] {
         assert!(script.contains(&format!("#SBATCH {option}\n")), "{option}");
     }
     let stage = Stage::new();
-    let job = [("SLURM_JOB_NODELIST", "node-[1-2]"), ("SLURM_JOB_ID", "4321")];
+    let job = [
+        ("SLURM_JOB_NODELIST", "node-[1-2]"),
+        ("SLURM_JOB_ID", "4321"),
+    ];
     let calls = stage.rehearse(&script, &variables(&job), "node-1");
-    assert!(!calls.contains("requeue"), "a run that is done is not tried again: {calls}");
+    assert!(
+        !calls.contains("requeue"),
+        "a run that is done is not tried again: {calls}"
+    );
     // A failure for another reason is retried, a limited number of times.
     fs::remove_dir_all(stage.path("dataset")).unwrap();
     fs::remove_dir_all(stage.path("run")).unwrap();
     assert!(stage.run(&script, &variables(&job)).status.success());
-    assert!(stage.read("calls").contains("scontrol requeue 4321"), "{}", stage.read("calls"));
+    assert!(
+        stage.read("calls").contains("scontrol requeue 4321"),
+        "{}",
+        stage.read("calls")
+    );
     let often = [&job[..], &[("SLURM_RESTART_COUNT", "3")]].concat();
-    assert_eq!(stage.run(&script, &variables(&often)).status.code(), Some(1));
+    assert_eq!(
+        stage.run(&script, &variables(&often)).status.code(),
+        Some(1)
+    );
     assert!(!stage.read("calls").contains("requeue"));
     // A recipe that cannot run is not retried either.
     fs::write(stage.path("recipe.toml"), "[run]\n").unwrap();
@@ -212,39 +289,79 @@ fn slurm_runs_stops_and_tries_again() {
 #[test]
 fn kubernetes_runs_and_a_stop_fails_the_job() {
     let documents = yaml(&launch_file("kubernetes.yaml"));
-    let [service, job] = &documents[..] else { panic!("a Service and a Job") };
+    let [service, job] = &documents[..] else {
+        panic!("a Service and a Job")
+    };
     let spec = &job["spec"];
     let pod = &spec["template"]["spec"];
     let container = &pod["containers"][0];
-    assert_eq!((text(&service["kind"]), text(&job["kind"])), ("Service", "Job"));
+    assert_eq!(
+        (text(&service["kind"]), text(&job["kind"])),
+        ("Service", "Job")
+    );
     assert_eq!(text(&spec["completionMode"]), "Indexed");
     // Pods find each other by names that consist of these.
     assert_eq!(service["metadata"]["name"], pod["subdomain"]);
-    assert_eq!(service["spec"]["selector"]["job-name"], job["metadata"]["name"]);
+    assert_eq!(
+        service["spec"]["selector"]["job-name"],
+        job["metadata"]["name"]
+    );
     assert_eq!(text(&service["spec"]["clusterIP"]), "None");
     // Kubernetes requires this with a failure policy.
     assert_eq!(text(&pod["restartPolicy"]), "Never");
     let rule = &spec["podFailurePolicy"]["rules"][0];
-    assert_eq!((text(&rule["action"]), &rule["onExitCodes"]["containerName"]), ("FailJob", &container["name"]));
-    assert!(list(&rule["onExitCodes"]["values"]).contains(&Value::from(3)), "exit code 3 is final");
+    assert_eq!(
+        (text(&rule["action"]), &rule["onExitCodes"]["containerName"]),
+        ("FailJob", &container["name"])
+    );
+    assert!(
+        list(&rule["onExitCodes"]["values"]).contains(&Value::from(3)),
+        "exit code 3 is final"
+    );
 
     let env = list(&container["env"]).iter();
-    let mut variables: BTreeMap<_, _> =
-        env.map(|pair| (text(&pair["name"]).to_owned(), text(&pair["value"]).to_owned())).collect();
-    assert_eq!(variables["NUM_NODES"], spec["completions"].as_i64().unwrap().to_string());
+    let mut variables: BTreeMap<_, _> = env
+        .map(|pair| {
+            (
+                text(&pair["name"]).to_owned(),
+                text(&pair["value"]).to_owned(),
+            )
+        })
+        .collect();
+    assert_eq!(
+        variables["NUM_NODES"],
+        spec["completions"].as_i64().unwrap().to_string()
+    );
     assert_eq!(spec["completions"], spec["parallelism"]);
     assert_eq!(
         variables["GPUS_PER_NODE"],
-        container["resources"]["limits"]["nvidia.com/gpu"].as_i64().unwrap().to_string()
+        container["resources"]["limits"]["nvidia.com/gpu"]
+            .as_i64()
+            .unwrap()
+            .to_string()
     );
-    let mounts: Vec<&str> = list(&container["volumeMounts"]).iter().map(|m| text(&m["name"])).collect();
-    let volumes: Vec<&str> = list(&pod["volumes"]).iter().map(|volume| text(&volume["name"])).collect();
+    let mounts: Vec<&str> = list(&container["volumeMounts"])
+        .iter()
+        .map(|m| text(&m["name"]))
+        .collect();
+    let volumes: Vec<&str> = list(&pod["volumes"])
+        .iter()
+        .map(|volume| text(&volume["name"]))
+        .collect();
     assert_eq!(mounts, volumes);
 
     assert_eq!(container["command"], serde_json::json!(["bash", "-c"]));
     variables.insert("JOB_COMPLETION_INDEX".into(), "0".into());
-    let calls = Stage::new().rehearse(text(&container["args"][0]), &variables, "rectiflow-0.rectiflow");
-    for option in ["--nnodes 4 --nproc-per-node 8", "--max-restarts", "--local-addr rectiflow-0.rectiflow"] {
+    let calls = Stage::new().rehearse(
+        text(&container["args"][0]),
+        &variables,
+        "rectiflow-0.rectiflow",
+    );
+    for option in [
+        "--nnodes 4 --nproc-per-node 8",
+        "--max-restarts",
+        "--local-addr rectiflow-0.rectiflow",
+    ] {
         assert!(calls.contains(option), "{option} is not in {calls}");
     }
 }
@@ -252,17 +369,32 @@ fn kubernetes_runs_and_a_stop_fails_the_job() {
 #[test]
 fn skypilot_runs_and_a_stop_rents_nothing_again() {
     let documents = yaml(&launch_file("skypilot.yaml"));
-    let [task] = &documents[..] else { panic!("one task") };
-    assert_eq!(task["resources"]["job_recovery"]["max_restarts_on_errors"].as_i64(), Some(0));
+    let [task] = &documents[..] else {
+        panic!("one task")
+    };
+    assert_eq!(
+        task["resources"]["job_recovery"]["max_restarts_on_errors"].as_i64(),
+        Some(0)
+    );
     let envs = task["envs"].as_object().unwrap().iter();
-    let mut variables: BTreeMap<_, _> = envs.map(|(name, value)| (name.clone(), text(value).to_owned())).collect();
-    assert!(Path::new(ROOT).join(&variables["RECIPE"]).is_file(), "the recipe that it names is there");
+    let mut variables: BTreeMap<_, _> = envs
+        .map(|(name, value)| (name.clone(), text(value).to_owned()))
+        .collect();
+    assert!(
+        Path::new(ROOT).join(&variables["RECIPE"]).is_file(),
+        "the recipe that it names is there"
+    );
     let mounts = task["file_mounts"].as_object().unwrap();
     assert!(
-        mounts.keys().any(|mount| variables["RUN_DIR"].starts_with(mount.as_str())),
+        mounts
+            .keys()
+            .any(|mount| variables["RUN_DIR"].starts_with(mount.as_str())),
         "checkpoints outlive machines"
     );
-    let setup = Command::new("bash").args(["-n", "-c", text(&task["setup"])]).status().unwrap();
+    let setup = Command::new("bash")
+        .args(["-n", "-c", text(&task["setup"])])
+        .status()
+        .unwrap();
     assert!(setup.success());
     for (name, value) in [
         ("SKYPILOT_NODE_IPS", "10.0.0.1\n10.0.0.2"),
@@ -273,5 +405,8 @@ fn skypilot_runs_and_a_stop_rents_nothing_again() {
         variables.insert(name.into(), value.into());
     }
     let calls = Stage::new().rehearse(text(&task["run"]), &variables, "10.0.0.1");
-    assert!(calls.contains("--nnodes 2 --nproc-per-node 8 --max-restarts"), "{calls}");
+    assert!(
+        calls.contains("--nnodes 2 --nproc-per-node 8 --max-restarts"),
+        "{calls}"
+    );
 }

@@ -12,9 +12,20 @@ const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/tiny-sdxl/
 /// Runs `bench step` on random weights and returns its numbers.
 fn step(more: &[&str]) -> Value {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rectiflow"));
-    command.args(["--json", "bench", "step", "--unet", TINY, "--random", "--steps", "3", "--size", "512x512"]);
-    let output = command.args(more).env("OMP_NUM_THREADS", "1").stdin(Stdio::null()).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    command.args([
+        "--json", "bench", "step", "--unet", TINY, "--random", "--steps", "3", "--size", "512x512",
+    ]);
+    let output = command
+        .args(more)
+        .env("OMP_NUM_THREADS", "1")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let text = String::from_utf8(output.stdout).unwrap();
     serde_json::from_str(text.lines().last().unwrap()).unwrap()
 }
@@ -30,9 +41,12 @@ fn the_estimate_is_what_a_step_takes_to_a_tenth() {
             &["--batch", "8", "--micro-batches", "2"],
         ] {
             let found = step(&[&["--dtype", dtype], more].concat());
-            let [peak, estimated] = ["peak_bytes", "estimated_bytes"].map(|key| found[key].as_f64().unwrap());
+            let [peak, estimated] =
+                ["peak_bytes", "estimated_bytes"].map(|key| found[key].as_f64().unwrap());
             if (estimated / peak - 1.0).abs() > 0.1 {
-                wrong.push(format!("{dtype} {more:?}: estimated {estimated:e}, took {peak:e}"));
+                wrong.push(format!(
+                    "{dtype} {more:?}: estimated {estimated:e}, took {peak:e}"
+                ));
             }
         }
     }

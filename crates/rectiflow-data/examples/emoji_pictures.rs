@@ -47,14 +47,46 @@ struct Background {
 }
 
 const BACKGROUNDS: [Background; 8] = [
-    Background { name: "black", colour: Rgb([0, 0, 0]), weight: 3.0 },
-    Background { name: "white", colour: Rgb([255, 255, 255]), weight: 3.0 },
-    Background { name: "gray", colour: Rgb([128, 128, 128]), weight: 1.0 },
-    Background { name: "red", colour: Rgb([200, 40, 40]), weight: 1.0 },
-    Background { name: "yellow", colour: Rgb([245, 205, 60]), weight: 1.0 },
-    Background { name: "green", colour: Rgb([60, 150, 80]), weight: 1.0 },
-    Background { name: "blue", colour: Rgb([50, 90, 200]), weight: 1.0 },
-    Background { name: "purple", colour: Rgb([120, 60, 160]), weight: 1.0 },
+    Background {
+        name: "black",
+        colour: Rgb([0, 0, 0]),
+        weight: 3.0,
+    },
+    Background {
+        name: "white",
+        colour: Rgb([255, 255, 255]),
+        weight: 3.0,
+    },
+    Background {
+        name: "gray",
+        colour: Rgb([128, 128, 128]),
+        weight: 1.0,
+    },
+    Background {
+        name: "red",
+        colour: Rgb([200, 40, 40]),
+        weight: 1.0,
+    },
+    Background {
+        name: "yellow",
+        colour: Rgb([245, 205, 60]),
+        weight: 1.0,
+    },
+    Background {
+        name: "green",
+        colour: Rgb([60, 150, 80]),
+        weight: 1.0,
+    },
+    Background {
+        name: "blue",
+        colour: Rgb([50, 90, 200]),
+        weight: 1.0,
+    },
+    Background {
+        name: "purple",
+        colour: Rgb([120, 60, 160]),
+        weight: 1.0,
+    },
 ];
 
 /// Composes captioned pictures of the emoji archive.
@@ -105,13 +137,20 @@ fn main() -> ExitCode {
         }
         Err(error) => {
             eprintln!("error: {error}");
-            ExitCode::from(if matches!(error, Error::Invalid { .. }) { 2 } else { 1 })
+            ExitCode::from(if matches!(error, Error::Invalid { .. }) {
+                2
+            } else {
+                1
+            })
         }
     }
 }
 
 fn invalid(what: &str, reason: impl Into<String>) -> Error {
-    Error::Invalid { what: what.to_owned(), reason: reason.into() }
+    Error::Invalid {
+        what: what.to_owned(),
+        reason: reason.into(),
+    }
 }
 
 fn parse_num_backgrounds(text: &str) -> std::result::Result<usize, String> {
@@ -127,14 +166,22 @@ fn run(arguments: &Arguments) -> Result<String> {
     let (mut subjects, files) = read_archive(&arguments.archive)?;
     let (num_subjects, num_holdout) = (subjects.len(), arguments.num_holdout);
     if num_holdout >= num_subjects {
-        let reason = format!("expected less than the archive's {num_subjects} subjects, found {num_holdout}");
+        let reason = format!(
+            "expected less than the archive's {num_subjects} subjects, found {num_holdout}"
+        );
         return Err(invalid("--holdout-subjects", reason));
     }
     subjects.sort_by_cached_key(|subject| *blake3::hash(subject.name.as_bytes()).as_bytes());
     let (held_out, train) = subjects.split_at(num_holdout);
-    let mut parts = vec![Part { folder: "train", subjects: train }];
+    let mut parts = vec![Part {
+        folder: "train",
+        subjects: train,
+    }];
     if num_holdout > 0 {
-        parts.push(Part { folder: "heldout", subjects: held_out });
+        parts.push(Part {
+            folder: "heldout",
+            subjects: held_out,
+        });
     }
     if arguments.out.exists() {
         return check_existing(arguments, &parts);
@@ -147,14 +194,19 @@ fn run(arguments: &Arguments) -> Result<String> {
     if partial.exists() {
         fs::remove_dir_all(&partial).map_err(Error::io(&partial))?;
     }
-    let progress = Progress { done: AtomicUsize::new(0), total: num_subjects * arguments.num_backgrounds };
+    let progress = Progress {
+        done: AtomicUsize::new(0),
+        total: num_subjects * arguments.num_backgrounds,
+    };
     for part in &parts {
         write_part(part, &files, &partial, arguments, &progress)?;
     }
     eprintln!();
     fs::rename(&partial, &arguments.out).map_err(Error::io(&arguments.out))?;
     let (total, out) = (progress.total, arguments.out.display());
-    Ok(format!("{total} pictures of {num_subjects} subjects in {out}"))
+    Ok(format!(
+        "{total} pictures of {num_subjects} subjects in {out}"
+    ))
 }
 
 /// Counts pictures for the progress line.
@@ -173,7 +225,13 @@ impl Progress {
 }
 
 /// Writes a part's pictures and metadata to its folder in `out`.
-fn write_part(part: &Part<'_>, files: &Files, out: &Path, arguments: &Arguments, progress: &Progress) -> Result<()> {
+fn write_part(
+    part: &Part<'_>,
+    files: &Files,
+    out: &Path,
+    arguments: &Arguments,
+    progress: &Progress,
+) -> Result<()> {
     let folder = out.join(part.folder);
     fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
     part.subjects.par_iter().try_for_each(|subject| {
@@ -186,7 +244,11 @@ fn write_part(part: &Part<'_>, files: &Files, out: &Path, arguments: &Arguments,
 }
 
 fn malformed_archive(path: &Path, reason: impl Into<String>) -> Error {
-    Error::Malformed { path: path.to_owned(), kind: "emoji archive", reason: reason.into() }
+    Error::Malformed {
+        path: path.to_owned(),
+        kind: "emoji archive",
+        reason: reason.into(),
+    }
 }
 
 /// The index, and the bytes of all other members by name.
@@ -200,7 +262,10 @@ fn read_archive(path: &Path) -> Result<(Vec<Subject>, Files)> {
         .into_iter()
         .collect::<std::result::Result<_, _>>()
         .map_err(|error| malformed_archive(path, format!("index.jsonl: {error}")))?;
-    if let Some(missing) = subjects.iter().find(|subject| !files.contains_key(&subject.file)) {
+    if let Some(missing) = subjects
+        .iter()
+        .find(|subject| !files.contains_key(&subject.file))
+    {
         let reason = format!("index.jsonl names {}, which is not in it", missing.file);
         return Err(malformed_archive(path, reason));
     }
@@ -223,17 +288,23 @@ fn read_tar(mut bytes: &[u8]) -> std::result::Result<Files, String> {
             return Err(format!("{name}: its size is not octal"));
         };
         let Some(content) = rest.get(..size) else {
-            return Err(format!("it ends inside {name}; restore it from the repository"));
+            return Err(format!(
+                "it ends inside {name}; restore it from the repository"
+            ));
         };
         files.insert(name, content.to_vec());
-        bytes = rest.get(size.next_multiple_of(TAR_BLOCK_BYTES)..).unwrap_or_default();
+        bytes = rest
+            .get(size.next_multiple_of(TAR_BLOCK_BYTES)..)
+            .unwrap_or_default();
     }
     Err("it ends without an end mark; restore it from the repository".to_owned())
 }
 
 /// A field of a tar header, without the padding.
 fn header_text(header: &[u8], range: Range<usize>) -> String {
-    String::from_utf8_lossy(&header[range]).trim_matches(['\0', ' ']).to_owned()
+    String::from_utf8_lossy(&header[range])
+        .trim_matches(['\0', ' '])
+        .to_owned()
 }
 
 /// Accepts an earlier run's folder with the same metadata. Anything else may be a user's and is an
@@ -242,7 +313,9 @@ fn check_existing(arguments: &Arguments, parts: &[Part<'_>]) -> Result<String> {
     let out = &arguments.out;
     let has_heldout = out.join("heldout").exists();
     if has_heldout == (arguments.num_holdout > 0)
-        && parts.iter().all(|part| has_part(out, part, arguments.num_backgrounds))
+        && parts
+            .iter()
+            .all(|part| has_part(out, part, arguments.num_backgrounds))
     {
         return Ok(format!("{} already holds these pictures", out.display()));
     }
@@ -268,7 +341,11 @@ fn choose_backgrounds(subject: &str, num: usize) -> Vec<&'static Background> {
 /// The lowest keys are drawn: exponentially distributed with the background's weight as rate.
 fn draw_key(subject: &str, background: &Background) -> f64 {
     let hash = blake3::hash(format!("{subject}\0{}", background.name).as_bytes());
-    let bits = u64::from_le_bytes(hash.as_bytes()[..8].try_into().expect("a hash has 32 bytes"));
+    let bits = u64::from_le_bytes(
+        hash.as_bytes()[..8]
+            .try_into()
+            .expect("a hash has 32 bytes"),
+    );
     // Uniform in (0, 1], with the 53 bits of a double.
     let uniform = ((bits >> 11) + 1) as f64 * 2f64.powi(-53);
     -uniform.ln() / background.weight
@@ -306,17 +383,28 @@ fn describe(subject: &Subject, background: &Background) -> Metadata {
             tags.push(keyword.clone());
         }
     }
-    Metadata { file_name: file_name(subject, background), captions, tags }
+    Metadata {
+        file_name: file_name(subject, background),
+        captions,
+        tags,
+    }
 }
 
 /// Writes a subject on each of its backgrounds.
-fn write_pictures(subject: &Subject, bytes: &[u8], folder: &Path, arguments: &Arguments) -> Result<()> {
+fn write_pictures(
+    subject: &Subject,
+    bytes: &[u8],
+    folder: &Path,
+    arguments: &Arguments,
+) -> Result<()> {
     let malformed = |error: ImageError| Error::Malformed {
         path: arguments.archive.join(&subject.file),
         kind: "picture",
         reason: error.to_string(),
     };
-    let picture = image::load_from_memory(bytes).map_err(malformed)?.into_rgba8();
+    let picture = image::load_from_memory(bytes)
+        .map_err(malformed)?
+        .into_rgba8();
     for background in choose_backgrounds(&subject.name, arguments.num_backgrounds) {
         let png = to_png(&compose(&picture, background.colour)).map_err(malformed)?;
         let path = folder.join(file_name(subject, background));
@@ -331,7 +419,12 @@ fn to_png(picture: &RgbImage) -> std::result::Result<Vec<u8>, ImageError> {
     let (compression, filter) = (png::CompressionType::Fast, png::FilterType::Paeth);
     let encoder = png::PngEncoder::new_with_quality(&mut bytes, compression, filter);
     let (width, height) = picture.dimensions();
-    encoder.write_image(picture.as_raw(), width, height, image::ExtendedColorType::Rgb8)?;
+    encoder.write_image(
+        picture.as_raw(),
+        width,
+        height,
+        image::ExtendedColorType::Rgb8,
+    )?;
     Ok(bytes)
 }
 
@@ -369,8 +462,14 @@ mod tests {
         for (damaged, expected) in [
             (bytes[..100_000].to_vec(), "it ends inside"),
             (bytes[..100].to_vec(), "without an end mark"),
-            ([&bytes[..124], &b"xyz"[..], &bytes[127..]].concat(), "not octal"),
-            ([&bytes[..124], &b"777777777777"[..], &bytes[136..]].concat(), "it ends inside"),
+            (
+                [&bytes[..124], &b"xyz"[..], &bytes[127..]].concat(),
+                "not octal",
+            ),
+            (
+                [&bytes[..124], &b"777777777777"[..], &bytes[136..]].concat(),
+                "it ends inside",
+            ),
         ] {
             assert!(read_tar(&damaged).unwrap_err().contains(expected));
         }
@@ -384,7 +483,11 @@ mod tests {
         for subject in &subjects {
             for background in choose_backgrounds(&subject.name, 3) {
                 let Metadata { captions, tags, .. } = describe(subject, background);
-                assert!(captions.iter().all(|text| text.contains(&subject.name) && text.contains(background.name)));
+                assert!(
+                    captions
+                        .iter()
+                        .all(|text| text.contains(&subject.name) && text.contains(background.name))
+                );
                 assert!(tags.contains(&format!("{} background", background.name)));
             }
         }
@@ -394,7 +497,10 @@ mod tests {
     fn black_and_white_are_a_quarter_each() {
         let (subjects, _) = read_archive(&archive()).unwrap();
         let first = |colour: &str| {
-            subjects.iter().filter(|subject| choose_backgrounds(&subject.name, 1)[0].name == colour).count() as f64
+            subjects
+                .iter()
+                .filter(|subject| choose_backgrounds(&subject.name, 1)[0].name == colour)
+                .count() as f64
                 / subjects.len() as f64
         };
         // Five standard deviations of a share of 1/4 and 1/12 of 1,598.
@@ -417,7 +523,9 @@ mod tests {
     fn bad_arguments_say_what_was_expected() {
         let words = |text: &str| {
             let arguments = ["emoji_pictures"].into_iter().chain(text.split(' '));
-            Arguments::try_parse_from(arguments).unwrap_err().to_string()
+            Arguments::try_parse_from(arguments)
+                .unwrap_err()
+                .to_string()
         };
         assert!(words("a b --backgrounds 9").contains("expected 1 to 8, found 9"));
         assert!(words("a b --backgrounds x").contains("expected 1 to 8, found x"));

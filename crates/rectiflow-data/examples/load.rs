@@ -24,7 +24,11 @@ struct Arguments {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let dataset = Arc::new(Dataset::open(Arguments::parse().dataset)?);
-    let source = Source { dataset, prompt: PromptSettings::default(), amount: Amount::Repeats(1.0) };
+    let source = Source {
+        dataset,
+        prompt: PromptSettings::default(),
+        amount: Amount::Repeats(1.0),
+    };
     let settings = OrderSettings {
         seed: 0,
         micro_batch: 4,
@@ -37,10 +41,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("order {}", loader.order_hash());
     for _ in 0..3 {
         let step = loader.next_step()?;
-        println!("step {} of epoch {}: {} samples", step.step, step.epoch, step.num_samples);
+        println!(
+            "step {} of epoch {}: {} samples",
+            step.step, step.epoch, step.num_samples
+        );
         for batch in &step.micro_batches {
             let (width, height) = (batch.width_px, batch.height_px);
-            println!("  {width}x{height} px, {} chunks: {:?}", batch.tokens, batch.prompts);
+            println!(
+                "  {width}x{height} px, {} chunks: {:?}",
+                batch.tokens, batch.prompts
+            );
         }
     }
     Ok(())

@@ -9,7 +9,10 @@
 //! than bytes per second.
 
 #![expect(clippy::print_stdout, reason = "an example prints its results")]
-#![allow(clippy::unwrap_used, reason = "a measurement that fails has nothing else to say")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a measurement that fails has nothing else to say"
+)]
 
 #[path = "../tests/object_server/mod.rs"]
 mod object_server;
@@ -95,7 +98,9 @@ fn main() {
         Some(ChildProcess::ServeObjects { folder, delay_ms }) => serve_objects(&folder, delay_ms),
         Some(ChildProcess::MeasureMemory { url, lanes }) => memory_of(&url, lanes),
         None => {
-            let folder = arguments.folder.expect("clap requires it without a subcommand");
+            let folder = arguments
+                .folder
+                .expect("clap requires it without a subcommand");
             run_parts(&folder, arguments.part);
         }
     }
@@ -126,12 +131,23 @@ fn run_parts(folder: &Path, only: Option<Part>) {
 }
 
 fn settings(mode: Mode, micro_batches: usize) -> OrderSettings {
-    OrderSettings { seed: 0, micro_batch: 16, micro_batches, lanes: None, mode, window_samples: 512 }
+    OrderSettings {
+        seed: 0,
+        micro_batch: 16,
+        micro_batches,
+        lanes: None,
+        mode,
+        window_samples: 512,
+    }
 }
 
 fn source(place: &str) -> Source {
     let dataset = Arc::new(Dataset::open(place).unwrap());
-    Source { dataset, prompt: PromptSettings::default(), amount: Amount::Repeats(1.0) }
+    Source {
+        dataset,
+        prompt: PromptSettings::default(),
+        amount: Amount::Repeats(1.0),
+    }
 }
 
 /// Order for 13 million and a billion samples in 93 buckets, up to the plan of the first step.
@@ -139,7 +155,10 @@ fn order() {
     for samples in [13_000_000, 1_000_000_000] {
         for mode in [Mode::Local, Mode::Window] {
             let shape = synthetic_shape(samples, mode);
-            let settings = OrderSettings { window_samples: 2048, ..settings(mode, 256) };
+            let settings = OrderSettings {
+                window_samples: 2048,
+                ..settings(mode, 256)
+            };
             let peak_before = peak_bytes();
             let began = Instant::now();
             let order = Arc::new(Order::new(&[shape], settings).unwrap());
@@ -150,7 +169,11 @@ fn order() {
             let seek_secs = began.elapsed().as_secs_f64();
             let peak_megabytes = (peak_bytes() - peak_before) as f64 / 1e6;
             let is_windowed = mode == Mode::Window && samples < 100_000_000;
-            let read = if is_windowed { amplification(&order, 0) } else { 1.0 };
+            let read = if is_windowed {
+                amplification(&order, 0)
+            } else {
+                1.0
+            };
             let line = json!({
                 "what": "order",
                 "samples": samples,
@@ -172,10 +195,23 @@ fn synthetic_shape(samples: u64, mode: Mode) -> DataShape {
     let mut buckets = Vec::new();
     for (bucket, weight) in (0..).zip(&weights) {
         let rows = samples * weight / all;
-        let run_ends = if mode == Mode::Window { run_ends(rows) } else { Vec::new() };
-        buckets.push(BucketRows { bucket, rows, run_ends });
+        let run_ends = if mode == Mode::Window {
+            run_ends(rows)
+        } else {
+            Vec::new()
+        };
+        buckets.push(BucketRows {
+            bucket,
+            rows,
+            run_ends,
+        });
     }
-    DataShape { identity: "i".into(), text: "t".into(), amount: Amount::Repeats(1.0), buckets }
+    DataShape {
+        identity: "i".into(),
+        text: "t".into(),
+        amount: Amount::Repeats(1.0),
+        buckets,
+    }
 }
 
 /// The ends of the runs of at most 128 rows, which do not cross objects of 4096 rows.
@@ -183,7 +219,11 @@ fn run_ends(rows: u64) -> Vec<u32> {
     let mut ends = Vec::new();
     for first in (0..rows).step_by(4096) {
         let end = rows.min(first + 4096);
-        ends.extend((first..end).step_by(128).map(|run| (run + 128).min(end) as u32));
+        ends.extend(
+            (first..end)
+                .step_by(128)
+                .map(|run| (run + 128).min(end) as u32),
+        );
     }
     ends
 }
@@ -191,7 +231,8 @@ fn run_ends(rows: u64) -> Vec<u32> {
 /// Prompts of about 200 tokens on one core: of a few words repeated, and of 50,000 words whose
 /// frequency falls with their rank.
 fn tokens() {
-    let few = "a photograph of a small red house beside the quiet river in the early morning light, ";
+    let few =
+        "a photograph of a small red house beside the quiet river in the early morning light, ";
     measure_tokens("few", &[few.repeat(12)]);
     measure_tokens("varied", &varied_prompts());
 }
@@ -214,14 +255,21 @@ fn varied_prompts() -> Vec<String> {
 
 /// A word of four syllables.
 fn word(at: usize) -> String {
-    const SYLLABLES: [&str; 16] =
-        ["ra", "ti", "no", "el", "mu", "sa", "ke", "vo", "di", "lu", "pe", "an", "or", "is", "fo", "gy"];
-    [at, at / 16, at / 256, at / 4096].map(|at| SYLLABLES[at % 16]).concat()
+    const SYLLABLES: [&str; 16] = [
+        "ra", "ti", "no", "el", "mu", "sa", "ke", "vo", "di", "lu", "pe", "an", "or", "is", "fo",
+        "gy",
+    ];
+    [at, at / 16, at / 256, at / 4096]
+        .map(|at| SYLLABLES[at % 16])
+        .concat()
 }
 
 fn measure_tokens(name: &str, prompts: &[String]) {
     let tokenizer = Tokenizer::shared();
-    let ids: usize = prompts.iter().map(|prompt| tokenizer.ids(prompt).len()).sum();
+    let ids: usize = prompts
+        .iter()
+        .map(|prompt| tokenizer.ids(prompt).len())
+        .sum();
     let began = Instant::now();
     let cpu_before = cpu_secs();
     let mut count = 0;
@@ -246,7 +294,8 @@ fn from_disk(root: &Path) {
         for round in ["first", "second"] {
             let cpu_before = cpu_secs();
             let sources = vec![source.clone()];
-            let numbers = throughput::loader(sources, settings(mode, 8), RankOf::ONLY, SECS).unwrap();
+            let numbers =
+                throughput::loader(sources, settings(mode, 8), RankOf::ONLY, SECS).unwrap();
             let rate = numbers.samples as f64 / (cpu_secs() - cpu_before);
             let line = json!({
                 "what": "from disk",
@@ -330,7 +379,10 @@ fn measure_pair(server: &mut Server, delay_ms: u64, pair: usize) -> Ratio {
         "megabytes_per_cpu_sec": per_cpu_sec,
     });
     println!("{line}");
-    Ratio { by_the_clock: per_sec / sequential, by_cpu_time: per_cpu_sec / sequential_cpu }
+    Ratio {
+        by_the_clock: per_sec / sequential,
+        by_cpu_time: per_cpu_sec / sequential_cpu,
+    }
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -343,7 +395,9 @@ fn memory(root: &Path) {
     let server = Server::start(root, 0);
     for lanes in ["1", "2", "4"] {
         let program = std::env::current_exe().unwrap();
-        let status = Command::new(program).args(["measure-memory", &server.url, lanes]).status();
+        let status = Command::new(program)
+            .args(["measure-memory", &server.url, lanes])
+            .status();
         assert!(status.unwrap().success());
     }
 }
@@ -353,7 +407,10 @@ const BASE_BYTES: u64 = 90_000_000;
 
 /// One measurement of [`memory`].
 fn memory_of(url: &str, lanes: usize) {
-    let settings = OrderSettings { lanes: Some(lanes), ..settings(Mode::Window, 8) };
+    let settings = OrderSettings {
+        lanes: Some(lanes),
+        ..settings(Mode::Window, 8)
+    };
     let source = source(url);
     let peak_before = peak_bytes();
     let numbers = throughput::loader(vec![source], settings, RankOf::ONLY, 4 * SECS).unwrap();
@@ -377,7 +434,10 @@ fn owned(root: &Path, cache: &Path) {
     let mut server = Server::start(root, 0);
     let cache = Arc::new(DiskCache::open(cache, 1 << 30).unwrap());
     let dataset = Arc::new(Dataset::open(&server.url).unwrap().with_cache(&cache));
-    let source = Source { dataset, ..source(&server.url) };
+    let source = Source {
+        dataset,
+        ..source(&server.url)
+    };
     let mut loader = Loader::new(vec![source], settings(Mode::Owned, 8), RankOf::ONLY).unwrap();
     for epoch in 0..4 {
         let served_before = server.served();
@@ -417,7 +477,10 @@ struct Counts {
 
 impl Counts {
     fn since(self, earlier: Self) -> Self {
-        Self { requests: self.requests - earlier.requests, bytes: self.bytes - earlier.bytes }
+        Self {
+            requests: self.requests - earlier.requests,
+            bytes: self.bytes - earlier.bytes,
+        }
     }
 }
 
@@ -433,7 +496,12 @@ impl Server {
             .unwrap();
         let questions = child.stdin.take().unwrap();
         let answers = BufReader::new(child.stdout.take().unwrap());
-        let mut server = Self { url: String::new(), child, questions, answers };
+        let mut server = Self {
+            url: String::new(),
+            child,
+            questions,
+            answers,
+        };
         server.url = server.answer();
         server
     }
@@ -443,7 +511,10 @@ impl Server {
         writeln!(self.questions).unwrap();
         let answer = self.answer();
         let (requests, bytes) = answer.split_once(' ').unwrap();
-        Counts { requests: requests.parse().unwrap(), bytes: bytes.parse().unwrap() }
+        Counts {
+            requests: requests.parse().unwrap(),
+            bytes: bytes.parse().unwrap(),
+        }
     }
 
     fn answer(&mut self) -> String {
@@ -464,7 +535,9 @@ impl Drop for Server {
 /// Serves until standard input closes; answers each line with what has been served.
 fn serve_objects(root: &Path, delay_ms: u64) {
     let delay = Duration::from_millis(delay_ms);
-    let server = ObjectServer::start(root, move |_| (!delay.is_zero()).then_some(Fault::Slow(delay)));
+    let server = ObjectServer::start(root, move |_| {
+        (!delay.is_zero()).then_some(Fault::Slow(delay))
+    });
     println!("{}", server.url());
     for _ in std::io::stdin().lines() {
         let served = server.served();
@@ -480,7 +553,8 @@ fn first_step(root: &Path, micro_batches: usize) {
         let source = source(&server.url);
         let open_secs = began.elapsed().as_secs_f64();
         let settings = settings(mode, micro_batches);
-        let numbers = throughput::loader(vec![source], settings, RankOf::ONLY, Duration::ZERO).unwrap();
+        let numbers =
+            throughput::loader(vec![source], settings, RankOf::ONLY, Duration::ZERO).unwrap();
         let line = json!({
             "what": "first step, 300 buckets, 20 ms",
             "micro_batches": micro_batches,
@@ -505,8 +579,14 @@ fn cpu_secs() -> f64 {
 /// The most memory this process has had resident.
 fn peak_bytes() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
-    let kibibytes = line.split_whitespace().next().and_then(|word| word.parse::<u64>().ok());
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .unwrap_or_default();
+    let kibibytes = line
+        .split_whitespace()
+        .next()
+        .and_then(|word| word.parse::<u64>().ok());
     kibibytes.unwrap_or(0) * 1024
 }
 
@@ -520,13 +600,18 @@ fn packed(root: &Path, buckets: &[(u32, u32, u64)]) -> PathBuf {
     let mut blocks = Vec::new();
     let mut first_id = 0;
     for (bucket, &(width_px, height_px, rows)) in (0..).zip(buckets) {
-        manifest.buckets.push(Bucket { width_px, height_px });
+        manifest.buckets.push(Bucket {
+            width_px,
+            height_px,
+        });
         for (number, first) in (0..rows).step_by(2048).enumerate() {
             let name = format!("{width_px}x{height_px}-{number:05}");
             let latents = format!("latents/{name}.safetensors");
             let text = format!("text/{name}.parquet");
             let shape = [4, height_px as usize / 8, width_px as usize / 8];
-            let row: Vec<f16> = (0..shape.iter().product()).map(|at| f16::from_f32((at % 97) as f32)).collect();
+            let row: Vec<f16> = (0..shape.iter().product())
+                .map(|at| f16::from_f32((at % 97) as f32))
+                .collect();
             let mut writer = ObjectWriter::create(root, &latents, &text, shape).unwrap();
             let num_rows = (rows - first).min(2048);
             for id in first_id..first_id + num_rows {

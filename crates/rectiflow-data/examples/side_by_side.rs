@@ -13,8 +13,15 @@
 //! that much and resets the counts, `served` prints what has been requested since. The others print
 //! one JSON object.
 
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "an example prints its results")]
-#![allow(clippy::unwrap_used, reason = "a measurement that fails has nothing else to say")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "an example prints its results"
+)]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a measurement that fails has nothing else to say"
+)]
 
 #[path = "../tests/object_server/mod.rs"]
 mod object_server;
@@ -88,7 +95,10 @@ fn pack(folder: &Path) {
             packed::pack(&root, buckets, first_id, "synthetic");
         }
     }
-    println!("{}", json!({ "train": num_samples(&train), "test": num_samples(&test) }));
+    println!(
+        "{}",
+        json!({ "train": num_samples(&train), "test": num_samples(&test) })
+    );
 }
 
 fn num_samples(buckets: &[BucketSize]) -> u64 {
@@ -108,7 +118,11 @@ fn train_buckets() -> Vec<BucketSize> {
     for (bucket, share) in (0..).zip(&shares) {
         // The square and its neighbours first, wider and narrower in turn.
         let is_wide = bucket % 2 == 0;
-        let width = if is_wide { 1024 + 16 * bucket } else { 1008 - 16 * (bucket - 1) };
+        let width = if is_wide {
+            1024 + 16 * bucket
+        } else {
+            1008 - 16 * (bucket - 1)
+        };
         let rows = (16_000.0 * share / all).round() as u64;
         buckets.push((width, height_of(width, 16), rows, 0));
     }
@@ -120,7 +134,12 @@ fn test_buckets() -> Vec<BucketSize> {
     let mut buckets = Vec::new();
     for bucket in 0..300 {
         let width = 512 + 8 * bucket;
-        buckets.push((width, height_of(width, 8), 0, u64::from(1 + bucket * 7 % 12)));
+        buckets.push((
+            width,
+            height_of(width, 8),
+            0,
+            u64::from(1 + bucket * 7 % 12),
+        ));
     }
     buckets[0].3 += 2048 - num_samples(&buckets);
     buckets
@@ -157,7 +176,10 @@ fn distinct_bytes(folder: &Path, asked: &[Asked]) -> u64 {
     for (name, range) in asked {
         let len = fs::metadata(folder.join(name)).map_or(0, |of| of.len());
         let range = range.clone().unwrap_or(0..len);
-        by_file.entry(name).or_default().push(range.start..range.end.min(len));
+        by_file
+            .entry(name)
+            .or_default()
+            .push(range.start..range.end.min(len));
     }
     by_file.into_values().map(union_len).sum()
 }
@@ -190,14 +212,21 @@ fn train(url: String) -> impl Iterator<Item = Result<MicroBatch>> {
         let steps = loader.order().epoch_start(1);
         let second_pass = amplification(loader.order(), 1);
         eprintln!("second pass by arithmetic: fetched / needed {second_pass:.4}");
-        (0..steps).map(move |_| loader.next_step().map(|mut step| step.micro_batches.remove(0)))
+        (0..steps).map(move |_| {
+            loader
+                .next_step()
+                .map(|mut step| step.micro_batches.remove(0))
+        })
     })
     .flatten()
 }
 
 /// The test set on one rank.
 fn test(url: String) -> impl Iterator<Item = Result<MicroBatch>> {
-    std::iter::once_with(move || test_batches(&[packed::source(url)], BATCH, 0, RankOf::ONLY).unwrap()).flatten()
+    std::iter::once_with(move || {
+        test_batches(&[packed::source(url)], BATCH, 0, RankOf::ONLY).unwrap()
+    })
+    .flatten()
 }
 
 /// What has been read.

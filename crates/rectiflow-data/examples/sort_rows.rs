@@ -40,7 +40,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     for split in [Split::Train, Split::Test] {
         for bucket in from.buckets(split) {
             let stem = format!("{}x{}-{}", bucket.width_px, bucket.height_px, split as u8);
-            let names = Names { latents: format!("latents/{stem}.safetensors"), text: format!("text/{stem}.parquet") };
+            let names = Names {
+                latents: format!("latents/{stem}.safetensors"),
+                text: format!("text/{stem}.parquet"),
+            };
             let done = copy_bucket(&from, split, bucket.bucket, &arguments.out, &names)?;
             manifest.objects.push(Object {
                 bucket: bucket.bucket,

@@ -31,11 +31,26 @@ pub(crate) struct DurableFile {
 impl DurableFile {
     /// Creates the file that gets the name `path` on commit. Its folder must exist.
     pub(crate) fn create(path: &Path) -> Result<Self> {
-        let name = path.file_name().expect("the path of a file ends in its name").to_string_lossy();
+        let name = path
+            .file_name()
+            .expect("the path of a file ends in its name")
+            .to_string_lossy();
         let temporary = path.with_file_name(format!("{TEMPORARY_PREFIX}{name}"));
-        let file = File::options().read(true).write(true).create(true).truncate(true).open(&temporary);
-        let file = Some(BufWriter::with_capacity(1 << 18, file.map_err(Error::io(path))?));
-        Ok(Self { path: path.to_owned(), temporary, file })
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&temporary);
+        let file = Some(BufWriter::with_capacity(
+            1 << 18,
+            file.map_err(Error::io(path))?,
+        ));
+        Ok(Self {
+            path: path.to_owned(),
+            temporary,
+            file,
+        })
     }
 
     /// The open file, with all written bytes passed to the operating system.
@@ -61,11 +76,17 @@ impl DurableFile {
 
 impl Write for DurableFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.file.as_mut().expect("only commit takes the file").write(bytes)
+        self.file
+            .as_mut()
+            .expect("only commit takes the file")
+            .write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.file.as_mut().expect("only commit takes the file").flush()
+        self.file
+            .as_mut()
+            .expect("only commit takes the file")
+            .flush()
     }
 }
 
@@ -94,7 +115,9 @@ fn folder_of(path: &Path) -> &Path {
 }
 
 fn sync_folder(folder: &Path) -> Result<()> {
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::io(folder))
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(Error::io(folder))
 }
 
 #[cfg(test)]

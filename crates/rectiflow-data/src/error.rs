@@ -82,7 +82,9 @@ struct BytesOf<'a>(&'a Option<Range<u64>>);
 
 impl fmt::Display for BytesOf<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.as_ref().map_or(Ok(()), |range| write!(f, ", bytes {}..{}", range.start, range.end))
+        self.0.as_ref().map_or(Ok(()), |range| {
+            write!(f, ", bytes {}..{}", range.start, range.end)
+        })
     }
 }
 

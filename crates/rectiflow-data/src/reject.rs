@@ -92,7 +92,10 @@ pub struct Fault {
 impl Fault {
     /// A fault with its details.
     pub fn new(reason: Reason, detail: impl Into<String>) -> Self {
-        Self { reason, detail: detail.into() }
+        Self {
+            reason,
+            detail: detail.into(),
+        }
     }
 }
 
@@ -109,7 +112,10 @@ pub struct Remark {
 impl Remark {
     /// A remark about the file at `path`.
     pub fn new(path: impl Into<String>, reason: Reason, detail: impl Into<String>) -> Self {
-        Self { path: path.into(), fault: Fault::new(reason, detail) }
+        Self {
+            path: path.into(),
+            fault: Fault::new(reason, detail),
+        }
     }
 }
 
@@ -126,12 +132,19 @@ pub(crate) fn count(remarks: &[Remark]) -> BTreeMap<Reason, u64> {
 /// is the same already.
 pub(crate) fn write(root: &Path, name: &str, remarks: &[Remark]) -> Result<()> {
     let mut remarks: Vec<&Remark> = remarks.iter().collect();
-    remarks.sort_by(|a, b| (&a.path, a.fault.reason, &a.fault.detail).cmp(&(&b.path, b.fault.reason, &b.fault.detail)));
+    remarks.sort_by(|a, b| {
+        (&a.path, a.fault.reason, &a.fault.detail).cmp(&(&b.path, b.fault.reason, &b.fault.detail))
+    });
     let mut bytes = Vec::new();
     for remark in remarks {
-        serde_json::to_writer(&mut bytes, remark).expect("a remark is strings, and a Vec takes all bytes");
+        serde_json::to_writer(&mut bytes, remark)
+            .expect("a remark is strings, and a Vec takes all bytes");
         bytes.push(b'\n');
     }
     let path = root.join(name);
-    if fs::read(&path).is_ok_and(|old| old == bytes) { Ok(()) } else { durable::write(&path, &bytes) }
+    if fs::read(&path).is_ok_and(|old| old == bytes) {
+        Ok(())
+    } else {
+        durable::write(&path, &bytes)
+    }
 }

@@ -139,9 +139,14 @@ mod tests {
     /// The first outputs of the reference implementation from the state 1, 2, 3, 4.
     #[test]
     fn generator_is_xoshiro256plusplus() {
-        let mut rng = Rng { state: [1, 2, 3, 4] };
+        let mut rng = Rng {
+            state: [1, 2, 3, 4],
+        };
         let drawn: Vec<u64> = (0..4).map(|_| rng.next_u64()).collect();
-        assert_eq!(drawn, [41943041, 58720359, 3588806011781223, 3591011842654386]);
+        assert_eq!(
+            drawn,
+            [41943041, 58720359, 3588806011781223, 3591011842654386]
+        );
     }
 
     #[test]
@@ -152,9 +157,15 @@ mod tests {
             counts[rng.below(6) as usize] += 1;
         }
         // Five standard deviations of a binomial with n = 60,000 and p = 1/6.
-        assert!(counts.iter().all(|&n| n.abs_diff(10_000) < 457), "{counts:?}");
+        assert!(
+            counts.iter().all(|&n| n.abs_diff(10_000) < 457),
+            "{counts:?}"
+        );
         let mean = (0..60_000).map(|_| rng.f64()).sum::<f64>() / 60_000.0;
-        assert!((mean - 0.5).abs() < 5.0 * (1.0 / 12f64).sqrt() / 60_000f64.sqrt(), "{mean}");
+        assert!(
+            (mean - 0.5).abs() < 5.0 * (1.0 / 12f64).sqrt() / 60_000f64.sqrt(),
+            "{mean}"
+        );
     }
 
     #[test]

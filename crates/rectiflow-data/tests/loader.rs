@@ -33,7 +33,14 @@ fn packed() -> (tempfile::TempDir, Source) {
 }
 
 fn settings() -> OrderSettings {
-    OrderSettings { seed: SEED, micro_batch: 4, micro_batches: 8, lanes: None, mode: Mode::Local, window_samples: 32 }
+    OrderSettings {
+        seed: SEED,
+        micro_batch: 4,
+        micro_batches: 8,
+        lanes: None,
+        mode: Mode::Local,
+        window_samples: 32,
+    }
 }
 
 fn loader(source: &Source, rank: RankOf) -> Loader {
@@ -41,7 +48,9 @@ fn loader(source: &Source, rank: RankOf) -> Loader {
 }
 
 fn take(loader: &mut Loader, num_steps: usize) -> Vec<Step> {
-    (0..num_steps).map(|_| loader.next_step().unwrap()).collect()
+    (0..num_steps)
+        .map(|_| loader.next_step().unwrap())
+        .collect()
 }
 
 /// Everything in a micro-batch follows from its ids and passes.
@@ -49,7 +58,10 @@ fn check_contents(batch: &MicroBatch, settings: &PromptSettings, tokenizer: &Tok
     let len = batch.latent_shape.iter().product::<usize>();
     let expected: Vec<f16> = batch.ids.iter().flat_map(|id| latents(id.0, len)).collect();
     assert_eq!(batch.latents, expected);
-    assert_eq!(batch.latent_shape, [4, batch.height_px as usize / 8, batch.width_px as usize / 8]);
+    assert_eq!(
+        batch.latent_shape,
+        [4, batch.height_px as usize / 8, batch.width_px as usize / 8]
+    );
     assert_eq!(batch.tokens as u32, *batch.chunks.iter().max().unwrap());
     for (at, id) in batch.ids.iter().enumerate() {
         let record = record(id.0, (batch.width_px, batch.height_px));
@@ -61,7 +73,10 @@ fn check_contents(batch: &MicroBatch, settings: &PromptSettings, tokenizer: &Tok
         let chunks = tokenizer.chunks(&batch.prompts[at]);
         assert_eq!(batch.chunks[at] as usize, chunks.clip_l.len());
         let of_sample = at * batch.tokens * CHUNK_LEN..(at + 1) * batch.tokens * CHUNK_LEN;
-        for (ids, chunks, padding) in [(&batch.clip_l, &chunks.clip_l, EOS), (&batch.clip_g, &chunks.clip_g, 0)] {
+        for (ids, chunks, padding) in [
+            (&batch.clip_l, &chunks.clip_l, EOS),
+            (&batch.clip_g, &chunks.clip_g, 0),
+        ] {
             let ids = &ids[of_sample.clone()];
             let own = chunks.len() * CHUNK_LEN;
             assert_eq!(ids[..own], chunks.concat());
@@ -82,8 +97,14 @@ fn steps_hold_what_was_packed() {
         assert_eq!((step.step, step.micro_batches.len()), (number, 8));
         let mut first_sample = 0;
         for (slot, batch) in (0..).zip(&step.micro_batches) {
-            assert_eq!((batch.slot, batch.first_sample, batch.data), (slot, first_sample, 0));
-            assert!(batch.weights.iter().all(|&weight| weight == 1.0) && batch.weights.len() == batch.ids.len());
+            assert_eq!(
+                (batch.slot, batch.first_sample, batch.data),
+                (slot, first_sample, 0)
+            );
+            assert!(
+                batch.weights.iter().all(|&weight| weight == 1.0)
+                    && batch.weights.len() == batch.ids.len()
+            );
             first_sample += batch.ids.len() as u64;
             check_contents(batch, &source.prompt, tokenizer);
             lengths.insert(batch.tokens);
@@ -104,7 +125,10 @@ fn every_sample_comes_once_an_epoch() {
     let num_batches = loader.order().epoch_start(epochs) as usize;
     assert_eq!(num_batches, 150 + 14 + 8);
     let steps = take(&mut loader, num_batches.div_ceil(8));
-    let batches = steps.iter().flat_map(|step| &step.micro_batches).take(num_batches);
+    let batches = steps
+        .iter()
+        .flat_map(|step| &step.micro_batches)
+        .take(num_batches);
     let mut seen = HashMap::new();
     let mut passes = HashSet::new();
     for batch in batches {
@@ -114,7 +138,10 @@ fn every_sample_comes_once_an_epoch() {
         }
     }
     assert_eq!(seen.len(), 83);
-    assert!(seen.values().all(|times: &u64| times.abs_diff(epochs) <= 1), "{seen:?}");
+    assert!(
+        seen.values().all(|times: &u64| times.abs_diff(epochs) <= 1),
+        "{seen:?}"
+    );
 }
 
 #[test]
@@ -122,17 +149,28 @@ fn ranks_together_get_the_steps_of_one() {
     let (_root, source) = packed();
     let whole = take(&mut loader(&source, RankOf::ONLY), 6);
     for ranks in [2, 3, 4, 8] {
-        let parts: Vec<Vec<Step>> =
-            (0..ranks).map(|rank| take(&mut loader(&source, RankOf { rank, ranks }), 6)).collect();
+        let parts: Vec<Vec<Step>> = (0..ranks)
+            .map(|rank| take(&mut loader(&source, RankOf { rank, ranks }), 6))
+            .collect();
         for (at, step) in whole.iter().enumerate() {
-            let mut together: Vec<_> = parts.iter().flat_map(|part| part[at].micro_batches.clone()).collect();
+            let mut together: Vec<_> = parts
+                .iter()
+                .flat_map(|part| part[at].micro_batches.clone())
+                .collect();
             together.sort_by_key(|batch| batch.slot);
             assert_eq!(together, step.micro_batches);
-            assert!(parts.iter().all(|part| part[at].num_samples == step.num_samples));
+            assert!(
+                parts
+                    .iter()
+                    .all(|part| part[at].num_samples == step.num_samples)
+            );
         }
     }
     let error = Loader::new(vec![source], settings(), RankOf { rank: 0, ranks: 9 }).unwrap_err();
-    assert!(error.to_string().contains("9 ranks cannot share 8 lanes"), "{error}");
+    assert!(
+        error.to_string().contains("9 ranks cannot share 8 lanes"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -157,12 +195,33 @@ fn shares_count_mixed_micro_batches_and_padding() {
     let steps = take(&mut loader, 12);
     let batches: Vec<_> = steps.iter().flat_map(|step| &step.micro_batches).collect();
     let longest = |batch: &MicroBatch| batch.tokens as u64 * batch.ids.len() as u64;
-    let own = |batch: &MicroBatch| batch.chunks.iter().map(|&chunks| u64::from(chunks)).sum::<u64>();
+    let own = |batch: &MicroBatch| {
+        batch
+            .chunks
+            .iter()
+            .map(|&chunks| u64::from(chunks))
+            .sum::<u64>()
+    };
     assert_eq!(shares.micro_batches, 96);
-    assert_eq!(shares.mixed, batches.iter().filter(|batch| longest(batch) != own(batch)).count() as u64);
-    assert_eq!(shares.chunks, batches.iter().map(|batch| longest(batch)).sum::<u64>());
-    assert_eq!(shares.padding, shares.chunks - batches.iter().map(|batch| own(batch)).sum::<u64>());
-    assert!(shares.mixed_share() > 0.0 && shares.mixed_share() < 0.5 && shares.padded_share() < 0.3, "{shares:?}");
+    assert_eq!(
+        shares.mixed,
+        batches
+            .iter()
+            .filter(|batch| longest(batch) != own(batch))
+            .count() as u64
+    );
+    assert_eq!(
+        shares.chunks,
+        batches.iter().map(|batch| longest(batch)).sum::<u64>()
+    );
+    assert_eq!(
+        shares.padding,
+        shares.chunks - batches.iter().map(|batch| own(batch)).sum::<u64>()
+    );
+    assert!(
+        shares.mixed_share() > 0.0 && shares.mixed_share() < 0.5 && shares.padded_share() < 0.3,
+        "{shares:?}"
+    );
 }
 
 #[test]
@@ -194,7 +253,10 @@ fn an_error_arrives_at_its_step_and_the_step_can_be_asked_for_again() {
     assert_eq!(take(&mut loader, fails_at), clean[..fails_at]);
     for _ in 0..2 {
         let error = loader.next_step().unwrap_err();
-        assert!(matches!(&error, Error::Damaged { path: found, .. } if *found == path), "{error}");
+        assert!(
+            matches!(&error, Error::Damaged { path: found, .. } if *found == path),
+            "{error}"
+        );
         assert_eq!(loader.position(), fails_at as u64);
     }
     fs::write(&path, bytes).unwrap();
@@ -205,30 +267,68 @@ fn an_error_arrives_at_its_step_and_the_step_can_be_asked_for_again() {
 fn several_data_sets_keep_their_own_amounts_and_prompts() {
     let roots = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     pack(roots[0].path(), &[(24, 16, 30, 0)], 0, "a");
-    pack(roots[1].path(), &[(24, 16, 20, 0), (16, 24, 10, 0)], 1000, "a");
-    let rates = |captions, dropped| PromptSettings { captions, dropped, ..Default::default() };
+    pack(
+        roots[1].path(),
+        &[(24, 16, 20, 0), (16, 24, 10, 0)],
+        1000,
+        "a",
+    );
+    let rates = |captions, dropped| PromptSettings {
+        captions,
+        dropped,
+        ..Default::default()
+    };
     let sources = vec![
-        Source { prompt: rates(1.0, 0.0), amount: Amount::Repeats(0.5), ..source(roots[0].path()) },
-        Source { prompt: rates(0.0, 1.0), amount: Amount::Repeats(2.0), ..source(roots[1].path()) },
+        Source {
+            prompt: rates(1.0, 0.0),
+            amount: Amount::Repeats(0.5),
+            ..source(roots[0].path())
+        },
+        Source {
+            prompt: rates(0.0, 1.0),
+            amount: Amount::Repeats(2.0),
+            ..source(roots[1].path())
+        },
     ];
     let mut loader = Loader::new(sources.clone(), settings(), RankOf::ONLY).unwrap();
     let tokenizer = Tokenizer::shared();
     let num_batches = loader.order().epoch_start(6) as usize;
     let mut samples = [0; 2];
-    for batch in take(&mut loader, num_batches.div_ceil(8)).iter().flat_map(|s| &s.micro_batches).take(num_batches) {
+    for batch in take(&mut loader, num_batches.div_ceil(8))
+        .iter()
+        .flat_map(|s| &s.micro_batches)
+        .take(num_batches)
+    {
         samples[batch.data as usize] += batch.ids.len();
         assert_eq!(batch.ids[0].0 >= 1000, batch.data == 1);
         check_contents(batch, &sources[batch.data as usize].prompt, tokenizer);
-        let full = batch.prompts.iter().filter(|prompt| prompt.contains("photograph")).count();
+        let full = batch
+            .prompts
+            .iter()
+            .filter(|prompt| prompt.contains("photograph"))
+            .count();
         assert_eq!(full, if batch.data == 0 { batch.ids.len() } else { 0 });
     }
     // Six epochs of 15 and of 60 samples, minus at most the samples of incomplete micro-batches.
-    assert!(samples[0] > 86 && samples[0] <= 90 && samples[1] > 352 && samples[1] <= 360, "{samples:?}");
+    assert!(
+        samples[0] > 86 && samples[0] <= 90 && samples[1] > 352 && samples[1] <= 360,
+        "{samples:?}"
+    );
     let base = loader.order_hash();
     let mut changed = sources.clone();
     changed[1].prompt.captions = 0.1;
-    assert_ne!(Loader::new(changed, settings(), RankOf::ONLY).unwrap().order_hash(), base);
-    assert_eq!(Loader::new(sources, settings(), RankOf { rank: 1, ranks: 3 }).unwrap().order_hash(), base);
+    assert_ne!(
+        Loader::new(changed, settings(), RankOf::ONLY)
+            .unwrap()
+            .order_hash(),
+        base
+    );
+    assert_eq!(
+        Loader::new(sources, settings(), RankOf { rank: 1, ranks: 3 })
+            .unwrap()
+            .order_hash(),
+        base
+    );
 }
 
 #[test]
@@ -236,21 +336,44 @@ fn data_sets_of_different_vaes_are_refused() {
     let roots = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     pack(roots[0].path(), &[(24, 16, 3, 0)], 0, "a");
     pack(roots[1].path(), &[(24, 16, 3, 0)], 9, "b");
-    let error = Loader::new(roots.iter().map(|root| source(root.path())).collect(), settings(), RankOf::ONLY);
-    assert!(error.unwrap_err().to_string().starts_with("data[1]: encoded by"));
+    let error = Loader::new(
+        roots.iter().map(|root| source(root.path())).collect(),
+        settings(),
+        RankOf::ONLY,
+    );
+    assert!(
+        error
+            .unwrap_err()
+            .to_string()
+            .starts_with("data[1]: encoded by")
+    );
 }
 
 #[test]
 fn three_images_in_three_buckets_train_and_test_at_any_number_of_ranks() {
     let root = tempfile::tempdir().unwrap();
-    pack(root.path(), &[(24, 16, 1, 0), (16, 24, 1, 1), (16, 16, 1, 0)], 0, "a");
+    pack(
+        root.path(),
+        &[(24, 16, 1, 0), (16, 24, 1, 1), (16, 16, 1, 0)],
+        0,
+        "a",
+    );
     let source = source(root.path());
     let whole = take(&mut loader(&source, RankOf::ONLY), 3);
     assert!(whole.iter().all(|step| step.num_samples == 8));
     for rank in 0..8 {
         let part = take(&mut loader(&source, RankOf { rank, ranks: 8 }), 3);
-        assert!(part.iter().zip(&whole).all(|(part, whole)| part.micro_batches[0] == whole.micro_batches[rank]));
-        assert_eq!(test_batches(from_ref(&source), 4, SEED, RankOf { rank, ranks: 8 }).unwrap().count(), 1);
+        assert!(
+            part.iter()
+                .zip(&whole)
+                .all(|(part, whole)| part.micro_batches[0] == whole.micro_batches[rank])
+        );
+        assert_eq!(
+            test_batches(from_ref(&source), 4, SEED, RankOf { rank, ranks: 8 })
+                .unwrap()
+                .count(),
+            1
+        );
     }
 }
 
@@ -258,14 +381,25 @@ fn three_images_in_three_buckets_train_and_test_at_any_number_of_ranks() {
 fn test_pass_weighs_every_sample_once_on_any_number_of_ranks() {
     let (_root, source) = packed();
     let tokenizer = Tokenizer::shared();
-    let whole: Vec<MicroBatch> =
-        test_batches(from_ref(&source), 4, SEED, RankOf::ONLY).unwrap().map(Result::unwrap).collect();
-    let no_drops = PromptSettings { dropped: 0.0, ..source.prompt.clone() };
+    let whole: Vec<MicroBatch> = test_batches(from_ref(&source), 4, SEED, RankOf::ONLY)
+        .unwrap()
+        .map(Result::unwrap)
+        .collect();
+    let no_drops = PromptSettings {
+        dropped: 0.0,
+        ..source.prompt.clone()
+    };
     let mut first_sample = 0;
     for (slot, batch) in (0..).zip(&whole) {
         assert_eq!((batch.slot, batch.first_sample), (slot, first_sample));
         assert!(batch.ids.len() <= 4 && batch.passes.iter().all(|&pass| pass == 0));
-        assert!(batch.chunks.iter().all(|&chunks| chunks as usize == batch.tokens), "one chunk count");
+        assert!(
+            batch
+                .chunks
+                .iter()
+                .all(|&chunks| chunks as usize == batch.tokens),
+            "one chunk count"
+        );
         assert!(batch.prompts.iter().all(|prompt| !prompt.is_empty()));
         check_contents(batch, &no_drops, tokenizer);
         first_sample += batch.ids.len() as u64;
@@ -275,11 +409,18 @@ fn test_pass_weighs_every_sample_once_on_any_number_of_ranks() {
         let mut counted: Vec<MicroBatch> = Vec::new();
         for rank in 0..ranks {
             let pass = test_batches(from_ref(&source), 4, SEED, RankOf { rank, ranks }).unwrap();
-            assert_eq!((pass.num_samples(), pass.len()), (12, whole.len().div_ceil(ranks)));
+            assert_eq!(
+                (pass.num_samples(), pass.len()),
+                (12, whole.len().div_ceil(ranks))
+            );
             let batches: Vec<MicroBatch> = pass.map(Result::unwrap).collect();
             assert_eq!(batches.len(), whole.len().div_ceil(ranks));
             assert!(batches.iter().all(|batch| !batch.ids.is_empty()));
-            counted.extend(batches.into_iter().filter(|batch| batch.weights.iter().all(|&weight| weight == 1.0)));
+            counted.extend(
+                batches
+                    .into_iter()
+                    .filter(|batch| batch.weights.iter().all(|&weight| weight == 1.0)),
+            );
         }
         counted.sort_by_key(|batch| batch.slot);
         assert_eq!(counted, whole, "{ranks} ranks");
@@ -292,7 +433,9 @@ fn test_pass_weighs_every_sample_once_on_any_number_of_ranks() {
 fn a_test_split_of_2048_samples_over_300_buckets_is_counted_once() {
     let root = tempfile::tempdir().unwrap();
     let rows = |at: u32| if at < 248 { 7 } else { 6 };
-    let buckets: Vec<_> = (0..300).map(|at| (8 + at % 20 * 8, 8 + at / 20 * 8, 0, rows(at))).collect();
+    let buckets: Vec<_> = (0..300)
+        .map(|at| (8 + at % 20 * 8, 8 + at / 20 * 8, 0, rows(at)))
+        .collect();
     pack(root.path(), &buckets, 0, "a");
     let source = [source(root.path())];
     for ranks in [1, 3] {
@@ -302,9 +445,16 @@ fn a_test_split_of_2048_samples_over_300_buckets_is_counted_once() {
             assert_eq!(pass.num_samples(), 2048);
             let batches: Vec<MicroBatch> = pass.map(Result::unwrap).collect();
             calls.insert(batches.len());
-            let samples = batches.iter().flat_map(|batch| batch.ids.iter().zip(&batch.weights));
+            let samples = batches
+                .iter()
+                .flat_map(|batch| batch.ids.iter().zip(&batch.weights));
             let counted = samples.filter(|(_, weight)| **weight > 0.0);
-            assert!(counted.into_iter().all(|(id, weight)| *weight == 1.0 && seen.insert(*id)), "{ranks} ranks");
+            assert!(
+                counted
+                    .into_iter()
+                    .all(|(id, weight)| *weight == 1.0 && seen.insert(*id)),
+                "{ranks} ranks"
+            );
         }
         assert_eq!((seen.len(), calls.len()), (2048, 1), "{ranks} ranks");
     }
@@ -315,6 +465,11 @@ fn a_data_set_without_a_test_split_makes_no_calls() {
     let root = tempfile::tempdir().unwrap();
     pack(root.path(), &[(24, 16, 3, 0)], 0, "a");
     let source = [source(root.path())];
-    assert_eq!(test_batches(&source, 4, SEED, RankOf { rank: 1, ranks: 2 }).unwrap().count(), 0);
+    assert_eq!(
+        test_batches(&source, 4, SEED, RankOf { rank: 1, ranks: 2 })
+            .unwrap()
+            .count(),
+        0
+    );
     assert!(test_batches(&source, 0, SEED, RankOf::ONLY).is_err());
 }

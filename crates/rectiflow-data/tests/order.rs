@@ -21,8 +21,17 @@ use rectiflow_data::{
 /// Buckets in objects of up to 500 rows, in runs of four blocks. Each object but the last ends with
 /// a short block.
 fn shape(rows: &[u64], amount: Amount) -> DataShape {
-    let buckets = (0..).zip(rows).map(|(bucket, &rows)| BucketRows { bucket, rows, run_ends: run_ends(rows, 500) });
-    DataShape { identity: "identity".into(), text: "text".into(), amount, buckets: buckets.collect() }
+    let buckets = (0..).zip(rows).map(|(bucket, &rows)| BucketRows {
+        bucket,
+        rows,
+        run_ends: run_ends(rows, 500),
+    });
+    DataShape {
+        identity: "identity".into(),
+        text: "text".into(),
+        amount,
+        buckets: buckets.collect(),
+    }
 }
 
 fn run_ends(rows: u64, object_rows: u64) -> Vec<u32> {
@@ -30,13 +39,22 @@ fn run_ends(rows: u64, object_rows: u64) -> Vec<u32> {
     let objects = (0..rows.min(1 << 20)).step_by(object_rows as usize);
     let runs = objects.flat_map(|first| {
         let end = rows.min(first + object_rows);
-        (first..end).step_by(128).map(move |run| (run + 128).min(end) as u32)
+        (first..end)
+            .step_by(128)
+            .map(move |run| (run + 128).min(end) as u32)
     });
     runs.collect()
 }
 
 fn settings(micro_batch: usize, micro_batches: usize) -> OrderSettings {
-    OrderSettings { seed: 3, micro_batch, micro_batches, lanes: None, mode: Mode::Local, window_samples: 64 }
+    OrderSettings {
+        seed: 3,
+        micro_batch,
+        micro_batches,
+        lanes: None,
+        mode: Mode::Local,
+        window_samples: 64,
+    }
 }
 
 fn order(data: &[DataShape], settings: OrderSettings) -> Arc<Order> {
@@ -44,33 +62,56 @@ fn order(data: &[DataShape], settings: OrderSettings) -> Arc<Order> {
 }
 
 fn single(rows: &[u64], micro_batch: usize, micro_batches: usize) -> Arc<Order> {
-    order(&[shape(rows, Amount::Repeats(1.0))], settings(micro_batch, micro_batches))
+    order(
+        &[shape(rows, Amount::Repeats(1.0))],
+        settings(micro_batch, micro_batches),
+    )
 }
 
 /// The same in `window` mode, in objects of whole blocks except a bucket's last object.
 fn windowed(rows: &[u64], micro_batch: usize, micro_batches: usize) -> Arc<Order> {
     let mut data = shape(rows, Amount::Repeats(1.0));
-    data.buckets.iter_mut().for_each(|bucket| bucket.run_ends = run_ends(bucket.rows, 512));
-    let settings = OrderSettings { window_samples: 256, ..window_mode(micro_batch, micro_batches) };
+    data.buckets
+        .iter_mut()
+        .for_each(|bucket| bucket.run_ends = run_ends(bucket.rows, 512));
+    let settings = OrderSettings {
+        window_samples: 256,
+        ..window_mode(micro_batch, micro_batches)
+    };
     order(&[data], settings)
 }
 
 /// The same in `owned` mode.
 fn owned(rows: &[u64], micro_batch: usize, micro_batches: usize) -> Arc<Order> {
     let mut data = shape(rows, Amount::Repeats(1.0));
-    data.buckets.iter_mut().for_each(|bucket| bucket.run_ends = run_ends(bucket.rows, 512));
-    let settings = OrderSettings { mode: Mode::Owned, window_samples: 256, ..settings(micro_batch, micro_batches) };
+    data.buckets
+        .iter_mut()
+        .for_each(|bucket| bucket.run_ends = run_ends(bucket.rows, 512));
+    let settings = OrderSettings {
+        mode: Mode::Owned,
+        window_samples: 256,
+        ..settings(micro_batch, micro_batches)
+    };
     order(&[data], settings)
 }
 
 fn window_mode(micro_batch: usize, micro_batches: usize) -> OrderSettings {
-    OrderSettings { mode: Mode::Window, ..settings(micro_batch, micro_batches) }
+    OrderSettings {
+        mode: Mode::Window,
+        ..settings(micro_batch, micro_batches)
+    }
 }
 
 /// Chunk counts as a function of (sample, pass), like those of drawn prompts.
 fn count_by(salt: u64) -> impl Fn(&Stream, &RowRef) -> u8 {
     move |stream, place| {
-        let words = [salt, u64::from(stream.data), u64::from(stream.bucket), u64::from(place.row), place.pass];
+        let words = [
+            salt,
+            u64::from(stream.data),
+            u64::from(stream.bucket),
+            u64::from(place.row),
+            place.pass,
+        ];
         1 + (key_u64(0, Purpose::Prompt, &words) % 3) as u8
     }
 }
@@ -93,18 +134,33 @@ struct Walk {
 impl Walk {
     fn new(order: &Arc<Order>) -> Self {
         let (steps, windows) = (Steps::new(order.clone()), Windows::new(order.clone()));
-        Self { order: order.clone(), steps, windows, salt: 0 }
+        Self {
+            order: order.clone(),
+            steps,
+            windows,
+            salt: 0,
+        }
     }
 
     fn step(&mut self, step: u64, slots: &[u32]) -> Vec<Batch> {
         let plan = self.steps.plan(step);
-        let wanted = plan.slots.into_iter().filter(|slot| slots.contains(&slot.slot));
-        wanted.map(|slot| Batch { places: self.resolve(&slot), slot }).collect()
+        let wanted = plan
+            .slots
+            .into_iter()
+            .filter(|slot| slots.contains(&slot.slot));
+        wanted
+            .map(|slot| Batch {
+                places: self.resolve(&slot),
+                slot,
+            })
+            .collect()
     }
 
     fn resolve(&mut self, slot: &Slot) -> Vec<RowRef> {
         let count = count_by(self.salt);
-        let counts = |stream: &Stream, places: &[RowRef]| Ok(places.iter().map(|place| count(stream, place)).collect());
+        let counts = |stream: &Stream, places: &[RowRef]| {
+            Ok(places.iter().map(|place| count(stream, place)).collect())
+        };
         self.windows.samples(slot, counts).unwrap()
     }
 
@@ -144,7 +200,10 @@ fn check_counts(order: &Arc<Order>, num_epochs: u64) {
     // A bucket's rows; in `owned` mode it is several streams.
     let mut buckets = HashMap::<_, (u64, Stream)>::new();
     for facts in order.streams() {
-        buckets.entry((facts.data, facts.bucket)).or_insert((0, *facts)).0 += facts.rows;
+        buckets
+            .entry((facts.data, facts.bucket))
+            .or_insert((0, *facts))
+            .0 += facts.rows;
     }
     for batch in &batches {
         let Stream { data, bucket, .. } = order.streams()[batch.slot.stream as usize];
@@ -160,15 +219,30 @@ fn check_counts(order: &Arc<Order>, num_epochs: u64) {
                 let expected = num_epochs as f64 * facts.repeats_millionths as f64 / 1e6;
                 let slack = if expected.fract() == 0.0 { 1.0 } else { 2.0 };
                 let off = (seen as f64 - expected).abs();
-                assert!(off <= slack, "{facts:?} row {row}: {seen} times in {num_epochs} epochs");
+                assert!(
+                    off <= slack,
+                    "{facts:?} row {row}: {seen} times in {num_epochs} epochs"
+                );
                 // A bucket smaller than a micro-batch delivers each sample exactly once per pass.
-                assert!(*rows > u64::from(facts.size) || expected.fract() > 0.0 || off == 0.0, "{facts:?}");
+                assert!(
+                    *rows > u64::from(facts.size) || expected.fract() > 0.0 || off == 0.0,
+                    "{facts:?}"
+                );
             }
         }
     }
 }
 
-const AWKWARD: [&[u64]; 8] = [&[1], &[2], &[15], &[16], &[17], &[1000], &[1, 2, 15, 16, 17, 1000], &[1, 1, 1]];
+const AWKWARD: [&[u64]; 8] = [
+    &[1],
+    &[2],
+    &[15],
+    &[16],
+    &[17],
+    &[1000],
+    &[1, 2, 15, 16, 17, 1000],
+    &[1, 1, 1],
+];
 
 #[test]
 fn counts_hold_for_awkward_buckets() {
@@ -191,9 +265,19 @@ fn an_epoch_gives_the_micro_batches_of_the_formula() {
         assert_eq!(streams[2].before_epoch(epoch), epoch);
     }
     let of_epoch = |epoch| order.epoch_start(epoch + 1) - order.epoch_start(epoch);
-    for batch in [0, 1, of_epoch(0) - 1, of_epoch(0), order.epoch_start(9), order.epoch_start(1_000_000)] {
+    for batch in [
+        0,
+        1,
+        of_epoch(0) - 1,
+        of_epoch(0),
+        order.epoch_start(9),
+        order.epoch_start(1_000_000),
+    ] {
         let epoch = order.epoch_of(batch);
-        assert!(order.epoch_start(epoch) <= batch && batch < order.epoch_start(epoch + 1), "{batch}");
+        assert!(
+            order.epoch_start(epoch) <= batch && batch < order.epoch_start(epoch + 1),
+            "{batch}"
+        );
     }
 }
 
@@ -207,16 +291,32 @@ fn counts_hold_for_each_of_several_data_sets() {
     ];
     check_counts(&order(&data, settings(16, 4)), 6);
     check_counts(&order(&data, window_mode(16, 4)), 6);
-    check_counts(&order(&data, OrderSettings { mode: Mode::Owned, ..window_mode(16, 4) }), 6);
-    let shares = [shape(&[100, 20], Amount::Share(0.75)), shape(&[360], Amount::Share(0.25))];
+    check_counts(
+        &order(
+            &data,
+            OrderSettings {
+                mode: Mode::Owned,
+                ..window_mode(16, 4)
+            },
+        ),
+        6,
+    );
+    let shares = [
+        shape(&[100, 20], Amount::Share(0.75)),
+        shape(&[360], Amount::Share(0.25)),
+    ];
     let order = order(&shares, settings(8, 4));
     check_counts(&order, 6);
     // 480 samples per epoch, 360 of them from the first data set.
     let mut samples = [0u64; 2];
     for batch in epochs(&order, 20) {
-        samples[order.streams()[batch.slot.stream as usize].data as usize] += batch.places.len() as u64;
+        samples[order.streams()[batch.slot.stream as usize].data as usize] +=
+            batch.places.len() as u64;
     }
-    assert!(samples[0].abs_diff(20 * 360) <= 16 && samples[1].abs_diff(20 * 120) <= 16, "{samples:?}");
+    assert!(
+        samples[0].abs_diff(20 * 360) <= 16 && samples[1].abs_diff(20 * 120) <= 16,
+        "{samples:?}"
+    );
 }
 
 #[test]
@@ -227,12 +327,17 @@ fn text_changes_neither_the_number_of_micro_batches_nor_what_a_window_holds() {
     let mut windows = [HashMap::<_, Vec<_>>::new(), HashMap::new()];
     for step in 0..30 {
         let (a, b) = (one.whole_step(step), other.whole_step(step));
-        assert_eq!(a.iter().map(|x| x.slot).collect::<Vec<_>>(), b.iter().map(|x| x.slot).collect::<Vec<_>>());
+        assert_eq!(
+            a.iter().map(|x| x.slot).collect::<Vec<_>>(),
+            b.iter().map(|x| x.slot).collect::<Vec<_>>()
+        );
         for (held, batches) in windows.iter_mut().zip([a, b]) {
             for batch in batches {
                 let window = batch.slot.index / order.streams()[batch.slot.stream as usize].window;
                 let rows = batch.places.iter().map(|place| (place.pass, place.row));
-                held.entry((batch.slot.stream, window)).or_default().extend(rows);
+                held.entry((batch.slot.stream, window))
+                    .or_default()
+                    .extend(rows);
             }
         }
     }
@@ -241,7 +346,9 @@ fn text_changes_neither_the_number_of_micro_batches_nor_what_a_window_holds() {
             let facts = order.streams()[*stream as usize];
             rows.len() as u64 == facts.window * u64::from(facts.size)
         });
-        whole.map(|(key, mut rows)| (rows.sort_unstable(), (key, rows)).1).collect::<HashMap<_, _>>()
+        whole
+            .map(|(key, mut rows)| (rows.sort_unstable(), (key, rows)).1)
+            .collect::<HashMap<_, _>>()
     });
     assert!(one.len() > 20);
     assert_eq!(one, other);
@@ -255,9 +362,15 @@ fn at_most_two_micro_batches_of_a_window_are_mixed() {
     let mut num_pure = 0;
     for batch in epochs(&order, 4) {
         let facts = &order.streams()[batch.slot.stream as usize];
-        let counts: HashSet<u8> = batch.places.iter().map(|place| count(facts, place)).collect();
+        let counts: HashSet<u8> = batch
+            .places
+            .iter()
+            .map(|place| count(facts, place))
+            .collect();
         if counts.len() > 1 {
-            *mixed.entry((batch.slot.stream, batch.slot.index / facts.window)).or_insert(0) += 1;
+            *mixed
+                .entry((batch.slot.stream, batch.slot.index / facts.window))
+                .or_insert(0) += 1;
         } else {
             num_pure += 1;
         }
@@ -272,7 +385,10 @@ fn a_window_spans_at_most_two_passes_and_no_more_than_a_pass() {
         let order = single(&[rows], 16, 1);
         let stream = order.streams()[0];
         let samples = stream.window * 16;
-        assert!(samples <= rows.min(64) && samples + 16 > rows.min(64), "{stream:?}");
+        assert!(
+            samples <= rows.min(64) && samples + 16 > rows.min(64),
+            "{stream:?}"
+        );
     }
 }
 
@@ -282,26 +398,45 @@ fn each_pass_is_a_fresh_permutation() {
     let mut windows = HashMap::<_, Vec<u32>>::new();
     for batch in epochs(&order, 3) {
         let rows = batch.places.iter().map(|place| place.row);
-        windows.entry((batch.slot.stream, batch.slot.index / 4)).or_default().extend(rows);
+        windows
+            .entry((batch.slot.stream, batch.slot.index / 4))
+            .or_default()
+            .extend(rows);
     }
     // 16 windows per pass: no two hold the same rows, in any pass and any bucket.
-    let distinct: HashSet<Vec<u32>> = windows.into_values().map(|mut rows| (rows.sort_unstable(), rows).1).collect();
+    let distinct: HashSet<Vec<u32>> = windows
+        .into_values()
+        .map(|mut rows| (rows.sort_unstable(), rows).1)
+        .collect();
     assert_eq!(distinct.len(), 2 * 3 * 16);
 }
 
 #[test]
 fn ranks_are_disjoint_and_together_run_the_same_steps() {
     let sizes = [1, 2, 15, 16, 17, 1000];
-    for order in [single(&sizes, 16, 8), windowed(&sizes, 16, 8), owned(&sizes, 16, 8)] {
+    for order in [
+        single(&sizes, 16, 8),
+        windowed(&sizes, 16, 8),
+        owned(&sizes, 16, 8),
+    ] {
         for step in [0, 1, 7, 8, 9, 50] {
             let whole = Walk::new(&order).whole_step(step);
             let num_samples = Steps::new(order.clone()).plan(step).num_samples;
-            assert_eq!(whole.iter().map(|batch| batch.places.len() as u64).sum::<u64>(), num_samples);
+            assert_eq!(
+                whole
+                    .iter()
+                    .map(|batch| batch.places.len() as u64)
+                    .sum::<u64>(),
+                num_samples
+            );
             for ranks in [1, 2, 3, 4, 8] {
                 let mut together = Vec::new();
                 for rank in 0..ranks {
                     let slots = order.slots_of(RankOf { rank, ranks }).unwrap();
-                    assert!(slots.iter().all(|slot| *slot as usize % ranks == rank), "as many lanes as slots");
+                    assert!(
+                        slots.iter().all(|slot| *slot as usize % ranks == rank),
+                        "as many lanes as slots"
+                    );
                     together.extend(Walk::new(&order).step(step, &slots));
                 }
                 together.sort_by_key(|batch| batch.slot.slot);
@@ -326,54 +461,154 @@ fn first_samples_number_the_samples_of_a_step() {
 
 #[test]
 fn seeking_equals_continuing() {
-    let orders = AWKWARD.iter().flat_map(|rows| [single(rows, 16, 3), windowed(rows, 16, 3), owned(rows, 16, 3)]);
+    let orders = AWKWARD.iter().flat_map(|rows| {
+        [
+            single(rows, 16, 3),
+            windowed(rows, 16, 3),
+            owned(rows, 16, 3),
+        ]
+    });
     for order in orders {
         let mut walk = Walk::new(&order);
         let straight: Vec<_> = (0..60).map(|step| walk.whole_step(step)).collect();
         for step in [0, 1, 2, 30, 59] {
-            assert_eq!(Walk::new(&order).whole_step(step), straight[step as usize], "{order:?}, step {step}");
+            assert_eq!(
+                Walk::new(&order).whole_step(step),
+                straight[step as usize],
+                "{order:?}, step {step}"
+            );
         }
         // Backwards, with the state of the later steps.
         assert_eq!(walk.whole_step(7), straight[7]);
     }
     // A distant step costs no more than a near one.
-    assert_eq!(Steps::new(single(&[1000], 16, 8)).plan(1 << 40).step, 1 << 40);
+    assert_eq!(
+        Steps::new(single(&[1000], 16, 8)).plan(1 << 40).step,
+        1 << 40
+    );
 }
 
 #[test]
 fn lanes_default_to_a_divisor_and_bound_the_ranks() {
-    for (micro_batches, lanes) in [(1, 1), (8, 8), (64, 64), (96, 48), (100, 50), (127, 1), (256, 64)] {
+    for (micro_batches, lanes) in [
+        (1, 1),
+        (8, 8),
+        (64, 64),
+        (96, 48),
+        (100, 50),
+        (127, 1),
+        (256, 64),
+    ] {
         assert_eq!(single(&[100], 4, micro_batches).lanes(), lanes);
     }
-    let with = |lanes| Order::new(&[shape(&[9], Amount::Repeats(1.0))], OrderSettings { lanes, ..settings(4, 12) });
-    assert!(with(Some(5)).unwrap_err().to_string().contains("divisor of micro_batches = 12"));
+    let with = |lanes| {
+        Order::new(
+            &[shape(&[9], Amount::Repeats(1.0))],
+            OrderSettings {
+                lanes,
+                ..settings(4, 12)
+            },
+        )
+    };
+    assert!(
+        with(Some(5))
+            .unwrap_err()
+            .to_string()
+            .contains("divisor of micro_batches = 12")
+    );
     assert!(with(Some(0)).is_err());
     let order = with(Some(4)).unwrap();
-    let slots: Vec<_> = (0..3).map(|rank| order.slots_of(RankOf { rank, ranks: 3 }).unwrap()).collect();
-    assert_eq!(slots, [vec![0, 3, 4, 7, 8, 11], vec![1, 5, 9], vec![2, 6, 10]]);
-    assert_eq!([1, 2, 3, 4].map(|ranks| order.idle_share(ranks)), [0.0, 0.0, 1.0 - 4.0 / 6.0, 0.0]);
-    let refused = |ranks| order.slots_of(RankOf { rank: 0, ranks }).unwrap_err().to_string();
-    assert!(refused(5).contains("5 ranks cannot share 4 lanes; set lanes = 6"), "{}", refused(5));
+    let slots: Vec<_> = (0..3)
+        .map(|rank| order.slots_of(RankOf { rank, ranks: 3 }).unwrap())
+        .collect();
+    assert_eq!(
+        slots,
+        [vec![0, 3, 4, 7, 8, 11], vec![1, 5, 9], vec![2, 6, 10]]
+    );
+    assert_eq!(
+        [1, 2, 3, 4].map(|ranks| order.idle_share(ranks)),
+        [0.0, 0.0, 1.0 - 4.0 / 6.0, 0.0]
+    );
+    let refused = |ranks| {
+        order
+            .slots_of(RankOf { rank: 0, ranks })
+            .unwrap_err()
+            .to_string()
+    };
+    assert!(
+        refused(5).contains("5 ranks cannot share 4 lanes; set lanes = 6"),
+        "{}",
+        refused(5)
+    );
     assert!(refused(13).contains("raise them to 13"), "{}", refused(13));
     assert!(order.slots_of(RankOf { rank: 2, ranks: 2 }).is_err());
 }
 
 #[test]
 fn hash_depends_on_every_ingredient() {
-    let base = [shape(&[100, 7], Amount::Repeats(1.0)), shape(&[50], Amount::Repeats(1.0))];
+    let base = [
+        shape(&[100, 7], Amount::Repeats(1.0)),
+        shape(&[50], Amount::Repeats(1.0)),
+    ];
     let hash = |data: &[DataShape], settings| Order::new(data, settings).unwrap().hash().to_owned();
     let first = hash(&base, settings(8, 4));
     assert_eq!(first, hash(&base, settings(8, 4)));
-    assert_eq!(first, hash(&base, OrderSettings { lanes: Some(4), ..settings(8, 4) }), "the default, written out");
+    assert_eq!(
+        first,
+        hash(
+            &base,
+            OrderSettings {
+                lanes: Some(4),
+                ..settings(8, 4)
+            }
+        ),
+        "the default, written out"
+    );
     let mut hashes = HashSet::from([first]);
     let mut differs = |what, hash: String| assert!(hashes.insert(hash), "{what}");
-    differs("seed", hash(&base, OrderSettings { seed: 4, ..settings(8, 4) }));
+    differs(
+        "seed",
+        hash(
+            &base,
+            OrderSettings {
+                seed: 4,
+                ..settings(8, 4)
+            },
+        ),
+    );
     differs("b", hash(&base, settings(9, 4)));
     differs("A", hash(&base, settings(8, 8)));
-    differs("L", hash(&base, OrderSettings { lanes: Some(2), ..settings(8, 4) }));
+    differs(
+        "L",
+        hash(
+            &base,
+            OrderSettings {
+                lanes: Some(2),
+                ..settings(8, 4)
+            },
+        ),
+    );
     differs("mode", hash(&base, window_mode(8, 4)));
-    differs("mode", hash(&base, OrderSettings { mode: Mode::Owned, ..window_mode(8, 4) }));
-    differs("S", hash(&base, OrderSettings { window_samples: 63, ..settings(8, 4) }));
+    differs(
+        "mode",
+        hash(
+            &base,
+            OrderSettings {
+                mode: Mode::Owned,
+                ..window_mode(8, 4)
+            },
+        ),
+    );
+    differs(
+        "S",
+        hash(
+            &base,
+            OrderSettings {
+                window_samples: 63,
+                ..settings(8, 4)
+            },
+        ),
+    );
     let mut with = |what, change: fn(&mut [DataShape; 2])| {
         let mut data = base.clone();
         change(&mut data);
@@ -389,7 +624,8 @@ fn hash_depends_on_every_ingredient() {
 
 #[test]
 fn impossible_settings_are_refused_by_name() {
-    let refused = |data: &[DataShape], settings| Order::new(data, settings).unwrap_err().to_string();
+    let refused =
+        |data: &[DataShape], settings| Order::new(data, settings).unwrap_err().to_string();
     let one = |amount| [shape(&[100], amount)];
     let repeats = Amount::Repeats(1.0);
     assert!(refused(&[], settings(8, 4)).starts_with("data: "));
@@ -397,17 +633,33 @@ fn impossible_settings_are_refused_by_name() {
     assert!(refused(&one(repeats), settings(0, 4)).starts_with("micro_batch: "));
     assert!(refused(&one(repeats), settings(8, 0)).starts_with("micro_batches: "));
     assert!(
-        refused(&one(repeats), OrderSettings { window_samples: 0, ..settings(8, 4) }).starts_with("window_samples")
+        refused(
+            &one(repeats),
+            OrderSettings {
+                window_samples: 0,
+                ..settings(8, 4)
+            }
+        )
+        .starts_with("window_samples")
     );
     for wrong in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e-9] {
-        assert!(refused(&one(Amount::Repeats(wrong)), settings(8, 4)).starts_with("data[0].repeats: "), "{wrong}");
+        assert!(
+            refused(&one(Amount::Repeats(wrong)), settings(8, 4)).starts_with("data[0].repeats: "),
+            "{wrong}"
+        );
     }
-    for (first, second) in [(Amount::Share(0.5), Amount::Share(0.4)), (Amount::Share(0.5), repeats)] {
+    for (first, second) in [
+        (Amount::Share(0.5), Amount::Share(0.4)),
+        (Amount::Share(0.5), repeats),
+    ] {
         let data = [shape(&[10], first), shape(&[10], second)];
         assert!(refused(&data, settings(8, 4)).starts_with("data.share: "));
     }
     assert!(refused(&[shape(&[1 << 33], repeats)], settings(8, 4)).contains("bucket 0"));
-    assert!(matches!(Order::new(&[], settings(8, 4)), Err(Error::Invalid { .. })));
+    assert!(matches!(
+        Order::new(&[], settings(8, 4)),
+        Err(Error::Invalid { .. })
+    ));
 }
 
 #[test]
@@ -415,7 +667,14 @@ fn all_micro_batches_of_a_window_are_run_by_one_lane() {
     let order = windowed(&[5000, 700, 17, 3], 16, 8);
     let mut lanes = HashMap::new();
     for batch in epochs(&order, 3) {
-        let Slot { stream, window_first, window_len, index, slot, .. } = batch.slot;
+        let Slot {
+            stream,
+            window_first,
+            window_len,
+            index,
+            slot,
+            ..
+        } = batch.slot;
         assert!((window_first..window_first + u64::from(window_len)).contains(&index));
         let lane = slot as usize % order.lanes();
         assert_eq!(*lanes.entry((stream, window_first)).or_insert(lane), lane);
@@ -423,7 +682,9 @@ fn all_micro_batches_of_a_window_are_run_by_one_lane() {
     // A lane never has more than two windows open.
     let mut open: HashMap<usize, HashMap<(u32, u64), u32>> = HashMap::new();
     for batch in epochs(&order, 2) {
-        let windows = open.entry(batch.slot.slot as usize % order.lanes()).or_default();
+        let windows = open
+            .entry(batch.slot.slot as usize % order.lanes())
+            .or_default();
         let key = (batch.slot.stream, batch.slot.window_first);
         *windows.entry(key).or_insert(batch.slot.window_len) -= 1;
         windows.retain(|_, left| *left > 0);
@@ -457,7 +718,10 @@ fn every_block_is_read_once_an_epoch() {
         let delivered: usize = of_epoch.iter().map(|batch| batch.places.len()).sum();
         let counted = rows_read(&order, of_epoch) as f64 / delivered as f64;
         let expected = amplification(&order, epoch);
-        assert!((counted - expected).abs() < 1e-9, "counted {counted}, expected {expected}");
+        assert!(
+            (counted - expected).abs() < 1e-9,
+            "counted {counted}, expected {expected}"
+        );
         assert!((1.0..=1.01).contains(&counted), "epoch {epoch}: {counted}");
     }
     // Buckets that are small compared with a window per lane are read more often, and
@@ -470,16 +734,28 @@ fn every_block_is_read_once_an_epoch() {
 #[test]
 fn samples_of_a_run_meet_as_often_as_by_chance() {
     let order = windowed(&[61_440], 16, 8);
-    let whole = epochs(&order, 4).into_iter().filter(|batch| batch.slot.window_len == 16);
+    let whole = epochs(&order, 4)
+        .into_iter()
+        .filter(|batch| batch.slot.window_len == 16);
     let (mut mates, mut samples) = (0, 0);
     for batch in whole {
         let run = |place: &RowRef| place.row / 128;
-        let mates_of = |place: &RowRef| batch.places.iter().filter(|other| run(other) == run(place)).count() - 1;
+        let mates_of = |place: &RowRef| {
+            batch
+                .places
+                .iter()
+                .filter(|other| run(other) == run(place))
+                .count()
+                - 1
+        };
         mates += batch.places.iter().map(mates_of).sum::<usize>();
         samples += batch.places.len();
     }
     let (found, expected) = (mates as f64 / samples as f64, 127.0 * 15.0 / 255.0);
-    assert!(samples > 100_000 && (found / expected - 1.0).abs() < 0.02, "{found}, expected {expected}");
+    assert!(
+        samples > 100_000 && (found / expected - 1.0).abs() < 0.02,
+        "{found}, expected {expected}"
+    );
 }
 
 /// In `owned` mode the same lane delivers a sample of a share in each pass, shares are equal, and
@@ -496,16 +772,33 @@ fn shares_stay_with_their_lanes_and_are_fully_shuffled() {
         if let Some(owner) = facts.lane {
             shared += batch.places.len();
             assert_eq!(owner, lane);
-            assert!(batch.places.iter().all(|place| *lanes.entry((facts.bucket, place.row)).or_insert(lane) == lane));
+            assert!(
+                batch
+                    .places
+                    .iter()
+                    .all(|place| *lanes.entry((facts.bucket, place.row)).or_insert(lane) == lane)
+            );
         }
     }
     // 9000 = 8 * 1120 + 40 and 700 = 8 * 64 + 188, so all but 228 samples of these two buckets (248
     // with the small ones) are in shares.
-    assert_eq!((lanes.len(), shared), (9000 + 700 - 40 - 188, 4 * (9000 + 700 - 40 - 188)));
+    assert_eq!(
+        (lanes.len(), shared),
+        (9000 + 700 - 40 - 188, 4 * (9000 + 700 - 40 - 188))
+    );
     let blocks = |epoch: u64| {
-        let of_share = batches[order.epoch_start(epoch) as usize..order.epoch_start(epoch + 1) as usize].iter();
-        let of_share = of_share.filter(|batch| order.streams()[batch.slot.stream as usize].rows == 1120);
-        let in_batch = of_share.map(|batch| batch.places.iter().map(|place| place.row / 32).collect::<HashSet<_>>());
+        let of_share = batches
+            [order.epoch_start(epoch) as usize..order.epoch_start(epoch + 1) as usize]
+            .iter();
+        let of_share =
+            of_share.filter(|batch| order.streams()[batch.slot.stream as usize].rows == 1120);
+        let in_batch = of_share.map(|batch| {
+            batch
+                .places
+                .iter()
+                .map(|place| place.row / 32)
+                .collect::<HashSet<_>>()
+        });
         let counts: Vec<usize> = in_batch.map(|blocks| blocks.len()).collect();
         counts.iter().sum::<usize>() as f64 / counts.len() as f64
     };
@@ -514,12 +807,23 @@ fn shares_stay_with_their_lanes_and_are_fully_shuffled() {
     let expected = 35.0 * (1.0 - (34.0f64 / 35.0).powi(16));
     assert!(blocks(0) < 7.2, "{}", blocks(0));
     for epoch in 1..4 {
-        assert!((blocks(epoch) / expected - 1.0).abs() < 0.03, "epoch {epoch}: {}, {expected}", blocks(epoch));
+        assert!(
+            (blocks(epoch) / expected - 1.0).abs() < 0.03,
+            "epoch {epoch}: {}, {expected}",
+            blocks(epoch)
+        );
     }
     // After the first epoch only the remainders are fetched.
-    assert!((0.99..1.1).contains(&amplification(&order, 0)), "{}", amplification(&order, 0));
+    assert!(
+        (0.99..1.1).contains(&amplification(&order, 0)),
+        "{}",
+        amplification(&order, 0)
+    );
     let later = amplification(&order, 1);
-    assert!((248.0 / 9720.0..2.0 * 248.0 / 9720.0).contains(&later), "{later}");
+    assert!(
+        (248.0 / 9720.0..2.0 * 248.0 / 9720.0).contains(&later),
+        "{later}"
+    );
 }
 
 #[test]
@@ -543,10 +847,27 @@ fn the_first_windows_are_small_and_grow() {
     let order = windowed(&[60_000, 30_000], 16, 8);
     let batches = epochs(&order, 1);
     let window = |batch: &Batch| batch.slot.window_len;
-    assert!(batches[..8].iter().all(|batch| window(batch) == 2), "32 samples are one block");
-    assert!(batches[2000..].iter().filter(|batch| window(batch) == 16).count() > 2500);
-    let rows: HashSet<_> = batches[..16].iter().flat_map(|batch| &batch.places).map(|place| place.row / 32).collect();
-    assert!(rows.len() <= 16, "the first two steps need {} blocks", rows.len());
+    assert!(
+        batches[..8].iter().all(|batch| window(batch) == 2),
+        "32 samples are one block"
+    );
+    assert!(
+        batches[2000..]
+            .iter()
+            .filter(|batch| window(batch) == 16)
+            .count()
+            > 2500
+    );
+    let rows: HashSet<_> = batches[..16]
+        .iter()
+        .flat_map(|batch| &batch.places)
+        .map(|place| place.row / 32)
+        .collect();
+    assert!(
+        rows.len() <= 16,
+        "the first two steps need {} blocks",
+        rows.len()
+    );
 }
 
 #[test]
@@ -555,8 +876,16 @@ fn modes_are_known_by_their_names() {
     for mode in [Mode::Local, Mode::Window, Mode::Owned, Mode::Auto] {
         assert_eq!(parse(&mode.to_string()).unwrap(), mode);
     }
-    assert!(parse("loca").unwrap_err().to_string().contains("expected mode \"auto\""));
-    let auto = OrderSettings { mode: Mode::Auto, ..settings(8, 4) };
+    assert!(
+        parse("loca")
+            .unwrap_err()
+            .to_string()
+            .contains("expected mode \"auto\"")
+    );
+    let auto = OrderSettings {
+        mode: Mode::Auto,
+        ..settings(8, 4)
+    };
     let error = Order::new(&[shape(&[9], Amount::Repeats(1.0))], auto).unwrap_err();
     assert!(error.to_string().starts_with("mode: "), "{error}");
 }
@@ -575,9 +904,18 @@ fn first_slots_are_frozen() {
         let mut walk = Walk::new(&order);
         let found: Vec<(u32, u64, Vec<u32>)> = (0..2)
             .flat_map(|step| walk.whole_step(step))
-            .map(|batch| (batch.slot.stream, batch.slot.index, batch.places.iter().map(|place| place.row).collect()))
+            .map(|batch| {
+                (
+                    batch.slot.stream,
+                    batch.slot.index,
+                    batch.places.iter().map(|place| place.row).collect(),
+                )
+            })
             .collect();
-        assert_eq!(found, expected.map(|(stream, index, rows)| (stream, index, rows.to_vec())));
+        assert_eq!(
+            found,
+            expected.map(|(stream, index, rows)| (stream, index, rows.to_vec()))
+        );
     }
 }
 const FROZEN: [(u32, u64, &[u32]); 8] = [

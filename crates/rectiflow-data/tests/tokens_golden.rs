@@ -9,7 +9,9 @@ const GOLDEN: &[u8] = include_bytes!("golden/tokens.jsonl.gz");
 #[test]
 fn ids_are_those_of_the_fast_tokenizer() {
     let mut text = String::new();
-    flate2::read::GzDecoder::new(GOLDEN).read_to_string(&mut text).unwrap();
+    flate2::read::GzDecoder::new(GOLDEN)
+        .read_to_string(&mut text)
+        .unwrap();
     let tokenizer = Tokenizer::new();
     let mut num_captions = 0;
     // Not lines(): captions hold U+0085 and U+2028 unescaped, but no bare line feed.

@@ -95,7 +95,9 @@ fn write_model(arguments: &Arguments) -> Result<usize> {
     for component in Component::ALL {
         let config = match &arguments.configs {
             Some(model) => read_object(&folder::find(component, model)?.join("config.json"))?,
-            None => sdxl_configs().remove(&component).expect("there is one for every component"),
+            None => sdxl_configs()
+                .remove(&component)
+                .expect("there is one for every component"),
         };
         let folder = out.join(component.folder());
         create(&folder)?;
@@ -112,7 +114,10 @@ fn write_model(arguments: &Arguments) -> Result<usize> {
         "use_flow_sigmas": true,
         "flow_shift": SampleSettings::default().shift,
     });
-    write_bytes(&folder.join("scheduler_config.json"), scheduler.to_string().as_bytes())?;
+    write_bytes(
+        &folder.join("scheduler_config.json"),
+        scheduler.to_string().as_bytes(),
+    )?;
     Ok(num_parameters)
 }
 
@@ -125,8 +130,12 @@ fn shapes(component: Component, config: Map<String, Value>) -> Result<Parameters
     let (weights, what) = (Weights::shapes_only(), component.folder());
     let parameters = match component {
         Component::UNet => UNet::new(UNetConfig::from_json(config, what)?, weights)?.parameters,
-        Component::ClipL => ClipText::new(ClipConfig::from_json(config, false, what)?, weights)?.parameters,
-        Component::ClipG => ClipText::new(ClipConfig::from_json(config, true, what)?, weights)?.parameters,
+        Component::ClipL => {
+            ClipText::new(ClipConfig::from_json(config, false, what)?, weights)?.parameters
+        }
+        Component::ClipG => {
+            ClipText::new(ClipConfig::from_json(config, true, what)?, weights)?.parameters
+        }
         Component::Vae => Vae::new(VaeConfig::from_json(config, what)?, weights)?.parameters,
     };
     Ok(parameters)
@@ -136,11 +145,21 @@ fn shapes(component: Component, config: Map<String, Value>) -> Result<Parameters
 fn write_component(shapes: &Parameters, path: &Path, kind: Kind) -> Result<usize> {
     let mut planned = Vec::new();
     for (name, tensor) in shapes.iter() {
-        planned.push(Planned { name: name.to_owned(), kind, shape: tensor.size() });
+        planned.push(Planned {
+            name: name.to_owned(),
+            kind,
+            shape: tensor.size(),
+        });
     }
-    let metadata = Metadata { entries: &[("format", "pt")], hash: None };
+    let metadata = Metadata {
+        entries: &[("format", "pt")],
+        hash: None,
+    };
     write_streamed(path, planned, metadata, &mut |name| {
-        let shape = shapes.get(name).expect("only planned tensors are requested").size();
+        let shape = shapes
+            .get(name)
+            .expect("only planned tensors are requested")
+            .size();
         let num_values = shape.iter().product::<i64>() as usize;
         let values = start(name, &shape).values(0, name, num_values);
         Ok(Tensor::from_slice(&values).reshape(&shape))

@@ -21,12 +21,21 @@ use crate::error::{Error, Result};
 /// # Errors
 /// [`Error::Io`], or the error of `write`; the old file is then unchanged, and no temporary file
 /// remains.
-pub fn write_atomically(path: &Path, write: impl FnOnce(&mut BufWriter<AtomicWriteFile>) -> Result<()>) -> Result<()> {
+pub fn write_atomically(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<AtomicWriteFile>) -> Result<()>,
+) -> Result<()> {
     // The new file has a new file's owner and permissions, even if it replaces another.
-    let file = OpenOptions::new().preserve_mode(false).preserve_owner(false).open(path).map_err(Error::io(path))?;
+    let file = OpenOptions::new()
+        .preserve_mode(false)
+        .preserve_owner(false)
+        .open(path)
+        .map_err(Error::io(path))?;
     let mut file = BufWriter::with_capacity(1 << 20, file);
     write(&mut file)?;
-    let file = file.into_inner().map_err(|error| Error::io(path)(error.into_error()))?;
+    let file = file
+        .into_inner()
+        .map_err(|error| Error::io(path)(error.into_error()))?;
     file.commit().map_err(Error::io(path))
 }
 
@@ -51,11 +60,17 @@ pub fn rename_folder(from: &Path, to: &Path) -> Result<()> {
 
 /// Flushes a folder to disk: a new name in it is durable only then.
 fn sync_folder(folder: &Path) -> Result<()> {
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::io(folder))
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(Error::io(folder))
 }
 
 fn sync_folder_of(path: &Path) -> Result<()> {
-    sync_folder(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+    sync_folder(
+        path.parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+            .unwrap_or(Path::new(".")),
+    )
 }
 
 #[cfg(test)]
@@ -69,7 +84,10 @@ mod tests {
         write_bytes(&path, b"old").unwrap();
         let fails = write_atomically(&path, |file| {
             file.write_all(b"new").unwrap();
-            Err(Error::Invalid { what: "x".into(), reason: "y".into() })
+            Err(Error::Invalid {
+                what: "x".into(),
+                reason: "y".into(),
+            })
         });
         assert!(fails.is_err());
         assert_eq!(fs::read(&path).unwrap(), b"old");

@@ -93,33 +93,55 @@ impl Error {
     }
 
     /// Returns an [`Error::Input`] for a tensor or value.
-    pub fn input(what: impl Into<String>, expected: impl Into<String>, found: impl Into<String>) -> Self {
-        Self::Input { what: what.into(), expected: expected.into(), found: found.into() }
+    pub fn input(
+        what: impl Into<String>,
+        expected: impl Into<String>,
+        found: impl Into<String>,
+    ) -> Self {
+        Self::Input {
+            what: what.into(),
+            expected: expected.into(),
+            found: found.into(),
+        }
     }
 
     /// Returns an [`Error::Invalid`] for a setting, with all its problems.
     pub fn invalid(what: impl Into<String>, problems: &[String]) -> Self {
-        Self::Invalid { what: what.into(), reason: problems.join("; ") }
+        Self::Invalid {
+            what: what.into(),
+            reason: problems.join("; "),
+        }
     }
 
     /// Returns an [`Error::Invalid`] for a name that is not one of `known`. It suggests the most
     /// similar known name.
     pub fn unknown_name(kind: &str, name: &str, known: &[&str]) -> Self {
-        let nearest = known.iter().min_by_key(|known| strsim::levenshtein(name, known));
+        let nearest = known
+            .iter()
+            .min_by_key(|known| strsim::levenshtein(name, known));
         // A name that shares less than half of its letters with every known one is no typing error.
-        let nearest = nearest.filter(|nearest| strsim::normalized_levenshtein(name, nearest) >= 0.5);
+        let nearest =
+            nearest.filter(|nearest| strsim::normalized_levenshtein(name, nearest) >= 0.5);
         let all = known.join(", ");
         let reason = match nearest {
             Some(nearest) => format!("unknown; did you mean {nearest}? All: {all}"),
             None => format!("unknown; one of {all}"),
         };
-        Self::Invalid { what: format!("{kind} {name:?}"), reason }
+        Self::Invalid {
+            what: format!("{kind} {name:?}"),
+            reason,
+        }
     }
 }
 
 /// libtorch's message without its C++ stack trace.
 fn first_line(error: &TchError) -> String {
-    error.to_string().lines().next().unwrap_or_default().to_owned()
+    error
+        .to_string()
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .to_owned()
 }
 
 /// Largest number of names of each kind in a message.
@@ -143,7 +165,10 @@ pub struct WeightProblems {
 impl WeightProblems {
     /// Returns true if there are no problems.
     pub fn is_empty(&self) -> bool {
-        self.missing.is_empty() && self.unexpected.is_empty() && self.misshapen.is_empty() && self.unusable.is_empty()
+        self.missing.is_empty()
+            && self.unexpected.is_empty()
+            && self.misshapen.is_empty()
+            && self.unusable.is_empty()
     }
 }
 
@@ -156,22 +181,44 @@ impl fmt::Display for WeightProblems {
             (0, [(name, reason)]) => return write!(f, "{}: tensor {name} {reason}", self.source),
             (0, [(name, reason), ..]) => {
                 let num = self.unusable.len();
-                return write!(f, "{}: {num} tensors cannot be used; the first, {name}, {reason}", self.source);
+                return write!(
+                    f,
+                    "{}: {num} tensors cannot be used; the first, {name}, {reason}",
+                    self.source
+                );
             }
             _ => {}
         }
-        write!(f, "{}: the tensors do not fit the model's configuration", self.source)?;
+        write!(
+            f,
+            "{}: the tensors do not fit the model's configuration",
+            self.source
+        )?;
         if of_other_shape + self.unusable.len() == 1 {
-            let missing = self.missing.iter().map(|(name, shape)| format!("{name} {shape:?} is missing"));
-            let unexpected =
-                self.unexpected.iter().map(|(name, shape)| format!("{name} {shape:?} is not part of the model"));
+            let missing = self
+                .missing
+                .iter()
+                .map(|(name, shape)| format!("{name} {shape:?} is missing"));
+            let unexpected = self
+                .unexpected
+                .iter()
+                .map(|(name, shape)| format!("{name} {shape:?} is not part of the model"));
             let misshapen = self.misshapen.iter().map(misshapen);
-            return missing.chain(unexpected).chain(misshapen).try_for_each(|problem| write!(f, ": {problem}"));
+            return missing
+                .chain(unexpected)
+                .chain(misshapen)
+                .try_for_each(|problem| write!(f, ": {problem}"));
         }
-        list(f, "missing", &self.missing, |(name, shape)| format!("{name} {shape:?}"))?;
-        list(f, "unexpected", &self.unexpected, |(name, shape)| format!("{name} {shape:?}"))?;
+        list(f, "missing", &self.missing, |(name, shape)| {
+            format!("{name} {shape:?}")
+        })?;
+        list(f, "unexpected", &self.unexpected, |(name, shape)| {
+            format!("{name} {shape:?}")
+        })?;
         list(f, "misshapen", &self.misshapen, misshapen)?;
-        list(f, "unusable", &self.unusable, |(name, reason)| format!("{name} {reason}"))
+        list(f, "unusable", &self.unusable, |(name, reason)| {
+            format!("{name} {reason}")
+        })
     }
 }
 
@@ -181,7 +228,12 @@ fn misshapen((name, expected, found): &(String, Vec<i64>, Vec<i64>)) -> String {
 
 impl std::error::Error for WeightProblems {}
 
-fn list<T>(f: &mut fmt::Formatter<'_>, title: &str, items: &[T], line: impl Fn(&T) -> String) -> fmt::Result {
+fn list<T>(
+    f: &mut fmt::Formatter<'_>,
+    title: &str,
+    items: &[T],
+    line: impl Fn(&T) -> String,
+) -> fmt::Result {
     if items.is_empty() {
         return Ok(());
     }
@@ -208,7 +260,12 @@ mod tests {
             ..WeightProblems::default()
         };
         let text = problems.to_string();
-        assert!(text.contains("25 missing") && text.contains("t19 [19, 2]") && text.contains("and 5 more"), "{text}");
+        assert!(
+            text.contains("25 missing")
+                && text.contains("t19 [19, 2]")
+                && text.contains("and 5 more"),
+            "{text}"
+        );
         assert!(!text.contains("t20 "), "{text}");
         assert!(text.contains("w: expected [1, 2], found [2, 1]"), "{text}");
         assert!(!text.contains("unexpected"), "{text}");
@@ -217,11 +274,31 @@ mod tests {
     #[test]
     fn one_problem_is_one_line() {
         let source = || "x.safetensors".to_owned();
-        let nan = || ("w".to_owned(), "holds values that are not finite (NaN or infinity)".to_owned());
-        let one = WeightProblems { source: source(), unusable: vec![nan()], ..WeightProblems::default() };
-        assert_eq!(one.to_string(), "x.safetensors: tensor w holds values that are not finite (NaN or infinity)");
-        let two = WeightProblems { source: source(), unusable: vec![nan(), nan()], ..WeightProblems::default() };
-        assert!(two.to_string().starts_with("x.safetensors: 2 tensors cannot be used; the first, w, holds"), "{two}");
+        let nan = || {
+            (
+                "w".to_owned(),
+                "holds values that are not finite (NaN or infinity)".to_owned(),
+            )
+        };
+        let one = WeightProblems {
+            source: source(),
+            unusable: vec![nan()],
+            ..WeightProblems::default()
+        };
+        assert_eq!(
+            one.to_string(),
+            "x.safetensors: tensor w holds values that are not finite (NaN or infinity)"
+        );
+        let two = WeightProblems {
+            source: source(),
+            unusable: vec![nan(), nan()],
+            ..WeightProblems::default()
+        };
+        assert!(
+            two.to_string()
+                .starts_with("x.safetensors: 2 tensors cannot be used; the first, w, holds"),
+            "{two}"
+        );
         let shape = WeightProblems {
             source: source(),
             misshapen: vec![("w".into(), vec![4], vec![9])],

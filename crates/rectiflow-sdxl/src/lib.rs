@@ -51,7 +51,8 @@ pub use files::{bundle, export, export::model_spec, folder, model};
 pub use flow::discrete;
 pub use nets::{attention, clip, cond, unet, vae};
 pub use sample::{
-    brownian, denoise, guidance, infotext, noise, sampler, schedule, solvers, stochastic, unipc, workflow,
+    brownian, denoise, guidance, infotext, noise, sampler, schedule, solvers, stochastic, unipc,
+    workflow,
 };
 pub use torch::{allocator, autograd, ffi, write};
 pub use weights::{component, init, keys, tensor_file};

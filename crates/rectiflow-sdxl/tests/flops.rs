@@ -21,11 +21,14 @@ fn cases(of: &str) -> Vec<Value> {
 
 fn config(case: &Value) -> std::path::PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    root.join(case["config"].as_str().unwrap()).join("config.json")
+    root.join(case["config"].as_str().unwrap())
+        .join("config.json")
 }
 
 fn number(case: &Value, key: &str) -> i64 {
-    case[key].as_i64().unwrap_or_else(|| panic!("{key} in {case}"))
+    case[key]
+        .as_i64()
+        .unwrap_or_else(|| panic!("{key} in {case}"))
 }
 
 fn size(case: &Value) -> [i64; 2] {
@@ -34,7 +37,11 @@ fn size(case: &Value) -> [i64; 2] {
 
 fn flops(counted: &Value) -> Flops {
     let of = |kind: &str| counted[kind].as_u64().unwrap();
-    Flops { convolutions: of("convolutions"), products: of("products"), attention: of("attention") }
+    Flops {
+        convolutions: of("convolutions"),
+        products: of("products"),
+        attention: of("attention"),
+    }
 }
 
 #[test]
@@ -52,13 +59,19 @@ fn the_unet_is_counted_as_pytorch_counts_it() {
 fn not_needed(config: &UNetConfig, size: [i64; 2], num_tokens: i64) -> Flops {
     let [h, w] = size;
     let added = config.pooled_dim + NUM_TIME_IDS * config.addition_time_embed_dim;
-    let of_text = unet_blocks(config, size).into_iter().map(|block| match block.kind {
-        BlockKind::Layer { channels, context_dim } => block.repeats as i64 * 2 * num_tokens * channels * context_dim,
-        _ => 0,
-    });
+    let of_text = unet_blocks(config, size)
+        .into_iter()
+        .map(|block| match block.kind {
+            BlockKind::Layer {
+                channels,
+                context_dim,
+            } => block.repeats as i64 * 2 * num_tokens * channels * context_dim,
+            _ => 0,
+        });
     Flops {
         convolutions: (2 * 9 * config.in_channels * config.down[0].channels * h * w) as u64,
-        products: (2 * (config.down[0].channels + added) * config.time_embed_dim + 2 * of_text.sum::<i64>()) as u64,
+        products: (2 * (config.down[0].channels + added) * config.time_embed_dim
+            + 2 * of_text.sum::<i64>()) as u64,
         attention: 0,
     }
 }
@@ -67,9 +80,20 @@ fn not_needed(config: &UNetConfig, size: [i64; 2], num_tokens: i64) -> Flops {
 fn a_backward_pass_is_two_forward_passes_but_for_what_nothing_asks_for() {
     for case in cases("unet") {
         let config = UNetConfig::read(&config(&case)).unwrap();
-        let (batch, size, tokens) = (number(&case, "batch") as u64, size(&case), number(&case, "tokens"));
-        let (forward, backward) = (unet(&config, size, tokens) * batch, flops(&case["backward"]));
-        assert_eq!(backward + not_needed(&config, size, tokens) * batch, forward * 2, "{case}");
+        let (batch, size, tokens) = (
+            number(&case, "batch") as u64,
+            size(&case),
+            number(&case, "tokens"),
+        );
+        let (forward, backward) = (
+            unet(&config, size, tokens) * batch,
+            flops(&case["backward"]),
+        );
+        assert_eq!(
+            backward + not_needed(&config, size, tokens) * batch,
+            forward * 2,
+            "{case}"
+        );
     }
     // At SDXL's size that is 0.3% of a training step; with 231 tokens 0.8%.
     let golden = &cases("unet")[0];
@@ -85,11 +109,21 @@ fn text_encoders_are_counted_as_pytorch_counts_them() {
         let path = config(&case);
         let config = ClipConfig::read(&path, false).unwrap();
         let (batch, tokens) = (number(&case, "batch") as u64, number(&case, "tokens"));
-        assert_eq!(text_encoder(&config, tokens, true) * batch, flops(&case["forward"]), "{case}");
+        assert_eq!(
+            text_encoder(&config, tokens, true) * batch,
+            flops(&case["forward"]),
+            "{case}"
+        );
         let layers = config.num_hidden_layers as u64;
-        let projection = config.projection_dim.map_or(0, |dim| 2 * (config.hidden_size * dim) as u64);
+        let projection = config
+            .projection_dim
+            .map_or(0, |dim| 2 * (config.hidden_size * dim) as u64);
         let all = text_encoder(&config, tokens, true).total() - projection;
-        assert_eq!(text_encoder(&config, tokens, false).total() * layers, all * (layers - 1), "one layer less");
+        assert_eq!(
+            text_encoder(&config, tokens, false).total() * layers,
+            all * (layers - 1),
+            "one layer less"
+        );
     }
 }
 
@@ -98,9 +132,17 @@ fn the_autoencoder_is_counted_as_pytorch_counts_it() {
     for case in cases("vae") {
         let config = VaeConfig::read(&config(&case)).unwrap();
         let (batch, size) = (number(&case, "batch") as u64, size(&case));
-        assert_eq!(vae_encoder(&config, size) * batch, flops(&case["encode"]), "{case}");
+        assert_eq!(
+            vae_encoder(&config, size) * batch,
+            flops(&case["encode"]),
+            "{case}"
+        );
         let latents = size.map(|n| n / i64::from(config.down_factor()));
-        assert_eq!(vae_decoder(&config, latents) * batch, flops(&case["decode"]), "{case}");
+        assert_eq!(
+            vae_decoder(&config, latents) * batch,
+            flops(&case["decode"]),
+            "{case}"
+        );
     }
 }
 

@@ -24,7 +24,9 @@ fn golden(name: &str) -> PathBuf {
     // The models are tiny: two threads would only wait for each other, for minutes if tests run in
     // parallel.
     tch::set_num_threads(1);
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden")
+        .join(name)
 }
 
 fn cases(name: &str) -> TensorFile {
@@ -34,14 +36,20 @@ fn cases(name: &str) -> TensorFile {
 /// |ours - reference| / |reference|
 fn relative_error(ours: &Tensor, reference: &Tensor) -> f64 {
     assert_eq!(ours.size(), reference.size());
-    let (ours, reference) = (ours.detach().to_kind(Kind::Double), reference.to_kind(Kind::Double));
+    let (ours, reference) = (
+        ours.detach().to_kind(Kind::Double),
+        reference.to_kind(Kind::Double),
+    );
     (&ours - &reference).norm().double_value(&[]) / reference.norm().double_value(&[])
 }
 
 #[track_caller]
 fn agrees(what: &str, ours: &Tensor, reference: &Tensor) {
     let error = relative_error(ours, reference);
-    assert!(error <= MAX_OUTPUT_ERROR, "{what}: relative L2 error {error:.2e}");
+    assert!(
+        error <= MAX_OUTPUT_ERROR,
+        "{what}: relative L2 error {error:.2e}"
+    );
 }
 
 /// The tensors of one UNet case.
@@ -88,7 +96,11 @@ fn unet_outputs_equal_diffusers() {
         for i in 0..4 {
             let case = UNetCase::read(&file, i);
             let ours = tch::no_grad(|| unet.forward(&case.input())).unwrap();
-            agrees(&format!("{name} case {i}"), &ours, &file.tensor(&format!("{i}.out")).unwrap());
+            agrees(
+                &format!("{name} case {i}"),
+                &ours,
+                &file.tensor(&format!("{i}.out")).unwrap(),
+            );
         }
     }
 }
@@ -109,11 +121,23 @@ fn perturbed_attention_equals_diffusers() {
     };
     let file = TensorFile::open(&golden("unet").join("perturbed.safetensors")).unwrap();
     let elsewhere = [UNetPart::Down(2), UNetPart::Up(1)];
-    for (name, parts) in [("mid", &[UNetPart::Mid][..]), ("down.2 and up.1", &elsewhere)] {
-        let perturbation = Perturbation { parts, first_row: 2 };
-        let ours = tch::no_grad(|| unet.forward_perturbed(&case.input(), Some(perturbation))).unwrap();
+    for (name, parts) in [
+        ("mid", &[UNetPart::Mid][..]),
+        ("down.2 and up.1", &elsewhere),
+    ] {
+        let perturbation = Perturbation {
+            parts,
+            first_row: 2,
+        };
+        let ours =
+            tch::no_grad(|| unet.forward_perturbed(&case.input(), Some(perturbation))).unwrap();
         let theirs = file.tensor(name).unwrap();
-        for (half, what) in ours.chunk(2, 0).iter().zip(theirs.chunk(2, 0)).zip(["plain", "perturbed"]) {
+        for (half, what) in ours
+            .chunk(2, 0)
+            .iter()
+            .zip(theirs.chunk(2, 0))
+            .zip(["plain", "perturbed"])
+        {
             agrees(&format!("{name}, {what}"), half.0, &half.1);
         }
     }
@@ -126,12 +150,16 @@ fn unet_gradients_equal_diffusers() {
         unet.parameters.set_requires_grad(true);
         let file = cases(name);
         let out = unet.forward(&UNetCase::read(&file, 1).input()).unwrap();
-        out.mse_loss(&file.tensor("1.target").unwrap(), tch::Reduction::Mean).backward();
+        out.mse_loss(&file.tensor("1.target").unwrap(), tch::Reduction::Mean)
+            .backward();
         let gradients = TensorFile::open(&golden(name).join("gradients.safetensors")).unwrap();
         assert_eq!(gradients.names().count(), unet.parameters.len());
         for (parameter, tensor) in unet.parameters.iter() {
             let error = relative_error(&tensor.grad(), &gradients.tensor(parameter).unwrap());
-            assert!(error <= MAX_GRADIENT_ERROR, "{name} {parameter}: relative L2 error {error:.2e}");
+            assert!(
+                error <= MAX_GRADIENT_ERROR,
+                "{name} {parameter}: relative L2 error {error:.2e}"
+            );
         }
     }
 }
@@ -143,9 +171,21 @@ fn text_encoders_equal_transformers() {
         let file = cases(name);
         let ids = file.tensor("input_ids").unwrap();
         let ours = tch::no_grad(|| clip.forward(&ids)).unwrap();
-        agrees(&format!("{name} hidden"), &ours.hidden, &file.tensor("hidden").unwrap());
-        agrees(&format!("{name} pooled"), &ours.pooled, &file.tensor("pooled").unwrap());
-        assert!(tch::no_grad(|| clip.hidden(&ids)).unwrap().equal(&ours.hidden));
+        agrees(
+            &format!("{name} hidden"),
+            &ours.hidden,
+            &file.tensor("hidden").unwrap(),
+        );
+        agrees(
+            &format!("{name} pooled"),
+            &ours.pooled,
+            &file.tensor("pooled").unwrap(),
+        );
+        assert!(
+            tch::no_grad(|| clip.hidden(&ids))
+                .unwrap()
+                .equal(&ours.hidden)
+        );
     }
 }
 
@@ -170,29 +210,95 @@ fn vae_equals_diffusers_both_ways() {
 fn forward_passes_read_and_write_the_documented_names() {
     let folder = tempfile::tempdir().unwrap();
     let (input, output) = (folder.path().join("in"), folder.path().join("out"));
-    let unet_names = ["sample", "timestep", "encoder_hidden_states", "text_embeds", "time_ids"];
+    let unet_names = [
+        "sample",
+        "timestep",
+        "encoder_hidden_states",
+        "text_embeds",
+        "time_ids",
+    ];
     type Case<'a> = (Pass, &'a str, &'a [&'a str], &'a [(&'a str, &'a str)]);
     let passes: [Case<'_>; 5] = [
         (Pass::UNet, "unet", &unet_names, &[("sample", "out")]),
-        (Pass::ClipL, "clip-l", &["input_ids"], &[("hidden", "hidden"), ("pooled", "pooled")]),
-        (Pass::ClipG, "clip-g", &["input_ids"], &[("hidden", "hidden"), ("pooled", "pooled")]),
-        (Pass::VaeEncode, "vae", &["pixels"], &[("mean", "mean"), ("logvar", "logvar")]),
-        (Pass::VaeDecode, "vae", &["latents"], &[("pixels", "decoded")]),
+        (
+            Pass::ClipL,
+            "clip-l",
+            &["input_ids"],
+            &[("hidden", "hidden"), ("pooled", "pooled")],
+        ),
+        (
+            Pass::ClipG,
+            "clip-g",
+            &["input_ids"],
+            &[("hidden", "hidden"), ("pooled", "pooled")],
+        ),
+        (
+            Pass::VaeEncode,
+            "vae",
+            &["pixels"],
+            &[("mean", "mean"), ("logvar", "logvar")],
+        ),
+        (
+            Pass::VaeDecode,
+            "vae",
+            &["latents"],
+            &[("pixels", "decoded")],
+        ),
     ];
     for (pass, name, inputs, outputs) in passes {
         let file = cases(name);
-        let key = |key: &str| if name.starts_with("clip") { key.to_owned() } else { format!("0.{key}") };
-        let tensors: Vec<_> = inputs.iter().map(|name| (*name, file.tensor(&key(name)).unwrap())).collect();
-        write_tensors(&input, tensors.iter().map(|(name, tensor)| (*name, tensor)), None, &[]).unwrap();
-        let written = forward(pass, &golden(name), &input, &output, &OpenOptions::default()).unwrap();
+        let key = |key: &str| {
+            if name.starts_with("clip") {
+                key.to_owned()
+            } else {
+                format!("0.{key}")
+            }
+        };
+        let tensors: Vec<_> = inputs
+            .iter()
+            .map(|name| (*name, file.tensor(&key(name)).unwrap()))
+            .collect();
+        write_tensors(
+            &input,
+            tensors.iter().map(|(name, tensor)| (*name, tensor)),
+            None,
+            &[],
+        )
+        .unwrap();
+        let written = forward(
+            pass,
+            &golden(name),
+            &input,
+            &output,
+            &OpenOptions::default(),
+        )
+        .unwrap();
         assert_eq!(written.len(), outputs.len());
         let result = TensorFile::open(&output).unwrap();
         for (name, reference) in outputs {
-            agrees(&format!("{pass:?} {name}"), &result.tensor(name).unwrap(), &file.tensor(&key(reference)).unwrap());
+            agrees(
+                &format!("{pass:?} {name}"),
+                &result.tensor(name).unwrap(),
+                &file.tensor(&key(reference)).unwrap(),
+            );
         }
         let missing = &tensors[1..];
-        write_tensors(&input, missing.iter().map(|(name, tensor)| (*name, tensor)), None, &[]).unwrap();
-        let error = forward(pass, &golden(name), &input, &output, &OpenOptions::default()).unwrap_err().to_string();
+        write_tensors(
+            &input,
+            missing.iter().map(|(name, tensor)| (*name, tensor)),
+            None,
+            &[],
+        )
+        .unwrap();
+        let error = forward(
+            pass,
+            &golden(name),
+            &input,
+            &output,
+            &OpenOptions::default(),
+        )
+        .unwrap_err()
+        .to_string();
         assert!(error.contains(inputs[0]), "{error}");
     }
 }

@@ -53,7 +53,11 @@ fn gradients_are_the_same_bit_for_bit() {
             names.push(name.to_owned());
             true
         });
-        assert_eq!(names.len(), 34, "17 residual blocks and 17 transformer blocks: {names:?}");
+        assert_eq!(
+            names.len(),
+            34,
+            "17 residual blocks and 17 transformer blocks: {names:?}"
+        );
         let some = passes(masked, |name| name.contains("resnets.1"));
         for (kept, others) in kept.iter().zip(recomputed.iter().zip(&some)) {
             assert!(kept.equal(others.0) && kept.equal(others.1));
@@ -65,13 +69,32 @@ fn gradients_are_the_same_bit_for_bit() {
 fn gradients_are_the_same_with_the_blocks_that_a_budget_picks() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/unet/config.json");
     let config = UNetConfig::read(&golden).unwrap();
-    let parts = parts(&config, Load { batch: 2, height: 16, width: 16, tokens: 154, bytes: 4, fused: true });
-    let peak = |names: &std::collections::BTreeSet<String>| peak_bytes(&parts, 4, |part| names.contains(&part.name));
+    let parts = parts(
+        &config,
+        Load {
+            batch: 2,
+            height: 16,
+            width: 16,
+            tokens: 154,
+            bytes: 4,
+            fused: true,
+        },
+    );
+    let peak = |names: &std::collections::BTreeSet<String>| {
+        peak_bytes(&parts, 4, |part| names.contains(&part.name))
+    };
     let (all, none) = (choose(&parts, |_| false), choose(&parts, |_| true));
     let room = (peak(&all) + peak(&none)) / 2;
     let names = choose(&parts, |names| peak(names) <= room);
-    assert!(peak(&names) <= room && !names.is_empty() && names.len() < all.len(), "{names:?}");
+    assert!(
+        peak(&names) <= room && !names.is_empty() && names.len() < all.len(),
+        "{names:?}"
+    );
     let kept = passes(false, |_| false);
     let recomputed = passes(false, |name| names.contains(name));
-    assert!(kept.iter().zip(&recomputed).all(|(kept, recomputed)| kept.equal(recomputed)));
+    assert!(
+        kept.iter()
+            .zip(&recomputed)
+            .all(|(kept, recomputed)| kept.equal(recomputed))
+    );
 }

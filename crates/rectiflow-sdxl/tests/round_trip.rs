@@ -39,27 +39,34 @@ struct Sizes {
 }
 
 fn sizes() -> impl Strategy<Value = Sizes> {
-    let unet = (prop::collection::vec((any::<bool>(), 1..3usize), 1..4), 1..3usize);
+    let unet = (
+        prop::collection::vec((any::<bool>(), 1..3usize), 1..4),
+        1..3usize,
+    );
     let clip = ([2..4usize, 2..4usize], 1..4i64);
     let vae = (1..4usize, 1..3usize, any::<bool>(), any::<bool>());
-    (any::<u64>(), unet, clip, vae).prop_map(|(seed, (levels, unet_blocks), (clip_layers, projection), vae)| Sizes {
-        seed,
-        levels,
-        unet_blocks,
-        clip_layers,
-        projection: 4 * projection,
-        vae_levels: vae.0,
-        vae_blocks: vae.1,
-        vae_attends: vae.2,
-        quant_conv: vae.3,
-    })
+    (any::<u64>(), unet, clip, vae).prop_map(
+        |(seed, (levels, unet_blocks), (clip_layers, projection), vae)| Sizes {
+            seed,
+            levels,
+            unet_blocks,
+            clip_layers,
+            projection: 4 * projection,
+            vae_levels: vae.0,
+            vae_blocks: vae.1,
+            vae_attends: vae.2,
+            quant_conv: vae.3,
+        },
+    )
 }
 
 impl Sizes {
     fn config(&self, component: Component) -> Map<String, Value> {
         let widths = |n: usize| (1..=n).map(|i| 4 * i).collect::<Vec<_>>();
         let num_levels = self.levels.len();
-        let block = |attends: bool, way: &str| format!("{}{way}Block2D", if attends { "CrossAttn" } else { "" });
+        let block = |attends: bool, way: &str| {
+            format!("{}{way}Block2D", if attends { "CrossAttn" } else { "" })
+        };
         let clip = |layers: usize, width: i64| {
             json!({"hidden_size": width, "intermediate_size": 6, "num_attention_heads": 2, "num_hidden_layers": layers,
                 "vocab_size": 11, "max_position_embeddings": 5, "projection_dim": self.projection})
@@ -88,22 +95,39 @@ impl Sizes {
     }
 
     fn parameters(&self, component: Component) -> Parameters {
-        let (config, weights) = (self.config(component), Weights::random(self.seed, Kind::Float, Device::Cpu));
+        let (config, weights) = (
+            self.config(component),
+            Weights::random(self.seed, Kind::Float, Device::Cpu),
+        );
         match component {
-            Component::UNet => UNet::new(UNetConfig::from_json(config, "unet").unwrap(), weights).unwrap().parameters,
+            Component::UNet => {
+                UNet::new(UNetConfig::from_json(config, "unet").unwrap(), weights)
+                    .unwrap()
+                    .parameters
+            }
             Component::ClipL => {
-                ClipText::new(ClipConfig::from_json(config, false, "l").unwrap(), weights).unwrap().parameters
+                ClipText::new(ClipConfig::from_json(config, false, "l").unwrap(), weights)
+                    .unwrap()
+                    .parameters
             }
             Component::ClipG => {
-                ClipText::new(ClipConfig::from_json(config, true, "g").unwrap(), weights).unwrap().parameters
+                ClipText::new(ClipConfig::from_json(config, true, "g").unwrap(), weights)
+                    .unwrap()
+                    .parameters
             }
-            Component::Vae => Vae::new(VaeConfig::from_json(config, "vae").unwrap(), weights).unwrap().parameters,
+            Component::Vae => {
+                Vae::new(VaeConfig::from_json(config, "vae").unwrap(), weights)
+                    .unwrap()
+                    .parameters
+            }
         }
     }
 
     /// Returns a dtype for each tensor. Projections that a single file stacks share one.
     fn kind(&self, name: &str) -> Kind {
-        let shared = ["q_proj", "k_proj", "v_proj"].iter().fold(name.to_owned(), |name, part| name.replace(part, "in"));
+        let shared = ["q_proj", "k_proj", "v_proj"]
+            .iter()
+            .fold(name.to_owned(), |name, part| name.replace(part, "in"));
         let draw = Init::Uniform { bound: 1.0 }.values(self.seed, &shared, 1)[0];
         [Kind::Half, Kind::BFloat16, Kind::Float][((draw + 1.0) * 1.49) as usize]
     }
@@ -112,12 +136,24 @@ impl Sizes {
         for component in Component::ALL {
             let folder = folder.join(component.folder());
             fs::create_dir_all(&folder).unwrap();
-            fs::write(folder.join("config.json"), Value::Object(self.config(component)).to_string()).unwrap();
+            fs::write(
+                folder.join("config.json"),
+                Value::Object(self.config(component)).to_string(),
+            )
+            .unwrap();
             let parameters = self.parameters(component);
-            let tensors: Vec<(&str, Tensor)> =
-                parameters.iter().map(|(name, tensor)| (name, tensor.to_kind(self.kind(name)))).collect();
+            let tensors: Vec<(&str, Tensor)> = parameters
+                .iter()
+                .map(|(name, tensor)| (name, tensor.to_kind(self.kind(name))))
+                .collect();
             let path = folder.join(component.weights_name());
-            write_tensors(&path, tensors.iter().map(|(name, tensor)| (*name, tensor)), None, &[]).unwrap();
+            write_tensors(
+                &path,
+                tensors.iter().map(|(name, tensor)| (*name, tensor)),
+                None,
+                &[],
+            )
+            .unwrap();
         }
     }
 }
@@ -128,9 +164,18 @@ type Tensors = BTreeMap<String, (Option<Kind>, Vec<i64>, Vec<u8>)>;
 fn tensors(folder: &Path) -> Tensors {
     let mut tensors = Tensors::new();
     for component in Component::ALL {
-        let file = TensorFile::open(&folder.join(component.folder()).join(component.weights_name())).unwrap();
+        let file = TensorFile::open(
+            &folder
+                .join(component.folder())
+                .join(component.weights_name()),
+        )
+        .unwrap();
         for name in file.names() {
-            let tensor = (file.kind(name), file.shape(name).unwrap().to_vec(), file.bytes(name).unwrap().to_vec());
+            let tensor = (
+                file.kind(name),
+                file.shape(name).unwrap().to_vec(),
+                file.bytes(name).unwrap().to_vec(),
+            );
             tensors.insert(format!("{}/{name}", component.folder()), tensor);
         }
     }
@@ -138,7 +183,11 @@ fn tensors(folder: &Path) -> Tensors {
 }
 
 fn open(folder: &Path) -> Bundle<'static> {
-    Bundle::open_folders(|component| folder.join(component.folder()), Some(Parameterization::Flow)).unwrap()
+    Bundle::open_folders(
+        |component| folder.join(component.folder()),
+        Some(Parameterization::Flow),
+    )
+    .unwrap()
 }
 
 proptest! {

@@ -5,7 +5,11 @@
 //! and standard deviation that every stochastic sampler must reproduce. So the order of each method
 //! is measured.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic, and print what it measured")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test may panic, and print what it measured"
+)]
 
 use std::collections::BTreeMap;
 
@@ -26,7 +30,13 @@ use tch::{Device, Kind, Tensor};
 
 const BOTH: [Parameterization; 2] = [Parameterization::Flow, Parameterization::Eps];
 /// The deterministic samplers.
-const STEADY: [Sampler; 5] = [Sampler::Euler, Sampler::Ddim, Sampler::Heun, Sampler::DpmPp2m, Sampler::UniPc];
+const STEADY: [Sampler; 5] = [
+    Sampler::Euler,
+    Sampler::Ddim,
+    Sampler::Heun,
+    Sampler::DpmPp2m,
+    Sampler::UniPc,
+];
 const STOCHASTIC: [Sampler; 2] = [Sampler::EulerAncestral, Sampler::DpmPp2mSde];
 
 #[derive(Deserialize)]
@@ -91,14 +101,37 @@ fn run(
     let levels = NoiseLevels::new(parameterization, 3.0).unwrap();
     let mut queue = noises.iter();
     let mut noise = |_: f64, _: f64| queue.next().expect("enough noise").shallow_clone();
-    let mut stochastic = Stochastic { parameterization, eta: 1.0, noise: &mut noise };
-    let (x, watch) = (x.shallow_clone(), &mut |_: rectiflow_sdxl::sample::Progress<'_>| ());
+    let mut stochastic = Stochastic {
+        parameterization,
+        eta: 1.0,
+        noise: &mut noise,
+    };
+    let (x, watch) = (
+        x.shallow_clone(),
+        &mut |_: rectiflow_sdxl::sample::Progress<'_>| (),
+    );
     match sampler {
-        Sampler::EulerAncestral => stochastic::euler_ancestral(denoise, x, sigmas, &mut stochastic, watch),
-        Sampler::DpmPp2mSde => {
-            stochastic::dpmpp_2m_sde(denoise, x, &levels.below_the_top(sigmas), &mut stochastic, watch)
+        Sampler::EulerAncestral => {
+            stochastic::euler_ancestral(denoise, x, sigmas, &mut stochastic, watch)
         }
-        _ => sampler.run(denoise, x, Course { sigmas, parameterization, levels: &levels, seed: 0 }, watch),
+        Sampler::DpmPp2mSde => stochastic::dpmpp_2m_sde(
+            denoise,
+            x,
+            &levels.below_the_top(sigmas),
+            &mut stochastic,
+            watch,
+        ),
+        _ => sampler.run(
+            denoise,
+            x,
+            Course {
+                sigmas,
+                parameterization,
+                levels: &levels,
+                seed: 0,
+            },
+            watch,
+        ),
     }
     .unwrap()
 }
@@ -110,13 +143,28 @@ fn every_sampler_ends_where_comfyui_does() {
     for case in golden.samplers {
         let tensor = |values: &[f64]| Tensor::from_slice(values).view([2, 1, 2, 2]);
         let noises: Vec<_> = case.noises.iter().map(|noise| tensor(noise)).collect();
-        let end =
-            run(case.sampler, case.parameterization, &tensor(&case.x), &case.sigmas, &mut golden_denoise, &noises);
+        let end = run(
+            case.sampler,
+            case.parameterization,
+            &tensor(&case.x),
+            &case.sigmas,
+            &mut golden_denoise,
+            &noises,
+        );
         let difference = largest(&(end - tensor(&case.end)));
         // The first level of a flow model is rounded to fp32 in dpmpp_2m_sde; nothing else is
         // rounded.
-        let tolerance = if case.sampler == Sampler::DpmPp2mSde { 1e-6 } else { 1e-10 };
-        assert!(difference < tolerance, "{} {}: {difference:e}", case.parameterization, case.sampler);
+        let tolerance = if case.sampler == Sampler::DpmPp2mSde {
+            1e-6
+        } else {
+            1e-10
+        };
+        assert!(
+            difference < tolerance,
+            "{} {}: {difference:e}",
+            case.parameterization,
+            case.sampler
+        );
     }
 }
 
@@ -127,8 +175,15 @@ fn rescaled_guidance_is_comfyuis() {
         let (cond, uncond) = (tensor(&case.cond), tensor(&case.uncond));
         let guided = &uncond + (&cond - &uncond) * case.cfg;
         let ours = rescaled(&tensor(&case.x), case.sigma, &cond, &guided, case.share);
-        assert!(largest(&(&ours - tensor(&case.denoised))) < 1e-10, "sigma {}", case.sigma);
-        assert!(largest(&(ours - guided)) > 0.1, "rescaling must change the result");
+        assert!(
+            largest(&(&ours - tensor(&case.denoised))) < 1e-10,
+            "sigma {}",
+            case.sigma
+        );
+        assert!(
+            largest(&(ours - guided)) > 0.1,
+            "rescaling must change the result"
+        );
     }
 }
 
@@ -136,12 +191,22 @@ fn rescaled_guidance_is_comfyuis() {
 fn brownian_noise_is_torchsdes() {
     for case in golden().brownian {
         let last = case.sigmas.len() - 1;
-        let path = BrownianPath::new(case.seed.parse().unwrap(), &case.shape, [case.sigmas[last], case.sigmas[0]]);
+        let path = BrownianPath::new(
+            case.seed.parse().unwrap(),
+            &case.shape,
+            [case.sigmas[last], case.sigmas[0]],
+        );
         for (pair, theirs) in case.sigmas.windows(2).zip(&case.noises) {
             let ours = path.noise(pair[0], pair[1]).flatten(0, -1);
             let difference = largest(&(ours - Tensor::from_slice(theirs)));
             // Both are sums of a dozen fp32 numbers.
-            assert!(difference < 2e-6, "seed {} from {} to {}: {difference:e}", case.seed, pair[0], pair[1]);
+            assert!(
+                difference < 2e-6,
+                "seed {} from {} to {}: {difference:e}",
+                case.seed,
+                pair[0],
+                pair[1]
+            );
         }
     }
 }
@@ -177,15 +242,29 @@ fn noise() -> Tensor {
 /// Returns levels between two inner ones, equally spaced in the logarithm, so that the error shows
 /// the order.
 fn smooth(parameterization: Parameterization, steps: usize) -> Vec<f64> {
-    let (from, to): (f64, f64) = if parameterization == Parameterization::Flow { (0.95, 0.05) } else { (10.0, 0.1) };
-    (0..=steps).map(|i| from * (to / from).powf(i as f64 / steps as f64)).collect()
+    let (from, to): (f64, f64) = if parameterization == Parameterization::Flow {
+        (0.95, 0.05)
+    } else {
+        (10.0, 0.1)
+    };
+    (0..=steps)
+        .map(|i| from * (to / from).powf(i as f64 / steps as f64))
+        .collect()
 }
 
 /// Returns the error of a sampler over [`smooth`] levels.
 fn error(sampler: Sampler, parameterization: Parameterization, steps: usize) -> f64 {
     let sigmas = smooth(parameterization, steps);
-    let x = noise() * spread(parameterization, sigmas[0]) + MEAN * signal(parameterization, sigmas[0]);
-    let mut end = run(sampler, parameterization, &x, &sigmas, &mut gaussian(parameterization), &[]);
+    let x =
+        noise() * spread(parameterization, sigmas[0]) + MEAN * signal(parameterization, sigmas[0]);
+    let mut end = run(
+        sampler,
+        parameterization,
+        &x,
+        &sigmas,
+        &mut gaussian(parameterization),
+        &[],
+    );
     if sampler == Sampler::UniPc && parameterization == Parameterization::Flow {
         end *= 1.0 - unipc::LAST_SIGMA; // undoes the scaling for a final sigma of 0
     }
@@ -197,14 +276,20 @@ fn each_method_has_its_order() {
     for parameterization in BOTH {
         for sampler in STEADY {
             let errors = [32, 64, 128, 256].map(|steps| error(sampler, parameterization, steps));
-            let orders: Vec<f64> = errors.windows(2).map(|pair| (pair[0] / pair[1]).log2()).collect();
+            let orders: Vec<f64> = errors
+                .windows(2)
+                .map(|pair| (pair[0] / pair[1]).log2())
+                .collect();
             println!("{parameterization} {sampler}: errors {errors:?}, orders {orders:.2?}");
             let expected = match sampler {
                 Sampler::Euler | Sampler::Ddim => 0.9..1.1,
                 _ => 1.85..2.15,
             };
             let order = orders.last().unwrap();
-            assert!(expected.contains(order), "{parameterization} {sampler}: {orders:?} from {errors:?}");
+            assert!(
+                expected.contains(order),
+                "{parameterization} {sampler}: {orders:?} from {errors:?}"
+            );
         }
     }
 }
@@ -212,14 +297,27 @@ fn each_method_has_its_order() {
 /// Returns the exact mean and standard deviation of a stochastic sampler's results from pure noise.
 /// On Gaussian data every operation is linear, so each noise is followed separately: row 0 has
 /// none, row 1 the initial noise, each further row the noise of one step.
-fn drawn(sampler: Sampler, model: Parameterization, form: Parameterization, sigmas: &[f64]) -> (f64, f64) {
+fn drawn(
+    sampler: Sampler,
+    model: Parameterization,
+    form: Parameterization,
+    sigmas: &[f64],
+) -> (f64, f64) {
     let rows = sigmas.len() as i64 + 1;
-    let unit = |row: i64| Tensor::eye(rows, (Kind::Double, Device::Cpu)).narrow(1, row, 1).view([rows, 1, 1, 1]);
+    let unit = |row: i64| {
+        Tensor::eye(rows, (Kind::Double, Device::Cpu))
+            .narrow(1, row, 1)
+            .view([rows, 1, 1, 1])
+    };
     let noises: Vec<Tensor> = (2..rows).map(unit).collect();
     let start = unit(1) * spread(model, sigmas[0]) + MEAN * signal(model, sigmas[0]);
     let end = run(sampler, form, &start, sigmas, &mut gaussian(model), &noises);
     let mean = end.double_value(&[0, 0, 0, 0]);
-    let deviation = (end.narrow(0, 1, rows - 1) - mean).square().sum(Kind::Double).double_value(&[]).sqrt();
+    let deviation = (end.narrow(0, 1, rows - 1) - mean)
+        .square()
+        .sum(Kind::Double)
+        .double_value(&[])
+        .sqrt();
     (mean, deviation)
 }
 
@@ -231,12 +329,23 @@ fn stochastic_samplers_draw_the_data_with_their_order() {
                 let sigmas = smooth(parameterization, steps);
                 let (mean, deviation) = drawn(sampler, parameterization, parameterization, &sigmas);
                 let signal = signal(parameterization, sigmas[steps]);
-                (mean - MEAN * signal).abs() + (deviation - spread(parameterization, sigmas[steps])).abs()
+                (mean - MEAN * signal).abs()
+                    + (deviation - spread(parameterization, sigmas[steps])).abs()
             });
-            let orders: Vec<f64> = errors.windows(2).map(|pair| (pair[0] / pair[1]).log2()).collect();
+            let orders: Vec<f64> = errors
+                .windows(2)
+                .map(|pair| (pair[0] / pair[1]).log2())
+                .collect();
             println!("{parameterization} {sampler}: errors {errors:?}, orders {orders:.2?}");
-            let expected = if sampler == Sampler::EulerAncestral { 0.8..1.2 } else { 1.6..2.4 };
-            assert!(expected.contains(&orders[2]), "{parameterization} {sampler}: {orders:?} from {errors:?}");
+            let expected = if sampler == Sampler::EulerAncestral {
+                0.8..1.2
+            } else {
+                1.6..2.4
+            };
+            assert!(
+                expected.contains(&orders[2]),
+                "{parameterization} {sampler}: {orders:?} from {errors:?}"
+            );
         }
     }
 }
@@ -245,24 +354,46 @@ fn stochastic_samplers_draw_the_data_with_their_order() {
 /// help.
 #[test]
 fn the_eps_form_of_a_stochastic_sampler_never_gets_to_a_flow_models_data() {
-    let uniform = |steps: usize| -> Vec<f64> { (0..=steps).map(|i| 1.0 - i as f64 / steps as f64).collect() };
+    let uniform =
+        |steps: usize| -> Vec<f64> { (0..=steps).map(|i| 1.0 - i as f64 / steps as f64).collect() };
     for (sampler, theirs) in golden().eps_form_on_flow {
         let with = |form, steps| drawn(sampler, Parameterization::Flow, form, &uniform(steps));
         let (_, deviation) = with(Parameterization::Eps, 64);
-        assert!((deviation - theirs).abs() < 1e-9, "{sampler}: {deviation}, k-diffusion {theirs}");
+        assert!(
+            (deviation - theirs).abs() < 1e-9,
+            "{sampler}: {deviation}, k-diffusion {theirs}"
+        );
         let (mean, deviation) = with(Parameterization::Eps, 400);
-        assert!(mean - MEAN > 0.4 && deviation - DEVIATION > 0.1, "{sampler}: {mean} and {deviation}");
+        assert!(
+            mean - MEAN > 0.4 && deviation - DEVIATION > 0.1,
+            "{sampler}: {mean} and {deviation}"
+        );
         let (mean, deviation) = with(Parameterization::Flow, 400);
-        assert!((mean - MEAN).abs() < 1e-3 && (deviation - DEVIATION).abs() < 0.01, "{sampler}: {mean}, {deviation}");
+        assert!(
+            (mean - MEAN).abs() < 1e-3 && (deviation - DEVIATION).abs() < 0.01,
+            "{sampler}: {mean}, {deviation}"
+        );
     }
 }
 
 /// Returns the error at sigma 0, from pure noise, under a schedule.
-fn whole_error(sampler: Sampler, parameterization: Parameterization, schedule: Schedule, steps: usize) -> f64 {
+fn whole_error(
+    sampler: Sampler,
+    parameterization: Parameterization,
+    schedule: Schedule,
+    steps: usize,
+) -> f64 {
     let levels = NoiseLevels::new(parameterization, 6.0).unwrap();
     let sigmas = sampler.sigmas(schedule, steps, &levels).unwrap();
     let x = noised_start(parameterization, &noise(), sigmas[0], levels.sigma_max());
-    let end = run(sampler, parameterization, &x, &sigmas, &mut gaussian(parameterization), &[]);
+    let end = run(
+        sampler,
+        parameterization,
+        &x,
+        &sigmas,
+        &mut gaussian(parameterization),
+        &[],
+    );
     largest(&(end - exact(parameterization, &x, sigmas[0], 0.0)))
 }
 
@@ -273,7 +404,10 @@ fn steady_samplers_come_to_the_data_from_pure_noise() {
             for (name, schedule) in Schedule::ALL {
                 let error = |steps| whole_error(sampler, parameterization, schedule, steps);
                 let (coarse, fine) = (error(10), error(200));
-                assert!(fine < 0.04 && fine < coarse, "{parameterization} {sampler} {name}: {coarse} then {fine}");
+                assert!(
+                    fine < 0.04 && fine < coarse,
+                    "{parameterization} {sampler} {name}: {coarse} then {fine}"
+                );
             }
         }
     }
@@ -288,11 +422,24 @@ fn dpmpp_2m_overshoots_where_a_schedule_ends_in_one_long_step() {
         let error = |sampler| whole_error(sampler, Parameterization::Flow, schedule, 28);
         error(Sampler::DpmPp2m) / error(Sampler::Euler)
     };
-    for schedule in [Schedule::Simple, Schedule::SgmUniform, Schedule::Beta, Schedule::Karras] {
-        assert!(compared(schedule) < 0.75, "{schedule}: {}", compared(schedule));
+    for schedule in [
+        Schedule::Simple,
+        Schedule::SgmUniform,
+        Schedule::Beta,
+        Schedule::Karras,
+    ] {
+        assert!(
+            compared(schedule) < 0.75,
+            "{schedule}: {}",
+            compared(schedule)
+        );
     }
     for schedule in [Schedule::Normal, Schedule::DdimUniform] {
-        assert!(compared(schedule) > 1.2, "{schedule}: {}", compared(schedule));
+        assert!(
+            compared(schedule) > 1.2,
+            "{schedule}: {}",
+            compared(schedule)
+        );
     }
 }
 
@@ -314,21 +461,34 @@ fn error_gain(sampler: Sampler, schedule: Schedule, steps: usize) -> f64 {
     let start = Tensor::full([rows, 1, 1, 1], 0.3, (Kind::Double, Device::Cpu));
     let end = run(sampler, flow, &start, &sigmas, &mut denoise, &[]);
     let without = run(sampler, flow, &start, &sigmas, &mut gaussian(flow), &[]);
-    (end - without).square().sum(Kind::Double).double_value(&[]).sqrt()
+    (end - without)
+        .square()
+        .sum(Kind::Double)
+        .double_value(&[])
+        .sqrt()
 }
 
 /// The second reason: the same long step amplifies a model's errors, since it extrapolates from two
 /// wrong predictions.
 #[test]
 fn a_models_errors_are_multiplied_where_a_schedule_ends_in_one_long_step() {
-    let to_euler = |sampler, schedule| error_gain(sampler, schedule, 28) / error_gain(Sampler::Euler, schedule, 28);
+    let to_euler = |sampler, schedule| {
+        error_gain(sampler, schedule, 28) / error_gain(Sampler::Euler, schedule, 28)
+    };
     for sampler in [Sampler::Heun, Sampler::DpmPp2m, Sampler::UniPc] {
-        assert!(to_euler(sampler, Schedule::Simple) < 1.45, "{sampler}: {}", to_euler(sampler, Schedule::Simple));
+        assert!(
+            to_euler(sampler, Schedule::Simple) < 1.45,
+            "{sampler}: {}",
+            to_euler(sampler, Schedule::Simple)
+        );
     }
     for schedule in [Schedule::Normal, Schedule::DdimUniform] {
         let gain = to_euler(Sampler::DpmPp2m, schedule);
         assert!(gain > 2.0, "{schedule}: {gain}");
-        assert!(to_euler(Sampler::Heun, schedule) < 1.0, "{schedule}: Heun's method evaluates both ends of each step");
+        assert!(
+            to_euler(Sampler::Heun, schedule) < 1.0,
+            "{schedule}: Heun's method evaluates both ends of each step"
+        );
     }
 }
 
@@ -337,24 +497,43 @@ fn a_models_errors_are_multiplied_where_a_schedule_ends_in_one_long_step() {
 #[test]
 #[ignore = "prints tables, and tests nothing"]
 fn print_the_tables_of_the_documentation() {
-    for (title, steps) in [("10 steps", 10), ("28 steps", 28), ("gain of errors, 28 steps", 0)] {
+    for (title, steps) in [
+        ("10 steps", 10),
+        ("28 steps", 28),
+        ("gain of errors, 28 steps", 0),
+    ] {
         let names = Schedule::ALL.map(|(name, _)| name).join(" | ");
-        println!("\n| {title} | {names} |\n|---{}|", "|---".repeat(Schedule::ALL.len()));
-        for sampler in STEADY.into_iter().filter(|&sampler| sampler != Sampler::Ddim) {
+        println!(
+            "\n| {title} | {names} |\n|---{}|",
+            "|---".repeat(Schedule::ALL.len())
+        );
+        for sampler in STEADY
+            .into_iter()
+            .filter(|&sampler| sampler != Sampler::Ddim)
+        {
             let cell = |schedule| match steps {
                 0 => format!("{:.2}", error_gain(sampler, schedule, 28)),
-                steps => format!("{:.3}", whole_error(sampler, Parameterization::Flow, schedule, steps)),
+                steps => format!(
+                    "{:.3}",
+                    whole_error(sampler, Parameterization::Flow, schedule, steps)
+                ),
             };
-            let cells = Schedule::ALL.map(|(_, schedule)| cell(schedule)).join(" | ");
+            let cells = Schedule::ALL
+                .map(|(_, schedule)| cell(schedule))
+                .join(" | ");
             println!("| `{sampler}` | {cells} |");
         }
     }
-    let uniform = |steps: usize| -> Vec<f64> { (0..=steps).map(|i| 1.0 - i as f64 / steps as f64).collect() };
+    let uniform =
+        |steps: usize| -> Vec<f64> { (0..=steps).map(|i| 1.0 - i as f64 / steps as f64).collect() };
     for sampler in STOCHASTIC {
         for steps in [28, 64, 256] {
             for form in BOTH {
-                let (mean, deviation) = drawn(sampler, Parameterization::Flow, form, &uniform(steps));
-                println!("{sampler}, {steps} steps, {form} form: mean {mean:.3}, deviation {deviation:.3}");
+                let (mean, deviation) =
+                    drawn(sampler, Parameterization::Flow, form, &uniform(steps));
+                println!(
+                    "{sampler}, {steps} steps, {form} form: mean {mean:.3}, deviation {deviation:.3}"
+                );
             }
         }
     }
@@ -390,14 +569,25 @@ fn models_of_every_parameterization_draw_the_data() {
             let sigmas = Schedule::Normal.sigmas(steps, &levels).unwrap();
             let start = noised_start(parameterization, &noise(), sigmas[0], levels.sigma_max());
             let mut denoise = |x: &Tensor, sigma: f64| {
-                let mut model = |input: &Tensor, t: &Tensor| Ok(gaussian_model(parameterization, input, t));
+                let mut model =
+                    |input: &Tensor, t: &Tensor| Ok(gaussian_model(parameterization, input, t));
                 denoised_by(parameterization, x, sigma, &mut model)
             };
-            let end = run(Sampler::Euler, parameterization, &start, &sigmas, &mut denoise, &[]);
+            let end = run(
+                Sampler::Euler,
+                parameterization,
+                &start,
+                &sigmas,
+                &mut denoise,
+                &[],
+            );
             largest(&(end - exact(parameterization, &start, sigmas[0], 0.0)))
         };
         // Each of the 1000 levels is a training timestep, so no timestep is rounded at 1000 steps.
         let (coarse, fine) = (error(100), error(1000));
-        assert!(fine < 6e-3 && fine < coarse / 5.0, "{parameterization}: {coarse} then {fine}");
+        assert!(
+            fine < 6e-3 && fine < coarse / 5.0,
+            "{parameterization}: {coarse} then {fine}"
+        );
     }
 }

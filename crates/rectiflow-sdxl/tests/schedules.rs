@@ -30,11 +30,17 @@ impl Case {
         let levels = NoiseLevels::new(self.parameterization, self.shift).unwrap();
         let ours = self.schedule.sigmas(self.steps, &levels).unwrap();
         assert_eq!(ours.len(), self.sigmas.len(), "{}", self.name());
-        ours.iter().zip(&self.sigmas).map(|(ours, theirs)| (ours - theirs).abs()).fold(0.0, f64::max)
+        ours.iter()
+            .zip(&self.sigmas)
+            .map(|(ours, theirs)| (ours - theirs).abs())
+            .fold(0.0, f64::max)
     }
 
     fn name(&self) -> String {
-        format!("{} {} shift {} steps {}", self.parameterization, self.schedule, self.shift, self.steps)
+        format!(
+            "{} {} shift {} steps {}",
+            self.parameterization, self.schedule, self.shift, self.steps
+        )
     }
 
     /// 1e-6; above 8, where fp32 is coarser (eps and v only), two units in the last place.
@@ -45,7 +51,11 @@ impl Case {
 
     fn check(&self) {
         let difference = self.difference();
-        assert!(difference <= self.tolerance(), "{}: differs by {difference:e}", self.name());
+        assert!(
+            difference <= self.tolerance(),
+            "{}: differs by {difference:e}",
+            self.name()
+        );
     }
 }
 
@@ -63,7 +73,10 @@ fn sigmas_equal_comfyui() {
                         && case.parameterization == Parameterization::Flow
                 });
                 // A single step of kl_optimal is 0 / 0 in ComfyUI.
-                assert!(found || (name, steps) == ("kl_optimal", 1), "no case of {name}, {steps} steps, shift {shift}");
+                assert!(
+                    found || (name, steps) == ("kl_optimal", 1),
+                    "no case of {name}, {steps} steps, shift {shift}"
+                );
             }
         }
     }
@@ -73,8 +86,16 @@ fn sigmas_equal_comfyui() {
 #[test]
 fn v_visits_the_levels_of_eps() {
     for (name, schedule) in Schedule::ALL {
-        let sigmas = |parameterization| schedule.sigmas(28, &NoiseLevels::new(parameterization, 3.0).unwrap()).unwrap();
-        assert_eq!(sigmas(Parameterization::V), sigmas(Parameterization::Eps), "{name}");
+        let sigmas = |parameterization| {
+            schedule
+                .sigmas(28, &NoiseLevels::new(parameterization, 3.0).unwrap())
+                .unwrap()
+        };
+        assert_eq!(
+            sigmas(Parameterization::V),
+            sigmas(Parameterization::Eps),
+            "{name}"
+        );
     }
 }
 
@@ -83,8 +104,11 @@ fn v_visits_the_levels_of_eps() {
 #[test]
 #[ignore = "needs a ComfyUI checkout to make its 700 MB of input"]
 fn every_step_count_equals_comfyui() {
-    let path = std::env::var("SCHEDULES_SWEEP").expect("SCHEDULES_SWEEP names the output of schedules.py --sweep");
+    let path = std::env::var("SCHEDULES_SWEEP")
+        .expect("SCHEDULES_SWEEP names the output of schedules.py --sweep");
     for line in std::io::BufReader::new(std::fs::File::open(path).unwrap()).lines() {
-        serde_json::from_str::<Case>(&line.unwrap()).unwrap().check();
+        serde_json::from_str::<Case>(&line.unwrap())
+            .unwrap()
+            .check();
     }
 }

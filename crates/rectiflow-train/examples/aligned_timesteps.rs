@@ -9,7 +9,11 @@
 //! schedule with the same signal-to-noise ratio. Prints the test loss of both at every test, in
 //! total and by noise level; the targets are equal, so that the losses compare.
 
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program, not a library")]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a program, not a library"
+)]
 
 mod throwaway;
 
@@ -42,7 +46,10 @@ enum Timesteps {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     println!("timesteps, step, test loss, by noise level from low to high");
-    for (name, timesteps) in [("native", Timesteps::Native), ("aligned", Timesteps::Aligned)] {
+    for (name, timesteps) in [
+        ("native", Timesteps::Native),
+        ("aligned", Timesteps::Aligned),
+    ] {
         match tests(&arguments, name, timesteps) {
             Ok(tests) => {
                 for test in &tests {
@@ -72,7 +79,14 @@ fn tests(arguments: &Arguments, name: &str, timesteps: Timesteps) -> Result<Vec<
         }
     };
     let (recipe, overrides) = (&arguments.recipe, &arguments.overrides);
-    throwaway::run(recipe, overrides, name, alter, Options::default(), &mut observe)?;
+    throwaway::run(
+        recipe,
+        overrides,
+        name,
+        alter,
+        Options::default(),
+        &mut observe,
+    )?;
     Ok(tests)
 }
 

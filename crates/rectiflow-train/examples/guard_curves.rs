@@ -30,16 +30,27 @@ const FAULTY: u64 = 2000;
 const DELAYS: [usize; 10] = [0, 1, 2, 5, 10, 20, 50, 100, 150, 249];
 
 fn main() {
-    let updates: f64 = env::args().nth(1).map_or(1e7, |text| text.parse().expect("a number of updates"));
+    let updates: f64 = env::args()
+        .nth(1)
+        .map_or(1e7, |text| text.parse().expect("a number of updates"));
     let clean = (updates / TRACE as f64).ceil() as u64;
     println!("guard,fault,delay,share");
     for half in [Half::Fitted, Half::HeldOut] {
         let traces = Traces::like(&recorded(half));
         for (name, config) in guards() {
-            let recorded: usize = recorded(half).iter().map(|run| acts(&config, run.observations())).sum();
+            let recorded: usize = recorded(half)
+                .iter()
+                .map(|run| acts(&config, run.observations()))
+                .sum();
             // A tenth of the updates is enough for a curve.
-            let judged = if config.spike_chance == GuardConfig::default().spike_chance { clean } else { clean / 10 };
-            let synthetic: usize = (0..judged).map(|number| acts(&config, traces.trace(number))).sum();
+            let judged = if config.spike_chance == GuardConfig::default().spike_chance {
+                clean
+            } else {
+                clean / 10
+            };
+            let synthetic: usize = (0..judged)
+                .map(|number| acts(&config, traces.trace(number)))
+                .sum();
             let rate = 1e5 * synthetic as f64 / (judged as f64 * TRACE as f64);
             println!("{name},recorded {half:?},acts,{recorded}");
             println!("{name},clean {half:?},per 100000,{rate}");
@@ -55,10 +66,22 @@ fn main() {
 
 /// The guards that are compared, by name.
 fn guards() -> Vec<(String, GuardConfig)> {
-    let short = GuardConfig { warmup_updates: 10, ..GuardConfig::default() };
-    let mut guards = vec![("defaults".to_owned(), GuardConfig::default()), ("warmup 10".to_owned(), short)];
+    let short = GuardConfig {
+        warmup_updates: 10,
+        ..GuardConfig::default()
+    };
+    let mut guards = vec![
+        ("defaults".to_owned(), GuardConfig::default()),
+        ("warmup 10".to_owned(), short),
+    ];
     for spike_chance in [1e-3, 1e-4, 1e-5, 1e-6, 1e-7] {
-        guards.push((format!("chance {spike_chance:e}"), GuardConfig { spike_chance, ..GuardConfig::default() }));
+        guards.push((
+            format!("chance {spike_chance:e}"),
+            GuardConfig {
+                spike_chance,
+                ..GuardConfig::default()
+            },
+        ));
     }
     guards
 }
@@ -83,12 +106,22 @@ fn faults() -> Vec<Fault> {
             ("from here on", [factor; 2], TRACE),
             ("norm from here on", [1.0, factor], TRACE),
         ] {
-            faults.push(Fault { name: format!("{name} x{factor}"), factors, growth: 1.0, steps });
+            faults.push(Fault {
+                name: format!("{name} x{factor}"),
+                factors,
+                growth: 1.0,
+                steps,
+            });
         }
     }
     for percent in [0.3, 1.0, 3.0] {
         let growth = 1.0 + percent / 100.0;
-        faults.push(Fault { name: format!("{percent}% a step"), factors: [1.0; 2], growth, steps: TRACE });
+        faults.push(Fault {
+            name: format!("{percent}% a step"),
+            factors: [1.0; 2],
+            growth,
+            steps: TRACE,
+        });
     }
     faults
 }
@@ -100,7 +133,10 @@ impl Fault {
         }
         let grown = self.growth.powi((at - START) as i32 + 1);
         let [loss, norm] = self.factors.map(|factor| factor * grown);
-        Observation { loss: seen.loss * loss, gradient_norm: seen.gradient_norm * norm }
+        Observation {
+            loss: seen.loss * loss,
+            gradient_norm: seen.gradient_norm * norm,
+        }
     }
 }
 
@@ -108,7 +144,10 @@ fn delays(traces: &Traces, guard: &str, config: &GuardConfig, fault: &Fault) {
     let (mut found, mut judged) = (Vec::new(), 0);
     for number in 0..FAULTY {
         let trace = traces.trace(number);
-        let spoilt = trace.into_iter().enumerate().map(|(at, seen)| fault.spoil(at, seen));
+        let spoilt = trace
+            .into_iter()
+            .enumerate()
+            .map(|(at, seen)| fault.spoil(at, seen));
         let acted = first_act(config, spoilt);
         // An act before the fault is a false alarm, which is counted elsewhere.
         if acted.is_none_or(|at| at >= START) {
@@ -118,6 +157,10 @@ fn delays(traces: &Traces, guard: &str, config: &GuardConfig, fault: &Fault) {
     }
     for delay in DELAYS {
         let by_then = found.iter().filter(|at| **at <= delay).count();
-        println!("{guard},{},{delay},{}", fault.name, by_then as f64 / f64::from(judged));
+        println!(
+            "{guard},{},{delay},{}",
+            fault.name,
+            by_then as f64 / f64::from(judged)
+        );
     }
 }

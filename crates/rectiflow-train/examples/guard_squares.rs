@@ -6,7 +6,11 @@
 //!
 //! Leaves `squares-packed`, 61 coloured squares as latents, and `tests`, a checkpoint after one
 //! step from random weights.
-#![allow(clippy::print_stderr, clippy::unwrap_used, reason = "a program, not a library")]
+#![allow(
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    reason = "a program, not a library"
+)]
 
 #[allow(dead_code, reason = "made for tests")]
 #[path = "../tests/runs/fixture.rs"]

@@ -10,7 +10,11 @@
 //! these steps, absolute and in units of the number's deviation from step to step in the clean run.
 //! That deviation is all a guard has: it does not know the clean run.
 
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program, not a library")]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a program, not a library"
+)]
 
 mod throwaway;
 
@@ -83,9 +87,19 @@ fn train(arguments: &Arguments, name: &str, disturb: &mut dyn FnMut(&mut Step)) 
     overrides.push("guard.vitals_every_updates=1".to_owned());
     let mut numbers = Numbers::default();
     let mut before_step = |step: &mut Step, _: &mut TrainState| disturb(step);
-    let options = Options { before_step: Some(&mut before_step), ..Options::default() };
+    let options = Options {
+        before_step: Some(&mut before_step),
+        ..Options::default()
+    };
     let mut observe = |event: &Event| numbers.take(event);
-    throwaway::run(&arguments.recipe, &overrides, name, |_| {}, options, &mut observe)?;
+    throwaway::run(
+        &arguments.recipe,
+        &overrides,
+        name,
+        |_| {},
+        options,
+        &mut observe,
+    )?;
     Ok(numbers)
 }
 
@@ -114,7 +128,10 @@ impl Numbers {
     }
 
     fn add(&mut self, step: u64, name: &str, value: f64) {
-        self.by_name.entry(name.to_owned()).or_default().insert(step, value);
+        self.by_name
+            .entry(name.to_owned())
+            .or_default()
+            .insert(step, value);
     }
 }
 
@@ -124,7 +141,9 @@ fn print(clean: &Numbers, shuffled: &Numbers, steps: &RangeInclusive<u64>) {
          difference in deviations"
     );
     for (name, values) in &clean.by_name {
-        let Some(others) = shuffled.by_name.get(name) else { continue };
+        let Some(others) = shuffled.by_name.get(name) else {
+            continue;
+        };
         // The steps that both runs have a value for.
         let mut own = Vec::new();
         let mut differences = Vec::new();

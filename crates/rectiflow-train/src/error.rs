@@ -157,7 +157,10 @@ impl Error {
         let doing = doing.into();
         move |error| {
             let text = error.to_string();
-            Self::Torch { doing, reason: text.lines().next().unwrap_or_default().to_owned() }
+            Self::Torch {
+                doing,
+                reason: text.lines().next().unwrap_or_default().to_owned(),
+            }
         }
     }
 }

@@ -93,27 +93,79 @@ impl GuardConfig {
         let mut problems = Vec::new();
         let mut expect = |key: &str, fits: bool, expected: &str, found: String| {
             if !fits {
-                problems.push((format!("guard.{key}"), format!("expected {expected}, found {found}")));
+                problems.push((
+                    format!("guard.{key}"),
+                    format!("expected {expected}, found {found}"),
+                ));
             }
         };
         let above_one = |value: f64| value > 1.0 && value.is_finite();
-        expect("spike_ratio", above_one(self.spike_ratio), "a number above 1", self.spike_ratio.to_string());
+        expect(
+            "spike_ratio",
+            above_one(self.spike_ratio),
+            "a number above 1",
+            self.spike_ratio.to_string(),
+        );
         let chance = self.spike_chance;
-        expect("spike_chance", chance > 0.0 && chance <= 0.01, "above 0, at most 0.01", chance.to_string());
-        expect("drift_ratio", above_one(self.drift_ratio), "a number above 1", self.drift_ratio.to_string());
-        expect("skips_to_rewind", self.skips_to_rewind > 0, "at least 1", self.skips_to_rewind.to_string());
-        expect("drift_updates", self.drift_updates > 0, "at least 1", self.drift_updates.to_string());
+        expect(
+            "spike_chance",
+            chance > 0.0 && chance <= 0.01,
+            "above 0, at most 0.01",
+            chance.to_string(),
+        );
+        expect(
+            "drift_ratio",
+            above_one(self.drift_ratio),
+            "a number above 1",
+            self.drift_ratio.to_string(),
+        );
+        expect(
+            "skips_to_rewind",
+            self.skips_to_rewind > 0,
+            "at least 1",
+            self.skips_to_rewind.to_string(),
+        );
+        expect(
+            "drift_updates",
+            self.drift_updates > 0,
+            "at least 1",
+            self.drift_updates.to_string(),
+        );
         let factor = self.rate_factor;
-        expect("rate_factor", factor > 0.0 && factor <= 1.0, "above 0, at most 1", factor.to_string());
+        expect(
+            "rate_factor",
+            factor > 0.0 && factor <= 1.0,
+            "above 0, at most 1",
+            factor.to_string(),
+        );
         let z = self.clip_z.unwrap_or(1.0);
-        expect("clip_z", z > 0.0 && z.is_finite(), "a number above 0", z.to_string());
-        for (key, room) in [("snapshot_gib", self.snapshot_gib), ("snapshot_disk_gib", self.snapshot_disk_gib)] {
-            expect(key, room >= 0.0 && room.is_finite(), "a number of at least 0", room.to_string());
+        expect(
+            "clip_z",
+            z > 0.0 && z.is_finite(),
+            "a number above 0",
+            z.to_string(),
+        );
+        for (key, room) in [
+            ("snapshot_gib", self.snapshot_gib),
+            ("snapshot_disk_gib", self.snapshot_disk_gib),
+        ] {
+            expect(
+                key,
+                room >= 0.0 && room.is_finite(),
+                "a number of at least 0",
+                room.to_string(),
+            );
         }
         let back = &self.snapshot_updates;
-        let rising = back.first().is_some_and(|first| *first > 0) && back.windows(2).all(|pair| pair[0] < pair[1]);
+        let rising = back.first().is_some_and(|first| *first > 0)
+            && back.windows(2).all(|pair| pair[0] < pair[1]);
         let expected = "at least one number of updates, each larger than the one before";
-        expect("snapshot_updates", rising || !self.enabled, expected, format!("{back:?}"));
+        expect(
+            "snapshot_updates",
+            rising || !self.enabled,
+            expected,
+            format!("{back:?}"),
+        );
         problems
     }
 }
@@ -230,7 +282,16 @@ pub struct Acts {
 
 impl Default for Acts {
     fn default() -> Self {
-        Self { skips_in_a_row: 0, skips: 0, rewinds: 0, escalation: 0, calm: 0, lowered: 0, cooldown: 0, rate: 1.0 }
+        Self {
+            skips_in_a_row: 0,
+            skips: 0,
+            rewinds: 0,
+            escalation: 0,
+            calm: 0,
+            lowered: 0,
+            cooldown: 0,
+            rate: 1.0,
+        }
     }
 }
 
@@ -286,8 +347,10 @@ impl GuardState {
 
     fn spike(&self, config: &GuardConfig, seen: Observation) -> Option<String> {
         let normal = &self.normal;
-        let measured =
-            [("loss", seen.loss, &normal.loss_scatter), ("gradient norm", seen.gradient_norm, &normal.norm_scatter)];
+        let measured = [
+            ("loss", seen.loss, &normal.loss_scatter),
+            ("gradient norm", seen.gradient_norm, &normal.norm_scatter),
+        ];
         for (what, value, scatter) in measured {
             if !value.is_finite() {
                 return Some(format!("the {what} is {value}"));
@@ -310,7 +373,10 @@ impl GuardState {
         if self.acts.skips_in_a_row < config.skips_to_rewind {
             return Verdict::Skip { reason };
         }
-        let reason = format!("{} steps in a row cannot be applied; in the last one {reason}", self.acts.skips_in_a_row);
+        let reason = format!(
+            "{} steps in a row cannot be applied; in the last one {reason}",
+            self.acts.skips_in_a_row
+        );
         self.rewind(config, 0, u64::MAX, reason)
     }
 
@@ -323,8 +389,12 @@ impl GuardState {
         }
         let z = (norm - self.normal.norm_mean) / deviation;
         let clipped = self.normal.norm_mean + limit * limit / z * deviation;
-        (z > limit)
-            .then(|| (clipped, format!("the gradient norm {norm:.4} is {z:.1} standard deviations above its mean")))
+        (z > limit).then(|| {
+            (
+                clipped,
+                format!("the gradient norm {norm:.4} is {z:.1} standard deviations above its mean"),
+            )
+        })
     }
 
     fn drift(&mut self, config: &GuardConfig) -> Option<String> {
@@ -349,10 +419,18 @@ impl GuardState {
 
     /// `shortest` is the least of the distances that makes sense for this kind of trouble; the first time it need not go
     /// behind its `beginning`, so many updates ago.
-    fn rewind(&mut self, config: &GuardConfig, shortest: usize, beginning: u64, reason: String) -> Verdict {
+    fn rewind(
+        &mut self,
+        config: &GuardConfig,
+        shortest: usize,
+        beginning: u64,
+        reason: String,
+    ) -> Verdict {
         let acts = &mut self.acts;
         if acts.rewinds >= config.max_rewinds {
-            return Verdict::Stop { reason: format!("{reason}, and all {} rewinds are spent", config.max_rewinds) };
+            return Verdict::Stop {
+                reason: format!("{reason}, and all {} rewinds are spent", config.max_rewinds),
+            };
         }
         let furthest = config.snapshot_updates.len() - 1;
         let which = shortest.max(acts.escalation as usize).min(furthest);
@@ -363,7 +441,11 @@ impl GuardState {
         let distance = config.snapshot_updates[which];
         acts.cooldown = config.cooldown_updates.max(COOLDOWN_DISTANCES * distance);
         (acts.calm, acts.skips_in_a_row) = (0, 0);
-        let back = if which == shortest { distance.min(beginning) } else { distance };
+        let back = if which == shortest {
+            distance.min(beginning)
+        } else {
+            distance
+        };
         Verdict::Rewind { back, reason }
     }
 
@@ -374,7 +456,11 @@ impl GuardState {
             (acts.calm, acts.escalation, acts.lowered) = (0, 0, acts.lowered.saturating_sub(1));
         }
         let back = acts.calm as f64 / acts.cooldown.max(1) as f64;
-        acts.rate = if acts.lowered == 0 { 1.0 } else { config.rate_factor.powf(f64::from(acts.lowered) - back) };
+        acts.rate = if acts.lowered == 0 {
+            1.0
+        } else {
+            config.rate_factor.powf(f64::from(acts.lowered) - back)
+        };
     }
 }
 
@@ -399,7 +485,9 @@ impl Scatter {
     /// How many times its usual size a number may be: what the scatter allows, between the configured ratio and its square.
     fn limit(&self, config: &GuardConfig) -> f64 {
         let ratio = config.spike_ratio;
-        (deviations(config.spike_chance) * self.deviation()).exp().clamp(ratio, ratio * ratio)
+        (deviations(config.spike_chance) * self.deviation())
+            .exp()
+            .clamp(ratio, ratio * ratio)
     }
 }
 
@@ -417,14 +505,17 @@ impl Normal {
         let share = |usual: f64| usual.max(1.0 / self.updates as f64);
         let from_short = loss - self.loss_short;
         self.loss_short += share(SHORT_SHARE) * from_short;
-        self.loss_long += LONG_SHARE.max(LATTER_PART / self.updates as f64).min(1.0) * (loss - self.loss_long);
+        self.loss_long +=
+            LONG_SHARE.max(LATTER_PART / self.updates as f64).min(1.0) * (loss - self.loss_long);
         if self.updates > 1 {
-            self.loss_variance += share(LONG_SHARE) * (from_short * from_short - self.loss_variance);
+            self.loss_variance +=
+                share(LONG_SHARE) * (from_short * from_short - self.loss_variance);
         }
         let from_mean = norm - self.norm_mean;
         self.norm_mean += share(NORM_SHARE) * from_mean;
         if self.updates > 1 {
-            self.norm_variance += share(NORM_SHARE) * (from_mean * (norm - self.norm_mean) - self.norm_variance);
+            self.norm_variance +=
+                share(NORM_SHARE) * (from_mean * (norm - self.norm_mean) - self.norm_variance);
         }
     }
 }
@@ -438,7 +529,9 @@ mod exact {
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(D::Error::custom)
     }
 }
 
@@ -456,7 +549,10 @@ mod tests {
 
     impl Trace {
         fn new(seed: u64) -> Self {
-            Self { rng: Rng::keyed(seed, Purpose::Noise, &[]), update: 0.0 }
+            Self {
+                rng: Rng::keyed(seed, Purpose::Noise, &[]),
+                update: 0.0,
+            }
         }
 
         fn normal(&mut self) -> f64 {
@@ -473,7 +569,10 @@ mod tests {
             let level = 0.4 + 0.6 / (1.0 + self.update / 50.0);
             let loss = level * (0.25 * self.normal()).exp();
             let gradient_norm = level * (0.4 * self.normal()).exp();
-            Some(Observation { loss, gradient_norm })
+            Some(Observation {
+                loss,
+                gradient_norm,
+            })
         }
     }
 
@@ -485,7 +584,10 @@ mod tests {
         (guard, trace)
     }
 
-    const BROKEN: Observation = Observation { loss: f64::NAN, gradient_norm: f64::NAN };
+    const BROKEN: Observation = Observation {
+        loss: f64::NAN,
+        gradient_norm: f64::NAN,
+    };
 
     #[test]
     fn clean_noisy_runs_raise_no_alarm() {
@@ -493,7 +595,11 @@ mod tests {
         for seed in 0..5 {
             let mut guard = GuardState::default();
             for (update, seen) in Trace::new(seed).take(20_000).enumerate() {
-                assert_eq!(guard.judge(&config, seen), Verdict::Continue, "seed {seed}, update {update}, {seen:?}");
+                assert_eq!(
+                    guard.judge(&config, seen),
+                    Verdict::Continue,
+                    "seed {seed}, update {update}, {seen:?}"
+                );
             }
         }
     }
@@ -504,7 +610,12 @@ mod tests {
         let number = |text: &str| text.parse::<f64>().expect("a number");
         let lines = include_str!("../tests/golden/trace.csv").lines().skip(1);
         let pairs = lines.map(|line| line.split_once(',').expect("two numbers"));
-        pairs.map(|(loss, norm)| Observation { loss: number(loss), gradient_norm: number(norm) }).collect()
+        pairs
+            .map(|(loss, norm)| Observation {
+                loss: number(loss),
+                gradient_norm: number(norm),
+            })
+            .collect()
     }
 
     #[test]
@@ -512,16 +623,32 @@ mod tests {
         let config = GuardConfig::default();
         let acts = |spoil: &dyn Fn(usize, Observation) -> Observation| -> Vec<(usize, bool)> {
             let mut guard = GuardState::default();
-            let verdicts = recorded().into_iter().enumerate().map(|(at, seen)| guard.judge(&config, spoil(at, seen)));
-            let acts = verdicts.enumerate().filter(|(_, verdict)| *verdict != Verdict::Continue);
-            acts.map(|(at, verdict)| (at, matches!(verdict, Verdict::Rewind { .. }))).collect()
+            let verdicts = recorded()
+                .into_iter()
+                .enumerate()
+                .map(|(at, seen)| guard.judge(&config, spoil(at, seen)));
+            let acts = verdicts
+                .enumerate()
+                .filter(|(_, verdict)| *verdict != Verdict::Continue);
+            acts.map(|(at, verdict)| (at, matches!(verdict, Verdict::Rewind { .. })))
+                .collect()
         };
         assert!(recorded().len() > 1500);
         assert_eq!(acts(&|_, seen| seen), []);
         let single = |at, seen: Observation| {
-            if at % 300 == 299 { Observation { gradient_norm: 50.0 * seen.gradient_norm, ..seen } } else { seen }
+            if at % 300 == 299 {
+                Observation {
+                    gradient_norm: 50.0 * seen.gradient_norm,
+                    ..seen
+                }
+            } else {
+                seen
+            }
         };
-        assert_eq!(acts(&single), [299, 599, 899, 1199, 1499].map(|at| (at, false)));
+        assert_eq!(
+            acts(&single),
+            [299, 599, 899, 1199, 1499].map(|at| (at, false))
+        );
         // From step 1000 on the loss grows by 1% a step.
         let drift = |at: usize, seen: Observation| {
             let loss = seen.loss * 1.01f64.powi(at.saturating_sub(1000) as i32);
@@ -535,10 +662,18 @@ mod tests {
     /// model of `tests/runs` on its coloured squares, whose gradient norms scatter by a factor of 1.6. By run.
     fn recorded_small_batches() -> std::collections::BTreeMap<String, Vec<Observation>> {
         let mut runs = std::collections::BTreeMap::<String, Vec<Observation>>::new();
-        for line in include_str!("../tests/golden/trace_small_batches.csv").lines().skip(1) {
-            let [run, loss, norm] = line.split(',').collect::<Vec<_>>()[..] else { panic!("three columns: {line}") };
+        for line in include_str!("../tests/golden/trace_small_batches.csv")
+            .lines()
+            .skip(1)
+        {
+            let [run, loss, norm] = line.split(',').collect::<Vec<_>>()[..] else {
+                panic!("three columns: {line}")
+            };
             let number = |text: &str| text.parse::<f64>().expect("a number");
-            let seen = Observation { loss: number(loss), gradient_norm: number(norm) };
+            let seen = Observation {
+                loss: number(loss),
+                gradient_norm: number(norm),
+            };
             runs.entry(run.to_owned()).or_default().push(seen);
         }
         runs
@@ -549,15 +684,28 @@ mod tests {
         let runs = recorded_small_batches();
         assert!(runs.len() == 4 && runs.values().all(|run| run.len() == 300));
         for warmup_updates in [2, 8, 50] {
-            let config = GuardConfig { warmup_updates, ..GuardConfig::default() };
+            let config = GuardConfig {
+                warmup_updates,
+                ..GuardConfig::default()
+            };
             for (name, run) in &runs {
                 let mut guard = GuardState::default();
                 for (update, &seen) in run.iter().enumerate() {
-                    assert_eq!(guard.judge(&config, seen), Verdict::Continue, "{name}, update {update}, {seen:?}");
+                    assert_eq!(
+                        guard.judge(&config, seen),
+                        Verdict::Continue,
+                        "{name}, update {update}, {seen:?}"
+                    );
                 }
                 // The limit is no wider for it than the square of the ratio.
-                let bad = Observation { loss: 0.4, gradient_norm: 101.0 * guard.normal.norm_scatter.mean.exp() };
-                assert!(matches!(guard.judge(&config, bad), Verdict::Skip { .. }), "{name}");
+                let bad = Observation {
+                    loss: 0.4,
+                    gradient_norm: 101.0 * guard.normal.norm_scatter.mean.exp(),
+                };
+                assert!(
+                    matches!(guard.judge(&config, bad), Verdict::Skip { .. }),
+                    "{name}"
+                );
             }
         }
     }
@@ -569,14 +717,22 @@ mod tests {
         for line in include_str!("../tests/golden/clean_runs.txt").lines() {
             let (name, numbers) = line.split_once(": ").expect("a name");
             let (kind, _) = name.split_once(" seed ").expect("a seed");
-            let number = kinds.iter().position(|(known, _)| *known == kind).unwrap_or_else(|| {
-                kinds.push((kind, 0));
-                kinds.len() - 1
-            });
+            let number = kinds
+                .iter()
+                .position(|(known, _)| *known == kind)
+                .unwrap_or_else(|| {
+                    kinds.push((kind, 0));
+                    kinds.len() - 1
+                });
             kinds[number].1 += 1;
             if (number + kinds[number].1) % 2 == 1 {
-                let logs = numbers.split(' ').map(|pair| pair.split_once(',').expect("two numbers").1);
-                norms.push(logs.map(|log| (log.parse::<f64>().expect("thousandths") / 1000.0).exp()).collect());
+                let logs = numbers
+                    .split(' ')
+                    .map(|pair| pair.split_once(',').expect("two numbers").1);
+                norms.push(
+                    logs.map(|log| (log.parse::<f64>().expect("thousandths") / 1000.0).exp())
+                        .collect(),
+                );
             }
         }
         norms
@@ -594,9 +750,17 @@ mod tests {
                 scatter.learn(norm);
             }
         }
-        let above: Vec<f64> = deviations.iter().copied().filter(|deviation| *deviation > TAIL_START).collect();
+        let above: Vec<f64> = deviations
+            .iter()
+            .copied()
+            .filter(|deviation| *deviation > TAIL_START)
+            .collect();
         let share = above.len() as f64 / deviations.len() as f64;
-        let excess = above.iter().map(|deviation| deviation - TAIL_START).sum::<f64>() / above.len() as f64;
+        let excess = above
+            .iter()
+            .map(|deviation| deviation - TAIL_START)
+            .sum::<f64>()
+            / above.len() as f64;
         assert!(deviations.len() > 3000, "{}", deviations.len());
         // Rounded up: the limit may be too wide for these runs, and not too narrow.
         assert!((0.5..1.05).contains(&(share / TAIL_SHARE)), "{share}");
@@ -605,11 +769,24 @@ mod tests {
 
     #[test]
     fn the_limit_follows_from_the_scatter_and_the_accepted_chance() {
-        let scatter = Scatter { count: 1000, mean: 0.0, variance: 0.16 };
-        let limit = |spike_chance| scatter.limit(&GuardConfig { spike_chance, ..GuardConfig::default() });
+        let scatter = Scatter {
+            count: 1000,
+            mean: 0.0,
+            variance: 0.16,
+        };
+        let limit = |spike_chance| {
+            scatter.limit(&GuardConfig {
+                spike_chance,
+                ..GuardConfig::default()
+            })
+        };
         // A tenth of the chance is a factor of e^(0.7 ln 10 * 0.4) further.
         assert!((limit(1e-6) / limit(1e-5) - 10f64.powf(TAIL_SCALE * 0.4)).abs() < 1e-9);
-        assert_eq!((limit(1e-2), limit(1e-12)), (10.0, 100.0), "never below the ratio, never above its square");
+        assert_eq!(
+            (limit(1e-2), limit(1e-12)),
+            (10.0, 100.0),
+            "never below the ratio, never above its square"
+        );
     }
 
     #[test]
@@ -625,15 +802,27 @@ mod tests {
                 _ => seen.gradient_norm *= 1e4,
             }
             let verdict = guard.judge(&config, seen);
-            assert_eq!(matches!(verdict, Verdict::Skip { .. }), bad, "update {update}: {verdict:?}");
+            assert_eq!(
+                matches!(verdict, Verdict::Skip { .. }),
+                bad,
+                "update {update}: {verdict:?}"
+            );
         }
-        assert_eq!((guard.acts.skips, guard.acts.rewinds, guard.acts.rate), (20, 0, 1.0));
+        assert_eq!(
+            (guard.acts.skips, guard.acts.rewinds, guard.acts.rate),
+            (20, 0, 1.0)
+        );
     }
 
     #[test]
     fn numbers_that_are_not_finite_are_skipped_from_the_first_step_on() {
         let verdict = GuardState::default().judge(&GuardConfig::default(), BROKEN);
-        assert_eq!(verdict, Verdict::Skip { reason: "the loss is NaN".into() });
+        assert_eq!(
+            verdict,
+            Verdict::Skip {
+                reason: "the loss is NaN".into()
+            }
+        );
     }
 
     #[test]
@@ -645,15 +834,20 @@ mod tests {
                 loss: seen.loss * growth.powi(update as i32 + 1),
                 gradient_norm: seen.gradient_norm,
             });
-            let acted = drifted.take(400).position(|seen| match guard.judge(&config, seen) {
-                Verdict::Continue => false,
-                Verdict::Rewind { back, reason } => {
-                    assert!((15..=50).contains(&back), "the shortest distance is behind no drift's beginning: {back}");
-                    assert!(reason.contains("has risen"), "{reason}");
-                    true
-                }
-                other => panic!("{other:?}"),
-            });
+            let acted = drifted
+                .take(400)
+                .position(|seen| match guard.judge(&config, seen) {
+                    Verdict::Continue => false,
+                    Verdict::Rewind { back, reason } => {
+                        assert!(
+                            (15..=50).contains(&back),
+                            "the shortest distance is behind no drift's beginning: {back}"
+                        );
+                        assert!(reason.contains("has risen"), "{reason}");
+                        true
+                    }
+                    other => panic!("{other:?}"),
+                });
             let acted = acted.expect("the drift is seen");
             assert!(acted < 250, "growth {growth}: only after {acted} updates");
         }
@@ -695,7 +889,10 @@ mod tests {
                 guard.acts.rate
             })
             .collect();
-        assert!((rates[9] - 0.5f64.sqrt()).abs() < 1e-12 && rates.is_sorted(), "{rates:?}");
+        assert!(
+            (rates[9] - 0.5f64.sqrt()).abs() < 1e-12 && rates.is_sorted(),
+            "{rates:?}"
+        );
         assert!(rates[18] < 1.0 && rates[19] == 1.0, "{rates:?}");
         // Trouble that comes later begins with the shortest distance again.
         let back = (0..3).find_map(|_| match guard.judge(&config, BROKEN) {
@@ -707,18 +904,32 @@ mod tests {
 
     #[test]
     fn large_gradients_are_clipped_as_zclip_does() {
-        let config = GuardConfig { clip_z: Some(2.5), ..GuardConfig::default() };
+        let config = GuardConfig {
+            clip_z: Some(2.5),
+            ..GuardConfig::default()
+        };
         let mut guard = GuardState::default();
-        let see = |gradient_norm| Observation { loss: 1.0, gradient_norm };
+        let see = |gradient_norm| Observation {
+            loss: 1.0,
+            gradient_norm,
+        };
         for update in 0..2000 {
             let norm = if update % 2 == 0 { 0.9 } else { 1.1 };
             assert_eq!(guard.judge(&config, see(norm)), Verdict::Continue);
         }
         let (mean, deviation) = (guard.normal.norm_mean, guard.normal.norm_variance.sqrt());
-        assert!((mean - 1.0).abs() < 5e-3 && (deviation - 0.1).abs() < 2e-3, "{mean} {deviation}");
-        let Verdict::Clip { norm, reason } = guard.judge(&config, see(2.0)) else { panic!("not clipped") };
+        assert!(
+            (mean - 1.0).abs() < 5e-3 && (deviation - 0.1).abs() < 2e-3,
+            "{mean} {deviation}"
+        );
+        let Verdict::Clip { norm, reason } = guard.judge(&config, see(2.0)) else {
+            panic!("not clipped")
+        };
         let z = (2.0 - mean) / deviation;
-        assert!((norm - (mean + 6.25 / z * deviation)).abs() < 1e-12, "{norm}");
+        assert!(
+            (norm - (mean + 6.25 / z * deviation)).abs() < 1e-12,
+            "{norm}"
+        );
         assert!(reason.contains("standard deviations"), "{reason}");
         // What was clipped is what is learnt from.
         assert!(guard.normal.norm_mean < mean + 0.031 * (norm - mean));
@@ -733,7 +944,10 @@ mod tests {
         let mut back: GuardState = serde_json::from_str(&text).expect("what was written");
         assert_eq!(back, guard);
         let next = trace.next().expect("endless");
-        assert_eq!((back.judge(&config, next), back), (guard.judge(&config, next), guard));
+        assert_eq!(
+            (back.judge(&config, next), back),
+            (guard.judge(&config, next), guard)
+        );
     }
 
     #[test]

@@ -59,11 +59,19 @@ pub struct Network {
 const NET_LATENCY_SECS: f64 = 14e-6;
 
 const fn nvlink(label: &'static str, links: f64, giga_bytes_per_sec: f64) -> Link {
-    Link { label, bytes_per_sec: links * giga_bytes_per_sec * 1e9, latency_secs: 3.4e-6 }
+    Link {
+        label,
+        bytes_per_sec: links * giga_bytes_per_sec * 1e9,
+        latency_secs: 3.4e-6,
+    }
 }
 
 const fn pcie(label: &'static str, giga_bytes_per_sec: f64) -> Link {
-    Link { label, bytes_per_sec: giga_bytes_per_sec * 1e9, latency_secs: 5.7e-6 }
+    Link {
+        label,
+        bytes_per_sec: giga_bytes_per_sec * 1e9,
+        latency_secs: 5.7e-6,
+    }
 }
 
 const NVLINK_3: Link = nvlink("NVLink 3", 12.0, 20.0);
@@ -81,14 +89,40 @@ const fn gpu(
 ) -> Hardware {
     let [name, label] = names;
     let (peak_flops, memory_bytes) = (tera_flops * 1e12, giga_bytes * 1e9);
-    Hardware { name, label, peak_flops, memory_bytes, gpus_per_node: 8, inside, source }
+    Hardware {
+        name,
+        label,
+        peak_flops,
+        memory_bytes,
+        gpus_per_node: 8,
+        inside,
+        source,
+    }
 }
 
 /// All known GPUs.
 pub const HARDWARE: &[Hardware] = &[
-    gpu(["h100-sxm", "H100 SXM 80 GB"], 989.4, 80.0, NVLINK_4, "NVIDIA H100 Tensor Core GPU Architecture, white paper"),
-    gpu(["h100-pcie", "H100 PCIe 80 GB"], 756.0, 80.0, PCIE_5, "NVIDIA H100 Tensor Core GPU Architecture, white paper"),
-    gpu(["h200-sxm", "H200 SXM 141 GB"], 989.4, 141.0, NVLINK_4, "NVIDIA H200 data sheet (half of the sparse figure)"),
+    gpu(
+        ["h100-sxm", "H100 SXM 80 GB"],
+        989.4,
+        80.0,
+        NVLINK_4,
+        "NVIDIA H100 Tensor Core GPU Architecture, white paper",
+    ),
+    gpu(
+        ["h100-pcie", "H100 PCIe 80 GB"],
+        756.0,
+        80.0,
+        PCIE_5,
+        "NVIDIA H100 Tensor Core GPU Architecture, white paper",
+    ),
+    gpu(
+        ["h200-sxm", "H200 SXM 141 GB"],
+        989.4,
+        141.0,
+        NVLINK_4,
+        "NVIDIA H200 data sheet (half of the sparse figure)",
+    ),
     gpu(
         ["b200-sxm", "B200 SXM 180 GB"],
         2250.0,
@@ -96,10 +130,34 @@ pub const HARDWARE: &[Hardware] = &[
         NVLINK_5,
         "NVIDIA HGX B200 data sheet (half of the sparse figure)",
     ),
-    gpu(["a100-80gb", "A100 SXM 80 GB"], 312.0, 80.0, NVLINK_3, "NVIDIA A100 data sheet"),
-    gpu(["a100-40gb", "A100 SXM 40 GB"], 312.0, 40.0, NVLINK_3, "NVIDIA A100 data sheet"),
-    gpu(["l40s", "L40S 48 GB"], 362.05, 48.0, PCIE_4, "NVIDIA L40S data sheet (half of the sparse figure)"),
-    gpu(["rtx-4090", "GeForce RTX 4090 24 GB"], 165.2, 24.0, PCIE_4, "NVIDIA Ada GPU Architecture, white paper"),
+    gpu(
+        ["a100-80gb", "A100 SXM 80 GB"],
+        312.0,
+        80.0,
+        NVLINK_3,
+        "NVIDIA A100 data sheet",
+    ),
+    gpu(
+        ["a100-40gb", "A100 SXM 40 GB"],
+        312.0,
+        40.0,
+        NVLINK_3,
+        "NVIDIA A100 data sheet",
+    ),
+    gpu(
+        ["l40s", "L40S 48 GB"],
+        362.05,
+        48.0,
+        PCIE_4,
+        "NVIDIA L40S data sheet (half of the sparse figure)",
+    ),
+    gpu(
+        ["rtx-4090", "GeForce RTX 4090 24 GB"],
+        165.2,
+        24.0,
+        PCIE_4,
+        "NVIDIA Ada GPU Architecture, white paper",
+    ),
     gpu(
         ["rtx-3090", "GeForce RTX 3090 24 GB"],
         71.0,
@@ -130,9 +188,17 @@ pub const NETWORKS: &[Network] = &[
 impl Network {
     /// Returns the share of one GPU when `gpus` GPUs of a machine send at the same time.
     pub fn link(&self, gpus: usize) -> Link {
-        let sharing = if self.card_for_each_gpu { 1.0 } else { gpus.max(1) as f64 };
+        let sharing = if self.card_for_each_gpu {
+            1.0
+        } else {
+            gpus.max(1) as f64
+        };
         let bytes_per_sec = self.card_bytes_per_sec / sharing;
-        Link { label: self.label, bytes_per_sec, latency_secs: self.latency_secs }
+        Link {
+            label: self.label,
+            bytes_per_sec,
+            latency_secs: self.latency_secs,
+        }
     }
 }
 
@@ -163,15 +229,29 @@ mod tests {
     #[test]
     fn names_are_found_and_misspelt_ones_answered_with_the_nearest() {
         assert!((hardware("h100-sxm").expect("a name").peak_flops - 989.4e12).abs() < 1.0);
-        let reason = hardware("h100sxm").expect_err("there is no such name").to_string();
-        assert!(reason.contains("h100sxm") && reason.contains("did you mean h100-sxm?"), "{reason}");
-        assert!(network("ib400").expect_err("there is no such name").to_string().contains("ib-400"));
+        let reason = hardware("h100sxm")
+            .expect_err("there is no such name")
+            .to_string();
+        assert!(
+            reason.contains("h100sxm") && reason.contains("did you mean h100-sxm?"),
+            "{reason}"
+        );
+        assert!(
+            network("ib400")
+                .expect_err("there is no such name")
+                .to_string()
+                .contains("ib-400")
+        );
     }
 
     #[test]
     fn a_shared_card_is_divided() {
-        let rates = |name| [1, 8].map(|gpus| network(name).expect("a name").link(gpus).bytes_per_sec);
-        assert_eq!([rates("ib-400"), rates("eth-100")], [[48e9, 48e9], [12e9, 1.5e9]]);
+        let rates =
+            |name| [1, 8].map(|gpus| network(name).expect("a name").link(gpus).bytes_per_sec);
+        assert_eq!(
+            [rates("ib-400"), rates("eth-100")],
+            [[48e9, 48e9], [12e9, 1.5e9]]
+        );
         assert!((hardware("h100-sxm").expect("a name").inside.bytes_per_sec - 370.8e9).abs() < 1.0);
     }
 }

@@ -40,7 +40,13 @@ pub struct LrConfig {
 
 impl Default for LrConfig {
     fn default() -> Self {
-        Self { peak: 1e-4, warmup_samples: 0, decay: Decay::Cosine, min_ratio: 0.0, ratio: LrRatios::default() }
+        Self {
+            peak: 1e-4,
+            warmup_samples: 0,
+            decay: Decay::Cosine,
+            min_ratio: 0.0,
+            ratio: LrRatios::default(),
+        }
     }
 }
 
@@ -58,7 +64,11 @@ pub struct LrRatios {
 
 impl Default for LrRatios {
     fn default() -> Self {
-        Self { unet: 1.0, text_encoder: 1.0, text_encoder_2: 1.0 }
+        Self {
+            unet: 1.0,
+            text_encoder: 1.0,
+            text_encoder_2: 1.0,
+        }
     }
 }
 
@@ -93,7 +103,11 @@ impl LrConfig {
             Decay::Linear => 1.0 - done,
             Decay::Cosine => 0.5 * (1.0 + (PI * done).cos()),
         };
-        let floor = if self.decay == Decay::Constant { 0.0 } else { self.min_ratio };
+        let floor = if self.decay == Decay::Constant {
+            0.0
+        } else {
+            self.min_ratio
+        };
         self.peak * (floor + (1.0 - floor) * left)
     }
 
@@ -101,10 +115,16 @@ impl LrConfig {
     pub(crate) fn problems(&self, total: u64) -> Vec<(String, String)> {
         let mut problems = Vec::new();
         if !(self.peak > 0.0 && self.peak.is_finite()) {
-            problems.push(("lr.peak".into(), format!("expected a number above 0, found {}", self.peak)));
+            problems.push((
+                "lr.peak".into(),
+                format!("expected a number above 0, found {}", self.peak),
+            ));
         }
         if !(0.0..=1.0).contains(&self.min_ratio) {
-            problems.push(("lr.min_ratio".into(), format!("expected 0 to 1, found {}", self.min_ratio)));
+            problems.push((
+                "lr.min_ratio".into(),
+                format!("expected 0 to 1, found {}", self.min_ratio),
+            ));
         }
         let ratios = [
             ("unet", self.ratio.unet),
@@ -135,7 +155,10 @@ mod tests {
     use super::*;
 
     fn article() -> LrConfig {
-        LrConfig { warmup_samples: 1_000_000, ..LrConfig::default() }
+        LrConfig {
+            warmup_samples: 1_000_000,
+            ..LrConfig::default()
+        }
     }
 
     #[test]
@@ -151,24 +174,56 @@ mod tests {
         let lr = article();
         assert!((lr.rate(75_500_000, 150_000_000) - 0.5e-4).abs() < 1e-12);
         assert!(lr.rate(150_000_000, 150_000_000).abs() < 1e-18);
-        assert_eq!(lr.rate(200_000_000, 150_000_000), lr.rate(150_000_000, 150_000_000));
-        let floored = LrConfig { min_ratio: 0.1, ..article() };
+        assert_eq!(
+            lr.rate(200_000_000, 150_000_000),
+            lr.rate(150_000_000, 150_000_000)
+        );
+        let floored = LrConfig {
+            min_ratio: 0.1,
+            ..article()
+        };
         assert!((floored.rate(150_000_000, 150_000_000) - 1e-5).abs() < 1e-15);
     }
 
     #[test]
     fn linear_and_constant() {
-        let linear = LrConfig { decay: Decay::Linear, ..article() };
+        let linear = LrConfig {
+            decay: Decay::Linear,
+            ..article()
+        };
         assert!((linear.rate(75_500_000, 150_000_000) - 0.5e-4).abs() < 1e-12);
-        let constant = LrConfig { decay: Decay::Constant, min_ratio: 0.5, ..article() };
+        let constant = LrConfig {
+            decay: Decay::Constant,
+            min_ratio: 0.5,
+            ..article()
+        };
         assert_eq!(constant.rate(149_999_999, 150_000_000), 1e-4);
     }
 
     #[test]
     fn impossible_settings_are_named() {
-        let lr = LrConfig { peak: f64::NAN, warmup_samples: 10, min_ratio: 2.0, ..LrConfig::default() };
-        let lr = LrConfig { ratio: LrRatios { text_encoder_2: 0.0, ..LrRatios::default() }, ..lr };
+        let lr = LrConfig {
+            peak: f64::NAN,
+            warmup_samples: 10,
+            min_ratio: 2.0,
+            ..LrConfig::default()
+        };
+        let lr = LrConfig {
+            ratio: LrRatios {
+                text_encoder_2: 0.0,
+                ..LrRatios::default()
+            },
+            ..lr
+        };
         let keys: Vec<String> = lr.problems(10).into_iter().map(|(key, _)| key).collect();
-        assert_eq!(keys, ["lr.peak", "lr.min_ratio", "lr.ratio.text_encoder_2", "lr.warmup_samples"]);
+        assert_eq!(
+            keys,
+            [
+                "lr.peak",
+                "lr.min_ratio",
+                "lr.ratio.text_encoder_2",
+                "lr.warmup_samples"
+            ]
+        );
     }
 }

@@ -16,13 +16,25 @@ use tch::{Device, Kind, Tensor};
 
 /// Returns a port that was free a moment ago.
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
 }
 
 fn launch(rank: usize, ranks: usize, port: u16) -> Launch {
     let rank = RankOf { rank, ranks };
     let (host, attempt) = ("127.0.0.1".to_owned(), String::new());
-    Launch { rank, local_rank: rank.rank, machine: 0..rank.ranks, host, port, store_is_launchers: false, attempt }
+    Launch {
+        rank,
+        local_rank: rank.rank,
+        machine: 0..rank.ranks,
+        host,
+        port,
+        store_is_launchers: false,
+        attempt,
+    }
 }
 
 /// Calls `work` on every rank and returns the results in the order of the ranks.
@@ -32,15 +44,25 @@ fn on_ranks<R: Send>(ranks: usize, work: impl Fn(&Comm) -> R + Sync) -> Vec<R> {
         let comm = if ranks == 1 {
             Comm::alone()
         } else {
-            Comm::open(&launch(rank, ranks, port), Device::Cpu, &RanksConfig::default()).unwrap()
+            Comm::open(
+                &launch(rank, ranks, port),
+                Device::Cpu,
+                &RanksConfig::default(),
+            )
+            .unwrap()
         };
         let result = work(&comm);
         comm.barrier().unwrap();
         result
     };
     thread::scope(|scope| {
-        let threads: Vec<_> = (0..ranks).map(|rank| scope.spawn(move || one(rank))).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        let threads: Vec<_> = (0..ranks)
+            .map(|rank| scope.spawn(move || one(rank)))
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect()
     })
 }
 
@@ -50,7 +72,10 @@ fn numbers(rank: usize, len: i64) -> Tensor {
 }
 
 fn sum(ranks: usize, len: i64) -> Tensor {
-    (0..ranks).map(|rank| numbers(rank, len)).reduce(|a, b| a + b).unwrap()
+    (0..ranks)
+        .map(|rank| numbers(rank, len))
+        .reduce(|a, b| a + b)
+        .unwrap()
 }
 
 #[test]
@@ -70,39 +95,70 @@ fn conforms(comm: &Comm, len: i64) {
     let vector = numbers(rank, len);
     let pending = comm.begin_all_reduce(vector.shallow_clone()).unwrap();
     comm.end_all_reduce(pending).unwrap();
-    assert!(vector.equal(&sum(ranks, len)), "all-reduce, {ranks} ranks, {len}");
+    assert!(
+        vector.equal(&sum(ranks, len)),
+        "all-reduce, {ranks} ranks, {len}"
+    );
 
     // Two at a time, awaited in the order in which they began.
     let whole = len * ranks as i64;
     let begin = || comm.begin_reduce_scatter(numbers(rank, whole)).unwrap();
     for pending in [begin(), begin()] {
         let mut taken = Tensor::zeros([0], (Kind::Float, Device::Cpu));
-        comm.end_reduce_scatter(pending, |piece| taken = piece.copy()).unwrap();
+        comm.end_reduce_scatter(pending, |piece| taken = piece.copy())
+            .unwrap();
         let expected = sum(ranks, whole).narrow(0, rank as i64 * len, len);
-        assert!(taken.equal(&expected), "reduce-scatter, {ranks} ranks, {len}");
+        assert!(
+            taken.equal(&expected),
+            "reduce-scatter, {ranks} ranks, {len}"
+        );
     }
 
     let all = Tensor::zeros([whole], (Kind::Float, Device::Cpu));
     let pending = comm.begin_all_gather(&all, numbers(rank, len)).unwrap();
     comm.end_all_gather(pending).unwrap();
     let expected: Vec<Tensor> = (0..ranks).map(|rank| numbers(rank, len)).collect();
-    assert!(all.equal(&Tensor::cat(&expected, 0)), "all-gather, {ranks} ranks, {len}");
+    assert!(
+        all.equal(&Tensor::cat(&expected, 0)),
+        "all-gather, {ranks} ranks, {len}"
+    );
 
-    let (vector, partition) = (numbers(rank, len), Partition::of_buckets([len / 3, 0, len - len / 3], ranks));
+    let (vector, partition) = (
+        numbers(rank, len),
+        Partition::of_buckets([len / 3, 0, len - len / 3], ranks),
+    );
     comm.all_gather(&vector, &partition).unwrap();
-    let piece = |range: Range<i64>, rank: usize| numbers(rank, len).narrow(0, range.start, range.end - range.start);
+    let piece = |range: Range<i64>, rank: usize| {
+        numbers(rank, len).narrow(0, range.start, range.end - range.start)
+    };
     let buckets = partition.buckets().iter();
-    let pieces: Vec<Tensor> = buckets.flat_map(|bucket| (0..ranks).map(|rank| piece(bucket.of(rank), rank))).collect();
-    assert!(vector.equal(&Tensor::cat(&pieces, 0)), "all-gather by buckets, {ranks} ranks, {len}");
+    let pieces: Vec<Tensor> = buckets
+        .flat_map(|bucket| (0..ranks).map(|rank| piece(bucket.of(rank), rank)))
+        .collect();
+    assert!(
+        vector.equal(&Tensor::cat(&pieces, 0)),
+        "all-gather by buckets, {ranks} ranks, {len}"
+    );
 
     let vector = numbers(rank, len);
     comm.broadcast(&vector, ranks - 1).unwrap();
-    assert!(vector.equal(&numbers(ranks - 1, len)), "broadcast, {ranks} ranks, {len}");
+    assert!(
+        vector.equal(&numbers(ranks - 1, len)),
+        "broadcast, {ranks} ranks, {len}"
+    );
 
     let all = comm.gather_numbers(&[rank as f64, 0.1 + 0.2]).unwrap();
-    assert_eq!(all, (0..ranks).map(|rank| vec![rank as f64, 0.1 + 0.2]).collect::<Vec<_>>());
+    assert_eq!(
+        all,
+        (0..ranks)
+            .map(|rank| vec![rank as f64, 0.1 + 0.2])
+            .collect::<Vec<_>>()
+    );
     let texts = comm.gather_texts(&"ä".repeat(rank)).unwrap();
-    assert_eq!(texts, (0..ranks).map(|rank| "ä".repeat(rank)).collect::<Vec<_>>());
+    assert_eq!(
+        texts,
+        (0..ranks).map(|rank| "ä".repeat(rank)).collect::<Vec<_>>()
+    );
 }
 
 #[test]
@@ -127,8 +183,12 @@ fn bytes_are_those_of_the_theory() {
         assert!(traffic.secs > 0.0);
     }
     let comm = Comm::alone();
-    comm.all_gather(&numbers(0, 10), &Partition::new(10, 1)).unwrap();
-    assert!(comm.take_traffic().bytes.is_empty(), "a single rank sends nothing");
+    comm.all_gather(&numbers(0, 10), &Partition::new(10, 1))
+        .unwrap();
+    assert!(
+        comm.take_traffic().bytes.is_empty(),
+        "a single rank sends nothing"
+    );
 }
 
 #[test]
@@ -163,7 +223,10 @@ fn a_rank_that_does_not_come_to_a_collective_is_named() {
         comm.all_gather(&numbers(0, 100), &Partition::new(100, 3))
     });
     for message in &messages[..2] {
-        assert!(message.contains("rank 2 has been in the passes of step 3 for "), "{message}");
+        assert!(
+            message.contains("rank 2 has been in the passes of step 3 for "),
+            "{message}"
+        );
     }
 }
 
@@ -172,7 +235,10 @@ fn a_rank_that_does_not_come_to_a_collective_is_named() {
 fn on_failing_ranks(work: impl Fn(&Comm) -> rectiflow_train::Result<()> + Sync) -> Vec<String> {
     let (port, work) = (free_port(), &work);
     let one = move |rank| {
-        let config = RanksConfig { timeout_secs: 1, ..RanksConfig::default() };
+        let config = RanksConfig {
+            timeout_secs: 1,
+            ..RanksConfig::default()
+        };
         let comm = Comm::open(&launch(rank, 3, port), Device::Cpu, &config).unwrap();
         let failed = work(&comm).err();
         if let Some(error) = &failed {
@@ -182,27 +248,51 @@ fn on_failing_ranks(work: impl Fn(&Comm) -> rectiflow_train::Result<()> + Sync) 
     };
     thread::scope(|scope| {
         let threads: Vec<_> = (0..3).map(|rank| scope.spawn(move || one(rank))).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect()
     })
 }
 
 #[test]
 fn ranks_that_do_not_come_up_and_ports_in_use_are_told_in_one_line() {
-    let config = RanksConfig { start_secs: 1, ..RanksConfig::default() };
-    let open = |rank, port| Comm::open(&launch(rank, 3, port), Device::Cpu, &config).unwrap_err().to_string();
+    let config = RanksConfig {
+        start_secs: 1,
+        ..RanksConfig::default()
+    };
+    let open = |rank, port| {
+        Comm::open(&launch(rank, 3, port), Device::Cpu, &config)
+            .unwrap_err()
+            .to_string()
+    };
     let missing = open(0, free_port());
-    assert_eq!(missing, "rank 0: of 3 ranks these did not start within 1 s (ranks.start_secs): 1, 2");
+    assert_eq!(
+        missing,
+        "rank 0: of 3 ranks these did not start within 1 s (ranks.start_secs): 1, 2"
+    );
 
     let taken = TcpListener::bind("0.0.0.0:0").unwrap();
     let port = taken.local_addr().unwrap().port();
     let message = open(0, port);
-    assert!(message.contains(&format!("MASTER_PORT {port} is in use")) && !message.contains('\n'), "{message}");
+    assert!(
+        message.contains(&format!("MASTER_PORT {port} is in use")) && !message.contains('\n'),
+        "{message}"
+    );
 
     let port = free_port();
     let message = open(2, port);
-    assert!(message.starts_with("rank 2: cannot reach the store of rank 0 at MASTER_ADDR 127.0.0.1"), "{message}");
+    assert!(
+        message.starts_with("rank 2: cannot reach the store of rank 0 at MASTER_ADDR 127.0.0.1"),
+        "{message}"
+    );
     assert!(!message.contains('\n'), "{message}");
 
-    let message = Comm::open(&launch(0, 3, free_port()), Device::Cuda(0), &config).unwrap_err().to_string();
-    assert!(message.contains("built without it: build it with `--features nccl`"), "{message}");
+    let message = Comm::open(&launch(0, 3, free_port()), Device::Cuda(0), &config)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        message.contains("built without it: build it with `--features nccl`"),
+        "{message}"
+    );
 }

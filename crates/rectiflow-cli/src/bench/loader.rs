@@ -55,7 +55,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let began = Instant::now();
     let mut dataset = Dataset::open(&args.dataset)?;
     if let Some((folder, gib)) = args.cache_dir.as_ref().zip(args.cache_gib) {
-        dataset = dataset.with_cache(&Arc::new(DiskCache::open(folder, gib.saturating_mul(1 << 30))?));
+        dataset = dataset.with_cache(&Arc::new(DiskCache::open(
+            folder,
+            gib.saturating_mul(1 << 30),
+        )?));
     }
     let dataset = Arc::new(dataset);
     let open_secs = began.elapsed().as_secs_f64();
@@ -69,7 +72,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     };
     let at_least = Duration::from_secs(args.secs);
     let (prompt, amount) = (PromptSettings::default(), Amount::Repeats(1.0));
-    let source = Source { dataset: dataset.clone(), prompt, amount };
+    let source = Source {
+        dataset: dataset.clone(),
+        prompt,
+        amount,
+    };
     let numbers = throughput::loader(vec![source], settings, RankOf::ONLY, at_least)?;
     let sequential = throughput::sequential(&dataset, at_least)? / 1e6;
     let text = format!(

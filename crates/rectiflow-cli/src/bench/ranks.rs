@@ -88,12 +88,17 @@ struct Measured {
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let stop = StopSignal::listen().context("listening for Ctrl-C")?;
     let folder = std::env::temp_dir().join(format!("rectiflow-bench-ranks-{}", std::process::id()));
-    let measured =
-        args.ranks.iter().map(|&ranks| measure(args, ranks, &folder, &stop)).collect::<anyhow::Result<Vec<_>>>();
+    let measured = args
+        .ranks
+        .iter()
+        .map(|&ranks| measure(args, ranks, &folder, &stop))
+        .collect::<anyhow::Result<Vec<_>>>();
     // A folder that cannot be removed stays among the temporary files.
     let _ = fs::remove_dir_all(&folder);
     let mut measured = measured?;
-    let one = measured.first().map_or(0.0, |first| first.samples_per_sec / first.ranks as f64);
+    let one = measured
+        .first()
+        .map_or(0.0, |first| first.samples_per_sec / first.ranks as f64);
     for row in &mut measured {
         row.efficiency = row.samples_per_sec / row.ranks as f64 / one;
     }
@@ -101,7 +106,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
         let recipe = Recipe::load(&args.recipe, &args.overrides)?.recipe;
         let work = work(args, first, recipe.train.dtype);
         for row in &mut measured {
-            let found = predict(&loopback(row.ranks, link), &work, recipe.ranks.sharding, true);
+            let found = predict(
+                &loopback(row.ranks, link),
+                &work,
+                recipe.ranks.sharding,
+                true,
+            );
             row.predicted = Some(found.efficiency);
         }
     }
@@ -125,10 +135,19 @@ fn describe(measured: &[Measured]) -> String {
     rows.extend(measured.iter().map(|row| {
         let of = |value| short(value, 4);
         let megabytes = [row.step_bytes as f64 / 1e6, row.loopback_step_bytes / 1e6].map(of);
-        let secs = [row.step_secs, row.passes_secs, row.communication_secs, row.hidden_secs];
+        let secs = [
+            row.step_secs,
+            row.passes_secs,
+            row.communication_secs,
+            row.hidden_secs,
+        ];
         let numbers = [&secs[..], &[row.samples_per_sec, row.efficiency]].concat();
         let predicted = row.predicted.map_or_else(|| "-".to_owned(), of);
-        let cells = numbers.into_iter().map(of).chain(megabytes).chain([predicted]);
+        let cells = numbers
+            .into_iter()
+            .map(of)
+            .chain(megabytes)
+            .chain([predicted]);
         [row.ranks.to_string()].into_iter().chain(cells).collect()
     }));
     table(&rows)
@@ -150,12 +169,26 @@ fn work(args: &Args, one: &Measured, dtype: Precision) -> StepWork {
 }
 
 fn loopback(ranks: usize, link: &[f64]) -> Cluster {
-    let link = Link { label: "loopback", bytes_per_sec: 1e6 * link[0], latency_secs: 1e-6 * link[1] };
-    Cluster { ranks, ranks_per_node: ranks, inside: link, between: link }
+    let link = Link {
+        label: "loopback",
+        bytes_per_sec: 1e6 * link[0],
+        latency_secs: 1e-6 * link[1],
+    };
+    Cluster {
+        ranks,
+        ranks_per_node: ranks,
+        inside: link,
+        between: link,
+    }
 }
 
 /// Trains with `ranks` ranks in a run folder below `folder`, and reads the run's metrics.
-fn measure(args: &Args, ranks: usize, folder: &Path, stop: &StopSignal) -> anyhow::Result<Measured> {
+fn measure(
+    args: &Args,
+    ranks: usize,
+    folder: &Path,
+    stop: &StopSignal,
+) -> anyhow::Result<Measured> {
     let run_dir = folder.join(ranks.to_string());
     let micro_batches = args.micro_batches * ranks as u64;
     let recipe = Recipe::load(&args.recipe, &args.overrides)?;

@@ -32,7 +32,11 @@ pub(crate) struct Args {
     #[arg(long)]
     model: PathBuf,
     /// What to draw.
-    #[arg(long, default_value = "a red apple on a white background", value_name = "TEXT")]
+    #[arg(
+        long,
+        default_value = "a red apple on a white background",
+        value_name = "TEXT"
+    )]
     prompt: String,
     /// Steps of Euler's method, 1 to 1000.
     #[arg(long, default_value_t = SampleSettings::default().steps)]
@@ -74,14 +78,23 @@ struct Measured {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
-    let options =
-        OpenOptions { kind: args.dtype.into(), device: args.device, map: args.low_memory, ..OpenOptions::default() };
+    let options = OpenOptions {
+        kind: args.dtype.into(),
+        device: args.device,
+        map: args.low_memory,
+        ..OpenOptions::default()
+    };
     let model = StagedModel::find(&args.model, &options)?;
     let unknown = || {
         let model = args.model.display();
-        Misuse(format!("{model} does not say what it predicts: add --parameterization flow, eps or v"))
+        Misuse(format!(
+            "{model} does not say what it predicts: add --parameterization flow, eps or v"
+        ))
     };
-    let parameterization = args.parameterization.or(model.parameterization).ok_or_else(unknown)?;
+    let parameterization = args
+        .parameterization
+        .or(model.parameterization)
+        .ok_or_else(unknown)?;
     let settings = args.settings();
     settings.latent_shape(model.vae_config())?;
     settings.sigmas(parameterization)?;
@@ -125,7 +138,10 @@ fn measure(
     let encoders = model.text_encoders()?;
     measured.load_secs += began.elapsed().as_secs_f64();
     let began = Instant::now();
-    let (cond, uncond) = (encoders.encode(std::slice::from_ref(&args.prompt))?, encoders.encode(&[String::new()])?);
+    let (cond, uncond) = (
+        encoders.encode(std::slice::from_ref(&args.prompt))?,
+        encoders.encode(&[String::new()])?,
+    );
     measured.encode_secs = began.elapsed().as_secs_f64();
     drop(encoders);
 
@@ -134,15 +150,28 @@ fn measure(
     let began = Instant::now();
     let unet = model.unet()?;
     measured.load_secs += began.elapsed().as_secs_f64();
-    let texts = Texts { cond: &cond, uncond: &uncond };
+    let texts = Texts {
+        cond: &cond,
+        uncond: &uncond,
+    };
     let mut latents: Vec<Tensor> = Vec::new();
     for round in 0..=args.rounds {
-        let settings = SampleSettings { seed: u64::from(round), ..settings.clone() };
+        let settings = SampleSettings {
+            seed: u64::from(round),
+            ..settings.clone()
+        };
         let began = Instant::now();
-        latents.push(sample_latents(&unet, model.vae_config(), parameterization, texts, &settings, &mut |_| {
-            done += 1;
-            progress.set(done, "");
-        })?);
+        latents.push(sample_latents(
+            &unet,
+            model.vae_config(),
+            parameterization,
+            texts,
+            &settings,
+            &mut |_| {
+                done += 1;
+                progress.set(done, "");
+            },
+        )?);
         measured.batch_secs.push(began.elapsed().as_secs_f64());
     }
     drop(unet);
@@ -176,7 +205,9 @@ impl Args {
 /// pages that have been read count until they are released.
 pub(crate) fn peak_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
@@ -190,6 +221,9 @@ mod tests {
         let before = peak_bytes().expect("Linux says it");
         let held = vec![1u8; 64 << 20];
         let after = peak_bytes().expect("Linux says it");
-        assert!(after >= before && after >= held.len() as u64, "{before} then {after}");
+        assert!(
+            after >= before && after >= held.len() as u64,
+            "{before} then {after}"
+        );
     }
 }

@@ -77,8 +77,16 @@ const WARM_UP: usize = 2;
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let began = Instant::now();
-    let random = if args.random { vec![Component::UNet] } else { Vec::new() };
-    let options = OpenOptions { device: args.device, random, ..OpenOptions::default() };
+    let random = if args.random {
+        vec![Component::UNet]
+    } else {
+        Vec::new()
+    };
+    let options = OpenOptions {
+        device: args.device,
+        random,
+        ..OpenOptions::default()
+    };
     let mut unet = UNet::open(&args.unet, &options)?;
     let [height, width] = [args.size.1, args.size.0].map(|px| i64::from(px) / 8);
     let input = match &args.input {
@@ -87,7 +95,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     };
     let num_samples = input.num_samples();
     if args.micro_batches == 0 || num_samples % args.micro_batches != 0 {
-        let text = format!("--micro-batches {}: expected a divisor of the batch, {num_samples}", args.micro_batches);
+        let text = format!(
+            "--micro-batches {}: expected a divisor of the batch, {num_samples}",
+            args.micro_batches
+        );
         return Err(Misuse(text).into());
     }
     let load_secs = began.elapsed().as_secs_f64();
@@ -101,9 +112,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let passes = passes(args, &input);
     let remade = remade(args, &passes, &unet);
     remade.apply(&mut unet);
-    let estimated_bytes = passes.estimate(&unet.config, &remade).device_bytes(args.device);
+    let estimated_bytes = passes
+        .estimate(&unet.config, &remade)
+        .device_bytes(args.device);
     let mut progress = Progress::new("bench step", "steps", 0, u64::from(args.steps));
-    let measured = train_steps(&unet, &input, &settings, &mut |step| progress.set(step as u64, ""))?;
+    let measured = train_steps(&unet, &input, &settings, &mut |step| {
+        progress.set(step as u64, "")
+    })?;
     progress.finish();
     let timed = &measured.secs[WARM_UP..];
     let median_secs = numbers::median(timed);
@@ -139,7 +154,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
 /// The terms of the trainer's memory estimate.
 fn passes(args: &Args, input: &Input) -> Passes {
     let size = input.sample.size();
-    let width = args.micro_batches.min(tch::get_num_threads().max(1) as usize);
+    let width = args
+        .micro_batches
+        .min(tch::get_num_threads().max(1) as usize);
     Passes {
         batch: (input.num_samples() / args.micro_batches) as u64,
         latent: [size[2] as u64, size[3] as u64],
@@ -152,10 +169,18 @@ fn passes(args: &Args, input: &Input) -> Passes {
 }
 
 fn remade(args: &Args, passes: &Passes, unet: &UNet) -> RecomputedBlocks {
-    let Some(gib) = args.budget_gib else { return RecomputedBlocks::All(args.checkpointing) };
+    let Some(gib) = args.budget_gib else {
+        return RecomputedBlocks::All(args.checkpointing);
+    };
     let none = RecomputedBlocks::All(false);
-    let others = passes.estimate(&unet.config, &none).device_bytes(args.device) - passes.bytes(&unet.config, &none, 4);
-    passes.choose(&unet.config, ((gib * f64::from(1 << 30)) as u64).saturating_sub(others))
+    let others = passes
+        .estimate(&unet.config, &none)
+        .device_bytes(args.device)
+        - passes.bytes(&unet.config, &none, 4);
+    passes.choose(
+        &unet.config,
+        ((gib * f64::from(1 << 30)) as u64).saturating_sub(others),
+    )
 }
 
 impl Args {

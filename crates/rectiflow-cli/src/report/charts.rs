@@ -28,20 +28,40 @@ pub(crate) fn section(record: &RunRecord) -> String {
     charts.push(learning_rate(steps));
     let mut section = "<section><h2>Curves</h2>\n<div class=\"charts\">\n".to_owned();
     for chart in charts {
-        let _ = writeln!(section, "<figure><figcaption>{}</figcaption>{}</figure>", escape(&chart.title), chart.svg());
+        let _ = writeln!(
+            section,
+            "<figure><figcaption>{}</figcaption>{}</figure>",
+            escape(&chart.title),
+            chart.svg()
+        );
     }
     section + "</div></section>\n"
 }
 
 fn loss(steps: &[StepMetrics], tests: &[TestMetrics]) -> Plot {
     let raw = curve(steps, |step| step.loss);
-    let tests: Vec<_> = tests.iter().map(|test| (test.samples as f64, test.loss)).collect();
+    let tests: Vec<_> = tests
+        .iter()
+        .map(|test| (test.samples as f64, test.loss))
+        .collect();
     let mut series = vec![
-        Series { name: "each step".into(), points: raw.clone(), style: Style::Faint(0) },
-        Series { name: "smoothed".into(), points: smoothed(&raw), style: Style::Line(0) },
+        Series {
+            name: "each step".into(),
+            points: raw.clone(),
+            style: Style::Faint(0),
+        },
+        Series {
+            name: "smoothed".into(),
+            points: smoothed(&raw),
+            style: Style::Line(0),
+        },
     ];
     if !tests.is_empty() {
-        series.push(Series { name: "held-out pictures".into(), points: tests, style: Style::Dots(1) });
+        series.push(Series {
+            name: "held-out pictures".into(),
+            points: tests,
+            style: Style::Dots(1),
+        });
     }
     chart("Loss", "mean squared error", series, Axis::log)
 }
@@ -50,13 +70,25 @@ fn loss(steps: &[StepMetrics], tests: &[TestMetrics]) -> Plot {
 fn by_noise(tests: &[TestMetrics]) -> Option<Plot> {
     let bins = &tests.first()?.bins;
     // The loss of a bin without samples has no meaning.
-    let series = bins.iter().enumerate().filter(|(_, bin)| bin.count > 0).map(|(index, bin)| Series {
-        name: format!("{}–{}", short(bin.from, 2), short(bin.to, 2)),
-        points: tests.iter().filter_map(|t| Some((t.samples as f64, t.bins.get(index)?.loss))).collect(),
-        style: Style::Ramp(index as f64 / (bins.len() - 1).max(1) as f64),
-    });
+    let series = bins
+        .iter()
+        .enumerate()
+        .filter(|(_, bin)| bin.count > 0)
+        .map(|(index, bin)| Series {
+            name: format!("{}–{}", short(bin.from, 2), short(bin.to, 2)),
+            points: tests
+                .iter()
+                .filter_map(|t| Some((t.samples as f64, t.bins.get(index)?.loss)))
+                .collect(),
+            style: Style::Ramp(index as f64 / (bins.len() - 1).max(1) as f64),
+        });
     let title = "Loss on held-out pictures, by noise level (0 picture, 1 noise)";
-    Some(chart(title, "mean squared error", series.collect(), Axis::log))
+    Some(chart(
+        title,
+        "mean squared error",
+        series.collect(),
+        Axis::log,
+    ))
 }
 
 fn speed(steps: &[StepMetrics]) -> Plot {
@@ -70,30 +102,68 @@ fn speed(steps: &[StepMetrics]) -> Plot {
             (step.samples as f64, samples as f64 / step.secs.max(1e-9))
         })
         .collect();
-    let series = Series { name: String::new(), points: smoothed(&rates), style: Style::Line(2) };
-    chart("Samples a second", "samples/s", vec![series], |label| Axis::linear(label).with_zero())
+    let series = Series {
+        name: String::new(),
+        points: smoothed(&rates),
+        style: Style::Line(2),
+    };
+    chart("Samples a second", "samples/s", vec![series], |label| {
+        Axis::linear(label).with_zero()
+    })
 }
 
 fn gradient(steps: &[StepMetrics]) -> Plot {
     let raw = curve(steps, |step| step.gradient_norm);
     let series = vec![
-        Series { name: "each step".into(), points: raw.clone(), style: Style::Faint(3) },
-        Series { name: "smoothed".into(), points: smoothed(&raw), style: Style::Line(3) },
+        Series {
+            name: "each step".into(),
+            points: raw.clone(),
+            style: Style::Faint(3),
+        },
+        Series {
+            name: "smoothed".into(),
+            points: smoothed(&raw),
+            style: Style::Line(3),
+        },
     ];
-    chart("Norm of the gradient, before clipping", "norm", series, Axis::log)
+    chart(
+        "Norm of the gradient, before clipping",
+        "norm",
+        series,
+        Axis::log,
+    )
 }
 
 fn learning_rate(steps: &[StepMetrics]) -> Plot {
-    let series = Series { name: String::new(), points: curve(steps, |step| step.lr), style: Style::Line(4) };
-    chart("Learning rate", "rate", vec![series], |label| Axis::linear(label).with_zero())
+    let series = Series {
+        name: String::new(),
+        points: curve(steps, |step| step.lr),
+        style: Style::Line(4),
+    };
+    chart("Learning rate", "rate", vec![series], |label| {
+        Axis::linear(label).with_zero()
+    })
 }
 
-fn chart(title: &str, y: &'static str, series: Vec<Series>, axis: impl Fn(&'static str) -> Axis) -> Plot {
-    Plot { title: title.to_owned(), x: Axis::linear("samples"), y: axis(y), series }
+fn chart(
+    title: &str,
+    y: &'static str,
+    series: Vec<Series>,
+    axis: impl Fn(&'static str) -> Axis,
+) -> Plot {
+    Plot {
+        title: title.to_owned(),
+        x: Axis::linear("samples"),
+        y: axis(y),
+        series,
+    }
 }
 
 fn curve(steps: &[StepMetrics], value: impl Fn(&StepMetrics) -> f64) -> Vec<(f64, f64)> {
-    steps.iter().map(|step| (step.samples as f64, value(step))).collect()
+    steps
+        .iter()
+        .map(|step| (step.samples as f64, value(step)))
+        .collect()
 }
 
 /// An exponential moving average over [`SMOOTHED`] of the points, with bias correction. Points that
@@ -125,7 +195,9 @@ mod tests {
 
     #[test]
     fn smoothing_starts_at_the_first_value_and_follows_a_step() {
-        let points: Vec<_> = (0..1000).map(|i| (f64::from(i), if i < 500 { 1.0 } else { 3.0 })).collect();
+        let points: Vec<_> = (0..1000)
+            .map(|i| (f64::from(i), if i < 500 { 1.0 } else { 3.0 }))
+            .collect();
         let smooth = smoothed(&points);
         assert!((smooth[0].1 - 1.0).abs() < 1e-12 && (smooth[499].1 - 1.0).abs() < 1e-12);
         assert!(smooth[500].1 < 1.2 && smooth[999].1 > 2.99);

@@ -43,18 +43,25 @@ const MAX_PREVIEWS: usize = 6;
 const MAX_BUCKETS: usize = 24;
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
-    let record =
-        RunRecord::read(&args.run_dir).with_context(|| format!("reading the run {}", args.run_dir.display()))?;
+    let record = RunRecord::read(&args.run_dir)
+        .with_context(|| format!("reading the run {}", args.run_dir.display()))?;
     let page = page(&record)?;
     let path = args.run_dir.join("report.html");
     write_bytes(&path, page.as_bytes())?;
     let text = format!("{} ({})", path.display(), bytes(page.len() as u64));
-    Ok(Answer::done(text, json!({ "report": path, "bytes": page.len() })))
+    Ok(Answer::done(
+        text,
+        json!({ "report": path, "bytes": page.len() }),
+    ))
 }
 
 fn page(record: &RunRecord) -> anyhow::Result<String> {
     let title = escape(&format!("rectiflow: {}", record.name));
-    let mut body = format!("<header><h1>{}</h1><p>{}</p></header>\n", escape(&record.name), summary(record));
+    let mut body = format!(
+        "<header><h1>{}</h1><p>{}</p></header>\n",
+        escape(&record.name),
+        summary(record)
+    );
     body += &samples(record)?;
     for finding in &record.findings {
         body += &found(finding, &record.folder)?;
@@ -81,9 +88,15 @@ const STYLE: &str = include_str!("report.css");
 
 /// The run in one or two sentences.
 fn summary(record: &RunRecord) -> String {
-    let Some(start) = record.starts.first() else { return "Nothing has been trained yet.".to_owned() };
+    let Some(start) = record.starts.first() else {
+        return "Nothing has been trained yet.".to_owned();
+    };
     let seen = record.steps.last().map_or(0, |step| step.samples);
-    let state = if record.finished { "trained on" } else { "has so far trained on" };
+    let state = if record.finished {
+        "trained on"
+    } else {
+        "has so far trained on"
+    };
     let mut text = format!(
         "An SDXL of {} trained parameters {state} {} samples from {} pictures in {} buckets, in {}",
         millions(start.num_parameters),
@@ -108,7 +121,11 @@ fn summary(record: &RunRecord) -> String {
 }
 
 fn millions(count: u64) -> String {
-    if count < 1_000_000 { grouped(count) } else { format!("{} million", short(count as f64 / 1e6, 3)) }
+    if count < 1_000_000 {
+        grouped(count)
+    } else {
+        format!("{} million", short(count as f64 / 1e6, 3))
+    }
 }
 
 fn samples(record: &RunRecord) -> anyhow::Result<String> {
@@ -117,7 +134,11 @@ fn samples(record: &RunRecord) -> anyhow::Result<String> {
     }
     let mut section = "<section><h2>What it draws now</h2>\n<div class=\"samples\">\n".to_owned();
     for Sampled { prompt, images } in &record.samples {
-        let _ = write!(section, "<figure><figcaption>{}</figcaption><div>", escape(prompt));
+        let _ = write!(
+            section,
+            "<figure><figcaption>{}</figcaption><div>",
+            escape(prompt)
+        );
         for (index, path) in images.iter().enumerate() {
             section += &embedded(path, &format!("{prompt}, sample {}", index + 1))?;
         }
@@ -143,12 +164,23 @@ fn found(finding: &Finding, folder: &Path) -> anyhow::Result<String> {
 /// A table of several columns; on a narrow screen it scrolls by itself.
 fn wide_table(table: &Table) -> String {
     let cells = |tag: &str, cells: &[String]| -> String {
-        cells.iter().map(|cell| format!("<{tag}>{}</{tag}>", escape(cell))).collect()
+        cells
+            .iter()
+            .map(|cell| format!("<{tag}>{}</{tag}>", escape(cell)))
+            .collect()
     };
-    let mut html = format!("<div class=\"wide\"><table class=\"many\">\n<tr>{}</tr>\n", cells("th", &table.columns));
+    let mut html = format!(
+        "<div class=\"wide\"><table class=\"many\">\n<tr>{}</tr>\n",
+        cells("th", &table.columns)
+    );
     for row in &table.rows {
         let (name, values) = row.split_at(row.len().min(1));
-        let _ = writeln!(html, "<tr>{}{}</tr>", cells("th", name), cells("td", values));
+        let _ = writeln!(
+            html,
+            "<tr>{}{}</tr>",
+            cells("th", name),
+            cells("td", values)
+        );
     }
     html + "</table></div>\n"
 }
@@ -164,23 +196,37 @@ fn previews(record: &RunRecord) -> anyhow::Result<String> {
         let (step, path) = &record.previews[index];
         let when = match record.samples_at(*step) {
             0 => "before training".to_owned(),
-            samples => format!("after {} samples (step {})", grouped(samples), grouped(*step)),
+            samples => format!(
+                "after {} samples (step {})",
+                grouped(samples),
+                grouped(*step)
+            ),
         };
         let picture = embedded(path, &format!("One picture for each prompt, {when}"))?;
-        let _ = writeln!(section, "<figure class=\"wide\"><figcaption>{when}</figcaption>{picture}</figure>");
+        let _ = writeln!(
+            section,
+            "<figure class=\"wide\"><figcaption>{when}</figcaption>{picture}</figure>"
+        );
     }
     Ok(section + "</section>\n")
 }
 
 /// At most `most` indices of `0..len`, both ends included.
 fn spread(len: usize, most: usize) -> Vec<usize> {
-    if len <= most { (0..len).collect() } else { (0..most).map(|i| i * (len - 1) / (most - 1)).collect() }
+    if len <= most {
+        (0..len).collect()
+    } else {
+        (0..most).map(|i| i * (len - 1) / (most - 1)).collect()
+    }
 }
 
 /// A PNG file embedded in the page.
 fn embedded(path: &Path, alt: &str) -> anyhow::Result<String> {
     let png = fs::read(path).with_context(|| format!("{}", path.display()))?;
-    let size = |at: usize| png.get(at..at + 4).map_or(0, |b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]));
+    let size = |at: usize| {
+        png.get(at..at + 4)
+            .map_or(0, |b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]))
+    };
     // The first chunk of a PNG starts with width and height. With them the page does not jump when
     // the picture is decoded.
     let (width, height) = (size(16), size(20));
@@ -205,20 +251,49 @@ fn numbers(record: &RunRecord) -> String {
         if let Some(test) = record.tests.last() {
             rows.push(("Test loss at the end", short(test.loss, 4)));
         }
-        rows.push(("Samples a second", short(last.samples as f64 / secs.max(1e-9), 3)));
-        let speed = record.steps.iter().map(|step| step.flops as f64).sum::<f64>() / secs.max(1e-9);
+        rows.push((
+            "Samples a second",
+            short(last.samples as f64 / secs.max(1e-9), 3),
+        ));
+        let speed = record
+            .steps
+            .iter()
+            .map(|step| step.flops as f64)
+            .sum::<f64>()
+            / secs.max(1e-9);
         if speed > 0.0 {
             rows.push(("Arithmetic of training", format!("{}/s", flops(speed))));
         }
         if let Some(peak) = record.starts.iter().find_map(|start| start.peak_flops) {
-            rows.push(("MFU, share of the GPU's bf16 peak", format!("{} %", short(100.0 * speed / peak, 3))));
+            rows.push((
+                "MFU, share of the GPU's bf16 peak",
+                format!("{} %", short(100.0 * speed / peak, 3)),
+            ));
         }
-        rows.push(("Time spent waiting for data", format!("{} %", short(100.0 * waiting, 2))));
+        rows.push((
+            "Time spent waiting for data",
+            format!("{} %", short(100.0 * waiting, 2)),
+        ));
     }
-    rows.push(("Checkpoints written", format!("{} in {}", record.checkpoints.0, duration(record.checkpoints.1))));
+    rows.push((
+        "Checkpoints written",
+        format!(
+            "{} in {}",
+            record.checkpoints.0,
+            duration(record.checkpoints.1)
+        ),
+    ));
     rows.push(("Resumed", times(record.starts.len().saturating_sub(1))));
-    let mut rows: Vec<(String, String)> = rows.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-    rows.extend(record.exports.iter().map(|(name, size)| (format!("Exported: {name}"), bytes(*size))));
+    let mut rows: Vec<(String, String)> = rows
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect();
+    rows.extend(
+        record
+            .exports
+            .iter()
+            .map(|(name, size)| (format!("Exported: {name}"), bytes(*size))),
+    );
     format!("<section><h2>Numbers</h2>\n{}</section>\n", table(&rows))
 }
 
@@ -233,16 +308,38 @@ fn times(count: usize) -> String {
 fn table(rows: &[(String, String)]) -> String {
     let mut table = "<table>\n".to_owned();
     for (name, value) in rows {
-        let _ = writeln!(table, "<tr><th scope=\"row\">{}</th><td>{}</td></tr>", escape(name), escape(value));
+        let _ = writeln!(
+            table,
+            "<tr><th scope=\"row\">{}</th><td>{}</td></tr>",
+            escape(name),
+            escape(value)
+        );
     }
     table + "</table>\n"
 }
 
 /// Each bucket as its shape, a bar and its counts.
 fn buckets(record: &RunRecord) -> String {
-    let Some(start) = record.starts.last().filter(|start| !start.buckets.is_empty()) else { return String::new() };
-    let longest = start.buckets.iter().map(|&(width, height, ..)| width.max(height)).max().unwrap_or(1);
-    let most = start.buckets.iter().map(|&(_, _, train, test)| train + test).max().unwrap_or(1).max(1);
+    let Some(start) = record
+        .starts
+        .last()
+        .filter(|start| !start.buckets.is_empty())
+    else {
+        return String::new();
+    };
+    let longest = start
+        .buckets
+        .iter()
+        .map(|&(width, height, ..)| width.max(height))
+        .max()
+        .unwrap_or(1);
+    let most = start
+        .buckets
+        .iter()
+        .map(|&(_, _, train, test)| train + test)
+        .max()
+        .unwrap_or(1)
+        .max(1);
     let mut section = format!(
         "<section><h2>Buckets</h2>\n<p>{} pictures to train on and {} to test on, grouped by shape.</p>\n\
          <ul class=\"buckets\">\n",
@@ -252,7 +349,11 @@ fn buckets(record: &RunRecord) -> String {
     for &(width, height, train, test) in start.buckets.iter().take(MAX_BUCKETS) {
         let side = |px: u32| f64::from(px) * 26.0 / f64::from(longest);
         let share = 100.0 * (train + test) as f64 / most as f64;
-        let held_out = if test == 0 { String::new() } else { format!(" + {}", grouped(test)) };
+        let held_out = if test == 0 {
+            String::new()
+        } else {
+            format!(" + {}", grouped(test))
+        };
         let _ = writeln!(
             section,
             "<li><span class=\"shape\"><i style=\"width:{:.0}px;height:{:.0}px\"></i></span><b>{width}×{height}</b>\
@@ -263,7 +364,12 @@ fn buckets(record: &RunRecord) -> String {
         );
     }
     section += "</ul>\n";
-    if let Some(others) = start.buckets.len().checked_sub(MAX_BUCKETS).filter(|&others| others > 0) {
+    if let Some(others) = start
+        .buckets
+        .len()
+        .checked_sub(MAX_BUCKETS)
+        .filter(|&others| others > 0)
+    {
         let _ = writeln!(section, "<p>and {others} more buckets</p>");
     }
     section + "</section>\n"
@@ -273,15 +379,23 @@ fn timeline(record: &RunRecord) -> String {
     if record.timeline.is_empty() {
         return String::new();
     }
-    let mut rows: Vec<(String, String)> =
-        record.timeline.iter().map(|part| (part.part.clone(), duration(part.secs))).collect();
+    let mut rows: Vec<(String, String)> = record
+        .timeline
+        .iter()
+        .map(|part| (part.part.clone(), duration(part.secs)))
+        .collect();
     let total: f64 = record.timeline.iter().map(|part| part.secs).sum();
     rows.push(("all together".to_owned(), duration(total)));
-    format!("<section><h2>What was done</h2>\n{}</section>\n", table(&rows))
+    format!(
+        "<section><h2>What was done</h2>\n{}</section>\n",
+        table(&rows)
+    )
 }
 
 fn settings(record: &RunRecord) -> String {
-    let Some(recipe) = &record.recipe else { return String::new() };
+    let Some(recipe) = &record.recipe else {
+        return String::new();
+    };
     format!(
         "<section><h2>Settings</h2>\n<details><summary>The recipe, with every default</summary>\
          <pre>{}</pre></details></section>\n",

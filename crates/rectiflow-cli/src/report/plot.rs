@@ -38,12 +38,20 @@ pub(crate) struct Axis {
 impl Axis {
     /// A linear axis.
     pub(crate) fn linear(label: impl Into<String>) -> Self {
-        Self { label: label.into(), log: false, zero: false }
+        Self {
+            label: label.into(),
+            log: false,
+            zero: false,
+        }
     }
 
     /// A logarithmic axis.
     pub(crate) fn log(label: impl Into<String>) -> Self {
-        Self { label: label.into(), log: true, zero: false }
+        Self {
+            label: label.into(),
+            log: true,
+            zero: false,
+        }
     }
 
     /// The same axis, with 0 in its range.
@@ -103,7 +111,10 @@ impl Plot {
             "<style>svg{{{COLOURS_LIGHT};background:#fff}}\
              @media (prefers-color-scheme:dark){{svg{{{COLOURS_DARK};background:#14191f}}}}</style>"
         );
-        format!("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n{}\n", self.element(&style))
+        format!(
+            "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n{}\n",
+            self.element(&style)
+        )
     }
 
     fn element(&self, style: &str) -> String {
@@ -124,7 +135,11 @@ impl Plot {
     /// The names of the curves in lines above the chart, and where the chart begins below them.
     fn legend(&self) -> (String, f64) {
         let (mut text, mut x, mut y) = (String::new(), LEFT, 14.0);
-        let named: Vec<&Series> = self.series.iter().filter(|series| !series.name.is_empty()).collect();
+        let named: Vec<&Series> = self
+            .series
+            .iter()
+            .filter(|series| !series.name.is_empty())
+            .collect();
         if named.is_empty() {
             return (text, 10.0);
         }
@@ -156,12 +171,20 @@ fn look(style: Style) -> (String, f64, f64) {
         Style::Faint(colour) => (variable(colour), 0.3, 1.0),
         Style::Line(colour) | Style::Dots(colour) => (variable(colour), 1.0, 1.6),
         Style::Bold(colour) => (variable(colour), 1.0, 3.0),
-        Style::Ramp(at) => (format!("color-mix(in oklab,var(--c0) {:.0}%,var(--c1))", 100.0 * at), 1.0, 1.6),
+        Style::Ramp(at) => (
+            format!("color-mix(in oklab,var(--c0) {:.0}%,var(--c1))", 100.0 * at),
+            1.0,
+            1.6,
+        ),
     }
 }
 
 fn curve(series: &Series, frame: &Frame) -> String {
-    let finite: Vec<_> = series.points.iter().filter_map(|&point| frame.place(point)).collect();
+    let finite: Vec<_> = series
+        .points
+        .iter()
+        .filter_map(|&point| frame.place(point))
+        .collect();
     let points = thinned(&finite);
     let (colour, opacity, thickness) = look(series.style);
     let mut path = String::new();
@@ -174,7 +197,10 @@ fn curve(series: &Series, frame: &Frame) -> String {
     );
     if matches!(series.style, Style::Dots(_) | Style::Ramp(_)) || points.len() == 1 {
         for (x, y) in &points {
-            let _ = write!(svg, "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"2.6\" fill=\"{colour}\"/>");
+            let _ = write!(
+                svg,
+                "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"2.6\" fill=\"{colour}\"/>"
+            );
         }
     }
     svg
@@ -190,8 +216,11 @@ fn thinned(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let mut kept = Vec::new();
     for neighbours in points.chunks(run) {
         let by_height = |a: &&(f64, f64), b: &&(f64, f64)| a.1.total_cmp(&b.1);
-        let mut ends = [neighbours.iter().min_by(by_height), neighbours.iter().max_by(by_height)]
-            .map(|end| *end.expect("a chunk has at least one point"));
+        let mut ends = [
+            neighbours.iter().min_by(by_height),
+            neighbours.iter().max_by(by_height),
+        ]
+        .map(|end| *end.expect("a chunk has at least one point"));
         ends.sort_by(|a, b| a.0.total_cmp(&b.0));
         kept.extend(ends);
     }
@@ -216,14 +245,19 @@ impl Frame {
     /// Position of a point in the drawing; `None` if it is not finite.
     fn place(&self, (x, y): (f64, f64)) -> Option<(f64, f64)> {
         let (x, y) = (self.x.fraction(x)?, self.y.fraction(y)?);
-        Some((LEFT + x * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - y * (HEIGHT - BOTTOM - self.top)))
+        Some((
+            LEFT + x * (WIDTH - LEFT - RIGHT),
+            HEIGHT - BOTTOM - y * (HEIGHT - BOTTOM - self.top),
+        ))
     }
 
     fn axes(&self, x_label: &str, y_label: &str) -> String {
         let (right, bottom) = (WIDTH - RIGHT, HEIGHT - BOTTOM);
         let mut svg = String::new();
         for tick in self.y.ticks(5) {
-            let Some((_, y)) = self.place((self.x.from, tick)) else { continue };
+            let Some((_, y)) = self.place((self.x.from, tick)) else {
+                continue;
+            };
             let _ = write!(
                 svg,
                 "<path d=\"M{LEFT} {y:.1}H{right}\" stroke=\"var(--grid)\"/>\
@@ -234,7 +268,9 @@ impl Frame {
             );
         }
         for tick in self.x.ticks(5) {
-            let Some((x, _)) = self.place((tick, self.y.from)) else { continue };
+            let Some((x, _)) = self.place((tick, self.y.from)) else {
+                continue;
+            };
             let _ = write!(
                 svg,
                 "<path d=\"M{x:.1} {bottom}v5\" stroke=\"var(--faint)\"/>\
@@ -267,7 +303,9 @@ struct Scale {
 impl Scale {
     fn new(values: impl Iterator<Item = f64>, axis: &Axis) -> Self {
         let drawable = values.filter(|value| value.is_finite() && (!axis.log || *value > 0.0));
-        let (mut from, mut to) = drawable.fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), v| (a.min(v), b.max(v)));
+        let (mut from, mut to) = drawable.fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), v| {
+            (a.min(v), b.max(v))
+        });
         if from > to {
             (from, to) = if axis.log { (0.1, 1.0) } else { (0.0, 1.0) };
         }
@@ -275,9 +313,17 @@ impl Scale {
             from = from.min(0.0);
         }
         if from == to {
-            to = if axis.log { to * 2.0 } else { to + to.abs().max(1.0) };
+            to = if axis.log {
+                to * 2.0
+            } else {
+                to + to.abs().max(1.0)
+            };
         }
-        Self { from, to, log: axis.log }
+        Self {
+            from,
+            to,
+            log: axis.log,
+        }
     }
 
     fn fraction(&self, value: f64) -> Option<f64> {
@@ -295,7 +341,10 @@ impl Scale {
         }
         let raw = (self.to - self.from) / count as f64;
         let power = 10f64.powf(raw.log10().floor());
-        let step = [1.0, 2.0, 5.0, 10.0].map(|factor| factor * power).into_iter().find(|&step| step >= raw);
+        let step = [1.0, 2.0, 5.0, 10.0]
+            .map(|factor| factor * power)
+            .into_iter()
+            .find(|&step| step >= raw);
         let step = step.unwrap_or(10.0 * power);
         let first = (self.from / step - 1e-9).ceil() as i64;
         let last = (self.to / step + 1e-9).floor() as i64;
@@ -304,10 +353,19 @@ impl Scale {
 
     /// Powers of ten, with their multiples by 2 and 5 if there are few.
     fn log_ticks(&self) -> Vec<f64> {
-        let (first, last) = (self.from.log10().floor() as i32, self.to.log10().ceil() as i32);
-        let factors: &[f64] = if last - first > 4 { &[1.0] } else { &[1.0, 2.0, 5.0] };
-        let all = (first..=last).flat_map(|power| factors.iter().map(move |factor| factor * 10f64.powi(power)));
-        all.filter(|tick| (self.from..=self.to).contains(tick)).collect()
+        let (first, last) = (
+            self.from.log10().floor() as i32,
+            self.to.log10().ceil() as i32,
+        );
+        let factors: &[f64] = if last - first > 4 {
+            &[1.0]
+        } else {
+            &[1.0, 2.0, 5.0]
+        };
+        let all = (first..=last)
+            .flat_map(|power| factors.iter().map(move |factor| factor * 10f64.powi(power)));
+        all.filter(|tick| (self.from..=self.to).contains(tick))
+            .collect()
     }
 }
 
@@ -331,16 +389,35 @@ mod tests {
     use super::*;
 
     fn plot(points: Vec<(f64, f64)>) -> Plot {
-        let series = vec![Series { name: "a <b>".into(), points, style: Style::Line(0) }];
-        Plot { title: "T & U".into(), x: Axis::linear("x"), y: Axis::log("y"), series }
+        let series = vec![Series {
+            name: "a <b>".into(),
+            points,
+            style: Style::Line(0),
+        }];
+        Plot {
+            title: "T & U".into(),
+            x: Axis::linear("x"),
+            y: Axis::log("y"),
+            series,
+        }
     }
 
     #[test]
     fn a_chart_is_well_formed_and_leaves_out_what_cannot_be_drawn() {
         let svg = plot(vec![(0.0, 1.0), (1.0, f64::NAN), (2.0, 0.0), (3.0, 10.0)]).svg();
-        assert!(svg.contains("a &lt;b&gt;") && svg.contains("aria-label=\"T &amp; U\""), "{svg}");
+        assert!(
+            svg.contains("a &lt;b&gt;") && svg.contains("aria-label=\"T &amp; U\""),
+            "{svg}"
+        );
         assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
-        assert!(svg.contains(&format!("M{LEFT:.1} {:.1}L{:.1} 26.0\"", HEIGHT - BOTTOM, WIDTH - RIGHT)), "{svg}");
+        assert!(
+            svg.contains(&format!(
+                "M{LEFT:.1} {:.1}L{:.1} 26.0\"",
+                HEIGHT - BOTTOM,
+                WIDTH - RIGHT
+            )),
+            "{svg}"
+        );
     }
 
     #[test]
@@ -353,16 +430,25 @@ mod tests {
 
     #[test]
     fn thinning_keeps_spikes() {
-        let points: Vec<_> = (0..100_000).map(|i| (f64::from(i), if i == 54_321 { 9.0 } else { 1.0 })).collect();
+        let points: Vec<_> = (0..100_000)
+            .map(|i| (f64::from(i), if i == 54_321 { 9.0 } else { 1.0 }))
+            .collect();
         let thin = thinned(&points);
-        assert!(thin.len() <= MAX_POINTS && thin.contains(&(54_321.0, 9.0)), "{}", thin.len());
+        assert!(
+            thin.len() <= MAX_POINTS && thin.contains(&(54_321.0, 9.0)),
+            "{}",
+            thin.len()
+        );
         assert!(thin.is_sorted_by(|a, b| a.0 <= b.0));
     }
 
     #[test]
     fn ticks_are_round_and_inside() {
         let scale = |from, to, log| Scale { from, to, log };
-        assert_eq!(scale(0.0, 1000.0, false).ticks(5), [0.0, 200.0, 400.0, 600.0, 800.0, 1000.0]);
+        assert_eq!(
+            scale(0.0, 1000.0, false).ticks(5),
+            [0.0, 200.0, 400.0, 600.0, 800.0, 1000.0]
+        );
         assert_eq!(scale(0.15, 1.2, true).ticks(5), [0.2, 0.5, 1.0]);
         assert_eq!(scale(1e-8, 1.0, true).ticks(5).len(), 9);
     }

@@ -73,7 +73,11 @@ impl RunRecord {
     /// # Errors
     /// `metrics.jsonl` is missing.
     pub(crate) fn read(run_dir: &Path) -> Result<Self> {
-        let mut record = Self { name: name_of(run_dir), folder: run_dir.to_owned(), ..Self::default() };
+        let mut record = Self {
+            name: name_of(run_dir),
+            folder: run_dir.to_owned(),
+            ..Self::default()
+        };
         record.take_events(metrics::read(run_dir)?, run_dir);
         record.findings = findings::read(run_dir)?;
         record.samples = samples(&run_dir.join("samples"));
@@ -84,7 +88,8 @@ impl RunRecord {
     }
 
     fn take_events(&mut self, events: Vec<Event>, run_dir: &Path) {
-        let (mut steps, mut tests, mut previews) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let (mut steps, mut tests, mut previews) =
+            (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         for event in events {
             match event {
                 Event::Start(start) => {
@@ -123,13 +128,20 @@ impl RunRecord {
     /// Samples seen after `step` steps.
     pub(crate) fn samples_at(&self, step: u64) -> u64 {
         let after = self.steps.partition_point(|metrics| metrics.step <= step);
-        after.checked_sub(1).map_or(0, |index| self.steps[index].samples)
+        after
+            .checked_sub(1)
+            .map_or(0, |index| self.steps[index].samples)
     }
 }
 
 fn name_of(run_dir: &Path) -> String {
-    let full = run_dir.canonicalize().unwrap_or_else(|_| run_dir.to_owned());
-    full.file_name().map_or_else(|| run_dir.display().to_string(), |name| name.to_string_lossy().into_owned())
+    let full = run_dir
+        .canonicalize()
+        .unwrap_or_else(|_| run_dir.to_owned());
+    full.file_name().map_or_else(
+        || run_dir.display().to_string(),
+        |name| name.to_string_lossy().into_owned(),
+    )
 }
 
 /// The pictures that exist, with their full paths.
@@ -137,30 +149,50 @@ fn samples(folder: &Path) -> Vec<Sampled> {
     let text = fs::read_to_string(folder.join(SAMPLES_FILE)).unwrap_or_default();
     let mut samples: Vec<Sampled> = serde_json::from_str(&text).unwrap_or_default();
     for sampled in &mut samples {
-        sampled.images = sampled.images.iter().map(|image| folder.join(image)).filter(|path| path.is_file()).collect();
+        sampled.images = sampled
+            .images
+            .iter()
+            .map(|image| folder.join(image))
+            .filter(|path| path.is_file())
+            .collect();
     }
     samples.retain(|sampled| !sampled.images.is_empty());
     samples
 }
 
 fn newest_recipe(checkpoints: &Path) -> Option<String> {
-    let folders = fs::read_dir(checkpoints).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
-    let newest = folders.filter(|folder| folder.join("recipe.toml").is_file()).max()?;
+    let folders = fs::read_dir(checkpoints)
+        .ok()?
+        .filter_map(|entry| Some(entry.ok()?.path()));
+    let newest = folders
+        .filter(|folder| folder.join("recipe.toml").is_file())
+        .max()?;
     fs::read_to_string(newest.join("recipe.toml")).ok()
 }
 
 /// The entries of a folder by name, with the total bytes of the files below each.
 fn sizes(folder: &Path) -> Vec<(String, u64)> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let mut sizes: Vec<(String, u64)> =
-        entries.map(|entry| (entry.file_name().to_string_lossy().into_owned(), size(&entry.path()))).collect();
+    let mut sizes: Vec<(String, u64)> = entries
+        .map(|entry| {
+            (
+                entry.file_name().to_string_lossy().into_owned(),
+                size(&entry.path()),
+            )
+        })
+        .collect();
     sizes.sort();
     sizes
 }
 
 fn size(path: &Path) -> u64 {
     if path.is_dir() {
-        return fs::read_dir(path).into_iter().flatten().flatten().map(|entry| size(&entry.path())).sum();
+        return fs::read_dir(path)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| size(&entry.path()))
+            .sum();
     }
     path.metadata().map_or(0, |metadata| metadata.len())
 }
@@ -169,7 +201,10 @@ fn size(path: &Path) -> u64 {
 fn timeline(path: &Path) -> Vec<Part> {
     let text = fs::read_to_string(path).unwrap_or_default();
     let mut parts: Vec<Part> = Vec::new();
-    for part in text.lines().filter_map(|line| serde_json::from_str::<Part>(line).ok()) {
+    for part in text
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Part>(line).ok())
+    {
         match parts.iter_mut().find(|known| known.part == part.part) {
             Some(known) => known.secs = part.secs,
             None => parts.push(part),

@@ -31,27 +31,45 @@ pub(crate) struct Answer {
 impl Answer {
     /// The answer of a command that succeeded.
     pub(crate) fn done(text: impl Into<String>, json: Value) -> Self {
-        Self { text: text.into(), json, exit: 0 }
+        Self {
+            text: text.into(),
+            json,
+            exit: 0,
+        }
     }
 
     /// An empty answer with exit code `code`: rank 0, a process of its own, has printed the answer.
     pub(crate) fn of_rank_0(code: i32) -> Self {
-        Self { text: String::new(), json: Value::Null, exit: u8::try_from(code).unwrap_or(FAILED) }
+        Self {
+            text: String::new(),
+            json: Value::Null,
+            exit: u8::try_from(code).unwrap_or(FAILED),
+        }
     }
 
     /// The same answer with the exit code of a command that `signal` stopped.
     pub(crate) fn stopped_by(self, signal: i32) -> Self {
-        Self { exit: 128 + u8::try_from(signal).unwrap_or(0), ..self }
+        Self {
+            exit: 128 + u8::try_from(signal).unwrap_or(0),
+            ..self
+        }
     }
 
     /// The same answer with the exit code of a failure.
     pub(crate) fn failed(self) -> Self {
-        Self { exit: FAILED, ..self }
+        Self {
+            exit: FAILED,
+            ..self
+        }
     }
 
     /// Prints the answer. A closed pipe (`| head`) is no failure.
     pub(crate) fn print(&self, as_json: bool) -> ExitCode {
-        let line = if as_json && !self.json.is_null() { self.json.to_string() } else { self.text.clone() };
+        let line = if as_json && !self.json.is_null() {
+            self.json.to_string()
+        } else {
+            self.text.clone()
+        };
         match write_line(&line) {
             Err(error) if error.kind() != ErrorKind::BrokenPipe => {
                 report(&format!("standard output: {error}"));
@@ -77,7 +95,11 @@ pub(crate) fn fail(error: &anyhow::Error, as_json: bool) -> ExitCode {
 
 fn report(message: &str) {
     // Nothing can be done where standard error is closed.
-    let _ = writeln!(io::stderr().lock(), "{}error: {message}", crate::terminal::log::rank_prefix());
+    let _ = writeln!(
+        io::stderr().lock(),
+        "{}error: {message}",
+        crate::terminal::log::rank_prefix()
+    );
 }
 
 fn write_line(line: &str) -> io::Result<()> {
@@ -101,14 +123,23 @@ fn message(error: &anyhow::Error) -> String {
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
-    if matches!(error.downcast_ref(), Some(rectiflow_train::Error::Stopped { .. })) {
+    if matches!(
+        error.downcast_ref(),
+        Some(rectiflow_train::Error::Stopped { .. })
+    ) {
         return STOPPED;
     }
     let misuse = error.chain().any(|cause| {
         cause.is::<Misuse>()
             || cause.downcast_ref().is_some_and(is_setting)
-            || matches!(cause.downcast_ref(), Some(rectiflow_data::Error::Invalid { .. }))
-            || matches!(cause.downcast_ref(), Some(rectiflow_sdxl::error::Error::Invalid { .. }))
+            || matches!(
+                cause.downcast_ref(),
+                Some(rectiflow_data::Error::Invalid { .. })
+            )
+            || matches!(
+                cause.downcast_ref(),
+                Some(rectiflow_sdxl::error::Error::Invalid { .. })
+            )
     });
     if misuse { USAGE } else { FAILED }
 }
@@ -148,19 +179,37 @@ mod tests {
     #[test]
     fn a_cause_that_is_quoted_already_is_not_said_twice() {
         let source = io::Error::from(ErrorKind::NotFound);
-        let error = rectiflow_data::Error::Io { path: PathBuf::from("a.json"), source };
+        let error = rectiflow_data::Error::Io {
+            path: PathBuf::from("a.json"),
+            source,
+        };
         let error = anyhow::Error::from(error).context("opening the data set");
-        assert_eq!(message(&error), "opening the data set: a.json: entity not found");
+        assert_eq!(
+            message(&error),
+            "opening the data set: a.json: entity not found"
+        );
     }
 
     #[test]
     fn wrong_settings_are_wrong_use_and_everything_else_is_a_failure() {
-        let setting = rectiflow_data::Error::Invalid { what: "prep.step_px".into(), reason: "is 0".into() };
-        assert_eq!(exit_code(&anyhow::Error::from(setting).context("preparing")), USAGE);
-        let recipe = rectiflow_train::Error::Recipe { path: PathBuf::from("r.toml"), problems: vec!["x".into()] };
+        let setting = rectiflow_data::Error::Invalid {
+            what: "prep.step_px".into(),
+            reason: "is 0".into(),
+        };
+        assert_eq!(
+            exit_code(&anyhow::Error::from(setting).context("preparing")),
+            USAGE
+        );
+        let recipe = rectiflow_train::Error::Recipe {
+            path: PathBuf::from("r.toml"),
+            problems: vec!["x".into()],
+        };
         assert_eq!(exit_code(&recipe.into()), USAGE);
         assert_eq!(exit_code(&Misuse("both".into()).into()), USAGE);
-        let stopped = rectiflow_train::Error::Stopped { run_dir: PathBuf::from("r"), reason: "x".into() };
+        let stopped = rectiflow_train::Error::Stopped {
+            run_dir: PathBuf::from("r"),
+            reason: "x".into(),
+        };
         assert_eq!(exit_code(&stopped.into()), STOPPED);
         assert_eq!(exit_code(&anyhow::anyhow!("disk full")), FAILED);
     }

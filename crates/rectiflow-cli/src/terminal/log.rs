@@ -35,7 +35,9 @@ pub(crate) fn rank_prefix() -> String {
 
 /// Starts logging. Ranks other than rank 0 log warnings only.
 pub(crate) fn start() {
-    let from_environment = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|text| !text.is_empty());
+    let from_environment = std::env::var(EnvFilter::DEFAULT_ENV)
+        .ok()
+        .filter(|text| !text.is_empty());
     let (filter, refused) = match from_environment.as_deref().map(EnvFilter::try_new) {
         Some(Ok(filter)) => (filter, None),
         Some(Err(error)) => (EnvFilter::new(DEFAULT), Some(error)),

@@ -49,7 +49,11 @@ pub(crate) fn bytes(count: u64) -> String {
 pub(crate) fn flops(count: f64) -> String {
     const UNITS: [&str; 8] = ["", "k", "M", "G", "T", "P", "E", "Z"];
     let thousands = (count.max(1.0).log10() / 3.0).floor().clamp(0.0, 7.0);
-    format!("{} {}FLOP", short(count / 1000f64.powf(thousands), 3), UNITS[thousands as usize])
+    format!(
+        "{} {}FLOP",
+        short(count / 1000f64.powf(thousands), 3),
+        UNITS[thousands as usize]
+    )
 }
 
 /// At most `digits` significant digits, without trailing zeros: 0.00010, 3 -> "0.0001".
@@ -88,7 +92,11 @@ pub(crate) fn tick(value: f64) -> String {
 }
 
 fn trimmed(text: &str) -> &str {
-    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { text }
+    if text.contains('.') {
+        text.trim_end_matches('0').trim_end_matches('.')
+    } else {
+        text
+    }
 }
 
 /// A table for a terminal: the first row is the heading; columns of numbers are aligned to the
@@ -96,14 +104,25 @@ fn trimmed(text: &str) -> &str {
 pub(crate) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let cell = |row: &[String], column: usize| row.get(column).cloned().unwrap_or_default();
-    let width = |column| rows.iter().map(|row| cell(row, column).chars().count()).max().unwrap_or(0);
+    let width = |column| {
+        rows.iter()
+            .map(|row| cell(row, column).chars().count())
+            .max()
+            .unwrap_or(0)
+    };
     let is_number = |text: &str| text.chars().next().is_some_and(|c| c.is_ascii_digit());
     let to_right = |column| rows.iter().skip(1).all(|row| is_number(&cell(row, column)));
-    let layout: Vec<(usize, bool)> = (0..columns).map(|column| (width(column), to_right(column))).collect();
+    let layout: Vec<(usize, bool)> = (0..columns)
+        .map(|column| (width(column), to_right(column)))
+        .collect();
     let line = |row: &Vec<String>| {
         let cells = layout.iter().enumerate().map(|(column, &(width, right))| {
             let text = cell(row, column);
-            if right { format!("{text:>width$}") } else { format!("{text:<width$}") }
+            if right {
+                format!("{text:>width$}")
+            } else {
+                format!("{text:<width$}")
+            }
         });
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     };
@@ -116,15 +135,27 @@ mod tests {
 
     #[test]
     fn numbers_read_well() {
-        assert_eq!([0, 999, 1000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
+        assert_eq!(
+            [0, 999, 1000, 1_234_567].map(grouped),
+            ["0", "999", "1,000", "1,234,567"]
+        );
         assert_eq!(
             [0.4, 37.2, 245.0, 7800.0, 273_600.0].map(duration),
             ["0.4 s", "37 s", "4 min 5 s", "2 h 10 min", "3 d 4 h"]
         );
         assert_eq!(duration(f64::NAN), "?");
-        assert_eq!([0.05, 200.0, 20_000.0, 1.5e6].map(tick), ["0.05", "200", "20k", "1.5M"]);
-        assert_eq!([812, 3_400, 999_600, 512_000_000].map(bytes), ["812 B", "3.4 kB", "1.0 MB", "512 MB"]);
-        assert_eq!([812.0, 2.0352e13, 3.05e21].map(flops), ["812 FLOP", "20.4 TFLOP", "3.05 ZFLOP"]);
+        assert_eq!(
+            [0.05, 200.0, 20_000.0, 1.5e6].map(tick),
+            ["0.05", "200", "20k", "1.5M"]
+        );
+        assert_eq!(
+            [812, 3_400, 999_600, 512_000_000].map(bytes),
+            ["812 B", "3.4 kB", "1.0 MB", "512 MB"]
+        );
+        assert_eq!(
+            [812.0, 2.0352e13, 3.05e21].map(flops),
+            ["812 FLOP", "20.4 TFLOP", "3.05 ZFLOP"]
+        );
         assert_eq!(
             [0.0001, 1.5e-9, 12.3456, 20_000.0, 3e8].map(|v| short(v, 3)),
             ["0.0001", "1.5e-9", "12.3", "20000", "3e8"]
@@ -133,13 +164,20 @@ mod tests {
 
     #[test]
     fn medians_are_in_the_middle() {
-        assert_eq!([&[3.0][..], &[9.0, 1.0, 2.0], &[4.0, 1.0, 2.0, 9.0]].map(median), [3.0, 2.0, 3.0]);
+        assert_eq!(
+            [&[3.0][..], &[9.0, 1.0, 2.0], &[4.0, 1.0, 2.0, 9.0]].map(median),
+            [3.0, 2.0, 3.0]
+        );
         assert!(median(&[]).is_nan());
     }
 
     #[test]
     fn tables_align_numbers_to_the_right() {
-        let rows = [["bucket", "rows"], ["96x96", "7"], ["128x64", "1,204"]].map(|row| row.map(str::to_owned).to_vec());
-        assert_eq!(table(&rows[..]), "bucket   rows\n 96x96      7\n128x64  1,204");
+        let rows = [["bucket", "rows"], ["96x96", "7"], ["128x64", "1,204"]]
+            .map(|row| row.map(str::to_owned).to_vec());
+        assert_eq!(
+            table(&rows[..]),
+            "bucket   rows\n 96x96      7\n128x64  1,204"
+        );
     }
 }

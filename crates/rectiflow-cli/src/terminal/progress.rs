@@ -38,7 +38,16 @@ impl Progress {
             bar
         });
         let now = Instant::now();
-        Self { what, unit, bar, began: now, last_line: now, start, total, done: start }
+        Self {
+            what,
+            unit,
+            bar,
+            began: now,
+            last_line: now,
+            start,
+            total,
+            done: start,
+        }
     }
 
     /// Shows `done` units, with a short note beside them.
@@ -53,7 +62,11 @@ impl Progress {
             let unit = self.unit;
             let (done, total) = (numbers::grouped(done), numbers::grouped(self.total));
             let far = format!("{done} of {total} {unit} ({percent}%)");
-            log::line(&format!("{}: {}", self.what, joined(&[&far, &self.speed(), note])));
+            log::line(&format!(
+                "{}: {}",
+                self.what,
+                joined(&[&far, &self.speed(), note])
+            ));
         }
     }
 
@@ -72,11 +85,20 @@ impl Progress {
         let secs = self.began.elapsed().as_secs_f64();
         let rate = (self.done - self.start) as f64 / secs.max(1e-3);
         let left = (self.total - self.done.min(self.total)) as f64 / rate;
-        format!("{}/s, {} left", numbers::short(rate, 3), numbers::duration(left))
+        format!(
+            "{}/s, {} left",
+            numbers::short(rate, 3),
+            numbers::duration(left)
+        )
     }
 }
 
 /// The parts that are not empty, joined by commas.
 fn joined(parts: &[&str]) -> String {
-    parts.iter().copied().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(", ")
+    parts
+        .iter()
+        .copied()
+        .filter(|part| !part.is_empty())
+        .collect::<Vec<_>>()
+        .join(", ")
 }

@@ -25,7 +25,10 @@ pub(crate) struct StopSignal {
 impl StopSignal {
     /// Takes over Ctrl-C and SIGTERM for the rest of the process.
     pub(crate) fn listen() -> io::Result<Self> {
-        let (asked, which) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let (asked, which) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicUsize::new(0)),
+        );
         for signal in [SIGINT, SIGTERM] {
             // The order matters: the second signal exits because the first has set the flag.
             flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&asked))?;

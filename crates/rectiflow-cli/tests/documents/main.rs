@@ -44,7 +44,12 @@ fn the_documents_name_nothing_that_is_not_there() {
         let found = check(&repository, &name, &text);
         faults.extend(found.into_iter().map(|fault| format!("{name}: {fault}")));
     }
-    assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
+    assert!(
+        faults.is_empty(),
+        "{} faults:\n{}",
+        faults.len(),
+        faults.join("\n")
+    );
 }
 
 /// Paths of all documents below the root.
@@ -96,7 +101,11 @@ fn wrong_links(repository: &Repository, name: &str, document: &Document) -> Vec<
             continue;
         }
         let is_here = path.is_empty();
-        let text = if is_here { document.prose.clone() } else { fs::read_to_string(target).unwrap() };
+        let text = if is_here {
+            document.prose.clone()
+        } else {
+            fs::read_to_string(target).unwrap()
+        };
         if !headings(&text).iter().any(|heading| heading == anchor) {
             faults.push(format!("the link {link}: no heading has this anchor"));
         }
@@ -107,7 +116,9 @@ fn wrong_links(repository: &Repository, name: &str, document: &Document) -> Vec<
 fn wrong_paths(repository: &Repository, line: &str) -> Vec<String> {
     let words = line.split_whitespace().map(trimmed);
     let missing = words.filter(|word| repository.lacks(word));
-    missing.map(|path| format!("no such file or folder: {path}")).collect()
+    missing
+        .map(|path| format!("no such file or folder: {path}"))
+        .collect()
 }
 
 /// A word without the brackets and stops around it.
@@ -121,7 +132,9 @@ fn wrong_entries(repository: &Repository, block: &str) -> Vec<String> {
     let mut faults = Vec::new();
     let mut folder = None;
     for line in block.lines() {
-        let Some(word) = line.split_whitespace().next() else { continue };
+        let Some(word) = line.split_whitespace().next() else {
+            continue;
+        };
         if line.starts_with(word) {
             folder = repository.folder(word);
         } else if let Some(folder) = &folder
@@ -134,7 +147,10 @@ fn wrong_entries(repository: &Repository, block: &str) -> Vec<String> {
 }
 
 fn wrong_commands(repository: &Repository, line: &str) -> Vec<String> {
-    let words: Vec<&str> = line.split_whitespace().take_while(|word| !word.starts_with('#')).collect();
+    let words: Vec<&str> = line
+        .split_whitespace()
+        .take_while(|word| !word.starts_with('#'))
+        .collect();
     let mut faults = Vec::new();
     for command in words.split(|word| SEPARATORS.contains(word)) {
         let is_assignment = |word: &&&str| word.contains('=') && !word.starts_with('-');
@@ -145,7 +161,11 @@ fn wrong_commands(repository: &Repository, line: &str) -> Vec<String> {
             (_, Some(at)) => faults.extend(wrong_arguments(repository, &command[at + 1..])),
             (["make", target, ..], _) => faults.extend(wrong_target(repository, target)),
             ([flag, ..], _) if flag.starts_with("--") => {
-                faults.extend(command.iter().filter_map(|word| unknown_flag(repository, word)));
+                faults.extend(
+                    command
+                        .iter()
+                        .filter_map(|word| unknown_flag(repository, word)),
+                );
             }
             _ => {}
         }
@@ -213,21 +233,38 @@ mod tests {
         let benches = ["rectiflow bench loader", "rectiflow bench step"];
         let verbs = vec![
             verb("rectiflow prep", "  --out <DIR>\n  --vae <DIR>"),
-            verb("rectiflow plan", "  --gpus <N>\n  --network <NAME>\n  -h, --help"),
-            verb("rectiflow train", "  --ranks <N>\n  --set <KEY=VALUE>\n  --json"),
-            Verb::new("rectiflow bench", "  --json", benches.map(|name| verb(name, "  --json")).into()),
+            verb(
+                "rectiflow plan",
+                "  --gpus <N>\n  --network <NAME>\n  -h, --help",
+            ),
+            verb(
+                "rectiflow train",
+                "  --ranks <N>\n  --set <KEY=VALUE>\n  --json",
+            ),
+            Verb::new(
+                "rectiflow bench",
+                "  --json",
+                benches.map(|name| verb(name, "  --json")).into(),
+            ),
         ];
         Verb::new("rectiflow", "  --json", verbs)
     }
 
     /// The faults of a page in `docs/` with this text.
     fn faults(text: &str) -> Vec<String> {
-        check(&Repository::read(Path::new(ROOT), program()), "docs/page.md", text)
+        check(
+            &Repository::read(Path::new(ROOT), program()),
+            "docs/page.md",
+            text,
+        )
     }
 
     fn is_one_fault(text: &str, expected: &str) {
         let found = faults(text);
-        assert!(found.len() == 1 && found[0].contains(expected), "{text}: {found:?}");
+        assert!(
+            found.len() == 1 && found[0].contains(expected),
+            "{text}: {found:?}"
+        );
     }
 
     #[test]
@@ -250,21 +287,48 @@ mod tests {
         is_one_fault("`data/nowhere`", "data/nowhere");
         is_one_fault("Lines in `nowhere.rs` say so.", "nowhere.rs");
         is_one_fault("```\nsh scripts/nowhere/*.sh\n```", "scripts/nowhere");
-        is_one_fault("```\ncrates/rectiflow-cli/src    the command\n  nowhere   nothing\n```", "nowhere");
-        assert!(faults("`data/order`, `data/lib`, `scripts/*.sh`, `tests/order.rs`, `crates/<crate>/src`").is_empty());
-        assert!(faults("`runs/mine`, `datasets/mine`, `my-pictures`, `target/x`, `s3://docs/x`").is_empty());
+        is_one_fault(
+            "```\ncrates/rectiflow-cli/src    the command\n  nowhere   nothing\n```",
+            "nowhere",
+        );
+        assert!(
+            faults(
+                "`data/order`, `data/lib`, `scripts/*.sh`, `tests/order.rs`, `crates/<crate>/src`"
+            )
+            .is_empty()
+        );
+        assert!(
+            faults("`runs/mine`, `datasets/mine`, `my-pictures`, `target/x`, `s3://docs/x`")
+                .is_empty()
+        );
     }
 
     #[test]
     fn an_unknown_verb_or_flag_is_found() {
         is_one_fault("`rectiflow trian recipe.toml`", "trian");
         is_one_fault("`rectiflow train RECIPE --rank 8`", "--rank");
-        is_one_fault("```\nrectiflow prep a --out b \\\n    --vea c\n```", "--vea");
-        is_one_fault("    rectiflow bench loader D --nothing=1\n", "rectiflow bench loader has no flag --nothing");
+        is_one_fault(
+            "```\nrectiflow prep a --out b \\\n    --vea c\n```",
+            "--vea",
+        );
+        is_one_fault(
+            "    rectiflow bench loader D --nothing=1\n",
+            "rectiflow bench loader has no flag --nothing",
+        );
         is_one_fault("`--no-such-flag`", "--no-such-flag");
-        assert!(faults("`torchrun --no-python rectiflow train RECIPE --set a.b=c --json`").is_empty());
-        assert!(faults("`rectiflow plan RECIPE [--gpus N] [--network ib-400|eth-100] | less --raw`").is_empty());
-        assert!(faults("`--gpus`, `--low-memory`, `rectiflow`, `rectiflow VERB`, `rectiflow bench step`").is_empty());
+        assert!(
+            faults("`torchrun --no-python rectiflow train RECIPE --set a.b=c --json`").is_empty()
+        );
+        assert!(
+            faults("`rectiflow plan RECIPE [--gpus N] [--network ib-400|eth-100] | less --raw`")
+                .is_empty()
+        );
+        assert!(
+            faults(
+                "`--gpus`, `--low-memory`, `rectiflow`, `rectiflow VERB`, `rectiflow bench step`"
+            )
+            .is_empty()
+        );
     }
 
     #[test]

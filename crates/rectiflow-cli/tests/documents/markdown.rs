@@ -62,9 +62,11 @@ impl Document {
                 let behind = rest[start..].trim_start_matches('`');
                 let fence = &rest[start..rest.len() - behind.len()];
                 let Some(end) = behind.find(fence) else { break };
-                self.spans.push(behind[..end].replace("\\|", "|").replace('\n', " "));
+                self.spans
+                    .push(behind[..end].replace("\\|", "|").replace('\n', " "));
                 // The name of a heading; no link can start inside it.
-                self.prose.extend(behind[..end].chars().filter(|sign| !"[]()".contains(*sign)));
+                self.prose
+                    .extend(behind[..end].chars().filter(|sign| !"[]()".contains(*sign)));
                 rest = &behind[end + fence.len()..];
             }
             self.prose.push_str(rest);
@@ -115,16 +117,28 @@ pub(crate) fn headings(text: &str) -> Vec<String> {
             continue;
         }
         let anchor = anchor(title.trim());
-        let repeated = found.iter().filter(|other| other.starts_with(&anchor)).count();
+        let repeated = found
+            .iter()
+            .filter(|other| other.starts_with(&anchor))
+            .count();
         let is_first = !found.contains(&anchor);
-        found.push(if is_first { anchor } else { format!("{anchor}-{repeated}") });
+        found.push(if is_first {
+            anchor
+        } else {
+            format!("{anchor}-{repeated}")
+        });
     }
     found
 }
 
 fn anchor(title: &str) -> String {
     let is_kept = |sign: &char| sign.is_alphanumeric() || "_- ".contains(*sign);
-    title.chars().filter(is_kept).collect::<String>().to_lowercase().replace(' ', "-")
+    title
+        .chars()
+        .filter(is_kept)
+        .collect::<String>()
+        .to_lowercase()
+        .replace(' ', "-")
 }
 
 #[test]
@@ -139,5 +153,8 @@ fn code_and_prose_are_told_apart() {
 
 #[test]
 fn anchors_are_githubs() {
-    assert_eq!(headings("# What it *does*: `a b`, and\n## Now\n## Now\n#no"), ["what-it-does-a-b-and", "now", "now-1"]);
+    assert_eq!(
+        headings("# What it *does*: `a b`, and\n## Now\n## Now\n#no"),
+        ["what-it-does-a-b-and", "now", "now-1"]
+    );
 }

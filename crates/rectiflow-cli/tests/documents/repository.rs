@@ -41,11 +41,24 @@ impl Repository {
         let ignored: Vec<&str> = ignored.lines().chain(["/.git"]).collect();
         let mut files = BTreeSet::new();
         collect(root, "", &ignored, &mut files);
-        let entries = files.iter().map(|file| first_part(file).to_owned()).collect();
+        let entries = files
+            .iter()
+            .map(|file| first_part(file).to_owned())
+            .collect();
         let makefile = fs::read_to_string(root.join("Makefile")).unwrap();
-        let rules = makefile.lines().filter_map(|line| Some(line.split_once(':')?.0));
-        let targets = rules.filter(|name| !name.is_empty() && name.chars().all(is_of_target)).map(str::to_owned);
-        Self { root: root.to_owned(), entries, targets: targets.collect(), files, program }
+        let rules = makefile
+            .lines()
+            .filter_map(|line| Some(line.split_once(':')?.0));
+        let targets = rules
+            .filter(|name| !name.is_empty() && name.chars().all(is_of_target))
+            .map(str::to_owned);
+        Self {
+            root: root.to_owned(),
+            entries,
+            targets: targets.collect(),
+            files,
+            program,
+        }
     }
 
     /// Whether a word is a path of the repository to something that does not exist.
@@ -54,27 +67,40 @@ impl Repository {
         if path.contains("://") || path.starts_with(['/', '~', '$', '-']) || path.contains("..") {
             return false;
         }
-        let Some((first, rest)) = path.split_once('/') else { return self.lacks_source(path) };
+        let Some((first, rest)) = path.split_once('/') else {
+            return self.lacks_source(path);
+        };
         if self.entries.contains(first) {
             return !self.has(path);
         }
         if CRATES.contains(&first) {
-            let places = ["", "src/"].map(|folder| format!("crates/rectiflow-{first}/{folder}{rest}"));
-            return !places.iter().any(|place| self.has(place) || self.has(&format!("{place}.rs")));
+            let places =
+                ["", "src/"].map(|folder| format!("crates/rectiflow-{first}/{folder}{rest}"));
+            return !places
+                .iter()
+                .any(|place| self.has(place) || self.has(&format!("{place}.rs")));
         }
         self.lacks_source(path)
     }
 
     /// Whether a path is that of a source file, wherever it begins, and there is none.
     fn lacks_source(&self, path: &str) -> bool {
-        if !SOURCES.iter().any(|ending| path.len() > ending.len() && path.ends_with(ending)) {
+        if !SOURCES
+            .iter()
+            .any(|ending| path.len() > ending.len() && path.ends_with(ending))
+        {
             return false;
         }
         let parts: Vec<&str> = path.split('/').collect();
         !self.files.iter().any(|file| {
             let found: Vec<&str> = file.split('/').collect();
             let start = found.len().checked_sub(parts.len());
-            start.is_some_and(|start| found[start..].iter().zip(&parts).all(|(found, part)| matches(found, part)))
+            start.is_some_and(|start| {
+                found[start..]
+                    .iter()
+                    .zip(&parts)
+                    .all(|(found, part)| matches(found, part))
+            })
         })
     }
 
@@ -83,7 +109,11 @@ impl Repository {
         let parts: Vec<&str> = path.split('/').collect();
         self.files.iter().any(|file| {
             let found: Vec<&str> = file.split('/').collect();
-            found.len() >= parts.len() && found.iter().zip(&parts).all(|(found, part)| matches(found, part))
+            found.len() >= parts.len()
+                && found
+                    .iter()
+                    .zip(&parts)
+                    .all(|(found, part)| matches(found, part))
         })
     }
 
@@ -114,8 +144,11 @@ impl Repository {
             folders.iter().any(|folder| file.starts_with(folder)) && !is_this_test
         };
         self.files.iter().filter(is_source).any(|file| {
-            let Ok(text) = fs::read_to_string(self.root.join(file)) else { return false };
-            text.match_indices(flag).any(|(at, _)| !text[at + flag.len()..].starts_with(is_of_target))
+            let Ok(text) = fs::read_to_string(self.root.join(file)) else {
+                return false;
+            };
+            text.match_indices(flag)
+                .any(|(at, _)| !text[at + flag.len()..].starts_with(is_of_target))
         })
     }
 }
@@ -125,22 +158,37 @@ impl Verb {
     pub(crate) fn ask(words: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_rectiflow"));
         let output = command.args(words).arg("--help").output().unwrap();
-        assert!(output.status.success(), "rectiflow {words:?} --help: {output:?}");
+        assert!(
+            output.status.success(),
+            "rectiflow {words:?} --help: {output:?}"
+        );
         let help = String::from_utf8(output.stdout).unwrap();
         let mut verbs = Vec::new();
         for name in verbs_of(&help) {
             let words: Vec<&str> = words.iter().copied().chain([name]).collect();
             verbs.push(Self::ask(&words));
         }
-        let name = ["rectiflow"].iter().chain(words).copied().collect::<Vec<_>>().join(" ");
+        let name = ["rectiflow"]
+            .iter()
+            .chain(words)
+            .copied()
+            .collect::<Vec<_>>()
+            .join(" ");
         Self::new(&name, &help, verbs)
     }
 
     /// A verb of this help, and the verbs below it.
     pub(crate) fn new(name: &str, help: &str, verbs: Vec<Self>) -> Self {
         let last_word = |verb: &Self| verb.name.split(' ').next_back().unwrap().to_owned();
-        let verbs = verbs.into_iter().map(|verb| (last_word(&verb), verb)).collect();
-        Self { name: name.to_owned(), flags: flags_of(help), verbs }
+        let verbs = verbs
+            .into_iter()
+            .map(|verb| (last_word(&verb), verb))
+            .collect();
+        Self {
+            name: name.to_owned(),
+            flags: flags_of(help),
+            verbs,
+        }
     }
 
     fn all_flags(&self) -> BTreeSet<&str> {
@@ -155,14 +203,23 @@ fn verbs_of(help: &str) -> Vec<&str> {
     let section = help.split("Commands:\n").nth(1).unwrap_or_default();
     let lines = section.lines().take_while(|line| !line.is_empty());
     let names = lines.filter(|line| line.starts_with("  ") && !line.starts_with("   "));
-    names.filter_map(|line| line.split_whitespace().next()).filter(|name| *name != "help").collect()
+    names
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|name| *name != "help")
+        .collect()
 }
 
 /// The flags that lines of a help text begin with: `-h, --help`, `--set <KEY=VALUE>`.
 fn flags_of(help: &str) -> BTreeSet<String> {
-    let lines = help.lines().map(str::trim_start).filter(|line| line.starts_with('-'));
+    let lines = help
+        .lines()
+        .map(str::trim_start)
+        .filter(|line| line.starts_with('-'));
     let first_two = lines.flat_map(|line| line.split_whitespace().take(2));
-    first_two.filter(|word| word.starts_with("--")).map(str::to_owned).collect()
+    first_two
+        .filter(|word| word.starts_with("--"))
+        .map(str::to_owned)
+        .collect()
 }
 
 /// Paths of all files below a folder of the root, but for what git ignores: a name, of the root
@@ -172,7 +229,10 @@ fn collect(root: &Path, folder: &str, ignored: &[&str], files: &mut BTreeSet<Str
         let entry = entry.unwrap();
         let name = entry.file_name().into_string().unwrap();
         let path = format!("{folder}{name}");
-        if ignored.iter().any(|line| *line == format!("/{path}") || line.trim_end_matches('/') == name) {
+        if ignored
+            .iter()
+            .any(|line| *line == format!("/{path}") || line.trim_end_matches('/') == name)
+        {
             continue;
         }
         if entry.file_type().unwrap().is_dir() {
@@ -193,13 +253,19 @@ fn is_of_target(sign: char) -> bool {
 
 /// Whether a name fits a pattern in which `*` and `<...>` stand for any text.
 fn matches(name: &str, pattern: &str) -> bool {
-    let Some(start) = pattern.find(['*', '<']) else { return name == pattern };
-    let Some(rest) = name.strip_prefix(&pattern[..start]) else { return false };
+    let Some(start) = pattern.find(['*', '<']) else {
+        return name == pattern;
+    };
+    let Some(rest) = name.strip_prefix(&pattern[..start]) else {
+        return false;
+    };
     let behind = match pattern[start..].find('>') {
         Some(end) if pattern[start..].starts_with('<') => &pattern[start + end + 1..],
         _ => &pattern[start + 1..],
     };
-    (0..=rest.len()).filter(|&at| rest.is_char_boundary(at)).any(|at| matches(&rest[at..], behind))
+    (0..=rest.len())
+        .filter(|&at| rest.is_char_boundary(at))
+        .any(|at| matches(&rest[at..], behind))
 }
 
 #[test]
@@ -207,11 +273,16 @@ fn help_is_read() {
     let help = "Does it.\n\nUsage: x\n\nCommands:\n  one   First\n        and more\n  help  Print\n\nOptions:\n      \
                 --set <K=V>  Sets --this\n  -h, --help\n";
     assert_eq!(verbs_of(help), ["one"]);
-    assert_eq!(flags_of(help).into_iter().collect::<Vec<_>>(), ["--help", "--set"]);
+    assert_eq!(
+        flags_of(help).into_iter().collect::<Vec<_>>(),
+        ["--help", "--set"]
+    );
 }
 
 #[test]
 fn patterns_stand_for_any_text() {
-    assert!(matches("engine_mosaic.py", "engine_*.py") && matches("2026-11-26-step", "<date>-step"));
+    assert!(
+        matches("engine_mosaic.py", "engine_*.py") && matches("2026-11-26-step", "<date>-step")
+    );
     assert!(matches("a", "*") && !matches("engine_mosaic.rs", "engine_*.py") && !matches("b", "a"));
 }

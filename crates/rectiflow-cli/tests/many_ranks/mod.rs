@@ -32,7 +32,10 @@ const SETS: [&str; 12] = [
 ];
 
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port").port()
+    TcpListener::bind("127.0.0.1:0")
+        .and_then(|socket| socket.local_addr())
+        .expect("a free port")
+        .port()
 }
 
 /// Starts `ranks` ranks as a launcher does.
@@ -41,16 +44,27 @@ fn start(recipe: &Path, ranks: usize) -> Vec<Child> {
     let one = |rank: usize| {
         let mut command = rectiflow(&[&["train", text(recipe)], &SETS[..]].concat());
         let (rank, ranks) = (rank.to_string(), ranks.to_string());
-        let own = [("RANK", &rank), ("WORLD_SIZE", &ranks), ("LOCAL_RANK", &rank), ("MASTER_PORT", &port)];
+        let own = [
+            ("RANK", &rank),
+            ("WORLD_SIZE", &ranks),
+            ("LOCAL_RANK", &rank),
+            ("MASTER_PORT", &port),
+        ];
         command.envs(own).env("MASTER_ADDR", "127.0.0.1");
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("a rank starts")
+        command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("a rank starts")
     };
     (0..ranks).map(one).collect()
 }
 
 fn count(run: &Path, event: &str) -> usize {
     let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap_or_default();
-    text.lines().filter(|line| line.contains(&format!("\"event\":\"{event}\""))).count()
+    text.lines()
+        .filter(|line| line.contains(&format!("\"event\":\"{event}\"")))
+        .count()
 }
 
 fn steps_in(run: &Path) -> usize {
@@ -80,7 +94,9 @@ fn wait_for(event: &str, run: &Path, wanted: usize, ranks: &mut [Child]) {
 }
 
 fn signal(child: &Child, name: &str) {
-    let status = Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status();
+    let status = Command::new("kill")
+        .args([&format!("-{name}"), &child.id().to_string()])
+        .status();
     assert!(status.expect("kill runs").success());
 }
 
@@ -106,7 +122,10 @@ fn message(output: &Output) -> String {
 fn a_dead_or_stopped_rank_is_named_and_the_run_goes_on_with_fewer_or_more() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     prepare(folder.path());
-    let (recipe, run) = (write_recipe(folder.path(), "faults"), folder.path().join("faults"));
+    let (recipe, run) = (
+        write_recipe(folder.path(), "faults"),
+        folder.path().join("faults"),
+    );
     // (ranks, which of them, what happens to it)
     for (ranks, victim, what) in [(4, 2, "KILL"), (3, 0, "KILL"), (4, 3, "STOP")] {
         let (steps, checkpoints) = (steps_in(&run), count(&run, "checkpoint"));
@@ -121,10 +140,17 @@ fn a_dead_or_stopped_rank_is_named_and_the_run_goes_on_with_fewer_or_more() {
             assert_eq!(output.status.code(), Some(1), "{message}");
             let expected = format!(
                 "rank {victim}{} dead or stopped; it was last ",
-                if victim == 0 { ", or the process that serves the store, is" } else { " is" }
+                if victim == 0 {
+                    ", or the process that serves the store, is"
+                } else {
+                    " is"
+                }
             );
             assert!(message.contains(&expected), "{message}");
-            let errors = message.lines().filter(|line| line.contains("error: ")).count();
+            let errors = message
+                .lines()
+                .filter(|line| line.contains("error: "))
+                .count();
             assert_eq!(errors, 1, "one line says it: {message}");
         }
         signal(&stopped, "KILL");
@@ -142,15 +168,24 @@ fn a_dead_or_stopped_rank_is_named_and_the_run_goes_on_with_fewer_or_more() {
         .filter(|event| event["event"] == "start")
         .map(|event| event["step"].as_u64().expect("a number"))
         .collect();
-    assert!(starts.len() == 4 && starts[0] == 0 && starts.windows(2).all(|pair| pair[0] < pair[1]), "{starts:?}");
-    assert!(run.join("checkpoints/step-00000040/optimizer-00002-of-00002.safetensors").is_file());
+    assert!(
+        starts.len() == 4 && starts[0] == 0 && starts.windows(2).all(|pair| pair[0] < pair[1]),
+        "{starts:?}"
+    );
+    assert!(
+        run.join("checkpoints/step-00000040/optimizer-00002-of-00002.safetensors")
+            .is_file()
+    );
 }
 
 #[test]
 fn a_rank_that_is_told_to_end_ends_all_in_good_order() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     prepare(folder.path());
-    let (recipe, run) = (write_recipe(folder.path(), "ended"), folder.path().join("ended"));
+    let (recipe, run) = (
+        write_recipe(folder.path(), "ended"),
+        folder.path().join("ended"),
+    );
     let mut all = start(&recipe, 2);
     wait_for_steps(&run, 0, 3, &mut all);
     signal(&all[1], "TERM");
@@ -161,26 +196,51 @@ fn a_rank_that_is_told_to_end_ends_all_in_good_order() {
     assert!(last.join("BLAKE3SUMS").is_file(), "all have saved");
 
     // The same through `--ranks`, which forwards a signal.
-    let arguments = [&["train", text(&recipe), "--ranks", "2", "--json"], &SETS[..]].concat();
+    let arguments = [
+        &["train", text(&recipe), "--ranks", "2", "--json"],
+        &SETS[..],
+    ]
+    .concat();
     let before = steps_in(&run);
-    let child = rectiflow(&arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+    let child = rectiflow(&arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it starts");
     let mut all = vec![child];
     wait_for_steps(&run, before, 3, &mut all);
     signal(&all[0], "TERM");
     let output = ends(all).remove(0);
     assert_eq!(output.status.code(), Some(143), "{}", message(&output));
-    assert!(newest(&run) > last && json(&output)["finished"] == false, "{}", message(&output));
+    assert!(
+        newest(&run) > last && json(&output)["finished"] == false,
+        "{}",
+        message(&output)
+    );
 
     let output = rectiflow(&arguments).output().expect("it starts");
     assert!(output.status.success(), "{}", message(&output));
-    assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), 1, "rank 0 alone answers");
-    assert_eq!((json(&output)["finished"].as_bool(), json(&output)["step"].as_u64()), (Some(true), Some(40)));
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout).lines().count(),
+        1,
+        "rank 0 alone answers"
+    );
+    assert_eq!(
+        (
+            json(&output)["finished"].as_bool(),
+            json(&output)["step"].as_u64()
+        ),
+        (Some(true), Some(40))
+    );
 }
 
 /// The newest checkpoint.
 fn newest(run: &Path) -> PathBuf {
     let entries = fs::read_dir(run.join("checkpoints")).expect("checkpoints");
-    entries.map(|entry| entry.expect("an entry").path()).max().expect("a checkpoint")
+    entries
+        .map(|entry| entry.expect("an entry").path())
+        .max()
+        .expect("a checkpoint")
 }
 
 #[test]
@@ -192,18 +252,42 @@ fn ranks_that_cannot_be_are_refused_in_one_line() {
         let output = command.output().expect("it starts");
         let message = message(&output);
         assert_eq!(output.status.code(), Some(2), "{message}");
-        assert!(needles.iter().all(|needle| message.contains(needle)), "{needles:?}: {message}");
+        assert!(
+            needles.iter().all(|needle| message.contains(needle)),
+            "{needles:?}: {message}"
+        );
         message
     };
     let train = ["train", text(&recipe)];
-    let message = refused(rectiflow(&train).env("WORLD_SIZE", "2"), &["WORLD_SIZE is set and RANK is not"]);
+    let message = refused(
+        rectiflow(&train).env("WORLD_SIZE", "2"),
+        &["WORLD_SIZE is set and RANK is not"],
+    );
     assert_eq!(message.lines().count(), 1, "{message}");
-    refused(rectiflow(&train).env("RANK", "2").env("WORLD_SIZE", "2"), &["RANK = 2 and WORLD_SIZE = 2"]);
+    refused(
+        rectiflow(&train).env("RANK", "2").env("WORLD_SIZE", "2"),
+        &["RANK = 2 and WORLD_SIZE = 2"],
+    );
     let both = ["train", text(&recipe), "--ranks", "2"];
-    let launcher =
-        [("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "a"), ("MASTER_PORT", "1")];
-    refused(rectiflow(&both).envs(launcher), &["--ranks 2: a launcher has set RANK"]);
-    let many = ["train", text(&recipe), "--ranks", "3", "--set", "ranks.start_secs=20"];
+    let launcher = [
+        ("RANK", "0"),
+        ("WORLD_SIZE", "2"),
+        ("LOCAL_RANK", "0"),
+        ("MASTER_ADDR", "a"),
+        ("MASTER_PORT", "1"),
+    ];
+    refused(
+        rectiflow(&both).envs(launcher),
+        &["--ranks 2: a launcher has set RANK"],
+    );
+    let many = [
+        "train",
+        text(&recipe),
+        "--ranks",
+        "3",
+        "--set",
+        "ranks.start_secs=20",
+    ];
     refused(&mut rectiflow(&many), &["3 ranks", "lanes"]);
 }
 
@@ -212,16 +296,48 @@ fn the_bench_counts_the_bytes_that_go_over_the_wire() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     prepare(folder.path());
     let recipe = write_recipe(folder.path(), "bench");
-    let arguments = ["bench", "ranks", text(&recipe), "--steps", "3", "--micro-batches", "2", "--json"];
+    let arguments = [
+        "bench",
+        "ranks",
+        text(&recipe),
+        "--steps",
+        "3",
+        "--micro-batches",
+        "2",
+        "--json",
+    ];
     let output = rectiflow(&arguments).output().expect("it starts");
     assert!(output.status.success(), "{}", message(&output));
-    assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), 1, "the ranks print nothing");
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout).lines().count(),
+        1,
+        "the ranks print nothing"
+    );
     let rows = json(&output);
     let number = |row: usize, name: &str| rows[row][name].as_f64().expect("a number");
-    assert_eq!((number(0, "ranks"), number(1, "ranks"), number(0, "step_bytes")), (1.0, 2.0, 0.0));
-    assert!((0..2).all(|row| number(row, "samples_per_sec") > 0.0 && number(row, "efficiency") > 0.0), "{rows}");
+    assert_eq!(
+        (
+            number(0, "ranks"),
+            number(1, "ranks"),
+            number(0, "step_bytes")
+        ),
+        (1.0, 2.0, 0.0)
+    );
+    assert!(
+        (0..2).all(|row| number(row, "samples_per_sec") > 0.0 && number(row, "efficiency") > 0.0),
+        "{rows}"
+    );
     // Both ranks send the counted bytes; other traffic of this machine adds to them.
-    let (counted, sent) = (2.0 * number(1, "step_bytes"), number(1, "loopback_step_bytes"));
-    assert!(counted > 1e6 && sent > 0.99 * counted, "{counted} counted, {sent} sent");
-    assert!(!folder.path().join("bench").exists(), "the run folder is not touched");
+    let (counted, sent) = (
+        2.0 * number(1, "step_bytes"),
+        number(1, "loopback_step_bytes"),
+    );
+    assert!(
+        counted > 1e6 && sent > 0.99 * counted,
+        "{counted} counted, {sent} sent"
+    );
+    assert!(
+        !folder.path().join("bench").exists(),
+        "the run folder is not touched"
+    );
 }

@@ -15,7 +15,8 @@ use std::{
 
 use crate::{
     cache::folder::{
-        BlockId, LATENTS, OPEN, PLAN_PREFIX, TEXT, is_identity, is_left_over, names, parse_block, try_alone,
+        BlockId, LATENTS, OPEN, PLAN_PREFIX, TEXT, is_identity, is_left_over, names, parse_block,
+        try_alone,
     },
     durable::TEMPORARY_PREFIX,
 };
@@ -48,7 +49,10 @@ pub(crate) struct Plans(Mutex<Vec<Weak<dyn NextUse>>>);
 
 impl Plans {
     pub(crate) fn add(&self, plan: Weak<dyn NextUse>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(plan);
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(plan);
     }
 
     /// The next step after `step` that needs a block, or [`LATE`].
@@ -64,7 +68,9 @@ impl Plans {
 }
 
 fn due(plans: &[Arc<dyn NextUse>], block: &BlockId, step: u64) -> u64 {
-    let next = plans.iter().filter_map(|plan| plan.next(&block.folder, block.object, block.number, step));
+    let next = plans
+        .iter()
+        .filter_map(|plan| plan.next(&block.folder, block.object, block.number, step));
     next.min().unwrap_or(LATE)
 }
 
@@ -100,12 +106,25 @@ struct Look {
 impl Room {
     /// The room of the cache in the folder `root`. Reads nothing yet.
     pub(crate) fn new(root: &Path) -> Self {
-        Self { root: root.to_owned(), candidates: Vec::new(), num_files: 0, asked_since: 0, has_looked: false }
+        Self {
+            root: root.to_owned(),
+            candidates: Vec::new(),
+            num_files: 0,
+            asked_since: 0,
+            has_looked: false,
+        }
     }
 
     /// Evicts blocks until `len` more bytes are within `limit`, if enough blocks are needed later
     /// than `due`; otherwise evicts nothing. Called with the counter `used` locked.
-    pub(crate) fn make(&mut self, used: &mut u64, len: u64, limit: u64, due: u64, plans: &Plans) -> io::Result<()> {
+    pub(crate) fn make(
+        &mut self,
+        used: &mut u64,
+        len: u64,
+        limit: u64,
+        due: u64,
+        plans: &Plans,
+    ) -> io::Result<()> {
         self.asked_since += 1;
         let may_look = !self.has_looked || self.asked_since * FILES_A_LOOK > self.num_files;
         let mut chosen = self.choose(used.saturating_add(len).saturating_sub(limit), due, plans);
@@ -157,11 +176,23 @@ impl Room {
                 look.at(&path, &name, &plans)?;
             }
         }
-        let Look { mut candidates, num_files, num_bytes } = look;
+        let Look {
+            mut candidates,
+            num_files,
+            num_bytes,
+        } = look;
         candidates.sort_unstable_by_key(|candidate| candidate.due);
-        let kept = LEAST_CANDIDATES.max(num_files / FILES_A_LOOK).min(candidates.len());
+        let kept = LEAST_CANDIDATES
+            .max(num_files / FILES_A_LOOK)
+            .min(candidates.len());
         candidates.drain(..candidates.len() - kept);
-        *self = Self { root: std::mem::take(&mut self.root), candidates, num_files, asked_since: 0, has_looked: true };
+        *self = Self {
+            root: std::mem::take(&mut self.root),
+            candidates,
+            num_files,
+            asked_since: 0,
+            has_looked: true,
+        };
         Ok(num_bytes)
     }
 }
@@ -173,18 +204,39 @@ impl Look {
         let is_dead = !is_mine && try_alone(&folder.join(OPEN)).is_some();
         let is_free = is_mine && !is_planned_with(folder, plans);
         let dataset: Arc<str> = name.into();
-        for (path, name) in names(&folder.join(LATENTS))?.into_iter().chain(names(&folder.join(TEXT))?) {
-            let Ok(len) = fs::metadata(&path).map(|found| found.len()) else { continue };
+        for (path, name) in names(&folder.join(LATENTS))?
+            .into_iter()
+            .chain(names(&folder.join(TEXT))?)
+        {
+            let Ok(len) = fs::metadata(&path).map(|found| found.len()) else {
+                continue;
+            };
             if name.starts_with(TEMPORARY_PREFIX) && is_left_over(&path) {
                 continue;
             }
             self.num_files += 1;
             self.num_bytes += len;
-            let Some((object, number)) = parse_block(&name).filter(|_| is_dead || is_mine) else { continue };
-            let block = BlockId { folder: dataset.clone(), object, number };
-            let due = if is_dead { NEVER } else { due(plans, &block, 0) };
+            let Some((object, number)) = parse_block(&name).filter(|_| is_dead || is_mine) else {
+                continue;
+            };
+            let block = BlockId {
+                folder: dataset.clone(),
+                object,
+                number,
+            };
+            let due = if is_dead {
+                NEVER
+            } else {
+                due(plans, &block, 0)
+            };
             if due != LATE || is_free {
-                self.candidates.push(Candidate { due, path, len, block, is_free });
+                self.candidates.push(Candidate {
+                    due,
+                    path,
+                    len,
+                    block,
+                    is_free,
+                });
             }
         }
         Ok(())
@@ -194,7 +246,10 @@ impl Look {
 /// Whether a living process has another plan than `plans` for a data set. Deletes the marks of dead
 /// processes.
 fn is_planned_with(folder: &Path, plans: &[Arc<dyn NextUse>]) -> bool {
-    let marks = names(folder).unwrap_or_default().into_iter().filter(|(_, name)| name.starts_with(PLAN_PREFIX));
+    let marks = names(folder)
+        .unwrap_or_default()
+        .into_iter()
+        .filter(|(_, name)| name.starts_with(PLAN_PREFIX));
     let mut others = marks.filter(|(_, name)| !plans.iter().any(|plan| plan.claims(name)));
     others.any(|(path, _)| match try_alone(&path) {
         Some(_held) => fs::remove_file(&path).is_err(),
@@ -219,10 +274,19 @@ mod tests {
         let second = open(folder.path(), 500);
         keep(&second.of(&other), &request, &blocks);
         assert_eq!(found(&mine, &request), [true, true, true, true, false]);
-        assert_eq!(found(&second.of(&other), &request).iter().filter(|found| **found).count(), 1);
+        assert_eq!(
+            found(&second.of(&other), &request)
+                .iter()
+                .filter(|found| **found)
+                .count(),
+            1
+        );
         drop((mine, cache));
         keep(&second.of(&other), &request, &blocks);
-        assert_eq!((found(&second.of(&other), &request), second.used_bytes()), (vec![true; 5], 500));
+        assert_eq!(
+            (found(&second.of(&other), &request), second.used_bytes()),
+            (vec![true; 5], 500)
+        );
     }
 
     #[test]
@@ -234,10 +298,17 @@ mod tests {
         // A process was killed while others live: counted space without a file, a file without a
         // lock.
         count_more(&cache, 150);
-        let left = folder.path().join(&IDENTITY[..32]).join(LATENTS).join(format!("{TEMPORARY_PREFIX}9-9"));
+        let left = folder
+            .path()
+            .join(&IDENTITY[..32])
+            .join(LATENTS)
+            .join(format!("{TEMPORARY_PREFIX}9-9"));
         fs::write(&left, [0; 50]).unwrap();
         keep(&cache.of(IDENTITY), &request, &blocks);
-        assert_eq!((found(&cache.of(IDENTITY), &request), cache.used_bytes()), (vec![true; 3], 300));
+        assert_eq!(
+            (found(&cache.of(IDENTITY), &request), cache.used_bytes()),
+            (vec![true; 3], 300)
+        );
         assert!(!left.exists());
     }
 }

@@ -69,19 +69,32 @@ impl DatasetCache {
                         let _ = fs::remove_file(&temporary);
                     }
                     let temporary = is_kept.then_some((file, temporary));
-                    return Boarding::Ours(Flight { cache: self.clone(), path, len, temporary });
+                    return Boarding::Ours(Flight {
+                        cache: self.clone(),
+                        path,
+                        len,
+                        temporary,
+                    });
                 }
                 Err(error) => self.cache.fail(&error),
             }
         }
-        Boarding::Ours(Flight { cache: self.clone(), path, len, temporary: None })
+        Boarding::Ours(Flight {
+            cache: self.clone(),
+            path,
+            len,
+            temporary: None,
+        })
     }
 
     /// Locks the temporary file of a block.
     fn take(&self, path: &Path) -> io::Result<Taken> {
         let folder = path.parent().expect("a block is in a folder");
         fs::create_dir_all(folder)?;
-        let name = path.file_name().expect("a block has a name").to_string_lossy();
+        let name = path
+            .file_name()
+            .expect("a block has a name")
+            .to_string_lossy();
         let temporary = folder.join(format!("{TEMPORARY_PREFIX}{name}"));
         let file = open_lockable(&temporary)?;
         match file.try_lock() {
@@ -102,7 +115,11 @@ impl DatasetCache {
 
     /// Reserves space for a block in its temporary file. Returns whether there is room.
     fn reserve(&self, request: &Request, index: usize, file: &File) -> bool {
-        let (len, block, cache) = (request.blocks[index].0, self.block(request, index), &self.cache);
+        let (len, block, cache) = (
+            request.blocks[index].0,
+            self.block(request, index),
+            &self.cache,
+        );
         let reserved = cache.with_usage(|used| {
             // Release the space that a killed process had reserved.
             *used = used.saturating_sub(file.metadata()?.len());
@@ -132,7 +149,9 @@ enum Taken {
 impl Flight {
     /// Keeps the verified bytes of the block in the cache.
     pub(crate) fn keep(mut self, bytes: &[u8]) {
-        let Some((file, temporary)) = &self.temporary else { return };
+        let Some((file, temporary)) = &self.temporary else {
+            return;
+        };
         let cache = self.cache.cache.clone();
         if let Err(error) = file.write_all_at(bytes, 0) {
             // Release the space first: a full disk lowers the limit to the bytes in use.
@@ -140,7 +159,10 @@ impl Flight {
             return cache.fail(&error);
         }
         // Under the counter's lock, so that a scan counts the file once.
-        if cache.with_usage(|_| fs::rename(temporary, &self.path)).is_some() {
+        if cache
+            .with_usage(|_| fs::rename(temporary, &self.path))
+            .is_some()
+        {
             self.temporary = None;
         }
     }
@@ -148,7 +170,9 @@ impl Flight {
 
 impl Drop for Flight {
     fn drop(&mut self) {
-        let Some((_file, temporary)) = self.temporary.take() else { return };
+        let Some((_file, temporary)) = self.temporary.take() else {
+            return;
+        };
         self.cache.cache.with_usage(|used| {
             fs::remove_file(&temporary)?;
             *used = used.saturating_sub(self.len);
@@ -160,7 +184,9 @@ impl Drop for Flight {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::tests::{IDENTITY, blocks, count_more, file_bytes, flight, found, open, request};
+    use crate::cache::tests::{
+        IDENTITY, blocks, count_more, file_bytes, flight, found, open, request,
+    };
 
     #[test]
     fn one_fetches_while_others_wait_and_takes_over_from_one_that_gives_up() {
@@ -172,7 +198,10 @@ mod tests {
         let ours = flight(&first, &request, 0);
         assert!(matches!(second.board(&request, 0), Boarding::Theirs));
         // Space is reserved before the request.
-        assert_eq!((second.cache.used_bytes(), file_bytes(folder.path())), (100, 100));
+        assert_eq!(
+            (second.cache.used_bytes(), file_bytes(folder.path())),
+            (100, 100)
+        );
         ours.keep(&blocks[0]);
         assert!(matches!(second.board(&request, 0), Boarding::Here(bytes) if bytes == blocks[0]));
         drop(flight(&first, &request, 1));
@@ -180,7 +209,10 @@ mod tests {
         let taken_over = flight(&second, &request, 1);
         assert!(matches!(first.board(&request, 1), Boarding::Theirs));
         taken_over.keep(&blocks[1]);
-        assert_eq!((found(&first, &request), first.cache.used_bytes()), (vec![true; 2], 200));
+        assert_eq!(
+            (found(&first, &request), first.cache.used_bytes()),
+            (vec![true; 2], 200)
+        );
         assert_eq!(file_bytes(folder.path()), 200);
     }
 
@@ -195,7 +227,10 @@ mod tests {
         fs::write(latents.join(format!("{TEMPORARY_PREFIX}7-0")), [0; 100]).unwrap();
         count_more(&cache, 100);
         flight(&cache.of(IDENTITY), &request, 0).keep(&blocks[0]);
-        assert_eq!((found(&cache.of(IDENTITY), &request), cache.used_bytes()), (vec![true], 100));
+        assert_eq!(
+            (found(&cache.of(IDENTITY), &request), cache.used_bytes()),
+            (vec![true], 100)
+        );
         assert_eq!(fs::read_dir(&latents).unwrap().count(), 1);
     }
 
@@ -207,7 +242,10 @@ mod tests {
         let [one, other] = [0, 1].map(|index| flight(&cache.of(IDENTITY), &request, index));
         other.keep(&blocks[1]);
         one.keep(&blocks[0]);
-        assert_eq!((found(&cache.of(IDENTITY), &request), cache.used_bytes()), (vec![true, false], 100));
+        assert_eq!(
+            (found(&cache.of(IDENTITY), &request), cache.used_bytes()),
+            (vec![true, false], 100)
+        );
         assert_eq!(file_bytes(folder.path()), 100);
     }
 }

@@ -39,12 +39,19 @@ pub(crate) struct BlockId {
 
 /// Opens a file for locking, and creates it if it does not exist.
 pub(crate) fn open_lockable(path: &Path) -> io::Result<File> {
-    File::options().create(true).truncate(false).read(true).write(true).open(path)
+    File::options()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .open(path)
 }
 
 /// Whether an open file is still the one at `path`.
 pub(crate) fn is_at(file: &File, path: &Path) -> bool {
-    let (Ok(open), Ok(named)) = (file.metadata(), fs::metadata(path)) else { return false };
+    let (Ok(open), Ok(named)) = (file.metadata(), fs::metadata(path)) else {
+        return false;
+    };
     (open.dev(), open.ino()) == (named.dev(), named.ino())
 }
 
@@ -84,19 +91,36 @@ pub(crate) fn parse_block(name: &str) -> Option<(usize, u32)> {
 /// Paths and names of the entries of a folder. Empty if there is no such folder.
 pub(crate) fn names(folder: &Path) -> io::Result<Vec<(PathBuf, String)>> {
     let entries = match fs::read_dir(folder) {
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
             return Ok(Vec::new());
         }
         entries => entries?,
     };
-    entries.map(|entry| entry.map(|entry| (entry.path(), entry.file_name().to_string_lossy().into_owned()))).collect()
+    entries
+        .map(|entry| {
+            entry.map(|entry| {
+                (
+                    entry.path(),
+                    entry.file_name().to_string_lossy().into_owned(),
+                )
+            })
+        })
+        .collect()
 }
 
 /// Deletes half-written files and returns the bytes of the others. Reads only names that a cache
 /// creates.
 pub(crate) fn sweep(root: &Path) -> io::Result<u64> {
     let mut used = 0;
-    for (dataset, _) in names(root)?.into_iter().filter(|(_, name)| is_identity(name)) {
+    for (dataset, _) in names(root)?
+        .into_iter()
+        .filter(|(_, name)| is_identity(name))
+    {
         for folder in [LATENTS, TEXT] {
             for (path, name) in names(&dataset.join(folder))? {
                 if name.starts_with(TEMPORARY_PREFIX) {

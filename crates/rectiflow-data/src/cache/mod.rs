@@ -36,7 +36,8 @@ use crate::{
     cache::{
         evict::{NextUse, Plans, Room},
         folder::{
-            BlockId, IDENTITY_DIGITS, LATENTS, MARK, OPEN, PLAN_PREFIX, TEXT, USAGE, lock_shared, open_lockable, sweep,
+            BlockId, IDENTITY_DIGITS, LATENTS, MARK, OPEN, PLAN_PREFIX, TEXT, USAGE, lock_shared,
+            open_lockable, sweep,
         },
     },
     error::{Error, Result},
@@ -71,17 +72,26 @@ impl DiskCache {
     pub fn open(folder: &Path, limit_bytes: u64) -> Result<Self> {
         fs::create_dir_all(folder).map_err(Error::io(folder))?;
         let mark = folder.join(MARK);
-        let is_empty = fs::read_dir(folder).map_err(Error::io(folder))?.next().is_none();
+        let is_empty = fs::read_dir(folder)
+            .map_err(Error::io(folder))?
+            .next()
+            .is_none();
         if !is_empty && !mark.exists() {
-            let reason = "it is not empty and not a rectiflow cache: choose another folder".to_owned();
-            return Err(Error::Invalid { what: folder.display().to_string(), reason });
+            let reason =
+                "it is not empty and not a rectiflow cache: choose another folder".to_owned();
+            return Err(Error::Invalid {
+                what: folder.display().to_string(),
+                reason,
+            });
         }
         let open = |path: &Path| open_lockable(path).map_err(Error::io(path));
         let (mark_file, usage) = (open(&mark)?, open(&folder.join(USAGE))?);
         match mark_file.try_lock() {
             Ok(()) => {
                 let used = sweep(folder).map_err(Error::io(folder))?;
-                usage.write_all_at(&used.to_le_bytes(), 0).map_err(Error::io(folder.join(USAGE)))?;
+                usage
+                    .write_all_at(&used.to_le_bytes(), 0)
+                    .map_err(Error::io(folder.join(USAGE)))?;
                 // Both locks are on the same open file: this downgrades the exclusive one.
                 mark_file.lock_shared().map_err(Error::io(&mark))?;
             }
@@ -115,11 +125,19 @@ impl DiskCache {
         let folder = self.root.join(&*name);
         let open = fs::create_dir_all(&folder).and_then(|()| lock_shared(&folder.join(OPEN)));
         let open = open.map_err(|error| self.fail(&error)).ok().map(Arc::new);
-        DatasetCache { cache: self.clone(), name, folder, _open: open }
+        DatasetCache {
+            cache: self.clone(),
+            name,
+            folder,
+            _open: open,
+        }
     }
 
     /// Changes the counter while no other process can. Returns `None` if the disk failed.
-    pub(crate) fn with_usage<T>(&self, change: impl FnOnce(&mut u64) -> io::Result<T>) -> Option<T> {
+    pub(crate) fn with_usage<T>(
+        &self,
+        change: impl FnOnce(&mut u64) -> io::Result<T>,
+    ) -> Option<T> {
         let usage = self.usage.lock().unwrap_or_else(PoisonError::into_inner);
         let change = |usage: &File| {
             let mut bytes = [0; 8];
@@ -158,7 +176,10 @@ impl DiskCache {
     /// network.
     pub(crate) fn fail(&self, error: &io::Error) {
         let folder = self.root.display();
-        if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+        if matches!(
+            error.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        ) {
             let used = self.used_bytes();
             if self.limit_bytes.fetch_min(used, Ordering::Relaxed) > used {
                 tracing::warn!(%error, %folder, used, "the disk of the cache is full; its limit is lowered");
@@ -203,13 +224,22 @@ impl DatasetCache {
     pub(crate) fn claim(&self, plan: &str) -> Option<Claim> {
         let hash = blake3::hash(plan.as_bytes()).to_hex();
         let mark = format!("{PLAN_PREFIX}{}", &hash[..PLAN_DIGITS]);
-        let locked = lock_shared(&self.folder.join(&mark)).map_err(|error| self.cache.fail(&error)).ok()?;
-        Some(Claim { mark, _locked: locked })
+        let locked = lock_shared(&self.folder.join(&mark))
+            .map_err(|error| self.cache.fail(&error))
+            .ok()?;
+        Some(Claim {
+            mark,
+            _locked: locked,
+        })
     }
 
     /// The block at `index` of a request.
     pub(crate) fn block(&self, request: &Request, index: usize) -> BlockId {
-        BlockId { folder: self.name.clone(), object: request.object, number: request.first + index as u32 }
+        BlockId {
+            folder: self.name.clone(),
+            object: request.object,
+            number: request.first + index as u32,
+        }
     }
 
     /// The file of the block at `index` of a request.
@@ -218,7 +248,11 @@ impl DatasetCache {
             ObjectFile::Latents => LATENTS,
             ObjectFile::Text => TEXT,
         };
-        self.folder.join(folder).join(format!("{}-{}", request.object, request.first + index as u32))
+        self.folder.join(folder).join(format!(
+            "{}-{}",
+            request.object,
+            request.first + index as u32
+        ))
     }
 
     /// The block at `index` of a request, if it is in the cache and matches its checksum.
@@ -258,16 +292,34 @@ pub(crate) mod tests {
         durable::TEMPORARY_PREFIX,
     };
 
-    pub(crate) const IDENTITY: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+    pub(crate) const IDENTITY: &str =
+        "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
     pub(crate) fn request(first: u32, blocks: &[Bytes]) -> Request {
-        let checks = blocks.iter().map(|bytes| (bytes.len() as u64, xxh3_64(bytes))).collect();
-        let (name, path) = ("latents/a.safetensors".to_owned(), "s3://b/latents/a.safetensors".into());
-        Request { file: ObjectFile::Latents, object: 7, first, name, path, start: 512, step: 0, blocks: checks }
+        let checks = blocks
+            .iter()
+            .map(|bytes| (bytes.len() as u64, xxh3_64(bytes)))
+            .collect();
+        let (name, path) = (
+            "latents/a.safetensors".to_owned(),
+            "s3://b/latents/a.safetensors".into(),
+        );
+        Request {
+            file: ObjectFile::Latents,
+            object: 7,
+            first,
+            name,
+            path,
+            start: 512,
+            step: 0,
+            blocks: checks,
+        }
     }
 
     pub(crate) fn blocks(count: usize) -> Vec<Bytes> {
-        (0..count).map(|block| Bytes::from(vec![block as u8; 100])).collect()
+        (0..count)
+            .map(|block| Bytes::from(vec![block as u8; 100]))
+            .collect()
     }
 
     pub(crate) fn open(folder: &Path, limit: u64) -> Arc<DiskCache> {
@@ -292,12 +344,16 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn found(cache: &DatasetCache, request: &Request) -> Vec<bool> {
-        (0..request.blocks.len()).map(|index| cache.get(request, index).is_some()).collect()
+        (0..request.blocks.len())
+            .map(|index| cache.get(request, index).is_some())
+            .collect()
     }
 
     pub(crate) fn file_bytes(folder: &Path) -> u64 {
         let files = fs::read_dir(folder.join(&IDENTITY[..32]).join("latents")).unwrap();
-        files.map(|file| file.unwrap().metadata().unwrap().len()).sum()
+        files
+            .map(|file| file.unwrap().metadata().unwrap().len())
+            .sum()
     }
 
     /// Adds `bytes` to the counter without a file.
@@ -315,12 +371,18 @@ pub(crate) mod tests {
         let (blocks, cache) = (blocks(4), open(folder.path(), 250));
         let request = request(3, &blocks);
         keep(&cache.of(IDENTITY), &request, &blocks);
-        assert_eq!(found(&cache.of(IDENTITY), &request), [true, true, false, false]);
+        assert_eq!(
+            found(&cache.of(IDENTITY), &request),
+            [true, true, false, false]
+        );
         assert_eq!((cache.used_bytes(), file_bytes(folder.path())), (200, 200));
         // Keeping the same blocks again takes no room, and another data set has its own blocks.
         keep(&cache.of(IDENTITY), &request, &blocks);
         assert_eq!(cache.used_bytes(), 200);
-        assert_eq!(found(&cache.of(&IDENTITY.replace('0', "f")), &request), [false; 4]);
+        assert_eq!(
+            found(&cache.of(&IDENTITY.replace('0', "f")), &request),
+            [false; 4]
+        );
         drop(cache);
         let cache = open(folder.path(), 1000);
         assert_eq!(
@@ -365,7 +427,14 @@ pub(crate) mod tests {
                 scope.spawn(move || keep(&cache.of(IDENTITY), &request(at as u32, part), part));
             }
         });
-        assert_eq!((caches[0].used_bytes(), caches[1].used_bytes(), file_bytes(folder.path())), (1000, 1000, 1000));
+        assert_eq!(
+            (
+                caches[0].used_bytes(),
+                caches[1].used_bytes(),
+                file_bytes(folder.path())
+            ),
+            (1000, 1000, 1000)
+        );
     }
 
     #[test]
@@ -378,7 +447,10 @@ pub(crate) mod tests {
         let other = IDENTITY.replace('0', "f");
         fs::write(folder.path().join(&other[..32]), []).unwrap();
         keep(&cache.of(&other), &request, &blocks);
-        assert_eq!((found(&cache.of(&other), &request), cache.used_bytes()), (vec![false; 2], 100));
+        assert_eq!(
+            (found(&cache.of(&other), &request), cache.used_bytes()),
+            (vec![false; 2], 100)
+        );
         assert!(cache.has_failed());
         assert_eq!(found(&cache.of(IDENTITY), &request), [true, false]);
     }

@@ -39,7 +39,11 @@ pub(crate) struct FetchClaim<'a> {
 
 impl BlockMemory {
     pub(crate) fn new(limit_bytes: u64) -> Self {
-        Self { limit_bytes, blocks: Mutex::default(), changed: Condvar::new() }
+        Self {
+            limit_bytes,
+            blocks: Mutex::default(),
+            changed: Condvar::new(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Blocks> {
@@ -52,15 +56,29 @@ impl BlockMemory {
     pub(crate) fn claim(&self, wanted: &[Key], found: &mut HashMap<Key, Bytes>) -> FetchClaim<'_> {
         let mut blocks = self.lock();
         loop {
-            let missing: Vec<Key> = wanted.iter().filter(|key| !found.contains_key(key)).copied().collect();
-            found.extend(missing.iter().filter_map(|key| Some((*key, blocks.by_key.get(key)?.clone()))));
+            let missing: Vec<Key> = wanted
+                .iter()
+                .filter(|key| !found.contains_key(key))
+                .copied()
+                .collect();
+            found.extend(
+                missing
+                    .iter()
+                    .filter_map(|key| Some((*key, blocks.by_key.get(key)?.clone()))),
+            );
             let left = missing.iter().filter(|key| !found.contains_key(key));
-            let keys: Vec<Key> = left.filter(|key| !blocks.on_their_way.contains(key)).copied().collect();
+            let keys: Vec<Key> = left
+                .filter(|key| !blocks.on_their_way.contains(key))
+                .copied()
+                .collect();
             if !keys.is_empty() || wanted.iter().all(|key| found.contains_key(key)) {
                 blocks.on_their_way.extend(&keys);
                 return FetchClaim { memory: self, keys };
             }
-            blocks = self.changed.wait(blocks).unwrap_or_else(PoisonError::into_inner);
+            blocks = self
+                .changed
+                .wait(blocks)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -73,8 +91,14 @@ impl BlockMemory {
         blocks.by_key.insert(key, bytes);
         blocks.oldest_first.push_back(key);
         while blocks.num_bytes > self.limit_bytes {
-            let oldest = blocks.oldest_first.pop_front().expect("the counted bytes belong to blocks");
-            let gone = blocks.by_key.remove(&oldest).expect("both lists hold the same keys");
+            let oldest = blocks
+                .oldest_first
+                .pop_front()
+                .expect("the counted bytes belong to blocks");
+            let gone = blocks
+                .by_key
+                .remove(&oldest)
+                .expect("both lists hold the same keys");
             blocks.num_bytes -= gone.len() as u64;
         }
     }
@@ -108,11 +132,17 @@ mod tests {
     fn oldest_blocks_go_when_there_is_no_room() {
         let memory = BlockMemory::new(10);
         (0..3).for_each(|block| memory.insert((0, block), bytes(4)));
-        assert_eq!([0, 1, 2].map(|block| has(&memory, (0, block))), [false, true, true]);
+        assert_eq!(
+            [0, 1, 2].map(|block| has(&memory, (0, block))),
+            [false, true, true]
+        );
         memory.insert((0, 9), bytes(11));
         assert!(!has(&memory, (0, 9)) && has(&memory, (0, 1)));
         memory.insert((1, 1), bytes(10));
-        assert_eq!([(0, 1), (0, 2), (1, 1)].map(|key| has(&memory, key)), [false, false, true]);
+        assert_eq!(
+            [(0, 1), (0, 2), (1, 1)].map(|key| has(&memory, key)),
+            [false, false, true]
+        );
     }
 
     #[test]

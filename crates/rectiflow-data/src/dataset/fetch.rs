@@ -40,7 +40,11 @@ const STOP_INTERVAL: Duration = Duration::from_millis(50);
 const OTHERS_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Starts reading the blocks of a request, as [`read`] does.
-pub(crate) fn start(request: Request, remote: Option<&Remote>, cache: Option<&DatasetCache>) -> Ticket {
+pub(crate) fn start(
+    request: Request,
+    remote: Option<&Remote>,
+    cache: Option<&DatasetCache>,
+) -> Ticket {
     let (remote, cache) = (remote.cloned(), cache.cloned());
     Ticket::start(async move { read(request, remote.as_ref(), cache.as_ref()).await })
 }
@@ -71,23 +75,36 @@ fn read_local(request: &Request) -> Result<Vec<Bytes>> {
 pub(crate) fn read_from(file: &File, request: &Request) -> Result<Vec<Bytes>> {
     let range = request.range();
     let mut bytes = vec![0; (range.end - range.start) as usize];
-    file.read_exact_at(&mut bytes, range.start).map_err(Error::io(&request.path))?;
+    file.read_exact_at(&mut bytes, range.start)
+        .map_err(Error::io(&request.path))?;
     request.verify(bytes.into())
 }
 
 async fn fetch(request: &Request, remote: &Remote) -> Result<Vec<Bytes>> {
-    remote.read_range(&request.name, request.range(), |bytes| request.verify(bytes)).await
+    remote
+        .read_range(&request.name, request.range(), |bytes| {
+            request.verify(bytes)
+        })
+        .await
 }
 
 /// Reads the blocks of a request from `cache`, and from `remote` those that are missing there,
 /// which are then kept in `cache`. Waits for blocks that another process fetches, at most as long
 /// as a fetch takes with its retries.
-async fn fetch_missing(request: Request, remote: &Remote, cache: &DatasetCache) -> Result<Vec<Bytes>> {
+async fn fetch_missing(
+    request: Request,
+    remote: &Remote,
+    cache: &DatasetCache,
+) -> Result<Vec<Bytes>> {
     let request = Arc::new(request);
     let began = Instant::now();
     let mut blocks: Vec<Option<Bytes>> = vec![None; request.blocks.len()];
     loop {
-        let missing: Vec<u32> = (0..).zip(&blocks).filter(|(_, block)| block.is_none()).map(|(at, _)| at).collect();
+        let missing: Vec<u32> = (0..)
+            .zip(&blocks)
+            .filter(|(_, block)| block.is_none())
+            .map(|(at, _)| at)
+            .collect();
         if missing.is_empty() {
             break;
         }
@@ -106,24 +123,50 @@ async fn fetch_missing(request: Request, remote: &Remote, cache: &DatasetCache) 
             }
         }
         // Finish our own flights before waiting: other processes may wait for them.
-        fetch_runs(&request, remote, flights.iter().map(|(at, _)| *at).collect(), &mut blocks).await?;
-        let kept: Vec<_> = flights.into_iter().map(|(at, flight)| (flight, blocks[at as usize].clone())).collect();
-        on_disk(move || kept.into_iter().for_each(|(flight, bytes)| flight.keep(&bytes.unwrap_or_default()))).await;
+        fetch_runs(
+            &request,
+            remote,
+            flights.iter().map(|(at, _)| *at).collect(),
+            &mut blocks,
+        )
+        .await?;
+        let kept: Vec<_> = flights
+            .into_iter()
+            .map(|(at, flight)| (flight, blocks[at as usize].clone()))
+            .collect();
+        on_disk(move || {
+            kept.into_iter()
+                .for_each(|(flight, bytes)| flight.keep(&bytes.unwrap_or_default()))
+        })
+        .await;
         if num_theirs == num_missing {
             sleep(OTHERS_INTERVAL).await;
         }
     }
-    Ok(blocks.into_iter().map(|block| block.expect("every missing block has been fetched")).collect())
+    Ok(blocks
+        .into_iter()
+        .map(|block| block.expect("every missing block has been fetched"))
+        .collect())
 }
 
 /// The source of each of the blocks `at`.
 async fn board(request: &Arc<Request>, cache: &DatasetCache, at: Vec<u32>) -> Vec<(u32, Boarding)> {
     let (request, cache) = (request.clone(), cache.clone());
-    in_turn(move || at.into_iter().map(|at| (at, cache.board(&request, at as usize))).collect()).await
+    in_turn(move || {
+        at.into_iter()
+            .map(|at| (at, cache.board(&request, at as usize)))
+            .collect()
+    })
+    .await
 }
 
 /// Fetches the blocks `at` into `blocks`, consecutive ones with one request.
-async fn fetch_runs(request: &Request, remote: &Remote, at: Vec<u32>, blocks: &mut [Option<Bytes>]) -> Result<()> {
+async fn fetch_runs(
+    request: &Request,
+    remote: &Remote,
+    at: Vec<u32>,
+    blocks: &mut [Option<Bytes>],
+) -> Result<()> {
     for run in coalesce(at, u32::MAX) {
         let fetched = fetch(&request.part_of(run.clone()), remote).await?;
         for (block, bytes) in blocks[run.start as usize..].iter_mut().zip(fetched) {
@@ -137,7 +180,10 @@ async fn fetch_runs(request: &Request, remote: &Remote, at: Vec<u32>, blocks: &m
 /// needed first arrive first.
 pub(crate) async fn in_turn<T: Send + 'static>(read: impl FnOnce() -> T + Send + 'static) -> T {
     static READERS: Semaphore = Semaphore::const_new(LOCAL_READERS);
-    let _permit = READERS.acquire().await.expect("the semaphore is never closed");
+    let _permit = READERS
+        .acquire()
+        .await
+        .expect("the semaphore is never closed");
     on_disk(read).await
 }
 
@@ -167,7 +213,8 @@ impl<T: Send + 'static> Ticket<T> {
     pub(crate) fn wait_unless(&mut self, stop: &AtomicBool) -> Option<Result<T>> {
         let mut task = self.0.take().expect("a ticket is waited for only once");
         loop {
-            if let Ok(ended) = runtime().block_on(async { timeout(STOP_INTERVAL, &mut task).await }) {
+            if let Ok(ended) = runtime().block_on(async { timeout(STOP_INTERVAL, &mut task).await })
+            {
                 return Some(ended.expect("reading is not cancelled here and does not panic"));
             }
             if stop.load(Ordering::Relaxed) {

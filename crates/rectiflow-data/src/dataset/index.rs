@@ -40,13 +40,21 @@ impl RowIndex {
         let mut rows = BTreeMap::<(Split, u32), Vec<Span>>::new();
         for (object, entry) in objects.iter().enumerate() {
             let live = live_rows(entry);
-            let num_rows = live.as_ref().map_or(u64::from(entry.rows), |live| live.len() as u64);
+            let num_rows = live
+                .as_ref()
+                .map_or(u64::from(entry.rows), |live| live.len() as u64);
             if num_rows == 0 {
                 continue;
             }
             let spans = rows.entry((entry.split, entry.bucket)).or_default();
             let first = spans.last().map_or(0, |last| last.first + last.num_rows);
-            spans.push(Span { object, first, num_rows, num_stored: entry.rows, live });
+            spans.push(Span {
+                object,
+                first,
+                num_rows,
+                num_stored: entry.rows,
+                live,
+            });
         }
         Self { rows }
     }
@@ -74,12 +82,18 @@ impl RowIndex {
 
     /// Number of live rows of a bucket.
     pub(crate) fn num_rows(&self, split: Split, bucket: u32) -> u64 {
-        self.spans(split, bucket).iter().map(|span| span.num_rows).sum()
+        self.spans(split, bucket)
+            .iter()
+            .map(|span| span.num_rows)
+            .sum()
     }
 
     /// Rows of those objects of a bucket that have live rows, deleted rows included.
     pub(crate) fn num_stored(&self, split: Split, bucket: u32) -> u64 {
-        self.spans(split, bucket).iter().map(|span| u64::from(span.num_stored)).sum()
+        self.spans(split, bucket)
+            .iter()
+            .map(|span| u64::from(span.num_stored))
+            .sum()
     }
 
     /// Ends of the runs of up to `longest` consecutive blocks of an object, counted in live rows of
@@ -103,24 +117,34 @@ impl RowIndex {
 impl Span {
     /// The row in the object of the span's live row `at`.
     fn stored_row(&self, at: u64) -> u32 {
-        self.live.as_ref().map_or(at as u32, |live| live[at as usize])
+        self.live
+            .as_ref()
+            .map_or(at as u32, |live| live[at as usize])
     }
 
     /// Number of live rows of the object before its row `row`.
     fn live_before(&self, row: u32) -> u32 {
-        self.live.as_ref().map_or(row, |live| live.partition_point(|&live| live < row) as u32)
+        self.live
+            .as_ref()
+            .map_or(row, |live| live.partition_point(|&live| live < row) as u32)
     }
 
     /// The elements of live rows of `all`, which has one element for each row of the object.
     pub(crate) fn live_of<T>(&self, all: Vec<T>) -> Vec<T> {
         let Some(live) = &self.live else { return all };
         let mut all: Vec<Option<T>> = all.into_iter().map(Some).collect();
-        live.iter().filter_map(|&row| all[row as usize].take()).collect()
+        live.iter()
+            .filter_map(|&row| all[row as usize].take())
+            .collect()
     }
 }
 
 /// Rows of an object that are live. None if no row is deleted.
 fn live_rows(object: &Object) -> Option<Vec<u32>> {
     let bits = object.deleted_bits()?;
-    Some((0..object.rows).filter(|row| bits[*row as usize / 8] >> (row % 8) & 1 == 0).collect())
+    Some(
+        (0..object.rows)
+            .filter(|row| bits[*row as usize / 8] >> (row % 8) & 1 == 0)
+            .collect(),
+    )
 }

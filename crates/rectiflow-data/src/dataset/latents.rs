@@ -40,10 +40,28 @@ impl Dataset {
     ///
     /// # Panics
     /// If the length of `out` does not fit `rows`.
-    pub fn read_latents(&self, split: Split, bucket: u32, rows: &[u64], out: &mut [f16]) -> Result<()> {
-        let rows = rows.iter().map(|&row| self.locate(split, bucket, row)).collect::<Result<Vec<ObjectRow>>>()?;
-        let row_len = if rows.is_empty() { 1 } else { self.latent_shape(bucket).iter().product() };
-        assert_eq!(out.len(), rows.len() * row_len, "room for {} rows of {row_len} numbers", rows.len());
+    pub fn read_latents(
+        &self,
+        split: Split,
+        bucket: u32,
+        rows: &[u64],
+        out: &mut [f16],
+    ) -> Result<()> {
+        let rows = rows
+            .iter()
+            .map(|&row| self.locate(split, bucket, row))
+            .collect::<Result<Vec<ObjectRow>>>()?;
+        let row_len = if rows.is_empty() {
+            1
+        } else {
+            self.latent_shape(bucket).iter().product()
+        };
+        assert_eq!(
+            out.len(),
+            rows.len() * row_len,
+            "room for {} rows of {row_len} numbers",
+            rows.len()
+        );
         if self.remote.is_some() {
             return self.read_remote(&rows, out, row_len);
         }
@@ -55,18 +73,28 @@ impl Dataset {
 
     /// Reads rows of a remote data set. Blocks that are not in memory are requested together.
     fn read_remote(&self, rows: &[ObjectRow], out: &mut [f16], row_len: usize) -> Result<()> {
-        let mut blocks: Vec<(usize, u32)> = rows.iter().map(|&(object, row)| (object, row / BLOCK_ROWS)).collect();
+        let mut blocks: Vec<(usize, u32)> = rows
+            .iter()
+            .map(|&(object, row)| (object, row / BLOCK_ROWS))
+            .collect();
         blocks.sort_unstable();
         blocks.dedup();
         let mut found = HashMap::new();
         while found.len() < blocks.len() {
             let claim = self.memory.claim(&blocks, &mut found);
             let mut missing = BTreeMap::<usize, Vec<u32>>::new();
-            claim.keys.iter().for_each(|&(object, block)| missing.entry(object).or_default().push(block));
+            claim
+                .keys
+                .iter()
+                .for_each(|&(object, block)| missing.entry(object).or_default().push(block));
             let mut tickets = Vec::new();
             for (object, blocks) in missing {
                 for run in coalesce(blocks, BLOCKS_A_REQUEST) {
-                    tickets.push((object, run.start, self.start(ObjectFile::Latents, object, run)?));
+                    tickets.push((
+                        object,
+                        run.start,
+                        self.start(ObjectFile::Latents, object, run)?,
+                    ));
                 }
             }
             for (object, first, mut ticket) in tickets {
@@ -84,21 +112,31 @@ impl Dataset {
 
     /// Reads row `row` of an object if its block is on a disk, and returns whether it is. The first
     /// read of a block reads and verifies all of it.
-    pub(crate) fn read_row_on_disk(&self, object: usize, row: u32, out: &mut [f16]) -> Result<bool> {
+    pub(crate) fn read_row_on_disk(
+        &self,
+        object: usize,
+        row: u32,
+        out: &mut [f16],
+    ) -> Result<bool> {
         if self.remote.is_none() {
             return self.read_row(object, row, out).map(|()| true);
         }
-        let Some(cache) = &self.cache else { return Ok(false) };
+        let Some(cache) = &self.cache else {
+            return Ok(false);
+        };
         let block = row / BLOCK_ROWS;
         let request = self.request(ObjectFile::Latents, object, block..block + 1)?;
         if !self.verified.contains(object, block) {
-            let Some(bytes) = cache.get(&request, 0) else { return Ok(false) };
+            let Some(bytes) = cache.get(&request, 0) else {
+                return Ok(false);
+            };
             self.verified.insert(object, block);
             return self.copy_row(object, row, &bytes, out).map(|()| true);
         }
         let mut bytes = vec![0; out.len() * 2];
         let start = u64::from(row % BLOCK_ROWS) * bytes.len() as u64;
-        Ok(cache.get_part(&request, start, &mut bytes) && self.decode_row(object, row, &bytes, out).map(|()| true)?)
+        Ok(cache.get_part(&request, start, &mut bytes)
+            && self.decode_row(object, row, &bytes, out).map(|()| true)?)
     }
 
     /// Reads row `row` of an object on a disk.
@@ -113,31 +151,54 @@ impl Dataset {
         }
         let mut bytes = vec![0; out.len() * 2];
         let offset = LATENTS_OFFSET + u64::from(row) * bytes.len() as u64;
-        file.read_exact_at(&mut bytes, offset).map_err(Error::io(self.latents_path(object)))?;
+        file.read_exact_at(&mut bytes, offset)
+            .map_err(Error::io(self.latents_path(object)))?;
         self.decode_row(object, row, &bytes, out)
     }
 
     /// Decodes one row from its block's bytes.
-    pub(crate) fn copy_row(&self, object: usize, row: u32, block: &[u8], out: &mut [f16]) -> Result<()> {
+    pub(crate) fn copy_row(
+        &self,
+        object: usize,
+        row: u32,
+        block: &[u8],
+        out: &mut [f16],
+    ) -> Result<()> {
         let row_bytes = out.len() * 2;
         let start = (row % BLOCK_ROWS) as usize * row_bytes;
         self.decode_row(object, row, &block[start..start + row_bytes], out)
     }
 
     /// As [`Dataset::copy_row`], but appends to `out`: memory is written only once.
-    pub(crate) fn append_row(&self, object: usize, row: u32, block: &[u8], out: &mut Vec<f16>) -> Result<()> {
-        let row_bytes = self.manifest.row_bytes(self.manifest.objects[object].bucket) as usize;
+    pub(crate) fn append_row(
+        &self,
+        object: usize,
+        row: u32,
+        block: &[u8],
+        out: &mut Vec<f16>,
+    ) -> Result<()> {
+        let row_bytes = self
+            .manifest
+            .row_bytes(self.manifest.objects[object].bucket) as usize;
         let (start, first) = ((row % BLOCK_ROWS) as usize * row_bytes, out.len());
         let pairs = block[start..start + row_bytes].chunks_exact(2);
         out.extend(pairs.map(|pair| f16::from_le_bytes([pair[0], pair[1]])));
-        if all_finite(&out[first..]) { Ok(()) } else { Err(self.not_finite(object, row)) }
+        if all_finite(&out[first..]) {
+            Ok(())
+        } else {
+            Err(self.not_finite(object, row))
+        }
     }
 
     fn decode_row(&self, object: usize, row: u32, bytes: &[u8], out: &mut [f16]) -> Result<()> {
         for (out, pair) in out.iter_mut().zip(bytes.chunks_exact(2)) {
             *out = f16::from_le_bytes([pair[0], pair[1]]);
         }
-        if all_finite(out) { Ok(()) } else { Err(self.not_finite(object, row)) }
+        if all_finite(out) {
+            Ok(())
+        } else {
+            Err(self.not_finite(object, row))
+        }
     }
 
     fn latents_path(&self, object: usize) -> PathBuf {
@@ -167,8 +228,13 @@ impl Dataset {
             || "whose text is not readable either".to_owned(),
             |record| format!("sample {} ({})", record.id, record.source),
         );
-        let reason = format!("row {row}, {sample}, is not finite: delete that image and prepare again");
-        Error::Malformed { path: self.latents_path(object), kind: "latents file", reason }
+        let reason =
+            format!("row {row}, {sample}, is not finite: delete that image and prepare again");
+        Error::Malformed {
+            path: self.latents_path(object),
+            kind: "latents file",
+            reason,
+        }
     }
 }
 

@@ -102,9 +102,10 @@ impl Dataset {
     pub fn open_with(root: impl AsRef<Path>, network: &Network) -> Result<Self> {
         let (root, remote) = match Location::parse(root.as_ref(), network)? {
             Location::Folder(folder) => (folder, None),
-            Location::Remote(remote) => {
-                (PathBuf::from(root.as_ref().to_string_lossy().trim_end_matches('/')), Some(remote))
-            }
+            Location::Remote(remote) => (
+                PathBuf::from(root.as_ref().to_string_lossy().trim_end_matches('/')),
+                Some(remote),
+            ),
         };
         let (manifest, blocks) = match &remote {
             None => {
@@ -140,8 +141,14 @@ impl Dataset {
 
     /// Bytes of the latents and text of a split, deleted rows included.
     pub fn num_bytes(&self, split: Split) -> u64 {
-        let of_split = self.manifest.objects.iter().filter(|object| object.split == split);
-        of_split.map(|object| self.manifest.latents_bytes(object) + object.text_bytes).sum()
+        let of_split = self
+            .manifest
+            .objects
+            .iter()
+            .filter(|object| object.split == split);
+        of_split
+            .map(|object| self.manifest.latents_bytes(object) + object.text_bytes)
+            .sum()
     }
 
     /// The manifest: codec, geometry, buckets and objects.
@@ -162,8 +169,16 @@ impl Dataset {
     /// The buckets that have rows of `split`, in the manifest's order.
     pub fn buckets(&self, split: Split) -> Vec<BucketShape> {
         let shape = |(bucket, num_rows): (u32, u64)| {
-            let Bucket { width_px, height_px } = self.manifest.buckets[bucket as usize];
-            BucketShape { bucket, width_px, height_px, num_rows }
+            let Bucket {
+                width_px,
+                height_px,
+            } = self.manifest.buckets[bucket as usize];
+            BucketShape {
+                bucket,
+                width_px,
+                height_px,
+                num_rows,
+            }
         };
         self.index.buckets(split).map(shape).collect()
     }
@@ -181,7 +196,10 @@ impl Dataset {
         self.index.locate(split, bucket, row).ok_or_else(|| {
             let num_rows = self.index.num_rows(split, bucket);
             let what = format!("row {row} of bucket {bucket} ({split:?})");
-            Error::Invalid { what, reason: format!("{} has {num_rows} such rows", self.root.display()) }
+            Error::Invalid {
+                what,
+                reason: format!("{} has {num_rows} such rows", self.root.display()),
+            }
         })
     }
 
@@ -214,7 +232,12 @@ impl Dataset {
     ///
     /// # Errors
     /// [`Error::Malformed`] if the block table points outside the object's text.
-    pub(crate) fn start(&self, file: ObjectFile, object: usize, blocks: Range<u32>) -> Result<Ticket> {
+    pub(crate) fn start(
+        &self,
+        file: ObjectFile,
+        object: usize,
+        blocks: Range<u32>,
+    ) -> Result<Ticket> {
         Ok(self.start_request(self.request(file, object, blocks)?))
     }
 
@@ -225,8 +248,14 @@ impl Dataset {
 
     /// One row's share of the bytes of its block, latents and text.
     pub(crate) fn share_of_block(&self, object: usize, block: u32) -> u64 {
-        let text = self.blocks.block(object, block).text_bytes().div_ceil(self.block_rows(object, block).into());
-        text + self.manifest.row_bytes(self.manifest.objects[object].bucket)
+        let text = self
+            .blocks
+            .block(object, block)
+            .text_bytes()
+            .div_ceil(self.block_rows(object, block).into());
+        text + self
+            .manifest
+            .row_bytes(self.manifest.objects[object].bucket)
     }
 
     /// Rows of a block, deleted ones included.
@@ -238,14 +267,25 @@ impl Dataset {
     ///
     /// # Errors
     /// [`Error::Malformed`] if the block table points outside the object's text.
-    pub(crate) fn request(&self, file: ObjectFile, object: usize, blocks: Range<u32>) -> Result<Request> {
+    pub(crate) fn request(
+        &self,
+        file: ObjectFile,
+        object: usize,
+        blocks: Range<u32>,
+    ) -> Result<Request> {
         let entry = &self.manifest.objects[object];
         let (name, start) = match file {
             ObjectFile::Latents => {
                 let row_bytes = self.manifest.row_bytes(entry.bucket);
-                (&entry.latents, LATENTS_OFFSET + u64::from(blocks.start * BLOCK_ROWS) * row_bytes)
+                (
+                    &entry.latents,
+                    LATENTS_OFFSET + u64::from(blocks.start * BLOCK_ROWS) * row_bytes,
+                )
             }
-            ObjectFile::Text => (&entry.text, self.blocks.block(object, blocks.start).text_offset),
+            ObjectFile::Text => (
+                &entry.text,
+                self.blocks.block(object, blocks.start).text_offset,
+            ),
         };
         let path = self.root.join(name);
         let first = blocks.start;
@@ -260,13 +300,27 @@ impl Dataset {
             let Some(next) = next.filter(|next| file == ObjectFile::Latents || fits(next)) else {
                 let all = entry.text_bytes;
                 let place = format!("a block of {len} bytes at {table_offset}");
-                let reason = format!("{place} is out of place or extends past the file's {all} bytes");
-                return Err(Error::Malformed { path, kind: "text file", reason });
+                let reason =
+                    format!("{place} is out of place or extends past the file's {all} bytes");
+                return Err(Error::Malformed {
+                    path,
+                    kind: "text file",
+                    reason,
+                });
             };
             end = next;
             checks.push((len, xxh3));
         }
-        Ok(Request { file, object, first, name: name.clone(), path, start, step: 0, blocks: checks })
+        Ok(Request {
+            file,
+            object,
+            first,
+            name: name.clone(),
+            path,
+            start,
+            step: 0,
+            blocks: checks,
+        })
     }
 
     /// Length and XXH3-64 of a block of one of an object's files.
@@ -274,8 +328,13 @@ impl Dataset {
         let table = self.blocks.block(object, block);
         match file {
             ObjectFile::Latents => {
-                let row_bytes = self.manifest.row_bytes(self.manifest.objects[object].bucket);
-                (u64::from(self.block_rows(object, block)) * row_bytes, table.latents_xxh3)
+                let row_bytes = self
+                    .manifest
+                    .row_bytes(self.manifest.objects[object].bucket);
+                (
+                    u64::from(self.block_rows(object, block)) * row_bytes,
+                    table.latents_xxh3,
+                )
             }
             ObjectFile::Text => (table.text_bytes(), table.text_xxh3),
         }
@@ -297,7 +356,8 @@ impl Dataset {
 fn read_description(root: &Path, remote: &Remote) -> Result<(Manifest, BlockTable)> {
     let bytes = runtime().block_on(remote.read_all(MANIFEST_FILE, MAX_MANIFEST_BYTES))?;
     let manifest = Manifest::parse(&root.join(MANIFEST_FILE), &bytes)?;
-    let bytes = runtime().block_on(remote.read_all(&manifest.blocks.file, manifest.blocks.bytes))?;
+    let bytes =
+        runtime().block_on(remote.read_all(&manifest.blocks.file, manifest.blocks.bytes))?;
     let path = root.join(&manifest.blocks.file);
     let blocks = BlockTable::parse(&path, bytes.into(), &manifest.blocks, manifest.num_blocks())?;
     Ok((manifest, blocks))
@@ -323,8 +383,14 @@ mod tests {
     fn record(id: u64) -> Record {
         Record {
             id: SampleId(u64::MAX - id),
-            captions: (0..id % 3).map(|i| format!("caption {i} of «{id}»")).collect(),
-            tags: if id.is_multiple_of(2) { vec![String::new(), "1girl".to_owned()] } else { Vec::new() },
+            captions: (0..id % 3)
+                .map(|i| format!("caption {i} of «{id}»"))
+                .collect(),
+            tags: if id.is_multiple_of(2) {
+                vec![String::new(), "1girl".to_owned()]
+            } else {
+                Vec::new()
+            },
             important_tags: vec!["solo".to_owned()],
             quality: Vec::new(),
             verbatim: id.is_multiple_of(5),
@@ -339,7 +405,9 @@ mod tests {
     }
 
     fn latents(id: u64) -> Vec<f16> {
-        (0..24).map(|i| f16::from_f32(id as f32 + i as f32 / 32.0)).collect()
+        (0..24)
+            .map(|i| f16::from_f32(id as f32 + i as f32 / 32.0))
+            .collect()
     }
 
     /// A data set of one bucket: train objects of 70 and 5 rows, a test object of 33.
@@ -363,16 +431,33 @@ mod tests {
             seed: 0,
         };
         let mut manifest = Manifest::new(codec, geometry);
-        manifest.buckets.push(Bucket { width_px: 24, height_px: 16 });
+        manifest.buckets.push(Bucket {
+            width_px: 24,
+            height_px: 16,
+        });
         let mut blocks = Vec::new();
-        for (name, split, ids) in [("a", Split::Train, 0..70), ("b", Split::Train, 70..75), ("c", Split::Test, 75..108)]
-        {
-            let (latents_name, text) = (format!("latents/{name}.safetensors"), format!("text/{name}.parquet"));
+        for (name, split, ids) in [
+            ("a", Split::Train, 0..70),
+            ("b", Split::Train, 70..75),
+            ("c", Split::Test, 75..108),
+        ] {
+            let (latents_name, text) = (
+                format!("latents/{name}.safetensors"),
+                format!("text/{name}.parquet"),
+            );
             let mut writer = ObjectWriter::create(root, &latents_name, &text, SHAPE).unwrap();
             ids.for_each(|id| writer.push(&latents(id), record(id)).unwrap());
             let done = writer.finish().unwrap();
             let (bucket, rows, text_bytes, deleted) = (0, done.rows, done.text_bytes, None);
-            manifest.objects.push(Object { bucket, split, rows, latents: latents_name, text, text_bytes, deleted });
+            manifest.objects.push(Object {
+                bucket,
+                split,
+                rows,
+                latents: latents_name,
+                text,
+                text_bytes,
+                deleted,
+            });
             blocks.push(done.blocks);
         }
         commit(root, &mut manifest, &blocks).unwrap();
@@ -387,7 +472,12 @@ mod tests {
 
     /// Changes bytes of a file in place.
     fn patch(path: &Path, at: u64, bytes: &[u8]) {
-        File::options().write(true).open(path).unwrap().write_all_at(bytes, at).unwrap();
+        File::options()
+            .write(true)
+            .open(path)
+            .unwrap()
+            .write_all_at(bytes, at)
+            .unwrap();
     }
 
     #[test]
@@ -395,13 +485,29 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         write(root.path());
         let data = Dataset::open(root.path()).unwrap();
-        let shape = |num_rows| vec![BucketShape { bucket: 0, width_px: 24, height_px: 16, num_rows }];
+        let shape = |num_rows| {
+            vec![BucketShape {
+                bucket: 0,
+                width_px: 24,
+                height_px: 16,
+                num_rows,
+            }]
+        };
         assert_eq!(data.buckets(Split::Train), shape(75));
         assert_eq!(data.buckets(Split::Test), shape(33));
         assert_eq!(data.latent_shape(0), SHAPE);
-        assert_eq!(data.records(Split::Train, 0).unwrap(), (0..75).map(record).collect::<Vec<_>>());
-        assert_eq!(data.records(Split::Test, 0).unwrap(), (75..108).map(record).collect::<Vec<_>>());
-        assert_eq!(read_ids(&data, Split::Train, &[74, 0, 69, 70, 31, 32, 0]), [74, 0, 69, 70, 31, 32, 0]);
+        assert_eq!(
+            data.records(Split::Train, 0).unwrap(),
+            (0..75).map(record).collect::<Vec<_>>()
+        );
+        assert_eq!(
+            data.records(Split::Test, 0).unwrap(),
+            (75..108).map(record).collect::<Vec<_>>()
+        );
+        assert_eq!(
+            read_ids(&data, Split::Train, &[74, 0, 69, 70, 31, 32, 0]),
+            [74, 0, 69, 70, 31, 32, 0]
+        );
         assert_eq!(read_ids(&data, Split::Test, &[32, 0]), [107, 75]);
         let mut out = vec![f16::ZERO; 24];
         data.read_latents(Split::Test, 0, &[5], &mut out).unwrap();
@@ -420,14 +526,32 @@ mod tests {
         let bytes = fs::read(root.path().join("latents/a.safetensors")).unwrap();
         let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
         let tensor = tensors.tensor("latents").unwrap();
-        assert_eq!((tensor.dtype(), tensor.shape()), (safetensors::Dtype::F16, &[70, 4, 2, 3][..]));
-        assert_eq!(tensor.data()[69 * ROW_BYTES..][..2], latents(69)[0].to_le_bytes());
+        assert_eq!(
+            (tensor.dtype(), tensor.shape()),
+            (safetensors::Dtype::F16, &[70, 4, 2, 3][..])
+        );
+        assert_eq!(
+            tensor.data()[69 * ROW_BYTES..][..2],
+            latents(69)[0].to_le_bytes()
+        );
         let text = File::open(root.path().join("text/a.parquet")).unwrap();
         let reader = SerializedFileReader::new(text).unwrap();
-        assert_eq!((reader.num_row_groups(), reader.metadata().file_metadata().num_rows()), (3, 70));
+        assert_eq!(
+            (
+                reader.num_row_groups(),
+                reader.metadata().file_metadata().num_rows()
+            ),
+            (3, 70)
+        );
         let row = reader.get_row_iter(None).unwrap().nth(5).unwrap().unwrap();
         assert_eq!(row.get_list(1).unwrap().elements().len(), 2);
-        assert_eq!((row.get_ulong(0).unwrap(), row.get_string(12).unwrap().as_str()), (u64::MAX - 5, "a/5.png"));
+        assert_eq!(
+            (
+                row.get_ulong(0).unwrap(),
+                row.get_string(12).unwrap().as_str()
+            ),
+            (u64::MAX - 5, "a/5.png")
+        );
     }
 
     #[test]
@@ -442,7 +566,10 @@ mod tests {
         let data = Dataset::open(root.path()).unwrap();
         assert_eq!(data.buckets(Split::Train)[0].num_rows, 67);
         let ids: Vec<u64> = (0..70).filter(|id| ![0, 31, 69].contains(id)).collect();
-        assert_eq!(read_ids(&data, Split::Train, &(0..67).collect::<Vec<_>>()), ids);
+        assert_eq!(
+            read_ids(&data, Split::Train, &(0..67).collect::<Vec<_>>()),
+            ids
+        );
         let records = data.records(Split::Train, 0).unwrap();
         assert_eq!(records, ids.into_iter().map(record).collect::<Vec<_>>());
     }
@@ -454,8 +581,14 @@ mod tests {
         let data = Dataset::open(root.path()).unwrap();
         let mut out = vec![f16::ZERO; 24];
         for (bucket, row) in [(0, 75), (0, u64::MAX), (7, 0)] {
-            let error = data.read_latents(Split::Train, bucket, &[row], &mut out).unwrap_err().to_string();
-            assert!(error.contains(&format!("row {row} of bucket {bucket}")), "{error}");
+            let error = data
+                .read_latents(Split::Train, bucket, &[row], &mut out)
+                .unwrap_err()
+                .to_string();
+            assert!(
+                error.contains(&format!("row {row} of bucket {bucket}")),
+                "{error}"
+            );
         }
     }
 
@@ -468,13 +601,25 @@ mod tests {
         let data = Dataset::open(root.path()).unwrap();
         let mut out = vec![f16::ZERO; 24];
         data.read_latents(Split::Train, 0, &[31], &mut out).unwrap();
-        let error = data.read_latents(Split::Train, 0, &[33], &mut out).unwrap_err();
+        let error = data
+            .read_latents(Split::Train, 0, &[33], &mut out)
+            .unwrap_err();
         let range = LATENTS_OFFSET + 32 * ROW_BYTES as u64..LATENTS_OFFSET + 64 * ROW_BYTES as u64;
-        assert!(matches!(&error, Error::Damaged { range: r, .. } if *r == range), "{error}");
+        assert!(
+            matches!(&error, Error::Damaged { range: r, .. } if *r == range),
+            "{error}"
+        );
         patch(&root.path().join("text/c.parquet"), 60, &[0]);
         let error = data.records(Split::Test, 0).unwrap_err();
-        assert!(matches!(&error, Error::Damaged { path, .. } if path.ends_with("text/c.parquet")), "{error}");
-        assert!(data.verify_object(0).is_err() && data.verify_object(1).is_ok() && data.verify_object(2).is_err());
+        assert!(
+            matches!(&error, Error::Damaged { path, .. } if path.ends_with("text/c.parquet")),
+            "{error}"
+        );
+        assert!(
+            data.verify_object(0).is_err()
+                && data.verify_object(1).is_ok()
+                && data.verify_object(2).is_err()
+        );
     }
 
     #[test]
@@ -487,22 +632,60 @@ mod tests {
         // checksum.
         data.read_latents(Split::Train, 0, &[3], &mut out).unwrap();
         let path = root.path().join("latents/a.safetensors");
-        patch(&path, LATENTS_OFFSET + 4 * ROW_BYTES as u64, &f16::NAN.to_le_bytes());
-        let error = data.read_latents(Split::Train, 0, &[4], &mut out).unwrap_err().to_string();
-        assert!(error.contains("a/4.png") && error.contains("not finite"), "{error}");
+        patch(
+            &path,
+            LATENTS_OFFSET + 4 * ROW_BYTES as u64,
+            &f16::NAN.to_le_bytes(),
+        );
+        let error = data
+            .read_latents(Split::Train, 0, &[4], &mut out)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("a/4.png") && error.contains("not finite"),
+            "{error}"
+        );
     }
 
     #[test]
     fn files_that_differ_from_the_manifest_are_refused() {
         type Damage = fn(Vec<u8>) -> Vec<u8>;
         let cases: [(&str, Damage, &str); 7] = [
-            ("latents/a.safetensors", |b| b[..b.len() - 1].to_vec(), "need 3872"),
-            ("latents/a.safetensors", |b| [b, vec![0]].concat(), "need 3872"),
-            ("latents/a.safetensors", |b| [&[0xff; 8], &b[8..]].concat(), "not 504 bytes long"),
-            ("latents/a.safetensors", |b| [&b[..8], &[b'{'; 504], &b[512..]].concat(), "its header"),
-            ("latents/a.safetensors", |b| replace(b, b"[70,4,2,3]", b"[70,4,3,2]"), "expected F16"),
-            ("latents/a.safetensors", |b| replace(b, b"\"F16\"", b"\"I16\""), "expected F16"),
-            ("latents/a.safetensors", |b| replace(b, b"[0,3360]", b"[8,3360]"), "expected F16"),
+            (
+                "latents/a.safetensors",
+                |b| b[..b.len() - 1].to_vec(),
+                "need 3872",
+            ),
+            (
+                "latents/a.safetensors",
+                |b| [b, vec![0]].concat(),
+                "need 3872",
+            ),
+            (
+                "latents/a.safetensors",
+                |b| [&[0xff; 8], &b[8..]].concat(),
+                "not 504 bytes long",
+            ),
+            (
+                "latents/a.safetensors",
+                |b| [&b[..8], &[b'{'; 504], &b[512..]].concat(),
+                "its header",
+            ),
+            (
+                "latents/a.safetensors",
+                |b| replace(b, b"[70,4,2,3]", b"[70,4,3,2]"),
+                "expected F16",
+            ),
+            (
+                "latents/a.safetensors",
+                |b| replace(b, b"\"F16\"", b"\"I16\""),
+                "expected F16",
+            ),
+            (
+                "latents/a.safetensors",
+                |b| replace(b, b"[0,3360]", b"[8,3360]"),
+                "expected F16",
+            ),
         ];
         for (name, damage, expected) in cases {
             let root = tempfile::tempdir().unwrap();
@@ -510,19 +693,32 @@ mod tests {
             let path = root.path().join(name);
             fs::write(&path, damage(fs::read(&path).unwrap())).unwrap();
             let data = Dataset::open(root.path()).unwrap();
-            let error = data.read_latents(Split::Train, 0, &[0], &mut [f16::ZERO; 24]).unwrap_err();
-            assert!(matches!(error, Error::Malformed { .. }) && error.to_string().contains(expected), "{error}");
+            let error = data
+                .read_latents(Split::Train, 0, &[0], &mut [f16::ZERO; 24])
+                .unwrap_err();
+            assert!(
+                matches!(error, Error::Malformed { .. }) && error.to_string().contains(expected),
+                "{error}"
+            );
         }
         let root = tempfile::tempdir().unwrap();
         write(root.path());
         fs::remove_file(root.path().join("latents/a.safetensors")).unwrap();
         let data = Dataset::open(root.path()).unwrap();
-        let error = data.read_latents(Split::Train, 0, &[0], &mut [f16::ZERO; 24]).unwrap_err();
-        assert!(matches!(&error, Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound), "{error}");
+        let error = data
+            .read_latents(Split::Train, 0, &[0], &mut [f16::ZERO; 24])
+            .unwrap_err();
+        assert!(
+            matches!(&error, Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound),
+            "{error}"
+        );
     }
 
     fn replace(mut bytes: Vec<u8>, from: &[u8], to: &[u8]) -> Vec<u8> {
-        let at = bytes.windows(from.len()).position(|window| window == from).expect("the header holds it");
+        let at = bytes
+            .windows(from.len())
+            .position(|window| window == from)
+            .expect("the header holds it");
         bytes[at..at + from.len()].copy_from_slice(to);
         bytes
     }
@@ -534,7 +730,19 @@ mod tests {
         let path = root.path().join("text/a.parquet");
         let bytes = fs::read(&path).unwrap();
         fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
-        let error = Dataset::open(root.path()).unwrap().records(Split::Train, 0).unwrap_err();
-        assert!(matches!(error, Error::Malformed { kind: "file of the data set", .. }), "{error}");
+        let error = Dataset::open(root.path())
+            .unwrap()
+            .records(Split::Train, 0)
+            .unwrap_err();
+        assert!(
+            matches!(
+                error,
+                Error::Malformed {
+                    kind: "file of the data set",
+                    ..
+                }
+            ),
+            "{error}"
+        );
     }
 }

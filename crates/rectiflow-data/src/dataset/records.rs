@@ -34,20 +34,32 @@ impl Dataset {
             let found = std::fs::metadata(&path).map_err(Error::io(&path))?.len();
             check_len(&path, found, entry.text_bytes)?;
         }
-        let blocks = self.start(ObjectFile::Text, object, 0..entry.num_blocks())?.wait()?;
+        let blocks = self
+            .start(ObjectFile::Text, object, 0..entry.num_blocks())?
+            .wait()?;
         self.decode_text(object, 0, &blocks)
     }
 
     /// The records of the blocks of one text request, deleted rows included.
-    pub(crate) fn decode_text(&self, object: usize, first_block: u32, blocks: &[Bytes]) -> Result<Vec<Record>> {
+    pub(crate) fn decode_text(
+        &self,
+        object: usize,
+        first_block: u32,
+        blocks: &[Bytes],
+    ) -> Result<Vec<Record>> {
         let entry = &self.manifest.objects[object];
         let mut records = Vec::new();
         for (block, bytes) in (first_block..).zip(blocks) {
-            let (columns, num_rows) = (self.blocks.block(object, block).columns, self.block_rows(object, block));
-            let decoded = decode_block(bytes, &columns, num_rows as usize).map_err(|reason| Error::Malformed {
-                path: self.root.join(&entry.text),
-                kind: "text file",
-                reason,
+            let (columns, num_rows) = (
+                self.blocks.block(object, block).columns,
+                self.block_rows(object, block),
+            );
+            let decoded = decode_block(bytes, &columns, num_rows as usize).map_err(|reason| {
+                Error::Malformed {
+                    path: self.root.join(&entry.text),
+                    kind: "text file",
+                    reason,
+                }
             });
             records.extend(decoded?);
         }
@@ -60,5 +72,9 @@ pub(crate) fn check_len(path: &Path, found: u64, expected: u64) -> Result<()> {
         return Ok(());
     }
     let reason = format!("it has {found} bytes, the manifest says {expected}");
-    Err(Error::Malformed { path: path.into(), kind: "file of the data set", reason })
+    Err(Error::Malformed {
+        path: path.into(),
+        kind: "file of the data set",
+        reason,
+    })
 }

@@ -37,24 +37,44 @@ pub(crate) fn start_latents(
     Ticket::start(async move {
         let (reader, wanted) = (dataset.clone(), rows.clone());
         let (mut latents, missing) = in_turn(move || read_all(&reader, &wanted, row_len)).await?;
-        let mut blocks: Vec<(usize, u32)> = missing.iter().map(|&at| (rows[at].0, rows[at].1 / BLOCK_ROWS)).collect();
+        let mut blocks: Vec<(usize, u32)> = missing
+            .iter()
+            .map(|&at| (rows[at].0, rows[at].1 / BLOCK_ROWS))
+            .collect();
         blocks.sort_unstable();
         blocks.dedup();
-        let read = blocks.iter().map(|&(object, block)| read_block(&dataset, ObjectFile::Latents, object, block, step));
+        let read = blocks
+            .iter()
+            .map(|&(object, block)| read_block(&dataset, ObjectFile::Latents, object, block, step));
         let read = try_join_all(read).await?;
         for at in missing {
             let (object, row) = rows[at];
-            let block = blocks.binary_search(&(object, row / BLOCK_ROWS)).expect("missing blocks were read");
-            dataset.copy_row(object, row, &read[block], &mut latents[at * row_len..(at + 1) * row_len])?;
+            let block = blocks
+                .binary_search(&(object, row / BLOCK_ROWS))
+                .expect("missing blocks were read");
+            dataset.copy_row(
+                object,
+                row,
+                &read[block],
+                &mut latents[at * row_len..(at + 1) * row_len],
+            )?;
         }
         Ok(latents)
     })
 }
 
 /// Reads the rows that are on the disk. Returns the latents, and the indices of the missing rows.
-fn read_all(dataset: &Dataset, rows: &[ObjectRow], row_len: usize) -> Result<(Vec<f16>, Vec<usize>)> {
+fn read_all(
+    dataset: &Dataset,
+    rows: &[ObjectRow],
+    row_len: usize,
+) -> Result<(Vec<f16>, Vec<usize>)> {
     let (mut latents, mut missing) = (vec![f16::ZERO; rows.len() * row_len], Vec::new());
-    for (at, (&(object, row), out)) in rows.iter().zip(latents.chunks_exact_mut(row_len)).enumerate() {
+    for (at, (&(object, row), out)) in rows
+        .iter()
+        .zip(latents.chunks_exact_mut(row_len))
+        .enumerate()
+    {
         if !dataset.read_row_on_disk(object, row, out)? {
             missing.push(at);
         }
@@ -70,12 +90,18 @@ pub(crate) fn start_records(
 ) -> Vec<Ticket<Vec<(ObjectRow, Record)>>> {
     rows.sort_unstable();
     rows.dedup();
-    let same_block = |a: &ObjectRow, b: &ObjectRow| (a.0, a.1 / BLOCK_ROWS) == (b.0, b.1 / BLOCK_ROWS);
-    let blocks: Vec<Vec<ObjectRow>> = rows.chunk_by(same_block).map(<[ObjectRow]>::to_vec).collect();
+    let same_block =
+        |a: &ObjectRow, b: &ObjectRow| (a.0, a.1 / BLOCK_ROWS) == (b.0, b.1 / BLOCK_ROWS);
+    let blocks: Vec<Vec<ObjectRow>> = rows
+        .chunk_by(same_block)
+        .map(<[ObjectRow]>::to_vec)
+        .collect();
     let start = |blocks: &[Vec<ObjectRow>]| {
         let (dataset, blocks) = (dataset.clone(), blocks.to_vec());
         Ticket::start(async move {
-            let read = blocks.into_iter().map(|rows| read_records(&dataset, rows, step));
+            let read = blocks
+                .into_iter()
+                .map(|rows| read_records(&dataset, rows, step));
             Ok(try_join_all(read).await?.into_iter().flatten().collect())
         })
     };
@@ -83,21 +109,36 @@ pub(crate) fn start_records(
 }
 
 /// Reads the records of rows of one block.
-async fn read_records(dataset: &Arc<Dataset>, rows: Vec<ObjectRow>, step: u64) -> Result<Vec<(ObjectRow, Record)>> {
+async fn read_records(
+    dataset: &Arc<Dataset>,
+    rows: Vec<ObjectRow>,
+    step: u64,
+) -> Result<Vec<(ObjectRow, Record)>> {
     let (object, block) = (rows[0].0, rows[0].1 / BLOCK_ROWS);
     let bytes = read_block(dataset, ObjectFile::Text, object, block, step).await?;
     let dataset = dataset.clone();
     in_turn(move || {
         let mut records = dataset.decode_text(object, block, &[bytes])?;
         // From the last row to the first: `swap_remove` moves no record with a smaller index.
-        let take = |&(object, row): &ObjectRow| ((object, row), records.swap_remove((row % BLOCK_ROWS) as usize));
+        let take = |&(object, row): &ObjectRow| {
+            (
+                (object, row),
+                records.swap_remove((row % BLOCK_ROWS) as usize),
+            )
+        };
         Ok(rows.iter().rev().map(take).collect())
     })
     .await
 }
 
 /// Reads one block from the disk, the cache or the network.
-async fn read_block(dataset: &Dataset, file: ObjectFile, object: usize, block: u32, step: u64) -> Result<Bytes> {
+async fn read_block(
+    dataset: &Dataset,
+    file: ObjectFile,
+    object: usize,
+    block: u32,
+    step: u64,
+) -> Result<Bytes> {
     let mut request = dataset.request(file, object, block..block + 1)?;
     request.step = step;
     let mut blocks = read(request, dataset.remote(), dataset.cache()).await?;

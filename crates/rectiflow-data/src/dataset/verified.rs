@@ -10,7 +10,11 @@ pub(crate) struct VerifiedBlocks(Vec<Vec<AtomicU64>>);
 impl VerifiedBlocks {
     /// An empty set for objects with these numbers of blocks.
     pub(crate) fn new(num_blocks: impl Iterator<Item = u32>) -> Self {
-        let words = |num_blocks: u32| (0..num_blocks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
+        let words = |num_blocks: u32| {
+            (0..num_blocks.div_ceil(64))
+                .map(|_| AtomicU64::new(0))
+                .collect()
+        };
         Self(num_blocks.map(words).collect())
     }
 

@@ -54,7 +54,10 @@ pub struct Block {
 impl Block {
     /// Bytes of the block's row group.
     pub fn text_bytes(&self) -> u64 {
-        self.columns.iter().map(|&(bytes, _)| u64::from(bytes)).sum()
+        self.columns
+            .iter()
+            .map(|&(bytes, _)| u64::from(bytes))
+            .sum()
     }
 
     /// Appends the block's entry, little-endian, in the order of the fields.
@@ -69,10 +72,19 @@ impl Block {
     }
 
     fn read(entry: &[u8]) -> Self {
-        let u64_at = |at: usize| u64::from_le_bytes(entry[at..at + 8].try_into().expect("8 bytes were sliced"));
-        let u32_at = |at: usize| u32::from_le_bytes(entry[at..at + 4].try_into().expect("4 bytes were sliced"));
+        let u64_at = |at: usize| {
+            u64::from_le_bytes(entry[at..at + 8].try_into().expect("8 bytes were sliced"))
+        };
+        let u32_at = |at: usize| {
+            u32::from_le_bytes(entry[at..at + 4].try_into().expect("4 bytes were sliced"))
+        };
         let columns = std::array::from_fn(|i| (u32_at(24 + 8 * i), u32_at(28 + 8 * i)));
-        Self { latents_xxh3: u64_at(0), text_offset: u64_at(8), text_xxh3: u64_at(16), columns }
+        Self {
+            latents_xxh3: u64_at(0),
+            text_offset: u64_at(8),
+            text_xxh3: u64_at(16),
+            columns,
+        }
     }
 }
 
@@ -86,7 +98,9 @@ pub struct BlockTable {
 
 impl std::fmt::Debug for BlockTable {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("BlockTable").field("bytes", &self.bytes.len()).finish_non_exhaustive()
+        f.debug_struct("BlockTable")
+            .field("bytes", &self.bytes.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -110,7 +124,11 @@ impl BlockTable {
     /// # Errors
     /// [`Error::Io`], or [`Error::Malformed`] if it is not the file that the manifest was written
     /// with.
-    pub fn read(root: &Path, file: &BlockTableFile, num_blocks: impl IntoIterator<Item = u32>) -> Result<Self> {
+    pub fn read(
+        root: &Path,
+        file: &BlockTableFile,
+        num_blocks: impl IntoIterator<Item = u32>,
+    ) -> Result<Self> {
         let path = root.join(&file.file);
         let bytes = read_at_most(&path, file.bytes, "block table")?;
         Self::parse(&path, bytes, file, num_blocks)
@@ -123,13 +141,26 @@ impl BlockTable {
         file: &BlockTableFile,
         num_blocks: impl IntoIterator<Item = u32>,
     ) -> Result<Self> {
-        let malformed = |reason: String| Err(Error::Malformed { path: path.into(), kind: "block table", reason });
+        let malformed = |reason: String| {
+            Err(Error::Malformed {
+                path: path.into(),
+                kind: "block table",
+                reason,
+            })
+        };
         if bytes.len() as u64 != file.bytes {
-            return malformed(format!("{} bytes, the manifest says {}", bytes.len(), file.bytes));
+            return malformed(format!(
+                "{} bytes, the manifest says {}",
+                bytes.len(),
+                file.bytes
+            ));
         }
         let hash = blake3::hash(&bytes).to_hex();
         if hash.as_str() != file.hash {
-            return malformed(format!("its BLAKE3 is {hash}, the manifest says {}", file.hash));
+            return malformed(format!(
+                "its BLAKE3 is {hash}, the manifest says {}",
+                file.hash
+            ));
         }
         let header = header();
         if !bytes.starts_with(&header) {
@@ -163,7 +194,11 @@ impl BlockTable {
     /// never replaces one in use.
     pub fn file(&self) -> BlockTableFile {
         let hash = blake3::hash(&self.bytes).to_hex().to_string();
-        BlockTableFile { file: format!("blocks-{}.bin", &hash[..16]), bytes: self.bytes.len() as u64, hash }
+        BlockTableFile {
+            file: format!("blocks-{}.bin", &hash[..16]),
+            bytes: self.bytes.len() as u64,
+            hash,
+        }
     }
 }
 
@@ -185,7 +220,11 @@ pub(crate) fn read_at_most(path: &Path, limit: u64, kind: &'static str) -> Resul
     let len = fs::metadata(path).map_err(Error::io(path))?.len();
     if len > limit {
         let reason = format!("{len} bytes, at most {limit} are expected");
-        return Err(Error::Malformed { path: PathBuf::from(path), kind, reason });
+        return Err(Error::Malformed {
+            path: PathBuf::from(path),
+            kind,
+            reason,
+        });
     }
     fs::read(path).map_err(Error::io(path))
 }
@@ -196,7 +235,12 @@ pub(crate) mod tests {
 
     pub(crate) fn block(seed: u64) -> Block {
         let columns = std::array::from_fn(|i| (seed as u32 + i as u32, i as u32));
-        Block { latents_xxh3: seed, text_offset: seed * 3, text_xxh3: !seed, columns }
+        Block {
+            latents_xxh3: seed,
+            text_offset: seed * 3,
+            text_xxh3: !seed,
+            columns,
+        }
     }
 
     #[test]
@@ -205,10 +249,16 @@ pub(crate) mod tests {
         let table = BlockTable::new(blocks.iter().map(Vec::as_slice));
         let (file, bytes) = (table.file(), table.as_bytes().to_vec());
         let fails = |bytes: Vec<u8>, file: &BlockTableFile, word: &str| {
-            let error = BlockTable::parse(Path::new("t"), bytes, file, [2, 1]).unwrap_err().to_string();
+            let error = BlockTable::parse(Path::new("t"), bytes, file, [2, 1])
+                .unwrap_err()
+                .to_string();
             assert!(error.contains(word), "{error}");
         };
-        fails(bytes[..bytes.len() - 1].to_vec(), &file, "the manifest says 400");
+        fails(
+            bytes[..bytes.len() - 1].to_vec(),
+            &file,
+            "the manifest says 400",
+        );
         let mut flipped = bytes.clone();
         flipped[100] ^= 1;
         fails(flipped, &file, "BLAKE3");

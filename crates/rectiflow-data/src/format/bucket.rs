@@ -84,7 +84,9 @@ impl Bucket {
             return Ok(());
         }
         let (w, h) = (self.width_px, self.height_px);
-        Err(format!("bucket {w}x{h} px: sides must be multiples of {factor} from {factor} to {MAX_SIDE_PX}"))
+        Err(format!(
+            "bucket {w}x{h} px: sides must be multiples of {factor} from {factor} to {MAX_SIDE_PX}"
+        ))
     }
 }
 
@@ -110,7 +112,13 @@ impl Geometry {
         }
         sides.sort_unstable();
         sides.dedup();
-        sides.into_iter().map(|(w, h)| Bucket { width_px: w as u32, height_px: h as u32 }).collect()
+        sides
+            .into_iter()
+            .map(|(w, h)| Bucket {
+                width_px: w as u32,
+                height_px: h as u32,
+            })
+            .collect()
     }
 }
 
@@ -120,11 +128,15 @@ impl Geometry {
 /// # Panics
 /// If there are no buckets, or a side is 0.
 pub fn nearest(buckets: &[Bucket], width_px: u32, height_px: u32) -> usize {
-    assert!(!buckets.is_empty() && width_px > 0 && height_px > 0, "a real image and at least one bucket");
+    assert!(
+        !buckets.is_empty() && width_px > 0 && height_px > 0,
+        "a real image and at least one bucket"
+    );
     let ratio = |w: u32, h: u32| f64::from(w) / f64::from(h);
     let own = ratio(width_px, height_px);
     let error = |b: &Bucket| (ratio(b.width_px, b.height_px) - own).abs();
-    let best = (0..buckets.len()).min_by(|&a, &b| error(&buckets[a]).total_cmp(&error(&buckets[b])));
+    let best =
+        (0..buckets.len()).min_by(|&a, &b| error(&buckets[a]).total_cmp(&error(&buckets[b])));
     best.expect("there is at least one bucket")
 }
 
@@ -146,11 +158,20 @@ pub fn place(bucket: Bucket, width_px: u32, height_px: u32, seed: u64, id: Sampl
     let [w, h, bw, bh] = [width_px, height_px, bucket.width_px, bucket.height_px].map(u64::from);
     let round = |numerator: u64, denominator: u64| (numerator + denominator / 2) / denominator;
     // If the image is wider than the bucket, the height fits exactly; otherwise the width does.
-    let (rw, rh) = if w * bh > h * bw { (round(w * bh, h).max(bw), bh) } else { (bw, round(h * bw, w).max(bh)) };
+    let (rw, rh) = if w * bh > h * bw {
+        (round(w * bh, h).max(bw), bh)
+    } else {
+        (bw, round(h * bw, w).max(bh))
+    };
     let mut rng = Rng::keyed(seed, Purpose::Crop, &[id.0]);
     let crop_left_px = rng.below(rw - bw + 1) as u32;
     let crop_top_px = rng.below(rh - bh + 1) as u32;
-    Placement { resized_width_px: rw as u32, resized_height_px: rh as u32, crop_left_px, crop_top_px }
+    Placement {
+        resized_width_px: rw as u32,
+        resized_height_px: rh as u32,
+        crop_left_px,
+        crop_top_px,
+    }
 }
 
 #[cfg(test)]
@@ -161,19 +182,42 @@ mod tests {
 
     fn geometry(area_px: u64, step_px: u32, bucket_min_px: u32, bucket_max_px: u32) -> Geometry {
         let (resize, background, seed) = (ResizeSpace::Gamma, [255; 3], 0);
-        Geometry { area_px, step_px, bucket_min_px, bucket_max_px, resize, background, seed }
+        Geometry {
+            area_px,
+            step_px,
+            bucket_min_px,
+            bucket_max_px,
+            resize,
+            background,
+            seed,
+        }
     }
 
     fn sides(geometry: &Geometry) -> Vec<(u32, u32)> {
-        geometry.buckets().iter().map(|b| (b.width_px, b.height_px)).collect()
+        geometry
+            .buckets()
+            .iter()
+            .map(|b| (b.width_px, b.height_px))
+            .collect()
     }
 
     #[test]
     fn sdxl_has_the_33_buckets_of_novelai_and_kohya() {
         let buckets = sides(&geometry(1024 * 1024, 64, 512, 2048));
         assert_eq!(buckets.len(), 33);
-        for expected in [(512, 2048), (704, 1472), (832, 1216), (1024, 1024), (1216, 832), (1344, 768), (2048, 512)] {
-            assert!(buckets.contains(&expected), "{expected:?} is missing in {buckets:?}");
+        for expected in [
+            (512, 2048),
+            (704, 1472),
+            (832, 1216),
+            (1024, 1024),
+            (1216, 832),
+            (1344, 768),
+            (2048, 512),
+        ] {
+            assert!(
+                buckets.contains(&expected),
+                "{expected:?} is missing in {buckets:?}"
+            );
         }
         // kohya's rule, written independently: h = min(max, area / w / 64 * 64), also with the
         // sides swapped, and the square.
@@ -191,7 +235,15 @@ mod tests {
     #[test]
     fn small_pictures_get_real_buckets() {
         let buckets = sides(&geometry(128 * 128, 32, 64, 256));
-        let expected = [(64, 256), (96, 160), (128, 128), (160, 96), (192, 64), (224, 64), (256, 64)];
+        let expected = [
+            (64, 256),
+            (96, 160),
+            (128, 128),
+            (160, 96),
+            (192, 64),
+            (224, 64),
+            (256, 64),
+        ];
         assert!(expected.iter().all(|b| buckets.contains(b)), "{buckets:?}");
     }
 
@@ -239,7 +291,10 @@ mod tests {
 
     #[test]
     fn crops_are_uniform_over_ids() {
-        let bucket = Bucket { width_px: 64, height_px: 64 };
+        let bucket = Bucket {
+            width_px: 64,
+            height_px: 64,
+        };
         let mut counts = [0u32; 65];
         for id in 0..65_000 {
             counts[place(bucket, 128, 64, 1, SampleId(id)).crop_left_px as usize] += 1;

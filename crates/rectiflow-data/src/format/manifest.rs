@@ -13,7 +13,10 @@ use crate::{
     durable,
     error::{Error, Result},
     format::{
-        block_table::{BLOCK_ROWS, Block, BlockTable, BlockTableFile, FORMAT_VERSION, read_at_most, table_bytes},
+        block_table::{
+            BLOCK_ROWS, Block, BlockTable, BlockTableFile, FORMAT_VERSION, read_at_most,
+            table_bytes,
+        },
         bucket::{Bucket, Geometry},
     },
 };
@@ -115,7 +118,12 @@ impl Object {
 
     /// Number of rows that are not deleted.
     pub fn live_rows(&self) -> u32 {
-        let deleted: u32 = self.deleted_bits().iter().flatten().map(|byte| byte.count_ones()).sum();
+        let deleted: u32 = self
+            .deleted_bits()
+            .iter()
+            .flatten()
+            .map(|byte| byte.count_ones())
+            .sum();
         self.rows - deleted
     }
 
@@ -124,8 +132,14 @@ impl Object {
     /// # Panics
     /// If the object has no such row.
     pub fn delete(&mut self, row: u32) {
-        assert!(row < self.rows, "row {row} of an object of {} rows", self.rows);
-        let mut bits = self.deleted_bits().unwrap_or_else(|| vec![0; self.rows.div_ceil(8) as usize]);
+        assert!(
+            row < self.rows,
+            "row {row} of an object of {} rows",
+            self.rows
+        );
+        let mut bits = self
+            .deleted_bits()
+            .unwrap_or_else(|| vec![0; self.rows.div_ceil(8) as usize]);
         bits[row as usize / 8] |= 1 << (row % 8);
         self.deleted = Some(encode_hex(&bits));
     }
@@ -134,10 +148,23 @@ impl Object {
 impl Manifest {
     /// A manifest without rows.
     pub fn new(codec: Codec, geometry: Geometry) -> Self {
-        let blocks = BlockTableFile { file: String::new(), bytes: 0, hash: String::new() };
+        let blocks = BlockTableFile {
+            file: String::new(),
+            bytes: 0,
+            hash: String::new(),
+        };
         let (format, block_rows) = (FORMAT.to_owned(), BLOCK_ROWS);
         let (buckets, objects) = (Vec::new(), Vec::new());
-        Self { format, format_version: FORMAT_VERSION, codec, geometry, block_rows, blocks, buckets, objects }
+        Self {
+            format,
+            format_version: FORMAT_VERSION,
+            codec,
+            geometry,
+            block_rows,
+            blocks,
+            buckets,
+            objects,
+        }
     }
 
     /// Reads and checks the manifest of the data set at `root`.
@@ -155,8 +182,13 @@ impl Manifest {
     /// # Errors
     /// [`Error::Malformed`] with the first broken rule.
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
-        let malformed = |reason: String| Error::Malformed { path: path.into(), kind: "manifest", reason };
-        let version: Version = serde_json::from_slice(bytes).map_err(|e| malformed(e.to_string()))?;
+        let malformed = |reason: String| Error::Malformed {
+            path: path.into(),
+            kind: "manifest",
+            reason,
+        };
+        let version: Version =
+            serde_json::from_slice(bytes).map_err(|e| malformed(e.to_string()))?;
         version.check().map_err(malformed)?;
         let manifest: Self = serde_json::from_slice(bytes).map_err(|e| malformed(e.to_string()))?;
         manifest.check().map_err(malformed)?;
@@ -181,9 +213,16 @@ impl Manifest {
     /// # Panics
     /// If there is no such bucket.
     pub fn latent_shape(&self, bucket: u32) -> [usize; 3] {
-        let Bucket { width_px, height_px } = self.buckets[bucket as usize];
+        let Bucket {
+            width_px,
+            height_px,
+        } = self.buckets[bucket as usize];
         let side = |px: u32| (px / self.codec.down_factor) as usize;
-        [self.codec.channels as usize, side(height_px), side(width_px)]
+        [
+            self.codec.channels as usize,
+            side(height_px),
+            side(width_px),
+        ]
     }
 
     /// Bytes of one row of latents in a bucket.
@@ -206,24 +245,37 @@ impl Manifest {
 
     /// Number of rows of a split that are not deleted.
     pub fn live_rows(&self, split: Split) -> u64 {
-        self.objects.iter().filter(|o| o.split == split).map(|o| u64::from(o.live_rows())).sum()
+        self.objects
+            .iter()
+            .filter(|o| o.split == split)
+            .map(|o| u64::from(o.live_rows()))
+            .sum()
     }
 
     fn check(&self) -> std::result::Result<(), String> {
         self.codec.check()?;
         if self.block_rows != BLOCK_ROWS {
-            return Err(format!("block_rows is {}, expected {BLOCK_ROWS}", self.block_rows));
+            return Err(format!(
+                "block_rows is {}, expected {BLOCK_ROWS}",
+                self.block_rows
+            ));
         }
         check_name(&self.blocks.file, "", ".bin")?;
         check_hash("the hash of the block table", &self.blocks.hash)?;
         if self.buckets.len() > MAX_BUCKETS {
-            return Err(format!("{} buckets, at most {MAX_BUCKETS} are allowed", self.buckets.len()));
+            return Err(format!(
+                "{} buckets, at most {MAX_BUCKETS} are allowed",
+                self.buckets.len()
+            ));
         }
         let mut shapes = HashSet::new();
         for bucket in &self.buckets {
             bucket.check(self.codec.down_factor)?;
             if !shapes.insert((bucket.width_px, bucket.height_px)) {
-                return Err(format!("bucket {}x{} px is listed twice", bucket.width_px, bucket.height_px));
+                return Err(format!(
+                    "bucket {}x{} px is listed twice",
+                    bucket.width_px, bucket.height_px
+                ));
             }
         }
         let mut names = HashSet::new();
@@ -237,7 +289,10 @@ impl Manifest {
         }
         let expected = table_bytes(self.num_blocks().map(u64::from).sum());
         if self.blocks.bytes != expected {
-            return Err(format!("the block table has {} bytes, its objects need {expected}", self.blocks.bytes));
+            return Err(format!(
+                "the block table has {} bytes, its objects need {expected}",
+                self.blocks.bytes
+            ));
         }
         Ok(())
     }
@@ -247,23 +302,42 @@ impl Manifest {
         check_name(&object.text, "text/", ".parquet")?;
         let name = &object.latents;
         let Some(bucket) = self.buckets.get(object.bucket as usize) else {
-            return Err(format!("{name}: bucket {} does not exist, there are {}", object.bucket, self.buckets.len()));
+            return Err(format!(
+                "{name}: bucket {} does not exist, there are {}",
+                object.bucket,
+                self.buckets.len()
+            ));
         };
-        let bytes = u128::from(row_bytes(&self.codec, *bucket)) * u128::from(object.rows) + u128::from(LATENTS_OFFSET);
+        let bytes = u128::from(row_bytes(&self.codec, *bucket)) * u128::from(object.rows)
+            + u128::from(LATENTS_OFFSET);
         if object.rows == 0 || (bytes > u128::from(MAX_OBJECT_BYTES) && object.rows > 1) {
-            return Err(format!("{name}: {} rows make {bytes} bytes, allowed are 1 row to 512 MiB", object.rows));
+            return Err(format!(
+                "{name}: {} rows make {bytes} bytes, allowed are 1 row to 512 MiB",
+                object.rows
+            ));
         }
         if object.text_bytes > MAX_OBJECT_BYTES * 8 {
-            return Err(format!("{}: {} bytes of text, at most 4 GiB are allowed", object.text, object.text_bytes));
+            return Err(format!(
+                "{}: {} bytes of text, at most 4 GiB are allowed",
+                object.text, object.text_bytes
+            ));
         }
-        let Some(hex) = &object.deleted else { return Ok(()) };
+        let Some(hex) = &object.deleted else {
+            return Ok(());
+        };
         let bits = decode_hex(hex).filter(|bits| bits.len() == object.rows.div_ceil(8) as usize);
         let Some(bits) = bits else {
-            return Err(format!("{name}: \"deleted\" is not {} hexadecimal bytes", object.rows.div_ceil(8)));
+            return Err(format!(
+                "{name}: \"deleted\" is not {} hexadecimal bytes",
+                object.rows.div_ceil(8)
+            ));
         };
         let spare = (8 - object.rows % 8) % 8;
         if bits.last().is_some_and(|last| last.leading_zeros() < spare) {
-            return Err(format!("{name}: \"deleted\" names rows beyond the last, {}", object.rows - 1));
+            return Err(format!(
+                "{name}: \"deleted\" names rows beyond the last, {}",
+                object.rows - 1
+            ));
         }
         Ok(())
     }
@@ -284,7 +358,9 @@ impl Version {
         }
         if self.format_version != FORMAT_VERSION {
             let found = self.format_version;
-            return Err(format!("format version {found}, this program reads {FORMAT_VERSION}: prepare the data again"));
+            return Err(format!(
+                "format version {found}, this program reads {FORMAT_VERSION}: prepare the data again"
+            ));
         }
         Ok(())
     }
@@ -293,14 +369,22 @@ impl Version {
 impl Codec {
     fn check(&self) -> std::result::Result<(), String> {
         if self.dtype != "F16" {
-            return Err(format!("latents of dtype {:?}, expected \"F16\"", self.dtype));
+            return Err(format!(
+                "latents of dtype {:?}, expected \"F16\"",
+                self.dtype
+            ));
         }
         if !(1..=64).contains(&self.channels) || !(1..=64).contains(&self.down_factor) {
             let (channels, factor) = (self.channels, self.down_factor);
-            return Err(format!("{channels} channels and down-factor {factor}: both must be 1 to 64"));
+            return Err(format!(
+                "{channels} channels and down-factor {factor}: both must be 1 to 64"
+            ));
         }
         if !(self.scaling_factor.is_finite() && self.scaling_factor > 0.0) {
-            return Err(format!("scaling factor {}, expected a positive number", self.scaling_factor));
+            return Err(format!(
+                "scaling factor {}, expected a positive number",
+                self.scaling_factor
+            ));
         }
         Ok(())
     }
@@ -313,20 +397,27 @@ fn row_bytes(codec: &Codec, bucket: Bucket) -> u64 {
 
 /// Checks that a file name in a manifest stays inside the data set.
 fn check_name(name: &str, folder: &str, extension: &str) -> std::result::Result<(), String> {
-    let stem = name.strip_prefix(folder).and_then(|rest| rest.strip_suffix(extension));
+    let stem = name
+        .strip_prefix(folder)
+        .and_then(|rest| rest.strip_suffix(extension));
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if stem.is_some_and(|stem| !stem.is_empty() && !stem.starts_with('.') && stem.chars().all(plain))
+    if stem
+        .is_some_and(|stem| !stem.is_empty() && !stem.starts_with('.') && stem.chars().all(plain))
         && name.len() < 256
     {
         return Ok(());
     }
-    Err(format!("{name:?} is not a name like {folder}1024x1024-00000{extension}"))
+    Err(format!(
+        "{name:?} is not a name like {folder}1024x1024-00000{extension}"
+    ))
 }
 
 fn check_hash(what: &str, hash: &str) -> std::result::Result<(), String> {
     match decode_hex(hash) {
         Some(bytes) if bytes.len() == 32 => Ok(()),
-        _ => Err(format!("{what} is {hash:?}, expected 64 hexadecimal digits")),
+        _ => Err(format!(
+            "{what} is {hash:?}, expected 64 hexadecimal digits"
+        )),
     }
 }
 
@@ -339,7 +430,10 @@ fn decode_hex(hex: &str) -> Option<Vec<u8>> {
         return None;
     }
     let digit = |c: u8| (c as char).to_digit(16);
-    hex.as_bytes().chunks_exact(2).map(|pair| Some((digit(pair[0])? * 16 + digit(pair[1])?) as u8)).collect()
+    hex.as_bytes()
+        .chunks_exact(2)
+        .map(|pair| Some((digit(pair[0])? * 16 + digit(pair[1])?) as u8))
+        .collect()
 }
 
 /// Writes the block table and then the manifest that names it, which makes its objects part of the
@@ -348,7 +442,11 @@ fn decode_hex(hex: &str) -> Option<Vec<u8>> {
 /// # Errors
 /// [`Error::Io`].
 pub fn commit(root: &Path, manifest: &mut Manifest, blocks: &[Vec<Block>]) -> Result<()> {
-    assert_eq!(blocks.len(), manifest.objects.len(), "every object has its blocks");
+    assert_eq!(
+        blocks.len(),
+        manifest.objects.len(),
+        "every object has its blocks"
+    );
     let table = BlockTable::new(blocks.iter().map(Vec::as_slice));
     manifest.blocks = table.file();
     let path = root.join(&manifest.blocks.file);
@@ -392,10 +490,25 @@ mod tests {
     fn good_manifest_survives_the_round() {
         let (value, table) = good();
         let manifest = parse(&value).unwrap();
-        assert_eq!(Manifest::parse(Path::new("m"), &manifest.to_json()).unwrap(), manifest);
-        assert_eq!((manifest.row_bytes(0), manifest.latent_shape(0)), (512, [4, 8, 8]));
-        let table = BlockTable::parse(Path::new("t"), table, &manifest.blocks, manifest.num_blocks()).unwrap();
-        assert_eq!([table.block(0, 0), table.block(0, 1), table.block(1, 0)], [block(1), block(2), block(3)]);
+        assert_eq!(
+            Manifest::parse(Path::new("m"), &manifest.to_json()).unwrap(),
+            manifest
+        );
+        assert_eq!(
+            (manifest.row_bytes(0), manifest.latent_shape(0)),
+            (512, [4, 8, 8])
+        );
+        let table = BlockTable::parse(
+            Path::new("t"),
+            table,
+            &manifest.blocks,
+            manifest.num_blocks(),
+        )
+        .unwrap();
+        assert_eq!(
+            [table.block(0, 0), table.block(0, 1), table.block(1, 0)],
+            [block(1), block(2), block(3)]
+        );
         assert_eq!(BLOCK_ENTRY_BYTES, 128);
     }
 
@@ -403,7 +516,10 @@ mod tests {
     fn deleted_rows_are_kept_as_bits() {
         let mut object = parse(&good().0).unwrap().objects.remove(0);
         [0, 9, 32, 9].into_iter().for_each(|row| object.delete(row));
-        assert_eq!((object.deleted.as_deref(), object.live_rows()), (Some("0102000001"), 30));
+        assert_eq!(
+            (object.deleted.as_deref(), object.live_rows()),
+            (Some("0102000001"), 30)
+        );
     }
 
     /// Each rule of the format, broken by one edit, with a word that the message must contain.
@@ -413,23 +529,51 @@ mod tests {
         let cases = [
             ("/format".to_owned(), json!("parquet"), "parquet"),
             ("/format_version".to_owned(), json!(2), "version 2"),
-            ("/format_version".to_owned(), json!(u64::MAX), "invalid value"),
+            (
+                "/format_version".to_owned(),
+                json!(u64::MAX),
+                "invalid value",
+            ),
             ("/block_rows".to_owned(), json!(64), "block_rows"),
             ("/codec/dtype".to_owned(), json!("BF16"), "BF16"),
             ("/codec/channels".to_owned(), json!(0), "channels"),
-            ("/codec/channels".to_owned(), json!(4_000_000_000u32), "channels"),
+            (
+                "/codec/channels".to_owned(),
+                json!(4_000_000_000u32),
+                "channels",
+            ),
             ("/codec/down_factor".to_owned(), json!(0), "down-factor"),
             ("/codec/scaling_factor".to_owned(), json!(-1.0), "scaling"),
             ("/codec/scaling_factor".to_owned(), json!(null), "null"),
             ("/geometry/resize".to_owned(), json!("cubic"), "cubic"),
-            ("/geometry/background".to_owned(), json!([1, 2]), "array of length 3"),
-            ("/blocks/file".to_owned(), json!("../blocks.bin"), "../blocks.bin"),
+            (
+                "/geometry/background".to_owned(),
+                json!([1, 2]),
+                "array of length 3",
+            ),
+            (
+                "/blocks/file".to_owned(),
+                json!("../blocks.bin"),
+                "../blocks.bin",
+            ),
             ("/blocks/file".to_owned(), json!("/etc/x.bin"), "/etc/x.bin"),
-            ("/blocks/bytes".to_owned(), json!(u64::MAX), "block table has"),
+            (
+                "/blocks/bytes".to_owned(),
+                json!(u64::MAX),
+                "block table has",
+            ),
             ("/blocks/hash".to_owned(), json!("xyz"), "64 hexadecimal"),
             ("/buckets/0/width_px".to_owned(), json!(0), "multiples of 8"),
-            ("/buckets/0/width_px".to_owned(), json!(60), "multiples of 8"),
-            ("/buckets/0/height_px".to_owned(), json!(4_294_967_288u32), "65536"),
+            (
+                "/buckets/0/width_px".to_owned(),
+                json!(60),
+                "multiples of 8",
+            ),
+            (
+                "/buckets/0/height_px".to_owned(),
+                json!(4_294_967_288u32),
+                "65536",
+            ),
             (
                 "/buckets".to_owned(),
                 json!([{"width_px": 64, "height_px": 64}, {"width_px": 64, "height_px": 64}]),
@@ -442,15 +586,51 @@ mod tests {
             (object("rows"), json!(u32::MAX), "512 MiB"),
             (object("rows"), json!(-1), "invalid value"),
             (object("rows"), json!(33), "block table has"),
-            (object("latents"), json!("latents/../../etc/passwd.safetensors"), "is not a name"),
-            (object("latents"), json!("/latents/a.safetensors"), "is not a name"),
-            (object("latents"), json!("latents/.safetensors"), "is not a name"),
-            (object("latents"), json!("latents/.a.safetensors"), "is not a name"),
-            (object("latents"), json!("latents/a b.safetensors"), "is not a name"),
-            (object("latents"), json!(format!("latents/{}.safetensors", "a".repeat(300))), "is not a name"),
-            (object("latents"), json!("latents/64x64-00000.safetensors"), "two objects"),
-            (object("text"), json!("text/a.parquet/../b"), "is not a name"),
-            (object("text"), json!("text/64x64-00000.parquet"), "two objects"),
+            (
+                object("latents"),
+                json!("latents/../../etc/passwd.safetensors"),
+                "is not a name",
+            ),
+            (
+                object("latents"),
+                json!("/latents/a.safetensors"),
+                "is not a name",
+            ),
+            (
+                object("latents"),
+                json!("latents/.safetensors"),
+                "is not a name",
+            ),
+            (
+                object("latents"),
+                json!("latents/.a.safetensors"),
+                "is not a name",
+            ),
+            (
+                object("latents"),
+                json!("latents/a b.safetensors"),
+                "is not a name",
+            ),
+            (
+                object("latents"),
+                json!(format!("latents/{}.safetensors", "a".repeat(300))),
+                "is not a name",
+            ),
+            (
+                object("latents"),
+                json!("latents/64x64-00000.safetensors"),
+                "two objects",
+            ),
+            (
+                object("text"),
+                json!("text/a.parquet/../b"),
+                "is not a name",
+            ),
+            (
+                object("text"),
+                json!("text/64x64-00000.parquet"),
+                "two objects",
+            ),
             (object("text_bytes"), json!(u64::MAX), "4 GiB"),
             (object("deleted"), json!("00"), "3 hexadecimal bytes"),
             (object("deleted"), json!("00000g"), "3 hexadecimal bytes"),
@@ -461,13 +641,28 @@ mod tests {
             let (mut manifest, _) = good();
             match manifest.pointer_mut(&pointer) {
                 Some(place) => *place = value.clone(),
-                None => {
-                    drop(manifest["objects"][1].as_object_mut().unwrap().insert("deleted".to_owned(), value.clone()))
-                }
+                None => drop(
+                    manifest["objects"][1]
+                        .as_object_mut()
+                        .unwrap()
+                        .insert("deleted".to_owned(), value.clone()),
+                ),
             }
             let error = parse(&manifest).expect_err(&format!("{pointer} = {value} is accepted"));
-            assert!(matches!(error, Error::Malformed { kind: "manifest", .. }), "{error}");
-            assert!(error.to_string().contains(word), "{pointer} = {value}: {error}");
+            assert!(
+                matches!(
+                    error,
+                    Error::Malformed {
+                        kind: "manifest",
+                        ..
+                    }
+                ),
+                "{error}"
+            );
+            assert!(
+                error.to_string().contains(word),
+                "{pointer} = {value}: {error}"
+            );
         }
         let (mut manifest, _) = good();
         manifest["extra"] = json!(1);
@@ -477,7 +672,10 @@ mod tests {
     #[test]
     fn deep_and_long_json_is_refused() {
         let deep = format!("{}{}", "{\"format\":".repeat(100_000), "1");
-        assert!(matches!(Manifest::parse(Path::new("m"), deep.as_bytes()), Err(Error::Malformed { .. })));
+        assert!(matches!(
+            Manifest::parse(Path::new("m"), deep.as_bytes()),
+            Err(Error::Malformed { .. })
+        ));
         let root = tempfile::tempdir().unwrap();
         let file = std::fs::File::create(root.path().join(MANIFEST_FILE)).unwrap();
         // A sparse file: it takes no space on the disk and must take none in memory.

@@ -21,7 +21,11 @@ impl SampleId {
     /// The id of an image file with the contents `bytes`.
     pub fn of(bytes: &[u8]) -> Self {
         let hash = blake3::hash(bytes);
-        Self(u64::from_le_bytes(hash.as_bytes()[..8].try_into().expect("a BLAKE3 hash has 32 bytes")))
+        Self(u64::from_le_bytes(
+            hash.as_bytes()[..8]
+                .try_into()
+                .expect("a BLAKE3 hash has 32 bytes"),
+        ))
     }
 }
 

@@ -56,7 +56,10 @@ pub struct Finished {
 
 impl std::fmt::Debug for ObjectWriter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ObjectWriter").field("text", &self.text_path).field("rows", &self.rows).finish_non_exhaustive()
+        f.debug_struct("ObjectWriter")
+            .field("text", &self.text_path)
+            .field("rows", &self.rows)
+            .finish_non_exhaustive()
     }
 }
 
@@ -69,14 +72,28 @@ impl ObjectWriter {
     pub fn create(root: &Path, latents: &str, text: &str, shape: [usize; 3]) -> Result<Self> {
         let (latents_path, text_path) = (root.join(latents), root.join(text));
         for path in [&latents_path, &text_path] {
-            let folder = path.parent().expect("names of objects are inside the data set");
+            let folder = path
+                .parent()
+                .expect("names of objects are inside the data set");
             fs::create_dir_all(folder).map_err(Error::io(folder))?;
         }
         let mut latents = DurableFile::create(&latents_path)?;
-        latents.write_all(&[b' '; LATENTS_OFFSET as usize]).map_err(latents.error())?;
-        let text = TextWriter::new(DurableFile::create(&text_path)?).map_err(parquet_error(&text_path))?;
+        latents
+            .write_all(&[b' '; LATENTS_OFFSET as usize])
+            .map_err(latents.error())?;
+        let text =
+            TextWriter::new(DurableFile::create(&text_path)?).map_err(parquet_error(&text_path))?;
         let (hasher, latents_xxh3, pending) = (Xxh3::new(), Vec::new(), Vec::new());
-        Ok(Self { latents, text, text_path, shape, rows: 0, hasher, latents_xxh3, pending })
+        Ok(Self {
+            latents,
+            text,
+            text_path,
+            shape,
+            rows: 0,
+            hasher,
+            latents_xxh3,
+            pending,
+        })
     }
 
     /// Rows pushed so far.
@@ -92,14 +109,29 @@ impl ObjectWriter {
     /// # Panics
     /// If `latents` is not of the object's shape or not finite: the caller must reject such a row.
     pub fn push(&mut self, latents: &[f16], record: Record) -> Result<()> {
-        assert_eq!(latents.len(), self.shape.iter().product::<usize>(), "latents of shape {:?}", self.shape);
-        assert!(latents.iter().all(|x| x.is_finite()), "the latents of {} are not finite", record.source);
+        assert_eq!(
+            latents.len(),
+            self.shape.iter().product::<usize>(),
+            "latents of shape {:?}",
+            self.shape
+        );
+        assert!(
+            latents.iter().all(|x| x.is_finite()),
+            "the latents of {} are not finite",
+            record.source
+        );
         let bytes: Vec<u8> = latents.iter().flat_map(|x| x.to_le_bytes()).collect();
-        self.latents.write_all(&bytes).map_err(self.latents.error())?;
+        self.latents
+            .write_all(&bytes)
+            .map_err(self.latents.error())?;
         self.hasher.update(&bytes);
         self.rows += 1;
         self.pending.push(record);
-        if self.pending.len() == BLOCK_ROWS as usize { self.end_block() } else { Ok(()) }
+        if self.pending.len() == BLOCK_ROWS as usize {
+            self.end_block()
+        } else {
+            Ok(())
+        }
     }
 
     /// Completes both files and moves them to their final names, the latents first.
@@ -116,19 +148,32 @@ impl ObjectWriter {
         }
         let header = latents_header(self.rows, self.shape);
         let mut file = self.latents.flushed()?;
-        file.seek(SeekFrom::Start(0)).and_then(|_| file.write_all(&header)).map_err(self.latents.error())?;
+        file.seek(SeekFrom::Start(0))
+            .and_then(|_| file.write_all(&header))
+            .map_err(self.latents.error())?;
         self.latents.commit()?;
         let (text_bytes, text) = finish_text(self.text, &self.text_path)?;
         let blocks = self.latents_xxh3.into_iter().zip(text);
-        let blocks = blocks.map(|(latents_xxh3, text)| Block { latents_xxh3, ..text }).collect();
-        Ok(Finished { rows: self.rows, text_bytes, blocks })
+        let blocks = blocks
+            .map(|(latents_xxh3, text)| Block {
+                latents_xxh3,
+                ..text
+            })
+            .collect();
+        Ok(Finished {
+            rows: self.rows,
+            text_bytes,
+            blocks,
+        })
     }
 
     fn end_block(&mut self) -> Result<()> {
         self.latents_xxh3.push(self.hasher.digest());
         self.hasher.reset();
         let records = std::mem::take(&mut self.pending);
-        self.text.write_block(&records).map_err(parquet_error(&self.text_path))
+        self.text
+            .write_block(&records)
+            .map_err(parquet_error(&self.text_path))
     }
 }
 
@@ -156,7 +201,12 @@ fn finish_text(writer: TextWriter<DurableFile>, path: &Path) -> Result<(u64, Vec
     let mut bytes = Vec::new();
     for group in &groups {
         let (text_offset, columns) = group_table(group);
-        let mut block = Block { latents_xxh3: 0, text_offset, text_xxh3: 0, columns };
+        let mut block = Block {
+            latents_xxh3: 0,
+            text_offset,
+            text_xxh3: 0,
+            columns,
+        };
         bytes.resize(block.text_bytes() as usize, 0);
         reader
             .seek(SeekFrom::Start(text_offset))
@@ -172,7 +222,10 @@ fn finish_text(writer: TextWriter<DurableFile>, path: &Path) -> Result<(u64, Vec
 /// Maps an error of the Parquet writer, which can only come from its sink.
 fn parquet_error(path: &Path) -> impl FnOnce(parquet::errors::ParquetError) -> Error {
     let path = path.to_owned();
-    |error| Error::Io { path, source: std::io::Error::other(error) }
+    |error| Error::Io {
+        path,
+        source: std::io::Error::other(error),
+    }
 }
 
 /// The first 512 bytes of a latents file: the length word, and a header padded with spaces, which
@@ -207,16 +260,32 @@ struct LatentsTensor {
 ///
 /// # Errors
 /// [`Error::Io`], or [`Error::Malformed`] with the first difference.
-pub(crate) fn check_latents(path: &Path, mut file: &File, rows: u32, shape: [usize; 3]) -> Result<()> {
-    let malformed = |reason: String| Err(Error::Malformed { path: path.into(), kind: "latents file", reason });
+pub(crate) fn check_latents(
+    path: &Path,
+    mut file: &File,
+    rows: u32,
+    shape: [usize; 3],
+) -> Result<()> {
+    let malformed = |reason: String| {
+        Err(Error::Malformed {
+            path: path.into(),
+            kind: "latents file",
+            reason,
+        })
+    };
     let [channels, height, width] = shape.map(|n| n as u64);
     let data = u64::from(rows) * channels * height * width * 2;
     let len = file.metadata().map_err(Error::io(path))?.len();
     if len != LATENTS_OFFSET + data {
-        return malformed(format!("it has {len} bytes, {rows} rows of {shape:?} need {}", LATENTS_OFFSET + data));
+        return malformed(format!(
+            "it has {len} bytes, {rows} rows of {shape:?} need {}",
+            LATENTS_OFFSET + data
+        ));
     }
     let mut header = [0; LATENTS_OFFSET as usize];
-    file.seek(SeekFrom::Start(0)).and_then(|_| file.read_exact(&mut header)).map_err(Error::io(path))?;
+    file.seek(SeekFrom::Start(0))
+        .and_then(|_| file.read_exact(&mut header))
+        .map_err(Error::io(path))?;
     check_header(path, &header, rows, shape)
 }
 
@@ -228,11 +297,20 @@ pub(crate) fn check_latents(path: &Path, mut file: &File, rows: u32, shape: [usi
 /// # Panics
 /// If `header` is shorter than 8 bytes.
 pub(crate) fn check_header(path: &Path, header: &[u8], rows: u32, shape: [usize; 3]) -> Result<()> {
-    let malformed = |reason: String| Err(Error::Malformed { path: path.into(), kind: "latents file", reason });
+    let malformed = |reason: String| {
+        Err(Error::Malformed {
+            path: path.into(),
+            kind: "latents file",
+            reason,
+        })
+    };
     let [channels, height, width] = shape.map(|n| n as u64);
     let data = u64::from(rows) * channels * height * width * 2;
     if header[..8] != (LATENTS_OFFSET - 8).to_le_bytes() {
-        return malformed(format!("its header is not {} bytes long", LATENTS_OFFSET - 8));
+        return malformed(format!(
+            "its header is not {} bytes long",
+            LATENTS_OFFSET - 8
+        ));
     }
     let tensor = match serde_json::from_slice::<LatentsHeader>(&header[8..]) {
         Ok(header) => header.latents,
@@ -240,7 +318,11 @@ pub(crate) fn check_header(path: &Path, header: &[u8], rows: u32, shape: [usize;
     };
     let expected = [u64::from(rows), channels, height, width];
     if tensor.dtype != "F16" || tensor.shape != expected || tensor.data_offsets != [0, data] {
-        let LatentsTensor { dtype, shape, data_offsets } = tensor;
+        let LatentsTensor {
+            dtype,
+            shape,
+            data_offsets,
+        } = tensor;
         return malformed(format!(
             "it holds {dtype} {shape:?} at {data_offsets:?}, expected F16 {expected:?} at [0, {data}]"
         ));

@@ -59,7 +59,8 @@ message rectiflow {
 
 static SCHEMA_TYPE: LazyLock<TypePtr> =
     LazyLock::new(|| Arc::new(parse_message_type(SCHEMA).expect("the schema above is valid")));
-static COLUMNS: LazyLock<SchemaDescriptor> = LazyLock::new(|| SchemaDescriptor::new(SCHEMA_TYPE.clone()));
+static COLUMNS: LazyLock<SchemaDescriptor> =
+    LazyLock::new(|| SchemaDescriptor::new(SCHEMA_TYPE.clone()));
 
 /// Writes records to `W`, one row group at a time.
 pub(crate) struct TextWriter<W: std::io::Write + Send> {
@@ -80,14 +81,22 @@ impl<W: std::io::Write + Send> TextWriter<W> {
             .set_data_page_size_limit(usize::MAX)
             .set_data_page_row_count_limit(usize::MAX)
             .build();
-        Ok(Self { file: SerializedFileWriter::new(out, SCHEMA_TYPE.clone(), Arc::new(properties))? })
+        Ok(Self {
+            file: SerializedFileWriter::new(out, SCHEMA_TYPE.clone(), Arc::new(properties))?,
+        })
     }
 
     /// Appends one row group: a block. All blocks but the last have [`BLOCK_ROWS`] rows.
     pub(crate) fn write_block(&mut self, records: &[Record]) -> Result<(), ParquetError> {
-        assert!(records.len() <= BLOCK_ROWS as usize, "a block has at most {BLOCK_ROWS} rows");
+        assert!(
+            records.len() <= BLOCK_ROWS as usize,
+            "a block has at most {BLOCK_ROWS} rows"
+        );
         let mut group = self.file.next_row_group()?;
-        fn ints(group: &mut Group<'_, impl std::io::Write + Send>, values: Vec<u32>) -> Result<(), ParquetError> {
+        fn ints(
+            group: &mut Group<'_, impl std::io::Write + Send>,
+            values: Vec<u32>,
+        ) -> Result<(), ParquetError> {
             let values: Vec<i32> = values.into_iter().map(u32::cast_signed).collect();
             write_column::<Int32Type>(group, &values, None)
         }
@@ -96,16 +105,35 @@ impl<W: std::io::Write + Send> TextWriter<W> {
         for list in [lists(records, |r| &r.captions), lists(records, |r| &r.tags)] {
             write_column::<ByteArrayType>(&mut group, &list.0, Some(&list.1))?;
         }
-        for list in [lists(records, |r| &r.important_tags), lists(records, |r| &r.quality)] {
+        for list in [
+            lists(records, |r| &r.important_tags),
+            lists(records, |r| &r.quality),
+        ] {
             write_column::<ByteArrayType>(&mut group, &list.0, Some(&list.1))?;
         }
-        write_column::<BoolType>(&mut group, &records.iter().map(|r| r.verbatim).collect::<Vec<_>>(), None)?;
-        ints(&mut group, records.iter().map(|r| r.original_width_px).collect())?;
-        ints(&mut group, records.iter().map(|r| r.original_height_px).collect())?;
+        write_column::<BoolType>(
+            &mut group,
+            &records.iter().map(|r| r.verbatim).collect::<Vec<_>>(),
+            None,
+        )?;
+        ints(
+            &mut group,
+            records.iter().map(|r| r.original_width_px).collect(),
+        )?;
+        ints(
+            &mut group,
+            records.iter().map(|r| r.original_height_px).collect(),
+        )?;
         ints(&mut group, records.iter().map(|r| r.crop_left_px).collect())?;
         ints(&mut group, records.iter().map(|r| r.crop_top_px).collect())?;
-        ints(&mut group, records.iter().map(|r| r.target_width_px).collect())?;
-        ints(&mut group, records.iter().map(|r| r.target_height_px).collect())?;
+        ints(
+            &mut group,
+            records.iter().map(|r| r.target_width_px).collect(),
+        )?;
+        ints(
+            &mut group,
+            records.iter().map(|r| r.target_height_px).collect(),
+        )?;
         let sources: Vec<ByteArray> = records.iter().map(|r| r.source.as_str().into()).collect();
         write_column::<ByteArrayType>(&mut group, &sources, None)?;
         group.close()?;
@@ -128,7 +156,10 @@ struct Levels {
     repetition: Vec<i16>,
 }
 
-fn lists<'a>(records: &'a [Record], field: impl Fn(&'a Record) -> &'a Vec<String>) -> (Vec<ByteArray>, Levels) {
+fn lists<'a>(
+    records: &'a [Record],
+    field: impl Fn(&'a Record) -> &'a Vec<String>,
+) -> (Vec<ByteArray>, Levels) {
     let (mut definition, mut repetition, mut values) = (Vec::new(), Vec::new(), Vec::new());
     for record in records {
         let list = field(record);
@@ -140,7 +171,13 @@ fn lists<'a>(records: &'a [Record], field: impl Fn(&'a Record) -> &'a Vec<String
         }
         values.extend(list.iter().map(|text| ByteArray::from(text.as_str())));
     }
-    (values, Levels { definition, repetition })
+    (
+        values,
+        Levels {
+            definition,
+            repetition,
+        },
+    )
 }
 
 fn write_column<T: DataType>(
@@ -148,9 +185,14 @@ fn write_column<T: DataType>(
     values: &[T::T],
     levels: Option<&Levels>,
 ) -> Result<(), ParquetError> {
-    let mut column = group.next_column()?.expect("write_block follows the schema");
+    let mut column = group
+        .next_column()?
+        .expect("write_block follows the schema");
     let writer: &mut ColumnWriterImpl<'_, T> = column.typed::<T>();
-    let (definition, repetition) = (levels.map(|l| l.definition.as_slice()), levels.map(|l| l.repetition.as_slice()));
+    let (definition, repetition) = (
+        levels.map(|l| l.definition.as_slice()),
+        levels.map(|l| l.repetition.as_slice()),
+    );
     writer.write_batch(values, definition, repetition)?;
     column.close()
 }
@@ -158,10 +200,20 @@ fn write_column<T: DataType>(
 /// Offset of a row group's first byte, and the byte length and value count of each of its column
 /// chunks.
 pub(crate) fn group_table(group: &RowGroupMetaData) -> (u64, [(u32, u32); TEXT_COLUMNS]) {
-    let narrow = |n: i64| u32::try_from(n).expect("a block of text is far below 4 GiB, because captions are limited");
-    let columns = group.columns().iter().map(|c| (narrow(c.compressed_size()), narrow(c.num_values())));
+    let narrow = |n: i64| {
+        u32::try_from(n).expect("a block of text is far below 4 GiB, because captions are limited")
+    };
+    let columns = group
+        .columns()
+        .iter()
+        .map(|c| (narrow(c.compressed_size()), narrow(c.num_values())));
     let columns: Vec<_> = columns.collect();
-    (group.column(0).byte_range().0, columns.try_into().expect("the schema has `TEXT_COLUMNS` leaf columns"))
+    (
+        group.column(0).byte_range().0,
+        columns
+            .try_into()
+            .expect("the schema has `TEXT_COLUMNS` leaf columns"),
+    )
 }
 
 /// Decodes one row group of `num_rows` rows from its bytes and its columns' (bytes, values),
@@ -177,11 +229,23 @@ pub(crate) fn decode_block(
 ) -> Result<Vec<Record>, Reason> {
     let total: u64 = columns.iter().map(|&(len, _)| u64::from(len)).sum();
     if total != bytes.len() as u64 || num_rows > BLOCK_ROWS as usize {
-        return Err(format!("{} bytes for {num_rows} rows, the block table says {total}", bytes.len()));
+        return Err(format!(
+            "{} bytes for {num_rows} rows, the block table says {total}",
+            bytes.len()
+        ));
     }
     // The library is meant never to panic on any input; a reader of untrusted files does not rely
     // on it.
-    let decoded = catch_unwind(AssertUnwindSafe(|| Decoder { bytes, columns, num_rows, at: 0, column: 0 }.records()));
+    let decoded = catch_unwind(AssertUnwindSafe(|| {
+        Decoder {
+            bytes,
+            columns,
+            num_rows,
+            at: 0,
+            column: 0,
+        }
+        .records()
+    }));
     decoded.unwrap_or_else(|_| Err("the Parquet decoder panicked".to_owned()))
 }
 
@@ -230,7 +294,12 @@ impl Decoder<'_> {
     fn flat<T: DataType>(&mut self) -> Result<Vec<T::T>, Reason> {
         let (values, _) = self.chunk::<T>()?;
         if values.len() != self.num_rows {
-            return Err(format!("column {} has {} values for {} rows", self.column, values.len(), self.num_rows));
+            return Err(format!(
+                "column {} has {} values for {} rows",
+                self.column,
+                values.len(),
+                self.num_rows
+            ));
         }
         Ok(values)
     }
@@ -244,12 +313,22 @@ impl Decoder<'_> {
                 lists.push(Vec::new());
             }
             if definition == 1 {
-                let value = values.next().ok_or("a list has fewer values than its levels say")?;
-                lists.last_mut().ok_or("a list begins with a continuation")?.push(string(value)?);
+                let value = values
+                    .next()
+                    .ok_or("a list has fewer values than its levels say")?;
+                lists
+                    .last_mut()
+                    .ok_or("a list begins with a continuation")?
+                    .push(string(value)?);
             }
         }
         if lists.len() != self.num_rows || values.next().is_some() {
-            return Err(format!("column {} has {} lists for {} rows", self.column, lists.len(), self.num_rows));
+            return Err(format!(
+                "column {} has {} lists for {} rows",
+                self.column,
+                lists.len(),
+                self.num_rows
+            ));
         }
         Ok(lists)
     }
@@ -265,17 +344,36 @@ impl Decoder<'_> {
             && descriptor.max_rep_level() > 0;
         // An element takes at least the 4 bytes of its length; only empty lists, one per row, take
         // none.
-        let most = if nested { self.num_rows as u64 + u64::from(len) / 4 } else { self.num_rows as u64 };
+        let most = if nested {
+            self.num_rows as u64 + u64::from(len) / 4
+        } else {
+            self.num_rows as u64
+        };
         if u64::from(num_values) > most {
-            return Err(format!("column {} claims {num_values} values in {len} bytes", self.column));
+            return Err(format!(
+                "column {} claims {num_values} values in {len} bytes",
+                self.column
+            ));
         }
         let read = || -> Result<_, ParquetError> {
             let page = only_page(bytes, descriptor.clone(), num_values)?;
-            let mut reader = ColumnReaderImpl::<T>::new(descriptor.clone(), Box::new(OnePage(Some(page))));
+            let mut reader =
+                ColumnReaderImpl::<T>::new(descriptor.clone(), Box::new(OnePage(Some(page))));
             let (mut values, mut definition, mut repetition) = (Vec::new(), Vec::new(), Vec::new());
             let rows = self.num_rows;
-            reader.read_records(rows, Some(&mut definition), Some(&mut repetition), &mut values)?;
-            Ok((values, Levels { definition, repetition }))
+            reader.read_records(
+                rows,
+                Some(&mut definition),
+                Some(&mut repetition),
+                &mut values,
+            )?;
+            Ok((
+                values,
+                Levels {
+                    definition,
+                    repetition,
+                },
+            ))
         };
         read().map_err(|error| format!("column {}: {error}", self.column))
     }
@@ -297,9 +395,15 @@ fn only_page(
         .build()?;
     let source = Arc::new(bytes::Bytes::copy_from_slice(bytes));
     let mut pages = SerializedPageReader::new(source, &metadata, num_values as usize, None)?;
-    let page = pages.get_next_page()?.ok_or_else(|| ParquetError::General("it has no page".to_owned()))?;
+    let page = pages
+        .get_next_page()?
+        .ok_or_else(|| ParquetError::General("it has no page".to_owned()))?;
     match &page {
-        Page::DataPage { num_values: n, encoding: Encoding::PLAIN, .. } if *n == num_values => Ok(page),
+        Page::DataPage {
+            num_values: n,
+            encoding: Encoding::PLAIN,
+            ..
+        } if *n == num_values => Ok(page),
         other => Err(ParquetError::General(format!(
             "expected one PLAIN data page of {num_values} values, found {:?} with {} values in {:?}",
             other.page_type(),
@@ -358,21 +462,23 @@ mod tests {
 
     fn record() -> impl Strategy<Value = Record> {
         let texts = (list(), list(), list(), list(), text());
-        (any::<u64>(), texts, any::<bool>(), any::<[u32; 6]>()).prop_map(|(id, texts, verbatim, numbers)| Record {
-            id: SampleId(id),
-            captions: texts.0,
-            tags: texts.1,
-            important_tags: texts.2,
-            quality: texts.3,
-            verbatim,
-            original_width_px: numbers[0],
-            original_height_px: numbers[1],
-            crop_left_px: numbers[2],
-            crop_top_px: numbers[3],
-            target_width_px: numbers[4],
-            target_height_px: numbers[5],
-            source: texts.4,
-        })
+        (any::<u64>(), texts, any::<bool>(), any::<[u32; 6]>()).prop_map(
+            |(id, texts, verbatim, numbers)| Record {
+                id: SampleId(id),
+                captions: texts.0,
+                tags: texts.1,
+                important_tags: texts.2,
+                quality: texts.3,
+                verbatim,
+                original_width_px: numbers[0],
+                original_height_px: numbers[1],
+                crop_left_px: numbers[2],
+                crop_top_px: numbers[3],
+                target_width_px: numbers[4],
+                target_height_px: numbers[5],
+                source: texts.4,
+            },
+        )
     }
 
     /// A row group's bytes and columns.
@@ -380,12 +486,17 @@ mod tests {
 
     fn encode(blocks: &[&[Record]]) -> (Vec<u8>, Vec<Group>) {
         let mut writer = TextWriter::new(Vec::new()).unwrap();
-        blocks.iter().for_each(|block| writer.write_block(block).unwrap());
+        blocks
+            .iter()
+            .for_each(|block| writer.write_block(block).unwrap());
         let (groups, file) = writer.finish().unwrap();
         let cut = |group| {
             let (offset, columns) = group_table(group);
             let len: u32 = columns.iter().map(|&(len, _)| len).sum();
-            (file[offset as usize..offset as usize + len as usize].to_vec(), columns)
+            (
+                file[offset as usize..offset as usize + len as usize].to_vec(),
+                columns,
+            )
         };
         let groups = groups.iter().map(cut).collect();
         (file, groups)
@@ -415,7 +526,8 @@ mod tests {
         let records = vec![plain("x"); 32];
         let (file, groups) = encode(&[&records, &records, &records[..3]]);
         let len: usize = groups.iter().map(|(bytes, _)| bytes.len()).sum();
-        let footer = u32::from_le_bytes(file[file.len() - 8..file.len() - 4].try_into().unwrap()) as usize;
+        let footer =
+            u32::from_le_bytes(file[file.len() - 8..file.len() - 4].try_into().unwrap()) as usize;
         assert_eq!(file.len(), 4 + len + footer + 8);
         assert_eq!(groups[0].0, groups[1].0, "the same rows are the same bytes");
     }
@@ -425,7 +537,10 @@ mod tests {
     fn long_captions_stay_in_one_page() {
         let records = vec![plain(&"long ".repeat(20_000)); 32];
         let (_, groups) = encode(&[&records]);
-        assert_eq!(decode_block(&groups[0].0, &groups[0].1, 32).unwrap(), records);
+        assert_eq!(
+            decode_block(&groups[0].0, &groups[0].1, 32).unwrap(),
+            records
+        );
     }
 
     #[test]
@@ -434,7 +549,10 @@ mod tests {
         let (_, groups) = encode(&[&records]);
         let (bytes, columns) = &groups[0];
         let fails = |columns: [(u32, u32); TEXT_COLUMNS], rows: usize| {
-            assert!(decode_block(bytes, &columns, rows).is_err(), "{columns:?} for {rows} rows");
+            assert!(
+                decode_block(bytes, &columns, rows).is_err(),
+                "{columns:?} for {rows} rows"
+            );
         };
         for rows in [0, 4, 6, 33, usize::MAX] {
             fails(*columns, rows);

@@ -122,7 +122,13 @@ pub(crate) struct Batcher {
 
 impl Batcher {
     pub(crate) fn new(sources: Vec<Source>, split: Split, seed: u64) -> Self {
-        Self { sources, split, seed, tokenizer: Tokenizer::shared(), texts: Mutex::default() }
+        Self {
+            sources,
+            split,
+            seed,
+            tokenizer: Tokenizer::shared(),
+            texts: Mutex::default(),
+        }
     }
 
     /// The data sets of the run.
@@ -158,26 +164,61 @@ impl Batcher {
 
     /// Reads a micro-batch.
     pub(crate) fn assemble(&self, members: &Members) -> Result<MicroBatch> {
-        let Members { data, bucket, ref row_refs, .. } = *members;
+        let Members {
+            data,
+            bucket,
+            ref row_refs,
+            ..
+        } = *members;
         let dataset = &self.sources[data as usize].dataset;
         let texts = self.texts(data, bucket)?;
-        let records: Vec<&Record> = row_refs.iter().map(|row_ref| &texts[row_ref.row as usize]).collect();
+        let records: Vec<&Record> = row_refs
+            .iter()
+            .map(|row_ref| &texts[row_ref.row as usize])
+            .collect();
         let row_len = dataset.latent_shape(bucket).iter().product::<usize>();
         let mut latents = vec![f16::ZERO; row_refs.len() * row_len];
-        let rows: Vec<u64> = row_refs.iter().map(|row_ref| u64::from(row_ref.row)).collect();
+        let rows: Vec<u64> = row_refs
+            .iter()
+            .map(|row_ref| u64::from(row_ref.row))
+            .collect();
         dataset.read_latents(self.split, bucket, &rows, &mut latents)?;
         Ok(self.finish(members, &records, latents))
     }
 
     /// A micro-batch of samples whose records and latents the caller has.
-    pub(crate) fn finish(&self, members: &Members, records: &[&Record], latents: Vec<f16>) -> MicroBatch {
-        let Members { slot, first_sample, data, bucket, ref row_refs } = *members;
-        let Source { dataset, prompt: settings, .. } = &self.sources[data as usize];
-        let drawn = records.iter().zip(row_refs).map(|(record, row_ref)| self.prompt(settings, record, row_ref.pass));
+    pub(crate) fn finish(
+        &self,
+        members: &Members,
+        records: &[&Record],
+        latents: Vec<f16>,
+    ) -> MicroBatch {
+        let Members {
+            slot,
+            first_sample,
+            data,
+            bucket,
+            ref row_refs,
+        } = *members;
+        let Source {
+            dataset,
+            prompt: settings,
+            ..
+        } = &self.sources[data as usize];
+        let drawn = records
+            .iter()
+            .zip(row_refs)
+            .map(|(record, row_ref)| self.prompt(settings, record, row_ref.pass));
         let prompts: Vec<String> = drawn.collect();
-        let chunks: Vec<TokenChunks> =
-            prompts.iter().map(|prompt| self.tokenizer.chunks_cut(prompt, settings.cut)).collect();
-        let tokens = chunks.iter().map(|chunks| chunks.clip_l.len()).max().unwrap_or(1);
+        let chunks: Vec<TokenChunks> = prompts
+            .iter()
+            .map(|prompt| self.tokenizer.chunks_cut(prompt, settings.cut))
+            .collect();
+        let tokens = chunks
+            .iter()
+            .map(|chunks| chunks.clip_l.len())
+            .max()
+            .unwrap_or(1);
         MicroBatch {
             slot,
             first_sample,
@@ -189,9 +230,16 @@ impl Batcher {
             latents,
             ids: records.iter().map(|record| record.id).collect(),
             passes: row_refs.iter().map(|row_ref| row_ref.pass).collect(),
-            dropped: records.iter().zip(&prompts).map(|(record, text)| prompt::is_dropped(record, text)).collect(),
+            dropped: records
+                .iter()
+                .zip(&prompts)
+                .map(|(record, text)| prompt::is_dropped(record, text))
+                .collect(),
             prompts,
-            chunks: chunks.iter().map(|chunks| chunks.clip_l.len() as u32).collect(),
+            chunks: chunks
+                .iter()
+                .map(|chunks| chunks.clip_l.len() as u32)
+                .collect(),
             tokens,
             clip_l: padded(chunks.iter().map(|chunks| &chunks.clip_l), tokens, Clip::L),
             clip_g: padded(chunks.iter().map(|chunks| &chunks.clip_g), tokens, Clip::G),
@@ -203,33 +251,58 @@ impl Batcher {
     /// The samples of a micro-batch.
     pub(crate) fn ids(&self, members: &Members) -> Result<Vec<SampleId>> {
         let texts = self.texts(members.data, members.bucket)?;
-        Ok(members.row_refs.iter().map(|row_ref| texts[row_ref.row as usize].id).collect())
+        Ok(members
+            .row_refs
+            .iter()
+            .map(|row_ref| texts[row_ref.row as usize].id)
+            .collect())
     }
 
     fn prompt(&self, settings: &PromptSettings, record: &Record, pass: u64) -> String {
-        prompt::draw(record, settings, &mut Rng::keyed(self.seed, Purpose::Prompt, &[record.id.0, pass]))
+        prompt::draw(
+            record,
+            settings,
+            &mut Rng::keyed(self.seed, Purpose::Prompt, &[record.id.0, pass]),
+        )
     }
 
     /// A bucket's records, read on the first call.
     fn texts(&self, data: u32, bucket: u32) -> Result<Records> {
-        let text = self.texts.lock().unwrap_or_else(PoisonError::into_inner).entry((data, bucket)).or_default().clone();
+        let text = self
+            .texts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry((data, bucket))
+            .or_default()
+            .clone();
         // Held while reading: another thread that needs this bucket would read the same bytes.
         // Other buckets are not blocked.
         let mut text = text.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = &*text {
             return Ok(known.clone());
         }
-        let read = Arc::new(self.sources[data as usize].dataset.records(self.split, bucket)?);
+        let read = Arc::new(
+            self.sources[data as usize]
+                .dataset
+                .records(self.split, bucket)?,
+        );
         *text = Some(read.clone());
         Ok(read)
     }
 }
 
 /// Chunks of all samples, `[n, tokens, 77]`, shorter ones padded with chunks without text.
-fn padded<'a>(samples: impl Iterator<Item = &'a Vec<[i64; CHUNK_LEN]>>, tokens: usize, clip: Clip) -> Vec<i64> {
+fn padded<'a>(
+    samples: impl Iterator<Item = &'a Vec<[i64; CHUNK_LEN]>>,
+    tokens: usize,
+    clip: Clip,
+) -> Vec<i64> {
     let empty = empty_chunk(clip);
-    let chunk = |chunks: &'a Vec<[i64; CHUNK_LEN]>, at: usize| chunks.get(at).copied().unwrap_or(empty);
-    samples.flat_map(|chunks| (0..tokens).flat_map(move |at| chunk(chunks, at))).collect()
+    let chunk =
+        |chunks: &'a Vec<[i64; CHUNK_LEN]>, at: usize| chunks.get(at).copied().unwrap_or(empty);
+    samples
+        .flat_map(|chunks| (0..tokens).flat_map(move |at| chunk(chunks, at)))
+        .collect()
 }
 
 fn time_ids(record: &Record) -> [f32; 6] {

@@ -91,23 +91,41 @@ impl<'a> Feed<'a> {
     pub(crate) fn step(&mut self, step: u64) -> Result<Step> {
         let whole = self.steps.plan(step);
         self.admit_needed(step)?;
-        let slots: Vec<Slot> = self.setup.slots.iter().map(|&slot| whole.slots[slot as usize]).collect();
+        let slots: Vec<Slot> = self
+            .setup
+            .slots
+            .iter()
+            .map(|&slot| whole.slots[slot as usize])
+            .collect();
         let mut ready = Vec::with_capacity(slots.len());
         for slot in &slots {
             self.arrange(slot)?;
             let members = self.members(slot);
-            let window = self.admitted.get_mut(&key(slot)).expect("the windows of a step are admitted");
-            let rows = window.arrive(&self.setup.batcher.source(members.data).dataset, &members, self.stop)?;
+            let window = self
+                .admitted
+                .get_mut(&key(slot))
+                .expect("the windows of a step are admitted");
+            let rows = window.arrive(
+                &self.setup.batcher.source(members.data).dataset,
+                &members,
+                self.stop,
+            )?;
             ready.push((slot, members, rows));
         }
-        let assemble = |(slot, members, rows): (&Slot, Members, _)| self.assemble(slot, &members, rows);
+        let assemble =
+            |(slot, members, rows): (&Slot, Members, _)| self.assemble(slot, &members, rows);
         let micro_batches = ready.into_par_iter().map(assemble).collect::<Result<_>>()?;
         slots.iter().for_each(|slot| self.release(slot));
         // Only now: reading ahead must not slow down this step, above all the first one.
         self.look_ahead(step);
         self.arrange_next();
         let (epoch, num_samples) = (whole.epoch, whole.num_samples);
-        Ok(Step { step, epoch, num_samples, micro_batches })
+        Ok(Step {
+            step,
+            epoch,
+            num_samples,
+            micro_batches,
+        })
     }
 
     /// Admits all windows that a step needs. The limit always has room for them.
@@ -115,7 +133,11 @@ impl<'a> Feed<'a> {
         while self.scout_step <= step {
             self.scout();
         }
-        while self.waiting.front().is_some_and(|(needed, _)| *needed <= step) {
+        while self
+            .waiting
+            .front()
+            .is_some_and(|(needed, _)| *needed <= step)
+        {
             self.admit_next(u64::MAX)?;
         }
         Ok(())
@@ -138,7 +160,10 @@ impl<'a> Feed<'a> {
     /// Admits the window that is needed next if it takes at most `room` bytes. Returns whether it
     /// did.
     fn admit_next(&mut self, room: u64) -> Result<bool> {
-        let &(step, slot) = self.waiting.front().expect("the caller has checked that a window waits");
+        let &(step, slot) = self
+            .waiting
+            .front()
+            .expect("the caller has checked that a window waits");
         let (wanted, num_bytes) = match self.next_wanted.take() {
             Some(wanted) => wanted,
             None => self.wanted(&slot, step)?,
@@ -155,9 +180,17 @@ impl<'a> Feed<'a> {
     /// Adds the new windows of the scout's next step to the waiting ones.
     fn scout(&mut self) {
         let plan = self.scout.plan(self.scout_step);
-        for slot in self.setup.slots.iter().map(|&slot| plan.slots[slot as usize]) {
+        for slot in self
+            .setup
+            .slots
+            .iter()
+            .map(|&slot| plan.slots[slot as usize])
+        {
             let is_known = self.admitted.contains_key(&key(&slot))
-                || self.waiting.iter().any(|(_, waiting)| key(waiting) == key(&slot));
+                || self
+                    .waiting
+                    .iter()
+                    .any(|(_, waiting)| key(waiting) == key(&slot));
             if !is_known {
                 self.waiting.push_back((self.scout_step, slot));
             }
@@ -170,7 +203,8 @@ impl<'a> Feed<'a> {
         let stream = self.setup.order.streams()[slot.stream as usize];
         let dataset = &self.setup.batcher.source(stream.data).dataset;
         let row_refs = self.windows.row_refs(slot).into_iter();
-        let located = row_refs.map(|row_ref| dataset.locate(Split::Train, stream.bucket, row_ref.row.into()));
+        let located =
+            row_refs.map(|row_ref| dataset.locate(Split::Train, stream.bucket, row_ref.row.into()));
         let rows: Vec<ObjectRow> = located.collect::<Result<_>>()?;
         if stream.mode == Mode::Owned && stream.owned_pass(slot.window_first) > 0 {
             return Ok(Wanted::rows(dataset, rows));
@@ -202,18 +236,26 @@ impl<'a> Feed<'a> {
         while self.unread.front().is_some_and(is_done) {
             self.unread.pop_front();
         }
-        let Some(&slot) = self.unread.front() else { return };
+        let Some(&slot) = self.unread.front() else {
+            return;
+        };
         if self.admitted[&key(&slot)].has_text()
             && let Err(error) = self.arrange(&slot)
         {
-            let window = self.admitted.get_mut(&key(&slot)).expect("the loop above has found it");
+            let window = self
+                .admitted
+                .get_mut(&key(&slot))
+                .expect("the loop above has found it");
             window.failure = Some(error);
         }
     }
 
     /// Waits for a window's text, draws its prompts and groups its samples by prompt length.
     fn arrange(&mut self, slot: &Slot) -> Result<()> {
-        let window = self.admitted.get_mut(&key(slot)).expect("the caller has admitted the window");
+        let window = self
+            .admitted
+            .get_mut(&key(slot))
+            .expect("the caller has admitted the window");
         if window.arranged.is_some() {
             return Ok(());
         }
@@ -230,36 +272,68 @@ impl<'a> Feed<'a> {
             // A window can hold a row twice, from two passes.
             by_row.extend(records.remove(&located).map(|record| (row, record)));
         }
-        let count =
-            |_: &_, row_refs: &[RowRef]| Ok(self.setup.batcher.count_of(stream.data, row_refs, |row| &by_row[&row]));
+        let count = |_: &_, row_refs: &[RowRef]| {
+            Ok(self
+                .setup
+                .batcher
+                .count_of(stream.data, row_refs, |row| &by_row[&row]))
+        };
         let row_refs = self.windows.arranged(slot, count)?;
-        window.arranged = Some(Arranged { row_refs, records: by_row });
+        window.arranged = Some(Arranged {
+            row_refs,
+            records: by_row,
+        });
         window.start_rows(dataset, stream.bucket, slot.size as usize)
     }
 
     /// The samples of a slot of an arranged window.
     fn members(&self, slot: &Slot) -> Members {
         let stream = self.setup.order.streams()[slot.stream as usize];
-        let arranged = self.admitted[&key(slot)].arranged.as_ref().expect("the slot's window is arranged");
+        let arranged = self.admitted[&key(slot)]
+            .arranged
+            .as_ref()
+            .expect("the slot's window is arranged");
         let size = slot.size as usize;
         let within = (slot.index - slot.window_first) as usize * size;
         let row_refs = arranged.row_refs[within..within + size].to_vec();
         let (data, bucket) = (stream.data, stream.bucket);
-        Members { slot: slot.slot, first_sample: slot.first_sample, data, bucket, row_refs }
+        Members {
+            slot: slot.slot,
+            first_sample: slot.first_sample,
+            data,
+            bucket,
+            row_refs,
+        }
     }
 
     /// A micro-batch, from `rows` if its latents were read row by row.
-    fn assemble(&self, slot: &Slot, members: &Members, rows: Option<Vec<f16>>) -> Result<MicroBatch> {
+    fn assemble(
+        &self,
+        slot: &Slot,
+        members: &Members,
+        rows: Option<Vec<f16>>,
+    ) -> Result<MicroBatch> {
         let window = &self.admitted[&key(slot)];
         let dataset = &self.setup.batcher.source(members.data).dataset;
         let latents = window.latents(dataset, members, rows)?;
-        let records = &window.arranged.as_ref().expect("the slot's window is arranged").records;
-        let records: Vec<&Record> = members.row_refs.iter().map(|row_ref| &records[&row_ref.row]).collect();
+        let records = &window
+            .arranged
+            .as_ref()
+            .expect("the slot's window is arranged")
+            .records;
+        let records: Vec<&Record> = members
+            .row_refs
+            .iter()
+            .map(|row_ref| &records[&row_ref.row])
+            .collect();
         Ok(self.setup.batcher.finish(members, &records, latents))
     }
 
     fn release(&mut self, slot: &Slot) {
-        let window = self.admitted.get_mut(&key(slot)).expect("a delivered micro-batch has a window");
+        let window = self
+            .admitted
+            .get_mut(&key(slot))
+            .expect("a delivered micro-batch has a window");
         window.left -= 1;
         if window.left == 0 {
             self.held_bytes -= window.held_bytes;

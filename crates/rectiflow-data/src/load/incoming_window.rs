@@ -48,7 +48,10 @@ impl Wanted {
         for file in [ObjectFile::Text, ObjectFile::Latents] {
             for (&object, blocks) in &blocks {
                 for run in coalesce(blocks.iter().copied(), RUN_BLOCKS) {
-                    let request = Request { step, ..dataset.request(file, object, run)? };
+                    let request = Request {
+                        step,
+                        ..dataset.request(file, object, run)?
+                    };
                     num_bytes += request.range().end - request.range().start;
                     requests.push(request);
                 }
@@ -111,7 +114,11 @@ struct Blocks {
 impl Blocks {
     fn start(dataset: &Dataset, request: Request) -> Self {
         let (object, first) = (request.object, request.first);
-        Self { object, first, bytes: Arriving::UnderWay(dataset.start_request(request)) }
+        Self {
+            object,
+            first,
+            bytes: Arriving::UnderWay(dataset.start_request(request)),
+        }
     }
 }
 
@@ -124,22 +131,45 @@ enum Arriving<T> {
 impl IncomingWindow {
     /// Starts reading what a window needs. `step` is the first step that needs it, `left` the
     /// number of its micro-batches that are still to be delivered.
-    pub(crate) fn start(dataset: &Arc<Dataset>, wanted: Wanted, step: u64, held_bytes: u64, left: u32) -> Self {
+    pub(crate) fn start(
+        dataset: &Arc<Dataset>,
+        wanted: Wanted,
+        step: u64,
+        held_bytes: u64,
+        left: u32,
+    ) -> Self {
         let content = match wanted {
             Wanted::Blocks(requests) => {
                 let (mut text, mut latents) = (Vec::new(), Vec::new());
                 for request in requests {
-                    let to = if request.file == ObjectFile::Text { &mut text } else { &mut latents };
+                    let to = if request.file == ObjectFile::Text {
+                        &mut text
+                    } else {
+                        &mut latents
+                    };
                     to.push(Blocks::start(dataset, request));
                 }
                 Content::Blocks { text, latents }
             }
             Wanted::Rows(rows) => {
-                let text = start_records(dataset, rows, step).into_iter().map(Arriving::UnderWay).collect();
-                Content::Rows { text, latents: VecDeque::new() }
+                let text = start_records(dataset, rows, step)
+                    .into_iter()
+                    .map(Arriving::UnderWay)
+                    .collect();
+                Content::Rows {
+                    text,
+                    latents: VecDeque::new(),
+                }
             }
         };
-        Self { held_bytes, step, content, arranged: None, failure: None, left }
+        Self {
+            held_bytes,
+            step,
+            content,
+            arranged: None,
+            failure: None,
+            left,
+        }
     }
 
     /// Waits for the latents that a micro-batch needs. Returns them if they were read row by row.
@@ -152,14 +182,17 @@ impl IncomingWindow {
         match &mut self.content {
             Content::Blocks { latents, .. } => {
                 for row_ref in &members.row_refs {
-                    let (object, row) = dataset.locate(Split::Train, members.bucket, row_ref.row.into())?;
+                    let (object, row) =
+                        dataset.locate(Split::Train, members.bucket, row_ref.row.into())?;
                     let at = position(latents, object, row / BLOCK_ROWS);
                     latents[at].bytes.arrive(stop)?;
                 }
                 Ok(None)
             }
             Content::Rows { latents, .. } => {
-                let next = latents.pop_front().expect("each micro-batch to be delivered has its latents");
+                let next = latents
+                    .pop_front()
+                    .expect("each micro-batch to be delivered has its latents");
                 next.into_arrived(stop).map(Some)
             }
         }
@@ -173,7 +206,11 @@ impl IncomingWindow {
     }
 
     /// Waits for text and decodes it. Returns records by object and row; the bytes are dropped.
-    pub(crate) fn read_records(&mut self, dataset: &Dataset, stop: &AtomicBool) -> Result<HashMap<ObjectRow, Record>> {
+    pub(crate) fn read_records(
+        &mut self,
+        dataset: &Dataset,
+        stop: &AtomicBool,
+    ) -> Result<HashMap<ObjectRow, Record>> {
         match &mut self.content {
             Content::Blocks { text, .. } => decode_records(dataset, text, stop),
             Content::Rows { text, .. } => {
@@ -188,37 +225,72 @@ impl IncomingWindow {
 
     /// Starts reading the latents of an arranged window of single rows, in micro-batches of `size`.
     /// Does nothing for a window of blocks.
-    pub(crate) fn start_rows(&mut self, dataset: &Arc<Dataset>, bucket: u32, size: usize) -> Result<()> {
-        let Content::Rows { latents, .. } = &mut self.content else { return Ok(()) };
-        let row_refs = &self.arranged.as_ref().expect("the caller has arranged it").row_refs;
+    pub(crate) fn start_rows(
+        &mut self,
+        dataset: &Arc<Dataset>,
+        bucket: u32,
+        size: usize,
+    ) -> Result<()> {
+        let Content::Rows { latents, .. } = &mut self.content else {
+            return Ok(());
+        };
+        let row_refs = &self
+            .arranged
+            .as_ref()
+            .expect("the caller has arranged it")
+            .row_refs;
         let row_len = dataset.latent_shape(bucket).iter().product();
         for row_refs in row_refs[row_refs.len() - self.left as usize * size..].chunks_exact(size) {
-            let located = row_refs.iter().map(|row_ref| dataset.locate(Split::Train, bucket, row_ref.row.into()));
+            let located = row_refs
+                .iter()
+                .map(|row_ref| dataset.locate(Split::Train, bucket, row_ref.row.into()));
             let rows = located.collect::<Result<_>>()?;
-            latents.push_back(Arriving::UnderWay(start_latents(dataset.clone(), rows, row_len, self.step)));
+            latents.push_back(Arriving::UnderWay(start_latents(
+                dataset.clone(),
+                rows,
+                row_len,
+                self.step,
+            )));
         }
         Ok(())
     }
 
     /// The latents of a micro-batch that has arrived: `rows` if they were read row by row.
-    pub(crate) fn latents(&self, dataset: &Dataset, members: &Members, rows: Option<Vec<f16>>) -> Result<Vec<f16>> {
+    pub(crate) fn latents(
+        &self,
+        dataset: &Dataset,
+        members: &Members,
+        rows: Option<Vec<f16>>,
+    ) -> Result<Vec<f16>> {
         match (rows, &self.content) {
             (Some(rows), _) => Ok(rows),
             (None, Content::Blocks { latents, .. }) => copy_rows(dataset, latents, members),
-            (None, Content::Rows { .. }) => unreachable!("a window of rows returns them from `arrive`"),
+            (None, Content::Rows { .. }) => {
+                unreachable!("a window of rows returns them from `arrive`")
+            }
         }
     }
 }
 
 /// The latents of a micro-batch, from blocks that have arrived.
 fn copy_rows(dataset: &Dataset, latents: &[Blocks], members: &Members) -> Result<Vec<f16>> {
-    let row_len = dataset.latent_shape(members.bucket).iter().product::<usize>();
+    let row_len = dataset
+        .latent_shape(members.bucket)
+        .iter()
+        .product::<usize>();
     let mut out = Vec::with_capacity(members.row_refs.len() * row_len);
     for row_ref in &members.row_refs {
         let (object, row) = dataset.locate(Split::Train, members.bucket, row_ref.row.into())?;
         let blocks = &latents[position(latents, object, row / BLOCK_ROWS)];
-        let Arriving::Here(bytes) = &blocks.bytes else { unreachable!("`arrive` has waited for the block") };
-        dataset.append_row(object, row, &bytes[(row / BLOCK_ROWS - blocks.first) as usize], &mut out)?;
+        let Arriving::Here(bytes) = &blocks.bytes else {
+            unreachable!("`arrive` has waited for the block")
+        };
+        dataset.append_row(
+            object,
+            row,
+            &bytes[(row / BLOCK_ROWS - blocks.first) as usize],
+            &mut out,
+        )?;
     }
     Ok(out)
 }
@@ -232,7 +304,10 @@ impl<T: Send + 'static> Arriving<T> {
     /// Waits until it has arrived or `stop` is set.
     fn arrive(&mut self, stop: &AtomicBool) -> Result<()> {
         if let Self::UnderWay(ticket) = self {
-            let stopped = || Error::Invalid { what: "loader".to_owned(), reason: "it was stopped".to_owned() };
+            let stopped = || Error::Invalid {
+                what: "loader".to_owned(),
+                reason: "it was stopped".to_owned(),
+            };
             *self = Self::Here(ticket.wait_unless(stop).ok_or_else(stopped)??);
         }
         Ok(())
@@ -255,8 +330,13 @@ impl<T: Send + 'static> Arriving<T> {
 }
 
 /// Waits for blocks of text and decodes them. The bytes are dropped.
-fn decode_records(dataset: &Dataset, text: &mut Vec<Blocks>, stop: &AtomicBool) -> Result<HashMap<ObjectRow, Record>> {
-    text.iter_mut().try_for_each(|blocks| blocks.bytes.arrive(stop))?;
+fn decode_records(
+    dataset: &Dataset,
+    text: &mut Vec<Blocks>,
+    stop: &AtomicBool,
+) -> Result<HashMap<ObjectRow, Record>> {
+    text.iter_mut()
+        .try_for_each(|blocks| blocks.bytes.arrive(stop))?;
     let decode = |blocks: &Blocks| match &blocks.bytes {
         Arriving::Here(bytes) => dataset.decode_text(blocks.object, blocks.first, bytes),
         Arriving::UnderWay(_) => unreachable!("`arrive` has returned"),
@@ -264,7 +344,11 @@ fn decode_records(dataset: &Dataset, text: &mut Vec<Blocks>, stop: &AtomicBool) 
     let decoded: Vec<Vec<Record>> = text.par_iter().map(decode).collect::<Result<_>>()?;
     let mut records = HashMap::new();
     for (blocks, decoded) in text.drain(..).zip(decoded) {
-        records.extend((blocks.first * BLOCK_ROWS..).zip(decoded).map(|(row, record)| ((blocks.object, row), record)));
+        records.extend(
+            (blocks.first * BLOCK_ROWS..)
+                .zip(decoded)
+                .map(|(row, record)| ((blocks.object, row), record)),
+        );
     }
     Ok(records)
 }

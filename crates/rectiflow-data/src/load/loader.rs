@@ -46,7 +46,11 @@ impl Loader {
     /// data sets were encoded by different VAEs.
     pub fn new(sources: Vec<Source>, settings: OrderSettings, rank: RankOf) -> Result<Self> {
         let setup = LoaderSetup::new(sources, settings, rank)?;
-        Ok(Self { setup: Arc::new(setup), position: 0, ahead: None })
+        Ok(Self {
+            setup: Arc::new(setup),
+            position: 0,
+            ahead: None,
+        })
     }
 
     /// Sets the ranks that run on this machine and share its disk cache, this one included; by
@@ -72,17 +76,31 @@ impl Loader {
                 "expected at least {needed} bytes for the open windows of this rank's lanes, \
                  found {bytes}; allow more, or lower window_samples or lanes"
             );
-            return Err(Error::Invalid { what: "read_ahead".to_owned(), reason });
+            return Err(Error::Invalid {
+                what: "read_ahead".to_owned(),
+                reason,
+            });
         }
-        Ok(self.with_setup(|setup| LoaderSetup { read_ahead_bytes: bytes, ..setup }))
+        Ok(self.with_setup(|setup| LoaderSetup {
+            read_ahead_bytes: bytes,
+            ..setup
+        }))
     }
 
     fn with_setup(self, change: impl FnOnce(LoaderSetup) -> LoaderSetup) -> Self {
-        let Self { setup, position, ahead } = self;
+        let Self {
+            setup,
+            position,
+            ahead,
+        } = self;
         // Ends the reading thread, which shares the setup.
         drop(ahead);
         let setup = Arc::into_inner(setup).expect("only the reading thread shares the setup");
-        Self { setup: Arc::new(change(setup)), position, ahead: None }
+        Self {
+            setup: Arc::new(change(setup)),
+            position,
+            ahead: None,
+        }
     }
 
     /// Checks that `owned` mode has the disk space that it needs: data sets at a URL need a cache
@@ -137,7 +155,10 @@ impl Loader {
     /// The errors of reading text.
     pub fn chunk_shares(&self, num_steps: u64) -> Result<ChunkShares> {
         let setup = &self.setup;
-        let (mut steps, mut windows) = (Steps::new(setup.order.clone()), Windows::new(setup.order.clone()));
+        let (mut steps, mut windows) = (
+            Steps::new(setup.order.clone()),
+            Windows::new(setup.order.clone()),
+        );
         let mut shares = ChunkShares::default();
         for step in 0..num_steps {
             let whole = steps.plan(step);
@@ -162,7 +183,9 @@ impl Loader {
         if self.ahead.is_none() {
             self.check_cache()?;
         }
-        let ahead = self.ahead.get_or_insert_with(|| ReadAhead::start(self.setup.clone(), self.position));
+        let ahead = self
+            .ahead
+            .get_or_insert_with(|| ReadAhead::start(self.setup.clone(), self.position));
         let step = ahead.next();
         match &step {
             Ok(step) => self.position = step.step + 1,
@@ -201,7 +224,10 @@ impl ChunkShares {
         self.micro_batches += 1;
         self.mixed += u64::from(counts.iter().any(|&count| count != longest));
         self.chunks += counts.len() as u64 * u64::from(longest);
-        self.padding += counts.iter().map(|&count| u64::from(longest - count)).sum::<u64>();
+        self.padding += counts
+            .iter()
+            .map(|&count| u64::from(longest - count))
+            .sum::<u64>();
     }
 }
 
@@ -222,14 +248,29 @@ impl ReadAhead {
             .name("rectiflow-loader".to_owned())
             .spawn(move || read(&setup, from, &sender, &flag))
             .expect("the system can start a thread");
-        Self { steps: Some(steps), stop, thread: Some(thread) }
+        Self {
+            steps: Some(steps),
+            stop,
+            thread: Some(thread),
+        }
     }
 
     fn next(&mut self) -> Result<Step> {
-        let received = self.steps.as_ref().expect("only `drop` takes the receiver").recv();
+        let received = self
+            .steps
+            .as_ref()
+            .expect("only `drop` takes the receiver")
+            .recv();
         received.unwrap_or_else(|_| {
-            let thread = self.thread.take().expect("a thread ends without an error only once");
-            resume_unwind(thread.join().expect_err("the thread returns only after an error or a panic"))
+            let thread = self
+                .thread
+                .take()
+                .expect("a thread ends without an error only once");
+            resume_unwind(
+                thread
+                    .join()
+                    .expect_err("the thread returns only after an error or a panic"),
+            )
         })
     }
 }
@@ -250,9 +291,14 @@ fn read(setup: &LoaderSetup, from: u64, sender: &Sender<Result<Step>>, stop: &At
     if setup.order.settings().mode.has_windows() {
         return read_windows(setup, from, sender, stop);
     }
-    let (mut steps, mut windows) = (Steps::new(setup.order.clone()), Windows::new(setup.order.clone()));
+    let (mut steps, mut windows) = (
+        Steps::new(setup.order.clone()),
+        Windows::new(setup.order.clone()),
+    );
     for step in from.. {
-        let Some(read) = read_step(setup, step, &mut steps, &mut windows, stop) else { return };
+        let Some(read) = read_step(setup, step, &mut steps, &mut windows, stop) else {
+            return;
+        };
         let failed = read.is_err();
         if sender.send(read).is_err() || failed {
             return;
@@ -292,8 +338,14 @@ fn read_step(
         }
     }
     let going = |members| (!stop.load(Ordering::Relaxed)).then(|| setup.batcher.assemble(members));
-    let micro_batches: Vec<Result<MicroBatch>> = members.par_iter().map(going).collect::<Option<_>>()?;
+    let micro_batches: Vec<Result<MicroBatch>> =
+        members.par_iter().map(going).collect::<Option<_>>()?;
     let micro_batches: Result<Vec<MicroBatch>> = micro_batches.into_iter().collect();
     let (epoch, num_samples) = (whole.epoch, whole.num_samples);
-    Some(micro_batches.map(|micro_batches| Step { step, epoch, num_samples, micro_batches }))
+    Some(micro_batches.map(|micro_batches| Step {
+        step,
+        epoch,
+        num_samples,
+        micro_batches,
+    }))
 }

@@ -69,7 +69,11 @@ struct Epoch {
 
 impl NextUses {
     /// The uses by `lanes` of the blocks of `datasets`, the data sets of `order`.
-    pub(crate) fn new(order: &Arc<Order>, datasets: Vec<Arc<Dataset>>, lanes: Vec<usize>) -> Arc<Self> {
+    pub(crate) fn new(
+        order: &Arc<Order>,
+        datasets: Vec<Arc<Dataset>>,
+        lanes: Vec<usize>,
+    ) -> Arc<Self> {
         let plan = format!("{} {lanes:?}", order.hash());
         let mut num_blocks = 0;
         let data = datasets.into_iter().map(|dataset| {
@@ -79,13 +83,29 @@ impl NextUses {
             };
             let first_block = dataset.manifest().objects.iter().map(first).collect();
             let claim = dataset.cache().and_then(|cache| cache.claim(&plan));
-            Data { dataset, first_block, claim }
+            Data {
+                dataset,
+                first_block,
+                claim,
+            }
         });
         let data: Vec<Data> = data.collect();
-        let tables = Mutex::new(Tables { windows: Windows::new(order.clone()), epochs: Vec::new() });
-        let uses = Arc::new(Self { order: order.clone(), lanes, data, now: AtomicU64::new(0), tables });
+        let tables = Mutex::new(Tables {
+            windows: Windows::new(order.clone()),
+            epochs: Vec::new(),
+        });
+        let uses = Arc::new(Self {
+            order: order.clone(),
+            lanes,
+            data,
+            now: AtomicU64::new(0),
+            tables,
+        });
         for data in &uses.data {
-            data.dataset.cache().into_iter().for_each(|cache| cache.plan_with(&uses));
+            data.dataset
+                .cache()
+                .into_iter()
+                .for_each(|cache| cache.plan_with(&uses));
         }
         uses
     }
@@ -102,7 +122,10 @@ impl NextUse for NextUses {
     }
 
     fn claims(&self, mark: &str) -> bool {
-        self.data.iter().filter_map(|data| data.claim.as_ref()).any(|claim| claim.mark == mark)
+        self.data
+            .iter()
+            .filter_map(|data| data.claim.as_ref())
+            .any(|claim| claim.mark == mark)
     }
 
     /// Considers the steps whose windows have not been requested, in this epoch and the next. In
@@ -112,35 +135,55 @@ impl NextUse for NextUses {
         let data = self.data.iter().filter(|data| data.has(folder));
         let blocks = data.filter_map(|data| Some(data.first_block.get(object)? + block));
         let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
-        let next = blocks.filter_map(|block| tables.next(self, block, after)).min();
-        if self.order.settings().mode == Mode::Window { next.map(|_| 0) } else { next }
+        let next = blocks
+            .filter_map(|block| tables.next(self, block, after))
+            .min();
+        if self.order.settings().mode == Mode::Window {
+            next.map(|_| 0)
+        } else {
+            next
+        }
     }
 }
 
 impl Data {
     fn has(&self, folder: &str) -> bool {
-        self.dataset.cache().is_some_and(|cache| cache.name() == folder)
+        self.dataset
+            .cache()
+            .is_some_and(|cache| cache.name() == folder)
     }
 }
 
 impl Tables {
     fn next(&mut self, uses: &NextUses, block: u32, after: u64) -> Option<u64> {
-        let first = match self.epochs.iter().find(|epoch| (epoch.start..epoch.end).contains(&after)) {
+        let first = match self
+            .epochs
+            .iter()
+            .find(|epoch| (epoch.start..epoch.end).contains(&after))
+        {
             Some(epoch) => epoch.epoch,
-            None => uses.order.epoch_of((after + 1) * uses.order.settings().micro_batches as u64 - 1),
+            None => uses
+                .order
+                .epoch_of((after + 1) * uses.order.settings().micro_batches as u64 - 1),
         };
         (first..first + 2).find_map(|epoch| self.epoch(uses, epoch).next(block, after))
     }
 
     fn epoch(&mut self, uses: &NextUses, number: u64) -> &Epoch {
-        let known = self.epochs.iter().position(|epoch| epoch.epoch == number).unwrap_or_else(|| {
-            self.epochs.retain(|epoch| epoch.epoch + EPOCHS_KEPT as u64 > number);
-            if self.epochs.len() == EPOCHS_KEPT {
-                self.epochs.remove(0);
-            }
-            self.epochs.push(Epoch::new(uses, &mut self.windows, number));
-            self.epochs.len() - 1
-        });
+        let known = self
+            .epochs
+            .iter()
+            .position(|epoch| epoch.epoch == number)
+            .unwrap_or_else(|| {
+                self.epochs
+                    .retain(|epoch| epoch.epoch + EPOCHS_KEPT as u64 > number);
+                if self.epochs.len() == EPOCHS_KEPT {
+                    self.epochs.remove(0);
+                }
+                self.epochs
+                    .push(Epoch::new(uses, &mut self.windows, number));
+                self.epochs.len() - 1
+            });
         &self.epochs[known]
     }
 }
@@ -148,16 +191,24 @@ impl Tables {
 impl Epoch {
     fn new(uses: &NextUses, windows: &mut Windows, epoch: u64) -> Self {
         let micro_batches = uses.order.settings().micro_batches as u64;
-        let (start, end) = (uses.order.epoch_start(epoch), uses.order.epoch_start(epoch + 1));
+        let (start, end) = (
+            uses.order.epoch_start(epoch),
+            uses.order.epoch_start(epoch + 1),
+        );
         let (start, end) = (start / micro_batches, end / micro_batches);
         let mut found = Vec::new();
-        for (micro_batch, _, piece) in beginnings(&uses.order, epoch).filter(|(_, lane, _)| uses.lanes.contains(lane)) {
+        for (micro_batch, _, piece) in
+            beginnings(&uses.order, epoch).filter(|(_, lane, _)| uses.lanes.contains(lane))
+        {
             let stream = uses.order.streams()[piece.stream as usize];
             let data = &uses.data[stream.data as usize];
             let before = found.len();
             for row_ref in windows.row_refs_of(&piece) {
-                let located = data.dataset.locate(Split::Train, stream.bucket, row_ref.row.into());
-                let (object, row) = located.expect("the order was built from the rows of these data sets");
+                let located = data
+                    .dataset
+                    .locate(Split::Train, stream.bucket, row_ref.row.into());
+                let (object, row) =
+                    located.expect("the order was built from the rows of these data sets");
                 let block = data.first_block[object] + row / BLOCK_ROWS;
                 // In a window of blocks consecutive rows share a block: this keeps `found` short.
                 if found.len() == before || found.last().is_some_and(|&(last, _)| last != block) {
@@ -167,12 +218,19 @@ impl Epoch {
         }
         found.sort_unstable();
         found.dedup();
-        Self { epoch, start, end, uses: found }
+        Self {
+            epoch,
+            start,
+            end,
+            uses: found,
+        }
     }
 
     fn next(&self, block: u32, after: u64) -> Option<u64> {
         let from = (after + 1).saturating_sub(self.start);
-        let at = self.uses.partition_point(|&(of, step)| (of, u64::from(step)) < (block, from));
+        let at = self
+            .uses
+            .partition_point(|&(of, step)| (of, u64::from(step)) < (block, from));
         let &(of, step) = self.uses.get(at)?;
         (of == block).then(|| self.start + u64::from(step))
     }

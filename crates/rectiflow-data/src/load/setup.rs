@@ -45,16 +45,31 @@ impl LoaderSetup {
     /// data sets were encoded by different VAEs.
     pub(crate) fn new(sources: Vec<Source>, settings: OrderSettings, rank: RankOf) -> Result<Self> {
         check_sources(&sources)?;
-        let mode = if settings.mode == Mode::Auto { choose_mode(&sources) } else { settings.mode };
+        let mode = if settings.mode == Mode::Auto {
+            choose_mode(&sources)
+        } else {
+            settings.mode
+        };
         let shapes: Vec<DataShape> = sources.iter().map(|source| shape(source, mode)).collect();
         let order = Arc::new(Order::new(&shapes, OrderSettings { mode, ..settings })?);
         let slots = order.slots_of(rank)?;
         let lanes = lanes_of(&order, rank.ranks, rank.rank..rank.rank + 1);
         let has_windows = order.settings().mode.has_windows();
-        let read_ahead_bytes = if has_windows { needed_bytes(&order, &sources, lanes.len()).1 } else { 0 };
+        let read_ahead_bytes = if has_windows {
+            needed_bytes(&order, &sources, lanes.len()).1
+        } else {
+            0
+        };
         let uses = next_uses(&order, &sources, lanes);
         let batcher = Batcher::new(sources, Split::Train, order.settings().seed);
-        Ok(Self { order, batcher, rank, slots, read_ahead_bytes, uses })
+        Ok(Self {
+            order,
+            batcher,
+            rank,
+            slots,
+            read_ahead_bytes,
+            uses,
+        })
     }
 
     /// The same setup on a machine that runs `ranks`.
@@ -84,7 +99,10 @@ impl LoaderSetup {
     /// [`Error::Invalid`] with the bytes that are enough.
     pub(crate) fn check_cache(&self) -> Result<()> {
         let sources = self.batcher.sources();
-        let remote: Vec<&Source> = sources.iter().filter(|source| source.dataset.is_remote()).collect();
+        let remote: Vec<&Source> = sources
+            .iter()
+            .filter(|source| source.dataset.is_remote())
+            .collect();
         if self.order.settings().mode != Mode::Owned || remote.is_empty() {
             return Ok(());
         }
@@ -92,7 +110,11 @@ impl LoaderSetup {
         let least = lanes.len() as u64 * largest_window(&self.order, sources);
         let all = self.remote_bytes(&lanes);
         let what = "cache".to_owned();
-        let Some(cache) = remote.iter().map(|source| source.dataset.cache()).collect::<Option<Vec<_>>>() else {
+        let Some(cache) = remote
+            .iter()
+            .map(|source| source.dataset.cache())
+            .collect::<Option<Vec<_>>>()
+        else {
             let reason = format!(
                 "mode \"owned\" keeps blocks on a local disk: set a cache folder and at least \
                  {least} bytes, better {all}, which hold everything that this rank reads; or use \
@@ -124,15 +146,26 @@ impl LoaderSetup {
     fn remote_bytes(&self, lanes: &[usize]) -> u64 {
         let sources = self.batcher.sources();
         let is_read = |stream: &&Stream| {
-            let is_mine = stream.lane.is_none_or(|lane| lanes.contains(&(lane as usize)));
+            let is_mine = stream
+                .lane
+                .is_none_or(|lane| lanes.contains(&(lane as usize)));
             is_mine && sources[stream.data as usize].dataset.is_remote()
         };
         let bytes = |stream: &Stream| {
             let dataset = &sources[stream.data as usize].dataset;
-            let rows: u64 = dataset.buckets(Split::Train).iter().map(|bucket| bucket.num_rows).sum();
+            let rows: u64 = dataset
+                .buckets(Split::Train)
+                .iter()
+                .map(|bucket| bucket.num_rows)
+                .sum();
             dataset.num_bytes(Split::Train) as f64 * stream.rows as f64 / rows as f64
         };
-        self.order.streams().iter().filter(is_read).map(bytes).sum::<f64>() as u64
+        self.order
+            .streams()
+            .iter()
+            .filter(is_read)
+            .map(bytes)
+            .sum::<f64>() as u64
     }
 
     pub(crate) fn count(&self, stream: &Stream, row_refs: &[RowRef]) -> Result<Vec<u8>> {
@@ -142,17 +175,31 @@ impl LoaderSetup {
     pub(crate) fn members(&self, slot: &Slot, row_refs: Vec<RowRef>) -> Members {
         let stream = self.order.streams()[slot.stream as usize];
         let (data, bucket) = (stream.data, stream.bucket);
-        Members { slot: slot.slot, first_sample: slot.first_sample, data, bucket, row_refs }
+        Members {
+            slot: slot.slot,
+            first_sample: slot.first_sample,
+            data,
+            bucket,
+            row_refs,
+        }
     }
 }
 
 fn check_sources(sources: &[Source]) -> Result<()> {
     for (index, source) in sources.iter().enumerate() {
         source.prompt.check()?;
-        let (codec, first) = (&source.dataset.manifest().codec, &sources[0].dataset.manifest().codec);
+        let (codec, first) = (
+            &source.dataset.manifest().codec,
+            &sources[0].dataset.manifest().codec,
+        );
         if codec != first {
-            let reason = format!("encoded by {codec:?}, but data[0] by {first:?}; prepare both with the same VAE");
-            return Err(Error::Invalid { what: format!("data[{index}]"), reason });
+            let reason = format!(
+                "encoded by {codec:?}, but data[0] by {first:?}; prepare both with the same VAE"
+            );
+            return Err(Error::Invalid {
+                what: format!("data[{index}]"),
+                reason,
+            });
         }
     }
     Ok(())
@@ -161,29 +208,58 @@ fn check_sources(sources: &[Source]) -> Result<()> {
 /// `window` if the data sets at a URL are together larger than [`MEMORY_BYTES`], otherwise `local`.
 fn choose_mode(sources: &[Source]) -> Mode {
     let remote = sources.iter().filter(|source| source.dataset.is_remote());
-    let num_bytes: u64 = remote.map(|source| source.dataset.num_bytes(Split::Train)).sum();
-    if num_bytes > MEMORY_BYTES { Mode::Window } else { Mode::Local }
+    let num_bytes: u64 = remote
+        .map(|source| source.dataset.num_bytes(Split::Train))
+        .sum();
+    if num_bytes > MEMORY_BYTES {
+        Mode::Window
+    } else {
+        Mode::Local
+    }
 }
 
 /// Lanes that `ranks`, some of `num_ranks` ranks, run.
 fn lanes_of(order: &Order, num_ranks: usize, ranks: Range<usize>) -> Vec<usize> {
-    (0..order.lanes()).filter(|lane| ranks.contains(&(lane % num_ranks))).collect()
+    (0..order.lanes())
+        .filter(|lane| ranks.contains(&(lane % num_ranks)))
+        .collect()
 }
 
 /// The next uses for a full cache to evict by. None without a cache, and in `local` mode.
 fn next_uses(order: &Arc<Order>, sources: &[Source], lanes: Vec<usize>) -> Option<Arc<NextUses>> {
-    let has_cache = sources.iter().any(|source| source.dataset.cache().is_some());
-    let datasets = || sources.iter().map(|source| source.dataset.clone()).collect();
-    (has_cache && order.settings().mode.has_windows()).then(|| NextUses::new(order, datasets(), lanes))
+    let has_cache = sources
+        .iter()
+        .any(|source| source.dataset.cache().is_some());
+    let datasets = || {
+        sources
+            .iter()
+            .map(|source| source.dataset.clone())
+            .collect()
+    };
+    (has_cache && order.settings().mode.has_windows())
+        .then(|| NextUses::new(order, datasets(), lanes))
 }
 
 fn shape(source: &Source, mode: Mode) -> DataShape {
     let buckets = source.dataset.buckets(Split::Train);
     let rows = buckets.iter().map(|shape| {
-        let &BucketShape { bucket, num_rows: rows, .. } = shape;
+        let &BucketShape {
+            bucket,
+            num_rows: rows,
+            ..
+        } = shape;
         let windowed = mode.has_windows() && rows <= u64::from(u32::MAX);
-        let run_ends = windowed.then(|| source.dataset.index().run_ends(Split::Train, bucket, RUN_BLOCKS));
-        BucketRows { bucket, rows, run_ends: run_ends.unwrap_or_default() }
+        let run_ends = windowed.then(|| {
+            source
+                .dataset
+                .index()
+                .run_ends(Split::Train, bucket, RUN_BLOCKS)
+        });
+        BucketRows {
+            bucket,
+            rows,
+            run_ends: run_ends.unwrap_or_default(),
+        }
     });
     let prompt = serde_json::to_string(&source.prompt).expect("prompt settings are plain data");
     DataShape {

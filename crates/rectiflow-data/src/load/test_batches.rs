@@ -26,14 +26,28 @@ use crate::{
 ///
 /// # Errors
 /// [`Error::Invalid`] for impossible settings; the errors of reading text.
-pub fn test_batches(sources: &[Source], micro_batch: usize, seed: u64, rank: RankOf) -> Result<TestBatches> {
+pub fn test_batches(
+    sources: &[Source],
+    micro_batch: usize,
+    seed: u64,
+    rank: RankOf,
+) -> Result<TestBatches> {
     let mut rows = Vec::new();
     for (data, source) in (0..).zip(sources) {
         for shape in source.dataset.buckets(Split::Test) {
             rows.push((data, shape.bucket, (0..num_rows(shape.num_rows)).collect()));
         }
     }
-    fixed_batches(sources, Split::Test, rows, Fixed { micro_batch, seed, rank })
+    fixed_batches(
+        sources,
+        Split::Test,
+        rows,
+        Fixed {
+            micro_batch,
+            seed,
+            rank,
+        },
+    )
 }
 
 /// As [`test_batches`], with `count` of the training samples, or all if there are fewer: those with
@@ -54,7 +68,10 @@ pub fn training_batches(
         for shape in source.dataset.buckets(Split::Train) {
             hashed.extend((0..num_rows(shape.num_rows)).map(|row| {
                 let words = [u64::from(data), u64::from(shape.bucket), u64::from(row)];
-                (key_u64(seed, Purpose::TestLoss, &words), (data, shape.bucket, row))
+                (
+                    key_u64(seed, Purpose::TestLoss, &words),
+                    (data, shape.bucket, row),
+                )
             }));
         }
     }
@@ -65,8 +82,19 @@ pub fn training_batches(
     let mut chosen: Vec<(u32, u32, u32)> = hashed.into_iter().map(|(_, row)| row).collect();
     chosen.sort_unstable();
     let of_bucket = chosen.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1));
-    let rows = of_bucket.map(|rows| (rows[0].0, rows[0].1, rows.iter().map(|row| row.2).collect())).collect();
-    fixed_batches(sources, Split::Train, rows, Fixed { micro_batch, seed, rank })
+    let rows = of_bucket
+        .map(|rows| (rows[0].0, rows[0].1, rows.iter().map(|row| row.2).collect()))
+        .collect();
+    fixed_batches(
+        sources,
+        Split::Train,
+        rows,
+        Fixed {
+            micro_batch,
+            seed,
+            rank,
+        },
+    )
 }
 
 fn num_rows(count: u64) -> u32 {
@@ -86,19 +114,31 @@ fn fixed_batches(
     sources: &[Source],
     split: Split,
     rows: Vec<(u32, u32, Vec<u32>)>,
-    Fixed { micro_batch, seed, rank }: Fixed,
+    Fixed {
+        micro_batch,
+        seed,
+        rank,
+    }: Fixed,
 ) -> Result<TestBatches> {
     if micro_batch == 0 || rank.rank >= rank.ranks {
-        let reason =
-            format!("expected a micro-batch of at least 1 and a rank below the ranks, found {micro_batch}, {rank:?}");
-        return Err(Error::Invalid { what: "test".to_owned(), reason });
+        let reason = format!(
+            "expected a micro-batch of at least 1 and a rank below the ranks, found {micro_batch}, {rank:?}"
+        );
+        return Err(Error::Invalid {
+            what: "test".to_owned(),
+            reason,
+        });
     }
     for source in sources {
         source.prompt.check()?;
     }
-    let fixed = sources
-        .iter()
-        .map(|source| Source { prompt: PromptSettings { dropped: 0.0, ..source.prompt.clone() }, ..source.clone() });
+    let fixed = sources.iter().map(|source| Source {
+        prompt: PromptSettings {
+            dropped: 0.0,
+            ..source.prompt.clone()
+        },
+        ..source.clone()
+    });
     let batcher = Batcher::new(fixed.collect(), split, seed);
     let mut members = Vec::new();
     let counted = side_by_side(&rows, |(data, bucket, rows)| {
@@ -108,13 +148,22 @@ fn fixed_batches(
     for ((data, bucket, _), counted) in rows.iter().zip(counted) {
         let (data, bucket, (counts, row_refs)) = (*data, *bucket, counted?);
         for chunks in 1..=MAX_CHUNKS as u8 {
-            let of_count = row_refs.iter().zip(&counts).filter(|(_, count)| **count == chunks);
+            let of_count = row_refs
+                .iter()
+                .zip(&counts)
+                .filter(|(_, count)| **count == chunks);
             let of_count: Vec<RowRef> = of_count.map(|(row_ref, _)| *row_ref).collect();
             let pieces = of_count.chunks(micro_batch).map(<[RowRef]>::to_vec);
             members.extend(pieces.map(|row_refs| (data, bucket, row_refs)));
         }
     }
-    Ok(TestBatches { batcher, members: number(members), rank, next: 0, ready: VecDeque::new() })
+    Ok(TestBatches {
+        batcher,
+        members: number(members),
+        rank,
+        next: 0,
+        ready: VecDeque::new(),
+    })
 }
 
 /// Concurrent reads of a fixed pass.
@@ -122,11 +171,20 @@ const AT_ONCE: usize = 16;
 
 /// Runs `work` on each item, [`AT_ONCE`] at a time, each in a thread that can wait for the network.
 /// Returns the results in the items' order.
-fn side_by_side<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> Result<R> + Sync) -> Vec<Result<R>> {
+fn side_by_side<T: Sync, R: Send>(
+    items: &[T],
+    work: impl Fn(&T) -> Result<R> + Sync,
+) -> Vec<Result<R>> {
     let run = |items: &[T]| -> Vec<Result<R>> {
         thread::scope(|scope| {
-            let threads: Vec<_> = items.iter().map(|item| scope.spawn(|| work(item))).collect();
-            threads.into_iter().map(|thread| thread.join().expect("reading does not panic")).collect()
+            let threads: Vec<_> = items
+                .iter()
+                .map(|item| scope.spawn(|| work(item)))
+                .collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().expect("reading does not panic"))
+                .collect()
         })
     };
     items.chunks(AT_ONCE).flat_map(run).collect()
@@ -138,7 +196,13 @@ fn number(members: Vec<(u32, u32, Vec<RowRef>)>) -> Vec<Members> {
     let numbered = (0..).zip(members).map(|(slot, (data, bucket, row_refs))| {
         let first = first_sample;
         first_sample += row_refs.len() as u64;
-        Members { slot, first_sample: first, data, bucket, row_refs }
+        Members {
+            slot,
+            first_sample: first,
+            data,
+            bucket,
+            row_refs,
+        }
     });
     numbered.collect()
 }
@@ -158,7 +222,10 @@ pub struct TestBatches {
 impl TestBatches {
     /// Number of samples over all ranks.
     pub fn num_samples(&self) -> u64 {
-        self.members.iter().map(|members| members.row_refs.len() as u64).sum()
+        self.members
+            .iter()
+            .map(|members| members.row_refs.len() as u64)
+            .sum()
     }
 
     /// Ids of these samples, in the order of the pass.
@@ -185,8 +252,14 @@ impl TestBatches {
         if let Some(members) = self.members.get(call * self.rank.ranks + self.rank.rank) {
             return self.batcher.assemble(members);
         }
-        let last = self.members.last().expect("a pass with a call has a micro-batch");
-        self.batcher.assemble(last).map(|batch| MicroBatch { weights: vec![0.0; batch.weights.len()], ..batch })
+        let last = self
+            .members
+            .last()
+            .expect("a pass with a call has a micro-batch");
+        self.batcher.assemble(last).map(|batch| MicroBatch {
+            weights: vec![0.0; batch.weights.len()],
+            ..batch
+        })
     }
 }
 

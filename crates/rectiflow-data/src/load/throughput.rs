@@ -58,11 +58,20 @@ pub fn loader(
     while began.elapsed() < at_least {
         let step = loader.next_step()?;
         steps += 1;
-        samples += step.micro_batches.iter().map(|batch| batch.ids.len() as u64).sum::<u64>();
-        latent_bytes += step.micro_batches.iter().map(|batch| 2 * batch.latents.len() as u64).sum::<u64>();
+        samples += step
+            .micro_batches
+            .iter()
+            .map(|batch| batch.ids.len() as u64)
+            .sum::<u64>();
+        latent_bytes += step
+            .micro_batches
+            .iter()
+            .map(|batch| 2 * batch.latents.len() as u64)
+            .sum::<u64>();
     }
     let secs = began.elapsed().as_secs_f64();
-    let (samples_per_sec, megabytes_per_sec) = (samples as f64 / secs, latent_bytes as f64 / secs / 1e6);
+    let (samples_per_sec, megabytes_per_sec) =
+        (samples as f64 / secs, latent_bytes as f64 / secs / 1e6);
     Ok(LoaderNumbers {
         mode,
         read_ahead_bytes,
@@ -92,8 +101,12 @@ pub fn sequential(dataset: &Dataset, at_least: Duration) -> Result<f64> {
             }
             for first in (0..object.num_blocks()).step_by(RUN_BLOCKS as usize) {
                 let run = first..object.num_blocks().min(first + RUN_BLOCKS);
-                num_bytes +=
-                    dataset.start(ObjectFile::Latents, index, run)?.wait()?.iter().map(Bytes::len).sum::<usize>();
+                num_bytes += dataset
+                    .start(ObjectFile::Latents, index, run)?
+                    .wait()?
+                    .iter()
+                    .map(Bytes::len)
+                    .sum::<usize>();
                 if began.elapsed() >= at_least {
                     return Ok(num_bytes as f64 / began.elapsed().as_secs_f64());
                 }

@@ -28,7 +28,10 @@ pub fn amplification(order: &Order, epoch: u64) -> f64 {
                 blocks.insert((span.run.start, block, rows.min(BLOCK_ROWS)));
             }
         }
-        read += blocks.iter().map(|&(_, _, rows)| u64::from(rows)).sum::<u64>();
+        read += blocks
+            .iter()
+            .map(|&(_, _, rows)| u64::from(rows))
+            .sum::<u64>();
     }
     read as f64 / (needed as f64).max(1.0)
 }

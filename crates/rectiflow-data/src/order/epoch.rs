@@ -42,7 +42,11 @@ pub struct Steps {
 impl Steps {
     /// The steps of `order`.
     pub fn new(order: Arc<Order>) -> Self {
-        Self { order, epochs: Vec::new(), lanes: None }
+        Self {
+            order,
+            epochs: Vec::new(),
+            lanes: None,
+        }
     }
 
     /// The slots of a step.
@@ -55,7 +59,12 @@ impl Steps {
             num_samples += u64::from(slot.size);
             slots.push(slot);
         }
-        StepPlan { step, epoch: slots[0].epoch, num_samples, slots }
+        StepPlan {
+            step,
+            epoch: slots[0].epoch,
+            num_samples,
+            slots,
+        }
     }
 
     /// Micro-batch `micro_batch` of the run: slot `slot` of its step, after `first_sample` samples.
@@ -63,17 +72,36 @@ impl Steps {
         let (epoch, stream, index, window) = match self.order.settings().mode {
             Mode::Window | Mode::Owned => {
                 let (epoch, piece, number) = self.take(micro_batch);
-                (epoch, piece.stream, piece.first + u64::from(number), piece.first..piece.first + u64::from(piece.len))
+                (
+                    epoch,
+                    piece.stream,
+                    piece.first + u64::from(number),
+                    piece.first..piece.first + u64::from(piece.len),
+                )
             }
             _ => {
                 let epoch = self.epoch_with(micro_batch);
                 let (epoch, (stream, index)) = (epoch.epoch, epoch.locate(micro_batch));
-                (epoch, stream, index, self.order.streams()[stream as usize].window_of(index))
+                (
+                    epoch,
+                    stream,
+                    index,
+                    self.order.streams()[stream as usize].window_of(index),
+                )
             }
         };
         let size = self.order.streams()[stream as usize].size;
         let (window_first, window_len) = (window.start, (window.end - window.start) as u32);
-        Slot { slot, epoch, stream, index, window_first, window_len, size, first_sample }
+        Slot {
+            slot,
+            epoch,
+            stream,
+            index,
+            window_first,
+            window_len,
+            size,
+            first_sample,
+        }
     }
 
     fn take(&mut self, micro_batch: u64) -> (u64, Piece, u32) {
@@ -87,12 +115,16 @@ impl Steps {
     }
 
     fn epoch_with(&mut self, micro_batch: u64) -> &Epoch {
-        let position = self.epochs.iter().position(|epoch| epoch.holds(micro_batch));
+        let position = self
+            .epochs
+            .iter()
+            .position(|epoch| epoch.holds(micro_batch));
         let position = position.unwrap_or_else(|| {
             if self.epochs.len() == 2 {
                 self.epochs.remove(0);
             }
-            self.epochs.push(Epoch::new(&self.order, self.order.epoch_of(micro_batch)));
+            self.epochs
+                .push(Epoch::new(&self.order, self.order.epoch_of(micro_batch)));
             self.epochs.len() - 1
         });
         &self.epochs[position]
@@ -118,10 +150,22 @@ impl Epoch {
         for count in order.epoch_counts(epoch) {
             ends.push(ends[ends.len() - 1] + count);
         }
-        let total = u32::try_from(ends[ends.len() - 1]).expect("Order::new bounds the micro-batches of an epoch");
-        let shuffled = Rng::keyed(order.settings().seed, Purpose::Epoch, &[epoch]).permutation(total);
-        let before = order.streams().iter().map(|stream| stream.before_epoch(epoch)).collect();
-        Self { epoch, start: order.epoch_start(epoch), shuffled, ends, before }
+        let total = u32::try_from(ends[ends.len() - 1])
+            .expect("Order::new bounds the micro-batches of an epoch");
+        let shuffled =
+            Rng::keyed(order.settings().seed, Purpose::Epoch, &[epoch]).permutation(total);
+        let before = order
+            .streams()
+            .iter()
+            .map(|stream| stream.before_epoch(epoch))
+            .collect();
+        Self {
+            epoch,
+            start: order.epoch_start(epoch),
+            shuffled,
+            ends,
+            before,
+        }
     }
 
     fn holds(&self, micro_batch: u64) -> bool {
@@ -132,6 +176,9 @@ impl Epoch {
     fn locate(&self, micro_batch: u64) -> (u32, u64) {
         let index = u64::from(self.shuffled[(micro_batch - self.start) as usize]);
         let stream = self.ends.partition_point(|end| *end <= index) - 1;
-        (stream as u32, self.before[stream] + index - self.ends[stream])
+        (
+            stream as u32,
+            self.before[stream] + index - self.ends[stream],
+        )
     }
 }

@@ -51,17 +51,26 @@ impl LaneWalk {
     pub(crate) fn new(order: &Order, epoch: u64) -> Self {
         let (start, end) = (order.epoch_start(epoch), order.epoch_start(epoch + 1));
         let open = open_windows(order.lanes());
-        let lanes = deal(order, epoch, start..end).into_iter().zip(0..).map(|(mut pieces, lane)| {
-            if epoch == 0 {
-                pieces = grow(order, pieces, open);
-            }
-            let mut waiting = VecDeque::from(pieces);
-            let first = waiting.len().min(open);
-            let open = waiting.drain(..first).map(|piece| (piece, 0)).collect();
-            let rng = Rng::keyed(order.settings().seed, Purpose::Lane, &[epoch, lane]);
-            Lane { waiting, open, rng }
-        });
-        Self { epoch, end, next: start, lanes: lanes.collect() }
+        let lanes =
+            deal(order, epoch, start..end)
+                .into_iter()
+                .zip(0..)
+                .map(|(mut pieces, lane)| {
+                    if epoch == 0 {
+                        pieces = grow(order, pieces, open);
+                    }
+                    let mut waiting = VecDeque::from(pieces);
+                    let first = waiting.len().min(open);
+                    let open = waiting.drain(..first).map(|piece| (piece, 0)).collect();
+                    let rng = Rng::keyed(order.settings().seed, Purpose::Lane, &[epoch, lane]);
+                    Lane { waiting, open, rng }
+                });
+        Self {
+            epoch,
+            end,
+            next: start,
+            lanes: lanes.collect(),
+        }
     }
 
     /// Whether the walk can reach a micro-batch without a restart.
@@ -71,7 +80,10 @@ impl LaneWalk {
 
     /// The window of a micro-batch, and its number in the window. Skips everything before it.
     pub(crate) fn take(&mut self, micro_batch: u64) -> (Piece, u32) {
-        assert!(self.is_ahead(micro_batch), "micro-batch {micro_batch} is behind the walk or in another epoch");
+        assert!(
+            self.is_ahead(micro_batch),
+            "micro-batch {micro_batch} is behind the walk or in another epoch"
+        );
         loop {
             let lane = (self.next % self.lanes.len() as u64) as usize;
             let taken = self.lanes[lane].take();
@@ -85,7 +97,11 @@ impl LaneWalk {
     /// All windows of the epoch. Correct only before the first micro-batch is taken.
     pub(crate) fn pieces(&self) -> impl Iterator<Item = Piece> + '_ {
         let of_lane = |lane: &'_ Lane| -> Vec<Piece> {
-            lane.open.iter().map(|(piece, _)| *piece).chain(lane.waiting.iter().copied()).collect()
+            lane.open
+                .iter()
+                .map(|(piece, _)| *piece)
+                .chain(lane.waiting.iter().copied())
+                .collect()
         };
         self.lanes.iter().flat_map(of_lane)
     }
@@ -127,8 +143,14 @@ fn deal(order: &Order, epoch: u64, span: std::ops::Range<u64>) -> Vec<Vec<Piece>
         let (mut at, end) = (facts.before_epoch(epoch), facts.before_epoch(epoch + 1));
         while at < end {
             let until = facts.window_of(at).end.min(end);
-            let to = facts.lane.map_or(&mut windows, |lane| &mut owned[lane as usize]);
-            to.push(Piece { stream, first: at, len: (until - at) as u32 });
+            let to = facts
+                .lane
+                .map_or(&mut windows, |lane| &mut owned[lane as usize]);
+            to.push(Piece {
+                stream,
+                first: at,
+                len: (until - at) as u32,
+            });
             at = until;
         }
     }
@@ -143,10 +165,16 @@ fn deal(order: &Order, epoch: u64, span: std::ops::Range<u64>) -> Vec<Vec<Piece>
         let taken: u64 = pieces.iter().map(|piece| u64::from(piece.len)).sum();
         let mut room = below(span.end, lane) - below(span.start, lane) - taken;
         while room > 0 {
-            let mut piece =
-                left.take().or_else(|| windows.next()).expect("lanes have no more slots than micro-batches");
+            let mut piece = left
+                .take()
+                .or_else(|| windows.next())
+                .expect("lanes have no more slots than micro-batches");
             if u64::from(piece.len) > room {
-                let rest = Piece { first: piece.first + room, len: piece.len - room as u32, ..piece };
+                let rest = Piece {
+                    first: piece.first + room,
+                    len: piece.len - room as u32,
+                    ..piece
+                };
                 piece.len = room as u32;
                 left = Some(rest);
             }
@@ -154,7 +182,8 @@ fn deal(order: &Order, epoch: u64, span: std::ops::Range<u64>) -> Vec<Vec<Piece>
             pieces.push(piece);
         }
         if is_owner {
-            Rng::keyed(order.settings().seed, Purpose::LaneOrder, &[epoch, lane]).shuffle(&mut pieces);
+            Rng::keyed(order.settings().seed, Purpose::LaneOrder, &[epoch, lane])
+                .shuffle(&mut pieces);
         }
         pieces
     };
@@ -173,7 +202,11 @@ fn grow(order: &Order, pieces: Vec<Piece>, num_windows: usize) -> Vec<Piece> {
         let mut cut = VecDeque::new();
         while at < end {
             let part = len.min((end - at) as u32);
-            cut.push_back(Piece { stream: piece.stream, first: at, len: part });
+            cut.push_back(Piece {
+                stream: piece.stream,
+                first: at,
+                len: part,
+            });
             at += u64::from(part);
             len = len.saturating_mul(2);
         }
@@ -198,7 +231,10 @@ mod tests {
 
     #[test]
     fn least_common_multiples() {
-        assert_eq!([lcm(32, 16), lcm(32, 12), lcm(32, 7), lcm(1, 1)], [32, 96, 224, 1]);
+        assert_eq!(
+            [lcm(32, 16), lcm(32, 12), lcm(32, 7), lcm(1, 1)],
+            [32, 96, 224, 1]
+        );
     }
 
     #[test]

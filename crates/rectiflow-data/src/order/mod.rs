@@ -151,11 +151,16 @@ impl Order {
             }
         }
         let hash = hash(data, &settings, lanes, &streams);
-        let order = Self { settings, lanes, streams, layouts, hash };
+        let order = Self {
+            settings,
+            lanes,
+            streams,
+            layouts,
+            hash,
+        };
         // Epochs differ by at most one micro-batch per stream.
         if order.epoch_start(1) + order.streams.len() as u64 > u64::from(u32::MAX) {
-            let reason =
-                "an epoch has more than 4,294,967,295 micro-batches; lower the repeats or raise the micro-batch";
+            let reason = "an epoch has more than 4,294,967,295 micro-batches; lower the repeats or raise the micro-batch";
             return Err(invalid("data", reason));
         }
         Ok(order)
@@ -192,12 +197,17 @@ impl Order {
 
     /// Micro-batches of all epochs before `epoch`.
     pub fn epoch_start(&self, epoch: u64) -> u64 {
-        self.streams.iter().map(|stream| stream.before_epoch(epoch)).sum()
+        self.streams
+            .iter()
+            .map(|stream| stream.before_epoch(epoch))
+            .sum()
     }
 
     /// Micro-batches of each stream in `epoch`, in the order of [`Order::streams`].
     pub(crate) fn epoch_counts(&self, epoch: u64) -> impl Iterator<Item = u64> + '_ {
-        self.streams.iter().map(move |stream| stream.in_epoch(epoch))
+        self.streams
+            .iter()
+            .map(move |stream| stream.in_epoch(epoch))
     }
 
     /// The epoch that holds a micro-batch, counted from the start of the run.
@@ -227,7 +237,9 @@ impl Order {
     pub fn slots_of(&self, rank: RankOf) -> Result<Vec<u32>> {
         self.check_ranks(rank)?;
         let is_mine = |slot: &u32| (*slot as usize % self.lanes) % rank.ranks == rank.rank;
-        Ok((0..self.settings.micro_batches as u32).filter(is_mine).collect())
+        Ok((0..self.settings.micro_batches as u32)
+            .filter(is_mine)
+            .collect())
     }
 
     /// The fraction of the ranks' time spent waiting for those that run one more lane; 0 if R
@@ -240,7 +252,10 @@ impl Order {
     fn check_ranks(&self, rank: RankOf) -> Result<()> {
         let RankOf { rank, ranks } = rank;
         if rank >= ranks {
-            return Err(invalid("rank", &format!("expected a rank below {ranks}, the number of ranks, found {rank}")));
+            return Err(invalid(
+                "rank",
+                &format!("expected a rank below {ranks}, the number of ranks, found {rank}"),
+            ));
         }
         if ranks <= self.lanes {
             return Ok(());
@@ -254,19 +269,30 @@ impl Order {
                      them to {ranks} or more"
                 )
             },
-            |lanes| format!("set lanes = {lanes} (a new order: a run that has begun cannot change it)"),
+            |lanes| {
+                format!("set lanes = {lanes} (a new order: a run that has begun cannot change it)")
+            },
         );
-        Err(invalid("lanes", &format!("{ranks} ranks cannot share {} lanes; {advice}", self.lanes)))
+        Err(invalid(
+            "lanes",
+            &format!("{ranks} ranks cannot share {} lanes; {advice}", self.lanes),
+        ))
     }
 }
 
 fn invalid(what: &str, reason: &str) -> Error {
-    Error::Invalid { what: what.to_owned(), reason: reason.to_owned() }
+    Error::Invalid {
+        what: what.to_owned(),
+        reason: reason.to_owned(),
+    }
 }
 
 fn check_sizes(settings: &OrderSettings) -> Result<()> {
     if settings.mode == Mode::Auto {
-        return Err(invalid("mode", "expected \"local\", \"window\" or \"owned\": only the loader can choose"));
+        return Err(invalid(
+            "mode",
+            "expected \"local\", \"window\" or \"owned\": only the loader can choose",
+        ));
     }
     let sizes = [
         ("micro_batch", settings.micro_batch as u64),
@@ -275,7 +301,10 @@ fn check_sizes(settings: &OrderSettings) -> Result<()> {
     ];
     for (what, size) in sizes {
         if size == 0 || size > u64::from(u32::MAX) {
-            return Err(invalid(what, &format!("expected 1 to 4,294,967,295, found {size}")));
+            return Err(invalid(
+                what,
+                &format!("expected 1 to 4,294,967,295, found {size}"),
+            ));
         }
     }
     Ok(())
@@ -287,7 +316,8 @@ fn resolve_lanes(micro_batches: usize, lanes: Option<usize>) -> Result<usize> {
         None => Ok((1..=64).rev().find(divides).expect("1 divides everything")),
         Some(lanes) if divides(&lanes) => Ok(lanes),
         Some(lanes) => {
-            let reason = format!("expected a divisor of micro_batches = {micro_batches}, found {lanes}");
+            let reason =
+                format!("expected a divisor of micro_batches = {micro_batches}, found {lanes}");
             Err(invalid("lanes", &reason))
         }
     }
@@ -297,11 +327,18 @@ fn resolve_lanes(micro_batches: usize, lanes: Option<usize>) -> Result<usize> {
 /// every epoch.
 fn resolve_repeats(data: &[DataShape]) -> Result<Vec<u64>> {
     if data.is_empty() {
-        return Err(invalid("data", "expected at least one data set, found none"));
+        return Err(invalid(
+            "data",
+            "expected at least one data set, found none",
+        ));
     }
-    let samples = |shape: &DataShape| shape.buckets.iter().map(|bucket| bucket.rows).sum::<u64>() as f64;
+    let samples =
+        |shape: &DataShape| shape.buckets.iter().map(|bucket| bucket.rows).sum::<u64>() as f64;
     if let Some(empty) = data.iter().position(|shape| samples(shape) == 0.0) {
-        return Err(invalid(&format!("data[{empty}]"), "the data set has no training samples; prepare it again"));
+        return Err(invalid(
+            &format!("data[{empty}]"),
+            "the data set has no training samples; prepare it again",
+        ));
     }
     let shares = data.iter().filter_map(|shape| match shape.amount {
         Amount::Share(share) => Some(share),
@@ -317,10 +354,19 @@ fn resolve_repeats(data: &[DataShape]) -> Result<Vec<u64>> {
         return Err(invalid("data.share", &reason));
     }
     let all: f64 = data.iter().map(samples).sum();
-    let repeats = data.iter().enumerate().map(|(index, shape)| match shape.amount {
-        Amount::Repeats(repeats) => millionths(&format!("data[{index}].repeats"), repeats, repeats),
-        Amount::Share(share) => millionths(&format!("data[{index}].share"), share, share * all / samples(shape)),
-    });
+    let repeats = data
+        .iter()
+        .enumerate()
+        .map(|(index, shape)| match shape.amount {
+            Amount::Repeats(repeats) => {
+                millionths(&format!("data[{index}].repeats"), repeats, repeats)
+            }
+            Amount::Share(share) => millionths(
+                &format!("data[{index}].share"),
+                share,
+                share * all / samples(shape),
+            ),
+        });
     repeats.collect()
 }
 
@@ -329,11 +375,17 @@ fn millionths(what: &str, value: f64, repeats: f64) -> Result<u64> {
     if value > 0.0 && (1.0..1e15).contains(&rounded) {
         return Ok(rounded as u64);
     }
-    let reason = format!("{value} means {repeats} passes per epoch; expected a millionth to a billion");
+    let reason =
+        format!("{value} means {repeats} passes per epoch; expected a millionth to a billion");
     Err(invalid(what, &reason))
 }
 
-fn stream(data: u32, bucket: &BucketRows, repeats_millionths: u64, settings: &OrderSettings) -> Result<Stream> {
+fn stream(
+    data: u32,
+    bucket: &BucketRows,
+    repeats_millionths: u64,
+    settings: &OrderSettings,
+) -> Result<Stream> {
     let &BucketRows { bucket, rows, .. } = bucket;
     if rows > u64::from(u32::MAX) {
         let reason = format!("expected at most 4,294,967,295 samples in a bucket, found {rows}");
@@ -341,7 +393,11 @@ fn stream(data: u32, bucket: &BucketRows, repeats_millionths: u64, settings: &Or
     }
     let size = rows.min(settings.micro_batch as u64);
     // A share becomes a stream of its own, derived from this one.
-    let mode = if settings.mode == Mode::Owned { Mode::Window } else { settings.mode };
+    let mode = if settings.mode == Mode::Owned {
+        Mode::Window
+    } else {
+        settings.mode
+    };
     let window = match mode {
         Mode::Window if size == settings.micro_batch as u64 => {
             let step = lcm(u64::from(BLOCK_ROWS), size);
@@ -350,7 +406,16 @@ fn stream(data: u32, bucket: &BucketRows, repeats_millionths: u64, settings: &Or
         Mode::Window => 1,
         _ => (settings.window_samples.min(rows) / size).max(1),
     };
-    Ok(Stream { data, bucket, rows, size: size as u32, window, repeats_millionths, mode, lane: None })
+    Ok(Stream {
+        data,
+        bucket,
+        rows,
+        size: size as u32,
+        window,
+        repeats_millionths,
+        mode,
+        lane: None,
+    })
 }
 
 /// Hash of everything that decides a sample's place, as JSON with its fields in a fixed order.
@@ -364,9 +429,21 @@ fn hash(data: &[DataShape], settings: &OrderSettings, lanes: usize, streams: &[S
         streams: &'a [Stream],
     }
     // An explicit number of lanes and the same default number result in the same order.
-    let settings = &OrderSettings { lanes: Some(lanes), ..settings.clone() };
-    let data = data.iter().map(|shape| (shape.identity.as_str(), shape.text.as_str())).collect();
-    let ingredients = Ingredients { version: 1, settings, lanes, data, streams };
+    let settings = &OrderSettings {
+        lanes: Some(lanes),
+        ..settings.clone()
+    };
+    let data = data
+        .iter()
+        .map(|shape| (shape.identity.as_str(), shape.text.as_str()))
+        .collect();
+    let ingredients = Ingredients {
+        version: 1,
+        settings,
+        lanes,
+        data,
+        streams,
+    };
     let json = serde_json::to_vec(&ingredients).expect("numbers and strings have a JSON form");
     blake3::hash(&json).to_hex().to_string()
 }

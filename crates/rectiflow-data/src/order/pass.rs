@@ -41,17 +41,30 @@ impl Layout {
     /// The layout of a bucket whose runs end before the rows `ends`.
     pub(crate) fn new(ends: &[u32]) -> Self {
         let starts = std::iter::once(0).chain(ends.iter().copied());
-        Self::of(starts.zip(ends).map(|(start, &end)| RowSpan { run: start..end, rows: start..end }).collect())
+        Self::of(
+            starts
+                .zip(ends)
+                .map(|(start, &end)| RowSpan {
+                    run: start..end,
+                    rows: start..end,
+                })
+                .collect(),
+        )
     }
 
     /// The layout of `spans`.
     pub(crate) fn of(spans: Vec<RowSpan>) -> Self {
         let is_whole = |span: &RowSpan| span.rows.len().is_multiple_of(BLOCK_ROWS as usize);
-        let (mut spans, short): (Vec<RowSpan>, Vec<RowSpan>) = spans.into_iter().partition(is_whole);
+        let (mut spans, short): (Vec<RowSpan>, Vec<RowSpan>) =
+            spans.into_iter().partition(is_whole);
         let num_whole = spans.len();
         spans.extend(short);
         let ends = ends(spans.iter());
-        Self { spans, num_whole, ends }
+        Self {
+            spans,
+            num_whole,
+            ends,
+        }
     }
 
     /// The row of the bucket at a position of the layout.
@@ -98,14 +111,24 @@ pub(crate) struct Pass {
 
 impl Pass {
     /// The rows at `positions` of the pass, in order.
-    pub(crate) fn spans<'a>(&'a self, layout: &'a Layout, positions: Range<u64>) -> impl Iterator<Item = RowSpan> + 'a {
+    pub(crate) fn spans<'a>(
+        &'a self,
+        layout: &'a Layout,
+        positions: Range<u64>,
+    ) -> impl Iterator<Item = RowSpan> + 'a {
         let (from, to) = (positions.start as u32, positions.end as u32);
         let first = self.ends.partition_point(|&end| end <= from);
         let spans = (first..self.spans.len()).map(move |at| {
             let RowSpan { run, rows } = layout.spans[self.spans[at] as usize].clone();
             let start = self.ends[at] - rows.len() as u32;
-            let (skip, stop) = (from.saturating_sub(start), to.saturating_sub(start).min(rows.len() as u32));
-            RowSpan { run, rows: rows.start + skip.min(stop)..rows.start + stop }
+            let (skip, stop) = (
+                from.saturating_sub(start),
+                to.saturating_sub(start).min(rows.len() as u32),
+            );
+            RowSpan {
+                run,
+                rows: rows.start + skip.min(stop)..rows.start + stop,
+            }
         });
         spans.take_while(|span| !span.rows.is_empty())
     }
@@ -118,15 +141,29 @@ mod tests {
 
     fn stream(rows: u64) -> Stream {
         let (data, bucket, size, window, repeats_millionths) = (0, 3, 4, 16, 1_000_000);
-        Stream { data, bucket, rows, size, window, repeats_millionths, mode: Mode::Window, lane: None }
+        Stream {
+            data,
+            bucket,
+            rows,
+            size,
+            window,
+            repeats_millionths,
+            mode: Mode::Window,
+            lane: None,
+        }
     }
 
     #[test]
     fn a_pass_is_a_permutation_with_short_runs_last() {
         let layout = Layout::new(&[128, 256, 300, 396, 401]);
-        let passes: Vec<Pass> = (0..4).map(|pass| layout.pass(1, &stream(401), pass)).collect();
+        let passes: Vec<Pass> = (0..4)
+            .map(|pass| layout.pass(1, &stream(401), pass))
+            .collect();
         for pass in &passes {
-            let rows: Vec<u32> = pass.spans(&layout, 0..401).flat_map(|span| span.rows).collect();
+            let rows: Vec<u32> = pass
+                .spans(&layout, 0..401)
+                .flat_map(|span| span.rows)
+                .collect();
             let mut sorted = rows.clone();
             sorted.sort_unstable();
             assert_eq!(sorted, (0..401).collect::<Vec<_>>());

@@ -21,19 +21,32 @@ use crate::{
 
 /// The streams of the bucket `whole` and the layout of each: a share for each lane, then the
 /// remainder.
-pub(crate) fn deal(seed: u64, whole: &Stream, layout: &Layout, lanes: usize) -> (Vec<Stream>, Vec<Layout>) {
+pub(crate) fn deal(
+    seed: u64,
+    whole: &Stream,
+    layout: &Layout,
+    lanes: usize,
+) -> (Vec<Stream>, Vec<Layout>) {
     let rows = share_rows(whole, lanes as u64);
     let words = [u64::from(whole.data), u64::from(whole.bucket)];
     let dealt = layout.shuffled(&mut Rng::keyed(seed, Purpose::Deal, &words));
     let piece = |positions| Layout::of(dealt.spans(layout, positions).collect());
     let (mut streams, mut layouts) = (Vec::new(), Vec::new());
     for lane in (0..lanes as u64).filter(|_| rows > 0) {
-        streams.push(Stream { rows, mode: Mode::Owned, lane: Some(lane as u32), ..*whole });
+        streams.push(Stream {
+            rows,
+            mode: Mode::Owned,
+            lane: Some(lane as u32),
+            ..*whole
+        });
         layouts.push(piece(lane * rows..(lane + 1) * rows));
     }
     let shared = rows * lanes as u64;
     if shared < whole.rows {
-        streams.push(Stream { rows: whole.rows - shared, ..*whole });
+        streams.push(Stream {
+            rows: whole.rows - shared,
+            ..*whole
+        });
         layouts.push(piece(shared..whole.rows));
     }
     (streams, layouts)
@@ -45,7 +58,11 @@ fn share_rows(whole: &Stream, lanes: u64) -> u64 {
     let step = lcm(u64::from(BLOCK_ROWS), size);
     let rows = whole.rows / lanes / step * step;
     let left = whole.rows - rows * lanes;
-    if left > 0 && left < size { rows.saturating_sub(step) } else { rows }
+    if left > 0 && left < size {
+        rows.saturating_sub(step)
+    } else {
+        rows
+    }
 }
 
 #[cfg(test)]
@@ -54,13 +71,31 @@ mod tests {
 
     fn whole(rows: u64, size: u32) -> Stream {
         let (data, bucket, window, repeats_millionths) = (0, 0, 16, 1_000_000);
-        Stream { data, bucket, rows, size, window, repeats_millionths, mode: Mode::Window, lane: None }
+        Stream {
+            data,
+            bucket,
+            rows,
+            size,
+            window,
+            repeats_millionths,
+            mode: Mode::Window,
+            lane: None,
+        }
     }
 
     #[test]
     fn shares_are_whole_blocks_and_micro_batches_and_leave_no_ragged_rest() {
         // With 3 lanes and micro-batches of 16 the smallest share is 32 rows.
-        for (rows, share) in [(95, 0), (96, 32), (97, 0), (111, 0), (112, 32), (192, 64), (193, 32), (1000, 320)] {
+        for (rows, share) in [
+            (95, 0),
+            (96, 32),
+            (97, 0),
+            (111, 0),
+            (112, 32),
+            (192, 64),
+            (193, 32),
+            (1000, 320),
+        ] {
             assert_eq!(share_rows(&whole(rows, 16), 3), share, "{rows} rows");
         }
         assert_eq!(share_rows(&whole(1000, 12), 3), 288, "a multiple of 96");
@@ -71,12 +106,20 @@ mod tests {
         let ends: Vec<u32> = (1..=9).map(|run| (run * 128).min(1100)).collect();
         let layout = Layout::new(&ends);
         let (streams, layouts) = deal(5, &whole(1100, 16), &layout, 4);
-        assert_eq!(streams.iter().map(|stream| stream.rows).collect::<Vec<_>>(), [256, 256, 256, 256, 76]);
+        assert_eq!(
+            streams.iter().map(|stream| stream.rows).collect::<Vec<_>>(),
+            [256, 256, 256, 256, 76]
+        );
         let rows = streams.iter().zip(&layouts).flat_map(|(stream, layout)| {
-            (0..stream.rows as u32).map(|position| layout.row(position)).collect::<Vec<_>>()
+            (0..stream.rows as u32)
+                .map(|position| layout.row(position))
+                .collect::<Vec<_>>()
         });
         let mut rows: Vec<u32> = rows.collect();
-        assert!(rows[..256].iter().any(|&row| row > 256), "they are shuffled");
+        assert!(
+            rows[..256].iter().any(|&row| row > 256),
+            "they are shuffled"
+        );
         rows.sort_unstable();
         assert_eq!(rows, (0..1100).collect::<Vec<_>>());
     }

@@ -67,7 +67,9 @@ impl TryFrom<String> for Mode {
             "window" => Ok(Self::Window),
             "owned" => Ok(Self::Owned),
             "auto" => Ok(Self::Auto),
-            _ => Err(format!("expected mode \"auto\", \"local\", \"window\" or \"owned\", found \"{name}\"")),
+            _ => Err(format!(
+                "expected mode \"auto\", \"local\", \"window\" or \"owned\", found \"{name}\""
+            )),
         }
     }
 }
@@ -102,7 +104,8 @@ pub struct Stream {
 impl Stream {
     /// Micro-batches in all epochs before `epoch`.
     pub fn before_epoch(&self, epoch: u64) -> u64 {
-        let samples_millionths = u128::from(epoch) * u128::from(self.repeats_millionths) * u128::from(self.rows);
+        let samples_millionths =
+            u128::from(epoch) * u128::from(self.repeats_millionths) * u128::from(self.rows);
         (samples_millionths / (u128::from(self.size) * MILLION)) as u64
     }
 
@@ -133,23 +136,37 @@ impl Stream {
     pub(crate) fn positions(&self, micro_batches: Range<u64>) -> Vec<(u64, Range<u64>)> {
         let size = u64::from(self.size);
         if self.mode.is_local() {
-            return split_passes(micro_batches.start * size..micro_batches.end * size, self.rows, 0);
+            return split_passes(
+                micro_batches.start * size..micro_batches.end * size,
+                self.rows,
+                0,
+            );
         }
         if self.mode == Mode::Owned {
             let pass = self.owned_pass(micro_batches.start);
             let start = pass * self.in_pass();
-            return vec![(pass, (micro_batches.start - start) * size..(micro_batches.end - start) * size)];
+            return vec![(
+                pass,
+                (micro_batches.start - start) * size..(micro_batches.end - start) * size,
+            )];
         }
         let (pass, first) = self.pass_of(micro_batches.start);
         let last = first + self.whole_windows() * self.window;
         if micro_batches.start < last {
-            return vec![(pass, (micro_batches.start - first) * size..(micro_batches.end - first) * size)];
+            return vec![(
+                pass,
+                (micro_batches.start - first) * size..(micro_batches.end - first) * size,
+            )];
         }
         // The last windows of all passes, one after the other, form an endless stream of their own.
         let skipped = self.whole_windows() * self.window * size;
         let tail = self.rows - skipped;
         let start = (pass * tail / size + micro_batches.start - last) * size;
-        split_passes(start..start + (micro_batches.end - micro_batches.start) * size, tail, skipped)
+        split_passes(
+            start..start + (micro_batches.end - micro_batches.start) * size,
+            tail,
+            skipped,
+        )
     }
 
     /// Micro-batches of a pass over a share; a share is a whole number of them.
@@ -173,7 +190,11 @@ impl Stream {
     /// Windows of a pass, without the last one.
     fn whole_windows(&self) -> u64 {
         let (size, samples) = (u64::from(self.size), self.window * u64::from(self.size));
-        if self.rows >= samples + size { (self.rows - size) / samples } else { 0 }
+        if self.rows >= samples + size {
+            (self.rows - size) / samples
+        } else {
+            0
+        }
     }
 
     /// Micro-batches in `epoch`.

@@ -61,7 +61,11 @@ const PASSES_KEPT: usize = 3;
 impl Windows {
     /// The windows of `order`.
     pub fn new(order: Arc<Order>) -> Self {
-        let streams = order.streams().iter().map(|_| StreamWindows::default()).collect();
+        let streams = order
+            .streams()
+            .iter()
+            .map(|_| StreamWindows::default())
+            .collect();
         Self { order, streams }
     }
 
@@ -88,7 +92,9 @@ impl Windows {
             Ok(counts)
         })?;
         if let Some(counts) = counted {
-            self.streams[slot.stream as usize].counts.insert(key, counts);
+            self.streams[slot.stream as usize]
+                .counts
+                .insert(key, counts);
         }
         let within = (slot.index - slot.window_first) as usize * slot.size as usize;
         Ok(arranged[within..within + slot.size as usize].to_vec())
@@ -101,17 +107,28 @@ impl Windows {
     {
         let facts = self.order.streams()[slot.stream as usize];
         let row_refs = self.row_refs(slot);
-        let counts = if slot.window_len == 1 { vec![1; row_refs.len()] } else { count(&facts, &row_refs)? };
+        let counts = if slot.window_len == 1 {
+            vec![1; row_refs.len()]
+        } else {
+            count(&facts, &row_refs)?
+        };
         assert_eq!(counts.len(), row_refs.len(), "one chunk count per sample");
         let arranged = arrange(self.order.settings().seed, &facts, slot, &counts);
-        Ok(arranged.into_iter().map(|at| row_refs[at as usize]).collect())
+        Ok(arranged
+            .into_iter()
+            .map(|at| row_refs[at as usize])
+            .collect())
     }
 
     /// The samples of a slot's window in the order of the stream. They do not depend on text.
     pub(crate) fn row_refs(&mut self, slot: &Slot) -> Vec<RowRef> {
         let facts = self.order.streams()[slot.stream as usize];
         if facts.mode.has_windows() {
-            return self.row_refs_of(&Piece { stream: slot.stream, first: slot.window_first, len: slot.window_len });
+            return self.row_refs_of(&Piece {
+                stream: slot.stream,
+                first: slot.window_first,
+                len: slot.window_len,
+            });
         }
         let window = slot.window_first / facts.window;
         let state = &mut self.streams[slot.stream as usize];
@@ -129,11 +146,19 @@ impl Windows {
                 let state = &mut self.streams[piece.stream as usize];
                 let permutation = state.permutation(self.order.settings().seed, &facts, pass);
                 let positions = &permutation[positions.start as usize..positions.end as usize];
-                row_refs.extend(positions.iter().map(|&position| RowRef { row: layout.row(position), pass }));
+                row_refs.extend(positions.iter().map(|&position| RowRef {
+                    row: layout.row(position),
+                    pass,
+                }));
                 continue;
             }
             let spans = self.pass_spans(piece.stream, pass, positions);
-            row_refs.extend(spans.into_iter().flat_map(|span| span.rows).map(|row| RowRef { row, pass }));
+            row_refs.extend(
+                spans
+                    .into_iter()
+                    .flat_map(|span| span.rows)
+                    .map(|row| RowRef { row, pass }),
+            );
         }
         row_refs
     }
@@ -142,20 +167,26 @@ impl Windows {
     pub(crate) fn spans(&mut self, piece: &Piece) -> Vec<RowSpan> {
         let facts = self.order.streams()[piece.stream as usize];
         let parts = facts.positions(piece.first..piece.first + u64::from(piece.len));
-        parts.into_iter().flat_map(|(pass, positions)| self.pass_spans(piece.stream, pass, positions)).collect()
+        parts
+            .into_iter()
+            .flat_map(|(pass, positions)| self.pass_spans(piece.stream, pass, positions))
+            .collect()
     }
 
     fn pass_spans(&mut self, stream: u32, pass: u64, positions: Range<u64>) -> Vec<RowSpan> {
         let layout = self.order.layout(stream);
         let passes = &mut self.streams[stream as usize].passes;
-        let known = passes.iter().position(|(number, _)| *number == pass).unwrap_or_else(|| {
-            if passes.len() == PASSES_KEPT {
-                passes.remove(0);
-            }
-            let facts = &self.order.streams()[stream as usize];
-            passes.push((pass, layout.pass(self.order.settings().seed, facts, pass)));
-            passes.len() - 1
-        });
+        let known = passes
+            .iter()
+            .position(|(number, _)| *number == pass)
+            .unwrap_or_else(|| {
+                if passes.len() == PASSES_KEPT {
+                    passes.remove(0);
+                }
+                let facts = &self.order.streams()[stream as usize];
+                passes.push((pass, layout.pass(self.order.settings().seed, facts, pass)));
+                passes.len() - 1
+            });
         passes[known].1.spans(layout, positions).collect()
     }
 }
@@ -163,16 +194,28 @@ impl Windows {
 impl StreamWindows {
     /// The order of a later pass over a share.
     fn permutation(&mut self, seed: u64, stream: &Stream, pass: u64) -> &[u32] {
-        let known = self.permutations.iter().position(|(number, _)| *number == pass).unwrap_or_else(|| {
-            // Keep those of one epoch and of the beginning of the next.
-            if self.permutations.len() as u64 > stream.repeats_millionths.div_ceil(1_000_000) {
-                self.permutations.remove(0);
-            }
-            let lane = stream.lane.expect("a share belongs to a lane");
-            let words = [u64::from(stream.data), u64::from(stream.bucket), pass, u64::from(lane)];
-            self.permutations.push((pass, Rng::keyed(seed, Purpose::Pass, &words).permutation(stream.rows as u32)));
-            self.permutations.len() - 1
-        });
+        let known = self
+            .permutations
+            .iter()
+            .position(|(number, _)| *number == pass)
+            .unwrap_or_else(|| {
+                // Keep those of one epoch and of the beginning of the next.
+                if self.permutations.len() as u64 > stream.repeats_millionths.div_ceil(1_000_000) {
+                    self.permutations.remove(0);
+                }
+                let lane = stream.lane.expect("a share belongs to a lane");
+                let words = [
+                    u64::from(stream.data),
+                    u64::from(stream.bucket),
+                    pass,
+                    u64::from(lane),
+                ];
+                self.permutations.push((
+                    pass,
+                    Rng::keyed(seed, Purpose::Pass, &words).permutation(stream.rows as u32),
+                ));
+                self.permutations.len() - 1
+            });
         &self.permutations[known].1
     }
 
@@ -185,7 +228,10 @@ impl StreamWindows {
         }
         let first = stream.before_epoch(epoch) / stream.window;
         let past = stream.before_epoch(epoch + 1).div_ceil(stream.window);
-        debug_assert!((first..past).contains(&window), "the micro-batch belongs to this epoch");
+        debug_assert!(
+            (first..past).contains(&window),
+            "the micro-batch belongs to this epoch"
+        );
         self.start = first * samples;
         self.rows.clear();
         self.rows.reserve_exact(((past - first) * samples) as usize);
@@ -194,8 +240,10 @@ impl StreamWindows {
             let (pass, from) = (position / stream.rows, position % stream.rows);
             let until = stream.rows.min(from + past * samples - position);
             let words = [u64::from(stream.data), u64::from(stream.bucket), pass];
-            let permutation = Rng::keyed(seed, Purpose::Pass, &words).permutation(stream.rows as u32);
-            self.rows.extend_from_slice(&permutation[from as usize..until as usize]);
+            let permutation =
+                Rng::keyed(seed, Purpose::Pass, &words).permutation(stream.rows as u32);
+            self.rows
+                .extend_from_slice(&permutation[from as usize..until as usize]);
             position += until - from;
         }
     }
@@ -204,7 +252,12 @@ impl StreamWindows {
         let samples = stream.window * u64::from(stream.size);
         let positions = window * samples..(window + 1) * samples;
         let row = |position: u64| self.rows[(position - self.start) as usize];
-        positions.map(|position| RowRef { row: row(position), pass: position / stream.rows }).collect()
+        positions
+            .map(|position| RowRef {
+                row: row(position),
+                pass: position / stream.rows,
+            })
+            .collect()
     }
 }
 
@@ -212,7 +265,11 @@ impl StreamWindows {
 fn arrange(seed: u64, stream: &Stream, slot: &Slot, counts: &[u8]) -> Vec<u32> {
     // Windows of `local` mode are numbered; those of other modes differ in length, so their first
     // micro-batch is the key.
-    let key = if stream.mode.has_windows() { slot.window_first } else { slot.window_first / stream.window };
+    let key = if stream.mode.has_windows() {
+        slot.window_first
+    } else {
+        slot.window_first / stream.window
+    };
     let mut words = vec![u64::from(stream.data), u64::from(stream.bucket), key];
     words.extend(stream.lane.map(u64::from));
     let mut rng = Rng::keyed(seed, Purpose::Window, &words);
@@ -220,5 +277,8 @@ fn arrange(seed: u64, stream: &Stream, slot: &Slot, counts: &[u8]) -> Vec<u32> {
     sorted.sort_by_key(|&at| counts[at as usize]);
     let size = stream.size as usize;
     let order = rng.permutation(slot.window_len);
-    order.into_iter().flat_map(|at| sorted[at as usize * size..][..size].iter().copied()).collect()
+    order
+        .into_iter()
+        .flat_map(|at| sorted[at as usize * size..][..size].iter().copied())
+        .collect()
 }

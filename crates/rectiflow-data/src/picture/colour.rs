@@ -47,7 +47,10 @@ impl Srgb {
             let alpha = u32::from(pixel[3]);
             for (&over, &under) in pixel.iter().zip(&background) {
                 // On encoded values, as in browsers and image editors.
-                opaque.push(((u32::from(over) * alpha + u32::from(under) * (255 - alpha) + 127) / 255) as u8);
+                opaque.push(
+                    ((u32::from(over) * alpha + u32::from(under) * (255 - alpha) + 127) / 255)
+                        as u8,
+                );
             }
         }
         opaque
@@ -56,7 +59,9 @@ impl Srgb {
 
 /// Converts samples to sRGB, by their profile if it is usable. The note says why it is not.
 pub(crate) fn to_srgb(samples: Samples, profile: Option<&[u8]>) -> (Srgb, Option<Fault>) {
-    let Some(profile) = profile else { return (plain(samples), None) };
+    let Some(profile) = profile else {
+        return (plain(samples), None);
+    };
     let note = match ColorProfile::new_from_slice(profile) {
         Err(error) => format!("its colour profile is broken ({error}): taken as sRGB"),
         Ok(profile) => match by_profile(&samples, &profile) {
@@ -64,37 +69,75 @@ pub(crate) fn to_srgb(samples: Samples, profile: Option<&[u8]>) -> (Srgb, Option
             Err(why) => format!("its colour profile cannot be used ({why}): taken as sRGB"),
         },
     };
-    (plain(samples), Some(Fault::new(Reason::IgnoredProfile, note)))
+    (
+        plain(samples),
+        Some(Fault::new(Reason::IgnoredProfile, note)),
+    )
 }
 
 fn plain(samples: Samples) -> Srgb {
     match samples {
-        Samples::Eight { channels: 1, values } => spread(values, |v| [v; 3]),
-        Samples::Eight { channels: 2, values } => {
-            let values = values.chunks_exact(2).flat_map(|p| [p[0], p[0], p[0], p[1]]).collect();
-            Srgb { alpha: true, values }
+        Samples::Eight {
+            channels: 1,
+            values,
+        } => spread(values, |v| [v; 3]),
+        Samples::Eight {
+            channels: 2,
+            values,
+        } => {
+            let values = values
+                .chunks_exact(2)
+                .flat_map(|p| [p[0], p[0], p[0], p[1]])
+                .collect();
+            Srgb {
+                alpha: true,
+                values,
+            }
         }
-        Samples::Eight { channels, values } => Srgb { alpha: channels == 4, values },
-        Samples::Sixteen { channels, values } => plain(Samples::Eight { channels, values: eight_bits(&values) }),
+        Samples::Eight { channels, values } => Srgb {
+            alpha: channels == 4,
+            values,
+        },
+        Samples::Sixteen { channels, values } => plain(Samples::Eight {
+            channels,
+            values: eight_bits(&values),
+        }),
         Samples::Cmyk(ink) => {
-            let light = |ink: u8, black: u8| ((255 - u32::from(ink)) * (255 - u32::from(black)) + 127) / 255;
-            let values = ink.chunks_exact(4).flat_map(|p| [p[0], p[1], p[2]].map(|ink| light(ink, p[3]) as u8));
-            Srgb { alpha: false, values: values.collect() }
+            let light = |ink: u8, black: u8| {
+                ((255 - u32::from(ink)) * (255 - u32::from(black)) + 127) / 255
+            };
+            let values = ink
+                .chunks_exact(4)
+                .flat_map(|p| [p[0], p[1], p[2]].map(|ink| light(ink, p[3]) as u8));
+            Srgb {
+                alpha: false,
+                values: values.collect(),
+            }
         }
     }
 }
 
 fn spread(values: Vec<u8>, to_rgb: impl Fn(u8) -> [u8; 3]) -> Srgb {
-    Srgb { alpha: false, values: values.into_iter().flat_map(to_rgb).collect() }
+    Srgb {
+        alpha: false,
+        values: values.into_iter().flat_map(to_rgb).collect(),
+    }
 }
 
 /// Rounds 16-bit values to 8 bits: 65535 / 255 = 257.
 fn eight_bits(values: &[u16]) -> Vec<u8> {
-    values.iter().map(|&v| ((u32::from(v) + 128) / 257) as u8).collect()
+    values
+        .iter()
+        .map(|&v| ((u32::from(v) + 128) / 257) as u8)
+        .collect()
 }
 
 fn by_profile(samples: &Samples, profile: &ColorProfile) -> Result<Srgb, String> {
-    let (space, srgb, options) = (profile.color_space, ColorProfile::new_srgb(), TransformOptions::default());
+    let (space, srgb, options) = (
+        profile.color_space,
+        ColorProfile::new_srgb(),
+        TransformOptions::default(),
+    );
     let mismatch = |what: &str| format!("it describes {space:?}, the image is {what}");
     let layouts = |channels: usize| match (channels, space) {
         (1, DataColorSpace::Gray) => Ok((Layout::Gray, Layout::Rgb)),
@@ -108,27 +151,47 @@ fn by_profile(samples: &Samples, profile: &ColorProfile) -> Result<Srgb, String>
     match samples {
         Samples::Eight { channels, values } => {
             let (from, to) = layouts(*channels)?;
-            let transform = profile.create_transform_8bit(from, &srgb, to, options).map_err(|e| e.to_string())?;
+            let transform = profile
+                .create_transform_8bit(from, &srgb, to, options)
+                .map_err(|e| e.to_string())?;
             let source = widened(values, *channels, from);
             let mut out = vec![0; source.len() / num_channels(from) * num_channels(to)];
-            transform.transform(&source, &mut out).map_err(|e| e.to_string())?;
-            Ok(Srgb { alpha: to == Layout::Rgba, values: out })
+            transform
+                .transform(&source, &mut out)
+                .map_err(|e| e.to_string())?;
+            Ok(Srgb {
+                alpha: to == Layout::Rgba,
+                values: out,
+            })
         }
         Samples::Sixteen { channels, values } => {
             let (from, to) = layouts(*channels)?;
-            let transform = profile.create_transform_16bit(from, &srgb, to, options).map_err(|e| e.to_string())?;
+            let transform = profile
+                .create_transform_16bit(from, &srgb, to, options)
+                .map_err(|e| e.to_string())?;
             let source = widened(values, *channels, from);
             let mut out = vec![0; source.len() / num_channels(from) * num_channels(to)];
-            transform.transform(&source, &mut out).map_err(|e| e.to_string())?;
-            Ok(Srgb { alpha: to == Layout::Rgba, values: eight_bits(&out) })
+            transform
+                .transform(&source, &mut out)
+                .map_err(|e| e.to_string())?;
+            Ok(Srgb {
+                alpha: to == Layout::Rgba,
+                values: eight_bits(&out),
+            })
         }
         Samples::Cmyk(_) if space != DataColorSpace::Cmyk => Err(mismatch("CMYK")),
         Samples::Cmyk(ink) => {
             // The four inks use the layout of four channels.
-            let transform = profile.create_transform_8bit(Layout::Rgba, &srgb, Layout::Rgb, options);
+            let transform =
+                profile.create_transform_8bit(Layout::Rgba, &srgb, Layout::Rgb, options);
             let mut out = vec![0; ink.len() / 4 * 3];
-            transform.and_then(|t| t.transform(ink, &mut out)).map_err(|e| e.to_string())?;
-            Ok(Srgb { alpha: false, values: out })
+            transform
+                .and_then(|t| t.transform(ink, &mut out))
+                .map_err(|e| e.to_string())?;
+            Ok(Srgb {
+                alpha: false,
+                values: out,
+            })
         }
     }
 }
@@ -146,7 +209,10 @@ fn num_channels(layout: Layout) -> usize {
 fn widened<T: Copy>(values: &[T], channels: usize, layout: Layout) -> Vec<T> {
     match (channels, layout) {
         (1, Layout::Rgb) => values.iter().flat_map(|&v| [v; 3]).collect(),
-        (2, Layout::Rgba) => values.chunks_exact(2).flat_map(|p| [p[0], p[0], p[0], p[1]]).collect(),
+        (2, Layout::Rgba) => values
+            .chunks_exact(2)
+            .flat_map(|p| [p[0], p[0], p[0], p[1]])
+            .collect(),
         _ => values.to_vec(),
     }
 }

@@ -77,14 +77,26 @@ struct Layout {
 
 impl Layout {
     fn new(grid: &ContactSheet<'_>) -> Self {
-        assert!(grid.columns > 0 && !grid.pictures.is_empty(), "a grid has at least one picture and one column");
+        assert!(
+            grid.columns > 0 && !grid.pictures.is_empty(),
+            "a grid has at least one picture and one column"
+        );
         let rows = grid.pictures.len().div_ceil(grid.columns);
         let fits = |labels: &[String], count| labels.is_empty() || labels.len() == count;
-        assert!(fits(grid.row_labels, rows), "{} row labels for {rows} rows", grid.row_labels.len());
-        assert!(fits(grid.column_labels, grid.columns), "{} column labels", grid.column_labels.len());
+        assert!(
+            fits(grid.row_labels, rows),
+            "{} row labels for {rows} rows",
+            grid.row_labels.len()
+        );
+        assert!(
+            fits(grid.column_labels, grid.columns),
+            "{} column labels",
+            grid.column_labels.len()
+        );
 
         let largest = |side: fn(&Picture) -> u32| grid.pictures.iter().map(side).max().unwrap_or(1);
-        let (cell_width_px, cell_height_px) = (largest(Picture::width_px), largest(Picture::height_px));
+        let (cell_width_px, cell_height_px) =
+            (largest(Picture::width_px), largest(Picture::height_px));
         // Letters grow with the pictures, so that a label takes the same part of a grid at every
         // size.
         let scale = (cell_width_px.min(cell_height_px) / 192).clamp(1, 8);
@@ -92,15 +104,31 @@ impl Layout {
         let glyph_px = GLYPH_PX * scale;
 
         let max_lines = (cell_height_px / (glyph_px + scale)).max(1) as usize;
-        let wrap_all = |labels: &[String], width, lines| labels.iter().map(|l| wrap(l, width, lines)).collect();
+        let wrap_all = |labels: &[String], width, lines| {
+            labels.iter().map(|l| wrap(l, width, lines)).collect()
+        };
         let row_labels: Vec<Vec<String>> = wrap_all(grid.row_labels, ROW_LABEL_CHARS, max_lines);
         let column_chars = (cell_width_px / glyph_px).max(1) as usize;
-        let column_labels: Vec<Vec<String>> = wrap_all(grid.column_labels, column_chars, COLUMN_LABEL_LINES);
+        let column_labels: Vec<Vec<String>> =
+            wrap_all(grid.column_labels, column_chars, COLUMN_LABEL_LINES);
 
-        let widest = row_labels.iter().flatten().map(|line| line.chars().count()).max().unwrap_or(0) as u32;
+        let widest = row_labels
+            .iter()
+            .flatten()
+            .map(|line| line.chars().count())
+            .max()
+            .unwrap_or(0) as u32;
         let tallest = column_labels.iter().map(Vec::len).max().unwrap_or(0) as u32;
-        let left_px = if widest == 0 { margin_px } else { 2 * margin_px + widest * glyph_px };
-        let top_px = if tallest == 0 { margin_px } else { 2 * margin_px + tallest * (glyph_px + scale) };
+        let left_px = if widest == 0 {
+            margin_px
+        } else {
+            2 * margin_px + widest * glyph_px
+        };
+        let top_px = if tallest == 0 {
+            margin_px
+        } else {
+            2 * margin_px + tallest * (glyph_px + scale)
+        };
         let (rows, columns) = (rows as u32, grid.columns as u32);
         Self {
             scale,
@@ -156,7 +184,12 @@ fn wrap(label: &str, width: usize, lines: usize) -> Vec<String> {
     if wrapped.len() > lines {
         wrapped.truncate(lines);
         let last = wrapped.last_mut().expect("at least one line is allowed");
-        *last = last.chars().take(width.saturating_sub(3)).chain("...".chars()).take(width).collect();
+        *last = last
+            .chars()
+            .take(width.saturating_sub(3))
+            .chain("...".chars())
+            .take(width)
+            .collect();
     }
     wrapped
 }
@@ -181,8 +214,13 @@ fn draw_glyph(canvas: &mut Picture, glyph: [u8; 8], (left, top): (u32, u32), sca
 
 /// The bits of a character: one byte per row, the leftmost pixel in the lowest bit.
 fn glyph(letter: char) -> [u8; 8] {
-    let fonts = BASIC_FONTS.get(letter).or_else(|| LATIN_FONTS.get(letter)).or_else(|| GREEK_FONTS.get(letter));
-    fonts.or_else(|| BASIC_FONTS.get('?')).expect("the font has a question mark")
+    let fonts = BASIC_FONTS
+        .get(letter)
+        .or_else(|| LATIN_FONTS.get(letter))
+        .or_else(|| GREEK_FONTS.get(letter));
+    fonts
+        .or_else(|| BASIC_FONTS.get('?'))
+        .expect("the font has a question mark")
 }
 
 #[cfg(test)]
@@ -209,7 +247,12 @@ mod tests {
         let blue = Picture::filled(40, 64, [0, 0, 255]);
         let pictures = [red.clone(), blue.clone(), blue];
         let (rows, columns) = (labels(&["first", "second"]), labels(&["a", "b"]));
-        let grid = ContactSheet { row_labels: &rows, column_labels: &columns, columns: 2, pictures: &pictures };
+        let grid = ContactSheet {
+            row_labels: &rows,
+            column_labels: &columns,
+            columns: 2,
+            pictures: &pictures,
+        };
         let drawn = grid.draw();
         let layout = Layout::new(&grid);
         assert_eq!((layout.cell_width_px, layout.cell_height_px), (64, 64));
@@ -217,9 +260,18 @@ mod tests {
             let (x, y) = layout.cell(row, column);
             drawn.at(x + 32, y + 32)
         };
-        assert_eq!([centre(0, 0), centre(0, 1), centre(1, 0)], [[255, 0, 0], [0, 0, 255], [0, 0, 255]]);
+        assert_eq!(
+            [centre(0, 0), centre(0, 1), centre(1, 0)],
+            [[255, 0, 0], [0, 0, 255], [0, 0, 255]]
+        );
         assert_eq!(centre(1, 1), BACKGROUND, "the last row is short");
-        let count = |colour| drawn.pixels().chunks(3).filter(|&pixel| pixel == colour).count();
+        let count = |colour| {
+            drawn
+                .pixels()
+                .chunks(3)
+                .filter(|&pixel| pixel == colour)
+                .count()
+        };
         assert_eq!(count([255, 0, 0]), 64 * 40);
         assert_eq!(count([0, 0, 255]), 2 * 64 * 40);
         assert!(count(INK) > 0, "labels are drawn");
@@ -231,15 +283,30 @@ mod tests {
         draw_lines(&mut canvas, &labels(&["L"]), (0, 0), 1);
         let ink = |x: u32, y: u32| canvas.at(x, y) == INK;
         let column = |x| (0..8).filter(|&y| ink(x, y)).count();
-        let (left, right) = ((0..4).map(column).sum::<usize>(), (4..8).map(column).sum::<usize>());
-        let (top, bottom) = ((0..8).filter(|&x| ink(x, 0)).count(), (0..8).filter(|&x| ink(x, 6)).count());
-        assert!(left > right && bottom > top, "{left} {right} {top} {bottom}");
+        let (left, right) = (
+            (0..4).map(column).sum::<usize>(),
+            (4..8).map(column).sum::<usize>(),
+        );
+        let (top, bottom) = (
+            (0..8).filter(|&x| ink(x, 0)).count(),
+            (0..8).filter(|&x| ink(x, 6)).count(),
+        );
+        assert!(
+            left > right && bottom > top,
+            "{left} {right} {top} {bottom}"
+        );
     }
 
     #[test]
     fn a_grid_without_labels_has_only_margins() {
         let pictures = [Picture::filled(512, 512, [9; 3])];
-        let drawn = ContactSheet { row_labels: &[], column_labels: &[], columns: 1, pictures: &pictures }.draw();
+        let drawn = ContactSheet {
+            row_labels: &[],
+            column_labels: &[],
+            columns: 1,
+            pictures: &pictures,
+        }
+        .draw();
         assert_eq!((drawn.width_px(), drawn.height_px()), (512 + 16, 512 + 16));
     }
 
@@ -247,6 +314,12 @@ mod tests {
     #[should_panic(expected = "row labels")]
     fn labels_must_match_the_rows() {
         let pictures = [Picture::filled(8, 8, [0; 3])];
-        ContactSheet { row_labels: &labels(&["a", "b"]), column_labels: &[], columns: 1, pictures: &pictures }.draw();
+        ContactSheet {
+            row_labels: &labels(&["a", "b"]),
+            column_labels: &[],
+            columns: 1,
+            pictures: &pictures,
+        }
+        .draw();
     }
 }

@@ -61,12 +61,22 @@ pub fn inspect(bytes: &[u8], max_pixels: u64) -> Result<Header, Fault> {
             ImageFormat::Jpeg => jpeg::header(bytes)?,
             format => {
                 let mut decoder = reader(bytes, format, max_pixels)?;
-                (decoder.dimensions(), orientation(&mut decoder, bytes, format))
+                (
+                    decoder.dimensions(),
+                    orientation(&mut decoder, bytes, format),
+                )
             }
         };
         check_size(size, max_pixels)?;
-        let (width_px, height_px) = if swaps_sides(orientation) { (size.1, size.0) } else { size };
-        Ok(Header { width_px, height_px })
+        let (width_px, height_px) = if swaps_sides(orientation) {
+            (size.1, size.0)
+        } else {
+            size
+        };
+        Ok(Header {
+            width_px,
+            height_px,
+        })
     })
 }
 
@@ -98,7 +108,10 @@ pub fn decode(bytes: &[u8], max_pixels: u64, background: [u8; 3]) -> Result<Deco
         };
         let (rgba, note) = colour::to_srgb(samples, profile.as_deref());
         let opaque = rgba.compose(background);
-        Ok(Decoded { picture: upright(opaque, size, orientation), note })
+        Ok(Decoded {
+            picture: upright(opaque, size, orientation),
+            note,
+        })
     })
 }
 
@@ -106,14 +119,28 @@ pub fn decode(bytes: &[u8], max_pixels: u64, background: [u8; 3]) -> Result<Deco
 ///
 /// # Panics
 /// If `placement` was not made for this picture and bucket.
-pub fn fit(picture: &Picture, placement: &Placement, bucket: Bucket, space: ResizeSpace) -> Vec<u8> {
+pub fn fit(
+    picture: &Picture,
+    placement: &Placement,
+    bucket: Bucket,
+    space: ResizeSpace,
+) -> Vec<u8> {
     let size = (placement.resized_width_px, placement.resized_height_px);
     let resized = resize(picture, size, space);
     let (width, left) = (bucket.width_px as usize, placement.crop_left_px as usize);
     let rows = resized.chunks_exact(size.0 as usize * 3);
-    let rows = rows.skip(placement.crop_top_px as usize).take(bucket.height_px as usize);
-    let cropped: Vec<u8> = rows.flat_map(|row| &row[left * 3..(left + width) * 3]).copied().collect();
-    assert_eq!(cropped.len(), width * bucket.height_px as usize * 3, "the crop is inside the resized image");
+    let rows = rows
+        .skip(placement.crop_top_px as usize)
+        .take(bucket.height_px as usize);
+    let cropped: Vec<u8> = rows
+        .flat_map(|row| &row[left * 3..(left + width) * 3])
+        .copied()
+        .collect();
+    assert_eq!(
+        cropped.len(),
+        width * bucket.height_px as usize * 3,
+        "the crop is inside the resized image"
+    );
     cropped
 }
 
@@ -122,7 +149,13 @@ fn resize(picture: &Picture, (width, height): (u32, u32), space: ResizeSpace) ->
         return picture.pixels().to_vec();
     }
     let fits = "the buffers have matching sizes and pixel types";
-    let source = ImageRef::new(picture.width_px(), picture.height_px(), picture.pixels(), PixelType::U8x3).expect(fits);
+    let source = ImageRef::new(
+        picture.width_px(),
+        picture.height_px(),
+        picture.pixels(),
+        PixelType::U8x3,
+    )
+    .expect(fits);
     let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3));
     let mut resizer = Resizer::new();
     let mut target = Image::new(width, height, PixelType::U8x3);
@@ -151,15 +184,26 @@ fn sniff(bytes: &[u8]) -> Result<ImageFormat, Fault> {
         Err(Fault::new(Reason::UnsupportedFormat, detail))
     };
     match image::guess_format(bytes) {
-        Ok(format @ (ImageFormat::Jpeg | ImageFormat::Png | ImageFormat::WebP | ImageFormat::Gif)) => Ok(format),
+        Ok(
+            format @ (ImageFormat::Jpeg | ImageFormat::Png | ImageFormat::WebP | ImageFormat::Gif),
+        ) => Ok(format),
         Ok(other) => unsupported(&format!("{other:?}")),
         Err(_) if bytes.get(4..8) == Some(b"ftyp") => unsupported("HEIF or video"),
-        Err(_) if bytes.starts_with(&[0xff, 0x0a]) || bytes.starts_with(b"\0\0\0\x0cJXL ") => unsupported("JPEG XL"),
-        Err(_) => Err(Fault::new(Reason::NotAnImage, "its first bytes are not those of an image")),
+        Err(_) if bytes.starts_with(&[0xff, 0x0a]) || bytes.starts_with(b"\0\0\0\x0cJXL ") => {
+            unsupported("JPEG XL")
+        }
+        Err(_) => Err(Fault::new(
+            Reason::NotAnImage,
+            "its first bytes are not those of an image",
+        )),
     }
 }
 
-fn reader(bytes: &[u8], format: ImageFormat, max_pixels: u64) -> Result<impl ImageDecoder + '_, Fault> {
+fn reader(
+    bytes: &[u8],
+    format: ImageFormat,
+    max_pixels: u64,
+) -> Result<impl ImageDecoder + '_, Fault> {
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     let mut limits = Limits::default();
     // The widest pixel has 8 bytes; twice that for the decoder's other buffers, and 64 MiB for
@@ -172,7 +216,11 @@ fn reader(bytes: &[u8], format: ImageFormat, max_pixels: u64) -> Result<impl Ima
 /// The EXIF orientation. The PNG decoder does not see EXIF after the pixels, where PNG allows it
 /// too.
 fn orientation(decoder: &mut impl ImageDecoder, bytes: &[u8], format: ImageFormat) -> Orientation {
-    let exif = if format == ImageFormat::Png { png_exif(bytes) } else { None };
+    let exif = if format == ImageFormat::Png {
+        png_exif(bytes)
+    } else {
+        None
+    };
     let orientation = match exif {
         Some(exif) => Orientation::from_exif_chunk(exif),
         None => decoder.orientation().ok(),
@@ -185,7 +233,10 @@ fn orientation(decoder: &mut impl ImageDecoder, bytes: &[u8], format: ImageForma
 fn png_exif(bytes: &[u8]) -> Option<&[u8]> {
     let mut at = 8;
     loop {
-        let length: [u8; 4] = bytes.get(at..at + 4)?.try_into().expect("four bytes were sliced");
+        let length: [u8; 4] = bytes
+            .get(at..at + 4)?
+            .try_into()
+            .expect("four bytes were sliced");
         let end = (at + 8).checked_add(u32::from_be_bytes(length) as usize)?;
         if bytes.get(at + 4..at + 8)? == b"eXIf" {
             return bytes.get(at + 8..end);
@@ -197,10 +248,15 @@ fn png_exif(bytes: &[u8]) -> Option<&[u8]> {
 fn check_size((width, height): (u32, u32), max_pixels: u64) -> Result<(), Fault> {
     let pixels = u64::from(width) * u64::from(height);
     if pixels == 0 {
-        return Err(Fault::new(Reason::Broken, format!("its header says {width}x{height} px")));
+        return Err(Fault::new(
+            Reason::Broken,
+            format!("its header says {width}x{height} px"),
+        ));
     }
     if pixels > max_pixels {
-        let detail = format!("its header says {width}x{height} px, {pixels} in all; max_pixels is {max_pixels}");
+        let detail = format!(
+            "its header says {width}x{height} px, {pixels} in all; max_pixels is {max_pixels}"
+        );
         return Err(Fault::new(Reason::TooManyPixels, detail));
     }
     Ok(())
@@ -208,7 +264,11 @@ fn check_size((width, height): (u32, u32), max_pixels: u64) -> Result<(), Fault>
 
 /// The fault of a decoder's error. A limit of the decoder means too many pixels.
 fn broken(error: image::ImageError) -> Fault {
-    let reason = if matches!(error, image::ImageError::Limits(_)) { Reason::TooManyPixels } else { Reason::Broken };
+    let reason = if matches!(error, image::ImageError::Limits(_)) {
+        Reason::TooManyPixels
+    } else {
+        Reason::Broken
+    };
     Fault::new(reason, error.to_string())
 }
 
@@ -220,30 +280,61 @@ fn contained<T>(decode: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
 
 fn samples_of(image: DynamicImage) -> Samples {
     match image {
-        DynamicImage::ImageLuma8(i) => Samples::Eight { channels: 1, values: i.into_raw() },
-        DynamicImage::ImageLumaA8(i) => Samples::Eight { channels: 2, values: i.into_raw() },
-        DynamicImage::ImageRgb8(i) => Samples::Eight { channels: 3, values: i.into_raw() },
-        DynamicImage::ImageRgba8(i) => Samples::Eight { channels: 4, values: i.into_raw() },
-        DynamicImage::ImageLuma16(i) => Samples::Sixteen { channels: 1, values: i.into_raw() },
-        DynamicImage::ImageLumaA16(i) => Samples::Sixteen { channels: 2, values: i.into_raw() },
-        DynamicImage::ImageRgb16(i) => Samples::Sixteen { channels: 3, values: i.into_raw() },
-        DynamicImage::ImageRgba16(i) => Samples::Sixteen { channels: 4, values: i.into_raw() },
+        DynamicImage::ImageLuma8(i) => Samples::Eight {
+            channels: 1,
+            values: i.into_raw(),
+        },
+        DynamicImage::ImageLumaA8(i) => Samples::Eight {
+            channels: 2,
+            values: i.into_raw(),
+        },
+        DynamicImage::ImageRgb8(i) => Samples::Eight {
+            channels: 3,
+            values: i.into_raw(),
+        },
+        DynamicImage::ImageRgba8(i) => Samples::Eight {
+            channels: 4,
+            values: i.into_raw(),
+        },
+        DynamicImage::ImageLuma16(i) => Samples::Sixteen {
+            channels: 1,
+            values: i.into_raw(),
+        },
+        DynamicImage::ImageLumaA16(i) => Samples::Sixteen {
+            channels: 2,
+            values: i.into_raw(),
+        },
+        DynamicImage::ImageRgb16(i) => Samples::Sixteen {
+            channels: 3,
+            values: i.into_raw(),
+        },
+        DynamicImage::ImageRgba16(i) => Samples::Sixteen {
+            channels: 4,
+            values: i.into_raw(),
+        },
         // No supported format decodes to floating point; if one did, 16 bits would lose nothing
         // visible.
-        other => Samples::Sixteen { channels: 4, values: other.into_rgba16().into_raw() },
+        other => Samples::Sixteen {
+            channels: 4,
+            values: other.into_rgba16().into_raw(),
+        },
     }
 }
 
 fn swaps_sides(orientation: Orientation) -> bool {
     use Orientation::{Rotate90, Rotate90FlipH, Rotate270, Rotate270FlipH};
-    matches!(orientation, Rotate90 | Rotate270 | Rotate90FlipH | Rotate270FlipH)
+    matches!(
+        orientation,
+        Rotate90 | Rotate270 | Rotate90FlipH | Rotate270FlipH
+    )
 }
 
 fn upright(pixels: Vec<u8>, (width, height): (u32, u32), orientation: Orientation) -> Picture {
     if orientation == Orientation::NoTransforms {
         return Picture::new(width, height, pixels);
     }
-    let image = image::RgbImage::from_raw(width, height, pixels).expect("three bytes a pixel were composed");
+    let image = image::RgbImage::from_raw(width, height, pixels)
+        .expect("three bytes a pixel were composed");
     let mut image = DynamicImage::ImageRgb8(image);
     image.apply_orientation(orientation);
     let image = image.into_rgb8();
@@ -267,7 +358,9 @@ mod tests {
             encoder.set_icc_profile(profile).unwrap();
         }
         let (width, height) = (image.width(), image.height());
-        encoder.write_image(image.as_bytes(), width, height, image.color().into()).unwrap();
+        encoder
+            .write_image(image.as_bytes(), width, height, image.color().into())
+            .unwrap();
         bytes
     }
 
@@ -281,7 +374,10 @@ mod tests {
     }
 
     fn assert_near(found: [u8; 3], expected: [u8; 3], tolerance: u8) {
-        let near = found.iter().zip(expected).all(|(&a, b)| a.abs_diff(b) <= tolerance);
+        let near = found
+            .iter()
+            .zip(expected)
+            .all(|(&a, b)| a.abs_diff(b) <= tolerance);
         assert!(near, "found {found:?}, expected {expected:?}");
     }
 
@@ -309,7 +405,10 @@ mod tests {
         // 55 / 255 of the light is 0.2157, which sRGB encodes as 128.
         assert_near(pixel(&png(&gray, Some(linear.clone()))).0, [128; 3], 2);
         let (found, note) = pixel(&png(&flat([10, 20, 30, 255]), Some(linear)));
-        assert_eq!((found, note.map(|note| note.reason)), ([10, 20, 30], Some(Reason::IgnoredProfile)));
+        assert_eq!(
+            (found, note.map(|note| note.reason)),
+            ([10, 20, 30], Some(Reason::IgnoredProfile))
+        );
     }
 
     #[test]
@@ -322,7 +421,8 @@ mod tests {
     #[test]
     fn transparent_pixels_show_the_background() {
         for (alpha, expected) in [(0, [0, 0, 255]), (255, [200, 100, 0]), (51, [40, 20, 204])] {
-            let decoded = decode(&png(&flat([200, 100, 0, alpha]), None), MAX, [0, 0, 255]).unwrap();
+            let decoded =
+                decode(&png(&flat([200, 100, 0, alpha]), None), MAX, [0, 0, 255]).unwrap();
             assert_eq!(decoded.picture.at(0, 0), expected);
         }
     }
@@ -337,8 +437,17 @@ mod tests {
         let mut bytes = png(&DynamicImage::new_rgb8(9, 5), None);
         let end = bytes.len() - 12;
         let length = (exif.len() as u32).to_be_bytes();
-        bytes.splice(end..end, [&length[..], &chunk, &crc.sum().to_be_bytes()].concat());
-        assert_eq!(inspect(&bytes, MAX).unwrap(), Header { width_px: 5, height_px: 9 });
+        bytes.splice(
+            end..end,
+            [&length[..], &chunk, &crc.sum().to_be_bytes()].concat(),
+        );
+        assert_eq!(
+            inspect(&bytes, MAX).unwrap(),
+            Header {
+                width_px: 5,
+                height_px: 9
+            }
+        );
         let picture = decode(&bytes, MAX, [0; 3]).unwrap().picture;
         assert_eq!((picture.width_px(), picture.height_px()), (5, 9));
     }
@@ -363,17 +472,29 @@ mod tests {
     /// Four pixels of four inks each; PIL and libjpeg decode the same values.
     #[test]
     fn cmyk_without_profile_is_the_product_of_inks() {
-        let ink = Samples::Cmyk(vec![0, 0, 0, 0, 255, 0, 0, 0, 0, 0, 0, 255, 0, 128, 255, 51]);
+        let ink = Samples::Cmyk(vec![
+            0, 0, 0, 0, 255, 0, 0, 0, 0, 0, 0, 255, 0, 128, 255, 51,
+        ]);
         let pixels = colour::to_srgb(ink, None).0.compose([9; 3]);
         assert_eq!(pixels, [255, 255, 255, 0, 255, 255, 0, 0, 0, 204, 102, 0]);
     }
 
     #[test]
     fn linear_resize_keeps_light_and_gamma_keeps_values() {
-        let pixels = (0..64 * 64).flat_map(|i| [if (i + i / 64) % 2 == 0 { 255 } else { 0 }; 3]).collect();
+        let pixels = (0..64 * 64)
+            .flat_map(|i| [if (i + i / 64) % 2 == 0 { 255 } else { 0 }; 3])
+            .collect();
         let board = Picture::new(64, 64, pixels);
-        let bucket = Bucket { width_px: 16, height_px: 16 };
-        let placement = Placement { resized_width_px: 16, resized_height_px: 16, crop_left_px: 0, crop_top_px: 0 };
+        let bucket = Bucket {
+            width_px: 16,
+            height_px: 16,
+        };
+        let placement = Placement {
+            resized_width_px: 16,
+            resized_height_px: 16,
+            crop_left_px: 0,
+            crop_top_px: 0,
+        };
         let middle = |space| fit(&board, &placement, bucket, space)[(8 * 16 + 8) * 3];
         assert!(middle(ResizeSpace::Gamma).abs_diff(128) <= 2);
         // sRGB encodes half of the light as 188.
@@ -382,26 +503,48 @@ mod tests {
 
     #[test]
     fn crop_takes_the_rectangle_that_was_placed() {
-        let pixels = (0..20u8).flat_map(|y| (0..30u8).flat_map(move |x| [x, y, 0])).collect();
+        let pixels = (0..20u8)
+            .flat_map(|y| (0..30u8).flat_map(move |x| [x, y, 0]))
+            .collect();
         let picture = Picture::new(30, 20, pixels);
-        let placement = Placement { resized_width_px: 30, resized_height_px: 20, crop_left_px: 7, crop_top_px: 3 };
-        let crop = fit(&picture, &placement, Bucket { width_px: 8, height_px: 16 }, ResizeSpace::Gamma);
+        let placement = Placement {
+            resized_width_px: 30,
+            resized_height_px: 20,
+            crop_left_px: 7,
+            crop_top_px: 3,
+        };
+        let crop = fit(
+            &picture,
+            &placement,
+            Bucket {
+                width_px: 8,
+                height_px: 16,
+            },
+            ResizeSpace::Gamma,
+        );
         assert_eq!(crop.len(), 8 * 16 * 3);
-        assert_eq!((crop[..3].to_vec(), crop[crop.len() - 3..].to_vec()), (vec![7, 3, 0], vec![14, 18, 0]));
+        assert_eq!(
+            (crop[..3].to_vec(), crop[crop.len() - 3..].to_vec()),
+            (vec![7, 3, 0], vec![14, 18, 0])
+        );
     }
 
     #[test]
     fn pixels_are_counted_before_memory_is_reserved() {
         let bytes = png(&DynamicImage::new_rgb8(100, 50), None);
         assert!(inspect(&bytes, 5000).is_ok() && decode(&bytes, 5000, [0; 3]).is_ok());
-        for fault in [inspect(&bytes, 4999).unwrap_err(), decode(&bytes, 4999, [0; 3]).unwrap_err()] {
+        for fault in [
+            inspect(&bytes, 4999).unwrap_err(),
+            decode(&bytes, 4999, [0; 3]).unwrap_err(),
+        ] {
             assert_eq!(fault.reason, Reason::TooManyPixels);
         }
     }
 
     #[test]
     fn crash_of_a_decoder_is_the_files_fault() {
-        let fault = contained(|| -> Result<(), Fault> { panic!("out of bounds, say") }).unwrap_err();
+        let fault =
+            contained(|| -> Result<(), Fault> { panic!("out of bounds, say") }).unwrap_err();
         assert_eq!(fault.reason, Reason::Broken);
     }
 
@@ -414,7 +557,12 @@ mod tests {
             image.write_to(&mut bytes, format).unwrap();
             bytes.into_inner()
         };
-        let formats = [ImageFormat::Jpeg, ImageFormat::Png, ImageFormat::WebP, ImageFormat::Gif];
+        let formats = [
+            ImageFormat::Jpeg,
+            ImageFormat::Png,
+            ImageFormat::WebP,
+            ImageFormat::Gif,
+        ];
         let mut all: Vec<Vec<u8>> = formats.map(encode).to_vec();
         all.push(include_bytes!("../../tests/golden/scans-apart.jpg").to_vec());
         all

@@ -26,15 +26,23 @@ type Decoder<'a> = JpegDecoder<ZCursor<&'a [u8]>>;
 pub(crate) fn header(bytes: &[u8]) -> Result<((u32, u32), Orientation), Fault> {
     let decoder = open(bytes, false)?;
     let (width, height) = decoder.dimensions().expect("the headers were decoded");
-    let orientation = decoder.exif().and_then(|exif| Orientation::from_exif_chunk(exif));
+    let orientation = decoder
+        .exif()
+        .and_then(|exif| Orientation::from_exif_chunk(exif));
     // A side has 16 bits in JPEG.
-    Ok(((width as u32, height as u32), orientation.unwrap_or(Orientation::NoTransforms)))
+    Ok((
+        (width as u32, height as u32),
+        orientation.unwrap_or(Orientation::NoTransforms),
+    ))
 }
 
 /// The samples and the profile, if any.
 pub(crate) fn decode(bytes: &[u8]) -> Result<(Samples, Option<Vec<u8>>), Fault> {
     if !has_end(bytes) {
-        return Err(Fault::new(Reason::Broken, "truncated: the end-of-image marker is missing"));
+        return Err(Fault::new(
+            Reason::Broken,
+            "truncated: the end-of-image marker is missing",
+        ));
     }
     if is_rare(bytes) {
         return decode_rare(bytes);
@@ -42,14 +50,18 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<(Samples, Option<Vec<u8>>), Fault> 
     // Strict, so that damage is an error and not a gray area; but stray bytes between headers do no
     // harm.
     match decode_with(bytes, true) {
-        Err(fault) if fault.detail.contains("Extra bytes between headers") => decode_with(bytes, false),
+        Err(fault) if fault.detail.contains("Extra bytes between headers") => {
+            decode_with(bytes, false)
+        }
         result => result,
     }
 }
 
 fn decode_with(bytes: &[u8], strict: bool) -> Result<(Samples, Option<Vec<u8>>), Fault> {
     let mut decoder = open(bytes, strict)?;
-    let stored = decoder.input_colorspace().expect("the headers were decoded");
+    let stored = decoder
+        .input_colorspace()
+        .expect("the headers were decoded");
     let wanted = match stored {
         ColorSpace::Luma | ColorSpace::CMYK | ColorSpace::YCCK => stored,
         _ => ColorSpace::RGB,
@@ -57,10 +69,16 @@ fn decode_with(bytes: &[u8], strict: bool) -> Result<(Samples, Option<Vec<u8>>),
     decoder.set_options(options(strict).jpeg_set_out_colorspace(wanted));
     let values = decoder.decode().map_err(broken)?;
     let samples = match wanted {
-        ColorSpace::Luma => Samples::Eight { channels: 1, values },
+        ColorSpace::Luma => Samples::Eight {
+            channels: 1,
+            values,
+        },
         ColorSpace::CMYK => Samples::Cmyk(ink_of_cmyk(values)),
         ColorSpace::YCCK => Samples::Cmyk(ink_of_ycck(values)),
-        _ => Samples::Eight { channels: 3, values },
+        _ => Samples::Eight {
+            channels: 3,
+            values,
+        },
     };
     Ok((samples, decoder.icc_profile()))
 }
@@ -71,11 +89,22 @@ fn decode_rare(bytes: &[u8]) -> Result<(Samples, Option<Vec<u8>>), Fault> {
     let values = decoder.decode().map_err(rare)?;
     let format = decoder.info().map(|info| info.pixel_format);
     let samples = match format {
-        Some(PixelFormat::L8) => Samples::Eight { channels: 1, values },
-        Some(PixelFormat::RGB24) => Samples::Eight { channels: 3, values },
+        Some(PixelFormat::L8) => Samples::Eight {
+            channels: 1,
+            values,
+        },
+        Some(PixelFormat::RGB24) => Samples::Eight {
+            channels: 3,
+            values,
+        },
         // jpeg-decoder does not invert these, whether stored as CMYK or YCCK.
         Some(PixelFormat::CMYK32) => Samples::Cmyk(ink_of_cmyk(values)),
-        other => return Err(Fault::new(Reason::UnsupportedFormat, format!("a JPEG of {other:?} samples"))),
+        other => {
+            return Err(Fault::new(
+                Reason::UnsupportedFormat,
+                format!("a JPEG of {other:?} samples"),
+            ));
+        }
     };
     Ok((samples, decoder.icc_profile()))
 }
@@ -88,7 +117,10 @@ fn open(bytes: &[u8], strict: bool) -> Result<Decoder<'_>, Fault> {
 
 /// No limit on the sides: `decode` has checked the number of pixels.
 fn options(strict: bool) -> DecoderOptions {
-    DecoderOptions::default().set_strict_mode(strict).set_max_width(usize::MAX).set_max_height(usize::MAX)
+    DecoderOptions::default()
+        .set_strict_mode(strict)
+        .set_max_width(usize::MAX)
+        .set_max_height(usize::MAX)
 }
 
 fn broken(error: DecodeErrors) -> Fault {
@@ -106,7 +138,11 @@ fn ink_of_ycck(mut values: Vec<u8>) -> Vec<u8> {
     for pixel in values.chunks_exact_mut(4) {
         let [y, cb, cr] = [pixel[0], pixel[1], pixel[2]].map(f32::from);
         let (cb, cr) = (cb - 128.0, cr - 128.0);
-        let rgb = [y + 1.402 * cr, y - 0.344_136 * cb - 0.714_136 * cr, y + 1.772 * cb];
+        let rgb = [
+            y + 1.402 * cr,
+            y - 0.344_136 * cb - 0.714_136 * cr,
+            y + 1.772 * cb,
+        ];
         for (out, value) in pixel.iter_mut().zip(rgb) {
             *out = value.round().clamp(0.0, 255.0) as u8;
         }
@@ -128,7 +164,9 @@ fn segments(bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8], usize)> {
                 Some([0xff, 0xff]) => at = Some(start + 1),
                 Some([0xff, 0x01 | 0xd0..=0xd9]) => at = Some(start + 2),
                 Some(&[0xff, marker]) => {
-                    let &[high, low] = bytes.get(start + 2..start + 4)? else { return None };
+                    let &[high, low] = bytes.get(start + 2..start + 4)? else {
+                        return None;
+                    };
                     let end = start + 2 + usize::from(u16::from_be_bytes([high, low]));
                     at = (marker != START_OF_SCAN).then_some(end);
                     return Some((marker, bytes.get(start + 4..end)?, end));
@@ -155,7 +193,8 @@ fn is_rare(bytes: &[u8]) -> bool {
             // each.
             0xc0..=0xc2 => {
                 let factors: Vec<u8> = payload.iter().skip(7).step_by(3).copied().collect();
-                let finer = |&other: &u8| factors[0] >> 4 < other >> 4 || factors[0] & 15 < other & 15;
+                let finer =
+                    |&other: &u8| factors[0] >> 4 < other >> 4 || factors[0] & 15 < other & 15;
                 (num_components, sequential) = (factors.len(), marker != 0xc2);
                 coarse_first = factors.iter().any(finer);
             }

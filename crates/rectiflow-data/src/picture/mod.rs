@@ -37,14 +37,29 @@ impl Picture {
     /// # Panics
     /// If the number of bytes is not `3 * width_px * height_px`, or a side is 0.
     pub fn new(width_px: u32, height_px: u32, pixels: Vec<u8>) -> Self {
-        assert!(width_px > 0 && height_px > 0, "a picture has at least one pixel, found {width_px}x{height_px}");
-        assert_eq!(pixels.len(), 3 * width_px as usize * height_px as usize, "bytes of {width_px}x{height_px} RGB");
-        Self { width_px, height_px, pixels }
+        assert!(
+            width_px > 0 && height_px > 0,
+            "a picture has at least one pixel, found {width_px}x{height_px}"
+        );
+        assert_eq!(
+            pixels.len(),
+            3 * width_px as usize * height_px as usize,
+            "bytes of {width_px}x{height_px} RGB"
+        );
+        Self {
+            width_px,
+            height_px,
+            pixels,
+        }
     }
 
     /// A picture of one colour.
     pub fn filled(width_px: u32, height_px: u32, colour: [u8; 3]) -> Self {
-        Self::new(width_px, height_px, colour.repeat(width_px as usize * height_px as usize))
+        Self::new(
+            width_px,
+            height_px,
+            colour.repeat(width_px as usize * height_px as usize),
+        )
     }
 
     /// Width in pixels.
@@ -65,7 +80,11 @@ impl Picture {
     /// The colour of a pixel; `x` and `y` count from the top left.
     pub fn at(&self, x: u32, y: u32) -> [u8; 3] {
         let start = self.index(x, y);
-        [self.pixels[start], self.pixels[start + 1], self.pixels[start + 2]]
+        [
+            self.pixels[start],
+            self.pixels[start + 1],
+            self.pixels[start + 2],
+        ]
     }
 
     /// Fills a rectangle; the part outside the picture is ignored.
@@ -81,7 +100,10 @@ impl Picture {
 
     /// Copies `other` into this picture with its top left at (x, y). It must fit.
     pub(crate) fn paste(&mut self, other: &Self, x: u32, y: u32) {
-        assert!(x + other.width_px <= self.width_px && y + other.height_px <= self.height_px, "{other:?} must fit");
+        assert!(
+            x + other.width_px <= self.width_px && y + other.height_px <= self.height_px,
+            "{other:?} must fit"
+        );
         let row_bytes = 3 * other.width_px as usize;
         for (row, bytes) in other.pixels.chunks_exact(row_bytes).enumerate() {
             let start = self.index(x, y + row as u32);
@@ -104,17 +126,25 @@ impl Picture {
     /// characters.
     pub fn write_png(&self, path: &Path, texts: &[(&str, &str)]) -> Result<()> {
         let mut file = DurableFile::create(path)?;
-        self.encode_png(&mut file, texts).map_err(|error| Error::io(path)(error.into()))?;
+        self.encode_png(&mut file, texts)
+            .map_err(|error| Error::io(path)(error.into()))?;
         file.commit()
     }
 
-    fn encode_png(&self, writer: impl Write, texts: &[(&str, &str)]) -> std::result::Result<(), png::EncodingError> {
+    fn encode_png(
+        &self,
+        writer: impl Write,
+        texts: &[(&str, &str)],
+    ) -> std::result::Result<(), png::EncodingError> {
         let mut encoder = png::Encoder::new(writer, self.width_px, self.height_px);
         encoder.set_color(png::ColorType::Rgb);
         encoder.set_depth(png::BitDepth::Eight);
         encoder.set_source_srgb(png::SrgbRenderingIntent::Perceptual);
         for &(keyword, text) in texts {
-            if text.chars().all(|c| c == '\n' || matches!(u32::from(c), 0x20..=0x7e | 0xa0..=0xff)) {
+            if text
+                .chars()
+                .all(|c| c == '\n' || matches!(u32::from(c), 0x20..=0x7e | 0xa0..=0xff))
+            {
                 encoder.add_text_chunk(keyword.to_owned(), text.to_owned())?;
             } else {
                 encoder.add_itxt_chunk(keyword.to_owned(), text.to_owned())?;
@@ -140,24 +170,39 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.png");
         let picture = Picture::new(2, 1, vec![1, 2, 3, 250, 251, 252]);
-        let texts = [("parameters", "a cat\nSteps: 28"), ("prompt", "une forêt"), ("other", "猫 🐈")];
+        let texts = [
+            ("parameters", "a cat\nSteps: 28"),
+            ("prompt", "une forêt"),
+            ("other", "猫 🐈"),
+        ];
         picture.write_png(&path, &texts).unwrap();
 
-        let mut reader = png::Decoder::new(BufReader::new(File::open(&path).unwrap())).read_info().unwrap();
+        let mut reader = png::Decoder::new(BufReader::new(File::open(&path).unwrap()))
+            .read_info()
+            .unwrap();
         let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
         reader.next_frame(&mut pixels).unwrap();
         assert_eq!(pixels, picture.pixels());
         let info = reader.info();
-        let latin: Vec<_> =
-            info.uncompressed_latin1_text.iter().map(|t| (t.keyword.as_str(), t.text.as_str())).collect();
+        let latin: Vec<_> = info
+            .uncompressed_latin1_text
+            .iter()
+            .map(|t| (t.keyword.as_str(), t.text.as_str()))
+            .collect();
         assert_eq!(latin, texts[..2]);
         assert_eq!(info.utf8_text[0].get_text().unwrap(), "猫 🐈");
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file stays");
+        assert_eq!(
+            fs::read_dir(dir.path()).unwrap().count(),
+            1,
+            "no temporary file stays"
+        );
     }
 
     #[test]
     fn a_missing_folder_is_named() {
-        let error = Picture::filled(1, 1, [0; 3]).write_png(Path::new("/nowhere/at/all.png"), &[]).unwrap_err();
+        let error = Picture::filled(1, 1, [0; 3])
+            .write_png(Path::new("/nowhere/at/all.png"), &[])
+            .unwrap_err();
         assert!(error.to_string().contains("/nowhere/at/all.png"), "{error}");
     }
 

@@ -111,13 +111,20 @@ impl Encoding<'_> {
         for (object, planned) in objects.iter().enumerate() {
             let mut left = planned.items.len();
             for items in planned.items.chunks(window) {
-                let decoded: Vec<_> = items.par_iter().map(|item| (item.id, self.prepare(item, &large))).collect();
+                let decoded: Vec<_> = items
+                    .par_iter()
+                    .map(|item| (item.id, self.prepare(item, &large)))
+                    .collect();
                 let mut decoded = decoded.into_iter();
                 let mut window = Vec::new();
                 while decoded.len() > 0 {
                     let samples: Vec<_> = decoded.by_ref().take(size).collect();
                     left -= samples.len();
-                    window.push(Batch { object, is_last: left == 0, samples });
+                    window.push(Batch {
+                        object,
+                        is_last: left == 0,
+                        samples,
+                    });
                 }
                 if batches.send(window).is_err() {
                     return;
@@ -132,24 +139,46 @@ impl Encoding<'_> {
         let accepted = &self.accepted[item.index];
         let found = &self.source.files[accepted.file];
         let settings = self.settings;
-        let placement = place(item.bucket, accepted.width_px, accepted.height_px, settings.seed, item.id);
-        let stored = (self.latents)(item.id).and_then(|(object, row)| self.stored(object, row, item.bucket));
+        let placement = place(
+            item.bucket,
+            accepted.width_px,
+            accepted.height_px,
+            settings.seed,
+            item.id,
+        );
+        let stored =
+            (self.latents)(item.id).and_then(|(object, row)| self.stored(object, row, item.bucket));
         let (payload, note) = match stored {
             Some(latents) => (Payload::Latents(latents), None),
             None => {
                 let unreadable = |detail: String| Fault::new(Reason::Unreadable, detail);
-                let bytes = fs::read(self.source.path(&found.path)).map_err(|error| unreadable(error.to_string()))?;
+                let bytes = fs::read(self.source.path(&found.path))
+                    .map_err(|error| unreadable(error.to_string()))?;
                 if SampleId::of(&bytes) != item.id {
-                    return Err(unreadable("it changed while it was read: prepare again".to_owned()));
+                    return Err(unreadable(
+                        "it changed while it was read: prepare again".to_owned(),
+                    ));
                 }
                 let pixels = u64::from(accepted.width_px) * u64::from(accepted.height_px);
-                let _alone = (pixels > LARGE_PX).then(|| large.lock().unwrap_or_else(PoisonError::into_inner));
+                let _alone = (pixels > LARGE_PX)
+                    .then(|| large.lock().unwrap_or_else(PoisonError::into_inner));
                 let decoded = decode(&bytes, settings.max_pixels, settings.background)?;
                 let size = (decoded.picture.width_px(), decoded.picture.height_px());
                 if size != (accepted.width_px, accepted.height_px) {
-                    return Err(Fault::new(Reason::Broken, format!("it decodes to {size:?} px, unlike its header")));
+                    return Err(Fault::new(
+                        Reason::Broken,
+                        format!("it decodes to {size:?} px, unlike its header"),
+                    ));
                 }
-                (Payload::Pixels(fit(&decoded.picture, &placement, item.bucket, settings.resize)), decoded.note)
+                (
+                    Payload::Pixels(fit(
+                        &decoded.picture,
+                        &placement,
+                        item.bucket,
+                        settings.resize,
+                    )),
+                    decoded.note,
+                )
             }
         };
         let (text, _) = self.source.text(found, &settings.quality_words);
@@ -169,7 +198,11 @@ impl Encoding<'_> {
             target_height_px: item.bucket.height_px,
             source: found.path.clone(),
         };
-        Ok(Prepared { record, payload, note })
+        Ok(Prepared {
+            record,
+            payload,
+            note,
+        })
     }
 
     /// The existing latents of a row. Damaged ones count as missing, so that the image is encoded
@@ -199,13 +232,22 @@ impl Encoding<'_> {
         let mut open: Option<OpenObject> = None;
         for batch in windows.into_iter().flatten() {
             let planned = objects[batch.object];
-            let Bucket { width_px, height_px } = planned.bucket;
+            let Bucket {
+                width_px,
+                height_px,
+            } = planned.bucket;
             let object = open.get_or_insert_with(|| OpenObject::new(self.plan, planned));
             done += batch.samples.len() as u64;
             let is_last = batch.is_last;
             object.add(self, planned, batch, encode)?;
             let failed = rejected + object.journal.faults.len() as u64;
-            progress(PrepEvent::Encoding { width_px, height_px, done, num_samples, rejected: failed });
+            progress(PrepEvent::Encoding {
+                width_px,
+                height_px,
+                done,
+                num_samples,
+                rejected: failed,
+            });
             if is_last {
                 rejected = failed;
                 let complete = open.take().expect("it was just filled");
@@ -224,7 +266,12 @@ struct OpenObject {
 
 impl OpenObject {
     fn new(plan: &str, planned: &PlannedObject) -> Self {
-        let PlannedObject { stem, bucket, split, .. } = planned;
+        let PlannedObject {
+            stem,
+            bucket,
+            split,
+            ..
+        } = planned;
         let journal = Journal {
             plan: plan.to_owned(),
             stem: stem.clone(),
@@ -237,7 +284,10 @@ impl OpenObject {
             faults: Vec::new(),
             notes: Vec::new(),
         };
-        Self { journal, writer: None }
+        Self {
+            journal,
+            writer: None,
+        }
     }
 
     /// Encodes a batch and appends its good rows.
@@ -258,17 +308,28 @@ impl OpenObject {
         }
         let latents = encode_pixels(&good, planned.bucket, shape, encode)?;
         let mut encoded = latents.chunks_exact(shape.iter().product());
-        for Prepared { record, payload, note } in good {
+        for Prepared {
+            record,
+            payload,
+            note,
+        } in good
+        {
             let row: &[f16] = match &payload {
-                Payload::Pixels(_) => encoded.next().expect("encode_pixels returns one row per image"),
+                Payload::Pixels(_) => encoded
+                    .next()
+                    .expect("encode_pixels returns one row per image"),
                 Payload::Latents(latents) => latents,
             };
             if !row.iter().all(|x| x.is_finite()) {
                 let detail = "its latents are not finite in F16";
-                self.journal.faults.push((record.id, Fault::new(Reason::NotFinite, detail)));
+                self.journal
+                    .faults
+                    .push((record.id, Fault::new(Reason::NotFinite, detail)));
                 continue;
             }
-            self.journal.notes.extend(note.map(|note| (record.id, note)));
+            self.journal
+                .notes
+                .extend(note.map(|note| (record.id, note)));
             self.journal.rows.push(JournalRow::of(&record));
             self.writer(encoding.store, shape)?.push(row, record)?;
         }
@@ -278,7 +339,12 @@ impl OpenObject {
     fn writer(&mut self, store: &Store, shape: [usize; 3]) -> Result<&mut ObjectWriter> {
         if self.writer.is_none() {
             let latents = latents_name(&self.journal.stem);
-            self.writer = Some(ObjectWriter::create(&store.root, &latents, &self.journal.text, shape)?);
+            self.writer = Some(ObjectWriter::create(
+                &store.root,
+                &latents,
+                &self.journal.text,
+                shape,
+            )?);
         }
         Ok(self.writer.as_mut().expect("it was just created"))
     }
@@ -295,7 +361,12 @@ impl OpenObject {
 
 /// Encodes the images of a batch. Returns `[n, C, h, w]`; samples that have latents already are
 /// skipped.
-fn encode_pixels(samples: &[Prepared], bucket: Bucket, shape: [usize; 3], encode: &mut Encode<'_>) -> Result<Vec<f16>> {
+fn encode_pixels(
+    samples: &[Prepared],
+    bucket: Bucket,
+    shape: [usize; 3],
+    encode: &mut Encode<'_>,
+) -> Result<Vec<f16>> {
     let images = samples.iter().filter_map(|sample| match &sample.payload {
         Payload::Pixels(pixels) => Some(pixels.as_slice()),
         Payload::Latents(_) => None,
@@ -304,13 +375,29 @@ fn encode_pixels(samples: &[Prepared], bucket: Bucket, shape: [usize; 3], encode
     if images.is_empty() {
         return Ok(Vec::new());
     }
-    let Bucket { width_px, height_px } = bucket;
-    let batch = RgbBatch { width_px, height_px, num_images: images.len(), pixels: images.concat() };
-    let failed = |reason: String| Error::Encode { num_images: batch.num_images, width_px, height_px, reason };
+    let Bucket {
+        width_px,
+        height_px,
+    } = bucket;
+    let batch = RgbBatch {
+        width_px,
+        height_px,
+        num_images: images.len(),
+        pixels: images.concat(),
+    };
+    let failed = |reason: String| Error::Encode {
+        num_images: batch.num_images,
+        width_px,
+        height_px,
+        reason,
+    };
     let latents = encode(&batch).map_err(failed)?;
     let expected = batch.num_images * shape.iter().product::<usize>();
     if latents.len() == expected {
         return Ok(latents);
     }
-    Err(failed(format!("it returned {} numbers, expected {expected}, {shape:?} per image", latents.len())))
+    Err(failed(format!(
+        "it returned {} numbers, expected {expected}, {shape:?} per image",
+        latents.len()
+    )))
 }

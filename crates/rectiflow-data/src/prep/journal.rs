@@ -49,7 +49,10 @@ impl JournalRow {
             quality: record.quality.clone(),
             verbatim: record.verbatim,
         };
-        Self { id: record.id, text: text.fingerprint(&record.source) }
+        Self {
+            id: record.id,
+            text: text.fingerprint(&record.source),
+        }
     }
 }
 
@@ -117,7 +120,15 @@ impl Store {
         }
         let (codec, geometry) = (codec.clone(), geometry.clone());
         let (root, objects, pending) = (root.to_owned(), Vec::new(), Vec::new());
-        let mut store = Self { root, codec, geometry, objects, pending, dataset, _lock: lock };
+        let mut store = Self {
+            root,
+            codec,
+            geometry,
+            objects,
+            pending,
+            dataset,
+            _lock: lock,
+        };
         store.read_objects()?;
         store.read_pending()?;
         Ok(store)
@@ -150,11 +161,23 @@ impl Store {
     /// # Errors
     /// [`Error::Io`].
     pub(crate) fn commit(&mut self) -> Result<()> {
-        self.objects.retain(|stored| stored.deleted.contains(&false));
+        self.objects
+            .retain(|stored| stored.deleted.contains(&false));
         let key = |stored: &Stored| {
-            let Journal { bucket, split, stem, .. } = &stored.journal;
+            let Journal {
+                bucket,
+                split,
+                stem,
+                ..
+            } = &stored.journal;
             let number = parse_stem(stem).map(|(_, number)| number);
-            (bucket.width_px, bucket.height_px, *split, number, stem.clone())
+            (
+                bucket.width_px,
+                bucket.height_px,
+                *split,
+                number,
+                stem.clone(),
+            )
         };
         self.objects.sort_by_cached_key(key);
         let mut manifest = Manifest::new(self.codec.clone(), self.geometry.clone());
@@ -172,12 +195,18 @@ impl Store {
                 text_bytes: journal.text_bytes,
                 deleted: None,
             };
-            let deleted = (0u32..).zip(&stored.deleted).filter(|&(_, &deleted)| deleted);
+            let deleted = (0u32..)
+                .zip(&stored.deleted)
+                .filter(|&(_, &deleted)| deleted);
             deleted.for_each(|(row, _)| object.delete(row));
             manifest.objects.push(object);
             stored.in_manifest = Some(index);
         }
-        let blocks: Vec<Vec<Block>> = self.objects.iter().map(|stored| stored.journal.blocks.clone()).collect();
+        let blocks: Vec<Vec<Block>> = self
+            .objects
+            .iter()
+            .map(|stored| stored.journal.blocks.clone())
+            .collect();
         commit(&self.root, &mut manifest, &blocks)?;
         self.pending.clear();
         self.dataset = Some(Dataset::open(&self.root)?);
@@ -189,19 +218,30 @@ impl Store {
     fn sweep(&self, manifest: &Manifest) -> Result<()> {
         let latents = manifest.objects.iter().map(|object| object.latents.clone());
         let text = manifest.objects.iter().map(|object| object.text.clone());
-        let journals = self.objects.iter().map(|stored| format!("{OBJECTS_FOLDER}/{}.json", stored.journal.stem));
+        let journals = self
+            .objects
+            .iter()
+            .map(|stored| format!("{OBJECTS_FOLDER}/{}.json", stored.journal.stem));
         let mut keep: HashSet<String> = latents.chain(text).chain(journals).collect();
         keep.insert(manifest.blocks.file.clone());
         let ours = |folder: &str, name: &str| match folder {
             "" => name.starts_with("blocks-") && name.ends_with(".bin"),
-            _ => name.split_once('.').is_some_and(|(stem, _)| parse_stem(base_stem(stem)).is_some()),
+            _ => name
+                .split_once('.')
+                .is_some_and(|(stem, _)| parse_stem(base_stem(stem)).is_some()),
         };
         for folder in ["", "latents", "text", OBJECTS_FOLDER] {
             let path = self.root.join(folder);
-            let Ok(entries) = fs::read_dir(&path) else { continue };
+            let Ok(entries) = fs::read_dir(&path) else {
+                continue;
+            };
             for entry in entries.flatten() {
                 let name = entry.file_name().to_string_lossy().into_owned();
-                let full = if folder.is_empty() { name.clone() } else { format!("{folder}/{name}") };
+                let full = if folder.is_empty() {
+                    name.clone()
+                } else {
+                    format!("{folder}/{name}")
+                };
                 let stale = ours(folder, &name) && !keep.contains(&full);
                 if stale || name.starts_with(TEMPORARY_PREFIX) {
                     fs::remove_file(entry.path()).map_err(Error::io(entry.path()))?;
@@ -212,35 +252,71 @@ impl Store {
     }
 
     fn read_objects(&mut self) -> Result<()> {
-        let Some(dataset) = &self.dataset else { return Ok(()) };
+        let Some(dataset) = &self.dataset else {
+            return Ok(());
+        };
         let manifest = dataset.manifest();
         for (index, object) in manifest.objects.iter().enumerate() {
             let name = &object.latents;
-            let stem = name.trim_start_matches("latents/").trim_end_matches(".safetensors").to_owned();
+            let stem = name
+                .trim_start_matches("latents/")
+                .trim_end_matches(".safetensors")
+                .to_owned();
             let (bucket, split) = (manifest.buckets[object.bucket as usize], object.split);
-            let blocks: Vec<Block> = (0..object.num_blocks()).map(|b| dataset.blocks().block(index, b)).collect();
+            let blocks: Vec<Block> = (0..object.num_blocks())
+                .map(|b| dataset.blocks().block(index, b))
+                .collect();
             let fits = |journal: &Journal| {
-                journal.text == object.text && journal.rows.len() == object.rows as usize && journal.blocks == blocks
+                journal.text == object.text
+                    && journal.rows.len() == object.rows as usize
+                    && journal.blocks == blocks
             };
             let journal = match read_journal(&journal_path(&self.root, &stem)).filter(fits) {
                 Some(journal) => journal,
                 None => {
-                    let rows = dataset.object_records(index)?.iter().map(JournalRow::of).collect();
-                    let (text, text_bytes, plan) = (object.text.clone(), object.text_bytes, String::new());
+                    let rows = dataset
+                        .object_records(index)?
+                        .iter()
+                        .map(JournalRow::of)
+                        .collect();
+                    let (text, text_bytes, plan) =
+                        (object.text.clone(), object.text_bytes, String::new());
                     let (faults, notes) = (Vec::new(), Vec::new());
-                    Journal { plan, stem, bucket, split, text, text_bytes, rows, blocks, faults, notes }
+                    Journal {
+                        plan,
+                        stem,
+                        bucket,
+                        split,
+                        text,
+                        text_bytes,
+                        rows,
+                        blocks,
+                        faults,
+                        notes,
+                    }
                 }
             };
             let bits = object.deleted_bits().unwrap_or_default();
-            let deleted = |row: usize| bits.get(row / 8).is_some_and(|byte| byte >> (row % 8) & 1 == 1);
+            let deleted = |row: usize| {
+                bits.get(row / 8)
+                    .is_some_and(|byte| byte >> (row % 8) & 1 == 1)
+            };
             let deleted = (0..object.rows as usize).map(deleted).collect();
-            self.objects.push(Stored { journal, deleted, in_manifest: Some(index) });
+            self.objects.push(Stored {
+                journal,
+                deleted,
+                in_manifest: Some(index),
+            });
         }
         Ok(())
     }
 
     fn read_pending(&mut self) -> Result<()> {
-        let known: HashSet<String> = self.objects.iter().map(|stored| stored.journal.stem.clone()).collect();
+        let known: HashSet<String> = self
+            .objects
+            .iter()
+            .map(|stored| stored.journal.stem.clone())
+            .collect();
         let folder = self.root.join(OBJECTS_FOLDER);
         for entry in fs::read_dir(&folder).map_err(Error::io(&folder))? {
             let path = entry.map_err(Error::io(&folder))?.path();
@@ -262,10 +338,14 @@ impl Store {
             return true;
         }
         let side = |px: u32| u64::from(px / self.codec.down_factor);
-        let Bucket { width_px, height_px } = journal.bucket;
+        let Bucket {
+            width_px,
+            height_px,
+        } = journal.bucket;
         let row_bytes = 2 * u64::from(self.codec.channels) * side(width_px) * side(height_px);
         let latents = LATENTS_OFFSET + journal.rows.len() as u64 * row_bytes;
-        let has_len = |name: &str, len: u64| fs::metadata(self.root.join(name)).is_ok_and(|m| m.len() == len);
+        let has_len =
+            |name: &str, len: u64| fs::metadata(self.root.join(name)).is_ok_and(|m| m.len() == len);
         has_len(&latents_name(&journal.stem), latents) && has_len(&journal.text, journal.text_bytes)
     }
 }
@@ -273,7 +353,11 @@ impl Store {
 impl Stored {
     /// A new object, all of its rows live.
     pub(crate) fn new(journal: Journal) -> Self {
-        Self { deleted: vec![false; journal.rows.len()], journal, in_manifest: None }
+        Self {
+            deleted: vec![false; journal.rows.len()],
+            journal,
+            in_manifest: None,
+        }
     }
 }
 
@@ -284,13 +368,19 @@ pub(crate) fn latents_name(stem: &str) -> String {
 
 /// The text file of an object after `revision` rewrites.
 pub(crate) fn text_name(stem: &str, revision: u32) -> String {
-    if revision == 0 { format!("text/{stem}.parquet") } else { format!("text/{stem}_r{revision}.parquet") }
+    if revision == 0 {
+        format!("text/{stem}.parquet")
+    } else {
+        format!("text/{stem}_r{revision}.parquet")
+    }
 }
 
 /// The number of rewrites in the name of a text file.
 pub(crate) fn text_revision(name: &str) -> u32 {
     let stem = name.trim_end_matches(".parquet");
-    stem.rsplit_once("_r").and_then(|(_, revision)| revision.parse().ok()).unwrap_or(0)
+    stem.rsplit_once("_r")
+        .and_then(|(_, revision)| revision.parse().ok())
+        .unwrap_or(0)
 }
 
 fn base_stem(stem: &str) -> &str {
@@ -310,13 +400,21 @@ fn read_journal(path: &Path) -> Option<Journal> {
 /// Locks the data set. The lock ends with the process, however it ends.
 fn lock(root: &Path) -> Result<File> {
     let path = root.join(LOCK_FILE);
-    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(Error::io(&path))?;
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(Error::io(&path))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(fs::TryLockError::Error(source)) => Err(Error::Io { path, source }),
         Err(fs::TryLockError::WouldBlock) => {
             let reason = "another preparation is writing it: wait until it ends".to_owned();
-            Err(Error::Invalid { what: root.display().to_string(), reason })
+            Err(Error::Invalid {
+                what: root.display().to_string(),
+                reason,
+            })
         }
     }
 }
@@ -326,19 +424,41 @@ fn check_same(root: &Path, manifest: &Manifest, codec: &Codec, geometry: &Geomet
     let (old, new) = (&manifest.codec, codec);
     let pairs = [
         ("VAE (hash)", old.hash.clone(), new.hash.clone()),
-        ("scaling_factor", old.scaling_factor.to_string(), new.scaling_factor.to_string()),
-        ("down_factor", old.down_factor.to_string(), new.down_factor.to_string()),
-        ("channels", old.channels.to_string(), new.channels.to_string()),
+        (
+            "scaling_factor",
+            old.scaling_factor.to_string(),
+            new.scaling_factor.to_string(),
+        ),
+        (
+            "down_factor",
+            old.down_factor.to_string(),
+            new.down_factor.to_string(),
+        ),
+        (
+            "channels",
+            old.channels.to_string(),
+            new.channels.to_string(),
+        ),
     ];
     let fields = |geometry: &Geometry| match serde_json::to_value(geometry) {
         Ok(serde_json::Value::Object(fields)) => fields,
         _ => unreachable!("a geometry is written as an object"),
     };
     let (old, new) = (fields(&manifest.geometry), fields(geometry));
-    let geometry = old.iter().map(|(key, value)| (key.as_str(), value.to_string(), new[key].to_string()));
-    let differs = pairs.into_iter().chain(geometry).find(|(_, old, new)| old != new);
-    let Some((what, old, new)) = differs else { return Ok(()) };
+    let geometry = old
+        .iter()
+        .map(|(key, value)| (key.as_str(), value.to_string(), new[key].to_string()));
+    let differs = pairs
+        .into_iter()
+        .chain(geometry)
+        .find(|(_, old, new)| old != new);
+    let Some((what, old, new)) = differs else {
+        return Ok(());
+    };
     let what = format!("{what} = {new}");
-    let reason = format!("{} was prepared with {old}: keep that, or prepare into a new folder", root.display());
+    let reason = format!(
+        "{} was prepared with {old}: keep that, or prepare into a new folder",
+        root.display()
+    );
     Err(Error::Invalid { what, reason })
 }

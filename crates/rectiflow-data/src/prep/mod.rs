@@ -81,12 +81,22 @@ pub fn prepare(
     fs::read_dir(source).map_err(Error::io(source))?;
     if same(source, out) {
         let reason = "the data set cannot be the source folder: name another folder".to_owned();
-        return Err(Error::Invalid { what: out.display().to_string(), reason });
+        return Err(Error::Invalid {
+            what: out.display().to_string(),
+            reason,
+        });
     }
     let store = Store::open(out, codec, &settings.geometry())?;
     let source = Source::list(source, out)?;
     let scan = Scan::run(&source, &out.join(FACTS_FILE), settings, progress)?;
-    let mut preparation = Preparation { source, scan, store, settings, codec, counts: Counts::default() };
+    let mut preparation = Preparation {
+        source,
+        scan,
+        store,
+        settings,
+        codec,
+        counts: Counts::default(),
+    };
     preparation.run(encode, progress)?;
     preparation.leave_lists(out)?;
     Ok(preparation.summary(start.elapsed().as_secs_f64()))
@@ -96,12 +106,18 @@ fn check(settings: &PrepSettings, codec: &Codec) -> Result<()> {
     let mut problems = settings.validate();
     if codec.down_factor == 0 || !settings.step_px.is_multiple_of(codec.down_factor) {
         let factor = codec.down_factor;
-        problems.push(format!("prep.step_px = {}: must be a multiple of the VAE factor {factor}", settings.step_px));
+        problems.push(format!(
+            "prep.step_px = {}: must be a multiple of the VAE factor {factor}",
+            settings.step_px
+        ));
     }
     if problems.is_empty() {
         return Ok(());
     }
-    Err(Error::Invalid { what: "settings of the preparation".to_owned(), reason: problems.join("; ") })
+    Err(Error::Invalid {
+        what: "settings of the preparation".to_owned(),
+        reason: problems.join("; "),
+    })
 }
 
 /// One run of [`prepare`].
@@ -125,7 +141,12 @@ struct Counts {
 impl Preparation<'_> {
     fn run(&mut self, encode: &mut Encode<'_>, progress: &mut dyn FnMut(PrepEvent)) -> Result<()> {
         let mut plan = self.plan();
-        if self.store.pending.iter().any(|journal| journal.plan != plan.id) {
+        if self
+            .store
+            .pending
+            .iter()
+            .any(|journal| journal.plan != plan.id)
+        {
             // An interrupted run had another plan: its finished objects join the data set first.
             self.adopt_pending()?;
             plan = self.plan();
@@ -134,7 +155,9 @@ impl Preparation<'_> {
         let rewritten = self.rewrite_texts(&plan, progress)?;
         let written = self.write_objects(&plan, encode, progress)?;
         if self.settings.repack && !plan.objects.is_empty() {
-            self.store.objects.retain(|stored| stored.in_manifest.is_none());
+            self.store
+                .objects
+                .retain(|stored| stored.in_manifest.is_none());
         }
         if changed || rewritten || written || self.store.dataset.is_none() {
             self.store.commit()?;
@@ -146,8 +169,10 @@ impl Preparation<'_> {
     fn plan(&self) -> ObjectPlan {
         let held = |stored: &&Stored| !self.settings.repack || stored.in_manifest.is_none();
         let kept: Vec<&Stored> = self.store.objects.iter().filter(held).collect();
-        let present: HashMap<SampleId, Split> =
-            kept.iter().flat_map(|o| o.journal.rows.iter().map(|row| (row.id, o.journal.split))).collect();
+        let present: HashMap<SampleId, Split> = kept
+            .iter()
+            .flat_map(|o| o.journal.rows.iter().map(|row| (row.id, o.journal.split)))
+            .collect();
         let (mut new, mut train, mut test) = (Vec::new(), 0, 0);
         for (index, accepted) in self.scan.accepted.iter().enumerate() {
             match present.get(&accepted.id) {
@@ -159,17 +184,33 @@ impl Preparation<'_> {
         }
         let accepted = |&index: &usize| &self.scan.accepted[index];
         let ids: Vec<SampleId> = new.iter().map(|index| accepted(index).id).collect();
-        let sides = sides(&ids, (train, test), self.settings.share(), self.settings.seed);
+        let sides = sides(
+            &ids,
+            (train, test),
+            self.settings.share(),
+            self.settings.seed,
+        );
         let items = new.iter().zip(sides).map(|(index, split)| {
             let Accepted { id, bucket, .. } = *accepted(index);
-            Item { index: *index, id, bucket, split }
+            Item {
+                index: *index,
+                id,
+                bucket,
+                split,
+            }
         });
         ObjectPlan::new(items.collect(), &self.store.next_numbers(), &self.cut())
     }
 
     fn cut(&self) -> Cut {
-        let Codec { hash, channels, down_factor, .. } = self.codec;
-        let geometry = serde_json::to_string(&self.settings.geometry()).expect("a geometry is strings and numbers");
+        let Codec {
+            hash,
+            channels,
+            down_factor,
+            ..
+        } = self.codec;
+        let geometry = serde_json::to_string(&self.settings.geometry())
+            .expect("a geometry is strings and numbers");
         let factor = u64::from(*down_factor);
         Cut {
             seed: self.settings.seed,
@@ -182,12 +223,26 @@ impl Preparation<'_> {
     /// Adds the objects of an interrupted run to the data set. Rows whose samples are in the data
     /// set already are marked deleted.
     fn adopt_pending(&mut self) -> Result<()> {
-        let rows = |stored: &Stored| stored.journal.rows.iter().map(|row| row.id).collect::<Vec<_>>();
+        let rows = |stored: &Stored| {
+            stored
+                .journal
+                .rows
+                .iter()
+                .map(|row| row.id)
+                .collect::<Vec<_>>()
+        };
         let mut present: HashSet<SampleId> = self.store.objects.iter().flat_map(rows).collect();
         for journal in std::mem::take(&mut self.store.pending) {
-            let deleted = journal.rows.iter().map(|row| !present.insert(row.id)).collect();
+            let deleted = journal
+                .rows
+                .iter()
+                .map(|row| !present.insert(row.id))
+                .collect();
             self.learn(&journal);
-            self.store.objects.push(Stored { deleted, ..Stored::new(journal) });
+            self.store.objects.push(Stored {
+                deleted,
+                ..Stored::new(journal)
+            });
         }
         self.store.commit()
     }
@@ -198,7 +253,12 @@ impl Preparation<'_> {
         if self.settings.repack && !plan.objects.is_empty() {
             return false;
         }
-        let wanted: HashMap<SampleId, Bucket> = self.scan.accepted.iter().map(|a| (a.id, a.bucket)).collect();
+        let wanted: HashMap<SampleId, Bucket> = self
+            .scan
+            .accepted
+            .iter()
+            .map(|a| (a.id, a.bucket))
+            .collect();
         let (mut seen, mut changed) = (HashSet::new(), false);
         for stored in &mut self.store.objects {
             let bucket = stored.journal.bucket;
@@ -213,17 +273,37 @@ impl Preparation<'_> {
 
     /// Rewrites the text files in which the text of a live row changed. Returns whether there are
     /// any.
-    fn rewrite_texts(&mut self, plan: &ObjectPlan, progress: &mut dyn FnMut(PrepEvent)) -> Result<bool> {
+    fn rewrite_texts(
+        &mut self,
+        plan: &ObjectPlan,
+        progress: &mut dyn FnMut(PrepEvent),
+    ) -> Result<bool> {
         if self.settings.repack && !plan.objects.is_empty() {
             return Ok(false);
         }
-        let by_id: HashMap<SampleId, usize> =
-            self.scan.accepted.iter().enumerate().map(|(i, accepted)| (accepted.id, i)).collect();
+        let by_id: HashMap<SampleId, usize> = self
+            .scan
+            .accepted
+            .iter()
+            .enumerate()
+            .map(|(i, accepted)| (accepted.id, i))
+            .collect();
         let stale = |stored: &Stored| {
-            let mut live = stored.journal.rows.iter().zip(&stored.deleted).filter(|&(_, &deleted)| !deleted);
-            live.any(|(row, _)| by_id.get(&row.id).is_some_and(|&i| self.scan.accepted[i].text != row.text))
+            let mut live = stored
+                .journal
+                .rows
+                .iter()
+                .zip(&stored.deleted)
+                .filter(|&(_, &deleted)| !deleted);
+            live.any(|(row, _)| {
+                by_id
+                    .get(&row.id)
+                    .is_some_and(|&i| self.scan.accepted[i].text != row.text)
+            })
         };
-        let stale: Vec<usize> = (0..self.store.objects.len()).filter(|&i| stale(&self.store.objects[i])).collect();
+        let stale: Vec<usize> = (0..self.store.objects.len())
+            .filter(|&i| stale(&self.store.objects[i]))
+            .collect();
         let num_objects = stale.len() as u64;
         for (done, &index) in (1..).zip(&stale) {
             self.rewrite_text(index, &by_id)?;
@@ -234,18 +314,37 @@ impl Preparation<'_> {
 
     fn rewrite_text(&mut self, index: usize, by_id: &HashMap<SampleId, usize>) -> Result<()> {
         let stored = &self.store.objects[index];
-        let dataset = self.store.dataset.as_ref().expect("objects come from a data set");
-        let mut records = dataset.object_records(stored.in_manifest.expect("texts of new objects are current"))?;
+        let dataset = self
+            .store
+            .dataset
+            .as_ref()
+            .expect("objects come from a data set");
+        let mut records = dataset.object_records(
+            stored
+                .in_manifest
+                .expect("texts of new objects are current"),
+        )?;
         let mut journal = stored.journal.clone();
-        for ((record, row), deleted) in records.iter_mut().zip(&mut journal.rows).zip(&stored.deleted) {
-            let Some(accepted) = by_id.get(&record.id).map(|&i| &self.scan.accepted[i]) else { continue };
+        for ((record, row), deleted) in records
+            .iter_mut()
+            .zip(&mut journal.rows)
+            .zip(&stored.deleted)
+        {
+            let Some(accepted) = by_id.get(&record.id).map(|&i| &self.scan.accepted[i]) else {
+                continue;
+            };
             if *deleted || accepted.text == row.text {
                 continue;
             }
             let found = &self.source.files[accepted.file];
-            let text = self.source.text(found, &self.settings.quality_words).0.unwrap_or_default();
+            let text = self
+                .source
+                .text(found, &self.settings.quality_words)
+                .0
+                .unwrap_or_default();
             record.captions = text.captions;
-            (record.tags, record.important_tags, record.quality) = (text.tags, text.important_tags, text.quality);
+            (record.tags, record.important_tags, record.quality) =
+                (text.tags, text.important_tags, text.quality);
             (record.verbatim, record.source) = (text.verbatim, found.path.clone());
             *row = JournalRow::of(record);
             self.counts.rewritten += 1;
@@ -254,7 +353,10 @@ impl Preparation<'_> {
         let (text_bytes, blocks) = write_text(&self.store.root, &journal.text, &records)?;
         journal.text_bytes = text_bytes;
         for (block, text) in journal.blocks.iter_mut().zip(blocks) {
-            *block = Block { latents_xxh3: block.latents_xxh3, ..text };
+            *block = Block {
+                latents_xxh3: block.latents_xxh3,
+                ..text
+            };
         }
         self.store.write_journal(&journal)?;
         self.store.objects[index].journal = journal;
@@ -270,8 +372,15 @@ impl Preparation<'_> {
         progress: &mut dyn FnMut(PrepEvent),
     ) -> Result<bool> {
         let resumed = std::mem::take(&mut self.store.pending);
-        let done: HashSet<&str> = resumed.iter().map(|journal| journal.stem.as_str()).collect();
-        let left: Vec<&PlannedObject> = plan.objects.iter().filter(|o| !done.contains(o.stem.as_str())).collect();
+        let done: HashSet<&str> = resumed
+            .iter()
+            .map(|journal| journal.stem.as_str())
+            .collect();
+        let left: Vec<&PlannedObject> = plan
+            .objects
+            .iter()
+            .filter(|o| !done.contains(o.stem.as_str()))
+            .collect();
         let latents = self.existing_latents();
         let mut written = Vec::new();
         let encoding = Encoding {
@@ -283,10 +392,23 @@ impl Preparation<'_> {
             shape: &|bucket| latent_shape(self.codec, bucket),
             plan: &plan.id,
         };
-        encoding.run(&left, encode, progress, &mut |journal| written.push(journal))?;
-        let has_rows = |journals: &[Journal]| journals.iter().map(|journal| journal.rows.len() as u64).sum::<u64>();
+        encoding.run(&left, encode, progress, &mut |journal| {
+            written.push(journal)
+        })?;
+        let has_rows = |journals: &[Journal]| {
+            journals
+                .iter()
+                .map(|journal| journal.rows.len() as u64)
+                .sum::<u64>()
+        };
         (self.counts.resumed, self.counts.written) = (has_rows(&resumed), has_rows(&written));
-        let copied = |journal: &Journal| journal.rows.iter().filter(|row| latents.contains_key(&row.id)).count() as u64;
+        let copied = |journal: &Journal| {
+            journal
+                .rows
+                .iter()
+                .filter(|row| latents.contains_key(&row.id))
+                .count() as u64
+        };
         self.counts.copied = written.iter().map(copied).sum();
         for journal in resumed.into_iter().chain(written) {
             self.learn(&journal);
@@ -302,8 +424,14 @@ impl Preparation<'_> {
         let mut latents = HashMap::new();
         if self.settings.repack {
             for stored in &self.store.objects {
-                let Some(object) = stored.in_manifest else { continue };
-                latents.extend((0..).zip(&stored.journal.rows).map(|(number, row)| (row.id, (object, number))));
+                let Some(object) = stored.in_manifest else {
+                    continue;
+                };
+                latents.extend(
+                    (0..)
+                        .zip(&stored.journal.rows)
+                        .map(|(number, row)| (row.id, (object, number))),
+                );
             }
         }
         latents
@@ -329,8 +457,16 @@ impl Preparation<'_> {
         let mut buckets = BTreeMap::<(u32, u32), BucketCount>::new();
         let (mut bytes, mut deleted_rows) = (0, 0);
         for stored in &self.store.objects {
-            let Bucket { width_px, height_px } = stored.journal.bucket;
-            let empty = BucketCount { width_px, height_px, train: 0, test: 0 };
+            let Bucket {
+                width_px,
+                height_px,
+            } = stored.journal.bucket;
+            let empty = BucketCount {
+                width_px,
+                height_px,
+                train: 0,
+                test: 0,
+            };
             let count = buckets.entry((width_px, height_px)).or_insert(empty);
             let live = stored.deleted.iter().filter(|&&deleted| !deleted).count() as u64;
             match stored.journal.split {
@@ -338,7 +474,9 @@ impl Preparation<'_> {
                 Split::Test => count.test += live,
             }
             deleted_rows += stored.deleted.len() as u64 - live;
-            let row_bytes = 2 * latent_shape(self.codec, stored.journal.bucket).iter().product::<usize>();
+            let row_bytes = 2 * latent_shape(self.codec, stored.journal.bucket)
+                .iter()
+                .product::<usize>();
             bytes += stored.journal.text_bytes + (stored.deleted.len() * row_bytes) as u64;
         }
         let buckets: Vec<BucketCount> = buckets.into_values().collect();
@@ -361,5 +499,9 @@ impl Preparation<'_> {
 
 fn latent_shape(codec: &Codec, bucket: Bucket) -> [usize; 3] {
     let side = |px: u32| (px / codec.down_factor) as usize;
-    [codec.channels as usize, side(bucket.height_px), side(bucket.width_px)]
+    [
+        codec.channels as usize,
+        side(bucket.height_px),
+        side(bucket.width_px),
+    ]
 }

@@ -63,7 +63,10 @@ impl ObjectPlan {
     pub(crate) fn new(items: Vec<Item>, first: &BTreeMap<Series, u32>, cut: &Cut) -> Self {
         let mut series = BTreeMap::<Series, Vec<Item>>::new();
         for item in items {
-            series.entry((item.bucket.width_px, item.bucket.height_px, item.split)).or_default().push(item);
+            series
+                .entry((item.bucket.width_px, item.bucket.height_px, item.split))
+                .or_default()
+                .push(item);
         }
         let mut hasher = blake3::Hasher::new();
         hasher.update(cut.salt.as_bytes());
@@ -71,19 +74,35 @@ impl ObjectPlan {
         for (key @ (width, height, split), mut items) in series {
             let number = first.get(&key).copied().unwrap_or(0);
             items.sort_unstable_by_key(|item| item.id);
-            let words = [width.into(), height.into(), u64::from(split == Split::Test), number.into()];
+            let words = [
+                width.into(),
+                height.into(),
+                u64::from(split == Split::Test),
+                number.into(),
+            ];
             Rng::keyed(cut.seed, Purpose::WriteOrder, &words).shuffle(&mut items);
-            let bucket = Bucket { width_px: width, height_px: height };
+            let bucket = Bucket {
+                width_px: width,
+                height_px: height,
+            };
             for (number, items) in (number..).zip(items.chunks(cut.rows(bucket))) {
                 let stem = stem(key, number);
                 hasher.update(stem.as_bytes());
                 for item in items {
                     hasher.update(&item.id.0.to_le_bytes());
                 }
-                objects.push(PlannedObject { stem, bucket, split, items: items.to_vec() });
+                objects.push(PlannedObject {
+                    stem,
+                    bucket,
+                    split,
+                    items: items.to_vec(),
+                });
             }
         }
-        Self { id: hasher.finalize().to_hex().to_string(), objects }
+        Self {
+            id: hasher.finalize().to_hex().to_string(),
+            objects,
+        }
     }
 }
 
@@ -91,10 +110,15 @@ impl Cut {
     /// Rows of a full object: whole blocks within 512 MiB and `max_rows`, but at least one row.
     fn rows(&self, bucket: Bucket) -> usize {
         let (bytes, px) = self.bytes_per_px;
-        let row_bytes = (u64::from(bucket.width_px) * u64::from(bucket.height_px) * bytes / px).max(1);
+        let row_bytes =
+            (u64::from(bucket.width_px) * u64::from(bucket.height_px) * bytes / px).max(1);
         let block = u64::from(BLOCK_ROWS);
         let rows = ((MAX_OBJECT_BYTES - LATENTS_OFFSET) / row_bytes).min(u64::from(self.max_rows));
-        if rows >= block { (rows / block * block) as usize } else { rows.max(1) as usize }
+        if rows >= block {
+            (rows / block * block) as usize
+        } else {
+            rows.max(1) as usize
+        }
     }
 }
 
@@ -108,7 +132,9 @@ fn stem((width, height, split): Series, number: u32) -> String {
 pub(crate) fn parse_stem(stem: &str) -> Option<(Series, u32)> {
     let (size, rest) = stem.split_once('-')?;
     let (width, height) = size.split_once('x')?;
-    let (split, number) = rest.strip_prefix("test-").map_or((Split::Train, rest), |number| (Split::Test, number));
+    let (split, number) = rest
+        .strip_prefix("test-")
+        .map_or((Split::Train, rest), |number| (Split::Test, number));
     let series = (width.parse().ok()?, height.parse().ok()?, split);
     Some((series, number.parse().ok()?))
 }
@@ -117,24 +143,61 @@ pub(crate) fn parse_stem(stem: &str) -> Option<(Series, u32)> {
 mod tests {
     use super::*;
 
-    const BUCKET: Bucket = Bucket { width_px: 128, height_px: 64 };
+    const BUCKET: Bucket = Bucket {
+        width_px: 128,
+        height_px: 64,
+    };
 
     fn cut(max_rows: u32) -> Cut {
-        Cut { seed: 7, max_rows, bytes_per_px: (8, 64), salt: "salt".to_owned() }
+        Cut {
+            seed: 7,
+            max_rows,
+            bytes_per_px: (8, 64),
+            salt: "salt".to_owned(),
+        }
     }
 
     fn items(range: std::ops::Range<u64>) -> Vec<Item> {
-        range.map(|i| Item { index: i as usize, id: SampleId(i), bucket: BUCKET, split: Split::Train }).collect()
+        range
+            .map(|i| Item {
+                index: i as usize,
+                id: SampleId(i),
+                bucket: BUCKET,
+                split: Split::Train,
+            })
+            .collect()
     }
 
     #[test]
     fn every_item_is_in_one_object_in_an_order_that_only_ids_decide() {
         let plan = ObjectPlan::new(items(0..1000), &BTreeMap::new(), &cut(320));
         let stems: Vec<&str> = plan.objects.iter().map(|o| o.stem.as_str()).collect();
-        assert_eq!(stems, ["128x64-00000", "128x64-00001", "128x64-00002", "128x64-00003"]);
-        assert_eq!(plan.objects.iter().map(|o| o.items.len()).collect::<Vec<_>>(), [320, 320, 320, 40]);
-        let mut ids: Vec<u64> = plan.objects.iter().flat_map(|o| &o.items).map(|item| item.id.0).collect();
-        assert!(ids.windows(2).filter(|pair| pair[1] == pair[0] + 1).count() < 10, "they are shuffled");
+        assert_eq!(
+            stems,
+            [
+                "128x64-00000",
+                "128x64-00001",
+                "128x64-00002",
+                "128x64-00003"
+            ]
+        );
+        assert_eq!(
+            plan.objects
+                .iter()
+                .map(|o| o.items.len())
+                .collect::<Vec<_>>(),
+            [320, 320, 320, 40]
+        );
+        let mut ids: Vec<u64> = plan
+            .objects
+            .iter()
+            .flat_map(|o| &o.items)
+            .map(|item| item.id.0)
+            .collect();
+        assert!(
+            ids.windows(2).filter(|pair| pair[1] == pair[0] + 1).count() < 10,
+            "they are shuffled"
+        );
         ids.sort_unstable();
         assert_eq!(ids, (0..1000).collect::<Vec<_>>());
         let mut reversed = items(0..1000);
@@ -146,9 +209,21 @@ mod tests {
     fn plan_changes_with_all_that_it_depends_on() {
         let base = ObjectPlan::new(items(0..100), &BTreeMap::new(), &cut(320)).id;
         let later = BTreeMap::from([((128, 64, Split::Train), 3)]);
-        let salted = Cut { salt: "other".to_owned(), ..cut(320) };
-        let seeded = Cut { seed: 8, ..cut(320) };
-        let test: Vec<Item> = items(0..100).into_iter().map(|i| Item { split: Split::Test, ..i }).collect();
+        let salted = Cut {
+            salt: "other".to_owned(),
+            ..cut(320)
+        };
+        let seeded = Cut {
+            seed: 8,
+            ..cut(320)
+        };
+        let test: Vec<Item> = items(0..100)
+            .into_iter()
+            .map(|i| Item {
+                split: Split::Test,
+                ..i
+            })
+            .collect();
         let others = [
             ObjectPlan::new(items(0..101), &BTreeMap::new(), &cut(320)).id,
             ObjectPlan::new(items(0..100), &later, &cut(320)).id,
@@ -162,10 +237,19 @@ mod tests {
 
     #[test]
     fn objects_stay_below_512_mib() {
-        let bucket = Bucket { width_px: 1024, height_px: 1024 };
+        let bucket = Bucket {
+            width_px: 1024,
+            height_px: 1024,
+        };
         assert_eq!(cut(1 << 20).rows(bucket), 4064);
         assert_eq!(cut(100).rows(bucket), 96);
-        assert_eq!(cut(1).rows(Bucket { width_px: 65_536, height_px: 65_536 }), 1);
+        assert_eq!(
+            cut(1).rows(Bucket {
+                width_px: 65_536,
+                height_px: 65_536
+            }),
+            1
+        );
     }
 
     #[test]

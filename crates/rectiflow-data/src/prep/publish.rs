@@ -34,7 +34,10 @@ pub struct Published {
 /// fails; also the errors of [`Dataset::open`] for the folder.
 pub fn publish(root: &Path, url: &str, progress: &mut dyn FnMut(u64, u64)) -> Result<Published> {
     let Location::Remote(remote) = Location::parse(Path::new(url), &Network::default())? else {
-        return Err(Error::Invalid { what: url.to_owned(), reason: "expected a URL, found a folder".to_owned() });
+        return Err(Error::Invalid {
+            what: url.to_owned(),
+            reason: "expected a URL, found a folder".to_owned(),
+        });
     };
     let local = Dataset::open(root)?;
     let known = match Dataset::open(url) {
@@ -51,8 +54,18 @@ pub fn publish(root: &Path, url: &str, progress: &mut dyn FnMut(u64, u64)) -> Re
     }
     let mut files = Vec::new();
     for (index, object) in local.manifest().objects.iter().enumerate() {
-        files.push((ObjectFile::Latents, index, object.latents.clone(), local.manifest().latents_bytes(object)));
-        files.push((ObjectFile::Text, index, object.text.clone(), object.text_bytes));
+        files.push((
+            ObjectFile::Latents,
+            index,
+            object.latents.clone(),
+            local.manifest().latents_bytes(object),
+        ));
+        files.push((
+            ObjectFile::Text,
+            index,
+            object.text.clone(),
+            object.text_bytes,
+        ));
     }
     let total = files.iter().map(|(_, _, _, bytes)| bytes).sum();
     let mut done = 0;
@@ -70,15 +83,26 @@ pub fn publish(root: &Path, url: &str, progress: &mut dyn FnMut(u64, u64)) -> Re
     for name in [&local.manifest().blocks.file, MANIFEST_FILE] {
         send(&remote, root, name)?;
         published.num_files += 1;
-        published.num_bytes += std::fs::metadata(root.join(name)).map_err(Error::io(root.join(name)))?.len();
+        published.num_bytes += std::fs::metadata(root.join(name))
+            .map_err(Error::io(root.join(name)))?
+            .len();
     }
     Ok(published)
 }
 
 /// Whether the store has a file of the right length whose first and last blocks match.
-fn is_there(local: &Dataset, remote: &Remote, file: ObjectFile, object: usize, bytes: u64) -> Result<bool> {
+fn is_there(
+    local: &Dataset,
+    remote: &Remote,
+    file: ObjectFile,
+    object: usize,
+    bytes: u64,
+) -> Result<bool> {
     let last = local.manifest().objects[object].num_blocks() - 1;
-    let (first, last) = (local.request(file, object, 0..1)?, local.request(file, object, last..last + 1)?);
+    let (first, last) = (
+        local.request(file, object, 0..1)?,
+        local.request(file, object, last..last + 1)?,
+    );
     match runtime().block_on(remote.len(&first.name)) {
         Ok(found) if found == bytes => {}
         Ok(_) => return Ok(false),
@@ -87,7 +111,9 @@ fn is_there(local: &Dataset, remote: &Remote, file: ObjectFile, object: usize, b
     }
     for request in [first, last] {
         // Wrong bytes are an answer here, not a reason to request them again.
-        let found = remote.read_range(&request.name, request.range(), |bytes| Ok(request.verify(bytes)));
+        let found = remote.read_range(&request.name, request.range(), |bytes| {
+            Ok(request.verify(bytes))
+        });
         if runtime().block_on(found)?.is_err() {
             return Ok(false);
         }

@@ -113,24 +113,46 @@ impl Scan {
         let num_remembered = remembered.len();
         remembered.extend(read_facts(&part_of(memory)));
         let mut part = None;
-        let mut scan = Self { changed: num_remembered == 0, ..Self::default() };
-        let faulty = remembered.values().filter_map(|fact| Some((fact.id, fact.fault.clone()?)));
-        scan.faults = faulty.filter(|(_, fault)| fault.reason != Reason::TooManyPixels).collect();
+        let mut scan = Self {
+            changed: num_remembered == 0,
+            ..Self::default()
+        };
+        let faulty = remembered
+            .values()
+            .filter_map(|fact| Some((fact.id, fact.fault.clone()?)));
+        scan.faults = faulty
+            .filter(|(_, fault)| fault.reason != Reason::TooManyPixels)
+            .collect();
         let mut used = 0;
         let buckets = settings.geometry().buckets();
         for (chunk, files) in source.files.chunks(FILES_PER_CHUNK).enumerate() {
-            let scanned: Vec<Scanned> =
-                files.par_iter().map(|found| scan_file(source, found, &remembered, settings)).collect();
-            let new = scanned.iter().filter(|scanned| !scanned.known).filter_map(|scanned| scanned.fact.as_ref().ok());
+            let scanned: Vec<Scanned> = files
+                .par_iter()
+                .map(|found| scan_file(source, found, &remembered, settings))
+                .collect();
+            let new = scanned
+                .iter()
+                .filter(|scanned| !scanned.known)
+                .filter_map(|scanned| scanned.fact.as_ref().ok());
             append(&part_of(memory), &mut part, new)?;
             for (i, scanned) in scanned.into_iter().enumerate() {
                 used += usize::from(scanned.known);
                 scan.changed |= !scanned.known;
-                scan.decide(source, chunk * FILES_PER_CHUNK + i, scanned, &buckets, settings);
+                scan.decide(
+                    source,
+                    chunk * FILES_PER_CHUNK + i,
+                    scanned,
+                    &buckets,
+                    settings,
+                );
             }
             let num_files = source.files.len() as u64;
             let done = ((chunk * FILES_PER_CHUNK) + files.len()) as u64;
-            progress(PrepEvent::Scanning { done, num_files, rejected: scan.rejected.len() as u64 });
+            progress(PrepEvent::Scanning {
+                done,
+                num_files,
+                rejected: scan.rejected.len() as u64,
+            });
         }
         scan.changed |= used != num_remembered;
         scan.rejected.extend_from_slice(&source.remarks);
@@ -141,10 +163,15 @@ impl Scan {
     /// Records a fault or a note that decoding or encoding found in a sample's bytes.
     pub(crate) fn learn(&mut self, id: SampleId, fault: Option<Fault>, note: Option<Fault>) {
         // An interrupted run can have a fault or note of an image that is gone.
-        let Some(&index) = self.by_id.get(&id) else { return };
+        let Some(&index) = self.by_id.get(&id) else {
+            return;
+        };
         let fact = &mut self.facts[index];
         if let Some(fault) = fault {
-            self.rejected.push(Remark { path: fact.path.clone(), fault: fault.clone() });
+            self.rejected.push(Remark {
+                path: fact.path.clone(),
+                fault: fault.clone(),
+            });
             self.failed.insert(id);
             // Unreadable is a passing state, not a property of the bytes.
             fact.fault = (fault.reason != Reason::Unreadable).then_some(fault);
@@ -153,7 +180,10 @@ impl Scan {
             }
         }
         if let Some(note) = note.filter(|note| fact.note.as_ref() != Some(note)) {
-            self.notes.push(Remark { path: fact.path.clone(), fault: note.clone() });
+            self.notes.push(Remark {
+                path: fact.path.clone(),
+                fault: note.clone(),
+            });
             fact.note = Some(note);
         }
         self.changed = true;
@@ -180,30 +210,63 @@ impl Scan {
         }
     }
 
-    fn decide(&mut self, source: &Source, file: usize, scanned: Scanned, buckets: &[Bucket], settings: &PrepSettings) {
+    fn decide(
+        &mut self,
+        source: &Source,
+        file: usize,
+        scanned: Scanned,
+        buckets: &[Bucket],
+        settings: &PrepSettings,
+    ) {
         self.rejected.extend(scanned.remarks);
         let path = &source.files[file].path;
         let fact = match scanned.fact {
             Ok(fact) => fact,
-            Err(fault) => return self.rejected.push(Remark { path: path.clone(), fault }),
+            Err(fault) => {
+                return self.rejected.push(Remark {
+                    path: path.clone(),
+                    fault,
+                });
+            }
         };
         let (id, index) = (SampleId(fact.id), self.facts.len());
-        let fault = fact.fault.as_ref().or_else(|| self.faults.get(&fact.id)).cloned();
+        let fault = fact
+            .fault
+            .as_ref()
+            .or_else(|| self.faults.get(&fact.id))
+            .cloned();
         let verdict = fault.map_or_else(|| judge(&fact, scanned.text, buckets, settings), Err);
         let note = fact.note.clone();
         self.facts.push(fact);
         let fact = &self.facts[index];
         match verdict {
-            Err(fault) => self.rejected.push(Remark { path: path.clone(), fault }),
+            Err(fault) => self.rejected.push(Remark {
+                path: path.clone(),
+                fault,
+            }),
             Ok((bucket, text)) => {
                 if let Some(&first) = self.by_id.get(&id) {
                     let detail = format!("it has the same bytes as {}", self.facts[first].path);
-                    return self.rejected.push(Remark::new(path.clone(), Reason::Duplicate, detail));
+                    return self.rejected.push(Remark::new(
+                        path.clone(),
+                        Reason::Duplicate,
+                        detail,
+                    ));
                 }
                 let (width_px, height_px) = (fact.width_px, fact.height_px);
                 self.by_id.insert(id, index);
-                self.accepted.push(Accepted { file, id, width_px, height_px, bucket, text });
-                self.notes.extend(note.map(|fault| Remark { path: path.clone(), fault }));
+                self.accepted.push(Accepted {
+                    file,
+                    id,
+                    width_px,
+                    height_px,
+                    bucket,
+                    text,
+                });
+                self.notes.extend(note.map(|fault| Remark {
+                    path: path.clone(),
+                    fault,
+                }));
             }
         }
     }
@@ -218,29 +281,60 @@ fn judge(
 ) -> std::result::Result<(Bucket, u64), Fault> {
     let (width, height) = (fact.width_px, fact.height_px);
     if width.min(height) < settings.min_side_px {
-        let detail = format!("{width}x{height} px, min_side_px is {}", settings.min_side_px);
+        let detail = format!(
+            "{width}x{height} px, min_side_px is {}",
+            settings.min_side_px
+        );
         return Err(Fault::new(Reason::TooSmall, detail));
     }
     let bucket = buckets[nearest(buckets, width, height)];
     let error = aspect_error(bucket, width, height);
     if error > settings.max_aspect_error {
-        let nearest = format!("the nearest bucket is {}x{}", bucket.width_px, bucket.height_px);
+        let nearest = format!(
+            "the nearest bucket is {}x{}",
+            bucket.width_px, bucket.height_px
+        );
         let detail = format!("{width}x{height} px, {nearest}, {error:.3} off; max_aspect_error is");
-        return Err(Fault::new(Reason::AspectRatio, format!("{detail} {}", settings.max_aspect_error)));
+        return Err(Fault::new(
+            Reason::AspectRatio,
+            format!("{detail} {}", settings.max_aspect_error),
+        ));
     }
     text.map(|text| (bucket, text)).ok_or_else(|| {
-        Fault::new(Reason::NoCaption, "neither name.json nor name.txt nor metadata.jsonl has text for it")
+        Fault::new(
+            Reason::NoCaption,
+            "neither name.json nor name.txt nor metadata.jsonl has text for it",
+        )
     })
 }
 
-fn scan_file(source: &Source, found: &Found, remembered: &HashMap<String, Fact>, settings: &PrepSettings) -> Scanned {
+fn scan_file(
+    source: &Source,
+    found: &Found,
+    remembered: &HashMap<String, Fact>,
+    settings: &PrepSettings,
+) -> Scanned {
     let (fact, known) = facts_of(source, found, remembered, settings);
     if !fact.as_ref().is_ok_and(|fact| fact.fault.is_none()) {
-        return Scanned { fact, known, text: None, remarks: Vec::new() };
+        return Scanned {
+            fact,
+            known,
+            text: None,
+            remarks: Vec::new(),
+        };
     }
     let (text, remarks) = source.text(found, &settings.quality_words);
-    let text = if settings.keep_captionless { Some(text.unwrap_or_default()) } else { text };
-    Scanned { fact, known, text: text.map(|text| text.fingerprint(&found.path)), remarks }
+    let text = if settings.keep_captionless {
+        Some(text.unwrap_or_default())
+    } else {
+        text
+    };
+    Scanned {
+        fact,
+        known,
+        text: text.map(|text| text.fingerprint(&found.path)),
+        remarks,
+    }
 }
 
 fn facts_of(
@@ -256,7 +350,10 @@ fn facts_of(
         if !metadata.is_file() {
             return Err(std::io::Error::other("it is not a regular file"));
         }
-        let since = metadata.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since = metadata
+            .modified()?
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         Ok((metadata.len(), since.as_nanos()))
     });
     let (bytes, mtime_ns) = match stamp {
@@ -270,7 +367,10 @@ fn facts_of(
     }
     if let Some(fact) = remembered.get(&found.path)
         && (fact.bytes, fact.mtime_ns) == (bytes, mtime_ns)
-        && fact.fault.as_ref().is_none_or(|fault| fault.reason != Reason::TooManyPixels)
+        && fact
+            .fault
+            .as_ref()
+            .is_none_or(|fault| fault.reason != Reason::TooManyPixels)
     {
         return (Ok(fact.clone()), true);
     }
@@ -279,10 +379,24 @@ fn facts_of(
         Err(error) => return (Err(unreadable(error)), false),
     };
     let header = decode::inspect(&content, settings.max_pixels);
-    let (width_px, height_px) = header.as_ref().map_or((0, 0), |header| (header.width_px, header.height_px));
+    let (width_px, height_px) = header
+        .as_ref()
+        .map_or((0, 0), |header| (header.width_px, header.height_px));
     let (id, fault) = (SampleId::of(&content).0, header.err());
     let path = found.path.clone();
-    (Ok(Fact { path, bytes, mtime_ns, id, width_px, height_px, fault, note: None }), false)
+    (
+        Ok(Fact {
+            path,
+            bytes,
+            mtime_ns,
+            id,
+            width_px,
+            height_px,
+            fault,
+            note: None,
+        }),
+        false,
+    )
 }
 
 /// The file with the facts of an unfinished pass.
@@ -292,14 +406,24 @@ fn part_of(memory: &Path) -> PathBuf {
 
 /// Appends facts to the part file, which the first of them creates. It is not flushed to the disk:
 /// a power cut loses the last facts.
-fn append<'a>(path: &Path, file: &mut Option<File>, facts: impl Iterator<Item = &'a Fact>) -> Result<()> {
+fn append<'a>(
+    path: &Path,
+    file: &mut Option<File>,
+    facts: impl Iterator<Item = &'a Fact>,
+) -> Result<()> {
     // The newline before a line ends one that a killed run left half written.
     let lines: String = facts.map(|fact| format!("\n{}", fact.to_line())).collect();
     if lines.is_empty() {
         return Ok(());
     }
     if file.is_none() {
-        *file = Some(File::options().append(true).create(true).open(path).map_err(Error::io(path))?);
+        *file = Some(
+            File::options()
+                .append(true)
+                .create(true)
+                .open(path)
+                .map_err(Error::io(path))?,
+        );
     }
     let file = file.as_mut().expect("it was just opened");
     file.write_all(lines.as_bytes()).map_err(Error::io(path))
@@ -307,8 +431,12 @@ fn append<'a>(path: &Path, file: &mut Option<File>, facts: impl Iterator<Item = 
 
 /// The facts of an earlier run, by path. Files with unreadable facts are read again.
 fn read_facts(memory: &Path) -> HashMap<String, Fact> {
-    let Ok(file) = File::open(memory) else { return HashMap::new() };
-    let lines = BufReader::new(file).lines().map_while(std::result::Result::ok);
+    let Ok(file) = File::open(memory) else {
+        return HashMap::new();
+    };
+    let lines = BufReader::new(file)
+        .lines()
+        .map_while(std::result::Result::ok);
     let facts = lines.filter_map(|line| serde_json::from_str::<Fact>(&line).ok());
     facts.map(|fact| (fact.path.clone(), fact)).collect()
 }

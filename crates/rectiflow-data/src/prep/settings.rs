@@ -75,7 +75,14 @@ pub struct PrepSettings {
 
 impl Default for PrepSettings {
     fn default() -> Self {
-        let words = ["masterpiece", "best quality", "high quality", "normal quality", "low quality", "worst quality"];
+        let words = [
+            "masterpiece",
+            "best quality",
+            "high quality",
+            "normal quality",
+            "low quality",
+            "worst quality",
+        ];
         Self {
             area_px: 1024 * 1024,
             step_px: 64,
@@ -110,23 +117,49 @@ impl PrepSettings {
         };
         range("area_px", self.area_px, 1024, 1 << 26);
         range("step_px", self.step_px.into(), 8, 1024);
-        range("bucket_min_px", self.bucket_min_px.into(), self.step_px.into(), self.bucket_max_px.into());
-        range("bucket_max_px", self.bucket_max_px.into(), self.bucket_min_px.into(), 65_536);
+        range(
+            "bucket_min_px",
+            self.bucket_min_px.into(),
+            self.step_px.into(),
+            self.bucket_max_px.into(),
+        );
+        range(
+            "bucket_max_px",
+            self.bucket_max_px.into(),
+            self.bucket_min_px.into(),
+            65_536,
+        );
         range("min_side_px", self.min_side_px.into(), 1, 65_536);
         range("max_pixels", self.max_pixels, 1, 1 << 32);
         range("max_file_mib", self.max_file_mib.into(), 1, 65_536);
         range("encode_batch", self.encode_batch.into(), 1, 1024);
         range("object_rows", self.object_rows.into(), 32, 1 << 20);
         if !(0.0..=100.0).contains(&self.max_aspect_error) {
-            problems.push(format!("prep.max_aspect_error = {}: must be 0 to 100", self.max_aspect_error));
+            problems.push(format!(
+                "prep.max_aspect_error = {}: must be 0 to 100",
+                self.max_aspect_error
+            ));
         }
         if !(0.0..=0.5).contains(&self.test_fraction) {
-            problems.push(format!("prep.test_fraction = {}: must be 0 to 0.5", self.test_fraction));
+            problems.push(format!(
+                "prep.test_fraction = {}: must be 0 to 0.5",
+                self.test_fraction
+            ));
         }
         if problems.is_empty() && self.geometry().buckets().is_empty() {
-            let Self { area_px, step_px, bucket_min_px, bucket_max_px, .. } = self;
-            let limits = format!("area_px {area_px}, step_px {step_px} and sides {bucket_min_px} to {bucket_max_px}");
-            problems.push(format!("prep: {limits} allow no bucket: lower bucket_min_px or raise area_px"));
+            let Self {
+                area_px,
+                step_px,
+                bucket_min_px,
+                bucket_max_px,
+                ..
+            } = self;
+            let limits = format!(
+                "area_px {area_px}, step_px {step_px} and sides {bucket_min_px} to {bucket_max_px}"
+            );
+            problems.push(format!(
+                "prep: {limits} allow no bucket: lower bucket_min_px or raise area_px"
+            ));
         }
         problems
     }
@@ -146,6 +179,10 @@ impl PrepSettings {
 
     /// The share of the samples that is held out.
     pub(crate) fn share(&self) -> Share {
-        if self.test_count > 0 { Share::Count(self.test_count) } else { Share::Fraction(self.test_fraction) }
+        if self.test_count > 0 {
+            Share::Count(self.test_count)
+        } else {
+            Share::Fraction(self.test_fraction)
+        }
     }
 }

@@ -62,21 +62,39 @@ impl Source {
     pub(crate) fn list(root: &Path, out: &Path) -> Result<Self> {
         fs::read_dir(root).map_err(Error::io(root))?;
         let skip = fs::canonicalize(out).ok();
-        let mut walk = Walk { root, skip, source: Self::empty(root), lines: HashMap::new() };
+        let mut walk = Walk {
+            root,
+            skip,
+            source: Self::empty(root),
+            lines: HashMap::new(),
+        };
         walk.folder("");
-        let Walk { mut source, mut lines, .. } = walk;
+        let Walk {
+            mut source,
+            mut lines,
+            ..
+        } = walk;
         for found in &mut source.files {
             found.line = lines.remove(&found.path);
         }
         for (path, line) in lines.into_iter().collect::<BTreeMap<_, _>>() {
             let detail = format!("it names {path:?}, which does not exist");
-            source.remarks.push(Remark::new(source.line_name(line), Reason::OrphanCaption, detail));
+            source.remarks.push(Remark::new(
+                source.line_name(line),
+                Reason::OrphanCaption,
+                detail,
+            ));
         }
         Ok(source)
     }
 
     fn empty(root: &Path) -> Self {
-        Self { root: root.to_owned(), files: Vec::new(), remarks: Vec::new(), metadata: Vec::new() }
+        Self {
+            root: root.to_owned(),
+            files: Vec::new(),
+            remarks: Vec::new(),
+            metadata: Vec::new(),
+        }
     }
 
     /// The full path of a listed file.
@@ -85,31 +103,48 @@ impl Source {
     }
 
     /// The text of an image, if it has any, and remarks about its caption sources.
-    pub(crate) fn text(&self, found: &Found, quality_words: &[String]) -> (Option<Text>, Vec<Remark>) {
+    pub(crate) fn text(
+        &self,
+        found: &Found,
+        quality_words: &[String],
+    ) -> (Option<Text>, Vec<Remark>) {
         let stem = Path::new(&found.path).with_extension("");
         let beside = |extension: &str| format!("{}.{extension}", stem.to_string_lossy());
         let (mut text, mut remarks) = (None, Vec::new());
         let mut offer = |name: String, read: &dyn Fn(&str) -> std::result::Result<Text, String>| {
             if text.is_some() {
-                let detail = format!("the text of {} comes from a source with precedence", found.path);
+                let detail = format!(
+                    "the text of {} comes from a source with precedence",
+                    found.path
+                );
                 return remarks.push(Remark::new(name, Reason::SecondCaption, detail));
             }
             match read(&name) {
                 Ok(found) if found.is_empty() => {
-                    remarks.push(Remark::new(name, Reason::BadCaption, "it has no caption and no tag"));
+                    remarks.push(Remark::new(
+                        name,
+                        Reason::BadCaption,
+                        "it has no caption and no tag",
+                    ));
                 }
                 Ok(found) => text = Some(found),
                 Err(detail) => remarks.push(Remark::new(name, Reason::BadCaption, detail)),
             }
         };
         if found.json {
-            offer(beside("json"), &|name| Text::from_json(&self.read(name)?, quality_words));
+            offer(beside("json"), &|name| {
+                Text::from_json(&self.read(name)?, quality_words)
+            });
         }
         if found.txt {
-            offer(beside("txt"), &|name| Text::from_txt(&self.read(name)?, quality_words));
+            offer(beside("txt"), &|name| {
+                Text::from_txt(&self.read(name)?, quality_words)
+            });
         }
         if let Some(line) = found.line {
-            offer(self.line_name(line), &|_| Text::from_json(&self.read_line(line)?, quality_words));
+            offer(self.line_name(line), &|_| {
+                Text::from_json(&self.read_line(line)?, quality_words)
+            });
         }
         (text, remarks)
     }
@@ -117,7 +152,9 @@ impl Source {
     fn read(&self, relative: &str) -> std::result::Result<Vec<u8>, String> {
         let file = File::open(self.path(relative)).map_err(|error| error.to_string())?;
         let mut bytes = Vec::new();
-        file.take(MAX_SOURCE_BYTES + 1).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
+        file.take(MAX_SOURCE_BYTES + 1)
+            .read_to_end(&mut bytes)
+            .map_err(|error| error.to_string())?;
         if bytes.len() as u64 > MAX_SOURCE_BYTES {
             return Err(format!("it is longer than {MAX_SOURCE_BYTES} bytes"));
         }
@@ -127,7 +164,8 @@ impl Source {
     fn read_line(&self, line: Line) -> std::result::Result<Vec<u8>, String> {
         let mut bytes = vec![0; line.len as usize];
         let file = &self.metadata[line.file as usize].1;
-        file.read_exact_at(&mut bytes, line.offset).map_err(|error| error.to_string())?;
+        file.read_exact_at(&mut bytes, line.offset)
+            .map_err(|error| error.to_string())?;
         Ok(bytes)
     }
 
@@ -160,10 +198,13 @@ impl Walk<'_> {
         if self.skip.is_some() && fs::canonicalize(&path).ok() == self.skip {
             return;
         }
-        let entries = match fs::read_dir(&path).and_then(Iterator::collect::<std::io::Result<Vec<_>>>) {
-            Ok(entries) => entries,
-            Err(error) => return self.remark(relative.to_owned(), Reason::Unreadable, error.to_string()),
-        };
+        let entries =
+            match fs::read_dir(&path).and_then(Iterator::collect::<std::io::Result<Vec<_>>>) {
+                Ok(entries) => entries,
+                Err(error) => {
+                    return self.remark(relative.to_owned(), Reason::Unreadable, error.to_string());
+                }
+            };
         let mut names = Names::default();
         for entry in entries {
             self.sort_in(relative, &entry, &mut names);
@@ -179,7 +220,10 @@ impl Walk<'_> {
                 self.folder(&path);
                 continue;
             }
-            let stem = Path::new(&name).with_extension("").to_string_lossy().into_owned();
+            let stem = Path::new(&name)
+                .with_extension("")
+                .to_string_lossy()
+                .into_owned();
             let mut has = |extension: &str| {
                 let caption = format!("{stem}.{extension}");
                 let has = names.captions.contains(&caption);
@@ -189,12 +233,21 @@ impl Walk<'_> {
                 has
             };
             let (json, txt) = (has("json"), has("txt"));
-            self.source.files.push(Found { path, json, txt, line: None });
+            self.source.files.push(Found {
+                path,
+                json,
+                txt,
+                line: None,
+            });
         }
         let mut orphans: Vec<String> = names.captions.difference(&used).cloned().collect();
         orphans.sort_unstable();
         for orphan in orphans {
-            self.remark(join(relative, &orphan), Reason::OrphanCaption, "no image has this name".to_owned());
+            self.remark(
+                join(relative, &orphan),
+                Reason::OrphanCaption,
+                "no image has this name".to_owned(),
+            );
         }
     }
 
@@ -203,7 +256,11 @@ impl Walk<'_> {
             Ok(name) => name,
             Err(name) => {
                 let path = join(relative, &name.to_string_lossy());
-                return self.remark(path, Reason::UnreadableName, format!("its name is not UTF-8: {name:?}"));
+                return self.remark(
+                    path,
+                    Reason::UnreadableName,
+                    format!("its name is not UTF-8: {name:?}"),
+                );
             }
         };
         if name.starts_with('.') {
@@ -245,21 +302,32 @@ impl Walk<'_> {
         let (mut offset, mut number) = (0, 0);
         loop {
             let mut bytes = Vec::new();
-            let read = (&mut reader).take(MAX_SOURCE_BYTES + 1).read_until(b'\n', &mut bytes);
+            let read = (&mut reader)
+                .take(MAX_SOURCE_BYTES + 1)
+                .read_until(b'\n', &mut bytes);
             number += 1;
             match read {
                 Ok(0) => return,
                 Err(error) => return self.remark(name, Reason::Unreadable, error.to_string()),
                 Ok(len) if len as u64 > MAX_SOURCE_BYTES => {
-                    let detail = format!("line {number} is longer than {MAX_SOURCE_BYTES} bytes: the rest is ignored");
+                    let detail = format!(
+                        "line {number} is longer than {MAX_SOURCE_BYTES} bytes: the rest is ignored"
+                    );
                     return self.remark(name, Reason::BadCaption, detail);
                 }
                 Ok(_) if bytes.trim_ascii().is_empty() => {}
                 Ok(len) => {
-                    let line = Line { file: index, number, offset, len: len as u32 };
+                    let line = Line {
+                        file: index,
+                        number,
+                        offset,
+                        len: len as u32,
+                    };
                     match named_file(&bytes, folder) {
                         Ok(path) => self.add_line(path, line),
-                        Err(detail) => self.remark(format!("{name}:{number}"), Reason::BadCaption, detail),
+                        Err(detail) => {
+                            self.remark(format!("{name}:{number}"), Reason::BadCaption, detail)
+                        }
                     }
                 }
             }
@@ -279,12 +347,20 @@ impl Walk<'_> {
             Entry::Occupied(_) => line,
         };
         let name = self.source.line_name(loser);
-        self.remark(name, Reason::SecondCaption, format!("the text of {path} comes from a source with precedence"));
+        self.remark(
+            name,
+            Reason::SecondCaption,
+            format!("the text of {path} comes from a source with precedence"),
+        );
     }
 }
 
 fn join(folder: &str, name: &str) -> String {
-    if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") }
+    if folder.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{folder}/{name}")
+    }
 }
 
 /// The path of the image that a line names, relative to the source folder.
@@ -296,12 +372,20 @@ fn named_file(line: &[u8], folder: &str) -> std::result::Result<String, String> 
     let name: Name = serde_json::from_slice(line).map_err(|error| error.to_string())?;
     let mut parts: Vec<&str> = folder.split('/').filter(|part| !part.is_empty()).collect();
     if name.file_name.starts_with('/') {
-        return Err(format!("file_name {:?} is not relative to its folder", name.file_name));
+        return Err(format!(
+            "file_name {:?} is not relative to its folder",
+            name.file_name
+        ));
     }
     for part in name.file_name.split('/') {
         match part {
             "" | "." => {}
-            ".." => return Err(format!("file_name {:?} leads out of its folder", name.file_name)),
+            ".." => {
+                return Err(format!(
+                    "file_name {:?} leads out of its folder",
+                    name.file_name
+                ));
+            }
             part => parts.push(part),
         }
     }

@@ -24,8 +24,11 @@ pub(crate) enum Share {
 pub(crate) fn sides(new: &[SampleId], present: (u64, u64), share: Share, seed: u64) -> Vec<Split> {
     let (train, test) = present;
     let total = train + test + new.len() as u64;
-    let mut ranked: Vec<(u64, usize)> =
-        new.iter().enumerate().map(|(i, id)| (key_u64(seed, Purpose::Split, &[id.0]), i)).collect();
+    let mut ranked: Vec<(u64, usize)> = new
+        .iter()
+        .enumerate()
+        .map(|(i, id)| (key_u64(seed, Purpose::Split, &[id.0]), i))
+        .collect();
     ranked.sort_unstable();
     let wanted = match share {
         Share::Fraction(fraction) => {
@@ -36,7 +39,10 @@ pub(crate) fn sides(new: &[SampleId], present: (u64, u64), share: Share, seed: u
     };
     let wanted = wanted.min((total / 2).saturating_sub(test)) as usize;
     let mut sides = vec![Split::Train; new.len()];
-    ranked.iter().take(wanted).for_each(|&(_, i)| sides[i] = Split::Test);
+    ranked
+        .iter()
+        .take(wanted)
+        .for_each(|&(_, i)| sides[i] = Split::Test);
     sides
 }
 
@@ -45,7 +51,9 @@ mod tests {
     use super::*;
 
     fn ids(range: std::ops::Range<u64>) -> Vec<SampleId> {
-        range.map(|i| SampleId(i.wrapping_mul(0x9e37_79b9_7f4a_7c15))).collect()
+        range
+            .map(|i| SampleId(i.wrapping_mul(0x9e37_79b9_7f4a_7c15)))
+            .collect()
     }
 
     fn num_test(sides: &[Split]) -> usize {
@@ -57,7 +65,11 @@ mod tests {
         let all = ids(0..20_000);
         let whole = sides(&all, (0, 0), Share::Fraction(0.1), 1);
         // Five standard deviations.
-        assert!(num_test(&whole).abs_diff(2000) < 213, "{}", num_test(&whole));
+        assert!(
+            num_test(&whole).abs_diff(2000) < 213,
+            "{}",
+            num_test(&whole)
+        );
         let half = sides(&all[..10_000], (0, 0), Share::Fraction(0.1), 1);
         assert_eq!(half, whole[..10_000]);
         let rest = sides(&all[10_000..], (9_000, 1_000), Share::Fraction(0.1), 1);
@@ -76,10 +88,19 @@ mod tests {
     #[test]
     fn never_more_than_half() {
         for (num, most) in [(0, 0), (1, 0), (2, 1), (3, 1), (100, 50)] {
-            assert_eq!(num_test(&sides(&ids(0..num), (0, 0), Share::Count(2048), 1)), most);
+            assert_eq!(
+                num_test(&sides(&ids(0..num), (0, 0), Share::Count(2048), 1)),
+                most
+            );
             assert!(num_test(&sides(&ids(0..num), (0, 0), Share::Fraction(0.5), 1)) <= most);
         }
-        assert_eq!(num_test(&sides(&ids(0..10), (0, 10), Share::Count(2048), 1)), 0);
-        assert_eq!(num_test(&sides(&ids(0..10), (4, 4), Share::Count(2048), 1)), 5);
+        assert_eq!(
+            num_test(&sides(&ids(0..10), (0, 10), Share::Count(2048), 1)),
+            0
+        );
+        assert_eq!(
+            num_test(&sides(&ids(0..10), (4, 4), Share::Count(2048), 1)),
+            5
+        );
     }
 }

@@ -17,10 +17,21 @@ use object_store::aws::AmazonS3Builder;
 /// Adds the settings of the profile that the environment lacks; id and secret only together.
 pub(crate) fn complete(builder: AmazonS3Builder) -> AmazonS3Builder {
     let is_set = |name: &str| env::var_os(name).is_some_and(|value| !value.is_empty());
-    let keys = ["AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"];
+    let keys = [
+        "AWS_ACCESS_KEY_ID",
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    ];
     let has_keys = keys.into_iter().any(is_set) || is_set("AWS_SKIP_SIGNATURE");
-    let has_endpoint = is_set("AWS_ENDPOINT_URL") || is_set("AWS_ENDPOINT_URL_S3") || is_set("AWS_ENDPOINT");
-    apply(builder, &profile(), has_keys, has_endpoint, is_set("AWS_REGION") || is_set("AWS_DEFAULT_REGION"))
+    let has_endpoint =
+        is_set("AWS_ENDPOINT_URL") || is_set("AWS_ENDPOINT_URL_S3") || is_set("AWS_ENDPOINT");
+    apply(
+        builder,
+        &profile(),
+        has_keys,
+        has_endpoint,
+        is_set("AWS_REGION") || is_set("AWS_DEFAULT_REGION"),
+    )
 }
 
 /// The endpoint of the profile, if it has one.
@@ -37,9 +48,13 @@ fn apply(
     has_endpoint: bool,
     has_region: bool,
 ) -> AmazonS3Builder {
-    let keys = profile.get("aws_access_key_id").zip(profile.get("aws_secret_access_key"));
+    let keys = profile
+        .get("aws_access_key_id")
+        .zip(profile.get("aws_secret_access_key"));
     if let Some((id, secret)) = keys.filter(|_| !has_keys) {
-        builder = builder.with_access_key_id(id).with_secret_access_key(secret);
+        builder = builder
+            .with_access_key_id(id)
+            .with_secret_access_key(secret);
         if let Some(token) = profile.get("aws_session_token") {
             builder = builder.with_token(token);
         }
@@ -57,16 +72,22 @@ fn apply(
 fn profile() -> Profile {
     let name = env::var("AWS_PROFILE").unwrap_or_else(|_| "default".to_owned());
     let home = env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
-    let place =
-        |variable: &str, file: &str| env::var_os(variable).map_or_else(|| home.join(".aws").join(file), PathBuf::from);
+    let place = |variable: &str, file: &str| {
+        env::var_os(variable).map_or_else(|| home.join(".aws").join(file), PathBuf::from)
+    };
     let mut profile = read(&place("AWS_CONFIG_FILE", "config"), &name);
-    profile.extend(read(&place("AWS_SHARED_CREDENTIALS_FILE", "credentials"), &name));
+    profile.extend(read(
+        &place("AWS_SHARED_CREDENTIALS_FILE", "credentials"),
+        &name,
+    ));
     profile
 }
 
 /// The settings of a profile in a file. Empty if the file is missing or cannot be read.
 fn read(path: &Path, name: &str) -> Profile {
-    fs::read_to_string(path).map(|text| parse(&text, name)).unwrap_or_default()
+    fs::read_to_string(path)
+        .map(|text| parse(&text, name))
+        .unwrap_or_default()
 }
 
 /// The settings of one section. In `config` the section is `[profile NAME]`, except for the
@@ -75,7 +96,11 @@ fn parse(text: &str, name: &str) -> Profile {
     let mut keys = Profile::new();
     let mut is_wanted = false;
     for line in text.lines() {
-        if let Some(section) = line.trim().strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        if let Some(section) = line
+            .trim()
+            .strip_prefix('[')
+            .and_then(|rest| rest.strip_suffix(']'))
+        {
             let section = section.trim();
             is_wanted = section.strip_prefix("profile ").map_or(section, str::trim) == name;
             continue;
@@ -101,7 +126,10 @@ mod tests {
 
     #[test]
     fn a_profile_is_what_both_files_say_of_it() {
-        assert_eq!(parse(CONFIG, "default"), HashMap::from([("region".to_owned(), "eu-west-1".to_owned())]));
+        assert_eq!(
+            parse(CONFIG, "default"),
+            HashMap::from([("region".to_owned(), "eu-west-1".to_owned())])
+        );
         let mut profile = parse(CONFIG, "r2");
         assert!(!profile.contains_key("addressing_style") && !profile.contains_key("# a comment"));
         profile.extend(parse(CREDENTIALS, "r2"));
@@ -115,15 +143,33 @@ mod tests {
         let mut profile = parse(CONFIG, "r2");
         profile.extend(parse(CREDENTIALS, "r2"));
         let values = |builder: &AmazonS3Builder| {
-            [Key::AccessKeyId, Key::SecretAccessKey, Key::Token, Key::Region, Key::Endpoint]
-                .map(|key| builder.get_config_value(&key))
+            [
+                Key::AccessKeyId,
+                Key::SecretAccessKey,
+                Key::Token,
+                Key::Region,
+                Key::Endpoint,
+            ]
+            .map(|key| builder.get_config_value(&key))
         };
         let some = |text: &str| Some(text.to_owned());
         let filled = apply(AmazonS3Builder::new(), &profile, false, false, false);
-        let expected = [some("id"), some("se=cret"), some("t"), some("auto"), some("https://account.example")];
+        let expected = [
+            some("id"),
+            some("se=cret"),
+            some("t"),
+            some("auto"),
+            some("https://account.example"),
+        ];
         assert_eq!(values(&filled), expected);
-        let given = AmazonS3Builder::new().with_access_key_id("mine").with_secret_access_key("my").with_region("here");
+        let given = AmazonS3Builder::new()
+            .with_access_key_id("mine")
+            .with_secret_access_key("my")
+            .with_region("here");
         let kept = apply(given, &profile, true, true, true);
-        assert_eq!(values(&kept), [some("mine"), some("my"), None, some("here"), None]);
+        assert_eq!(
+            values(&kept),
+            [some("mine"), some("my"), None, some("here"), None]
+        );
     }
 }

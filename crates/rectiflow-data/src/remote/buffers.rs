@@ -40,14 +40,22 @@ impl<T> Buffers<T> {
         let mut pool = self.lock();
         // A buffer that is much too large would waste the rest of its memory.
         let fits = |buffer: &Vec<T>| (len..=len.saturating_mul(2)).contains(&buffer.capacity());
-        let found = pool.idle.iter().rposition(fits).and_then(|at| pool.idle.remove(at));
+        let found = pool
+            .idle
+            .iter()
+            .rposition(fits)
+            .and_then(|at| pool.idle.remove(at));
         pool.idle_len -= found.as_ref().map_or(0, Vec::capacity);
         let values = found.unwrap_or_else(|| Vec::with_capacity(len));
         pool.lent_len += values.capacity();
         pool.most_lent_len = pool.most_lent_len.max(pool.lent_len);
         pool.drop_surplus();
         let lent_len = values.capacity();
-        Lent { values, lent_len, pool: self.clone() }
+        Lent {
+            values,
+            lent_len,
+            pool: self.clone(),
+        }
     }
 
     fn take_back(&self, mut values: Vec<T>, lent_len: usize) {
@@ -76,7 +84,12 @@ impl<T> Pool<T> {
 
 impl<T> Default for Buffers<T> {
     fn default() -> Self {
-        let pool = Pool { idle: VecDeque::new(), idle_len: 0, lent_len: 0, most_lent_len: 0 };
+        let pool = Pool {
+            idle: VecDeque::new(),
+            idle_len: 0,
+            lent_len: 0,
+            most_lent_len: 0,
+        };
         Self(Arc::new(Mutex::new(pool)))
     }
 }
@@ -90,7 +103,10 @@ impl<T> Clone for Buffers<T> {
 impl<T> fmt::Debug for Buffers<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let pool = self.lock();
-        f.debug_struct("Buffers").field("idle", &pool.idle.len()).field("lent_len", &pool.lent_len).finish()
+        f.debug_struct("Buffers")
+            .field("idle", &pool.idle.len())
+            .field("lent_len", &pool.lent_len)
+            .finish()
     }
 }
 
@@ -105,7 +121,11 @@ pub(crate) struct Lent<T> {
 impl Lent<u8> {
     /// The buffer as bytes; their slices share it.
     pub(crate) fn into_bytes(mut self) -> Bytes {
-        if self.capacity() < LEAST_BYTES { std::mem::take(&mut self.values).into() } else { Bytes::from_owner(self) }
+        if self.capacity() < LEAST_BYTES {
+            std::mem::take(&mut self.values).into()
+        } else {
+            Bytes::from_owner(self)
+        }
     }
 }
 
@@ -131,7 +151,8 @@ impl AsRef<[u8]> for Lent<u8> {
 
 impl<T> Drop for Lent<T> {
     fn drop(&mut self) {
-        self.pool.take_back(std::mem::take(&mut self.values), self.lent_len);
+        self.pool
+            .take_back(std::mem::take(&mut self.values), self.lent_len);
     }
 }
 
@@ -147,7 +168,11 @@ mod tests {
     }
 
     fn idle(pool: &Buffers<u8>) -> Vec<usize> {
-        pool.lock().idle.iter().map(|buffer| buffer.capacity() / LEAST_BYTES).collect()
+        pool.lock()
+            .idle
+            .iter()
+            .map(|buffer| buffer.capacity() / LEAST_BYTES)
+            .collect()
     }
 
     #[test]

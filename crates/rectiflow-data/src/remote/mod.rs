@@ -30,7 +30,8 @@ use std::{
 use bytes::Bytes;
 use futures_util::StreamExt;
 use object_store::{
-    GetOptions, GetRange, ObjectStore, ObjectStoreExt, ObjectStoreScheme, client::HttpError, path::Path as Key,
+    GetOptions, GetRange, ObjectStore, ObjectStoreExt, ObjectStoreScheme, client::HttpError,
+    path::Path as Key,
 };
 use tokio::{
     runtime::{Builder, Runtime},
@@ -64,13 +65,20 @@ impl Location {
         let Some(text) = place.to_str().filter(|text| text.contains("://")) else {
             return Ok(Self::Folder(place.to_owned()));
         };
-        let wrong = |reason: String| Error::Invalid { what: text.to_owned(), reason };
+        let wrong = |reason: String| Error::Invalid {
+            what: text.to_owned(),
+            reason,
+        };
         let url = Url::parse(text).map_err(|error| wrong(format!("not a URL: {error}")))?;
         if url.scheme() == "file" {
-            let folder = url.to_file_path().map_err(|()| wrong("expected file:///absolute/path".to_owned()))?;
+            let folder = url
+                .to_file_path()
+                .map_err(|()| wrong("expected file:///absolute/path".to_owned()))?;
             return Ok(Self::Folder(folder));
         }
-        Remote::open(text, &url, network).map(Self::Remote).map_err(wrong)
+        Remote::open(text, &url, network)
+            .map(Self::Remote)
+            .map_err(wrong)
     }
 }
 
@@ -104,13 +112,26 @@ impl Remote {
     fn open(text: &str, url: &Url, network: &Network) -> std::result::Result<Self, String> {
         install_tls();
         let known = "expected s3://, gs://, az://, http://, https:// or file://";
-        let (scheme, prefix) = ObjectStoreScheme::parse(url).map_err(|error| format!("{error}; {known}"))?;
-        let store = open_store(&scheme, url, options(url, network), NO_RETRY).map_err(|error| chain(&error))?;
+        let (scheme, prefix) =
+            ObjectStoreScheme::parse(url).map_err(|error| format!("{error}; {known}"))?;
+        let store = open_store(&scheme, url, options(url, network), NO_RETRY)
+            .map_err(|error| chain(&error))?;
         let store = store.ok_or_else(|| known.to_owned())?;
-        let (network, permits) = (Arc::new(network.clone()), Arc::new(Semaphore::new(network.concurrency)));
+        let (network, permits) = (
+            Arc::new(network.clone()),
+            Arc::new(Semaphore::new(network.concurrency)),
+        );
         let parsed = Arc::new((scheme, url.clone()));
         let url = text.trim_end_matches('/').into();
-        Ok(Self { store, parsed, prefix, url, network, permits, buffers: Buffers::default() })
+        Ok(Self {
+            store,
+            parsed,
+            prefix,
+            url,
+            network,
+            permits,
+            buffers: Buffers::default(),
+        })
     }
 
     /// Converts an error of a client.
@@ -141,7 +162,12 @@ impl Remote {
     /// Length of the object `name`.
     pub(crate) async fn len(&self, name: &str) -> Result<u64> {
         let key = self.key(name);
-        let head = || async { self.store.head(&key).await.map_err(|error| self.classify(name, None, &error)) };
+        let head = || async {
+            self.store
+                .head(&key)
+                .await
+                .map_err(|error| self.classify(name, None, &error))
+        };
         self.retried(name, None, head).await.map(|meta| meta.size)
     }
 
@@ -156,7 +182,8 @@ impl Remote {
     }
 
     fn key(&self, name: &str) -> Key {
-        name.split('/').fold(self.prefix.clone(), |key, part| key.join(part))
+        name.split('/')
+            .fold(self.prefix.clone(), |key, part| key.join(part))
     }
 
     async fn read<T>(
@@ -175,12 +202,23 @@ impl Remote {
 
     /// Calls `attempt` until it succeeds, fails for good, or reaches the limit of attempts or the
     /// deadline.
-    async fn retried<T, F>(&self, name: &str, range: Option<Range<u64>>, attempt: impl Fn() -> F) -> Result<T>
+    async fn retried<T, F>(
+        &self,
+        name: &str,
+        range: Option<Range<u64>>,
+        attempt: impl Fn() -> F,
+    ) -> Result<T>
     where
         F: Future<Output = std::result::Result<T, Failure>>,
     {
-        let _permit = self.permits.acquire().await.expect("the semaphore is never closed");
-        let Network { attempts, deadline, .. } = *self.network;
+        let _permit = self
+            .permits
+            .acquire()
+            .await
+            .expect("the semaphore is never closed");
+        let Network {
+            attempts, deadline, ..
+        } = *self.network;
         let began = Instant::now();
         let mut last = Reason::Words("the store did not answer in time".to_owned());
         for number in 1..=attempts {
@@ -201,15 +239,27 @@ impl Remote {
     }
 
     /// One request, read to its end.
-    async fn attempt(&self, name: &str, range: Option<Range<u64>>, limit: u64) -> std::result::Result<Bytes, Failure> {
+    async fn attempt(
+        &self,
+        name: &str,
+        range: Option<Range<u64>>,
+        limit: u64,
+    ) -> std::result::Result<Bytes, Failure> {
         let stall = self.network.stall_timeout;
         let stalled = |read: usize| {
             let secs = stall.as_secs_f64();
-            Failure::Passing(Reason::Words(format!("it stalled: no byte arrived for {secs} s after {read} bytes")))
+            Failure::Passing(Reason::Words(format!(
+                "it stalled: no byte arrived for {secs} s after {read} bytes"
+            )))
         };
-        let options = GetOptions { range: range.clone().map(GetRange::Bounded), ..Default::default() };
+        let options = GetOptions {
+            range: range.clone().map(GetRange::Bounded),
+            ..Default::default()
+        };
         let key = self.key(name);
-        let answer = timeout(stall, self.store.get_opts(&key, options)).await.map_err(|_| stalled(0))?;
+        let answer = timeout(stall, self.store.get_opts(&key, options))
+            .await
+            .map_err(|_| stalled(0))?;
         let answer = answer.map_err(|error| self.classify(name, range.clone(), &error))?;
         let expected = answer.range.end - answer.range.start;
         if range.is_none() && expected > limit {
@@ -218,8 +268,13 @@ impl Remote {
         }
         let mut body = answer.into_stream();
         let mut bytes = self.buffers.take(expected.min(limit) as usize);
-        while let Some(chunk) = timeout(stall, body.next()).await.map_err(|_| stalled(bytes.len()))? {
-            bytes.extend_from_slice(&chunk.map_err(|error| self.classify(name, range.clone(), &error))?);
+        while let Some(chunk) = timeout(stall, body.next())
+            .await
+            .map_err(|_| stalled(bytes.len()))?
+        {
+            bytes.extend_from_slice(
+                &chunk.map_err(|error| self.classify(name, range.clone(), &error))?,
+            );
             if bytes.len() as u64 > limit {
                 break;
             }
@@ -232,20 +287,29 @@ impl Remote {
         Err(Failure::Passing(Reason::Words(reason)))
     }
 
-    fn classify(&self, name: &str, range: Option<Range<u64>>, error: &object_store::Error) -> Failure {
+    fn classify(
+        &self,
+        name: &str,
+        range: Option<Range<u64>>,
+        error: &object_store::Error,
+    ) -> Failure {
         use object_store::Error as E;
         let reason = chain(error);
         let lasting = match error {
             E::NotFound { .. } => Some(MISSING),
             E::PermissionDenied { .. } | E::Unauthenticated { .. } => Some(CREDENTIALS),
-            E::Generic { .. } | E::JoinError { .. } => match status(&reason).filter(|_| !has_transport(error)) {
-                Some(404 | 410) => Some(MISSING),
-                Some(401 | 403) => Some(CREDENTIALS),
-                // Timeout, too early, too many requests.
-                Some(408 | 425 | 429) => None,
-                Some(400..=499) => Some("the store refuses the request; are endpoint, region and credentials right?"),
-                _ => None,
-            },
+            E::Generic { .. } | E::JoinError { .. } => {
+                match status(&reason).filter(|_| !has_transport(error)) {
+                    Some(404 | 410) => Some(MISSING),
+                    Some(401 | 403) => Some(CREDENTIALS),
+                    // Timeout, too early, too many requests.
+                    Some(408 | 425 | 429) => None,
+                    Some(400..=499) => Some(
+                        "the store refuses the request; are endpoint, region and credentials right?",
+                    ),
+                    _ => None,
+                }
+            }
             _ => Some("this store does not support the request"),
         };
         match lasting {
@@ -260,7 +324,14 @@ impl Remote {
         }
     }
 
-    fn gave_up(&self, name: &str, range: Option<Range<u64>>, attempts: u32, after: Duration, last: Reason) -> Error {
+    fn gave_up(
+        &self,
+        name: &str,
+        range: Option<Range<u64>>,
+        attempts: u32,
+        after: Duration,
+        last: Reason,
+    ) -> Error {
         match last {
             Reason::Check(error) => error,
             Reason::Words(reason) => {
@@ -272,21 +343,41 @@ impl Remote {
     }
 
     fn error(&self, name: &str, range: Option<Range<u64>>, attempts: u32, reason: String) -> Error {
-        Error::Remote { object: self.url_of(name), range, attempts, missing: false, reason }
+        Error::Remote {
+            object: self.url_of(name),
+            range,
+            attempts,
+            missing: false,
+            reason,
+        }
     }
 
     fn pause(&self, attempt: u32) -> Duration {
-        let Network { pause, longest_pause, .. } = *self.network;
-        let full = pause.saturating_mul(1 << (attempt - 1).min(16)).min(longest_pause);
+        let Network {
+            pause,
+            longest_pause,
+            ..
+        } = *self.network;
+        let full = pause
+            .saturating_mul(1 << (attempt - 1).min(16))
+            .min(longest_pause);
         // A run does not depend on the pauses: they keep many readers from retrying at the same
         // moment.
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let jitter = Rng::keyed(now.as_nanos() as u64, Purpose::Jitter, &[u64::from(attempt)]).f64();
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        let jitter = Rng::keyed(
+            now.as_nanos() as u64,
+            Purpose::Jitter,
+            &[u64::from(attempt)],
+        )
+        .f64();
         full.mul_f64(1.0 - jitter / 2.0)
     }
 }
 
-const MISSING: &str = "the store has no such object; is the address right, and is the upload complete?";
+const MISSING: &str =
+    "the store has no such object; is the address right, and is the upload complete?";
 const CREDENTIALS: &str = "the store denies access; are the credentials right and not expired?";
 
 impl std::fmt::Display for Reason {
@@ -303,7 +394,11 @@ impl std::fmt::Display for Reason {
 pub(crate) fn runtime() -> &'static Runtime {
     static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
         let mut builder = Builder::new_multi_thread();
-        let runtime = builder.worker_threads(2).thread_name("rectiflow-network").enable_all().build();
+        let runtime = builder
+            .worker_threads(2)
+            .thread_name("rectiflow-network")
+            .enable_all()
+            .build();
         runtime.expect("the process can start threads")
     });
     &RUNTIME
@@ -311,7 +406,10 @@ pub(crate) fn runtime() -> &'static Runtime {
 
 /// Runs work that waits for a disk on a thread that is allowed to block.
 pub(crate) async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    runtime().spawn_blocking(work).await.expect("the task is not cancelled and does not panic")
+    runtime()
+        .spawn_blocking(work)
+        .await
+        .expect("the task is not cancelled and does not panic")
 }
 
 /// An error and its causes as one line, without repetitions.
@@ -357,34 +455,71 @@ mod tests {
     #[test]
     fn urls_and_paths_are_told_apart() {
         for path in ["data/set", "/data/s3:/x", "."] {
-            assert!(matches!(parse(path), Ok(Location::Folder(folder)) if folder == Path::new(path)), "{path}");
+            assert!(
+                matches!(parse(path), Ok(Location::Folder(folder)) if folder == Path::new(path)),
+                "{path}"
+            );
         }
-        assert!(matches!(parse("file:///data/set"), Ok(Location::Folder(folder)) if folder == Path::new("/data/set")));
-        for url in ["s3://bucket/some/prefix", "http://127.0.0.1:1/some/prefix/", "https://host/some/prefix"] {
-            let Ok(Location::Remote(remote)) = parse(url) else { panic!("{url}") };
-            assert_eq!(remote.key("text/a.parquet").as_ref(), "some/prefix/text/a.parquet");
-            assert_eq!(remote.url_of("text/a.parquet"), format!("{}/text/a.parquet", url.trim_end_matches('/')));
+        assert!(
+            matches!(parse("file:///data/set"), Ok(Location::Folder(folder)) if folder == Path::new("/data/set"))
+        );
+        for url in [
+            "s3://bucket/some/prefix",
+            "http://127.0.0.1:1/some/prefix/",
+            "https://host/some/prefix",
+        ] {
+            let Ok(Location::Remote(remote)) = parse(url) else {
+                panic!("{url}")
+            };
+            assert_eq!(
+                remote.key("text/a.parquet").as_ref(),
+                "some/prefix/text/a.parquet"
+            );
+            assert_eq!(
+                remote.url_of("text/a.parquet"),
+                format!("{}/text/a.parquet", url.trim_end_matches('/'))
+            );
         }
-        for wrong in ["ftp://host/x", "s3://", "://", "memory:///x", "file://host/x"] {
-            assert!(matches!(parse(wrong), Err(Error::Invalid { .. })), "{wrong}");
+        for wrong in [
+            "ftp://host/x",
+            "s3://",
+            "://",
+            "memory:///x",
+            "file://host/x",
+        ] {
+            assert!(
+                matches!(parse(wrong), Err(Error::Invalid { .. })),
+                "{wrong}"
+            );
         }
     }
 
     #[test]
     fn pauses_grow_and_vary_within_bounds() {
-        let network = Network { pause: Duration::from_millis(100), ..Network::default() };
-        let Ok(Location::Remote(remote)) = Location::parse(Path::new("http://127.0.0.1:1/x"), &network) else {
+        let network = Network {
+            pause: Duration::from_millis(100),
+            ..Network::default()
+        };
+        let Ok(Location::Remote(remote)) =
+            Location::parse(Path::new("http://127.0.0.1:1/x"), &network)
+        else {
             panic!()
         };
         for (attempt, full) in [(1, 100), (2, 200), (4, 800), (40, 10_000)] {
             let pause = remote.pause(attempt);
-            assert!(pause * 2 >= Duration::from_millis(full) && pause <= Duration::from_millis(full), "{pause:?}");
+            assert!(
+                pause * 2 >= Duration::from_millis(full) && pause <= Duration::from_millis(full),
+                "{pause:?}"
+            );
         }
     }
 
     #[test]
     fn statuses_are_found_in_messages() {
-        assert_eq!(status("Server returned non-2xx status code: 503 Service Unavailable: busy"), Some(503));
+        assert_eq!(
+            status("Server returned non-2xx status code: 503 Service Unavailable: busy"),
+            Some(503)
+        );
         assert_eq!(status("connection reset"), None);
         assert_eq!(status("status code: 4"), None);
     }

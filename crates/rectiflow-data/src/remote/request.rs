@@ -58,7 +58,12 @@ impl Request {
             if found == expected {
                 return Ok(block);
             }
-            Err(Error::Damaged { path: self.path.clone(), range, expected, found })
+            Err(Error::Damaged {
+                path: self.path.clone(),
+                range,
+                expected,
+                found,
+            })
         };
         self.blocks.iter().map(verify).collect()
     }
@@ -105,14 +110,27 @@ mod tests {
         let bytes = Bytes::from_static(b"first, second");
         let blocks = vec![(5, xxh3_64(b"first")), (8, xxh3_64(b", second"))];
         let (file, object, first) = (ObjectFile::Text, 0, 5);
-        let request =
-            Request { file, object, first, name: "n".into(), path: "p/n".into(), start: 100, step: 0, blocks };
+        let request = Request {
+            file,
+            object,
+            first,
+            name: "n".into(),
+            path: "p/n".into(),
+            start: 100,
+            step: 0,
+            blocks,
+        };
         assert_eq!(request.range(), 100..113);
-        assert_eq!(request.verify(bytes.clone()).unwrap(), ["first", ", second"]);
+        assert_eq!(
+            request.verify(bytes.clone()).unwrap(),
+            ["first", ", second"]
+        );
         let second = request.part_of(1..2);
         assert_eq!((second.first, second.range()), (6, 105..113));
         assert_eq!(second.verify(bytes.slice(5..)).unwrap(), [", second"]);
-        let error = request.verify(Bytes::from_static(b"first, sEcond")).unwrap_err();
+        let error = request
+            .verify(Bytes::from_static(b"first, sEcond"))
+            .unwrap_err();
         assert!(matches!(error, Error::Damaged { range, .. } if range == (105..113)));
     }
 }

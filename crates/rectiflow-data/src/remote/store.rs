@@ -6,8 +6,9 @@ use std::{
 };
 
 use object_store::{
-    BackoffConfig, ClientOptions, ObjectStore, ObjectStoreScheme, RetryConfig, aws::AmazonS3Builder,
-    azure::MicrosoftAzureBuilder, gcp::GoogleCloudStorageBuilder, http::HttpBuilder,
+    BackoffConfig, ClientOptions, ObjectStore, ObjectStoreScheme, RetryConfig,
+    aws::AmazonS3Builder, azure::MicrosoftAzureBuilder, gcp::GoogleCloudStorageBuilder,
+    http::HttpBuilder,
 };
 use url::Url;
 
@@ -16,7 +17,11 @@ use crate::remote::{aws_profile, network::Network};
 pub(crate) const NO_RETRY: RetryConfig = RetryConfig {
     max_retries: 0,
     retry_timeout: Duration::ZERO,
-    backoff: BackoffConfig { init_backoff: Duration::ZERO, max_backoff: Duration::ZERO, base: 2.0 },
+    backoff: BackoffConfig {
+        init_backoff: Duration::ZERO,
+        max_backoff: Duration::ZERO,
+        base: 2.0,
+    },
 };
 
 pub(crate) fn open_store(
@@ -28,19 +33,39 @@ pub(crate) fn open_store(
     Ok(Some(match scheme {
         ObjectStoreScheme::AmazonS3 => {
             let builder = aws_profile::complete(AmazonS3Builder::from_env()).with_url(url.as_str());
-            Arc::new(builder.with_client_options(options).with_retry(retry).build()?)
+            Arc::new(
+                builder
+                    .with_client_options(options)
+                    .with_retry(retry)
+                    .build()?,
+            )
         }
         ObjectStoreScheme::GoogleCloudStorage => {
             let builder = GoogleCloudStorageBuilder::from_env().with_url(url.as_str());
-            Arc::new(builder.with_client_options(options).with_retry(retry).build()?)
+            Arc::new(
+                builder
+                    .with_client_options(options)
+                    .with_retry(retry)
+                    .build()?,
+            )
         }
         ObjectStoreScheme::MicrosoftAzure => {
             let builder = MicrosoftAzureBuilder::from_env().with_url(url.as_str());
-            Arc::new(builder.with_client_options(options).with_retry(retry).build()?)
+            Arc::new(
+                builder
+                    .with_client_options(options)
+                    .with_retry(retry)
+                    .build()?,
+            )
         }
         ObjectStoreScheme::Http => {
             let builder = HttpBuilder::new().with_url(&url[..url::Position::BeforePath]);
-            Arc::new(builder.with_client_options(options).with_retry(retry).build()?)
+            Arc::new(
+                builder
+                    .with_client_options(options)
+                    .with_retry(retry)
+                    .build()?,
+            )
         }
         _ => return Ok(None),
     }))
@@ -58,9 +83,16 @@ pub(crate) fn options(url: &Url, network: &Network) -> ClientOptions {
 
 /// Whether a store without TLS is allowed: by an endpoint `http://...`, or by AWS_ALLOW_HTTP.
 fn allows_http() -> bool {
-    let names =
-        ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "GOOGLE_BASE_URL", "AZURE_STORAGE_ENDPOINT"];
-    let variables = names.into_iter().filter_map(|name| std::env::var(name).ok());
+    let names = [
+        "AWS_ENDPOINT_URL",
+        "AWS_ENDPOINT_URL_S3",
+        "AWS_ENDPOINT",
+        "GOOGLE_BASE_URL",
+        "AZURE_STORAGE_ENDPOINT",
+    ];
+    let variables = names
+        .into_iter()
+        .filter_map(|name| std::env::var(name).ok());
     let endpoint = variables.chain(aws_profile::endpoint()).next();
     endpoint.is_some_and(|endpoint| endpoint.starts_with("http://"))
         || std::env::var("AWS_ALLOW_HTTP").is_ok_and(|value| value == "true")

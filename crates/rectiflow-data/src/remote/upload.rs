@@ -7,7 +7,9 @@
 use std::{fs::File, os::unix::fs::FileExt, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use object_store::{ObjectStore, ObjectStoreExt, PutPayload, RetryConfig, WriteMultipart, path::Path as Key};
+use object_store::{
+    ObjectStore, ObjectStoreExt, PutPayload, RetryConfig, WriteMultipart, path::Path as Key,
+};
 
 use crate::{
     error::{Error, Result},
@@ -40,17 +42,25 @@ async fn send_file(remote: &Remote, root: &Path, name: &str) -> Result<()> {
         let (file, path) = (file.clone(), path.clone());
         let read = move || {
             let mut bytes = vec![0; PART_BYTES.min(len - start) as usize];
-            file.read_exact_at(&mut bytes, start).map_err(Error::io(path)).map(|()| Bytes::from(bytes))
+            file.read_exact_at(&mut bytes, start)
+                .map_err(Error::io(path))
+                .map(|()| Bytes::from(bytes))
         };
         on_disk(read).await
     };
     let failed = |error: object_store::Error| remote.failed(name, &error);
     let (store, key): (Arc<dyn ObjectStore>, Key) = client(remote, name).map_err(failed)?;
     if len <= PART_BYTES {
-        return store.put(&key, PutPayload::from_bytes(read(0).await?)).await.map(drop).map_err(failed);
+        return store
+            .put(&key, PutPayload::from_bytes(read(0).await?))
+            .await
+            .map(drop)
+            .map_err(failed);
     }
-    let mut parts =
-        WriteMultipart::new_with_chunk_size(store.put_multipart(&key).await.map_err(failed)?, PART_BYTES as usize);
+    let mut parts = WriteMultipart::new_with_chunk_size(
+        store.put_multipart(&key).await.map_err(failed)?,
+        PART_BYTES as usize,
+    );
     for start in (0..len).step_by(PART_BYTES as usize) {
         let room = parts.wait_for_capacity(PARTS_AT_ONCE).await.map_err(failed);
         match room.and(read(start).await) {
@@ -70,5 +80,8 @@ fn client(remote: &Remote, name: &str) -> object_store::Result<(Arc<dyn ObjectSt
     let (scheme, url) = &*remote.parsed;
     let options = options(url, &remote.network).with_timeout(UPLOAD_TIMEOUT);
     let store = open_store(scheme, url, options, RetryConfig::default())?;
-    Ok((store.expect("a remote location has a store"), remote.key(name)))
+    Ok((
+        store.expect("a remote location has a store"),
+        remote.key(name),
+    ))
 }

@@ -66,7 +66,10 @@ impl Text {
     /// A message if it is not UTF-8.
     pub fn from_txt(bytes: &[u8], quality_words: &[String]) -> Result<Self, String> {
         let text = utf8(bytes)?;
-        let mut all = Self { captions: clean([text.to_owned()]), ..Self::default() };
+        let mut all = Self {
+            captions: clean([text.to_owned()]),
+            ..Self::default()
+        };
         all.mark(quality_words, false);
         Ok(all)
     }
@@ -91,8 +94,15 @@ impl Text {
         let alt_texts = whole(keys.alt_text);
         let has_alt_text = !alt_texts.is_empty();
         captions.extend(alt_texts);
-        let (tags, important_tags, quality) = (cut(keys.tags), cut(keys.important_tags), cut(keys.quality));
-        let mut all = Self { captions, tags, important_tags, quality, verbatim: false };
+        let (tags, important_tags, quality) =
+            (cut(keys.tags), cut(keys.important_tags), cut(keys.quality));
+        let mut all = Self {
+            captions,
+            tags,
+            important_tags,
+            quality,
+            verbatim: false,
+        };
         all.mark(quality_words, has_alt_text);
         Ok(all)
     }
@@ -105,7 +115,12 @@ impl Text {
             hasher.update(text.as_bytes());
         };
         add(source);
-        for list in [&self.captions, &self.tags, &self.important_tags, &self.quality] {
+        for list in [
+            &self.captions,
+            &self.tags,
+            &self.important_tags,
+            &self.quality,
+        ] {
             add(&list.len().to_string());
             list.iter().for_each(|text| add(text));
         }
@@ -114,7 +129,12 @@ impl Text {
     }
 
     fn mark(&mut self, quality_words: &[String], has_alt_text: bool) {
-        let holds = |caption: &String| quality_words.iter().chain(&self.quality).any(|word| holds_word(caption, word));
+        let holds = |caption: &String| {
+            quality_words
+                .iter()
+                .chain(&self.quality)
+                .any(|word| holds_word(caption, word))
+        };
         self.verbatim = has_alt_text || self.captions.iter().any(holds);
     }
 }
@@ -125,9 +145,9 @@ fn holds_word(text: &str, word: &str) -> bool {
     let (text, word) = (text.to_lowercase(), word.trim().to_lowercase());
     let apart = |neighbour: Option<char>| neighbour.is_none_or(|c| !c.is_alphanumeric());
     !word.is_empty()
-        && text
-            .match_indices(&word)
-            .any(|(at, _)| apart(text[..at].chars().next_back()) && apart(text[at + word.len()..].chars().next()))
+        && text.match_indices(&word).any(|(at, _)| {
+            apart(text[..at].chars().next_back()) && apart(text[at + word.len()..].chars().next())
+        })
 }
 
 fn utf8(bytes: &[u8]) -> Result<&str, String> {
@@ -141,9 +161,16 @@ fn utf8(bytes: &[u8]) -> Result<&str, String> {
 fn clean(texts: impl IntoIterator<Item = String>) -> Vec<String> {
     let clean = |text: String| {
         let once = htmlize::unescape(text.as_str());
-        htmlize::unescape(once.as_ref()).replace('\0', "").trim().to_owned()
+        htmlize::unescape(once.as_ref())
+            .replace('\0', "")
+            .trim()
+            .to_owned()
     };
-    texts.into_iter().map(clean).filter(|text| !text.is_empty()).collect()
+    texts
+        .into_iter()
+        .map(clean)
+        .filter(|text| !text.is_empty())
+        .collect()
 }
 
 #[cfg(test)]
@@ -161,9 +188,16 @@ mod tests {
     #[test]
     fn txt_is_one_caption() {
         let text = Text::from_txt("\u{feff}A cat\non a mat.\n".as_bytes(), &words()).unwrap();
-        assert_eq!((text.captions, text.verbatim), (vec!["A cat\non a mat.".to_owned()], false));
+        assert_eq!(
+            (text.captions, text.verbatim),
+            (vec!["A cat\non a mat.".to_owned()], false)
+        );
         assert!(Text::from_txt(b" \n\t", &words()).unwrap().is_empty());
-        assert!(Text::from_txt(b"caf\xe9", &words()).unwrap_err().contains("not UTF-8"));
+        assert!(
+            Text::from_txt(b"caf\xe9", &words())
+                .unwrap_err()
+                .contains("not UTF-8")
+        );
     }
 
     #[test]
@@ -182,8 +216,16 @@ mod tests {
 
     #[test]
     fn values_of_another_kind_are_refused() {
-        let cases =
-            [r#"{"caption": 5}"#, r#"{"tags": [1]}"#, r#"{"captions": {"a": "b"}}"#, "[]", "", "{", "nul", "\u{1}"];
+        let cases = [
+            r#"{"caption": 5}"#,
+            r#"{"tags": [1]}"#,
+            r#"{"captions": {"a": "b"}}"#,
+            "[]",
+            "",
+            "{",
+            "nul",
+            "\u{1}",
+        ];
         for bad in cases {
             assert!(Text::from_json(bad.as_bytes(), &words()).is_err(), "{bad}");
         }
@@ -193,7 +235,9 @@ mod tests {
 
     #[test]
     fn entities_are_unescaped_also_when_escaped_twice() {
-        let text = json(r#"{"caption": "Tom &amp; Jerry &#39;s &amp;quot;caf&eacute;&amp;quot; 1 &lt; 2"}"#);
+        let text = json(
+            r#"{"caption": "Tom &amp; Jerry &#39;s &amp;quot;caf&eacute;&amp;quot; 1 &lt; 2"}"#,
+        );
         assert_eq!(text.captions, ["Tom & Jerry 's \"café\" 1 < 2"]);
     }
 
@@ -207,7 +251,10 @@ mod tests {
         ] {
             assert!(json(verbatim).verbatim, "{verbatim}");
         }
-        for plain in [r#"{"caption": "masterpieces of"}"#, r#"{"caption": "a cat", "quality": "best quality"}"#] {
+        for plain in [
+            r#"{"caption": "masterpieces of"}"#,
+            r#"{"caption": "a cat", "quality": "best quality"}"#,
+        ] {
             assert!(!json(plain).verbatim, "{plain}");
         }
         assert!(!holds_word("anything", "  "));

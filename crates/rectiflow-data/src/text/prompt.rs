@@ -74,9 +74,14 @@ impl PromptSettings {
             ("dropped_to_quality", self.dropped_to_quality),
             ("underscores", self.underscores),
         ];
-        let wrong = rates.into_iter().find(|(_, rate)| !(0.0..=1.0).contains(rate));
+        let wrong = rates
+            .into_iter()
+            .find(|(_, rate)| !(0.0..=1.0).contains(rate));
         wrong.map_or(Ok(()), |(key, rate)| {
-            Err(Error::Invalid { what: format!("prompt.{key}"), reason: format!("expected 0 to 1, found {rate}") })
+            Err(Error::Invalid {
+                what: format!("prompt.{key}"),
+                reason: format!("expected 0 to 1, found {rate}"),
+            })
         })
     }
 }
@@ -85,13 +90,19 @@ impl PromptSettings {
 pub fn draw(record: &Record, settings: &PromptSettings, rng: &mut Rng) -> String {
     if chance(rng, settings.dropped) {
         let keep_quality = chance(rng, settings.dropped_to_quality);
-        return if keep_quality { quality(record).unwrap_or_default() } else { String::new() };
+        return if keep_quality {
+            quality(record).unwrap_or_default()
+        } else {
+            String::new()
+        };
     }
     let has_tags = !record.tags.is_empty() || !record.important_tags.is_empty();
     if !record.captions.is_empty() && (chance(rng, settings.captions) || !has_tags) {
         let caption = pick(&record.captions, rng);
         return match quality(record) {
-            Some(quality) if chance(rng, settings.quality_before_captions) => format!("{quality}, {caption}"),
+            Some(quality) if chance(rng, settings.quality_before_captions) => {
+                format!("{quality}, {caption}")
+            }
             _ => caption.clone(),
         };
     }
@@ -114,21 +125,40 @@ fn quality(record: &Record) -> Option<String> {
 
 fn draw_tags(record: &Record, settings: &PromptSettings, rng: &mut Rng) -> Vec<String> {
     let is_important = |tag: &&String| record.important_tags.contains(tag);
-    let mut others: Vec<&String> = record.tags.iter().filter(|tag| !is_important(tag)).collect();
+    let mut others: Vec<&String> = record
+        .tags
+        .iter()
+        .filter(|tag| !is_important(tag))
+        .collect();
     // A prompt of tags has at least one.
     let at_least = usize::from(record.important_tags.is_empty() && !others.is_empty());
     let num_others = at_least + rng.below((others.len() - at_least) as u64 + 1) as usize;
     rng.shuffle(&mut others);
-    let mut tags: Vec<&String> = record.important_tags.iter().chain(others.into_iter().take(num_others)).collect();
+    let mut tags: Vec<&String> = record
+        .important_tags
+        .iter()
+        .chain(others.into_iter().take(num_others))
+        .collect();
     rng.shuffle(&mut tags);
-    let separator = if chance(rng, settings.underscores) { "_" } else { " " };
-    tags.into_iter().map(|tag| spell(alias(tag, settings, rng), separator)).collect()
+    let separator = if chance(rng, settings.underscores) {
+        "_"
+    } else {
+        " "
+    };
+    tags.into_iter()
+        .map(|tag| spell(alias(tag, settings, rng), separator))
+        .collect()
 }
 
 /// The tag or one of its other names.
 fn alias<'a>(tag: &'a str, settings: &'a PromptSettings, rng: &mut Rng) -> &'a str {
     let spellings = [tag.to_owned(), tag.replace('_', " "), tag.replace(' ', "_")];
-    let Some(names) = spellings.iter().find_map(|spelling| settings.aliases.get(spelling)) else { return tag };
+    let Some(names) = spellings
+        .iter()
+        .find_map(|spelling| settings.aliases.get(spelling))
+    else {
+        return tag;
+    };
     match rng.below(names.len() as u64 + 1) as usize {
         0 => tag,
         other => &names[other - 1],
@@ -136,7 +166,11 @@ fn alias<'a>(tag: &'a str, settings: &'a PromptSettings, rng: &mut Rng) -> &'a s
 }
 
 fn spell(tag: &str, separator: &str) -> String {
-    if tag.chars().count() <= 3 { tag.to_owned() } else { tag.replace(['_', ' '], separator) }
+    if tag.chars().count() <= 3 {
+        tag.to_owned()
+    } else {
+        tag.replace(['_', ' '], separator)
+    }
 }
 
 fn pick<'a>(items: &'a [String], rng: &mut Rng) -> &'a String {
@@ -178,7 +212,13 @@ mod tests {
 
     fn draws(record: &Record, settings: &PromptSettings) -> Vec<String> {
         (0..DRAWS)
-            .map(|pass| draw(record, settings, &mut Rng::keyed(5, Purpose::Prompt, &[record.id.0, pass])))
+            .map(|pass| {
+                draw(
+                    record,
+                    settings,
+                    &mut Rng::keyed(5, Purpose::Prompt, &[record.id.0, pass]),
+                )
+            })
             .collect()
     }
 
@@ -186,7 +226,10 @@ mod tests {
     fn assert_rate(what: &str, count: usize, of: usize, rate: f64) {
         let slack = 5.0 * (rate * (1.0 - rate) / of as f64).sqrt();
         let found = count as f64 / of as f64;
-        assert!((found - rate).abs() <= slack, "{what}: expected {rate}, found {found}");
+        assert!(
+            (found - rate).abs() <= slack,
+            "{what}: expected {rate}, found {found}"
+        );
     }
 
     fn count(prompts: &[String], test: impl Fn(&str) -> bool) -> usize {
@@ -197,17 +240,35 @@ mod tests {
     fn rates_are_the_articles() {
         let prompts = draws(&record(), &PromptSettings::default());
         let all = prompts.len();
-        let (empty, quality) = (count(&prompts, str::is_empty), count(&prompts, |p| p == "masterpiece, best quality"));
-        assert_eq!(count(&prompts, |prompt| is_dropped(&record(), prompt)), empty + quality);
+        let (empty, quality) = (
+            count(&prompts, str::is_empty),
+            count(&prompts, |p| p == "masterpiece, best quality"),
+        );
+        assert_eq!(
+            count(&prompts, |prompt| is_dropped(&record(), prompt)),
+            empty + quality
+        );
         assert_rate("dropped to nothing", empty, all, 0.025);
         assert_rate("dropped to quality words", quality, all, 0.025);
         let captions = count(&prompts, |p| p.ends_with('.'));
         assert_rate("captions", captions, all, 0.95 * 0.8);
         for caption in record().captions {
-            assert_rate("each caption", count(&prompts, |p| p == caption), captions, 1.0 / 3.0);
+            assert_rate(
+                "each caption",
+                count(&prompts, |p| p == caption),
+                captions,
+                1.0 / 3.0,
+            );
         }
-        let tags: Vec<String> = prompts.into_iter().filter(|p| p.contains("cat") && !p.contains("caption")).collect();
-        assert_eq!(all - empty - quality - captions, tags.len(), "every string of tags keeps the important one");
+        let tags: Vec<String> = prompts
+            .into_iter()
+            .filter(|p| p.contains("cat") && !p.contains("caption"))
+            .collect();
+        assert_eq!(
+            all - empty - quality - captions,
+            tags.len(),
+            "every string of tags keeps the important one"
+        );
         assert_rate(
             "quality before tags",
             count(&tags, |p| p.starts_with("masterpiece, best quality, ")),
@@ -218,16 +279,34 @@ mod tests {
 
     #[test]
     fn tags_are_shuffled_and_a_random_number_is_kept() {
-        let settings = PromptSettings { dropped: 0.0, captions: 0.0, quality_before_tags: 0.0, ..Default::default() };
+        let settings = PromptSettings {
+            dropped: 0.0,
+            captions: 0.0,
+            quality_before_tags: 0.0,
+            ..Default::default()
+        };
         let prompts = draws(&record(), &settings);
-        let lists: Vec<Vec<&str>> = prompts.iter().map(|prompt| prompt.split(", ").collect()).collect();
+        let lists: Vec<Vec<&str>> = prompts
+            .iter()
+            .map(|prompt| prompt.split(", ").collect())
+            .collect();
         let all = lists.len();
         for num_tags in 1..=5 {
-            assert_rate("number of tags", lists.iter().filter(|tags| tags.len() == num_tags).count(), all, 0.2);
+            assert_rate(
+                "number of tags",
+                lists.iter().filter(|tags| tags.len() == num_tags).count(),
+                all,
+                0.2,
+            );
         }
         let full: Vec<_> = lists.iter().filter(|tags| tags.len() == 5).collect();
         for place in 0..5 {
-            assert_rate("place of a tag", full.iter().filter(|tags| tags[place] == "cat").count(), full.len(), 0.2);
+            assert_rate(
+                "place of a tag",
+                full.iter().filter(|tags| tags[place] == "cat").count(),
+                full.len(),
+                0.2,
+            );
         }
         let with = |tag| lists.iter().filter(|tags| tags.contains(&tag)).count();
         assert_eq!(with("cat"), all);
@@ -238,39 +317,117 @@ mod tests {
             assert_rate(tag, with(tag), all, 0.25);
         }
         assert_rate("a face keeps its underscore", with("^_^"), all, 0.5);
-        assert_eq!(lists.iter().filter(|tags| tags.contains(&"long_hair") && tags.contains(&"blue sky")).count(), 0);
+        assert_eq!(
+            lists
+                .iter()
+                .filter(|tags| tags.contains(&"long_hair") && tags.contains(&"blue sky"))
+                .count(),
+            0
+        );
     }
 
     #[test]
     fn verbatim_records_get_no_quality_words() {
-        let verbatim = Record { verbatim: true, ..record() };
-        let settings = PromptSettings { quality_before_captions: 1.0, dropped: 0.5, ..Default::default() };
-        assert!(draws(&verbatim, &settings).iter().all(|prompt| !prompt.contains("masterpiece")));
-        let prompts = draws(&record(), &PromptSettings { dropped: 0.0, ..settings });
-        assert!(prompts.iter().filter(|p| p.ends_with('.')).all(|p| p.starts_with("masterpiece, best quality, ")));
+        let verbatim = Record {
+            verbatim: true,
+            ..record()
+        };
+        let settings = PromptSettings {
+            quality_before_captions: 1.0,
+            dropped: 0.5,
+            ..Default::default()
+        };
+        assert!(
+            draws(&verbatim, &settings)
+                .iter()
+                .all(|prompt| !prompt.contains("masterpiece"))
+        );
+        let prompts = draws(
+            &record(),
+            &PromptSettings {
+                dropped: 0.0,
+                ..settings
+            },
+        );
+        assert!(
+            prompts
+                .iter()
+                .filter(|p| p.ends_with('.'))
+                .all(|p| p.starts_with("masterpiece, best quality, "))
+        );
     }
 
     #[test]
     fn what_is_missing_changes_what_can_be_drawn() {
-        let settings = PromptSettings { dropped: 0.0, quality_before_tags: 0.0, ..Default::default() };
-        let no_tags = Record { tags: Vec::new(), important_tags: Vec::new(), ..record() };
-        assert_eq!(count(&draws(&no_tags, &settings), |p| p.ends_with('.')), DRAWS as usize);
-        let no_captions = Record { captions: Vec::new(), ..record() };
-        assert_eq!(count(&draws(&no_captions, &settings), |p| p.contains("cat")), DRAWS as usize);
-        let plain_tags = Record { important_tags: Vec::new(), ..no_captions.clone() };
-        assert_eq!(count(&draws(&plain_tags, &settings), str::is_empty), 0, "a string of tags has at least one");
-        let nothing = Record { tags: Vec::new(), important_tags: Vec::new(), quality: Vec::new(), ..no_captions };
-        assert_eq!(count(&draws(&nothing, &PromptSettings::default()), str::is_empty), DRAWS as usize);
+        let settings = PromptSettings {
+            dropped: 0.0,
+            quality_before_tags: 0.0,
+            ..Default::default()
+        };
+        let no_tags = Record {
+            tags: Vec::new(),
+            important_tags: Vec::new(),
+            ..record()
+        };
+        assert_eq!(
+            count(&draws(&no_tags, &settings), |p| p.ends_with('.')),
+            DRAWS as usize
+        );
+        let no_captions = Record {
+            captions: Vec::new(),
+            ..record()
+        };
+        assert_eq!(
+            count(&draws(&no_captions, &settings), |p| p.contains("cat")),
+            DRAWS as usize
+        );
+        let plain_tags = Record {
+            important_tags: Vec::new(),
+            ..no_captions.clone()
+        };
+        assert_eq!(
+            count(&draws(&plain_tags, &settings), str::is_empty),
+            0,
+            "a string of tags has at least one"
+        );
+        let nothing = Record {
+            tags: Vec::new(),
+            important_tags: Vec::new(),
+            quality: Vec::new(),
+            ..no_captions
+        };
+        assert_eq!(
+            count(&draws(&nothing, &PromptSettings::default()), str::is_empty),
+            DRAWS as usize
+        );
     }
 
     #[test]
     fn aliases_are_as_likely_as_the_tag() {
-        let aliases = BTreeMap::from([("long hair".to_owned(), strings(&["longhair", "flowing_hair"]))]);
-        let settings = PromptSettings { dropped: 0.0, captions: 0.0, underscores: 0.0, aliases, ..Default::default() };
-        let hairy = Record { tags: Vec::new(), important_tags: strings(&["long_hair"]), ..record() };
+        let aliases = BTreeMap::from([(
+            "long hair".to_owned(),
+            strings(&["longhair", "flowing_hair"]),
+        )]);
+        let settings = PromptSettings {
+            dropped: 0.0,
+            captions: 0.0,
+            underscores: 0.0,
+            aliases,
+            ..Default::default()
+        };
+        let hairy = Record {
+            tags: Vec::new(),
+            important_tags: strings(&["long_hair"]),
+            ..record()
+        };
         let prompts = draws(&hairy, &settings);
         for name in ["long hair", "longhair", "flowing hair"] {
-            assert_rate(name, count(&prompts, |p| p.ends_with(name)), prompts.len(), 1.0 / 3.0);
+            assert_rate(
+                name,
+                count(&prompts, |p| p.ends_with(name)),
+                prompts.len(),
+                1.0 / 3.0,
+            );
         }
     }
 
@@ -278,11 +435,22 @@ mod tests {
     fn rates_are_checked_by_name() {
         assert!(PromptSettings::default().check().is_ok());
         for rate in [-0.1, 1.1, f64::NAN] {
-            let error = PromptSettings { dropped: rate, ..Default::default() }.check().unwrap_err();
+            let error = PromptSettings {
+                dropped: rate,
+                ..Default::default()
+            }
+            .check()
+            .unwrap_err();
             assert!(error.to_string().starts_with("prompt.dropped: "), "{error}");
         }
         assert!(serde_json::from_str::<PromptSettings>("{\"drop\": 0.1}").is_err());
         let parsed: PromptSettings = serde_json::from_str("{\"cut\": \"comma\"}").unwrap();
-        assert_eq!(parsed, PromptSettings { cut: Cut::Comma, ..Default::default() });
+        assert_eq!(
+            parsed,
+            PromptSettings {
+                cut: Cut::Comma,
+                ..Default::default()
+            }
+        );
     }
 }

@@ -50,13 +50,16 @@ const COMMA_BACKTRACK: usize = 20;
 /// Characters that are white space in every case. The tokenizer decides about all others.
 const SPACES: [char; 4] = [' ', '\t', '\r', '\n'];
 /// Matches the words that CLIP's byte-pair encoding works on.
-const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+const WORDS: &str =
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 
 /// The merges as text, one per line, most frequent first.
 static MERGES: LazyLock<String> = LazyLock::new(|| {
     let bytes: &[u8] = include_bytes!("../../../../assets/clip/merges.txt.gz");
     let mut text = String::new();
-    flate2::read::GzDecoder::new(bytes).read_to_string(&mut text).expect("the embedded merges are gzip of UTF-8");
+    flate2::read::GzDecoder::new(bytes)
+        .read_to_string(&mut text)
+        .expect("the embedded merges are gzip of UTF-8");
     text
 });
 
@@ -123,25 +126,45 @@ impl Tokenizer {
     /// Builds the tokenizer from the embedded merges.
     pub fn new() -> Self {
         let ids = vocabulary().into_iter().zip(0..).collect();
-        let merges = MERGES.lines().map(merge).map(|(a, b)| (a.to_owned(), b.to_owned())).collect();
+        let merges = MERGES
+            .lines()
+            .map(merge)
+            .map(|(a, b)| (a.to_owned(), b.to_owned()))
+            .collect();
         let model = BPE::builder()
             .vocab_and_merges::<tokenizers::models::bpe::Vocab>(ids, merges)
             .unk_token(EOS_TEXT.to_owned())
             .end_of_word_suffix("</w>".to_owned())
             .build()
             .expect("the embedded merges name tokens of the vocabulary that they make");
-        let spaces = Replace::new(ReplacePattern::Regex(r"\s+".to_owned()), " ").expect("a valid expression");
-        let split = Split::new(SplitPattern::Regex(WORDS.to_owned()), SplitDelimiterBehavior::Removed, true)
+        let spaces = Replace::new(ReplacePattern::Regex(r"\s+".to_owned()), " ")
             .expect("a valid expression");
+        let split = Split::new(
+            SplitPattern::Regex(WORDS.to_owned()),
+            SplitDelimiterBehavior::Removed,
+            true,
+        )
+        .expect("a valid expression");
         let mut inner = tokenizers::Tokenizer::new(model);
         inner
-            .with_normalizer(Some(Normalizers::new(vec![NFC.into(), spaces.into(), Lowercase.into()])))
+            .with_normalizer(Some(Normalizers::new(vec![
+                NFC.into(),
+                spaces.into(),
+                Lowercase.into(),
+            ])))
             .expect("special tokens are added after the normalizer");
-        inner
-            .with_pre_tokenizer(Some(PreTokenizers::new(vec![split.into(), ByteLevel::new(false, true, true).into()])));
+        inner.with_pre_tokenizer(Some(PreTokenizers::new(vec![
+            split.into(),
+            ByteLevel::new(false, true, true).into(),
+        ])));
         let special = [BOS_TEXT, EOS_TEXT].map(|text| AddedToken::from(text, true));
-        inner.add_special_tokens(special).expect("both are in the vocabulary");
-        Self { inner, cache: TokenCache::default() }
+        inner
+            .add_special_tokens(special)
+            .expect("both are in the vocabulary");
+        Self {
+            inner,
+            cache: TokenCache::default(),
+        }
     }
 
     /// The process's tokenizer, built at the first call.
@@ -162,7 +185,10 @@ impl Tokenizer {
 
     fn encode(&self, text: &str) -> Vec<u32> {
         let encoding = self.inner.encode_fast(text, false);
-        encoding.expect("byte-level encoding has an id for every byte").get_ids().to_vec()
+        encoding
+            .expect("byte-level encoding has an id for every byte")
+            .get_ids()
+            .to_vec()
     }
 
     /// The chunks of a text cut every 75 tokens; the empty text has one.
@@ -175,7 +201,10 @@ impl Tokenizer {
         let ids = self.ids(text);
         let pieces = pieces(&ids, cut);
         let padded = |clip: Clip| pieces.iter().map(|piece| chunk(piece, clip)).collect();
-        TokenChunks { clip_l: padded(Clip::L), clip_g: padded(Clip::G) }
+        TokenChunks {
+            clip_l: padded(Clip::L),
+            clip_g: padded(Clip::G),
+        }
     }
 
     /// The number of chunks that [`Tokenizer::chunks_cut`] would return, 1 to 3.
@@ -223,7 +252,8 @@ fn piece_len(ids: &[u32], cut: Cut) -> usize {
 }
 
 fn merge(line: &str) -> (&str, &str) {
-    line.split_once(' ').expect("each line of the embedded merges is two tokens")
+    line.split_once(' ')
+        .expect("each line of the embedded merges is two tokens")
 }
 
 /// All tokens in the order of their ids.
@@ -241,7 +271,8 @@ fn vocabulary() -> Vec<String> {
 fn byte_letters() -> Vec<char> {
     let printable = ('!'..='~').chain('¡'..='¬').chain('®'..='ÿ');
     let num_others = 256 - printable.clone().count() as u32;
-    let others = (256..256 + num_others).map(|code| char::from_u32(code).expect("below the surrogates"));
+    let others =
+        (256..256 + num_others).map(|code| char::from_u32(code).expect("below the surrogates"));
     printable.chain(others).collect()
 }
 
@@ -250,14 +281,20 @@ fn byte_letters() -> Vec<char> {
 pub fn fingerprint() -> String {
     let mut hasher = blake3::Hasher::new();
     // Raise the number when anything but the merges and `WORDS` changes the ids.
-    hasher.update(b"rectiflow clip tokenizer 1\n").update(MERGES.as_bytes()).update(WORDS.as_bytes());
+    hasher
+        .update(b"rectiflow clip tokenizer 1\n")
+        .update(MERGES.as_bytes())
+        .update(WORDS.as_bytes());
     hasher.finalize().to_hex().to_string()
 }
 
 /// The files (name, bytes) of a tokenizer folder that `CLIPTokenizer.from_pretrained` opens without
 /// a network.
 pub fn tokenizer_files(which: Clip) -> Vec<(&'static str, Vec<u8>)> {
-    let vocab: serde_json::Map<String, Value> = vocabulary().into_iter().zip((0..).map(|id: u32| id.into())).collect();
+    let vocab: serde_json::Map<String, Value> = vocabulary()
+        .into_iter()
+        .zip((0..).map(|id: u32| id.into()))
+        .collect();
     let padding = match which {
         Clip::L => EOS_TEXT,
         Clip::G => "!",
@@ -288,7 +325,10 @@ pub fn tokenizer_files(which: Clip) -> Vec<(&'static str, Vec<u8>)> {
     let pretty = |value: &Value| format!("{value:#}\n").into_bytes();
     vec![
         ("vocab.json", Value::Object(vocab).to_string().into_bytes()),
-        ("merges.txt", format!("#version: 0.2\n{}", *MERGES).into_bytes()),
+        (
+            "merges.txt",
+            format!("#version: 0.2\n{}", *MERGES).into_bytes(),
+        ),
         ("tokenizer_config.json", pretty(&config)),
         ("special_tokens_map.json", pretty(&special_tokens)),
     ]
@@ -302,10 +342,16 @@ mod tests {
     #[test]
     fn merges_are_those_of_the_source() {
         assert_eq!(MERGES.lines().count(), 48_894);
-        assert_eq!((MERGES.lines().next(), MERGES.lines().last()), (Some("i n"), Some("jeky ll</w>")));
+        assert_eq!(
+            (MERGES.lines().next(), MERGES.lines().last()),
+            (Some("i n"), Some("jeky ll</w>"))
+        );
         let tokens = vocabulary();
         assert_eq!(tokens.len(), 49_408);
-        assert_eq!((tokens[0].as_str(), tokens[COMMA as usize].as_str()), ("!", ",</w>"));
+        assert_eq!(
+            (tokens[0].as_str(), tokens[COMMA as usize].as_str()),
+            ("!", ",</w>")
+        );
     }
 
     #[test]
@@ -358,7 +404,9 @@ mod tests {
         let mut rng = Rng::keyed(7, Purpose::Prompt, &[]);
         for _ in 0..20_000 {
             let num_pieces = rng.below(9);
-            let text: String = (0..num_pieces).map(|_| pieces[rng.below(pieces.len() as u64) as usize]).collect();
+            let text: String = (0..num_pieces)
+                .map(|_| pieces[rng.below(pieces.len() as u64) as usize])
+                .collect();
             assert_eq!(tokenizer.ids(&text), tokenizer.encode(&text), "{text:?}");
         }
     }
@@ -369,7 +417,10 @@ mod tests {
         let chunks = tokenizer.chunks("A cat!");
         let start = [BOS, 320, 2368, 256, EOS];
         assert_eq!((chunks.clip_l.len(), chunks.clip_g.len()), (1, 1));
-        assert_eq!((&chunks.clip_l[0][..5], &chunks.clip_g[0][..5]), (&start[..], &start[..]));
+        assert_eq!(
+            (&chunks.clip_l[0][..5], &chunks.clip_g[0][..5]),
+            (&start[..], &start[..])
+        );
         assert!(chunks.clip_l[0][5..].iter().all(|&id| id == EOS));
         assert!(chunks.clip_g[0][5..].iter().all(|&id| id == 0));
         let empty = tokenizer.chunks("");
@@ -381,24 +432,53 @@ mod tests {
     #[test]
     fn text_is_cut_every_75_tokens_and_dropped_after_three_chunks() {
         let tokenizer = Tokenizer::new();
-        for (num_words, num_chunks) in
-            [(0, 1), (1, 1), (75, 1), (76, 2), (150, 2), (151, 3), (225, 3), (226, 3), (999, 3)]
-        {
+        for (num_words, num_chunks) in [
+            (0, 1),
+            (1, 1),
+            (75, 1),
+            (76, 2),
+            (150, 2),
+            (151, 3),
+            (225, 3),
+            (226, 3),
+            (999, 3),
+        ] {
             let text = "cat ".repeat(num_words);
             let chunks = tokenizer.chunks(&text);
-            assert_eq!((chunks.clip_l.len(), tokenizer.num_chunks(&text, Cut::Plain)), (num_chunks, num_chunks));
-            let num_cats = chunks.clip_l.iter().flatten().filter(|&&id| id == 2368).count();
+            assert_eq!(
+                (chunks.clip_l.len(), tokenizer.num_chunks(&text, Cut::Plain)),
+                (num_chunks, num_chunks)
+            );
+            let num_cats = chunks
+                .clip_l
+                .iter()
+                .flatten()
+                .filter(|&&id| id == 2368)
+                .count();
             assert_eq!(num_cats, num_words.min(225), "{num_words} words");
-            assert!(chunks.clip_g.iter().all(|chunk| chunk[0] == BOS && chunk.contains(&EOS)));
+            assert!(
+                chunks
+                    .clip_g
+                    .iter()
+                    .all(|chunk| chunk[0] == BOS && chunk.contains(&EOS))
+            );
         }
     }
 
     #[test]
     fn comma_cut_moves_what_follows_the_last_near_comma() {
         let (word, comma) = (2368, COMMA);
-        let text =
-            |commas: &[usize], len: usize| (0..len).map(|i| if commas.contains(&i) { comma } else { word }).collect();
-        let lengths = |ids: Vec<u32>| pieces(&ids, Cut::Comma).iter().map(|piece| piece.len()).collect::<Vec<_>>();
+        let text = |commas: &[usize], len: usize| {
+            (0..len)
+                .map(|i| if commas.contains(&i) { comma } else { word })
+                .collect()
+        };
+        let lengths = |ids: Vec<u32>| {
+            pieces(&ids, Cut::Comma)
+                .iter()
+                .map(|piece| piece.len())
+                .collect::<Vec<_>>()
+        };
         assert_eq!(lengths(text(&[60], 80)), [61, 19]);
         assert_eq!(lengths(text(&[60, 70], 80)), [71, 9]);
         // A comma can be the last of 75 tokens; 20 back is found, 21 is not; one that begins the
@@ -409,7 +489,10 @@ mod tests {
         assert_eq!(lengths(text(&[60, 75], 80)), [75, 5]);
         assert_eq!(lengths(text(&[60], 75)), [75]);
         assert_eq!(lengths(Vec::new()), [0]);
-        assert_eq!(lengths(text(&(0..300).collect::<Vec<_>>(), 300)), [75, 75, 75]);
+        assert_eq!(
+            lengths(text(&(0..300).collect::<Vec<_>>(), 300)),
+            [75, 75, 75]
+        );
     }
 
     #[test]
@@ -418,7 +501,12 @@ mod tests {
             let files = tokenizer_files(which);
             assert_eq!(
                 files.iter().map(|(name, _)| *name).collect::<Vec<_>>(),
-                ["vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"]
+                [
+                    "vocab.json",
+                    "merges.txt",
+                    "tokenizer_config.json",
+                    "special_tokens_map.json"
+                ]
             );
             let vocab: Value = serde_json::from_slice(&files[0].1).unwrap();
             assert_eq!(vocab[padding], which.padding());

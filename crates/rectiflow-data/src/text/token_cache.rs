@@ -26,12 +26,21 @@ pub(crate) struct TokenCache {
 
 impl TokenCache {
     /// Appends the ids of `word` to `ids`. Calls `encode` if the word is not in the cache.
-    pub(crate) fn append(&self, word: &str, ids: &mut Vec<u32>, encode: impl FnOnce(&str) -> Vec<u32>) {
+    pub(crate) fn append(
+        &self,
+        word: &str,
+        ids: &mut Vec<u32>,
+        encode: impl FnOnce(&str) -> Vec<u32>,
+    ) {
         if word.len() > LONGEST_BYTES {
             return ids.extend(encode(word));
         }
         let part = &self.parts[self.hasher.hash_one(word) as usize % NUM_PARTS];
-        if let Some(known) = part.read().unwrap_or_else(PoisonError::into_inner).get(word) {
+        if let Some(known) = part
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(word)
+        {
             return ids.extend_from_slice(known);
         }
         let encoded = encode(word);
@@ -60,13 +69,20 @@ mod tests {
             assert_eq!(ids[1..], word.bytes().map(u32::from).collect::<Vec<_>>());
             num_encoded
         };
-        assert_eq!([append("cat"), append("dog"), append("cat"), append("")], [1, 2, 2, 3]);
+        assert_eq!(
+            [append("cat"), append("dog"), append("cat"), append("")],
+            [1, 2, 2, 3]
+        );
         let long = "a".repeat(LONGEST_BYTES + 1);
         assert_eq!([append(&long), append(&long)], [4, 5]);
         for number in 0..2 * NUM_PARTS * MOST_IN_PART {
             append(&number.to_string());
         }
-        let len = words.parts.iter().map(|part| part.read().unwrap().len()).sum::<usize>();
+        let len = words
+            .parts
+            .iter()
+            .map(|part| part.read().unwrap().len())
+            .sum::<usize>();
         assert_eq!(len, NUM_PARTS * MOST_IN_PART);
     }
 }

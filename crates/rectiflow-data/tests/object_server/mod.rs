@@ -99,9 +99,14 @@ pub(crate) struct ObjectServer {
 
 impl ObjectServer {
     /// Serves the files below `root` on a free port of the loopback interface.
-    pub(crate) fn start(root: &Path, faults: impl Fn(&Request) -> Option<Fault> + Send + Sync + 'static) -> Self {
+    pub(crate) fn start(
+        root: &Path,
+        faults: impl Fn(&Request) -> Option<Fault> + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("the loopback has a free port");
-        let address = listener.local_addr().expect("a bound socket has an address");
+        let address = listener
+            .local_addr()
+            .expect("a bound socket has an address");
         let state = Arc::new(State {
             root: root.to_owned(),
             faults: Box::new(faults),
@@ -120,7 +125,11 @@ impl ObjectServer {
                 thread::spawn(move || drop(serve(&state, stream)));
             }
         });
-        Self { address, state, thread: Some(thread) }
+        Self {
+            address,
+            state,
+            thread: Some(thread),
+        }
     }
 
     /// `http://127.0.0.1:PORT`.
@@ -184,28 +193,43 @@ fn read_request(reader: &mut BufReader<TcpStream>) -> std::io::Result<Option<(Re
         return Ok(None);
     }
     let mut words = line.split_whitespace();
-    let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let (method, target) = (
+        words.next().unwrap_or_default(),
+        words.next().unwrap_or_default(),
+    );
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let name = path.trim_start_matches('/').to_owned();
-    let mut request =
-        Request { number: 0, method: method.to_owned(), name, query: query.to_owned(), range: None, repeat: 0 };
+    let mut request = Request {
+        number: 0,
+        method: method.to_owned(),
+        name,
+        query: query.to_owned(),
+        range: None,
+        repeat: 0,
+    };
     let (mut length, mut expects) = (0, false);
     loop {
         let mut header = String::new();
         reader.read_line(&mut header)?;
-        let Some((key, value)) = header.trim_end().split_once(':') else { break };
+        let Some((key, value)) = header.trim_end().split_once(':') else {
+            break;
+        };
         match (key.to_ascii_lowercase().as_str(), value.trim()) {
             ("content-length", value) => length = value.parse().unwrap_or(0),
             ("expect", _) => expects = true,
             ("range", value) => {
-                let bounds = value.strip_prefix("bytes=").and_then(|range| range.split_once('-'));
+                let bounds = value
+                    .strip_prefix("bytes=")
+                    .and_then(|range| range.split_once('-'));
                 request.range = bounds.and_then(parse_range);
             }
             _ => {}
         }
     }
     if expects {
-        reader.get_mut().write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
+        reader
+            .get_mut()
+            .write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
     }
     let mut body = vec![0; length];
     reader.read_exact(&mut body)?;
@@ -214,7 +238,11 @@ fn read_request(reader: &mut BufReader<TcpStream>) -> std::io::Result<Option<(Re
 
 /// The range of a `from-to` pair, `to` included. Without `to` the range is open-ended.
 fn parse_range((from, to): (&str, &str)) -> Option<Range<u64>> {
-    let end = if to.is_empty() { u64::MAX } else { to.parse::<u64>().ok()? + 1 };
+    let end = if to.is_empty() {
+        u64::MAX
+    } else {
+        to.parse::<u64>().ok()? + 1
+    };
     Some(from.parse().ok()?..end)
 }
 
@@ -229,31 +257,49 @@ fn answer(
     match fault {
         Some(Fault::Hangup) => return Ok(false),
         Some(Fault::Silence) => return wait_for_end(out),
-        Some(Fault::Status(status)) => return words(out, status, "<Error><Code>Injected</Code></Error>"),
+        Some(Fault::Status(status)) => {
+            return words(out, status, "<Error><Code>Injected</Code></Error>");
+        }
         Some(Fault::Slow(delay)) => thread::sleep(delay),
         _ => {}
     }
     if matches!(request.method.as_str(), "PUT" | "POST" | "DELETE") {
         return store(state, request, body, out);
     }
-    let file = fs::File::open(state.root.join(&request.name)).and_then(|file| Ok((file.metadata()?, file)));
-    let Some((size, mut file)) = file.ok().filter(|(of, _)| of.is_file()).map(|(of, file)| (of.len(), file)) else {
+    let file = fs::File::open(state.root.join(&request.name))
+        .and_then(|file| Ok((file.metadata()?, file)));
+    let Some((size, mut file)) = file
+        .ok()
+        .filter(|(of, _)| of.is_file())
+        .map(|(of, file)| (of.len(), file))
+    else {
         return words(out, 404, "<Error><Code>NoSuchKey</Code></Error>");
     };
-    let range = request.range.clone().filter(|_| fault != Some(Fault::NoRanges));
+    let range = request
+        .range
+        .clone()
+        .filter(|_| fault != Some(Fault::NoRanges));
     let (status, range) = match range {
         Some(range) if range.start >= size => return words(out, 416, ""),
         Some(range) => (206, range.start..range.end.min(size)),
         None => (200, 0..size),
     };
     let length = range.end - range.start;
-    let tag = if fault == Some(Fault::OtherTag) { "other" } else { "tag" };
+    let tag = if fault == Some(Fault::OtherTag) {
+        "other"
+    } else {
+        "tag"
+    };
     let mut head = format!(
         "HTTP/1.1 {status} OK\r\nContent-Length: {length}\r\nETag: \"{tag}-{size}\"\r\nAccept-Ranges: bytes\r\n\
          Last-Modified: Tue, 24 Nov 2026 06:00:00 GMT\r\n"
     );
     if status == 206 {
-        head += &format!("Content-Range: bytes {}-{}/{size}\r\n", range.start, range.end - 1);
+        head += &format!(
+            "Content-Range: bytes {}-{}/{size}\r\n",
+            range.start,
+            range.end - 1
+        );
     }
     out.write_all(format!("{head}\r\n").as_bytes())?;
     if request.method == "HEAD" {
@@ -299,15 +345,26 @@ fn wait_for_end(out: &mut TcpStream) -> std::io::Result<bool> {
 }
 
 fn words(out: &mut TcpStream, status: u16, body: &str) -> std::io::Result<bool> {
-    let head = format!("HTTP/1.1 {status} Injected\r\nContent-Type: application/xml\r\nContent-Length: {}", body.len());
+    let head = format!(
+        "HTTP/1.1 {status} Injected\r\nContent-Type: application/xml\r\nContent-Length: {}",
+        body.len()
+    );
     out.write_all(format!("{head}\r\n\r\n{body}").as_bytes())?;
     Ok(true)
 }
 
 /// Handles PUT of an object or a part, and the other requests of a multipart upload.
-fn store(state: &State, request: &Request, body: Vec<u8>, out: &mut TcpStream) -> std::io::Result<bool> {
+fn store(
+    state: &State,
+    request: &Request,
+    body: Vec<u8>,
+    out: &mut TcpStream,
+) -> std::io::Result<bool> {
     let name = &request.name;
-    let part = request.query.split('&').find_map(|pair| pair.strip_prefix("partNumber=")?.parse::<u32>().ok());
+    let part = request
+        .query
+        .split('&')
+        .find_map(|pair| pair.strip_prefix("partNumber=")?.parse::<u32>().ok());
     match (request.method.as_str(), part) {
         ("PUT", Some(number)) => drop(lock(&state.parts).insert((name.clone(), number), body)),
         ("PUT", None) => write(state, name, &body)?,
@@ -317,9 +374,17 @@ fn store(state: &State, request: &Request, body: Vec<u8>, out: &mut TcpStream) -
         }
         ("POST", _) => {
             let parts = std::mem::take(&mut *lock(&state.parts));
-            let (whole, others): (Vec<_>, Vec<_>) = parts.into_iter().partition(|((of, _), _)| of == name);
+            let (whole, others): (Vec<_>, Vec<_>) =
+                parts.into_iter().partition(|((of, _), _)| of == name);
             lock(&state.parts).extend(others);
-            write(state, name, &whole.into_iter().flat_map(|(_, part)| part).collect::<Vec<u8>>())?;
+            write(
+                state,
+                name,
+                &whole
+                    .into_iter()
+                    .flat_map(|(_, part)| part)
+                    .collect::<Vec<u8>>(),
+            )?;
             let done = "<CompleteMultipartUploadResult><ETag>\"whole\"</ETag></CompleteMultipartUploadResult>";
             return words(out, 200, done);
         }

@@ -19,17 +19,28 @@ use rectiflow_data::{
 
 pub(crate) const SEED: u64 = 11;
 /// Width, height, training rows and test rows of each bucket.
-pub(crate) const BUCKETS: [(u32, u32, u64, u64); 4] = [(24, 16, 75, 9), (16, 24, 7, 2), (16, 16, 1, 0), (24, 24, 0, 1)];
+pub(crate) const BUCKETS: [(u32, u32, u64, u64); 4] = [
+    (24, 16, 75, 9),
+    (16, 24, 7, 2),
+    (16, 16, 1, 0),
+    (24, 24, 0, 1),
+];
 
 /// A record with captions of one to more than three chunks; some records have tags or quality
 /// words.
 pub(crate) fn record(id: u64, (width_px, height_px): (u32, u32)) -> Record {
     let caption = |words: u64| format!("{}photograph {id}", "a very long ".repeat(words as usize));
-    let tags = ["solo", "long_hair", "outdoors"].map(str::to_owned).to_vec();
+    let tags = ["solo", "long_hair", "outdoors"]
+        .map(str::to_owned)
+        .to_vec();
     Record {
         id: SampleId(id),
         captions: vec![caption(0), caption(id % 4 * 20)],
-        tags: if id.is_multiple_of(2) { tags } else { Vec::new() },
+        tags: if id.is_multiple_of(2) {
+            tags
+        } else {
+            Vec::new()
+        },
         important_tags: Vec::new(),
         quality: vec!["best quality".to_owned()],
         verbatim: id.is_multiple_of(5),
@@ -74,15 +85,26 @@ pub(crate) fn pack(root: &Path, buckets: &[(u32, u32, u64, u64)], first_id: u64,
     let mut manifest = empty_manifest(vae);
     let (mut blocks, mut ids) = (Vec::new(), first_id..);
     for (bucket, &(width_px, height_px, train, test)) in (0..).zip(buckets) {
-        manifest.buckets.push(Bucket { width_px, height_px });
-        for (split, num_rows) in [(Split::Train, train), (Split::Test, test)].into_iter().filter(|(_, n)| *n > 0) {
+        manifest.buckets.push(Bucket {
+            width_px,
+            height_px,
+        });
+        for (split, num_rows) in [(Split::Train, train), (Split::Test, test)]
+            .into_iter()
+            .filter(|(_, n)| *n > 0)
+        {
             let name = format!("{width_px}x{height_px}-{bucket}-{}", split as u8);
-            let (latents_name, text) = (format!("latents/{name}.safetensors"), format!("text/{name}.parquet"));
+            let (latents_name, text) = (
+                format!("latents/{name}.safetensors"),
+                format!("text/{name}.parquet"),
+            );
             let shape = [4, height_px as usize / 8, width_px as usize / 8];
             let mut writer = ObjectWriter::create(root, &latents_name, &text, shape).unwrap();
             for id in ids.by_ref().take(num_rows as usize) {
                 let latents: Vec<f16> = latents(id, shape.iter().product()).collect();
-                writer.push(&latents, record(id, (width_px, height_px))).unwrap();
+                writer
+                    .push(&latents, record(id, (width_px, height_px)))
+                    .unwrap();
             }
             let done = writer.finish().unwrap();
             let (rows, text_bytes) = (done.rows, done.text_bytes);
@@ -103,7 +125,11 @@ pub(crate) fn pack(root: &Path, buckets: &[(u32, u32, u64, u64)], first_id: u64,
 
 pub(crate) fn source(root: impl AsRef<Path>) -> Source {
     let dataset = Arc::new(Dataset::open(root).unwrap());
-    Source { dataset, prompt: PromptSettings::default(), amount: Amount::Repeats(1.0) }
+    Source {
+        dataset,
+        prompt: PromptSettings::default(),
+        amount: Amount::Repeats(1.0),
+    }
 }
 
 /// A data set of [`BUCKETS`] in a new folder.
@@ -116,11 +142,18 @@ pub(crate) fn packed() -> tempfile::TempDir {
 /// Average bytes of latents and text of `num_samples` training samples, without file headers.
 pub(crate) fn needed_bytes(dataset: &Dataset, num_samples: u64) -> f64 {
     let manifest = dataset.manifest();
-    let train = manifest.objects.iter().filter(|object| object.split == Split::Train);
+    let train = manifest
+        .objects
+        .iter()
+        .filter(|object| object.split == Split::Train);
     let bytes = train.clone().map(|object| {
         let text: u64 = (0..object.num_blocks())
             .map(|block| {
-                let index = manifest.objects.iter().position(|other| other == object).unwrap();
+                let index = manifest
+                    .objects
+                    .iter()
+                    .position(|other| other == object)
+                    .unwrap();
                 dataset.blocks().block(index, block).text_bytes()
             })
             .sum();

@@ -79,8 +79,16 @@ pub fn forward(
             Ok(vec![("pixels", pixels)])
         }
     })?;
-    write_tensors(output, results.iter().map(|(name, tensor)| (*name, tensor)), None, &[("format", "pt")])?;
-    Ok(results.into_iter().map(|(name, tensor)| (name, tensor.size())).collect())
+    write_tensors(
+        output,
+        results.iter().map(|(name, tensor)| (*name, tensor)),
+        None,
+        &[("format", "pt")],
+    )?;
+    Ok(results
+        .into_iter()
+        .map(|(name, tensor)| (name, tensor.size()))
+        .collect())
 }
 
 type Named = Vec<(&'static str, Tensor)>;
@@ -90,7 +98,11 @@ fn unet(model: &Path, input: &TensorFile, options: &OpenOptions) -> Result<Named
     let batch = sample.size().first().copied().unwrap_or(0);
     let timestep = input.tensor("timestep")?;
     // A single timestep applies to the whole batch, as in diffusers.
-    let timestep = if timestep.numel() == 1 { timestep.reshape([1]).expand([batch], false) } else { timestep };
+    let timestep = if timestep.numel() == 1 {
+        timestep.reshape([1]).expand([batch], false)
+    } else {
+        timestep
+    };
     let context = input.tensor("encoder_hidden_states")?;
     let (text_embeds, time_ids) = (input.tensor("text_embeds")?, input.tensor("time_ids")?);
     let given = UNetInput {
@@ -101,13 +113,25 @@ fn unet(model: &Path, input: &TensorFile, options: &OpenOptions) -> Result<Named
         text_embeds: &text_embeds,
         time_ids: &time_ids,
     };
-    Ok(vec![("sample", UNet::open(model, options)?.forward(&given)?)])
+    Ok(vec![(
+        "sample",
+        UNet::open(model, options)?.forward(&given)?,
+    )])
 }
 
-fn clip(model: &Path, which: Component, input: &TensorFile, options: &OpenOptions) -> Result<Named> {
+fn clip(
+    model: &Path,
+    which: Component,
+    input: &TensorFile,
+    options: &OpenOptions,
+) -> Result<Named> {
     let ids = input.tensor("input_ids")?;
     if ids.is_floating_point() || ids.kind() == Kind::Bool {
-        return Err(Error::input("input_ids", "an integer dtype", format!("{:?}", ids.kind())));
+        return Err(Error::input(
+            "input_ids",
+            "an integer dtype",
+            format!("{:?}", ids.kind()),
+        ));
     }
     let output = ClipText::open(model, which, options)?.forward(&ids.to_kind(Kind::Int64))?;
     Ok(vec![("hidden", output.hidden), ("pooled", output.pooled)])

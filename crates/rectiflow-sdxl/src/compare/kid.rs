@@ -18,8 +18,16 @@ use tch::{Kind, Tensor};
 /// If either set has fewer than two rows, or the sets differ in width.
 pub fn kernel_distance(drawn: &Tensor, real: &Tensor) -> f64 {
     let (n, m) = (drawn.size(), real.size());
-    assert!(n.len() == 2 && m.len() == 2 && n[1] == m[1], "two sets of features of one width, found {n:?} and {m:?}");
-    assert!(n[0] > 1 && m[0] > 1, "at least two pictures in each set, found {} and {}", n[0], m[0]);
+    assert!(
+        n.len() == 2 && m.len() == 2 && n[1] == m[1],
+        "two sets of features of one width, found {n:?} and {m:?}"
+    );
+    assert!(
+        n[0] > 1 && m[0] > 1,
+        "at least two pictures in each set, found {} and {}",
+        n[0],
+        m[0]
+    );
     tch::no_grad(|| {
         let real = real.to_kind(Kind::Double);
         let mean = real.mean_dim(0, true, Kind::Double);
@@ -36,7 +44,8 @@ pub fn kernel_distance(drawn: &Tensor, real: &Tensor) -> f64 {
 fn within(x: &Tensor) -> f64 {
     let n = x.size()[0] as f64;
     let all = kernel(x, x);
-    (all.sum(Kind::Double) - all.diagonal(0, 0, 1).sum(Kind::Double)).double_value(&[]) / (n * (n - 1.0))
+    (all.sum(Kind::Double) - all.diagonal(0, 0, 1).sum(Kind::Double)).double_value(&[])
+        / (n * (n - 1.0))
 }
 
 /// Returns the kernel of all pairs of rows: `[n, d]`, `[m, d]` to `[n, m]`.
@@ -58,14 +67,23 @@ mod tests {
     /// The definition, computed term by term.
     fn slow(x: &[Vec<f64>], y: &[Vec<f64>]) -> f64 {
         let (d, m) = (y[0].len(), y.len() as f64);
-        let mean: Vec<f64> = (0..d).map(|j| y.iter().map(|row| row[j]).sum::<f64>() / m).collect();
-        let std: Vec<f64> =
-            (0..d).map(|j| (y.iter().map(|row| (row[j] - mean[j]).powi(2)).sum::<f64>() / (m - 1.0)).sqrt()).collect();
+        let mean: Vec<f64> = (0..d)
+            .map(|j| y.iter().map(|row| row[j]).sum::<f64>() / m)
+            .collect();
+        let std: Vec<f64> = (0..d)
+            .map(|j| {
+                (y.iter().map(|row| (row[j] - mean[j]).powi(2)).sum::<f64>() / (m - 1.0)).sqrt()
+            })
+            .collect();
         let standard = |set: &[Vec<f64>]| -> Vec<Vec<f64>> {
-            set.iter().map(|row| (0..d).map(|j| (row[j] - mean[j]) / std[j]).collect()).collect()
+            set.iter()
+                .map(|row| (0..d).map(|j| (row[j] - mean[j]) / std[j]).collect())
+                .collect()
         };
         let (x, y) = (standard(x), standard(y));
-        let k = |a: &[f64], b: &[f64]| (a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>() / d as f64 + 1.0).powi(3);
+        let k = |a: &[f64], b: &[f64]| {
+            (a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>() / d as f64 + 1.0).powi(3)
+        };
         let pairs = |set: &[Vec<f64>]| {
             let n = set.len();
             let sum: f64 = (0..n)
@@ -75,32 +93,51 @@ mod tests {
                 .sum();
             sum / (n * (n - 1)) as f64
         };
-        let across: f64 = x.iter().flat_map(|a| y.iter().map(move |b| (a, b))).map(|(a, b)| k(a, b)).sum();
+        let across: f64 = x
+            .iter()
+            .flat_map(|a| y.iter().map(move |b| (a, b)))
+            .map(|(a, b)| k(a, b))
+            .sum();
         pairs(&x) + pairs(&y) - 2.0 * across / (x.len() * y.len()) as f64
     }
 
     fn rows(tensor: &Tensor) -> Vec<Vec<f64>> {
-        (0..tensor.size()[0]).map(|i| Vec::try_from(tensor.get(i)).unwrap()).collect()
+        (0..tensor.size()[0])
+            .map(|i| Vec::try_from(tensor.get(i)).unwrap())
+            .collect()
     }
 
     #[test]
     fn equals_the_definition() {
         let (x, y) = (random(1, 5, 3) + 0.3, random(2, 7, 3));
         let (fast, slow) = (kernel_distance(&x, &y), slow(&rows(&x), &rows(&y)));
-        assert!((fast - slow).abs() < 1e-12 * slow.abs().max(1.0), "{fast} and {slow}");
+        assert!(
+            (fast - slow).abs() < 1e-12 * slow.abs().max(1.0),
+            "{fast} and {slow}"
+        );
     }
 
     #[test]
     fn grows_with_the_distance_and_is_about_0_for_one_distribution() {
         let real = random(3, 200, 16);
-        let distances = [0.0, 0.1, 0.3].map(|shift| kernel_distance(&(random(4, 200, 16) + shift), &real));
+        let distances =
+            [0.0, 0.1, 0.3].map(|shift| kernel_distance(&(random(4, 200, 16) + shift), &real));
         assert!(distances[0].abs() < 0.02, "{distances:?}");
-        assert!(distances[0] < distances[1] && distances[1] < distances[2], "{distances:?}");
+        assert!(
+            distances[0] < distances[1] && distances[1] < distances[2],
+            "{distances:?}"
+        );
     }
 
     #[test]
     fn a_feature_without_variance_does_not_divide_by_0() {
-        let real = Tensor::cat(&[random(3, 20, 4), Tensor::ones([20, 1], (Kind::Double, Device::Cpu))], 1);
+        let real = Tensor::cat(
+            &[
+                random(3, 20, 4),
+                Tensor::ones([20, 1], (Kind::Double, Device::Cpu)),
+            ],
+            1,
+        );
         assert!(kernel_distance(&real, &real).is_finite());
     }
 }

@@ -15,12 +15,22 @@ pub enum Activation {
 
 impl Reader<'_> {
     /// An activation function, which must be one of `supported`.
-    pub(crate) fn activation(&mut self, key: &str, default: Activation, supported: &[Activation]) -> Activation {
+    pub(crate) fn activation(
+        &mut self,
+        key: &str,
+        default: Activation,
+        supported: &[Activation],
+    ) -> Activation {
         let names: Vec<_> = supported.iter().map(|a| activation_name(*a)).collect();
         let expected = names.join(" or ");
         self.typed(key, default, &expected, |value| {
-            let name = value.as_str().map(|name| if name == "swish" { "silu" } else { name });
-            supported.iter().copied().find(|a| Some(activation_name(*a)) == name)
+            let name = value
+                .as_str()
+                .map(|name| if name == "swish" { "silu" } else { name });
+            supported
+                .iter()
+                .copied()
+                .find(|a| Some(activation_name(*a)) == name)
         })
     }
 }

@@ -60,15 +60,28 @@ impl ClipConfig {
         const PLAIN: &str = "CLIPTextModel";
         const PROJECTED: &str = "CLIPTextModelWithProjection";
         let mut r = Reader::new(&json);
-        let class = r.first_of("architectures", if projected { PROJECTED } else { PLAIN }, &[PLAIN, PROJECTED]);
+        let class = r.first_of(
+            "architectures",
+            if projected { PROJECTED } else { PLAIN },
+            &[PLAIN, PROJECTED],
+        );
         r.only("model_type", "clip_text_model", &["clip_text_model"]);
         r.unset("attention_dropout", &Value::from(0.0));
         let hidden_size = r.positive("hidden_size", 512);
         let num_attention_heads = r.positive("num_attention_heads", 8);
-        r.divides("num_attention_heads", num_attention_heads, "hidden_size", hidden_size);
+        r.divides(
+            "num_attention_heads",
+            num_attention_heads,
+            "hidden_size",
+            hidden_size,
+        );
         let num_hidden_layers = r.num_layers("num_hidden_layers", 12);
         if num_hidden_layers < 2 {
-            r.problem("num_hidden_layers", "at least 2 (the penultimate layer's states are used)", "1");
+            r.problem(
+                "num_hidden_layers",
+                "at least 2 (the penultimate layer's states are used)",
+                "1",
+            );
         }
         let projection_dim = r.positive("projection_dim", 512);
         let config = Self {
@@ -78,7 +91,11 @@ impl ClipConfig {
             num_hidden_layers,
             num_attention_heads,
             max_position_embeddings: r.positive("max_position_embeddings", 77),
-            hidden_act: r.activation("hidden_act", Activation::QuickGelu, &[Activation::QuickGelu, Activation::Gelu]),
+            hidden_act: r.activation(
+                "hidden_act",
+                Activation::QuickGelu,
+                &[Activation::QuickGelu, Activation::Gelu],
+            ),
             layer_norm_eps: r.number("layer_norm_eps", 1e-5),
             projection_dim: (class == PROJECTED).then_some(projection_dim),
             eos_token_id: r.count("eos_token_id", 49407) as i64,

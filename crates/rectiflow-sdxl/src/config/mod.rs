@@ -34,16 +34,26 @@ mod tests {
 
     #[test]
     fn empty_and_absurd_lists_are_errors() {
-        for widths in
-            [serde_json::json!([]), serde_json::json!([0]), serde_json::json!("320"), serde_json::json!([4.5])]
-        {
+        for widths in [
+            serde_json::json!([]),
+            serde_json::json!([0]),
+            serde_json::json!("320"),
+            serde_json::json!([4.5]),
+        ] {
             let mut json = sdxl();
             json.insert("block_out_channels".into(), widths.clone());
             assert!(UNetConfig::from_json(json, "x").is_err(), "{widths}");
             let json = object(serde_json::json!({"block_out_channels": widths}));
             assert!(VaeConfig::from_json(json, "x").is_err(), "{widths}");
         }
-        assert!(ClipConfig::from_json(object(serde_json::json!({"num_attention_heads": 0})), false, "x").is_err());
+        assert!(
+            ClipConfig::from_json(
+                object(serde_json::json!({"num_attention_heads": 0})),
+                false,
+                "x"
+            )
+            .is_err()
+        );
     }
 
     #[test]
@@ -53,7 +63,10 @@ mod tests {
             ("layers_per_block", many.clone()),
             ("layers_per_block", serde_json::json!([1 << 24, 2, 2])),
             ("transformer_layers_per_block", many.clone()),
-            ("transformer_layers_per_block", serde_json::json!([1, 2, 1 << 24])),
+            (
+                "transformer_layers_per_block",
+                serde_json::json!([1, 2, 1 << 24]),
+            ),
         ] {
             let mut json = sdxl();
             json.insert(key.into(), value);
@@ -61,19 +74,43 @@ mod tests {
             assert!(error.contains(key), "{error}");
         }
         let clip = object(serde_json::json!({"num_hidden_layers": many}));
-        assert!(ClipConfig::from_json(clip, false, "x").unwrap_err().to_string().contains("num_hidden_layers"));
+        assert!(
+            ClipConfig::from_json(clip, false, "x")
+                .unwrap_err()
+                .to_string()
+                .contains("num_hidden_layers")
+        );
         let vae = object(serde_json::json!({"layers_per_block": many}));
-        assert!(VaeConfig::from_json(vae, "x").unwrap_err().to_string().contains("layers_per_block"));
+        assert!(
+            VaeConfig::from_json(vae, "x")
+                .unwrap_err()
+                .to_string()
+                .contains("layers_per_block")
+        );
     }
 
     #[test]
     fn clip_and_vae_take_upstreams_defaults() {
         let clip = ClipConfig::from_json(Map::new(), false, "x").unwrap();
-        assert_eq!((clip.hidden_size, clip.projection_dim, clip.eos_token_id), (512, None, 49407));
+        assert_eq!(
+            (clip.hidden_size, clip.projection_dim, clip.eos_token_id),
+            (512, None, 49407)
+        );
         assert_eq!(clip.hidden_act, Activation::QuickGelu);
-        let json = object(serde_json::json!({"architectures": ["CLIPTextModelWithProjection"], "projection_dim": 9}));
-        assert_eq!(ClipConfig::from_json(json, false, "x").unwrap().projection_dim, Some(9));
-        let vae = VaeConfig::from_json(object(serde_json::json!({"scaling_factor": 0.13025})), "x").unwrap();
-        assert_eq!((vae.down_factor(), vae.layers_per_block, vae.scaling_factor), (1, 1, 0.13025));
+        let json = object(
+            serde_json::json!({"architectures": ["CLIPTextModelWithProjection"], "projection_dim": 9}),
+        );
+        assert_eq!(
+            ClipConfig::from_json(json, false, "x")
+                .unwrap()
+                .projection_dim,
+            Some(9)
+        );
+        let vae = VaeConfig::from_json(object(serde_json::json!({"scaling_factor": 0.13025})), "x")
+            .unwrap();
+        assert_eq!(
+            (vae.down_factor(), vae.layers_per_block, vae.scaling_factor),
+            (1, 1, 0.13025)
+        );
     }
 }

@@ -32,7 +32,10 @@ impl SchedulerConfig {
     pub fn from_json(json: Map<String, Value>) -> Self {
         let text = |key| json.get(key).and_then(Value::as_str);
         let flow_match = text("_class_name").is_some_and(|class| class.starts_with("FlowMatch"));
-        let flow_sigmas = json.get("use_flow_sigmas").and_then(Value::as_bool).unwrap_or(false);
+        let flow_sigmas = json
+            .get("use_flow_sigmas")
+            .and_then(Value::as_bool)
+            .unwrap_or(false);
         let parameterization = match text("prediction_type") {
             _ if flow_match || flow_sigmas => Some(Parameterization::Flow),
             Some("flow_prediction") => Some(Parameterization::Flow),
@@ -40,9 +43,19 @@ impl SchedulerConfig {
             Some("v_prediction") => Some(Parameterization::V),
             _ => None,
         };
-        let shift = if flow_match { json.get("shift") } else { json.get("flow_shift") };
-        let flow_shift = shift.and_then(Value::as_f64).filter(|_| parameterization == Some(Parameterization::Flow));
-        Self { parameterization, flow_shift, json }
+        let shift = if flow_match {
+            json.get("shift")
+        } else {
+            json.get("flow_shift")
+        };
+        let flow_shift = shift
+            .and_then(Value::as_f64)
+            .filter(|_| parameterization == Some(Parameterization::Flow));
+        Self {
+            parameterization,
+            flow_shift,
+            json,
+        }
     }
 }
 
@@ -61,11 +74,18 @@ mod tests {
             (config.parameterization, config.flow_shift)
         };
         let flow = Some(Parameterization::Flow);
-        assert_eq!(read(serde_json::json!({"prediction_type": "epsilon"})), (Some(Parameterization::Eps), None));
-        assert_eq!(read(serde_json::json!({"prediction_type": "v_prediction"})), (Some(Parameterization::V), None));
+        assert_eq!(
+            read(serde_json::json!({"prediction_type": "epsilon"})),
+            (Some(Parameterization::Eps), None)
+        );
+        assert_eq!(
+            read(serde_json::json!({"prediction_type": "v_prediction"})),
+            (Some(Parameterization::V), None)
+        );
         let dpm = serde_json::json!({"prediction_type": "flow_prediction", "use_flow_sigmas": true, "flow_shift": 3.0});
         assert_eq!(read(dpm), (flow, Some(3.0)));
-        let euler = serde_json::json!({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 6.0});
+        let euler =
+            serde_json::json!({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 6.0});
         assert_eq!(read(euler), (flow, Some(6.0)));
         assert_eq!(read(serde_json::json!({"_class_name": "X"})), (None, None));
     }

@@ -85,14 +85,25 @@ impl UNetConfig {
         let levels = Levels::read(&mut r, &widths);
         let norm_num_groups = r.positive("norm_num_groups", 32);
         for &width in &widths {
-            r.divides("norm_num_groups", norm_num_groups, "block_out_channels", width);
+            r.divides(
+                "norm_num_groups",
+                norm_num_groups,
+                "block_out_channels",
+                width,
+            );
         }
         let addition_time_embed_dim = r.positive("addition_time_embed_dim", 256);
         let projection = r.positive("projection_class_embeddings_input_dim", 2816);
         let pooled_dim = projection - NUM_TIME_IDS * addition_time_embed_dim;
         if pooled_dim < 1 {
-            let expected = format!("more than {NUM_TIME_IDS} x addition_time_embed_dim ({addition_time_embed_dim})");
-            r.problem("projection_class_embeddings_input_dim", &expected, &projection.to_string());
+            let expected = format!(
+                "more than {NUM_TIME_IDS} x addition_time_embed_dim ({addition_time_embed_dim})"
+            );
+            r.problem(
+                "projection_class_embeddings_input_dim",
+                &expected,
+                &projection.to_string(),
+            );
         }
         r.activation("act_fn", Activation::Silu, &[Activation::Silu]);
         let config = Self {
@@ -104,7 +115,9 @@ impl UNetConfig {
             use_linear_projection: r.boolean("use_linear_projection", false),
             norm_num_groups,
             norm_eps: r.number("norm_eps", 1e-5),
-            time_embed_dim: r.optional_positive("time_embedding_dim").unwrap_or(widths[0] * 4),
+            time_embed_dim: r
+                .optional_positive("time_embedding_dim")
+                .unwrap_or(widths[0] * 4),
             addition_time_embed_dim,
             pooled_dim,
             flip_sin_to_cos: r.boolean("flip_sin_to_cos", true),
@@ -130,8 +143,16 @@ impl UNetConfig {
 
 /// Refuses everything that diffusers can vary and SDXL does not.
 fn check_unsupported_unet(r: &mut Reader<'_>) {
-    r.only("_class_name", "UNet2DConditionModel", &["UNet2DConditionModel"]);
-    r.only("mid_block_type", "UNetMidBlock2DCrossAttn", &["UNetMidBlock2DCrossAttn"]);
+    r.only(
+        "_class_name",
+        "UNet2DConditionModel",
+        &["UNet2DConditionModel"],
+    );
+    r.only(
+        "mid_block_type",
+        "UNetMidBlock2DCrossAttn",
+        &["UNetMidBlock2DCrossAttn"],
+    );
     r.only("resnet_time_scale_shift", "default", &["default"]);
     r.only("time_embedding_type", "positional", &["positional"]);
     r.only("attention_type", "default", &["default"]);
@@ -181,14 +202,28 @@ impl Levels {
     fn read(r: &mut Reader<'_>, widths: &[i64]) -> Self {
         let num_levels = widths.len();
         let attending = ["DownBlock2D", "CrossAttnDownBlock2D"];
-        let has_attention = r.block_types("down_block_types", attending, &[true, true, true, false], num_levels);
+        let has_attention = r.block_types(
+            "down_block_types",
+            attending,
+            &[true, true, true, false],
+            num_levels,
+        );
         let attending = ["UpBlock2D", "CrossAttnUpBlock2D"];
-        let has_attention_up = r.block_types("up_block_types", attending, &[false, true, true, true], num_levels);
+        let has_attention_up = r.block_types(
+            "up_block_types",
+            attending,
+            &[false, true, true, true],
+            num_levels,
+        );
         let num_resnets = r.num_blocks_per_level("layers_per_block", 2, num_levels);
         let heads = r.per_level("attention_head_dim", 8, num_levels);
         let context = r.per_level("cross_attention_dim", 1280, num_levels);
         if context.iter().any(|&c| c != context[0]) {
-            r.problem("cross_attention_dim", "the same width at every level", &format!("{context:?}"));
+            r.problem(
+                "cross_attention_dim",
+                "the same width at every level",
+                &format!("{context:?}"),
+            );
         }
         for (&width, &num_heads) in widths.iter().zip(&heads) {
             r.divides("attention_head_dim", num_heads, "block_out_channels", width);
@@ -201,20 +236,37 @@ impl Levels {
             channels: widths[i],
             num_heads: heads[i],
             context_dim: context[i],
-            transformer_layers: if has_attention[i] { layers[i].clone() } else { Vec::new() },
+            transformer_layers: if has_attention[i] {
+                layers[i].clone()
+            } else {
+                Vec::new()
+            },
             num_resnets: num_resnets[i],
         });
-        Self { down: down.collect(), has_attention_up, layers_up, layers_mid }
+        Self {
+            down: down.collect(),
+            has_attention_up,
+            layers_up,
+            layers_mid,
+        }
     }
 
     fn mid(&self) -> LevelConfig {
         let coarsest = &self.down[self.down.len() - 1];
-        LevelConfig { transformer_layers: vec![self.layers_mid], num_resnets: 2, ..coarsest.clone() }
+        LevelConfig {
+            transformer_layers: vec![self.layers_mid],
+            num_resnets: 2,
+            ..coarsest.clone()
+        }
     }
 
     fn up(&self) -> Vec<LevelConfig> {
         let level = |(i, down): (usize, &LevelConfig)| LevelConfig {
-            transformer_layers: if self.has_attention_up[i] { self.layers_up[i].clone() } else { Vec::new() },
+            transformer_layers: if self.has_attention_up[i] {
+                self.layers_up[i].clone()
+            } else {
+                Vec::new()
+            },
             num_resnets: down.num_resnets + 1,
             ..down.clone()
         };
@@ -247,21 +299,47 @@ pub(crate) mod tests {
     #[test]
     fn reads_sdxl() {
         let config = UNetConfig::from_json(sdxl(), "x").unwrap();
-        let layers = |levels: &[LevelConfig]| levels.iter().map(|l| l.transformer_layers.clone()).collect::<Vec<_>>();
+        let layers = |levels: &[LevelConfig]| {
+            levels
+                .iter()
+                .map(|l| l.transformer_layers.clone())
+                .collect::<Vec<_>>()
+        };
         assert_eq!(layers(&config.down), [vec![], vec![2, 2], vec![10, 10]]);
-        assert_eq!(layers(&config.up), [vec![10, 10, 10], vec![2, 2, 2], vec![]]);
+        assert_eq!(
+            layers(&config.up),
+            [vec![10, 10, 10], vec![2, 2, 2], vec![]]
+        );
         assert_eq!(config.mid.transformer_layers, [10]);
-        assert_eq!((config.time_embed_dim, config.pooled_dim, config.down_factor()), (1280, 1280, 4));
+        assert_eq!(
+            (
+                config.time_embed_dim,
+                config.pooled_dim,
+                config.down_factor()
+            ),
+            (1280, 1280, 4)
+        );
         assert_eq!(config.json, sdxl(), "an export writes back what was read");
     }
 
     #[test]
     fn reads_layers_nested_per_block_as_distilled_models_have_them() {
         let mut json = sdxl();
-        json.insert("transformer_layers_per_block".into(), serde_json::json!([0, [2, 2], [4, 4]]));
-        let error = UNetConfig::from_json(json.clone(), "x").unwrap_err().to_string();
-        assert!(error.contains("reverse_transformer_layers_per_block"), "{error}");
-        json.insert("reverse_transformer_layers_per_block".into(), serde_json::json!([[4, 4, 10], [2, 1, 1], 1]));
+        json.insert(
+            "transformer_layers_per_block".into(),
+            serde_json::json!([0, [2, 2], [4, 4]]),
+        );
+        let error = UNetConfig::from_json(json.clone(), "x")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("reverse_transformer_layers_per_block"),
+            "{error}"
+        );
+        json.insert(
+            "reverse_transformer_layers_per_block".into(),
+            serde_json::json!([[4, 4, 10], [2, 1, 1], 1]),
+        );
         let config = UNetConfig::from_json(json, "x").unwrap();
         assert_eq!(config.mid.transformer_layers, [4]);
         assert_eq!(config.up[0].transformer_layers, [4, 4, 10]);
@@ -278,11 +356,15 @@ pub(crate) mod tests {
             ("class_embed_type", serde_json::json!("timestep")),
             ("use_linear_projection", serde_json::json!("yes")),
             ("in_channels", serde_json::json!(-4)),
-            ("down_block_types", serde_json::json!(["DownBlock2D", "Odd", "DownBlock2D"])),
+            (
+                "down_block_types",
+                serde_json::json!(["DownBlock2D", "Odd", "DownBlock2D"]),
+            ),
         ] {
             json.insert(key.into(), value);
         }
-        let Err(Error::Config { what, problems }) = UNetConfig::from_json(json, "unet/config.json") else {
+        let Err(Error::Config { what, problems }) = UNetConfig::from_json(json, "unet/config.json")
+        else {
             panic!("must be refused")
         };
         assert_eq!(what, "unet/config.json");
@@ -295,7 +377,10 @@ pub(crate) mod tests {
             "use_linear_projection",
             "in_channels",
         ] {
-            assert!(problems.iter().any(|p| p.contains(key)), "{key}: {problems:#?}");
+            assert!(
+                problems.iter().any(|p| p.contains(key)),
+                "{key}: {problems:#?}"
+            );
         }
     }
 }

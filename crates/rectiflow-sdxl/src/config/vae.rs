@@ -61,18 +61,37 @@ impl VaeConfig {
         let block_out_channels = r.positive_list("block_out_channels", &[64]);
         let num_levels = block_out_channels.len();
         // Each has only one type; the length must still match the number of levels.
-        r.block_types("down_block_types", ["DownEncoderBlock2D", "DownEncoderBlock2D"], &[true], num_levels);
-        r.block_types("up_block_types", ["UpDecoderBlock2D", "UpDecoderBlock2D"], &[true], num_levels);
+        r.block_types(
+            "down_block_types",
+            ["DownEncoderBlock2D", "DownEncoderBlock2D"],
+            &[true],
+            num_levels,
+        );
+        r.block_types(
+            "up_block_types",
+            ["UpDecoderBlock2D", "UpDecoderBlock2D"],
+            &[true],
+            num_levels,
+        );
         let norm_num_groups = r.positive("norm_num_groups", 32);
         for &width in &block_out_channels {
-            r.divides("norm_num_groups", norm_num_groups, "block_out_channels", width);
+            r.divides(
+                "norm_num_groups",
+                norm_num_groups,
+                "block_out_channels",
+                width,
+            );
         }
         for key in ["shift_factor", "latents_mean", "latents_std"] {
             r.unset(key, &Value::Null);
         }
         let scaling_factor = r.number("scaling_factor", 0.18215);
         if !(scaling_factor > 0.0 && scaling_factor.is_finite()) {
-            r.problem("scaling_factor", "a positive number", &scaling_factor.to_string());
+            r.problem(
+                "scaling_factor",
+                "a positive number",
+                &scaling_factor.to_string(),
+            );
         }
         let config = Self {
             in_channels: r.positive("in_channels", 3),

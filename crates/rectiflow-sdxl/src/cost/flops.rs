@@ -42,16 +42,25 @@ impl Flops {
     }
 
     fn convolution(kernel: i64, [inputs, outputs]: [i64; 2], [h, w]: [i64; 2]) -> Self {
-        Self { convolutions: count(&[2, kernel, kernel, inputs, outputs, h, w]), ..Self::default() }
+        Self {
+            convolutions: count(&[2, kernel, kernel, inputs, outputs, h, w]),
+            ..Self::default()
+        }
     }
 
     fn linear(num_tokens: i64, [inputs, outputs]: [i64; 2]) -> Self {
-        Self { products: count(&[2, num_tokens, inputs, outputs]), ..Self::default() }
+        Self {
+            products: count(&[2, num_tokens, inputs, outputs]),
+            ..Self::default()
+        }
     }
 
     /// Attention of `num_queries` over `num_keys`, with `dim` channels over all heads.
     fn attention(num_queries: i64, num_keys: i64, dim: i64) -> Self {
-        Self { attention: count(&[4, num_queries, num_keys, dim]), ..Self::default() }
+        Self {
+            attention: count(&[4, num_queries, num_keys, dim]),
+            ..Self::default()
+        }
     }
 }
 
@@ -90,10 +99,22 @@ impl std::iter::Sum for Flops {
 pub fn unet(config: &UNetConfig, size: [i64; 2], num_tokens: i64) -> Flops {
     let time_dim = config.time_embed_dim;
     let added = config.pooled_dim + NUM_TIME_IDS * config.addition_time_embed_dim;
-    let embeddings = [[config.down[0].channels, time_dim], [added, time_dim], [time_dim; 2], [time_dim; 2]];
-    let embeddings: Flops = embeddings.into_iter().map(|widths| Flops::linear(1, widths)).sum();
+    let embeddings = [
+        [config.down[0].channels, time_dim],
+        [added, time_dim],
+        [time_dim; 2],
+        [time_dim; 2],
+    ];
+    let embeddings: Flops = embeddings
+        .into_iter()
+        .map(|widths| Flops::linear(1, widths))
+        .sum();
     let blocks = unet_blocks(config, size);
-    embeddings + blocks.iter().map(|block| unet_block(config, block, num_tokens)).sum()
+    embeddings
+        + blocks
+            .iter()
+            .map(|block| unet_block(config, block, num_tokens))
+            .sum()
 }
 
 /// Returns the FLOPs of one block of [`unet_blocks`].
@@ -109,11 +130,15 @@ pub(crate) fn unet_block(config: &UNetConfig, block: &Block, num_tokens: i64) ->
             Flops::linear(num_pixels, [channels; 2]) * 2
         }
         BlockKind::Projections { channels } => Flops::convolution(1, [channels; 2], size) * 2,
-        BlockKind::Layer { channels, context_dim } => {
+        BlockKind::Layer {
+            channels,
+            context_dim,
+        } => {
             let square = Flops::linear(num_pixels, [channels; 2]);
             let of_text = Flops::linear(num_tokens, [context_dim, channels]);
             let to_itself = square * 4 + Flops::attention(num_pixels, num_pixels, channels);
-            let to_text = square * 2 + of_text * 2 + Flops::attention(num_pixels, num_tokens, channels);
+            let to_text =
+                square * 2 + of_text * 2 + Flops::attention(num_pixels, num_tokens, channels);
             // The MLP: the values and their gates, each four times as wide, and the output.
             to_itself + to_text + square * 12
         }
@@ -124,7 +149,11 @@ pub(crate) fn unet_block(config: &UNetConfig, block: &Block, num_tokens: i64) ->
 /// Returns the FLOPs of a residual block's convolutions.
 fn resnet(channels: [i64; 2], size: [i64; 2]) -> Flops {
     let [inputs, outputs] = channels;
-    let shortcut = if inputs == outputs { Flops::default() } else { Flops::convolution(1, channels, size) };
+    let shortcut = if inputs == outputs {
+        Flops::default()
+    } else {
+        Flops::convolution(1, channels, size)
+    };
     Flops::convolution(3, channels, size) + Flops::convolution(3, [outputs; 2], size) + shortcut
 }
 
@@ -136,7 +165,10 @@ pub fn text_encoder(config: &ClipConfig, num_tokens: i64, pooled: bool) -> Flops
         + Flops::attention(num_tokens, num_tokens, width)
         + Flops::linear(num_tokens, [width, inner]) * 2;
     let num_layers = config.num_hidden_layers as u64 - u64::from(!pooled);
-    let projection = config.projection_dim.filter(|_| pooled).map(|dim| Flops::linear(1, [width, dim]));
+    let projection = config
+        .projection_dim
+        .filter(|_| pooled)
+        .map(|dim| Flops::linear(1, [width, dim]));
     layer * num_layers + projection.unwrap_or_default()
 }
 
@@ -155,7 +187,11 @@ pub fn vae_encoder(config: &VaeConfig, size: [i64; 2]) -> Flops {
         }
     }
     let moments = 2 * config.latent_channels;
-    let quant = if config.use_quant_conv { Flops::convolution(1, [moments; 2], size) } else { Flops::default() };
+    let quant = if config.use_quant_conv {
+        Flops::convolution(1, [moments; 2], size)
+    } else {
+        Flops::default()
+    };
     flops + vae_mid(config, size) + Flops::convolution(3, [coarsest, moments], size) + quant
 }
 
@@ -163,8 +199,13 @@ pub fn vae_encoder(config: &VaeConfig, size: [i64; 2]) -> Flops {
 pub fn vae_decoder(config: &VaeConfig, size: [i64; 2]) -> Flops {
     let widths: Vec<i64> = config.block_out_channels.iter().rev().copied().collect();
     let (latents, mut size) = (config.latent_channels, size);
-    let quant = if config.use_post_quant_conv { Flops::convolution(1, [latents; 2], size) } else { Flops::default() };
-    let mut flops = quant + Flops::convolution(3, [latents, widths[0]], size) + vae_mid(config, size);
+    let quant = if config.use_post_quant_conv {
+        Flops::convolution(1, [latents; 2], size)
+    } else {
+        Flops::default()
+    };
+    let mut flops =
+        quant + Flops::convolution(3, [latents, widths[0]], size) + vae_mid(config, size);
     for (i, &width) in widths.iter().enumerate() {
         let below = widths[i.saturating_sub(1)];
         flops = flops + vae_level([below, width], config.layers_per_block + 1, size);
@@ -185,8 +226,13 @@ fn vae_level([inputs, width]: [i64; 2], num_resnets: usize, size: [i64; 2]) -> F
 fn vae_mid(config: &VaeConfig, size: [i64; 2]) -> Flops {
     let width = config.block_out_channels[config.block_out_channels.len() - 1];
     let num_pixels = size[0] * size[1];
-    let attention = Flops::linear(num_pixels, [width; 2]) * 4 + Flops::attention(num_pixels, num_pixels, width);
-    let attention = if config.mid_block_add_attention { attention } else { Flops::default() };
+    let attention =
+        Flops::linear(num_pixels, [width; 2]) * 4 + Flops::attention(num_pixels, num_pixels, width);
+    let attention = if config.mid_block_add_attention {
+        attention
+    } else {
+        Flops::default()
+    };
     resnet([width; 2], size) * 2 + attention
 }
 

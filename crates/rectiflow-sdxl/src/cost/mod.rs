@@ -120,17 +120,32 @@ struct Skip {
 impl<'a> PartWalk<'a> {
     fn new(config: &'a UNetConfig, load: Load) -> Self {
         let channels = config.down[0].channels as u64;
-        Self { config, load, side: [load.height, load.width], channels, skips: Vec::new(), parts: Vec::new() }
+        Self {
+            config,
+            load,
+            side: [load.height, load.width],
+            channels,
+            skips: Vec::new(),
+            parts: Vec::new(),
+        }
     }
 
     /// Adds the embeddings of time and size, and the first convolution.
     fn entrance(&mut self) {
         let config = self.config;
         let added = (config.pooled_dim + NUM_TIME_IDS * config.addition_time_embed_dim) as u64;
-        self.plain("time_embedding", 0, embedding(self.channels, self.time_dim()));
+        self.plain(
+            "time_embedding",
+            0,
+            embedding(self.channels, self.time_dim()),
+        );
         self.plain("add_embedding", 0, embedding(added, self.time_dim()));
         let inputs = config.in_channels as u64;
-        self.plain("conv_in", self.latents(inputs), conv(inputs, self.channels, 3));
+        self.plain(
+            "conv_in",
+            self.latents(inputs),
+            conv(inputs, self.channels, 3),
+        );
         self.keep_skip();
     }
 
@@ -139,7 +154,11 @@ impl<'a> PartWalk<'a> {
         let name = format!("down_blocks.{index}");
         for i in 0..level.num_resnets {
             self.resnet(&format!("{name}.resnets.{i}"), 0, level.channels as u64);
-            self.transformer(&format!("{name}.attentions.{i}"), level, level.transformer_layers.get(i));
+            self.transformer(
+                &format!("{name}.attentions.{i}"),
+                level,
+                level.transformer_layers.get(i),
+            );
             self.keep_skip();
         }
         if index + 1 < self.config.down.len() {
@@ -152,7 +171,11 @@ impl<'a> PartWalk<'a> {
     fn middle(&mut self) {
         let level = &self.config.mid;
         self.resnet("mid_block.resnets.0", 0, self.channels);
-        self.transformer("mid_block.attentions.0", level, level.transformer_layers.first());
+        self.transformer(
+            "mid_block.attentions.0",
+            level,
+            level.transformer_layers.first(),
+        );
         self.resnet("mid_block.resnets.1", 0, self.channels);
     }
 
@@ -160,9 +183,20 @@ impl<'a> PartWalk<'a> {
         let level = &self.config.up[index];
         let name = format!("up_blocks.{index}");
         for i in 0..level.num_resnets {
-            let skip = self.skips.pop().expect("the down path keeps one output for each residual block of the up path");
-            self.resnet(&format!("{name}.resnets.{i}"), skip.channels, level.channels as u64);
-            self.transformer(&format!("{name}.attentions.{i}"), level, level.transformer_layers.get(i));
+            let skip = self
+                .skips
+                .pop()
+                .expect("the down path keeps one output for each residual block of the up path");
+            self.resnet(
+                &format!("{name}.resnets.{i}"),
+                skip.channels,
+                level.channels as u64,
+            );
+            self.transformer(
+                &format!("{name}.attentions.{i}"),
+                level,
+                level.transformer_layers.get(i),
+            );
         }
         let next = self.skips.last().map(|skip| skip.side);
         if let Some(side) = next.filter(|_| index + 1 < self.config.up.len()) {
@@ -177,11 +211,18 @@ impl<'a> PartWalk<'a> {
         let in_own_dtype = if self.load.fused { 1 } else { 2 };
         let kept = self.pixels() * self.channels * (self.load.bytes * in_own_dtype + 4);
         self.plain("conv_norm_out", kept, 2 * self.channels);
-        self.plain("conv_out", 0, conv(self.channels, self.config.out_channels as u64, 3));
+        self.plain(
+            "conv_out",
+            0,
+            conv(self.channels, self.config.out_channels as u64, 3),
+        );
     }
 
     fn keep_skip(&mut self) {
-        self.skips.push(Skip { channels: self.channels, side: self.side });
+        self.skips.push(Skip {
+            channels: self.channels,
+            side: self.side,
+        });
     }
 
     /// Adds the convolution where the size changes, which keeps its input.
@@ -206,12 +247,23 @@ impl<'a> PartWalk<'a> {
     fn plain(&mut self, name: &str, kept_bytes: u64, num_parameters: u64) {
         let name = name.to_owned();
         let input_bytes = kept_bytes;
-        self.parts.push(PartCost { name, is_block: false, kept_bytes, input_bytes, num_parameters, flops: 0 });
+        self.parts.push(PartCost {
+            name,
+            is_block: false,
+            kept_bytes,
+            input_bytes,
+            num_parameters,
+            flops: 0,
+        });
     }
 
     /// Returns the FLOPs of a block's forward pass at this level.
     fn flops(&self, kind: BlockKind) -> u64 {
-        let block = Block { kind, size: self.side.map(|side| side as i64), repeats: 1 };
+        let block = Block {
+            kind,
+            size: self.side.map(|side| side as i64),
+            repeats: 1,
+        };
         self.load.batch * unet_block(self.config, &block, self.load.tokens as i64).total()
     }
 
@@ -222,10 +274,17 @@ impl<'a> PartWalk<'a> {
         // Both norms: the input, the output, and the output of the activation.
         let each = if self.load.fused { 2 } else { 3 };
         let kept = self.latents(each * (both + outputs));
-        let shortcut = if both == outputs { 0 } else { conv(both, outputs, 1) };
+        let shortcut = if both == outputs {
+            0
+        } else {
+            conv(both, outputs, 1)
+        };
         let time = (self.time_dim() + 1) * outputs;
-        let num_parameters =
-            2 * (both + outputs) + conv(both, outputs, 3) + conv(outputs, outputs, 3) + shortcut + time;
+        let num_parameters = 2 * (both + outputs)
+            + conv(both, outputs, 3)
+            + conv(outputs, outputs, 3)
+            + shortcut
+            + time;
         self.parts.push(PartCost {
             name: name.to_owned(),
             is_block: true,
@@ -233,14 +292,18 @@ impl<'a> PartWalk<'a> {
             // Outputs of the down path are counted there.
             input_bytes: self.latents(inputs),
             num_parameters,
-            flops: self.flops(BlockKind::Resnet { channels: [both as i64, outputs as i64] }),
+            flops: self.flops(BlockKind::Resnet {
+                channels: [both as i64, outputs as i64],
+            }),
         });
         self.channels = outputs;
     }
 
     /// Adds a transformer: its projections and its blocks. Does nothing if `num_blocks` is `None`.
     fn transformer(&mut self, name: &str, level: &LevelConfig, num_blocks: Option<&usize>) {
-        let Some(&num_blocks) = num_blocks else { return };
+        let Some(&num_blocks) = num_blocks else {
+            return;
+        };
         let (dim, context) = (level.channels as u64, level.context_dim as u64);
         let entrance = self.latents(2 * dim);
         self.plain(&format!("{name}.norm"), entrance, 2 * dim + (dim + 1) * dim);
@@ -249,7 +312,10 @@ impl<'a> PartWalk<'a> {
         // gates, four for the gates' GELU if it is a separate operation, four for the products.
         let widths = 12 + if self.load.fused { 12 } else { 16 };
         let kept = self.latents(widths * dim) + 2 * tokens * dim * self.load.bytes;
-        let flops = self.flops(BlockKind::Layer { channels: level.channels, context_dim: level.context_dim });
+        let flops = self.flops(BlockKind::Layer {
+            channels: level.channels,
+            context_dim: level.context_dim,
+        });
         let attention = |width: u64| 2 * dim * dim + 2 * width * dim + dim;
         let mlp = (dim + 1) * 8 * dim + (4 * dim + 1) * dim;
         for block in 0..num_blocks {
@@ -270,13 +336,27 @@ impl<'a> PartWalk<'a> {
 /// Returns the peak memory of activations and gradients during a backward pass, in bytes.
 /// `is_recomputed` says which parts are recomputed; `gradient_bytes` is the size of one parameter's
 /// gradient.
-pub fn peak_bytes(parts: &[PartCost], gradient_bytes: u64, is_recomputed: impl Fn(&PartCost) -> bool) -> u64 {
-    let waiting = |part: &PartCost| if is_recomputed(part) { part.input_bytes } else { part.kept_bytes };
+pub fn peak_bytes(
+    parts: &[PartCost],
+    gradient_bytes: u64,
+    is_recomputed: impl Fn(&PartCost) -> bool,
+) -> u64 {
+    let waiting = |part: &PartCost| {
+        if is_recomputed(part) {
+            part.input_bytes
+        } else {
+            part.kept_bytes
+        }
+    };
     let mut held: u64 = parts.iter().map(waiting).sum();
     let mut peak = held;
     for part in parts.iter().rev() {
         let own = waiting(part);
-        let room = if is_recomputed(part) { part.kept_bytes } else { 0 };
+        let room = if is_recomputed(part) {
+            part.kept_bytes
+        } else {
+            0
+        };
         // Gradients of a part's activations are temporary: about a quarter of them exist at once.
         peak = peak.max(held + room + part.kept_bytes / 4 + gradient_bytes * part.num_parameters);
         held += gradient_bytes * part.num_parameters;
@@ -288,10 +368,14 @@ pub fn peak_bytes(parts: &[PartCost], gradient_bytes: u64, is_recomputed: impl F
 /// Returns the names of the blocks to recompute so that the rest `fits`, in order of bytes saved
 /// per operation; all blocks if that is not enough.
 pub fn choose(parts: &[PartCost], fits: impl Fn(&BTreeSet<String>) -> bool) -> BTreeSet<String> {
-    let mut blocks: Vec<&PartCost> = parts.iter().filter(|part| part.is_block && part.saved_bytes() > 0).collect();
+    let mut blocks: Vec<&PartCost> = parts
+        .iter()
+        .filter(|part| part.is_block && part.saved_bytes() > 0)
+        .collect();
     // Compares bytes saved per operation by cross-multiplication. Equal blocks stay in the order of
     // computation.
-    let gain = |a: &PartCost, b: &PartCost| u128::from(a.saved_bytes()) * u128::from(b.flops.max(1));
+    let gain =
+        |a: &PartCost, b: &PartCost| u128::from(a.saved_bytes()) * u128::from(b.flops.max(1));
     blocks.sort_by(|a, b| gain(b, a).cmp(&gain(a, b)));
     let mut chosen = BTreeSet::new();
     for block in blocks {
@@ -313,12 +397,22 @@ mod tests {
     const SDXL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/unet/config.json");
 
     fn load(bytes: u64) -> Load {
-        Load { batch: 2, height: 7, width: 10, tokens: 77, bytes, fused: false }
+        Load {
+            batch: 2,
+            height: 7,
+            width: 10,
+            tokens: 77,
+            bytes,
+            fused: false,
+        }
     }
 
     #[test]
     fn parts_are_the_models_own() {
-        for path in [SDXL, concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/unet/config.json")] {
+        for path in [
+            SDXL,
+            concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/unet/config.json"),
+        ] {
             let config = UNetConfig::read(path.as_ref()).unwrap();
             let mut unet = UNet::new(config.clone(), Weights::shapes_only()).unwrap();
             let parts = parts(&config, load(4));
@@ -330,11 +424,18 @@ mod tests {
                 false
             });
             for (name, tensor) in unet.parameters.iter() {
-                let block = sizes.iter_mut().find(|(block, _)| name.starts_with(&format!("{block}.")));
-                block.into_iter().for_each(|(_, size)| *size += tensor.numel() as u64);
+                let block = sizes
+                    .iter_mut()
+                    .find(|(block, _)| name.starts_with(&format!("{block}.")));
+                block
+                    .into_iter()
+                    .for_each(|(_, size)| *size += tensor.numel() as u64);
             }
-            let counted: BTreeMap<String, u64> =
-                parts.into_iter().filter(|part| part.is_block).map(|part| (part.name, part.num_parameters)).collect();
+            let counted: BTreeMap<String, u64> = parts
+                .into_iter()
+                .filter(|part| part.is_block)
+                .map(|part| (part.name, part.num_parameters))
+                .collect();
             assert_eq!(counted, sizes, "{path}");
         }
     }
@@ -344,9 +445,17 @@ mod tests {
         let config = UNetConfig::read(SDXL.as_ref()).unwrap();
         let (full, half) = (parts(&config, load(4)), parts(&config, load(2)));
         let peak = |parts: &[PartCost], on: bool| peak_bytes(parts, 0, |part| on && part.is_block);
-        assert!(peak(&full, true) * 4 < peak(&full, false), "{} {}", peak(&full, true), peak(&full, false));
+        assert!(
+            peak(&full, true) * 4 < peak(&full, false),
+            "{} {}",
+            peak(&full, true),
+            peak(&full, false)
+        );
         assert!(peak(&half, false) * 2 >= peak(&full, false));
-        assert!(peak_bytes(&full, 4, |_| false) >= 4 * 2_567_463_684, "the gradients alone");
+        assert!(
+            peak_bytes(&full, 4, |_| false) >= 4 * 2_567_463_684,
+            "the gradients alone"
+        );
     }
     #[test]
     fn blocks_are_chosen_by_what_an_operation_saves_until_it_fits() {
@@ -359,9 +468,19 @@ mod tests {
             flops,
         };
         // The peak is at the last part, when all activations exist.
-        let parts = [part("a", 1100, 20), part("b", 600, 5), part("c", 2100, 20), part("rest", 10_000, 0)];
-        let peak = |chosen: &BTreeSet<String>| peak_bytes(&parts, 0, |part| chosen.contains(&part.name));
-        let names = |room| choose(&parts, |chosen| peak(chosen) <= room).into_iter().collect::<Vec<_>>();
+        let parts = [
+            part("a", 1100, 20),
+            part("b", 600, 5),
+            part("c", 2100, 20),
+            part("rest", 10_000, 0),
+        ];
+        let peak =
+            |chosen: &BTreeSet<String>| peak_bytes(&parts, 0, |part| chosen.contains(&part.name));
+        let names = |room| {
+            choose(&parts, |chosen| peak(chosen) <= room)
+                .into_iter()
+                .collect::<Vec<_>>()
+        };
         let all = peak(&BTreeSet::new());
         assert!(names(all).is_empty());
         // b and c save 100 bytes per operation, a half of that; of b and c, the first is chosen.
@@ -369,14 +488,29 @@ mod tests {
         let with = |list: &[&str]| peak(&list.iter().map(|&name| name.to_owned()).collect());
         assert_eq!(names(with(&["b"]) - 1), ["b", "c"]);
         assert_eq!(names(with(&["b", "c"]) - 1), ["a", "b", "c"]);
-        assert_eq!(names(0), ["a", "b", "c"], "all blocks, since nothing is enough");
+        assert_eq!(
+            names(0),
+            ["a", "b", "c"],
+            "all blocks, since nothing is enough"
+        );
     }
 
     #[test]
     fn a_budget_between_off_and_full_takes_some_blocks_of_sdxl() {
         let config = UNetConfig::read(SDXL.as_ref()).unwrap();
-        let parts = parts(&config, Load { batch: 4, height: 128, width: 128, tokens: 231, bytes: 2, fused: false });
-        let peak = |chosen: &BTreeSet<String>| peak_bytes(&parts, 4, |part| chosen.contains(&part.name));
+        let parts = parts(
+            &config,
+            Load {
+                batch: 4,
+                height: 128,
+                width: 128,
+                tokens: 231,
+                bytes: 2,
+                fused: false,
+            },
+        );
+        let peak =
+            |chosen: &BTreeSet<String>| peak_bytes(&parts, 4, |part| chosen.contains(&part.name));
         let (off, full) = (peak(&BTreeSet::new()), peak(&choose(&parts, |_| false)));
         let mut last = 0;
         for tenths in (0..=10).rev() {

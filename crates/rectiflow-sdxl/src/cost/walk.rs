@@ -46,7 +46,11 @@ pub enum BlockKind {
 /// Returns the blocks that a forward pass over latents of `size` (height, width) runs.
 pub fn unet_blocks(config: &UNetConfig, size: [i64; 2]) -> Vec<Block> {
     let finest = config.down[0].channels;
-    let mut walk = Walk { config, sizes: level_sizes(config, size), blocks: Vec::new() };
+    let mut walk = Walk {
+        config,
+        sizes: level_sizes(config, size),
+        blocks: Vec::new(),
+    };
     walk.conv([config.in_channels, finest], size);
     for i in 0..config.down.len() {
         walk.down_level(i);
@@ -62,7 +66,11 @@ pub fn unet_blocks(config: &UNetConfig, size: [i64; 2]) -> Vec<Block> {
 /// Returns height and width at each level, the finest first; the same on the up path.
 fn level_sizes(config: &UNetConfig, size: [i64; 2]) -> Vec<[i64; 2]> {
     // Padding 0 pads one pixel at the right and the bottom only; see `layers::Downsample`.
-    let padding = if config.downsample_padding == 0 { 1 } else { 2 * config.downsample_padding };
+    let padding = if config.downsample_padding == 0 {
+        1
+    } else {
+        2 * config.downsample_padding
+    };
     let half = |n: i64| (n + padding - 3) / 2 + 1;
     let mut sizes = vec![size];
     while sizes.len() < config.down.len() {
@@ -82,7 +90,9 @@ impl Walk<'_> {
     fn down_level(&mut self, i: usize) {
         let level = &self.config.down[i];
         let above = self.config.down[i.saturating_sub(1)].channels;
-        self.level(level, self.sizes[i], |j| if j == 0 { above } else { level.channels });
+        self.level(level, self.sizes[i], |j| {
+            if j == 0 { above } else { level.channels }
+        });
         if let Some(&smaller) = self.sizes.get(i + 1) {
             self.conv([level.channels; 2], smaller);
         }
@@ -91,7 +101,9 @@ impl Walk<'_> {
     fn mid(&mut self) {
         let level = &self.config.mid;
         let size = self.sizes[self.sizes.len() - 1];
-        let resnet = BlockKind::Resnet { channels: [level.channels; 2] };
+        let resnet = BlockKind::Resnet {
+            channels: [level.channels; 2],
+        };
         self.push(resnet, size);
         self.transformer(level, level.transformer_layers[0], size);
         self.push(resnet, size);
@@ -103,7 +115,13 @@ impl Walk<'_> {
         let below = levels[i.saturating_sub(1)].channels;
         let above = levels[(i + 1).min(levels.len() - 1)].channels;
         let inputs = |j| if j == 0 { below } else { level.channels };
-        let skipped = |j| if j + 1 == level.num_resnets { above } else { level.channels };
+        let skipped = |j| {
+            if j + 1 == level.num_resnets {
+                above
+            } else {
+                level.channels
+            }
+        };
         let depth = self.sizes.len() - 1 - i;
         self.level(level, self.sizes[depth], |j| inputs(j) + skipped(j));
         if depth > 0 {
@@ -112,7 +130,11 @@ impl Walk<'_> {
     }
 
     fn push(&mut self, kind: BlockKind, size: [i64; 2]) {
-        self.blocks.push(Block { kind, size, repeats: 1 });
+        self.blocks.push(Block {
+            kind,
+            size,
+            repeats: 1,
+        });
     }
 
     fn conv(&mut self, channels: [i64; 2], size: [i64; 2]) {
@@ -123,7 +145,12 @@ impl Walk<'_> {
     /// channels of each.
     fn level(&mut self, level: &LevelConfig, size: [i64; 2], inputs: impl Fn(usize) -> i64) {
         for i in 0..level.num_resnets {
-            self.push(BlockKind::Resnet { channels: [inputs(i), level.channels] }, size);
+            self.push(
+                BlockKind::Resnet {
+                    channels: [inputs(i), level.channels],
+                },
+                size,
+            );
             if let Some(&num_layers) = level.transformer_layers.get(i) {
                 self.transformer(level, num_layers, size);
             }
@@ -131,9 +158,21 @@ impl Walk<'_> {
     }
 
     fn transformer(&mut self, level: &LevelConfig, num_layers: usize, size: [i64; 2]) {
-        self.push(BlockKind::Projections { channels: level.channels }, size);
-        let kind = BlockKind::Layer { channels: level.channels, context_dim: level.context_dim };
-        self.blocks.push(Block { kind, size, repeats: num_layers as u64 });
+        self.push(
+            BlockKind::Projections {
+                channels: level.channels,
+            },
+            size,
+        );
+        let kind = BlockKind::Layer {
+            channels: level.channels,
+            context_dim: level.context_dim,
+        };
+        self.blocks.push(Block {
+            kind,
+            size,
+            repeats: num_layers as u64,
+        });
     }
 }
 
@@ -144,25 +183,43 @@ mod tests {
 
     #[test]
     fn sdxl_has_the_blocks_that_its_paper_draws() {
-        let json = sdxl_configs().remove(&Component::UNet).expect("there is one for every component");
+        let json = sdxl_configs()
+            .remove(&Component::UNet)
+            .expect("there is one for every component");
         let config = UNetConfig::from_json(json, "SDXL").expect("it is valid");
         let blocks = unet_blocks(&config, [128, 96]);
-        let resnets = blocks.iter().filter(|block| matches!(block.kind, BlockKind::Resnet { .. })).count();
+        let resnets = blocks
+            .iter()
+            .filter(|block| matches!(block.kind, BlockKind::Resnet { .. }))
+            .count();
         assert_eq!(resnets, 6 + 2 + 9);
         let layers = |size| -> u64 {
-            let at = blocks.iter().filter(|b| matches!(b.kind, BlockKind::Layer { .. }) && b.size == size);
+            let at = blocks
+                .iter()
+                .filter(|b| matches!(b.kind, BlockKind::Layer { .. }) && b.size == size);
             at.map(|block| block.repeats).sum()
         };
-        assert_eq!([layers([128, 96]), layers([64, 48]), layers([32, 24])], [0, 4 + 6, 20 + 10 + 30]);
-        assert_eq!(blocks.last().map(|block| block.kind), Some(BlockKind::Conv { channels: [320, 4] }));
+        assert_eq!(
+            [layers([128, 96]), layers([64, 48]), layers([32, 24])],
+            [0, 4 + 6, 20 + 10 + 30]
+        );
+        assert_eq!(
+            blocks.last().map(|block| block.kind),
+            Some(BlockKind::Conv { channels: [320, 4] })
+        );
     }
 
     #[test]
     fn odd_sizes_are_rounded_up_on_the_way_down_and_come_back() {
-        let json = sdxl_configs().remove(&Component::UNet).expect("there is one for every component");
+        let json = sdxl_configs()
+            .remove(&Component::UNet)
+            .expect("there is one for every component");
         let config = UNetConfig::from_json(json, "SDXL").expect("it is valid");
         assert_eq!(level_sizes(&config, [13, 18]), [[13, 18], [7, 9], [4, 5]]);
-        let sizes: Vec<_> = unet_blocks(&config, [13, 18]).iter().map(|block| block.size).collect();
+        let sizes: Vec<_> = unet_blocks(&config, [13, 18])
+            .iter()
+            .map(|block| block.size)
+            .collect();
         assert_eq!(sizes.last(), Some(&[13, 18]));
     }
 }

@@ -24,7 +24,9 @@ use crate::{
     },
     flow::Parameterization,
     nets::{clip::ClipText, unet::UNet, vae::Vae},
-    weights::{Parameters, Weights, component::Component, is_finite, keys::KeyTable, stored::Stored},
+    weights::{
+        Parameters, Weights, component::Component, is_finite, keys::KeyTable, stored::Stored,
+    },
 };
 
 pub use crate::files::single_file::{CONFIGS_KEY, sdxl_configs};
@@ -67,10 +69,22 @@ impl<'a> Bundle<'a> {
             tensors: Tensors::Memory(parameters),
         };
         let parts = BTreeMap::from([
-            (Component::UNet, part(&model.unet.config.json, &model.unet.parameters)),
-            (Component::ClipL, part(&model.clip_l.config.json, &model.clip_l.parameters)),
-            (Component::ClipG, part(&model.clip_g.config.json, &model.clip_g.parameters)),
-            (Component::Vae, part(&model.vae.config.json, &model.vae.parameters)),
+            (
+                Component::UNet,
+                part(&model.unet.config.json, &model.unet.parameters),
+            ),
+            (
+                Component::ClipL,
+                part(&model.clip_l.config.json, &model.clip_l.parameters),
+            ),
+            (
+                Component::ClipG,
+                part(&model.clip_g.config.json, &model.clip_g.parameters),
+            ),
+            (
+                Component::Vae,
+                part(&model.vae.config.json, &model.vae.parameters),
+            ),
         ]);
         Self::new(parts, model.parameterization, "the model")
     }
@@ -89,7 +103,11 @@ impl<'a> Bundle<'a> {
         for component in Component::ALL {
             parts.insert(component, part_in_folder(component, &folder(component))?);
         }
-        Self::new(parts, parameterization, &folder(Component::UNet).display().to_string())
+        Self::new(
+            parts,
+            parameterization,
+            &folder(Component::UNet).display().to_string(),
+        )
     }
 
     /// Opens a single-file SDXL checkpoint, memory-mapped. Sizes come from the configurations in
@@ -105,12 +123,19 @@ impl<'a> Bundle<'a> {
         for component in Component::ALL {
             let part = match missing_from.filter(|_| !file.has(component)) {
                 Some(other) => {
-                    notes.push(format!("the {} is from {}", component.name(), other.display()));
+                    notes.push(format!(
+                        "the {} is from {}",
+                        component.name(),
+                        other.display()
+                    ));
                     part_in_folder(component, other)?
                 }
                 None => {
                     let (config, tensors) = file.take(component)?;
-                    Part { config, tensors: Tensors::Files(tensors) }
+                    Part {
+                        config,
+                        tensors: Tensors::Files(tensors),
+                    }
                 }
             };
             parts.insert(component, part);
@@ -128,15 +153,26 @@ impl<'a> Bundle<'a> {
         parameterization: Option<Parameterization>,
         source: &str,
     ) -> Result<Self> {
-        let configs = parts.iter().map(|(component, part)| (*component, part.config.clone())).collect();
-        let bundle = Self { table: table_of(&configs)?, parts, parameterization, notes: Vec::new() };
+        let configs = parts
+            .iter()
+            .map(|(component, part)| (*component, part.config.clone()))
+            .collect();
+        let bundle = Self {
+            table: table_of(&configs)?,
+            parts,
+            parameterization,
+            notes: Vec::new(),
+        };
         bundle.check(source)?;
         Ok(bundle)
     }
 
     /// Compares names and shapes with those that the configurations require.
     fn check(&self, source: &str) -> Result<()> {
-        let mut problems = WeightProblems { source: source.to_owned(), ..WeightProblems::default() };
+        let mut problems = WeightProblems {
+            source: source.to_owned(),
+            ..WeightProblems::default()
+        };
         for component in Component::ALL {
             let full = |name: &str| format!("{}/{name}", component.folder());
             let expected = expected(component, self.config(component))?;
@@ -151,10 +187,16 @@ impl<'a> Bundle<'a> {
             }
             let is_extra = |name: &&str| expected.get(name).is_none();
             for name in self.names(component).into_iter().filter(is_extra) {
-                problems.unexpected.push((full(name), self.shape(component, name).unwrap_or_default()));
+                problems
+                    .unexpected
+                    .push((full(name), self.shape(component, name).unwrap_or_default()));
             }
         }
-        if problems.is_empty() { Ok(()) } else { Err(Error::Weights(Box::new(problems))) }
+        if problems.is_empty() {
+            Ok(())
+        } else {
+            Err(Error::Weights(Box::new(problems)))
+        }
     }
 
     /// Returns what the UNet predicts.
@@ -216,7 +258,10 @@ impl<'a> Bundle<'a> {
         if !is_finite(&tensor) {
             let reason = "it holds values that are not finite (NaN or infinity), so the model is broken; use an \
                           earlier checkpoint";
-            return Err(Error::Invalid { what: what(), reason: reason.into() });
+            return Err(Error::Invalid {
+                what: what(),
+                reason: reason.into(),
+            });
         }
         Ok(tensor)
     }
@@ -227,7 +272,10 @@ impl<'a> Bundle<'a> {
         match &self.parts[&component].tensors {
             Tensors::Memory(_) => tensor,
             Tensors::Files(stored) => {
-                let paths: Vec<String> = stored.paths().map(|path| path.display().to_string()).collect();
+                let paths: Vec<String> = stored
+                    .paths()
+                    .map(|path| path.display().to_string())
+                    .collect();
                 format!("{}: {tensor}", paths.join(", "))
             }
         }
@@ -238,16 +286,27 @@ impl<'a> Bundle<'a> {
 fn part_in_folder<'a>(component: Component, model: &Path) -> Result<Part<'a>> {
     let folder = folder::find(component, model)?;
     let tensors = Tensors::Files(folder::stored(component, &folder)?);
-    Ok(Part { config: read_object(&folder.join("config.json"))?, tensors })
+    Ok(Part {
+        config: read_object(&folder.join("config.json"))?,
+        tensors,
+    })
 }
 
 /// Returns the names and shapes of the model that a configuration describes.
 fn expected(component: Component, config: &Map<String, Value>) -> Result<Parameters> {
-    let (config, what, shapes) = (config.clone(), component.config_name(), Weights::shapes_only());
+    let (config, what, shapes) = (
+        config.clone(),
+        component.config_name(),
+        Weights::shapes_only(),
+    );
     Ok(match component {
         Component::UNet => UNet::new(UNetConfig::from_json(config, &what)?, shapes)?.parameters,
-        Component::ClipL => ClipText::new(ClipConfig::from_json(config, false, &what)?, shapes)?.parameters,
-        Component::ClipG => ClipText::new(ClipConfig::from_json(config, true, &what)?, shapes)?.parameters,
+        Component::ClipL => {
+            ClipText::new(ClipConfig::from_json(config, false, &what)?, shapes)?.parameters
+        }
+        Component::ClipG => {
+            ClipText::new(ClipConfig::from_json(config, true, &what)?, shapes)?.parameters
+        }
         Component::Vae => Vae::new(VaeConfig::from_json(config, &what)?, shapes)?.parameters,
     })
 }

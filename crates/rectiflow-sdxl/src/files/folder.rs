@@ -59,14 +59,19 @@ pub fn weight_files(component: Component, folder: &Path) -> Result<Vec<PathBuf>>
             return shards(&index);
         }
     }
-    let pickled = [format!("{stem}.bin"), "pytorch_model.bin".into()].iter().any(|name| folder.join(name).is_file());
+    let pickled = [format!("{stem}.bin"), "pytorch_model.bin".into()]
+        .iter()
+        .any(|name| folder.join(name).is_file());
     Err(Error::Missing {
         path: folder.to_owned(),
         what: component.weights_name().to_owned(),
         hint: if pickled {
             "the weights are a pickle, which can run code when it is opened; convert them to safetensors".into()
         } else {
-            format!("pass a model with weights, or request random weights for {:?}", component.name())
+            format!(
+                "pass a model with weights, or request random weights for {:?}",
+                component.name()
+            )
         },
     })
 }
@@ -89,7 +94,11 @@ pub(crate) fn stored(component: Component, folder: &Path) -> Result<Stored> {
 
 /// Returns the files that a sharded model's index names, sorted and without duplicates.
 fn shards(index: &Path) -> Result<Vec<PathBuf>> {
-    let malformed = |reason: String| Error::Malformed { path: index.to_owned(), kind: "index of weight files", reason };
+    let malformed = |reason: String| Error::Malformed {
+        path: index.to_owned(),
+        kind: "index of weight files",
+        reason,
+    };
     let json = read_object(index)?;
     let map = json.get("weight_map").and_then(|map| map.as_object());
     let map = map.ok_or_else(|| malformed("it has no weight_map".into()))?;
@@ -97,7 +106,9 @@ fn shards(index: &Path) -> Result<Vec<PathBuf>> {
     for value in map.values() {
         let name = value.as_str().unwrap_or_default();
         if name.is_empty() || Path::new(name).file_name() != Some(name.as_ref()) {
-            return Err(malformed(format!("{value} does not name a file in the same folder")));
+            return Err(malformed(format!(
+                "{value} does not name a file in the same folder"
+            )));
         }
         files.push(index.with_file_name(name));
     }
@@ -117,21 +128,38 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let found = || weight_files(Component::ClipL, folder.path());
         let missing = found().unwrap_err().to_string();
-        assert!(missing.contains("model.safetensors") && missing.contains("clip-l"), "{missing}");
+        assert!(
+            missing.contains("model.safetensors") && missing.contains("clip-l"),
+            "{missing}"
+        );
         fs::write(folder.path().join("pytorch_model.bin"), b"").unwrap();
         assert!(found().unwrap_err().to_string().contains("pickle"));
         fs::write(folder.path().join("model.fp16.safetensors"), b"").unwrap();
-        assert_eq!(found().unwrap(), [folder.path().join("model.fp16.safetensors")]);
+        assert_eq!(
+            found().unwrap(),
+            [folder.path().join("model.fp16.safetensors")]
+        );
         fs::remove_file(folder.path().join("model.fp16.safetensors")).unwrap();
         let index = folder.path().join("model.safetensors.index.fp16.json");
         fs::write(&index, r#"{"weight_map": {"a": "half"}}"#).unwrap();
         assert_eq!(found().unwrap(), [folder.path().join("half")]);
         let index = folder.path().join("model.safetensors.index.json");
-        fs::write(&index, r#"{"weight_map": {"a": "two", "b": "one", "c": "two"}}"#).unwrap();
-        assert_eq!(found().unwrap(), [folder.path().join("one"), folder.path().join("two")]);
-        for hostile in
-            [r#"{"weight_map": {"a": "../x"}}"#, r#"{"weight_map": {"a": 3}}"#, r#"{"weight_map": []}"#, "[]", "{"]
-        {
+        fs::write(
+            &index,
+            r#"{"weight_map": {"a": "two", "b": "one", "c": "two"}}"#,
+        )
+        .unwrap();
+        assert_eq!(
+            found().unwrap(),
+            [folder.path().join("one"), folder.path().join("two")]
+        );
+        for hostile in [
+            r#"{"weight_map": {"a": "../x"}}"#,
+            r#"{"weight_map": {"a": 3}}"#,
+            r#"{"weight_map": []}"#,
+            "[]",
+            "{",
+        ] {
             fs::write(&index, hostile).unwrap();
             assert!(matches!(found(), Err(Error::Malformed { .. })), "{hostile}");
         }

@@ -4,7 +4,9 @@
 
 /// Says what a file with these tensor names is and what to do, if it is not an SDXL checkpoint.
 /// `None` if it can be one.
-pub(crate) fn architecture<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Option<&'static str> {
+pub(crate) fn architecture<'a>(
+    names: impl Iterator<Item = &'a str> + Clone,
+) -> Option<&'static str> {
     let any = |test: &dyn Fn(&str) -> bool| names.clone().any(test);
     let has = |part: &str| any(&|name| name.contains(part));
     let begins = |prefix: &str| any(&|name| name.starts_with(prefix));
@@ -12,7 +14,9 @@ pub(crate) fn architecture<'a>(names: impl Iterator<Item = &'a str> + Clone) -> 
         return Some("it holds no tensor");
     }
     if has(".lora_down.") || has(".lora_up.") || has(".lora_A.") || has("lora.down.") {
-        return Some("this is a LoRA, a change to a checkpoint; merge it into an SDXL checkpoint and use that");
+        return Some(
+            "this is a LoRA, a change to a checkpoint; merge it into an SDXL checkpoint and use that",
+        );
     }
     if has("double_blocks.") {
         return Some("this is a Flux model; use an SDXL checkpoint");
@@ -27,13 +31,17 @@ pub(crate) fn architecture<'a>(names: impl Iterator<Item = &'a str> + Clone) -> 
         return Some("this is a Stable Diffusion 2 checkpoint; use an SDXL checkpoint");
     }
     if begins("conditioner.embedders.0.model.") {
-        return Some("this is an SDXL refiner, which has only one text encoder; use a base checkpoint");
+        return Some(
+            "this is an SDXL refiner, which has only one text encoder; use a base checkpoint",
+        );
     }
     if has("control_model.") || begins("controlnet_") || begins("input_hint_block") {
         return Some("this is a ControlNet; use an SDXL checkpoint");
     }
     if begins("down_blocks.") || begins("decoder.") || begins("encoder.") || begins("text_model.") {
-        return Some("this is one part of a model, not a whole checkpoint; use its folder, with the config.json");
+        return Some(
+            "this is one part of a model, not a whole checkpoint; use its folder, with the config.json",
+        );
     }
     let is_bare_unet = begins("input_blocks.0.");
     let is_unet = is_bare_unet || begins("model.diffusion_model.input_blocks.0.");
@@ -50,21 +58,46 @@ pub(crate) fn architecture<'a>(names: impl Iterator<Item = &'a str> + Clone) -> 
 /// Describes the tensors that a checkpoint holds besides the model's weights, in one sentence per
 /// kind.
 pub(crate) fn extras(names: &[String]) -> Vec<String> {
-    let (averaged, rest): (Vec<&String>, Vec<_>) = names.iter().partition(|name| name.starts_with("model_ema."));
-    let (constant, other): (Vec<&String>, Vec<_>) = rest.into_iter().partition(|name| is_constant(name));
+    let (averaged, rest): (Vec<&String>, Vec<_>) = names
+        .iter()
+        .partition(|name| name.starts_with("model_ema."));
+    let (constant, other): (Vec<&String>, Vec<_>) =
+        rest.into_iter().partition(|name| is_constant(name));
     let sorts = [
-        (averaged, "of averaged weights (model_ema.) are ignored; the plain weights are used"),
-        (constant, "are constants that SDXL's code computes itself, and are ignored"),
+        (
+            averaged,
+            "of averaged weights (model_ema.) are ignored; the plain weights are used",
+        ),
+        (
+            constant,
+            "are constants that SDXL's code computes itself, and are ignored",
+        ),
         (other, "belong to no part of SDXL and are ignored"),
     ];
-    sorts.iter().filter(|(names, _)| !names.is_empty()).map(|(names, what)| sentence(names, what)).collect()
+    sorts
+        .iter()
+        .filter(|(names, _)| !names.is_empty())
+        .map(|(names, what)| sentence(names, what))
+        .collect()
 }
 
 fn sentence(names: &[&String], what: &str) -> String {
     let first: Vec<&str> = names.iter().take(3).map(|name| name.as_str()).collect();
-    let more = if names.len() > first.len() { ", ..." } else { "" };
-    let tensors = if names.len() == 1 { "tensor" } else { "tensors" };
-    format!("{} {tensors} {what}: {}{more}", names.len(), first.join(", "))
+    let more = if names.len() > first.len() {
+        ", ..."
+    } else {
+        ""
+    };
+    let tensors = if names.len() == 1 {
+        "tensor"
+    } else {
+        "tensors"
+    };
+    format!(
+        "{} {tensors} {what}: {}{more}",
+        names.len(),
+        first.join(", ")
+    )
 }
 
 /// Whether `name` is a buffer of the training code or OpenCLIP's temperature; no picture depends on
@@ -85,7 +118,9 @@ fn is_constant(name: &str) -> bool {
     ];
     SCHEDULE.contains(&name)
         || name.starts_with("posterior_")
-        || ["logit_scale", "position_ids", "attn_mask"].iter().any(|last| name.ends_with(last))
+        || ["logit_scale", "position_ids", "attn_mask"]
+            .iter()
+            .any(|last| name.ends_with(last))
 }
 
 #[cfg(test)]
@@ -96,25 +131,43 @@ mod tests {
     fn files_of_the_wrong_kind_are_called_by_their_name() {
         for (name, expected) in [
             ("lora_unet_down_blocks_0.lora_down.weight", "LoRA"),
-            ("model.diffusion_model.double_blocks.0.img_attn.qkv.weight", "Flux"),
+            (
+                "model.diffusion_model.double_blocks.0.img_attn.qkv.weight",
+                "Flux",
+            ),
             ("double_blocks.0.img_attn.qkv.weight", "Flux"),
-            ("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight", "Stable Diffusion 3"),
-            ("cond_stage_model.transformer.text_model.final_layer_norm.bias", "Stable Diffusion 1"),
+            (
+                "model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight",
+                "Stable Diffusion 3",
+            ),
+            (
+                "cond_stage_model.transformer.text_model.final_layer_norm.bias",
+                "Stable Diffusion 1",
+            ),
             ("cond_stage_model.model.ln_final.bias", "Stable Diffusion 2"),
             ("conditioner.embedders.0.model.ln_final.bias", "refiner"),
             ("control_model.input_blocks.0.0.bias", "ControlNet"),
             ("down_blocks.0.resnets.0.norm1.weight", "one part"),
             ("text_model.final_layer_norm.bias", "one part"),
-            ("model.diffusion_model.input_blocks.0.0.weight", "Stable Diffusion 1 or 2 UNet"),
+            (
+                "model.diffusion_model.input_blocks.0.0.weight",
+                "Stable Diffusion 1 or 2 UNet",
+            ),
             ("bert.embeddings.weight", "none of its tensors"),
         ] {
-            let found = architecture([name].into_iter()).unwrap_or_else(|| panic!("{name} is not SDXL's"));
+            let found =
+                architecture([name].into_iter()).unwrap_or_else(|| panic!("{name} is not SDXL's"));
             assert!(found.contains(expected), "{name}: {found}");
         }
         assert_eq!(architecture([].into_iter()), Some("it holds no tensor"));
         for prefix in ["model.diffusion_model.", ""] {
-            let names = ["input_blocks.0.0.weight", "label_emb.0.0.weight"].map(|name| format!("{prefix}{name}"));
-            assert_eq!(architecture(names.iter().map(String::as_str)), None, "{names:?}");
+            let names = ["input_blocks.0.0.weight", "label_emb.0.0.weight"]
+                .map(|name| format!("{prefix}{name}"));
+            assert_eq!(
+                architecture(names.iter().map(String::as_str)),
+                None,
+                "{names:?}"
+            );
         }
         assert_eq!(
             architecture(["first_stage_model.quant_conv.bias"].into_iter()),
@@ -125,15 +178,30 @@ mod tests {
 
     #[test]
     fn extras_are_counted_by_sort() {
-        let names: Vec<String> =
-            ["model_ema.decay", "model_ema.a", "alphas_cumprod", "x.logit_scale", "v_pred", "ztsnr"]
-                .map(String::from)
-                .to_vec();
+        let names: Vec<String> = [
+            "model_ema.decay",
+            "model_ema.a",
+            "alphas_cumprod",
+            "x.logit_scale",
+            "v_pred",
+            "ztsnr",
+        ]
+        .map(String::from)
+        .to_vec();
         let found = extras(&names);
         assert_eq!(found.len(), 3);
-        assert!(found[0].starts_with("2 tensors of averaged weights"), "{found:?}");
-        assert!(found[1].ends_with("alphas_cumprod, x.logit_scale"), "{found:?}");
-        assert!(found[2].contains("belong to no part of SDXL") && found[2].ends_with("v_pred, ztsnr"), "{found:?}");
+        assert!(
+            found[0].starts_with("2 tensors of averaged weights"),
+            "{found:?}"
+        );
+        assert!(
+            found[1].ends_with("alphas_cumprod, x.logit_scale"),
+            "{found:?}"
+        );
+        assert!(
+            found[2].contains("belong to no part of SDXL") && found[2].ends_with("v_pred, ztsnr"),
+            "{found:?}"
+        );
         assert!(extras(&[]).is_empty());
         let many: Vec<String> = (0..9).map(|i| format!("t{i}")).collect();
         assert!(extras(&many)[0].starts_with("9 tensors") && extras(&many)[0].ends_with("t2, ..."));

@@ -18,7 +18,10 @@ use serde_json::{Map, Value};
 use tch::{Device, Kind};
 
 use crate::{
-    config::{clip::ClipConfig, reader::read_object, scheduler::SchedulerConfig, unet::UNetConfig, vae::VaeConfig},
+    config::{
+        clip::ClipConfig, reader::read_object, scheduler::SchedulerConfig, unet::UNetConfig,
+        vae::VaeConfig,
+    },
     error::{Error, Result},
     files::{folder, single_file::SingleFile},
     flow::Parameterization,
@@ -48,7 +51,13 @@ pub struct OpenOptions {
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { device: Device::Cpu, kind: Kind::Float, random: Vec::new(), seed: 0, map: false }
+        Self {
+            device: Device::Cpu,
+            kind: Kind::Float,
+            random: Vec::new(),
+            seed: 0,
+            map: false,
+        }
     }
 }
 
@@ -63,7 +72,10 @@ struct Opened {
 fn config_of(component: Component, model: &Path) -> Result<(Map<String, Value>, String)> {
     if model.is_file() {
         let (config, _) = SingleFile::open(model)?.take(component)?;
-        return Ok((config, format!("{}: {}", model.display(), component.config_name())));
+        return Ok((
+            config,
+            format!("{}: {}", model.display(), component.config_name()),
+        ));
     }
     let path = folder::find(component, model)?.join("config.json");
     Ok((read_object(&path)?, path.display().to_string()))
@@ -82,7 +94,11 @@ fn open(component: Component, model: &Path, options: &OpenOptions) -> Result<Ope
         };
         Weights::of_files(stored, options.kind, options.device).map(options.map)
     };
-    Ok(Opened { config, what, weights })
+    Ok(Opened {
+        config,
+        what,
+        weights,
+    })
 }
 
 impl UNet {
@@ -91,7 +107,11 @@ impl UNet {
     /// # Errors
     /// An error if the folder, its configuration or its weights are unusable.
     pub fn open(model: &Path, options: &OpenOptions) -> Result<Self> {
-        let Opened { config, what, weights } = open(Component::UNet, model, options)?;
+        let Opened {
+            config,
+            what,
+            weights,
+        } = open(Component::UNet, model, options)?;
         Self::new(UNetConfig::from_json(config, &what)?, weights)
     }
 }
@@ -103,8 +123,15 @@ impl ClipText {
     /// # Errors
     /// An error if the folder, its configuration or its weights are unusable.
     pub fn open(model: &Path, which: Component, options: &OpenOptions) -> Result<Self> {
-        let Opened { config, what, weights } = open(which, model, options)?;
-        Self::new(ClipConfig::from_json(config, which == Component::ClipG, &what)?, weights)
+        let Opened {
+            config,
+            what,
+            weights,
+        } = open(which, model, options)?;
+        Self::new(
+            ClipConfig::from_json(config, which == Component::ClipG, &what)?,
+            weights,
+        )
     }
 }
 
@@ -115,7 +142,11 @@ impl Vae {
     /// # Errors
     /// An error if the folder, its configuration or its weights are unusable.
     pub fn open(model: &Path, options: &OpenOptions) -> Result<Self> {
-        let Opened { config, what, mut weights } = open(Component::Vae, model, options)?;
+        let Opened {
+            config,
+            what,
+            mut weights,
+        } = open(Component::Vae, model, options)?;
         let config = VaeConfig::from_json(config, &what)?;
         if config.force_upcast && options.kind == Kind::Half {
             weights.convert_to(Kind::Float);
@@ -165,7 +196,12 @@ impl Model {
     /// # Errors
     /// [`Error::Config`] with every mismatch; `what` names the model.
     pub fn check_fit(&self, what: &str) -> Result<()> {
-        check_fit(&self.unet.config, [&self.clip_l.config, &self.clip_g.config], &self.vae.config, what)
+        check_fit(
+            &self.unet.config,
+            [&self.clip_l.config, &self.clip_g.config],
+            &self.vae.config,
+            what,
+        )
     }
 }
 
@@ -211,7 +247,12 @@ impl Configs {
     }
 }
 
-fn check_fit(unet: &UNetConfig, [l, g]: [&ClipConfig; 2], vae: &VaeConfig, what: &str) -> Result<()> {
+fn check_fit(
+    unet: &UNetConfig,
+    [l, g]: [&ClipConfig; 2],
+    vae: &VaeConfig,
+    what: &str,
+) -> Result<()> {
     let pairs = [
         (
             "UNet's cross_attention_dim",
@@ -219,13 +260,31 @@ fn check_fit(unet: &UNetConfig, [l, g]: [&ClipConfig; 2], vae: &VaeConfig, what:
             "both text encoders' hidden_size",
             l.hidden_size + g.hidden_size,
         ),
-        ("UNet's pooled text width", unet.pooled_dim, "second text encoder's pooled width", g.pooled_dim()),
-        ("UNet's in_channels", unet.in_channels, "VAE's latent_channels", vae.latent_channels),
+        (
+            "UNet's pooled text width",
+            unet.pooled_dim,
+            "second text encoder's pooled width",
+            g.pooled_dim(),
+        ),
+        (
+            "UNet's in_channels",
+            unet.in_channels,
+            "VAE's latent_channels",
+            vae.latent_channels,
+        ),
     ];
     let differs = pairs.iter().filter(|(_, a, _, b)| a != b);
-    let problems: Vec<_> =
-        differs.map(|(left, a, right, b)| format!("{left} ({a}) is not the {right} ({b})")).collect();
-    if problems.is_empty() { Ok(()) } else { Err(Error::Config { what: what.to_owned(), problems }) }
+    let problems: Vec<_> = differs
+        .map(|(left, a, right, b)| format!("{left} ({a}) is not the {right} ({b})"))
+        .collect();
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::Config {
+            what: what.to_owned(),
+            problems,
+        })
+    }
 }
 
 /// Returns what a model's UNet predicts: from the header of its weights if this program wrote them,
@@ -237,14 +296,21 @@ pub fn parameterization(model: &Path) -> Result<Option<Parameterization>> {
     if model.is_file() {
         return Ok(SingleFile::open(model)?.parameterization);
     }
-    let files = folder::find(Component::UNet, model).and_then(|at| folder::weight_files(Component::UNet, &at));
+    let files = folder::find(Component::UNet, model)
+        .and_then(|at| folder::weight_files(Component::UNet, &at));
     for file in files.unwrap_or_default() {
-        if let Some(name) = TensorFile::open(&file)?.metadata().get(PARAMETERIZATION_KEY) {
-            return name.parse().map(Some).map_err(|error: Error| Error::Malformed {
-                path: file,
-                kind: "UNet",
-                reason: format!("{PARAMETERIZATION_KEY}: {error}"),
-            });
+        if let Some(name) = TensorFile::open(&file)?
+            .metadata()
+            .get(PARAMETERIZATION_KEY)
+        {
+            return name
+                .parse()
+                .map(Some)
+                .map_err(|error: Error| Error::Malformed {
+                    path: file,
+                    kind: "UNet",
+                    reason: format!("{PARAMETERIZATION_KEY}: {error}"),
+                });
         }
     }
     Ok(scheduler(model)?.and_then(|scheduler| scheduler.parameterization))
@@ -256,7 +322,11 @@ pub fn parameterization(model: &Path) -> Result<Option<Parameterization>> {
 /// [`Error::Io`], [`Error::Malformed`].
 pub fn scheduler(model: &Path) -> Result<Option<SchedulerConfig>> {
     let path = model.join("scheduler").join("scheduler_config.json");
-    if path.is_file() { SchedulerConfig::read(&path).map(Some) } else { Ok(None) }
+    if path.is_file() {
+        SchedulerConfig::read(&path).map(Some)
+    } else {
+        Ok(None)
+    }
 }
 
 #[cfg(test)]
@@ -268,11 +338,18 @@ mod tests {
     #[test]
     fn says_what_is_at_the_path() {
         let folder = tempfile::tempdir().unwrap();
-        let error = |path: &Path| UNet::open(path, &OpenOptions::default()).unwrap_err().to_string();
+        let error = |path: &Path| {
+            UNet::open(path, &OpenOptions::default())
+                .unwrap_err()
+                .to_string()
+        };
         assert!(error(&folder.path().join("gone")).contains("nothing at this path"));
         let file = folder.path().join("file");
         fs::write(&file, b"x").unwrap();
-        assert!(error(&file).contains("the file ends after 1 bytes"), "a single file, then");
+        assert!(
+            error(&file).contains("the file ends after 1 bytes"),
+            "a single file, then"
+        );
         assert!(error(folder.path()).contains("unet/config.json"));
     }
 }

@@ -47,14 +47,22 @@ impl SingleFile {
     /// [`Error::Io`] and [`Error::Malformed`] if the file is not safetensors or not SDXL.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let file = Arc::new(TensorFile::open(path)?);
-        let malformed = |reason: String| Error::Malformed { path: path.to_owned(), kind: KIND, reason };
+        let malformed = |reason: String| Error::Malformed {
+            path: path.to_owned(),
+            kind: KIND,
+            reason,
+        };
         if let Some(what) = foreign::architecture(file.names().collect::<Vec<_>>().into_iter()) {
             return Err(malformed(what.into()));
         }
         let configs = configs_in(&file)?;
         let table = table_of(&configs)?;
         // UNets without the other parts often lack the prefix.
-        let prefix = if file.shape("input_blocks.0.0.weight").is_some() { single_prefix(Component::UNet) } else { "" };
+        let prefix = if file.shape("input_blocks.0.0.weight").is_some() {
+            single_prefix(Component::UNet)
+        } else {
+            ""
+        };
         let mut parts: BTreeMap<Component, Stored> = BTreeMap::new();
         let mut ignored = Vec::new();
         for name in file.names() {
@@ -62,7 +70,12 @@ impl SingleFile {
             if keys.is_empty() {
                 ignored.push(name.to_owned());
             }
-            for DiffusersKey { component, name: diffusers, form } in keys {
+            for DiffusersKey {
+                component,
+                name: diffusers,
+                form,
+            } in keys
+            {
                 if is_constant(&diffusers) {
                     continue;
                 }
@@ -75,7 +88,13 @@ impl SingleFile {
             }
         }
         let parameterization = parameterization_in(&file)?;
-        Ok(Self { file, configs, parts, ignored, parameterization })
+        Ok(Self {
+            file,
+            configs,
+            parts,
+            ignored,
+            parameterization,
+        })
     }
 
     /// Whether the file has any tensor of a part.
@@ -88,7 +107,10 @@ impl SingleFile {
     /// # Errors
     /// [`Error::Missing`] if the file has no tensor of the part.
     pub(crate) fn take(&mut self, component: Component) -> Result<(Map<String, Value>, Stored)> {
-        let tensors = self.parts.remove(&component).ok_or_else(|| self.lacks(component))?;
+        let tensors = self
+            .parts
+            .remove(&component)
+            .ok_or_else(|| self.lacks(component))?;
         Ok((self.configs[&component].clone(), tensors))
     }
 
@@ -106,7 +128,9 @@ impl SingleFile {
 /// Returns the configurations in a single file's header, or SDXL's if it has none.
 fn configs_in(file: &TensorFile) -> Result<BTreeMap<Component, Map<String, Value>>> {
     let parsed = match file.metadata().get(CONFIGS_KEY) {
-        Some(text) => serde_json::from_str::<Map<String, Value>>(text).map_err(|error| error.to_string()),
+        Some(text) => {
+            serde_json::from_str::<Map<String, Value>>(text).map_err(|error| error.to_string())
+        }
         None => return Ok(sdxl_configs()),
     };
     let malformed = |reason: String| Error::Malformed {
@@ -118,7 +142,10 @@ fn configs_in(file: &TensorFile) -> Result<BTreeMap<Component, Map<String, Value
     let mut configs = BTreeMap::new();
     for component in Component::ALL {
         let Some(Value::Object(config)) = parsed.remove(component.folder()) else {
-            return Err(malformed(format!("no configuration for {}", component.folder())));
+            return Err(malformed(format!(
+                "no configuration for {}",
+                component.folder()
+            )));
         };
         configs.insert(component, config);
     }
@@ -129,10 +156,22 @@ fn configs_in(file: &TensorFile) -> Result<BTreeMap<Component, Map<String, Value
 pub fn sdxl_configs() -> BTreeMap<Component, Map<String, Value>> {
     let read = |text| serde_json::from_str(text).expect("the files are JSON objects");
     BTreeMap::from([
-        (Component::UNet, read(include_str!("../../configs/unet/config.json"))),
-        (Component::ClipL, read(include_str!("../../configs/text_encoder/config.json"))),
-        (Component::ClipG, read(include_str!("../../configs/text_encoder_2/config.json"))),
-        (Component::Vae, read(include_str!("../../configs/vae/config.json"))),
+        (
+            Component::UNet,
+            read(include_str!("../../configs/unet/config.json")),
+        ),
+        (
+            Component::ClipL,
+            read(include_str!("../../configs/text_encoder/config.json")),
+        ),
+        (
+            Component::ClipG,
+            read(include_str!("../../configs/text_encoder_2/config.json")),
+        ),
+        (
+            Component::Vae,
+            read(include_str!("../../configs/vae/config.json")),
+        ),
     ])
 }
 
@@ -141,18 +180,26 @@ pub fn sdxl_configs() -> BTreeMap<Component, Map<String, Value>> {
 fn parameterization_in(file: &TensorFile) -> Result<Option<Parameterization>> {
     let metadata = file.metadata();
     if let Some(name) = metadata.get(PARAMETERIZATION_KEY) {
-        return name.parse().map(Some).map_err(|error: Error| Error::Malformed {
-            path: file.path().to_owned(),
-            kind: KIND,
-            reason: format!("{PARAMETERIZATION_KEY} in its header: {error}"),
-        });
+        return name
+            .parse()
+            .map(Some)
+            .map_err(|error: Error| Error::Malformed {
+                path: file.path().to_owned(),
+                kind: KIND,
+                reason: format!("{PARAMETERIZATION_KEY} in its header: {error}"),
+            });
     }
-    Ok(match metadata.get("modelspec.prediction_type").map(String::as_str) {
-        Some("epsilon") => Some(Parameterization::Eps),
-        Some("v") => Some(Parameterization::V),
-        Some("flow") => Some(Parameterization::Flow),
-        _ => file.shape("v_pred").map(|_| Parameterization::V),
-    })
+    Ok(
+        match metadata
+            .get("modelspec.prediction_type")
+            .map(String::as_str)
+        {
+            Some("epsilon") => Some(Parameterization::Eps),
+            Some("v") => Some(Parameterization::V),
+            Some("flow") => Some(Parameterization::Flow),
+            _ => file.shape("v_pred").map(|_| Parameterization::V),
+        },
+    )
 }
 
 /// Returns the table of names for models of these configurations.

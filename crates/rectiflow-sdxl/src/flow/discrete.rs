@@ -29,9 +29,16 @@ static TABLE: LazyLock<Table> = LazyLock::new(|| {
             product
         })
         .collect();
-    let sigmas: Vec<f64> = alpha_bars.iter().map(|abar| ((1.0 - abar) / abar).sqrt()).collect();
+    let sigmas: Vec<f64> = alpha_bars
+        .iter()
+        .map(|abar| ((1.0 - abar) / abar).sqrt())
+        .collect();
     let log_sigmas = sigmas.iter().map(|sigma| sigma.ln() as f32).collect();
-    Table { alpha_bars, sigmas: sigmas.iter().map(|&sigma| sigma as f32).collect(), log_sigmas }
+    Table {
+        alpha_bars,
+        sigmas: sigmas.iter().map(|&sigma| sigma as f32).collect(),
+        log_sigmas,
+    }
 });
 
 /// Returns the picture's share of the variance at a training step, 0 to 999.

@@ -51,12 +51,16 @@ pub enum Parameterization {
 
 impl Parameterization {
     /// All of them, with their names in files and on the command line.
-    pub const ALL: [(&'static str, Self); 3] = [("flow", Self::Flow), ("eps", Self::Eps), ("v", Self::V)];
+    pub const ALL: [(&'static str, Self); 3] =
+        [("flow", Self::Flow), ("eps", Self::Eps), ("v", Self::V)];
 }
 
 impl fmt::Display for Parameterization {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (name, _) = Self::ALL.iter().find(|(_, value)| value == self).expect("ALL has every variant");
+        let (name, _) = Self::ALL
+            .iter()
+            .find(|(_, value)| value == self)
+            .expect("ALL has every variant");
         f.write_str(name)
     }
 }
@@ -67,7 +71,11 @@ impl FromStr for Parameterization {
     fn from_str(name: &str) -> Result<Self> {
         match Self::ALL.iter().find(|(known, _)| *known == name) {
             Some((_, value)) => Ok(*value),
-            None => Err(Error::unknown_name("parameterization", name, &Self::ALL.map(|(name, _)| name))),
+            None => Err(Error::unknown_name(
+                "parameterization",
+                name,
+                &Self::ALL.map(|(name, _)| name),
+            )),
         }
     }
 }
@@ -141,18 +149,29 @@ impl Objective {
     pub fn new(settings: ObjectiveSettings) -> Result<Self> {
         let mut problems = Vec::new();
         if !(settings.shift.is_finite() && settings.shift > 0.0) {
-            problems.push(format!("shift is {}, expected a positive number (3 is the default)", settings.shift));
+            problems.push(format!(
+                "shift is {}, expected a positive number (3 is the default)",
+                settings.shift
+            ));
         }
         if let Some(gamma) = settings.min_snr_gamma {
             if !(gamma.is_finite() && gamma > 0.0) {
-                problems.push(format!("min_snr_gamma is {gamma}, expected a positive number (5 is usual)"));
+                problems.push(format!(
+                    "min_snr_gamma is {gamma}, expected a positive number (5 is usual)"
+                ));
             }
             if settings.parameterization == Parameterization::Flow {
-                problems.push("min_snr_gamma has no meaning for flow, whose loss is unweighted: remove it".into());
+                problems.push(
+                    "min_snr_gamma has no meaning for flow, whose loss is unweighted: remove it"
+                        .into(),
+                );
             }
         }
         if problems.is_empty() {
-            Ok(Self { settings, is_aligned: false })
+            Ok(Self {
+                settings,
+                is_aligned: false,
+            })
         } else {
             Err(Error::invalid("objective", &problems))
         }
@@ -162,7 +181,10 @@ impl Objective {
     /// variance, and the timestep of SDXL's schedule with the same signal-to-noise ratio (arXiv
     /// 2506.02221). Targets stay velocities. No sampler or export supports it.
     pub fn aligned(self) -> Self {
-        Self { is_aligned: true, ..self }
+        Self {
+            is_aligned: true,
+            ..self
+        }
     }
 
     /// Returns the settings.
@@ -174,7 +196,11 @@ impl Objective {
     /// `cell` if the objective is stratified, else `jitter` alone. `jitter` is uniform on [0, 1);
     /// cells are a permutation of `0..count`, keyed by the caller.
     pub fn quantile(&self, cell: u64, count: u64, jitter: f64) -> f64 {
-        if self.settings.stratified { stratified_quantile(cell, count, jitter) } else { jitter }
+        if self.settings.stratified {
+            stratified_quantile(cell, count, jitter)
+        } else {
+            jitter
+        }
     }
 
     /// Returns the training time at a quantile, in (0, 1]: sigma for flow, timestep / 1000 for eps
@@ -193,29 +219,61 @@ impl Objective {
     /// For eps and v the timestep is the integer `floor(1000 * time)`, at most 999.
     pub fn noised(&self, x0: &Tensor, noise: &Tensor, times: &[f64]) -> Noised {
         assert_eq!(x0.size(), noise.size(), "noise has the shape of x0");
-        assert_eq!(x0.size()[0] as usize, times.len(), "one time for each sample");
+        assert_eq!(
+            x0.size()[0] as usize,
+            times.len(),
+            "one time for each sample"
+        );
         match self.settings.parameterization {
             Parameterization::Flow => {
                 let sigma = per_sample(times.iter().copied(), x0);
                 let (sample, timestep) = (interpolate(x0, noise, &sigma), timestep(&sigma));
-                let (sample, timestep) = if self.is_aligned { aligned(&sample, times) } else { (sample, timestep) };
-                Noised { sample, timestep, target: velocity(x0, noise), weights: sigma.ones_like() }
+                let (sample, timestep) = if self.is_aligned {
+                    aligned(&sample, times)
+                } else {
+                    (sample, timestep)
+                };
+                Noised {
+                    sample,
+                    timestep,
+                    target: velocity(x0, noise),
+                    weights: sigma.ones_like(),
+                }
             }
             Parameterization::Eps => self.noised_discrete(x0, noise, times, false),
             Parameterization::V => self.noised_discrete(x0, noise, times, true),
         }
     }
 
-    fn noised_discrete(&self, x0: &Tensor, noise: &Tensor, times: &[f64], predicts_v: bool) -> Noised {
-        let steps: Vec<usize> = times.iter().map(|&time| discrete::training_step(time)).collect();
+    fn noised_discrete(
+        &self,
+        x0: &Tensor,
+        noise: &Tensor,
+        times: &[f64],
+        predicts_v: bool,
+    ) -> Noised {
+        let steps: Vec<usize> = times
+            .iter()
+            .map(|&time| discrete::training_step(time))
+            .collect();
         let alpha_bars = || steps.iter().map(|&step| discrete::alpha_bar(step));
         let signal = spread(&per_sample(alpha_bars().map(f64::sqrt), x0));
-        let spoil = spread(&per_sample(alpha_bars().map(|abar| (1.0 - abar).sqrt()), x0));
+        let spoil = spread(&per_sample(
+            alpha_bars().map(|abar| (1.0 - abar).sqrt()),
+            x0,
+        ));
         Noised {
             sample: &signal * x0 + &spoil * noise,
             timestep: per_sample(steps.iter().map(|&step| step as f64), x0),
-            target: if predicts_v { &signal * noise - &spoil * x0 } else { noise.shallow_clone() },
-            weights: per_sample(alpha_bars().map(|abar| self.min_snr_weight(abar, predicts_v)), x0),
+            target: if predicts_v {
+                &signal * noise - &spoil * x0
+            } else {
+                noise.shallow_clone()
+            },
+            weights: per_sample(
+                alpha_bars().map(|abar| self.min_snr_weight(abar, predicts_v)),
+                x0,
+            ),
         }
     }
 
@@ -266,8 +324,13 @@ pub fn velocity(x0: &Tensor, noise: &Tensor) -> Tensor {
 /// Returns a flow sample scaled as on SDXL's schedule, and its timestep there.
 fn aligned(sample: &Tensor, times: &[f64]) -> (Tensor, Tensor) {
     let scales = times.iter().map(|sigma| 1.0 / (1.0 - sigma).hypot(*sigma));
-    let timesteps = times.iter().map(|sigma| discrete::timestep((sigma / (1.0 - sigma)) as f32) as f64);
-    (spread(&per_sample(scales, sample)) * sample, per_sample(timesteps, sample))
+    let timesteps = times
+        .iter()
+        .map(|sigma| discrete::timestep((sigma / (1.0 - sigma)) as f32) as f64);
+    (
+        spread(&per_sample(scales, sample)) * sample,
+        per_sample(timesteps, sample),
+    )
 }
 
 /// Returns the picture that a velocity points to: `x - sigma * velocity`; sigma is `[b]`.
@@ -284,7 +347,9 @@ pub fn timestep(sigma: &Tensor) -> Tensor {
 /// of 65,536 numbers has no meaningful digits.
 pub fn per_sample_mse(prediction: &Tensor, target: &Tensor) -> Tensor {
     let difference = prediction.to_kind(Kind::Float) - target.to_kind(Kind::Float);
-    difference.square().mean_dim(&[1i64, 2, 3][..], false, Kind::Float)
+    difference
+        .square()
+        .mean_dim(&[1i64, 2, 3][..], false, Kind::Float)
 }
 
 /// `[b]` -> `[b, 1, 1, 1]`.
@@ -316,12 +381,17 @@ mod tests {
                 sigma / (1.0 - sigma)
             };
             assert!((odds(0.5) / shift - 1.0).abs() < 1e-12);
-            assert!((odds(0.841_344_746_068_543) / (shift * std::f64::consts::E) - 1.0).abs() < 1e-9);
+            assert!(
+                (odds(0.841_344_746_068_543) / (shift * std::f64::consts::E) - 1.0).abs() < 1e-9
+            );
             assert!((odds(0.158_655_253_931_457) * std::f64::consts::E / shift - 1.0).abs() < 1e-9);
         }
         // Figures of the reference for shift 3: 5.7% of draws above 0.936, 0.05% below 0.1.
-        let share_below =
-            |sigma: f64| (0..100_000).filter(|i| logit_normal_sigma((*i as f64 + 0.5) / 1e5, 3.0) < sigma).count();
+        let share_below = |sigma: f64| {
+            (0..100_000)
+                .filter(|i| logit_normal_sigma((*i as f64 + 0.5) / 1e5, 3.0) < sigma)
+                .count()
+        };
         assert!((share_below(0.936) as f64 / 1e5 - 0.943).abs() < 1e-3);
         assert!((share_below(0.1) as f64 / 1e5 - 0.0005).abs() < 1e-4);
     }
@@ -334,15 +404,26 @@ mod tests {
         let x0 = Tensor::randn([6, 4, 16, 16], (Kind::Float, tch::Device::Cpu));
         let [native, aligned] = [false, true].map(|is_aligned| {
             let objective = objective(ObjectiveSettings::default());
-            let objective = if is_aligned { objective.aligned() } else { objective };
+            let objective = if is_aligned {
+                objective.aligned()
+            } else {
+                objective
+            };
             objective.noised(&x0, &noise, &times)
         });
-        assert_eq!(Vec::<f32>::try_from(&aligned.timestep).unwrap(), [13.0, 95.0, 354.0, 673.0, 914.0, 999.0]);
+        assert_eq!(
+            Vec::<f32>::try_from(&aligned.timestep).unwrap(),
+            [13.0, 95.0, 354.0, 673.0, 914.0, 999.0]
+        );
         assert!(aligned.target.equal(&native.target));
         let steps = [13, 95, 354, 673, 914].map(discrete::alpha_bar);
-        let as_trained = |abar: &f64, at: i64| abar.sqrt() * x0.get(at) + (1.0 - abar).sqrt() * noise.get(at);
+        let as_trained =
+            |abar: &f64, at: i64| abar.sqrt() * x0.get(at) + (1.0 - abar).sqrt() * noise.get(at);
         for (at, abar) in (0..).zip(&steps) {
-            let difference = (as_trained(abar, at) - aligned.sample.get(at)).abs().max().double_value(&[]);
+            let difference = (as_trained(abar, at) - aligned.sample.get(at))
+                .abs()
+                .max()
+                .double_value(&[]);
             assert!(difference < 0.02, "{at}: {difference}");
         }
     }
@@ -359,29 +440,42 @@ mod tests {
     #[test]
     fn every_quantile_gives_a_usable_sigma() {
         for settings in [SigmaDistribution::LogitNormal, SigmaDistribution::Uniform] {
-            let objective = objective(ObjectiveSettings { sigmas: settings, ..Default::default() });
+            let objective = objective(ObjectiveSettings {
+                sigmas: settings,
+                ..Default::default()
+            });
             for quantile in [0.0, 1e-300, 0.5, 1.0 - f64::EPSILON, 1.0] {
                 let sigma = objective.time(quantile);
-                assert!(sigma > 0.0 && sigma <= 1.0 && sigma.is_finite(), "{settings:?} at {quantile}: {sigma}");
+                assert!(
+                    sigma > 0.0 && sigma <= 1.0 && sigma.is_finite(),
+                    "{settings:?} at {quantile}: {sigma}"
+                );
             }
         }
     }
 
     #[test]
     fn stratified_cells_cover_the_range_once() {
-        let objective = objective(ObjectiveSettings { sigmas: SigmaDistribution::Uniform, ..Default::default() });
+        let objective = objective(ObjectiveSettings {
+            sigmas: SigmaDistribution::Uniform,
+            ..Default::default()
+        });
         let count = 4096;
         let mut hit = vec![0; count as usize];
         for cell in 0..count {
             let jitter = (cell as f64 * 0.618_033_988).fract();
-            hit[(objective.time(objective.quantile(cell, count, jitter)) * count as f64) as usize] += 1;
+            hit[(objective.time(objective.quantile(cell, count, jitter)) * count as f64)
+                as usize] += 1;
         }
         assert!(hit.iter().all(|&hits| hits == 1));
     }
 
     #[test]
     fn unstratified_draws_ignore_the_cell() {
-        let objective = objective(ObjectiveSettings { stratified: false, ..Default::default() });
+        let objective = objective(ObjectiveSettings {
+            stratified: false,
+            ..Default::default()
+        });
         assert_eq!(objective.quantile(7, 8, 0.25), 0.25);
     }
 
@@ -390,21 +484,41 @@ mod tests {
         tch::manual_seed(1);
         let x0 = Tensor::randn([3, 4, 5, 6], (Kind::Float, tch::Device::Cpu));
         let noise = x0.randn_like();
-        let noised = objective(ObjectiveSettings::default()).noised(&x0, &noise, &[0.25, 1.0, 0.7501]);
+        let noised =
+            objective(ObjectiveSettings::default()).noised(&x0, &noise, &[0.25, 1.0, 0.7501]);
         // Not rounded: 750.1, to fp32 precision.
         let timesteps = Vec::<f32>::try_from(&noised.timestep).unwrap();
-        assert!(timesteps.iter().zip([250.0, 1000.0, 750.1]).all(|(t, expected)| (t - expected).abs() < 1e-4));
+        assert!(
+            timesteps
+                .iter()
+                .zip([250.0, 1000.0, 750.1])
+                .all(|(t, expected)| (t - expected).abs() < 1e-4)
+        );
         let sigma = &noised.timestep / TIMESTEP_SCALE;
         let back = clean_estimate(&noised.sample, &noised.target, &sigma);
         assert!((back - &x0).abs().max().double_value(&[]) < 1e-5);
-        assert!((noised.sample.get(1) - noise.get(1)).abs().max().double_value(&[]) < 1e-6);
-        assert!((noised.target - (&noise - &x0)).abs().max().double_value(&[]) == 0.0);
+        assert!(
+            (noised.sample.get(1) - noise.get(1))
+                .abs()
+                .max()
+                .double_value(&[])
+                < 1e-6
+        );
+        assert!(
+            (noised.target - (&noise - &x0))
+                .abs()
+                .max()
+                .double_value(&[])
+                == 0.0
+        );
     }
 
     #[test]
     fn mse_is_per_sample_and_in_fp32() {
         let target = Tensor::zeros([2, 4, 2, 2], (Kind::Float, tch::Device::Cpu));
-        let prediction = Tensor::from_slice(&[1f32, 3.0]).view([2, 1, 1, 1]).expand([2, 4, 2, 2], false);
+        let prediction = Tensor::from_slice(&[1f32, 3.0])
+            .view([2, 1, 1, 1])
+            .expand([2, 4, 2, 2], false);
         let mse = per_sample_mse(&prediction.to_kind(Kind::BFloat16), &target);
         assert_eq!(mse.kind(), Kind::Float);
         assert_eq!(Vec::<f32>::try_from(mse).unwrap(), [1.0, 9.0]);
@@ -412,11 +526,21 @@ mod tests {
 
     #[test]
     fn bad_settings_are_all_named() {
-        let settings = ObjectiveSettings { shift: -1.0, min_snr_gamma: Some(0.0), ..Default::default() };
+        let settings = ObjectiveSettings {
+            shift: -1.0,
+            min_snr_gamma: Some(0.0),
+            ..Default::default()
+        };
         let message = Objective::new(settings).unwrap_err().to_string();
         for word in ["shift is -1", "min_snr_gamma is 0", "no meaning for flow"] {
             assert!(message.contains(word), "{message}");
         }
-        assert!("flwo".parse::<Parameterization>().unwrap_err().to_string().contains("flow, eps, v"));
+        assert!(
+            "flwo"
+                .parse::<Parameterization>()
+                .unwrap_err()
+                .to_string()
+                .contains("flow, eps, v")
+        );
     }
 }

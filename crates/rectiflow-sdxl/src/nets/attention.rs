@@ -60,7 +60,11 @@ impl LogitMeter {
 
 /// Returns the larger of two numbers, or NaN if either is NaN.
 fn larger(a: f64, b: f64) -> f64 {
-    if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) }
+    if a.is_nan() || b.is_nan() {
+        f64::NAN
+    } else {
+        a.max(b)
+    }
 }
 
 /// Number of scores in memory at a time while logits are measured: 64 MiB of fp32.
@@ -79,7 +83,8 @@ fn largest_of(query: &Tensor, key: &Tensor, num_heads: i64, mask: Mask<'_>) -> T
         for start in (0..n).step_by(chunk as usize) {
             let mut scores = q.f_narrow(1, start, chunk.min(n - start))?.f_matmul(&k)?;
             if let Mask::Keys(keys) = mask {
-                scores = scores.f_masked_fill(&keys.f_select(0, row)?.f_logical_not()?, f64::NEG_INFINITY)?;
+                scores = scores
+                    .f_masked_fill(&keys.f_select(0, row)?.f_logical_not()?, f64::NEG_INFINITY)?;
             }
             largest = larger(largest, scores.f_max()?.f_double_value(&[])? * scale);
         }
@@ -90,12 +95,21 @@ fn largest_of(query: &Tensor, key: &Tensor, num_heads: i64, mask: Mask<'_>) -> T
 /// Returns one row of `[b, n, d]` as `[heads, n, d / heads]`, fp32.
 fn heads_of(x: &Tensor, row: i64, num_heads: i64) -> Torch {
     let (_, n, d) = x.size3()?;
-    x.f_select(0, row)?.f_view([n, num_heads, d / num_heads])?.f_transpose(0, 1)?.f_to_kind(Kind::Float)
+    x.f_select(0, row)?
+        .f_view([n, num_heads, d / num_heads])?
+        .f_transpose(0, 1)?
+        .f_to_kind(Kind::Float)
 }
 
 /// Returns the multi-head attention of `[b, n, d]` queries over `[b, m, d]` keys and values,
 /// `[b, n, d]`.
-pub(crate) fn attend(query: &Tensor, key: &Tensor, value: &Tensor, num_heads: i64, mask: Mask<'_>) -> Torch {
+pub(crate) fn attend(
+    query: &Tensor,
+    key: &Tensor,
+    value: &Tensor,
+    num_heads: i64,
+    mask: Mask<'_>,
+) -> Torch {
     if let Mask::Everything = mask
         && let Some(mixed) = kernels::attention(query, key, value, num_heads)
     {
@@ -103,7 +117,8 @@ pub(crate) fn attend(query: &Tensor, key: &Tensor, value: &Tensor, num_heads: i6
     }
     let split = |x: &Tensor| {
         let (b, n, d) = x.size3()?;
-        x.f_reshape([b, n, num_heads, d / num_heads])?.f_transpose(1, 2) // [b, heads, n, d / heads]
+        x.f_reshape([b, n, num_heads, d / num_heads])?
+            .f_transpose(1, 2) // [b, heads, n, d / heads]
     };
     let keys = match mask {
         Mask::Keys(keys) => Some(keys.f_unsqueeze(1)?.f_unsqueeze(1)?), // [b, 1, 1, m]
@@ -128,7 +143,12 @@ pub(crate) struct Attention {
 impl Attention {
     /// `context_dim` is the width of the context, equal to `dim` for self-attention. `bias` applies
     /// to the three inner projections; the outer one always has a bias.
-    pub(crate) fn new(scope: &mut Scope<'_>, [dim, context_dim]: [i64; 2], num_heads: i64, bias: bool) -> Self {
+    pub(crate) fn new(
+        scope: &mut Scope<'_>,
+        [dim, context_dim]: [i64; 2],
+        num_heads: i64,
+        bias: bool,
+    ) -> Self {
         let mut inner = |name: &str, inputs: i64| {
             if bias {
                 Linear::new(&mut scope.sub(name), inputs, dim)
@@ -136,12 +156,28 @@ impl Attention {
                 Linear::without_bias(&mut scope.sub(name), inputs, dim)
             }
         };
-        let (to_q, to_k, to_v) = (inner("to_q", dim), inner("to_k", context_dim), inner("to_v", context_dim));
-        Self { to_q, to_k, to_v, to_out: Linear::new(&mut scope.sub("to_out.0"), dim, dim), num_heads }
+        let (to_q, to_k, to_v) = (
+            inner("to_q", dim),
+            inner("to_k", context_dim),
+            inner("to_v", context_dim),
+        );
+        Self {
+            to_q,
+            to_k,
+            to_v,
+            to_out: Linear::new(&mut scope.sub("to_out.0"), dim, dim),
+            num_heads,
+        }
     }
 
     /// Attends from `x`, `[b, n, dim]`, to `context`, `[b, m, context_dim]`.
-    pub(crate) fn forward(&self, x: &Tensor, context: &Tensor, mask: Mask<'_>, meter: Option<&LogitMeter>) -> Torch {
+    pub(crate) fn forward(
+        &self,
+        x: &Tensor,
+        context: &Tensor,
+        mask: Mask<'_>,
+        meter: Option<&LogitMeter>,
+    ) -> Torch {
         let q = self.to_q.forward(x)?;
         let k = self.to_k.forward(context)?;
         let v = self.to_v.forward(context)?;
@@ -151,17 +187,30 @@ impl Attention {
     /// Self-attention of `x`, `[b, n, dim]`, that is switched off for the batch rows from `first`
     /// on, `first <= b`: each of their tokens keeps its own value (perturbed-attention guidance,
     /// arXiv 2403.17377).
-    pub(crate) fn forward_perturbed(&self, x: &Tensor, first: i64, meter: Option<&LogitMeter>) -> Torch {
+    pub(crate) fn forward_perturbed(
+        &self,
+        x: &Tensor,
+        first: i64,
+        meter: Option<&LogitMeter>,
+    ) -> Torch {
         let rest = x.size()[0] - first;
         let looking = x.f_narrow(0, 0, first)?;
         let q = self.to_q.forward(&looking)?;
         let k = self.to_k.forward(&looking)?;
         let v = self.to_v.forward(x)?;
         let mixed = self.attend(&q, &k, &v.f_narrow(0, 0, first)?, Mask::Everything, meter)?;
-        self.to_out.forward(&Tensor::f_cat(&[mixed, v.f_narrow(0, first, rest)?], 0)?)
+        self.to_out
+            .forward(&Tensor::f_cat(&[mixed, v.f_narrow(0, first, rest)?], 0)?)
     }
 
-    fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask<'_>, meter: Option<&LogitMeter>) -> Torch {
+    fn attend(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        mask: Mask<'_>,
+        meter: Option<&LogitMeter>,
+    ) -> Torch {
         if let Some(meter) = meter {
             meter.measure(q, k, self.num_heads, mask)?;
         }
@@ -178,7 +227,9 @@ mod tests {
 
     fn random(seed: i64, shape: &[i64]) -> Tensor {
         let n: i64 = shape.iter().product();
-        (Tensor::arange(n, (Kind::Float, Device::Cpu)) * 12.9898 + seed as f64).sin().reshape(shape)
+        (Tensor::arange(n, (Kind::Float, Device::Cpu)) * 12.9898 + seed as f64)
+            .sin()
+            .reshape(shape)
     }
 
     /// softmax(q k^T / sqrt(d)) v, by the definition.
@@ -189,35 +240,53 @@ mod tests {
         if let Some(mask) = mask {
             scores = scores.masked_fill(&mask.logical_not(), f64::NEG_INFINITY);
         }
-        scores.softmax(-1, Kind::Float).matmul(&split(v)).transpose(1, 2).reshape([b, n, d])
+        scores
+            .softmax(-1, Kind::Float)
+            .matmul(&split(v))
+            .transpose(1, 2)
+            .reshape([b, n, d])
     }
 
     #[test]
     fn agrees_with_the_definition() {
-        let (q, k, v) = (random(1, &[2, 5, 8]), random(2, &[2, 7, 8]), random(3, &[2, 7, 8]));
-        let keys = Tensor::from_slice(&[true, true, false, true, false, false, false]).repeat([2, 1]);
+        let (q, k, v) = (
+            random(1, &[2, 5, 8]),
+            random(2, &[2, 7, 8]),
+            random(3, &[2, 7, 8]),
+        );
+        let keys =
+            Tensor::from_slice(&[true, true, false, true, false, false, false]).repeat([2, 1]);
         let wide = keys.reshape([2, 1, 1, 7]);
         for (mask, slow_mask) in [(Mask::Everything, None), (Mask::Keys(&keys), Some(&wide))] {
             let difference = attend(&q, &k, &v, 2, mask).unwrap() - slow(&q, &k, &v, 2, slow_mask);
             assert!(difference.abs().max().double_value(&[]) < 1e-6, "{mask:?}");
         }
         let causal = Tensor::ones([7, 7], (Kind::Bool, Device::Cpu)).tril(0);
-        let difference = attend(&k, &k, &v, 4, Mask::Causal).unwrap() - slow(&k, &k, &v, 4, Some(&causal));
+        let difference =
+            attend(&k, &k, &v, 4, Mask::Causal).unwrap() - slow(&k, &k, &v, 4, Some(&causal));
         assert!(difference.abs().max().double_value(&[]) < 1e-6);
     }
 
     #[test]
     fn the_largest_logit_is_that_of_the_definition() {
         let (q, k) = (random(1, &[2, 5, 8]), random(2, &[2, 7, 8]));
-        let keys = Tensor::from_slice(&[true, true, false, true, false, false, false]).repeat([2, 1]);
+        let keys =
+            Tensor::from_slice(&[true, true, false, true, false, false, false]).repeat([2, 1]);
         let split = |x: &Tensor| x.reshape([2, -1, 2, 4]).transpose(1, 2);
         let scores = split(&q).matmul(&split(&k).transpose(2, 3)) / 2.0; // [2, 2, 5, 7]
         let seen = scores.index_select(3, &Tensor::from_slice(&[0i64, 1, 3]));
         for (mask, scores) in [(Mask::Everything, &scores), (Mask::Keys(&keys), &seen)] {
             let largest = measured(&q, &k, mask);
-            assert!((largest - scores.max().double_value(&[])).abs() < 1e-6, "{mask:?}: {largest}");
+            assert!(
+                (largest - scores.max().double_value(&[])).abs() < 1e-6,
+                "{mask:?}: {largest}"
+            );
         }
-        assert_eq!(measured(&k, &k, Mask::Causal), f64::NEG_INFINITY, "text encoders are not measured");
+        assert_eq!(
+            measured(&k, &k, Mask::Causal),
+            f64::NEG_INFINITY,
+            "text encoders are not measured"
+        );
         assert!(measured(&(q * f64::NAN), &k, Mask::Everything).is_nan());
     }
 
@@ -235,18 +304,38 @@ mod tests {
         let meter = LogitMeter::default();
         let largest = [&x, &y, &x].map(|x| {
             let plain = attention.forward(x, x, Mask::Everything, None).unwrap();
-            assert_eq!(attention.forward(x, x, Mask::Everything, Some(&meter.clone())).unwrap(), plain);
+            assert_eq!(
+                attention
+                    .forward(x, x, Mask::Everything, Some(&meter.clone()))
+                    .unwrap(),
+                plain
+            );
             meter.largest()
         });
-        assert!(largest[0] < largest[1] && largest[1] == largest[2], "{largest:?}");
+        assert!(
+            largest[0] < largest[1] && largest[1] == largest[2],
+            "{largest:?}"
+        );
     }
 
     #[test]
     fn what_masked_keys_hold_does_not_matter() {
-        let (q, k, v) = (random(1, &[1, 5, 8]), random(2, &[1, 7, 8]), random(3, &[1, 7, 8]));
-        let keys = Tensor::from_slice(&[true, true, true, true, false, false, false]).reshape([1, 7]);
+        let (q, k, v) = (
+            random(1, &[1, 5, 8]),
+            random(2, &[1, 7, 8]),
+            random(3, &[1, 7, 8]),
+        );
+        let keys =
+            Tensor::from_slice(&[true, true, true, true, false, false, false]).reshape([1, 7]);
         let masked = attend(&q, &k, &v, 2, Mask::Keys(&keys)).unwrap();
-        let shorter = attend(&q, &k.narrow(1, 0, 4), &v.narrow(1, 0, 4), 2, Mask::Everything).unwrap();
+        let shorter = attend(
+            &q,
+            &k.narrow(1, 0, 4),
+            &v.narrow(1, 0, 4),
+            2,
+            Mask::Everything,
+        )
+        .unwrap();
         assert!((masked - shorter).abs().max().double_value(&[]) < 1e-6);
     }
 }

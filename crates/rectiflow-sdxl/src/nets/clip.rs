@@ -61,14 +61,28 @@ impl ClipText {
         let mut root = weights.root();
         let mut model = root.sub("text_model");
         let mut embeddings = model.sub("embeddings");
-        let token_embedding = embeddings.take("token_embedding.weight", &[config.vocab_size, width], embedding);
+        let token_embedding = embeddings.take(
+            "token_embedding.weight",
+            &[config.vocab_size, width],
+            embedding,
+        );
         let positions = [config.max_position_embeddings, width];
-        let position_embedding = embeddings.take("position_embedding.weight", &positions, embedding);
+        let position_embedding =
+            embeddings.take("position_embedding.weight", &positions, embedding);
         let layer = |i| Layer::new(&mut model.sub(format_args!("encoder.layers.{i}")), &config);
         let layers = (0..config.num_hidden_layers).map(layer).collect();
-        let final_layer_norm = LayerNorm::new(&mut model.sub("final_layer_norm"), width, config.layer_norm_eps);
+        let final_layer_norm = LayerNorm::new(
+            &mut model.sub("final_layer_norm"),
+            width,
+            config.layer_norm_eps,
+        );
         let text_projection = config.projection_dim.map(|dim| {
-            Linear::normal(&mut root.sub("text_projection"), [width, dim], factor / (width as f64).sqrt(), false)
+            Linear::normal(
+                &mut root.sub("text_projection"),
+                [width, dim],
+                factor / (width as f64).sqrt(),
+                false,
+            )
         });
         let parameters = weights.finish()?;
         Ok(Self {
@@ -101,7 +115,9 @@ impl ClipText {
     pub fn forward(&self, ids: &Tensor) -> Result<ClipOutput> {
         self.check(ids)?;
         let doing = || format!("text encoder forward of {:?}", ids.size());
-        let ids = ids.f_to_device(self.device).map_err(Error::torch(doing()))?;
+        let ids = ids
+            .f_to_device(self.device)
+            .map_err(Error::torch(doing()))?;
         let calculate = || {
             let hidden = self.penultimate(&ids)?;
             let pooled = self.pool(&hidden, &ids)?;
@@ -118,13 +134,18 @@ impl ClipText {
     pub fn hidden(&self, ids: &Tensor) -> Result<Tensor> {
         self.check(ids)?;
         let calculate = || self.penultimate(&ids.f_to_device(self.device)?);
-        calculate().map_err(Error::torch(format!("text encoder forward of {:?}", ids.size())))
+        calculate().map_err(Error::torch(format!(
+            "text encoder forward of {:?}",
+            ids.size()
+        )))
     }
 
     fn penultimate(&self, ids: &Tensor) -> Torch {
         let num_tokens = ids.size()[1];
         let tokens = Tensor::f_embedding(&self.token_embedding, ids, -1, false, false)?; // [b, n, d]
-        let mut hidden = tokens.f_add(&self.position_embedding.f_narrow(0, 0, num_tokens)?)?.f_to_kind(self.kind())?;
+        let mut hidden = tokens
+            .f_add(&self.position_embedding.f_narrow(0, 0, num_tokens)?)?
+            .f_to_kind(self.kind())?;
         for layer in &self.layers[..self.layers.len() - 1] {
             hidden = layer.forward(&hidden)?;
         }
@@ -135,7 +156,10 @@ impl ClipText {
         let last = &self.layers[self.layers.len() - 1];
         let normed = self.final_layer_norm.forward(&last.forward(penultimate)?)?;
         let (b, _, d) = normed.size3()?;
-        let at = self.end_of_text(ids)?.f_reshape([b, 1, 1])?.f_expand([b, 1, d], false)?;
+        let at = self
+            .end_of_text(ids)?
+            .f_reshape([b, 1, 1])?
+            .f_expand([b, 1, d], false)?;
         let pooled = normed.f_gather(1, &at, false)?.f_squeeze_dim(1)?; // [b, d]
         match &self.text_projection {
             Some(projection) => projection.forward(&pooled),
@@ -151,7 +175,9 @@ impl ClipText {
             ids.f_argmax(1, false)
         } else {
             // argmax returns the first of equal values.
-            ids.f_eq(self.config.eos_token_id)?.f_to_kind(Kind::Int)?.f_argmax(1, false)
+            ids.f_eq(self.config.eos_token_id)?
+                .f_to_kind(Kind::Int)?
+                .f_argmax(1, false)
         }
     }
 
@@ -162,13 +188,21 @@ impl ClipText {
         let max = self.config.max_position_embeddings;
         if size.len() != 2 || size.contains(&0) || size[1] > max || kind != Kind::Int64 {
             let expected = format!("[b, n] Int64 with n from 1 to {max}");
-            return Err(Error::input("input_ids", expected, format!("{size:?} {kind:?}")));
+            return Err(Error::input(
+                "input_ids",
+                expected,
+                format!("{size:?} {kind:?}"),
+            ));
         }
         if ids.device() == Device::Cpu {
             let (low, high) = (ids.min().int64_value(&[]), ids.max().int64_value(&[]));
             if low < 0 || high >= self.config.vocab_size {
                 let expected = format!("ids from 0 to {}", self.config.vocab_size - 1);
-                return Err(Error::input("input_ids", expected, format!("{low} to {high}")));
+                return Err(Error::input(
+                    "input_ids",
+                    expected,
+                    format!("{low} to {high}"),
+                ));
             }
         }
         Ok(())
@@ -183,7 +217,11 @@ pub(crate) fn lacks_prefix<'a>(mut names: impl Iterator<Item = &'a str>) -> bool
 
 /// Returns the usual name of a tensor named without its prefix.
 pub(crate) fn with_prefix(name: &str) -> String {
-    if name == "text_projection.weight" { name.to_owned() } else { format!("{PREFIX}{name}") }
+    if name == "text_projection.weight" {
+        name.to_owned()
+    } else {
+        format!("{PREFIX}{name}")
+    }
 }
 
 /// Causal self-attention and an MLP.
@@ -203,12 +241,17 @@ struct Layer {
 
 impl Layer {
     fn new(scope: &mut Scope<'_>, config: &ClipConfig) -> Self {
-        let (width, inner, factor) = (config.hidden_size, config.intermediate_size, config.initializer_factor);
+        let (width, inner, factor) = (
+            config.hidden_size,
+            config.intermediate_size,
+            config.initializer_factor,
+        );
         // As transformers' CLIPPreTrainedModel._init_weights.
         let narrow = factor / (width as f64).sqrt();
         let deep = narrow / (2.0 * config.num_hidden_layers as f64).sqrt();
         let wide = factor / (2.0 * width as f64).sqrt();
-        let mut linear = |name: &str, widths, std| Linear::normal(&mut scope.sub(name), widths, std, true);
+        let mut linear =
+            |name: &str, widths, std| Linear::normal(&mut scope.sub(name), widths, std, true);
         Self {
             query: linear("self_attn.q_proj", [width, width], deep),
             key: linear("self_attn.k_proj", [width, width], deep),
@@ -216,8 +259,16 @@ impl Layer {
             out: linear("self_attn.out_proj", [width, width], narrow),
             fc1: linear("mlp.fc1", [width, inner], wide),
             fc2: linear("mlp.fc2", [inner, width], deep),
-            layer_norm1: LayerNorm::new(&mut scope.sub("layer_norm1"), width, config.layer_norm_eps),
-            layer_norm2: LayerNorm::new(&mut scope.sub("layer_norm2"), width, config.layer_norm_eps),
+            layer_norm1: LayerNorm::new(
+                &mut scope.sub("layer_norm1"),
+                width,
+                config.layer_norm_eps,
+            ),
+            layer_norm2: LayerNorm::new(
+                &mut scope.sub("layer_norm2"),
+                width,
+                config.layer_norm_eps,
+            ),
             num_heads: config.num_attention_heads,
             activation: config.hidden_act,
         }
@@ -225,9 +276,18 @@ impl Layer {
 
     fn forward(&self, x: &Tensor) -> Torch {
         let normed = self.layer_norm1.forward(x)?;
-        let (q, k, v) = (self.query.forward(&normed)?, self.key.forward(&normed)?, self.value.forward(&normed)?);
-        let x = self.out.forward(&attend(&q, &k, &v, self.num_heads, Mask::Causal)?)?.f_add(x)?;
+        let (q, k, v) = (
+            self.query.forward(&normed)?,
+            self.key.forward(&normed)?,
+            self.value.forward(&normed)?,
+        );
+        let x = self
+            .out
+            .forward(&attend(&q, &k, &v, self.num_heads, Mask::Causal)?)?
+            .f_add(x)?;
         let inner = self.fc1.forward(&self.layer_norm2.forward(&x)?)?;
-        self.fc2.forward(&self.activation.forward(&inner)?)?.f_add(&x)
+        self.fc2
+            .forward(&self.activation.forward(&inner)?)?
+            .f_add(&x)
     }
 }

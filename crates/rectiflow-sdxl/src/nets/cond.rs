@@ -50,7 +50,9 @@ pub fn encode(clip_l: &ClipText, clip_g: &ClipText, ids: ChunkedIds<'_>) -> Resu
     let real_g = places.real_of(ids.clip_g).map_err(encoding)?;
     let hidden_l = clip_l.hidden(&real_l)?; // [m, 77, 768]
     let output_g = clip_g.forward(&real_g)?; // [m, 77, 1280]
-    places.assemble(&hidden_l, &output_g, num_tokens).map_err(encoding)
+    places
+        .assemble(&hidden_l, &output_g, num_tokens)
+        .map_err(encoding)
 }
 
 fn encoding(error: TchError) -> Error {
@@ -75,12 +77,22 @@ struct Places {
 impl Places {
     fn new(num_chunks: &[u32], stride: usize) -> Self {
         let most = num_chunks.iter().copied().max().unwrap_or(1) as usize;
-        let mut places = Self { real: vec![], first: vec![], padded: vec![], is_real: vec![], most };
+        let mut places = Self {
+            real: vec![],
+            first: vec![],
+            padded: vec![],
+            is_real: vec![],
+            most,
+        };
         for (text, &count) in num_chunks.iter().enumerate() {
             let (count, first) = (count as usize, places.real.len());
-            places.real.extend((0..count).map(|chunk| (text * stride + chunk) as i64));
+            places
+                .real
+                .extend((0..count).map(|chunk| (text * stride + chunk) as i64));
             places.first.push(first as i64);
-            places.padded.extend((0..most).map(|chunk| (if chunk < count { first + chunk } else { first }) as i64));
+            places.padded.extend(
+                (0..most).map(|chunk| (if chunk < count { first + chunk } else { first }) as i64),
+            );
             places.is_real.extend((0..most).map(|chunk| chunk < count));
         }
         places
@@ -98,7 +110,11 @@ impl Places {
         let hidden = Tensor::f_cat(&[hidden_l, &output_g.hidden], 2)?; // [m, 77, 2048]
         let device = hidden.device();
         let width = hidden.size()[2];
-        let context = if self.uniform() { hidden } else { select(&hidden, &self.padded)? };
+        let context = if self.uniform() {
+            hidden
+        } else {
+            select(&hidden, &self.padded)?
+        };
         let mask = self.mask(num_tokens).transpose()?;
         Ok(Cond {
             context: context.f_reshape([-1, self.most as i64 * num_tokens, width])?,
@@ -114,8 +130,11 @@ impl Places {
     /// Returns the mask of real tokens, `[b, 77 k]`, or `None` if all are real.
     fn mask(&self, num_tokens: i64) -> Option<Torch> {
         let build = || {
-            let chunks = Tensor::f_from_slice(&self.is_real)?.f_reshape([-1, self.most as i64, 1])?;
-            chunks.f_expand([-1, -1, num_tokens], false)?.f_reshape([-1, self.most as i64 * num_tokens])
+            let chunks =
+                Tensor::f_from_slice(&self.is_real)?.f_reshape([-1, self.most as i64, 1])?;
+            chunks
+                .f_expand([-1, -1, num_tokens], false)?
+                .f_reshape([-1, self.most as i64 * num_tokens])
         };
         (!self.uniform()).then(build)
     }
@@ -130,20 +149,36 @@ fn select(x: &Tensor, at: &[i64]) -> Torch {
 fn check(ids: ChunkedIds<'_>) -> Result<[i64; 3]> {
     let size = ids.clip_l.size();
     let [b, n, num_tokens] = size[..] else {
-        return Err(Error::input("clip_l ids", "[b, n, 77]", format!("{size:?}")));
+        return Err(Error::input(
+            "clip_l ids",
+            "[b, n, 77]",
+            format!("{size:?}"),
+        ));
     };
     if ids.clip_g.size() != size {
-        return Err(Error::input("clip_g ids", format!("{size:?} as clip_l's"), format!("{:?}", ids.clip_g.size())));
+        return Err(Error::input(
+            "clip_g ids",
+            format!("{size:?} as clip_l's"),
+            format!("{:?}", ids.clip_g.size()),
+        ));
     }
     for (name, tensor) in [("clip_l ids", ids.clip_l), ("clip_g ids", ids.clip_g)] {
         if tensor.kind() != Kind::Int64 {
-            return Err(Error::input(name, "dtype Int64", format!("{:?}", tensor.kind())));
+            return Err(Error::input(
+                name,
+                "dtype Int64",
+                format!("{:?}", tensor.kind()),
+            ));
         }
     }
     let fits = |&count: &u32| (1..=n).contains(&i64::from(count));
     if ids.num_chunks.len() as i64 != b || b == 0 || !ids.num_chunks.iter().all(fits) {
         let expected = format!("{b} (at least 1) numbers from 1 to {n}");
-        return Err(Error::input("num_chunks", expected, format!("{:?}", ids.num_chunks)));
+        return Err(Error::input(
+            "num_chunks",
+            expected,
+            format!("{:?}", ids.num_chunks),
+        ));
     }
     Ok([b, n, num_tokens])
 }

@@ -35,16 +35,27 @@ pub(crate) struct Linear {
 impl Linear {
     pub(crate) fn new(scope: &mut Scope<'_>, inputs: i64, outputs: i64) -> Self {
         let bias = Some(scope.take("bias", &[outputs], Init::fan_in(inputs)));
-        Self { bias, ..Self::without_bias(scope, inputs, outputs) }
+        Self {
+            bias,
+            ..Self::without_bias(scope, inputs, outputs)
+        }
     }
 
     pub(crate) fn without_bias(scope: &mut Scope<'_>, inputs: i64, outputs: i64) -> Self {
-        Self { weight: scope.take("weight", &[outputs, inputs], Init::fan_in(inputs)), bias: None }
+        Self {
+            weight: scope.take("weight", &[outputs, inputs], Init::fan_in(inputs)),
+            bias: None,
+        }
     }
 
     /// Creates a layer with a normal initial weight and, if `bias`, a zero bias, unlike PyTorch's
     /// default.
-    pub(crate) fn normal(scope: &mut Scope<'_>, [inputs, outputs]: [i64; 2], std: f64, bias: bool) -> Self {
+    pub(crate) fn normal(
+        scope: &mut Scope<'_>,
+        [inputs, outputs]: [i64; 2],
+        std: f64,
+        bias: bool,
+    ) -> Self {
         Self {
             weight: scope.take("weight", &[outputs, inputs], Init::Normal { std }),
             bias: bias.then(|| scope.take("bias", &[outputs], Init::Zeros)),
@@ -88,7 +99,14 @@ impl Conv {
     }
 
     pub(crate) fn forward(&self, x: &Tensor) -> Torch {
-        x.f_conv2d(&self.weight, Some(&self.bias), [self.stride, self.stride], [self.padding, self.padding], [1, 1], 1)
+        x.f_conv2d(
+            &self.weight,
+            Some(&self.bias),
+            [self.stride, self.stride],
+            [self.padding, self.padding],
+            [1, 1],
+            1,
+        )
     }
 }
 
@@ -96,7 +114,11 @@ impl Conv {
 /// fp32 weight with activations of lower precision; CUDA's need one dtype and calculate in fp32
 /// internally.
 fn beside(weight: &Tensor, x: &Tensor) -> Torch {
-    if x.device() == Device::Cpu { Ok(weight.shallow_clone()) } else { weight.f_to_kind(x.kind()) }
+    if x.device() == Device::Cpu {
+        Ok(weight.shallow_clone())
+    } else {
+        weight.f_to_kind(x.kind())
+    }
 }
 
 /// Normalises groups of channels over space.
@@ -156,7 +178,13 @@ impl LayerNorm {
 
     pub(crate) fn forward(&self, x: &Tensor) -> Torch {
         let (weight, bias) = (beside(&self.weight, x)?, beside(&self.bias, x)?);
-        x.f_layer_norm(self.weight.size(), Some(&weight), Some(&bias), self.eps, true)
+        x.f_layer_norm(
+            self.weight.size(),
+            Some(&weight),
+            Some(&bias),
+            self.eps,
+            true,
+        )
     }
 }
 
@@ -174,14 +202,21 @@ pub(crate) struct Resnet {
 
 impl Resnet {
     /// `time_dim` is the width of the time embedding, in models that have one.
-    pub(crate) fn new(scope: &mut Scope<'_>, [inputs, outputs]: [i64; 2], time_dim: Option<i64>, norm: Norm) -> Self {
+    pub(crate) fn new(
+        scope: &mut Scope<'_>,
+        [inputs, outputs]: [i64; 2],
+        time_dim: Option<i64>,
+        norm: Norm,
+    ) -> Self {
         Self {
             norm1: GroupNorm::new(&mut scope.sub("norm1"), inputs, norm),
             conv1: Conv::new(&mut scope.sub("conv1"), inputs, outputs, 3),
-            time_emb_proj: time_dim.map(|dim| Linear::new(&mut scope.sub("time_emb_proj"), dim, outputs)),
+            time_emb_proj: time_dim
+                .map(|dim| Linear::new(&mut scope.sub("time_emb_proj"), dim, outputs)),
             norm2: GroupNorm::new(&mut scope.sub("norm2"), outputs, norm),
             conv2: Conv::new(&mut scope.sub("conv2"), outputs, outputs, 3),
-            conv_shortcut: (inputs != outputs).then(|| Conv::new(&mut scope.sub("conv_shortcut"), inputs, outputs, 1)),
+            conv_shortcut: (inputs != outputs)
+                .then(|| Conv::new(&mut scope.sub("conv_shortcut"), inputs, outputs, 1)),
         }
     }
 
@@ -209,7 +244,13 @@ pub(crate) struct Downsample {
 impl Downsample {
     /// With `padding` 0, one pixel is added at the right and the bottom only, as in the VAE.
     pub(crate) fn new(scope: &mut Scope<'_>, channels: i64, padding: i64) -> Self {
-        Self { conv: Conv { stride: 2, padding, ..Conv::new(&mut scope.sub("conv"), channels, channels, 3) } }
+        Self {
+            conv: Conv {
+                stride: 2,
+                padding,
+                ..Conv::new(&mut scope.sub("conv"), channels, channels, 3)
+            },
+        }
     }
 
     pub(crate) fn forward(&self, x: &Tensor) -> Torch {
@@ -229,7 +270,9 @@ pub(crate) struct Upsample {
 
 impl Upsample {
     pub(crate) fn new(scope: &mut Scope<'_>, channels: i64) -> Self {
-        Self { conv: Conv::new(&mut scope.sub("conv"), channels, channels, 3) }
+        Self {
+            conv: Conv::new(&mut scope.sub("conv"), channels, channels, 3),
+        }
     }
 
     /// `size` is the height and width of the result if they are not twice the input's.
@@ -265,12 +308,24 @@ impl Sinusoid {
         let half = self.dim / 2;
         let exponents = Tensor::f_arange(half, (Kind::Float, numbers.device()))?;
         let log_period = -(10000f64.ln());
-        let exponents = exponents.f_mul_scalar(log_period)?.f_div_scalar(half as f64 - self.freq_shift)?;
-        let angles = numbers.f_unsqueeze(1)?.f_mul(&exponents.f_exp()?.f_unsqueeze(0)?)?; // [k, dim / 2]
+        let exponents = exponents
+            .f_mul_scalar(log_period)?
+            .f_div_scalar(half as f64 - self.freq_shift)?;
+        let angles = numbers
+            .f_unsqueeze(1)?
+            .f_mul(&exponents.f_exp()?.f_unsqueeze(0)?)?; // [k, dim / 2]
         let (sin, cos) = (angles.f_sin()?, angles.f_cos()?);
-        let both = if self.cos_first { [cos, sin] } else { [sin, cos] };
+        let both = if self.cos_first {
+            [cos, sin]
+        } else {
+            [sin, cos]
+        };
         let embedded = Tensor::f_cat(&both, 1)?;
-        if self.dim % 2 == 1 { embedded.f_constant_pad_nd([0, 1]) } else { Ok(embedded) }
+        if self.dim % 2 == 1 {
+            embedded.f_constant_pad_nd([0, 1])
+        } else {
+            Ok(embedded)
+        }
     }
 }
 

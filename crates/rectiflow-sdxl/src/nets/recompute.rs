@@ -40,7 +40,14 @@ impl<B: Send + 'static> Recompute<B> {
     pub(crate) fn new(mut scope: Scope<'_>, build: impl FnOnce(&mut Scope<'_>) -> B) -> Self {
         let block = build(&mut scope);
         let name = scope.name().to_owned();
-        Self { inner: Arc::new(Inner { block, parameters: scope.taken() }), name, is_on: false }
+        Self {
+            inner: Arc::new(Inner {
+                block,
+                parameters: scope.taken(),
+            }),
+            name,
+            is_on: false,
+        }
     }
 
     /// Returns `run(block, inputs)`, recomputed or not. `run` must do the same in every call.
@@ -51,9 +58,14 @@ impl<B: Send + 'static> Recompute<B> {
     ) -> Torch {
         if self.is_on {
             let inner = self.inner.clone();
-            return checkpoint(inputs, &self.inner.parameters, move |inputs| run(&inner.block, inputs));
+            return checkpoint(inputs, &self.inner.parameters, move |inputs| {
+                run(&inner.block, inputs)
+            });
         }
-        let inputs = inputs.iter().map(|input| input.f_alias()).collect::<Torch<Vec<_>>>()?;
+        let inputs = inputs
+            .iter()
+            .map(|input| input.f_alias())
+            .collect::<Torch<Vec<_>>>()?;
         run(&self.inner.block, &inputs)
     }
 }

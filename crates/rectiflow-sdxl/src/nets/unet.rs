@@ -101,7 +101,13 @@ impl FromStr for UNetPart {
             Some(("up", number)) => level(number).map(Self::Up),
             _ => None,
         };
-        part.ok_or_else(|| Error::unknown_name("part of the UNet", name, &["mid", "down.1", "down.2", "up.0", "up.1"]))
+        part.ok_or_else(|| {
+            Error::unknown_name(
+                "part of the UNet",
+                name,
+                &["mid", "down.1", "down.2", "up.0", "up.1"],
+            )
+        })
     }
 }
 
@@ -131,9 +137,16 @@ impl UNet {
         let device = weights.device();
         let c = &config;
         let (finest, time_dim) = (c.down[0].channels, c.time_embed_dim);
-        let sinusoid = |dim| Sinusoid { dim, cos_first: c.flip_sin_to_cos, freq_shift: c.freq_shift };
+        let sinusoid = |dim| Sinusoid {
+            dim,
+            cos_first: c.flip_sin_to_cos,
+            freq_shift: c.freq_shift,
+        };
         let add_dim = c.pooled_dim + NUM_TIME_IDS * c.addition_time_embed_dim;
-        let norm = Norm { num_groups: c.norm_num_groups, eps: c.norm_eps };
+        let norm = Norm {
+            num_groups: c.norm_num_groups,
+            eps: c.norm_eps,
+        };
         let mut root = weights.root();
         let conv_in = Conv::new(&mut root.sub("conv_in"), c.in_channels, finest, 3);
         let time_embedding = TimeEmbedding::new(&mut root.sub("time_embedding"), finest, time_dim);
@@ -200,17 +213,26 @@ impl UNet {
     ///
     /// # Errors
     /// As [`Self::forward`]; [`Error::Invalid`] for a part without attention.
-    pub fn forward_perturbed(&self, input: &UNetInput<'_>, perturbation: Option<Perturbation<'_>>) -> Result<Tensor> {
+    pub fn forward_perturbed(
+        &self,
+        input: &UNetInput<'_>,
+        perturbation: Option<Perturbation<'_>>,
+    ) -> Result<Tensor> {
         self.check(input)?;
         if let Some(perturbation) = perturbation {
             self.check_parts(perturbation.parts)?;
             let rows = input.sample.size()[0];
             if !(1..rows).contains(&perturbation.first_row) {
                 let expected = format!("from 1 to {} of a batch of {rows}", rows - 1);
-                return Err(Error::input("first perturbed row", expected, perturbation.first_row.to_string()));
+                return Err(Error::input(
+                    "first perturbed row",
+                    expected,
+                    perturbation.first_row.to_string(),
+                ));
             }
         }
-        self.calculate(input, perturbation, None).map_err(torch_error(input))
+        self.calculate(input, perturbation, None)
+            .map_err(torch_error(input))
     }
 
     /// As [`Self::forward`], but `meter` measures all attention logits, at the cost of one more
@@ -220,16 +242,25 @@ impl UNet {
     /// As [`Self::forward`].
     pub fn forward_metered(&self, input: &UNetInput<'_>, meter: &LogitMeter) -> Result<Tensor> {
         self.check(input)?;
-        self.calculate(input, None, Some(meter)).map_err(torch_error(input))
+        self.calculate(input, None, Some(meter))
+            .map_err(torch_error(input))
     }
 
     /// Returns the parts with transformers, whose self-attention can be switched off.
     pub fn parts_with_attention(&self) -> Vec<UNetPart> {
         let of = |levels: &[LevelConfig], part: fn(usize) -> UNetPart| {
-            let with = levels.iter().enumerate().filter(|(_, level)| !level.transformer_layers.is_empty());
+            let with = levels
+                .iter()
+                .enumerate()
+                .filter(|(_, level)| !level.transformer_layers.is_empty());
             with.map(|(index, _)| part(index)).collect::<Vec<_>>()
         };
-        [of(&self.config.down, UNetPart::Down), vec![UNetPart::Mid], of(&self.config.up, UNetPart::Up)].concat()
+        [
+            of(&self.config.down, UNetPart::Down),
+            vec![UNetPart::Mid],
+            of(&self.config.up, UNetPart::Up),
+        ]
+        .concat()
     }
 
     /// Checks that all `parts` have attention.
@@ -242,7 +273,10 @@ impl UNet {
             None => Ok(()),
             Some(part) => {
                 let names: Vec<String> = known.iter().map(ToString::to_string).collect();
-                let problem = format!("this UNet has no attention in {part}, only in {}", names.join(", "));
+                let problem = format!(
+                    "this UNet has no attention in {part}, only in {}",
+                    names.join(", ")
+                );
                 Err(Error::invalid("pag_parts", &[problem]))
             }
         }
@@ -256,13 +290,23 @@ impl UNet {
     ) -> Torch {
         let time = self.embed(input)?;
         let context = self.placed(input.context)?;
-        let mask = input.context_mask.map(|mask| mask.f_to_device(self.device)).transpose()?;
+        let mask = input
+            .context_mask
+            .map(|mask| mask.f_to_device(self.device))
+            .transpose()?;
         let mask = mask.as_ref().map_or(Mask::Everything, Mask::Keys);
-        let conditions = PassConditions { time: &time, context: &context, mask, perturbation, meter };
+        let conditions = PassConditions {
+            time: &time,
+            context: &context,
+            mask,
+            perturbation,
+            meter,
+        };
         let x = self.conv_in.forward(&self.placed(input.sample)?)?;
         let x = self.levels(x, &conditions)?;
         let normed = self.conv_norm_out.forward_silu(&x)?;
-        self.conv_out.forward(&normed.f_to_kind(self.conv_out.kind())?)
+        self.conv_out
+            .forward(&normed.f_to_kind(self.conv_out.kind())?)
     }
 
     /// Returns a tensor on the model's device and in its dtype.
@@ -276,13 +320,15 @@ impl UNet {
         let mut skips = vec![x.shallow_clone()];
         for (level, block) in self.down.iter().enumerate() {
             x = block.forward(x, &conditions.within(UNetPart::Down(level)), &mut skips)?;
-            self.parameters.release_pages(&format!("down_blocks.{level}."));
+            self.parameters
+                .release_pages(&format!("down_blocks.{level}."));
         }
         x = self.mid.forward(&x, &conditions.within(UNetPart::Mid))?;
         self.parameters.release_pages("mid_block.");
         for (level, block) in self.up.iter().enumerate() {
             x = block.forward(x, &conditions.within(UNetPart::Up(level)), &mut skips)?;
-            self.parameters.release_pages(&format!("up_blocks.{level}."));
+            self.parameters
+                .release_pages(&format!("up_blocks.{level}."));
         }
         Ok(x)
     }
@@ -292,14 +338,22 @@ impl UNet {
     fn embed(&self, input: &UNetInput<'_>) -> Torch {
         let place = |x: &Tensor| x.f_to_device(self.device);
         let kind = self.time_embedding.kind();
-        let time = self.time_proj.forward(&place(input.timestep)?)?.f_to_kind(kind)?;
+        let time = self
+            .time_proj
+            .forward(&place(input.timestep)?)?
+            .f_to_kind(kind)?;
         let time = self.time_embedding.forward(&time)?; // [b, time_embed_dim]
         let b = input.time_ids.size()[0];
-        let sizes = self.add_time_proj.forward(&place(input.time_ids)?.f_reshape([-1])?)?.f_reshape([b, -1])?;
+        let sizes = self
+            .add_time_proj
+            .forward(&place(input.time_ids)?.f_reshape([-1])?)?
+            .f_reshape([b, -1])?;
         let kind = self.add_embedding.kind();
         let text = place(input.text_embeds)?.f_to_kind(kind)?;
         let added = Tensor::f_cat(&[text, sizes.f_to_kind(kind)?], 1)?; // [b, 2816]
-        time.f_add(&self.add_embedding.forward(&added)?)?.f_silu()?.f_to_kind(self.kind())
+        time.f_add(&self.add_embedding.forward(&added)?)?
+            .f_silu()?
+            .f_to_kind(self.kind())
     }
 
     /// Checks that the tensors fit each other and the model.
@@ -311,21 +365,40 @@ impl UNet {
         }
         let b = size[0];
         expect("timestep", input.timestep, &[b])?;
-        expect("text_embeds", input.text_embeds, &[b, self.config.pooled_dim])?;
+        expect(
+            "text_embeds",
+            input.text_embeds,
+            &[b, self.config.pooled_dim],
+        )?;
         expect("time_ids", input.time_ids, &[b, NUM_TIME_IDS])?;
         let num_tokens = input.context.size().get(1).copied().unwrap_or(0);
-        expect("encoder_hidden_states", input.context, &[b, num_tokens.max(1), self.config.context_dim()])?;
+        expect(
+            "encoder_hidden_states",
+            input.context,
+            &[b, num_tokens.max(1), self.config.context_dim()],
+        )?;
         if let Some(mask) = input.context_mask {
             expect("context mask", mask, &[b, num_tokens])?;
             if mask.kind() != Kind::Bool {
-                return Err(Error::input("context mask", "dtype Bool", format!("{:?}", mask.kind())));
+                return Err(Error::input(
+                    "context mask",
+                    "dtype Bool",
+                    format!("{:?}", mask.kind()),
+                ));
             }
         }
-        let floating =
-            [("sample", input.sample), ("encoder_hidden_states", input.context), ("text_embeds", input.text_embeds)];
+        let floating = [
+            ("sample", input.sample),
+            ("encoder_hidden_states", input.context),
+            ("text_embeds", input.text_embeds),
+        ];
         for (name, tensor) in floating {
             if !tensor.is_floating_point() {
-                return Err(Error::input(name, "a floating-point dtype", format!("{:?}", tensor.kind())));
+                return Err(Error::input(
+                    name,
+                    "a floating-point dtype",
+                    format!("{:?}", tensor.kind()),
+                ));
             }
         }
         Ok(())
@@ -344,13 +417,19 @@ struct PassConditions<'a> {
 impl PassConditions<'_> {
     /// Returns the conditions of one part: only some have perturbed attention.
     fn within(&self, part: UNetPart) -> Conditions<'_> {
-        let perturbation = self.perturbation.filter(|perturbation| perturbation.parts.contains(&part));
+        let perturbation = self
+            .perturbation
+            .filter(|perturbation| perturbation.parts.contains(&part));
         let attending = Attending {
             mask: self.mask,
             perturbed_from: perturbation.map(|perturbation| perturbation.first_row),
             meter: self.meter,
         };
-        Conditions { time: self.time, context: self.context, attending }
+        Conditions {
+            time: self.time,
+            context: self.context,
+            attending,
+        }
     }
 }
 
@@ -364,6 +443,10 @@ fn expect(name: &str, tensor: &Tensor, shape: &[i64]) -> Result<()> {
     if tensor.size() == shape {
         Ok(())
     } else {
-        Err(Error::input(name, format!("shape {shape:?}"), format!("{:?}", tensor.size())))
+        Err(Error::input(
+            name,
+            format!("shape {shape:?}"),
+            format!("{:?}", tensor.size()),
+        ))
     }
 }

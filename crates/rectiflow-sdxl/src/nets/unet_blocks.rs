@@ -10,7 +10,9 @@ use crate::{
     config::unet::{LevelConfig, UNetConfig},
     nets::{
         attention::{Attention, LogitMeter, Mask},
-        layers::{Conv, Downsample, GroupNorm, LayerNorm, Linear, Norm, Resnet, Upsample, height_width},
+        layers::{
+            Conv, Downsample, GroupNorm, LayerNorm, Linear, Norm, Resnet, Upsample, height_width,
+        },
         recompute::Recompute,
     },
     torch::{ffi::Torch, kernels::gated_gelu},
@@ -62,7 +64,12 @@ impl TransformerBlock {
             norm1: LayerNorm::new(&mut scope.sub("norm1"), dim, LAYER_NORM_EPS),
             attn1: Attention::new(&mut scope.sub("attn1"), [dim, dim], level.num_heads, false),
             norm2: LayerNorm::new(&mut scope.sub("norm2"), dim, LAYER_NORM_EPS),
-            attn2: Attention::new(&mut scope.sub("attn2"), [dim, level.context_dim], level.num_heads, false),
+            attn2: Attention::new(
+                &mut scope.sub("attn2"),
+                [dim, level.context_dim],
+                level.num_heads,
+                false,
+            ),
             norm3: LayerNorm::new(&mut scope.sub("norm3"), dim, LAYER_NORM_EPS),
             ff_in: Linear::new(&mut scope.sub("ff.net.0.proj"), dim, 8 * dim),
             ff_out: Linear::new(&mut scope.sub("ff.net.2"), 4 * dim, dim),
@@ -70,15 +77,24 @@ impl TransformerBlock {
     }
 
     fn forward(&self, [x, context]: [&Tensor; 2], attending: Attending<'_>) -> Torch {
-        let Attending { mask, perturbed_from, meter } = attending;
+        let Attending {
+            mask,
+            perturbed_from,
+            meter,
+        } = attending;
         let normed = self.norm1.forward(x)?;
         let looked = match perturbed_from {
-            None => self.attn1.forward(&normed, &normed, Mask::Everything, meter)?,
+            None => self
+                .attn1
+                .forward(&normed, &normed, Mask::Everything, meter)?,
             Some(first) => self.attn1.forward_perturbed(&normed, first, meter)?,
         };
         let x = looked.f_add(x)?;
         let normed = self.norm2.forward(&x)?;
-        let x = self.attn2.forward(&normed, context, mask, meter)?.f_add(&x)?;
+        let x = self
+            .attn2
+            .forward(&normed, context, mask, meter)?
+            .f_add(&x)?;
         let both = self.ff_in.forward(&self.norm3.forward(&x)?)?; // the value and its gate
         self.ff_out.forward(&gated_gelu(&both)?)?.f_add(&x)
     }
@@ -100,9 +116,17 @@ pub(crate) struct Transformer {
 }
 
 impl Transformer {
-    fn new(scope: &mut Scope<'_>, config: &UNetConfig, level: &LevelConfig, num_blocks: usize) -> Self {
+    fn new(
+        scope: &mut Scope<'_>,
+        config: &UNetConfig,
+        level: &LevelConfig,
+        num_blocks: usize,
+    ) -> Self {
         let dim = level.channels;
-        let norm = Norm { num_groups: config.norm_num_groups, eps: TRANSFORMER_NORM_EPS };
+        let norm = Norm {
+            num_groups: config.norm_num_groups,
+            eps: TRANSFORMER_NORM_EPS,
+        };
         let projections = if config.use_linear_projection {
             let mut linear = |name| Linear::new(&mut scope.sub(name), dim, dim);
             Projections::Linear(linear("proj_in"), linear("proj_out"))
@@ -115,7 +139,11 @@ impl Transformer {
             Recompute::new(scope, |scope| TransformerBlock::new(scope, level))
         };
         let blocks = (0..num_blocks).map(block).collect();
-        Self { norm: GroupNorm::new(&mut scope.sub("norm"), dim, norm), projections, blocks }
+        Self {
+            norm: GroupNorm::new(&mut scope.sub("norm"), dim, norm),
+            projections,
+            blocks,
+        }
     }
 
     fn forward(&self, x: &Tensor, conditions: &Conditions<'_>) -> Torch {
@@ -144,47 +172,90 @@ impl Recompute<TransformerBlock> {
     /// Runs the block on `hidden`, `[b, n, c]`. All tensors that the block reads are its inputs: a
     /// recomputed block keeps no others.
     fn on(&self, hidden: &Tensor, conditions: &Conditions<'_>) -> Torch {
-        let Attending { mask, perturbed_from, meter } = conditions.attending;
+        let Attending {
+            mask,
+            perturbed_from,
+            meter,
+        } = conditions.attending;
         let meter = meter.cloned();
         match mask {
-            Mask::Keys(keys) => self.forward(&[hidden, conditions.context, keys], move |block, inputs| {
-                let mask = Mask::Keys(&inputs[2]);
-                let attending = Attending { mask, perturbed_from, meter: meter.as_ref() };
-                block.forward([&inputs[0], &inputs[1]], attending)
-            }),
-            Mask::Everything | Mask::Causal => self.forward(&[hidden, conditions.context], move |block, inputs| {
-                let mask = Mask::Everything;
-                let attending = Attending { mask, perturbed_from, meter: meter.as_ref() };
-                block.forward([&inputs[0], &inputs[1]], attending)
-            }),
+            Mask::Keys(keys) => {
+                self.forward(&[hidden, conditions.context, keys], move |block, inputs| {
+                    let mask = Mask::Keys(&inputs[2]);
+                    let attending = Attending {
+                        mask,
+                        perturbed_from,
+                        meter: meter.as_ref(),
+                    };
+                    block.forward([&inputs[0], &inputs[1]], attending)
+                })
+            }
+            Mask::Everything | Mask::Causal => {
+                self.forward(&[hidden, conditions.context], move |block, inputs| {
+                    let mask = Mask::Everything;
+                    let attending = Attending {
+                        mask,
+                        perturbed_from,
+                        meter: meter.as_ref(),
+                    };
+                    block.forward([&inputs[0], &inputs[1]], attending)
+                })
+            }
         }
     }
 }
 
 /// Builds the transformers of a level: one after each residual block, or none.
-fn transformers(scope: &mut Scope<'_>, config: &UNetConfig, level: &LevelConfig) -> Vec<Transformer> {
+fn transformers(
+    scope: &mut Scope<'_>,
+    config: &UNetConfig,
+    level: &LevelConfig,
+) -> Vec<Transformer> {
     let numbered = level.transformer_layers.iter().enumerate();
-    numbered.map(|(i, &n)| Transformer::new(&mut scope.sub(format_args!("attentions.{i}")), config, level, n)).collect()
+    numbered
+        .map(|(i, &n)| {
+            Transformer::new(
+                &mut scope.sub(format_args!("attentions.{i}")),
+                config,
+                level,
+                n,
+            )
+        })
+        .collect()
 }
 
 /// Builds a residual block with the UNet's time embedding and norms.
-fn resnet(scope: &mut Scope<'_>, config: &UNetConfig, i: usize, channels: [i64; 2]) -> Recompute<Resnet> {
-    let norm = Norm { num_groups: config.norm_num_groups, eps: config.norm_eps };
-    let build = |scope: &mut Scope<'_>| Resnet::new(scope, channels, Some(config.time_embed_dim), norm);
+fn resnet(
+    scope: &mut Scope<'_>,
+    config: &UNetConfig,
+    i: usize,
+    channels: [i64; 2],
+) -> Recompute<Resnet> {
+    let norm = Norm {
+        num_groups: config.norm_num_groups,
+        eps: config.norm_eps,
+    };
+    let build =
+        |scope: &mut Scope<'_>| Resnet::new(scope, channels, Some(config.time_embed_dim), norm);
     Recompute::new(scope.sub(format_args!("resnets.{i}")), build)
 }
 
 impl Recompute<Resnet> {
     /// Runs the block on `x`, `[b, c, h, w]`, with `time`, `[b, time_embed_dim]`.
     fn on(&self, x: &Tensor, time: &Tensor) -> Torch {
-        self.forward(&[x, time], |resnet, inputs| resnet.forward(&inputs[0], Some(&inputs[1])))
+        self.forward(&[x, time], |resnet, inputs| {
+            resnet.forward(&inputs[0], Some(&inputs[1]))
+        })
     }
 
     /// As [`Self::on`], on `x` and `skip` concatenated along the channels; a recomputed block
     /// recomputes the concatenation too.
     fn on_both(&self, x: &Tensor, skip: &Tensor, time: &Tensor) -> Torch {
         self.forward(&[x, skip, time], |resnet, inputs| {
-            resnet.forward(&Tensor::f_cat(&[&inputs[0], &inputs[1]], 1)?, Some(&inputs[2]))
+            resnet.forward(
+                &Tensor::f_cat(&[&inputs[0], &inputs[1]], 1)?,
+                Some(&inputs[2]),
+            )
         })
     }
 }
@@ -193,12 +264,18 @@ impl Recompute<Resnet> {
 /// calculation.
 type Switches<'a> = Vec<(&'a str, &'a mut bool)>;
 
-fn switches<'a>(resnets: &'a mut [Recompute<Resnet>], attentions: &'a mut [Transformer]) -> Switches<'a> {
+fn switches<'a>(
+    resnets: &'a mut [Recompute<Resnet>],
+    attentions: &'a mut [Transformer],
+) -> Switches<'a> {
     let mut all = Vec::new();
     let mut attentions = attentions.iter_mut();
     for resnet in resnets {
         all.push((resnet.name.as_str(), &mut resnet.is_on));
-        let blocks = attentions.next().into_iter().flat_map(|attention| &mut attention.blocks);
+        let blocks = attentions
+            .next()
+            .into_iter()
+            .flat_map(|attention| &mut attention.blocks);
         all.extend(blocks.map(|block| (block.name.as_str(), &mut block.is_on)));
     }
     all
@@ -219,10 +296,17 @@ impl DownBlock {
         let widths = |i| [if i == 0 { inputs } else { level.channels }, level.channels];
         let is_last = index + 1 == config.down.len();
         Self {
-            resnets: (0..level.num_resnets).map(|i| resnet(scope, config, i, widths(i))).collect(),
+            resnets: (0..level.num_resnets)
+                .map(|i| resnet(scope, config, i, widths(i)))
+                .collect(),
             attentions: transformers(scope, config, level),
-            downsampler: (!is_last)
-                .then(|| Downsample::new(&mut scope.sub("downsamplers.0"), level.channels, config.downsample_padding)),
+            downsampler: (!is_last).then(|| {
+                Downsample::new(
+                    &mut scope.sub("downsamplers.0"),
+                    level.channels,
+                    config.downsample_padding,
+                )
+            }),
         }
     }
 
@@ -231,7 +315,12 @@ impl DownBlock {
         switches(&mut self.resnets, &mut self.attentions)
     }
 
-    pub(crate) fn forward(&self, x: Tensor, conditions: &Conditions<'_>, skips: &mut Vec<Tensor>) -> Torch {
+    pub(crate) fn forward(
+        &self,
+        x: Tensor,
+        conditions: &Conditions<'_>,
+        skips: &mut Vec<Tensor>,
+    ) -> Torch {
         let mut x = x;
         for (i, resnet) in self.resnets.iter().enumerate() {
             x = resnet.on(&x, conditions.time)?;
@@ -262,14 +351,22 @@ impl MidBlock {
         let num_layers = config.mid.transformer_layers[0];
         Self {
             first: resnet(scope, config, 0, widths),
-            attention: Transformer::new(&mut scope.sub("attentions.0"), config, &config.mid, num_layers),
+            attention: Transformer::new(
+                &mut scope.sub("attentions.0"),
+                config,
+                &config.mid,
+                num_layers,
+            ),
             last: resnet(scope, config, 1, widths),
         }
     }
 
     /// Returns its blocks that can be recomputed.
     pub(crate) fn switches(&mut self) -> Switches<'_> {
-        let mut all = switches(std::slice::from_mut(&mut self.first), std::slice::from_mut(&mut self.attention));
+        let mut all = switches(
+            std::slice::from_mut(&mut self.first),
+            std::slice::from_mut(&mut self.attention),
+        );
         all.extend(switches(std::slice::from_mut(&mut self.last), &mut []));
         all
     }
@@ -299,12 +396,21 @@ impl UpBlock {
         // The last skip of a level comes from the next finer level, before its first residual
         // block.
         let inputs = |i| if i == 0 { below } else { level.channels };
-        let skipped = |i| if i + 1 == num_resnets { above } else { level.channels };
+        let skipped = |i| {
+            if i + 1 == num_resnets {
+                above
+            } else {
+                level.channels
+            }
+        };
         let widths = |i| [inputs(i) + skipped(i), level.channels];
         Self {
-            resnets: (0..num_resnets).map(|i| resnet(scope, config, i, widths(i))).collect(),
+            resnets: (0..num_resnets)
+                .map(|i| resnet(scope, config, i, widths(i)))
+                .collect(),
             attentions: transformers(scope, config, level),
-            upsampler: (!is_last).then(|| Upsample::new(&mut scope.sub("upsamplers.0"), level.channels)),
+            upsampler: (!is_last)
+                .then(|| Upsample::new(&mut scope.sub("upsamplers.0"), level.channels)),
         }
     }
 
@@ -314,10 +420,17 @@ impl UpBlock {
     }
 
     /// Takes its skips from the end of `skips`.
-    pub(crate) fn forward(&self, x: Tensor, conditions: &Conditions<'_>, skips: &mut Vec<Tensor>) -> Torch {
+    pub(crate) fn forward(
+        &self,
+        x: Tensor,
+        conditions: &Conditions<'_>,
+        skips: &mut Vec<Tensor>,
+    ) -> Torch {
         let mut x = x;
         for (i, resnet) in self.resnets.iter().enumerate() {
-            let skip = skips.pop().expect("the way down keeps one result for each residual block of the way up");
+            let skip = skips
+                .pop()
+                .expect("the way down keeps one result for each residual block of the way up");
             x = resnet.on_both(&x, &skip, conditions.time)?;
             drop(skip);
             if let Some(attention) = self.attentions.get(i) {

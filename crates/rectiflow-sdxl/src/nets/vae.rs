@@ -49,11 +49,24 @@ impl Vae {
         let mut root = weights.root();
         let encoder = Encoder::new(&mut root.sub("encoder"), &config);
         let mut pointwise = |name, width| Conv::new(&mut root.sub(name), width, width, 1);
-        let quant_conv = config.use_quant_conv.then(|| pointwise("quant_conv", 2 * channels));
-        let post_quant_conv = config.use_post_quant_conv.then(|| pointwise("post_quant_conv", channels));
+        let quant_conv = config
+            .use_quant_conv
+            .then(|| pointwise("quant_conv", 2 * channels));
+        let post_quant_conv = config
+            .use_post_quant_conv
+            .then(|| pointwise("post_quant_conv", channels));
         let decoder = Decoder::new(&mut root.sub("decoder"), &config);
         let parameters = weights.finish()?;
-        Ok(Self { config, parameters, kind, device, encoder, quant_conv, post_quant_conv, decoder })
+        Ok(Self {
+            config,
+            parameters,
+            kind,
+            device,
+            encoder,
+            quant_conv,
+            post_quant_conv,
+            decoder,
+        })
     }
 
     /// Returns the dtype of the calculation.
@@ -76,12 +89,17 @@ impl Vae {
         let least = i64::from(self.config.down_factor());
         check("pixels", pixels, self.config.in_channels, least)?;
         let calculate = || {
-            let mut moments = self.encoder.forward(&pixels.f_to_device(self.device)?.f_to_kind(self.kind)?)?;
+            let mut moments = self
+                .encoder
+                .forward(&pixels.f_to_device(self.device)?.f_to_kind(self.kind)?)?;
             if let Some(conv) = &self.quant_conv {
                 moments = conv.forward(&moments)?;
             }
             let halves = moments.f_chunk(2, 1)?;
-            Ok((halves[0].shallow_clone(), halves[1].f_clamp(LOGVAR_RANGE[0], LOGVAR_RANGE[1])?))
+            Ok((
+                halves[0].shallow_clone(),
+                halves[1].f_clamp(LOGVAR_RANGE[0], LOGVAR_RANGE[1])?,
+            ))
         };
         calculate().map_err(Error::torch(format!("VAE encoding of {:?}", pixels.size())))
     }
@@ -93,10 +111,19 @@ impl Vae {
     /// # Errors
     /// As [`Self::encode`].
     pub fn features(&self, pixels: &Tensor) -> Result<Tensor> {
-        check("pixels", pixels, self.config.in_channels, i64::from(self.config.down_factor()))?;
+        check(
+            "pixels",
+            pixels,
+            self.config.in_channels,
+            i64::from(self.config.down_factor()),
+        )?;
         let calculate = || {
-            let seen = self.encoder.trunk(&pixels.f_to_device(self.device)?.f_to_kind(self.kind)?)?;
-            seen.f_adaptive_avg_pool2d([4, 4])?.f_flatten(1, 3)?.f_to_kind(Kind::Float)
+            let seen = self
+                .encoder
+                .trunk(&pixels.f_to_device(self.device)?.f_to_kind(self.kind)?)?;
+            seen.f_adaptive_avg_pool2d([4, 4])?
+                .f_flatten(1, 3)?
+                .f_to_kind(Kind::Float)
         };
         calculate().map_err(Error::torch(format!("VAE features of {:?}", pixels.size())))
     }
@@ -116,7 +143,10 @@ impl Vae {
             }
             self.decoder.forward(&latents)
         };
-        let pictures = calculate().map_err(Error::torch(format!("VAE decoding of {:?}", latents.size())))?;
+        let pictures = calculate().map_err(Error::torch(format!(
+            "VAE decoding of {:?}",
+            latents.size()
+        )))?;
         if self.device == Device::Cpu {
             // Decoding takes several times the memory of the UNet.
             empty_gaps();
@@ -128,30 +158,50 @@ impl Vae {
 /// Returns the current name of a tensor: files older than diffusers 0.18 have other names in the
 /// middle's attention.
 pub(crate) fn current_name(name: &str) -> String {
-    let old = [(".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0.")];
+    let old = [
+        (".query.", ".to_q."),
+        (".key.", ".to_k."),
+        (".value.", ".to_v."),
+        (".proj_attn.", ".to_out.0."),
+    ];
     let in_attention = name.contains(".attentions.");
-    let found = old.iter().find(|(old, _)| in_attention && name.contains(old));
+    let found = old
+        .iter()
+        .find(|(old, _)| in_attention && name.contains(old));
     found.map_or_else(|| name.to_owned(), |(old, new)| name.replace(old, new))
 }
 
 fn check(name: &str, tensor: &Tensor, channels: i64, least: i64) -> Result<()> {
     let size = tensor.size();
-    if size.len() != 4 || size[0] == 0 || size[1] != channels || size[2] < least || size[3] < least {
+    if size.len() != 4 || size[0] == 0 || size[1] != channels || size[2] < least || size[3] < least
+    {
         let expected = format!("shape [b, {channels}, h, w] with h and w at least {least}");
         return Err(Error::input(name, expected, format!("{size:?}")));
     }
     if !tensor.is_floating_point() {
-        return Err(Error::input(name, "a floating-point dtype", format!("{:?}", tensor.kind())));
+        return Err(Error::input(
+            name,
+            "a floating-point dtype",
+            format!("{:?}", tensor.kind()),
+        ));
     }
     Ok(())
 }
 
 fn norm(config: &VaeConfig) -> Norm {
-    Norm { num_groups: config.norm_num_groups, eps: NORM_EPS }
+    Norm {
+        num_groups: config.norm_num_groups,
+        eps: NORM_EPS,
+    }
 }
 
 fn resnet(scope: &mut Scope<'_>, config: &VaeConfig, i: usize, channels: [i64; 2]) -> Resnet {
-    Resnet::new(&mut scope.sub(format_args!("resnets.{i}")), channels, None, norm(config))
+    Resnet::new(
+        &mut scope.sub(format_args!("resnets.{i}")),
+        channels,
+        None,
+        norm(config),
+    )
 }
 
 /// Maps pictures to moments.
@@ -177,9 +227,20 @@ impl Encoder {
         let conv_in = Conv::new(&mut scope.sub("conv_in"), config.in_channels, finest, 3);
         let level = |i: usize| {
             let mut scope = scope.sub(format_args!("down_blocks.{i}"));
-            let channels = |j| [if j == 0 { widths[i.saturating_sub(1)] } else { widths[i] }, widths[i]];
+            let channels = |j| {
+                [
+                    if j == 0 {
+                        widths[i.saturating_sub(1)]
+                    } else {
+                        widths[i]
+                    },
+                    widths[i],
+                ]
+            };
             EncoderLevel {
-                resnets: (0..config.layers_per_block).map(|j| resnet(&mut scope, config, j, channels(j))).collect(),
+                resnets: (0..config.layers_per_block)
+                    .map(|j| resnet(&mut scope, config, j, channels(j)))
+                    .collect(),
                 downsampler: (i + 1 < widths.len())
                     .then(|| Downsample::new(&mut scope.sub("downsamplers.0"), widths[i], 0)),
             }
@@ -189,7 +250,12 @@ impl Encoder {
             levels: (0..widths.len()).map(level).collect(),
             mid: Mid::new(&mut scope.sub("mid_block"), config),
             conv_norm_out: GroupNorm::new(&mut scope.sub("conv_norm_out"), coarsest, norm(config)),
-            conv_out: Conv::new(&mut scope.sub("conv_out"), coarsest, 2 * config.latent_channels, 3),
+            conv_out: Conv::new(
+                &mut scope.sub("conv_out"),
+                coarsest,
+                2 * config.latent_channels,
+                3,
+            ),
         }
     }
 
@@ -234,14 +300,31 @@ impl Decoder {
     fn new(scope: &mut Scope<'_>, config: &VaeConfig) -> Self {
         let widths: Vec<i64> = config.block_out_channels.iter().rev().copied().collect();
         let (coarsest, finest) = (widths[0], widths[widths.len() - 1]);
-        let conv_in = Conv::new(&mut scope.sub("conv_in"), config.latent_channels, coarsest, 3);
+        let conv_in = Conv::new(
+            &mut scope.sub("conv_in"),
+            config.latent_channels,
+            coarsest,
+            3,
+        );
         let mid = Mid::new(&mut scope.sub("mid_block"), config);
         let level = |i: usize| {
             let mut scope = scope.sub(format_args!("up_blocks.{i}"));
-            let channels = |j| [if j == 0 { widths[i.saturating_sub(1)] } else { widths[i] }, widths[i]];
+            let channels = |j| {
+                [
+                    if j == 0 {
+                        widths[i.saturating_sub(1)]
+                    } else {
+                        widths[i]
+                    },
+                    widths[i],
+                ]
+            };
             DecoderLevel {
-                resnets: (0..=config.layers_per_block).map(|j| resnet(&mut scope, config, j, channels(j))).collect(),
-                upsampler: (i + 1 < widths.len()).then(|| Upsample::new(&mut scope.sub("upsamplers.0"), widths[i])),
+                resnets: (0..=config.layers_per_block)
+                    .map(|j| resnet(&mut scope, config, j, channels(j)))
+                    .collect(),
+                upsampler: (i + 1 < widths.len())
+                    .then(|| Upsample::new(&mut scope.sub("upsamplers.0"), widths[i])),
             }
         };
         Self {
@@ -286,7 +369,11 @@ impl Mid {
             let norm = GroupNorm::new(&mut scope.sub("group_norm"), width, norm(config));
             (norm, Attention::new(&mut scope, [width, width], 1, true))
         });
-        Self { first, attention, last }
+        Self {
+            first,
+            attention,
+            last,
+        }
     }
 
     fn forward(&self, x: &Tensor) -> Torch {
@@ -308,8 +395,14 @@ mod tests {
     #[test]
     fn old_attention_names_are_replaced_and_others_kept() {
         let name = "decoder.mid_block.attentions.0.proj_attn.weight";
-        assert_eq!(current_name(name), "decoder.mid_block.attentions.0.to_out.0.weight");
-        assert_eq!(current_name("encoder.mid_block.attentions.0.key.bias"), "encoder.mid_block.attentions.0.to_k.bias");
+        assert_eq!(
+            current_name(name),
+            "decoder.mid_block.attentions.0.to_out.0.weight"
+        );
+        assert_eq!(
+            current_name("encoder.mid_block.attentions.0.key.bias"),
+            "encoder.mid_block.attentions.0.to_k.bias"
+        );
         assert_eq!(current_name("encoder.key.bias"), "encoder.key.bias");
     }
 }

@@ -43,9 +43,20 @@ impl BrownianPath {
     /// Makes the path of `seed` for latents of `shape`, from the lowest level above 0 to the
     /// highest.
     pub fn new(seed: u64, shape: &[i64], [lowest, highest]: [f64; 2]) -> Self {
-        let root = Interval { start: rounded(lowest), end: rounded(highest), place: 0, depth: 0 };
-        let whole = initial_noise(seed_of(seed, &[]).into(), shape) * (highest - lowest).max(0.0).sqrt();
-        Self { seed, shape: shape.to_vec(), root, whole }
+        let root = Interval {
+            start: rounded(lowest),
+            end: rounded(highest),
+            place: 0,
+            depth: 0,
+        };
+        let whole =
+            initial_noise(seed_of(seed, &[]).into(), shape) * (highest - lowest).max(0.0).sqrt();
+        Self {
+            seed,
+            shape: shape.to_vec(),
+            root,
+            whole,
+        }
     }
 
     /// Returns the increment for a step from `from` down to `to`, scaled to unit variance. fp32 on
@@ -77,8 +88,22 @@ impl BrownianPath {
         }
         let middle = rounded(0.5 * (end + start));
         let over_left = self.over_left_half(interval, over, middle);
-        let left = || self.increment(interval.child(start, middle, 0), &over_left, low, high.min(middle));
-        let right = || self.increment(interval.child(middle, end, 1), &(over - &over_left), low.max(middle), high);
+        let left = || {
+            self.increment(
+                interval.child(start, middle, 0),
+                &over_left,
+                low,
+                high.min(middle),
+            )
+        };
+        let right = || {
+            self.increment(
+                interval.child(middle, end, 1),
+                &(over - &over_left),
+                low.max(middle),
+                high,
+            )
+        };
         match (low < middle, high > middle) {
             (true, true) => left() + right(),
             (true, false) => left(),
@@ -89,21 +114,31 @@ impl BrownianPath {
     fn over_left_half(&self, interval: Interval, over: &Tensor, middle: f64) -> Tensor {
         let (left, right) = (middle - interval.start, interval.end - middle);
         let length = interval.end - interval.start;
-        let noise = initial_noise(seed_of(self.seed, &[interval.place, interval.depth]).into(), &self.shape);
+        let noise = initial_noise(
+            seed_of(self.seed, &[interval.place, interval.depth]).into(),
+            &self.shape,
+        );
         over * (left / length) + noise * (left * right / length).sqrt()
     }
 }
 
 impl Interval {
     fn child(self, start: f64, end: f64, side: u64) -> Self {
-        Self { start, end, place: 2 * self.place + side, depth: self.depth + 1 }
+        Self {
+            start,
+            end,
+            place: 2 * self.place + side,
+            depth: self.depth + 1,
+        }
     }
 }
 
 /// Rounds to six decimals as Python's `round`, which rounds the exact value, not its product with a
 /// million.
 fn rounded(level: f64) -> f64 {
-    format!("{level:.6}").parse().expect("a formatted number parses")
+    format!("{level:.6}")
+        .parse()
+        .expect("a formatted number parses")
 }
 
 /// Returns the first word of
@@ -112,7 +147,8 @@ fn seed_of(entropy: u64, key: &[u64]) -> u32 {
     let mut words = words_of(entropy);
     if !key.is_empty() {
         words.resize(POOL_WORDS, 0);
-        key.iter().for_each(|&number| words.extend(words_of(number)));
+        key.iter()
+            .for_each(|&number| words.extend(words_of(number)));
     }
     let first = pool(&words)[0];
     let mut value = first ^ 0x8b51_f9dd;
@@ -123,7 +159,11 @@ fn seed_of(entropy: u64, key: &[u64]) -> u32 {
 /// Returns a number as 32-bit words, least significant first; at least one.
 fn words_of(number: u64) -> Vec<u32> {
     let (low, high) = (number as u32, (number >> 32) as u32);
-    if high == 0 { vec![low] } else { vec![low, high] }
+    if high == 0 {
+        vec![low]
+    } else {
+        vec![low, high]
+    }
 }
 
 /// Hashes words of entropy into a pool, so that each input bit changes every word of the pool.
@@ -136,7 +176,9 @@ fn pool(words: &[u32]) -> [u32; POOL_WORDS] {
         value ^ value >> 16
     };
     let mixed = |x: u32, y: u32| {
-        let value = 0xca01_f9dd_u32.wrapping_mul(x).wrapping_sub(0x4973_f715_u32.wrapping_mul(y));
+        let value = 0xca01_f9dd_u32
+            .wrapping_mul(x)
+            .wrapping_sub(0x4973_f715_u32.wrapping_mul(y));
         value ^ value >> 16
     };
     let mut pool = [0; POOL_WORDS];
@@ -166,7 +208,11 @@ mod tests {
         let over = |from: f64, to: f64| path.noise(from, to) * (from - to).sqrt();
         let whole = over(1.0, 0.1);
         let levels = [1.0, 0.97, 0.7654321, 0.5, 0.2, 0.1];
-        let parts: Tensor = levels.windows(2).map(|pair| over(pair[0], pair[1])).reduce(|a, b| a + b).unwrap();
+        let parts: Tensor = levels
+            .windows(2)
+            .map(|pair| over(pair[0], pair[1]))
+            .reduce(|a, b| a + b)
+            .unwrap();
         assert!((parts - whole).abs().max().double_value(&[]) < 1e-5);
     }
 
@@ -176,7 +222,9 @@ mod tests {
         let (first, second) = (path.noise(14.6, 3.0), path.noise(3.0, 0.4));
         let mean = |x: Tensor| x.mean(tch::Kind::Float).double_value(&[]);
         // 16,384 numbers: a standard error of 0.008 for a mean, 0.011 for a variance.
-        assert!(mean(first.shallow_clone()).abs() < 0.03 && (mean(first.square()) - 1.0).abs() < 0.04);
+        assert!(
+            mean(first.shallow_clone()).abs() < 0.03 && (mean(first.square()) - 1.0).abs() < 0.04
+        );
         assert!((mean(second.square()) - 1.0).abs() < 0.04);
         assert!(mean(first * second).abs() < 0.03);
     }

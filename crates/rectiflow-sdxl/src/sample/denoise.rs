@@ -29,10 +29,17 @@ pub fn signal(parameterization: Parameterization, sigma: f64) -> f64 {
 ///
 /// For an eps or v model that starts at the highest level, the variance is that of its noisiest
 /// training inputs, `1 + sigma^2`.
-pub fn noised_start(parameterization: Parameterization, noise: &Tensor, sigma: f64, sigma_max: f64) -> Tensor {
+pub fn noised_start(
+    parameterization: Parameterization,
+    noise: &Tensor,
+    sigma: f64,
+    sigma_max: f64,
+) -> Tensor {
     let starts_at_top = sigma >= sigma_max * (1.0 - 1e-5);
     match parameterization {
-        Parameterization::Eps | Parameterization::V if starts_at_top => noise * (1.0 + sigma * sigma).sqrt(),
+        Parameterization::Eps | Parameterization::V if starts_at_top => {
+            noise * (1.0 + sigma * sigma).sqrt()
+        }
         _ => noise * sigma,
     }
 }
@@ -66,7 +73,11 @@ pub fn denoised_by(
 
 /// Converts to at least fp32: a bf16 model's outputs are accumulated over many steps.
 fn widened(output: Tensor) -> Tensor {
-    if output.kind() == Kind::Double { output } else { output.to_kind(Kind::Float) }
+    if output.kind() == Kind::Double {
+        output
+    } else {
+        output.to_kind(Kind::Float)
+    }
 }
 
 #[cfg(test)]
@@ -76,7 +87,9 @@ mod tests {
     #[test]
     fn start_has_the_first_levels_noise() {
         let noise = Tensor::from_slice(&[1.0f64]);
-        let start = |parameterization, sigma| noised_start(parameterization, &noise, sigma, 14.0).double_value(&[0]);
+        let start = |parameterization, sigma| {
+            noised_start(parameterization, &noise, sigma, 14.0).double_value(&[0])
+        };
         assert_eq!(start(Parameterization::Flow, 1.0), 1.0);
         assert_eq!(start(Parameterization::Flow, 0.9), 0.9);
         assert_eq!(start(Parameterization::Eps, 14.0), 197f64.sqrt());

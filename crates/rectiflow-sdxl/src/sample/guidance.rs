@@ -45,7 +45,12 @@ pub struct Guidance {
 
 impl Default for Guidance {
     fn default() -> Self {
-        Self { cfg: 4.5, cfg_rescale: 0.0, pag_scale: 0.0, pag_parts: vec![UNetPart::Mid] }
+        Self {
+            cfg: 4.5,
+            cfg_rescale: 0.0,
+            pag_scale: 0.0,
+            pag_parts: vec![UNetPart::Mid],
+        }
     }
 }
 
@@ -65,16 +70,28 @@ impl Guidance {
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if !self.cfg.is_finite() {
-            problems.push(format!("cfg is {}, expected a finite number (1 turns guidance off)", self.cfg));
+            problems.push(format!(
+                "cfg is {}, expected a finite number (1 turns guidance off)",
+                self.cfg
+            ));
         }
         if !(0.0..=1.0).contains(&self.cfg_rescale) {
-            problems.push(format!("cfg_rescale is {}, expected 0 (none) to 1", self.cfg_rescale));
+            problems.push(format!(
+                "cfg_rescale is {}, expected 0 (none) to 1",
+                self.cfg_rescale
+            ));
         }
         if !self.pag_scale.is_finite() {
-            problems.push(format!("pag_scale is {}, expected a finite number (0 turns it off)", self.pag_scale));
+            problems.push(format!(
+                "pag_scale is {}, expected a finite number (0 turns it off)",
+                self.pag_scale
+            ));
         }
         if self.is_perturbed() && self.pag_parts.is_empty() {
-            problems.push("pag_parts is empty, expected \"mid\" or other parts, since pag_scale is not 0".into());
+            problems.push(
+                "pag_parts is empty, expected \"mid\" or other parts, since pag_scale is not 0"
+                    .into(),
+            );
         }
         problems
     }
@@ -146,24 +163,33 @@ impl<'a> Guided<'a> {
     /// Errors of the UNet, and [`Error::Input`] if its output is not finite.
     pub fn denoise(&self, x: &Tensor, sigma: f64) -> Result<Tensor> {
         let stacked = x.repeat([self.copies, 1, 1, 1]);
-        let perturbation = self
-            .guidance
-            .is_perturbed()
-            .then(|| Perturbation { parts: &self.guidance.pag_parts, first_row: (self.copies - 1) * self.batch });
-        let denoised = denoised_by(self.parameterization, &stacked, sigma, &mut |sample, timestep| {
-            let input = UNetInput {
-                sample: &sample.to_kind(self.unet.kind()),
-                timestep,
-                context: &self.context,
-                context_mask: self.context_mask.as_ref(),
-                text_embeds: &self.pooled,
-                time_ids: &self.time_ids,
-            };
-            self.unet.forward_perturbed(&input, perturbation)
-        })?;
+        let perturbation = self.guidance.is_perturbed().then(|| Perturbation {
+            parts: &self.guidance.pag_parts,
+            first_row: (self.copies - 1) * self.batch,
+        });
+        let denoised = denoised_by(
+            self.parameterization,
+            &stacked,
+            sigma,
+            &mut |sample, timestep| {
+                let input = UNetInput {
+                    sample: &sample.to_kind(self.unet.kind()),
+                    timestep,
+                    context: &self.context,
+                    context_mask: self.context_mask.as_ref(),
+                    text_embeds: &self.pooled,
+                    time_ids: &self.time_ids,
+                };
+                self.unet.forward_perturbed(&input, perturbation)
+            },
+        )?;
         if denoised.isfinite().all().int64_value(&[]) == 0 {
             let found = "NaN or infinity: the model is broken, or its values overflow its dtype";
-            return Err(Error::input(format!("the UNet's output at sigma {sigma:.4}"), "finite numbers", found));
+            return Err(Error::input(
+                format!("the UNet's output at sigma {sigma:.4}"),
+                "finite numbers",
+                found,
+            ));
         }
         Ok(self.combined(x, sigma, &denoised.chunk(self.copies, 0)))
     }
@@ -219,7 +245,11 @@ fn check_rows(parts: &[(&'static str, &Cond)], batch: i64) -> Result<()> {
     for (name, part) in parts {
         let rows = part.pooled.size()[0];
         if rows != 1 && rows != batch {
-            return Err(Error::input(*name, format!("1 or {batch} (one per picture)"), rows.to_string()));
+            return Err(Error::input(
+                *name,
+                format!("1 or {batch} (one per picture)"),
+                rows.to_string(),
+            ));
         }
     }
     Ok(())
@@ -228,7 +258,10 @@ fn check_rows(parts: &[(&'static str, &Cond)], batch: i64) -> Result<()> {
 /// Stacks all texts as one batch, part by part; each part has a row per picture, all rows the same
 /// number of tokens.
 fn stacked(parts: &[(&'static str, &Cond)], batch: i64) -> Cond {
-    let num_tokens = parts.iter().map(|(_, part)| part.context.size()[1]).fold(1, num_integer::lcm);
+    let num_tokens = parts
+        .iter()
+        .map(|(_, part)| part.context.size()[1])
+        .fold(1, num_integer::lcm);
     let mut context = Vec::new();
     let mut masks = Vec::new();
     let mut pooled = Vec::new();
@@ -293,15 +326,29 @@ mod tests {
 
     fn cond(seed: u64, rows: i64, num_chunks: i64) -> Cond {
         let context = initial_noise(seed, &[rows, 77 * num_chunks, 12]) * 3.0;
-        Cond { context, context_mask: None, pooled: initial_noise(seed + 1, &[rows, 6]) }
+        Cond {
+            context,
+            context_mask: None,
+            pooled: initial_noise(seed + 1, &[rows, 6]),
+        }
     }
 
     fn time_ids(batch: usize) -> Tensor {
-        SampleSettings { batch, ..Default::default() }.time_ids()
+        SampleSettings {
+            batch,
+            ..Default::default()
+        }
+        .time_ids()
     }
 
     fn guided(unet: &UNet, texts: Texts<'_>, x: &Tensor, guidance: &Guidance) -> Tensor {
-        let guided = Guided::new(unet, Parameterization::Flow, texts, &time_ids(x.size()[0] as usize), guidance);
+        let guided = Guided::new(
+            unet,
+            Parameterization::Flow,
+            texts,
+            &time_ids(x.size()[0] as usize),
+            guidance,
+        );
         tch::no_grad(|| guided.unwrap().denoise(x, 0.8).unwrap())
     }
 
@@ -309,7 +356,12 @@ mod tests {
         difference.abs().max().double_value(&[])
     }
 
-    const NONE: Guidance = Guidance { cfg: 1.0, cfg_rescale: 0.0, pag_scale: 0.0, pag_parts: Vec::new() };
+    const NONE: Guidance = Guidance {
+        cfg: 1.0,
+        cfg_rescale: 0.0,
+        pag_scale: 0.0,
+        pag_parts: Vec::new(),
+    };
 
     #[test]
     fn one_guided_pass_equals_two_even_with_unequal_lengths() {
@@ -319,15 +371,26 @@ mod tests {
         // 2 chunks.
         let mut prompts = cond(1, 2, 3);
         let real = Tensor::from_slice(&[3i64, 2]).view([2, 1]) * 77;
-        prompts.context_mask = Some(Tensor::arange(3 * 77, (Kind::Int64, Device::Cpu)).view([1, -1]).lt_tensor(&real));
+        prompts.context_mask = Some(
+            Tensor::arange(3 * 77, (Kind::Int64, Device::Cpu))
+                .view([1, -1])
+                .lt_tensor(&real),
+        );
         let negative = cond(3, 1, 2);
-        let denoise =
-            |cond: &Cond, uncond: &Cond, cfg: f64| guided(&unet, Texts { cond, uncond }, &x, &Guidance { cfg, ..NONE });
-        let (alone, against) = (denoise(&prompts, &negative, 1.0), denoise(&negative, &prompts, 1.0));
+        let denoise = |cond: &Cond, uncond: &Cond, cfg: f64| {
+            guided(&unet, Texts { cond, uncond }, &x, &Guidance { cfg, ..NONE })
+        };
+        let (alone, against) = (
+            denoise(&prompts, &negative, 1.0),
+            denoise(&negative, &prompts, 1.0),
+        );
         let expected = &against + (&alone - &against) * 4.5;
         let together = denoise(&prompts, &negative, 4.5);
         assert!(largest(&(together - expected)) < 1e-4);
-        assert!(largest(&(alone - against)) > 1e-3, "the texts must lead to different predictions");
+        assert!(
+            largest(&(alone - against)) > 1e-3,
+            "the texts must lead to different predictions"
+        );
     }
 
     #[test]
@@ -335,18 +398,37 @@ mod tests {
         let unet = random_unet();
         let x = initial_noise(5, &[2, 4, 6, 10]);
         let (prompts, negative) = (cond(1, 2, 1), cond(3, 1, 1));
-        let texts = Texts { cond: &prompts, uncond: &negative };
+        let texts = Texts {
+            cond: &prompts,
+            uncond: &negative,
+        };
         let with = |cfg: f64, pag_scale: f64, pag_parts: &[UNetPart]| {
-            guided(&unet, texts, &x, &Guidance { cfg, pag_scale, pag_parts: pag_parts.to_vec(), ..NONE })
+            guided(
+                &unet,
+                texts,
+                &x,
+                &Guidance {
+                    cfg,
+                    pag_scale,
+                    pag_parts: pag_parts.to_vec(),
+                    ..NONE
+                },
+            )
         };
         let (alone, cfg) = (with(1.0, 0.0, &[]), with(3.0, 0.0, &[]));
         // At cfg 1 and scale -1 the result is the perturbed prediction: c - (c - p).
         let perturbed = with(1.0, -1.0, &[UNetPart::Mid]);
         let expected = &cfg + (&alone - &perturbed) * 2.5;
         assert!(largest(&(with(3.0, 2.5, &[UNetPart::Mid]) - expected)) < 1e-4);
-        assert!(largest(&(&alone - &perturbed)) > 1e-3, "switching attention off must change something");
+        assert!(
+            largest(&(&alone - &perturbed)) > 1e-3,
+            "switching attention off must change something"
+        );
         let elsewhere = with(1.0, -1.0, &[UNetPart::Down(1), UNetPart::Up(0)]);
-        assert!(largest(&(elsewhere - perturbed)) > 1e-3, "other parts lead to other predictions");
+        assert!(
+            largest(&(elsewhere - perturbed)) > 1e-3,
+            "other parts lead to other predictions"
+        );
     }
 
     #[test]
@@ -354,17 +436,41 @@ mod tests {
         let unet = random_unet();
         let x = initial_noise(5, &[2, 4, 6, 10]);
         let (prompts, negative) = (cond(1, 2, 1), cond(3, 1, 1));
-        let texts = Texts { cond: &prompts, uncond: &negative };
-        let with = |cfg_rescale: f64, cfg: f64| guided(&unet, texts, &x, &Guidance { cfg, cfg_rescale, ..NONE });
+        let texts = Texts {
+            cond: &prompts,
+            uncond: &negative,
+        };
+        let with = |cfg_rescale: f64, cfg: f64| {
+            guided(
+                &unet,
+                texts,
+                &x,
+                &Guidance {
+                    cfg,
+                    cfg_rescale,
+                    ..NONE
+                },
+            )
+        };
         // The standard deviation per picture of v as in ComfyUI's node, at sigma 0.8.
         let spread = |denoised: &Tensor| {
             let v = &x / 1.64 - denoised;
             Vec::<f32>::try_from(v.std_dim(&[1i64, 2, 3][..], true, false)).unwrap()
         };
-        let (alone, full, plain) = (spread(&with(0.0, 1.0)), spread(&with(1.0, 7.0)), spread(&with(0.0, 7.0)));
+        let (alone, full, plain) = (
+            spread(&with(0.0, 1.0)),
+            spread(&with(1.0, 7.0)),
+            spread(&with(0.0, 7.0)),
+        );
         for picture in 0..2 {
-            assert!((full[picture] / alone[picture] - 1.0).abs() < 1e-4, "{full:?} {alone:?}");
-            assert!((plain[picture] / alone[picture] - 1.0).abs() > 1e-3, "CFG must have changed it: {plain:?}");
+            assert!(
+                (full[picture] / alone[picture] - 1.0).abs() < 1e-4,
+                "{full:?} {alone:?}"
+            );
+            assert!(
+                (plain[picture] / alone[picture] - 1.0).abs() > 1e-3,
+                "CFG must have changed it: {plain:?}"
+            );
         }
         let half = with(0.5, 7.0) - (with(1.0, 7.0) + with(0.0, 7.0)) * 0.5;
         assert!(largest(&half) < 1e-5);
@@ -374,13 +480,29 @@ mod tests {
     fn wrong_numbers_of_texts_and_parts_without_attention_are_refused() {
         let unet = random_unet();
         let (prompts, negative) = (cond(1, 2, 1), cond(3, 1, 1));
-        let texts = Texts { cond: &prompts, uncond: &negative };
+        let texts = Texts {
+            cond: &prompts,
+            uncond: &negative,
+        };
         let message = |batch: usize, guidance: &Guidance| {
-            let guided = Guided::new(&unet, Parameterization::Flow, texts, &time_ids(batch), guidance);
+            let guided = Guided::new(
+                &unet,
+                Parameterization::Flow,
+                texts,
+                &time_ids(batch),
+                guidance,
+            );
             guided.unwrap_err().to_string()
         };
-        assert_eq!(message(3, &NONE), "prompts: expected 1 or 3 (one per picture), found 2");
-        let elsewhere = Guidance { pag_scale: 3.0, pag_parts: vec![UNetPart::Down(0)], ..NONE };
+        assert_eq!(
+            message(3, &NONE),
+            "prompts: expected 1 or 3 (one per picture), found 2"
+        );
+        let elsewhere = Guidance {
+            pag_scale: 3.0,
+            pag_parts: vec![UNetPart::Down(0)],
+            ..NONE
+        };
         let expected = "pag_parts: this UNet has no attention in down.0, only in down.1, mid, up.0";
         assert_eq!(message(2, &elsewhere), expected);
     }
@@ -389,22 +511,46 @@ mod tests {
     fn a_model_that_answers_nan_is_named_with_the_level() {
         // Weights are checked when they are loaded; activations can still overflow.
         let unet = random_unet();
-        let texts = Texts { cond: &cond(1, 1, 1), uncond: &cond(3, 1, 1) };
+        let texts = Texts {
+            cond: &cond(1, 1, 1),
+            uncond: &cond(3, 1, 1),
+        };
         let guidance = NONE;
-        let guided = Guided::new(&unet, Parameterization::Flow, texts, &time_ids(1), &guidance).unwrap();
+        let guided = Guided::new(
+            &unet,
+            Parameterization::Flow,
+            texts,
+            &time_ids(1),
+            &guidance,
+        )
+        .unwrap();
         let x = Tensor::full([1, 4, 6, 10], f64::NAN, (Kind::Float, Device::Cpu));
-        let message = tch::no_grad(|| guided.denoise(&x, 0.75)).unwrap_err().to_string();
+        let message = tch::no_grad(|| guided.denoise(&x, 0.75))
+            .unwrap_err()
+            .to_string();
         assert!(
-            message.starts_with("the UNet's output at sigma 0.7500: expected finite numbers, found NaN"),
+            message.starts_with(
+                "the UNet's output at sigma 0.7500: expected finite numbers, found NaN"
+            ),
             "{message}"
         );
     }
 
     #[test]
     fn bad_numbers_are_all_named() {
-        let bad = Guidance { cfg: f64::NAN, cfg_rescale: 1.5, pag_scale: f64::INFINITY, pag_parts: Vec::new() };
+        let bad = Guidance {
+            cfg: f64::NAN,
+            cfg_rescale: 1.5,
+            pag_scale: f64::INFINITY,
+            pag_parts: Vec::new(),
+        };
         let problems = bad.problems().join("; ");
-        for word in ["cfg is NaN", "cfg_rescale is 1.5", "pag_scale is inf", "pag_parts is empty"] {
+        for word in [
+            "cfg is NaN",
+            "cfg_rescale is 1.5",
+            "pag_scale is inf",
+            "pag_parts is empty",
+        ] {
             assert!(problems.contains(word), "{word}: {problems}");
         }
         assert_eq!(Guidance::default().problems(), [""; 0]);

@@ -35,8 +35,10 @@ pub fn infotext(drawing: &Drawing<'_>, position: usize) -> String {
     if !drawing.negative.is_empty() {
         let _ = write!(text, "\nNegative prompt: {}", drawing.negative);
     }
-    let pairs: Vec<String> =
-        pairs(drawing, position).into_iter().map(|(key, value)| format!("{key}: {}", quoted(&value))).collect();
+    let pairs: Vec<String> = pairs(drawing, position)
+        .into_iter()
+        .map(|(key, value)| format!("{key}: {}", quoted(&value)))
+        .collect();
     format!("{text}\n{}", pairs.join(", "))
 }
 
@@ -52,7 +54,10 @@ fn pairs(drawing: &Drawing<'_>, position: usize) -> Vec<Pair> {
         ("Schedule type", schedule_name(settings.schedule).to_owned()),
         ("CFG scale", settings.cfg.to_string()),
         ("Seed", settings.seed.to_string()),
-        ("Size", format!("{}x{}", settings.width_px, settings.height_px)),
+        (
+            "Size",
+            format!("{}x{}", settings.width_px, settings.height_px),
+        ),
         ("Model", drawing.model.to_owned()),
     ];
     if drawing.parameterization == Parameterization::Flow {
@@ -64,7 +69,10 @@ fn pairs(drawing: &Drawing<'_>, position: usize) -> Vec<Pair> {
         pairs.push(("Batch size", settings.batch.to_string()));
         pairs.push(("Batch pos", position.to_string()));
     }
-    pairs.push(("Version", format!("rectiflow {}", env!("CARGO_PKG_VERSION"))));
+    pairs.push((
+        "Version",
+        format!("rectiflow {}", env!("CARGO_PKG_VERSION")),
+    ));
     pairs
 }
 
@@ -87,9 +95,18 @@ fn guidance_pairs(guidance: &Guidance) -> Vec<Pair> {
 /// Returns the size conditioning.
 fn size_pairs(size: &SizeConditioning) -> [Pair; 3] {
     [
-        ("Original size", format!("{}x{}", size.original_width_px, size.original_height_px)),
-        ("Crop", format!("+{}+{}", size.crop_left_px, size.crop_top_px)),
-        ("Target size", format!("{}x{}", size.target_width_px, size.target_height_px)),
+        (
+            "Original size",
+            format!("{}x{}", size.original_width_px, size.original_height_px),
+        ),
+        (
+            "Crop",
+            format!("+{}+{}", size.crop_left_px, size.crop_top_px),
+        ),
+        (
+            "Target size",
+            format!("{}x{}", size.target_width_px, size.target_height_px),
+        ),
     ]
 }
 
@@ -109,7 +126,11 @@ fn schedule_name(schedule: Schedule) -> &'static str {
 
 /// Returns a value unchanged, or as a JSON string if it would parse as several.
 fn quoted(value: &str) -> String {
-    if value.contains([',', ':', '\n', '"']) { serde_json::Value::from(value).to_string() } else { value.to_owned() }
+    if value.contains([',', ':', '\n', '"']) {
+        serde_json::Value::from(value).to_string()
+    } else {
+        value.to_owned()
+    }
 }
 
 #[cfg(test)]
@@ -119,7 +140,12 @@ mod tests {
 
     #[test]
     fn a_plain_picture_has_a_plain_text() {
-        let settings = SampleSettings { width_px: 832, height_px: 1216, seed: 5, ..Default::default() };
+        let settings = SampleSettings {
+            width_px: 832,
+            height_px: 1216,
+            seed: 5,
+            ..Default::default()
+        };
         let drawing = Drawing {
             settings: &settings,
             parameterization: Parameterization::Flow,

@@ -88,7 +88,12 @@ pub struct SampleSettings {
 
 impl Default for SampleSettings {
     fn default() -> Self {
-        let Guidance { cfg, cfg_rescale, pag_scale, pag_parts } = Guidance::default();
+        let Guidance {
+            cfg,
+            cfg_rescale,
+            pag_scale,
+            pag_parts,
+        } = Guidance::default();
         Self {
             steps: 28,
             sampler: Sampler::default(),
@@ -136,16 +141,26 @@ impl SampleSettings {
     /// [`Error::Invalid`] with every problem of the settings.
     pub fn check(&self) -> Result<()> {
         let problems = self.problems();
-        if problems.is_empty() { Ok(()) } else { Err(Error::invalid("sampling", &problems)) }
+        if problems.is_empty() {
+            Ok(())
+        } else {
+            Err(Error::invalid("sampling", &problems))
+        }
     }
 
     fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if !(1..=MAX_STEPS).contains(&self.steps) {
-            problems.push(format!("steps is {}, expected 1 to {MAX_STEPS}", self.steps));
+            problems.push(format!(
+                "steps is {}, expected 1 to {MAX_STEPS}",
+                self.steps
+            ));
         }
         if !(1..=MAX_BATCH).contains(&self.batch) {
-            problems.push(format!("batch is {}, expected 1 to {MAX_BATCH}", self.batch));
+            problems.push(format!(
+                "batch is {}, expected 1 to {MAX_BATCH}",
+                self.batch
+            ));
         }
         problems.extend(self.guidance().problems());
         problems
@@ -163,7 +178,9 @@ impl SampleSettings {
                 problems.push(format!("{name} is {value}, expected at most {MAX_SIDE_PX}"));
             } else if value == 0 || value % factor != 0 {
                 let above = value.max(1).next_multiple_of(factor);
-                problems.push(format!("{name} is {value}, expected a multiple of {factor} such as {above}"));
+                problems.push(format!(
+                    "{name} is {value}, expected a multiple of {factor} such as {above}"
+                ));
             }
         }
         problems.extend(self.problems());
@@ -171,7 +188,12 @@ impl SampleSettings {
             return Err(Error::invalid("sampling", &problems));
         }
         let side = |px: u32| i64::from(px / factor);
-        Ok([self.batch as i64, vae.latent_channels, side(self.height_px), side(self.width_px)])
+        Ok([
+            self.batch as i64,
+            vae.latent_channels,
+            side(self.height_px),
+            side(self.width_px),
+        ])
     }
 
     /// Returns the noise levels to visit, ending in 0, for a model of this parameterization.
@@ -179,7 +201,11 @@ impl SampleSettings {
     /// # Errors
     /// [`Error::Invalid`] if the number of steps or the shift is out of range.
     pub fn sigmas(&self, parameterization: Parameterization) -> Result<Vec<f64>> {
-        self.sampler.sigmas(self.schedule, self.steps, &NoiseLevels::new(parameterization, self.shift)?)
+        self.sampler.sigmas(
+            self.schedule,
+            self.steps,
+            &NoiseLevels::new(parameterization, self.shift)?,
+        )
     }
 
     /// Returns the guidance part of the settings.
@@ -233,9 +259,20 @@ pub fn sample_latents(
     tch::no_grad(|| {
         let guidance = settings.guidance();
         settings.latent_shape(vae)?;
-        let guided = Guided::new(unet, parameterization, texts, &settings.time_ids(), &guidance)?;
+        let guided = Guided::new(
+            unet,
+            parameterization,
+            texts,
+            &settings.time_ids(),
+            &guidance,
+        )?;
         let model = (vae, parameterization, unet.device());
-        sample_latents_by(&mut |x, sigma| guided.denoise(x, sigma), model, settings, progress)
+        sample_latents_by(
+            &mut |x, sigma| guided.denoise(x, sigma),
+            model,
+            settings,
+            progress,
+        )
     })
 }
 
@@ -254,11 +291,19 @@ pub fn sample_latents_by(
     tch::no_grad(|| {
         let shape = settings.latent_shape(vae)?;
         let sigmas = settings.sigmas(parameterization)?;
-        let noise = f_initial_noise(settings.seed, &shape).and_then(|noise| noise.f_to_device(device));
-        let noise = noise.map_err(Error::torch(format!("drawing the noise of latents {shape:?}")))?;
+        let noise =
+            f_initial_noise(settings.seed, &shape).and_then(|noise| noise.f_to_device(device));
+        let noise = noise.map_err(Error::torch(format!(
+            "drawing the noise of latents {shape:?}"
+        )))?;
         let levels = NoiseLevels::new(parameterization, settings.shift)?;
         let x = noised_start(parameterization, &noise, sigmas[0], levels.sigma_max());
-        let course = Course { sigmas: &sigmas, parameterization, levels: &levels, seed: settings.seed };
+        let course = Course {
+            sigmas: &sigmas,
+            parameterization,
+            levels: &levels,
+            seed: settings.seed,
+        };
         settings.sampler.run(denoise, x, course, progress)
     })
 }
@@ -274,10 +319,19 @@ pub fn decode(vae: &Vae, latents: &Tensor) -> Result<Tensor> {
     tch::no_grad(|| {
         let latents = latents.to_kind(Kind::Float) / vae.config.scaling_factor;
         let mut pictures = Vec::new();
-        for row in latents.to_device(vae.device()).to_kind(vae.kind()).split(1, 0) {
+        for row in latents
+            .to_device(vae.device())
+            .to_kind(vae.kind())
+            .split(1, 0)
+        {
             let pixels = vae.decode(&row)?.to_kind(Kind::Float); // [1, 3, h, w]
             let levels = ((pixels * 0.5 + 0.5).clamp(0.0, 1.0) * 255.0).round();
-            pictures.push(levels.to_kind(Kind::Uint8).to_device(Device::Cpu).permute([0, 2, 3, 1]));
+            pictures.push(
+                levels
+                    .to_kind(Kind::Uint8)
+                    .to_device(Device::Cpu)
+                    .permute([0, 2, 3, 1]),
+            );
         }
         Ok(Tensor::cat(&pictures, 0).contiguous())
     })
@@ -298,14 +352,32 @@ mod tests {
             "vae",
         )
         .unwrap();
-        let good = SampleSettings { width_px: 832, height_px: 1216, batch: 3, ..Default::default() };
+        let good = SampleSettings {
+            width_px: 832,
+            height_px: 1216,
+            batch: 3,
+            ..Default::default()
+        };
         assert_eq!(good.latent_shape(&vae).unwrap(), [3, 4, 152, 104]);
-        let bad =
-            SampleSettings { width_px: 1020, height_px: 0, steps: 0, batch: 0, cfg: f64::NAN, ..Default::default() };
+        let bad = SampleSettings {
+            width_px: 1020,
+            height_px: 0,
+            steps: 0,
+            batch: 0,
+            cfg: f64::NAN,
+            ..Default::default()
+        };
         let message = bad.latent_shape(&vae).unwrap_err().to_string();
-        let huge = SampleSettings { width_px: u32::MAX, batch: usize::MAX, ..Default::default() };
+        let huge = SampleSettings {
+            width_px: u32::MAX,
+            batch: usize::MAX,
+            ..Default::default()
+        };
         let too_much = huge.latent_shape(&vae).unwrap_err().to_string();
-        assert!(too_much.contains("at most 16384") && too_much.contains("1 to 4096"), "{too_much}");
+        assert!(
+            too_much.contains("at most 16384") && too_much.contains("1 to 4096"),
+            "{too_much}"
+        );
         for word in [
             "width_px is 1020",
             "height_px is 0",
@@ -320,7 +392,12 @@ mod tests {
 
     #[test]
     fn size_numbers_default_to_the_picture_uncropped() {
-        let settings = SampleSettings { width_px: 832, height_px: 1216, batch: 2, ..Default::default() };
+        let settings = SampleSettings {
+            width_px: 832,
+            height_px: 1216,
+            batch: 2,
+            ..Default::default()
+        };
         let ids: Vec<f32> = settings.time_ids().get(1).try_into().unwrap();
         assert_eq!(ids, [1216.0, 832.0, 0.0, 0.0, 1216.0, 832.0]);
     }

@@ -35,9 +35,13 @@ pub(crate) fn f_initial_noise(seed: u64, shape: &[i64]) -> Torch {
 
 /// Returns `count` consecutive draws from one generator.
 fn draws(seed: u64, shape: &[i64], count: usize) -> Torch<Vec<Tensor>> {
-    let _guard = GENERATOR.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _guard = GENERATOR
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     tch::manual_seed(seed as i64);
-    (0..count).map(|_| Tensor::f_randn(shape, (Kind::Float, Device::Cpu))).collect()
+    (0..count)
+        .map(|_| Tensor::f_randn(shape, (Kind::Float, Device::Cpu)))
+        .collect()
 }
 
 /// A source of step noise: a function from (this level, next level) to unit-variance noise of the
@@ -54,7 +58,12 @@ pub fn independent(
     device: Device,
 ) -> Torch<impl FnMut(f64, f64) -> Tensor + use<>> {
     let mut drawn: VecDeque<Tensor> = draws(seed.wrapping_add(1), shape, num_steps)?.into();
-    Ok(move |_, _| drawn.pop_front().expect("a sampler requests noise at most once per step").to_device(device))
+    Ok(move |_, _| {
+        drawn
+            .pop_front()
+            .expect("a sampler requests noise at most once per step")
+            .to_device(device)
+    })
 }
 
 #[cfg(test)]
@@ -70,8 +79,14 @@ mod tests {
         let noise = initial_noise(42, &[2, 4, 2, 3]).flatten(0, -1);
         let picked = [0, 1, 24, 47].map(|i| noise.double_value(&[i]) as f32);
         assert_eq!(picked, [1.9269153, 1.4872841, 1.2791244, -0.48791388]);
-        let few: Vec<f32> = initial_noise(u64::MAX, &[1, 1, 1, 5]).flatten(0, -1).try_into().unwrap();
-        assert_eq!(few, [1.219763, -0.39297947, 1.0230751, -0.37342113, -0.0755102]);
+        let few: Vec<f32> = initial_noise(u64::MAX, &[1, 1, 1, 5])
+            .flatten(0, -1)
+            .try_into()
+            .unwrap();
+        assert_eq!(
+            few,
+            [1.219763, -0.39297947, 1.0230751, -0.37342113, -0.0755102]
+        );
     }
 
     #[test]
@@ -86,7 +101,10 @@ mod tests {
         let shape = [1, 4, 3, 5];
         let mut steps = independent(7, &shape, 2, Device::Cpu).unwrap();
         let (first, second) = (steps(1.0, 0.5), steps(0.5, 0.2));
-        assert!(first.equal(&initial_noise(8, &shape)), "the first draw of the generator seeded with seed + 1");
+        assert!(
+            first.equal(&initial_noise(8, &shape)),
+            "the first draw of the generator seeded with seed + 1"
+        );
         assert!(!first.equal(&second) && !first.equal(&initial_noise(7, &shape)));
     }
 }

@@ -26,7 +26,9 @@ use crate::{
 };
 
 /// A method that steps through the noise levels.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Sampler {
     /// Euler's method.
@@ -90,7 +92,12 @@ impl Sampler {
     ///
     /// # Errors
     /// [`Error::Invalid`] if `steps` is not in `1..=1000`.
-    pub fn sigmas(self, schedule: Schedule, steps: usize, levels: &NoiseLevels) -> Result<Vec<f64>> {
+    pub fn sigmas(
+        self,
+        schedule: Schedule,
+        steps: usize,
+        levels: &NoiseLevels,
+    ) -> Result<Vec<f64>> {
         if self != Self::UniPc {
             return schedule.sigmas(steps, levels);
         }
@@ -113,7 +120,11 @@ impl Sampler {
         course: Course<'_>,
         watch: &mut Watch<'_>,
     ) -> Result<Tensor> {
-        let Course { sigmas, parameterization, .. } = course;
+        let Course {
+            sigmas,
+            parameterization,
+            ..
+        } = course;
         match self {
             Self::Euler => solvers::euler(denoise, x, sigmas, watch),
             Self::Heun => solvers::heun(denoise, x, sigmas, watch),
@@ -123,7 +134,11 @@ impl Sampler {
                 let end = unipc::uni_pc(denoise, x, sigmas, watch)?;
                 // UniPC stops just above 0, where a flow model's latents are scaled by 1 - sigma.
                 let is_flow = parameterization == Parameterization::Flow;
-                Ok(if is_flow { end / (1.0 - unipc::LAST_SIGMA) } else { end })
+                Ok(if is_flow {
+                    end / (1.0 - unipc::LAST_SIGMA)
+                } else {
+                    end
+                })
             }
             Self::EulerAncestral => euler_ancestral(denoise, x, course, watch),
             Self::DpmPp2mSde => dpmpp_2m_sde(denoise, x, course, watch),
@@ -132,35 +147,77 @@ impl Sampler {
 }
 
 /// Runs `euler_ancestral` with independent noise in each step.
-fn euler_ancestral(denoise: &mut Denoise<'_>, x: Tensor, course: Course<'_>, watch: &mut Watch<'_>) -> Result<Tensor> {
-    let Course { sigmas, parameterization, seed, .. } = course;
+fn euler_ancestral(
+    denoise: &mut Denoise<'_>,
+    x: Tensor,
+    course: Course<'_>,
+    watch: &mut Watch<'_>,
+) -> Result<Tensor> {
+    let Course {
+        sigmas,
+        parameterization,
+        seed,
+        ..
+    } = course;
     let num_steps = sigmas.len().saturating_sub(1);
     let noise = noise::independent(seed, &x.size(), num_steps, x.device());
-    let mut noise = noise.map_err(Error::torch(format!("drawing the noise of {num_steps} steps")))?;
-    let mut stochastic = Stochastic { parameterization, eta: 1.0, noise: &mut noise };
+    let mut noise = noise.map_err(Error::torch(format!(
+        "drawing the noise of {num_steps} steps"
+    )))?;
+    let mut stochastic = Stochastic {
+        parameterization,
+        eta: 1.0,
+        noise: &mut noise,
+    };
     stochastic::euler_ancestral(denoise, x, sigmas, &mut stochastic, watch)
 }
 
 /// Runs `dpmpp_2m_sde` with the increments of one Brownian path, starting just below the highest
 /// level.
-fn dpmpp_2m_sde(denoise: &mut Denoise<'_>, x: Tensor, course: Course<'_>, watch: &mut Watch<'_>) -> Result<Tensor> {
-    let Course { sigmas, parameterization, levels, seed } = course;
+fn dpmpp_2m_sde(
+    denoise: &mut Denoise<'_>,
+    x: Tensor,
+    course: Course<'_>,
+    watch: &mut Watch<'_>,
+) -> Result<Tensor> {
+    let Course {
+        sigmas,
+        parameterization,
+        levels,
+        seed,
+    } = course;
     let path = BrownianPath::new(seed, &x.size(), outermost(sigmas));
     let mut noise = path.on(x.device());
     let noise: &mut StepNoise<'_> = &mut noise;
-    let mut stochastic = Stochastic { parameterization, eta: 1.0, noise };
-    stochastic::dpmpp_2m_sde(denoise, x, &levels.below_the_top(sigmas), &mut stochastic, watch)
+    let mut stochastic = Stochastic {
+        parameterization,
+        eta: 1.0,
+        noise,
+    };
+    stochastic::dpmpp_2m_sde(
+        denoise,
+        x,
+        &levels.below_the_top(sigmas),
+        &mut stochastic,
+        watch,
+    )
 }
 
 /// Returns the lowest level above 0 and the highest level.
 fn outermost(sigmas: &[f64]) -> [f64; 2] {
     let above_zero = sigmas.iter().copied().filter(|&sigma| sigma > 0.0);
-    [above_zero.clone().fold(f64::INFINITY, f64::min), above_zero.fold(0.0, f64::max)]
+    [
+        above_zero.clone().fold(f64::INFINITY, f64::min),
+        above_zero.fold(0.0, f64::max),
+    ]
 }
 
 impl fmt::Display for Sampler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (name, _) = Self::ALL.iter().find(|(_, sampler)| sampler == self).expect("ALL has every variant");
+        let (name, _) = Self::ALL
+            .iter()
+            .find(|(_, sampler)| sampler == self)
+            .expect("ALL has every variant");
         f.write_str(name)
     }
 }
@@ -171,7 +228,11 @@ impl FromStr for Sampler {
     fn from_str(name: &str) -> Result<Self> {
         match Self::ALL.iter().find(|(known, _)| *known == name) {
             Some((_, sampler)) => Ok(*sampler),
-            None => Err(Error::unknown_name("sampler", name, &Self::ALL.map(|(name, _)| name))),
+            None => Err(Error::unknown_name(
+                "sampler",
+                name,
+                &Self::ALL.map(|(name, _)| name),
+            )),
         }
     }
 }
@@ -185,10 +246,17 @@ mod tests {
         for (name, sampler) in Sampler::ALL {
             assert_eq!(name.parse::<Sampler>().unwrap(), sampler);
             assert_eq!(sampler.to_string(), name);
-            assert_eq!(serde_json::to_value(sampler).unwrap(), name, "recipes have the same names");
+            assert_eq!(
+                serde_json::to_value(sampler).unwrap(),
+                name,
+                "recipes have the same names"
+            );
         }
         let message = "dpmpp2m".parse::<Sampler>().unwrap_err().to_string();
-        assert!(message.contains("\"dpmpp2m\"") && message.contains("did you mean dpmpp_2m?"), "{message}");
+        assert!(
+            message.contains("\"dpmpp2m\"") && message.contains("did you mean dpmpp_2m?"),
+            "{message}"
+        );
     }
 
     #[test]
@@ -201,9 +269,16 @@ mod tests {
         for (name, schedule) in Schedule::ALL {
             for steps in [1, 2, 1000] {
                 let sigmas = Sampler::UniPc.sigmas(schedule, steps, &levels).unwrap();
-                assert!(sigmas.windows(2).all(|pair| pair[0] > pair[1]), "{name} {steps}");
+                assert!(
+                    sigmas.windows(2).all(|pair| pair[0] > pair[1]),
+                    "{name} {steps}"
+                );
             }
         }
-        assert!(Sampler::UniPc.sigmas(Schedule::Simple, 1001, &levels).is_err());
+        assert!(
+            Sampler::UniPc
+                .sigmas(Schedule::Simple, 1001, &levels)
+                .is_err()
+        );
     }
 }

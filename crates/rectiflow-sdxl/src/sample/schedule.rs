@@ -103,12 +103,18 @@ fn check_steps(steps: usize) -> Result<()> {
     if (1..=MAX_STEPS).contains(&steps) {
         return Ok(());
     }
-    Err(Error::invalid("sampling", &[format!("steps is {steps}, expected 1 to {MAX_STEPS}")]))
+    Err(Error::invalid(
+        "sampling",
+        &[format!("steps is {steps}, expected 1 to {MAX_STEPS}")],
+    ))
 }
 
 impl fmt::Display for Schedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (name, _) = Self::ALL.iter().find(|(_, schedule)| schedule == self).expect("ALL has every variant");
+        let (name, _) = Self::ALL
+            .iter()
+            .find(|(_, schedule)| schedule == self)
+            .expect("ALL has every variant");
         f.write_str(name)
     }
 }
@@ -119,7 +125,11 @@ impl FromStr for Schedule {
     fn from_str(name: &str) -> Result<Self> {
         match Self::ALL.iter().find(|(known, _)| *known == name) {
             Some((_, schedule)) => Ok(*schedule),
-            None => Err(Error::unknown_name("schedule", name, &Self::ALL.map(|(name, _)| name))),
+            None => Err(Error::unknown_name(
+                "schedule",
+                name,
+                &Self::ALL.map(|(name, _)| name),
+            )),
         }
     }
 }
@@ -141,17 +151,27 @@ impl NoiseLevels {
     pub fn new(parameterization: Parameterization, shift: f64) -> Result<Self> {
         match parameterization {
             Parameterization::Flow => Self::flow(shift),
-            Parameterization::Eps | Parameterization::V => Ok(Self { table: discrete::sigmas().to_vec(), shift: None }),
+            Parameterization::Eps | Parameterization::V => Ok(Self {
+                table: discrete::sigmas().to_vec(),
+                shift: None,
+            }),
         }
     }
 
     fn flow(shift: f64) -> Result<Self> {
         if !(shift.is_finite() && shift > 0.0) {
-            let problem = format!("shift is {shift}, expected a positive number (3 to 6 is the useful range)");
+            let problem = format!(
+                "shift is {shift}, expected a positive number (3 to 6 is the useful range)"
+            );
             return Err(Error::invalid("sampling", &[problem]));
         }
-        let table = (1..=1000).map(|step| shifted(shift, step as f32 / 1000.0 * 1000.0)).collect();
-        Ok(Self { table, shift: Some(shift) })
+        let table = (1..=1000)
+            .map(|step| shifted(shift, step as f32 / 1000.0 * 1000.0))
+            .collect();
+        Ok(Self {
+            table,
+            shift: Some(shift),
+        })
     }
 
     /// Returns the lowest level of the table.
@@ -200,7 +220,11 @@ impl NoiseLevels {
 /// Returns `s u / (1 + (s - 1) u)` with `u = timestep / 1000`.
 fn shifted(shift: f64, timestep: f32) -> f32 {
     let u = timestep / 1000.0;
-    if shift == 1.0 { u } else { shift as f32 * u / (1.0 + (shift - 1.0) as f32 * u) }
+    if shift == 1.0 {
+        u
+    } else {
+        shift as f32 * u / (1.0 + (shift - 1.0) as f32 * u)
+    }
 }
 
 fn simple(steps: usize, levels: &NoiseLevels) -> Vec<f32> {
@@ -210,17 +234,35 @@ fn simple(steps: usize, levels: &NoiseLevels) -> Vec<f32> {
 }
 
 fn normal(steps: usize, levels: &NoiseLevels) -> Vec<f32> {
-    let (start, end) = (levels.timestep(levels.last()), levels.timestep(levels.table[0]));
+    let (start, end) = (
+        levels.timestep(levels.last()),
+        levels.timestep(levels.table[0]),
+    );
     // A table that already ends in 0 must not get a second 0.
     if is_nearly_zero(levels.sigma(end)) {
-        return linspace(start, end, steps + 1).into_iter().map(|t| levels.sigma(t)).collect();
+        return linspace(start, end, steps + 1)
+            .into_iter()
+            .map(|t| levels.sigma(t))
+            .collect();
     }
-    ending_in_zero(linspace(start, end, steps).into_iter().map(|t| levels.sigma(t)))
+    ending_in_zero(
+        linspace(start, end, steps)
+            .into_iter()
+            .map(|t| levels.sigma(t)),
+    )
 }
 
 fn sgm_uniform(steps: usize, levels: &NoiseLevels) -> Vec<f32> {
-    let (start, end) = (levels.timestep(levels.last()), levels.timestep(levels.table[0]));
-    ending_in_zero(linspace(start, end, steps + 1).into_iter().take(steps).map(|t| levels.sigma(t)))
+    let (start, end) = (
+        levels.timestep(levels.last()),
+        levels.timestep(levels.table[0]),
+    );
+    ending_in_zero(
+        linspace(start, end, steps + 1)
+            .into_iter()
+            .take(steps)
+            .map(|t| levels.sigma(t)),
+    )
 }
 
 fn beta(steps: usize, levels: &NoiseLevels) -> Vec<f32> {
@@ -229,7 +271,11 @@ fn beta(steps: usize, levels: &NoiseLevels) -> Vec<f32> {
         let p = 1.0 - k as f64 * (1.0 / steps as f64);
         // The median of a symmetric distribution is exactly 0.5, and 0.5 * 999 is a tie, which
         // rounding errors of the library must not decide.
-        let quantile = if p == 0.5 { 0.5 } else { inv_beta_reg(SHAPE, SHAPE, p) };
+        let quantile = if p == 0.5 {
+            0.5
+        } else {
+            inv_beta_reg(SHAPE, SHAPE, p)
+        };
         (quantile * (levels.table.len() - 1) as f64).round_ties_even() as usize
     };
     let mut indices: Vec<usize> = (0..steps).map(index).collect();
@@ -239,7 +285,10 @@ fn beta(steps: usize, levels: &NoiseLevels) -> Vec<f32> {
 
 fn karras(steps: usize, levels: &NoiseLevels) -> Vec<f32> {
     const RHO: f64 = 7.0;
-    let (low, high) = (levels.sigma_min().powf(1.0 / RHO), levels.sigma_max().powf(1.0 / RHO));
+    let (low, high) = (
+        levels.sigma_min().powf(1.0 / RHO),
+        levels.sigma_max().powf(1.0 / RHO),
+    );
     let sigma = |ramp: f32| {
         let root = high as f32 + ramp * (low - high) as f32;
         f64::from(root).powf(RHO) as f32
@@ -249,14 +298,24 @@ fn karras(steps: usize, levels: &NoiseLevels) -> Vec<f32> {
 
 fn exponential(steps: usize, levels: &NoiseLevels) -> Vec<f32> {
     let (low, high) = (levels.sigma_min().ln(), levels.sigma_max().ln());
-    ending_in_zero(linspace(high as f32, low as f32, steps).into_iter().map(|log| f64::from(log).exp() as f32))
+    ending_in_zero(
+        linspace(high as f32, low as f32, steps)
+            .into_iter()
+            .map(|log| f64::from(log).exp() as f32),
+    )
 }
 
 fn ddim_uniform(steps: usize, levels: &NoiseLevels) -> Vec<f32> {
     let first_is_zero = is_nearly_zero(levels.table[1]);
     let steps = if first_is_zero { steps + 1 } else { steps };
     let stride = (levels.table.len() / steps).max(1);
-    let mut sigmas: Vec<f32> = levels.table.iter().skip(1).step_by(stride).copied().collect();
+    let mut sigmas: Vec<f32> = levels
+        .table
+        .iter()
+        .skip(1)
+        .step_by(stride)
+        .copied()
+        .collect();
     sigmas.reverse();
     if !first_is_zero {
         sigmas.push(0.0);
@@ -265,9 +324,16 @@ fn ddim_uniform(steps: usize, levels: &NoiseLevels) -> Vec<f32> {
 }
 
 fn kl_optimal(steps: usize, levels: &NoiseLevels) -> Vec<f32> {
-    let (low, high) = (levels.sigma_min().atan() as f32, levels.sigma_max().atan() as f32);
+    let (low, high) = (
+        levels.sigma_min().atan() as f32,
+        levels.sigma_max().atan() as f32,
+    );
     let sigma = |x: usize| {
-        let weight = if steps == 1 { 0.0 } else { x as f32 / (steps - 1) as f32 };
+        let weight = if steps == 1 {
+            0.0
+        } else {
+            x as f32 / (steps - 1) as f32
+        };
         f64::from(weight * low + (1.0 - weight) * high).tan() as f32
     };
     ending_in_zero((0..steps).map(sigma))
@@ -291,7 +357,15 @@ fn linspace(start: f32, end: f32, steps: usize) -> Vec<f32> {
     let step = (end - start) / (steps - 1) as f32;
     let from_start = |i: usize| step.mul_add(i as f32, start);
     let from_end = |i: usize| (-step).mul_add((steps - 1 - i) as f32, end);
-    (0..steps).map(|i| if i < steps / 2 { from_start(i) } else { from_end(i) }).collect()
+    (0..steps)
+        .map(|i| {
+            if i < steps / 2 {
+                from_start(i)
+            } else {
+                from_end(i)
+            }
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -299,7 +373,12 @@ mod tests {
     use super::*;
 
     fn flow(schedule: Schedule, steps: usize, shift: f64) -> Vec<f64> {
-        schedule.sigmas(steps, &NoiseLevels::new(Parameterization::Flow, shift).unwrap()).unwrap()
+        schedule
+            .sigmas(
+                steps,
+                &NoiseLevels::new(Parameterization::Flow, shift).unwrap(),
+            )
+            .unwrap()
     }
 
     #[test]
@@ -309,9 +388,15 @@ mod tests {
                 let levels = NoiseLevels::new(parameterization, 3.0).unwrap();
                 for steps in [1, 2, 3, 28, 999, 1000] {
                     let sigmas = schedule.sigmas(steps, &levels).unwrap();
-                    assert!(sigmas.windows(2).all(|pair| pair[0] > pair[1]), "{name} {steps} {parameterization}");
+                    assert!(
+                        sigmas.windows(2).all(|pair| pair[0] > pair[1]),
+                        "{name} {steps} {parameterization}"
+                    );
                     assert_eq!(*sigmas.last().unwrap(), 0.0, "{name} {steps}");
-                    assert!(sigmas[0] <= levels.sigma_max() * (1.0 + 1e-6), "{name} {steps}");
+                    assert!(
+                        sigmas[0] <= levels.sigma_max() * (1.0 + 1e-6),
+                        "{name} {steps}"
+                    );
                 }
             }
         }
@@ -322,7 +407,10 @@ mod tests {
         assert!((flow(Schedule::Normal, 8, 3.0)[7] - 0.0089).abs() < 1e-4);
         assert!(flow(Schedule::Beta, 900, 3.0).len() < 901);
         assert_eq!(flow(Schedule::DdimUniform, 300, 3.0).len(), 334);
-        assert_eq!(flow(Schedule::KlOptimal, 1, 3.0), [flow(Schedule::Karras, 1, 3.0)[0], 0.0]);
+        assert_eq!(
+            flow(Schedule::KlOptimal, 1, 3.0),
+            [flow(Schedule::Karras, 1, 3.0)[0], 0.0]
+        );
     }
 
     #[test]
@@ -332,17 +420,31 @@ mod tests {
             assert_eq!(schedule.to_string(), name);
         }
         let message = "linear".parse::<Schedule>().unwrap_err().to_string();
-        assert!(message.contains("\"linear\"") && message.contains("sgm_uniform"), "{message}");
+        assert!(
+            message.contains("\"linear\"") && message.contains("sgm_uniform"),
+            "{message}"
+        );
     }
 
     #[test]
     fn bad_numbers_are_refused() {
         let levels = NoiseLevels::new(Parameterization::Flow, 3.0).unwrap();
         for steps in [0, 1001] {
-            assert!(Schedule::Simple.sigmas(steps, &levels).unwrap_err().to_string().contains("steps"));
+            assert!(
+                Schedule::Simple
+                    .sigmas(steps, &levels)
+                    .unwrap_err()
+                    .to_string()
+                    .contains("steps")
+            );
         }
         for shift in [0.0, -3.0, f64::NAN, f64::INFINITY] {
-            assert!(NoiseLevels::new(Parameterization::Flow, shift).unwrap_err().to_string().contains("shift"));
+            assert!(
+                NoiseLevels::new(Parameterization::Flow, shift)
+                    .unwrap_err()
+                    .to_string()
+                    .contains("shift")
+            );
         }
     }
 }

@@ -54,8 +54,22 @@ pub(crate) fn walk(
     for (index, pair) in sigmas.windows(2).enumerate() {
         let (sigma, next) = (pair[0], pair[1]);
         let denoised = denoise(&x, sigma)?;
-        watch(Progress { step: index, num_steps, sigma, x: &x, denoised: &denoised });
-        x = step(denoise, Begun { x: &x, denoised, sigma, next })?;
+        watch(Progress {
+            step: index,
+            num_steps,
+            sigma,
+            x: &x,
+            denoised: &denoised,
+        });
+        x = step(
+            denoise,
+            Begun {
+                x: &x,
+                denoised,
+                sigma,
+                next,
+            },
+        )?;
     }
     Ok(x)
 }
@@ -64,11 +78,28 @@ pub(crate) fn walk(
 ///
 /// # Errors
 /// Errors of `denoise`.
-pub fn euler(denoise: &mut Denoise<'_>, x: Tensor, sigmas: &[f64], watch: &mut Watch<'_>) -> Result<Tensor> {
-    walk(denoise, x, sigmas, watch, |_, Begun { x, denoised, sigma, next }| {
-        // Not in place, since the caller can still hold the tensor.
-        Ok(x + slope(x, &denoised, sigma) * (next - sigma))
-    })
+pub fn euler(
+    denoise: &mut Denoise<'_>,
+    x: Tensor,
+    sigmas: &[f64],
+    watch: &mut Watch<'_>,
+) -> Result<Tensor> {
+    walk(
+        denoise,
+        x,
+        sigmas,
+        watch,
+        |_,
+         Begun {
+             x,
+             denoised,
+             sigma,
+             next,
+         }| {
+            // Not in place, since the caller can still hold the tensor.
+            Ok(x + slope(x, &denoised, sigma) * (next - sigma))
+        },
+    )
 }
 
 /// DDIM without noise (Song et al. 2021, eq. 12 with their sigma at 0): the clean latents and the
@@ -84,10 +115,22 @@ pub fn ddim(
     parameterization: Parameterization,
     watch: &mut Watch<'_>,
 ) -> Result<Tensor> {
-    walk(denoise, x, sigmas, watch, |_, Begun { x, denoised, sigma, next }| {
-        let noise = (x - &denoised * signal(parameterization, sigma)) / sigma;
-        Ok(denoised * signal(parameterization, next) + noise * next)
-    })
+    walk(
+        denoise,
+        x,
+        sigmas,
+        watch,
+        |_,
+         Begun {
+             x,
+             denoised,
+             sigma,
+             next,
+         }| {
+            let noise = (x - &denoised * signal(parameterization, sigma)) / sigma;
+            Ok(denoised * signal(parameterization, next) + noise * next)
+        },
+    )
 }
 
 /// Heun's method (Karras et al. 2022, algorithm 2): the mean of the slopes at both ends of a step.
@@ -95,16 +138,33 @@ pub fn ddim(
 ///
 /// # Errors
 /// Errors of `denoise`.
-pub fn heun(denoise: &mut Denoise<'_>, x: Tensor, sigmas: &[f64], watch: &mut Watch<'_>) -> Result<Tensor> {
-    walk(denoise, x, sigmas, watch, |denoise, Begun { x, denoised, sigma, next }| {
-        let before = slope(x, &denoised, sigma);
-        let end = x + &before * (next - sigma);
-        if next == 0.0 {
-            return Ok(end);
-        }
-        let after = slope(&end, &denoise(&end, next)?, next);
-        Ok(x + (before + after) * (0.5 * (next - sigma)))
-    })
+pub fn heun(
+    denoise: &mut Denoise<'_>,
+    x: Tensor,
+    sigmas: &[f64],
+    watch: &mut Watch<'_>,
+) -> Result<Tensor> {
+    walk(
+        denoise,
+        x,
+        sigmas,
+        watch,
+        |denoise,
+         Begun {
+             x,
+             denoised,
+             sigma,
+             next,
+         }| {
+            let before = slope(x, &denoised, sigma);
+            let end = x + &before * (next - sigma);
+            if next == 0.0 {
+                return Ok(end);
+            }
+            let after = slope(&end, &denoise(&end, next)?, next);
+            Ok(x + (before + after) * (0.5 * (next - sigma)))
+        },
+    )
 }
 
 /// DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): extrapolates the denoised latents linearly in
@@ -118,21 +178,38 @@ pub fn heun(denoise: &mut Denoise<'_>, x: Tensor, sigmas: &[f64], watch: &mut Wa
 ///
 /// # Errors
 /// Errors of `denoise`.
-pub fn dpmpp_2m(denoise: &mut Denoise<'_>, x: Tensor, sigmas: &[f64], watch: &mut Watch<'_>) -> Result<Tensor> {
+pub fn dpmpp_2m(
+    denoise: &mut Denoise<'_>,
+    x: Tensor,
+    sigmas: &[f64],
+    watch: &mut Watch<'_>,
+) -> Result<Tensor> {
     // The previous prediction, and the length of the step that used it.
     let mut last: Option<(Tensor, f64)> = None;
-    walk(denoise, x, sigmas, watch, |_, Begun { x, denoised, sigma, next }| {
-        let length = (sigma / next).ln(); // infinite in the last step
-        let target = match &last {
-            Some((before, last_length)) if next > 0.0 => {
-                let weight = 0.5 * length / last_length;
-                &denoised * (1.0 + weight) - before * weight
-            }
-            _ => denoised.shallow_clone(),
-        };
-        last = Some((denoised, length));
-        Ok(x * (next / sigma) + target * (1.0 - next / sigma))
-    })
+    walk(
+        denoise,
+        x,
+        sigmas,
+        watch,
+        |_,
+         Begun {
+             x,
+             denoised,
+             sigma,
+             next,
+         }| {
+            let length = (sigma / next).ln(); // infinite in the last step
+            let target = match &last {
+                Some((before, last_length)) if next > 0.0 => {
+                    let weight = 0.5 * length / last_length;
+                    &denoised * (1.0 + weight) - before * weight
+                }
+                _ => denoised.shallow_clone(),
+            };
+            last = Some((denoised, length));
+            Ok(x * (next / sigma) + target * (1.0 - next / sigma))
+        },
+    )
 }
 
 /// Returns `dx/dsigma`.

@@ -44,15 +44,27 @@ pub fn euler_ancestral(
     stochastic: &mut Stochastic<'_>,
     watch: &mut Watch<'_>,
 ) -> Result<Tensor> {
-    walk(denoise, x, sigmas, watch, |_, Begun { x, denoised, sigma, next }| {
-        let rest = Renoise::between(stochastic.parameterization, sigma, next, stochastic.eta);
-        let down = x * (rest.down / sigma) + denoised * (1.0 - rest.down / sigma);
-        Ok(if rest.added > 0.0 {
-            down * rest.scale + (stochastic.noise)(sigma, next) * rest.added
-        } else {
-            down * rest.scale
-        })
-    })
+    walk(
+        denoise,
+        x,
+        sigmas,
+        watch,
+        |_,
+         Begun {
+             x,
+             denoised,
+             sigma,
+             next,
+         }| {
+            let rest = Renoise::between(stochastic.parameterization, sigma, next, stochastic.eta);
+            let down = x * (rest.down / sigma) + denoised * (1.0 - rest.down / sigma);
+            Ok(if rest.added > 0.0 {
+                down * rest.scale + (stochastic.noise)(sigma, next) * rest.added
+            } else {
+                down * rest.scale
+            })
+        },
+    )
 }
 
 /// The end of an ancestral step: latents at the level `down` are scaled by `scale`, and noise of
@@ -70,15 +82,27 @@ impl Renoise {
     /// restores the next level's signal.
     fn between(parameterization: Parameterization, sigma: f64, next: f64, eta: f64) -> Self {
         if next == 0.0 || eta == 0.0 {
-            return Self { down: next, scale: 1.0, added: 0.0 };
+            return Self {
+                down: next,
+                scale: 1.0,
+                added: 0.0,
+            };
         }
         if parameterization == Parameterization::Flow {
             let down = next * (1.0 + (next / sigma - 1.0) * eta);
             let scale = signal(parameterization, next) / signal(parameterization, down);
-            return Self { down, scale, added: (next.powi(2) - (down * scale).powi(2)).max(0.0).sqrt() };
+            return Self {
+                down,
+                scale,
+                added: (next.powi(2) - (down * scale).powi(2)).max(0.0).sqrt(),
+            };
         }
         let added = (eta * next * (1.0 - (next / sigma).powi(2)).sqrt()).min(next);
-        Self { down: (next * next - added * added).sqrt(), scale: 1.0, added }
+        Self {
+            down: (next * next - added * added).sqrt(),
+            scale: 1.0,
+            added,
+        }
     }
 }
 
@@ -104,19 +128,35 @@ pub fn dpmpp_2m_sde(
     let signal_at = |sigma: f64| signal(parameterization, sigma);
     // The previous prediction, and the length of the step that used it.
     let mut last: Option<(Tensor, f64)> = None;
-    walk(denoise, x, sigmas, watch, |_, Begun { x, denoised, sigma, next }| {
-        if next == 0.0 {
-            return Ok(denoised);
-        }
-        let length = (signal_at(next) / next).ln() - (signal_at(sigma) / sigma).ln();
-        // The weight of the denoised latents.
-        let share = -(-length * (eta + 1.0)).exp_m1() * signal_at(next);
-        let mut mixed = x * (next / sigma * (-length * eta).exp()) + &denoised * share;
-        if let Some((before, last_length)) = &last {
-            mixed += (&denoised - before) * (0.5 * share * length / last_length);
-        }
-        let added = next * (-(-2.0 * length * eta).exp_m1()).sqrt();
-        last = Some((denoised, length));
-        Ok(if added > 0.0 { mixed + (stochastic.noise)(sigma, next) * added } else { mixed })
-    })
+    walk(
+        denoise,
+        x,
+        sigmas,
+        watch,
+        |_,
+         Begun {
+             x,
+             denoised,
+             sigma,
+             next,
+         }| {
+            if next == 0.0 {
+                return Ok(denoised);
+            }
+            let length = (signal_at(next) / next).ln() - (signal_at(sigma) / sigma).ln();
+            // The weight of the denoised latents.
+            let share = -(-length * (eta + 1.0)).exp_m1() * signal_at(next);
+            let mut mixed = x * (next / sigma * (-length * eta).exp()) + &denoised * share;
+            if let Some((before, last_length)) = &last {
+                mixed += (&denoised - before) * (0.5 * share * length / last_length);
+            }
+            let added = next * (-(-2.0 * length * eta).exp_m1()).sqrt();
+            last = Some((denoised, length));
+            Ok(if added > 0.0 {
+                mixed + (stochastic.noise)(sigma, next) * added
+            } else {
+                mixed
+            })
+        },
+    )
 }

@@ -29,8 +29,16 @@ pub const LAST_SIGMA: f64 = 0.001;
 ///
 /// # Errors
 /// Errors of `denoise`.
-pub fn uni_pc(denoise: &mut Denoise<'_>, x: Tensor, sigmas: &[f64], watch: &mut Watch<'_>) -> Result<Tensor> {
-    let sigmas: Vec<f64> = sigmas.iter().map(|&sigma| if sigma == 0.0 { LAST_SIGMA } else { sigma }).collect();
+pub fn uni_pc(
+    denoise: &mut Denoise<'_>,
+    x: Tensor,
+    sigmas: &[f64],
+    watch: &mut Watch<'_>,
+) -> Result<Tensor> {
+    let sigmas: Vec<f64> = sigmas
+        .iter()
+        .map(|&sigma| if sigma == 0.0 { LAST_SIGMA } else { sigma })
+        .collect();
     let num_steps = sigmas.len() - 1;
     let highest = ORDER.min(num_steps.saturating_sub(1)).max(1);
     let mut x = x;
@@ -41,7 +49,13 @@ pub fn uni_pc(denoise: &mut Denoise<'_>, x: Tensor, sigmas: &[f64], watch: &mut 
         if step == 0 {
             answers.push((denoise(&x, sigma)?, -sigma.ln()));
         }
-        watch(Progress { step, num_steps, sigma, x: &x, denoised: &answers[0].0 });
+        watch(Progress {
+            step,
+            num_steps,
+            sigma,
+            x: &x,
+            denoised: &answers[0].0,
+        });
         let order = highest.min(step + 1).min(num_steps - step);
         let update = Update::new(&x, [sigma, next], &answers[..order]);
         let predicted = update.predict();
@@ -74,12 +88,24 @@ impl Update {
     fn new(x: &Tensor, [sigma, next]: [f64; 2], answers: &[(Tensor, f64)]) -> Self {
         let (newest, lambda) = (&answers[0].0, answers[0].1);
         let length = -next.ln() - lambda;
-        let mut ratios: Vec<f64> = answers[1..].iter().map(|(_, before)| (before - lambda) / length).collect();
-        let differences =
-            answers[1..].iter().zip(&ratios).map(|((answer, _), ratio)| (answer - newest) / *ratio).collect();
+        let mut ratios: Vec<f64> = answers[1..]
+            .iter()
+            .map(|(_, before)| (before - lambda) / length)
+            .collect();
+        let differences = answers[1..]
+            .iter()
+            .zip(&ratios)
+            .map(|((answer, _), ratio)| (answer - newest) / *ratio)
+            .collect();
         ratios.push(1.0);
         let base = x * (next / sigma) - newest * (-length).exp_m1();
-        Self { base, differences, ratios, newest: newest.shallow_clone(), hh: -length }
+        Self {
+            base,
+            differences,
+            ratios,
+            newest: newest.shallow_clone(),
+            hh: -length,
+        }
     }
 
     fn predict(&self) -> Tensor {
@@ -93,14 +119,22 @@ impl Update {
     }
 
     fn correct(&self, answer: &Tensor) -> Tensor {
-        let weights = if self.ratios.len() == 1 { vec![0.5] } else { weights(&self.ratios, self.hh) };
+        let weights = if self.ratios.len() == 1 {
+            vec![0.5]
+        } else {
+            weights(&self.ratios, self.hh)
+        };
         self.with(&weights, Some(answer - &self.newest))
     }
 
     /// Returns the step of order 1 plus weighted differences.
     fn with(&self, weights: &[f64], last: Option<Tensor>) -> Tensor {
-        let terms = weights.iter().zip(self.differences.iter().chain(last.as_ref()));
-        terms.fold(self.base.shallow_clone(), |x, (weight, difference)| x - difference * (self.hh * weight))
+        let terms = weights
+            .iter()
+            .zip(self.differences.iter().chain(last.as_ref()));
+        terms.fold(self.base.shallow_clone(), |x, (weight, difference)| {
+            x - difference * (self.hh * weight)
+        })
     }
 }
 
@@ -126,13 +160,16 @@ fn weights(ratios: &[f64], hh: f64) -> Vec<f64> {
 fn solve(mut rows: Vec<Vec<f64>>) -> Vec<f64> {
     let n = rows.len();
     for column in 0..n {
-        let largest = (column..n).max_by(|&a, &b| rows[a][column].abs().total_cmp(&rows[b][column].abs()));
+        let largest =
+            (column..n).max_by(|&a, &b| rows[a][column].abs().total_cmp(&rows[b][column].abs()));
         rows.swap(column, largest.expect("the range is not empty"));
         let pivot = rows[column].clone();
         for (i, row) in rows.iter_mut().enumerate() {
             if i != column {
                 let factor = row[column] / pivot[column];
-                row.iter_mut().zip(&pivot).for_each(|(value, pivot)| *value -= factor * pivot);
+                row.iter_mut()
+                    .zip(&pivot)
+                    .for_each(|(value, pivot)| *value -= factor * pivot);
             }
         }
     }
@@ -145,8 +182,18 @@ mod tests {
 
     #[test]
     fn small_systems_are_solved() {
-        let solution = solve(vec![vec![0.0, 2.0, 1.0, 7.0], vec![1.0, 1.0, 1.0, 6.0], vec![2.0, 0.0, -1.0, -1.0]]);
-        assert!(solution.iter().zip([1.0, 2.0, 3.0]).all(|(a, b)| (a - b).abs() < 1e-12), "{solution:?}");
+        let solution = solve(vec![
+            vec![0.0, 2.0, 1.0, 7.0],
+            vec![1.0, 1.0, 1.0, 6.0],
+            vec![2.0, 0.0, -1.0, -1.0],
+        ]);
+        assert!(
+            solution
+                .iter()
+                .zip([1.0, 2.0, 3.0])
+                .all(|(a, b)| (a - b).abs() < 1e-12),
+            "{solution:?}"
+        );
     }
 
     #[test]
@@ -155,7 +202,8 @@ mod tests {
         // sum w = 1/2, sum r w = 1/3.
         let found = weights(&[-1.0, 1.0], -1e-3);
         assert!(
-            (found[0] + found[1] - 0.5).abs() < 1e-3 && (found[1] - found[0] - 1.0 / 3.0).abs() < 1e-3,
+            (found[0] + found[1] - 0.5).abs() < 1e-3
+                && (found[1] - found[0] - 1.0 / 3.0).abs() < 1e-3,
             "{found:?}"
         );
     }

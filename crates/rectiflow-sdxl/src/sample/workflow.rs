@@ -69,14 +69,38 @@ impl Workflow {
     /// Makes the graph that reproduces `drawing`. `checkpoint` is the single file's name in
     /// ComfyUI's folder.
     pub fn new(drawing: &Drawing<'_>, checkpoint: &str) -> Self {
-        let mut graph = Self { nodes: Vec::new(), differences: differences(drawing) };
+        let mut graph = Self {
+            nodes: Vec::new(),
+            differences: differences(drawing),
+        };
         let settings = drawing.settings;
-        let loader = graph.add("CheckpointLoaderSimple", LOADER_OUTPUTS, [0, 1], vec![value("ckpt_name", checkpoint)]);
-        let (clip, vae) = (Output { slot: 1, kind: "CLIP", ..loader }, Output { slot: 2, kind: "VAE", ..loader });
+        let loader = graph.add(
+            "CheckpointLoaderSimple",
+            LOADER_OUTPUTS,
+            [0, 1],
+            vec![value("ckpt_name", checkpoint)],
+        );
+        let (clip, vae) = (
+            Output {
+                slot: 1,
+                kind: "CLIP",
+                ..loader
+            },
+            Output {
+                slot: 2,
+                kind: "VAE",
+                ..loader
+            },
+        );
         let model = graph.add_model_nodes(drawing, loader);
         let positive = graph.add_text(drawing.prompt, settings.size, clip, 1);
         let negative = graph.add_text(drawing.negative, settings.size, clip, 2);
-        let latent = graph.add("EmptyLatentImage", LATENT_OUTPUT, [1, 3], size_inputs(settings));
+        let latent = graph.add(
+            "EmptyLatentImage",
+            LATENT_OUTPUT,
+            [1, 3],
+            size_inputs(settings),
+        );
         let mut sampler = vec![
             link("model", model),
             link("positive", positive),
@@ -85,8 +109,21 @@ impl Workflow {
         ];
         sampler.extend(sampler_inputs(settings));
         let samples = graph.add("KSampler", LATENT_OUTPUT, [4, 1], sampler);
-        let images = graph.add("VAEDecode", IMAGE_OUTPUT, [5, 1], vec![link("samples", samples), link("vae", vae)]);
-        graph.add("SaveImage", &[], [6, 1], vec![link("images", images), value("filename_prefix", "rectiflow")]);
+        let images = graph.add(
+            "VAEDecode",
+            IMAGE_OUTPUT,
+            [5, 1],
+            vec![link("samples", samples), link("vae", vae)],
+        );
+        graph.add(
+            "SaveImage",
+            &[],
+            [6, 1],
+            vec![
+                link("images", images),
+                value("filename_prefix", "rectiflow"),
+            ],
+        );
         graph
     }
 
@@ -106,23 +143,41 @@ impl Workflow {
             column += 1;
         };
         match drawing.parameterization {
-            Parameterization::Flow => patch("ModelSamplingSD3", vec![value("shift", drawing.settings.shift)]),
+            Parameterization::Flow => patch(
+                "ModelSamplingSD3",
+                vec![value("shift", drawing.settings.shift)],
+            ),
             Parameterization::V => {
-                patch("ModelSamplingDiscrete", vec![value("sampling", "v_prediction"), value("zsnr", false)]);
+                patch(
+                    "ModelSamplingDiscrete",
+                    vec![value("sampling", "v_prediction"), value("zsnr", false)],
+                );
             }
             Parameterization::Eps => {}
         }
         let guidance = drawing.settings.guidance();
         if guidance.is_guided() && guidance.cfg_rescale > 0.0 {
-            patch("RescaleCFG", vec![value("multiplier", guidance.cfg_rescale)]);
+            patch(
+                "RescaleCFG",
+                vec![value("multiplier", guidance.cfg_rescale)],
+            );
         }
         if guidance.is_perturbed() {
-            patch("PerturbedAttentionGuidance", vec![value("scale", guidance.pag_scale)]);
+            patch(
+                "PerturbedAttentionGuidance",
+                vec![value("scale", guidance.pag_scale)],
+            );
         }
         model
     }
 
-    fn add_text(&mut self, text: &str, size: Option<SizeConditioning>, clip: Output, row: i32) -> Output {
+    fn add_text(
+        &mut self,
+        text: &str,
+        size: Option<SizeConditioning>,
+        clip: Output,
+        row: i32,
+    ) -> Output {
         let Some(size) = size else {
             let inputs = vec![link("clip", clip), ("text", Input::Text(text.to_owned()))];
             return self.add("CLIPTextEncode", CONDITIONING_OUTPUT, [1, row], inputs);
@@ -149,24 +204,40 @@ impl Workflow {
         place: [i32; 2],
         inputs: Vec<(&'static str, Input)>,
     ) -> Output {
-        self.nodes.push(Node { class, inputs, outputs, place });
-        Output { node: self.nodes.len(), slot: 0, kind: outputs.first().map_or("", |(_, kind)| kind) }
+        self.nodes.push(Node {
+            class,
+            inputs,
+            outputs,
+            place,
+        });
+        Output {
+            node: self.nodes.len(),
+            slot: 0,
+            kind: outputs.first().map_or("", |(_, kind)| kind),
+        }
     }
 
     /// Returns the graph for the server: `{"1": {"class_type": ..., "inputs": {...}}, ...}`.
     pub fn prompt(&self) -> Value {
-        let nodes = self.nodes.iter().zip(1..).map(|(node, number): (&Node, usize)| {
-            let inputs = node.inputs.iter().filter_map(|(name, input)| {
-                let value = match input {
-                    Input::Link(from) => json!([from.node.to_string(), from.slot]),
-                    Input::Value(value) => value.clone(),
-                    Input::Text(text) => escaped(text, &['(', ')']).into(),
-                    Input::PageOnly(_) => return None,
-                };
-                Some(((*name).to_owned(), value))
+        let nodes = self
+            .nodes
+            .iter()
+            .zip(1..)
+            .map(|(node, number): (&Node, usize)| {
+                let inputs = node.inputs.iter().filter_map(|(name, input)| {
+                    let value = match input {
+                        Input::Link(from) => json!([from.node.to_string(), from.slot]),
+                        Input::Value(value) => value.clone(),
+                        Input::Text(text) => escaped(text, &['(', ')']).into(),
+                        Input::PageOnly(_) => return None,
+                    };
+                    Some(((*name).to_owned(), value))
+                });
+                (
+                    number.to_string(),
+                    json!({ "class_type": node.class, "inputs": inputs.collect::<Map<_, _>>() }),
+                )
             });
-            (number.to_string(), json!({ "class_type": node.class, "inputs": inputs.collect::<Map<_, _>>() }))
-        });
         Value::Object(nodes.collect())
     }
 
@@ -174,12 +245,16 @@ impl Workflow {
     /// `[number, from, its slot, to, its slot, type]`.
     pub fn workflow(&self) -> Value {
         let links = self.links();
-        let nodes: Vec<Value> = (1..=self.nodes.len()).map(|number| self.page_node(number, &links)).collect();
+        let nodes: Vec<Value> = (1..=self.nodes.len())
+            .map(|number| self.page_node(number, &links))
+            .collect();
         let rows: Vec<Value> = links
             .iter()
             .zip(1..)
             .map(|(link, number): (&Link, usize)| {
-                let Link { from, to, to_slot, .. } = link;
+                let Link {
+                    from, to, to_slot, ..
+                } = link;
                 json!([number, from.node, from.slot, to, to_slot, from.kind])
             })
             .collect();
@@ -201,7 +276,12 @@ impl Workflow {
             let mut to_slot = 0;
             for (name, input) in &node.inputs {
                 if let Input::Link(from) = input {
-                    links.push(Link { from: *from, to, to_slot, input: name });
+                    links.push(Link {
+                        from: *from,
+                        to,
+                        to_slot,
+                        input: name,
+                    });
                     to_slot += 1;
                 }
             }
@@ -212,7 +292,9 @@ impl Workflow {
     fn page_node(&self, number: usize, links: &[Link]) -> Value {
         let node = &self.nodes[number - 1];
         let [column, row] = node.place;
-        let outputs: Vec<Value> = (0..node.outputs.len()).map(|slot| self.page_output(number, slot, links)).collect();
+        let outputs: Vec<Value> = (0..node.outputs.len())
+            .map(|slot| self.page_output(number, slot, links))
+            .collect();
         json!({
             "id": number,
             "type": node.class,
@@ -244,7 +326,11 @@ impl Workflow {
 /// Returns a node's input slots, each with the number of the link that ends there.
 fn page_inputs(number: usize, links: &[Link]) -> Vec<Value> {
     let mut slots = Vec::new();
-    for (link, id) in links.iter().zip(1usize..).filter(|(link, _)| link.to == number) {
+    for (link, id) in links
+        .iter()
+        .zip(1usize..)
+        .filter(|(link, _)| link.to == number)
+    {
         slots.push(json!({ "name": link.input, "type": link.from.kind, "link": id }));
     }
     slots
@@ -252,7 +338,11 @@ fn page_inputs(number: usize, links: &[Link]) -> Vec<Value> {
 
 /// Returns the widgets of `EmptyLatentImage`.
 fn size_inputs(settings: &SampleSettings) -> Vec<(&'static str, Input)> {
-    vec![value("width", settings.width_px), value("height", settings.height_px), value("batch_size", settings.batch)]
+    vec![
+        value("width", settings.width_px),
+        value("height", settings.height_px),
+        value("batch_size", settings.batch),
+    ]
 }
 
 /// Returns the widgets of `KSampler`.
@@ -313,14 +403,22 @@ fn differences(drawing: &Drawing<'_>) -> Vec<String> {
     let mut found = Vec::new();
     if guidance.is_perturbed() && guidance.pag_parts != [UNetPart::Mid] {
         let parts: Vec<String> = guidance.pag_parts.iter().map(ToString::to_string).collect();
-        found.push(format!("attention was perturbed in {}; ComfyUI's node does it in mid", parts.join(", ")));
+        found.push(format!(
+            "attention was perturbed in {}; ComfyUI's node does it in mid",
+            parts.join(", ")
+        ));
     }
     // Numbers on the page are JavaScript numbers.
     if drawing.settings.seed > 1 << 53 {
-        found.push("the page rounds seeds above 2^53: send `prompt` to the server instead".to_owned());
+        found.push(
+            "the page rounds seeds above 2^53: send `prompt` to the server instead".to_owned(),
+        );
     }
     if drawing.settings.sampler == Sampler::EulerAncestral {
-        found.push("ComfyUI on a GPU draws the noise of euler_ancestral's steps from the GPU's generator".to_owned());
+        found.push(
+            "ComfyUI on a GPU draws the noise of euler_ancestral's steps from the GPU's generator"
+                .to_owned(),
+        );
     }
     found
 }
@@ -332,7 +430,10 @@ pub fn ascii_json(value: &Value) -> String {
         if letter.is_ascii() {
             ascii.push(letter);
         } else {
-            letter.encode_utf16(&mut [0; 2]).iter().for_each(|unit| ascii.push_str(&format!("\\u{unit:04x}")));
+            letter
+                .encode_utf16(&mut [0; 2])
+                .iter()
+                .for_each(|unit| ascii.push_str(&format!("\\u{unit:04x}")));
         }
     }
     ascii
@@ -346,12 +447,25 @@ mod tests {
     use crate::sample::{SampleSettings, schedule::Schedule};
 
     fn settings() -> SampleSettings {
-        SampleSettings { steps: 20, cfg: 3.5, seed: 7, width_px: 832, height_px: 1216, batch: 2, ..Default::default() }
+        SampleSettings {
+            steps: 20,
+            cfg: 3.5,
+            seed: 7,
+            width_px: 832,
+            height_px: 1216,
+            batch: 2,
+            ..Default::default()
+        }
     }
 
     fn workflow(settings: &SampleSettings, parameterization: Parameterization) -> Workflow {
-        let drawing =
-            Drawing { settings, parameterization, prompt: "a fox (red) {x}", negative: "blurry", model: "fox" };
+        let drawing = Drawing {
+            settings,
+            parameterization,
+            prompt: "a fox (red) {x}",
+            negative: "blurry",
+            model: "fox",
+        };
         Workflow::new(&drawing, "fox.safetensors")
     }
 
@@ -364,12 +478,21 @@ mod tests {
             target_width_px: 832,
             target_height_px: 1216,
         };
-        SampleSettings { cfg_rescale: 0.7, pag_scale: 3.0, size: Some(size), ..settings() }
+        SampleSettings {
+            cfg_rescale: 0.7,
+            pag_scale: 3.0,
+            size: Some(size),
+            ..settings()
+        }
     }
 
     /// Returns the only node of a class.
     fn node<'a>(prompt: &'a Value, class: &str) -> &'a Value {
-        let mut found = prompt.as_object().unwrap().values().filter(|node| node["class_type"] == class);
+        let mut found = prompt
+            .as_object()
+            .unwrap()
+            .values()
+            .filter(|node| node["class_type"] == class);
         let node = found.next().unwrap_or_else(|| panic!("no {class}"));
         assert!(found.next().is_none(), "one {class}");
         node
@@ -377,7 +500,9 @@ mod tests {
 
     /// Returns the class of the node that an input comes from.
     fn source<'a>(prompt: &'a Value, node: &Value, input: &str) -> &'a str {
-        prompt[node["inputs"][input][0].as_str().unwrap()]["class_type"].as_str().unwrap()
+        prompt[node["inputs"][input][0].as_str().unwrap()]["class_type"]
+            .as_str()
+            .unwrap()
     }
 
     #[test]
@@ -394,64 +519,133 @@ mod tests {
         ] {
             assert_eq!(sampler["inputs"][name], expected, "{name}");
         }
-        assert!(sampler["inputs"].get("control_after_generate").is_none(), "the server knows no such input");
+        assert!(
+            sampler["inputs"].get("control_after_generate").is_none(),
+            "the server knows no such input"
+        );
         assert_eq!(source(&prompt, sampler, "model"), "ModelSamplingSD3");
         assert_eq!(node(&prompt, "ModelSamplingSD3")["inputs"]["shift"], 6.0);
-        assert_eq!(node(&prompt, "EmptyLatentImage")["inputs"], json!({"width": 832, "height": 1216, "batch_size": 2}));
-        let text = |input: &str| &prompt[sampler["inputs"][input][0].as_str().unwrap()]["inputs"]["text"];
-        assert_eq!((text("positive"), text("negative")), (&json!("a fox \\(red\\) {x}"), &json!("blurry")));
-        assert_eq!(node(&prompt, "VAEDecode")["inputs"]["vae"], json!(["1", 2]), "the loader's third output");
+        assert_eq!(
+            node(&prompt, "EmptyLatentImage")["inputs"],
+            json!({"width": 832, "height": 1216, "batch_size": 2})
+        );
+        let text =
+            |input: &str| &prompt[sampler["inputs"][input][0].as_str().unwrap()]["inputs"]["text"];
+        assert_eq!(
+            (text("positive"), text("negative")),
+            (&json!("a fox \\(red\\) {x}"), &json!("blurry"))
+        );
+        assert_eq!(
+            node(&prompt, "VAEDecode")["inputs"]["vae"],
+            json!(["1", 2]),
+            "the loader's third output"
+        );
     }
 
     #[test]
     fn models_that_are_not_flow_are_not_shifted() {
         let eps = workflow(&settings(), Parameterization::Eps).prompt();
-        assert_eq!(source(&eps, node(&eps, "KSampler"), "model"), "CheckpointLoaderSimple");
+        assert_eq!(
+            source(&eps, node(&eps, "KSampler"), "model"),
+            "CheckpointLoaderSimple"
+        );
         let v = workflow(&settings(), Parameterization::V).prompt();
-        assert_eq!(node(&v, "ModelSamplingDiscrete")["inputs"]["sampling"], "v_prediction");
-        assert_eq!(source(&v, node(&v, "KSampler"), "model"), "ModelSamplingDiscrete");
+        assert_eq!(
+            node(&v, "ModelSamplingDiscrete")["inputs"]["sampling"],
+            "v_prediction"
+        );
+        assert_eq!(
+            source(&v, node(&v, "KSampler"), "model"),
+            "ModelSamplingDiscrete"
+        );
     }
 
     #[test]
     fn guidance_and_sizes_become_nodes() {
         let prompt = workflow(&everything(), Parameterization::Flow).prompt();
         let sampler = node(&prompt, "KSampler");
-        assert_eq!(source(&prompt, sampler, "model"), "PerturbedAttentionGuidance");
-        assert_eq!(source(&prompt, node(&prompt, "PerturbedAttentionGuidance"), "model"), "RescaleCFG");
-        assert_eq!(source(&prompt, node(&prompt, "RescaleCFG"), "model"), "ModelSamplingSD3");
+        assert_eq!(
+            source(&prompt, sampler, "model"),
+            "PerturbedAttentionGuidance"
+        );
+        assert_eq!(
+            source(
+                &prompt,
+                node(&prompt, "PerturbedAttentionGuidance"),
+                "model"
+            ),
+            "RescaleCFG"
+        );
+        assert_eq!(
+            source(&prompt, node(&prompt, "RescaleCFG"), "model"),
+            "ModelSamplingSD3"
+        );
         let positive = &prompt[sampler["inputs"]["positive"][0].as_str().unwrap()];
         assert_eq!(positive["class_type"], "CLIPTextEncodeSDXL");
         assert_eq!(positive["inputs"]["height"], 1500);
-        assert_eq!((&positive["inputs"]["crop_w"], &positive["inputs"]["crop_h"]), (&json!(3), &json!(5)));
-        let plain = SampleSettings { cfg: 1.0, ..everything() };
-        let text = workflow(&plain, Parameterization::Flow).prompt().to_string();
-        assert!(!text.contains("RescaleCFG"), "without CFG there is nothing to rescale");
+        assert_eq!(
+            (&positive["inputs"]["crop_w"], &positive["inputs"]["crop_h"]),
+            (&json!(3), &json!(5))
+        );
+        let plain = SampleSettings {
+            cfg: 1.0,
+            ..everything()
+        };
+        let text = workflow(&plain, Parameterization::Flow)
+            .prompt()
+            .to_string();
+        assert!(
+            !text.contains("RescaleCFG"),
+            "without CFG there is nothing to rescale"
+        );
     }
 
     /// Every link of the page connects two slots of one type, and the page's graph equals the
     /// server's.
     #[test]
     fn links_are_consistent_and_both_forms_agree() {
-        for parameterization in [Parameterization::Flow, Parameterization::Eps, Parameterization::V] {
+        for parameterization in [
+            Parameterization::Flow,
+            Parameterization::Eps,
+            Parameterization::V,
+        ] {
             for settings in [settings(), everything()] {
                 let graph = workflow(&settings, parameterization);
                 let (prompt, page) = (graph.prompt(), graph.workflow());
-                let nodes: BTreeMap<u64, &Value> =
-                    page["nodes"].as_array().unwrap().iter().map(|node| (node["id"].as_u64().unwrap(), node)).collect();
+                let nodes: BTreeMap<u64, &Value> = page["nodes"]
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .map(|node| (node["id"].as_u64().unwrap(), node))
+                    .collect();
                 assert_eq!(nodes.len(), prompt.as_object().unwrap().len());
                 let links = page["links"].as_array().unwrap();
                 assert_eq!(page["last_link_id"], links.len());
                 for link in links {
-                    let [id, from, slot, to, to_slot] = [0, 1, 2, 3, 4].map(|i| link[i].as_u64().unwrap());
+                    let [id, from, slot, to, to_slot] =
+                        [0, 1, 2, 3, 4].map(|i| link[i].as_u64().unwrap());
                     let output = &nodes[&from]["outputs"][slot as usize];
                     let input = &nodes[&to]["inputs"][to_slot as usize];
-                    assert!(output["links"].as_array().unwrap().contains(&json!(id)), "{link}: {output}");
-                    assert_eq!((&input["link"], &input["type"], &output["type"]), (&json!(id), &link[5], &link[5]));
+                    assert!(
+                        output["links"].as_array().unwrap().contains(&json!(id)),
+                        "{link}: {output}"
+                    );
+                    assert_eq!(
+                        (&input["link"], &input["type"], &output["type"]),
+                        (&json!(id), &link[5], &link[5])
+                    );
                     let name = input["name"].as_str().unwrap();
-                    assert_eq!(prompt[to.to_string()]["inputs"][name], json!([from.to_string(), slot]), "{name}");
+                    assert_eq!(
+                        prompt[to.to_string()]["inputs"][name],
+                        json!([from.to_string(), slot]),
+                        "{name}"
+                    );
                     assert!(from < to, "a node comes after what it needs");
                 }
-                let linked: usize = nodes.values().map(|node| node["inputs"].as_array().unwrap().len()).sum();
+                let linked: usize = nodes
+                    .values()
+                    .map(|node| node["inputs"].as_array().unwrap().len())
+                    .sum();
                 assert_eq!(linked, links.len(), "no input without a link");
             }
         }
@@ -459,21 +653,35 @@ mod tests {
 
     #[test]
     fn widgets_are_in_the_order_of_comfyuis_nodes() {
-        let settings = SampleSettings { sampler: Sampler::UniPc, schedule: Schedule::Beta, ..everything() };
+        let settings = SampleSettings {
+            sampler: Sampler::UniPc,
+            schedule: Schedule::Beta,
+            ..everything()
+        };
         let page = workflow(&settings, Parameterization::Flow).workflow();
         let widgets = |class: &str| {
             let nodes = page["nodes"].as_array().unwrap();
             nodes.iter().find(|node| node["type"] == class).unwrap()["widgets_values"].clone()
         };
-        assert_eq!(widgets("KSampler"), json!([7, "fixed", 20, 3.5, "uni_pc", "beta", 1.0]));
+        assert_eq!(
+            widgets("KSampler"),
+            json!([7, "fixed", 20, 3.5, "uni_pc", "beta", 1.0])
+        );
         let text = "a fox \\(red\\) \\{x\\}";
-        assert_eq!(widgets("CLIPTextEncodeSDXL"), json!([1000, 1500, 3, 5, 832, 1216, text, text]));
-        assert_eq!(widgets("CheckpointLoaderSimple"), json!(["fox.safetensors"]));
+        assert_eq!(
+            widgets("CLIPTextEncodeSDXL"),
+            json!([1000, 1500, 3, 5, 832, 1216, text, text])
+        );
+        assert_eq!(
+            widgets("CheckpointLoaderSimple"),
+            json!(["fox.safetensors"])
+        );
     }
 
     #[test]
     fn what_a_workflow_cannot_say_is_said() {
-        let differences = |settings: &SampleSettings| workflow(settings, Parameterization::Flow).differences;
+        let differences =
+            |settings: &SampleSettings| workflow(settings, Parameterization::Flow).differences;
         assert!(differences(&everything()).is_empty());
         let odd = SampleSettings {
             pag_parts: vec![UNetPart::Down(2)],
@@ -482,14 +690,20 @@ mod tests {
             ..everything()
         };
         let found = differences(&odd).join("\n");
-        assert!(found.contains("down.2") && found.contains("2^53") && found.contains("GPU"), "{found}");
+        assert!(
+            found.contains("down.2") && found.contains("2^53") && found.contains("GPU"),
+            "{found}"
+        );
     }
 
     #[test]
     fn json_is_ascii_and_the_same() {
         let value = json!({ "text": "forêt 猫 🐈 \"x\"\n" });
         let ascii = ascii_json(&value);
-        assert!(ascii.is_ascii() && ascii.contains("\\ud83d\\udc08"), "{ascii}");
+        assert!(
+            ascii.is_ascii() && ascii.contains("\\ud83d\\udc08"),
+            "{ascii}"
+        );
         assert_eq!(serde_json::from_str::<Value>(&ascii).unwrap(), value);
     }
 }

@@ -71,15 +71,25 @@ mod tests {
     fn gaps_that_meet_are_one_and_are_used_before_new_memory() {
         let before = megabytes(1, 0.0);
         pack_tensors();
-        let (first, second, third) = (megabytes(100, 1.0), megabytes(100, 2.0), megabytes(100, 3.0));
+        let (first, second, third) = (
+            megabytes(100, 1.0),
+            megabytes(100, 2.0),
+            megabytes(100, 3.0),
+        );
         let full = reach();
         assert!(full >= 300 << 20);
         drop((first, second));
         let (wide, narrow) = (megabytes(150, 4.0), megabytes(50, 5.0));
-        assert!(reach() < full + (100 << 20), "both lie where the first two lay");
+        assert!(
+            reach() < full + (100 << 20),
+            "both lie where the first two lay"
+        );
         drop(third);
         empty_gaps();
-        assert!(is_all(&wide, 4.0) && is_all(&narrow, 5.0), "live tensors keep their values");
+        assert!(
+            is_all(&wide, 4.0) && is_all(&narrow, 5.0),
+            "live tensors keep their values"
+        );
         let last = megabytes(120, 6.0);
         assert!(reach() < full + (100 << 20), "the last gap grows");
         assert!(is_all(&last, 6.0) && is_all(&before, 0.0));
@@ -93,7 +103,10 @@ mod tests {
             for round in 0..400i64 {
                 let value = (thread * 1000 + round) as f64;
                 let size = 1 << (12 + (round * 7 + thread) % 9);
-                kept.push((Tensor::full([size + round], value, (Kind::Float, Device::Cpu)), value));
+                kept.push((
+                    Tensor::full([size + round], value, (Kind::Float, Device::Cpu)),
+                    value,
+                ));
                 if kept.len() > 8 {
                     let (tensor, value) = kept.swap_remove((round * 5 % 8) as usize);
                     assert!(is_all(&tensor, value));
@@ -107,7 +120,13 @@ mod tests {
     fn more_than_the_machine_has_is_an_error() {
         pack_tensors();
         let error = Tensor::f_empty([1 << 50], (Kind::Float, Device::Cpu)).expect_err("4 PiB");
-        assert!(error.to_string().contains("can't allocate memory"), "{error}");
-        assert!(is_all(&megabytes(1, 7.0), 7.0), "the next allocation succeeds");
+        assert!(
+            error.to_string().contains("can't allocate memory"),
+            "{error}"
+        );
+        assert!(
+            is_all(&megabytes(1, 7.0), 7.0),
+            "the next allocation succeeds"
+        );
     }
 }

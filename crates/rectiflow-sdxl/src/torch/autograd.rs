@@ -62,7 +62,10 @@ impl Sink {
     ///
     /// # Errors
     /// libtorch's error, if `leaf` is not a leaf that requires a gradient.
-    pub fn new(leaf: &Tensor, take: impl Fn(Tensor) + Send + Sync + 'static) -> Result<Self, TchError> {
+    pub fn new(
+        leaf: &Tensor,
+        take: impl Fn(Tensor) + Send + Sync + 'static,
+    ) -> Result<Self, TchError> {
         let closure = Closure::new(move |gradients: Vec<Tensor>| {
             gradients.into_iter().for_each(&take);
             Ok(None)
@@ -85,7 +88,13 @@ impl Drop for Sink {
 #[repr(C)]
 struct Closure {
     data: *mut c_void,
-    call: unsafe extern "C" fn(*mut c_void, *const *mut C_tensor, usize, *mut *mut C_tensor, *mut Failure) -> c_int,
+    call: unsafe extern "C" fn(
+        *mut c_void,
+        *const *mut C_tensor,
+        usize,
+        *mut *mut C_tensor,
+        *mut Failure,
+    ) -> c_int,
     drop: unsafe extern "C" fn(*mut c_void),
 }
 
@@ -93,8 +102,14 @@ struct Closure {
 enum Failure {}
 
 impl Closure {
-    fn new<F: Fn(Vec<Tensor>) -> Result<Option<Tensor>, TchError> + Send + Sync + 'static>(act: F) -> Self {
-        Self { data: Box::into_raw(Box::new(act)).cast(), call: call::<F>, drop: drop_closure::<F> }
+    fn new<F: Fn(Vec<Tensor>) -> Result<Option<Tensor>, TchError> + Send + Sync + 'static>(
+        act: F,
+    ) -> Self {
+        Self {
+            data: Box::into_raw(Box::new(act)).cast(),
+            call: call::<F>,
+            drop: drop_closure::<F>,
+        }
     }
 }
 
@@ -110,7 +125,9 @@ unsafe extern "C" fn call<F: Fn(Vec<Tensor>) -> Result<Option<Tensor>, TchError>
 ) -> c_int {
     // SAFETY: the caller guarantees the conditions above.
     let (act, tensors) = unsafe {
-        let tensors = (0..num_tensors).map(|i| Tensor::from_ptr(*tensors.add(i))).collect::<Vec<_>>();
+        let tensors = (0..num_tensors)
+            .map(|i| Tensor::from_ptr(*tensors.add(i)))
+            .collect::<Vec<_>>();
         (&*data.cast::<F>(), tensors)
     };
     let reason = match catch_unwind(AssertUnwindSafe(|| act(tensors))) {
@@ -152,7 +169,11 @@ unsafe extern "C" {
         num_parameters: usize,
         out: *mut *mut C_tensor,
     ) -> *mut c_char;
-    fn rectiflow_sink(closure: Closure, leaf: *const C_tensor, handle: *mut *mut c_void) -> *mut c_char;
+    fn rectiflow_sink(
+        closure: Closure,
+        leaf: *const C_tensor,
+        handle: *mut *mut c_void,
+    ) -> *mut c_char;
     fn rectiflow_drop_sink(handle: *mut c_void);
 }
 
@@ -172,18 +193,28 @@ mod tests {
     }
 
     /// Returns sin(w x), and counts the calls.
-    fn counted(calls: &Arc<AtomicUsize>, weight: &Tensor) -> impl Fn(&[Tensor]) -> Torch + Send + Sync + 'static {
+    fn counted(
+        calls: &Arc<AtomicUsize>,
+        weight: &Tensor,
+    ) -> impl Fn(&[Tensor]) -> Torch + Send + Sync + 'static {
         let (calls, weight) = (calls.clone(), Mutex::new(weight.shallow_clone()));
         move |inputs| {
             calls.fetch_add(1, Ordering::Relaxed);
-            inputs[0].f_mul(&weight.lock().expect("no panic holds it"))?.f_sin()
+            inputs[0]
+                .f_mul(&weight.lock().expect("no panic holds it"))?
+                .f_sin()
         }
     }
 
     #[test]
     fn the_backward_pass_calculates_again_and_gives_the_same_gradients() {
         let (x, weight) = (leaf(&[0.3, -0.7]), leaf(&[1.5, 2.5]));
-        let plain = Tensor::run_backward(&[(&x * &weight).sin().sum(Kind::Float)], &[&x, &weight], false, false);
+        let plain = Tensor::run_backward(
+            &[(&x * &weight).sin().sum(Kind::Float)],
+            &[&x, &weight],
+            false,
+            false,
+        );
         let calls = Arc::new(AtomicUsize::new(0));
         let y = checkpoint(&[&x], &[weight.shallow_clone()], counted(&calls, &weight)).unwrap();
         assert_eq!(calls.load(Ordering::Relaxed), 1);
@@ -191,7 +222,10 @@ mod tests {
         let recomputed = Tensor::f_run_backward(&[&loss], &[&x, &weight], false, false).unwrap();
         assert_eq!(calls.load(Ordering::Relaxed), 2);
         assert!(plain.iter().zip(&recomputed).all(|(a, b)| a.equal(b)));
-        assert!(!weight.grad().defined(), "only the requested gradients are calculated");
+        assert!(
+            !weight.grad().defined(),
+            "only the requested gradients are calculated"
+        );
     }
 
     #[test]
@@ -209,17 +243,28 @@ mod tests {
     #[test]
     fn panics_and_errors_become_messages() {
         let x = leaf(&[1.0]);
-        let error = checkpoint(&[&x], &[], |_| panic!("out of cheese")).unwrap_err().to_string();
+        let error = checkpoint(&[&x], &[], |_| panic!("out of cheese"))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("out of cheese"), "{error}");
         let second = AtomicUsize::new(0);
         let fails = move |inputs: &[Tensor]| match second.fetch_add(1, Ordering::Relaxed) {
             0 => inputs[0].f_sin(),
             _ => inputs[0].f_reshape([7]),
         };
-        let error = checkpoint(&[&x], &[], fails).unwrap().f_backward().unwrap_err().to_string();
+        let error = checkpoint(&[&x], &[], fails)
+            .unwrap()
+            .f_backward()
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("shape '[7]'"), "{error}");
         let frozen = Tensor::from_slice(&[1f32]);
-        assert!(Sink::new(&frozen, drop).unwrap_err().to_string().contains("only a leaf"));
+        assert!(
+            Sink::new(&frozen, drop)
+                .unwrap_err()
+                .to_string()
+                .contains("only a leaf")
+        );
     }
 
     #[test]
@@ -227,7 +272,10 @@ mod tests {
         let x = leaf(&[2.0]);
         let taken = Arc::new(Mutex::new(Vec::new()));
         let into = taken.clone();
-        let sink = Sink::new(&x, move |gradient| into.lock().unwrap().push(gradient.double_value(&[0]))).unwrap();
+        let sink = Sink::new(&x, move |gradient| {
+            into.lock().unwrap().push(gradient.double_value(&[0]))
+        })
+        .unwrap();
         // Used twice, once inside a checkpoint: the one gradient is 2 x + 3.
         let recomputed = checkpoint(&[&x], &[], |inputs| inputs[0].f_mul(&inputs[0])).unwrap();
         (recomputed + &x * 3.0).sum(Kind::Float).backward();
@@ -235,7 +283,11 @@ mod tests {
         assert!(!x.grad().defined());
         drop(sink);
         (&x * 5.0).sum(Kind::Float).backward();
-        assert_eq!((taken.lock().unwrap().len(), x.grad().double_value(&[0])), (1, 5.0), "libtorch accumulates again");
+        assert_eq!(
+            (taken.lock().unwrap().len(), x.grad().double_value(&[0])),
+            (1, 5.0),
+            "libtorch accumulates again"
+        );
     }
 
     #[test]
@@ -248,19 +300,26 @@ mod tests {
                     let weight = weight.lock().unwrap().shallow_clone();
                     let mut sum = 0.0;
                     for _ in 0..50 {
-                        let x =
-                            Tensor::full([1000], f64::from(thread), (Kind::Float, Device::Cpu)).set_requires_grad(true);
+                        let x = Tensor::full([1000], f64::from(thread), (Kind::Float, Device::Cpu))
+                            .set_requires_grad(true);
                         let held = Mutex::new(weight.shallow_clone());
-                        let run = move |inputs: &[Tensor]| inputs[0].f_mul(&held.lock().expect("no panic holds it"));
+                        let run = move |inputs: &[Tensor]| {
+                            inputs[0].f_mul(&held.lock().expect("no panic holds it"))
+                        };
                         let y = checkpoint(&[&x], &[weight.shallow_clone()], run).unwrap();
                         sum +=
-                            Tensor::run_backward(&[y.sum(Kind::Float)], &[&weight], false, false)[0].double_value(&[0]);
+                            Tensor::run_backward(&[y.sum(Kind::Float)], &[&weight], false, false)
+                                [0]
+                            .double_value(&[0]);
                     }
                     sum
                 }
             };
             let threads: Vec<_> = (1..=4).map(|thread| scope.spawn(work(thread))).collect();
-            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap())
+                .collect()
         });
         assert_eq!(found, [50e3, 100e3, 150e3, 200e3]);
     }

@@ -117,7 +117,9 @@ mod tests {
 
     #[test]
     fn the_owner_lives_as_long_as_any_view() {
-        let bytes: Vec<u8> = (1..=6).flat_map(|value| (value as f32).to_le_bytes()).collect();
+        let bytes: Vec<u8> = (1..=6)
+            .flat_map(|value| (value as f32).to_le_bytes())
+            .collect();
         let owner = Arc::new(bytes);
         let tensor = tensor_over(&owner, &[2, 3], Kind::Float, owner.clone()).unwrap();
         let row = tensor.get(1);
@@ -131,7 +133,9 @@ mod tests {
     #[test]
     fn libtorchs_refusal_is_an_error() {
         let owner = Arc::new(vec![0u8; 16]);
-        let message = tensor_over(&owner, &[-1, 4], Kind::Float, owner.clone()).unwrap_err().to_string();
+        let message = tensor_over(&owner, &[-1, 4], Kind::Float, owner.clone())
+            .unwrap_err()
+            .to_string();
         assert!(message.contains("negative"), "{message}");
     }
 }

@@ -33,7 +33,12 @@ pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Torc
     let mut out = ptr::null_mut();
     // SAFETY: the pointers are live tensors for the whole call, and C++ creates its own references.
     checked(unsafe {
-        rectiflow_linear(x.as_ptr(), weight.as_ptr(), bias.map_or(ptr::null(), Tensor::as_ptr), &raw mut out)
+        rectiflow_linear(
+            x.as_ptr(),
+            weight.as_ptr(),
+            bias.map_or(ptr::null(), Tensor::as_ptr),
+            &raw mut out,
+        )
     })?;
     // SAFETY: without an error `out` is a tensor that this function owns.
     Ok(unsafe { Tensor::from_ptr(out) })
@@ -51,7 +56,9 @@ fn one_product(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Torch {
     let mut shape = x.size();
     let rows = x.f_reshape([-1, weight.size()[1]])?;
     *shape.last_mut().expect("three dimensions or more") = weight.size()[0];
-    let mut product = rows.f_linear(weight, None::<&Tensor>)?.f_view(shape.as_slice())?;
+    let mut product = rows
+        .f_linear(weight, None::<&Tensor>)?
+        .f_view(shape.as_slice())?;
     match bias {
         Some(bias) => product.f_add_(bias),
         None => Ok(product),
@@ -60,18 +67,34 @@ fn one_product(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Torch {
 
 /// Returns the attention of every query over every key, `[b, n, heads d]` and `[b, m, heads d]` to
 /// `[b, n, heads d]`; `None` without a kernel for it.
-pub(crate) fn attention(query: &Tensor, key: &Tensor, value: &Tensor, num_heads: i64) -> Option<Torch> {
+pub(crate) fn attention(
+    query: &Tensor,
+    key: &Tensor,
+    value: &Tensor,
+    num_heads: i64,
+) -> Option<Torch> {
     let kind = query.kind();
     let (n, m, d) = (query.size()[1], key.size()[1], query.size()[2] / num_heads);
     let fits = fits(query.device(), kind) && d % 2 == 0;
     let is_large = query.size()[0] * num_heads * n * m * d >= MANY;
     // SAFETY: the function tries the kernel on four numbers.
-    if !fits || !is_large || unsafe { rectiflow_has_attention(c_int::from(kind == Kind::BFloat16)) } == 0 {
+    if !fits
+        || !is_large
+        || unsafe { rectiflow_has_attention(c_int::from(kind == Kind::BFloat16)) } == 0
+    {
         return None;
     }
     let mut out = ptr::null_mut();
     // SAFETY: the pointers are live tensors for the whole call, and C++ creates its own references.
-    let text = unsafe { rectiflow_attention(query.as_ptr(), key.as_ptr(), value.as_ptr(), num_heads, &raw mut out) };
+    let text = unsafe {
+        rectiflow_attention(
+            query.as_ptr(),
+            key.as_ptr(),
+            value.as_ptr(),
+            num_heads,
+            &raw mut out,
+        )
+    };
     // SAFETY: without an error `out` is a tensor that this function owns.
     Some(checked(text).map(|()| unsafe { Tensor::from_ptr(out) }))
 }
@@ -91,7 +114,12 @@ pub(crate) fn gated_gelu(both: &Tensor) -> Torch {
 
 /// Returns the SiLU of a group norm of `[b, c, h, w]`, with `[c]` fp32 weight and bias; `None`
 /// without a kernel for it.
-pub(crate) fn norm_silu(x: &Tensor, [weight, bias]: [&Tensor; 2], num_groups: i64, eps: f64) -> Option<Torch> {
+pub(crate) fn norm_silu(
+    x: &Tensor,
+    [weight, bias]: [&Tensor; 2],
+    num_groups: i64,
+    eps: f64,
+) -> Option<Torch> {
     if !has_fused(x) || weight.kind() != Kind::Float || bias.kind() != Kind::Float || x.dim() != 4 {
         return None;
     }
@@ -154,14 +182,23 @@ mod tests {
 
     fn random(seed: i64, shape: &[i64], kind: Kind) -> Tensor {
         let n: i64 = shape.iter().product();
-        let numbers = ((Tensor::arange(n, (Kind::Double, Device::Cpu)) * 12.9898 + seed as f64).sin() * 437.5).sin();
-        (numbers * 2.0).reshape(shape).to_kind(kind).set_requires_grad(true)
+        let numbers = ((Tensor::arange(n, (Kind::Double, Device::Cpu)) * 12.9898 + seed as f64)
+            .sin()
+            * 437.5)
+            .sin();
+        (numbers * 2.0)
+            .reshape(shape)
+            .to_kind(kind)
+            .set_requires_grad(true)
     }
 
     /// |a - b| / |b|
     fn error(a: &Tensor, b: &Tensor) -> f64 {
         assert_eq!(a.size(), b.size());
-        let (a, b) = (a.detach().to_kind(Kind::Double), b.detach().to_kind(Kind::Double));
+        let (a, b) = (
+            a.detach().to_kind(Kind::Double),
+            b.detach().to_kind(Kind::Double),
+        );
         (&a - &b).norm().double_value(&[]) / b.norm().double_value(&[])
     }
 
@@ -179,18 +216,26 @@ mod tests {
     fn linear_agrees_with_fp64() {
         for (shape, outputs) in [(vec![2, 97, 130], 66), (vec![300, 64], 128)] {
             let x = random(1, &shape, Kind::Float);
-            let (weight, bias) =
-                (random(2, &[outputs, *shape.last().unwrap()], Kind::Float), random(3, &[outputs], Kind::Float));
+            let (weight, bias) = (
+                random(2, &[outputs, *shape.last().unwrap()], Kind::Float),
+                random(3, &[outputs], Kind::Float),
+            );
             // Without a bias the third gradient is absent, and nothing else changes.
             let without = passes(&[&x, &weight], || linear(&x, &weight, None).unwrap());
-            let ours = passes(&[&x, &weight, &bias], || linear(&x, &weight, Some(&bias)).unwrap());
+            let ours = passes(&[&x, &weight, &bias], || {
+                linear(&x, &weight, Some(&bias)).unwrap()
+            });
             let exact = passes(&[&x, &weight, &bias], || {
                 let double = |t: &Tensor| t.to_kind(Kind::Double);
                 double(&x).linear(&double(&weight), Some(double(&bias)))
             });
             assert!(without[0].equal(&ours[0]) && without[1].equal(&ours[1]));
             for (ours, exact) in ours.iter().zip(&exact) {
-                assert!(error(ours, exact) < 1e-6, "{shape:?}: {}", error(ours, exact));
+                assert!(
+                    error(ours, exact) < 1e-6,
+                    "{shape:?}: {}",
+                    error(ours, exact)
+                );
             }
         }
     }
@@ -206,7 +251,9 @@ mod tests {
             (Kind::BFloat16, 8, 24),
         ] {
             // As a picture's pixels enter a transformer: channels lie furthest apart.
-            let pixels = random(1, &[batch, 64, tokens], kind).detach().transpose(1, 2);
+            let pixels = random(1, &[batch, 64, tokens], kind)
+                .detach()
+                .transpose(1, 2);
             let (trained, bias) = (random(2, &[64, 64], kind), random(3, &[64], kind));
             for bias in [None, Some(&bias)] {
                 let frozen = bias.map(Tensor::detach);
@@ -214,7 +261,10 @@ mod tests {
                 let of_frozen = linear(&pixels, &trained.detach(), frozen.as_ref()).unwrap();
                 assert!(ours.equal(&of_frozen), "{kind:?} [{batch}, {tokens}]");
                 // Training itself is libtorch's to the bit.
-                assert!(ours.equal(&pixels.linear(&trained, bias)), "{kind:?} [{batch}, {tokens}]");
+                assert!(
+                    ours.equal(&pixels.linear(&trained, bias)),
+                    "{kind:?} [{batch}, {tokens}]"
+                );
             }
         }
     }
@@ -222,26 +272,50 @@ mod tests {
     #[test]
     fn attention_agrees_with_fp64_or_is_as_exact_as_libtorchs() {
         // Odd lengths need padding in bf16; 1500 queries need several blocks.
-        for [b, heads, n, m, d] in [[2, 3, 65, 77, 64], [1, 2, 1500, 301, 32], [1, 1, 33, 2000, 40]] {
+        for [b, heads, n, m, d] in [
+            [2, 3, 65, 77, 64],
+            [1, 2, 1500, 301, 32],
+            [1, 1, 33, 2000, 40],
+        ] {
             for (kind, limit) in [(Kind::Float, 1e-5_f64), (Kind::BFloat16, 1e-2)] {
                 let (q, k, v) = (
                     random(1, &[b, n, heads * d], kind),
                     random(2, &[b, m, heads * d], kind),
                     random(3, &[b, m, heads * d], kind),
                 );
-                let Some(ours) = attention(&q, &k, &v, heads) else { continue };
+                let Some(ours) = attention(&q, &k, &v, heads) else {
+                    continue;
+                };
                 drop(ours);
-                let ours = passes(&[&q, &k, &v], || attention(&q, &k, &v, heads).unwrap().unwrap());
+                let ours = passes(&[&q, &k, &v], || {
+                    attention(&q, &k, &v, heads).unwrap().unwrap()
+                });
                 let exact = passes(&[&q, &k, &v], || {
-                    let split = |x: &Tensor| x.to_kind(Kind::Double).reshape([b, -1, heads, d]).transpose(1, 2);
+                    let split = |x: &Tensor| {
+                        x.to_kind(Kind::Double)
+                            .reshape([b, -1, heads, d])
+                            .transpose(1, 2)
+                    };
                     let scores = split(&q).matmul(&split(&k).transpose(2, 3)) / (d as f64).sqrt();
-                    scores.softmax(-1, Kind::Double).matmul(&split(&v)).transpose(1, 2).reshape([b, n, heads * d])
+                    scores
+                        .softmax(-1, Kind::Double)
+                        .matmul(&split(&v))
+                        .transpose(1, 2)
+                        .reshape([b, n, heads * d])
                 });
                 let theirs = passes(&[&q, &k, &v], || {
                     let split = |x: &Tensor| x.reshape([b, -1, heads, d]).transpose(1, 2);
                     let (q, k, v) = (split(&q), split(&k), split(&v));
-                    let mixed =
-                        Tensor::scaled_dot_product_attention(&q, &k, &v, None::<&Tensor>, 0.0, false, None, false);
+                    let mixed = Tensor::scaled_dot_product_attention(
+                        &q,
+                        &k,
+                        &v,
+                        None::<&Tensor>,
+                        0.0,
+                        false,
+                        None,
+                        false,
+                    );
                     mixed.transpose(1, 2).reshape([b, n, heads * d])
                 });
                 for (which, (ours, exact)) in ours.iter().zip(&exact).enumerate() {
@@ -250,7 +324,10 @@ mod tests {
                     // error is at most 1.5 times as large (2026-11-25: 1.31 times for 33 x 2000).
                     let (found, theirs) = (error(ours, exact), error(&theirs[which], exact));
                     let expected = limit.max(1.5 * theirs);
-                    assert!(found < expected, "{kind:?} {n} x {m}, number {which}: {found}, libtorch's {theirs}");
+                    assert!(
+                        found < expected,
+                        "{kind:?} {n} x {m}, number {which}: {found}, libtorch's {theirs}"
+                    );
                 }
             }
         }
@@ -260,7 +337,10 @@ mod tests {
     fn compare(name: &str, ours: &[Tensor], theirs: &[Tensor], exact: &[Tensor], limit: f64) {
         for (which, ((ours, theirs), exact)) in ours.iter().zip(theirs).zip(exact).enumerate() {
             let (found, theirs) = (error(ours, exact), error(theirs, exact));
-            assert!(found < limit.max(theirs), "{name}, number {which}: {found}, libtorch's {theirs}");
+            assert!(
+                found < limit.max(theirs),
+                "{name}, number {which}: {found}, libtorch's {theirs}"
+            );
         }
     }
 
@@ -276,21 +356,48 @@ mod tests {
                     &both[0] * both[1].gelu("none")
                 };
                 let ours = passes(&[&x], || gated_gelu(&x).unwrap());
-                let (theirs, exact) = (passes(&[&x], || chain(x.shallow_clone())), passes(&[&x], || chain(double(&x))));
-                compare(&format!("gated gelu {kind:?} {shape:?}"), &ours, &theirs, &exact, limit);
+                let (theirs, exact) = (
+                    passes(&[&x], || chain(x.shallow_clone())),
+                    passes(&[&x], || chain(double(&x))),
+                );
+                compare(
+                    &format!("gated gelu {kind:?} {shape:?}"),
+                    &ours,
+                    &theirs,
+                    &exact,
+                    limit,
+                );
             }
             for shape in [[2, 12, 7, 9], [1, 8, 32, 33]] {
                 let x = random(1, &shape, kind);
-                let (weight, bias) = (random(2, &shape[1..2], Kind::Float), random(3, &shape[1..2], Kind::Float));
-                let Some(first) = norm_silu(&x, [&weight, &bias], 4, 1e-5) else { continue };
+                let (weight, bias) = (
+                    random(2, &shape[1..2], Kind::Float),
+                    random(3, &shape[1..2], Kind::Float),
+                );
+                let Some(first) = norm_silu(&x, [&weight, &bias], 4, 1e-5) else {
+                    continue;
+                };
                 drop(first);
                 let inputs = [&x, &weight, &bias];
-                let ours = passes(&inputs, || norm_silu(&x, [&weight, &bias], 4, 1e-5).unwrap().unwrap());
-                let theirs = passes(&inputs, || x.group_norm(4, Some(&weight), Some(&bias), 1e-5, true).silu());
-                let exact = passes(&inputs, || {
-                    double(&x).group_norm(4, Some(double(&weight)), Some(double(&bias)), 1e-5, true).silu()
+                let ours = passes(&inputs, || {
+                    norm_silu(&x, [&weight, &bias], 4, 1e-5).unwrap().unwrap()
                 });
-                compare(&format!("norm {kind:?} {shape:?}"), &ours, &theirs, &exact, limit);
+                let theirs = passes(&inputs, || {
+                    x.group_norm(4, Some(&weight), Some(&bias), 1e-5, true)
+                        .silu()
+                });
+                let exact = passes(&inputs, || {
+                    double(&x)
+                        .group_norm(4, Some(double(&weight)), Some(double(&bias)), 1e-5, true)
+                        .silu()
+                });
+                compare(
+                    &format!("norm {kind:?} {shape:?}"),
+                    &ours,
+                    &theirs,
+                    &exact,
+                    limit,
+                );
             }
         }
     }
@@ -298,14 +405,22 @@ mod tests {
     #[test]
     fn nan_stays_nan() {
         for kind in [Kind::Float, Kind::BFloat16] {
-            let x = Tensor::from_slice(&[1f32, f32::NAN, 2.0, 3.0]).view([1, 4]).to_kind(kind);
+            let x = Tensor::from_slice(&[1f32, f32::NAN, 2.0, 3.0])
+                .view([1, 4])
+                .to_kind(kind);
             let y = gated_gelu(&x).unwrap().to_kind(Kind::Float);
             assert!(y.double_value(&[0, 0]).is_finite() && y.double_value(&[0, 1]).is_nan());
-            let x = Tensor::from_slice(&[1f32, f32::NAN, 2.0, 3.0]).view([1, 4, 1, 1]).to_kind(kind);
+            let x = Tensor::from_slice(&[1f32, f32::NAN, 2.0, 3.0])
+                .view([1, 4, 1, 1])
+                .to_kind(kind);
             let ones = Tensor::ones([4], (Kind::Float, Device::Cpu));
-            let Some(y) = norm_silu(&x, [&ones, &ones], 2, 1e-5) else { continue };
+            let Some(y) = norm_silu(&x, [&ones, &ones], 2, 1e-5) else {
+                continue;
+            };
             let y = y.unwrap().to_kind(Kind::Float);
-            assert!(y.double_value(&[0, 0, 0, 0]).is_nan() && y.double_value(&[0, 2, 0, 0]).is_finite());
+            assert!(
+                y.double_value(&[0, 0, 0, 0]).is_nan() && y.double_value(&[0, 2, 0, 0]).is_finite()
+            );
         }
     }
 }

@@ -36,7 +36,10 @@ mod tests {
         let weight = Tensor::zeros([2, 3], (Kind::Float, Device::Cpu)).set_requires_grad(true);
         let row = weight.detach().get(1);
         write_to(&weight, &Tensor::from_slice(&[1f64, 2.0, 3.0]));
-        assert!(row.equal(&Tensor::from_slice(&[1f32, 2.0, 3.0])), "broadcast and converted");
+        assert!(
+            row.equal(&Tensor::from_slice(&[1f32, 2.0, 3.0])),
+            "broadcast and converted"
+        );
         assert!(weight.is_leaf() && weight.requires_grad());
         write_to(&row, &Tensor::from_slice(&[4f32, 5.0, 6.0]));
         assert!(weight.detach().get(1).equal(&row) && !weight.detach().get(0).equal(&row));

@@ -5,7 +5,9 @@
 pub const PARAMETERIZATION_KEY: &str = "rectiflow.parameterization";
 
 /// A part of SDXL with its own weights.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Component {
     /// The UNet.
@@ -65,7 +67,10 @@ mod tests {
     fn components_are_named_as_on_the_command_line() {
         for component in Component::ALL {
             let name = serde_json::Value::from(component.name());
-            assert_eq!(serde_json::from_value::<Component>(name).unwrap(), component);
+            assert_eq!(
+                serde_json::from_value::<Component>(name).unwrap(),
+                component
+            );
         }
     }
 }

@@ -28,14 +28,18 @@ impl Init {
     /// Returns PyTorch's default for the weight and bias of a linear layer or convolution with
     /// `fan_in` inputs per output (Kaiming-uniform with a = sqrt 5, which equals 1 / sqrt(fan_in)).
     pub fn fan_in(fan_in: i64) -> Self {
-        Self::Uniform { bound: 1.0 / (fan_in.max(1) as f64).sqrt() }
+        Self::Uniform {
+            bound: 1.0 / (fan_in.max(1) as f64).sqrt(),
+        }
     }
 
     /// Returns `num_values` values for the tensor `name`.
     pub fn values(self, seed: u64, name: &str, num_values: usize) -> Vec<f32> {
         let mut stream = Stream::keyed(seed, name);
         match self {
-            Self::Uniform { bound } => (0..num_values).map(|_| ((2.0 * stream.unit() - 1.0) * bound) as f32).collect(),
+            Self::Uniform { bound } => (0..num_values)
+                .map(|_| ((2.0 * stream.unit() - 1.0) * bound) as f32)
+                .collect(),
             Self::Normal { std } => {
                 let mut values = Vec::with_capacity(num_values + 1);
                 while values.len() < num_values {
@@ -62,9 +66,12 @@ impl Stream {
     fn keyed(seed: u64, name: &str) -> Self {
         // FNV-1a of the name, mixed with the seed, so that streams of neighbouring seeds and names
         // are independent.
-        let hash =
-            name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
-        Self { counter: mix(mix(seed).wrapping_add(hash)) }
+        let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| {
+            (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3)
+        });
+        Self {
+            counter: mix(mix(seed).wrapping_add(hash)),
+        }
     }
 
     fn next(&mut self) -> u64 {
@@ -98,16 +105,30 @@ mod tests {
     fn moments(values: &[f32]) -> (f64, f64) {
         let n = values.len() as f64;
         let mean = values.iter().map(|&v| f64::from(v)).sum::<f64>() / n;
-        (mean, (values.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / n).sqrt())
+        (
+            mean,
+            (values
+                .iter()
+                .map(|&v| (f64::from(v) - mean).powi(2))
+                .sum::<f64>()
+                / n)
+                .sqrt(),
+        )
     }
 
     #[test]
     fn distributions_have_their_moments() {
         let (mean, std) = moments(&Init::Normal { std: 0.02 }.values(1, "w", 100_001));
-        assert!(mean.abs() < 3e-4 && (std / 0.02 - 1.0).abs() < 0.01, "{mean} {std}");
+        assert!(
+            mean.abs() < 3e-4 && (std / 0.02 - 1.0).abs() < 0.01,
+            "{mean} {std}"
+        );
         let uniform = Init::fan_in(16).values(1, "w", 100_000);
         let (mean, std) = moments(&uniform);
-        assert!(mean.abs() < 3e-3 && (std * 3f64.sqrt() / 0.25 - 1.0).abs() < 0.01, "{mean} {std}");
+        assert!(
+            mean.abs() < 3e-3 && (std * 3f64.sqrt() / 0.25 - 1.0).abs() < 0.01,
+            "{mean} {std}"
+        );
         assert!(uniform.iter().all(|v| v.abs() <= 0.25));
     }
 

@@ -63,7 +63,9 @@ impl Form {
             Self::Transposed => shape.iter().rev().copied().collect(),
             Self::Pointwise => shape.iter().copied().chain([1, 1]).collect(),
             Self::Stacked { of, .. } => {
-                let (first, rest) = shape.split_first().expect("a stacked tensor has a first dimension");
+                let (first, rest) = shape
+                    .split_first()
+                    .expect("a stacked tensor has a first dimension");
                 [first * of as i64].iter().chain(rest).copied().collect()
             }
         }
@@ -155,16 +157,30 @@ const CLIP_G_LAYER: [(&str, &str); 5] = [
 ];
 
 /// Modules of a VAE's residual block.
-const VAE_RESNET: [(&str, &str); 5] =
-    [("norm1", "norm1"), ("conv1", "conv1"), ("norm2", "norm2"), ("conv2", "conv2"), ("conv_shortcut", "nin_shortcut")];
+const VAE_RESNET: [(&str, &str); 5] = [
+    ("norm1", "norm1"),
+    ("conv1", "conv1"),
+    ("norm2", "norm2"),
+    ("conv2", "conv2"),
+    ("conv_shortcut", "nin_shortcut"),
+];
 
 /// Projections of the VAE's attention.
-const VAE_PROJECTIONS: [(&str, &str); 4] = [("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "proj_out")];
+const VAE_PROJECTIONS: [(&str, &str); 4] = [
+    ("to_q", "q"),
+    ("to_k", "k"),
+    ("to_v", "v"),
+    ("to_out.0", "proj_out"),
+];
 
 impl KeyTable {
     /// Builds the table for a model of these sizes.
     pub fn new(unet: &UNetConfig, clip_g: &ClipConfig, vae: &VaeConfig) -> Self {
-        let mut table = Self { rows: Vec::new(), by_diffusers: HashMap::new(), by_single: HashMap::new() };
+        let mut table = Self {
+            rows: Vec::new(),
+            by_diffusers: HashMap::new(),
+            by_single: HashMap::new(),
+        };
         table.add_unet(unet);
         table.add(Component::ClipL, "text_model".into(), "text_model".into());
         table.add_clip_g(clip_g.num_hidden_layers);
@@ -175,16 +191,23 @@ impl KeyTable {
     /// Returns the place of a diffusers tensor in the single file; `None` if the layout has no
     /// place for it.
     pub fn to_single(&self, component: Component, name: &str) -> Option<SingleKey> {
-        let (module, rest) = longest_known(name, |part| self.by_diffusers.contains_key(&(component, part.to_owned())))?;
+        let (module, rest) = longest_known(name, |part| {
+            self.by_diffusers
+                .contains_key(&(component, part.to_owned()))
+        })?;
         let row = &self.rows[self.by_diffusers[&(component, module.to_owned())]];
-        Some(SingleKey { name: format!("{}{rest}", row.single), form: row.form_of(rest) })
+        Some(SingleKey {
+            name: format!("{}{rest}", row.single),
+            form: row.form_of(rest),
+        })
     }
 
     /// Returns the diffusers tensors that a tensor of the single file holds: one, or for a stack
     /// several in its order. Empty for tensors of no component: a copy of averaged weights, a
     /// constant, or part of another architecture.
     pub fn to_diffusers(&self, name: &str) -> Vec<DiffusersKey> {
-        let Some((module, rest)) = longest_known(name, |part| self.by_single.contains_key(part)) else {
+        let Some((module, rest)) = longest_known(name, |part| self.by_single.contains_key(part))
+        else {
             return Vec::new();
         };
         let rows = self.by_single[module].iter().map(|&row| &self.rows[row]);
@@ -212,25 +235,44 @@ impl KeyTable {
             }
         }
         self.add_unet_resnet("mid_block.resnets.0", "middle_block.0");
-        self.add(Component::UNet, "mid_block.attentions.0".into(), "middle_block.1".into());
+        self.add(
+            Component::UNet,
+            "mid_block.attentions.0".into(),
+            "middle_block.1".into(),
+        );
         self.add_unet_resnet("mid_block.resnets.1", "middle_block.2");
         block = 0;
         for (i, level) in unet.up.iter().enumerate() {
             self.add_unet_level(&format!("up_blocks.{i}"), "output_blocks", block, level);
             block += level.num_resnets;
             if i < last {
-                let after = if level.transformer_layers.is_empty() { 1 } else { 2 };
+                let after = if level.transformer_layers.is_empty() {
+                    1
+                } else {
+                    2
+                };
                 let from = format!("up_blocks.{i}.upsamplers.0.conv");
-                self.add(Component::UNet, from, format!("output_blocks.{}.{after}.conv", block - 1));
+                self.add(
+                    Component::UNet,
+                    from,
+                    format!("output_blocks.{}.{after}.conv", block - 1),
+                );
             }
         }
     }
 
     fn add_unet_level(&mut self, from: &str, to: &str, first: usize, level: &LevelConfig) {
         for j in 0..level.num_resnets {
-            self.add_unet_resnet(&format!("{from}.resnets.{j}"), &format!("{to}.{}.0", first + j));
+            self.add_unet_resnet(
+                &format!("{from}.resnets.{j}"),
+                &format!("{to}.{}.0", first + j),
+            );
             if !level.transformer_layers.is_empty() {
-                self.add(Component::UNet, format!("{from}.attentions.{j}"), format!("{to}.{}.1", first + j));
+                self.add(
+                    Component::UNet,
+                    format!("{from}.attentions.{j}"),
+                    format!("{to}.{}.1", first + j),
+                );
             }
         }
     }
@@ -242,7 +284,10 @@ impl KeyTable {
     fn add_clip_g(&mut self, num_layers: usize) {
         let component = Component::ClipG;
         for i in 0..num_layers {
-            let (from, to) = (format!("text_model.encoder.layers.{i}"), format!("transformer.resblocks.{i}"));
+            let (from, to) = (
+                format!("text_model.encoder.layers.{i}"),
+                format!("transformer.resblocks.{i}"),
+            );
             self.add_modules(component, &from, &to, &CLIP_G_LAYER);
             for (index, part) in ["q_proj", "k_proj", "v_proj"].into_iter().enumerate() {
                 for leaf in ["weight", "bias"] {
@@ -257,10 +302,27 @@ impl KeyTable {
             }
         }
         let embeddings = "text_model.embeddings";
-        self.add(component, format!("{embeddings}.token_embedding"), "token_embedding".into());
-        self.add(component, format!("{embeddings}.position_embedding.weight"), "positional_embedding".into());
-        self.add(component, "text_model.final_layer_norm".into(), "ln_final".into());
-        self.add_form(component, "text_projection.weight".into(), "text_projection".into(), Form::Transposed);
+        self.add(
+            component,
+            format!("{embeddings}.token_embedding"),
+            "token_embedding".into(),
+        );
+        self.add(
+            component,
+            format!("{embeddings}.position_embedding.weight"),
+            "positional_embedding".into(),
+        );
+        self.add(
+            component,
+            "text_model.final_layer_norm".into(),
+            "ln_final".into(),
+        );
+        self.add_form(
+            component,
+            "text_projection.weight".into(),
+            "text_projection".into(),
+            Form::Transposed,
+        );
     }
 
     fn add_vae(&mut self, num_levels: usize, layers_per_block: usize) {
@@ -269,38 +331,80 @@ impl KeyTable {
             self.add(component, name.into(), name.into());
         }
         for half in ["encoder", "decoder"] {
-            for (from, to) in [("conv_in", "conv_in"), ("conv_norm_out", "norm_out"), ("conv_out", "conv_out")] {
+            for (from, to) in [
+                ("conv_in", "conv_in"),
+                ("conv_norm_out", "norm_out"),
+                ("conv_out", "conv_out"),
+            ] {
                 self.add(component, format!("{half}.{from}"), format!("{half}.{to}"));
             }
             for j in 0..2 {
-                let (from, to) = (format!("{half}.mid_block.resnets.{j}"), format!("{half}.mid.block_{}", j + 1));
+                let (from, to) = (
+                    format!("{half}.mid_block.resnets.{j}"),
+                    format!("{half}.mid.block_{}", j + 1),
+                );
                 self.add_modules(component, &from, &to, &VAE_RESNET);
             }
-            let (from, to) = (format!("{half}.mid_block.attentions.0"), format!("{half}.mid.attn_1"));
-            self.add(component, format!("{from}.group_norm"), format!("{to}.norm"));
+            let (from, to) = (
+                format!("{half}.mid_block.attentions.0"),
+                format!("{half}.mid.attn_1"),
+            );
+            self.add(
+                component,
+                format!("{from}.group_norm"),
+                format!("{to}.norm"),
+            );
             for (part, single) in VAE_PROJECTIONS {
-                self.add_form(component, format!("{from}.{part}"), format!("{to}.{single}"), Form::Pointwise);
+                self.add_form(
+                    component,
+                    format!("{from}.{part}"),
+                    format!("{to}.{single}"),
+                    Form::Pointwise,
+                );
             }
         }
         for i in 0..num_levels {
             let down = format!("encoder.down_blocks.{i}");
             self.add_vae_level(&down, &format!("encoder.down.{i}"), layers_per_block);
-            self.add(component, format!("{down}.downsamplers.0.conv"), format!("encoder.down.{i}.downsample.conv"));
+            self.add(
+                component,
+                format!("{down}.downsamplers.0.conv"),
+                format!("encoder.down.{i}.downsample.conv"),
+            );
             let (up, reversed) = (format!("decoder.up_blocks.{i}"), num_levels - 1 - i);
             self.add_vae_level(&up, &format!("decoder.up.{reversed}"), layers_per_block + 1);
-            self.add(component, format!("{up}.upsamplers.0.conv"), format!("decoder.up.{reversed}.upsample.conv"));
+            self.add(
+                component,
+                format!("{up}.upsamplers.0.conv"),
+                format!("decoder.up.{reversed}.upsample.conv"),
+            );
         }
     }
 
     fn add_vae_level(&mut self, from: &str, to: &str, num_resnets: usize) {
         for j in 0..num_resnets {
-            self.add_modules(Component::Vae, &format!("{from}.resnets.{j}"), &format!("{to}.block.{j}"), &VAE_RESNET);
+            self.add_modules(
+                Component::Vae,
+                &format!("{from}.resnets.{j}"),
+                &format!("{to}.block.{j}"),
+                &VAE_RESNET,
+            );
         }
     }
 
-    fn add_modules(&mut self, component: Component, from: &str, to: &str, modules: &[(&str, &str)]) {
+    fn add_modules(
+        &mut self,
+        component: Component,
+        from: &str,
+        to: &str,
+        modules: &[(&str, &str)],
+    ) {
         for (diffusers, single) in modules {
-            self.add(component, format!("{from}.{diffusers}"), format!("{to}.{single}"));
+            self.add(
+                component,
+                format!("{from}.{diffusers}"),
+                format!("{to}.{single}"),
+            );
         }
     }
 
@@ -311,10 +415,21 @@ impl KeyTable {
     fn add_form(&mut self, component: Component, diffusers: String, single: String, form: Form) {
         let single = format!("{}{single}", single_prefix(component));
         let row = self.rows.len();
-        let known = self.by_diffusers.insert((component, diffusers.clone()), row);
-        assert!(known.is_none(), "{}: {diffusers} is in the table twice", component.name());
+        let known = self
+            .by_diffusers
+            .insert((component, diffusers.clone()), row);
+        assert!(
+            known.is_none(),
+            "{}: {diffusers} is in the table twice",
+            component.name()
+        );
         self.by_single.entry(single.clone()).or_default().push(row);
-        self.rows.push(Row { component, diffusers, single, form });
+        self.rows.push(Row {
+            component,
+            diffusers,
+            single,
+            form,
+        });
     }
 }
 
@@ -322,7 +437,11 @@ impl Row {
     /// Returns the form of a tensor below the module: biases of 1x1 convolutions have the shape of
     /// linear layers' biases.
     fn form_of(&self, rest: &str) -> Form {
-        if self.form == Form::Pointwise && rest != ".weight" { Form::Same } else { self.form }
+        if self.form == Form::Pointwise && rest != ".weight" {
+            Form::Same
+        } else {
+            self.form
+        }
     }
 }
 
@@ -380,8 +499,7 @@ mod tests {
             "projection_class_embeddings_input_dim": 56, "transformer_layers_per_block": 1,
             "use_linear_projection": true
         });
-        let clip_l =
-            json!({"hidden_size": 4, "intermediate_size": 8, "num_attention_heads": 2, "num_hidden_layers": 2});
+        let clip_l = json!({"hidden_size": 4, "intermediate_size": 8, "num_attention_heads": 2, "num_hidden_layers": 2});
         let clip_g = json!({"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_hidden_layers": 3,
             "projection_dim": 6});
         let vae = json!({"block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 4,
@@ -409,11 +527,22 @@ mod tests {
             let shapes = Weights::shapes_only();
             let parameters = match component {
                 Component::UNet => UNet::new(self.unet.clone(), shapes).unwrap().parameters,
-                Component::ClipL => ClipText::new(self.clip_l.clone(), shapes).unwrap().parameters,
-                Component::ClipG => ClipText::new(self.clip_g.clone(), shapes).unwrap().parameters,
+                Component::ClipL => {
+                    ClipText::new(self.clip_l.clone(), shapes)
+                        .unwrap()
+                        .parameters
+                }
+                Component::ClipG => {
+                    ClipText::new(self.clip_g.clone(), shapes)
+                        .unwrap()
+                        .parameters
+                }
                 Component::Vae => Vae::new(self.vae.clone(), shapes).unwrap().parameters,
             };
-            parameters.iter().map(|(name, tensor)| (name.to_owned(), tensor.size())).collect()
+            parameters
+                .iter()
+                .map(|(name, tensor)| (name.to_owned(), tensor.size()))
+                .collect()
         }
     }
 
@@ -423,11 +552,24 @@ mod tests {
         let mut single = BTreeMap::new();
         for component in Component::ALL {
             for (name, shape) in configs.tensors(component) {
-                let key = table.to_single(component, &name).unwrap_or_else(|| panic!("no place for {name}"));
+                let key = table
+                    .to_single(component, &name)
+                    .unwrap_or_else(|| panic!("no place for {name}"));
                 let back = table.to_diffusers(&key.name);
-                let index = if let Form::Stacked { index, .. } = key.form { index } else { 0 };
-                assert_eq!(key.form.diffusers_shape(&key.form.single_shape(&shape)), Some(shape.clone()));
-                let expected = DiffusersKey { component, name: name.clone(), form: key.form };
+                let index = if let Form::Stacked { index, .. } = key.form {
+                    index
+                } else {
+                    0
+                };
+                assert_eq!(
+                    key.form.diffusers_shape(&key.form.single_shape(&shape)),
+                    Some(shape.clone())
+                );
+                let expected = DiffusersKey {
+                    component,
+                    name: name.clone(),
+                    form: key.form,
+                };
                 assert_eq!(back[index], expected, "{}", key.name);
                 let single_shape = key.form.single_shape(&shape);
                 let known = single.insert(key.name.clone(), single_shape.clone());
@@ -435,7 +577,11 @@ mod tests {
                     Form::Stacked { of, .. } => {
                         assert!(back.len() == of && known.is_none_or(|shape| shape == single_shape))
                     }
-                    _ => assert!(back.len() == 1 && known.is_none(), "two tensors for {}", key.name),
+                    _ => assert!(
+                        back.len() == 1 && known.is_none(),
+                        "two tensors for {}",
+                        key.name
+                    ),
                 }
             }
         }
@@ -445,27 +591,80 @@ mod tests {
     #[test]
     fn every_name_of_the_real_model_goes_there_and_back() {
         let single = round_trip(&sdxl());
-        let count = |component: Component| single.keys().filter(|n| n.starts_with(single_prefix(component))).count();
+        let count = |component: Component| {
+            single
+                .keys()
+                .filter(|n| n.starts_with(single_prefix(component)))
+                .count()
+        };
         // The tensors of the published checkpoint without `position_ids` and `logit_scale`, which
         // are no parameters here.
         assert_eq!(Component::ALL.map(count), [1680, 196, 389, 248]);
         for (name, shape) in [
-            ("model.diffusion_model.input_blocks.3.0.op.weight", vec![320, 320, 3, 3]),
-            ("model.diffusion_model.input_blocks.4.0.skip_connection.weight", vec![640, 320, 1, 1]),
-            ("model.diffusion_model.input_blocks.8.1.transformer_blocks.9.attn2.to_k.weight", vec![1280, 2048]),
-            ("model.diffusion_model.middle_block.1.proj_in.weight", vec![1280, 1280]),
-            ("model.diffusion_model.output_blocks.2.2.conv.weight", vec![1280, 1280, 3, 3]),
-            ("model.diffusion_model.output_blocks.8.0.in_layers.0.weight", vec![640]),
-            ("model.diffusion_model.label_emb.0.0.weight", vec![1280, 2816]),
-            ("conditioner.embedders.0.transformer.text_model.encoder.layers.11.mlp.fc1.weight", vec![3072, 768]),
-            ("conditioner.embedders.1.model.transformer.resblocks.31.attn.in_proj_weight", vec![3840, 1280]),
-            ("conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_bias", vec![3840]),
-            ("conditioner.embedders.1.model.positional_embedding", vec![77, 1280]),
-            ("conditioner.embedders.1.model.text_projection", vec![1280, 1280]),
-            ("first_stage_model.encoder.mid.attn_1.proj_out.weight", vec![512, 512, 1, 1]),
-            ("first_stage_model.encoder.mid.attn_1.proj_out.bias", vec![512]),
-            ("first_stage_model.decoder.up.0.block.0.nin_shortcut.weight", vec![128, 256, 1, 1]),
-            ("first_stage_model.decoder.up.3.upsample.conv.weight", vec![512, 512, 3, 3]),
+            (
+                "model.diffusion_model.input_blocks.3.0.op.weight",
+                vec![320, 320, 3, 3],
+            ),
+            (
+                "model.diffusion_model.input_blocks.4.0.skip_connection.weight",
+                vec![640, 320, 1, 1],
+            ),
+            (
+                "model.diffusion_model.input_blocks.8.1.transformer_blocks.9.attn2.to_k.weight",
+                vec![1280, 2048],
+            ),
+            (
+                "model.diffusion_model.middle_block.1.proj_in.weight",
+                vec![1280, 1280],
+            ),
+            (
+                "model.diffusion_model.output_blocks.2.2.conv.weight",
+                vec![1280, 1280, 3, 3],
+            ),
+            (
+                "model.diffusion_model.output_blocks.8.0.in_layers.0.weight",
+                vec![640],
+            ),
+            (
+                "model.diffusion_model.label_emb.0.0.weight",
+                vec![1280, 2816],
+            ),
+            (
+                "conditioner.embedders.0.transformer.text_model.encoder.layers.11.mlp.fc1.weight",
+                vec![3072, 768],
+            ),
+            (
+                "conditioner.embedders.1.model.transformer.resblocks.31.attn.in_proj_weight",
+                vec![3840, 1280],
+            ),
+            (
+                "conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_bias",
+                vec![3840],
+            ),
+            (
+                "conditioner.embedders.1.model.positional_embedding",
+                vec![77, 1280],
+            ),
+            (
+                "conditioner.embedders.1.model.text_projection",
+                vec![1280, 1280],
+            ),
+            (
+                "first_stage_model.encoder.mid.attn_1.proj_out.weight",
+                vec![512, 512, 1, 1],
+            ),
+            (
+                "first_stage_model.encoder.mid.attn_1.proj_out.bias",
+                vec![512],
+            ),
+            (
+                "first_stage_model.decoder.up.0.block.0.nin_shortcut.weight",
+                vec![128, 256, 1, 1],
+            ),
+            (
+                "first_stage_model.decoder.up.3.upsample.conv.weight",
+                vec![512, 512, 3, 3],
+            ),
             ("first_stage_model.quant_conv.weight", vec![8, 8, 1, 1]),
         ] {
             assert_eq!(single.get(name), Some(&shape), "{name}");
@@ -475,7 +674,11 @@ mod tests {
     #[test]
     fn a_tiny_model_with_other_blocks_goes_there_and_back() {
         let single = round_trip(&tiny());
-        assert_eq!(single["conditioner.embedders.1.model.text_projection"], [8, 6], "transposed: diffusers has [6, 8]");
+        assert_eq!(
+            single["conditioner.embedders.1.model.text_projection"],
+            [8, 6],
+            "transposed: diffusers has [6, 8]"
+        );
         assert!(single.contains_key("model.diffusion_model.input_blocks.1.1.norm.weight"));
         assert!(single.contains_key("model.diffusion_model.output_blocks.1.2.conv.weight"));
     }
@@ -493,7 +696,10 @@ mod tests {
         ] {
             assert!(table.to_diffusers(name).is_empty(), "{name}");
         }
-        assert_eq!(table.to_single(Component::UNet, "down_blocks.7.resnets.0.norm1.weight"), None);
+        assert_eq!(
+            table.to_single(Component::UNet, "down_blocks.7.resnets.0.norm1.weight"),
+            None
+        );
         assert_eq!(table.to_single(Component::Vae, "conv_out.weight"), None);
     }
 }

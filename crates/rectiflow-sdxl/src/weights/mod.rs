@@ -61,8 +61,18 @@ impl Weights {
     fn new(source: Source, description: String, kind: Kind, device: Device) -> Self {
         // Every model passes here before its first tensor.
         pack_tensors();
-        let problems = WeightProblems { source: description, ..WeightProblems::default() };
-        Self { source, kind, device, may_map: false, parameters: Parameters::default(), problems }
+        let problems = WeightProblems {
+            source: description,
+            ..WeightProblems::default()
+        };
+        Self {
+            source,
+            kind,
+            device,
+            may_map: false,
+            parameters: Parameters::default(),
+            problems,
+        }
     }
 
     /// Opens one or more safetensors files (shards), whose tensors are converted to `kind` on
@@ -76,7 +86,11 @@ impl Weights {
 
     /// Returns the tensors of files, each converted to `kind` on `device` when taken.
     pub(crate) fn of_files(stored: Stored, kind: Kind, device: Device) -> Self {
-        let description = stored.paths().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
+        let description = stored
+            .paths()
+            .map(|path| path.display().to_string())
+            .collect::<Vec<_>>()
+            .join(", ");
         Self::new(Source::Files(stored), description, kind, device)
     }
 
@@ -88,7 +102,12 @@ impl Weights {
 
     /// Returns random initial weights: a pure function of the seed and each tensor's name.
     pub fn random(seed: u64, kind: Kind, device: Device) -> Self {
-        Self::new(Source::Random(seed), format!("random weights of seed {seed}"), kind, device)
+        Self::new(
+            Source::Random(seed),
+            format!("random weights of seed {seed}"),
+            kind,
+            device,
+        )
     }
 
     /// Returns shapes without storage, for counting and planning. A model of them cannot run.
@@ -128,14 +147,20 @@ impl Weights {
 
     /// Returns the root of the names.
     pub fn root(&mut self) -> Scope<'_> {
-        Scope { weights: self, prefix: String::new() }
+        Scope {
+            weights: self,
+            prefix: String::new(),
+        }
     }
 
     /// Takes the tensor `name`. If it is missing or does not fit, the problem is recorded, the
     /// result is a placeholder without storage, and [`Weights::finish`] fails.
     pub fn take(&mut self, name: &str, shape: &[i64], init: Init) -> Tensor {
-        let tensor = tch::no_grad(|| self.make(name, shape, init)).unwrap_or_else(|| placeholder(shape));
-        self.parameters.tensors.insert(name.to_owned(), tensor.shallow_clone());
+        let tensor =
+            tch::no_grad(|| self.make(name, shape, init)).unwrap_or_else(|| placeholder(shape));
+        self.parameters
+            .tensors
+            .insert(name.to_owned(), tensor.shallow_clone());
         tensor
     }
 
@@ -156,8 +181,15 @@ impl Weights {
         };
         match found {
             Found::Tensor(tensor) => return self.checked(name, &tensor),
-            Found::Nothing => self.problems.missing.push((name.to_owned(), shape.to_vec())),
-            Found::Misshapen(size) => self.problems.misshapen.push((name.to_owned(), shape.to_vec(), size)),
+            Found::Nothing => self
+                .problems
+                .missing
+                .push((name.to_owned(), shape.to_vec())),
+            Found::Misshapen(size) => {
+                self.problems
+                    .misshapen
+                    .push((name.to_owned(), shape.to_vec(), size))
+            }
             Found::Unusable(reason) => self.problems.unusable.push((name.to_owned(), reason)),
         }
         None
@@ -168,14 +200,20 @@ impl Weights {
         let is_finite = is_finite(tensor);
         self.parameters.mapped.release_pages(name);
         if !is_finite {
-            self.problems.unusable.push((name.to_owned(), "holds values that are not finite (NaN or infinity)".into()));
+            self.problems.unusable.push((
+                name.to_owned(),
+                "holds values that are not finite (NaN or infinity)".into(),
+            ));
             return None;
         }
         self.place(name, tensor)
     }
 
     fn place(&mut self, name: &str, tensor: &Tensor) -> Option<Tensor> {
-        match tensor.f_to_kind(self.kind).and_then(|t| t.f_to_device(self.device)) {
+        match tensor
+            .f_to_kind(self.kind)
+            .and_then(|t| t.f_to_device(self.device))
+        {
             Ok(placed) => Some(placed),
             Err(error) => {
                 let reason = Error::torch("cannot be placed")(error).to_string();
@@ -193,10 +231,16 @@ impl Weights {
     pub fn finish(mut self) -> Result<Parameters> {
         if let Source::Files(stored) = &self.source {
             for name in stored.names().filter(|name| !is_constant(name)) {
-                self.problems.unexpected.push((name.to_owned(), stored.shape(name).unwrap_or_default()));
+                self.problems
+                    .unexpected
+                    .push((name.to_owned(), stored.shape(name).unwrap_or_default()));
             }
         }
-        if self.problems.is_empty() { Ok(self.parameters) } else { Err(Error::Weights(Box::new(self.problems))) }
+        if self.problems.is_empty() {
+            Ok(self.parameters)
+        } else {
+            Err(Error::Weights(Box::new(self.problems)))
+        }
     }
 }
 
@@ -208,7 +252,13 @@ enum Found {
 }
 
 /// Finds a tensor in files: a view if the map is allowed and the dtype is right, otherwise a copy.
-fn found_in(stored: &Stored, name: &str, shape: &[i64], map: Option<Kind>, mapped: &mut Mapped) -> Found {
+fn found_in(
+    stored: &Stored,
+    name: &str,
+    shape: &[i64],
+    map: Option<Kind>,
+    mapped: &mut Mapped,
+) -> Found {
     let mut load = || match stored.place_as_is(name) {
         Some((file, stored_name)) if map.is_some() && stored.kind(name) == map => {
             mapped.insert(name, file.clone(), stored_name);
@@ -221,7 +271,10 @@ fn found_in(stored: &Stored, name: &str, shape: &[i64], map: Option<Kind>, mappe
         Some(size) if size != shape => Found::Misshapen(size),
         Some(_) => match load() {
             Ok(tensor) if tensor.is_floating_point() => Found::Tensor(tensor),
-            Ok(tensor) => Found::Unusable(format!("has dtype {:?}, expected a floating-point dtype", tensor.kind())),
+            Ok(tensor) => Found::Unusable(format!(
+                "has dtype {:?}, expected a floating-point dtype",
+                tensor.kind()
+            )),
             Err(error) => Found::Unusable(format!("cannot be read: {error}")),
         },
     }
@@ -239,7 +292,8 @@ fn placeholder(shape: &[i64]) -> Tensor {
 pub(crate) fn is_finite(tensor: &Tensor) -> bool {
     const PIECE: i64 = 1 << 18;
     tensor.flatten(0, -1).split(PIECE, 0).iter().all(|piece| {
-        piece.sum(Kind::Float).double_value(&[]).is_finite() || piece.isfinite().all().int64_value(&[]) != 0
+        piece.sum(Kind::Float).double_value(&[]).is_finite()
+            || piece.isfinite().all().int64_value(&[]) != 0
     })
 }
 
@@ -254,7 +308,10 @@ impl Scope<'_> {
     /// Returns the level `name` below this one.
     pub fn sub(&mut self, name: impl Display) -> Scope<'_> {
         let prefix = format!("{}{name}.", self.prefix);
-        Scope { weights: self.weights, prefix }
+        Scope {
+            weights: self.weights,
+            prefix,
+        }
     }
 
     /// Returns the full name of this level, without the last dot.
@@ -271,7 +328,8 @@ impl Scope<'_> {
 
     /// Takes a tensor at this level; see [`Weights::take`].
     pub fn take(&mut self, name: &str, shape: &[i64], init: Init) -> Tensor {
-        self.weights.take(&format!("{}{name}", self.prefix), shape, init)
+        self.weights
+            .take(&format!("{}{name}", self.prefix), shape, init)
     }
 }
 
@@ -286,7 +344,9 @@ pub struct Parameters {
 impl Parameters {
     /// Returns names and tensors, in the order of the names.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
-        self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))
+        self.tensors
+            .iter()
+            .map(|(name, tensor)| (name.as_str(), tensor))
     }
 
     /// Returns the tensor of this name.
@@ -335,8 +395,18 @@ impl Parameters {
     ///
     /// # Errors
     /// As [`write_tensors`].
-    pub fn save_with(&self, path: &Path, kind: Option<Kind>, metadata: &[(&str, &str)]) -> Result<()> {
-        write_tensors(path, self.iter(), kind, &[&[("format", "pt")], metadata].concat())
+    pub fn save_with(
+        &self,
+        path: &Path,
+        kind: Option<Kind>,
+        metadata: &[(&str, &str)],
+    ) -> Result<()> {
+        write_tensors(
+            path,
+            self.iter(),
+            kind,
+            &[&[("format", "pt")], metadata].concat(),
+        )
     }
 
     /// Overwrites the values with those of a file that has exactly these names and shapes.
@@ -345,8 +415,10 @@ impl Parameters {
     /// As [`Weights::open`] and [`Weights::finish`]; no value is changed then.
     pub fn load(&self, path: &Path) -> Result<()> {
         let mut weights = Weights::open(&[path.to_owned()], Kind::Float, Device::Cpu)?;
-        let values: Vec<_> =
-            self.iter().map(|(name, own)| (weights.take(name, &own.size(), Init::Zeros), own)).collect();
+        let values: Vec<_> = self
+            .iter()
+            .map(|(name, own)| (weights.take(name, &own.size(), Init::Zeros), own))
+            .collect();
         weights.finish()?;
         for (value, own) in values {
             f_write_to(own, &value).map_err(Error::torch(format!("loading {}", path.display())))?;
@@ -365,7 +437,13 @@ mod tests {
 
     fn file(folder: &Path, tensors: &[(&str, Tensor)]) -> PathBuf {
         let path = folder.join("weights.safetensors");
-        write_tensors(&path, tensors.iter().map(|(name, tensor)| (*name, tensor)), None, &[]).unwrap();
+        write_tensors(
+            &path,
+            tensors.iter().map(|(name, tensor)| (*name, tensor)),
+            None,
+            &[],
+        )
+        .unwrap();
         path
     }
 
@@ -381,20 +459,39 @@ mod tests {
                 ("extra", ones(&[5])),
                 ("nan", ones(&[2]) * f64::NAN),
                 ("ids", Tensor::from_slice(&[1i64])),
-                ("text_model.embeddings.position_ids", Tensor::from_slice(&[0i64])),
+                (
+                    "text_model.embeddings.position_ids",
+                    Tensor::from_slice(&[0i64]),
+                ),
             ],
         );
         let mut weights = Weights::open(std::slice::from_ref(&path), Kind::Float, CPU).unwrap();
-        for (name, shape) in
-            [("good", vec![2]), ("shape", vec![3, 2]), ("gone", vec![4]), ("nan", vec![2]), ("ids", vec![1])]
-        {
+        for (name, shape) in [
+            ("good", vec![2]),
+            ("shape", vec![3, 2]),
+            ("gone", vec![4]),
+            ("nan", vec![2]),
+            ("ids", vec![1]),
+        ] {
             assert_eq!(weights.take(name, &shape, Init::Zeros).size(), shape);
         }
-        let Err(Error::Weights(problems)) = weights.finish() else { panic!("must be refused") };
+        let Err(Error::Weights(problems)) = weights.finish() else {
+            panic!("must be refused")
+        };
         assert_eq!(problems.missing, [("gone".to_owned(), vec![4])]);
         assert_eq!(problems.unexpected, [("extra".to_owned(), vec![5])]);
-        assert_eq!(problems.misshapen, [("shape".to_owned(), vec![3, 2], vec![2, 3])]);
-        assert_eq!(problems.unusable.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["nan", "ids"]);
+        assert_eq!(
+            problems.misshapen,
+            [("shape".to_owned(), vec![3, 2], vec![2, 3])]
+        );
+        assert_eq!(
+            problems
+                .unusable
+                .iter()
+                .map(|(name, _)| name.as_str())
+                .collect::<Vec<_>>(),
+            ["nan", "ids"]
+        );
         assert!(problems.to_string().contains(path.to_str().unwrap()));
     }
 
@@ -405,7 +502,10 @@ mod tests {
 
         let mut weights = Weights::random(1, Kind::Float, CPU);
         let _in_memory = weights.take("w", &[32 << 20], Init::Zeros);
-        assert!(reach() >= 128 << 20, "they lie in the region that the command packs tensors into");
+        assert!(
+            reach() >= 128 << 20,
+            "they lie in the region that the command packs tensors into"
+        );
     }
 
     #[test]
@@ -443,8 +543,18 @@ mod tests {
     fn mapped_weights_are_the_files_and_come_back_when_given_back() {
         let folder = tempfile::tempdir().unwrap();
         let values = Tensor::arange(100_000, (Kind::BFloat16, CPU));
-        let path = file(folder.path(), &[("a.w", values.shallow_clone()), ("nan", Tensor::from_slice(&[f32::NAN]))]);
-        let open = |kind| Weights::open(std::slice::from_ref(&path), kind, CPU).unwrap().map(true);
+        let path = file(
+            folder.path(),
+            &[
+                ("a.w", values.shallow_clone()),
+                ("nan", Tensor::from_slice(&[f32::NAN])),
+            ],
+        );
+        let open = |kind| {
+            Weights::open(std::slice::from_ref(&path), kind, CPU)
+                .unwrap()
+                .map(true)
+        };
         let mut weights = open(Kind::BFloat16);
         let taken = weights.take("a.w", &[100_000], Init::Zeros);
         weights.parameters.release_pages("a.");
@@ -454,12 +564,28 @@ mod tests {
         drop(weights);
         std::fs::remove_file(&path).unwrap();
         assert!(taken.equal(&values));
-        let path = file(folder.path(), &[("a.w", values.shallow_clone()), ("nan", Tensor::from_slice(&[f32::NAN]))]);
+        let path = file(
+            folder.path(),
+            &[
+                ("a.w", values.shallow_clone()),
+                ("nan", Tensor::from_slice(&[f32::NAN])),
+            ],
+        );
         let mut weights = Weights::open(&[path], Kind::Float, CPU).unwrap().map(true);
-        assert!(weights.take("a.w", &[100_000], Init::Zeros).equal(&values.to_kind(Kind::Float)));
-        assert!(weights.parameters.mapped.is_empty(), "another dtype is a copy");
+        assert!(
+            weights
+                .take("a.w", &[100_000], Init::Zeros)
+                .equal(&values.to_kind(Kind::Float))
+        );
+        assert!(
+            weights.parameters.mapped.is_empty(),
+            "another dtype is a copy"
+        );
         let _ = weights.take("nan", &[1], Init::Zeros);
-        assert!(matches!(weights.finish(), Err(Error::Weights(_))), "mapped weights are checked too");
+        assert!(
+            matches!(weights.finish(), Err(Error::Weights(_))),
+            "mapped weights are checked too"
+        );
     }
 
     #[test]
@@ -470,12 +596,24 @@ mod tests {
         let parameters = weights.finish().unwrap();
         parameters.set_requires_grad(true);
         (&taken * 2.0).sum(Kind::Float).backward();
-        assert!(parameters.get("w").unwrap().grad().equal(&Tensor::from_slice(&[2f32; 3])));
-        let path = file(folder.path(), &[("w", Tensor::from_slice(&[1f32, 2.0, 3.0]))]);
+        assert!(
+            parameters
+                .get("w")
+                .unwrap()
+                .grad()
+                .equal(&Tensor::from_slice(&[2f32; 3]))
+        );
+        let path = file(
+            folder.path(),
+            &[("w", Tensor::from_slice(&[1f32, 2.0, 3.0]))],
+        );
         parameters.load(&path).unwrap();
         assert!(taken.detach().equal(&Tensor::from_slice(&[1f32, 2.0, 3.0])));
         let wrong = file(folder.path(), &[("v", Tensor::from_slice(&[1f32]))]);
         assert!(parameters.load(&wrong).is_err());
-        assert!(taken.detach().equal(&Tensor::from_slice(&[1f32, 2.0, 3.0])), "a failed load changes nothing");
+        assert!(
+            taken.detach().equal(&Tensor::from_slice(&[1f32, 2.0, 3.0])),
+            "a failed load changes nothing"
+        );
     }
 }

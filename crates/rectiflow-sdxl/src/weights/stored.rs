@@ -53,12 +53,22 @@ impl Stored {
 
     /// Adds the tensor `stored` in a file under the name `name`.
     pub(crate) fn add(&mut self, name: String, file: usize, stored: String, form: Form) {
-        self.index.insert(name, StoredTensor { file, name: stored, form });
+        self.index.insert(
+            name,
+            StoredTensor {
+                file,
+                name: stored,
+                form,
+            },
+        );
     }
 
     /// Renames every tensor.
     pub(crate) fn rename(&mut self, rename: impl Fn(&str) -> String) {
-        self.index = std::mem::take(&mut self.index).into_iter().map(|(name, at)| (rename(&name), at)).collect();
+        self.index = std::mem::take(&mut self.index)
+            .into_iter()
+            .map(|(name, at)| (rename(&name), at))
+            .collect();
     }
 
     /// Drops the constants that older programs store with the weights: position ids.
@@ -80,28 +90,43 @@ impl Stored {
     /// shape cannot be converted.
     pub(crate) fn shape(&self, name: &str) -> Option<Vec<i64>> {
         let place = self.index.get(name)?;
-        place.form.diffusers_shape(self.files[place.file].shape(&place.name)?)
+        place
+            .form
+            .diffusers_shape(self.files[place.file].shape(&place.name)?)
     }
 
     /// Returns a tensor's dtype; `None` if there is no such tensor or libtorch lacks the dtype.
     pub(crate) fn kind(&self, name: &str) -> Option<Kind> {
-        self.index.get(name).and_then(|place| self.files[place.file].kind(&place.name))
+        self.index
+            .get(name)
+            .and_then(|place| self.files[place.file].kind(&place.name))
     }
 
     /// Returns a copy of a tensor, in its own dtype and diffusers' shape.
     pub(crate) fn load(&self, name: &str) -> Result<Tensor> {
         let Some(place) = self.index.get(name) else {
-            let paths: Vec<_> = self.paths().map(|path| path.display().to_string()).collect();
-            return Err(Error::input(format!("{}: {name}", paths.join(", ")), "a tensor", "none of that name"));
+            let paths: Vec<_> = self
+                .paths()
+                .map(|path| path.display().to_string())
+                .collect();
+            return Err(Error::input(
+                format!("{}: {name}", paths.join(", ")),
+                "a tensor",
+                "none of that name",
+            ));
         };
         let tensor = self.files[place.file].tensor(&place.name)?;
         let path = self.files[place.file].path().display();
-        in_diffusers_form(tensor, place.form).map_err(Error::torch(format!("{path}: converting {}", place.name)))
+        in_diffusers_form(tensor, place.form)
+            .map_err(Error::torch(format!("{path}: converting {}", place.name)))
     }
 
     /// Returns a tensor's file and its name there, if it needs no conversion of its shape.
     pub(crate) fn place_as_is(&self, name: &str) -> Option<(&Arc<TensorFile>, &str)> {
-        let place = self.index.get(name).filter(|place| place.form == Form::Same)?;
+        let place = self
+            .index
+            .get(name)
+            .filter(|place| place.form == Form::Same)?;
         Some((&self.files[place.file], &place.name))
     }
 

@@ -66,23 +66,54 @@ impl TensorFile {
         // SAFETY: the map is read-only and private to this value. If another process truncated the
         // file, SIGBUS would end this one, as every program that maps its input.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
-        let malformed = |reason| Error::Malformed { path: path.to_owned(), kind: KIND, reason };
+        let malformed = |reason| Error::Malformed {
+            path: path.to_owned(),
+            kind: KIND,
+            reason,
+        };
         if let Some(what) = something_else(&map) {
             return Err(malformed(what.into()));
         }
-        let (header_bytes, header) = SafeTensors::read_metadata(&map).map_err(|e| malformed(explained(&e, &map)))?;
+        let (header_bytes, header) =
+            SafeTensors::read_metadata(&map).map_err(|e| malformed(explained(&e, &map)))?;
         let data_start = header_bytes + size_of::<u64>();
         let mut entries = BTreeMap::new();
         for (name, info) in header.tensors() {
             check_name(&name).map_err(malformed)?;
-            let shape = info.shape.iter().map(|&n| i64::try_from(n)).collect::<std::result::Result<Vec<_>, _>>();
+            let shape = info
+                .shape
+                .iter()
+                .map(|&n| i64::try_from(n))
+                .collect::<std::result::Result<Vec<_>, _>>();
             let shape = shape.ok().filter(|shape| shape.len() <= MAX_DIMENSIONS);
-            let shape = shape.ok_or_else(|| malformed(format!("tensor {name} has an impossible shape")))?;
-            let (start, end) = (data_start + info.data_offsets.0, data_start + info.data_offsets.1);
-            entries.insert(name, Entry { dtype: info.dtype, shape, start, end });
+            let shape =
+                shape.ok_or_else(|| malformed(format!("tensor {name} has an impossible shape")))?;
+            let (start, end) = (
+                data_start + info.data_offsets.0,
+                data_start + info.data_offsets.1,
+            );
+            entries.insert(
+                name,
+                Entry {
+                    dtype: info.dtype,
+                    shape,
+                    start,
+                    end,
+                },
+            );
         }
-        let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();
-        Ok(Self { path: path.to_owned(), map, entries, metadata })
+        let metadata = header
+            .metadata()
+            .clone()
+            .unwrap_or_default()
+            .into_iter()
+            .collect();
+        Ok(Self {
+            path: path.to_owned(),
+            map,
+            entries,
+            metadata,
+        })
     }
 
     /// Returns the path of the file.
@@ -108,12 +139,16 @@ impl TensorFile {
     /// Returns the dtype of a tensor; `None` if there is no such tensor or libtorch lacks the
     /// dtype.
     pub fn kind(&self, name: &str) -> Option<Kind> {
-        self.entries.get(name).and_then(|entry| kind_of(entry.dtype))
+        self.entries
+            .get(name)
+            .and_then(|entry| kind_of(entry.dtype))
     }
 
     /// Returns the raw little-endian bytes of a tensor.
     pub fn bytes(&self, name: &str) -> Option<&[u8]> {
-        self.entries.get(name).map(|entry| &self.map[entry.start..entry.end])
+        self.entries
+            .get(name)
+            .map(|entry| &self.map[entry.start..entry.end])
     }
 
     /// Returns a copy of a tensor in CPU memory, in the dtype of the file.
@@ -123,8 +158,12 @@ impl TensorFile {
     /// dtype.
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
         let (entry, kind) = self.entry(name)?;
-        let tensor = Tensor::f_from_data_size(&self.map[entry.start..entry.end], &entry.shape, kind)
-            .map_err(Error::torch(format!("{}: reading tensor {name}", self.path.display())))?;
+        let tensor =
+            Tensor::f_from_data_size(&self.map[entry.start..entry.end], &entry.shape, kind)
+                .map_err(Error::torch(format!(
+                    "{}: reading tensor {name}",
+                    self.path.display()
+                )))?;
         self.release_pages(name);
         Ok(tensor)
     }
@@ -136,8 +175,16 @@ impl TensorFile {
     /// As [`Self::tensor`].
     pub(crate) fn mapped(self: &Arc<Self>, name: &str) -> Result<Tensor> {
         let (entry, kind) = self.entry(name)?;
-        tensor_over(&self.map[entry.start..entry.end], &entry.shape, kind, self.clone())
-            .map_err(Error::torch(format!("{}: mapping tensor {name}", self.path.display())))
+        tensor_over(
+            &self.map[entry.start..entry.end],
+            &entry.shape,
+            kind,
+            self.clone(),
+        )
+        .map_err(Error::torch(format!(
+            "{}: mapping tensor {name}",
+            self.path.display()
+        )))
     }
 
     fn entry(&self, name: &str) -> Result<(&Entry, Kind)> {
@@ -152,7 +199,10 @@ impl TensorFile {
         let kind = kind_of(entry.dtype).ok_or_else(|| Error::Malformed {
             path: self.path.clone(),
             kind: KIND,
-            reason: format!("tensor {name} has dtype {:?}, which is not supported", entry.dtype),
+            reason: format!(
+                "tensor {name} has dtype {:?}, which is not supported",
+                entry.dtype
+            ),
         })?;
         Ok((entry, kind))
     }
@@ -160,11 +210,18 @@ impl TensorFile {
     /// Releases a tensor's pages from this process's memory, after a copy or while it is not in
     /// use. They stay in the system's cache.
     pub(crate) fn release_pages(&self, name: &str) {
-        let Some(entry) = self.entries.get(name) else { return };
+        let Some(entry) = self.entries.get(name) else {
+            return;
+        };
         // SAFETY: the map is a read-only file map: the next access reads the same bytes from the
         // file.
-        let advised =
-            unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, entry.start, entry.end - entry.start) };
+        let advised = unsafe {
+            self.map.unchecked_advise_range(
+                UncheckedAdvice::DontNeed,
+                entry.start,
+                entry.end - entry.start,
+            )
+        };
         // This is advice: if the system ignores it, the bytes only stay resident longer.
         drop(advised);
     }
@@ -182,12 +239,15 @@ fn something_else(bytes: &[u8]) -> Option<&'static str> {
         );
     }
     if bytes.starts_with(b"GGUF") {
-        return Some("this is a GGUF file, whose weights are quantised; use the safetensors file it was made from");
+        return Some(
+            "this is a GGUF file, whose weights are quantised; use the safetensors file it was made from",
+        );
     }
     if bytes.starts_with(b"version https://git-lfs") {
         return Some("this is a Git LFS pointer, not the file it points to; run `git lfs pull`");
     }
-    let is_page = bytes.len() > 9 && bytes[..9].eq_ignore_ascii_case(b"<!doctype") || bytes.starts_with(b"<html");
+    let is_page = bytes.len() > 9 && bytes[..9].eq_ignore_ascii_case(b"<!doctype")
+        || bytes.starts_with(b"<html");
     is_page.then_some("this is a web page: the download failed; repeat it")
 }
 
@@ -195,19 +255,30 @@ fn something_else(bytes: &[u8]) -> Option<&'static str> {
 fn explained(error: &SafeTensorError, bytes: &[u8]) -> String {
     let found = bytes.len();
     match error {
-        SafeTensorError::HeaderTooSmall => format!("the file ends after {found} bytes, inside its header"),
+        SafeTensorError::HeaderTooSmall => {
+            format!("the file ends after {found} bytes, inside its header")
+        }
         SafeTensorError::HeaderTooLarge | SafeTensorError::InvalidHeaderLength => {
-            let length = bytes.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+            let length = bytes
+                .first_chunk()
+                .map_or(0, |bytes| u64::from_le_bytes(*bytes));
             format!(
                 "its first 8 bytes declare a header of {length} bytes, the file has {found}: it is truncated or no \
                  {KIND}"
             )
         }
         SafeTensorError::MetadataIncompleteBuffer => {
-            format!("the file has {found} bytes, which is not what its header declares: it is truncated, copy it again")
+            format!(
+                "the file has {found} bytes, which is not what its header declares: it is truncated, copy it again"
+            )
         }
         // Only the JSON parser's message can be long: it quotes the input.
-        error => error.to_string().chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect(),
+        error => error
+            .to_string()
+            .chars()
+            .map(|c| if c.is_control() { ' ' } else { c })
+            .take(300)
+            .collect(),
     }
 }
 
@@ -215,10 +286,15 @@ fn explained(error: &SafeTensorError, bytes: &[u8]) -> String {
 /// screen.
 fn check_name(name: &str) -> std::result::Result<(), String> {
     if name.len() > MAX_NAME_BYTES {
-        return Err(format!("a tensor's name has {} bytes, more than {MAX_NAME_BYTES}", name.len()));
+        return Err(format!(
+            "a tensor's name has {} bytes, more than {MAX_NAME_BYTES}",
+            name.len()
+        ));
     }
     if name.chars().any(char::is_control) {
-        return Err(format!("the name {name:?} of a tensor contains control characters"));
+        return Err(format!(
+            "the name {name:?} of a tensor contains control characters"
+        ));
     }
     Ok(())
 }
@@ -278,8 +354,13 @@ pub fn write_tensors<'a>(
     });
     let planned = planned.collect();
     let tensors: BTreeMap<&str, &Tensor> = tensors.into_iter().collect();
-    let metadata = Metadata { entries: metadata, hash: None };
-    write_streamed(path, planned, metadata, &mut |name| Ok(tensors[name].shallow_clone()))
+    let metadata = Metadata {
+        entries: metadata,
+        hash: None,
+    };
+    write_streamed(path, planned, metadata, &mut |name| {
+        Ok(tensors[name].shallow_clone())
+    })
 }
 
 /// The `__metadata__` of a file to be written.
@@ -324,9 +405,13 @@ pub fn write_streamed(
     planned.sort_by(in_file_order);
     let header = header(path, &planned, metadata)?;
     write_atomically(path, |file| {
-        file.write_all(&(header.len() as u64).to_le_bytes()).map_err(Error::io(path))?;
+        file.write_all(&(header.len() as u64).to_le_bytes())
+            .map_err(Error::io(path))?;
         file.write_all(&header).map_err(Error::io(path))?;
-        let mut data = Hashed { file, hash: metadata.hash.map(|_| Sha256::new()) };
+        let mut data = Hashed {
+            file,
+            hash: metadata.hash.map(|_| Sha256::new()),
+        };
         for Planned { name, kind, shape } in &planned {
             let tensor = load(name)?;
             assert_eq!(&tensor.size(), shape, "tensor {name} has the planned shape");
@@ -336,7 +421,9 @@ pub fn write_streamed(
         let Some(hash) = data.hash else { return Ok(()) };
         let place = hash_place(&header, metadata.hash.expect("a hash has a key"));
         let hash = format!("0x{:x}", hash.finalize());
-        let patch = file.seek(SeekFrom::Start(place)).and_then(|_| file.write_all(hash.as_bytes()));
+        let patch = file
+            .seek(SeekFrom::Start(place))
+            .and_then(|_| file.write_all(hash.as_bytes()));
         patch.map_err(Error::io(path))
     })
 }
@@ -352,7 +439,9 @@ fn in_file_order(a: &Planned, b: &Planned) -> Ordering {
 fn hash_place(header: &[u8], key: &str) -> u64 {
     let entry = serde_json::json!({ key: NO_HASH }).to_string();
     let entry = entry.trim_matches(['{', '}']).as_bytes();
-    let start = header.windows(entry.len()).position(|window| window == entry);
+    let start = header
+        .windows(entry.len())
+        .position(|window| window == entry);
     let start = start.expect("the header was written with this entry");
     (size_of::<u64>() + start + entry.len() - NO_HASH.len() - 1) as u64
 }
@@ -380,25 +469,39 @@ impl<W: Write> Write for Hashed<'_, W> {
 /// Returns the dtype of a tensor in the file: `kind` if present and both are floating-point,
 /// otherwise its own.
 pub(crate) fn stored_kind(own: Kind, kind: Option<Kind>) -> Kind {
-    let floating = matches!(own, Kind::Half | Kind::BFloat16 | Kind::Float | Kind::Double);
+    let floating = matches!(
+        own,
+        Kind::Half | Kind::BFloat16 | Kind::Float | Kind::Double
+    );
     kind.filter(|_| floating).unwrap_or(own)
 }
 
 /// Returns the JSON header, padded with spaces so that the data starts at a multiple of 8.
 fn header(path: &Path, planned: &[Planned], metadata: Metadata<'_>) -> Result<Vec<u8>> {
-    let invalid = |reason| Error::Invalid { what: path.display().to_string(), reason };
+    let invalid = |reason| Error::Invalid {
+        what: path.display().to_string(),
+        reason,
+    };
     let mut header = serde_json::Map::new();
-    let metadata: BTreeMap<_, _> =
-        metadata.entries.iter().copied().chain(metadata.hash.map(|key| (key, NO_HASH))).collect();
+    let metadata: BTreeMap<_, _> = metadata
+        .entries
+        .iter()
+        .copied()
+        .chain(metadata.hash.map(|key| (key, NO_HASH)))
+        .collect();
     if !metadata.is_empty() {
         header.insert("__metadata__".into(), serde_json::json!(metadata));
     }
     let mut offset = 0;
     for Planned { name, kind, shape } in planned {
-        let dtype = dtype_name(*kind)
-            .ok_or_else(|| invalid(format!("tensor {name} has dtype {kind:?}, which cannot be stored")))?;
+        let dtype = dtype_name(*kind).ok_or_else(|| {
+            invalid(format!(
+                "tensor {name} has dtype {kind:?}, which cannot be stored"
+            ))
+        })?;
         let end = offset + shape.iter().product::<i64>() as usize * kind.elt_size_in_bytes();
-        let entry = serde_json::json!({"dtype": dtype, "shape": shape, "data_offsets": [offset, end]});
+        let entry =
+            serde_json::json!({"dtype": dtype, "shape": shape, "data_offsets": [offset, end]});
         if header.insert(name.clone(), entry).is_some() {
             return Err(invalid(format!("tensor {name} is given twice")));
         }
@@ -417,15 +520,28 @@ enum WriteError {
 impl WriteError {
     fn about(self, path: &Path, name: &str) -> Error {
         match self {
-            Self::Io(source) => Error::Io { path: path.to_owned(), source },
-            Self::Torch(source) => Error::Torch { doing: format!("{}: writing tensor {name}", path.display()), source },
+            Self::Io(source) => Error::Io {
+                path: path.to_owned(),
+                source,
+            },
+            Self::Torch(source) => Error::Torch {
+                doing: format!("{}: writing tensor {name}", path.display()),
+                source,
+            },
         }
     }
 }
 
-fn write_tensor(file: &mut impl Write, tensor: &Tensor, kind: Kind) -> std::result::Result<(), WriteError> {
-    let tensor =
-        tensor.detach().f_to_device(Device::Cpu).and_then(|t| t.f_to_kind(kind)).and_then(|t| t.f_contiguous());
+fn write_tensor(
+    file: &mut impl Write,
+    tensor: &Tensor,
+    kind: Kind,
+) -> std::result::Result<(), WriteError> {
+    let tensor = tensor
+        .detach()
+        .f_to_device(Device::Cpu)
+        .and_then(|t| t.f_to_kind(kind))
+        .and_then(|t| t.f_contiguous());
     let tensor = tensor.map_err(WriteError::Torch)?;
     let num_bytes = tensor.numel() * kind.elt_size_in_bytes();
     if num_bytes == 0 {
@@ -456,8 +572,14 @@ mod tests {
         let header = r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#;
         for length in [0x280u64, 0x380, 0x480, 0x580] {
             let padded = format!("{header:width$}", width = length as usize);
-            let bytes = [&length.to_le_bytes()[..], padded.as_bytes(), &1.5f32.to_le_bytes()].concat();
-            let file = TensorFile::open(&written(folder.path(), "model.safetensors", &bytes)).unwrap();
+            let bytes = [
+                &length.to_le_bytes()[..],
+                padded.as_bytes(),
+                &1.5f32.to_le_bytes(),
+            ]
+            .concat();
+            let file =
+                TensorFile::open(&written(folder.path(), "model.safetensors", &bytes)).unwrap();
             assert!(file.tensor("a").unwrap().double_value(&[0]) == 1.5);
         }
     }
@@ -478,24 +600,49 @@ mod tests {
         assert_eq!(file.metadata()["format"], "pt");
         assert!(file.tensor("a").unwrap().equal(&a) && file.tensor("b").unwrap().equal(&b));
         assert_eq!(file.tensor("c").unwrap().size(), [0, 3]);
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "temporary files are gone");
+        assert_eq!(
+            fs::read_dir(folder.path()).unwrap().count(),
+            2,
+            "temporary files are gone"
+        );
     }
 
     #[test]
     fn converts_floating_point_only() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x");
-        let transposed = Tensor::from_slice(&[1.0f32, 2.0, 3.0, 4.0]).reshape([2, 2]).tr();
+        let transposed = Tensor::from_slice(&[1.0f32, 2.0, 3.0, 4.0])
+            .reshape([2, 2])
+            .tr();
         let ids = Tensor::from_slice(&[3i64]);
-        write_tensors(&path, [("w", &transposed), ("ids", &ids)], Some(Kind::BFloat16), &[]).unwrap();
+        write_tensors(
+            &path,
+            [("w", &transposed), ("ids", &ids)],
+            Some(Kind::BFloat16),
+            &[],
+        )
+        .unwrap();
         let file = TensorFile::open(&path).unwrap();
-        assert_eq!((file.kind("w"), file.kind("ids")), (Some(Kind::BFloat16), Some(Kind::Int64)));
-        assert!(file.tensor("w").unwrap().to_kind(Kind::Float).equal(&transposed));
+        assert_eq!(
+            (file.kind("w"), file.kind("ids")),
+            (Some(Kind::BFloat16), Some(Kind::Int64))
+        );
+        assert!(
+            file.tensor("w")
+                .unwrap()
+                .to_kind(Kind::Float)
+                .equal(&transposed)
+        );
     }
 
     /// Returns a file with this header and `num_bytes` zero bytes of data.
     fn with_header(header: &str, num_bytes: usize) -> Vec<u8> {
-        [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &vec![0; num_bytes]].concat()
+        [
+            &(header.len() as u64).to_le_bytes()[..],
+            header.as_bytes(),
+            &vec![0; num_bytes],
+        ]
+        .concat()
     }
 
     #[test]
@@ -507,38 +654,91 @@ mod tests {
         let mut huge = good.clone();
         huge[..8].copy_from_slice(&u64::MAX.to_le_bytes());
         let one = |shape: &str, from: usize, to: usize| {
-            with_header(&format!(r#"{{"a":{{"dtype":"F32","shape":{shape},"data_offsets":[{from},{to}]}}}}"#), 4)
+            with_header(
+                &format!(
+                    r#"{{"a":{{"dtype":"F32","shape":{shape},"data_offsets":[{from},{to}]}}}}"#
+                ),
+                4,
+            )
         };
-        let named =
-            |name: &str| with_header(&format!(r#"{{"{name}":{{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}}}"#), 4);
+        let named = |name: &str| {
+            with_header(
+                &format!(r#"{{"{name}":{{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}}}"#),
+                4,
+            )
+        };
         let two = r#""dtype":"F32","shape":[1],"data_offsets":[0,4]"#;
         let cases: [(&str, &[u8], &str); 21] = [
             ("empty", b"", "ends after 0 bytes"),
             ("short", b"\x10\0\0", "ends after 3 bytes"),
             ("truncated header", &good[..20], "20"),
             ("truncated data", &good[..good.len() - 1], "it is truncated"),
-            ("trailing data", &[good.as_slice(), b"x"].concat(), "not what its header declares"),
+            (
+                "trailing data",
+                &[good.as_slice(), b"x"].concat(),
+                "not what its header declares",
+            ),
             ("huge header", &huge, "18446744073709551615"),
-            ("lying shape", &one("[9223372036854775807,4]", 0, 4), "overflow"),
-            ("overflowing shape", &one("[18446744073709551615]", 0, 4), "overflow"),
-            ("many dimensions", &one(&format!("[{}1]", "1,".repeat(99)), 0, 4), "impossible shape"),
+            (
+                "lying shape",
+                &one("[9223372036854775807,4]", 0, 4),
+                "overflow",
+            ),
+            (
+                "overflowing shape",
+                &one("[18446744073709551615]", 0, 4),
+                "overflow",
+            ),
+            (
+                "many dimensions",
+                &one(&format!("[{}1]", "1,".repeat(99)), 0, 4),
+                "impossible shape",
+            ),
             ("backwards", &one("[1]", 4, 0), "offset"),
             ("beyond the end", &one("[1]", 8, 12), "offset"),
             ("hole", &one("[0]", 4, 4), "offset"),
-            ("overlap", &with_header(&format!(r#"{{"a":{{{two}}},"b":{{{two}}}}}"#), 8), "offset"),
-            ("twice", &with_header(&format!(r#"{{"a":{{{two}}},"a":{{{two}}}}}"#), 8), "it is truncated"),
+            (
+                "overlap",
+                &with_header(&format!(r#"{{"a":{{{two}}},"b":{{{two}}}}}"#), 8),
+                "offset",
+            ),
+            (
+                "twice",
+                &with_header(&format!(r#"{{"a":{{{two}}},"a":{{{two}}}}}"#), 8),
+                "it is truncated",
+            ),
             ("deep", &with_header(&"[".repeat(100_000), 0), "JSON"),
-            ("no utf-8", &[&8u64.to_le_bytes()[..], &[0xff; 8]].concat(), "UTF-8"),
-            ("forged lines", &named("a\\nerror: all is well"), "control characters"),
+            (
+                "no utf-8",
+                &[&8u64.to_le_bytes()[..], &[0xff; 8]].concat(),
+                "UTF-8",
+            ),
+            (
+                "forged lines",
+                &named("a\\nerror: all is well"),
+                "control characters",
+            ),
             ("long name", &named(&"a".repeat(10_000)), "10000 bytes"),
             ("pickle", b"PK\x03\x04rest", "run code"),
             ("old pickle", b"\x80\x02}q\x01", "run code"),
-            ("pointer", b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
+            (
+                "pointer",
+                b"version https://git-lfs.github.com/spec/v1\noid",
+                "git lfs pull",
+            ),
         ];
         for (name, bytes, reason) in cases {
-            let error = TensorFile::open(&written(folder.path(), name, bytes)).expect_err(name).to_string();
-            assert!(error.contains(name) && error.contains(reason), "{name}: {error}");
-            assert!(!error.contains('\n') && error.len() < 800, "{name}: {error}");
+            let error = TensorFile::open(&written(folder.path(), name, bytes))
+                .expect_err(name)
+                .to_string();
+            assert!(
+                error.contains(name) && error.contains(reason),
+                "{name}: {error}"
+            );
+            assert!(
+                !error.contains('\n') && error.len() < 800,
+                "{name}: {error}"
+            );
         }
     }
 
@@ -546,18 +746,33 @@ mod tests {
     fn the_hash_is_of_everything_behind_the_header() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x");
-        let (a, b) = (Tensor::from_slice(&[1.5f32, -2.0]), Tensor::from_slice(&[7i64]));
-        let planned =
-            |name: &str, tensor: &Tensor| Planned { name: name.into(), kind: tensor.kind(), shape: tensor.size() };
-        let metadata = Metadata { entries: &[("format", "pt"), ("z", NO_HASH)], hash: Some("the \"hash\"") };
+        let (a, b) = (
+            Tensor::from_slice(&[1.5f32, -2.0]),
+            Tensor::from_slice(&[7i64]),
+        );
+        let planned = |name: &str, tensor: &Tensor| Planned {
+            name: name.into(),
+            kind: tensor.kind(),
+            shape: tensor.size(),
+        };
+        let metadata = Metadata {
+            entries: &[("format", "pt"), ("z", NO_HASH)],
+            hash: Some("the \"hash\""),
+        };
         let tensors = vec![planned("a", &a), planned("b", &b)];
-        write_streamed(&path, tensors, metadata, &mut |name| Ok(if name == "a" { &a } else { &b }.shallow_clone()))
-            .unwrap();
+        write_streamed(&path, tensors, metadata, &mut |name| {
+            Ok(if name == "a" { &a } else { &b }.shallow_clone())
+        })
+        .unwrap();
         let file = TensorFile::open(&path).unwrap();
         assert!(file.tensor("a").unwrap().equal(&a) && file.tensor("b").unwrap().equal(&b));
         // printf '\7\0\0\0\0\0\0\0\0\0\300\77\0\0\0\300' | sha256sum
         let expected = "0x883e84fa23489c606f1d7f02f7319a4c5e0bf3a062bfc42dbbae97bfba052a0e";
         assert_eq!(file.metadata()["the \"hash\""], expected);
-        assert_eq!(file.metadata()["z"], NO_HASH, "only its own entry is filled in");
+        assert_eq!(
+            file.metadata()["z"],
+            NO_HASH,
+            "only its own entry is filled in"
+        );
     }
 }

@@ -53,9 +53,16 @@ impl NamedModel {
         };
         let parameterization = match name {
             None => None,
-            Some(name) => Some(name.parse::<Parameterization>().map_err(|error| error.to_string())?),
+            Some(name) => Some(
+                name.parse::<Parameterization>()
+                    .map_err(|error| error.to_string())?,
+            ),
         };
-        Ok(Self { label: label.to_owned(), path: path.into(), parameterization })
+        Ok(Self {
+            label: label.to_owned(),
+            path: path.into(),
+            parameterization,
+        })
     }
 }
 

@@ -55,30 +55,47 @@ impl HeldOut {
         let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
         let (mut captions, mut backgrounds, mut pictures) = (Vec::new(), Vec::new(), Vec::new());
         for line in text.lines() {
-            let line: Line = serde_json::from_str(line).map_err(|error| Error::io(&path)(error.into()))?;
-            let Some(caption) = line.captions.first() else { continue };
-            let Some(background) = background_of(caption) else { continue };
-            let Some(picture) = read_picture(&folder.join(&line.file_name))? else { continue };
+            let line: Line =
+                serde_json::from_str(line).map_err(|error| Error::io(&path)(error.into()))?;
+            let Some(caption) = line.captions.first() else {
+                continue;
+            };
+            let Some(background) = background_of(caption) else {
+                continue;
+            };
+            let Some(picture) = read_picture(&folder.join(&line.file_name))? else {
+                continue;
+            };
             captions.push(caption.clone());
             backgrounds.push(background.to_owned());
             pictures.push(picture);
         }
         if pictures.len() < 2 {
-            let reason = format!("expected at least 2 square pictures, found {}", pictures.len());
+            let reason = format!(
+                "expected at least 2 square pictures, found {}",
+                pictures.len()
+            );
             return Err(Error::io(&path)(std::io::Error::other(reason)));
         }
         let features = features(vae, &pictures)?;
         let palette = palette(&backgrounds, &pictures);
-        Ok(Self { captions, backgrounds, pictures, features, palette })
+        Ok(Self {
+            captions,
+            backgrounds,
+            pictures,
+            features,
+            palette,
+        })
     }
 
     /// The background whose colour is nearest.
     pub(crate) fn nearest_background(&self, colour: [f64; 3]) -> &str {
-        let nearest = self
-            .palette
-            .iter()
-            .min_by(|(_, a), (_, b)| squared_distance(colour, **a).total_cmp(&squared_distance(colour, **b)));
-        nearest.expect("there are pictures, so there are backgrounds").0
+        let nearest = self.palette.iter().min_by(|(_, a), (_, b)| {
+            squared_distance(colour, **a).total_cmp(&squared_distance(colour, **b))
+        });
+        nearest
+            .expect("there are pictures, so there are backgrounds")
+            .0
     }
 
     /// Mean brightness of the pictures on one background; 0 without any.
@@ -89,12 +106,16 @@ impl HeldOut {
 
     /// Mean brightness of the borders on one background; 0 without any.
     pub(crate) fn border_brightness_on(&self, background: &str) -> f64 {
-        self.palette.get(background).map_or(0.0, |colour| brightness_of(*colour))
+        self.palette
+            .get(background)
+            .map_or(0.0, |colour| brightness_of(*colour))
     }
 
     fn on(&self, background: &str) -> impl Iterator<Item = &Picture> {
         let named = self.pictures.iter().zip(&self.backgrounds);
-        named.filter(move |(_, name)| *name == background).map(|(picture, _)| picture)
+        named
+            .filter(move |(_, name)| *name == background)
+            .map(|(picture, _)| picture)
     }
 
     /// The mean scaled latent of the pictures on one background.
@@ -116,8 +137,14 @@ impl HeldOut {
         // Averaging side² latents divides the noise by side.
         let side = f64::from(SIDE_PX / vae.config.down_factor());
         let sdxl_side = 128.0;
-        let (own_sigmas, sdxl_sigmas) = (signal_to_noise * side * apart, signal_to_noise * sdxl_side * apart);
-        let shifted = format!("the shifted base: {side}x{side} latents, {} times as large", sdxl_side / side);
+        let (own_sigmas, sdxl_sigmas) = (
+            signal_to_noise * side * apart,
+            signal_to_noise * sdxl_side * apart,
+        );
+        let shifted = format!(
+            "the shifted base: {side}x{side} latents, {} times as large",
+            sdxl_side / side
+        );
         let rows = vec![
             leak_row(&format!("the base: {side}x{side} latents"), own_sigmas),
             leak_row("SDXL: 128x128 latents", sdxl_sigmas),
@@ -133,7 +160,10 @@ impl HeldOut {
              the noise does not learn to take it from the text, and a sampler that starts from pure \
              noise tells it \"medium\"."
         );
-        let columns = vec!["at the last step".into(), "black from white, in sigmas".into()];
+        let columns = vec![
+            "at the last step".into(),
+            "black from white, in sigmas".into(),
+        ];
         Ok(Finding {
             title: "What the older schedule reveals".into(),
             text: vec![text],
@@ -161,8 +191,13 @@ fn background_of(caption: &str) -> Option<&str> {
 fn read_picture(path: &Path) -> Result<Option<Picture>> {
     let bytes = fs::read(path).map_err(Error::io(path))?;
     let unreadable = |fault| Error::io(path)(std::io::Error::other(format!("{fault:?}")));
-    let picture = decode(&bytes, MAX_PIXELS, [255; 3]).map_err(unreadable)?.picture;
-    let bucket = Bucket { width_px: SIDE_PX, height_px: SIDE_PX };
+    let picture = decode(&bytes, MAX_PIXELS, [255; 3])
+        .map_err(unreadable)?
+        .picture;
+    let bucket = Bucket {
+        width_px: SIDE_PX,
+        height_px: SIDE_PX,
+    };
     let (width_px, height_px) = (picture.width_px(), picture.height_px());
     if aspect_error(bucket, width_px, height_px) > MAX_ASPECT_ERROR {
         return Ok(None);
@@ -196,7 +231,10 @@ pub(crate) fn features(vae: &Vae, pictures: &[Picture]) -> Result<Tensor> {
 
 /// Applies `calculate` to batches of pixels, `[b, 3, h, w]` in -1 to 1; returns the concatenated
 /// results.
-fn by_batches(pictures: &[Picture], calculate: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+fn by_batches(
+    pictures: &[Picture],
+    calculate: impl Fn(&Tensor) -> Result<Tensor>,
+) -> Result<Tensor> {
     let mut parts = Vec::new();
     for batch in pictures.chunks(BATCH) {
         parts.push(no_grad(|| calculate(&pixels_of(batch)))?);
@@ -207,7 +245,10 @@ fn by_batches(pictures: &[Picture], calculate: impl Fn(&Tensor) -> Result<Tensor
 /// The pixels of pictures of one size, `[b, 3, h, w]` in -1 to 1.
 fn pixels_of(pictures: &[Picture]) -> Tensor {
     let side = i64::from(SIDE_PX);
-    let bytes: Vec<u8> = pictures.iter().flat_map(|picture| picture.pixels().iter().copied()).collect();
+    let bytes: Vec<u8> = pictures
+        .iter()
+        .flat_map(|picture| picture.pixels().iter().copied())
+        .collect();
     let pixels = Tensor::from_slice(&bytes).view([pictures.len() as i64, side, side, 3]);
     pixels.permute([0, 3, 1, 2]).to_kind(Kind::Float) / 127.5 - 1.0
 }

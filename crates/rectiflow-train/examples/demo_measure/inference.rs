@@ -33,12 +33,20 @@ struct Choice {
 
 pub(crate) fn findings(contender: &Contender, run: &Path) -> Result<Vec<Finding>> {
     let questions = [shift(), schedule(), perturbed_attention(), guidance()];
-    questions.into_iter().map(|question| answer(&question, contender, run)).collect()
+    questions
+        .into_iter()
+        .map(|question| answer(&question, contender, run))
+        .collect()
 }
 
 fn shift() -> Question {
-    let choices = [1.0, 3.0, 6.0]
-        .map(|shift| Choice { label: format!("shift {shift}"), settings: SampleSettings { shift, ..settings() } });
+    let choices = [1.0, 3.0, 6.0].map(|shift| Choice {
+        label: format!("shift {shift}"),
+        settings: SampleSettings {
+            shift,
+            ..settings()
+        },
+    });
     Question {
         file: "inference-shift.png",
         title: "Shift",
@@ -50,8 +58,13 @@ fn shift() -> Question {
 }
 
 fn schedule() -> Question {
-    let choices = [Schedule::Simple, Schedule::Normal, Schedule::Beta]
-        .map(|schedule| Choice { label: schedule.to_string(), settings: SampleSettings { schedule, ..settings() } });
+    let choices = [Schedule::Simple, Schedule::Normal, Schedule::Beta].map(|schedule| Choice {
+        label: schedule.to_string(),
+        settings: SampleSettings {
+            schedule,
+            ..settings()
+        },
+    });
     Question {
         file: "inference-schedule.png",
         title: "Schedule",
@@ -65,7 +78,11 @@ fn perturbed_attention() -> Question {
     let scales = [(1.0, 0.0), (1.0, 3.0), (3.0, 0.0), (3.0, 3.0)];
     let choices = scales.map(|(cfg, pag_scale)| Choice {
         label: format!("CFG {cfg}, PAG {pag_scale}"),
-        settings: SampleSettings { cfg, pag_scale, ..settings() },
+        settings: SampleSettings {
+            cfg,
+            pag_scale,
+            ..settings()
+        },
     });
     Question {
         file: "inference-pag.png",
@@ -79,8 +96,10 @@ fn perturbed_attention() -> Question {
 }
 
 fn guidance() -> Question {
-    let choices = [1.0, 2.0, 3.0, 4.5, 7.0]
-        .map(|cfg| Choice { label: format!("CFG {cfg}"), settings: SampleSettings { cfg, ..settings() } });
+    let choices = [1.0, 2.0, 3.0, 4.5, 7.0].map(|cfg| Choice {
+        label: format!("CFG {cfg}"),
+        settings: SampleSettings { cfg, ..settings() },
+    });
     Question {
         file: "inference-cfg.png",
         title: "Guidance (CFG)",
@@ -96,7 +115,10 @@ fn answer(question: &Question, contender: &Contender, run: &Path) -> Result<Find
     let mut columns = Vec::new();
     for choice in &question.choices {
         let pictures = contender.draw(&prompts, &choice.settings, question.title)?;
-        columns.push(Column { label: choice.label.clone(), pictures });
+        columns.push(Column {
+            label: choice.label.clone(),
+            pictures,
+        });
     }
     write_columns(&run.join(question.file), &prompts, &columns)?;
     Ok(Finding {

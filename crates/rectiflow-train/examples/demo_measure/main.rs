@@ -53,7 +53,14 @@ const BATCH: usize = 16;
 
 /// The usual settings with half the steps, since thousands of pictures are drawn.
 fn settings() -> SampleSettings {
-    SampleSettings { steps: 20, shift: 3.0, cfg: 3.0, width_px: SIDE_PX, height_px: SIDE_PX, ..Default::default() }
+    SampleSettings {
+        steps: 20,
+        shift: 3.0,
+        cfg: 3.0,
+        width_px: SIDE_PX,
+        height_px: SIDE_PX,
+        ..Default::default()
+    }
 }
 
 /// A model and its name in the tables.
@@ -68,15 +75,31 @@ impl Contender {
         let model = rectiflow_train::model::open(&named.path, &OpenOptions::default())?;
         let own = model.parameterization;
         let parameterization = named.parameterization.or(own).unwrap_or_default();
-        Ok(Self { label: named.label.clone(), model, parameterization })
+        Ok(Self {
+            label: named.label.clone(),
+            model,
+            parameterization,
+        })
     }
 
     /// One picture per prompt; `what` is for the progress line.
-    fn draw(&self, prompts: &[String], settings: &SampleSettings, what: &str) -> Result<Vec<Picture>> {
+    fn draw(
+        &self,
+        prompts: &[String],
+        settings: &SampleSettings,
+        what: &str,
+    ) -> Result<Vec<Picture>> {
         let mut batches = Vec::new();
         for (seed, prompts) in (settings.seed..).zip(prompts.chunks(BATCH)) {
-            let settings = SampleSettings { batch: prompts.len(), seed, ..settings.clone() };
-            batches.push(Batch { prompts: prompts.to_vec(), settings });
+            let settings = SampleSettings {
+                batch: prompts.len(),
+                seed,
+                ..settings.clone()
+            };
+            batches.push(Batch {
+                prompts: prompts.to_vec(),
+                settings,
+            });
         }
         let (label, total) = (&self.label, prompts.len());
         let done = AtomicUsize::new(0);
@@ -107,12 +130,18 @@ fn run(arguments: &Arguments) -> Result<()> {
     if let Some(folder) = &arguments.keep {
         keep(&folder.join("real"), &heldout.pictures)?;
     }
-    let contenders = arguments.models.iter().map(Contender::open).collect::<Result<Vec<_>>>()?;
+    let contenders = arguments
+        .models
+        .iter()
+        .map(Contender::open)
+        .collect::<Result<Vec<_>>>()?;
     let mut measured = Vec::new();
     for contender in &contenders {
         measured.push(Measured::of(contender, &heldout, &vae, arguments)?);
     }
-    let last = contenders.last().expect("the arguments name at least one model");
+    let last = contenders
+        .last()
+        .expect("the arguments name at least one model");
     let mut all = vec![
         side_by_side::finding(&contenders, &arguments.run)?,
         measure::finding(&measured, &heldout, arguments),

@@ -49,13 +49,30 @@ pub(crate) struct Measured {
 
 impl Measured {
     /// Draws a model's pictures for each seed and measures them.
-    pub(crate) fn of(contender: &Contender, heldout: &HeldOut, vae: &Vae, arguments: &Arguments) -> Result<Self> {
-        let mut measured = Self { label: contender.label.clone(), ..Self::default() };
+    pub(crate) fn of(
+        contender: &Contender,
+        heldout: &HeldOut,
+        vae: &Vae,
+        arguments: &Arguments,
+    ) -> Result<Self> {
+        let mut measured = Self {
+            label: contender.label.clone(),
+            ..Self::default()
+        };
         let chosen = spread(heldout.captions.len(), arguments.num_pictures);
-        let prompts: Vec<String> = chosen.iter().map(|&index| heldout.captions[index].clone()).collect();
-        let requested: Vec<&str> = chosen.iter().map(|&index| heldout.backgrounds[index].as_str()).collect();
+        let prompts: Vec<String> = chosen
+            .iter()
+            .map(|&index| heldout.captions[index].clone())
+            .collect();
+        let requested: Vec<&str> = chosen
+            .iter()
+            .map(|&index| heldout.backgrounds[index].as_str())
+            .collect();
         for seed in 0..arguments.num_seeds {
-            let settings = SampleSettings { seed: seed * SEED_STRIDE, ..settings() };
+            let settings = SampleSettings {
+                seed: seed * SEED_STRIDE,
+                ..settings()
+            };
             let pictures = contender.draw(&prompts, &settings, &format!("seed {seed}"))?;
             measured.add(&pictures, &requested, heldout);
             if let Some(folder) = &arguments.keep {
@@ -81,11 +98,14 @@ impl Measured {
             whole.push(brightness(picture));
             borders.push(brightness_of(colour));
         }
-        self.background_right.push(num_right / pictures.len() as f64);
+        self.background_right
+            .push(num_right / pictures.len() as f64);
         self.on_black.push(mean_where("black", requested, &whole));
         self.on_white.push(mean_where("white", requested, &whole));
-        self.border_on_black.push(mean_where("black", requested, &borders));
-        self.border_on_white.push(mean_where("white", requested, &borders));
+        self.border_on_black
+            .push(mean_where("black", requested, &borders));
+        self.border_on_white
+            .push(mean_where("white", requested, &borders));
     }
 
     /// The model's row of the table.
@@ -118,7 +138,15 @@ fn mean_where(name: &str, backgrounds: &[&str], values: &[f64]) -> f64 {
 /// `count` indices below `len`, evenly spaced; repeated if `len` is smaller.
 fn spread(len: usize, count: usize) -> Vec<usize> {
     let is_enough = count <= len;
-    (0..count).map(|index| if is_enough { index * len / count } else { index % len }).collect()
+    (0..count)
+        .map(|index| {
+            if is_enough {
+                index * len / count
+            } else {
+                index % len
+            }
+        })
+        .collect()
 }
 
 /// The numbers of all models as a table.
@@ -149,7 +177,10 @@ pub(crate) fn finding(measured: &[Measured], heldout: &HeldOut, arguments: &Argu
         title: "Does it draw what the prompt says?".into(),
         text: vec![text],
         picture: None,
-        table: Some(Table { columns: COLUMNS.map(str::to_owned).to_vec(), rows }),
+        table: Some(Table {
+            columns: COLUMNS.map(str::to_owned).to_vec(),
+            rows,
+        }),
     }
 }
 

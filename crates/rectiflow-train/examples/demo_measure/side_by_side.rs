@@ -30,7 +30,10 @@ pub(crate) fn finding(contenders: &[Contender], run: &Path) -> Result<Finding> {
     let mut columns = Vec::new();
     for contender in contenders {
         let pictures = contender.draw(&prompts, &settings(), "side by side")?;
-        columns.push(Column { label: contender.label.clone(), pictures });
+        columns.push(Column {
+            label: contender.label.clone(),
+            pictures,
+        });
     }
     write_columns(&run.join(FILE), &prompts, &columns)?;
     Ok(Finding {
@@ -48,6 +51,11 @@ pub(crate) fn write_columns(path: &Path, prompts: &[String], columns: &[Column])
     for row in 0..prompts.len() {
         pictures.extend(columns.iter().map(|column| column.pictures[row].clone()));
     }
-    let grid = ContactSheet { row_labels: prompts, column_labels: &labels, columns: labels.len(), pictures: &pictures };
+    let grid = ContactSheet {
+        row_labels: prompts,
+        column_labels: &labels,
+        columns: labels.len(),
+        pictures: &pictures,
+    };
     Ok(grid.draw().write_png(path, &[])?)
 }

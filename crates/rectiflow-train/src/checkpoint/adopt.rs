@@ -14,16 +14,22 @@ use crate::{
 /// trained ones into one vector, of which this rank owns `share`. The models hold fp32 until then.
 pub(crate) fn apply(checked: &Checked, model: &Model, share: RankOf) -> FlatParameters {
     let TrainConfig { dtype, .. } = checked.recipe.train;
-    let (trained, frozen): (Vec<Component>, Vec<_>) =
-        TRAINABLE.into_iter().partition(|&component| checked.recipe.train.trains(component));
+    let (trained, frozen): (Vec<Component>, Vec<_>) = TRAINABLE
+        .into_iter()
+        .partition(|&component| checked.recipe.train.trains(component));
     for component in frozen {
         dtype.convert(model::parameters(model, component));
     }
-    let trained: Vec<_> = trained.into_iter().map(|part| (part.folder(), model::parameters(model, part))).collect();
+    let trained: Vec<_> = trained
+        .into_iter()
+        .map(|part| (part.folder(), model::parameters(model, part)))
+        .collect();
     FlatParameters::adopt_share(&trained, dtype, share)
 }
 
 /// Like [`apply`], for a model that is not trained.
 pub(crate) fn apply_frozen(precision: Precision, model: &Model) {
-    TRAINABLE.iter().for_each(|&component| precision.convert(model::parameters(model, component)));
+    TRAINABLE
+        .iter()
+        .for_each(|&component| precision.convert(model::parameters(model, component)));
 }

@@ -30,7 +30,11 @@ impl Components {
     /// [`Error::Model`] if one is missing; [`Error::Checkpoint`] if a frozen one is missing or has
     /// changed.
     pub fn find(model: &Path) -> Result<Self> {
-        let mut frozen = if is_checkpoint(model) { Some(Saved::read(model)?.frozen) } else { None };
+        let mut frozen = if is_checkpoint(model) {
+            Some(Saved::read(model)?.frozen)
+        } else {
+            None
+        };
         check_no_run(model)?;
         let (mut folders, mut hashes) = (BTreeMap::new(), BTreeMap::new());
         for component in Component::ALL {
@@ -62,7 +66,10 @@ impl Components {
         }
         let folders = Component::ALL.map(|component| (component, model.to_owned()));
         let hashes = Component::ALL.map(|component| (component, OnceLock::new()));
-        Ok(Self { folders: folders.into(), hashes: hashes.into() })
+        Ok(Self {
+            folders: folders.into(),
+            hashes: hashes.into(),
+        })
     }
 
     /// Returns the folder of a component, which has its `config.json`, or the single file that
@@ -93,16 +100,33 @@ impl Components {
 /// Rejects the folder of a run, which is easily mistaken for one of its checkpoints.
 fn check_no_run(model: &Path) -> Result<()> {
     let checkpoints = Checkpoints::at(model, &CheckpointConfig::default()).list();
-    let Some(newest) = checkpoints.ok().and_then(|mut checkpoints| checkpoints.pop()) else { return Ok(()) };
-    let reason = format!("this is the folder of a run, not of a model; its newest checkpoint is {}", newest.display());
-    Err(Error::Checkpoint { path: model.to_owned(), reason })
+    let Some(newest) = checkpoints
+        .ok()
+        .and_then(|mut checkpoints| checkpoints.pop())
+    else {
+        return Ok(());
+    };
+    let reason = format!(
+        "this is the folder of a run, not of a model; its newest checkpoint is {}",
+        newest.display()
+    );
+    Err(Error::Checkpoint {
+        path: model.to_owned(),
+        reason,
+    })
 }
 
 fn check_unchanged(checkpoint: &Path, component: Component, frozen: &Frozen) -> Result<()> {
-    let broken = |reason: String| Error::Checkpoint { path: frozen.path.clone(), reason };
+    let broken = |reason: String| Error::Checkpoint {
+        path: frozen.path.clone(),
+        reason,
+    };
     let (name, checkpoint) = (component.name(), checkpoint.display());
-    let found = hash_weights(component, &frozen.path)
-        .map_err(|e| broken(format!("the checkpoint {checkpoint} needs this {name}: {e}")))?;
+    let found = hash_weights(component, &frozen.path).map_err(|e| {
+        broken(format!(
+            "the checkpoint {checkpoint} needs this {name}: {e}"
+        ))
+    })?;
     if found == frozen.blake3 {
         return Ok(());
     }
@@ -122,14 +146,21 @@ fn check_unchanged(checkpoint: &Path, component: Component, frozen: &Frozen) -> 
 /// [`Error::Model`] for missing or unusable weight files.
 pub fn hash_weights(component: Component, folder: &Path) -> Result<String> {
     let files = folder::weight_files(component, folder)?;
-    let files = files.iter().map(|path| TensorFile::open(path)).collect::<rectiflow_sdxl::Result<Vec<_>>>()?;
-    let mut tensors: Vec<(&str, &TensorFile)> =
-        files.iter().flat_map(|file| file.names().map(move |name| (name, file))).collect();
+    let files = files
+        .iter()
+        .map(|path| TensorFile::open(path))
+        .collect::<rectiflow_sdxl::Result<Vec<_>>>()?;
+    let mut tensors: Vec<(&str, &TensorFile)> = files
+        .iter()
+        .flat_map(|file| file.names().map(move |name| (name, file)))
+        .collect();
     tensors.sort_unstable_by_key(|(name, _)| *name);
     let mut hasher = blake3::Hasher::new();
     for (name, file) in tensors {
         let parts = (file.kind(name), file.shape(name), file.bytes(name));
-        let (Some(kind), Some(shape), Some(bytes)) = parts else { unreachable!("{name} is one of the file's names") };
+        let (Some(kind), Some(shape), Some(bytes)) = parts else {
+            unreachable!("{name} is one of the file's names")
+        };
         hasher.update(format!("{name}\0{kind:?}\0{shape:?}\0").as_bytes());
         hasher.update(bytes);
     }
@@ -153,25 +184,47 @@ mod tests {
             fs::create_dir_all(&folder).expect("a writable folder");
             fs::write(folder.join("state.json"), "{}").expect("writes");
         }
-        let error = Components::locate(run.path()).expect_err("it is a run").to_string();
-        assert!(error.contains("folder of a run") && error.ends_with("step-00000200"), "{error}");
+        let error = Components::locate(run.path())
+            .expect_err("it is a run")
+            .to_string();
+        assert!(
+            error.contains("folder of a run") && error.ends_with("step-00000200"),
+            "{error}"
+        );
     }
 
     #[test]
     fn a_hash_of_weights_depends_on_the_numbers_alone() {
-        let (a, b) = (Tensor::from_slice(&[1f32, 2.0]), Tensor::from_slice(&[3f32]));
+        let (a, b) = (
+            Tensor::from_slice(&[1f32, 2.0]),
+            Tensor::from_slice(&[3f32]),
+        );
         let folder = |files: &[(&str, &[(&str, &Tensor)])], metadata: &[(&str, &str)]| {
             let dir = tempfile::tempdir().expect("a temporary folder");
             for (name, tensors) in files {
-                write_tensors(&dir.path().join(name), tensors.iter().copied(), None, metadata).expect("writes");
+                write_tensors(
+                    &dir.path().join(name),
+                    tensors.iter().copied(),
+                    None,
+                    metadata,
+                )
+                .expect("writes");
             }
             dir
         };
-        let hash = |dir: &tempfile::TempDir| hash_weights(Component::Vae, dir.path()).expect("it can be hashed");
+        let hash = |dir: &tempfile::TempDir| {
+            hash_weights(Component::Vae, dir.path()).expect("it can be hashed")
+        };
         let whole = "diffusion_pytorch_model.safetensors";
         let one = folder(&[(whole, &[("a", &a), ("b", &b)])], &[]);
         let told = folder(&[(whole, &[("b", &b), ("a", &a)])], &[("format", "pt")]);
-        let cut = folder(&[("1.safetensors", &[("b", &b)]), ("2.safetensors", &[("a", &a)])], &[]);
+        let cut = folder(
+            &[
+                ("1.safetensors", &[("b", &b)]),
+                ("2.safetensors", &[("a", &a)]),
+            ],
+            &[],
+        );
         let index = r#"{"weight_map": {"a": "2.safetensors", "b": "1.safetensors"}}"#;
         fs::write(cut.path().join(format!("{whole}.index.json")), index).expect("writes");
         assert_eq!(hash(&one), hash(&told));

@@ -158,7 +158,11 @@ impl Checkpoints {
     /// Returns the checkpoints of the run in `run_dir`.
     pub(crate) fn at(run_dir: &Path, config: &CheckpointConfig) -> Self {
         let folder = run_dir.join("checkpoints");
-        Self { folder, keep: config.keep, keep_every_steps: config.keep_every_steps }
+        Self {
+            folder,
+            keep: config.keep,
+            keep_every_steps: config.keep_every_steps,
+        }
     }
 
     /// Creates the folder and removes the remains of an interrupted save. The caller holds the
@@ -238,7 +242,8 @@ impl Checkpoints {
     pub(crate) fn prune(&self) -> Result<()> {
         let all = self.list()?;
         for old in &all[..all.len().saturating_sub(self.keep)] {
-            let is_kept = |step: u64| self.keep_every_steps > 0 && step.is_multiple_of(self.keep_every_steps);
+            let is_kept =
+                |step: u64| self.keep_every_steps > 0 && step.is_multiple_of(self.keep_every_steps);
             if !step_of(old).is_some_and(is_kept) {
                 fs::remove_dir_all(old).map_err(Error::io(old))?;
             }
@@ -249,13 +254,23 @@ impl Checkpoints {
 
 /// Returns the name of the file that holds one rank's part of the optimiser's moments.
 pub(crate) fn optimizer_name(shard: usize, shards: usize) -> String {
-    if shards == 1 { OPTIMIZER.to_owned() } else { format!("optimizer-{:05}-of-{shards:05}.safetensors", shard + 1) }
+    if shards == 1 {
+        OPTIMIZER.to_owned()
+    } else {
+        format!("optimizer-{:05}-of-{shards:05}.safetensors", shard + 1)
+    }
 }
 
 /// Returns a component's slices of the flat vector, each with its name inside the component.
-pub(crate) fn slices_of(slices: &[Slice], component: Component) -> impl Iterator<Item = (&str, &Slice)> {
+pub(crate) fn slices_of(
+    slices: &[Slice],
+    component: Component,
+) -> impl Iterator<Item = (&str, &Slice)> {
     slices.iter().filter_map(move |slice| {
-        let name = slice.name.strip_prefix(component.folder())?.strip_prefix('.')?;
+        let name = slice
+            .name
+            .strip_prefix(component.folder())?
+            .strip_prefix('.')?;
         Some((name, slice))
     })
 }
@@ -307,7 +322,11 @@ pub(crate) fn hash_file(path: &Path) -> Result<String> {
 /// [`Error::Checkpoint`] that names the first missing or different file; [`Error::Io`].
 pub fn verify(checkpoint: &Path) -> Result<()> {
     // The averaged weights are covered by the list of the checkpoint that contains them.
-    let checkpoint = if checkpoint.ends_with(EMA) { checkpoint.parent().unwrap_or(checkpoint) } else { checkpoint };
+    let checkpoint = if checkpoint.ends_with(EMA) {
+        checkpoint.parent().unwrap_or(checkpoint)
+    } else {
+        checkpoint
+    };
     let saved = Saved::read(checkpoint)?;
     if saved.format == 1 {
         return Ok(());
@@ -319,28 +338,58 @@ pub fn verify(checkpoint: &Path) -> Result<()> {
         return Ok(());
     }
     let find = |lines: &str, name: &str| -> Option<String> {
-        lines.lines().filter_map(|line| line.split_once("  ")).find(|line| line.1 == name).map(|line| line.0.to_owned())
+        lines
+            .lines()
+            .filter_map(|line| line.split_once("  "))
+            .find(|line| line.1 == name)
+            .map(|line| line.0.to_owned())
     };
-    let names = expected.lines().chain(found.lines()).filter_map(|line| Some(line.split_once("  ")?.1));
-    let differs = names.map(|name| (name, find(&expected, name), find(&found, name))).find(|(_, a, b)| a != b);
+    let names = expected
+        .lines()
+        .chain(found.lines())
+        .filter_map(|line| Some(line.split_once("  ")?.1));
+    let differs = names
+        .map(|name| (name, find(&expected, name), find(&found, name)))
+        .find(|(_, a, b)| a != b);
     let Some((name, expected, found)) = differs else {
-        return Err(Error::Checkpoint { path, reason: "not a list of hashes and names".to_owned() });
+        return Err(Error::Checkpoint {
+            path,
+            reason: "not a list of hashes and names".to_owned(),
+        });
     };
-    let or_none =
-        |hash: Option<String>| hash.map_or_else(|| "no such file".to_owned(), |hash| format!("BLAKE3 {hash}"));
-    let reason = format!("damaged: expected {}, found {}", or_none(expected), or_none(found));
-    Err(Error::Checkpoint { path: checkpoint.join(name), reason })
+    let or_none = |hash: Option<String>| {
+        hash.map_or_else(
+            || "no such file".to_owned(),
+            |hash| format!("BLAKE3 {hash}"),
+        )
+    };
+    let reason = format!(
+        "damaged: expected {}, found {}",
+        or_none(expected),
+        or_none(found)
+    );
+    Err(Error::Checkpoint {
+        path: checkpoint.join(name),
+        reason,
+    })
 }
 
 impl Saved {
     /// Returns the names and shapes of the slices, in order.
     pub(crate) fn layout(slices: &[Slice]) -> Vec<(String, Vec<i64>)> {
-        slices.iter().map(|slice| (slice.name.clone(), slice.shape.clone())).collect()
+        slices
+            .iter()
+            .map(|slice| (slice.name.clone(), slice.shape.clone()))
+            .collect()
     }
 
     /// Returns the lengths of a partition's buckets.
     pub(crate) fn bucket_lengths(partition: &Partition) -> Vec<i64> {
-        partition.buckets().iter().map(|bucket| bucket.range.end - bucket.range.start).collect()
+        partition
+            .buckets()
+            .iter()
+            .map(|bucket| bucket.range.end - bucket.range.start)
+            .collect()
     }
 
     /// Returns the version of the format that this program writes.
@@ -355,9 +404,12 @@ impl Saved {
     pub fn read(checkpoint: &Path) -> Result<Self> {
         let path = checkpoint.join(STATE);
         let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
-        let broken = |reason: String| Error::Checkpoint { path: path.clone(), reason };
-        let saved: Self =
-            serde_json::from_str(&text).map_err(|e| broken(format!("not a valid checkpoint state: {e}")))?;
+        let broken = |reason: String| Error::Checkpoint {
+            path: path.clone(),
+            reason,
+        };
+        let saved: Self = serde_json::from_str(&text)
+            .map_err(|e| broken(format!("not a valid checkpoint state: {e}")))?;
         if !(1..=FORMAT).contains(&saved.format) {
             let reason = format!(
                 "expected checkpoint format 1 to {FORMAT}, found {}; use the version that wrote it",
@@ -374,7 +426,11 @@ impl Saved {
     /// [`Error::Io`].
     pub(crate) fn recipe(checkpoint: &Path) -> Result<String> {
         // The averaged weights have no recipe of their own.
-        let folder = if checkpoint.ends_with(EMA) { checkpoint.parent().unwrap_or(checkpoint) } else { checkpoint };
+        let folder = if checkpoint.ends_with(EMA) {
+            checkpoint.parent().unwrap_or(checkpoint)
+        } else {
+            checkpoint
+        };
         let path = folder.join(RECIPE);
         fs::read_to_string(&path).map_err(Error::io(&path))
     }
@@ -389,5 +445,9 @@ pub(crate) const UNFINISHED: &str = "unfinished";
 const DAMAGED: &str = "damaged";
 
 fn step_of(path: &Path) -> Option<u64> {
-    path.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()
+    path.file_name()?
+        .to_str()?
+        .strip_prefix("step-")?
+        .parse()
+        .ok()
 }

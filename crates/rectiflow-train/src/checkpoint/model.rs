@@ -29,7 +29,11 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Model> {
 }
 
 /// Like [`open`], with components that have already been located.
-pub(crate) fn open_components(path: &Path, components: &Components, options: &OpenOptions) -> Result<Model> {
+pub(crate) fn open_components(
+    path: &Path,
+    components: &Components,
+    options: &OpenOptions,
+) -> Result<Model> {
     let place = |component| components.folder(component);
     let model = Model {
         unet: UNet::open(place(Component::UNet), options)?,
@@ -60,7 +64,11 @@ pub fn parameterization(path: &Path) -> Result<Option<Parameterization>> {
 /// # Errors
 /// [`crate::error::Error::Checkpoint`].
 pub fn objective(path: &Path) -> Result<Option<ObjectiveSettings>> {
-    if is_checkpoint(path) { Ok(Some(Saved::read(path)?.objective)) } else { Ok(None) }
+    if is_checkpoint(path) {
+        Ok(Some(Saved::read(path)?.objective))
+    } else {
+        Ok(None)
+    }
 }
 
 /// Returns the tensors of one component.
@@ -76,5 +84,10 @@ pub(crate) fn parameters(model: &Model, component: Component) -> &Parameters {
 /// Returns the options to open a run's base model: the device, and the components that start from
 /// random weights.
 pub(crate) fn base_options(device: Device, random: &[Component], seed: u64) -> OpenOptions {
-    OpenOptions { device, random: random.to_vec(), seed, ..OpenOptions::default() }
+    OpenOptions {
+        device,
+        random: random.to_vec(),
+        seed,
+        ..OpenOptions::default()
+    }
 }

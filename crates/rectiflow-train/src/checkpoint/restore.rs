@@ -34,17 +34,27 @@ pub(crate) fn restore(checkpoint: &Path, saved: &Saved, state: &mut TrainState) 
         layout.sort();
         layout
     };
-    let (layout, found) = (sorted(Saved::layout(&state.parameters.slices)), sorted(saved.layout.clone()));
+    let (layout, found) = (
+        sorted(Saved::layout(&state.parameters.slices)),
+        sorted(saved.layout.clone()),
+    );
     if found != layout {
         let differs = layout.iter().zip(&found).find(|(a, b)| a != b);
         let reason = match differs {
             Some((expected, found)) => format!("expected {expected:?}, found {found:?}"),
             None => format!("expected {} tensors, found {}", layout.len(), found.len()),
         };
-        return Err(Error::Checkpoint { path, reason: format!("{reason}: it has another model or frozen set") });
+        return Err(Error::Checkpoint {
+            path,
+            reason: format!("{reason}: it has another model or frozen set"),
+        });
     }
     inherit(checkpoint, saved, state)?;
-    state.passed_over = saved.passed_over.iter().map(|&(first, end)| first..end).collect();
+    state.passed_over = saved
+        .passed_over
+        .iter()
+        .map(|&(first, end)| first..end)
+        .collect();
     Ok(())
 }
 
@@ -59,9 +69,20 @@ pub(crate) fn inherit(checkpoint: &Path, saved: &Saved, state: &mut TrainState) 
     state.position = saved.position;
     for (from, group) in state.moments_from.iter_mut().zip(&state.parameters.groups) {
         let prefix = format!("{}.", group.component);
-        let has_moments = saved.layout.iter().any(|(name, _)| name.starts_with(&prefix));
-        let known = saved.moments_from.get(&group.component).copied().unwrap_or(0);
-        *from = if has_moments { known } else { saved.position.update };
+        let has_moments = saved
+            .layout
+            .iter()
+            .any(|(name, _)| name.starts_with(&prefix));
+        let known = saved
+            .moments_from
+            .get(&group.component)
+            .copied()
+            .unwrap_or(0);
+        *from = if has_moments {
+            known
+        } else {
+            saved.position.update
+        };
     }
     inherit_moments(checkpoint, saved, state)?;
     if let Some(average) = &state.average {
@@ -83,20 +104,35 @@ fn inherit_moments(checkpoint: &Path, saved: &Saved, state: &TrainState) -> Resu
         end += shape.iter().product::<i64>();
         places.insert(name.as_str(), (shape, start));
     }
-    let buckets = if saved.buckets.is_empty() { vec![end] } else { saved.buckets.clone() };
+    let buckets = if saved.buckets.is_empty() {
+        vec![end]
+    } else {
+        saved.buckets.clone()
+    };
     let written = Partition::of_buckets(buckets, saved.shards);
     for shard in 0..saved.shards {
         let path = checkpoint.join(optimizer_name(shard, saved.shards));
-        let (file, shard) = (TensorFile::open(&path)?, RankOf { rank: shard, ranks: saved.shards });
+        let (file, shard) = (
+            TensorFile::open(&path)?,
+            RankOf {
+                rank: shard,
+                ranks: saved.shards,
+            },
+        );
         let owned = written.owned(shard);
-        for (name, vector) in [("mean", &state.optimizer.mean), ("mean_square", &state.optimizer.mean_square)] {
+        for (name, vector) in [
+            ("mean", &state.optimizer.mean),
+            ("mean_square", &state.optimizer.mean_square),
+        ] {
             let found = file.tensor(name)?;
             if found.size() != [owned] {
                 let reason = format!("{name}: expected shape [{owned}], found {:?}", found.size());
                 return Err(Error::Checkpoint { path, reason });
             }
             for slice in &state.parameters.slices {
-                let Some((_, start)) = places.get(slice.name.as_str()).filter(|(shape, _)| **shape == slice.shape)
+                let Some((_, start)) = places
+                    .get(slice.name.as_str())
+                    .filter(|(shape, _)| **shape == slice.shape)
                 else {
                     continue;
                 };
@@ -115,7 +151,13 @@ fn inherit_moments(checkpoint: &Path, saved: &Saved, state: &TrainState) -> Resu
 
 /// Copies into `vector`, which holds what this rank owns, the owned elements among `found`: a part
 /// of the slice's tensor, from its element `first` on.
-fn copy_owned(vector: &Tensor, parameters: &FlatParameters, slice: &Slice, found: &Tensor, first: i64) {
+fn copy_owned(
+    vector: &Tensor,
+    parameters: &FlatParameters,
+    slice: &Slice,
+    found: &Tensor,
+    first: i64,
+) {
     let start = slice.range.start + first;
     let range = start..start + found.numel() as i64;
     for piece in parameters.partition.pieces(parameters.share) {
@@ -125,7 +167,10 @@ fn copy_owned(vector: &Tensor, parameters: &FlatParameters, slice: &Slice, found
         }
         let at = piece.own.start + common.start - piece.range.start;
         let place = narrow(vector, &(at..at + common.end - common.start));
-        write_to(&place, &narrow(found, &(common.start - start..common.end - start)));
+        write_to(
+            &place,
+            &narrow(found, &(common.start - start..common.end - start)),
+        );
     }
 }
 
@@ -193,14 +238,35 @@ mod tests {
     /// averages 200, 201, 202...
     fn write(folder: &Path, shards: usize, layout: &[(String, Vec<i64>)], buckets: &[i64]) {
         let number = |from: i64| Tensor::arange_start(from, from + 13, (Kind::Float, Device::Cpu));
-        let partition = Partition::of_buckets(if buckets.is_empty() { vec![13] } else { buckets.to_vec() }, shards);
+        let partition = Partition::of_buckets(
+            if buckets.is_empty() {
+                vec![13]
+            } else {
+                buckets.to_vec()
+            },
+            shards,
+        );
         for rank in 0..shards {
             let own = |from: i64| {
-                let pieces = partition.pieces(RankOf { rank, ranks: shards });
-                Tensor::cat(&pieces.map(|piece| narrow(&number(from), &piece.range)).collect::<Vec<_>>(), 0)
+                let pieces = partition.pieces(RankOf {
+                    rank,
+                    ranks: shards,
+                });
+                Tensor::cat(
+                    &pieces
+                        .map(|piece| narrow(&number(from), &piece.range))
+                        .collect::<Vec<_>>(),
+                    0,
+                )
             };
             let vectors = [("mean", &own(0)), ("mean_square", &own(100))];
-            write_tensors(&folder.join(optimizer_name(rank, shards)), vectors, None, &[]).expect("writes");
+            write_tensors(
+                &folder.join(optimizer_name(rank, shards)),
+                vectors,
+                None,
+                &[],
+            )
+            .expect("writes");
         }
         let ema = folder.join(EMA).join(Component::UNet.folder());
         std::fs::create_dir_all(&ema).expect("a folder");
@@ -213,29 +279,51 @@ mod tests {
             start = end;
         }
         let tensors = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
-        write_tensors(&ema.join(Component::UNet.weights_name()), tensors, None, &[]).expect("writes");
+        write_tensors(
+            &ema.join(Component::UNet.weights_name()),
+            tensors,
+            None,
+            &[],
+        )
+        .expect("writes");
     }
 
     #[test]
     fn every_number_of_ranks_reads_what_every_other_wrote_exactly() {
         let layout = Saved::layout(&state(RankOf::ONLY).parameters.slices);
         // The current buckets, those of another version of the program, and those of format 3.
-        for (writers, buckets) in (1..=5).flat_map(|ranks| [(ranks, &[6i64, 5, 2][..]), (ranks, &[8, 5]), (ranks, &[])])
+        for (writers, buckets) in
+            (1..=5).flat_map(|ranks| [(ranks, &[6i64, 5, 2][..]), (ranks, &[8, 5]), (ranks, &[])])
         {
             let folder = tempfile::tempdir().expect("a temporary folder");
             write(folder.path(), writers, &layout, buckets);
-            for (rank, ranks) in (1..=5).flat_map(|ranks| (0..ranks).map(move |rank| (rank, ranks))) {
+            for (rank, ranks) in (1..=5).flat_map(|ranks| (0..ranks).map(move |rank| (rank, ranks)))
+            {
                 let share = RankOf { rank, ranks };
                 let mut state = state(share);
-                restore(folder.path(), &saved(writers, &layout, buckets), &mut state).expect("it fits");
-                assert_eq!((state.position.update, state.passed_over[0].clone()), (11, 3..4));
+                restore(folder.path(), &saved(writers, &layout, buckets), &mut state)
+                    .expect("it fits");
+                assert_eq!(
+                    (state.position.update, state.passed_over[0].clone()),
+                    (11, 3..4)
+                );
                 let average = state.average.expect("an average");
-                for (vector, from) in [(&state.optimizer.mean, 0), (&state.optimizer.mean_square, 100), (&average, 200)]
-                {
+                for (vector, from) in [
+                    (&state.optimizer.mean, 0),
+                    (&state.optimizer.mean_square, 100),
+                    (&average, 200),
+                ] {
                     let found: Vec<f32> = Vec::try_from(vector).expect("a vector");
-                    let own = state.parameters.partition.pieces(share).flat_map(|piece| piece.range);
+                    let own = state
+                        .parameters
+                        .partition
+                        .pieces(share)
+                        .flat_map(|piece| piece.range);
                     let expected: Vec<f32> = own.map(|at| (from + at) as f32).collect();
-                    assert_eq!(found, expected, "{writers} wrote, rank {rank} of {ranks} reads");
+                    assert_eq!(
+                        found, expected,
+                        "{writers} wrote, rank {rank} of {ranks} reads"
+                    );
                 }
             }
         }
@@ -250,8 +338,15 @@ mod tests {
         let mut state = state(RankOf::ONLY);
         restore(folder.path(), &saved(2, &layout, &[7, 6]), &mut state).expect("it fits");
         // The elements of a, b and c follow each other in another order.
-        let expected: Vec<f32> = (7..13).chain(2..7).chain(0..2).map(|at: i32| at as f32).collect();
-        assert_eq!(Vec::<f32>::try_from(&state.optimizer.mean).expect("a vector"), expected);
+        let expected: Vec<f32> = (7..13)
+            .chain(2..7)
+            .chain(0..2)
+            .map(|at: i32| at as f32)
+            .collect();
+        assert_eq!(
+            Vec::<f32>::try_from(&state.optimizer.mean).expect("a vector"),
+            expected
+        );
     }
 
     #[test]
@@ -261,10 +356,15 @@ mod tests {
         write(folder.path(), 2, &layout, &[]);
         let (one, two) = (optimizer_name(0, 2), optimizer_name(1, 2));
         std::fs::copy(folder.path().join(two), folder.path().join(one)).expect("copies");
-        let error = restore(folder.path(), &saved(2, &layout, &[]), &mut state(RankOf::ONLY));
+        let error = restore(
+            folder.path(),
+            &saved(2, &layout, &[]),
+            &mut state(RankOf::ONLY),
+        );
         let error = error.expect_err("too short").to_string();
         assert!(
-            error.contains("optimizer-00001-of-00002") && error.contains("expected shape [7], found [6]"),
+            error.contains("optimizer-00001-of-00002")
+                && error.contains("expected shape [7], found [6]"),
             "{error}"
         );
     }

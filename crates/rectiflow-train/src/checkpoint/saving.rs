@@ -27,8 +27,8 @@ use tch::Tensor;
 
 use crate::{
     checkpoint::{
-        Checkpoints, EMA, RECIPE, STATE, SUMS, Saved, Trained, UNFINISHED, collect_files, optimizer_name, slices_of,
-        snapshots::on_host, sums_of, view,
+        Checkpoints, EMA, RECIPE, STATE, SUMS, Saved, Trained, UNFINISHED, collect_files,
+        optimizer_name, slices_of, snapshots::on_host, sums_of, view,
     },
     error::{Error, Result},
     ranks::comm::Comm,
@@ -67,7 +67,8 @@ impl Pending {
     fn wait(&mut self) -> Result<String> {
         let panicked = || Error::Checkpoint {
             path: self.unfinished.clone(),
-            reason: "the thread that wrote the checkpoint panicked; its message is above".to_owned(),
+            reason: "the thread that wrote the checkpoint panicked; its message is above"
+                .to_owned(),
         };
         let thread = self.thread.take().expect("a checkpoint is finished once");
         thread?.join().unwrap_or_else(|_| Err(panicked()))
@@ -93,11 +94,19 @@ impl Checkpoints {
         let began = Instant::now();
         let step = save.saved.position.cursor;
         let unfinished = self.place(step).with_extension(UNFINISHED);
-        save.comm.first(|| fs::create_dir_all(&unfinished).map_err(Error::io(&unfinished)))?;
+        save.comm
+            .first(|| fs::create_dir_all(&unfinished).map_err(Error::io(&unfinished)))?;
         let files = Files::of(save, &unfinished)?;
-        let thread = Builder::new().name("rectiflow-checkpoint".to_owned()).spawn(move || files.write());
+        let thread = Builder::new()
+            .name("rectiflow-checkpoint".to_owned())
+            .spawn(move || files.write());
         let thread = Some(thread.map_err(Error::io(&unfinished)));
-        Ok(Pending { step, began, unfinished, thread })
+        Ok(Pending {
+            step,
+            began,
+            unfinished,
+            thread,
+        })
     }
 
     /// Waits for the files of all ranks, renames the checkpoint to its final name and removes older ones
@@ -108,7 +117,9 @@ impl Checkpoints {
     /// stay untouched. [`Error::Collective`].
     pub(crate) fn finish(&self, mut pending: Pending, comm: &Comm) -> Result<PathBuf> {
         let (place, unfinished) = (self.place(pending.step), pending.unfinished.clone());
-        let lines = comm.all_could(pending.wait()).and_then(|lines| comm.gather_texts(&lines));
+        let lines = comm
+            .all_could(pending.wait())
+            .and_then(|lines| comm.gather_texts(&lines));
         let finish = |lines: Vec<String>| {
             write_sums(&unfinished, &lines)?;
             if place.exists() {
@@ -163,9 +174,22 @@ impl Files {
     /// Collects what this rank writes, as a copy if training continues. Called on all ranks
     /// together.
     fn of(save: &Save<'_>, folder: &Path) -> Result<Self> {
-        let Save { saved, recipe, trained, state, comm, goes_on } = *save;
+        let Save {
+            saved,
+            recipe,
+            trained,
+            state,
+            comm,
+            goes_on,
+        } = *save;
         let parameters = &state.parameters;
-        let take = |tensor: &Tensor| if goes_on { on_host(tensor) } else { tensor.shallow_clone() };
+        let take = |tensor: &Tensor| {
+            if goes_on {
+                on_host(tensor)
+            } else {
+                tensor.shallow_clone()
+            }
+        };
         // A vector collected from several ranks is a copy already.
         let is_own = parameters.partition.ranks() == 1;
         let collect = |own: &Tensor| -> Result<Option<Tensor>> {
@@ -186,12 +210,22 @@ impl Files {
             let vectors = [&state.optimizer.mean, &state.optimizer.mean_square].map(take);
             (optimizer_name(rank, saved.shards), vectors)
         });
-        Ok(Self { folder: folder.to_owned(), saved: saved.clone(), model, moments })
+        Ok(Self {
+            folder: folder.to_owned(),
+            saved: saved.clone(),
+            model,
+            moments,
+        })
     }
 
     /// Writes all files. Returns one line for each of them: hash, two spaces, name.
     fn write(self) -> Result<String> {
-        let Self { folder, saved, model, moments } = self;
+        let Self {
+            folder,
+            saved,
+            model,
+            moments,
+        } = self;
         let mut names = Vec::new();
         if let Some(model) = model {
             model.write(&folder, &saved)?;
@@ -213,7 +247,11 @@ impl ModelFiles {
         self.write_model(folder, saved, &self.values)?;
         write_bytes(&folder.join(RECIPE), self.recipe.as_bytes())?;
         if let Some(average) = &self.average {
-            let model = Saved { layout: Vec::new(), buckets: Vec::new(), ..saved.clone() };
+            let model = Saved {
+                layout: Vec::new(),
+                buckets: Vec::new(),
+                ..saved.clone()
+            };
             self.write_model(&folder.join(EMA), &model, average)?;
         }
         Ok(())
@@ -226,11 +264,19 @@ impl ModelFiles {
             fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
             write_bytes(&folder.join("config.json"), &part.config)?;
             let slices = slices_of(&self.slices, part.component);
-            let tensors: Vec<(&str, Tensor)> = slices.map(|(name, slice)| (name, view(values, slice))).collect();
+            let tensors: Vec<(&str, Tensor)> = slices
+                .map(|(name, slice)| (name, view(values, slice)))
+                .collect();
             let tensors = tensors.iter().map(|(name, tensor)| (*name, tensor));
-            write_tensors(&folder.join(part.component.weights_name()), tensors, None, &[("format", "pt")])?;
+            write_tensors(
+                &folder.join(part.component.weights_name()),
+                tensors,
+                None,
+                &[("format", "pt")],
+            )?;
         }
-        let json = serde_json::to_vec_pretty(saved).expect("the state is plain data that JSON can represent");
+        let json = serde_json::to_vec_pretty(saved)
+            .expect("the state is plain data that JSON can represent");
         Ok(write_bytes(&folder.join(STATE), &json)?)
     }
 }

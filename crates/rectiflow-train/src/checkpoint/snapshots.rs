@@ -41,20 +41,37 @@ enum Kept {
 /// Returns the vectors of a state that a snapshot holds, with their names.
 fn vectors(state: &TrainState) -> Vec<(&'static str, &Tensor)> {
     let (masters, optimizer) = (&state.parameters.masters, &state.optimizer);
-    let mut all = vec![("masters", masters), ("mean", &optimizer.mean), ("mean_square", &optimizer.mean_square)];
+    let mut all = vec![
+        ("masters", masters),
+        ("mean", &optimizer.mean),
+        ("mean_square", &optimizer.mean_square),
+    ];
     all.extend(state.average.as_ref().map(|average| ("average", average)));
     all
 }
 
 impl Snapshot {
     fn in_memory(state: &TrainState, normal: &Normal) -> Self {
-        let kept = Kept::Memory(vectors(state).into_iter().map(|(_, vector)| on_host(vector)).collect());
-        Self { position: state.position, normal: normal.clone(), kept }
+        let kept = Kept::Memory(
+            vectors(state)
+                .into_iter()
+                .map(|(_, vector)| on_host(vector))
+                .collect(),
+        );
+        Self {
+            position: state.position,
+            normal: normal.clone(),
+            kept,
+        }
     }
 
     fn on_disk(state: &TrainState, normal: &Normal, path: PathBuf) -> Result<Self> {
         write_tensors(&path, vectors(state), None, &[])?;
-        Ok(Self { position: state.position, normal: normal.clone(), kept: Kept::Disk(path) })
+        Ok(Self {
+            position: state.position,
+            normal: normal.clone(),
+            kept: Kept::Disk(path),
+        })
     }
 
     /// Restores this rank's part of the state, except the position in the data: steps that were
@@ -93,7 +110,11 @@ impl Drop for Snapshot {
 
 /// Returns a copy in host memory.
 pub(crate) fn on_host(tensor: &Tensor) -> Tensor {
-    if tensor.device() == Device::Cpu { tensor.copy() } else { tensor.to_device(Device::Cpu) }
+    if tensor.device() == Device::Cpu {
+        tensor.copy()
+    } else {
+        tensor.to_device(Device::Cpu)
+    }
 }
 
 /// Returns the size of a snapshot of `elements` parameters in bytes: values, both moments and, if
@@ -115,16 +136,24 @@ impl<'a> Distances<'a> {
     /// Returns the distances of a guard whose snapshots, of `snapshot_bytes` each, fit.
     pub(crate) fn of(guard: &'a GuardConfig, snapshot_bytes: u64) -> Self {
         if !guard.enabled {
-            return Self { memory: &[], disk: &[] };
+            return Self {
+                memory: &[],
+                disk: &[],
+            };
         }
         let fit = |distances: &[u64], gib: f64| {
             let budget_bytes = (gib * f64::from(1 << 30)) as u64;
             let levels = budget_bytes / (SNAPSHOTS_A_LEVEL as u64 * snapshot_bytes).max(1);
-            distances.len().min(usize::try_from(levels).unwrap_or(usize::MAX))
+            distances
+                .len()
+                .min(usize::try_from(levels).unwrap_or(usize::MAX))
         };
         let all = &guard.snapshot_updates[..];
         let (memory, rest) = all.split_at(fit(all, guard.snapshot_gib));
-        Self { memory, disk: &rest[..fit(rest, guard.snapshot_disk_gib)] }
+        Self {
+            memory,
+            disk: &rest[..fit(rest, guard.snapshot_disk_gib)],
+        }
     }
 }
 
@@ -163,7 +192,11 @@ const FOLDER: &str = "snapshots";
 /// [`Error::Io`].
 pub(crate) fn clean(run_dir: &Path) -> Result<()> {
     let folder = run_dir.join(FOLDER);
-    if folder.exists() { fs::remove_dir_all(&folder).map_err(Error::io(&folder)) } else { Ok(()) }
+    if folder.exists() {
+        fs::remove_dir_all(&folder).map_err(Error::io(&folder))
+    } else {
+        Ok(())
+    }
 }
 
 /// The snapshots of a run.
@@ -185,9 +218,22 @@ struct Level {
 impl Ring {
     /// Returns an empty ring for these distances of a run.
     pub(crate) fn new(distances: Distances<'_>, run_dir: &Path) -> Self {
-        let level = |on_disk| move |&distance: &u64| Level { distance, on_disk, kept: Vec::new() };
-        let levels = distances.memory.iter().map(level(false)).chain(distances.disk.iter().map(level(true)));
-        Self { levels: levels.collect(), folder: run_dir.join(FOLDER) }
+        let level = |on_disk| {
+            move |&distance: &u64| Level {
+                distance,
+                on_disk,
+                kept: Vec::new(),
+            }
+        };
+        let levels = distances
+            .memory
+            .iter()
+            .map(level(false))
+            .chain(distances.disk.iter().map(level(true)));
+        Self {
+            levels: levels.collect(),
+            folder: run_dir.join(FOLDER),
+        }
     }
 
     /// Returns whether there is no space for any snapshot.
@@ -202,16 +248,26 @@ impl Ring {
     /// [`Error::Collective`].
     pub(crate) fn keep(&mut self, state: &TrainState, normal: &Normal, comm: &Comm) -> Result<()> {
         let update = state.position.update;
-        let is_due =
-            |level: &Level| level.kept.first().is_none_or(|last| update >= last.position.update + level.distance);
+        let is_due = |level: &Level| {
+            level
+                .kept
+                .first()
+                .is_none_or(|last| update >= last.position.update + level.distance)
+        };
         for on_disk in [false, true] {
-            let due: Vec<&mut Level> =
-                self.levels.iter_mut().filter(|level| level.on_disk == on_disk && is_due(level)).collect();
+            let due: Vec<&mut Level> = self
+                .levels
+                .iter_mut()
+                .filter(|level| level.on_disk == on_disk && is_due(level))
+                .collect();
             if due.is_empty() {
                 continue;
             }
             let taken = if on_disk {
-                let path = self.folder.join(format!("update-{update:08}-rank-{:05}.safetensors", comm.rank().rank));
+                let path = self.folder.join(format!(
+                    "update-{update:08}-rank-{:05}.safetensors",
+                    comm.rank().rank
+                ));
                 let folder = fs::create_dir_all(&self.folder).map_err(Error::io(&self.folder));
                 comm.all_could(folder.and_then(|()| Snapshot::on_disk(state, normal, path)))
             } else {
@@ -244,9 +300,13 @@ impl Ring {
         let all = || self.levels.iter().flat_map(|level| &level.kept);
         let old_enough = all().filter(|snapshot| snapshot.position.update + back <= update);
         let chosen = old_enough.max_by_key(|snapshot| snapshot.position.update);
-        let chosen = chosen.or_else(|| all().min_by_key(|snapshot| snapshot.position.update))?.clone();
+        let chosen = chosen
+            .or_else(|| all().min_by_key(|snapshot| snapshot.position.update))?
+            .clone();
         for level in &mut self.levels {
-            level.kept.retain(|snapshot| snapshot.position.update <= chosen.position.update);
+            level
+                .kept
+                .retain(|snapshot| snapshot.position.update <= chosen.position.update);
         }
         Some(chosen)
     }
@@ -267,8 +327,10 @@ mod tests {
     fn state() -> TrainState {
         let mut weights = Weights::random(0, tch::Kind::Float, Device::Cpu);
         let _ = weights.take("x", &[1], Init::Zeros);
-        let parameters =
-            FlatParameters::adopt(&[("unet", &weights.finish().expect("random weights fit"))], Precision::Fp32);
+        let parameters = FlatParameters::adopt(
+            &[("unet", &weights.finish().expect("random weights fit"))],
+            Precision::Fp32,
+        );
         TrainState {
             position: Position::default(),
             optimizer: Optimizer::new(OptimizerConfig::default(), &parameters.masters),
@@ -282,7 +344,14 @@ mod tests {
     const ALL: [u64; 3] = [5, 50, 500];
 
     fn run_to(update: u64) -> (Ring, TrainState) {
-        run_with(Distances { memory: &ALL, disk: &[] }, Path::new("nowhere"), update)
+        run_with(
+            Distances {
+                memory: &ALL,
+                disk: &[],
+            },
+            Path::new("nowhere"),
+            update,
+        )
     }
 
     fn run_with(distances: Distances<'_>, run_dir: &Path, update: u64) -> (Ring, TrainState) {
@@ -304,11 +373,21 @@ mod tests {
                 let (mut ring, mut state) = run_to(update);
                 let snapshot = ring.back(update, back).expect("there are snapshots");
                 let age = update - snapshot.position.update;
-                assert!((back..2 * back).contains(&age), "{back} updates back from {update}: {age}");
+                assert!(
+                    (back..2 * back).contains(&age),
+                    "{back} updates back from {update}: {age}"
+                );
                 snapshot.restore(&mut state).expect("it is in memory");
                 assert_eq!(state.position.update, update - age);
-                assert_eq!(state.position.cursor, 2 * update, "the position in the data stays");
-                assert_eq!(state.parameters.masters.double_value(&[0]), (update - age) as f64);
+                assert_eq!(
+                    state.position.cursor,
+                    2 * update,
+                    "the position in the data stays"
+                );
+                assert_eq!(
+                    state.parameters.masters.double_value(&[0]),
+                    (update - age) as f64
+                );
             }
         }
     }
@@ -317,15 +396,28 @@ mod tests {
     fn what_memory_has_no_room_for_is_on_disk() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let files = || fs::read_dir(folder.path().join(FOLDER)).map_or(0, Iterator::count);
-        let distances = Distances { memory: &ALL[..1], disk: &ALL[1..] };
+        let distances = Distances {
+            memory: &ALL[..1],
+            disk: &ALL[1..],
+        };
         let (mut ring, mut state) = run_with(distances, folder.path(), 1234);
         assert_eq!(files(), 4, "two of each distance");
         let snapshot = ring.back(1234, 500).expect("there are snapshots");
         let update = snapshot.position.update;
         assert_eq!(update, 500, "the newest that is old enough");
         snapshot.restore(&mut state).expect("it can be read");
-        assert_eq!((state.position.update, state.parameters.masters.double_value(&[0])), (500, 500.0));
-        assert_eq!(files(), 1, "the newer ones are dropped, and two distances share one");
+        assert_eq!(
+            (
+                state.position.update,
+                state.parameters.masters.double_value(&[0])
+            ),
+            (500, 500.0)
+        );
+        assert_eq!(
+            files(),
+            1,
+            "the newer ones are dropped, and two distances share one"
+        );
         drop((ring, snapshot));
         assert_eq!(files(), 0, "no file is left behind");
         clean(folder.path()).expect("the folder can be removed");
@@ -336,8 +428,21 @@ mod tests {
     fn a_full_disk_costs_the_distances_on_disk() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         fs::write(folder.path().join(FOLDER), "").expect("a file in place of the folder");
-        let (mut ring, _) = run_with(Distances { memory: &ALL[..1], disk: &ALL[1..] }, folder.path(), 100);
-        assert_eq!(ring.back(100, 500).expect("those in memory").position.update, 95);
+        let (mut ring, _) = run_with(
+            Distances {
+                memory: &ALL[..1],
+                disk: &ALL[1..],
+            },
+            folder.path(),
+            100,
+        );
+        assert_eq!(
+            ring.back(100, 500)
+                .expect("those in memory")
+                .position
+                .update,
+            95
+        );
     }
 
     #[test]
@@ -345,7 +450,11 @@ mod tests {
         let gib = |snapshots: u64| (100 * snapshots) as f64 / f64::from(1 << 30);
         let kept = |memory: u64, disk: u64| {
             let (snapshot_gib, snapshot_disk_gib) = (gib(memory), gib(disk));
-            let guard = GuardConfig { snapshot_gib, snapshot_disk_gib, ..GuardConfig::default() };
+            let guard = GuardConfig {
+                snapshot_gib,
+                snapshot_disk_gib,
+                ..GuardConfig::default()
+            };
             let Distances { memory, disk } = Distances::of(&guard, 100);
             assert_eq!(total_bytes(&guard, 100), 200 * memory.len() as u64);
             (memory.to_vec(), disk.to_vec())
@@ -360,16 +469,36 @@ mod tests {
     #[test]
     fn going_back_again_goes_further() {
         let (mut ring, _) = run_to(1000);
-        let first = ring.back(1000, 5).expect("there are snapshots").position.update;
-        let second = ring.back(first, 5).expect("there are snapshots").position.update;
+        let first = ring
+            .back(1000, 5)
+            .expect("there are snapshots")
+            .position
+            .update;
+        let second = ring
+            .back(first, 5)
+            .expect("there are snapshots")
+            .position
+            .update;
         assert!(second + 5 <= first, "{first} then {second}");
     }
 
     #[test]
     fn a_young_run_goes_back_to_its_start() {
         let (mut ring, _) = run_to(3);
-        assert_eq!(ring.back(3, 500).expect("there are snapshots").position.update, 0);
-        let mut none = Ring::new(Distances { memory: &[], disk: &[] }, Path::new("nowhere"));
+        assert_eq!(
+            ring.back(3, 500)
+                .expect("there are snapshots")
+                .position
+                .update,
+            0
+        );
+        let mut none = Ring::new(
+            Distances {
+                memory: &[],
+                disk: &[],
+            },
+            Path::new("nowhere"),
+        );
         assert!(none.is_useless() && none.back(3, 5).is_none());
     }
 }

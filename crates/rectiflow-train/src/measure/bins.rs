@@ -35,8 +35,15 @@ impl Bins {
     pub(crate) fn means(&self) -> TableLoss {
         let total = self.0.iter().fold(Sums::default(), |a, b| a.plus(b));
         let width = 1.0 / self.0.len() as f64;
-        let bins = self.0.iter().enumerate().map(|(i, sums)| sums.bin(i as f64 * width, (i + 1) as f64 * width));
-        TableLoss { loss: total.mean(), bins: bins.collect() }
+        let bins = self
+            .0
+            .iter()
+            .enumerate()
+            .map(|(i, sums)| sums.bin(i as f64 * width, (i + 1) as f64 * width));
+        TableLoss {
+            loss: total.mean(),
+            bins: bins.collect(),
+        }
     }
 }
 
@@ -58,7 +65,11 @@ impl Sums {
     }
 
     fn from_numbers([count, sum, squares]: [f64; 3]) -> Self {
-        Self { count, sum, squares }
+        Self {
+            count,
+            sum,
+            squares,
+        }
     }
 
     fn add(&mut self, loss: f64, weight: f64) {
@@ -68,11 +79,19 @@ impl Sums {
     }
 
     fn plus(self, other: &Self) -> Self {
-        Self { count: self.count + other.count, sum: self.sum + other.sum, squares: self.squares + other.squares }
+        Self {
+            count: self.count + other.count,
+            sum: self.sum + other.sum,
+            squares: self.squares + other.squares,
+        }
     }
 
     fn mean(&self) -> f64 {
-        if self.count > 0.0 { self.sum / self.count } else { 0.0 }
+        if self.count > 0.0 {
+            self.sum / self.count
+        } else {
+            0.0
+        }
     }
 
     fn bin(&self, from: f64, to: f64) -> SigmaBin {
@@ -81,8 +100,18 @@ impl Sums {
         } else {
             0.0
         };
-        let standard_error = if self.count > 0.0 { (variance / self.count).sqrt() } else { 0.0 };
-        SigmaBin { from, to, loss: self.mean(), standard_error, count: self.count as u64 }
+        let standard_error = if self.count > 0.0 {
+            (variance / self.count).sqrt()
+        } else {
+            0.0
+        };
+        SigmaBin {
+            from,
+            to,
+            loss: self.mean(),
+            standard_error,
+            count: self.count as u64,
+        }
     }
 }
 
@@ -92,7 +121,10 @@ mod tests {
 
     #[test]
     fn bins_hold_their_upper_end() {
-        assert_eq!([0.0, 0.05, 0.1, 0.1001, 1.0].map(|t| bin_of(t, 10)), [0, 0, 0, 1, 9]);
+        assert_eq!(
+            [0.0, 0.05, 0.1, 0.1001, 1.0].map(|t| bin_of(t, 10)),
+            [0, 0, 0, 1, 9]
+        );
     }
 
     #[test]

@@ -47,7 +47,8 @@ const FILE: &str = "findings.json";
 /// # Errors
 /// [`Error::Model`] if the file cannot be written.
 pub fn write(run_dir: &Path, findings: &[Finding]) -> Result<()> {
-    let json = serde_json::to_vec_pretty(findings).expect("findings are plain data that JSON can hold");
+    let json =
+        serde_json::to_vec_pretty(findings).expect("findings are plain data that JSON can hold");
     Ok(write_bytes(&run_dir.join(FILE), &json)?)
 }
 
@@ -72,12 +73,23 @@ mod tests {
     fn findings_come_back_as_written() {
         let dir = tempfile::tempdir().expect("a temporary folder");
         assert_eq!(read(dir.path()).expect("there are none"), []);
-        let table =
-            Table { columns: vec!["model".into(), "KID".into()], rows: vec![vec!["base".into(), "0.1".into()]] };
-        let finding = Finding { title: "Shift".into(), table: Some(table), ..Finding::default() };
+        let table = Table {
+            columns: vec!["model".into(), "KID".into()],
+            rows: vec![vec!["base".into(), "0.1".into()]],
+        };
+        let finding = Finding {
+            title: "Shift".into(),
+            table: Some(table),
+            ..Finding::default()
+        };
         write(dir.path(), std::slice::from_ref(&finding)).expect("writes");
         assert_eq!(read(dir.path()).expect("reads"), [finding]);
         fs::write(dir.path().join(FILE), r#"[{"titel": "x"}]"#).expect("writes");
-        assert!(read(dir.path()).expect_err("a wrong key").to_string().contains("titel"));
+        assert!(
+            read(dir.path())
+                .expect_err("a wrong key")
+                .to_string()
+                .contains("titel")
+        );
     }
 }

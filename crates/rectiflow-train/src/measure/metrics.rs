@@ -306,9 +306,18 @@ impl Writer {
     /// # Errors
     /// [`Error::Io`].
     pub fn open(run_dir: &Path, rank: usize) -> Result<Self> {
-        let path = run_dir.join(if rank == 0 { FILE.to_owned() } else { format!("metrics-rank-{rank:05}.jsonl") });
-        let torn = std::fs::read(&path).is_ok_and(|bytes| bytes.last().is_some_and(|&byte| byte != b'\n'));
-        let file = OpenOptions::new().create(true).append(true).open(&path).map_err(Error::io(&path))?;
+        let path = run_dir.join(if rank == 0 {
+            FILE.to_owned()
+        } else {
+            format!("metrics-rank-{rank:05}.jsonl")
+        });
+        let torn =
+            std::fs::read(&path).is_ok_and(|bytes| bytes.last().is_some_and(|&byte| byte != b'\n'));
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .map_err(Error::io(&path))?;
         Ok(Self { path, file, torn })
     }
 
@@ -320,7 +329,9 @@ impl Writer {
         let event = serde_json::to_string(event).expect("events are plain data that JSON can hold");
         let line = format!("{}{event}\n", if self.torn { "\n" } else { "" });
         self.torn = true;
-        self.file.write_all(line.as_bytes()).map_err(Error::io(&self.path))?;
+        self.file
+            .write_all(line.as_bytes())
+            .map_err(Error::io(&self.path))?;
         self.torn = false;
         Ok(())
     }
@@ -334,8 +345,14 @@ impl Writer {
 pub fn read(run_dir: &Path) -> Result<Vec<Event>> {
     let path = run_dir.join(FILE);
     let file = File::open(&path).map_err(Error::io(&path))?;
-    let lines = BufReader::new(file).split(b'\n').collect::<std::io::Result<Vec<_>>>().map_err(Error::io(&path))?;
-    Ok(lines.iter().filter_map(|line| serde_json::from_slice(line).ok()).collect())
+    let lines = BufReader::new(file)
+        .split(b'\n')
+        .collect::<std::io::Result<Vec<_>>>()
+        .map_err(Error::io(&path))?;
+    Ok(lines
+        .iter()
+        .filter_map(|line| serde_json::from_slice(line).ok())
+        .collect())
 }
 
 const FILE: &str = "metrics.jsonl";
@@ -350,7 +367,11 @@ pub(crate) mod lossless {
     use super::{Deserialize, Deserializer, Serialize, Serializer};
 
     pub(crate) fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
-        if value.is_finite() { value.serialize(serializer) } else { value.to_string().serialize(serializer) }
+        if value.is_finite() {
+            value.serialize(serializer)
+        } else {
+            value.to_string().serialize(serializer)
+        }
     }
 
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
@@ -398,17 +419,28 @@ mod tests {
         writer.write(&step(2, f64::NAN)).expect("writes");
         let events = read(dir.path()).expect("reads");
         assert_eq!(events[0], step(1, 0.1 + 0.2));
-        let Event::Step(second) = &events[1] else { panic!("{events:?}") };
+        let Event::Step(second) = &events[1] else {
+            panic!("{events:?}")
+        };
         assert!(second.loss.is_nan() && second.gradient_norm == f64::INFINITY);
     }
 
     #[test]
     fn a_line_cut_by_a_crash_costs_that_line_only() {
         let dir = tempfile::tempdir().expect("a temporary folder");
-        Writer::open(dir.path(), 0).expect("opens").write(&step(1, 0.5)).expect("writes");
-        let mut file = OpenOptions::new().append(true).open(dir.path().join(FILE)).expect("opens");
+        Writer::open(dir.path(), 0)
+            .expect("opens")
+            .write(&step(1, 0.5))
+            .expect("writes");
+        let mut file = OpenOptions::new()
+            .append(true)
+            .open(dir.path().join(FILE))
+            .expect("opens");
         file.write_all(b"{\"event\":\"step\",\"st").expect("writes");
-        Writer::open(dir.path(), 0).expect("opens").write(&step(2, 0.25)).expect("writes");
+        Writer::open(dir.path(), 0)
+            .expect("opens")
+            .write(&step(2, 0.25))
+            .expect("writes");
         let events = read(dir.path()).expect("reads");
         assert_eq!(events.len(), 2);
         assert!(matches!(&events[1], Event::Step(metrics) if metrics.step == 2));

@@ -50,13 +50,24 @@ impl Tables {
     pub(crate) fn new(checked: &Checked, sources: &[Source]) -> Result<Self> {
         let recipe = &checked.recipe;
         let table = |samples| Table::new(samples, checked, sources);
-        Ok(Self { test: table(Samples::Test)?, training: table(Samples::Training(recipe.test.training_samples))? })
+        Ok(Self {
+            test: table(Samples::Test)?,
+            training: table(Samples::Training(recipe.test.training_samples))?,
+        })
     }
 
     /// Measures a model on both tables, with the micro-batches divided over the ranks.
-    pub(crate) fn measure(&self, stepper: &Stepper, sources: &[Source], comm: &Comm) -> Result<Losses> {
+    pub(crate) fn measure(
+        &self,
+        stepper: &Stepper,
+        sources: &[Source],
+        comm: &Comm,
+    ) -> Result<Losses> {
         let test = self.test.measure(stepper, sources, comm)?;
-        Ok(Losses { test, training: self.training.measure(stepper, sources, comm)? })
+        Ok(Losses {
+            test,
+            training: self.training.measure(stepper, sources, comm)?,
+        })
     }
 }
 
@@ -80,10 +91,20 @@ pub(crate) struct Table {
 impl Table {
     fn new(samples: Samples, checked: &Checked, sources: &[Source]) -> Result<Self> {
         let recipe = &checked.recipe;
-        let (seed, micro_batch, bins) = (recipe.run.seed, recipe.train.micro_batch, recipe.test.bins);
-        let table = Self { samples, seed, micro_batch, bins, times: HashMap::new() };
+        let (seed, micro_batch, bins) =
+            (recipe.run.seed, recipe.train.micro_batch, recipe.test.bins);
+        let table = Self {
+            samples,
+            seed,
+            micro_batch,
+            bins,
+            times: HashMap::new(),
+        };
         let ids = table.batches(sources, RankOf::ONLY)?.ids()?;
-        Ok(Self { times: times(ids, seed), ..table })
+        Ok(Self {
+            times: times(ids, seed),
+            ..table
+        })
     }
 
     /// Returns the number of samples; a sample in two data sets counts once.
@@ -92,7 +113,9 @@ impl Table {
     }
 
     fn batches(&self, sources: &[Source], rank: RankOf) -> Result<TestBatches> {
-        let Self { micro_batch, seed, .. } = *self;
+        let Self {
+            micro_batch, seed, ..
+        } = *self;
         Ok(match self.samples {
             Samples::Test => test_batches(sources, micro_batch, seed, rank)?,
             Samples::Training(count) => training_batches(sources, count, micro_batch, seed, rank)?,
@@ -100,18 +123,28 @@ impl Table {
     }
 
     /// Returns the mean loss and the loss by noise level; `None` if the table is empty.
-    fn measure(&self, stepper: &Stepper, sources: &[Source], comm: &Comm) -> Result<Option<TableLoss>> {
+    fn measure(
+        &self,
+        stepper: &Stepper,
+        sources: &[Source],
+        comm: &Comm,
+    ) -> Result<Option<TableLoss>> {
         if self.times.is_empty() {
             return Ok(None);
         }
         let mut bins = Bins::new(self.bins);
         let mut batches = self.batches(sources, comm.rank())?;
         loop {
-            let some = batches.by_ref().take(stepper.workers.width()).collect::<rectiflow_data::Result<Vec<_>>>()?;
+            let some = batches
+                .by_ref()
+                .take(stepper.workers.width())
+                .collect::<rectiflow_data::Result<Vec<_>>>()?;
             if some.is_empty() {
                 break;
             }
-            let losses = stepper.workers.map_tensors(stepper, &some, |stepper, batch| self.losses(stepper, batch));
+            let losses = stepper
+                .workers
+                .map_tensors(stepper, &some, |stepper, batch| self.losses(stepper, batch));
             for (batch, losses) in some.iter().zip(losses) {
                 for ((loss, id), weight) in losses?.iter().zip(&batch.ids).zip(&batch.weights) {
                     bins.add(self.times[id], f64::from(*loss), f64::from(*weight));
@@ -124,13 +157,16 @@ impl Table {
     /// Returns the loss of each sample of a batch at its own time and noise.
     fn losses(&self, stepper: &Stepper, batch: &MicroBatch) -> Result<Vec<f32>> {
         let times: Vec<f64> = batch.ids.iter().map(|id| self.times[id]).collect();
-        Ok(to_vec(&no_grad(|| stepper.losses(batch, &self.noise(batch), &times))?))
+        Ok(to_vec(&no_grad(|| {
+            stepper.losses(batch, &self.noise(batch), &times)
+        })?))
     }
 
     fn noise(&self, batch: &MicroBatch) -> Tensor {
         let mut size = latent_size(batch);
         size[0] = 1;
-        let noise = |id: &SampleId| initial_noise(key_u64(self.seed, Purpose::TestLoss, &[id.0]), &size);
+        let noise =
+            |id: &SampleId| initial_noise(key_u64(self.seed, Purpose::TestLoss, &[id.0]), &size);
         Tensor::cat(&batch.ids.iter().map(noise).collect::<Vec<_>>(), 0)
     }
 }
@@ -142,7 +178,10 @@ fn times(mut ids: Vec<SampleId>, seed: u64) -> HashMap<SampleId, f64> {
     ids.dedup();
     Rng::keyed(seed, Purpose::TestLoss, &[]).shuffle(&mut ids);
     let count = ids.len() as f64;
-    ids.into_iter().enumerate().map(|(cell, id)| (id, (cell as f64 + 0.5) / count)).collect()
+    ids.into_iter()
+        .enumerate()
+        .map(|(cell, id)| (id, (cell as f64 + 0.5) / count))
+        .collect()
 }
 
 #[cfg(test)]
@@ -158,7 +197,11 @@ mod tests {
         assert_eq!(table, times(reversed, 5));
         let mut all: Vec<f64> = table.values().copied().collect();
         all.sort_by(f64::total_cmp);
-        assert!(all.iter().enumerate().all(|(i, t)| (t - (i as f64 + 0.5) / 40.0).abs() < 1e-12));
+        assert!(
+            all.iter()
+                .enumerate()
+                .all(|(i, t)| (t - (i as f64 + 0.5) / 40.0).abs() < 1e-12)
+        );
         assert_ne!(table, times((0..40).map(SampleId).collect(), 6));
     }
 }

@@ -38,14 +38,22 @@ pub(crate) fn measure(
     for (_, ranges) in &modules {
         let mut sums = Sums::default();
         for range in ranges {
-            sums.add(Sums::of(state, gradients, &module_range(state, range, lr, ratios)));
+            sums.add(Sums::of(
+                state,
+                gradients,
+                &module_range(state, range, lr, ratios),
+            ));
         }
         own.extend(sums.to_numbers());
     }
     let all = exchange.total(&own)?;
     let (all, _) = all.as_chunks();
     let all = all.iter().copied().map(Sums::from_numbers);
-    Ok(modules.into_iter().zip(all).map(|((module, ranges), sums)| sums.vitals(module, &ranges)).collect())
+    Ok(modules
+        .into_iter()
+        .zip(all)
+        .map(|((module, ranges), sums)| sums.vitals(module, &ranges))
+        .collect())
 }
 
 /// Sums of squares over some of a rank's elements.
@@ -89,7 +97,12 @@ impl Sums {
     }
 
     fn from_numbers([gradient, moment_ratio, update, weight]: [f64; 4]) -> Self {
-        Self { gradient, moment_ratio, update, weight }
+        Self {
+            gradient,
+            moment_ratio,
+            update,
+            weight,
+        }
     }
 
     /// Returns the vital signs of a module of these elements.
@@ -109,10 +122,17 @@ fn square_sum(tensor: &Tensor) -> f64 {
 
 /// Returns some elements of a module as the optimiser sees them: this rank's part, as a range of
 /// the elements that it owns.
-fn module_range(state: &TrainState, module: &Range<i64>, lr: f64, ratios: &LrRatios) -> UpdateRange {
+fn module_range(
+    state: &TrainState,
+    module: &Range<i64>,
+    lr: f64,
+    ratios: &LrRatios,
+) -> UpdateRange {
     let groups = state.parameters.groups.iter().zip(&state.moments_from);
-    let (group, from) =
-        groups.into_iter().find(|(group, _)| group.range.contains(&module.start)).expect("groups cover the vector");
+    let (group, from) = groups
+        .into_iter()
+        .find(|(group, _)| group.range.contains(&module.start))
+        .expect("groups cover the vector");
     UpdateRange {
         range: state.parameters.own_part(module),
         whole: module.end - module.start,
@@ -127,12 +147,18 @@ fn modules(slices: &[Slice]) -> Vec<(String, Vec<Range<i64>>)> {
     let mut modules = BTreeMap::<&str, Vec<Range<i64>>>::new();
     for slice in slices {
         let ranges = modules.entry(module_of(&slice.name)).or_default();
-        match ranges.last_mut().filter(|last| last.end == slice.range.start) {
+        match ranges
+            .last_mut()
+            .filter(|last| last.end == slice.range.start)
+        {
             Some(last) => last.end = slice.range.end,
             None => ranges.push(slice.range.clone()),
         }
     }
-    modules.into_iter().map(|(name, ranges)| (name.to_owned(), ranges)).collect()
+    modules
+        .into_iter()
+        .map(|(name, ranges)| (name.to_owned(), ranges))
+        .collect()
 }
 
 fn num_elements(ranges: &[Range<i64>]) -> i64 {
@@ -142,12 +168,17 @@ fn num_elements(ranges: &[Range<i64>]) -> i64 {
 /// Returns the module of a parameter: `unet.down_blocks.1` for
 /// `unet.down_blocks.1.resnets.0.conv1.weight`; a text encoder is one module.
 fn module_of(name: &str) -> &str {
-    let (component, rest) = name.split_once('.').expect("a slice's name begins with its component");
+    let (component, rest) = name
+        .split_once('.')
+        .expect("a slice's name begins with its component");
     if component != Component::UNet.folder() {
         return component;
     }
     let (first, rest) = rest.split_once('.').unwrap_or((rest, ""));
-    let numbered = rest.split_once('.').map(|(number, _)| number).filter(|number| number.parse::<u32>().is_ok());
+    let numbered = rest
+        .split_once('.')
+        .map(|(number, _)| number)
+        .filter(|number| number.parse::<u32>().is_ok());
     let len = component.len() + 1 + first.len() + numbered.map_or(0, |number| 1 + number.len());
     &name[..len]
 }
@@ -173,10 +204,16 @@ mod tests {
     fn a_level_of_the_unet_and_a_text_encoder_are_modules() {
         let names = [
             ("unet.conv_in.weight", "unet.conv_in"),
-            ("unet.down_blocks.1.resnets.0.conv1.weight", "unet.down_blocks.1"),
+            (
+                "unet.down_blocks.1.resnets.0.conv1.weight",
+                "unet.down_blocks.1",
+            ),
             ("unet.mid_block.attentions.0.norm.bias", "unet.mid_block"),
             ("unet.time_embedding.linear_1.bias", "unet.time_embedding"),
-            ("text_encoder_2.text_model.encoder.layers.3.mlp.fc1.bias", "text_encoder_2"),
+            (
+                "text_encoder_2.text_model.encoder.layers.3.mlp.fc1.bias",
+                "text_encoder_2",
+            ),
         ];
         for (name, module) in names {
             assert_eq!(module_of(name), module);
@@ -190,11 +227,19 @@ mod tests {
         let _conv = weights.take("conv_in.weight", &[100], ones);
         let _mid = weights.take("mid_block.resnets.0.conv1.weight", &[300], ones);
         let unet = weights.finish().unwrap();
-        let parameters = FlatParameters::adopt(&[("unet", &unet)], crate::state::precision::Precision::Fp32);
-        let config = OptimizerConfig { weight_decay: 0.0, ..OptimizerConfig::default() };
+        let parameters =
+            FlatParameters::adopt(&[("unet", &unet)], crate::state::precision::Precision::Fp32);
+        let config = OptimizerConfig {
+            weight_decay: 0.0,
+            ..OptimizerConfig::default()
+        };
         let before = parameters.masters.copy();
         let mut state = TrainState {
-            position: Position { cursor: 1, update: 1, samples: 1 },
+            position: Position {
+                cursor: 1,
+                update: 1,
+                samples: 1,
+            },
             optimizer: Optimizer::new(config, &parameters.masters),
             moments_from: vec![0],
             average: None,
@@ -208,10 +253,22 @@ mod tests {
         let total = |own: &[f64]| Ok(own.to_vec());
         let workers = Workers::new(Device::Cpu, 1);
         let vector = |factor: f64| GradientVector::new([&gradients * factor]);
-        state.optimizer.update(&state.parameters.masters, &vector(1.0), &ranges, &workers, &total).unwrap();
+        state
+            .optimizer
+            .update(
+                &state.parameters.masters,
+                &vector(1.0),
+                &ranges,
+                &workers,
+                &total,
+            )
+            .unwrap();
         let vitals = measure(&state, &vector(1.0), lr, &ratios, &exchange).unwrap();
         assert_eq!(
-            vitals.iter().map(|vitals| &vitals.module[..]).collect::<Vec<_>>(),
+            vitals
+                .iter()
+                .map(|vitals| &vitals.module[..])
+                .collect::<Vec<_>>(),
             ["unet.conv_in", "unet.mid_block"]
         );
         let moved = &state.parameters.masters - &before;
@@ -221,10 +278,18 @@ mod tests {
             // With bias correction, the second moment of the first update is g^2.
             assert!((vitals.moment_ratio - 1.0).abs() < 1e-4, "{vitals:?}");
             let wanted = norm(&moved) / norm(&state.parameters.masters);
-            assert!((vitals.update_ratio / wanted - 1.0).abs() < 1e-3, "{vitals:?} {wanted}");
+            assert!(
+                (vitals.update_ratio / wanted - 1.0).abs() < 1e-3,
+                "{vitals:?} {wanted}"
+            );
         }
         // Gradients a hundred times as large, which the second moment does not contain yet.
         let vitals = measure(&state, &vector(100.0), lr, &ratios, &exchange).unwrap();
-        assert!(vitals.iter().all(|vitals| (vitals.moment_ratio - 100.0).abs() < 0.1), "{vitals:?}");
+        assert!(
+            vitals
+                .iter()
+                .all(|vitals| (vitals.moment_ratio - 100.0).abs() < 0.1),
+            "{vitals:?}"
+        );
     }
 }

@@ -34,21 +34,40 @@ pub fn encode_texts(
     tokenizer: &Tokenizer,
     prompts: &[String],
 ) -> Result<Cond> {
-    let chunks: Vec<TokenChunks> = prompts.iter().map(|prompt| tokenizer.chunks(prompt)).collect();
-    let counts: Vec<u32> = chunks.iter().map(|chunks| chunks.clip_l.len() as u32).collect();
+    let chunks: Vec<TokenChunks> = prompts
+        .iter()
+        .map(|prompt| tokenizer.chunks(prompt))
+        .collect();
+    let counts: Vec<u32> = chunks
+        .iter()
+        .map(|chunks| chunks.clip_l.len() as u32)
+        .collect();
     let most = counts.iter().copied().max().unwrap_or(1) as usize;
     let ids = |which: Clip| {
         let padding = empty_chunk(which);
         let rows = chunks.iter().flat_map(|chunks| {
-            let own = if which == Clip::L { &chunks.clip_l } else { &chunks.clip_g };
-            (0..most).flat_map(|chunk| *own.get(chunk).unwrap_or(&padding)).collect::<Vec<i64>>()
+            let own = if which == Clip::L {
+                &chunks.clip_l
+            } else {
+                &chunks.clip_g
+            };
+            (0..most)
+                .flat_map(|chunk| *own.get(chunk).unwrap_or(&padding))
+                .collect::<Vec<i64>>()
         });
         let ids: Vec<i64> = rows.collect();
         Tensor::from_slice(&ids).view([prompts.len() as i64, most as i64, CHUNK_LEN as i64])
     };
     let device = encoder_g.device();
-    let (clip_l, clip_g) = (ids(Clip::L).to_device(device), ids(Clip::G).to_device(device));
-    let ids = ChunkedIds { clip_l: &clip_l, clip_g: &clip_g, num_chunks: &counts };
+    let (clip_l, clip_g) = (
+        ids(Clip::L).to_device(device),
+        ids(Clip::G).to_device(device),
+    );
+    let ids = ChunkedIds {
+        clip_l: &clip_l,
+        clip_g: &clip_g,
+        num_chunks: &counts,
+    };
     Ok(no_grad(|| cond::encode(encoder_l, encoder_g, ids))?)
 }
 
@@ -68,9 +87,22 @@ pub fn generate(
     let tokenizer = Tokenizer::new();
     let cond = condition(model, &tokenizer, prompts)?;
     let uncond = condition(model, &tokenizer, &[negative.to_owned()])?;
-    let settings = SampleSettings { batch: prompts.len(), ..settings.clone() };
-    let texts = Texts { cond: &cond, uncond: &uncond };
-    let latents = sample_latents(&model.unet, &model.vae.config, parameterization, texts, &settings, progress)?;
+    let settings = SampleSettings {
+        batch: prompts.len(),
+        ..settings.clone()
+    };
+    let texts = Texts {
+        cond: &cond,
+        uncond: &uncond,
+    };
+    let latents = sample_latents(
+        &model.unet,
+        &model.vae.config,
+        parameterization,
+        texts,
+        &settings,
+        progress,
+    )?;
     Ok(pictures(&decode(&model.vae, &latents)?))
 }
 
@@ -101,7 +133,10 @@ pub fn generate_all(
         progress(prompts.len());
         pictures
     };
-    workers.map_tensors(model, batches, one).into_iter().collect()
+    workers
+        .map_tensors(model, batches, one)
+        .into_iter()
+        .collect()
 }
 
 /// Converts `[b, h, w, 3]` u8 on the CPU, as [`decode`] returns it, to pictures.
@@ -111,7 +146,11 @@ pub fn generate_all(
 pub fn pictures(pixels: &Tensor) -> Vec<Picture> {
     let size = pixels.size();
     let (height, width) = (size[1] as u32, size[2] as u32);
-    let bytes = Vec::<u8>::try_from(pixels.flatten(0, -1)).expect("decoded pictures are bytes on the CPU");
+    let bytes =
+        Vec::<u8>::try_from(pixels.flatten(0, -1)).expect("decoded pictures are bytes on the CPU");
     let length = 3 * width as usize * height as usize;
-    bytes.chunks_exact(length).map(|pixels| Picture::new(width, height, pixels.to_vec())).collect()
+    bytes
+        .chunks_exact(length)
+        .map(|pixels| Picture::new(width, height, pixels.to_vec()))
+        .collect()
 }

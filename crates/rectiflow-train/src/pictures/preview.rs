@@ -35,12 +35,21 @@ pub(crate) struct Previewer {
 
 impl Previewer {
     pub(crate) fn new(config: &PreviewConfig, run_dir: &Path) -> Self {
-        Self { config: config.clone(), folder: run_dir.join("previews") }
+        Self {
+            config: config.clone(),
+            folder: run_dir.join("previews"),
+        }
     }
 
     /// Samples all prompts as a row of pictures in one file and returns its name, or `None` if
     /// there are no prompts.
-    pub(crate) fn draw(&self, model: &Model, checked: &Checked, step: u64, comm: &Comm) -> Result<Option<String>> {
+    pub(crate) fn draw(
+        &self,
+        model: &Model,
+        checked: &Checked,
+        step: u64,
+        comm: &Comm,
+    ) -> Result<Option<String>> {
         if self.config.prompts.is_empty() {
             return Ok(None);
         }
@@ -49,9 +58,16 @@ impl Previewer {
         let write = || {
             fs::create_dir_all(&self.folder).map_err(Error::io(&self.folder))?;
             let prompts = &self.config.prompts;
-            let grid =
-                ContactSheet { row_labels: &[], column_labels: prompts, columns: prompts.len(), pictures: &pictures };
-            Ok(grid.draw().write_png(&self.folder.join(&name), &[("Title", &format!("step {step}"))])?)
+            let grid = ContactSheet {
+                row_labels: &[],
+                column_labels: prompts,
+                columns: prompts.len(),
+                pictures: &pictures,
+            };
+            Ok(grid.draw().write_png(
+                &self.folder.join(&name),
+                &[("Title", &format!("step {step}"))],
+            )?)
         };
         comm.first(write)?;
         Ok(Some(name))
@@ -64,32 +80,62 @@ impl Previewer {
         let count = self.config.prompts.len() as i64;
         let rows = Partition::new(count, comm.rank().ranks).buckets()[0].of(comm.rank().rank);
         let latents = self.latents(model, checked, &rows, comm)?;
-        let [height, width] = [self.config.sample.height_px, self.config.sample.width_px].map(i64::from);
+        let [height, width] =
+            [self.config.sample.height_px, self.config.sample.width_px].map(i64::from);
         let pixels = Tensor::zeros([count, height, width, 3], (Kind::Uint8, checked.device));
         if !rows.is_empty() {
-            write_to(&narrow(&pixels, &rows), &decode(&model.vae, &narrow(&latents, &rows))?);
+            write_to(
+                &narrow(&pixels, &rows),
+                &decode(&model.vae, &narrow(&latents, &rows))?,
+            );
         }
         gather_rows(comm, &pixels)?;
         Ok(pictures(&pixels.to_device(Device::Cpu)))
     }
 
     /// Returns the latents of all prompts, of which this rank denoises `rows`.
-    fn latents(&self, model: &Model, checked: &Checked, rows: &Range<i64>, comm: &Comm) -> Result<Tensor> {
-        let PreviewConfig { prompts, negative, sample, .. } = &self.config;
+    fn latents(
+        &self,
+        model: &Model,
+        checked: &Checked,
+        rows: &Range<i64>,
+        comm: &Comm,
+    ) -> Result<Tensor> {
+        let PreviewConfig {
+            prompts,
+            negative,
+            sample,
+            ..
+        } = &self.config;
         let parameterization = checked.recipe.objective.parameterization;
-        let settings = SampleSettings { batch: prompts.len(), ..sample.clone() };
+        let settings = SampleSettings {
+            batch: prompts.len(),
+            ..sample.clone()
+        };
 
         // This rank's denoiser; `None` if there are more ranks than pictures.
         let tokenizer = Tokenizer::new();
         let cond = rows_of(&condition(model, &tokenizer, prompts)?, rows);
         let uncond = condition(model, &tokenizer, from_ref(negative))?;
-        let texts = Texts { cond: &cond, uncond: &uncond };
-        let own = SampleSettings { batch: (rows.end - rows.start) as usize, ..settings.clone() };
+        let texts = Texts {
+            cond: &cond,
+            uncond: &uncond,
+        };
+        let own = SampleSettings {
+            batch: (rows.end - rows.start) as usize,
+            ..settings.clone()
+        };
         let (time_ids, guidance) = (own.time_ids(), settings.guidance());
         let guided = if rows.is_empty() {
             None
         } else {
-            Some(Guided::new(&model.unet, parameterization, texts, &time_ids, &guidance)?)
+            Some(Guided::new(
+                &model.unet,
+                parameterization,
+                texts,
+                &time_ids,
+                &guidance,
+            )?)
         };
 
         // A sampler can only return the model's errors, so that this one is kept aside.
@@ -97,11 +143,18 @@ impl Previewer {
         let mut denoise = |x: &Tensor, sigma: f64| {
             let whole = x.zeros_like();
             if let Some(guided) = &guided {
-                write_to(&narrow(&whole, rows), &guided.denoise(&narrow(x, rows), sigma)?);
+                write_to(
+                    &narrow(&whole, rows),
+                    &guided.denoise(&narrow(x, rows), sigma)?,
+                );
             }
             if let Err(error) = gather_rows(comm, &whole) {
                 failed = Some(error);
-                return Err(ModelError::input("previews", "all ranks", "a failed collective"));
+                return Err(ModelError::input(
+                    "previews",
+                    "all ranks",
+                    "a failed collective",
+                ));
             }
             Ok(whole)
         };
@@ -118,11 +171,18 @@ impl Previewer {
 /// batch.
 fn gather_rows(comm: &Comm, tensor: &Tensor) -> Result<()> {
     let (rows, width) = (tensor.size()[0], tensor.get(0).numel() as i64);
-    comm.all_gather(&tensor.view([-1]), &Partition::of_rows(rows, width, comm.rank().ranks))
+    comm.all_gather(
+        &tensor.view([-1]),
+        &Partition::of_rows(rows, width, comm.rank().ranks),
+    )
 }
 
 /// Returns some rows of a conditioning.
 fn rows_of(cond: &Cond, rows: &Range<i64>) -> Cond {
     let cut = |tensor: &Tensor| narrow(tensor, rows);
-    Cond { context: cut(&cond.context), context_mask: cond.context_mask.as_ref().map(cut), pooled: cut(&cond.pooled) }
+    Cond {
+        context: cut(&cond.context),
+        context_mask: cond.context_mask.as_ref().map(cut),
+        pooled: cut(&cond.pooled),
+    }
 }

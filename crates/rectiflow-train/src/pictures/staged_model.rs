@@ -46,7 +46,12 @@ impl StagedModel {
         let [unet, clip_l, clip_g, vae] = &places;
         let configs = Configs::read([unet, clip_l, clip_g, vae])?;
         configs.check_fit(&path.display().to_string())?;
-        Ok(Self { options: options.clone(), places, configs, parameterization: parameterization(path)? })
+        Ok(Self {
+            options: options.clone(),
+            places,
+            configs,
+            parameterization: parameterization(path)?,
+        })
     }
 
     /// Returns the autoencoder's configuration.

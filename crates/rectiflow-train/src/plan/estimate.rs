@@ -104,14 +104,32 @@ pub struct Passes {
 
 impl Passes {
     fn parts(&self, unet: &UNetConfig) -> Vec<PartCost> {
-        let Self { batch, latent: [height, width], tokens, fused, .. } = *self;
-        parts(unet, Load { batch, height, width, tokens, bytes: self.precision.value_bytes(), fused })
+        let Self {
+            batch,
+            latent: [height, width],
+            tokens,
+            fused,
+            ..
+        } = *self;
+        parts(
+            unet,
+            Load {
+                batch,
+                height,
+                width,
+                tokens,
+                bytes: self.precision.value_bytes(),
+                fused,
+            },
+        )
     }
 
     /// Returns the blocks to recompute so that activations and gradients fit into `room` bytes.
     pub fn choose(&self, unet: &UNetConfig, room: u64) -> RecomputedBlocks {
         let parts = self.parts(unet);
-        let fits = |chosen: &BTreeSet<String>| self.peak(&parts, 4, |part| chosen.contains(&part.name)) <= room;
+        let fits = |chosen: &BTreeSet<String>| {
+            self.peak(&parts, 4, |part| chosen.contains(&part.name)) <= room
+        };
         RecomputedBlocks::Some(choose(&parts, fits))
     }
 
@@ -131,12 +149,22 @@ impl Passes {
     }
 
     /// Returns the peak of activations and gradients together, with `gradient_bytes` per gradient.
-    pub fn bytes(&self, unet: &UNetConfig, recomputed: &RecomputedBlocks, gradient_bytes: u64) -> u64 {
+    pub fn bytes(
+        &self,
+        unet: &UNetConfig,
+        recomputed: &RecomputedBlocks,
+        gradient_bytes: u64,
+    ) -> u64 {
         let is_recomputed = |part: &PartCost| part.is_block && recomputed.contains(&part.name);
         self.peak(&self.parts(unet), gradient_bytes, is_recomputed)
     }
 
-    fn peak(&self, parts: &[PartCost], gradient_bytes: u64, is_recomputed: impl Fn(&PartCost) -> bool) -> u64 {
+    fn peak(
+        &self,
+        parts: &[PartCost],
+        gradient_bytes: u64,
+        is_recomputed: impl Fn(&PartCost) -> bool,
+    ) -> u64 {
         let passes = |gradient_bytes| peak_bytes(parts, gradient_bytes, &is_recomputed);
         // Micro-batches that run at the same time share the sum of gradients.
         let beside = (self.width - 1) * passes(0);
@@ -149,7 +177,11 @@ impl Passes {
 
     /// Returns the memory of training this UNet alone: weights, moments, activations and gradients.
     pub fn estimate(&self, unet: &UNetConfig, recomputed: &RecomputedBlocks) -> Estimate {
-        let num_parameters: u64 = self.parts(unet).iter().map(|part| part.num_parameters).sum();
+        let num_parameters: u64 = self
+            .parts(unet)
+            .iter()
+            .map(|part| part.num_parameters)
+            .sum();
         Estimate {
             weights: num_parameters * self.precision.value_bytes(),
             masters: num_parameters * self.master_bytes(),
@@ -187,8 +219,13 @@ impl Estimate {
         let places = Component::ALL.map(|component| components.folder(component));
         let configs = Configs::read(places)?;
         let pixels = |&(width, height): &(u32, u32)| u64::from(width) * u64::from(height);
-        let buckets = sources.iter().flat_map(|source| source.dataset.buckets(Split::Train));
-        let largest = buckets.map(|bucket| (bucket.width_px, bucket.height_px)).max_by_key(pixels).unwrap_or((0, 0));
+        let buckets = sources
+            .iter()
+            .flat_map(|source| source.dataset.buckets(Split::Train));
+        let largest = buckets
+            .map(|bucket| (bucket.width_px, bucket.height_px))
+            .max_by_key(pixels)
+            .unwrap_or((0, 0));
         let down = u64::from(configs.vae.down_factor());
         let width = workers::count(checked.device, recipe.train.micro_batches);
         let passes = Passes {
@@ -210,26 +247,41 @@ impl Estimate {
                 passes: apart.passes + unet.passes,
                 ..apart
             };
-            all.with_average(recipe.ema.half_life_samples.is_some()).split(shards, recipe)
+            all.with_average(recipe.ema.half_life_samples.is_some())
+                .split(shards, recipe)
         };
         let recomputed = passes.recomputed(&configs.unet, recipe.memory.checkpointing, || {
             let none = whole(&RecomputedBlocks::All(false));
             let others = none.device_bytes(checked.device) - none.passes + apart.passes;
-            recipe.memory.budget_bytes().unwrap_or(0).saturating_sub(others)
+            recipe
+                .memory
+                .budget_bytes()
+                .unwrap_or(0)
+                .saturating_sub(others)
         });
         Ok((whole(&recomputed), recomputed))
     }
 
     /// Returns the memory of everything but the UNet.
     fn apart_from_unet(checked: &Checked, configs: &Configs, passes: &Passes) -> Result<Self> {
-        let mut estimate = Self { program: PROGRAM_BYTES, ..Self::default() };
-        for (component, config) in [(Component::ClipL, &configs.clip_l), (Component::ClipG, &configs.clip_g)] {
+        let mut estimate = Self {
+            program: PROGRAM_BYTES,
+            ..Self::default()
+        };
+        for (component, config) in [
+            (Component::ClipL, &configs.clip_l),
+            (Component::ClipG, &configs.clip_g),
+        ] {
             let num_parameters = count(config)?;
             if checked.recipe.train.trains(component) {
                 estimate.weights += num_parameters * passes.precision.value_bytes();
                 estimate.masters += num_parameters * passes.master_bytes();
                 estimate.moments += num_parameters * 8;
-                let kept = text_encoder_bytes(config, passes.batch * MOST_TOKENS, passes.precision.value_bytes());
+                let kept = text_encoder_bytes(
+                    config,
+                    passes.batch * MOST_TOKENS,
+                    passes.precision.value_bytes(),
+                );
                 estimate.passes += passes.width * kept + 4 * num_parameters;
             } else {
                 estimate.frozen += num_parameters * passes.precision.value_bytes();
@@ -241,7 +293,10 @@ impl Estimate {
     }
 
     fn with_average(self, is_kept: bool) -> Self {
-        Self { average: if is_kept { self.moments / 2 } else { 0 }, ..self }
+        Self {
+            average: if is_kept { self.moments / 2 } else { 0 },
+            ..self
+        }
     }
 
     /// Returns the memory of a rank that keeps masters and moments of one of `shards` parts, with
@@ -257,15 +312,32 @@ impl Estimate {
         self.moments = self.moments.div_ceil(shards);
         self.average = self.average.div_ceil(shards);
         // Masters, both moments, the average.
-        self.snapshots = snapshots::total_bytes(&recipe.guard, self.moments / 2 + self.moments + self.average);
+        self.snapshots = snapshots::total_bytes(
+            &recipe.guard,
+            self.moments / 2 + self.moments + self.average,
+        );
         self
     }
 
     /// Returns the bytes that the device has to hold.
     pub fn device_bytes(&self, device: Device) -> u64 {
-        let Self { weights, masters, moments, average, frozen, passes, snapshots, checkpoint, program } = *self;
+        let Self {
+            weights,
+            masters,
+            moments,
+            average,
+            frozen,
+            passes,
+            snapshots,
+            checkpoint,
+            program,
+        } = *self;
         let here = weights + masters + moments + average + frozen + passes;
-        if device == Device::Cpu { here + snapshots + checkpoint + program } else { here }
+        if device == Device::Cpu {
+            here + snapshots + checkpoint + program
+        } else {
+            here
+        }
     }
 
     /// Refuses a run that needs more memory than the device has or the recipe allows.
@@ -275,8 +347,14 @@ impl Estimate {
     pub(crate) fn check(&self, checked: &Checked) -> Result<()> {
         let recipe = &checked.recipe;
         let needed = self.device_bytes(checked.device);
-        let device = recipe.memory.device_bytes().or_else(|| available_bytes(checked.device));
-        let limit = [device, recipe.memory.budget_bytes()].into_iter().flatten().min();
+        let device = recipe
+            .memory
+            .device_bytes()
+            .or_else(|| available_bytes(checked.device));
+        let limit = [device, recipe.memory.budget_bytes()]
+            .into_iter()
+            .flatten()
+            .min();
         let Some(limit) = limit.filter(|limit| needed > *limit) else {
             return Ok(());
         };
@@ -302,14 +380,29 @@ impl Estimate {
             help.push("no ema.half_life_samples");
         }
         help.push("fewer trained text encoders or a smaller model");
-        Err(Error::Memory { needs: self.to_string(), needed, limit, help: help.join(", ") })
+        Err(Error::Memory {
+            needs: self.to_string(),
+            needed,
+            limit,
+            help: help.join(", "),
+        })
     }
 }
 
 impl fmt::Display for Estimate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
-        let Self { weights, masters, moments, average, frozen, passes, snapshots, checkpoint, program } = *self;
+        let Self {
+            weights,
+            masters,
+            moments,
+            average,
+            frozen,
+            passes,
+            snapshots,
+            checkpoint,
+            program,
+        } = *self;
         let named = [
             (weights, "weights"),
             (masters, "masters"),
@@ -339,7 +432,11 @@ pub(crate) fn announce(
     sources: &[Source],
 ) -> Result<RecomputedBlocks> {
     let ranks = comm.rank().ranks as u64;
-    let shards = if checked.recipe.ranks.sharding == Sharding::None { 1 } else { ranks };
+    let shards = if checked.recipe.ranks.sharding == Sharding::None {
+        1
+    } else {
+        ranks
+    };
     let (estimate, recomputed) = Estimate::of_run(checked, components, sources, shards)?;
     tracing::info!(
         "memory: about {:.2} GiB on {:?} ({estimate})",
@@ -362,12 +459,18 @@ pub(crate) fn announce(
 pub(crate) const MOST_TOKENS: u64 = 3 * 77;
 
 fn count(config: &ClipConfig) -> Result<u64> {
-    Ok(ClipText::new(config.clone(), Weights::shapes_only())?.parameters.num_elements() as u64)
+    Ok(ClipText::new(config.clone(), Weights::shapes_only())?
+        .parameters
+        .num_elements() as u64)
 }
 
 /// Returns the memory that the system has available, for a run on the CPU of a Linux machine.
 fn available_bytes(device: Device) -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok().filter(|_| device == Device::Cpu)?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let text = std::fs::read_to_string("/proc/meminfo")
+        .ok()
+        .filter(|_| device == Device::Cpu)?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }

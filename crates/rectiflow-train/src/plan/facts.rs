@@ -27,8 +27,8 @@ use rectiflow_sdxl::{
 use serde::Serialize;
 
 use crate::{
-    checkpoint::components::Components, error::Result, plan::gpu_memory::Parameters, recipe::Checked,
-    step::step_flops::Configs,
+    checkpoint::components::Components, error::Result, plan::gpu_memory::Parameters,
+    recipe::Checked, step::step_flops::Configs,
 };
 
 /// Facts about a run.
@@ -109,13 +109,33 @@ impl Facts {
         let model = ModelFacts::read(&checked.recipe.model.base, &mut assumptions)?;
         let parameters = model.parameters(checked);
         let data = ReadData::read(checked, ranks, &model.vae, &mut assumptions)?;
-        let configs = Configs { unet: &model.unet, clip_l: &model.clip_l, clip_g: &model.clip_g };
+        let configs = Configs {
+            unet: &model.unet,
+            clip_l: &model.clip_l,
+            clip_g: &model.clip_g,
+        };
         let text = num_chunks * configs.text_flops(&checked.recipe.train);
-        let of = |(size, share): &([i64; 2], f64)| (configs.unet_flops(*size, num_chunks) + text) as f64 * share;
+        let of = |(size, share): &([i64; 2], f64)| {
+            (configs.unet_flops(*size, num_chunks) + text) as f64 * share
+        };
         let sample_flops = data.latents.iter().map(of).sum();
         assumptions.push(format!("prompts of {num_chunks} x 75 tokens (--chunks)"));
-        let ReadData { order, latents, data, read_ahead_bytes } = data;
-        Ok(Self { parameters, order, latents, data, read_ahead_bytes, assumptions, sample_flops, unet: model.unet })
+        let ReadData {
+            order,
+            latents,
+            data,
+            read_ahead_bytes,
+        } = data;
+        Ok(Self {
+            parameters,
+            order,
+            latents,
+            data,
+            read_ahead_bytes,
+            assumptions,
+            sample_flops,
+            unet: model.unet,
+        })
     }
 
     /// Returns the FLOPs of training on one sample, on average over all buckets.
@@ -126,12 +146,19 @@ impl Facts {
     /// Returns height and width of the largest latents.
     pub fn largest_latents(&self) -> [i64; 2] {
         let sizes = self.latents.iter().map(|(size, _)| *size);
-        sizes.max_by_key(|size| size[0] * size[1]).expect("there is at least one bucket")
+        sizes
+            .max_by_key(|size| size[0] * size[1])
+            .expect("there is at least one bucket")
     }
 
     /// Returns the reads of a run over `samples` samples at a given speed.
     pub fn storage(&self, samples: u64, samples_per_sec: f64) -> Storage {
-        let DataFacts { num_train, sample_bytes, amplification, from } = self.data;
+        let DataFacts {
+            num_train,
+            sample_bytes,
+            amplification,
+            from,
+        } = self.data;
         let bytes = sample_bytes * amplification;
         let once = num_train.map(|rows| sample_bytes * rows.min(samples) as f64);
         Storage {
@@ -139,7 +166,11 @@ impl Facts {
             bytes_per_sec: bytes * samples_per_sec,
             requests_per_sec: samples_per_sec / f64::from(BLOCK_ROWS),
             epochs: num_train.map(|rows| samples as f64 / rows as f64),
-            run_bytes: if from == ReadFrom::NetworkOnce { once } else { Some(bytes * samples as f64) },
+            run_bytes: if from == ReadFrom::NetworkOnce {
+                once
+            } else {
+                Some(bytes * samples as f64)
+            },
         }
     }
 }
@@ -157,12 +188,17 @@ impl ModelFacts {
     fn read(base: &Path, assumptions: &mut Vec<String>) -> Result<Self> {
         let components = base.exists().then(|| Components::find(base)).transpose()?;
         if components.is_none() {
-            assumptions.push(format!("{} does not exist: the sizes are SDXL 1.0's", base.display()));
+            assumptions.push(format!(
+                "{} does not exist: the sizes are SDXL 1.0's",
+                base.display()
+            ));
         }
         let mut defaults = sdxl_configs();
         let mut json = |component| match &components {
             Some(components) => read_object(&components.folder(component).join("config.json")),
-            None => Ok(defaults.remove(&component).expect("there is one for every component")),
+            None => Ok(defaults
+                .remove(&component)
+                .expect("there is one for every component")),
         };
         let name = |component: Component| base.join(component.folder()).display().to_string();
         Ok(Self {
@@ -174,7 +210,11 @@ impl ModelFacts {
     }
 
     fn parameters(&self, checked: &Checked) -> Parameters {
-        let mut found = Parameters { trained: 0, frozen: 0, vae: 0 };
+        let mut found = Parameters {
+            trained: 0,
+            frozen: 0,
+            vae: 0,
+        };
         for component in Component::ALL {
             let number = self.count(component);
             match component {
@@ -190,11 +230,17 @@ impl ModelFacts {
         let weights = Weights::shapes_only();
         let parameters = match component {
             Component::UNet => UNet::new(self.unet.clone(), weights).map(|model| model.parameters),
-            Component::ClipL => ClipText::new(self.clip_l.clone(), weights).map(|model| model.parameters),
-            Component::ClipG => ClipText::new(self.clip_g.clone(), weights).map(|model| model.parameters),
+            Component::ClipL => {
+                ClipText::new(self.clip_l.clone(), weights).map(|model| model.parameters)
+            }
+            Component::ClipG => {
+                ClipText::new(self.clip_g.clone(), weights).map(|model| model.parameters)
+            }
             Component::Vae => Vae::new(self.vae.clone(), weights).map(|model| model.parameters),
         };
-        parameters.expect("shapes fit any configuration").num_elements() as u64
+        parameters
+            .expect("shapes fit any configuration")
+            .num_elements() as u64
     }
 }
 
@@ -208,12 +254,21 @@ struct ReadData {
 
 impl ReadData {
     /// Reads the data sets, or assumes one bucket of 1024 x 1024 if one of them cannot be read.
-    fn read(checked: &Checked, ranks: usize, vae: &VaeConfig, assumptions: &mut Vec<String>) -> Result<Self> {
+    fn read(
+        checked: &Checked,
+        ranks: usize,
+        vae: &VaeConfig,
+        assumptions: &mut Vec<String>,
+    ) -> Result<Self> {
         let mut sources = Vec::new();
         for (data, amount) in checked.recipe.data.iter().zip(&checked.amounts) {
             match Dataset::open(&data.path) {
                 Ok(dataset) => {
-                    sources.push(Source { dataset: Arc::new(dataset), prompt: data.prompt.clone(), amount: *amount });
+                    sources.push(Source {
+                        dataset: Arc::new(dataset),
+                        prompt: data.prompt.clone(),
+                        amount: *amount,
+                    });
                 }
                 Err(error) => {
                     assumptions.push(format!(
@@ -229,31 +284,63 @@ impl ReadData {
     }
 
     fn assumed(checked: &Checked, vae: &VaeConfig) -> Result<Self> {
-        let buckets = vec![BucketRows { bucket: 0, rows: checked.recipe.train.samples, run_ends: Vec::new() }];
+        let buckets = vec![BucketRows {
+            bucket: 0,
+            rows: checked.recipe.train.samples,
+            run_ends: Vec::new(),
+        }];
         let shape = DataShape {
             identity: String::new(),
             text: String::new(),
             amount: rectiflow_data::order::Amount::Repeats(1.0),
             buckets,
         };
-        let order = Order::new(&[shape], OrderSettings { mode: Mode::Local, ..checked.order.clone() })?;
+        let order = Order::new(
+            &[shape],
+            OrderSettings {
+                mode: Mode::Local,
+                ..checked.order.clone()
+            },
+        )?;
         let side = i64::from(ASSUMED_PX / vae.down_factor());
         let sample_bytes = (2 * vae.latent_channels * side * side) as f64 + ASSUMED_TEXT_BYTES;
-        let from =
-            if checked.recipe.data.iter().any(|data| is_url(&data.path)) { ReadFrom::Network } else { ReadFrom::Disk };
-        let data = DataFacts { num_train: None, sample_bytes, amplification: 1.0, from };
-        Ok(Self { order, latents: vec![([side; 2], 1.0)], data, read_ahead_bytes: 0 })
+        let from = if checked.recipe.data.iter().any(|data| is_url(&data.path)) {
+            ReadFrom::Network
+        } else {
+            ReadFrom::Disk
+        };
+        let data = DataFacts {
+            num_train: None,
+            sample_bytes,
+            amplification: 1.0,
+            from,
+        };
+        Ok(Self {
+            order,
+            latents: vec![([side; 2], 1.0)],
+            data,
+            read_ahead_bytes: 0,
+        })
     }
 
     fn of_sources(checked: &Checked, sources: Vec<Source>, ranks: usize) -> Result<Self> {
-        let num_bytes: u64 = sources.iter().map(|source| source.dataset.num_bytes(Split::Train)).sum();
+        let num_bytes: u64 = sources
+            .iter()
+            .map(|source| source.dataset.num_bytes(Split::Train))
+            .sum();
         let num_train: u64 = sources.iter().flat_map(rows).sum();
         let from = from(checked, &sources, num_bytes);
-        let loader = Loader::new(sources.clone(), checked.order.clone(), RankOf { rank: 0, ranks })?;
+        let loader = Loader::new(
+            sources.clone(),
+            checked.order.clone(),
+            RankOf { rank: 0, ranks },
+        )?;
         let order = loader.order().clone();
         // A bucket's share of the work is its share of an epoch's samples, repeats and shares
         // included.
-        let samples = |stream: &rectiflow_data::order::Stream| (stream.before_epoch(1) * u64::from(stream.size)) as f64;
+        let samples = |stream: &rectiflow_data::order::Stream| {
+            (stream.before_epoch(1) * u64::from(stream.size)) as f64
+        };
         let all: f64 = order.streams().iter().map(samples).sum();
         let latents = order.streams().iter().map(|stream| {
             let manifest = sources[stream.data as usize].dataset.manifest();
@@ -263,20 +350,38 @@ impl ReadData {
         let data = DataFacts {
             num_train: Some(num_train),
             sample_bytes: num_bytes as f64 / (num_train as f64).max(1.0),
-            amplification: if order.settings().mode == Mode::Window { amplification(&order, 0) } else { 1.0 },
+            amplification: if order.settings().mode == Mode::Window {
+                amplification(&order, 0)
+            } else {
+                1.0
+            },
             from,
         };
-        Ok(Self { latents: latents.collect(), data, read_ahead_bytes: loader.read_ahead_bytes(), order })
+        Ok(Self {
+            latents: latents.collect(),
+            data,
+            read_ahead_bytes: loader.read_ahead_bytes(),
+            order,
+        })
     }
 }
 
 fn rows(source: &Source) -> Vec<u64> {
-    source.dataset.buckets(Split::Train).iter().map(|bucket: &BucketShape| bucket.num_rows).collect()
+    source
+        .dataset
+        .buckets(Split::Train)
+        .iter()
+        .map(|bucket: &BucketShape| bucket.num_rows)
+        .collect()
 }
 
 fn from(checked: &Checked, sources: &[Source], num_bytes: u64) -> ReadFrom {
     let run = &checked.recipe.run;
-    let kept_bytes = run.cache_dir.as_ref().and(run.cache_gib).map_or(0, |gib| gib.saturating_mul(1 << 30));
+    let kept_bytes = run
+        .cache_dir
+        .as_ref()
+        .and(run.cache_gib)
+        .map_or(0, |gib| gib.saturating_mul(1 << 30));
     if !sources.iter().any(|source| source.dataset.is_remote()) {
         ReadFrom::Disk
     } else if num_bytes <= MEMORY_BYTES.max(kept_bytes) {

@@ -76,20 +76,40 @@ const BUCKETS_AT_A_TIME: f64 = 16.0;
 pub fn memory(config: &UNetConfig, parameters: Parameters, settings: &MemorySettings) -> Vec<Term> {
     let (ranks, trained) = (settings.ranks as f64, parameters.trained as f64);
     let value_bytes = settings.passes.precision.value_bytes() as f64;
-    let split = if settings.sharding == Sharding::None { 1.0 } else { ranks };
+    let split = if settings.sharding == Sharding::None {
+        1.0
+    } else {
+        ranks
+    };
     let (name, masters) = match settings.passes.precision {
         Precision::Bf16 => ("bf16", 4.0 * trained / split),
         // A rank that owns all parameters computes with the masters themselves.
-        Precision::Fp32 => ("fp32", if split > 1.0 { 4.0 * trained / split } else { 0.0 }),
+        Precision::Fp32 => (
+            "fp32",
+            if split > 1.0 {
+                4.0 * trained / split
+            } else {
+                0.0
+            },
+        ),
     };
     let vectors = 2.0 + f64::from(u8::from(settings.averaged));
     let term = |what: String, bytes| Term { what, bytes };
     let mut terms = vec![
         term(format!("trained weights, {name}"), value_bytes * trained),
         term(format!("their masters, fp32, over {split} ranks"), masters),
-        term(format!("optimiser, {vectors} fp32 vectors over {split} ranks"), 4.0 * vectors * trained / split),
-        term(format!("frozen text encoders, {name}"), value_bytes * parameters.frozen as f64),
-        term("autoencoder for previews, fp32".into(), 4.0 * parameters.vae as f64),
+        term(
+            format!("optimiser, {vectors} fp32 vectors over {split} ranks"),
+            4.0 * vectors * trained / split,
+        ),
+        term(
+            format!("frozen text encoders, {name}"),
+            value_bytes * parameters.frozen as f64,
+        ),
+        term(
+            "autoencoder for previews, fp32".into(),
+            4.0 * parameters.vae as f64,
+        ),
         term("CUDA, NCCL, libraries (assumed)".into(), RUNTIME_BYTES),
     ];
     terms.extend(passes(config, trained, settings, total(&terms)));
@@ -101,25 +121,51 @@ fn passes(config: &UNetConfig, trained: f64, settings: &MemorySettings, others: 
     let is_split = settings.sharding != Sharding::None && settings.ranks > 1;
     let is_sent_each = is_split && settings.sharding == Sharding::Each;
     // The sum of this rank's part is separate from the buckets that are sent.
-    let part = if is_split { 4.0 * trained / settings.ranks as f64 } else { 0.0 };
-    let buckets = if is_sent_each { (BUCKETS_AT_A_TIME * BUCKET_BYTES).min(4.0 * trained) } else { 0.0 };
-    let recomputed = settings.passes.recomputed(config, settings.checkpointing, || {
-        let others = (others + part + buckets) as u64;
-        settings.budget_bytes.unwrap_or(0).saturating_sub(others)
-    });
+    let part = if is_split {
+        4.0 * trained / settings.ranks as f64
+    } else {
+        0.0
+    };
+    let buckets = if is_sent_each {
+        (BUCKETS_AT_A_TIME * BUCKET_BYTES).min(4.0 * trained)
+    } else {
+        0.0
+    };
+    let recomputed = settings
+        .passes
+        .recomputed(config, settings.checkpointing, || {
+            let others = (others + part + buckets) as u64;
+            settings.budget_bytes.unwrap_or(0).saturating_sub(others)
+        });
     let what = match &recomputed {
         RecomputedBlocks::All(false) => "activations of all blocks".to_owned(),
-        RecomputedBlocks::All(true) => "inputs of checkpointed blocks, and one recomputed block".to_owned(),
-        RecomputedBlocks::Some(names) => format!("activations, {} blocks checkpointed", names.len()),
+        RecomputedBlocks::All(true) => {
+            "inputs of checkpointed blocks, and one recomputed block".to_owned()
+        }
+        RecomputedBlocks::Some(names) => {
+            format!("activations, {} blocks checkpointed", names.len())
+        }
     };
     let bytes = |gradient_bytes| settings.passes.bytes(config, &recomputed, gradient_bytes) as f64;
     if is_sent_each {
         // Buckets are sent once complete, while all activations are still in memory.
         let gradients = "gradients, fp32: this rank's part, and buckets in transit".into();
-        vec![Term { what, bytes: bytes(0) }, Term { what: gradients, bytes: part + buckets }]
+        vec![
+            Term {
+                what,
+                bytes: bytes(0),
+            },
+            Term {
+                what: gradients,
+                bytes: part + buckets,
+            },
+        ]
     } else {
         let what = format!("gradients, fp32, and {what}, at the peak");
-        vec![Term { what, bytes: bytes(4) + part }]
+        vec![Term {
+            what,
+            bytes: bytes(4) + part,
+        }]
     }
 }
 
@@ -134,10 +180,16 @@ mod tests {
 
     use super::*;
 
-    const SDXL: Parameters = Parameters { trained: 2_567_463_684, frozen: 123_060_480 + 694_659_840, vae: 83_653_863 };
+    const SDXL: Parameters = Parameters {
+        trained: 2_567_463_684,
+        frozen: 123_060_480 + 694_659_840,
+        vae: 83_653_863,
+    };
 
     fn unet() -> UNetConfig {
-        let json = sdxl_configs().remove(&Component::UNet).expect("there is one for every component");
+        let json = sdxl_configs()
+            .remove(&Component::UNet)
+            .expect("there is one for every component");
         UNetConfig::from_json(json, "SDXL").expect("it is valid")
     }
 
@@ -167,7 +219,10 @@ mod tests {
 
     #[track_caller]
     fn near(found: f64, giga: f64) {
-        assert!((found / 1e9 - giga).abs() < 0.051, "found {found}, expected {giga} GB");
+        assert!(
+            (found / 1e9 - giga).abs() < 0.051,
+            "found {found}, expected {giga} GB"
+        );
     }
 
     #[test]
@@ -175,8 +230,18 @@ mod tests {
         let terms = memory(&unet(), SDXL, &settings(32));
         // Weights, masters, moments.
         let giga = [5.13, 10.27 / 32.0, 8.0 * 2.567 / 32.0];
-        terms.iter().zip(giga).for_each(|(term, giga)| near(term.bytes, giga));
-        let each = memory(&unet(), SDXL, &MemorySettings { sharding: Sharding::Each, ..settings(32) });
+        terms
+            .iter()
+            .zip(giga)
+            .for_each(|(term, giga)| near(term.bytes, giga));
+        let each = memory(
+            &unet(),
+            SDXL,
+            &MemorySettings {
+                sharding: Sharding::Each,
+                ..settings(32)
+            },
+        );
         near(each.last().expect("gradients").bytes, 10.27 / 32.0 + 0.42);
     }
 
@@ -185,24 +250,73 @@ mod tests {
     #[test]
     fn the_articles_memory_is_beaten_with_either_sharding() {
         near(of(&settings(32)) - RUNTIME_BYTES, 28.7);
-        near(of(&MemorySettings { sharding: Sharding::Each, ..settings(32) }) - RUNTIME_BYTES, 18.85);
+        near(
+            of(&MemorySettings {
+                sharding: Sharding::Each,
+                ..settings(32)
+            }) - RUNTIME_BYTES,
+            18.85,
+        );
     }
 
     #[test]
     fn each_setting_moves_its_terms() {
         let base = settings(8);
-        let off = of(&MemorySettings { checkpointing: Checkpointing::Off, ..base });
+        let off = of(&MemorySettings {
+            checkpointing: Checkpointing::Off,
+            ..base
+        });
         assert!(off > 2.0 * of(&base));
-        assert!(of(&MemorySettings { passes: Passes { batch: 8, ..base.passes }, ..base }) < of(&base));
-        near(of(&MemorySettings { averaged: true, ..base }) - of(&base), 10.27 / 8.0);
+        assert!(
+            of(&MemorySettings {
+                passes: Passes {
+                    batch: 8,
+                    ..base.passes
+                },
+                ..base
+            }) < of(&base)
+        );
+        near(
+            of(&MemorySettings {
+                averaged: true,
+                ..base
+            }) - of(&base),
+            10.27 / 8.0,
+        );
         // Half of the moments and masters less, half of the gradients' sum more.
-        near(of(&settings(1)) - of(&settings(2)), (8.0 + 4.0 - 4.0) * 2.567 / 2.0);
-        near(of(&MemorySettings { sharding: Sharding::None, ..base }) - of(&settings(1)), 0.0);
-        let fp32 = Passes { precision: Precision::Fp32, ..base.passes };
-        let fp32 = memory(&unet(), SDXL, &MemorySettings { passes: fp32, ..settings(1) });
+        near(
+            of(&settings(1)) - of(&settings(2)),
+            (8.0 + 4.0 - 4.0) * 2.567 / 2.0,
+        );
+        near(
+            of(&MemorySettings {
+                sharding: Sharding::None,
+                ..base
+            }) - of(&settings(1)),
+            0.0,
+        );
+        let fp32 = Passes {
+            precision: Precision::Fp32,
+            ..base.passes
+        };
+        let fp32 = memory(
+            &unet(),
+            SDXL,
+            &MemorySettings {
+                passes: fp32,
+                ..settings(1)
+            },
+        );
         near(fp32[0].bytes + fp32[1].bytes, 12.0 * 2.567);
-        let budget =
-            MemorySettings { checkpointing: Checkpointing::Budget, budget_bytes: Some(80_000_000_000), ..base };
-        assert!((60e9..80e9).contains(&of(&budget)), "{}: as few blocks as fit are recomputed", of(&budget));
+        let budget = MemorySettings {
+            checkpointing: Checkpointing::Budget,
+            budget_bytes: Some(80_000_000_000),
+            ..base
+        };
+        assert!(
+            (60e9..80e9).contains(&of(&budget)),
+            "{}: as few blocks as fit are recomputed",
+            of(&budget)
+        );
     }
 }

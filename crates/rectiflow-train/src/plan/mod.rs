@@ -59,7 +59,10 @@ const TABLE_GPUS: [usize; 7] = [1, 8, 32, 64, 128, 512, 1024];
 /// Returns the share of the peak that the published run reached, and the number of GPUs there: the
 /// smallest of its sizes that is not below `gpus`.
 fn published_mfu(gpus: usize) -> (f64, usize) {
-    let &(at, rate) = PUBLISHED.iter().find(|(at, _)| *at >= gpus).unwrap_or(&PUBLISHED[PUBLISHED.len() - 1]);
+    let &(at, rate) = PUBLISHED
+        .iter()
+        .find(|(at, _)| *at >= gpus)
+        .unwrap_or(&PUBLISHED[PUBLISHED.len() - 1]);
     (rate * PUBLISHED_SAMPLE_FLOPS / PUBLISHED_PEAK_FLOPS, at)
 }
 
@@ -155,21 +158,38 @@ pub fn plan(checked: &Checked, facts: &Facts, question: &Question) -> Result<Pla
     let (mfu, mfu_source) = single_gpu_mfu(question);
     let step_work = |mfu: f64| step_work(checked, facts, question, &work, mfu);
     let sharding = checked.recipe.ranks.sharding;
-    let simulated = predict(&cluster(question, question.gpus), &step_work(mfu), sharding, true);
+    let simulated = predict(
+        &cluster(question, question.gpus),
+        &step_work(mfu),
+        sharding,
+        true,
+    );
     let (step_secs, speed_source) = match question.mfu {
         Some(_) => (simulated.step_secs, mfu_source),
         None => {
             let (mfu, at) = published_mfu(question.gpus);
             let busy = step_work(mfu);
-            (busy.micro_batch_secs * busy.micro_batches as f64, published_source(question, mfu, at))
+            (
+                busy.micro_batch_secs * busy.micro_batches as f64,
+                published_source(question, mfu, at),
+            )
         }
     };
-    let time = time(checked, question, sample_flops, [step_secs, simulated.step_secs]);
+    let time = time(
+        checked,
+        question,
+        sample_flops,
+        [step_secs, simulated.step_secs],
+    );
     let memory = memory_terms(checked, facts, question);
     let memory_bytes = total(&memory);
     let host_memory = host_memory(checked, facts, question);
     let parameters = facts.parameters.trained as f64;
-    let vectors = if checked.recipe.ema.half_life_samples.is_some() { 4.0 } else { 3.0 };
+    let vectors = if checked.recipe.ema.half_life_samples.is_some() {
+        4.0
+    } else {
+        3.0
+    };
     let mut assumptions = vec![speed_source];
     assumptions.extend(facts.assumptions.iter().cloned());
     assumptions.extend(machine_assumptions(checked, question));
@@ -191,7 +211,10 @@ pub fn plan(checked: &Checked, facts: &Facts, question: &Question) -> Result<Pla
         checkpoint_bytes: 4.0 * vectors * parameters * checked.recipe.checkpoint.keep as f64,
         storage: facts.storage(checked.recipe.train.samples, time.samples_per_sec),
         idle_share,
-        scaling: TABLE_GPUS.iter().map(|&gpus| scaling(question, gpus, &step_work(mfu))).collect(),
+        scaling: TABLE_GPUS
+            .iter()
+            .map(|&gpus| scaling(question, gpus, &step_work(mfu)))
+            .collect(),
         time,
     })
 }
@@ -203,23 +226,47 @@ struct RankWork {
 
 impl RankWork {
     fn new(order: &Order, question: &Question) -> Result<Self> {
-        let slots = order.slots_of(RankOf { rank: 0, ranks: question.gpus })?;
-        Ok(Self { micro_batches: slots.len() as u64 })
+        let slots = order.slots_of(RankOf {
+            rank: 0,
+            ranks: question.gpus,
+        })?;
+        Ok(Self {
+            micro_batches: slots.len() as u64,
+        })
     }
 }
 
 fn cluster(question: &Question, gpus: usize) -> Cluster {
-    let Hardware { gpus_per_node, inside, .. } = *question.hardware;
+    let Hardware {
+        gpus_per_node,
+        inside,
+        ..
+    } = *question.hardware;
     let between = question.network.link(gpus_per_node.min(gpus));
-    Cluster { ranks: gpus, ranks_per_node: gpus_per_node, inside, between }
+    Cluster {
+        ranks: gpus,
+        ranks_per_node: gpus_per_node,
+        inside,
+        between,
+    }
 }
 
-fn step_work(checked: &Checked, facts: &Facts, question: &Question, work: &RankWork, mfu: f64) -> StepWork {
+fn step_work(
+    checked: &Checked,
+    facts: &Facts,
+    question: &Question,
+    work: &RankWork,
+    mfu: f64,
+) -> StepWork {
     let flops = facts.mean_sample_flops() * checked.recipe.train.micro_batch as f64;
     let parameters = facts.parameters.trained as f64;
     StepWork {
         micro_batch_secs: flops / (mfu * question.hardware.peak_flops),
-        backward_share: if is_checkpointed(checked) { 0.75 } else { 2.0 / 3.0 },
+        backward_share: if is_checkpointed(checked) {
+            0.75
+        } else {
+            2.0 / 3.0
+        },
         micro_batches: work.micro_batches,
         // A few passes over the rank's part in GPU memory take milliseconds.
         update_secs: 0.0,
@@ -234,7 +281,12 @@ fn single_gpu_mfu(question: &Question) -> (f64, String) {
     match question.mfu {
         Some(mfu) => {
             let percent = 100.0 * mfu;
-            (mfu, format!("a single GPU reaches {percent:.1}% of its peak (--mfu); the cost of the links is simulated"))
+            (
+                mfu,
+                format!(
+                    "a single GPU reaches {percent:.1}% of its peak (--mfu); the cost of the links is simulated"
+                ),
+            )
         }
         None => {
             let (mfu, _) = published_mfu(1);
@@ -263,10 +315,23 @@ fn is_checkpointed(checked: &Checked) -> bool {
 }
 
 fn machine_assumptions(checked: &Checked, question: &Question) -> Vec<String> {
-    let Question { hardware, gpus, network, .. } = question;
-    let mut found =
-        vec![format!("peak {:.1} TFLOP/s, {} ({})", hardware.peak_flops / 1e12, hardware.label, hardware.source)];
-    let precision = if checked.recipe.train.dtype == Precision::Bf16 { "bf16" } else { "fp32" };
+    let Question {
+        hardware,
+        gpus,
+        network,
+        ..
+    } = question;
+    let mut found = vec![format!(
+        "peak {:.1} TFLOP/s, {} ({})",
+        hardware.peak_flops / 1e12,
+        hardware.label,
+        hardware.source
+    )];
+    let precision = if checked.recipe.train.dtype == Precision::Bf16 {
+        "bf16"
+    } else {
+        "fp32"
+    };
     let checkpointing = match checked.recipe.memory.checkpointing {
         Checkpointing::Off => "no checkpointing",
         Checkpointing::Full => "every block checkpointed",
@@ -277,8 +342,11 @@ fn machine_assumptions(checked: &Checked, question: &Question) -> Vec<String> {
          backward pass, and new weights are waited for"
     ));
     if *gpus > 1 {
-        let between =
-            if *gpus > hardware.gpus_per_node { format!(", between them {}", network.label) } else { String::new() };
+        let between = if *gpus > hardware.gpus_per_node {
+            format!(", between them {}", network.label)
+        } else {
+            String::new()
+        };
         found.push(format!(
             "machines of {} GPUs, {} inside{between}, at the rates that NCCL assumes",
             hardware.gpus_per_node, hardware.inside.label
@@ -287,7 +355,12 @@ fn machine_assumptions(checked: &Checked, question: &Question) -> Vec<String> {
     found
 }
 
-fn time(checked: &Checked, question: &Question, sample_flops: f64, [step_secs, simulated]: [f64; 2]) -> Time {
+fn time(
+    checked: &Checked,
+    question: &Question,
+    sample_flops: f64,
+    [step_secs, simulated]: [f64; 2],
+) -> Time {
     let samples = checked.recipe.train.samples;
     let steps = samples.div_ceil(checked.batch());
     let samples_per_sec = checked.batch() as f64 / step_secs;
@@ -302,7 +375,10 @@ fn time(checked: &Checked, question: &Question, sample_flops: f64, [step_secs, s
         hours,
         gpu_hours,
         simulated_hours: steps as f64 * simulated / 3600.0,
-        money: question.price_per_gpu_hour.map(|price| price * gpu_hours).or(whole),
+        money: question
+            .price_per_gpu_hour
+            .map(|price| price * gpu_hours)
+            .or(whole),
     }
 }
 
@@ -333,19 +409,40 @@ fn memory_terms(checked: &Checked, facts: &Facts, question: &Question) -> Vec<Te
 /// ahead.
 fn host_memory(checked: &Checked, facts: &Facts, question: &Question) -> Vec<Term> {
     let guard = &checked.recipe.guard;
-    let vectors = if checked.recipe.ema.half_life_samples.is_some() { 4.0 } else { 3.0 };
-    let owners = if checked.recipe.ranks.sharding == Sharding::None { 1 } else { question.gpus };
+    let vectors = if checked.recipe.ema.half_life_samples.is_some() {
+        4.0
+    } else {
+        3.0
+    };
+    let owners = if checked.recipe.ranks.sharding == Sharding::None {
+        1
+    } else {
+        question.gpus
+    };
     let snapshot = 4.0 * vectors * facts.parameters.trained as f64 / owners as f64;
     let room = guard.snapshot_gib * f64::from(1 << 30);
     let levels = ((room / (2.0 * snapshot)) as usize).min(guard.snapshot_updates.len());
     let num_snapshots = if guard.enabled { 2 * levels } else { 0 };
-    let snapshots =
-        Term { what: format!("the guard's {num_snapshots} snapshots"), bytes: num_snapshots as f64 * snapshot };
-    let read_ahead = Term { what: "latents and text read ahead".into(), bytes: facts.read_ahead_bytes as f64 };
-    [snapshots, read_ahead].into_iter().filter(|term| term.bytes > 0.0).collect()
+    let snapshots = Term {
+        what: format!("the guard's {num_snapshots} snapshots"),
+        bytes: num_snapshots as f64 * snapshot,
+    };
+    let read_ahead = Term {
+        what: "latents and text read ahead".into(),
+        bytes: facts.read_ahead_bytes as f64,
+    };
+    [snapshots, read_ahead]
+        .into_iter()
+        .filter(|term| term.bytes > 0.0)
+        .collect()
 }
 
-fn warnings(checked: &Checked, question: &Question, memory_bytes: f64, idle_share: f64) -> Vec<String> {
+fn warnings(
+    checked: &Checked,
+    question: &Question,
+    memory_bytes: f64,
+    idle_share: f64,
+) -> Vec<String> {
     let mut found = Vec::new();
     let room = question.hardware.memory_bytes;
     if memory_bytes > room {

@@ -94,7 +94,9 @@ impl Cluster {
             return 0.0;
         }
         let part = bytes / self.on_a_node() as f64;
-        CALL_SECS + ring_secs(self.inside, self.on_a_node(), bytes) + ring_secs(self.between, self.nodes(), part)
+        CALL_SECS
+            + ring_secs(self.inside, self.on_a_node(), bytes)
+            + ring_secs(self.between, self.nodes(), part)
     }
 
     /// Returns the bytes that a rank sends in a reduce-scatter or an all-gather of `bytes`: (R - 1)
@@ -123,18 +125,31 @@ fn ring_secs(link: Link, ranks: usize, bytes: f64) -> f64 {
 }
 
 /// Predicts a step on a cluster. `overlap`: whether gradients are sent during the backward pass.
-pub fn predict(cluster: &Cluster, work: &StepWork, sharding: Sharding, overlap: bool) -> Prediction {
+pub fn predict(
+    cluster: &Cluster,
+    work: &StepWork,
+    sharding: Sharding,
+    overlap: bool,
+) -> Prediction {
     // How often gradients are sent, how many bytes each time, and how many bytes return after the
     // update.
     let (times, gradient_bytes, weight_bytes) = match sharding {
         Sharding::Once => (1.0, work.gradient_bytes, work.weight_bytes),
-        Sharding::Each => (work.micro_batches as f64, work.gradient_bytes, work.weight_bytes),
+        Sharding::Each => (
+            work.micro_batches as f64,
+            work.gradient_bytes,
+            work.weight_bytes,
+        ),
         Sharding::None => (1.0, 2.0 * work.gradient_bytes, 0.0),
     };
     let (scatter, last) = cluster.bucketed_secs(gradient_bytes, work.bucket_bytes);
     let (gather, _) = cluster.bucketed_secs(weight_bytes, work.bucket_bytes);
     let backward_secs = work.micro_batch_secs * work.backward_share;
-    let left_over = if overlap { (scatter - backward_secs).max(last) } else { scatter };
+    let left_over = if overlap {
+        (scatter - backward_secs).max(last)
+    } else {
+        scatter
+    };
     let waiting_secs = times * left_over + gather;
     let busy_secs = work.micro_batches as f64 * work.micro_batch_secs + work.update_secs;
     let step_secs = busy_secs + waiting_secs;
@@ -143,7 +158,11 @@ pub fn predict(cluster: &Cluster, work: &StepWork, sharding: Sharding, overlap: 
         waiting_secs,
         network_secs: times * scatter + gather,
         sent_bytes: times * cluster.sent_bytes(gradient_bytes) + cluster.sent_bytes(weight_bytes),
-        efficiency: if step_secs > 0.0 { busy_secs / step_secs } else { 1.0 },
+        efficiency: if step_secs > 0.0 {
+            busy_secs / step_secs
+        } else {
+            1.0
+        },
     }
 }
 
@@ -151,14 +170,26 @@ pub fn predict(cluster: &Cluster, work: &StepWork, sharding: Sharding, overlap: 
 mod tests {
     use super::*;
 
-    const FREE: Link = Link { label: "free", bytes_per_sec: f64::INFINITY, latency_secs: 0.0 };
+    const FREE: Link = Link {
+        label: "free",
+        bytes_per_sec: f64::INFINITY,
+        latency_secs: 0.0,
+    };
 
     fn link(bytes_per_sec: f64) -> Link {
-        Link { bytes_per_sec, ..FREE }
+        Link {
+            bytes_per_sec,
+            ..FREE
+        }
     }
 
     fn cluster(ranks: usize) -> Cluster {
-        Cluster { ranks, ranks_per_node: 4, inside: link(100.0), between: link(10.0) }
+        Cluster {
+            ranks,
+            ranks_per_node: 4,
+            inside: link(100.0),
+            between: link(10.0),
+        }
     }
 
     fn work() -> StepWork {
@@ -176,21 +207,31 @@ mod tests {
     #[track_caller]
     fn near(found: f64, expected: f64) {
         // The hand-computed values leave out the few microseconds of the calls.
-        assert!((found - expected).abs() < 1e-3, "found {found}, expected {expected}");
+        assert!(
+            (found - expected).abs() < 1e-3,
+            "found {found}, expected {expected}"
+        );
     }
 
     #[test]
     fn one_rank_sends_nothing() {
         for sharding in [Sharding::Once, Sharding::Each, Sharding::None] {
             let alone = predict(&cluster(1), &work(), sharding, false);
-            assert_eq!((alone.sent_bytes, alone.waiting_secs, alone.efficiency), (0.0, 0.0, 1.0));
+            assert_eq!(
+                (alone.sent_bytes, alone.waiting_secs, alone.efficiency),
+                (0.0, 0.0, 1.0)
+            );
             near(alone.step_secs, 16.0);
         }
     }
 
     #[test]
     fn a_free_network_costs_nothing() {
-        let free = Cluster { inside: FREE, between: FREE, ..cluster(1024) };
+        let free = Cluster {
+            inside: FREE,
+            between: FREE,
+            ..cluster(1024)
+        };
         for overlap in [false, true] {
             let found = predict(&free, &work(), Sharding::Each, overlap);
             near(found.step_secs, 16.0);
@@ -206,12 +247,24 @@ mod tests {
         near(cluster(4).scatter_secs(400.0), 3.0);
         // Three machines of four: 3 s inside; then a fourth of the message, 100 B, of which two
         // thirds at 10 B/s.
-        near(cluster(12).scatter_secs(400.0), 3.0 + 100.0 * 2.0 / 3.0 / 10.0);
+        near(
+            cluster(12).scatter_secs(400.0),
+            3.0 + 100.0 * 2.0 / 3.0 / 10.0,
+        );
         // With any hierarchy a rank sends (R - 1) / R of the message.
         for ranks in [1, 2, 4, 8, 12, 1024] {
-            near(cluster(ranks).sent_bytes(400.0), 400.0 * (ranks - 1) as f64 / ranks as f64);
+            near(
+                cluster(ranks).sent_bytes(400.0),
+                400.0 * (ranks - 1) as f64 / ranks as f64,
+            );
         }
-        let slow = Cluster { inside: Link { latency_secs: 0.5, ..FREE }, ..cluster(4) };
+        let slow = Cluster {
+            inside: Link {
+                latency_secs: 0.5,
+                ..FREE
+            },
+            ..cluster(4)
+        };
         near(slow.scatter_secs(400.0), 3.0 * 0.5);
     }
 
@@ -219,32 +272,64 @@ mod tests {
     fn what_is_not_hidden_is_waited_for() {
         // Four ranks of a machine: the gradients take 3 s in 4 buckets, the weights 1.5 s in 2.
         let four = cluster(4);
-        near(predict(&four, &work(), Sharding::Once, false).step_secs, 16.0 + 3.0 + 1.5);
-        near(predict(&four, &work(), Sharding::Each, false).step_secs, 16.0 + 5.0 * 3.0 + 1.5);
+        near(
+            predict(&four, &work(), Sharding::Once, false).step_secs,
+            16.0 + 3.0 + 1.5,
+        );
+        near(
+            predict(&four, &work(), Sharding::Each, false).step_secs,
+            16.0 + 5.0 * 3.0 + 1.5,
+        );
         // A backward pass of 2 s hides all but 1 s, more than the last bucket's 0.75 s.
-        near(predict(&four, &work(), Sharding::Once, true).step_secs, 16.0 + 1.0 + 1.5);
-        near(predict(&four, &work(), Sharding::Each, true).step_secs, 16.0 + 5.0 + 1.5);
+        near(
+            predict(&four, &work(), Sharding::Once, true).step_secs,
+            16.0 + 1.0 + 1.5,
+        );
+        near(
+            predict(&four, &work(), Sharding::Each, true).step_secs,
+            16.0 + 5.0 + 1.5,
+        );
         // With long passes only the last bucket of the gradients is not hidden.
-        let long = StepWork { micro_batch_secs: 300.0, ..work() };
-        near(predict(&four, &long, Sharding::Once, true).waiting_secs, 0.75 + 1.5);
+        let long = StepWork {
+            micro_batch_secs: 300.0,
+            ..work()
+        };
+        near(
+            predict(&four, &long, Sharding::Once, true).waiting_secs,
+            0.75 + 1.5,
+        );
     }
 
     #[test]
     fn traffic_of_once_does_not_depend_on_the_number_of_micro_batches() {
-        let many = StepWork { micro_batches: 50, ..work() };
-        let sent = |work: &StepWork, sharding| predict(&cluster(8), work, sharding, true).sent_bytes;
+        let many = StepWork {
+            micro_batches: 50,
+            ..work()
+        };
+        let sent =
+            |work: &StepWork, sharding| predict(&cluster(8), work, sharding, true).sent_bytes;
         near(sent(&work(), Sharding::Once), 600.0 * 7.0 / 8.0);
         near(sent(&many, Sharding::Once), 600.0 * 7.0 / 8.0);
-        near(sent(&many, Sharding::Each), (50.0 * 400.0 + 200.0) * 7.0 / 8.0);
+        near(
+            sent(&many, Sharding::Each),
+            (50.0 * 400.0 + 200.0) * 7.0 / 8.0,
+        );
         near(sent(&many, Sharding::None), 2.0 * 400.0 * 7.0 / 8.0);
     }
 
     #[test]
     fn efficiency_falls_with_ranks_and_rises_with_overlap() {
-        let of = |ranks, sharding, overlap| predict(&cluster(ranks), &work(), sharding, overlap).efficiency;
+        let of = |ranks, sharding, overlap| {
+            predict(&cluster(ranks), &work(), sharding, overlap).efficiency
+        };
         for sharding in [Sharding::Once, Sharding::Each, Sharding::None] {
-            let falling: Vec<f64> = [1, 2, 4, 8, 64, 1024].map(|ranks| of(ranks, sharding, false)).into();
-            assert!(falling.windows(2).all(|pair| pair[0] > pair[1]), "{falling:?}");
+            let falling: Vec<f64> = [1, 2, 4, 8, 64, 1024]
+                .map(|ranks| of(ranks, sharding, false))
+                .into();
+            assert!(
+                falling.windows(2).all(|pair| pair[0] > pair[1]),
+                "{falling:?}"
+            );
             assert!(of(1024, sharding, true) > of(1024, sharding, false));
         }
         assert!(of(64, Sharding::Once, true) > of(64, Sharding::Each, true));

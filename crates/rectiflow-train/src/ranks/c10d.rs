@@ -34,7 +34,12 @@ unsafe extern "C" {
         opened: *mut *mut RawStore,
     ) -> *mut c_char;
     fn rf_store_close(store: *mut RawStore);
-    fn rf_store_set(store: *mut RawStore, key: *const c_char, data: *const u8, length: usize) -> *mut c_char;
+    fn rf_store_set(
+        store: *mut RawStore,
+        key: *const c_char,
+        data: *const u8,
+        length: usize,
+    ) -> *mut c_char;
     fn rf_store_set_once(
         store: *mut RawStore,
         key: *const c_char,
@@ -62,8 +67,17 @@ unsafe extern "C" {
         opened: *mut *mut RawGroup,
     ) -> *mut c_char;
     fn rf_group_close(group: *mut RawGroup);
-    fn rf_all_reduce(group: *mut RawGroup, tensor: *mut C_tensor, begun: *mut *mut RawWork) -> *mut c_char;
-    fn rf_broadcast(group: *mut RawGroup, tensor: *mut C_tensor, from: c_int, begun: *mut *mut RawWork) -> *mut c_char;
+    fn rf_all_reduce(
+        group: *mut RawGroup,
+        tensor: *mut C_tensor,
+        begun: *mut *mut RawWork,
+    ) -> *mut c_char;
+    fn rf_broadcast(
+        group: *mut RawGroup,
+        tensor: *mut C_tensor,
+        from: c_int,
+        begun: *mut *mut RawWork,
+    ) -> *mut c_char;
     fn rf_reduce_scatter(
         group: *mut RawGroup,
         piece: *mut C_tensor,
@@ -123,11 +137,26 @@ unsafe impl Sync for Store {}
 impl Store {
     /// Connects to the store at `host:port`, trying for at most `timeout`, and serves it if
     /// `is_server`. All keys get `prefix`.
-    pub(crate) fn open(host: &str, port: u16, is_server: bool, timeout: Duration, prefix: &str) -> Outcome<Self> {
+    pub(crate) fn open(
+        host: &str,
+        port: u16,
+        is_server: bool,
+        timeout: Duration,
+        prefix: &str,
+    ) -> Outcome<Self> {
         let (host, prefix) = (c_string(host), c_string(prefix));
         // SAFETY: both texts outlive the call.
-        make(|made| unsafe { rf_store_open(host.as_ptr(), port, is_server, millis(timeout), prefix.as_ptr(), made) })
-            .map(Self)
+        make(|made| unsafe {
+            rf_store_open(
+                host.as_ptr(),
+                port,
+                is_server,
+                millis(timeout),
+                prefix.as_ptr(),
+                made,
+            )
+        })
+        .map(Self)
     }
 
     pub(crate) fn set(&self, key: &str, value: &[u8]) -> Outcome<()> {
@@ -141,7 +170,16 @@ impl Store {
         let (key, mut found) = (c_string(key), 0);
         let data = make(|made| {
             // SAFETY: as in `set`; `found` is written before the call returns.
-            unsafe { rf_store_set_once(self.0.as_ptr(), key.as_ptr(), value.as_ptr(), value.len(), &mut found, made) }
+            unsafe {
+                rf_store_set_once(
+                    self.0.as_ptr(),
+                    key.as_ptr(),
+                    value.as_ptr(),
+                    value.len(),
+                    &mut found,
+                    made,
+                )
+            }
         })?;
         Ok(taken(data, found))
     }
@@ -150,8 +188,15 @@ impl Store {
     pub(crate) fn get(&self, key: &str, timeout: Duration) -> Outcome<Vec<u8>> {
         let (key, mut found) = (c_string(key), 0);
         // SAFETY: as in `set`; `found` is written before the call returns.
-        let data =
-            make(|made| unsafe { rf_store_get(self.0.as_ptr(), key.as_ptr(), millis(timeout), &mut found, made) })?;
+        let data = make(|made| unsafe {
+            rf_store_get(
+                self.0.as_ptr(),
+                key.as_ptr(),
+                millis(timeout),
+                &mut found,
+                made,
+            )
+        })?;
         Ok(taken(data, found))
     }
 
@@ -218,7 +263,17 @@ impl Group {
         let (nccl, rank, ranks) = (transport == Transport::Nccl, rank as c_int, ranks as c_int);
         let open = |made| {
             // SAFETY: all texts outlive the call; the group keeps its own reference to the store.
-            unsafe { rf_group_open(store.0.as_ptr(), nccl, rank, ranks, interface.as_ptr(), address.as_ptr(), made) }
+            unsafe {
+                rf_group_open(
+                    store.0.as_ptr(),
+                    nccl,
+                    rank,
+                    ranks,
+                    interface.as_ptr(),
+                    address.as_ptr(),
+                    made,
+                )
+            }
         };
         make(open).map(Self)
     }
@@ -226,13 +281,22 @@ impl Group {
     /// Begins to sum a contiguous tensor over all ranks, in place.
     pub(crate) fn all_reduce(&self, tensor: &Tensor) -> Outcome<Work> {
         // SAFETY: the group and the tensor are valid; the work keeps a reference to the tensor.
-        make(|made| unsafe { rf_all_reduce(self.0.as_ptr(), tensor.as_ptr().cast_mut(), made) }).map(Work)
+        make(|made| unsafe { rf_all_reduce(self.0.as_ptr(), tensor.as_ptr().cast_mut(), made) })
+            .map(Work)
     }
 
     /// Begins to copy a contiguous tensor of rank `from` to all ranks, in place.
     pub(crate) fn broadcast(&self, tensor: &Tensor, from: usize) -> Outcome<Work> {
         // SAFETY: as in `all_reduce`.
-        make(|made| unsafe { rf_broadcast(self.0.as_ptr(), tensor.as_ptr().cast_mut(), from as c_int, made) }).map(Work)
+        make(|made| unsafe {
+            rf_broadcast(
+                self.0.as_ptr(),
+                tensor.as_ptr().cast_mut(),
+                from as c_int,
+                made,
+            )
+        })
+        .map(Work)
     }
 
     /// Begins to store in `piece` `[k]` this rank's piece of `all` `[R k]`, summed over all ranks.

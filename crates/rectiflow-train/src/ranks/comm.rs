@@ -115,7 +115,13 @@ impl Comm {
     }
 
     fn new(rank: RankOf, machine: Range<usize>, peers: Option<Peers>) -> Self {
-        Self { rank, machine, peers, traffic: Counter::default(), spare: SpareMemory::default() }
+        Self {
+            rank,
+            machine,
+            peers,
+            traffic: Counter::default(),
+            spare: SpareMemory::default(),
+        }
     }
 
     /// Returns whether this is a single rank, which exchanges nothing.
@@ -142,13 +148,20 @@ impl Comm {
     /// Reports what this rank is doing until the returned value is dropped, so that other ranks can
     /// name it. They wait for it no longer than the time-out.
     pub fn work(&self, what: impl FnOnce() -> String) -> Doing<'_> {
-        Doing { _begun: self.peers.as_ref().map(|peers| peers.pulse.work(what())) }
+        Doing {
+            _begun: self.peers.as_ref().map(|peers| peers.pulse.work(what())),
+        }
     }
 
     /// Like [`Self::work`], for tasks that may take longer than the time-out: files, pictures, the
     /// test loss.
     pub fn long(&self, what: &str) -> Doing<'_> {
-        Doing { _begun: self.peers.as_ref().map(|peers| peers.pulse.long(what.to_owned())) }
+        Doing {
+            _begun: self
+                .peers
+                .as_ref()
+                .map(|peers| peers.pulse.long(what.to_owned())),
+        }
     }
 
     /// Returns the traffic since the last call, and resets it.
@@ -167,9 +180,14 @@ impl Comm {
     /// # Errors
     /// [`Error::Collective`].
     pub fn begin_all_reduce(&self, bucket: Tensor) -> Result<Pending> {
-        let Some(peers) = &self.peers else { return Ok(Pending::done(Collective::AllReduce, bucket)) };
+        let Some(peers) = &self.peers else {
+            return Ok(Pending::done(Collective::AllReduce, bucket));
+        };
         let (work, ranks) = (peers.group()?.all_reduce(&bucket), self.rank.ranks as u64);
-        self.traffic.add_bytes(Collective::AllReduce, 2 * bytes_of(&bucket) * (ranks - 1) / ranks);
+        self.traffic.add_bytes(
+            Collective::AllReduce,
+            2 * bytes_of(&bucket) * (ranks - 1) / ranks,
+        );
         self.begun(Collective::AllReduce, bucket.shallow_clone(), bucket, work)
     }
 
@@ -186,10 +204,19 @@ impl Comm {
     /// # Errors
     /// [`Error::Collective`].
     pub fn broadcast(&self, tensor: &Tensor, from: usize) -> Result<()> {
-        let Some(peers) = &self.peers else { return Ok(()) };
-        self.finish(Collective::Broadcast, tensor, peers.group()?.broadcast(tensor, from))?;
+        let Some(peers) = &self.peers else {
+            return Ok(());
+        };
+        self.finish(
+            Collective::Broadcast,
+            tensor,
+            peers.group()?.broadcast(tensor, from),
+        )?;
         let ranks = self.rank.ranks as u64;
-        self.traffic.add_bytes(Collective::Broadcast, bytes_of(tensor) * (ranks - 1) / ranks);
+        self.traffic.add_bytes(
+            Collective::Broadcast,
+            bytes_of(tensor) * (ranks - 1) / ranks,
+        );
         Ok(())
     }
 
@@ -198,9 +225,14 @@ impl Comm {
     /// # Errors
     /// [`Error::Collective`].
     pub fn begin_reduce_scatter(&self, bucket: Tensor) -> Result<Pending> {
-        let Some(peers) = &self.peers else { return Ok(Pending::done(Collective::ReduceScatter, bucket)) };
+        let Some(peers) = &self.peers else {
+            return Ok(Pending::done(Collective::ReduceScatter, bucket));
+        };
         let (group, ranks) = (peers.group()?, self.rank.ranks as i64);
-        self.traffic.add_bytes(Collective::ReduceScatter, bytes_of(&bucket) / ranks as u64 * (ranks as u64 - 1));
+        self.traffic.add_bytes(
+            Collective::ReduceScatter,
+            bytes_of(&bucket) / ranks as u64 * (ranks as u64 - 1),
+        );
         let (len, kind, device) = (bucket.numel() as i64, bucket.kind(), bucket.device());
         if peers.transport == Transport::Nccl {
             let found = Tensor::empty([len / ranks], (kind, device));
@@ -219,7 +251,11 @@ impl Comm {
     ///
     /// # Errors
     /// [`Error::Collective`].
-    pub fn end_reduce_scatter(&self, mut pending: Pending, take: impl FnOnce(&Tensor)) -> Result<()> {
+    pub fn end_reduce_scatter(
+        &self,
+        mut pending: Pending,
+        take: impl FnOnce(&Tensor),
+    ) -> Result<()> {
         self.wait_pending(&mut pending)?;
         no_grad(|| {
             let Some(spare) = pending.spare.take() else {
@@ -247,7 +283,10 @@ impl Comm {
             return Ok(Pending::done(Collective::AllGather, piece));
         };
         let work = peers.group()?.all_gather(all, &piece);
-        self.traffic.add_bytes(Collective::AllGather, bytes_of(&piece) * (self.rank.ranks as u64 - 1));
+        self.traffic.add_bytes(
+            Collective::AllGather,
+            bytes_of(&piece) * (self.rank.ranks as u64 - 1),
+        );
         self.begun(Collective::AllGather, piece, all.shallow_clone(), work)
     }
 
@@ -267,16 +306,30 @@ impl Comm {
         work: std::result::Result<Work, String>,
     ) -> Result<Pending> {
         let work = work.map_err(|reason| self.failed(collective, &sent, reason))?;
-        Ok(Pending { collective, work: Some(work), sent, found, spare: None, began: Instant::now() })
+        Ok(Pending {
+            collective,
+            work: Some(work),
+            sent,
+            found,
+            spare: None,
+            began: Instant::now(),
+        })
     }
 
     /// Returns the `piece` `[k]` of every rank as `[R, k]`, on the device of small messages.
     pub(crate) fn gather(&self, piece: &Tensor) -> Result<Tensor> {
-        let Some(peers) = &self.peers else { return Ok(piece.view([1, -1])) };
+        let Some(peers) = &self.peers else {
+            return Ok(piece.view([1, -1]));
+        };
         let (ranks, piece) = (self.rank.ranks as i64, piece.to_device(peers.device));
         let all = Tensor::empty([ranks * piece.size()[0]], (piece.kind(), piece.device()));
-        self.finish(Collective::AllGather, &piece, peers.group()?.all_gather(&all, &piece))?;
-        self.traffic.add_bytes(Collective::AllGather, bytes_of(&piece) * (ranks as u64 - 1));
+        self.finish(
+            Collective::AllGather,
+            &piece,
+            peers.group()?.all_gather(&all, &piece),
+        )?;
+        self.traffic
+            .add_bytes(Collective::AllGather, bytes_of(&piece) * (ranks as u64 - 1));
         Ok(all.view([ranks, -1]))
     }
 
@@ -285,17 +338,30 @@ impl Comm {
     /// # Errors
     /// [`Error::Collective`].
     pub fn barrier(&self) -> Result<()> {
-        let Some(peers) = &self.peers else { return Ok(()) };
+        let Some(peers) = &self.peers else {
+            return Ok(());
+        };
         let nothing = Tensor::zeros([1], (Kind::Float, peers.device));
-        self.finish(Collective::Barrier, &nothing, peers.group()?.all_reduce(&nothing))
+        self.finish(
+            Collective::Barrier,
+            &nothing,
+            peers.group()?.all_reduce(&nothing),
+        )
     }
 
     /// Tells the other ranks that this one ends because of `error`, unless they already know or end
     /// for the same reason.
     pub fn abandon(&self, error: &Error) {
         let Some(peers) = &self.peers else { return };
-        if !matches!(error, Error::Stopped { .. } | Error::Collective { .. } | Error::OtherRank { .. }) {
-            peers.pulse.tell(format!("rank {} failed {}: {error}", self.rank.rank, peers.pulse.last_begun()));
+        if !matches!(
+            error,
+            Error::Stopped { .. } | Error::Collective { .. } | Error::OtherRank { .. }
+        ) {
+            peers.pulse.tell(format!(
+                "rank {} failed {}: {error}",
+                self.rank.rank,
+                peers.pulse.last_begun()
+            ));
         }
         peers.break_down();
         if peers.serves_store {
@@ -304,20 +370,36 @@ impl Comm {
     }
 
     /// Waits for a collective and reports that this rank is waiting.
-    fn finish(&self, collective: Collective, tensor: &Tensor, work: std::result::Result<Work, String>) -> Result<()> {
-        let mut pending = self.begun(collective, tensor.shallow_clone(), tensor.shallow_clone(), work)?;
+    fn finish(
+        &self,
+        collective: Collective,
+        tensor: &Tensor,
+        work: std::result::Result<Work, String>,
+    ) -> Result<()> {
+        let mut pending = self.begun(
+            collective,
+            tensor.shallow_clone(),
+            tensor.shallow_clone(),
+            work,
+        )?;
         self.waiting(collective, || self.wait_pending(&mut pending))
     }
 
     /// Waits for a collective, on any thread.
     fn wait_pending(&self, pending: &mut Pending) -> Result<()> {
-        let (Some(peers), Some(work)) = (&self.peers, pending.work.take()) else { return Ok(()) };
-        peers.wait(work, pending.began).map_err(|reason| self.failed(pending.collective, &pending.sent, reason))
+        let (Some(peers), Some(work)) = (&self.peers, pending.work.take()) else {
+            return Ok(());
+        };
+        peers
+            .wait(work, pending.began)
+            .map_err(|reason| self.failed(pending.collective, &pending.sent, reason))
     }
 
     /// Calls `wait`, which waits in a collective, and reports and times it.
     pub(crate) fn waiting<T>(&self, collective: Collective, wait: impl FnOnce() -> T) -> T {
-        let Some(peers) = &self.peers else { return wait() };
+        let Some(peers) = &self.peers else {
+            return wait();
+        };
         let began = Instant::now();
         let _doing = peers.pulse.wait_in(collective.name());
         let found = wait();
@@ -340,7 +422,13 @@ impl Comm {
                 reason
             }
         };
-        Error::Collective { collective: collective.name(), rank, ranks, bytes: bytes_of(tensor), reason }
+        Error::Collective {
+            collective: collective.name(),
+            rank,
+            ranks,
+            bytes: bytes_of(tensor),
+            reason,
+        }
     }
 }
 
@@ -348,7 +436,14 @@ impl Pending {
     /// Returns a completed collective of a single rank.
     fn done(collective: Collective, tensor: Tensor) -> Self {
         let found = tensor.shallow_clone();
-        Self { collective, work: None, sent: tensor, found, spare: None, began: Instant::now() }
+        Self {
+            collective,
+            work: None,
+            sent: tensor,
+            found,
+            spare: None,
+            began: Instant::now(),
+        }
     }
 }
 
@@ -359,8 +454,13 @@ impl Peers {
     /// [`Error::Launch`] if a rank does not start in time, the port is in use, or the build lacks
     /// NCCL for GPUs.
     fn open(launch: &Launch, device: Device, config: &RanksConfig) -> Result<Self> {
-        let Rendezvous { group, transport, store, pulse_store, serves_store } =
-            Rendezvous::open(launch, device, config)?;
+        let Rendezvous {
+            group,
+            transport,
+            store,
+            pulse_store,
+            serves_store,
+        } = Rendezvous::open(launch, device, config)?;
         Ok(Self {
             group: Some(group),
             transport,
@@ -378,8 +478,13 @@ impl Peers {
     /// # Errors
     /// [`Error::Launch`] once a collective has failed.
     fn group(&self) -> Result<&Group> {
-        let broken = || Error::Launch { reason: "a collective has already failed: this process should end".to_owned() };
-        self.group.as_ref().filter(|_| !self.broken.load(Ordering::SeqCst)).ok_or_else(broken)
+        let broken = || Error::Launch {
+            reason: "a collective has already failed: this process should end".to_owned(),
+        };
+        self.group
+            .as_ref()
+            .filter(|_| !self.broken.load(Ordering::SeqCst))
+            .ok_or_else(broken)
     }
 
     /// Prevents all further collectives.

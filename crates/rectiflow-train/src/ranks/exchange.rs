@@ -26,7 +26,10 @@ use crate::{
         reduce::{Reduced, Reducer},
         traffic::Collective,
     },
-    state::{TrainState, ema, flat::FlatParameters, gradient_vector::GradientVector, layout::Group, workers::Workers},
+    state::{
+        TrainState, ema, flat::FlatParameters, gradient_vector::GradientVector, layout::Group,
+        workers::Workers,
+    },
 };
 
 /// The exchange of gradients, new values and numbers between the ranks of a run.
@@ -114,7 +117,11 @@ struct StepNumbers {
 
 impl StepNumbers {
     fn to_numbers(&self) -> Vec<f64> {
-        let RankReport { stop, is_written, busy } = self.report;
+        let RankReport {
+            stop,
+            is_written,
+            busy,
+        } = self.report;
         let flag = |is_set: bool| f64::from(u8::from(is_set));
         let mut numbers = vec![flag(stop), flag(is_written), busy, self.loss];
         numbers.extend(&self.square_norms);
@@ -125,20 +132,39 @@ impl StepNumbers {
         let [stop, is_written, busy, loss, square_norms @ ..] = numbers else {
             unreachable!("all ranks run the same program, which exchanges at least four numbers");
         };
-        let report = RankReport { stop: *stop > 0.0, is_written: *is_written > 0.0, busy: *busy };
-        Self { report, loss: *loss, square_norms: square_norms.to_vec() }
+        let report = RankReport {
+            stop: *stop > 0.0,
+            is_written: *is_written > 0.0,
+            busy: *busy,
+        };
+        Self {
+            report,
+            loss: *loss,
+            square_norms: square_norms.to_vec(),
+        }
     }
 }
 
 /// Returns the share of the parameters that this rank owns.
 pub(crate) fn share(comm: &Comm, sharding: Sharding) -> RankOf {
-    if sharding == Sharding::None { RankOf::ONLY } else { comm.rank() }
+    if sharding == Sharding::None {
+        RankOf::ONLY
+    } else {
+        comm.rank()
+    }
 }
 
 impl<'a> Exchange<'a> {
     /// Returns the exchange for steps whose gradients are reduced once.
     pub(crate) fn new(comm: &'a Comm, sharding: Sharding) -> Self {
-        Self { comm, sharding, round: usize::MAX, rounds: 1, order: RefCell::default(), gathers: RefCell::default() }
+        Self {
+            comm,
+            sharding,
+            round: usize::MAX,
+            rounds: 1,
+            order: RefCell::default(),
+            gathers: RefCell::default(),
+        }
     }
 
     /// Adapts the exchange to the steps of an order; this rank processes `width` micro-batches
@@ -150,9 +176,14 @@ impl<'a> Exchange<'a> {
         if self.sharding == Sharding::Each && self.splits() {
             // All ranks must reduce equally often, so the narrowest decides.
             let widths = self.comm.gather_number(width as f64)?;
-            self.round = widths.into_iter().map(|width| width as usize).min().unwrap_or(1);
+            self.round = widths
+                .into_iter()
+                .map(|width| width as usize)
+                .min()
+                .unwrap_or(1);
             let lanes = order.lanes();
-            let most = lanes.div_ceil(self.comm.rank().ranks) * (order.settings().micro_batches / lanes);
+            let most =
+                lanes.div_ceil(self.comm.rank().ranks) * (order.settings().micro_batches / lanes);
             self.rounds = most.div_ceil(self.round);
         }
         Ok(self)
@@ -172,7 +203,12 @@ impl<'a> Exchange<'a> {
     /// Returns an empty sum.
     pub(crate) fn begin(&self, parameters: &FlatParameters) -> StepGradients {
         let own = self.splits().then(|| parameters.masters.zeros_like());
-        StepGradients { own, whole: None, rounds: 0, order: Vec::new() }
+        StepGradients {
+            own,
+            whole: None,
+            rounds: 0,
+            order: Vec::new(),
+        }
     }
 
     /// Calls `work`, which processes `micro_batches`, and sums their gradients over all ranks. Each
@@ -219,16 +255,24 @@ impl<'a> Exchange<'a> {
         parameters: &FlatParameters,
         work: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Reduced> {
-        let collective = if self.splits() { Collective::ReduceScatter } else { Collective::AllReduce };
+        let collective = if self.splits() {
+            Collective::ReduceScatter
+        } else {
+            Collective::AllReduce
+        };
         thread::scope(|scope| {
             let thread = scope.spawn(|| reducer.run());
             let worked = work();
             parameters.gradients.stop_notifying();
             let began = Instant::now();
-            let reduced = self.comm.waiting(collective, || thread.join()).unwrap_or_else(|panic| resume_unwind(panic));
+            let reduced = self
+                .comm
+                .waiting(collective, || thread.join())
+                .unwrap_or_else(|panic| resume_unwind(panic));
             worked?;
             let reduced = reduced?;
-            self.comm.note_hidden((reduced.secs - began.elapsed().as_secs_f64()).max(0.0));
+            self.comm
+                .note_hidden((reduced.secs - began.elapsed().as_secs_f64()).max(0.0));
             Ok(reduced)
         })
     }
@@ -245,7 +289,8 @@ impl<'a> Exchange<'a> {
         if self.order.borrow().is_none() && self.comm.rank().ranks > 1 {
             let seen: Vec<f64> = seen.iter().map(|&bucket| bucket as f64).collect();
             let first = self.comm.gather_numbers(&seen)?.swap_remove(0);
-            *self.order.borrow_mut() = Some(first.into_iter().map(|bucket| bucket as usize).collect());
+            *self.order.borrow_mut() =
+                Some(first.into_iter().map(|bucket| bucket as usize).collect());
         }
         Ok(())
     }
@@ -258,7 +303,11 @@ impl<'a> Exchange<'a> {
         parameters: &FlatParameters,
         report: RankReport,
     ) -> Result<(Passes, StepConsensus)> {
-        let Summed { loss, samples, mut gradients } = summed;
+        let Summed {
+            loss,
+            samples,
+            mut gradients,
+        } = summed;
         // A rank with fewer micro-batches than others has nothing to add, but must still take part
         // and sum its piece.
         while gradients.rounds < self.rounds {
@@ -269,9 +318,16 @@ impl<'a> Exchange<'a> {
         let gradients = own.or(gradients.whole).expect("all micro-batches are done");
         let groups = &parameters.groups;
         let square_norm = |group: &Group| gradients.square_norm(&parameters.own_part(&group.range));
-        let own = StepNumbers { report, loss, square_norms: groups.iter().map(square_norm).collect() };
+        let own = StepNumbers {
+            report,
+            loss,
+            square_norms: groups.iter().map(square_norm).collect(),
+        };
         let all = self.comm.gather_numbers(&own.to_numbers())?;
-        let all: Vec<StepNumbers> = all.iter().map(|numbers| StepNumbers::from_numbers(numbers)).collect();
+        let all: Vec<StepNumbers> = all
+            .iter()
+            .map(|numbers| StepNumbers::from_numbers(numbers))
+            .collect();
 
         let consensus = StepConsensus {
             stop: all.iter().any(|rank| rank.report.stop),
@@ -335,13 +391,17 @@ impl<'a> Exchange<'a> {
             return Ok(());
         }
         self.comm.waiting(Collective::AllGather, || {
-            gathers.into_iter().try_for_each(|pending| self.comm.end_all_gather(pending))
+            gathers
+                .into_iter()
+                .try_for_each(|pending| self.comm.end_all_gather(pending))
         })
     }
 
     /// Swaps masters and average on all ranks. Calling it twice restores both.
     pub(crate) fn swap_average(&self, state: &TrainState, workers: &Workers) -> Result<()> {
-        let Some(average) = &state.average else { return Ok(()) };
+        let Some(average) = &state.average else {
+            return Ok(());
+        };
         ema::swap(&state.parameters.masters, average, workers);
         self.publish(&state.parameters)?;
         self.wait_gathers()
@@ -355,9 +415,17 @@ mod tests {
     #[test]
     fn what_ranks_exchange_comes_back_as_it_was() {
         for (stop, is_written) in [(true, false), (false, true)] {
-            let report = RankReport { stop, is_written, busy: 0.1 + 0.2 };
+            let report = RankReport {
+                stop,
+                is_written,
+                busy: 0.1 + 0.2,
+            };
             for square_norms in [vec![], vec![1e300, f64::INFINITY]] {
-                let numbers = StepNumbers { report, loss: 0.5, square_norms };
+                let numbers = StepNumbers {
+                    report,
+                    loss: 0.5,
+                    square_norms,
+                };
                 assert_eq!(StepNumbers::from_numbers(&numbers.to_numbers()), numbers);
             }
         }

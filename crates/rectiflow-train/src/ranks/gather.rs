@@ -20,9 +20,14 @@ impl Comm {
     /// [`crate::error::Error::Collective`].
     pub fn all_gather(&self, vector: &Tensor, partition: &Partition) -> Result<()> {
         let own = |bucket: &Bucket| narrow(vector, &bucket.of(self.rank().rank));
-        self.gather_buckets(partition, (vector.kind(), vector.device()), own, |bucket, all| {
-            write_to(&narrow(vector, &bucket.range), &all);
-        })
+        self.gather_buckets(
+            partition,
+            (vector.kind(), vector.device()),
+            own,
+            |bucket, all| {
+                write_to(&narrow(vector, &bucket.range), &all);
+            },
+        )
     }
 
     /// Returns on rank 0 the whole vector `[n]`, of which every rank holds its part in `own`, in
@@ -34,14 +39,21 @@ impl Comm {
         if partition.ranks() == 1 {
             return Ok(self.is_first().then(|| own.shallow_clone()));
         }
-        let vector = self.is_first().then(|| Tensor::empty([partition.len()], (own.kind(), Device::Cpu)));
+        let vector = self
+            .is_first()
+            .then(|| Tensor::empty([partition.len()], (own.kind(), Device::Cpu)));
         let mut pieces = partition.pieces(self.rank());
         let piece = |_: &Bucket| narrow(own, &pieces.next().expect("every bucket has a piece").own);
-        self.gather_buckets(partition, (own.kind(), own.device()), piece, |bucket, all| {
-            if let Some(vector) = &vector {
-                write_to(&narrow(vector, &bucket.range), &all);
-            }
-        })?;
+        self.gather_buckets(
+            partition,
+            (own.kind(), own.device()),
+            piece,
+            |bucket, all| {
+                if let Some(vector) = &vector {
+                    write_to(&narrow(vector, &bucket.range), &all);
+                }
+            },
+        )?;
         Ok(vector)
     }
 
@@ -66,7 +78,10 @@ impl Comm {
             let all = narrow(&spare, &(0..len));
             let pending = self.begin_all_gather(&all, piece)?;
             self.waiting(Collective::AllGather, || self.end_all_gather(pending))?;
-            take(bucket, narrow(&all, &(0..bucket.range.end - bucket.range.start)));
+            take(
+                bucket,
+                narrow(&all, &(0..bucket.range.end - bucket.range.start)),
+            );
             self.spare.release(spare);
         }
         Ok(())

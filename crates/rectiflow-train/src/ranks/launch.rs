@@ -43,7 +43,11 @@ pub struct RanksConfig {
 
 impl Default for RanksConfig {
     fn default() -> Self {
-        Self { sharding: Sharding::Once, timeout_secs: 60, start_secs: 600 }
+        Self {
+            sharding: Sharding::Once,
+            timeout_secs: 60,
+            start_secs: 600,
+        }
     }
 }
 
@@ -51,10 +55,16 @@ impl RanksConfig {
     /// Returns the problems of these settings as (key, reason) pairs.
     pub(crate) fn problems(&self) -> Vec<(String, String)> {
         let mut problems = Vec::new();
-        for (key, value) in [("timeout_secs", self.timeout_secs), ("start_secs", self.start_secs)] {
+        for (key, value) in [
+            ("timeout_secs", self.timeout_secs),
+            ("start_secs", self.start_secs),
+        ] {
             // At most a year, which does not overflow 64-bit milliseconds.
             if !(1..=31_536_000).contains(&value) {
-                problems.push((format!("ranks.{key}"), format!("expected 1 to 31536000, found {value}")));
+                problems.push((
+                    format!("ranks.{key}"),
+                    format!("expected 1 to 31536000, found {value}"),
+                ));
             }
         }
         problems
@@ -87,7 +97,13 @@ pub struct Launch {
 }
 
 /// Variables that every launcher must set.
-const VARIABLES: [&str; 5] = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"];
+const VARIABLES: [&str; 5] = [
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+];
 /// Variable that torchrun sets in addition.
 const LOCAL_RANKS: &str = "LOCAL_WORLD_SIZE";
 
@@ -97,8 +113,12 @@ impl Launch {
     /// # Errors
     /// [`Error::Launch`] that names the missing or invalid variables.
     pub fn from_environment(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Self>> {
-        let environment = Environment { variable: &variable };
-        let Some(rank) = environment.rank()? else { return Ok(None) };
+        let environment = Environment {
+            variable: &variable,
+        };
+        let Some(rank) = environment.rank()? else {
+            return Ok(None);
+        };
         environment.check_complete()?;
         let local_rank = environment.number("LOCAL_RANK")?;
         if local_rank > rank.rank {
@@ -121,8 +141,18 @@ impl Launch {
     /// Returns the variables that make a process rank `rank` of `ranks` on this machine, with the
     /// store at `port`.
     pub fn local_environment(rank: usize, ranks: usize, port: u16) -> Vec<(&'static str, String)> {
-        let values = [rank.to_string(), ranks.to_string(), rank.to_string(), "127.0.0.1".to_owned(), port.to_string()];
-        VARIABLES.into_iter().zip(values).chain([(LOCAL_RANKS, ranks.to_string())]).collect()
+        let values = [
+            rank.to_string(),
+            ranks.to_string(),
+            rank.to_string(),
+            "127.0.0.1".to_owned(),
+            port.to_string(),
+        ];
+        VARIABLES
+            .into_iter()
+            .zip(values)
+            .chain([(LOCAL_RANKS, ranks.to_string())])
+            .collect()
     }
 }
 
@@ -137,15 +167,23 @@ impl Environment<'_> {
         match self.missing(&["RANK", "WORLD_SIZE"])[..] {
             ["RANK", "WORLD_SIZE"] => return Ok(None),
             [missing] => {
-                let other = if missing == "RANK" { "WORLD_SIZE" } else { "RANK" };
+                let other = if missing == "RANK" {
+                    "WORLD_SIZE"
+                } else {
+                    "RANK"
+                };
                 let all = VARIABLES.join(", ");
-                return Err(refused(format!("{other} is set and {missing} is not; set all of {all}, or none")));
+                return Err(refused(format!(
+                    "{other} is set and {missing} is not; set all of {all}, or none"
+                )));
             }
             _ => {}
         }
         let (rank, ranks) = (self.number("RANK")?, self.number("WORLD_SIZE")?);
         if rank >= ranks {
-            return Err(refused(format!("RANK = {rank} and WORLD_SIZE = {ranks}: ranks are counted from 0")));
+            return Err(refused(format!(
+                "RANK = {rank} and WORLD_SIZE = {ranks}: ranks are counted from 0"
+            )));
         }
         Ok((ranks > 1).then_some(RankOf { rank, ranks }))
     }
@@ -156,7 +194,9 @@ impl Environment<'_> {
             return Ok(());
         }
         let (missing, all) = (missing.join(", "), VARIABLES.join(", "));
-        Err(refused(format!("RANK and WORLD_SIZE are set, but not {missing}; set all of {all}")))
+        Err(refused(format!(
+            "RANK and WORLD_SIZE are set, but not {missing}; set all of {all}"
+        )))
     }
 
     /// Returns the ranks on this machine, as set by the launcher.
@@ -179,13 +219,20 @@ impl Environment<'_> {
     }
 
     fn port(&self) -> Result<u16> {
-        let port = self.text("MASTER_PORT").trim().parse().ok().filter(|port| *port > 0);
+        let port = self
+            .text("MASTER_PORT")
+            .trim()
+            .parse()
+            .ok()
+            .filter(|port| *port > 0);
         port.ok_or_else(|| refused("MASTER_PORT: expected a port, 1 to 65535".to_owned()))
     }
 
     fn number(&self, name: &str) -> Result<usize> {
         let text = self.text(name);
-        text.trim().parse().map_err(|_| refused(format!("{name}: expected a number, found \"{text}\"")))
+        text.trim()
+            .parse()
+            .map_err(|_| refused(format!("{name}: expected a number, found \"{text}\"")))
     }
 
     /// Returns the value of a variable; empty if it is not set.
@@ -194,7 +241,11 @@ impl Environment<'_> {
     }
 
     fn missing<'n>(&self, names: &[&'n str]) -> Vec<&'n str> {
-        names.iter().copied().filter(|name| (self.variable)(name).is_none()).collect()
+        names
+            .iter()
+            .copied()
+            .filter(|name| (self.variable)(name).is_none())
+            .collect()
     }
 }
 
@@ -207,36 +258,65 @@ mod tests {
     use super::*;
 
     fn read(variables: &[(&str, &str)]) -> Result<Option<Launch>> {
-        let find =
-            |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
+        let find = |name: &str| {
+            variables
+                .iter()
+                .find(|(known, _)| *known == name)
+                .map(|(_, value)| (*value).to_owned())
+        };
         Launch::from_environment(find)
     }
 
-    const GOOD: [(&str, &str); 5] =
-        [("RANK", "5"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "1"), ("MASTER_ADDR", "node0"), ("MASTER_PORT", "29500")];
+    const GOOD: [(&str, &str); 5] = [
+        ("RANK", "5"),
+        ("WORLD_SIZE", "8"),
+        ("LOCAL_RANK", "1"),
+        ("MASTER_ADDR", "node0"),
+        ("MASTER_PORT", "29500"),
+    ];
 
     #[test]
     fn no_launcher_and_one_process_are_alone() {
         assert_eq!(read(&[]).expect("fine"), None);
         assert_eq!(read(&[("MASTER_ADDR", "left over")]).expect("fine"), None);
-        assert_eq!(read(&[("RANK", "0"), ("WORLD_SIZE", "1")]).expect("fine"), None);
+        assert_eq!(
+            read(&[("RANK", "0"), ("WORLD_SIZE", "1")]).expect("fine"),
+            None
+        );
     }
 
     #[test]
     fn a_launcher_says_who_is_who() {
         let launch = read(&GOOD).expect("fine").expect("one of several");
-        assert_eq!((launch.rank, launch.local_rank), (RankOf { rank: 5, ranks: 8 }, 1));
-        assert_eq!((launch.host.as_str(), launch.port, launch.store_is_launchers), ("node0", 29500, false));
+        assert_eq!(
+            (launch.rank, launch.local_rank),
+            (RankOf { rank: 5, ranks: 8 }, 1)
+        );
+        assert_eq!(
+            (launch.host.as_str(), launch.port, launch.store_is_launchers),
+            ("node0", 29500, false)
+        );
         assert_eq!(launch.machine, 5..6);
-        let torchrun =
-            [("TORCHELASTIC_USE_AGENT_STORE", "True"), ("TORCHELASTIC_RESTART_COUNT", "2"), ("LOCAL_WORLD_SIZE", "4")];
-        let launch = read(&[&GOOD[..], &torchrun].concat()).expect("fine").expect("one of several");
+        let torchrun = [
+            ("TORCHELASTIC_USE_AGENT_STORE", "True"),
+            ("TORCHELASTIC_RESTART_COUNT", "2"),
+            ("LOCAL_WORLD_SIZE", "4"),
+        ];
+        let launch = read(&[&GOOD[..], &torchrun].concat())
+            .expect("fine")
+            .expect("one of several");
         assert!(launch.store_is_launchers && launch.attempt == "2");
         assert_eq!(launch.machine, 4..8);
         let own = Launch::local_environment(1, 2, 77);
-        let own: Vec<(&str, &str)> = own.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let own: Vec<(&str, &str)> = own
+            .iter()
+            .map(|(name, value)| (*name, value.as_str()))
+            .collect();
         let launch = read(&own).expect("fine").expect("one of several");
-        assert_eq!((launch.rank, launch.machine), (RankOf { rank: 1, ranks: 2 }, 0..2));
+        assert_eq!(
+            (launch.rank, launch.machine),
+            (RankOf { rank: 1, ranks: 2 }, 0..2)
+        );
     }
 
     #[test]
@@ -246,7 +326,10 @@ mod tests {
             read(&changed).expect_err("it cannot be").to_string()
         };
         let without = |name: &str| {
-            let left: Vec<_> = GOOD.into_iter().filter(|(known, _)| *known != name).collect();
+            let left: Vec<_> = GOOD
+                .into_iter()
+                .filter(|(known, _)| *known != name)
+                .collect();
             read(&left).expect_err("it cannot be").to_string()
         };
         assert!(with("RANK", "8").contains("RANK = 8 and WORLD_SIZE = 8"));
@@ -256,9 +339,17 @@ mod tests {
         for (local_ranks, machine) in [("1", "4 to 4"), ("5", "4 to 8")] {
             let wrong = [&GOOD[..], &[("LOCAL_WORLD_SIZE", local_ranks)]].concat();
             let error = read(&wrong).expect_err("it cannot be").to_string();
-            assert!(error.contains(&format!("LOCAL_WORLD_SIZE = {local_ranks}")) && error.contains(machine), "{error}");
+            assert!(
+                error.contains(&format!("LOCAL_WORLD_SIZE = {local_ranks}"))
+                    && error.contains(machine),
+                "{error}"
+            );
         }
         assert!(without("RANK").contains("WORLD_SIZE is set and RANK is not"));
-        assert!(without("MASTER_ADDR").contains("but not MASTER_ADDR"), "{}", without("MASTER_ADDR"));
+        assert!(
+            without("MASTER_ADDR").contains("but not MASTER_ADDR"),
+            "{}",
+            without("MASTER_ADDR")
+        );
     }
 }

@@ -98,7 +98,10 @@ impl Pulse {
         let now = Instant::now();
         let shared = Shared {
             rank,
-            doing: Activity { what: "starting".to_owned(), kind: Kind::Long },
+            doing: Activity {
+                what: "starting".to_owned(),
+                kind: Kind::Long,
+            },
             since: now,
             last_begun: "starting".to_owned(),
             failure: None,
@@ -114,25 +117,37 @@ impl Pulse {
             .name("rectiflow-pulse".to_owned())
             .spawn(move || beat(&own, &store))
             .expect("the system can start one more thread");
-        Self { shared, thread: Some(thread) }
+        Self {
+            shared,
+            thread: Some(thread),
+        }
     }
 
     /// Begins work that must end within the time-out.
     pub(crate) fn work(&self, what: String) -> Doing<'_> {
         self.lock().last_begun.clone_from(&what);
-        self.begin(Activity { what, kind: Kind::Work })
+        self.begin(Activity {
+            what,
+            kind: Kind::Work,
+        })
     }
 
     /// Begins work without a time limit.
     pub(crate) fn long(&self, what: String) -> Doing<'_> {
         self.lock().last_begun.clone_from(&what);
-        self.begin(Activity { what, kind: Kind::Long })
+        self.begin(Activity {
+            what,
+            kind: Kind::Long,
+        })
     }
 
     /// Begins to wait for other ranks in a collective.
     pub(crate) fn wait_in(&self, collective: &str) -> Doing<'_> {
         let what = format!("{}, in {collective}", self.lock().doing.what);
-        self.begin(Activity { what, kind: Kind::Waiting })
+        self.begin(Activity {
+            what,
+            kind: Kind::Waiting,
+        })
     }
 
     /// Returns the work that this rank began last. When the rank fails, that work has just ended.
@@ -153,7 +168,12 @@ impl Pulse {
         self.shared.1.notify_all();
         let end = Instant::now() + SILENCE;
         while shared.failure.is_none() && Instant::now() < end {
-            shared = self.shared.1.wait_timeout(shared, BEAT).unwrap_or_else(PoisonError::into_inner).0;
+            shared = self
+                .shared
+                .1
+                .wait_timeout(shared, BEAT)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
         shared.failure.clone().unwrap_or(reason)
     }
@@ -177,7 +197,10 @@ impl Pulse {
 
     fn begin(&self, activity: Activity) -> Doing<'_> {
         let before = self.set(activity);
-        Doing { pulse: self, before }
+        Doing {
+            pulse: self,
+            before,
+        }
     }
 
     /// Sets the current activity and returns the previous one.
@@ -214,16 +237,23 @@ impl Shared {
             Kind::Long => "long",
             Kind::Waiting => "waiting",
         };
-        format!("{count}\t{kind}\t{}\t{}", self.since.elapsed().as_secs(), self.doing.what)
+        format!(
+            "{count}\t{kind}\t{}\t{}",
+            self.since.elapsed().as_secs(),
+            self.doing.what
+        )
     }
 
     /// Returns the ranks that keep the others waiting, as "rank 2 ...", separated by commas.
     fn culprits(&self, timeout: Duration) -> Option<String> {
         let others = (0..self.rank.ranks).filter(|&rank| rank != self.rank.rank);
         if self.answered.elapsed() > SILENCE {
-            let last =
-                self.beats[0].as_ref().map_or_else(String::new, |beat| format!("; it was last {}", seen(beat).2));
-            return Some(format!("rank 0, or the process that serves the store, is dead or stopped{last}"));
+            let last = self.beats[0].as_ref().map_or_else(String::new, |beat| {
+                format!("; it was last {}", seen(beat).2)
+            });
+            return Some(format!(
+                "rank 0, or the process that serves the store, is dead or stopped{last}"
+            ));
         }
         let (mut silent, mut stuck, mut waiting) = (Vec::new(), Vec::new(), 0);
         for rank in others {
@@ -233,7 +263,9 @@ impl Shared {
             };
             let (kind, secs, what) = seen(beat);
             if beat.since.elapsed() >= SILENCE - BEAT {
-                silent.push(format!("rank {rank} is dead or stopped; it was last {what}"));
+                silent.push(format!(
+                    "rank {rank} is dead or stopped; it was last {what}"
+                ));
             } else if kind == "work" && secs >= timeout.as_secs() {
                 stuck.push(format!("rank {rank} has been {what} for {secs} s"));
             } else if kind == "waiting" {
@@ -275,13 +307,22 @@ fn beat(shared: &(Mutex<Shared>, Condvar), store: &Store) {
             state.failure = state.failure.take().or(failure);
             for (rank, text) in beats {
                 let known = state.beats[rank].take().filter(|known| known.text == text);
-                state.beats[rank] = known.or(Some(Beat { text, since: Instant::now() }));
+                state.beats[rank] = known.or(Some(Beat {
+                    text,
+                    since: Instant::now(),
+                }));
             }
         }
         shared.1.notify_all();
-        let is_urgent = state.ends || (is_news && state.to_tell.is_some() && state.failure.is_none());
+        let is_urgent =
+            state.ends || (is_news && state.to_tell.is_some() && state.failure.is_none());
         if !is_urgent {
-            drop(shared.1.wait_timeout(state, BEAT).unwrap_or_else(PoisonError::into_inner));
+            drop(
+                shared
+                    .1
+                    .wait_timeout(state, BEAT)
+                    .unwrap_or_else(PoisonError::into_inner),
+            );
         }
     }
 }
@@ -289,7 +330,13 @@ fn beat(shared: &(Mutex<Shared>, Condvar), store: &Store) {
 /// The reason of a failure on any rank, and the requested beats as (rank, text).
 type News = (Option<String>, Vec<(usize, String)>);
 
-fn exchange(store: &Store, rank: RankOf, own: &str, to_tell: Option<&str>, asked: bool) -> Result<News, String> {
+fn exchange(
+    store: &Store,
+    rank: RankOf,
+    own: &str,
+    to_tell: Option<&str>,
+    asked: bool,
+) -> Result<News, String> {
     let key = |rank: usize| format!("beat/{rank}");
     store.set(&key(rank.rank), own.as_bytes())?;
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();

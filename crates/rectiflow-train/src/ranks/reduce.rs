@@ -62,18 +62,23 @@ impl Reducer<'_> {
         let mut reduced = Reduced::default();
         let mut under_way = VecDeque::new();
         let mut since = Instant::now();
-        let end_one = |under_way: &mut VecDeque<(usize, Pending)>, since: Instant, reduced: &mut Reduced| {
-            let Some((bucket, pending)) = under_way.pop_front() else { return Ok(false) };
-            self.end(&pieces[bucket], pending)?;
-            if under_way.is_empty() {
-                reduced.secs += since.elapsed().as_secs_f64();
-            }
-            Ok::<bool, crate::error::Error>(true)
-        };
+        let end_one =
+            |under_way: &mut VecDeque<(usize, Pending)>, since: Instant, reduced: &mut Reduced| {
+                let Some((bucket, pending)) = under_way.pop_front() else {
+                    return Ok(false);
+                };
+                self.end(&pieces[bucket], pending)?;
+                if under_way.is_empty() {
+                    reduced.secs += since.elapsed().as_secs_f64();
+                }
+                Ok::<bool, crate::error::Error>(true)
+            };
         for &bucket in &self.order {
             while !is_complete[bucket] {
                 let told = match self.complete.try_recv() {
-                    Err(TryRecvError::Empty) if end_one(&mut under_way, since, &mut reduced)? => continue,
+                    Err(TryRecvError::Empty) if end_one(&mut under_way, since, &mut reduced)? => {
+                        continue;
+                    }
                     Err(TryRecvError::Empty) => self.complete.recv().ok(),
                     told => told.ok(),
                 };
@@ -102,10 +107,14 @@ impl Reducer<'_> {
     }
 
     fn end(&self, piece: &Piece, pending: Pending) -> Result<()> {
-        let Some(own) = &self.own else { return self.comm.end_all_reduce(pending) };
+        let Some(own) = &self.own else {
+            return self.comm.end_all_reduce(pending);
+        };
         let len = piece.own.end - piece.own.start;
         self.comm.end_reduce_scatter(pending, |found| {
-            let _ = narrow(own, &piece.own).f_add_(&narrow(found, &(0..len))).expect("a piece is as long as its place");
+            let _ = narrow(own, &piece.own)
+                .f_add_(&narrow(found, &(0..len)))
+                .expect("a piece is as long as its place");
         })
     }
 }

@@ -45,13 +45,29 @@ impl Rendezvous {
         meet(&store, rank, start)?;
 
         let interface = env::var("GLOO_SOCKET_IFNAME").unwrap_or_default();
-        let address = if interface.is_empty() { own_address(&launch.host, launch.port) } else { String::new() };
-        let group =
-            Group::open(&store, transport, [rank.rank, rank.ranks], &interface, &address).map_err(|reason| {
-                Error::Launch { reason: format!("rank {}: cannot connect to the others: {reason}", rank.rank) }
-            })?;
+        let address = if interface.is_empty() {
+            own_address(&launch.host, launch.port)
+        } else {
+            String::new()
+        };
+        let group = Group::open(
+            &store,
+            transport,
+            [rank.rank, rank.ranks],
+            &interface,
+            &address,
+        )
+        .map_err(|reason| Error::Launch {
+            reason: format!("rank {}: cannot connect to the others: {reason}", rank.rank),
+        })?;
         let pulse_store = open_store(launch, false, start)?;
-        Ok(Self { group, transport, store, pulse_store, serves_store })
+        Ok(Self {
+            group,
+            transport,
+            store,
+            pulse_store,
+            serves_store,
+        })
     }
 }
 
@@ -65,15 +81,20 @@ fn transport(device: Device) -> Result<Transport> {
     }
     let reason = "several ranks on GPUs need NCCL, and this rectiflow was built without it: build it with \
                   `--features nccl` against a libtorch with CUDA, or set run.device = \"cpu\"";
-    Err(Error::Launch { reason: reason.to_owned() })
+    Err(Error::Launch {
+        reason: reason.to_owned(),
+    })
 }
 
 /// Connects to the store of rank 0, or starts it if this process serves it. Ranks of other attempts
 /// do not see the keys of this one.
 fn open_store(launch: &Launch, serves: bool, timeout: Duration) -> Result<Store> {
     let prefix = format!("rectiflow/{}", launch.attempt);
-    Store::open(&launch.host, launch.port, serves, timeout, &prefix)
-        .map_err(|reason| Error::Launch { reason: unreachable_store(launch, serves, &reason) })
+    Store::open(&launch.host, launch.port, serves, timeout, &prefix).map_err(|reason| {
+        Error::Launch {
+            reason: unreachable_store(launch, serves, &reason),
+        }
+    })
 }
 
 /// Waits until all ranks have started.
@@ -83,7 +104,9 @@ fn meet(store: &Store, rank: RankOf, start: Duration) -> Result<()> {
     store.set(&key(rank.rank), b"1").map_err(fail)?;
     let end = Instant::now() + start;
     for other in 0..rank.ranks {
-        let left = end.saturating_duration_since(Instant::now()).max(Duration::from_millis(10));
+        let left = end
+            .saturating_duration_since(Instant::now())
+            .max(Duration::from_millis(10));
         if store.get(&key(other), left).is_err() {
             let missing = (0..rank.ranks).filter(|&other| !store.has(&key(other)).unwrap_or(false));
             let missing: Vec<String> = missing.map(|rank| rank.to_string()).collect();
@@ -99,12 +122,23 @@ fn meet(store: &Store, rank: RankOf, start: Duration) -> Result<()> {
 }
 
 fn unreachable_store(launch: &Launch, serves_store: bool, reason: &str) -> String {
-    let Launch { rank, host, port, .. } = launch;
+    let Launch {
+        rank, host, port, ..
+    } = launch;
     if serves_store && reason.contains("EADDRINUSE") {
-        return format!("MASTER_PORT {port} is in use on this machine: choose another one, on all ranks");
+        return format!(
+            "MASTER_PORT {port} is in use on this machine: choose another one, on all ranks"
+        );
     }
-    let doing = if serves_store { "cannot serve" } else { "cannot reach" };
-    format!("rank {}: {doing} the store of rank 0 at MASTER_ADDR {host}, MASTER_PORT {port}: {reason}", rank.rank)
+    let doing = if serves_store {
+        "cannot serve"
+    } else {
+        "cannot reach"
+    };
+    format!(
+        "rank {}: {doing} the store of rank 0 at MASTER_ADDR {host}, MASTER_PORT {port}: {reason}",
+        rank.rank
+    )
 }
 
 /// Returns this machine's address on the route to the store, where other ranks can reach it. Empty

@@ -13,7 +13,9 @@ impl SpareMemory {
     /// Returns at least `len` elements with arbitrary values, to be released after use.
     pub(crate) fn take(&self, len: i64, kind: Kind, device: Device) -> Tensor {
         let mut spare = self.lock();
-        let fits = |kept: &Tensor| kept.kind() == kind && kept.device() == device && kept.numel() as i64 >= len;
+        let fits = |kept: &Tensor| {
+            kept.kind() == kind && kept.device() == device && kept.numel() as i64 >= len
+        };
         if let Some(at) = spare.iter().position(fits) {
             return spare.swap_remove(at);
         }

@@ -32,7 +32,12 @@ impl MicroBatchTimes {
         for (mean, newest) in self.means.iter_mut().zip(busy) {
             *mean += NEWEST_SHARE * (newest - *mean);
         }
-        let (rank, slowest) = self.means.iter().copied().enumerate().max_by(|a, b| a.1.total_cmp(&b.1))?;
+        let (rank, slowest) = self
+            .means
+            .iter()
+            .copied()
+            .enumerate()
+            .max_by(|a, b| a.1.total_cmp(&b.1))?;
         let others = (self.means.iter().sum::<f64>() - slowest) / (self.means.len() as f64 - 1.0);
         let lag = slowest / others - 1.0;
         (lag > WORTH_A_WORD && lag.is_finite()).then_some(Slowest { rank, lag })
@@ -47,9 +52,18 @@ mod tests {
     fn a_rank_that_lags_by_more_than_a_tenth_is_named() {
         let mut times = MicroBatchTimes::default();
         assert_eq!(times.observe(&[1.0, 1.05, 1.0]), None);
-        let found = (0..30).fold(None, |_, _| times.observe(&[1.0, 1.0, 1.5])).expect("rank 2 is slow");
-        assert!(found.rank == 2 && (found.lag - 0.5).abs() < 0.01, "{found:?}");
-        assert_eq!(MicroBatchTimes::default().observe(&[1.0]), None, "a single rank waits for no other");
+        let found = (0..30)
+            .fold(None, |_, _| times.observe(&[1.0, 1.0, 1.5]))
+            .expect("rank 2 is slow");
+        assert!(
+            found.rank == 2 && (found.lag - 0.5).abs() < 0.01,
+            "{found:?}"
+        );
+        assert_eq!(
+            MicroBatchTimes::default().observe(&[1.0]),
+            None,
+            "a single rank waits for no other"
+        );
     }
 
     #[test]

@@ -22,8 +22,22 @@ impl Change {
     /// hash shows whether it is the same data set.
     pub(crate) fn is_harmless(&self) -> bool {
         let key = self.key.as_str();
-        let sections = ["test.", "checkpoint.", "preview.", "prep.", "guard.", "memory.", "ranks."];
-        let keys = ["run.dir", "run.device", "run.hardware", "run.price_per_hour", "train.samples"];
+        let sections = [
+            "test.",
+            "checkpoint.",
+            "preview.",
+            "prep.",
+            "guard.",
+            "memory.",
+            "ranks.",
+        ];
+        let keys = [
+            "run.dir",
+            "run.device",
+            "run.hardware",
+            "run.price_per_hour",
+            "train.samples",
+        ];
         sections.iter().any(|section| key.starts_with(section))
             || keys.contains(&key)
             || (key.starts_with("data[") && key.ends_with("].path"))
@@ -34,7 +48,13 @@ impl Change {
     /// Whether it may differ between the ranks of a run: paths and memory of each rank's machine.
     pub(crate) fn is_of_machine(&self) -> bool {
         let key = self.key.as_str();
-        let keys = ["run.dir", "run.device", "run.read_ahead_mib", "run.cache_dir", "run.cache_gib"];
+        let keys = [
+            "run.dir",
+            "run.device",
+            "run.read_ahead_mib",
+            "run.cache_dir",
+            "run.cache_gib",
+        ];
         keys.contains(&key) || (key.starts_with("data[") && key.ends_with("].path"))
     }
 }
@@ -45,16 +65,25 @@ impl Change {
 /// # Errors
 /// If the old recipe cannot be read, the reason.
 pub(crate) fn changes(old: &str, new: &Recipe) -> Result<Vec<Change>, String> {
-    let mut table: toml::Table = old.parse().map_err(|error: toml::de::Error| error.to_string())?;
+    let mut table: toml::Table = old
+        .parse()
+        .map_err(|error: toml::de::Error| error.to_string())?;
     take_unknown_keys::<Recipe>(&mut table);
-    let old: Recipe = toml::Value::Table(table).try_into().map_err(|error: toml::de::Error| error.to_string())?;
+    let old: Recipe = toml::Value::Table(table)
+        .try_into()
+        .map_err(|error: toml::de::Error| error.to_string())?;
     let (old, new) = (values(&old), values(new));
     let keys: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
     let show = |value: Option<&String>| value.map_or("none", String::as_str).to_owned();
-    let differing = keys.into_iter().filter(|key| old.get(*key) != new.get(*key));
+    let differing = keys
+        .into_iter()
+        .filter(|key| old.get(*key) != new.get(*key));
     let change = |key: &String| {
         let line = format!("{key}: {} -> {}", show(old.get(key)), show(new.get(key)));
-        Change { key: key.clone(), line }
+        Change {
+            key: key.clone(),
+            line,
+        }
     };
     Ok(differing.map(change).collect())
 }
@@ -71,7 +100,15 @@ fn flatten(value: &toml::Value, path: &str, found: &mut BTreeMap<String, String>
     match value {
         toml::Value::Table(section) => {
             for (key, value) in section {
-                flatten(value, &if path.is_empty() { key.clone() } else { format!("{path}.{key}") }, found);
+                flatten(
+                    value,
+                    &if path.is_empty() {
+                        key.clone()
+                    } else {
+                        format!("{path}.{key}")
+                    },
+                    found,
+                );
             }
         }
         toml::Value::Array(items) if items.iter().any(toml::Value::is_table) => {
@@ -98,18 +135,27 @@ mod tests {
 
     fn lines(old: &str, new: &str) -> Vec<(String, bool)> {
         let changes = changes(&recipe(old).to_toml(), &recipe(new)).expect("both can be read");
-        changes.into_iter().map(|change| (change.line.clone(), change.is_harmless())).collect()
+        changes
+            .into_iter()
+            .map(|change| (change.line.clone(), change.is_harmless()))
+            .collect()
     }
 
     #[test]
     fn a_default_written_out_is_no_change() {
-        assert_eq!(lines("", "[lr]\npeak = 1e-4\n[optimizer]\nname = 'adamw'\n"), []);
+        assert_eq!(
+            lines("", "[lr]\npeak = 1e-4\n[optimizer]\nname = 'adamw'\n"),
+            []
+        );
     }
 
     #[test]
     fn what_is_learnt_must_stay_and_what_is_measured_need_not() {
         assert_eq!(
-            lines("[test]\nbins = 5\n", "[lr]\npeak = 2e-4\n[test]\nbins = 7\n[ema]\nhalf_life_samples = 9\n"),
+            lines(
+                "[test]\nbins = 5\n",
+                "[lr]\npeak = 2e-4\n[test]\nbins = 7\n[ema]\nhalf_life_samples = 9\n"
+            ),
             [
                 ("ema.half_life_samples: none -> 9".to_owned(), false),
                 ("lr.peak: 0.0001 -> 0.0002".to_owned(), false),
@@ -120,17 +166,28 @@ mod tests {
 
     #[test]
     fn data_sets_may_move_but_not_come_or_go() {
-        let moved = Recipe { data: vec![DataConfig { path: "e".into(), ..recipe("").data[0].clone() }], ..recipe("") };
+        let moved = Recipe {
+            data: vec![DataConfig {
+                path: "e".into(),
+                ..recipe("").data[0].clone()
+            }],
+            ..recipe("")
+        };
         let found = changes(&recipe("").to_toml(), &moved).expect("both can be read");
         assert_eq!(found.len(), 1);
         assert!(found[0].is_harmless(), "{found:?}");
         let more = lines("", "[[data]]\npath = 'f'\n[data.prompt]\ndropped = 0.5\n");
-        assert!(more.contains(&("data[1].prompt.dropped: none -> 0.5".to_owned(), false)), "{more:?}");
+        assert!(
+            more.contains(&("data[1].prompt.dropped: none -> 0.5".to_owned(), false)),
+            "{more:?}"
+        );
     }
 
     #[test]
     fn keys_of_an_older_version_are_passed_over() {
-        let old = recipe("").to_toml().replace("[train]", "[train]\ntext_encoder_lr_ratio = 1.0");
+        let old = recipe("")
+            .to_toml()
+            .replace("[train]", "[train]\ntext_encoder_lr_ratio = 1.0");
         assert_eq!(changes(&old, &recipe("")).expect("it can be read"), []);
     }
 }

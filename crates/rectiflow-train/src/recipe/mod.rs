@@ -36,7 +36,8 @@ use crate::{
     recipe::{
         overrides::{NO_FILE, read_table},
         sections::{
-            CheckpointConfig, DataConfig, MemoryConfig, ModelConfig, PreviewConfig, RunConfig, TestConfig, TrainConfig,
+            CheckpointConfig, DataConfig, MemoryConfig, ModelConfig, PreviewConfig, RunConfig,
+            TestConfig, TrainConfig,
         },
         unknown_keys::{missing_keys, take_unknown_keys},
     },
@@ -122,19 +123,29 @@ impl Recipe {
     /// # Errors
     /// As [`Recipe::load`].
     pub(crate) fn parse(text: &str, path: &Path) -> Result<Checked> {
-        let problem = |e: toml::de::Error| Error::Recipe { path: path.to_owned(), problems: vec![e.to_string()] };
+        let problem = |e: toml::de::Error| Error::Recipe {
+            path: path.to_owned(),
+            problems: vec![e.to_string()],
+        };
         Self::check_table(text.parse().map_err(problem)?, path)
     }
 
     fn check_table(mut table: toml::Table, path: &Path) -> Result<Checked> {
         let mut problems = take_unknown_keys::<Self>(&mut table);
         let missing = missing_keys::<Self>(&mut table);
-        let fail = |problems| Error::Recipe { path: path.to_owned(), problems };
+        let fail = |problems| Error::Recipe {
+            path: path.to_owned(),
+            problems,
+        };
         if !missing.is_empty() {
             problems.extend(missing);
             return Err(fail(problems));
         }
-        match toml::Value::Table(table).try_into::<Self>().map_err(|e| vec![one_line(&e)]).and_then(Self::check) {
+        match toml::Value::Table(table)
+            .try_into::<Self>()
+            .map_err(|e| vec![one_line(&e)])
+            .and_then(Self::check)
+        {
             Ok(checked) if problems.is_empty() => Ok(checked),
             Ok(_) => Err(fail(problems)),
             Err(more) => {
@@ -152,13 +163,20 @@ impl Recipe {
     pub fn load_prep(path: Option<&Path>, overrides: &[String]) -> Result<PrepSettings> {
         let mut table = read_table(path, overrides)?;
         let path = path.unwrap_or(Path::new(NO_FILE));
-        let problems = |problems| Error::Recipe { path: path.to_owned(), problems };
+        let problems = |problems| Error::Recipe {
+            path: path.to_owned(),
+            problems,
+        };
         let unknown = take_unknown_keys::<Self>(&mut table);
         if !unknown.is_empty() {
             return Err(problems(unknown));
         }
-        let section = table.remove("prep").unwrap_or_else(|| toml::Value::Table(toml::Table::new()));
-        section.try_into().map_err(|e| problems(vec![format!("prep: {}", one_line(&e))]))
+        let section = table
+            .remove("prep")
+            .unwrap_or_else(|| toml::Value::Table(toml::Table::new()));
+        section
+            .try_into()
+            .map_err(|e| problems(vec![format!("prep: {}", one_line(&e))]))
     }
 
     /// Returns the recipe as TOML with every default written out, as stored in each checkpoint.
@@ -177,7 +195,10 @@ impl Recipe {
             problems.push(("objective".into(), error.to_string()));
         }
         if !problems.is_empty() {
-            return Err(problems.into_iter().map(|(key, reason)| format!("{key}: {reason}")).collect());
+            return Err(problems
+                .into_iter()
+                .map(|(key, reason)| format!("{key}: {reason}"))
+                .collect());
         }
         let order = OrderSettings {
             seed: self.run.seed,
@@ -190,7 +211,14 @@ impl Recipe {
         let amounts = self.data.iter().map(DataConfig::amount).collect();
         let objective = objective.expect("an error is a problem, and there are none");
         let random = self.random_components().0;
-        Ok(Checked { recipe: self, device, objective, random, order, amounts })
+        Ok(Checked {
+            recipe: self,
+            device,
+            objective,
+            random,
+            order,
+            amounts,
+        })
     }
 
     fn problems(&self) -> Vec<(String, String)> {
@@ -206,8 +234,15 @@ impl Recipe {
         problems.extend(self.preview.problems());
         problems.extend(self.test.problems());
         problems.extend(self.checkpoint.problems());
-        if let Some(price) = self.run.price_per_hour.filter(|price| !(*price >= 0.0 && price.is_finite())) {
-            problems.push(("run.price_per_hour".into(), format!("expected a number of at least 0, found {price}")));
+        if let Some(price) = self
+            .run
+            .price_per_hour
+            .filter(|price| !(*price >= 0.0 && price.is_finite()))
+        {
+            problems.push((
+                "run.price_per_hour".into(),
+                format!("expected a number of at least 0, found {price}"),
+            ));
         }
         problems.extend(self.random_problems());
         problems
@@ -217,7 +252,12 @@ impl Recipe {
     fn random_components(&self) -> (Vec<Component>, Vec<String>) {
         let mut unknown = self.model.random.clone();
         unknown.retain(|name| !TRAINABLE.iter().any(|component| component.folder() == name));
-        let is_named = |component: &Component| self.model.random.iter().any(|name| name == component.folder());
+        let is_named = |component: &Component| {
+            self.model
+                .random
+                .iter()
+                .any(|name| name == component.folder())
+        };
         (TRAINABLE.into_iter().filter(is_named).collect(), unknown)
     }
 
@@ -226,9 +266,16 @@ impl Recipe {
         let valid = TRAINABLE.map(Component::folder).join(", ");
         let mut problems: Vec<_> = unknown
             .into_iter()
-            .map(|name| ("model.random".to_owned(), format!("expected any of {valid}, found \"{name}\"")))
+            .map(|name| {
+                (
+                    "model.random".to_owned(),
+                    format!("expected any of {valid}, found \"{name}\""),
+                )
+            })
             .collect();
-        let stuck = random.into_iter().filter(|&component| !self.train.trains(component));
+        let stuck = random
+            .into_iter()
+            .filter(|&component| !self.train.trains(component));
         problems.extend(stuck.map(|component| {
             let name = component.folder();
             let reason = format!(
@@ -243,10 +290,15 @@ impl Recipe {
     fn data_problems(&self) -> Vec<(String, String)> {
         let mut problems = Vec::new();
         if self.data.is_empty() {
-            problems.push(("data".into(), "expected at least one [[data]] section with a path".into()));
+            problems.push((
+                "data".into(),
+                "expected at least one [[data]] section with a path".into(),
+            ));
         }
         let shares: Vec<f64> = self.data.iter().filter_map(|data| data.share).collect();
-        if !shares.is_empty() && (shares.len() != self.data.len() || (shares.iter().sum::<f64>() - 1.0).abs() > 1e-6) {
+        if !shares.is_empty()
+            && (shares.len() != self.data.len() || (shares.iter().sum::<f64>() - 1.0).abs() > 1e-6)
+        {
             let reason = format!(
                 "expected one for each of the {} data sets, summing to 1; found {} that sum to {}",
                 self.data.len(),
@@ -258,13 +310,25 @@ impl Recipe {
         for (index, data) in self.data.iter().enumerate() {
             let key = |name: &str| format!("data[{index}].{name}");
             if data.share.is_some() && data.repeats.is_some() {
-                problems.push((key("share"), "expected either share or repeats, found both".into()));
+                problems.push((
+                    key("share"),
+                    "expected either share or repeats, found both".into(),
+                ));
             }
-            if let Some(value) = data.repeats.filter(|value| !(*value > 0.0 && value.is_finite())) {
-                problems.push((key("repeats"), format!("expected a number above 0, found {value}")));
+            if let Some(value) = data
+                .repeats
+                .filter(|value| !(*value > 0.0 && value.is_finite()))
+            {
+                problems.push((
+                    key("repeats"),
+                    format!("expected a number above 0, found {value}"),
+                ));
             }
             if let Some(value) = data.share.filter(|value| !(*value > 0.0 && *value <= 1.0)) {
-                problems.push((key("share"), format!("expected above 0, at most 1, found {value}")));
+                problems.push((
+                    key("share"),
+                    format!("expected above 0, at most 1, found {value}"),
+                ));
             }
         }
         problems
@@ -280,7 +344,12 @@ impl Checked {
     /// Returns the peak of the run's GPU, in FLOP/s; `None` on a CPU, or if the recipe does not
     /// name the GPU.
     pub fn peak_flops(&self) -> Option<f64> {
-        let name = self.recipe.run.hardware.as_ref().filter(|_| self.device.is_cuda())?;
+        let name = self
+            .recipe
+            .run
+            .hardware
+            .as_ref()
+            .filter(|_| self.device.is_cuda())?;
         Some(hardware(name).ok()?.peak_flops)
     }
 }
@@ -302,9 +371,9 @@ pub fn parse_device(name: &str) -> std::result::Result<Device, String> {
     };
     let found = tch::Cuda::device_count();
     match device {
-        Device::Cuda(index) if index as i64 >= found => {
-            Err(format!("\"{name}\" does not exist: libtorch sees {found} CUDA devices"))
-        }
+        Device::Cuda(index) if index as i64 >= found => Err(format!(
+            "\"{name}\" does not exist: libtorch sees {found} CUDA devices"
+        )),
         device => Ok(device),
     }
 }
@@ -329,7 +398,13 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("recipe.toml");
         fs::write(&path, text).expect("the recipe is written");
-        Recipe::load(&path, &overrides.iter().map(ToString::to_string).collect::<Vec<_>>())
+        Recipe::load(
+            &path,
+            &overrides
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>(),
+        )
     }
 
     fn problems(text: &str, overrides: &[&str]) -> Vec<String> {
@@ -344,20 +419,38 @@ mod tests {
         let checked = load(RECIPE, &[]).expect("it can be run");
         assert_eq!(checked.batch(), 4);
         let recipe = &checked.recipe;
-        assert_eq!((recipe.lr.peak, recipe.optimizer.weight_decay, recipe.train.clip_norm), (1e-4, 0.1, 1.0));
-        assert_eq!((recipe.objective.shift, recipe.objective.stratified), (3.0, true));
+        assert_eq!(
+            (
+                recipe.lr.peak,
+                recipe.optimizer.weight_decay,
+                recipe.train.clip_norm
+            ),
+            (1e-4, 0.1, 1.0)
+        );
+        assert_eq!(
+            (recipe.objective.shift, recipe.objective.stratified),
+            (3.0, true)
+        );
         assert_eq!(checked.amounts, [Amount::Repeats(1.0)]);
     }
 
     #[test]
     fn a_resolved_recipe_reads_back_as_itself() {
         let first = load(RECIPE, &[]).expect("it can be run").recipe.to_toml();
-        assert_eq!(load(&first, &[]).expect("it can be run").recipe.to_toml(), first);
+        assert_eq!(
+            load(&first, &[]).expect("it can be run").recipe.to_toml(),
+            first
+        );
     }
 
     #[test]
     fn overrides_reach_into_sections_and_take_bare_strings() {
-        let overrides = ["train.samples=7", "lr.peak = 2e-5", "data.path=other/set", "preview.prompts=['a', 'b']"];
+        let overrides = [
+            "train.samples=7",
+            "lr.peak = 2e-5",
+            "data.path=other/set",
+            "preview.prompts=['a', 'b']",
+        ];
         let recipe = load(RECIPE, &overrides).expect("it can be run").recipe;
         assert_eq!((recipe.train.samples, recipe.lr.peak), (7, 2e-5));
         assert_eq!(recipe.data[0].path, Path::new("other/set"));
@@ -377,50 +470,120 @@ mod tests {
             "run.hardware=h100",
         ];
         let found = problems(RECIPE, &overrides).join("\n");
-        for key in
-            ["train.samples", "train.micro_batch", "optimizer.beta2", "run.device", "run.hardware", "data[0].repeats"]
-        {
-            assert!(found.contains(&format!("{key}: ")), "{key} is missing in\n{found}");
+        for key in [
+            "train.samples",
+            "train.micro_batch",
+            "optimizer.beta2",
+            "run.device",
+            "run.hardware",
+            "data[0].repeats",
+        ] {
+            assert!(
+                found.contains(&format!("{key}: ")),
+                "{key} is missing in\n{found}"
+            );
         }
     }
 
     #[test]
     fn a_text_encoder_cannot_be_random_and_frozen() {
         let found = problems(RECIPE, &["model.random=['text_encoder', 'vae']"]);
-        assert!(found.iter().any(|problem| problem.contains("train.text_encoders = \"trained\"")), "{found:?}");
-        assert!(found.iter().any(|problem| problem.contains("found \"vae\"")), "{found:?}");
-        load(RECIPE, &["model.random=['text_encoder']", "train.text_encoders=trained"]).expect("it can be run");
+        assert!(
+            found
+                .iter()
+                .any(|problem| problem.contains("train.text_encoders = \"trained\"")),
+            "{found:?}"
+        );
+        assert!(
+            found
+                .iter()
+                .any(|problem| problem.contains("found \"vae\"")),
+            "{found:?}"
+        );
+        load(
+            RECIPE,
+            &[
+                "model.random=['text_encoder']",
+                "train.text_encoders=trained",
+            ],
+        )
+        .expect("it can be run");
     }
 
     #[test]
     fn shares_are_for_all_data_sets_or_none() {
         let two = format!("{RECIPE}[[data]]\npath = 'e'\nshare = 0.5\n");
-        assert!(problems(&two, &[]).iter().any(|problem| problem.starts_with("data.share: ")));
+        assert!(
+            problems(&two, &[])
+                .iter()
+                .any(|problem| problem.starts_with("data.share: "))
+        );
     }
 
     #[test]
     fn every_recipe_of_the_repository_can_be_run() {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../recipes");
-        let paths = fs::read_dir(folder).expect("the recipes").map(|entry| entry.expect("an entry").path());
-        let recipes: Vec<PathBuf> = paths.filter(|path| path.extension().is_some_and(|e| e == "toml")).collect();
+        let paths = fs::read_dir(folder)
+            .expect("the recipes")
+            .map(|entry| entry.expect("an entry").path());
+        let recipes: Vec<PathBuf> = paths
+            .filter(|path| path.extension().is_some_and(|e| e == "toml"))
+            .collect();
         assert!(recipes.len() >= 5, "{recipes:?}");
         for path in recipes {
             // This machine may lack the recipe's device.
-            Recipe::load(&path, &["run.device=cpu".to_owned()]).unwrap_or_else(|error| panic!("{error}"));
+            Recipe::load(&path, &["run.device=cpu".to_owned()])
+                .unwrap_or_else(|error| panic!("{error}"));
         }
     }
 
     #[test]
     fn the_large_recipe_is_the_articles() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../recipes/sdxl-flow-32xh100.toml");
-        let checked = Recipe::load(Path::new(path), &["run.device=cpu".to_owned()]).expect("it can be run");
-        let Recipe { train, optimizer, lr, objective, .. } = &checked.recipe;
-        assert_eq!((checked.batch(), train.micro_batch, train.micro_batches), (4096, 16, 32 * 8));
-        assert_eq!((train.samples, train.clip_norm, train.text_encoders), (150_000_000, 1.0, TextEncoders::Frozen));
-        assert_eq!((optimizer.beta1, optimizer.beta2, optimizer.eps, optimizer.weight_decay), (0.9, 0.999, 1e-8, 0.1));
-        assert_eq!((lr.peak, lr.warmup_samples, lr.min_ratio), (1e-4, 1_000_000, 0.0));
-        assert_eq!((lr.rate(1_000_000, train.samples), lr.rate(150_000_000, train.samples)), (1e-4, 0.0));
-        assert_eq!((objective.parameterization, objective.shift), (Parameterization::Flow, 3.0));
+        let path = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../recipes/sdxl-flow-32xh100.toml"
+        );
+        let checked =
+            Recipe::load(Path::new(path), &["run.device=cpu".to_owned()]).expect("it can be run");
+        let Recipe {
+            train,
+            optimizer,
+            lr,
+            objective,
+            ..
+        } = &checked.recipe;
+        assert_eq!(
+            (checked.batch(), train.micro_batch, train.micro_batches),
+            (4096, 16, 32 * 8)
+        );
+        assert_eq!(
+            (train.samples, train.clip_norm, train.text_encoders),
+            (150_000_000, 1.0, TextEncoders::Frozen)
+        );
+        assert_eq!(
+            (
+                optimizer.beta1,
+                optimizer.beta2,
+                optimizer.eps,
+                optimizer.weight_decay
+            ),
+            (0.9, 0.999, 1e-8, 0.1)
+        );
+        assert_eq!(
+            (lr.peak, lr.warmup_samples, lr.min_ratio),
+            (1e-4, 1_000_000, 0.0)
+        );
+        assert_eq!(
+            (
+                lr.rate(1_000_000, train.samples),
+                lr.rate(150_000_000, train.samples)
+            ),
+            (1e-4, 0.0)
+        );
+        assert_eq!(
+            (objective.parameterization, objective.shift),
+            (Parameterization::Flow, 3.0)
+        );
     }
 
     #[test]
@@ -431,14 +594,29 @@ mod tests {
             ("text_encoder", [true, true, false, false]),
             ("text_encoder_2", [true, false, true, false]),
         ] {
-            let recipe = load(RECIPE, &[&format!("train.text_encoders={name}")]).expect("it can be run").recipe;
-            assert_eq!(Component::ALL.map(|component| recipe.train.trains(component)), trained, "{name}");
+            let recipe = load(RECIPE, &[&format!("train.text_encoders={name}")])
+                .expect("it can be run")
+                .recipe;
+            assert_eq!(
+                Component::ALL.map(|component| recipe.train.trains(component)),
+                trained,
+                "{name}"
+            );
         }
     }
 
     #[test]
     fn a_checkpoint_to_keep_must_be_one_that_is_written() {
-        let found = problems(RECIPE, &["checkpoint.every_steps=100", "checkpoint.keep_every_steps=250"]);
-        assert!(found[0].contains("a multiple of checkpoint.every_steps = 100"), "{found:?}");
+        let found = problems(
+            RECIPE,
+            &[
+                "checkpoint.every_steps=100",
+                "checkpoint.keep_every_steps=250",
+            ],
+        );
+        assert!(
+            found[0].contains("a multiple of checkpoint.every_steps = 100"),
+            "{found:?}"
+        );
     }
 }

@@ -56,15 +56,28 @@ impl RunConfig {
     /// As [`DiskCache::open`].
     pub fn open_cache(&self) -> rectiflow_data::Result<Option<Arc<DiskCache>>> {
         let cache = self.cache_dir.as_ref().zip(self.cache_gib);
-        cache.map(|(dir, gib)| DiskCache::open(dir, gib.saturating_mul(1 << 30)).map(Arc::new)).transpose()
+        cache
+            .map(|(dir, gib)| DiskCache::open(dir, gib.saturating_mul(1 << 30)).map(Arc::new))
+            .transpose()
     }
 
     /// Returns the problems of the cache and the hardware, as (key, reason) pairs.
     pub(crate) fn problems(&self) -> Vec<(String, String)> {
-        let Self { cache_dir, cache_gib, hardware: name, .. } = self;
+        let Self {
+            cache_dir,
+            cache_gib,
+            hardware: name,
+            ..
+        } = self;
         let mut problems = match (cache_dir, cache_gib) {
-            (Some(_), None) => vec![("run.cache_gib".into(), "expected a number, since run.cache_dir is set".into())],
-            (None, Some(_)) => vec![("run.cache_dir".into(), "expected a folder, since run.cache_gib is set".into())],
+            (Some(_), None) => vec![(
+                "run.cache_gib".into(),
+                "expected a number, since run.cache_dir is set".into(),
+            )],
+            (None, Some(_)) => vec![(
+                "run.cache_dir".into(),
+                "expected a folder, since run.cache_gib is set".into(),
+            )],
             _ => Vec::new(),
         };
         let unknown = name.as_ref().and_then(|name| hardware(name).err());
@@ -109,7 +122,10 @@ pub struct DataConfig {
 
 impl DataConfig {
     pub(crate) fn amount(&self) -> Amount {
-        self.share.map_or_else(|| Amount::Repeats(self.repeats.unwrap_or(1.0)), Amount::Share)
+        self.share.map_or_else(
+            || Amount::Repeats(self.repeats.unwrap_or(1.0)),
+            Amount::Share,
+        )
     }
 }
 
@@ -190,15 +206,24 @@ impl TrainConfig {
         match (component, self.text_encoders) {
             (Component::UNet, _) | (Component::ClipL | Component::ClipG, Trained) => true,
             (Component::ClipL, OnlyClipL) | (Component::ClipG, OnlyClipG) => true,
-            (Component::ClipL, Frozen | OnlyClipG) | (Component::ClipG, Frozen | OnlyClipL) | (Component::Vae, _) => {
-                false
-            }
+            (Component::ClipL, Frozen | OnlyClipG)
+            | (Component::ClipG, Frozen | OnlyClipL)
+            | (Component::Vae, _) => false,
         }
     }
 
     /// Returns the problems of these settings, as (key, reason) pairs.
     pub(crate) fn problems(&self) -> Vec<(String, String)> {
-        let Self { samples, micro_batch, micro_batches, lanes, window_samples, clip_norm, offset_noise, .. } = *self;
+        let Self {
+            samples,
+            micro_batch,
+            micro_batches,
+            lanes,
+            window_samples,
+            clip_norm,
+            offset_noise,
+            ..
+        } = *self;
         let mut problems = Vec::new();
         let counts = [
             ("samples", samples),
@@ -207,17 +232,30 @@ impl TrainConfig {
             ("window_samples", window_samples),
         ];
         for (key, _) in counts.into_iter().filter(|(_, count)| *count == 0) {
-            problems.push((format!("train.{key}"), "expected at least 1, found 0".to_owned()));
+            problems.push((
+                format!("train.{key}"),
+                "expected at least 1, found 0".to_owned(),
+            ));
         }
-        if let Some(lanes) = lanes.filter(|&lanes| lanes == 0 || !micro_batches.is_multiple_of(lanes)) {
-            let reason = format!("expected a divisor of train.micro_batches = {micro_batches}, found {lanes}");
+        if let Some(lanes) =
+            lanes.filter(|&lanes| lanes == 0 || !micro_batches.is_multiple_of(lanes))
+        {
+            let reason = format!(
+                "expected a divisor of train.micro_batches = {micro_batches}, found {lanes}"
+            );
             problems.push(("train.lanes".into(), reason));
         }
         if !(clip_norm > 0.0 && clip_norm.is_finite()) {
-            problems.push(("train.clip_norm".into(), format!("expected a number above 0, found {clip_norm}")));
+            problems.push((
+                "train.clip_norm".into(),
+                format!("expected a number above 0, found {clip_norm}"),
+            ));
         }
         if !(0.0..=1.0).contains(&offset_noise) {
-            problems.push(("train.offset_noise".into(), format!("expected 0 to 1, found {offset_noise}")));
+            problems.push((
+                "train.offset_noise".into(),
+                format!("expected 0 to 1, found {offset_noise}"),
+            ));
         }
         problems
     }
@@ -258,7 +296,12 @@ pub struct CheckpointConfig {
 
 impl Default for CheckpointConfig {
     fn default() -> Self {
-        Self { every_steps: 500, keep: 3, keep_every_steps: 0, in_background: true }
+        Self {
+            every_steps: 500,
+            keep: 3,
+            keep_every_steps: 0,
+            in_background: true,
+        }
     }
 }
 
@@ -267,12 +310,22 @@ impl CheckpointConfig {
     pub(crate) fn problems(&self) -> Vec<(String, String)> {
         let mut problems = Vec::new();
         if self.every_steps == 0 {
-            problems.push(("checkpoint.every_steps".into(), "expected at least 1, found 0".into()));
+            problems.push((
+                "checkpoint.every_steps".into(),
+                "expected at least 1, found 0".into(),
+            ));
         }
         if self.keep == 0 {
-            problems.push(("checkpoint.keep".into(), "expected at least 1, found 0".into()));
+            problems.push((
+                "checkpoint.keep".into(),
+                "expected at least 1, found 0".into(),
+            ));
         }
-        let Self { every_steps, keep_every_steps, .. } = *self;
+        let Self {
+            every_steps,
+            keep_every_steps,
+            ..
+        } = *self;
         if every_steps > 0 && !keep_every_steps.is_multiple_of(every_steps) {
             let reason = format!(
                 "expected a multiple of checkpoint.every_steps = {every_steps}, since no others are written; \
@@ -318,14 +371,26 @@ pub enum Checkpointing {
 impl MemoryConfig {
     /// Returns the problems of these settings, as (key, reason) pairs.
     pub(crate) fn problems(&self) -> Vec<(String, String)> {
-        let numbers = [("memory.device_gib", self.device_gib), ("memory.budget_gib", self.budget_gib)];
+        let numbers = [
+            ("memory.device_gib", self.device_gib),
+            ("memory.budget_gib", self.budget_gib),
+        ];
         let mut problems: Vec<(String, String)> = numbers
             .into_iter()
-            .filter_map(|(key, number)| Some((key, number.filter(|gib| !(*gib > 0.0 && gib.is_finite()))?)))
-            .map(|(key, gib)| (key.into(), format!("expected a number above 0, found {gib}")))
+            .filter_map(|(key, number)| {
+                Some((key, number.filter(|gib| !(*gib > 0.0 && gib.is_finite()))?))
+            })
+            .map(|(key, gib)| {
+                (
+                    key.into(),
+                    format!("expected a number above 0, found {gib}"),
+                )
+            })
             .collect();
         let reason = match (self.checkpointing, self.budget_gib) {
-            (Checkpointing::Budget, None) => "missing; memory.checkpointing = \"budget\" requires it",
+            (Checkpointing::Budget, None) => {
+                "missing; memory.checkpointing = \"budget\" requires it"
+            }
             (Checkpointing::Off | Checkpointing::Full, Some(_)) => {
                 "only memory.checkpointing = \"budget\" uses it; memory.device_gib sets a limit without it"
             }
@@ -366,7 +431,11 @@ pub struct TestConfig {
 
 impl Default for TestConfig {
     fn default() -> Self {
-        Self { every_steps: 500, bins: 10, training_samples: 0 }
+        Self {
+            every_steps: 500,
+            bins: 10,
+            training_samples: 0,
+        }
     }
 }
 
@@ -375,10 +444,16 @@ impl TestConfig {
     pub(crate) fn problems(&self) -> Vec<(String, String)> {
         let mut problems = Vec::new();
         if self.every_steps == 0 {
-            problems.push(("test.every_steps".into(), "expected at least 1, found 0".into()));
+            problems.push((
+                "test.every_steps".into(),
+                "expected at least 1, found 0".into(),
+            ));
         }
         if !(1..=100).contains(&self.bins) {
-            problems.push(("test.bins".into(), format!("expected 1 to 100, found {}", self.bins)));
+            problems.push((
+                "test.bins".into(),
+                format!("expected 1 to 100, found {}", self.bins),
+            ));
         }
         problems
     }
@@ -401,7 +476,12 @@ pub struct PreviewConfig {
 
 impl Default for PreviewConfig {
     fn default() -> Self {
-        Self { every_steps: 500, prompts: Vec::new(), negative: String::new(), sample: SampleSettings::default() }
+        Self {
+            every_steps: 500,
+            prompts: Vec::new(),
+            negative: String::new(),
+            sample: SampleSettings::default(),
+        }
     }
 }
 
@@ -409,7 +489,10 @@ impl PreviewConfig {
     /// Returns the problems of these settings, as (key, reason) pairs.
     pub(crate) fn problems(&self) -> Vec<(String, String)> {
         if self.every_steps == 0 {
-            return vec![("preview.every_steps".into(), "expected at least 1, found 0".into())];
+            return vec![(
+                "preview.every_steps".into(),
+                "expected at least 1, found 0".into(),
+            )];
         }
         Vec::new()
     }

@@ -13,7 +13,11 @@ pub(crate) fn take_unknown_keys<T: JsonSchema>(table: &mut toml::Table) -> Vec<S
     let mut found = Vec::new();
     visit(&schema, &schema, table, "", &mut |schema, table, path| {
         let properties = &schema["properties"];
-        let unknown: Vec<String> = table.keys().filter(|key| properties.get(key).is_none()).cloned().collect();
+        let unknown: Vec<String> = table
+            .keys()
+            .filter(|key| properties.get(key).is_none())
+            .cloned()
+            .collect();
         for key in unknown {
             table.remove(&key);
             found.push(complaint(&joined(path, &key), &key, properties));
@@ -27,15 +31,27 @@ pub(crate) fn missing_keys<T: JsonSchema>(table: &mut toml::Table) -> Vec<String
     let schema = schema_for!(T).to_value();
     let mut found = Vec::new();
     visit(&schema, &schema, table, "", &mut |schema, table, path| {
-        let required = schema.get("required").and_then(Value::as_array).into_iter().flatten();
-        let absent = required.filter_map(Value::as_str).filter(|key| !table.contains_key(*key));
-        found.extend(absent.map(|key| format!("{}: missing, and it has no default", joined(path, key))));
+        let required = schema
+            .get("required")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten();
+        let absent = required
+            .filter_map(Value::as_str)
+            .filter(|key| !table.contains_key(*key));
+        found.extend(
+            absent.map(|key| format!("{}: missing, and it has no default", joined(path, key))),
+        );
     });
     found
 }
 
 fn joined(path: &str, key: &str) -> String {
-    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
+    if path.is_empty() {
+        key.to_owned()
+    } else {
+        format!("{path}.{key}")
+    }
 }
 
 /// Calls `act` for `table` and each section below it whose schema has properties, with that schema.
@@ -47,10 +63,14 @@ fn visit(
     act: &mut dyn FnMut(&Value, &mut toml::Table, &str),
 ) {
     let schema = resolve(root, schema);
-    let Some(properties) = schema.get("properties") else { return };
+    let Some(properties) = schema.get("properties") else {
+        return;
+    };
     act(schema, table, path);
     for (key, value) in table.iter_mut() {
-        let Some(schema) = properties.get(key) else { continue };
+        let Some(schema) = properties.get(key) else {
+            continue;
+        };
         let path = joined(path, key);
         match value {
             toml::Value::Table(section) => visit(root, schema, section, &path, act),
@@ -70,17 +90,29 @@ fn visit(
 /// Follows `$ref` and the `anyOf [T, null]` of an optional field.
 pub(crate) fn resolve<'a>(root: &'a Value, schema: &'a Value) -> &'a Value {
     if let Some(pointer) = schema.get("$ref").and_then(Value::as_str) {
-        return root.pointer(pointer.trim_start_matches('#')).map_or(schema, |target| resolve(root, target));
+        return root
+            .pointer(pointer.trim_start_matches('#'))
+            .map_or(schema, |target| resolve(root, target));
     }
     match schema.get("anyOf").and_then(Value::as_array) {
-        Some(options) => options.first().map_or(schema, |option| resolve(root, option)),
+        Some(options) => options
+            .first()
+            .map_or(schema, |option| resolve(root, option)),
         None => schema,
     }
 }
 
 fn complaint(path: &str, key: &str, properties: &Value) -> String {
-    let valid: Vec<&String> = properties.as_object().into_iter().flatten().map(|(name, _)| name).collect();
-    let nearest = valid.iter().min_by_key(|name| levenshtein(key, name)).filter(|name| levenshtein(key, name) <= 3);
+    let valid: Vec<&String> = properties
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(name, _)| name)
+        .collect();
+    let nearest = valid
+        .iter()
+        .min_by_key(|name| levenshtein(key, name))
+        .filter(|name| levenshtein(key, name) <= 3);
     match nearest {
         Some(name) => format!("{path}: unknown key; did you mean `{name}`?"),
         None => {
@@ -114,10 +146,18 @@ mod tests {
 
     #[test]
     fn all_missing_keys_are_named() {
-        let mut table: toml::Table = "[run]\n[[data]]\n[train]\nsamples = 1\n".parse().expect("TOML");
+        let mut table: toml::Table = "[run]\n[[data]]\n[train]\nsamples = 1\n"
+            .parse()
+            .expect("TOML");
         let mut found = missing_keys::<crate::recipe::Recipe>(&mut table);
         found.sort();
-        let keys: Vec<&str> = found.iter().filter_map(|line| line.split(':').next()).collect();
-        assert_eq!(keys, ["data[0].path", "model", "run.dir", "train.micro_batch"]);
+        let keys: Vec<&str> = found
+            .iter()
+            .filter_map(|line| line.split(':').next())
+            .collect();
+        assert_eq!(
+            keys,
+            ["data[0].path", "model", "run.dir", "train.micro_batch"]
+        );
     }
 }

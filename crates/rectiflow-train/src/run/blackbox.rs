@@ -89,10 +89,17 @@ impl BlackBox {
     /// [`Error::Io`], or [`Error::Checkpoint`] if the file is not a black box of this format.
     pub fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).map_err(Error::io(path))?;
-        let broken = |reason: String| Error::Checkpoint { path: path.to_owned(), reason };
-        let found: Self = serde_json::from_str(&text).map_err(|error| broken(format!("not a black box: {error}")))?;
+        let broken = |reason: String| Error::Checkpoint {
+            path: path.to_owned(),
+            reason,
+        };
+        let found: Self = serde_json::from_str(&text)
+            .map_err(|error| broken(format!("not a black box: {error}")))?;
         if found.format != FORMAT {
-            return Err(broken(format!("expected black box format {FORMAT}, found {}", found.format)));
+            return Err(broken(format!(
+                "expected black box format {FORMAT}, found {}",
+                found.format
+            )));
         }
         Ok(found)
     }
@@ -101,13 +108,27 @@ impl BlackBox {
 /// Returns this rank's samples of a step, each with its time and loss.
 pub(crate) fn samples_of(step: &Step, passes: &Passes) -> Vec<SeenSample> {
     let of_batch = |batch: &MicroBatch| {
-        let (slot, data, ids, prompts) = (batch.slot, batch.data, batch.ids.clone(), batch.prompts.clone());
-        ids.into_iter().zip(prompts).map(move |(id, prompt)| (slot, data, id.0, prompt))
+        let (slot, data, ids, prompts) = (
+            batch.slot,
+            batch.data,
+            batch.ids.clone(),
+            batch.prompts.clone(),
+        );
+        ids.into_iter()
+            .zip(prompts)
+            .map(move |(id, prompt)| (slot, data, id.0, prompt))
     };
     let places = step.micro_batches.iter().flat_map(of_batch);
     let sample = |((slot, data, id, prompt), &(time, loss)): (_, &(f64, f32))| {
         let loss = f64::from(loss);
-        SeenSample { slot, id, data, prompt, time, loss }
+        SeenSample {
+            slot,
+            id,
+            data,
+            prompt,
+            time,
+            loss,
+        }
     };
     places.zip(&passes.samples).map(sample).collect()
 }
@@ -129,7 +150,11 @@ pub(crate) struct Recorder {
 impl Recorder {
     /// Creates a recorder for the run in `run_dir`.
     pub(crate) fn new(run_dir: &Path) -> Self {
-        Self { folder: run_dir.join("blackbox"), steps: VecDeque::with_capacity(NUM_STEPS), vitals: None }
+        Self {
+            folder: run_dir.join("blackbox"),
+            steps: VecDeque::with_capacity(NUM_STEPS),
+            vitals: None,
+        }
     }
 
     /// Records a step, in place of the oldest if there are enough.
@@ -138,7 +163,13 @@ impl Recorder {
             self.steps.pop_front();
         }
         let (loss, gradient_norm) = (passes.loss, passes.gradient_norm);
-        self.steps.push_back(SeenStep { step: step.step, loss, gradient_norm, lr, samples: samples_of(step, passes) });
+        self.steps.push_back(SeenStep {
+            step: step.step,
+            loss,
+            gradient_norm,
+            lr,
+            samples: samples_of(step, passes),
+        });
     }
 
     /// Records the vital signs, in place of the previous ones.
@@ -157,7 +188,8 @@ impl Recorder {
         let others = comm.gather_texts(&text)?;
         if comm.is_first() {
             for text in &others[1..] {
-                let of_rank: Vec<SeenStep> = serde_json::from_str(text).expect("another rank of this program wrote it");
+                let of_rank: Vec<SeenStep> =
+                    serde_json::from_str(text).expect("another rank of this program wrote it");
                 for (step, more) in steps.iter_mut().zip(of_rank) {
                     step.samples.extend(more.samples);
                 }
@@ -185,13 +217,27 @@ impl Recorder {
         let step = steps.last().map_or(0, |step| step.step);
         let (action, reason) = (action.to_owned(), reason.to_owned());
         let vitals = self.vitals.clone();
-        let black_box = BlackBox { format: FORMAT, action, reason, recipe, checkpoint, ranks, vitals, steps };
+        let black_box = BlackBox {
+            format: FORMAT,
+            action,
+            reason,
+            recipe,
+            checkpoint,
+            ranks,
+            vitals,
+            steps,
+        };
         let name = format!("step-{:08}-{}.json", step + 1, black_box.action);
-        let text = serde_json::to_string_pretty(&black_box).expect("a black box is plain data that JSON can hold");
+        let text = serde_json::to_string_pretty(&black_box)
+            .expect("a black box is plain data that JSON can hold");
         let path = self.folder.join(&name);
-        fs::create_dir_all(&self.folder).and_then(|()| fs::write(&path, text)).map_err(Error::io(&path))?;
+        fs::create_dir_all(&self.folder)
+            .and_then(|()| fs::write(&path, text))
+            .map_err(Error::io(&path))?;
         let entries = fs::read_dir(&self.folder).map_err(Error::io(&self.folder))?;
-        let mut files: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+        let mut files: Vec<PathBuf> = entries
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .collect();
         files.sort();
         for old in &files[..files.len().saturating_sub(MAX_FILES)] {
             fs::remove_file(old).map_err(Error::io(old))?;

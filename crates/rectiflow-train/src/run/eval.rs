@@ -42,19 +42,36 @@ pub fn evaluate(checked: &Checked, checkpoint: &Path) -> Result<Evaluation> {
     let losses = |path: &Path| {
         let components = Components::find(path)?;
         check_vae(checked, &components, &sources)?;
-        let options = OpenOptions { device: checked.device, ..OpenOptions::default() };
+        let options = OpenOptions {
+            device: checked.device,
+            ..OpenOptions::default()
+        };
         let model = model::open_components(path, &components, &options)?;
         let expected = checked.recipe.objective.parameterization;
         if let Some(found) = model.parameterization.filter(|found| *found != expected) {
-            let reason = format!("the recipe's objective is {expected}, but this model predicts {found}");
-            return Err(Error::Checkpoint { path: path.to_owned(), reason });
+            let reason =
+                format!("the recipe's objective is {expected}, but this model predicts {found}");
+            return Err(Error::Checkpoint {
+                path: path.to_owned(),
+                reason,
+            });
         }
         adopt::apply_frozen(checked.recipe.train.dtype, &model);
         tables.measure(&Stepper::new(checked, &model), &sources, &Comm::alone())
     };
     let trained = losses(checkpoint)?;
     let averaged = checkpoint.join(EMA);
-    let ema = if averaged.is_dir() { Some(losses(&averaged)?) } else { None };
+    let ema = if averaged.is_dir() {
+        Some(losses(&averaged)?)
+    } else {
+        None
+    };
     let (num_test, num_training) = (tables.test.len(), tables.training.len());
-    Ok(Evaluation { checkpoint: checkpoint.to_owned(), num_test, num_training, trained, ema })
+    Ok(Evaluation {
+        checkpoint: checkpoint.to_owned(),
+        num_test,
+        num_training,
+        trained,
+        ema,
+    })
 }

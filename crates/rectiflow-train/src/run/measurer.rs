@@ -28,7 +28,11 @@ impl<'a> Measurer<'a> {
     pub(super) fn new(parts: Parts<'a>) -> Result<Self> {
         let recipe = &parts.checked.recipe;
         let previewer = Previewer::new(&recipe.preview, &recipe.run.dir);
-        Ok(Self { tables: Tables::new(parts.checked, parts.sources)?, previewer, parts })
+        Ok(Self {
+            tables: Tables::new(parts.checked, parts.sources)?,
+            previewer,
+            parts,
+        })
     }
 
     /// Returns the number of test samples.
@@ -48,18 +52,29 @@ impl<'a> Measurer<'a> {
         let Parts { sources, comm, .. } = self.parts;
         let _doing = comm.long("measuring the test loss");
         exchange.wait_gathers()?;
-        let Losses { test: Some(test), training } = self.tables.measure(stepper, sources, comm)? else {
+        let Losses {
+            test: Some(test),
+            training,
+        } = self.tables.measure(stepper, sources, comm)?
+        else {
             return Ok(None);
         };
         let averaged = if state.average.is_none() {
-            Losses { test: None, training: None }
+            Losses {
+                test: None,
+                training: None,
+            }
         } else {
             exchange.swap_average(state, &stepper.workers)?;
             let losses = self.tables.measure(stepper, sources, comm);
             exchange.swap_average(state, &stepper.workers)?;
             losses?
         };
-        let Position { cursor: step, samples, .. } = state.position;
+        let Position {
+            cursor: step,
+            samples,
+            ..
+        } = state.position;
         Ok(Some(Event::Test(TestMetrics {
             step,
             samples,
@@ -75,10 +90,19 @@ impl<'a> Measurer<'a> {
     /// Samples the preview pictures; `None` if the recipe has no prompts.
     pub(super) fn preview(&self, step: u64, exchange: &Exchange<'_>) -> Result<Option<Event>> {
         let began = Instant::now();
-        let Parts { model, checked, comm, .. } = self.parts;
+        let Parts {
+            model,
+            checked,
+            comm,
+            ..
+        } = self.parts;
         let _doing = comm.long("drawing the previews");
         exchange.wait_gathers()?;
         let name = self.previewer.draw(model, checked, step, comm)?;
-        Ok(name.map(|name| Event::Preview { step, name, secs: began.elapsed().as_secs_f64() }))
+        Ok(name.map(|name| Event::Preview {
+            step,
+            name,
+            secs: began.elapsed().as_secs_f64(),
+        }))
     }
 }

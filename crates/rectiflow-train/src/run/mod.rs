@@ -47,7 +47,10 @@ use crate::{
         measurer::Measurer,
         origin::{Origin, epochs_at, step_at},
         saver::{Moment, Saver},
-        setup::{Parts, check_same_data, check_same_start, check_vae, find_trained, fresh_state, open_sources},
+        setup::{
+            Parts, check_same_data, check_same_start, check_vae, find_trained, fresh_state,
+            open_sources,
+        },
         step_record::{Seen, StepSecs},
     },
     state::{Position, TrainState},
@@ -95,13 +98,18 @@ fn train_together(
     check_same_start(comm, &checked.recipe)?;
     let checkpoints = Checkpoints::at(run_dir, &checked.recipe.checkpoint);
     comm.first(|| checkpoints.clean())?;
-    let origin = Origin::find_together(checked, &checkpoints, options.branch_from.as_deref(), comm)?;
+    let origin =
+        Origin::find_together(checked, &checkpoints, options.branch_from.as_deref(), comm)?;
     let sources = open_sources(checked)?;
     let components = origin.components(checked, comm)?;
     check_vae(checked, &components, &sources)?;
     let recomputed = estimate::announce(checked, comm, &components, &sources)?;
     // A resumed run or a branch has weights for every component.
-    let random = if matches!(origin, Origin::Base) { &checked.random[..] } else { &[] };
+    let random = if matches!(origin, Origin::Base) {
+        &checked.random[..]
+    } else {
+        &[]
+    };
     let open = model::base_options(checked.device, random, checked.recipe.run.seed);
     let mut model = model::open_components(origin.model(checked), &components, &open)?;
     recomputed.apply(&mut model.unet);
@@ -116,7 +124,8 @@ fn train_together(
         model: &model,
         trained: &trained,
     };
-    let before_step: Option<&mut BeforeStep<'_>> = options.before_step.map(|before_step| before_step as _);
+    let before_step: Option<&mut BeforeStep<'_>> =
+        options.before_step.map(|before_step| before_step as _);
     let mut run = Run::new(parts, before_step, observe)?;
     run.start(acknowledged)?;
     match run.go(stop) {
@@ -159,10 +168,16 @@ impl<'a> Run<'a> {
         before_step: Option<&'a mut BeforeStep<'a>>,
         observe: &'a mut dyn FnMut(&Event),
     ) -> Result<Self> {
-        let Parts { checked, comm, sources, model, .. } = parts;
+        let Parts {
+            checked,
+            comm,
+            sources,
+            model,
+            ..
+        } = parts;
         let recipe = &checked.recipe;
-        let mut loader =
-            Loader::new(sources.to_vec(), checked.order.clone(), comm.rank())?.on_machine_with(comm.machine());
+        let mut loader = Loader::new(sources.to_vec(), checked.order.clone(), comm.rank())?
+            .on_machine_with(comm.machine());
         if let Some(mebibytes) = recipe.run.read_ahead_mib {
             loader = loader.read_ahead(mebibytes.saturating_mul(1 << 20))?;
         }
@@ -171,9 +186,12 @@ impl<'a> Run<'a> {
         comm.first(|| snapshots::clean(&recipe.run.dir))?;
         let state = fresh_state(checked, model, comm);
         let stepper = Stepper::new(checked, model);
-        let exchange =
-            Exchange::new(comm, recipe.ranks.sharding).with_order(loader.order(), stepper.workers.width())?;
-        let snapshot_bytes = snapshots::bytes(state.parameters.partition.most_owned(), state.average.is_some());
+        let exchange = Exchange::new(comm, recipe.ranks.sharding)
+            .with_order(loader.order(), stepper.workers.width())?;
+        let snapshot_bytes = snapshots::bytes(
+            state.parameters.partition.most_owned(),
+            state.average.is_some(),
+        );
         let distances = snapshots::snapshot_distances(&recipe.guard, snapshot_bytes);
         Ok(Self {
             measurer: Measurer::new(parts)?,
@@ -209,22 +227,32 @@ impl<'a> Run<'a> {
             }
             Origin::Branch(found, _) => {
                 restore::inherit(&found.path, &found.saved, &mut self.state)?;
-                let epochs = if self.saver.is_same_data(&found.saved) { found.saved.epochs } else { 0.0 };
+                let epochs = if self.saver.is_same_data(&found.saved) {
+                    found.saved.epochs
+                } else {
+                    0.0
+                };
                 self.state.position.cursor = step_at(self.loader.order(), epochs);
             }
         }
         self.loader.seek(self.state.position.cursor);
+        let snapshot_bytes = snapshots::bytes(
+            self.state.parameters.partition.most_owned(),
+            self.state.average.is_some(),
+        );
         let snapshot_bytes =
-            snapshots::bytes(self.state.parameters.partition.most_owned(), self.state.average.is_some());
-        let snapshot_bytes = snapshots::total_bytes(&self.parts.checked.recipe.guard, snapshot_bytes);
+            snapshots::total_bytes(&self.parts.checked.recipe.guard, snapshot_bytes);
         let num_test = self.measurer.num_test();
-        let start = self.parts.start_event(&self.state, &self.loader, num_test, snapshot_bytes);
+        let start = self
+            .parts
+            .start_event(&self.state, &self.loader, num_test, snapshot_bytes);
         self.emit(Event::Start(start));
         if let Some(reason) = acknowledged {
             self.guard.acts = Acts::default();
             self.emit_guard("acknowledged", reason, None);
         }
-        self.ring.keep(&self.state, &self.guard.normal, self.parts.comm)?;
+        self.ring
+            .keep(&self.state, &self.guard.normal, self.parts.comm)?;
         if self.saver.last().is_none() {
             self.measure()?;
             self.preview()?;
@@ -244,7 +272,10 @@ impl<'a> Run<'a> {
             saved.order_hash,
             newest.display()
         );
-        Err(Error::Checkpoint { path: newest.to_owned(), reason })
+        Err(Error::Checkpoint {
+            path: newest.to_owned(),
+            reason,
+        })
     }
 
     /// Repeats steps until the run is finished or interrupted; returns which.
@@ -280,8 +311,10 @@ impl<'a> Run<'a> {
         }
         let lr = self.lr();
         let summed = {
-            let _doing = comm.work(|| format!("in the forward and backward passes of step {number}"));
-            self.stepper.passes(&self.state.parameters, &step, &self.exchange)?
+            let _doing =
+                comm.work(|| format!("in the forward and backward passes of step {number}"));
+            self.stepper
+                .passes(&self.state.parameters, &step, &self.exchange)?
         };
         let passes_secs = began.elapsed().as_secs_f64() - data_secs - comm.traffic_secs();
 
@@ -292,14 +325,20 @@ impl<'a> Run<'a> {
             is_written: self.saver.is_written(),
             busy: (data_secs + passes_secs) / step.micro_batches.len() as f64,
         };
-        let (passes, consensus) = self.exchange.reduce(summed, &self.state.parameters, report)?;
+        let (passes, consensus) = self
+            .exchange
+            .reduce(summed, &self.state.parameters, report)?;
         self.told_to_stop |= consensus.stop;
         self.remember(&step, &passes, lr);
         let seen = Seen::of(&passes, &self.state, lr);
         let applied = self.act(&step, passes, lr)?;
 
         // Record the step, then do what is due after it.
-        let secs = StepSecs { step: began.elapsed().as_secs_f64(), data: data_secs, passes: passes_secs };
+        let secs = StepSecs {
+            step: began.elapsed().as_secs_f64(),
+            data: data_secs,
+            passes: passes_secs,
+        };
         let ranks = if comm.rank().ranks == 1 {
             None
         } else {
@@ -309,7 +348,10 @@ impl<'a> Run<'a> {
         self.emit(Event::Step(StepMetrics {
             flops: Configs::of(self.parts.model).step_flops(&recipe.train, &step),
             applied,
-            spent: recipe.run.price_per_hour.map(|price| price * self.secs() / 3600.0),
+            spent: recipe
+                .run
+                .price_per_hour
+                .map(|price| price * self.secs() / 3600.0),
             ranks,
             ..seen.metrics(&step, self.state.position, secs)
         }));
@@ -322,7 +364,10 @@ impl<'a> Run<'a> {
     /// Returns the learning rate of the next update: the schedule's, times the factor of the guard.
     fn lr(&self) -> f64 {
         let recipe = &self.parts.checked.recipe;
-        recipe.lr.rate(self.state.position.samples, recipe.train.samples) * self.guard.acts.rate
+        recipe
+            .lr
+            .rate(self.state.position.samples, recipe.train.samples)
+            * self.guard.acts.rate
     }
 
     /// Records a step for the black box and the vital signs.
@@ -336,7 +381,9 @@ impl<'a> Run<'a> {
     /// Measures the test loss, samples previews and saves, each if it is due.
     fn after_step(&mut self) -> Result<()> {
         let recipe = &self.parts.checked.recipe;
-        let Position { cursor, samples, .. } = self.state.position;
+        let Position {
+            cursor, samples, ..
+        } = self.state.position;
         let last = samples >= recipe.train.samples;
         if last || cursor.is_multiple_of(recipe.test.every_steps) {
             self.measure()?;
@@ -351,13 +398,17 @@ impl<'a> Run<'a> {
     }
 
     fn measure(&mut self) -> Result<()> {
-        let event = self.measurer.test_loss(&self.state, &self.stepper, &self.exchange)?;
+        let event = self
+            .measurer
+            .test_loss(&self.state, &self.stepper, &self.exchange)?;
         self.emit_if_any(event);
         Ok(())
     }
 
     fn preview(&mut self) -> Result<()> {
-        let event = self.measurer.preview(self.state.position.cursor, &self.exchange)?;
+        let event = self
+            .measurer
+            .preview(self.state.position.cursor, &self.exchange)?;
         self.emit_if_any(event);
         Ok(())
     }
@@ -369,13 +420,25 @@ impl<'a> Run<'a> {
         let begun = self.begin_saving(goes_on);
         let failed = saver::or_warn(self.state.position.cursor, begun.map(|()| None))?;
         self.emit_if_any(failed);
-        if goes_on { Ok(()) } else { self.finish_saving() }
+        if goes_on {
+            Ok(())
+        } else {
+            self.finish_saving()
+        }
     }
 
     fn begin_saving(&mut self, goes_on: bool) -> Result<()> {
         let epochs = epochs_at(self.loader.order(), self.state.position.cursor);
         let secs = self.secs();
-        self.saver.begin(&Moment { state: &self.state, guard: &self.guard, epochs, secs }, goes_on)
+        self.saver.begin(
+            &Moment {
+                state: &self.state,
+                guard: &self.guard,
+                epochs,
+                secs,
+            },
+            goes_on,
+        )
     }
 
     /// Waits for the checkpoint that is being written, if any; a failed write is only a warning.
@@ -402,9 +465,17 @@ impl<'a> Run<'a> {
         self.exchange.wait_gathers()?;
         let position = self.state.position;
         let secs = self.began.elapsed().as_secs_f64();
-        self.emit(Event::End { step: position.cursor, reason: reason.to_owned(), secs });
+        self.emit(Event::End {
+            step: position.cursor,
+            reason: reason.to_owned(),
+            secs,
+        });
         let checkpoint = self.saver.last().map(Path::to_owned);
-        Ok(Outcome { finished: reason == "finished", position, checkpoint })
+        Ok(Outcome {
+            finished: reason == "finished",
+            position,
+            checkpoint,
+        })
     }
 
     /// Returns the seconds spent on the run, those of earlier processes included.
@@ -417,7 +488,9 @@ impl<'a> Run<'a> {
     fn emit(&mut self, event: Event) {
         let written = self.writer.write(&event);
         if let (Err(error), false) = (&written, self.mute) {
-            tracing::error!("an event could not be written: {error}. Training continues without a log");
+            tracing::error!(
+                "an event could not be written: {error}. Training continues without a log"
+            );
         }
         self.mute = written.is_err();
         (self.observe)(&event);

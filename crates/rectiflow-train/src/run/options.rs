@@ -38,7 +38,12 @@ pub struct Options<'a> {
 
 impl fmt::Debug for Options<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { branch_from, acknowledge_stop, launch, .. } = self;
+        let Self {
+            branch_from,
+            acknowledge_stop,
+            launch,
+            ..
+        } = self;
         write!(
             f,
             "Options {{ branch_from: {branch_from:?}, acknowledge_stop: {acknowledge_stop}, launch: {launch:?} }}"

@@ -64,9 +64,16 @@ impl Origin {
     /// [`Error::Changed`] if the recipe has changed in keys that a resumed run must keep,
     /// [`Error::Branch`] if the branch asked for is impossible, [`Error::Checkpoint`] if all
     /// checkpoints are damaged.
-    pub(crate) fn find(checked: &Checked, checkpoints: &Checkpoints, branch_from: Option<&Path>) -> Result<Self> {
+    pub(crate) fn find(
+        checked: &Checked,
+        checkpoints: &Checkpoints,
+        branch_from: Option<&Path>,
+    ) -> Result<Self> {
         if let Some(path) = checkpoints.newest_sound()? {
-            let found = Found { saved: Saved::read(&path)?, path };
+            let found = Found {
+                saved: Saved::read(&path)?,
+                path,
+            };
             if let Some(asked) = branch_from {
                 check_came_from(checked, &found.saved, asked)?;
             }
@@ -75,7 +82,9 @@ impl Origin {
         }
         match branch_from {
             None => Ok(Self::Base),
-            Some(path) => ancestor(checked, path).map(|(found, ancestor)| Self::Branch(found, ancestor)),
+            Some(path) => {
+                ancestor(checked, path).map(|(found, ancestor)| Self::Branch(found, ancestor))
+            }
         }
     }
 
@@ -96,12 +105,19 @@ impl Origin {
             let choice = match &origin {
                 Self::Base => Choice::Base,
                 Self::Resume(found, changed) => Choice::Resume(found.path.clone(), changed.clone()),
-                Self::Branch(found, ancestor) => Choice::Branch(found.path.clone(), ancestor.clone()),
+                Self::Branch(found, ancestor) => {
+                    Choice::Branch(found.path.clone(), ancestor.clone())
+                }
             };
             found = Some(origin);
             Ok(choice)
         })?;
-        let at = |path: PathBuf| -> Result<Found> { Ok(Found { saved: Saved::read(&path)?, path }) };
+        let at = |path: PathBuf| -> Result<Found> {
+            Ok(Found {
+                saved: Saved::read(&path)?,
+                path,
+            })
+        };
         match (found, choice) {
             (Some(origin), _) => Ok(origin),
             (None, Choice::Base) => Ok(Self::Base),
@@ -126,7 +142,10 @@ impl Origin {
     pub(crate) fn components(&self, checked: &Checked, comm: &Comm) -> Result<Components> {
         let mut components = Components::find(self.model(checked))?;
         if let Self::Branch(found, _) = self {
-            for component in Component::ALL.into_iter().filter(|&component| !checked.recipe.train.trains(component)) {
+            for component in Component::ALL
+                .into_iter()
+                .filter(|&component| !checked.recipe.train.trains(component))
+            {
                 let folder = components.folder(component).to_owned();
                 if folder.starts_with(&found.path) {
                     let place = checked.recipe.run.dir.join("base").join(component.folder());
@@ -143,7 +162,9 @@ impl Origin {
         match self {
             Self::Base => Vec::new(),
             Self::Resume(found, _) => found.saved.lineage.clone(),
-            Self::Branch(found, ancestor) => [found.saved.lineage.clone(), vec![ancestor.clone()]].concat(),
+            Self::Branch(found, ancestor) => {
+                [found.saved.lineage.clone(), vec![ancestor.clone()]].concat()
+            }
         }
     }
 }
@@ -168,24 +189,42 @@ pub(crate) fn epochs_at(order: &Order, step: u64) -> f64 {
 /// Checks that the run descends from `asked`: repeating the command that began a branch resumes it,
 /// even if the ancestor has been removed since.
 fn check_came_from(checked: &Checked, saved: &Saved, asked: &Path) -> Result<()> {
-    let full = asked.canonicalize().or_else(|_| std::path::absolute(asked)).map_err(Error::io(asked))?;
-    if saved.lineage.last().is_some_and(|ancestor| ancestor.checkpoint == full) {
+    let full = asked
+        .canonicalize()
+        .or_else(|_| std::path::absolute(asked))
+        .map_err(Error::io(asked))?;
+    if saved
+        .lineage
+        .last()
+        .is_some_and(|ancestor| ancestor.checkpoint == full)
+    {
         return Ok(());
     }
     let run_dir = checked.recipe.run.dir.display();
-    let reason = format!("{run_dir} has checkpoints of a run that began elsewhere; choose another run.dir");
-    Err(Error::Branch { checkpoint: asked.to_owned(), reason })
+    let reason =
+        format!("{run_dir} has checkpoints of a run that began elsewhere; choose another run.dir");
+    Err(Error::Branch {
+        checkpoint: asked.to_owned(),
+        reason,
+    })
 }
 
 /// Returns the checkpoint to branch from, and its record for the lineage.
 fn ancestor(checked: &Checked, path: &Path) -> Result<(Found, Ancestor)> {
-    let fail = |reason: String| Error::Branch { checkpoint: path.to_owned(), reason };
-    let folder = path.canonicalize().map_err(|error| fail(error.to_string()))?;
+    let fail = |reason: String| Error::Branch {
+        checkpoint: path.to_owned(),
+        reason,
+    };
+    let folder = path
+        .canonicalize()
+        .map_err(|error| fail(error.to_string()))?;
     verify(&folder).map_err(|error| fail(format!("expected a sound checkpoint: {error}")))?;
     let saved = Saved::read(&folder)?;
     let (seen, samples) = (saved.position.samples, checked.recipe.train.samples);
     if seen >= samples {
-        let reason = format!("it has seen {seen} samples, and train.samples = {samples} includes them; raise it");
+        let reason = format!(
+            "it has seen {seen} samples, and train.samples = {samples} includes them; raise it"
+        );
         return Err(fail(reason));
     }
     let changed = recipe_changes(checked, &folder).map_err(fail)?;
@@ -195,23 +234,41 @@ fn ancestor(checked: &Checked, path: &Path) -> Result<(Found, Ancestor)> {
         position: saved.position,
         changed: changed.into_iter().map(|change| change.line).collect(),
     };
-    Ok((Found { path: folder, saved }, ancestor))
+    Ok((
+        Found {
+            path: folder,
+            saved,
+        },
+        ancestor,
+    ))
 }
 
-fn recipe_changes(checked: &Checked, checkpoint: &Path) -> std::result::Result<Vec<Change>, String> {
+fn recipe_changes(
+    checked: &Checked,
+    checkpoint: &Path,
+) -> std::result::Result<Vec<Change>, String> {
     let old = Saved::recipe(checkpoint).map_err(|error| error.to_string())?;
     changes(&old, &checked.recipe).map_err(|error| format!("its recipe cannot be read: {error}"))
 }
 
 /// Returns the changes of the recipe since the run's checkpoint, if a resumed run may have them.
 fn allowed_changes(checked: &Checked, found: &Found) -> Result<Vec<String>> {
-    let changes = recipe_changes(checked, &found.path)
-        .map_err(|reason| Error::Checkpoint { path: found.path.clone(), reason })?;
-    let refused: Vec<String> =
-        changes.iter().filter(|change| !change.is_harmless()).map(|change| change.line.clone()).collect();
+    let changes = recipe_changes(checked, &found.path).map_err(|reason| Error::Checkpoint {
+        path: found.path.clone(),
+        reason,
+    })?;
+    let refused: Vec<String> = changes
+        .iter()
+        .filter(|change| !change.is_harmless())
+        .map(|change| change.line.clone())
+        .collect();
     if !refused.is_empty() {
         let (run_dir, checkpoint) = (checked.recipe.run.dir.clone(), found.path.clone());
-        return Err(Error::Changed { run_dir, checkpoint, changes: refused });
+        return Err(Error::Changed {
+            run_dir,
+            checkpoint,
+            changes: refused,
+        });
     }
     Ok(changes.into_iter().map(|change| change.line).collect())
 }
@@ -239,10 +296,27 @@ mod tests {
 
     fn order(micro_batch: usize, micro_batches: usize) -> Order {
         let buckets = [(0, 100), (1, 33), (2, 3)];
-        let buckets = buckets.map(|(bucket, rows)| BucketRows { bucket, rows, run_ends: vec![] }).to_vec();
-        let shape = DataShape { identity: "a".into(), text: "b".into(), amount: Amount::Repeats(1.0), buckets };
-        let settings =
-            OrderSettings { seed: 0, micro_batch, micro_batches, lanes: None, mode: Mode::Local, window_samples: 2048 };
+        let buckets = buckets
+            .map(|(bucket, rows)| BucketRows {
+                bucket,
+                rows,
+                run_ends: vec![],
+            })
+            .to_vec();
+        let shape = DataShape {
+            identity: "a".into(),
+            text: "b".into(),
+            amount: Amount::Repeats(1.0),
+            buckets,
+        };
+        let settings = OrderSettings {
+            seed: 0,
+            micro_batch,
+            micro_batches,
+            lanes: None,
+            mode: Mode::Local,
+            window_samples: 2048,
+        };
         Order::new(&[shape], settings).expect("an order")
     }
 
@@ -250,7 +324,11 @@ mod tests {
     fn a_branch_is_where_the_old_run_was_in_the_data() {
         let (old, new) = (order(4, 2), order(8, 4));
         for step in [0, 1, 7, 50, 1000] {
-            assert_eq!(step_at(&old, epochs_at(&old, step)), step, "the same order: the same step");
+            assert_eq!(
+                step_at(&old, epochs_at(&old, step)),
+                step,
+                "the same order: the same step"
+            );
             let there = epochs_at(&new, step_at(&new, epochs_at(&old, step)));
             // At most one step of the new order behind, which is about a quarter of an epoch.
             let behind = epochs_at(&old, step) - there;

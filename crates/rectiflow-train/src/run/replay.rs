@@ -48,8 +48,11 @@ impl Replayed {
     /// Whether loss and norm are those of the run, except for the last bit, which JSON may lose;
     /// `None` if the black box does not have the step.
     pub fn is_as_seen(&self) -> Option<bool> {
-        let same = |a: f64, b: f64| a == b || (a - b).abs() <= 1e-15 * b.abs() || (a.is_nan() && b.is_nan());
-        self.seen.map(|(loss, norm)| same(self.loss, loss) && same(self.gradient_norm, norm))
+        let same = |a: f64, b: f64| {
+            a == b || (a - b).abs() <= 1e-15 * b.abs() || (a.is_nan() && b.is_nan())
+        };
+        self.seen
+            .map(|(loss, norm)| same(self.loss, loss) && same(self.gradient_norm, norm))
     }
 }
 
@@ -62,17 +65,25 @@ pub fn replay(path: &Path, observe: &mut dyn FnMut(&Replayed)) -> Result<()> {
     let black_box = BlackBox::read(path)?;
     let checked = Recipe::parse(&black_box.recipe, path)?;
     let Some(end) = black_box.steps.last().map(|step| step.step + 1) else {
-        return Err(Error::Checkpoint { path: path.to_owned(), reason: "it has no steps".to_owned() });
+        return Err(Error::Checkpoint {
+            path: path.to_owned(),
+            reason: "it has no steps".to_owned(),
+        });
     };
     let sources = open_sources(&checked)?;
     let mut loader = Loader::new(sources, checked.order.clone(), RankOf::ONLY)?;
     let start = black_box.checkpoint.as_deref();
     let place = start.unwrap_or(&checked.recipe.model.base);
-    let random = if start.is_none() { &checked.random[..] } else { &[] };
+    let random = if start.is_none() {
+        &checked.random[..]
+    } else {
+        &[]
+    };
     let options = model::base_options(checked.device, random, checked.recipe.run.seed);
     let mut model = model::open_components(place, &Components::find(place)?, &options)?;
     // Gradients do not depend on which blocks are recomputed.
-    RecomputedBlocks::All(checked.recipe.memory.checkpointing != Checkpointing::Off).apply(&mut model.unet);
+    RecomputedBlocks::All(checked.recipe.memory.checkpointing != Checkpointing::Off)
+        .apply(&mut model.unet);
     let stepper = Stepper::new(&checked, &model);
     let comm = Comm::alone();
     let mut state = fresh_state(&checked, &model, &comm);
@@ -86,7 +97,10 @@ pub fn replay(path: &Path, observe: &mut dyn FnMut(&Replayed)) -> Result<()> {
         let again = make(&checked, &stepper, &mut state, &mut guard, &step)?;
         let known = black_box.steps.iter().find(|known| known.step == step.step);
         let seen = known.map(|known| (known.loss, known.gradient_norm));
-        observe(&Replayed { seen, ..again.replayed });
+        observe(&Replayed {
+            seen,
+            ..again.replayed
+        });
         if again.ends {
             break;
         }
@@ -100,7 +114,10 @@ fn go_to(checkpoint: &Path, loader: &Loader, state: &mut TrainState) -> Result<G
     let saved = Saved::read(checkpoint)?;
     if saved.order_hash != loader.order_hash() {
         let reason = "the data has changed since: the same steps cannot be repeated".to_owned();
-        return Err(Error::Checkpoint { path: checkpoint.to_owned(), reason });
+        return Err(Error::Checkpoint {
+            path: checkpoint.to_owned(),
+            reason,
+        });
     }
     restore::restore(checkpoint, &saved, state)?;
     Ok(saved.guard)
@@ -124,11 +141,21 @@ fn make(
     let comm = Comm::alone();
     let exchange = Exchange::new(&comm, recipe.ranks.sharding);
     let summed = stepper.passes(&state.parameters, step, &exchange)?;
-    let report = RankReport { stop: false, is_written: true, busy: 0.0 };
+    let report = RankReport {
+        stop: false,
+        is_written: true,
+        busy: 0.0,
+    };
     let (passes, _) = exchange.reduce(summed, &state.parameters, report)?;
     let (loss, gradient_norm) = (passes.loss, passes.gradient_norm);
     let worst = worst(step, &passes);
-    let verdict = guard.judge(&recipe.guard, Observation { loss, gradient_norm });
+    let verdict = guard.judge(
+        &recipe.guard,
+        Observation {
+            loss,
+            gradient_norm,
+        },
+    );
     let (norm, wrong, ends) = match verdict {
         Verdict::Continue => (f64::INFINITY, None, false),
         Verdict::Clip { norm, .. } => (norm, None, false),
@@ -140,12 +167,28 @@ fn make(
     } else {
         state.position.cursor = step.step + 1;
     }
-    let replayed = Replayed { step: step.step, loss, gradient_norm, seen: None, wrong, worst };
+    let replayed = Replayed {
+        step: step.step,
+        loss,
+        gradient_norm,
+        seen: None,
+        wrong,
+        worst,
+    };
     Ok(Again { replayed, ends })
 }
 
 fn worst(step: &Step, passes: &Passes) -> SeenSample {
-    let badness = |sample: &SeenSample| if sample.loss.is_nan() { f64::INFINITY } else { sample.loss };
+    let badness = |sample: &SeenSample| {
+        if sample.loss.is_nan() {
+            f64::INFINITY
+        } else {
+            sample.loss
+        }
+    };
     let worse = |a: SeenSample, b: SeenSample| if badness(&b) > badness(&a) { b } else { a };
-    samples_of(step, passes).into_iter().reduce(worse).expect("a step has samples")
+    samples_of(step, passes)
+        .into_iter()
+        .reduce(worse)
+        .expect("a step has samples")
 }

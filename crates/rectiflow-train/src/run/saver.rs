@@ -43,7 +43,13 @@ pub(super) struct Moment<'a> {
 impl<'a> Saver<'a> {
     /// Creates a saver for a run without checkpoints.
     pub(super) fn new(parts: Parts<'a>, template: Saved) -> Self {
-        Self { parts, template, pending: None, last: None, secs_before: 0.0 }
+        Self {
+            parts,
+            template,
+            pending: None,
+            last: None,
+            secs_before: 0.0,
+        }
     }
 
     /// Continues from the checkpoint that the run is resumed from.
@@ -75,39 +81,76 @@ impl<'a> Saver<'a> {
     /// Begins to write a checkpoint unless this step has one. `goes_on`: whether training continues
     /// meanwhile.
     pub(super) fn begin(&mut self, moment: &Moment<'_>, goes_on: bool) -> Result<()> {
-        let Moment { state, guard, epochs, secs } = *moment;
+        let Moment {
+            state,
+            guard,
+            epochs,
+            secs,
+        } = *moment;
         let step = state.position.cursor;
         if self.last.as_ref().is_some_and(|(saved, _)| *saved == step) {
             return Ok(());
         }
-        let Parts { checked, checkpoints, trained, comm, .. } = self.parts;
+        let Parts {
+            checked,
+            checkpoints,
+            trained,
+            comm,
+            ..
+        } = self.parts;
         let _doing = comm.long("saving a checkpoint");
-        let groups = state.parameters.groups.iter().map(|group| group.component.clone());
+        let groups = state
+            .parameters
+            .groups
+            .iter()
+            .map(|group| group.component.clone());
         let saved = Saved {
             position: state.position,
             epochs,
             moments_from: groups.zip(state.moments_from.iter().copied()).collect(),
-            passed_over: state.passed_over.iter().map(|steps| (steps.start, steps.end)).collect(),
+            passed_over: state
+                .passed_over
+                .iter()
+                .map(|steps| (steps.start, steps.end))
+                .collect(),
             guard: guard.clone(),
             secs,
             ..self.template.clone()
         };
         let recipe = &checked.recipe.to_toml();
-        let save = Save { saved: &saved, recipe, trained, state, comm, goes_on };
+        let save = Save {
+            saved: &saved,
+            recipe,
+            trained,
+            state,
+            comm,
+            goes_on,
+        };
         self.pending = Some(checkpoints.begin(&save)?);
         Ok(())
     }
 
     /// Waits for the checkpoint that is being written, if any, and renames it to its final name.
     pub(super) fn end(&mut self) -> Result<Option<Event>> {
-        let Some(pending) = self.pending.take() else { return Ok(None) };
-        let Parts { checkpoints, comm, .. } = self.parts;
+        let Some(pending) = self.pending.take() else {
+            return Ok(None);
+        };
+        let Parts {
+            checkpoints, comm, ..
+        } = self.parts;
         let _doing = comm.long("saving a checkpoint");
         let (step, began) = (pending.step, pending.began);
         let place = checkpoints.finish(pending, comm)?;
-        let name = place.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let name = place
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default();
         self.last = Some((step, place));
-        Ok(Some(Event::Checkpoint { step, name, secs: began.elapsed().as_secs_f64() }))
+        Ok(Some(Event::Checkpoint {
+            step,
+            name,
+            secs: began.elapsed().as_secs_f64(),
+        }))
     }
 
     /// As [`Self::end`], but a failed write is only a warning.
@@ -129,7 +172,10 @@ pub(super) fn or_warn(step: u64, saved: Result<Option<Event>>) -> Result<Option<
                 "the checkpoint of step {step} could NOT be written: {error}. Training continues; if it stops now, \
                  everything since the last checkpoint is lost"
             );
-            Ok(Some(Event::SaveFailed { step, reason: error.to_string() }))
+            Ok(Some(Event::SaveFailed {
+                step,
+                reason: error.to_string(),
+            }))
         }
         Ok(event) => Ok(event),
     }

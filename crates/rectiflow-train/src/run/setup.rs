@@ -47,11 +47,14 @@ pub(crate) struct Parts<'a> {
 /// [`Error::Launch`] if the machine has fewer GPUs than ranks.
 pub(crate) fn for_rank(checked: &Checked, launch: Option<&Launch>) -> Result<Checked> {
     let mut checked = checked.clone();
-    let (Some(launch), "cuda") = (launch, checked.recipe.run.device.as_str()) else { return Ok(checked) };
+    let (Some(launch), "cuda") = (launch, checked.recipe.run.device.as_str()) else {
+        return Ok(checked);
+    };
     let (index, found) = (launch.local_rank, Cuda::device_count());
     if index as i64 >= found {
-        let reason =
-            format!("LOCAL_RANK {index} needs the GPU cuda:{index}, but libtorch sees {found} GPUs on this machine");
+        let reason = format!(
+            "LOCAL_RANK {index} needs the GPU cuda:{index}, but libtorch sees {found} GPUs on this machine"
+        );
         return Err(Error::Launch { reason });
     }
     checked.device = Device::Cuda(index);
@@ -64,7 +67,11 @@ pub(crate) fn for_rank(checked: &Checked, launch: Option<&Launch>) -> Result<Che
 /// # Errors
 /// [`Error::Locked`], [`Error::Stopped`], [`Error::Io`]; [`Error::Launch`] if the ranks do not see
 /// the same folder.
-pub(crate) fn open_folder(run_dir: &Path, comm: &Comm, acknowledge: bool) -> Result<(Option<File>, Option<String>)> {
+pub(crate) fn open_folder(
+    run_dir: &Path,
+    comm: &Comm,
+    acknowledge: bool,
+) -> Result<(Option<File>, Option<String>)> {
     let mut file = None;
     let acknowledged = comm.first(|| {
         fs::create_dir_all(run_dir).map_err(Error::io(run_dir))?;
@@ -78,7 +85,11 @@ pub(crate) fn open_folder(run_dir: &Path, comm: &Comm, acknowledge: bool) -> Res
             "rank {rank} does not see the folder {run_dir} of rank 0: run.dir must be on storage that all ranks share"
         )
     };
-    comm.all_could(if is_there { Ok(()) } else { Err(Error::Launch { reason: reason() }) })?;
+    comm.all_could(if is_there {
+        Ok(())
+    } else {
+        Err(Error::Launch { reason: reason() })
+    })?;
     Ok((file, acknowledged))
 }
 
@@ -88,19 +99,38 @@ pub(crate) fn open_folder(run_dir: &Path, comm: &Comm, acknowledge: bool) -> Res
 /// [`Error::Launch`] naming what differs.
 pub(crate) fn check_same_start(comm: &Comm, recipe: &Recipe) -> Result<()> {
     let rank = comm.rank().rank;
-    let (own, program) = (recipe.to_toml(), if comm.rank().ranks == 1 { String::new() } else { program_identity()? });
+    let (own, program) = (
+        recipe.to_toml(),
+        if comm.rank().ranks == 1 {
+            String::new()
+        } else {
+            program_identity()?
+        },
+    );
     let recipes = comm.gather_texts(&own)?;
     let programs = comm.gather_texts(&program)?;
     let mut differing = Vec::new();
     if recipes[0] != own {
         let changes = changes(&recipes[0], recipe).map_err(|reason| Error::Launch { reason })?;
-        differing.extend(changes.into_iter().filter(|change| !change.is_of_machine()).map(|change| change.line));
+        differing.extend(
+            changes
+                .into_iter()
+                .filter(|change| !change.is_of_machine())
+                .map(|change| change.line),
+        );
     }
     if programs[0] != program {
         differing.push(format!("the program: {} -> {program}", programs[0]));
     }
-    let reason = format!("rank {rank} differs from rank 0 in {}; give all ranks the same", differing.join(", "));
-    comm.all_could(if differing.is_empty() { Ok(()) } else { Err(Error::Launch { reason }) })
+    let reason = format!(
+        "rank {rank} differs from rank 0 in {}; give all ranks the same",
+        differing.join(", ")
+    );
+    comm.all_could(if differing.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::Launch { reason })
+    })
 }
 
 /// Checks that all ranks have the data sets and the order of rank 0.
@@ -108,7 +138,10 @@ pub(crate) fn check_same_start(comm: &Comm, recipe: &Recipe) -> Result<()> {
 /// # Errors
 /// [`Error::Launch`] naming what differs.
 pub(crate) fn check_same_data(comm: &Comm, sources: &[Source], order_hash: &str) -> Result<()> {
-    let identities: Vec<String> = sources.iter().map(|source| source.dataset.identity()).collect();
+    let identities: Vec<String> = sources
+        .iter()
+        .map(|source| source.dataset.identity())
+        .collect();
     let rank = comm.rank().rank;
     let mut differing = Vec::new();
     for (index, own) in identities.iter().enumerate() {
@@ -119,10 +152,20 @@ pub(crate) fn check_same_data(comm: &Comm, sources: &[Source], order_hash: &str)
     }
     let orders = comm.gather_texts(order_hash)?;
     if orders[0] != order_hash {
-        differing.push(format!("the order of samples: {} -> {order_hash}", orders[0]));
+        differing.push(format!(
+            "the order of samples: {} -> {order_hash}",
+            orders[0]
+        ));
     }
-    let reason = format!("rank {rank} differs from rank 0 in {}; give all ranks the same", differing.join(", "));
-    comm.all_could(if differing.is_empty() { Ok(()) } else { Err(Error::Launch { reason }) })
+    let reason = format!(
+        "rank {rank} differs from rank 0 in {}; give all ranks the same",
+        differing.join(", ")
+    );
+    comm.all_could(if differing.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::Launch { reason })
+    })
 }
 
 const LOCK: &str = "lock";
@@ -134,7 +177,9 @@ fn lock(run_dir: &Path) -> Result<File> {
     let file = File::create(&path).map_err(Error::io(&path))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::Locked { path: run_dir.to_owned() }),
+        Err(TryLockError::WouldBlock) => Err(Error::Locked {
+            path: run_dir.to_owned(),
+        }),
         Err(TryLockError::Error(source)) => Err(Error::Io { path, source }),
     }
 }
@@ -146,9 +191,19 @@ pub(crate) fn open_sources(checked: &Checked) -> Result<Vec<Source>> {
         if let Some(cache) = &cache {
             dataset = dataset.with_cache(cache);
         }
-        Ok(Source { dataset: Arc::new(dataset), prompt: data.prompt.clone(), amount })
+        Ok(Source {
+            dataset: Arc::new(dataset),
+            prompt: data.prompt.clone(),
+            amount,
+        })
     };
-    checked.recipe.data.iter().zip(checked.amounts.iter().cloned()).map(open).collect()
+    checked
+        .recipe
+        .data
+        .iter()
+        .zip(checked.amounts.iter().cloned())
+        .map(open)
+        .collect()
 }
 
 /// Checks that the data sets were encoded with the model's VAE: latents of another one would train
@@ -165,21 +220,29 @@ pub(crate) fn check_vae(checked: &Checked, base: &Components, sources: &[Source]
                 codec.hash,
                 base.folder(Component::Vae).display()
             );
-            return Err(Error::Checkpoint { path: data.path.clone(), reason });
+            return Err(Error::Checkpoint {
+                path: data.path.clone(),
+                reason,
+            });
         }
     }
     Ok(())
 }
 
 fn trained_components(checked: &Checked) -> impl Iterator<Item = Component> {
-    Component::ALL.into_iter().filter(|&component| checked.recipe.train.trains(component))
+    Component::ALL
+        .into_iter()
+        .filter(|&component| checked.recipe.train.trains(component))
 }
 
 /// Returns the trained components with their configuration files.
 pub(crate) fn find_trained(checked: &Checked, components: &Components) -> Result<Vec<Trained>> {
     let read = |component| {
         let path = components.folder(component).join("config.json");
-        Ok(Trained { component, config: fs::read(&path).map_err(Error::io(&path))? })
+        Ok(Trained {
+            component,
+            config: fs::read(&path).map_err(Error::io(&path))?,
+        })
     };
     trained_components(checked).map(read).collect()
 }
@@ -192,7 +255,11 @@ pub(crate) fn fresh_state(checked: &Checked, model: &Model, comm: &Comm) -> Trai
         position: Position::default(),
         optimizer: Optimizer::new(checked.recipe.optimizer.clone(), &parameters.masters),
         moments_from: vec![0; parameters.groups.len()],
-        average: checked.recipe.ema.half_life_samples.map(|_| parameters.masters.copy()),
+        average: checked
+            .recipe
+            .ema
+            .half_life_samples
+            .map(|_| parameters.masters.copy()),
         passed_over: Vec::new(),
         parameters,
     }
@@ -203,18 +270,31 @@ impl Parts<'_> {
     /// process.
     pub(crate) fn template(&self, loader: &Loader, state: &TrainState) -> Result<Saved> {
         let trained: Vec<_> = trained_components(self.checked).collect();
-        let frozen = Component::ALL.into_iter().filter(|component| !trained.contains(component)).map(|component| {
-            let folder = self.components.folder(component);
-            let path = folder.canonicalize().map_err(Error::io(folder))?;
-            Ok((component.folder().to_owned(), Frozen { blake3: self.components.blake3(component)?.to_owned(), path }))
-        });
+        let frozen = Component::ALL
+            .into_iter()
+            .filter(|component| !trained.contains(component))
+            .map(|component| {
+                let folder = self.components.folder(component);
+                let path = folder.canonicalize().map_err(Error::io(folder))?;
+                Ok((
+                    component.folder().to_owned(),
+                    Frozen {
+                        blake3: self.components.blake3(component)?.to_owned(),
+                        path,
+                    },
+                ))
+            });
         Ok(Saved {
             format: Saved::format(),
             position: Position::default(),
             order_hash: loader.order_hash(),
             objective: self.checked.recipe.objective.clone(),
             frozen: frozen.collect::<Result<_>>()?,
-            data: self.sources.iter().map(|source| source.dataset.identity()).collect(),
+            data: self
+                .sources
+                .iter()
+                .map(|source| source.dataset.identity())
+                .collect(),
             program: program_identity()?,
             layout: Saved::layout(&state.parameters.slices),
             shards: state.parameters.partition.ranks(),
@@ -229,16 +309,26 @@ impl Parts<'_> {
     }
 
     /// Returns the event that a process records when it begins.
-    pub(crate) fn start_event(&self, state: &TrainState, loader: &Loader, num_test: u64, snapshot_bytes: u64) -> Start {
+    pub(crate) fn start_event(
+        &self,
+        state: &TrainState,
+        loader: &Loader,
+        num_test: u64,
+        snapshot_bytes: u64,
+    ) -> Start {
         let (branched_from, changes) = match self.origin {
             Origin::Base => (None, Vec::new()),
             Origin::Resume(_, changes) => (None, changes.clone()),
-            Origin::Branch(_, ancestor) => (Some(ancestor.checkpoint.clone()), ancestor.changed.clone()),
+            Origin::Branch(_, ancestor) => {
+                (Some(ancestor.checkpoint.clone()), ancestor.changed.clone())
+            }
         };
         let ranks = self.comm.rank().ranks;
         Start {
             step: state.position.cursor,
-            unix_secs: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+            unix_secs: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |time| time.as_secs()),
             order_hash: loader.order_hash(),
             num_parameters: state.parameters.num_parameters() as u64,
             num_train: count(self.sources, Split::Train),
@@ -258,24 +348,41 @@ impl Parts<'_> {
 /// Returns the version and the BLAKE3 hash of the running program.
 pub(crate) fn program_identity() -> Result<String> {
     let path = env::current_exe().map_err(Error::io("the running program"))?;
-    Ok(format!("rectiflow {} BLAKE3 {}", env!("CARGO_PKG_VERSION"), hash_file(&path)?))
+    Ok(format!(
+        "rectiflow {} BLAKE3 {}",
+        env!("CARGO_PKG_VERSION"),
+        hash_file(&path)?
+    ))
 }
 
 fn count(sources: &[Source], split: Split) -> u64 {
-    sources.iter().flat_map(|source| source.dataset.buckets(split)).map(|bucket| bucket.num_rows).sum()
+    sources
+        .iter()
+        .flat_map(|source| source.dataset.buckets(split))
+        .map(|bucket| bucket.num_rows)
+        .sum()
 }
 
 fn bucket_counts(sources: &[Source]) -> Vec<(u32, u32, u64, u64)> {
     let mut counts = BTreeMap::<(u32, u32), (u64, u64)>::new();
     for source in sources {
         for bucket in source.dataset.buckets(Split::Train) {
-            counts.entry((bucket.width_px, bucket.height_px)).or_default().0 += bucket.num_rows;
+            counts
+                .entry((bucket.width_px, bucket.height_px))
+                .or_default()
+                .0 += bucket.num_rows;
         }
         for bucket in source.dataset.buckets(Split::Test) {
-            counts.entry((bucket.width_px, bucket.height_px)).or_default().1 += bucket.num_rows;
+            counts
+                .entry((bucket.width_px, bucket.height_px))
+                .or_default()
+                .1 += bucket.num_rows;
         }
     }
-    let mut rows: Vec<_> = counts.into_iter().map(|((w, h), (train, test))| (w, h, train, test)).collect();
+    let mut rows: Vec<_> = counts
+        .into_iter()
+        .map(|((w, h), (train, test))| (w, h, train, test))
+        .collect();
     rows.sort_by_key(|&(w, h, train, test)| (std::cmp::Reverse(train + test), w, h));
     rows
 }

@@ -20,11 +20,17 @@ pub(super) struct Seen {
 
 impl Seen {
     pub(super) fn of(passes: &Passes, state: &TrainState, lr: f64) -> Self {
-        let groups = state.parameters.groups.iter().map(|group| group.component.clone());
+        let groups = state
+            .parameters
+            .groups
+            .iter()
+            .map(|group| group.component.clone());
         Self {
             loss: passes.loss,
             gradient_norm: passes.gradient_norm,
-            norm_by_component: groups.zip(passes.norm_by_group.iter().copied().map(Lossless)).collect(),
+            norm_by_component: groups
+                .zip(passes.norm_by_group.iter().copied().map(Lossless))
+                .collect(),
             lr,
         }
     }

@@ -30,7 +30,10 @@ pub(crate) fn check(run_dir: &Path, acknowledge: bool) -> Result<Option<String>>
         read => read.map_err(Error::io(&path))?.trim().to_owned(),
     };
     if !acknowledge {
-        return Err(Error::Stopped { run_dir: run_dir.to_owned(), reason });
+        return Err(Error::Stopped {
+            run_dir: run_dir.to_owned(),
+            reason,
+        });
     }
     fs::rename(&path, path.with_extension("acknowledged")).map_err(Error::io(&path))?;
     Ok(Some(reason))
@@ -48,9 +51,15 @@ mod tests {
         write(dir, "the loss is NaN").expect("writes");
         for _ in 0..2 {
             let refused = check(dir, false).expect_err("it is stopped").to_string();
-            assert!(refused.contains("the loss is NaN") && refused.contains("--acknowledge-stop"), "{refused}");
+            assert!(
+                refused.contains("the loss is NaN") && refused.contains("--acknowledge-stop"),
+                "{refused}"
+            );
         }
-        assert_eq!(check(dir, true).expect("acknowledged"), Some("the loss is NaN".to_owned()));
+        assert_eq!(
+            check(dir, true).expect("acknowledged"),
+            Some("the loss is NaN".to_owned())
+        );
         assert_eq!(check(dir, false).expect("it may continue"), None);
     }
 }

@@ -23,8 +23,14 @@ impl Run<'_> {
     /// Asks the guard and acts on its verdict. Returns whether the update was applied.
     pub(super) fn act(&mut self, step: &Step, passes: Passes, lr: f64) -> Result<bool> {
         let config = &self.parts.checked.recipe.guard;
-        let seen = Observation { loss: passes.loss, gradient_norm: passes.gradient_norm };
-        let unclipped = Rates { norm: f64::INFINITY, lr };
+        let seen = Observation {
+            loss: passes.loss,
+            gradient_norm: passes.gradient_norm,
+        };
+        let unclipped = Rates {
+            norm: f64::INFINITY,
+            lr,
+        };
         if !config.enabled {
             check_finite(step, seen)?;
             self.update(step, passes, unclipped)?;
@@ -58,27 +64,53 @@ impl Run<'_> {
     }
 
     fn update(&mut self, step: &Step, passes: Passes, rates: Rates) -> Result<()> {
-        let gradients = self.stepper.update(&mut self.state, step, passes, rates, &self.exchange)?;
+        let gradients =
+            self.stepper
+                .update(&mut self.state, step, passes, rates, &self.exchange)?;
         let every = self.parts.checked.recipe.guard.vitals_every_updates;
         if every > 0 && self.state.position.update.is_multiple_of(every) {
             self.take_vitals(step, &gradients, rates.lr)?;
         }
         if !self.guard.is_suspicious() {
-            self.ring.keep(&self.state, &self.guard.normal, self.parts.comm)?;
+            self.ring
+                .keep(&self.state, &self.guard.normal, self.parts.comm)?;
         }
         Ok(())
     }
 
     /// Measures and records the vital signs of the update just applied.
     fn take_vitals(&mut self, step: &Step, gradients: &GradientVector, lr: f64) -> Result<()> {
-        let modules = vitals::measure(&self.state, gradients, lr, &self.stepper.ratios, &self.exchange)?;
-        let losses = std::mem::replace(&mut self.losses, Bins::new(self.parts.checked.recipe.test.bins));
+        let modules = vitals::measure(
+            &self.state,
+            gradients,
+            lr,
+            &self.stepper.ratios,
+            &self.exchange,
+        )?;
+        let losses = std::mem::replace(
+            &mut self.losses,
+            Bins::new(self.parts.checked.recipe.test.bins),
+        );
         let training = losses.of_all(self.parts.comm)?.means();
-        let largest = self.parts.comm.gather_number(self.stepper.largest_logit(step)?)?;
-        let larger = |a: f64, b: f64| if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) };
+        let largest = self
+            .parts
+            .comm
+            .gather_number(self.stepper.largest_logit(step)?)?;
+        let larger = |a: f64, b: f64| {
+            if a.is_nan() || b.is_nan() {
+                f64::NAN
+            } else {
+                a.max(b)
+            }
+        };
         let largest = largest.into_iter().fold(f64::NEG_INFINITY, larger);
         let (step, largest_logit) = (self.state.position.cursor, Some(Lossless(largest)));
-        let vitals = VitalsMetrics { step, modules, training, largest_logit };
+        let vitals = VitalsMetrics {
+            step,
+            modules,
+            training,
+            largest_logit,
+        };
         self.recorder.record_vitals(&vitals);
         self.emit(Event::Vitals(vitals));
         Ok(())
@@ -87,12 +119,16 @@ impl Run<'_> {
     /// Restores a snapshot and passes over all steps since then, this one included.
     fn rewind(&mut self, step: &Step, back: u64) -> Result<()> {
         let update = self.state.position.update;
-        let snapshot = self.ring.back(update, back).expect("the first snapshot was taken before the first step");
+        let snapshot = self
+            .ring
+            .back(update, back)
+            .expect("the first snapshot was taken before the first step");
         let restored = snapshot.restore(&mut self.state);
         self.parts.comm.all_could(restored)?;
         self.exchange.publish(&self.state.parameters)?;
         self.guard.normal = snapshot.normal.clone();
-        self.state.pass_over(snapshot.position.cursor..step.step + 1);
+        self.state
+            .pass_over(snapshot.position.cursor..step.step + 1);
         Ok(())
     }
 
@@ -107,9 +143,17 @@ impl Run<'_> {
         self.state.position.cursor = step.step + 1;
         self.emit_guard("stop", reason.clone(), black_box);
         let secs = self.began.elapsed().as_secs_f64();
-        self.emit(Event::End { step: self.state.position.cursor, reason: "stopped".to_owned(), secs });
+        self.emit(Event::End {
+            step: self.state.position.cursor,
+            reason: "stopped".to_owned(),
+            secs,
+        });
         // The file exists before any rank ends: a launcher that restarts all ranks must find it.
-        match self.parts.comm.first(|| stop_file::write(&run_dir, &reason)) {
+        match self
+            .parts
+            .comm
+            .first(|| stop_file::write(&run_dir, &reason))
+        {
             Ok(()) => Error::Stopped { run_dir, reason },
             Err(error) => error,
         }
@@ -121,9 +165,18 @@ impl Run<'_> {
         self.finish_saving()?;
         let comm = self.parts.comm;
         let recipe = self.parts.checked.recipe.to_toml();
-        let checkpoint = self.saver.last().map(|place| place.canonicalize().unwrap_or_else(|_| place.to_owned()));
+        let checkpoint = self
+            .saver
+            .last()
+            .map(|place| place.canonicalize().unwrap_or_else(|_| place.to_owned()));
         let steps = self.recorder.steps_of_all(comm)?;
-        let write = || match self.recorder.write(action, reason, recipe, checkpoint, (comm.rank().ranks, steps)) {
+        let write = || match self.recorder.write(
+            action,
+            reason,
+            recipe,
+            checkpoint,
+            (comm.rank().ranks, steps),
+        ) {
             Ok(name) => Some(name),
             Err(error) => {
                 tracing::warn!("the black box of this action could not be written: {error}");
@@ -134,15 +187,29 @@ impl Run<'_> {
     }
 
     pub(super) fn emit_guard(&mut self, action: &str, reason: String, black_box: Option<String>) {
-        let Position { cursor: step, update, .. } = self.state.position;
-        self.emit(Event::Guard(GuardEvent { step, action: action.to_owned(), reason, update, black_box }));
+        let Position {
+            cursor: step,
+            update,
+            ..
+        } = self.state.position;
+        self.emit(Event::Guard(GuardEvent {
+            step,
+            action: action.to_owned(),
+            reason,
+            update,
+            black_box,
+        }));
     }
 }
 
 fn check_finite(step: &Step, seen: Observation) -> Result<()> {
     for (what, value) in [("loss", seen.loss), ("gradient norm", seen.gradient_norm)] {
         if !value.is_finite() {
-            return Err(Error::NotFinite { step: step.step, what, value });
+            return Err(Error::NotFinite {
+                step: step.step,
+                what,
+                value,
+            });
         }
     }
     Ok(())

@@ -30,7 +30,10 @@ pub struct EmaConfig {
 
 impl Default for EmaConfig {
     fn default() -> Self {
-        Self { half_life_samples: None, ramp: 0.05 }
+        Self {
+            half_life_samples: None,
+            ramp: 0.05,
+        }
     }
 }
 
@@ -46,10 +49,16 @@ impl EmaConfig {
     pub(crate) fn problems(&self) -> Vec<(String, String)> {
         let mut problems = Vec::new();
         if self.half_life_samples == Some(0) {
-            problems.push(("ema.half_life_samples".into(), "expected at least 1, found 0".into()));
+            problems.push((
+                "ema.half_life_samples".into(),
+                "expected at least 1, found 0".into(),
+            ));
         }
         if !(self.ramp > 0.0 && self.ramp.is_finite()) {
-            problems.push(("ema.ramp".into(), format!("expected a number above 0, found {}", self.ramp)));
+            problems.push((
+                "ema.ramp".into(),
+                format!("expected a number above 0, found {}", self.ramp),
+            ));
         }
         problems
     }
@@ -72,9 +81,16 @@ pub(crate) fn swap(a: &Tensor, b: &Tensor, workers: &Workers) {
 }
 
 /// Calls `act` on each pair of corresponding chunks of both vectors, on the workers.
-fn on_chunks(a: &Tensor, b: &Tensor, workers: &Workers, act: impl Fn(&mut Tensor, &Tensor) + Send + Sync) {
+fn on_chunks(
+    a: &Tensor,
+    b: &Tensor,
+    workers: &Workers,
+    act: impl Fn(&mut Tensor, &Tensor) + Send + Sync,
+) {
     let chunks = chunks(&(0..a.numel() as i64), a.device());
-    let mut views: Vec<(Tensor, Tensor)> = chunks.map(|chunk| (narrow(a, &chunk), narrow(b, &chunk))).collect();
+    let mut views: Vec<(Tensor, Tensor)> = chunks
+        .map(|chunk| (narrow(a, &chunk), narrow(b, &chunk)))
+        .collect();
     workers.map_mut(&mut views, |(a, b)| no_grad(|| act(a, b)));
 }
 
@@ -85,13 +101,18 @@ mod tests {
     use super::*;
 
     fn config(half_life: u64) -> EmaConfig {
-        EmaConfig { half_life_samples: Some(half_life), ..EmaConfig::default() }
+        EmaConfig {
+            half_life_samples: Some(half_life),
+            ..EmaConfig::default()
+        }
     }
 
     #[test]
     fn a_half_life_halves_however_it_is_cut_into_batches() {
         for batch in [1, 32, 1000] {
-            let keep = config(1000).keep(batch, 1_000_000).expect("an average is kept");
+            let keep = config(1000)
+                .keep(batch, 1_000_000)
+                .expect("an average is kept");
             assert!((keep.powf(1000.0 / batch as f64) - 0.5).abs() < 1e-12);
         }
         assert_eq!(EmaConfig::default().keep(32, 1000), None);
@@ -100,7 +121,9 @@ mod tests {
     #[test]
     fn at_first_the_half_life_is_a_part_of_what_was_seen() {
         // 5% of 2,000 samples are 100, so a batch of 100 samples halves the old weight.
-        let keep = config(1_000_000).keep(100, 2000).expect("an average is kept");
+        let keep = config(1_000_000)
+            .keep(100, 2000)
+            .expect("an average is kept");
         assert!((keep - 0.5).abs() < 1e-12);
     }
 
@@ -108,8 +131,10 @@ mod tests {
     fn the_average_of_a_constant_comes_closer_as_the_closed_form_says() {
         let workers = Workers::new(Device::Cpu, 2);
         let size = (1i64 << 16) + 3; // more than one chunk
-        let (average, values) =
-            (Tensor::zeros([size], (Kind::Float, Device::Cpu)), Tensor::ones([size], (Kind::Float, Device::Cpu)));
+        let (average, values) = (
+            Tensor::zeros([size], (Kind::Float, Device::Cpu)),
+            Tensor::ones([size], (Kind::Float, Device::Cpu)),
+        );
         for _ in 0..10 {
             lerp_towards(&average, &values, 0.9, &workers);
         }
@@ -133,11 +158,14 @@ mod tests {
 
     #[test]
     fn impossible_settings_are_named() {
-        let keys: Vec<String> = EmaConfig { half_life_samples: Some(0), ramp: f64::NAN }
-            .problems()
-            .into_iter()
-            .map(|(key, _)| key)
-            .collect();
+        let keys: Vec<String> = EmaConfig {
+            half_life_samples: Some(0),
+            ramp: f64::NAN,
+        }
+        .problems()
+        .into_iter()
+        .map(|(key, _)| key)
+        .collect();
         assert_eq!(keys, ["ema.half_life_samples", "ema.ramp"]);
     }
 }

@@ -65,7 +65,11 @@ impl FlatParameters {
     }
 
     /// Like [`Self::adopt`], on one of several ranks that share the masters.
-    pub fn adopt_share(components: &[(&str, &Parameters)], precision: Precision, share: RankOf) -> Self {
+    pub fn adopt_share(
+        components: &[(&str, &Parameters)],
+        precision: Precision,
+        share: RankOf,
+    ) -> Self {
         let (slices, groups, mut leaves) = lay_out(components, precision);
         let partition = Partition::of_buckets(bucket_lengths(&slices, &groups), share.ranks);
         let device = leaves.first().map_or(Device::Cpu, Tensor::device);
@@ -79,14 +83,19 @@ impl FlatParameters {
                 true => narrow(&masters, &piece.own),
                 false => Tensor::zeros([bucket.piece * share.ranks as i64], (kind, device)),
             };
-            while let Some((slice, leaf)) = rest.next_if(|(slice, _)| slice.range.start < bucket.range.end) {
+            while let Some((slice, leaf)) =
+                rest.next_if(|(slice, _)| slice.range.start < bucket.range.end)
+            {
                 let start = slice.range.start;
                 let owned = intersect(&slice.range, &piece.range);
                 if !owned.is_empty() {
                     let place = piece.own.start + owned.start - piece.range.start;
                     let values = leaf.detach().flatten(0, -1);
                     let own = narrow(&values, &(owned.start - start..owned.end - start));
-                    write_to(&narrow(&masters, &(place..place + owned.end - owned.start)), &own);
+                    write_to(
+                        &narrow(&masters, &(place..place + owned.end - owned.start)),
+                        &own,
+                    );
                 }
                 let inside = start - bucket.range.start..slice.range.end - bucket.range.start;
                 let view = narrow(&memory, &inside).view(slice.shape.as_slice());
@@ -97,13 +106,25 @@ impl FlatParameters {
             weights.push(memory);
         }
         let gradients = GradientSum::new(&leaves, &slices, &partition);
-        Self { masters, slices, groups, partition, share, weights, aliases_masters, gradients }
+        Self {
+            masters,
+            slices,
+            groups,
+            partition,
+            share,
+            weights,
+            aliases_masters,
+            gradients,
+        }
     }
 
     /// Updates the model's weights from the masters, on a rank that owns all of them. Must be
     /// called after the masters change, before the model is used again.
     pub(crate) fn refresh(&self) {
-        assert_eq!(self.share.ranks, 1, "several ranks exchange their masters instead");
+        assert_eq!(
+            self.share.ranks, 1,
+            "several ranks exchange their masters instead"
+        );
         if self.aliases_masters {
             return;
         }
@@ -115,14 +136,23 @@ impl FlatParameters {
     /// Returns, for each bucket, this rank's piece of the model's new weights `[c]`, and the tensor
     /// `[R c]` that receives the pieces of all ranks.
     pub(crate) fn exchanged(&self) -> impl Iterator<Item = (Tensor, &Tensor)> {
-        let buckets = self.partition.buckets().iter().zip(self.partition.pieces(self.share));
-        buckets.zip(&self.weights).map(|((bucket, piece), weights)| {
-            let given = Tensor::empty([bucket.piece], (weights.kind(), weights.device()));
-            let owned = piece.own.end - piece.own.start;
-            write_to(&narrow(&given, &(0..owned)), &narrow(&self.masters, &piece.own));
-            let _ = no_grad(|| narrow(&given, &(owned..bucket.piece)).zero_());
-            (given, weights)
-        })
+        let buckets = self
+            .partition
+            .buckets()
+            .iter()
+            .zip(self.partition.pieces(self.share));
+        buckets
+            .zip(&self.weights)
+            .map(|((bucket, piece), weights)| {
+                let given = Tensor::empty([bucket.piece], (weights.kind(), weights.device()));
+                let owned = piece.own.end - piece.own.start;
+                write_to(
+                    &narrow(&given, &(0..owned)),
+                    &narrow(&self.masters, &piece.own),
+                );
+                let _ = no_grad(|| narrow(&given, &(owned..bucket.piece)).zero_());
+                (given, weights)
+            })
     }
 
     /// Returns the part of `range` that this rank owns, as a range within its own elements.
@@ -137,21 +167,35 @@ impl FlatParameters {
 }
 
 /// Returns all parameters in order, and the tensors that hold them.
-fn lay_out(components: &[(&str, &Parameters)], precision: Precision) -> (Vec<Slice>, Vec<Group>, Vec<Tensor>) {
+fn lay_out(
+    components: &[(&str, &Parameters)],
+    precision: Precision,
+) -> (Vec<Slice>, Vec<Group>, Vec<Tensor>) {
     let (mut slices, mut groups, mut leaves) = (Vec::new(), Vec::new(), Vec::new());
     let mut end = 0;
     for (component, parameters) in components {
         let group_start = end;
         for stays in [true, false] {
-            for (name, tensor) in parameters.iter().filter(|(name, _)| Precision::keeps_fp32(name) == stays) {
+            for (name, tensor) in parameters
+                .iter()
+                .filter(|(name, _)| Precision::keeps_fp32(name) == stays)
+            {
                 let start = end;
                 end += tensor.numel() as i64;
                 let (shape, kind) = (tensor.size(), precision.kind_of(name));
-                slices.push(Slice { name: format!("{component}.{name}"), shape, range: start..end, kind });
+                slices.push(Slice {
+                    name: format!("{component}.{name}"),
+                    shape,
+                    range: start..end,
+                    kind,
+                });
                 leaves.push(tensor.shallow_clone());
             }
         }
-        groups.push(Group { component: (*component).to_owned(), range: group_start..end });
+        groups.push(Group {
+            component: (*component).to_owned(),
+            range: group_start..end,
+        });
     }
     (slices, groups, leaves)
 }
@@ -160,11 +204,18 @@ fn lay_out(components: &[(&str, &Parameters)], precision: Precision) -> (Vec<Sli
 fn bucket_lengths(slices: &[Slice], groups: &[Group]) -> Vec<i64> {
     let len = groups.last().map_or(0, |group| group.range.end);
     let most = (len / FEWEST_BUCKETS).clamp(1, BUCKET);
-    let stays = |slice: &Slice| slice.name.split_once('.').is_some_and(|(_, name)| Precision::keeps_fp32(name));
+    let stays = |slice: &Slice| {
+        slice
+            .name
+            .split_once('.')
+            .is_some_and(|(_, name)| Precision::keeps_fp32(name))
+    };
     let mut lengths: Vec<i64> = Vec::new();
     let mut before: Option<&Slice> = None;
     for slice in slices {
-        let begins_group = groups.iter().any(|group| group.range.start == slice.range.start);
+        let begins_group = groups
+            .iter()
+            .any(|group| group.range.start == slice.range.start);
         let joins = before.is_some_and(|before| stays(before) == stays(slice)) && !begins_group;
         match lengths.last_mut().filter(|length| joins && **length < most) {
             Some(length) => *length += slice.range.end - slice.range.start,
@@ -210,11 +261,26 @@ mod tests {
     fn buckets_are_whole_tensors_of_one_group_and_one_dtype() {
         let flat = adopt(&components(), Precision::Bf16, RankOf::ONLY);
         let names: Vec<&str> = flat.slices.iter().map(|slice| &slice.name[..]).collect();
-        let expected = ["unet.down.norm1.weight", "unet.conv_in.weight", "unet.down.conv1.weight", "unet.up.w"];
+        let expected = [
+            "unet.down.norm1.weight",
+            "unet.conv_in.weight",
+            "unet.down.conv1.weight",
+            "unet.up.w",
+        ];
         assert_eq!(names[..4], expected);
-        assert_eq!(names[4..], ["text_encoder.a.layer_norm1.bias", "text_encoder.a.fc.weight"]);
-        let lengths: Vec<i64> =
-            flat.partition.buckets().iter().map(|bucket| bucket.range.end - bucket.range.start).collect();
+        assert_eq!(
+            names[4..],
+            [
+                "text_encoder.a.layer_norm1.bias",
+                "text_encoder.a.fc.weight"
+            ]
+        );
+        let lengths: Vec<i64> = flat
+            .partition
+            .buckets()
+            .iter()
+            .map(|bucket| bucket.range.end - bucket.range.start)
+            .collect();
         // 92 elements in buckets of at least 5.
         assert_eq!(lengths, [5, 12, 40, 21, 3, 11]);
         let kinds: Vec<Kind> = flat.weights.iter().map(Tensor::kind).collect();
@@ -225,11 +291,17 @@ mod tests {
     #[test]
     fn ranks_have_the_masters_of_their_pieces_and_the_same_model() {
         let names = |components: &[Parameters; 2]| -> Vec<Tensor> {
-            components.iter().flat_map(|part| part.iter().map(|(_, tensor)| tensor.detach().copy())).collect()
+            components
+                .iter()
+                .flat_map(|part| part.iter().map(|(_, tensor)| tensor.detach().copy()))
+                .collect()
         };
-        for (precision, ranks) in
-            [(Precision::Fp32, 1), (Precision::Fp32, 3), (Precision::Bf16, 1), (Precision::Bf16, 3)]
-        {
+        for (precision, ranks) in [
+            (Precision::Fp32, 1),
+            (Precision::Fp32, 3),
+            (Precision::Bf16, 1),
+            (Precision::Bf16, 3),
+        ] {
             let whole = adopt(&components(), Precision::Fp32, RankOf::ONLY).masters;
             for rank in 0..ranks {
                 let components = components();
@@ -252,8 +324,14 @@ mod tests {
             let flat = adopt(&components, precision, RankOf::ONLY);
             let _ = no_grad(|| flat.masters.shallow_clone().fill_(0.5));
             flat.refresh();
-            let tensors = components.iter().flat_map(|part| part.iter().map(|(_, tensor)| tensor.detach()));
-            assert!(tensors.into_iter().all(|tensor| tensor.equal(&(tensor.ones_like() * 0.5))));
+            let tensors = components
+                .iter()
+                .flat_map(|part| part.iter().map(|(_, tensor)| tensor.detach()));
+            assert!(
+                tensors
+                    .into_iter()
+                    .all(|tensor| tensor.equal(&(tensor.ones_like() * 0.5)))
+            );
         }
     }
 }

@@ -41,22 +41,33 @@ impl GradientVector {
         let stretch = |numbers: Tensor| {
             let start = end;
             end += numbers.numel() as i64;
-            Stretch { range: start..end, numbers }
+            Stretch {
+                range: start..end,
+                numbers,
+            }
         };
         Self(vectors.into_iter().map(stretch).collect())
     }
 
     /// Returns the elements of a range in order, one stretch at a time: their range in the vector
     /// and a view of them.
-    pub(crate) fn over(&self, range: &Range<i64>) -> impl Iterator<Item = (Range<i64>, Tensor)> + use<'_> {
+    pub(crate) fn over(
+        &self,
+        range: &Range<i64>,
+    ) -> impl Iterator<Item = (Range<i64>, Tensor)> + use<'_> {
         let (range, end) = (range.clone(), range.end);
-        let first = self.0.partition_point(|stretch| stretch.range.end <= range.start);
-        self.0[first..].iter().take_while(move |stretch| stretch.range.start < end).filter_map(move |stretch| {
-            let common = intersect(&range, &stretch.range);
-            let start = stretch.range.start;
-            let inside = common.start - start..common.end - start;
-            (!common.is_empty()).then(|| (common, narrow(&stretch.numbers, &inside)))
-        })
+        let first = self
+            .0
+            .partition_point(|stretch| stretch.range.end <= range.start);
+        self.0[first..]
+            .iter()
+            .take_while(move |stretch| stretch.range.start < end)
+            .filter_map(move |stretch| {
+                let common = intersect(&range, &stretch.range);
+                let start = stretch.range.start;
+                let inside = common.start - start..common.end - start;
+                (!common.is_empty()).then(|| (common, narrow(&stretch.numbers, &inside)))
+            })
     }
 
     /// Returns a range in chunks of a size that suits the device.
@@ -72,13 +83,17 @@ impl GradientVector {
 
     /// Returns the sum of the squares of a range.
     pub(crate) fn square_norm(&self, range: &Range<i64>) -> f64 {
-        self.over(range).map(|(_, numbers)| one_pass::square_norm(&numbers)).sum()
+        self.over(range)
+            .map(|(_, numbers)| one_pass::square_norm(&numbers))
+            .sum()
     }
 
     /// Scales the vector, whose norm is `norm`, down to the norm `limit` if it is longer.
     pub(crate) fn clip(&mut self, norm: f64, limit: f64) {
         if norm > limit {
-            self.0.iter_mut().for_each(|stretch| stretch.numbers *= limit / norm);
+            self.0
+                .iter_mut()
+                .for_each(|stretch| stretch.numbers *= limit / norm);
         }
     }
 }
@@ -105,7 +120,12 @@ mod tests {
             let found: Vec<(Range<i64>, Tensor)> = vector.over(&range).collect();
             let ranges: Vec<i64> = found.iter().flat_map(|(range, _)| range.clone()).collect();
             assert_eq!(ranges, range.clone().collect::<Vec<_>>());
-            assert!(found.iter().all(|(range, stretch)| stretch.equal(&narrow(&numbers, range))), "{range:?}");
+            assert!(
+                found
+                    .iter()
+                    .all(|(range, stretch)| stretch.equal(&narrow(&numbers, range))),
+                "{range:?}"
+            );
             let square = range.clone().map(|x| (x * x) as f64).sum::<f64>();
             assert!((vector.square_norm(&range) - square).abs() < 1e-9);
         }

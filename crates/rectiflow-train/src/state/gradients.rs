@@ -138,9 +138,17 @@ impl GradientSum {
         for (index, bucket) in partition.buckets().iter().enumerate() {
             let first = places.len();
             while let Some(slice) = rest.next_if(|slice| slice.range.start < bucket.range.end) {
-                let range = slice.range.start - bucket.range.start..slice.range.end - bucket.range.start;
+                let range =
+                    slice.range.start - bucket.range.start..slice.range.end - bucket.range.start;
                 let (shape, waiting) = (slice.shape.clone(), BTreeMap::new());
-                places.push(Mutex::new(ParameterSum { bucket: index, range, shape, total: None, next: 0, waiting }));
+                places.push(Mutex::new(ParameterSum {
+                    bucket: index,
+                    range,
+                    shape,
+                    total: None,
+                    next: 0,
+                    waiting,
+                }));
             }
             buckets.push(Mutex::new(Sum {
                 filled: bucket.range.end - bucket.range.start,
@@ -162,17 +170,27 @@ impl GradientSum {
         });
         let sink = |(index, leaf): (usize, &Tensor)| {
             let shared = shared.clone();
-            let take = move |gradient| shared.arrive(index, shared.under_way.micro_batch(), Some(gradient));
+            let take = move |gradient| {
+                shared.arrive(index, shared.under_way.micro_batch(), Some(gradient))
+            };
             Sink::new(leaf, take).expect("parameters are leaves that require gradients")
         };
         let sinks = leaves.iter().enumerate().map(sink).collect();
-        Self { shared, _sinks: sinks }
+        Self {
+            shared,
+            _sinks: sinks,
+        }
     }
 
     /// Begins a new sum over `micro_batches`. Its memory is allocated as gradients arrive.
     /// `listener` receives the index of every bucket that is complete.
     pub(crate) fn begin(&self, micro_batches: usize, listener: Option<Sender<usize>>) {
-        let Shared { buckets, places, expected, .. } = &*self.shared;
+        let Shared {
+            buckets,
+            places,
+            expected,
+            ..
+        } = &*self.shared;
         expected.store(micro_batches, Ordering::SeqCst);
         for place in places {
             let mut place = place.lock().expect(UNPOISONED);
@@ -210,7 +228,9 @@ impl GradientSum {
     /// Returns the sum `[n]` of all micro-batches since [`Self::begin`]. One rank must own all
     /// parameters.
     pub(crate) fn finish(&self) -> GradientVector {
-        let Shared { is_whole, buckets, .. } = &*self.shared;
+        let Shared {
+            is_whole, buckets, ..
+        } = &*self.shared;
         assert!(is_whole, "one rank owns all parameters");
         GradientVector::new(buckets.iter().enumerate().map(|(index, bucket)| {
             let sum = self.shared.take(index);
@@ -229,7 +249,8 @@ impl Adder {
     /// Other threads may add other micro-batches at the same time.
     pub(crate) fn add(&self, micro_batch: usize, loss: &Tensor) -> Result<()> {
         let pass = self.0.under_way.begin(micro_batch);
-        loss.f_backward().map_err(Error::torch("the backward pass"))?;
+        loss.f_backward()
+            .map_err(Error::torch("the backward pass"))?;
         drop(pass);
         for index in 0..self.0.places.len() {
             self.0.arrive(index, micro_batch, None);
@@ -259,8 +280,12 @@ impl Shared {
         }
         place.waiting.insert(micro_batch, gradient);
         let next = place.next;
-        place.next +=
-            place.waiting.range(next..).zip(next..).take_while(|((found, _), wanted)| *found == wanted).count();
+        place.next += place
+            .waiting
+            .range(next..)
+            .zip(next..)
+            .take_while(|((found, _), wanted)| *found == wanted)
+            .count();
         for micro_batch in next..place.next {
             if let Some(gradient) = place.waiting.remove(&micro_batch).flatten() {
                 self.add(&mut place, &gradient);
@@ -294,7 +319,8 @@ impl Shared {
 
     fn add(&self, place: &mut ParameterSum, gradient: &Tensor) {
         if let Some(total) = &mut place.total {
-            let _ = no_grad(|| total.f_add_(gradient)).expect("a gradient has its parameter's shape");
+            let _ =
+                no_grad(|| total.f_add_(gradient)).expect("a gradient has its parameter's shape");
             return;
         }
         let total = narrow(&self.memory(place.bucket), &place.range).view(place.shape.as_slice());
@@ -306,7 +332,9 @@ impl Shared {
     fn memory(&self, bucket: usize) -> Tensor {
         let mut sum = self.buckets[bucket].lock().expect(UNPOISONED);
         let len = sum.len;
-        sum.memory.get_or_insert_with(|| Tensor::empty([len], (Kind::Float, self.device))).shallow_clone()
+        sum.memory
+            .get_or_insert_with(|| Tensor::empty([len], (Kind::Float, self.device)))
+            .shallow_clone()
     }
 
     fn take(&self, bucket: usize) -> Tensor {
@@ -341,7 +369,9 @@ mod tests {
     use super::*;
 
     fn leaf(value: f32, kind: Kind) -> Tensor {
-        Tensor::from_slice(&[value, value]).to_kind(kind).set_requires_grad(true)
+        Tensor::from_slice(&[value, value])
+            .to_kind(kind)
+            .set_requires_grad(true)
     }
 
     fn sum_of(leaves: &[Tensor], ranks: usize) -> GradientSum {
@@ -353,7 +383,9 @@ mod tests {
         };
         let slices: Vec<_> = leaves.iter().enumerate().map(slice).collect();
         // The first two tensors share a bucket, each other one has its own.
-        let lengths = [4].into_iter().chain(vec![2; leaves.len().saturating_sub(2)]);
+        let lengths = [4]
+            .into_iter()
+            .chain(vec![2; leaves.len().saturating_sub(2)]);
         let partition = Partition::of_buckets(lengths.take(leaves.len()), ranks);
         GradientSum::new(leaves, &slices, &partition)
     }
@@ -369,9 +401,15 @@ mod tests {
         sum.begin(2, None);
         // 256 and 1 can be represented in bf16; their sum cannot.
         for (micro_batch, factor) in [256.0, 1.0].into_iter().enumerate() {
-            sum.adder().add(micro_batch, &(&leaves[0] * factor).sum(Kind::Float)).unwrap();
+            sum.adder()
+                .add(micro_batch, &(&leaves[0] * factor).sum(Kind::Float))
+                .unwrap();
         }
-        assert_eq!(numbers(&sum.finish().joined()), [257.0, 257.0, 0.0, 0.0], "parameters without a gradient are 0");
+        assert_eq!(
+            numbers(&sum.finish().joined()),
+            [257.0, 257.0, 0.0, 0.0],
+            "parameters without a gradient are 0"
+        );
         assert!(leaves.iter().all(|leaf| !leaf.grad().defined()));
     }
 
@@ -384,7 +422,12 @@ mod tests {
         for order in [[0, 1, 2], [2, 1, 0], [1, 2, 0]] {
             sum.begin(3, None);
             for micro_batch in order {
-                sum.adder().add(micro_batch, &(&leaves[0] * factors[micro_batch]).sum(Kind::Float)).unwrap();
+                sum.adder()
+                    .add(
+                        micro_batch,
+                        &(&leaves[0] * factors[micro_batch]).sum(Kind::Float),
+                    )
+                    .unwrap();
             }
             sums.push(numbers(&sum.finish().joined()));
         }
@@ -403,7 +446,11 @@ mod tests {
 
     #[test]
     fn of_several_ranks_each_bucket_is_taken_alone_in_equal_pieces() {
-        let leaves = [leaf(1.0, Kind::Float), leaf(1.0, Kind::Float), leaf(1.0, Kind::Float)];
+        let leaves = [
+            leaf(1.0, Kind::Float),
+            leaf(1.0, Kind::Float),
+            leaf(1.0, Kind::Float),
+        ];
         let sum = sum_of(&leaves, 3);
         let buckets = sum.complete_buckets();
         for factor in [2.0, 3.0] {
@@ -411,7 +458,11 @@ mod tests {
             sum.begin(2, Some(listener));
             let loss = |factor: f64| ((&leaves[0] * factor) + &leaves[2]).sum(Kind::Float);
             sum.adder().add(0, &loss(factor)).unwrap();
-            assert_eq!(told.try_recv(), Err(TryRecvError::Empty), "the second micro-batch is missing");
+            assert_eq!(
+                told.try_recv(),
+                Err(TryRecvError::Empty),
+                "the second micro-batch is missing"
+            );
             sum.adder().add(1, &loss(factor)).unwrap();
             sum.stop_notifying();
             let mut told: Vec<usize> = told.iter().collect();
@@ -419,11 +470,22 @@ mod tests {
             assert_eq!(told, [0, 1], "each bucket is reported once");
             assert_eq!(numbers(&buckets.take(1)), [2.0, 2.0, 0.0]);
             let twice = 2.0 * factor as f32;
-            assert_eq!(numbers(&buckets.take(0)), [twice, twice, 0.0, 0.0, 0.0, 0.0]);
+            assert_eq!(
+                numbers(&buckets.take(0)),
+                [twice, twice, 0.0, 0.0, 0.0, 0.0]
+            );
         }
         let (listener, told) = mpsc::channel();
         sum.begin(0, Some(listener));
-        assert_eq!(told.try_iter().count(), 2, "without micro-batches all buckets are complete");
-        assert_eq!(numbers(&buckets.take(1)), [0.0; 3], "a bucket without gradients is 0");
+        assert_eq!(
+            told.try_iter().count(),
+            2,
+            "without micro-batches all buckets are complete"
+        );
+        assert_eq!(
+            numbers(&buckets.take(1)),
+            [0.0; 3],
+            "a bucket without gradients is 0"
+        );
     }
 }

@@ -40,9 +40,22 @@ pub(crate) fn intersect(a: &Range<i64>, b: &Range<i64>) -> Range<i64> {
 /// Splits a range into chunks. On a CPU they are small enough to stay in the cache through the
 /// dozen passes of an update. On a GPU, which launches a kernel for each pass and has memory for
 /// large temporaries, they are large.
-pub(crate) fn chunks(range: &Range<i64>, device: Device) -> impl Iterator<Item = Range<i64>> + use<> {
-    let (size, end) = (if device == Device::Cpu { CHUNK } else { GPU_CHUNK }, range.end);
-    range.clone().step_by(size).map(move |start| start..end.min(start + size as i64))
+pub(crate) fn chunks(
+    range: &Range<i64>,
+    device: Device,
+) -> impl Iterator<Item = Range<i64>> + use<> {
+    let (size, end) = (
+        if device == Device::Cpu {
+            CHUNK
+        } else {
+            GPU_CHUNK
+        },
+        range.end,
+    );
+    range
+        .clone()
+        .step_by(size)
+        .map(move |start| start..end.min(start + size as i64))
 }
 
 /// Elements of a chunk on a CPU: 256 KiB of fp32.
@@ -68,7 +81,10 @@ mod tests {
         for (device, count) in [(Device::Cpu, 3 << 8 | 1), (Device::Cuda(0), 4)] {
             let chunks: Vec<_> = chunks(&range, device).collect();
             assert_eq!(chunks.len(), count);
-            assert_eq!((chunks[0].start, chunks[count - 1].end), (range.start, range.end));
+            assert_eq!(
+                (chunks[0].start, chunks[count - 1].end),
+                (range.start, range.end)
+            );
             assert!(chunks.windows(2).all(|pair| pair[0].end == pair[1].start));
         }
     }

@@ -62,7 +62,10 @@ impl TrainState {
     pub(crate) fn update_ranges(&self, lr: f64, ratios: &LrRatios) -> Vec<UpdateRange> {
         let mut ranges = Vec::new();
         for (group, from) in self.parameters.groups.iter().zip(&self.moments_from) {
-            let (rate, update) = (lr * ratios.of(&group.component), self.position.update - from);
+            let (rate, update) = (
+                lr * ratios.of(&group.component),
+                self.position.update - from,
+            );
             let of = |whole: &Range<i64>| UpdateRange {
                 range: self.parameters.own_part(whole),
                 whole: whole.end - whole.start,
@@ -70,7 +73,11 @@ impl TrainState {
                 update,
             };
             if self.optimizer.works_by_tensor() {
-                let inside = self.parameters.slices.iter().filter(|slice| group.range.contains(&slice.range.start));
+                let inside = self
+                    .parameters
+                    .slices
+                    .iter()
+                    .filter(|slice| group.range.contains(&slice.range.start));
                 ranges.extend(inside.map(|slice| of(&slice.range)));
             } else {
                 ranges.push(of(&group.range));

@@ -44,13 +44,22 @@ impl AdamW {
     /// Updates values and moments. Returns `false` and changes nothing if they are not in CPU
     /// memory.
     pub(crate) fn update(&self, vectors: Vectors<'_>) -> bool {
-        let Vectors { values, mean, mean_square, gradients } = vectors;
-        if ![values, mean, mean_square, gradients].into_iter().all(is_plain) {
+        let Vectors {
+            values,
+            mean,
+            mean_square,
+            gradients,
+        } = vectors;
+        if ![values, mean, mean_square, gradients]
+            .into_iter()
+            .all(is_plain)
+        {
             return false;
         }
         // SAFETY: the four vectors do not overlap and nothing else uses them during an update; this
         // call ends before they do.
-        let (values, mean, mean_square) = unsafe { (numbers(values), numbers(mean), numbers(mean_square)) };
+        let (values, mean, mean_square) =
+            unsafe { (numbers(values), numbers(mean), numbers(mean_square)) };
         // SAFETY: as above, and only read.
         let gradients: &[f32] = unsafe { numbers(gradients) };
         let pieces = values
@@ -58,11 +67,16 @@ impl AdamW {
             .zip(mean.chunks_mut(PIECE))
             .zip(mean_square.chunks_mut(PIECE))
             .zip(gradients.chunks(PIECE))
-            .map(|(((values, mean), mean_square), gradients)| (values, mean, mean_square, gradients));
+            .map(|(((values, mean), mean_square), gradients)| {
+                (values, mean, mean_square, gradients)
+            });
         let constants = Constants::new(self);
-        side_by_side(pieces.collect(), |(values, mean, mean_square, gradients)| {
-            constants.update(values, mean, mean_square, gradients);
-        });
+        side_by_side(
+            pieces.collect(),
+            |(values, mean, mean_square, gradients)| {
+                constants.update(values, mean, mean_square, gradients);
+            },
+        );
         true
     }
 }
@@ -95,12 +109,19 @@ impl Constants {
     }
 
     /// Updates one piece. The four slices are equally long.
-    fn update(self, values: &mut [f32], mean: &mut [f32], mean_square: &mut [f32], gradients: &[f32]) {
+    fn update(
+        self,
+        values: &mut [f32],
+        mean: &mut [f32],
+        mean_square: &mut [f32],
+        gradients: &[f32],
+    ) {
         let elements = values.iter_mut().zip(mean).zip(mean_square).zip(gradients);
         for (((value, mean), square), &gradient) in elements {
             *mean += self.new_mean * (gradient - *mean);
             *square = *square * self.old_square + gradient * gradient * self.new_square;
-            *value = *value * self.keep - *mean / (square.sqrt() / self.correction + self.eps) * self.step;
+            *value = *value * self.keep
+                - *mean / (square.sqrt() / self.correction + self.eps) * self.step;
         }
     }
 }
@@ -115,7 +136,9 @@ pub(crate) fn square_norm(vector: &Tensor) -> f64 {
     let numbers: &[f32] = unsafe { numbers(vector) };
     let mut sums = vec![0.0; numbers.len().div_ceil(PIECE)];
     let pieces = numbers.chunks(PIECE).zip(&mut sums);
-    side_by_side(pieces.collect(), |(piece, sum)| *sum = sum_of_squares(piece));
+    side_by_side(pieces.collect(), |(piece, sum)| {
+        *sum = sum_of_squares(piece)
+    });
     sums.into_iter().sum()
 }
 
@@ -124,7 +147,11 @@ fn sum_of_squares(numbers: &[f32]) -> f64 {
     let of_row = |row: &[f32]| {
         let mut lanes = [0f32; LANES];
         let whole = row.chunks_exact(LANES);
-        let rest: f64 = whole.remainder().iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+        let rest: f64 = whole
+            .remainder()
+            .iter()
+            .map(|&x| f64::from(x) * f64::from(x))
+            .sum();
         for numbers in whole {
             for (lane, &x) in lanes.iter_mut().zip(numbers) {
                 *lane += x * x;
@@ -137,7 +164,10 @@ fn sum_of_squares(numbers: &[f32]) -> f64 {
 
 /// Returns whether a tensor is a contiguous fp32 vector in CPU memory.
 fn is_plain(vector: &Tensor) -> bool {
-    vector.device() == Device::Cpu && vector.kind() == Kind::Float && vector.dim() == 1 && vector.is_contiguous()
+    vector.device() == Device::Cpu
+        && vector.kind() == Kind::Float
+        && vector.dim() == 1
+        && vector.is_contiguous()
 }
 
 /// Returns the elements of a vector as a slice.
@@ -145,7 +175,10 @@ fn is_plain(vector: &Tensor) -> bool {
 /// # Safety
 /// The vector is plain and outlives the returned slice. Meanwhile nothing else accesses it, or all
 /// accesses are reads.
-#[allow(clippy::mut_from_ref, reason = "a tensor is a reference to its elements, and any handle may write them")]
+#[allow(
+    clippy::mut_from_ref,
+    reason = "a tensor is a reference to its elements, and any handle may write them"
+)]
 unsafe fn numbers<'a>(vector: &Tensor) -> &'a mut [f32] {
     let length = vector.numel();
     if length == 0 {
@@ -186,23 +219,44 @@ mod tests {
         let size = 3 * (1 << 21) + 5;
         let vector = Tensor::full([size], 0.1f64, (Kind::Float, Device::Cpu));
         let exact = f64::from(0.1f32) * (size as f64).sqrt();
-        assert!((norm(&vector) / exact - 1.0).abs() < 1e-6, "{} {exact}", norm(&vector));
+        assert!(
+            (norm(&vector) / exact - 1.0).abs() < 1e-6,
+            "{} {exact}",
+            norm(&vector)
+        );
         let every_second = vector.slice(0, None, None, 2);
-        assert!((norm(&every_second) / exact * 2f64.sqrt() - 1.0).abs() < 1e-6, "libtorch, in fp64");
+        assert!(
+            (norm(&every_second) / exact * 2f64.sqrt() - 1.0).abs() < 1e-6,
+            "libtorch, in fp64"
+        );
         assert!(norm(&vector.narrow(0, 0, 0)) == 0.0);
         assert!(norm(&Tensor::from_slice(&[1.0f32, f32::NAN])).is_nan());
     }
 
     #[test]
     fn the_number_of_threads_does_not_show() {
-        let numbers = |seed: f64| (Tensor::arange(400_000, (Kind::Float, Device::Cpu)) * seed).sin();
+        let numbers =
+            |seed: f64| (Tensor::arange(400_000, (Kind::Float, Device::Cpu)) * seed).sin();
         let run = |threads| {
             tch::set_num_threads(threads);
             let [values, mean, mean_square, gradients] = [0.1, 0.2, 0.3, 0.4].map(numbers);
             let mean_square = mean_square.square();
-            let [a, b, c, d] = [&values, &mean, &mean_square, &gradients].map(|vector| vector.narrow(0, 7, 399_992));
-            let vectors = Vectors { values: &a, mean: &b, mean_square: &c, gradients: &d };
-            let adamw = AdamW { beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.1, rate: 1e-3, update: 3 };
+            let [a, b, c, d] = [&values, &mean, &mean_square, &gradients]
+                .map(|vector| vector.narrow(0, 7, 399_992));
+            let vectors = Vectors {
+                values: &a,
+                mean: &b,
+                mean_square: &c,
+                gradients: &d,
+            };
+            let adamw = AdamW {
+                beta1: 0.9,
+                beta2: 0.99,
+                eps: 1e-8,
+                weight_decay: 0.1,
+                rate: 1e-3,
+                update: 3,
+            };
             assert!(adamw.update(vectors));
             (norm(&gradients), [values, mean, mean_square])
         };
@@ -211,6 +265,9 @@ mod tests {
         tch::set_num_threads(before);
         assert!(alone.0 == together.0);
         assert!(alone.1.iter().zip(&together.1).all(|(a, b)| a.equal(b)));
-        assert!(alone.1[0].double_value(&[6]) == numbers(0.1).double_value(&[6]), "the element after the range stays");
+        assert!(
+            alone.1[0].double_value(&[6]) == numbers(0.1).double_value(&[6]),
+            "the element after the range stays"
+        );
     }
 }

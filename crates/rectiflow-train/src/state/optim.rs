@@ -53,7 +53,13 @@ pub struct OptimizerConfig {
 
 impl Default for OptimizerConfig {
     fn default() -> Self {
-        Self { name: OptimizerName::AdamW, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1 }
+        Self {
+            name: OptimizerName::AdamW,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.1,
+        }
     }
 }
 
@@ -63,13 +69,18 @@ impl OptimizerConfig {
         let mut problems = Vec::new();
         for (key, value) in [("beta1", self.beta1), ("beta2", self.beta2)] {
             if !(0.0..1.0).contains(&value) {
-                problems
-                    .push((format!("optimizer.{key}"), format!("expected a number from 0 to below 1, found {value}")));
+                problems.push((
+                    format!("optimizer.{key}"),
+                    format!("expected a number from 0 to below 1, found {value}"),
+                ));
             }
         }
         for (key, value) in [("eps", self.eps), ("weight_decay", self.weight_decay)] {
             if !(value >= 0.0 && value.is_finite()) {
-                problems.push((format!("optimizer.{key}"), format!("expected a number of at least 0, found {value}")));
+                problems.push((
+                    format!("optimizer.{key}"),
+                    format!("expected a number of at least 0, found {value}"),
+                ));
             }
         }
         problems
@@ -102,7 +113,11 @@ pub struct Optimizer {
 impl Optimizer {
     /// Returns an optimiser for `values` `[n]` with zero moments.
     pub fn new(config: OptimizerConfig, values: &Tensor) -> Self {
-        Self { config, mean: values.zeros_like(), mean_square: values.zeros_like() }
+        Self {
+            config,
+            mean: values.zeros_like(),
+            mean_square: values.zeros_like(),
+        }
     }
 
     /// Returns whether each tensor must be a range of its own.
@@ -140,7 +155,9 @@ impl Optimizer {
             own[chunk.index] += excess;
         }
         let rates = stable_rates(ranges, &total(&own)?);
-        on_chunks(&mut chunks, workers, |chunk| chunk.apply(rates[chunk.index]));
+        on_chunks(&mut chunks, workers, |chunk| {
+            chunk.apply(rates[chunk.index])
+        });
         Ok(())
     }
 
@@ -153,13 +170,23 @@ impl Optimizer {
     ) -> Vec<ChunkViews<'a>> {
         let mut chunks = Vec::new();
         for (index, range) in ranges.iter().enumerate() {
-            chunks.extend(gradients.chunks(&range.range).map(|chunk| self.views(values, chunk, range, index)));
+            chunks.extend(
+                gradients
+                    .chunks(&range.range)
+                    .map(|chunk| self.views(values, chunk, range, index)),
+            );
         }
         chunks
     }
 
     /// Returns the views of one chunk of the range `of`.
-    fn views<'a>(&'a self, values: &Tensor, chunk: Chunk, of: &'a UpdateRange, index: usize) -> ChunkViews<'a> {
+    fn views<'a>(
+        &'a self,
+        values: &Tensor,
+        chunk: Chunk,
+        of: &'a UpdateRange,
+        index: usize,
+    ) -> ChunkViews<'a> {
         let Chunk { range, gradient } = chunk;
         ChunkViews {
             config: &self.config,
@@ -174,14 +201,37 @@ impl Optimizer {
 
     /// Updates with AdamW in one pass over memory. Returns `false` and changes nothing if the
     /// vectors are not in CPU memory.
-    fn update_in_one_pass(&self, values: &Tensor, gradients: &GradientVector, ranges: &[UpdateRange]) -> bool {
-        let OptimizerConfig { beta1, beta2, eps, weight_decay, .. } = self.config;
+    fn update_in_one_pass(
+        &self,
+        values: &Tensor,
+        gradients: &GradientVector,
+        ranges: &[UpdateRange],
+    ) -> bool {
+        let OptimizerConfig {
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+            ..
+        } = self.config;
         ranges.iter().all(|of| {
-            let adamw = AdamW { beta1, beta2, eps, weight_decay, rate: of.rate, update: of.update };
+            let adamw = AdamW {
+                beta1,
+                beta2,
+                eps,
+                weight_decay,
+                rate: of.rate,
+                update: of.update,
+            };
             gradients.over(&of.range).all(|(range, gradients)| {
                 let [values, mean, mean_square] =
                     [values, &self.mean, &self.mean_square].map(|vector| narrow(vector, &range));
-                adamw.update(Vectors { values: &values, mean: &mean, mean_square: &mean_square, gradients: &gradients })
+                adamw.update(Vectors {
+                    values: &values,
+                    mean: &mean,
+                    mean_square: &mean_square,
+                    gradients: &gradients,
+                })
             })
         })
     }
@@ -215,7 +265,9 @@ impl ChunkViews<'_> {
         let OptimizerConfig { beta2, eps, .. } = *self.config;
         let correction = 1.0 - beta2.powf(self.of.update as f64);
         let mean_square = (&self.mean_square / correction).clamp_min(eps * eps);
-        (self.gradient.square() / mean_square).sum(Kind::Double).double_value(&[])
+        (self.gradient.square() / mean_square)
+            .sum(Kind::Double)
+            .double_value(&[])
     }
 
     /// Applies weight decay and the step to the values.
@@ -226,7 +278,9 @@ impl ChunkViews<'_> {
 
     /// Returns what an update at `rate` subtracts from the values, without weight decay.
     pub(crate) fn step(&self, rate: f64) -> Tensor {
-        let OptimizerConfig { beta1, beta2, eps, .. } = *self.config;
+        let OptimizerConfig {
+            beta1, beta2, eps, ..
+        } = *self.config;
         let correction1 = 1.0 - beta1.powf(self.of.update as f64);
         let correction2 = (1.0 - beta2.powf(self.of.update as f64)).sqrt();
         let mut denominator = self.mean_square.sqrt();
@@ -266,14 +320,26 @@ mod tests {
     }
 
     fn a_range(range: Range<i64>, rate: f64, update: u64) -> UpdateRange {
-        UpdateRange { whole: range.end - range.start, range, rate, update }
+        UpdateRange {
+            whole: range.end - range.start,
+            range,
+            rate,
+            update,
+        }
     }
 
     /// Updates on a single rank.
-    fn update(optimizer: &mut Optimizer, values: &Tensor, gradients: &Tensor, ranges: &[UpdateRange]) {
+    fn update(
+        optimizer: &mut Optimizer,
+        values: &Tensor,
+        gradients: &Tensor,
+        ranges: &[UpdateRange],
+    ) {
         let gradients = GradientVector::new([gradients.shallow_clone()]);
         optimizer
-            .update(values, &gradients, ranges, &workers(), &|own| Ok(own.to_vec()))
+            .update(values, &gradients, ranges, &workers(), &|own| {
+                Ok(own.to_vec())
+            })
             .expect("nothing is exchanged");
     }
 
@@ -294,16 +360,27 @@ mod tests {
         assert_eq!(cases.len(), 2);
         for case in cases {
             let values = Tensor::from_slice(&case.start).to_kind(Kind::Float);
-            let config = OptimizerConfig { name, weight_decay: case.weight_decay, ..OptimizerConfig::default() };
+            let config = OptimizerConfig {
+                name,
+                weight_decay: case.weight_decay,
+                ..OptimizerConfig::default()
+            };
             let mut optimizer = Optimizer::new(config, &values);
-            for (update_number, (gradient, wanted)) in (1..).zip(case.gradients.iter().zip(&case.values)) {
+            for (update_number, (gradient, wanted)) in
+                (1..).zip(case.gradients.iter().zip(&case.values))
+            {
                 let gradient = Tensor::from_slice(gradient).to_kind(Kind::Float);
-                let ranges: Vec<UpdateRange> =
-                    cuts.iter().map(|range| a_range(range.clone(), case.rate, update_number)).collect();
+                let ranges: Vec<UpdateRange> = cuts
+                    .iter()
+                    .map(|range| a_range(range.clone(), case.rate, update_number))
+                    .collect();
                 update(&mut optimizer, &values, &gradient, &ranges);
                 let wanted = Tensor::from_slice(wanted).to_kind(Kind::Float);
                 let error = (&values - &wanted).norm() / wanted.norm();
-                assert!(f64::try_from(&error).expect("a scalar") < 1e-6, "update {update_number}: {error}");
+                assert!(
+                    f64::try_from(&error).expect("a scalar") < 1e-6,
+                    "update {update_number}: {error}"
+                );
             }
         }
     }
@@ -311,13 +388,21 @@ mod tests {
     #[test]
     fn updates_equal_pytorch() {
         // Two ranges with the same rate: the split must not change the result.
-        compare(OptimizerName::AdamW, include_str!("../../tests/golden/adamw.json"), &[0..2, 2..7]);
+        compare(
+            OptimizerName::AdamW,
+            include_str!("../../tests/golden/adamw.json"),
+            &[0..2, 2..7],
+        );
     }
 
     #[test]
     fn stable_updates_equal_the_reference() {
         // The second tensor's gradients grow a hundredfold half-way through.
-        compare(OptimizerName::StableAdamW, include_str!("../../tests/golden/stable_adamw.json"), &[0..3, 3..8]);
+        compare(
+            OptimizerName::StableAdamW,
+            include_str!("../../tests/golden/stable_adamw.json"),
+            &[0..3, 3..8],
+        );
     }
 
     #[test]
@@ -325,20 +410,39 @@ mod tests {
         let size = 2 * CHUNK as i64;
         let run = |gradient: &Tensor, name| {
             let values = Tensor::zeros([size], (Kind::Float, Device::Cpu));
-            let mut optimizer = Optimizer::new(OptimizerConfig { name, ..OptimizerConfig::default() }, &values);
+            let mut optimizer = Optimizer::new(
+                OptimizerConfig {
+                    name,
+                    ..OptimizerConfig::default()
+                },
+                &values,
+            );
             let ones = values.ones_like();
             update(&mut optimizer, &values, &ones, &[a_range(0..size, 0.1, 1)]);
-            update(&mut optimizer, &values, gradient, &[a_range(0..size, 0.1, 2)]);
+            update(
+                &mut optimizer,
+                &values,
+                gradient,
+                &[a_range(0..size, 0.1, 2)],
+            );
             values
         };
         // Gradients grow only in the second chunk, yet the rates of both chunks must fall.
         let gradient = Tensor::ones([size], (Kind::Float, Device::Cpu));
         let _ = gradient.narrow(0, CHUNK as i64, CHUNK as i64).fill_(1e4);
-        let (plain, stable) = (run(&gradient, OptimizerName::AdamW), run(&gradient, OptimizerName::StableAdamW));
+        let (plain, stable) = (
+            run(&gradient, OptimizerName::AdamW),
+            run(&gradient, OptimizerName::StableAdamW),
+        );
         let second = |values: &Tensor, at: i64| values.double_value(&[at]) + 0.1;
-        let (ratio_first, ratio_second) =
-            (second(&stable, 0) / second(&plain, 0), second(&stable, CHUNK as i64) / second(&plain, CHUNK as i64));
-        assert!(ratio_first < 0.9 && (ratio_first - ratio_second).abs() < 1e-3, "{ratio_first} {ratio_second}");
+        let (ratio_first, ratio_second) = (
+            second(&stable, 0) / second(&plain, 0),
+            second(&stable, CHUNK as i64) / second(&plain, CHUNK as i64),
+        );
+        assert!(
+            ratio_first < 0.9 && (ratio_first - ratio_second).abs() < 1e-3,
+            "{ratio_first} {ratio_second}"
+        );
     }
 
     #[test]
@@ -346,7 +450,12 @@ mod tests {
         let values = Tensor::from_slice(&[1f32, 2.0, 3.0, 4.0]);
         let mut optimizer = Optimizer::new(OptimizerConfig::default(), &values);
         let ones = Tensor::ones([4], (Kind::Float, Device::Cpu));
-        update(&mut optimizer, &values, &ones, &[a_range(0..2, 0.1, 1), a_range(2..4, 0.0, 1)]);
+        update(
+            &mut optimizer,
+            &values,
+            &ones,
+            &[a_range(0..2, 0.1, 1), a_range(2..4, 0.0, 1)],
+        );
         let after = Vec::<f32>::try_from(&values).expect("a vector");
         assert!(after[0] < 1.0 && after[1] < 2.0);
         assert_eq!(after[2..], [3.0, 4.0]);

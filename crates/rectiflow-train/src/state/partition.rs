@@ -45,7 +45,10 @@ impl Partition {
     pub fn of_rows(rows: i64, width: i64, ranks: usize) -> Self {
         let Self { ranks, mut buckets } = Self::new(rows, ranks);
         for bucket in &mut buckets {
-            *bucket = Bucket { range: 0..bucket.range.end * width, piece: bucket.piece * width };
+            *bucket = Bucket {
+                range: 0..bucket.range.end * width,
+                piece: bucket.piece * width,
+            };
         }
         Self { ranks, buckets }
     }
@@ -58,9 +61,15 @@ impl Partition {
             assert!(len >= 0, "a bucket has no negative length");
             let start = end;
             end += len;
-            Bucket { range: start..end, piece: (len + ranks as i64 - 1) / ranks as i64 }
+            Bucket {
+                range: start..end,
+                piece: (len + ranks as i64 - 1) / ranks as i64,
+            }
         };
-        Self { ranks, buckets: lengths.into_iter().map(bucket).collect() }
+        Self {
+            ranks,
+            buckets: lengths.into_iter().map(bucket).collect(),
+        }
     }
 
     /// Returns the number of elements.
@@ -95,7 +104,10 @@ impl Partition {
             let range = bucket.of(rank.rank);
             let start = end;
             end += range.end - range.start;
-            Piece { range, own: start..end }
+            Piece {
+                range,
+                own: start..end,
+            }
         })
     }
 
@@ -107,7 +119,9 @@ impl Partition {
     /// Returns the part of `range` that a rank owns, as a range within its own elements.
     pub fn own_part(&self, rank: RankOf, range: &Range<i64>) -> Range<i64> {
         let below = |end: i64| {
-            let of = |piece: Piece| (end - piece.range.start).clamp(0, piece.range.end - piece.range.start);
+            let of = |piece: Piece| {
+                (end - piece.range.start).clamp(0, piece.range.end - piece.range.start)
+            };
             self.pieces(rank).map(of).sum()
         };
         below(range.start)..below(range.end)
@@ -140,15 +154,33 @@ mod tests {
             assert_eq!(partition.len(), lengths.iter().sum::<i64>());
             for bucket in partition.buckets() {
                 let pieces: Vec<Range<i64>> = (0..ranks).map(|rank| bucket.of(rank)).collect();
-                assert_eq!((pieces[0].start, pieces[ranks - 1].end), (bucket.range.start, bucket.range.end));
-                assert!(pieces.windows(2).all(|pair| pair[0].end == pair[1].start), "{pieces:?}");
-                assert!(pieces.iter().all(|piece| piece.end - piece.start <= bucket.piece));
+                assert_eq!(
+                    (pieces[0].start, pieces[ranks - 1].end),
+                    (bucket.range.start, bucket.range.end)
+                );
+                assert!(
+                    pieces.windows(2).all(|pair| pair[0].end == pair[1].start),
+                    "{pieces:?}"
+                );
+                assert!(
+                    pieces
+                        .iter()
+                        .all(|piece| piece.end - piece.start <= bucket.piece)
+                );
                 // At most R - 1 elements of padding make all pieces equally long.
-                assert!(bucket.piece * ranks as i64 - (bucket.range.end - bucket.range.start) < ranks as i64);
+                assert!(
+                    bucket.piece * ranks as i64 - (bucket.range.end - bucket.range.start)
+                        < ranks as i64
+                );
             }
-            let owned: i64 = (0..ranks).map(|rank| partition.owned(RankOf { rank, ranks })).sum();
+            let owned: i64 = (0..ranks)
+                .map(|rank| partition.owned(RankOf { rank, ranks }))
+                .sum();
             assert_eq!(owned, partition.len());
-            assert_eq!(partition.owned(RankOf { rank: 0, ranks }), partition.most_owned());
+            assert_eq!(
+                partition.owned(RankOf { rank: 0, ranks }),
+                partition.most_owned()
+            );
         }
     }
 
@@ -157,7 +189,11 @@ mod tests {
         let bucket = Partition::of_rows(5, 10, 3).buckets()[0].clone();
         let pieces: Vec<Range<i64>> = (0..3).map(|rank| bucket.of(rank)).collect();
         assert_eq!(pieces, [0..20, 20..40, 40..50]);
-        assert_eq!(Partition::of_rows(1, 10, 3).buckets()[0].of(2), 10..10, "more ranks than rows");
+        assert_eq!(
+            Partition::of_rows(1, 10, 3).buckets()[0].of(2),
+            10..10,
+            "more ranks than rows"
+        );
     }
 
     #[test]
@@ -167,15 +203,26 @@ mod tests {
         for rank in 0..3 {
             let rank = RankOf { rank, ranks: 3 };
             for piece in partition.pieces(rank) {
-                assert_eq!(piece.range.end - piece.range.start, piece.own.end - piece.own.start);
+                assert_eq!(
+                    piece.range.end - piece.range.start,
+                    piece.own.end - piece.own.start
+                );
                 assert_eq!(partition.own_part(rank, &piece.range), piece.own);
-                piece.range.for_each(|element| owners[element as usize] += 1);
+                piece
+                    .range
+                    .for_each(|element| owners[element as usize] += 1);
             }
             assert_eq!(partition.own_part(rank, &(0..18)), 0..partition.owned(rank));
         }
         assert!(owners.iter().all(|&times| times == 1), "{owners:?}");
         // Rank 1 owns 4..8 of the first bucket, nothing of the second, 14..17 of the last.
-        assert_eq!(partition.own_part(RankOf { rank: 1, ranks: 3 }, &(6..16)), 2..6);
-        assert_eq!(partition.own_part(RankOf { rank: 1, ranks: 3 }, &(8..14)), 4..4);
+        assert_eq!(
+            partition.own_part(RankOf { rank: 1, ranks: 3 }, &(6..16)),
+            2..6
+        );
+        assert_eq!(
+            partition.own_part(RankOf { rank: 1, ranks: 3 }, &(8..14)),
+            4..4
+        );
     }
 }

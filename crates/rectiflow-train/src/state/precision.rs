@@ -80,7 +80,10 @@ mod tests {
     fn error(ours: &Tensor, exact: &Tensor) -> (f64, f64) {
         let exact = exact.to_kind(Kind::Double);
         let difference = ours.detach().to_kind(Kind::Double) - &exact;
-        (difference.norm().double_value(&[]), exact.norm().double_value(&[]))
+        (
+            difference.norm().double_value(&[]),
+            exact.norm().double_value(&[]),
+        )
     }
 
     #[test]
@@ -88,11 +91,15 @@ mod tests {
         tch::set_num_threads(1);
         let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../rectiflow-sdxl/tests/golden");
         let golden = include_str!("../../tests/golden/autocast.json");
-        let golden: std::collections::BTreeMap<String, Autocast> = serde_json::from_str(golden).expect("JSON");
+        let golden: std::collections::BTreeMap<String, Autocast> =
+            serde_json::from_str(golden).expect("JSON");
         for (name, theirs) in golden {
-            let unet = UNet::open(&models.join(&name), &OpenOptions::default()).expect("the golden model opens");
+            let unet = UNet::open(&models.join(&name), &OpenOptions::default())
+                .expect("the golden model opens");
             let flat = FlatParameters::adopt(&[("unet", &unet.parameters)], Precision::Bf16);
-            let open = |file: &str| TensorFile::open(&models.join(&name).join(file)).expect("the golden file opens");
+            let open = |file: &str| {
+                TensorFile::open(&models.join(&name).join(file)).expect("the golden file opens")
+            };
             let (cases, exact) = (open("cases.safetensors"), open("gradients.safetensors"));
             let get = |key: &str| cases.tensor(&format!("1.{key}")).expect("the case has it");
             let prediction = unet.forward(&UNetInput {
@@ -106,19 +113,35 @@ mod tests {
             let prediction = prediction.expect("the case fits");
             let (difference, size) = error(&prediction, &get("out"));
             flat.gradients.begin(1, None);
-            let loss = prediction.to_kind(Kind::Float).mse_loss(&get("target"), tch::Reduction::Mean);
-            flat.gradients.adder().add(0, &loss).expect("the backward pass runs");
+            let loss = prediction
+                .to_kind(Kind::Float)
+                .mse_loss(&get("target"), tch::Reduction::Mean);
+            flat.gradients
+                .adder()
+                .add(0, &loss)
+                .expect("the backward pass runs");
             let sum = flat.gradients.finish().joined();
             let errors: Vec<(f64, f64)> = flat
                 .slices
                 .iter()
                 .map(|slice| {
-                    let exact = exact.tensor(&slice.name["unet.".len()..]).expect("the golden file has it");
+                    let exact = exact
+                        .tensor(&slice.name["unet.".len()..])
+                        .expect("the golden file has it");
                     error(&narrow(&sum, &slice.range), &exact.flatten(0, -1))
                 })
                 .collect();
-            let norm = |of: fn(&(f64, f64)) -> f64| errors.iter().map(|error| of(error).powi(2)).sum::<f64>().sqrt();
-            let ours = Autocast { output: difference / size, gradient: norm(|error| error.0) / norm(|error| error.1) };
+            let norm = |of: fn(&(f64, f64)) -> f64| {
+                errors
+                    .iter()
+                    .map(|error| of(error).powi(2))
+                    .sum::<f64>()
+                    .sqrt()
+            };
+            let ours = Autocast {
+                output: difference / size,
+                gradient: norm(|error| error.0) / norm(|error| error.1),
+            };
             // The median over tensors, most of which are small, differs: see docs/numerics.md.
             let as_exact = ours.output <= theirs.output && ours.gradient <= theirs.gradient;
             assert!(as_exact, "{name}: {ours:?}, autocast {theirs:?}");
@@ -128,7 +151,12 @@ mod tests {
 
     #[test]
     fn norms_embeddings_and_the_last_convolution_stay() {
-        let kinds = |names: &[&str]| names.iter().map(|name| Precision::Bf16.kind_of(name)).collect::<Vec<_>>();
+        let kinds = |names: &[&str]| {
+            names
+                .iter()
+                .map(|name| Precision::Bf16.kind_of(name))
+                .collect::<Vec<_>>()
+        };
         let stay = [
             "conv_out.weight",
             "conv_norm_out.bias",
@@ -148,6 +176,9 @@ mod tests {
             "text_projection.weight",
         ];
         assert_eq!(kinds(&go), vec![Kind::BFloat16; go.len()]);
-        assert!(go.iter().all(|name| Precision::Fp32.kind_of(name) == Kind::Float));
+        assert!(
+            go.iter()
+                .all(|name| Precision::Fp32.kind_of(name) == Kind::Float)
+        );
     }
 }

@@ -40,13 +40,18 @@ impl Workers {
     }
 
     /// Calls `work` on each item and returns the results in the order of the items.
-    pub(crate) fn map<T: Sync, R: Send>(&self, items: &[T], work: impl Fn(&T) -> R + Send + Sync) -> Vec<R> {
+    pub(crate) fn map<T: Sync, R: Send>(
+        &self,
+        items: &[T],
+        work: impl Fn(&T) -> R + Send + Sync,
+    ) -> Vec<R> {
         if self.width() == 1 {
             // On the caller's thread, because a thread of the pool has its own heap, which keeps
             // freed memory.
             return items.iter().map(work).collect();
         }
-        self.pool.install(|| items.par_iter().with_max_len(1).map(work).collect())
+        self.pool
+            .install(|| items.par_iter().with_max_len(1).map(work).collect())
     }
 
     /// Like [`Self::map`], for work that changes the items, such as views of disjoint parts of
@@ -59,7 +64,8 @@ impl Workers {
         if self.width() == 1 {
             return items.iter_mut().map(work).collect();
         }
-        self.pool.install(|| items.par_iter_mut().with_max_len(1).map(work).collect())
+        self.pool
+            .install(|| items.par_iter_mut().with_max_len(1).map(work).collect())
     }
 
     /// Like [`Self::map`], with tensors that the workers share. The work must not write them.
@@ -76,7 +82,11 @@ impl Workers {
 
 /// Returns the number of workers that are useful for `tasks` tasks on `device`.
 pub(crate) fn count(device: Device, tasks: usize) -> usize {
-    if device == Device::Cpu { tasks.clamp(1, threads()) } else { 1 }
+    if device == Device::Cpu {
+        tasks.clamp(1, threads())
+    } else {
+        1
+    }
 }
 
 /// Returns the number of libtorch's threads.
@@ -118,7 +128,10 @@ mod tests {
     fn results_come_in_the_order_of_the_items() {
         let workers = Workers::new(Device::Cpu, 3);
         let items: Vec<u64> = (0..100).collect();
-        assert_eq!(workers.map(&items, |item| item * item), items.iter().map(|item| item * item).collect::<Vec<_>>());
+        assert_eq!(
+            workers.map(&items, |item| item * item),
+            items.iter().map(|item| item * item).collect::<Vec<_>>()
+        );
     }
 
     #[test]

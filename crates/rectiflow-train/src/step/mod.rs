@@ -85,7 +85,8 @@ impl<'a> Stepper<'a> {
             objective: &checked.objective,
             device: checked.device,
             seed: recipe.run.seed,
-            prompt_cache: (recipe.train.text_encoders == TextEncoders::Frozen).then(PromptCache::default),
+            prompt_cache: (recipe.train.text_encoders == TextEncoders::Frozen)
+                .then(PromptCache::default),
             offset_noise: recipe.train.offset_noise,
             clip_norm: recipe.train.clip_norm,
             ratios: recipe.lr.ratio.clone(),
@@ -96,7 +97,12 @@ impl<'a> Stepper<'a> {
 
     /// Returns the loss of a step and its gradient `[n]`, summed over this rank's micro-batches in
     /// the order of their slots. The result does not depend on how many of them run concurrently.
-    pub(crate) fn passes(&self, parameters: &FlatParameters, step: &Step, exchange: &Exchange) -> Result<Summed> {
+    pub(crate) fn passes(
+        &self,
+        parameters: &FlatParameters,
+        step: &Step,
+        exchange: &Exchange,
+    ) -> Result<Summed> {
         let quantiles = StepQuantiles::draw(self.seed, step);
         exchange.wait_gathers()?;
         let mut gradients = exchange.begin(parameters);
@@ -107,7 +113,11 @@ impl<'a> Stepper<'a> {
             let mut work = || self.round_passes(step, round, &quantiles, &adder, &mut measured);
             exchange.reduce_round(&mut gradients, parameters, round.len(), &mut work)?;
         }
-        Ok(Summed { loss: measured.loss, samples: measured.samples, gradients })
+        Ok(Summed {
+            loss: measured.loss,
+            samples: measured.samples,
+            gradients,
+        })
     }
 
     /// Runs the passes over a round of micro-batches, as many concurrently as there are workers.
@@ -121,11 +131,16 @@ impl<'a> Stepper<'a> {
     ) -> Result<()> {
         let numbered: Vec<(usize, &MicroBatch)> = round.iter().enumerate().collect();
         for batches in numbered.chunks(self.workers.width()) {
-            let passes: Vec<Result<Pass>> = self.workers.map_tensors(self, batches, |stepper, &(place, batch)| {
-                let (loss, samples) = stepper.step_loss(step, batch, quantiles)?;
-                gradients.add(place, &loss)?;
-                Ok(Pass { loss: loss.double_value(&[]), samples })
-            });
+            let passes: Vec<Result<Pass>> =
+                self.workers
+                    .map_tensors(self, batches, |stepper, &(place, batch)| {
+                        let (loss, samples) = stepper.step_loss(step, batch, quantiles)?;
+                        gradients.add(place, &loss)?;
+                        Ok(Pass {
+                            loss: loss.double_value(&[]),
+                            samples,
+                        })
+                    });
             let mut loss = 0.0;
             for pass in passes {
                 let pass = pass?;
@@ -140,7 +155,9 @@ impl<'a> Stepper<'a> {
     /// Returns the largest attention logit of the UNet on this rank's first micro-batch of a step.
     /// Costs one more forward pass.
     pub(crate) fn largest_logit(&self, step: &Step) -> Result<f64> {
-        let Some(batch) = step.micro_batches.first() else { return Ok(f64::NEG_INFINITY) };
+        let Some(batch) = step.micro_batches.first() else {
+            return Ok(f64::NEG_INFINITY);
+        };
         let quantiles = StepQuantiles::draw(self.seed, step);
         let meter = LogitMeter::default();
         let noise = self.noise_of(step, batch);
@@ -181,7 +198,11 @@ impl<'a> Stepper<'a> {
         Rates { norm, lr }: Rates,
         exchange: &Exchange,
     ) -> Result<GradientVector> {
-        let Passes { gradient_norm, mut gradients, .. } = passes;
+        let Passes {
+            gradient_norm,
+            mut gradients,
+            ..
+        } = passes;
         gradients.clip(gradient_norm, norm.min(self.clip_norm));
         let position = &mut state.position;
         position.update += 1;
@@ -190,7 +211,9 @@ impl<'a> Stepper<'a> {
         let ranges = state.update_ranges(lr, &self.ratios);
         let masters = state.parameters.masters.shallow_clone();
         let total = |excess: &[f64]| exchange.total(excess);
-        state.optimizer.update(&masters, &gradients, &ranges, &self.workers, &total)?;
+        state
+            .optimizer
+            .update(&masters, &gradients, &ranges, &self.workers, &total)?;
         exchange.publish(&state.parameters)?;
         let keep = self.ema.keep(step.num_samples, state.position.samples);
         if let (Some(average), Some(keep)) = (&state.average, keep) {
@@ -201,7 +224,12 @@ impl<'a> Stepper<'a> {
 
     /// Returns the (weighted) mean squared error of each sample, `[n]` fp32; 0 for samples of
     /// weight 0.
-    pub(crate) fn losses(&self, batch: &MicroBatch, noise: &Tensor, times: &[f64]) -> Result<Tensor> {
+    pub(crate) fn losses(
+        &self,
+        batch: &MicroBatch,
+        noise: &Tensor,
+        times: &[f64],
+    ) -> Result<Tensor> {
         self.metered_losses(batch, noise, times, None)
     }
 
@@ -216,7 +244,9 @@ impl<'a> Stepper<'a> {
         let x0 = latents(batch, self.device) * self.model.vae.config.scaling_factor;
         let noised = self.objective.noised(&x0, noise, times);
         let cond = self.condition(batch)?;
-        let time_ids = Tensor::from_slice(&batch.time_ids).view([-1, 6]).to_device(self.device);
+        let time_ids = Tensor::from_slice(&batch.time_ids)
+            .view([-1, 6])
+            .to_device(self.device);
         let input = UNetInput {
             sample: &noised.sample,
             timestep: &noised.timestep,
@@ -238,8 +268,13 @@ impl<'a> Stepper<'a> {
         let size = [batch.ids.len() as i64, batch.tokens as i64, 77];
         let ids = |ids: &[i64]| Tensor::from_slice(ids).view(size).to_device(self.device);
         let (clip_l, clip_g) = (ids(&batch.clip_l), ids(&batch.clip_g));
-        let ids = ChunkedIds { clip_l: &clip_l, clip_g: &clip_g, num_chunks: &batch.chunks };
-        let encode = |ids: ChunkedIds<'_>| cond::encode(&self.model.clip_l, &self.model.clip_g, ids);
+        let ids = ChunkedIds {
+            clip_l: &clip_l,
+            clip_g: &clip_g,
+            num_chunks: &batch.chunks,
+        };
+        let encode =
+            |ids: ChunkedIds<'_>| cond::encode(&self.model.clip_l, &self.model.clip_g, ids);
         Ok(match &self.prompt_cache {
             None => encode(ids),
             Some(cache) => no_grad(|| cache.encode(ids, &batch.dropped, encode)),
@@ -259,16 +294,27 @@ impl StepQuantiles {
     fn draw(seed: u64, step: &Step) -> Self {
         let count = u32::try_from(step.num_samples).expect("a step has fewer than 2^32 samples");
         let cells = Rng::keyed(seed, Purpose::Sigma, &[step.step]).permutation(count);
-        Self { seed, cursor: step.step, cells }
+        Self {
+            seed,
+            cursor: step.step,
+            cells,
+        }
     }
 
     /// Returns the diffusion times of a micro-batch's samples.
     fn times(&self, objective: &Objective, batch: &MicroBatch) -> Vec<f64> {
-        let mut jitter = Rng::keyed(self.seed, Purpose::Sigma, &[self.cursor, u64::from(batch.slot)]);
+        let mut jitter = Rng::keyed(
+            self.seed,
+            Purpose::Sigma,
+            &[self.cursor, u64::from(batch.slot)],
+        );
         let first = batch.first_sample as usize;
         let cells = &self.cells[first..first + batch.ids.len()];
         let count = self.cells.len() as u64;
-        cells.iter().map(|&cell| objective.time(objective.quantile(u64::from(cell), count, jitter.f64()))).collect()
+        cells
+            .iter()
+            .map(|&cell| objective.time(objective.quantile(u64::from(cell), count, jitter.f64())))
+            .collect()
     }
 }
 
@@ -296,7 +342,10 @@ pub(crate) fn latent_size(batch: &MicroBatch) -> [i64; 4] {
 }
 
 fn latents(batch: &MicroBatch, device: Device) -> Tensor {
-    Tensor::from_slice(&batch.latents).view(latent_size(batch)).to_device(device).to_kind(Kind::Float)
+    Tensor::from_slice(&batch.latents)
+        .view(latent_size(batch))
+        .to_device(device)
+        .to_kind(Kind::Float)
 }
 
 #[cfg(test)]
@@ -309,12 +358,27 @@ mod tests {
         let (plain, moved) = (noise(1, [7, 0], &size, 0.0), noise(1, [7, 0], &size, 0.1));
         let offsets = moved - plain; // [n, C, h, w]
         let of_channel = offsets.select(3, 0).select(2, 0); // [n, C]
-        let spread = (&offsets - of_channel.view([200, 4, 1, 1])).abs().max().double_value(&[]);
-        assert!(spread < 1e-6, "expected one offset for a whole channel, found a spread of {spread}");
-        let (mean, deviation) = (of_channel.mean(Kind::Double), of_channel.std(true).double_value(&[]));
+        let spread = (&offsets - of_channel.view([200, 4, 1, 1]))
+            .abs()
+            .max()
+            .double_value(&[]);
+        assert!(
+            spread < 1e-6,
+            "expected one offset for a whole channel, found a spread of {spread}"
+        );
+        let (mean, deviation) = (
+            of_channel.mean(Kind::Double),
+            of_channel.std(true).double_value(&[]),
+        );
         // 800 numbers with deviation 0.1: 5 standard errors are 0.018 for the mean and 0.0125 for
         // the deviation.
-        assert!(mean.double_value(&[]).abs() < 0.018 && (deviation - 0.1).abs() < 0.0125, "{mean:?} {deviation}");
-        assert!(noise(1, [7, 1], &size, 0.1) != noise(1, [7, 0], &size, 0.1), "another slot has other noise");
+        assert!(
+            mean.double_value(&[]).abs() < 0.018 && (deviation - 0.1).abs() < 0.0125,
+            "{mean:?} {deviation}"
+        );
+        assert!(
+            noise(1, [7, 1], &size, 0.1) != noise(1, [7, 0], &size, 0.1),
+            "another slot has other noise"
+        );
     }
 }

@@ -44,11 +44,16 @@ impl PromptCache {
         encode: impl Fn(ChunkedIds<'_>) -> Result<Cond>,
     ) -> Result<Cond> {
         let is_known = |row: usize| dropped[row] && ids.num_chunks[row] == 1;
-        let (known, others): (Vec<usize>, Vec<usize>) = (0..dropped.len()).partition(|&row| is_known(row));
+        let (known, others): (Vec<usize>, Vec<usize>) =
+            (0..dropped.len()).partition(|&row| is_known(row));
         if known.is_empty() {
             return encode(ids);
         }
-        let others_cond = if others.is_empty() { None } else { Some(encode_rows(ids, &others, &encode)?) };
+        let others_cond = if others.is_empty() {
+            None
+        } else {
+            Some(encode_rows(ids, &others, &encode)?)
+        };
         let pieces = self.look_up(ids, &known, &encode)?;
         Ok(put_together(others_cond, &others, pieces, &known))
     }
@@ -71,7 +76,13 @@ impl PromptCache {
                 if known.len() >= MOST {
                     known.clear();
                 }
-                known.insert(key.clone(), Known { context: cond.context.get(0), pooled: cond.pooled.get(0) });
+                known.insert(
+                    key.clone(),
+                    Known {
+                        context: cond.context.get(0),
+                        pooled: cond.pooled.get(0),
+                    },
+                );
             }
             let found = &known[&key];
             contexts.push(found.context.shallow_clone());
@@ -82,18 +93,31 @@ impl PromptCache {
 }
 
 /// Encodes some rows of a batch, padded to the number of chunks of the longest one.
-fn encode_rows(ids: ChunkedIds<'_>, rows: &[usize], encode: &impl Fn(ChunkedIds<'_>) -> Result<Cond>) -> Result<Cond> {
+fn encode_rows(
+    ids: ChunkedIds<'_>,
+    rows: &[usize],
+    encode: &impl Fn(ChunkedIds<'_>) -> Result<Cond>,
+) -> Result<Cond> {
     let num_chunks: Vec<u32> = rows.iter().map(|&row| ids.num_chunks[row]).collect();
     let most = num_chunks.iter().copied().max().map_or(1, i64::from);
     let at = index(rows, ids.clip_l);
     let select = |ids: &Tensor| ids.index_select(0, &at).narrow(1, 0, most);
     let (clip_l, clip_g) = (select(ids.clip_l), select(ids.clip_g));
-    encode(ChunkedIds { clip_l: &clip_l, clip_g: &clip_g, num_chunks: &num_chunks })
+    encode(ChunkedIds {
+        clip_l: &clip_l,
+        clip_g: &clip_g,
+        num_chunks: &num_chunks,
+    })
 }
 
 /// Puts the rows of `others` and `known` back into their places. A row of one chunk is padded with
 /// masked repetitions of itself.
-fn put_together(cond: Option<Cond>, others: &[usize], [context, pooled]: [Tensor; 2], known: &[usize]) -> Cond {
+fn put_together(
+    cond: Option<Cond>,
+    others: &[usize],
+    [context, pooled]: [Tensor; 2],
+    known: &[usize],
+) -> Cond {
     let mut rows: Vec<(usize, usize)> = others.iter().chain(known).copied().zip(0..).collect();
     rows.sort_unstable();
     let order: Vec<usize> = rows.into_iter().map(|(_, from)| from).collect();
@@ -140,9 +164,11 @@ mod tests {
     use super::*;
 
     fn encoders() -> [ClipText; 2] {
-        let models = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../rectiflow-sdxl/tests/golden");
+        let models =
+            std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../rectiflow-sdxl/tests/golden");
         [("clip-l", Component::ClipL), ("clip-g", Component::ClipG)].map(|(name, which)| {
-            ClipText::open(&models.join(name), which, &OpenOptions::default()).expect("the golden encoder opens")
+            ClipText::open(&models.join(name), which, &OpenOptions::default())
+                .expect("the golden encoder opens")
         })
     }
 
@@ -150,7 +176,8 @@ mod tests {
     fn ids(words: &[i64]) -> Tensor {
         let ids = Tensor::full([words.len() as i64, 3, 77], 63, (Kind::Int64, Device::Cpu));
         let _ = ids.select(2, 0).fill_(62);
-        ids.select(2, 1).copy_(&Tensor::from_slice(words).unsqueeze(1).repeat([1, 3]));
+        ids.select(2, 1)
+            .copy_(&Tensor::from_slice(words).unsqueeze(1).repeat([1, 3]));
         ids
     }
 
@@ -173,22 +200,54 @@ mod tests {
         };
         let run = |cache: &PromptCache, words: &[i64], dropped: &[bool], num_chunks: &[u32]| {
             let ids = ids(words);
-            let ids = ChunkedIds { clip_l: &ids, clip_g: &ids, num_chunks };
+            let ids = ChunkedIds {
+                clip_l: &ids,
+                clip_g: &ids,
+                num_chunks,
+            };
             no_grad(|| cache.encode(ids, dropped, encode)).expect("the ids fit")
         };
         let cache = PromptCache::default();
-        let first = run(&cache, &[5, 9, 5, 7], &[true, false, true, false], &[1, 2, 1, 3]);
-        assert_eq!(calls.get(), 2, "one call for the others together, one for the dropped prompt");
-        let again = run(&cache, &[5, 9, 5, 7], &[true, false, true, false], &[1, 2, 1, 3]);
+        let first = run(
+            &cache,
+            &[5, 9, 5, 7],
+            &[true, false, true, false],
+            &[1, 2, 1, 3],
+        );
+        assert_eq!(
+            calls.get(),
+            2,
+            "one call for the others together, one for the dropped prompt"
+        );
+        let again = run(
+            &cache,
+            &[5, 9, 5, 7],
+            &[true, false, true, false],
+            &[1, 2, 1, 3],
+        );
         assert_eq!(calls.get(), 3, "one more call, for the others");
         assert!(equal(&first, &again));
         // A resumed run starts with an empty cache, and first sees the prompt beside others.
         let other = PromptCache::default();
         run(&other, &[3, 4, 5], &[true, true, true], &[1, 1, 1]);
-        assert!(equal(&first, &run(&other, &[5, 9, 5, 7], &[true, false, true, false], &[1, 2, 1, 3])));
+        assert!(equal(
+            &first,
+            &run(
+                &other,
+                &[5, 9, 5, 7],
+                &[true, false, true, false],
+                &[1, 2, 1, 3]
+            )
+        ));
         // By itself, with an empty cache.
         let alone = run(&PromptCache::default(), &[5], &[false], &[1]);
-        assert!(first.context.narrow(0, 0, 1).narrow(1, 0, 77).equal(&alone.context));
+        assert!(
+            first
+                .context
+                .narrow(0, 0, 1)
+                .narrow(1, 0, 77)
+                .equal(&alone.context)
+        );
         assert!(first.pooled.narrow(0, 2, 1).equal(&alone.pooled));
     }
 
@@ -197,10 +256,19 @@ mod tests {
         let [clip_l, clip_g] = encoders();
         let encode = |ids: ChunkedIds<'_>| cond::encode(&clip_l, &clip_g, ids);
         for num_chunks in [[1, 2, 1, 3], [1, 2, 1, 2], [1, 1, 1, 1]] {
-            for dropped in [[true, false, true, false], [false, true, true, false], [true; 4]] {
+            for dropped in [
+                [true, false, true, false],
+                [false, true, true, false],
+                [true; 4],
+            ] {
                 let ids = ids(&[5, 9, 8, 7]);
-                let ids = ChunkedIds { clip_l: &ids, clip_g: &ids, num_chunks: &num_chunks };
-                let found = no_grad(|| PromptCache::default().encode(ids, &dropped, encode)).expect("the ids fit");
+                let ids = ChunkedIds {
+                    clip_l: &ids,
+                    clip_g: &ids,
+                    num_chunks: &num_chunks,
+                };
+                let found = no_grad(|| PromptCache::default().encode(ids, &dropped, encode))
+                    .expect("the ids fit");
                 let expected = no_grad(|| encode(ids)).expect("the ids fit");
                 let difference = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]);
                 assert!(difference(&found.pooled, &expected.pooled) < 1e-5);
@@ -208,7 +276,10 @@ mod tests {
                 assert!(difference(&found.context, &expected.context) < 1e-5);
                 match (found.context_mask, expected.context_mask) {
                     (Some(found), Some(expected)) => assert!(found.equal(&expected)),
-                    (found, expected) => assert!(found.is_none() && expected.is_none(), "{num_chunks:?} {dropped:?}"),
+                    (found, expected) => assert!(
+                        found.is_none() && expected.is_none(),
+                        "{num_chunks:?} {dropped:?}"
+                    ),
                 }
             }
         }

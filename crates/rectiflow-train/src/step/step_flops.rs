@@ -27,19 +27,30 @@ pub struct Configs<'a> {
 impl<'a> Configs<'a> {
     /// Returns the configurations of a model.
     pub fn of(model: &'a Model) -> Self {
-        Self { unet: &model.unet.config, clip_l: &model.clip_l.config, clip_g: &model.clip_g.config }
+        Self {
+            unet: &model.unet.config,
+            clip_l: &model.clip_l.config,
+            clip_g: &model.clip_g.config,
+        }
     }
 
     /// Returns the FLOPs of training the UNet on one sample with latents of `size` (height, width)
     /// and a context of `num_chunks` chunks.
     pub fn unet_flops(&self, size: [i64; 2], num_chunks: u64) -> u64 {
-        FORWARD_AND_BACKWARD * unet(self.unet, size, (num_chunks as usize * CHUNK_LEN) as i64).total()
+        FORWARD_AND_BACKWARD
+            * unet(self.unet, size, (num_chunks as usize * CHUNK_LEN) as i64).total()
     }
 
     /// Returns the FLOPs of one chunk of text in both encoders, including the backward pass of
     /// those that are trained.
     pub fn text_flops(&self, train: &TrainConfig) -> u64 {
-        let times = |component| if train.trains(component) { FORWARD_AND_BACKWARD } else { 1 };
+        let times = |component| {
+            if train.trains(component) {
+                FORWARD_AND_BACKWARD
+            } else {
+                1
+            }
+        };
         let tokens = CHUNK_LEN as i64;
         let clip_l = text_encoder(self.clip_l, tokens, false).total() * times(Component::ClipL);
         clip_l + text_encoder(self.clip_g, tokens, true).total() * times(Component::ClipG)
@@ -68,16 +79,32 @@ mod tests {
     #[test]
     fn a_sample_of_sdxl_is_20_tera_flops() {
         let mut json = sdxl_configs();
-        let mut config = |component| json.remove(&component).expect("every component has a configuration");
+        let mut config = |component| {
+            json.remove(&component)
+                .expect("every component has a configuration")
+        };
         let unet = UNetConfig::from_json(config(Component::UNet), "unet").expect("it is valid");
-        let clip_l = ClipConfig::from_json(config(Component::ClipL), false, "clip-l").expect("it is valid");
-        let clip_g = ClipConfig::from_json(config(Component::ClipG), true, "clip-g").expect("it is valid");
-        let configs = Configs { unet: &unet, clip_l: &clip_l, clip_g: &clip_g };
+        let clip_l =
+            ClipConfig::from_json(config(Component::ClipL), false, "clip-l").expect("it is valid");
+        let clip_g =
+            ClipConfig::from_json(config(Component::ClipG), true, "clip-g").expect("it is valid");
+        let configs = Configs {
+            unet: &unet,
+            clip_l: &clip_l,
+            clip_g: &clip_g,
+        };
         let train: TrainConfig = toml::from_str("samples = 1\nmicro_batch = 1").expect("a section");
         let tera = |flops: u64| flops as f64 / 1e12;
         assert!((tera(configs.unet_flops([128, 128], 1)) - 20.28).abs() < 0.01);
-        assert!((tera(configs.text_flops(&train)) - 0.11).abs() < 0.002, "{}", tera(configs.text_flops(&train)));
-        let trained = TrainConfig { text_encoders: TextEncoders::Trained, ..train.clone() };
+        assert!(
+            (tera(configs.text_flops(&train)) - 0.11).abs() < 0.002,
+            "{}",
+            tera(configs.text_flops(&train))
+        );
+        let trained = TrainConfig {
+            text_encoders: TextEncoders::Trained,
+            ..train.clone()
+        };
         assert_eq!(configs.text_flops(&trained), 3 * configs.text_flops(&train));
     }
 }

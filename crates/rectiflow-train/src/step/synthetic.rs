@@ -63,7 +63,8 @@ impl Input {
     /// [`Error::Model`] if one is missing.
     pub fn read(path: &Path, device: Device) -> Result<Self> {
         let file = TensorFile::open(path)?;
-        let get = |name: &str| Ok::<_, Error>(file.tensor(name)?.to_kind(Kind::Float).to_device(device));
+        let get =
+            |name: &str| Ok::<_, Error>(file.tensor(name)?.to_kind(Kind::Float).to_device(device));
         Ok(Self {
             sample: get("sample")?,
             timestep: get("timestep")?,
@@ -82,13 +83,22 @@ impl Input {
         let normal = |size: &[i64]| Tensor::randn(size, options);
         let latents = [batch, config.in_channels, height, width];
         let side_px = |latent: i64| 8.0 * latent as f32;
-        let size = [side_px(height), side_px(width), 0.0, 0.0, side_px(height), side_px(width)];
+        let size = [
+            side_px(height),
+            side_px(width),
+            0.0,
+            0.0,
+            side_px(height),
+            side_px(width),
+        ];
         Self {
             sample: normal(&latents),
             timestep: Tensor::rand([batch], options) * 1000.0,
             context: normal(&[batch, 77, config.context_dim()]),
             text_embeds: normal(&[batch, config.pooled_dim]),
-            time_ids: Tensor::from_slice(&size).to_device(unet.device()).repeat([batch, 1]),
+            time_ids: Tensor::from_slice(&size)
+                .to_device(unet.device())
+                .repeat([batch, 1]),
             target: normal(&latents),
         }
     }
@@ -112,7 +122,9 @@ impl Input {
 
     fn split(&self, parts: usize) -> Vec<Self> {
         let rows = (self.num_samples() / parts) as i64;
-        (0..parts as i64).map(|part| self.rows(part * rows, rows)).collect()
+        (0..parts as i64)
+            .map(|part| self.rows(part * rows, rows))
+            .collect()
     }
 }
 
@@ -150,7 +162,12 @@ pub fn train_steps(
         let whole = parameters.num_parameters();
         let norm = gradients.square_norm(&(0..whole)).sqrt();
         gradients.clip(norm, settings.clip_norm);
-        let range = UpdateRange { range: 0..whole, whole, rate: settings.lr, update: step as u64 + 1 };
+        let range = UpdateRange {
+            range: 0..whole,
+            whole,
+            rate: settings.lr,
+            update: step as u64 + 1,
+        };
         let alone = |own: &[f64]| Ok(own.to_vec());
         optimizer.update(&parameters.masters, &gradients, &[range], &workers, &alone)?;
         parameters.refresh();
@@ -172,7 +189,12 @@ struct Given<'a> {
 unsafe impl OnlyTensors for Given<'_> {}
 
 /// Returns the mean loss of all inputs and accumulates its gradient.
-fn accumulate(unet: &UNet, parameters: &FlatParameters, inputs: &[Input], workers: &Workers) -> Result<f64> {
+fn accumulate(
+    unet: &UNet,
+    parameters: &FlatParameters,
+    inputs: &[Input],
+    workers: &Workers,
+) -> Result<f64> {
     parameters.gradients.begin(inputs.len(), None);
     let (gradients, given) = (parameters.gradients.adder(), Given { unet, inputs });
     let places: Vec<usize> = (0..inputs.len()).collect();
@@ -188,7 +210,8 @@ fn accumulate(unet: &UNet, parameters: &FlatParameters, inputs: &[Input], worker
                 text_embeds: &input.text_embeds,
                 time_ids: &input.time_ids,
             })?;
-            let loss = per_sample_mse(&prediction, &input.target).mean(Kind::Float) / given.inputs.len() as f64;
+            let loss = per_sample_mse(&prediction, &input.target).mean(Kind::Float)
+                / given.inputs.len() as f64;
             gradients.add(place, &loss)?;
             Ok(loss.double_value(&[]))
         });

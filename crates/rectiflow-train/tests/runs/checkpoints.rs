@@ -33,8 +33,19 @@ fn tensors(checkpoint: &Path) -> Vec<(PathBuf, Vec<u8>)> {
         "ema/text_encoder_2/model.safetensors",
         "optimizer.safetensors",
     ];
-    assert!(!checkpoint.join("text_encoder").exists(), "frozen components are not copied");
-    names.into_iter().map(|name| (PathBuf::from(name), fs::read(checkpoint.join(name)).unwrap())).collect()
+    assert!(
+        !checkpoint.join("text_encoder").exists(),
+        "frozen components are not copied"
+    );
+    names
+        .into_iter()
+        .map(|name| {
+            (
+                PathBuf::from(name),
+                fs::read(checkpoint.join(name)).unwrap(),
+            )
+        })
+        .collect()
 }
 
 fn assert_same_tensors(a: &Path, b: &Path) {
@@ -65,27 +76,59 @@ fn a_resumed_or_damaged_run_ends_with_the_bytes_of_the_straight_one() {
 
     let checked = fixture.recipe("resumed", ALL);
     let mut spoil = |step: &mut _, _: &mut _| spoil_fifth(step);
-    run_until(&checked, Options { before_step: Some(&mut spoil), ..Options::default() }, 11);
+    run_until(
+        &checked,
+        Options {
+            before_step: Some(&mut spoil),
+            ..Options::default()
+        },
+        11,
+    );
     let saved = Saved::read(&fixture.checkpoint("resumed", 11)).unwrap();
-    assert_eq!((saved.position.cursor, saved.position.update, saved.position.samples), (11, 10, 80));
-    assert_eq!((saved.passed_over, saved.guard.acts.skips), (vec![(4, 5)], 1));
+    assert_eq!(
+        (
+            saved.position.cursor,
+            saved.position.update,
+            saved.position.samples
+        ),
+        (11, 10, 80)
+    );
+    assert_eq!(
+        (saved.passed_over, saved.guard.acts.skips),
+        (vec![(4, 5)], 1)
+    );
     run(&checked).unwrap();
     assert_same_tensors(&straight, &fixture.checkpoint("resumed", 17));
 
     // The newest checkpoint has a flipped bit: the run resumes from the one before and ends with
     // the same bytes.
-    let broken = fixture.checkpoint("resumed", 17).join("optimizer.safetensors");
+    let broken = fixture
+        .checkpoint("resumed", 17)
+        .join("optimizer.safetensors");
     let mut bytes = fs::read(&broken).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     fs::write(&broken, bytes).unwrap();
-    let error = verify(&fixture.checkpoint("resumed", 17)).unwrap_err().to_string();
-    assert!(error.contains("optimizer.safetensors") && error.contains("damaged"), "{error}");
+    let error = verify(&fixture.checkpoint("resumed", 17))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("optimizer.safetensors") && error.contains("damaged"),
+        "{error}"
+    );
     let ran = run_with(&checked, Options::default(), |_| {});
-    let Some(Event::Start(start)) = ran.events.first() else { panic!("{:?}", ran.outcome) };
+    let Some(Event::Start(start)) = ran.events.first() else {
+        panic!("{:?}", ran.outcome)
+    };
     assert_eq!(start.step, 16);
     assert_same_tensors(&straight, &fixture.checkpoint("resumed", 17));
-    assert!(fixture.checkpoint("resumed", 17).with_extension("damaged").is_dir(), "the evidence is kept");
+    assert!(
+        fixture
+            .checkpoint("resumed", 17)
+            .with_extension("damaged")
+            .is_dir(),
+        "the evidence is kept"
+    );
 
     // Without a sound checkpoint the run does not silently start from the beginning.
     for entry in fs::read_dir(fixture.path("resumed/checkpoints")).unwrap() {
@@ -122,7 +165,10 @@ fn a_checkpoint_that_cannot_be_written_does_not_stop_training() {
         })
         .collect();
     assert_eq!(failed.len(), 1, "{failed:?}");
-    assert!(failed[0].0 == 8 && failed[0].1.contains("step-00000008.unfinished"), "{failed:?}");
+    assert!(
+        failed[0].0 == 8 && failed[0].1.contains("step-00000008.unfinished"),
+        "{failed:?}"
+    );
     assert!(!fixture.checkpoint("full", 8).exists());
     verify(&fixture.checkpoint("full", 16)).unwrap();
 }
@@ -145,7 +191,10 @@ fn a_thread_that_cannot_write_does_not_stop_training() {
         _ => None,
     });
     let (step, reason) = failed.expect("a warning");
-    assert!(step == 8 && reason.contains("unet/config.json"), "{step} {reason}");
+    assert!(
+        step == 8 && reason.contains("unet/config.json"),
+        "{step} {reason}"
+    );
     assert!(!unfinished.exists(), "the disk space is freed");
     assert!(!fixture.checkpoint("late", 8).exists());
     verify(&fixture.checkpoint("late", 16)).unwrap();
@@ -156,10 +205,17 @@ fn a_checkpoint_is_the_state_of_its_step_although_training_goes_on() {
     let fixture = Fixture::new();
     let often = [ALL, &["checkpoint.every_steps=2", "checkpoint.keep=100"]].concat();
     run(&fixture.recipe("behind", &often)).unwrap();
-    run(&fixture.recipe("waiting", &[&often[..], &["checkpoint.in_background=false"]].concat())).unwrap();
+    run(&fixture.recipe(
+        "waiting",
+        &[&often[..], &["checkpoint.in_background=false"]].concat(),
+    ))
+    .unwrap();
     for step in (2..=16).step_by(2) {
         verify(&fixture.checkpoint("behind", step)).unwrap();
-        assert_same_tensors(&fixture.checkpoint("behind", step), &fixture.checkpoint("waiting", step));
+        assert_same_tensors(
+            &fixture.checkpoint("behind", step),
+            &fixture.checkpoint("waiting", step),
+        );
     }
 }
 
@@ -172,14 +228,22 @@ fn a_run_that_fails_keeps_the_checkpoint_that_was_being_written() {
             spoil_with_nan(samples);
         }
     });
-    assert!(matches!(ran.outcome, Err(Error::NotFinite { step: 8, .. })), "{:?}", ran.outcome);
+    assert!(
+        matches!(ran.outcome, Err(Error::NotFinite { step: 8, .. })),
+        "{:?}",
+        ran.outcome
+    );
     verify(&fixture.checkpoint("fails", 8)).unwrap();
 }
 
 #[test]
 fn the_newest_are_kept_and_every_so_many_for_ever() {
     let fixture = Fixture::new();
-    let keep = ["checkpoint.every_steps=2", "checkpoint.keep=2", "checkpoint.keep_every_steps=6"];
+    let keep = [
+        "checkpoint.every_steps=2",
+        "checkpoint.keep=2",
+        "checkpoint.keep_every_steps=6",
+    ];
     run(&fixture.recipe("kept", &keep)).unwrap();
     let mut names: Vec<String> = fs::read_dir(fixture.path("kept/checkpoints"))
         .unwrap()
@@ -193,16 +257,37 @@ fn the_newest_are_kept_and_every_so_many_for_ever() {
 fn a_changed_recipe_is_shown_or_refused() {
     let fixture = Fixture::new();
     run_until(&fixture.recipe("changed", &[]), Options::default(), 8);
-    let error = run(&fixture.recipe("changed", &["lr.peak=2e-3", "train.micro_batch=8", "test.bins=5"])).unwrap_err();
+    let error = run(&fixture.recipe(
+        "changed",
+        &["lr.peak=2e-3", "train.micro_batch=8", "test.bins=5"],
+    ))
+    .unwrap_err();
     assert!(matches!(error, Error::Changed { .. }), "{error}");
     let message = error.to_string();
-    for needle in ["lr.peak: 0.001 -> 0.002", "train.micro_batch: 4 -> 8", "--branch-from", "step-00000008"] {
+    for needle in [
+        "lr.peak: 0.001 -> 0.002",
+        "train.micro_batch: 4 -> 8",
+        "--branch-from",
+        "step-00000008",
+    ] {
         assert!(message.contains(needle), "{needle} is missing in {message}");
     }
-    assert!(!message.contains("test.bins"), "an allowed change is not listed: {message}");
+    assert!(
+        !message.contains("test.bins"),
+        "an allowed change is not listed: {message}"
+    );
 
-    let ran = run_with(&fixture.recipe("changed", &["test.bins=5", "train.samples=80"]), Options::default(), |_| {});
-    let Some(Event::Start(start)) = ran.events.first() else { panic!("{:?}", ran.outcome) };
-    assert_eq!(start.changes, ["test.bins: 10 -> 5", "train.samples: 128 -> 80"]);
+    let ran = run_with(
+        &fixture.recipe("changed", &["test.bins=5", "train.samples=80"]),
+        Options::default(),
+        |_| {},
+    );
+    let Some(Event::Start(start)) = ran.events.first() else {
+        panic!("{:?}", ran.outcome)
+    };
+    assert_eq!(
+        start.changes,
+        ["test.bins: 10 -> 5", "train.samples: 128 -> 80"]
+    );
     assert_eq!(ran.outcome.unwrap().position.samples, 80);
 }

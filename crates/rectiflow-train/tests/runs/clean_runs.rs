@@ -33,9 +33,15 @@ impl CleanRun {
         let (name, numbers) = line.split_once(": ").expect("a name");
         let (kind, seed) = name.split_once(" seed ").expect("a seed");
         let log = |text: &str| text.parse::<f64>().expect("thousandths") / 1000.0;
-        let pairs = numbers.split(' ').map(|pair| pair.split_once(',').expect("two numbers"));
+        let pairs = numbers
+            .split(' ')
+            .map(|pair| pair.split_once(',').expect("two numbers"));
         let logs = pairs.map(|(loss, norm)| [log(loss), log(norm)]).collect();
-        Self { kind: kind.to_owned(), seed: seed.parse().expect("a seed"), logs }
+        Self {
+            kind: kind.to_owned(),
+            seed: seed.parse().expect("a seed"),
+            logs,
+        }
     }
 
     /// The numbers that the guard judged.
@@ -63,7 +69,10 @@ impl CleanRun {
 }
 
 fn observation([loss, norm]: Logs) -> Observation {
-    Observation { loss: loss.exp(), gradient_norm: norm.exp() }
+    Observation {
+        loss: loss.exp(),
+        gradient_norm: norm.exp(),
+    }
 }
 
 /// A half of the recorded runs.
@@ -117,11 +126,15 @@ impl Traces {
         let kind = |name: &&str| {
             let of_kind = || runs.iter().filter(|run| run.kind == **name);
             Kind {
-                levels: of_kind().map(|run| (0..run.logs.len()).map(|at| run.level(at)).collect()).collect(),
+                levels: of_kind()
+                    .map(|run| (0..run.logs.len()).map(|at| run.level(at)).collect())
+                    .collect(),
                 residuals: of_kind().map(CleanRun::residuals).collect(),
             }
         };
-        Self { kinds: names.iter().map(kind).collect() }
+        Self {
+            kinds: names.iter().map(kind).collect(),
+        }
     }
 
     /// Trace `number`, of `TRACE` updates.
@@ -136,7 +149,10 @@ impl Traces {
             let start = rng.below((residuals.len() - length) as u64) as usize;
             for residual in &residuals[start..start + length] {
                 let level = levels[trace.len().min(levels.len() - 1 - AROUND)];
-                trace.push(observation([level[0] + residual[0], level[1] + residual[1]]));
+                trace.push(observation([
+                    level[0] + residual[0],
+                    level[1] + residual[1],
+                ]));
             }
         }
         trace.truncate(TRACE);
@@ -149,13 +165,19 @@ fn pick<'a, T>(items: &'a [T], rng: &mut Rng) -> &'a T {
 }
 
 /// The update of the guard's first act, if it acts.
-pub(crate) fn first_act(config: &GuardConfig, seen: impl IntoIterator<Item = Observation>) -> Option<usize> {
+pub(crate) fn first_act(
+    config: &GuardConfig,
+    seen: impl IntoIterator<Item = Observation>,
+) -> Option<usize> {
     let mut guard = GuardState::default();
-    seen.into_iter().position(|seen| guard.judge(config, seen) != Verdict::Continue)
+    seen.into_iter()
+        .position(|seen| guard.judge(config, seen) != Verdict::Continue)
 }
 
 /// The number of the guard's acts in a run, which continues after each act.
 pub(crate) fn acts(config: &GuardConfig, seen: impl IntoIterator<Item = Observation>) -> usize {
     let mut guard = GuardState::default();
-    seen.into_iter().filter(|seen| guard.judge(config, *seen) != Verdict::Continue).count()
+    seen.into_iter()
+        .filter(|seen| guard.judge(config, *seen) != Verdict::Continue)
+        .count()
 }

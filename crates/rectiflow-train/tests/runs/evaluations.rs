@@ -7,9 +7,22 @@ use crate::fixture::{Fixture, run_with};
 #[test]
 fn a_test_loss_does_not_depend_on_the_batch_and_is_the_runs_own() {
     let fixture = Fixture::new();
-    let settings = ["ema.half_life_samples=40", "test.training_samples=13", "test.bins=4"];
-    let ran = run_with(&fixture.recipe("run", &settings), Options::default(), |_| {});
-    let Some(Event::Test(last)) = ran.events.iter().rev().find(|event| matches!(event, Event::Test(_))) else {
+    let settings = [
+        "ema.half_life_samples=40",
+        "test.training_samples=13",
+        "test.bins=4",
+    ];
+    let ran = run_with(
+        &fixture.recipe("run", &settings),
+        Options::default(),
+        |_| {},
+    );
+    let Some(Event::Test(last)) = ran
+        .events
+        .iter()
+        .rev()
+        .find(|event| matches!(event, Event::Test(_)))
+    else {
         panic!("{:?}", ran.outcome)
     };
     let checkpoint = ran.outcome.as_ref().unwrap().checkpoint.clone().unwrap();
@@ -21,16 +34,31 @@ fn a_test_loss_does_not_depend_on_the_batch_and_is_the_runs_own() {
         let averaged = found.ema.expect("an average is kept");
         let pairs = [
             (last.loss, found.trained.test.as_ref().unwrap().loss),
-            (last.training.as_ref().unwrap().loss, found.trained.training.unwrap().loss),
+            (
+                last.training.as_ref().unwrap().loss,
+                found.trained.training.unwrap().loss,
+            ),
             (last.ema.as_ref().unwrap().loss, averaged.test.unwrap().loss),
-            (last.ema_training.as_ref().unwrap().loss, averaged.training.unwrap().loss),
+            (
+                last.ema_training.as_ref().unwrap().loss,
+                averaged.training.unwrap().loss,
+            ),
         ];
         for (own, evaluated) in pairs {
-            assert!((own / evaluated - 1.0).abs() < 1e-6, "micro-batch {micro_batch}: {own} and {evaluated}");
+            assert!(
+                (own / evaluated - 1.0).abs() < 1e-6,
+                "micro-batch {micro_batch}: {own} and {evaluated}"
+            );
         }
-        assert!((pairs[0].0 / pairs[2].0 - 1.0).abs() > 1e-4, "the average is another model");
+        assert!(
+            (pairs[0].0 / pairs[2].0 - 1.0).abs() > 1e-4,
+            "the average is another model"
+        );
         let bins = found.trained.test.unwrap().bins;
-        assert_eq!(bins.iter().map(|bin| bin.count).collect::<Vec<_>>(), [4, 4, 4, 4]);
+        assert_eq!(
+            bins.iter().map(|bin| bin.count).collect::<Vec<_>>(),
+            [4, 4, 4, 4]
+        );
         assert!(bins.iter().all(|bin| bin.standard_error > 0.0));
     }
 }
@@ -41,5 +69,10 @@ fn a_model_of_another_objective_is_refused() {
     let checked = fixture.recipe("eps", &["objective.parameterization=eps"]);
     let error = evaluate(&checked, &fixture.base()).unwrap_err();
     assert!(matches!(error, Error::Checkpoint { .. }), "{error}");
-    assert!(error.to_string().contains("objective is eps, but this model predicts flow"), "{error}");
+    assert!(
+        error
+            .to_string()
+            .contains("objective is eps, but this model predicts flow"),
+        "{error}"
+    );
 }

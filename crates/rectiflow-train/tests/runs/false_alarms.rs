@@ -11,7 +11,10 @@ const TRACES: u64 = 1000;
 
 /// The default guard, and one that judges from the tenth update on.
 fn guards() -> [GuardConfig; 2] {
-    [50, 10].map(|warmup_updates| GuardConfig { warmup_updates, ..GuardConfig::default() })
+    [50, 10].map(|warmup_updates| GuardConfig {
+        warmup_updates,
+        ..GuardConfig::default()
+    })
 }
 
 #[test]
@@ -22,7 +25,11 @@ fn recorded_clean_runs_raise_no_alarm() {
         for config in guards() {
             for run in &runs {
                 let acts = acts(&config, run.observations());
-                assert_eq!(acts, 0, "{half:?} {} seed {}, warm-up {}", run.kind, run.seed, config.warmup_updates);
+                assert_eq!(
+                    acts, 0,
+                    "{half:?} {} seed {}, warm-up {}",
+                    run.kind, run.seed, config.warmup_updates
+                );
             }
         }
     }
@@ -33,9 +40,15 @@ fn traces_like_them_raise_less_than_one_alarm_in_a_hundred_thousand_updates() {
     for half in [Half::Fitted, Half::HeldOut] {
         let traces = Traces::like(&recorded(half));
         for config in guards() {
-            let found: usize = (0..TRACES).map(|number| acts(&config, traces.trace(number))).sum();
+            let found: usize = (0..TRACES)
+                .map(|number| acts(&config, traces.trace(number)))
+                .sum();
             let updates = TRACES as f64 * TRACE as f64;
-            assert!((found as f64) < 1e-5 * updates, "{half:?}, warm-up {}: {found} acts", config.warmup_updates);
+            assert!(
+                (found as f64) < 1e-5 * updates,
+                "{half:?}, warm-up {}: {found} acts",
+                config.warmup_updates
+            );
         }
     }
 }
@@ -61,7 +74,10 @@ fn what_is_no_number_or_ten_thousand_times_too_large_is_found_in_its_step() {
                 let mut seen = trace[at];
                 spoil(&mut seen);
                 let verdict = guard.clone().judge(&config, seen);
-                assert!(matches!(verdict, Verdict::Skip { .. }), "trace {number}, {seen:?}: {verdict:?}");
+                assert!(
+                    matches!(verdict, Verdict::Skip { .. }),
+                    "trace {number}, {seen:?}: {verdict:?}"
+                );
             }
         }
     }

@@ -54,9 +54,18 @@ impl Fixture {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let fixture = Self { folder };
         pack(&fixture.path("data"), poison);
-        let recipe = fixture
-            .write("base", &format!("[model]\nbase = '{TINY}'\nrandom = ['unet', 'text_encoder', 'text_encoder_2']\n"));
-        let set = ["train.samples=8", "train.text_encoders=trained", "lr.peak=1e-6", "guard.enabled=false"];
+        let recipe = fixture.write(
+            "base",
+            &format!(
+                "[model]\nbase = '{TINY}'\nrandom = ['unet', 'text_encoder', 'text_encoder_2']\n"
+            ),
+        );
+        let set = [
+            "train.samples=8",
+            "train.text_encoders=trained",
+            "lr.peak=1e-6",
+            "guard.enabled=false",
+        ];
         run(&load(&recipe, &set)).expect("the base is trained");
         fixture
     }
@@ -92,7 +101,13 @@ impl Fixture {
     /// Returns the recipe of a run of 16 steps of 8 samples, with checkpoints at steps 8 and 16,
     /// overridden.
     pub(crate) fn recipe(&self, name: &str, overrides: &[&str]) -> Checked {
-        load(&self.write(name, &format!("[model]\nbase = '{}'\n", self.base().display())), overrides)
+        load(
+            &self.write(
+                name,
+                &format!("[model]\nbase = '{}'\n", self.base().display()),
+            ),
+            overrides,
+        )
     }
 }
 
@@ -134,7 +149,11 @@ impl Ran {
             Event::Test(test) => Some(test.loss),
             _ => None,
         };
-        self.events.iter().rev().find_map(loss).expect("the end of a run is measured")
+        self.events
+            .iter()
+            .rev()
+            .find_map(loss)
+            .expect("the end of a run is measured")
     }
 }
 
@@ -143,7 +162,11 @@ pub(crate) fn run(checked: &Checked) -> Result<Outcome> {
 }
 
 /// Trains and passes each event to `observe`.
-pub(crate) fn run_with(checked: &Checked, options: Options<'_>, mut observe: impl FnMut(&Event)) -> Ran {
+pub(crate) fn run_with(
+    checked: &Checked,
+    options: Options<'_>,
+    mut observe: impl FnMut(&Event),
+) -> Ran {
     let mut events = Vec::new();
     let outcome = train(checked, options, &AtomicBool::new(false), &mut |event| {
         observe(event);
@@ -155,22 +178,43 @@ pub(crate) fn run_with(checked: &Checked, options: Options<'_>, mut observe: imp
 /// Trains with several ranks, each a thread with its own recipe; `spoil` may change each rank's
 /// steps.
 pub(crate) fn run_ranks(recipes: &[Checked], spoil: impl Fn(usize, &mut Step) + Sync) -> Vec<Ran> {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
     let (ranks, spoil) = (recipes.len(), &spoil);
     let one = move |rank: usize, checked: &Checked| {
         let place = RankOf { rank, ranks };
         let (host, attempt) = ("127.0.0.1".to_owned(), String::new());
-        let launch =
-            Launch { rank: place, local_rank: rank, machine: 0..ranks, host, port, store_is_launchers: false, attempt };
+        let launch = Launch {
+            rank: place,
+            local_rank: rank,
+            machine: 0..ranks,
+            host,
+            port,
+            store_is_launchers: false,
+            attempt,
+        };
         let mut before_step = |step: &mut Step, _: &mut TrainState| spoil(rank, step);
         let launch = Some(launch).filter(|_| ranks > 1);
-        let options = Options { before_step: Some(&mut before_step), launch, ..Options::default() };
+        let options = Options {
+            before_step: Some(&mut before_step),
+            launch,
+            ..Options::default()
+        };
         run_with(checked, options, |_| {})
     };
     thread::scope(|scope| {
-        let threads: Vec<_> =
-            recipes.iter().enumerate().map(|(rank, checked)| scope.spawn(move || one(rank, checked))).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        let threads: Vec<_> = recipes
+            .iter()
+            .enumerate()
+            .map(|(rank, checked)| scope.spawn(move || one(rank, checked)))
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect()
     })
 }
 
@@ -180,9 +224,15 @@ pub(crate) fn run_spoilt(checked: &Checked, mut spoil: impl FnMut(u64, &mut Step
 }
 
 /// Trains on steps and with a state that `disturb` may change.
-pub(crate) fn run_disturbed(checked: &Checked, mut disturb: impl FnMut(&mut Step, &mut TrainState)) -> Ran {
+pub(crate) fn run_disturbed(
+    checked: &Checked,
+    mut disturb: impl FnMut(&mut Step, &mut TrainState),
+) -> Ran {
     let mut before_step = |step: &mut Step, state: &mut TrainState| disturb(step, state);
-    let options = Options { before_step: Some(&mut before_step), ..Options::default() };
+    let options = Options {
+        before_step: Some(&mut before_step),
+        ..Options::default()
+    };
     run_with(checked, options, |_| {})
 }
 
@@ -217,7 +267,10 @@ pub(crate) fn spoil_with_nan(step: &mut Step) {
 fn record(id: u64, (width_px, height_px): (u32, u32)) -> Record {
     Record {
         id: SampleId(id),
-        captions: vec![format!("a {} square", ["red", "green", "blue"][id as usize % 3])],
+        captions: vec![format!(
+            "a {} square",
+            ["red", "green", "blue"][id as usize % 3]
+        )],
         tags: Vec::new(),
         important_tags: Vec::new(),
         quality: Vec::new(),
@@ -236,14 +289,23 @@ fn record(id: u64, (width_px, height_px): (u32, u32)) -> Record {
 fn latents(id: u64, shape: [usize; 3]) -> Vec<f16> {
     let mut rng = Rng::keyed(5, Purpose::Noise, &[id]);
     let plane = shape[1] * shape[2];
-    let mean = |channel: usize| if channel == id as usize % 3 { 10.0 } else { -5.0 };
-    (0..shape[0] * plane).map(|at| f16::from_f64(mean(at / plane) + 4.0 * (rng.f64() - 0.5))).collect()
+    let mean = |channel: usize| {
+        if channel == id as usize % 3 {
+            10.0
+        } else {
+            -5.0
+        }
+    };
+    (0..shape[0] * plane)
+        .map(|at| f16::from_f64(mean(at / plane) + 4.0 * (rng.f64() - 0.5)))
+        .collect()
 }
 
 fn empty_manifest() -> Manifest {
     let codec = Codec {
         vae: "tiny".to_owned(),
-        hash: hash_weights(Component::Vae, &Path::new(TINY).join("vae")).expect("the tiny VAE exists"),
+        hash: hash_weights(Component::Vae, &Path::new(TINY).join("vae"))
+            .expect("the tiny VAE exists"),
         scaling_factor: 0.13025,
         down_factor: 8,
         channels: 4,
@@ -265,23 +327,40 @@ fn pack(root: &Path, poison: Option<u64>) {
     let mut manifest = empty_manifest();
     let (mut blocks, mut ids) = (Vec::new(), 0..);
     for (bucket, (width_px, height_px, train, test)) in (0..).zip(BUCKETS) {
-        manifest.buckets.push(Bucket { width_px, height_px });
+        manifest.buckets.push(Bucket {
+            width_px,
+            height_px,
+        });
         for (split, num_rows) in [(Split::Train, train), (Split::Test, test)] {
             let name = format!("{width_px}x{height_px}-{}", split as u8);
-            let (latents_name, text) = (format!("latents/{name}.safetensors"), format!("text/{name}.parquet"));
+            let (latents_name, text) = (
+                format!("latents/{name}.safetensors"),
+                format!("text/{name}.parquet"),
+            );
             let shape = [4, height_px as usize / 8, width_px as usize / 8];
-            let mut writer = ObjectWriter::create(root, &latents_name, &text, shape).expect("an object");
+            let mut writer =
+                ObjectWriter::create(root, &latents_name, &text, shape).expect("an object");
             for id in ids.by_ref().take(num_rows as usize) {
                 let mut latents = latents(id, shape);
                 if poison == Some(id) {
                     scale(&mut latents, 1e4);
                 }
-                writer.push(&latents, record(id, (width_px, height_px))).expect("a row");
+                writer
+                    .push(&latents, record(id, (width_px, height_px)))
+                    .expect("a row");
             }
             let done = writer.finish().expect("an object");
             let (rows, text_bytes) = (done.rows, done.text_bytes);
             let deleted = None;
-            manifest.objects.push(Object { bucket, split, rows, latents: latents_name, text, text_bytes, deleted });
+            manifest.objects.push(Object {
+                bucket,
+                split,
+                rows,
+                latents: latents_name,
+                text,
+                text_bytes,
+                deleted,
+            });
             blocks.push(done.blocks);
         }
     }

@@ -28,9 +28,15 @@ fn bf16_runs_keep_fp32_masters_and_resume_exactly_with_or_without_checkpointing(
     let fixture = Fixture::new();
     assert!(run(&fixture.recipe("straight", LOW)).unwrap().finished);
     let straight = fixture.checkpoint("straight", 16);
-    let weights = TensorFile::open(&straight.join(FILES[0])).unwrap().tensor("conv_in.weight").unwrap();
+    let weights = TensorFile::open(&straight.join(FILES[0]))
+        .unwrap()
+        .tensor("conv_in.weight")
+        .unwrap();
     assert_eq!(weights.kind(), Kind::Float);
-    assert!(weights != weights.to_kind(Kind::BFloat16).to_kind(Kind::Float), "masters have more bits than copies");
+    assert!(
+        weights != weights.to_kind(Kind::BFloat16).to_kind(Kind::Float),
+        "masters have more bits than copies"
+    );
 
     // The second half recomputes the blocks: neither that nor the resume changes a bit.
     let checked = fixture.recipe("resumed", LOW);
@@ -39,14 +45,22 @@ fn bf16_runs_keep_fp32_masters_and_resume_exactly_with_or_without_checkpointing(
     assert!(run(&fixture.recipe("resumed", &remade)).unwrap().finished);
     let resumed = fixture.checkpoint("resumed", 16);
     for name in FILES {
-        assert!(std::fs::read(straight.join(name)).unwrap() == std::fs::read(resumed.join(name)).unwrap(), "{name}");
+        assert!(
+            std::fs::read(straight.join(name)).unwrap()
+                == std::fs::read(resumed.join(name)).unwrap(),
+            "{name}"
+        );
     }
 }
 
 #[test]
 fn a_bf16_run_ends_where_an_fp32_run_does_and_its_checkpoint_is_evaluated_in_either() {
     let fixture = Fixture::new();
-    let high: Vec<&str> = LOW.iter().copied().filter(|key| !key.contains("bf16")).collect();
+    let high: Vec<&str> = LOW
+        .iter()
+        .copied()
+        .filter(|key| !key.contains("bf16"))
+        .collect();
     let (low, high) = (fixture.recipe("low", LOW), fixture.recipe("high", &high));
     for checked in [&low, &high] {
         assert!(run(checked).unwrap().finished);
@@ -56,18 +70,20 @@ fn a_bf16_run_ends_where_an_fp32_run_does_and_its_checkpoint_is_evaluated_in_eit
         assert!(losses.ema.is_some());
         losses.trained.test.unwrap().loss
     };
-    let (low_in_low, low_in_high, high_in_high) = (loss(&low, "low"), loss(&high, "low"), loss(&high, "high"));
+    let (low_in_low, low_in_high, high_in_high) =
+        (loss(&low, "low"), loss(&high, "low"), loss(&high, "high"));
     let near = |a: f64, b: f64| (a - b).abs() < 0.01 * b;
     assert!(
         near(low_in_high, high_in_high) && near(low_in_low, low_in_high),
         "{low_in_low} {low_in_high} {high_in_high}"
     );
-    assert!(low_in_low != low_in_high, "one of them was computed in bf16");
     assert!(
-        Component::ALL
-            .iter()
-            .all(|part| fixture.checkpoint("low", 16).join(part.folder()).exists() == checked_trains(*part))
+        low_in_low != low_in_high,
+        "one of them was computed in bf16"
     );
+    assert!(Component::ALL.iter().all(|part| {
+        fixture.checkpoint("low", 16).join(part.folder()).exists() == checked_trains(*part)
+    }));
 }
 
 fn checked_trains(component: Component) -> bool {
@@ -79,11 +95,20 @@ fn a_budget_changes_nothing_but_memory_and_refuses_a_run_that_it_has_no_room_for
     let fixture = Fixture::new();
     let budget = |gib: &'static str| [LOW, &["memory.checkpointing=budget", gib]].concat();
     assert!(run(&fixture.recipe("off", LOW)).unwrap().finished);
-    assert!(run(&fixture.recipe("wide", &budget("memory.budget_gib=8"))).unwrap().finished);
+    assert!(
+        run(&fixture.recipe("wide", &budget("memory.budget_gib=8")))
+            .unwrap()
+            .finished
+    );
     for name in FILES {
         let bytes = |run| std::fs::read(fixture.checkpoint(run, 16).join(name)).unwrap();
         assert!(bytes("off") == bytes("wide"), "{name}");
     }
-    let error = run(&fixture.recipe("narrow", &budget("memory.budget_gib=0.01"))).unwrap_err().to_string();
-    assert!(error.contains("memory.budget_gib") && error.contains("train.micro_batch"), "{error}");
+    let error = run(&fixture.recipe("narrow", &budget("memory.budget_gib=0.01")))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("memory.budget_gib") && error.contains("train.micro_batch"),
+        "{error}"
+    );
 }

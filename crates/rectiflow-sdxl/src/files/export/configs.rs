@@ -24,7 +24,11 @@ pub(crate) fn component_config(
         Component::UNet => default("_class_name", json!("UNet2DConditionModel")),
         Component::Vae => default("_class_name", json!("AutoencoderKL")),
         Component::ClipL | Component::ClipG => {
-            let class = if component == Component::ClipL { "CLIPTextModel" } else { "CLIPTextModelWithProjection" };
+            let class = if component == Component::ClipL {
+                "CLIPTextModel"
+            } else {
+                "CLIPTextModelWithProjection"
+            };
             default("architectures", json!([class]));
             default("model_type", json!("clip_text_model"));
             config.remove("dtype");
@@ -98,7 +102,9 @@ pub(crate) fn scheduler_config(parameterization: Parameterization, sampling_shif
             "use_karras_sigmas": false
         }),
     };
-    let (Value::Object(config), Value::Object(more)) = (&mut config, more) else { unreachable!("both are objects") };
+    let (Value::Object(config), Value::Object(more)) = (&mut config, more) else {
+        unreachable!("both are objects")
+    };
     config.extend(more);
     Value::Object(std::mem::take(config))
 }

@@ -35,10 +35,14 @@ use crate::{
 pub fn export_diffusers(bundle: &Bundle<'_>, out: &Path, options: &ExportOptions) -> Result<()> {
     let parameterization = bundle.known_parameterization()?;
     refuse_foreign(out)?;
-    let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let parent = out
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     fs::create_dir_all(parent).map_err(Error::io(parent))?;
     let staging = beside(out, "tmp");
-    let written = write_folder(bundle, &staging, parameterization, options).and_then(|()| replace(&staging, out));
+    let written = write_folder(bundle, &staging, parameterization, options)
+        .and_then(|()| replace(&staging, out));
     if written.is_err() {
         // The first failure is the one to report; a leftover temporary folder is only untidy.
         let _ = fs::remove_dir_all(&staging);
@@ -61,13 +65,19 @@ fn write_folder(
     }
     create(&folder.join("scheduler"))?;
     let scheduler = scheduler_config(parameterization, options.sampling_shift);
-    write_json(&folder.join("scheduler").join("scheduler_config.json"), &scheduler)?;
+    write_json(
+        &folder.join("scheduler").join("scheduler_config.json"),
+        &scheduler,
+    )?;
     for file in &options.attachments {
         let path = folder.join(&file.path);
         create(path.parent().unwrap_or(folder))?;
         write_bytes(&path, &file.bytes)?;
     }
-    write_json(&folder.join("model_index.json"), &model_index(parameterization))
+    write_json(
+        &folder.join("model_index.json"),
+        &model_index(parameterization),
+    )
 }
 
 fn write_component(
@@ -83,10 +93,16 @@ fn write_component(
         .map(|name| Planned {
             name: name.to_owned(),
             kind: written_kind(bundle, component, name, options),
-            shape: bundle.shape(component, name).expect("listed tensors have shapes"),
+            shape: bundle
+                .shape(component, name)
+                .expect("listed tensors have shapes"),
         })
         .collect();
-    let config = component_config(component, bundle.config(component), planned.first().map(|planned| planned.kind));
+    let config = component_config(
+        component,
+        bundle.config(component),
+        planned.first().map(|planned| planned.kind),
+    );
     write_json(&folder.join("config.json"), &Value::Object(config))?;
     let mut metadata = vec![("format".to_owned(), "pt".to_owned())];
     metadata.extend(options.metadata.iter().cloned());
@@ -94,8 +110,13 @@ fn write_component(
         metadata.push((PARAMETERIZATION_KEY.into(), parameterization.to_string()));
     }
     let path = folder.join(component.weights_name());
-    let metadata = Metadata { entries: &borrowed(&metadata), hash: None };
-    write_streamed(&path, planned, metadata, &mut |name| loaded(bundle, component, name, options))
+    let metadata = Metadata {
+        entries: &borrowed(&metadata),
+        hash: None,
+    };
+    write_streamed(&path, planned, metadata, &mut |name| {
+        loaded(bundle, component, name, options)
+    })
 }
 
 fn write_json(path: &Path, value: &Value) -> Result<()> {
@@ -108,14 +129,22 @@ fn write_json(path: &Path, value: &Value) -> Result<()> {
 fn refuse_foreign(out: &Path) -> Result<()> {
     let entries = match fs::read_dir(out) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(source) => return Err(Error::Io { path: out.to_owned(), source }),
+        Err(source) => {
+            return Err(Error::Io {
+                path: out.to_owned(),
+                source,
+            });
+        }
         Ok(mut entries) => entries.next(),
     };
     if entries.is_none() || out.join("model_index.json").is_file() {
         return Ok(());
     }
     let reason = "this folder holds something other than an exported model; choose another name";
-    Err(Error::Invalid { what: out.display().to_string(), reason: reason.into() })
+    Err(Error::Invalid {
+        what: out.display().to_string(),
+        reason: reason.into(),
+    })
 }
 
 /// Renames the finished folder to `out` and deletes an earlier export.
@@ -126,7 +155,11 @@ fn replace(staging: &Path, out: &Path) -> Result<()> {
         fs::rename(out, &old).map_err(Error::io(out))?;
     }
     rename_folder(staging, out)?;
-    if had_old { fs::remove_dir_all(&old).map_err(Error::io(old)) } else { Ok(()) }
+    if had_old {
+        fs::remove_dir_all(&old).map_err(Error::io(old))
+    } else {
+        Ok(())
+    }
 }
 
 /// Returns `OUT.WHAT-PID`, in the same folder as `OUT`.

@@ -25,24 +25,46 @@ pub(crate) fn metadata(
     options: &ExportOptions,
     configs: Map<String, Value>,
 ) -> Result<Vec<(String, String)>> {
-    let vae = VaeConfig::from_json(bundle.config(Component::Vae).clone(), &Component::Vae.config_name())?;
-    let sample_size = bundle.config(Component::UNet).get("sample_size").and_then(Value::as_u64).unwrap_or(128);
+    let vae = VaeConfig::from_json(
+        bundle.config(Component::Vae).clone(),
+        &Component::Vae.config_name(),
+    )?;
+    let sample_size = bundle
+        .config(Component::UNet)
+        .get("sample_size")
+        .and_then(Value::as_u64)
+        .unwrap_or(128);
     let side = sample_size * u64::from(vae.down_factor());
     let own = [
         ("format", "pt".to_owned()),
         ("modelspec.sai_model_spec", "1.0.1".into()),
-        ("modelspec.architecture", "stable-diffusion-xl-v1-base".into()),
-        ("modelspec.implementation", "https://github.com/Stability-AI/generative-models".into()),
+        (
+            "modelspec.architecture",
+            "stable-diffusion-xl-v1-base".into(),
+        ),
+        (
+            "modelspec.implementation",
+            "https://github.com/Stability-AI/generative-models".into(),
+        ),
         ("modelspec.title", options.title.clone()),
         ("modelspec.description", options.description.clone()),
         ("modelspec.resolution", format!("{side}x{side}")),
-        ("modelspec.prediction_type", prediction_type(parameterization).into()),
-        ("modelspec.usage_hint", usage_hint(parameterization, options.sampling_shift)),
+        (
+            "modelspec.prediction_type",
+            prediction_type(parameterization).into(),
+        ),
+        (
+            "modelspec.usage_hint",
+            usage_hint(parameterization, options.sampling_shift),
+        ),
         (PARAMETERIZATION_KEY, parameterization.to_string()),
         (CONFIGS_KEY, Value::Object(configs).to_string()),
     ];
     let own = own.into_iter().filter(|(_, value)| !value.is_empty());
-    Ok(own.map(|(key, value)| (key.to_owned(), value)).chain(options.metadata.iter().cloned()).collect())
+    Ok(own
+        .map(|(key, value)| (key.to_owned(), value))
+        .chain(options.metadata.iter().cloned())
+        .collect())
 }
 
 /// The standard defines "v" and "epsilon", and permits others.
@@ -62,7 +84,9 @@ pub fn usage_hint(parameterization: Parameterization, shift: f64) -> String {
              checkpoint loader. Euler, schedule simple or beta, CFG about {}.",
             SampleSettings::default().cfg
         ),
-        Parameterization::V => "A v-prediction model: set ModelSamplingDiscrete to v_prediction in ComfyUI.".into(),
+        Parameterization::V => {
+            "A v-prediction model: set ModelSamplingDiscrete to v_prediction in ComfyUI.".into()
+        }
         Parameterization::Eps => String::new(),
     }
 }

@@ -31,17 +31,31 @@ use crate::{
 pub fn export_single_file(bundle: &Bundle<'_>, out: &Path, options: &ExportOptions) -> Result<()> {
     let parameterization = bundle.known_parameterization()?;
     let contents = contents(bundle);
-    let planned = contents.iter().map(|(name, parts)| planned(bundle, name, parts, options)).collect();
+    let planned = contents
+        .iter()
+        .map(|(name, parts)| planned(bundle, name, parts, options))
+        .collect();
     let configs = Component::ALL.map(|component| {
         let config = component_config(component, bundle.config(component), options.kind);
         (component.folder().to_owned(), config.into())
     });
-    let metadata = model_spec::metadata(bundle, parameterization, options, configs.into_iter().collect())?;
-    let metadata = Metadata { entries: &borrowed(&metadata), hash: Some(model_spec::HASH_KEY) };
+    let metadata = model_spec::metadata(
+        bundle,
+        parameterization,
+        options,
+        configs.into_iter().collect(),
+    )?;
+    let metadata = Metadata {
+        entries: &borrowed(&metadata),
+        hash: Some(model_spec::HASH_KEY),
+    };
     write_streamed(out, planned, metadata, &mut |name| {
         let mut tensors = Vec::new();
         for part in &contents[name] {
-            tensors.push((loaded(bundle, part.component, &part.name, options)?, part.form));
+            tensors.push((
+                loaded(bundle, part.component, &part.name, options)?,
+                part.form,
+            ));
         }
         to_single(tensors).map_err(Error::torch(format!("converting {name}")))
     })
@@ -63,31 +77,61 @@ fn contents(bundle: &Bundle<'_>) -> BTreeMap<String, Vec<StackPart>> {
                 .table()
                 .to_single(component, diffusers)
                 .expect("the table has a place for every tensor of the configured model");
-            contents.entry(name).or_default().push(StackPart { component, name: diffusers.to_owned(), form });
+            contents.entry(name).or_default().push(StackPart {
+                component,
+                name: diffusers.to_owned(),
+                form,
+            });
         }
     }
     for parts in contents.values_mut() {
-        parts.sort_by_key(|part| if let Form::Stacked { index, .. } = part.form { index } else { 0 });
+        parts.sort_by_key(|part| {
+            if let Form::Stacked { index, .. } = part.form {
+                index
+            } else {
+                0
+            }
+        });
     }
     contents
 }
 
 /// Plans a tensor of the single file: the combined shape of its parts, and a dtype that can hold
 /// them all.
-fn planned(bundle: &Bundle<'_>, name: &str, parts: &[StackPart], options: &ExportOptions) -> Planned {
+fn planned(
+    bundle: &Bundle<'_>,
+    name: &str,
+    parts: &[StackPart],
+    options: &ExportOptions,
+) -> Planned {
     let first = &parts[0];
-    let shape = bundle.shape(first.component, &first.name).expect("listed tensors have shapes");
-    let kinds = parts.iter().map(|part| written_kind(bundle, part.component, &part.name, options));
-    let kind = kinds.reduce(wider).expect("every tensor of the file holds one of the model");
-    Planned { name: name.to_owned(), kind, shape: first.form.single_shape(&shape) }
+    let shape = bundle
+        .shape(first.component, &first.name)
+        .expect("listed tensors have shapes");
+    let kinds = parts
+        .iter()
+        .map(|part| written_kind(bundle, part.component, &part.name, options));
+    let kind = kinds
+        .reduce(wider)
+        .expect("every tensor of the file holds one of the model");
+    Planned {
+        name: name.to_owned(),
+        kind,
+        shape: first.form.single_shape(&shape),
+    }
 }
 
 /// Converts diffusers tensors to one tensor in the form of the single file.
 fn to_single(mut parts: Vec<(Tensor, Form)>) -> std::result::Result<Tensor, tch::TchError> {
     if parts.len() > 1 {
-        return Tensor::f_cat(&parts.iter().map(|(tensor, _)| tensor).collect::<Vec<_>>(), 0);
+        return Tensor::f_cat(
+            &parts.iter().map(|(tensor, _)| tensor).collect::<Vec<_>>(),
+            0,
+        );
     }
-    let (tensor, form) = parts.pop().expect("every tensor of the file holds one of the model");
+    let (tensor, form) = parts
+        .pop()
+        .expect("every tensor of the file holds one of the model");
     match form {
         Form::Same | Form::Stacked { .. } => Ok(tensor),
         Form::Transposed => tensor.f_tr(),
@@ -117,7 +161,11 @@ mod tests {
             (Kind::BFloat16, Kind::Float, Kind::Float),
             (Kind::Double, Kind::Half, Kind::Double),
         ] {
-            assert_eq!((wider(a, b), wider(b, a)), (expected, expected), "{a:?} and {b:?}");
+            assert_eq!(
+                (wider(a, b), wider(b, a)),
+                (expected, expected),
+                "{a:?} and {b:?}"
+            );
         }
     }
 }
