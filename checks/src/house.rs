@@ -22,7 +22,7 @@ pub const FLOORS: [(&str, &[&str]); 4] = [
     (
         "rectiflow-sdxl",
         &[
-            "files", "sample", "compare", "nets", "weights", "cost", "torch", "config", "flow",
+            "compare", "files", "sample", "nets", "weights", "cost", "torch", "config", "flow",
             "durable", "error",
         ],
     ),
@@ -47,6 +47,7 @@ pub const FLOORS: [(&str, &[&str]); 4] = [
     (
         "rectiflow-cli",
         &[
+            "bench",
             "prep",
             "inspect",
             "plan",
@@ -61,7 +62,6 @@ pub const FLOORS: [(&str, &[&str]); 4] = [
             "schedule",
             "tokens",
             "forward",
-            "bench",
             "report",
             "terminal",
         ],
