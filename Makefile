@@ -40,8 +40,10 @@ demo: build
 # Each step prints nothing of its own unless it fails or takes long; cheapest first.
 test: fmt lint doc unit
 
+# rustfmt neither wraps comments nor counts lines. The checks need no libtorch and build in seconds.
 fmt:
 	cargo fmt --all -- --check
+	cargo test --quiet --release -p checks --test limits
 	$(PYTHON) scripts/check_imports.py
 	@if command -v ruff >/dev/null; then ruff check --quiet scripts; else echo 'ruff is not installed: skipped'; fi
 	@if command -v typos >/dev/null; then typos; else echo 'typos is not installed: skipped'; fi
