@@ -26,6 +26,8 @@ fn a_test_loss_does_not_depend_on_the_batch_and_is_the_runs_own() {
             (last.ema_training.as_ref().unwrap().loss, averaged.training.unwrap().loss),
         ];
         for (own, evaluated) in pairs {
+            // In the run's own batches it is the same calculation, whoever owns the weights and wherever they lie.
+            assert!(micro_batch != "4" || own == evaluated, "{own} and {evaluated}");
             assert!((own / evaluated - 1.0).abs() < 1e-6, "micro-batch {micro_batch}: {own} and {evaluated}");
         }
         assert!((pairs[0].0 / pairs[2].0 - 1.0).abs() > 1e-4, "the average is another model");
