@@ -45,6 +45,12 @@ fn a_test_loss_does_not_depend_on_the_batch_and_is_the_runs_own() {
             ),
         ];
         for (own, evaluated) in pairs {
+            // In the run's own batches it is the same calculation, however the weights are held and
+            // wherever they lie.
+            assert!(
+                micro_batch != "4" || own == evaluated,
+                "{own} and {evaluated}"
+            );
             assert!(
                 (own / evaluated - 1.0).abs() < 1e-6,
                 "micro-batch {micro_batch}: {own} and {evaluated}"
