@@ -72,20 +72,25 @@ impl Block {
     }
 
     fn read(entry: &[u8]) -> Self {
-        let u64_at = |at: usize| {
-            u64::from_le_bytes(entry[at..at + 8].try_into().expect("8 bytes were sliced"))
-        };
-        let u32_at = |at: usize| {
-            u32::from_le_bytes(entry[at..at + 4].try_into().expect("4 bytes were sliced"))
-        };
-        let columns = std::array::from_fn(|i| (u32_at(24 + 8 * i), u32_at(28 + 8 * i)));
+        let mut columns = [(0, 0); TEXT_COLUMNS];
+        for (at, column) in (24..).step_by(8).zip(&mut columns) {
+            *column = (u32_at(entry, at), u32_at(entry, at + 4));
+        }
         Self {
-            latents_xxh3: u64_at(0),
-            text_offset: u64_at(8),
-            text_xxh3: u64_at(16),
+            latents_xxh3: u64_at(entry, 0),
+            text_offset: u64_at(entry, 8),
+            text_xxh3: u64_at(entry, 16),
             columns,
         }
     }
+}
+
+fn u64_at(entry: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(entry[at..at + 8].try_into().expect("8 bytes were sliced"))
+}
+
+fn u32_at(entry: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(entry[at..at + 4].try_into().expect("4 bytes were sliced"))
 }
 
 /// The block table: one entry per block, objects in the manifest's order, blocks in row order.
@@ -141,31 +146,11 @@ impl BlockTable {
         file: &BlockTableFile,
         num_blocks: impl IntoIterator<Item = u32>,
     ) -> Result<Self> {
-        let malformed = |reason: String| {
-            Err(Error::Malformed {
-                path: path.into(),
-                kind: "block table",
-                reason,
-            })
-        };
-        if bytes.len() as u64 != file.bytes {
-            return malformed(format!(
-                "{} bytes, the manifest says {}",
-                bytes.len(),
-                file.bytes
-            ));
-        }
-        let hash = blake3::hash(&bytes).to_hex();
-        if hash.as_str() != file.hash {
-            return malformed(format!(
-                "its BLAKE3 is {hash}, the manifest says {}",
-                file.hash
-            ));
-        }
-        let header = header();
-        if !bytes.starts_with(&header) {
-            return malformed(format!("it must begin with the bytes {header:?}"));
-        }
+        check_table(&bytes, file).map_err(|reason| Error::Malformed {
+            path: path.into(),
+            kind: "block table",
+            reason,
+        })?;
         let mut first = Vec::new();
         let mut count = 0;
         for num_blocks in num_blocks {
@@ -200,6 +185,30 @@ impl BlockTable {
             hash,
         }
     }
+}
+
+/// Checks the table's bytes, except its entries, against the manifest's `file`. Returns the first
+/// difference.
+fn check_table(bytes: &[u8], file: &BlockTableFile) -> std::result::Result<(), String> {
+    if bytes.len() as u64 != file.bytes {
+        return Err(format!(
+            "{} bytes, the manifest says {}",
+            bytes.len(),
+            file.bytes
+        ));
+    }
+    let hash = blake3::hash(bytes).to_hex();
+    if hash.as_str() != file.hash {
+        return Err(format!(
+            "its BLAKE3 is {hash}, the manifest says {}",
+            file.hash
+        ));
+    }
+    let header = header();
+    if !bytes.starts_with(&header) {
+        return Err(format!("it must begin with the bytes {header:?}"));
+    }
+    Ok(())
 }
 
 /// The first bytes of every table.

@@ -7,6 +7,8 @@
 //! height is nearest to its own and is resized until it just covers the bucket; the excess is
 //! cropped at a random place. What is not here: pixels (`picture::decode`).
 
+use std::collections::BTreeSet;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -77,13 +79,22 @@ pub struct Placement {
 }
 
 impl Bucket {
+    fn from_sides((width, height): (u64, u64)) -> Self {
+        Self {
+            width_px: width as u32,
+            height_px: height as u32,
+        }
+    }
+
     /// Checks that the sides are multiples of the VAE's `factor` within the limits of the format.
     pub(crate) fn check(&self, factor: u32) -> Result<(), String> {
-        let good = |px: u32| px > 0 && px <= MAX_SIDE_PX && px.is_multiple_of(factor);
-        if good(self.width_px) && good(self.height_px) {
+        let (w, h) = (self.width_px, self.height_px);
+        if [w, h]
+            .iter()
+            .all(|px| (1..=MAX_SIDE_PX).contains(px) && px.is_multiple_of(factor))
+        {
             return Ok(());
         }
-        let (w, h) = (self.width_px, self.height_px);
         Err(format!(
             "bucket {w}x{h} px: sides must be multiples of {factor} from {factor} to {MAX_SIDE_PX}"
         ))
@@ -95,30 +106,22 @@ impl Geometry {
     /// limits.
     pub fn buckets(&self) -> Vec<Bucket> {
         let step = u64::from(self.step_px.max(1));
-        let (min, max) = (u64::from(self.bucket_min_px), u64::from(self.bucket_max_px));
-        let floor = |px: u64| px / step * step;
-        let mut sides = Vec::new();
+        let min = u64::from(self.bucket_min_px);
+        let max = u64::from(self.bucket_max_px);
+        let mut sides = BTreeSet::new();
         let mut width = min.div_ceil(step) * step;
         while width > 0 && width <= max && width * min <= self.area_px {
-            let height = floor((self.area_px / width).min(max));
+            let height = (self.area_px / width).min(max) / step * step;
             if height >= min && height > 0 {
                 sides.extend([(width, height), (height, width)]);
             }
             width += step;
         }
-        let square = floor(self.area_px.isqrt());
+        let square = self.area_px.isqrt() / step * step;
         if square > 0 && (min..=max).contains(&square) {
-            sides.push((square, square));
+            sides.insert((square, square));
         }
-        sides.sort_unstable();
-        sides.dedup();
-        sides
-            .into_iter()
-            .map(|(w, h)| Bucket {
-                width_px: w as u32,
-                height_px: h as u32,
-            })
-            .collect()
+        sides.into_iter().map(Bucket::from_sides).collect()
     }
 }
 
@@ -132,12 +135,16 @@ pub fn nearest(buckets: &[Bucket], width_px: u32, height_px: u32) -> usize {
         !buckets.is_empty() && width_px > 0 && height_px > 0,
         "a real image and at least one bucket"
     );
-    let ratio = |w: u32, h: u32| f64::from(w) / f64::from(h);
     let own = ratio(width_px, height_px);
     let error = |b: &Bucket| (ratio(b.width_px, b.height_px) - own).abs();
-    let best =
-        (0..buckets.len()).min_by(|&a, &b| error(&buckets[a]).total_cmp(&error(&buckets[b])));
-    best.expect("there is at least one bucket")
+    (0..buckets.len())
+        .min_by(|&a, &b| error(&buckets[a]).total_cmp(&error(&buckets[b])))
+        .expect("there is at least one bucket")
+}
+
+/// Width divided by height.
+fn ratio(width: u32, height: u32) -> f64 {
+    f64::from(width) / f64::from(height)
 }
 
 /// How far the image's shape is from the bucket's: the larger of the two ratios divided by the
@@ -156,12 +163,11 @@ pub fn aspect_error(bucket: Bucket, width_px: u32, height_px: u32) -> f64 {
 pub fn place(bucket: Bucket, width_px: u32, height_px: u32, seed: u64, id: SampleId) -> Placement {
     assert!(width_px > 0 && height_px > 0, "a real image");
     let [w, h, bw, bh] = [width_px, height_px, bucket.width_px, bucket.height_px].map(u64::from);
-    let round = |numerator: u64, denominator: u64| (numerator + denominator / 2) / denominator;
     // If the image is wider than the bucket, the height fits exactly; otherwise the width does.
     let (rw, rh) = if w * bh > h * bw {
-        (round(w * bh, h).max(bw), bh)
+        (divide_to_nearest(w * bh, h).max(bw), bh)
     } else {
-        (bw, round(h * bw, w).max(bh))
+        (bw, divide_to_nearest(h * bw, w).max(bh))
     };
     let mut rng = Rng::keyed(seed, Purpose::Crop, &[id.0]);
     let crop_left_px = rng.below(rw - bw + 1) as u32;
@@ -172,6 +178,10 @@ pub fn place(bucket: Bucket, width_px: u32, height_px: u32, seed: u64, id: Sampl
         crop_left_px,
         crop_top_px,
     }
+}
+
+fn divide_to_nearest(numerator: u64, denominator: u64) -> u64 {
+    (numerator + denominator / 2) / denominator
 }
 
 #[cfg(test)]

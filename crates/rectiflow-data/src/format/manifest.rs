@@ -143,6 +143,29 @@ impl Object {
         bits[row as usize / 8] |= 1 << (row % 8);
         self.deleted = Some(encode_hex(&bits));
     }
+
+    /// Checks that `deleted` has one bit for each row and names no others.
+    fn check_deleted(&self) -> std::result::Result<(), String> {
+        let Some(hex) = &self.deleted else {
+            return Ok(());
+        };
+        let name = &self.latents;
+        let num_bytes = self.rows.div_ceil(8);
+        let bits = decode_hex(hex).filter(|bits| bits.len() == num_bytes as usize);
+        let Some(bits) = bits else {
+            return Err(format!(
+                "{name}: \"deleted\" is not {num_bytes} hexadecimal bytes"
+            ));
+        };
+        let spare = (8 - self.rows % 8) % 8;
+        if bits.last().is_some_and(|last| last.leading_zeros() < spare) {
+            return Err(format!(
+                "{name}: \"deleted\" names rows beyond the last, {}",
+                self.rows - 1
+            ));
+        }
+        Ok(())
+    }
 }
 
 impl Manifest {
@@ -153,17 +176,15 @@ impl Manifest {
             bytes: 0,
             hash: String::new(),
         };
-        let (format, block_rows) = (FORMAT.to_owned(), BLOCK_ROWS);
-        let (buckets, objects) = (Vec::new(), Vec::new());
         Self {
-            format,
+            format: FORMAT.to_owned(),
             format_version: FORMAT_VERSION,
             codec,
             geometry,
-            block_rows,
+            block_rows: BLOCK_ROWS,
             blocks,
-            buckets,
-            objects,
+            buckets: Vec::new(),
+            objects: Vec::new(),
         }
     }
 
@@ -182,16 +203,18 @@ impl Manifest {
     /// # Errors
     /// [`Error::Malformed`] with the first broken rule.
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
-        let malformed = |reason: String| Error::Malformed {
+        Self::parse_checked(bytes).map_err(|reason| Error::Malformed {
             path: path.into(),
             kind: "manifest",
             reason,
-        };
-        let version: Version =
-            serde_json::from_slice(bytes).map_err(|e| malformed(e.to_string()))?;
-        version.check().map_err(malformed)?;
-        let manifest: Self = serde_json::from_slice(bytes).map_err(|e| malformed(e.to_string()))?;
-        manifest.check().map_err(malformed)?;
+        })
+    }
+
+    fn parse_checked(bytes: &[u8]) -> std::result::Result<Self, String> {
+        let version: Version = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+        version.check()?;
+        let manifest: Self = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+        manifest.check()?;
         Ok(manifest)
     }
 
@@ -217,12 +240,12 @@ impl Manifest {
             width_px,
             height_px,
         } = self.buckets[bucket as usize];
-        let side = |px: u32| (px / self.codec.down_factor) as usize;
-        [
-            self.codec.channels as usize,
-            side(height_px),
-            side(width_px),
-        ]
+        let Codec {
+            channels,
+            down_factor,
+            ..
+        } = self.codec;
+        [channels, height_px / down_factor, width_px / down_factor].map(|n| n as usize)
     }
 
     /// Bytes of one row of latents in a bucket.
@@ -262,6 +285,19 @@ impl Manifest {
         }
         check_name(&self.blocks.file, "", ".bin")?;
         check_hash("the hash of the block table", &self.blocks.hash)?;
+        self.check_buckets()?;
+        self.check_objects()?;
+        let expected = table_bytes(self.num_blocks().map(u64::from).sum());
+        if self.blocks.bytes != expected {
+            return Err(format!(
+                "the block table has {} bytes, its objects need {expected}",
+                self.blocks.bytes
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_buckets(&self) -> std::result::Result<(), String> {
         if self.buckets.len() > MAX_BUCKETS {
             return Err(format!(
                 "{} buckets, at most {MAX_BUCKETS} are allowed",
@@ -278,6 +314,10 @@ impl Manifest {
                 ));
             }
         }
+        Ok(())
+    }
+
+    fn check_objects(&self) -> std::result::Result<(), String> {
         let mut names = HashSet::new();
         for object in &self.objects {
             self.check_object(object)?;
@@ -286,13 +326,6 @@ impl Manifest {
                     return Err(format!("two objects are called {name:?}"));
                 }
             }
-        }
-        let expected = table_bytes(self.num_blocks().map(u64::from).sum());
-        if self.blocks.bytes != expected {
-            return Err(format!(
-                "the block table has {} bytes, its objects need {expected}",
-                self.blocks.bytes
-            ));
         }
         Ok(())
     }
@@ -308,8 +341,8 @@ impl Manifest {
                 self.buckets.len()
             ));
         };
-        let bytes = u128::from(row_bytes(&self.codec, *bucket)) * u128::from(object.rows)
-            + u128::from(LATENTS_OFFSET);
+        let rows_bytes = u128::from(row_bytes(&self.codec, *bucket)) * u128::from(object.rows);
+        let bytes = rows_bytes + u128::from(LATENTS_OFFSET);
         if object.rows == 0 || (bytes > u128::from(MAX_OBJECT_BYTES) && object.rows > 1) {
             return Err(format!(
                 "{name}: {} rows make {bytes} bytes, allowed are 1 row to 512 MiB",
@@ -322,24 +355,7 @@ impl Manifest {
                 object.text, object.text_bytes
             ));
         }
-        let Some(hex) = &object.deleted else {
-            return Ok(());
-        };
-        let bits = decode_hex(hex).filter(|bits| bits.len() == object.rows.div_ceil(8) as usize);
-        let Some(bits) = bits else {
-            return Err(format!(
-                "{name}: \"deleted\" is not {} hexadecimal bytes",
-                object.rows.div_ceil(8)
-            ));
-        };
-        let spare = (8 - object.rows % 8) % 8;
-        if bits.last().is_some_and(|last| last.leading_zeros() < spare) {
-            return Err(format!(
-                "{name}: \"deleted\" names rows beyond the last, {}",
-                object.rows - 1
-            ));
-        }
-        Ok(())
+        object.check_deleted()
     }
 }
 
@@ -359,7 +375,8 @@ impl Version {
         if self.format_version != FORMAT_VERSION {
             let found = self.format_version;
             return Err(format!(
-                "format version {found}, this program reads {FORMAT_VERSION}: prepare the data again"
+                "format version {found}, this program reads {FORMAT_VERSION}: prepare the data \
+                 again"
             ));
         }
         Ok(())
@@ -391,8 +408,9 @@ impl Codec {
 }
 
 fn row_bytes(codec: &Codec, bucket: Bucket) -> u64 {
-    let side = |px: u32| u64::from(px / codec.down_factor);
-    2 * u64::from(codec.channels) * side(bucket.width_px) * side(bucket.height_px)
+    let width = u64::from(bucket.width_px / codec.down_factor);
+    let height = u64::from(bucket.height_px / codec.down_factor);
+    2 * u64::from(codec.channels) * width * height
 }
 
 /// Checks that a file name in a manifest stays inside the data set.
@@ -400,16 +418,18 @@ fn check_name(name: &str, folder: &str, extension: &str) -> std::result::Result<
     let stem = name
         .strip_prefix(folder)
         .and_then(|rest| rest.strip_suffix(extension));
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if stem
-        .is_some_and(|stem| !stem.is_empty() && !stem.starts_with('.') && stem.chars().all(plain))
-        && name.len() < 256
-    {
+    if stem.is_some_and(is_plain) && name.len() < 256 {
         return Ok(());
     }
     Err(format!(
         "{name:?} is not a name like {folder}1024x1024-00000{extension}"
     ))
+}
+
+/// Whether a name without its folder and extension can neither leave the folder nor be hidden.
+fn is_plain(stem: &str) -> bool {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    !stem.is_empty() && !stem.starts_with('.') && stem.chars().all(is_plain)
 }
 
 fn check_hash(what: &str, hash: &str) -> std::result::Result<(), String> {
@@ -429,11 +449,13 @@ fn decode_hex(hex: &str) -> Option<Vec<u8>> {
     if !hex.len().is_multiple_of(2) || !hex.is_ascii() {
         return None;
     }
-    let digit = |c: u8| (c as char).to_digit(16);
-    hex.as_bytes()
-        .chunks_exact(2)
-        .map(|pair| Some((digit(pair[0])? * 16 + digit(pair[1])?) as u8))
-        .collect()
+    let mut bytes = Vec::with_capacity(hex.len() / 2);
+    for pair in hex.as_bytes().chunks_exact(2) {
+        let high = char::from(pair[0]).to_digit(16)?;
+        let low = char::from(pair[1]).to_digit(16)?;
+        bytes.push((high * 16 + low) as u8);
+    }
+    Some(bytes)
 }
 
 /// Writes the block table and then the manifest that names it, which makes its objects part of the

@@ -10,11 +10,12 @@
 
 use std::{
     fs::{self, File},
-    io::{Read, Seek, SeekFrom, Write},
+    io::{self, Read, Seek, SeekFrom, Write},
     path::Path,
 };
 
 use half::f16;
+use parquet::file::metadata::RowGroupMetaData;
 use serde::Deserialize;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
@@ -70,7 +71,8 @@ impl ObjectWriter {
     /// # Errors
     /// [`Error::Io`].
     pub fn create(root: &Path, latents: &str, text: &str, shape: [usize; 3]) -> Result<Self> {
-        let (latents_path, text_path) = (root.join(latents), root.join(text));
+        let latents_path = root.join(latents);
+        let text_path = root.join(text);
         for path in [&latents_path, &text_path] {
             let folder = path
                 .parent()
@@ -83,16 +85,15 @@ impl ObjectWriter {
             .map_err(latents.error())?;
         let text =
             TextWriter::new(DurableFile::create(&text_path)?).map_err(parquet_error(&text_path))?;
-        let (hasher, latents_xxh3, pending) = (Xxh3::new(), Vec::new(), Vec::new());
         Ok(Self {
             latents,
             text,
             text_path,
             shape,
             rows: 0,
-            hasher,
-            latents_xxh3,
-            pending,
+            hasher: Xxh3::new(),
+            latents_xxh3: Vec::new(),
+            pending: Vec::new(),
         })
     }
 
@@ -195,28 +196,31 @@ pub(crate) fn write_text(root: &Path, text: &str, records: &[Record]) -> Result<
 /// those of the bytes on the disk.
 fn finish_text(writer: TextWriter<DurableFile>, path: &Path) -> Result<(u64, Vec<Block>)> {
     let (groups, mut file) = writer.finish().map_err(parquet_error(path))?;
-    let mut reader = file.flushed()?;
+    let reader = file.flushed()?;
     let text_bytes = reader.metadata().map_err(Error::io(path))?.len();
     let mut blocks = Vec::with_capacity(groups.len());
-    let mut bytes = Vec::new();
     for group in &groups {
-        let (text_offset, columns) = group_table(group);
-        let mut block = Block {
-            latents_xxh3: 0,
-            text_offset,
-            text_xxh3: 0,
-            columns,
-        };
-        bytes.resize(block.text_bytes() as usize, 0);
-        reader
-            .seek(SeekFrom::Start(text_offset))
-            .and_then(|_| reader.read_exact(&mut bytes))
-            .map_err(Error::io(path))?;
-        block.text_xxh3 = xxh3_64(&bytes);
-        blocks.push(block);
+        blocks.push(text_block(reader, group).map_err(Error::io(path))?);
     }
     file.commit()?;
     Ok((text_bytes, blocks))
+}
+
+/// The block of a row group, with the checksum of the bytes in `file`. The checksum of its latents
+/// is 0.
+fn text_block(mut file: &File, group: &RowGroupMetaData) -> io::Result<Block> {
+    let (text_offset, columns) = group_table(group);
+    let mut block = Block {
+        latents_xxh3: 0,
+        text_offset,
+        text_xxh3: 0,
+        columns,
+    };
+    let mut bytes = vec![0; block.text_bytes() as usize];
+    file.seek(SeekFrom::Start(text_offset))?;
+    file.read_exact(&mut bytes)?;
+    block.text_xxh3 = xxh3_64(&bytes);
+    Ok(block)
 }
 
 /// Maps an error of the Parquet writer, which can only come from its sink.
@@ -233,7 +237,8 @@ fn parquet_error(path: &Path) -> impl FnOnce(parquet::errors::ParquetError) -> E
 fn latents_header(rows: u32, [channels, height, width]: [usize; 3]) -> Vec<u8> {
     let bytes = rows as usize * channels * height * width * 2;
     let json = format!(
-        r#"{{"latents":{{"dtype":"F16","shape":[{rows},{channels},{height},{width}],"data_offsets":[0,{bytes}]}}}}"#
+        "{{\"latents\":{{\"dtype\":\"F16\",\"shape\":[{rows},{channels},{height},{width}],\
+         \"data_offsets\":[0,{bytes}]}}}}"
     );
     let len = LATENTS_OFFSET - 8;
     let mut header = Vec::from(len.to_le_bytes());
@@ -248,12 +253,24 @@ struct LatentsHeader {
     latents: LatentsTensor,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 struct LatentsTensor {
     dtype: String,
     shape: [u64; 4],
     data_offsets: [u64; 2],
+}
+
+impl LatentsTensor {
+    /// The tensor of `rows` latents `[C, h, w]`.
+    fn of(rows: u32, shape: [usize; 3]) -> Self {
+        let [channels, height, width] = shape.map(|n| n as u64);
+        Self {
+            dtype: "F16".to_owned(),
+            shape: [u64::from(rows), channels, height, width],
+            data_offsets: [0, data_bytes(rows, shape)],
+        }
+    }
 }
 
 /// Checks that an open latents file holds exactly `rows` latents `[C, h, w]`.
@@ -266,21 +283,11 @@ pub(crate) fn check_latents(
     rows: u32,
     shape: [usize; 3],
 ) -> Result<()> {
-    let malformed = |reason: String| {
-        Err(Error::Malformed {
-            path: path.into(),
-            kind: "latents file",
-            reason,
-        })
-    };
-    let [channels, height, width] = shape.map(|n| n as u64);
-    let data = u64::from(rows) * channels * height * width * 2;
+    let expected = LATENTS_OFFSET + data_bytes(rows, shape);
     let len = file.metadata().map_err(Error::io(path))?.len();
-    if len != LATENTS_OFFSET + data {
-        return malformed(format!(
-            "it has {len} bytes, {rows} rows of {shape:?} need {}",
-            LATENTS_OFFSET + data
-        ));
+    if len != expected {
+        let reason = format!("it has {len} bytes, {rows} rows of {shape:?} need {expected}");
+        return Err(malformed(path, reason));
     }
     let mut header = [0; LATENTS_OFFSET as usize];
     file.seek(SeekFrom::Start(0))
@@ -297,35 +304,36 @@ pub(crate) fn check_latents(
 /// # Panics
 /// If `header` is shorter than 8 bytes.
 pub(crate) fn check_header(path: &Path, header: &[u8], rows: u32, shape: [usize; 3]) -> Result<()> {
-    let malformed = |reason: String| {
-        Err(Error::Malformed {
-            path: path.into(),
-            kind: "latents file",
-            reason,
-        })
-    };
-    let [channels, height, width] = shape.map(|n| n as u64);
-    let data = u64::from(rows) * channels * height * width * 2;
-    if header[..8] != (LATENTS_OFFSET - 8).to_le_bytes() {
-        return malformed(format!(
-            "its header is not {} bytes long",
-            LATENTS_OFFSET - 8
-        ));
+    let header_bytes = LATENTS_OFFSET - 8;
+    if header[..8] != header_bytes.to_le_bytes() {
+        let reason = format!("its header is not {header_bytes} bytes long");
+        return Err(malformed(path, reason));
     }
-    let tensor = match serde_json::from_slice::<LatentsHeader>(&header[8..]) {
+    let found = match serde_json::from_slice::<LatentsHeader>(&header[8..]) {
         Ok(header) => header.latents,
-        Err(error) => return malformed(format!("its header: {error}")),
+        Err(error) => return Err(malformed(path, format!("its header: {error}"))),
     };
-    let expected = [u64::from(rows), channels, height, width];
-    if tensor.dtype != "F16" || tensor.shape != expected || tensor.data_offsets != [0, data] {
-        let LatentsTensor {
-            dtype,
-            shape,
-            data_offsets,
-        } = tensor;
-        return malformed(format!(
-            "it holds {dtype} {shape:?} at {data_offsets:?}, expected F16 {expected:?} at [0, {data}]"
-        ));
+    let expected = LatentsTensor::of(rows, shape);
+    if found != expected {
+        let reason = format!(
+            "it holds {} {:?} at {:?}, expected F16 {:?} at {:?}",
+            found.dtype, found.shape, found.data_offsets, expected.shape, expected.data_offsets
+        );
+        return Err(malformed(path, reason));
     }
     Ok(())
+}
+
+/// Bytes of `rows` latents `[C, h, w]`.
+fn data_bytes(rows: u32, shape: [usize; 3]) -> u64 {
+    let [channels, height, width] = shape.map(|n| n as u64);
+    u64::from(rows) * channels * height * width * 2
+}
+
+fn malformed(path: &Path, reason: String) -> Error {
+    Error::Malformed {
+        path: path.into(),
+        kind: "latents file",
+        reason,
+    }
 }

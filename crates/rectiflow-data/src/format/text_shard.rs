@@ -29,7 +29,7 @@ use parquet::{
     },
     schema::{
         parser::parse_message_type,
-        types::{SchemaDescriptor, TypePtr},
+        types::{ColumnDescPtr, SchemaDescriptor, TypePtr},
     },
 };
 
@@ -39,6 +39,11 @@ use crate::format::{
 };
 
 type Reason = String;
+
+/// List columns of the schema.
+const NUM_LISTS: usize = 4;
+/// Size columns of the schema.
+const NUM_SIZES: usize = 6;
 
 const SCHEMA: &str = "
 message rectiflow {
@@ -93,47 +98,12 @@ impl<W: std::io::Write + Send> TextWriter<W> {
             "a block has at most {BLOCK_ROWS} rows"
         );
         let mut group = self.file.next_row_group()?;
-        fn ints(
-            group: &mut Group<'_, impl std::io::Write + Send>,
-            values: Vec<u32>,
-        ) -> Result<(), ParquetError> {
-            let values: Vec<i32> = values.into_iter().map(u32::cast_signed).collect();
-            write_column::<Int32Type>(group, &values, None)
-        }
         let ids: Vec<i64> = records.iter().map(|r| r.id.0.cast_signed()).collect();
         write_column::<Int64Type>(&mut group, &ids, None)?;
-        for list in [lists(records, |r| &r.captions), lists(records, |r| &r.tags)] {
-            write_column::<ByteArrayType>(&mut group, &list.0, Some(&list.1))?;
-        }
-        for list in [
-            lists(records, |r| &r.important_tags),
-            lists(records, |r| &r.quality),
-        ] {
-            write_column::<ByteArrayType>(&mut group, &list.0, Some(&list.1))?;
-        }
-        write_column::<BoolType>(
-            &mut group,
-            &records.iter().map(|r| r.verbatim).collect::<Vec<_>>(),
-            None,
-        )?;
-        ints(
-            &mut group,
-            records.iter().map(|r| r.original_width_px).collect(),
-        )?;
-        ints(
-            &mut group,
-            records.iter().map(|r| r.original_height_px).collect(),
-        )?;
-        ints(&mut group, records.iter().map(|r| r.crop_left_px).collect())?;
-        ints(&mut group, records.iter().map(|r| r.crop_top_px).collect())?;
-        ints(
-            &mut group,
-            records.iter().map(|r| r.target_width_px).collect(),
-        )?;
-        ints(
-            &mut group,
-            records.iter().map(|r| r.target_height_px).collect(),
-        )?;
+        write_lists(&mut group, records)?;
+        let verbatim: Vec<bool> = records.iter().map(|r| r.verbatim).collect();
+        write_column::<BoolType>(&mut group, &verbatim, None)?;
+        write_sizes(&mut group, records)?;
         let sources: Vec<ByteArray> = records.iter().map(|r| r.source.as_str().into()).collect();
         write_column::<ByteArrayType>(&mut group, &sources, None)?;
         group.close()?;
@@ -151,33 +121,114 @@ type Group<'a, W> = SerializedRowGroupWriter<'a, W>;
 
 /// Definition and repetition levels of a list column: 1/0 for a list's first element, 1/1 for each
 /// further element, 0/0 for an empty list.
+#[derive(Default)]
 struct Levels {
     definition: Vec<i16>,
     repetition: Vec<i16>,
 }
 
-fn lists<'a>(
-    records: &'a [Record],
-    field: impl Fn(&'a Record) -> &'a Vec<String>,
-) -> (Vec<ByteArray>, Levels) {
-    let (mut definition, mut repetition, mut values) = (Vec::new(), Vec::new(), Vec::new());
-    for record in records {
-        let list = field(record);
-        definition.extend(std::iter::repeat_n(1, list.len()));
-        repetition.extend((0..list.len()).map(|i| i16::from(i > 0)));
-        if list.is_empty() {
-            definition.push(0);
-            repetition.push(0);
-        }
-        values.extend(list.iter().map(|text| ByteArray::from(text.as_str())));
+/// The list columns of a record, in schema order.
+fn lists(record: &Record) -> [&[String]; NUM_LISTS] {
+    [
+        &record.captions,
+        &record.tags,
+        &record.important_tags,
+        &record.quality,
+    ]
+}
+
+/// As [`lists`], to be filled.
+fn lists_mut(record: &mut Record) -> [&mut Vec<String>; NUM_LISTS] {
+    [
+        &mut record.captions,
+        &mut record.tags,
+        &mut record.important_tags,
+        &mut record.quality,
+    ]
+}
+
+/// The size columns of a record, in schema order.
+fn sizes(record: &Record) -> [u32; NUM_SIZES] {
+    [
+        record.original_width_px,
+        record.original_height_px,
+        record.crop_left_px,
+        record.crop_top_px,
+        record.target_width_px,
+        record.target_height_px,
+    ]
+}
+
+/// As [`sizes`], to be filled.
+fn sizes_mut(record: &mut Record) -> [&mut u32; NUM_SIZES] {
+    [
+        &mut record.original_width_px,
+        &mut record.original_height_px,
+        &mut record.crop_left_px,
+        &mut record.crop_top_px,
+        &mut record.target_width_px,
+        &mut record.target_height_px,
+    ]
+}
+
+/// A record of which only the id is known.
+fn blank(id: SampleId) -> Record {
+    Record {
+        id,
+        captions: Vec::new(),
+        tags: Vec::new(),
+        important_tags: Vec::new(),
+        quality: Vec::new(),
+        verbatim: false,
+        original_width_px: 0,
+        original_height_px: 0,
+        crop_left_px: 0,
+        crop_top_px: 0,
+        target_width_px: 0,
+        target_height_px: 0,
+        source: String::new(),
     }
-    (
-        values,
-        Levels {
-            definition,
-            repetition,
-        },
-    )
+}
+
+/// The values and levels of a list column.
+fn flatten<'a>(column: impl Iterator<Item = &'a [String]>) -> (Vec<ByteArray>, Levels) {
+    let mut values = Vec::new();
+    let mut levels = Levels::default();
+    for list in column {
+        for (at, text) in list.iter().enumerate() {
+            values.push(ByteArray::from(text.as_str()));
+            levels.definition.push(1);
+            levels.repetition.push(i16::from(at > 0));
+        }
+        if list.is_empty() {
+            levels.definition.push(0);
+            levels.repetition.push(0);
+        }
+    }
+    (values, levels)
+}
+
+fn write_lists(
+    group: &mut Group<'_, impl std::io::Write + Send>,
+    records: &[Record],
+) -> Result<(), ParquetError> {
+    for column in 0..NUM_LISTS {
+        let (values, levels) = flatten(records.iter().map(|r| lists(r)[column]));
+        write_column::<ByteArrayType>(group, &values, Some(&levels))?;
+    }
+    Ok(())
+}
+
+fn write_sizes(
+    group: &mut Group<'_, impl std::io::Write + Send>,
+    records: &[Record],
+) -> Result<(), ParquetError> {
+    for column in 0..NUM_SIZES {
+        let sizes = records.iter().map(|r| sizes(r)[column].cast_signed());
+        let sizes: Vec<i32> = sizes.collect();
+        write_column::<Int32Type>(group, &sizes, None)?;
+    }
+    Ok(())
 }
 
 fn write_column<T: DataType>(
@@ -188,11 +239,9 @@ fn write_column<T: DataType>(
     let mut column = group
         .next_column()?
         .expect("write_block follows the schema");
+    let definition = levels.map(|l| l.definition.as_slice());
+    let repetition = levels.map(|l| l.repetition.as_slice());
     let writer: &mut ColumnWriterImpl<'_, T> = column.typed::<T>();
-    let (definition, repetition) = (
-        levels.map(|l| l.definition.as_slice()),
-        levels.map(|l| l.repetition.as_slice()),
-    );
     writer.write_batch(values, definition, repetition)?;
     column.close()
 }
@@ -200,20 +249,21 @@ fn write_column<T: DataType>(
 /// Offset of a row group's first byte, and the byte length and value count of each of its column
 /// chunks.
 pub(crate) fn group_table(group: &RowGroupMetaData) -> (u64, [(u32, u32); TEXT_COLUMNS]) {
-    let narrow = |n: i64| {
-        u32::try_from(n).expect("a block of text is far below 4 GiB, because captions are limited")
-    };
-    let columns = group
-        .columns()
-        .iter()
-        .map(|c| (narrow(c.compressed_size()), narrow(c.num_values())));
-    let columns: Vec<_> = columns.collect();
-    (
-        group.column(0).byte_range().0,
-        columns
-            .try_into()
-            .expect("the schema has `TEXT_COLUMNS` leaf columns"),
-    )
+    let chunks = group.columns();
+    assert_eq!(
+        chunks.len(),
+        TEXT_COLUMNS,
+        "the schema has `TEXT_COLUMNS` leaf columns"
+    );
+    let mut columns = [(0, 0); TEXT_COLUMNS];
+    for (column, chunk) in columns.iter_mut().zip(chunks) {
+        *column = (narrow(chunk.compressed_size()), narrow(chunk.num_values()));
+    }
+    (group.column(0).byte_range().0, columns)
+}
+
+fn narrow(n: i64) -> u32 {
+    u32::try_from(n).expect("a block of text is far below 4 GiB, because captions are limited")
 }
 
 /// Decodes one row group of `num_rows` rows from its bytes and its columns' (bytes, values),
@@ -261,33 +311,38 @@ struct Decoder<'a> {
 impl Decoder<'_> {
     fn records(mut self) -> Result<Vec<Record>, Reason> {
         let ids = self.flat::<Int64Type>()?;
-        let [mut captions, mut tags] = [self.list()?, self.list()?].map(Vec::into_iter);
-        let [mut important_tags, mut quality] = [self.list()?, self.list()?].map(Vec::into_iter);
-        let verbatim = self.flat::<BoolType>()?;
-        let sizes = [(); 6].map(|()| self.flat::<Int32Type>());
-        let [ow, oh, left, top, tw, th] = sizes;
-        let (ow, oh, left, top, tw, th) = (ow?, oh?, left?, top?, tw?, th?);
-        let sources = self.flat::<ByteArrayType>()?;
-        let complete = "`list` checks that there is one list per row";
-        (0..self.num_rows)
-            .map(|i| {
-                Ok(Record {
-                    id: SampleId(ids[i].cast_unsigned()),
-                    captions: captions.next().expect(complete),
-                    tags: tags.next().expect(complete),
-                    important_tags: important_tags.next().expect(complete),
-                    quality: quality.next().expect(complete),
-                    verbatim: verbatim[i],
-                    original_width_px: ow[i].cast_unsigned(),
-                    original_height_px: oh[i].cast_unsigned(),
-                    crop_left_px: left[i].cast_unsigned(),
-                    crop_top_px: top[i].cast_unsigned(),
-                    target_width_px: tw[i].cast_unsigned(),
-                    target_height_px: th[i].cast_unsigned(),
-                    source: string(&sources[i])?,
-                })
-            })
-            .collect()
+        let mut records: Vec<Record> = ids
+            .into_iter()
+            .map(|id| blank(SampleId(id.cast_unsigned())))
+            .collect();
+        // The other columns, in schema order.
+        self.lists(&mut records)?;
+        for (record, verbatim) in records.iter_mut().zip(self.flat::<BoolType>()?) {
+            record.verbatim = verbatim;
+        }
+        self.sizes(&mut records)?;
+        for (record, source) in records.iter_mut().zip(self.flat::<ByteArrayType>()?) {
+            record.source = string(&source)?;
+        }
+        Ok(records)
+    }
+
+    fn lists(&mut self, records: &mut [Record]) -> Result<(), Reason> {
+        for column in 0..NUM_LISTS {
+            for (record, list) in records.iter_mut().zip(self.list()?) {
+                *lists_mut(record)[column] = list;
+            }
+        }
+        Ok(())
+    }
+
+    fn sizes(&mut self, records: &mut [Record]) -> Result<(), Reason> {
+        for column in 0..NUM_SIZES {
+            for (record, size) in records.iter_mut().zip(self.flat::<Int32Type>()?) {
+                *sizes_mut(record)[column] = size.cast_unsigned();
+            }
+        }
+        Ok(())
     }
 
     /// A required column: one value per row.
@@ -307,7 +362,8 @@ impl Decoder<'_> {
     /// A list column: one list per row.
     fn list(&mut self) -> Result<Vec<Vec<String>>, Reason> {
         let (values, levels) = self.chunk::<ByteArrayType>()?;
-        let (mut lists, mut values) = (Vec::<Vec<String>>::new(), values.iter());
+        let mut lists = Vec::<Vec<String>>::new();
+        let mut values = values.iter();
         for (&definition, &repetition) in levels.definition.iter().zip(&levels.repetition) {
             if repetition == 0 {
                 lists.push(Vec::new());
@@ -340,49 +396,36 @@ impl Decoder<'_> {
         let descriptor = COLUMNS.column(self.column);
         self.at += len as usize;
         self.column += 1;
-        let nested = descriptor.self_type().get_basic_info().repetition() == Repetition::REQUIRED
-            && descriptor.max_rep_level() > 0;
-        // An element takes at least the 4 bytes of its length; only empty lists, one per row, take
-        // none.
-        let most = if nested {
-            self.num_rows as u64 + u64::from(len) / 4
-        } else {
-            self.num_rows as u64
-        };
-        if u64::from(num_values) > most {
+        if u64::from(num_values) > self.most_values(&descriptor, len) {
             return Err(format!(
                 "column {} claims {num_values} values in {len} bytes",
                 self.column
             ));
         }
-        let read = || -> Result<_, ParquetError> {
-            let page = only_page(bytes, descriptor.clone(), num_values)?;
-            let mut reader =
-                ColumnReaderImpl::<T>::new(descriptor.clone(), Box::new(OnePage(Some(page))));
-            let (mut values, mut definition, mut repetition) = (Vec::new(), Vec::new(), Vec::new());
-            let rows = self.num_rows;
-            reader.read_records(
-                rows,
-                Some(&mut definition),
-                Some(&mut repetition),
-                &mut values,
-            )?;
-            Ok((
-                values,
-                Levels {
-                    definition,
-                    repetition,
-                },
-            ))
-        };
-        read().map_err(|error| format!("column {}: {error}", self.column))
+        only_page(bytes, descriptor.clone(), num_values)
+            .and_then(|page| read_page::<T>(page, descriptor, self.num_rows))
+            .map_err(|error| format!("column {}: {error}", self.column))
+    }
+
+    /// The largest possible number of values in a column chunk of `len` bytes.
+    fn most_values(&self, descriptor: &ColumnDescPtr, len: u32) -> u64 {
+        let is_required =
+            descriptor.self_type().get_basic_info().repetition() == Repetition::REQUIRED;
+        let num_rows = self.num_rows as u64;
+        // An element of a list takes at least the 4 bytes of its length; only empty lists, one per
+        // row, take none.
+        if is_required && descriptor.max_rep_level() > 0 {
+            num_rows + u64::from(len) / 4
+        } else {
+            num_rows
+        }
     }
 }
 
 /// The page of a chunk, which must consist of one PLAIN data page with `num_values` values.
 fn only_page(
     bytes: &[u8],
-    descriptor: parquet::schema::types::ColumnDescPtr,
+    descriptor: ColumnDescPtr,
     num_values: u32,
 ) -> Result<Page, ParquetError> {
     let len = bytes.len() as i64;
@@ -398,19 +441,44 @@ fn only_page(
     let page = pages
         .get_next_page()?
         .ok_or_else(|| ParquetError::General("it has no page".to_owned()))?;
-    match &page {
+    if is_plain_page(&page, num_values) {
+        return Ok(page);
+    }
+    Err(ParquetError::General(format!(
+        "expected one PLAIN data page of {num_values} values, found {:?} with {} values in {:?}",
+        page.page_type(),
+        page.num_values(),
+        page.encoding()
+    )))
+}
+
+fn is_plain_page(page: &Page, expected_values: u32) -> bool {
+    matches!(
+        page,
         Page::DataPage {
-            num_values: n,
+            num_values,
             encoding: Encoding::PLAIN,
             ..
-        } if *n == num_values => Ok(page),
-        other => Err(ParquetError::General(format!(
-            "expected one PLAIN data page of {num_values} values, found {:?} with {} values in {:?}",
-            other.page_type(),
-            other.num_values(),
-            other.encoding()
-        ))),
-    }
+        } if *num_values == expected_values
+    )
+}
+
+/// The values and levels of a page with `num_rows` rows.
+fn read_page<T: DataType>(
+    page: Page,
+    descriptor: ColumnDescPtr,
+    num_rows: usize,
+) -> Result<(Vec<T::T>, Levels), ParquetError> {
+    let mut reader = ColumnReaderImpl::<T>::new(descriptor, Box::new(OnePage(Some(page))));
+    let mut values = Vec::new();
+    let mut levels = Levels::default();
+    reader.read_records(
+        num_rows,
+        Some(&mut levels.definition),
+        Some(&mut levels.repetition),
+        &mut values,
+    )?;
+    Ok((values, levels))
 }
 
 struct OnePage(Option<Page>);
