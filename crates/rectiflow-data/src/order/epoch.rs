@@ -5,14 +5,10 @@
 //! Seeking means computing another list. In `window` and `owned` mode the windows of an epoch
 //! replace the list (`lanes`), and memory is proportional to their number.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use crate::{
-    order::{
-        Order,
-        lanes::LaneWalk,
-        stream::{Mode, Piece, Slot},
-    },
+    order::{Order, lanes::LaneWalk, stream::Slot},
     rng::{Purpose, Rng},
 };
 
@@ -69,66 +65,81 @@ impl Steps {
 
     /// Micro-batch `micro_batch` of the run: slot `slot` of its step, after `first_sample` samples.
     fn slot(&mut self, micro_batch: u64, slot: u32, first_sample: u64) -> Slot {
-        let (epoch, stream, index, window) = match self.order.settings().mode {
-            Mode::Window | Mode::Owned => {
-                let (epoch, piece, number) = self.take(micro_batch);
-                (
-                    epoch,
-                    piece.stream,
-                    piece.first + u64::from(number),
-                    piece.first..piece.first + u64::from(piece.len),
-                )
-            }
-            _ => {
-                let epoch = self.epoch_with(micro_batch);
-                let (epoch, (stream, index)) = (epoch.epoch, epoch.locate(micro_batch));
-                (
-                    epoch,
-                    stream,
-                    index,
-                    self.order.streams()[stream as usize].window_of(index),
-                )
-            }
+        let place = if self.order.settings().mode.has_windows() {
+            self.place_in_lanes(micro_batch)
+        } else {
+            self.place_in_list(micro_batch)
         };
-        let size = self.order.streams()[stream as usize].size;
-        let (window_first, window_len) = (window.start, (window.end - window.start) as u32);
+        let Place {
+            epoch,
+            stream,
+            index,
+            window,
+        } = place;
         Slot {
             slot,
             epoch,
             stream,
             index,
-            window_first,
-            window_len,
-            size,
+            window_first: window.start,
+            window_len: (window.end - window.start) as u32,
+            size: self.order.streams()[stream as usize].size,
             first_sample,
         }
     }
 
-    fn take(&mut self, micro_batch: u64) -> (u64, Piece, u32) {
-        let walk = match self.lanes.take().filter(|walk| walk.is_ahead(micro_batch)) {
-            Some(walk) => walk,
-            None => LaneWalk::new(&self.order, self.order.epoch_of(micro_batch)),
+    /// The place of a micro-batch of `local` mode.
+    fn place_in_list(&mut self, micro_batch: u64) -> Place {
+        let epoch = self.epoch_with(micro_batch);
+        let number = epoch.epoch;
+        let (stream, index) = epoch.locate(micro_batch);
+        Place {
+            epoch: number,
+            stream,
+            index,
+            window: self.order.streams()[stream as usize].window_of(index),
+        }
+    }
+
+    /// The place of a micro-batch of `window` or `owned` mode.
+    fn place_in_lanes(&mut self, micro_batch: u64) -> Place {
+        let walk = match self.lanes.take() {
+            Some(walk) if walk.is_ahead(micro_batch) => walk,
+            _ => LaneWalk::new(&self.order, self.order.epoch_of(micro_batch)),
         };
         let walk = self.lanes.insert(walk);
         let (piece, number) = walk.take(micro_batch);
-        (walk.epoch, piece, number)
+        Place {
+            epoch: walk.epoch,
+            stream: piece.stream,
+            index: piece.first + u64::from(number),
+            window: piece.first..piece.first + u64::from(piece.len),
+        }
     }
 
     fn epoch_with(&mut self, micro_batch: u64) -> &Epoch {
-        let position = self
+        let known = self
             .epochs
             .iter()
             .position(|epoch| epoch.holds(micro_batch));
-        let position = position.unwrap_or_else(|| {
-            if self.epochs.len() == 2 {
-                self.epochs.remove(0);
-            }
-            self.epochs
-                .push(Epoch::new(&self.order, self.order.epoch_of(micro_batch)));
-            self.epochs.len() - 1
-        });
-        &self.epochs[position]
+        if let Some(at) = known {
+            return &self.epochs[at];
+        }
+        if self.epochs.len() == 2 {
+            self.epochs.remove(0);
+        }
+        let number = self.order.epoch_of(micro_batch);
+        self.epochs.push(Epoch::new(&self.order, number));
+        &self.epochs[self.epochs.len() - 1]
     }
+}
+
+/// A micro-batch's stream, its number there, and the micro-batches of its window.
+struct Place {
+    epoch: u64,
+    stream: u32,
+    index: u64,
+    window: Range<u64>,
 }
 
 /// The shuffled list of one epoch.

@@ -10,7 +10,7 @@
 //! windows open and draws each micro-batch from one of them at random. In the first epoch a lane's
 //! first windows are small and grow, so that the first step needs few bytes.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, vec};
 
 use num_integer::lcm;
 
@@ -49,27 +49,20 @@ struct Lane {
 
 impl LaneWalk {
     pub(crate) fn new(order: &Order, epoch: u64) -> Self {
-        let (start, end) = (order.epoch_start(epoch), order.epoch_start(epoch + 1));
         let open = open_windows(order.lanes());
-        let lanes =
-            deal(order, epoch, start..end)
-                .into_iter()
-                .zip(0..)
-                .map(|(mut pieces, lane)| {
-                    if epoch == 0 {
-                        pieces = grow(order, pieces, open);
-                    }
-                    let mut waiting = VecDeque::from(pieces);
-                    let first = waiting.len().min(open);
-                    let open = waiting.drain(..first).map(|piece| (piece, 0)).collect();
-                    let rng = Rng::keyed(order.settings().seed, Purpose::Lane, &[epoch, lane]);
-                    Lane { waiting, open, rng }
-                });
+        let mut lanes = Vec::with_capacity(order.lanes());
+        for (lane, mut pieces) in (0..).zip(deal(order, epoch)) {
+            if epoch == 0 {
+                pieces = grow(order, pieces, open);
+            }
+            let rng = Rng::keyed(order.settings().seed, Purpose::Lane, &[epoch, lane]);
+            lanes.push(Lane::new(pieces, open, rng));
+        }
         Self {
             epoch,
-            end,
-            next: start,
-            lanes: lanes.collect(),
+            end: order.epoch_start(epoch + 1),
+            next: order.epoch_start(epoch),
+            lanes,
         }
     }
 
@@ -96,18 +89,25 @@ impl LaneWalk {
 
     /// All windows of the epoch. Correct only before the first micro-batch is taken.
     pub(crate) fn pieces(&self) -> impl Iterator<Item = Piece> + '_ {
-        let of_lane = |lane: &'_ Lane| -> Vec<Piece> {
-            lane.open
-                .iter()
-                .map(|(piece, _)| *piece)
-                .chain(lane.waiting.iter().copied())
-                .collect()
-        };
-        self.lanes.iter().flat_map(of_lane)
+        self.lanes.iter().flat_map(Lane::pieces)
     }
 }
 
 impl Lane {
+    /// A lane that runs `pieces` and keeps up to `open` of them open.
+    fn new(pieces: Vec<Piece>, open: usize, rng: Rng) -> Self {
+        let mut waiting = VecDeque::from(pieces);
+        let first = waiting.len().min(open);
+        let open = waiting.drain(..first).map(|piece| (piece, 0)).collect();
+        Self { waiting, open, rng }
+    }
+
+    /// Its open windows, then those that wait.
+    fn pieces(&self) -> impl Iterator<Item = Piece> + '_ {
+        let open = self.open.iter().map(|(piece, _)| piece);
+        open.chain(&self.waiting).copied()
+    }
+
     fn take(&mut self) -> (Piece, u32) {
         let at = self.rng.below(self.open.len() as u64) as usize;
         let (piece, taken) = &mut self.open[at];
@@ -136,93 +136,134 @@ pub(crate) fn beginnings(order: &Order, epoch: u64) -> impl Iterator<Item = (u64
 }
 
 /// The windows of an epoch by lane.
-fn deal(order: &Order, epoch: u64, span: std::ops::Range<u64>) -> Vec<Vec<Piece>> {
-    let mut windows: Vec<Piece> = Vec::new();
-    let mut owned: Vec<Vec<Piece>> = vec![Vec::new(); order.lanes()];
-    for (stream, facts) in (0..).zip(order.streams()) {
-        let (mut at, end) = (facts.before_epoch(epoch), facts.before_epoch(epoch + 1));
-        while at < end {
-            let until = facts.window_of(at).end.min(end);
-            let to = facts
-                .lane
-                .map_or(&mut windows, |lane| &mut owned[lane as usize]);
-            to.push(Piece {
-                stream,
-                first: at,
-                len: (until - at) as u32,
-            });
-            at = until;
-        }
-    }
-    Rng::keyed(order.settings().seed, Purpose::Epoch, &[epoch]).shuffle(&mut windows);
-    let num_lanes = order.lanes() as u64;
-    // Slots s < n with s mod L == lane.
-    let below = |n: u64, lane: u64| n / num_lanes + u64::from(n % num_lanes > lane);
-    let mut windows = windows.into_iter();
-    let mut left: Option<Piece> = None;
-    let fill = |(lane, mut pieces): (u64, Vec<Piece>)| {
+fn deal(order: &Order, epoch: u64) -> Vec<Vec<Piece>> {
+    let seed = order.settings().seed;
+    let EpochWindows { mut shared, owned } = EpochWindows::new(order, epoch);
+    Rng::keyed(seed, Purpose::Epoch, &[epoch]).shuffle(&mut shared);
+    let mut shared = Cutter {
+        windows: shared.into_iter(),
+        rest: None,
+    };
+    let slots = order.epoch_start(epoch)..order.epoch_start(epoch + 1);
+    let num_lanes = owned.len() as u64;
+    let mut lanes = Vec::with_capacity(owned.len());
+    for (lane, mut pieces) in (0..).zip(owned) {
         let is_owner = !pieces.is_empty();
         let taken: u64 = pieces.iter().map(|piece| u64::from(piece.len)).sum();
-        let mut room = below(span.end, lane) - below(span.start, lane) - taken;
+        let num_slots =
+            slots_before(slots.end, lane, num_lanes) - slots_before(slots.start, lane, num_lanes);
+        shared.cut(num_slots - taken, &mut pieces);
+        if is_owner {
+            Rng::keyed(seed, Purpose::LaneOrder, &[epoch, lane]).shuffle(&mut pieces);
+        }
+        lanes.push(pieces);
+    }
+    lanes
+}
+
+/// Number of slots s < n with s mod L == lane.
+fn slots_before(n: u64, lane: u64, num_lanes: u64) -> u64 {
+    n / num_lanes + u64::from(n % num_lanes > lane)
+}
+
+/// The windows of an epoch before they are dealt.
+struct EpochWindows {
+    /// Windows that any lane can run, stream by stream.
+    shared: Vec<Piece>,
+    /// For each lane, the windows of its shares.
+    owned: Vec<Vec<Piece>>,
+}
+
+impl EpochWindows {
+    fn new(order: &Order, epoch: u64) -> Self {
+        let mut windows = Self {
+            shared: Vec::new(),
+            owned: vec![Vec::new(); order.lanes()],
+        };
+        for (stream, facts) in (0..).zip(order.streams()) {
+            let to = match facts.lane {
+                Some(lane) => &mut windows.owned[lane as usize],
+                None => &mut windows.shared,
+            };
+            let end = facts.before_epoch(epoch + 1);
+            let mut first = facts.before_epoch(epoch);
+            while first < end {
+                let until = facts.window_of(first).end.min(end);
+                let len = (until - first) as u32;
+                to.push(Piece { stream, first, len });
+                first = until;
+            }
+        }
+        windows
+    }
+}
+
+/// Windows laid end to end, to be cut into the parts of lanes.
+struct Cutter {
+    windows: vec::IntoIter<Piece>,
+    /// The rest of a window that a cut has divided.
+    rest: Option<Piece>,
+}
+
+impl Cutter {
+    /// Moves windows of `room` micro-batches in total to `pieces`.
+    fn cut(&mut self, mut room: u64, pieces: &mut Vec<Piece>) {
         while room > 0 {
-            let mut piece = left
+            let mut piece = self
+                .rest
                 .take()
-                .or_else(|| windows.next())
+                .or_else(|| self.windows.next())
                 .expect("lanes have no more slots than micro-batches");
             if u64::from(piece.len) > room {
-                let rest = Piece {
+                self.rest = Some(Piece {
                     first: piece.first + room,
                     len: piece.len - room as u32,
                     ..piece
-                };
+                });
                 piece.len = room as u32;
-                left = Some(rest);
             }
             room -= u64::from(piece.len);
             pieces.push(piece);
         }
-        if is_owner {
-            Rng::keyed(order.settings().seed, Purpose::LaneOrder, &[epoch, lane])
-                .shuffle(&mut pieces);
-        }
-        pieces
-    };
-    (0..).zip(owned).map(fill).collect()
+    }
 }
 
 /// Cuts the first windows of a lane into small ones that grow; cuts fall between blocks.
 fn grow(order: &Order, pieces: Vec<Piece>, num_windows: usize) -> Vec<Piece> {
     let mut grown = Vec::with_capacity(pieces.len());
+    let mut parts = Vec::new();
+    for piece in &pieces[..num_windows.min(pieces.len())] {
+        let smallest = smallest(&order.streams()[piece.stream as usize]);
+        parts.push(growing_parts(piece, smallest));
+    }
     // Parts of all these windows alternate, so that all of a lane's open windows are small at
     // first.
-    let mut parts: Vec<VecDeque<Piece>> = Vec::new();
-    for piece in &pieces[..num_windows.min(pieces.len())] {
-        let mut len = smallest(&order.streams()[piece.stream as usize]);
-        let (mut at, end) = (piece.first, piece.first + u64::from(piece.len));
-        let mut cut = VecDeque::new();
-        while at < end {
-            let part = len.min((end - at) as u32);
-            cut.push_back(Piece {
-                stream: piece.stream,
-                first: at,
-                len: part,
-            });
-            at += u64::from(part);
-            len = len.saturating_mul(2);
-        }
-        parts.push(cut);
-    }
-    while parts.iter().any(|cut| !cut.is_empty()) {
+    while parts.iter().any(|parts| !parts.is_empty()) {
         grown.extend(parts.iter_mut().filter_map(VecDeque::pop_front));
     }
     grown.extend(pieces.into_iter().skip(num_windows));
     grown
 }
 
+/// The parts of a window: `smallest` micro-batches, then twice as many in each further part.
+fn growing_parts(piece: &Piece, smallest: u32) -> VecDeque<Piece> {
+    let mut parts = VecDeque::new();
+    let mut rest = *piece;
+    let mut len = smallest;
+    while rest.len > 0 {
+        let part = len.min(rest.len);
+        parts.push_back(Piece { len: part, ..rest });
+        rest.first += u64::from(part);
+        rest.len -= part;
+        len = len.saturating_mul(2);
+    }
+    parts
+}
+
 /// Micro-batches of the smallest window that consists of whole blocks.
 fn smallest(stream: &Stream) -> u32 {
-    let (block, size) = (u64::from(BLOCK_ROWS), u64::from(stream.size));
-    (lcm(block, size) / size) as u32
+    let size = u64::from(stream.size);
+    (lcm(u64::from(BLOCK_ROWS), size) / size) as u32
 }
 
 #[cfg(test)]

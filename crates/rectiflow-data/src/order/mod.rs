@@ -94,6 +94,12 @@ pub struct DataShape {
     pub buckets: Vec<BucketRows>,
 }
 
+impl DataShape {
+    fn num_samples(&self) -> u64 {
+        self.buckets.iter().map(|bucket| bucket.rows).sum()
+    }
+}
+
 /// One of the processes that share a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RankOf {
@@ -128,28 +134,7 @@ impl Order {
     pub fn new(data: &[DataShape], settings: OrderSettings) -> Result<Self> {
         check_sizes(&settings)?;
         let lanes = resolve_lanes(settings.micro_batches, settings.lanes)?;
-        let repeats = resolve_repeats(data)?;
-        let (mut streams, mut layouts) = (Vec::new(), Vec::new());
-        for ((index, shape), repeats_millionths) in (0..).zip(data).zip(repeats) {
-            for bucket in shape.buckets.iter().filter(|bucket| bucket.rows > 0) {
-                let whole = stream(index, bucket, repeats_millionths, &settings)?;
-                if !settings.mode.has_windows() {
-                    streams.push(whole);
-                    continue;
-                }
-                let end = bucket.run_ends.last().map(|&end| u64::from(end));
-                assert_eq!(end, Some(bucket.rows), "runs hold all rows");
-                let layout = Layout::new(&bucket.run_ends);
-                if settings.mode == Mode::Owned {
-                    let (shares, of_shares) = share::deal(settings.seed, &whole, &layout, lanes);
-                    streams.extend(shares);
-                    layouts.extend(of_shares);
-                } else {
-                    streams.push(whole);
-                    layouts.push(layout);
-                }
-            }
-        }
+        let Streams { streams, layouts } = Streams::of(data, &settings, lanes)?;
         let hash = hash(data, &settings, lanes, &streams);
         let order = Self {
             settings,
@@ -160,7 +145,8 @@ impl Order {
         };
         // Epochs differ by at most one micro-batch per stream.
         if order.epoch_start(1) + order.streams.len() as u64 > u64::from(u32::MAX) {
-            let reason = "an epoch has more than 4,294,967,295 micro-batches; lower the repeats or raise the micro-batch";
+            let reason = "an epoch has more than 4,294,967,295 micro-batches; lower the repeats \
+                          or raise the micro-batch";
             return Err(invalid("data", reason));
         }
         Ok(order)
@@ -252,31 +238,70 @@ impl Order {
     fn check_ranks(&self, rank: RankOf) -> Result<()> {
         let RankOf { rank, ranks } = rank;
         if rank >= ranks {
-            return Err(invalid(
-                "rank",
-                &format!("expected a rank below {ranks}, the number of ranks, found {rank}"),
-            ));
+            let reason =
+                format!("expected a rank below {ranks}, the number of ranks, found {rank}");
+            return Err(invalid("rank", &reason));
         }
         if ranks <= self.lanes {
             return Ok(());
         }
         let micro_batches = self.settings.micro_batches;
         let enough = (ranks..=micro_batches).find(|lanes| micro_batches.is_multiple_of(*lanes));
-        let advice = enough.map_or_else(
-            || {
-                format!(
-                    "no number of lanes works: a step has {micro_batches} micro-batches; raise \
-                     them to {ranks} or more"
-                )
-            },
-            |lanes| {
+        let advice = match enough {
+            None => format!(
+                "no number of lanes works: a step has {micro_batches} micro-batches; raise \
+                 them to {ranks} or more"
+            ),
+            Some(lanes) => {
                 format!("set lanes = {lanes} (a new order: a run that has begun cannot change it)")
-            },
-        );
-        Err(invalid(
-            "lanes",
-            &format!("{ranks} ranks cannot share {} lanes; {advice}", self.lanes),
-        ))
+            }
+        };
+        let lanes = self.lanes;
+        let reason = format!("{ranks} ranks cannot share {lanes} lanes; {advice}");
+        Err(invalid("lanes", &reason))
+    }
+}
+
+/// Streams, and the layout of each in `window` and `owned` mode.
+#[derive(Default)]
+struct Streams {
+    streams: Vec<Stream>,
+    layouts: Vec<Layout>,
+}
+
+impl Streams {
+    /// The streams of `data`, in the order of its buckets.
+    fn of(data: &[DataShape], settings: &OrderSettings, lanes: usize) -> Result<Self> {
+        let repeats = resolve_repeats(data)?;
+        let mut streams = Self::default();
+        for ((index, shape), repeats_millionths) in (0..).zip(data).zip(repeats) {
+            for bucket in &shape.buckets {
+                if bucket.rows > 0 {
+                    let whole = stream(index, bucket, repeats_millionths, settings)?;
+                    streams.add(whole, bucket, settings, lanes);
+                }
+            }
+        }
+        Ok(streams)
+    }
+
+    /// Adds the bucket `whole`, in `owned` mode as its shares and their remainder.
+    fn add(&mut self, whole: Stream, bucket: &BucketRows, settings: &OrderSettings, lanes: usize) {
+        if !settings.mode.has_windows() {
+            self.streams.push(whole);
+            return;
+        }
+        let end = bucket.run_ends.last().copied().map(u64::from);
+        assert_eq!(end, Some(bucket.rows), "runs hold all rows");
+        let layout = Layout::new(&bucket.run_ends);
+        if settings.mode == Mode::Owned {
+            let (shares, of_shares) = share::deal(settings.seed, &whole, &layout, lanes);
+            self.streams.extend(shares);
+            self.layouts.extend(of_shares);
+        } else {
+            self.streams.push(whole);
+            self.layouts.push(layout);
+        }
     }
 }
 
@@ -289,10 +314,8 @@ fn invalid(what: &str, reason: &str) -> Error {
 
 fn check_sizes(settings: &OrderSettings) -> Result<()> {
     if settings.mode == Mode::Auto {
-        return Err(invalid(
-            "mode",
-            "expected \"local\", \"window\" or \"owned\": only the loader can choose",
-        ));
+        let reason = "expected \"local\", \"window\" or \"owned\": only the loader can choose";
+        return Err(invalid("mode", reason));
     }
     let sizes = [
         ("micro_batch", settings.micro_batch as u64),
@@ -301,10 +324,8 @@ fn check_sizes(settings: &OrderSettings) -> Result<()> {
     ];
     for (what, size) in sizes {
         if size == 0 || size > u64::from(u32::MAX) {
-            return Err(invalid(
-                what,
-                &format!("expected 1 to 4,294,967,295, found {size}"),
-            ));
+            let reason = format!("expected 1 to 4,294,967,295, found {size}");
+            return Err(invalid(what, &reason));
         }
     }
     Ok(())
@@ -327,25 +348,41 @@ fn resolve_lanes(micro_batches: usize, lanes: Option<usize>) -> Result<usize> {
 /// every epoch.
 fn resolve_repeats(data: &[DataShape]) -> Result<Vec<u64>> {
     if data.is_empty() {
-        return Err(invalid(
-            "data",
-            "expected at least one data set, found none",
-        ));
+        let reason = "expected at least one data set, found none";
+        return Err(invalid("data", reason));
     }
-    let samples =
-        |shape: &DataShape| shape.buckets.iter().map(|bucket| bucket.rows).sum::<u64>() as f64;
-    if let Some(empty) = data.iter().position(|shape| samples(shape) == 0.0) {
-        return Err(invalid(
-            &format!("data[{empty}]"),
-            "the data set has no training samples; prepare it again",
-        ));
+    if let Some(empty) = data.iter().position(|shape| shape.num_samples() == 0) {
+        let reason = "the data set has no training samples; prepare it again";
+        return Err(invalid(&format!("data[{empty}]"), reason));
     }
-    let shares = data.iter().filter_map(|shape| match shape.amount {
-        Amount::Share(share) => Some(share),
-        Amount::Repeats(_) => None,
-    });
-    let (num_shares, sum) = shares.fold((0, 0.0), |(count, sum), share| (count + 1, sum + share));
-    if num_shares > 0 && (num_shares != data.len() || (sum - 1.0f64).abs() >= 1e-6) {
+    check_shares(data)?;
+    let all: f64 = data.iter().map(|shape| shape.num_samples() as f64).sum();
+    let mut repeats = Vec::with_capacity(data.len());
+    for (index, shape) in data.iter().enumerate() {
+        repeats.push(match shape.amount {
+            Amount::Repeats(repeats) => {
+                millionths(&format!("data[{index}].repeats"), repeats, repeats)?
+            }
+            Amount::Share(share) => {
+                let repeats = share * all / shape.num_samples() as f64;
+                millionths(&format!("data[{index}].share"), share, repeats)?
+            }
+        });
+    }
+    Ok(repeats)
+}
+
+/// Checks that either no data set has a share, or all have one and the shares sum to 1.
+fn check_shares(data: &[DataShape]) -> Result<()> {
+    let mut num_shares = 0;
+    let mut sum = 0.0f64;
+    for shape in data {
+        if let Amount::Share(share) = shape.amount {
+            num_shares += 1;
+            sum += share;
+        }
+    }
+    if num_shares > 0 && (num_shares != data.len() || (sum - 1.0).abs() >= 1e-6) {
         let reason = format!(
             "expected a share for each of the {} data sets or for none, summing to 1; found \
              {num_shares} that sum to {sum}",
@@ -353,21 +390,7 @@ fn resolve_repeats(data: &[DataShape]) -> Result<Vec<u64>> {
         );
         return Err(invalid("data.share", &reason));
     }
-    let all: f64 = data.iter().map(samples).sum();
-    let repeats = data
-        .iter()
-        .enumerate()
-        .map(|(index, shape)| match shape.amount {
-            Amount::Repeats(repeats) => {
-                millionths(&format!("data[{index}].repeats"), repeats, repeats)
-            }
-            Amount::Share(share) => millionths(
-                &format!("data[{index}].share"),
-                share,
-                share * all / samples(shape),
-            ),
-        });
-    repeats.collect()
+    Ok(())
 }
 
 fn millionths(what: &str, value: f64, repeats: f64) -> Result<u64> {
@@ -391,31 +414,35 @@ fn stream(
         let reason = format!("expected at most 4,294,967,295 samples in a bucket, found {rows}");
         return Err(invalid(&format!("data[{data}], bucket {bucket}"), &reason));
     }
-    let size = rows.min(settings.micro_batch as u64);
     // A share becomes a stream of its own, derived from this one.
     let mode = if settings.mode == Mode::Owned {
         Mode::Window
     } else {
         settings.mode
     };
-    let window = match mode {
+    Ok(Stream {
+        data,
+        bucket,
+        rows,
+        size: rows.min(settings.micro_batch as u64) as u32,
+        window: window_len(rows, mode, settings),
+        repeats_millionths,
+        mode,
+        lane: None,
+    })
+}
+
+/// Micro-batches of a window of a bucket with `rows` samples.
+fn window_len(rows: u64, mode: Mode, settings: &OrderSettings) -> u64 {
+    let size = rows.min(settings.micro_batch as u64);
+    match mode {
         Mode::Window if size == settings.micro_batch as u64 => {
             let step = lcm(u64::from(BLOCK_ROWS), size);
             (settings.window_samples / step).max(1) * step / size
         }
         Mode::Window => 1,
         _ => (settings.window_samples.min(rows) / size).max(1),
-    };
-    Ok(Stream {
-        data,
-        bucket,
-        rows,
-        size: size as u32,
-        window,
-        repeats_millionths,
-        mode,
-        lane: None,
-    })
+    }
 }
 
 /// Hash of everything that decides a sample's place, as JSON with its fields in a fixed order.

@@ -40,16 +40,16 @@ pub(crate) struct RowSpan {
 impl Layout {
     /// The layout of a bucket whose runs end before the rows `ends`.
     pub(crate) fn new(ends: &[u32]) -> Self {
-        let starts = std::iter::once(0).chain(ends.iter().copied());
-        Self::of(
-            starts
-                .zip(ends)
-                .map(|(start, &end)| RowSpan {
-                    run: start..end,
-                    rows: start..end,
-                })
-                .collect(),
-        )
+        let mut spans = Vec::with_capacity(ends.len());
+        let mut start = 0;
+        for &end in ends {
+            spans.push(RowSpan {
+                run: start..end,
+                rows: start..end,
+            });
+            start = end;
+        }
+        Self::of(spans)
     }
 
     /// The layout of `spans`.
@@ -75,9 +75,7 @@ impl Layout {
 
     /// The order of `pass`.
     pub(crate) fn pass(&self, seed: u64, stream: &Stream, pass: u64) -> Pass {
-        let mut words = vec![u64::from(stream.data), u64::from(stream.bucket), pass];
-        words.extend(stream.lane.map(u64::from));
-        self.shuffled(&mut Rng::keyed(seed, Purpose::Pass, &words))
+        self.shuffled(&mut pass_rng(seed, stream, pass))
     }
 
     /// The spans in random order; those that are not whole blocks come last.
@@ -93,11 +91,20 @@ impl Layout {
 
 /// Position after each span's last row.
 fn ends<'a>(spans: impl Iterator<Item = &'a RowSpan>) -> Vec<u32> {
-    let end = |end: &mut u32, span: &RowSpan| {
-        *end += span.rows.len() as u32;
-        Some(*end)
-    };
-    spans.scan(0, end).collect()
+    let mut ends = Vec::new();
+    let mut end = 0;
+    for span in spans {
+        end += span.rows.len() as u32;
+        ends.push(end);
+    }
+    ends
+}
+
+/// The random numbers that permute a pass over a stream.
+pub(crate) fn pass_rng(seed: u64, stream: &Stream, pass: u64) -> Rng {
+    let mut words = vec![u64::from(stream.data), u64::from(stream.bucket), pass];
+    words.extend(stream.lane.map(u64::from));
+    Rng::keyed(seed, Purpose::Pass, &words)
 }
 
 /// The order of one pass.
@@ -116,21 +123,24 @@ impl Pass {
         layout: &'a Layout,
         positions: Range<u64>,
     ) -> impl Iterator<Item = RowSpan> + 'a {
-        let (from, to) = (positions.start as u32, positions.end as u32);
-        let first = self.ends.partition_point(|&end| end <= from);
-        let spans = (first..self.spans.len()).map(move |at| {
-            let RowSpan { run, rows } = layout.spans[self.spans[at] as usize].clone();
-            let start = self.ends[at] - rows.len() as u32;
-            let (skip, stop) = (
-                from.saturating_sub(start),
-                to.saturating_sub(start).min(rows.len() as u32),
-            );
-            RowSpan {
-                run,
-                rows: rows.start + skip.min(stop)..rows.start + stop,
-            }
-        });
-        spans.take_while(|span| !span.rows.is_empty())
+        let positions = positions.start as u32..positions.end as u32;
+        let first = self.ends.partition_point(|&end| end <= positions.start);
+        (first..self.spans.len())
+            .map(move |at| self.part_of_span(layout, at, &positions))
+            .take_while(|span| !span.rows.is_empty())
+    }
+
+    /// The part of span `at` of the pass that is at `positions`.
+    fn part_of_span(&self, layout: &Layout, at: usize, positions: &Range<u32>) -> RowSpan {
+        let RowSpan { run, rows } = layout.spans[self.spans[at] as usize].clone();
+        let len = rows.len() as u32;
+        let start = self.ends[at] - len;
+        let stop = positions.end.saturating_sub(start).min(len);
+        let skip = positions.start.saturating_sub(start).min(stop);
+        RowSpan {
+            run,
+            rows: rows.start + skip..rows.start + stop,
+        }
     }
 }
 

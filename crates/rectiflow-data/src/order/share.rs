@@ -27,29 +27,41 @@ pub(crate) fn deal(
     layout: &Layout,
     lanes: usize,
 ) -> (Vec<Stream>, Vec<Layout>) {
-    let rows = share_rows(whole, lanes as u64);
     let words = [u64::from(whole.data), u64::from(whole.bucket)];
     let dealt = layout.shuffled(&mut Rng::keyed(seed, Purpose::Deal, &words));
-    let piece = |positions| Layout::of(dealt.spans(layout, positions).collect());
-    let (mut streams, mut layouts) = (Vec::new(), Vec::new());
-    for lane in (0..lanes as u64).filter(|_| rows > 0) {
-        streams.push(Stream {
-            rows,
-            mode: Mode::Owned,
-            lane: Some(lane as u32),
-            ..*whole
-        });
-        layouts.push(piece(lane * rows..(lane + 1) * rows));
-    }
-    let shared = rows * lanes as u64;
-    if shared < whole.rows {
-        streams.push(Stream {
-            rows: whole.rows - shared,
-            ..*whole
-        });
-        layouts.push(piece(shared..whole.rows));
+    let streams = cut(whole, lanes);
+    let mut layouts = Vec::with_capacity(streams.len());
+    let mut first = 0;
+    for stream in &streams {
+        let spans = dealt.spans(layout, first..first + stream.rows);
+        layouts.push(Layout::of(spans.collect()));
+        first += stream.rows;
     }
     (streams, layouts)
+}
+
+/// A share of the bucket `whole` for each lane, then the remainder.
+fn cut(whole: &Stream, lanes: usize) -> Vec<Stream> {
+    let rows = share_rows(whole, lanes as u64);
+    let mut streams = Vec::new();
+    if rows > 0 {
+        for lane in 0..lanes as u32 {
+            streams.push(Stream {
+                rows,
+                mode: Mode::Owned,
+                lane: Some(lane),
+                ..*whole
+            });
+        }
+    }
+    let left = whole.rows - rows * lanes as u64;
+    if left > 0 {
+        streams.push(Stream {
+            rows: left,
+            ..*whole
+        });
+    }
+    streams
 }
 
 /// Rows of each lane's share.

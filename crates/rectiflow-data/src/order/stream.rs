@@ -119,14 +119,15 @@ impl Stream {
             return first..first + self.window;
         }
         if self.mode == Mode::Owned {
-            let (pass, in_pass) = (self.owned_pass(index), self.in_pass());
+            let pass = self.owned_pass(index);
+            let in_pass = self.in_pass();
             let first = index - index % in_pass % self.window;
             return first..(first + self.window).min((pass + 1) * in_pass);
         }
         let (pass, first) = self.pass_of(index);
-        let (last, within) = (first + self.whole_windows() * self.window, index - first);
+        let last = first + self.whole_windows() * self.window;
         if index < last {
-            let first = first + within / self.window * self.window;
+            let first = first + (index - first) / self.window * self.window;
             return first..first + self.window;
         }
         last..(pass + 1) * self.rows / u64::from(self.size)
@@ -134,39 +135,32 @@ impl Stream {
 
     /// Where the samples of micro-batches of one window lie: passes, and positions in each pass.
     pub(crate) fn positions(&self, micro_batches: Range<u64>) -> Vec<(u64, Range<u64>)> {
-        let size = u64::from(self.size);
         if self.mode.is_local() {
-            return split_passes(
-                micro_batches.start * size..micro_batches.end * size,
-                self.rows,
-                0,
-            );
+            return split_passes(self.samples_after(0, &micro_batches), self.rows, 0);
         }
         if self.mode == Mode::Owned {
             let pass = self.owned_pass(micro_batches.start);
-            let start = pass * self.in_pass();
-            return vec![(
-                pass,
-                (micro_batches.start - start) * size..(micro_batches.end - start) * size,
-            )];
+            let first = pass * self.in_pass();
+            return vec![(pass, self.samples_after(first, &micro_batches))];
         }
         let (pass, first) = self.pass_of(micro_batches.start);
         let last = first + self.whole_windows() * self.window;
         if micro_batches.start < last {
-            return vec![(
-                pass,
-                (micro_batches.start - first) * size..(micro_batches.end - first) * size,
-            )];
+            return vec![(pass, self.samples_after(first, &micro_batches))];
         }
         // The last windows of all passes, one after the other, form an endless stream of their own.
+        let size = u64::from(self.size);
         let skipped = self.whole_windows() * self.window * size;
         let tail = self.rows - skipped;
         let start = (pass * tail / size + micro_batches.start - last) * size;
-        split_passes(
-            start..start + (micro_batches.end - micro_batches.start) * size,
-            tail,
-            skipped,
-        )
+        let len = (micro_batches.end - micro_batches.start) * size;
+        split_passes(start..start + len, tail, skipped)
+    }
+
+    /// Positions of the samples of `micro_batches`, counted from micro-batch `first`.
+    fn samples_after(&self, first: u64, micro_batches: &Range<u64>) -> Range<u64> {
+        let size = u64::from(self.size);
+        (micro_batches.start - first) * size..(micro_batches.end - first) * size
     }
 
     /// Micro-batches of a pass over a share; a share is a whole number of them.
@@ -205,7 +199,11 @@ impl Stream {
 
 /// Splits positions of an endless stream of passes of `rows` samples into passes; adds `skipped` to
 /// each position.
-fn split_passes(positions: Range<u64>, rows: u64, skipped: u64) -> Vec<(u64, Range<u64>)> {
+pub(crate) fn split_passes(
+    positions: Range<u64>,
+    rows: u64,
+    skipped: u64,
+) -> Vec<(u64, Range<u64>)> {
     let mut parts = Vec::new();
     let mut at = positions.start;
     while at < positions.end {

@@ -17,8 +17,8 @@ use crate::{
     error::Result,
     order::{
         Order,
-        pass::{Pass, RowSpan},
-        stream::{Mode, Piece, Slot, Stream},
+        pass::{Pass, RowSpan, pass_rng},
+        stream::{Mode, Piece, Slot, Stream, split_passes},
     },
     rng::{Purpose, Rng},
 };
@@ -78,23 +78,17 @@ impl Windows {
     where
         F: FnOnce(&Stream, &[RowRef]) -> Result<Vec<u8>>,
     {
-        let state = &mut self.streams[slot.stream as usize];
-        if state.epoch != slot.epoch {
-            state.epoch = slot.epoch;
-            state.counts.clear();
-        }
-        let key = (slot.window_first, slot.window_len);
-        let known = state.counts.remove(&key);
-        let mut counted = None;
-        let arranged = self.arranged(slot, |stream, row_refs| {
-            let counts = known.map_or_else(|| count(stream, row_refs), Ok)?;
-            counted = Some(counts.clone());
-            Ok(counts)
-        })?;
-        if let Some(counts) = counted {
-            self.streams[slot.stream as usize]
-                .counts
-                .insert(key, counts);
+        let row_refs = self.row_refs(slot);
+        let known = self.streams[slot.stream as usize].take_counts(slot);
+        let counts = match known {
+            Some(counts) => counts,
+            None => self.counts(slot, &row_refs, count)?,
+        };
+        let arranged = self.arrange(slot, &row_refs, &counts);
+        if slot.window_len > 1 {
+            let key = (slot.window_first, slot.window_len);
+            let state = &mut self.streams[slot.stream as usize];
+            state.counts.insert(key, counts);
         }
         let within = (slot.index - slot.window_first) as usize * slot.size as usize;
         Ok(arranged[within..within + slot.size as usize].to_vec())
@@ -105,19 +99,30 @@ impl Windows {
     where
         F: FnOnce(&Stream, &[RowRef]) -> Result<Vec<u8>>,
     {
-        let facts = self.order.streams()[slot.stream as usize];
         let row_refs = self.row_refs(slot);
-        let counts = if slot.window_len == 1 {
-            vec![1; row_refs.len()]
-        } else {
-            count(&facts, &row_refs)?
-        };
+        let counts = self.counts(slot, &row_refs, count)?;
+        Ok(self.arrange(slot, &row_refs, &counts))
+    }
+
+    /// The chunk counts of a window, from `count` unless it is a single micro-batch.
+    fn counts<F>(&self, slot: &Slot, row_refs: &[RowRef], count: F) -> Result<Vec<u8>>
+    where
+        F: FnOnce(&Stream, &[RowRef]) -> Result<Vec<u8>>,
+    {
+        if slot.window_len == 1 {
+            return Ok(vec![1; row_refs.len()]);
+        }
+        count(&self.order.streams()[slot.stream as usize], row_refs)
+    }
+
+    fn arrange(&self, slot: &Slot, row_refs: &[RowRef], counts: &[u8]) -> Vec<RowRef> {
         assert_eq!(counts.len(), row_refs.len(), "one chunk count per sample");
-        let arranged = arrange(self.order.settings().seed, &facts, slot, &counts);
-        Ok(arranged
+        let facts = &self.order.streams()[slot.stream as usize];
+        let arranged = arrange(self.order.settings().seed, facts, slot, counts);
+        arranged
             .into_iter()
             .map(|at| row_refs[at as usize])
-            .collect())
+            .collect()
     }
 
     /// The samples of a slot's window in the order of the stream. They do not depend on text.
@@ -142,52 +147,52 @@ impl Windows {
         let mut row_refs = Vec::with_capacity(piece.len as usize * facts.size as usize);
         for (pass, positions) in facts.positions(piece.first..piece.first + u64::from(piece.len)) {
             if facts.mode == Mode::Owned && pass > 0 {
-                let layout = self.order.layout(piece.stream);
-                let state = &mut self.streams[piece.stream as usize];
-                let permutation = state.permutation(self.order.settings().seed, &facts, pass);
-                let positions = &permutation[positions.start as usize..positions.end as usize];
-                row_refs.extend(positions.iter().map(|&position| RowRef {
-                    row: layout.row(position),
-                    pass,
-                }));
+                let rows = self.permuted_rows(piece.stream, pass, positions);
+                row_refs.extend(rows.into_iter().map(|row| RowRef { row, pass }));
                 continue;
             }
-            let spans = self.pass_spans(piece.stream, pass, positions);
-            row_refs.extend(
-                spans
-                    .into_iter()
-                    .flat_map(|span| span.rows)
-                    .map(|row| RowRef { row, pass }),
-            );
+            for span in self.pass_spans(piece.stream, pass, positions) {
+                row_refs.extend(span.rows.map(|row| RowRef { row, pass }));
+            }
         }
         row_refs
+    }
+
+    /// The rows at `positions` of a later pass over a share.
+    fn permuted_rows(&mut self, stream: u32, pass: u64, positions: Range<u64>) -> Vec<u32> {
+        let facts = &self.order.streams()[stream as usize];
+        let layout = self.order.layout(stream);
+        let state = &mut self.streams[stream as usize];
+        let permutation = state.permutation(self.order.settings().seed, facts, pass);
+        permutation[positions.start as usize..positions.end as usize]
+            .iter()
+            .map(|&position| layout.row(position))
+            .collect()
     }
 
     /// The rows of a window of blocks, in any pass but a later one over a share.
     pub(crate) fn spans(&mut self, piece: &Piece) -> Vec<RowSpan> {
         let facts = self.order.streams()[piece.stream as usize];
-        let parts = facts.positions(piece.first..piece.first + u64::from(piece.len));
-        parts
-            .into_iter()
-            .flat_map(|(pass, positions)| self.pass_spans(piece.stream, pass, positions))
-            .collect()
+        let mut spans = Vec::new();
+        for (pass, positions) in facts.positions(piece.first..piece.first + u64::from(piece.len)) {
+            spans.extend(self.pass_spans(piece.stream, pass, positions));
+        }
+        spans
     }
 
     fn pass_spans(&mut self, stream: u32, pass: u64, positions: Range<u64>) -> Vec<RowSpan> {
         let layout = self.order.layout(stream);
         let passes = &mut self.streams[stream as usize].passes;
-        let known = passes
-            .iter()
-            .position(|(number, _)| *number == pass)
-            .unwrap_or_else(|| {
-                if passes.len() == PASSES_KEPT {
-                    passes.remove(0);
-                }
-                let facts = &self.order.streams()[stream as usize];
-                passes.push((pass, layout.pass(self.order.settings().seed, facts, pass)));
-                passes.len() - 1
-            });
-        passes[known].1.spans(layout, positions).collect()
+        let known = passes.iter().position(|(number, _)| *number == pass);
+        let at = known.unwrap_or_else(|| {
+            if passes.len() == PASSES_KEPT {
+                passes.remove(0);
+            }
+            let facts = &self.order.streams()[stream as usize];
+            passes.push((pass, layout.pass(self.order.settings().seed, facts, pass)));
+            passes.len() - 1
+        });
+        passes[at].1.spans(layout, positions).collect()
     }
 }
 
@@ -197,26 +202,27 @@ impl StreamWindows {
         let known = self
             .permutations
             .iter()
-            .position(|(number, _)| *number == pass)
-            .unwrap_or_else(|| {
-                // Keep those of one epoch and of the beginning of the next.
-                if self.permutations.len() as u64 > stream.repeats_millionths.div_ceil(1_000_000) {
-                    self.permutations.remove(0);
-                }
-                let lane = stream.lane.expect("a share belongs to a lane");
-                let words = [
-                    u64::from(stream.data),
-                    u64::from(stream.bucket),
-                    pass,
-                    u64::from(lane),
-                ];
-                self.permutations.push((
-                    pass,
-                    Rng::keyed(seed, Purpose::Pass, &words).permutation(stream.rows as u32),
-                ));
-                self.permutations.len() - 1
-            });
-        &self.permutations[known].1
+            .position(|(number, _)| *number == pass);
+        if let Some(at) = known {
+            return &self.permutations[at].1;
+        }
+        // Keep those of one epoch and of the beginning of the next.
+        if self.permutations.len() as u64 > stream.repeats_millionths.div_ceil(1_000_000) {
+            self.permutations.remove(0);
+        }
+        assert!(stream.lane.is_some(), "a share belongs to a lane");
+        let permutation = pass_rng(seed, stream, pass).permutation(stream.rows as u32);
+        self.permutations.push((pass, permutation));
+        &self.permutations[self.permutations.len() - 1].1
+    }
+
+    /// Takes the chunk counts of a slot's window, if they are known. Forgets those of other epochs.
+    fn take_counts(&mut self, slot: &Slot) -> Option<Vec<u8>> {
+        if self.epoch != slot.epoch {
+            self.epoch = slot.epoch;
+            self.counts.clear();
+        }
+        self.counts.remove(&(slot.window_first, slot.window_len))
     }
 
     /// Computes the rows of all windows of `epoch`, unless `rows` covers `window` already.
@@ -235,29 +241,23 @@ impl StreamWindows {
         self.start = first * samples;
         self.rows.clear();
         self.rows.reserve_exact(((past - first) * samples) as usize);
-        let mut position = self.start;
-        while position < past * samples {
-            let (pass, from) = (position / stream.rows, position % stream.rows);
-            let until = stream.rows.min(from + past * samples - position);
-            let words = [u64::from(stream.data), u64::from(stream.bucket), pass];
-            let permutation =
-                Rng::keyed(seed, Purpose::Pass, &words).permutation(stream.rows as u32);
-            self.rows
-                .extend_from_slice(&permutation[from as usize..until as usize]);
-            position += until - from;
+        for (pass, positions) in split_passes(self.start..past * samples, stream.rows, 0) {
+            let permutation = pass_rng(seed, stream, pass).permutation(stream.rows as u32);
+            let positions = positions.start as usize..positions.end as usize;
+            self.rows.extend_from_slice(&permutation[positions]);
         }
     }
 
     fn row_refs(&self, stream: &Stream, window: u64) -> Vec<RowRef> {
         let samples = stream.window * u64::from(stream.size);
-        let positions = window * samples..(window + 1) * samples;
-        let row = |position: u64| self.rows[(position - self.start) as usize];
-        positions
-            .map(|position| RowRef {
-                row: row(position),
-                pass: position / stream.rows,
-            })
-            .collect()
+        let first = window * samples;
+        let rows = &self.rows[(first - self.start) as usize..][..samples as usize];
+        let mut row_refs = Vec::with_capacity(rows.len());
+        for (position, &row) in (first..).zip(rows) {
+            let pass = position / stream.rows;
+            row_refs.push(RowRef { row, pass });
+        }
+        row_refs
     }
 }
 
@@ -276,9 +276,9 @@ fn arrange(seed: u64, stream: &Stream, slot: &Slot, counts: &[u8]) -> Vec<u32> {
     let mut sorted = rng.permutation(counts.len() as u32);
     sorted.sort_by_key(|&at| counts[at as usize]);
     let size = stream.size as usize;
-    let order = rng.permutation(slot.window_len);
-    order
-        .into_iter()
-        .flat_map(|at| sorted[at as usize * size..][..size].iter().copied())
-        .collect()
+    let mut arranged = Vec::with_capacity(sorted.len());
+    for micro_batch in rng.permutation(slot.window_len) {
+        arranged.extend_from_slice(&sorted[micro_batch as usize * size..][..size]);
+    }
+    arranged
 }
