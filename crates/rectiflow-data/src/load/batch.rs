@@ -24,7 +24,7 @@ use crate::{
     rng::{Purpose, Rng},
     text::{
         prompt::{self, PromptSettings},
-        token::{CHUNK_LEN, Clip, TokenChunks, Tokenizer, empty_chunk},
+        token::{CHUNK_LEN, Clip, Cut, TokenChunks, Tokenizer, empty_chunk},
     },
 };
 
@@ -164,25 +164,17 @@ impl Batcher {
 
     /// Reads a micro-batch.
     pub(crate) fn assemble(&self, members: &Members) -> Result<MicroBatch> {
-        let Members {
-            data,
-            bucket,
-            ref row_refs,
-            ..
-        } = *members;
-        let dataset = &self.sources[data as usize].dataset;
-        let texts = self.texts(data, bucket)?;
-        let records: Vec<&Record> = row_refs
-            .iter()
-            .map(|row_ref| &texts[row_ref.row as usize])
-            .collect();
-        let row_len = dataset.latent_shape(bucket).iter().product::<usize>();
-        let mut latents = vec![f16::ZERO; row_refs.len() * row_len];
-        let rows: Vec<u64> = row_refs
-            .iter()
-            .map(|row_ref| u64::from(row_ref.row))
-            .collect();
-        dataset.read_latents(self.split, bucket, &rows, &mut latents)?;
+        let dataset = &self.source(members.data).dataset;
+        let texts = self.texts(members.data, members.bucket)?;
+        let mut records = Vec::with_capacity(members.row_refs.len());
+        let mut rows = Vec::with_capacity(members.row_refs.len());
+        for row_ref in &members.row_refs {
+            records.push(&texts[row_ref.row as usize]);
+            rows.push(u64::from(row_ref.row));
+        }
+        let row_len: usize = dataset.latent_shape(members.bucket).iter().product();
+        let mut latents = vec![f16::ZERO; rows.len() * row_len];
+        dataset.read_latents(self.split, members.bucket, &rows, &mut latents)?;
         Ok(self.finish(members, &records, latents))
     }
 
@@ -193,69 +185,51 @@ impl Batcher {
         records: &[&Record],
         latents: Vec<f16>,
     ) -> MicroBatch {
-        let Members {
-            slot,
-            first_sample,
-            data,
-            bucket,
-            ref row_refs,
-        } = *members;
         let Source {
             dataset,
             prompt: settings,
             ..
-        } = &self.sources[data as usize];
-        let drawn = records
-            .iter()
-            .zip(row_refs)
-            .map(|(record, row_ref)| self.prompt(settings, record, row_ref.pass));
-        let prompts: Vec<String> = drawn.collect();
-        let chunks: Vec<TokenChunks> = prompts
-            .iter()
-            .map(|prompt| self.tokenizer.chunks_cut(prompt, settings.cut))
-            .collect();
-        let tokens = chunks
-            .iter()
-            .map(|chunks| chunks.clip_l.len())
-            .max()
-            .unwrap_or(1);
+        } = self.source(members.data);
+        // Text.
+        let mut prompts = Vec::with_capacity(records.len());
+        let mut dropped = Vec::with_capacity(records.len());
+        for (record, row_ref) in records.iter().zip(&members.row_refs) {
+            let prompt = self.prompt(settings, record, row_ref.pass);
+            dropped.push(prompt::is_dropped(record, &prompt));
+            prompts.push(prompt);
+        }
+        let tokenized = Tokenized::new(self.tokenizer, &prompts, settings.cut);
+        // All samples of a bucket have the target size of the first.
         MicroBatch {
-            slot,
-            first_sample,
-            data,
-            bucket,
+            slot: members.slot,
+            first_sample: members.first_sample,
+            data: members.data,
+            bucket: members.bucket,
             width_px: records[0].target_width_px,
             height_px: records[0].target_height_px,
-            latent_shape: dataset.latent_shape(bucket),
+            latent_shape: dataset.latent_shape(members.bucket),
             latents,
             ids: records.iter().map(|record| record.id).collect(),
-            passes: row_refs.iter().map(|row_ref| row_ref.pass).collect(),
-            dropped: records
-                .iter()
-                .zip(&prompts)
-                .map(|(record, text)| prompt::is_dropped(record, text))
-                .collect(),
+            passes: members.row_refs.iter().map(|at| at.pass).collect(),
             prompts,
-            chunks: chunks
-                .iter()
-                .map(|chunks| chunks.clip_l.len() as u32)
-                .collect(),
-            tokens,
-            clip_l: padded(chunks.iter().map(|chunks| &chunks.clip_l), tokens, Clip::L),
-            clip_g: padded(chunks.iter().map(|chunks| &chunks.clip_g), tokens, Clip::G),
+            dropped,
+            chunks: tokenized.chunks,
+            tokens: tokenized.longest,
+            clip_l: tokenized.clip_l,
+            clip_g: tokenized.clip_g,
             time_ids: records.iter().flat_map(|record| time_ids(record)).collect(),
-            weights: vec![1.0; row_refs.len()],
+            weights: vec![1.0; records.len()],
         }
     }
 
     /// The samples of a micro-batch.
     pub(crate) fn ids(&self, members: &Members) -> Result<Vec<SampleId>> {
         let texts = self.texts(members.data, members.bucket)?;
-        Ok(members
-            .row_refs
-            .iter()
-            .map(|row_ref| texts[row_ref.row as usize].id)
-            .collect())
+        let mut ids = Vec::with_capacity(members.row_refs.len());
+        for row_ref in &members.row_refs {
+            ids.push(texts[row_ref.row as usize].id);
+        }
+        Ok(ids)
     }
 
     fn prompt(&self, settings: &PromptSettings, record: &Record, pass: u64) -> String {
@@ -291,18 +265,51 @@ impl Batcher {
     }
 }
 
-/// Chunks of all samples, `[n, tokens, 77]`, shorter ones padded with chunks without text.
-fn padded<'a>(
-    samples: impl Iterator<Item = &'a Vec<[i64; CHUNK_LEN]>>,
-    tokens: usize,
-    clip: Clip,
-) -> Vec<i64> {
+/// The token ids of a micro-batch.
+struct Tokenized {
+    /// Number of chunks of each prompt.
+    chunks: Vec<u32>,
+    /// Number of chunks of the longest prompt.
+    longest: usize,
+    /// Ids for CLIP-L, `[n, longest, 77]`.
+    clip_l: Vec<i64>,
+    /// Ids for bigG, `[n, longest, 77]`.
+    clip_g: Vec<i64>,
+}
+
+impl Tokenized {
+    fn new(tokenizer: &Tokenizer, prompts: &[String], cut: Cut) -> Self {
+        let mut samples = Vec::with_capacity(prompts.len());
+        let mut chunks = Vec::with_capacity(prompts.len());
+        for prompt in prompts {
+            let sample = tokenizer.chunks_cut(prompt, cut);
+            chunks.push(sample.clip_l.len() as u32);
+            samples.push(sample);
+        }
+        let longest = chunks.iter().max().map_or(1, |&longest| longest as usize);
+        Self {
+            clip_l: padded(&samples, longest, Clip::L),
+            clip_g: padded(&samples, longest, Clip::G),
+            longest,
+            chunks,
+        }
+    }
+}
+
+/// Chunks of all samples, `[n, longest, 77]`, shorter ones padded with chunks without text.
+fn padded(samples: &[TokenChunks], longest: usize, clip: Clip) -> Vec<i64> {
     let empty = empty_chunk(clip);
-    let chunk =
-        |chunks: &'a Vec<[i64; CHUNK_LEN]>, at: usize| chunks.get(at).copied().unwrap_or(empty);
-    samples
-        .flat_map(|chunks| (0..tokens).flat_map(move |at| chunk(chunks, at)))
-        .collect()
+    let mut ids = Vec::with_capacity(samples.len() * longest * CHUNK_LEN);
+    for sample in samples {
+        let chunks = match clip {
+            Clip::L => &sample.clip_l,
+            Clip::G => &sample.clip_g,
+        };
+        for at in 0..longest {
+            ids.extend(chunks.get(at).unwrap_or(&empty));
+        }
+    }
+    ids
 }
 
 fn time_ids(record: &Record) -> [f32; 6] {

@@ -44,6 +44,14 @@ fn key(slot: &Slot) -> WindowKey {
     (slot.stream, slot.window_first, slot.window_len)
 }
 
+/// A micro-batch of which everything has arrived.
+struct Due {
+    window: WindowKey,
+    members: Members,
+    /// Its latents, if they were read row by row.
+    rows: Option<Vec<f16>>,
+}
+
 /// Reads the steps of one rank.
 #[derive(Debug)]
 pub(crate) struct Feed<'a> {
@@ -89,43 +97,50 @@ impl<'a> Feed<'a> {
     /// # Errors
     /// The error of a read; after `stop` is set, an error that the caller discards.
     pub(crate) fn step(&mut self, step: u64) -> Result<Step> {
-        let whole = self.steps.plan(step);
+        let plan = self.steps.plan(step);
         self.admit_needed(step)?;
-        let slots: Vec<Slot> = self
-            .setup
-            .slots
-            .iter()
-            .map(|&slot| whole.slots[slot as usize])
-            .collect();
-        let mut ready = Vec::with_capacity(slots.len());
+        let slots: Vec<Slot> = self.setup.slots_of(&plan).collect();
+        let mut due = Vec::with_capacity(slots.len());
         for slot in &slots {
-            self.arrange(slot)?;
-            let members = self.members(slot);
-            let window = self
-                .admitted
-                .get_mut(&key(slot))
-                .expect("the windows of a step are admitted");
-            let rows = window.arrive(
-                &self.setup.batcher.source(members.data).dataset,
-                &members,
-                self.stop,
-            )?;
-            ready.push((slot, members, rows));
+            due.push(self.arrive(slot)?);
         }
-        let assemble =
-            |(slot, members, rows): (&Slot, Members, _)| self.assemble(slot, &members, rows);
-        let micro_batches = ready.into_par_iter().map(assemble).collect::<Result<_>>()?;
-        slots.iter().for_each(|slot| self.release(slot));
+        let micro_batches = due
+            .into_par_iter()
+            .map(|due| self.assemble(due))
+            .collect::<Result<_>>()?;
+        for slot in &slots {
+            self.release(slot);
+        }
         // Only now: reading ahead must not slow down this step, above all the first one.
         self.look_ahead(step);
         self.arrange_next();
-        let (epoch, num_samples) = (whole.epoch, whole.num_samples);
         Ok(Step {
             step,
-            epoch,
-            num_samples,
+            epoch: plan.epoch,
+            num_samples: plan.num_samples,
             micro_batches,
         })
+    }
+
+    /// Waits for everything that a slot's micro-batch needs.
+    fn arrive(&mut self, slot: &Slot) -> Result<Due> {
+        self.arrange(slot)?;
+        let members = self.members(slot);
+        let dataset = self.setup.dataset(members.data);
+        let stop = self.stop;
+        let rows = self.window(slot).arrive(dataset, &members, stop)?;
+        Ok(Due {
+            window: key(slot),
+            members,
+            rows,
+        })
+    }
+
+    /// The admitted window of a slot.
+    fn window(&mut self, slot: &Slot) -> &mut IncomingWindow {
+        self.admitted
+            .get_mut(&key(slot))
+            .expect("the windows of a step are admitted")
     }
 
     /// Admits all windows that a step needs. The limit always has room for them.
@@ -133,10 +148,8 @@ impl<'a> Feed<'a> {
         while self.scout_step <= step {
             self.scout();
         }
-        while self
-            .waiting
-            .front()
-            .is_some_and(|(needed, _)| *needed <= step)
+        while let Some(&(needed, _)) = self.waiting.front()
+            && needed <= step
         {
             self.admit_next(u64::MAX)?;
         }
@@ -180,32 +193,32 @@ impl<'a> Feed<'a> {
     /// Adds the new windows of the scout's next step to the waiting ones.
     fn scout(&mut self) {
         let plan = self.scout.plan(self.scout_step);
-        for slot in self
-            .setup
-            .slots
-            .iter()
-            .map(|&slot| plan.slots[slot as usize])
-        {
-            let is_known = self.admitted.contains_key(&key(&slot))
-                || self
-                    .waiting
-                    .iter()
-                    .any(|(_, waiting)| key(waiting) == key(&slot));
-            if !is_known {
+        for slot in self.setup.slots_of(&plan) {
+            if !self.is_known(&slot) {
                 self.waiting.push_back((self.scout_step, slot));
             }
         }
         self.scout_step += 1;
     }
 
+    fn is_known(&self, slot: &Slot) -> bool {
+        let key_of_slot = key(slot);
+        self.admitted.contains_key(&key_of_slot)
+            || self
+                .waiting
+                .iter()
+                .any(|(_, waiting)| key(waiting) == key_of_slot)
+    }
+
     /// What a window needs from its data set, and its size in bytes.
     fn wanted(&mut self, slot: &Slot, step: u64) -> Result<(Wanted, u64)> {
-        let stream = self.setup.order.streams()[slot.stream as usize];
-        let dataset = &self.setup.batcher.source(stream.data).dataset;
-        let row_refs = self.windows.row_refs(slot).into_iter();
-        let located =
-            row_refs.map(|row_ref| dataset.locate(Split::Train, stream.bucket, row_ref.row.into()));
-        let rows: Vec<ObjectRow> = located.collect::<Result<_>>()?;
+        let stream = self.setup.stream(slot);
+        let dataset = self.setup.dataset(stream.data);
+        let row_refs = self.windows.row_refs(slot);
+        let mut rows = Vec::with_capacity(row_refs.len());
+        for RowRef { row, .. } in row_refs {
+            rows.push(dataset.locate(Split::Train, stream.bucket, row.into())?);
+        }
         if stream.mode == Mode::Owned && stream.owned_pass(slot.window_first) > 0 {
             return Ok(Wanted::rows(dataset, rows));
         }
@@ -213,11 +226,12 @@ impl<'a> Feed<'a> {
     }
 
     fn admit(&mut self, slot: Slot, step: u64, wanted: Wanted, held_bytes: u64) {
-        let stream = self.setup.order.streams()[slot.stream as usize];
-        let dataset = &self.setup.batcher.source(stream.data).dataset;
+        let dataset = self.setup.dataset(self.setup.stream(&slot).data);
         self.held_bytes += held_bytes;
         // Earlier windows count as read: the next use of their blocks is a later one.
-        self.setup.uses.iter().for_each(|uses| uses.advance(step));
+        if let Some(uses) = &self.setup.uses {
+            uses.advance(step);
+        }
         // The scout found the window at its first micro-batch that is still to be delivered. After
         // a seek that is not the window's first.
         let left = slot.window_len - (slot.index - slot.window_first) as u32;
@@ -229,66 +243,76 @@ impl<'a> Feed<'a> {
     /// Arranges the next window whose text has arrived, so that a step has less to do when it is
     /// due.
     fn arrange_next(&mut self) {
-        let is_done = |slot: &Slot| {
-            let window = self.admitted.get(&key(slot));
-            window.is_none_or(|window| window.arranged.is_some() || window.failure.is_some())
-        };
-        while self.unread.front().is_some_and(is_done) {
-            self.unread.pop_front();
-        }
-        let Some(&slot) = self.unread.front() else {
+        while let Some(&slot) = self.unread.front() {
+            if self.is_settled(&slot) {
+                self.unread.pop_front();
+                continue;
+            }
+            if self.admitted[&key(&slot)].has_text()
+                && let Err(error) = self.arrange(&slot)
+            {
+                self.window(&slot).failure = Some(error);
+            }
             return;
-        };
-        if self.admitted[&key(&slot)].has_text()
-            && let Err(error) = self.arrange(&slot)
-        {
-            let window = self
-                .admitted
-                .get_mut(&key(&slot))
-                .expect("the loop above has found it");
-            window.failure = Some(error);
         }
+    }
+
+    /// Whether a slot's window is arranged, has failed, or has been released.
+    fn is_settled(&self, slot: &Slot) -> bool {
+        let window = self.admitted.get(&key(slot));
+        window.is_none_or(|window| window.arranged.is_some() || window.failure.is_some())
     }
 
     /// Waits for a window's text, draws its prompts and groups its samples by prompt length.
     fn arrange(&mut self, slot: &Slot) -> Result<()> {
-        let window = self
-            .admitted
-            .get_mut(&key(slot))
-            .expect("the caller has admitted the window");
+        let setup = self.setup;
+        let stop = self.stop;
+        let stream = setup.stream(slot);
+        let dataset = setup.dataset(stream.data);
+        // Text.
+        let window = self.window(slot);
         if window.arranged.is_some() {
             return Ok(());
         }
         if let Some(error) = window.failure.take() {
             return Err(error);
         }
-        let stream = self.setup.order.streams()[slot.stream as usize];
-        let dataset = &self.setup.batcher.source(stream.data).dataset;
-        let row_refs = self.windows.row_refs(slot);
-        let mut records = window.read_records(dataset, self.stop)?;
-        let mut by_row = HashMap::with_capacity(row_refs.len());
-        for row in row_refs.iter().map(|row_ref| row_ref.row) {
-            let located = dataset.locate(Split::Train, stream.bucket, row.into())?;
-            // A window can hold a row twice, from two passes.
-            by_row.extend(records.remove(&located).map(|record| (row, record)));
-        }
+        let records = window.read_records(dataset, stop)?;
+        let records = self.by_row(slot, records)?;
+        // The order of the samples.
         let count = |_: &_, row_refs: &[RowRef]| {
-            Ok(self
-                .setup
-                .batcher
-                .count_of(stream.data, row_refs, |row| &by_row[&row]))
+            let batcher = &setup.batcher;
+            Ok(batcher.count_of(stream.data, row_refs, |row| &records[&row]))
         };
         let row_refs = self.windows.arranged(slot, count)?;
-        window.arranged = Some(Arranged {
-            row_refs,
-            records: by_row,
-        });
+        // Latents.
+        let window = self.window(slot);
+        window.arranged = Some(Arranged { row_refs, records });
         window.start_rows(dataset, stream.bucket, slot.size as usize)
+    }
+
+    /// The records of a window's samples by row of the bucket, taken from `records`.
+    fn by_row(
+        &mut self,
+        slot: &Slot,
+        mut records: HashMap<ObjectRow, Record>,
+    ) -> Result<HashMap<u32, Record>> {
+        let stream = self.setup.stream(slot);
+        let dataset = self.setup.dataset(stream.data);
+        let row_refs = self.windows.row_refs(slot);
+        let mut by_row = HashMap::with_capacity(row_refs.len());
+        for RowRef { row, .. } in row_refs {
+            let located = dataset.locate(Split::Train, stream.bucket, row.into())?;
+            // A window can hold a row twice, from two passes.
+            if let Some(record) = records.remove(&located) {
+                by_row.insert(row, record);
+            }
+        }
+        Ok(by_row)
     }
 
     /// The samples of a slot of an arranged window.
     fn members(&self, slot: &Slot) -> Members {
-        let stream = self.setup.order.streams()[slot.stream as usize];
         let arranged = self.admitted[&key(slot)]
             .arranged
             .as_ref()
@@ -296,47 +320,36 @@ impl<'a> Feed<'a> {
         let size = slot.size as usize;
         let within = (slot.index - slot.window_first) as usize * size;
         let row_refs = arranged.row_refs[within..within + size].to_vec();
-        let (data, bucket) = (stream.data, stream.bucket);
-        Members {
-            slot: slot.slot,
-            first_sample: slot.first_sample,
-            data,
-            bucket,
-            row_refs,
-        }
+        self.setup.members(slot, row_refs)
     }
 
-    /// A micro-batch, from `rows` if its latents were read row by row.
-    fn assemble(
-        &self,
-        slot: &Slot,
-        members: &Members,
-        rows: Option<Vec<f16>>,
-    ) -> Result<MicroBatch> {
-        let window = &self.admitted[&key(slot)];
-        let dataset = &self.setup.batcher.source(members.data).dataset;
-        let latents = window.latents(dataset, members, rows)?;
-        let records = &window
+    /// A micro-batch of which everything has arrived.
+    fn assemble(&self, due: Due) -> Result<MicroBatch> {
+        let Due {
+            window,
+            members,
+            rows,
+        } = due;
+        let window = &self.admitted[&window];
+        let dataset = self.setup.dataset(members.data);
+        let latents = window.latents(dataset, &members, rows)?;
+        let arranged = window
             .arranged
             .as_ref()
-            .expect("the slot's window is arranged")
-            .records;
-        let records: Vec<&Record> = members
-            .row_refs
-            .iter()
-            .map(|row_ref| &records[&row_ref.row])
-            .collect();
-        Ok(self.setup.batcher.finish(members, &records, latents))
+            .expect("the slot's window is arranged");
+        let mut records = Vec::with_capacity(members.row_refs.len());
+        for row_ref in &members.row_refs {
+            records.push(&arranged.records[&row_ref.row]);
+        }
+        Ok(self.setup.batcher.finish(&members, &records, latents))
     }
 
     fn release(&mut self, slot: &Slot) {
-        let window = self
-            .admitted
-            .get_mut(&key(slot))
-            .expect("a delivered micro-batch has a window");
+        let window = self.window(slot);
         window.left -= 1;
         if window.left == 0 {
-            self.held_bytes -= window.held_bytes;
+            let held_bytes = window.held_bytes;
+            self.held_bytes -= held_bytes;
             self.admitted.remove(&key(slot));
         }
     }

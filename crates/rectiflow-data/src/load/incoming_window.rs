@@ -62,8 +62,10 @@ impl Wanted {
 
     /// Single rows, and their share of the bytes of their blocks.
     pub(crate) fn rows(dataset: &Dataset, rows: Vec<ObjectRow>) -> (Self, u64) {
-        let bytes = |&(object, row): &ObjectRow| dataset.share_of_block(object, row / BLOCK_ROWS);
-        let num_bytes = rows.iter().map(bytes).sum();
+        let mut num_bytes = 0;
+        for &(object, row) in &rows {
+            num_bytes += dataset.share_of_block(object, row / BLOCK_ROWS);
+        }
         (Self::Rows(rows), num_bytes)
     }
 }
@@ -95,6 +97,29 @@ enum Content {
     },
 }
 
+impl Content {
+    fn of_blocks(dataset: &Dataset, requests: Vec<Request>) -> Self {
+        let mut text = Vec::new();
+        let mut latents = Vec::new();
+        for request in requests {
+            let to = match request.file {
+                ObjectFile::Text => &mut text,
+                ObjectFile::Latents => &mut latents,
+            };
+            to.push(Blocks::start(dataset, request));
+        }
+        Self::Blocks { text, latents }
+    }
+
+    fn of_rows(dataset: &Arc<Dataset>, rows: Vec<ObjectRow>, step: u64) -> Self {
+        let text = start_records(dataset, rows, step);
+        Self::Rows {
+            text: text.into_iter().map(Arriving::UnderWay).collect(),
+            latents: VecDeque::new(),
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Arranged {
     /// In the order of the window's micro-batches.
@@ -113,10 +138,9 @@ struct Blocks {
 
 impl Blocks {
     fn start(dataset: &Dataset, request: Request) -> Self {
-        let (object, first) = (request.object, request.first);
         Self {
-            object,
-            first,
+            object: request.object,
+            first: request.first,
             bytes: Arriving::UnderWay(dataset.start_request(request)),
         }
     }
@@ -139,28 +163,8 @@ impl IncomingWindow {
         left: u32,
     ) -> Self {
         let content = match wanted {
-            Wanted::Blocks(requests) => {
-                let (mut text, mut latents) = (Vec::new(), Vec::new());
-                for request in requests {
-                    let to = if request.file == ObjectFile::Text {
-                        &mut text
-                    } else {
-                        &mut latents
-                    };
-                    to.push(Blocks::start(dataset, request));
-                }
-                Content::Blocks { text, latents }
-            }
-            Wanted::Rows(rows) => {
-                let text = start_records(dataset, rows, step)
-                    .into_iter()
-                    .map(Arriving::UnderWay)
-                    .collect();
-                Content::Rows {
-                    text,
-                    latents: VecDeque::new(),
-                }
-            }
+            Wanted::Blocks(requests) => Content::of_blocks(dataset, requests),
+            Wanted::Rows(rows) => Content::of_rows(dataset, rows, step),
         };
         Self {
             held_bytes,
@@ -234,23 +238,16 @@ impl IncomingWindow {
         let Content::Rows { latents, .. } = &mut self.content else {
             return Ok(());
         };
-        let row_refs = &self
-            .arranged
-            .as_ref()
-            .expect("the caller has arranged it")
-            .row_refs;
+        let arranged = self.arranged.as_ref().expect("the caller has arranged it");
+        let row_refs = &arranged.row_refs;
         let row_len = dataset.latent_shape(bucket).iter().product();
         for row_refs in row_refs[row_refs.len() - self.left as usize * size..].chunks_exact(size) {
-            let located = row_refs
-                .iter()
-                .map(|row_ref| dataset.locate(Split::Train, bucket, row_ref.row.into()));
-            let rows = located.collect::<Result<_>>()?;
-            latents.push_back(Arriving::UnderWay(start_latents(
-                dataset.clone(),
-                rows,
-                row_len,
-                self.step,
-            )));
+            let mut rows = Vec::with_capacity(size);
+            for row_ref in row_refs {
+                rows.push(dataset.locate(Split::Train, bucket, row_ref.row.into())?);
+            }
+            let ticket = start_latents(dataset.clone(), rows, row_len, self.step);
+            latents.push_back(Arriving::UnderWay(ticket));
         }
         Ok(())
     }
@@ -304,11 +301,13 @@ impl<T: Send + 'static> Arriving<T> {
     /// Waits until it has arrived or `stop` is set.
     fn arrive(&mut self, stop: &AtomicBool) -> Result<()> {
         if let Self::UnderWay(ticket) = self {
-            let stopped = || Error::Invalid {
-                what: "loader".to_owned(),
-                reason: "it was stopped".to_owned(),
+            let Some(read) = ticket.wait_unless(stop) else {
+                return Err(Error::Invalid {
+                    what: "loader".to_owned(),
+                    reason: "it was stopped".to_owned(),
+                });
             };
-            *self = Self::Here(ticket.wait_unless(stop).ok_or_else(stopped)??);
+            *self = Self::Here(read?);
         }
         Ok(())
     }
@@ -335,8 +334,9 @@ fn decode_records(
     text: &mut Vec<Blocks>,
     stop: &AtomicBool,
 ) -> Result<HashMap<ObjectRow, Record>> {
-    text.iter_mut()
-        .try_for_each(|blocks| blocks.bytes.arrive(stop))?;
+    for blocks in &mut *text {
+        blocks.bytes.arrive(stop)?;
+    }
     let decode = |blocks: &Blocks| match &blocks.bytes {
         Arriving::Here(bytes) => dataset.decode_text(blocks.object, blocks.first, bytes),
         Arriving::UnderWay(_) => unreachable!("`arrive` has returned"),
@@ -344,11 +344,9 @@ fn decode_records(
     let decoded: Vec<Vec<Record>> = text.par_iter().map(decode).collect::<Result<_>>()?;
     let mut records = HashMap::new();
     for (blocks, decoded) in text.drain(..).zip(decoded) {
-        records.extend(
-            (blocks.first * BLOCK_ROWS..)
-                .zip(decoded)
-                .map(|(row, record)| ((blocks.object, row), record)),
-        );
+        for (row, record) in (blocks.first * BLOCK_ROWS..).zip(decoded) {
+            records.insert((blocks.object, row), record);
+        }
     }
     Ok(records)
 }

@@ -22,11 +22,15 @@ use rayon::prelude::*;
 use crate::{
     error::{Error, Result},
     load::{
-        batch::{MicroBatch, Source, Step},
+        batch::{Members, MicroBatch, Source, Step},
         feed::Feed,
         setup::LoaderSetup,
     },
-    order::{Order, OrderSettings, RankOf, epoch::Steps, window::Windows},
+    order::{
+        Order, OrderSettings, RankOf, Stream,
+        epoch::{StepPlan, Steps},
+        window::{RowRef, Windows},
+    },
 };
 
 /// An endless sequence of steps.
@@ -155,17 +159,15 @@ impl Loader {
     /// The errors of reading text.
     pub fn chunk_shares(&self, num_steps: u64) -> Result<ChunkShares> {
         let setup = &self.setup;
-        let (mut steps, mut windows) = (
-            Steps::new(setup.order.clone()),
-            Windows::new(setup.order.clone()),
-        );
+        let mut steps = Steps::new(setup.order.clone());
+        let mut windows = Windows::new(setup.order.clone());
         let mut shares = ChunkShares::default();
         for step in 0..num_steps {
-            let whole = steps.plan(step);
-            for slot in setup.slots.iter().map(|&slot| whole.slots[slot as usize]) {
-                let count = |stream: &_, row_refs: &[_]| setup.count(stream, row_refs);
-                let row_refs = windows.samples(&slot, count)?;
-                shares.add(&setup.count(&setup.order.streams()[slot.stream as usize], &row_refs)?);
+            let plan = steps.plan(step);
+            for slot in setup.slots_of(&plan) {
+                let row_refs =
+                    windows.samples(&slot, |stream, row_refs| setup.count(stream, row_refs))?;
+                shares.add(&setup.count(setup.stream(&slot), &row_refs)?);
             }
         }
         Ok(shares)
@@ -221,13 +223,12 @@ impl ChunkShares {
 
     fn add(&mut self, counts: &[u8]) {
         let longest = counts.iter().copied().max().unwrap_or(0);
+        let sum: u64 = counts.iter().copied().map(u64::from).sum();
+        let chunks = counts.len() as u64 * u64::from(longest);
         self.micro_batches += 1;
         self.mixed += u64::from(counts.iter().any(|&count| count != longest));
-        self.chunks += counts.len() as u64 * u64::from(longest);
-        self.padding += counts
-            .iter()
-            .map(|&count| u64::from(longest - count))
-            .sum::<u64>();
+        self.chunks += chunks;
+        self.padding += chunks - sum;
     }
 }
 
@@ -256,22 +257,18 @@ impl ReadAhead {
     }
 
     fn next(&mut self) -> Result<Step> {
-        let received = self
-            .steps
-            .as_ref()
-            .expect("only `drop` takes the receiver")
-            .recv();
-        received.unwrap_or_else(|_| {
-            let thread = self
-                .thread
-                .take()
-                .expect("a thread ends without an error only once");
-            resume_unwind(
-                thread
-                    .join()
-                    .expect_err("the thread returns only after an error or a panic"),
-            )
-        })
+        let steps = self.steps.as_ref().expect("only `drop` takes the receiver");
+        if let Ok(step) = steps.recv() {
+            return step;
+        }
+        let thread = self
+            .thread
+            .take()
+            .expect("a thread ends without an error only once");
+        let panic = thread
+            .join()
+            .expect_err("the thread returns only after an error or a panic");
+        resume_unwind(panic)
     }
 }
 
@@ -289,63 +286,91 @@ impl Drop for ReadAhead {
 
 fn read(setup: &LoaderSetup, from: u64, sender: &Sender<Result<Step>>, stop: &AtomicBool) {
     if setup.order.settings().mode.has_windows() {
-        return read_windows(setup, from, sender, stop);
+        let mut feed = Feed::new(setup, from, stop);
+        send_steps(from, sender, |step| Some(feed.step(step)));
+    } else {
+        let mut reader = LocalReader {
+            setup,
+            stop,
+            steps: Steps::new(setup.order.clone()),
+            windows: Windows::new(setup.order.clone()),
+        };
+        send_steps(from, sender, |step| reader.step(step));
     }
-    let (mut steps, mut windows) = (
-        Steps::new(setup.order.clone()),
-        Windows::new(setup.order.clone()),
-    );
+}
+
+/// Sends the steps that `read` returns, until it returns `None` or an error, or no receiver is
+/// left.
+fn send_steps(
+    from: u64,
+    sender: &Sender<Result<Step>>,
+    mut read: impl FnMut(u64) -> Option<Result<Step>>,
+) {
     for step in from.. {
-        let Some(read) = read_step(setup, step, &mut steps, &mut windows, stop) else {
+        let Some(read) = read(step) else {
             return;
         };
-        let failed = read.is_err();
-        if sender.send(read).is_err() || failed {
+        let has_failed = read.is_err();
+        if sender.send(read).is_err() || has_failed {
             return;
         }
     }
 }
 
-fn read_windows(setup: &LoaderSetup, from: u64, sender: &Sender<Result<Step>>, stop: &AtomicBool) {
-    let mut feed = Feed::new(setup, from, stop);
-    for step in from.. {
-        let read = feed.step(step);
-        let failed = read.is_err();
-        if sender.send(read).is_err() || failed {
-            return;
-        }
-    }
+/// Reads the steps of one rank in `local` mode.
+struct LocalReader<'a> {
+    setup: &'a LoaderSetup,
+    /// Set when the steps are no longer wanted.
+    stop: &'a AtomicBool,
+    steps: Steps,
+    windows: Windows,
 }
 
-/// Reads one step. Returns `None` once `stop` is set.
-fn read_step(
-    setup: &LoaderSetup,
-    step: u64,
-    steps: &mut Steps,
-    windows: &mut Windows,
-    stop: &AtomicBool,
-) -> Option<Result<Step>> {
-    let whole = steps.plan(step);
-    let mut members = Vec::with_capacity(setup.slots.len());
-    for slot in setup.slots.iter().map(|&slot| whole.slots[slot as usize]) {
-        if stop.load(Ordering::Relaxed) {
+impl LocalReader<'_> {
+    /// Reads one step. Returns `None` once `stop` is set.
+    fn step(&mut self, step: u64) -> Option<Result<Step>> {
+        let plan = self.steps.plan(step);
+        let members = match self.members(&plan)? {
+            Ok(members) => members,
+            Err(error) => return Some(Err(error)),
+        };
+        let micro_batches: Vec<Result<MicroBatch>> = members
+            .par_iter()
+            .map(|members| self.assemble(members))
+            .collect::<Option<_>>()?;
+        let micro_batches: Result<Vec<MicroBatch>> = micro_batches.into_iter().collect();
+        Some(micro_batches.map(|micro_batches| Step {
+            step,
+            epoch: plan.epoch,
+            num_samples: plan.num_samples,
+            micro_batches,
+        }))
+    }
+
+    fn members(&mut self, plan: &StepPlan) -> Option<Result<Vec<Members>>> {
+        let setup = self.setup;
+        let mut members = Vec::with_capacity(setup.slots.len());
+        for slot in setup.slots_of(plan) {
+            if self.is_stopped() {
+                return None;
+            }
+            let count = |stream: &Stream, row_refs: &[RowRef]| setup.count(stream, row_refs);
+            match self.windows.samples(&slot, count) {
+                Ok(row_refs) => members.push(setup.members(&slot, row_refs)),
+                Err(error) => return Some(Err(error)),
+            }
+        }
+        Some(Ok(members))
+    }
+
+    fn assemble(&self, members: &Members) -> Option<Result<MicroBatch>> {
+        if self.is_stopped() {
             return None;
         }
-        let count = |stream: &_, row_refs: &[_]| setup.count(stream, row_refs);
-        match windows.samples(&slot, count) {
-            Ok(row_refs) => members.push(setup.members(&slot, row_refs)),
-            Err(error) => return Some(Err(error)),
-        }
+        Some(self.setup.batcher.assemble(members))
     }
-    let going = |members| (!stop.load(Ordering::Relaxed)).then(|| setup.batcher.assemble(members));
-    let micro_batches: Vec<Result<MicroBatch>> =
-        members.par_iter().map(going).collect::<Option<_>>()?;
-    let micro_batches: Result<Vec<MicroBatch>> = micro_batches.into_iter().collect();
-    let (epoch, num_samples) = (whole.epoch, whole.num_samples);
-    Some(micro_batches.map(|micro_batches| Step {
-        step,
-        epoch,
-        num_samples,
-        micro_batches,
-    }))
+
+    fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
 }

@@ -19,11 +19,13 @@ use std::sync::{
 use crate::{
     cache::{Claim, evict::NextUse},
     dataset::Dataset,
-    format::{
-        block_table::BLOCK_ROWS,
-        manifest::{Object, Split},
+    format::{block_table::BLOCK_ROWS, manifest::Split},
+    order::{
+        Order,
+        lanes::beginnings,
+        stream::{Mode, Piece},
+        window::Windows,
     },
-    order::{Order, lanes::beginnings, stream::Mode, window::Windows},
 };
 
 /// Tables kept: of the current epoch, of the next one, and of one more for a lookup that lags
@@ -76,36 +78,24 @@ impl NextUses {
     ) -> Arc<Self> {
         let plan = format!("{} {lanes:?}", order.hash());
         let mut num_blocks = 0;
-        let data = datasets.into_iter().map(|dataset| {
-            let first = |object: &Object| {
-                num_blocks += object.num_blocks();
-                num_blocks - object.num_blocks()
-            };
-            let first_block = dataset.manifest().objects.iter().map(first).collect();
-            let claim = dataset.cache().and_then(|cache| cache.claim(&plan));
-            Data {
-                dataset,
-                first_block,
-                claim,
-            }
-        });
-        let data: Vec<Data> = data.collect();
-        let tables = Mutex::new(Tables {
-            windows: Windows::new(order.clone()),
-            epochs: Vec::new(),
-        });
+        let mut data = Vec::with_capacity(datasets.len());
+        for dataset in datasets {
+            data.push(Data::new(dataset, &plan, &mut num_blocks));
+        }
         let uses = Arc::new(Self {
             order: order.clone(),
             lanes,
             data,
             now: AtomicU64::new(0),
-            tables,
+            tables: Mutex::new(Tables {
+                windows: Windows::new(order.clone()),
+                epochs: Vec::new(),
+            }),
         });
         for data in &uses.data {
-            data.dataset
-                .cache()
-                .into_iter()
-                .for_each(|cache| cache.plan_with(&uses));
+            if let Some(cache) = data.dataset.cache() {
+                cache.plan_with(&uses);
+            }
         }
         uses
     }
@@ -122,97 +112,108 @@ impl NextUse for NextUses {
     }
 
     fn claims(&self, mark: &str) -> bool {
-        self.data
-            .iter()
-            .filter_map(|data| data.claim.as_ref())
-            .any(|claim| claim.mark == mark)
+        let mut claims = self.data.iter().flat_map(|data| &data.claim);
+        claims.any(|claim| claim.mark == mark)
     }
 
     /// Considers the steps whose windows have not been requested, in this epoch and the next. In
     /// `window` mode returns 0 in place of any later step.
     fn next(&self, folder: &str, object: usize, block: u32, step: u64) -> Option<u64> {
         let after = step.max(self.now.load(Ordering::Relaxed).saturating_sub(1));
-        let data = self.data.iter().filter(|data| data.has(folder));
-        let blocks = data.filter_map(|data| Some(data.first_block.get(object)? + block));
         let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
-        let next = blocks
-            .filter_map(|block| tables.next(self, block, after))
-            .min();
+        let mut soonest: Option<u64> = None;
+        for data in &self.data {
+            if data.has(folder)
+                && let Some(first) = data.first_block.get(object)
+                && let Some(next) = tables.next(self, first + block, after)
+            {
+                soonest = Some(soonest.map_or(next, |soonest| soonest.min(next)));
+            }
+        }
         if self.order.settings().mode == Mode::Window {
-            next.map(|_| 0)
+            soonest.and(Some(0))
         } else {
-            next
+            soonest
         }
     }
 }
 
 impl Data {
+    /// A data set, whose blocks are numbered from `num_blocks`, which this increases.
+    fn new(dataset: Arc<Dataset>, plan: &str, num_blocks: &mut u32) -> Self {
+        let mut first_block = Vec::new();
+        for object in &dataset.manifest().objects {
+            first_block.push(*num_blocks);
+            *num_blocks += object.num_blocks();
+        }
+        let claim = dataset.cache().and_then(|cache| cache.claim(plan));
+        Self {
+            dataset,
+            first_block,
+            claim,
+        }
+    }
+
     fn has(&self, folder: &str) -> bool {
         self.dataset
             .cache()
             .is_some_and(|cache| cache.name() == folder)
     }
+
+    /// Number of the block with a row of a bucket, among the blocks of all data sets.
+    fn block_of(&self, bucket: u32, row: u32) -> u32 {
+        let (object, row) = self
+            .dataset
+            .locate(Split::Train, bucket, row.into())
+            .expect("the order was built from the rows of these data sets");
+        self.first_block[object] + row / BLOCK_ROWS
+    }
 }
 
 impl Tables {
     fn next(&mut self, uses: &NextUses, block: u32, after: u64) -> Option<u64> {
-        let first = match self
+        let known = self
             .epochs
             .iter()
-            .find(|epoch| (epoch.start..epoch.end).contains(&after))
-        {
+            .find(|epoch| (epoch.start..epoch.end).contains(&after));
+        let first = match known {
             Some(epoch) => epoch.epoch,
-            None => uses
-                .order
-                .epoch_of((after + 1) * uses.order.settings().micro_batches as u64 - 1),
+            None => {
+                let micro_batches = uses.order.settings().micro_batches as u64;
+                uses.order.epoch_of((after + 1) * micro_batches - 1)
+            }
         };
         (first..first + 2).find_map(|epoch| self.epoch(uses, epoch).next(block, after))
     }
 
     fn epoch(&mut self, uses: &NextUses, number: u64) -> &Epoch {
-        let known = self
-            .epochs
-            .iter()
-            .position(|epoch| epoch.epoch == number)
-            .unwrap_or_else(|| {
-                self.epochs
-                    .retain(|epoch| epoch.epoch + EPOCHS_KEPT as u64 > number);
-                if self.epochs.len() == EPOCHS_KEPT {
-                    self.epochs.remove(0);
-                }
-                self.epochs
-                    .push(Epoch::new(uses, &mut self.windows, number));
-                self.epochs.len() - 1
-            });
-        &self.epochs[known]
+        let known = self.epochs.iter().position(|epoch| epoch.epoch == number);
+        if let Some(at) = known {
+            return &self.epochs[at];
+        }
+        self.epochs
+            .retain(|epoch| epoch.epoch + EPOCHS_KEPT as u64 > number);
+        if self.epochs.len() == EPOCHS_KEPT {
+            self.epochs.remove(0);
+        }
+        let epoch = Epoch::new(uses, &mut self.windows, number);
+        self.epochs.push(epoch);
+        &self.epochs[self.epochs.len() - 1]
     }
 }
 
 impl Epoch {
     fn new(uses: &NextUses, windows: &mut Windows, epoch: u64) -> Self {
-        let micro_batches = uses.order.settings().micro_batches as u64;
-        let (start, end) = (
-            uses.order.epoch_start(epoch),
-            uses.order.epoch_start(epoch + 1),
-        );
-        let (start, end) = (start / micro_batches, end / micro_batches);
+        let order = &uses.order;
+        let micro_batches = order.settings().micro_batches as u64;
+        let start = order.epoch_start(epoch) / micro_batches;
+        let end = order.epoch_start(epoch + 1) / micro_batches;
         let mut found = Vec::new();
-        for (micro_batch, _, piece) in
-            beginnings(&uses.order, epoch).filter(|(_, lane, _)| uses.lanes.contains(lane))
-        {
-            let stream = uses.order.streams()[piece.stream as usize];
-            let data = &uses.data[stream.data as usize];
-            let before = found.len();
-            for row_ref in windows.row_refs_of(&piece) {
-                let located = data
-                    .dataset
-                    .locate(Split::Train, stream.bucket, row_ref.row.into());
-                let (object, row) =
-                    located.expect("the order was built from the rows of these data sets");
-                let block = data.first_block[object] + row / BLOCK_ROWS;
-                // In a window of blocks consecutive rows share a block: this keeps `found` short.
-                if found.len() == before || found.last().is_some_and(|&(last, _)| last != block) {
-                    found.push((block, (micro_batch / micro_batches - start) as u32));
+        for (micro_batch, lane, piece) in beginnings(order, epoch) {
+            if uses.lanes.contains(&lane) {
+                let step = (micro_batch / micro_batches - start) as u32;
+                for block in blocks_of(uses, windows, &piece) {
+                    found.push((block, step));
                 }
             }
         }
@@ -226,6 +227,7 @@ impl Epoch {
         }
     }
 
+    /// The first step after `after`, in this epoch, that needs a block.
     fn next(&self, block: u32, after: u64) -> Option<u64> {
         let from = (after + 1).saturating_sub(self.start);
         let at = self
@@ -234,4 +236,19 @@ impl Epoch {
         let &(of, step) = self.uses.get(at)?;
         (of == block).then(|| self.start + u64::from(step))
     }
+}
+
+/// Numbers of the blocks with the rows of a window, among the blocks of all data sets.
+fn blocks_of(uses: &NextUses, windows: &mut Windows, piece: &Piece) -> Vec<u32> {
+    let stream = &uses.order.streams()[piece.stream as usize];
+    let data = &uses.data[stream.data as usize];
+    let mut blocks = Vec::new();
+    for row_ref in windows.row_refs_of(piece) {
+        let block = data.block_of(stream.bucket, row_ref.row);
+        // In a window of blocks consecutive rows share a block: this keeps the list short.
+        if blocks.last() != Some(&block) {
+            blocks.push(block);
+        }
+    }
+    blocks
 }

@@ -10,12 +10,13 @@
 use std::{collections::VecDeque, iter::FusedIterator, thread};
 
 use crate::{
+    dataset::BucketShape,
     error::{Error, Result},
     format::{manifest::Split, record::SampleId},
     load::batch::{Batcher, Members, MicroBatch, Source},
     order::{RankOf, window::RowRef},
     rng::{Purpose, key_u64},
-    text::{prompt::PromptSettings, token::MAX_CHUNKS},
+    text::token::MAX_CHUNKS,
 };
 
 /// One rank's part of the test samples of `sources`, each once whatever the amount of its data set.
@@ -35,19 +36,19 @@ pub fn test_batches(
     let mut rows = Vec::new();
     for (data, source) in (0..).zip(sources) {
         for shape in source.dataset.buckets(Split::Test) {
-            rows.push((data, shape.bucket, (0..num_rows(shape.num_rows)).collect()));
+            rows.push(ChosenRows {
+                data,
+                bucket: shape.bucket,
+                rows: (0..num_rows(shape.num_rows)).collect(),
+            });
         }
     }
-    fixed_batches(
-        sources,
-        Split::Test,
-        rows,
-        Fixed {
-            micro_batch,
-            seed,
-            rank,
-        },
-    )
+    let fixed = Fixed {
+        micro_batch,
+        seed,
+        rank,
+    };
+    fixed_batches(sources, Split::Test, rows, fixed)
 }
 
 /// As [`test_batches`], with `count` of the training samples, or all if there are fewer: those with
@@ -63,38 +64,88 @@ pub fn training_batches(
     seed: u64,
     rank: RankOf,
 ) -> Result<TestBatches> {
+    let mut rows: Vec<ChosenRows> = Vec::new();
+    for ChosenRow { data, bucket, row } in choose(sources, count, seed) {
+        match rows.last_mut() {
+            Some(last) if (last.data, last.bucket) == (data, bucket) => last.rows.push(row),
+            _ => rows.push(ChosenRows {
+                data,
+                bucket,
+                rows: vec![row],
+            }),
+        }
+    }
+    let fixed = Fixed {
+        micro_batch,
+        seed,
+        rank,
+    };
+    fixed_batches(sources, Split::Train, rows, fixed)
+}
+
+/// The `count` training samples with the lowest hashes, or all if there are fewer, sorted.
+fn choose(sources: &[Source], count: usize, seed: u64) -> Vec<ChosenRow> {
     let mut hashed = Vec::new();
     for (data, source) in (0..).zip(sources) {
-        for shape in source.dataset.buckets(Split::Train) {
-            hashed.extend((0..num_rows(shape.num_rows)).map(|row| {
-                let words = [u64::from(data), u64::from(shape.bucket), u64::from(row)];
-                (
-                    key_u64(seed, Purpose::TestLoss, &words),
-                    (data, shape.bucket, row),
-                )
-            }));
+        for BucketShape {
+            bucket,
+            num_rows: count,
+            ..
+        } in source.dataset.buckets(Split::Train)
+        {
+            for row in 0..num_rows(count) {
+                let words = [u64::from(data), u64::from(bucket), u64::from(row)];
+                let hash = key_u64(seed, Purpose::TestLoss, &words);
+                hashed.push((hash, ChosenRow { data, bucket, row }));
+            }
         }
     }
     if count < hashed.len() {
         hashed.select_nth_unstable(count);
         hashed.truncate(count);
     }
-    let mut chosen: Vec<(u32, u32, u32)> = hashed.into_iter().map(|(_, row)| row).collect();
+    let mut chosen: Vec<ChosenRow> = hashed.into_iter().map(|(_, row)| row).collect();
     chosen.sort_unstable();
-    let of_bucket = chosen.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1));
-    let rows = of_bucket
-        .map(|rows| (rows[0].0, rows[0].1, rows.iter().map(|row| row.2).collect()))
-        .collect();
-    fixed_batches(
-        sources,
-        Split::Train,
-        rows,
-        Fixed {
-            micro_batch,
-            seed,
-            rank,
-        },
-    )
+    chosen
+}
+
+/// A training sample: data set, bucket and row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct ChosenRow {
+    data: u32,
+    bucket: u32,
+    row: u32,
+}
+
+/// Rows of one bucket.
+#[derive(Debug)]
+struct ChosenRows {
+    data: u32,
+    bucket: u32,
+    rows: Vec<u32>,
+}
+
+impl ChosenRows {
+    fn row_refs(&self) -> impl Iterator<Item = RowRef> + '_ {
+        self.rows.iter().map(|&row| RowRef { row, pass: 0 })
+    }
+
+    /// The chunk count of each row.
+    fn count(&self, batcher: &Batcher) -> Result<Vec<u8>> {
+        let row_refs: Vec<RowRef> = self.row_refs().collect();
+        batcher.count(self.data, self.bucket, &row_refs)
+    }
+
+    /// The rows whose chunk count, in `counts`, is `chunks`.
+    fn with_chunks(&self, chunks: u8, counts: &[u8]) -> Vec<RowRef> {
+        let mut row_refs = Vec::new();
+        for (row_ref, &count) in self.row_refs().zip(counts) {
+            if count == chunks {
+                row_refs.push(row_ref);
+            }
+        }
+        row_refs
+    }
 }
 
 fn num_rows(count: u64) -> u32 {
@@ -109,61 +160,68 @@ struct Fixed {
     rank: RankOf,
 }
 
-/// A fixed pass over `rows`, each entry a data set, a bucket and rows of it.
+impl Fixed {
+    fn check(&self) -> Result<()> {
+        let Self {
+            micro_batch, rank, ..
+        } = *self;
+        if micro_batch > 0 && rank.rank < rank.ranks {
+            return Ok(());
+        }
+        Err(Error::Invalid {
+            what: "test".to_owned(),
+            reason: format!(
+                "expected a micro-batch of at least 1 and a rank below the ranks, found \
+                 {micro_batch}, {rank:?}"
+            ),
+        })
+    }
+}
+
+/// A fixed pass over `rows`.
 fn fixed_batches(
     sources: &[Source],
     split: Split,
-    rows: Vec<(u32, u32, Vec<u32>)>,
-    Fixed {
-        micro_batch,
-        seed,
-        rank,
-    }: Fixed,
+    rows: Vec<ChosenRows>,
+    fixed: Fixed,
 ) -> Result<TestBatches> {
-    if micro_batch == 0 || rank.rank >= rank.ranks {
-        let reason = format!(
-            "expected a micro-batch of at least 1 and a rank below the ranks, found {micro_batch}, {rank:?}"
-        );
-        return Err(Error::Invalid {
-            what: "test".to_owned(),
-            reason,
-        });
-    }
-    for source in sources {
+    fixed.check()?;
+    let mut undropped = sources.to_vec();
+    for source in &mut undropped {
         source.prompt.check()?;
+        source.prompt.dropped = 0.0;
     }
-    let fixed = sources.iter().map(|source| Source {
-        prompt: PromptSettings {
-            dropped: 0.0,
-            ..source.prompt.clone()
-        },
-        ..source.clone()
-    });
-    let batcher = Batcher::new(fixed.collect(), split, seed);
-    let mut members = Vec::new();
-    let counted = side_by_side(&rows, |(data, bucket, rows)| {
-        let row_refs: Vec<RowRef> = rows.iter().map(|&row| RowRef { row, pass: 0 }).collect();
-        Ok((batcher.count(*data, *bucket, &row_refs)?, row_refs))
-    });
-    for ((data, bucket, _), counted) in rows.iter().zip(counted) {
-        let (data, bucket, (counts, row_refs)) = (*data, *bucket, counted?);
-        for chunks in 1..=MAX_CHUNKS as u8 {
-            let of_count = row_refs
-                .iter()
-                .zip(&counts)
-                .filter(|(_, count)| **count == chunks);
-            let of_count: Vec<RowRef> = of_count.map(|(row_ref, _)| *row_ref).collect();
-            let pieces = of_count.chunks(micro_batch).map(<[RowRef]>::to_vec);
-            members.extend(pieces.map(|row_refs| (data, bucket, row_refs)));
-        }
-    }
+    let batcher = Batcher::new(undropped, split, fixed.seed);
     Ok(TestBatches {
+        members: group(&batcher, &rows, fixed.micro_batch)?,
         batcher,
-        members: number(members),
-        rank,
+        rank: fixed.rank,
         next: 0,
         ready: VecDeque::new(),
     })
+}
+
+/// Groups rows by their number of chunks into micro-batches of up to `micro_batch`.
+fn group(batcher: &Batcher, rows: &[ChosenRows], micro_batch: usize) -> Result<Vec<Members>> {
+    let counted = side_by_side(rows, |rows| rows.count(batcher));
+    let mut members = Vec::new();
+    let mut first_sample = 0;
+    for (rows, counts) in rows.iter().zip(counted) {
+        let counts = counts?;
+        for chunks in 1..=MAX_CHUNKS as u8 {
+            for row_refs in rows.with_chunks(chunks, &counts).chunks(micro_batch) {
+                members.push(Members {
+                    slot: members.len() as u32,
+                    first_sample,
+                    data: rows.data,
+                    bucket: rows.bucket,
+                    row_refs: row_refs.to_vec(),
+                });
+                first_sample += row_refs.len() as u64;
+            }
+        }
+    }
+    Ok(members)
 }
 
 /// Concurrent reads of a fixed pass.
@@ -175,36 +233,19 @@ fn side_by_side<T: Sync, R: Send>(
     items: &[T],
     work: impl Fn(&T) -> Result<R> + Sync,
 ) -> Vec<Result<R>> {
-    let run = |items: &[T]| -> Vec<Result<R>> {
+    let mut results = Vec::with_capacity(items.len());
+    for items in items.chunks(AT_ONCE) {
         thread::scope(|scope| {
-            let threads: Vec<_> = items
-                .iter()
-                .map(|item| scope.spawn(|| work(item)))
-                .collect();
-            threads
-                .into_iter()
-                .map(|thread| thread.join().expect("reading does not panic"))
-                .collect()
-        })
-    };
-    items.chunks(AT_ONCE).flat_map(run).collect()
-}
-
-/// Assigns micro-batches their slots and first samples.
-fn number(members: Vec<(u32, u32, Vec<RowRef>)>) -> Vec<Members> {
-    let mut first_sample = 0;
-    let numbered = (0..).zip(members).map(|(slot, (data, bucket, row_refs))| {
-        let first = first_sample;
-        first_sample += row_refs.len() as u64;
-        Members {
-            slot,
-            first_sample: first,
-            data,
-            bucket,
-            row_refs,
-        }
-    });
-    numbered.collect()
+            let mut threads = Vec::with_capacity(items.len());
+            for item in items {
+                threads.push(scope.spawn(|| work(item)));
+            }
+            for thread in threads {
+                results.push(thread.join().expect("reading does not panic"));
+            }
+        });
+    }
+    results
 }
 
 /// One rank's part of a fixed pass, from [`test_batches`] or [`training_batches`].

@@ -11,7 +11,7 @@ use crate::{
     format::manifest::Split,
     load::{batch::Source, loader::Loader},
     order::{OrderSettings, RankOf, pass::RUN_BLOCKS},
-    remote::request::ObjectFile,
+    remote::request::{ObjectFile, coalesce},
 };
 
 /// Measurements of reading with the loader.
@@ -47,31 +47,26 @@ pub fn loader(
     rank: RankOf,
     at_least: Duration,
 ) -> Result<LoaderNumbers> {
+    // The first step.
     let began = Instant::now();
     let mut loader = Loader::new(sources, settings, rank)?;
     let mode = loader.order().settings().mode.to_string();
     let read_ahead_bytes = loader.read_ahead_bytes();
     loader.next_step()?;
     let first_step_secs = began.elapsed().as_secs_f64();
+    // The steps after it.
     let began = Instant::now();
-    let (mut steps, mut samples, mut latent_bytes) = (0, 0, 0);
+    let mut steps = 0;
+    let mut samples = 0;
+    let mut latent_bytes = 0;
     while began.elapsed() < at_least {
-        let step = loader.next_step()?;
         steps += 1;
-        samples += step
-            .micro_batches
-            .iter()
-            .map(|batch| batch.ids.len() as u64)
-            .sum::<u64>();
-        latent_bytes += step
-            .micro_batches
-            .iter()
-            .map(|batch| 2 * batch.latents.len() as u64)
-            .sum::<u64>();
+        for batch in loader.next_step()?.micro_batches {
+            samples += batch.ids.len() as u64;
+            latent_bytes += 2 * batch.latents.len() as u64;
+        }
     }
     let secs = began.elapsed().as_secs_f64();
-    let (samples_per_sec, megabytes_per_sec) =
-        (samples as f64 / secs, latent_bytes as f64 / secs / 1e6);
     Ok(LoaderNumbers {
         mode,
         read_ahead_bytes,
@@ -80,8 +75,8 @@ pub fn loader(
         samples,
         latent_bytes,
         secs,
-        samples_per_sec,
-        megabytes_per_sec,
+        samples_per_sec: samples as f64 / secs,
+        megabytes_per_sec: latent_bytes as f64 / secs / 1e6,
     })
 }
 
@@ -99,14 +94,9 @@ pub fn sequential(dataset: &Dataset, at_least: Duration) -> Result<f64> {
             if object.split != Split::Train {
                 continue;
             }
-            for first in (0..object.num_blocks()).step_by(RUN_BLOCKS as usize) {
-                let run = first..object.num_blocks().min(first + RUN_BLOCKS);
-                num_bytes += dataset
-                    .start(ObjectFile::Latents, index, run)?
-                    .wait()?
-                    .iter()
-                    .map(Bytes::len)
-                    .sum::<usize>();
+            for run in coalesce(0..object.num_blocks(), RUN_BLOCKS) {
+                let blocks = dataset.start(ObjectFile::Latents, index, run)?.wait()?;
+                num_bytes += blocks.iter().map(Bytes::len).sum::<usize>();
                 if began.elapsed() >= at_least {
                     return Ok(num_bytes as f64 / began.elapsed().as_secs_f64());
                 }
