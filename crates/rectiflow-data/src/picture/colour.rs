@@ -5,7 +5,9 @@
 //! ignored, with a note: most such files are sRGB with a wrong profile. Without a profile RGB and
 //! gray are taken as sRGB, and CMYK is converted as (1 - c)(1 - k).
 
-use moxcms::{ColorProfile, DataColorSpace, Layout, TransformOptions};
+use std::borrow::Cow;
+
+use moxcms::{CmsError, ColorProfile, DataColorSpace, Layout, TransformExecutor, TransformOptions};
 
 use crate::reject::{Fault, Reason};
 
@@ -28,6 +30,18 @@ pub(crate) enum Samples {
     },
     /// Four amounts of ink per pixel: 0 is none, 255 is full.
     Cmyk(Vec<u8>),
+}
+
+impl Samples {
+    /// 8-bit samples, `channels` per pixel.
+    pub(crate) fn eight(channels: usize, values: Vec<u8>) -> Self {
+        Self::Eight { channels, values }
+    }
+
+    /// 16-bit samples, `channels` per pixel.
+    pub(crate) fn sixteen(channels: usize, values: Vec<u16>) -> Self {
+        Self::Sixteen { channels, values }
+    }
 }
 
 /// Pixels in sRGB, three or four bytes each.
@@ -77,51 +91,49 @@ pub(crate) fn to_srgb(samples: Samples, profile: Option<&[u8]>) -> (Srgb, Option
 
 fn plain(samples: Samples) -> Srgb {
     match samples {
-        Samples::Eight {
-            channels: 1,
-            values,
-        } => spread(values, |v| [v; 3]),
-        Samples::Eight {
-            channels: 2,
-            values,
-        } => {
-            let values = values
-                .chunks_exact(2)
-                .flat_map(|p| [p[0], p[0], p[0], p[1]])
-                .collect();
-            Srgb {
-                alpha: true,
-                values,
-            }
-        }
         Samples::Eight { channels, values } => Srgb {
-            alpha: channels == 4,
-            values,
+            alpha: matches!(channels, 2 | 4),
+            values: match channels {
+                1 => gray_to_rgb(&values),
+                2 => gray_to_rgba(&values),
+                _ => values,
+            },
         },
         Samples::Sixteen { channels, values } => plain(Samples::Eight {
             channels,
             values: eight_bits(&values),
         }),
-        Samples::Cmyk(ink) => {
-            let light = |ink: u8, black: u8| {
-                ((255 - u32::from(ink)) * (255 - u32::from(black)) + 127) / 255
-            };
-            let values = ink
-                .chunks_exact(4)
-                .flat_map(|p| [p[0], p[1], p[2]].map(|ink| light(ink, p[3]) as u8));
-            Srgb {
-                alpha: false,
-                values: values.collect(),
-            }
-        }
+        Samples::Cmyk(ink) => Srgb {
+            alpha: false,
+            values: rgb_of_ink(&ink),
+        },
     }
 }
 
-fn spread(values: Vec<u8>, to_rgb: impl Fn(u8) -> [u8; 3]) -> Srgb {
-    Srgb {
-        alpha: false,
-        values: values.into_iter().flat_map(to_rgb).collect(),
+/// The light that four inks per pixel leave: (1 - c)(1 - k).
+fn rgb_of_ink(ink: &[u8]) -> Vec<u8> {
+    let mut rgb = Vec::with_capacity(ink.len() / 4 * 3);
+    for pixel in ink.chunks_exact(4) {
+        let black = 255 - u32::from(pixel[3]);
+        for &ink in &pixel[..3] {
+            rgb.push((((255 - u32::from(ink)) * black + 127) / 255) as u8);
+        }
     }
+    rgb
+}
+
+/// Gray values as equal parts of red, green and blue.
+fn gray_to_rgb<T: Copy>(values: &[T]) -> Vec<T> {
+    values.iter().flat_map(|&v| [v; 3]).collect()
+}
+
+/// Pairs of gray and alpha as red, green, blue and alpha.
+fn gray_to_rgba<T: Copy>(values: &[T]) -> Vec<T> {
+    let mut rgba = Vec::with_capacity(values.len() * 2);
+    for pixel in values.chunks_exact(2) {
+        rgba.extend([pixel[0], pixel[0], pixel[0], pixel[1]]);
+    }
+    rgba
 }
 
 /// Rounds 16-bit values to 8 bits: 65535 / 255 = 257.
@@ -132,68 +144,87 @@ fn eight_bits(values: &[u16]) -> Vec<u8> {
         .collect()
 }
 
+/// Converts samples by a profile. The error says why that is not possible.
+/// Converts samples by a profile. The error says why that is not possible.
 fn by_profile(samples: &Samples, profile: &ColorProfile) -> Result<Srgb, String> {
-    let (space, srgb, options) = (
-        profile.color_space,
-        ColorProfile::new_srgb(),
-        TransformOptions::default(),
-    );
-    let mismatch = |what: &str| format!("it describes {space:?}, the image is {what}");
-    let layouts = |channels: usize| match (channels, space) {
-        (1, DataColorSpace::Gray) => Ok((Layout::Gray, Layout::Rgb)),
-        (2, DataColorSpace::Gray) => Ok((Layout::GrayAlpha, Layout::Rgba)),
-        // Gray pixels with an RGB profile are equal parts of its red, green and blue.
-        (1 | 3, DataColorSpace::Rgb) => Ok((Layout::Rgb, Layout::Rgb)),
-        (2 | 4, DataColorSpace::Rgb) => Ok((Layout::Rgba, Layout::Rgba)),
-        (1 | 2, _) => Err(mismatch("gray")),
-        _ => Err(mismatch("RGB")),
-    };
-    match samples {
-        Samples::Eight { channels, values } => {
-            let (from, to) = layouts(*channels)?;
-            let transform = profile
-                .create_transform_8bit(from, &srgb, to, options)
-                .map_err(|e| e.to_string())?;
-            let source = widened(values, *channels, from);
-            let mut out = vec![0; source.len() / num_channels(from) * num_channels(to)];
-            transform
-                .transform(&source, &mut out)
-                .map_err(|e| e.to_string())?;
-            Ok(Srgb {
-                alpha: to == Layout::Rgba,
-                values: out,
-            })
+    let srgb = ColorProfile::new_srgb();
+    let options = TransformOptions::default();
+    let layouts = Layouts::of(samples, profile.color_space)?;
+    let values = match samples {
+        Samples::Eight { values, .. } => {
+            let transform = profile.create_transform_8bit(layouts.from, &srgb, layouts.to, options);
+            layouts.run(&*transform.map_err(message)?, values)?
         }
-        Samples::Sixteen { channels, values } => {
-            let (from, to) = layouts(*channels)?;
-            let transform = profile
-                .create_transform_16bit(from, &srgb, to, options)
-                .map_err(|e| e.to_string())?;
-            let source = widened(values, *channels, from);
-            let mut out = vec![0; source.len() / num_channels(from) * num_channels(to)];
-            transform
-                .transform(&source, &mut out)
-                .map_err(|e| e.to_string())?;
-            Ok(Srgb {
-                alpha: to == Layout::Rgba,
-                values: eight_bits(&out),
-            })
-        }
-        Samples::Cmyk(_) if space != DataColorSpace::Cmyk => Err(mismatch("CMYK")),
-        Samples::Cmyk(ink) => {
-            // The four inks use the layout of four channels.
+        Samples::Sixteen { values, .. } => {
             let transform =
-                profile.create_transform_8bit(Layout::Rgba, &srgb, Layout::Rgb, options);
-            let mut out = vec![0; ink.len() / 4 * 3];
-            transform
-                .and_then(|t| t.transform(ink, &mut out))
-                .map_err(|e| e.to_string())?;
-            Ok(Srgb {
-                alpha: false,
-                values: out,
-            })
+                profile.create_transform_16bit(layouts.from, &srgb, layouts.to, options);
+            eight_bits(&layouts.run(&*transform.map_err(message)?, values)?)
         }
+        Samples::Cmyk(ink) => {
+            let transform = profile.create_transform_8bit(layouts.from, &srgb, layouts.to, options);
+            layouts.run(&*transform.map_err(message)?, ink)?
+        }
+    };
+    Ok(Srgb {
+        alpha: layouts.to == Layout::Rgba,
+        values,
+    })
+}
+
+/// The channels of the samples, and of a transform's source and target.
+struct Layouts {
+    channels: usize,
+    from: Layout,
+    to: Layout,
+}
+
+impl Layouts {
+    /// The layouts for samples and a profile of `space`.
+    fn of(samples: &Samples, space: DataColorSpace) -> Result<Self, String> {
+        let channels = match samples {
+            Samples::Eight { channels, .. } | Samples::Sixteen { channels, .. } => *channels,
+            // The four inks use the layout of four channels.
+            Samples::Cmyk(_) if space == DataColorSpace::Cmyk => {
+                return Ok(Self {
+                    channels: 4,
+                    from: Layout::Rgba,
+                    to: Layout::Rgb,
+                });
+            }
+            Samples::Cmyk(_) => return Err(mismatch(space, "CMYK")),
+        };
+        let (from, to) = match (channels, space) {
+            (1, DataColorSpace::Gray) => (Layout::Gray, Layout::Rgb),
+            (2, DataColorSpace::Gray) => (Layout::GrayAlpha, Layout::Rgba),
+            // Gray pixels with an RGB profile are equal parts of its red, green and blue.
+            (1 | 3, DataColorSpace::Rgb) => (Layout::Rgb, Layout::Rgb),
+            (2 | 4, DataColorSpace::Rgb) => (Layout::Rgba, Layout::Rgba),
+            (1 | 2, _) => return Err(mismatch(space, "gray")),
+            _ => return Err(mismatch(space, "RGB")),
+        };
+        Ok(Self { channels, from, to })
     }
+
+    /// Transforms samples of these channels.
+    fn run<T: Copy + Default>(
+        &self,
+        transform: &dyn TransformExecutor<T>,
+        samples: &[T],
+    ) -> Result<Vec<T>, String> {
+        let source = widened(samples, self.channels, self.from);
+        let num_pixels = source.len() / num_channels(self.from);
+        let mut out = vec![T::default(); num_pixels * num_channels(self.to)];
+        transform.transform(&source, &mut out).map_err(message)?;
+        Ok(out)
+    }
+}
+
+fn mismatch(space: DataColorSpace, what: &str) -> String {
+    format!("it describes {space:?}, the image is {what}")
+}
+
+fn message(error: CmsError) -> String {
+    error.to_string()
 }
 
 fn num_channels(layout: Layout) -> usize {
@@ -206,13 +237,10 @@ fn num_channels(layout: Layout) -> usize {
 }
 
 /// The samples; gray ones as RGB if the profile describes RGB.
-fn widened<T: Copy>(values: &[T], channels: usize, layout: Layout) -> Vec<T> {
+fn widened<T: Copy>(values: &[T], channels: usize, layout: Layout) -> Cow<'_, [T]> {
     match (channels, layout) {
-        (1, Layout::Rgb) => values.iter().flat_map(|&v| [v; 3]).collect(),
-        (2, Layout::Rgba) => values
-            .chunks_exact(2)
-            .flat_map(|p| [p[0], p[0], p[0], p[1]])
-            .collect(),
-        _ => values.to_vec(),
+        (1, Layout::Rgb) => gray_to_rgb(values).into(),
+        (2, Layout::Rgba) => gray_to_rgba(values).into(),
+        _ => values.into(),
     }
 }

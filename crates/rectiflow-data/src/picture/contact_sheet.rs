@@ -41,16 +41,8 @@ impl ContactSheet<'_> {
     pub fn draw(&self) -> Picture {
         let layout = Layout::new(self);
         let mut canvas = Picture::filled(layout.width_px(), layout.height_px(), BACKGROUND);
-        for (column, label) in layout.column_labels.iter().enumerate() {
-            let (x, _) = layout.cell(0, column);
-            draw_lines(&mut canvas, label, (x, layout.margin_px), layout.scale);
-        }
-        for (row, label) in layout.row_labels.iter().enumerate() {
-            let (_, y) = layout.cell(row, 0);
-            let text_px = label.len() as u32 * layout.line_px();
-            let y = y + layout.cell_height_px.saturating_sub(text_px) / 2;
-            draw_lines(&mut canvas, label, (layout.margin_px, y), layout.scale);
-        }
+        layout.draw_column_labels(&mut canvas);
+        layout.draw_row_labels(&mut canvas);
         for (index, picture) in self.pictures.iter().enumerate() {
             let (x, y) = layout.cell(index / self.columns, index % self.columns);
             let x = x + (layout.cell_width_px - picture.width_px()) / 2;
@@ -58,6 +50,28 @@ impl ContactSheet<'_> {
             canvas.paste(picture, x, y);
         }
         canvas
+    }
+
+    fn rows(&self) -> usize {
+        self.pictures.len().div_ceil(self.columns)
+    }
+
+    fn assert_complete(&self) {
+        assert!(
+            self.columns > 0 && !self.pictures.is_empty(),
+            "a grid has at least one picture and one column"
+        );
+        let rows = self.rows();
+        assert!(
+            self.row_labels.is_empty() || self.row_labels.len() == rows,
+            "{} row labels for {rows} rows",
+            self.row_labels.len()
+        );
+        assert!(
+            self.column_labels.is_empty() || self.column_labels.len() == self.columns,
+            "{} column labels",
+            self.column_labels.len()
+        );
     }
 }
 
@@ -77,70 +91,52 @@ struct Layout {
 
 impl Layout {
     fn new(grid: &ContactSheet<'_>) -> Self {
-        assert!(
-            grid.columns > 0 && !grid.pictures.is_empty(),
-            "a grid has at least one picture and one column"
-        );
-        let rows = grid.pictures.len().div_ceil(grid.columns);
-        let fits = |labels: &[String], count| labels.is_empty() || labels.len() == count;
-        assert!(
-            fits(grid.row_labels, rows),
-            "{} row labels for {rows} rows",
-            grid.row_labels.len()
-        );
-        assert!(
-            fits(grid.column_labels, grid.columns),
-            "{} column labels",
-            grid.column_labels.len()
-        );
-
-        let largest = |side: fn(&Picture) -> u32| grid.pictures.iter().map(side).max().unwrap_or(1);
-        let (cell_width_px, cell_height_px) =
-            (largest(Picture::width_px), largest(Picture::height_px));
+        grid.assert_complete();
+        // Every cell has room for the largest picture.
+        let widths = grid.pictures.iter().map(Picture::width_px);
+        let heights = grid.pictures.iter().map(Picture::height_px);
+        let cell_width_px = widths.max().unwrap_or(1);
+        let cell_height_px = heights.max().unwrap_or(1);
         // Letters grow with the pictures, so that a label takes the same part of a grid at every
         // size.
         let scale = (cell_width_px.min(cell_height_px) / 192).clamp(1, 8);
-        let margin_px = GLYPH_PX * scale / 2;
         let glyph_px = GLYPH_PX * scale;
+        let line_px = glyph_px + scale;
+        let margin_px = glyph_px / 2;
 
-        let max_lines = (cell_height_px / (glyph_px + scale)).max(1) as usize;
-        let wrap_all = |labels: &[String], width, lines| {
-            labels.iter().map(|l| wrap(l, width, lines)).collect()
-        };
-        let row_labels: Vec<Vec<String>> = wrap_all(grid.row_labels, ROW_LABEL_CHARS, max_lines);
+        // Labels take the room that their lines need.
+        let max_lines = (cell_height_px / line_px).max(1) as usize;
+        let row_labels = wrap_all(grid.row_labels, ROW_LABEL_CHARS, max_lines);
         let column_chars = (cell_width_px / glyph_px).max(1) as usize;
-        let column_labels: Vec<Vec<String>> =
-            wrap_all(grid.column_labels, column_chars, COLUMN_LABEL_LINES);
-
-        let widest = row_labels
-            .iter()
-            .flatten()
-            .map(|line| line.chars().count())
-            .max()
-            .unwrap_or(0) as u32;
+        let column_labels = wrap_all(grid.column_labels, column_chars, COLUMN_LABEL_LINES);
         let tallest = column_labels.iter().map(Vec::len).max().unwrap_or(0) as u32;
-        let left_px = if widest == 0 {
-            margin_px
-        } else {
-            2 * margin_px + widest * glyph_px
-        };
-        let top_px = if tallest == 0 {
-            margin_px
-        } else {
-            2 * margin_px + tallest * (glyph_px + scale)
-        };
-        let (rows, columns) = (rows as u32, grid.columns as u32);
         Self {
             scale,
             margin_px,
-            rows,
-            columns,
+            rows: grid.rows() as u32,
+            columns: grid.columns as u32,
             cell_width_px,
             cell_height_px,
-            left_px,
-            top_px,
+            left_px: label_room_px(margin_px, widest_line(&row_labels) * glyph_px),
+            top_px: label_room_px(margin_px, tallest * line_px),
             row_labels,
             column_labels,
+        }
+    }
+
+    fn draw_column_labels(&self, canvas: &mut Picture) {
+        for (column, label) in self.column_labels.iter().enumerate() {
+            let (x, _) = self.cell(0, column);
+            draw_lines(canvas, label, (x, self.margin_px), self.scale);
+        }
+    }
+
+    fn draw_row_labels(&self, canvas: &mut Picture) {
+        for (row, label) in self.row_labels.iter().enumerate() {
+            let (_, y) = self.cell(row, 0);
+            let text_px = label.len() as u32 * self.line_px();
+            let y = y + self.cell_height_px.saturating_sub(text_px) / 2;
+            draw_lines(canvas, label, (self.margin_px, y), self.scale);
         }
     }
 
@@ -184,14 +180,37 @@ fn wrap(label: &str, width: usize, lines: usize) -> Vec<String> {
     if wrapped.len() > lines {
         wrapped.truncate(lines);
         let last = wrapped.last_mut().expect("at least one line is allowed");
-        *last = last
-            .chars()
-            .take(width.saturating_sub(3))
-            .chain("...".chars())
-            .take(width)
-            .collect();
+        *last = with_dots(last, width);
     }
     wrapped
+}
+
+/// A line of at most `width` characters that ends in three dots.
+fn with_dots(line: &str, width: usize) -> String {
+    let kept = line.chars().take(width.saturating_sub(3));
+    kept.chain("...".chars()).take(width).collect()
+}
+
+fn wrap_all(labels: &[String], width: usize, lines: usize) -> Vec<Vec<String>> {
+    labels
+        .iter()
+        .map(|label| wrap(label, width, lines))
+        .collect()
+}
+
+/// Number of characters of the longest line.
+fn widest_line(labels: &[Vec<String>]) -> u32 {
+    let lines = labels.iter().flatten();
+    lines.map(|line| line.chars().count()).max().unwrap_or(0) as u32
+}
+
+/// The room for labels of `text_px`, with a margin on both sides; one margin without labels.
+fn label_room_px(margin_px: u32, text_px: u32) -> u32 {
+    if text_px == 0 {
+        margin_px
+    } else {
+        2 * margin_px + text_px
+    }
 }
 
 fn draw_lines(canvas: &mut Picture, lines: &[String], (x, y): (u32, u32), scale: u32) {
@@ -265,6 +284,7 @@ mod tests {
             [[255, 0, 0], [0, 0, 255], [0, 0, 255]]
         );
         assert_eq!(centre(1, 1), BACKGROUND, "the last row is short");
+        // Every pixel of the pictures is there, and labels beside them.
         let count = |colour| {
             drawn
                 .pixels()

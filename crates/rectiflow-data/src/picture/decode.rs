@@ -18,7 +18,7 @@ use std::{
 };
 
 use fast_image_resize::{
-    FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer, create_srgb_mapper,
+    FilterType, IntoImageView, PixelType, ResizeAlg, ResizeOptions, Resizer, create_srgb_mapper,
     images::{Image, ImageRef},
 };
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, metadata::Orientation};
@@ -86,32 +86,53 @@ pub fn inspect(bytes: &[u8], max_pixels: u64) -> Result<Header, Fault> {
 /// The file's fault, which can be a decoder's panic.
 pub fn decode(bytes: &[u8], max_pixels: u64, background: [u8; 3]) -> Result<Decoded, Fault> {
     contained(|| {
-        let format = sniff(bytes)?;
-        let (samples, size, profile, orientation) = match format {
-            ImageFormat::Jpeg => {
-                let (size, orientation) = jpeg::header(bytes)?;
-                check_size(size, max_pixels)?;
-                let (samples, profile) = jpeg::decode(bytes)?;
-                (samples, size, profile, orientation)
-            }
-            format => {
-                let mut decoder = reader(bytes, format, max_pixels)?;
-                let size = decoder.dimensions();
-                check_size(size, max_pixels)?;
-                // A profile or orientation that cannot be read counts as missing: the pixels can
-                // still be good.
-                let profile = decoder.icc_profile().ok().flatten();
-                let orientation = orientation(&mut decoder, bytes, format);
-                let decoded = DynamicImage::from_decoder(decoder).map_err(broken)?;
-                (samples_of(decoded), size, profile, orientation)
-            }
+        let stored = match sniff(bytes)? {
+            ImageFormat::Jpeg => decode_jpeg(bytes, max_pixels)?,
+            format => decode_other(bytes, format, max_pixels)?,
         };
-        let (rgba, note) = colour::to_srgb(samples, profile.as_deref());
-        let opaque = rgba.compose(background);
+        let (srgb, note) = colour::to_srgb(stored.samples, stored.profile.as_deref());
+        let opaque = srgb.compose(background);
         Ok(Decoded {
-            picture: upright(opaque, size, orientation),
+            picture: upright(opaque, stored.size, stored.orientation),
             note,
         })
+    })
+}
+
+/// What a file holds, before colours and orientation are applied.
+struct Stored {
+    samples: Samples,
+    /// Width and height in pixels.
+    size: (u32, u32),
+    profile: Option<Vec<u8>>,
+    orientation: Orientation,
+}
+
+fn decode_jpeg(bytes: &[u8], max_pixels: u64) -> Result<Stored, Fault> {
+    let (size, orientation) = jpeg::header(bytes)?;
+    check_size(size, max_pixels)?;
+    let (samples, profile) = jpeg::decode(bytes)?;
+    Ok(Stored {
+        samples,
+        size,
+        profile,
+        orientation,
+    })
+}
+
+fn decode_other(bytes: &[u8], format: ImageFormat, max_pixels: u64) -> Result<Stored, Fault> {
+    let mut decoder = reader(bytes, format, max_pixels)?;
+    let size = decoder.dimensions();
+    check_size(size, max_pixels)?;
+    // A profile or orientation that cannot be read counts as missing: the pixels can still be good.
+    let profile = decoder.icc_profile().ok().flatten();
+    let orientation = orientation(&mut decoder, bytes, format);
+    let decoded = DynamicImage::from_decoder(decoder).map_err(broken)?;
+    Ok(Stored {
+        samples: samples_of(decoded),
+        size,
+        profile,
+        orientation,
     })
 }
 
@@ -127,76 +148,85 @@ pub fn fit(
 ) -> Vec<u8> {
     let size = (placement.resized_width_px, placement.resized_height_px);
     let resized = resize(picture, size, space);
-    let (width, left) = (bucket.width_px as usize, placement.crop_left_px as usize);
-    let rows = resized.chunks_exact(size.0 as usize * 3);
-    let rows = rows
-        .skip(placement.crop_top_px as usize)
-        .take(bucket.height_px as usize);
-    let cropped: Vec<u8> = rows
-        .flat_map(|row| &row[left * 3..(left + width) * 3])
-        .copied()
-        .collect();
+    let row_bytes = bucket.width_px as usize * 3;
+    let num_rows = bucket.height_px as usize;
+    let left = placement.crop_left_px as usize * 3;
+    let top = placement.crop_top_px as usize;
+    let mut cropped = Vec::with_capacity(num_rows * row_bytes);
+    for row in resized
+        .chunks_exact(size.0 as usize * 3)
+        .skip(top)
+        .take(num_rows)
+    {
+        cropped.extend_from_slice(&row[left..left + row_bytes]);
+    }
     assert_eq!(
         cropped.len(),
-        width * bucket.height_px as usize * 3,
+        num_rows * row_bytes,
         "the crop is inside the resized image"
     );
     cropped
 }
 
 fn resize(picture: &Picture, (width, height): (u32, u32), space: ResizeSpace) -> Vec<u8> {
-    if (width, height) == (picture.width_px(), picture.height_px()) {
+    let (from_width, from_height) = (picture.width_px(), picture.height_px());
+    if (width, height) == (from_width, from_height) {
         return picture.pixels().to_vec();
     }
-    let fits = "the buffers have matching sizes and pixel types";
-    let source = ImageRef::new(
-        picture.width_px(),
-        picture.height_px(),
-        picture.pixels(),
-        PixelType::U8x3,
-    )
-    .expect(fits);
-    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3));
-    let mut resizer = Resizer::new();
+    let source = ImageRef::new(from_width, from_height, picture.pixels(), PixelType::U8x3);
+    let source = source.expect(BUFFERS_FIT);
     let mut target = Image::new(width, height, PixelType::U8x3);
     match space {
-        ResizeSpace::Gamma => resizer.resize(&source, &mut target, &options).expect(fits),
+        ResizeSpace::Gamma => resample(&source, &mut target),
         ResizeSpace::Linear => {
             // 16 bits in between: 8 linear bits would lose most of the shadows.
             let mapper = create_srgb_mapper();
-            let mut light = Image::new(picture.width_px(), picture.height_px(), PixelType::U16x3);
-            mapper.forward_map(&source, &mut light).expect(fits);
+            let mut light = Image::new(from_width, from_height, PixelType::U16x3);
+            mapper.forward_map(&source, &mut light).expect(BUFFERS_FIT);
             let mut resized = Image::new(width, height, PixelType::U16x3);
-            resizer.resize(&light, &mut resized, &options).expect(fits);
-            mapper.backward_map(&resized, &mut target).expect(fits);
+            resample(&light, &mut resized);
+            mapper
+                .backward_map(&resized, &mut target)
+                .expect(BUFFERS_FIT);
         }
     }
     target.into_vec()
 }
 
+const BUFFERS_FIT: &str = "the buffers have matching sizes and pixel types";
+
+fn resample(source: &impl IntoImageView, target: &mut Image<'_>) {
+    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3));
+    Resizer::new()
+        .resize(source, target, &options)
+        .expect(BUFFERS_FIT);
+}
+
 /// The format, by the first bytes.
 fn sniff(bytes: &[u8]) -> Result<ImageFormat, Fault> {
+    use ImageFormat::{Gif, Jpeg, Png, WebP};
     if bytes.is_empty() {
         return Err(Fault::new(Reason::Empty, "the file has no bytes"));
     }
-    let unsupported = |name: &str| {
-        let detail = format!("{name} is not supported: convert it to PNG, JPEG or WebP");
-        Err(Fault::new(Reason::UnsupportedFormat, detail))
-    };
     match image::guess_format(bytes) {
-        Ok(
-            format @ (ImageFormat::Jpeg | ImageFormat::Png | ImageFormat::WebP | ImageFormat::Gif),
-        ) => Ok(format),
-        Ok(other) => unsupported(&format!("{other:?}")),
-        Err(_) if bytes.get(4..8) == Some(b"ftyp") => unsupported("HEIF or video"),
-        Err(_) if bytes.starts_with(&[0xff, 0x0a]) || bytes.starts_with(b"\0\0\0\x0cJXL ") => {
-            unsupported("JPEG XL")
-        }
+        Ok(format @ (Jpeg | Png | WebP | Gif)) => Ok(format),
+        Ok(other) => Err(unsupported(&format!("{other:?}"))),
+        Err(_) if bytes.get(4..8) == Some(b"ftyp") => Err(unsupported("HEIF or video")),
+        Err(_) if is_jpeg_xl(bytes) => Err(unsupported("JPEG XL")),
         Err(_) => Err(Fault::new(
             Reason::NotAnImage,
             "its first bytes are not those of an image",
         )),
     }
+}
+
+fn is_jpeg_xl(bytes: &[u8]) -> bool {
+    bytes.starts_with(&[0xff, 0x0a]) || bytes.starts_with(b"\0\0\0\x0cJXL ")
+}
+
+fn unsupported(name: &str) -> Fault {
+    let detail = format!("{name} is not supported: convert it to PNG, JPEG or WebP");
+    Fault::new(Reason::UnsupportedFormat, detail)
 }
 
 fn reader(
@@ -280,44 +310,17 @@ fn contained<T>(decode: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
 
 fn samples_of(image: DynamicImage) -> Samples {
     match image {
-        DynamicImage::ImageLuma8(i) => Samples::Eight {
-            channels: 1,
-            values: i.into_raw(),
-        },
-        DynamicImage::ImageLumaA8(i) => Samples::Eight {
-            channels: 2,
-            values: i.into_raw(),
-        },
-        DynamicImage::ImageRgb8(i) => Samples::Eight {
-            channels: 3,
-            values: i.into_raw(),
-        },
-        DynamicImage::ImageRgba8(i) => Samples::Eight {
-            channels: 4,
-            values: i.into_raw(),
-        },
-        DynamicImage::ImageLuma16(i) => Samples::Sixteen {
-            channels: 1,
-            values: i.into_raw(),
-        },
-        DynamicImage::ImageLumaA16(i) => Samples::Sixteen {
-            channels: 2,
-            values: i.into_raw(),
-        },
-        DynamicImage::ImageRgb16(i) => Samples::Sixteen {
-            channels: 3,
-            values: i.into_raw(),
-        },
-        DynamicImage::ImageRgba16(i) => Samples::Sixteen {
-            channels: 4,
-            values: i.into_raw(),
-        },
+        DynamicImage::ImageLuma8(i) => Samples::eight(1, i.into_raw()),
+        DynamicImage::ImageLumaA8(i) => Samples::eight(2, i.into_raw()),
+        DynamicImage::ImageRgb8(i) => Samples::eight(3, i.into_raw()),
+        DynamicImage::ImageRgba8(i) => Samples::eight(4, i.into_raw()),
+        DynamicImage::ImageLuma16(i) => Samples::sixteen(1, i.into_raw()),
+        DynamicImage::ImageLumaA16(i) => Samples::sixteen(2, i.into_raw()),
+        DynamicImage::ImageRgb16(i) => Samples::sixteen(3, i.into_raw()),
+        DynamicImage::ImageRgba16(i) => Samples::sixteen(4, i.into_raw()),
         // No supported format decodes to floating point; if one did, 16 bits would lose nothing
         // visible.
-        other => Samples::Sixteen {
-            channels: 4,
-            values: other.into_rgba16().into_raw(),
-        },
+        other => Samples::sixteen(4, other.into_rgba16().into_raw()),
     }
 }
 
@@ -589,8 +592,9 @@ mod tests {
             }
             let header = inspect(&bytes, MAX);
             if let Ok(decoded) = decode(&bytes, MAX, [0; 3]) {
-                let size = Header { width_px: decoded.picture.width_px(), height_px: decoded.picture.height_px() };
-                prop_assert_eq!(header.unwrap(), size);
+                let header = header.unwrap();
+                prop_assert_eq!(header.width_px, decoded.picture.width_px());
+                prop_assert_eq!(header.height_px, decoded.picture.height_px());
             }
         }
     }

@@ -59,51 +59,36 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<(Samples, Option<Vec<u8>>), Fault> 
 
 fn decode_with(bytes: &[u8], strict: bool) -> Result<(Samples, Option<Vec<u8>>), Fault> {
     let mut decoder = open(bytes, strict)?;
-    let stored = decoder
-        .input_colorspace()
-        .expect("the headers were decoded");
-    let wanted = match stored {
-        ColorSpace::Luma | ColorSpace::CMYK | ColorSpace::YCCK => stored,
+    let stored = decoder.input_colorspace();
+    let wanted = match stored.expect("the headers were decoded") {
+        stored @ (ColorSpace::Luma | ColorSpace::CMYK | ColorSpace::YCCK) => stored,
         _ => ColorSpace::RGB,
     };
     decoder.set_options(options(strict).jpeg_set_out_colorspace(wanted));
     let values = decoder.decode().map_err(broken)?;
     let samples = match wanted {
-        ColorSpace::Luma => Samples::Eight {
-            channels: 1,
-            values,
-        },
+        ColorSpace::Luma => Samples::eight(1, values),
         ColorSpace::CMYK => Samples::Cmyk(ink_of_cmyk(values)),
         ColorSpace::YCCK => Samples::Cmyk(ink_of_ycck(values)),
-        _ => Samples::Eight {
-            channels: 3,
-            values,
-        },
+        _ => Samples::eight(3, values),
     };
     Ok((samples, decoder.icc_profile()))
 }
 
 fn decode_rare(bytes: &[u8]) -> Result<(Samples, Option<Vec<u8>>), Fault> {
     let mut decoder = jpeg_decoder::Decoder::new(bytes);
-    let rare = |error: jpeg_decoder::Error| Fault::new(Reason::Broken, error.to_string());
-    let values = decoder.decode().map_err(rare)?;
+    let values = decoder
+        .decode()
+        .map_err(|error| Fault::new(Reason::Broken, error.to_string()))?;
     let format = decoder.info().map(|info| info.pixel_format);
     let samples = match format {
-        Some(PixelFormat::L8) => Samples::Eight {
-            channels: 1,
-            values,
-        },
-        Some(PixelFormat::RGB24) => Samples::Eight {
-            channels: 3,
-            values,
-        },
+        Some(PixelFormat::L8) => Samples::eight(1, values),
+        Some(PixelFormat::RGB24) => Samples::eight(3, values),
         // jpeg-decoder does not invert these, whether stored as CMYK or YCCK.
         Some(PixelFormat::CMYK32) => Samples::Cmyk(ink_of_cmyk(values)),
         other => {
-            return Err(Fault::new(
-                Reason::UnsupportedFormat,
-                format!("a JPEG of {other:?} samples"),
-            ));
+            let detail = format!("a JPEG of {other:?} samples");
+            return Err(Fault::new(Reason::UnsupportedFormat, detail));
         }
     };
     Ok((samples, decoder.icc_profile()))
@@ -129,7 +114,9 @@ fn broken(error: DecodeErrors) -> Fault {
 
 /// CMYK is stored inverted, as Photoshop does: 255 is no ink.
 fn ink_of_cmyk(mut values: Vec<u8>) -> Vec<u8> {
-    values.iter_mut().for_each(|v| *v = 255 - *v);
+    for value in &mut values {
+        *value = 255 - *value;
+    }
     values
 }
 
@@ -186,23 +173,35 @@ fn has_end(bytes: &[u8]) -> bool {
 
 /// Whether the file is of a kind that zune-jpeg decodes wrongly.
 fn is_rare(bytes: &[u8]) -> bool {
-    let (mut num_components, mut sequential, mut coarse_first) = (0, false, false);
+    let mut num_components = 0;
+    let mut sequential = false;
+    let mut coarse_first = false;
     for (marker, payload, _) in segments(bytes) {
         match marker {
             // Start of frame: precision, height, width, number of components, then three bytes for
             // each.
             0xc0..=0xc2 => {
                 let factors: Vec<u8> = payload.iter().skip(7).step_by(3).copied().collect();
-                let finer =
-                    |&other: &u8| factors[0] >> 4 < other >> 4 || factors[0] & 15 < other & 15;
-                (num_components, sequential) = (factors.len(), marker != 0xc2);
-                coarse_first = factors.iter().any(finer);
+                num_components = factors.len();
+                sequential = marker != 0xc2;
+                coarse_first = is_first_coarser(&factors);
             }
             START_OF_SCAN => {
                 let in_scan = payload.first().copied().unwrap_or(0);
                 return coarse_first || (sequential && usize::from(in_scan) < num_components);
             }
             _ => {}
+        }
+    }
+    false
+}
+
+/// Whether the first component is sampled more coarsely than another, in either direction. Each
+/// factor has four bits per direction.
+fn is_first_coarser(factors: &[u8]) -> bool {
+    for &other in factors {
+        if factors[0] >> 4 < other >> 4 || factors[0] & 15 < other & 15 {
+            return true;
         }
     }
     false

@@ -141,19 +141,22 @@ impl Picture {
         encoder.set_depth(png::BitDepth::Eight);
         encoder.set_source_srgb(png::SrgbRenderingIntent::Perceptual);
         for &(keyword, text) in texts {
-            if text
-                .chars()
-                .all(|c| c == '\n' || matches!(u32::from(c), 0x20..=0x7e | 0xa0..=0xff))
-            {
-                encoder.add_text_chunk(keyword.to_owned(), text.to_owned())?;
+            let (keyword, text) = (keyword.to_owned(), text.to_owned());
+            if text.chars().all(is_latin1_text) {
+                encoder.add_text_chunk(keyword, text)?;
             } else {
-                encoder.add_itxt_chunk(keyword.to_owned(), text.to_owned())?;
+                encoder.add_itxt_chunk(keyword, text)?;
             }
         }
         let mut writer = encoder.write_header()?;
         writer.write_image_data(&self.pixels)?;
         writer.finish()
     }
+}
+
+/// Whether a `tEXt` chunk can hold a character: Latin-1 without control characters except newline.
+fn is_latin1_text(c: char) -> bool {
+    c == '\n' || matches!(u32::from(c), 0x20..=0x7e | 0xa0..=0xff)
 }
 
 #[cfg(test)]
@@ -177,6 +180,7 @@ mod tests {
         ];
         picture.write_png(&path, &texts).unwrap();
 
+        // Another decoder reads the same pixels and texts.
         let mut reader = png::Decoder::new(BufReader::new(File::open(&path).unwrap()))
             .read_info()
             .unwrap();
