@@ -117,6 +117,10 @@ impl Remark {
             fault: Fault::new(reason, detail),
         }
     }
+
+    fn sort_key(&self) -> (&str, Reason, &str) {
+        (&self.path, self.fault.reason, &self.fault.detail)
+    }
 }
 
 /// The number of remarks by reason.
@@ -132,9 +136,7 @@ pub(crate) fn count(remarks: &[Remark]) -> BTreeMap<Reason, u64> {
 /// is the same already.
 pub(crate) fn write(root: &Path, name: &str, remarks: &[Remark]) -> Result<()> {
     let mut remarks: Vec<&Remark> = remarks.iter().collect();
-    remarks.sort_by(|a, b| {
-        (&a.path, a.fault.reason, &a.fault.detail).cmp(&(&b.path, b.fault.reason, &b.fault.detail))
-    });
+    remarks.sort_by(|a, b| a.sort_key().cmp(&b.sort_key()));
     let mut bytes = Vec::new();
     for remark in remarks {
         serde_json::to_writer(&mut bytes, remark)

@@ -7,6 +7,7 @@
 //! (large images are decoded one at a time).
 
 use std::{
+    collections::HashMap,
     fs,
     sync::{
         Mutex, PoisonError,
@@ -21,11 +22,11 @@ use crate::{
     dataset::Dataset,
     error::{Error, Result},
     format::{
-        bucket::{Bucket, place},
+        bucket::{Bucket, Placement, place},
         record::{Record, SampleId},
         shard::ObjectWriter,
     },
-    picture::decode::{decode, fit},
+    picture::decode::{Decoded, decode, fit},
     prep::{
         events::{PrepEvent, RgbBatch},
         journal::{Journal, JournalRow, Store, latents_name, text_name},
@@ -52,9 +53,9 @@ pub(crate) struct Encoding<'a> {
     pub(crate) settings: &'a PrepSettings,
     /// The samples that `Item::index` refers to.
     pub(crate) accepted: &'a [Accepted],
-    /// Object and physical row of a sample's latents in the data set that is being repacked. None
-    /// if the sample has no latents yet.
-    pub(crate) latents: &'a (dyn Fn(SampleId) -> Option<(usize, u32)> + Sync),
+    /// Object and physical row of the latents of each sample in the data set that is being
+    /// repacked.
+    pub(crate) latents: &'a HashMap<SampleId, (usize, u32)>,
     /// Shape of a bucket's latents, `[C, h, w]`.
     pub(crate) shape: &'a (dyn Fn(Bucket) -> [usize; 3] + Sync),
     pub(crate) plan: &'a str,
@@ -74,12 +75,15 @@ enum Payload {
     Latents(Vec<f16>),
 }
 
+/// A sample that is prepared, or the fault of its image.
+type Sample = (SampleId, std::result::Result<Prepared, Fault>);
+
 /// A batch of one object's samples, in row order.
 struct Batch {
     object: usize,
     /// Whether this is the last batch of the object.
     is_last: bool,
-    samples: Vec<(SampleId, std::result::Result<Prepared, Fault>)>,
+    samples: Vec<Sample>,
 }
 
 impl Encoding<'_> {
@@ -111,20 +115,14 @@ impl Encoding<'_> {
         for (object, planned) in objects.iter().enumerate() {
             let mut left = planned.items.len();
             for items in planned.items.chunks(window) {
-                let decoded: Vec<_> = items
+                let samples: Vec<Sample> = items
                     .par_iter()
                     .map(|item| (item.id, self.prepare(item, &large)))
                     .collect();
-                let mut decoded = decoded.into_iter();
-                let mut window = Vec::new();
-                while decoded.len() > 0 {
-                    let samples: Vec<_> = decoded.by_ref().take(size).collect();
-                    left -= samples.len();
-                    window.push(Batch {
-                        object,
-                        is_last: left == 0,
-                        samples,
-                    });
+                left -= samples.len();
+                let mut window = cut(object, samples, size);
+                if let Some(last) = window.last_mut() {
+                    last.is_last = left == 0;
                 }
                 if batches.send(window).is_err() {
                     return;
@@ -137,53 +135,36 @@ impl Encoding<'_> {
     /// latents.
     fn prepare(&self, item: &Item, large: &Mutex<()>) -> std::result::Result<Prepared, Fault> {
         let accepted = &self.accepted[item.index];
-        let found = &self.source.files[accepted.file];
-        let settings = self.settings;
         let placement = place(
             item.bucket,
             accepted.width_px,
             accepted.height_px,
-            settings.seed,
+            self.settings.seed,
             item.id,
         );
-        let stored =
-            (self.latents)(item.id).and_then(|(object, row)| self.stored(object, row, item.bucket));
-        let (payload, note) = match stored {
+        let (payload, note) = match self.stored(item) {
             Some(latents) => (Payload::Latents(latents), None),
             None => {
-                let unreadable = |detail: String| Fault::new(Reason::Unreadable, detail);
-                let bytes = fs::read(self.source.path(&found.path))
-                    .map_err(|error| unreadable(error.to_string()))?;
-                if SampleId::of(&bytes) != item.id {
-                    return Err(unreadable(
-                        "it changed while it was read: prepare again".to_owned(),
-                    ));
-                }
-                let pixels = u64::from(accepted.width_px) * u64::from(accepted.height_px);
-                let _alone = (pixels > LARGE_PX)
-                    .then(|| large.lock().unwrap_or_else(PoisonError::into_inner));
-                let decoded = decode(&bytes, settings.max_pixels, settings.background)?;
-                let size = (decoded.picture.width_px(), decoded.picture.height_px());
-                if size != (accepted.width_px, accepted.height_px) {
-                    return Err(Fault::new(
-                        Reason::Broken,
-                        format!("it decodes to {size:?} px, unlike its header"),
-                    ));
-                }
-                (
-                    Payload::Pixels(fit(
-                        &decoded.picture,
-                        &placement,
-                        item.bucket,
-                        settings.resize,
-                    )),
-                    decoded.note,
-                )
+                let decoded = self.decoded(item, large)?;
+                let resize = self.settings.resize;
+                let pixels = fit(&decoded.picture, &placement, item.bucket, resize);
+                (Payload::Pixels(pixels), decoded.note)
             }
         };
-        let (text, _) = self.source.text(found, &settings.quality_words);
+        Ok(Prepared {
+            record: self.record(item, &placement),
+            payload,
+            note,
+        })
+    }
+
+    /// The record of a sample, with its text.
+    fn record(&self, item: &Item, placement: &Placement) -> Record {
+        let accepted = &self.accepted[item.index];
+        let found = &self.source.files[accepted.file];
+        let (text, _) = self.source.text(found, &self.settings.quality_words);
         let text = text.unwrap_or_default();
-        let record = Record {
+        Record {
             id: item.id,
             captions: text.captions,
             tags: text.tags,
@@ -197,23 +178,55 @@ impl Encoding<'_> {
             target_width_px: item.bucket.width_px,
             target_height_px: item.bucket.height_px,
             source: found.path.clone(),
-        };
-        Ok(Prepared {
-            record,
-            payload,
-            note,
-        })
+        }
     }
 
-    /// The existing latents of a row. Damaged ones count as missing, so that the image is encoded
-    /// again.
-    fn stored(&self, object: usize, row: u32, bucket: Bucket) -> Option<Vec<f16>> {
+    /// Decodes a sample's image, which must be the one that was scanned.
+    fn decoded(&self, item: &Item, large: &Mutex<()>) -> std::result::Result<Decoded, Fault> {
+        let Accepted {
+            file,
+            width_px,
+            height_px,
+            ..
+        } = self.accepted[item.index];
+        let bytes = self.read(file, item.id)?;
+        let is_large = u64::from(width_px) * u64::from(height_px) > LARGE_PX;
+        let _alone = is_large.then(|| large.lock().unwrap_or_else(PoisonError::into_inner));
+        let decoded = decode(&bytes, self.settings.max_pixels, self.settings.background)?;
+        let size = (decoded.picture.width_px(), decoded.picture.height_px());
+        if size != (width_px, height_px) {
+            let detail = format!("it decodes to {size:?} px, unlike its header");
+            return Err(Fault::new(Reason::Broken, detail));
+        }
+        Ok(decoded)
+    }
+
+    /// Reads an image file, by its index in the source, which must have the bytes of sample `id`.
+    fn read(&self, file: usize, id: SampleId) -> std::result::Result<Vec<u8>, Fault> {
+        let path = self.source.path(&self.source.files[file].path);
+        match fs::read(path) {
+            Ok(bytes) if SampleId::of(&bytes) == id => Ok(bytes),
+            Ok(_) => {
+                let detail = "it changed while it was read: prepare again";
+                Err(Fault::new(Reason::Unreadable, detail))
+            }
+            Err(error) => Err(Fault::new(Reason::Unreadable, error.to_string())),
+        }
+    }
+
+    /// The existing latents of a sample, if any. Damaged ones count as missing, so that the image
+    /// is encoded again.
+    fn stored(&self, item: &Item) -> Option<Vec<f16>> {
+        let &(object, row) = self.latents.get(&item.id)?;
         let dataset: &Dataset = self.store.dataset.as_ref()?;
-        let mut latents = vec![f16::ZERO; (self.shape)(bucket).iter().product()];
+        let mut latents = vec![f16::ZERO; (self.shape)(item.bucket).iter().product()];
         match dataset.read_row(object, row, &mut latents) {
             Ok(()) => Some(latents),
             Err(error) => {
-                tracing::warn!(%error, "the stored latents cannot be read; the image is encoded again");
+                tracing::warn!(
+                    %error,
+                    "the stored latents cannot be read; the image is encoded again"
+                );
                 None
             }
         }
@@ -228,56 +241,72 @@ impl Encoding<'_> {
         finished: &mut dyn FnMut(Journal),
     ) -> Result<()> {
         let num_samples: u64 = objects.iter().map(|object| object.items.len() as u64).sum();
-        let (mut done, mut rejected) = (0, 0);
-        let mut open: Option<OpenObject> = None;
+        let mut done = 0;
+        let mut rejected = 0;
+        let mut open: Option<OpenObject<'_>> = None;
         for batch in windows.into_iter().flatten() {
             let planned = objects[batch.object];
-            let Bucket {
-                width_px,
-                height_px,
-            } = planned.bucket;
-            let object = open.get_or_insert_with(|| OpenObject::new(self.plan, planned));
-            done += batch.samples.len() as u64;
             let is_last = batch.is_last;
-            object.add(self, planned, batch, encode)?;
+            done += batch.samples.len() as u64;
+
+            // Encode and append.
+            let mut object = match open.take() {
+                Some(object) => object,
+                None => OpenObject::new(self, planned),
+            };
+            object.add(batch, encode)?;
+
+            // Report, and close a complete object.
             let failed = rejected + object.journal.faults.len() as u64;
             progress(PrepEvent::Encoding {
-                width_px,
-                height_px,
+                width_px: planned.bucket.width_px,
+                height_px: planned.bucket.height_px,
                 done,
                 num_samples,
                 rejected: failed,
             });
             if is_last {
                 rejected = failed;
-                let complete = open.take().expect("it was just filled");
-                finished(complete.finish(self.store)?);
+                finished(object.finish()?);
+            } else {
+                open = Some(object);
             }
         }
         Ok(())
     }
 }
 
+/// Cuts the samples of a window into batches of `size`.
+fn cut(object: usize, samples: Vec<Sample>, size: usize) -> Vec<Batch> {
+    let mut samples = samples.into_iter();
+    let mut batches = Vec::new();
+    while samples.len() > 0 {
+        batches.push(Batch {
+            object,
+            is_last: false,
+            samples: samples.by_ref().take(size).collect(),
+        });
+    }
+    batches
+}
+
 /// The object being written. Its files are created with its first good row.
-struct OpenObject {
+struct OpenObject<'a> {
+    store: &'a Store,
+    /// Shape of its latents, `[C, h, w]`.
+    shape: [usize; 3],
     journal: Journal,
     writer: Option<ObjectWriter>,
 }
 
-impl OpenObject {
-    fn new(plan: &str, planned: &PlannedObject) -> Self {
-        let PlannedObject {
-            stem,
-            bucket,
-            split,
-            ..
-        } = planned;
+impl<'a> OpenObject<'a> {
+    fn new(encoding: &Encoding<'a>, planned: &PlannedObject) -> Self {
         let journal = Journal {
-            plan: plan.to_owned(),
-            stem: stem.clone(),
-            bucket: *bucket,
-            split: *split,
-            text: text_name(stem, 0),
+            plan: encoding.plan.to_owned(),
+            stem: planned.stem.clone(),
+            bucket: planned.bucket,
+            split: planned.split,
+            text: text_name(&planned.stem, 0),
             text_bytes: 0,
             rows: Vec::new(),
             blocks: Vec::new(),
@@ -285,20 +314,15 @@ impl OpenObject {
             notes: Vec::new(),
         };
         Self {
+            store: encoding.store,
+            shape: (encoding.shape)(planned.bucket),
             journal,
             writer: None,
         }
     }
 
     /// Encodes a batch and appends its good rows.
-    fn add(
-        &mut self,
-        encoding: &Encoding<'_>,
-        planned: &PlannedObject,
-        batch: Batch,
-        encode: &mut Encode<'_>,
-    ) -> Result<()> {
-        let shape = (encoding.shape)(planned.bucket);
+    fn add(&mut self, batch: Batch, encode: &mut Encode<'_>) -> Result<()> {
         let mut good = Vec::new();
         for (id, sample) in batch.samples {
             match sample {
@@ -306,55 +330,52 @@ impl OpenObject {
                 Err(fault) => self.journal.faults.push((id, fault)),
             }
         }
-        let latents = encode_pixels(&good, planned.bucket, shape, encode)?;
-        let mut encoded = latents.chunks_exact(shape.iter().product());
-        for Prepared {
-            record,
-            payload,
-            note,
-        } in good
-        {
-            let row: &[f16] = match &payload {
-                Payload::Pixels(_) => encoded
-                    .next()
-                    .expect("encode_pixels returns one row per image"),
-                Payload::Latents(latents) => latents,
-            };
-            if !row.iter().all(|x| x.is_finite()) {
-                let detail = "its latents are not finite in F16";
-                self.journal
-                    .faults
-                    .push((record.id, Fault::new(Reason::NotFinite, detail)));
-                continue;
+        let latents = encode_pixels(&good, self.journal.bucket, self.shape, encode)?;
+        let mut encoded = latents.chunks_exact(self.shape.iter().product());
+        for prepared in good {
+            match &prepared.payload {
+                Payload::Pixels(_) => {
+                    let row = encoded.next();
+                    let row = row.expect("encode_pixels returns one row per image");
+                    self.push(row, prepared.record, prepared.note)?;
+                }
+                Payload::Latents(row) => self.push(row, prepared.record, prepared.note)?,
             }
-            self.journal
-                .notes
-                .extend(note.map(|note| (record.id, note)));
-            self.journal.rows.push(JournalRow::of(&record));
-            self.writer(encoding.store, shape)?.push(row, record)?;
         }
         Ok(())
     }
 
-    fn writer(&mut self, store: &Store, shape: [usize; 3]) -> Result<&mut ObjectWriter> {
+    /// Appends a row, unless its latents are not finite.
+    fn push(&mut self, row: &[f16], record: Record, note: Option<Fault>) -> Result<()> {
+        if !row.iter().all(|x| x.is_finite()) {
+            let fault = Fault::new(Reason::NotFinite, "its latents are not finite in F16");
+            self.journal.faults.push((record.id, fault));
+            return Ok(());
+        }
+        if let Some(note) = note {
+            self.journal.notes.push((record.id, note));
+        }
+        self.journal.rows.push(JournalRow::of(&record));
+        self.writer()?.push(row, record)
+    }
+
+    fn writer(&mut self) -> Result<&mut ObjectWriter> {
         if self.writer.is_none() {
             let latents = latents_name(&self.journal.stem);
-            self.writer = Some(ObjectWriter::create(
-                &store.root,
-                &latents,
-                &self.journal.text,
-                shape,
-            )?);
+            let writer =
+                ObjectWriter::create(&self.store.root, &latents, &self.journal.text, self.shape)?;
+            self.writer = Some(writer);
         }
         Ok(self.writer.as_mut().expect("it was just created"))
     }
 
-    fn finish(mut self, store: &Store) -> Result<Journal> {
+    fn finish(mut self) -> Result<Journal> {
         if let Some(writer) = self.writer {
             let done = writer.finish()?;
-            (self.journal.text_bytes, self.journal.blocks) = (done.text_bytes, done.blocks);
+            self.journal.text_bytes = done.text_bytes;
+            self.journal.blocks = done.blocks;
         }
-        store.write_journal(&self.journal)?;
+        self.store.write_journal(&self.journal)?;
         Ok(self.journal)
     }
 }
@@ -367,37 +388,36 @@ fn encode_pixels(
     shape: [usize; 3],
     encode: &mut Encode<'_>,
 ) -> Result<Vec<f16>> {
-    let images = samples.iter().filter_map(|sample| match &sample.payload {
-        Payload::Pixels(pixels) => Some(pixels.as_slice()),
-        Payload::Latents(_) => None,
-    });
-    let images: Vec<&[u8]> = images.collect();
+    let mut images: Vec<&[u8]> = Vec::new();
+    for sample in samples {
+        if let Payload::Pixels(pixels) = &sample.payload {
+            images.push(pixels);
+        }
+    }
     if images.is_empty() {
         return Ok(Vec::new());
     }
-    let Bucket {
-        width_px,
-        height_px,
-    } = bucket;
     let batch = RgbBatch {
-        width_px,
-        height_px,
+        width_px: bucket.width_px,
+        height_px: bucket.height_px,
         num_images: images.len(),
         pixels: images.concat(),
     };
-    let failed = |reason: String| Error::Encode {
-        num_images: batch.num_images,
-        width_px,
-        height_px,
-        reason,
-    };
-    let latents = encode(&batch).map_err(failed)?;
+    let latents = encode(&batch).map_err(|reason| failed(&batch, reason))?;
+    let found = latents.len();
     let expected = batch.num_images * shape.iter().product::<usize>();
-    if latents.len() == expected {
+    if found == expected {
         return Ok(latents);
     }
-    Err(failed(format!(
-        "it returned {} numbers, expected {expected}, {shape:?} per image",
-        latents.len()
-    )))
+    let reason = format!("it returned {found} numbers, expected {expected}, {shape:?} per image");
+    Err(failed(&batch, reason))
+}
+
+fn failed(batch: &RgbBatch, reason: String) -> Error {
+    Error::Encode {
+        num_images: batch.num_images,
+        width_px: batch.width_px,
+        height_px: batch.height_px,
+        reason,
+    }
 }

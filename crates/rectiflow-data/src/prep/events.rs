@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::reject::Reason;
+use crate::{
+    format::{bucket::Bucket, manifest::Split},
+    reject::Reason,
+};
 
 /// Images of one bucket for the encoder.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,6 +68,26 @@ pub struct BucketCount {
     pub train: u64,
     /// Rows held out.
     pub test: u64,
+}
+
+impl BucketCount {
+    /// No rows of `bucket`.
+    pub(crate) fn empty(bucket: Bucket) -> Self {
+        Self {
+            width_px: bucket.width_px,
+            height_px: bucket.height_px,
+            train: 0,
+            test: 0,
+        }
+    }
+
+    /// Adds rows of a split.
+    pub(crate) fn add(&mut self, split: Split, rows: u64) {
+        match split {
+            Split::Train => self.train += rows,
+            Split::Test => self.test += rows,
+        }
+    }
 }
 
 /// Summary of a preparation and of the resulting data set.

@@ -75,6 +75,13 @@ pub(crate) struct Journal {
     pub(crate) notes: Vec<(SampleId, Fault)>,
 }
 
+impl Journal {
+    /// Whether this is the journal of `object` with these blocks.
+    fn describes(&self, object: &Object, blocks: &[Block]) -> bool {
+        self.text == object.text && self.rows.len() == object.rows as usize && self.blocks == blocks
+    }
+}
+
 /// An object of the data set.
 #[derive(Debug, Clone)]
 pub(crate) struct Stored {
@@ -110,26 +117,21 @@ impl Store {
     pub(crate) fn open(root: &Path, codec: &Codec, geometry: &Geometry) -> Result<Self> {
         let folder = root.join(OBJECTS_FOLDER);
         fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
-        let lock = lock(root)?;
-        let dataset = match fs::exists(root.join(MANIFEST_FILE)).map_err(Error::io(root))? {
-            true => Some(Dataset::open(root)?),
-            false => None,
-        };
-        if let Some(dataset) = &dataset {
-            check_same(root, dataset.manifest(), codec, geometry)?;
-        }
-        let (codec, geometry) = (codec.clone(), geometry.clone());
-        let (root, objects, pending) = (root.to_owned(), Vec::new(), Vec::new());
         let mut store = Self {
-            root,
-            codec,
-            geometry,
-            objects,
-            pending,
-            dataset,
-            _lock: lock,
+            _lock: lock(root)?,
+            root: root.to_owned(),
+            codec: codec.clone(),
+            geometry: geometry.clone(),
+            objects: Vec::new(),
+            pending: Vec::new(),
+            dataset: None,
         };
-        store.read_objects()?;
+        if fs::exists(root.join(MANIFEST_FILE)).map_err(Error::io(root))? {
+            let dataset = Dataset::open(root)?;
+            check_same(root, dataset.manifest(), codec, geometry)?;
+            store.objects = read_objects(root, &dataset)?;
+            store.dataset = Some(dataset);
+        }
         store.read_pending()?;
         Ok(store)
     }
@@ -163,50 +165,14 @@ impl Store {
     pub(crate) fn commit(&mut self) -> Result<()> {
         self.objects
             .retain(|stored| stored.deleted.contains(&false));
-        let key = |stored: &Stored| {
-            let Journal {
-                bucket,
-                split,
-                stem,
-                ..
-            } = &stored.journal;
-            let number = parse_stem(stem).map(|(_, number)| number);
-            (
-                bucket.width_px,
-                bucket.height_px,
-                *split,
-                number,
-                stem.clone(),
-            )
-        };
-        self.objects.sort_by_cached_key(key);
+        self.objects.sort_by_cached_key(Stored::sort_key);
         let mut manifest = Manifest::new(self.codec.clone(), self.geometry.clone());
+        let mut blocks = Vec::new();
         for (index, stored) in self.objects.iter_mut().enumerate() {
-            let journal = &stored.journal;
-            if manifest.buckets.last() != Some(&journal.bucket) {
-                manifest.buckets.push(journal.bucket);
-            }
-            let mut object = Object {
-                bucket: manifest.buckets.len() as u32 - 1,
-                split: journal.split,
-                rows: journal.rows.len() as u32,
-                latents: latents_name(&journal.stem),
-                text: journal.text.clone(),
-                text_bytes: journal.text_bytes,
-                deleted: None,
-            };
-            let deleted = (0u32..)
-                .zip(&stored.deleted)
-                .filter(|&(_, &deleted)| deleted);
-            deleted.for_each(|(row, _)| object.delete(row));
-            manifest.objects.push(object);
+            stored.enter(&mut manifest);
             stored.in_manifest = Some(index);
+            blocks.push(stored.journal.blocks.clone());
         }
-        let blocks: Vec<Vec<Block>> = self
-            .objects
-            .iter()
-            .map(|stored| stored.journal.blocks.clone())
-            .collect();
         commit(&self.root, &mut manifest, &blocks)?;
         self.pending.clear();
         self.dataset = Some(Dataset::open(&self.root)?);
@@ -216,34 +182,19 @@ impl Store {
     /// Deletes temporary files and the files that `manifest` does not name. Files with names that a
     /// preparation does not write are left alone.
     fn sweep(&self, manifest: &Manifest) -> Result<()> {
-        let latents = manifest.objects.iter().map(|object| object.latents.clone());
-        let text = manifest.objects.iter().map(|object| object.text.clone());
-        let journals = self
-            .objects
-            .iter()
-            .map(|stored| format!("{OBJECTS_FOLDER}/{}.json", stored.journal.stem));
-        let mut keep: HashSet<String> = latents.chain(text).chain(journals).collect();
-        keep.insert(manifest.blocks.file.clone());
-        let ours = |folder: &str, name: &str| match folder {
-            "" => name.starts_with("blocks-") && name.ends_with(".bin"),
-            _ => name
-                .split_once('.')
-                .is_some_and(|(stem, _)| parse_stem(base_stem(stem)).is_some()),
-        };
+        let keep = self.live_files(manifest);
         for folder in ["", "latents", "text", OBJECTS_FOLDER] {
-            let path = self.root.join(folder);
-            let Ok(entries) = fs::read_dir(&path) else {
+            let Ok(entries) = fs::read_dir(self.root.join(folder)) else {
                 continue;
             };
             for entry in entries.flatten() {
                 let name = entry.file_name().to_string_lossy().into_owned();
-                let full = if folder.is_empty() {
-                    name.clone()
-                } else {
-                    format!("{folder}/{name}")
+                let full = match folder {
+                    "" => name.clone(),
+                    _ => format!("{folder}/{name}"),
                 };
-                let stale = ours(folder, &name) && !keep.contains(&full);
-                if stale || name.starts_with(TEMPORARY_PREFIX) {
+                let is_stale = is_ours(folder, &name) && !keep.contains(&full);
+                if is_stale || name.starts_with(TEMPORARY_PREFIX) {
                     fs::remove_file(entry.path()).map_err(Error::io(entry.path()))?;
                 }
             }
@@ -251,81 +202,36 @@ impl Store {
         Ok(())
     }
 
-    fn read_objects(&mut self) -> Result<()> {
-        let Some(dataset) = &self.dataset else {
-            return Ok(());
-        };
-        let manifest = dataset.manifest();
-        for (index, object) in manifest.objects.iter().enumerate() {
-            let name = &object.latents;
-            let stem = name
-                .trim_start_matches("latents/")
-                .trim_end_matches(".safetensors")
-                .to_owned();
-            let (bucket, split) = (manifest.buckets[object.bucket as usize], object.split);
-            let blocks: Vec<Block> = (0..object.num_blocks())
-                .map(|b| dataset.blocks().block(index, b))
-                .collect();
-            let fits = |journal: &Journal| {
-                journal.text == object.text
-                    && journal.rows.len() == object.rows as usize
-                    && journal.blocks == blocks
-            };
-            let journal = match read_journal(&journal_path(&self.root, &stem)).filter(fits) {
-                Some(journal) => journal,
-                None => {
-                    let rows = dataset
-                        .object_records(index)?
-                        .iter()
-                        .map(JournalRow::of)
-                        .collect();
-                    let (text, text_bytes, plan) =
-                        (object.text.clone(), object.text_bytes, String::new());
-                    let (faults, notes) = (Vec::new(), Vec::new());
-                    Journal {
-                        plan,
-                        stem,
-                        bucket,
-                        split,
-                        text,
-                        text_bytes,
-                        rows,
-                        blocks,
-                        faults,
-                        notes,
-                    }
-                }
-            };
-            let bits = object.deleted_bits().unwrap_or_default();
-            let deleted = |row: usize| {
-                bits.get(row / 8)
-                    .is_some_and(|byte| byte >> (row % 8) & 1 == 1)
-            };
-            let deleted = (0..object.rows as usize).map(deleted).collect();
-            self.objects.push(Stored {
-                journal,
-                deleted,
-                in_manifest: Some(index),
-            });
+    /// The names of the data set's files and journals.
+    fn live_files(&self, manifest: &Manifest) -> HashSet<String> {
+        let mut files = HashSet::from([manifest.blocks.file.clone()]);
+        for object in &manifest.objects {
+            files.insert(object.latents.clone());
+            files.insert(object.text.clone());
         }
-        Ok(())
+        for stored in &self.objects {
+            files.insert(format!("{OBJECTS_FOLDER}/{}.json", stored.journal.stem));
+        }
+        files
     }
 
     fn read_pending(&mut self) -> Result<()> {
-        let known: HashSet<String> = self
+        let stems = self
             .objects
             .iter()
-            .map(|stored| stored.journal.stem.clone())
-            .collect();
+            .map(|stored| stored.journal.stem.as_str());
+        let known: HashSet<&str> = stems.collect();
         let folder = self.root.join(OBJECTS_FOLDER);
         for entry in fs::read_dir(&folder).map_err(Error::io(&folder))? {
             let path = entry.map_err(Error::io(&folder))?.path();
-            let stem = path.file_stem().and_then(OsStr::to_str).unwrap_or_default();
-            if path.extension() != Some(OsStr::new("json")) || known.contains(stem) {
-                continue;
+            if let Some(stem) = journal_stem(&path)
+                && !known.contains(stem)
+                && let Some(journal) = read_journal(&path)
+                && journal.stem == stem
+                && self.is_complete(&journal)
+            {
+                self.pending.push(journal);
             }
-            let complete = |journal: &Journal| journal.stem == stem && self.is_complete(journal);
-            self.pending.extend(read_journal(&path).filter(complete));
         }
         self.pending.sort_by(|a, b| a.stem.cmp(&b.stem));
         Ok(())
@@ -337,16 +243,17 @@ impl Store {
         if journal.rows.is_empty() {
             return true;
         }
-        let side = |px: u32| u64::from(px / self.codec.down_factor);
-        let Bucket {
-            width_px,
-            height_px,
-        } = journal.bucket;
-        let row_bytes = 2 * u64::from(self.codec.channels) * side(width_px) * side(height_px);
-        let latents = LATENTS_OFFSET + journal.rows.len() as u64 * row_bytes;
-        let has_len =
-            |name: &str, len: u64| fs::metadata(self.root.join(name)).is_ok_and(|m| m.len() == len);
-        has_len(&latents_name(&journal.stem), latents) && has_len(&journal.text, journal.text_bytes)
+        let width = u64::from(journal.bucket.width_px / self.codec.down_factor);
+        let height = u64::from(journal.bucket.height_px / self.codec.down_factor);
+        let row_bytes = 2 * u64::from(self.codec.channels) * width * height;
+        let latents_bytes = LATENTS_OFFSET + journal.rows.len() as u64 * row_bytes;
+        self.has_file(&latents_name(&journal.stem), latents_bytes)
+            && self.has_file(&journal.text, journal.text_bytes)
+    }
+
+    /// Whether the data set has a file of `bytes` bytes under `name`.
+    fn has_file(&self, name: &str, bytes: u64) -> bool {
+        fs::metadata(self.root.join(name)).is_ok_and(|metadata| metadata.len() == bytes)
     }
 }
 
@@ -358,6 +265,47 @@ impl Stored {
             journal,
             in_manifest: None,
         }
+    }
+
+    /// Number of rows that are not deleted.
+    pub(crate) fn num_live(&self) -> u64 {
+        self.deleted.iter().filter(|&&deleted| !deleted).count() as u64
+    }
+
+    /// The place of the object in the manifest: by series and number.
+    fn sort_key(&self) -> (Series, Option<u32>, String) {
+        let Journal {
+            bucket,
+            split,
+            stem,
+            ..
+        } = &self.journal;
+        let number = parse_stem(stem).map(|(_, number)| number);
+        let series = (bucket.width_px, bucket.height_px, *split);
+        (series, number, stem.clone())
+    }
+
+    /// Adds the object to the manifest, and its bucket if it is a new one.
+    fn enter(&self, manifest: &mut Manifest) {
+        let journal = &self.journal;
+        if manifest.buckets.last() != Some(&journal.bucket) {
+            manifest.buckets.push(journal.bucket);
+        }
+        let mut object = Object {
+            bucket: manifest.buckets.len() as u32 - 1,
+            split: journal.split,
+            rows: journal.rows.len() as u32,
+            latents: latents_name(&journal.stem),
+            text: journal.text.clone(),
+            text_bytes: journal.text_bytes,
+            deleted: None,
+        };
+        for (row, &is_deleted) in (0..).zip(&self.deleted) {
+            if is_deleted {
+                object.delete(row);
+            }
+        }
+        manifest.objects.push(object);
     }
 }
 
@@ -383,8 +331,78 @@ pub(crate) fn text_revision(name: &str) -> u32 {
         .unwrap_or(0)
 }
 
+/// Whether a preparation writes files of this name in a folder.
+fn is_ours(folder: &str, name: &str) -> bool {
+    if folder.is_empty() {
+        return name.starts_with("blocks-") && name.ends_with(".bin");
+    }
+    match name.split_once('.') {
+        Some((stem, _)) => parse_stem(base_stem(stem)).is_some(),
+        None => false,
+    }
+}
+
 fn base_stem(stem: &str) -> &str {
     stem.split_once("_r").map_or(stem, |(base, _)| base)
+}
+
+/// Reads the objects of the data set in `root`.
+fn read_objects(root: &Path, dataset: &Dataset) -> Result<Vec<Stored>> {
+    let mut objects = Vec::new();
+    for index in 0..dataset.manifest().objects.len() {
+        objects.push(read_stored(root, dataset, index)?);
+    }
+    Ok(objects)
+}
+
+fn read_stored(root: &Path, dataset: &Dataset, index: usize) -> Result<Stored> {
+    let object = &dataset.manifest().objects[index];
+    let stem = object
+        .latents
+        .trim_start_matches("latents/")
+        .trim_end_matches(".safetensors");
+    let mut blocks = Vec::new();
+    for block in 0..object.num_blocks() {
+        blocks.push(dataset.blocks().block(index, block));
+    }
+    let journal = match read_journal(&journal_path(root, stem)) {
+        Some(journal) if journal.describes(object, &blocks) => journal,
+        _ => journal_of(dataset, index, stem, blocks)?,
+    };
+    Ok(Stored {
+        journal,
+        deleted: deleted_rows(object),
+        in_manifest: Some(index),
+    })
+}
+
+/// The journal of an object, from the object's own text.
+fn journal_of(dataset: &Dataset, index: usize, stem: &str, blocks: Vec<Block>) -> Result<Journal> {
+    let manifest = dataset.manifest();
+    let object = &manifest.objects[index];
+    let records = dataset.object_records(index)?;
+    Ok(Journal {
+        plan: String::new(),
+        stem: stem.to_owned(),
+        bucket: manifest.buckets[object.bucket as usize],
+        split: object.split,
+        text: object.text.clone(),
+        text_bytes: object.text_bytes,
+        rows: records.iter().map(JournalRow::of).collect(),
+        blocks,
+        faults: Vec::new(),
+        notes: Vec::new(),
+    })
+}
+
+/// Whether each row of an object is deleted.
+fn deleted_rows(object: &Object) -> Vec<bool> {
+    let mut deleted = vec![false; object.rows as usize];
+    let bits = object.deleted_bits().unwrap_or_default();
+    for (row, is_deleted) in deleted.iter_mut().enumerate() {
+        *is_deleted = bits.get(row / 8).copied().unwrap_or(0) >> (row % 8) & 1 == 1;
+    }
+    deleted
 }
 
 fn journal_path(root: &Path, stem: &str) -> PathBuf {
@@ -395,6 +413,14 @@ fn journal_path(root: &Path, stem: &str) -> PathBuf {
 /// not committed, its images are encoded again.
 fn read_journal(path: &Path) -> Option<Journal> {
     serde_json::from_slice(&fs::read(path).ok()?).ok()
+}
+
+/// The stem of the object whose journal a file is. None for any other file.
+fn journal_stem(path: &Path) -> Option<&str> {
+    if path.extension() != Some(OsStr::new("json")) {
+        return None;
+    }
+    path.file_stem()?.to_str()
 }
 
 /// Locks the data set. The lock ends with the process, however it ends.
@@ -421,44 +447,39 @@ fn lock(root: &Path) -> Result<File> {
 
 /// Fails with the first setting that differs: a data set must not mix codecs or geometries.
 fn check_same(root: &Path, manifest: &Manifest, codec: &Codec, geometry: &Geometry) -> Result<()> {
-    let (old, new) = (&manifest.codec, codec);
-    let pairs = [
-        ("VAE (hash)", old.hash.clone(), new.hash.clone()),
+    let old = fixed_settings(&manifest.codec, &manifest.geometry);
+    let new = fixed_settings(codec, geometry);
+    for ((key, old), (_, new)) in old.into_iter().zip(new) {
+        if old != new {
+            let reason = format!(
+                "{} was prepared with {old}: keep that, or prepare into a new folder",
+                root.display()
+            );
+            return Err(Error::Invalid {
+                what: format!("{key} = {new}"),
+                reason,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The settings that all objects of a data set share, by key.
+fn fixed_settings(codec: &Codec, geometry: &Geometry) -> Vec<(String, String)> {
+    let mut settings = vec![
+        ("VAE (hash)".to_owned(), codec.hash.clone()),
         (
-            "scaling_factor",
-            old.scaling_factor.to_string(),
-            new.scaling_factor.to_string(),
+            "scaling_factor".to_owned(),
+            codec.scaling_factor.to_string(),
         ),
-        (
-            "down_factor",
-            old.down_factor.to_string(),
-            new.down_factor.to_string(),
-        ),
-        (
-            "channels",
-            old.channels.to_string(),
-            new.channels.to_string(),
-        ),
+        ("down_factor".to_owned(), codec.down_factor.to_string()),
+        ("channels".to_owned(), codec.channels.to_string()),
     ];
-    let fields = |geometry: &Geometry| match serde_json::to_value(geometry) {
-        Ok(serde_json::Value::Object(fields)) => fields,
-        _ => unreachable!("a geometry is written as an object"),
+    let Ok(serde_json::Value::Object(fields)) = serde_json::to_value(geometry) else {
+        unreachable!("a geometry is written as an object");
     };
-    let (old, new) = (fields(&manifest.geometry), fields(geometry));
-    let geometry = old
-        .iter()
-        .map(|(key, value)| (key.as_str(), value.to_string(), new[key].to_string()));
-    let differs = pairs
-        .into_iter()
-        .chain(geometry)
-        .find(|(_, old, new)| old != new);
-    let Some((what, old, new)) = differs else {
-        return Ok(());
-    };
-    let what = format!("{what} = {new}");
-    let reason = format!(
-        "{} was prepared with {old}: keep that, or prepare into a new folder",
-        root.display()
-    );
-    Err(Error::Invalid { what, reason })
+    for (key, value) in fields {
+        settings.push((key, value.to_string()));
+    }
+    settings
 }

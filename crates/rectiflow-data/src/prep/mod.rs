@@ -36,7 +36,7 @@ use crate::{
         block_table::Block,
         bucket::Bucket,
         manifest::{Codec, Split},
-        record::SampleId,
+        record::{Record, SampleId},
         shard::write_text,
     },
     prep::{
@@ -77,15 +77,7 @@ pub fn prepare(
 ) -> Result<PrepSummary> {
     let start = Instant::now();
     check(settings, codec)?;
-    let same = |a: &Path, b: &Path| matches!((fs::canonicalize(a), fs::canonicalize(b)), (Ok(a), Ok(b)) if a == b);
-    fs::read_dir(source).map_err(Error::io(source))?;
-    if same(source, out) {
-        let reason = "the data set cannot be the source folder: name another folder".to_owned();
-        return Err(Error::Invalid {
-            what: out.display().to_string(),
-            reason,
-        });
-    }
+    check_folders(source, out)?;
     let store = Store::open(out, codec, &settings.geometry())?;
     let source = Source::list(source, out)?;
     let scan = Scan::run(&source, &out.join(FACTS_FILE), settings, progress)?;
@@ -100,6 +92,22 @@ pub fn prepare(
     preparation.run(encode, progress)?;
     preparation.leave_lists(out)?;
     Ok(preparation.summary(start.elapsed().as_secs_f64()))
+}
+
+/// Fails if `source` cannot be listed, or if `out` is the same folder.
+fn check_folders(source: &Path, out: &Path) -> Result<()> {
+    fs::read_dir(source).map_err(Error::io(source))?;
+    let (Ok(from), Ok(to)) = (fs::canonicalize(source), fs::canonicalize(out)) else {
+        return Ok(());
+    };
+    if from == to {
+        let reason = "the data set cannot be the source folder: name another folder".to_owned();
+        return Err(Error::Invalid {
+            what: out.display().to_string(),
+            reason,
+        });
+    }
+    Ok(())
 }
 
 fn check(settings: &PrepSettings, codec: &Codec) -> Result<()> {
@@ -141,65 +149,84 @@ struct Counts {
 impl Preparation<'_> {
     fn run(&mut self, encode: &mut Encode<'_>, progress: &mut dyn FnMut(PrepEvent)) -> Result<()> {
         let mut plan = self.plan();
-        if self
-            .store
-            .pending
-            .iter()
-            .any(|journal| journal.plan != plan.id)
-        {
+        let mut pending = self.store.pending.iter();
+        if pending.any(|journal| journal.plan != plan.id) {
             // An interrupted run had another plan: its finished objects join the data set first.
             self.adopt_pending()?;
             plan = self.plan();
         }
-        let changed = self.mark_deleted(&plan);
-        let rewritten = self.rewrite_texts(&plan, progress)?;
-        let written = self.write_objects(&plan, encode, progress)?;
-        if self.settings.repack && !plan.objects.is_empty() {
+        let mut changed = self.store.dataset.is_none();
+        if !self.repacks(&plan) {
+            changed |= self.mark_deleted();
+            changed |= self.rewrite_texts(progress)?;
+        }
+        changed |= self.write_objects(&plan, encode, progress)?;
+        if self.repacks(&plan) {
             self.store
                 .objects
                 .retain(|stored| stored.in_manifest.is_none());
         }
-        if changed || rewritten || written || self.store.dataset.is_none() {
+        if changed {
             self.store.commit()?;
         }
         Ok(())
     }
 
+    /// Whether the plan's objects replace all others.
+    fn repacks(&self, plan: &ObjectPlan) -> bool {
+        self.settings.repack && !plan.objects.is_empty()
+    }
+
     /// The objects to write: of accepted samples without an object, or of all with `repack`.
     fn plan(&self) -> ObjectPlan {
-        let held = |stored: &&Stored| !self.settings.repack || stored.in_manifest.is_none();
-        let kept: Vec<&Stored> = self.store.objects.iter().filter(held).collect();
-        let present: HashMap<SampleId, Split> = kept
-            .iter()
-            .flat_map(|o| o.journal.rows.iter().map(|row| (row.id, o.journal.split)))
-            .collect();
-        let (mut new, mut train, mut test) = (Vec::new(), 0, 0);
+        let packed = self.packed_samples();
+        let mut new = Vec::new();
+        let mut train = 0;
+        let mut test = 0;
         for (index, accepted) in self.scan.accepted.iter().enumerate() {
-            match present.get(&accepted.id) {
+            match packed.get(&accepted.id) {
                 None if self.scan.failed.contains(&accepted.id) => {}
                 None => new.push(index),
                 Some(Split::Train) => train += 1,
                 Some(Split::Test) => test += 1,
             }
         }
-        let accepted = |&index: &usize| &self.scan.accepted[index];
-        let ids: Vec<SampleId> = new.iter().map(|index| accepted(index).id).collect();
-        let sides = sides(
-            &ids,
-            (train, test),
-            self.settings.share(),
-            self.settings.seed,
-        );
-        let items = new.iter().zip(sides).map(|(index, split)| {
-            let Accepted { id, bucket, .. } = *accepted(index);
-            Item {
-                index: *index,
+        let items = self.items(&new, (train, test));
+        ObjectPlan::new(items, &self.store.next_numbers(), &self.cut())
+    }
+
+    /// Accepted samples with their splits. `packed` counts the samples that have a split already.
+    fn items(&self, new: &[usize], packed: (u64, u64)) -> Vec<Item> {
+        let mut ids = Vec::with_capacity(new.len());
+        for &index in new {
+            ids.push(self.scan.accepted[index].id);
+        }
+        let sides = sides(&ids, packed, self.settings.share(), self.settings.seed);
+        let mut items = Vec::with_capacity(new.len());
+        for (&index, split) in new.iter().zip(sides) {
+            let Accepted { id, bucket, .. } = self.scan.accepted[index];
+            items.push(Item {
+                index,
                 id,
                 bucket,
                 split,
+            });
+        }
+        items
+    }
+
+    /// The splits of the samples that keep their objects.
+    fn packed_samples(&self) -> HashMap<SampleId, Split> {
+        let mut packed = HashMap::new();
+        for stored in &self.store.objects {
+            if self.settings.repack && stored.in_manifest.is_some() {
+                continue;
             }
-        });
-        ObjectPlan::new(items.collect(), &self.store.next_numbers(), &self.cut())
+            for row in &stored.journal.rows {
+                packed.insert(row.id, stored.journal.split);
+            }
+        }
+        packed
     }
 
     fn cut(&self) -> Cut {
@@ -223,43 +250,32 @@ impl Preparation<'_> {
     /// Adds the objects of an interrupted run to the data set. Rows whose samples are in the data
     /// set already are marked deleted.
     fn adopt_pending(&mut self) -> Result<()> {
-        let rows = |stored: &Stored| {
-            stored
-                .journal
-                .rows
-                .iter()
-                .map(|row| row.id)
-                .collect::<Vec<_>>()
-        };
-        let mut present: HashSet<SampleId> = self.store.objects.iter().flat_map(rows).collect();
+        let mut present = HashSet::new();
+        for stored in &self.store.objects {
+            for row in &stored.journal.rows {
+                present.insert(row.id);
+            }
+        }
         for journal in std::mem::take(&mut self.store.pending) {
-            let deleted = journal
-                .rows
-                .iter()
-                .map(|row| !present.insert(row.id))
-                .collect();
             self.learn(&journal);
-            self.store.objects.push(Stored {
-                deleted,
-                ..Stored::new(journal)
-            });
+            let mut stored = Stored::new(journal);
+            for (row, deleted) in stored.journal.rows.iter().zip(&mut stored.deleted) {
+                *deleted = !present.insert(row.id);
+            }
+            self.store.objects.push(stored);
         }
         self.store.commit()
     }
 
     /// Updates every object's bitmap of deleted rows and returns whether one changed. Rows of
     /// images that are back in the folder become live again.
-    fn mark_deleted(&mut self, plan: &ObjectPlan) -> bool {
-        if self.settings.repack && !plan.objects.is_empty() {
-            return false;
+    fn mark_deleted(&mut self) -> bool {
+        let mut wanted = HashMap::new();
+        for accepted in &self.scan.accepted {
+            wanted.insert(accepted.id, accepted.bucket);
         }
-        let wanted: HashMap<SampleId, Bucket> = self
-            .scan
-            .accepted
-            .iter()
-            .map(|a| (a.id, a.bucket))
-            .collect();
-        let (mut seen, mut changed) = (HashSet::new(), false);
+        let mut seen = HashSet::new();
+        let mut changed = false;
         for stored in &mut self.store.objects {
             let bucket = stored.journal.bucket;
             for (row, deleted) in stored.journal.rows.iter().zip(&mut stored.deleted) {
@@ -273,37 +289,17 @@ impl Preparation<'_> {
 
     /// Rewrites the text files in which the text of a live row changed. Returns whether there are
     /// any.
-    fn rewrite_texts(
-        &mut self,
-        plan: &ObjectPlan,
-        progress: &mut dyn FnMut(PrepEvent),
-    ) -> Result<bool> {
-        if self.settings.repack && !plan.objects.is_empty() {
-            return Ok(false);
+    fn rewrite_texts(&mut self, progress: &mut dyn FnMut(PrepEvent)) -> Result<bool> {
+        let mut by_id = HashMap::new();
+        for (index, accepted) in self.scan.accepted.iter().enumerate() {
+            by_id.insert(accepted.id, index);
         }
-        let by_id: HashMap<SampleId, usize> = self
-            .scan
-            .accepted
-            .iter()
-            .enumerate()
-            .map(|(i, accepted)| (accepted.id, i))
-            .collect();
-        let stale = |stored: &Stored| {
-            let mut live = stored
-                .journal
-                .rows
-                .iter()
-                .zip(&stored.deleted)
-                .filter(|&(_, &deleted)| !deleted);
-            live.any(|(row, _)| {
-                by_id
-                    .get(&row.id)
-                    .is_some_and(|&i| self.scan.accepted[i].text != row.text)
-            })
-        };
-        let stale: Vec<usize> = (0..self.store.objects.len())
-            .filter(|&i| stale(&self.store.objects[i]))
-            .collect();
+        let mut stale = Vec::new();
+        for (index, stored) in self.store.objects.iter().enumerate() {
+            if self.has_stale_text(stored, &by_id) {
+                stale.push(index);
+            }
+        }
         let num_objects = stale.len() as u64;
         for (done, &index) in (1..).zip(&stale) {
             self.rewrite_text(index, &by_id)?;
@@ -312,45 +308,50 @@ impl Preparation<'_> {
         Ok(!stale.is_empty())
     }
 
+    /// The accepted sample of a live row whose text changed. None for any other row.
+    fn changed_sample(
+        &self,
+        row: &JournalRow,
+        is_deleted: bool,
+        by_id: &HashMap<SampleId, usize>,
+    ) -> Option<&Accepted> {
+        let accepted = &self.scan.accepted[*by_id.get(&row.id)?];
+        (!is_deleted && accepted.text != row.text).then_some(accepted)
+    }
+
+    fn has_stale_text(&self, stored: &Stored, by_id: &HashMap<SampleId, usize>) -> bool {
+        let mut rows = stored.journal.rows.iter().zip(&stored.deleted);
+        rows.any(|(row, &is_deleted)| self.changed_sample(row, is_deleted, by_id).is_some())
+    }
+
     fn rewrite_text(&mut self, index: usize, by_id: &HashMap<SampleId, usize>) -> Result<()> {
         let stored = &self.store.objects[index];
-        let dataset = self
-            .store
-            .dataset
-            .as_ref()
-            .expect("objects come from a data set");
-        let mut records = dataset.object_records(
-            stored
-                .in_manifest
-                .expect("texts of new objects are current"),
-        )?;
+        let dataset = self.store.dataset.as_ref();
+        let dataset = dataset.expect("objects come from a data set");
+        let in_manifest = stored.in_manifest;
+        let in_manifest = in_manifest.expect("texts of new objects are current");
+        let mut records = dataset.object_records(in_manifest)?;
         let mut journal = stored.journal.clone();
-        for ((record, row), deleted) in records
-            .iter_mut()
-            .zip(&mut journal.rows)
-            .zip(&stored.deleted)
-        {
-            let Some(accepted) = by_id.get(&record.id).map(|&i| &self.scan.accepted[i]) else {
-                continue;
-            };
-            if *deleted || accepted.text == row.text {
-                continue;
+        let mut num_rewritten = 0;
+        let rows = journal.rows.iter_mut().zip(&stored.deleted);
+        for (record, (row, &is_deleted)) in records.iter_mut().zip(rows) {
+            if let Some(accepted) = self.changed_sample(row, is_deleted, by_id) {
+                self.replace_text(record, accepted);
+                *row = JournalRow::of(record);
+                num_rewritten += 1;
             }
-            let found = &self.source.files[accepted.file];
-            let text = self
-                .source
-                .text(found, &self.settings.quality_words)
-                .0
-                .unwrap_or_default();
-            record.captions = text.captions;
-            (record.tags, record.important_tags, record.quality) =
-                (text.tags, text.important_tags, text.quality);
-            (record.verbatim, record.source) = (text.verbatim, found.path.clone());
-            *row = JournalRow::of(record);
-            self.counts.rewritten += 1;
         }
+        self.counts.rewritten += num_rewritten;
+        self.write_revision(&mut journal, &records)?;
+        self.store.objects[index].journal = journal;
+        Ok(())
+    }
+
+    /// Writes an object's text under the next name, and its journal. The latents keep their
+    /// checksums.
+    fn write_revision(&self, journal: &mut Journal, records: &[Record]) -> Result<()> {
         journal.text = text_name(&journal.stem, text_revision(&journal.text) + 1);
-        let (text_bytes, blocks) = write_text(&self.store.root, &journal.text, &records)?;
+        let (text_bytes, blocks) = write_text(&self.store.root, &journal.text, records)?;
         journal.text_bytes = text_bytes;
         for (block, text) in journal.blocks.iter_mut().zip(blocks) {
             *block = Block {
@@ -358,9 +359,20 @@ impl Preparation<'_> {
                 ..text
             };
         }
-        self.store.write_journal(&journal)?;
-        self.store.objects[index].journal = journal;
-        Ok(())
+        self.store.write_journal(journal)
+    }
+
+    /// Puts the current text of a sample into its record.
+    fn replace_text(&self, record: &mut Record, accepted: &Accepted) {
+        let found = &self.source.files[accepted.file];
+        let (text, _) = self.source.text(found, &self.settings.quality_words);
+        let text = text.unwrap_or_default();
+        record.captions = text.captions;
+        record.tags = text.tags;
+        record.important_tags = text.important_tags;
+        record.quality = text.quality;
+        record.verbatim = text.verbatim;
+        record.source = found.path.clone();
     }
 
     /// Writes the plan's objects, except those that an interrupted run finished. Returns whether
@@ -372,44 +384,12 @@ impl Preparation<'_> {
         progress: &mut dyn FnMut(PrepEvent),
     ) -> Result<bool> {
         let resumed = std::mem::take(&mut self.store.pending);
-        let done: HashSet<&str> = resumed
-            .iter()
-            .map(|journal| journal.stem.as_str())
-            .collect();
-        let left: Vec<&PlannedObject> = plan
-            .objects
-            .iter()
-            .filter(|o| !done.contains(o.stem.as_str()))
-            .collect();
+        let left = without(&plan.objects, &resumed);
         let latents = self.existing_latents();
-        let mut written = Vec::new();
-        let encoding = Encoding {
-            store: &self.store,
-            source: &self.source,
-            settings: self.settings,
-            accepted: &self.scan.accepted,
-            latents: &|id| latents.get(&id).copied(),
-            shape: &|bucket| latent_shape(self.codec, bucket),
-            plan: &plan.id,
-        };
-        encoding.run(&left, encode, progress, &mut |journal| {
-            written.push(journal)
-        })?;
-        let has_rows = |journals: &[Journal]| {
-            journals
-                .iter()
-                .map(|journal| journal.rows.len() as u64)
-                .sum::<u64>()
-        };
-        (self.counts.resumed, self.counts.written) = (has_rows(&resumed), has_rows(&written));
-        let copied = |journal: &Journal| {
-            journal
-                .rows
-                .iter()
-                .filter(|row| latents.contains_key(&row.id))
-                .count() as u64
-        };
-        self.counts.copied = written.iter().map(copied).sum();
+        let written = self.encode_objects(&left, &plan.id, &latents, encode, progress)?;
+        self.counts.resumed = num_rows(&resumed);
+        self.counts.written = num_rows(&written);
+        self.counts.copied = num_copied(&written, &latents);
         for journal in resumed.into_iter().chain(written) {
             self.learn(&journal);
             if !journal.rows.is_empty() {
@@ -417,6 +397,30 @@ impl Preparation<'_> {
             }
         }
         Ok(!plan.objects.is_empty())
+    }
+
+    /// Writes `objects` and returns their journals.
+    fn encode_objects(
+        &self,
+        objects: &[&PlannedObject],
+        plan: &str,
+        latents: &HashMap<SampleId, (usize, u32)>,
+        encode: &mut Encode<'_>,
+        progress: &mut dyn FnMut(PrepEvent),
+    ) -> Result<Vec<Journal>> {
+        let encoding = Encoding {
+            store: &self.store,
+            source: &self.source,
+            settings: self.settings,
+            accepted: &self.scan.accepted,
+            latents,
+            shape: &|bucket| latent_shape(self.codec, bucket),
+            plan,
+        };
+        let mut written = Vec::new();
+        let mut finished = |journal| written.push(journal);
+        encoding.run(objects, encode, progress, &mut finished)?;
+        Ok(written)
     }
 
     /// Object and row of the latents of each packed sample. Empty without `repack`.
@@ -427,11 +431,9 @@ impl Preparation<'_> {
                 let Some(object) = stored.in_manifest else {
                     continue;
                 };
-                latents.extend(
-                    (0..)
-                        .zip(&stored.journal.rows)
-                        .map(|(number, row)| (row.id, (object, number))),
-                );
+                for (number, row) in (0..).zip(&stored.journal.rows) {
+                    latents.insert(row.id, (object, number));
+                }
             }
         }
         latents
@@ -439,10 +441,10 @@ impl Preparation<'_> {
 
     fn learn(&mut self, journal: &Journal) {
         for (id, fault) in &journal.faults {
-            self.scan.learn(*id, Some(fault.clone()), None);
+            self.scan.learn_fault(*id, fault);
         }
         for (id, note) in &journal.notes {
-            self.scan.learn(*id, None, Some(note.clone()));
+            self.scan.learn_note(*id, note);
         }
     }
 
@@ -454,32 +456,13 @@ impl Preparation<'_> {
     }
 
     fn summary(&self, secs: f64) -> PrepSummary {
-        let mut buckets = BTreeMap::<(u32, u32), BucketCount>::new();
-        let (mut bytes, mut deleted_rows) = (0, 0);
+        let buckets = self.bucket_counts();
+        let mut deleted_rows = 0;
+        let mut bytes = 0;
         for stored in &self.store.objects {
-            let Bucket {
-                width_px,
-                height_px,
-            } = stored.journal.bucket;
-            let empty = BucketCount {
-                width_px,
-                height_px,
-                train: 0,
-                test: 0,
-            };
-            let count = buckets.entry((width_px, height_px)).or_insert(empty);
-            let live = stored.deleted.iter().filter(|&&deleted| !deleted).count() as u64;
-            match stored.journal.split {
-                Split::Train => count.train += live,
-                Split::Test => count.test += live,
-            }
-            deleted_rows += stored.deleted.len() as u64 - live;
-            let row_bytes = 2 * latent_shape(self.codec, stored.journal.bucket)
-                .iter()
-                .product::<usize>();
-            bytes += stored.journal.text_bytes + (stored.deleted.len() * row_bytes) as u64;
+            deleted_rows += stored.deleted.len() as u64 - stored.num_live();
+            bytes += stored.journal.text_bytes + self.latents_bytes(stored);
         }
-        let buckets: Vec<BucketCount> = buckets.into_values().collect();
         PrepSummary {
             train_rows: buckets.iter().map(|count| count.train).sum(),
             test_rows: buckets.iter().map(|count| count.test).sum(),
@@ -495,13 +478,53 @@ impl Preparation<'_> {
             secs,
         }
     }
+
+    /// Bytes of an object's latents, deleted rows included.
+    fn latents_bytes(&self, stored: &Stored) -> u64 {
+        let shape = latent_shape(self.codec, stored.journal.bucket);
+        (2 * stored.deleted.len() * shape.iter().product::<usize>()) as u64
+    }
+
+    /// Live rows by bucket, in order of width and height.
+    fn bucket_counts(&self) -> Vec<BucketCount> {
+        let mut counts = BTreeMap::<(u32, u32), BucketCount>::new();
+        for stored in &self.store.objects {
+            let bucket = stored.journal.bucket;
+            counts
+                .entry((bucket.width_px, bucket.height_px))
+                .or_insert_with(|| BucketCount::empty(bucket))
+                .add(stored.journal.split, stored.num_live());
+        }
+        counts.into_values().collect()
+    }
+}
+
+/// The objects that have no journal.
+fn without<'a>(objects: &'a [PlannedObject], done: &[Journal]) -> Vec<&'a PlannedObject> {
+    let done: HashSet<&str> = done.iter().map(|journal| journal.stem.as_str()).collect();
+    let mut left: Vec<&PlannedObject> = objects.iter().collect();
+    left.retain(|planned| !done.contains(planned.stem.as_str()));
+    left
+}
+
+fn num_rows(journals: &[Journal]) -> u64 {
+    let mut rows = 0;
+    for journal in journals {
+        rows += journal.rows.len() as u64;
+    }
+    rows
+}
+
+/// Number of rows whose latents existed already.
+fn num_copied(journals: &[Journal], latents: &HashMap<SampleId, (usize, u32)>) -> u64 {
+    let rows = journals.iter().flat_map(|journal| &journal.rows);
+    rows.filter(|row| latents.contains_key(&row.id)).count() as u64
 }
 
 fn latent_shape(codec: &Codec, bucket: Bucket) -> [usize; 3] {
-    let side = |px: u32| (px / codec.down_factor) as usize;
     [
         codec.channels as usize,
-        side(bucket.height_px),
-        side(bucket.width_px),
+        (bucket.height_px / codec.down_factor) as usize,
+        (bucket.width_px / codec.down_factor) as usize,
     ]
 }

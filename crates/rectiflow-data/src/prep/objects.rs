@@ -61,32 +61,18 @@ pub(crate) struct Cut {
 impl ObjectPlan {
     /// Plans `items`. `first` holds the number of each series' next object; 0 if it is missing.
     pub(crate) fn new(items: Vec<Item>, first: &BTreeMap<Series, u32>, cut: &Cut) -> Self {
-        let mut series = BTreeMap::<Series, Vec<Item>>::new();
-        for item in items {
-            series
-                .entry((item.bucket.width_px, item.bucket.height_px, item.split))
-                .or_default()
-                .push(item);
-        }
         let mut hasher = blake3::Hasher::new();
         hasher.update(cut.salt.as_bytes());
         let mut objects = Vec::new();
-        for (key @ (width, height, split), mut items) in series {
-            let number = first.get(&key).copied().unwrap_or(0);
-            items.sort_unstable_by_key(|item| item.id);
-            let words = [
-                width.into(),
-                height.into(),
-                u64::from(split == Split::Test),
-                number.into(),
-            ];
-            Rng::keyed(cut.seed, Purpose::WriteOrder, &words).shuffle(&mut items);
+        for (series @ (width_px, height_px, split), mut items) in by_series(items) {
+            let first = first.get(&series).copied().unwrap_or(0);
+            shuffle(&mut items, series, first, cut.seed);
             let bucket = Bucket {
-                width_px: width,
-                height_px: height,
+                width_px,
+                height_px,
             };
-            for (number, items) in (number..).zip(items.chunks(cut.rows(bucket))) {
-                let stem = stem(key, number);
+            for (number, items) in (first..).zip(items.chunks(cut.rows(bucket))) {
+                let stem = stem(series, number);
                 hasher.update(stem.as_bytes());
                 for item in items {
                     hasher.update(&item.id.0.to_le_bytes());
@@ -126,6 +112,27 @@ impl Cut {
 fn stem((width, height, split): Series, number: u32) -> String {
     let infix = if split == Split::Test { "test-" } else { "" };
     format!("{width}x{height}-{infix}{number:05}")
+}
+
+fn by_series(items: Vec<Item>) -> BTreeMap<Series, Vec<Item>> {
+    let mut series = BTreeMap::<Series, Vec<Item>>::new();
+    for item in items {
+        let key = (item.bucket.width_px, item.bucket.height_px, item.split);
+        series.entry(key).or_default().push(item);
+    }
+    series
+}
+
+/// Puts the new items of a series in random order. `first` is the number of their first object.
+fn shuffle(items: &mut [Item], (width, height, split): Series, first: u32, seed: u64) {
+    items.sort_unstable_by_key(|item| item.id);
+    let words = [
+        width.into(),
+        height.into(),
+        u64::from(split == Split::Test),
+        first.into(),
+    ];
+    Rng::keyed(seed, Purpose::WriteOrder, &words).shuffle(items);
 }
 
 /// The series and number in a stem. None if a preparation does not write such a name.
@@ -188,6 +195,7 @@ mod tests {
                 .collect::<Vec<_>>(),
             [320, 320, 320, 40]
         );
+        // Every id is in the plan, in another order, which the order of the input does not change.
         let mut ids: Vec<u64> = plan
             .objects
             .iter()

@@ -33,83 +33,112 @@ pub struct Published {
 /// [`Error::Invalid`] if `url` is not a URL or cannot be written; [`Error::Remote`] if the store
 /// fails; also the errors of [`Dataset::open`] for the folder.
 pub fn publish(root: &Path, url: &str, progress: &mut dyn FnMut(u64, u64)) -> Result<Published> {
-    let Location::Remote(remote) = Location::parse(Path::new(url), &Network::default())? else {
-        return Err(Error::Invalid {
-            what: url.to_owned(),
-            reason: "expected a URL, found a folder".to_owned(),
-        });
-    };
+    let remote = remote_at(url)?;
     let local = Dataset::open(root)?;
-    let known = match Dataset::open(url) {
-        Ok(known) => Some(known),
-        Err(error) if error.is_missing_object() => None,
-        // Not a data set, or a broken one: it is replaced.
-        Err(Error::Malformed { .. }) => None,
-        Err(error) => return Err(error),
-    };
-    let mut published = Published::default();
-    if known.is_some_and(|known| known.identity() == local.identity()) {
-        published.num_kept = 2 * local.manifest().objects.len() as u64 + 2;
-        return Ok(published);
+    if known_at(url)?.is_some_and(|known| known.identity() == local.identity()) {
+        return Ok(Published {
+            num_kept: 2 * local.manifest().objects.len() as u64 + 2,
+            ..Published::default()
+        });
     }
-    let mut files = Vec::new();
-    for (index, object) in local.manifest().objects.iter().enumerate() {
-        files.push((
-            ObjectFile::Latents,
-            index,
-            object.latents.clone(),
-            local.manifest().latents_bytes(object),
-        ));
-        files.push((
-            ObjectFile::Text,
-            index,
-            object.text.clone(),
-            object.text_bytes,
-        ));
-    }
-    let total = files.iter().map(|(_, _, _, bytes)| bytes).sum();
-    let mut done = 0;
-    for (file, object, name, bytes) in files {
-        if is_there(&local, &remote, file, object, bytes)? {
-            published.num_kept += 1;
-        } else {
-            send(&remote, root, &name)?;
-            published.num_files += 1;
-            published.num_bytes += bytes;
-        }
-        done += bytes;
-        progress(done, total);
-    }
+    let mut published = send_objects(&local, &remote, root, progress)?;
+    // Readers see the new data set with its manifest, which is last.
     for name in [&local.manifest().blocks.file, MANIFEST_FILE] {
         send(&remote, root, name)?;
         published.num_files += 1;
-        published.num_bytes += std::fs::metadata(root.join(name))
-            .map_err(Error::io(root.join(name)))?
-            .len();
+        let path = root.join(name);
+        published.num_bytes += std::fs::metadata(&path).map_err(Error::io(&path))?.len();
     }
     Ok(published)
 }
 
-/// Whether the store has a file of the right length whose first and last blocks match.
-fn is_there(
+/// Sends the missing files of all objects.
+fn send_objects(
     local: &Dataset,
     remote: &Remote,
-    file: ObjectFile,
+    root: &Path,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Published> {
+    let files = files_of(local);
+    let total = files.iter().map(|file| file.bytes).sum();
+    let mut published = Published::default();
+    let mut done = 0;
+    for file in files {
+        if is_uploaded(local, remote, &file)? {
+            published.num_kept += 1;
+        } else {
+            send(remote, root, &file.name)?;
+            published.num_files += 1;
+            published.num_bytes += file.bytes;
+        }
+        done += file.bytes;
+        progress(done, total);
+    }
+    Ok(published)
+}
+
+fn remote_at(url: &str) -> Result<Remote> {
+    match Location::parse(Path::new(url), &Network::default())? {
+        Location::Remote(remote) => Ok(remote),
+        Location::Folder(_) => Err(Error::Invalid {
+            what: url.to_owned(),
+            reason: "expected a URL, found a folder".to_owned(),
+        }),
+    }
+}
+
+/// The data set at `url`. None if there is none, or a broken one, which is replaced.
+fn known_at(url: &str) -> Result<Option<Dataset>> {
+    match Dataset::open(url) {
+        Ok(known) => Ok(Some(known)),
+        Err(error) if error.is_missing_object() => Ok(None),
+        Err(Error::Malformed { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// A file of an object.
+struct LocalFile {
+    kind: ObjectFile,
+    /// Index of the object in the manifest.
     object: usize,
+    name: String,
     bytes: u64,
-) -> Result<bool> {
+}
+
+/// The files of all objects, in the order of the manifest.
+fn files_of(local: &Dataset) -> Vec<LocalFile> {
+    let mut files = Vec::new();
+    for (index, object) in local.manifest().objects.iter().enumerate() {
+        files.push(LocalFile {
+            kind: ObjectFile::Latents,
+            object: index,
+            name: object.latents.clone(),
+            bytes: local.manifest().latents_bytes(object),
+        });
+        files.push(LocalFile {
+            kind: ObjectFile::Text,
+            object: index,
+            name: object.text.clone(),
+            bytes: object.text_bytes,
+        });
+    }
+    files
+}
+
+/// Whether the store has a file of the right length whose first and last blocks match.
+fn is_uploaded(local: &Dataset, remote: &Remote, file: &LocalFile) -> Result<bool> {
+    let LocalFile { kind, object, .. } = *file;
     let last = local.manifest().objects[object].num_blocks() - 1;
-    let (first, last) = (
-        local.request(file, object, 0..1)?,
-        local.request(file, object, last..last + 1)?,
-    );
-    match runtime().block_on(remote.len(&first.name)) {
-        Ok(found) if found == bytes => {}
+    let first_block = local.request(kind, object, 0..1)?;
+    let last_block = local.request(kind, object, last..last + 1)?;
+    match runtime().block_on(remote.len(&first_block.name)) {
+        Ok(found) if found == file.bytes => {}
         Ok(_) => return Ok(false),
         Err(error) if error.is_missing_object() => return Ok(false),
         Err(error) => return Err(error),
     }
-    for request in [first, last] {
+    for request in [first_block, last_block] {
         // Wrong bytes are an answer here, not a reason to request them again.
         let found = remote.read_range(&request.name, request.range(), |bytes| {
             Ok(request.verify(bytes))

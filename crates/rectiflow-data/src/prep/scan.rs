@@ -34,6 +34,7 @@ use crate::{
         source::{Found, Source},
     },
     reject::{Fault, Reason, Remark},
+    text::caption::Text,
 };
 
 /// Files between two reports of progress.
@@ -54,7 +55,42 @@ pub(crate) struct Fact {
     note: Option<Fault>,
 }
 
+/// Length and modification time of a file, which say whether its fact is current.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    bytes: u64,
+    mtime_ns: u128,
+}
+
 impl Fact {
+    /// The fact about the bytes `content` of the file `path`.
+    fn new(path: &str, stamp: Stamp, content: &[u8], settings: &PrepSettings) -> Self {
+        let mut fact = Self {
+            path: path.to_owned(),
+            bytes: stamp.bytes,
+            mtime_ns: stamp.mtime_ns,
+            id: SampleId::of(content).0,
+            width_px: 0,
+            height_px: 0,
+            fault: None,
+            note: None,
+        };
+        match decode::inspect(content, settings.max_pixels) {
+            Ok(header) => {
+                fact.width_px = header.width_px;
+                fact.height_px = header.height_px;
+            }
+            Err(fault) => fact.fault = Some(fault),
+        }
+        fact
+    }
+
+    /// Whether a file with this stamp has this fact under every setting.
+    fn is_current(&self, stamp: Stamp) -> bool {
+        let is_too_large =
+            matches!(&self.fault, Some(fault) if fault.reason == Reason::TooManyPixels);
+        (self.bytes, self.mtime_ns) == (stamp.bytes, stamp.mtime_ns) && !is_too_large
+    }
     fn to_line(&self) -> String {
         serde_json::to_string(self).expect("a fact is strings and numbers")
     }
@@ -109,82 +145,74 @@ impl Scan {
         settings: &PrepSettings,
         progress: &mut dyn FnMut(PrepEvent),
     ) -> Result<Self> {
+        // The facts of the last run, and those of a killed one.
         let mut remembered = read_facts(memory);
         let num_remembered = remembered.len();
         remembered.extend(read_facts(&part_of(memory)));
-        let mut part = None;
         let mut scan = Self {
             changed: num_remembered == 0,
+            faults: lasting_faults(&remembered),
             ..Self::default()
         };
-        let faulty = remembered
-            .values()
-            .filter_map(|fact| Some((fact.id, fact.fault.clone()?)));
-        scan.faults = faulty
-            .filter(|(_, fault)| fault.reason != Reason::TooManyPixels)
-            .collect();
-        let mut used = 0;
+
+        // Files are read in parallel and judged in order.
         let buckets = settings.geometry().buckets();
-        for (chunk, files) in source.files.chunks(FILES_PER_CHUNK).enumerate() {
-            let scanned: Vec<Scanned> = files
-                .par_iter()
-                .map(|found| scan_file(source, found, &remembered, settings))
-                .collect();
-            let new = scanned
-                .iter()
-                .filter(|scanned| !scanned.known)
-                .filter_map(|scanned| scanned.fact.as_ref().ok());
-            append(&part_of(memory), &mut part, new)?;
-            for (i, scanned) in scanned.into_iter().enumerate() {
-                used += usize::from(scanned.known);
-                scan.changed |= !scanned.known;
-                scan.decide(
-                    source,
-                    chunk * FILES_PER_CHUNK + i,
-                    scanned,
-                    &buckets,
-                    settings,
-                );
+        let mut part = None;
+        let mut num_known = 0;
+        let mut done = 0;
+        for files in source.files.chunks(FILES_PER_CHUNK) {
+            let scanned = scan_files(source, files, &remembered, settings);
+            append(&part_of(memory), &mut part, &scanned)?;
+            for scanned in scanned {
+                num_known += usize::from(scanned.known);
+                scan.decide(source, done, scanned, &buckets, settings);
+                done += 1;
             }
-            let num_files = source.files.len() as u64;
-            let done = ((chunk * FILES_PER_CHUNK) + files.len()) as u64;
             progress(PrepEvent::Scanning {
-                done,
-                num_files,
+                done: done as u64,
+                num_files: source.files.len() as u64,
                 rejected: scan.rejected.len() as u64,
             });
         }
-        scan.changed |= used != num_remembered;
+
+        // Facts of files that are gone are dropped.
+        scan.changed |= num_known != num_remembered;
         scan.rejected.extend_from_slice(&source.remarks);
         scan.remember(memory)?;
         Ok(scan)
     }
 
-    /// Records a fault or a note that decoding or encoding found in a sample's bytes.
-    pub(crate) fn learn(&mut self, id: SampleId, fault: Option<Fault>, note: Option<Fault>) {
-        // An interrupted run can have a fault or note of an image that is gone.
+    /// Records a fault that decoding or encoding found in a sample's bytes.
+    pub(crate) fn learn_fault(&mut self, id: SampleId, fault: &Fault) {
+        // An interrupted run can have a fault of an image that is gone.
         let Some(&index) = self.by_id.get(&id) else {
             return;
         };
         let fact = &mut self.facts[index];
-        if let Some(fault) = fault {
-            self.rejected.push(Remark {
-                path: fact.path.clone(),
-                fault: fault.clone(),
-            });
-            self.failed.insert(id);
-            // Unreadable is a passing state, not a property of the bytes.
-            fact.fault = (fault.reason != Reason::Unreadable).then_some(fault);
-            if fact.note.is_some() {
-                self.notes.retain(|remark| remark.path != fact.path);
-            }
+        // Unreadable is a passing state, not a property of the bytes.
+        let is_lasting = fault.reason != Reason::Unreadable;
+        fact.fault = is_lasting.then_some(fault.clone());
+        if fact.note.is_some() {
+            self.notes.retain(|remark| remark.path != fact.path);
         }
-        if let Some(note) = note.filter(|note| fact.note.as_ref() != Some(note)) {
+        let path = fact.path.clone();
+        self.reject(path, fault.clone());
+        self.failed.insert(id);
+        self.changed = true;
+    }
+
+    /// Records a note that decoding found about a sample's bytes.
+    pub(crate) fn learn_note(&mut self, id: SampleId, note: &Fault) {
+        let Some(&index) = self.by_id.get(&id) else {
+            return;
+        };
+        let fact = &mut self.facts[index];
+        if fact.note.as_ref() != Some(note) {
+            fact.note = Some(note.clone());
             self.notes.push(Remark {
                 path: fact.path.clone(),
                 fault: note.clone(),
             });
-            fact.note = Some(note);
         }
         self.changed = true;
     }
@@ -218,57 +246,54 @@ impl Scan {
         buckets: &[Bucket],
         settings: &PrepSettings,
     ) {
+        self.changed |= !scanned.known;
         self.rejected.extend(scanned.remarks);
-        let path = &source.files[file].path;
         let fact = match scanned.fact {
             Ok(fact) => fact,
-            Err(fault) => {
-                return self.rejected.push(Remark {
-                    path: path.clone(),
-                    fault,
-                });
-            }
+            Err(fault) => return self.reject(source.files[file].path.clone(), fault),
         };
-        let (id, index) = (SampleId(fact.id), self.facts.len());
-        let fault = fact
-            .fault
-            .as_ref()
-            .or_else(|| self.faults.get(&fact.id))
-            .cloned();
-        let verdict = fault.map_or_else(|| judge(&fact, scanned.text, buckets, settings), Err);
-        let note = fact.note.clone();
-        self.facts.push(fact);
-        let fact = &self.facts[index];
+        // A copy of a bad file has the same fault; settings judge the others.
+        let fault = fact.fault.as_ref();
+        let verdict = match fault.or_else(|| self.faults.get(&fact.id)) {
+            Some(fault) => Err(fault.clone()),
+            None => judge(&fact, scanned.text, buckets, settings),
+        };
         match verdict {
-            Err(fault) => self.rejected.push(Remark {
-                path: path.clone(),
-                fault,
-            }),
+            Err(fault) => self.reject(fact.path.clone(), fault),
             Ok((bucket, text)) => {
-                if let Some(&first) = self.by_id.get(&id) {
-                    let detail = format!("it has the same bytes as {}", self.facts[first].path);
-                    return self.rejected.push(Remark::new(
-                        path.clone(),
-                        Reason::Duplicate,
-                        detail,
-                    ));
-                }
-                let (width_px, height_px) = (fact.width_px, fact.height_px);
-                self.by_id.insert(id, index);
-                self.accepted.push(Accepted {
+                let accepted = Accepted {
                     file,
-                    id,
-                    width_px,
-                    height_px,
+                    id: SampleId(fact.id),
+                    width_px: fact.width_px,
+                    height_px: fact.height_px,
                     bucket,
                     text,
-                });
-                self.notes.extend(note.map(|fault| Remark {
-                    path: path.clone(),
-                    fault,
-                }));
+                };
+                self.accept(accepted, &fact);
             }
         }
+        self.facts.push(fact);
+    }
+
+    /// Accepts an image whose fact is the next one, unless another image has the same bytes.
+    fn accept(&mut self, accepted: Accepted, fact: &Fact) {
+        if let Some(&first) = self.by_id.get(&accepted.id) {
+            let detail = format!("it has the same bytes as {}", self.facts[first].path);
+            let fault = Fault::new(Reason::Duplicate, detail);
+            return self.reject(fact.path.clone(), fault);
+        }
+        self.by_id.insert(accepted.id, self.facts.len());
+        self.accepted.push(accepted);
+        if let Some(note) = &fact.note {
+            self.notes.push(Remark {
+                path: fact.path.clone(),
+                fault: note.clone(),
+            });
+        }
+    }
+
+    fn reject(&mut self, path: String, fault: Fault) {
+        self.rejected.push(Remark { path, fault });
     }
 }
 
@@ -280,32 +305,51 @@ fn judge(
     settings: &PrepSettings,
 ) -> std::result::Result<(Bucket, u64), Fault> {
     let (width, height) = (fact.width_px, fact.height_px);
-    if width.min(height) < settings.min_side_px {
-        let detail = format!(
-            "{width}x{height} px, min_side_px is {}",
-            settings.min_side_px
-        );
+    let min_side_px = settings.min_side_px;
+    if width.min(height) < min_side_px {
+        let detail = format!("{width}x{height} px, min_side_px is {min_side_px}");
         return Err(Fault::new(Reason::TooSmall, detail));
     }
     let bucket = buckets[nearest(buckets, width, height)];
     let error = aspect_error(bucket, width, height);
     if error > settings.max_aspect_error {
-        let nearest = format!(
-            "the nearest bucket is {}x{}",
-            bucket.width_px, bucket.height_px
+        let detail = format!(
+            "{width}x{height} px, the nearest bucket is {}x{}, {error:.3} off; \
+             max_aspect_error is {}",
+            bucket.width_px, bucket.height_px, settings.max_aspect_error
         );
-        let detail = format!("{width}x{height} px, {nearest}, {error:.3} off; max_aspect_error is");
-        return Err(Fault::new(
-            Reason::AspectRatio,
-            format!("{detail} {}", settings.max_aspect_error),
-        ));
+        return Err(Fault::new(Reason::AspectRatio, detail));
     }
-    text.map(|text| (bucket, text)).ok_or_else(|| {
-        Fault::new(
-            Reason::NoCaption,
-            "neither name.json nor name.txt nor metadata.jsonl has text for it",
-        )
-    })
+    let detail = "neither name.json nor name.txt nor metadata.jsonl has text for it";
+    match text {
+        Some(text) => Ok((bucket, text)),
+        None => Err(Fault::new(Reason::NoCaption, detail)),
+    }
+}
+
+/// Faults of an earlier run by hash, except those that settings decide.
+fn lasting_faults(remembered: &HashMap<String, Fact>) -> HashMap<u64, Fault> {
+    let mut faults = HashMap::new();
+    for fact in remembered.values() {
+        if let Some(fault) = &fact.fault
+            && fault.reason != Reason::TooManyPixels
+        {
+            faults.insert(fact.id, fault.clone());
+        }
+    }
+    faults
+}
+
+fn scan_files(
+    source: &Source,
+    files: &[Found],
+    remembered: &HashMap<String, Fact>,
+    settings: &PrepSettings,
+) -> Vec<Scanned> {
+    files
+        .par_iter()
+        .map(|found| scan_file(source, found, remembered, settings))
+        .collect()
 }
 
 fn scan_file(
@@ -314,89 +358,71 @@ fn scan_file(
     remembered: &HashMap<String, Fact>,
     settings: &PrepSettings,
 ) -> Scanned {
-    let (fact, known) = facts_of(source, found, remembered, settings);
-    if !fact.as_ref().is_ok_and(|fact| fact.fault.is_none()) {
-        return Scanned {
-            fact,
-            known,
-            text: None,
-            remarks: Vec::new(),
-        };
-    }
-    let (text, remarks) = source.text(found, &settings.quality_words);
-    let text = if settings.keep_captionless {
-        Some(text.unwrap_or_default())
-    } else {
-        text
-    };
-    Scanned {
+    let (fact, known) = fact_of(source, found, remembered, settings);
+    let mut scanned = Scanned {
         fact,
         known,
-        text: text.map(|text| text.fingerprint(&found.path)),
-        remarks,
+        text: None,
+        remarks: Vec::new(),
+    };
+    if matches!(&scanned.fact, Ok(fact) if fact.fault.is_none()) {
+        let (text, remarks) = source.text(found, &settings.quality_words);
+        let text = match text {
+            None if settings.keep_captionless => Some(Text::default()),
+            text => text,
+        };
+        scanned.text = text.map(|text| text.fingerprint(&found.path));
+        scanned.remarks = remarks;
     }
+    scanned
 }
 
-fn facts_of(
+/// The fact about a file, and whether it comes from an earlier run.
+fn fact_of(
     source: &Source,
     found: &Found,
     remembered: &HashMap<String, Fact>,
     settings: &PrepSettings,
 ) -> (std::result::Result<Fact, Fault>, bool) {
     let path = source.path(&found.path);
-    let unreadable = |error: std::io::Error| Fault::new(Reason::Unreadable, error.to_string());
-    let stamp = fs::metadata(&path).and_then(|metadata| {
-        // Reading a pipe or a device could block or never end.
-        if !metadata.is_file() {
-            return Err(std::io::Error::other("it is not a regular file"));
-        }
-        let since = metadata
-            .modified()?
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        Ok((metadata.len(), since.as_nanos()))
-    });
-    let (bytes, mtime_ns) = match stamp {
+    let stamp = match stamp_of(&path, settings) {
         Ok(stamp) => stamp,
-        Err(error) => return (Err(unreadable(error)), false),
+        Err(fault) => return (Err(fault), false),
     };
-    let limit = u64::from(settings.max_file_mib) << 20;
-    if bytes > limit {
-        let detail = format!("{bytes} bytes, max_file_mib is {}", settings.max_file_mib);
-        return (Err(Fault::new(Reason::FileTooLarge, detail)), false);
-    }
     if let Some(fact) = remembered.get(&found.path)
-        && (fact.bytes, fact.mtime_ns) == (bytes, mtime_ns)
-        && fact
-            .fault
-            .as_ref()
-            .is_none_or(|fault| fault.reason != Reason::TooManyPixels)
+        && fact.is_current(stamp)
     {
         return (Ok(fact.clone()), true);
     }
-    let content = match fs::read(&path) {
-        Ok(content) => content,
-        Err(error) => return (Err(unreadable(error)), false),
+    let fact = match fs::read(&path) {
+        Ok(content) => Ok(Fact::new(&found.path, stamp, &content, settings)),
+        Err(error) => Err(unreadable(&error)),
     };
-    let header = decode::inspect(&content, settings.max_pixels);
-    let (width_px, height_px) = header
-        .as_ref()
-        .map_or((0, 0), |header| (header.width_px, header.height_px));
-    let (id, fault) = (SampleId::of(&content).0, header.err());
-    let path = found.path.clone();
-    (
-        Ok(Fact {
-            path,
-            bytes,
-            mtime_ns,
-            id,
-            width_px,
-            height_px,
-            fault,
-            note: None,
-        }),
-        false,
-    )
+    (fact, false)
+}
+
+/// The stamp of a file that is not too long to be read.
+fn stamp_of(path: &Path, settings: &PrepSettings) -> std::result::Result<Stamp, Fault> {
+    let metadata = fs::metadata(path).map_err(|error| unreadable(&error))?;
+    if !metadata.is_file() {
+        // Reading a pipe or a device could block or never end.
+        return Err(Fault::new(Reason::Unreadable, "it is not a regular file"));
+    }
+    let modified = metadata.modified().map_err(|error| unreadable(&error))?;
+    let since = modified.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let (bytes, max_file_mib) = (metadata.len(), settings.max_file_mib);
+    if bytes > u64::from(max_file_mib) << 20 {
+        let detail = format!("{bytes} bytes, max_file_mib is {max_file_mib}");
+        return Err(Fault::new(Reason::FileTooLarge, detail));
+    }
+    Ok(Stamp {
+        bytes,
+        mtime_ns: since.as_nanos(),
+    })
+}
+
+fn unreadable(error: &std::io::Error) -> Fault {
+    Fault::new(Reason::Unreadable, error.to_string())
 }
 
 /// The file with the facts of an unfinished pass.
@@ -404,39 +430,45 @@ fn part_of(memory: &Path) -> PathBuf {
     memory.with_extension("part.jsonl")
 }
 
-/// Appends facts to the part file, which the first of them creates. It is not flushed to the disk:
-/// a power cut loses the last facts.
-fn append<'a>(
-    path: &Path,
-    file: &mut Option<File>,
-    facts: impl Iterator<Item = &'a Fact>,
-) -> Result<()> {
-    // The newline before a line ends one that a killed run left half written.
-    let lines: String = facts.map(|fact| format!("\n{}", fact.to_line())).collect();
+/// Appends new facts to the part file, which the first of them creates. It is not flushed to the
+/// disk: a power cut loses the last facts.
+fn append(path: &Path, file: &mut Option<File>, scanned: &[Scanned]) -> Result<()> {
+    let lines = new_lines(scanned);
     if lines.is_empty() {
         return Ok(());
     }
     if file.is_none() {
-        *file = Some(
-            File::options()
-                .append(true)
-                .create(true)
-                .open(path)
-                .map_err(Error::io(path))?,
-        );
+        let options = File::options().append(true).create(true).open(path);
+        *file = Some(options.map_err(Error::io(path))?);
     }
     let file = file.as_mut().expect("it was just opened");
     file.write_all(lines.as_bytes()).map_err(Error::io(path))
 }
 
+/// The lines of new facts.
+fn new_lines(scanned: &[Scanned]) -> String {
+    let mut lines = String::new();
+    for scanned in scanned.iter().filter(|scanned| !scanned.known) {
+        if let Ok(fact) = &scanned.fact {
+            // The newline before a line ends one that a killed run left half written.
+            lines.push('\n');
+            lines.push_str(&fact.to_line());
+        }
+    }
+    lines
+}
+
 /// The facts of an earlier run, by path. Files with unreadable facts are read again.
 fn read_facts(memory: &Path) -> HashMap<String, Fact> {
+    let mut facts = HashMap::new();
     let Ok(file) = File::open(memory) else {
-        return HashMap::new();
+        return facts;
     };
-    let lines = BufReader::new(file)
-        .lines()
-        .map_while(std::result::Result::ok);
-    let facts = lines.filter_map(|line| serde_json::from_str::<Fact>(&line).ok());
-    facts.map(|fact| (fact.path.clone(), fact)).collect()
+    let lines = BufReader::new(file).lines();
+    for line in lines.map_while(std::result::Result::ok) {
+        if let Ok(fact) = serde_json::from_str::<Fact>(&line) {
+            facts.insert(fact.path.clone(), fact);
+        }
+    }
+    facts
 }

@@ -109,31 +109,7 @@ impl Default for PrepSettings {
 impl PrepSettings {
     /// Returns all problems of the settings, one message each, with keys as in a recipe.
     pub fn validate(&self) -> Vec<String> {
-        let mut problems = Vec::new();
-        let mut range = |name: &str, value: u64, from: u64, to: u64| {
-            if !(from..=to).contains(&value) {
-                problems.push(format!("prep.{name} = {value}: must be {from} to {to}"));
-            }
-        };
-        range("area_px", self.area_px, 1024, 1 << 26);
-        range("step_px", self.step_px.into(), 8, 1024);
-        range(
-            "bucket_min_px",
-            self.bucket_min_px.into(),
-            self.step_px.into(),
-            self.bucket_max_px.into(),
-        );
-        range(
-            "bucket_max_px",
-            self.bucket_max_px.into(),
-            self.bucket_min_px.into(),
-            65_536,
-        );
-        range("min_side_px", self.min_side_px.into(), 1, 65_536);
-        range("max_pixels", self.max_pixels, 1, 1 << 32);
-        range("max_file_mib", self.max_file_mib.into(), 1, 65_536);
-        range("encode_batch", self.encode_batch.into(), 1, 1024);
-        range("object_rows", self.object_rows.into(), 32, 1 << 20);
+        let mut problems = self.range_problems();
         if !(0.0..=100.0).contains(&self.max_aspect_error) {
             problems.push(format!(
                 "prep.max_aspect_error = {}: must be 0 to 100",
@@ -147,19 +123,36 @@ impl PrepSettings {
             ));
         }
         if problems.is_empty() && self.geometry().buckets().is_empty() {
-            let Self {
-                area_px,
-                step_px,
-                bucket_min_px,
-                bucket_max_px,
-                ..
-            } = self;
-            let limits = format!(
-                "area_px {area_px}, step_px {step_px} and sides {bucket_min_px} to {bucket_max_px}"
-            );
             problems.push(format!(
-                "prep: {limits} allow no bucket: lower bucket_min_px or raise area_px"
+                "prep: area_px {}, step_px {} and sides {} to {} allow no bucket: \
+                 lower bucket_min_px or raise area_px",
+                self.area_px, self.step_px, self.bucket_min_px, self.bucket_max_px
             ));
+        }
+        problems
+    }
+
+    /// The whole numbers that are out of range.
+    fn range_problems(&self) -> Vec<String> {
+        let step_px = self.step_px.into();
+        let min_px = self.bucket_min_px.into();
+        let max_px = self.bucket_max_px.into();
+        let mut problems = Vec::new();
+        for (name, value, range) in [
+            ("area_px", self.area_px, 1024..=1 << 26),
+            ("step_px", step_px, 8..=1024),
+            ("bucket_min_px", min_px, step_px..=max_px),
+            ("bucket_max_px", max_px, min_px..=65_536),
+            ("min_side_px", self.min_side_px.into(), 1..=65_536),
+            ("max_pixels", self.max_pixels, 1..=1 << 32),
+            ("max_file_mib", self.max_file_mib.into(), 1..=65_536),
+            ("encode_batch", self.encode_batch.into(), 1..=1024),
+            ("object_rows", self.object_rows.into(), 32..=1 << 20),
+        ] {
+            if !range.contains(&value) {
+                let (from, to) = range.into_inner();
+                problems.push(format!("prep.{name} = {value}: must be {from} to {to}"));
+            }
         }
         problems
     }

@@ -6,7 +6,7 @@
 //! precedence.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, hash_map::Entry},
+    collections::{BTreeMap, HashMap, hash_map::Entry},
     ffi::OsStr,
     fs::{self, File},
     io::{BufRead, BufReader, Read},
@@ -108,45 +108,47 @@ impl Source {
         found: &Found,
         quality_words: &[String],
     ) -> (Option<Text>, Vec<Remark>) {
-        let stem = Path::new(&found.path).with_extension("");
-        let beside = |extension: &str| format!("{}.{extension}", stem.to_string_lossy());
-        let (mut text, mut remarks) = (None, Vec::new());
-        let mut offer = |name: String, read: &dyn Fn(&str) -> std::result::Result<Text, String>| {
-            if text.is_some() {
-                let detail = format!(
-                    "the text of {} comes from a source with precedence",
-                    found.path
-                );
-                return remarks.push(Remark::new(name, Reason::SecondCaption, detail));
-            }
-            match read(&name) {
-                Ok(found) if found.is_empty() => {
-                    remarks.push(Remark::new(
-                        name,
-                        Reason::BadCaption,
-                        "it has no caption and no tag",
-                    ));
+        let mut text = None;
+        let mut remarks = Vec::new();
+        for source in caption_sources(found) {
+            let (reason, detail) = if text.is_some() {
+                (Reason::SecondCaption, second_caption(&found.path))
+            } else {
+                match self.parse(&source, quality_words) {
+                    Ok(parsed) => {
+                        text = Some(parsed);
+                        continue;
+                    }
+                    Err(detail) => (Reason::BadCaption, detail),
                 }
-                Ok(found) => text = Some(found),
-                Err(detail) => remarks.push(Remark::new(name, Reason::BadCaption, detail)),
-            }
-        };
-        if found.json {
-            offer(beside("json"), &|name| {
-                Text::from_json(&self.read(name)?, quality_words)
-            });
-        }
-        if found.txt {
-            offer(beside("txt"), &|name| {
-                Text::from_txt(&self.read(name)?, quality_words)
-            });
-        }
-        if let Some(line) = found.line {
-            offer(self.line_name(line), &|_| {
-                Text::from_json(&self.read_line(line)?, quality_words)
-            });
+            };
+            remarks.push(Remark::new(self.name_of(&source), reason, detail));
         }
         (text, remarks)
+    }
+
+    /// The text of a source, which must have some.
+    fn parse(
+        &self,
+        source: &CaptionSource,
+        quality_words: &[String],
+    ) -> std::result::Result<Text, String> {
+        let text = match source {
+            CaptionSource::Json(name) => Text::from_json(&self.read(name)?, quality_words)?,
+            CaptionSource::Txt(name) => Text::from_txt(&self.read(name)?, quality_words)?,
+            CaptionSource::Line(line) => Text::from_json(&self.read_line(*line)?, quality_words)?,
+        };
+        if text.is_empty() {
+            return Err("it has no caption and no tag".to_owned());
+        }
+        Ok(text)
+    }
+
+    fn name_of(&self, source: &CaptionSource) -> String {
+        match source {
+            CaptionSource::Json(name) | CaptionSource::Txt(name) => name.clone(),
+            CaptionSource::Line(line) => self.line_name(*line),
+        }
     }
 
     fn read(&self, relative: &str) -> std::result::Result<Vec<u8>, String> {
@@ -174,6 +176,39 @@ impl Source {
     }
 }
 
+/// A caption source of an image: a file beside it, or a line of a `metadata.jsonl`.
+enum CaptionSource {
+    Json(String),
+    Txt(String),
+    Line(Line),
+}
+
+/// The caption sources of an image in the order of their precedence.
+fn caption_sources(found: &Found) -> Vec<CaptionSource> {
+    let stem = stem_of(&found.path);
+    let mut sources = Vec::new();
+    if found.json {
+        sources.push(CaptionSource::Json(format!("{stem}.json")));
+    }
+    if found.txt {
+        sources.push(CaptionSource::Txt(format!("{stem}.txt")));
+    }
+    if let Some(line) = found.line {
+        sources.push(CaptionSource::Line(line));
+    }
+    sources
+}
+
+/// The detail of a remark about a caption source that is not used for the image `path`.
+fn second_caption(path: &str) -> String {
+    format!("the text of {path} comes from a source with precedence")
+}
+
+fn stem_of(path: &str) -> String {
+    let stem = Path::new(path).with_extension("");
+    stem.to_string_lossy().into_owned()
+}
+
 struct Walk<'a> {
     root: &'a Path,
     /// The data set's own folder.
@@ -188,8 +223,43 @@ struct Walk<'a> {
 struct Names {
     /// Each name, and whether it is a folder.
     entries: Vec<(String, bool)>,
-    captions: HashSet<String>,
+    /// Names of caption files, and whether an image uses each.
+    captions: BTreeMap<String, bool>,
     has_metadata: bool,
+}
+
+impl Names {
+    fn add(&mut self, name: String, is_folder: bool) {
+        match Path::new(&name).extension().and_then(OsStr::to_str) {
+            _ if is_folder => self.entries.push((name, true)),
+            Some("txt" | "json") => {
+                self.captions.insert(name, false);
+            }
+            _ if name == METADATA_FILE => self.has_metadata = true,
+            _ => self.entries.push((name, false)),
+        }
+    }
+    /// Marks the caption file `name` as used. Returns whether it exists.
+    fn use_caption(&mut self, name: &str) -> bool {
+        match self.captions.get_mut(name) {
+            Some(is_used) => {
+                *is_used = true;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// The file `name` with the caption files beside it, which it uses.
+    fn found(&mut self, name: &str, path: String) -> Found {
+        let stem = stem_of(name);
+        Found {
+            path,
+            json: self.use_caption(&format!("{stem}.json")),
+            txt: self.use_caption(&format!("{stem}.txt")),
+            line: None,
+        }
+    }
 }
 
 impl Walk<'_> {
@@ -198,57 +268,45 @@ impl Walk<'_> {
         if self.skip.is_some() && fs::canonicalize(&path).ok() == self.skip {
             return;
         }
-        let entries =
-            match fs::read_dir(&path).and_then(Iterator::collect::<std::io::Result<Vec<_>>>) {
-                Ok(entries) => entries,
-                Err(error) => {
-                    return self.remark(relative.to_owned(), Reason::Unreadable, error.to_string());
-                }
-            };
+        let Some(mut names) = self.names(relative, &path) else {
+            return;
+        };
+        if names.has_metadata {
+            self.metadata(relative);
+        }
+        for (name, is_folder) in std::mem::take(&mut names.entries) {
+            let path = join(relative, &name);
+            if is_folder {
+                self.folder(&path);
+            } else {
+                let found = names.found(&name, path);
+                self.source.files.push(found);
+            }
+        }
+        for (caption, is_used) in names.captions {
+            if !is_used {
+                let detail = "no image has this name".to_owned();
+                self.remark(join(relative, &caption), Reason::OrphanCaption, detail);
+            }
+        }
+    }
+
+    /// The names in a folder, sorted. None, and a remark, if it cannot be read.
+    fn names(&mut self, relative: &str, path: &Path) -> Option<Names> {
+        let entries = fs::read_dir(path).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
+        let entries = match entries {
+            Ok(entries) => entries,
+            Err(error) => {
+                self.remark(relative.to_owned(), Reason::Unreadable, error.to_string());
+                return None;
+            }
+        };
         let mut names = Names::default();
         for entry in entries {
             self.sort_in(relative, &entry, &mut names);
         }
         names.entries.sort_unstable();
-        if names.has_metadata {
-            self.metadata(relative);
-        }
-        let mut used = HashSet::new();
-        for (name, is_folder) in names.entries {
-            let path = join(relative, &name);
-            if is_folder {
-                self.folder(&path);
-                continue;
-            }
-            let stem = Path::new(&name)
-                .with_extension("")
-                .to_string_lossy()
-                .into_owned();
-            let mut has = |extension: &str| {
-                let caption = format!("{stem}.{extension}");
-                let has = names.captions.contains(&caption);
-                if has {
-                    used.insert(caption);
-                }
-                has
-            };
-            let (json, txt) = (has("json"), has("txt"));
-            self.source.files.push(Found {
-                path,
-                json,
-                txt,
-                line: None,
-            });
-        }
-        let mut orphans: Vec<String> = names.captions.difference(&used).cloned().collect();
-        orphans.sort_unstable();
-        for orphan in orphans {
-            self.remark(
-                join(relative, &orphan),
-                Reason::OrphanCaption,
-                "no image has this name".to_owned(),
-            );
-        }
+        Some(names)
     }
 
     fn sort_in(&mut self, relative: &str, entry: &fs::DirEntry, names: &mut Names) {
@@ -256,11 +314,8 @@ impl Walk<'_> {
             Ok(name) => name,
             Err(name) => {
                 let path = join(relative, &name.to_string_lossy());
-                return self.remark(
-                    path,
-                    Reason::UnreadableName,
-                    format!("its name is not UTF-8: {name:?}"),
-                );
+                let detail = format!("its name is not UTF-8: {name:?}");
+                return self.remark(path, Reason::UnreadableName, detail);
             }
         };
         if name.starts_with('.') {
@@ -272,14 +327,7 @@ impl Walk<'_> {
             let detail = "folders behind symbolic links are not entered".to_owned();
             return self.remark(join(relative, &name), Reason::LinkedFolder, detail);
         }
-        match Path::new(&name).extension().and_then(OsStr::to_str) {
-            _ if is_folder => names.entries.push((name, true)),
-            Some("txt" | "json") => {
-                names.captions.insert(name);
-            }
-            _ if name == METADATA_FILE => names.has_metadata = true,
-            _ => names.entries.push((name, false)),
-        }
+        names.add(name, is_folder);
     }
 
     fn remark(&mut self, path: String, reason: Reason, detail: String) {
@@ -289,55 +337,54 @@ impl Walk<'_> {
     /// Records every line of a folder's `metadata.jsonl`.
     fn metadata(&mut self, folder: &str) {
         let name = join(folder, METADATA_FILE);
-        let file = match File::open(self.root.join(&name)) {
-            Ok(file) => file,
+        let (file, mut reader) = match open_twice(&self.root.join(&name)) {
+            Ok(opened) => opened,
             Err(error) => return self.remark(name, Reason::Unreadable, error.to_string()),
         };
-        let index = self.source.metadata.len() as u32;
-        let mut reader = match file.try_clone() {
-            Ok(clone) => BufReader::new(clone),
-            Err(error) => return self.remark(name, Reason::Unreadable, error.to_string()),
-        };
+        let file_index = self.source.metadata.len() as u32;
         self.source.metadata.push((name.clone(), file));
-        let (mut offset, mut number) = (0, 0);
-        loop {
+        let mut offset = 0;
+        for number in 1.. {
+            // A line without an end would fill the memory.
             let mut bytes = Vec::new();
-            let read = (&mut reader)
-                .take(MAX_SOURCE_BYTES + 1)
-                .read_until(b'\n', &mut bytes);
-            number += 1;
-            match read {
+            let mut line_reader = (&mut reader).take(MAX_SOURCE_BYTES + 1);
+            let len = match line_reader.read_until(b'\n', &mut bytes) {
                 Ok(0) => return,
+                Ok(len) => len as u64,
                 Err(error) => return self.remark(name, Reason::Unreadable, error.to_string()),
-                Ok(len) if len as u64 > MAX_SOURCE_BYTES => {
-                    let detail = format!(
-                        "line {number} is longer than {MAX_SOURCE_BYTES} bytes: the rest is ignored"
-                    );
-                    return self.remark(name, Reason::BadCaption, detail);
-                }
-                Ok(_) if bytes.trim_ascii().is_empty() => {}
-                Ok(len) => {
-                    let line = Line {
-                        file: index,
-                        number,
-                        offset,
-                        len: len as u32,
-                    };
-                    match named_file(&bytes, folder) {
-                        Ok(path) => self.add_line(path, line),
-                        Err(detail) => {
-                            self.remark(format!("{name}:{number}"), Reason::BadCaption, detail)
-                        }
-                    }
-                }
+            };
+            if len > MAX_SOURCE_BYTES {
+                let detail = format!(
+                    "line {number} is longer than {MAX_SOURCE_BYTES} bytes: the rest is ignored"
+                );
+                return self.remark(name, Reason::BadCaption, detail);
             }
-            offset += bytes.len() as u64;
+            let line = Line {
+                file: file_index,
+                number,
+                offset,
+                len: len as u32,
+            };
+            self.metadata_line(folder, line, &bytes);
+            offset += len;
+        }
+    }
+
+    /// Records a line of a folder's `metadata.jsonl`, unless it is blank.
+    fn metadata_line(&mut self, folder: &str, line: Line, bytes: &[u8]) {
+        if bytes.trim_ascii().is_empty() {
+            return;
+        }
+        match named_file(bytes, folder) {
+            Ok(path) => self.add_line(path, line),
+            Err(detail) => self.remark(self.source.line_name(line), Reason::BadCaption, detail),
         }
     }
 
     /// Adds a line. The line of the nearest folder wins, and within a file the first.
     fn add_line(&mut self, path: String, line: Line) {
-        let loser = match self.lines.entry(path.clone()) {
+        let detail = second_caption(&path);
+        let loser = match self.lines.entry(path) {
             Entry::Vacant(entry) => {
                 entry.insert(line);
                 return;
@@ -347,11 +394,7 @@ impl Walk<'_> {
             Entry::Occupied(_) => line,
         };
         let name = self.source.line_name(loser);
-        self.remark(
-            name,
-            Reason::SecondCaption,
-            format!("the text of {path} comes from a source with precedence"),
-        );
+        self.remark(name, Reason::SecondCaption, detail);
     }
 }
 
@@ -363,29 +406,30 @@ fn join(folder: &str, name: &str) -> String {
     }
 }
 
+/// A file to read from any place, and its reader.
+fn open_twice(path: &Path) -> std::io::Result<(File, BufReader<File>)> {
+    let file = File::open(path)?;
+    let reader = BufReader::new(file.try_clone()?);
+    Ok((file, reader))
+}
+
 /// The path of the image that a line names, relative to the source folder.
 fn named_file(line: &[u8], folder: &str) -> std::result::Result<String, String> {
     #[derive(Deserialize)]
     struct Name {
         file_name: String,
     }
-    let name: Name = serde_json::from_slice(line).map_err(|error| error.to_string())?;
-    let mut parts: Vec<&str> = folder.split('/').filter(|part| !part.is_empty()).collect();
-    if name.file_name.starts_with('/') {
+    let Name { file_name } = serde_json::from_slice(line).map_err(|error| error.to_string())?;
+    if file_name.starts_with('/') {
         return Err(format!(
-            "file_name {:?} is not relative to its folder",
-            name.file_name
+            "file_name {file_name:?} is not relative to its folder"
         ));
     }
-    for part in name.file_name.split('/') {
+    let mut parts: Vec<&str> = folder.split('/').filter(|part| !part.is_empty()).collect();
+    for part in file_name.split('/') {
         match part {
             "" | "." => {}
-            ".." => {
-                return Err(format!(
-                    "file_name {:?} leads out of its folder",
-                    name.file_name
-                ));
-            }
+            ".." => return Err(format!("file_name {file_name:?} leads out of its folder")),
             part => parts.push(part),
         }
     }

@@ -24,26 +24,30 @@ pub(crate) enum Share {
 pub(crate) fn sides(new: &[SampleId], present: (u64, u64), share: Share, seed: u64) -> Vec<Split> {
     let (train, test) = present;
     let total = train + test + new.len() as u64;
-    let mut ranked: Vec<(u64, usize)> = new
-        .iter()
-        .enumerate()
-        .map(|(i, id)| (key_u64(seed, Purpose::Split, &[id.0]), i))
-        .collect();
-    ranked.sort_unstable();
+    let ranked = ranked(new, seed);
     let wanted = match share {
         Share::Fraction(fraction) => {
-            let below = |&(key, _): &(u64, usize)| (key as f64) < fraction * 2f64.powi(64);
-            ranked.iter().take_while(|ranked| below(ranked)).count() as u64
+            let limit = fraction * 2f64.powi(64);
+            ranked.partition_point(|&(key, _)| (key as f64) < limit) as u64
         }
         Share::Count(count) => count.saturating_sub(test),
     };
     let wanted = wanted.min((total / 2).saturating_sub(test)) as usize;
     let mut sides = vec![Split::Train; new.len()];
-    ranked
-        .iter()
-        .take(wanted)
-        .for_each(|&(_, i)| sides[i] = Split::Test);
+    for &(_, index) in ranked.iter().take(wanted) {
+        sides[index] = Split::Test;
+    }
     sides
+}
+
+/// Hash and index of each sample, in the order of the hashes.
+fn ranked(samples: &[SampleId], seed: u64) -> Vec<(u64, usize)> {
+    let mut ranked = Vec::with_capacity(samples.len());
+    for (index, id) in samples.iter().enumerate() {
+        ranked.push((key_u64(seed, Purpose::Split, &[id.0]), index));
+    }
+    ranked.sort_unstable();
+    ranked
 }
 
 #[cfg(test)]
