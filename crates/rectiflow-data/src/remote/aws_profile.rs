@@ -16,22 +16,25 @@ use object_store::aws::AmazonS3Builder;
 
 /// Adds the settings of the profile that the environment lacks; id and secret only together.
 pub(crate) fn complete(builder: AmazonS3Builder) -> AmazonS3Builder {
-    let is_set = |name: &str| env::var_os(name).is_some_and(|value| !value.is_empty());
     let keys = [
         "AWS_ACCESS_KEY_ID",
         "AWS_WEB_IDENTITY_TOKEN_FILE",
         "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+        "AWS_SKIP_SIGNATURE",
     ];
-    let has_keys = keys.into_iter().any(is_set) || is_set("AWS_SKIP_SIGNATURE");
-    let has_endpoint =
-        is_set("AWS_ENDPOINT_URL") || is_set("AWS_ENDPOINT_URL_S3") || is_set("AWS_ENDPOINT");
+    let endpoints = ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT"];
+    let regions = ["AWS_REGION", "AWS_DEFAULT_REGION"];
     apply(
         builder,
         &profile(),
-        has_keys,
-        has_endpoint,
-        is_set("AWS_REGION") || is_set("AWS_DEFAULT_REGION"),
+        keys.into_iter().any(is_set),
+        endpoints.into_iter().any(is_set),
+        regions.into_iter().any(is_set),
     )
+}
+
+fn is_set(variable: &str) -> bool {
+    env::var_os(variable).is_some_and(|value| !value.is_empty())
 }
 
 /// The endpoint of the profile, if it has one.
@@ -48,10 +51,10 @@ fn apply(
     has_endpoint: bool,
     has_region: bool,
 ) -> AmazonS3Builder {
-    let keys = profile
-        .get("aws_access_key_id")
-        .zip(profile.get("aws_secret_access_key"));
-    if let Some((id, secret)) = keys.filter(|_| !has_keys) {
+    if !has_keys
+        && let Some(id) = profile.get("aws_access_key_id")
+        && let Some(secret) = profile.get("aws_secret_access_key")
+    {
         builder = builder
             .with_access_key_id(id)
             .with_secret_access_key(secret);
@@ -59,28 +62,35 @@ fn apply(
             builder = builder.with_token(token);
         }
     }
-    if let Some(endpoint) = profile.get("endpoint_url").filter(|_| !has_endpoint) {
+    if let Some(endpoint) = profile.get("endpoint_url")
+        && !has_endpoint
+    {
         builder = builder.with_endpoint(endpoint);
     }
-    match profile.get("region").filter(|_| !has_region) {
-        Some(region) => builder.with_region(region),
-        None => builder,
+    match profile.get("region") {
+        Some(region) if !has_region => builder.with_region(region),
+        _ => builder,
     }
 }
 
 /// The settings of the profile that AWS_PROFILE names, from both files.
 fn profile() -> Profile {
     let name = env::var("AWS_PROFILE").unwrap_or_else(|_| "default".to_owned());
-    let home = env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
-    let place = |variable: &str, file: &str| {
-        env::var_os(variable).map_or_else(|| home.join(".aws").join(file), PathBuf::from)
-    };
     let mut profile = read(&place("AWS_CONFIG_FILE", "config"), &name);
-    profile.extend(read(
-        &place("AWS_SHARED_CREDENTIALS_FILE", "credentials"),
-        &name,
-    ));
+    let credentials = place("AWS_SHARED_CREDENTIALS_FILE", "credentials");
+    profile.extend(read(&credentials, &name));
     profile
+}
+
+/// The path in `variable`, or that of `file` in `~/.aws`.
+fn place(variable: &str, file: &str) -> PathBuf {
+    match env::var_os(variable) {
+        Some(path) => path.into(),
+        None => {
+            let home = env::var_os("HOME").unwrap_or_default();
+            PathBuf::from(home).join(".aws").join(file)
+        }
+    }
 }
 
 /// The settings of a profile in a file. Empty if the file is missing or cannot be read.
@@ -96,21 +106,25 @@ fn parse(text: &str, name: &str) -> Profile {
     let mut keys = Profile::new();
     let mut is_wanted = false;
     for line in text.lines() {
-        if let Some(section) = line
-            .trim()
-            .strip_prefix('[')
-            .and_then(|rest| rest.strip_suffix(']'))
-        {
-            let section = section.trim();
+        if let Some(section) = section(line) {
             is_wanted = section.strip_prefix("profile ").map_or(section, str::trim) == name;
             continue;
         }
         let is_comment = line.starts_with(['#', ';', ' ', '\t']);
-        if let Some((key, value)) = line.split_once('=').filter(|_| is_wanted && !is_comment) {
+        if is_wanted
+            && !is_comment
+            && let Some((key, value)) = line.split_once('=')
+        {
             keys.insert(key.trim().to_lowercase(), value.trim().to_owned());
         }
     }
     keys
+}
+
+/// The name in a line `[name]`.
+fn section(line: &str) -> Option<&str> {
+    let section = line.trim().strip_prefix('[')?.strip_suffix(']')?;
+    Some(section.trim())
 }
 
 #[cfg(test)]
@@ -119,10 +133,13 @@ mod tests {
 
     use super::*;
 
-    const CONFIG: &str = "[default]\nregion = eu-west-1\n\n[profile r2]\n# a comment = x\nregion=auto\n\
-                          endpoint_url = https://account.example\ns3 =\n  addressing_style = path\n[services x]\n";
+    const CONFIG: &str = "[default]\nregion = eu-west-1\n\n\
+                          [profile r2]\n# a comment = x\nregion=auto\n\
+                          endpoint_url = https://account.example\ns3 =\n  \
+                          addressing_style = path\n[services x]\n";
     const CREDENTIALS: &str = "[default]\naws_access_key_id=a\naws_secret_access_key=b\n\
-                               [r2]\nAWS_ACCESS_KEY_ID = id\naws_secret_access_key = se=cret\naws_session_token = t\n";
+                               [r2]\nAWS_ACCESS_KEY_ID = id\naws_secret_access_key = se=cret\n\
+                               aws_session_token = t\n";
 
     #[test]
     fn a_profile_is_what_both_files_say_of_it() {

@@ -30,8 +30,8 @@ use std::{
 use bytes::Bytes;
 use futures_util::StreamExt;
 use object_store::{
-    GetOptions, GetRange, ObjectStore, ObjectStoreExt, ObjectStoreScheme, client::HttpError,
-    path::Path as Key,
+    GetOptions, GetRange, GetResult, ObjectStore, ObjectStoreExt, ObjectStoreScheme,
+    client::HttpError, path::Path as Key,
 };
 use tokio::{
     runtime::{Builder, Runtime},
@@ -43,7 +43,7 @@ use url::Url;
 use crate::{
     error::{Error, Result},
     remote::{
-        buffers::Buffers,
+        buffers::{Buffers, Lent},
         network::Network,
         store::{NO_RETRY, install_tls, open_store, options},
     },
@@ -108,6 +108,19 @@ enum Reason {
     Check(Error),
 }
 
+/// The bytes that a request asks for, for requests and messages.
+struct Target<'a> {
+    name: &'a str,
+    /// None for the whole object.
+    range: Option<Range<u64>>,
+}
+
+impl<'a> Target<'a> {
+    fn whole(name: &'a str) -> Self {
+        Self { name, range: None }
+    }
+}
+
 impl Remote {
     fn open(text: &str, url: &Url, network: &Network) -> std::result::Result<Self, String> {
         install_tls();
@@ -115,36 +128,31 @@ impl Remote {
         let (scheme, prefix) =
             ObjectStoreScheme::parse(url).map_err(|error| format!("{error}; {known}"))?;
         let store = open_store(&scheme, url, options(url, network), NO_RETRY)
-            .map_err(|error| chain(&error))?;
-        let store = store.ok_or_else(|| known.to_owned())?;
-        let (network, permits) = (
-            Arc::new(network.clone()),
-            Arc::new(Semaphore::new(network.concurrency)),
-        );
-        let parsed = Arc::new((scheme, url.clone()));
-        let url = text.trim_end_matches('/').into();
+            .map_err(|error| chain(&error))?
+            .ok_or_else(|| known.to_owned())?;
         Ok(Self {
             store,
-            parsed,
+            parsed: Arc::new((scheme, url.clone())),
             prefix,
-            url,
-            network,
-            permits,
+            url: text.trim_end_matches('/').into(),
+            network: Arc::new(network.clone()),
+            permits: Arc::new(Semaphore::new(network.concurrency)),
             buffers: Buffers::default(),
         })
     }
 
     /// Converts an error of a client.
     pub(crate) fn failed(&self, name: &str, error: &object_store::Error) -> Error {
-        match self.classify(name, None, error) {
+        let target = Target::whole(name);
+        match self.classify(&target, error) {
             Failure::Lasting(error) | Failure::Passing(Reason::Check(error)) => error,
-            Failure::Passing(Reason::Words(reason)) => self.error(name, None, 1, reason),
+            Failure::Passing(Reason::Words(reason)) => self.error(&target, 1, reason),
         }
     }
 
     /// Reads the whole object `name`, which must not be longer than `limit` bytes.
     pub(crate) async fn read_all(&self, name: &str, limit: u64) -> Result<Bytes> {
-        self.read(name, None, limit, Ok).await
+        self.read(&Target::whole(name), limit, Ok).await
     }
 
     /// Reads the bytes `range` of the object `name` and returns what `check` returns for them.
@@ -156,19 +164,19 @@ impl Remote {
         check: impl Fn(Bytes) -> Result<T>,
     ) -> Result<T> {
         let limit = range.end - range.start;
-        self.read(name, Some(range), limit, check).await
+        let range = Some(range);
+        self.read(&Target { name, range }, limit, check).await
     }
 
     /// Length of the object `name`.
     pub(crate) async fn len(&self, name: &str) -> Result<u64> {
         let key = self.key(name);
+        let target = Target::whole(name);
         let head = || async {
-            self.store
-                .head(&key)
-                .await
-                .map_err(|error| self.classify(name, None, &error))
+            let head = self.store.head(&key).await;
+            head.map_err(|error| self.classify(&target, &error))
         };
-        self.retried(name, None, head).await.map(|meta| meta.size)
+        Ok(self.retried(&target, head).await?.size)
     }
 
     /// The object's full URL, for messages.
@@ -188,98 +196,65 @@ impl Remote {
 
     async fn read<T>(
         &self,
-        name: &str,
-        range: Option<Range<u64>>,
+        target: &Target<'_>,
         limit: u64,
         check: impl Fn(Bytes) -> Result<T>,
     ) -> Result<T> {
         let attempt = || async {
-            let bytes = self.attempt(name, range.clone(), limit).await?;
+            let bytes = self.attempt(target, limit).await?;
             check(bytes).map_err(|error| Failure::Passing(Reason::Check(error)))
         };
-        self.retried(name, range.clone(), attempt).await
+        self.retried(target, attempt).await
     }
 
     /// Calls `attempt` until it succeeds, fails for good, or reaches the limit of attempts or the
     /// deadline.
-    async fn retried<T, F>(
-        &self,
-        name: &str,
-        range: Option<Range<u64>>,
-        attempt: impl Fn() -> F,
-    ) -> Result<T>
+    async fn retried<T, F>(&self, target: &Target<'_>, attempt: impl Fn() -> F) -> Result<T>
     where
         F: Future<Output = std::result::Result<T, Failure>>,
     {
-        let _permit = self
-            .permits
-            .acquire()
-            .await
-            .expect("the semaphore is never closed");
-        let Network {
-            attempts, deadline, ..
-        } = *self.network;
+        let permit = self.permits.acquire().await;
+        let _permit = permit.expect("the semaphore is never closed");
         let began = Instant::now();
+        let deadline = self.network.deadline;
         let mut last = Reason::Words("the store did not answer in time".to_owned());
-        for number in 1..=attempts {
+        let mut number = 1;
+        loop {
             match timeout(deadline.saturating_sub(began.elapsed()), attempt()).await {
                 Ok(Ok(value)) => return Ok(value),
                 Ok(Err(Failure::Lasting(error))) => return Err(error),
                 Ok(Err(Failure::Passing(reason))) => last = reason,
-                Err(_) => return Err(self.gave_up(name, range, number, began.elapsed(), last)),
+                Err(_) => break,
             }
             let pause = self.pause(number);
-            if number == attempts || began.elapsed() + pause >= deadline {
-                return Err(self.gave_up(name, range, number, began.elapsed(), last));
+            if number >= self.network.attempts || began.elapsed() + pause >= deadline {
+                break;
             }
-            tracing::debug!(object = %self.url_of(name), ?range, number, reason = %last, "requesting again");
+            let (object, range) = (self.url_of(target.name), &target.range);
+            tracing::debug!(%object, ?range, number, reason = %last, "requesting again");
             sleep(pause).await;
+            number += 1;
         }
-        unreachable!("the loop returns with its last attempt")
+        Err(self.gave_up(target, number, began.elapsed(), last))
     }
 
     /// One request, read to its end.
     async fn attempt(
         &self,
-        name: &str,
-        range: Option<Range<u64>>,
+        target: &Target<'_>,
         limit: u64,
     ) -> std::result::Result<Bytes, Failure> {
-        let stall = self.network.stall_timeout;
-        let stalled = |read: usize| {
-            let secs = stall.as_secs_f64();
-            Failure::Passing(Reason::Words(format!(
-                "it stalled: no byte arrived for {secs} s after {read} bytes"
-            )))
-        };
-        let options = GetOptions {
-            range: range.clone().map(GetRange::Bounded),
-            ..Default::default()
-        };
-        let key = self.key(name);
-        let answer = timeout(stall, self.store.get_opts(&key, options))
-            .await
-            .map_err(|_| stalled(0))?;
-        let answer = answer.map_err(|error| self.classify(name, range.clone(), &error))?;
-        let expected = answer.range.end - answer.range.start;
-        if range.is_none() && expected > limit {
-            let reason = format!("it has {expected} bytes, expected at most {limit}");
-            return Err(Failure::Lasting(self.error(name, None, 1, reason)));
+        let answer = self.request(target).await?;
+        let announced = answer.range.end - answer.range.start;
+        if target.range.is_none() && announced > limit {
+            let reason = format!("it has {announced} bytes, expected at most {limit}");
+            return Err(Failure::Lasting(self.error(target, 1, reason)));
         }
-        let mut body = answer.into_stream();
-        let mut bytes = self.buffers.take(expected.min(limit) as usize);
-        while let Some(chunk) = timeout(stall, body.next())
-            .await
-            .map_err(|_| stalled(bytes.len()))?
-        {
-            bytes.extend_from_slice(
-                &chunk.map_err(|error| self.classify(name, range.clone(), &error))?,
-            );
-            if bytes.len() as u64 > limit {
-                break;
-            }
-        }
-        let expected = range.map_or(expected, |range| range.end - range.start);
+        let bytes = self.read_body(target, answer, limit).await?;
+        let expected = match &target.range {
+            Some(range) => range.end - range.start,
+            None => announced,
+        };
         if bytes.len() as u64 == expected {
             return Ok(bytes.into_bytes());
         }
@@ -287,65 +262,73 @@ impl Remote {
         Err(Failure::Passing(Reason::Words(reason)))
     }
 
-    fn classify(
-        &self,
-        name: &str,
-        range: Option<Range<u64>>,
-        error: &object_store::Error,
-    ) -> Failure {
-        use object_store::Error as E;
-        let reason = chain(error);
-        let lasting = match error {
-            E::NotFound { .. } => Some(MISSING),
-            E::PermissionDenied { .. } | E::Unauthenticated { .. } => Some(CREDENTIALS),
-            E::Generic { .. } | E::JoinError { .. } => {
-                match status(&reason).filter(|_| !has_transport(error)) {
-                    Some(404 | 410) => Some(MISSING),
-                    Some(401 | 403) => Some(CREDENTIALS),
-                    // Timeout, too early, too many requests.
-                    Some(408 | 425 | 429) => None,
-                    Some(400..=499) => Some(
-                        "the store refuses the request; are endpoint, region and credentials right?",
-                    ),
-                    _ => None,
-                }
-            }
-            _ => Some("this store does not support the request"),
+    /// Sends a request. Returns the answer, its body still unread.
+    async fn request(&self, target: &Target<'_>) -> std::result::Result<GetResult, Failure> {
+        let stall = self.network.stall_timeout;
+        let options = GetOptions {
+            range: target.range.clone().map(GetRange::Bounded),
+            ..Default::default()
         };
-        match lasting {
-            Some(advice) => {
-                let mut lasting = self.error(name, range, 1, format!("{advice} ({reason})"));
-                if let Error::Remote { missing, .. } = &mut lasting {
-                    *missing = advice == MISSING;
-                }
-                Failure::Lasting(lasting)
-            }
-            None => Failure::Passing(Reason::Words(reason)),
+        let key = self.key(target.name);
+        match timeout(stall, self.store.get_opts(&key, options)).await {
+            Ok(answer) => answer.map_err(|error| self.classify(target, &error)),
+            Err(_) => Err(stalled(stall, 0)),
         }
     }
 
-    fn gave_up(
+    /// Reads a body to its end, or until it is longer than `limit` bytes.
+    async fn read_body(
         &self,
-        name: &str,
-        range: Option<Range<u64>>,
-        attempts: u32,
-        after: Duration,
-        last: Reason,
-    ) -> Error {
+        target: &Target<'_>,
+        answer: GetResult,
+        limit: u64,
+    ) -> std::result::Result<Lent<u8>, Failure> {
+        let stall = self.network.stall_timeout;
+        let announced = answer.range.end - answer.range.start;
+        let mut body = answer.into_stream();
+        let mut bytes = self.buffers.take(announced.min(limit) as usize);
+        while bytes.len() as u64 <= limit {
+            let Ok(chunk) = timeout(stall, body.next()).await else {
+                return Err(stalled(stall, bytes.len()));
+            };
+            let Some(chunk) = chunk else {
+                break;
+            };
+            let chunk = chunk.map_err(|error| self.classify(target, &error))?;
+            bytes.extend_from_slice(&chunk);
+        }
+        Ok(bytes)
+    }
+
+    fn classify(&self, target: &Target<'_>, error: &object_store::Error) -> Failure {
+        let reason = chain(error);
+        let Some(advice) = lasting_advice(error, &reason) else {
+            return Failure::Passing(Reason::Words(reason));
+        };
+        Failure::Lasting(Error::Remote {
+            object: self.url_of(target.name),
+            range: target.range.clone(),
+            attempts: 1,
+            missing: advice == MISSING,
+            reason: format!("{advice} ({reason})"),
+        })
+    }
+
+    fn gave_up(&self, target: &Target<'_>, attempts: u32, after: Duration, last: Reason) -> Error {
         match last {
             Reason::Check(error) => error,
             Reason::Words(reason) => {
                 let secs = after.as_secs_f64();
                 let reason = format!("gave up after {attempts} attempts in {secs:.1} s: {reason}");
-                self.error(name, range, attempts, reason)
+                self.error(target, attempts, reason)
             }
         }
     }
 
-    fn error(&self, name: &str, range: Option<Range<u64>>, attempts: u32, reason: String) -> Error {
+    fn error(&self, target: &Target<'_>, attempts: u32, reason: String) -> Error {
         Error::Remote {
-            object: self.url_of(name),
-            range,
+            object: self.url_of(target.name),
+            range: target.range.clone(),
             attempts,
             missing: false,
             reason,
@@ -358,20 +341,13 @@ impl Remote {
             longest_pause,
             ..
         } = *self.network;
-        let full = pause
-            .saturating_mul(1 << (attempt - 1).min(16))
-            .min(longest_pause);
+        let doublings = (attempt - 1).min(16);
+        let full = pause.saturating_mul(1 << doublings).min(longest_pause);
         // A run does not depend on the pauses: they keep many readers from retrying at the same
         // moment.
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        let jitter = Rng::keyed(
-            now.as_nanos() as u64,
-            Purpose::Jitter,
-            &[u64::from(attempt)],
-        )
-        .f64();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let seed = now.unwrap_or_default().as_nanos() as u64;
+        let jitter = Rng::keyed(seed, Purpose::Jitter, &[u64::from(attempt)]).f64();
         full.mul_f64(1.0 - jitter / 2.0)
     }
 }
@@ -379,6 +355,34 @@ impl Remote {
 const MISSING: &str =
     "the store has no such object; is the address right, and is the upload complete?";
 const CREDENTIALS: &str = "the store denies access; are the credentials right and not expired?";
+const REFUSED: &str = "the store refuses the request; are endpoint, region and credentials right?";
+
+/// Why another attempt would fail as well, as advice. None if it can succeed. `reason` is the
+/// message of `error` and its causes.
+fn lasting_advice(error: &object_store::Error, reason: &str) -> Option<&'static str> {
+    use object_store::Error as E;
+    match error {
+        E::NotFound { .. } => Some(MISSING),
+        E::PermissionDenied { .. } | E::Unauthenticated { .. } => Some(CREDENTIALS),
+        E::Generic { .. } | E::JoinError { .. } if has_transport(error) => None,
+        E::Generic { .. } | E::JoinError { .. } => match status(reason)? {
+            404 | 410 => Some(MISSING),
+            401 | 403 => Some(CREDENTIALS),
+            // Timeout, too early, too many requests.
+            408 | 425 | 429 => None,
+            400..=499 => Some(REFUSED),
+            _ => None,
+        },
+        _ => Some("this store does not support the request"),
+    }
+}
+
+fn stalled(stall: Duration, read: usize) -> Failure {
+    let secs = stall.as_secs_f64();
+    Failure::Passing(Reason::Words(format!(
+        "it stalled: no byte arrived for {secs} s after {read} bytes"
+    )))
+}
 
 impl std::fmt::Display for Reason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -460,9 +464,10 @@ mod tests {
                 "{path}"
             );
         }
-        assert!(
-            matches!(parse("file:///data/set"), Ok(Location::Folder(folder)) if folder == Path::new("/data/set"))
-        );
+        let Ok(Location::Folder(folder)) = parse("file:///data/set") else {
+            panic!("file:///data/set")
+        };
+        assert_eq!(folder, Path::new("/data/set"));
         for url in [
             "s3://bucket/some/prefix",
             "http://127.0.0.1:1/some/prefix/",

@@ -42,7 +42,7 @@ pub(crate) struct Request {
 
 impl Request {
     pub(crate) fn range(&self) -> Range<u64> {
-        self.start..self.start + self.blocks.iter().map(|(len, _)| len).sum::<u64>()
+        self.start..self.start + num_bytes(&self.blocks)
     }
 
     /// Splits `bytes` into blocks and verifies each.
@@ -51,30 +51,30 @@ impl Request {
     /// [`Error::Damaged`] for the first block whose checksum differs.
     pub(crate) fn verify(&self, mut bytes: Bytes) -> Result<Vec<Bytes>> {
         let mut start = self.start;
-        let verify = |&(len, expected): &(u64, u64)| {
+        let mut blocks = Vec::with_capacity(self.blocks.len());
+        for &(len, expected) in &self.blocks {
             let block = bytes.split_to(len as usize);
-            let (found, range) = (xxh3_64(&block), start..start + len);
-            start += len;
-            if found == expected {
-                return Ok(block);
+            let found = xxh3_64(&block);
+            if found != expected {
+                return Err(Error::Damaged {
+                    path: self.path.clone(),
+                    range: start..start + len,
+                    expected,
+                    found,
+                });
             }
-            Err(Error::Damaged {
-                path: self.path.clone(),
-                range,
-                expected,
-                found,
-            })
-        };
-        self.blocks.iter().map(verify).collect()
+            start += len;
+            blocks.push(block);
+        }
+        Ok(blocks)
     }
 
     /// The request for some of its blocks.
     pub(crate) fn part_of(&self, blocks: Range<u32>) -> Self {
-        let bytes = |blocks: &[(u64, u64)]| blocks.iter().map(|(len, _)| len).sum::<u64>();
         let range = blocks.start as usize..blocks.end as usize;
         Self {
             first: self.first + blocks.start,
-            start: self.start + bytes(&self.blocks[..range.start]),
+            start: self.start + num_bytes(&self.blocks[..range.start]),
             blocks: self.blocks[range].to_vec(),
             ..self.clone()
         }
@@ -92,6 +92,11 @@ pub(crate) fn coalesce(blocks: impl IntoIterator<Item = u32>, longest: u32) -> V
         }
     }
     runs
+}
+
+/// Bytes of blocks, (length, checksum) each.
+fn num_bytes(blocks: &[(u64, u64)]) -> u64 {
+    blocks.iter().map(|(len, _)| len).sum()
 }
 
 #[cfg(test)]

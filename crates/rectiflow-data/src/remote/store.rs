@@ -30,45 +30,39 @@ pub(crate) fn open_store(
     options: ClientOptions,
     retry: RetryConfig,
 ) -> object_store::Result<Option<Arc<dyn ObjectStore>>> {
-    Ok(Some(match scheme {
+    let store: Arc<dyn ObjectStore> = match scheme {
         ObjectStoreScheme::AmazonS3 => {
-            let builder = aws_profile::complete(AmazonS3Builder::from_env()).with_url(url.as_str());
-            Arc::new(
-                builder
-                    .with_client_options(options)
-                    .with_retry(retry)
-                    .build()?,
-            )
+            let builder = aws_profile::complete(AmazonS3Builder::from_env())
+                .with_url(url.as_str())
+                .with_client_options(options)
+                .with_retry(retry);
+            Arc::new(builder.build()?)
         }
         ObjectStoreScheme::GoogleCloudStorage => {
-            let builder = GoogleCloudStorageBuilder::from_env().with_url(url.as_str());
-            Arc::new(
-                builder
-                    .with_client_options(options)
-                    .with_retry(retry)
-                    .build()?,
-            )
+            let builder = GoogleCloudStorageBuilder::from_env()
+                .with_url(url.as_str())
+                .with_client_options(options)
+                .with_retry(retry);
+            Arc::new(builder.build()?)
         }
         ObjectStoreScheme::MicrosoftAzure => {
-            let builder = MicrosoftAzureBuilder::from_env().with_url(url.as_str());
-            Arc::new(
-                builder
-                    .with_client_options(options)
-                    .with_retry(retry)
-                    .build()?,
-            )
+            let builder = MicrosoftAzureBuilder::from_env()
+                .with_url(url.as_str())
+                .with_client_options(options)
+                .with_retry(retry);
+            Arc::new(builder.build()?)
         }
+        // The key of an object holds the whole path of the URL.
         ObjectStoreScheme::Http => {
-            let builder = HttpBuilder::new().with_url(&url[..url::Position::BeforePath]);
-            Arc::new(
-                builder
-                    .with_client_options(options)
-                    .with_retry(retry)
-                    .build()?,
-            )
+            let builder = HttpBuilder::new()
+                .with_url(&url[..url::Position::BeforePath])
+                .with_client_options(options)
+                .with_retry(retry);
+            Arc::new(builder.build()?)
         }
         _ => return Ok(None),
-    }))
+    };
+    Ok(Some(store))
 }
 
 /// Options of a client. The time of a whole body has no limit: a large one on a slow line is fine
@@ -90,9 +84,7 @@ fn allows_http() -> bool {
         "GOOGLE_BASE_URL",
         "AZURE_STORAGE_ENDPOINT",
     ];
-    let variables = names
-        .into_iter()
-        .filter_map(|name| std::env::var(name).ok());
+    let variables = names.into_iter().flat_map(std::env::var);
     let endpoint = variables.chain(aws_profile::endpoint()).next();
     endpoint.is_some_and(|endpoint| endpoint.starts_with("http://"))
         || std::env::var("AWS_ALLOW_HTTP").is_ok_and(|value| value == "true")

@@ -4,7 +4,13 @@
 //! Unlike reads, uploads use the retries of `object_store`, since the bytes are not verified here,
 //! and limit the time of each request.
 
-use std::{fs::File, os::unix::fs::FileExt, path::Path, sync::Arc, time::Duration};
+use std::{
+    fs::File,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use object_store::{
@@ -35,35 +41,18 @@ pub(crate) fn send(remote: &Remote, root: &Path, name: &str) -> Result<()> {
 }
 
 async fn send_file(remote: &Remote, root: &Path, name: &str) -> Result<()> {
-    let path = root.join(name);
-    let file = Arc::new(File::open(&path).map_err(Error::io(&path))?);
-    let len = file.metadata().map_err(Error::io(&path))?.len();
-    let read = async |start: u64| -> Result<Bytes> {
-        let (file, path) = (file.clone(), path.clone());
-        let read = move || {
-            let mut bytes = vec![0; PART_BYTES.min(len - start) as usize];
-            file.read_exact_at(&mut bytes, start)
-                .map_err(Error::io(path))
-                .map(|()| Bytes::from(bytes))
-        };
-        on_disk(read).await
-    };
+    let file = PartFile::open(root.join(name))?;
     let failed = |error: object_store::Error| remote.failed(name, &error);
-    let (store, key): (Arc<dyn ObjectStore>, Key) = client(remote, name).map_err(failed)?;
-    if len <= PART_BYTES {
-        return store
-            .put(&key, PutPayload::from_bytes(read(0).await?))
-            .await
-            .map(drop)
-            .map_err(failed);
+    let (store, key) = client(remote, name).map_err(failed)?;
+    if file.len <= PART_BYTES {
+        let payload = PutPayload::from_bytes(file.read(0).await?);
+        return store.put(&key, payload).await.map(drop).map_err(failed);
     }
-    let mut parts = WriteMultipart::new_with_chunk_size(
-        store.put_multipart(&key).await.map_err(failed)?,
-        PART_BYTES as usize,
-    );
-    for start in (0..len).step_by(PART_BYTES as usize) {
+    let upload = store.put_multipart(&key).await.map_err(failed)?;
+    let mut parts = WriteMultipart::new_with_chunk_size(upload, PART_BYTES as usize);
+    for start in (0..file.len).step_by(PART_BYTES as usize) {
         let room = parts.wait_for_capacity(PARTS_AT_ONCE).await.map_err(failed);
-        match room.and(read(start).await) {
+        match room.and(file.read(start).await) {
             Ok(bytes) => parts.put(bytes),
             Err(error) => {
                 // Parts of an unfinished upload cost money until they are deleted.
@@ -73,6 +62,31 @@ async fn send_file(remote: &Remote, root: &Path, name: &str) -> Result<()> {
         }
     }
     parts.finish().await.map(drop).map_err(failed)
+}
+
+/// A file that is read in parts.
+struct PartFile {
+    path: PathBuf,
+    file: Arc<File>,
+    len: u64,
+}
+
+impl PartFile {
+    fn open(path: PathBuf) -> Result<Self> {
+        let file = File::open(&path).map_err(Error::io(&path))?;
+        let len = file.metadata().map_err(Error::io(&path))?.len();
+        let file = Arc::new(file);
+        Ok(Self { path, file, len })
+    }
+
+    /// The part that begins at `start`.
+    async fn read(&self, start: u64) -> Result<Bytes> {
+        let file = self.file.clone();
+        let mut bytes = vec![0; PART_BYTES.min(self.len - start) as usize];
+        let read = move || file.read_exact_at(&mut bytes, start).map(|()| bytes);
+        let bytes = on_disk(read).await.map_err(Error::io(&self.path))?;
+        Ok(bytes.into())
+    }
 }
 
 /// A client for writing the object `name`, and its key.
