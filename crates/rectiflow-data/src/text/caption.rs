@@ -80,27 +80,16 @@ impl Text {
     /// A message if it is not a JSON object, or if a key has a value of another type.
     pub fn from_json(bytes: &[u8], quality_words: &[String]) -> Result<Self, String> {
         let keys: Keys = serde_json::from_str(utf8(bytes)?).map_err(|error| error.to_string())?;
-        let whole = |texts: Option<Texts>| match texts {
-            None => Vec::new(),
-            Some(Texts::One(text)) => clean([text]),
-            Some(Texts::Many(texts)) => clean(texts),
-        };
-        let cut = |texts: Option<Texts>| match texts {
-            Some(Texts::One(text)) => clean(text.split(',').map(str::to_owned)),
-            other => whole(other),
-        };
         let mut captions = whole(keys.caption);
         captions.extend(whole(keys.captions));
         let alt_texts = whole(keys.alt_text);
         let has_alt_text = !alt_texts.is_empty();
         captions.extend(alt_texts);
-        let (tags, important_tags, quality) =
-            (cut(keys.tags), cut(keys.important_tags), cut(keys.quality));
         let mut all = Self {
             captions,
-            tags,
-            important_tags,
-            quality,
+            tags: cut_at_commas(keys.tags),
+            important_tags: cut_at_commas(keys.important_tags),
+            quality: cut_at_commas(keys.quality),
             verbatim: false,
         };
         all.mark(quality_words, has_alt_text);
@@ -110,32 +99,30 @@ impl Text {
     /// A hash of all texts and of `source`, the path of the image.
     pub fn fingerprint(&self, source: &str) -> u64 {
         let mut hasher = Xxh3::new();
-        let mut add = |text: &str| {
-            hasher.update(&(text.len() as u64).to_le_bytes());
-            hasher.update(text.as_bytes());
-        };
-        add(source);
+        hash_text(&mut hasher, source);
         for list in [
             &self.captions,
             &self.tags,
             &self.important_tags,
             &self.quality,
         ] {
-            add(&list.len().to_string());
-            list.iter().for_each(|text| add(text));
+            hash_text(&mut hasher, &list.len().to_string());
+            for text in list {
+                hash_text(&mut hasher, text);
+            }
         }
-        add(if self.verbatim { "verbatim" } else { "" });
+        hash_text(&mut hasher, if self.verbatim { "verbatim" } else { "" });
         hasher.digest()
     }
 
     fn mark(&mut self, quality_words: &[String], has_alt_text: bool) {
-        let holds = |caption: &String| {
-            quality_words
+        self.verbatim = has_alt_text;
+        for word in quality_words.iter().chain(&self.quality) {
+            self.verbatim |= self
+                .captions
                 .iter()
-                .chain(&self.quality)
-                .any(|word| holds_word(caption, word))
-        };
-        self.verbatim = has_alt_text || self.captions.iter().any(holds);
+                .any(|caption| holds_word(caption, word));
+        }
     }
 }
 
@@ -143,11 +130,37 @@ impl Text {
 /// digit before or after it.
 fn holds_word(text: &str, word: &str) -> bool {
     let (text, word) = (text.to_lowercase(), word.trim().to_lowercase());
-    let apart = |neighbour: Option<char>| neighbour.is_none_or(|c| !c.is_alphanumeric());
-    !word.is_empty()
-        && text.match_indices(&word).any(|(at, _)| {
-            apart(text[..at].chars().next_back()) && apart(text[at + word.len()..].chars().next())
-        })
+    if word.is_empty() {
+        return false;
+    }
+    for (start, _) in text.match_indices(&word) {
+        let before = text[..start].chars().next_back();
+        let after = text[start + word.len()..].chars().next();
+        if !before.is_some_and(char::is_alphanumeric) && !after.is_some_and(char::is_alphanumeric) {
+            return true;
+        }
+    }
+    false
+}
+
+fn whole(texts: Option<Texts>) -> Vec<String> {
+    match texts {
+        None => Vec::new(),
+        Some(Texts::One(text)) => clean([text]),
+        Some(Texts::Many(texts)) => clean(texts),
+    }
+}
+
+fn cut_at_commas(texts: Option<Texts>) -> Vec<String> {
+    match texts {
+        Some(Texts::One(text)) => clean(text.split(',').map(str::to_owned)),
+        other => whole(other),
+    }
+}
+
+fn hash_text(hasher: &mut Xxh3, text: &str) {
+    hasher.update(&(text.len() as u64).to_le_bytes());
+    hasher.update(text.as_bytes());
 }
 
 fn utf8(bytes: &[u8]) -> Result<&str, String> {
@@ -159,18 +172,16 @@ fn utf8(bytes: &[u8]) -> Result<&str, String> {
 /// Unescapes and trims texts, and drops empty ones. NULs are removed, since other readers of the
 /// text files could fail on them.
 fn clean(texts: impl IntoIterator<Item = String>) -> Vec<String> {
-    let clean = |text: String| {
+    let mut cleaned = Vec::new();
+    for text in texts {
         let once = htmlize::unescape(text.as_str());
-        htmlize::unescape(once.as_ref())
-            .replace('\0', "")
-            .trim()
-            .to_owned()
-    };
-    texts
-        .into_iter()
-        .map(clean)
-        .filter(|text| !text.is_empty())
-        .collect()
+        let text = htmlize::unescape(once.as_ref()).replace('\0', "");
+        let text = text.trim();
+        if !text.is_empty() {
+            cleaned.push(text.to_owned());
+        }
+    }
+    cleaned
 }
 
 #[cfg(test)]
@@ -203,8 +214,9 @@ mod tests {
     #[test]
     fn json_takes_strings_and_lists() {
         let text = json(
-            r#"{"file_name": "x.png", "caption": "one", "captions": ["two", " ", "three"], "tags": "a, b,,c d",
-                "important_tags": ["x, y"], "quality": "high quality", "score": 7, "rating": null}"#,
+            r#"{"file_name": "x.png", "caption": "one", "captions": ["two", " ", "three"],
+                "tags": "a, b,,c d", "important_tags": ["x, y"], "quality": "high quality",
+                "score": 7, "rating": null}"#,
         );
         assert_eq!(text.captions, ["one", "two", "three"]);
         assert_eq!(text.tags, ["a", "b", "c d"]);

@@ -74,42 +74,53 @@ impl PromptSettings {
             ("dropped_to_quality", self.dropped_to_quality),
             ("underscores", self.underscores),
         ];
-        let wrong = rates
-            .into_iter()
-            .find(|(_, rate)| !(0.0..=1.0).contains(rate));
-        wrong.map_or(Ok(()), |(key, rate)| {
-            Err(Error::Invalid {
-                what: format!("prompt.{key}"),
-                reason: format!("expected 0 to 1, found {rate}"),
-            })
-        })
+        for (key, rate) in rates {
+            if !(0.0..=1.0).contains(&rate) {
+                return Err(Error::Invalid {
+                    what: format!("prompt.{key}"),
+                    reason: format!("expected 0 to 1, found {rate}"),
+                });
+            }
+        }
+        Ok(())
     }
 }
 
 /// Draws the prompt of a record. Pure: it depends only on the record, the settings and the stream.
 pub fn draw(record: &Record, settings: &PromptSettings, rng: &mut Rng) -> String {
     if chance(rng, settings.dropped) {
-        let keep_quality = chance(rng, settings.dropped_to_quality);
-        return if keep_quality {
-            quality(record).unwrap_or_default()
-        } else {
-            String::new()
-        };
+        return draw_dropped(record, settings, rng);
     }
     let has_tags = !record.tags.is_empty() || !record.important_tags.is_empty();
     if !record.captions.is_empty() && (chance(rng, settings.captions) || !has_tags) {
-        let caption = pick(&record.captions, rng);
-        return match quality(record) {
-            Some(quality) if chance(rng, settings.quality_before_captions) => {
-                format!("{quality}, {caption}")
-            }
-            _ => caption.clone(),
-        };
+        return draw_caption(record, settings, rng);
     }
     let mut words: Vec<String> = Vec::new();
-    words.extend(quality(record).filter(|_| chance(rng, settings.quality_before_tags)));
+    if let Some(quality) = quality(record)
+        && chance(rng, settings.quality_before_tags)
+    {
+        words.push(quality);
+    }
     words.extend(draw_tags(record, settings, rng));
     words.join(", ")
+}
+
+fn draw_dropped(record: &Record, settings: &PromptSettings, rng: &mut Rng) -> String {
+    if chance(rng, settings.dropped_to_quality) {
+        quality(record).unwrap_or_default()
+    } else {
+        String::new()
+    }
+}
+
+fn draw_caption(record: &Record, settings: &PromptSettings, rng: &mut Rng) -> String {
+    let caption = pick(&record.captions, rng);
+    match quality(record) {
+        Some(quality) if chance(rng, settings.quality_before_captions) => {
+            format!("{quality}, {caption}")
+        }
+        _ => caption.clone(),
+    }
 }
 
 /// Whether a prompt is one that dropping produces: the empty text, or the quality words alone. Many
@@ -124,30 +135,25 @@ fn quality(record: &Record) -> Option<String> {
 }
 
 fn draw_tags(record: &Record, settings: &PromptSettings, rng: &mut Rng) -> Vec<String> {
-    let is_important = |tag: &&String| record.important_tags.contains(tag);
-    let mut others: Vec<&String> = record
-        .tags
-        .iter()
-        .filter(|tag| !is_important(tag))
-        .collect();
+    let mut tags: Vec<&String> = record.important_tags.iter().collect();
+    let mut others: Vec<&String> = record.tags.iter().collect();
+    others.retain(|tag| !record.important_tags.contains(tag));
     // A prompt of tags has at least one.
-    let at_least = usize::from(record.important_tags.is_empty() && !others.is_empty());
+    let at_least = usize::from(tags.is_empty() && !others.is_empty());
     let num_others = at_least + rng.below((others.len() - at_least) as u64 + 1) as usize;
     rng.shuffle(&mut others);
-    let mut tags: Vec<&String> = record
-        .important_tags
-        .iter()
-        .chain(others.into_iter().take(num_others))
-        .collect();
+    tags.extend(others.into_iter().take(num_others));
     rng.shuffle(&mut tags);
     let separator = if chance(rng, settings.underscores) {
         "_"
     } else {
         " "
     };
-    tags.into_iter()
-        .map(|tag| spell(alias(tag, settings, rng), separator))
-        .collect()
+    let mut spelled = Vec::with_capacity(tags.len());
+    for tag in tags {
+        spelled.push(spell(alias(tag, settings, rng), separator));
+    }
+    spelled
 }
 
 /// The tag or one of its other names.
@@ -250,6 +256,7 @@ mod tests {
         );
         assert_rate("dropped to nothing", empty, all, 0.025);
         assert_rate("dropped to quality words", quality, all, 0.025);
+        // Captions, each as often.
         let captions = count(&prompts, |p| p.ends_with('.'));
         assert_rate("captions", captions, all, 0.95 * 0.8);
         for caption in record().captions {
@@ -260,6 +267,7 @@ mod tests {
                 1.0 / 3.0,
             );
         }
+        // The others are tags.
         let tags: Vec<String> = prompts
             .into_iter()
             .filter(|p| p.contains("cat") && !p.contains("caption"))
@@ -390,6 +398,7 @@ mod tests {
             0,
             "a string of tags has at least one"
         );
+        // Without captions, tags and quality words every prompt is empty.
         let nothing = Record {
             tags: Vec::new(),
             important_tags: Vec::new(),

@@ -80,6 +80,14 @@ impl Clip {
             Self::G => 0,
         }
     }
+
+    /// The token of the id that fills a chunk.
+    const fn padding_text(self) -> &'static str {
+        match self {
+            Self::L => EOS_TEXT,
+            Self::G => "!",
+        }
+    }
 }
 
 /// Where a long text is cut into chunks.
@@ -125,38 +133,11 @@ impl Default for Tokenizer {
 impl Tokenizer {
     /// Builds the tokenizer from the embedded merges.
     pub fn new() -> Self {
-        let ids = vocabulary().into_iter().zip(0..).collect();
-        let merges = MERGES
-            .lines()
-            .map(merge)
-            .map(|(a, b)| (a.to_owned(), b.to_owned()))
-            .collect();
-        let model = BPE::builder()
-            .vocab_and_merges::<tokenizers::models::bpe::Vocab>(ids, merges)
-            .unk_token(EOS_TEXT.to_owned())
-            .end_of_word_suffix("</w>".to_owned())
-            .build()
-            .expect("the embedded merges name tokens of the vocabulary that they make");
-        let spaces = Replace::new(ReplacePattern::Regex(r"\s+".to_owned()), " ")
-            .expect("a valid expression");
-        let split = Split::new(
-            SplitPattern::Regex(WORDS.to_owned()),
-            SplitDelimiterBehavior::Removed,
-            true,
-        )
-        .expect("a valid expression");
-        let mut inner = tokenizers::Tokenizer::new(model);
+        let mut inner = tokenizers::Tokenizer::new(byte_pairs());
         inner
-            .with_normalizer(Some(Normalizers::new(vec![
-                NFC.into(),
-                spaces.into(),
-                Lowercase.into(),
-            ])))
+            .with_normalizer(Some(normalizer()))
             .expect("special tokens are added after the normalizer");
-        inner.with_pre_tokenizer(Some(PreTokenizers::new(vec![
-            split.into(),
-            ByteLevel::new(false, true, true).into(),
-        ])));
+        inner.with_pre_tokenizer(Some(pre_tokenizer()));
         let special = [BOS_TEXT, EOS_TEXT].map(|text| AddedToken::from(text, true));
         inner
             .add_special_tokens(special)
@@ -200,10 +181,9 @@ impl Tokenizer {
     pub fn chunks_cut(&self, text: &str, cut: Cut) -> TokenChunks {
         let ids = self.ids(text);
         let pieces = pieces(&ids, cut);
-        let padded = |clip: Clip| pieces.iter().map(|piece| chunk(piece, clip)).collect();
         TokenChunks {
-            clip_l: padded(Clip::L),
-            clip_g: padded(Clip::G),
+            clip_l: padded(&pieces, Clip::L),
+            clip_g: padded(&pieces, Clip::G),
         }
     }
 
@@ -216,6 +196,38 @@ impl Tokenizer {
 /// The chunk of a text without tokens: BOS, EOS and padding.
 pub fn empty_chunk(clip: Clip) -> [i64; CHUNK_LEN] {
     chunk(&[], clip)
+}
+
+fn byte_pairs() -> BPE {
+    let ids = vocabulary().into_iter().zip(0..).collect();
+    let mut merges = Vec::new();
+    for (first, second) in MERGES.lines().map(merge) {
+        merges.push((first.to_owned(), second.to_owned()));
+    }
+    BPE::builder()
+        .vocab_and_merges::<tokenizers::models::bpe::Vocab>(ids, merges)
+        .unk_token(EOS_TEXT.to_owned())
+        .end_of_word_suffix("</w>".to_owned())
+        .build()
+        .expect("the embedded merges name tokens of the vocabulary that they make")
+}
+
+fn normalizer() -> Normalizers {
+    let spaces = Replace::new(ReplacePattern::Regex(r"\s+".to_owned()), " ");
+    let spaces = spaces.expect("a valid expression");
+    Normalizers::new(vec![NFC.into(), spaces.into(), Lowercase.into()])
+}
+
+fn pre_tokenizer() -> PreTokenizers {
+    let words = SplitPattern::Regex(WORDS.to_owned());
+    let split = Split::new(words, SplitDelimiterBehavior::Removed, true);
+    let split = split.expect("a valid expression");
+    let bytes = ByteLevel::new(false, true, true);
+    PreTokenizers::new(vec![split.into(), bytes.into()])
+}
+
+fn padded(pieces: &[&[u32]], clip: Clip) -> Vec<[i64; CHUNK_LEN]> {
+    pieces.iter().map(|piece| chunk(piece, clip)).collect()
 }
 
 fn chunk(piece: &[u32], clip: Clip) -> [i64; CHUNK_LEN] {
@@ -260,8 +272,12 @@ fn merge(line: &str) -> (&str, &str) {
 fn vocabulary() -> Vec<String> {
     let letters = byte_letters();
     let mut tokens: Vec<String> = letters.iter().map(char::to_string).collect();
-    tokens.extend(letters.iter().map(|letter| format!("{letter}</w>")));
-    tokens.extend(MERGES.lines().map(merge).map(|(a, b)| format!("{a}{b}")));
+    for letter in letters {
+        tokens.push(format!("{letter}</w>"));
+    }
+    for (first, second) in MERGES.lines().map(merge) {
+        tokens.push(format!("{first}{second}"));
+    }
     tokens.extend([BOS_TEXT, EOS_TEXT].map(str::to_owned));
     tokens
 }
@@ -269,11 +285,12 @@ fn vocabulary() -> Vec<String> {
 /// GPT-2's printable letters for the 256 bytes: printable Latin-1 first, then 256 and up for the
 /// others.
 fn byte_letters() -> Vec<char> {
-    let printable = ('!'..='~').chain('¡'..='¬').chain('®'..='ÿ');
-    let num_others = 256 - printable.clone().count() as u32;
-    let others =
-        (256..256 + num_others).map(|code| char::from_u32(code).expect("below the surrogates"));
-    printable.chain(others).collect()
+    let mut letters: Vec<char> = ('!'..='~').chain('¡'..='¬').chain('®'..='ÿ').collect();
+    let num_others = 256 - letters.len() as u32;
+    for code in 256..256 + num_others {
+        letters.push(char::from_u32(code).expect("below the surrogates"));
+    }
+    letters
 }
 
 /// A hash of everything that the ids depend on. It is part of a run's order, since chunk counts
@@ -291,47 +308,63 @@ pub fn fingerprint() -> String {
 /// The files (name, bytes) of a tokenizer folder that `CLIPTokenizer.from_pretrained` opens without
 /// a network.
 pub fn tokenizer_files(which: Clip) -> Vec<(&'static str, Vec<u8>)> {
-    let vocab: serde_json::Map<String, Value> = vocabulary()
-        .into_iter()
-        .zip((0..).map(|id: u32| id.into()))
-        .collect();
-    let padding = match which {
-        Clip::L => EOS_TEXT,
-        Clip::G => "!",
-    };
-    let special = |content: &str| json!({"content": content, "lstrip": false, "normalized": false, "rstrip": false, "single_word": false});
+    let mut vocab = serde_json::Map::new();
+    for (id, token) in (0u32..).zip(vocabulary()) {
+        vocab.insert(token, id.into());
+    }
+    let merges = format!("#version: 0.2\n{}", *MERGES);
+    vec![
+        ("vocab.json", Value::Object(vocab).to_string().into_bytes()),
+        ("merges.txt", merges.into_bytes()),
+        ("tokenizer_config.json", pretty(&tokenizer_config(which))),
+        (
+            "special_tokens_map.json",
+            pretty(&special_tokens_map(which)),
+        ),
+    ]
+}
+
+fn tokenizer_config(which: Clip) -> Value {
     let mut config = json!({
         "add_prefix_space": false,
-        "bos_token": special(BOS_TEXT),
+        "bos_token": special_token(BOS_TEXT),
         "clean_up_tokenization_spaces": true,
         "do_lower_case": true,
-        "eos_token": special(EOS_TEXT),
+        "eos_token": special_token(EOS_TEXT),
         "errors": "replace",
         "model_max_length": CHUNK_LEN,
-        "pad_token": padding,
+        "pad_token": which.padding_text(),
         "tokenizer_class": "CLIPTokenizer",
-        "unk_token": special(EOS_TEXT),
+        "unk_token": special_token(EOS_TEXT),
     });
     if which == Clip::G {
         // Without it transformers would read every "!" of a prompt as padding.
         config["split_special_tokens"] = true.into();
     }
-    let special_tokens = json!({
-        "bos_token": special(BOS_TEXT),
-        "eos_token": special(EOS_TEXT),
-        "pad_token": padding,
-        "unk_token": special(EOS_TEXT),
-    });
-    let pretty = |value: &Value| format!("{value:#}\n").into_bytes();
-    vec![
-        ("vocab.json", Value::Object(vocab).to_string().into_bytes()),
-        (
-            "merges.txt",
-            format!("#version: 0.2\n{}", *MERGES).into_bytes(),
-        ),
-        ("tokenizer_config.json", pretty(&config)),
-        ("special_tokens_map.json", pretty(&special_tokens)),
-    ]
+    config
+}
+
+fn special_tokens_map(which: Clip) -> Value {
+    json!({
+        "bos_token": special_token(BOS_TEXT),
+        "eos_token": special_token(EOS_TEXT),
+        "pad_token": which.padding_text(),
+        "unk_token": special_token(EOS_TEXT),
+    })
+}
+
+fn special_token(content: &str) -> Value {
+    json!({
+        "content": content,
+        "lstrip": false,
+        "normalized": false,
+        "rstrip": false,
+        "single_word": false,
+    })
+}
+
+fn pretty(value: &Value) -> Vec<u8> {
+    format!("{value:#}\n").into_bytes()
 }
 
 #[cfg(test)]
@@ -449,6 +482,7 @@ mod tests {
                 (chunks.clip_l.len(), tokenizer.num_chunks(&text, Cut::Plain)),
                 (num_chunks, num_chunks)
             );
+            // Each word is one token; those beyond three chunks are dropped.
             let num_cats = chunks
                 .clip_l
                 .iter()
