@@ -959,31 +959,52 @@ proptest! {
 
     #[test]
     fn counts_hold_for_any_mixture(
-        sizes in prop::collection::vec(prop_oneof![1u64..40, Just(15), Just(16), Just(17), 100u64..1000], 1..6),
+        sizes in prop::collection::vec(
+            prop_oneof![1u64..40, Just(15), Just(16), Just(17), 100u64..1000],
+            1..6,
+        ),
         micro_batch in 1usize..33,
         micro_batches in 1usize..17,
         window_samples in 1u64..300,
         seed: u64,
     ) {
         for mode in [Mode::Local, Mode::Window, Mode::Owned] {
-            let settings = OrderSettings { seed, window_samples, mode, ..settings(micro_batch, micro_batches) };
+            let settings = OrderSettings {
+                seed,
+                window_samples,
+                mode,
+                ..settings(micro_batch, micro_batches)
+            };
             check_counts(&order(&[shape(&sizes, Amount::Repeats(1.0))], settings), 3);
         }
     }
 
     #[test]
     fn counts_hold_for_any_repeats(
-        first in 1u64..200, second in 1u64..200, repeats in 0.05f64..4.0, micro_batch in 1usize..20,
+        first in 1u64..200,
+        second in 1u64..200,
+        repeats in 0.05f64..4.0,
+        micro_batch in 1usize..20,
     ) {
-        let data = [shape(&[first], Amount::Repeats(1.0)), shape(&[second, 5], Amount::Repeats(repeats))];
+        let data = [
+            shape(&[first], Amount::Repeats(1.0)),
+            shape(&[second, 5], Amount::Repeats(repeats)),
+        ];
         check_counts(&order(&data, settings(micro_batch, 4)), 5);
         check_counts(&order(&data, window_mode(micro_batch, 4)), 5);
-        check_counts(&order(&data, OrderSettings { mode: Mode::Owned, ..window_mode(micro_batch, 4) }), 5);
+        let owned_mode = OrderSettings {
+            mode: Mode::Owned,
+            ..window_mode(micro_batch, 4)
+        };
+        check_counts(&order(&data, owned_mode), 5);
     }
 
     #[test]
     fn any_ranks_share_any_step(
-        sizes in prop::collection::vec(1u64..300, 1..5), micro_batches in 1usize..13, ranks in 1usize..13, step in 0u64..500,
+        sizes in prop::collection::vec(1u64..300, 1..5),
+        micro_batches in 1usize..13,
+        ranks in 1usize..13,
+        step in 0u64..500,
         make in prop_oneof![Just(single as Make), Just(windowed as Make), Just(owned as Make)],
     ) {
         let order = make(&sizes, 16, micro_batches);

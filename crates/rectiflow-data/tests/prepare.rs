@@ -529,7 +529,8 @@ fn caption_sources_have_an_order() {
     write(
         folder,
         "a.json",
-        r#"{"captions": ["json &amp;amp; one", "json two"], "tags": "x, y", "quality": ["high quality"]}"#,
+        r#"{"captions": ["json &amp;amp; one", "json two"], "tags": "x, y",
+            "quality": ["high quality"]}"#,
     );
     write(folder, "a.txt", "txt");
     write(folder, "b.txt", "txt\n");

@@ -291,7 +291,8 @@ fn answer(
         "tag"
     };
     let mut head = format!(
-        "HTTP/1.1 {status} OK\r\nContent-Length: {length}\r\nETag: \"{tag}-{size}\"\r\nAccept-Ranges: bytes\r\n\
+        "HTTP/1.1 {status} OK\r\nContent-Length: {length}\r\n\
+         ETag: \"{tag}-{size}\"\r\nAccept-Ranges: bytes\r\n\
          Last-Modified: Tue, 24 Nov 2026 06:00:00 GMT\r\n"
     );
     if status == 206 {
@@ -369,7 +370,8 @@ fn store(
         ("PUT", Some(number)) => drop(lock(&state.parts).insert((name.clone(), number), body)),
         ("PUT", None) => write(state, name, &body)?,
         ("POST", _) if request.query.starts_with("uploads") => {
-            let upload = "<InitiateMultipartUploadResult><UploadId>1</UploadId></InitiateMultipartUploadResult>";
+            let upload = "<InitiateMultipartUploadResult><UploadId>1</UploadId>\
+                          </InitiateMultipartUploadResult>";
             return words(out, 200, upload);
         }
         ("POST", _) => {
@@ -385,7 +387,8 @@ fn store(
                     .flat_map(|(_, part)| part)
                     .collect::<Vec<u8>>(),
             )?;
-            let done = "<CompleteMultipartUploadResult><ETag>\"whole\"</ETag></CompleteMultipartUploadResult>";
+            let done = "<CompleteMultipartUploadResult><ETag>\"whole\"</ETag>\
+                        </CompleteMultipartUploadResult>";
             return words(out, 200, done);
         }
         _ => lock(&state.parts).retain(|(of, _), _| of != name),
