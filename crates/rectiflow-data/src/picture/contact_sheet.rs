@@ -284,7 +284,7 @@ mod tests {
             [[255, 0, 0], [0, 0, 255], [0, 0, 255]]
         );
         assert_eq!(centre(1, 1), BACKGROUND, "the last row is short");
-        // Every pixel of the pictures is there, and labels beside them.
+        // The sheet holds every pixel of the pictures, and the labels.
         let count = |colour| {
             drawn
                 .pixels()

@@ -10,7 +10,7 @@ use std::{
     collections::HashMap,
     fs,
     sync::{
-        Mutex, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         mpsc::{Receiver, SyncSender, sync_channel},
     },
 };
@@ -145,7 +145,9 @@ impl Encoding<'_> {
         let (payload, note) = match self.stored(item) {
             Some(latents) => (Payload::Latents(latents), None),
             None => {
-                let decoded = self.decoded(item, large)?;
+                let bytes = self.read(accepted.file, item.id)?;
+                let _alone = lock_if_large(accepted, large);
+                let decoded = self.decoded(accepted, &bytes)?;
                 let resize = self.settings.resize;
                 let pixels = fit(&decoded.picture, &placement, item.bucket, resize);
                 (Payload::Pixels(pixels), decoded.note)
@@ -181,20 +183,11 @@ impl Encoding<'_> {
         }
     }
 
-    /// Decodes a sample's image, which must be the one that was scanned.
-    fn decoded(&self, item: &Item, large: &Mutex<()>) -> std::result::Result<Decoded, Fault> {
-        let Accepted {
-            file,
-            width_px,
-            height_px,
-            ..
-        } = self.accepted[item.index];
-        let bytes = self.read(file, item.id)?;
-        let is_large = u64::from(width_px) * u64::from(height_px) > LARGE_PX;
-        let _alone = is_large.then(|| large.lock().unwrap_or_else(PoisonError::into_inner));
-        let decoded = decode(&bytes, self.settings.max_pixels, self.settings.background)?;
+    /// Decodes a sample's image, which must have the size of its header.
+    fn decoded(&self, accepted: &Accepted, bytes: &[u8]) -> std::result::Result<Decoded, Fault> {
+        let decoded = decode(bytes, self.settings.max_pixels, self.settings.background)?;
         let size = (decoded.picture.width_px(), decoded.picture.height_px());
-        if size != (width_px, height_px) {
+        if size != (accepted.width_px, accepted.height_px) {
             let detail = format!("it decodes to {size:?} px, unlike its header");
             return Err(Fault::new(Reason::Broken, detail));
         }
@@ -274,6 +267,12 @@ impl Encoding<'_> {
         }
         Ok(())
     }
+}
+
+/// Waits until no other large image is being decoded or resized, if this one is large.
+fn lock_if_large<'a>(accepted: &Accepted, large: &'a Mutex<()>) -> Option<MutexGuard<'a, ()>> {
+    let num_pixels = u64::from(accepted.width_px) * u64::from(accepted.height_px);
+    (num_pixels > LARGE_PX).then(|| large.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// Cuts the samples of a window into batches of `size`.

@@ -355,6 +355,7 @@ fn read_objects(root: &Path, dataset: &Dataset) -> Result<Vec<Stored>> {
     Ok(objects)
 }
 
+/// Reads the object `index`, with its journal or, without a fitting one, with what its text says.
 fn read_stored(root: &Path, dataset: &Dataset, index: usize) -> Result<Stored> {
     let object = &dataset.manifest().objects[index];
     let stem = object

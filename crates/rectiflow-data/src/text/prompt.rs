@@ -256,7 +256,7 @@ mod tests {
         );
         assert_rate("dropped to nothing", empty, all, 0.025);
         assert_rate("dropped to quality words", quality, all, 0.025);
-        // Captions, each as often.
+        // All captions are equally likely.
         let captions = count(&prompts, |p| p.ends_with('.'));
         assert_rate("captions", captions, all, 0.95 * 0.8);
         for caption in record().captions {
