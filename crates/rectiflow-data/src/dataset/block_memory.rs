@@ -12,8 +12,7 @@ use std::{
 
 use bytes::Bytes;
 
-/// Object and block.
-type Key = (usize, u32);
+use crate::dataset::index::BlockKey;
 
 #[derive(Debug)]
 pub(crate) struct BlockMemory {
@@ -24,17 +23,42 @@ pub(crate) struct BlockMemory {
 
 #[derive(Debug, Default)]
 struct Blocks {
-    by_key: HashMap<Key, Bytes>,
-    oldest_first: VecDeque<Key>,
+    by_key: HashMap<BlockKey, Bytes>,
+    oldest_first: VecDeque<BlockKey>,
     num_bytes: u64,
-    on_their_way: HashSet<Key>,
+    on_their_way: HashSet<BlockKey>,
+}
+
+impl Blocks {
+    /// Adds the blocks of `wanted` to `found`.
+    fn find(&self, wanted: &[BlockKey], found: &mut HashMap<BlockKey, Bytes>) {
+        for key in wanted {
+            if !found.contains_key(key)
+                && let Some(bytes) = self.by_key.get(key)
+            {
+                found.insert(*key, bytes.clone());
+            }
+        }
+    }
+
+    fn evict_oldest(&mut self) {
+        let oldest = self
+            .oldest_first
+            .pop_front()
+            .expect("the counted bytes belong to blocks");
+        let gone = self
+            .by_key
+            .remove(&oldest)
+            .expect("both lists hold the same keys");
+        self.num_bytes -= gone.len() as u64;
+    }
 }
 
 /// Blocks that only the holder fetches. Dropping it releases them.
 #[derive(Debug)]
 pub(crate) struct FetchClaim<'a> {
     memory: &'a BlockMemory,
-    pub(crate) keys: Vec<Key>,
+    pub(crate) keys: Vec<BlockKey>,
 }
 
 impl BlockMemory {
@@ -53,24 +77,20 @@ impl BlockMemory {
     /// Adds the cached blocks of `wanted` to `found` and claims those that no thread is fetching.
     /// If all missing blocks are claimed by other threads, waits until one of them is fetched or
     /// released.
-    pub(crate) fn claim(&self, wanted: &[Key], found: &mut HashMap<Key, Bytes>) -> FetchClaim<'_> {
+    pub(crate) fn claim(
+        &self,
+        wanted: &[BlockKey],
+        found: &mut HashMap<BlockKey, Bytes>,
+    ) -> FetchClaim<'_> {
         let mut blocks = self.lock();
         loop {
-            let missing: Vec<Key> = wanted
-                .iter()
-                .filter(|key| !found.contains_key(key))
-                .copied()
-                .collect();
-            found.extend(
-                missing
-                    .iter()
-                    .filter_map(|key| Some((*key, blocks.by_key.get(key)?.clone()))),
-            );
-            let left = missing.iter().filter(|key| !found.contains_key(key));
-            let keys: Vec<Key> = left
-                .filter(|key| !blocks.on_their_way.contains(key))
-                .copied()
-                .collect();
+            blocks.find(wanted, found);
+            let mut keys = Vec::new();
+            for key in wanted {
+                if !found.contains_key(key) && !blocks.on_their_way.contains(key) {
+                    keys.push(*key);
+                }
+            }
             if !keys.is_empty() || wanted.iter().all(|key| found.contains_key(key)) {
                 blocks.on_their_way.extend(&keys);
                 return FetchClaim { memory: self, keys };
@@ -82,7 +102,7 @@ impl BlockMemory {
         }
     }
 
-    pub(crate) fn insert(&self, key: Key, bytes: Bytes) {
+    pub(crate) fn insert(&self, key: BlockKey, bytes: Bytes) {
         let mut blocks = self.lock();
         if bytes.len() as u64 > self.limit_bytes || blocks.by_key.contains_key(&key) {
             return;
@@ -91,15 +111,7 @@ impl BlockMemory {
         blocks.by_key.insert(key, bytes);
         blocks.oldest_first.push_back(key);
         while blocks.num_bytes > self.limit_bytes {
-            let oldest = blocks
-                .oldest_first
-                .pop_front()
-                .expect("the counted bytes belong to blocks");
-            let gone = blocks
-                .by_key
-                .remove(&oldest)
-                .expect("both lists hold the same keys");
-            blocks.num_bytes -= gone.len() as u64;
+            blocks.evict_oldest();
         }
     }
 }
@@ -118,7 +130,7 @@ mod tests {
 
     use super::*;
 
-    fn has(memory: &BlockMemory, key: Key) -> bool {
+    fn has(memory: &BlockMemory, key: BlockKey) -> bool {
         let mut found = HashMap::new();
         drop(memory.claim(&[key], &mut found));
         !found.is_empty()

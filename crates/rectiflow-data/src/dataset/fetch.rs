@@ -100,11 +100,7 @@ async fn fetch_missing(
     let began = Instant::now();
     let mut blocks: Vec<Option<Bytes>> = vec![None; request.blocks.len()];
     loop {
-        let missing: Vec<u32> = (0..)
-            .zip(&blocks)
-            .filter(|(_, block)| block.is_none())
-            .map(|(at, _)| at)
-            .collect();
+        let missing = missing(&blocks);
         if missing.is_empty() {
             break;
         }
@@ -112,34 +108,7 @@ async fn fetch_missing(
             fetch_runs(&request, remote, missing, &mut blocks).await?;
             break;
         }
-        let num_missing = missing.len();
-        let mut flights = Vec::new();
-        let mut num_theirs = 0;
-        for (at, boarding) in board(&request, cache, missing).await {
-            match boarding {
-                Boarding::Here(bytes) => blocks[at as usize] = Some(bytes),
-                Boarding::Ours(flight) => flights.push((at, flight)),
-                Boarding::Theirs => num_theirs += 1,
-            }
-        }
-        // Finish our own flights before waiting: other processes may wait for them.
-        fetch_runs(
-            &request,
-            remote,
-            flights.iter().map(|(at, _)| *at).collect(),
-            &mut blocks,
-        )
-        .await?;
-        let kept: Vec<_> = flights
-            .into_iter()
-            .map(|(at, flight)| (flight, blocks[at as usize].clone()))
-            .collect();
-        on_disk(move || {
-            kept.into_iter()
-                .for_each(|(flight, bytes)| flight.keep(&bytes.unwrap_or_default()))
-        })
-        .await;
-        if num_theirs == num_missing {
+        if !fetch_ours(&request, remote, cache, missing, &mut blocks).await? {
             sleep(OTHERS_INTERVAL).await;
         }
     }
@@ -147,6 +116,54 @@ async fn fetch_missing(
         .into_iter()
         .map(|block| block.expect("every missing block has been fetched"))
         .collect())
+}
+
+fn missing(blocks: &[Option<Bytes>]) -> Vec<u32> {
+    let mut missing = Vec::new();
+    for (at, block) in (0..).zip(blocks) {
+        if block.is_none() {
+            missing.push(at);
+        }
+    }
+    missing
+}
+
+/// Reads those of the blocks `missing` that are in `cache` by now, and fetches and keeps those that
+/// no other process fetches. Returns whether there was such a block.
+async fn fetch_ours(
+    request: &Arc<Request>,
+    remote: &Remote,
+    cache: &DatasetCache,
+    missing: Vec<u32>,
+    blocks: &mut [Option<Bytes>],
+) -> Result<bool> {
+    let mut has_read = false;
+    let mut flights = Vec::new();
+    for (at, boarding) in board(request, cache, missing).await {
+        match boarding {
+            Boarding::Here(bytes) => {
+                blocks[at as usize] = Some(bytes);
+                has_read = true;
+            }
+            Boarding::Ours(flight) => flights.push((at, flight)),
+            Boarding::Theirs => {}
+        }
+    }
+    has_read |= !flights.is_empty();
+    // Finish our own flights before waiting: other processes may wait for them.
+    let ours = flights.iter().map(|(at, _)| *at).collect();
+    fetch_runs(request, remote, ours, blocks).await?;
+    let mut kept = Vec::with_capacity(flights.len());
+    for (at, flight) in flights {
+        kept.push((flight, blocks[at as usize].clone().unwrap_or_default()));
+    }
+    on_disk(move || {
+        for (flight, bytes) in kept {
+            flight.keep(&bytes);
+        }
+    })
+    .await;
+    Ok(has_read)
 }
 
 /// The source of each of the blocks `at`.

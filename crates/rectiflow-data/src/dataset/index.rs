@@ -12,6 +12,8 @@ use crate::format::{
 
 /// Object, and row in the object, deleted rows counted.
 pub(crate) type ObjectRow = (usize, u32);
+/// Object, and block of the object.
+pub(crate) type BlockKey = (usize, u32);
 
 /// The live rows of a data set.
 #[derive(Debug)]
@@ -40,14 +42,15 @@ impl RowIndex {
         let mut rows = BTreeMap::<(Split, u32), Vec<Span>>::new();
         for (object, entry) in objects.iter().enumerate() {
             let live = live_rows(entry);
-            let num_rows = live
-                .as_ref()
-                .map_or(u64::from(entry.rows), |live| live.len() as u64);
+            let num_rows = match &live {
+                Some(live) => live.len() as u64,
+                None => u64::from(entry.rows),
+            };
             if num_rows == 0 {
                 continue;
             }
             let spans = rows.entry((entry.split, entry.bucket)).or_default();
-            let first = spans.last().map_or(0, |last| last.first + last.num_rows);
+            let first = spans.last().map_or(0, Span::end);
             spans.push(Span {
                 object,
                 first,
@@ -101,12 +104,14 @@ impl RowIndex {
     pub(crate) fn run_ends(&self, split: Split, bucket: u32, longest: u32) -> Vec<u32> {
         let run_rows = longest * BLOCK_ROWS;
         let mut ends = Vec::new();
+        let mut last = 0;
         for span in self.spans(split, bucket) {
             let first = u32::try_from(span.first).expect("the order rejects buckets of 2^32 rows");
             for run in 1..=span.num_stored.div_ceil(run_rows) {
                 let end = first + span.live_before((run * run_rows).min(span.num_stored));
-                if ends.last().map_or(end > 0, |&last| end > last) {
+                if end > last {
                     ends.push(end);
+                    last = end;
                 }
             }
         }
@@ -115,18 +120,25 @@ impl RowIndex {
 }
 
 impl Span {
+    /// Number after the object's last live row.
+    fn end(&self) -> u64 {
+        self.first + self.num_rows
+    }
+
     /// The row in the object of the span's live row `at`.
     fn stored_row(&self, at: u64) -> u32 {
-        self.live
-            .as_ref()
-            .map_or(at as u32, |live| live[at as usize])
+        match &self.live {
+            Some(live) => live[at as usize],
+            None => at as u32,
+        }
     }
 
     /// Number of live rows of the object before its row `row`.
     fn live_before(&self, row: u32) -> u32 {
-        self.live
-            .as_ref()
-            .map_or(row, |live| live.partition_point(|&live| live < row) as u32)
+        match &self.live {
+            Some(live) => live.partition_point(|&live| live < row) as u32,
+            None => row,
+        }
     }
 
     /// The elements of live rows of `all`, which has one element for each row of the object.
@@ -142,9 +154,21 @@ impl Span {
 /// Rows of an object that are live. None if no row is deleted.
 fn live_rows(object: &Object) -> Option<Vec<u32>> {
     let bits = object.deleted_bits()?;
-    Some(
-        (0..object.rows)
-            .filter(|row| bits[*row as usize / 8] >> (row % 8) & 1 == 0)
-            .collect(),
-    )
+    let mut live = Vec::new();
+    for row in 0..object.rows {
+        if bits[row as usize / 8] >> (row % 8) & 1 == 0 {
+            live.push(row);
+        }
+    }
+    Some(live)
+}
+
+/// The blocks with `rows`, sorted, each once.
+pub(crate) fn blocks_of(rows: impl Iterator<Item = ObjectRow>) -> Vec<BlockKey> {
+    let mut blocks: Vec<BlockKey> = rows
+        .map(|(object, row)| (object, row / BLOCK_ROWS))
+        .collect();
+    blocks.sort_unstable();
+    blocks.dedup();
+    blocks
 }

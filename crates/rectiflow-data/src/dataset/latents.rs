@@ -12,17 +12,23 @@ use std::{
     sync::{Arc, PoisonError},
 };
 
+use bytes::Bytes;
 use half::f16;
 
 use crate::{
-    dataset::{Dataset, fetch::read_from, index::ObjectRow},
+    cache::DatasetCache,
+    dataset::{
+        Dataset,
+        fetch::read_from,
+        index::{BlockKey, ObjectRow, blocks_of},
+    },
     error::{Error, Result},
     format::{
         block_table::BLOCK_ROWS,
         manifest::{LATENTS_OFFSET, Split},
         shard::check_latents,
     },
-    remote::request::{ObjectFile, coalesce},
+    remote::request::{ObjectFile, Request, coalesce},
 };
 
 /// Files kept open: opening one is cheap on a local disk and a round trip on a shared one.
@@ -47,10 +53,10 @@ impl Dataset {
         rows: &[u64],
         out: &mut [f16],
     ) -> Result<()> {
-        let rows = rows
-            .iter()
-            .map(|&row| self.locate(split, bucket, row))
-            .collect::<Result<Vec<ObjectRow>>>()?;
+        let mut located = Vec::with_capacity(rows.len());
+        for &row in rows {
+            located.push(self.locate(split, bucket, row)?);
+        }
         let row_len = if rows.is_empty() {
             1
         } else {
@@ -63,9 +69,9 @@ impl Dataset {
             rows.len()
         );
         if self.remote.is_some() {
-            return self.read_remote(&rows, out, row_len);
+            return self.read_remote(&located, out, row_len);
         }
-        for (&(object, row), out) in rows.iter().zip(out.chunks_exact_mut(row_len)) {
+        for (&(object, row), out) in located.iter().zip(out.chunks_exact_mut(row_len)) {
             self.read_row(object, row, out)?;
         }
         Ok(())
@@ -73,39 +79,41 @@ impl Dataset {
 
     /// Reads rows of a remote data set. Blocks that are not in memory are requested together.
     fn read_remote(&self, rows: &[ObjectRow], out: &mut [f16], row_len: usize) -> Result<()> {
-        let mut blocks: Vec<(usize, u32)> = rows
-            .iter()
-            .map(|&(object, row)| (object, row / BLOCK_ROWS))
-            .collect();
-        blocks.sort_unstable();
-        blocks.dedup();
+        let blocks = blocks_of(rows.iter().copied());
         let mut found = HashMap::new();
         while found.len() < blocks.len() {
             let claim = self.memory.claim(&blocks, &mut found);
-            let mut missing = BTreeMap::<usize, Vec<u32>>::new();
-            claim
-                .keys
-                .iter()
-                .for_each(|&(object, block)| missing.entry(object).or_default().push(block));
-            let mut tickets = Vec::new();
-            for (object, blocks) in missing {
-                for run in coalesce(blocks, BLOCKS_A_REQUEST) {
-                    tickets.push((
-                        object,
-                        run.start,
-                        self.start(ObjectFile::Latents, object, run)?,
-                    ));
-                }
-            }
-            for (object, first, mut ticket) in tickets {
-                for (block, bytes) in (first..).zip(ticket.wait()?) {
-                    self.memory.insert((object, block), bytes.clone());
-                    found.insert((object, block), bytes);
-                }
-            }
+            self.fetch_into_memory(&claim.keys, &mut found)?;
         }
         for (&(object, row), out) in rows.iter().zip(out.chunks_exact_mut(row_len)) {
             self.copy_row(object, row, &found[&(object, row / BLOCK_ROWS)], out)?;
+        }
+        Ok(())
+    }
+
+    /// Fetches the latents of blocks, and adds them to the memory and to `found`.
+    fn fetch_into_memory(
+        &self,
+        blocks: &[BlockKey],
+        found: &mut HashMap<BlockKey, Bytes>,
+    ) -> Result<()> {
+        let mut by_object = BTreeMap::<usize, Vec<u32>>::new();
+        for &(object, block) in blocks {
+            by_object.entry(object).or_default().push(block);
+        }
+        // All requests start before the first is waited for.
+        let mut tickets = Vec::new();
+        for (object, blocks) in by_object {
+            for run in coalesce(blocks, BLOCKS_A_REQUEST) {
+                let first = run.start;
+                tickets.push((object, first, self.start(ObjectFile::Latents, object, run)?));
+            }
+        }
+        for (object, first, mut ticket) in tickets {
+            for (block, bytes) in (first..).zip(ticket.wait()?) {
+                self.memory.insert((object, block), bytes.clone());
+                found.insert((object, block), bytes);
+            }
         }
         Ok(())
     }
@@ -119,24 +127,40 @@ impl Dataset {
         out: &mut [f16],
     ) -> Result<bool> {
         if self.remote.is_none() {
-            return self.read_row(object, row, out).map(|()| true);
+            self.read_row(object, row, out)?;
+            return Ok(true);
         }
         let Some(cache) = &self.cache else {
             return Ok(false);
         };
         let block = row / BLOCK_ROWS;
         let request = self.request(ObjectFile::Latents, object, block..block + 1)?;
-        if !self.verified.contains(object, block) {
-            let Some(bytes) = cache.get(&request, 0) else {
-                return Ok(false);
-            };
-            self.verified.insert(object, block);
-            return self.copy_row(object, row, &bytes, out).map(|()| true);
+        if self.verified.contains(object, block) {
+            return self.read_cached_row(cache, &request, row, out);
         }
+        let Some(bytes) = cache.get(&request, 0) else {
+            return Ok(false);
+        };
+        self.verified.insert(object, block);
+        self.copy_row(object, row, &bytes, out)?;
+        Ok(true)
+    }
+
+    /// Reads one row of the verified block of `request`, if the block is still in the cache.
+    fn read_cached_row(
+        &self,
+        cache: &DatasetCache,
+        request: &Request,
+        row: u32,
+        out: &mut [f16],
+    ) -> Result<bool> {
         let mut bytes = vec![0; out.len() * 2];
         let start = u64::from(row % BLOCK_ROWS) * bytes.len() as u64;
-        Ok(cache.get_part(&request, start, &mut bytes)
-            && self.decode_row(object, row, &bytes, out).map(|()| true)?)
+        if !cache.get_part(request, start, &mut bytes) {
+            return Ok(false);
+        }
+        self.decode_row(request.object, row, &bytes, out)?;
+        Ok(true)
     }
 
     /// Reads row `row` of an object on a disk.
@@ -177,28 +201,20 @@ impl Dataset {
         block: &[u8],
         out: &mut Vec<f16>,
     ) -> Result<()> {
-        let row_bytes = self
-            .manifest
-            .row_bytes(self.manifest.objects[object].bucket) as usize;
-        let (start, first) = ((row % BLOCK_ROWS) as usize * row_bytes, out.len());
+        let bucket = self.manifest.objects[object].bucket;
+        let row_bytes = self.manifest.row_bytes(bucket) as usize;
+        let start = (row % BLOCK_ROWS) as usize * row_bytes;
         let pairs = block[start..start + row_bytes].chunks_exact(2);
+        let first = out.len();
         out.extend(pairs.map(|pair| f16::from_le_bytes([pair[0], pair[1]])));
-        if all_finite(&out[first..]) {
-            Ok(())
-        } else {
-            Err(self.not_finite(object, row))
-        }
+        self.check_finite(object, row, &out[first..])
     }
 
     fn decode_row(&self, object: usize, row: u32, bytes: &[u8], out: &mut [f16]) -> Result<()> {
         for (out, pair) in out.iter_mut().zip(bytes.chunks_exact(2)) {
             *out = f16::from_le_bytes([pair[0], pair[1]]);
         }
-        if all_finite(out) {
-            Ok(())
-        } else {
-            Err(self.not_finite(object, row))
-        }
+        self.check_finite(object, row, out)
     }
 
     fn latents_path(&self, object: usize) -> PathBuf {
@@ -222,19 +238,22 @@ impl Dataset {
         Ok(file)
     }
 
-    fn not_finite(&self, object: usize, row: u32) -> Error {
+    fn check_finite(&self, object: usize, row: u32, latents: &[f16]) -> Result<()> {
+        if all_finite(latents) {
+            return Ok(());
+        }
         let records = self.object_records(object).unwrap_or_default();
-        let sample = records.get(row as usize).map_or_else(
-            || "whose text is not readable either".to_owned(),
-            |record| format!("sample {} ({})", record.id, record.source),
-        );
+        let sample = match records.get(row as usize) {
+            Some(record) => format!("sample {} ({})", record.id, record.source),
+            None => "whose text is not readable either".to_owned(),
+        };
         let reason =
             format!("row {row}, {sample}, is not finite: delete that image and prepare again");
-        Error::Malformed {
+        Err(Error::Malformed {
             path: self.latents_path(object),
             kind: "latents file",
             reason,
-        }
+        })
     }
 }
 

@@ -100,22 +100,23 @@ impl Dataset {
     /// # Errors
     /// As [`Dataset::open`].
     pub fn open_with(root: impl AsRef<Path>, network: &Network) -> Result<Self> {
-        let (root, remote) = match Location::parse(root.as_ref(), network)? {
-            Location::Folder(folder) => (folder, None),
-            Location::Remote(remote) => (
-                PathBuf::from(root.as_ref().to_string_lossy().trim_end_matches('/')),
-                Some(remote),
-            ),
-        };
-        let (manifest, blocks) = match &remote {
-            None => {
-                let manifest = Manifest::read(&root)?;
-                let blocks = BlockTable::read(&root, &manifest.blocks, manifest.num_blocks())?;
-                (manifest, blocks)
+        let root = root.as_ref();
+        match Location::parse(root, network)? {
+            Location::Folder(folder) => {
+                let manifest = Manifest::read(&folder)?;
+                let blocks = BlockTable::read(&folder, &manifest.blocks, manifest.num_blocks())?;
+                Ok(Self::new(folder, None, manifest, blocks))
             }
-            Some(remote) => read_description(&root, remote)?,
-        };
-        Ok(Self {
+            Location::Remote(remote) => {
+                let url = PathBuf::from(root.to_string_lossy().trim_end_matches('/'));
+                let (manifest, blocks) = read_description(&url, &remote)?;
+                Ok(Self::new(url, Some(remote), manifest, blocks))
+            }
+        }
+    }
+
+    fn new(root: PathBuf, remote: Option<Remote>, manifest: Manifest, blocks: BlockTable) -> Self {
+        Self {
             index: RowIndex::new(&manifest.objects),
             verified: VerifiedBlocks::new(manifest.num_blocks()),
             identity: manifest.identity(),
@@ -126,7 +127,7 @@ impl Dataset {
             remote,
             manifest,
             blocks,
-        })
+        }
     }
 
     /// The folder or URL of the data set.
@@ -141,14 +142,13 @@ impl Dataset {
 
     /// Bytes of the latents and text of a split, deleted rows included.
     pub fn num_bytes(&self, split: Split) -> u64 {
-        let of_split = self
-            .manifest
-            .objects
-            .iter()
-            .filter(|object| object.split == split);
-        of_split
-            .map(|object| self.manifest.latents_bytes(object) + object.text_bytes)
-            .sum()
+        let mut num_bytes = 0;
+        for object in &self.manifest.objects {
+            if object.split == split {
+                num_bytes += self.manifest.latents_bytes(object) + object.text_bytes;
+            }
+        }
+        num_bytes
     }
 
     /// The manifest: codec, geometry, buckets and objects.
@@ -168,19 +168,20 @@ impl Dataset {
 
     /// The buckets that have rows of `split`, in the manifest's order.
     pub fn buckets(&self, split: Split) -> Vec<BucketShape> {
-        let shape = |(bucket, num_rows): (u32, u64)| {
+        let mut shapes = Vec::new();
+        for (bucket, num_rows) in self.index.buckets(split) {
             let Bucket {
                 width_px,
                 height_px,
             } = self.manifest.buckets[bucket as usize];
-            BucketShape {
+            shapes.push(BucketShape {
                 bucket,
                 width_px,
                 height_px,
                 num_rows,
-            }
-        };
-        self.index.buckets(split).map(shape).collect()
+            });
+        }
+        shapes
     }
 
     /// The index of live rows.
@@ -276,50 +277,67 @@ impl Dataset {
         let entry = &self.manifest.objects[object];
         let (name, start) = match file {
             ObjectFile::Latents => {
+                let first_row = u64::from(blocks.start * BLOCK_ROWS);
                 let row_bytes = self.manifest.row_bytes(entry.bucket);
-                (
-                    &entry.latents,
-                    LATENTS_OFFSET + u64::from(blocks.start * BLOCK_ROWS) * row_bytes,
-                )
+                (&entry.latents, LATENTS_OFFSET + first_row * row_bytes)
             }
-            ObjectFile::Text => (
-                &entry.text,
-                self.blocks.block(object, blocks.start).text_offset,
-            ),
+            ObjectFile::Text => {
+                let first = self.blocks.block(object, blocks.start);
+                (&entry.text, first.text_offset)
+            }
         };
-        let path = self.root.join(name);
-        let first = blocks.start;
-        let mut checks = Vec::with_capacity(blocks.len());
-        let mut end = start;
-        for block in blocks {
-            let (len, xxh3) = self.len_and_checksum(file, object, block);
-            // The block table says where text lies, and the block table is untrusted.
-            let table_offset = self.blocks.block(object, block).text_offset;
-            let next = end.checked_add(len);
-            let fits = |next: &u64| table_offset == end && *next <= entry.text_bytes;
-            let Some(next) = next.filter(|next| file == ObjectFile::Latents || fits(next)) else {
-                let all = entry.text_bytes;
-                let place = format!("a block of {len} bytes at {table_offset}");
-                let reason =
-                    format!("{place} is out of place or extends past the file's {all} bytes");
-                return Err(Error::Malformed {
-                    path,
-                    kind: "text file",
-                    reason,
-                });
-            };
-            end = next;
-            checks.push((len, xxh3));
-        }
         Ok(Request {
             file,
             object,
-            first,
+            first: blocks.start,
             name: name.clone(),
-            path,
+            path: self.root.join(name),
             start,
             step: 0,
-            blocks: checks,
+            blocks: self.checked_blocks(file, object, blocks, start)?,
+        })
+    }
+
+    /// Lengths and checksums of consecutive blocks, the first of which begins at `start`.
+    fn checked_blocks(
+        &self,
+        file: ObjectFile,
+        object: usize,
+        blocks: Range<u32>,
+        start: u64,
+    ) -> Result<Vec<(u64, u64)>> {
+        let mut checked = Vec::with_capacity(blocks.len());
+        let mut end = start;
+        for block in blocks {
+            let (len, xxh3) = self.len_and_checksum(file, object, block);
+            if file == ObjectFile::Text {
+                self.check_text_block(object, block, end)?;
+            }
+            end += len;
+            checked.push((len, xxh3));
+        }
+        Ok(checked)
+    }
+
+    /// Checks that a block of text begins at `start` and ends inside the file. The block table says
+    /// where text lies, and the block table is untrusted.
+    fn check_text_block(&self, object: usize, block: u32, start: u64) -> Result<()> {
+        let table = self.blocks.block(object, block);
+        let entry = &self.manifest.objects[object];
+        let len = table.text_bytes();
+        let offset = table.text_offset;
+        let all = entry.text_bytes;
+        let is_inside = start.checked_add(len).is_some_and(|end| end <= all);
+        if offset == start && is_inside {
+            return Ok(());
+        }
+        Err(Error::Malformed {
+            path: self.root.join(&entry.text),
+            kind: "text file",
+            reason: format!(
+                "a block of {len} bytes at {offset} is out of place or extends past the file's \
+                 {all} bytes"
+            ),
         })
     }
 
@@ -328,13 +346,9 @@ impl Dataset {
         let table = self.blocks.block(object, block);
         match file {
             ObjectFile::Latents => {
-                let row_bytes = self
-                    .manifest
-                    .row_bytes(self.manifest.objects[object].bucket);
-                (
-                    u64::from(self.block_rows(object, block)) * row_bytes,
-                    table.latents_xxh3,
-                )
+                let bucket = self.manifest.objects[object].bucket;
+                let rows = u64::from(self.block_rows(object, block));
+                (rows * self.manifest.row_bytes(bucket), table.latents_xxh3)
             }
             ObjectFile::Text => (table.text_bytes(), table.text_xxh3),
         }

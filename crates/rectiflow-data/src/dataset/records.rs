@@ -50,18 +50,14 @@ impl Dataset {
         let entry = &self.manifest.objects[object];
         let mut records = Vec::new();
         for (block, bytes) in (first_block..).zip(blocks) {
-            let (columns, num_rows) = (
-                self.blocks.block(object, block).columns,
-                self.block_rows(object, block),
-            );
-            let decoded = decode_block(bytes, &columns, num_rows as usize).map_err(|reason| {
-                Error::Malformed {
-                    path: self.root.join(&entry.text),
-                    kind: "text file",
-                    reason,
-                }
-            });
-            records.extend(decoded?);
+            let columns = self.blocks.block(object, block).columns;
+            let num_rows = self.block_rows(object, block) as usize;
+            let decoded = decode_block(bytes, &columns, num_rows);
+            records.extend(decoded.map_err(|reason| Error::Malformed {
+                path: self.root.join(&entry.text),
+                kind: "text file",
+                reason,
+            })?);
         }
         Ok(records)
     }

@@ -6,7 +6,7 @@
 //! network. Text is small and always read in whole blocks. One request here is for rows of one data
 //! set, whatever their blocks.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
 use futures_util::future::try_join_all;
@@ -16,7 +16,7 @@ use crate::{
     dataset::{
         Dataset,
         fetch::{Ticket, in_turn, read},
-        index::ObjectRow,
+        index::{BlockKey, ObjectRow, blocks_of},
     },
     error::Result,
     format::{block_table::BLOCK_ROWS, record::Record},
@@ -35,32 +35,39 @@ pub(crate) fn start_latents(
     step: u64,
 ) -> Ticket<Vec<f16>> {
     Ticket::start(async move {
-        let (reader, wanted) = (dataset.clone(), rows.clone());
+        let reader = dataset.clone();
+        let wanted = rows.clone();
         let (mut latents, missing) = in_turn(move || read_all(&reader, &wanted, row_len)).await?;
-        let mut blocks: Vec<(usize, u32)> = missing
-            .iter()
-            .map(|&at| (rows[at].0, rows[at].1 / BLOCK_ROWS))
-            .collect();
-        blocks.sort_unstable();
-        blocks.dedup();
-        let read = blocks
-            .iter()
-            .map(|&(object, block)| read_block(&dataset, ObjectFile::Latents, object, block, step));
-        let read = try_join_all(read).await?;
+        let blocks = blocks_of(missing.iter().map(|&at| rows[at]));
+        let read = read_latents(&dataset, blocks, step).await?;
         for at in missing {
             let (object, row) = rows[at];
-            let block = blocks
-                .binary_search(&(object, row / BLOCK_ROWS))
-                .expect("missing blocks were read");
-            dataset.copy_row(
-                object,
-                row,
-                &read[block],
-                &mut latents[at * row_len..(at + 1) * row_len],
-            )?;
+            let block = &read[&(object, row / BLOCK_ROWS)];
+            let out = &mut latents[at * row_len..(at + 1) * row_len];
+            dataset.copy_row(object, row, block, out)?;
         }
         Ok(latents)
     })
+}
+
+/// Reads blocks of latents.
+async fn read_latents(
+    dataset: &Dataset,
+    blocks: Vec<BlockKey>,
+    step: u64,
+) -> Result<HashMap<BlockKey, Bytes>> {
+    let mut reading = Vec::with_capacity(blocks.len());
+    for &(object, block) in &blocks {
+        reading.push(read_block(
+            dataset,
+            ObjectFile::Latents,
+            object,
+            block,
+            step,
+        ));
+    }
+    let read = try_join_all(reading).await?;
+    Ok(blocks.into_iter().zip(read).collect())
 }
 
 /// Reads the rows that are on the disk. Returns the latents, and the indices of the missing rows.
@@ -69,12 +76,10 @@ fn read_all(
     rows: &[ObjectRow],
     row_len: usize,
 ) -> Result<(Vec<f16>, Vec<usize>)> {
-    let (mut latents, mut missing) = (vec![f16::ZERO; rows.len() * row_len], Vec::new());
-    for (at, (&(object, row), out)) in rows
-        .iter()
-        .zip(latents.chunks_exact_mut(row_len))
-        .enumerate()
-    {
+    let mut latents = vec![f16::ZERO; rows.len() * row_len];
+    let mut missing = Vec::new();
+    for (at, &(object, row)) in rows.iter().enumerate() {
+        let out = &mut latents[at * row_len..(at + 1) * row_len];
         if !dataset.read_row_on_disk(object, row, out)? {
             missing.push(at);
         }
@@ -90,22 +95,33 @@ pub(crate) fn start_records(
 ) -> Vec<Ticket<Vec<(ObjectRow, Record)>>> {
     rows.sort_unstable();
     rows.dedup();
-    let same_block =
-        |a: &ObjectRow, b: &ObjectRow| (a.0, a.1 / BLOCK_ROWS) == (b.0, b.1 / BLOCK_ROWS);
     let blocks: Vec<Vec<ObjectRow>> = rows
-        .chunk_by(same_block)
+        .chunk_by(is_same_block)
         .map(<[ObjectRow]>::to_vec)
         .collect();
-    let start = |blocks: &[Vec<ObjectRow>]| {
-        let (dataset, blocks) = (dataset.clone(), blocks.to_vec());
-        Ticket::start(async move {
-            let read = blocks
-                .into_iter()
-                .map(|rows| read_records(&dataset, rows, step));
-            Ok(try_join_all(read).await?.into_iter().flatten().collect())
-        })
-    };
-    blocks.chunks(TEXTS_A_TASK).map(start).collect()
+    let mut tickets = Vec::new();
+    for blocks in blocks.chunks(TEXTS_A_TASK) {
+        let reading = read_records_of(dataset.clone(), blocks.to_vec(), step);
+        tickets.push(Ticket::start(reading));
+    }
+    tickets
+}
+
+fn is_same_block(a: &ObjectRow, b: &ObjectRow) -> bool {
+    (a.0, a.1 / BLOCK_ROWS) == (b.0, b.1 / BLOCK_ROWS)
+}
+
+/// Reads the records of rows, one list per block.
+async fn read_records_of(
+    dataset: Arc<Dataset>,
+    blocks: Vec<Vec<ObjectRow>>,
+    step: u64,
+) -> Result<Vec<(ObjectRow, Record)>> {
+    let mut reading = Vec::with_capacity(blocks.len());
+    for rows in blocks {
+        reading.push(read_records(&dataset, rows, step));
+    }
+    Ok(try_join_all(reading).await?.into_iter().flatten().collect())
 }
 
 /// Reads the records of rows of one block.
@@ -114,19 +130,19 @@ async fn read_records(
     rows: Vec<ObjectRow>,
     step: u64,
 ) -> Result<Vec<(ObjectRow, Record)>> {
-    let (object, block) = (rows[0].0, rows[0].1 / BLOCK_ROWS);
+    let (object, row) = rows[0];
+    let block = row / BLOCK_ROWS;
     let bytes = read_block(dataset, ObjectFile::Text, object, block, step).await?;
     let dataset = dataset.clone();
     in_turn(move || {
         let mut records = dataset.decode_text(object, block, &[bytes])?;
+        let mut taken = Vec::with_capacity(rows.len());
         // From the last row to the first: `swap_remove` moves no record with a smaller index.
-        let take = |&(object, row): &ObjectRow| {
-            (
-                (object, row),
-                records.swap_remove((row % BLOCK_ROWS) as usize),
-            )
-        };
-        Ok(rows.iter().rev().map(take).collect())
+        for (object, row) in rows.into_iter().rev() {
+            let record = records.swap_remove((row % BLOCK_ROWS) as usize);
+            taken.push(((object, row), record));
+        }
+        Ok(taken)
     })
     .await
 }

@@ -10,12 +10,13 @@ pub(crate) struct VerifiedBlocks(Vec<Vec<AtomicU64>>);
 impl VerifiedBlocks {
     /// An empty set for objects with these numbers of blocks.
     pub(crate) fn new(num_blocks: impl Iterator<Item = u32>) -> Self {
-        let words = |num_blocks: u32| {
-            (0..num_blocks.div_ceil(64))
-                .map(|_| AtomicU64::new(0))
-                .collect()
-        };
-        Self(num_blocks.map(words).collect())
+        let mut objects = Vec::new();
+        for num_blocks in num_blocks {
+            let mut words = Vec::new();
+            words.resize_with(num_blocks.div_ceil(64) as usize, AtomicU64::default);
+            objects.push(words);
+        }
+        Self(objects)
     }
 
     pub(crate) fn contains(&self, object: usize, block: u32) -> bool {

@@ -32,21 +32,15 @@ impl Dataset {
     /// Checks the lengths of an object's files and the header of its latents.
     fn check_remote(&self, remote: &Remote, object: usize) -> Result<()> {
         let entry = &self.manifest.objects[object];
-        let (latents, text) = (self.root.join(&entry.latents), self.root.join(&entry.text));
+        let latents = self.root.join(&entry.latents);
+        let text = self.root.join(&entry.text);
         let header =
             runtime().block_on(remote.read_range(&entry.latents, 0..LATENTS_OFFSET, Ok))?;
-        check_header(
-            &latents,
-            &header,
-            entry.rows,
-            self.latent_shape(entry.bucket),
-        )?;
+        let shape = self.latent_shape(entry.bucket);
+        check_header(&latents, &header, entry.rows, shape)?;
         let latents_len = runtime().block_on(remote.len(&entry.latents))?;
         check_len(&latents, latents_len, self.manifest.latents_bytes(entry))?;
-        check_len(
-            &text,
-            runtime().block_on(remote.len(&entry.text))?,
-            entry.text_bytes,
-        )
+        let text_len = runtime().block_on(remote.len(&entry.text))?;
+        check_len(&text, text_len, entry.text_bytes)
     }
 }
