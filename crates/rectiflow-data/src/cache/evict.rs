@@ -68,10 +68,13 @@ impl Plans {
 }
 
 fn due(plans: &[Arc<dyn NextUse>], block: &BlockId, step: u64) -> u64 {
-    let next = plans
-        .iter()
-        .filter_map(|plan| plan.next(&block.folder, block.object, block.number, step));
-    next.min().unwrap_or(LATE)
+    let mut soonest = LATE;
+    for plan in plans {
+        if let Some(next) = plan.next(&block.folder, block.object, block.number, step) {
+            soonest = soonest.min(next);
+        }
+    }
+    soonest
 }
 
 /// The blocks that can be evicted.
@@ -132,7 +135,7 @@ impl Room {
             *used = self.look(plans)?;
             chosen = self.choose(used.saturating_add(len).saturating_sub(limit), due, plans);
         }
-        for candidate in chosen.into_iter().flatten() {
+        for candidate in chosen.unwrap_or_default() {
             if fs::remove_file(&candidate.path).is_ok() {
                 *used = used.saturating_sub(candidate.len);
             }
@@ -176,66 +179,42 @@ impl Room {
                 look.at(&path, &name, &plans)?;
             }
         }
-        let Look {
-            mut candidates,
-            num_files,
-            num_bytes,
-        } = look;
+        let mut candidates = look.candidates;
         candidates.sort_unstable_by_key(|candidate| candidate.due);
-        let kept = LEAST_CANDIDATES
-            .max(num_files / FILES_A_LOOK)
-            .min(candidates.len());
-        candidates.drain(..candidates.len() - kept);
-        *self = Self {
-            root: std::mem::take(&mut self.root),
-            candidates,
-            num_files,
-            asked_since: 0,
-            has_looked: true,
-        };
-        Ok(num_bytes)
+        let kept = LEAST_CANDIDATES.max(look.num_files / FILES_A_LOOK);
+        candidates.drain(..candidates.len().saturating_sub(kept));
+        self.candidates = candidates;
+        self.num_files = look.num_files;
+        self.asked_since = 0;
+        self.has_looked = true;
+        Ok(look.num_bytes)
     }
 }
 
 impl Look {
     /// Scans the folder of a data set.
-    fn at(&mut self, folder: &Path, name: &str, plans: &[Arc<dyn NextUse>]) -> io::Result<()> {
-        let is_mine = plans.iter().any(|plan| plan.knows(name));
-        let is_dead = !is_mine && try_alone(&folder.join(OPEN)).is_some();
-        let is_free = is_mine && !is_planned_with(folder, plans);
-        let dataset: Arc<str> = name.into();
-        for (path, name) in names(&folder.join(LATENTS))?
-            .into_iter()
-            .chain(names(&folder.join(TEXT))?)
-        {
-            let Ok(len) = fs::metadata(&path).map(|found| found.len()) else {
+    fn at(&mut self, path: &Path, name: &str, plans: &[Arc<dyn NextUse>]) -> io::Result<()> {
+        let folder = Folder::new(path, name, plans);
+        let mut files = names(&path.join(LATENTS))?;
+        files.extend(names(&path.join(TEXT))?);
+        for (path, name) in files {
+            let Ok(found) = fs::metadata(&path) else {
                 continue;
             };
             if name.starts_with(TEMPORARY_PREFIX) && is_left_over(&path) {
                 continue;
             }
             self.num_files += 1;
-            self.num_bytes += len;
-            let Some((object, number)) = parse_block(&name).filter(|_| is_dead || is_mine) else {
-                continue;
-            };
-            let block = BlockId {
-                folder: dataset.clone(),
-                object,
-                number,
-            };
-            let due = if is_dead {
-                NEVER
-            } else {
-                due(plans, &block, 0)
-            };
-            if due != LATE || is_free {
+            self.num_bytes += found.len();
+            if let Some(block) = folder.block(&name)
+                && let Some(due) = folder.due(&block, plans)
+            {
                 self.candidates.push(Candidate {
                     due,
                     path,
-                    len,
+                    len: found.len(),
                     block,
-                    is_free,
+                    is_free: folder.is_free,
                 });
             }
         }
@@ -243,18 +222,68 @@ impl Look {
     }
 }
 
+/// The folder of a data set, and the processes that use it.
+struct Folder {
+    name: Arc<str>,
+    /// Whether a plan of this process includes the data set.
+    is_mine: bool,
+    /// Whether no living process has the data set open.
+    is_dead: bool,
+    /// Whether only this process has a plan for it.
+    is_free: bool,
+}
+
+impl Folder {
+    fn new(path: &Path, name: &str, plans: &[Arc<dyn NextUse>]) -> Self {
+        let is_mine = plans.iter().any(|plan| plan.knows(name));
+        Self {
+            name: name.into(),
+            is_mine,
+            is_dead: !is_mine && try_alone(&path.join(OPEN)).is_some(),
+            is_free: is_mine && !is_planned_with(path, plans),
+        }
+    }
+
+    /// The block in the file `name`, if this process can evict blocks of this data set.
+    fn block(&self, name: &str) -> Option<BlockId> {
+        if !self.is_dead && !self.is_mine {
+            return None;
+        }
+        let (object, number) = parse_block(name)?;
+        Some(BlockId {
+            folder: self.name.clone(),
+            object,
+            number,
+        })
+    }
+
+    /// The next use of a block. None if it cannot be evicted.
+    fn due(&self, block: &BlockId, plans: &[Arc<dyn NextUse>]) -> Option<u64> {
+        if self.is_dead {
+            return Some(NEVER);
+        }
+        let due = due(plans, block, 0);
+        (due != LATE || self.is_free).then_some(due)
+    }
+}
+
 /// Whether a living process has another plan than `plans` for a data set. Deletes the marks of dead
 /// processes.
 fn is_planned_with(folder: &Path, plans: &[Arc<dyn NextUse>]) -> bool {
-    let marks = names(folder)
-        .unwrap_or_default()
-        .into_iter()
-        .filter(|(_, name)| name.starts_with(PLAN_PREFIX));
-    let mut others = marks.filter(|(_, name)| !plans.iter().any(|plan| plan.claims(name)));
-    others.any(|(path, _)| match try_alone(&path) {
-        Some(_held) => fs::remove_file(&path).is_err(),
-        None => path.exists(),
-    })
+    for (path, name) in names(folder).unwrap_or_default() {
+        let is_mine = plans.iter().any(|plan| plan.claims(&name));
+        if !name.starts_with(PLAN_PREFIX) || is_mine {
+            continue;
+        }
+        let is_living = match try_alone(&path) {
+            Some(_held) => fs::remove_file(&path).is_err(),
+            None => path.exists(),
+        };
+        if is_living {
+            return true;
+        }
+    }
+    false
 }
 
 #[cfg(test)]

@@ -51,7 +51,13 @@ const TRIES: usize = 4;
 impl DatasetCache {
     /// The source of the block at `index` of a request.
     pub(crate) fn board(&self, request: &Request, index: usize) -> Boarding {
-        let (path, len) = (self.path(request, index), request.blocks[index].0);
+        let path = self.path(request, index);
+        let mut flight = Flight {
+            cache: self.clone(),
+            path,
+            len: request.blocks[index].0,
+            temporary: None,
+        };
         for _ in 0..TRIES {
             if let Some(bytes) = self.get(request, index) {
                 return Boarding::Here(bytes);
@@ -59,32 +65,22 @@ impl DatasetCache {
             if self.cache.has_failed() {
                 break;
             }
-            match self.take(&path) {
+            match self.take(&flight.path) {
                 Ok(Taken::Theirs) => return Boarding::Theirs,
                 Ok(Taken::Gone) => {}
                 Ok(Taken::Ours(file, temporary)) => {
-                    let is_kept = self.reserve(request, index, &file);
-                    if !is_kept {
+                    if self.reserve(request, index, &file) {
+                        flight.temporary = Some((file, temporary));
+                    } else {
                         // A file that cannot be deleted does no harm: the next flight uses it.
                         let _ = fs::remove_file(&temporary);
                     }
-                    let temporary = is_kept.then_some((file, temporary));
-                    return Boarding::Ours(Flight {
-                        cache: self.clone(),
-                        path,
-                        len,
-                        temporary,
-                    });
+                    break;
                 }
                 Err(error) => self.cache.fail(&error),
             }
         }
-        Boarding::Ours(Flight {
-            cache: self.clone(),
-            path,
-            len,
-            temporary: None,
-        })
+        Boarding::Ours(flight)
     }
 
     /// Locks the temporary file of a block.
@@ -115,11 +111,9 @@ impl DatasetCache {
 
     /// Reserves space for a block in its temporary file. Returns whether there is room.
     fn reserve(&self, request: &Request, index: usize, file: &File) -> bool {
-        let (len, block, cache) = (
-            request.blocks[index].0,
-            self.block(request, index),
-            &self.cache,
-        );
+        let cache = &self.cache;
+        let len = request.blocks[index].0;
+        let block = self.block(request, index);
         let reserved = cache.with_usage(|used| {
             // Release the space that a killed process had reserved.
             *used = used.saturating_sub(file.metadata()?.len());

@@ -91,44 +91,46 @@ pub(crate) fn parse_block(name: &str) -> Option<(usize, u32)> {
 /// Paths and names of the entries of a folder. Empty if there is no such folder.
 pub(crate) fn names(folder: &Path) -> io::Result<Vec<(PathBuf, String)>> {
     let entries = match fs::read_dir(folder) {
-        Err(error)
-            if matches!(
-                error.kind(),
-                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-            ) =>
-        {
-            return Ok(Vec::new());
-        }
+        Err(error) if is_absent(&error) => return Ok(Vec::new()),
         entries => entries?,
     };
-    entries
-        .map(|entry| {
-            entry.map(|entry| {
-                (
-                    entry.path(),
-                    entry.file_name().to_string_lossy().into_owned(),
-                )
-            })
-        })
-        .collect()
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        names.push((entry.path(), name));
+    }
+    Ok(names)
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    )
 }
 
 /// Deletes half-written files and returns the bytes of the others. Reads only names that a cache
 /// creates.
 pub(crate) fn sweep(root: &Path) -> io::Result<u64> {
     let mut used = 0;
-    for (dataset, _) in names(root)?
-        .into_iter()
-        .filter(|(_, name)| is_identity(name))
-    {
-        for folder in [LATENTS, TEXT] {
-            for (path, name) in names(&dataset.join(folder))? {
-                if name.starts_with(TEMPORARY_PREFIX) {
-                    fs::remove_file(&path)?;
-                } else {
-                    used += fs::metadata(&path)?.len();
-                }
+    for (dataset, name) in names(root)? {
+        if is_identity(&name) {
+            for folder in [LATENTS, TEXT] {
+                used += sweep_blocks(&dataset.join(folder))?;
             }
+        }
+    }
+    Ok(used)
+}
+
+fn sweep_blocks(folder: &Path) -> io::Result<u64> {
+    let mut used = 0;
+    for (path, name) in names(folder)? {
+        if name.starts_with(TEMPORARY_PREFIX) {
+            fs::remove_file(&path)?;
+        } else {
+            used += fs::metadata(&path)?.len();
         }
     }
     Ok(used)

@@ -71,37 +71,27 @@ impl DiskCache {
     /// [`Error::Invalid`] if the folder is not empty and not a cache; [`Error::Io`].
     pub fn open(folder: &Path, limit_bytes: u64) -> Result<Self> {
         fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        check_is_cache(folder)?;
         let mark = folder.join(MARK);
-        let is_empty = fs::read_dir(folder)
-            .map_err(Error::io(folder))?
-            .next()
-            .is_none();
-        if !is_empty && !mark.exists() {
-            let reason =
-                "it is not empty and not a rectiflow cache: choose another folder".to_owned();
-            return Err(Error::Invalid {
-                what: folder.display().to_string(),
-                reason,
-            });
-        }
-        let open = |path: &Path| open_lockable(path).map_err(Error::io(path));
-        let (mark_file, usage) = (open(&mark)?, open(&folder.join(USAGE))?);
+        let mark_file = open_lockable(&mark).map_err(Error::io(&mark))?;
+        let usage = folder.join(USAGE);
+        let usage_file = open_lockable(&usage).map_err(Error::io(&usage))?;
         match mark_file.try_lock() {
             Ok(()) => {
                 let used = sweep(folder).map_err(Error::io(folder))?;
-                usage
+                usage_file
                     .write_all_at(&used.to_le_bytes(), 0)
-                    .map_err(Error::io(folder.join(USAGE)))?;
-                // Both locks are on the same open file: this downgrades the exclusive one.
-                mark_file.lock_shared().map_err(Error::io(&mark))?;
+                    .map_err(Error::io(usage))?;
             }
-            Err(TryLockError::WouldBlock) => mark_file.lock_shared().map_err(Error::io(&mark))?,
+            Err(TryLockError::WouldBlock) => {}
             Err(TryLockError::Error(source)) => return Err(Error::Io { path: mark, source }),
         }
+        // After a sweep both locks are on the same open file: this downgrades the exclusive one.
+        mark_file.lock_shared().map_err(Error::io(&mark))?;
         Ok(Self {
             root: folder.to_owned(),
             limit_bytes: AtomicU64::new(limit_bytes),
-            usage: Mutex::new(usage),
+            usage: Mutex::new(usage_file),
             _open: mark_file,
             has_failed: AtomicBool::new(false),
             room: Mutex::new(Room::new(folder)),
@@ -139,19 +129,8 @@ impl DiskCache {
         change: impl FnOnce(&mut u64) -> io::Result<T>,
     ) -> Option<T> {
         let usage = self.usage.lock().unwrap_or_else(PoisonError::into_inner);
-        let change = |usage: &File| {
-            let mut bytes = [0; 8];
-            usage.read_exact_at(&mut bytes, 0)?;
-            let before = u64::from_le_bytes(bytes);
-            let mut used = before;
-            let changed = change(&mut used);
-            if used != before {
-                usage.write_all_at(&used.to_le_bytes(), 0)?;
-            }
-            changed
-        };
         let changed = usage.lock().and_then(|()| {
-            let changed = change(&usage);
+            let changed = change_counter(&usage, change);
             // Unlock also after a failure: other processes wait.
             usage.unlock().and(changed)
         });
@@ -176,18 +155,56 @@ impl DiskCache {
     /// network.
     pub(crate) fn fail(&self, error: &io::Error) {
         let folder = self.root.display();
-        if matches!(
+        let is_full = matches!(
             error.kind(),
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-        ) {
+        );
+        if is_full {
             let used = self.used_bytes();
             if self.limit_bytes.fetch_min(used, Ordering::Relaxed) > used {
-                tracing::warn!(%error, %folder, used, "the disk of the cache is full; its limit is lowered");
+                tracing::warn!(
+                    %error,
+                    %folder,
+                    used,
+                    "the disk of the cache is full; its limit is lowered"
+                );
             }
         } else if !self.has_failed.swap(true, Ordering::Relaxed) {
-            tracing::warn!(%error, %folder, "the disk cache cannot be written; continuing without adding to it");
+            tracing::warn!(
+                %error,
+                %folder,
+                "the disk cache cannot be written; continuing without adding to it"
+            );
         }
     }
+}
+
+/// Checks that a folder is empty or bears the mark of a cache.
+fn check_is_cache(folder: &Path) -> Result<()> {
+    let mut entries = fs::read_dir(folder).map_err(Error::io(folder))?;
+    if entries.next().is_none() || folder.join(MARK).exists() {
+        return Ok(());
+    }
+    Err(Error::Invalid {
+        what: folder.display().to_string(),
+        reason: "it is not empty and not a rectiflow cache: choose another folder".to_owned(),
+    })
+}
+
+/// Changes the counter in the file `usage`, which the caller has locked.
+fn change_counter<T>(
+    usage: &File,
+    change: impl FnOnce(&mut u64) -> io::Result<T>,
+) -> io::Result<T> {
+    let mut bytes = [0; 8];
+    usage.read_exact_at(&mut bytes, 0)?;
+    let before = u64::from_le_bytes(bytes);
+    let mut used = before;
+    let changed = change(&mut used);
+    if used != before {
+        usage.write_all_at(&used.to_le_bytes(), 0)?;
+    }
+    changed
 }
 
 /// Tells other processes, as long as it lives, that this process has a plan.
@@ -248,16 +265,16 @@ impl DatasetCache {
             ObjectFile::Latents => LATENTS,
             ObjectFile::Text => TEXT,
         };
-        self.folder.join(folder).join(format!(
-            "{}-{}",
-            request.object,
-            request.first + index as u32
-        ))
+        let block = request.first + index as u32;
+        self.folder
+            .join(folder)
+            .join(format!("{}-{block}", request.object))
     }
 
     /// The block at `index` of a request, if it is in the cache and matches its checksum.
     pub(crate) fn get(&self, request: &Request, index: usize) -> Option<Bytes> {
-        let (path, (len, xxh3)) = (self.path(request, index), request.blocks[index]);
+        let path = self.path(request, index);
+        let (len, xxh3) = request.blocks[index];
         let bytes = fs::read(&path).ok()?;
         if bytes.len() as u64 == len && xxh3_64(&bytes) == xxh3 {
             return Some(bytes.into());
