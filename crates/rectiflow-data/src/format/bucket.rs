@@ -274,7 +274,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn buckets_stay_in_bounds(area in 1u64..5_000_000, step in 1u32..200, min in 1u32..600, span in 0u32..2000) {
+        fn buckets_stay_in_bounds(
+            area in 1u64..5_000_000,
+            step in 1u32..200,
+            min in 1u32..600,
+            span in 0u32..2000,
+        ) {
             let geometry = geometry(area, step, min, min + span);
             let buckets = sides(&geometry);
             for &(w, h) in &buckets {
@@ -286,16 +291,29 @@ mod tests {
         }
 
         #[test]
-        fn resized_image_just_covers_its_bucket(w in 1u32..20_000, h in 1u32..20_000, id: u64, pick in 0usize..33) {
+        fn resized_image_just_covers_its_bucket(
+            w in 1u32..20_000,
+            h in 1u32..20_000,
+            id: u64,
+            pick in 0usize..33,
+        ) {
             let bucket = geometry(1024 * 1024, 64, 512, 2048).buckets()[pick];
             let placed = place(bucket, w, h, 7, SampleId(id));
             prop_assert_eq!(placed, place(bucket, w, h, 7, SampleId(id)));
-            let excess = (placed.resized_width_px - bucket.width_px, placed.resized_height_px - bucket.height_px);
+            let excess = (
+                placed.resized_width_px - bucket.width_px,
+                placed.resized_height_px - bucket.height_px,
+            );
             prop_assert!(excess.0 == 0 || excess.1 == 0, "one side fits exactly: {:?}", placed);
             prop_assert!(placed.crop_left_px <= excess.0 && placed.crop_top_px <= excess.1);
             let scale = |resized: u32, original: u32| f64::from(resized) / f64::from(original);
             let (x, y) = (scale(placed.resized_width_px, w), scale(placed.resized_height_px, h));
-            prop_assert!((x - y).abs() <= 0.5 / f64::from(w.min(h)) + 1e-9, "the shape is kept: {} against {}", x, y);
+            prop_assert!(
+                (x - y).abs() <= 0.5 / f64::from(w.min(h)) + 1e-9,
+                "the shape is kept: {} against {}",
+                x,
+                y
+            );
         }
     }
 

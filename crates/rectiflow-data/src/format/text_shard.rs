@@ -646,7 +646,9 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
         #[test]
-        fn row_group_is_read_from_its_bytes_alone(records in prop::collection::vec(record(), 1..70)) {
+        fn row_group_is_read_from_its_bytes_alone(
+            records in prop::collection::vec(record(), 1..70),
+        ) {
             let blocks: Vec<&[Record]> = records.chunks(BLOCK_ROWS as usize).collect();
             let (_, groups) = encode(&blocks);
             for (block, (bytes, columns)) in blocks.iter().zip(&groups) {
