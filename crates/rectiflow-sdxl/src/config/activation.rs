@@ -21,24 +21,26 @@ impl Reader<'_> {
         default: Activation,
         supported: &[Activation],
     ) -> Activation {
-        let names: Vec<_> = supported.iter().map(|a| activation_name(*a)).collect();
+        let names: Vec<_> = supported.iter().map(Activation::name).collect();
         let expected = names.join(" or ");
         self.typed(key, default, &expected, |value| {
-            let name = value
-                .as_str()
-                .map(|name| if name == "swish" { "silu" } else { name });
-            supported
-                .iter()
-                .copied()
-                .find(|a| Some(activation_name(*a)) == name)
+            Activation::named(value.as_str()?, supported)
         })
     }
 }
 
-fn activation_name(activation: Activation) -> &'static str {
-    match activation {
-        Activation::Silu => "silu",
-        Activation::Gelu => "gelu",
-        Activation::QuickGelu => "quick_gelu",
+impl Activation {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Silu => "silu",
+            Self::Gelu => "gelu",
+            Self::QuickGelu => "quick_gelu",
+        }
+    }
+
+    /// Returns the one of `supported` with this name.
+    fn named(name: &str, supported: &[Self]) -> Option<Self> {
+        let name = if name == "swish" { "silu" } else { name };
+        supported.iter().copied().find(|a| a.name() == name)
     }
 }

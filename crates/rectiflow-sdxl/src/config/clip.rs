@@ -42,6 +42,9 @@ pub struct ClipConfig {
     pub json: Map<String, Value>,
 }
 
+/// The activations of the MLPs that are supported.
+const ACTIVATIONS: [Activation; 2] = [Activation::QuickGelu, Activation::Gelu];
+
 impl ClipConfig {
     /// Reads a `config.json`. `projected` says whether the pooled output is projected if the file
     /// has no `architectures` (true for bigG, false for CLIP-L).
@@ -57,32 +60,14 @@ impl ClipConfig {
     /// # Errors
     /// [`crate::error::Error::Config`] with every unsupported or contradictory value.
     pub fn from_json(json: Map<String, Value>, projected: bool, what: &str) -> Result<Self> {
-        const PLAIN: &str = "CLIPTextModel";
-        const PROJECTED: &str = "CLIPTextModelWithProjection";
         let mut r = Reader::new(&json);
-        let class = r.first_of(
-            "architectures",
-            if projected { PROJECTED } else { PLAIN },
-            &[PLAIN, PROJECTED],
-        );
+        let is_projected = is_projected(&mut r, projected);
         r.only("model_type", "clip_text_model", &["clip_text_model"]);
         r.unset("attention_dropout", &Value::from(0.0));
         let hidden_size = r.positive("hidden_size", 512);
         let num_attention_heads = r.positive("num_attention_heads", 8);
-        r.divides(
-            "num_attention_heads",
-            num_attention_heads,
-            "hidden_size",
-            hidden_size,
-        );
-        let num_hidden_layers = r.num_layers("num_hidden_layers", 12);
-        if num_hidden_layers < 2 {
-            r.problem(
-                "num_hidden_layers",
-                "at least 2 (the penultimate layer's states are used)",
-                "1",
-            );
-        }
+        check_heads(&mut r, num_attention_heads, hidden_size);
+        let num_hidden_layers = num_hidden_layers(&mut r);
         let projection_dim = r.positive("projection_dim", 512);
         let config = Self {
             vocab_size: r.positive("vocab_size", 49408),
@@ -91,13 +76,9 @@ impl ClipConfig {
             num_hidden_layers,
             num_attention_heads,
             max_position_embeddings: r.positive("max_position_embeddings", 77),
-            hidden_act: r.activation(
-                "hidden_act",
-                Activation::QuickGelu,
-                &[Activation::QuickGelu, Activation::Gelu],
-            ),
+            hidden_act: r.activation("hidden_act", Activation::QuickGelu, &ACTIVATIONS),
             layer_norm_eps: r.number("layer_norm_eps", 1e-5),
-            projection_dim: (class == PROJECTED).then_some(projection_dim),
+            projection_dim: is_projected.then_some(projection_dim),
             eos_token_id: r.count("eos_token_id", 49407) as i64,
             initializer_factor: r.number("initializer_factor", 1.0),
             json: Map::new(),
@@ -110,4 +91,27 @@ impl ClipConfig {
     pub fn pooled_dim(&self) -> i64 {
         self.projection_dim.unwrap_or(self.hidden_size)
     }
+}
+
+/// Reads from the class whether the pooled output is projected; `default` applies without a class.
+fn is_projected(r: &mut Reader<'_>, default: bool) -> bool {
+    const PLAIN: &str = "CLIPTextModel";
+    const PROJECTED: &str = "CLIPTextModelWithProjection";
+    let default = if default { PROJECTED } else { PLAIN };
+    r.first_of("architectures", default, &[PLAIN, PROJECTED]) == PROJECTED
+}
+
+fn check_heads(r: &mut Reader<'_>, num_heads: i64, hidden_size: i64) {
+    r.divides("num_attention_heads", num_heads, "hidden_size", hidden_size);
+}
+
+/// Reads the number of layers, of which the last one's output is not used.
+fn num_hidden_layers(r: &mut Reader<'_>) -> usize {
+    const KEY: &str = "num_hidden_layers";
+    let num_layers = r.num_layers(KEY, 12);
+    if num_layers < 2 {
+        let expected = "at least 2 (the penultimate layer's states are used)";
+        r.problem(KEY, expected, "1");
+    }
+    num_layers
 }

@@ -74,14 +74,14 @@ impl<'a> Reader<'a> {
         expected: &str,
         read: impl Fn(&Value) -> Option<T>,
     ) -> T {
-        match self.get(key).map(|value| (value, read(value))) {
-            None => default,
-            Some((_, Some(value))) => value,
-            Some((value, None)) => {
-                self.problem(key, expected, &value.to_string());
-                default
-            }
+        let Some(value) = self.get(key) else {
+            return default;
+        };
+        if let Some(read) = read(value) {
+            return read;
         }
+        self.problem(key, expected, &value.to_string());
+        default
     }
 
     pub(crate) fn positive(&mut self, key: &str, default: i64) -> i64 {
@@ -89,28 +89,22 @@ impl<'a> Reader<'a> {
     }
 
     pub(crate) fn optional_positive(&mut self, key: &str) -> Option<i64> {
-        self.typed(key, None, "a positive integer or null", |value| {
-            size(value).map(Some)
-        })
+        self.typed(key, None, "a positive integer or null", optional_size)
     }
 
     pub(crate) fn count(&mut self, key: &str, default: usize) -> usize {
-        self.typed(key, default, "a whole number", |value| {
-            value.as_u64().map(|n| n as usize)
-        })
+        self.typed(key, default, "a whole number", whole_number)
     }
 
     /// A number of consecutive layers, 1 to [`MAX_LAYERS`].
     pub(crate) fn num_layers(&mut self, key: &str, default: usize) -> usize {
-        self.typed(key, default, &format!("1 to {MAX_LAYERS}"), |value| {
-            layer_count(value).filter(|n| *n > 0)
-        })
+        let expected = format!("1 to {MAX_LAYERS}");
+        self.typed(key, default, &expected, positive_layer_count)
     }
 
     /// A number of residual blocks per level, 1 to [`MAX_BLOCKS`].
     pub(crate) fn num_blocks(&mut self, key: &str, default: usize) -> usize {
-        let blocks = |value: &Value| size(value).filter(|n| *n <= MAX_BLOCKS).map(|n| n as usize);
-        self.typed(key, default, &format!("1 to {MAX_BLOCKS}"), blocks)
+        self.typed(key, default, &format!("1 to {MAX_BLOCKS}"), block_count)
     }
 
     /// The number of residual blocks of each level: one number for all, or a list.
@@ -121,13 +115,14 @@ impl<'a> Reader<'a> {
         num_levels: usize,
     ) -> Vec<usize> {
         let found = self.per_level(key, default, num_levels);
-        if found.iter().any(|n| *n > MAX_BLOCKS) {
+        if found.iter().max() > Some(&MAX_BLOCKS) {
             self.problem(key, &format!("1 to {MAX_BLOCKS}"), &format!("{found:?}"));
         }
-        found
-            .into_iter()
-            .map(|n| n.min(MAX_BLOCKS) as usize)
-            .collect()
+        let mut blocks = Vec::new();
+        for n in found {
+            blocks.push(n.min(MAX_BLOCKS) as usize);
+        }
+        blocks
     }
 
     pub(crate) fn number(&mut self, key: &str, default: f64) -> f64 {
@@ -140,17 +135,17 @@ impl<'a> Reader<'a> {
 
     /// A list of 1 to 16 sizes.
     pub(crate) fn positive_list(&mut self, key: &str, default: &[i64]) -> Vec<i64> {
-        self.typed(
-            key,
-            default.to_vec(),
-            "a list of positive integers",
-            |value| {
-                let list = value
-                    .as_array()
-                    .filter(|list| !list.is_empty() && list.len() <= 16)?;
-                list.iter().map(size).collect()
-            },
-        )
+        let expected = "a list of positive integers";
+        self.typed(key, default.to_vec(), expected, sizes)
+    }
+
+    /// The number of groups of every group norm, which must divide all `widths`.
+    pub(crate) fn norm_num_groups(&mut self, widths: &[i64]) -> i64 {
+        let num_groups = self.positive("norm_num_groups", 32);
+        for &width in widths {
+            self.divides("norm_num_groups", num_groups, "block_out_channels", width);
+        }
+        num_groups
     }
 
     /// A size for each level: one number for all, or a list.
@@ -171,10 +166,7 @@ impl<'a> Reader<'a> {
     pub(crate) fn only(&mut self, key: &str, default: &str, supported: &[&str]) -> String {
         let expected = supported.join(" or ");
         self.typed(key, default.to_owned(), &expected, |value| {
-            value
-                .as_str()
-                .filter(|text| supported.contains(text))
-                .map(str::to_owned)
+            one_of(value, supported)
         })
     }
 
@@ -190,11 +182,7 @@ impl<'a> Reader<'a> {
     pub(crate) fn first_of(&mut self, key: &str, default: &str, supported: &[&str]) -> String {
         let expected = supported.join(" or ");
         self.typed(key, default.to_owned(), &expected, |value| {
-            value
-                .get(0)?
-                .as_str()
-                .filter(|text| supported.contains(text))
-                .map(str::to_owned)
+            one_of(value.get(0)?, supported)
         })
     }
 
@@ -231,15 +219,7 @@ impl<'a> Reader<'a> {
     ) -> Vec<bool> {
         let expected = format!("{num_levels} of {} or {}", types[0], types[1]);
         let found = self.typed(key, default.to_vec(), &expected, |value| {
-            let list = value.as_array().filter(|list| list.len() == num_levels)?;
-            list.iter()
-                .map(|name| {
-                    types
-                        .iter()
-                        .rposition(|t| Some(*t) == name.as_str())
-                        .map(|i| i == 1)
-                })
-                .collect()
+            are_second(value, types, num_levels)
         });
         if found.len() != num_levels {
             self.problem(key, &expected, &format!("{} by default", found.len()));
@@ -255,8 +235,7 @@ impl<'a> Reader<'a> {
             "a number of layers, or one or a list for each of {} levels",
             num_resnets.len()
         );
-        let default = num_resnets.iter().map(|&n| vec![1; n]).collect();
-        self.typed(key, default, &expected, |value| {
+        self.typed(key, one_each(num_resnets), &expected, |value| {
             layers_of(value, num_resnets)
         })
     }
@@ -269,23 +248,17 @@ impl<'a> Reader<'a> {
         if self.get(KEY).is_some() {
             return self.layers(KEY, num_resnets);
         }
-        let mirrored: Option<Vec<Vec<usize>>> = match self.get("transformer_layers_per_block") {
-            None => Some(num_resnets.iter().map(|&n| vec![1; n]).collect()),
-            Some(Value::Array(list)) => layers_of(
-                &Value::Array(list.iter().rev().cloned().collect()),
-                num_resnets,
-            )
-            .filter(|_| list.iter().all(|value| !value.is_array())),
+        let mirrored = match self.get("transformer_layers_per_block") {
+            None => Some(one_each(num_resnets)),
+            Some(Value::Array(list)) => mirrored(list, num_resnets),
             Some(value) => layers_of(value, num_resnets),
         };
-        mirrored.unwrap_or_else(|| {
-            self.problem(
-                KEY,
-                "layers of the up path, since transformer_layers_per_block is nested",
-                "nothing",
-            );
-            num_resnets.iter().map(|&n| vec![1; n]).collect()
-        })
+        if let Some(layers) = mirrored {
+            return layers;
+        }
+        let expected = "layers of the up path, since transformer_layers_per_block is nested";
+        self.problem(KEY, expected, "nothing");
+        one_each(num_resnets)
     }
 
     /// The number of layers in the middle: the first of the coarsest level.
@@ -304,28 +277,98 @@ impl<'a> Reader<'a> {
 
 /// Returns an integer from 1 to [`MAX_SIZE`].
 fn size(value: &Value) -> Option<i64> {
-    value.as_i64().filter(|n| (1..=MAX_SIZE).contains(n))
+    let n = value.as_i64()?;
+    (1..=MAX_SIZE).contains(&n).then_some(n)
+}
+
+/// As [`size`], for keys without a default.
+fn optional_size(value: &Value) -> Option<Option<i64>> {
+    size(value).map(Some)
+}
+
+/// Returns a list of 1 to 16 sizes.
+fn sizes(value: &Value) -> Option<Vec<i64>> {
+    let list = value.as_array()?;
+    if (1..=16).contains(&list.len()) {
+        list.iter().map(size).collect()
+    } else {
+        None
+    }
+}
+
+fn whole_number(value: &Value) -> Option<usize> {
+    Some(value.as_u64()? as usize)
+}
+
+fn block_count(value: &Value) -> Option<usize> {
+    let n = size(value)?;
+    (n <= MAX_BLOCKS).then_some(n as usize)
 }
 
 fn layer_count(value: &Value) -> Option<usize> {
-    value
-        .as_u64()
-        .map(|n| n as usize)
-        .filter(|n| *n <= MAX_LAYERS)
+    let n = whole_number(value)?;
+    (n <= MAX_LAYERS).then_some(n)
 }
 
+fn positive_layer_count(value: &Value) -> Option<usize> {
+    let n = layer_count(value)?;
+    (n > 0).then_some(n)
+}
+
+/// Returns a string that is one of `supported`.
+fn one_of(value: &Value, supported: &[&str]) -> Option<String> {
+    let text = value.as_str()?;
+    supported.contains(&text).then(|| text.to_owned())
+}
+
+/// Returns, for each of `num_levels` names, whether it is the second of `types`.
+fn are_second(value: &Value, types: [&str; 2], num_levels: usize) -> Option<Vec<bool>> {
+    let list = value.as_array()?;
+    if list.len() != num_levels {
+        return None;
+    }
+    let mut are_second = Vec::new();
+    for name in list {
+        let name = name.as_str()?;
+        if !types.contains(&name) {
+            return None;
+        }
+        are_second.push(name == types[1]);
+    }
+    Some(are_second)
+}
+
+/// Returns one layer for each residual block, the default.
+fn one_each(num_resnets: &[usize]) -> Vec<Vec<usize>> {
+    num_resnets.iter().map(|&n| vec![1; n]).collect()
+}
+
+/// Returns the layers of the up path for those of the down path; `None` if they are nested.
+fn mirrored(list: &[Value], num_resnets: &[usize]) -> Option<Vec<Vec<usize>>> {
+    if list.iter().any(Value::is_array) {
+        return None;
+    }
+    let reversed = list.iter().rev().cloned().collect();
+    layers_of(&Value::Array(reversed), num_resnets)
+}
 fn layers_of(value: &Value, num_resnets: &[usize]) -> Option<Vec<Vec<usize>>> {
-    let level = |value: &Value, n: usize| match value {
-        Value::Array(list) if list.len() == n => list.iter().map(layer_count).collect(),
-        value => layer_count(value).map(|layers| vec![layers; n]),
+    let list = match value {
+        Value::Array(list) if list.len() == num_resnets.len() => Some(list),
+        Value::Array(_) => return None,
+        _ => None,
     };
+    let mut layers = Vec::new();
+    for (i, &n) in num_resnets.iter().enumerate() {
+        layers.push(layers_of_level(list.map_or(value, |list| &list[i]), n)?);
+    }
+    Some(layers)
+}
+
+/// Returns the layers after each of the `n` residual blocks of a level: one number for all, or a
+/// list.
+fn layers_of_level(value: &Value, n: usize) -> Option<Vec<usize>> {
     match value {
-        Value::Array(list) if list.len() == num_resnets.len() => list
-            .iter()
-            .zip(num_resnets)
-            .map(|(value, &n)| level(value, n))
-            .collect(),
-        Value::Array(_) => None,
-        value => num_resnets.iter().map(|&n| level(value, n)).collect(),
+        Value::Array(list) if list.len() == n => list.iter().map(layer_count).collect(),
+        value => Some(vec![layer_count(value)?; n]),
     }
 }

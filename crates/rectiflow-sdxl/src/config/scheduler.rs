@@ -30,33 +30,40 @@ impl SchedulerConfig {
     /// Extracts what the UNet predicts and the shift. Accepts any contents, since sampling does not
     /// use diffusers' schedulers.
     pub fn from_json(json: Map<String, Value>) -> Self {
-        let text = |key| json.get(key).and_then(Value::as_str);
-        let flow_match = text("_class_name").is_some_and(|class| class.starts_with("FlowMatch"));
-        let flow_sigmas = json
-            .get("use_flow_sigmas")
-            .and_then(Value::as_bool)
-            .unwrap_or(false);
-        let parameterization = match text("prediction_type") {
-            _ if flow_match || flow_sigmas => Some(Parameterization::Flow),
-            Some("flow_prediction") => Some(Parameterization::Flow),
-            Some("epsilon") => Some(Parameterization::Eps),
-            Some("v_prediction") => Some(Parameterization::V),
-            _ => None,
-        };
-        let shift = if flow_match {
-            json.get("shift")
+        let flow_match = text(&json, "_class_name").starts_with("FlowMatch");
+        let parameterization = parameterization(&json, flow_match);
+        let flow_shift = if parameterization == Some(Parameterization::Flow) {
+            let key = if flow_match { "shift" } else { "flow_shift" };
+            json.get(key).and_then(Value::as_f64)
         } else {
-            json.get("flow_shift")
+            None
         };
-        let flow_shift = shift
-            .and_then(Value::as_f64)
-            .filter(|_| parameterization == Some(Parameterization::Flow));
         Self {
             parameterization,
             flow_shift,
             json,
         }
     }
+}
+
+/// Returns what the UNet predicts; `flow_match` says whether the scheduler is one of diffusers'
+/// flow-matching ones.
+fn parameterization(json: &Map<String, Value>, flow_match: bool) -> Option<Parameterization> {
+    let flow_sigmas = json.get("use_flow_sigmas").and_then(Value::as_bool);
+    if flow_match || flow_sigmas == Some(true) {
+        return Some(Parameterization::Flow);
+    }
+    match text(json, "prediction_type") {
+        "flow_prediction" => Some(Parameterization::Flow),
+        "epsilon" => Some(Parameterization::Eps),
+        "v_prediction" => Some(Parameterization::V),
+        _ => None,
+    }
+}
+
+/// Returns the text of a key; empty if it has none.
+fn text<'a>(json: &'a Map<String, Value>, key: &str) -> &'a str {
+    json.get(key).and_then(Value::as_str).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -82,7 +89,11 @@ mod tests {
             read(serde_json::json!({"prediction_type": "v_prediction"})),
             (Some(Parameterization::V), None)
         );
-        let dpm = serde_json::json!({"prediction_type": "flow_prediction", "use_flow_sigmas": true, "flow_shift": 3.0});
+        let dpm = serde_json::json!({
+            "prediction_type": "flow_prediction",
+            "use_flow_sigmas": true,
+            "flow_shift": 3.0,
+        });
         assert_eq!(read(dpm), (flow, Some(3.0)));
         let euler =
             serde_json::json!({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 6.0});

@@ -27,6 +27,13 @@ pub struct LevelConfig {
     pub num_resnets: usize,
 }
 
+impl LevelConfig {
+    /// Returns true if transformers follow the residual blocks.
+    pub(crate) fn has_attention(&self) -> bool {
+        !self.transformer_layers.is_empty()
+    }
+}
+
 /// diffusers' `UNet2DConditionModel`, as SDXL uses it.
 #[derive(Debug, Clone)]
 pub struct UNetConfig {
@@ -83,28 +90,9 @@ impl UNetConfig {
         check_unsupported_unet(&mut r);
         let widths = r.positive_list("block_out_channels", &[320, 640, 1280, 1280]);
         let levels = Levels::read(&mut r, &widths);
-        let norm_num_groups = r.positive("norm_num_groups", 32);
-        for &width in &widths {
-            r.divides(
-                "norm_num_groups",
-                norm_num_groups,
-                "block_out_channels",
-                width,
-            );
-        }
+        let norm_num_groups = r.norm_num_groups(&widths);
         let addition_time_embed_dim = r.positive("addition_time_embed_dim", 256);
-        let projection = r.positive("projection_class_embeddings_input_dim", 2816);
-        let pooled_dim = projection - NUM_TIME_IDS * addition_time_embed_dim;
-        if pooled_dim < 1 {
-            let expected = format!(
-                "more than {NUM_TIME_IDS} x addition_time_embed_dim ({addition_time_embed_dim})"
-            );
-            r.problem(
-                "projection_class_embeddings_input_dim",
-                &expected,
-                &projection.to_string(),
-            );
-        }
+        let pooled_dim = pooled_dim(&mut r, addition_time_embed_dim);
         r.activation("act_fn", Activation::Silu, &[Activation::Silu]);
         let config = Self {
             in_channels: r.positive("in_channels", 4),
@@ -129,6 +117,11 @@ impl UNetConfig {
         Ok(Self { json, ..config })
     }
 
+    /// Returns the width of pooled text and size values together, the input of their embedding.
+    pub fn added_dim(&self) -> i64 {
+        self.pooled_dim + NUM_TIME_IDS * self.addition_time_embed_dim
+    }
+
     /// Returns the width of the text context, the same at every level.
     pub fn context_dim(&self) -> i64 {
         self.mid.context_dim
@@ -141,31 +134,60 @@ impl UNetConfig {
     }
 }
 
+/// Reads the width of pooled text and size values together, and returns that of the text alone.
+fn pooled_dim(r: &mut Reader<'_>, addition_time_embed_dim: i64) -> i64 {
+    const KEY: &str = "projection_class_embeddings_input_dim";
+    let projection = r.positive(KEY, 2816);
+    let pooled_dim = projection - NUM_TIME_IDS * addition_time_embed_dim;
+    if pooled_dim < 1 {
+        let expected = format!(
+            "more than {NUM_TIME_IDS} x addition_time_embed_dim ({addition_time_embed_dim})"
+        );
+        r.problem(KEY, &expected, &projection.to_string());
+    }
+    pooled_dim
+}
+
+/// Features that must be off.
+const OFF: [&str; 6] = [
+    "center_input_sample",
+    "only_cross_attention",
+    "dual_cross_attention",
+    "upcast_attention",
+    "resnet_skip_time_act",
+    "class_embeddings_concat",
+];
+
+/// Features that must be absent.
+const ABSENT: [&str; 9] = [
+    "encoder_hid_dim",
+    "encoder_hid_dim_type",
+    "num_attention_heads",
+    "class_embed_type",
+    "num_class_embeds",
+    "time_embedding_act_fn",
+    "timestep_post_act",
+    "time_cond_proj_dim",
+    "cross_attention_norm",
+];
+
+/// Keys with one supported value.
+const ONLY: [(&str, &str); 5] = [
+    ("_class_name", "UNet2DConditionModel"),
+    ("mid_block_type", "UNetMidBlock2DCrossAttn"),
+    ("resnet_time_scale_shift", "default"),
+    ("time_embedding_type", "positional"),
+    ("attention_type", "default"),
+];
+
 /// Refuses everything that diffusers can vary and SDXL does not.
 fn check_unsupported_unet(r: &mut Reader<'_>) {
-    r.only(
-        "_class_name",
-        "UNet2DConditionModel",
-        &["UNet2DConditionModel"],
-    );
-    r.only(
-        "mid_block_type",
-        "UNetMidBlock2DCrossAttn",
-        &["UNetMidBlock2DCrossAttn"],
-    );
-    r.only("resnet_time_scale_shift", "default", &["default"]);
-    r.only("time_embedding_type", "positional", &["positional"]);
-    r.only("attention_type", "default", &["default"]);
+    for (key, supported) in ONLY {
+        r.only(key, supported, &[supported]);
+    }
     // diffusers' default is null, which is not SDXL.
     r.required("addition_embed_type", &["text_time"]);
-    for key in [
-        "center_input_sample",
-        "only_cross_attention",
-        "dual_cross_attention",
-        "upcast_attention",
-        "resnet_skip_time_act",
-        "class_embeddings_concat",
-    ] {
+    for key in OFF {
         r.unset(key, &Value::Bool(false));
     }
     r.unset("dropout", &Value::from(0.0));
@@ -175,17 +197,7 @@ fn check_unsupported_unet(r: &mut Reader<'_>) {
     for key in ["conv_in_kernel", "conv_out_kernel"] {
         r.unset(key, &Value::from(3));
     }
-    for key in [
-        "encoder_hid_dim",
-        "encoder_hid_dim_type",
-        "num_attention_heads",
-        "class_embed_type",
-        "num_class_embeds",
-        "time_embedding_act_fn",
-        "timestep_post_act",
-        "time_cond_proj_dim",
-        "cross_attention_norm",
-    ] {
+    for key in ABSENT {
         r.unset(key, &Value::Null);
     }
 }
@@ -201,56 +213,37 @@ struct Levels {
 impl Levels {
     fn read(r: &mut Reader<'_>, widths: &[i64]) -> Self {
         let num_levels = widths.len();
-        let attending = ["DownBlock2D", "CrossAttnDownBlock2D"];
-        let has_attention = r.block_types(
-            "down_block_types",
-            attending,
-            &[true, true, true, false],
-            num_levels,
-        );
-        let attending = ["UpBlock2D", "CrossAttnUpBlock2D"];
-        let has_attention_up = r.block_types(
-            "up_block_types",
-            attending,
-            &[false, true, true, true],
-            num_levels,
-        );
+        // Block types and sizes of each level.
+        let has_attention = has_attention_down(r, num_levels);
+        let has_attention_up = has_attention_up(r, num_levels);
         let num_resnets = r.num_blocks_per_level("layers_per_block", 2, num_levels);
         let heads = r.per_level("attention_head_dim", 8, num_levels);
-        let context = r.per_level("cross_attention_dim", 1280, num_levels);
-        if context.iter().any(|&c| c != context[0]) {
-            r.problem(
-                "cross_attention_dim",
-                "the same width at every level",
-                &format!("{context:?}"),
-            );
-        }
+        let context_dim = context_dim(r, num_levels);
         for (&width, &num_heads) in widths.iter().zip(&heads) {
             r.divides("attention_head_dim", num_heads, "block_out_channels", width);
         }
+        // Transformer layers of each residual block.
         let up_resnets: Vec<usize> = num_resnets.iter().rev().map(|n| n + 1).collect();
-        let layers = r.layers("transformer_layers_per_block", &num_resnets);
+        let mut layers = r.layers("transformer_layers_per_block", &num_resnets);
         let layers_up = r.layers_up(&up_resnets);
         let layers_mid = r.layers_mid("transformer_layers_per_block");
-        let down = (0..num_levels).map(|i| LevelConfig {
-            channels: widths[i],
-            num_heads: heads[i],
-            context_dim: context[i],
-            transformer_layers: if has_attention[i] {
-                layers[i].clone()
-            } else {
-                Vec::new()
-            },
-            num_resnets: num_resnets[i],
-        });
+        let mut down = Vec::new();
+        for i in 0..num_levels {
+            down.push(LevelConfig {
+                channels: widths[i],
+                num_heads: heads[i],
+                context_dim,
+                transformer_layers: only_if(has_attention[i], std::mem::take(&mut layers[i])),
+                num_resnets: num_resnets[i],
+            });
+        }
         Self {
-            down: down.collect(),
+            down,
             has_attention_up,
             layers_up,
             layers_mid,
         }
     }
-
     fn mid(&self) -> LevelConfig {
         let coarsest = &self.down[self.down.len() - 1];
         LevelConfig {
@@ -261,19 +254,48 @@ impl Levels {
     }
 
     fn up(&self) -> Vec<LevelConfig> {
-        let level = |(i, down): (usize, &LevelConfig)| LevelConfig {
-            transformer_layers: if self.has_attention_up[i] {
-                self.layers_up[i].clone()
-            } else {
-                Vec::new()
-            },
-            num_resnets: down.num_resnets + 1,
-            ..down.clone()
-        };
-        self.down.iter().rev().enumerate().map(level).collect()
+        let mut up = Vec::new();
+        for (i, down) in self.down.iter().rev().enumerate() {
+            up.push(LevelConfig {
+                transformer_layers: only_if(self.has_attention_up[i], self.layers_up[i].clone()),
+                num_resnets: down.num_resnets + 1,
+                ..down.clone()
+            });
+        }
+        up
     }
 }
 
+/// Returns the layers of a level with attention; a level without it has none.
+fn only_if(has_attention: bool, layers: Vec<usize>) -> Vec<usize> {
+    if has_attention { layers } else { Vec::new() }
+}
+
+fn has_attention_down(r: &mut Reader<'_>, num_levels: usize) -> Vec<bool> {
+    let types = ["DownBlock2D", "CrossAttnDownBlock2D"];
+    let default = [true, true, true, false];
+    r.block_types("down_block_types", types, &default, num_levels)
+}
+
+fn has_attention_up(r: &mut Reader<'_>, num_levels: usize) -> Vec<bool> {
+    let types = ["UpBlock2D", "CrossAttnUpBlock2D"];
+    let default = [false, true, true, true];
+    r.block_types("up_block_types", types, &default, num_levels)
+}
+
+/// Returns the width of the text context, which must be the same at every level.
+fn context_dim(r: &mut Reader<'_>, num_levels: usize) -> i64 {
+    const KEY: &str = "cross_attention_dim";
+    let context = r.per_level(KEY, 1280, num_levels);
+    if context.iter().any(|&width| width != context[0]) {
+        r.problem(
+            KEY,
+            "the same width at every level",
+            &format!("{context:?}"),
+        );
+    }
+    context[0]
+}
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;

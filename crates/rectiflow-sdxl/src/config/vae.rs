@@ -61,38 +61,14 @@ impl VaeConfig {
         let block_out_channels = r.positive_list("block_out_channels", &[64]);
         let num_levels = block_out_channels.len();
         // Each has only one type; the length must still match the number of levels.
-        r.block_types(
-            "down_block_types",
-            ["DownEncoderBlock2D", "DownEncoderBlock2D"],
-            &[true],
-            num_levels,
-        );
-        r.block_types(
-            "up_block_types",
-            ["UpDecoderBlock2D", "UpDecoderBlock2D"],
-            &[true],
-            num_levels,
-        );
-        let norm_num_groups = r.positive("norm_num_groups", 32);
-        for &width in &block_out_channels {
-            r.divides(
-                "norm_num_groups",
-                norm_num_groups,
-                "block_out_channels",
-                width,
-            );
-        }
+        let (down, up) = (["DownEncoderBlock2D"; 2], ["UpDecoderBlock2D"; 2]);
+        r.block_types("down_block_types", down, &[true], num_levels);
+        r.block_types("up_block_types", up, &[true], num_levels);
+        let norm_num_groups = r.norm_num_groups(&block_out_channels);
         for key in ["shift_factor", "latents_mean", "latents_std"] {
             r.unset(key, &Value::Null);
         }
-        let scaling_factor = r.number("scaling_factor", 0.18215);
-        if !(scaling_factor > 0.0 && scaling_factor.is_finite()) {
-            r.problem(
-                "scaling_factor",
-                "a positive number",
-                &scaling_factor.to_string(),
-            );
-        }
+        let scaling_factor = scaling_factor(&mut r);
         let config = Self {
             in_channels: r.positive("in_channels", 3),
             out_channels: r.positive("out_channels", 3),
@@ -115,4 +91,13 @@ impl VaeConfig {
     pub fn down_factor(&self) -> u32 {
         1 << (self.block_out_channels.len() - 1)
     }
+}
+
+/// Reads the scaling factor, which must be positive.
+fn scaling_factor(r: &mut Reader<'_>) -> f64 {
+    let factor = r.number("scaling_factor", 0.18215);
+    if !(factor > 0.0 && factor.is_finite()) {
+        r.problem("scaling_factor", "a positive number", &factor.to_string());
+    }
+    factor
 }

@@ -12,11 +12,7 @@
 use std::ops::{Add, Mul};
 
 use crate::{
-    config::{
-        clip::ClipConfig,
-        unet::{NUM_TIME_IDS, UNetConfig},
-        vae::VaeConfig,
-    },
+    config::{clip::ClipConfig, unet::UNetConfig, vae::VaeConfig},
     cost::walk::{Block, BlockKind, unet_blocks},
 };
 
@@ -98,23 +94,13 @@ impl std::iter::Sum for Flops {
 /// width), a context of `num_tokens`.
 pub fn unet(config: &UNetConfig, size: [i64; 2], num_tokens: i64) -> Flops {
     let time_dim = config.time_embed_dim;
-    let added = config.pooled_dim + NUM_TIME_IDS * config.addition_time_embed_dim;
-    let embeddings = [
-        [config.down[0].channels, time_dim],
-        [added, time_dim],
-        [time_dim; 2],
-        [time_dim; 2],
-    ];
-    let embeddings: Flops = embeddings
-        .into_iter()
-        .map(|widths| Flops::linear(1, widths))
-        .sum();
-    let blocks = unet_blocks(config, size);
-    embeddings
-        + blocks
-            .iter()
-            .map(|block| unet_block(config, block, num_tokens))
-            .sum()
+    let mut flops = Flops::linear(1, [config.down[0].channels, time_dim])
+        + Flops::linear(1, [config.added_dim(), time_dim])
+        + Flops::linear(1, [time_dim; 2]) * 2;
+    for block in unet_blocks(config, size) {
+        flops = flops + unet_block(config, &block, num_tokens);
+    }
+    flops
 }
 
 /// Returns the FLOPs of one block of [`unet_blocks`].
@@ -134,16 +120,22 @@ pub(crate) fn unet_block(config: &UNetConfig, block: &Block, num_tokens: i64) ->
             channels,
             context_dim,
         } => {
-            let square = Flops::linear(num_pixels, [channels; 2]);
             let of_text = Flops::linear(num_tokens, [context_dim, channels]);
-            let to_itself = square * 4 + Flops::attention(num_pixels, num_pixels, channels);
-            let to_text =
-                square * 2 + of_text * 2 + Flops::attention(num_pixels, num_tokens, channels);
-            // The MLP: the values and their gates, each four times as wide, and the output.
-            to_itself + to_text + square * 12
+            layer(num_pixels, channels)
+                + of_text * 2
+                + Flops::attention(num_pixels, num_tokens, channels)
         }
     };
     one * block.repeats
+}
+
+/// Returns the FLOPs of a transformer layer, without those over the text's tokens.
+fn layer(num_pixels: i64, channels: i64) -> Flops {
+    let square = Flops::linear(num_pixels, [channels; 2]);
+    let to_itself = square * 4 + Flops::attention(num_pixels, num_pixels, channels);
+    let to_text = square * 2;
+    // The MLP: the values and their gates, each four times as wide, and the output.
+    to_itself + to_text + square * 12
 }
 
 /// Returns the FLOPs of a residual block's convolutions.
@@ -165,11 +157,11 @@ pub fn text_encoder(config: &ClipConfig, num_tokens: i64, pooled: bool) -> Flops
         + Flops::attention(num_tokens, num_tokens, width)
         + Flops::linear(num_tokens, [width, inner]) * 2;
     let num_layers = config.num_hidden_layers as u64 - u64::from(!pooled);
-    let projection = config
-        .projection_dim
-        .filter(|_| pooled)
-        .map(|dim| Flops::linear(1, [width, dim]));
-    layer * num_layers + projection.unwrap_or_default()
+    let projection = match config.projection_dim {
+        Some(dim) if pooled => Flops::linear(1, [width, dim]),
+        _ => Flops::default(),
+    };
+    layer * num_layers + projection
 }
 
 /// Returns the FLOPs of encoding one picture of `size` pixels (height, width).
@@ -187,25 +179,29 @@ pub fn vae_encoder(config: &VaeConfig, size: [i64; 2]) -> Flops {
         }
     }
     let moments = 2 * config.latent_channels;
-    let quant = if config.use_quant_conv {
-        Flops::convolution(1, [moments; 2], size)
+    flops
+        + vae_mid(config, size)
+        + Flops::convolution(3, [coarsest, moments], size)
+        + pointwise(config.use_quant_conv, moments, size)
+}
+
+/// Returns the FLOPs of a 1x1 convolution between equal widths, if the model has it.
+fn pointwise(is_present: bool, width: i64, size: [i64; 2]) -> Flops {
+    if is_present {
+        Flops::convolution(1, [width; 2], size)
     } else {
         Flops::default()
-    };
-    flops + vae_mid(config, size) + Flops::convolution(3, [coarsest, moments], size) + quant
+    }
 }
 
 /// Returns the FLOPs of decoding one sample's latents of `size` (height, width).
 pub fn vae_decoder(config: &VaeConfig, size: [i64; 2]) -> Flops {
     let widths: Vec<i64> = config.block_out_channels.iter().rev().copied().collect();
-    let (latents, mut size) = (config.latent_channels, size);
-    let quant = if config.use_post_quant_conv {
-        Flops::convolution(1, [latents; 2], size)
-    } else {
-        Flops::default()
-    };
-    let mut flops =
-        quant + Flops::convolution(3, [latents, widths[0]], size) + vae_mid(config, size);
+    let latents = config.latent_channels;
+    let mut size = size;
+    let mut flops = pointwise(config.use_post_quant_conv, latents, size)
+        + Flops::convolution(3, [latents, widths[0]], size)
+        + vae_mid(config, size);
     for (i, &width) in widths.iter().enumerate() {
         let below = widths[i.saturating_sub(1)];
         flops = flops + vae_level([below, width], config.layers_per_block + 1, size);
@@ -218,22 +214,25 @@ pub fn vae_decoder(config: &VaeConfig, size: [i64; 2]) -> Flops {
 }
 
 fn vae_level([inputs, width]: [i64; 2], num_resnets: usize, size: [i64; 2]) -> Flops {
-    let channels = |j| if j == 0 { [inputs, width] } else { [width; 2] };
-    (0..num_resnets).map(|j| resnet(channels(j), size)).sum()
+    let mut flops = Flops::default();
+    for i in 0..num_resnets {
+        let channels = if i == 0 { [inputs, width] } else { [width; 2] };
+        flops = flops + resnet(channels, size);
+    }
+    flops
 }
 
 /// Returns the FLOPs of the middle: residual block, attention over all pixels, residual block.
 fn vae_mid(config: &VaeConfig, size: [i64; 2]) -> Flops {
     let width = config.block_out_channels[config.block_out_channels.len() - 1];
     let num_pixels = size[0] * size[1];
-    let attention =
-        Flops::linear(num_pixels, [width; 2]) * 4 + Flops::attention(num_pixels, num_pixels, width);
-    let attention = if config.mid_block_add_attention {
-        attention
+    let resnets = resnet([width; 2], size) * 2;
+    if config.mid_block_add_attention {
+        let projections = Flops::linear(num_pixels, [width; 2]) * 4;
+        resnets + projections + Flops::attention(num_pixels, num_pixels, width)
     } else {
-        Flops::default()
-    };
-    resnet([width; 2], size) * 2 + attention
+        resnets
+    }
 }
 
 /// Returns the product of sizes, which are positive.

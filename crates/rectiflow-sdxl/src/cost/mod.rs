@@ -9,13 +9,13 @@
 pub mod flops;
 pub mod walk;
 
-use std::collections::BTreeSet;
+use std::{cmp::Ordering, collections::BTreeSet};
 
 pub use crate::torch::kernels::keeps_less;
 use crate::{
     config::{
         clip::ClipConfig,
-        unet::{LevelConfig, NUM_TIME_IDS, UNetConfig},
+        unet::{LevelConfig, UNetConfig},
     },
     cost::{
         flops::unet_block,
@@ -98,6 +98,21 @@ fn embedding(inputs: u64, width: u64) -> u64 {
     inputs * width + width * width + 2 * width
 }
 
+/// Returns the number of parameters of a residual block, without those of its time embedding.
+fn resnet_parameters(inputs: u64, outputs: u64) -> u64 {
+    let shortcut = if inputs == outputs {
+        0
+    } else {
+        conv(inputs, outputs, 1)
+    };
+    2 * (inputs + outputs) + conv(inputs, outputs, 3) + conv(outputs, outputs, 3) + shortcut
+}
+
+/// Returns the number of parameters of attention from `dim` channels to `context` channels.
+fn attention(dim: u64, context: u64) -> u64 {
+    2 * dim * dim + 2 * context * dim + dim
+}
+
 /// The state of a walk through the UNet in the order of computation.
 struct PartWalk<'a> {
     config: &'a UNetConfig,
@@ -133,7 +148,7 @@ impl<'a> PartWalk<'a> {
     /// Adds the embeddings of time and size, and the first convolution.
     fn entrance(&mut self) {
         let config = self.config;
-        let added = (config.pooled_dim + NUM_TIME_IDS * config.addition_time_embed_dim) as u64;
+        let added = config.added_dim() as u64;
         self.plain(
             "time_embedding",
             0,
@@ -274,24 +289,14 @@ impl<'a> PartWalk<'a> {
         // Both norms: the input, the output, and the output of the activation.
         let each = if self.load.fused { 2 } else { 3 };
         let kept = self.latents(each * (both + outputs));
-        let shortcut = if both == outputs {
-            0
-        } else {
-            conv(both, outputs, 1)
-        };
         let time = (self.time_dim() + 1) * outputs;
-        let num_parameters = 2 * (both + outputs)
-            + conv(both, outputs, 3)
-            + conv(outputs, outputs, 3)
-            + shortcut
-            + time;
         self.parts.push(PartCost {
             name: name.to_owned(),
             is_block: true,
             kept_bytes: kept,
             // Outputs of the down path are counted there.
             input_bytes: self.latents(inputs),
-            num_parameters,
+            num_parameters: resnet_parameters(both, outputs) + time,
             flops: self.flops(BlockKind::Resnet {
                 channels: [both as i64, outputs as i64],
             }),
@@ -304,32 +309,40 @@ impl<'a> PartWalk<'a> {
         let Some(&num_blocks) = num_blocks else {
             return;
         };
-        let (dim, context) = (level.channels as u64, level.context_dim as u64);
+        let dim = level.channels as u64;
         let entrance = self.latents(2 * dim);
         self.plain(&format!("{name}.norm"), entrance, 2 * dim + (dim + 1) * dim);
-        let tokens = self.load.batch * self.load.tokens;
-        // Twelve for the three norms, queries, keys and values; in the MLP eight for values and
-        // gates, four for the gates' GELU if it is a separate operation, four for the products.
-        let widths = 12 + if self.load.fused { 12 } else { 16 };
-        let kept = self.latents(widths * dim) + 2 * tokens * dim * self.load.bytes;
-        let flops = self.flops(BlockKind::Layer {
-            channels: level.channels,
-            context_dim: level.context_dim,
-        });
-        let attention = |width: u64| 2 * dim * dim + 2 * width * dim + dim;
-        let mlp = (dim + 1) * 8 * dim + (4 * dim + 1) * dim;
+        let layer = self.layer(level);
         for block in 0..num_blocks {
             self.parts.push(PartCost {
                 name: format!("{name}.transformer_blocks.{block}"),
-                is_block: true,
-                kept_bytes: kept,
-                input_bytes: self.latents(dim),
-                num_parameters: 6 * dim + attention(dim) + attention(context) + mlp,
-                flops,
+                ..layer.clone()
             });
         }
         let exit = self.latents(dim);
         self.plain(&format!("{name}.proj_out"), exit, (dim + 1) * dim);
+    }
+
+    /// Returns the cost of each of a transformer's blocks, without its name.
+    fn layer(&self, level: &LevelConfig) -> PartCost {
+        let dim = level.channels as u64;
+        let context = level.context_dim as u64;
+        let tokens = self.load.batch * self.load.tokens;
+        // Twelve for the three norms, queries, keys and values; in the MLP eight for values and
+        // gates, four for the gates' GELU if it is a separate operation, four for the products.
+        let widths = 12 + if self.load.fused { 12 } else { 16 };
+        let mlp = (dim + 1) * 8 * dim + (4 * dim + 1) * dim;
+        PartCost {
+            name: String::new(),
+            is_block: true,
+            kept_bytes: self.latents(widths * dim) + 2 * tokens * dim * self.load.bytes,
+            input_bytes: self.latents(dim),
+            num_parameters: 6 * dim + attention(dim, dim) + attention(dim, context) + mlp,
+            flops: self.flops(BlockKind::Layer {
+                channels: level.channels,
+                context_dim: level.context_dim,
+            }),
+        }
     }
 }
 
@@ -368,15 +381,14 @@ pub fn peak_bytes(
 /// Returns the names of the blocks to recompute so that the rest `fits`, in order of bytes saved
 /// per operation; all blocks if that is not enough.
 pub fn choose(parts: &[PartCost], fits: impl Fn(&BTreeSet<String>) -> bool) -> BTreeSet<String> {
-    let mut blocks: Vec<&PartCost> = parts
-        .iter()
-        .filter(|part| part.is_block && part.saved_bytes() > 0)
-        .collect();
-    // Compares bytes saved per operation by cross-multiplication. Equal blocks stay in the order of
-    // computation.
-    let gain =
-        |a: &PartCost, b: &PartCost| u128::from(a.saved_bytes()) * u128::from(b.flops.max(1));
-    blocks.sort_by(|a, b| gain(b, a).cmp(&gain(a, b)));
+    let mut blocks = Vec::new();
+    for part in parts {
+        if part.is_block && part.saved_bytes() > 0 {
+            blocks.push(part);
+        }
+    }
+    // Equal blocks stay in the order of computation.
+    blocks.sort_by(most_saved_first);
     let mut chosen = BTreeSet::new();
     for block in blocks {
         if fits(&chosen) {
@@ -385,6 +397,13 @@ pub fn choose(parts: &[PartCost], fits: impl Fn(&BTreeSet<String>) -> bool) -> B
         chosen.insert(block.name.clone());
     }
     chosen
+}
+
+/// Compares the bytes saved per operation, by cross-multiplication.
+fn most_saved_first(a: &&PartCost, b: &&PartCost) -> Ordering {
+    let of_a = u128::from(a.saved_bytes()) * u128::from(b.flops.max(1));
+    let of_b = u128::from(b.saved_bytes()) * u128::from(a.flops.max(1));
+    of_b.cmp(&of_a)
 }
 
 #[cfg(test)]

@@ -80,16 +80,27 @@ fn largest_of(query: &Tensor, key: &Tensor, num_heads: i64, mask: Mask<'_>) -> T
     for row in 0..b {
         let q = heads_of(query, row, num_heads)?; // [heads, n, d / heads]
         let k = heads_of(key, row, num_heads)?.f_transpose(1, 2)?; // [heads, d / heads, m]
+        let hidden = match mask {
+            Mask::Keys(keys) => Some(keys.f_select(0, row)?.f_logical_not()?), // [m]
+            Mask::Everything | Mask::Causal => None,
+        };
         for start in (0..n).step_by(chunk as usize) {
-            let mut scores = q.f_narrow(1, start, chunk.min(n - start))?.f_matmul(&k)?;
-            if let Mask::Keys(keys) = mask {
-                scores = scores
-                    .f_masked_fill(&keys.f_select(0, row)?.f_logical_not()?, f64::NEG_INFINITY)?;
-            }
-            largest = larger(largest, scores.f_max()?.f_double_value(&[])? * scale);
+            let q = q.f_narrow(1, start, chunk.min(n - start))?;
+            let score = largest_score(&q, &k, hidden.as_ref())?;
+            largest = larger(largest, score * scale);
         }
     }
     Ok(largest)
+}
+
+/// Returns the largest product of a query in `[heads, n, d]` with a key in `[heads, d, m]`, without
+/// the keys where `hidden`, `[m]`, is true.
+fn largest_score(q: &Tensor, k: &Tensor, hidden: Option<&Tensor>) -> Torch<f64> {
+    let mut scores = q.f_matmul(k)?;
+    if let Some(hidden) = hidden {
+        scores = scores.f_masked_fill(hidden, f64::NEG_INFINITY)?;
+    }
+    scores.f_max()?.f_double_value(&[])
 }
 
 /// Returns one row of `[b, n, d]` as `[heads, n, d / heads]`, fp32.
@@ -115,19 +126,23 @@ pub(crate) fn attend(
     {
         return mixed;
     }
-    let split = |x: &Tensor| {
-        let (b, n, d) = x.size3()?;
-        x.f_reshape([b, n, num_heads, d / num_heads])?
-            .f_transpose(1, 2) // [b, heads, n, d / heads]
-    };
     let keys = match mask {
         Mask::Keys(keys) => Some(keys.f_unsqueeze(1)?.f_unsqueeze(1)?), // [b, 1, 1, m]
         Mask::Everything | Mask::Causal => None,
     };
     let causal = matches!(mask, Mask::Causal);
-    let (q, k, v) = (split(query)?, split(key)?, split(value)?);
+    let q = split(query, num_heads)?;
+    let k = split(key, num_heads)?;
+    let v = split(value, num_heads)?;
     let mixed = Tensor::f_scaled_dot_product_attention(&q, &k, &v, keys, 0.0, causal, None, false)?;
     mixed.f_transpose(1, 2)?.f_reshape(query.size())
+}
+
+/// Splits `[b, n, d]` into heads, `[b, heads, n, d / heads]`.
+fn split(x: &Tensor, num_heads: i64) -> Torch {
+    let (b, n, d) = x.size3()?;
+    x.f_reshape([b, n, num_heads, d / num_heads])?
+        .f_transpose(1, 2)
 }
 
 /// diffusers' `Attention`: linear projections around [`attend`].
@@ -156,15 +171,10 @@ impl Attention {
                 Linear::without_bias(&mut scope.sub(name), inputs, dim)
             }
         };
-        let (to_q, to_k, to_v) = (
-            inner("to_q", dim),
-            inner("to_k", context_dim),
-            inner("to_v", context_dim),
-        );
         Self {
-            to_q,
-            to_k,
-            to_v,
+            to_q: inner("to_q", dim),
+            to_k: inner("to_k", context_dim),
+            to_v: inner("to_v", context_dim),
             to_out: Linear::new(&mut scope.sub("to_out.0"), dim, dim),
             num_heads,
         }

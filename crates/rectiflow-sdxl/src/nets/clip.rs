@@ -56,34 +56,18 @@ impl ClipText {
             weights.rename(with_prefix);
         }
         let device = weights.device();
-        let (width, factor) = (config.hidden_size, config.initializer_factor);
-        let embedding = Init::Normal { std: 0.02 * factor };
+        let c = &config;
         let mut root = weights.root();
         let mut model = root.sub("text_model");
+        // Embeddings.
         let mut embeddings = model.sub("embeddings");
-        let token_embedding = embeddings.take(
-            "token_embedding.weight",
-            &[config.vocab_size, width],
-            embedding,
-        );
-        let positions = [config.max_position_embeddings, width];
-        let position_embedding =
-            embeddings.take("position_embedding.weight", &positions, embedding);
-        let layer = |i| Layer::new(&mut model.sub(format_args!("encoder.layers.{i}")), &config);
-        let layers = (0..config.num_hidden_layers).map(layer).collect();
-        let final_layer_norm = LayerNorm::new(
-            &mut model.sub("final_layer_norm"),
-            width,
-            config.layer_norm_eps,
-        );
-        let text_projection = config.projection_dim.map(|dim| {
-            Linear::normal(
-                &mut root.sub("text_projection"),
-                [width, dim],
-                factor / (width as f64).sqrt(),
-                false,
-            )
-        });
+        let token_embedding = embedding(&mut embeddings, "token", c.vocab_size, c);
+        let num_positions = c.max_position_embeddings;
+        let position_embedding = embedding(&mut embeddings, "position", num_positions, c);
+        // Layers, and what follows them.
+        let layers = layers(&mut model, c);
+        let final_layer_norm = norm(&mut model, "final_layer_norm", c);
+        let text_projection = projection(&mut root, c);
         let parameters = weights.finish()?;
         Ok(Self {
             config,
@@ -118,12 +102,13 @@ impl ClipText {
         let ids = ids
             .f_to_device(self.device)
             .map_err(Error::torch(doing()))?;
-        let calculate = || {
-            let hidden = self.penultimate(&ids)?;
-            let pooled = self.pool(&hidden, &ids)?;
-            Ok(ClipOutput { hidden, pooled })
-        };
-        calculate().map_err(Error::torch(doing()))
+        self.calculate(&ids).map_err(Error::torch(doing()))
+    }
+
+    fn calculate(&self, ids: &Tensor) -> Torch<ClipOutput> {
+        let hidden = self.penultimate(ids)?;
+        let pooled = self.pool(&hidden, ids)?;
+        Ok(ClipOutput { hidden, pooled })
     }
 
     /// Encodes token ids, but returns only the states before the last layer:
@@ -133,16 +118,18 @@ impl ClipText {
     /// As [`ClipText::forward`].
     pub fn hidden(&self, ids: &Tensor) -> Result<Tensor> {
         self.check(ids)?;
-        let calculate = || self.penultimate(&ids.f_to_device(self.device)?);
-        calculate().map_err(Error::torch(format!(
-            "text encoder forward of {:?}",
-            ids.size()
-        )))
+        ids.f_to_device(self.device)
+            .and_then(|ids| self.penultimate(&ids))
+            .map_err(Error::torch(format!(
+                "text encoder forward of {:?}",
+                ids.size()
+            )))
     }
 
     fn penultimate(&self, ids: &Tensor) -> Torch {
         let num_tokens = ids.size()[1];
-        let tokens = Tensor::f_embedding(&self.token_embedding, ids, -1, false, false)?; // [b, n, d]
+        // [b, n, d]
+        let tokens = Tensor::f_embedding(&self.token_embedding, ids, -1, false, false)?;
         let mut hidden = tokens
             .f_add(&self.position_embedding.f_narrow(0, 0, num_tokens)?)?
             .f_to_kind(self.kind())?;
@@ -188,25 +175,64 @@ impl ClipText {
         let max = self.config.max_position_embeddings;
         if size.len() != 2 || size.contains(&0) || size[1] > max || kind != Kind::Int64 {
             let expected = format!("[b, n] Int64 with n from 1 to {max}");
-            return Err(Error::input(
-                "input_ids",
-                expected,
-                format!("{size:?} {kind:?}"),
-            ));
+            let found = format!("{size:?} {kind:?}");
+            return Err(Error::input("input_ids", expected, found));
         }
         if ids.device() == Device::Cpu {
-            let (low, high) = (ids.min().int64_value(&[]), ids.max().int64_value(&[]));
-            if low < 0 || high >= self.config.vocab_size {
-                let expected = format!("ids from 0 to {}", self.config.vocab_size - 1);
-                return Err(Error::input(
-                    "input_ids",
-                    expected,
-                    format!("{low} to {high}"),
-                ));
-            }
+            check_range(ids, self.config.vocab_size)
+        } else {
+            Ok(())
         }
-        Ok(())
     }
+}
+
+fn check_range(ids: &Tensor, vocab_size: i64) -> Result<()> {
+    let low = ids.min().int64_value(&[]);
+    let high = ids.max().int64_value(&[]);
+    if low >= 0 && high < vocab_size {
+        return Ok(());
+    }
+    let expected = format!("ids from 0 to {}", vocab_size - 1);
+    Err(Error::input(
+        "input_ids",
+        expected,
+        format!("{low} to {high}"),
+    ))
+}
+
+/// Takes an embedding of `num_rows` tokens or positions.
+fn embedding(scope: &mut Scope<'_>, of: &str, num_rows: i64, config: &ClipConfig) -> Tensor {
+    let init = Init::Normal {
+        std: 0.02 * config.initializer_factor,
+    };
+    let shape = [num_rows, config.hidden_size];
+    scope.take(&format!("{of}_embedding.weight"), &shape, init)
+}
+
+fn layers(model: &mut Scope<'_>, config: &ClipConfig) -> Vec<Layer> {
+    let mut layers = Vec::new();
+    for i in 0..config.num_hidden_layers {
+        let mut scope = model.sub(format_args!("encoder.layers.{i}"));
+        layers.push(Layer::new(&mut scope, config));
+    }
+    layers
+}
+
+fn norm(scope: &mut Scope<'_>, name: &str, config: &ClipConfig) -> LayerNorm {
+    LayerNorm::new(
+        &mut scope.sub(name),
+        config.hidden_size,
+        config.layer_norm_eps,
+    )
+}
+
+/// Builds the projection of the pooled output, if the model has one.
+fn projection(root: &mut Scope<'_>, config: &ClipConfig) -> Option<Linear> {
+    let width = config.hidden_size;
+    let dim = config.projection_dim?;
+    let mut scope = root.sub("text_projection");
+    let std = config.initializer_factor / (width as f64).sqrt();
+    Some(Linear::normal(&mut scope, [width, dim], std, false))
 }
 
 /// Returns true if these are an encoder's names without the usual prefix, as transformers 5 writes
@@ -239,17 +265,35 @@ struct Layer {
     activation: Activation,
 }
 
+/// Standard deviations of a layer's initial weights, as in transformers'
+/// `CLIPPreTrainedModel._init_weights`.
+struct InitialStd {
+    /// Of attention's output projection.
+    narrow: f64,
+    /// Of the other projections, and of the MLP's second layer.
+    deep: f64,
+    /// Of the MLP's first layer.
+    wide: f64,
+}
+
+impl InitialStd {
+    fn of(config: &ClipConfig) -> Self {
+        let width = config.hidden_size as f64;
+        let factor = config.initializer_factor;
+        let narrow = factor / width.sqrt();
+        Self {
+            narrow,
+            deep: narrow / (2.0 * config.num_hidden_layers as f64).sqrt(),
+            wide: factor / (2.0 * width).sqrt(),
+        }
+    }
+}
+
 impl Layer {
     fn new(scope: &mut Scope<'_>, config: &ClipConfig) -> Self {
-        let (width, inner, factor) = (
-            config.hidden_size,
-            config.intermediate_size,
-            config.initializer_factor,
-        );
-        // As transformers' CLIPPreTrainedModel._init_weights.
-        let narrow = factor / (width as f64).sqrt();
-        let deep = narrow / (2.0 * config.num_hidden_layers as f64).sqrt();
-        let wide = factor / (2.0 * width as f64).sqrt();
+        let width = config.hidden_size;
+        let inner = config.intermediate_size;
+        let InitialStd { narrow, deep, wide } = InitialStd::of(config);
         let mut linear =
             |name: &str, widths, std| Linear::normal(&mut scope.sub(name), widths, std, true);
         Self {
@@ -259,16 +303,8 @@ impl Layer {
             out: linear("self_attn.out_proj", [width, width], narrow),
             fc1: linear("mlp.fc1", [width, inner], wide),
             fc2: linear("mlp.fc2", [inner, width], deep),
-            layer_norm1: LayerNorm::new(
-                &mut scope.sub("layer_norm1"),
-                width,
-                config.layer_norm_eps,
-            ),
-            layer_norm2: LayerNorm::new(
-                &mut scope.sub("layer_norm2"),
-                width,
-                config.layer_norm_eps,
-            ),
+            layer_norm1: norm(scope, "layer_norm1", config),
+            layer_norm2: norm(scope, "layer_norm2", config),
             num_heads: config.num_attention_heads,
             activation: config.hidden_act,
         }
@@ -276,11 +312,9 @@ impl Layer {
 
     fn forward(&self, x: &Tensor) -> Torch {
         let normed = self.layer_norm1.forward(x)?;
-        let (q, k, v) = (
-            self.query.forward(&normed)?,
-            self.key.forward(&normed)?,
-            self.value.forward(&normed)?,
-        );
+        let q = self.query.forward(&normed)?;
+        let k = self.key.forward(&normed)?;
+        let v = self.value.forward(&normed)?;
         let x = self
             .out
             .forward(&attend(&q, &k, &v, self.num_heads, Mask::Causal)?)?

@@ -85,15 +85,17 @@ impl Places {
             most,
         };
         for (text, &count) in num_chunks.iter().enumerate() {
-            let (count, first) = (count as usize, places.real.len());
-            places
-                .real
-                .extend((0..count).map(|chunk| (text * stride + chunk) as i64));
+            let first = places.real.len();
             places.first.push(first as i64);
-            places.padded.extend(
-                (0..most).map(|chunk| (if chunk < count { first + chunk } else { first }) as i64),
-            );
-            places.is_real.extend((0..most).map(|chunk| chunk < count));
+            for chunk in 0..most {
+                let is_real = chunk < count as usize;
+                if is_real {
+                    places.real.push((text * stride + chunk) as i64);
+                }
+                let padded = if is_real { first + chunk } else { first };
+                places.padded.push(padded as i64);
+                places.is_real.push(is_real);
+            }
         }
         places
     }
@@ -115,10 +117,13 @@ impl Places {
         } else {
             select(&hidden, &self.padded)?
         };
-        let mask = self.mask(num_tokens).transpose()?;
+        let context_mask = match self.mask(num_tokens)? {
+            Some(mask) => Some(mask.f_to_device(device)?),
+            None => None,
+        };
         Ok(Cond {
             context: context.f_reshape([-1, self.most as i64 * num_tokens, width])?,
-            context_mask: mask.map(|mask| mask.f_to_device(device)).transpose()?,
+            context_mask,
             pooled: select(&output_g.pooled, &self.first)?,
         })
     }
@@ -128,15 +133,14 @@ impl Places {
     }
 
     /// Returns the mask of real tokens, `[b, 77 k]`, or `None` if all are real.
-    fn mask(&self, num_tokens: i64) -> Option<Torch> {
-        let build = || {
-            let chunks =
-                Tensor::f_from_slice(&self.is_real)?.f_reshape([-1, self.most as i64, 1])?;
-            chunks
-                .f_expand([-1, -1, num_tokens], false)?
-                .f_reshape([-1, self.most as i64 * num_tokens])
-        };
-        (!self.uniform()).then(build)
+    fn mask(&self, num_tokens: i64) -> Torch<Option<Tensor>> {
+        if self.uniform() {
+            return Ok(None);
+        }
+        let most = self.most as i64;
+        let chunks = Tensor::f_from_slice(&self.is_real)?.f_reshape([-1, most, 1])?;
+        let tokens = chunks.f_expand([-1, -1, num_tokens], false)?;
+        Ok(Some(tokens.f_reshape([-1, most * num_tokens])?))
     }
 }
 
@@ -149,40 +153,41 @@ fn select(x: &Tensor, at: &[i64]) -> Torch {
 fn check(ids: ChunkedIds<'_>) -> Result<[i64; 3]> {
     let size = ids.clip_l.size();
     let [b, n, num_tokens] = size[..] else {
-        return Err(Error::input(
-            "clip_l ids",
-            "[b, n, 77]",
-            format!("{size:?}"),
-        ));
+        let found = format!("{size:?}");
+        return Err(Error::input("clip_l ids", "[b, n, 77]", found));
     };
     if ids.clip_g.size() != size {
-        return Err(Error::input(
-            "clip_g ids",
-            format!("{size:?} as clip_l's"),
-            format!("{:?}", ids.clip_g.size()),
-        ));
+        let expected = format!("{size:?} as clip_l's");
+        let found = format!("{:?}", ids.clip_g.size());
+        return Err(Error::input("clip_g ids", expected, found));
     }
-    for (name, tensor) in [("clip_l ids", ids.clip_l), ("clip_g ids", ids.clip_g)] {
-        if tensor.kind() != Kind::Int64 {
-            return Err(Error::input(
-                name,
-                "dtype Int64",
-                format!("{:?}", tensor.kind()),
-            ));
-        }
-    }
-    let fits = |&count: &u32| (1..=n).contains(&i64::from(count));
-    if ids.num_chunks.len() as i64 != b || b == 0 || !ids.num_chunks.iter().all(fits) {
-        let expected = format!("{b} (at least 1) numbers from 1 to {n}");
-        return Err(Error::input(
-            "num_chunks",
-            expected,
-            format!("{:?}", ids.num_chunks),
-        ));
-    }
+    check_kind("clip_l ids", ids.clip_l)?;
+    check_kind("clip_g ids", ids.clip_g)?;
+    check_counts(ids.num_chunks, [b, n])?;
     Ok([b, n, num_tokens])
 }
 
+fn check_kind(name: &str, ids: &Tensor) -> Result<()> {
+    if ids.kind() == Kind::Int64 {
+        return Ok(());
+    }
+    let found = format!("{:?}", ids.kind());
+    Err(Error::input(name, "dtype Int64", found))
+}
+
+/// Checks that each of `b` texts has 1 to `n` chunks.
+fn check_counts(num_chunks: &[u32], [b, n]: [i64; 2]) -> Result<()> {
+    let fits = |&count: &u32| (1..=n).contains(&i64::from(count));
+    if num_chunks.len() as i64 == b && b > 0 && num_chunks.iter().all(fits) {
+        return Ok(());
+    }
+    let expected = format!("{b} (at least 1) numbers from 1 to {n}");
+    Err(Error::input(
+        "num_chunks",
+        expected,
+        format!("{num_chunks:?}"),
+    ))
+}
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -198,6 +203,6 @@ mod tests {
         let row = |i| Vec::<bool>::try_from(mask.get(i)).unwrap();
         assert_eq!(row(0), [true, true, true, true, false, false]);
         assert_eq!(row(1), [true, true, false, false, false, false]);
-        assert!(Places::new(&[2, 2], 2).mask(2).is_none());
+        assert!(Places::new(&[2, 2], 2).mask(2).unwrap().is_none());
     }
 }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::{
-    config::unet::{LevelConfig, NUM_TIME_IDS, UNetConfig},
+    config::unet::{NUM_TIME_IDS, UNetConfig},
     error::{Error, Result},
     nets::{
         attention::{LogitMeter, Mask},
@@ -19,7 +19,7 @@ use crate::{
         unet_blocks::{Attending, Conditions, DownBlock, MidBlock, UpBlock},
     },
     torch::ffi::Torch,
-    weights::{Parameters, Weights},
+    weights::{Parameters, Scope, Weights},
 };
 
 /// The network that predicts velocity or noise from noisy latents, time, text and image size.
@@ -94,11 +94,10 @@ impl FromStr for UNetPart {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        let level = |text: &str| text.parse().ok();
         let part = match name.split_once('.') {
             None if name == "mid" => Some(Self::Mid),
-            Some(("down", number)) => level(number).map(Self::Down),
-            Some(("up", number)) => level(number).map(Self::Up),
+            Some(("down", number)) => number.parse().ok().map(Self::Down),
+            Some(("up", number)) => number.parse().ok().map(Self::Up),
             _ => None,
         };
         part.ok_or_else(|| {
@@ -136,30 +135,20 @@ impl UNet {
     pub fn new(config: UNetConfig, mut weights: Weights) -> Result<Self> {
         let device = weights.device();
         let c = &config;
-        let (finest, time_dim) = (c.down[0].channels, c.time_embed_dim);
-        let sinusoid = |dim| Sinusoid {
-            dim,
-            cos_first: c.flip_sin_to_cos,
-            freq_shift: c.freq_shift,
-        };
-        let add_dim = c.pooled_dim + NUM_TIME_IDS * c.addition_time_embed_dim;
-        let norm = Norm {
-            num_groups: c.norm_num_groups,
-            eps: c.norm_eps,
-        };
+        let finest = c.down[0].channels;
+        // The tensors, in the order of the calculation.
         let mut root = weights.root();
         let conv_in = Conv::new(&mut root.sub("conv_in"), c.in_channels, finest, 3);
-        let time_embedding = TimeEmbedding::new(&mut root.sub("time_embedding"), finest, time_dim);
-        let add_embedding = TimeEmbedding::new(&mut root.sub("add_embedding"), add_dim, time_dim);
-        let levels = 0..c.down.len();
-        let down = |i| DownBlock::new(&mut root.sub(format_args!("down_blocks.{i}")), c, i);
-        let down = levels.clone().map(down).collect();
+        let time_embedding = embedding(&mut root, "time_embedding", finest, c);
+        let add_embedding = embedding(&mut root, "add_embedding", c.added_dim(), c);
+        let down = down_blocks(&mut root, c);
         let mid = MidBlock::new(&mut root.sub("mid_block"), c);
-        let up = |i| UpBlock::new(&mut root.sub(format_args!("up_blocks.{i}")), c, i);
-        let up = levels.map(up).collect();
-        let conv_norm_out = GroupNorm::new(&mut root.sub("conv_norm_out"), finest, norm);
+        let up = up_blocks(&mut root, c);
+        let conv_norm_out = GroupNorm::new(&mut root.sub("conv_norm_out"), finest, norm(c));
         let conv_out = Conv::new(&mut root.sub("conv_out"), finest, c.out_channels, 3);
-        let (time_proj, add_time_proj) = (sinusoid(finest), sinusoid(c.addition_time_embed_dim));
+        // The parts without tensors.
+        let time_proj = sinusoid(c, finest);
+        let add_time_proj = sinusoid(c, c.addition_time_embed_dim);
         let parameters = weights.finish()?;
         Ok(Self {
             config,
@@ -177,7 +166,6 @@ impl UNet {
             conv_out,
         })
     }
-
     /// Returns the dtype of the activations. Norms, time embeddings and the last convolution can
     /// have another.
     pub fn kind(&self) -> Kind {
@@ -248,21 +236,20 @@ impl UNet {
 
     /// Returns the parts with transformers, whose self-attention can be switched off.
     pub fn parts_with_attention(&self) -> Vec<UNetPart> {
-        let of = |levels: &[LevelConfig], part: fn(usize) -> UNetPart| {
-            let with = levels
-                .iter()
-                .enumerate()
-                .filter(|(_, level)| !level.transformer_layers.is_empty());
-            with.map(|(index, _)| part(index)).collect::<Vec<_>>()
-        };
-        [
-            of(&self.config.down, UNetPart::Down),
-            vec![UNetPart::Mid],
-            of(&self.config.up, UNetPart::Up),
-        ]
-        .concat()
+        let mut parts = Vec::new();
+        for (index, level) in self.config.down.iter().enumerate() {
+            if level.has_attention() {
+                parts.push(UNetPart::Down(index));
+            }
+        }
+        parts.push(UNetPart::Mid);
+        for (index, level) in self.config.up.iter().enumerate() {
+            if level.has_attention() {
+                parts.push(UNetPart::Up(index));
+            }
+        }
+        parts
     }
-
     /// Checks that all `parts` have attention.
     ///
     /// # Errors
@@ -290,10 +277,10 @@ impl UNet {
     ) -> Torch {
         let time = self.embed(input)?;
         let context = self.placed(input.context)?;
-        let mask = input
-            .context_mask
-            .map(|mask| mask.f_to_device(self.device))
-            .transpose()?;
+        let mask = match input.context_mask {
+            Some(mask) => Some(mask.f_to_device(self.device)?),
+            None => None,
+        };
         let mask = mask.as_ref().map_or(Mask::Everything, Mask::Keys);
         let conditions = PassConditions {
             time: &time,
@@ -336,24 +323,25 @@ impl UNet {
     /// Returns the embedding of time, pooled text and size, after the activation with which every
     /// residual block begins.
     fn embed(&self, input: &UNetInput<'_>) -> Torch {
-        let place = |x: &Tensor| x.f_to_device(self.device);
-        let kind = self.time_embedding.kind();
-        let time = self
-            .time_proj
-            .forward(&place(input.timestep)?)?
-            .f_to_kind(kind)?;
+        let timestep = input.timestep.f_to_device(self.device)?;
+        let time = self.time_proj.forward(&timestep)?;
+        let time = time.f_to_kind(self.time_embedding.kind())?;
         let time = self.time_embedding.forward(&time)?; // [b, time_embed_dim]
-        let b = input.time_ids.size()[0];
-        let sizes = self
-            .add_time_proj
-            .forward(&place(input.time_ids)?.f_reshape([-1])?)?
-            .f_reshape([b, -1])?;
+        let added = self.add_embedding.forward(&self.added(input)?)?;
+        time.f_add(&added)?.f_silu()?.f_to_kind(self.kind())
+    }
+
+    /// Returns the pooled text and the sinusoids of the size values, `[b, 2816]`.
+    fn added(&self, input: &UNetInput<'_>) -> Torch {
         let kind = self.add_embedding.kind();
-        let text = place(input.text_embeds)?.f_to_kind(kind)?;
-        let added = Tensor::f_cat(&[text, sizes.f_to_kind(kind)?], 1)?; // [b, 2816]
-        time.f_add(&self.add_embedding.forward(&added)?)?
-            .f_silu()?
-            .f_to_kind(self.kind())
+        let b = input.time_ids.size()[0];
+        let ids = input.time_ids.f_to_device(self.device)?.f_reshape([-1])?;
+        let sizes = self.add_time_proj.forward(&ids)?.f_reshape([b, -1])?;
+        let text = input
+            .text_embeds
+            .f_to_device(self.device)?
+            .f_to_kind(kind)?;
+        Tensor::f_cat(&[text, sizes.f_to_kind(kind)?], 1)
     }
 
     /// Checks that the tensors fit each other and the model.
@@ -363,48 +351,71 @@ impl UNet {
             let expected = format!("[b, {}, h, w] without zeros", self.config.in_channels);
             return Err(Error::input("sample", expected, format!("{size:?}")));
         }
-        let b = size[0];
+        self.check_conditions(input, size[0])?;
+        expect_floating("sample", input.sample)?;
+        expect_floating("encoder_hidden_states", input.context)?;
+        expect_floating("text_embeds", input.text_embeds)
+    }
+
+    /// Checks the shapes of all tensors besides the sample, and the mask's dtype.
+    fn check_conditions(&self, input: &UNetInput<'_>, b: i64) -> Result<()> {
         expect("timestep", input.timestep, &[b])?;
-        expect(
-            "text_embeds",
-            input.text_embeds,
-            &[b, self.config.pooled_dim],
-        )?;
+        let pooled = [b, self.config.pooled_dim];
+        expect("text_embeds", input.text_embeds, &pooled)?;
         expect("time_ids", input.time_ids, &[b, NUM_TIME_IDS])?;
         let num_tokens = input.context.size().get(1).copied().unwrap_or(0);
-        expect(
-            "encoder_hidden_states",
-            input.context,
-            &[b, num_tokens.max(1), self.config.context_dim()],
-        )?;
-        if let Some(mask) = input.context_mask {
-            expect("context mask", mask, &[b, num_tokens])?;
-            if mask.kind() != Kind::Bool {
-                return Err(Error::input(
-                    "context mask",
-                    "dtype Bool",
-                    format!("{:?}", mask.kind()),
-                ));
-            }
+        let context = [b, num_tokens.max(1), self.config.context_dim()];
+        expect("encoder_hidden_states", input.context, &context)?;
+        let Some(mask) = input.context_mask else {
+            return Ok(());
+        };
+        expect("context mask", mask, &[b, num_tokens])?;
+        if mask.kind() == Kind::Bool {
+            return Ok(());
         }
-        let floating = [
-            ("sample", input.sample),
-            ("encoder_hidden_states", input.context),
-            ("text_embeds", input.text_embeds),
-        ];
-        for (name, tensor) in floating {
-            if !tensor.is_floating_point() {
-                return Err(Error::input(
-                    name,
-                    "a floating-point dtype",
-                    format!("{:?}", tensor.kind()),
-                ));
-            }
-        }
-        Ok(())
+        let found = format!("{:?}", mask.kind());
+        Err(Error::input("context mask", "dtype Bool", found))
     }
 }
 
+/// Returns the sinusoids of a value, with `dim` channels.
+fn sinusoid(config: &UNetConfig, dim: i64) -> Sinusoid {
+    Sinusoid {
+        dim,
+        cos_first: config.flip_sin_to_cos,
+        freq_shift: config.freq_shift,
+    }
+}
+
+/// Builds an embedding of `inputs` channels.
+fn embedding(root: &mut Scope<'_>, name: &str, inputs: i64, config: &UNetConfig) -> TimeEmbedding {
+    TimeEmbedding::new(&mut root.sub(name), inputs, config.time_embed_dim)
+}
+
+fn norm(config: &UNetConfig) -> Norm {
+    Norm {
+        num_groups: config.norm_num_groups,
+        eps: config.norm_eps,
+    }
+}
+
+fn down_blocks(root: &mut Scope<'_>, config: &UNetConfig) -> Vec<DownBlock> {
+    let mut blocks = Vec::new();
+    for i in 0..config.down.len() {
+        let mut scope = root.sub(format_args!("down_blocks.{i}"));
+        blocks.push(DownBlock::new(&mut scope, config, i));
+    }
+    blocks
+}
+
+fn up_blocks(root: &mut Scope<'_>, config: &UNetConfig) -> Vec<UpBlock> {
+    let mut blocks = Vec::new();
+    for i in 0..config.up.len() {
+        let mut scope = root.sub(format_args!("up_blocks.{i}"));
+        blocks.push(UpBlock::new(&mut scope, config, i));
+    }
+    blocks
+}
 /// The conditions of a pass, for all parts together.
 struct PassConditions<'a> {
     time: &'a Tensor,
@@ -436,6 +447,15 @@ impl PassConditions<'_> {
 /// Returns a constructor of the error for a failure of libtorch with this input.
 fn torch_error(input: &UNetInput<'_>) -> impl FnOnce(TchError) -> Error {
     Error::torch(format!("UNet forward of {:?}", input.sample.size()))
+}
+
+/// Checks that a tensor has a floating-point dtype.
+fn expect_floating(name: &str, tensor: &Tensor) -> Result<()> {
+    if tensor.is_floating_point() {
+        return Ok(());
+    }
+    let found = format!("{:?}", tensor.kind());
+    Err(Error::input(name, "a floating-point dtype", found))
 }
 
 /// Checks the shape of a tensor.

@@ -107,6 +107,50 @@ enum Projections {
     Conv(Conv, Conv),
 }
 
+impl Projections {
+    fn new(scope: &mut Scope<'_>, dim: i64, are_linear: bool) -> Self {
+        if are_linear {
+            Self::Linear(
+                Linear::new(&mut scope.sub("proj_in"), dim, dim),
+                Linear::new(&mut scope.sub("proj_out"), dim, dim),
+            )
+        } else {
+            Self::Conv(
+                Conv::new(&mut scope.sub("proj_in"), dim, dim, 1),
+                Conv::new(&mut scope.sub("proj_out"), dim, dim, 1),
+            )
+        }
+    }
+
+    /// `[b, c, h, w]` -> `[b, h w, c]`
+    fn enter(&self, pixels: Tensor) -> Torch {
+        match self {
+            Self::Linear(proj_in, _) => proj_in.forward(&tokens_of(pixels)?),
+            Self::Conv(proj_in, _) => tokens_of(proj_in.forward(&pixels)?),
+        }
+    }
+
+    /// `[b, h w, c]` -> `[b, c, h, w]`
+    fn exit(&self, tokens: Tensor, size: [i64; 2]) -> Torch {
+        match self {
+            Self::Linear(_, proj_out) => pixels_of(proj_out.forward(&tokens)?, size),
+            Self::Conv(_, proj_out) => proj_out.forward(&pixels_of(tokens, size)?),
+        }
+    }
+}
+
+/// `[b, c, h, w]` -> `[b, h w, c]`. Takes the pixels, so that their memory is free afterwards.
+fn tokens_of(pixels: Tensor) -> Torch {
+    let (b, c, h, w) = pixels.size4()?;
+    pixels.f_permute([0, 2, 3, 1])?.f_reshape([b, h * w, c])
+}
+
+/// `[b, h w, c]` -> `[b, c, h, w]`
+fn pixels_of(tokens: Tensor, [h, w]: [i64; 2]) -> Torch {
+    let (b, _, c) = tokens.size3()?;
+    tokens.f_reshape([b, h, w, c])?.f_permute([0, 3, 1, 2])
+}
+
 /// diffusers' `Transformer2DModel`, whose tokens are the pixels.
 #[derive(Debug)]
 pub(crate) struct Transformer {
@@ -127,18 +171,14 @@ impl Transformer {
             num_groups: config.norm_num_groups,
             eps: TRANSFORMER_NORM_EPS,
         };
-        let projections = if config.use_linear_projection {
-            let mut linear = |name| Linear::new(&mut scope.sub(name), dim, dim);
-            Projections::Linear(linear("proj_in"), linear("proj_out"))
-        } else {
-            let mut conv = |name| Conv::new(&mut scope.sub(name), dim, dim, 1);
-            Projections::Conv(conv("proj_in"), conv("proj_out"))
-        };
-        let block = |i| {
+        let projections = Projections::new(scope, dim, config.use_linear_projection);
+        let mut blocks = Vec::new();
+        for i in 0..num_blocks {
             let scope = scope.sub(format_args!("transformer_blocks.{i}"));
-            Recompute::new(scope, |scope| TransformerBlock::new(scope, level))
-        };
-        let blocks = (0..num_blocks).map(block).collect();
+            blocks.push(Recompute::new(scope, |scope| {
+                TransformerBlock::new(scope, level)
+            }));
+        }
         Self {
             norm: GroupNorm::new(&mut scope.sub("norm"), dim, norm),
             projections,
@@ -147,21 +187,11 @@ impl Transformer {
     }
 
     fn forward(&self, x: &Tensor, conditions: &Conditions<'_>) -> Torch {
-        let (b, c, h, w) = x.size4()?;
-        let tokens = |x: Tensor| x.f_permute([0, 2, 3, 1])?.f_reshape([b, h * w, c]);
-        let pixels = |x: Tensor| x.f_reshape([b, h, w, c])?.f_permute([0, 3, 1, 2]);
-        let normed = self.norm.forward(x)?;
-        let mut hidden = match &self.projections {
-            Projections::Linear(proj_in, _) => proj_in.forward(&tokens(normed)?)?,
-            Projections::Conv(proj_in, _) => tokens(proj_in.forward(&normed)?)?,
-        };
+        let mut hidden = self.projections.enter(self.norm.forward(x)?)?;
         for block in &self.blocks {
             hidden = block.on(&hidden, conditions)?;
         }
-        let hidden = match &self.projections {
-            Projections::Linear(_, proj_out) => pixels(proj_out.forward(&hidden)?)?,
-            Projections::Conv(_, proj_out) => proj_out.forward(&pixels(hidden)?)?,
-        };
+        let hidden = self.projections.exit(hidden, height_width(x))?;
         // x stands first, because the sum takes the memory layout of its first operand, and
         // `hidden` is permuted.
         x.f_add(&hidden)
@@ -178,30 +208,18 @@ impl Recompute<TransformerBlock> {
             meter,
         } = conditions.attending;
         let meter = meter.cloned();
-        match mask {
-            Mask::Keys(keys) => {
-                self.forward(&[hidden, conditions.context, keys], move |block, inputs| {
-                    let mask = Mask::Keys(&inputs[2]);
-                    let attending = Attending {
-                        mask,
-                        perturbed_from,
-                        meter: meter.as_ref(),
-                    };
-                    block.forward([&inputs[0], &inputs[1]], attending)
-                })
-            }
-            Mask::Everything | Mask::Causal => {
-                self.forward(&[hidden, conditions.context], move |block, inputs| {
-                    let mask = Mask::Everything;
-                    let attending = Attending {
-                        mask,
-                        perturbed_from,
-                        meter: meter.as_ref(),
-                    };
-                    block.forward([&inputs[0], &inputs[1]], attending)
-                })
-            }
+        let mut inputs = vec![hidden, conditions.context];
+        if let Mask::Keys(keys) = mask {
+            inputs.push(keys);
         }
+        self.forward(&inputs, move |block, inputs| {
+            let attending = Attending {
+                mask: inputs.get(2).map_or(Mask::Everything, Mask::Keys),
+                perturbed_from,
+                meter: meter.as_ref(),
+            };
+            block.forward([&inputs[0], &inputs[1]], attending)
+        })
     }
 }
 
@@ -211,17 +229,12 @@ fn transformers(
     config: &UNetConfig,
     level: &LevelConfig,
 ) -> Vec<Transformer> {
-    let numbered = level.transformer_layers.iter().enumerate();
-    numbered
-        .map(|(i, &n)| {
-            Transformer::new(
-                &mut scope.sub(format_args!("attentions.{i}")),
-                config,
-                level,
-                n,
-            )
-        })
-        .collect()
+    let mut transformers = Vec::new();
+    for (i, &num_blocks) in level.transformer_layers.iter().enumerate() {
+        let mut scope = scope.sub(format_args!("attentions.{i}"));
+        transformers.push(Transformer::new(&mut scope, config, level, num_blocks));
+    }
+    transformers
 }
 
 /// Builds a residual block with the UNet's time embedding and norms.
@@ -293,12 +306,14 @@ impl DownBlock {
     pub(crate) fn new(scope: &mut Scope<'_>, config: &UNetConfig, index: usize) -> Self {
         let level = &config.down[index];
         let inputs = config.down[index.saturating_sub(1)].channels;
-        let widths = |i| [if i == 0 { inputs } else { level.channels }, level.channels];
         let is_last = index + 1 == config.down.len();
+        let mut resnets = Vec::new();
+        for i in 0..level.num_resnets {
+            let inputs = if i == 0 { inputs } else { level.channels };
+            resnets.push(resnet(scope, config, i, [inputs, level.channels]));
+        }
         Self {
-            resnets: (0..level.num_resnets)
-                .map(|i| resnet(scope, config, i, widths(i)))
-                .collect(),
+            resnets,
             attentions: transformers(scope, config, level),
             downsampler: (!is_last).then(|| {
                 Downsample::new(
@@ -378,6 +393,24 @@ impl MidBlock {
     }
 }
 
+/// Builds the residual blocks of a level on the way up.
+fn up_resnets(scope: &mut Scope<'_>, config: &UNetConfig, index: usize) -> Vec<Recompute<Resnet>> {
+    let level = &config.up[index];
+    let below = config.up[index.saturating_sub(1)].channels;
+    let above = config.up[(index + 1).min(config.up.len() - 1)].channels;
+    let mut resnets = Vec::new();
+    for i in 0..level.num_resnets {
+        let inputs = if i == 0 { below } else { level.channels };
+        // The last skip of a level comes from the next finer level, before its first residual
+        // block.
+        let is_last = i + 1 == level.num_resnets;
+        let skipped = if is_last { above } else { level.channels };
+        let channels = [inputs + skipped, level.channels];
+        resnets.push(resnet(scope, config, i, channels));
+    }
+    resnets
+}
+
 /// A level on the way up; each residual block also takes a result kept on the way down.
 #[derive(Debug)]
 pub(crate) struct UpBlock {
@@ -389,25 +422,9 @@ pub(crate) struct UpBlock {
 impl UpBlock {
     pub(crate) fn new(scope: &mut Scope<'_>, config: &UNetConfig, index: usize) -> Self {
         let level = &config.up[index];
-        let below = config.up[index.saturating_sub(1)].channels;
-        let above = config.up[(index + 1).min(config.up.len() - 1)].channels;
         let is_last = index + 1 == config.up.len();
-        let num_resnets = level.num_resnets;
-        // The last skip of a level comes from the next finer level, before its first residual
-        // block.
-        let inputs = |i| if i == 0 { below } else { level.channels };
-        let skipped = |i| {
-            if i + 1 == num_resnets {
-                above
-            } else {
-                level.channels
-            }
-        };
-        let widths = |i| [inputs(i) + skipped(i), level.channels];
         Self {
-            resnets: (0..num_resnets)
-                .map(|i| resnet(scope, config, i, widths(i)))
-                .collect(),
+            resnets: up_resnets(scope, config, index),
             attentions: transformers(scope, config, level),
             upsampler: (!is_last)
                 .then(|| Upsample::new(&mut scope.sub("upsamplers.0"), level.channels)),

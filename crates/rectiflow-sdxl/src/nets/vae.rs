@@ -48,13 +48,12 @@ impl Vae {
         let channels = config.latent_channels;
         let mut root = weights.root();
         let encoder = Encoder::new(&mut root.sub("encoder"), &config);
-        let mut pointwise = |name, width| Conv::new(&mut root.sub(name), width, width, 1);
         let quant_conv = config
             .use_quant_conv
-            .then(|| pointwise("quant_conv", 2 * channels));
+            .then(|| pointwise(&mut root, "quant_conv", 2 * channels));
         let post_quant_conv = config
             .use_post_quant_conv
-            .then(|| pointwise("post_quant_conv", channels));
+            .then(|| pointwise(&mut root, "post_quant_conv", channels));
         let decoder = Decoder::new(&mut root.sub("decoder"), &config);
         let parameters = weights.finish()?;
         Ok(Self {
@@ -88,20 +87,23 @@ impl Vae {
     pub fn encode(&self, pixels: &Tensor) -> Result<(Tensor, Tensor)> {
         let least = i64::from(self.config.down_factor());
         check("pixels", pixels, self.config.in_channels, least)?;
-        let calculate = || {
-            let mut moments = self
-                .encoder
-                .forward(&pixels.f_to_device(self.device)?.f_to_kind(self.kind)?)?;
-            if let Some(conv) = &self.quant_conv {
-                moments = conv.forward(&moments)?;
-            }
-            let halves = moments.f_chunk(2, 1)?;
-            Ok((
-                halves[0].shallow_clone(),
-                halves[1].f_clamp(LOGVAR_RANGE[0], LOGVAR_RANGE[1])?,
-            ))
-        };
-        calculate().map_err(Error::torch(format!("VAE encoding of {:?}", pixels.size())))
+        self.posterior(pixels)
+            .map_err(Error::torch(format!("VAE encoding of {:?}", pixels.size())))
+    }
+
+    fn posterior(&self, pixels: &Tensor) -> Torch<(Tensor, Tensor)> {
+        let mut moments = self.encoder.forward(&self.placed(pixels)?)?;
+        if let Some(conv) = &self.quant_conv {
+            moments = conv.forward(&moments)?;
+        }
+        let halves = moments.f_chunk(2, 1)?;
+        let logvar = halves[1].f_clamp(LOGVAR_RANGE[0], LOGVAR_RANGE[1])?;
+        Ok((halves[0].shallow_clone(), logvar))
+    }
+
+    /// Returns a tensor on the model's device and in its dtype.
+    fn placed(&self, x: &Tensor) -> Torch {
+        x.f_to_device(self.device)?.f_to_kind(self.kind)
     }
 
     /// Returns the output of the encoder's middle, averaged over a grid of 4 x 4 fields,
@@ -111,21 +113,17 @@ impl Vae {
     /// # Errors
     /// As [`Self::encode`].
     pub fn features(&self, pixels: &Tensor) -> Result<Tensor> {
-        check(
-            "pixels",
-            pixels,
-            self.config.in_channels,
-            i64::from(self.config.down_factor()),
-        )?;
-        let calculate = || {
-            let seen = self
-                .encoder
-                .trunk(&pixels.f_to_device(self.device)?.f_to_kind(self.kind)?)?;
-            seen.f_adaptive_avg_pool2d([4, 4])?
-                .f_flatten(1, 3)?
-                .f_to_kind(Kind::Float)
-        };
-        calculate().map_err(Error::torch(format!("VAE features of {:?}", pixels.size())))
+        let least = i64::from(self.config.down_factor());
+        check("pixels", pixels, self.config.in_channels, least)?;
+        self.averages(pixels)
+            .map_err(Error::torch(format!("VAE features of {:?}", pixels.size())))
+    }
+
+    fn averages(&self, pixels: &Tensor) -> Torch {
+        let seen = self.encoder.trunk(&self.placed(pixels)?)?;
+        seen.f_adaptive_avg_pool2d([4, 4])?
+            .f_flatten(1, 3)?
+            .f_to_kind(Kind::Float)
     }
 
     /// Returns the pictures of unscaled latents: `[b, 4, h, w]` to `[b, 3, 8 h, 8 w]`,
@@ -136,14 +134,7 @@ impl Vae {
     /// memory).
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
         check("latents", latents, self.config.latent_channels, 1)?;
-        let calculate = || {
-            let mut latents = latents.f_to_device(self.device)?.f_to_kind(self.kind)?;
-            if let Some(conv) = &self.post_quant_conv {
-                latents = conv.forward(&latents)?;
-            }
-            self.decoder.forward(&latents)
-        };
-        let pictures = calculate().map_err(Error::torch(format!(
+        let pictures = self.pictures(latents).map_err(Error::torch(format!(
             "VAE decoding of {:?}",
             latents.size()
         )))?;
@@ -153,6 +144,19 @@ impl Vae {
         }
         Ok(pictures)
     }
+
+    fn pictures(&self, latents: &Tensor) -> Torch {
+        let mut latents = self.placed(latents)?;
+        if let Some(conv) = &self.post_quant_conv {
+            latents = conv.forward(&latents)?;
+        }
+        self.decoder.forward(&latents)
+    }
+}
+
+/// Builds a 1x1 convolution between equal widths.
+fn pointwise(root: &mut Scope<'_>, name: &str, width: i64) -> Conv {
+    Conv::new(&mut root.sub(name), width, width, 1)
 }
 
 /// Returns the current name of a tensor: files older than diffusers 0.18 have other names in the
@@ -196,12 +200,23 @@ fn norm(config: &VaeConfig) -> Norm {
 }
 
 fn resnet(scope: &mut Scope<'_>, config: &VaeConfig, i: usize, channels: [i64; 2]) -> Resnet {
-    Resnet::new(
-        &mut scope.sub(format_args!("resnets.{i}")),
-        channels,
-        None,
-        norm(config),
-    )
+    let mut scope = scope.sub(format_args!("resnets.{i}"));
+    Resnet::new(&mut scope, channels, None, norm(config))
+}
+
+/// Builds the residual blocks of a level, of which only the first changes the width.
+fn resnets(
+    scope: &mut Scope<'_>,
+    config: &VaeConfig,
+    num_resnets: usize,
+    [inputs, width]: [i64; 2],
+) -> Vec<Resnet> {
+    let mut resnets = Vec::new();
+    for i in 0..num_resnets {
+        let channels = if i == 0 { [inputs, width] } else { [width; 2] };
+        resnets.push(resnet(scope, config, i, channels));
+    }
+    resnets
 }
 
 /// Maps pictures to moments.
@@ -220,34 +235,32 @@ struct EncoderLevel {
     downsampler: Option<Downsample>,
 }
 
+impl EncoderLevel {
+    /// Level 0 is the finest.
+    fn new(scope: &mut Scope<'_>, config: &VaeConfig, i: usize) -> Self {
+        let widths = &config.block_out_channels;
+        let channels = [widths[i.saturating_sub(1)], widths[i]];
+        Self {
+            resnets: resnets(scope, config, config.layers_per_block, channels),
+            downsampler: (i + 1 < widths.len())
+                .then(|| Downsample::new(&mut scope.sub("downsamplers.0"), widths[i], 0)),
+        }
+    }
+}
+
 impl Encoder {
     fn new(scope: &mut Scope<'_>, config: &VaeConfig) -> Self {
         let widths = &config.block_out_channels;
         let (finest, coarsest) = (widths[0], widths[widths.len() - 1]);
         let conv_in = Conv::new(&mut scope.sub("conv_in"), config.in_channels, finest, 3);
-        let level = |i: usize| {
+        let mut levels = Vec::new();
+        for i in 0..widths.len() {
             let mut scope = scope.sub(format_args!("down_blocks.{i}"));
-            let channels = |j| {
-                [
-                    if j == 0 {
-                        widths[i.saturating_sub(1)]
-                    } else {
-                        widths[i]
-                    },
-                    widths[i],
-                ]
-            };
-            EncoderLevel {
-                resnets: (0..config.layers_per_block)
-                    .map(|j| resnet(&mut scope, config, j, channels(j)))
-                    .collect(),
-                downsampler: (i + 1 < widths.len())
-                    .then(|| Downsample::new(&mut scope.sub("downsamplers.0"), widths[i], 0)),
-            }
-        };
+            levels.push(EncoderLevel::new(&mut scope, config, i));
+        }
         Self {
             conv_in,
-            levels: (0..widths.len()).map(level).collect(),
+            levels,
             mid: Mid::new(&mut scope.sub("mid_block"), config),
             conv_norm_out: GroupNorm::new(&mut scope.sub("conv_norm_out"), coarsest, norm(config)),
             conv_out: Conv::new(
@@ -296,6 +309,18 @@ struct DecoderLevel {
     upsampler: Option<Upsample>,
 }
 
+impl DecoderLevel {
+    /// `widths` are those of all levels; level 0 is the coarsest.
+    fn new(scope: &mut Scope<'_>, config: &VaeConfig, widths: &[i64], i: usize) -> Self {
+        let channels = [widths[i.saturating_sub(1)], widths[i]];
+        Self {
+            resnets: resnets(scope, config, config.layers_per_block + 1, channels),
+            upsampler: (i + 1 < widths.len())
+                .then(|| Upsample::new(&mut scope.sub("upsamplers.0"), widths[i])),
+        }
+    }
+}
+
 impl Decoder {
     fn new(scope: &mut Scope<'_>, config: &VaeConfig) -> Self {
         let widths: Vec<i64> = config.block_out_channels.iter().rev().copied().collect();
@@ -307,30 +332,15 @@ impl Decoder {
             3,
         );
         let mid = Mid::new(&mut scope.sub("mid_block"), config);
-        let level = |i: usize| {
+        let mut levels = Vec::new();
+        for i in 0..widths.len() {
             let mut scope = scope.sub(format_args!("up_blocks.{i}"));
-            let channels = |j| {
-                [
-                    if j == 0 {
-                        widths[i.saturating_sub(1)]
-                    } else {
-                        widths[i]
-                    },
-                    widths[i],
-                ]
-            };
-            DecoderLevel {
-                resnets: (0..=config.layers_per_block)
-                    .map(|j| resnet(&mut scope, config, j, channels(j)))
-                    .collect(),
-                upsampler: (i + 1 < widths.len())
-                    .then(|| Upsample::new(&mut scope.sub("upsamplers.0"), widths[i])),
-            }
-        };
+            levels.push(DecoderLevel::new(&mut scope, config, &widths, i));
+        }
         Self {
             conv_in,
             mid,
-            levels: (0..widths.len()).map(level).collect(),
+            levels,
             conv_norm_out: GroupNorm::new(&mut scope.sub("conv_norm_out"), finest, norm(config)),
             conv_out: Conv::new(&mut scope.sub("conv_out"), finest, config.out_channels, 3),
         }

@@ -9,6 +9,7 @@
 //! So closures can be called and dropped on another thread than the one that created them.
 
 use std::{
+    any::Any,
     ffi::{c_char, c_int, c_void},
     panic::{AssertUnwindSafe, catch_unwind},
     ptr,
@@ -139,15 +140,21 @@ unsafe extern "C" fn call<F: Fn(Vec<Tensor>) -> Result<Option<Tensor>, TchError>
             return 0;
         }
         Ok(Err(error)) => error.to_string(),
-        Err(panic) => match (panic.downcast_ref::<String>(), panic.downcast_ref::<&str>()) {
-            (Some(text), _) => text.clone(),
-            (_, Some(text)) => (*text).to_owned(),
-            _ => "a panic".to_owned(),
-        },
+        Err(panic) => panic_text(&*panic),
     };
     // SAFETY: C++ copies the text.
     unsafe { rectiflow_fail(failure, reason.as_ptr().cast(), reason.len()) };
     1
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    if let Some(text) = panic.downcast_ref::<String>() {
+        return text.clone();
+    }
+    match panic.downcast_ref::<&str>() {
+        Some(text) => (*text).to_owned(),
+        None => "a panic".to_owned(),
+    }
 }
 
 /// # Safety
