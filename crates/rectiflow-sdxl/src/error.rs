@@ -176,56 +176,67 @@ impl fmt::Display for WeightProblems {
     /// Writes one line for a single problem or for unusable tensors alone, otherwise a list of each
     /// kind.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let source = &self.source;
         let of_other_shape = self.missing.len() + self.unexpected.len() + self.misshapen.len();
+        // Unusable tensors alone.
         match (of_other_shape, &self.unusable[..]) {
-            (0, [(name, reason)]) => return write!(f, "{}: tensor {name} {reason}", self.source),
+            (0, [(name, reason)]) => return write!(f, "{source}: tensor {name} {reason}"),
             (0, [(name, reason), ..]) => {
                 let num = self.unusable.len();
                 return write!(
                     f,
-                    "{}: {num} tensors cannot be used; the first, {name}, {reason}",
-                    self.source
+                    "{source}: {num} tensors cannot be used; the first, {name}, {reason}"
                 );
             }
             _ => {}
         }
+        // Other tensors than the model's.
         write!(
             f,
-            "{}: the tensors do not fit the model's configuration",
-            self.source
+            "{source}: the tensors do not fit the model's configuration"
         )?;
         if of_other_shape + self.unusable.len() == 1 {
-            let missing = self
-                .missing
-                .iter()
-                .map(|(name, shape)| format!("{name} {shape:?} is missing"));
-            let unexpected = self
-                .unexpected
-                .iter()
-                .map(|(name, shape)| format!("{name} {shape:?} is not part of the model"));
-            let misshapen = self.misshapen.iter().map(misshapen);
-            return missing
-                .chain(unexpected)
-                .chain(misshapen)
-                .try_for_each(|problem| write!(f, ": {problem}"));
+            self.only_problem(f)
+        } else {
+            self.all_problems(f)
         }
-        list(f, "missing", &self.missing, |(name, shape)| {
-            format!("{name} {shape:?}")
-        })?;
-        list(f, "unexpected", &self.unexpected, |(name, shape)| {
-            format!("{name} {shape:?}")
-        })?;
-        list(f, "misshapen", &self.misshapen, misshapen)?;
-        list(f, "unusable", &self.unusable, |(name, reason)| {
-            format!("{name} {reason}")
-        })
     }
+}
+
+impl WeightProblems {
+    /// Writes the only tensor that is missing, unexpected or misshapen.
+    fn only_problem(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some((name, shape)) = self.missing.first() {
+            return write!(f, ": {name} {shape:?} is missing");
+        }
+        if let Some((name, shape)) = self.unexpected.first() {
+            return write!(f, ": {name} {shape:?} is not part of the model");
+        }
+        match self.misshapen.first() {
+            Some(tensor) => write!(f, ": {}", misshapen(tensor)),
+            None => Ok(()),
+        }
+    }
+
+    fn all_problems(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        list(f, "missing", &self.missing, with_shape)?;
+        list(f, "unexpected", &self.unexpected, with_shape)?;
+        list(f, "misshapen", &self.misshapen, misshapen)?;
+        list(f, "unusable", &self.unusable, with_reason)
+    }
+}
+
+fn with_shape((name, shape): &(String, Vec<i64>)) -> String {
+    format!("{name} {shape:?}")
+}
+
+fn with_reason((name, reason): &(String, String)) -> String {
+    format!("{name} {reason}")
 }
 
 fn misshapen((name, expected, found): &(String, Vec<i64>, Vec<i64>)) -> String {
     format!("{name}: expected {expected:?}, found {found:?}")
 }
-
 impl std::error::Error for WeightProblems {}
 
 fn list<T>(
@@ -304,7 +315,8 @@ mod tests {
             misshapen: vec![("w".into(), vec![4], vec![9])],
             ..WeightProblems::default()
         };
-        let expected = "x.safetensors: the tensors do not fit the model's configuration: w: expected [4], found [9]";
+        let expected = "x.safetensors: the tensors do not fit the model's configuration: w: \
+                        expected [4], found [9]";
         assert_eq!(shape.to_string(), expected);
     }
 }

@@ -58,33 +58,37 @@ enum Tensors<'a> {
     Files(Stored),
 }
 
+impl<'a> Part<'a> {
+    fn in_memory(config: &Map<String, Value>, parameters: &'a Parameters) -> Self {
+        Self {
+            config: config.clone(),
+            tensors: Tensors::Memory(parameters),
+        }
+    }
+}
+
 impl<'a> Bundle<'a> {
     /// Makes a bundle of a model in memory.
     ///
     /// # Errors
     /// [`Error::Weights`] if tensors do not fit the configurations.
     pub fn of_model(model: &'a Model) -> Result<Self> {
-        let part = |config: &Map<String, Value>, parameters| Part {
-            config: config.clone(),
-            tensors: Tensors::Memory(parameters),
-        };
+        let Model {
+            unet,
+            clip_l,
+            clip_g,
+            vae,
+            ..
+        } = model;
+        let unet = Part::in_memory(&unet.config.json, &unet.parameters);
+        let clip_l = Part::in_memory(&clip_l.config.json, &clip_l.parameters);
+        let clip_g = Part::in_memory(&clip_g.config.json, &clip_g.parameters);
+        let vae = Part::in_memory(&vae.config.json, &vae.parameters);
         let parts = BTreeMap::from([
-            (
-                Component::UNet,
-                part(&model.unet.config.json, &model.unet.parameters),
-            ),
-            (
-                Component::ClipL,
-                part(&model.clip_l.config.json, &model.clip_l.parameters),
-            ),
-            (
-                Component::ClipG,
-                part(&model.clip_g.config.json, &model.clip_g.parameters),
-            ),
-            (
-                Component::Vae,
-                part(&model.vae.config.json, &model.vae.parameters),
-            ),
+            (Component::UNet, unet),
+            (Component::ClipL, clip_l),
+            (Component::ClipG, clip_g),
+            (Component::Vae, vae),
         ]);
         Self::new(parts, model.parameterization, "the model")
     }
@@ -119,30 +123,24 @@ impl<'a> Bundle<'a> {
     /// [`Error::Missing`] if it lacks a whole component, [`Error::Weights`] if tensors do not fit.
     pub fn open_single_file(path: &Path, missing_from: Option<&Path>) -> Result<Self> {
         let mut file = SingleFile::open(path)?;
-        let (mut parts, mut notes) = (BTreeMap::new(), foreign::extras(&file.ignored));
+        let mut notes = foreign::extras(&file.ignored);
+        let mut parts = BTreeMap::new();
         for component in Component::ALL {
-            let part = match missing_from.filter(|_| !file.has(component)) {
-                Some(other) => {
-                    notes.push(format!(
-                        "the {} is from {}",
-                        component.name(),
-                        other.display()
-                    ));
+            let part = match missing_from {
+                Some(other) if !file.has(component) => {
+                    let (name, other_name) = (component.name(), other.display());
+                    notes.push(format!("the {name} is from {other_name}"));
                     part_in_folder(component, other)?
                 }
-                None => {
-                    let (config, tensors) = file.take(component)?;
-                    Part {
-                        config,
-                        tensors: Tensors::Files(tensors),
-                    }
-                }
+                _ => part_in_file(component, &mut file)?,
             };
             parts.insert(component, part);
         }
         let mut bundle = Self::new(parts, file.parameterization, &path.display().to_string())?;
         if bundle.kind(Component::Vae, VAE_TENSOR) == Some(Kind::Half) {
-            notes.push("the VAE is stored in fp16; it runs in fp32 or bf16, since SDXL's VAE overflows in fp16".into());
+            let note = "the VAE is stored in fp16; it runs in fp32 or bf16, since SDXL's VAE \
+                        overflows in fp16";
+            notes.push(note.into());
         }
         bundle.notes = notes;
         Ok(bundle)
@@ -153,10 +151,10 @@ impl<'a> Bundle<'a> {
         parameterization: Option<Parameterization>,
         source: &str,
     ) -> Result<Self> {
-        let configs = parts
-            .iter()
-            .map(|(component, part)| (*component, part.config.clone()))
-            .collect();
+        let mut configs = BTreeMap::new();
+        for (component, part) in &parts {
+            configs.insert(*component, part.config.clone());
+        }
         let bundle = Self {
             table: table_of(&configs)?,
             parts,
@@ -174,23 +172,8 @@ impl<'a> Bundle<'a> {
             ..WeightProblems::default()
         };
         for component in Component::ALL {
-            let full = |name: &str| format!("{}/{name}", component.folder());
             let expected = expected(component, self.config(component))?;
-            for (name, tensor) in expected.iter() {
-                match self.shape(component, name) {
-                    None => problems.missing.push((full(name), tensor.size())),
-                    Some(shape) if shape != tensor.size() => {
-                        problems.misshapen.push((full(name), tensor.size(), shape));
-                    }
-                    Some(_) => {}
-                }
-            }
-            let is_extra = |name: &&str| expected.get(name).is_none();
-            for name in self.names(component).into_iter().filter(is_extra) {
-                problems
-                    .unexpected
-                    .push((full(name), self.shape(component, name).unwrap_or_default()));
-            }
+            self.compare(component, &expected, &mut problems);
         }
         if problems.is_empty() {
             Ok(())
@@ -199,14 +182,39 @@ impl<'a> Bundle<'a> {
         }
     }
 
+    /// Adds the differences between a component's tensors and those expected.
+    fn compare(&self, component: Component, expected: &Parameters, problems: &mut WeightProblems) {
+        let folder = component.folder();
+        for (name, tensor) in expected.iter() {
+            let full = format!("{folder}/{name}");
+            match self.shape(component, name) {
+                None => problems.missing.push((full, tensor.size())),
+                Some(shape) if shape != tensor.size() => {
+                    problems.misshapen.push((full, tensor.size(), shape));
+                }
+                Some(_) => {}
+            }
+        }
+        for name in self.names(component) {
+            if expected.get(name).is_none() {
+                let shape = self.shape(component, name).unwrap_or_default();
+                problems
+                    .unexpected
+                    .push((format!("{folder}/{name}"), shape));
+            }
+        }
+    }
+
     /// Returns what the UNet predicts.
     ///
     /// # Errors
     /// [`Error::Invalid`] if the source does not say.
     pub(crate) fn known_parameterization(&self) -> Result<Parameterization> {
+        let reason = "it does not say what its UNet predicts; specify flow, eps or v \
+                      (--parameterization)";
         self.parameterization.ok_or_else(|| Error::Invalid {
             what: "the model".into(),
-            reason: "it does not say what its UNet predicts; specify flow, eps or v (--parameterization)".into(),
+            reason: reason.into(),
         })
     }
 
@@ -256,8 +264,8 @@ impl<'a> Bundle<'a> {
         };
         let tensor = tensor.ok_or_else(|| Error::input(what(), "a tensor", "none of that name"))?;
         if !is_finite(&tensor) {
-            let reason = "it holds values that are not finite (NaN or infinity), so the model is broken; use an \
-                          earlier checkpoint";
+            let reason = "it holds values that are not finite (NaN or infinity), so the model is \
+                          broken; use an earlier checkpoint";
             return Err(Error::Invalid {
                 what: what(),
                 reason: reason.into(),
@@ -271,15 +279,18 @@ impl<'a> Bundle<'a> {
         let tensor = format!("tensor {name} of {}", component.folder());
         match &self.parts[&component].tensors {
             Tensors::Memory(_) => tensor,
-            Tensors::Files(stored) => {
-                let paths: Vec<String> = stored
-                    .paths()
-                    .map(|path| path.display().to_string())
-                    .collect();
-                format!("{}: {tensor}", paths.join(", "))
-            }
+            Tensors::Files(stored) => format!("{}: {tensor}", stored.description()),
         }
     }
+}
+
+/// Takes a component from a single file.
+fn part_in_file<'a>(component: Component, file: &mut SingleFile) -> Result<Part<'a>> {
+    let (config, tensors) = file.take(component)?;
+    Ok(Part {
+        config,
+        tensors: Tensors::Files(tensors),
+    })
 }
 
 /// Opens a component in a diffusers folder or in the component's own folder.
@@ -294,11 +305,9 @@ fn part_in_folder<'a>(component: Component, model: &Path) -> Result<Part<'a>> {
 
 /// Returns the names and shapes of the model that a configuration describes.
 fn expected(component: Component, config: &Map<String, Value>) -> Result<Parameters> {
-    let (config, what, shapes) = (
-        config.clone(),
-        component.config_name(),
-        Weights::shapes_only(),
-    );
+    let config = config.clone();
+    let what = component.config_name();
+    let shapes = Weights::shapes_only();
     Ok(match component {
         Component::UNet => UNet::new(UNetConfig::from_json(config, &what)?, shapes)?.parameters,
         Component::ClipL => {

@@ -18,28 +18,25 @@ use crate::{
 /// # Errors
 /// [`Error::Missing`] if neither has one.
 pub fn find(component: Component, model: &Path) -> Result<PathBuf> {
-    let inside = model.join(component.folder());
-    [inside.as_path(), model]
-        .into_iter()
-        .find(|folder| folder.join("config.json").is_file())
-        .map(Path::to_owned)
-        .ok_or_else(|| Error::Missing {
-            path: model.to_owned(),
-            what: format!(
-                "{} of the {}",
-                Path::new(component.folder()).join("config.json").display(),
-                component.name()
-            ),
-            hint: if model.is_dir() {
-                "pass a diffusers model folder, or the component's own folder with its config.json".into()
-            } else if model.exists() {
-                "this is a file, not a folder in diffusers' layout (`rectiflow import` makes one of a single-file \
-                 checkpoint)"
-                    .into()
-            } else {
-                "nothing at this path".into()
-            },
-        })
+    for folder in [model.join(component.folder()), model.to_owned()] {
+        if folder.join("config.json").is_file() {
+            return Ok(folder);
+        }
+    }
+    let hint = if model.is_dir() {
+        "pass a diffusers model folder, or the component's own folder with its config.json"
+    } else if model.exists() {
+        "this is a file, not a folder in diffusers' layout (`rectiflow import` makes one of a \
+         single-file checkpoint)"
+    } else {
+        "nothing at this path"
+    };
+    let config = Path::new(component.folder()).join("config.json");
+    Err(Error::Missing {
+        path: model.to_owned(),
+        what: format!("{} of the {}", config.display(), component.name()),
+        hint: hint.into(),
+    })
 }
 
 /// Returns a component's weight files in its `folder`: a single file, or the shards that an index
@@ -59,21 +56,27 @@ pub fn weight_files(component: Component, folder: &Path) -> Result<Vec<PathBuf>>
             return shards(&index);
         }
     }
-    let pickled = [format!("{stem}.bin"), "pytorch_model.bin".into()]
-        .iter()
-        .any(|name| folder.join(name).is_file());
-    Err(Error::Missing {
+    let is_pickled =
+        folder.join(format!("{stem}.bin")).is_file() || folder.join("pytorch_model.bin").is_file();
+    Err(no_weights(component, folder, is_pickled))
+}
+
+fn no_weights(component: Component, folder: &Path, is_pickled: bool) -> Error {
+    let hint = if is_pickled {
+        "the weights are a pickle, which can run code when it is opened; convert them to \
+         safetensors"
+            .into()
+    } else {
+        format!(
+            "pass a model with weights, or request random weights for {:?}",
+            component.name()
+        )
+    };
+    Error::Missing {
         path: folder.to_owned(),
         what: component.weights_name().to_owned(),
-        hint: if pickled {
-            "the weights are a pickle, which can run code when it is opened; convert them to safetensors".into()
-        } else {
-            format!(
-                "pass a model with weights, or request random weights for {:?}",
-                component.name()
-            )
-        },
-    })
+        hint,
+    }
 }
 
 /// Returns the tensors of a component in its folder, old names replaced by current ones.

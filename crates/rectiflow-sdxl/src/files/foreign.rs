@@ -2,67 +2,126 @@
 //!
 //! Used for messages only: a file of the wrong kind is refused with the name of its kind. Pure.
 
+/// What identifies a kind of file in the name of one of its tensors.
+enum Mark {
+    /// A part of the name.
+    Part(&'static str),
+    /// Its beginning.
+    Start(&'static str),
+}
+
+use Mark::{Part, Start};
+
+impl Mark {
+    fn is_in(&self, names: &[&str]) -> bool {
+        match self {
+            Part(part) => names.iter().any(|name| name.contains(part)),
+            Start(start) => names.iter().any(|name| name.starts_with(start)),
+        }
+    }
+}
+
+/// Kinds of files that are no SDXL checkpoint: the marks of each, one of which suffices, and what
+/// it is and what to do.
+const FOREIGN: [(&[Mark], &str); 8] = [
+    (
+        &[
+            Part(".lora_down."),
+            Part(".lora_up."),
+            Part(".lora_A."),
+            Part("lora.down."),
+        ],
+        "this is a LoRA, a change to a checkpoint; merge it into an SDXL checkpoint and use that",
+    ),
+    (
+        &[Part("double_blocks.")],
+        "this is a Flux model; use an SDXL checkpoint",
+    ),
+    (
+        &[Part("joint_blocks.")],
+        "this is a Stable Diffusion 3 model; use an SDXL checkpoint",
+    ),
+    (
+        &[Start("cond_stage_model.transformer.")],
+        "this is a Stable Diffusion 1 checkpoint; use an SDXL checkpoint",
+    ),
+    (
+        &[Start("cond_stage_model.model.")],
+        "this is a Stable Diffusion 2 checkpoint; use an SDXL checkpoint",
+    ),
+    (
+        &[Start("conditioner.embedders.0.model.")],
+        "this is an SDXL refiner, which has only one text encoder; use a base checkpoint",
+    ),
+    (
+        &[
+            Part("control_model."),
+            Start("controlnet_"),
+            Start("input_hint_block"),
+        ],
+        "this is a ControlNet; use an SDXL checkpoint",
+    ),
+    (
+        &[
+            Start("down_blocks."),
+            Start("decoder."),
+            Start("encoder."),
+            Start("text_model."),
+        ],
+        "this is one part of a model, not a whole checkpoint; use its folder, with the \
+         config.json",
+    ),
+];
+
+/// What an SDXL checkpoint or one of its UNets has.
+const UNET: [Mark; 2] = [
+    Start("input_blocks.0."),
+    Start("model.diffusion_model.input_blocks.0."),
+];
+const SIZE_CONDITIONING: Mark = Part("label_emb.0.0.");
+const OTHER_PARTS: [Mark; 2] = [Start("conditioner.embedders."), Start("first_stage_model.")];
+
 /// Says what a file with these tensor names is and what to do, if it is not an SDXL checkpoint.
 /// `None` if it can be one.
-pub(crate) fn architecture<'a>(
-    names: impl Iterator<Item = &'a str> + Clone,
-) -> Option<&'static str> {
-    let any = |test: &dyn Fn(&str) -> bool| names.clone().any(test);
-    let has = |part: &str| any(&|name| name.contains(part));
-    let begins = |prefix: &str| any(&|name| name.starts_with(prefix));
-    if names.clone().next().is_none() {
+pub(crate) fn architecture<'a>(names: impl Iterator<Item = &'a str>) -> Option<&'static str> {
+    let names: Vec<&str> = names.collect();
+    if names.is_empty() {
         return Some("it holds no tensor");
     }
-    if has(".lora_down.") || has(".lora_up.") || has(".lora_A.") || has("lora.down.") {
+    for (marks, what) in &FOREIGN {
+        if has_any(marks, &names) {
+            return Some(what);
+        }
+    }
+    let is_unet = has_any(&UNET, &names);
+    if is_unet && !SIZE_CONDITIONING.is_in(&names) {
         return Some(
-            "this is a LoRA, a change to a checkpoint; merge it into an SDXL checkpoint and use that",
+            "this is a Stable Diffusion 1 or 2 UNet (it lacks label_emb, the size \
+             conditioning); use an SDXL checkpoint",
         );
     }
-    if has("double_blocks.") {
-        return Some("this is a Flux model; use an SDXL checkpoint");
-    }
-    if has("joint_blocks.") {
-        return Some("this is a Stable Diffusion 3 model; use an SDXL checkpoint");
-    }
-    if begins("cond_stage_model.transformer.") {
-        return Some("this is a Stable Diffusion 1 checkpoint; use an SDXL checkpoint");
-    }
-    if begins("cond_stage_model.model.") {
-        return Some("this is a Stable Diffusion 2 checkpoint; use an SDXL checkpoint");
-    }
-    if begins("conditioner.embedders.0.model.") {
-        return Some(
-            "this is an SDXL refiner, which has only one text encoder; use a base checkpoint",
-        );
-    }
-    if has("control_model.") || begins("controlnet_") || begins("input_hint_block") {
-        return Some("this is a ControlNet; use an SDXL checkpoint");
-    }
-    if begins("down_blocks.") || begins("decoder.") || begins("encoder.") || begins("text_model.") {
-        return Some(
-            "this is one part of a model, not a whole checkpoint; use its folder, with the config.json",
-        );
-    }
-    let is_bare_unet = begins("input_blocks.0.");
-    let is_unet = is_bare_unet || begins("model.diffusion_model.input_blocks.0.");
-    if is_unet && !has("label_emb.0.0.") {
-        return Some(
-            "this is a Stable Diffusion 1 or 2 UNet (it lacks label_emb, the size conditioning); use an SDXL \
-             checkpoint",
-        );
-    }
-    let has_sdxl = is_unet || begins("conditioner.embedders.") || begins("first_stage_model.");
+    let has_sdxl = is_unet || has_any(&OTHER_PARTS, &names);
     (!has_sdxl).then_some("none of its tensors has a name that SDXL uses; use an SDXL checkpoint")
 }
 
+fn has_any(marks: &[Mark], names: &[&str]) -> bool {
+    marks.iter().any(|mark| mark.is_in(names))
+}
 /// Describes the tensors that a checkpoint holds besides the model's weights, in one sentence per
 /// kind.
 pub(crate) fn extras(names: &[String]) -> Vec<String> {
-    let (averaged, rest): (Vec<&String>, Vec<_>) = names
-        .iter()
-        .partition(|name| name.starts_with("model_ema."));
-    let (constant, other): (Vec<&String>, Vec<_>) =
-        rest.into_iter().partition(|name| is_constant(name));
+    let mut averaged = Vec::new();
+    let mut constant = Vec::new();
+    let mut other = Vec::new();
+    for name in names {
+        if name.starts_with("model_ema.") {
+            averaged.push(name);
+        } else if is_constant(name) {
+            constant.push(name);
+        } else {
+            other.push(name);
+        }
+    }
     let sorts = [
         (
             averaged,
@@ -74,11 +133,13 @@ pub(crate) fn extras(names: &[String]) -> Vec<String> {
         ),
         (other, "belong to no part of SDXL and are ignored"),
     ];
-    sorts
-        .iter()
-        .filter(|(names, _)| !names.is_empty())
-        .map(|(names, what)| sentence(names, what))
-        .collect()
+    let mut sentences = Vec::new();
+    for (names, what) in &sorts {
+        if !names.is_empty() {
+            sentences.push(sentence(names, what));
+        }
+    }
+    sentences
 }
 
 fn sentence(names: &[&String], what: &str) -> String {

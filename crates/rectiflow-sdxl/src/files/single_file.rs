@@ -17,7 +17,7 @@ use crate::{
     flow::Parameterization,
     weights::{
         component::{Component, PARAMETERIZATION_KEY},
-        keys::{DiffusersKey, KeyTable, single_prefix},
+        keys::{KeyTable, single_prefix},
         stored::{Stored, is_constant},
         tensor_file::TensorFile,
     },
@@ -47,53 +47,54 @@ impl SingleFile {
     /// [`Error::Io`] and [`Error::Malformed`] if the file is not safetensors or not SDXL.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let file = Arc::new(TensorFile::open(path)?);
-        let malformed = |reason: String| Error::Malformed {
-            path: path.to_owned(),
-            kind: KIND,
-            reason,
-        };
-        if let Some(what) = foreign::architecture(file.names().collect::<Vec<_>>().into_iter()) {
-            return Err(malformed(what.into()));
+        let names: Vec<&str> = file.names().collect();
+        if let Some(what) = foreign::architecture(names.into_iter()) {
+            return Err(malformed(&file, what.into()));
         }
         let configs = configs_in(&file)?;
         let table = table_of(&configs)?;
+        let parameterization = parameterization_in(&file)?;
+        let mut opened = Self {
+            file,
+            configs,
+            parts: BTreeMap::new(),
+            ignored: Vec::new(),
+            parameterization,
+        };
+        opened.assign(&table);
+        Ok(opened)
+    }
+
+    /// Assigns the file's tensors to parts.
+    fn assign(&mut self, table: &KeyTable) {
         // UNets without the other parts often lack the prefix.
-        let prefix = if file.shape("input_blocks.0.0.weight").is_some() {
+        let prefix = if self.file.shape("input_blocks.0.0.weight").is_some() {
             single_prefix(Component::UNet)
         } else {
             ""
         };
-        let mut parts: BTreeMap<Component, Stored> = BTreeMap::new();
-        let mut ignored = Vec::new();
+        let file = self.file.clone();
         for name in file.names() {
             let keys = table.to_diffusers(&format!("{prefix}{name}"));
             if keys.is_empty() {
-                ignored.push(name.to_owned());
+                self.ignored.push(name.to_owned());
             }
-            for DiffusersKey {
-                component,
-                name: diffusers,
-                form,
-            } in keys
-            {
-                if is_constant(&diffusers) {
-                    continue;
+            for key in keys {
+                if !is_constant(&key.name) {
+                    let part = self.part(key.component);
+                    part.add(key.name, 0, name.to_owned(), key.form);
                 }
-                let part = parts.entry(component).or_insert_with(|| {
-                    let mut part = Stored::default();
-                    part.add_file(file.clone());
-                    part
-                });
-                part.add(diffusers, 0, name.to_owned(), form);
             }
         }
-        let parameterization = parameterization_in(&file)?;
-        Ok(Self {
-            file,
-            configs,
-            parts,
-            ignored,
-            parameterization,
+    }
+
+    /// Returns the tensors of a part, at first none.
+    fn part(&mut self, component: Component) -> &mut Stored {
+        let file = &self.file;
+        self.parts.entry(component).or_insert_with(|| {
+            let mut part = Stored::default();
+            part.add_file(file.clone());
+            part
         })
     }
 
@@ -107,49 +108,59 @@ impl SingleFile {
     /// # Errors
     /// [`Error::Missing`] if the file has no tensor of the part.
     pub(crate) fn take(&mut self, component: Component) -> Result<(Map<String, Value>, Stored)> {
-        let tensors = self
-            .parts
-            .remove(&component)
-            .ok_or_else(|| self.lacks(component))?;
-        Ok((self.configs[&component].clone(), tensors))
+        match self.parts.remove(&component) {
+            Some(tensors) => Ok((self.configs[&component].clone(), tensors)),
+            None => Err(self.lacks(component)),
+        }
     }
 
     fn lacks(&self, component: Component) -> Error {
+        let (name, prefix) = (component.name(), single_prefix(component));
+        let hint = "this is not a whole SDXL checkpoint; use one that has the UNet, both text \
+                    encoders and the VAE, or let `rectiflow import` take what is missing from \
+                    another model (--missing-from)";
         Error::Missing {
             path: self.file.path().to_owned(),
-            what: format!("any tensor of the {} ({}...)", component.name(), single_prefix(component)),
-            hint: "this is not a whole SDXL checkpoint; use one that has the UNet, both text encoders and the VAE, or \
-                   let `rectiflow import` take what is missing from another model (--missing-from)"
-                .into(),
+            what: format!("any tensor of the {name} ({prefix}...)"),
+            hint: hint.into(),
         }
     }
 }
 
 /// Returns the configurations in a single file's header, or SDXL's if it has none.
 fn configs_in(file: &TensorFile) -> Result<BTreeMap<Component, Map<String, Value>>> {
-    let parsed = match file.metadata().get(CONFIGS_KEY) {
-        Some(text) => {
-            serde_json::from_str::<Map<String, Value>>(text).map_err(|error| error.to_string())
-        }
-        None => return Ok(sdxl_configs()),
+    match file.metadata().get(CONFIGS_KEY) {
+        None => Ok(sdxl_configs()),
+        Some(text) => parsed_configs(text)
+            .map_err(|reason| malformed(file, format!("{CONFIGS_KEY} in its header: {reason}"))),
+    }
+}
+
+/// Returns the configurations of all components; an error is the reason why the text is none.
+fn parsed_configs(
+    text: &str,
+) -> std::result::Result<BTreeMap<Component, Map<String, Value>>, String> {
+    let mut parsed: Map<String, Value> = match serde_json::from_str(text) {
+        Ok(parsed) => parsed,
+        Err(error) => return Err(error.to_string()),
     };
-    let malformed = |reason: String| Error::Malformed {
-        path: file.path().to_owned(),
-        kind: KIND,
-        reason: format!("{CONFIGS_KEY} in its header: {reason}"),
-    };
-    let mut parsed = parsed.map_err(malformed)?;
     let mut configs = BTreeMap::new();
     for component in Component::ALL {
-        let Some(Value::Object(config)) = parsed.remove(component.folder()) else {
-            return Err(malformed(format!(
-                "no configuration for {}",
-                component.folder()
-            )));
+        let folder = component.folder();
+        let Some(Value::Object(config)) = parsed.remove(folder) else {
+            return Err(format!("no configuration for {folder}"));
         };
         configs.insert(component, config);
     }
     Ok(configs)
+}
+
+fn malformed(file: &TensorFile, reason: String) -> Error {
+    Error::Malformed {
+        path: file.path().to_owned(),
+        kind: KIND,
+        reason,
+    }
 }
 
 /// Returns the configurations of the published SDXL 1.0, for files without any.
@@ -180,14 +191,12 @@ pub fn sdxl_configs() -> BTreeMap<Component, Map<String, Value>> {
 fn parameterization_in(file: &TensorFile) -> Result<Option<Parameterization>> {
     let metadata = file.metadata();
     if let Some(name) = metadata.get(PARAMETERIZATION_KEY) {
-        return name
-            .parse()
-            .map(Some)
-            .map_err(|error: Error| Error::Malformed {
-                path: file.path().to_owned(),
-                kind: KIND,
-                reason: format!("{PARAMETERIZATION_KEY} in its header: {error}"),
-            });
+        return name.parse().map(Some).map_err(|error: Error| {
+            malformed(
+                file,
+                format!("{PARAMETERIZATION_KEY} in its header: {error}"),
+            )
+        });
     }
     Ok(
         match metadata

@@ -156,6 +156,23 @@ const CLIP_G_LAYER: [(&str, &str); 5] = [
     ("self_attn.out_proj", "attn.out_proj"),
 ];
 
+/// Modules of bigG outside its layers, without the projection.
+const CLIP_G_ENDS: [(&str, &str); 3] = [
+    ("text_model.embeddings.token_embedding", "token_embedding"),
+    (
+        "text_model.embeddings.position_embedding.weight",
+        "positional_embedding",
+    ),
+    ("text_model.final_layer_norm", "ln_final"),
+];
+
+/// Modules at both ends of the VAE's encoder, and of its decoder.
+const VAE_ENDS: [(&str, &str); 3] = [
+    ("conv_in", "conv_in"),
+    ("conv_norm_out", "norm_out"),
+    ("conv_out", "conv_out"),
+];
+
 /// Modules of a VAE's residual block.
 const VAE_RESNET: [(&str, &str); 5] = [
     ("norm1", "norm1"),
@@ -223,17 +240,7 @@ impl KeyTable {
         for (diffusers, single) in UNET_ENDS {
             self.add(Component::UNet, diffusers.into(), single.into());
         }
-        let last = unet.down.len() - 1;
-        let mut block = 1;
-        for (i, level) in unet.down.iter().enumerate() {
-            self.add_unet_level(&format!("down_blocks.{i}"), "input_blocks", block, level);
-            block += level.num_resnets;
-            if i < last {
-                let from = format!("down_blocks.{i}.downsamplers.0.conv");
-                self.add(Component::UNet, from, format!("input_blocks.{block}.0.op"));
-                block += 1;
-            }
-        }
+        self.add_unet_down(&unet.down);
         self.add_unet_resnet("mid_block.resnets.0", "middle_block.0");
         self.add(
             Component::UNet,
@@ -241,33 +248,43 @@ impl KeyTable {
             "middle_block.1".into(),
         );
         self.add_unet_resnet("mid_block.resnets.1", "middle_block.2");
-        block = 0;
-        for (i, level) in unet.up.iter().enumerate() {
-            self.add_unet_level(&format!("up_blocks.{i}"), "output_blocks", block, level);
+        self.add_unet_up(&unet.up);
+    }
+
+    fn add_unet_down(&mut self, levels: &[LevelConfig]) {
+        let mut block = 1;
+        for (i, level) in levels.iter().enumerate() {
+            self.add_unet_level(&format!("down_blocks.{i}"), "input_blocks", block, level);
             block += level.num_resnets;
-            if i < last {
-                let after = if level.transformer_layers.is_empty() {
-                    1
-                } else {
-                    2
-                };
-                let from = format!("up_blocks.{i}.upsamplers.0.conv");
-                self.add(
-                    Component::UNet,
-                    from,
-                    format!("output_blocks.{}.{after}.conv", block - 1),
-                );
+            if i + 1 < levels.len() {
+                let from = format!("down_blocks.{i}.downsamplers.0.conv");
+                self.add(Component::UNet, from, format!("input_blocks.{block}.0.op"));
+                block += 1;
             }
         }
     }
 
+    fn add_unet_up(&mut self, levels: &[LevelConfig]) {
+        let mut block = 0;
+        for (i, level) in levels.iter().enumerate() {
+            self.add_unet_level(&format!("up_blocks.{i}"), "output_blocks", block, level);
+            block += level.num_resnets;
+            if i + 1 < levels.len() {
+                // The last block of the level also holds its upsampler.
+                let place = if level.has_attention() { 2 } else { 1 };
+                let from = format!("up_blocks.{i}.upsamplers.0.conv");
+                let to = format!("output_blocks.{}.{place}.conv", block - 1);
+                self.add(Component::UNet, from, to);
+            }
+        }
+    }
     fn add_unet_level(&mut self, from: &str, to: &str, first: usize, level: &LevelConfig) {
         for j in 0..level.num_resnets {
             self.add_unet_resnet(
                 &format!("{from}.resnets.{j}"),
                 &format!("{to}.{}.0", first + j),
             );
-            if !level.transformer_layers.is_empty() {
+            if level.has_attention() {
                 self.add(
                     Component::UNet,
                     format!("{from}.attentions.{j}"),
@@ -282,105 +299,87 @@ impl KeyTable {
     }
 
     fn add_clip_g(&mut self, num_layers: usize) {
-        let component = Component::ClipG;
         for i in 0..num_layers {
-            let (from, to) = (
-                format!("text_model.encoder.layers.{i}"),
-                format!("transformer.resblocks.{i}"),
-            );
-            self.add_modules(component, &from, &to, &CLIP_G_LAYER);
-            for (index, part) in ["q_proj", "k_proj", "v_proj"].into_iter().enumerate() {
-                for leaf in ["weight", "bias"] {
-                    let single = format!("{to}.attn.in_proj_{leaf}");
-                    self.add_form(
-                        component,
-                        format!("{from}.self_attn.{part}.{leaf}"),
-                        single,
-                        Form::Stacked { index, of: 3 },
-                    );
-                }
-            }
+            self.add_clip_g_layer(i);
         }
-        let embeddings = "text_model.embeddings";
-        self.add(
-            component,
-            format!("{embeddings}.token_embedding"),
-            "token_embedding".into(),
-        );
-        self.add(
-            component,
-            format!("{embeddings}.position_embedding.weight"),
-            "positional_embedding".into(),
-        );
-        self.add(
-            component,
-            "text_model.final_layer_norm".into(),
-            "ln_final".into(),
-        );
+        for (diffusers, single) in CLIP_G_ENDS {
+            self.add(Component::ClipG, diffusers.into(), single.into());
+        }
         self.add_form(
-            component,
+            Component::ClipG,
             "text_projection.weight".into(),
             "text_projection".into(),
             Form::Transposed,
         );
     }
 
-    fn add_vae(&mut self, num_levels: usize, layers_per_block: usize) {
-        let component = Component::Vae;
-        for name in ["quant_conv", "post_quant_conv"] {
-            self.add(component, name.into(), name.into());
-        }
-        for half in ["encoder", "decoder"] {
-            for (from, to) in [
-                ("conv_in", "conv_in"),
-                ("conv_norm_out", "norm_out"),
-                ("conv_out", "conv_out"),
-            ] {
-                self.add(component, format!("{half}.{from}"), format!("{half}.{to}"));
-            }
-            for j in 0..2 {
-                let (from, to) = (
-                    format!("{half}.mid_block.resnets.{j}"),
-                    format!("{half}.mid.block_{}", j + 1),
-                );
-                self.add_modules(component, &from, &to, &VAE_RESNET);
-            }
-            let (from, to) = (
-                format!("{half}.mid_block.attentions.0"),
-                format!("{half}.mid.attn_1"),
-            );
-            self.add(
-                component,
-                format!("{from}.group_norm"),
-                format!("{to}.norm"),
-            );
-            for (part, single) in VAE_PROJECTIONS {
+    fn add_clip_g_layer(&mut self, i: usize) {
+        let from = format!("text_model.encoder.layers.{i}");
+        let to = format!("transformer.resblocks.{i}");
+        self.add_modules(Component::ClipG, &from, &to, &CLIP_G_LAYER);
+        for (index, part) in ["q_proj", "k_proj", "v_proj"].into_iter().enumerate() {
+            for leaf in ["weight", "bias"] {
                 self.add_form(
-                    component,
-                    format!("{from}.{part}"),
-                    format!("{to}.{single}"),
-                    Form::Pointwise,
+                    Component::ClipG,
+                    format!("{from}.self_attn.{part}.{leaf}"),
+                    format!("{to}.attn.in_proj_{leaf}"),
+                    Form::Stacked { index, of: 3 },
                 );
             }
         }
+    }
+
+    fn add_vae(&mut self, num_levels: usize, layers_per_block: usize) {
+        for name in ["quant_conv", "post_quant_conv"] {
+            self.add(Component::Vae, name.into(), name.into());
+        }
+        self.add_vae_ends("encoder");
+        self.add_vae_ends("decoder");
         for i in 0..num_levels {
-            let down = format!("encoder.down_blocks.{i}");
-            self.add_vae_level(&down, &format!("encoder.down.{i}"), layers_per_block);
-            self.add(
-                component,
-                format!("{down}.downsamplers.0.conv"),
-                format!("encoder.down.{i}.downsample.conv"),
+            let (from, to) = (
+                format!("encoder.down_blocks.{i}"),
+                format!("encoder.down.{i}"),
             );
-            let (up, reversed) = (format!("decoder.up_blocks.{i}"), num_levels - 1 - i);
-            self.add_vae_level(&up, &format!("decoder.up.{reversed}"), layers_per_block + 1);
-            self.add(
-                component,
-                format!("{up}.upsamplers.0.conv"),
-                format!("decoder.up.{reversed}.upsample.conv"),
+            self.add_vae_level(&from, &to, layers_per_block);
+            self.add_vae_resampling(&from, "downsampler", &to, "downsample");
+            let reversed = num_levels - 1 - i;
+            let (from, to) = (
+                format!("decoder.up_blocks.{i}"),
+                format!("decoder.up.{reversed}"),
+            );
+            self.add_vae_level(&from, &to, layers_per_block + 1);
+            self.add_vae_resampling(&from, "upsampler", &to, "upsample");
+        }
+    }
+
+    /// Adds what a half of the autoencoder has besides its levels.
+    fn add_vae_ends(&mut self, half: &str) {
+        self.add_modules(Component::Vae, half, half, &VAE_ENDS);
+        for j in 0..2 {
+            let from = format!("{half}.mid_block.resnets.{j}");
+            let to = format!("{half}.mid.block_{}", j + 1);
+            self.add_modules(Component::Vae, &from, &to, &VAE_RESNET);
+        }
+        let from = format!("{half}.mid_block.attentions.0");
+        let to = format!("{half}.mid.attn_1");
+        self.add_modules(Component::Vae, &from, &to, &[("group_norm", "norm")]);
+        for (part, single) in VAE_PROJECTIONS {
+            self.add_form(
+                Component::Vae,
+                format!("{from}.{part}"),
+                format!("{to}.{single}"),
+                Form::Pointwise,
             );
         }
     }
 
+    fn add_vae_resampling(&mut self, from: &str, part: &str, to: &str, single: &str) {
+        self.add(
+            Component::Vae,
+            format!("{from}.{part}s.0.conv"),
+            format!("{to}.{single}.conv"),
+        );
+    }
     fn add_vae_level(&mut self, from: &str, to: &str, num_resnets: usize) {
         for j in 0..num_resnets {
             self.add_modules(

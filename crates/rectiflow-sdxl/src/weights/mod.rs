@@ -86,11 +86,7 @@ impl Weights {
 
     /// Returns the tensors of files, each converted to `kind` on `device` when taken.
     pub(crate) fn of_files(stored: Stored, kind: Kind, device: Device) -> Self {
-        let description = stored
-            .paths()
-            .map(|path| path.display().to_string())
-            .collect::<Vec<_>>()
-            .join(", ");
+        let description = stored.description();
         Self::new(Source::Files(stored), description, kind, device)
     }
 
@@ -165,32 +161,31 @@ impl Weights {
     }
 
     fn make(&mut self, name: &str, shape: &[i64], init: Init) -> Option<Tensor> {
-        let found = match &mut self.source {
-            Source::Shapes => return Some(placeholder(shape)),
+        match &mut self.source {
+            Source::Shapes => Some(placeholder(shape)),
             Source::Random(seed) => {
                 let num_values = shape.iter().product::<i64>() as usize;
                 let values = Tensor::from_slice(&init.values(*seed, name, num_values));
-                return self.place(name, &values.reshape(shape));
+                self.place(name, &values.reshape(shape))
             }
             Source::Files(stored) => {
                 let kind = (self.may_map && self.device == Device::Cpu).then_some(self.kind);
                 let found = found_in(stored, name, shape, kind, &mut self.parameters.mapped);
                 stored.forget(name);
-                found
+                self.fitting(name, shape, found)
             }
-        };
+        }
+    }
+
+    /// Returns the tensor found, checked and placed; otherwise records the problem.
+    fn fitting(&mut self, name: &str, shape: &[i64], found: Found) -> Option<Tensor> {
+        let problems = &mut self.problems;
+        let name = name.to_owned();
         match found {
-            Found::Tensor(tensor) => return self.checked(name, &tensor),
-            Found::Nothing => self
-                .problems
-                .missing
-                .push((name.to_owned(), shape.to_vec())),
-            Found::Misshapen(size) => {
-                self.problems
-                    .misshapen
-                    .push((name.to_owned(), shape.to_vec(), size))
-            }
-            Found::Unusable(reason) => self.problems.unusable.push((name.to_owned(), reason)),
+            Found::Tensor(tensor) => return self.checked(&name, &tensor),
+            Found::Nothing => problems.missing.push((name, shape.to_vec())),
+            Found::Misshapen(size) => problems.misshapen.push((name, shape.to_vec(), size)),
+            Found::Unusable(reason) => problems.unusable.push((name, reason)),
         }
         None
     }
@@ -259,24 +254,29 @@ fn found_in(
     map: Option<Kind>,
     mapped: &mut Mapped,
 ) -> Found {
-    let mut load = || match stored.place_as_is(name) {
+    match stored.shape(name) {
+        None => return Found::Nothing,
+        Some(size) if size != shape => return Found::Misshapen(size),
+        Some(_) => {}
+    }
+    match read(stored, name, map, mapped) {
+        Ok(tensor) if tensor.is_floating_point() => Found::Tensor(tensor),
+        Ok(tensor) => Found::Unusable(format!(
+            "has dtype {:?}, expected a floating-point dtype",
+            tensor.kind()
+        )),
+        Err(error) => Found::Unusable(format!("cannot be read: {error}")),
+    }
+}
+
+/// Returns a view of a tensor in its file if it has the dtype `map`, otherwise a copy.
+fn read(stored: &Stored, name: &str, map: Option<Kind>, mapped: &mut Mapped) -> Result<Tensor> {
+    match stored.place_as_is(name) {
         Some((file, stored_name)) if map.is_some() && stored.kind(name) == map => {
             mapped.insert(name, file.clone(), stored_name);
             file.mapped(stored_name)
         }
         _ => stored.load(name),
-    };
-    match stored.shape(name) {
-        None => Found::Nothing,
-        Some(size) if size != shape => Found::Misshapen(size),
-        Some(_) => match load() {
-            Ok(tensor) if tensor.is_floating_point() => Found::Tensor(tensor),
-            Ok(tensor) => Found::Unusable(format!(
-                "has dtype {:?}, expected a floating-point dtype",
-                tensor.kind()
-            )),
-            Err(error) => Found::Unusable(format!("cannot be read: {error}")),
-        },
     }
 }
 

@@ -3,11 +3,7 @@
 //! The shards of a folder and a single-file checkpoint are the same here: each name has a file, a
 //! name in that file, and the conversion of the tensor read. Tensors are read on request.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use tch::{Kind, Tensor};
 
@@ -65,10 +61,9 @@ impl Stored {
 
     /// Renames every tensor.
     pub(crate) fn rename(&mut self, rename: impl Fn(&str) -> String) {
-        self.index = std::mem::take(&mut self.index)
-            .into_iter()
-            .map(|(name, at)| (rename(&name), at))
-            .collect();
+        for (name, place) in std::mem::take(&mut self.index) {
+            self.index.insert(rename(&name), place);
+        }
     }
 
     /// Drops the constants that older programs store with the weights: position ids.
@@ -81,9 +76,13 @@ impl Stored {
         self.index.keys().map(String::as_str)
     }
 
-    /// Returns the paths of the files.
-    pub(crate) fn paths(&self) -> impl Iterator<Item = &Path> {
-        self.files.iter().map(|file| file.path())
+    /// Returns the paths of the files, for messages.
+    pub(crate) fn description(&self) -> String {
+        let mut paths = Vec::new();
+        for file in &self.files {
+            paths.push(file.path().display().to_string());
+        }
+        paths.join(", ")
     }
 
     /// Returns a tensor's shape in diffusers' layout; `None` if there is no such tensor or its
@@ -97,23 +96,15 @@ impl Stored {
 
     /// Returns a tensor's dtype; `None` if there is no such tensor or libtorch lacks the dtype.
     pub(crate) fn kind(&self, name: &str) -> Option<Kind> {
-        self.index
-            .get(name)
-            .and_then(|place| self.files[place.file].kind(&place.name))
+        let place = self.index.get(name)?;
+        self.files[place.file].kind(&place.name)
     }
 
     /// Returns a copy of a tensor, in its own dtype and diffusers' shape.
     pub(crate) fn load(&self, name: &str) -> Result<Tensor> {
         let Some(place) = self.index.get(name) else {
-            let paths: Vec<_> = self
-                .paths()
-                .map(|path| path.display().to_string())
-                .collect();
-            return Err(Error::input(
-                format!("{}: {name}", paths.join(", ")),
-                "a tensor",
-                "none of that name",
-            ));
+            let what = format!("{}: {name}", self.description());
+            return Err(Error::input(what, "a tensor", "none of that name"));
         };
         let tensor = self.files[place.file].tensor(&place.name)?;
         let path = self.files[place.file].path().display();

@@ -19,7 +19,7 @@ use std::{
 };
 
 use memmap2::{Mmap, UncheckedAdvice};
-use safetensors::{Dtype, SafeTensorError, SafeTensors};
+use safetensors::{Dtype, SafeTensorError, SafeTensors, tensor::TensorInfo};
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, TchError, Tensor};
 
@@ -55,6 +55,67 @@ struct Entry {
     end: usize,
 }
 
+/// The contents of a file's header.
+struct Header {
+    entries: BTreeMap<String, Entry>,
+    metadata: BTreeMap<String, String>,
+}
+
+impl Header {
+    /// Reads the header of a file with these bytes; an error is the reason why it has none.
+    fn read(bytes: &[u8]) -> std::result::Result<Self, String> {
+        if let Some(what) = something_else(bytes) {
+            return Err(what.into());
+        }
+        let header = SafeTensors::read_metadata(bytes);
+        let (header_bytes, header) = header.map_err(|error| explained(&error, bytes))?;
+        let data_start = header_bytes + size_of::<u64>();
+        let mut entries = BTreeMap::new();
+        for (name, info) in header.tensors() {
+            check_name(&name)?;
+            let Some(entry) = Entry::new(info, data_start) else {
+                return Err(format!("tensor {name} has an impossible shape"));
+            };
+            entries.insert(name, entry);
+        }
+        let metadata = header.metadata().clone().unwrap_or_default();
+        Ok(Self {
+            entries,
+            metadata: metadata.into_iter().collect(),
+        })
+    }
+}
+
+impl Entry {
+    /// Returns `None` for a shape that no tensor has.
+    fn new(info: &TensorInfo, data_start: usize) -> Option<Self> {
+        if info.shape.len() > MAX_DIMENSIONS {
+            return None;
+        }
+        let mut shape = Vec::new();
+        for &n in &info.shape {
+            shape.push(i64::try_from(n).ok()?);
+        }
+        let (start, end) = info.data_offsets;
+        Some(Self {
+            dtype: info.dtype,
+            shape,
+            start: data_start + start,
+            end: data_start + end,
+        })
+    }
+}
+
+/// Returns a constructor of [`Error::Malformed`] for `path`, for `map_err`.
+fn malformed(path: &Path) -> impl FnOnce(String) -> Error {
+    let path = path.to_owned();
+    move |reason| Error::Malformed {
+        path,
+        kind: KIND,
+        reason,
+    }
+}
+
 impl TensorFile {
     /// Opens a file and validates its header. The file must not change while it is open, because it
     /// is memory-mapped.
@@ -66,48 +127,7 @@ impl TensorFile {
         // SAFETY: the map is read-only and private to this value. If another process truncated the
         // file, SIGBUS would end this one, as every program that maps its input.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
-        let malformed = |reason| Error::Malformed {
-            path: path.to_owned(),
-            kind: KIND,
-            reason,
-        };
-        if let Some(what) = something_else(&map) {
-            return Err(malformed(what.into()));
-        }
-        let (header_bytes, header) =
-            SafeTensors::read_metadata(&map).map_err(|e| malformed(explained(&e, &map)))?;
-        let data_start = header_bytes + size_of::<u64>();
-        let mut entries = BTreeMap::new();
-        for (name, info) in header.tensors() {
-            check_name(&name).map_err(malformed)?;
-            let shape = info
-                .shape
-                .iter()
-                .map(|&n| i64::try_from(n))
-                .collect::<std::result::Result<Vec<_>, _>>();
-            let shape = shape.ok().filter(|shape| shape.len() <= MAX_DIMENSIONS);
-            let shape =
-                shape.ok_or_else(|| malformed(format!("tensor {name} has an impossible shape")))?;
-            let (start, end) = (
-                data_start + info.data_offsets.0,
-                data_start + info.data_offsets.1,
-            );
-            entries.insert(
-                name,
-                Entry {
-                    dtype: info.dtype,
-                    shape,
-                    start,
-                    end,
-                },
-            );
-        }
-        let metadata = header
-            .metadata()
-            .clone()
-            .unwrap_or_default()
-            .into_iter()
-            .collect();
+        let Header { entries, metadata } = Header::read(&map).map_err(malformed(path))?;
         Ok(Self {
             path: path.to_owned(),
             map,
@@ -133,22 +153,19 @@ impl TensorFile {
 
     /// Returns the shape of a tensor.
     pub fn shape(&self, name: &str) -> Option<&[i64]> {
-        self.entries.get(name).map(|entry| entry.shape.as_slice())
+        Some(&self.entries.get(name)?.shape)
     }
 
     /// Returns the dtype of a tensor; `None` if there is no such tensor or libtorch lacks the
     /// dtype.
     pub fn kind(&self, name: &str) -> Option<Kind> {
-        self.entries
-            .get(name)
-            .and_then(|entry| kind_of(entry.dtype))
+        kind_of(self.entries.get(name)?.dtype)
     }
 
     /// Returns the raw little-endian bytes of a tensor.
     pub fn bytes(&self, name: &str) -> Option<&[u8]> {
-        self.entries
-            .get(name)
-            .map(|entry| &self.map[entry.start..entry.end])
+        let entry = self.entries.get(name)?;
+        Some(&self.map[entry.start..entry.end])
     }
 
     /// Returns a copy of a tensor in CPU memory, in the dtype of the file.
@@ -196,15 +213,12 @@ impl TensorFile {
                 hint: format!("the file has {}", names.join(", ")),
             });
         };
-        let kind = kind_of(entry.dtype).ok_or_else(|| Error::Malformed {
-            path: self.path.clone(),
-            kind: KIND,
-            reason: format!(
-                "tensor {name} has dtype {:?}, which is not supported",
-                entry.dtype
-            ),
-        })?;
-        Ok((entry, kind))
+        if let Some(kind) = kind_of(entry.dtype) {
+            return Ok((entry, kind));
+        }
+        let dtype = entry.dtype;
+        let reason = format!("tensor {name} has dtype {dtype:?}, which is not supported");
+        Err(malformed(&self.path)(reason))
     }
 
     /// Releases a tensor's pages from this process's memory, after a copy or while it is not in
@@ -234,13 +248,14 @@ fn something_else(bytes: &[u8]) -> Option<&'static str> {
     let is_pickle = matches!(bytes, [0x80, 2..=5, ..]) && bytes.get(8) != Some(&b'{');
     if bytes.starts_with(b"PK\x03\x04") || is_pickle {
         return Some(
-            "this is a pickle (.ckpt, .pt, .bin), which can run code when it is opened; convert it to safetensors with a \
-             tool you trust",
+            "this is a pickle (.ckpt, .pt, .bin), which can run code when it is opened; convert \
+             it to safetensors with a tool you trust",
         );
     }
     if bytes.starts_with(b"GGUF") {
         return Some(
-            "this is a GGUF file, whose weights are quantised; use the safetensors file it was made from",
+            "this is a GGUF file, whose weights are quantised; use the safetensors file it was \
+             made from",
         );
     }
     if bytes.starts_with(b"version https://git-lfs") {
@@ -263,13 +278,14 @@ fn explained(error: &SafeTensorError, bytes: &[u8]) -> String {
                 .first_chunk()
                 .map_or(0, |bytes| u64::from_le_bytes(*bytes));
             format!(
-                "its first 8 bytes declare a header of {length} bytes, the file has {found}: it is truncated or no \
-                 {KIND}"
+                "its first 8 bytes declare a header of {length} bytes, the file has {found}: it \
+                 is truncated or no {KIND}"
             )
         }
         SafeTensorError::MetadataIncompleteBuffer => {
             format!(
-                "the file has {found} bytes, which is not what its header declares: it is truncated, copy it again"
+                "the file has {found} bytes, which is not what its header declares: it is \
+                 truncated, copy it again"
             )
         }
         // Only the JSON parser's message can be long: it quotes the input.
@@ -347,12 +363,14 @@ pub fn write_tensors<'a>(
     metadata: &[(&str, &str)],
 ) -> Result<()> {
     let tensors: Vec<(&str, &Tensor)> = tensors.into_iter().collect();
-    let planned = tensors.iter().map(|(name, tensor)| Planned {
-        name: (*name).to_owned(),
-        kind: stored_kind(tensor.kind(), kind),
-        shape: tensor.size(),
-    });
-    let planned = planned.collect();
+    let mut planned = Vec::new();
+    for (name, tensor) in &tensors {
+        planned.push(Planned {
+            name: (*name).to_owned(),
+            kind: stored_kind(tensor.kind(), kind),
+            shape: tensor.size(),
+        });
+    }
     let tensors: BTreeMap<&str, &Tensor> = tensors.into_iter().collect();
     let metadata = Metadata {
         entries: metadata,
@@ -412,20 +430,30 @@ pub fn write_streamed(
             file,
             hash: metadata.hash.map(|_| Sha256::new()),
         };
-        for Planned { name, kind, shape } in &planned {
-            let tensor = load(name)?;
-            assert_eq!(&tensor.size(), shape, "tensor {name} has the planned shape");
-            write_tensor(&mut data, &tensor, *kind).map_err(|error| error.about(path, name))?;
+        for planned in &planned {
+            write_planned(&mut data, planned, load, path)?;
         }
         // The hash is known now: it replaces the placeholder in the header.
-        let Some(hash) = data.hash else { return Ok(()) };
-        let place = hash_place(&header, metadata.hash.expect("a hash has a key"));
+        let (Some(key), Some(hash)) = (metadata.hash, data.hash) else {
+            return Ok(());
+        };
         let hash = format!("0x{:x}", hash.finalize());
-        let patch = file
-            .seek(SeekFrom::Start(place))
-            .and_then(|_| file.write_all(hash.as_bytes()));
-        patch.map_err(Error::io(path))
+        file.seek(SeekFrom::Start(hash_place(&header, key)))
+            .map_err(Error::io(path))?;
+        file.write_all(hash.as_bytes()).map_err(Error::io(path))
     })
+}
+
+/// Loads a tensor and writes it to the file at `path`.
+fn write_planned(
+    file: &mut impl Write,
+    Planned { name, kind, shape }: &Planned,
+    load: &mut dyn FnMut(&str) -> Result<Tensor>,
+    path: &Path,
+) -> Result<()> {
+    let tensor = load(name)?;
+    assert_eq!(&tensor.size(), shape, "tensor {name} has the planned shape");
+    write_tensor(file, &tensor, *kind).map_err(|error| error.about(path, name))
 }
 
 /// Orders tensors as the reference writer does, wider elements first, so that each tensor is
@@ -478,38 +506,44 @@ pub(crate) fn stored_kind(own: Kind, kind: Option<Kind>) -> Kind {
 
 /// Returns the JSON header, padded with spaces so that the data starts at a multiple of 8.
 fn header(path: &Path, planned: &[Planned], metadata: Metadata<'_>) -> Result<Vec<u8>> {
-    let invalid = |reason| Error::Invalid {
+    let mut header = serde_json::Map::new();
+    let mut texts: BTreeMap<_, _> = metadata.entries.iter().copied().collect();
+    if let Some(key) = metadata.hash {
+        texts.insert(key, NO_HASH);
+    }
+    if !texts.is_empty() {
+        header.insert("__metadata__".into(), serde_json::json!(texts));
+    }
+    add_entries(&mut header, planned).map_err(|reason| Error::Invalid {
         what: path.display().to_string(),
         reason,
-    };
-    let mut header = serde_json::Map::new();
-    let metadata: BTreeMap<_, _> = metadata
-        .entries
-        .iter()
-        .copied()
-        .chain(metadata.hash.map(|key| (key, NO_HASH)))
-        .collect();
-    if !metadata.is_empty() {
-        header.insert("__metadata__".into(), serde_json::json!(metadata));
-    }
+    })?;
+    let mut bytes = serde_json::to_vec(&header).expect("a map of strings and numbers serialises");
+    bytes.resize(bytes.len().next_multiple_of(8), b' ');
+    Ok(bytes)
+}
+
+/// Adds the tensors to a header; an error is the reason why one cannot be stored.
+fn add_entries(
+    header: &mut serde_json::Map<String, serde_json::Value>,
+    planned: &[Planned],
+) -> std::result::Result<(), String> {
     let mut offset = 0;
     for Planned { name, kind, shape } in planned {
-        let dtype = dtype_name(*kind).ok_or_else(|| {
-            invalid(format!(
+        let Some(dtype) = dtype_name(*kind) else {
+            return Err(format!(
                 "tensor {name} has dtype {kind:?}, which cannot be stored"
-            ))
-        })?;
+            ));
+        };
         let end = offset + shape.iter().product::<i64>() as usize * kind.elt_size_in_bytes();
         let entry =
             serde_json::json!({"dtype": dtype, "shape": shape, "data_offsets": [offset, end]});
         if header.insert(name.clone(), entry).is_some() {
-            return Err(invalid(format!("tensor {name} is given twice")));
+            return Err(format!("tensor {name} is given twice"));
         }
         offset = end;
     }
-    let mut bytes = serde_json::to_vec(&header).expect("a map of strings and numbers serialises");
-    bytes.resize(bytes.len().next_multiple_of(8), b' ');
-    Ok(bytes)
+    Ok(())
 }
 
 enum WriteError {

@@ -73,6 +73,19 @@ pub(crate) fn model_index(parameterization: Parameterization) -> Value {
     })
 }
 
+/// Returns the part of `scheduler_config.json` that differs from flow's, as published with SDXL
+/// 1.0.
+fn euler_discrete(prediction_type: &str) -> Value {
+    json!({
+        "_class_name": "EulerDiscreteScheduler",
+        "prediction_type": prediction_type,
+        "interpolation_type": "linear",
+        "timestep_spacing": "leading",
+        "steps_offset": 1,
+        "use_karras_sigmas": false
+    })
+}
+
 /// Returns `scheduler_config.json`. `sampling_shift` is used for flow only.
 pub(crate) fn scheduler_config(parameterization: Parameterization, sampling_shift: f64) -> Value {
     let mut config = json!({
@@ -92,15 +105,9 @@ pub(crate) fn scheduler_config(parameterization: Parameterization, sampling_shif
             "flow_shift": sampling_shift,
             "final_sigmas_type": "zero"
         }),
-        // As published with SDXL 1.0.
-        Parameterization::Eps | Parameterization::V => json!({
-            "_class_name": "EulerDiscreteScheduler",
-            "prediction_type": if parameterization == Parameterization::V { "v_prediction" } else { "epsilon" },
-            "interpolation_type": "linear",
-            "timestep_spacing": "leading",
-            "steps_offset": 1,
-            "use_karras_sigmas": false
-        }),
+
+        Parameterization::Eps => euler_discrete("epsilon"),
+        Parameterization::V => euler_discrete("v_prediction"),
     };
     let (Value::Object(config), Value::Object(more)) = (&mut config, more) else {
         unreachable!("both are objects")

@@ -56,18 +56,17 @@ fn write_folder(
     parameterization: Parameterization,
     options: &ExportOptions,
 ) -> Result<()> {
-    let create = |folder: &Path| fs::create_dir_all(folder).map_err(Error::io(folder));
     create(folder)?;
     for component in Component::ALL {
         let folder = folder.join(component.folder());
         create(&folder)?;
         write_component(bundle, component, &folder, parameterization, options)?;
     }
-    create(&folder.join("scheduler"))?;
-    let scheduler = scheduler_config(parameterization, options.sampling_shift);
+    let scheduler = folder.join("scheduler");
+    create(&scheduler)?;
     write_json(
-        &folder.join("scheduler").join("scheduler_config.json"),
-        &scheduler,
+        &scheduler.join("scheduler_config.json"),
+        &scheduler_config(parameterization, options.sampling_shift),
     )?;
     for file in &options.attachments {
         let path = folder.join(&file.path);
@@ -80,6 +79,10 @@ fn write_folder(
     )
 }
 
+fn create(folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder).map_err(Error::io(folder))
+}
+
 fn write_component(
     bundle: &Bundle<'_>,
     component: Component,
@@ -87,22 +90,9 @@ fn write_component(
     parameterization: Parameterization,
     options: &ExportOptions,
 ) -> Result<()> {
-    let planned: Vec<Planned> = bundle
-        .names(component)
-        .into_iter()
-        .map(|name| Planned {
-            name: name.to_owned(),
-            kind: written_kind(bundle, component, name, options),
-            shape: bundle
-                .shape(component, name)
-                .expect("listed tensors have shapes"),
-        })
-        .collect();
-    let config = component_config(
-        component,
-        bundle.config(component),
-        planned.first().map(|planned| planned.kind),
-    );
+    let planned = planned(bundle, component, options);
+    let kind = planned.first().map(|planned| planned.kind);
+    let config = component_config(component, bundle.config(component), kind);
     write_json(&folder.join("config.json"), &Value::Object(config))?;
     let mut metadata = vec![("format".to_owned(), "pt".to_owned())];
     metadata.extend(options.metadata.iter().cloned());
@@ -117,6 +107,21 @@ fn write_component(
     write_streamed(&path, planned, metadata, &mut |name| {
         loaded(bundle, component, name, options)
     })
+}
+
+/// Plans the tensors of a component's weight file.
+fn planned(bundle: &Bundle<'_>, component: Component, options: &ExportOptions) -> Vec<Planned> {
+    let mut planned = Vec::new();
+    for name in bundle.names(component) {
+        planned.push(Planned {
+            name: name.to_owned(),
+            kind: written_kind(bundle, component, name, options),
+            shape: bundle
+                .shape(component, name)
+                .expect("listed tensors have shapes"),
+        });
+    }
+    planned
 }
 
 fn write_json(path: &Path, value: &Value) -> Result<()> {

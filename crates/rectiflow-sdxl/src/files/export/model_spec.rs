@@ -17,6 +17,10 @@ use crate::{
 /// Key of the SHA-256 of all tensors' bytes.
 pub(crate) const HASH_KEY: &str = "modelspec.hash_sha256";
 
+/// The architecture's and its reference implementation's names in the standard.
+const ARCHITECTURE: &str = "stable-diffusion-xl-v1-base";
+const IMPLEMENTATION: &str = "https://github.com/Stability-AI/generative-models";
+
 /// Returns the entries of the header except the hash. `configs` holds the four configurations by
 /// component folder.
 pub(crate) fn metadata(
@@ -25,46 +29,43 @@ pub(crate) fn metadata(
     options: &ExportOptions,
     configs: Map<String, Value>,
 ) -> Result<Vec<(String, String)>> {
-    let vae = VaeConfig::from_json(
-        bundle.config(Component::Vae).clone(),
-        &Component::Vae.config_name(),
-    )?;
-    let sample_size = bundle
-        .config(Component::UNet)
-        .get("sample_size")
-        .and_then(Value::as_u64)
-        .unwrap_or(128);
-    let side = sample_size * u64::from(vae.down_factor());
+    let side = side_px(bundle)?;
+    let prediction = prediction_type(parameterization);
     let own = [
         ("format", "pt".to_owned()),
+        // The standard's keys.
         ("modelspec.sai_model_spec", "1.0.1".into()),
-        (
-            "modelspec.architecture",
-            "stable-diffusion-xl-v1-base".into(),
-        ),
-        (
-            "modelspec.implementation",
-            "https://github.com/Stability-AI/generative-models".into(),
-        ),
+        ("modelspec.architecture", ARCHITECTURE.into()),
+        ("modelspec.implementation", IMPLEMENTATION.into()),
         ("modelspec.title", options.title.clone()),
         ("modelspec.description", options.description.clone()),
         ("modelspec.resolution", format!("{side}x{side}")),
-        (
-            "modelspec.prediction_type",
-            prediction_type(parameterization).into(),
-        ),
+        ("modelspec.prediction_type", prediction.into()),
         (
             "modelspec.usage_hint",
             usage_hint(parameterization, options.sampling_shift),
         ),
+        // Our own.
         (PARAMETERIZATION_KEY, parameterization.to_string()),
         (CONFIGS_KEY, Value::Object(configs).to_string()),
     ];
-    let own = own.into_iter().filter(|(_, value)| !value.is_empty());
-    Ok(own
-        .map(|(key, value)| (key.to_owned(), value))
-        .chain(options.metadata.iter().cloned())
-        .collect())
+    let mut entries = Vec::new();
+    for (key, value) in own {
+        if !value.is_empty() {
+            entries.push((key.to_owned(), value));
+        }
+    }
+    entries.extend(options.metadata.iter().cloned());
+    Ok(entries)
+}
+
+/// Returns the side of the pictures that the model is trained for, in pixels.
+fn side_px(bundle: &Bundle<'_>) -> Result<u64> {
+    let vae = bundle.config(Component::Vae).clone();
+    let vae = VaeConfig::from_json(vae, &Component::Vae.config_name())?;
+    let unet = bundle.config(Component::UNet);
+    let sample_size = unet.get("sample_size").and_then(Value::as_u64);
+    Ok(sample_size.unwrap_or(128) * u64::from(vae.down_factor()))
 }
 
 /// The standard defines "v" and "epsilon", and permits others.
@@ -80,8 +81,8 @@ fn prediction_type(parameterization: Parameterization) -> &'static str {
 pub fn usage_hint(parameterization: Parameterization, shift: f64) -> String {
     match parameterization {
         Parameterization::Flow => format!(
-            "A rectified-flow model: in ComfyUI put ModelSamplingSD3 (shift {shift}; 3 to 6 is useful) behind the \
-             checkpoint loader. Euler, schedule simple or beta, CFG about {}.",
+            "A rectified-flow model: in ComfyUI put ModelSamplingSD3 (shift {shift}; 3 to 6 is \
+             useful) behind the checkpoint loader. Euler, schedule simple or beta, CFG about {}.",
             SampleSettings::default().cfg
         ),
         Parameterization::V => {

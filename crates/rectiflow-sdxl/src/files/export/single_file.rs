@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeMap, path::Path};
 
+use serde_json::{Map, Value};
 use tch::{Kind, Tensor};
 
 use crate::{
@@ -31,34 +32,34 @@ use crate::{
 pub fn export_single_file(bundle: &Bundle<'_>, out: &Path, options: &ExportOptions) -> Result<()> {
     let parameterization = bundle.known_parameterization()?;
     let contents = contents(bundle);
-    let planned = contents
-        .iter()
-        .map(|(name, parts)| planned(bundle, name, parts, options))
-        .collect();
-    let configs = Component::ALL.map(|component| {
-        let config = component_config(component, bundle.config(component), options.kind);
-        (component.folder().to_owned(), config.into())
-    });
-    let metadata = model_spec::metadata(
-        bundle,
-        parameterization,
-        options,
-        configs.into_iter().collect(),
-    )?;
+    let mut all_planned = Vec::new();
+    for (name, parts) in &contents {
+        all_planned.push(planned(bundle, name, parts, options));
+    }
+    let configs = configs(bundle, options.kind);
+    let metadata = model_spec::metadata(bundle, parameterization, options, configs)?;
     let metadata = Metadata {
         entries: &borrowed(&metadata),
         hash: Some(model_spec::HASH_KEY),
     };
-    write_streamed(out, planned, metadata, &mut |name| {
+    write_streamed(out, all_planned, metadata, &mut |name| {
         let mut tensors = Vec::new();
         for part in &contents[name] {
-            tensors.push((
-                loaded(bundle, part.component, &part.name, options)?,
-                part.form,
-            ));
+            let tensor = loaded(bundle, part.component, &part.name, options)?;
+            tensors.push((tensor, part.form));
         }
         to_single(tensors).map_err(Error::torch(format!("converting {name}")))
     })
+}
+
+/// Returns the configurations of all components, by folder.
+fn configs(bundle: &Bundle<'_>, kind: Option<Kind>) -> Map<String, Value> {
+    let mut configs = Map::new();
+    for component in Component::ALL {
+        let config = component_config(component, bundle.config(component), kind);
+        configs.insert(component.folder().to_owned(), config.into());
+    }
+    configs
 }
 
 /// A diffusers tensor as a part of a single-file tensor, alone or in a stack.
@@ -66,6 +67,16 @@ struct StackPart {
     component: Component,
     name: String,
     form: Form,
+}
+
+impl StackPart {
+    /// Returns its position in the stack.
+    fn index(&self) -> usize {
+        match self.form {
+            Form::Stacked { index, .. } => index,
+            Form::Same | Form::Transposed | Form::Pointwise => 0,
+        }
+    }
 }
 
 /// Returns the diffusers tensors in each tensor of the single file, in stacking order.
@@ -85,13 +96,7 @@ fn contents(bundle: &Bundle<'_>) -> BTreeMap<String, Vec<StackPart>> {
         }
     }
     for parts in contents.values_mut() {
-        parts.sort_by_key(|part| {
-            if let Form::Stacked { index, .. } = part.form {
-                index
-            } else {
-                0
-            }
-        });
+        parts.sort_by_key(StackPart::index);
     }
     contents
 }
