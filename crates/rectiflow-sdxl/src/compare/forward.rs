@@ -66,10 +66,23 @@ pub fn forward(
     options: &OpenOptions,
 ) -> Result<Vec<(&'static str, Vec<i64>)>> {
     let input = TensorFile::open(input)?;
-    let results = tch::no_grad(|| match pass {
-        Pass::UNet => unet(model, &input, options),
-        Pass::ClipL => clip(model, Component::ClipL, &input, options),
-        Pass::ClipG => clip(model, Component::ClipG, &input, options),
+    let results = tch::no_grad(|| results(pass, model, &input, options))?;
+    let named = results.iter().map(|(name, tensor)| (*name, tensor));
+    write_tensors(output, named, None, &[("format", "pt")])?;
+    let mut shapes = Vec::new();
+    for (name, tensor) in results {
+        shapes.push((name, tensor.size()));
+    }
+    Ok(shapes)
+}
+
+type Named = Vec<(&'static str, Tensor)>;
+
+fn results(pass: Pass, model: &Path, input: &TensorFile, options: &OpenOptions) -> Result<Named> {
+    match pass {
+        Pass::UNet => unet(model, input, options),
+        Pass::ClipL => clip(model, Component::ClipL, input, options),
+        Pass::ClipG => clip(model, Component::ClipG, input, options),
         Pass::VaeEncode => {
             let (mean, logvar) = Vae::open(model, options)?.encode(&input.tensor("pixels")?)?;
             Ok(vec![("mean", mean), ("logvar", logvar)])
@@ -78,33 +91,20 @@ pub fn forward(
             let pixels = Vae::open(model, options)?.decode(&input.tensor("latents")?)?;
             Ok(vec![("pixels", pixels)])
         }
-    })?;
-    write_tensors(
-        output,
-        results.iter().map(|(name, tensor)| (*name, tensor)),
-        None,
-        &[("format", "pt")],
-    )?;
-    Ok(results
-        .into_iter()
-        .map(|(name, tensor)| (name, tensor.size()))
-        .collect())
+    }
 }
-
-type Named = Vec<(&'static str, Tensor)>;
 
 fn unet(model: &Path, input: &TensorFile, options: &OpenOptions) -> Result<Named> {
     let sample = input.tensor("sample")?;
     let batch = sample.size().first().copied().unwrap_or(0);
-    let timestep = input.tensor("timestep")?;
-    // A single timestep applies to the whole batch, as in diffusers.
-    let timestep = if timestep.numel() == 1 {
-        timestep.reshape([1]).expand([batch], false)
-    } else {
-        timestep
-    };
+    let mut timestep = input.tensor("timestep")?;
+    if timestep.numel() == 1 {
+        // A single timestep applies to the whole batch, as in diffusers.
+        timestep = timestep.reshape([1]).expand([batch], false);
+    }
     let context = input.tensor("encoder_hidden_states")?;
-    let (text_embeds, time_ids) = (input.tensor("text_embeds")?, input.tensor("time_ids")?);
+    let text_embeds = input.tensor("text_embeds")?;
+    let time_ids = input.tensor("time_ids")?;
     let given = UNetInput {
         sample: &sample,
         timestep: &timestep,
@@ -113,10 +113,8 @@ fn unet(model: &Path, input: &TensorFile, options: &OpenOptions) -> Result<Named
         text_embeds: &text_embeds,
         time_ids: &time_ids,
     };
-    Ok(vec![(
-        "sample",
-        UNet::open(model, options)?.forward(&given)?,
-    )])
+    let output = UNet::open(model, options)?.forward(&given)?;
+    Ok(vec![("sample", output)])
 }
 
 fn clip(

@@ -34,10 +34,15 @@ pub fn kernel_distance(drawn: &Tensor, real: &Tensor) -> f64 {
         let deviation = real.std_dim(0, true, true);
         // A feature that is constant over the real pictures has no scale.
         let deviation = deviation.where_self(&deviation.gt(0.0), &deviation.ones_like());
-        let standard = |features: &Tensor| (features.to_kind(Kind::Double) - &mean) / &deviation;
-        let (x, y) = (standard(drawn), standard(&real));
-        within(&x) + within(&y) - 2.0 * kernel(&x, &y).mean(Kind::Double).double_value(&[])
+        let x = (drawn.to_kind(Kind::Double) - &mean) / &deviation;
+        let y = (&real - &mean) / &deviation;
+        within(&x) + within(&y) - across(&x, &y)
     })
+}
+
+/// Returns twice the mean kernel between rows of the two sets.
+fn across(x: &Tensor, y: &Tensor) -> f64 {
+    2.0 * kernel(x, y).mean(Kind::Double).double_value(&[])
 }
 
 /// Returns the mean kernel between different rows.

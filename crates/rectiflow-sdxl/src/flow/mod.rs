@@ -225,23 +225,24 @@ impl Objective {
             "one time for each sample"
         );
         match self.settings.parameterization {
-            Parameterization::Flow => {
-                let sigma = per_sample(times.iter().copied(), x0);
-                let (sample, timestep) = (interpolate(x0, noise, &sigma), timestep(&sigma));
-                let (sample, timestep) = if self.is_aligned {
-                    aligned(&sample, times)
-                } else {
-                    (sample, timestep)
-                };
-                Noised {
-                    sample,
-                    timestep,
-                    target: velocity(x0, noise),
-                    weights: sigma.ones_like(),
-                }
-            }
+            Parameterization::Flow => self.noised_flow(x0, noise, times),
             Parameterization::Eps => self.noised_discrete(x0, noise, times, false),
             Parameterization::V => self.noised_discrete(x0, noise, times, true),
+        }
+    }
+
+    fn noised_flow(&self, x0: &Tensor, noise: &Tensor, times: &[f64]) -> Noised {
+        let sigma = per_sample(times.iter().copied(), x0);
+        let mut sample = interpolate(x0, noise, &sigma);
+        let mut timestep = timestep(&sigma);
+        if self.is_aligned {
+            (sample, timestep) = aligned(&sample, times);
+        }
+        Noised {
+            sample,
+            timestep,
+            target: velocity(x0, noise),
+            weights: sigma.ones_like(),
         }
     }
 
@@ -252,28 +253,31 @@ impl Objective {
         times: &[f64],
         predicts_v: bool,
     ) -> Noised {
-        let steps: Vec<usize> = times
-            .iter()
-            .map(|&time| discrete::training_step(time))
-            .collect();
-        let alpha_bars = || steps.iter().map(|&step| discrete::alpha_bar(step));
-        let signal = spread(&per_sample(alpha_bars().map(f64::sqrt), x0));
-        let spoil = spread(&per_sample(
-            alpha_bars().map(|abar| (1.0 - abar).sqrt()),
-            x0,
-        ));
+        // One number per sample.
+        let mut timesteps = Vec::new();
+        let mut signal = Vec::new();
+        let mut spoil = Vec::new();
+        let mut weights = Vec::new();
+        for &time in times {
+            let step = discrete::training_step(time);
+            let alpha_bar = discrete::alpha_bar(step);
+            timesteps.push(step as f64);
+            signal.push(alpha_bar.sqrt());
+            spoil.push((1.0 - alpha_bar).sqrt());
+            weights.push(self.min_snr_weight(alpha_bar, predicts_v));
+        }
+        // Tensors.
+        let signal = spread(&per_sample(signal.into_iter(), x0));
+        let spoil = spread(&per_sample(spoil.into_iter(), x0));
         Noised {
             sample: &signal * x0 + &spoil * noise,
-            timestep: per_sample(steps.iter().map(|&step| step as f64), x0),
+            timestep: per_sample(timesteps.into_iter(), x0),
             target: if predicts_v {
                 &signal * noise - &spoil * x0
             } else {
                 noise.shallow_clone()
             },
-            weights: per_sample(
-                alpha_bars().map(|abar| self.min_snr_weight(abar, predicts_v)),
-                x0,
-            ),
+            weights: per_sample(weights.into_iter(), x0),
         }
     }
 

@@ -87,28 +87,18 @@ impl BrownianPath {
             return over.shallow_clone();
         }
         let middle = rounded(0.5 * (end + start));
+        let left = interval.child(start, middle, 0);
         let over_left = self.over_left_half(interval, over, middle);
-        let left = || {
-            self.increment(
-                interval.child(start, middle, 0),
-                &over_left,
-                low,
-                high.min(middle),
-            )
-        };
-        let right = || {
-            self.increment(
-                interval.child(middle, end, 1),
-                &(over - &over_left),
-                low.max(middle),
-                high,
-            )
-        };
-        match (low < middle, high > middle) {
-            (true, true) => left() + right(),
-            (true, false) => left(),
-            _ => right(),
+        if high <= middle {
+            return self.increment(left, &over_left, low, high);
         }
+        let right = interval.child(middle, end, 1);
+        let over_right = over - &over_left;
+        if low >= middle {
+            return self.increment(right, &over_right, low, high);
+        }
+        let in_left = self.increment(left, &over_left, low, middle);
+        in_left + self.increment(right, &over_right, middle, high)
     }
 
     fn over_left_half(&self, interval: Interval, over: &Tensor, middle: f64) -> Tensor {
@@ -147,8 +137,9 @@ fn seed_of(entropy: u64, key: &[u64]) -> u32 {
     let mut words = words_of(entropy);
     if !key.is_empty() {
         words.resize(POOL_WORDS, 0);
-        key.iter()
-            .for_each(|&number| words.extend(words_of(number)));
+        for &number in key {
+            words.extend(words_of(number));
+        }
     }
     let first = pool(&words)[0];
     let mut value = first ^ 0x8b51_f9dd;
@@ -166,33 +157,45 @@ fn words_of(number: u64) -> Vec<u32> {
     }
 }
 
+/// A hash whose constant changes with each use.
+struct Hash {
+    constant: u32,
+}
+
+impl Hash {
+    fn of(&mut self, value: u32) -> u32 {
+        let value = value ^ self.constant;
+        self.constant = self.constant.wrapping_mul(0x931e_8875);
+        let value = value.wrapping_mul(self.constant);
+        value ^ value >> 16
+    }
+}
+
+/// Mixes two words into one.
+fn mixed(x: u32, y: u32) -> u32 {
+    let value = 0xca01_f9dd_u32
+        .wrapping_mul(x)
+        .wrapping_sub(0x4973_f715_u32.wrapping_mul(y));
+    value ^ value >> 16
+}
+
 /// Hashes words of entropy into a pool, so that each input bit changes every word of the pool.
 fn pool(words: &[u32]) -> [u32; POOL_WORDS] {
-    let mut constant = 0x43b0_d7e5_u32;
-    let mut hashed = |value: u32| {
-        let value = value ^ constant;
-        constant = constant.wrapping_mul(0x931e_8875);
-        let value = value.wrapping_mul(constant);
-        value ^ value >> 16
-    };
-    let mixed = |x: u32, y: u32| {
-        let value = 0xca01_f9dd_u32
-            .wrapping_mul(x)
-            .wrapping_sub(0x4973_f715_u32.wrapping_mul(y));
-        value ^ value >> 16
+    let mut hash = Hash {
+        constant: 0x43b0_d7e5,
     };
     let mut pool = [0; POOL_WORDS];
     for (at, word) in pool.iter_mut().enumerate() {
-        *word = hashed(words.get(at).copied().unwrap_or(0));
+        *word = hash.of(words.get(at).copied().unwrap_or(0));
     }
     for source in 0..POOL_WORDS {
         for target in (0..POOL_WORDS).filter(|&target| target != source) {
-            pool[target] = mixed(pool[target], hashed(pool[source]));
+            pool[target] = mixed(pool[target], hash.of(pool[source]));
         }
     }
     for &word in words.iter().skip(POOL_WORDS) {
         for target in &mut pool {
-            *target = mixed(*target, hashed(word));
+            *target = mixed(*target, hash.of(word));
         }
     }
     pool

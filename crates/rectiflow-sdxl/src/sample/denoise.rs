@@ -56,19 +56,23 @@ pub fn denoised_by(
     sigma: f64,
     model: &mut dyn FnMut(&Tensor, &Tensor) -> Result<Tensor>,
 ) -> Result<Tensor> {
-    let batch = |value: f64| Tensor::full([x.size()[0]], value, (Kind::Float, x.device()));
     if parameterization == Parameterization::Flow {
-        let sigma = batch(sigma);
+        let sigma = for_each_row(x, sigma);
         let velocity = widened(model(x, &flow::timestep(&sigma))?);
         return Ok(flow::clean_estimate(x, &velocity, &sigma));
     }
     let variance = sigma * sigma + 1.0;
-    let timestep = batch(discrete::timestep(sigma as f32) as f64);
+    let timestep = for_each_row(x, discrete::timestep(sigma as f32) as f64);
     let output = widened(model(&(x / variance.sqrt()), &timestep)?);
     Ok(match parameterization {
         Parameterization::V => x / variance - output * (sigma / variance.sqrt()),
         _ => x - output * sigma,
     })
+}
+
+/// Returns a value for each row of `x`. `[b]` fp32
+fn for_each_row(x: &Tensor, value: f64) -> Tensor {
+    Tensor::full([x.size()[0]], value, (Kind::Float, x.device()))
 }
 
 /// Converts to at least fp32: a bf16 model's outputs are accumulated over many steps.

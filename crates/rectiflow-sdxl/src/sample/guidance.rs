@@ -171,17 +171,7 @@ impl<'a> Guided<'a> {
             self.parameterization,
             &stacked,
             sigma,
-            &mut |sample, timestep| {
-                let input = UNetInput {
-                    sample: &sample.to_kind(self.unet.kind()),
-                    timestep,
-                    context: &self.context,
-                    context_mask: self.context_mask.as_ref(),
-                    text_embeds: &self.pooled,
-                    time_ids: &self.time_ids,
-                };
-                self.unet.forward_perturbed(&input, perturbation)
-            },
+            &mut |sample, timestep| self.predict(sample, timestep, perturbation),
         )?;
         if denoised.isfinite().all().int64_value(&[]) == 0 {
             let found = "NaN or infinity: the model is broken, or its values overflow its dtype";
@@ -192,6 +182,24 @@ impl<'a> Guided<'a> {
             ));
         }
         Ok(self.combined(x, sigma, &denoised.chunk(self.copies, 0)))
+    }
+
+    /// Returns the UNet's output for the stacked batch.
+    fn predict(
+        &self,
+        sample: &Tensor,
+        timestep: &Tensor,
+        perturbation: Option<Perturbation<'_>>,
+    ) -> Result<Tensor> {
+        let input = UNetInput {
+            sample: &sample.to_kind(self.unet.kind()),
+            timestep,
+            context: &self.context,
+            context_mask: self.context_mask.as_ref(),
+            text_embeds: &self.pooled,
+            time_ids: &self.time_ids,
+        };
+        self.unet.forward_perturbed(&input, perturbation)
     }
 
     /// Combines the parts of the batch into one prediction.
@@ -258,10 +266,7 @@ fn check_rows(parts: &[(&'static str, &Cond)], batch: i64) -> Result<()> {
 /// Stacks all texts as one batch, part by part; each part has a row per picture, all rows the same
 /// number of tokens.
 fn stacked(parts: &[(&'static str, &Cond)], batch: i64) -> Cond {
-    let num_tokens = parts
-        .iter()
-        .map(|(_, part)| part.context.size()[1])
-        .fold(1, num_integer::lcm);
+    let num_tokens = common_num_tokens(parts);
     let mut context = Vec::new();
     let mut masks = Vec::new();
     let mut pooled = Vec::new();
@@ -276,6 +281,15 @@ fn stacked(parts: &[(&'static str, &Cond)], batch: i64) -> Cond {
         context_mask: is_masked.then(|| Tensor::cat(&masks, 0)),
         pooled: Tensor::cat(&pooled, 0),
     }
+}
+
+/// Returns the smallest number of tokens that all texts can be repeated to.
+fn common_num_tokens(parts: &[(&'static str, &Cond)]) -> i64 {
+    let mut num_tokens = 1;
+    for (_, part) in parts {
+        num_tokens = num_integer::lcm(num_tokens, part.context.size()[1]);
+    }
+    num_tokens
 }
 
 /// `[1 or b, n, ...]` -> `[batch, num_tokens, ...]`: repeats rows and tokens; repeated tokens do

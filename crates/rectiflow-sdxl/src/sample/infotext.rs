@@ -48,18 +48,7 @@ type Pair = (&'static str, String);
 /// Returns all settings of a picture, in the web interface's order.
 fn pairs(drawing: &Drawing<'_>, position: usize) -> Vec<Pair> {
     let settings = drawing.settings;
-    let mut pairs = vec![
-        ("Steps", settings.steps.to_string()),
-        ("Sampler", settings.sampler.web_name().to_owned()),
-        ("Schedule type", schedule_name(settings.schedule).to_owned()),
-        ("CFG scale", settings.cfg.to_string()),
-        ("Seed", settings.seed.to_string()),
-        (
-            "Size",
-            format!("{}x{}", settings.width_px, settings.height_px),
-        ),
-        ("Model", drawing.model.to_owned()),
-    ];
+    let mut pairs = main_pairs(drawing);
     if drawing.parameterization == Parameterization::Flow {
         pairs.push(("Shift", settings.shift.to_string()));
     }
@@ -74,6 +63,21 @@ fn pairs(drawing: &Drawing<'_>, position: usize) -> Vec<Pair> {
         format!("rectiflow {}", env!("CARGO_PKG_VERSION")),
     ));
     pairs
+}
+
+/// Returns the settings that every text has.
+fn main_pairs(drawing: &Drawing<'_>) -> Vec<Pair> {
+    let settings = drawing.settings;
+    let size = format!("{}x{}", settings.width_px, settings.height_px);
+    vec![
+        ("Steps", settings.steps.to_string()),
+        ("Sampler", settings.sampler.web_name().to_owned()),
+        ("Schedule type", schedule_name(settings.schedule).to_owned()),
+        ("CFG scale", settings.cfg.to_string()),
+        ("Seed", settings.seed.to_string()),
+        ("Size", size),
+        ("Model", drawing.model.to_owned()),
+    ]
 }
 
 /// Returns the settings of guidance besides its scale.

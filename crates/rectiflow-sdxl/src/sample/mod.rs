@@ -173,16 +173,8 @@ impl SampleSettings {
     pub fn latent_shape(&self, vae: &VaeConfig) -> Result<[i64; 4]> {
         let factor = vae.down_factor();
         let mut problems = Vec::new();
-        for (name, value) in [("width_px", self.width_px), ("height_px", self.height_px)] {
-            if value > MAX_SIDE_PX {
-                problems.push(format!("{name} is {value}, expected at most {MAX_SIDE_PX}"));
-            } else if value == 0 || value % factor != 0 {
-                let above = value.max(1).next_multiple_of(factor);
-                problems.push(format!(
-                    "{name} is {value}, expected a multiple of {factor} such as {above}"
-                ));
-            }
-        }
+        problems.extend(side_problem("width_px", self.width_px, factor));
+        problems.extend(side_problem("height_px", self.height_px, factor));
         problems.extend(self.problems());
         if !problems.is_empty() {
             return Err(Error::invalid("sampling", &problems));
@@ -238,6 +230,20 @@ impl SampleSettings {
         ];
         Tensor::from_slice(&ids.map(|px| px as f32)).repeat([self.batch as i64, 1])
     }
+}
+
+/// Returns what is wrong with a side of the pictures; the VAE makes one latent of `factor` pixels.
+fn side_problem(name: &str, value: u32, factor: u32) -> Option<String> {
+    if value > MAX_SIDE_PX {
+        return Some(format!("{name} is {value}, expected at most {MAX_SIDE_PX}"));
+    }
+    if value > 0 && value % factor == 0 {
+        return None;
+    }
+    let above = value.max(1).next_multiple_of(factor);
+    Some(format!(
+        "{name} is {value}, expected a multiple of {factor} such as {above}"
+    ))
 }
 
 /// Draws latents, without decoding.

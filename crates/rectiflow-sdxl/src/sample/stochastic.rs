@@ -124,8 +124,6 @@ pub fn dpmpp_2m_sde(
     stochastic: &mut Stochastic<'_>,
     watch: &mut Watch<'_>,
 ) -> Result<Tensor> {
-    let (parameterization, eta) = (stochastic.parameterization, stochastic.eta);
-    let signal_at = |sigma: f64| signal(parameterization, sigma);
     // The previous prediction, and the length of the step that used it.
     let mut last: Option<(Tensor, f64)> = None;
     walk(
@@ -143,14 +141,16 @@ pub fn dpmpp_2m_sde(
             if next == 0.0 {
                 return Ok(denoised);
             }
-            let length = (signal_at(next) / next).ln() - (signal_at(sigma) / sigma).ln();
-            // The weight of the denoised latents.
-            let share = -(-length * (eta + 1.0)).exp_m1() * signal_at(next);
-            let mut mixed = x * (next / sigma * (-length * eta).exp()) + &denoised * share;
+            let SdeStep {
+                length,
+                kept,
+                share,
+                added,
+            } = SdeStep::between(stochastic.parameterization, sigma, next, stochastic.eta);
+            let mut mixed = x * kept + &denoised * share;
             if let Some((before, last_length)) = &last {
                 mixed += (&denoised - before) * (0.5 * share * length / last_length);
             }
-            let added = next * (-(-2.0 * length * eta).exp_m1()).sqrt();
             last = Some((denoised, length));
             Ok(if added > 0.0 {
                 mixed + (stochastic.noise)(sigma, next) * added
@@ -159,4 +159,30 @@ pub fn dpmpp_2m_sde(
             })
         },
     )
+}
+
+/// The weights of a step of [`dpmpp_2m_sde`].
+struct SdeStep {
+    /// Its length in the logarithm of the signal-to-noise ratio.
+    length: f64,
+    /// Of the noisy latents.
+    kept: f64,
+    /// Of the denoised latents.
+    share: f64,
+    /// Of the new noise.
+    added: f64,
+}
+
+impl SdeStep {
+    fn between(parameterization: Parameterization, sigma: f64, next: f64, eta: f64) -> Self {
+        let signal_before = signal(parameterization, sigma);
+        let signal_after = signal(parameterization, next);
+        let length = (signal_after / next).ln() - (signal_before / sigma).ln();
+        Self {
+            length,
+            kept: next / sigma * (-length * eta).exp(),
+            share: -(-length * (eta + 1.0)).exp_m1() * signal_after,
+            added: next * (-(-2.0 * length * eta).exp_m1()).sqrt(),
+        }
+    }
 }

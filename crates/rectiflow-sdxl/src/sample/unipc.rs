@@ -35,39 +35,64 @@ pub fn uni_pc(
     sigmas: &[f64],
     watch: &mut Watch<'_>,
 ) -> Result<Tensor> {
-    let sigmas: Vec<f64> = sigmas
-        .iter()
-        .map(|&sigma| if sigma == 0.0 { LAST_SIGMA } else { sigma })
-        .collect();
+    let sigmas = above_zero(sigmas);
     let num_steps = sigmas.len() - 1;
     let highest = ORDER.min(num_steps.saturating_sub(1)).max(1);
     let mut x = x;
-    // Denoised latents and their lambda, newest first.
-    let mut answers: Vec<(Tensor, f64)> = Vec::new();
+    // Newest first.
+    let mut answers = Vec::new();
     for (step, pair) in sigmas.windows(2).enumerate() {
         let (sigma, next) = (pair[0], pair[1]);
         if step == 0 {
-            answers.push((denoise(&x, sigma)?, -sigma.ln()));
+            answers.push(Answer::of(denoise, &x, sigma)?);
         }
         watch(Progress {
             step,
             num_steps,
             sigma,
             x: &x,
-            denoised: &answers[0].0,
+            denoised: &answers[0].denoised,
         });
+        // The predictor, and unless this is the last step, the corrector.
         let order = highest.min(step + 1).min(num_steps - step);
         let update = Update::new(&x, [sigma, next], &answers[..order]);
         let predicted = update.predict();
         if step + 1 == num_steps {
             return Ok(predicted);
         }
-        let answer = denoise(&predicted, next)?;
-        x = update.correct(&answer);
-        answers.insert(0, (answer, -next.ln()));
+        let answer = Answer::of(denoise, &predicted, next)?;
+        x = update.correct(&answer.denoised);
+        answers.insert(0, answer);
         answers.truncate(ORDER);
     }
     Ok(x)
+}
+
+/// Returns the levels with [`LAST_SIGMA`] in place of 0.
+fn above_zero(sigmas: &[f64]) -> Vec<f64> {
+    let mut sigmas = sigmas.to_vec();
+    for sigma in &mut sigmas {
+        if *sigma == 0.0 {
+            *sigma = LAST_SIGMA;
+        }
+    }
+    sigmas
+}
+
+/// An evaluation of the model.
+struct Answer {
+    denoised: Tensor,
+    /// Its place: `-ln sigma`.
+    lambda: f64,
+}
+
+impl Answer {
+    fn of(denoise: &mut Denoise<'_>, x: &Tensor, sigma: f64) -> Result<Self> {
+        Ok(Self {
+            denoised: denoise(x, sigma)?,
+            lambda: -sigma.ln(),
+        })
+    }
 }
 
 /// The terms of one step.
@@ -85,18 +110,17 @@ struct Update {
 
 impl Update {
     /// `answers` are the last predictions, one per order of the step, newest first.
-    fn new(x: &Tensor, [sigma, next]: [f64; 2], answers: &[(Tensor, f64)]) -> Self {
-        let (newest, lambda) = (&answers[0].0, answers[0].1);
+    fn new(x: &Tensor, [sigma, next]: [f64; 2], answers: &[Answer]) -> Self {
+        let newest = &answers[0].denoised;
+        let lambda = answers[0].lambda;
         let length = -next.ln() - lambda;
-        let mut ratios: Vec<f64> = answers[1..]
-            .iter()
-            .map(|(_, before)| (before - lambda) / length)
-            .collect();
-        let differences = answers[1..]
-            .iter()
-            .zip(&ratios)
-            .map(|((answer, _), ratio)| (answer - newest) / *ratio)
-            .collect();
+        let mut ratios = Vec::new();
+        let mut differences = Vec::new();
+        for earlier in &answers[1..] {
+            let ratio = (earlier.lambda - lambda) / length;
+            differences.push((&earlier.denoised - newest) / ratio);
+            ratios.push(ratio);
+        }
         ratios.push(1.0);
         let base = x * (next / sigma) - newest * (-length).exp_m1();
         Self {
@@ -144,7 +168,8 @@ impl Update {
 fn weights(ratios: &[f64], hh: f64) -> Vec<f64> {
     let n = ratios.len();
     let mut rows: Vec<Vec<f64>> = Vec::new();
-    let (mut phi, mut factorial) = (hh.exp_m1() / hh - 1.0, 1.0);
+    let mut phi = hh.exp_m1() / hh - 1.0;
+    let mut factorial = 1.0;
     for i in 0..n {
         let mut row: Vec<f64> = ratios.iter().map(|ratio| ratio.powi(i as i32)).collect();
         row.push(phi * factorial / hh);
@@ -167,9 +192,9 @@ fn solve(mut rows: Vec<Vec<f64>>) -> Vec<f64> {
         for (i, row) in rows.iter_mut().enumerate() {
             if i != column {
                 let factor = row[column] / pivot[column];
-                row.iter_mut()
-                    .zip(&pivot)
-                    .for_each(|(value, pivot)| *value -= factor * pivot);
+                for (value, pivot) in row.iter_mut().zip(&pivot) {
+                    *value -= factor * pivot;
+                }
             }
         }
     }

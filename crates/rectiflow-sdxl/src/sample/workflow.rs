@@ -73,60 +73,32 @@ impl Workflow {
             nodes: Vec::new(),
             differences: differences(drawing),
         };
-        let settings = drawing.settings;
+        // The model, the texts and the empty latents.
         let loader = graph.add(
             "CheckpointLoaderSimple",
             LOADER_OUTPUTS,
             [0, 1],
             vec![value("ckpt_name", checkpoint)],
         );
-        let (clip, vae) = (
-            Output {
-                slot: 1,
-                kind: "CLIP",
-                ..loader
-            },
-            Output {
-                slot: 2,
-                kind: "VAE",
-                ..loader
-            },
-        );
         let model = graph.add_model_nodes(drawing, loader);
-        let positive = graph.add_text(drawing.prompt, settings.size, clip, 1);
-        let negative = graph.add_text(drawing.negative, settings.size, clip, 2);
-        let latent = graph.add(
-            "EmptyLatentImage",
-            LATENT_OUTPUT,
-            [1, 3],
-            size_inputs(settings),
-        );
+        let clip = loader.at(1, "CLIP");
+        let size = drawing.settings.size;
+        let positive = graph.add_text(drawing.prompt, size, clip, 1);
+        let negative = graph.add_text(drawing.negative, size, clip, 2);
+        let latent_inputs = size_inputs(drawing.settings);
+        let latent = graph.add("EmptyLatentImage", LATENT_OUTPUT, [1, 3], latent_inputs);
+        // What samples and decodes them.
         let mut sampler = vec![
             link("model", model),
             link("positive", positive),
             link("negative", negative),
             link("latent_image", latent),
         ];
-        sampler.extend(sampler_inputs(settings));
+        sampler.extend(sampler_inputs(drawing.settings));
         let samples = graph.add("KSampler", LATENT_OUTPUT, [4, 1], sampler);
-        let images = graph.add(
-            "VAEDecode",
-            IMAGE_OUTPUT,
-            [5, 1],
-            vec![link("samples", samples), link("vae", vae)],
-        );
-        graph.add(
-            "SaveImage",
-            &[],
-            [6, 1],
-            vec![
-                link("images", images),
-                value("filename_prefix", "rectiflow"),
-            ],
-        );
+        graph.add_picture(samples, loader.at(2, "VAE"));
         graph
     }
-
     /// Returns what the graph cannot reproduce of the drawing, one sentence each.
     pub fn differences(&self) -> &[String] {
         &self.differences
@@ -136,41 +108,26 @@ impl Workflow {
     /// model.
     fn add_model_nodes(&mut self, drawing: &Drawing<'_>, loader: Output) -> Output {
         let mut model = loader;
-        let mut column = 1;
-        let mut patch = |class: &'static str, inputs: Vec<(&'static str, Input)>| {
-            let inputs = [link("model", model)].into_iter().chain(inputs).collect();
-            model = self.add(class, MODEL_OUTPUT, [column, 0], inputs);
-            column += 1;
-        };
-        match drawing.parameterization {
-            Parameterization::Flow => patch(
-                "ModelSamplingSD3",
-                vec![value("shift", drawing.settings.shift)],
-            ),
-            Parameterization::V => {
-                patch(
-                    "ModelSamplingDiscrete",
-                    vec![value("sampling", "v_prediction"), value("zsnr", false)],
-                );
-            }
-            Parameterization::Eps => {}
-        }
-        let guidance = drawing.settings.guidance();
-        if guidance.is_guided() && guidance.cfg_rescale > 0.0 {
-            patch(
-                "RescaleCFG",
-                vec![value("multiplier", guidance.cfg_rescale)],
-            );
-        }
-        if guidance.is_perturbed() {
-            patch(
-                "PerturbedAttentionGuidance",
-                vec![value("scale", guidance.pag_scale)],
-            );
+        for (column, patch) in (1..).zip(patches(drawing)) {
+            let mut inputs = vec![link("model", model)];
+            inputs.extend(patch.inputs);
+            model = self.add(patch.class, MODEL_OUTPUT, [column, 0], inputs);
         }
         model
     }
 
+    /// Adds the nodes that decode the latents and save the picture.
+    fn add_picture(&mut self, samples: Output, vae: Output) {
+        let inputs = vec![link("samples", samples), link("vae", vae)];
+        let images = self.add("VAEDecode", IMAGE_OUTPUT, [5, 1], inputs);
+        let prefix = value("filename_prefix", "rectiflow");
+        self.add(
+            "SaveImage",
+            &[],
+            [6, 1],
+            vec![link("images", images), prefix],
+        );
+    }
     fn add_text(
         &mut self,
         text: &str,
@@ -219,28 +176,19 @@ impl Workflow {
 
     /// Returns the graph for the server: `{"1": {"class_type": ..., "inputs": {...}}, ...}`.
     pub fn prompt(&self) -> Value {
-        let nodes = self
-            .nodes
-            .iter()
-            .zip(1..)
-            .map(|(node, number): (&Node, usize)| {
-                let inputs = node.inputs.iter().filter_map(|(name, input)| {
-                    let value = match input {
-                        Input::Link(from) => json!([from.node.to_string(), from.slot]),
-                        Input::Value(value) => value.clone(),
-                        Input::Text(text) => escaped(text, &['(', ')']).into(),
-                        Input::PageOnly(_) => return None,
-                    };
-                    Some(((*name).to_owned(), value))
-                });
-                (
-                    number.to_string(),
-                    json!({ "class_type": node.class, "inputs": inputs.collect::<Map<_, _>>() }),
-                )
-            });
-        Value::Object(nodes.collect())
+        let mut nodes = Map::new();
+        for (index, node) in self.nodes.iter().enumerate() {
+            let mut inputs = Map::new();
+            for (name, input) in &node.inputs {
+                if let Some(value) = input.on_server() {
+                    inputs.insert((*name).to_owned(), value);
+                }
+            }
+            let node = json!({ "class_type": node.class, "inputs": inputs });
+            nodes.insert((index + 1).to_string(), node);
+        }
+        Value::Object(nodes)
     }
-
     /// Returns the graph for the page: nodes with slots and positions, and links
     /// `[number, from, its slot, to, its slot, type]`.
     pub fn workflow(&self) -> Value {
@@ -248,16 +196,10 @@ impl Workflow {
         let nodes: Vec<Value> = (1..=self.nodes.len())
             .map(|number| self.page_node(number, &links))
             .collect();
-        let rows: Vec<Value> = links
-            .iter()
-            .zip(1..)
-            .map(|(link, number): (&Link, usize)| {
-                let Link {
-                    from, to, to_slot, ..
-                } = link;
-                json!([number, from.node, from.slot, to, to_slot, from.kind])
-            })
-            .collect();
+        let mut rows = Vec::new();
+        for (index, link) in links.iter().enumerate() {
+            rows.push(link.row(index + 1));
+        }
         json!({
             "last_node_id": nodes.len(),
             "last_link_id": rows.len(),
@@ -295,6 +237,10 @@ impl Workflow {
         let outputs: Vec<Value> = (0..node.outputs.len())
             .map(|slot| self.page_output(number, slot, links))
             .collect();
+        let mut widgets = Vec::new();
+        for (_, input) in &node.inputs {
+            widgets.extend(input.on_page());
+        }
         json!({
             "id": number,
             "type": node.class,
@@ -306,7 +252,7 @@ impl Workflow {
             "inputs": page_inputs(number, links),
             "outputs": outputs,
             "properties": { "Node name for S&R": node.class },
-            "widgets_values": node.inputs.iter().filter_map(|(_, input)| input.on_page()).collect::<Vec<_>>(),
+            "widgets_values": widgets,
         })
     }
 
@@ -326,14 +272,54 @@ impl Workflow {
 /// Returns a node's input slots, each with the number of the link that ends there.
 fn page_inputs(number: usize, links: &[Link]) -> Vec<Value> {
     let mut slots = Vec::new();
-    for (link, id) in links
-        .iter()
-        .zip(1usize..)
-        .filter(|(link, _)| link.to == number)
-    {
-        slots.push(json!({ "name": link.input, "type": link.from.kind, "link": id }));
+    for (link, id) in links.iter().zip(1usize..) {
+        if link.to == number {
+            slots.push(json!({ "name": link.input, "type": link.from.kind, "link": id }));
+        }
     }
     slots
+}
+
+/// A node that changes how the model samples.
+struct Patch {
+    class: &'static str,
+    /// Its widgets.
+    inputs: Vec<(&'static str, Input)>,
+}
+
+/// Returns the nodes between the loader and the sampler: parameterization, then guidance.
+fn patches(drawing: &Drawing<'_>) -> Vec<Patch> {
+    let mut patches = Vec::new();
+    patches.extend(parameterization_patch(drawing));
+    let guidance = drawing.settings.guidance();
+    if guidance.is_guided() && guidance.cfg_rescale > 0.0 {
+        patches.push(Patch {
+            class: "RescaleCFG",
+            inputs: vec![value("multiplier", guidance.cfg_rescale)],
+        });
+    }
+    if guidance.is_perturbed() {
+        patches.push(Patch {
+            class: "PerturbedAttentionGuidance",
+            inputs: vec![value("scale", guidance.pag_scale)],
+        });
+    }
+    patches
+}
+
+/// Returns the node that sets the parameterization; ComfyUI's default is eps.
+fn parameterization_patch(drawing: &Drawing<'_>) -> Option<Patch> {
+    match drawing.parameterization {
+        Parameterization::Flow => Some(Patch {
+            class: "ModelSamplingSD3",
+            inputs: vec![value("shift", drawing.settings.shift)],
+        }),
+        Parameterization::V => Some(Patch {
+            class: "ModelSamplingDiscrete",
+            inputs: vec![value("sampling", "v_prediction"), value("zsnr", false)],
+        }),
+        Parameterization::Eps => None,
+    }
 }
 
 /// Returns the widgets of `EmptyLatentImage`.
@@ -367,7 +353,38 @@ struct Link {
     input: &'static str,
 }
 
+impl Link {
+    /// Returns the page's form of the link with this number.
+    fn row(&self, number: usize) -> Value {
+        let from = self.from;
+        json!([
+            number,
+            from.node,
+            from.slot,
+            self.to,
+            self.to_slot,
+            from.kind
+        ])
+    }
+}
+
+impl Output {
+    /// Returns another output of the same node.
+    fn at(self, slot: usize, kind: &'static str) -> Self {
+        Self { slot, kind, ..self }
+    }
+}
+
 impl Input {
+    /// Returns its value for the server; `None` for inputs of the page only.
+    fn on_server(&self) -> Option<Value> {
+        match self {
+            Self::Link(from) => Some(json!([from.node.to_string(), from.slot])),
+            Self::Value(value) => Some(value.clone()),
+            Self::Text(text) => Some(escaped(text, &['(', ')']).into()),
+            Self::PageOnly(_) => None,
+        }
+    }
     /// Returns the value of its widget; `None` for links.
     fn on_page(&self) -> Option<Value> {
         match self {
@@ -430,10 +447,9 @@ pub fn ascii_json(value: &Value) -> String {
         if letter.is_ascii() {
             ascii.push(letter);
         } else {
-            letter
-                .encode_utf16(&mut [0; 2])
-                .iter()
-                .for_each(|unit| ascii.push_str(&format!("\\u{unit:04x}")));
+            for unit in letter.encode_utf16(&mut [0; 2]) {
+                ascii.push_str(&format!("\\u{unit:04x}"));
+            }
         }
     }
     ascii
