@@ -237,6 +237,7 @@ fn with_reason((name, reason): &(String, String)) -> String {
 fn misshapen((name, expected, found): &(String, Vec<i64>, Vec<i64>)) -> String {
     format!("{name}: expected {expected:?}, found {found:?}")
 }
+
 impl std::error::Error for WeightProblems {}
 
 fn list<T>(

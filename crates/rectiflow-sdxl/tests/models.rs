@@ -53,9 +53,12 @@ fn largest_difference(a: &Tensor, b: &Tensor) -> f64 {
 fn sdxl_unet() -> Map<String, Value> {
     object(json!({
         "_class_name": "UNet2DConditionModel", "act_fn": "silu", "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256, "attention_head_dim": [5, 10, 20], "block_out_channels": [320, 640, 1280],
-        "cross_attention_dim": 2048, "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"], "layers_per_block": 2,
+        "addition_time_embed_dim": 256, "attention_head_dim": [5, 10, 20],
+        "block_out_channels": [320, 640, 1280],
+        "cross_attention_dim": 2048,
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "layers_per_block": 2,
         "projection_class_embeddings_input_dim": 2816, "transformer_layers_per_block": [1, 2, 10],
         "use_linear_projection": true
     }))
@@ -77,13 +80,16 @@ fn true_sizes_have_the_published_number_of_parameters() {
             .parameters
             .num_elements()
     };
-    let l = json!({"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12});
+    let l = json!({"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
+        "num_attention_heads": 12});
     assert_eq!(clip(l, false), 123_060_480);
-    let g = json!({"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20,
+    let g = json!({"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32,
+        "num_attention_heads": 20,
         "projection_dim": 1280, "hidden_act": "gelu"});
     assert_eq!(clip(g, true), 694_659_840);
     let vae = json!({"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2,
-        "down_block_types": vec!["DownEncoderBlock2D"; 4], "up_block_types": vec!["UpDecoderBlock2D"; 4]});
+        "down_block_types": vec!["DownEncoderBlock2D"; 4],
+        "up_block_types": vec!["UpDecoderBlock2D"; 4]});
     let vae = Vae::new(
         VaeConfig::from_json(object(vae), "vae").unwrap(),
         Weights::shapes_only(),

@@ -68,23 +68,37 @@ impl Sizes {
             format!("{}{way}Block2D", if attends { "CrossAttn" } else { "" })
         };
         let clip = |layers: usize, width: i64| {
-            json!({"hidden_size": width, "intermediate_size": 6, "num_attention_heads": 2, "num_hidden_layers": layers,
+            json!({"hidden_size": width, "intermediate_size": 6, "num_attention_heads": 2,
+                "num_hidden_layers": layers,
                 "vocab_size": 11, "max_position_embeddings": 5, "projection_dim": self.projection})
         };
+        let mut layers = Vec::new();
+        let mut down = Vec::new();
+        for &(attends, num_layers) in &self.levels {
+            layers.push(num_layers);
+            down.push(block(attends, "Down"));
+        }
+        let mut up = Vec::new();
+        for level in self.levels.iter().rev() {
+            up.push(block(level.0, "Up"));
+        }
         let config = match component {
             Component::UNet => json!({
-                "addition_embed_type": "text_time", "addition_time_embed_dim": 4, "norm_num_groups": 2,
-                "projection_class_embeddings_input_dim": 24 + self.projection, "cross_attention_dim": 6,
-                "block_out_channels": widths(num_levels), "attention_head_dim": 2, "use_linear_projection": true,
+                "addition_embed_type": "text_time", "addition_time_embed_dim": 4,
+                "norm_num_groups": 2,
+                "projection_class_embeddings_input_dim": 24 + self.projection,
+                "cross_attention_dim": 6,
+                "block_out_channels": widths(num_levels), "attention_head_dim": 2,
+                "use_linear_projection": true,
                 "layers_per_block": self.unet_blocks,
-                "transformer_layers_per_block": self.levels.iter().map(|level| level.1).collect::<Vec<_>>(),
-                "down_block_types": self.levels.iter().map(|level| block(level.0, "Down")).collect::<Vec<_>>(),
-                "up_block_types": self.levels.iter().rev().map(|level| block(level.0, "Up")).collect::<Vec<_>>()
+                "transformer_layers_per_block": layers,
+                "down_block_types": down, "up_block_types": up
             }),
             Component::ClipL => clip(self.clip_layers[0], 4),
             Component::ClipG => clip(self.clip_layers[1], 8),
             Component::Vae => json!({
-                "block_out_channels": widths(self.vae_levels), "norm_num_groups": 2, "layers_per_block": self.vae_blocks,
+                "block_out_channels": widths(self.vae_levels), "norm_num_groups": 2,
+                "layers_per_block": self.vae_blocks,
                 "down_block_types": vec!["DownEncoderBlock2D"; self.vae_levels],
                 "up_block_types": vec!["UpDecoderBlock2D"; self.vae_levels],
                 "mid_block_add_attention": self.vae_attends, "use_quant_conv": self.quant_conv,
@@ -202,7 +216,8 @@ proptest! {
         tch::set_num_threads(1);
         let folder = tempfile::tempdir().unwrap();
         let [first, back] = ["first", "back"].map(|name| folder.path().join(name));
-        let [single, again] = ["single.safetensors", "again.safetensors"].map(|name| folder.path().join(name));
+        let single = folder.path().join("single.safetensors");
+        let again = folder.path().join("again.safetensors");
         let options = ExportOptions::default();
         sizes.write(&first);
         export_single_file(&open(&first), &single, &options).unwrap();
@@ -215,7 +230,8 @@ proptest! {
             prop_assert!(tensor == &found[name], "{} differs", name);
         }
         export_single_file(&open(&back), &again, &options).unwrap();
-        let (single, again) = (TensorFile::open(&single).unwrap(), TensorFile::open(&again).unwrap());
+        let single = TensorFile::open(&single).unwrap();
+        let again = TensorFile::open(&again).unwrap();
         let data = |file: &TensorFile| file.metadata()["modelspec.hash_sha256"].clone();
         prop_assert_eq!(data(&single), data(&again));
     }

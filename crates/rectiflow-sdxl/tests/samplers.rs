@@ -532,7 +532,8 @@ fn print_the_tables_of_the_documentation() {
                 let (mean, deviation) =
                     drawn(sampler, Parameterization::Flow, form, &uniform(steps));
                 println!(
-                    "{sampler}, {steps} steps, {form} form: mean {mean:.3}, deviation {deviation:.3}"
+                    "{sampler}, {steps} steps, {form} form: mean {mean:.3}, \
+                     deviation {deviation:.3}"
                 );
             }
         }

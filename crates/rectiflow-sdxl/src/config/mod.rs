@@ -98,7 +98,8 @@ mod tests {
         );
         assert_eq!(clip.hidden_act, Activation::QuickGelu);
         let json = object(
-            serde_json::json!({"architectures": ["CLIPTextModelWithProjection"], "projection_dim": 9}),
+            serde_json::json!({"architectures": ["CLIPTextModelWithProjection"],
+                "projection_dim": 9}),
         );
         assert_eq!(
             ClipConfig::from_json(json, false, "x")

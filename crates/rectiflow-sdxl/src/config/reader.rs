@@ -351,6 +351,7 @@ fn mirrored(list: &[Value], num_resnets: &[usize]) -> Option<Vec<Vec<usize>>> {
     let reversed = list.iter().rev().cloned().collect();
     layers_of(&Value::Array(reversed), num_resnets)
 }
+
 fn layers_of(value: &Value, num_resnets: &[usize]) -> Option<Vec<Vec<usize>>> {
     let list = match value {
         Value::Array(list) if list.len() == num_resnets.len() => Some(list),

@@ -88,12 +88,14 @@ impl UNetConfig {
     pub fn from_json(json: Map<String, Value>, what: &str) -> Result<Self> {
         let mut r = Reader::new(&json);
         check_unsupported_unet(&mut r);
+        // What is checked against other values.
         let widths = r.positive_list("block_out_channels", &[320, 640, 1280, 1280]);
         let levels = Levels::read(&mut r, &widths);
         let norm_num_groups = r.norm_num_groups(&widths);
         let addition_time_embed_dim = r.positive("addition_time_embed_dim", 256);
         let pooled_dim = pooled_dim(&mut r, addition_time_embed_dim);
         r.activation("act_fn", Activation::Silu, &[Activation::Silu]);
+        // The rest.
         let config = Self {
             in_channels: r.positive("in_channels", 4),
             out_channels: r.positive("out_channels", 4),
@@ -244,6 +246,7 @@ impl Levels {
             layers_mid,
         }
     }
+
     fn mid(&self) -> LevelConfig {
         let coarsest = &self.down[self.down.len() - 1];
         LevelConfig {
@@ -296,6 +299,7 @@ fn context_dim(r: &mut Reader<'_>, num_levels: usize) -> i64 {
     }
     context[0]
 }
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -308,13 +312,18 @@ pub(crate) mod tests {
     /// SDXL's configuration.
     pub(crate) fn sdxl() -> Map<String, Value> {
         object(serde_json::json!({
-            "_class_name": "UNet2DConditionModel", "_diffusers_version": "0.19.0.dev0", "act_fn": "silu",
-            "addition_embed_type": "text_time", "addition_time_embed_dim": 256, "attention_head_dim": [5, 10, 20],
-            "block_out_channels": [320, 640, 1280], "cross_attention_dim": 2048, "layers_per_block": 2,
+            "_class_name": "UNet2DConditionModel", "_diffusers_version": "0.19.0.dev0",
+            "act_fn": "silu",
+            "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+            "attention_head_dim": [5, 10, 20],
+            "block_out_channels": [320, 640, 1280], "cross_attention_dim": 2048,
+            "layers_per_block": 2,
             "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
             "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-            "projection_class_embeddings_input_dim": 2816, "sample_size": 128, "mid_block_only_cross_attention": null,
-            "transformer_layers_per_block": [1, 2, 10], "use_linear_projection": true, "upcast_attention": null
+            "projection_class_embeddings_input_dim": 2816, "sample_size": 128,
+            "mid_block_only_cross_attention": null,
+            "transformer_layers_per_block": [1, 2, 10], "use_linear_projection": true,
+            "upcast_attention": null
         }))
     }
 

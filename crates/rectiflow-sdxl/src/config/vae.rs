@@ -69,6 +69,7 @@ impl VaeConfig {
             r.unset(key, &Value::Null);
         }
         let scaling_factor = scaling_factor(&mut r);
+        // What is not checked against other values.
         let config = Self {
             in_channels: r.positive("in_channels", 3),
             out_channels: r.positive("out_channels", 3),

@@ -476,6 +476,7 @@ mod tests {
             "the gradients alone"
         );
     }
+
     #[test]
     fn blocks_are_chosen_by_what_an_operation_saves_until_it_fits() {
         let part = |name: &str, kept_bytes: u64, flops: u64| PartCost {

@@ -107,9 +107,11 @@ pub(crate) fn architecture<'a>(names: impl Iterator<Item = &'a str>) -> Option<&
 fn has_any(marks: &[Mark], names: &[&str]) -> bool {
     marks.iter().any(|mark| mark.is_in(names))
 }
+
 /// Describes the tensors that a checkpoint holds besides the model's weights, in one sentence per
 /// kind.
 pub(crate) fn extras(names: &[String]) -> Vec<String> {
+    // The names by kind.
     let mut averaged = Vec::new();
     let mut constant = Vec::new();
     let mut other = Vec::new();
@@ -122,6 +124,7 @@ pub(crate) fn extras(names: &[String]) -> Vec<String> {
             other.push(name);
         }
     }
+    // A sentence for each kind that occurs.
     let sorts = [
         (
             averaged,

@@ -253,30 +253,22 @@ fn check_fit(
     vae: &VaeConfig,
     what: &str,
 ) -> Result<()> {
-    let pairs = [
+    let mut problems = Vec::new();
+    problems.extend(difference(
+        ("UNet's cross_attention_dim", unet.context_dim()),
         (
-            "UNet's cross_attention_dim",
-            unet.context_dim(),
             "both text encoders' hidden_size",
             l.hidden_size + g.hidden_size,
         ),
-        (
-            "UNet's pooled text width",
-            unet.pooled_dim,
-            "second text encoder's pooled width",
-            g.pooled_dim(),
-        ),
-        (
-            "UNet's in_channels",
-            unet.in_channels,
-            "VAE's latent_channels",
-            vae.latent_channels,
-        ),
-    ];
-    let differs = pairs.iter().filter(|(_, a, _, b)| a != b);
-    let problems: Vec<_> = differs
-        .map(|(left, a, right, b)| format!("{left} ({a}) is not the {right} ({b})"))
-        .collect();
+    ));
+    problems.extend(difference(
+        ("UNet's pooled text width", unet.pooled_dim),
+        ("second text encoder's pooled width", g.pooled_dim()),
+    ));
+    problems.extend(difference(
+        ("UNet's in_channels", unet.in_channels),
+        ("VAE's latent_channels", vae.latent_channels),
+    ));
     if problems.is_empty() {
         Ok(())
     } else {
@@ -285,6 +277,11 @@ fn check_fit(
             problems,
         })
     }
+}
+
+/// Describes two named widths that should be equal and are not.
+fn difference((left, a): (&str, i64), (right, b): (&str, i64)) -> Option<String> {
+    (a != b).then(|| format!("{left} ({a}) is not the {right} ({b})"))
 }
 
 /// Returns what a model's UNet predicts: from the header of its weights if this program wrote them,

@@ -188,6 +188,7 @@ fn check_counts(num_chunks: &[u32], [b, n]: [i64; 2]) -> Result<()> {
         format!("{num_chunks:?}"),
     ))
 }
+
 #[cfg(test)]
 mod tests {
     use super::*;

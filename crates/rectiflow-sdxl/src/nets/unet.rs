@@ -166,6 +166,7 @@ impl UNet {
             conv_out,
         })
     }
+
     /// Returns the dtype of the activations. Norms, time embeddings and the last convolution can
     /// have another.
     pub fn kind(&self) -> Kind {
@@ -250,6 +251,7 @@ impl UNet {
         }
         parts
     }
+
     /// Checks that all `parts` have attention.
     ///
     /// # Errors
@@ -416,6 +418,7 @@ fn up_blocks(root: &mut Scope<'_>, config: &UNetConfig) -> Vec<UpBlock> {
     }
     blocks
 }
+
 /// The conditions of a pass, for all parts together.
 struct PassConditions<'a> {
     time: &'a Tensor,

@@ -325,10 +325,12 @@ mod tests {
 
     fn tiny_unet(weights: Weights) -> UNet {
         let mut config = sdxl_configs().remove(&Component::UNet).unwrap();
-        let changes = serde_json::json!({"block_out_channels": [8, 16], "attention_head_dim": [2, 2],
+        let changes = serde_json::json!({"block_out_channels": [8, 16],
+            "attention_head_dim": [2, 2],
             "norm_num_groups": 4, "layers_per_block": 1, "cross_attention_dim": 12,
             "transformer_layers_per_block": [1, 2], "addition_time_embed_dim": 8,
-            "projection_class_embeddings_input_dim": 54, "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+            "projection_class_embeddings_input_dim": 54,
+            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
             "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"]});
         config.extend(changes.as_object().unwrap().clone());
         UNet::new(UNetConfig::from_json(config, "unet").unwrap(), weights).unwrap()

@@ -158,8 +158,8 @@ mod tests {
             model: "fox",
         };
         let expected = format!(
-            "a fox\nSteps: 28, Sampler: Euler, Schedule type: Simple, CFG scale: 4.5, Seed: 5, Size: 832x1216, \
-             Model: fox, Shift: 6, Version: rectiflow {}",
+            "a fox\nSteps: 28, Sampler: Euler, Schedule type: Simple, CFG scale: 4.5, Seed: 5, \
+             Size: 832x1216, Model: fox, Shift: 6, Version: rectiflow {}",
             env!("CARGO_PKG_VERSION")
         );
         assert_eq!(infotext(&drawing, 0), expected);
@@ -194,9 +194,12 @@ mod tests {
         };
         let text = infotext(&drawing, 2);
         for needle in [
-            "a fox\nNegative prompt: blurry, grey\nSteps: 28, Sampler: DPM++ 2M SDE, Schedule type: SGM Uniform, ",
-            "Model: \"fox, v2: \\\"red\\\"\", CFG rescale: 0.7, PAG scale: 3, PAG parts: mid up.0, ",
-            "Original size: 1000x1500, Crop: +3+5, Target size: 1024x1024, Batch size: 4, Batch pos: 2, Version: ",
+            "a fox\nNegative prompt: blurry, grey\nSteps: 28, Sampler: DPM++ 2M SDE, \
+             Schedule type: SGM Uniform, ",
+            "Model: \"fox, v2: \\\"red\\\"\", CFG rescale: 0.7, PAG scale: 3, \
+             PAG parts: mid up.0, ",
+            "Original size: 1000x1500, Crop: +3+5, Target size: 1024x1024, Batch size: 4, \
+             Batch pos: 2, Version: ",
         ] {
             assert!(text.contains(needle), "{needle}: {text}");
         }

@@ -351,7 +351,8 @@ mod tests {
     fn bad_settings_are_all_named() {
         let vae = VaeConfig::from_json(
             serde_json::json!({"block_out_channels": [8, 8, 8, 8], "norm_num_groups": 4,
-                "down_block_types": vec!["DownEncoderBlock2D"; 4], "up_block_types": vec!["UpDecoderBlock2D"; 4]})
+                "down_block_types": vec!["DownEncoderBlock2D"; 4],
+                "up_block_types": vec!["UpDecoderBlock2D"; 4]})
             .as_object()
             .unwrap()
             .clone(),

@@ -149,6 +149,7 @@ pub fn dpmpp_2m_sde(
             } = SdeStep::between(stochastic.parameterization, sigma, next, stochastic.eta);
             let mut mixed = x * kept + &denoised * share;
             if let Some((before, last_length)) = &last {
+                // The second order: the denoised latents extrapolated to the middle of the step.
                 mixed += (&denoised - before) * (0.5 * share * length / last_length);
             }
             last = Some((denoised, length));

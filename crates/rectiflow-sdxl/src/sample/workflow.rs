@@ -99,6 +99,7 @@ impl Workflow {
         graph.add_picture(samples, loader.at(2, "VAE"));
         graph
     }
+
     /// Returns what the graph cannot reproduce of the drawing, one sentence each.
     pub fn differences(&self) -> &[String] {
         &self.differences
@@ -128,6 +129,7 @@ impl Workflow {
             vec![link("images", images), prefix],
         );
     }
+
     fn add_text(
         &mut self,
         text: &str,
@@ -189,6 +191,7 @@ impl Workflow {
         }
         Value::Object(nodes)
     }
+
     /// Returns the graph for the page: nodes with slots and positions, and links
     /// `[number, from, its slot, to, its slot, type]`.
     pub fn workflow(&self) -> Value {
@@ -385,6 +388,7 @@ impl Input {
             Self::PageOnly(_) => None,
         }
     }
+
     /// Returns the value of its widget; `None` for links.
     fn on_page(&self) -> Option<Value> {
         match self {

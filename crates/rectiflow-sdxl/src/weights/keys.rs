@@ -278,6 +278,7 @@ impl KeyTable {
             }
         }
     }
+
     fn add_unet_level(&mut self, from: &str, to: &str, first: usize, level: &LevelConfig) {
         for j in 0..level.num_resnets {
             self.add_unet_resnet(
@@ -380,6 +381,7 @@ impl KeyTable {
             format!("{to}.{single}.conv"),
         );
     }
+
     fn add_vae_level(&mut self, from: &str, to: &str, num_resnets: usize) {
         for j in 0..num_resnets {
             self.add_modules(
@@ -491,15 +493,20 @@ mod tests {
 
     fn tiny() -> Configs {
         let unet = json!({
-            "addition_embed_type": "text_time", "addition_time_embed_dim": 8, "attention_head_dim": [2, 2],
-            "block_out_channels": [8, 16], "cross_attention_dim": 12, "layers_per_block": 1, "norm_num_groups": 4,
+            "addition_embed_type": "text_time", "addition_time_embed_dim": 8,
+            "attention_head_dim": [2, 2],
+            "block_out_channels": [8, 16], "cross_attention_dim": 12, "layers_per_block": 1,
+            "norm_num_groups": 4,
             "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-            "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"], "reverse_transformer_layers_per_block": null,
+            "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+            "reverse_transformer_layers_per_block": null,
             "projection_class_embeddings_input_dim": 56, "transformer_layers_per_block": 1,
             "use_linear_projection": true
         });
-        let clip_l = json!({"hidden_size": 4, "intermediate_size": 8, "num_attention_heads": 2, "num_hidden_layers": 2});
-        let clip_g = json!({"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_hidden_layers": 3,
+        let clip_l = json!({"hidden_size": 4, "intermediate_size": 8, "num_attention_heads": 2,
+            "num_hidden_layers": 2});
+        let clip_g = json!({"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2,
+            "num_hidden_layers": 3,
             "projection_dim": 6});
         let vae = json!({"block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 4,
             "down_block_types": ["DownEncoderBlock2D", "DownEncoderBlock2D"],

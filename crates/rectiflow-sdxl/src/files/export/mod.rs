@@ -62,12 +62,16 @@ mod tests {
 
     /// Two levels instead of three, another number of blocks, and a projection that is not square.
     fn tiny_model(parameterization: Option<Parameterization>) -> Model {
-        let unet = json!({"block_out_channels": [8, 16], "attention_head_dim": [2, 2], "norm_num_groups": 4,
-            "layers_per_block": 1, "cross_attention_dim": 12, "transformer_layers_per_block": [1, 1],
-            "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 54, "sample_size": 16,
+        let unet = json!({"block_out_channels": [8, 16], "attention_head_dim": [2, 2],
+            "norm_num_groups": 4,
+            "layers_per_block": 1, "cross_attention_dim": 12,
+            "transformer_layers_per_block": [1, 1],
+            "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 54,
+            "sample_size": 16,
             "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
             "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"]});
-        let clip = json!({"num_attention_heads": 2, "num_hidden_layers": 2, "vocab_size": 50, "intermediate_size": 8});
+        let clip = json!({"num_attention_heads": 2, "num_hidden_layers": 2, "vocab_size": 50,
+            "intermediate_size": 8});
         let mut clip_l = tiny_config(Component::ClipL, clip.clone());
         clip_l.extend([
             ("hidden_size".into(), json!(4)),
