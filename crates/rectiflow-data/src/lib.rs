@@ -48,7 +48,7 @@ mod text;
 pub use format::{block_table, bucket, manifest, record, shard};
 pub use load::{batch, loader, test_batches, throughput};
 pub use order::{amplification, epoch, pass, window};
-pub use picture::{contact_sheet, decode};
+pub use picture::{contact_sheet, decode, resize};
 pub use prep::publish;
 pub use text::{caption, prompt, token};
 

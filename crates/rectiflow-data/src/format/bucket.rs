@@ -5,7 +5,7 @@
 //! height that stays within the target area and the side limits; then the same with the sides
 //! swapped; then the square of that area. An image goes to the bucket whose ratio of width to
 //! height is nearest to its own and is resized until it just covers the bucket; the excess is
-//! cropped at a random place. What is not here: pixels (`picture::decode`).
+//! cropped at a random place. What is not here: pixels (`picture::resize`).
 
 use std::collections::BTreeSet;
 

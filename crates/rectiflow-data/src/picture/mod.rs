@@ -9,6 +9,7 @@ pub(crate) mod colour;
 pub mod contact_sheet;
 pub mod decode;
 pub(crate) mod jpeg;
+pub mod resize;
 
 use std::{io::Write, path::Path};
 

@@ -26,7 +26,10 @@ use crate::{
         record::{Record, SampleId},
         shard::ObjectWriter,
     },
-    picture::decode::{Decoded, decode, fit},
+    picture::{
+        decode::{Decoded, decode},
+        resize::fit,
+    },
     prep::{
         events::{PrepEvent, RgbBatch},
         journal::{Journal, JournalRow, Store, latents_name, text_name},

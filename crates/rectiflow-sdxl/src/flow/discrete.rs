@@ -79,6 +79,17 @@ pub fn timestep(sigma: f32) -> usize {
     nearest.0
 }
 
+/// The loss weight of a step under min-SNR (Hang et al., 2023) with `gamma`, for an eps or a v
+/// target; 1 without `gamma`.
+pub(crate) fn min_snr_weight(alpha_bar: f64, gamma: Option<f64>, predicts_v: bool) -> f64 {
+    let snr = alpha_bar / (1.0 - alpha_bar);
+    match gamma {
+        None => 1.0,
+        Some(gamma) if predicts_v => snr.min(gamma) / (snr + 1.0),
+        Some(gamma) => snr.min(gamma) / snr,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

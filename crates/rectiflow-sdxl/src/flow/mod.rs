@@ -264,7 +264,8 @@ impl Objective {
             timesteps.push(step as f64);
             signal.push(alpha_bar.sqrt());
             spoil.push((1.0 - alpha_bar).sqrt());
-            weights.push(self.min_snr_weight(alpha_bar, predicts_v));
+            let gamma = self.settings.min_snr_gamma;
+            weights.push(discrete::min_snr_weight(alpha_bar, gamma, predicts_v));
         }
         // Tensors.
         let signal = spread(&per_sample(signal.into_iter(), x0));
@@ -278,15 +279,6 @@ impl Objective {
                 noise.shallow_clone()
             },
             weights: per_sample(weights.into_iter(), x0),
-        }
-    }
-
-    fn min_snr_weight(&self, alpha_bar: f64, predicts_v: bool) -> f64 {
-        let snr = alpha_bar / (1.0 - alpha_bar);
-        match self.settings.min_snr_gamma {
-            None => 1.0,
-            Some(gamma) if predicts_v => snr.min(gamma) / (snr + 1.0),
-            Some(gamma) => snr.min(gamma) / snr,
         }
     }
 }

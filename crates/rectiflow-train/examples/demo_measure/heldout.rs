@@ -9,8 +9,9 @@ use std::{
 use rectiflow_data::{
     SampleId,
     bucket::{Bucket, ResizeSpace, aspect_error, place},
-    decode::{decode, fit},
+    decode::decode,
     picture::Picture,
+    resize::fit,
 };
 use rectiflow_sdxl::{discrete, vae::Vae};
 use rectiflow_train::{
