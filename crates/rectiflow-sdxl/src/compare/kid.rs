@@ -36,13 +36,13 @@ pub fn kernel_distance(drawn: &Tensor, real: &Tensor) -> f64 {
         let deviation = deviation.where_self(&deviation.gt(0.0), &deviation.ones_like());
         let x = (drawn.to_kind(Kind::Double) - &mean) / &deviation;
         let y = (&real - &mean) / &deviation;
-        within(&x) + within(&y) - across(&x, &y)
+        within(&x) + within(&y) - 2.0 * across(&x, &y)
     })
 }
 
-/// Returns twice the mean kernel between rows of the two sets.
+/// Returns the mean kernel between rows of two sets.
 fn across(x: &Tensor, y: &Tensor) -> f64 {
-    2.0 * kernel(x, y).mean(Kind::Double).double_value(&[])
+    kernel(x, y).mean(Kind::Double).double_value(&[])
 }
 
 /// Returns the mean kernel between different rows.

@@ -128,8 +128,8 @@ impl<'a> Bundle<'a> {
         for component in Component::ALL {
             let part = match missing_from {
                 Some(other) if !file.has(component) => {
-                    let (name, other_name) = (component.name(), other.display());
-                    notes.push(format!("the {name} is from {other_name}"));
+                    let name = component.name();
+                    notes.push(format!("the {name} is from {}", other.display()));
                     part_in_folder(component, other)?
                 }
                 _ => part_in_file(component, &mut file)?,

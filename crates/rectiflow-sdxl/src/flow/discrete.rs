@@ -19,27 +19,29 @@ struct Table {
     log_sigmas: Vec<f32>,
 }
 
-static TABLE: LazyLock<Table> = LazyLock::new(|| {
-    let (start, end) = (BETA_START.sqrt(), BETA_END.sqrt());
-    let mut product = 1.0;
-    let alpha_bars: Vec<f64> = (0..NUM_STEPS)
-        .map(|step| {
+static TABLE: LazyLock<Table> = LazyLock::new(Table::new);
+
+impl Table {
+    fn new() -> Self {
+        let start = BETA_START.sqrt();
+        let end = BETA_END.sqrt();
+        let mut table = Self {
+            alpha_bars: Vec::new(),
+            sigmas: Vec::new(),
+            log_sigmas: Vec::new(),
+        };
+        let mut alpha_bar: f64 = 1.0;
+        for step in 0..NUM_STEPS {
             let root = start + (end - start) * step as f64 / (NUM_STEPS - 1) as f64;
-            product *= 1.0 - root * root;
-            product
-        })
-        .collect();
-    let sigmas: Vec<f64> = alpha_bars
-        .iter()
-        .map(|abar| ((1.0 - abar) / abar).sqrt())
-        .collect();
-    let log_sigmas = sigmas.iter().map(|sigma| sigma.ln() as f32).collect();
-    Table {
-        alpha_bars,
-        sigmas: sigmas.iter().map(|&sigma| sigma as f32).collect(),
-        log_sigmas,
+            alpha_bar *= 1.0 - root * root;
+            let sigma = ((1.0 - alpha_bar) / alpha_bar).sqrt();
+            table.alpha_bars.push(alpha_bar);
+            table.sigmas.push(sigma as f32);
+            table.log_sigmas.push(sigma.ln() as f32);
+        }
+        table
     }
-});
+}
 
 /// Returns the picture's share of the variance at a training step, 0 to 999.
 pub fn alpha_bar(step: usize) -> f64 {

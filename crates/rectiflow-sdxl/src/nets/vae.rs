@@ -251,7 +251,8 @@ impl EncoderLevel {
 impl Encoder {
     fn new(scope: &mut Scope<'_>, config: &VaeConfig) -> Self {
         let widths = &config.block_out_channels;
-        let (finest, coarsest) = (widths[0], widths[widths.len() - 1]);
+        let finest = widths[0];
+        let coarsest = widths[widths.len() - 1];
         let conv_in = Conv::new(&mut scope.sub("conv_in"), config.in_channels, finest, 3);
         let mut levels = Vec::new();
         for i in 0..widths.len() {
@@ -324,13 +325,10 @@ impl DecoderLevel {
 impl Decoder {
     fn new(scope: &mut Scope<'_>, config: &VaeConfig) -> Self {
         let widths: Vec<i64> = config.block_out_channels.iter().rev().copied().collect();
-        let (coarsest, finest) = (widths[0], widths[widths.len() - 1]);
-        let conv_in = Conv::new(
-            &mut scope.sub("conv_in"),
-            config.latent_channels,
-            coarsest,
-            3,
-        );
+        let coarsest = widths[0];
+        let finest = widths[widths.len() - 1];
+        let latents = config.latent_channels;
+        let conv_in = Conv::new(&mut scope.sub("conv_in"), latents, coarsest, 3);
         let mid = Mid::new(&mut scope.sub("mid_block"), config);
         let mut levels = Vec::new();
         for i in 0..widths.len() {

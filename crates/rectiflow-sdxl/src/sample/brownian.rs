@@ -102,7 +102,8 @@ impl BrownianPath {
     }
 
     fn over_left_half(&self, interval: Interval, over: &Tensor, middle: f64) -> Tensor {
-        let (left, right) = (middle - interval.start, interval.end - middle);
+        let left = middle - interval.start;
+        let right = interval.end - middle;
         let length = interval.end - interval.start;
         let noise = initial_noise(
             seed_of(self.seed, &[interval.place, interval.depth]).into(),
@@ -149,7 +150,8 @@ fn seed_of(entropy: u64, key: &[u64]) -> u32 {
 
 /// Returns a number as 32-bit words, least significant first; at least one.
 fn words_of(number: u64) -> Vec<u32> {
-    let (low, high) = (number as u32, (number >> 32) as u32);
+    let low = number as u32;
+    let high = (number >> 32) as u32;
     if high == 0 {
         vec![low]
     } else {

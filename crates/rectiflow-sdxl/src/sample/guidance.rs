@@ -232,7 +232,8 @@ pub fn rescaled(x: &Tensor, sigma: f64, cond: &Tensor, guided: &Tensor, share: f
     let from_x = x / variance;
     let to_v = |denoised: &Tensor| (&from_x - denoised) * (variance.sqrt() / sigma);
     let spread = |v: &Tensor| v.std_dim(&[1i64, 2, 3][..], true, true); // [b, 1, 1, 1]
-    let (v_cond, v_guided) = (to_v(cond), to_v(guided));
+    let v_cond = to_v(cond);
+    let v_guided = to_v(guided);
     let factor = spread(&v_cond) / spread(&v_guided) * share + (1.0 - share);
     from_x - v_guided * factor * (sigma / variance.sqrt())
 }

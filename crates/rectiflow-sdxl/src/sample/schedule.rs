@@ -215,6 +215,10 @@ impl NoiseLevels {
             None => discrete::sigma(timestep),
         }
     }
+
+    fn sigmas_at(&self, timesteps: &[f32]) -> Vec<f32> {
+        timesteps.iter().map(|&t| self.sigma(t)).collect()
+    }
 }
 
 /// Returns `s u / (1 + (s - 1) u)` with `u = timestep / 1000`.
@@ -228,81 +232,79 @@ fn shifted(shift: f64, timestep: f32) -> f32 {
 }
 
 fn simple(steps: usize, levels: &NoiseLevels) -> Vec<f32> {
-    let stride = levels.table.len() as f64 / steps as f64;
-    let nth = |x: usize| levels.table[levels.table.len() - 1 - (x as f64 * stride) as usize];
-    ending_in_zero((0..steps).map(nth))
+    let table = &levels.table;
+    let stride = table.len() as f64 / steps as f64;
+    let mut sigmas = Vec::new();
+    for x in 0..steps {
+        sigmas.push(table[table.len() - 1 - (x as f64 * stride) as usize]);
+    }
+    ending_in_zero(sigmas)
 }
 
 fn normal(steps: usize, levels: &NoiseLevels) -> Vec<f32> {
-    let (start, end) = (
-        levels.timestep(levels.last()),
-        levels.timestep(levels.table[0]),
-    );
+    let start = levels.timestep(levels.last());
+    let end = levels.timestep(levels.table[0]);
     // A table that already ends in 0 must not get a second 0.
     if is_nearly_zero(levels.sigma(end)) {
-        return linspace(start, end, steps + 1)
-            .into_iter()
-            .map(|t| levels.sigma(t))
-            .collect();
+        return levels.sigmas_at(&linspace(start, end, steps + 1));
     }
-    ending_in_zero(
-        linspace(start, end, steps)
-            .into_iter()
-            .map(|t| levels.sigma(t)),
-    )
+    ending_in_zero(levels.sigmas_at(&linspace(start, end, steps)))
 }
 
 fn sgm_uniform(steps: usize, levels: &NoiseLevels) -> Vec<f32> {
-    let (start, end) = (
-        levels.timestep(levels.last()),
-        levels.timestep(levels.table[0]),
-    );
-    ending_in_zero(
-        linspace(start, end, steps + 1)
-            .into_iter()
-            .take(steps)
-            .map(|t| levels.sigma(t)),
-    )
+    let start = levels.timestep(levels.last());
+    let end = levels.timestep(levels.table[0]);
+    let timesteps = linspace(start, end, steps + 1);
+    ending_in_zero(levels.sigmas_at(&timesteps[..steps]))
 }
 
 fn beta(steps: usize, levels: &NoiseLevels) -> Vec<f32> {
-    const SHAPE: f64 = 0.6;
-    let index = |k: usize| {
+    let last = levels.table.len() - 1;
+    let mut indices = Vec::new();
+    for k in 0..steps {
         let p = 1.0 - k as f64 * (1.0 / steps as f64);
-        // The median of a symmetric distribution is exactly 0.5, and 0.5 * 999 is a tie, which
-        // rounding errors of the library must not decide.
-        let quantile = if p == 0.5 {
-            0.5
-        } else {
-            inv_beta_reg(SHAPE, SHAPE, p)
-        };
-        (quantile * (levels.table.len() - 1) as f64).round_ties_even() as usize
-    };
-    let mut indices: Vec<usize> = (0..steps).map(index).collect();
+        indices.push((beta_quantile(p) * last as f64).round_ties_even() as usize);
+    }
     indices.dedup();
-    ending_in_zero(indices.into_iter().map(|index| levels.table[index]))
+    let mut sigmas = Vec::new();
+    for index in indices {
+        sigmas.push(levels.table[index]);
+    }
+    ending_in_zero(sigmas)
+}
+
+/// Returns the quantile `p` of the distribution of [`Schedule::Beta`].
+fn beta_quantile(p: f64) -> f64 {
+    const SHAPE: f64 = 0.6;
+    // The median of a symmetric distribution is exactly 0.5, and 0.5 * 999 is a tie, which
+    // rounding errors of the library must not decide.
+    if p == 0.5 {
+        0.5
+    } else {
+        inv_beta_reg(SHAPE, SHAPE, p)
+    }
 }
 
 fn karras(steps: usize, levels: &NoiseLevels) -> Vec<f32> {
     const RHO: f64 = 7.0;
-    let (low, high) = (
-        levels.sigma_min().powf(1.0 / RHO),
-        levels.sigma_max().powf(1.0 / RHO),
-    );
-    let sigma = |ramp: f32| {
+    let low = levels.sigma_min().powf(1.0 / RHO);
+    let high = levels.sigma_max().powf(1.0 / RHO);
+    let mut sigmas = Vec::new();
+    for ramp in linspace(0.0, 1.0, steps) {
         let root = high as f32 + ramp * (low - high) as f32;
-        f64::from(root).powf(RHO) as f32
-    };
-    ending_in_zero(linspace(0.0, 1.0, steps).into_iter().map(sigma))
+        sigmas.push(f64::from(root).powf(RHO) as f32);
+    }
+    ending_in_zero(sigmas)
 }
 
 fn exponential(steps: usize, levels: &NoiseLevels) -> Vec<f32> {
-    let (low, high) = (levels.sigma_min().ln(), levels.sigma_max().ln());
-    ending_in_zero(
-        linspace(high as f32, low as f32, steps)
-            .into_iter()
-            .map(|log| f64::from(log).exp() as f32),
-    )
+    let low = levels.sigma_min().ln();
+    let high = levels.sigma_max().ln();
+    let mut sigmas = Vec::new();
+    for log in linspace(high as f32, low as f32, steps) {
+        sigmas.push(f64::from(log).exp() as f32);
+    }
+    ending_in_zero(sigmas)
 }
 
 fn ddim_uniform(steps: usize, levels: &NoiseLevels) -> Vec<f32> {
@@ -317,30 +319,31 @@ fn ddim_uniform(steps: usize, levels: &NoiseLevels) -> Vec<f32> {
         .copied()
         .collect();
     sigmas.reverse();
-    if !first_is_zero {
-        sigmas.push(0.0);
+    if first_is_zero {
+        sigmas
+    } else {
+        ending_in_zero(sigmas)
     }
-    sigmas
 }
 
 fn kl_optimal(steps: usize, levels: &NoiseLevels) -> Vec<f32> {
-    let (low, high) = (
-        levels.sigma_min().atan() as f32,
-        levels.sigma_max().atan() as f32,
-    );
-    let sigma = |x: usize| {
+    let low = levels.sigma_min().atan() as f32;
+    let high = levels.sigma_max().atan() as f32;
+    let mut sigmas = Vec::new();
+    for x in 0..steps {
         let weight = if steps == 1 {
             0.0
         } else {
             x as f32 / (steps - 1) as f32
         };
-        f64::from(weight * low + (1.0 - weight) * high).tan() as f32
-    };
-    ending_in_zero((0..steps).map(sigma))
+        sigmas.push(f64::from(weight * low + (1.0 - weight) * high).tan() as f32);
+    }
+    ending_in_zero(sigmas)
 }
 
-fn ending_in_zero(sigmas: impl Iterator<Item = f32>) -> Vec<f32> {
-    sigmas.chain([0.0]).collect()
+fn ending_in_zero(mut sigmas: Vec<f32>) -> Vec<f32> {
+    sigmas.push(0.0);
+    sigmas
 }
 
 fn is_nearly_zero(sigma: f32) -> bool {
@@ -355,19 +358,16 @@ fn linspace(start: f32, end: f32, steps: usize) -> Vec<f32> {
         return vec![start];
     }
     let step = (end - start) / (steps - 1) as f32;
-    let from_start = |i: usize| step.mul_add(i as f32, start);
-    let from_end = |i: usize| (-step).mul_add((steps - 1 - i) as f32, end);
-    (0..steps)
-        .map(|i| {
-            if i < steps / 2 {
-                from_start(i)
-            } else {
-                from_end(i)
-            }
-        })
-        .collect()
+    let mut values = Vec::new();
+    for i in 0..steps {
+        values.push(if i < steps / 2 {
+            step.mul_add(i as f32, start)
+        } else {
+            (-step).mul_add((steps - 1 - i) as f32, end)
+        });
+    }
+    values
 }
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -41,6 +41,18 @@ pub(crate) struct Begun<'a> {
     pub(crate) next: f64,
 }
 
+impl Begun<'_> {
+    /// Returns `dx/dsigma`.
+    fn slope(&self) -> Tensor {
+        slope(self.x, &self.denoised, self.sigma)
+    }
+
+    /// Returns the step's length in sigma, which is negative.
+    fn length(&self) -> f64 {
+        self.next - self.sigma
+    }
+}
+
 /// Steps through the levels: evaluates the model, calls `watch`, and lets `step` compute the
 /// latents at the next level.
 pub(crate) fn walk(
@@ -61,15 +73,13 @@ pub(crate) fn walk(
             x: &x,
             denoised: &denoised,
         });
-        x = step(
-            denoise,
-            Begun {
-                x: &x,
-                denoised,
-                sigma,
-                next,
-            },
-        )?;
+        let begun = Begun {
+            x: &x,
+            denoised,
+            sigma,
+            next,
+        };
+        x = step(denoise, begun)?;
     }
     Ok(x)
 }
@@ -84,22 +94,10 @@ pub fn euler(
     sigmas: &[f64],
     watch: &mut Watch<'_>,
 ) -> Result<Tensor> {
-    walk(
-        denoise,
-        x,
-        sigmas,
-        watch,
-        |_,
-         Begun {
-             x,
-             denoised,
-             sigma,
-             next,
-         }| {
-            // Not in place, since the caller can still hold the tensor.
-            Ok(x + slope(x, &denoised, sigma) * (next - sigma))
-        },
-    )
+    walk(denoise, x, sigmas, watch, |_, start| {
+        // Not in place, since the caller can still hold the tensor.
+        Ok(start.x + start.slope() * start.length())
+    })
 }
 
 /// DDIM without noise (Song et al. 2021, eq. 12 with their sigma at 0): the clean latents and the
@@ -115,22 +113,11 @@ pub fn ddim(
     parameterization: Parameterization,
     watch: &mut Watch<'_>,
 ) -> Result<Tensor> {
-    walk(
-        denoise,
-        x,
-        sigmas,
-        watch,
-        |_,
-         Begun {
-             x,
-             denoised,
-             sigma,
-             next,
-         }| {
-            let noise = (x - &denoised * signal(parameterization, sigma)) / sigma;
-            Ok(denoised * signal(parameterization, next) + noise * next)
-        },
-    )
+    walk(denoise, x, sigmas, watch, |_, start| {
+        let clean = &start.denoised * signal(parameterization, start.sigma);
+        let noise = (start.x - clean) / start.sigma;
+        Ok(start.denoised * signal(parameterization, start.next) + noise * start.next)
+    })
 }
 
 /// Heun's method (Karras et al. 2022, algorithm 2): the mean of the slopes at both ends of a step.
@@ -144,27 +131,15 @@ pub fn heun(
     sigmas: &[f64],
     watch: &mut Watch<'_>,
 ) -> Result<Tensor> {
-    walk(
-        denoise,
-        x,
-        sigmas,
-        watch,
-        |denoise,
-         Begun {
-             x,
-             denoised,
-             sigma,
-             next,
-         }| {
-            let before = slope(x, &denoised, sigma);
-            let end = x + &before * (next - sigma);
-            if next == 0.0 {
-                return Ok(end);
-            }
-            let after = slope(&end, &denoise(&end, next)?, next);
-            Ok(x + (before + after) * (0.5 * (next - sigma)))
-        },
-    )
+    walk(denoise, x, sigmas, watch, |denoise, start| {
+        let before = start.slope();
+        let end = start.x + &before * start.length();
+        if start.next == 0.0 {
+            return Ok(end);
+        }
+        let after = slope(&end, &denoise(&end, start.next)?, start.next);
+        Ok(start.x + (before + after) * (0.5 * start.length()))
+    })
 }
 
 /// DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): extrapolates the denoised latents linearly in
@@ -186,30 +161,19 @@ pub fn dpmpp_2m(
 ) -> Result<Tensor> {
     // The previous prediction, and the length of the step that used it.
     let mut last: Option<(Tensor, f64)> = None;
-    walk(
-        denoise,
-        x,
-        sigmas,
-        watch,
-        |_,
-         Begun {
-             x,
-             denoised,
-             sigma,
-             next,
-         }| {
-            let length = (sigma / next).ln(); // infinite in the last step
-            let target = match &last {
-                Some((before, last_length)) if next > 0.0 => {
-                    let weight = 0.5 * length / last_length;
-                    &denoised * (1.0 + weight) - before * weight
-                }
-                _ => denoised.shallow_clone(),
-            };
-            last = Some((denoised, length));
-            Ok(x * (next / sigma) + target * (1.0 - next / sigma))
-        },
-    )
+    walk(denoise, x, sigmas, watch, |_, start| {
+        let ratio = start.next / start.sigma;
+        let length = (start.sigma / start.next).ln(); // infinite in the last step
+        let target = match &last {
+            Some((before, last_length)) if start.next > 0.0 => {
+                let weight = 0.5 * length / last_length;
+                &start.denoised * (1.0 + weight) - before * weight
+            }
+            _ => start.denoised.shallow_clone(),
+        };
+        last = Some((start.denoised, length));
+        Ok(start.x * ratio + target * (1.0 - ratio))
+    })
 }
 
 /// Returns `dx/dsigma`.

@@ -44,27 +44,18 @@ pub fn euler_ancestral(
     stochastic: &mut Stochastic<'_>,
     watch: &mut Watch<'_>,
 ) -> Result<Tensor> {
-    walk(
-        denoise,
-        x,
-        sigmas,
-        watch,
-        |_,
-         Begun {
-             x,
-             denoised,
-             sigma,
-             next,
-         }| {
-            let rest = Renoise::between(stochastic.parameterization, sigma, next, stochastic.eta);
-            let down = x * (rest.down / sigma) + denoised * (1.0 - rest.down / sigma);
-            Ok(if rest.added > 0.0 {
-                down * rest.scale + (stochastic.noise)(sigma, next) * rest.added
-            } else {
-                down * rest.scale
-            })
-        },
-    )
+    let (parameterization, eta) = (stochastic.parameterization, stochastic.eta);
+    walk(denoise, x, sigmas, watch, |_, start| {
+        let Begun { sigma, next, .. } = start;
+        let rest = Renoise::between(parameterization, sigma, next, eta);
+        let ratio = rest.down / sigma;
+        let down = start.x * ratio + start.denoised * (1.0 - ratio);
+        Ok(if rest.added > 0.0 {
+            down * rest.scale + (stochastic.noise)(sigma, next) * rest.added
+        } else {
+            down * rest.scale
+        })
+    })
 }
 
 /// The end of an ancestral step: latents at the level `down` are scaled by `scale`, and noise of
@@ -126,40 +117,26 @@ pub fn dpmpp_2m_sde(
 ) -> Result<Tensor> {
     // The previous prediction, and the length of the step that used it.
     let mut last: Option<(Tensor, f64)> = None;
-    walk(
-        denoise,
-        x,
-        sigmas,
-        watch,
-        |_,
-         Begun {
-             x,
-             denoised,
-             sigma,
-             next,
-         }| {
-            if next == 0.0 {
-                return Ok(denoised);
-            }
-            let SdeStep {
-                length,
-                kept,
-                share,
-                added,
-            } = SdeStep::between(stochastic.parameterization, sigma, next, stochastic.eta);
-            let mut mixed = x * kept + &denoised * share;
-            if let Some((before, last_length)) = &last {
-                // The second order: the denoised latents extrapolated to the middle of the step.
-                mixed += (&denoised - before) * (0.5 * share * length / last_length);
-            }
-            last = Some((denoised, length));
-            Ok(if added > 0.0 {
-                mixed + (stochastic.noise)(sigma, next) * added
-            } else {
-                mixed
-            })
-        },
-    )
+    let (parameterization, eta) = (stochastic.parameterization, stochastic.eta);
+    walk(denoise, x, sigmas, watch, |_, start| {
+        let Begun { sigma, next, .. } = start;
+        if next == 0.0 {
+            return Ok(start.denoised);
+        }
+        let step = SdeStep::between(parameterization, sigma, next, eta);
+        let mut mixed = start.x * step.kept + &start.denoised * step.share;
+        if let Some((before, last_length)) = &last {
+            // The second order: the denoised latents extrapolated to the middle of the step.
+            let weight = 0.5 * step.share * step.length / last_length;
+            mixed += (&start.denoised - before) * weight;
+        }
+        last = Some((start.denoised, step.length));
+        Ok(if step.added > 0.0 {
+            mixed + (stochastic.noise)(sigma, next) * step.added
+        } else {
+            mixed
+        })
+    })
 }
 
 /// The weights of a step of [`dpmpp_2m_sde`].

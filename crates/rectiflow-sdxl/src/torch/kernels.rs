@@ -74,9 +74,10 @@ pub(crate) fn attention(
     num_heads: i64,
 ) -> Option<Torch> {
     let kind = query.kind();
-    let (n, m, d) = (query.size()[1], key.size()[1], query.size()[2] / num_heads);
+    let size = query.size();
+    let d = size[2] / num_heads;
     let fits = fits(query.device(), kind) && d % 2 == 0;
-    let is_large = query.size()[0] * num_heads * n * m * d >= MANY;
+    let is_large = size[0] * num_heads * size[1] * key.size()[1] * d >= MANY;
     // SAFETY: the function tries the kernel on four numbers.
     if !fits
         || !is_large

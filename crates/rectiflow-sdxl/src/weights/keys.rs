@@ -337,22 +337,18 @@ impl KeyTable {
         self.add_vae_ends("encoder");
         self.add_vae_ends("decoder");
         for i in 0..num_levels {
-            let (from, to) = (
-                format!("encoder.down_blocks.{i}"),
-                format!("encoder.down.{i}"),
-            );
+            let from = format!("encoder.down_blocks.{i}");
+            let to = format!("encoder.down.{i}");
             self.add_vae_level(&from, &to, layers_per_block);
             self.add_vae_resampling(&from, "downsampler", &to, "downsample");
-            let reversed = num_levels - 1 - i;
-            let (from, to) = (
-                format!("decoder.up_blocks.{i}"),
-                format!("decoder.up.{reversed}"),
-            );
+        }
+        for i in 0..num_levels {
+            let from = format!("decoder.up_blocks.{i}");
+            let to = format!("decoder.up.{}", num_levels - 1 - i);
             self.add_vae_level(&from, &to, layers_per_block + 1);
             self.add_vae_resampling(&from, "upsampler", &to, "upsample");
         }
     }
-
     /// Adds what a half of the autoencoder has besides its levels.
     fn add_vae_ends(&mut self, half: &str) {
         self.add_modules(Component::Vae, half, half, &VAE_ENDS);
