@@ -12,7 +12,7 @@ pub(crate) mod index;
 pub(crate) mod latents;
 pub(crate) mod records;
 pub(crate) mod rows;
-pub(crate) mod verified;
+pub(crate) mod verified_blocks;
 pub(crate) mod verify;
 
 use std::{
@@ -29,7 +29,7 @@ use crate::{
         block_memory::BlockMemory,
         fetch::Ticket,
         index::{ObjectRow, RowIndex},
-        verified::VerifiedBlocks,
+        verified_blocks::VerifiedBlocks,
     },
     error::{Error, Result},
     format::{

@@ -5,8 +5,7 @@
 //! `object_store`, with credentials from the usual environment variables and, for S3, profiles
 //! (`aws_profile`). Its own timeout (30 s for a whole body) and its own retries are switched off:
 //! what matters on a slow line is whether bytes still arrive. Server errors, throttling, timeouts,
-//! stalls, cut bodies and wrong bytes are retried after growing, jittered pauses; "not found" and
-//! "not allowed" are not.
+//! stalls, cut bodies and wrong bytes are retried (`retry`); "not found" and "not allowed" are not.
 //!
 //! Only this folder, `dataset::fetch` and `dataset::rows` contain `async` code; their tasks run on
 //! one small runtime of this process. The caller knows what the bytes mean and passes a function
@@ -16,6 +15,7 @@ pub(crate) mod aws_profile;
 pub(crate) mod buffers;
 pub(crate) mod network;
 pub(crate) mod request;
+mod retry;
 pub(crate) mod store;
 pub(crate) mod upload;
 
@@ -24,7 +24,7 @@ use std::{
     ops::Range,
     path::{Path, PathBuf},
     sync::{Arc, LazyLock},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -36,7 +36,7 @@ use object_store::{
 use tokio::{
     runtime::{Builder, Runtime},
     sync::Semaphore,
-    time::{sleep, timeout},
+    time::timeout,
 };
 use url::Url;
 
@@ -47,7 +47,6 @@ use crate::{
         network::Network,
         store::{NO_RETRY, install_tls, open_store, options},
     },
-    rng::{Purpose, Rng},
 };
 
 /// The location of a data set.
@@ -207,37 +206,6 @@ impl Remote {
         self.retried(target, attempt).await
     }
 
-    /// Calls `attempt` until it succeeds, fails for good, or reaches the limit of attempts or the
-    /// deadline.
-    async fn retried<T, F>(&self, target: &Target<'_>, attempt: impl Fn() -> F) -> Result<T>
-    where
-        F: Future<Output = std::result::Result<T, Failure>>,
-    {
-        let permit = self.permits.acquire().await;
-        let _permit = permit.expect("the semaphore is never closed");
-        let began = Instant::now();
-        let deadline = self.network.deadline;
-        let mut last = Reason::Words("the store did not answer in time".to_owned());
-        let mut number = 1;
-        loop {
-            match timeout(deadline.saturating_sub(began.elapsed()), attempt()).await {
-                Ok(Ok(value)) => return Ok(value),
-                Ok(Err(Failure::Lasting(error))) => return Err(error),
-                Ok(Err(Failure::Passing(reason))) => last = reason,
-                Err(_) => break,
-            }
-            let pause = self.pause(number);
-            if number >= self.network.attempts || began.elapsed() + pause >= deadline {
-                break;
-            }
-            let (object, range) = (self.url_of(target.name), &target.range);
-            tracing::debug!(%object, ?range, number, reason = %last, "requesting again");
-            sleep(pause).await;
-            number += 1;
-        }
-        Err(self.gave_up(target, number, began.elapsed(), last))
-    }
-
     /// One request, read to its end.
     async fn attempt(
         &self,
@@ -314,17 +282,6 @@ impl Remote {
         })
     }
 
-    fn gave_up(&self, target: &Target<'_>, attempts: u32, after: Duration, last: Reason) -> Error {
-        match last {
-            Reason::Check(error) => error,
-            Reason::Words(reason) => {
-                let secs = after.as_secs_f64();
-                let reason = format!("gave up after {attempts} attempts in {secs:.1} s: {reason}");
-                self.error(target, attempts, reason)
-            }
-        }
-    }
-
     fn error(&self, target: &Target<'_>, attempts: u32, reason: String) -> Error {
         Error::Remote {
             object: self.url_of(target.name),
@@ -333,22 +290,6 @@ impl Remote {
             missing: false,
             reason,
         }
-    }
-
-    fn pause(&self, attempt: u32) -> Duration {
-        let Network {
-            pause,
-            longest_pause,
-            ..
-        } = *self.network;
-        let doublings = (attempt - 1).min(16);
-        let full = pause.saturating_mul(1 << doublings).min(longest_pause);
-        // A run does not depend on the pauses: they keep many readers from retrying at the same
-        // moment.
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        let seed = now.unwrap_or_default().as_nanos() as u64;
-        let jitter = Rng::keyed(seed, Purpose::Jitter, &[u64::from(attempt)]).f64();
-        full.mul_f64(1.0 - jitter / 2.0)
     }
 }
 
