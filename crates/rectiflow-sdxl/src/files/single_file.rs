@@ -17,7 +17,7 @@ use crate::{
     flow::Parameterization,
     weights::{
         component::{Component, PARAMETERIZATION_KEY},
-        keys::{KeyTable, single_prefix},
+        keys::{FIRST_UNET_WEIGHT, KeyTable, single_prefix},
         stored::{Stored, is_constant},
         tensor_file::TensorFile,
     },
@@ -68,7 +68,7 @@ impl SingleFile {
     /// Assigns the file's tensors to parts.
     fn assign(&mut self, table: &KeyTable) {
         // UNets without the other parts often lack the prefix.
-        let prefix = if self.file.shape("input_blocks.0.0.weight").is_some() {
+        let prefix = if self.file.shape(FIRST_UNET_WEIGHT).is_some() {
             single_prefix(Component::UNet)
         } else {
             ""

@@ -26,6 +26,10 @@ use crate::{
     weights::component::Component,
 };
 
+/// The single-file name of the UNet's first weight, without the UNet's prefix. A file that holds a
+/// UNet alone often has it so.
+pub(crate) const FIRST_UNET_WEIGHT: &str = "input_blocks.0.0.weight";
+
 /// Returns the prefix of a component's names in a single file.
 pub fn single_prefix(component: Component) -> &'static str {
     match component {
