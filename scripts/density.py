@@ -257,8 +257,11 @@ def rows_of(counts):
     yield "adaptors a hundred lines of code", f"{counts.adaptors / hundreds:.2f}"
     yield "let (a, b) among all let, %", f"{100 * counts.tuple_lets / max(counts.lets, 1):.1f}"
     yield "characters a line of code", f"{counts.characters / counts.code:.1f}"
-    yield "doc / other comment lines, % of lines", " / ".join(
-        f"{100 * part / counts.lines:.1f}" for part in (counts.doc_lines, counts.comment_lines)
+    yield (
+        "doc / other comment lines, % of lines",
+        " / ".join(
+            f"{100 * part / counts.lines:.1f}" for part in (counts.doc_lines, counts.comment_lines)
+        ),
     )
     yield f"comment lines wider than {WIDEST_COMMENT} columns", f"{counts.wide_comments}"
     for words, pattern in WORDS.items():

@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
-"""Records losses and gradient norms of clean runs: what the guard's limits are fitted to and judged by (docs/guard.md).
+"""Records losses and gradient norms of clean runs, which fit and judge the guard's limits.
 
     python3 scripts/guard_runs.py RECTIFLOW FOLDER FILE [SEED...]
 
-Packs small data sets into FOLDER and trains the tiny SDXL on them for 150 updates: each kind of run with the seeds 1 to 10
-unless others are named, the guard off. FOLDER has to have the coloured squares of `tests/runs` and their base already
-(`cargo run --release --example guard_squares -- FOLDER`). Adds a line a run to FILE: how it was made, a colon, and `loss,norm`
-of each update as natural logarithms in thousandths. A run that FILE has is not repeated, so this can be stopped at any time.
-A run is 5 to 15 s of one core. Which machine made the recorded ones is in docs/guard.md.
+Packs small data sets into FOLDER and trains the tiny SDXL on them for 150 updates with the guard
+off: each kind of run with the seeds 1 to 10, unless others are named. FOLDER must already hold the
+coloured squares of `tests/runs` and their base (`cargo run --release --example guard_squares --
+FOLDER`). Adds a line per run to FILE: its settings, a colon, and `loss,norm` of each update as
+natural logarithms in thousandths. Runs that are in FILE already are not repeated, so the script can
+be stopped at any time. A run takes 5 to 15 s on one core. docs/guard.md names the machine of the
+recorded runs.
 """
 
 import json
@@ -45,7 +47,8 @@ SMALL = {
 
 QUICK = "optimizer.beta2=0.99"
 
-# Data set, base (trained to predict noise; a smaller UNet of random weights; that of tests/runs), micro-batches x samples of each, rate, dtype, more.
+# Data set, base (trained to predict noise; a smaller UNet of random weights; that of tests/runs),
+# micro-batches, samples of each, rate, dtype, further settings.
 KINDS = [
     ("squares", "tests", 2, 4, "1e-3", "fp32", []),
     ("squares", "random", 1, 8, "1e-3", "fp32", []),
@@ -108,11 +111,16 @@ def png(path, pixels):
 def square(rng, number):
     """One of three colours with a little noise."""
     colour = [200 if channel == number % 3 else 60 for channel in range(3)]
-    return [[[value + rng.randrange(-20, 21) for value in colour] for _ in range(SIDE_PX)] for _ in range(SIDE_PX)]
+    return [
+        [[value + rng.randrange(-20, 21) for value in colour] for _ in range(SIDE_PX)]
+        for _ in range(SIDE_PX)
+    ]
 
 
 def noise(rng, _):
-    return [[[rng.randrange(256) for _ in range(3)] for _ in range(SIDE_PX)] for _ in range(SIDE_PX)]
+    return [
+        [[rng.randrange(256) for _ in range(3)] for _ in range(SIDE_PX)] for _ in range(SIDE_PX)
+    ]
 
 
 def draw(folder, picture, caption, count):
@@ -148,7 +156,10 @@ def pack(rectiflow, folder, name):
         return
     if name == "squares":
         if not (folder / "squares-packed").exists():
-            sys.exit("the coloured squares are missing: cargo run --release --example guard_squares -- FOLDER")
+            sys.exit(
+                "the coloured squares are missing: "
+                "cargo run --release --example guard_squares -- FOLDER"
+            )
         return
     source = folder / name
     shutil.rmtree(source, ignore_errors=True)
@@ -157,7 +168,9 @@ def pack(rectiflow, folder, name):
     recipe = folder / "prep.toml"
     recipe.write_text(PREP)
     command = [rectiflow, "prep", source, "--out", folder / f"{name}-packed", "--recipe", recipe]
-    subprocess.run([*command, "--vae", ROOT / "assets/tiny-sdxl/vae"], check=True, stderr=subprocess.DEVNULL)
+    subprocess.run(
+        [*command, "--vae", ROOT / "assets/tiny-sdxl/vae"], check=True, stderr=subprocess.DEVNULL
+    )
     done.touch()
 
 
@@ -213,13 +226,17 @@ def record(rectiflow, folder, kind, seed):
     # Norms are summed in the order of one thread.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [rectiflow, "train", path, *overrides]
-    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(
+        command, check=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     events = map(json.loads, (folder / "run/metrics.jsonl").read_text().splitlines())
     steps = [event for event in events if event["event"] == "step"]
     # A few more where a bucket's last batch is not full.
     steps = steps[:UPDATES]
     assert len(steps) == UPDATES, len(steps)
-    return " ".join(f"{thousandths(step['loss'])},{thousandths(step['gradient_norm'])}" for step in steps)
+    return " ".join(
+        f"{thousandths(step['loss'])},{thousandths(step['gradient_norm'])}" for step in steps
+    )
 
 
 def thousandths(value):
@@ -229,14 +246,29 @@ def thousandths(value):
 def main():
     if len(sys.argv) < 4:
         sys.exit(__doc__)
-    rectiflow, folder, file = sys.argv[1], pathlib.Path(sys.argv[2]).resolve(), pathlib.Path(sys.argv[3])
+    rectiflow, folder, file = (
+        sys.argv[1],
+        pathlib.Path(sys.argv[2]).resolve(),
+        pathlib.Path(sys.argv[3]),
+    )
     seeds = [int(seed) for seed in sys.argv[4:]] or range(1, 11)
     unpack_bases(folder)
     for seed in seeds:
         for kind in KINDS:
             data, base, micro_batches, micro_batch, rate, dtype, more = kind
             # As the recorded runs are called.
-            name = " ".join([data, base, f"{micro_batches}x{micro_batch}", rate, dtype, *more, "seed", str(seed)])
+            name = " ".join(
+                [
+                    data,
+                    base,
+                    f"{micro_batches}x{micro_batch}",
+                    rate,
+                    dtype,
+                    *more,
+                    "seed",
+                    str(seed),
+                ]
+            )
             known = file.read_text().splitlines() if file.exists() else []
             if any(line.startswith(f"{name}: ") for line in known):
                 continue
