@@ -45,48 +45,72 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
 
 /// A column for each table, a row for each range of noise levels.
 fn describe(evaluation: &Evaluation) -> String {
-    let ema = evaluation.ema.as_ref();
-    let columns: Vec<(&str, &TableLoss)> = [
-        ("test", evaluation.trained.test.as_ref()),
-        ("training", evaluation.trained.training.as_ref()),
-        (
-            "test, averaged weights",
-            ema.and_then(|losses| losses.test.as_ref()),
-        ),
-        (
-            "training, averaged weights",
-            ema.and_then(|losses| losses.training.as_ref()),
-        ),
-    ]
-    .into_iter()
-    .filter_map(|(name, losses)| Some((name, losses?)))
-    .collect();
-    let Some((_, first)) = columns.first() else {
+    let columns = columns(evaluation);
+    let Some(first) = columns.first() else {
         return "nothing to measure".to_owned();
     };
-    let mut rows = vec![vec!["noise level".to_owned()]];
-    rows[0].extend(columns.iter().map(|(name, _)| (*name).to_owned()));
-    for (index, bin) in first.bins.iter().enumerate() {
-        let cell = |losses: &TableLoss| {
-            let bin = &losses.bins[index];
-            if bin.count == 0 {
-                return "0 samples".to_owned();
-            }
-            format!("{} ± {}", short(bin.loss, 4), short(bin.standard_error, 2))
-        };
-        let mut row = vec![format!("{} to {}", short(bin.from, 3), short(bin.to, 3))];
-        row.extend(columns.iter().map(|(_, losses)| cell(losses)));
-        rows.push(row);
+    let mut rows = vec![row("noise level", &columns, |column| {
+        column.name.to_owned()
+    })];
+    for (index, bin) in first.losses.bins.iter().enumerate() {
+        let range = format!("{} to {}", short(bin.from, 3), short(bin.to, 3));
+        rows.push(row(&range, &columns, |column| column.bin(index)));
     }
-    let mut all = vec!["all".to_owned()];
-    all.extend(columns.iter().map(|(_, losses)| short(losses.loss, 6)));
-    rows.push(all);
-    let (test, training) = (
-        grouped(evaluation.num_test as u64),
-        grouped(evaluation.num_training as u64),
-    );
+    rows.push(row("all", &columns, |column| short(column.losses.loss, 6)));
+    let test = grouped(evaluation.num_test as u64);
+    let training = grouped(evaluation.num_training as u64);
     format!(
         "{}\n\n{test} test samples, {training} training samples; ± is one standard error",
         table(&rows)
     )
+}
+
+/// A measured table under its heading.
+struct Column<'a> {
+    name: &'static str,
+    losses: &'a TableLoss,
+}
+
+impl Column<'_> {
+    /// The loss of one range of noise levels.
+    fn bin(&self, index: usize) -> String {
+        let bin = &self.losses.bins[index];
+        if bin.count == 0 {
+            return "0 samples".to_owned();
+        }
+        format!("{} ± {}", short(bin.loss, 4), short(bin.standard_error, 2))
+    }
+}
+
+/// The tables that were measured.
+fn columns(evaluation: &Evaluation) -> Vec<Column<'_>> {
+    let mut columns = Vec::new();
+    push(&mut columns, "test", evaluation.trained.test.as_ref());
+    push(
+        &mut columns,
+        "training",
+        evaluation.trained.training.as_ref(),
+    );
+    if let Some(ema) = &evaluation.ema {
+        push(&mut columns, "test, averaged weights", ema.test.as_ref());
+        push(
+            &mut columns,
+            "training, averaged weights",
+            ema.training.as_ref(),
+        );
+    }
+    columns
+}
+
+fn push<'a>(columns: &mut Vec<Column<'a>>, name: &'static str, losses: Option<&'a TableLoss>) {
+    if let Some(losses) = losses {
+        columns.push(Column { name, losses });
+    }
+}
+
+/// A row of the table: its name, and the cell of each column.
+fn row(name: &str, columns: &[Column<'_>], cell: impl Fn(&Column<'_>) -> String) -> Vec<String> {
+    let mut row = vec![name.to_owned()];
+    row.extend(columns.iter().map(cell));
+    row
 }

@@ -65,57 +65,58 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
-    let recipe = args
-        .recipe
-        .as_ref()
-        .map(|path| Recipe::load(path, &args.overrides))
-        .transpose()?;
+    let recipe = match &args.recipe {
+        Some(path) => Some(Recipe::load(path, &args.overrides)?),
+        None => None,
+    };
     let dataset = Arc::new(Dataset::open(&args.dataset)?);
-    let mut text = describe(&args.dataset, &dataset);
-    let settings = recipe
-        .as_ref()
-        .map_or_else(PromptSettings::default, |r| r.recipe.data[0].prompt.clone());
+    let settings = match &recipe {
+        Some(recipe) => recipe.recipe.data[0].prompt.clone(),
+        None => PromptSettings::default(),
+    };
     let prompts = draw_prompts(&dataset, &settings, args.prompts)?;
+
+    let mut text = describe(&args.dataset, &dataset);
     if let Some(recipe) = &recipe {
         text += &describe_order(&dataset, &settings, recipe)?;
     }
     if !prompts.is_empty() {
-        let shown = prompts.iter().map(|prompt| {
-            if prompt.is_empty() {
+        text += "\n\nprompts, one draw each";
+        for prompt in &prompts {
+            text += "\n";
+            text += if prompt.is_empty() {
                 "(empty)"
             } else {
                 prompt.as_str()
-            }
-        });
-        text = format!(
-            "{text}\n\nprompts, one draw each\n{}",
-            shown.collect::<Vec<_>>().join("\n")
-        );
+            };
+        }
     }
     if let (Some(sheet), Some(vae)) = (&args.sheet, &args.vae) {
         draw_sheet(&dataset, vae)?.write_png(sheet, &[])?;
-        text = format!("{text}\n\npictures: {}", sheet.display());
+        text += &format!("\n\npictures: {}", sheet.display());
     }
-    let damage = if args.verify {
-        verify(&dataset)
-    } else {
-        Vec::new()
-    };
+
+    let mut damage = Vec::new();
     if args.verify {
-        let objects = dataset.manifest().objects.len();
-        let verdict = match damage.as_slice() {
-            [] => format!("verified: all {objects} objects are as they were written"),
-            damage => format!(
-                "damaged: {} of {objects} objects\n{}",
-                damage.len(),
-                damage.join("\n")
-            ),
-        };
-        text = format!("{text}\n\n{verdict}");
+        damage = verify(&dataset);
+        text += &format!("\n\n{}", verdict(&dataset, &damage));
     }
-    let failed = !damage.is_empty();
     let answer = Answer::done(text, as_json(args, &dataset, &prompts, &damage));
-    Ok(if failed { answer.failed() } else { answer })
+    Ok(if damage.is_empty() {
+        answer
+    } else {
+        answer.failed()
+    })
+}
+
+/// The result of `--verify` in words.
+fn verdict(dataset: &Dataset, damage: &[String]) -> String {
+    let objects = dataset.manifest().objects.len();
+    if damage.is_empty() {
+        return format!("verified: all {objects} objects are as they were written");
+    }
+    let lines = damage.join("\n");
+    format!("damaged: {} of {objects} objects\n{lines}", damage.len())
 }
 
 /// A bucket with the rows of both splits.
@@ -318,22 +319,8 @@ fn draw_sheet(dataset: &Dataset, vae: &Path) -> anyhow::Result<Picture> {
     shapes.truncate(SHEET_BUCKETS);
     let mut drawn = Vec::new();
     for shape in &shapes {
-        let [channels, height, width] = dataset.latent_shape(shape.bucket);
-        let mut latents = vec![f16::ZERO; columns as usize * channels * height * width];
-        dataset.read_latents(
-            Split::Train,
-            shape.bucket,
-            &(0..columns).collect::<Vec<_>>(),
-            &mut latents,
-        )?;
-        let shape = [columns as i64, channels as i64, height as i64, width as i64];
-        let latents = Tensor::from_slice(&latents)
-            .view(shape)
-            .to_kind(Kind::Float);
-        drawn.extend(pictures(&decode(
-            &vae,
-            &(latents * vae.config.scaling_factor),
-        )?));
+        let latents = first_latents(dataset, shape.bucket, columns)? * vae.config.scaling_factor;
+        drawn.extend(pictures(&decode(&vae, &latents)?));
     }
     let labels: Vec<String> = shapes
         .iter()
@@ -346,4 +333,16 @@ fn draw_sheet(dataset: &Dataset, vae: &Path) -> anyhow::Result<Picture> {
         pictures: &drawn,
     }
     .draw())
+}
+
+/// The latents of the first `rows` training rows of a bucket, unscaled. `[rows, C, h, w]`
+fn first_latents(dataset: &Dataset, bucket: u32, rows: u64) -> anyhow::Result<Tensor> {
+    let [channels, height, width] = dataset.latent_shape(bucket);
+    let mut latents = vec![f16::ZERO; rows as usize * channels * height * width];
+    let numbers: Vec<u64> = (0..rows).collect();
+    dataset.read_latents(Split::Train, bucket, &numbers, &mut latents)?;
+    let shape = [rows as i64, channels as i64, height as i64, width as i64];
+    Ok(Tensor::from_slice(&latents)
+        .view(shape)
+        .to_kind(Kind::Float))
 }

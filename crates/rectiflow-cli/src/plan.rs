@@ -133,55 +133,43 @@ fn list(lines: &[String]) -> String {
 
 fn time(plan: &Plan) -> String {
     let time = &plan.time;
-    let gpus = plan.gpus as f64;
-    let row = |name: &'static str, value: String| (name, value);
-    let mut rows = vec![
-        row(
-            "time",
-            format!(
-                "{} ({} hours)",
-                duration(3600.0 * time.hours),
-                short(time.hours, 4)
-            ),
-        ),
-        row("GPU-hours", short(time.gpu_hours, 5)),
-    ];
-    rows.push(row(
-        "money",
-        time.money
-            .map_or("no price given".into(), |money| format!("{money:.0}")),
-    ));
-    rows.push(row(
-        "samples/s",
-        format!(
-            "{}, {} per GPU",
-            short(time.samples_per_sec, 4),
-            short(time.samples_per_sec / gpus, 3)
-        ),
-    ));
-    rows.push(row("MFU", format!("{:.1}%", 100.0 * time.mfu)));
-    rows.push(row(
-        "steps",
-        format!("{} of {}", grouped(time.steps), duration(time.step_secs)),
-    ));
-    let flops = [plan.flops.sample, plan.flops.step, plan.flops.run].map(flops);
-    rows.push(row(
-        "arithmetic",
-        format!(
-            "{} per sample, {} per step, {} in total",
-            flops[0], flops[1], flops[2]
-        ),
-    ));
+    let rate = short(time.samples_per_sec, 4);
+    let rate_per_gpu = short(time.samples_per_sec / plan.gpus as f64, 3);
+    let money = match time.money {
+        Some(money) => format!("{money:.0}"),
+        None => "no price given".to_owned(),
+    };
+    let step_secs = duration(time.step_secs);
+    let hours = short(time.hours, 4);
     let simulated = short(time.simulated_hours, 4);
-    rows.push(row(
-        "at best",
-        format!("{simulated} hours, if the links were the only loss against a single GPU"),
-    ));
-    let rows: Vec<String> = rows
-        .iter()
-        .map(|(name, value)| format!("{name:<10}  {value}"))
-        .collect();
-    format!("{} x {}\n{}", plan.gpus, plan.hardware, rows.join("\n"))
+    let rows = [
+        (
+            "time",
+            format!("{} ({hours} hours)", duration(3600.0 * time.hours)),
+        ),
+        ("GPU-hours", short(time.gpu_hours, 5)),
+        ("money", money),
+        ("samples/s", format!("{rate}, {rate_per_gpu} per GPU")),
+        ("MFU", format!("{:.1}%", 100.0 * time.mfu)),
+        ("steps", format!("{} of {step_secs}", grouped(time.steps))),
+        ("arithmetic", arithmetic(plan)),
+        (
+            "at best",
+            format!("{simulated} hours, if the links were the only loss against a single GPU"),
+        ),
+    ];
+    let mut text = format!("{} x {}", plan.gpus, plan.hardware);
+    for (name, value) in rows {
+        text += &format!("\n{name:<10}  {value}");
+    }
+    text
+}
+
+fn arithmetic(plan: &Plan) -> String {
+    let sample = flops(plan.flops.sample);
+    let step = flops(plan.flops.step);
+    let run = flops(plan.flops.run);
+    format!("{sample} per sample, {step} per step, {run} in total")
 }
 
 fn terms(terms: &[Term], total: Option<(f64, f64)>) -> String {

@@ -72,31 +72,20 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
-    let settings = Recipe::load_prep(args.recipe.as_deref(), &args.overrides)?;
     let settings = PrepSettings {
         repack: args.repack,
-        ..settings
+        ..Recipe::load_prep(args.recipe.as_deref(), &args.overrides)?
     };
-    let vae = Vae::open(
-        &args.vae,
-        &OpenOptions {
-            device: args.device,
-            ..OpenOptions::default()
-        },
-    )?;
+    let options = OpenOptions {
+        device: args.device,
+        ..OpenOptions::default()
+    };
+    let vae = Vae::open(&args.vae, &options)?;
     let codec = codec(&args.vae, &vae)?;
     let mut live = Live::default();
     let url = args.out.to_str().filter(|out| out.contains("://"));
-    let folder = match (url, &args.work) {
-        (None, Some(_)) => {
-            return Err(Misuse("--work is for a data set that goes to a URL".to_owned()).into());
-        }
-        (None, None) => args.out.clone(),
-        (Some(_), Some(work)) => work.clone(),
-        (Some(url), None) => {
-            cache_folder(url).context("--work is needed: neither XDG_CACHE_HOME nor HOME is set")?
-        }
-    };
+    let folder = working_folder(args, url)?;
+
     let summary = prepare(
         &args.source,
         &folder,
@@ -109,23 +98,44 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let summary = summary?;
     let mut json = json!({ "dataset": args.out, "codec": codec, "summary": summary });
     let mut text = describe(&folder, &summary);
+
     if let Some(url) = url {
-        let published = publish(&folder, url, &mut |done, total| {
-            live.set("send", "bytes", (done, total), "")
-        });
-        live.finish();
-        let Published {
-            num_files,
-            num_bytes,
-            num_kept,
-        } = published?;
+        let sent = send(&folder, url, &mut live)?;
         text += &format!(
-            "\n{url}: {num_files} files sent, {}; {num_kept} were there",
-            bytes(num_bytes)
+            "\n{url}: {} files sent, {}; {} were there",
+            sent.num_files,
+            bytes(sent.num_bytes),
+            sent.num_kept
         );
-        json["published"] = json!({ "files": num_files, "bytes": num_bytes, "kept": num_kept });
+        json["published"] = json!({
+            "files": sent.num_files,
+            "bytes": sent.num_bytes,
+            "kept": sent.num_kept,
+        });
     }
     Ok(Answer::done(text, json))
+}
+
+/// The folder in which the data set is prepared: `--out`, or for a URL `--work` or a cache folder.
+fn working_folder(args: &Args, url: Option<&str>) -> anyhow::Result<PathBuf> {
+    match (url, &args.work) {
+        (None, Some(_)) => {
+            Err(Misuse("--work is for a data set that goes to a URL".to_owned()).into())
+        }
+        (None, None) => Ok(args.out.clone()),
+        (Some(_), Some(work)) => Ok(work.clone()),
+        (Some(url), None) => {
+            cache_folder(url).context("--work is needed: neither XDG_CACHE_HOME nor HOME is set")
+        }
+    }
+}
+
+/// Sends the finished files to a URL.
+fn send(folder: &Path, url: &str, live: &mut Live) -> anyhow::Result<Published> {
+    let mut progress = |done: u64, total: u64| live.set("send", "bytes", (done, total), "");
+    let published = publish(folder, url, &mut progress);
+    live.finish();
+    Ok(published?)
 }
 
 /// The working folder of a URL: `~/.cache/rectiflow/prep/s3-bucket-prefix`.

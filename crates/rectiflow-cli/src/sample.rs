@@ -155,16 +155,11 @@ fn parse_original(text: &str) -> Result<Original, String> {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
+    // Everything that can be refused is refused before a weight is read.
     let prompts = args.all_prompts()?;
     let settings = args.settings();
     settings.check()?;
-    let options = OpenOptions {
-        kind: args.dtype.into(),
-        device: args.device,
-        map: args.low_memory,
-        ..OpenOptions::default()
-    };
-    let model = StagedModel::find(&args.model, &options)?;
+    let model = StagedModel::find(&args.model, &args.open_options())?;
     let parameterization = args.parameterization_of(&model)?;
     settings.latent_shape(model.vae_config())?;
     settings.sigmas(parameterization)?;
@@ -174,49 +169,39 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let name = model_name(&args.model);
     let total = (prompts.len() * settings.steps) as u64;
     let mut progress = Progress::new("sample", "steps", 0, total);
-    let (conds, uncond) = args.encode(&model, &prompts, &mut progress)?;
-    progress.set(0, "loading the UNet and the autoencoder");
-    let (unet, vae) = (model.unet()?, model.vae()?);
-    let (mut drawn, mut samples, mut done) = (Vec::new(), Vec::<Sampled>::new(), 0);
-    for (prompt, cond) in prompts.iter().zip(&conds) {
-        let texts = Texts {
-            cond,
-            uncond: &uncond,
-        };
-        let latents = sample_latents(
-            &unet,
-            &vae.config,
-            parameterization,
-            texts,
-            &settings,
-            &mut |_| {
-                done += 1;
-                progress.set(done, prompt);
-            },
-        )?;
-        let drawing = args.drawing(prompt, &settings, parameterization, &name);
-        let mut images = Vec::new();
-        for (position, picture) in pictures(&decode(&vae, &latents)?).into_iter().enumerate() {
-            images.push(args.write(&drawing, position, drawn.len() + 1, &picture)?);
-            drawn.push(picture);
-        }
-        samples.push(Sampled {
-            prompt: prompt.clone(),
-            images,
-        });
-    }
+    let encoded = args.encode(&model, &prompts, &mut progress)?;
+    let template = args.drawing("", &settings, parameterization, &name);
+    let drawn = args.draw(&model, &encoded, &prompts, &template, &mut progress)?;
     progress.finish();
+
+    // The grid and the list of pictures.
     let grid = args.out.join("grid.png");
-    let text = infotext(&args.drawing("", &settings, parameterization, &name), 0);
-    draw_grid(&prompts, args.batch, &drawn).write_png(&grid, &[("parameters", &text)])?;
+    let text = infotext(&template, 0);
+    draw_grid(&prompts, args.batch, &drawn.pictures).write_png(&grid, &[("parameters", &text)])?;
     let list = args.out.join(SAMPLES_FILE);
+    let samples = drawn.samples;
     fs::write(&list, serde_json::to_string_pretty(&samples)?)
         .with_context(|| format!("{}", list.display()))?;
     let json = json!({ "out": args.out, "grid": grid, "samples": samples, "settings": settings });
-    Ok(Answer::done(
-        format!("pictures: {}, with {}", drawn.len(), grid.display()),
-        json,
-    ))
+    let text = format!(
+        "pictures: {}, with {}",
+        drawn.pictures.len(),
+        grid.display()
+    );
+    Ok(Answer::done(text, json))
+}
+
+/// The conditioning of all prompts, and of the negative prompt.
+struct Encoded {
+    conds: Vec<Cond>,
+    uncond: Cond,
+}
+
+/// All pictures in the order of the prompts, and the files of each prompt.
+#[derive(Default)]
+struct Drawn {
+    pictures: Vec<Picture>,
+    samples: Vec<Sampled>,
 }
 
 impl Args {
@@ -281,6 +266,15 @@ impl Args {
         }
     }
 
+    fn open_options(&self) -> OpenOptions {
+        OpenOptions {
+            kind: self.dtype.into(),
+            device: self.device,
+            map: self.low_memory,
+            ..OpenOptions::default()
+        }
+    }
+
     /// The conditioning of each prompt and of the negative prompt. The text encoders are in memory
     /// only during this call.
     fn encode(
@@ -288,28 +282,75 @@ impl Args {
         model: &StagedModel,
         prompts: &[String],
         progress: &mut Progress,
-    ) -> anyhow::Result<(Vec<Cond>, Cond)> {
+    ) -> anyhow::Result<Encoded> {
         progress.set(0, "loading the text encoders");
         let encoders = model.text_encoders()?;
         progress.set(0, "reading the prompts");
-        let encode = |text: &String| encoders.encode(std::slice::from_ref(text));
-        Ok((
-            prompts.iter().map(encode).collect::<Result<_, _>>()?,
-            encode(&self.negative)?,
-        ))
+        let mut conds = Vec::new();
+        for prompt in prompts {
+            conds.push(encoders.encode(std::slice::from_ref(prompt))?);
+        }
+        let uncond = encoders.encode(std::slice::from_ref(&self.negative))?;
+        Ok(Encoded { conds, uncond })
+    }
+
+    /// Draws the pictures of all prompts and writes each to its file. `template` is the drawing of
+    /// no prompt.
+    fn draw(
+        &self,
+        model: &StagedModel,
+        encoded: &Encoded,
+        prompts: &[String],
+        template: &Drawing<'_>,
+        progress: &mut Progress,
+    ) -> anyhow::Result<Drawn> {
+        progress.set(0, "loading the UNet and the autoencoder");
+        let unet = model.unet()?;
+        let vae = model.vae()?;
+        let mut drawn = Drawn::default();
+        let mut done = 0;
+        for (prompt, cond) in prompts.iter().zip(&encoded.conds) {
+            let uncond = &encoded.uncond;
+            let texts = Texts { cond, uncond };
+            let Drawing {
+                settings,
+                parameterization,
+                ..
+            } = *template;
+            let config = &vae.config;
+            let latents = sample_latents(
+                &unet,
+                config,
+                parameterization,
+                texts,
+                settings,
+                &mut |_| {
+                    done += 1;
+                    progress.set(done, prompt);
+                },
+            )?;
+            let drawing = self.drawing(prompt, settings, parameterization, template.model);
+            let mut images = Vec::new();
+            for (position, picture) in pictures(&decode(&vae, &latents)?).into_iter().enumerate() {
+                let number = drawn.pictures.len() + 1;
+                images.push(self.write(&drawing, position, number, &picture)?);
+                drawn.pictures.push(picture);
+            }
+            let prompt = prompt.clone();
+            drawn.samples.push(Sampled { prompt, images });
+        }
+        Ok(drawn)
     }
 
     fn parameterization_of(&self, model: &StagedModel) -> anyhow::Result<Parameterization> {
-        let missing = || {
-            let model = self.model.display();
-            Misuse(format!(
-                "{model} does not say what it predicts: add --parameterization flow, eps or v"
-            ))
-        };
-        Ok(self
-            .parameterization
-            .or(model.parameterization)
-            .ok_or_else(missing)?)
+        if let Some(known) = self.parameterization.or(model.parameterization) {
+            return Ok(known);
+        }
+        let model = self.model.display();
+        Err(Misuse(format!(
+            "{model} does not say what it predicts: add --parameterization flow, eps or v"
+        ))
+        .into())
     }
 
     /// Writes picture `number`, counted from 1, and returns its file name.

@@ -3,7 +3,7 @@
 //! `scripts/peers/bench_step.py` runs it in turn with diffusers and PyTorch, on the same weights
 //! and batch.
 
-use std::{path::PathBuf, time::Instant};
+use std::{collections::BTreeSet, path::PathBuf, time::Instant};
 
 use rectiflow_sdxl::{
     cost::keeps_less,
@@ -14,7 +14,7 @@ use rectiflow_train::{
     estimate::{Passes, RecomputedBlocks},
     precision::Precision,
     recipe::parse_device,
-    synthetic::{Input, Settings, train_steps},
+    synthetic::{Input, Measured, Settings, train_steps},
 };
 use serde_json::json;
 use tch::Device;
@@ -77,22 +77,8 @@ const WARM_UP: usize = 2;
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let began = Instant::now();
-    let random = if args.random {
-        vec![Component::UNet]
-    } else {
-        Vec::new()
-    };
-    let options = OpenOptions {
-        device: args.device,
-        random,
-        ..OpenOptions::default()
-    };
-    let mut unet = UNet::open(&args.unet, &options)?;
-    let [height, width] = [args.size.1, args.size.0].map(|px| i64::from(px) / 8);
-    let input = match &args.input {
-        Some(path) => Input::read(path, args.device)?,
-        None => Input::random(&unet, [args.batch as i64, height, width]),
-    };
+    let mut unet = open(args)?;
+    let input = input(args, &unet)?;
     let num_samples = input.num_samples();
     if args.micro_batches == 0 || num_samples % args.micro_batches != 0 {
         let text = format!(
@@ -102,29 +88,21 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
         return Err(Misuse(text).into());
     }
     let load_secs = began.elapsed().as_secs_f64();
-    let settings = Settings {
-        precision: args.precision(),
-        micro_batches: args.micro_batches,
-        steps: args.steps as usize,
-        lr: args.lr,
-        clip_norm: 1.0,
-    };
+
+    // What is recomputed, and the memory estimate that follows from it.
     let passes = passes(args, &input);
-    let remade = remade(args, &passes, &unet);
-    remade.apply(&mut unet);
-    let estimated_bytes = passes
-        .estimate(&unet.config, &remade)
-        .device_bytes(args.device);
-    let mut progress = Progress::new("bench step", "steps", 0, u64::from(args.steps));
-    let measured = train_steps(&unet, &input, &settings, &mut |step| {
-        progress.set(step as u64, "")
-    })?;
-    progress.finish();
+    let recomputed = recomputed(args, &passes, &unet);
+    recomputed.apply(&mut unet);
+    let estimate = passes.estimate(&unet.config, &recomputed);
+    let estimated_bytes = estimate.device_bytes(args.device);
+
+    let measured = train(args, &unet, &input)?;
     let timed = &measured.secs[WARM_UP..];
     let median_secs = numbers::median(timed);
     let peak_bytes = peak_bytes();
     let text = format!(
-        "{} steps per second ({} s per step of {num_samples}, median of {}), peak memory {} (estimated {})",
+        "{} steps per second ({} s per step of {num_samples}, median of {}), \
+         peak memory {} (estimated {})",
         numbers::short(1.0 / median_secs, 3),
         numbers::short(median_secs, 3),
         timed.len(),
@@ -142,13 +120,56 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
         "num_parameters": unet.parameters.num_elements(),
         "dtype": dtype::name(args.dtype.into()),
         "checkpointing": args.checkpointing,
-        "remade": match &remade {
-            RecomputedBlocks::All(_) => None,
-            RecomputedBlocks::Some(names) => Some(names),
-        },
+        "remade": names(&recomputed),
         "threads": tch::get_num_threads(),
     });
     Ok(Answer::done(text, json))
+}
+
+fn open(args: &Args) -> anyhow::Result<UNet> {
+    let mut options = OpenOptions {
+        device: args.device,
+        ..OpenOptions::default()
+    };
+    if args.random {
+        options.random.push(Component::UNet);
+    }
+    Ok(UNet::open(&args.unet, &options)?)
+}
+
+/// The batch of `--input`, or a random one.
+fn input(args: &Args, unet: &UNet) -> anyhow::Result<Input> {
+    if let Some(path) = &args.input {
+        return Ok(Input::read(path, args.device)?);
+    }
+    let (width_px, height_px) = args.size;
+    let height = i64::from(height_px) / 8;
+    let width = i64::from(width_px) / 8;
+    Ok(Input::random(unet, [args.batch as i64, height, width]))
+}
+
+/// Makes the steps, under a progress bar.
+fn train(args: &Args, unet: &UNet, input: &Input) -> anyhow::Result<Measured> {
+    let settings = Settings {
+        precision: args.precision(),
+        micro_batches: args.micro_batches,
+        steps: args.steps as usize,
+        lr: args.lr,
+        clip_norm: 1.0,
+    };
+    let mut progress = Progress::new("bench step", "steps", 0, u64::from(args.steps));
+    let mut step_done = |step: usize| progress.set(step as u64, "");
+    let measured = train_steps(unet, input, &settings, &mut step_done)?;
+    progress.finish();
+    Ok(measured)
+}
+
+/// The recomputed blocks, if some are; `None` for all or none.
+fn names(recomputed: &RecomputedBlocks) -> Option<&BTreeSet<String>> {
+    match recomputed {
+        RecomputedBlocks::All(_) => None,
+        RecomputedBlocks::Some(names) => Some(names),
+    }
 }
 
 /// The terms of the trainer's memory estimate.
@@ -168,7 +189,7 @@ fn passes(args: &Args, input: &Input) -> Passes {
     }
 }
 
-fn remade(args: &Args, passes: &Passes, unet: &UNet) -> RecomputedBlocks {
+fn recomputed(args: &Args, passes: &Passes, unet: &UNet) -> RecomputedBlocks {
     let Some(gib) = args.budget_gib else {
         return RecomputedBlocks::All(args.checkpointing);
     };

@@ -238,63 +238,64 @@ fn embedded(path: &Path, alt: &str) -> anyhow::Result<String> {
 }
 
 fn numbers(record: &RunRecord) -> String {
-    let mut rows: Vec<(&str, String)> = Vec::new();
-    if let Some(last) = record.steps.last() {
-        let recent = &record.steps[record.steps.len().saturating_sub(100)..];
-        let mean = recent.iter().map(|step| step.loss).sum::<f64>() / recent.len() as f64;
-        let secs = record.training_secs();
-        let waiting = record.steps.iter().map(|step| step.data_secs).sum::<f64>() / secs.max(1e-9);
-        rows.push(("Steps", grouped(last.step)));
-        rows.push(("Samples", grouped(last.samples)));
-        rows.push(("Epochs begun", grouped(last.epoch + 1)));
-        rows.push(("Training loss, mean of the last 100 steps", short(mean, 4)));
-        if let Some(test) = record.tests.last() {
-            rows.push(("Test loss at the end", short(test.loss, 4)));
-        }
-        rows.push((
-            "Samples a second",
-            short(last.samples as f64 / secs.max(1e-9), 3),
-        ));
-        let speed = record
-            .steps
-            .iter()
-            .map(|step| step.flops as f64)
-            .sum::<f64>()
-            / secs.max(1e-9);
-        if speed > 0.0 {
-            rows.push(("Arithmetic of training", format!("{}/s", flops(speed))));
-        }
-        if let Some(peak) = record.starts.iter().find_map(|start| start.peak_flops) {
-            rows.push((
-                "MFU, share of the GPU's bf16 peak",
-                format!("{} %", short(100.0 * speed / peak, 3)),
-            ));
-        }
-        rows.push((
-            "Time spent waiting for data",
-            format!("{} %", short(100.0 * waiting, 2)),
+    let mut rows = training_numbers(record);
+    let (count, secs) = record.checkpoints;
+    let resumed = times(record.starts.len().saturating_sub(1));
+    rows.push(row(
+        "Checkpoints written",
+        format!("{count} in {}", duration(secs)),
+    ));
+    rows.push(row("Resumed", resumed));
+    for (name, size) in &record.exports {
+        rows.push((format!("Exported: {name}"), bytes(*size)));
+    }
+    format!("<section><h2>Numbers</h2>\n{}</section>\n", table(&rows))
+}
+
+fn row(name: &str, value: String) -> (String, String) {
+    (name.to_owned(), value)
+}
+
+/// The numbers of the training steps; none if no step was made.
+fn training_numbers(record: &RunRecord) -> Vec<(String, String)> {
+    let Some(last) = record.steps.last() else {
+        return Vec::new();
+    };
+    let secs = record.training_secs().max(1e-9);
+    let recent = &record.steps[record.steps.len().saturating_sub(100)..];
+    let mean = recent.iter().map(|step| step.loss).sum::<f64>() / recent.len() as f64;
+    let waiting = record.steps.iter().map(|step| step.data_secs).sum::<f64>() / secs;
+    let speed = record
+        .steps
+        .iter()
+        .map(|step| step.flops as f64)
+        .sum::<f64>()
+        / secs;
+    let rate = last.samples as f64 / secs;
+
+    let mut rows = vec![
+        row("Steps", grouped(last.step)),
+        row("Samples", grouped(last.samples)),
+        row("Epochs begun", grouped(last.epoch + 1)),
+        row("Training loss, mean of the last 100 steps", short(mean, 4)),
+    ];
+    if let Some(test) = record.tests.last() {
+        rows.push(row("Test loss at the end", short(test.loss, 4)));
+    }
+    rows.push(row("Samples a second", short(rate, 3)));
+    if speed > 0.0 {
+        rows.push(row("Arithmetic of training", format!("{}/s", flops(speed))));
+    }
+    if let Some(peak) = record.starts.iter().find_map(|start| start.peak_flops) {
+        let share = short(100.0 * speed / peak, 3);
+        rows.push(row(
+            "MFU, share of the GPU's bf16 peak",
+            format!("{share} %"),
         ));
     }
-    rows.push((
-        "Checkpoints written",
-        format!(
-            "{} in {}",
-            record.checkpoints.0,
-            duration(record.checkpoints.1)
-        ),
-    ));
-    rows.push(("Resumed", times(record.starts.len().saturating_sub(1))));
-    let mut rows: Vec<(String, String)> = rows
-        .into_iter()
-        .map(|(name, value)| (name.to_owned(), value))
-        .collect();
-    rows.extend(
-        record
-            .exports
-            .iter()
-            .map(|(name, size)| (format!("Exported: {name}"), bytes(*size))),
-    );
-    format!("<section><h2>Numbers</h2>\n{}</section>\n", table(&rows))
+    let waiting = short(100.0 * waiting, 2);
+    rows.push(row("Time spent waiting for data", format!("{waiting} %")));
+    rows
 }
 
 fn times(count: usize) -> String {
