@@ -53,35 +53,22 @@ impl Ranks {
     ) -> anyhow::Result<Self> {
         let port = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
         let port = port.context("finding a free port")?.port();
-        let start = |rank| {
+        let mut all = Vec::new();
+        for rank in 0..ranks {
             let mut command = command(rank, pinned)?;
             command
                 .args(arguments)
                 .envs(Launch::local_environment(rank, ranks, port))
                 .env(STARTED, "1");
             if env::var_os("OMP_NUM_THREADS").is_none() {
-                let cores = if pinned {
-                    1
-                } else {
-                    thread::available_parallelism().map_or(1, usize::from) / ranks
-                };
-                command.env("OMP_NUM_THREADS", cores.max(1).to_string());
+                command.env("OMP_NUM_THREADS", threads(ranks, pinned).to_string());
             }
             if rank > 0 || pinned {
                 command.stdout(Stdio::null());
             }
-            let child = command.stdin(Stdio::piped()).process_group(0).spawn();
-            let child = child
-                .with_context(|| format!("starting a rank: {}", command.get_program().display()))?;
-            Ok(Rank {
-                child,
-                status: None,
-            })
-        };
-        (0..ranks)
-            .map(start)
-            .collect::<anyhow::Result<Vec<Rank>>>()
-            .map(Self)
+            all.push(Rank::spawn(command)?);
+        }
+        Ok(Self(all))
     }
 
     /// Waits until all ranks have ended, forwarding a request to stop. Returns the first rank that
@@ -92,28 +79,27 @@ impl Ranks {
         stop: &StopSignal,
     ) -> anyhow::Result<Option<usize>> {
         let timeout = Duration::from_secs(checked.recipe.ranks.timeout_secs) + GRACE;
-        let (mut told, mut failed): (bool, Option<(usize, Instant)>) = (false, None);
-        while self.0.iter().any(|rank| rank.status.is_none()) {
-            for (index, rank) in self
-                .0
-                .iter_mut()
-                .enumerate()
-                .filter(|(_, rank)| rank.status.is_none())
-            {
+        let mut told = false;
+        let mut failed: Option<(usize, Instant)> = None;
+        while self.running().next().is_some() {
+            // How ranks ended. After a request to stop, no end counts as a failure.
+            for (index, rank) in self.running() {
                 rank.status = rank.child.try_wait().context("asking after a rank")?;
-                if rank.status.is_some_and(|status| !status.success()) && failed.is_none() && !told
-                {
+                let unsuccessful = rank.status.is_some_and(|status| !status.success());
+                if unsuccessful && failed.is_none() && !told {
                     failed = Some((index, Instant::now()));
                 }
             }
+            // The request to stop, forwarded once.
             if stop.signal().is_some() && !told {
                 told = true;
-                self.0
-                    .iter_mut()
-                    .for_each(|rank| drop(rank.child.stdin.take()));
+                for rank in &mut self.0 {
+                    drop(rank.child.stdin.take());
+                }
             }
+            // Ranks that outlive a failure.
             if failed.is_some_and(|(_, since)| since.elapsed() > timeout) {
-                for rank in self.0.iter_mut().filter(|rank| rank.status.is_none()) {
+                for (_, rank) in self.running() {
                     rank.child.kill().context("ending a rank")?;
                 }
             }
@@ -121,6 +107,33 @@ impl Ranks {
         }
         Ok(failed.map(|(rank, _)| rank))
     }
+
+    /// The ranks that have not ended, with their numbers.
+    fn running(&mut self) -> impl Iterator<Item = (usize, &mut Rank)> {
+        let all = self.0.iter_mut().enumerate();
+        all.filter(|(_, rank)| rank.status.is_none())
+    }
+}
+
+impl Rank {
+    fn spawn(mut command: Command) -> anyhow::Result<Self> {
+        let child = command.stdin(Stdio::piped()).process_group(0).spawn();
+        let child = child
+            .with_context(|| format!("starting a rank: {}", command.get_program().display()))?;
+        Ok(Self {
+            child,
+            status: None,
+        })
+    }
+}
+
+/// CPU threads of a rank.
+fn threads(ranks: usize, pinned: bool) -> usize {
+    if pinned {
+        return 1;
+    }
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    (cores / ranks).max(1)
 }
 
 fn command(rank: usize, pinned: bool) -> anyhow::Result<Command> {

@@ -53,30 +53,16 @@ fn parse_mode(name: &str) -> Result<Mode, String> {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let began = Instant::now();
-    let mut dataset = Dataset::open(&args.dataset)?;
-    if let Some((folder, gib)) = args.cache_dir.as_ref().zip(args.cache_gib) {
-        dataset = dataset.with_cache(&Arc::new(DiskCache::open(
-            folder,
-            gib.saturating_mul(1 << 30),
-        )?));
-    }
-    let dataset = Arc::new(dataset);
+    let dataset = open(args)?;
     let open_secs = began.elapsed().as_secs_f64();
-    let settings = OrderSettings {
-        seed: 0,
-        micro_batch: args.micro_batch,
-        micro_batches: args.micro_batches,
-        lanes: None,
-        mode: args.mode,
-        window_samples: args.window_samples,
-    };
+
     let at_least = Duration::from_secs(args.secs);
-    let (prompt, amount) = (PromptSettings::default(), Amount::Repeats(1.0));
     let source = Source {
         dataset: dataset.clone(),
-        prompt,
-        amount,
+        prompt: PromptSettings::default(),
+        amount: Amount::Repeats(1.0),
     };
+    let settings = args.order();
     let numbers = throughput::loader(vec![source], settings, RankOf::ONLY, at_least)?;
     let sequential = throughput::sequential(&dataset, at_least)? / 1e6;
     let text = format!(
@@ -97,4 +83,27 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
         "sequential_megabytes_per_sec": sequential,
     });
     Ok(Answer::done(text, json))
+}
+
+/// The data set, with the disk cache that the arguments ask for.
+fn open(args: &Args) -> anyhow::Result<Arc<Dataset>> {
+    let mut dataset = Dataset::open(&args.dataset)?;
+    if let Some((folder, gib)) = args.cache_dir.as_ref().zip(args.cache_gib) {
+        let cache = DiskCache::open(folder, gib.saturating_mul(1 << 30))?;
+        dataset = dataset.with_cache(&Arc::new(cache));
+    }
+    Ok(Arc::new(dataset))
+}
+
+impl Args {
+    fn order(&self) -> OrderSettings {
+        OrderSettings {
+            seed: 0,
+            micro_batch: self.micro_batch,
+            micro_batches: self.micro_batches,
+            lanes: None,
+            mode: self.mode,
+            window_samples: self.window_samples,
+        }
+    }
 }

@@ -7,6 +7,7 @@
 use std::{path::PathBuf, time::Instant};
 
 use rectiflow_sdxl::{
+    cond::Cond,
     flow::Parameterization,
     model::OpenOptions,
     sample::{SampleSettings, Texts, decode, sample_latents},
@@ -78,34 +79,21 @@ struct Measured {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
-    let options = OpenOptions {
-        kind: args.dtype.into(),
-        device: args.device,
-        map: args.low_memory,
-        ..OpenOptions::default()
-    };
-    let model = StagedModel::find(&args.model, &options)?;
-    let unknown = || {
-        let model = args.model.display();
-        Misuse(format!(
-            "{model} does not say what it predicts: add --parameterization flow, eps or v"
-        ))
-    };
-    let parameterization = args
-        .parameterization
-        .or(model.parameterization)
-        .ok_or_else(unknown)?;
+    let model = StagedModel::find(&args.model, &args.open_options())?;
+    let parameterization = args.parameterization_of(&model)?;
     let settings = args.settings();
     settings.latent_shape(model.vae_config())?;
     settings.sigmas(parameterization)?;
     let measured = measure(args, &model, parameterization, &settings)?;
 
+    // The first batch is the warm-up.
     let median_secs = numbers::median(&measured.batch_secs[1..]);
     let images_per_sec = args.batch as f64 / median_secs;
     let peak_bytes = peak_bytes();
     let memory = peak_bytes.map_or_else(|| "unknown".into(), numbers::bytes);
     let text = format!(
-        "{} pictures per second ({} s per batch of {}, median of {}), loaded in {}, peak memory {memory}",
+        "{} pictures per second ({} s per batch of {}, median of {}), \
+         loaded in {}, peak memory {memory}",
         numbers::short(images_per_sec, 3),
         numbers::short(median_secs, 3),
         args.batch,
@@ -134,48 +122,15 @@ fn measure(
     settings: &SampleSettings,
 ) -> anyhow::Result<Measured> {
     let mut measured = Measured::default();
-    let began = Instant::now();
-    let encoders = model.text_encoders()?;
-    measured.load_secs += began.elapsed().as_secs_f64();
-    let began = Instant::now();
-    let (cond, uncond) = (
-        encoders.encode(std::slice::from_ref(&args.prompt))?,
-        encoders.encode(&[String::new()])?,
-    );
-    measured.encode_secs = began.elapsed().as_secs_f64();
-    drop(encoders);
-
-    let total = u64::from(args.rounds + 1) * settings.steps as u64;
-    let (mut progress, mut done) = (Progress::new("bench sample", "steps", 0, total), 0);
-    let began = Instant::now();
-    let unet = model.unet()?;
-    measured.load_secs += began.elapsed().as_secs_f64();
-    let texts = Texts {
-        cond: &cond,
-        uncond: &uncond,
-    };
-    let mut latents: Vec<Tensor> = Vec::new();
-    for round in 0..=args.rounds {
-        let settings = SampleSettings {
-            seed: u64::from(round),
-            ..settings.clone()
-        };
-        let began = Instant::now();
-        latents.push(sample_latents(
-            &unet,
-            model.vae_config(),
-            parameterization,
-            texts,
-            &settings,
-            &mut |_| {
-                done += 1;
-                progress.set(done, "");
-            },
-        )?);
-        measured.batch_secs.push(began.elapsed().as_secs_f64());
-    }
-    drop(unet);
-    progress.finish();
+    let encoded = encode(args, model, &mut measured)?;
+    let latents = draw(
+        args,
+        model,
+        parameterization,
+        settings,
+        &encoded,
+        &mut measured,
+    )?;
 
     let began = Instant::now();
     let vae = model.vae()?;
@@ -188,7 +143,88 @@ fn measure(
     Ok(measured)
 }
 
+/// The conditioning of the prompt and of the empty prompt.
+struct Encoded {
+    cond: Cond,
+    uncond: Cond,
+}
+
+/// Encodes both prompts. The text encoders are in memory only during this call.
+fn encode(args: &Args, model: &StagedModel, measured: &mut Measured) -> anyhow::Result<Encoded> {
+    let began = Instant::now();
+    let encoders = model.text_encoders()?;
+    measured.load_secs += began.elapsed().as_secs_f64();
+    let began = Instant::now();
+    let cond = encoders.encode(std::slice::from_ref(&args.prompt))?;
+    let uncond = encoders.encode(&[String::new()])?;
+    measured.encode_secs = began.elapsed().as_secs_f64();
+    Ok(Encoded { cond, uncond })
+}
+
+/// The latents of each batch. The UNet is in memory only during this call.
+fn draw(
+    args: &Args,
+    model: &StagedModel,
+    parameterization: Parameterization,
+    settings: &SampleSettings,
+    encoded: &Encoded,
+    measured: &mut Measured,
+) -> anyhow::Result<Vec<Tensor>> {
+    let total = u64::from(args.rounds + 1) * settings.steps as u64;
+    let mut progress = Progress::new("bench sample", "steps", 0, total);
+    let mut done = 0;
+    let began = Instant::now();
+    let unet = model.unet()?;
+    measured.load_secs += began.elapsed().as_secs_f64();
+    let vae = model.vae_config();
+    let texts = Texts {
+        cond: &encoded.cond,
+        uncond: &encoded.uncond,
+    };
+
+    let mut latents = Vec::new();
+    let mut settings = settings.clone();
+    for round in 0..=args.rounds {
+        settings.seed = u64::from(round);
+        let began = Instant::now();
+        latents.push(sample_latents(
+            &unet,
+            vae,
+            parameterization,
+            texts,
+            &settings,
+            &mut |_| {
+                done += 1;
+                progress.set(done, "");
+            },
+        )?);
+        measured.batch_secs.push(began.elapsed().as_secs_f64());
+    }
+    progress.finish();
+    Ok(latents)
+}
+
 impl Args {
+    fn open_options(&self) -> OpenOptions {
+        OpenOptions {
+            kind: self.dtype.into(),
+            device: self.device,
+            map: self.low_memory,
+            ..OpenOptions::default()
+        }
+    }
+
+    fn parameterization_of(&self, model: &StagedModel) -> anyhow::Result<Parameterization> {
+        if let Some(known) = self.parameterization.or(model.parameterization) {
+            return Ok(known);
+        }
+        let model = self.model.display();
+        Err(Misuse(format!(
+            "{model} does not say what it predicts: add --parameterization flow, eps or v"
+        ))
+        .into())
+    }
+
     fn settings(&self) -> SampleSettings {
         SampleSettings {
             steps: self.steps,

@@ -88,8 +88,9 @@ impl RunRecord {
     }
 
     fn take_events(&mut self, events: Vec<Event>, run_dir: &Path) {
-        let (mut steps, mut tests, mut previews) =
-            (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let mut steps = BTreeMap::new();
+        let mut tests = BTreeMap::new();
+        let mut previews = BTreeMap::new();
         for event in events {
             match event {
                 Event::Start(start) => {

@@ -102,31 +102,55 @@ fn trimmed(text: &str) -> &str {
 /// A table for a terminal: the first row is the heading; columns of numbers are aligned to the
 /// right.
 pub(crate) fn table(rows: &[Vec<String>]) -> String {
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let cell = |row: &[String], column: usize| row.get(column).cloned().unwrap_or_default();
-    let width = |column| {
-        rows.iter()
-            .map(|row| cell(row, column).chars().count())
-            .max()
-            .unwrap_or(0)
-    };
-    let is_number = |text: &str| text.chars().next().is_some_and(|c| c.is_ascii_digit());
-    let to_right = |column| rows.iter().skip(1).all(|row| is_number(&cell(row, column)));
-    let layout: Vec<(usize, bool)> = (0..columns)
-        .map(|column| (width(column), to_right(column)))
-        .collect();
-    let line = |row: &Vec<String>| {
-        let cells = layout.iter().enumerate().map(|(column, &(width, right))| {
-            let text = cell(row, column);
-            if right {
-                format!("{text:>width$}")
-            } else {
-                format!("{text:<width$}")
-            }
+    let num_columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let mut columns = Vec::new();
+    for index in 0..num_columns {
+        columns.push(Column::of(rows, index));
+    }
+    let mut lines = Vec::new();
+    for row in rows {
+        lines.push(line(row, &columns));
+    }
+    lines.join("\n")
+}
+
+/// The layout of a column of a table.
+struct Column {
+    width: usize,
+    to_right: bool,
+}
+
+impl Column {
+    fn of(rows: &[Vec<String>], index: usize) -> Self {
+        let mut width = 0;
+        let mut to_right = true;
+        for (position, row) in rows.iter().enumerate() {
+            let text = cell(row, index);
+            width = width.max(text.chars().count());
+            // The heading of a column of numbers is text.
+            to_right &= position == 0 || text.starts_with(|c: char| c.is_ascii_digit());
+        }
+        Self { width, to_right }
+    }
+}
+
+/// A cell of a row; empty if the row is shorter.
+fn cell(row: &[String], index: usize) -> &str {
+    row.get(index).map_or("", String::as_str)
+}
+
+fn line(row: &[String], columns: &[Column]) -> String {
+    let mut cells = Vec::new();
+    for (index, column) in columns.iter().enumerate() {
+        let text = cell(row, index);
+        let width = column.width;
+        cells.push(if column.to_right {
+            format!("{text:>width$}")
+        } else {
+            format!("{text:<width$}")
         });
-        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
-    };
-    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+    }
+    cells.join("  ").trim_end().to_owned()
 }
 
 #[cfg(test)]
