@@ -2,7 +2,6 @@
 
 use std::{
     cmp::Reverse,
-    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -13,9 +12,8 @@ use rectiflow_data::{
     Split,
     amplification::amplification,
     batch::Source,
-    bucket::Bucket,
     contact_sheet::ContactSheet,
-    dataset::{BucketShape, Dataset},
+    dataset::Dataset,
     loader::Loader,
     order::{Amount, Mode, RankOf},
     picture::Picture,
@@ -80,17 +78,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     if let Some(recipe) = &recipe {
         text += &describe_order(&dataset, &settings, recipe)?;
     }
-    if !prompts.is_empty() {
-        text += "\n\nprompts, one draw each";
-        for prompt in &prompts {
-            text += "\n";
-            text += if prompt.is_empty() {
-                "(empty)"
-            } else {
-                prompt.as_str()
-            };
-        }
-    }
+    text += &listed(&prompts);
     if let (Some(sheet), Some(vae)) = (&args.sheet, &args.vae) {
         draw_sheet(&dataset, vae)?.write_png(sheet, &[])?;
         text += &format!("\n\npictures: {}", sheet.display());
@@ -107,6 +95,23 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     } else {
         answer.failed()
     })
+}
+
+/// The drawn prompts, a line each.
+fn listed(prompts: &[String]) -> String {
+    if prompts.is_empty() {
+        return String::new();
+    }
+    let mut text = "\n\nprompts, one draw each".to_owned();
+    for prompt in prompts {
+        text += "\n";
+        text += if prompt.is_empty() {
+            "(empty)"
+        } else {
+            prompt.as_str()
+        };
+    }
+    text
 }
 
 /// The result of `--verify` in words.
@@ -126,22 +131,34 @@ struct Counts {
     test: u64,
 }
 
+impl Counts {
+    fn as_json(&self) -> Value {
+        let (width_px, height_px) = self.size;
+        json!({
+            "width_px": width_px,
+            "height_px": height_px,
+            "train": self.train,
+            "test": self.test,
+        })
+    }
+}
+
 /// All buckets, the fullest first.
 fn counts(dataset: &Dataset) -> Vec<Counts> {
-    let rows = |split| {
-        dataset
-            .buckets(split)
-            .into_iter()
-            .map(|shape: BucketShape| (shape.bucket, shape.num_rows))
-    };
-    let train: BTreeMap<u32, u64> = rows(Split::Train).collect();
-    let test: BTreeMap<u32, u64> = rows(Split::Test).collect();
-    let count = |(bucket, size): (u32, &Bucket)| Counts {
-        size: (size.width_px, size.height_px),
-        train: train.get(&bucket).copied().unwrap_or(0),
-        test: test.get(&bucket).copied().unwrap_or(0),
-    };
-    let mut counts: Vec<Counts> = (0..).zip(&dataset.manifest().buckets).map(count).collect();
+    let mut counts = Vec::new();
+    for size in &dataset.manifest().buckets {
+        counts.push(Counts {
+            size: (size.width_px, size.height_px),
+            train: 0,
+            test: 0,
+        });
+    }
+    for shape in dataset.buckets(Split::Train) {
+        counts[shape.bucket as usize].train = shape.num_rows;
+    }
+    for shape in dataset.buckets(Split::Test) {
+        counts[shape.bucket as usize].test = shape.num_rows;
+    }
     counts.sort_by_key(|counts| Reverse(counts.train + counts.test));
     counts
 }
@@ -150,37 +167,37 @@ fn describe(path: &Path, dataset: &Dataset) -> String {
     let manifest = dataset.manifest();
     let codec = &manifest.codec;
     let counts = counts(dataset);
-    let total = |side: fn(&Counts) -> u64| grouped(counts.iter().map(side).sum());
+    let mut num_train = 0;
+    let mut num_test = 0;
     let mut rows = vec![["bucket", "train", "test"].map(str::to_owned).to_vec()];
-    rows.extend(counts.iter().map(|counts| {
-        let (width, height) = counts.size;
-        vec![
+    for bucket in &counts {
+        let (width, height) = bucket.size;
+        num_train += bucket.train;
+        num_test += bucket.test;
+        rows.push(vec![
             format!("{width}x{height}"),
-            grouped(counts.train),
-            grouped(counts.test),
-        ]
-    }));
-    let latents: u64 = manifest
-        .objects
-        .iter()
-        .map(|object| manifest.latents_bytes(object))
-        .sum();
-    let texts: u64 = manifest
-        .objects
-        .iter()
-        .map(|object| object.text_bytes)
-        .sum();
+            grouped(bucket.train),
+            grouped(bucket.test),
+        ]);
+    }
+    let mut latents_bytes = 0;
+    let mut text_bytes = 0;
+    for object in &manifest.objects {
+        latents_bytes += manifest.latents_bytes(object);
+        text_bytes += object.text_bytes;
+    }
     format!(
-        "{}: {} training and {} test pictures in {} buckets, {} objects, {} of latents, {} of text\n\
+        "{}: {} training and {} test pictures in {} buckets, \
+         {} objects, {} of latents, {} of text\n\
          VAE: {} (scaling factor {}, 1/{} of the size, {} channels, BLAKE3 {})\n\
          identity: {}\n\n{}",
         path.display(),
-        total(|counts| counts.train),
-        total(|counts| counts.test),
+        grouped(num_train),
+        grouped(num_test),
         counts.len(),
         manifest.objects.len(),
-        bytes(latents),
-        bytes(texts),
+        bytes(latents_bytes),
+        bytes(text_bytes),
         codec.vae,
         codec.scaling_factor,
         codec.down_factor,
@@ -193,10 +210,7 @@ fn describe(path: &Path, dataset: &Dataset) -> String {
 
 fn as_json(args: &Args, dataset: &Dataset, prompts: &[String], damage: &[String]) -> Value {
     let counts = counts(dataset);
-    let buckets: Vec<Value> = counts
-        .iter()
-        .map(|c| json!({ "width_px": c.size.0, "height_px": c.size.1, "train": c.train, "test": c.test }))
-        .collect();
+    let buckets: Vec<Value> = counts.iter().map(Counts::as_json).collect();
     json!({
         "dataset": args.dataset,
         "identity": dataset.identity(),

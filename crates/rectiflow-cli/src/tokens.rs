@@ -33,41 +33,30 @@ pub(crate) fn run(args: &Args) -> Answer {
 }
 
 fn describe(name: &str, chunks: &[Vec<i64>]) -> String {
-    let describe_chunk = |(index, chunk): (usize, &Vec<i64>)| {
-        let padding = chunk[76];
-        let used = chunk
-            .iter()
-            .rposition(|&id| id != padding)
-            .map_or(2, |last| last + 1);
-        // CLIP-L pads with the end-of-text id, so the first one belongs to the text.
-        let used = if padding == chunk[used.min(76)] && padding == END {
-            used + 1
-        } else {
-            used
-        };
-        let ids: Vec<String> = chunk[..used.min(77)]
-            .iter()
-            .map(ToString::to_string)
-            .collect();
-        let rest = 77 - used.min(77);
-        let padding = if rest == 0 {
-            String::new()
-        } else {
-            format!(" + {rest} x {padding}")
-        };
-        format!(
-            "{name}, chunk {} of {}: {}{padding}",
-            index + 1,
-            chunks.len(),
-            ids.join(" ")
-        )
-    };
-    chunks
-        .iter()
-        .enumerate()
-        .map(describe_chunk)
-        .collect::<Vec<_>>()
-        .join("\n")
+    let mut lines = Vec::new();
+    for (index, chunk) in chunks.iter().enumerate() {
+        let number = index + 1;
+        let ids = ids(chunk);
+        lines.push(format!("{name}, chunk {number} of {}: {ids}", chunks.len()));
+    }
+    lines.join("\n")
+}
+
+/// The ids of a chunk, its padding as a count.
+fn ids(chunk: &[i64]) -> String {
+    let padding = chunk[76];
+    let last = chunk.iter().rposition(|&id| id != padding);
+    let mut used = last.map_or(2, |last| last + 1).min(77);
+    // CLIP-L pads with the end-of-text id, so the first one belongs to the text.
+    if padding == chunk[used.min(76)] && padding == END {
+        used = (used + 1).min(77);
+    }
+    let ids: Vec<String> = chunk[..used].iter().map(ToString::to_string).collect();
+    let ids = ids.join(" ");
+    match 77 - used {
+        0 => ids,
+        rest => format!("{ids} + {rest} x {padding}"),
+    }
 }
 
 /// The id that ends a text.

@@ -88,11 +88,7 @@ struct Measured {
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let stop = StopSignal::listen().context("listening for Ctrl-C")?;
     let folder = std::env::temp_dir().join(format!("rectiflow-bench-ranks-{}", std::process::id()));
-    let measured = args
-        .ranks
-        .iter()
-        .map(|&ranks| measure(args, ranks, &folder, &stop))
-        .collect::<anyhow::Result<Vec<_>>>();
+    let measured = measure_all(args, &folder, &stop);
     // A folder that cannot be removed stays among the temporary files.
     let _ = fs::remove_dir_all(&folder);
     let mut measured = measured?;
@@ -102,20 +98,34 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     for row in &mut measured {
         row.efficiency = row.samples_per_sec / row.ranks as f64 / one;
     }
-    if let (Some(link), Some(first)) = (&args.link, measured.first()) {
-        let recipe = Recipe::load(&args.recipe, &args.overrides)?.recipe;
-        let work = work(args, first, recipe.train.dtype);
-        for row in &mut measured {
-            let found = predict(
-                &loopback(row.ranks, link),
-                &work,
-                recipe.ranks.sharding,
-                true,
-            );
-            row.predicted = Some(found.efficiency);
-        }
+    if let Some(link) = &args.link {
+        add_predictions(args, link, &mut measured)?;
     }
     Ok(Answer::done(describe(&measured), json!(measured)))
+}
+
+/// Measures each number of ranks in turn.
+fn measure_all(args: &Args, folder: &Path, stop: &StopSignal) -> anyhow::Result<Vec<Measured>> {
+    let mut measured = Vec::new();
+    for &ranks in &args.ranks {
+        measured.push(measure(args, ranks, folder, stop)?);
+    }
+    Ok(measured)
+}
+
+/// Adds the simulator's prediction to each row, from the first row and the speed of the link.
+fn add_predictions(args: &Args, link: &[f64], measured: &mut [Measured]) -> anyhow::Result<()> {
+    let Some(first) = measured.first() else {
+        return Ok(());
+    };
+    let recipe = Recipe::load(&args.recipe, &args.overrides)?.recipe;
+    let work = work(args, first, recipe.train.dtype);
+    for row in measured {
+        let cluster = loopback(row.ranks, link);
+        let found = predict(&cluster, &work, recipe.ranks.sharding, true);
+        row.predicted = Some(found.efficiency);
+    }
+    Ok(())
 }
 
 fn describe(measured: &[Measured]) -> String {
@@ -132,25 +142,26 @@ fn describe(measured: &[Measured]) -> String {
         "predicted",
     ];
     let mut rows = vec![heads.map(str::to_owned).to_vec()];
-    rows.extend(measured.iter().map(|row| {
-        let of = |value| short(value, 4);
-        let megabytes = [row.step_bytes as f64 / 1e6, row.loopback_step_bytes / 1e6].map(of);
-        let secs = [
-            row.step_secs,
-            row.passes_secs,
-            row.communication_secs,
-            row.hidden_secs,
-        ];
-        let numbers = [&secs[..], &[row.samples_per_sec, row.efficiency]].concat();
-        let predicted = row.predicted.map_or_else(|| "-".to_owned(), of);
-        let cells = numbers
-            .into_iter()
-            .map(of)
-            .chain(megabytes)
-            .chain([predicted]);
-        [row.ranks.to_string()].into_iter().chain(cells).collect()
-    }));
+    for row in measured {
+        let predicted = row.predicted.map(four_digits);
+        rows.push(vec![
+            row.ranks.to_string(),
+            four_digits(row.step_secs),
+            four_digits(row.passes_secs),
+            four_digits(row.communication_secs),
+            four_digits(row.hidden_secs),
+            four_digits(row.samples_per_sec),
+            four_digits(row.efficiency),
+            four_digits(row.step_bytes as f64 / 1e6),
+            four_digits(row.loopback_step_bytes / 1e6),
+            predicted.unwrap_or_else(|| "-".to_owned()),
+        ]);
+    }
     table(&rows)
+}
+
+fn four_digits(value: f64) -> String {
+    short(value, 4)
 }
 
 /// The measured step of a single rank, as the simulator takes it.

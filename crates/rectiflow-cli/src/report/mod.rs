@@ -265,12 +265,7 @@ fn training_numbers(record: &RunRecord) -> Vec<(String, String)> {
     let recent = &record.steps[record.steps.len().saturating_sub(100)..];
     let mean = recent.iter().map(|step| step.loss).sum::<f64>() / recent.len() as f64;
     let waiting = record.steps.iter().map(|step| step.data_secs).sum::<f64>() / secs;
-    let speed = record
-        .steps
-        .iter()
-        .map(|step| step.flops as f64)
-        .sum::<f64>()
-        / secs;
+    let speed = record.flops() / secs;
     let rate = last.samples as f64 / secs;
 
     let mut rows = vec![
@@ -328,52 +323,58 @@ fn buckets(record: &RunRecord) -> String {
     else {
         return String::new();
     };
-    let longest = start
-        .buckets
-        .iter()
-        .map(|&(width, height, ..)| width.max(height))
-        .max()
-        .unwrap_or(1);
-    let most = start
-        .buckets
-        .iter()
-        .map(|&(_, _, train, test)| train + test)
-        .max()
-        .unwrap_or(1)
-        .max(1);
+    let mut longest = 0;
+    let mut most = 1;
+    for &(width, height, train, test) in &start.buckets {
+        longest = longest.max(width).max(height);
+        most = most.max(train + test);
+    }
+    let scale = BucketScale { longest, most };
     let mut section = format!(
-        "<section><h2>Buckets</h2>\n<p>{} pictures to train on and {} to test on, grouped by shape.</p>\n\
+        "<section><h2>Buckets</h2>\n\
+         <p>{} pictures to train on and {} to test on, grouped by shape.</p>\n\
          <ul class=\"buckets\">\n",
         grouped(start.num_train),
         grouped(start.num_test)
     );
     for &(width, height, train, test) in start.buckets.iter().take(MAX_BUCKETS) {
-        let side = |px: u32| f64::from(px) * 26.0 / f64::from(longest);
-        let share = 100.0 * (train + test) as f64 / most as f64;
-        let held_out = if test == 0 {
-            String::new()
-        } else {
-            format!(" + {}", grouped(test))
-        };
-        let _ = writeln!(
-            section,
-            "<li><span class=\"shape\"><i style=\"width:{:.0}px;height:{:.0}px\"></i></span><b>{width}×{height}</b>\
-             <span class=\"bar\"><i style=\"width:{share:.1}%\"></i></span><span class=\"count\">{}{held_out}</span></li>",
-            side(width),
-            side(height),
-            grouped(train)
-        );
+        section += &scale.item(width, height, train, test);
     }
     section += "</ul>\n";
-    if let Some(others) = start
-        .buckets
-        .len()
-        .checked_sub(MAX_BUCKETS)
-        .filter(|&others| others > 0)
-    {
+    let others = start.buckets.len().saturating_sub(MAX_BUCKETS);
+    if others > 0 {
         let _ = writeln!(section, "<p>and {others} more buckets</p>");
     }
     section + "</section>\n"
+}
+
+/// What the shapes and the bars of buckets are drawn relative to.
+struct BucketScale {
+    /// The longest side of a bucket, in pixels.
+    longest: u32,
+    /// The pictures of the fullest bucket.
+    most: u64,
+}
+
+impl BucketScale {
+    /// A bucket as a list item.
+    fn item(&self, width: u32, height: u32, train: u64, test: u64) -> String {
+        let longest = f64::from(self.longest);
+        let shape_width = f64::from(width) * 26.0 / longest;
+        let shape_height = f64::from(height) * 26.0 / longest;
+        let share = 100.0 * (train + test) as f64 / self.most as f64;
+        let mut count = grouped(train);
+        if test > 0 {
+            count += &format!(" + {}", grouped(test));
+        }
+        format!(
+            "<li><span class=\"shape\">\
+             <i style=\"width:{shape_width:.0}px;height:{shape_height:.0}px\"></i></span>\
+             <b>{width}×{height}</b>\
+             <span class=\"bar\"><i style=\"width:{share:.1}%\"></i></span>\
+             <span class=\"count\">{count}</span></li>\n"
+        )
+    }
 }
 
 fn timeline(record: &RunRecord) -> String {

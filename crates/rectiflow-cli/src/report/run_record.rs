@@ -126,6 +126,11 @@ impl RunRecord {
         self.steps.iter().map(|step| step.secs).sum()
     }
 
+    /// Floating-point operations of all steps.
+    pub(crate) fn flops(&self) -> f64 {
+        self.steps.iter().map(|step| step.flops as f64).sum()
+    }
+
     /// Samples seen after `step` steps.
     pub(crate) fn samples_at(&self, step: u64) -> u64 {
         let after = self.steps.partition_point(|metrics| metrics.step <= step);
