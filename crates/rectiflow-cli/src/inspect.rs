@@ -285,7 +285,8 @@ fn describe_order(
     let shares = loader.chunk_shares(SHARE_STEPS)?;
     let percent = |share: f64| short(100.0 * share, 3);
     let mut text = format!(
-        "\n\nbatches of this recipe: {}% mix prompts of different length, {}% of their chunks are padding",
+        "\n\nbatches of this recipe: {}% mix prompts of different length, {}% of their chunks \
+         are padding",
         percent(shares.mixed_share()),
         percent(shares.padded_share())
     );
@@ -297,7 +298,8 @@ fn describe_order(
         };
         text += &match mode {
             Mode::Owned => format!(
-                "\nowned mode: the first epoch fetches {} times the bytes that it needs, later ones {} or less",
+                "\nowned mode: the first epoch fetches {} times the bytes that it needs, later \
+                 ones {} or less",
                 factor(0..1),
                 factor(1..3)
             ),

@@ -227,6 +227,7 @@ fn scaling(plan: &Plan) -> String {
         let shares = [row.once, row.once_in_turn, row.each, row.each_in_turn].map(percent);
         [vec![grouped(row.gpus as u64)], shares.to_vec()].concat()
     }));
-    let text = "efficiency by the links alone (simulated; each GPU has the micro-batches per step named above)";
+    let text = "efficiency by the links alone (simulated; each GPU has the micro-batches per \
+    step named above)";
     format!("{text}\n{}", table(&rows))
 }

@@ -80,7 +80,8 @@ fn describe(steps: &[Replayed]) -> String {
     let verdict = match steps.iter().find(|step| step.wrong.is_some()) {
         None => "no step went wrong this time".to_owned(),
         Some(step) => format!(
-            "first wrong in step {}: {}\nits worst sample is {} of data set {}, \"{}\", at noise level {}",
+            "first wrong in step {}: {}\nits worst sample is {} of data set {}, \"{}\", at \
+             noise level {}",
             step.step + 1,
             step.wrong.as_deref().unwrap_or_default(),
             step.worst.id,

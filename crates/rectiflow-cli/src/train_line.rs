@@ -209,7 +209,8 @@ impl Live {
     pub(crate) fn say_stopping(&mut self) {
         if !std::mem::replace(&mut self.said_stopping, true) {
             log::line(
-                "stopping: saving a checkpoint (a second signal stops at once and loses the steps since the last one)",
+                "stopping: saving a checkpoint (a second signal stops at once and loses the \
+                 steps since the last one)",
             );
         }
     }

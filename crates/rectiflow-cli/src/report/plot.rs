@@ -122,8 +122,10 @@ impl Plot {
         let (legend, top) = self.legend();
         let frame = Frame::new(self, top);
         let mut svg = format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" \
-             aria-label=\"{title}\" font-family=\"system-ui,sans-serif\" font-size=\"13\">{style}<title>{title}</title>"
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" \
+             role=\"img\" \
+             aria-label=\"{title}\" font-family=\"system-ui,sans-serif\" \
+             font-size=\"13\">{style}<title>{title}</title>"
         );
         svg += &frame.axes(&self.x.label, &self.y.label);
         for series in &self.series {
@@ -151,7 +153,8 @@ impl Plot {
             let (colour, opacity, thickness) = look(series.style);
             let _ = write!(
                 text,
-                "<path d=\"M{x:.1} {:.1}h14\" stroke=\"{colour}\" stroke-width=\"{}\" stroke-opacity=\"{opacity}\"/>\
+                "<path d=\"M{x:.1} {:.1}h14\" stroke=\"{colour}\" stroke-width=\"{}\" \
+                 stroke-opacity=\"{opacity}\"/>\
                  <text x=\"{:.1}\" y=\"{y:.1}\" fill=\"var(--ink)\">{}</text>",
                 y - 4.0,
                 thickness + 1.0,
@@ -274,7 +277,8 @@ impl Frame {
             let _ = write!(
                 svg,
                 "<path d=\"M{x:.1} {bottom}v5\" stroke=\"var(--faint)\"/>\
-                 <text x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\" fill=\"var(--faint)\">{}</text>",
+                 <text x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\" \
+                 fill=\"var(--faint)\">{}</text>",
                 bottom + 18.0,
                 numbers::tick(tick)
             );
@@ -283,7 +287,8 @@ impl Frame {
             svg,
             "<path d=\"M{LEFT} {bottom}H{right}\" stroke=\"var(--faint)\"/>\
              <text x=\"{right}\" y=\"{:.1}\" text-anchor=\"end\" fill=\"var(--faint)\">{}</text>\
-             <text transform=\"translate(13 {:.1})rotate(-90)\" text-anchor=\"end\" fill=\"var(--faint)\">{}</text>",
+             <text transform=\"translate(13 {:.1})rotate(-90)\" text-anchor=\"end\" \
+             fill=\"var(--faint)\">{}</text>",
             HEIGHT - 6.0,
             escape(x_label),
             self.top,
