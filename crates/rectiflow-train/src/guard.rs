@@ -1,67 +1,78 @@
-//! The guard: numbers in, verdict out. A run that goes wrong is seen within one step, before the update is made.
+//! The guard: measurements in, verdict out. It notices a failing run within one step, before the
+//! update is applied.
 //!
 //! ```text
-//! loss, gradient norm  ->  skip      not finite, or far outside of its scatter: no update, the batch is passed over
-//!                          clip      an unusually large gradient is scaled down (ZClip, arXiv 2504.02507); off by default
-//!                          rewind    several skips in a row, or the loss has left its lowest level: back to a snapshot
-//!                          stop      the budget of rewinds is spent: a person must look
+//! loss, gradient norm  ->  skip      not finite, or far outside its scatter: no update, the batch
+//!                                    is passed over
+//!                          clip      an unusually large gradient is scaled down (ZClip,
+//!                                    arXiv 2504.02507); off by default
+//!                          rewind    several skips in a row, or the loss has left its lowest
+//!                                    level: back to a snapshot
+//!                          stop      the budget of rewinds is spent: the user must look
 //!                          continue  everything else
 //! ```
 //!
-//! Everything here is arithmetic on what it is told: no tensor, no clock, no file. What the verdicts do is in `watch`.
-//! Its state is part of a checkpoint, so that a resumed run judges as the straight one would have.
+//! This file is arithmetic on its arguments: no tensor, no clock, no file. The effects of the
+//! verdicts are in `run::verdict`. The guard's state is part of a checkpoint, so that a resumed run
+//! judges as an uninterrupted one would have.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// `[guard]`: what is done about a loss that explodes.
+/// `[guard]`: how a run reacts to an exploding loss.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct GuardConfig {
     /// Whether the guard acts. Without it, a loss or gradient that is not finite ends the run.
     pub enabled: bool,
-    /// Updates in which the guard learns what is normal; until then it acts only on numbers that are not finite. At least
-    /// 2 count.
+    /// Updates during which the guard learns what is normal; until then it acts only on values that
+    /// are not finite. Values below 2 count as 2.
     pub warmup_updates: u64,
-    /// A step is not applied if its loss or its gradient norm is above so many times its usual size (a running geometric
-    /// mean), and further above than its scatter explains (`spike_chance`): with small batches both scatter widely by
-    /// themselves. The square of this number is beyond the limit whatever the scatter. Above 1.
+    /// A step is not applied if its loss or its gradient norm exceeds its usual size (a running
+    /// geometric mean) by more than this factor and by more than its scatter explains
+    /// (`spike_chance`): with small batches both scatter widely by themselves. The square of this
+    /// factor is beyond the limit whatever the scatter. Above 1.
     pub spike_ratio: f64,
-    /// The chance that is accepted for a step of a clean run to be taken for a spike. How far the limit is from the mean
-    /// follows from it and from the scatter (docs/guard.md). Above 0, at most 0.01. The default is half of one false alarm in
-    /// 100,000 updates.
+    /// Accepted probability that a step of a clean run is taken for a spike. The distance of the
+    /// limit from the mean follows from it and from the scatter (docs/guard.md). Above 0, at most
+    /// 0.01. The default is half of one false alarm in 100,000 updates.
     pub spike_chance: f64,
-    /// So many steps that were not applied, one after the other, make a rewind. At least 1.
+    /// Number of consecutive steps that were not applied after which the run is rewound. At least
+    /// 1.
     pub skips_to_rewind: u32,
-    /// The loss has drifted away if its short mean (10 updates) is above so many times the lowest long mean (100
-    /// updates; of a younger run the latter third) so far, and outside of its noise. Above 1.
+    /// The loss has drifted if its short mean (10 updates) exceeds the lowest long mean so far (100
+    /// updates; the latter third of a younger run) by more than this factor and by more than its
+    /// noise. Above 1.
     pub drift_ratio: f64,
-    /// So many updates of drift, one after the other, make a rewind. At least 1.
+    /// Number of consecutive updates of drift after which the run is rewound. At least 1.
     pub drift_updates: u32,
-    /// Gradient norms more than so many standard deviations above their running mean are scaled down, as ZClip does
-    /// (2.5 in the paper); none leaves it to `train.clip_norm`.
+    /// Gradient norms more than this number of standard deviations above their running mean are
+    /// scaled down, as ZClip does (2.5 in the paper); none leaves clipping to `train.clip_norm`.
     pub clip_z: Option<f64>,
-    /// How many updates back a rewind can go. For each, two snapshots are kept, each of 12 bytes a trained parameter, 16
-    /// with `ema`; a new one is taken when the newest is so old. The first rewind goes the shortest way that is enough,
-    /// the next one further.
+    /// Distances of a rewind, in updates, ascending. For each distance two snapshots are kept, of
+    /// 12 bytes per trained parameter each (16 with `ema`); a new one is taken when the newest is
+    /// that many updates old. The first rewind goes the shortest sufficient distance, the next one
+    /// further.
     pub snapshot_updates: Vec<u64>,
-    /// Host memory that snapshots may take, in GiB: of the shortest distances. Several ranks share a snapshot; this is
-    /// the memory of each.
+    /// Host memory for snapshots, in GiB, for the shortest distances. Ranks that share a run each
+    /// keep their part of a snapshot; this limits each rank.
     pub snapshot_gib: f64,
-    /// Disk of each rank, below `run.dir`, for the snapshots of distances that memory has no room for, in GiB; training
-    /// waits while one is written. Distances for which there is no room here either are left out, the furthest first;
-    /// where there is room for none, what would be a rewind is a stop.
+    /// Disk space of each rank, below `run.dir`, in GiB, for the snapshots that do not fit into
+    /// memory; training waits while one is written. Distances that do not fit here either are left
+    /// out, the furthest first; if none fits, the run stops where it would be rewound.
     pub snapshot_disk_gib: f64,
-    /// After a rewind the learning rate is multiplied by this. Above 0, at most 1.
+    /// Factor of the learning rate after a rewind. Above 0, at most 1.
     pub rate_factor: f64,
-    /// One such factor is taken back, little by little, over so many updates without an act, or over four times the distance
-    /// of the rewind if that is more: trouble that came within a step is soon over, what grew for long may come back.
+    /// Updates without an action over which one such factor is gradually taken back, or four times
+    /// the distance of the rewind if that is more: a spike is over after a step, but a slow drift
+    /// may recur.
     pub cooldown_updates: u64,
-    /// Rewinds that a run may make; one more stops it.
+    /// Rewinds allowed in a run; one more stops it.
     pub max_rewinds: u32,
-    /// Updates from one look at the vital signs of the model's parts to the next (gradient norm, `g / sqrt(v)`, update to
-    /// weight ratio; losses by noise level since the last look); 0 never looks. They go to `metrics.jsonl` and into black
-    /// boxes; a look costs about as much as the optimiser's update.
+    /// Updates between measurements of the vital signs of the model's parts (gradient norm,
+    /// `g / sqrt(v)`, update to weight ratio; losses by noise level since the last measurement); 0
+    /// disables them. They are written to `metrics.jsonl` and into black boxes; a measurement costs
+    /// about as much as the optimiser's update.
     pub vitals_every_updates: u64,
 }
 
@@ -88,7 +99,7 @@ impl Default for GuardConfig {
 }
 
 impl GuardConfig {
-    /// What is wrong with these settings: (key, reason) pairs.
+    /// Returns the problems of these settings, as (key, reason) pairs.
     pub(crate) fn problems(&self) -> Vec<(String, String)> {
         let mut problems = Vec::new();
         let mut expect = |key: &str, fits: bool, expected: &str, found: String| {
@@ -170,7 +181,7 @@ impl GuardConfig {
     }
 }
 
-/// What a step measured, before its update.
+/// The measurements of a step before its update.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Observation {
     /// The step's loss.
@@ -179,47 +190,47 @@ pub struct Observation {
     pub gradient_norm: f64,
 }
 
-/// What is to be done with a step.
+/// The action to take on a step.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Verdict {
-    /// Make the update.
+    /// Apply the update.
     Continue,
-    /// Scale the gradient down to this norm and make the update.
+    /// Scale the gradient down to this norm and apply the update.
     Clip {
-        /// The norm.
+        /// Norm after scaling.
         norm: f64,
-        /// Why, for the log.
+        /// The reason, for the log.
         reason: String,
     },
-    /// Pass over the step.
+    /// Pass over the step without an update.
     Skip {
-        /// Why, for the log.
+        /// The reason, for the log.
         reason: String,
     },
-    /// Go back at least so many updates, pass over all steps since then and this one.
+    /// Go back at least `back` updates and pass over all steps since then, this one included.
     Rewind {
-        /// Updates.
+        /// Number of updates.
         back: u64,
-        /// Why, for the log.
+        /// The reason, for the log.
         reason: String,
     },
     /// End the run.
     Stop {
-        /// Why, for the log and the user.
+        /// The reason, for the log and the user.
         reason: String,
     },
 }
 
-/// The guard's memory.
+/// The state of the guard.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct GuardState {
-    /// What is normal: goes back with a rewind.
+    /// Running means; a rewind restores them.
     pub normal: Normal,
-    /// What the guard has done: stays.
+    /// Actions so far; a rewind does not change them.
     pub acts: Acts,
 }
 
-/// Running means of what applied steps measured.
+/// Running means over the measurements of applied steps.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Normal {
     updates: u64,
@@ -236,7 +247,7 @@ pub struct Normal {
     #[serde(with = "exact")]
     norm_variance: f64,
     drifting: u32,
-    /// Updates since the short mean of the loss was last in the noise around its lowest level.
+    /// Updates since the short mean of the loss was last within the noise of its lowest level.
     #[serde(default)]
     above: u64,
     #[serde(default)]
@@ -245,8 +256,8 @@ pub struct Normal {
     norm_scatter: Scatter,
 }
 
-/// Running mean and variance of a number's natural logarithm: losses and gradient norms are products of many things, and
-/// scatter by factors.
+/// Running mean and variance of a value's natural logarithm: losses and gradient norms are products
+/// of many terms and scatter by factors.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 struct Scatter {
     count: u64,
@@ -256,26 +267,26 @@ struct Scatter {
     variance: f64,
 }
 
-/// What the guard has done so far.
+/// The guard's actions so far.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Acts {
-    /// Steps in a row that were not applied.
+    /// Number of consecutive steps that were not applied, up to now.
     pub skips_in_a_row: u32,
-    /// Steps that were not applied, in all.
+    /// Total number of steps that were not applied.
     pub skips: u64,
-    /// Rewinds made since the run began or a stop was acknowledged.
+    /// Rewinds since the run began or a stop was acknowledged.
     pub rewinds: u32,
-    /// Which of the distances the next rewind goes, if it comes before things have calmed down.
+    /// Index of the distance of the next rewind, if it is due before the cooldown is over.
     escalation: u32,
     /// Updates since the last skip or rewind.
     calm: u64,
-    /// Factors by which the rate is lowered.
+    /// Number of factors by which the rate is lowered.
     #[serde(default)]
     lowered: u32,
-    /// Updates of calm that take one of them back.
+    /// Updates without a skip or rewind over which one of them is taken back.
     #[serde(default)]
     cooldown: u64,
-    /// What the learning rate is multiplied by.
+    /// Factor of the learning rate.
     #[serde(with = "exact")]
     pub rate: f64,
 }
@@ -295,32 +306,37 @@ impl Default for Acts {
     }
 }
 
-/// Share of the newest number in the mean gradient norm and its variance: ZClip's 1 - 0.97.
+/// Share of the newest value in the mean gradient norm and its variance: ZClip's 1 - 0.97.
 const NORM_SHARE: f64 = 0.03;
 const SHORT_SHARE: f64 = 0.1;
-/// Updates that the short mean is of.
+/// Number of updates that the short mean covers.
 const SHORT_UPDATES: u64 = 10;
 const LONG_SHARE: f64 = 0.01;
-/// Until it is of so many updates, the long mean is of the latter third of those that there were: a young run's loss falls fast.
+/// The long mean of a young run covers the latter third of its updates, since the loss of a young
+/// run falls fast.
 const LATTER_PART: f64 = 3.0;
-/// How a clean run's next logarithm scatters, in the deviations of [`Scatter`] around its mean: one in fifty is above
-/// `TAIL_START`, and what those are above it has an exponential distribution of mean `TAIL_SCALE`. Fitted to the gradient
-/// norms of recorded runs (docs/guard.md), which have the heavier tail; losses stay below.
+/// Scatter of a clean run's next logarithm, in the deviations of [`Scatter`] around its mean: one
+/// in fifty is above `TAIL_START`, and the excess over it has an exponential distribution of mean
+/// `TAIL_SCALE`. Fitted to the gradient norms of recorded runs (docs/guard.md), which have the
+/// heavier tail; losses stay below.
 const TAIL_SHARE: f64 = 0.02;
 const TAIL_START: f64 = 1.9;
 const TAIL_SCALE: f64 = 0.7;
-/// What is thought of the scatter before it is known: so large, as if so many updates had shown it.
+/// Prior of the scatter before it is known: this deviation, with the weight of `USUAL_COUNT`
+/// updates.
 const USUAL_DEVIATION: f64 = 0.4;
 const USUAL_COUNT: f64 = 10.0;
-/// A rewind's lowered rate comes back over at least so many times its distance.
+/// The cooldown after a rewind lasts at least this multiple of its distance.
 const COOLDOWN_DISTANCES: u64 = 4;
-/// A drift is outside of the noise if the short mean is so many of its standard deviations above the lowest long mean.
+/// The short mean drifts if it is this number of its standard deviations above the lowest long
+/// mean.
 const DRIFT_DEVIATIONS: f64 = 6.0;
-/// It is at that level if it is so few above.
+/// It is level with the lowest long mean if it is at most this number of them above.
 const LEVEL_DEVIATIONS: f64 = 2.0;
 
 impl GuardState {
-    /// Judges a step by what the steps before it measured, and learns from it if it will be applied.
+    /// Judges a step by the measurements of the steps before it, and adds its own to the running
+    /// means if it will be applied.
     pub fn judge(&mut self, config: &GuardConfig, seen: Observation) -> Verdict {
         if let Some(reason) = self.spike(config, seen) {
             return self.skip(config, reason);
@@ -329,7 +345,7 @@ impl GuardState {
         let norm = clip.as_ref().map_or(seen.gradient_norm, |(norm, _)| *norm);
         self.normal.learn(seen.loss, norm);
         if let Some(reason) = self.drift(config) {
-            // What the short mean shows began so many updates before.
+            // The short mean lags behind the beginning of a drift by the updates that it covers.
             let beginning = self.normal.above + SHORT_UPDATES;
             return self.rewind(config, 1, beginning, reason);
         }
@@ -340,7 +356,7 @@ impl GuardState {
         }
     }
 
-    /// Whether the loss is where snapshots should not be taken.
+    /// Whether the loss drifts or steps are being skipped, so that no snapshot should be taken.
     pub fn is_suspicious(&self) -> bool {
         self.normal.drifting > 0 || self.acts.skips_in_a_row > 0
     }
@@ -359,7 +375,8 @@ impl GuardState {
             if scatter.count >= config.warmup_updates.max(2) && value > limit * mean {
                 let ratio = value / mean;
                 return Some(format!(
-                    "the {what} {value:.4} is {ratio:.1} times its mean {mean:.4}; {limit:.1} may be"
+                    "the {what} {value:.4} is {ratio:.1} times its mean {mean:.4}; \
+                     the limit is {limit:.1}"
                 ));
             }
         }
@@ -380,7 +397,8 @@ impl GuardState {
         self.rewind(config, 0, u64::MAX, reason)
     }
 
-    /// ZClip: beyond `clip_z` standard deviations z, the norm becomes mean + clip_z^2 / z standard deviations.
+    /// Returns the norm to clip to and the reason. ZClip: a norm z > `clip_z` standard deviations
+    /// above its mean becomes mean + clip_z^2 / z standard deviations.
     fn clip(&self, config: &GuardConfig, norm: f64) -> Option<(f64, String)> {
         let limit = config.clip_z?;
         let deviation = self.normal.norm_variance.sqrt();
@@ -417,8 +435,9 @@ impl GuardState {
             .then(|| format!("the loss has risen to {short:.4} from {lowest:.4} and stays there"))
     }
 
-    /// `shortest` is the least of the distances that makes sense for this kind of trouble; the first time it need not go
-    /// behind its `beginning`, so many updates ago.
+    /// Rewinds, or stops if the budget of rewinds is spent. `shortest` is the index of the shortest
+    /// sufficient distance for this kind of problem; its first rewind goes no further than to its
+    /// `beginning`, in updates before now.
     fn rewind(
         &mut self,
         config: &GuardConfig,
@@ -466,7 +485,7 @@ impl GuardState {
 
 impl Scatter {
     fn learn(&mut self, value: f64) {
-        // A loss of 0 has no logarithm, and nothing to say of what is usual.
+        // A loss of 0 has no logarithm.
         let logarithm = value.max(f64::MIN_POSITIVE).ln();
         self.count += 1;
         let share = NORM_SHARE.max(1.0 / self.count as f64);
@@ -475,14 +494,15 @@ impl Scatter {
         self.variance += share * (from_mean * (logarithm - self.mean) - self.variance);
     }
 
-    /// The standard deviation of the logarithm, as far as it is known.
+    /// Returns the standard deviation of the logarithm, mixed with the prior while updates are few.
     fn deviation(&self) -> f64 {
         let count = (self.count as f64).min(1.0 / NORM_SHARE);
         let usual = USUAL_COUNT * USUAL_DEVIATION * USUAL_DEVIATION;
         ((count * self.variance + usual) / (count + USUAL_COUNT)).sqrt()
     }
 
-    /// How many times its usual size a number may be: what the scatter allows, between the configured ratio and its square.
+    /// Returns the limit of a value as a multiple of its mean: what the scatter allows, between the
+    /// configured ratio and its square.
     fn limit(&self, config: &GuardConfig) -> f64 {
         let ratio = config.spike_ratio;
         (deviations(config.spike_chance) * self.deviation())
@@ -491,7 +511,8 @@ impl Scatter {
     }
 }
 
-/// How many deviations above its mean a clean step's loss or gradient norm is with this chance; each has half of it.
+/// Returns the number of deviations above the mean that a clean step's loss or gradient norm
+/// exceeds with this probability, half of it each.
 fn deviations(chance: f64) -> f64 {
     TAIL_START + TAIL_SCALE * (2.0 * TAIL_SHARE / chance).ln()
 }
@@ -501,7 +522,7 @@ impl Normal {
         self.updates += 1;
         self.loss_scatter.learn(loss);
         self.norm_scatter.learn(norm);
-        // The first numbers count alike.
+        // The first values have equal weight.
         let share = |usual: f64| usual.max(1.0 / self.updates as f64);
         let from_short = loss - self.loss_short;
         self.loss_short += share(SHORT_SHARE) * from_short;
@@ -520,7 +541,7 @@ impl Normal {
     }
 }
 
-/// Floats as text, which is read back as the same bits; `serde_json` may be off by the last one.
+/// Floats as text, which is read back as the same bits; `serde_json` may be off by the last bit.
 mod exact {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
@@ -541,7 +562,8 @@ mod tests {
 
     use super::*;
 
-    /// Losses and norms of a healthy run: both fall, both are noisy (log-normal), the norm with heavier tails.
+    /// Losses and norms of a healthy run: both fall, both are noisy (log-normal), the norm with
+    /// heavier tails.
     struct Trace {
         rng: Rng,
         update: f64,
@@ -604,8 +626,9 @@ mod tests {
         }
     }
 
-    /// A run of the demo's study, as its metrics.jsonl has it: the tiny base, converted from eps to flow, 48,000 samples
-    /// in steps of 32 (recorded 2026-11-24). A conversion begins with the highest loss, and its data are real.
+    /// A run of the demo's study, from its metrics.jsonl: the tiny base, converted from eps to flow,
+    /// 48,000 samples in steps of 32 (recorded 2026-11-24). A conversion begins with the highest
+    /// loss, and its data are real.
     fn recorded() -> Vec<Observation> {
         let number = |text: &str| text.parse::<f64>().expect("a number");
         let lines = include_str!("../tests/golden/trace.csv").lines().skip(1);
@@ -649,7 +672,7 @@ mod tests {
             acts(&single),
             [299, 599, 899, 1199, 1499].map(|at| (at, false))
         );
-        // From step 1000 on the loss grows by 1% a step.
+        // From step 1000 on the loss grows by 1% per step.
         let drift = |at: usize, seen: Observation| {
             let loss = seen.loss * 1.01f64.powi(at.saturating_sub(1000) as i32);
             Observation { loss, ..seen }
@@ -658,8 +681,9 @@ mod tests {
         assert!(first.1 && (1030..1100).contains(&first.0), "{first:?}");
     }
 
-    /// Clean runs in steps of 8 at a constant rate of 1e-3 (recorded 2026-11-26): the demo's base on the demo's data, and the
-    /// model of `tests/runs` on its coloured squares, whose gradient norms scatter by a factor of 1.6. By run.
+    /// Clean runs in steps of 8 at a constant rate of 1e-3 (recorded 2026-11-26), by name: the
+    /// demo's base on the demo's data, and the model of `tests/runs` on its coloured squares, whose
+    /// gradient norms scatter by a factor of 1.6.
     fn recorded_small_batches() -> std::collections::BTreeMap<String, Vec<Observation>> {
         let mut runs = std::collections::BTreeMap::<String, Vec<Observation>>::new();
         for line in include_str!("../tests/golden/trace_small_batches.csv")
@@ -697,7 +721,7 @@ mod tests {
                         "{name}, update {update}, {seen:?}"
                     );
                 }
-                // The limit is no wider for it than the square of the ratio.
+                // The limit is still at most the square of the ratio.
                 let bad = Observation {
                     loss: 0.4,
                     gradient_norm: 101.0 * guard.normal.norm_scatter.mean.exp(),
@@ -710,8 +734,9 @@ mod tests {
         }
     }
 
-    /// The gradient norms of the recorded runs that limits are fitted to (`tests/runs/clean_runs.rs`), by run: of each kind
-    /// every other one, where its first is every other time.
+    /// The gradient norms of the recorded runs that limits are fitted to
+    /// (`tests/runs/clean_runs.rs`): every other run of each kind, beginning with the first run of
+    /// every other kind.
     fn recorded_norms() -> Vec<Vec<f64>> {
         let (mut kinds, mut norms) = (Vec::<(&str, usize)>::new(), Vec::new());
         for line in include_str!("../tests/golden/clean_runs.txt").lines() {
@@ -762,7 +787,7 @@ mod tests {
             .sum::<f64>()
             / above.len() as f64;
         assert!(deviations.len() > 3000, "{}", deviations.len());
-        // Rounded up: the limit may be too wide for these runs, and not too narrow.
+        // Rounded up: a limit that is too wide for these runs is acceptable, one too narrow is not.
         assert!((0.5..1.05).contains(&(share / TAIL_SHARE)), "{share}");
         assert!((0.6..1.05).contains(&(excess / TAIL_SCALE)), "{excess}");
     }
@@ -894,7 +919,7 @@ mod tests {
             "{rates:?}"
         );
         assert!(rates[18] < 1.0 && rates[19] == 1.0, "{rates:?}");
-        // Trouble that comes later begins with the shortest distance again.
+        // A later failure begins with the shortest distance.
         let back = (0..3).find_map(|_| match guard.judge(&config, BROKEN) {
             Verdict::Rewind { back, .. } => Some(back),
             _ => None,
@@ -931,7 +956,7 @@ mod tests {
             "{norm}"
         );
         assert!(reason.contains("standard deviations"), "{reason}");
-        // What was clipped is what is learnt from.
+        // The running mean takes the clipped norm.
         assert!(guard.normal.norm_mean < mean + 0.031 * (norm - mean));
     }
 
