@@ -1,6 +1,10 @@
 //! The errors of this crate, by meaning.
 
-use std::{io, path::PathBuf};
+use std::{
+    fmt::Display,
+    io,
+    path::{Path, PathBuf},
+};
 
 /// An error of this crate. Each message says what failed and where, what was expected and found,
 /// and what to do next.
@@ -8,8 +12,8 @@ use std::{io, path::PathBuf};
 #[non_exhaustive]
 pub enum Error {
     /// The recipe is invalid; every problem is listed.
-    #[error("{}: {} problem{} in the recipe\n{}", path.display(), problems.len(), if problems.len() == 1 { "" } else { "s" },
-            problems.iter().map(|p| format!("  {p}")).collect::<Vec<_>>().join("\n"))]
+    #[error("{}: {} problem{} in the recipe\n{}", path.display(), problems.len(),
+            if problems.len() == 1 { "" } else { "s" }, indented(problems))]
     Recipe {
         /// The file of the recipe.
         path: PathBuf,
@@ -39,15 +43,16 @@ pub enum Error {
         reason: String,
     },
     /// Another process holds the lock of the run folder.
-    #[error("{}: another `rectiflow train` is using this run folder; wait for it or choose another run.dir", path.display())]
+    #[error("{}: another `rectiflow train` is using this run folder; wait for it or choose another \
+             run.dir", path.display())]
     Locked {
         /// The run folder.
         path: PathBuf,
     },
     /// The recipe differs from that of the resumed run in keys that must not change.
-    #[error("{}: the recipe has changed in keys that a run must keep\n{}\nChange them back, or start a new \
-             run from this one: another run.dir and --branch-from {}", run_dir.display(),
-            changes.iter().map(|change| format!("  {change}")).collect::<Vec<_>>().join("\n"), checkpoint.display())]
+    #[error("{}: the recipe has changed in keys that a run must keep\n{}\nChange them back, or \
+             start a new run from this one: another run.dir and --branch-from {}",
+            run_dir.display(), indented(changes), checkpoint.display())]
     Changed {
         /// The run folder.
         run_dir: PathBuf,
@@ -65,9 +70,9 @@ pub enum Error {
         reason: String,
     },
     /// The guard has stopped the run, in this process or an earlier one.
-    #[error("{}: the guard has stopped this run: {reason}\nLook at the events in metrics.jsonl and the \
-             evidence in blackbox/; then continue with --acknowledge-stop, or start a new run from an \
-             earlier checkpoint with --branch-from",
+    #[error("{}: the guard has stopped this run: {reason}\nLook at the events in metrics.jsonl \
+             and the evidence in blackbox/; then continue with --acknowledge-stop, or start a new \
+             run from an earlier checkpoint with --branch-from",
             run_dir.display())]
     Stopped {
         /// The run folder.
@@ -77,8 +82,9 @@ pub enum Error {
     },
     /// The loss or the gradient norm is not finite; the update was not applied.
     #[error(
-        "step {step}: the {what} is {value}; the update was not applied. The last checkpoint is untouched; \
-         lower lr.peak, raise lr.warmup_samples, or let the guard skip such steps (guard.enabled = true)"
+        "step {step}: the {what} is {value}; the update was not applied. The last checkpoint is \
+         untouched; lower lr.peak, raise lr.warmup_samples, or let the guard skip such steps \
+         (guard.enabled = true)"
     )]
     NotFinite {
         /// The step, from 0.
@@ -90,8 +96,10 @@ pub enum Error {
     },
     /// The estimated memory of the run exceeds the limit.
     #[error(
-        "this run needs about {:.1} GiB and may use {:.1} GiB ({needs}); what would help: {help}. Nothing \
-         has been loaded or written", *needed as f64 / f64::from(1 << 30), *limit as f64 / f64::from(1 << 30)
+        "this run needs about {:.1} GiB and may use {:.1} GiB ({needs}); what would help: {help}. \
+         Nothing has been loaded or written",
+        *needed as f64 / f64::from(1 << 30),
+        *limit as f64 / f64::from(1 << 30)
     )]
     Memory {
         /// The terms of the estimate, in words.
@@ -141,10 +149,39 @@ pub enum Error {
     },
 }
 
+/// Returns the lines of a message, each indented by two spaces.
+fn indented(lines: &[String]) -> String {
+    let mut text = String::new();
+    for (index, line) in lines.iter().enumerate() {
+        if index > 0 {
+            text.push('\n');
+        }
+        text.push_str("  ");
+        text.push_str(line);
+    }
+    text
+}
+
 /// The result type of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
+    /// Returns an [`Error::Recipe`] with these problems, one line each.
+    pub(crate) fn recipe(path: &Path, problems: Vec<String>) -> Self {
+        Self::Recipe {
+            path: path.to_owned(),
+            problems,
+        }
+    }
+
+    /// Returns an [`Error::Checkpoint`] for a checkpoint or a file in it.
+    pub(crate) fn checkpoint(path: &Path, reason: impl Into<String>) -> Self {
+        Self::Checkpoint {
+            path: path.to_owned(),
+            reason: reason.into(),
+        }
+    }
+
     /// Returns a function for `map_err` that makes an [`Error::Io`] with `path`.
     pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
@@ -162,5 +199,57 @@ impl Error {
                 reason: text.lines().next().unwrap_or_default().to_owned(),
             }
         }
+    }
+}
+
+/// The problems of a recipe's section, as (key, reason) pairs: all of them are reported together.
+#[derive(Debug)]
+pub(crate) struct Problems {
+    section: String,
+    found: Vec<(String, String)>,
+}
+
+impl Problems {
+    /// Creates a list without problems for the keys of a section.
+    pub(crate) fn of(section: impl Into<String>) -> Self {
+        Self {
+            section: section.into(),
+            found: Vec::new(),
+        }
+    }
+
+    pub(crate) fn into_pairs(self) -> Vec<(String, String)> {
+        self.found
+    }
+
+    pub(crate) fn add(&mut self, key: &str, reason: impl Into<String>) {
+        let key = format!("{}.{key}", self.section);
+        self.found.push((key, reason.into()));
+    }
+
+    /// Adds a problem unless the value found for a key `fits`.
+    pub(crate) fn expect(&mut self, key: &str, fits: bool, expected: &str, found: impl Display) {
+        if !fits {
+            self.add(key, format!("expected {expected}, found {found}"));
+        }
+    }
+
+    pub(crate) fn expect_at_least_1(&mut self, key: &str, count: u64) {
+        self.expect(key, count > 0, "at least 1", count);
+    }
+
+    pub(crate) fn expect_above_0(&mut self, key: &str, number: f64) {
+        let fits = number > 0.0 && number.is_finite();
+        self.expect(key, fits, "a number above 0", number);
+    }
+
+    pub(crate) fn expect_above_1(&mut self, key: &str, number: f64) {
+        let fits = number > 1.0 && number.is_finite();
+        self.expect(key, fits, "a number above 1", number);
+    }
+
+    pub(crate) fn expect_at_least_0(&mut self, key: &str, number: f64) {
+        let fits = number >= 0.0 && number.is_finite();
+        self.expect(key, fits, "a number of at least 0", number);
     }
 }

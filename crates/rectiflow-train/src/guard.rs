@@ -19,6 +19,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::error::Problems;
+
 /// `[guard]`: how a run reacts to an exploding loss.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -101,83 +103,42 @@ impl Default for GuardConfig {
 impl GuardConfig {
     /// Returns the problems of these settings, as (key, reason) pairs.
     pub(crate) fn problems(&self) -> Vec<(String, String)> {
-        let mut problems = Vec::new();
-        let mut expect = |key: &str, fits: bool, expected: &str, found: String| {
-            if !fits {
-                problems.push((
-                    format!("guard.{key}"),
-                    format!("expected {expected}, found {found}"),
-                ));
-            }
-        };
-        let above_one = |value: f64| value > 1.0 && value.is_finite();
-        expect(
-            "spike_ratio",
-            above_one(self.spike_ratio),
-            "a number above 1",
-            self.spike_ratio.to_string(),
-        );
-        let chance = self.spike_chance;
-        expect(
+        let mut problems = Problems::of("guard");
+        problems.expect_above_1("spike_ratio", self.spike_ratio);
+        problems.expect(
             "spike_chance",
-            chance > 0.0 && chance <= 0.01,
+            self.spike_chance > 0.0 && self.spike_chance <= 0.01,
             "above 0, at most 0.01",
-            chance.to_string(),
+            self.spike_chance,
         );
-        expect(
-            "drift_ratio",
-            above_one(self.drift_ratio),
-            "a number above 1",
-            self.drift_ratio.to_string(),
-        );
-        expect(
-            "skips_to_rewind",
-            self.skips_to_rewind > 0,
-            "at least 1",
-            self.skips_to_rewind.to_string(),
-        );
-        expect(
-            "drift_updates",
-            self.drift_updates > 0,
-            "at least 1",
-            self.drift_updates.to_string(),
-        );
-        let factor = self.rate_factor;
-        expect(
+        problems.expect_above_1("drift_ratio", self.drift_ratio);
+        problems.expect_at_least_1("skips_to_rewind", self.skips_to_rewind.into());
+        problems.expect_at_least_1("drift_updates", self.drift_updates.into());
+        problems.expect(
             "rate_factor",
-            factor > 0.0 && factor <= 1.0,
+            self.rate_factor > 0.0 && self.rate_factor <= 1.0,
             "above 0, at most 1",
-            factor.to_string(),
+            self.rate_factor,
         );
-        let z = self.clip_z.unwrap_or(1.0);
-        expect(
-            "clip_z",
-            z > 0.0 && z.is_finite(),
-            "a number above 0",
-            z.to_string(),
-        );
-        for (key, room) in [
-            ("snapshot_gib", self.snapshot_gib),
-            ("snapshot_disk_gib", self.snapshot_disk_gib),
-        ] {
-            expect(
-                key,
-                room >= 0.0 && room.is_finite(),
-                "a number of at least 0",
-                room.to_string(),
+        problems.expect_above_0("clip_z", self.clip_z.unwrap_or(1.0));
+        problems.expect_at_least_0("snapshot_gib", self.snapshot_gib);
+        problems.expect_at_least_0("snapshot_disk_gib", self.snapshot_disk_gib);
+        if self.enabled && !self.distances_ascend() {
+            let found = &self.snapshot_updates;
+            let reason = format!(
+                "expected at least one number of updates, each larger than the one before, \
+                 found {found:?}"
             );
+            problems.add("snapshot_updates", reason);
         }
+        problems.into_pairs()
+    }
+
+    /// Whether the distances of a rewind are above 0 and ascend; there is at least one.
+    fn distances_ascend(&self) -> bool {
         let back = &self.snapshot_updates;
-        let rising = back.first().is_some_and(|first| *first > 0)
-            && back.windows(2).all(|pair| pair[0] < pair[1]);
-        let expected = "at least one number of updates, each larger than the one before";
-        expect(
-            "snapshot_updates",
-            rising || !self.enabled,
-            expected,
-            format!("{back:?}"),
-        );
-        problems
+        back.first().is_some_and(|first| *first > 0)
+            && back.windows(2).all(|pair| pair[0] < pair[1])
     }
 }
 
@@ -371,7 +332,8 @@ impl GuardState {
             if !value.is_finite() {
                 return Some(format!("the {what} is {value}"));
             }
-            let (mean, limit) = (scatter.mean.exp(), scatter.limit(config));
+            let mean = scatter.mean.exp();
+            let limit = scatter.limit(config);
             if scatter.count >= config.warmup_updates.max(2) && value > limit * mean {
                 let ratio = value / mean;
                 return Some(format!(
@@ -407,12 +369,12 @@ impl GuardState {
         }
         let z = (norm - self.normal.norm_mean) / deviation;
         let clipped = self.normal.norm_mean + limit * limit / z * deviation;
-        (z > limit).then(|| {
-            (
-                clipped,
-                format!("the gradient norm {norm:.4} is {z:.1} standard deviations above its mean"),
-            )
-        })
+        if z > limit {
+            let reason =
+                format!("the gradient norm {norm:.4} is {z:.1} standard deviations above its mean");
+            return Some((clipped, reason));
+        }
+        None
     }
 
     fn drift(&mut self, config: &GuardConfig) -> Option<String> {
@@ -430,9 +392,14 @@ impl GuardState {
         if normal.drifting == 0 {
             normal.loss_lowest = normal.loss_lowest.min(normal.loss_long);
         }
-        let (short, lowest) = (normal.loss_short, normal.loss_lowest);
-        (normal.drifting >= config.drift_updates)
-            .then(|| format!("the loss has risen to {short:.4} from {lowest:.4} and stays there"))
+        if normal.drifting < config.drift_updates {
+            return None;
+        }
+        let short = normal.loss_short;
+        let lowest = normal.loss_lowest;
+        Some(format!(
+            "the loss has risen to {short:.4} from {lowest:.4} and stays there"
+        ))
     }
 
     /// Rewinds, or stops if the budget of rewinds is spent. `shortest` is the index of the shortest
@@ -459,7 +426,8 @@ impl GuardState {
         acts.rate *= config.rate_factor;
         let distance = config.snapshot_updates[which];
         acts.cooldown = config.cooldown_updates.max(COOLDOWN_DISTANCES * distance);
-        (acts.calm, acts.skips_in_a_row) = (0, 0);
+        acts.calm = 0;
+        acts.skips_in_a_row = 0;
         let back = if which == shortest {
             distance.min(beginning)
         } else {
@@ -470,9 +438,12 @@ impl GuardState {
 
     fn calm_down(&mut self, config: &GuardConfig) {
         let acts = &mut self.acts;
-        (acts.skips_in_a_row, acts.calm) = (0, acts.calm + 1);
+        acts.skips_in_a_row = 0;
+        acts.calm += 1;
         if acts.calm >= acts.cooldown {
-            (acts.calm, acts.escalation, acts.lowered) = (0, 0, acts.lowered.saturating_sub(1));
+            acts.calm = 0;
+            acts.escalation = 0;
+            acts.lowered = acts.lowered.saturating_sub(1);
         }
         let back = acts.calm as f64 / acts.cooldown.max(1) as f64;
         acts.rate = if acts.lowered == 0 {
@@ -518,25 +489,28 @@ fn deviations(chance: f64) -> f64 {
 }
 
 impl Normal {
+    /// Returns the share of the newest value in a running mean; the first values have equal weight.
+    fn share(&self, usual: f64) -> f64 {
+        usual.max(1.0 / self.updates as f64)
+    }
+
     fn learn(&mut self, loss: f64, norm: f64) {
         self.updates += 1;
         self.loss_scatter.learn(loss);
         self.norm_scatter.learn(norm);
-        // The first values have equal weight.
-        let share = |usual: f64| usual.max(1.0 / self.updates as f64);
         let from_short = loss - self.loss_short;
-        self.loss_short += share(SHORT_SHARE) * from_short;
+        self.loss_short += self.share(SHORT_SHARE) * from_short;
         self.loss_long +=
             LONG_SHARE.max(LATTER_PART / self.updates as f64).min(1.0) * (loss - self.loss_long);
         if self.updates > 1 {
             self.loss_variance +=
-                share(LONG_SHARE) * (from_short * from_short - self.loss_variance);
+                self.share(LONG_SHARE) * (from_short * from_short - self.loss_variance);
         }
         let from_mean = norm - self.norm_mean;
-        self.norm_mean += share(NORM_SHARE) * from_mean;
+        self.norm_mean += self.share(NORM_SHARE) * from_mean;
         if self.updates > 1 {
             self.norm_variance +=
-                share(NORM_SHARE) * (from_mean * (norm - self.norm_mean) - self.norm_variance);
+                self.share(NORM_SHARE) * (from_mean * (norm - self.norm_mean) - self.norm_variance);
         }
     }
 }
@@ -626,9 +600,9 @@ mod tests {
         }
     }
 
-    /// A run of the demo's study, from its metrics.jsonl: the tiny base, converted from eps to flow,
-    /// 48,000 samples in steps of 32 (recorded 2026-11-24). A conversion begins with the highest
-    /// loss, and its data are real.
+    /// A run of the demo's study, from its metrics.jsonl: the tiny base, converted from eps to
+    /// flow, 48,000 samples in steps of 32 (recorded 2026-11-24). A conversion begins with the
+    /// highest loss, and its data are real.
     fn recorded() -> Vec<Observation> {
         let number = |text: &str| text.parse::<f64>().expect("a number");
         let lines = include_str!("../tests/golden/trace.csv").lines().skip(1);

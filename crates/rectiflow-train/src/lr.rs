@@ -7,6 +7,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
 
+use crate::error::Problems;
+
 /// How the rate decays after the warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -85,6 +87,23 @@ impl LrRatios {
             other => unreachable!("{other} is never trained"),
         }
     }
+
+    fn check(&self, problems: &mut Problems) {
+        let ratios = [
+            ("ratio.unet", self.unet),
+            ("ratio.text_encoder", self.text_encoder),
+            ("ratio.text_encoder_2", self.text_encoder_2),
+        ];
+        for (key, value) in ratios {
+            if !(value > 0.0 && value.is_finite()) {
+                let reason = format!(
+                    "expected a number above 0, found {value}; to freeze a text encoder, set \
+                     train.text_encoders"
+                );
+                problems.add(key, reason);
+            }
+        }
+    }
 }
 
 impl LrConfig {
@@ -113,40 +132,24 @@ impl LrConfig {
 
     /// Returns the problems of these settings for a run of `total` samples, as (key, reason) pairs.
     pub(crate) fn problems(&self, total: u64) -> Vec<(String, String)> {
-        let mut problems = Vec::new();
-        if !(self.peak > 0.0 && self.peak.is_finite()) {
-            problems.push((
-                "lr.peak".into(),
-                format!("expected a number above 0, found {}", self.peak),
-            ));
-        }
-        if !(0.0..=1.0).contains(&self.min_ratio) {
-            problems.push((
-                "lr.min_ratio".into(),
-                format!("expected 0 to 1, found {}", self.min_ratio),
-            ));
-        }
-        let ratios = [
-            ("unet", self.ratio.unet),
-            ("text_encoder", self.ratio.text_encoder),
-            ("text_encoder_2", self.ratio.text_encoder_2),
-        ];
-        for (name, value) in ratios {
-            if !(value > 0.0 && value.is_finite()) {
-                let reason = format!(
-                    "expected a number above 0, found {value}; to freeze a text encoder, set train.text_encoders"
-                );
-                problems.push((format!("lr.ratio.{name}"), reason));
-            }
-        }
+        let mut problems = Problems::of("lr");
+        problems.expect_above_0("peak", self.peak);
+        problems.expect(
+            "min_ratio",
+            (0.0..=1.0).contains(&self.min_ratio),
+            "0 to 1",
+            self.min_ratio,
+        );
+        self.ratio.check(&mut problems);
         if self.warmup_samples >= total {
             let reason = format!(
-                "expected less than train.samples = {total}, found {}: the rate would never reach its peak",
+                "expected less than train.samples = {total}, found {}: the rate would never reach \
+                 its peak",
                 self.warmup_samples
             );
-            problems.push(("lr.warmup_samples".into(), reason));
+            problems.add("warmup_samples", reason);
         }
-        problems
+        problems.into_pairs()
     }
 }
 

@@ -5,7 +5,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::recipe::{Recipe, unknown_keys::take_unknown_keys};
+use crate::recipe::{
+    Recipe,
+    unknown_keys::{joined, take_unknown_keys},
+};
 
 /// A key whose value differs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,27 +68,33 @@ impl Change {
 /// # Errors
 /// If the old recipe cannot be read, the reason.
 pub(crate) fn changes(old: &str, new: &Recipe) -> Result<Vec<Change>, String> {
-    let mut table: toml::Table = old
-        .parse()
-        .map_err(|error: toml::de::Error| error.to_string())?;
-    take_unknown_keys::<Recipe>(&mut table);
-    let old: Recipe = toml::Value::Table(table)
-        .try_into()
-        .map_err(|error: toml::de::Error| error.to_string())?;
-    let (old, new) = (values(&old), values(new));
-    let keys: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
-    let show = |value: Option<&String>| value.map_or("none", String::as_str).to_owned();
-    let differing = keys
-        .into_iter()
-        .filter(|key| old.get(*key) != new.get(*key));
-    let change = |key: &String| {
-        let line = format!("{key}: {} -> {}", show(old.get(key)), show(new.get(key)));
-        Change {
-            key: key.clone(),
-            line,
+    let old = values(&read_older(old)?);
+    let new = values(new);
+    let mut found = Vec::new();
+    for key in old.keys().chain(new.keys()).collect::<BTreeSet<_>>() {
+        let before = old.get(key);
+        let after = new.get(key);
+        if before != after {
+            found.push(Change {
+                key: key.clone(),
+                line: format!("{key}: {} -> {}", or_none(before), or_none(after)),
+            });
         }
-    };
-    Ok(differing.map(change).collect())
+    }
+    Ok(found)
+}
+
+/// Reads the recipe of a checkpoint, without the keys that no longer exist.
+fn read_older(text: &str) -> Result<Recipe, String> {
+    let parsed: Result<toml::Table, _> = text.parse();
+    let mut table = parsed.map_err(|error| error.to_string())?;
+    take_unknown_keys::<Recipe>(&mut table);
+    let recipe = toml::Value::Table(table).try_into();
+    recipe.map_err(|error: toml::de::Error| error.to_string())
+}
+
+fn or_none(value: Option<&String>) -> &str {
+    value.map_or("none", String::as_str)
 }
 
 /// Returns all values of a recipe by their keys.
@@ -100,15 +109,7 @@ fn flatten(value: &toml::Value, path: &str, found: &mut BTreeMap<String, String>
     match value {
         toml::Value::Table(section) => {
             for (key, value) in section {
-                flatten(
-                    value,
-                    &if path.is_empty() {
-                        key.clone()
-                    } else {
-                        format!("{path}.{key}")
-                    },
-                    found,
-                );
+                flatten(value, &joined(path, key), found);
             }
         }
         toml::Value::Array(items) if items.iter().any(toml::Value::is_table) => {

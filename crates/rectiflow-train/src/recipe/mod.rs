@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 use tch::Device;
 
 use crate::{
-    error::{Error, Result},
+    error::{Error, Problems, Result},
     guard::GuardConfig,
     hardware::hardware,
     lr::LrConfig,
@@ -123,36 +123,29 @@ impl Recipe {
     /// # Errors
     /// As [`Recipe::load`].
     pub(crate) fn parse(text: &str, path: &Path) -> Result<Checked> {
-        let problem = |e: toml::de::Error| Error::Recipe {
-            path: path.to_owned(),
-            problems: vec![e.to_string()],
-        };
-        Self::check_table(text.parse().map_err(problem)?, path)
+        match text.parse() {
+            Ok(table) => Self::check_table(table, path),
+            Err(error) => Err(Error::recipe(path, vec![error.to_string()])),
+        }
     }
 
     fn check_table(mut table: toml::Table, path: &Path) -> Result<Checked> {
         let mut problems = take_unknown_keys::<Self>(&mut table);
         let missing = missing_keys::<Self>(&mut table);
-        let fail = |problems| Error::Recipe {
-            path: path.to_owned(),
-            problems,
-        };
         if !missing.is_empty() {
             problems.extend(missing);
-            return Err(fail(problems));
+            return Err(Error::recipe(path, problems));
         }
-        match toml::Value::Table(table)
-            .try_into::<Self>()
-            .map_err(|e| vec![one_line(&e)])
-            .and_then(Self::check)
-        {
-            Ok(checked) if problems.is_empty() => Ok(checked),
-            Ok(_) => Err(fail(problems)),
-            Err(more) => {
-                problems.extend(more);
-                Err(fail(problems))
-            }
+        let checked = match toml::Value::Table(table).try_into::<Self>() {
+            Ok(recipe) => recipe.check(),
+            Err(error) => Err(vec![one_line(&error)]),
+        };
+        match checked {
+            Ok(checked) if problems.is_empty() => return Ok(checked),
+            Ok(_) => {}
+            Err(more) => problems.extend(more),
         }
+        Err(Error::recipe(path, problems))
     }
 
     /// Returns the settings for preparing images: the `[prep]` section of a recipe, or the
@@ -163,20 +156,21 @@ impl Recipe {
     pub fn load_prep(path: Option<&Path>, overrides: &[String]) -> Result<PrepSettings> {
         let mut table = read_table(path, overrides)?;
         let path = path.unwrap_or(Path::new(NO_FILE));
-        let problems = |problems| Error::Recipe {
-            path: path.to_owned(),
-            problems,
-        };
         let unknown = take_unknown_keys::<Self>(&mut table);
         if !unknown.is_empty() {
-            return Err(problems(unknown));
+            return Err(Error::recipe(path, unknown));
         }
-        let section = table
-            .remove("prep")
-            .unwrap_or_else(|| toml::Value::Table(toml::Table::new()));
-        section
-            .try_into()
-            .map_err(|e| problems(vec![format!("prep: {}", one_line(&e))]))
+        let section = match table.remove("prep") {
+            Some(section) => section,
+            None => toml::Value::Table(toml::Table::new()),
+        };
+        match section.try_into() {
+            Ok(settings) => Ok(settings),
+            Err(error) => {
+                let problem = format!("prep: {}", one_line(&error));
+                Err(Error::recipe(path, vec![problem]))
+            }
+        }
     }
 
     /// Returns the recipe as TOML with every default written out, as stored in each checkpoint.
@@ -186,39 +180,38 @@ impl Recipe {
 
     fn check(self) -> std::result::Result<Checked, Vec<String>> {
         let mut problems = self.problems();
-        let device = parse_device(&self.run.device).unwrap_or_else(|reason| {
-            problems.push(("run.device".into(), reason));
-            Device::Cpu
-        });
+        let device = parse_device(&self.run.device);
+        if let Err(reason) = &device {
+            problems.push(("run.device".to_owned(), reason.clone()));
+        }
         let objective = Objective::new(self.objective.clone());
         if let Err(error) = &objective {
-            problems.push(("objective".into(), error.to_string()));
+            problems.push(("objective".to_owned(), error.to_string()));
         }
-        if !problems.is_empty() {
-            return Err(problems
-                .into_iter()
-                .map(|(key, reason)| format!("{key}: {reason}"))
-                .collect());
-        }
-        let order = OrderSettings {
+        let (Ok(device), Ok(objective), true) = (device, objective, problems.is_empty()) else {
+            return Err(problems.iter().map(problem_line).collect());
+        };
+        let amounts = self.data.iter().map(DataConfig::amount).collect();
+        let (random, _) = self.random_components();
+        Ok(Checked {
+            order: self.order_settings(),
+            recipe: self,
+            device,
+            objective,
+            random,
+            amounts,
+        })
+    }
+
+    fn order_settings(&self) -> OrderSettings {
+        OrderSettings {
             seed: self.run.seed,
             micro_batch: self.train.micro_batch,
             micro_batches: self.train.micro_batches,
             lanes: self.train.lanes,
             mode: self.train.mode,
             window_samples: self.train.window_samples,
-        };
-        let amounts = self.data.iter().map(DataConfig::amount).collect();
-        let objective = objective.expect("an error is a problem, and there are none");
-        let random = self.random_components().0;
-        Ok(Checked {
-            recipe: self,
-            device,
-            objective,
-            random,
-            order,
-            amounts,
-        })
+        }
     }
 
     fn problems(&self) -> Vec<(String, String)> {
@@ -234,16 +227,7 @@ impl Recipe {
         problems.extend(self.preview.problems());
         problems.extend(self.test.problems());
         problems.extend(self.checkpoint.problems());
-        if let Some(price) = self
-            .run
-            .price_per_hour
-            .filter(|price| !(*price >= 0.0 && price.is_finite()))
-        {
-            problems.push((
-                "run.price_per_hour".into(),
-                format!("expected a number of at least 0, found {price}"),
-            ));
-        }
+        problems.extend(self.price_problems());
         problems.extend(self.random_problems());
         problems
     }
@@ -252,86 +236,77 @@ impl Recipe {
     fn random_components(&self) -> (Vec<Component>, Vec<String>) {
         let mut unknown = self.model.random.clone();
         unknown.retain(|name| !TRAINABLE.iter().any(|component| component.folder() == name));
-        let is_named = |component: &Component| {
+        let mut known = TRAINABLE.to_vec();
+        known.retain(|component| {
             self.model
                 .random
                 .iter()
                 .any(|name| name == component.folder())
-        };
-        (TRAINABLE.into_iter().filter(is_named).collect(), unknown)
+        });
+        (known, unknown)
     }
 
     fn random_problems(&self) -> Vec<(String, String)> {
         let (random, unknown) = self.random_components();
         let valid = TRAINABLE.map(Component::folder).join(", ");
-        let mut problems: Vec<_> = unknown
-            .into_iter()
-            .map(|name| {
-                (
-                    "model.random".to_owned(),
-                    format!("expected any of {valid}, found \"{name}\""),
-                )
-            })
-            .collect();
-        let stuck = random
-            .into_iter()
-            .filter(|&component| !self.train.trains(component));
-        problems.extend(stuck.map(|component| {
+        let mut problems = Problems::of("model");
+        for name in unknown {
+            problems.add(
+                "random",
+                format!("expected any of {valid}, found \"{name}\""),
+            );
+        }
+        for component in random {
+            if self.train.trains(component) {
+                continue;
+            }
             let name = component.folder();
             let reason = format!(
-                "{name} would start from random weights and never be trained; set train.text_encoders = \
-                 \"trained\", or remove {name} from the list and choose a base that has its weights"
+                "{name} would start from random weights and never be trained; set \
+                 train.text_encoders = \"trained\", or remove {name} from the list and choose a \
+                 base that has its weights"
             );
-            ("model.random".to_owned(), reason)
-        }));
-        problems
+            problems.add("random", reason);
+        }
+        problems.into_pairs()
+    }
+
+    fn price_problems(&self) -> Vec<(String, String)> {
+        let mut problems = Problems::of("run");
+        if let Some(price) = self.run.price_per_hour {
+            problems.expect_at_least_0("price_per_hour", price);
+        }
+        problems.into_pairs()
     }
 
     fn data_problems(&self) -> Vec<(String, String)> {
         let mut problems = Vec::new();
         if self.data.is_empty() {
-            problems.push((
-                "data".into(),
-                "expected at least one [[data]] section with a path".into(),
-            ));
+            let reason = "expected at least one [[data]] section with a path";
+            problems.push(("data".to_owned(), reason.to_owned()));
         }
-        let shares: Vec<f64> = self.data.iter().filter_map(|data| data.share).collect();
-        if !shares.is_empty()
-            && (shares.len() != self.data.len() || (shares.iter().sum::<f64>() - 1.0).abs() > 1e-6)
-        {
-            let reason = format!(
-                "expected one for each of the {} data sets, summing to 1; found {} that sum to {}",
-                self.data.len(),
-                shares.len(),
-                shares.iter().sum::<f64>()
-            );
-            problems.push(("data.share".into(), reason));
-        }
+        problems.extend(self.shares_problem());
         for (index, data) in self.data.iter().enumerate() {
-            let key = |name: &str| format!("data[{index}].{name}");
-            if data.share.is_some() && data.repeats.is_some() {
-                problems.push((
-                    key("share"),
-                    "expected either share or repeats, found both".into(),
-                ));
-            }
-            if let Some(value) = data
-                .repeats
-                .filter(|value| !(*value > 0.0 && value.is_finite()))
-            {
-                problems.push((
-                    key("repeats"),
-                    format!("expected a number above 0, found {value}"),
-                ));
-            }
-            if let Some(value) = data.share.filter(|value| !(*value > 0.0 && *value <= 1.0)) {
-                problems.push((
-                    key("share"),
-                    format!("expected above 0, at most 1, found {value}"),
-                ));
-            }
+            let section = Problems::of(format!("data[{index}]"));
+            problems.extend(data.problems(section));
         }
         problems
+    }
+
+    /// Returns the problem of the data sets' shares, of which there are none or one per data set.
+    fn shares_problem(&self) -> Option<(String, String)> {
+        let shares: Vec<f64> = self.data.iter().filter_map(|data| data.share).collect();
+        let sum = shares.iter().sum::<f64>();
+        let is_wrong = shares.len() != self.data.len() || (sum - 1.0).abs() > 1e-6;
+        if shares.is_empty() || !is_wrong {
+            return None;
+        }
+        let reason = format!(
+            "expected one for each of the {} data sets, summing to 1; found {} that sum to {sum}",
+            self.data.len(),
+            shares.len()
+        );
+        Some(("data.share".to_owned(), reason))
     }
 }
 
@@ -344,12 +319,10 @@ impl Checked {
     /// Returns the peak of the run's GPU, in FLOP/s; `None` on a CPU, or if the recipe does not
     /// name the GPU.
     pub fn peak_flops(&self) -> Option<f64> {
-        let name = self
-            .recipe
-            .run
-            .hardware
-            .as_ref()
-            .filter(|_| self.device.is_cuda())?;
+        let name = self.recipe.run.hardware.as_ref()?;
+        if !self.device.is_cuda() {
+            return None;
+        }
         Some(hardware(name).ok()?.peak_flops)
     }
 }
@@ -362,20 +335,26 @@ pub(crate) const TRAINABLE: [Component; 3] = [Component::UNet, Component::ClipL,
 /// # Errors
 /// One sentence with what was expected and found.
 pub fn parse_device(name: &str) -> std::result::Result<Device, String> {
-    let expected = || format!("expected cpu, cuda or cuda:N, found \"{name}\"");
-    let device = match name.split_once(':') {
+    let index: Option<usize> = match name.split_once(':') {
         None if name == "cpu" => return Ok(Device::Cpu),
-        None if name == "cuda" => Device::Cuda(0),
-        Some(("cuda", index)) => Device::Cuda(index.parse().map_err(|_| expected())?),
-        _ => return Err(expected()),
+        None if name == "cuda" => Some(0),
+        Some(("cuda", index)) => index.parse().ok(),
+        _ => None,
+    };
+    let Some(index) = index else {
+        return Err(format!("expected cpu, cuda or cuda:N, found \"{name}\""));
     };
     let found = tch::Cuda::device_count();
-    match device {
-        Device::Cuda(index) if index as i64 >= found => Err(format!(
+    if index as i64 >= found {
+        return Err(format!(
             "\"{name}\" does not exist: libtorch sees {found} CUDA devices"
-        )),
-        device => Ok(device),
+        ));
     }
+    Ok(Device::Cuda(index))
+}
+
+fn problem_line((key, reason): &(String, String)) -> String {
+    format!("{key}: {reason}")
 }
 
 fn one_line(error: &toml::de::Error) -> String {

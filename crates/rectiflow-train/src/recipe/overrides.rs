@@ -13,53 +13,75 @@ pub(crate) const NO_FILE: &str = "--set";
 /// # Errors
 /// [`Error::Io`]; [`Error::Recipe`] if the file is not TOML or an override is invalid.
 pub(crate) fn read_table(path: Option<&Path>, overrides: &[String]) -> Result<toml::Table> {
-    let text = path.map_or_else(
-        || Ok(String::new()),
-        |path| fs::read_to_string(path).map_err(Error::io(path)),
-    )?;
-    let path = path.unwrap_or(Path::new(NO_FILE));
-    let problem = |problem: String| Error::Recipe {
-        path: path.to_owned(),
-        problems: vec![problem],
+    let text = match path {
+        Some(path) => fs::read_to_string(path).map_err(Error::io(path))?,
+        None => String::new(),
     };
-    let mut table: toml::Table = text
-        .parse()
-        .map_err(|e: toml::de::Error| problem(e.to_string()))?;
+    let path = path.unwrap_or(Path::new(NO_FILE));
+    let mut table: toml::Table = match text.parse() {
+        Ok(table) => table,
+        Err(error) => return Err(Error::recipe(path, vec![error.to_string()])),
+    };
     for text in overrides {
-        set(&mut table, text).map_err(problem)?;
+        if let Err(problem) = set(&mut table, text) {
+            return Err(Error::recipe(path, vec![problem]));
+        }
     }
     Ok(table)
 }
 
-/// Applies one `section.key=value`. A value that is not TOML is taken as a string, so that paths
-/// need no quotes.
+/// Applies one `section.key=value`.
 fn set(table: &mut toml::Table, text: &str) -> std::result::Result<(), String> {
-    let (path, value) = text
-        .split_once('=')
-        .ok_or_else(|| format!("--set {text}: expected section.key=value, found no `=`"))?;
-    let value = format!("value = {value}")
-        .parse::<toml::Table>()
-        .ok()
-        .and_then(|mut parsed| parsed.remove("value"))
-        .unwrap_or_else(|| toml::Value::String(value.to_owned()));
+    let Some((path, value)) = text.split_once('=') else {
+        return Err(format!(
+            "--set {text}: expected section.key=value, found no `=`"
+        ));
+    };
     let mut keys: Vec<&str> = path.trim().split('.').collect();
     let last = keys.pop().expect("split returns at least one part");
     let mut place = table;
     for key in keys {
-        let entry = place
-            .entry(key)
-            .or_insert_with(|| toml::Value::Table(toml::Table::new()));
-        let kind = entry.type_str();
-        let section = match entry {
-            toml::Value::Table(table) => Some(table),
-            // `data.path=...` refers to the only [[data]] section.
-            toml::Value::Array(items) if items.len() == 1 => items[0].as_table_mut(),
-            _ => None,
+        place = match section(place, key) {
+            Ok(section) => section,
+            Err(kind) => {
+                let problem = format!("`{key}` is of type {kind}, not a single section");
+                return Err(format!("--set {text}: {problem}"));
+            }
         };
-        place = section.ok_or_else(|| {
-            format!("--set {text}: `{key}` is of type {kind}, not a single section")
-        })?;
     }
-    place.insert(last.to_owned(), value);
+    place.insert(last.to_owned(), parse_value(value));
     Ok(())
+}
+
+/// Returns a value as TOML, or as a string if it is not TOML, so that paths need no quotes.
+fn parse_value(value: &str) -> toml::Value {
+    let parsed = format!("value = {value}").parse::<toml::Table>();
+    match parsed.ok().and_then(take_value) {
+        Some(parsed) => parsed,
+        None => toml::Value::String(value.to_owned()),
+    }
+}
+
+fn take_value(mut table: toml::Table) -> Option<toml::Value> {
+    table.remove("value")
+}
+
+/// Returns a section of a table, new if there is none; `data` is the only [[data]] section.
+///
+/// # Errors
+/// The type of the value, if it is not a single section.
+fn section<'a>(
+    table: &'a mut toml::Table,
+    key: &str,
+) -> std::result::Result<&'a mut toml::Table, &'static str> {
+    let entry = table
+        .entry(key)
+        .or_insert_with(|| toml::Value::Table(toml::Table::new()));
+    let kind = entry.type_str();
+    let section = match entry {
+        toml::Value::Table(table) => Some(table),
+        toml::Value::Array(items) if items.len() == 1 => items[0].as_table_mut(),
+        _ => None,
+    };
+    section.ok_or(kind)
 }

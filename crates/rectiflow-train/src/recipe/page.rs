@@ -24,25 +24,18 @@ fn page() -> String {
     let mut page = HEAD.to_owned();
     for (name, section) in &properties(&root) {
         let array = section.get("type").is_some_and(|kind| kind == "array");
-        let item = if array {
-            section.get("items").unwrap_or(&Value::Null)
-        } else {
-            section
-        };
-        let title = if array {
-            format!("[[{name}]]")
-        } else {
-            format!("[{name}]")
-        };
-        write_section(&mut page, &root, &title, section, resolve(&root, item));
-        for (key, value) in &properties(resolve(&root, item)) {
+        let mut title = format!("[{name}]");
+        let mut item = section;
+        if array {
+            title = format!("[{title}]");
+            item = section.get("items").unwrap_or(&Value::Null);
+        }
+        let item = resolve(&root, item);
+        write_section(&mut page, &root, &title, section, item);
+        for (key, value) in &properties(item) {
             let target = resolve(&root, value);
             if !properties(target).is_empty() {
-                let title = title
-                    .replace(name.as_str(), &format!("{name}.{key}"))
-                    .replace("[[", "[")
-                    .replace("]]", "]");
-                write_section(&mut page, &root, &title, value, target);
+                write_section(&mut page, &root, &format!("[{name}.{key}]"), value, target);
             }
         }
     }
@@ -50,64 +43,61 @@ fn page() -> String {
 }
 
 fn write_section(page: &mut String, root: &Value, title: &str, field: &Value, section: &Value) {
-    let about = description(field)
-        .or_else(|| description(section))
-        .unwrap_or_default();
+    let about = description_of_either(field, section);
     write!(
         page,
         "\n## `{title}`\n\n{about}\n\n| key | default | meaning |\n|---|---|---|\n"
     )
     .expect("a String grows");
     for (key, value) in &properties(section) {
-        if !properties(resolve(root, value)).is_empty() {
+        let target = resolve(root, value);
+        if !properties(target).is_empty() {
             continue;
         }
-        let meaning = description(value)
-            .or_else(|| description(resolve(root, value)))
-            .unwrap_or_default();
+        let meaning = description_of_either(value, target);
         let meaning = meaning.replace('\n', " ").replace('|', "\\|");
-        let required = section
-            .get("required")
-            .and_then(Value::as_array)
-            .is_some_and(|r| r.contains(&key.clone().into()));
-        let default = match value.get("default") {
-            _ if required => "**required**".to_owned(),
-            None | Some(Value::Null) => "none".to_owned(),
-            Some(default) => format!("`{default}`"),
-        };
-        writeln!(
-            page,
-            "| `{key}` | {default} | {meaning}{} |",
-            choices(root, value)
-        )
-        .expect("a String grows");
+        let default = default_cell(section, key, value);
+        let choices = choices(root, value);
+        writeln!(page, "| `{key}` | {default} | {meaning}{choices} |").expect("a String grows");
+    }
+}
+
+/// Returns the cell with the default of a key.
+fn default_cell(section: &Value, key: &str, value: &Value) -> String {
+    let required = section.get("required").and_then(Value::as_array);
+    if required.is_some_and(|required| required.contains(&key.into())) {
+        return "**required**".to_owned();
+    }
+    match value.get("default") {
+        None | Some(Value::Null) => "none".to_owned(),
+        Some(default) => format!("`{default}`"),
+    }
+}
+
+/// Returns the description of a field, or of its type if the field has none.
+fn description_of_either<'a>(field: &'a Value, target: &'a Value) -> &'a str {
+    match description(field) {
+        Some(description) => description,
+        None => description(target).unwrap_or_default(),
     }
 }
 
 /// Returns the valid names, if the value is an enumeration.
 fn choices(root: &Value, value: &Value) -> String {
     let target = resolve(root, value);
-    let plain = target
-        .get("enum")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str);
-    let documented = target
-        .get("oneOf")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten();
-    let documented = documented.filter_map(|option| option.get("const").and_then(Value::as_str));
-    let names: Vec<String> = plain
-        .chain(documented)
-        .map(|name| format!("`{name}`"))
-        .collect();
-    if names.is_empty() {
-        String::new()
-    } else {
-        format!(" One of {}.", names.join(", "))
+    let plain = target.get("enum").and_then(Value::as_array);
+    let documented = target.get("oneOf").and_then(Value::as_array);
+    let mut names = Vec::new();
+    for option in plain.into_iter().flatten() {
+        names.extend(option.as_str());
     }
+    for option in documented.into_iter().flatten() {
+        names.extend(option.get("const").and_then(Value::as_str));
+    }
+    if names.is_empty() {
+        return String::new();
+    }
+    format!(" One of `{}`.", names.join("`, `"))
 }
 
 fn description(value: &Value) -> Option<&str> {

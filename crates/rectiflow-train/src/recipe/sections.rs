@@ -15,7 +15,7 @@ use rectiflow_sdxl::{model::Component, sample::SampleSettings};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{hardware::hardware, state::precision::Precision};
+use crate::{error::Problems, hardware::hardware, state::precision::Precision};
 
 /// `[run]`: where the run is stored, and on what it runs.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -63,26 +63,22 @@ impl RunConfig {
 
     /// Returns the problems of the cache and the hardware, as (key, reason) pairs.
     pub(crate) fn problems(&self) -> Vec<(String, String)> {
-        let Self {
-            cache_dir,
-            cache_gib,
-            hardware: name,
-            ..
-        } = self;
-        let mut problems = match (cache_dir, cache_gib) {
-            (Some(_), None) => vec![(
-                "run.cache_gib".into(),
-                "expected a number, since run.cache_dir is set".into(),
-            )],
-            (None, Some(_)) => vec![(
-                "run.cache_dir".into(),
-                "expected a folder, since run.cache_gib is set".into(),
-            )],
-            _ => Vec::new(),
-        };
-        let unknown = name.as_ref().and_then(|name| hardware(name).err());
-        problems.extend(unknown.map(|error| ("run.hardware".into(), error.to_string())));
-        problems
+        let mut problems = Problems::of("run");
+        match (&self.cache_dir, self.cache_gib) {
+            (Some(_), None) => {
+                problems.add("cache_gib", "expected a number, since run.cache_dir is set");
+            }
+            (None, Some(_)) => {
+                problems.add("cache_dir", "expected a folder, since run.cache_gib is set");
+            }
+            _ => {}
+        }
+        if let Some(name) = &self.hardware
+            && let Err(error) = hardware(name)
+        {
+            problems.add("hardware", error.to_string());
+        }
+        problems.into_pairs()
     }
 }
 
@@ -122,10 +118,25 @@ pub struct DataConfig {
 
 impl DataConfig {
     pub(crate) fn amount(&self) -> Amount {
-        self.share.map_or_else(
-            || Amount::Repeats(self.repeats.unwrap_or(1.0)),
-            Amount::Share,
-        )
+        match self.share {
+            Some(share) => Amount::Share(share),
+            None => Amount::Repeats(self.repeats.unwrap_or(1.0)),
+        }
+    }
+
+    /// Returns the problems of this data set's amount; `problems` is empty and names its section.
+    pub(crate) fn problems(&self, mut problems: Problems) -> Vec<(String, String)> {
+        if self.share.is_some() && self.repeats.is_some() {
+            problems.add("share", "expected either share or repeats, found both");
+        }
+        if let Some(repeats) = self.repeats {
+            problems.expect_above_0("repeats", repeats);
+        }
+        if let Some(share) = self.share {
+            let fits = share > 0.0 && share <= 1.0;
+            problems.expect("share", fits, "above 0, at most 1", share);
+        }
+        problems.into_pairs()
     }
 }
 
@@ -214,50 +225,27 @@ impl TrainConfig {
 
     /// Returns the problems of these settings, as (key, reason) pairs.
     pub(crate) fn problems(&self) -> Vec<(String, String)> {
-        let Self {
-            samples,
-            micro_batch,
-            micro_batches,
-            lanes,
-            window_samples,
-            clip_norm,
-            offset_noise,
-            ..
-        } = *self;
-        let mut problems = Vec::new();
-        let counts = [
-            ("samples", samples),
-            ("micro_batch", micro_batch as u64),
-            ("micro_batches", micro_batches as u64),
-            ("window_samples", window_samples),
-        ];
-        for (key, _) in counts.into_iter().filter(|(_, count)| *count == 0) {
-            problems.push((
-                format!("train.{key}"),
-                "expected at least 1, found 0".to_owned(),
-            ));
-        }
-        if let Some(lanes) =
-            lanes.filter(|&lanes| lanes == 0 || !micro_batches.is_multiple_of(lanes))
-        {
-            let reason = format!(
-                "expected a divisor of train.micro_batches = {micro_batches}, found {lanes}"
+        let mut problems = Problems::of("train");
+        problems.expect_at_least_1("samples", self.samples);
+        problems.expect_at_least_1("micro_batch", self.micro_batch as u64);
+        problems.expect_at_least_1("micro_batches", self.micro_batches as u64);
+        problems.expect_at_least_1("window_samples", self.window_samples);
+        if let Some(lanes) = self.lanes {
+            problems.expect(
+                "lanes",
+                lanes > 0 && self.micro_batches.is_multiple_of(lanes),
+                &format!("a divisor of train.micro_batches = {}", self.micro_batches),
+                lanes,
             );
-            problems.push(("train.lanes".into(), reason));
         }
-        if !(clip_norm > 0.0 && clip_norm.is_finite()) {
-            problems.push((
-                "train.clip_norm".into(),
-                format!("expected a number above 0, found {clip_norm}"),
-            ));
-        }
-        if !(0.0..=1.0).contains(&offset_noise) {
-            problems.push((
-                "train.offset_noise".into(),
-                format!("expected 0 to 1, found {offset_noise}"),
-            ));
-        }
-        problems
+        problems.expect_above_0("clip_norm", self.clip_norm);
+        problems.expect(
+            "offset_noise",
+            (0.0..=1.0).contains(&self.offset_noise),
+            "0 to 1",
+            self.offset_noise,
+        );
+        problems.into_pairs()
     }
 }
 
@@ -308,32 +296,19 @@ impl Default for CheckpointConfig {
 impl CheckpointConfig {
     /// Returns the problems of these settings, as (key, reason) pairs.
     pub(crate) fn problems(&self) -> Vec<(String, String)> {
-        let mut problems = Vec::new();
-        if self.every_steps == 0 {
-            problems.push((
-                "checkpoint.every_steps".into(),
-                "expected at least 1, found 0".into(),
-            ));
-        }
-        if self.keep == 0 {
-            problems.push((
-                "checkpoint.keep".into(),
-                "expected at least 1, found 0".into(),
-            ));
-        }
-        let Self {
-            every_steps,
-            keep_every_steps,
-            ..
-        } = *self;
-        if every_steps > 0 && !keep_every_steps.is_multiple_of(every_steps) {
+        let mut problems = Problems::of("checkpoint");
+        problems.expect_at_least_1("every_steps", self.every_steps);
+        problems.expect_at_least_1("keep", self.keep as u64);
+        let every = self.every_steps;
+        if every > 0 && !self.keep_every_steps.is_multiple_of(every) {
             let reason = format!(
-                "expected a multiple of checkpoint.every_steps = {every_steps}, since no others are written; \
-                 found {keep_every_steps}"
+                "expected a multiple of checkpoint.every_steps = {every}, since no others are \
+                 written; found {}",
+                self.keep_every_steps
             );
-            problems.push(("checkpoint.keep_every_steps".into(), reason));
+            problems.add("keep_every_steps", reason);
         }
-        problems
+        problems.into_pairs()
     }
 }
 
@@ -371,33 +346,30 @@ pub enum Checkpointing {
 impl MemoryConfig {
     /// Returns the problems of these settings, as (key, reason) pairs.
     pub(crate) fn problems(&self) -> Vec<(String, String)> {
-        let numbers = [
-            ("memory.device_gib", self.device_gib),
-            ("memory.budget_gib", self.budget_gib),
-        ];
-        let mut problems: Vec<(String, String)> = numbers
-            .into_iter()
-            .filter_map(|(key, number)| {
-                Some((key, number.filter(|gib| !(*gib > 0.0 && gib.is_finite()))?))
-            })
-            .map(|(key, gib)| {
-                (
-                    key.into(),
-                    format!("expected a number above 0, found {gib}"),
-                )
-            })
-            .collect();
-        let reason = match (self.checkpointing, self.budget_gib) {
+        let mut problems = Problems::of("memory");
+        if let Some(gib) = self.device_gib {
+            problems.expect_above_0("device_gib", gib);
+        }
+        if let Some(gib) = self.budget_gib {
+            problems.expect_above_0("budget_gib", gib);
+        }
+        match (self.checkpointing, self.budget_gib) {
             (Checkpointing::Budget, None) => {
-                "missing; memory.checkpointing = \"budget\" requires it"
+                problems.add(
+                    "budget_gib",
+                    "missing; memory.checkpointing = \"budget\" requires it",
+                );
             }
             (Checkpointing::Off | Checkpointing::Full, Some(_)) => {
-                "only memory.checkpointing = \"budget\" uses it; memory.device_gib sets a limit without it"
+                problems.add(
+                    "budget_gib",
+                    "only memory.checkpointing = \"budget\" uses it; memory.device_gib sets a \
+                     limit without it",
+                );
             }
-            _ => return problems,
-        };
-        problems.push(("memory.budget_gib".into(), reason.into()));
-        problems
+            _ => {}
+        }
+        problems.into_pairs()
     }
 
     /// Returns the memory that the whole run may take, in bytes.
@@ -442,20 +414,11 @@ impl Default for TestConfig {
 impl TestConfig {
     /// Returns the problems of these settings, as (key, reason) pairs.
     pub(crate) fn problems(&self) -> Vec<(String, String)> {
-        let mut problems = Vec::new();
-        if self.every_steps == 0 {
-            problems.push((
-                "test.every_steps".into(),
-                "expected at least 1, found 0".into(),
-            ));
-        }
-        if !(1..=100).contains(&self.bins) {
-            problems.push((
-                "test.bins".into(),
-                format!("expected 1 to 100, found {}", self.bins),
-            ));
-        }
-        problems
+        let mut problems = Problems::of("test");
+        problems.expect_at_least_1("every_steps", self.every_steps);
+        let fits = (1..=100).contains(&self.bins);
+        problems.expect("bins", fits, "1 to 100", self.bins);
+        problems.into_pairs()
     }
 }
 
@@ -488,12 +451,8 @@ impl Default for PreviewConfig {
 impl PreviewConfig {
     /// Returns the problems of these settings, as (key, reason) pairs.
     pub(crate) fn problems(&self) -> Vec<(String, String)> {
-        if self.every_steps == 0 {
-            return vec![(
-                "preview.every_steps".into(),
-                "expected at least 1, found 0".into(),
-            )];
-        }
-        Vec::new()
+        let mut problems = Problems::of("preview");
+        problems.expect_at_least_1("every_steps", self.every_steps);
+        problems.into_pairs()
     }
 }

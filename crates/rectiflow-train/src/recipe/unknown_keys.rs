@@ -13,11 +13,8 @@ pub(crate) fn take_unknown_keys<T: JsonSchema>(table: &mut toml::Table) -> Vec<S
     let mut found = Vec::new();
     visit(&schema, &schema, table, "", &mut |schema, table, path| {
         let properties = &schema["properties"];
-        let unknown: Vec<String> = table
-            .keys()
-            .filter(|key| properties.get(key).is_none())
-            .cloned()
-            .collect();
+        let mut unknown: Vec<String> = table.keys().cloned().collect();
+        unknown.retain(|key| properties.get(key).is_none());
         for key in unknown {
             table.remove(&key);
             found.push(complaint(&joined(path, &key), &key, properties));
@@ -31,22 +28,19 @@ pub(crate) fn missing_keys<T: JsonSchema>(table: &mut toml::Table) -> Vec<String
     let schema = schema_for!(T).to_value();
     let mut found = Vec::new();
     visit(&schema, &schema, table, "", &mut |schema, table, path| {
-        let required = schema
-            .get("required")
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten();
-        let absent = required
-            .filter_map(Value::as_str)
-            .filter(|key| !table.contains_key(*key));
-        found.extend(
-            absent.map(|key| format!("{}: missing, and it has no default", joined(path, key))),
-        );
+        let required = schema.get("required").and_then(Value::as_array);
+        for key in required.into_iter().flatten().filter_map(Value::as_str) {
+            if !table.contains_key(key) {
+                let key = joined(path, key);
+                found.push(format!("{key}: missing, and it has no default"));
+            }
+        }
     });
     found
 }
 
-fn joined(path: &str, key: &str) -> String {
+/// Returns the path of a key in the section at `path`, which is empty at the top.
+pub(crate) fn joined(path: &str, key: &str) -> String {
     if path.is_empty() {
         key.to_owned()
     } else {
@@ -76,13 +70,24 @@ fn visit(
             toml::Value::Table(section) => visit(root, schema, section, &path, act),
             toml::Value::Array(items) => {
                 let schema = resolve(root, schema).get("items").unwrap_or(&Value::Null);
-                for (index, section) in items.iter_mut().enumerate() {
-                    if let Some(section) = section.as_table_mut() {
-                        visit(root, schema, section, &format!("{path}[{index}]"), act);
-                    }
-                }
+                visit_items(root, schema, items, &path, act);
             }
             _ => {}
+        }
+    }
+}
+
+/// As [`visit`], for each section of an array.
+fn visit_items(
+    root: &Value,
+    schema: &Value,
+    items: &mut [toml::Value],
+    path: &str,
+    act: &mut dyn FnMut(&Value, &mut toml::Table, &str),
+) {
+    for (index, item) in items.iter_mut().enumerate() {
+        if let Some(section) = item.as_table_mut() {
+            visit(root, schema, section, &format!("{path}[{index}]"), act);
         }
     }
 }
@@ -90,36 +95,31 @@ fn visit(
 /// Follows `$ref` and the `anyOf [T, null]` of an optional field.
 pub(crate) fn resolve<'a>(root: &'a Value, schema: &'a Value) -> &'a Value {
     if let Some(pointer) = schema.get("$ref").and_then(Value::as_str) {
-        return root
-            .pointer(pointer.trim_start_matches('#'))
-            .map_or(schema, |target| resolve(root, target));
+        return match root.pointer(pointer.trim_start_matches('#')) {
+            Some(target) => resolve(root, target),
+            None => schema,
+        };
     }
-    match schema.get("anyOf").and_then(Value::as_array) {
-        Some(options) => options
-            .first()
-            .map_or(schema, |option| resolve(root, option)),
+    let options = schema.get("anyOf").and_then(Value::as_array);
+    match options.and_then(|options| options.first()) {
+        Some(option) => resolve(root, option),
         None => schema,
     }
 }
 
 fn complaint(path: &str, key: &str, properties: &Value) -> String {
-    let valid: Vec<&String> = properties
-        .as_object()
-        .into_iter()
-        .flatten()
-        .map(|(name, _)| name)
-        .collect();
-    let nearest = valid
-        .iter()
-        .min_by_key(|name| levenshtein(key, name))
-        .filter(|name| levenshtein(key, name) <= 3);
-    match nearest {
-        Some(name) => format!("{path}: unknown key; did you mean `{name}`?"),
-        None => {
-            let names: Vec<&str> = valid.iter().map(|name| name.as_str()).collect();
-            format!("{path}: unknown key; expected one of {}", names.join(", "))
-        }
+    let valid: Vec<&str> = match properties.as_object() {
+        Some(properties) => properties.keys().map(String::as_str).collect(),
+        None => Vec::new(),
+    };
+    let nearest = valid.iter().min_by_key(|name| levenshtein(key, name));
+    if let Some(name) = nearest
+        && levenshtein(key, name) <= 3
+    {
+        return format!("{path}: unknown key; did you mean `{name}`?");
     }
+    let names = valid.join(", ");
+    format!("{path}: unknown key; expected one of {names}")
 }
 
 #[cfg(test)]
@@ -129,7 +129,8 @@ mod tests {
     #[test]
     fn all_unknown_keys_are_named_with_their_nearest() {
         let mut table: toml::Table =
-            "[run]\ndirr = 1\n[[data]]\npath = 'x'\nrepeat = 2\n[data.prompt]\n[tranin]\n[objective]\nshfit = 3\n"
+            "[run]\ndirr = 1\n[[data]]\npath = 'x'\nrepeat = 2\n[data.prompt]\n[tranin]\n\
+             [objective]\nshfit = 3\n"
                 .parse()
                 .expect("TOML");
         let found = take_unknown_keys::<crate::recipe::Recipe>(&mut table);
