@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rectiflow_data::batch::{MicroBatch, Step};
+use rectiflow_data::batch::Step;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -89,17 +89,16 @@ impl BlackBox {
     /// [`Error::Io`], or [`Error::Checkpoint`] if the file is not a black box of this format.
     pub fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).map_err(Error::io(path))?;
-        let broken = |reason: String| Error::Checkpoint {
-            path: path.to_owned(),
-            reason,
+        let found: Self = match serde_json::from_str(&text) {
+            Ok(found) => found,
+            Err(error) => {
+                return Err(Error::checkpoint(path, format!("not a black box: {error}")));
+            }
         };
-        let found: Self = serde_json::from_str(&text)
-            .map_err(|error| broken(format!("not a black box: {error}")))?;
         if found.format != FORMAT {
-            return Err(broken(format!(
-                "expected black box format {FORMAT}, found {}",
-                found.format
-            )));
+            let found = found.format;
+            let reason = format!("expected black box format {FORMAT}, found {found}");
+            return Err(Error::checkpoint(path, reason));
         }
         Ok(found)
     }
@@ -107,30 +106,24 @@ impl BlackBox {
 
 /// Returns this rank's samples of a step, each with its time and loss.
 pub(crate) fn samples_of(step: &Step, passes: &Passes) -> Vec<SeenSample> {
-    let of_batch = |batch: &MicroBatch| {
-        let (slot, data, ids, prompts) = (
-            batch.slot,
-            batch.data,
-            batch.ids.clone(),
-            batch.prompts.clone(),
-        );
-        ids.into_iter()
-            .zip(prompts)
-            .map(move |(id, prompt)| (slot, data, id.0, prompt))
-    };
-    let places = step.micro_batches.iter().flat_map(of_batch);
-    let sample = |((slot, data, id, prompt), &(time, loss)): (_, &(f64, f32))| {
-        let loss = f64::from(loss);
-        SeenSample {
-            slot,
-            id,
-            data,
-            prompt,
-            time,
-            loss,
+    let mut measured = passes.samples.iter();
+    let mut samples = Vec::with_capacity(passes.samples.len());
+    for batch in &step.micro_batches {
+        for (id, prompt) in batch.ids.iter().zip(&batch.prompts) {
+            let Some(&(time, loss)) = measured.next() else {
+                return samples;
+            };
+            samples.push(SeenSample {
+                slot: batch.slot,
+                id: id.0,
+                data: batch.data,
+                prompt: prompt.clone(),
+                time,
+                loss: f64::from(loss),
+            });
         }
-    };
-    places.zip(&passes.samples).map(sample).collect()
+    }
+    samples
 }
 
 const FORMAT: u32 = 1;
@@ -138,6 +131,20 @@ const FORMAT: u32 = 1;
 const NUM_STEPS: usize = 10;
 /// Number of black boxes that a run keeps: a data set with many bad samples must not fill the disk.
 const MAX_FILES: usize = 50;
+
+/// What a black box holds besides the vital signs.
+pub(crate) struct Evidence {
+    pub(crate) action: String,
+    pub(crate) reason: String,
+    /// The recipe with every default, as TOML.
+    pub(crate) recipe: String,
+    /// Absolute path of the newest checkpoint.
+    pub(crate) checkpoint: Option<PathBuf>,
+    /// Ranks of the run.
+    pub(crate) ranks: usize,
+    /// The last steps, oldest first, with the samples of all ranks.
+    pub(crate) steps: Vec<SeenStep>,
+}
 
 /// The last steps of a run, kept in memory.
 #[derive(Debug)]
@@ -162,11 +169,10 @@ impl Recorder {
         if self.steps.len() == NUM_STEPS {
             self.steps.pop_front();
         }
-        let (loss, gradient_norm) = (passes.loss, passes.gradient_norm);
         self.steps.push_back(SeenStep {
             step: step.step,
-            loss,
-            gradient_norm,
+            loss: passes.loss,
+            gradient_norm: passes.gradient_norm,
             lr,
             samples: samples_of(step, passes),
         });
@@ -206,26 +212,17 @@ impl Recorder {
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub(crate) fn write(
-        &self,
-        action: &str,
-        reason: &str,
-        recipe: String,
-        checkpoint: Option<PathBuf>,
-        (ranks, steps): (usize, Vec<SeenStep>),
-    ) -> Result<String> {
-        let step = steps.last().map_or(0, |step| step.step);
-        let (action, reason) = (action.to_owned(), reason.to_owned());
-        let vitals = self.vitals.clone();
+    pub(crate) fn write(&self, evidence: Evidence) -> Result<String> {
+        let step = evidence.steps.last().map_or(0, |step| step.step);
         let black_box = BlackBox {
             format: FORMAT,
-            action,
-            reason,
-            recipe,
-            checkpoint,
-            ranks,
-            vitals,
-            steps,
+            action: evidence.action,
+            reason: evidence.reason,
+            recipe: evidence.recipe,
+            checkpoint: evidence.checkpoint,
+            ranks: evidence.ranks,
+            vitals: self.vitals.clone(),
+            steps: evidence.steps,
         };
         let name = format!("step-{:08}-{}.json", step + 1, black_box.action);
         let text = serde_json::to_string_pretty(&black_box)
@@ -234,14 +231,20 @@ impl Recorder {
         fs::create_dir_all(&self.folder)
             .and_then(|()| fs::write(&path, text))
             .map_err(Error::io(&path))?;
+        self.remove_oldest()?;
+        Ok(name)
+    }
+
+    fn remove_oldest(&self) -> Result<()> {
         let entries = fs::read_dir(&self.folder).map_err(Error::io(&self.folder))?;
-        let mut files: Vec<PathBuf> = entries
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .collect();
+        let mut files = Vec::new();
+        for entry in entries.flatten() {
+            files.push(entry.path());
+        }
         files.sort();
         for old in &files[..files.len().saturating_sub(MAX_FILES)] {
             fs::remove_file(old).map_err(Error::io(old))?;
         }
-        Ok(name)
+        Ok(())
     }
 }

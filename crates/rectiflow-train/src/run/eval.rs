@@ -3,7 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use rectiflow_sdxl::model::OpenOptions;
+use rectiflow_data::batch::Source;
+use rectiflow_sdxl::model::{Model, OpenOptions};
 use serde::Serialize;
 
 use crate::{
@@ -39,39 +40,43 @@ pub struct Evaluation {
 pub fn evaluate(checked: &Checked, checkpoint: &Path) -> Result<Evaluation> {
     let sources = open_sources(checked)?;
     let tables = Tables::new(checked, &sources)?;
-    let losses = |path: &Path| {
-        let components = Components::find(path)?;
-        check_vae(checked, &components, &sources)?;
-        let options = OpenOptions {
-            device: checked.device,
-            ..OpenOptions::default()
-        };
-        let model = model::open_components(path, &components, &options)?;
-        let expected = checked.recipe.objective.parameterization;
-        if let Some(found) = model.parameterization.filter(|found| *found != expected) {
-            let reason =
-                format!("the recipe's objective is {expected}, but this model predicts {found}");
-            return Err(Error::Checkpoint {
-                path: path.to_owned(),
-                reason,
-            });
-        }
-        adopt::apply_frozen(checked.recipe.train.dtype, &model);
+    let measured = |path: &Path| {
+        let model = open_model(checked, path, &sources)?;
         tables.measure(&Stepper::new(checked, &model), &sources, &Comm::alone())
     };
-    let trained = losses(checkpoint)?;
+    let trained = measured(checkpoint)?;
     let averaged = checkpoint.join(EMA);
     let ema = if averaged.is_dir() {
-        Some(losses(&averaged)?)
+        Some(measured(&averaged)?)
     } else {
         None
     };
-    let (num_test, num_training) = (tables.test.len(), tables.training.len());
     Ok(Evaluation {
         checkpoint: checkpoint.to_owned(),
-        num_test,
-        num_training,
+        num_test: tables.test.len(),
+        num_training: tables.training.len(),
         trained,
         ema,
     })
+}
+
+/// Opens a model that predicts the recipe's objective, with the VAE of the data sets.
+fn open_model(checked: &Checked, path: &Path, sources: &[Source]) -> Result<Model> {
+    let components = Components::find(path)?;
+    check_vae(checked, &components, sources)?;
+    let options = OpenOptions {
+        device: checked.device,
+        ..OpenOptions::default()
+    };
+    let model = model::open_components(path, &components, &options)?;
+    let expected = checked.recipe.objective.parameterization;
+    if let Some(found) = model.parameterization
+        && found != expected
+    {
+        let reason =
+            format!("the recipe's objective is {expected}, but this model predicts {found}");
+        return Err(Error::checkpoint(path, reason));
+    }
+    adopt::apply_frozen(checked.recipe.train.dtype, &model);
+    Ok(model)
 }

@@ -11,7 +11,7 @@ use crate::{
     pictures::preview::Previewer,
     ranks::exchange::Exchange,
     run::setup::Parts,
-    state::{Position, TrainState},
+    state::TrainState,
     step::Stepper,
 };
 
@@ -59,25 +59,10 @@ impl<'a> Measurer<'a> {
         else {
             return Ok(None);
         };
-        let averaged = if state.average.is_none() {
-            Losses {
-                test: None,
-                training: None,
-            }
-        } else {
-            exchange.swap_average(state, &stepper.workers)?;
-            let losses = self.tables.measure(stepper, sources, comm);
-            exchange.swap_average(state, &stepper.workers)?;
-            losses?
-        };
-        let Position {
-            cursor: step,
-            samples,
-            ..
-        } = state.position;
+        let averaged = self.averaged_losses(state, stepper, exchange)?;
         Ok(Some(Event::Test(TestMetrics {
-            step,
-            samples,
+            step: state.position.cursor,
+            samples: state.position.samples,
             loss: test.loss,
             bins: test.bins,
             training,
@@ -85,6 +70,26 @@ impl<'a> Measurer<'a> {
             ema_training: averaged.training,
             secs: began.elapsed().as_secs_f64(),
         })))
+    }
+
+    /// Returns the losses of the averaged weights; none if the run does not average.
+    fn averaged_losses(
+        &self,
+        state: &TrainState,
+        stepper: &Stepper<'_>,
+        exchange: &Exchange<'_>,
+    ) -> Result<Losses> {
+        if state.average.is_none() {
+            return Ok(Losses {
+                test: None,
+                training: None,
+            });
+        }
+        let Parts { sources, comm, .. } = self.parts;
+        exchange.swap_average(state, &stepper.workers)?;
+        let losses = self.tables.measure(stepper, sources, comm);
+        exchange.swap_average(state, &stepper.workers)?;
+        losses
     }
 
     /// Samples the preview pictures; `None` if the recipe has no prompts.

@@ -21,27 +21,33 @@ use std::{
     time::Instant,
 };
 
-use rectiflow_data::{batch::Step, loader::Loader};
+use rectiflow_data::{
+    batch::{Source, Step},
+    loader::Loader,
+};
+use rectiflow_sdxl::model::Model;
 
 pub use crate::run::options::{BeforeStep, Options, Outcome};
 use crate::{
     checkpoint::{
-        Checkpoints, Saved, model, restore,
+        Checkpoints, Saved,
+        components::Components,
+        model, restore,
         snapshots::{self, Ring},
     },
     error::{Error, Result},
     guard::{Acts, GuardState},
     measure::{
         bins::Bins,
-        metrics::{Event, StepMetrics, Writer},
+        metrics::{Event, RankMetrics, StepMetrics, Writer},
     },
     plan::estimate,
     ranks::{
         comm::Comm,
-        exchange::{Exchange, Passes, RankReport},
+        exchange::{Exchange, Passes, RankReport, Summed},
         straggler::MicroBatchTimes,
     },
-    recipe::Checked,
+    recipe::{Checked, Recipe},
     run::{
         blackbox::Recorder,
         measurer::Measurer,
@@ -86,6 +92,7 @@ pub fn train(
     outcome
 }
 
+/// Opens, resumes and repeats steps, together with the other ranks.
 fn train_together(
     checked: &Checked,
     comm: &Comm,
@@ -93,25 +100,21 @@ fn train_together(
     stop: &AtomicBool,
     observe: &mut dyn FnMut(&Event),
 ) -> Result<Outcome> {
+    // Open the folder, and find where the run begins.
     let run_dir = &checked.recipe.run.dir;
     let (_lock, acknowledged) = setup::open_folder(run_dir, comm, options.acknowledge_stop)?;
     check_same_start(comm, &checked.recipe)?;
     let checkpoints = Checkpoints::at(run_dir, &checked.recipe.checkpoint);
     comm.first(|| checkpoints.clean())?;
-    let origin =
-        Origin::find_together(checked, &checkpoints, options.branch_from.as_deref(), comm)?;
+    let branch_from = options.branch_from.as_deref();
+    let origin = Origin::find_together(checked, &checkpoints, branch_from, comm)?;
+
+    // Open the data and the model.
     let sources = open_sources(checked)?;
     let components = origin.components(checked, comm)?;
     check_vae(checked, &components, &sources)?;
     let recomputed = estimate::announce(checked, comm, &components, &sources)?;
-    // A resumed run or a branch has weights for every component.
-    let random = if matches!(origin, Origin::Base) {
-        &checked.random[..]
-    } else {
-        &[]
-    };
-    let open = model::base_options(checked.device, random, checked.recipe.run.seed);
-    let mut model = model::open_components(origin.model(checked), &components, &open)?;
+    let mut model = open_model(checked, &origin, &components)?;
     recomputed.apply(&mut model.unet);
     let trained = find_trained(checked, &components)?;
     let parts = Parts {
@@ -124,6 +127,8 @@ fn train_together(
         model: &model,
         trained: &trained,
     };
+
+    // Train.
     let before_step: Option<&mut BeforeStep<'_>> =
         options.before_step.map(|before_step| before_step as _);
     let mut run = Run::new(parts, before_step, observe)?;
@@ -135,6 +140,35 @@ fn train_together(
             Err(error)
         }
     }
+}
+
+/// Opens the model that the run begins from.
+fn open_model(checked: &Checked, origin: &Origin, components: &Components) -> Result<Model> {
+    // A resumed run or a branch has weights for every component.
+    let random = match origin {
+        Origin::Base => &checked.random[..],
+        Origin::Resume(..) | Origin::Branch(..) => &[],
+    };
+    let options = model::base_options(checked.device, random, checked.recipe.run.seed);
+    model::open_components(origin.model(checked), components, &options)
+}
+
+/// Opens the loader of this rank's samples.
+fn open_loader(checked: &Checked, comm: &Comm, sources: &[Source]) -> Result<Loader> {
+    let order = checked.order.clone();
+    let mut loader =
+        Loader::new(sources.to_vec(), order, comm.rank())?.on_machine_with(comm.machine());
+    if let Some(mebibytes) = checked.recipe.run.read_ahead_mib {
+        loader = loader.read_ahead(mebibytes.saturating_mul(1 << 20))?;
+    }
+    loader.check_cache()?;
+    Ok(loader)
+}
+
+/// Returns the bytes of one of the guard's snapshots of this state.
+fn snapshot_bytes(state: &TrainState) -> u64 {
+    let num_owned = state.parameters.partition.most_owned();
+    snapshots::bytes(num_owned, state.average.is_some())
 }
 
 /// A run in one process.
@@ -176,23 +210,16 @@ impl<'a> Run<'a> {
             ..
         } = parts;
         let recipe = &checked.recipe;
-        let mut loader = Loader::new(sources.to_vec(), checked.order.clone(), comm.rank())?
-            .on_machine_with(comm.machine());
-        if let Some(mebibytes) = recipe.run.read_ahead_mib {
-            loader = loader.read_ahead(mebibytes.saturating_mul(1 << 20))?;
-        }
-        loader.check_cache()?;
+        let loader = open_loader(checked, comm, sources)?;
         check_same_data(comm, sources, &loader.order_hash())?;
         comm.first(|| snapshots::clean(&recipe.run.dir))?;
+
+        // The state before the first step, and what changes it.
         let state = fresh_state(checked, model, comm);
         let stepper = Stepper::new(checked, model);
         let exchange = Exchange::new(comm, recipe.ranks.sharding)
             .with_order(loader.order(), stepper.workers.width())?;
-        let snapshot_bytes = snapshots::bytes(
-            state.parameters.partition.most_owned(),
-            state.average.is_some(),
-        );
-        let distances = snapshots::snapshot_distances(&recipe.guard, snapshot_bytes);
+        let distances = snapshots::snapshot_distances(&recipe.guard, snapshot_bytes(&state));
         Ok(Self {
             measurer: Measurer::new(parts)?,
             saver: Saver::new(parts, parts.template(&loader, &state)?),
@@ -217,31 +244,12 @@ impl<'a> Run<'a> {
 
     /// Moves to where the run begins, and measures the model before the first step of a new run.
     fn start(&mut self, acknowledged: Option<String>) -> Result<()> {
-        match self.parts.origin {
-            Origin::Base => {}
-            Origin::Resume(found, _) => {
-                restore::restore(&found.path, &found.saved, &mut self.state)?;
-                self.check_same_order(&found.path, &found.saved)?;
-                self.guard = found.saved.guard.clone();
-                self.saver.resume(found);
-            }
-            Origin::Branch(found, _) => {
-                restore::inherit(&found.path, &found.saved, &mut self.state)?;
-                let epochs = if self.saver.is_same_data(&found.saved) {
-                    found.saved.epochs
-                } else {
-                    0.0
-                };
-                self.state.position.cursor = step_at(self.loader.order(), epochs);
-            }
-        }
+        self.go_to_origin()?;
         self.loader.seek(self.state.position.cursor);
-        let snapshot_bytes = snapshots::bytes(
-            self.state.parameters.partition.most_owned(),
-            self.state.average.is_some(),
-        );
-        let snapshot_bytes =
-            snapshots::total_bytes(&self.parts.checked.recipe.guard, snapshot_bytes);
+
+        // Record the beginning.
+        let guard = &self.parts.checked.recipe.guard;
+        let snapshot_bytes = snapshots::total_bytes(guard, snapshot_bytes(&self.state));
         let num_test = self.measurer.num_test();
         let start = self
             .parts
@@ -260,22 +268,42 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
+    /// Restores what the checkpoint of a resumed run or of a branch has.
+    fn go_to_origin(&mut self) -> Result<()> {
+        match self.parts.origin {
+            Origin::Base => {}
+            Origin::Resume(found, _) => {
+                restore::restore(&found.path, &found.saved, &mut self.state)?;
+                self.check_same_order(&found.path, &found.saved)?;
+                self.guard = found.saved.guard.clone();
+                self.saver.resume(found);
+            }
+            Origin::Branch(found, _) => {
+                restore::inherit(&found.path, &found.saved, &mut self.state)?;
+                let mut epochs = 0.0;
+                if self.saver.is_same_data(&found.saved) {
+                    epochs = found.saved.epochs;
+                }
+                self.state.position.cursor = step_at(self.loader.order(), epochs);
+            }
+        }
+        Ok(())
+    }
+
     fn check_same_order(&self, newest: &Path, saved: &Saved) -> Result<()> {
         let found = self.loader.order_hash();
         if saved.order_hash == found {
             return Ok(());
         }
         let reason = format!(
-            "it was trained in the order {}, but this recipe and data set have the order {found}: the data, its \
-             prompts, the seed, the batch or the mode (`auto` depends on where the data is) has changed; change \
-             it back, or start a new run with another run.dir and --branch-from {}",
+            "it was trained in the order {}, but this recipe and data set have the order {found}: \
+             the data, its prompts, the seed, the batch or the mode (`auto` depends on where the \
+             data is) has changed; change it back, or start a new run with another run.dir and \
+             --branch-from {}",
             saved.order_hash,
             newest.display()
         );
-        Err(Error::Checkpoint {
-            path: newest.to_owned(),
-            reason,
-        })
+        Err(Error::checkpoint(newest, reason))
     }
 
     /// Repeats steps until the run is finished or interrupted; returns which.
@@ -301,21 +329,13 @@ impl<'a> Run<'a> {
         comm.take_traffic();
 
         // Read the samples, then run this rank's forward and backward passes.
-        let mut step = {
-            let _doing = comm.work(|| format!("reading the data of step {number}"));
-            self.loader.next_step()?
-        };
+        let mut step = self.read_step(number)?;
         let data_secs = began.elapsed().as_secs_f64();
         if let Some(before_step) = &mut self.before_step {
             before_step(&mut step, &mut self.state);
         }
         let lr = self.lr();
-        let summed = {
-            let _doing =
-                comm.work(|| format!("in the forward and backward passes of step {number}"));
-            self.stepper
-                .passes(&self.state.parameters, &step, &self.exchange)?
-        };
+        let summed = self.passes(number, &step)?;
         let passes_secs = began.elapsed().as_secs_f64() - data_secs - comm.traffic_secs();
 
         // Combine the measurements of all ranks, and apply the update as the guard decides.
@@ -339,26 +359,54 @@ impl<'a> Run<'a> {
             data: data_secs,
             passes: passes_secs,
         };
-        let ranks = if comm.rank().ranks == 1 {
-            None
-        } else {
-            Some(secs.rank_metrics(comm.take_traffic(), self.times.observe(&consensus.busy)))
-        };
-        let recipe = &self.parts.checked.recipe;
+        let ranks = self.rank_metrics(secs, &consensus.busy);
+        let metrics = seen.metrics(&step, self.state.position, secs);
         self.emit(Event::Step(StepMetrics {
-            flops: Configs::of(self.parts.model).step_flops(&recipe.train, &step),
+            flops: Configs::of(self.parts.model).step_flops(&self.recipe().train, &step),
             applied,
-            spent: recipe
-                .run
-                .price_per_hour
-                .map(|price| price * self.secs() / 3600.0),
+            spent: self.spent(),
             ranks,
-            ..seen.metrics(&step, self.state.position, secs)
+            ..metrics
         }));
         if consensus.is_written {
             self.finish_saving()?;
         }
         self.after_step()
+    }
+
+    /// Returns the samples of the next step.
+    fn read_step(&mut self, number: u64) -> Result<Step> {
+        let comm = self.parts.comm;
+        let _doing = comm.work(|| format!("reading the data of step {number}"));
+        Ok(self.loader.next_step()?)
+    }
+
+    /// Returns the sums of this rank's forward and backward passes.
+    fn passes(&self, number: u64, step: &Step) -> Result<Summed> {
+        let comm = self.parts.comm;
+        let _doing = comm.work(|| format!("in the forward and backward passes of step {number}"));
+        self.stepper
+            .passes(&self.state.parameters, step, &self.exchange)
+    }
+
+    /// Returns this rank's share of a step, where there are several ranks.
+    fn rank_metrics(&mut self, secs: StepSecs, busy: &[f64]) -> Option<RankMetrics> {
+        let comm = self.parts.comm;
+        if comm.rank().ranks == 1 {
+            return None;
+        }
+        let traffic = comm.take_traffic();
+        Some(secs.rank_metrics(traffic, self.times.observe(busy)))
+    }
+
+    /// Returns the money spent on the run, if the recipe has a price.
+    fn spent(&self) -> Option<f64> {
+        let price = self.recipe().run.price_per_hour?;
+        Some(price * self.secs() / 3600.0)
+    }
+
+    fn recipe(&self) -> &'a Recipe {
+        &self.parts.checked.recipe
     }
 
     /// Returns the learning rate of the next update: the schedule's, times the factor of the guard.
@@ -373,8 +421,10 @@ impl<'a> Run<'a> {
     /// Records a step for the black box and the vital signs.
     fn remember(&mut self, step: &Step, passes: &Passes, lr: f64) {
         self.recorder.record(step, passes, lr);
-        for &(time, loss) in passes.samples.iter().filter(|(_, loss)| loss.is_finite()) {
-            self.losses.add(time, f64::from(loss), 1.0);
+        for &(time, loss) in &passes.samples {
+            if loss.is_finite() {
+                self.losses.add(time, f64::from(loss), 1.0);
+            }
         }
     }
 

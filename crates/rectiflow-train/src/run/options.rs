@@ -46,7 +46,8 @@ impl fmt::Debug for Options<'_> {
         } = self;
         write!(
             f,
-            "Options {{ branch_from: {branch_from:?}, acknowledge_stop: {acknowledge_stop}, launch: {launch:?} }}"
+            "Options {{ branch_from: {branch_from:?}, acknowledge_stop: {acknowledge_stop}, \
+             launch: {launch:?} }}"
         )
     }
 }

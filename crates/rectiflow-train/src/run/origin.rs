@@ -50,11 +50,39 @@ enum Choice {
     Branch(PathBuf, Ancestor),
 }
 
+impl Choice {
+    fn of(origin: &Origin) -> Self {
+        match origin {
+            Origin::Base => Self::Base,
+            Origin::Resume(found, changed) => Self::Resume(found.path.clone(), changed.clone()),
+            Origin::Branch(found, ancestor) => Self::Branch(found.path.clone(), ancestor.clone()),
+        }
+    }
+
+    /// Reads the checkpoint that rank 0 has verified.
+    fn read(self) -> Result<Origin> {
+        Ok(match self {
+            Self::Base => Origin::Base,
+            Self::Resume(path, changed) => Origin::Resume(Found::read(path)?, changed),
+            Self::Branch(path, ancestor) => Origin::Branch(Found::read(path)?, ancestor),
+        })
+    }
+}
+
 /// A checkpoint whose files have been verified, and its `state.json`.
 #[derive(Debug)]
 pub(crate) struct Found {
     pub(crate) path: PathBuf,
     pub(crate) saved: Saved,
+}
+
+impl Found {
+    fn read(path: PathBuf) -> Result<Self> {
+        Ok(Self {
+            saved: Saved::read(&path)?,
+            path,
+        })
+    }
 }
 
 impl Origin {
@@ -70,22 +98,18 @@ impl Origin {
         branch_from: Option<&Path>,
     ) -> Result<Self> {
         if let Some(path) = checkpoints.newest_sound()? {
-            let found = Found {
-                saved: Saved::read(&path)?,
-                path,
-            };
+            let found = Found::read(path)?;
             if let Some(asked) = branch_from {
                 check_came_from(checked, &found.saved, asked)?;
             }
             let changed = allowed_changes(checked, &found)?;
             return Ok(Self::Resume(found, changed));
         }
-        match branch_from {
-            None => Ok(Self::Base),
-            Some(path) => {
-                ancestor(checked, path).map(|(found, ancestor)| Self::Branch(found, ancestor))
-            }
-        }
+        let Some(path) = branch_from else {
+            return Ok(Self::Base);
+        };
+        let (found, ancestor) = ancestor(checked, path)?;
+        Ok(Self::Branch(found, ancestor))
     }
 
     /// As [`Self::find`], but done by rank 0 for all ranks, since it may set damaged checkpoints
@@ -102,27 +126,13 @@ impl Origin {
         let mut found = None;
         let choice = comm.first(|| {
             let origin = Self::find(checked, checkpoints, branch_from)?;
-            let choice = match &origin {
-                Self::Base => Choice::Base,
-                Self::Resume(found, changed) => Choice::Resume(found.path.clone(), changed.clone()),
-                Self::Branch(found, ancestor) => {
-                    Choice::Branch(found.path.clone(), ancestor.clone())
-                }
-            };
+            let choice = Choice::of(&origin);
             found = Some(origin);
             Ok(choice)
         })?;
-        let at = |path: PathBuf| -> Result<Found> {
-            Ok(Found {
-                saved: Saved::read(&path)?,
-                path,
-            })
-        };
-        match (found, choice) {
-            (Some(origin), _) => Ok(origin),
-            (None, Choice::Base) => Ok(Self::Base),
-            (None, Choice::Resume(path, changed)) => Ok(Self::Resume(at(path)?, changed)),
-            (None, Choice::Branch(path, ancestor)) => Ok(Self::Branch(at(path)?, ancestor)),
+        match found {
+            Some(origin) => Ok(origin),
+            None => choice.read(),
         }
     }
 
@@ -141,18 +151,17 @@ impl Origin {
     /// As [`Components::find`], or [`Error::Io`], [`Error::OtherRank`], [`Error::Collective`].
     pub(crate) fn components(&self, checked: &Checked, comm: &Comm) -> Result<Components> {
         let mut components = Components::find(self.model(checked))?;
-        if let Self::Branch(found, _) = self {
-            for component in Component::ALL
-                .into_iter()
-                .filter(|&component| !checked.recipe.train.trains(component))
-            {
-                let folder = components.folder(component).to_owned();
-                if folder.starts_with(&found.path) {
-                    let place = checked.recipe.run.dir.join("base").join(component.folder());
-                    comm.first(|| keep(&folder, &place))?;
-                    components.replace(component, place);
-                }
+        let Self::Branch(found, _) = self else {
+            return Ok(components);
+        };
+        for component in Component::ALL {
+            let folder = components.folder(component).to_owned();
+            if checked.recipe.train.trains(component) || !folder.starts_with(&found.path) {
+                continue;
             }
+            let place = checked.recipe.run.dir.join("base").join(component.folder());
+            comm.first(|| keep(&folder, &place))?;
+            components.replace(component, place);
         }
         Ok(components)
     }
@@ -173,7 +182,8 @@ impl Origin {
 /// step.
 pub(crate) fn step_at(order: &Order, epochs: f64) -> u64 {
     let epoch = epochs.floor() as u64;
-    let (start, end) = (order.epoch_start(epoch), order.epoch_start(epoch + 1));
+    let start = order.epoch_start(epoch);
+    let end = order.epoch_start(epoch + 1);
     let micro_batch = start + ((end - start) as f64 * epochs.fract()).round() as u64;
     micro_batch / order.settings().micro_batches as u64
 }
@@ -182,7 +192,8 @@ pub(crate) fn step_at(order: &Order, epochs: f64) -> u64 {
 pub(crate) fn epochs_at(order: &Order, step: u64) -> f64 {
     let micro_batch = step * order.settings().micro_batches as u64;
     let epoch = order.epoch_of(micro_batch);
-    let (start, end) = (order.epoch_start(epoch), order.epoch_start(epoch + 1));
+    let start = order.epoch_start(epoch);
+    let end = order.epoch_start(epoch + 1);
     epoch as f64 + (micro_batch - start) as f64 / (end - start).max(1) as f64
 }
 
@@ -193,54 +204,62 @@ fn check_came_from(checked: &Checked, saved: &Saved, asked: &Path) -> Result<()>
         .canonicalize()
         .or_else(|_| std::path::absolute(asked))
         .map_err(Error::io(asked))?;
-    if saved
-        .lineage
-        .last()
-        .is_some_and(|ancestor| ancestor.checkpoint == full)
+    if let Some(ancestor) = saved.lineage.last()
+        && ancestor.checkpoint == full
     {
         return Ok(());
     }
     let run_dir = checked.recipe.run.dir.display();
     let reason =
         format!("{run_dir} has checkpoints of a run that began elsewhere; choose another run.dir");
-    Err(Error::Branch {
-        checkpoint: asked.to_owned(),
-        reason,
-    })
+    Err(no_branch(asked, reason))
 }
 
 /// Returns the checkpoint to branch from, and its record for the lineage.
 fn ancestor(checked: &Checked, path: &Path) -> Result<(Found, Ancestor)> {
-    let fail = |reason: String| Error::Branch {
-        checkpoint: path.to_owned(),
-        reason,
+    let folder = match path.canonicalize() {
+        Ok(folder) => folder,
+        Err(error) => return Err(no_branch(path, error.to_string())),
     };
-    let folder = path
-        .canonicalize()
-        .map_err(|error| fail(error.to_string()))?;
-    verify(&folder).map_err(|error| fail(format!("expected a sound checkpoint: {error}")))?;
-    let saved = Saved::read(&folder)?;
-    let (seen, samples) = (saved.position.samples, checked.recipe.train.samples);
+    if let Err(error) = verify(&folder) {
+        let reason = format!("expected a sound checkpoint: {error}");
+        return Err(no_branch(path, reason));
+    }
+    let found = Found::read(folder)?;
+    let seen = found.saved.position.samples;
+    let samples = checked.recipe.train.samples;
     if seen >= samples {
         let reason = format!(
             "it has seen {seen} samples, and train.samples = {samples} includes them; raise it"
         );
-        return Err(fail(reason));
+        return Err(no_branch(path, reason));
     }
-    let changed = recipe_changes(checked, &folder).map_err(fail)?;
-    let ancestor = Ancestor {
-        checkpoint: folder.clone(),
-        blake3: hash_file(&folder.join("state.json"))?,
-        position: saved.position,
-        changed: changed.into_iter().map(|change| change.line).collect(),
+    let changed = match recipe_changes(checked, &found.path) {
+        Ok(changes) => lines(changes),
+        Err(reason) => return Err(no_branch(path, reason)),
     };
-    Ok((
-        Found {
-            path: folder,
-            saved,
-        },
-        ancestor,
-    ))
+    let ancestor = Ancestor {
+        checkpoint: found.path.clone(),
+        blake3: hash_file(&found.path.join("state.json"))?,
+        position: found.saved.position,
+        changed,
+    };
+    Ok((found, ancestor))
+}
+
+fn no_branch(path: &Path, reason: String) -> Error {
+    Error::Branch {
+        checkpoint: path.to_owned(),
+        reason,
+    }
+}
+
+fn lines(changes: Vec<Change>) -> Vec<String> {
+    let mut lines = Vec::with_capacity(changes.len());
+    for change in changes {
+        lines.push(change.line);
+    }
+    lines
 }
 
 fn recipe_changes(
@@ -253,24 +272,20 @@ fn recipe_changes(
 
 /// Returns the changes of the recipe since the run's checkpoint, if a resumed run may have them.
 fn allowed_changes(checked: &Checked, found: &Found) -> Result<Vec<String>> {
-    let changes = recipe_changes(checked, &found.path).map_err(|reason| Error::Checkpoint {
-        path: found.path.clone(),
-        reason,
-    })?;
-    let refused: Vec<String> = changes
-        .iter()
-        .filter(|change| !change.is_harmless())
-        .map(|change| change.line.clone())
-        .collect();
-    if !refused.is_empty() {
-        let (run_dir, checkpoint) = (checked.recipe.run.dir.clone(), found.path.clone());
-        return Err(Error::Changed {
-            run_dir,
-            checkpoint,
-            changes: refused,
-        });
+    let changes = match recipe_changes(checked, &found.path) {
+        Ok(changes) => changes,
+        Err(reason) => return Err(Error::checkpoint(&found.path, reason)),
+    };
+    let mut refused = changes.clone();
+    refused.retain(|change| !change.is_harmless());
+    if refused.is_empty() {
+        return Ok(lines(changes));
     }
-    Ok(changes.into_iter().map(|change| change.line).collect())
+    Err(Error::Changed {
+        run_dir: checked.recipe.run.dir.clone(),
+        checkpoint: found.path.clone(),
+        changes: lines(refused),
+    })
 }
 
 /// Copies a component's folder into the run folder.

@@ -8,6 +8,7 @@
 use std::path::Path;
 
 use rectiflow_data::{batch::Step, loader::Loader, order::RankOf};
+use rectiflow_sdxl::model::Model;
 
 use crate::{
     checkpoint::{Saved, components::Components, model, restore, verify},
@@ -48,12 +49,14 @@ impl Replayed {
     /// Whether loss and norm are those of the run, except for the last bit, which JSON may lose;
     /// `None` if the black box does not have the step.
     pub fn is_as_seen(&self) -> Option<bool> {
-        let same = |a: f64, b: f64| {
-            a == b || (a - b).abs() <= 1e-15 * b.abs() || (a.is_nan() && b.is_nan())
-        };
-        self.seen
-            .map(|(loss, norm)| same(self.loss, loss) && same(self.gradient_norm, norm))
+        let (loss, norm) = self.seen?;
+        Some(is_same(self.loss, loss) && is_same(self.gradient_norm, norm))
     }
+}
+
+/// Whether two numbers differ by at most the last bit, or are both NaN.
+fn is_same(a: f64, b: f64) -> bool {
+    a == b || (a - b).abs() <= 1e-15 * b.abs() || (a.is_nan() && b.is_nan())
 }
 
 /// Replays a black box up to the step that the guard acted on; each step is passed to `observe`.
@@ -64,131 +67,169 @@ impl Replayed {
 pub fn replay(path: &Path, observe: &mut dyn FnMut(&Replayed)) -> Result<()> {
     let black_box = BlackBox::read(path)?;
     let checked = Recipe::parse(&black_box.recipe, path)?;
-    let Some(end) = black_box.steps.last().map(|step| step.step + 1) else {
-        return Err(Error::Checkpoint {
-            path: path.to_owned(),
-            reason: "it has no steps".to_owned(),
-        });
+    let Some(last) = black_box.steps.last() else {
+        return Err(Error::checkpoint(path, "it has no steps"));
     };
     let sources = open_sources(&checked)?;
-    let mut loader = Loader::new(sources, checked.order.clone(), RankOf::ONLY)?;
+    let loader = Loader::new(sources, checked.order.clone(), RankOf::ONLY)?;
     let start = black_box.checkpoint.as_deref();
-    let place = start.unwrap_or(&checked.recipe.model.base);
-    let random = if start.is_none() {
-        &checked.random[..]
-    } else {
-        &[]
+    let model = open_model(&checked, start)?;
+    let mut replay = Replay {
+        stepper: Stepper::new(&checked, &model),
+        state: fresh_state(&checked, &model, &Comm::alone()),
+        guard: GuardState::default(),
+        checked: &checked,
+        loader,
     };
-    let options = model::base_options(checked.device, random, checked.recipe.run.seed);
-    let mut model = model::open_components(place, &Components::find(place)?, &options)?;
-    // Gradients do not depend on which blocks are recomputed.
-    RecomputedBlocks::All(checked.recipe.memory.checkpointing != Checkpointing::Off)
-        .apply(&mut model.unet);
-    let stepper = Stepper::new(&checked, &model);
-    let comm = Comm::alone();
-    let mut state = fresh_state(&checked, &model, &comm);
-    let mut guard = GuardState::default();
     if let Some(checkpoint) = start {
-        guard = go_to(checkpoint, &loader, &mut state)?;
+        replay.go_to(checkpoint)?;
     }
-    loader.seek(state.position.cursor);
-    while state.position.cursor < end {
-        let step = loader.next_step()?;
-        let again = make(&checked, &stepper, &mut state, &mut guard, &step)?;
+    replay.loader.seek(replay.state.position.cursor);
+    while replay.state.position.cursor <= last.step {
+        let step = replay.loader.next_step()?;
+        let mut repeated = replay.repeat(&step)?;
         let known = black_box.steps.iter().find(|known| known.step == step.step);
-        let seen = known.map(|known| (known.loss, known.gradient_norm));
-        observe(&Replayed {
-            seen,
-            ..again.replayed
-        });
-        if again.ends {
+        if let Some(known) = known {
+            repeated.replayed.seen = Some((known.loss, known.gradient_norm));
+        }
+        observe(&repeated.replayed);
+        if repeated.ends {
             break;
         }
     }
     Ok(())
 }
 
-/// Restores a checkpoint into the state and returns its guard.
-fn go_to(checkpoint: &Path, loader: &Loader, state: &mut TrainState) -> Result<GuardState> {
-    verify(checkpoint)?;
-    let saved = Saved::read(checkpoint)?;
-    if saved.order_hash != loader.order_hash() {
-        let reason = "the data has changed since: the same steps cannot be repeated".to_owned();
-        return Err(Error::Checkpoint {
-            path: checkpoint.to_owned(),
-            reason,
-        });
-    }
-    restore::restore(checkpoint, &saved, state)?;
-    Ok(saved.guard)
+/// Opens the model of a checkpoint, or the base model of the recipe without one.
+fn open_model(checked: &Checked, checkpoint: Option<&Path>) -> Result<Model> {
+    let (place, random) = match checkpoint {
+        Some(checkpoint) => (checkpoint, &[][..]),
+        None => (&*checked.recipe.model.base, &checked.random[..]),
+    };
+    let options = model::base_options(checked.device, random, checked.recipe.run.seed);
+    let mut model = model::open_components(place, &Components::find(place)?, &options)?;
+    // Gradients do not depend on which blocks are recomputed.
+    let is_recomputed = checked.recipe.memory.checkpointing != Checkpointing::Off;
+    RecomputedBlocks::All(is_recomputed).apply(&mut model.unet);
+    Ok(model)
 }
 
 /// A repeated step, and whether the replay ends with it.
-struct Again {
+struct Repeated {
     replayed: Replayed,
     ends: bool,
 }
 
-fn make(
-    checked: &Checked,
-    stepper: &Stepper<'_>,
-    state: &mut TrainState,
-    guard: &mut GuardState,
-    step: &Step,
-) -> Result<Again> {
-    let recipe = &checked.recipe;
-    let lr = recipe.lr.rate(state.position.samples, recipe.train.samples) * guard.acts.rate;
-    let comm = Comm::alone();
-    let exchange = Exchange::new(&comm, recipe.ranks.sharding);
-    let summed = stepper.passes(&state.parameters, step, &exchange)?;
-    let report = RankReport {
-        stop: false,
-        is_written: true,
-        busy: 0.0,
-    };
-    let (passes, _) = exchange.reduce(summed, &state.parameters, report)?;
-    let (loss, gradient_norm) = (passes.loss, passes.gradient_norm);
-    let worst = worst(step, &passes);
-    let verdict = guard.judge(
-        &recipe.guard,
-        Observation {
-            loss,
-            gradient_norm,
-        },
-    );
-    let (norm, wrong, ends) = match verdict {
-        Verdict::Continue => (f64::INFINITY, None, false),
-        Verdict::Clip { norm, .. } => (norm, None, false),
-        Verdict::Skip { reason } => (0.0, Some(reason), false),
-        Verdict::Rewind { reason, .. } | Verdict::Stop { reason } => (0.0, Some(reason), true),
-    };
-    if wrong.is_none() {
-        let _gradients = stepper.update(state, step, passes, Rates { norm, lr }, &exchange)?;
-    } else {
-        state.position.cursor = step.step + 1;
-    }
-    let replayed = Replayed {
-        step: step.step,
-        loss,
-        gradient_norm,
-        seen: None,
-        wrong,
-        worst,
-    };
-    Ok(Again { replayed, ends })
+/// A verdict of the guard, as a replay acts on it.
+struct Judged {
+    /// Norm to clip the gradient to.
+    norm: f64,
+    /// Why the step is not applied; `None` if it is applied.
+    wrong: Option<String>,
+    ends: bool,
 }
 
-fn worst(step: &Step, passes: &Passes) -> SeenSample {
-    let badness = |sample: &SeenSample| {
-        if sample.loss.is_nan() {
-            f64::INFINITY
-        } else {
-            sample.loss
+impl From<Verdict> for Judged {
+    fn from(verdict: Verdict) -> Self {
+        let (norm, wrong, ends) = match verdict {
+            Verdict::Continue => (f64::INFINITY, None, false),
+            Verdict::Clip { norm, .. } => (norm, None, false),
+            Verdict::Skip { reason } => (0.0, Some(reason), false),
+            Verdict::Rewind { reason, .. } | Verdict::Stop { reason } => (0.0, Some(reason), true),
+        };
+        Self { norm, wrong, ends }
+    }
+}
+
+/// A replay between two steps.
+struct Replay<'a> {
+    checked: &'a Checked,
+    loader: Loader,
+    stepper: Stepper<'a>,
+    state: TrainState,
+    guard: GuardState,
+}
+
+impl Replay<'_> {
+    /// Restores a checkpoint into the state and the guard.
+    fn go_to(&mut self, checkpoint: &Path) -> Result<()> {
+        verify(checkpoint)?;
+        let saved = Saved::read(checkpoint)?;
+        if saved.order_hash != self.loader.order_hash() {
+            let reason = "the data has changed since: the same steps cannot be repeated";
+            return Err(Error::checkpoint(checkpoint, reason));
         }
-    };
-    let worse = |a: SeenSample, b: SeenSample| if badness(&b) > badness(&a) { b } else { a };
-    samples_of(step, passes)
-        .into_iter()
-        .reduce(worse)
-        .expect("a step has samples")
+        restore::restore(checkpoint, &saved, &mut self.state)?;
+        self.guard = saved.guard;
+        Ok(())
+    }
+
+    /// Repeats a step as the run did it, except for snapshots.
+    fn repeat(&mut self, step: &Step) -> Result<Repeated> {
+        let recipe = &self.checked.recipe;
+        let seen_samples = self.state.position.samples;
+        let lr = recipe.lr.rate(seen_samples, recipe.train.samples) * self.guard.acts.rate;
+
+        // The forward and backward passes.
+        let comm = Comm::alone();
+        let exchange = Exchange::new(&comm, recipe.ranks.sharding);
+        let parameters = &self.state.parameters;
+        let summed = self.stepper.passes(parameters, step, &exchange)?;
+        let report = RankReport {
+            stop: false,
+            is_written: true,
+            busy: 0.0,
+        };
+        let (passes, _) = exchange.reduce(summed, parameters, report)?;
+
+        // The verdict, then the update.
+        let seen = Observation {
+            loss: passes.loss,
+            gradient_norm: passes.gradient_norm,
+        };
+        let worst = worst(step, &passes);
+        let judged = Judged::from(self.guard.judge(&recipe.guard, seen));
+        if judged.wrong.is_none() {
+            let rates = Rates {
+                norm: judged.norm,
+                lr,
+            };
+            let state = &mut self.state;
+            let _gradients = self.stepper.update(state, step, passes, rates, &exchange)?;
+        } else {
+            self.state.position.cursor = step.step + 1;
+        }
+        Ok(Repeated {
+            replayed: Replayed {
+                step: step.step,
+                loss: seen.loss,
+                gradient_norm: seen.gradient_norm,
+                seen: None,
+                wrong: judged.wrong,
+                worst,
+            },
+            ends: judged.ends,
+        })
+    }
+}
+
+/// Returns the first sample whose loss is not finite, or the sample with the highest loss.
+fn worst(step: &Step, passes: &Passes) -> SeenSample {
+    let mut samples = samples_of(step, passes).into_iter();
+    let mut worst = samples.next().expect("a step has samples");
+    for sample in samples {
+        if badness(&sample) > badness(&worst) {
+            worst = sample;
+        }
+    }
+    worst
+}
+
+/// Returns the loss, or infinity for NaN.
+fn badness(sample: &SeenSample) -> f64 {
+    if sample.loss.is_nan() {
+        f64::INFINITY
+    } else {
+        sample.loss
+    }
 }

@@ -2,7 +2,10 @@
 //! name some steps later. A failed write is only a warning, since space may be freed before the
 //! next checkpoint is due.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use crate::{
     checkpoint::{
@@ -81,53 +84,43 @@ impl<'a> Saver<'a> {
     /// Begins to write a checkpoint unless this step has one. `goes_on`: whether training continues
     /// meanwhile.
     pub(super) fn begin(&mut self, moment: &Moment<'_>, goes_on: bool) -> Result<()> {
-        let Moment {
-            state,
-            guard,
-            epochs,
-            secs,
-        } = *moment;
-        let step = state.position.cursor;
+        let step = moment.state.position.cursor;
         if self.last.as_ref().is_some_and(|(saved, _)| *saved == step) {
             return Ok(());
         }
-        let Parts {
-            checked,
-            checkpoints,
-            trained,
-            comm,
-            ..
-        } = self.parts;
+        let comm = self.parts.comm;
         let _doing = comm.long("saving a checkpoint");
-        let groups = state
-            .parameters
-            .groups
-            .iter()
-            .map(|group| group.component.clone());
-        let saved = Saved {
-            position: state.position,
-            epochs,
-            moments_from: groups.zip(state.moments_from.iter().copied()).collect(),
-            passed_over: state
-                .passed_over
-                .iter()
-                .map(|steps| (steps.start, steps.end))
-                .collect(),
-            guard: guard.clone(),
-            secs,
-            ..self.template.clone()
-        };
-        let recipe = &checked.recipe.to_toml();
-        let save = Save {
-            saved: &saved,
-            recipe,
-            trained,
-            state,
+        self.pending = Some(self.parts.checkpoints.begin(&Save {
+            saved: &self.saved(moment),
+            recipe: &self.parts.checked.recipe.to_toml(),
+            trained: self.parts.trained,
+            state: moment.state,
             comm,
             goes_on,
-        };
-        self.pending = Some(checkpoints.begin(&save)?);
+        })?);
         Ok(())
+    }
+
+    /// Returns the `state.json` of a checkpoint.
+    fn saved(&self, moment: &Moment<'_>) -> Saved {
+        let state = moment.state;
+        let mut moments_from = BTreeMap::new();
+        for (group, from) in state.parameters.groups.iter().zip(&state.moments_from) {
+            moments_from.insert(group.component.clone(), *from);
+        }
+        let mut passed_over = Vec::new();
+        for steps in &state.passed_over {
+            passed_over.push((steps.start, steps.end));
+        }
+        Saved {
+            position: state.position,
+            epochs: moment.epochs,
+            moments_from,
+            passed_over,
+            guard: moment.guard.clone(),
+            secs: moment.secs,
+            ..self.template.clone()
+        }
     }
 
     /// Waits for the checkpoint that is being written, if any, and renames it to its final name.
@@ -139,12 +132,11 @@ impl<'a> Saver<'a> {
             checkpoints, comm, ..
         } = self.parts;
         let _doing = comm.long("saving a checkpoint");
-        let (step, began) = (pending.step, pending.began);
+        let step = pending.step;
+        let began = pending.began;
         let place = checkpoints.finish(pending, comm)?;
-        let name = place
-            .file_name()
-            .map(|name| name.to_string_lossy().into_owned())
-            .unwrap_or_default();
+        let name = place.file_name().unwrap_or_default();
+        let name = name.to_string_lossy().into_owned();
         self.last = Some((step, place));
         Ok(Some(Event::Checkpoint {
             step,
@@ -169,8 +161,8 @@ pub(super) fn or_warn(step: u64, saved: Result<Option<Event>>) -> Result<Option<
         Err(error @ (Error::Collective { .. } | Error::Launch { .. })) => Err(error),
         Err(error) => {
             tracing::error!(
-                "the checkpoint of step {step} could NOT be written: {error}. Training continues; if it stops now, \
-                 everything since the last checkpoint is lost"
+                "the checkpoint of step {step} could NOT be written: {error}. Training continues; \
+                 if it stops now, everything since the last checkpoint is lost"
             );
             Ok(Some(Event::SaveFailed {
                 step,

@@ -23,7 +23,7 @@ use crate::{
     guard::GuardState,
     measure::metrics::Start,
     ranks::{comm::Comm, exchange::share, launch::Launch},
-    recipe::{Checked, Recipe, changes::changes, sections::DataConfig},
+    recipe::{Checked, Recipe, changes::changes},
     run::{origin::Origin, stop_file},
     state::{Position, TrainState, optim::Optimizer},
 };
@@ -50,10 +50,12 @@ pub(crate) fn for_rank(checked: &Checked, launch: Option<&Launch>) -> Result<Che
     let (Some(launch), "cuda") = (launch, checked.recipe.run.device.as_str()) else {
         return Ok(checked);
     };
-    let (index, found) = (launch.local_rank, Cuda::device_count());
+    let index = launch.local_rank;
+    let found = Cuda::device_count();
     if index as i64 >= found {
         let reason = format!(
-            "LOCAL_RANK {index} needs the GPU cuda:{index}, but libtorch sees {found} GPUs on this machine"
+            "LOCAL_RANK {index} needs the GPU cuda:{index}, but libtorch sees {found} GPUs on \
+             this machine"
         );
         return Err(Error::Launch { reason });
     }
@@ -78,18 +80,18 @@ pub(crate) fn open_folder(
         file = Some(lock(run_dir)?);
         stop_file::check(run_dir, acknowledge)
     })?;
-    let is_there = run_dir.join(LOCK).is_file();
-    let reason = || {
-        let (rank, run_dir) = (comm.rank().rank, run_dir.display());
-        format!(
-            "rank {rank} does not see the folder {run_dir} of rank 0: run.dir must be on storage that all ranks share"
-        )
-    };
-    comm.all_could(if is_there {
+    let seen = if run_dir.join(LOCK).is_file() {
         Ok(())
     } else {
-        Err(Error::Launch { reason: reason() })
-    })?;
+        let rank = comm.rank().rank;
+        let run_dir = run_dir.display();
+        let reason = format!(
+            "rank {rank} does not see the folder {run_dir} of rank 0: run.dir must be on storage \
+             that all ranks share"
+        );
+        Err(Error::Launch { reason })
+    };
+    comm.all_could(seen)?;
     Ok((file, acknowledged))
 }
 
@@ -98,39 +100,40 @@ pub(crate) fn open_folder(
 /// # Errors
 /// [`Error::Launch`] naming what differs.
 pub(crate) fn check_same_start(comm: &Comm, recipe: &Recipe) -> Result<()> {
-    let rank = comm.rank().rank;
-    let (own, program) = (
-        recipe.to_toml(),
-        if comm.rank().ranks == 1 {
-            String::new()
-        } else {
-            program_identity()?
-        },
-    );
+    let own = recipe.to_toml();
+    let program = if comm.rank().ranks == 1 {
+        String::new()
+    } else {
+        program_identity()?
+    };
     let recipes = comm.gather_texts(&own)?;
     let programs = comm.gather_texts(&program)?;
     let mut differing = Vec::new();
     if recipes[0] != own {
         let changes = changes(&recipes[0], recipe).map_err(|reason| Error::Launch { reason })?;
-        differing.extend(
-            changes
-                .into_iter()
-                .filter(|change| !change.is_of_machine())
-                .map(|change| change.line),
-        );
+        for change in changes {
+            if !change.is_of_machine() {
+                differing.push(change.line);
+            }
+        }
     }
     if programs[0] != program {
         differing.push(format!("the program: {} -> {program}", programs[0]));
     }
+    comm.all_could(check_none_differs(comm, &differing))
+}
+
+/// Fails if this rank differs from rank 0 in anything.
+fn check_none_differs(comm: &Comm, differing: &[String]) -> Result<()> {
+    if differing.is_empty() {
+        return Ok(());
+    }
+    let rank = comm.rank().rank;
     let reason = format!(
         "rank {rank} differs from rank 0 in {}; give all ranks the same",
         differing.join(", ")
     );
-    comm.all_could(if differing.is_empty() {
-        Ok(())
-    } else {
-        Err(Error::Launch { reason })
-    })
+    Err(Error::Launch { reason })
 }
 
 /// Checks that all ranks have the data sets and the order of rank 0.
@@ -138,13 +141,8 @@ pub(crate) fn check_same_start(comm: &Comm, recipe: &Recipe) -> Result<()> {
 /// # Errors
 /// [`Error::Launch`] naming what differs.
 pub(crate) fn check_same_data(comm: &Comm, sources: &[Source], order_hash: &str) -> Result<()> {
-    let identities: Vec<String> = sources
-        .iter()
-        .map(|source| source.dataset.identity())
-        .collect();
-    let rank = comm.rank().rank;
     let mut differing = Vec::new();
-    for (index, own) in identities.iter().enumerate() {
+    for (index, own) in identities(sources).iter().enumerate() {
         let all = comm.gather_texts(own)?;
         if all[0] != *own {
             differing.push(format!("data[{index}]: {} -> {own}", all[0]));
@@ -157,15 +155,16 @@ pub(crate) fn check_same_data(comm: &Comm, sources: &[Source], order_hash: &str)
             orders[0]
         ));
     }
-    let reason = format!(
-        "rank {rank} differs from rank 0 in {}; give all ranks the same",
-        differing.join(", ")
-    );
-    comm.all_could(if differing.is_empty() {
-        Ok(())
-    } else {
-        Err(Error::Launch { reason })
-    })
+    comm.all_could(check_none_differs(comm, &differing))
+}
+
+/// Returns the identities of the data sets.
+fn identities(sources: &[Source]) -> Vec<String> {
+    let mut found = Vec::with_capacity(sources.len());
+    for source in sources {
+        found.push(source.dataset.identity());
+    }
+    found
 }
 
 const LOCK: &str = "lock";
@@ -186,24 +185,19 @@ fn lock(run_dir: &Path) -> Result<File> {
 
 pub(crate) fn open_sources(checked: &Checked) -> Result<Vec<Source>> {
     let cache = checked.recipe.run.open_cache()?;
-    let open = |(data, amount): (&DataConfig, _)| {
+    let mut sources = Vec::new();
+    for (data, amount) in checked.recipe.data.iter().zip(&checked.amounts) {
         let mut dataset = Dataset::open(&data.path)?;
         if let Some(cache) = &cache {
             dataset = dataset.with_cache(cache);
         }
-        Ok(Source {
+        sources.push(Source {
             dataset: Arc::new(dataset),
             prompt: data.prompt.clone(),
-            amount,
-        })
-    };
-    checked
-        .recipe
-        .data
-        .iter()
-        .zip(checked.amounts.iter().cloned())
-        .map(open)
-        .collect()
+            amount: *amount,
+        });
+    }
+    Ok(sources)
 }
 
 /// Checks that the data sets were encoded with the model's VAE: latents of another one would train
@@ -214,16 +208,14 @@ pub(crate) fn check_vae(checked: &Checked, base: &Components, sources: &[Source]
         let codec = &source.dataset.manifest().codec;
         if codec.hash != found {
             let reason = format!(
-                "its latents were made by the VAE {} (BLAKE3 {}), but the model's VAE {} has BLAKE3 {found}; \
-                 prepare the data set with this VAE or choose a model with the other one",
+                "its latents were made by the VAE {} (BLAKE3 {}), but the model's VAE {} has \
+                 BLAKE3 {found}; prepare the data set with this VAE or choose a \
+                 model with the other one",
                 codec.vae,
                 codec.hash,
                 base.folder(Component::Vae).display()
             );
-            return Err(Error::Checkpoint {
-                path: data.path.clone(),
-                reason,
-            });
+            return Err(Error::checkpoint(&data.path, reason));
         }
     }
     Ok(())
@@ -237,29 +229,31 @@ fn trained_components(checked: &Checked) -> impl Iterator<Item = Component> {
 
 /// Returns the trained components with their configuration files.
 pub(crate) fn find_trained(checked: &Checked, components: &Components) -> Result<Vec<Trained>> {
-    let read = |component| {
+    let mut found = Vec::new();
+    for component in trained_components(checked) {
         let path = components.folder(component).join("config.json");
-        Ok(Trained {
+        found.push(Trained {
             component,
             config: fs::read(&path).map_err(Error::io(&path))?,
-        })
-    };
-    trained_components(checked).map(read).collect()
+        });
+    }
+    Ok(found)
 }
 
 /// Returns the state before the first step, from the model's weights: the part that this rank
 /// keeps.
 pub(crate) fn fresh_state(checked: &Checked, model: &Model, comm: &Comm) -> TrainState {
     let parameters = adopt::apply(checked, model, share(comm, checked.recipe.ranks.sharding));
+    let average = if checked.recipe.ema.half_life_samples.is_some() {
+        Some(parameters.masters.copy())
+    } else {
+        None
+    };
     TrainState {
         position: Position::default(),
         optimizer: Optimizer::new(checked.recipe.optimizer.clone(), &parameters.masters),
         moments_from: vec![0; parameters.groups.len()],
-        average: checked
-            .recipe
-            .ema
-            .half_life_samples
-            .map(|_| parameters.masters.copy()),
+        average,
         passed_over: Vec::new(),
         parameters,
     }
@@ -269,32 +263,13 @@ impl Parts<'_> {
     /// Returns the part of a checkpoint's `state.json` that is the same for all checkpoints of this
     /// process.
     pub(crate) fn template(&self, loader: &Loader, state: &TrainState) -> Result<Saved> {
-        let trained: Vec<_> = trained_components(self.checked).collect();
-        let frozen = Component::ALL
-            .into_iter()
-            .filter(|component| !trained.contains(component))
-            .map(|component| {
-                let folder = self.components.folder(component);
-                let path = folder.canonicalize().map_err(Error::io(folder))?;
-                Ok((
-                    component.folder().to_owned(),
-                    Frozen {
-                        blake3: self.components.blake3(component)?.to_owned(),
-                        path,
-                    },
-                ))
-            });
         Ok(Saved {
             format: Saved::format(),
             position: Position::default(),
             order_hash: loader.order_hash(),
             objective: self.checked.recipe.objective.clone(),
-            frozen: frozen.collect::<Result<_>>()?,
-            data: self
-                .sources
-                .iter()
-                .map(|source| source.dataset.identity())
-                .collect(),
+            frozen: self.frozen()?,
+            data: identities(self.sources),
             program: program_identity()?,
             layout: Saved::layout(&state.parameters.slices),
             shards: state.parameters.partition.ranks(),
@@ -308,6 +283,21 @@ impl Parts<'_> {
         })
     }
 
+    /// Returns the components that are not trained, by the names of their folders.
+    fn frozen(&self) -> Result<BTreeMap<String, Frozen>> {
+        let mut found = BTreeMap::new();
+        for component in Component::ALL {
+            if self.checked.recipe.train.trains(component) {
+                continue;
+            }
+            let folder = self.components.folder(component);
+            let path = folder.canonicalize().map_err(Error::io(folder))?;
+            let blake3 = self.components.blake3(component)?.to_owned();
+            found.insert(component.folder().to_owned(), Frozen { blake3, path });
+        }
+        Ok(found)
+    }
+
     /// Returns the event that a process records when it begins.
     pub(crate) fn start_event(
         &self,
@@ -316,19 +306,20 @@ impl Parts<'_> {
         num_test: u64,
         snapshot_bytes: u64,
     ) -> Start {
-        let (branched_from, changes) = match self.origin {
-            Origin::Base => (None, Vec::new()),
-            Origin::Resume(_, changes) => (None, changes.clone()),
+        let mut branched_from = None;
+        let mut changes = Vec::new();
+        match self.origin {
+            Origin::Base => {}
+            Origin::Resume(_, changed) => changes.clone_from(changed),
             Origin::Branch(_, ancestor) => {
-                (Some(ancestor.checkpoint.clone()), ancestor.changed.clone())
+                branched_from = Some(ancestor.checkpoint.clone());
+                changes.clone_from(&ancestor.changed);
             }
-        };
+        }
         let ranks = self.comm.rank().ranks;
         Start {
             step: state.position.cursor,
-            unix_secs: SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, |time| time.as_secs()),
+            unix_secs: unix_secs(),
             order_hash: loader.order_hash(),
             num_parameters: state.parameters.num_parameters() as u64,
             num_train: count(self.sources, Split::Train),
@@ -355,34 +346,48 @@ pub(crate) fn program_identity() -> Result<String> {
     ))
 }
 
-fn count(sources: &[Source], split: Split) -> u64 {
-    sources
-        .iter()
-        .flat_map(|source| source.dataset.buckets(split))
-        .map(|bucket| bucket.num_rows)
-        .sum()
+/// Returns the seconds since 1970.
+fn unix_secs() -> u64 {
+    match SystemTime::now().duration_since(UNIX_EPOCH) {
+        Ok(time) => time.as_secs(),
+        Err(_) => 0,
+    }
 }
 
-fn bucket_counts(sources: &[Source]) -> Vec<(u32, u32, u64, u64)> {
-    let mut counts = BTreeMap::<(u32, u32), (u64, u64)>::new();
+fn count(sources: &[Source], split: Split) -> u64 {
+    let mut sum = 0;
     for source in sources {
-        for bucket in source.dataset.buckets(Split::Train) {
-            counts
-                .entry((bucket.width_px, bucket.height_px))
-                .or_default()
-                .0 += bucket.num_rows;
-        }
-        for bucket in source.dataset.buckets(Split::Test) {
-            counts
-                .entry((bucket.width_px, bucket.height_px))
-                .or_default()
-                .1 += bucket.num_rows;
+        for bucket in source.dataset.buckets(split) {
+            sum += bucket.num_rows;
         }
     }
-    let mut rows: Vec<_> = counts
-        .into_iter()
-        .map(|((w, h), (train, test))| (w, h, train, test))
-        .collect();
+    sum
+}
+
+/// Rows of a bucket.
+#[derive(Default)]
+struct Rows {
+    train: u64,
+    test: u64,
+}
+
+/// Returns the buckets as (width, height, training rows, test rows), the largest first.
+fn bucket_counts(sources: &[Source]) -> Vec<(u32, u32, u64, u64)> {
+    let mut counts = BTreeMap::<(u32, u32), Rows>::new();
+    for source in sources {
+        for bucket in source.dataset.buckets(Split::Train) {
+            let size = (bucket.width_px, bucket.height_px);
+            counts.entry(size).or_default().train += bucket.num_rows;
+        }
+        for bucket in source.dataset.buckets(Split::Test) {
+            let size = (bucket.width_px, bucket.height_px);
+            counts.entry(size).or_default().test += bucket.num_rows;
+        }
+    }
+    let mut rows = Vec::new();
+    for ((width, height), Rows { train, test }) in counts {
+        rows.push((width, height, train, test));
+    }
     rows.sort_by_key(|&(w, h, train, test)| (std::cmp::Reverse(train + test), w, h));
     rows
 }

@@ -20,17 +20,15 @@ pub(super) struct Seen {
 
 impl Seen {
     pub(super) fn of(passes: &Passes, state: &TrainState, lr: f64) -> Self {
-        let groups = state
-            .parameters
-            .groups
-            .iter()
-            .map(|group| group.component.clone());
+        let groups = &state.parameters.groups;
+        let mut norm_by_component = BTreeMap::new();
+        for (group, &norm) in groups.iter().zip(&passes.norm_by_group) {
+            norm_by_component.insert(group.component.clone(), Lossless(norm));
+        }
         Self {
             loss: passes.loss,
             gradient_norm: passes.gradient_norm,
-            norm_by_component: groups
-                .zip(passes.norm_by_group.iter().copied().map(Lossless))
-                .collect(),
+            norm_by_component,
             lr,
         }
     }

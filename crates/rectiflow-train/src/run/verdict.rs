@@ -3,6 +3,8 @@
 //!
 //! A verdict follows from numbers that are the same on all ranks, so that all ranks do the same.
 
+use std::path::{Path, PathBuf};
+
 use rectiflow_data::batch::Step;
 
 use crate::{
@@ -14,8 +16,8 @@ use crate::{
         vitals,
     },
     ranks::exchange::Passes,
-    run::{Run, stop_file},
-    state::{Position, gradient_vector::GradientVector},
+    run::{Run, blackbox::Evidence, stop_file},
+    state::gradient_vector::GradientVector,
     step::Rates,
 };
 
@@ -43,24 +45,24 @@ impl Run<'_> {
                 self.emit_guard("clip", reason, None);
             }
             Verdict::Skip { reason } => {
-                let black_box = self.black_box("skip", &reason)?;
-                self.state.pass_over(step.step..step.step + 1);
-                self.emit_guard("skip", reason, black_box);
+                self.skip(step, reason)?;
                 return Ok(false);
             }
-            Verdict::Rewind { reason, .. } if self.ring.is_useless() => {
-                let none = "guard.snapshot_gib leaves no room for a snapshot to go back to";
-                return Err(self.stop(step, format!("{reason}; {none}")));
-            }
             Verdict::Rewind { back, reason } => {
-                let black_box = self.black_box("rewind", &reason)?;
-                self.rewind(step, back)?;
-                self.emit_guard("rewind", reason, black_box);
+                self.rewind(step, back, reason)?;
                 return Ok(false);
             }
             Verdict::Stop { reason } => return Err(self.stop(step, reason)),
         }
         Ok(true)
+    }
+
+    /// Passes over a step without an update.
+    fn skip(&mut self, step: &Step, reason: String) -> Result<()> {
+        let black_box = self.black_box("skip", &reason)?;
+        self.state.pass_over(step.step..step.step + 1);
+        self.emit_guard("skip", reason, black_box);
+        Ok(())
     }
 
     fn update(&mut self, step: &Step, passes: Passes, rates: Rates) -> Result<()> {
@@ -80,44 +82,41 @@ impl Run<'_> {
 
     /// Measures and records the vital signs of the update just applied.
     fn take_vitals(&mut self, step: &Step, gradients: &GradientVector, lr: f64) -> Result<()> {
-        let modules = vitals::measure(
-            &self.state,
-            gradients,
-            lr,
-            &self.stepper.ratios,
-            &self.exchange,
-        )?;
-        let losses = std::mem::replace(
-            &mut self.losses,
-            Bins::new(self.parts.checked.recipe.test.bins),
-        );
-        let training = losses.of_all(self.parts.comm)?.means();
-        let largest = self
-            .parts
-            .comm
-            .gather_number(self.stepper.largest_logit(step)?)?;
-        let larger = |a: f64, b: f64| {
-            if a.is_nan() || b.is_nan() {
-                f64::NAN
-            } else {
-                a.max(b)
-            }
-        };
-        let largest = largest.into_iter().fold(f64::NEG_INFINITY, larger);
-        let (step, largest_logit) = (self.state.position.cursor, Some(Lossless(largest)));
+        let ratios = &self.stepper.ratios;
+        let modules = vitals::measure(&self.state, gradients, lr, ratios, &self.exchange)?;
+
+        // The losses by noise level since the last measurement.
+        let comm = self.parts.comm;
+        let empty = Bins::new(self.parts.checked.recipe.test.bins);
+        let losses = std::mem::replace(&mut self.losses, empty);
+        let training = losses.of_all(comm)?.means();
+
+        let logits = comm.gather_number(self.stepper.largest_logit(step)?)?;
         let vitals = VitalsMetrics {
-            step,
+            step: self.state.position.cursor,
             modules,
             training,
-            largest_logit,
+            largest_logit: Some(Lossless(largest(&logits))),
         };
         self.recorder.record_vitals(&vitals);
         self.emit(Event::Vitals(vitals));
         Ok(())
     }
 
-    /// Restores a snapshot and passes over all steps since then, this one included.
-    fn rewind(&mut self, step: &Step, back: u64) -> Result<()> {
+    /// Restores a snapshot and passes over all steps since then, this one included; stops the run
+    /// if there is no room for snapshots.
+    fn rewind(&mut self, step: &Step, back: u64, reason: String) -> Result<()> {
+        if self.ring.is_useless() {
+            let none = "guard.snapshot_gib leaves no room for a snapshot to go back to";
+            return Err(self.stop(step, format!("{reason}; {none}")));
+        }
+        let black_box = self.black_box("rewind", &reason)?;
+        self.restore_snapshot(step, back)?;
+        self.emit_guard("rewind", reason, black_box);
+        Ok(())
+    }
+
+    fn restore_snapshot(&mut self, step: &Step, back: u64) -> Result<()> {
         let update = self.state.position.update;
         let snapshot = self
             .ring
@@ -165,40 +164,54 @@ impl Run<'_> {
         self.finish_saving()?;
         let comm = self.parts.comm;
         let recipe = self.parts.checked.recipe.to_toml();
-        let checkpoint = self
-            .saver
-            .last()
-            .map(|place| place.canonicalize().unwrap_or_else(|_| place.to_owned()));
+        let checkpoint = self.saver.last().map(absolute);
         let steps = self.recorder.steps_of_all(comm)?;
-        let write = || match self.recorder.write(
-            action,
-            reason,
+        let evidence = Evidence {
+            action: action.to_owned(),
+            reason: reason.to_owned(),
             recipe,
             checkpoint,
-            (comm.rank().ranks, steps),
-        ) {
-            Ok(name) => Some(name),
+            ranks: comm.rank().ranks,
+            steps,
+        };
+        comm.first(|| match self.recorder.write(evidence) {
+            Ok(name) => Ok(Some(name)),
             Err(error) => {
                 tracing::warn!("the black box of this action could not be written: {error}");
-                None
+                Ok(None)
             }
-        };
-        comm.first(|| Ok(write()))
+        })
     }
 
     pub(super) fn emit_guard(&mut self, action: &str, reason: String, black_box: Option<String>) {
-        let Position {
-            cursor: step,
-            update,
-            ..
-        } = self.state.position;
         self.emit(Event::Guard(GuardEvent {
-            step,
+            step: self.state.position.cursor,
             action: action.to_owned(),
             reason,
-            update,
+            update: self.state.position.update,
             black_box,
         }));
+    }
+}
+
+/// Returns the largest of the ranks' logits; NaN if any is NaN.
+fn largest(logits: &[f64]) -> f64 {
+    let mut largest = f64::NEG_INFINITY;
+    for &logit in logits {
+        if largest.is_nan() || logit.is_nan() {
+            largest = f64::NAN;
+        } else {
+            largest = largest.max(logit);
+        }
+    }
+    largest
+}
+
+/// Returns the absolute path of a checkpoint, or `place` if it cannot be resolved.
+fn absolute(place: &Path) -> PathBuf {
+    match place.canonicalize() {
+        Ok(full) => full,
+        Err(_) => place.to_owned(),
     }
 }
 
