@@ -14,10 +14,9 @@ use crate::{
     error::{Error, Result},
     state::{
         TrainState,
-        flat::FlatParameters,
+        flat::{FlatParameters, copy_piece},
         layout::{Slice, intersect, narrow},
         partition::Partition,
-        write::write_to,
     },
 };
 
@@ -28,34 +27,31 @@ use crate::{
 /// [`Error::Checkpoint`] that names the first difference if the run trains other tensors;
 /// [`Error::Model`].
 pub(crate) fn restore(checkpoint: &Path, saved: &Saved, state: &mut TrainState) -> Result<()> {
-    let path = checkpoint.to_owned();
-    // The order of the tensors may differ, because moments are matched by name.
-    let sorted = |mut layout: Vec<(String, Vec<i64>)>| {
-        layout.sort();
-        layout
-    };
-    let (layout, found) = (
-        sorted(Saved::layout(&state.parameters.slices)),
-        sorted(saved.layout.clone()),
-    );
-    if found != layout {
-        let differs = layout.iter().zip(&found).find(|(a, b)| a != b);
-        let reason = match differs {
-            Some((expected, found)) => format!("expected {expected:?}, found {found:?}"),
-            None => format!("expected {} tensors, found {}", layout.len(), found.len()),
-        };
-        return Err(Error::Checkpoint {
-            path,
-            reason: format!("{reason}: it has another model or frozen set"),
-        });
-    }
+    check_same_tensors(checkpoint, saved, state)?;
     inherit(checkpoint, saved, state)?;
-    state.passed_over = saved
-        .passed_over
-        .iter()
-        .map(|&(first, end)| first..end)
-        .collect();
+    let passed_over = saved.passed_over.iter();
+    state.passed_over = passed_over.map(|&(first, end)| first..end).collect();
     Ok(())
+}
+
+/// Checks that a checkpoint has exactly the tensors that the run trains.
+fn check_same_tensors(checkpoint: &Path, saved: &Saved, state: &TrainState) -> Result<()> {
+    // The order of the tensors may differ, because moments are matched by name.
+    let mut layout = Saved::layout(&state.parameters.slices);
+    layout.sort();
+    let mut found = saved.layout.clone();
+    found.sort();
+    if found == layout {
+        return Ok(());
+    }
+    let reason = match layout.iter().zip(&found).find(|(a, b)| a != b) {
+        Some((expected, found)) => format!("expected {expected:?}, found {found:?}"),
+        None => format!("expected {} tensors, found {}", layout.len(), found.len()),
+    };
+    Err(Error::Checkpoint {
+        path: checkpoint.to_owned(),
+        reason: format!("{reason}: it has another model or frozen set"),
+    })
 }
 
 /// Inherits from a checkpoint whatever fits a state that may train other tensors: moments and
@@ -69,17 +65,10 @@ pub(crate) fn inherit(checkpoint: &Path, saved: &Saved, state: &mut TrainState) 
     state.position = saved.position;
     for (from, group) in state.moments_from.iter_mut().zip(&state.parameters.groups) {
         let prefix = format!("{}.", group.component);
-        let has_moments = saved
-            .layout
-            .iter()
-            .any(|(name, _)| name.starts_with(&prefix));
-        let known = saved
-            .moments_from
-            .get(&group.component)
-            .copied()
-            .unwrap_or(0);
-        *from = if has_moments {
-            known
+        let mut names = saved.layout.iter().map(|(name, _)| name);
+        *from = if names.any(|name| name.starts_with(&prefix)) {
+            let known = saved.moments_from.get(&group.component);
+            known.copied().unwrap_or(0)
         } else {
             saved.position.update
         };
@@ -97,29 +86,15 @@ fn inherit_moments(checkpoint: &Path, saved: &Saved, state: &TrainState) -> Resu
     if saved.layout.is_empty() {
         return Ok(());
     }
-    let mut places = BTreeMap::new();
-    let mut end = 0;
-    for (name, shape) in &saved.layout {
-        let start = end;
-        end += shape.iter().product::<i64>();
-        places.insert(name.as_str(), (shape, start));
-    }
-    let buckets = if saved.buckets.is_empty() {
-        vec![end]
-    } else {
-        saved.buckets.clone()
-    };
-    let written = Partition::of_buckets(buckets, saved.shards);
-    for shard in 0..saved.shards {
-        let path = checkpoint.join(optimizer_name(shard, saved.shards));
-        let (file, shard) = (
-            TensorFile::open(&path)?,
-            RankOf {
-                rank: shard,
-                ranks: saved.shards,
-            },
-        );
-        let owned = written.owned(shard);
+    let written = Written::of(saved);
+    for rank in 0..saved.shards {
+        let path = checkpoint.join(optimizer_name(rank, saved.shards));
+        let file = TensorFile::open(&path)?;
+        let shard = RankOf {
+            rank,
+            ranks: saved.shards,
+        };
+        let owned = written.partition.owned(shard);
         for (name, vector) in [
             ("mean", &state.optimizer.mean),
             ("mean_square", &state.optimizer.mean_square),
@@ -129,24 +104,60 @@ fn inherit_moments(checkpoint: &Path, saved: &Saved, state: &TrainState) -> Resu
                 let reason = format!("{name}: expected shape [{owned}], found {:?}", found.size());
                 return Err(Error::Checkpoint { path, reason });
             }
-            for slice in &state.parameters.slices {
-                let Some((_, start)) = places
-                    .get(slice.name.as_str())
-                    .filter(|(shape, _)| **shape == slice.shape)
-                else {
-                    continue;
-                };
-                let whole = *start..start + slice.range.end - slice.range.start;
-                for piece in written.pieces(shard) {
-                    let held = intersect(&whole, &piece.range);
-                    let at = piece.own.start + held.start - piece.range.start;
-                    let found = narrow(&found, &(at..at + held.end - held.start));
-                    copy_owned(vector, &state.parameters, slice, &found, held.start - start);
-                }
-            }
+            written.copy_shard(shard, &found, vector, &state.parameters);
         }
     }
     Ok(())
+}
+
+/// The order and the partition of the optimiser's vectors in a checkpoint.
+struct Written<'a> {
+    /// Shape and first element of each tensor, by name.
+    places: BTreeMap<&'a str, (&'a [i64], i64)>,
+    partition: Partition,
+}
+
+impl<'a> Written<'a> {
+    fn of(saved: &'a Saved) -> Self {
+        let mut places: BTreeMap<&str, (&[i64], i64)> = BTreeMap::new();
+        let mut end = 0;
+        for (name, shape) in &saved.layout {
+            places.insert(name, (shape.as_slice(), end));
+            end += shape.iter().product::<i64>();
+        }
+        let partition = if saved.buckets.is_empty() {
+            Partition::new(end, saved.shards)
+        } else {
+            Partition::of_buckets(saved.buckets.iter().copied(), saved.shards)
+        };
+        Self { places, partition }
+    }
+
+    /// Copies into `vector`, which holds what this rank owns of `parameters`, the elements that it
+    /// shares with `found`, the vector of one `shard`.
+    fn copy_shard(
+        &self,
+        shard: RankOf,
+        found: &Tensor,
+        vector: &Tensor,
+        parameters: &FlatParameters,
+    ) {
+        for slice in &parameters.slices {
+            let Some(&(shape, start)) = self.places.get(slice.name.as_str()) else {
+                continue;
+            };
+            if shape != slice.shape {
+                continue;
+            }
+            let whole = start..start + slice.range.end - slice.range.start;
+            for piece in self.partition.pieces(shard) {
+                let held = intersect(&whole, &piece.range);
+                let at = piece.own.start + held.start - piece.range.start;
+                let found = narrow(found, &(at..at + held.end - held.start));
+                copy_owned(vector, parameters, slice, &found, held.start - start);
+            }
+        }
+    }
 }
 
 /// Copies into `vector`, which holds what this rank owns, the owned elements among `found`: a part
@@ -158,19 +169,8 @@ fn copy_owned(
     found: &Tensor,
     first: i64,
 ) {
-    let start = slice.range.start + first;
-    let range = start..start + found.numel() as i64;
     for piece in parameters.partition.pieces(parameters.share) {
-        let common = intersect(&range, &piece.range);
-        if common.is_empty() {
-            continue;
-        }
-        let at = piece.own.start + common.start - piece.range.start;
-        let place = narrow(vector, &(at..at + common.end - common.start));
-        write_to(
-            &place,
-            &narrow(found, &(common.start - start..common.end - start)),
-        );
+        copy_piece(vector, &piece, found, slice.range.start + first);
     }
 }
 

@@ -12,14 +12,17 @@ use std::{
     rc::Rc,
 };
 
-use rectiflow_sdxl::tensor_file::{TensorFile, write_tensors};
+use rectiflow_sdxl::{
+    tensor_file::{TensorFile, write_tensors},
+    write::write_to,
+};
 use tch::{Device, Tensor};
 
 use crate::{
     error::{Error, Result},
     guard::{GuardConfig, Normal},
     ranks::comm::Comm,
-    state::{Position, TrainState, write::write_to},
+    state::{Position, TrainState},
 };
 
 /// Everything that an update changes in this rank's part of the state.

@@ -15,6 +15,7 @@ use rectiflow_sdxl::{
     guidance::Guided,
     model::Model,
     sample::{SampleSettings, Texts, decode, sample_latents_by},
+    write::write_to,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -23,7 +24,7 @@ use crate::{
     pictures::generate::{condition, pictures},
     ranks::comm::Comm,
     recipe::{Checked, sections::PreviewConfig},
-    state::{layout::narrow, partition::Partition, write::write_to},
+    state::{layout::narrow, partition::Partition},
 };
 
 /// Samples a run's preview pictures.

@@ -21,6 +21,7 @@ use std::{
 };
 
 use rectiflow_data::order::RankOf;
+use rectiflow_sdxl::write::write_to;
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::{
@@ -33,7 +34,7 @@ use crate::{
         spare::SpareMemory,
         traffic::{Collective, Counter, Traffic},
     },
-    state::{layout::narrow, write::write_to},
+    state::layout::narrow,
 };
 
 /// One rank's connection to all ranks of a run.

@@ -1,6 +1,7 @@
 //! Gathers vectors whose pieces are spread over the ranks, bucket by bucket, so that it takes
 //! additional memory for only one bucket.
 
+use rectiflow_sdxl::write::write_to;
 use tch::{Device, Kind, Tensor};
 
 use crate::{
@@ -9,7 +10,6 @@ use crate::{
     state::{
         layout::narrow,
         partition::{Bucket, Partition},
-        write::write_to,
     },
 };
 

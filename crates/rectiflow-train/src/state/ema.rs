@@ -6,6 +6,7 @@
 //! remembers bad initial weights for a long time. At first the half-life is therefore only a
 //! fraction (`ramp`) of the samples seen so far, as in Karras et al. 2022 (arXiv 2206.00364).
 
+use rectiflow_sdxl::write::write_to;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Tensor, no_grad};
@@ -13,7 +14,6 @@ use tch::{Tensor, no_grad};
 use crate::state::{
     layout::{chunks, narrow},
     workers::Workers,
-    write::write_to,
 };
 
 /// `[ema]`: averaged weights, kept beside the trained ones.

@@ -15,15 +15,14 @@
 use std::ops::Range;
 
 use rectiflow_data::order::RankOf;
-use rectiflow_sdxl::weights::Parameters;
+use rectiflow_sdxl::{weights::Parameters, write::write_to};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::state::{
     gradients::GradientSum,
     layout::{Group, Slice, intersect, narrow},
-    partition::Partition,
+    partition::{Bucket, Partition, Piece},
     precision::Precision,
-    write::write_to,
 };
 
 /// The flat vector of trained parameters and the tensors that view it.
@@ -70,41 +69,37 @@ impl FlatParameters {
         precision: Precision,
         share: RankOf,
     ) -> Self {
-        let (slices, groups, mut leaves) = lay_out(components, precision);
+        // Lay the parameters out and allocate the masters.
+        let Layout {
+            slices,
+            groups,
+            mut leaves,
+        } = Layout::of(components, precision);
         let partition = Partition::of_buckets(bucket_lengths(&slices, &groups), share.ranks);
         let device = leaves.first().map_or(Device::Cpu, Tensor::device);
         let masters = Tensor::zeros([partition.owned(share)], (Kind::Float, device));
         let aliases_masters = precision == Precision::Fp32 && share.ranks == 1;
+
+        // Move the tensors, bucket by bucket.
         let mut weights = Vec::new();
-        let mut rest = slices.iter().zip(&mut leaves).peekable();
+        let mut first = 0;
         for (bucket, piece) in partition.buckets().iter().zip(partition.pieces(share)) {
-            let kind = rest.peek().map_or(Kind::Float, |(slice, _)| slice.kind);
-            let memory = match aliases_masters {
-                true => narrow(&masters, &piece.own),
-                false => Tensor::zeros([bucket.piece * share.ranks as i64], (kind, device)),
+            let end = slices.partition_point(|slice| slice.range.start < bucket.range.end);
+            let kind = slices.get(first).map_or(Kind::Float, |slice| slice.kind);
+            let memory = if aliases_masters {
+                narrow(&masters, &piece.own)
+            } else {
+                Tensor::zeros([bucket.piece * share.ranks as i64], (kind, device))
             };
-            while let Some((slice, leaf)) =
-                rest.next_if(|(slice, _)| slice.range.start < bucket.range.end)
-            {
-                let start = slice.range.start;
-                let owned = intersect(&slice.range, &piece.range);
-                if !owned.is_empty() {
-                    let place = piece.own.start + owned.start - piece.range.start;
-                    let values = leaf.detach().flatten(0, -1);
-                    let own = narrow(&values, &(owned.start - start..owned.end - start));
-                    write_to(
-                        &narrow(&masters, &(place..place + owned.end - owned.start)),
-                        &own,
-                    );
-                }
-                let inside = start - bucket.range.start..slice.range.end - bucket.range.start;
-                let view = narrow(&memory, &inside).view(slice.shape.as_slice());
-                write_to(&view, leaf);
-                leaf.set_data(&view);
-                let _ = leaf.set_requires_grad(true);
+            for (slice, leaf) in slices[first..end].iter().zip(&mut leaves[first..end]) {
+                let values = leaf.detach().flatten(0, -1);
+                copy_piece(&masters, &piece, &values, slice.range.start);
+                move_into(leaf, slice, bucket, &memory);
             }
+            first = end;
             weights.push(memory);
         }
+
         let gradients = GradientSum::new(&leaves, &slices, &partition);
         Self {
             masters,
@@ -136,23 +131,23 @@ impl FlatParameters {
     /// Returns, for each bucket, this rank's piece of the model's new weights `[c]`, and the tensor
     /// `[R c]` that receives the pieces of all ranks.
     pub(crate) fn exchanged(&self) -> impl Iterator<Item = (Tensor, &Tensor)> {
-        let buckets = self
-            .partition
-            .buckets()
-            .iter()
-            .zip(self.partition.pieces(self.share));
+        let pieces = self.partition.pieces(self.share);
+        let buckets = self.partition.buckets().iter().zip(pieces);
         buckets
             .zip(&self.weights)
-            .map(|((bucket, piece), weights)| {
-                let given = Tensor::empty([bucket.piece], (weights.kind(), weights.device()));
-                let owned = piece.own.end - piece.own.start;
-                write_to(
-                    &narrow(&given, &(0..owned)),
-                    &narrow(&self.masters, &piece.own),
-                );
-                let _ = no_grad(|| narrow(&given, &(owned..bucket.piece)).zero_());
-                (given, weights)
-            })
+            .map(|((bucket, piece), weights)| (self.new_weights(bucket, &piece, weights), weights))
+    }
+
+    /// Returns this rank's piece of a bucket's masters in the dtype of `weights`, padded to `[c]`.
+    fn new_weights(&self, bucket: &Bucket, piece: &Piece, weights: &Tensor) -> Tensor {
+        let new = Tensor::empty([bucket.piece], (weights.kind(), weights.device()));
+        let owned = piece.own.end - piece.own.start;
+        write_to(
+            &narrow(&new, &(0..owned)),
+            &narrow(&self.masters, &piece.own),
+        );
+        let _ = no_grad(|| narrow(&new, &(owned..bucket.piece)).zero_());
+        new
     }
 
     /// Returns the part of `range` that this rank owns, as a range within its own elements.
@@ -166,64 +161,100 @@ impl FlatParameters {
     }
 }
 
-/// Returns all parameters in order, and the tensors that hold them.
-fn lay_out(
-    components: &[(&str, &Parameters)],
-    precision: Precision,
-) -> (Vec<Slice>, Vec<Group>, Vec<Tensor>) {
-    let (mut slices, mut groups, mut leaves) = (Vec::new(), Vec::new(), Vec::new());
-    let mut end = 0;
-    for (component, parameters) in components {
-        let group_start = end;
-        for stays in [true, false] {
-            for (name, tensor) in parameters
-                .iter()
-                .filter(|(name, _)| Precision::keeps_fp32(name) == stays)
-            {
-                let start = end;
-                end += tensor.numel() as i64;
-                let (shape, kind) = (tensor.size(), precision.kind_of(name));
-                slices.push(Slice {
-                    name: format!("{component}.{name}"),
-                    shape,
-                    range: start..end,
-                    kind,
-                });
-                leaves.push(tensor.shallow_clone());
-            }
-        }
-        groups.push(Group {
-            component: (*component).to_owned(),
-            range: group_start..end,
-        });
+/// Copies into `own`, the elements of a rank, those of `found` `[m]` that are in `piece`. The
+/// first element of `found` is element `start` of the flat vector.
+pub(crate) fn copy_piece(own: &Tensor, piece: &Piece, found: &Tensor, start: i64) {
+    let common = intersect(&(start..start + found.numel() as i64), &piece.range);
+    if common.is_empty() {
+        return;
     }
-    (slices, groups, leaves)
+    let at = piece.own.start + common.start - piece.range.start;
+    let place = narrow(own, &(at..at + common.end - common.start));
+    let inside = common.start - start..common.end - start;
+    write_to(&place, &narrow(found, &inside));
+}
+
+/// Turns `leaf` into a view of its slice of a bucket's `memory`, with the same values and with
+/// gradients enabled.
+fn move_into(leaf: &mut Tensor, slice: &Slice, bucket: &Bucket, memory: &Tensor) {
+    let start = bucket.range.start;
+    let inside = slice.range.start - start..slice.range.end - start;
+    let view = narrow(memory, &inside).view(slice.shape.as_slice());
+    write_to(&view, leaf);
+    leaf.set_data(&view);
+    let _ = leaf.set_requires_grad(true);
+}
+
+/// All parameters in order, and the tensors that hold them.
+#[derive(Debug, Default)]
+struct Layout {
+    slices: Vec<Slice>,
+    groups: Vec<Group>,
+    leaves: Vec<Tensor>,
+}
+
+impl Layout {
+    fn of(components: &[(&str, &Parameters)], precision: Precision) -> Self {
+        let mut layout = Self::default();
+        for (component, parameters) in components {
+            let start = layout.end();
+            for stays in [true, false] {
+                for (name, tensor) in parameters.iter() {
+                    if Precision::keeps_fp32(name) == stays {
+                        let name_in_model = format!("{component}.{name}");
+                        layout.push(name_in_model, tensor, precision.kind_of(name));
+                    }
+                }
+            }
+            layout.groups.push(Group {
+                component: (*component).to_owned(),
+                range: start..layout.end(),
+            });
+        }
+        layout
+    }
+
+    fn push(&mut self, name: String, tensor: &Tensor, kind: Kind) {
+        let start = self.end();
+        self.slices.push(Slice {
+            name,
+            shape: tensor.size(),
+            range: start..start + tensor.numel() as i64,
+            kind,
+        });
+        self.leaves.push(tensor.shallow_clone());
+    }
+
+    /// Returns the number of elements.
+    fn end(&self) -> i64 {
+        self.slices.last().map_or(0, |slice| slice.range.end)
+    }
 }
 
 /// Returns the lengths of the buckets, which do not depend on ranks or dtype.
 fn bucket_lengths(slices: &[Slice], groups: &[Group]) -> Vec<i64> {
-    let len = groups.last().map_or(0, |group| group.range.end);
-    let most = (len / FEWEST_BUCKETS).clamp(1, BUCKET);
-    let stays = |slice: &Slice| {
-        slice
-            .name
-            .split_once('.')
-            .is_some_and(|(_, name)| Precision::keeps_fp32(name))
-    };
+    let total = groups.last().map_or(0, |group| group.range.end);
+    let most = (total / FEWEST_BUCKETS).clamp(1, BUCKET);
     let mut lengths: Vec<i64> = Vec::new();
-    let mut before: Option<&Slice> = None;
-    for slice in slices {
+    for (index, slice) in slices.iter().enumerate() {
+        let len = slice.range.end - slice.range.start;
         let begins_group = groups
             .iter()
             .any(|group| group.range.start == slice.range.start);
-        let joins = before.is_some_and(|before| stays(before) == stays(slice)) && !begins_group;
-        match lengths.last_mut().filter(|length| joins && **length < most) {
-            Some(length) => *length += slice.range.end - slice.range.start,
-            None => lengths.push(slice.range.end - slice.range.start),
+        let joins =
+            index > 0 && !begins_group && keeps_fp32(&slices[index - 1]) == keeps_fp32(slice);
+        match lengths.last_mut() {
+            Some(length) if joins && *length < most => *length += len,
+            _ => lengths.push(len),
         }
-        before = Some(slice);
     }
     lengths
+}
+
+/// Returns whether a tensor stays in fp32 regardless of the precision.
+fn keeps_fp32(slice: &Slice) -> bool {
+    let name = slice.name.split_once('.');
+    name.is_some_and(|(_, name)| Precision::keeps_fp32(name))
 }
 
 #[cfg(test)]

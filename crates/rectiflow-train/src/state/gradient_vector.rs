@@ -37,63 +37,65 @@ pub(crate) struct Chunk {
 impl GradientVector {
     /// Returns the concatenation of `vectors`, without copying them.
     pub(crate) fn new(vectors: impl IntoIterator<Item = Tensor>) -> Self {
+        let mut stretches = Vec::new();
         let mut end = 0;
-        let stretch = |numbers: Tensor| {
+        for numbers in vectors {
             let start = end;
             end += numbers.numel() as i64;
-            Stretch {
+            stretches.push(Stretch {
                 range: start..end,
                 numbers,
-            }
-        };
-        Self(vectors.into_iter().map(stretch).collect())
+            });
+        }
+        Self(stretches)
     }
 
-    /// Returns the elements of a range in order, one stretch at a time: their range in the vector
-    /// and a view of them.
-    pub(crate) fn over(
-        &self,
-        range: &Range<i64>,
-    ) -> impl Iterator<Item = (Range<i64>, Tensor)> + use<'_> {
-        let (range, end) = (range.clone(), range.end);
-        let first = self
-            .0
-            .partition_point(|stretch| stretch.range.end <= range.start);
-        self.0[first..]
-            .iter()
-            .take_while(move |stretch| stretch.range.start < end)
-            .filter_map(move |stretch| {
-                let common = intersect(&range, &stretch.range);
+    /// Returns the elements of a range in order, one chunk for each stretch.
+    pub(crate) fn over(&self, range: &Range<i64>) -> Vec<Chunk> {
+        let mut found = Vec::new();
+        for stretch in &self.0 {
+            let common = intersect(range, &stretch.range);
+            if !common.is_empty() {
                 let start = stretch.range.start;
                 let inside = common.start - start..common.end - start;
-                (!common.is_empty()).then(|| (common, narrow(&stretch.numbers, &inside)))
-            })
+                found.push(Chunk {
+                    range: common,
+                    gradient: narrow(&stretch.numbers, &inside),
+                });
+            }
+        }
+        found
     }
 
     /// Returns a range in chunks of a size that suits the device.
-    pub(crate) fn chunks(&self, range: &Range<i64>) -> impl Iterator<Item = Chunk> + use<'_> {
-        self.over(range).flat_map(|(stretch, gradient)| {
-            let start = stretch.start;
-            chunks(&stretch, gradient.device()).map(move |range| {
-                let gradient = narrow(&gradient, &(range.start - start..range.end - start));
-                Chunk { range, gradient }
-            })
-        })
+    pub(crate) fn chunks(&self, range: &Range<i64>) -> Vec<Chunk> {
+        let mut found = Vec::new();
+        for stretch in self.over(range) {
+            let start = stretch.range.start;
+            for range in chunks(&stretch.range, stretch.gradient.device()) {
+                let inside = range.start - start..range.end - start;
+                let gradient = narrow(&stretch.gradient, &inside);
+                found.push(Chunk { range, gradient });
+            }
+        }
+        found
     }
 
     /// Returns the sum of the squares of a range.
     pub(crate) fn square_norm(&self, range: &Range<i64>) -> f64 {
-        self.over(range)
-            .map(|(_, numbers)| one_pass::square_norm(&numbers))
+        let stretches = self.over(range);
+        stretches
+            .iter()
+            .map(|stretch| one_pass::square_norm(&stretch.gradient))
             .sum()
     }
 
     /// Scales the vector, whose norm is `norm`, down to the norm `limit` if it is longer.
     pub(crate) fn clip(&mut self, norm: f64, limit: f64) {
         if norm > limit {
-            self.0
-                .iter_mut()
-                .for_each(|stretch| stretch.numbers *= limit / norm);
+            for stretch in &mut self.0 {
+                stretch.numbers *= limit / norm;
+            }
         }
     }
 }
@@ -117,13 +119,13 @@ mod tests {
         let numbers = Tensor::arange(8, (tch::Kind::Float, tch::Device::Cpu));
         let mut vector = GradientVector::new(numbers.split_with_sizes(lengths, 0));
         for range in [0..8, 0..3, 2..4, 3..4, 4..5, 7..8, 5..5, 8..8] {
-            let found: Vec<(Range<i64>, Tensor)> = vector.over(&range).collect();
-            let ranges: Vec<i64> = found.iter().flat_map(|(range, _)| range.clone()).collect();
+            let found = vector.over(&range);
+            let ranges: Vec<i64> = found.iter().flat_map(|chunk| chunk.range.clone()).collect();
             assert_eq!(ranges, range.clone().collect::<Vec<_>>());
             assert!(
                 found
                     .iter()
-                    .all(|(range, stretch)| stretch.equal(&narrow(&numbers, range))),
+                    .all(|chunk| chunk.gradient.equal(&narrow(&numbers, &chunk.range))),
                 "{range:?}"
             );
             let square = range.clone().map(|x| (x * x) as f64).sum::<f64>();

@@ -22,7 +22,7 @@ use std::{
     thread::{self, ThreadId},
 };
 
-use rectiflow_sdxl::autograd::Sink;
+use rectiflow_sdxl::{autograd::Sink, write::write_to};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::{
@@ -30,8 +30,7 @@ use crate::{
     state::{
         gradient_vector::GradientVector,
         layout::{Slice, narrow},
-        partition::Partition,
-        write::write_to,
+        partition::{Bucket, Partition},
     },
 };
 
@@ -133,49 +132,16 @@ impl GradientSum {
     /// Takes all future gradients of `leaves`, whose places in the vector are described by `slices`
     /// and `partition`.
     pub(crate) fn new(leaves: &[Tensor], slices: &[Slice], partition: &Partition) -> Self {
-        let (mut buckets, mut places) = (Vec::new(), Vec::new());
-        let mut rest = slices.iter().peekable();
-        for (index, bucket) in partition.buckets().iter().enumerate() {
-            let first = places.len();
-            while let Some(slice) = rest.next_if(|slice| slice.range.start < bucket.range.end) {
-                let range =
-                    slice.range.start - bucket.range.start..slice.range.end - bucket.range.start;
-                let (shape, waiting) = (slice.shape.clone(), BTreeMap::new());
-                places.push(Mutex::new(ParameterSum {
-                    bucket: index,
-                    range,
-                    shape,
-                    total: None,
-                    next: 0,
-                    waiting,
-                }));
-            }
-            buckets.push(Mutex::new(Sum {
-                filled: bucket.range.end - bucket.range.start,
-                len: bucket.piece * partition.ranks() as i64,
-                places: first..places.len(),
-                missing: 0,
-                is_taken: false,
-                memory: None,
-            }));
+        let device = leaves.first().map_or(Device::Cpu, Tensor::device);
+        let shared = Arc::new(Shared::new(device, slices, partition));
+        let mut sinks = Vec::new();
+        for (index, leaf) in leaves.iter().enumerate() {
+            let own = shared.clone();
+            let take =
+                move |gradient| own.arrive(index, own.under_way.micro_batch(), Some(gradient));
+            let sink = Sink::new(leaf, take);
+            sinks.push(sink.expect("parameters are leaves that require gradients"));
         }
-        let shared = Arc::new(Shared {
-            device: leaves.first().map_or(Device::Cpu, Tensor::device),
-            is_whole: partition.ranks() == 1,
-            buckets,
-            places,
-            expected: AtomicUsize::new(0),
-            listener: Mutex::default(),
-            under_way: UnderWay::default(),
-        });
-        let sink = |(index, leaf): (usize, &Tensor)| {
-            let shared = shared.clone();
-            let take = move |gradient| {
-                shared.arrive(index, shared.under_way.micro_batch(), Some(gradient))
-            };
-            Sink::new(leaf, take).expect("parameters are leaves that require gradients")
-        };
-        let sinks = leaves.iter().enumerate().map(sink).collect();
         Self {
             shared,
             _sinks: sinks,
@@ -206,7 +172,9 @@ impl GradientSum {
         }
         *self.shared.listener.lock().expect(UNPOISONED) = listener;
         if micro_batches == 0 {
-            (0..buckets.len()).for_each(|bucket| self.shared.tell(bucket));
+            for bucket in 0..buckets.len() {
+                self.shared.tell(bucket);
+            }
         }
     }
 
@@ -232,11 +200,12 @@ impl GradientSum {
             is_whole, buckets, ..
         } = &*self.shared;
         assert!(is_whole, "one rank owns all parameters");
-        GradientVector::new(buckets.iter().enumerate().map(|(index, bucket)| {
-            let sum = self.shared.take(index);
+        let mut sums = Vec::new();
+        for (index, bucket) in buckets.iter().enumerate() {
+            sums.push(self.shared.take(index));
             bucket.lock().expect(UNPOISONED).memory = None;
-            sum
-        }))
+        }
+        GradientVector::new(sums)
     }
 }
 
@@ -270,7 +239,68 @@ impl Buckets {
     }
 }
 
+impl Sum {
+    /// Returns an empty sum for the bucket of these parameters, split over `ranks`.
+    fn new(bucket: &Bucket, places: Range<usize>, ranks: usize) -> Self {
+        Self {
+            filled: bucket.range.end - bucket.range.start,
+            len: bucket.piece * ranks as i64,
+            places,
+            missing: 0,
+            is_taken: false,
+            memory: None,
+        }
+    }
+}
+
+impl ParameterSum {
+    /// Returns the place of a parameter in its bucket, which has the index `index`.
+    fn new(slice: &Slice, bucket: &Bucket, index: usize) -> Self {
+        let start = bucket.range.start;
+        Self {
+            bucket: index,
+            range: slice.range.start - start..slice.range.end - start,
+            shape: slice.shape.clone(),
+            total: None,
+            next: 0,
+            waiting: BTreeMap::new(),
+        }
+    }
+
+    /// Returns the micro-batch whose gradient is added after those that wait without a gap.
+    fn next_missing(&self) -> usize {
+        let mut next = self.next;
+        while self.waiting.contains_key(&next) {
+            next += 1;
+        }
+        next
+    }
+}
+
 impl Shared {
+    fn new(device: Device, slices: &[Slice], partition: &Partition) -> Self {
+        let mut buckets = Vec::new();
+        let mut places = Vec::new();
+        for (index, bucket) in partition.buckets().iter().enumerate() {
+            let first = places.len();
+            let end = slices.partition_point(|slice| slice.range.start < bucket.range.end);
+            for slice in &slices[first..end] {
+                places.push(Mutex::new(ParameterSum::new(slice, bucket, index)));
+            }
+            let sum = Sum::new(bucket, first..end, partition.ranks());
+            buckets.push(Mutex::new(sum));
+        }
+        Self {
+            device,
+            is_whole: partition.ranks() == 1,
+            buckets,
+            places,
+            expected: AtomicUsize::new(0),
+            listener: Mutex::default(),
+            under_way: UnderWay::default(),
+        }
+    }
+
     /// Records that a parameter's gradient of a micro-batch is complete, or that it has none. Only
     /// the first call for each micro-batch counts.
     fn arrive(&self, index: usize, micro_batch: usize, gradient: Option<Tensor>) {
@@ -280,12 +310,7 @@ impl Shared {
         }
         place.waiting.insert(micro_batch, gradient);
         let next = place.next;
-        place.next += place
-            .waiting
-            .range(next..)
-            .zip(next..)
-            .take_while(|((found, _), wanted)| *found == wanted)
-            .count();
+        place.next = place.next_missing();
         for micro_batch in next..place.next {
             if let Some(gradient) = place.waiting.remove(&micro_batch).flatten() {
                 self.add(&mut place, &gradient);

@@ -44,14 +44,12 @@ pub(crate) fn chunks(
     range: &Range<i64>,
     device: Device,
 ) -> impl Iterator<Item = Range<i64>> + use<> {
-    let (size, end) = (
-        if device == Device::Cpu {
-            CHUNK
-        } else {
-            GPU_CHUNK
-        },
-        range.end,
-    );
+    let size = if device == Device::Cpu {
+        CHUNK
+    } else {
+        GPU_CHUNK
+    };
+    let end = range.end;
     range
         .clone()
         .step_by(size)

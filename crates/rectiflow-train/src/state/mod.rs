@@ -10,7 +10,6 @@ pub mod optim;
 pub mod partition;
 pub mod precision;
 pub(crate) mod workers;
-pub(crate) mod write;
 
 use std::ops::Range;
 
@@ -62,28 +61,28 @@ impl TrainState {
     pub(crate) fn update_ranges(&self, lr: f64, ratios: &LrRatios) -> Vec<UpdateRange> {
         let mut ranges = Vec::new();
         for (group, from) in self.parameters.groups.iter().zip(&self.moments_from) {
-            let (rate, update) = (
-                lr * ratios.of(&group.component),
-                self.position.update - from,
-            );
-            let of = |whole: &Range<i64>| UpdateRange {
-                range: self.parameters.own_part(whole),
-                whole: whole.end - whole.start,
-                rate,
-                update,
-            };
-            if self.optimizer.works_by_tensor() {
-                let inside = self
-                    .parameters
-                    .slices
-                    .iter()
-                    .filter(|slice| group.range.contains(&slice.range.start));
-                ranges.extend(inside.map(|slice| of(&slice.range)));
-            } else {
-                ranges.push(of(&group.range));
+            let rate = lr * ratios.of(&group.component);
+            let update = self.position.update - from;
+            if !self.optimizer.works_by_tensor() {
+                ranges.push(self.update_range(&group.range, rate, update));
+                continue;
+            }
+            for slice in &self.parameters.slices {
+                if group.range.contains(&slice.range.start) {
+                    ranges.push(self.update_range(&slice.range, rate, update));
+                }
             }
         }
         ranges
+    }
+
+    fn update_range(&self, whole: &Range<i64>, rate: f64, update: u64) -> UpdateRange {
+        UpdateRange {
+            range: self.parameters.own_part(whole),
+            whole: whole.end - whole.start,
+            rate,
+            update,
+        }
     }
 
     /// Moves the cursor behind `steps` and records that the guard skipped them.

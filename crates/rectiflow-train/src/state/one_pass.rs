@@ -62,23 +62,32 @@ impl AdamW {
             unsafe { (numbers(values), numbers(mean), numbers(mean_square)) };
         // SAFETY: as above, and only read.
         let gradients: &[f32] = unsafe { numbers(gradients) };
-        let pieces = values
+        let cut = values
             .chunks_mut(PIECE)
             .zip(mean.chunks_mut(PIECE))
             .zip(mean_square.chunks_mut(PIECE))
-            .zip(gradients.chunks(PIECE))
-            .map(|(((values, mean), mean_square), gradients)| {
-                (values, mean, mean_square, gradients)
+            .zip(gradients.chunks(PIECE));
+        let mut pieces = Vec::new();
+        for (((values, mean), mean_square), gradients) in cut {
+            pieces.push(Piece {
+                values,
+                mean,
+                mean_square,
+                gradients,
             });
+        }
         let constants = Constants::new(self);
-        side_by_side(
-            pieces.collect(),
-            |(values, mean, mean_square, gradients)| {
-                constants.update(values, mean, mean_square, gradients);
-            },
-        );
+        side_by_side(pieces, |piece| constants.update(piece));
         true
     }
+}
+
+/// Equally long parts of the four vectors.
+struct Piece<'a> {
+    values: &'a mut [f32],
+    mean: &'a mut [f32],
+    mean_square: &'a mut [f32],
+    gradients: &'a [f32],
 }
 
 /// Constants of an element's update, rounded to fp32 as libtorch rounds a scalar that is combined
@@ -96,27 +105,27 @@ struct Constants {
 
 impl Constants {
     fn new(of: &AdamW) -> Self {
-        let correction = |beta: f64| 1.0 - beta.powf(of.update as f64);
+        let correction1 = 1.0 - of.beta1.powf(of.update as f64);
+        let correction2 = 1.0 - of.beta2.powf(of.update as f64);
         Self {
             new_mean: (1.0 - of.beta1) as f32,
             old_square: of.beta2 as f32,
             new_square: (1.0 - of.beta2) as f32,
             keep: (1.0 - of.rate * of.weight_decay) as f32,
-            correction: correction(of.beta2).sqrt() as f32,
+            correction: correction2.sqrt() as f32,
             eps: of.eps as f32,
-            step: (of.rate / correction(of.beta1)) as f32,
+            step: (of.rate / correction1) as f32,
         }
     }
 
-    /// Updates one piece. The four slices are equally long.
-    fn update(
-        self,
-        values: &mut [f32],
-        mean: &mut [f32],
-        mean_square: &mut [f32],
-        gradients: &[f32],
-    ) {
-        let elements = values.iter_mut().zip(mean).zip(mean_square).zip(gradients);
+    /// Updates one piece.
+    fn update(self, piece: Piece<'_>) {
+        let elements = piece
+            .values
+            .iter_mut()
+            .zip(piece.mean)
+            .zip(piece.mean_square)
+            .zip(piece.gradients);
         for (((value, mean), square), &gradient) in elements {
             *mean += self.new_mean * (gradient - *mean);
             *square = *square * self.old_square + gradient * gradient * self.new_square;
@@ -143,23 +152,24 @@ pub(crate) fn square_norm(vector: &Tensor) -> f64 {
 }
 
 fn sum_of_squares(numbers: &[f32]) -> f64 {
-    const LANES: usize = 16;
-    let of_row = |row: &[f32]| {
-        let mut lanes = [0f32; LANES];
-        let whole = row.chunks_exact(LANES);
-        let rest: f64 = whole
-            .remainder()
-            .iter()
-            .map(|&x| f64::from(x) * f64::from(x))
-            .sum();
-        for numbers in whole {
-            for (lane, &x) in lanes.iter_mut().zip(numbers) {
-                *lane += x * x;
-            }
+    numbers.chunks(64 * LANES).map(sum_of_row).sum()
+}
+
+/// Fp32 sums of squares that are accumulated side by side, which a compiler can vectorise.
+const LANES: usize = 16;
+
+/// Returns the sum of squares of a row that is short enough for fp32.
+fn sum_of_row(row: &[f32]) -> f64 {
+    let mut lanes = [0f32; LANES];
+    let whole = row.chunks_exact(LANES);
+    let rest = whole.remainder().iter();
+    let rest: f64 = rest.map(|&x| f64::from(x) * f64::from(x)).sum();
+    for numbers in whole {
+        for (lane, &x) in lanes.iter_mut().zip(numbers) {
+            *lane += x * x;
         }
-        rest + lanes.iter().map(|&lane| f64::from(lane)).sum::<f64>()
-    };
-    numbers.chunks(64 * LANES).map(of_row).sum()
+    }
+    rest + lanes.into_iter().map(f64::from).sum::<f64>()
 }
 
 /// Returns whether a tensor is a contiguous fp32 vector in CPU memory.

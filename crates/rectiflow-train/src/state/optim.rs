@@ -135,29 +135,17 @@ impl Optimizer {
         workers: &Workers,
         total: &dyn Fn(&[f64]) -> Result<Vec<f64>>,
     ) -> Result<()> {
-        if !self.works_by_tensor() && self.update_in_one_pass(values, gradients, ranges) {
-            return Ok(());
+        if self.works_by_tensor() {
+            let mut chunks = self.chunks(values, gradients, ranges);
+            return update_stably(&mut chunks, ranges, workers, total);
         }
-        let mut chunks = self.chunks(values, gradients, ranges);
-        if !self.works_by_tensor() {
+        if !self.update_in_one_pass(values, gradients, ranges) {
+            let mut chunks = self.chunks(values, gradients, ranges);
             on_chunks(&mut chunks, workers, |chunk| {
                 chunk.advance();
                 chunk.apply(chunk.of.rate);
             });
-            return Ok(());
         }
-        let excess = on_chunks(&mut chunks, workers, |chunk| {
-            chunk.advance();
-            chunk.excess()
-        });
-        let mut own = vec![0.0; ranges.len()];
-        for (chunk, excess) in chunks.iter().zip(excess) {
-            own[chunk.index] += excess;
-        }
-        let rates = stable_rates(ranges, &total(&own)?);
-        on_chunks(&mut chunks, workers, |chunk| {
-            chunk.apply(rates[chunk.index])
-        });
         Ok(())
     }
 
@@ -170,11 +158,9 @@ impl Optimizer {
     ) -> Vec<ChunkViews<'a>> {
         let mut chunks = Vec::new();
         for (index, range) in ranges.iter().enumerate() {
-            chunks.extend(
-                gradients
-                    .chunks(&range.range)
-                    .map(|chunk| self.views(values, chunk, range, index)),
-            );
+            for chunk in gradients.chunks(&range.range) {
+                chunks.push(self.views(values, chunk, range, index));
+            }
         }
         chunks
     }
@@ -207,33 +193,28 @@ impl Optimizer {
         gradients: &GradientVector,
         ranges: &[UpdateRange],
     ) -> bool {
-        let OptimizerConfig {
-            beta1,
-            beta2,
-            eps,
-            weight_decay,
-            ..
-        } = self.config;
-        ranges.iter().all(|of| {
+        for range in ranges {
             let adamw = AdamW {
-                beta1,
-                beta2,
-                eps,
-                weight_decay,
-                rate: of.rate,
-                update: of.update,
+                beta1: self.config.beta1,
+                beta2: self.config.beta2,
+                eps: self.config.eps,
+                weight_decay: self.config.weight_decay,
+                rate: range.rate,
+                update: range.update,
             };
-            gradients.over(&of.range).all(|(range, gradients)| {
-                let [values, mean, mean_square] =
-                    [values, &self.mean, &self.mean_square].map(|vector| narrow(vector, &range));
-                adamw.update(Vectors {
-                    values: &values,
-                    mean: &mean,
-                    mean_square: &mean_square,
-                    gradients: &gradients,
-                })
-            })
-        })
+            for Chunk { range, gradient } in gradients.over(&range.range) {
+                let vectors = Vectors {
+                    values: &narrow(values, &range),
+                    mean: &narrow(&self.mean, &range),
+                    mean_square: &narrow(&self.mean_square, &range),
+                    gradients: &gradient,
+                };
+                if !adamw.update(vectors) {
+                    return false;
+                }
+            }
+        }
+        true
     }
 }
 
@@ -290,6 +271,26 @@ impl ChunkViews<'_> {
     }
 }
 
+/// Updates the chunks of all ranges with StableAdamW; see [`Optimizer::update`] for `total`.
+fn update_stably(
+    chunks: &mut [ChunkViews<'_>],
+    ranges: &[UpdateRange],
+    workers: &Workers,
+    total: &dyn Fn(&[f64]) -> Result<Vec<f64>>,
+) -> Result<()> {
+    let excess = on_chunks(chunks, workers, |chunk| {
+        chunk.advance();
+        chunk.excess()
+    });
+    let mut own = vec![0.0; ranges.len()];
+    for (chunk, excess) in chunks.iter().zip(excess) {
+        own[chunk.index] += excess;
+    }
+    let rates = stable_rates(ranges, &total(&own)?);
+    on_chunks(chunks, workers, |chunk| chunk.apply(rates[chunk.index]));
+    Ok(())
+}
+
 fn on_chunks<R: Send>(
     chunks: &mut [ChunkViews<'_>],
     workers: &Workers,
@@ -301,11 +302,12 @@ fn on_chunks<R: Send>(
 /// Returns StableAdamW's learning rate for each range, from the sum of its chunks'
 /// [`ChunkViews::excess`] over all ranks.
 fn stable_rates(ranges: &[UpdateRange], excess: &[f64]) -> Vec<f64> {
-    let rate = |(range, excess): (&UpdateRange, &f64)| {
+    let mut rates = Vec::new();
+    for (range, excess) in ranges.iter().zip(excess) {
         let rms = (excess / range.whole as f64).sqrt();
-        range.rate / rms.max(1.0)
-    };
-    ranges.iter().zip(excess).map(rate).collect()
+        rates.push(range.rate / rms.max(1.0));
+    }
+    rates
 }
 
 #[cfg(test)]

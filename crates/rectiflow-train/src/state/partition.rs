@@ -56,20 +56,18 @@ impl Partition {
     /// Returns a partition with buckets of these lengths.
     pub fn of_buckets(lengths: impl IntoIterator<Item = i64>, ranks: usize) -> Self {
         assert!(ranks > 0, "a vector is split over at least one rank");
+        let mut buckets = Vec::new();
         let mut end = 0;
-        let bucket = |len: i64| {
+        for len in lengths {
             assert!(len >= 0, "a bucket has no negative length");
             let start = end;
             end += len;
-            Bucket {
+            buckets.push(Bucket {
                 range: start..end,
                 piece: (len + ranks as i64 - 1) / ranks as i64,
-            }
-        };
-        Self {
-            ranks,
-            buckets: lengths.into_iter().map(bucket).collect(),
+            });
         }
+        Self { ranks, buckets }
     }
 
     /// Returns the number of elements.
@@ -118,21 +116,27 @@ impl Partition {
 
     /// Returns the part of `range` that a rank owns, as a range within its own elements.
     pub fn own_part(&self, rank: RankOf, range: &Range<i64>) -> Range<i64> {
-        let below = |end: i64| {
-            let of = |piece: Piece| {
-                (end - piece.range.start).clamp(0, piece.range.end - piece.range.start)
-            };
-            self.pieces(rank).map(of).sum()
-        };
-        below(range.start)..below(range.end)
+        self.owned_before(rank, range.start)..self.owned_before(rank, range.end)
+    }
+
+    /// Returns the number of elements before `end` that a rank owns.
+    fn owned_before(&self, rank: RankOf, end: i64) -> i64 {
+        let mut owned = 0;
+        for Piece { range, .. } in self.pieces(rank) {
+            owned += (end - range.start).clamp(0, range.end - range.start);
+        }
+        owned
     }
 }
 
 impl Bucket {
     /// Returns a rank's elements of this bucket.
     pub fn of(&self, rank: usize) -> Range<i64> {
-        let at = |rank: usize| (self.range.start + rank as i64 * self.piece).min(self.range.end);
-        at(rank)..at(rank + 1)
+        self.start_of(rank)..self.start_of(rank + 1)
+    }
+
+    fn start_of(&self, rank: usize) -> i64 {
+        (self.range.start + rank as i64 * self.piece).min(self.range.end)
     }
 }
 
