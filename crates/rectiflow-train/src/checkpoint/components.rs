@@ -132,8 +132,8 @@ fn check_unchanged(checkpoint: &Path, component: Component, frozen: &Frozen) -> 
     }
     let expected = &frozen.blake3;
     Err(broken(format!(
-        "the {name} has changed since the checkpoint {checkpoint} was written: expected BLAKE3 {expected}, found \
-         {found}; restore the old one"
+        "the {name} has changed since the checkpoint {checkpoint} was written: \
+         expected BLAKE3 {expected}, found {found}; restore the old one"
     )))
 }
 

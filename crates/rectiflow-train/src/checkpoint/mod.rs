@@ -226,7 +226,8 @@ impl Checkpoints {
             None => Ok(None),
             Some((path, error)) => {
                 let reason = format!(
-                    "{error}; no other checkpoint is intact either: restore a copy, or remove {} to start over",
+                    "{error}; no other checkpoint is intact either: restore a copy, or remove {} \
+                     to start over",
                     self.folder.display()
                 );
                 Err(Error::Checkpoint { path, reason })
@@ -337,41 +338,37 @@ pub fn verify(checkpoint: &Path) -> Result<()> {
     if expected == found {
         return Ok(());
     }
-    let find = |lines: &str, name: &str| -> Option<String> {
-        lines
-            .lines()
-            .filter_map(|line| line.split_once("  "))
-            .find(|line| line.1 == name)
-            .map(|line| line.0.to_owned())
-    };
-    let names = expected
-        .lines()
-        .chain(found.lines())
-        .filter_map(|line| Some(line.split_once("  ")?.1));
-    let differs = names
-        .map(|name| (name, find(&expected, name), find(&found, name)))
-        .find(|(_, a, b)| a != b);
-    let Some((name, expected, found)) = differs else {
-        return Err(Error::Checkpoint {
-            path,
-            reason: "not a list of hashes and names".to_owned(),
-        });
-    };
-    let or_none = |hash: Option<String>| {
-        hash.map_or_else(
-            || "no such file".to_owned(),
-            |hash| format!("BLAKE3 {hash}"),
-        )
-    };
-    let reason = format!(
-        "damaged: expected {}, found {}",
-        or_none(expected),
-        or_none(found)
-    );
+    let names = expected.lines().chain(found.lines());
+    for (_, name) in names.filter_map(|line| line.split_once("  ")) {
+        let expected = hash_in(&expected, name);
+        let found = hash_in(&found, name);
+        if expected != found {
+            let expected = hash_or_none(expected);
+            let found = hash_or_none(found);
+            return Err(Error::Checkpoint {
+                path: checkpoint.join(name),
+                reason: format!("damaged: expected {expected}, found {found}"),
+            });
+        }
+    }
     Err(Error::Checkpoint {
-        path: checkpoint.join(name),
-        reason,
+        path,
+        reason: "not a list of hashes and names".to_owned(),
     })
+}
+
+/// Returns the hash of a file in a list of hashes and names.
+fn hash_in<'a>(lines: &'a str, name: &str) -> Option<&'a str> {
+    let mut files = lines.lines().filter_map(|line| line.split_once("  "));
+    let (hash, _) = files.find(|file| file.1 == name)?;
+    Some(hash)
+}
+
+fn hash_or_none(hash: Option<&str>) -> String {
+    match hash {
+        Some(hash) => format!("BLAKE3 {hash}"),
+        None => "no such file".to_owned(),
+    }
 }
 
 impl Saved {

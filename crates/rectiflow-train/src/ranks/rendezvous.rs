@@ -112,7 +112,8 @@ fn meet(store: &Store, rank: RankOf, start: Duration) -> Result<()> {
             let missing: Vec<String> = missing.map(|rank| rank.to_string()).collect();
             let (secs, ranks) = (start.as_secs(), rank.ranks);
             return Err(fail(format!(
-                "rank {}: of {ranks} ranks these did not start within {secs} s (ranks.start_secs): {}",
+                "rank {}: of {ranks} ranks these did not start within {secs} s \
+                 (ranks.start_secs): {}",
                 rank.rank,
                 missing.join(", ")
             )));
