@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! RUN/checkpoints/step-00000500/
-//!   state.json             position, order, hashes, paths of the frozen parts (format version 4)
+//!   state.json             position, order, hashes, paths of the frozen parts (format version 5)
 //!   recipe.toml            the recipe with every default written out
 //!   unet/config.json, unet/diffusion_pytorch_model.safetensors     fp32, diffusers' names
 //!   text_encoder/..., text_encoder_2/...                           only if they are trained
@@ -22,9 +22,9 @@
 //! verified. A damaged checkpoint is set aside (`step-00000500.damaged`) and the previous one is
 //! used.
 //!
-//! Format 3 had no buckets: the whole vector was a single one. Format 2 always had one optimiser
-//! file. Format 1 had neither sums nor `ema/`, nor what a branch and the guard need. All of them
-//! can still be read.
+//! Format 4 held the guard's numbers as text. Format 3 had no buckets: the whole vector was a
+//! single one. Format 2 always had one optimiser file. Format 1 had neither sums nor `ema/`, nor
+//! what a branch and the guard need. All of them can still be read.
 
 pub(crate) mod adopt;
 pub mod components;
@@ -43,6 +43,7 @@ use rayon::prelude::*;
 use rectiflow_sdxl::{flow::ObjectiveSettings, model::Component};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
+use walkdir::WalkDir;
 
 use crate::{
     error::{Error, Result},
@@ -55,7 +56,7 @@ use crate::{
     },
 };
 
-const FORMAT: u32 = 4;
+const FORMAT: u32 = 5;
 pub(crate) const STATE: &str = "state.json";
 pub(crate) const RECIPE: &str = "recipe.toml";
 const OPTIMIZER: &str = "optimizer.safetensors";
@@ -284,7 +285,7 @@ pub(crate) fn view(vector: &Tensor, slice: &Slice) -> Tensor {
 /// Returns one line for each file below `folder`, sorted by name: hash, two spaces, name.
 fn sums(folder: &Path) -> Result<String> {
     let mut names = Vec::new();
-    collect_files(folder, "", &mut names)?;
+    collect_files(folder, &mut names)?;
     names.retain(|name| name != SUMS);
     names.sort();
     sums_of(folder, &names)
@@ -295,14 +296,14 @@ pub(crate) fn sums_of(folder: &Path, names: &[String]) -> Result<String> {
     names.par_iter().map(line).collect()
 }
 
-pub(crate) fn collect_files(folder: &Path, prefix: &str, names: &mut Vec<String>) -> Result<()> {
-    for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
-        let entry = entry.map_err(Error::io(folder))?;
-        let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
-        if entry.path().is_dir() {
-            collect_files(&entry.path(), &format!("{name}/"), names)?;
-        } else {
-            names.push(name);
+/// Appends the names of all files in `folder`, relative to it and with `/` between the parts.
+pub(crate) fn collect_files(folder: &Path, names: &mut Vec<String>) -> Result<()> {
+    for entry in WalkDir::new(folder).follow_links(true) {
+        let entry = entry.map_err(|error| Error::io(folder)(error.into()))?;
+        if !entry.file_type().is_dir() {
+            let name = entry.path().strip_prefix(folder);
+            let name = name.expect("the walk stays inside the folder");
+            names.push(name.to_string_lossy().into_owned());
         }
     }
     Ok(())

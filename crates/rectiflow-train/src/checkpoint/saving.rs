@@ -229,7 +229,7 @@ impl Files {
         let mut names = Vec::new();
         if let Some(model) = model {
             model.write(&folder, &saved)?;
-            collect_files(&folder, "", &mut names)?;
+            collect_files(&folder, &mut names)?;
             // Other ranks write their files into the same folder.
             names.retain(|name| name.contains('/') || [STATE, RECIPE].contains(&name.as_str()));
         }
