@@ -135,7 +135,7 @@ fn a_resumed_or_damaged_run_ends_with_the_bytes_of_the_straight_one() {
         fs::remove_file(entry.unwrap().path().join("recipe.toml")).unwrap();
     }
     let error = run(&checked).unwrap_err().to_string();
-    assert!(error.contains("no other checkpoint is sound"), "{error}");
+    assert!(error.contains("no other checkpoint is intact"), "{error}");
 }
 
 fn spoil_fifth(step: &mut rectiflow_data::batch::Step) {
