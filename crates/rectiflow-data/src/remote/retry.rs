@@ -73,3 +73,31 @@ impl Remote {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::remote::Location;
+
+    #[test]
+    fn pauses_grow_and_vary_within_bounds() {
+        let network = Network {
+            pause: Duration::from_millis(100),
+            ..Network::default()
+        };
+        let Ok(Location::Remote(remote)) =
+            Location::parse(Path::new("http://127.0.0.1:1/x"), &network)
+        else {
+            panic!()
+        };
+        for (attempt, full) in [(1, 100), (2, 200), (4, 800), (40, 10_000)] {
+            let pause = remote.pause(attempt);
+            assert!(
+                pause * 2 >= Duration::from_millis(full) && pause <= Duration::from_millis(full),
+                "{pause:?}"
+            );
+        }
+    }
+}
