@@ -230,11 +230,10 @@ fn with_exif(jpeg: &[u8], orientation: u8) -> Vec<u8> {
     [&jpeg[..2], &[0xff, 0xe1], &len, &payload, &jpeg[2..]].concat()
 }
 
-#[test]
-fn every_kind_of_picture_arrives_with_its_colours() {
-    let (source, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let folder = source.path();
-    let (red, blue) = ([200, 30, 30], [30, 30, 200]);
+/// Writes a picture of every kind, left half red or dark, right half blue, light or transparent.
+fn write_every_kind(folder: &Path) {
+    let red = RED;
+    let blue = BLUE;
     let rgb: DynamicImage = halves(64, 64, red, blue, 0).into();
     write(folder, "a.png", encoded(&rgb, ImageFormat::Png));
     write(folder, "sub/folder/b.jpg", encoded(&rgb, ImageFormat::Jpeg));
@@ -290,6 +289,16 @@ fn every_kind_of_picture_arrives_with_its_colours() {
         "glass.webp",
         encoded(&glass.into(), ImageFormat::WebP),
     );
+}
+
+const RED: [u8; 3] = [200, 30, 30];
+const BLUE: [u8; 3] = [30, 30, 200];
+
+#[test]
+fn every_kind_of_picture_arrives_with_its_colours() {
+    let (source, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let folder = source.path();
+    write_every_kind(folder);
     let settings = PrepSettings {
         keep_captionless: true,
         background: [0, 255, 0],
@@ -303,7 +312,7 @@ fn every_kind_of_picture_arrives_with_its_colours() {
         "{:?}",
         rejected(out.path())
     );
-    let (red, blue) = (red.map(f32::from), blue.map(f32::from));
+    let (red, blue) = (RED.map(f32::from), BLUE.map(f32::from));
     let rows = rows(out.path());
     for (name, row) in &rows {
         let (left, right, tolerance) = match name.as_str() {
@@ -724,20 +733,21 @@ fn killed_scan_is_continued() {
     assert!(names.contains_key("prep/files.jsonl") && !names.contains_key("prep/files.part.jsonl"));
 }
 
+/// The files of latents.
+fn latents(files: BTreeMap<String, Vec<u8>>) -> BTreeMap<String, Vec<u8>> {
+    files
+        .into_iter()
+        .filter(|(name, _)| name.starts_with("latents/"))
+        .collect()
+}
+
 #[test]
 fn changed_folder_costs_only_the_changes() {
     let (source, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     write_many(source.path(), 0..60);
     run(source.path(), out.path(), &settings());
     let before = rows(out.path());
-    let latents = |files: &BTreeMap<String, Vec<u8>>| -> BTreeMap<String, Vec<u8>> {
-        files
-            .iter()
-            .filter(|(name, _)| name.starts_with("latents/"))
-            .map(|(a, b)| (a.clone(), b.clone()))
-            .collect()
-    };
-    let old_latents = latents(&files(out.path()));
+    let old_latents = latents(files(out.path()));
     fs::remove_file(source.path().join("003.png")).unwrap();
     fs::remove_file(source.path().join("003.txt")).unwrap();
     write(source.path(), "005.txt", "another caption");
@@ -776,7 +786,7 @@ fn changed_folder_costs_only_the_changes() {
             assert_eq!(&after[name], row, "{name}");
         }
     }
-    let new_latents = latents(&files(out.path()));
+    let new_latents = latents(files(out.path()));
     assert!(
         old_latents
             .iter()

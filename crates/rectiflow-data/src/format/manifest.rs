@@ -547,122 +547,101 @@ mod tests {
         );
     }
 
-    /// Each rule of the format, broken by one edit, with a word that the message must contain.
-    #[test]
-    fn every_broken_rule_is_named() {
-        let object = |key: &'static str| format!("/objects/1/{key}");
-        let cases = [
-            ("/format".to_owned(), json!("parquet"), "parquet"),
-            ("/format_version".to_owned(), json!(2), "version 2"),
-            (
-                "/format_version".to_owned(),
-                json!(u64::MAX),
-                "invalid value",
-            ),
-            ("/block_rows".to_owned(), json!(64), "block_rows"),
-            ("/codec/dtype".to_owned(), json!("BF16"), "BF16"),
-            ("/codec/channels".to_owned(), json!(0), "channels"),
-            (
-                "/codec/channels".to_owned(),
-                json!(4_000_000_000u32),
-                "channels",
-            ),
-            ("/codec/down_factor".to_owned(), json!(0), "down-factor"),
-            ("/codec/scaling_factor".to_owned(), json!(-1.0), "scaling"),
-            ("/codec/scaling_factor".to_owned(), json!(null), "null"),
-            ("/geometry/resize".to_owned(), json!("cubic"), "cubic"),
-            (
-                "/geometry/background".to_owned(),
-                json!([1, 2]),
-                "array of length 3",
-            ),
-            (
-                "/blocks/file".to_owned(),
-                json!("../blocks.bin"),
-                "../blocks.bin",
-            ),
-            ("/blocks/file".to_owned(), json!("/etc/x.bin"), "/etc/x.bin"),
-            (
-                "/blocks/bytes".to_owned(),
-                json!(u64::MAX),
-                "block table has",
-            ),
-            ("/blocks/hash".to_owned(), json!("xyz"), "64 hexadecimal"),
-            ("/buckets/0/width_px".to_owned(), json!(0), "multiples of 8"),
-            (
-                "/buckets/0/width_px".to_owned(),
-                json!(60),
-                "multiples of 8",
-            ),
-            (
-                "/buckets/0/height_px".to_owned(),
-                json!(4_294_967_288u32),
-                "65536",
-            ),
-            (
-                "/buckets".to_owned(),
+    /// One edit that breaks a rule of the format, and a word that the message must contain.
+    struct Case {
+        pointer: String,
+        value: Value,
+        word: &'static str,
+    }
+
+    fn head(pointer: &str, value: Value, word: &'static str) -> Case {
+        let pointer = pointer.to_owned();
+        Case {
+            pointer,
+            value,
+            word,
+        }
+    }
+
+    fn object(key: &str, value: Value, word: &'static str) -> Case {
+        head(&format!("/objects/1/{key}"), value, word)
+    }
+
+    fn head_cases() -> Vec<Case> {
+        vec![
+            head("/format", json!("parquet"), "parquet"),
+            head("/format_version", json!(2), "version 2"),
+            head("/format_version", json!(u64::MAX), "invalid value"),
+            head("/block_rows", json!(64), "block_rows"),
+            head("/codec/dtype", json!("BF16"), "BF16"),
+            head("/codec/channels", json!(0), "channels"),
+            head("/codec/channels", json!(4_000_000_000u32), "channels"),
+            head("/codec/down_factor", json!(0), "down-factor"),
+            head("/codec/scaling_factor", json!(-1.0), "scaling"),
+            head("/codec/scaling_factor", json!(null), "null"),
+            head("/geometry/resize", json!("cubic"), "cubic"),
+            head("/geometry/background", json!([1, 2]), "array of length 3"),
+            head("/blocks/file", json!("../blocks.bin"), "../blocks.bin"),
+            head("/blocks/file", json!("/etc/x.bin"), "/etc/x.bin"),
+            head("/blocks/bytes", json!(u64::MAX), "block table has"),
+            head("/blocks/hash", json!("xyz"), "64 hexadecimal"),
+            head("/buckets/0/width_px", json!(0), "multiples of 8"),
+            head("/buckets/0/width_px", json!(60), "multiples of 8"),
+            head("/buckets/0/height_px", json!(4_294_967_288u32), "65536"),
+            head(
+                "/buckets",
                 json!([{"width_px": 64, "height_px": 64}, {"width_px": 64, "height_px": 64}]),
                 "twice",
             ),
-            ("/buckets".to_owned(), json!([]), "bucket 0 does not exist"),
-            (object("bucket"), json!(1), "bucket 1 does not exist"),
-            (object("split"), json!("validation"), "validation"),
-            (object("rows"), json!(0), "0 rows"),
-            (object("rows"), json!(u32::MAX), "512 MiB"),
-            (object("rows"), json!(-1), "invalid value"),
-            (object("rows"), json!(33), "block table has"),
-            (
-                object("latents"),
+            head("/buckets", json!([]), "bucket 0 does not exist"),
+        ]
+    }
+
+    fn object_cases() -> Vec<Case> {
+        vec![
+            object("bucket", json!(1), "bucket 1 does not exist"),
+            object("split", json!("validation"), "validation"),
+            object("rows", json!(0), "0 rows"),
+            object("rows", json!(u32::MAX), "512 MiB"),
+            object("rows", json!(-1), "invalid value"),
+            object("rows", json!(33), "block table has"),
+            object(
+                "latents",
                 json!("latents/../../etc/passwd.safetensors"),
                 "is not a name",
             ),
-            (
-                object("latents"),
-                json!("/latents/a.safetensors"),
-                "is not a name",
-            ),
-            (
-                object("latents"),
-                json!("latents/.safetensors"),
-                "is not a name",
-            ),
-            (
-                object("latents"),
-                json!("latents/.a.safetensors"),
-                "is not a name",
-            ),
-            (
-                object("latents"),
-                json!("latents/a b.safetensors"),
-                "is not a name",
-            ),
-            (
-                object("latents"),
+            object("latents", json!("/latents/a.safetensors"), "is not a name"),
+            object("latents", json!("latents/.safetensors"), "is not a name"),
+            object("latents", json!("latents/.a.safetensors"), "is not a name"),
+            object("latents", json!("latents/a b.safetensors"), "is not a name"),
+            object(
+                "latents",
                 json!(format!("latents/{}.safetensors", "a".repeat(300))),
                 "is not a name",
             ),
-            (
-                object("latents"),
+            object(
+                "latents",
                 json!("latents/64x64-00000.safetensors"),
                 "two objects",
             ),
-            (
-                object("text"),
-                json!("text/a.parquet/../b"),
-                "is not a name",
-            ),
-            (
-                object("text"),
-                json!("text/64x64-00000.parquet"),
-                "two objects",
-            ),
-            (object("text_bytes"), json!(u64::MAX), "4 GiB"),
-            (object("deleted"), json!("00"), "3 hexadecimal bytes"),
-            (object("deleted"), json!("00000g"), "3 hexadecimal bytes"),
-            (object("deleted"), json!("0000é"), "3 hexadecimal bytes"),
-            (object("deleted"), json!("000010"), "beyond the last"),
-        ];
-        for (pointer, value, word) in cases {
+            object("text", json!("text/a.parquet/../b"), "is not a name"),
+            object("text", json!("text/64x64-00000.parquet"), "two objects"),
+            object("text_bytes", json!(u64::MAX), "4 GiB"),
+            object("deleted", json!("00"), "3 hexadecimal bytes"),
+            object("deleted", json!("00000g"), "3 hexadecimal bytes"),
+            object("deleted", json!("0000é"), "3 hexadecimal bytes"),
+            object("deleted", json!("000010"), "beyond the last"),
+        ]
+    }
+
+    #[test]
+    fn every_broken_rule_is_named() {
+        for Case {
+            pointer,
+            value,
+            word,
+        } in head_cases().into_iter().chain(object_cases())
+        {
             let (mut manifest, _) = good();
             match manifest.pointer_mut(&pointer) {
                 Some(place) => *place = value.clone(),

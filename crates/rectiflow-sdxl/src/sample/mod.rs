@@ -237,7 +237,7 @@ fn side_problem(name: &str, value: u32, factor: u32) -> Option<String> {
     if value > MAX_SIDE_PX {
         return Some(format!("{name} is {value}, expected at most {MAX_SIDE_PX}"));
     }
-    if value > 0 && value % factor == 0 {
+    if value > 0 && value.is_multiple_of(factor) {
         return None;
     }
     let above = value.max(1).next_multiple_of(factor);
