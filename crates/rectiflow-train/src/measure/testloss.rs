@@ -49,10 +49,10 @@ impl Tables {
     /// Creates the tables of a run.
     pub(crate) fn new(checked: &Checked, sources: &[Source]) -> Result<Self> {
         let recipe = &checked.recipe;
-        let table = |samples| Table::new(samples, checked, sources);
+        let training = Samples::Training(recipe.test.training_samples);
         Ok(Self {
-            test: table(Samples::Test)?,
-            training: table(Samples::Training(recipe.test.training_samples))?,
+            test: Table::new(Samples::Test, checked, sources)?,
+            training: Table::new(training, checked, sources)?,
         })
     }
 
@@ -91,20 +91,16 @@ pub(crate) struct Table {
 impl Table {
     fn new(samples: Samples, checked: &Checked, sources: &[Source]) -> Result<Self> {
         let recipe = &checked.recipe;
-        let (seed, micro_batch, bins) =
-            (recipe.run.seed, recipe.train.micro_batch, recipe.test.bins);
-        let table = Self {
+        let mut table = Self {
             samples,
-            seed,
-            micro_batch,
-            bins,
+            seed: recipe.run.seed,
+            micro_batch: recipe.train.micro_batch,
+            bins: recipe.test.bins,
             times: HashMap::new(),
         };
         let ids = table.batches(sources, RankOf::ONLY)?.ids()?;
-        Ok(Self {
-            times: times(ids, seed),
-            ..table
-        })
+        table.times = times(ids, table.seed);
+        Ok(table)
     }
 
     /// Returns the number of samples; a sample in two data sets counts once.
@@ -135,23 +131,26 @@ impl Table {
         let mut bins = Bins::new(self.bins);
         let mut batches = self.batches(sources, comm.rank())?;
         loop {
-            let some = batches
-                .by_ref()
-                .take(stepper.workers.width())
-                .collect::<rectiflow_data::Result<Vec<_>>>()?;
-            if some.is_empty() {
+            let next = batches.by_ref().take(stepper.workers.width());
+            let next = next.collect::<rectiflow_data::Result<Vec<_>>>()?;
+            if next.is_empty() {
                 break;
             }
-            let losses = stepper
-                .workers
-                .map_tensors(stepper, &some, |stepper, batch| self.losses(stepper, batch));
-            for (batch, losses) in some.iter().zip(losses) {
-                for ((loss, id), weight) in losses?.iter().zip(&batch.ids).zip(&batch.weights) {
-                    bins.add(self.times[id], f64::from(*loss), f64::from(*weight));
-                }
+            let workers = &stepper.workers;
+            let losses =
+                workers.map_tensors(stepper, &next, |stepper, batch| self.losses(stepper, batch));
+            for (batch, losses) in next.iter().zip(losses) {
+                self.add(&mut bins, batch, &losses?);
             }
         }
         Ok(Some(bins.of_all(comm)?.means()))
+    }
+
+    /// Adds the losses of a batch to the sums by noise level.
+    fn add(&self, bins: &mut Bins, batch: &MicroBatch, losses: &[f32]) {
+        for ((loss, id), weight) in losses.iter().zip(&batch.ids).zip(&batch.weights) {
+            bins.add(self.times[id], f64::from(*loss), f64::from(*weight));
+        }
     }
 
     /// Returns the loss of each sample of a batch at its own time and noise.
@@ -165,9 +164,12 @@ impl Table {
     fn noise(&self, batch: &MicroBatch) -> Tensor {
         let mut size = latent_size(batch);
         size[0] = 1;
-        let noise =
-            |id: &SampleId| initial_noise(key_u64(self.seed, Purpose::TestLoss, &[id.0]), &size);
-        Tensor::cat(&batch.ids.iter().map(noise).collect::<Vec<_>>(), 0)
+        let mut rows = Vec::with_capacity(batch.ids.len());
+        for id in &batch.ids {
+            let seed = key_u64(self.seed, Purpose::TestLoss, &[id.0]);
+            rows.push(initial_noise(seed, &size));
+        }
+        Tensor::cat(&rows, 0)
     }
 }
 

@@ -35,25 +35,21 @@ pub(crate) fn measure(
 ) -> Result<Vec<Vitals>> {
     let modules = modules(&state.parameters.slices);
     let mut own = Vec::new();
-    for (_, ranges) in &modules {
+    for module in &modules {
         let mut sums = Sums::default();
-        for range in ranges {
-            sums.add(Sums::of(
-                state,
-                gradients,
-                &module_range(state, range, lr, ratios),
-            ));
+        for range in &module.ranges {
+            let range = module_range(state, range, lr, ratios);
+            sums.add(Sums::of(state, gradients, &range));
         }
         own.extend(sums.to_numbers());
     }
     let all = exchange.total(&own)?;
     let (all, _) = all.as_chunks();
-    let all = all.iter().copied().map(Sums::from_numbers);
-    Ok(modules
-        .into_iter()
-        .zip(all)
-        .map(|((module, ranges), sums)| sums.vitals(module, &ranges))
-        .collect())
+    let mut vitals = Vec::with_capacity(modules.len());
+    for (module, &sums) in modules.into_iter().zip(all) {
+        vitals.push(Sums::from_numbers(sums).vitals(module));
+    }
+    Ok(vitals)
 }
 
 /// Sums of squares over some of a rank's elements.
@@ -106,11 +102,12 @@ impl Sums {
     }
 
     /// Returns the vital signs of a module of these elements.
-    fn vitals(&self, module: String, ranges: &[Range<i64>]) -> Vitals {
+    fn vitals(&self, module: Module) -> Vitals {
+        let num_elements = num_elements(&module.ranges);
         Vitals {
-            module,
+            module: module.name,
             gradient_norm: self.gradient.sqrt(),
-            moment_ratio: (self.moment_ratio / num_elements(ranges) as f64).sqrt(),
+            moment_ratio: (self.moment_ratio / num_elements as f64).sqrt(),
             update_ratio: (self.update / self.weight).sqrt(),
         }
     }
@@ -128,9 +125,8 @@ fn module_range(
     lr: f64,
     ratios: &LrRatios,
 ) -> UpdateRange {
-    let groups = state.parameters.groups.iter().zip(&state.moments_from);
+    let mut groups = state.parameters.groups.iter().zip(&state.moments_from);
     let (group, from) = groups
-        .into_iter()
         .find(|(group, _)| group.range.contains(&module.start))
         .expect("groups cover the vector");
     UpdateRange {
@@ -141,24 +137,31 @@ fn module_range(
     }
 }
 
-/// Returns the modules ordered by name, each with its ranges in the flat vector: parameters that
-/// stay in fp32 are separate from the others.
-fn modules(slices: &[Slice]) -> Vec<(String, Vec<Range<i64>>)> {
-    let mut modules = BTreeMap::<&str, Vec<Range<i64>>>::new();
+/// A part of the model, as ranges in the flat vector: parameters that stay in fp32 are separate
+/// from the others.
+struct Module {
+    name: String,
+    ranges: Vec<Range<i64>>,
+}
+
+/// Returns the modules ordered by name.
+fn modules(slices: &[Slice]) -> Vec<Module> {
+    let mut by_name = BTreeMap::<&str, Vec<Range<i64>>>::new();
     for slice in slices {
-        let ranges = modules.entry(module_of(&slice.name)).or_default();
-        match ranges
-            .last_mut()
-            .filter(|last| last.end == slice.range.start)
-        {
-            Some(last) => last.end = slice.range.end,
-            None => ranges.push(slice.range.clone()),
+        let ranges = by_name.entry(module_of(&slice.name)).or_default();
+        match ranges.last_mut() {
+            Some(last) if last.end == slice.range.start => last.end = slice.range.end,
+            _ => ranges.push(slice.range.clone()),
         }
     }
+    let mut modules = Vec::with_capacity(by_name.len());
+    for (name, ranges) in by_name {
+        modules.push(Module {
+            name: name.to_owned(),
+            ranges,
+        });
+    }
     modules
-        .into_iter()
-        .map(|(name, ranges)| (name.to_owned(), ranges))
-        .collect()
 }
 
 fn num_elements(ranges: &[Range<i64>]) -> i64 {

@@ -34,41 +34,40 @@ pub fn encode_texts(
     tokenizer: &Tokenizer,
     prompts: &[String],
 ) -> Result<Cond> {
-    let chunks: Vec<TokenChunks> = prompts
-        .iter()
-        .map(|prompt| tokenizer.chunks(prompt))
-        .collect();
-    let counts: Vec<u32> = chunks
-        .iter()
-        .map(|chunks| chunks.clip_l.len() as u32)
-        .collect();
-    let most = counts.iter().copied().max().unwrap_or(1) as usize;
-    let ids = |which: Clip| {
-        let padding = empty_chunk(which);
-        let rows = chunks.iter().flat_map(|chunks| {
-            let own = if which == Clip::L {
-                &chunks.clip_l
-            } else {
-                &chunks.clip_g
-            };
-            (0..most)
-                .flat_map(|chunk| *own.get(chunk).unwrap_or(&padding))
-                .collect::<Vec<i64>>()
-        });
-        let ids: Vec<i64> = rows.collect();
-        Tensor::from_slice(&ids).view([prompts.len() as i64, most as i64, CHUNK_LEN as i64])
-    };
+    let mut chunks = Vec::with_capacity(prompts.len());
+    let mut num_chunks = Vec::with_capacity(prompts.len());
+    for prompt in prompts {
+        let prompt_chunks = tokenizer.chunks(prompt);
+        num_chunks.push(prompt_chunks.clip_l.len() as u32);
+        chunks.push(prompt_chunks);
+    }
+    let most = num_chunks.iter().copied().max().unwrap_or(1) as usize;
     let device = encoder_g.device();
-    let (clip_l, clip_g) = (
-        ids(Clip::L).to_device(device),
-        ids(Clip::G).to_device(device),
-    );
+    let clip_l = token_ids(&chunks, most, Clip::L).to_device(device);
+    let clip_g = token_ids(&chunks, most, Clip::G).to_device(device);
     let ids = ChunkedIds {
         clip_l: &clip_l,
         clip_g: &clip_g,
-        num_chunks: &counts,
+        num_chunks: &num_chunks,
     };
     Ok(no_grad(|| cond::encode(encoder_l, encoder_g, ids))?)
+}
+
+/// Returns the token ids of an encoder for each prompt, `[b, most, 77]`, filled up with empty
+/// chunks.
+fn token_ids(prompts: &[TokenChunks], most: usize, which: Clip) -> Tensor {
+    let padding = empty_chunk(which);
+    let mut ids = Vec::with_capacity(prompts.len() * most * CHUNK_LEN);
+    for prompt in prompts {
+        let own = match which {
+            Clip::L => &prompt.clip_l,
+            Clip::G => &prompt.clip_g,
+        };
+        for chunk in 0..most {
+            ids.extend_from_slice(own.get(chunk).unwrap_or(&padding));
+        }
+    }
+    Tensor::from_slice(&ids).view([prompts.len() as i64, most as i64, CHUNK_LEN as i64])
 }
 
 /// Samples one picture per prompt, as one batch: `settings.batch` is replaced by the number of

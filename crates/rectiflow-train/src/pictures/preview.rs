@@ -56,22 +56,23 @@ impl Previewer {
         }
         let name = format!("step-{step:08}.png");
         let pictures = self.pictures(model, checked, comm)?;
-        let write = || {
-            fs::create_dir_all(&self.folder).map_err(Error::io(&self.folder))?;
-            let prompts = &self.config.prompts;
-            let grid = ContactSheet {
-                row_labels: &[],
-                column_labels: prompts,
-                columns: prompts.len(),
-                pictures: &pictures,
-            };
-            Ok(grid.draw().write_png(
-                &self.folder.join(&name),
-                &[("Title", &format!("step {step}"))],
-            )?)
-        };
-        comm.first(write)?;
+        comm.first(|| self.write(&pictures, &name, step))?;
         Ok(Some(name))
+    }
+
+    /// Writes pictures as a row in one file.
+    fn write(&self, pictures: &[Picture], name: &str, step: u64) -> Result<()> {
+        fs::create_dir_all(&self.folder).map_err(Error::io(&self.folder))?;
+        let prompts = &self.config.prompts;
+        let grid = ContactSheet {
+            row_labels: &[],
+            column_labels: prompts,
+            columns: prompts.len(),
+            pictures,
+        };
+        let path = self.folder.join(name);
+        let title = format!("step {step}");
+        Ok(grid.draw().write_png(&path, &[("Title", &title)])?)
     }
 
     /// Returns the pictures of all prompts, on all ranks. Each rank runs the UNet on its rows of
@@ -81,14 +82,12 @@ impl Previewer {
         let count = self.config.prompts.len() as i64;
         let rows = Partition::new(count, comm.rank().ranks).buckets()[0].of(comm.rank().rank);
         let latents = self.latents(model, checked, &rows, comm)?;
-        let [height, width] =
-            [self.config.sample.height_px, self.config.sample.width_px].map(i64::from);
+        let height = i64::from(self.config.sample.height_px);
+        let width = i64::from(self.config.sample.width_px);
         let pixels = Tensor::zeros([count, height, width, 3], (Kind::Uint8, checked.device));
         if !rows.is_empty() {
-            write_to(
-                &narrow(&pixels, &rows),
-                &decode(&model.vae, &narrow(&latents, &rows))?,
-            );
+            let own = decode(&model.vae, &narrow(&latents, &rows))?;
+            write_to(&narrow(&pixels, &rows), &own);
         }
         gather_rows(comm, &pixels)?;
         Ok(pictures(&pixels.to_device(Device::Cpu)))
@@ -102,22 +101,17 @@ impl Previewer {
         rows: &Range<i64>,
         comm: &Comm,
     ) -> Result<Tensor> {
-        let PreviewConfig {
-            prompts,
-            negative,
-            sample,
-            ..
-        } = &self.config;
+        let config = &self.config;
         let parameterization = checked.recipe.objective.parameterization;
         let settings = SampleSettings {
-            batch: prompts.len(),
-            ..sample.clone()
+            batch: config.prompts.len(),
+            ..config.sample.clone()
         };
 
         // This rank's denoiser; `None` if there are more ranks than pictures.
         let tokenizer = Tokenizer::new();
-        let cond = rows_of(&condition(model, &tokenizer, prompts)?, rows);
-        let uncond = condition(model, &tokenizer, from_ref(negative))?;
+        let cond = rows_of(&condition(model, &tokenizer, &config.prompts)?, rows);
+        let uncond = condition(model, &tokenizer, from_ref(&config.negative))?;
         let texts = Texts {
             cond: &cond,
             uncond: &uncond,
@@ -126,12 +120,14 @@ impl Previewer {
             batch: (rows.end - rows.start) as usize,
             ..settings.clone()
         };
-        let (time_ids, guidance) = (own.time_ids(), settings.guidance());
+        let time_ids = own.time_ids();
+        let guidance = settings.guidance();
         let guided = if rows.is_empty() {
             None
         } else {
+            let unet = &model.unet;
             Some(Guided::new(
-                &model.unet,
+                unet,
                 parameterization,
                 texts,
                 &time_ids,
@@ -144,18 +140,13 @@ impl Previewer {
         let mut denoise = |x: &Tensor, sigma: f64| {
             let whole = x.zeros_like();
             if let Some(guided) = &guided {
-                write_to(
-                    &narrow(&whole, rows),
-                    &guided.denoise(&narrow(x, rows), sigma)?,
-                );
+                let denoised = guided.denoise(&narrow(x, rows), sigma)?;
+                write_to(&narrow(&whole, rows), &denoised);
             }
             if let Err(error) = gather_rows(comm, &whole) {
                 failed = Some(error);
-                return Err(ModelError::input(
-                    "previews",
-                    "all ranks",
-                    "a failed collective",
-                ));
+                let found = "a failed collective";
+                return Err(ModelError::input("previews", "all ranks", found));
             }
             Ok(whole)
         };

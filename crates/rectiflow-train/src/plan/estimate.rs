@@ -103,23 +103,34 @@ pub struct Passes {
 }
 
 impl Passes {
+    /// Returns the passes of a run on its largest bucket.
+    fn of_run(checked: &Checked, configs: &Configs, sources: &[Source]) -> Self {
+        let train = &checked.recipe.train;
+        let [width_px, height_px] = largest_bucket(sources);
+        let down = u64::from(configs.vae.down_factor());
+        let width = workers::count(checked.device, train.micro_batches);
+        Self {
+            batch: train.micro_batch as u64,
+            latent: [height_px / down, width_px / down],
+            tokens: MOST_TOKENS,
+            precision: train.dtype,
+            width: width as u64,
+            accumulates: train.micro_batches > width,
+            fused: keeps_less(checked.device),
+        }
+    }
+
     fn parts(&self, unet: &UNetConfig) -> Vec<PartCost> {
-        let Self {
-            batch,
-            latent: [height, width],
-            tokens,
-            fused,
-            ..
-        } = *self;
+        let [height, width] = self.latent;
         parts(
             unet,
             Load {
-                batch,
+                batch: self.batch,
                 height,
                 width,
-                tokens,
+                tokens: self.tokens,
                 bytes: self.precision.value_bytes(),
-                fused,
+                fused: self.fused,
             },
         )
     }
@@ -165,23 +176,18 @@ impl Passes {
         gradient_bytes: u64,
         is_recomputed: impl Fn(&PartCost) -> bool,
     ) -> u64 {
-        let passes = |gradient_bytes| peak_bytes(parts, gradient_bytes, &is_recomputed);
+        let activations = peak_bytes(parts, 0, &is_recomputed);
         // Micro-batches that run at the same time share the sum of gradients.
-        let beside = (self.width - 1) * passes(0);
+        let beside = (self.width - 1) * activations;
         if self.accumulates {
-            let num_parameters: u64 = parts.iter().map(|part| part.num_parameters).sum();
-            return gradient_bytes * num_parameters + passes(0) + beside;
+            return gradient_bytes * num_parameters(parts) + activations + beside;
         }
-        passes(gradient_bytes) + beside
+        peak_bytes(parts, gradient_bytes, &is_recomputed) + beside
     }
 
     /// Returns the memory of training this UNet alone: weights, moments, activations and gradients.
     pub fn estimate(&self, unet: &UNetConfig, recomputed: &RecomputedBlocks) -> Estimate {
-        let num_parameters: u64 = self
-            .parts(unet)
-            .iter()
-            .map(|part| part.num_parameters)
-            .sum();
+        let num_parameters = num_parameters(&self.parts(unet));
         Estimate {
             weights: num_parameters * self.precision.value_bytes(),
             masters: num_parameters * self.master_bytes(),
@@ -202,6 +208,24 @@ impl Passes {
     }
 }
 
+fn num_parameters(parts: &[PartCost]) -> u64 {
+    parts.iter().map(|part| part.num_parameters).sum()
+}
+
+/// Returns width and height in pixels of the largest bucket of training samples.
+fn largest_bucket(sources: &[Source]) -> [u64; 2] {
+    let mut largest = [0, 0];
+    for source in sources {
+        for bucket in source.dataset.buckets(Split::Train) {
+            let size = [u64::from(bucket.width_px), u64::from(bucket.height_px)];
+            if size[0] * size[1] >= largest[0] * largest[1] {
+                largest = size;
+            }
+        }
+    }
+    largest
+}
+
 impl Estimate {
     /// Returns the memory of a run and the blocks that it recomputes: of its model by the
     /// configurations, of its data by the largest bucket; the optimiser's memory is split over
@@ -215,51 +239,18 @@ impl Estimate {
         sources: &[Source],
         shards: u64,
     ) -> Result<(Self, RecomputedBlocks)> {
-        let recipe = &checked.recipe;
-        let places = Component::ALL.map(|component| components.folder(component));
-        let configs = Configs::read(places)?;
-        let pixels = |&(width, height): &(u32, u32)| u64::from(width) * u64::from(height);
-        let buckets = sources
-            .iter()
-            .flat_map(|source| source.dataset.buckets(Split::Train));
-        let largest = buckets
-            .map(|bucket| (bucket.width_px, bucket.height_px))
-            .max_by_key(pixels)
-            .unwrap_or((0, 0));
-        let down = u64::from(configs.vae.down_factor());
-        let width = workers::count(checked.device, recipe.train.micro_batches);
-        let passes = Passes {
-            batch: recipe.train.micro_batch as u64,
-            latent: [u64::from(largest.1) / down, u64::from(largest.0) / down],
-            tokens: MOST_TOKENS,
-            precision: recipe.train.dtype,
-            width: width as u64,
-            accumulates: recipe.train.micro_batches > width,
-            fused: keeps_less(checked.device),
+        let configs = Configs::read(Component::ALL.map(|component| components.folder(component)))?;
+        let passes = Passes::of_run(checked, &configs, sources);
+        let run = RunEstimate {
+            apart: Self::apart_from_unet(checked, &configs, &passes)?,
+            checked,
+            unet: &configs.unet,
+            passes,
+            shards,
         };
-        let apart = Self::apart_from_unet(checked, &configs, &passes)?;
-        let whole = |recomputed: &RecomputedBlocks| {
-            let unet = passes.estimate(&configs.unet, recomputed);
-            let all = Self {
-                weights: apart.weights + unet.weights,
-                masters: apart.masters + unet.masters,
-                moments: apart.moments + unet.moments,
-                passes: apart.passes + unet.passes,
-                ..apart
-            };
-            all.with_average(recipe.ema.half_life_samples.is_some())
-                .split(shards, recipe)
-        };
-        let recomputed = passes.recomputed(&configs.unet, recipe.memory.checkpointing, || {
-            let none = whole(&RecomputedBlocks::All(false));
-            let others = none.device_bytes(checked.device) - none.passes + apart.passes;
-            recipe
-                .memory
-                .budget_bytes()
-                .unwrap_or(0)
-                .saturating_sub(others)
-        });
-        Ok((whole(&recomputed), recomputed))
+        let checkpointing = checked.recipe.memory.checkpointing;
+        let recomputed = passes.recomputed(&configs.unet, checkpointing, || run.room());
+        Ok((run.with_unet(&recomputed), recomputed))
     }
 
     /// Returns the memory of everything but the UNet.
@@ -273,18 +264,15 @@ impl Estimate {
             (Component::ClipG, &configs.clip_g),
         ] {
             let num_parameters = count(config)?;
+            let value_bytes = passes.precision.value_bytes();
             if checked.recipe.train.trains(component) {
-                estimate.weights += num_parameters * passes.precision.value_bytes();
+                estimate.weights += num_parameters * value_bytes;
                 estimate.masters += num_parameters * passes.master_bytes();
                 estimate.moments += num_parameters * 8;
-                let kept = text_encoder_bytes(
-                    config,
-                    passes.batch * MOST_TOKENS,
-                    passes.precision.value_bytes(),
-                );
+                let kept = text_encoder_bytes(config, passes.batch * MOST_TOKENS, value_bytes);
                 estimate.passes += passes.width * kept + 4 * num_parameters;
             } else {
-                estimate.frozen += num_parameters * passes.precision.value_bytes();
+                estimate.frozen += num_parameters * value_bytes;
             }
         }
         let vae = Vae::new(configs.vae.clone(), Weights::shapes_only())?;
@@ -345,19 +333,24 @@ impl Estimate {
     /// # Errors
     /// [`Error::Memory`] with the settings that reduce it.
     pub(crate) fn check(&self, checked: &Checked) -> Result<()> {
-        let recipe = &checked.recipe;
         let needed = self.device_bytes(checked.device);
-        let device = recipe
-            .memory
-            .device_bytes()
-            .or_else(|| available_bytes(checked.device));
-        let limit = [device, recipe.memory.budget_bytes()]
-            .into_iter()
-            .flatten()
-            .min();
-        let Some(limit) = limit.filter(|limit| needed > *limit) else {
+        let Some(limit) = limit_bytes(checked) else {
             return Ok(());
         };
+        if needed <= limit {
+            return Ok(());
+        }
+        Err(Error::Memory {
+            needs: self.to_string(),
+            needed,
+            limit,
+            help: self.help(checked, limit).join(", "),
+        })
+    }
+
+    /// Returns the settings that reduce the memory below a limit.
+    fn help(&self, checked: &Checked, limit: u64) -> Vec<&'static str> {
+        let recipe = &checked.recipe;
         let mut help = Vec::new();
         if recipe.memory.budget_bytes() == Some(limit) {
             help.push("a larger memory.budget_gib");
@@ -380,46 +373,83 @@ impl Estimate {
             help.push("no ema.half_life_samples");
         }
         help.push("fewer trained text encoders or a smaller model");
-        Err(Error::Memory {
-            needs: self.to_string(),
-            needed,
-            limit,
-            help: help.join(", "),
-        })
+        help
+    }
+
+    /// Returns all terms with their names.
+    fn terms(&self) -> [(&'static str, u64); 9] {
+        [
+            ("weights", self.weights),
+            ("masters", self.masters),
+            ("moments", self.moments),
+            ("average", self.average),
+            ("frozen parts", self.frozen),
+            ("activations and gradients", self.passes),
+            ("snapshots (host)", self.snapshots),
+            ("copy for a checkpoint (host)", self.checkpoint),
+            ("program (host)", self.program),
+        ]
+    }
+}
+
+/// Returns the memory that a run may take: that of the device or the recipe's budget, whichever is
+/// smaller; `None` if neither is known.
+fn limit_bytes(checked: &Checked) -> Option<u64> {
+    let memory = &checked.recipe.memory;
+    let device = match memory.device_bytes() {
+        Some(bytes) => Some(bytes),
+        None => available_bytes(checked.device),
+    };
+    match (device, memory.budget_bytes()) {
+        (Some(device), Some(budget)) => Some(device.min(budget)),
+        (device, budget) => device.or(budget),
+    }
+}
+
+/// The memory of a run but for the choice of recomputed blocks.
+struct RunEstimate<'a> {
+    checked: &'a Checked,
+    unet: &'a UNetConfig,
+    passes: Passes,
+    /// The memory of everything but the UNet.
+    apart: Estimate,
+    /// Number of parts that the optimiser's memory is split over.
+    shards: u64,
+}
+
+impl RunEstimate<'_> {
+    /// Returns the memory of the run, of which these blocks are recomputed.
+    fn with_unet(&self, recomputed: &RecomputedBlocks) -> Estimate {
+        let recipe = &self.checked.recipe;
+        let unet = self.passes.estimate(self.unet, recomputed);
+        let all = Estimate {
+            weights: self.apart.weights + unet.weights,
+            masters: self.apart.masters + unet.masters,
+            moments: self.apart.moments + unet.moments,
+            passes: self.apart.passes + unet.passes,
+            ..self.apart
+        };
+        all.with_average(recipe.ema.half_life_samples.is_some())
+            .split(self.shards, recipe)
+    }
+
+    /// Returns the bytes that the budget leaves for the UNet's activations and gradients.
+    fn room(&self) -> u64 {
+        let none = self.with_unet(&RecomputedBlocks::All(false));
+        let others = none.device_bytes(self.checked.device) - none.passes + self.apart.passes;
+        let budget = self.checked.recipe.memory.budget_bytes().unwrap_or(0);
+        budget.saturating_sub(others)
     }
 }
 
 impl fmt::Display for Estimate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
-        let Self {
-            weights,
-            masters,
-            moments,
-            average,
-            frozen,
-            passes,
-            snapshots,
-            checkpoint,
-            program,
-        } = *self;
-        let named = [
-            (weights, "weights"),
-            (masters, "masters"),
-            (moments, "moments"),
-            (average, "average"),
-            (frozen, "frozen parts"),
-            (passes, "activations and gradients"),
-            (snapshots, "snapshots (host)"),
-            (checkpoint, "copy for a checkpoint (host)"),
-            (program, "program (host)"),
-        ];
-        let there: Vec<String> = named
-            .iter()
-            .filter(|(bytes, _)| *bytes > 0)
-            .map(|(bytes, name)| format!("{name} {:.2}", gib(*bytes)))
-            .collect();
-        write!(f, "{}, in GiB", there.join(", "))
+        for (name, bytes) in self.terms() {
+            if bytes > 0 {
+                write!(f, "{name} {:.2}, ", bytes as f64 / f64::from(1 << 30))?;
+            }
+        }
+        write!(f, "in GiB")
     }
 }
 
@@ -466,9 +496,10 @@ fn count(config: &ClipConfig) -> Result<u64> {
 
 /// Returns the memory that the system has available, for a run on the CPU of a Linux machine.
 fn available_bytes(device: Device) -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo")
-        .ok()
-        .filter(|_| device == Device::Cpu)?;
+    if device != Device::Cpu {
+        return None;
+    }
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text
         .lines()
         .find_map(|line| line.strip_prefix("MemAvailable:"))?;

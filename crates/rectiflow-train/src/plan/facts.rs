@@ -10,10 +10,10 @@ use rectiflow_data::{
     amplification::amplification,
     batch::Source,
     block_table::BLOCK_ROWS,
-    dataset::{BucketShape, Dataset, MEMORY_BYTES},
+    dataset::{Dataset, MEMORY_BYTES},
     loader::Loader,
     manifest::Split,
-    order::{BucketRows, DataShape, Mode, Order, OrderSettings, RankOf},
+    order::{Amount, BucketRows, DataShape, Mode, Order, OrderSettings, RankOf, Stream},
 };
 use rectiflow_sdxl::{
     bundle::sdxl_configs,
@@ -25,6 +25,7 @@ use rectiflow_sdxl::{
     weights::Weights,
 };
 use serde::Serialize;
+use serde_json::{Map, Value};
 
 use crate::{
     checkpoint::components::Components, error::Result, plan::gpu_memory::Parameters,
@@ -108,30 +109,24 @@ impl Facts {
         let mut assumptions = Vec::new();
         let model = ModelFacts::read(&checked.recipe.model.base, &mut assumptions)?;
         let parameters = model.parameters(checked);
-        let data = ReadData::read(checked, ranks, &model.vae, &mut assumptions)?;
+        let read = ReadData::read(checked, ranks, &model.vae, &mut assumptions)?;
         let configs = Configs {
             unet: &model.unet,
             clip_l: &model.clip_l,
             clip_g: &model.clip_g,
         };
         let text = num_chunks * configs.text_flops(&checked.recipe.train);
-        let of = |(size, share): &([i64; 2], f64)| {
-            (configs.unet_flops(*size, num_chunks) + text) as f64 * share
-        };
-        let sample_flops = data.latents.iter().map(of).sum();
+        let mut sample_flops = 0.0;
+        for &(size, share) in &read.latents {
+            sample_flops += (configs.unet_flops(size, num_chunks) + text) as f64 * share;
+        }
         assumptions.push(format!("prompts of {num_chunks} x 75 tokens (--chunks)"));
-        let ReadData {
-            order,
-            latents,
-            data,
-            read_ahead_bytes,
-        } = data;
         Ok(Self {
             parameters,
-            order,
-            latents,
-            data,
-            read_ahead_bytes,
+            order: read.order,
+            latents: read.latents,
+            data: read.data,
+            read_ahead_bytes: read.read_ahead_bytes,
             assumptions,
             sample_flops,
             unet: model.unet,
@@ -175,6 +170,37 @@ impl Facts {
     }
 }
 
+/// The `config.json` files of a base model, or SDXL's if it does not exist.
+struct ConfigFiles<'a> {
+    base: &'a Path,
+    components: Option<Components>,
+}
+
+impl<'a> ConfigFiles<'a> {
+    fn find(base: &'a Path) -> Result<Self> {
+        let components = if base.exists() {
+            Some(Components::find(base)?)
+        } else {
+            None
+        };
+        Ok(Self { base, components })
+    }
+
+    fn json(&self, component: Component) -> rectiflow_sdxl::Result<Map<String, Value>> {
+        match &self.components {
+            Some(components) => read_object(&components.folder(component).join("config.json")),
+            None => Ok(sdxl_configs()
+                .remove(&component)
+                .expect("there is one for every component")),
+        }
+    }
+
+    /// Returns the name of a configuration in messages.
+    fn name(&self, component: Component) -> String {
+        self.base.join(component.folder()).display().to_string()
+    }
+}
+
 /// Configurations of the model.
 struct ModelFacts {
     unet: UNetConfig,
@@ -186,26 +212,19 @@ struct ModelFacts {
 impl ModelFacts {
     /// Reads those of the base model, or takes SDXL's if it does not exist.
     fn read(base: &Path, assumptions: &mut Vec<String>) -> Result<Self> {
-        let components = base.exists().then(|| Components::find(base)).transpose()?;
-        if components.is_none() {
+        let configs = ConfigFiles::find(base)?;
+        if configs.components.is_none() {
             assumptions.push(format!(
                 "{} does not exist: the sizes are SDXL 1.0's",
                 base.display()
             ));
         }
-        let mut defaults = sdxl_configs();
-        let mut json = |component| match &components {
-            Some(components) => read_object(&components.folder(component).join("config.json")),
-            None => Ok(defaults
-                .remove(&component)
-                .expect("there is one for every component")),
-        };
-        let name = |component: Component| base.join(component.folder()).display().to_string();
+        let [unet, clip_l, clip_g, vae] = Component::ALL;
         Ok(Self {
-            unet: UNetConfig::from_json(json(Component::UNet)?, &name(Component::UNet))?,
-            clip_l: ClipConfig::from_json(json(Component::ClipL)?, false, &name(Component::ClipL))?,
-            clip_g: ClipConfig::from_json(json(Component::ClipG)?, true, &name(Component::ClipG))?,
-            vae: VaeConfig::from_json(json(Component::Vae)?, &name(Component::Vae))?,
+            unet: UNetConfig::from_json(configs.json(unet)?, &configs.name(unet))?,
+            clip_l: ClipConfig::from_json(configs.json(clip_l)?, false, &configs.name(clip_l))?,
+            clip_g: ClipConfig::from_json(configs.json(clip_g)?, true, &configs.name(clip_g))?,
+            vae: VaeConfig::from_json(configs.json(vae)?, &configs.name(vae))?,
         })
     }
 
@@ -284,95 +303,99 @@ impl ReadData {
     }
 
     fn assumed(checked: &Checked, vae: &VaeConfig) -> Result<Self> {
-        let buckets = vec![BucketRows {
-            bucket: 0,
-            rows: checked.recipe.train.samples,
-            run_ends: Vec::new(),
-        }];
-        let shape = DataShape {
-            identity: String::new(),
-            text: String::new(),
-            amount: rectiflow_data::order::Amount::Repeats(1.0),
-            buckets,
+        let settings = OrderSettings {
+            mode: Mode::Local,
+            ..checked.order.clone()
         };
-        let order = Order::new(
-            &[shape],
-            OrderSettings {
-                mode: Mode::Local,
-                ..checked.order.clone()
-            },
-        )?;
+        let order = Order::new(&[assumed_shape(checked)], settings)?;
         let side = i64::from(ASSUMED_PX / vae.down_factor());
         let sample_bytes = (2 * vae.latent_channels * side * side) as f64 + ASSUMED_TEXT_BYTES;
-        let from = if checked.recipe.data.iter().any(|data| is_url(&data.path)) {
-            ReadFrom::Network
-        } else {
-            ReadFrom::Disk
-        };
-        let data = DataFacts {
-            num_train: None,
-            sample_bytes,
-            amplification: 1.0,
-            from,
-        };
+        let is_remote = checked.recipe.data.iter().any(|data| is_url(&data.path));
         Ok(Self {
             order,
             latents: vec![([side; 2], 1.0)],
-            data,
+            data: DataFacts {
+                num_train: None,
+                sample_bytes,
+                amplification: 1.0,
+                from: if is_remote {
+                    ReadFrom::Network
+                } else {
+                    ReadFrom::Disk
+                },
+            },
             read_ahead_bytes: 0,
         })
     }
 
     fn of_sources(checked: &Checked, sources: Vec<Source>, ranks: usize) -> Result<Self> {
-        let num_bytes: u64 = sources
-            .iter()
-            .map(|source| source.dataset.num_bytes(Split::Train))
-            .sum();
-        let num_train: u64 = sources.iter().flat_map(rows).sum();
-        let from = from(checked, &sources, num_bytes);
-        let loader = Loader::new(
-            sources.clone(),
-            checked.order.clone(),
-            RankOf { rank: 0, ranks },
-        )?;
+        let rank = RankOf { rank: 0, ranks };
+        let loader = Loader::new(sources.clone(), checked.order.clone(), rank)?;
         let order = loader.order().clone();
-        // A bucket's share of the work is its share of an epoch's samples, repeats and shares
-        // included.
-        let samples = |stream: &rectiflow_data::order::Stream| {
-            (stream.before_epoch(1) * u64::from(stream.size)) as f64
-        };
-        let all: f64 = order.streams().iter().map(samples).sum();
-        let latents = order.streams().iter().map(|stream| {
-            let manifest = sources[stream.data as usize].dataset.manifest();
-            let [_, height, width] = manifest.latent_shape(stream.bucket).map(|size| size as i64);
-            ([height, width], samples(stream) / all.max(1.0))
-        });
-        let data = DataFacts {
-            num_train: Some(num_train),
-            sample_bytes: num_bytes as f64 / (num_train as f64).max(1.0),
-            amplification: if order.settings().mode == Mode::Window {
-                amplification(&order, 0)
-            } else {
-                1.0
-            },
-            from,
-        };
         Ok(Self {
-            latents: latents.collect(),
-            data,
+            latents: latents(&order, &sources),
+            data: DataFacts::of(checked, &order, &sources),
             read_ahead_bytes: loader.read_ahead_bytes(),
             order,
         })
     }
 }
 
-fn rows(source: &Source) -> Vec<u64> {
-    source
-        .dataset
-        .buckets(Split::Train)
-        .iter()
-        .map(|bucket: &BucketShape| bucket.num_rows)
-        .collect()
+impl DataFacts {
+    fn of(checked: &Checked, order: &Order, sources: &[Source]) -> Self {
+        let mut num_bytes: u64 = 0;
+        let mut num_train: u64 = 0;
+        for source in sources {
+            num_bytes += source.dataset.num_bytes(Split::Train);
+            for bucket in source.dataset.buckets(Split::Train) {
+                num_train += bucket.num_rows;
+            }
+        }
+        Self {
+            num_train: Some(num_train),
+            sample_bytes: num_bytes as f64 / (num_train as f64).max(1.0),
+            amplification: if order.settings().mode == Mode::Window {
+                amplification(order, 0)
+            } else {
+                1.0
+            },
+            from: from(checked, sources, num_bytes),
+        }
+    }
+}
+
+/// Returns the sizes of latents with their shares. A bucket's share of the work is its share of an
+/// epoch's samples, repeats and shares of the data sets included.
+fn latents(order: &Order, sources: &[Source]) -> Vec<([i64; 2], f64)> {
+    let all: f64 = order.streams().iter().map(epoch_samples).sum();
+    let mut found = Vec::new();
+    for stream in order.streams() {
+        let manifest = sources[stream.data as usize].dataset.manifest();
+        let [_, height, width] = manifest.latent_shape(stream.bucket);
+        let share = epoch_samples(stream) / all.max(1.0);
+        found.push(([height as i64, width as i64], share));
+    }
+    found
+}
+
+/// Returns the number of samples that an epoch takes of a stream.
+fn epoch_samples(stream: &Stream) -> f64 {
+    (stream.before_epoch(1) * u64::from(stream.size)) as f64
+}
+
+/// Returns a data set of one bucket that holds all samples of the run.
+fn assumed_shape(checked: &Checked) -> DataShape {
+    let bucket = BucketRows {
+        bucket: 0,
+        rows: checked.recipe.train.samples,
+        run_ends: Vec::new(),
+    };
+    DataShape {
+        identity: String::new(),
+        text: String::new(),
+        amount: Amount::Repeats(1.0),
+        buckets: vec![bucket],
+    }
 }
 
 fn from(checked: &Checked, sources: &[Source], num_bytes: u64) -> ReadFrom {

@@ -74,46 +74,67 @@ const BUCKETS_AT_A_TIME: f64 = 16.0;
 
 /// Returns the terms of the memory that are not 0.
 pub fn memory(config: &UNetConfig, parameters: Parameters, settings: &MemorySettings) -> Vec<Term> {
-    let (ranks, trained) = (settings.ranks as f64, parameters.trained as f64);
+    let trained = parameters.trained as f64;
     let value_bytes = settings.passes.precision.value_bytes() as f64;
-    let split = if settings.sharding == Sharding::None {
-        1.0
-    } else {
-        ranks
-    };
-    let (name, masters) = match settings.passes.precision {
-        Precision::Bf16 => ("bf16", 4.0 * trained / split),
-        // A rank that owns all parameters computes with the masters themselves.
-        Precision::Fp32 => (
-            "fp32",
-            if split > 1.0 {
-                4.0 * trained / split
-            } else {
-                0.0
-            },
-        ),
+    let split = settings.split();
+    let name = match settings.passes.precision {
+        Precision::Bf16 => "bf16",
+        Precision::Fp32 => "fp32",
     };
     let vectors = 2.0 + f64::from(u8::from(settings.averaged));
-    let term = |what: String, bytes| Term { what, bytes };
     let mut terms = vec![
-        term(format!("trained weights, {name}"), value_bytes * trained),
-        term(format!("their masters, fp32, over {split} ranks"), masters),
-        term(
+        Term::new(format!("trained weights, {name}"), value_bytes * trained),
+        Term::new(
+            format!("their masters, fp32, over {split} ranks"),
+            settings.master_bytes(trained),
+        ),
+        Term::new(
             format!("optimiser, {vectors} fp32 vectors over {split} ranks"),
             4.0 * vectors * trained / split,
         ),
-        term(
+        Term::new(
             format!("frozen text encoders, {name}"),
             value_bytes * parameters.frozen as f64,
         ),
-        term(
-            "autoencoder for previews, fp32".into(),
+        Term::new(
+            "autoencoder for previews, fp32",
             4.0 * parameters.vae as f64,
         ),
-        term("CUDA, NCCL, libraries (assumed)".into(), RUNTIME_BYTES),
+        Term::new("CUDA, NCCL, libraries (assumed)", RUNTIME_BYTES),
     ];
     terms.extend(passes(config, trained, settings, total(&terms)));
-    terms.into_iter().filter(|term| term.bytes > 0.0).collect()
+    terms.retain(|term| term.bytes > 0.0);
+    terms
+}
+
+impl Term {
+    fn new(what: impl Into<String>, bytes: f64) -> Self {
+        Self {
+            what: what.into(),
+            bytes,
+        }
+    }
+}
+
+impl MemorySettings {
+    /// Returns the number of parts that the optimiser's memory is split into.
+    fn split(&self) -> f64 {
+        if self.sharding == Sharding::None {
+            1.0
+        } else {
+            self.ranks as f64
+        }
+    }
+
+    /// Returns the bytes of a rank's masters beside the weights.
+    fn master_bytes(&self, trained: f64) -> f64 {
+        let split = self.split();
+        // A rank that owns all parameters computes with fp32 masters themselves.
+        if self.passes.precision == Precision::Fp32 && split <= 1.0 {
+            return 0.0;
+        }
+        4.0 * trained / split
+    }
 }
 
 /// Returns the terms of activations and the sum of gradients, beside `others` bytes.
@@ -131,13 +152,27 @@ fn passes(config: &UNetConfig, trained: f64, settings: &MemorySettings, others: 
     } else {
         0.0
     };
-    let recomputed = settings
-        .passes
-        .recomputed(config, settings.checkpointing, || {
-            let others = (others + part + buckets) as u64;
-            settings.budget_bytes.unwrap_or(0).saturating_sub(others)
-        });
-    let what = match &recomputed {
+
+    // The blocks that are recomputed, by the room beside everything else.
+    let passes = &settings.passes;
+    let recomputed = passes.recomputed(config, settings.checkpointing, || {
+        let others = (others + part + buckets) as u64;
+        settings.budget_bytes.unwrap_or(0).saturating_sub(others)
+    });
+    let what = activations_words(&recomputed);
+    if is_sent_each {
+        // Buckets are sent once complete, while all activations are still in memory.
+        let gradients = "gradients, fp32: this rank's part, and buckets in transit";
+        let bytes = passes.bytes(config, &recomputed, 0) as f64;
+        return vec![Term::new(what, bytes), Term::new(gradients, part + buckets)];
+    }
+    let what = format!("gradients, fp32, and {what}, at the peak");
+    let bytes = passes.bytes(config, &recomputed, 4) as f64;
+    vec![Term::new(what, bytes + part)]
+}
+
+fn activations_words(recomputed: &RecomputedBlocks) -> String {
+    match recomputed {
         RecomputedBlocks::All(false) => "activations of all blocks".to_owned(),
         RecomputedBlocks::All(true) => {
             "inputs of checkpointed blocks, and one recomputed block".to_owned()
@@ -145,27 +180,6 @@ fn passes(config: &UNetConfig, trained: f64, settings: &MemorySettings, others: 
         RecomputedBlocks::Some(names) => {
             format!("activations, {} blocks checkpointed", names.len())
         }
-    };
-    let bytes = |gradient_bytes| settings.passes.bytes(config, &recomputed, gradient_bytes) as f64;
-    if is_sent_each {
-        // Buckets are sent once complete, while all activations are still in memory.
-        let gradients = "gradients, fp32: this rank's part, and buckets in transit".into();
-        vec![
-            Term {
-                what,
-                bytes: bytes(0),
-            },
-            Term {
-                what: gradients,
-                bytes: part + buckets,
-            },
-        ]
-    } else {
-        let what = format!("gradients, fp32, and {what}, at the peak");
-        vec![Term {
-            what,
-            bytes: bytes(4) + part,
-        }]
     }
 }
 

@@ -11,7 +11,7 @@ pub mod facts;
 pub mod gpu_memory;
 pub mod simulate;
 
-use rectiflow_data::order::{Order, RankOf};
+use rectiflow_data::order::RankOf;
 use serde::Serialize;
 
 use crate::{
@@ -153,149 +153,332 @@ pub struct Scaling {
 /// [`crate::error::Error::Data`] if there are more GPUs than lanes, with the number of lanes that
 /// would suffice.
 pub fn plan(checked: &Checked, facts: &Facts, question: &Question) -> Result<Plan> {
-    let work = RankWork::new(&facts.order, question)?;
-    let sample_flops = facts.mean_sample_flops();
-    let (mfu, mfu_source) = single_gpu_mfu(question);
-    let step_work = |mfu: f64| step_work(checked, facts, question, &work, mfu);
-    let sharding = checked.recipe.ranks.sharding;
-    let simulated = predict(
-        &cluster(question, question.gpus),
-        &step_work(mfu),
-        sharding,
-        true,
-    );
-    let (step_secs, speed_source) = match question.mfu {
-        Some(_) => (simulated.step_secs, mfu_source),
-        None => {
-            let (mfu, at) = published_mfu(question.gpus);
-            let busy = step_work(mfu);
-            (
-                busy.micro_batch_secs * busy.micro_batches as f64,
-                published_source(question, mfu, at),
-            )
-        }
-    };
-    let time = time(
-        checked,
-        question,
-        sample_flops,
-        [step_secs, simulated.step_secs],
-    );
-    let memory = memory_terms(checked, facts, question);
+    let planner = Planner::new(checked, facts, question)?;
+    let speed = planner.speed();
+    let time = planner.time(&speed);
+    let memory = planner.memory();
     let memory_bytes = total(&memory);
-    let host_memory = host_memory(checked, facts, question);
-    let parameters = facts.parameters.trained as f64;
-    let vectors = if checked.recipe.ema.half_life_samples.is_some() {
-        4.0
-    } else {
-        3.0
-    };
-    let mut assumptions = vec![speed_source];
-    assumptions.extend(facts.assumptions.iter().cloned());
-    assumptions.extend(machine_assumptions(checked, question));
     let idle_share = facts.order.idle_share(question.gpus);
     Ok(Plan {
         gpus: question.gpus,
         hardware: question.hardware.label.to_owned(),
-        assumptions,
-        warnings: warnings(checked, question, memory_bytes, idle_share),
-        flops: Arithmetic {
-            sample: sample_flops,
-            step: sample_flops * checked.batch() as f64,
-            run: sample_flops * checked.recipe.train.samples as f64,
-        },
+        assumptions: planner.assumptions(speed.source),
+        warnings: planner.warnings(memory_bytes, idle_share),
+        flops: planner.arithmetic(),
         memory,
         memory_bytes,
         memory_available_bytes: question.hardware.memory_bytes,
-        host_memory,
-        checkpoint_bytes: 4.0 * vectors * parameters * checked.recipe.checkpoint.keep as f64,
+        host_memory: planner.host_memory(),
+        checkpoint_bytes: planner.checkpoint_bytes(),
         storage: facts.storage(checked.recipe.train.samples, time.samples_per_sec),
         idle_share,
-        scaling: TABLE_GPUS
-            .iter()
-            .map(|&gpus| scaling(question, gpus, &step_work(mfu)))
-            .collect(),
+        scaling: planner.scaling(),
         time,
     })
 }
 
-/// The work per step of the rank with the most micro-batches.
-struct RankWork {
+/// The speed of a run, and where the figure comes from.
+struct Speed {
+    step_secs: f64,
+    /// Seconds of a step by the simulation of the links alone.
+    simulated_secs: f64,
+    /// The source of `step_secs`, in words.
+    source: String,
+}
+
+/// A question about a run, with the facts that answer it.
+struct Planner<'a> {
+    checked: &'a Checked,
+    facts: &'a Facts,
+    question: &'a Question,
+    /// Micro-batches per step of the rank with the most.
     micro_batches: u64,
 }
 
-impl RankWork {
-    fn new(order: &Order, question: &Question) -> Result<Self> {
-        let slots = order.slots_of(RankOf {
+impl<'a> Planner<'a> {
+    fn new(checked: &'a Checked, facts: &'a Facts, question: &'a Question) -> Result<Self> {
+        let slots = facts.order.slots_of(RankOf {
             rank: 0,
             ranks: question.gpus,
         })?;
         Ok(Self {
+            checked,
+            facts,
+            question,
             micro_batches: slots.len() as u64,
         })
     }
-}
 
-fn cluster(question: &Question, gpus: usize) -> Cluster {
-    let Hardware {
-        gpus_per_node,
-        inside,
-        ..
-    } = *question.hardware;
-    let between = question.network.link(gpus_per_node.min(gpus));
-    Cluster {
-        ranks: gpus,
-        ranks_per_node: gpus_per_node,
-        inside,
-        between,
+    fn cluster(&self, gpus: usize) -> Cluster {
+        let hardware = self.question.hardware;
+        let gpus_per_node = hardware.gpus_per_node;
+        Cluster {
+            ranks: gpus,
+            ranks_per_node: gpus_per_node,
+            inside: hardware.inside,
+            between: self.question.network.link(gpus_per_node.min(gpus)),
+        }
     }
-}
 
-fn step_work(
-    checked: &Checked,
-    facts: &Facts,
-    question: &Question,
-    work: &RankWork,
-    mfu: f64,
-) -> StepWork {
-    let flops = facts.mean_sample_flops() * checked.recipe.train.micro_batch as f64;
-    let parameters = facts.parameters.trained as f64;
-    StepWork {
-        micro_batch_secs: flops / (mfu * question.hardware.peak_flops),
-        backward_share: if is_checkpointed(checked) {
-            0.75
-        } else {
-            2.0 / 3.0
-        },
-        micro_batches: work.micro_batches,
-        // A few passes over the rank's part in GPU memory take milliseconds.
-        update_secs: 0.0,
-        gradient_bytes: 4.0 * parameters,
-        weight_bytes: checked.recipe.train.dtype.value_bytes() as f64 * parameters,
-        bucket_bytes: BUCKET_BYTES,
+    /// Returns the work per step of the rank with the most micro-batches, if a GPU reaches `mfu`.
+    fn step_work(&self, mfu: f64) -> StepWork {
+        let train = &self.checked.recipe.train;
+        let flops = self.facts.mean_sample_flops() * train.micro_batch as f64;
+        let parameters = self.facts.parameters.trained as f64;
+        StepWork {
+            micro_batch_secs: flops / (mfu * self.question.hardware.peak_flops),
+            backward_share: if self.is_checkpointed() {
+                0.75
+            } else {
+                2.0 / 3.0
+            },
+            micro_batches: self.micro_batches,
+            // A few passes over the rank's part in GPU memory take milliseconds.
+            update_secs: 0.0,
+            gradient_bytes: 4.0 * parameters,
+            weight_bytes: train.dtype.value_bytes() as f64 * parameters,
+            bucket_bytes: BUCKET_BYTES,
+        }
     }
-}
 
-/// Returns the share of the peak that a single GPU reaches, and the source of the figure.
-fn single_gpu_mfu(question: &Question) -> (f64, String) {
-    match question.mfu {
-        Some(mfu) => {
+    /// Returns the share of the peak that a single GPU reaches.
+    fn single_gpu_mfu(&self) -> f64 {
+        match self.question.mfu {
+            Some(mfu) => mfu,
+            None => published_mfu(1).0,
+        }
+    }
+
+    /// Returns the speed with the share of the peak that is asked for, or else the published run's.
+    fn speed(&self) -> Speed {
+        let gpus = self.question.gpus;
+        let sharding = self.checked.recipe.ranks.sharding;
+        let work = self.step_work(self.single_gpu_mfu());
+        let simulated_secs = predict(&self.cluster(gpus), &work, sharding, true).step_secs;
+        if let Some(mfu) = self.question.mfu {
             let percent = 100.0 * mfu;
-            (
-                mfu,
-                format!(
-                    "a single GPU reaches {percent:.1}% of its peak (--mfu); the cost of the links is simulated"
+            return Speed {
+                step_secs: simulated_secs,
+                simulated_secs,
+                source: format!(
+                    "a single GPU reaches {percent:.1}% of its peak (--mfu); the cost of the \
+                     links is simulated"
                 ),
-            )
+            };
         }
-        None => {
-            let (mfu, _) = published_mfu(1);
-            (mfu, String::new())
+        let (mfu, at) = published_mfu(gpus);
+        let work = self.step_work(mfu);
+        Speed {
+            step_secs: work.micro_batch_secs * work.micro_batches as f64,
+            simulated_secs,
+            source: published_source(self.question, mfu, at),
         }
+    }
+
+    fn arithmetic(&self) -> Arithmetic {
+        let sample = self.facts.mean_sample_flops();
+        Arithmetic {
+            sample,
+            step: sample * self.checked.batch() as f64,
+            run: sample * self.checked.recipe.train.samples as f64,
+        }
+    }
+
+    fn time(&self, speed: &Speed) -> Time {
+        let Question { hardware, gpus, .. } = *self.question;
+        let recipe = &self.checked.recipe;
+        let steps = recipe.train.samples.div_ceil(self.checked.batch());
+        let samples_per_sec = self.checked.batch() as f64 / speed.step_secs;
+        let hours = steps as f64 * speed.step_secs / 3600.0;
+        let gpu_hours = hours * gpus as f64;
+        let money = match (self.question.price_per_gpu_hour, recipe.run.price_per_hour) {
+            (Some(price), _) => Some(price * gpu_hours),
+            (None, Some(price)) => Some(price * hours),
+            (None, None) => None,
+        };
+        let flops_per_sec = samples_per_sec * self.facts.mean_sample_flops();
+        Time {
+            mfu: flops_per_sec / (gpus as f64 * hardware.peak_flops),
+            steps,
+            step_secs: speed.step_secs,
+            samples_per_sec,
+            hours,
+            gpu_hours,
+            simulated_hours: steps as f64 * speed.simulated_secs / 3600.0,
+            money,
+        }
+    }
+
+    /// Whether blocks are recomputed in the backward pass; with a budget, some are.
+    fn is_checkpointed(&self) -> bool {
+        self.checked.recipe.memory.checkpointing != Checkpointing::Off
+    }
+
+    /// Returns the number of fp32 vectors of a checkpoint: masters, both moments, the average.
+    fn num_vectors(&self) -> f64 {
+        if self.checked.recipe.ema.half_life_samples.is_some() {
+            4.0
+        } else {
+            3.0
+        }
+    }
+
+    /// Returns the terms of a GPU's memory.
+    fn memory(&self) -> Vec<Term> {
+        let recipe = &self.checked.recipe;
+        let passes = Passes {
+            batch: recipe.train.micro_batch as u64,
+            latent: self.facts.largest_latents().map(|side| side as u64),
+            tokens: MOST_TOKENS,
+            precision: recipe.train.dtype,
+            width: 1,
+            accumulates: recipe.train.micro_batches > self.question.gpus,
+            fused: false,
+        };
+        let settings = MemorySettings {
+            passes,
+            checkpointing: recipe.memory.checkpointing,
+            budget_bytes: recipe.memory.budget_bytes(),
+            sharding: recipe.ranks.sharding,
+            ranks: self.question.gpus,
+            averaged: recipe.ema.half_life_samples.is_some(),
+        };
+        memory(&self.facts.unet, self.facts.parameters, &settings)
+    }
+
+    /// Returns the terms of host memory: the guard's snapshots of the rank's part, and the data
+    /// read ahead.
+    fn host_memory(&self) -> Vec<Term> {
+        let num_snapshots = self.num_snapshots();
+        let mut terms = vec![
+            Term {
+                what: format!("the guard's {num_snapshots} snapshots"),
+                bytes: num_snapshots as f64 * self.snapshot_bytes(),
+            },
+            Term {
+                what: "latents and text read ahead".into(),
+                bytes: self.facts.read_ahead_bytes as f64,
+            },
+        ];
+        terms.retain(|term| term.bytes > 0.0);
+        terms
+    }
+
+    /// Returns the bytes of a rank's part of a snapshot.
+    fn snapshot_bytes(&self) -> f64 {
+        let owners = if self.checked.recipe.ranks.sharding == Sharding::None {
+            1
+        } else {
+            self.question.gpus
+        };
+        4.0 * self.num_vectors() * self.facts.parameters.trained as f64 / owners as f64
+    }
+
+    /// Returns the number of the guard's snapshots that memory has room for.
+    fn num_snapshots(&self) -> usize {
+        let guard = &self.checked.recipe.guard;
+        if !guard.enabled {
+            return 0;
+        }
+        let room = guard.snapshot_gib * f64::from(1 << 30);
+        let levels = (room / (2.0 * self.snapshot_bytes())) as usize;
+        2 * levels.min(guard.snapshot_updates.len())
+    }
+
+    fn checkpoint_bytes(&self) -> f64 {
+        let parameters = self.facts.parameters.trained as f64;
+        let keep = self.checked.recipe.checkpoint.keep;
+        4.0 * self.num_vectors() * parameters * keep as f64
+    }
+
+    /// Returns all assumptions, that on the speed first.
+    fn assumptions(&self, speed: String) -> Vec<String> {
+        let Question { hardware, gpus, .. } = *self.question;
+        let mut found = vec![speed];
+        found.extend(self.facts.assumptions.iter().cloned());
+        found.push(format!(
+            "peak {:.1} TFLOP/s, {} ({})",
+            hardware.peak_flops / 1e12,
+            hardware.label,
+            hardware.source
+        ));
+        let precision = precision_name(self.checked.recipe.train.dtype);
+        let checkpointing = checkpointing_words(self.checked.recipe.memory.checkpointing);
+        found.push(format!(
+            "{precision} and {checkpointing} (train.dtype, memory.checkpointing); gradients are \
+             sent during the backward pass, and new weights are waited for"
+        ));
+        if gpus > 1 {
+            found.push(self.links_assumption());
+        }
+        found
+    }
+
+    fn links_assumption(&self) -> String {
+        let hardware = self.question.hardware;
+        let per_node = hardware.gpus_per_node;
+        let mut links = format!("{} inside", hardware.inside.label);
+        if self.question.gpus > per_node {
+            links += ", between them ";
+            links += self.question.network.label;
+        }
+        format!("machines of {per_node} GPUs, {links}, at the rates that NCCL assumes")
+    }
+
+    fn warnings(&self, memory_bytes: f64, idle_share: f64) -> Vec<String> {
+        let mut found = Vec::new();
+        if memory_bytes > self.question.hardware.memory_bytes {
+            found.push(self.memory_warning(memory_bytes));
+        }
+        if idle_share > 0.0 {
+            found.push(format!(
+                "{:.0}% of the time is spent waiting for GPUs with one lane more: use a number \
+                 that divides train.lanes",
+                100.0 * idle_share
+            ));
+        }
+        found
+    }
+
+    fn memory_warning(&self, memory_bytes: f64) -> String {
+        let hardware = self.question.hardware;
+        let mut warning = format!(
+            "it does not fit: it needs {:.1} GB and {} has {:.0}; lower train.micro_batch, or use \
+             more GPUs",
+            memory_bytes / 1e9,
+            hardware.label,
+            hardware.memory_bytes / 1e9
+        );
+        if !self.is_checkpointed() {
+            warning += ", memory.checkpointing = \"full\"";
+        }
+        if self.checked.recipe.ranks.sharding != Sharding::Each {
+            warning += ", or ranks.sharding = \"each\"";
+        }
+        warning
+    }
+
+    /// Returns the expected efficiency for each number of GPUs in the table.
+    fn scaling(&self) -> Vec<Scaling> {
+        let work = self.step_work(self.single_gpu_mfu());
+        let mut rows = Vec::with_capacity(TABLE_GPUS.len());
+        for gpus in TABLE_GPUS {
+            let cluster = self.cluster(gpus);
+            rows.push(Scaling {
+                gpus,
+                once: predict(&cluster, &work, Sharding::Once, true).efficiency,
+                once_in_turn: predict(&cluster, &work, Sharding::Once, false).efficiency,
+                each: predict(&cluster, &work, Sharding::Each, true).efficiency,
+                each_in_turn: predict(&cluster, &work, Sharding::Each, false).efficiency,
+            });
+        }
+        rows
     }
 }
 
+/// Returns the source of a published speed, in words.
 fn published_source(question: &Question, mfu: f64, at: usize) -> String {
+    let percent = 100.0 * mfu;
     let rate = mfu * PUBLISHED_PEAK_FLOPS / PUBLISHED_SAMPLE_FLOPS;
     let elsewhere = if question.hardware.name == "h100-sxm" {
         String::new()
@@ -303,175 +486,23 @@ fn published_source(question: &Question, mfu: f64, at: usize) -> String {
         format!("; not measured on {}", question.hardware.label)
     };
     format!(
-        "{:.1}% of the peak is reached, the share of the published run with {rate} samples/s on each of {at} H100 \
-         (11 on one, 9.6 on eight, 9.4 on 32; its network and loader included){elsewhere}: --mfu sets another share",
-        100.0 * mfu
+        "{percent:.1}% of the peak is reached, the share of the published run with {rate} \
+         samples/s on each of {at} H100 (11 on one, 9.6 on eight, 9.4 on 32; its network and \
+         loader included){elsewhere}: --mfu sets another share"
     )
 }
 
-/// Whether blocks are recomputed in the backward pass; with a budget, some are.
-fn is_checkpointed(checked: &Checked) -> bool {
-    checked.recipe.memory.checkpointing != Checkpointing::Off
+fn precision_name(precision: Precision) -> &'static str {
+    match precision {
+        Precision::Bf16 => "bf16",
+        Precision::Fp32 => "fp32",
+    }
 }
 
-fn machine_assumptions(checked: &Checked, question: &Question) -> Vec<String> {
-    let Question {
-        hardware,
-        gpus,
-        network,
-        ..
-    } = question;
-    let mut found = vec![format!(
-        "peak {:.1} TFLOP/s, {} ({})",
-        hardware.peak_flops / 1e12,
-        hardware.label,
-        hardware.source
-    )];
-    let precision = if checked.recipe.train.dtype == Precision::Bf16 {
-        "bf16"
-    } else {
-        "fp32"
-    };
-    let checkpointing = match checked.recipe.memory.checkpointing {
+fn checkpointing_words(checkpointing: Checkpointing) -> &'static str {
+    match checkpointing {
         Checkpointing::Off => "no checkpointing",
         Checkpointing::Full => "every block checkpointed",
         Checkpointing::Budget => "as few blocks checkpointed as the budget allows",
-    };
-    found.push(format!(
-        "{precision} and {checkpointing} (train.dtype, memory.checkpointing); gradients are sent during the \
-         backward pass, and new weights are waited for"
-    ));
-    if *gpus > 1 {
-        let between = if *gpus > hardware.gpus_per_node {
-            format!(", between them {}", network.label)
-        } else {
-            String::new()
-        };
-        found.push(format!(
-            "machines of {} GPUs, {} inside{between}, at the rates that NCCL assumes",
-            hardware.gpus_per_node, hardware.inside.label
-        ));
-    }
-    found
-}
-
-fn time(
-    checked: &Checked,
-    question: &Question,
-    sample_flops: f64,
-    [step_secs, simulated]: [f64; 2],
-) -> Time {
-    let samples = checked.recipe.train.samples;
-    let steps = samples.div_ceil(checked.batch());
-    let samples_per_sec = checked.batch() as f64 / step_secs;
-    let hours = steps as f64 * step_secs / 3600.0;
-    let gpu_hours = hours * question.gpus as f64;
-    let whole = checked.recipe.run.price_per_hour.map(|price| price * hours);
-    Time {
-        mfu: samples_per_sec * sample_flops / (question.gpus as f64 * question.hardware.peak_flops),
-        steps,
-        step_secs,
-        samples_per_sec,
-        hours,
-        gpu_hours,
-        simulated_hours: steps as f64 * simulated / 3600.0,
-        money: question
-            .price_per_gpu_hour
-            .map(|price| price * gpu_hours)
-            .or(whole),
-    }
-}
-
-fn memory_terms(checked: &Checked, facts: &Facts, question: &Question) -> Vec<Term> {
-    let [height, width] = facts.largest_latents().map(|side| side as u64);
-    let recipe = &checked.recipe;
-    let passes = Passes {
-        batch: recipe.train.micro_batch as u64,
-        latent: [height, width],
-        tokens: MOST_TOKENS,
-        precision: recipe.train.dtype,
-        width: 1,
-        accumulates: recipe.train.micro_batches > question.gpus,
-        fused: false,
-    };
-    let settings = MemorySettings {
-        passes,
-        checkpointing: recipe.memory.checkpointing,
-        budget_bytes: recipe.memory.budget_bytes(),
-        sharding: recipe.ranks.sharding,
-        ranks: question.gpus,
-        averaged: recipe.ema.half_life_samples.is_some(),
-    };
-    memory(&facts.unet, facts.parameters, &settings)
-}
-
-/// Returns the terms of host memory: the guard's snapshots of the rank's part, and the data read
-/// ahead.
-fn host_memory(checked: &Checked, facts: &Facts, question: &Question) -> Vec<Term> {
-    let guard = &checked.recipe.guard;
-    let vectors = if checked.recipe.ema.half_life_samples.is_some() {
-        4.0
-    } else {
-        3.0
-    };
-    let owners = if checked.recipe.ranks.sharding == Sharding::None {
-        1
-    } else {
-        question.gpus
-    };
-    let snapshot = 4.0 * vectors * facts.parameters.trained as f64 / owners as f64;
-    let room = guard.snapshot_gib * f64::from(1 << 30);
-    let levels = ((room / (2.0 * snapshot)) as usize).min(guard.snapshot_updates.len());
-    let num_snapshots = if guard.enabled { 2 * levels } else { 0 };
-    let snapshots = Term {
-        what: format!("the guard's {num_snapshots} snapshots"),
-        bytes: num_snapshots as f64 * snapshot,
-    };
-    let read_ahead = Term {
-        what: "latents and text read ahead".into(),
-        bytes: facts.read_ahead_bytes as f64,
-    };
-    [snapshots, read_ahead]
-        .into_iter()
-        .filter(|term| term.bytes > 0.0)
-        .collect()
-}
-
-fn warnings(
-    checked: &Checked,
-    question: &Question,
-    memory_bytes: f64,
-    idle_share: f64,
-) -> Vec<String> {
-    let mut found = Vec::new();
-    let room = question.hardware.memory_bytes;
-    if memory_bytes > room {
-        found.push(format!(
-            "it does not fit: it needs {:.1} GB and {} has {:.0}; lower train.micro_batch, or use more GPUs{}{}",
-            memory_bytes / 1e9,
-            question.hardware.label,
-            room / 1e9,
-            if is_checkpointed(checked) { "" } else { ", memory.checkpointing = \"full\"" },
-            if checked.recipe.ranks.sharding == Sharding::Each { "" } else { ", or ranks.sharding = \"each\"" }
-        ));
-    }
-    if idle_share > 0.0 {
-        found.push(format!(
-            "{:.0}% of the time is spent waiting for GPUs with one lane more: use a number that divides train.lanes",
-            100.0 * idle_share
-        ));
-    }
-    found
-}
-
-fn scaling(question: &Question, gpus: usize, work: &StepWork) -> Scaling {
-    let cluster = cluster(question, gpus);
-    let of = |sharding, overlap| predict(&cluster, work, sharding, overlap).efficiency;
-    Scaling {
-        gpus,
-        once: of(Sharding::Once, true),
-        once_in_turn: of(Sharding::Once, false),
-        each: of(Sharding::Each, true),
-        each_in_turn: of(Sharding::Each, false),
     }
 }
