@@ -121,6 +121,11 @@ impl GuardConfig {
             self.rate_factor,
         );
         problems.expect_above_0("clip_z", self.clip_z.unwrap_or(1.0));
+        self.check_snapshots(&mut problems);
+        problems.into_pairs()
+    }
+
+    fn check_snapshots(&self, problems: &mut Problems) {
         problems.expect_at_least_0("snapshot_gib", self.snapshot_gib);
         problems.expect_at_least_0("snapshot_disk_gib", self.snapshot_disk_gib);
         if self.enabled && !self.distances_ascend() {
@@ -131,7 +136,6 @@ impl GuardConfig {
             );
             problems.add("snapshot_updates", reason);
         }
-        problems.into_pairs()
     }
 
     /// Whether the distances of a rewind are above 0 and ascend; there is at least one.
@@ -383,7 +387,7 @@ impl GuardState {
             normal.loss_lowest = normal.loss_long;
             return None;
         }
-        let deviation = (normal.loss_variance * SHORT_SHARE / (2.0 - SHORT_SHARE)).sqrt();
+        let deviation = normal.short_deviation();
         let drifts = normal.loss_short > config.drift_ratio * normal.loss_lowest
             && normal.loss_short > normal.loss_lowest + DRIFT_DEVIATIONS * deviation;
         let is_level = normal.loss_short <= normal.loss_lowest + LEVEL_DEVIATIONS * deviation;
@@ -492,6 +496,11 @@ impl Normal {
     /// Returns the share of the newest value in a running mean; the first values have equal weight.
     fn share(&self, usual: f64) -> f64 {
         usual.max(1.0 / self.updates as f64)
+    }
+
+    /// Returns the standard deviation of the short mean of the loss.
+    fn short_deviation(&self) -> f64 {
+        (self.loss_variance * SHORT_SHARE / (2.0 - SHORT_SHARE)).sqrt()
     }
 
     fn learn(&mut self, loss: f64, norm: f64) {

@@ -171,6 +171,17 @@ fn snapshot_bytes(state: &TrainState) -> u64 {
     snapshots::bytes(num_owned, state.average.is_some())
 }
 
+/// What a rank has computed of a step before the ranks combine their measurements.
+struct Computed {
+    step: Step,
+    summed: Summed,
+    /// Learning rate of the step's update.
+    lr: f64,
+    data_secs: f64,
+    /// Seconds of the passes, without those of the network.
+    passes_secs: f64,
+}
+
 /// A run in one process.
 struct Run<'a> {
     parts: Parts<'a>,
@@ -328,15 +339,13 @@ impl<'a> Run<'a> {
         let began = Instant::now();
         comm.take_traffic();
 
-        // Read the samples, then run this rank's forward and backward passes.
-        let mut step = self.read_step(number)?;
-        let data_secs = began.elapsed().as_secs_f64();
-        if let Some(before_step) = &mut self.before_step {
-            before_step(&mut step, &mut self.state);
-        }
-        let lr = self.lr();
-        let summed = self.passes(number, &step)?;
-        let passes_secs = began.elapsed().as_secs_f64() - data_secs - comm.traffic_secs();
+        let Computed {
+            step,
+            summed,
+            lr,
+            data_secs,
+            passes_secs,
+        } = self.compute(number, began)?;
 
         // Combine the measurements of all ranks, and apply the update as the guard decides.
         let _doing = comm.work(|| format!("in the update of step {number}"));
@@ -372,6 +381,25 @@ impl<'a> Run<'a> {
             self.finish_saving()?;
         }
         self.after_step()
+    }
+
+    /// Reads the samples of the next step, then runs this rank's forward and backward passes.
+    fn compute(&mut self, number: u64, began: Instant) -> Result<Computed> {
+        let comm = self.parts.comm;
+        let mut step = self.read_step(number)?;
+        let data_secs = began.elapsed().as_secs_f64();
+        if let Some(before_step) = &mut self.before_step {
+            before_step(&mut step, &mut self.state);
+        }
+        let lr = self.lr();
+        let summed = self.passes(number, &step)?;
+        Ok(Computed {
+            step,
+            summed,
+            lr,
+            data_secs,
+            passes_secs: began.elapsed().as_secs_f64() - data_secs - comm.traffic_secs(),
+        })
     }
 
     /// Returns the samples of the next step.

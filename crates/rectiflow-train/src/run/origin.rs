@@ -217,15 +217,7 @@ fn check_came_from(checked: &Checked, saved: &Saved, asked: &Path) -> Result<()>
 
 /// Returns the checkpoint to branch from, and its record for the lineage.
 fn ancestor(checked: &Checked, path: &Path) -> Result<(Found, Ancestor)> {
-    let folder = match path.canonicalize() {
-        Ok(folder) => folder,
-        Err(error) => return Err(no_branch(path, error.to_string())),
-    };
-    if let Err(error) = verify(&folder) {
-        let reason = format!("expected a sound checkpoint: {error}");
-        return Err(no_branch(path, reason));
-    }
-    let found = Found::read(folder)?;
+    let found = Found::read(sound_checkpoint(path)?)?;
     let seen = found.saved.position.samples;
     let samples = checked.recipe.train.samples;
     if seen >= samples {
@@ -245,6 +237,19 @@ fn ancestor(checked: &Checked, path: &Path) -> Result<(Found, Ancestor)> {
         changed,
     };
     Ok((found, ancestor))
+}
+
+/// Returns the full path of a checkpoint whose files have been verified.
+fn sound_checkpoint(path: &Path) -> Result<PathBuf> {
+    let folder = match path.canonicalize() {
+        Ok(folder) => folder,
+        Err(error) => return Err(no_branch(path, error.to_string())),
+    };
+    if let Err(error) = verify(&folder) {
+        let reason = format!("expected a sound checkpoint: {error}");
+        return Err(no_branch(path, reason));
+    }
+    Ok(folder)
 }
 
 fn no_branch(path: &Path, reason: String) -> Error {

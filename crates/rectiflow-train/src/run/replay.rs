@@ -88,16 +88,19 @@ pub fn replay(path: &Path, observe: &mut dyn FnMut(&Replayed)) -> Result<()> {
     while replay.state.position.cursor <= last.step {
         let step = replay.loader.next_step()?;
         let mut repeated = replay.repeat(&step)?;
-        let known = black_box.steps.iter().find(|known| known.step == step.step);
-        if let Some(known) = known {
-            repeated.replayed.seen = Some((known.loss, known.gradient_norm));
-        }
+        repeated.replayed.seen = seen(&black_box, step.step);
         observe(&repeated.replayed);
         if repeated.ends {
             break;
         }
     }
     Ok(())
+}
+
+/// Returns loss and gradient norm of a step, if the black box has it.
+fn seen(black_box: &BlackBox, step: u64) -> Option<(f64, f64)> {
+    let known = black_box.steps.iter().find(|known| known.step == step)?;
+    Some((known.loss, known.gradient_norm))
 }
 
 /// Opens the model of a checkpoint, or the base model of the recipe without one.
@@ -164,6 +167,19 @@ impl Replay<'_> {
         Ok(())
     }
 
+    /// Returns the result of a step's forward and backward passes.
+    fn passes(&self, step: &Step, exchange: &Exchange<'_>) -> Result<Passes> {
+        let parameters = &self.state.parameters;
+        let summed = self.stepper.passes(parameters, step, exchange)?;
+        let report = RankReport {
+            stop: false,
+            is_written: true,
+            busy: 0.0,
+        };
+        let (passes, _) = exchange.reduce(summed, parameters, report)?;
+        Ok(passes)
+    }
+
     /// Repeats a step as the run did it, except for snapshots.
     fn repeat(&mut self, step: &Step) -> Result<Repeated> {
         let recipe = &self.checked.recipe;
@@ -173,14 +189,7 @@ impl Replay<'_> {
         // The forward and backward passes.
         let comm = Comm::alone();
         let exchange = Exchange::new(&comm, recipe.ranks.sharding);
-        let parameters = &self.state.parameters;
-        let summed = self.stepper.passes(parameters, step, &exchange)?;
-        let report = RankReport {
-            stop: false,
-            is_written: true,
-            busy: 0.0,
-        };
-        let (passes, _) = exchange.reduce(summed, parameters, report)?;
+        let passes = self.passes(step, &exchange)?;
 
         // The verdict, then the update.
         let seen = Observation {
