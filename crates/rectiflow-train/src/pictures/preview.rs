@@ -135,20 +135,17 @@ impl Previewer {
             )?)
         };
 
-        // A sampler can only return the model's errors, so that this one is kept aside.
+        // A sampler can only return the model's errors, so that others are kept aside.
+        let share = Share { guided, rows, comm };
         let mut failed = None;
-        let mut denoise = |x: &Tensor, sigma: f64| {
-            let whole = x.zeros_like();
-            if let Some(guided) = &guided {
-                let denoised = guided.denoise(&narrow(x, rows), sigma)?;
-                write_to(&narrow(&whole, rows), &denoised);
-            }
-            if let Err(error) = gather_rows(comm, &whole) {
+        let mut denoise = |x: &Tensor, sigma: f64| match share.denoise(x, sigma) {
+            Ok(denoised) => Ok(denoised),
+            Err(Error::Model(error)) => Err(error),
+            Err(error) => {
                 failed = Some(error);
                 let found = "a failed collective";
-                return Err(ModelError::input("previews", "all ranks", found));
+                Err(ModelError::input("previews", "all ranks", found))
             }
-            Ok(whole)
         };
         let place = (&model.vae.config, parameterization, model.unet.device());
         let latents = sample_latents_by(&mut denoise, place, &settings, &mut |_| {});
@@ -156,6 +153,27 @@ impl Previewer {
             Some(error) => Err(error),
             None => Ok(latents?),
         }
+    }
+}
+
+/// A rank's share of the denoising.
+struct Share<'a> {
+    /// The denoiser of the rank's rows, if it has any.
+    guided: Option<Guided<'a>>,
+    rows: &'a Range<i64>,
+    comm: &'a Comm,
+}
+
+impl Share<'_> {
+    /// Returns the denoised `x`, of which each rank computes its rows.
+    fn denoise(&self, x: &Tensor, sigma: f64) -> Result<Tensor> {
+        let whole = x.zeros_like();
+        if let Some(guided) = &self.guided {
+            let denoised = guided.denoise(&narrow(x, self.rows), sigma)?;
+            write_to(&narrow(&whole, self.rows), &denoised);
+        }
+        gather_rows(self.comm, &whole)?;
+        Ok(whole)
     }
 }
 

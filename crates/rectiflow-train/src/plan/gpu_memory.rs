@@ -81,6 +81,7 @@ pub fn memory(config: &UNetConfig, parameters: Parameters, settings: &MemorySett
         Precision::Bf16 => "bf16",
         Precision::Fp32 => "fp32",
     };
+    // Two moments, and the average.
     let vectors = 2.0 + f64::from(u8::from(settings.averaged));
     let mut terms = vec![
         Term::new(format!("trained weights, {name}"), value_bytes * trained),
@@ -102,6 +103,8 @@ pub fn memory(config: &UNetConfig, parameters: Parameters, settings: &MemorySett
         ),
         Term::new("CUDA, NCCL, libraries (assumed)", RUNTIME_BYTES),
     ];
+
+    // Activations take what a budget leaves beside everything else.
     terms.extend(passes(config, trained, settings, total(&terms)));
     terms.retain(|term| term.bytes > 0.0);
     terms

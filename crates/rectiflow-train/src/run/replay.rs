@@ -70,6 +70,8 @@ pub fn replay(path: &Path, observe: &mut dyn FnMut(&Replayed)) -> Result<()> {
     let Some(last) = black_box.steps.last() else {
         return Err(Error::checkpoint(path, "it has no steps"));
     };
+
+    // Open the data and the model, and go to where the steps begin.
     let sources = open_sources(&checked)?;
     let loader = Loader::new(sources, checked.order.clone(), RankOf::ONLY)?;
     let start = black_box.checkpoint.as_deref();
@@ -85,6 +87,8 @@ pub fn replay(path: &Path, observe: &mut dyn FnMut(&Replayed)) -> Result<()> {
         replay.go_to(checkpoint)?;
     }
     replay.loader.seek(replay.state.position.cursor);
+
+    // Repeat the steps.
     while replay.state.position.cursor <= last.step {
         let step = replay.loader.next_step()?;
         let mut repeated = replay.repeat(&step)?;

@@ -306,6 +306,7 @@ impl Parts<'_> {
         num_test: u64,
         snapshot_bytes: u64,
     ) -> Start {
+        // Where the run begins.
         let mut branched_from = None;
         let mut changes = Vec::new();
         match self.origin {
@@ -316,6 +317,8 @@ impl Parts<'_> {
                 changes.clone_from(&ancestor.changed);
             }
         }
+
+        // What it runs on.
         let ranks = self.comm.rank().ranks;
         Start {
             step: state.position.cursor,

@@ -39,11 +39,13 @@ impl Run<'_> {
             return Ok(true);
         }
         match self.guard.judge(config, seen) {
+            // The update is applied.
             Verdict::Continue => self.update(step, passes, unclipped)?,
             Verdict::Clip { norm, reason } => {
                 self.update(step, passes, Rates { norm, lr })?;
                 self.emit_guard("clip", reason, None);
             }
+            // The update is not applied.
             Verdict::Skip { reason } => {
                 self.skip(step, reason)?;
                 return Ok(false);
