@@ -230,73 +230,20 @@ fn pictures_become_a_model_that_others_open_and_a_kill_loses_nothing() {
 fn sample_and_export(folder: &Path, checkpoint: &Path) {
     let diffusers = folder.join("export/diffusers");
     let single = folder.join("export/tiny.safetensors");
-    succeed(&[
-        "export",
-        "--model",
-        text(checkpoint),
-        "--format",
-        "diffusers",
-        "--out",
-        text(&diffusers),
-        "--dtype",
-        "fp32",
-    ]);
-    succeed(&[
-        "export",
-        "--model",
-        text(checkpoint),
-        "--format",
-        "single-file",
-        "--out",
-        text(&single),
-        "--dtype",
-        "fp32",
-    ]);
+    for (format, out) in [("diffusers", &diffusers), ("single-file", &single)] {
+        let model = ["export", "--model", text(checkpoint), "--dtype", "fp32"];
+        succeed(&[&model[..], &["--format", format, "--out", text(out)]].concat());
+    }
     let workflow = fs::read_to_string(folder.join("export/tiny.workflow.json"))
         .expect("a workflow lies beside the file");
     assert!(
         workflow.contains("\"tiny.safetensors\"") && workflow.contains("ModelSamplingSD3"),
         "{workflow}"
     );
-    let imported = folder.join("imported");
-    succeed(&["import", text(&single), "--out", text(&imported)]);
-    for part in [
-        "unet/diffusion_pytorch_model.safetensors",
-        "text_encoder_2/model.safetensors",
-    ] {
-        let [a, b] = [&diffusers, &imported]
-            .map(|root| fs::read(root.join(part)).expect("both have the component"));
-        assert!(
-            a == b,
-            "{part} differs after a round trip through the single file"
-        );
-    }
-    let pictures = [checkpoint, diffusers.as_path(), single.as_path()].map(|model| {
-        let out = folder
-            .join("sampled")
-            .join(model.file_name().expect("models have names"));
-        let arguments = [
-            "sample",
-            "--model",
-            text(model),
-            "--prompt",
-            "a red disc",
-            "--steps",
-            "3",
-            "--size",
-            "128x96",
-        ];
-        succeed(&[&arguments[..], &["--seed", "5", "--out", text(&out)]].concat());
-        let first = fs::read_dir(&out)
-            .expect("samples are written")
-            .map(|entry| entry.expect("an entry").path())
-            .filter(|path| path.file_name().is_some_and(|name| name != "grid.png"))
-            .min()
-            .expect("at least one picture");
-        image::open(first)
-            .expect("the sample is a picture")
-            .to_rgb8()
-    });
+    import_the_same(folder, &single, &diffusers);
+
+    let pictures = [checkpoint, diffusers.as_path(), single.as_path()]
+        .map(|model| first_sample(folder, model));
     assert_eq!(pictures[0].dimensions(), (128, 96));
     assert!(
         pictures[0] == pictures[1],
@@ -326,6 +273,42 @@ fn sample_and_export(folder: &Path, checkpoint: &Path) {
     );
     sample_with_everything(folder, &diffusers);
     refuse_what_cannot_be_drawn(folder, &diffusers);
+}
+
+/// The single file imports to the weights of the diffusers folder.
+fn import_the_same(folder: &Path, single: &Path, diffusers: &Path) {
+    let imported = folder.join("imported");
+    succeed(&["import", text(single), "--out", text(&imported)]);
+    for part in [
+        "unet/diffusion_pytorch_model.safetensors",
+        "text_encoder_2/model.safetensors",
+    ] {
+        let [a, b] = [diffusers, imported.as_path()]
+            .map(|root| fs::read(root.join(part)).expect("both have the component"));
+        assert!(
+            a == b,
+            "{part} differs after a round trip through the single file"
+        );
+    }
+}
+
+/// The first picture that `rectiflow sample` draws with a model.
+fn first_sample(folder: &Path, model: &Path) -> image::RgbImage {
+    let out = folder
+        .join("sampled")
+        .join(model.file_name().expect("models have names"));
+    let prompt = ["sample", "--model", text(model), "--prompt", "a red disc"];
+    let size = ["--steps", "3", "--size", "128x96", "--seed", "5"];
+    succeed(&[&prompt[..], &size, &["--out", text(&out)]].concat());
+    let first = fs::read_dir(&out)
+        .expect("samples are written")
+        .map(|entry| entry.expect("an entry").path())
+        .filter(|path| path.file_name().is_some_and(|name| name != "grid.png"))
+        .min()
+        .expect("at least one picture");
+    image::open(first)
+        .expect("the sample is a picture")
+        .to_rgb8()
 }
 
 /// All options of sampling at once, an empty prompt among the prompts. The pictures carry their

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rectiflow_sdxl::{
     clip::ClipText,
+    error::Result,
     forward::{Pass, forward},
     model::{Component, OpenOptions},
     tensor_file::{TensorFile, write_tensors},
@@ -205,100 +206,101 @@ fn vae_equals_diffusers_both_ways() {
     }
 }
 
+/// A pass of `rectiflow forward` and the golden case that it must reproduce.
+struct ForwardCase {
+    pass: Pass,
+    model: &'static str,
+    /// Names of the inputs, in the input file and in the case.
+    inputs: &'static [&'static str],
+    /// Names of the outputs in the output file, and in the case.
+    outputs: &'static [(&'static str, &'static str)],
+}
+
+const UNET_INPUTS: &[&str] = &[
+    "sample",
+    "timestep",
+    "encoder_hidden_states",
+    "text_embeds",
+    "time_ids",
+];
+const CLIP_OUTPUTS: &[(&str, &str)] = &[("hidden", "hidden"), ("pooled", "pooled")];
+const FORWARD_CASES: [ForwardCase; 5] = [
+    ForwardCase {
+        pass: Pass::UNet,
+        model: "unet",
+        inputs: UNET_INPUTS,
+        outputs: &[("sample", "out")],
+    },
+    ForwardCase {
+        pass: Pass::ClipL,
+        model: "clip-l",
+        inputs: &["input_ids"],
+        outputs: CLIP_OUTPUTS,
+    },
+    ForwardCase {
+        pass: Pass::ClipG,
+        model: "clip-g",
+        inputs: &["input_ids"],
+        outputs: CLIP_OUTPUTS,
+    },
+    ForwardCase {
+        pass: Pass::VaeEncode,
+        model: "vae",
+        inputs: &["pixels"],
+        outputs: &[("mean", "mean"), ("logvar", "logvar")],
+    },
+    ForwardCase {
+        pass: Pass::VaeDecode,
+        model: "vae",
+        inputs: &["latents"],
+        outputs: &[("pixels", "decoded")],
+    },
+];
+
+impl ForwardCase {
+    /// The name of a tensor in the golden file.
+    fn key(&self, key: &str) -> String {
+        if self.model.starts_with("clip") {
+            key.to_owned()
+        } else {
+            format!("0.{key}")
+        }
+    }
+
+    /// Writes these tensors to a file and runs the pass on it.
+    fn run(&self, folder: &Path, tensors: &[(&str, Tensor)]) -> Result<usize> {
+        let input = folder.join("in");
+        let named = tensors.iter().map(|(name, tensor)| (*name, tensor));
+        write_tensors(&input, named, None, &[]).unwrap();
+        let options = OpenOptions::default();
+        let output = folder.join("out");
+        let written = forward(self.pass, &golden(self.model), &input, &output, &options)?;
+        Ok(written.len())
+    }
+}
+
 /// The passes of `rectiflow forward`, from file to file, over the golden cases.
 #[test]
 fn forward_passes_read_and_write_the_documented_names() {
     let folder = tempfile::tempdir().unwrap();
-    let (input, output) = (folder.path().join("in"), folder.path().join("out"));
-    let unet_names = [
-        "sample",
-        "timestep",
-        "encoder_hidden_states",
-        "text_embeds",
-        "time_ids",
-    ];
-    type Case<'a> = (Pass, &'a str, &'a [&'a str], &'a [(&'a str, &'a str)]);
-    let passes: [Case<'_>; 5] = [
-        (Pass::UNet, "unet", &unet_names, &[("sample", "out")]),
-        (
-            Pass::ClipL,
-            "clip-l",
-            &["input_ids"],
-            &[("hidden", "hidden"), ("pooled", "pooled")],
-        ),
-        (
-            Pass::ClipG,
-            "clip-g",
-            &["input_ids"],
-            &[("hidden", "hidden"), ("pooled", "pooled")],
-        ),
-        (
-            Pass::VaeEncode,
-            "vae",
-            &["pixels"],
-            &[("mean", "mean"), ("logvar", "logvar")],
-        ),
-        (
-            Pass::VaeDecode,
-            "vae",
-            &["latents"],
-            &[("pixels", "decoded")],
-        ),
-    ];
-    for (pass, name, inputs, outputs) in passes {
-        let file = cases(name);
-        let key = |key: &str| {
-            if name.starts_with("clip") {
-                key.to_owned()
-            } else {
-                format!("0.{key}")
-            }
-        };
-        let tensors: Vec<_> = inputs
-            .iter()
-            .map(|name| (*name, file.tensor(&key(name)).unwrap()))
-            .collect();
-        write_tensors(
-            &input,
-            tensors.iter().map(|(name, tensor)| (*name, tensor)),
-            None,
-            &[],
-        )
-        .unwrap();
-        let written = forward(
-            pass,
-            &golden(name),
-            &input,
-            &output,
-            &OpenOptions::default(),
-        )
-        .unwrap();
-        assert_eq!(written.len(), outputs.len());
-        let result = TensorFile::open(&output).unwrap();
-        for (name, reference) in outputs {
+    for case in FORWARD_CASES {
+        let file = cases(case.model);
+        let mut tensors = Vec::new();
+        for name in case.inputs {
+            tensors.push((*name, file.tensor(&case.key(name)).unwrap()));
+        }
+        let written = case.run(folder.path(), &tensors).unwrap();
+        assert_eq!(written, case.outputs.len());
+        let result = TensorFile::open(&folder.path().join("out")).unwrap();
+        for (name, reference) in case.outputs {
             agrees(
-                &format!("{pass:?} {name}"),
+                &format!("{:?} {name}", case.pass),
                 &result.tensor(name).unwrap(),
-                &file.tensor(&key(reference)).unwrap(),
+                &file.tensor(&case.key(reference)).unwrap(),
             );
         }
-        let missing = &tensors[1..];
-        write_tensors(
-            &input,
-            missing.iter().map(|(name, tensor)| (*name, tensor)),
-            None,
-            &[],
-        )
-        .unwrap();
-        let error = forward(
-            pass,
-            &golden(name),
-            &input,
-            &output,
-            &OpenOptions::default(),
-        )
-        .unwrap_err()
-        .to_string();
-        assert!(error.contains(inputs[0]), "{error}");
+        // Without its first input the error names it.
+        let error = case.run(folder.path(), &tensors[1..]).unwrap_err();
+        assert!(error.to_string().contains(case.inputs[0]), "{error}");
     }
 }

@@ -231,11 +231,14 @@ fn any_latent_size_works() {
     }
 }
 
+fn zeros(shape: &[i64]) -> Tensor {
+    Tensor::zeros(shape, (Kind::Float, CPU))
+}
+
 #[test]
-fn tensors_that_do_not_fit_are_errors_that_name_them() {
+fn unet_tensors_that_do_not_fit_are_errors_that_name_them() {
     let unet = UNet::open(&golden("unet"), &options()).unwrap();
     let fresh = || Batch::new(2, [4, 4], 77);
-    let zeros = |shape: &[i64]| Tensor::zeros(shape, (Kind::Float, CPU));
     let wrong: [(&str, Batch); 8] = [
         (
             "sample",
@@ -301,6 +304,10 @@ fn tensors_that_do_not_fit_are_errors_that_name_them() {
             "{name}: {error}"
         );
     }
+}
+
+#[test]
+fn token_ids_that_do_not_fit_are_errors() {
     let clip = ClipText::open(&golden("clip-l"), Component::ClipL, &options()).unwrap();
     for ids in [
         Tensor::from_slice(&[64i64]).reshape([1, 1]),
@@ -314,6 +321,10 @@ fn tensors_that_do_not_fit_are_errors_that_name_them() {
             "{ids:?}"
         );
     }
+}
+
+#[test]
+fn pixels_and_latents_that_do_not_fit_are_errors() {
     let vae = Vae::open(&golden("vae"), &options()).unwrap();
     for pixels in [
         zeros(&[1, 3, 7, 8]),
