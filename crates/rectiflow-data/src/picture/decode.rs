@@ -3,8 +3,9 @@
 //!
 //! The content decides what a file is, not its name. The number of pixels is checked in the header,
 //! before memory is reserved for them. Order: decode, convert the colour profile to sRGB, round to
-//! 8 bits, compose alpha on a colour, apply the orientation; [`resize`](super::resize) follows. PNG's gAMA and cICP chunks are ignored (browsers and training sets disagree
-//! about them). Only the first frame of a GIF or an animated WebP is read.
+//! 8 bits, compose alpha on a colour, apply the orientation; [`resize`](super::resize) follows.
+//! PNG's gAMA and cICP chunks are ignored (browsers and training sets disagree about them). Only
+//! the first frame of a GIF or an animated WebP is read.
 //!
 //! AVIF is not supported. The candidates in pure Rust (November 2026): rav1d 1.1 has a C interface
 //! and expects an assembler for its speed, re_rav1d is a 0.1 release of a fork, rav1d-safe and

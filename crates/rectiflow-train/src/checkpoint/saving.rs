@@ -109,8 +109,8 @@ impl Checkpoints {
         })
     }
 
-    /// Waits for the files of all ranks, renames the checkpoint to its final name and removes older ones
-    /// that need not be kept. Returns its folder.
+    /// Waits for the files of all ranks, renames the checkpoint to its final name and removes older
+    /// ones that need not be kept. Returns its folder.
     ///
     /// # Errors
     /// [`Error::Io`] or [`Error::Model`], on other ranks [`Error::OtherRank`]; earlier checkpoints
