@@ -145,7 +145,6 @@ fn eight_bits(values: &[u16]) -> Vec<u8> {
 }
 
 /// Converts samples by a profile. The error says why that is not possible.
-/// Converts samples by a profile. The error says why that is not possible.
 fn by_profile(samples: &Samples, profile: &ColorProfile) -> Result<Srgb, String> {
     let srgb = ColorProfile::new_srgb();
     let options = TransformOptions::default();

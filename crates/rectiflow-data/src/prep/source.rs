@@ -239,6 +239,7 @@ impl Names {
             _ => self.entries.push((name, false)),
         }
     }
+
     /// Marks the caption file `name` as used. Returns whether it exists.
     fn use_caption(&mut self, name: &str) -> bool {
         match self.captions.get_mut(name) {
