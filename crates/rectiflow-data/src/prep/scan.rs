@@ -91,6 +91,7 @@ impl Fact {
             matches!(&self.fault, Some(fault) if fault.reason == Reason::TooManyPixels);
         (self.bytes, self.mtime_ns) == (stamp.bytes, stamp.mtime_ns) && !is_too_large
     }
+
     fn to_line(&self) -> String {
         serde_json::to_string(self).expect("a fact is strings and numbers")
     }

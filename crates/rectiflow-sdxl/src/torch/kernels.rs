@@ -333,6 +333,7 @@ mod tests {
             }
         }
     }
+
     /// Compares the error of this crate's results with that of libtorch's, for a chain and the
     /// gradients of all its inputs.
     fn compare(name: &str, ours: &[Tensor], theirs: &[Tensor], exact: &[Tensor], limit: f64) {

@@ -353,6 +353,7 @@ impl KeyTable {
             self.add_vae_resampling(&from, "upsampler", &to, "upsample");
         }
     }
+
     /// Adds what a half of the autoencoder has besides its levels.
     fn add_vae_ends(&mut self, half: &str) {
         self.add_modules(Component::Vae, half, half, &VAE_ENDS);
