@@ -245,7 +245,8 @@ mod tests {
     fn linear_does_not_ask_whether_its_weight_is_trained() {
         for (kind, batch, tokens) in [
             (Kind::Float, 1, 4),
-            (Kind::Float, 2, 4), // libtorch's own differs here with MKL on an Intel Xeon, and not on an AMD EPYC
+            // libtorch's own differs here with MKL on an Intel Xeon, and not on an AMD EPYC.
+            (Kind::Float, 2, 4),
             (Kind::Float, 8, 6),
             (Kind::Float, 2, 97),
             (Kind::BFloat16, 2, 4),
