@@ -53,7 +53,13 @@ impl GradientVector {
     /// Returns the elements of a range in order, one chunk for each stretch.
     pub(crate) fn over(&self, range: &Range<i64>) -> Vec<Chunk> {
         let mut found = Vec::new();
-        for stretch in &self.0 {
+        let first = self
+            .0
+            .partition_point(|stretch| stretch.range.end <= range.start);
+        for stretch in &self.0[first..] {
+            if stretch.range.start >= range.end {
+                break;
+            }
             let common = intersect(range, &stretch.range);
             if !common.is_empty() {
                 let start = stretch.range.start;
