@@ -115,6 +115,22 @@ pub(crate) struct Args {
     out: PathBuf,
 }
 
+/// What the model at `path` predicts: as the argument says, or else as the model itself says.
+pub(crate) fn parameterization_of(
+    argument: Option<Parameterization>,
+    model: &StagedModel,
+    path: &Path,
+) -> anyhow::Result<Parameterization> {
+    if let Some(known) = argument.or(model.parameterization) {
+        return Ok(known);
+    }
+    let path = path.display();
+    Err(Misuse(format!(
+        "{path} does not say what it predicts: add --parameterization flow, eps or v"
+    ))
+    .into())
+}
+
 pub(crate) fn parse_size(text: &str) -> Result<(u32, u32), String> {
     let expected =
         || format!("expected width x height in pixels, such as 1024x1024, found \"{text}\"");
@@ -160,7 +176,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let settings = args.settings();
     settings.check()?;
     let model = StagedModel::find(&args.model, &args.open_options())?;
-    let parameterization = args.parameterization_of(&model)?;
+    let parameterization = parameterization_of(args.parameterization, &model, &args.model)?;
     settings.latent_shape(model.vae_config())?;
     settings.sigmas(parameterization)?;
     fs::create_dir_all(&args.out)
@@ -340,17 +356,6 @@ impl Args {
             drawn.samples.push(Sampled { prompt, images });
         }
         Ok(drawn)
-    }
-
-    fn parameterization_of(&self, model: &StagedModel) -> anyhow::Result<Parameterization> {
-        if let Some(known) = self.parameterization.or(model.parameterization) {
-            return Ok(known);
-        }
-        let model = self.model.display();
-        Err(Misuse(format!(
-            "{model} does not say what it predicts: add --parameterization flow, eps or v"
-        ))
-        .into())
     }
 
     /// Writes picture `number`, counted from 1, and returns its file name.

@@ -17,9 +17,9 @@ use serde_json::json;
 use tch::{Device, Tensor};
 
 use crate::{
-    sample::parse_size,
+    sample::{parameterization_of, parse_size},
     terminal::{
-        answer::{Answer, Misuse},
+        answer::Answer,
         dtype::{self, ComputeDtype},
         numbers,
         progress::Progress,
@@ -80,7 +80,7 @@ struct Measured {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let model = StagedModel::find(&args.model, &args.open_options())?;
-    let parameterization = args.parameterization_of(&model)?;
+    let parameterization = parameterization_of(args.parameterization, &model, &args.model)?;
     let settings = args.settings();
     settings.latent_shape(model.vae_config())?;
     settings.sigmas(parameterization)?;
@@ -212,17 +212,6 @@ impl Args {
             map: self.low_memory,
             ..OpenOptions::default()
         }
-    }
-
-    fn parameterization_of(&self, model: &StagedModel) -> anyhow::Result<Parameterization> {
-        if let Some(known) = self.parameterization.or(model.parameterization) {
-            return Ok(known);
-        }
-        let model = self.model.display();
-        Err(Misuse(format!(
-            "{model} does not say what it predicts: add --parameterization flow, eps or v"
-        ))
-        .into())
     }
 
     fn settings(&self) -> SampleSettings {
