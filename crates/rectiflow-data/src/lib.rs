@@ -45,7 +45,7 @@ mod remote;
 pub mod rng;
 mod text;
 
-pub use format::{block_table, bucket, manifest, record, shard};
+pub use format::{block_table, bucket, crop, manifest, record, shard};
 pub use load::{batch, loader, test_batches, throughput};
 pub use order::{amplification, epoch, pass, window};
 pub use picture::{contact_sheet, decode, resize};

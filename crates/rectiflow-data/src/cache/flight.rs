@@ -55,7 +55,7 @@ impl DatasetCache {
         let mut flight = Flight {
             cache: self.clone(),
             path,
-            len: request.blocks[index].0,
+            len: request.blocks[index].len,
             temporary: None,
         };
         for _ in 0..TRIES {
@@ -112,7 +112,7 @@ impl DatasetCache {
     /// Reserves space for a block in its temporary file. Returns whether there is room.
     fn reserve(&self, request: &Request, index: usize, file: &File) -> bool {
         let cache = &self.cache;
-        let len = request.blocks[index].0;
+        let len = request.blocks[index].len;
         let block = self.block(request, index);
         let reserved = cache.with_usage(|used| {
             // Release the space that a killed process had reserved.

@@ -30,7 +30,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
     cache::{
@@ -274,9 +273,8 @@ impl DatasetCache {
     /// The block at `index` of a request, if it is in the cache and matches its checksum.
     pub(crate) fn get(&self, request: &Request, index: usize) -> Option<Bytes> {
         let path = self.path(request, index);
-        let (len, xxh3) = request.blocks[index];
         let bytes = fs::read(&path).ok()?;
-        if bytes.len() as u64 == len && xxh3_64(&bytes) == xxh3 {
+        if request.blocks[index].matches(&bytes) {
             return Some(bytes.into());
         }
         let path_shown = path.display();
@@ -307,6 +305,7 @@ pub(crate) mod tests {
     use crate::{
         cache::flight::{Boarding, Flight},
         durable::TEMPORARY_PREFIX,
+        remote::block_checksum::BlockChecksum,
     };
 
     pub(crate) const IDENTITY: &str =
@@ -315,7 +314,7 @@ pub(crate) mod tests {
     pub(crate) fn request(first: u32, blocks: &[Bytes]) -> Request {
         let checks = blocks
             .iter()
-            .map(|bytes| (bytes.len() as u64, xxh3_64(bytes)))
+            .map(|bytes| BlockChecksum::of(bytes))
             .collect();
         let (name, path) = (
             "latents/a.safetensors".to_owned(),

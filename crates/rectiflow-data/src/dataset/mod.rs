@@ -39,6 +39,7 @@ use crate::{
     },
     remote::{
         Location, Remote,
+        block_checksum::BlockChecksum,
         network::Network,
         request::{ObjectFile, Request},
         runtime,
@@ -305,16 +306,16 @@ impl Dataset {
         object: usize,
         blocks: Range<u32>,
         start: u64,
-    ) -> Result<Vec<(u64, u64)>> {
+    ) -> Result<Vec<BlockChecksum>> {
         let mut checked = Vec::with_capacity(blocks.len());
         let mut end = start;
         for block in blocks {
-            let (len, xxh3) = self.len_and_checksum(file, object, block);
+            let checksum = self.block_checksum(file, object, block);
             if file == ObjectFile::Text {
                 self.check_text_block(object, block, end)?;
             }
-            end += len;
-            checked.push((len, xxh3));
+            end += checksum.len;
+            checked.push(checksum);
         }
         Ok(checked)
     }
@@ -341,16 +342,22 @@ impl Dataset {
         })
     }
 
-    /// Length and XXH3-64 of a block of one of an object's files.
-    fn len_and_checksum(&self, file: ObjectFile, object: usize, block: u32) -> (u64, u64) {
+    /// Checksum of a block of one of an object's files.
+    fn block_checksum(&self, file: ObjectFile, object: usize, block: u32) -> BlockChecksum {
         let table = self.blocks.block(object, block);
         match file {
             ObjectFile::Latents => {
                 let bucket = self.manifest.objects[object].bucket;
                 let rows = u64::from(self.block_rows(object, block));
-                (rows * self.manifest.row_bytes(bucket), table.latents_xxh3)
+                BlockChecksum {
+                    len: rows * self.manifest.row_bytes(bucket),
+                    xxh3: table.latents_xxh3,
+                }
             }
-            ObjectFile::Text => (table.text_bytes(), table.text_xxh3),
+            ObjectFile::Text => BlockChecksum {
+                len: table.text_bytes(),
+                xxh3: table.text_xxh3,
+            },
         }
     }
 

@@ -2,6 +2,7 @@
 
 pub mod block_table;
 pub mod bucket;
+pub mod crop;
 pub mod manifest;
 pub mod record;
 pub mod shard;

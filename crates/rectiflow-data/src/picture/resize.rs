@@ -1,4 +1,4 @@
-//! Pictures to the size of their bucket: Lanczos resize and crop, as `bucket` computes them.
+//! Pictures to the size of their bucket: Lanczos resize and crop, as `crop` computes them.
 
 use fast_image_resize::{
     FilterType, IntoImageView, PixelType, ResizeAlg, ResizeOptions, Resizer, create_srgb_mapper,
@@ -6,7 +6,10 @@ use fast_image_resize::{
 };
 
 use crate::{
-    format::bucket::{Bucket, Placement, ResizeSpace},
+    format::{
+        bucket::{Bucket, ResizeSpace},
+        crop::Placement,
+    },
     picture::Picture,
 };
 

@@ -22,7 +22,8 @@ use crate::{
     dataset::Dataset,
     error::{Error, Result},
     format::{
-        bucket::{Bucket, Placement, place},
+        bucket::Bucket,
+        crop::{Placement, place},
         record::{Record, SampleId},
         shard::ObjectWriter,
     },

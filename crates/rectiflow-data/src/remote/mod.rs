@@ -12,6 +12,7 @@
 //! that checks them.
 
 pub(crate) mod aws_profile;
+pub(crate) mod block_checksum;
 pub(crate) mod buffers;
 pub(crate) mod network;
 pub(crate) mod request;

@@ -7,9 +7,11 @@
 use std::{ops::Range, path::PathBuf};
 
 use bytes::Bytes;
-use xxhash_rust::xxh3::xxh3_64;
 
-use crate::error::{Error, Result};
+use crate::{
+    error::Result,
+    remote::block_checksum::{BlockChecksum, num_bytes},
+};
 
 /// One of an object's two files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -36,8 +38,8 @@ pub(crate) struct Request {
     /// The step that needs it, for the cache, which keeps blocks that are needed again soon after.
     /// 0 if unknown.
     pub(crate) step: u64,
-    /// Length and XXH3-64 of each block.
-    pub(crate) blocks: Vec<(u64, u64)>,
+    /// The checksum of each block.
+    pub(crate) blocks: Vec<BlockChecksum>,
 }
 
 impl Request {
@@ -52,18 +54,10 @@ impl Request {
     pub(crate) fn verify(&self, mut bytes: Bytes) -> Result<Vec<Bytes>> {
         let mut start = self.start;
         let mut blocks = Vec::with_capacity(self.blocks.len());
-        for &(len, expected) in &self.blocks {
-            let block = bytes.split_to(len as usize);
-            let found = xxh3_64(&block);
-            if found != expected {
-                return Err(Error::Damaged {
-                    path: self.path.clone(),
-                    range: start..start + len,
-                    expected,
-                    found,
-                });
-            }
-            start += len;
+        for checksum in &self.blocks {
+            let block = bytes.split_to(checksum.len as usize);
+            checksum.verify(&block, &self.path, start)?;
+            start += checksum.len;
             blocks.push(block);
         }
         Ok(blocks)
@@ -94,14 +88,10 @@ pub(crate) fn coalesce(blocks: impl IntoIterator<Item = u32>, longest: u32) -> V
     runs
 }
 
-/// Bytes of blocks, (length, checksum) each.
-fn num_bytes(blocks: &[(u64, u64)]) -> u64 {
-    blocks.iter().map(|(len, _)| len).sum()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Error;
 
     #[test]
     fn neighbours_are_read_together() {
@@ -113,7 +103,7 @@ mod tests {
     #[test]
     fn blocks_are_told_apart_and_verified_one_by_one() {
         let bytes = Bytes::from_static(b"first, second");
-        let blocks = vec![(5, xxh3_64(b"first")), (8, xxh3_64(b", second"))];
+        let blocks = vec![BlockChecksum::of(b"first"), BlockChecksum::of(b", second")];
         let (file, object, first) = (ObjectFile::Text, 0, 5);
         let request = Request {
             file,

@@ -8,7 +8,8 @@ use std::{
 
 use rectiflow_data::{
     SampleId,
-    bucket::{Bucket, ResizeSpace, aspect_error, place},
+    bucket::{Bucket, ResizeSpace, aspect_error},
+    crop::place,
     decode::decode,
     picture::Picture,
     resize::fit,

@@ -28,22 +28,22 @@
 
 pub(crate) mod adopt;
 pub mod components;
+pub(crate) mod damaged;
 pub mod model;
 pub(crate) mod restore;
 pub(crate) mod saving;
 pub(crate) mod snapshots;
+pub mod sums;
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
+    fs,
     path::{Path, PathBuf},
 };
 
-use rayon::prelude::*;
 use rectiflow_sdxl::{flow::ObjectiveSettings, model::Component};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
-use walkdir::WalkDir;
 
 use crate::{
     error::{Error, Result},
@@ -199,43 +199,6 @@ impl Checkpoints {
         Ok(found)
     }
 
-    /// Returns the newest checkpoint whose files are intact, or `None` if there is no checkpoint at
-    /// all. Newer, damaged ones are set aside with a warning.
-    ///
-    /// # Errors
-    /// If no checkpoint is intact, the damage of the newest one: starting over is the user's
-    /// decision.
-    pub fn newest_sound(&self) -> Result<Option<PathBuf>> {
-        let mut damaged: Vec<(PathBuf, Error)> = Vec::new();
-        for path in self.list()?.into_iter().rev() {
-            match verify(&path) {
-                Err(error) => damaged.push((path, error)),
-                Ok(()) => {
-                    for (damaged, error) in damaged {
-                        tracing::warn!("{error}; resuming from {} instead", path.display());
-                        let aside = damaged.with_extension(DAMAGED);
-                        if aside.exists() {
-                            fs::remove_dir_all(&aside).map_err(Error::io(&aside))?;
-                        }
-                        fs::rename(&damaged, &aside).map_err(Error::io(&damaged))?;
-                    }
-                    return Ok(Some(path));
-                }
-            }
-        }
-        match damaged.into_iter().next() {
-            None => Ok(None),
-            Some((path, error)) => {
-                let reason = format!(
-                    "{error}; no other checkpoint is intact either: restore a copy, or remove {} \
-                     to start over",
-                    self.folder.display()
-                );
-                Err(Error::Checkpoint { path, reason })
-            }
-        }
-    }
-
     /// Returns the folder of a step's checkpoint.
     pub(crate) fn place(&self, step: u64) -> PathBuf {
         self.folder.join(format!("step-{step:08}"))
@@ -280,96 +243,6 @@ pub(crate) fn slices_of(
 /// Returns a slice of `vector` in the shape of its tensor.
 pub(crate) fn view(vector: &Tensor, slice: &Slice) -> Tensor {
     narrow(vector, &slice.range).view(slice.shape.as_slice())
-}
-
-/// Returns one line for each file below `folder`, sorted by name: hash, two spaces, name.
-fn sums(folder: &Path) -> Result<String> {
-    let mut names = Vec::new();
-    collect_files(folder, &mut names)?;
-    names.retain(|name| name != SUMS);
-    names.sort();
-    sums_of(folder, &names)
-}
-
-pub(crate) fn sums_of(folder: &Path, names: &[String]) -> Result<String> {
-    let line = |name: &String| Ok(format!("{}  {name}\n", hash_file(&folder.join(name))?));
-    names.par_iter().map(line).collect()
-}
-
-/// Appends the names of all files in `folder`, relative to it and with `/` between the parts.
-pub(crate) fn collect_files(folder: &Path, names: &mut Vec<String>) -> Result<()> {
-    for entry in WalkDir::new(folder).follow_links(true) {
-        let entry = entry.map_err(|error| Error::io(folder)(error.into()))?;
-        if !entry.file_type().is_dir() {
-            let name = entry.path().strip_prefix(folder);
-            let name = name.expect("the walk stays inside the folder");
-            names.push(name.to_string_lossy().into_owned());
-        }
-    }
-    Ok(())
-}
-
-/// Returns the BLAKE3 of a file, hexadecimal.
-pub(crate) fn hash_file(path: &Path) -> Result<String> {
-    let mut hasher = blake3::Hasher::new();
-    let mut file = File::open(path).map_err(Error::io(path))?;
-    hasher.update_reader(&mut file).map_err(Error::io(path))?;
-    Ok(hasher.finalize().to_hex().to_string())
-}
-
-/// Verifies the files of a checkpoint against its list of hashes. A checkpoint of format 1 has no
-/// list and is accepted unverified.
-///
-/// # Errors
-/// [`Error::Checkpoint`] that names the first missing or different file; [`Error::Io`].
-pub fn verify(checkpoint: &Path) -> Result<()> {
-    // The averaged weights are covered by the list of the checkpoint that contains them.
-    let checkpoint = if checkpoint.ends_with(EMA) {
-        checkpoint.parent().unwrap_or(checkpoint)
-    } else {
-        checkpoint
-    };
-    let saved = Saved::read(checkpoint)?;
-    if saved.format == 1 {
-        return Ok(());
-    }
-    let path = checkpoint.join(SUMS);
-    let expected = fs::read_to_string(&path).map_err(Error::io(&path))?;
-    let found = sums(checkpoint)?;
-    if expected == found {
-        return Ok(());
-    }
-    let names = expected.lines().chain(found.lines());
-    for (_, name) in names.filter_map(|line| line.split_once("  ")) {
-        let expected = hash_in(&expected, name);
-        let found = hash_in(&found, name);
-        if expected != found {
-            let expected = hash_or_none(expected);
-            let found = hash_or_none(found);
-            return Err(Error::Checkpoint {
-                path: checkpoint.join(name),
-                reason: format!("damaged: expected {expected}, found {found}"),
-            });
-        }
-    }
-    Err(Error::Checkpoint {
-        path,
-        reason: "not a list of hashes and names".to_owned(),
-    })
-}
-
-/// Returns the hash of a file in a list of hashes and names.
-fn hash_in<'a>(lines: &'a str, name: &str) -> Option<&'a str> {
-    let mut files = lines.lines().filter_map(|line| line.split_once("  "));
-    let (hash, _) = files.find(|file| file.1 == name)?;
-    Some(hash)
-}
-
-fn hash_or_none(hash: Option<&str>) -> String {
-    match hash {
-        Some(hash) => format!("BLAKE3 {hash}"),
-        None => "no such file".to_owned(),
-    }
 }
 
 impl Saved {
@@ -440,7 +313,6 @@ pub fn is_checkpoint(folder: &Path) -> bool {
 }
 
 pub(crate) const UNFINISHED: &str = "unfinished";
-const DAMAGED: &str = "damaged";
 
 fn step_of(path: &Path) -> Option<u64> {
     path.file_name()?

@@ -27,8 +27,11 @@ use tch::Tensor;
 
 use crate::{
     checkpoint::{
-        Checkpoints, EMA, RECIPE, STATE, SUMS, Saved, Trained, UNFINISHED, collect_files,
-        optimizer_name, slices_of, snapshots::on_host, sums_of, view,
+        Checkpoints, EMA, RECIPE, STATE, SUMS, Saved, Trained, UNFINISHED, optimizer_name,
+        slices_of,
+        snapshots::on_host,
+        sums::{collect_files, sums_of},
+        view,
     },
     error::{Error, Result},
     ranks::comm::Comm,

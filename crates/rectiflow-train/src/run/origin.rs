@@ -22,7 +22,11 @@ use rectiflow_sdxl::model::Component;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    checkpoint::{Ancestor, Checkpoints, Saved, components::Components, hash_file, verify},
+    checkpoint::{
+        Ancestor, Checkpoints, Saved,
+        components::Components,
+        sums::{hash_file, verify},
+    },
     error::{Error, Result},
     ranks::comm::Comm,
     recipe::{

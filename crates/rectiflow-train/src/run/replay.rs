@@ -11,7 +11,7 @@ use rectiflow_data::{batch::Step, loader::Loader, order::RankOf};
 use rectiflow_sdxl::model::Model;
 
 use crate::{
-    checkpoint::{Saved, components::Components, model, restore, verify},
+    checkpoint::{Saved, components::Components, model, restore, sums::verify},
     error::{Error, Result},
     guard::{GuardState, Observation, Verdict},
     plan::estimate::RecomputedBlocks,

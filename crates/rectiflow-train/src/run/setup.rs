@@ -18,7 +18,9 @@ use rectiflow_sdxl::model::{Component, Model};
 use tch::{Cuda, Device};
 
 use crate::{
-    checkpoint::{Checkpoints, Frozen, Saved, Trained, adopt, components::Components, hash_file},
+    checkpoint::{
+        Checkpoints, Frozen, Saved, Trained, adopt, components::Components, sums::hash_file,
+    },
     error::{Error, Result},
     guard::GuardState,
     measure::metrics::Start,

@@ -3,8 +3,8 @@
 //! The vector is cut into buckets of whole tensors, and every bucket into a piece for each rank
 //! (`partition`). A rank holds the fp32 masters of its own pieces, and everything that the model
 //! computes with: a buffer for each bucket in the dtype of its tensors, which the model's tensors
-//! view. After the masters change, the buffers must be updated (`FlatParameters::refresh`, or
-//! `exchange` if there are several ranks). In fp32 with a single owner, the buffers are views of
+//! view. After the masters change, the buffers must be updated (`compute_copies`, or `exchange` if
+//! there are several ranks). In fp32 with a single owner, the buffers are views of
 //! the masters, so there is only one copy.
 //!
 //! Parameters form groups, one for each component. Within a group, those that stay in fp32 in a
@@ -16,7 +16,7 @@ use std::ops::Range;
 
 use rectiflow_data::order::RankOf;
 use rectiflow_sdxl::{weights::Parameters, write::write_to};
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::{Device, Kind, Tensor};
 
 use crate::state::{
     gradients::GradientSum,
@@ -40,9 +40,9 @@ pub struct FlatParameters {
     pub share: RankOf,
     /// Values that the model computes with, one tensor `[R c]` for each bucket: the bucket, padded
     /// so that its R pieces are equally long.
-    weights: Vec<Tensor>,
+    pub(super) weights: Vec<Tensor>,
     /// Whether `weights` are views of the masters.
-    aliases_masters: bool,
+    pub(super) aliases_masters: bool,
     /// The sum of a step's gradients.
     pub(crate) gradients: GradientSum,
 }
@@ -111,43 +111,6 @@ impl FlatParameters {
             aliases_masters,
             gradients,
         }
-    }
-
-    /// Updates the model's weights from the masters, on a rank that owns all of them. Must be
-    /// called after the masters change, before the model is used again.
-    pub(crate) fn refresh(&self) {
-        assert_eq!(
-            self.share.ranks, 1,
-            "several ranks exchange their masters instead"
-        );
-        if self.aliases_masters {
-            return;
-        }
-        for (weights, piece) in self.weights.iter().zip(self.partition.pieces(self.share)) {
-            write_to(weights, &narrow(&self.masters, &piece.own));
-        }
-    }
-
-    /// Returns, for each bucket, this rank's piece of the model's new weights `[c]`, and the tensor
-    /// `[R c]` that receives the pieces of all ranks.
-    pub(crate) fn exchanged(&self) -> impl Iterator<Item = (Tensor, &Tensor)> {
-        let pieces = self.partition.pieces(self.share);
-        let buckets = self.partition.buckets().iter().zip(pieces);
-        buckets
-            .zip(&self.weights)
-            .map(|((bucket, piece), weights)| (self.new_weights(bucket, &piece, weights), weights))
-    }
-
-    /// Returns this rank's piece of a bucket's masters in the dtype of `weights`, padded to `[c]`.
-    fn new_weights(&self, bucket: &Bucket, piece: &Piece, weights: &Tensor) -> Tensor {
-        let new = Tensor::empty([bucket.piece], (weights.kind(), weights.device()));
-        let owned = piece.own.end - piece.own.start;
-        write_to(
-            &narrow(&new, &(0..owned)),
-            &narrow(&self.masters, &piece.own),
-        );
-        let _ = no_grad(|| narrow(&new, &(owned..bucket.piece)).zero_());
-        new
     }
 
     /// Returns the part of `range` that this rank owns, as a range within its own elements.
@@ -260,6 +223,7 @@ fn keeps_fp32(slice: &Slice) -> bool {
 #[cfg(test)]
 mod tests {
     use rectiflow_sdxl::{init::Init, weights::Weights};
+    use tch::no_grad;
 
     use super::*;
 

@@ -96,12 +96,10 @@ impl GradientVector {
             .sum()
     }
 
-    /// Scales the vector, whose norm is `norm`, down to the norm `limit` if it is longer.
-    pub(crate) fn clip(&mut self, norm: f64, limit: f64) {
-        if norm > limit {
-            for stretch in &mut self.0 {
-                stretch.numbers *= limit / norm;
-            }
+    /// Multiplies the vector by `factor`.
+    pub(crate) fn scale(&mut self, factor: f64) {
+        for stretch in &mut self.0 {
+            stretch.numbers *= factor;
         }
     }
 }

@@ -1,7 +1,9 @@
 //! Everything that changes during training, as one value: exactly what a resume needs.
 
+pub(crate) mod compute_copies;
 pub mod ema;
 pub mod flat;
+pub(crate) mod gradient_clip;
 pub(crate) mod gradient_vector;
 pub(crate) mod gradients;
 pub mod layout;

@@ -7,7 +7,7 @@ use std::{
 
 use rectiflow_train::{
     Error,
-    checkpoint::{Saved, verify},
+    checkpoint::{Saved, sums::verify},
     metrics::Event,
     recipe::Checked,
     run::Options,
