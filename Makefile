@@ -20,6 +20,7 @@ help:
 	@echo "make study          run the demo's full comparison, on three seeds (half an hour)"
 	@echo 'make experiments    compare text encoders, objectives and captions, on the tiny model (quarter of an hour)'
 	@echo 'make guard-runs     measure the cost of a rewind: clean, guarded and unguarded tiny runs (minutes)'
+	@echo 'make test-processors  run the numeric tests with AVX2 only and with two threads (up to ten minutes each)'
 	@echo 'make peers          compare with diffusers (installs pinned versions into $(PEERS), 1.6 GB)'
 	@echo "make peers-full     compare with diffusers at SDXL's own size (30 GB of disk, an hour)"
 	@echo 'make peers-loaders  compare the loader with four others (installs $(LOADERS), 2.5 GB)'
@@ -59,6 +60,10 @@ unit:
 # These tests take minutes, so `make test` leaves them out.
 guard-runs:
 	@$(TORCH); set -x; OMP_NUM_THREADS=1 cargo test --release --workspace --test runs -- --ignored
+
+# Other makers' processors have other instructions, and so other kernels in oneDNN, MKL and libtorch.
+test-processors:
+	@$(TORCH); $(PYTHON) scripts/test_processors.py
 
 doc:
 	@$(TORCH); set -x; cargo test --release --workspace --doc && \

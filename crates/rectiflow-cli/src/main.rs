@@ -72,12 +72,37 @@ enum Command {
 
 fn main() -> ExitCode {
     let Cli { json, command } = Cli::parse();
+    if command.uses_models() {
+        rectiflow_sdxl::waiting::sleep_soon();
+    }
     log::start();
     // Building a model does this too, but here no other thread makes tensors yet.
     rectiflow_sdxl::allocator::pack_tensors();
     match run(command) {
         Ok(answer) => answer.print(json),
         Err(error) => answer::fail(&error, json),
+    }
+}
+
+impl Command {
+    /// Whether the command calculates with a model, by several threads.
+    fn uses_models(&self) -> bool {
+        match self {
+            Self::Prep(_)
+            | Self::Train(_)
+            | Self::Eval(_)
+            | Self::Replay(_)
+            | Self::Sample(_)
+            | Self::Forward(_)
+            | Self::Bench(_) => true,
+            Self::Inspect(_)
+            | Self::Plan(_)
+            | Self::Export(_)
+            | Self::Import(_)
+            | Self::Report(_)
+            | Self::Schedule(_)
+            | Self::Tokens(_) => false,
+        }
     }
 }
 

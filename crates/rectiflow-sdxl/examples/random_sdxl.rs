@@ -74,6 +74,7 @@ impl Dtype {
 }
 
 fn main() -> ExitCode {
+    rectiflow_sdxl::waiting::sleep_soon();
     let arguments = Arguments::parse();
     match write_model(&arguments) {
         Ok(num_parameters) => {

@@ -17,7 +17,7 @@ use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor};
 
 fn golden_unet() -> PathBuf {
-    tch::set_num_threads(1);
+    rectiflow_sdxl::test_threads::set();
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/unet")
 }
 

@@ -24,7 +24,7 @@ const MAX_GRADIENT_ERROR: f64 = 1e-4;
 fn golden(name: &str) -> PathBuf {
     // The models are tiny: two threads would only wait for each other, for minutes if tests run in
     // parallel.
-    tch::set_num_threads(1);
+    rectiflow_sdxl::test_threads::set();
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/golden")
         .join(name)

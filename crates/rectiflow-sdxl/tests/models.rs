@@ -25,7 +25,7 @@ const CPU: Device = Device::Cpu;
 fn golden(name: &str) -> PathBuf {
     // The models are tiny: two threads would only wait for each other, for minutes if tests run in
     // parallel.
-    tch::set_num_threads(1);
+    rectiflow_sdxl::test_threads::set();
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/golden")
         .join(name)
@@ -476,7 +476,7 @@ fn tiny_model(folder: &Path) {
 
 #[test]
 fn a_model_starts_from_configurations_and_is_a_function_of_the_seed() {
-    tch::set_num_threads(1);
+    rectiflow_sdxl::test_threads::set();
     let folder = tempfile::tempdir().unwrap();
     tiny_model(folder.path());
     let open = |seed| {
@@ -530,7 +530,7 @@ fn a_model_starts_from_configurations_and_is_a_function_of_the_seed() {
 
 #[test]
 fn parts_that_do_not_fit_each_other_are_refused() {
-    tch::set_num_threads(1);
+    rectiflow_sdxl::test_threads::set();
     let folder = tempfile::tempdir().unwrap();
     tiny_model(folder.path());
     std::fs::copy(

@@ -16,7 +16,7 @@ use tch::{Device, Kind, Tensor};
 /// Returns the gradients of the context and of all parameters, and the output, with the named
 /// blocks recomputed.
 fn passes(masked: bool, choose: impl FnMut(&str) -> bool) -> Vec<Tensor> {
-    tch::set_num_threads(1);
+    rectiflow_sdxl::test_threads::set();
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/unet");
     let mut unet = UNet::open(&golden, &OpenOptions::default()).unwrap();
     unet.parameters.set_requires_grad(true);

@@ -213,7 +213,7 @@ proptest! {
 
     #[test]
     fn every_tensor_comes_back(sizes in sizes()) {
-        tch::set_num_threads(1);
+        rectiflow_sdxl::test_threads::set();
         let folder = tempfile::tempdir().unwrap();
         let [first, back] = ["first", "back"].map(|name| folder.path().join(name));
         let single = folder.path().join("single.safetensors");

@@ -44,6 +44,7 @@ enum Timesteps {
 }
 
 fn main() -> ExitCode {
+    rectiflow_sdxl::waiting::sleep_soon();
     let arguments = Arguments::parse();
     println!("timesteps, step, test loss, by noise level from low to high");
     for (name, timesteps) in [

@@ -21,6 +21,7 @@ use std::{env, fs, path::Path, process::ExitCode};
 use fixture::Fixture;
 
 fn main() -> ExitCode {
+    rectiflow_sdxl::waiting::sleep_soon();
     let Some(folder) = env::args().nth(1) else {
         eprintln!("usage: guard_squares FOLDER");
         return ExitCode::from(2);

@@ -51,6 +51,7 @@ struct Numbers {
 }
 
 fn main() -> ExitCode {
+    rectiflow_sdxl::waiting::sleep_soon();
     match compare(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

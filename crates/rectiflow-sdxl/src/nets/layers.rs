@@ -10,7 +10,7 @@ use crate::{
     config::activation::Activation,
     torch::{
         ffi::Torch,
-        kernels::{linear, norm_silu},
+        kernels::{conv2d, linear, norm_silu},
     },
     weights::{Scope, init::Init},
 };
@@ -99,14 +99,7 @@ impl Conv {
     }
 
     pub(crate) fn forward(&self, x: &Tensor) -> Torch {
-        x.f_conv2d(
-            &self.weight,
-            Some(&self.bias),
-            [self.stride, self.stride],
-            [self.padding, self.padding],
-            [1, 1],
-            1,
-        )
+        conv2d(x, &self.weight, &self.bias, self.stride, self.padding)
     }
 }
 

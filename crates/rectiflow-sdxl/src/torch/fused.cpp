@@ -47,7 +47,7 @@ constexpr int64_t LANES = 16;
 #define RECTIFLOW_LOOPS(set)                                                                            \
   Loops<T> {                                                                                            \
     set::gated<T>, set::gated_backward<T>, set::norm_silu<T>, set::norm_silu_backward<T>, set::softmax<T>, \
-        set::softmax_backward<T>, set::weights_on_their_side<T>                                         \
+        set::weights_and_gradients, set::softmax_backward<T>, set::weights_on_their_side<T>             \
   }
 
 // Returns the number of fp32 lanes of the processor's vectors.

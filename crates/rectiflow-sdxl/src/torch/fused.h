@@ -23,7 +23,8 @@ struct Loops {
   void (*norm_silu)(const Group& group, const T* x, T* out, float eps, float* mean, float* rstd);
   void (*norm_silu_backward)(const Group& group, const T* x, const T* gradient, float mean, float rstd, T* out,
                              float* weight_gradient, float* bias_gradient, float* room);
-  void (*softmax)(float* row, int64_t m, float scale, T* out, int64_t width);
+  float (*softmax)(float* row, int64_t m, float scale, T* out, int64_t width);
+  void (*weights_and_gradients)(float* row, float* gradient, int64_t m, float scale, float log_sum, float delta);
   float (*softmax_backward)(float* row, const float* gradient, int64_t m, float scale, float delta, T* out,
                             int64_t width);
   void (*weights_on_their_side)(const float* row, const float* gradient, int64_t n, float scale, const float* log_sums,

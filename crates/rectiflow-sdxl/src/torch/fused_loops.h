@@ -216,9 +216,10 @@ inline double exponentials(float* row, int64_t m, float scale, float top) {
 }
 
 // Calculates the softmax of a row of scores [m], multiplied by `scale` first. `out` has `width` >=
-// m numbers, zero beyond m, and can be the row itself.
+// m numbers, zero beyond m, and can be the row itself. Returns the logarithm of the row's sum, from
+// which the weights can be recomputed.
 template <typename T>
-void softmax(float* row, int64_t m, float scale, T* out, int64_t width) {
+float softmax(float* row, int64_t m, float scale, T* out, int64_t width) {
   Floats most = all(-INFINITY);
   for (int64_t i = 0; i < m; i += LANES) {
     const Floats x = load(row + i, m - i) * scale;
@@ -234,10 +235,22 @@ void softmax(float* row, int64_t m, float scale, T* out, int64_t width) {
   const float factor = static_cast<float>(1.0 / total);
   for (int64_t i = 0; i < m; i += LANES) store(out + i, load(row + i, m - i) * factor, m - i);
   for (int64_t i = m; i < width; ++i) out[i] = T(0);
+  return top + static_cast<float>(std::log(total));
+}
+
+// Replaces a row of scores [m] by its weights, and the gradients of the weights by those of the scores:
+// weight * (gradient - delta).
+inline void weights_and_gradients(float* row, float* gradient, int64_t m, float scale, float log_sum, float delta) {
+  for (int64_t i = 0; i < m; i += LANES) {
+    const auto count = m - i;
+    const Floats weight = exponential(load(row + i, count) * scale - log_sum);
+    store(gradient + i, weight * (load(gradient + i, count) - delta), count);
+    store(row + i, weight, count);
+  }
 }
 
 // As `softmax`, followed by the gradient of the scores from that of the weights: weight * (gradient
-// - delta). Returns the logarithm of the row's sum, from which the weights can be recomputed.
+// - delta).
 template <typename T>
 float softmax_backward(float* row, const float* gradient, int64_t m, float scale, float delta, T* out, int64_t width) {
   float top = -INFINITY;

@@ -1,13 +1,14 @@
-//! The kernels that replace libtorch's on a CPU: fp32 linear layers, attention without a mask, and
-//! chains of elementwise operations.
+//! The kernels that replace libtorch's on a CPU: linear layers, convolutions in bf16, attention
+//! without a mask, and chains of elementwise operations.
 //!
 //! Measured in docs/log.md (2026-11-25): libtorch 2.13 passes fp32 matrix products to MKL, which
 //! reaches half of oneDNN's speed on an AMD processor. Its attention does the same, and reaches a
-//! tenth in bf16. `kernels.cpp` runs both on oneDNN. Both sum in fp32 as libtorch does. Small
-//! products stay with libtorch, because there the call costs more than the calculation. `fused.cpp`
-//! calculates the gated GELU, and the group norm with its SiLU, in one pass each. Their backward
-//! passes recompute the intermediate results, which saves time and, for these two, a third of the
-//! memory.
+//! tenth in bf16. `attention.cpp` and `products.cpp` run both on oneDNN. Where bf16 instructions
+//! are slower than fp32 ones, `products.cpp` multiplies numbers in bf16 as fp32; `choices` has the
+//! table. All sum in fp32 as libtorch does. Small products stay with libtorch, because there the
+//! call costs more than the calculation. `fused.cpp` calculates the gated GELU, and the group norm
+//! with its SiLU, in one pass each. Their backward passes recompute the intermediate results, which
+//! saves time and, for these two, a third of the memory.
 
 use std::{
     ffi::{c_char, c_int},
@@ -17,7 +18,10 @@ use std::{
 use tch::{Device, Kind, Tensor};
 use torch_sys::C_tensor;
 
-use crate::torch::ffi::{Torch, checked};
+use crate::torch::{
+    choices::Choices,
+    ffi::{Torch, checked},
+};
 
 /// Smallest number of multiplications for which oneDNN is used.
 const MANY: i64 = 1 << 20;
@@ -25,21 +29,73 @@ const MANY: i64 = 1 << 20;
 /// Returns x w^T + b for `[*, in]` and `[out, in]`.
 pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Torch {
     let multiplications = x.numel() as i64 * weight.size()[0];
-    let fits = x.device() == Device::Cpu && x.kind() == Kind::Float && weight.kind() == Kind::Float;
-    // SAFETY: the function queries libtorch's operators.
-    if !fits || multiplications < MANY || unsafe { rectiflow_has_linear() } == 0 {
+    if x.device() != Device::Cpu || x.kind() != weight.kind() || multiplications < MANY {
         return one_product(x, weight, bias);
     }
+    // SAFETY: the function queries libtorch's operators.
+    let has_onednn = unsafe { rectiflow_has_linear() } != 0;
+    let by_onednn = has_onednn && Choices::here().onednn_linear;
+    let bias_pointer = bias.map_or(ptr::null(), Tensor::as_ptr);
+    let (x_pointer, weight_pointer) = (x.as_ptr(), weight.as_ptr());
     let mut out = ptr::null_mut();
-    // SAFETY: the pointers are live tensors for the whole call, and C++ creates its own references.
-    checked(unsafe {
-        rectiflow_linear(
-            x.as_ptr(),
-            weight.as_ptr(),
-            bias.map_or(ptr::null(), Tensor::as_ptr),
-            &raw mut out,
-        )
-    })?;
+    match x.kind() {
+        Kind::Float if by_onednn => {
+            // SAFETY: the pointers are live tensors for the whole call, and C++ creates its own
+            // references.
+            checked(unsafe {
+                rectiflow_linear(x_pointer, weight_pointer, bias_pointer, &raw mut out)
+            })?;
+        }
+        Kind::BFloat16 if Choices::here().widens_bf16 => {
+            let by_onednn = c_int::from(by_onednn);
+            // SAFETY: as above.
+            checked(unsafe {
+                rectiflow_wide_linear(
+                    x_pointer,
+                    weight_pointer,
+                    bias_pointer,
+                    by_onednn,
+                    &raw mut out,
+                )
+            })?;
+        }
+        _ => return one_product(x, weight, bias),
+    }
+    // SAFETY: without an error `out` is a tensor that this function owns.
+    Ok(unsafe { Tensor::from_ptr(out) })
+}
+
+/// Returns the convolution of `[b, in, h, w]` with `[out, in, k, k]` and a bias `[out]`; the same
+/// stride and padding for both sides.
+pub(crate) fn conv2d(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    stride: i64,
+    padding: i64,
+) -> Torch {
+    let choices = Choices::here();
+    let low = x.kind() == Kind::BFloat16 && weight.kind() == Kind::BFloat16;
+    let widens = low && choices.widens_bf16;
+    let is_pointwise = weight.size()[2..] == [1, 1] && stride == 1 && padding == 0;
+    let in_fp32 = widens || (x.kind() == Kind::Float && weight.kind() == Kind::Float);
+    let by_products = is_pointwise && in_fp32 && choices.pointwise_products;
+    if x.device() != Device::Cpu || !(widens || by_products) {
+        let (strides, paddings) = ([stride, stride], [padding, padding]);
+        return x.f_conv2d(weight, Some(bias), strides, paddings, [1, 1], 1);
+    }
+    let (x, weight, bias) = (x.as_ptr(), weight.as_ptr(), bias.as_ptr());
+    let mut out = ptr::null_mut();
+    if by_products {
+        // SAFETY: the pointers are live tensors for the whole call, and C++ creates its own
+        // references.
+        checked(unsafe { rectiflow_pointwise_convolution(x, weight, bias, &raw mut out) })?;
+    } else {
+        // SAFETY: as above.
+        checked(unsafe {
+            rectiflow_wide_convolution(x, weight, bias, stride, padding, &raw mut out)
+        })?;
+    }
     // SAFETY: without an error `out` is a tensor that this function owns.
     Ok(unsafe { Tensor::from_ptr(out) })
 }
@@ -78,11 +134,13 @@ pub(crate) fn attention(
     let d = size[2] / num_heads;
     let fits = fits(query.device(), kind) && d % 2 == 0;
     let is_large = size[0] * num_heads * size[1] * key.size()[1] * d >= MANY;
+    if !fits || !is_large {
+        return None;
+    }
+    let widens = kind == Kind::BFloat16 && Choices::here().widens_bf16;
+    let low = kind == Kind::BFloat16 && !widens;
     // SAFETY: the function tries the kernel on four numbers.
-    if !fits
-        || !is_large
-        || unsafe { rectiflow_has_attention(c_int::from(kind == Kind::BFloat16)) } == 0
-    {
+    if unsafe { rectiflow_has_attention(c_int::from(low)) } == 0 {
         return None;
     }
     let mut out = ptr::null_mut();
@@ -93,6 +151,7 @@ pub(crate) fn attention(
             key.as_ptr(),
             value.as_ptr(),
             num_heads,
+            c_int::from(widens),
             &raw mut out,
         )
     };
@@ -173,6 +232,28 @@ unsafe extern "C" {
         key: *const C_tensor,
         value: *const C_tensor,
         num_heads: i64,
+        widens: c_int,
+        out: *mut *mut C_tensor,
+    ) -> *mut c_char;
+    fn rectiflow_wide_linear(
+        x: *const C_tensor,
+        weight: *const C_tensor,
+        bias: *const C_tensor,
+        by_onednn: c_int,
+        out: *mut *mut C_tensor,
+    ) -> *mut c_char;
+    fn rectiflow_pointwise_convolution(
+        x: *const C_tensor,
+        weight: *const C_tensor,
+        bias: *const C_tensor,
+        out: *mut *mut C_tensor,
+    ) -> *mut c_char;
+    fn rectiflow_wide_convolution(
+        x: *const C_tensor,
+        weight: *const C_tensor,
+        bias: *const C_tensor,
+        stride: i64,
+        padding: i64,
         out: *mut *mut C_tensor,
     ) -> *mut c_char;
 }
@@ -238,6 +319,69 @@ mod tests {
                     error(ours, exact)
                 );
             }
+        }
+    }
+
+    #[test]
+    fn products_of_bf16_are_as_exact_as_libtorchs() {
+        let (x, weight, bias) = (
+            random(1, &[2, 97, 130], Kind::BFloat16),
+            random(2, &[66, 130], Kind::BFloat16),
+            random(3, &[66], Kind::BFloat16),
+        );
+        let ours = passes(&[&x, &weight, &bias], || {
+            linear(&x, &weight, Some(&bias)).unwrap()
+        });
+        let theirs = passes(&[&x, &weight, &bias], || x.linear(&weight, Some(&bias)));
+        let exact = passes(&[&x, &weight, &bias], || {
+            let double = |t: &Tensor| t.to_kind(Kind::Double);
+            double(&x).linear(&double(&weight), Some(double(&bias)))
+        });
+        assert_as_exact(&ours, &theirs, &exact, "linear");
+        let without = passes(&[&x, &weight], || linear(&x, &weight, None).unwrap());
+        assert!(without[0].equal(&ours[0]) && without[1].equal(&ours[1]));
+    }
+
+    #[test]
+    fn convolutions_are_as_exact_as_libtorchs() {
+        for kind in [Kind::Float, Kind::BFloat16] {
+            for (kernel, stride, padding) in [(3, 1, 1), (3, 2, 1), (1, 1, 0), (1, 2, 0), (3, 2, 0)]
+            {
+                let (x, weight, bias) = (
+                    random(1, &[2, 6, 13, 9], kind),
+                    random(2, &[10, 6, kernel, kernel], kind),
+                    random(3, &[10], kind),
+                );
+                let conv = |x: &Tensor, w: &Tensor, b: &Tensor| {
+                    x.conv2d(w, Some(b), [stride, stride], [padding, padding], [1, 1], 1)
+                };
+                let inputs = [&x, &weight, &bias];
+                let ours = passes(&inputs, || {
+                    conv2d(&x, &weight, &bias, stride, padding).unwrap()
+                });
+                let theirs = passes(&inputs, || conv(&x, &weight, &bias));
+                let exact = passes(&inputs, || {
+                    let double = |t: &Tensor| t.to_kind(Kind::Double);
+                    conv(&double(&x), &double(&weight), &double(&bias))
+                });
+                let what = format!("{kind:?} {kernel} {stride} {padding}");
+                assert_as_exact(&ours, &theirs, &exact, &what);
+            }
+        }
+    }
+
+    /// Checks dtypes, and that the errors are at most 1.5 times libtorch's, or those of fp32.
+    fn assert_as_exact(ours: &[Tensor], theirs: &[Tensor], exact: &[Tensor], what: &str) {
+        for (which, ours) in ours.iter().enumerate() {
+            assert_eq!(ours.kind(), theirs[which].kind(), "{what}");
+            let (found, expected) = (
+                error(ours, &exact[which]),
+                error(&theirs[which], &exact[which]),
+            );
+            assert!(
+                found < (1.5 * expected).max(1e-6),
+                "{what}, {which}: {found} against {expected}"
+            );
         }
     }
 

@@ -3,6 +3,9 @@
 
 pub mod allocator;
 pub mod autograd;
+pub(crate) mod choices;
 pub mod ffi;
 pub(crate) mod kernels;
+pub mod test_threads;
+pub mod waiting;
 pub mod write;

@@ -115,6 +115,7 @@ impl Contender {
 }
 
 fn main() -> ExitCode {
+    rectiflow_sdxl::waiting::sleep_soon();
     match run(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -56,7 +56,7 @@ impl Reducer<'_> {
     /// with their own error.
     pub(crate) fn run(self) -> Result<Reduced> {
         // One thread already adds at the speed of memory; the other threads compute.
-        tch::set_num_threads(1);
+        rectiflow_sdxl::test_threads::set();
         let pieces: Vec<Piece> = self.partition.pieces(self.share).collect();
         let mut is_complete = vec![false; pieces.len()];
         let mut reduced = Reduced::default();

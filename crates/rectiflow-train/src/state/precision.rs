@@ -88,7 +88,7 @@ mod tests {
 
     #[test]
     fn gradients_in_bf16_are_at_least_as_exact_as_autocasts() {
-        tch::set_num_threads(1);
+        rectiflow_sdxl::test_threads::set();
         let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../rectiflow-sdxl/tests/golden");
         let golden = include_str!("../../tests/golden/autocast.json");
         let golden: std::collections::BTreeMap<String, Autocast> =

@@ -50,7 +50,7 @@ impl Fixture {
     /// range of half precision.
     pub(crate) fn with_poison(poison: Option<u64>) -> Self {
         // The sum of a reduction depends on the number of threads.
-        tch::set_num_threads(1);
+        rectiflow_sdxl::test_threads::set();
         let folder = tempfile::tempdir().expect("a temporary folder");
         let fixture = Self { folder };
         pack(&fixture.path("data"), poison);

@@ -1,21 +1,19 @@
-// Two operations with slow CPU kernels in libtorch 2.13: fp32 matrix products, which use MKL
-// instead of oneDNN (at half the speed on processors that MKL does not know), and attention, whose
-// matrix products do the same (at a tenth of the speed in bf16). Both sum in fp32 here too;
-// kernels.rs decides where they are used. A C interface without exceptions.
+// Attention, which libtorch 2.13 calculates on a CPU with MKL's products (at half the speed on processors that MKL
+// does not know, and at a tenth in bf16). Products are oneDNN's here; they sum in fp32. kernels.rs decides where it is
+// used. A C interface without exceptions.
 
 #include "fused.h"
 #include "guarded.h"
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/native/CPUBlas.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <cmath>
 #include <cstring>
 #include <exception>
-#include <string_view>
+#include <tuple>
 #include <type_traits>
 
 using at::Tensor;
@@ -23,48 +21,6 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 namespace {
-
-using Pointwise = Tensor(const Tensor&, const Tensor&, const std::optional<Tensor>&, std::string_view,
-                         c10::List<std::optional<at::Scalar>>, std::optional<std::string_view>);
-
-// Returns oneDNN's operator for x w^T + b; empty in a libtorch without oneDNN.
-const std::optional<c10::TypedOperatorHandle<Pointwise>>& onednn() {
-  static const auto found = []() -> std::optional<c10::TypedOperatorHandle<Pointwise>> {
-    const auto schema = c10::Dispatcher::singleton().findSchema({"mkldnn::_linear_pointwise", ""});
-    if (!schema) return std::nullopt;
-    return schema->typed<Pointwise>();
-  }();
-  return found;
-}
-
-Tensor product(const Tensor& x, const Tensor& w, const std::optional<Tensor>& b = std::nullopt) {
-  return onednn()->call(x, w, b, "none", c10::List<std::optional<at::Scalar>>(), "");
-}
-
-// x w^T + b for [*, in] and [out, in].
-struct Linear : torch::autograd::Function<Linear> {
-  static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& w, const std::optional<Tensor>& b) {
-    context->save_for_backward({x, w});
-    context->saved_data["has_bias"] = b.has_value();
-    const auto y = product(x.reshape({-1, x.size(-1)}), w, b);
-    auto shape = x.sizes().vec();
-    shape.back() = w.size(0);
-    return y.view(shape);
-  }
-
-  static variable_list backward(AutogradContext* context, variable_list gradients) {
-    const auto saved = context->get_saved_variables();
-    const auto& x = saved[0];
-    const auto& w = saved[1];
-    const auto g = gradients[0].reshape({-1, w.size(0)});
-    variable_list result(3);
-    if (context->needs_input_grad(0)) result[0] = product(g, w.t()).view(x.sizes());
-    if (context->needs_input_grad(1)) result[1] = product(g.t(), x.reshape({-1, x.size(-1)}).t());
-    // Without a bias there is no third edge to query.
-    if (context->saved_data["has_bias"].toBool() && context->needs_input_grad(2)) result[2] = g.sum(0);
-    return result;
-  }
-};
 
 constexpr int64_t even(int64_t n) { return n + n % 2; }
 
@@ -111,10 +67,25 @@ void pack_transposed(Matrix<float> in, float* out) { turn<float>(in, out); }
 // The number of columns must be even.
 void pack_transposed(Matrix<at::BFloat16> in, at::BFloat16* out) { turn<uint32_t>(in, out); }
 
-// Calculates out [m, n] = a [m, k] b [k, n] in fp32. `b` is packed; `k` is even in bf16.
+// A matrix in memory whose rows are `stride` elements apart.
+template <typename T>
+struct Rows {
+  T* data;
+  int64_t stride;
+};
+
+// Calculates out [m, n] = a [m, k] b [k, n] in fp32, or adds it to `out`. In bf16 `b` is packed and `k` is
+// even.
+template <typename T>
+void multiply(int64_t m, int64_t n, int64_t k, Rows<const T> a, Rows<const T> b, Rows<float> out, bool adds = false) {
+  const bool interleaved = !std::is_same_v<T, float>;
+  at::native::cpublas::brgemm(m, n, k, a.stride, b.stride, out.stride, adds, a.data, b.data, out.data, interleaved);
+}
+
+// As above, for a `b` and an `out` without gaps between rows.
 template <typename T>
 void multiply(int64_t m, int64_t n, int64_t k, const T* a, int64_t a_stride, const T* b, float* out) {
-  at::native::cpublas::brgemm(m, n, k, a_stride, n, n, false, a, b, out, !std::is_same_v<T, float>);
+  multiply<T>(m, n, k, {a, a_stride}, {b, n}, {out, n});
 }
 
 constexpr int64_t BLOCK_ELEMENTS = 1 << 17;  // 512 KiB of fp32: a second-level cache holds 2 or 3
@@ -207,7 +178,8 @@ void store(const float* from, int64_t rows, int64_t d, float factor, T* to, int6
 }
 
 template <typename T>
-void attend_head(const Shape& s, const Tensor& q, const Tensor& k, const Tensor& v, Tensor& out, int64_t index) {
+void attend_head(const Shape& s, const Tensor& q, const Tensor& k, const Tensor& v, Tensor& out, float* log_sums,
+                 int64_t index) {
   const auto queries = scaled<T>({head<T>(q, s, index), s.n, s.d, s.stride()});
   const auto keys = packed<T>({head<T>(k, s, index), s.m, s.d, s.stride()}, true);
   const auto values = packed<T>({head<T>(v, s, index), s.m, s.d, s.stride()}, false);
@@ -220,7 +192,8 @@ void attend_head(const Shape& s, const Tensor& q, const Tensor& k, const Tensor&
     const auto some = std::min(rows, s.n - at);
     multiply(some, s.m, s.d, elements<T>(queries) + at * s.d, s.d, elements<T>(keys), numbers(scores));
     for (int64_t r = 0; r < some; ++r)
-      loops.softmax(numbers(scores) + r * s.m, s.m, Scale(s.d).rest, plain(left + r * width<T>(s.m)), width<T>(s.m));
+      log_sums[at + r] =
+          loops.softmax(numbers(scores) + r * s.m, s.m, Scale(s.d).rest, plain(left + r * width<T>(s.m)), width<T>(s.m));
     multiply(some, s.d, width<T>(s.m), left, width<T>(s.m), elements<T>(values), numbers(mixed));
     store(numbers(mixed), some, s.d, 1.0f, to + at * s.stride(), s.stride());
   }
@@ -230,11 +203,69 @@ struct Gradients {
   Tensor q, k, v;
 };
 
-// Calculates the gradients of one head: those of the queries over blocks of queries, then those of
-// keys and values over blocks of keys. The second part recomputes the transposed weights, which is
-// faster than transposing them.
-template <typename T>
+// Copies the transposed of a block [d, rows], multiplied by `factor`, to the rows of a head.
+void store_transposed(const float* from, int64_t rows, int64_t d, float factor, float* to, int64_t stride) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < d; ++c) to[r * stride + c] = from[c * rows + r] * factor;
+}
+
+// Tiles of the backward pass in fp32: two of scores, and what is multiplied with them, fit a second-level cache.
+constexpr int64_t TILE_QUERIES = 128, TILE_KEYS = 512;
+
+// Calculates the gradients of one head in fp32 with five products a tile. Those of keys and values are made
+// transposed: then a tile of weights is the right side of their products, and need not be transposed itself.
 void attend_head_backward(const Shape& s, const variable_list& saved, const Tensor& g, Gradients& to, int64_t index) {
+  const auto& [q, k, v, out, all_log_sums] = std::tie(saved[0], saved[1], saved[2], saved[3], saved[4]);
+  const auto rows_of = [&](const Tensor& x, int64_t rows) {
+    return Matrix<float>{head<float>(x, s, index), rows, s.d, s.stride()};
+  };
+  const auto target = [&](Tensor& x, int64_t row) {
+    return x.mutable_data_ptr<float>() + (head<float>(x, s, index) - x.const_data_ptr<float>()) + row * s.stride();
+  };
+  // Pack the four inputs, and sum the gradients of each query's weights.
+  const Scale scale(s.d);
+  const auto queries = scaled<float>(rows_of(q, s.n));
+  const auto queries_t = packed(Matrix<float>{elements<float>(queries), s.n, s.d, s.d}, true);
+  const auto keys = packed(rows_of(k, s.m), false), keys_t = packed(rows_of(k, s.m), true);
+  const auto values_t = packed(rows_of(v, s.m), true), g_t = packed(rows_of(g, s.n), true);
+  const auto item = [&](const Tensor& x) { return x.select(0, index / s.h).narrow(1, index % s.h * s.d, s.d); };
+  const auto delta = (item(g) * item(out)).sum(1);  // [n]
+  const float* log_sums = elements<float>(all_log_sums) + index * s.n;
+  // Add up the gradients: of keys and values over the queries, of queries over the tiles of keys.
+  auto of_queries = room({s.n, s.d}), p = room({TILE_QUERIES, TILE_KEYS}), dp = room({TILE_QUERIES, TILE_KEYS});
+  auto of_keys = room({s.d, TILE_KEYS}), of_values = room({s.d, TILE_KEYS});
+  const auto& loops = fused::loops<float>();
+  for (int64_t key = 0; key < s.m; key += TILE_KEYS) {
+    const auto width = std::min(TILE_KEYS, s.m - key);
+    const Rows<float> weights{numbers(p), width}, of_scores{numbers(dp), width};
+    const auto readable = [](Rows<float> x) { return Rows<const float>{x.data, x.stride}; };
+    for (int64_t at = 0; at < s.n; at += TILE_QUERIES) {
+      const auto some = std::min(TILE_QUERIES, s.n - at);
+      const auto g_rows = rows_of(g, s.n).data + at * s.stride();
+      multiply<float>(some, width, s.d, {elements<float>(queries) + at * s.d, s.d},
+                      {elements<float>(keys_t) + key, s.m}, weights);
+      multiply<float>(some, width, s.d, {g_rows, s.stride()}, {elements<float>(values_t) + key, s.m}, of_scores);
+      for (int64_t r = 0; r < some; ++r)
+        loops.weights_and_gradients(weights.data + r * width, of_scores.data + r * width, width, scale.rest,
+                                    log_sums[at + r], elements<float>(delta)[at + r]);
+      const Rows<float> of_values_t{numbers(of_values), width}, of_keys_t{numbers(of_keys), width};
+      multiply<float>(s.d, width, some, {elements<float>(g_t) + at, s.n}, readable(weights), of_values_t, at > 0);
+      multiply<float>(s.d, width, some, {elements<float>(queries_t) + at, s.n}, readable(of_scores), of_keys_t, at > 0);
+      multiply<float>(some, s.d, width, readable(of_scores), {elements<float>(keys) + key * s.d, s.d},
+                      {numbers(of_queries) + at * s.d, s.d}, key > 0);
+    }
+    store_transposed(numbers(of_values), width, s.d, 1.0f, target(to.v, key), s.stride());
+    store_transposed(numbers(of_keys), width, s.d, scale.rest, target(to.k, key), s.stride());
+  }
+  store(numbers(of_queries), s.n, s.d, scale.power * scale.rest, target(to.q, 0), s.stride());
+}
+
+// Calculates the gradients of one head in bf16: those of the queries over blocks of queries, then those of
+// keys and values over blocks of keys. The second part recomputes the transposed weights: the right side of a
+// product in bf16 would have to be interleaved, which costs more.
+template <typename T>
+void attend_head_backward_low(const Shape& s, const variable_list& saved, const Tensor& g, Gradients& to,
+                              int64_t index) {
   const auto& [q, k, v, out] = std::tie(saved[0], saved[1], saved[2], saved[3]);
   const auto rows_of = [&](const Tensor& x, int64_t rows) {
     return Matrix<T>{head<T>(x, s, index), rows, s.d, s.stride()};
@@ -302,30 +333,41 @@ void for_each_head(const Shape& s, at::ScalarType type, Act act) {
   });
 }
 
-// softmax(q k^T / sqrt(d)) v for [b, n, h d], [b, m, h d].
+// softmax(q k^T / sqrt(d)) v for [b, n, h d], [b, m, h d]. `widens` calculates in fp32 what is stored in bf16.
 struct Attention : torch::autograd::Function<Attention> {
   static Tensor forward(AutogradContext* context, const Tensor& q_in, const Tensor& k_in, const Tensor& v_in,
-                        int64_t heads) {
+                        int64_t heads, bool widens) {
     const auto q = q_in.contiguous(), k = k_in.contiguous(), v = v_in.contiguous();
     const auto s = shape_of(q, k, heads);
-    auto out = at::empty_like(q);
-    for_each_head(s, q.scalar_type(), [&](int64_t index, auto type) {
-      attend_head<decltype(type)>(s, q, k, v, out, index);
+    const auto type = widens ? at::kFloat : q.scalar_type();
+    const auto queries = q.to(type), keys = k.to(type), values = v.to(type);
+    auto mixed = at::empty_like(queries), log_sums = room({s.b * s.h, s.n});
+    for_each_head(s, type, [&](int64_t index, auto number) {
+      attend_head<decltype(number)>(s, queries, keys, values, mixed, numbers(log_sums) + index * s.n, index);
     });
+    const auto out = mixed.to(q.scalar_type());
     context->saved_data["heads"] = heads;
-    context->save_for_backward({q, k, v, out});
+    context->saved_data["widens"] = widens;
+    context->save_for_backward({q, k, v, out, type == at::kFloat ? log_sums : Tensor()});
     return out;
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
-    const auto saved = context->get_saved_variables();
-    const auto g = gradients[0].contiguous();
+    auto saved = context->get_saved_variables();
+    const auto stored = saved[0].scalar_type();
+    const auto type = context->saved_data["widens"].toBool() ? at::kFloat : stored;
     const auto s = shape_of(saved[0], saved[1], context->saved_data["heads"].toInt());
+    for (int i = 0; i < 4; ++i) saved[i] = saved[i].to(type);
+    const auto g = gradients[0].contiguous().to(type);
     Gradients to{at::empty_like(saved[0]), at::empty_like(saved[1]), at::empty_like(saved[2])};
-    for_each_head(s, g.scalar_type(), [&](int64_t index, auto type) {
-      attend_head_backward<decltype(type)>(s, saved, g, to, index);
+    for_each_head(s, type, [&](int64_t index, auto number) {
+      if constexpr (std::is_same_v<decltype(number), float>) {
+        attend_head_backward(s, saved, g, to, index);
+      } else {
+        attend_head_backward_low<decltype(number)>(s, saved, g, to, index);
+      }
     });
-    return {to.q, to.k, to.v, Tensor()};
+    return {to.q.to(stored), to.k.to(stored), to.v.to(stored), Tensor(), Tensor()};
   }
 };
 
@@ -348,21 +390,13 @@ bool probe() {
 
 extern "C" {
 
-int rectiflow_has_linear() { return onednn().has_value(); }
-
 int rectiflow_has_attention(int low) {
   static const bool in_fp32 = probe<float>(), in_bf16 = probe<at::BFloat16>();
   return low ? in_bf16 : in_fp32;
 }
 
-char* rectiflow_linear(const Tensor* x, const Tensor* w, const Tensor* b, Tensor** out) {
-  return guarded([&] {
-    *out = new Tensor(Linear::apply(*x, *w, b ? std::optional<Tensor>(*b) : std::nullopt));
-  });
-}
-
-char* rectiflow_attention(const Tensor* q, const Tensor* k, const Tensor* v, int64_t heads, Tensor** out) {
-  return guarded([&] { *out = new Tensor(Attention::apply(*q, *k, *v, heads)); });
+char* rectiflow_attention(const Tensor* q, const Tensor* k, const Tensor* v, int64_t heads, int widens, Tensor** out) {
+  return guarded([&] { *out = new Tensor(Attention::apply(*q, *k, *v, heads, widens != 0)); });
 }
 
 }  // extern "C"
