@@ -1,7 +1,8 @@
 """Times `rectiflow bench step` with its own memory for large tensors and with mimalloc 3 instead.
 
-    python scripts/peers/allocators.py --rectiflow target/release/rectiflow --mimalloc libmimalloc.so
-        --work FOLDER [--pairs 3] [--steps 8] [--dtype bf16] [--threads 2] [--out FILE.json]
+    python scripts/peers/allocators.py --rectiflow target/release/rectiflow
+        --mimalloc libmimalloc.so --work FOLDER [--pairs 3] [--steps 8] [--dtype bf16]
+        [--threads 2] [--out FILE.json]
 
 FOLDER is one that scripts/peers/bench_step.py has filled (--work). The library is mimalloc's
 src/static.c, compiled with MI_MALLOC_OVERRIDE as a shared object; the crate libmimalloc-sys 0.1.49
@@ -23,7 +24,8 @@ ADDRESSES = 48 << 30  # less than rectiflow would reserve, more than a step need
 def step(args):
     command = [args.rectiflow, "--json", "bench", "step", "--unet", args.work / "unet"]
     command += ["--input", args.work / "batch.safetensors", "--steps", args.steps]
-    return pairs.run(command + ["--dtype", args.dtype], args.threads)
+    command += ["--dtype", args.dtype]
+    return pairs.run(command, args.threads)
 
 
 def own(args):

@@ -14,10 +14,11 @@
 //! Measured, with two cores each:
 //! - AMD EPYC (docs/log.md, 2026-11-25): MKL reaches half of oneDNN's speed in fp32.
 //! - Intel Xeon with AVX-512 and without AMX (benches/runs/2026-11-29-step): fp32 products of
-//!   linear layers reach 235 to 328 GFLOP/s by MKL; by oneDNN the forward pass is as fast, and the
-//!   gradients of weights reach 127 to 283, because their inputs are transposed first. A step of
-//!   the 48 M UNet spends 1.8 times as long in products of bf16 numbers by bf16 instructions as in
-//!   the same products in fp32 (2.29 s and 1.30 s).
+//!   linear layers reach 232 to 330 GFLOP/s by MKL; by oneDNN the forward pass is as fast, and the
+//!   gradients of weights reach 131 to 281, because their inputs are transposed first. oneDNN
+//!   spends 1.6 times as long on bf16 numbers in a step of the 48 M UNet as on fp32 numbers in the
+//!   same products and convolutions (9.2 s and 5.7 s in four steps, by its own count). A
+//!   convolution of single pixels with its gradients is 1.1 to 1.7 times as fast by MKL.
 //! - Intel with AMX, and x86 without bf16 instructions: not measured.
 
 use std::sync::OnceLock;

@@ -3,14 +3,14 @@
 //! GNU's OpenMP, which libtorch uses, lets a waiting thread spin for about a millisecond before it
 //! sleeps. Beside other processes a spinning thread takes the time that a working one needs: a
 //! training step takes eight times as long beside four busy processes, and 2.2 times the processor
-//! time. With [`SPINS`] it takes 1.2 to 1.4 times the processor time, and is as fast as before on
-//! an idle machine, where sleeping at once (`OMP_WAIT_POLICY=passive`) costs 12%. Measured on an
-//! Intel Xeon, two cores: benches/runs/2026-11-29-busy.
+//! time. With [`SPINS`] it takes 4.7 times as long and 1.4 times the processor time, and is as fast
+//! as before on an idle machine, where sleeping at once (`OMP_WAIT_POLICY=passive`) costs 8%.
+//! Measured on an Intel Xeon, two cores: benches/runs/2026-11-29-busy.
 
 use std::env;
 
 /// Iterations that a waiting thread spins.
-const SPINS: &str = "5000";
+const SPINS: &str = "10000";
 /// Variables by which a user chooses how threads wait.
 const CHOSEN_BY: [&str; 3] = ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME"];
 
