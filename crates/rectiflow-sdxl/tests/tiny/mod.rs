@@ -26,7 +26,7 @@ fn config(component: Component, changes: Value) -> Map<String, Value> {
 }
 
 /// Two levels, one block a level, one transformer.
-pub fn model(parameterization: Option<Parameterization>) -> Model {
+pub(crate) fn model(parameterization: Option<Parameterization>) -> Model {
     tch::set_num_threads(1);
     let unet = json!({"block_out_channels": [8, 16], "attention_head_dim": [2, 2],
         "norm_num_groups": 4, "layers_per_block": 1, "cross_attention_dim": 12,
@@ -57,7 +57,7 @@ pub fn model(parameterization: Option<Parameterization>) -> Model {
 }
 
 /// Writes the tiny model as a single file of fp32.
-pub fn write_single_file(path: &Path, parameterization: Parameterization) {
+pub(crate) fn write_single_file(path: &Path, parameterization: Parameterization) {
     let model = model(Some(parameterization));
     let options = ExportOptions {
         kind: Some(Kind::Float),
@@ -68,13 +68,13 @@ pub fn write_single_file(path: &Path, parameterization: Parameterization) {
 
 /// A single file in memory: its tensors by name, and its header.
 #[derive(Debug)]
-pub struct Contents {
-    pub tensors: Vec<(String, Tensor)>,
-    pub metadata: Vec<(String, String)>,
+pub(crate) struct Contents {
+    pub(crate) tensors: Vec<(String, Tensor)>,
+    pub(crate) metadata: Vec<(String, String)>,
 }
 
 impl Contents {
-    pub fn read(path: &Path) -> Self {
+    pub(crate) fn read(path: &Path) -> Self {
         let file = TensorFile::open(path).unwrap();
         let mut tensors = Vec::new();
         for name in file.names() {
@@ -85,7 +85,7 @@ impl Contents {
     }
 
     /// Sets an entry of the header, or removes it.
-    pub fn set(&mut self, key: &str, value: Option<&str>) {
+    pub(crate) fn set(&mut self, key: &str, value: Option<&str>) {
         self.metadata.retain(|(known, _)| known != key);
         if let Some(value) = value {
             self.metadata.push((key.to_owned(), value.to_owned()));
@@ -93,16 +93,16 @@ impl Contents {
     }
 
     /// Adds a tensor.
-    pub fn add(&mut self, name: &str, tensor: Tensor) {
+    pub(crate) fn add(&mut self, name: &str, tensor: Tensor) {
         self.tensors.push((name.to_owned(), tensor));
     }
 
-    pub fn tensor_mut(&mut self, name: &str) -> &mut Tensor {
+    pub(crate) fn tensor_mut(&mut self, name: &str) -> &mut Tensor {
         let found = self.tensors.iter_mut().find(|(known, _)| known == name);
         &mut found.unwrap_or_else(|| panic!("no tensor {name}")).1
     }
 
-    pub fn write(&self, path: &Path) {
+    pub(crate) fn write(&self, path: &Path) {
         let tensors = self
             .tensors
             .iter()
