@@ -16,7 +16,7 @@ use rectiflow_sdxl::{
     export::{Attachment, ExportOptions, export_diffusers, export_single_file},
     flow::Parameterization,
     infotext::Drawing,
-    model::Component,
+    model::{Component, scheduler},
     sample::SampleSettings,
     workflow::{Workflow, ascii_json},
 };
@@ -51,10 +51,12 @@ pub(crate) struct ExportArgs {
     /// Dtype of the numbers in the file; fp16 and bf16 halve its size.
     #[arg(long, value_enum, default_value_t = FileDtype::Fp16)]
     dtype: FileDtype,
-    /// Shift that the diffusers scheduler samples a flow model with.
-    #[arg(long, default_value_t = ExportOptions::default().sampling_shift, allow_negative_numbers = true)]
-    shift: f64,
-    /// What the model predicts (flow, eps or v), if neither its metadata nor its scheduler says so.
+    /// Shift that the diffusers scheduler samples a flow model with. Default: the shift of the
+    /// model's own scheduler, if it has one, otherwise 6.
+    #[arg(long, allow_negative_numbers = true)]
+    shift: Option<f64>,
+    /// What the model predicts (flow, eps, v or v_ztsnr), if its metadata and its scheduler do not
+    /// say so, or say something else.
     #[arg(long)]
     parameterization: Option<Parameterization>,
 }
@@ -67,7 +69,8 @@ pub(crate) struct ImportArgs {
     /// The folder to write; an earlier export there is replaced.
     #[arg(long)]
     out: PathBuf,
-    /// What the model predicts (flow, eps or v), if the file does not say so.
+    /// What the model predicts (flow, eps, v or v_ztsnr), if the file does not say so, or says
+    /// something else.
     #[arg(long)]
     parameterization: Option<Parameterization>,
     /// A diffusers model folder that supplies the parts missing from the file, such as text
@@ -85,42 +88,49 @@ enum Format {
 }
 
 pub(crate) fn export(args: &ExportArgs) -> anyhow::Result<Answer> {
+    let out = match args.format {
+        Format::SingleFile => single_file_name(&args.out)?,
+        Format::Diffusers => args.out.clone(),
+    };
     let mut bundle = open(&args.model)?;
-    bundle.parameterization = args.parameterization.or(bundle.parameterization);
-    let card = ModelCard::of(&args.model, bundle.parameterization, args.shift)?;
+    settle(&mut bundle, args.parameterization)?;
+    let own_shift = bundle.scheduler.as_ref().and_then(|read| read.flow_shift);
+    let shift = args
+        .shift
+        .or(own_shift)
+        .unwrap_or(ExportOptions::default().sampling_shift);
+    let card = ModelCard::of(&args.model, bundle.parameterization, shift);
     let options = ExportOptions {
         kind: Some(args.dtype.into()),
-        sampling_shift: args.shift,
+        sampling_shift: shift,
         title: card.title.clone(),
         description: card.description(),
         ..ExportOptions::default()
     };
     match args.format {
         Format::SingleFile => {
-            if args.out.is_dir() {
-                let out = args.out.display();
-                return Err(Misuse(format!(
-                    "{out} is a folder: name a file, such as model.safetensors"
-                ))
-                .into());
-            }
-            export_single_file(&bundle, &args.out, &options)?;
-            write_card_beside(&args.out, &card)?;
-            write_workflow_beside(&args.out, &bundle, args.shift)?;
+            export_single_file(&bundle, &out, &options)?;
+            keep_on("the model card", write_card_beside(&out, &card));
+            keep_on("the workflow", write_workflow_beside(&out, &bundle, shift));
         }
-        Format::Diffusers => {
-            export_diffusers(&bundle, &args.out, &with_attachments(options, &card))?
-        }
+        Format::Diffusers => export_diffusers(&bundle, &out, &with_attachments(options, &card))?,
     }
-    Ok(written(&bundle, &args.out))
+    Ok(written(&bundle, &out))
 }
 
 pub(crate) fn import(args: &ImportArgs) -> anyhow::Result<Answer> {
+    if args.file.is_dir() {
+        return Err(Misuse(format!(
+            "{} is a folder, not a single-file checkpoint: pass it to `rectiflow export`, or use \
+             it as it is",
+            args.file.display()
+        ))
+        .into());
+    }
     let mut bundle = Bundle::open_single_file(&args.file, args.missing_from.as_deref())?;
-    warn(&bundle);
-    bundle.parameterization = args.parameterization.or(bundle.parameterization);
+    settle(&mut bundle, args.parameterization)?;
     let options = ExportOptions::default();
-    let card = ModelCard::of(&args.file, bundle.parameterization, options.sampling_shift)?;
+    let card = ModelCard::of(&args.file, bundle.parameterization, options.sampling_shift);
     let options = ExportOptions {
         title: card.title.clone(),
         description: card.description(),
@@ -130,9 +140,57 @@ pub(crate) fn import(args: &ImportArgs) -> anyhow::Result<Answer> {
     Ok(written(&bundle, &args.out))
 }
 
-fn warn(bundle: &Bundle<'_>) {
+/// Decides what the model predicts, and says what the source was taken for and what else a user
+/// should know about it.
+fn settle(bundle: &mut Bundle<'_>, argument: Option<Parameterization>) -> anyhow::Result<()> {
+    bundle.parameterization = bundle.prediction.settled(argument)?;
     for note in &bundle.notes {
         tracing::warn!("{note}");
+    }
+    if let (None, Some(line)) = (argument, bundle.prediction.line()) {
+        tracing::info!("{line}");
+        bundle.notes.push(line);
+    }
+    Ok(())
+}
+
+/// Returns the name of a single file: with the ending by which other programs find it.
+fn single_file_name(out: &Path) -> anyhow::Result<PathBuf> {
+    const ENDINGS: [&str; 2] = ["safetensors", "sft"];
+    const OTHERS: [&str; 8] = ["ckpt", "pt", "pth", "bin", "pkl", "gguf", "onnx", "zip"];
+    let shown = out.display();
+    let is_folder = out.is_dir() || out.as_os_str().to_string_lossy().ends_with(['/', '\\']);
+    if is_folder || out.file_name().is_none() {
+        return Err(Misuse(format!(
+            "{shown} is a folder: name a file, such as model.safetensors"
+        ))
+        .into());
+    }
+    let ending = out.extension().unwrap_or_default().to_string_lossy();
+    let ending = ending.to_ascii_lowercase();
+    if ENDINGS.contains(&ending.as_str()) {
+        return Ok(out.to_owned());
+    }
+    if OTHERS.contains(&ending.as_str()) {
+        let better = out.with_extension(ENDINGS[0]);
+        return Err(Misuse(format!(
+            "{shown} would hold safetensors, and programs would read it as .{ending}: name it {}",
+            better.display()
+        ))
+        .into());
+    }
+    let mut name = out.as_os_str().to_owned();
+    name.push(".");
+    name.push(ENDINGS[0]);
+    let named = PathBuf::from(name);
+    tracing::warn!("written as {}, so that programs list it", named.display());
+    Ok(named)
+}
+
+/// Warns that a file beside the model was not written; the model is.
+fn keep_on(what: &str, written: anyhow::Result<()>) {
+    if let Err(error) = written {
+        tracing::warn!("{what} is not written: {error:#}");
     }
 }
 
@@ -231,14 +289,13 @@ const PICTURE: &str = "samples.png";
 /// Opens a model of any layout without loading it.
 fn open(path: &Path) -> anyhow::Result<Bundle<'static>> {
     if path.is_file() {
-        let bundle = Bundle::open_single_file(path, None)?;
-        warn(&bundle);
-        return Ok(bundle);
+        return Ok(Bundle::open_single_file(path, None)?);
     }
     let components = Components::find(path)?;
-    let predicts = model::parameterization(path)?;
-    Ok(Bundle::open_folders(
-        |component| components.folder(component).to_owned(),
-        predicts,
-    )?)
+    let prediction = model::prediction(path)?;
+    let folder = |component| components.folder(component).to_owned();
+    let mut bundle = Bundle::open_folders(folder, prediction.parameterization)?;
+    bundle.scheduler = scheduler(path)?;
+    bundle.prediction = prediction;
+    Ok(bundle)
 }

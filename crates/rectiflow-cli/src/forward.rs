@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use rectiflow_sdxl::{
     forward::{Pass, forward},
-    model::OpenOptions,
+    model::{Component, OpenOptions},
 };
+use rectiflow_train::components::Components;
 use serde_json::{Map, Value, json};
 
 use crate::terminal::{answer::Answer, dtype::ComputeDtype};
@@ -25,8 +26,8 @@ pub(crate) struct Args {
     /// Which part of the model to run.
     #[arg(value_enum)]
     part: Part,
-    /// A diffusers model folder, a single-file checkpoint, or the folder of this one part, with its
-    /// config.json.
+    /// A diffusers model folder, a single-file checkpoint, a training checkpoint, or the folder of
+    /// this one part, with its config.json.
     #[arg(long)]
     model: PathBuf,
     /// Dtype of the calculation and of the results, whatever the files hold.
@@ -49,6 +50,17 @@ enum Part {
     VaeDecode,
 }
 
+impl Part {
+    fn component(self) -> Component {
+        match self {
+            Self::Unet => Component::UNet,
+            Self::ClipL => Component::ClipL,
+            Self::ClipG => Component::ClipG,
+            Self::VaeEncode | Self::VaeDecode => Component::Vae,
+        }
+    }
+}
+
 impl From<Part> for Pass {
     fn from(part: Part) -> Self {
         match part {
@@ -66,9 +78,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
         kind: args.dtype.into(),
         ..OpenOptions::default()
     };
+    let place = Components::find_one(args.part.component(), &args.model)?;
     let written = forward(
         args.part.into(),
-        &args.model,
+        &place,
         &args.input,
         &args.output,
         &options,

@@ -20,8 +20,13 @@ use rectiflow_data::{
     prompt::{self, PromptSettings},
     rng::{Purpose, Rng},
 };
-use rectiflow_sdxl::{model::OpenOptions, sample::decode, vae::Vae};
+use rectiflow_sdxl::{
+    model::{Component, OpenOptions},
+    sample::decode,
+    vae::Vae,
+};
 use rectiflow_train::{
+    components::Components,
     generate::pictures,
     recipe::{Checked, Recipe},
 };
@@ -57,7 +62,8 @@ pub(crate) struct Args {
     /// Decode a few pictures of each bucket into this PNG file.
     #[arg(long, value_name = "FILE.png", requires = "vae")]
     sheet: Option<PathBuf>,
-    /// The VAE for --sheet: its folder, or a diffusers model folder.
+    /// The VAE for --sheet: its folder, a diffusers model folder, a single-file checkpoint or a
+    /// training checkpoint.
     #[arg(long)]
     vae: Option<PathBuf>,
 }
@@ -322,7 +328,8 @@ const SHEET_PICTURES: u64 = 6;
 
 /// The first pictures of the fullest buckets, decoded by the VAE.
 fn draw_sheet(dataset: &Dataset, vae: &Path) -> anyhow::Result<Picture> {
-    let vae = Vae::open(vae, &OpenOptions::default())?;
+    let place = Components::find_one(Component::Vae, vae)?;
+    let vae = Vae::open(&place, &OpenOptions::default())?;
     let mut shapes = dataset.buckets(Split::Train);
     shapes.sort_by_key(|shape| Reverse(shape.num_rows));
     let columns = shapes

@@ -11,7 +11,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::Context;
 use rectiflow_sdxl::{flow::Parameterization, model_spec::usage_hint};
 use rectiflow_train::checkpoint::{self, Saved};
 
@@ -30,40 +29,50 @@ pub(crate) struct ModelCard {
     training: Option<Training>,
 }
 
+/// How to use a flow model in diffusers, and what goes wrong there without a message (measured with
+/// diffusers 0.42.1).
+const FLOW_IN_DIFFUSERS: &str = "
+In diffusers the exported folder opens in the stock `StableDiffusionXLPipeline`; its scheduler is
+Euler's method on flow sigmas. `UniPCMultistepScheduler` and `DPMSolverMultistepScheduler` of order
+2 work too, made with `from_config`. Two things break the pictures there without a message:
+
+- `use_karras_sigmas`, `use_exponential_sigmas` and `use_beta_sigmas`: in most schedulers they
+  replace the flow sigmas (1 to 0) by those of a model that predicts noise (14.6 to 0.03), and the
+  latents end in NaN, a black picture. Leave them off.
+- `DEISMultistepScheduler`: it ends at the last sigma above 0, so noise is left in the picture.
+";
+
 #[derive(Debug)]
 struct Training {
     saved: Saved,
-    recipe: String,
+    /// `None` if it cannot be read.
+    recipe: Option<String>,
+    /// Whether these are the averaged weights.
+    is_average: bool,
 }
 
 impl ModelCard {
-    /// The card of the model at `path`; `shift` is the recommended sampling shift.
-    pub(crate) fn of(
-        path: &Path,
-        parameterization: Option<Parameterization>,
-        shift: f64,
-    ) -> anyhow::Result<Self> {
-        let is_checkpoint = checkpoint::is_checkpoint(path);
+    /// The card of the model at `path`; `shift` is the recommended sampling shift. What cannot be
+    /// read of a checkpoint is left out with a warning, since an export needs no card.
+    pub(crate) fn of(path: &Path, parameterization: Option<Parameterization>, shift: f64) -> Self {
         let names = names(path);
-        let title = names[names
-            .len()
-            .saturating_sub(if is_checkpoint { 2 } else { 1 })..]
-            .join(" ");
-        let training = is_checkpoint.then(|| Training::read(path)).transpose()?;
-        let samples = if is_checkpoint {
-            samples_of(path)?
-        } else {
-            None
-        };
         let source = names.last().cloned().unwrap_or_default();
-        Ok(Self {
-            title,
-            samples,
+        let mut card = Self {
+            title: source.clone(),
+            samples: None,
             parameterization,
             shift,
             source,
-            training,
-        })
+            training: None,
+        };
+        if checkpoint::is_checkpoint(path) {
+            // The run, the step, and for averaged weights their name.
+            let num_names = if is_average(path) { 3 } else { 2 };
+            card.title = names[names.len().saturating_sub(num_names)..].join(" ");
+            card.training = Training::read(path);
+            card.samples = samples_of(path);
+        }
+        card
     }
 
     /// The model in a sentence or two, for the header of a file.
@@ -73,14 +82,24 @@ impl ModelCard {
                 "A Stable Diffusion XL that predicts velocity (rectified flow)"
             }
             Some(Parameterization::V) => "A Stable Diffusion XL with v-prediction",
+            Some(Parameterization::VZtsnr) => {
+                "A Stable Diffusion XL with v-prediction and zero terminal SNR"
+            }
             Some(Parameterization::Eps) | None => "A Stable Diffusion XL",
         };
         match &self.training {
-            Some(Training { saved, .. }) => {
+            Some(Training {
+                saved, is_average, ..
+            }) => {
                 let position = saved.position;
                 let samples = numbers::grouped(position.samples);
+                let average = if *is_average {
+                    "; these are the averaged weights"
+                } else {
+                    ""
+                };
                 format!(
-                    "{kind}, trained by {} on {samples} samples in {} updates.",
+                    "{kind}, trained by {} on {samples} samples in {} updates{average}.",
                     saved.program, position.update
                 )
             }
@@ -118,8 +137,7 @@ impl ModelCard {
             text += &format!("\n## Use\n\n{hint}\n");
         }
         if self.parameterization == Some(Parameterization::Flow) {
-            text += "\nIn diffusers the exported folder opens in the stock `StableDiffusionXLPipeline`; its scheduler is \
-                     Euler's method on flow sigmas.\n";
+            text += FLOW_IN_DIFFUSERS;
         }
         if let Some(training) = &self.training {
             training.write(&mut text);
@@ -129,17 +147,40 @@ impl ModelCard {
 }
 
 impl Training {
-    fn read(checkpoint: &Path) -> anyhow::Result<Self> {
-        let path = checkpoint.join("recipe.toml");
-        let recipe = fs::read_to_string(&path).with_context(|| format!("{}", path.display()))?;
-        Ok(Self {
-            saved: Saved::read(checkpoint)?,
+    /// What a checkpoint says about its training; `None` if it cannot be read.
+    fn read(checkpoint: &Path) -> Option<Self> {
+        let saved = match Saved::read(checkpoint) {
+            Ok(saved) => saved,
+            Err(error) => {
+                tracing::warn!("the model card says nothing about the training: {error}");
+                return None;
+            }
+        };
+        let is_average = is_average(checkpoint);
+        // The averaged weights have the recipe of the checkpoint that they are in.
+        let folder = if is_average {
+            checkpoint.parent().unwrap_or(checkpoint)
+        } else {
+            checkpoint
+        };
+        let path = folder.join("recipe.toml");
+        let recipe = match fs::read_to_string(&path) {
+            Ok(recipe) => Some(recipe),
+            Err(error) => {
+                let path = path.display();
+                tracing::warn!("the model card is without the recipe: {path}: {error}");
+                None
+            }
+        };
+        Some(Self {
+            saved,
             recipe,
+            is_average,
         })
     }
 
     fn write(&self, text: &mut String) {
-        let Self { saved, recipe } = self;
+        let saved = &self.saved;
         let mut row = |name: &str, value: &str| {
             writeln!(text, "| {name} | {value} |").expect("writing to a string does not fail");
         };
@@ -158,10 +199,12 @@ impl Training {
             );
         }
         row("program", &format!("`{}`", saved.program));
-        *text += &format!(
-            "\n### Recipe\n\nWith every default:\n\n```toml\n{}\n```\n",
-            recipe.trim_end()
-        );
+        if let Some(recipe) = &self.recipe {
+            *text += &format!(
+                "\n### Recipe\n\nWith every default:\n\n```toml\n{}\n```\n",
+                recipe.trim_end()
+            );
+        }
     }
 }
 
@@ -174,16 +217,21 @@ fn names(path: &Path) -> Vec<String> {
     parts.filter(|name| name != "checkpoints").collect()
 }
 
+/// Whether a checkpoint's folder holds its averaged weights.
+fn is_average(checkpoint: &Path) -> bool {
+    checkpoint.ends_with("ema")
+}
+
 /// A sheet of samples of exactly this checkpoint: the grid of `rectiflow sample` in the run's
-/// `samples`, if it was drawn with this checkpoint, otherwise the preview of that step.
-fn samples_of(path: &Path) -> anyhow::Result<Option<Vec<u8>>> {
-    let full = path
-        .canonicalize()
-        .with_context(|| format!("{}", path.display()))?;
-    let (Some(name), Some(run)) = (full.file_name(), full.parent().and_then(Path::parent)) else {
-        return Ok(None);
-    };
-    let name = name.to_string_lossy();
+/// `samples`, if it was drawn with this checkpoint, otherwise the preview of that step. None for
+/// averaged weights, whose folders all have the same name.
+fn samples_of(path: &Path) -> Option<Vec<u8>> {
+    if is_average(path) {
+        return None;
+    }
+    let full = path.canonicalize().ok()?;
+    let run = full.parent()?.parent()?;
+    let name = full.file_name()?.to_string_lossy();
     let drawn_with = format!("Model: {name},");
     let read = |path: PathBuf| fs::read(path).ok();
     let grid = read(run.join("samples").join("grid.png")).filter(|bytes| {
@@ -191,7 +239,7 @@ fn samples_of(path: &Path) -> anyhow::Result<Option<Vec<u8>>> {
             .windows(drawn_with.len())
             .any(|window| window == drawn_with.as_bytes())
     });
-    Ok(grid.or_else(|| read(run.join("previews").join(format!("{name}.png")))))
+    grid.or_else(|| read(run.join("previews").join(format!("{name}.png"))))
 }
 
 #[cfg(test)]
@@ -218,7 +266,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let run = folder.path().join("birds");
         let path = checkpoint(&run);
-        let card = ModelCard::of(&path, Some(Parameterization::Flow), 5.5).unwrap();
+        let card = ModelCard::of(&path, Some(Parameterization::Flow), 5.5);
         assert_eq!(card.title, "birds step-00000012");
         assert_eq!(
             card.description(),
@@ -246,11 +294,70 @@ mod tests {
         );
     }
 
+    /// Averaged weights, and what is missing or broken in a checkpoint: there is a card of the
+    /// rest.
+    #[test]
+    fn nothing_stops_a_card() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = checkpoint(&folder.path().join("birds"));
+        let ema = path.join("ema");
+        fs::create_dir(&ema).unwrap();
+        fs::copy(path.join("state.json"), ema.join("state.json")).unwrap();
+        let card = || ModelCard::of(&ema, Some(Parameterization::Flow), 6.0);
+        assert_eq!(card().title, "birds step-00000012 ema");
+        assert!(
+            card()
+                .description()
+                .ends_with("; these are the averaged weights.")
+        );
+        assert!(
+            card().markdown("x.png").contains("samples = 99"),
+            "the recipe of the checkpoint"
+        );
+        fs::write(path.join("recipe.toml"), b"\xff\xfe").unwrap();
+        let text = card().markdown("x.png");
+        assert!(
+            text.contains("`0d3f`") && !text.contains("Recipe"),
+            "{text}"
+        );
+        fs::remove_file(path.join("recipe.toml")).unwrap();
+        assert!(card().markdown("x.png").contains("`0d3f`"));
+        for broken in ["", "{", "{\"format\": 99}"] {
+            fs::write(ema.join("state.json"), broken).unwrap();
+            assert!(!card().markdown("x.png").contains("Training"), "{broken}");
+        }
+        for nowhere in ["", "/", "no/such/folder", ".."] {
+            let card = ModelCard::of(Path::new(nowhere), None, 6.0);
+            assert!(
+                card.samples.is_none() && card.markdown("x").starts_with("# "),
+                "{nowhere}"
+            );
+        }
+    }
+
+    #[test]
+    fn flow_models_carry_a_warning_about_diffusers_and_others_do_not() {
+        let markdown = |p| ModelCard::of(Path::new("x"), Some(p), 6.0).markdown("x.png");
+        let flow = markdown(Parameterization::Flow);
+        for word in [
+            "use_karras_sigmas",
+            "use_beta_sigmas",
+            "DEIS",
+            "UniPCMultistepScheduler",
+        ] {
+            assert!(flow.contains(word), "{word}: {flow}");
+        }
+        for (_, p) in Parameterization::ALL.into_iter().skip(1) {
+            assert!(!markdown(p).contains("karras"), "{p}");
+        }
+        assert!(markdown(Parameterization::VZtsnr).contains("zero terminal SNR"));
+    }
+
     #[test]
     fn the_picture_is_of_this_checkpoint_or_none() {
         let folder = tempfile::tempdir().unwrap();
         let path = checkpoint(folder.path());
-        let samples = || ModelCard::of(&path, None, 6.0).unwrap().samples;
+        let samples = || ModelCard::of(&path, None, 6.0).samples;
         assert_eq!(samples(), None);
         fs::create_dir(folder.path().join("previews")).unwrap();
         fs::write(folder.path().join("previews/step-00000011.png"), b"earlier").unwrap();
@@ -270,7 +377,7 @@ mod tests {
         let sheet = b"Size: 8x8, Model: step-00000012, Shift: 6";
         fs::write(folder.path().join("samples/grid.png"), sheet).unwrap();
         assert_eq!(samples().as_deref(), Some(&sheet[..]));
-        let card = ModelCard::of(&path, None, 6.0).unwrap();
+        let card = ModelCard::of(&path, None, 6.0);
         assert!(card.markdown("x.png").contains("(x.png)"));
     }
 
@@ -279,7 +386,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("model.safetensors");
         fs::write(&path, b"").unwrap();
-        let card = ModelCard::of(&path, Some(Parameterization::Eps), 6.0).unwrap();
+        let card = ModelCard::of(&path, Some(Parameterization::Eps), 6.0);
         assert_eq!(card.title, "model.safetensors");
         assert!(
             card.description().starts_with(

@@ -18,12 +18,11 @@ use rectiflow_data::{
     reject::{NOTES_FILE, REJECTED_FILE},
 };
 use rectiflow_sdxl::{
-    folder,
     model::{Component, OpenOptions},
     vae::Vae,
 };
 use rectiflow_train::{
-    components::hash_weights,
+    components::{Components, hash_weights},
     recipe::{Recipe, parse_device},
 };
 use serde_json::json;
@@ -53,7 +52,8 @@ pub(crate) struct Args {
     /// URL in the user's cache folder.
     #[arg(long, value_name = "FOLDER")]
     work: Option<PathBuf>,
-    /// The VAE that encodes the images: its folder, or a diffusers model folder.
+    /// The VAE that encodes the images: its folder, a diffusers model folder, a single-file
+    /// checkpoint or a training checkpoint.
     #[arg(long)]
     vae: PathBuf,
     /// A recipe whose `[prep]` section sets area, bucket step, background, test split and more.
@@ -80,8 +80,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
         device: args.device,
         ..OpenOptions::default()
     };
-    let vae = Vae::open(&args.vae, &options)?;
-    let codec = codec(&args.vae, &vae)?;
+    let place = Components::find_one(Component::Vae, &args.vae)?;
+    let vae = Vae::open(&place, &options)?;
+    let codec = codec(&place, &vae)?;
     let mut live = Live::default();
     let url = args.out.to_str().filter(|out| out.contains("://"));
     let folder = working_folder(args, url)?;
@@ -157,11 +158,11 @@ fn cache_folder(url: &str) -> Option<PathBuf> {
     Some(cache.join("rectiflow/prep").join(name))
 }
 
-fn codec(path: &Path, vae: &Vae) -> anyhow::Result<Codec> {
-    let folder = folder::find(Component::Vae, path)?;
+/// The VAE at `place`, its folder or a single file, as a data set names it.
+fn codec(place: &Path, vae: &Vae) -> anyhow::Result<Codec> {
     Ok(Codec {
-        vae: name(&folder),
-        hash: hash_weights(Component::Vae, &folder)?,
+        vae: name(place),
+        hash: hash_weights(Component::Vae, place)?,
         scaling_factor: vae.config.scaling_factor,
         down_factor: vae.config.down_factor(),
         channels: u32::try_from(vae.config.latent_channels)
@@ -170,7 +171,7 @@ fn codec(path: &Path, vae: &Vae) -> anyhow::Result<Codec> {
     })
 }
 
-/// The folder's name; for a folder called "vae", with the model's name before it.
+/// The name of a folder or a file; for a folder called "vae", with the model's name before it.
 fn name(folder: &Path) -> String {
     let full = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
     let names: Vec<_> = full

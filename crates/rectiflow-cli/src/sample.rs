@@ -61,9 +61,9 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = SampleSettings::default().schedule)]
     schedule: Schedule,
     /// How far the noise levels are shifted towards noise; 3 to 6 is the useful range. Flow models
-    /// only.
-    #[arg(long, default_value_t = SampleSettings::default().shift, allow_negative_numbers = true)]
-    shift: f64,
+    /// only. Default: the shift of the model's scheduler, if it has one, otherwise 6.
+    #[arg(long, allow_negative_numbers = true)]
+    shift: Option<f64>,
     /// Guidance scale (CFG); 1 turns guidance off.
     #[arg(long, default_value_t = SampleSettings::default().cfg, allow_negative_numbers = true)]
     cfg: f64,
@@ -115,13 +115,20 @@ pub(crate) struct Args {
     out: PathBuf,
 }
 
-/// What the model at `path` predicts: as the argument says, or else as the model itself says.
+/// What the model at `path` predicts: as the argument says, or else as the model itself says. What
+/// a single file is taken for is logged in one line.
 pub(crate) fn parameterization_of(
     argument: Option<Parameterization>,
     model: &StagedModel,
     path: &Path,
 ) -> anyhow::Result<Parameterization> {
-    if let Some(known) = argument.or(model.parameterization) {
+    if let Some(known) = model.prediction.settled(argument)? {
+        if argument.is_none()
+            && path.is_file()
+            && let Some(line) = model.prediction.line()
+        {
+            tracing::info!("{}: {line}", path.display());
+        }
         return Ok(known);
     }
     let path = path.display();
@@ -173,9 +180,10 @@ fn parse_original(text: &str) -> Result<Original, String> {
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     // Everything that can be refused is refused before a weight is read.
     let prompts = args.all_prompts()?;
-    let settings = args.settings();
+    let mut settings = args.settings();
     settings.check()?;
     let model = StagedModel::find(&args.model, &args.open_options())?;
+    settings.shift = args.shift.or(model.flow_shift).unwrap_or(settings.shift);
     let parameterization = parameterization_of(args.parameterization, &model, &args.model)?;
     settings.latent_shape(model.vae_config())?;
     settings.sigmas(parameterization)?;
@@ -246,7 +254,6 @@ impl Args {
             steps: self.steps,
             sampler: self.sampler,
             schedule: self.schedule,
-            shift: self.shift,
             cfg: self.cfg,
             cfg_rescale: self.cfg_rescale,
             pag_scale: self.pag_scale,
@@ -263,6 +270,7 @@ impl Args {
                 target_width_px: self.size.0,
                 target_height_px: self.size.1,
             }),
+            ..SampleSettings::default()
         }
     }
 

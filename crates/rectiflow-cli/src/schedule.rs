@@ -17,7 +17,8 @@ use crate::{
 
 /// Show the noise levels (sigmas) that a sampler visits, as ComfyUI computes them.
 ///
-/// From 1 (pure noise) to 0 (the picture) for flow models, from 14.6 to 0 for eps and v.
+/// From 1 (pure noise) to 0 (the picture) for flow models, from 14.6 to 0 for eps and v, from 4519
+/// with zero terminal SNR.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The rule: simple, normal, sgm_uniform, beta, karras, exponential, ddim_uniform or
@@ -30,7 +31,8 @@ pub(crate) struct Args {
     /// useful range.
     #[arg(long, default_value_t = SampleSettings::default().shift, allow_negative_numbers = true)]
     shift: f64,
-    /// What the model predicts: flow, eps or v. Shift applies to flow only.
+    /// What the model predicts: flow, eps, v, or v_ztsnr (v with zero terminal SNR). Shift applies
+    /// to flow only.
     #[arg(long, default_value_t = Parameterization::Flow)]
     parameterization: Parameterization,
     /// Also draw this schedule among the seven others, as an SVG file.

@@ -25,6 +25,15 @@ pub fn write_atomically(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<AtomicWriteFile>) -> Result<()>,
 ) -> Result<()> {
+    let parent = parent_of(path);
+    if !parent.is_dir() {
+        // The system's message would be about a temporary file.
+        return Err(Error::Missing {
+            path: path.to_owned(),
+            what: format!("the folder {}", parent.display()),
+            hint: "create it, or choose another place".into(),
+        });
+    }
     // The new file has a new file's owner and permissions, even if it replaces another.
     let file = OpenOptions::new()
         .preserve_mode(false)
@@ -37,6 +46,22 @@ pub fn write_atomically(
         .into_inner()
         .map_err(|error| Error::io(path)(error.into_error()))?;
     file.commit().map_err(Error::io(path))
+}
+
+/// Creates the folder that `path` is in, and those above it.
+///
+/// # Errors
+/// [`Error::Io`] with the folder.
+pub fn create_parent(path: &Path) -> Result<()> {
+    let parent = parent_of(path);
+    fs::create_dir_all(parent).map_err(Error::io(parent))
+}
+
+/// Returns the folder that `path` is in.
+fn parent_of(path: &Path) -> &Path {
+    path.parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
 }
 
 /// Creates `path` from bytes in memory, as [`write_atomically`].
@@ -66,11 +91,7 @@ fn sync_folder(folder: &Path) -> Result<()> {
 }
 
 fn sync_folder_of(path: &Path) -> Result<()> {
-    sync_folder(
-        path.parent()
-            .filter(|parent| !parent.as_os_str().is_empty())
-            .unwrap_or(Path::new(".")),
-    )
+    sync_folder(parent_of(path))
 }
 
 #[cfg(test)]

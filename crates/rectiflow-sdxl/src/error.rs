@@ -134,6 +134,15 @@ impl Error {
     }
 }
 
+/// Returns a number with its noun: "1 byte", "2 bytes".
+pub(crate) fn counted(number: usize, noun: &str) -> String {
+    if number == 1 {
+        format!("1 {noun}")
+    } else {
+        format!("{number} {noun}s")
+    }
+}
+
 /// libtorch's message without its C++ stack trace.
 fn first_line(error: &TchError) -> String {
     error

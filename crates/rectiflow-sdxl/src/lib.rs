@@ -47,7 +47,7 @@ pub mod weights;
 
 pub use compare::{forward, kid};
 pub use cost::{flops, walk};
-pub use files::{bundle, export, export::model_spec, folder, model};
+pub use files::{bundle, export, export::model_spec, folder, model, prediction, visit};
 pub use flow::discrete;
 pub use nets::{attention, clip, cond, unet, vae};
 pub use sample::{

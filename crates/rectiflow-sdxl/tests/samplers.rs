@@ -16,7 +16,6 @@ use std::collections::BTreeMap;
 use rectiflow_sdxl::{
     brownian::BrownianPath,
     denoise::{denoised_by, noised_start, signal},
-    discrete,
     error::Result,
     flow::Parameterization,
     guidance::rescaled,
@@ -546,7 +545,7 @@ fn gaussian_model(parameterization: Parameterization, input: &Tensor, timestep: 
     let (signal, noise) = match parameterization {
         Parameterization::Flow => (1.0 - time / 1000.0, time / 1000.0),
         _ => {
-            let alpha_bar = discrete::alpha_bar(time as usize);
+            let alpha_bar = parameterization.steps().alpha_bar(time as usize);
             (alpha_bar.sqrt(), (1.0 - alpha_bar).sqrt())
         }
     };
@@ -557,7 +556,7 @@ fn gaussian_model(parameterization: Parameterization, input: &Tensor, timestep: 
     match parameterization {
         Parameterization::Flow => eps - x0,
         Parameterization::Eps => eps,
-        Parameterization::V => signal * eps - noise * x0,
+        Parameterization::V | Parameterization::VZtsnr => signal * eps - noise * x0,
     }
 }
 

@@ -17,17 +17,69 @@ const MAX_LAYERS: usize = 64;
 /// describe millions of tensors.
 const MAX_BLOCKS: i64 = 16;
 
-/// Reads the JSON object in a file.
+/// Largest accepted file: the index of a sharded SDXL has 300 kB.
+const MAX_FILE_BYTES: u64 = 16 << 20;
+
+/// Reads the JSON object in a file, as Python writes it: `-Infinity`, `Infinity` and `NaN`, which
+/// JSON lacks, become strings of those names.
 ///
 /// # Errors
-/// [`Error::Io`], or [`Error::Malformed`] if the file is not a JSON object.
+/// [`Error::Io`], or [`Error::Malformed`] if the file is not a regular file of at most 16 MiB with
+/// a JSON object.
 pub fn read_object(path: &Path) -> Result<Map<String, Value>> {
-    let bytes = fs::read(path).map_err(Error::io(path))?;
-    serde_json::from_slice(&bytes).map_err(|error| Error::Malformed {
+    let malformed = |reason: String| Error::Malformed {
         path: path.to_owned(),
         kind: "JSON object",
-        reason: error.to_string(),
-    })
+        reason,
+    };
+    let metadata = fs::metadata(path).map_err(Error::io(path))?;
+    if !metadata.is_file() {
+        return Err(malformed("it is not a regular file".into()));
+    }
+    let num_bytes = metadata.len();
+    if num_bytes > MAX_FILE_BYTES {
+        let reason = format!("it has {num_bytes} bytes, more than {MAX_FILE_BYTES}");
+        return Err(malformed(reason));
+    }
+    let bytes = fs::read(path).map_err(Error::io(path))?;
+    parsed_object(&bytes).map_err(|error| malformed(error.to_string()))
+}
+
+/// Parses a JSON object, as [`read_object`].
+pub(crate) fn parsed_object(bytes: &[u8]) -> serde_json::Result<Map<String, Value>> {
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    serde_json::from_slice(bytes)
+        .or_else(|error| serde_json::from_slice(&with_quoted_numbers(bytes)).map_err(|_| error))
+}
+
+/// Puts quotes around the numbers that JSON lacks, outside of strings.
+fn with_quoted_numbers(bytes: &[u8]) -> Vec<u8> {
+    const NUMBERS: [&[u8]; 3] = [b"-Infinity", b"Infinity", b"NaN"];
+    let mut quoted = Vec::with_capacity(bytes.len() + 16);
+    let mut rest = bytes;
+    let mut is_string = false;
+    while let [byte, tail @ ..] = rest {
+        let number = NUMBERS.iter().find(|number| rest.starts_with(number));
+        match (is_string, byte, number) {
+            (false, _, Some(number)) => {
+                quoted.extend([b"\"", *number, b"\""].concat());
+                rest = &rest[number.len()..];
+                continue;
+            }
+            // An escaped character is part of the string, a quote too.
+            (true, b'\\', _) => {
+                let length = rest.len().min(2);
+                quoted.extend(&rest[..length]);
+                rest = &rest[length..];
+                continue;
+            }
+            (_, b'"', _) => is_string = !is_string,
+            _ => {}
+        }
+        quoted.push(*byte);
+        rest = tail;
+    }
+    quoted
 }
 
 pub(crate) struct Reader<'a> {
@@ -94,6 +146,18 @@ impl<'a> Reader<'a> {
 
     pub(crate) fn count(&mut self, key: &str, default: usize) -> usize {
         self.typed(key, default, "a whole number", whole_number)
+    }
+
+    /// A side of a square: a size, or a list of two, of which the longer counts.
+    pub(crate) fn side(&mut self, key: &str, default: u64) -> u64 {
+        let expected = "a positive integer or a list of two";
+        self.typed(key, default, expected, |value| {
+            let side = match value {
+                Value::Array(sides) if sides.len() == 2 => size(&sides[0])?.max(size(&sides[1])?),
+                value => size(value)?,
+            };
+            u64::try_from(side).ok()
+        })
     }
 
     /// A number of consecutive layers, 1 to [`MAX_LAYERS`].
@@ -296,8 +360,10 @@ fn sizes(value: &Value) -> Option<Vec<i64>> {
     }
 }
 
+/// Returns an integer from 0 to [`MAX_SIZE`].
 fn whole_number(value: &Value) -> Option<usize> {
-    Some(value.as_u64()? as usize)
+    let n = value.as_u64()?;
+    (n <= MAX_SIZE as u64).then_some(n as usize)
 }
 
 fn block_count(value: &Value) -> Option<usize> {
@@ -371,5 +437,85 @@ fn layers_of_level(value: &Value, n: usize) -> Option<Vec<usize>> {
     match value {
         Value::Array(list) if list.len() == n => list.iter().map(layer_count).collect(),
         value => Some(vec![layer_count(value)?; n]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn json_as_python_writes_it_is_read() {
+        for (text, expected) in [
+            (r#"{"a": -Infinity}"#, json!({"a": "-Infinity"})),
+            (
+                r#"{"a":Infinity,"b":[NaN,-Infinity]}"#,
+                json!({"a": "Infinity", "b": ["NaN", "-Infinity"]}),
+            ),
+            (
+                r#"{"a": {"b": NaN}, "c": 1e-5}"#,
+                json!({"a": {"b": "NaN"}, "c": 1e-5}),
+            ),
+            (
+                r#"{"NaN": "-Infinity \" NaN", "b": NaN}"#,
+                json!({"NaN": "-Infinity \" NaN", "b": "NaN"}),
+            ),
+            (r#"{"a\\": -Infinity}"#, json!({"a\\": "-Infinity"})),
+            ("\u{feff}{\"a\": 1}", json!({"a": 1})),
+        ] {
+            let found = parsed_object(text.as_bytes()).expect(text);
+            assert_eq!(Value::Object(found), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_json_object_is_refused_with_its_name() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("config.json");
+        for text in [
+            "",
+            "[]",
+            "{",
+            "{\"a\": -Infinit}",
+            "{\"a\": -Infinity",
+            "-Infinity",
+            "\"",
+            "{\"\\",
+        ] {
+            fs::write(&path, text).expect("the file is written");
+            let error = read_object(&path).expect_err(text).to_string();
+            assert!(
+                error.contains("config.json") && error.contains("JSON object"),
+                "{error}"
+            );
+        }
+        let error = read_object(folder.path())
+            .expect_err("a folder")
+            .to_string();
+        assert!(error.contains("not a regular file"), "{error}");
+        let error = read_object(Path::new("/dev/zero"))
+            .expect_err("a device")
+            .to_string();
+        assert!(error.contains("not a regular file"), "{error}");
+        let file = fs::File::create(&path).expect("the file is made");
+        file.set_len(MAX_FILE_BYTES + 1).expect("a sparse file");
+        let error = read_object(&path).expect_err("too long").to_string();
+        assert!(error.contains("16777217 bytes"), "{error}");
+    }
+
+    #[test]
+    fn a_number_that_is_not_finite_is_refused_by_name_where_a_number_is_needed() {
+        for text in [r#"{"x": NaN}"#, r#"{"x": -Infinity}"#] {
+            let json = parsed_object(text.as_bytes()).expect("it is read");
+            let mut reader = Reader::new(&json);
+            reader.number("x", 1.0);
+            let error = reader.finish("f").expect_err(text).to_string();
+            assert!(
+                error.starts_with("f: x: expected a number, found"),
+                "{error}"
+            );
+        }
     }
 }

@@ -65,6 +65,8 @@ pub struct UNetConfig {
     pub freq_shift: f64,
     /// Padding of the stride-2 convolutions.
     pub downsample_padding: i64,
+    /// Side of the latents that the model is trained for.
+    pub sample_size: u64,
     /// The JSON that was read.
     pub json: Map<String, Value>,
 }
@@ -113,6 +115,7 @@ impl UNetConfig {
             flip_sin_to_cos: r.boolean("flip_sin_to_cos", true),
             freq_shift: r.number("freq_shift", 0.0),
             downsample_padding: r.count("downsample_padding", 1) as i64,
+            sample_size: r.side("sample_size", 128),
             json: Map::new(),
         };
         r.finish(what)?;

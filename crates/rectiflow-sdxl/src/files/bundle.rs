@@ -15,11 +15,15 @@ use serde_json::{Map, Value};
 use tch::{Kind, Tensor};
 
 use crate::{
-    config::{clip::ClipConfig, reader::read_object, unet::UNetConfig, vae::VaeConfig},
+    config::{
+        clip::ClipConfig, reader::read_object, scheduler::SchedulerConfig, unet::UNetConfig,
+        vae::VaeConfig,
+    },
     error::{Error, Result, WeightProblems},
     files::{
-        folder, foreign,
+        folder,
         model::Model,
+        prediction::Prediction,
         single_file::{SingleFile, table_of},
     },
     flow::Parameterization,
@@ -39,8 +43,12 @@ const VAE_TENSOR: &str = "decoder.conv_in.weight";
 pub struct Bundle<'a> {
     parts: BTreeMap<Component, Part<'a>>,
     table: KeyTable,
-    /// What the UNet predicts; `None` if the source does not say.
+    /// What the UNet predicts; `None` if it is not known.
     pub parameterization: Option<Parameterization>,
+    /// What the source says that the UNet predicts.
+    pub prediction: Prediction,
+    /// The scheduler's configuration of the source; `None` if it has none.
+    pub scheduler: Option<SchedulerConfig>,
     /// What a user should know about the source, one sentence each: ignored tensors, parts taken
     /// from another model.
     pub notes: Vec<String>,
@@ -49,6 +57,8 @@ pub struct Bundle<'a> {
 #[derive(Debug)]
 struct Part<'a> {
     config: Map<String, Value>,
+    /// The configuration's name for messages.
+    config_name: String,
     tensors: Tensors<'a>,
 }
 
@@ -59,10 +69,23 @@ enum Tensors<'a> {
 }
 
 impl<'a> Part<'a> {
-    fn in_memory(config: &Map<String, Value>, parameters: &'a Parameters) -> Self {
+    fn in_memory(
+        component: Component,
+        config: &Map<String, Value>,
+        parameters: &'a Parameters,
+    ) -> Self {
         Self {
             config: config.clone(),
+            config_name: component.config_name(),
             tensors: Tensors::Memory(parameters),
+        }
+    }
+
+    /// Names the source of the tensors for messages.
+    fn source(&self) -> String {
+        match &self.tensors {
+            Tensors::Memory(_) => "the model".into(),
+            Tensors::Files(stored) => stored.description(),
         }
     }
 }
@@ -80,17 +103,16 @@ impl<'a> Bundle<'a> {
             vae,
             ..
         } = model;
-        let unet = Part::in_memory(&unet.config.json, &unet.parameters);
-        let clip_l = Part::in_memory(&clip_l.config.json, &clip_l.parameters);
-        let clip_g = Part::in_memory(&clip_g.config.json, &clip_g.parameters);
-        let vae = Part::in_memory(&vae.config.json, &vae.parameters);
-        let parts = BTreeMap::from([
-            (Component::UNet, unet),
-            (Component::ClipL, clip_l),
-            (Component::ClipG, clip_g),
-            (Component::Vae, vae),
-        ]);
-        Self::new(parts, model.parameterization, "the model")
+        let mut parts = BTreeMap::new();
+        for (component, config, parameters) in [
+            (Component::UNet, &unet.config.json, &unet.parameters),
+            (Component::ClipL, &clip_l.config.json, &clip_l.parameters),
+            (Component::ClipG, &clip_g.config.json, &clip_g.parameters),
+            (Component::Vae, &vae.config.json, &vae.parameters),
+        ] {
+            parts.insert(component, Part::in_memory(component, config, parameters));
+        }
+        Self::new(parts, model.parameterization)
     }
 
     /// Opens components in folders of diffusers' layout, memory-mapped; `folder` returns the folder
@@ -107,11 +129,7 @@ impl<'a> Bundle<'a> {
         for component in Component::ALL {
             parts.insert(component, part_in_folder(component, &folder(component))?);
         }
-        Self::new(
-            parts,
-            parameterization,
-            &folder(Component::UNet).display().to_string(),
-        )
+        Self::new(parts, parameterization)
     }
 
     /// Opens a single-file SDXL checkpoint, memory-mapped. Sizes come from the configurations in
@@ -123,7 +141,8 @@ impl<'a> Bundle<'a> {
     /// [`Error::Missing`] if it lacks a whole component, [`Error::Weights`] if tensors do not fit.
     pub fn open_single_file(path: &Path, missing_from: Option<&Path>) -> Result<Self> {
         let mut file = SingleFile::open(path)?;
-        let mut notes = foreign::extras(&file.ignored);
+        let mut notes = file.notes();
+        notes.extend(file.check_hash()?);
         let mut parts = BTreeMap::new();
         for component in Component::ALL {
             let part = match missing_from {
@@ -136,7 +155,10 @@ impl<'a> Bundle<'a> {
             };
             parts.insert(component, part);
         }
-        let mut bundle = Self::new(parts, file.parameterization, &path.display().to_string())?;
+        // A contradiction is an error only where no argument resolves it.
+        let parameterization = file.prediction.settled(None).unwrap_or_default();
+        let mut bundle = Self::new(parts, parameterization)?;
+        bundle.prediction = file.prediction;
         if bundle.kind(Component::Vae, VAE_TENSOR) == Some(Kind::Half) {
             let note = "the VAE is stored in fp16; it runs in fp32 or bf16, since SDXL's VAE \
                         overflows in fp16";
@@ -149,37 +171,47 @@ impl<'a> Bundle<'a> {
     fn new(
         parts: BTreeMap<Component, Part<'a>>,
         parameterization: Option<Parameterization>,
-        source: &str,
     ) -> Result<Self> {
         let mut configs = BTreeMap::new();
+        let mut names = BTreeMap::new();
         for (component, part) in &parts {
             configs.insert(*component, part.config.clone());
+            names.insert(*component, part.config_name.clone());
         }
         let bundle = Self {
-            table: table_of(&configs)?,
+            table: table_of(&configs, &names)?,
             parts,
             parameterization,
+            prediction: Prediction::default(),
+            scheduler: None,
             notes: Vec::new(),
         };
-        bundle.check(source)?;
+        bundle.check()?;
         Ok(bundle)
     }
 
     /// Compares names and shapes with those that the configurations require.
-    fn check(&self, source: &str) -> Result<()> {
-        let mut problems = WeightProblems {
-            source: source.to_owned(),
-            ..WeightProblems::default()
-        };
+    fn check(&self) -> Result<()> {
+        let mut all = WeightProblems::default();
+        let mut sources = Vec::new();
         for component in Component::ALL {
-            let expected = expected(component, self.config(component))?;
+            let part = &self.parts[&component];
+            let expected = expected(component, &part.config, &part.config_name)?;
+            let mut problems = WeightProblems::default();
             self.compare(component, &expected, &mut problems);
+            let source = part.source();
+            if !problems.is_empty() && !sources.contains(&source) {
+                sources.push(source);
+            }
+            all.missing.extend(problems.missing);
+            all.unexpected.extend(problems.unexpected);
+            all.misshapen.extend(problems.misshapen);
         }
-        if problems.is_empty() {
-            Ok(())
-        } else {
-            Err(Error::Weights(Box::new(problems)))
+        if all.is_empty() {
+            return Ok(());
         }
+        all.source = sources.join(", ");
+        Err(Error::Weights(Box::new(all)))
     }
 
     /// Adds the differences between a component's tensors and those expected.
@@ -208,11 +240,15 @@ impl<'a> Bundle<'a> {
     /// Returns what the UNet predicts.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if the source does not say.
+    /// [`Error::Invalid`] if the source does not say, or contradicts itself.
     pub(crate) fn known_parameterization(&self) -> Result<Parameterization> {
+        let known = match self.parameterization {
+            Some(known) => Some(known),
+            None => self.prediction.settled(None)?,
+        };
         let reason = "it does not say what its UNet predicts; specify flow, eps or v \
                       (--parameterization)";
-        self.parameterization.ok_or_else(|| Error::Invalid {
+        known.ok_or_else(|| Error::Invalid {
             what: "the model".into(),
             reason: reason.into(),
         })
@@ -289,6 +325,7 @@ fn part_in_file<'a>(component: Component, file: &mut SingleFile) -> Result<Part<
     let (config, tensors) = file.take(component)?;
     Ok(Part {
         config,
+        config_name: file.config_name(component),
         tensors: Tensors::Files(tensors),
     })
 }
@@ -297,25 +334,26 @@ fn part_in_file<'a>(component: Component, file: &mut SingleFile) -> Result<Part<
 fn part_in_folder<'a>(component: Component, model: &Path) -> Result<Part<'a>> {
     let folder = folder::find(component, model)?;
     let tensors = Tensors::Files(folder::stored(component, &folder)?);
+    let path = folder.join("config.json");
     Ok(Part {
-        config: read_object(&folder.join("config.json"))?,
+        config: read_object(&path)?,
+        config_name: path.display().to_string(),
         tensors,
     })
 }
 
 /// Returns the names and shapes of the model that a configuration describes.
-fn expected(component: Component, config: &Map<String, Value>) -> Result<Parameters> {
+fn expected(component: Component, config: &Map<String, Value>, what: &str) -> Result<Parameters> {
     let config = config.clone();
-    let what = component.config_name();
     let shapes = Weights::shapes_only();
     Ok(match component {
-        Component::UNet => UNet::new(UNetConfig::from_json(config, &what)?, shapes)?.parameters,
+        Component::UNet => UNet::new(UNetConfig::from_json(config, what)?, shapes)?.parameters,
         Component::ClipL => {
-            ClipText::new(ClipConfig::from_json(config, false, &what)?, shapes)?.parameters
+            ClipText::new(ClipConfig::from_json(config, false, what)?, shapes)?.parameters
         }
         Component::ClipG => {
-            ClipText::new(ClipConfig::from_json(config, true, &what)?, shapes)?.parameters
+            ClipText::new(ClipConfig::from_json(config, true, what)?, shapes)?.parameters
         }
-        Component::Vae => Vae::new(VaeConfig::from_json(config, &what)?, shapes)?.parameters,
+        Component::Vae => Vae::new(VaeConfig::from_json(config, what)?, shapes)?.parameters,
     })
 }

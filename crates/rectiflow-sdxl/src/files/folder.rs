@@ -83,6 +83,7 @@ fn no_weights(component: Component, folder: &Path, is_pickled: bool) -> Error {
 pub(crate) fn stored(component: Component, folder: &Path) -> Result<Stored> {
     let mut stored = Stored::open(&weight_files(component, folder)?)?;
     stored.drop_constants();
+    stored.attach_scales()?;
     match component {
         Component::UNet => {}
         Component::Vae => stored.rename(vae::current_name),

@@ -1,6 +1,14 @@
-//! Recognizes files that are not SDXL checkpoints, and extra tensors, by tensor names.
+//! Recognizes files that are not SDXL checkpoints, and extra tensors, by tensor names and shapes.
 //!
 //! Used for messages only: a file of the wrong kind is refused with the name of its kind. Pure.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    error::counted,
+    files::prediction::{V_TENSOR, ZTSNR_TENSOR},
+    weights::{component::Component, keys::single_prefix, quantised},
+};
 
 /// What identifies a kind of file in the name of one of its tensors.
 enum Mark {
@@ -23,7 +31,7 @@ impl Mark {
 
 /// Kinds of files that are no SDXL checkpoint: the marks of each, one of which suffices, and what
 /// it is and what to do.
-const FOREIGN: [(&[Mark], &str); 8] = [
+const FOREIGN: [(&[Mark], &str); 11] = [
     (
         &[
             Part(".lora_down."),
@@ -71,6 +79,26 @@ const FOREIGN: [(&[Mark], &str); 8] = [
         "this is one part of a model, not a whole checkpoint; use its folder, with the \
          config.json",
     ),
+    (
+        &[Start("edm_mean"), Start("edm_std")],
+        "this is an EDM model (it has the tensor edm_mean or edm_std, as Playground 2.5), whose \
+         latents and noise levels are scaled differently; use an SDXL checkpoint",
+    ),
+    (
+        &[Start("edm_vpred.")],
+        "this is an EDM model that predicts v (it has the tensor edm_vpred.sigma_max, as CosXL), \
+         whose noise levels are not SDXL's; use an SDXL checkpoint",
+    ),
+    (
+        &[
+            Part(".quant_state."),
+            Part(".absmax"),
+            Part(".qweight"),
+            Part(".quant_map"),
+        ],
+        "its weights are quantised to a few bits (bitsandbytes, GPTQ or SVDQuant); use the file \
+         that it was made from",
+    ),
 ];
 
 /// What an SDXL checkpoint or one of its UNets has.
@@ -80,6 +108,91 @@ const UNET: [Mark; 2] = [
 ];
 const SIZE_CONDITIONING: Mark = Part("label_emb.0.0.");
 const OTHER_PARTS: [Mark; 2] = [Start("conditioner.embedders."), Start("first_stage_model.")];
+
+/// The name of the UNet's first weight, `[width, latent channels, 3, 3]`, with and without prefix.
+const FIRST_WEIGHT: [&str; 2] = [
+    "model.diffusion_model.input_blocks.0.0.weight",
+    "input_blocks.0.0.weight",
+];
+
+/// Relatives of SDXL by the number of transformer blocks at each place of the UNet's way down that
+/// has any.
+const RELATIVES: [(&[usize], &str); 4] = [
+    (&[2, 2, 4, 4], "SSD-1B"),
+    (&[1, 1, 2, 2], "Segmind Vega"),
+    (&[2, 5], "KOALA-700M"),
+    (&[2, 6], "KOALA-1B"),
+];
+const SDXL_DEPTHS: [usize; 4] = [2, 2, 10, 10];
+
+/// Says what a file is and what to do, if its UNet is a relative of SDXL with other sizes; `shape`
+/// returns the shape of a tensor. `None` if the UNet can be SDXL's.
+pub(crate) fn relative<'a>(
+    names: impl Iterator<Item = &'a str>,
+    shape: impl Fn(&str) -> Option<&'a [i64]>,
+) -> Option<String> {
+    match FIRST_WEIGHT.iter().find_map(|name| shape(name)) {
+        Some([384, ..]) => return Some("this is the UNet of an SDXL refiner; use a base".into()),
+        Some([_, 9, ..]) => {
+            return Some(
+                "this is an inpainting model (its UNet takes 9 channels); use an SDXL checkpoint"
+                    .into(),
+            );
+        }
+        Some([_, 8, ..]) => {
+            return Some(
+                "this is an instruct-pix2pix model (its UNet takes 8 channels); use an SDXL \
+                 checkpoint"
+                    .into(),
+            );
+        }
+        _ => {}
+    }
+    let depths = depths(names);
+    if depths.is_empty() || depths == SDXL_DEPTHS {
+        return None;
+    }
+    let known = RELATIVES.iter().find(|(known, _)| *known == depths);
+    let what = known.map_or("a relative of SDXL of another depth", |(_, name)| name);
+    Some(format!(
+        "this is {what}: its UNet has {} transformer blocks on the way down, SDXL's has {}; use an \
+         SDXL checkpoint",
+        listed(&depths),
+        listed(&SDXL_DEPTHS)
+    ))
+}
+
+/// Returns the number of transformer blocks at each place of the UNet's way down that has any.
+fn depths<'a>(names: impl Iterator<Item = &'a str>) -> Vec<usize> {
+    let mut depths = BTreeMap::new();
+    for name in names {
+        let name = name
+            .strip_prefix(single_prefix(Component::UNet))
+            .unwrap_or(name);
+        if let Some((place, block)) = transformer_block(name) {
+            let depth = depths.entry(place).or_insert(0);
+            *depth = (block + 1).max(*depth);
+        }
+    }
+    depths.into_values().collect()
+}
+
+/// Returns the place and the number of a transformer block on the UNet's way down from the name of
+/// one of its tensors, `input_blocks.PLACE.1.transformer_blocks.BLOCK...`.
+fn transformer_block(name: &str) -> Option<(usize, usize)> {
+    let (place, rest) = name.strip_prefix("input_blocks.")?.split_once('.')?;
+    let (block, _) = rest
+        .strip_prefix("1.transformer_blocks.")?
+        .split_once('.')?;
+    let block: usize = block.parse().ok()?;
+    // A hostile name must not overflow.
+    (block < 1000).then_some((place.parse().ok()?, block))
+}
+
+fn listed(numbers: &[usize]) -> String {
+    let texts: Vec<String> = numbers.iter().map(usize::to_string).collect();
+    texts.join(", ")
+}
 
 /// Says what a file with these tensor names is and what to do, if it is not an SDXL checkpoint.
 /// `None` if it can be one.
@@ -109,13 +222,16 @@ fn has_any(marks: &[Mark], names: &[&str]) -> bool {
 }
 
 /// Describes the tensors that a checkpoint holds besides the model's weights, in one sentence per
-/// kind.
+/// kind. Markers, which say something about the model, are not among them.
 pub(crate) fn extras(names: &[String]) -> Vec<String> {
     // The names by kind.
     let mut averaged = Vec::new();
     let mut constant = Vec::new();
     let mut other = Vec::new();
     for name in names {
+        if is_marker(name) {
+            continue;
+        }
         if name.starts_with("model_ema.") {
             averaged.push(name);
         } else if is_constant(name) {
@@ -125,43 +241,54 @@ pub(crate) fn extras(names: &[String]) -> Vec<String> {
         }
     }
     // A sentence for each kind that occurs.
-    let sorts = [
-        (
-            averaged,
-            "of averaged weights (model_ema.) are ignored; the plain weights are used",
-        ),
-        (
-            constant,
-            "are constants that SDXL's code computes itself, and are ignored",
-        ),
-        (other, "belong to no part of SDXL and are ignored"),
-    ];
     let mut sentences = Vec::new();
-    for (names, what) in &sorts {
-        if !names.is_empty() {
-            sentences.push(sentence(names, what));
-        }
+    if !averaged.is_empty() {
+        let what = if averaged.len() == 1 { "is" } else { "are" };
+        let tensors = counted(averaged.len(), "tensor");
+        let names = first_names(&averaged);
+        sentences.push(format!(
+            "{tensors} of averaged weights (model_ema.) {what} ignored, the plain weights are \
+             used: {names}"
+        ));
+    }
+    if !constant.is_empty() {
+        let what = if constant.len() == 1 {
+            "is a constant that SDXL's code computes itself, and is ignored"
+        } else {
+            "are constants that SDXL's code computes itself, and are ignored"
+        };
+        sentences.push(sentence(&constant, what));
+    }
+    if !other.is_empty() {
+        let what = if other.len() == 1 {
+            "belongs to no part of SDXL and is ignored"
+        } else {
+            "belong to no part of SDXL and are ignored"
+        };
+        sentences.push(sentence(&other, what));
     }
     sentences
 }
 
+/// Whether a tensor is a marker: it says what the model predicts, or how weights are stored.
+fn is_marker(name: &str) -> bool {
+    name == V_TENSOR || name == ZTSNR_TENSOR || quantised::is_marker(name)
+}
+
 fn sentence(names: &[&String], what: &str) -> String {
+    let tensors = counted(names.len(), "tensor");
+    format!("{tensors} {what}: {}", first_names(names))
+}
+
+/// Returns the first three names.
+fn first_names(names: &[&String]) -> String {
     let first: Vec<&str> = names.iter().take(3).map(|name| name.as_str()).collect();
     let more = if names.len() > first.len() {
         ", ..."
     } else {
         ""
     };
-    let tensors = if names.len() == 1 {
-        "tensor"
-    } else {
-        "tensors"
-    };
-    format!(
-        "{} {tensors} {what}: {}{more}",
-        names.len(),
-        first.join(", ")
-    )
+    first.join(", ") + more
 }
 
 /// Whether `name` is a buffer of the training code or OpenCLIP's temperature; no picture depends on
@@ -241,6 +368,109 @@ mod tests {
     }
 
     #[test]
+    fn counts_are_grammatical() {
+        for (name, expected) in [
+            (
+                "model_ema.a",
+                "1 tensor of averaged weights (model_ema.) is ignored",
+            ),
+            (
+                "betas",
+                "1 tensor is a constant that SDXL's code computes itself, and is ignored",
+            ),
+            ("x", "1 tensor belongs to no part of SDXL and is ignored: x"),
+        ] {
+            let found = extras(&[name.to_owned()]);
+            assert!(
+                found.len() == 1 && found[0].starts_with(expected),
+                "{found:?}"
+            );
+            let found = extras(&[name.to_owned(), format!("{name}.posterior_")]);
+            assert!(
+                found
+                    .iter()
+                    .all(|line| line.contains(" are ") || line.starts_with("1 "))
+            );
+        }
+    }
+
+    #[test]
+    fn edm_and_quantised_files_are_called_by_their_name() {
+        let unet = [
+            "model.diffusion_model.input_blocks.0.0.weight",
+            "label_emb.0.0.weight",
+        ];
+        for (name, expected) in [
+            ("edm_mean", "Playground 2.5"),
+            ("edm_std", "Playground 2.5"),
+            ("edm_vpred.sigma_max", "CosXL"),
+            ("edm_vpred.sigma_min", "CosXL"),
+            ("model.diffusion_model.x.weight.absmax", "quantised"),
+            (
+                "model.diffusion_model.x.weight.quant_state.bitsandbytes__nf4",
+                "bitsandbytes",
+            ),
+            ("model.diffusion_model.x.qweight", "SVDQuant"),
+        ] {
+            let names = unet.into_iter().chain([name]);
+            let found = architecture(names).unwrap_or_else(|| panic!("{name} is not SDXL's"));
+            assert!(found.contains(expected), "{name}: {found}");
+        }
+    }
+
+    #[test]
+    fn relatives_of_another_depth_or_width_are_called_by_their_name() {
+        let blocks = |depths: &[(usize, usize)], prefix: &str| {
+            let mut names = vec![format!("{prefix}input_blocks.0.0.weight")];
+            for (place, depth) in depths {
+                for block in 0..*depth {
+                    names.push(format!(
+                        "{prefix}input_blocks.{place}.1.transformer_blocks.{block}.norm1.bias"
+                    ));
+                }
+            }
+            names
+        };
+        let found = |names: &[String], first: &'static [i64]| {
+            relative(names.iter().map(String::as_str), |name| {
+                name.ends_with("input_blocks.0.0.weight").then_some(first)
+            })
+        };
+        for (depths, expected) in [
+            (&[(4, 2), (5, 2), (7, 4), (8, 4)][..], "this is SSD-1B: "),
+            (&[(4, 1), (5, 1), (7, 2), (8, 2)], "this is Segmind Vega: "),
+            (&[(3, 2), (5, 5)], "this is KOALA-700M: "),
+            (&[(3, 2), (5, 6)], "this is KOALA-1B: "),
+            (
+                &[(4, 2), (5, 2), (7, 9), (8, 10)],
+                "2, 2, 9, 10 transformer blocks",
+            ),
+            (&[(10, 1), (4, 3)], "3, 1 transformer blocks"),
+        ] {
+            for prefix in ["", "model.diffusion_model."] {
+                let message = found(&blocks(depths, prefix), &[320, 4, 3, 3]).expect(expected);
+                assert!(message.contains(expected), "{message}");
+            }
+        }
+        let own = blocks(&[(4, 2), (5, 2), (7, 10), (8, 10)], "");
+        for (first, expected) in [
+            (&[384, 4, 3, 3][..], "refiner"),
+            (&[320, 9, 3, 3], "inpainting"),
+            (&[320, 8, 3, 3], "instruct-pix2pix"),
+        ] {
+            assert!(found(&own, first).expect(expected).contains(expected));
+        }
+        assert_eq!(found(&own, &[320, 4, 3, 3]), None);
+        assert_eq!(found(&[], &[320, 4, 3, 3]), None, "a file of other parts");
+        let hostile = [
+            "input_blocks.18446744073709551616.1.transformer_blocks.0.x",
+            "input_blocks.4.1.transformer_blocks.18446744073709551615.x",
+        ]
+        .map(str::to_owned);
+        assert_eq!(found(&hostile, &[]), None);
+    }
+
+    #[test]
     fn extras_are_counted_by_sort() {
         let names: Vec<String> = [
             "model_ema.decay",
@@ -248,7 +478,10 @@ mod tests {
             "alphas_cumprod",
             "x.logit_scale",
             "v_pred",
+            "a",
             "ztsnr",
+            "b",
+            "model.diffusion_model.scaled_fp8",
         ]
         .map(String::from)
         .to_vec();
@@ -263,7 +496,7 @@ mod tests {
             "{found:?}"
         );
         assert!(
-            found[2].contains("belong to no part of SDXL") && found[2].ends_with("v_pred, ztsnr"),
+            found[2].contains("2 tensors belong to no part of SDXL") && found[2].ends_with("a, b"),
             "{found:?}"
         );
         assert!(extras(&[]).is_empty());

@@ -5,4 +5,6 @@ pub mod export;
 pub mod folder;
 pub(crate) mod foreign;
 pub mod model;
+pub mod prediction;
 pub(crate) mod single_file;
+pub mod visit;

@@ -12,7 +12,7 @@
 //! The file names inside such a folder are in `folder`, the layout of a single file in
 //! `single_file`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 use tch::{Device, Kind};
@@ -23,7 +23,7 @@ use crate::{
         vae::VaeConfig,
     },
     error::{Error, Result},
-    files::{folder, single_file::SingleFile},
+    files::{folder, prediction::Prediction, single_file::SingleFile},
     flow::Parameterization,
     nets::{clip::ClipText, unet::UNet, vae::Vae},
     weights::{Weights, component::PARAMETERIZATION_KEY, tensor_file::TensorFile},
@@ -69,13 +69,14 @@ struct Opened {
 }
 
 /// Returns a component's configuration from a folder or a single file, and its name for messages.
-fn config_of(component: Component, model: &Path) -> Result<(Map<String, Value>, String)> {
+///
+/// # Errors
+/// An error if the folder, the file or its header is unusable.
+pub fn config_of(component: Component, model: &Path) -> Result<(Map<String, Value>, String)> {
     if model.is_file() {
-        let (config, _) = SingleFile::open(model)?.take(component)?;
-        return Ok((
-            config,
-            format!("{}: {}", model.display(), component.config_name()),
-        ));
+        let mut file = SingleFile::open(model)?;
+        let name = file.config_name(component);
+        return Ok((file.take(component)?.0, name));
     }
     let path = folder::find(component, model)?.join("config.json");
     Ok((read_object(&path)?, path.display().to_string()))
@@ -284,39 +285,67 @@ fn difference((left, a): (&str, i64), (right, b): (&str, i64)) -> Option<String>
     (a != b).then(|| format!("{left} ({a}) is not the {right} ({b})"))
 }
 
-/// Returns what a model's UNet predicts: from the header of its weights if this program wrote them,
-/// else from the scheduler's configuration; `None` if neither says.
+/// Returns what a model's UNet predicts; `None` if its files do not say.
 ///
 /// # Errors
-/// [`Error::Io`], [`Error::Malformed`].
+/// As [`prediction`] and [`Prediction::settled`].
 pub fn parameterization(model: &Path) -> Result<Option<Parameterization>> {
+    prediction(model)?.settled(None)
+}
+
+/// Returns what a model's files say that its UNet predicts: for a folder, the header of the UNet's
+/// weights if this program wrote them, else the scheduler's configuration.
+///
+/// # Errors
+/// [`Error::Io`], [`Error::Malformed`], and [`Error::Config`] for a noise schedule that is not
+/// supported.
+pub fn prediction(model: &Path) -> Result<Prediction> {
     if model.is_file() {
-        return Ok(SingleFile::open(model)?.parameterization);
+        return Ok(SingleFile::open(model)?.prediction);
     }
+    let of_scheduler = match scheduler(model)? {
+        Some(SchedulerConfig {
+            parameterization: Some(parameterization),
+            ..
+        }) => Prediction::named(parameterization, "scheduler/scheduler_config.json"),
+        _ => Prediction::default(),
+    };
+    let Some((parameterization, file)) = parameterization_in_header(model)? else {
+        return Ok(of_scheduler);
+    };
+    let source = format!("{PARAMETERIZATION_KEY} in the header of {}", file.display());
+    Ok(Prediction {
+        has_zero_terminal_snr: of_scheduler.has_zero_terminal_snr && parameterization.predicts_v(),
+        ..Prediction::named(parameterization, source)
+    })
+}
+
+/// Returns what the header of a folder's UNet says, and the file; `None` if this program did not
+/// write it.
+fn parameterization_in_header(model: &Path) -> Result<Option<(Parameterization, PathBuf)>> {
     let files = folder::find(Component::UNet, model)
         .and_then(|at| folder::weight_files(Component::UNet, &at));
     for file in files.unwrap_or_default() {
-        if let Some(name) = TensorFile::open(&file)?
-            .metadata()
-            .get(PARAMETERIZATION_KEY)
-        {
-            return name
-                .parse()
-                .map(Some)
-                .map_err(|error: Error| Error::Malformed {
-                    path: file,
-                    kind: "UNet",
-                    reason: format!("{PARAMETERIZATION_KEY}: {error}"),
-                });
-        }
+        let opened = TensorFile::open(&file)?;
+        let Some(name) = opened.metadata().get(PARAMETERIZATION_KEY) else {
+            continue;
+        };
+        return match name.parse() {
+            Ok(parameterization) => Ok(Some((parameterization, file))),
+            Err(error) => Err(Error::Malformed {
+                path: file,
+                kind: "UNet",
+                reason: format!("{PARAMETERIZATION_KEY}: {error}"),
+            }),
+        };
     }
-    Ok(scheduler(model)?.and_then(|scheduler| scheduler.parameterization))
+    Ok(None)
 }
 
 /// Returns the scheduler's configuration of a diffusers folder, if it has one.
 ///
 /// # Errors
-/// [`Error::Io`], [`Error::Malformed`].
+/// As [`SchedulerConfig::read`].
 pub fn scheduler(model: &Path) -> Result<Option<SchedulerConfig>> {
     let path = model.join("scheduler").join("scheduler_config.json");
     if path.is_file() {
@@ -344,7 +373,7 @@ mod tests {
         let file = folder.path().join("file");
         fs::write(&file, b"x").unwrap();
         assert!(
-            error(&file).contains("the file ends after 1 bytes"),
+            error(&file).contains("the file ends after 1 byte,"),
             "a single file, then"
         );
         assert!(error(folder.path()).contains("unet/config.json"));

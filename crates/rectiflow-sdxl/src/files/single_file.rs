@@ -13,11 +13,11 @@ use serde_json::{Map, Value};
 use crate::{
     config::{clip::ClipConfig, unet::UNetConfig, vae::VaeConfig},
     error::{Error, Result},
-    files::foreign,
-    flow::Parameterization,
+    files::{foreign, prediction::Prediction},
     weights::{
-        component::{Component, PARAMETERIZATION_KEY},
+        component::Component,
         keys::{FIRST_UNET_WEIGHT, KeyTable, single_prefix},
+        quantised::{self, FORMATS_KEY},
         stored::{Stored, is_constant},
         tensor_file::TensorFile,
     },
@@ -25,6 +25,9 @@ use crate::{
 
 /// Key in a single file's header: the four configurations as one JSON object, by component folder.
 pub const CONFIGS_KEY: &str = "rectiflow.configs";
+
+/// Key in a single file's header: the SHA-256 of all tensors' bytes.
+pub(crate) const HASH_KEY: &str = "modelspec.hash_sha256";
 
 const KIND: &str = "single-file SDXL checkpoint";
 
@@ -36,8 +39,8 @@ pub(crate) struct SingleFile {
     parts: BTreeMap<Component, Stored>,
     /// Names of tensors that belong to no part.
     pub(crate) ignored: Vec<String>,
-    /// What the UNet predicts; `None` if the file does not say.
-    pub(crate) parameterization: Option<Parameterization>,
+    /// What the file says that its UNet predicts.
+    pub(crate) prediction: Prediction,
 }
 
 impl SingleFile {
@@ -47,22 +50,60 @@ impl SingleFile {
     /// [`Error::Io`] and [`Error::Malformed`] if the file is not safetensors or not SDXL.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let file = Arc::new(TensorFile::open(path)?);
-        let names: Vec<&str> = file.names().collect();
-        if let Some(what) = foreign::architecture(names.into_iter()) {
-            return Err(malformed(&file, what.into()));
-        }
+        check_kind(&file)?;
         let configs = configs_in(&file)?;
-        let table = table_of(&configs)?;
-        let parameterization = parameterization_in(&file)?;
+        let names = Component::ALL.map(|component| (component, config_name(&file, component)));
+        let table = table_of(&configs, &names.into())?;
+        let prediction = Prediction::of_single_file(&file)?;
         let mut opened = Self {
             file,
             configs,
             parts: BTreeMap::new(),
             ignored: Vec::new(),
-            parameterization,
+            prediction,
         };
         opened.assign(&table);
+        for part in opened.parts.values_mut() {
+            part.attach_scales()?;
+        }
         Ok(opened)
+    }
+
+    /// Compares the tensors with the hash in the header, if there is one. Returns a note about a
+    /// hash that another tool may have left behind when it changed tensors.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] if the hash is of other tensors and this program wrote the file.
+    pub(crate) fn check_hash(&self) -> Result<Option<String>> {
+        let Some(said) = self.file.metadata().get(HASH_KEY) else {
+            return Ok(None);
+        };
+        let found = self.file.sha256();
+        let digits = |text: &str| text.trim().trim_start_matches("0x").to_ascii_lowercase();
+        if digits(said) == digits(&found) {
+            return Ok(None);
+        }
+        if self.file.metadata().contains_key(CONFIGS_KEY) {
+            let reason = format!(
+                "its tensors have SHA-256 {found}, but {HASH_KEY} in its header is {said:?}: it \
+                 was damaged or changed after it was written; copy it again"
+            );
+            return Err(malformed(&self.file, reason));
+        }
+        Ok(Some(format!(
+            "{HASH_KEY} in the header is {said:?}, but the tensors have SHA-256 {found}: another \
+             tool changed them and left the key, or the file is damaged"
+        )))
+    }
+
+    /// Returns what a user should know about the file, one sentence each: ignored tensors, weights
+    /// in fp8.
+    pub(crate) fn notes(&self) -> Vec<String> {
+        let mut notes = foreign::extras(&self.ignored);
+        for (component, part) in &self.parts {
+            notes.extend(part.fp8_note(component.name()));
+        }
+        notes
     }
 
     /// Assigns the file's tensors to parts.
@@ -98,6 +139,11 @@ impl SingleFile {
         })
     }
 
+    /// Returns the name of a part's configuration for messages.
+    pub(crate) fn config_name(&self, component: Component) -> String {
+        config_name(&self.file, component)
+    }
+
     /// Whether the file has any tensor of a part.
     pub(crate) fn has(&self, component: Component) -> bool {
         self.parts.contains_key(&component)
@@ -125,6 +171,35 @@ impl SingleFile {
             hint: hint.into(),
         }
     }
+}
+
+/// Checks that a file can be an SDXL checkpoint, and that its weights are in formats that are read.
+fn check_kind(file: &TensorFile) -> Result<()> {
+    if let Some(what) = foreign::architecture(file.names()) {
+        return Err(malformed(file, what.into()));
+    }
+    // A file with configurations of its own has sizes of its own.
+    if !file.metadata().contains_key(CONFIGS_KEY)
+        && let Some(what) = foreign::relative(file.names(), |name| file.shape(name))
+    {
+        return Err(malformed(file, what));
+    }
+    if let Some(formats) = file.metadata().get(FORMATS_KEY)
+        && let Some(problem) = quantised::formats_problem(formats)
+    {
+        return Err(malformed(
+            file,
+            format!("{FORMATS_KEY} in its header: {problem}"),
+        ));
+    }
+    Ok(())
+}
+
+/// Returns the name for messages of a part's configuration: the file, the key in its header and the
+/// part.
+fn config_name(file: &TensorFile, component: Component) -> String {
+    let path = file.path().display();
+    format!("{path}: {CONFIGS_KEY}, {}", component.folder())
 }
 
 /// Returns the configurations in a single file's header, or SDXL's if it has none.
@@ -186,40 +261,15 @@ pub fn sdxl_configs() -> BTreeMap<Component, Map<String, Value>> {
     ])
 }
 
-/// Returns what the UNet predicts according to our key, to modelspec's, or to the marker tensor
-/// that other tools use for v. `None` if the file does not say, as most eps checkpoints do not.
-fn parameterization_in(file: &TensorFile) -> Result<Option<Parameterization>> {
-    let metadata = file.metadata();
-    if let Some(name) = metadata.get(PARAMETERIZATION_KEY) {
-        return name.parse().map(Some).map_err(|error: Error| {
-            malformed(
-                file,
-                format!("{PARAMETERIZATION_KEY} in its header: {error}"),
-            )
-        });
-    }
-    Ok(
-        match metadata
-            .get("modelspec.prediction_type")
-            .map(String::as_str)
-        {
-            Some("epsilon") => Some(Parameterization::Eps),
-            Some("v") => Some(Parameterization::V),
-            Some("flow") => Some(Parameterization::Flow),
-            _ => file.shape("v_pred").map(|_| Parameterization::V),
-        },
-    )
-}
-
-/// Returns the table of names for models of these configurations.
-pub(crate) fn table_of(configs: &BTreeMap<Component, Map<String, Value>>) -> Result<KeyTable> {
-    let config = |component: Component| (configs[&component].clone(), component.config_name());
-    let (unet, unet_name) = config(Component::UNet);
-    let (clip_g, clip_g_name) = config(Component::ClipG);
-    let (vae, vae_name) = config(Component::Vae);
+/// Returns the table of names for models of these configurations, which messages call by `names`.
+pub(crate) fn table_of(
+    configs: &BTreeMap<Component, Map<String, Value>>,
+    names: &BTreeMap<Component, String>,
+) -> Result<KeyTable> {
+    let config = |component: Component| configs[&component].clone();
     Ok(KeyTable::new(
-        &UNetConfig::from_json(unet, &unet_name)?,
-        &ClipConfig::from_json(clip_g, true, &clip_g_name)?,
-        &VaeConfig::from_json(vae, &vae_name)?,
+        &UNetConfig::from_json(config(Component::UNet), &names[&Component::UNet])?,
+        &ClipConfig::from_json(config(Component::ClipG), true, &names[&Component::ClipG])?,
+        &VaeConfig::from_json(config(Component::Vae), &names[&Component::Vae])?,
     ))
 }

@@ -47,12 +47,34 @@ pub enum Parameterization {
     Eps,
     /// `sqrt(abar) * noise - sqrt(1 - abar) * x0`, on SDXL's scaled-linear schedule.
     V,
+    /// As `v`, on that schedule rescaled to zero terminal SNR: its last step is pure noise (arXiv
+    /// 2305.08891). There is no such variant of eps, since pure noise tells nothing about x0.
+    #[serde(rename = "v_ztsnr")]
+    VZtsnr,
 }
 
 impl Parameterization {
     /// All of them, with their names in files and on the command line.
-    pub const ALL: [(&'static str, Self); 3] =
-        [("flow", Self::Flow), ("eps", Self::Eps), ("v", Self::V)];
+    pub const ALL: [(&'static str, Self); 4] = [
+        ("flow", Self::Flow),
+        ("eps", Self::Eps),
+        ("v", Self::V),
+        ("v_ztsnr", Self::VZtsnr),
+    ];
+
+    /// Returns true if the model predicts v.
+    pub fn predicts_v(self) -> bool {
+        matches!(self, Self::V | Self::VZtsnr)
+    }
+
+    /// Returns the noise schedule of an eps or v model. A flow model has none; for it this is the
+    /// schedule of the eps models that it is compared with.
+    pub fn steps(self) -> &'static discrete::Steps {
+        match self {
+            Self::Flow | Self::Eps | Self::V => discrete::sdxl(),
+            Self::VZtsnr => discrete::zero_terminal_snr(),
+        }
+    }
 }
 
 impl fmt::Display for Parameterization {
@@ -96,8 +118,8 @@ pub enum SigmaDistribution {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ObjectiveSettings {
-    /// `flow`, `eps` or `v`. Flow is the purpose of this program; eps trains base models to start
-    /// from.
+    /// `flow`, `eps`, `v`, or `v_ztsnr` (v with zero terminal SNR). Flow is the purpose of this
+    /// program; eps trains base models to start from.
     pub parameterization: Parameterization,
     /// `logit_normal` or `uniform`; flow only.
     pub sigmas: SigmaDistribution,
@@ -187,6 +209,22 @@ impl Objective {
         }
     }
 
+    /// Checks that a base that predicts `base` can be trained with this objective. Any can be
+    /// converted to another, but a recipe that says `v` for a base with zero terminal SNR is a
+    /// mistake: the schedule would change unnoticed.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with both.
+    pub fn check_base(&self, base: Option<Parameterization>) -> Result<()> {
+        let own = self.settings.parameterization;
+        if own == Parameterization::V && base == Some(Parameterization::VZtsnr) {
+            let problem = "parameterization is v, but model.base has zero terminal SNR \
+                           (rescale_betas_zero_snr, or the tensor ztsnr): choose v_ztsnr";
+            return Err(Error::invalid("objective", &[problem.into()]));
+        }
+        Ok(())
+    }
+
     /// Returns the settings.
     pub fn settings(&self) -> &ObjectiveSettings {
         &self.settings
@@ -226,8 +264,9 @@ impl Objective {
         );
         match self.settings.parameterization {
             Parameterization::Flow => self.noised_flow(x0, noise, times),
-            Parameterization::Eps => self.noised_discrete(x0, noise, times, false),
-            Parameterization::V => self.noised_discrete(x0, noise, times, true),
+            Parameterization::Eps | Parameterization::V | Parameterization::VZtsnr => {
+                self.noised_discrete(x0, noise, times)
+            }
         }
     }
 
@@ -246,13 +285,9 @@ impl Objective {
         }
     }
 
-    fn noised_discrete(
-        &self,
-        x0: &Tensor,
-        noise: &Tensor,
-        times: &[f64],
-        predicts_v: bool,
-    ) -> Noised {
+    fn noised_discrete(&self, x0: &Tensor, noise: &Tensor, times: &[f64]) -> Noised {
+        let steps = self.settings.parameterization.steps();
+        let predicts_v = self.settings.parameterization.predicts_v();
         // One number per sample.
         let mut timesteps = Vec::new();
         let mut signal = Vec::new();
@@ -260,7 +295,7 @@ impl Objective {
         let mut weights = Vec::new();
         for &time in times {
             let step = discrete::training_step(time);
-            let alpha_bar = discrete::alpha_bar(step);
+            let alpha_bar = steps.alpha_bar(step);
             timesteps.push(step as f64);
             signal.push(alpha_bar.sqrt());
             spoil.push((1.0 - alpha_bar).sqrt());
@@ -322,7 +357,7 @@ fn aligned(sample: &Tensor, times: &[f64]) -> (Tensor, Tensor) {
     let scales = times.iter().map(|sigma| 1.0 / (1.0 - sigma).hypot(*sigma));
     let timesteps = times
         .iter()
-        .map(|sigma| discrete::timestep((sigma / (1.0 - sigma)) as f32) as f64);
+        .map(|sigma| discrete::sdxl().timestep((sigma / (1.0 - sigma)) as f32) as f64);
     (
         spread(&per_sample(scales, sample)) * sample,
         per_sample(timesteps, sample),
@@ -412,7 +447,7 @@ mod tests {
             [13.0, 95.0, 354.0, 673.0, 914.0, 999.0]
         );
         assert!(aligned.target.equal(&native.target));
-        let steps = [13, 95, 354, 673, 914].map(discrete::alpha_bar);
+        let steps = [13, 95, 354, 673, 914].map(|step| discrete::sdxl().alpha_bar(step));
         let as_trained =
             |abar: &f64, at: i64| abar.sqrt() * x0.get(at) + (1.0 - abar).sqrt() * noise.get(at);
         for (at, abar) in (0..).zip(&steps) {
@@ -536,7 +571,7 @@ mod tests {
                 .parse::<Parameterization>()
                 .unwrap_err()
                 .to_string()
-                .contains("flow, eps, v")
+                .contains("flow, eps, v, v_ztsnr")
         );
     }
 }

@@ -10,7 +10,7 @@ use tch::{Kind, Tensor};
 
 use crate::{
     error::Result,
-    flow::{self, Parameterization, discrete},
+    flow::{self, Parameterization},
 };
 
 /// A function from (noisy latents `[b, 4, h, w]`, noise level) to clean latents of the same shape.
@@ -21,7 +21,7 @@ pub type Denoise<'a> = dyn FnMut(&Tensor, f64) -> Result<Tensor> + 'a;
 pub fn signal(parameterization: Parameterization, sigma: f64) -> f64 {
     match parameterization {
         Parameterization::Flow => 1.0 - sigma,
-        Parameterization::Eps | Parameterization::V => 1.0,
+        Parameterization::Eps | Parameterization::V | Parameterization::VZtsnr => 1.0,
     }
 }
 
@@ -36,11 +36,10 @@ pub fn noised_start(
     sigma_max: f64,
 ) -> Tensor {
     let starts_at_top = sigma >= sigma_max * (1.0 - 1e-5);
-    match parameterization {
-        Parameterization::Eps | Parameterization::V if starts_at_top => {
-            noise * (1.0 + sigma * sigma).sqrt()
-        }
-        _ => noise * sigma,
+    if parameterization != Parameterization::Flow && starts_at_top {
+        noise * (1.0 + sigma * sigma).sqrt()
+    } else {
+        noise * sigma
     }
 }
 
@@ -62,11 +61,13 @@ pub fn denoised_by(
         return Ok(flow::clean_estimate(x, &velocity, &sigma));
     }
     let variance = sigma * sigma + 1.0;
-    let timestep = for_each_row(x, discrete::timestep(sigma as f32) as f64);
+    let step = parameterization.steps().timestep(sigma as f32);
+    let timestep = for_each_row(x, step as f64);
     let output = widened(model(&(x / variance.sqrt()), &timestep)?);
-    Ok(match parameterization {
-        Parameterization::V => x / variance - output * (sigma / variance.sqrt()),
-        _ => x - output * sigma,
+    Ok(if parameterization.predicts_v() {
+        x / variance - output * (sigma / variance.sqrt())
+    } else {
+        x - output * sigma
     })
 }
 

@@ -21,7 +21,7 @@ use statrs::function::beta::inv_beta_reg;
 
 use crate::{
     error::{Error, Result},
-    flow::{Parameterization, discrete},
+    flow::{Parameterization, discrete::Steps},
 };
 
 /// The largest number of steps, which is the number of training timesteps.
@@ -139,11 +139,20 @@ impl FromStr for Schedule {
 #[derive(Clone, Debug)]
 pub struct NoiseLevels {
     table: Vec<f32>,
-    shift: Option<f64>,
+    source: Source,
+}
+
+/// Where the levels come from.
+#[derive(Clone, Copy, Debug)]
+enum Source {
+    /// The straight path of a flow model, shifted.
+    Flow { shift: f64 },
+    /// The noise schedule of an eps or v model.
+    Steps(&'static Steps),
 }
 
 impl NoiseLevels {
-    /// Returns the levels of a model: for flow `ModelSamplingSD3(shift)`, for eps and v SDXL's
+    /// Returns the levels of a model: for flow `ModelSamplingSD3(shift)`, for eps and v the noise
     /// schedule (`shift` is unused).
     ///
     /// # Errors
@@ -151,10 +160,13 @@ impl NoiseLevels {
     pub fn new(parameterization: Parameterization, shift: f64) -> Result<Self> {
         match parameterization {
             Parameterization::Flow => Self::flow(shift),
-            Parameterization::Eps | Parameterization::V => Ok(Self {
-                table: discrete::sigmas().to_vec(),
-                shift: None,
-            }),
+            Parameterization::Eps | Parameterization::V | Parameterization::VZtsnr => {
+                let steps = parameterization.steps();
+                Ok(Self {
+                    table: steps.sigmas().to_vec(),
+                    source: Source::Steps(steps),
+                })
+            }
         }
     }
 
@@ -170,7 +182,7 @@ impl NoiseLevels {
             .collect();
         Ok(Self {
             table,
-            shift: Some(shift),
+            source: Source::Flow { shift },
         })
     }
 
@@ -179,7 +191,8 @@ impl NoiseLevels {
         f64::from(self.table[0])
     }
 
-    /// Returns the highest level of the table: 1 for flow, 14.61 for eps and v.
+    /// Returns the highest level of the table: 1 for flow, 14.61 for eps and v, 4518.76 with zero
+    /// terminal SNR.
     pub fn sigma_max(&self) -> f64 {
         f64::from(self.last())
     }
@@ -189,7 +202,7 @@ impl NoiseLevels {
     /// ComfyUI.
     pub fn below_the_top(&self, sigmas: &[f64]) -> Vec<f64> {
         let mut sigmas = sigmas.to_vec();
-        if let (Some(shift), Some(first)) = (self.shift, sigmas.first_mut())
+        if let (Source::Flow { shift }, Some(first)) = (self.source, sigmas.first_mut())
             && *first >= 1.0
         {
             let u = 1.0 - 1e-4;
@@ -203,16 +216,16 @@ impl NoiseLevels {
     }
 
     fn timestep(&self, sigma: f32) -> f32 {
-        match self.shift {
-            Some(_) => sigma * 1000.0,
-            None => discrete::timestep(sigma) as f32,
+        match self.source {
+            Source::Flow { .. } => sigma * 1000.0,
+            Source::Steps(steps) => steps.timestep(sigma) as f32,
         }
     }
 
     fn sigma(&self, timestep: f32) -> f32 {
-        match self.shift {
-            Some(shift) => shifted(shift, timestep),
-            None => discrete::sigma(timestep),
+        match self.source {
+            Source::Flow { shift } => shifted(shift, timestep),
+            Source::Steps(steps) => steps.sigma(timestep),
         }
     }
 
@@ -384,7 +397,7 @@ mod tests {
     #[test]
     fn schedules_fall_from_the_top_to_zero() {
         for (name, schedule) in Schedule::ALL {
-            for parameterization in [Parameterization::Flow, Parameterization::Eps] {
+            for (_, parameterization) in Parameterization::ALL {
                 let levels = NoiseLevels::new(parameterization, 3.0).unwrap();
                 for steps in [1, 2, 3, 28, 999, 1000] {
                     let sigmas = schedule.sigmas(steps, &levels).unwrap();

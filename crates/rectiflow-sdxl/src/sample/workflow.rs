@@ -317,10 +317,13 @@ fn parameterization_patch(drawing: &Drawing<'_>) -> Option<Patch> {
             class: "ModelSamplingSD3",
             inputs: vec![value("shift", drawing.settings.shift)],
         }),
-        Parameterization::V => Some(Patch {
-            class: "ModelSamplingDiscrete",
-            inputs: vec![value("sampling", "v_prediction"), value("zsnr", false)],
-        }),
+        Parameterization::V | Parameterization::VZtsnr => {
+            let zsnr = drawing.parameterization == Parameterization::VZtsnr;
+            Some(Patch {
+                class: "ModelSamplingDiscrete",
+                inputs: vec![value("sampling", "v_prediction"), value("zsnr", zsnr)],
+            })
+        }
         Parameterization::Eps => None,
     }
 }

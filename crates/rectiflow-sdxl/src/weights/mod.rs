@@ -9,9 +9,11 @@
 //! Not here: names of other layouts (`keys`), the files of a model (`model`).
 
 pub mod component;
+mod header_problem;
 pub mod init;
 pub mod keys;
 pub(crate) mod mapped;
+pub(crate) mod quantised;
 pub(crate) mod stored;
 pub mod tensor_file;
 

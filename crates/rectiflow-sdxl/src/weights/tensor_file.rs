@@ -19,7 +19,7 @@ use std::{
 };
 
 use memmap2::{Mmap, UncheckedAdvice};
-use safetensors::{Dtype, SafeTensorError, SafeTensors, tensor::TensorInfo};
+use safetensors::{Dtype, SafeTensors, tensor::TensorInfo};
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, TchError, Tensor};
 
@@ -27,13 +27,11 @@ use crate::{
     durable::write_atomically,
     error::{Error, Result},
     torch::ffi::tensor_over,
+    weights::header_problem::{check_name, explained, something_else},
 };
 
 /// The format's name in messages.
 const KIND: &str = "safetensors file";
-
-/// Largest length of a tensor's name, in bytes: SDXL's longest has 87. Messages contain names.
-const MAX_NAME_BYTES: usize = 512;
 
 /// Largest number of dimensions of a tensor; weights have 4.
 const MAX_DIMENSIONS: usize = 8;
@@ -45,6 +43,8 @@ pub struct TensorFile {
     map: Mmap,
     entries: BTreeMap<String, Entry>,
     metadata: BTreeMap<String, String>,
+    /// The number of bytes before the tensors.
+    data_start: usize,
 }
 
 #[derive(Debug)]
@@ -59,6 +59,7 @@ struct Entry {
 struct Header {
     entries: BTreeMap<String, Entry>,
     metadata: BTreeMap<String, String>,
+    data_start: usize,
 }
 
 impl Header {
@@ -82,6 +83,7 @@ impl Header {
         Ok(Self {
             entries,
             metadata: metadata.into_iter().collect(),
+            data_start,
         })
     }
 }
@@ -127,12 +129,17 @@ impl TensorFile {
         // SAFETY: the map is read-only and private to this value. If another process truncated the
         // file, SIGBUS would end this one, as every program that maps its input.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
-        let Header { entries, metadata } = Header::read(&map).map_err(malformed(path))?;
+        let Header {
+            entries,
+            metadata,
+            data_start,
+        } = Header::read(&map).map_err(malformed(path))?;
         Ok(Self {
             path: path.to_owned(),
             map,
             entries,
             metadata,
+            data_start,
         })
     }
 
@@ -162,10 +169,32 @@ impl TensorFile {
         kind_of(self.entries.get(name)?.dtype)
     }
 
+    /// Returns the format's name of a tensor's dtype, for messages; empty if there is no such
+    /// tensor.
+    pub fn dtype_name(&self, name: &str) -> String {
+        self.entries
+            .get(name)
+            .map_or_else(String::new, |entry| format!("{:?}", entry.dtype))
+    }
+
     /// Returns the raw little-endian bytes of a tensor.
     pub fn bytes(&self, name: &str) -> Option<&[u8]> {
         let entry = self.entries.get(name)?;
         Some(&self.map[entry.start..entry.end])
+    }
+
+    /// Returns the SHA-256 of all tensors' bytes, as "0x" and 64 hexadecimal digits. Reads the
+    /// whole file.
+    pub(crate) fn sha256(&self) -> String {
+        const PIECE_BYTES: usize = 64 << 20;
+        let mut hash = Sha256::new();
+        let mut start = self.data_start;
+        for piece in self.map[self.data_start..].chunks(PIECE_BYTES) {
+            hash.update(piece);
+            self.release(start, piece.len());
+            start += piece.len();
+        }
+        hash_text(hash)
     }
 
     /// Returns a copy of a tensor in CPU memory, in the dtype of the file.
@@ -227,92 +256,20 @@ impl TensorFile {
         let Some(entry) = self.entries.get(name) else {
             return;
         };
+        self.release(entry.start, entry.end - entry.start);
+    }
+
+    /// Releases the pages of a range of the file.
+    fn release(&self, start: usize, length: usize) {
         // SAFETY: the map is a read-only file map: the next access reads the same bytes from the
         // file.
         let advised = unsafe {
-            self.map.unchecked_advise_range(
-                UncheckedAdvice::DontNeed,
-                entry.start,
-                entry.end - entry.start,
-            )
+            self.map
+                .unchecked_advise_range(UncheckedAdvice::DontNeed, start, length)
         };
         // This is advice: if the system ignores it, the bytes only stay resident longer.
         drop(advised);
     }
-}
-
-/// Recognises, by its first bytes, a file of a kind often taken for a safetensors file.
-fn something_else(bytes: &[u8]) -> Option<&'static str> {
-    // A safetensors file begins with the length of its header, whose bytes can be these, but a
-    // brace follows.
-    let is_pickle = matches!(bytes, [0x80, 2..=5, ..]) && bytes.get(8) != Some(&b'{');
-    if bytes.starts_with(b"PK\x03\x04") || is_pickle {
-        return Some(
-            "this is a pickle (.ckpt, .pt, .bin), which can run code when it is opened; convert \
-             it to safetensors with a tool you trust",
-        );
-    }
-    if bytes.starts_with(b"GGUF") {
-        return Some(
-            "this is a GGUF file, whose weights are quantised; use the safetensors file it was \
-             made from",
-        );
-    }
-    if bytes.starts_with(b"version https://git-lfs") {
-        return Some("this is a Git LFS pointer, not the file it points to; run `git lfs pull`");
-    }
-    let is_page = bytes.len() > 9 && bytes[..9].eq_ignore_ascii_case(b"<!doctype")
-        || bytes.starts_with(b"<html");
-    is_page.then_some("this is a web page: the download failed; repeat it")
-}
-
-/// Returns the parser's error about a header, in words that suggest a remedy.
-fn explained(error: &SafeTensorError, bytes: &[u8]) -> String {
-    let found = bytes.len();
-    match error {
-        SafeTensorError::HeaderTooSmall => {
-            format!("the file ends after {found} bytes, inside its header")
-        }
-        SafeTensorError::HeaderTooLarge | SafeTensorError::InvalidHeaderLength => {
-            let length = bytes
-                .first_chunk()
-                .map_or(0, |bytes| u64::from_le_bytes(*bytes));
-            format!(
-                "its first 8 bytes declare a header of {length} bytes, the file has {found}: it \
-                 is truncated or no {KIND}"
-            )
-        }
-        SafeTensorError::MetadataIncompleteBuffer => {
-            format!(
-                "the file has {found} bytes, which is not what its header declares: it is \
-                 truncated, copy it again"
-            )
-        }
-        // Only the JSON parser's message can be long: it quotes the input.
-        error => error
-            .to_string()
-            .chars()
-            .map(|c| if c.is_control() { ' ' } else { c })
-            .take(300)
-            .collect(),
-    }
-}
-
-/// Checks a name, because names appear in messages: a hostile one could forge log lines or fill a
-/// screen.
-fn check_name(name: &str) -> std::result::Result<(), String> {
-    if name.len() > MAX_NAME_BYTES {
-        return Err(format!(
-            "a tensor's name has {} bytes, more than {MAX_NAME_BYTES}",
-            name.len()
-        ));
-    }
-    if name.chars().any(char::is_control) {
-        return Err(format!(
-            "the name {name:?} of a tensor contains control characters"
-        ));
-    }
-    Ok(())
 }
 
 /// Returns libtorch's dtype for a dtype of the format.
@@ -328,6 +285,10 @@ fn kind_of(dtype: Dtype) -> Option<Kind> {
         Dtype::BF16 => Kind::BFloat16,
         Dtype::F32 => Kind::Float,
         Dtype::F64 => Kind::Double,
+        Dtype::F8_E4M3 => Kind::Float8e4m3fn,
+        Dtype::F8_E5M2 => Kind::Float8e5m2,
+        Dtype::F8_E4M3FNUZ => Kind::Float8e4m3fnuz,
+        Dtype::F8_E5M2FNUZ => Kind::Float8e5m2fnuz,
         _ => return None,
     })
 }
@@ -437,11 +398,15 @@ pub fn write_streamed(
         let (Some(key), Some(hash)) = (metadata.hash, data.hash) else {
             return Ok(());
         };
-        let hash = format!("0x{:x}", hash.finalize());
+        let hash = hash_text(hash);
         file.seek(SeekFrom::Start(hash_place(&header, key)))
             .map_err(Error::io(path))?;
         file.write_all(hash.as_bytes()).map_err(Error::io(path))
     })
+}
+
+fn hash_text(hash: Sha256) -> String {
+    format!("0x{:x}", hash.finalize())
 }
 
 /// Loads a tensor and writes it to the file at `path`.
@@ -571,21 +536,35 @@ fn write_tensor(
     tensor: &Tensor,
     kind: Kind,
 ) -> std::result::Result<(), WriteError> {
-    let tensor = tensor
+    let tensor = contiguous(tensor, kind).map_err(WriteError::Torch)?;
+    file.write_all(bytes_in(&tensor)).map_err(WriteError::Io)
+}
+
+/// Returns the bytes that a tensor has in a file of dtype `kind`.
+pub(crate) fn bytes_of(tensor: &Tensor, kind: Kind) -> std::result::Result<Vec<u8>, TchError> {
+    Ok(bytes_in(&contiguous(tensor, kind)?).to_vec())
+}
+
+/// Returns a contiguous tensor of dtype `kind` in CPU memory.
+fn contiguous(tensor: &Tensor, kind: Kind) -> std::result::Result<Tensor, TchError> {
+    tensor
         .detach()
-        .f_to_device(Device::Cpu)
-        .and_then(|t| t.f_to_kind(kind))
-        .and_then(|t| t.f_contiguous());
-    let tensor = tensor.map_err(WriteError::Torch)?;
-    let num_bytes = tensor.numel() * kind.elt_size_in_bytes();
+        .f_to_device(Device::Cpu)?
+        .f_to_kind(kind)?
+        .f_contiguous()
+}
+
+/// Returns the bytes of a contiguous tensor in CPU memory.
+fn bytes_in(tensor: &Tensor) -> &[u8] {
+    let num_bytes = tensor.numel() * tensor.kind().elt_size_in_bytes();
     if num_bytes == 0 {
-        return Ok(());
+        return &[];
     }
+    assert!(tensor.is_contiguous() && tensor.device() == Device::Cpu);
     // SAFETY: a contiguous CPU tensor has `num_bytes` initialised bytes at its data pointer, and
     // `tensor` outlives the slice. The format is little-endian, like all machines that libtorch is
     // published for.
-    let bytes = unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<u8>(), num_bytes) };
-    file.write_all(bytes).map_err(WriteError::Io)
+    unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<u8>(), num_bytes) }
 }
 
 #[cfg(test)]

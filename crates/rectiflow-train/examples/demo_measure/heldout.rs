@@ -133,7 +133,7 @@ impl HeldOut {
     pub(crate) fn leak(&self, vae: &Vae) -> Result<Finding> {
         let difference = self.mean_latent("white", vae)? - self.mean_latent("black", vae)?;
         let apart = difference.norm().double_value(&[]);
-        let alpha_bar = discrete::alpha_bar(discrete::NUM_STEPS - 1);
+        let alpha_bar = discrete::sdxl().alpha_bar(discrete::NUM_STEPS - 1);
         let signal_to_noise = (alpha_bar / (1.0 - alpha_bar)).sqrt();
 
         // Averaging side² latents divides the noise by side.

@@ -6,7 +6,7 @@ use std::{
     sync::OnceLock,
 };
 
-use rectiflow_sdxl::{folder, model::Component, tensor_file::TensorFile};
+use rectiflow_sdxl::{folder, model::Component, visit::visit_weights};
 
 use crate::{
     checkpoint::{Checkpoints, Frozen, Saved, is_checkpoint},
@@ -23,13 +23,21 @@ pub struct Components {
 }
 
 impl Components {
-    /// Finds the components of a model: those in a diffusers folder, or a checkpoint's own and the
-    /// frozen ones that it references.
+    /// Finds the components of a model: those in a diffusers folder, a checkpoint's own and the
+    /// frozen ones that it references, or a single-file checkpoint, which holds all.
     ///
     /// # Errors
     /// [`Error::Model`] if one is missing; [`Error::Checkpoint`] if a frozen one is missing or has
     /// changed.
     pub fn find(model: &Path) -> Result<Self> {
+        if model.is_file() {
+            let folders = Component::ALL.map(|component| (component, model.to_owned()));
+            let hashes = Component::ALL.map(|component| (component, OnceLock::new()));
+            return Ok(Self {
+                folders: folders.into(),
+                hashes: hashes.into(),
+            });
+        }
         let mut frozen = if is_checkpoint(model) {
             Some(Saved::read(model)?.frozen)
         } else {
@@ -56,20 +64,23 @@ impl Components {
         Ok(Self { folders, hashes })
     }
 
-    /// Like [`Self::find`], but also accepts a single-file checkpoint, which holds all components.
+    /// Finds one component, of which a folder of its own is enough. A checkpoint's frozen
+    /// components are found where it references them.
     ///
     /// # Errors
     /// Those of [`Self::find`].
-    pub fn locate(model: &Path) -> Result<Self> {
-        if !model.is_file() {
-            return Self::find(model);
+    pub fn find_one(component: Component, model: &Path) -> Result<PathBuf> {
+        if model.is_file() {
+            return Ok(model.to_owned());
         }
-        let folders = Component::ALL.map(|component| (component, model.to_owned()));
-        let hashes = Component::ALL.map(|component| (component, OnceLock::new()));
-        Ok(Self {
-            folders: folders.into(),
-            hashes: hashes.into(),
-        })
+        match folder::find(component, model) {
+            Ok(found) => Ok(found),
+            Err(_) if is_checkpoint(model) => Ok(Self::find(model)?.folder(component).to_owned()),
+            Err(error) => {
+                check_no_run(model)?;
+                Err(error.into())
+            }
+        }
     }
 
     /// Returns the folder of a component, which has its `config.json`, or the single file that
@@ -140,30 +151,17 @@ fn check_unchanged(checkpoint: &Path, component: Component, frozen: &Frozen) -> 
 /// Returns the BLAKE3 of a component's tensors, hexadecimal: names, dtypes, shapes and elements,
 /// sorted by name. Equal weights have equal hashes, regardless of how they are split into files and
 /// of the files' metadata, so a model that is exported again still matches the data sets and
-/// checkpoints that name it.
+/// checkpoints that name it. A component of a single-file checkpoint has the hash of the folder
+/// that `rectiflow import` writes.
 ///
 /// # Errors
 /// [`Error::Model`] for missing or unusable weight files.
 pub fn hash_weights(component: Component, folder: &Path) -> Result<String> {
-    let files = folder::weight_files(component, folder)?;
-    let files = files
-        .iter()
-        .map(|path| TensorFile::open(path))
-        .collect::<rectiflow_sdxl::Result<Vec<_>>>()?;
-    let mut tensors: Vec<(&str, &TensorFile)> = files
-        .iter()
-        .flat_map(|file| file.names().map(move |name| (name, file)))
-        .collect();
-    tensors.sort_unstable_by_key(|(name, _)| *name);
     let mut hasher = blake3::Hasher::new();
-    for (name, file) in tensors {
-        let parts = (file.kind(name), file.shape(name), file.bytes(name));
-        let (Some(kind), Some(shape), Some(bytes)) = parts else {
-            unreachable!("{name} is one of the file's names")
-        };
+    visit_weights(component, folder, &mut |name, kind, shape, bytes| {
         hasher.update(format!("{name}\0{kind:?}\0{shape:?}\0").as_bytes());
         hasher.update(bytes);
-    }
+    })?;
     Ok(hasher.finalize().to_hex().to_string())
 }
 
@@ -184,7 +182,7 @@ mod tests {
             fs::create_dir_all(&folder).expect("a writable folder");
             fs::write(folder.join("state.json"), "{}").expect("writes");
         }
-        let error = Components::locate(run.path())
+        let error = Components::find(run.path())
             .expect_err("it is a run")
             .to_string();
         assert!(

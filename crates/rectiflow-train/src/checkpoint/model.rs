@@ -7,6 +7,7 @@ use rectiflow_sdxl::{
     clip::ClipText,
     flow::{ObjectiveSettings, Parameterization},
     model::{Component, Model, OpenOptions},
+    prediction::Prediction,
     unet::UNet,
     vae::Vae,
     weights::Parameters,
@@ -25,7 +26,7 @@ use crate::{
 /// [`crate::error::Error::Model`]; [`crate::error::Error::Checkpoint`] if a frozen part is missing
 /// or different.
 pub fn open(path: &Path, options: &OpenOptions) -> Result<Model> {
-    open_components(path, &Components::locate(path)?, options)
+    open_components(path, &Components::find(path)?, options)
 }
 
 /// Like [`open`], with components that have already been located.
@@ -52,9 +53,17 @@ pub(crate) fn open_components(
 /// # Errors
 /// [`crate::error::Error::Checkpoint`], [`crate::error::Error::Model`].
 pub fn parameterization(path: &Path) -> Result<Option<Parameterization>> {
+    Ok(prediction(path)?.settled(None)?)
+}
+
+/// Returns what a model's files say that its UNet predicts.
+///
+/// # Errors
+/// [`crate::error::Error::Checkpoint`], [`crate::error::Error::Model`].
+pub fn prediction(path: &Path) -> Result<Prediction> {
     match objective(path)? {
-        Some(objective) => Ok(Some(objective.parameterization)),
-        None => Ok(rectiflow_sdxl::model::parameterization(path)?),
+        Some(objective) => Ok(Prediction::named(objective.parameterization, "state.json")),
+        None => Ok(rectiflow_sdxl::model::prediction(path)?),
     }
 }
 

@@ -13,14 +13,14 @@ use rectiflow_sdxl::{
     clip::ClipText,
     cond::Cond,
     config::VaeConfig,
-    flow::Parameterization,
-    model::{Component, Configs, OpenOptions},
+    model::{Component, Configs, OpenOptions, scheduler},
+    prediction::Prediction,
     unet::UNet,
     vae::Vae,
 };
 
 use crate::{
-    checkpoint::{components::Components, model::parameterization},
+    checkpoint::{components::Components, model::prediction},
     error::Result,
     pictures::generate::encode_texts,
 };
@@ -31,8 +31,10 @@ pub struct StagedModel {
     options: OpenOptions,
     places: [PathBuf; 4],
     configs: Configs,
-    /// What the UNet predicts, if the model's files state it.
-    pub parameterization: Option<Parameterization>,
+    /// What the model's files say that the UNet predicts.
+    pub prediction: Prediction,
+    /// The shift that the model's scheduler samples a flow model with, if it has one.
+    pub flow_shift: Option<f64>,
 }
 
 impl StagedModel {
@@ -41,7 +43,7 @@ impl StagedModel {
     /// # Errors
     /// If a folder, a file's header or a configuration is invalid, or if the parts do not match.
     pub fn find(path: &Path, options: &OpenOptions) -> Result<Self> {
-        let components = Components::locate(path)?;
+        let components = Components::find(path)?;
         let places = Component::ALL.map(|component| components.folder(component).to_owned());
         let [unet, clip_l, clip_g, vae] = &places;
         let configs = Configs::read([unet, clip_l, clip_g, vae])?;
@@ -50,7 +52,8 @@ impl StagedModel {
             options: options.clone(),
             places,
             configs,
-            parameterization: parameterization(path)?,
+            prediction: prediction(path)?,
+            flow_shift: scheduler(path)?.and_then(|scheduler| scheduler.flow_shift),
         })
     }
 

@@ -18,8 +18,8 @@ use rectiflow_data::{
 use rectiflow_sdxl::{
     bundle::sdxl_configs,
     clip::ClipText,
-    config::{ClipConfig, UNetConfig, VaeConfig, read_object},
-    model::Component,
+    config::{ClipConfig, UNetConfig, VaeConfig},
+    model::{Component, config_of},
     unet::UNet,
     vae::Vae,
     weights::Weights,
@@ -171,33 +171,28 @@ impl Facts {
 }
 
 /// The `config.json` files of a base model, or SDXL's if it does not exist.
-struct ConfigFiles<'a> {
-    base: &'a Path,
+struct ConfigFiles {
     components: Option<Components>,
 }
 
-impl<'a> ConfigFiles<'a> {
-    fn find(base: &'a Path) -> Result<Self> {
+impl ConfigFiles {
+    fn find(base: &Path) -> Result<Self> {
         let components = if base.exists() {
             Some(Components::find(base)?)
         } else {
             None
         };
-        Ok(Self { base, components })
+        Ok(Self { components })
     }
 
-    fn json(&self, component: Component) -> rectiflow_sdxl::Result<Map<String, Value>> {
-        match &self.components {
-            Some(components) => read_object(&components.folder(component).join("config.json")),
-            None => Ok(sdxl_configs()
-                .remove(&component)
-                .expect("there is one for every component")),
-        }
-    }
-
-    /// Returns the name of a configuration in messages.
-    fn name(&self, component: Component) -> String {
-        self.base.join(component.folder()).display().to_string()
+    /// Returns a configuration and its name in messages.
+    fn read(&self, component: Component) -> rectiflow_sdxl::Result<(Map<String, Value>, String)> {
+        let Some(components) = &self.components else {
+            let config = sdxl_configs().remove(&component);
+            let config = config.expect("there is one for every component");
+            return Ok((config, format!("SDXL's {}", component.name())));
+        };
+        config_of(component, components.folder(component))
     }
 }
 
@@ -219,12 +214,15 @@ impl ModelFacts {
                 base.display()
             ));
         }
-        let [unet, clip_l, clip_g, vae] = Component::ALL;
+        let (unet, unet_name) = configs.read(Component::UNet)?;
+        let (clip_l, clip_l_name) = configs.read(Component::ClipL)?;
+        let (clip_g, clip_g_name) = configs.read(Component::ClipG)?;
+        let (vae, vae_name) = configs.read(Component::Vae)?;
         Ok(Self {
-            unet: UNetConfig::from_json(configs.json(unet)?, &configs.name(unet))?,
-            clip_l: ClipConfig::from_json(configs.json(clip_l)?, false, &configs.name(clip_l))?,
-            clip_g: ClipConfig::from_json(configs.json(clip_g)?, true, &configs.name(clip_g))?,
-            vae: VaeConfig::from_json(configs.json(vae)?, &configs.name(vae))?,
+            unet: UNetConfig::from_json(unet, &unet_name)?,
+            clip_l: ClipConfig::from_json(clip_l, false, &clip_l_name)?,
+            clip_g: ClipConfig::from_json(clip_g, true, &clip_g_name)?,
+            vae: VaeConfig::from_json(vae, &vae_name)?,
         })
     }
 

@@ -150,7 +150,9 @@ fn open_model(checked: &Checked, origin: &Origin, components: &Components) -> Re
         Origin::Resume(..) | Origin::Branch(..) => &[],
     };
     let options = model::base_options(checked.device, random, checked.recipe.run.seed);
-    model::open_components(origin.model(checked), components, &options)
+    let model = model::open_components(origin.model(checked), components, &options)?;
+    checked.objective.check_base(model.parameterization)?;
+    Ok(model)
 }
 
 /// Opens the loader of this rank's samples.

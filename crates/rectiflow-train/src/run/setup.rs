@@ -14,7 +14,7 @@ use std::{
 };
 
 use rectiflow_data::{batch::Source, dataset::Dataset, loader::Loader, manifest::Split};
-use rectiflow_sdxl::model::{Component, Model};
+use rectiflow_sdxl::model::{Component, Model, config_of};
 use tch::{Cuda, Device};
 
 use crate::{
@@ -233,11 +233,15 @@ fn trained_components(checked: &Checked) -> impl Iterator<Item = Component> {
 pub(crate) fn find_trained(checked: &Checked, components: &Components) -> Result<Vec<Trained>> {
     let mut found = Vec::new();
     for component in trained_components(checked) {
-        let path = components.folder(component).join("config.json");
-        found.push(Trained {
-            component,
-            config: fs::read(&path).map_err(Error::io(&path))?,
-        });
+        let place = components.folder(component);
+        let config = if place.is_file() {
+            let (config, _) = config_of(component, place)?;
+            serde_json::to_vec_pretty(&config).expect("a JSON value serialises")
+        } else {
+            let path = place.join("config.json");
+            fs::read(&path).map_err(Error::io(&path))?
+        };
+        found.push(Trained { component, config });
     }
     Ok(found)
 }

@@ -10,7 +10,7 @@ use std::{
 use serde_json::Value;
 
 use crate::{
-    durable::{rename_folder, write_bytes},
+    durable::{create_parent, rename_folder, write_bytes},
     error::{Error, Result},
     files::{
         bundle::Bundle,
@@ -35,11 +35,7 @@ use crate::{
 pub fn export_diffusers(bundle: &Bundle<'_>, out: &Path, options: &ExportOptions) -> Result<()> {
     let parameterization = bundle.known_parameterization()?;
     refuse_foreign(out)?;
-    let parent = out
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    fs::create_dir_all(parent).map_err(Error::io(parent))?;
+    create_parent(out)?;
     let staging = beside(out, "tmp");
     let written = write_folder(bundle, &staging, parameterization, options)
         .and_then(|()| replace(&staging, out));
@@ -62,21 +58,17 @@ fn write_folder(
         create(&folder)?;
         write_component(bundle, component, &folder, parameterization, options)?;
     }
+    let read = bundle.scheduler.as_ref();
+    let config = scheduler_config(parameterization, options.sampling_shift, read);
     let scheduler = folder.join("scheduler");
     create(&scheduler)?;
-    write_json(
-        &scheduler.join("scheduler_config.json"),
-        &scheduler_config(parameterization, options.sampling_shift),
-    )?;
+    write_json(&scheduler.join("scheduler_config.json"), &config)?;
     for file in &options.attachments {
         let path = folder.join(&file.path);
         create(path.parent().unwrap_or(folder))?;
         write_bytes(&path, &file.bytes)?;
     }
-    write_json(
-        &folder.join("model_index.json"),
-        &model_index(parameterization),
-    )
+    write_json(&folder.join("model_index.json"), &model_index(&config))
 }
 
 fn create(folder: &Path) -> Result<()> {
@@ -134,6 +126,12 @@ fn write_json(path: &Path, value: &Value) -> Result<()> {
 fn refuse_foreign(out: &Path) -> Result<()> {
     let entries = match fs::read_dir(out) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
+            return Err(Error::Invalid {
+                what: out.display().to_string(),
+                reason: "this is a file; name a folder for the model".into(),
+            });
+        }
         Err(source) => {
             return Err(Error::Io {
                 path: out.to_owned(),

@@ -7,8 +7,9 @@
 //!   two members that the SDXL pipeline uses.) It differs from `rectiflow sample` in two ways: it
 //!   starts just below sigma 1, and truncates timesteps to integers.
 //! - The single file says in its header what it is (`model_spec`) and holds the four
-//!   configurations, so that a tiny model can be read back. No tool detects "flow" from a file yet:
-//!   in ComfyUI the model needs a ModelSamplingSD3 node.
+//!   configurations, so that a tiny model can be read back. A v model has the marker tensors by
+//!   which ComfyUI, Forge and reForge know one. No tool detects "flow" from a file yet: in ComfyUI
+//!   the model needs a ModelSamplingSD3 node.
 //!
 //! Every tensor is loaded, checked, converted, written and dropped before the next, so memory holds
 //! one tensor, however large the model is. A folder or file appears under its final name only when
@@ -42,7 +43,7 @@ mod tests {
             bundle::Bundle,
             folder,
             model::{Model, OpenOptions},
-            single_file::{CONFIGS_KEY, sdxl_configs},
+            single_file::{CONFIGS_KEY, HASH_KEY, sdxl_configs},
         },
         flow::Parameterization,
         nets::{clip::ClipText, unet::UNet, vae::Vae},
@@ -324,6 +325,44 @@ mod tests {
         }
     }
 
+    /// transformers 4 reads these names alone; transformers 5, which has shorter ones in memory,
+    /// reads and writes them too (checked with 4.57.1 and 5.23.0).
+    #[test]
+    fn text_encoders_are_written_with_the_names_that_transformers_4_and_5_read() {
+        let model = tiny_model(Some(Parameterization::Flow));
+        let folder = tempfile::tempdir().unwrap();
+        let (out, again) = (folder.path().join("export"), folder.path().join("again"));
+        let bundle = Bundle::of_model(&model).unwrap();
+        export_diffusers(&bundle, &out, &options(Kind::Float)).unwrap();
+        // A folder with the short names.
+        for component in [Component::ClipL, Component::ClipG] {
+            let path = out.join(component.folder()).join(component.weights_name());
+            let file = TensorFile::open(&path).unwrap();
+            let mut short = Vec::new();
+            for name in file.names() {
+                let bare = name.strip_prefix("text_model.").unwrap_or(name);
+                short.push((bare.to_owned(), file.tensor(name).unwrap()));
+            }
+            let tensors = short.iter().map(|(name, tensor)| (name.as_str(), tensor));
+            write_tensors(&path, tensors, None, &[]).unwrap();
+        }
+        let flow = Some(Parameterization::Flow);
+        let bundle = Bundle::open_folders(|component| out.join(component.folder()), flow).unwrap();
+        export_diffusers(&bundle, &again, &options(Kind::Float)).unwrap();
+        for component in [Component::ClipL, Component::ClipG] {
+            let path = again
+                .join(component.folder())
+                .join(component.weights_name());
+            let file = TensorFile::open(&path).unwrap();
+            for name in file.names() {
+                let is_projection =
+                    component == Component::ClipG && name == "text_projection.weight";
+                assert!(name.starts_with("text_model.") || is_projection, "{name}");
+            }
+            assert_eq!(file.names().count(), parameters(&model, component).len());
+        }
+    }
+
     #[test]
     fn foreign_folders_and_silent_models_are_refused() {
         let folder = tempfile::tempdir().unwrap();
@@ -433,6 +472,8 @@ mod tests {
         let metadata: Vec<_> = file
             .metadata()
             .iter()
+            // The tensors are other ones than those hashed.
+            .filter(|(key, _)| *key != HASH_KEY)
             .map(|(key, value)| (key.as_str(), value.as_str()))
             .collect();
         write_tensors(
@@ -500,6 +541,8 @@ mod tests {
         let own: Vec<_> = file
             .metadata()
             .iter()
+            // The tensors are other ones than those hashed.
+            .filter(|(key, _)| *key != HASH_KEY)
             .map(|(key, value)| (key.as_str(), value.as_str()))
             .collect();
         let bundle = Bundle::open_single_file(&rewritten(&|_| true, &own), None).unwrap();

@@ -6,16 +6,13 @@
 use serde_json::{Map, Value};
 
 use crate::{
-    config::vae::VaeConfig,
+    config::{unet::UNetConfig, vae::VaeConfig},
     error::Result,
     files::{bundle::Bundle, export::options::ExportOptions, single_file::CONFIGS_KEY},
     flow::Parameterization,
     sample::SampleSettings,
     weights::component::{Component, PARAMETERIZATION_KEY},
 };
-
-/// Key of the SHA-256 of all tensors' bytes.
-pub(crate) const HASH_KEY: &str = "modelspec.hash_sha256";
 
 /// The architecture's and its reference implementation's names in the standard.
 const ARCHITECTURE: &str = "stable-diffusion-xl-v1-base";
@@ -64,8 +61,8 @@ fn side_px(bundle: &Bundle<'_>) -> Result<u64> {
     let vae = bundle.config(Component::Vae).clone();
     let vae = VaeConfig::from_json(vae, &Component::Vae.config_name())?;
     let unet = bundle.config(Component::UNet);
-    let sample_size = unet.get("sample_size").and_then(Value::as_u64);
-    Ok(sample_size.unwrap_or(128) * u64::from(vae.down_factor()))
+    let unet = UNetConfig::from_json(unet.clone(), &Component::UNet.config_name())?;
+    Ok(unet.sample_size * u64::from(vae.down_factor()))
 }
 
 /// The standard defines "v" and "epsilon", and permits others.
@@ -73,11 +70,12 @@ fn prediction_type(parameterization: Parameterization) -> &'static str {
     match parameterization {
         Parameterization::Flow => "flow",
         Parameterization::Eps => "epsilon",
-        Parameterization::V => "v",
+        Parameterization::V | Parameterization::VZtsnr => "v",
     }
 }
 
-/// Returns how to set up sampling in ComfyUI; no program infers "flow" from a file. Empty for eps.
+/// Returns how to set up sampling in ComfyUI; no program infers "flow" from a file, all infer v
+/// from the marker tensors. Empty for eps.
 pub fn usage_hint(parameterization: Parameterization, shift: f64) -> String {
     match parameterization {
         Parameterization::Flow => format!(
@@ -85,9 +83,13 @@ pub fn usage_hint(parameterization: Parameterization, shift: f64) -> String {
              useful) behind the checkpoint loader. Euler, schedule simple or beta, CFG about {}.",
             SampleSettings::default().cfg
         ),
-        Parameterization::V => {
-            "A v-prediction model: set ModelSamplingDiscrete to v_prediction in ComfyUI.".into()
-        }
+        Parameterization::V => "A v-prediction model: ComfyUI, Forge and reForge know it by the \
+                                tensor v_pred; elsewhere choose v-prediction."
+            .into(),
+        Parameterization::VZtsnr => "A v-prediction model with zero terminal SNR: ComfyUI, Forge \
+                                     and reForge know it by the tensors v_pred and ztsnr; \
+                                     elsewhere choose v-prediction and zero terminal SNR."
+            .into(),
         Parameterization::Eps => String::new(),
     }
 }

@@ -4,9 +4,10 @@
 use std::{collections::BTreeMap, path::Path};
 
 use serde_json::{Map, Value};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::{
+    durable::create_parent,
     error::{Error, Result},
     files::{
         bundle::Bundle,
@@ -16,7 +17,10 @@ use crate::{
             options::ExportOptions,
             tensors::{borrowed, loaded, written_kind},
         },
+        prediction::{V_TENSOR, ZTSNR_TENSOR},
+        single_file::HASH_KEY,
     },
+    flow::Parameterization,
     weights::{
         component::Component,
         keys::{Form, SingleKey},
@@ -36,15 +40,20 @@ pub fn export_single_file(bundle: &Bundle<'_>, out: &Path, options: &ExportOptio
     for (name, parts) in &contents {
         all_planned.push(planned(bundle, name, parts, options));
     }
+    all_planned.extend(markers(parameterization));
     let configs = configs(bundle, options.kind);
     let metadata = model_spec::metadata(bundle, parameterization, options, configs)?;
     let metadata = Metadata {
         entries: &borrowed(&metadata),
-        hash: Some(model_spec::HASH_KEY),
+        hash: Some(HASH_KEY),
     };
+    create_parent(out)?;
     write_streamed(out, all_planned, metadata, &mut |name| {
+        let Some(parts) = contents.get(name) else {
+            return Ok(marker());
+        };
         let mut tensors = Vec::new();
-        for part in &contents[name] {
+        for part in parts {
             let tensor = loaded(bundle, part.component, &part.name, options)?;
             tensors.push((tensor, part.form));
         }
@@ -99,6 +108,28 @@ fn contents(bundle: &Bundle<'_>) -> BTreeMap<String, Vec<StackPart>> {
         parts.sort_by_key(StackPart::index);
     }
     contents
+}
+
+/// Returns the empty tensors by which other tools know what a v model predicts.
+fn markers(parameterization: Parameterization) -> Vec<Planned> {
+    let names: &[&str] = match parameterization {
+        Parameterization::Flow | Parameterization::Eps => &[],
+        Parameterization::V => &[V_TENSOR],
+        Parameterization::VZtsnr => &[V_TENSOR, ZTSNR_TENSOR],
+    };
+    let mut planned = Vec::new();
+    for name in names {
+        planned.push(Planned {
+            name: (*name).to_owned(),
+            kind: Kind::Float,
+            shape: vec![0],
+        });
+    }
+    planned
+}
+
+fn marker() -> Tensor {
+    Tensor::zeros([0], (Kind::Float, Device::Cpu))
 }
 
 /// Plans a tensor of the single file: the combined shape of its parts, and a dtype that can hold
