@@ -15,8 +15,8 @@ pub const FLOORS: [(&str, &[&str]); 4] = [
     (
         "rectiflow-data",
         &[
-            "load", "prep", "order", "dataset", "text", "picture", "cache", "format", "remote",
-            "reject", "durable", "rng", "error",
+            "load", "prep", "source", "order", "dataset", "text", "picture", "cache", "format",
+            "remote", "reject", "durable", "rng", "error",
         ],
     ),
     (

@@ -2,6 +2,7 @@
 
 use std::{
     cmp::Reverse,
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -16,9 +17,11 @@ use rectiflow_data::{
     dataset::Dataset,
     loader::Loader,
     order::{Amount, Mode, RankOf},
+    overflow::Overflow,
     picture::Picture,
     prompt::{self, PromptSettings},
     rng::{Purpose, Rng},
+    token::Cut,
 };
 use rectiflow_sdxl::{
     model::{Component, OpenOptions},
@@ -49,7 +52,7 @@ pub(crate) struct Args {
     /// Read everything and compare it with its checksums; exit with 1 if anything is damaged.
     #[arg(long)]
     verify: bool,
-    /// Show N prompts as the model reads them.
+    /// Show N prompts as the model reads them, and where those that are too long are cut.
     #[arg(long, value_name = "N", default_value_t = 0)]
     prompts: usize,
     /// Draw prompts at the rates of this recipe's first data set, and show how well its batches
@@ -84,7 +87,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     if let Some(recipe) = &recipe {
         text += &describe_order(&dataset, &settings, recipe)?;
     }
-    text += &listed(&prompts);
+    text += &listed(&prompts, settings.cut);
     if let (Some(sheet), Some(vae)) = (&args.sheet, &args.vae) {
         draw_sheet(&dataset, vae)?.write_png(sheet, &[])?;
         text += &format!("\n\npictures: {}", sheet.display());
@@ -95,7 +98,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
         damage = verify(&dataset);
         text += &format!("\n\n{}", verdict(&dataset, &damage));
     }
-    let answer = Answer::done(text, as_json(args, &dataset, &prompts, &damage));
+    let mut json = as_json(args, &dataset, &prompts, &damage);
+    json["overflows"] = json!(overflows(&prompts, settings.cut));
+    let answer = Answer::done(text, json);
     Ok(if damage.is_empty() {
         answer
     } else {
@@ -103,8 +108,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     })
 }
 
-/// The drawn prompts, a line each.
-fn listed(prompts: &[String]) -> String {
+/// The drawn prompts, a line each; one that is too long is followed by where it is cut.
+fn listed(prompts: &[String], cut: Cut) -> String {
     if prompts.is_empty() {
         return String::new();
     }
@@ -116,8 +121,22 @@ fn listed(prompts: &[String]) -> String {
         } else {
             prompt.as_str()
         };
+        if let Some(overflow) = Overflow::of(prompt, cut) {
+            text += &format!("\n  [{}]", overflow.describe(prompt));
+        }
     }
     text
+}
+
+/// The prompts that are too long, by number from 0, with where they are cut.
+fn overflows(prompts: &[String], cut: Cut) -> BTreeMap<usize, Overflow> {
+    let mut overflows = BTreeMap::new();
+    for (number, prompt) in prompts.iter().enumerate() {
+        if let Some(overflow) = Overflow::of(prompt, cut) {
+            overflows.insert(number, overflow);
+        }
+    }
+    overflows
 }
 
 /// The result of `--verify` in words.

@@ -13,9 +13,10 @@ use anyhow::Context;
 use half::f16;
 use rectiflow_data::{
     manifest::Codec,
+    no_folder,
     prep::{PrepEvent, PrepSettings, PrepSummary, RgbBatch, prepare},
     publish::{Published, publish},
-    reject::{NOTES_FILE, REJECTED_FILE},
+    reject::{NOTES_FILE, REJECTED_FILE, Reason, Remark},
 };
 use rectiflow_sdxl::{
     model::{Component, OpenOptions},
@@ -36,9 +37,11 @@ use crate::terminal::{
 
 /// Turn a folder of captioned images of any shape into a packed data set to train on.
 ///
-/// Captions come from NAME.txt or NAME.json beside an image, or from one metadata.jsonl. Images
-/// that cannot be used are skipped and listed, with the reason, in the data set's rejected.jsonl.
-/// An interrupted preparation resumes. Repeated on a changed folder, it encodes only the changes.
+/// Captions and tags come from files beside an image (NAME.txt, NAME.caption, NAME.tags, NAME.json)
+/// or from a table (metadata.jsonl, .csv or .parquet, kohya's JSON); docs/preparation.md lists what
+/// is read. Images that cannot be used are skipped and listed, with the reason, in the data set's
+/// rejected.jsonl. An interrupted preparation resumes. Repeated on a changed folder, it encodes
+/// only the changes. Exits with 1 if no image can be used.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The folder of images; its subfolders are read too.
@@ -72,6 +75,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
+    no_folder::refuse(&args.source)?;
     let settings = PrepSettings {
         repack: args.repack,
         ..Recipe::load_prep(args.recipe.as_deref(), &args.overrides)?
@@ -99,6 +103,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let summary = summary?;
     let mut json = json!({ "dataset": args.out, "codec": codec, "summary": summary });
     let mut text = describe(&folder, &summary);
+    if summary.train_rows + summary.test_rows == 0 {
+        text += &nothing_usable(&args.source, &summary);
+        return Ok(Answer::done(text, json).failed());
+    }
 
     if let Some(url) = url {
         let sent = send(&folder, url, &mut live)?;
@@ -300,18 +308,38 @@ fn describe(out: &Path, summary: &PrepSummary) -> String {
         ("with a remark", &summary.notes, NOTES_FILE),
     ] {
         if !counts.is_empty() {
-            let reasons: Vec<String> = counts
-                .iter()
-                .map(|(reason, &count)| {
-                    format!("{} {}", grouped(count), reason.as_str().replace('_', " "))
-                })
-                .collect();
-            text += &format!(
-                "\n{title}: {} (named in {})",
-                reasons.join(", "),
-                out.join(file).display()
-            );
+            text += &format!("\n{title} (all are named in {}):", out.join(file).display());
+            for (&reason, &count) in counts {
+                text += &format!("\n  {}", with_example(reason, count, summary));
+            }
         }
+    }
+    text
+}
+
+/// A reason with its count and an example: "3 no caption, such as a.png: it has no text".
+fn with_example(reason: Reason, count: u64, summary: &PrepSummary) -> String {
+    let mut text = format!("{} {}", grouped(count), reason.as_str().replace('_', " "));
+    if let Some(Remark { path, fault }) = summary.examples.get(&reason) {
+        let such_as = if count == 1 { "" } else { "such as " };
+        text += &format!(", {such_as}{path}: {}", fault.detail);
+    }
+    text
+}
+
+/// Number of reasons that are named if no picture can be used.
+const NUM_REASONS: usize = 3;
+
+/// Why no picture can be used: the commonest reasons.
+fn nothing_usable(source: &Path, summary: &PrepSummary) -> String {
+    let reasons = summary.commonest_reasons(NUM_REASONS);
+    let source = source.display();
+    if reasons.is_empty() {
+        return format!("\n\nno picture can be used: {source} has no files");
+    }
+    let mut text = format!("\n\nno picture of {source} can be used; the commonest reasons:");
+    for (reason, count) in reasons {
+        text += &format!("\n  {}", with_example(reason, count, summary));
     }
     text
 }

@@ -7,7 +7,9 @@ use std::{
 };
 
 use anyhow::Context;
-use rectiflow_data::{contact_sheet::ContactSheet, picture::Picture};
+use rectiflow_data::{
+    contact_sheet::ContactSheet, overflow::Overflow, picture::Picture, token::Cut,
+};
 use rectiflow_sdxl::{
     cond::Cond,
     flow::Parameterization,
@@ -206,12 +208,21 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let samples = drawn.samples;
     fs::write(&list, serde_json::to_string_pretty(&samples)?)
         .with_context(|| format!("{}", list.display()))?;
-    let json = json!({ "out": args.out, "grid": grid, "samples": samples, "settings": settings });
-    let text = format!(
+    let mut json =
+        json!({ "out": args.out, "grid": grid, "samples": samples, "settings": settings });
+    let mut text = format!(
         "pictures: {}, with {}",
         drawn.pictures.len(),
         grid.display()
     );
+    let mut overflows = Vec::new();
+    for prompt in prompts.iter().chain([&args.negative]) {
+        if let Some(overflow) = Overflow::of(prompt, Cut::Plain) {
+            text += &format!("\na prompt of {}", overflow.describe(prompt));
+            overflows.push(json!({ "prompt": prompt, "cut": overflow }));
+        }
+    }
+    json["overflows"] = overflows.into();
     Ok(Answer::done(text, json))
 }
 

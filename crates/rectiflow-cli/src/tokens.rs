@@ -1,6 +1,9 @@
 //! `rectiflow tokens`: the ids that both text encoders read for a text.
 
-use rectiflow_data::token::Tokenizer;
+use rectiflow_data::{
+    overflow::Overflow,
+    token::{Cut, Tokenizer},
+};
 use serde_json::json;
 
 use crate::terminal::answer::Answer;
@@ -8,7 +11,9 @@ use crate::terminal::answer::Answer;
 /// Show the chunks and token ids that both text encoders read for a text.
 ///
 /// A text is cut every 75 tokens; each chunk begins with 49406, ends with 49407 and is padded to 77
-/// (CLIP-L with 49407, bigG with 0). At most three chunks are read.
+/// (CLIP-L with 49407, bigG with 0). At most three chunks are read; of a longer text it says how
+/// many tokens are not, and where it is cut. The text is taken as it is: a data set has no
+/// backslash before parentheses (`prep.unescape_parentheses`).
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The text, as one quoted argument.
@@ -26,10 +31,13 @@ pub(crate) fn run(args: &Args) -> Answer {
     let (clip_l, clip_g) = (lists(&chunks.clip_l), lists(&chunks.clip_g));
     let text =
         [("CLIP-L", &clip_l), ("bigG", &clip_g)].map(|(name, chunks)| describe(name, chunks));
-    Answer::done(
-        text.join("\n"),
-        json!({ "clip_l": clip_l, "clip_g": clip_g }),
-    )
+    let mut text = text.join("\n");
+    let mut json = json!({ "clip_l": clip_l, "clip_g": clip_g });
+    if let Some(overflow) = Overflow::of(&args.text, Cut::Plain) {
+        text += &format!("\n{}", overflow.describe(&args.text));
+        json["overflow"] = json!(overflow);
+    }
+    Answer::done(text, json)
 }
 
 fn describe(name: &str, chunks: &[Vec<i64>]) -> String {

@@ -18,6 +18,7 @@
 //! |---|---|
 //! | `load` | steps for the trainer: the loader, its reading ahead, test batches, throughput |
 //! | `prep` | a folder of pictures to a packed data set: scan, encode, publish; resumable |
+//! | `source` | the files of a folder by kind: pictures, their captions, tables of metadata |
 //! | `order` | the samples of each step: passes, shares, lanes, epochs, windows; pure |
 //! | `dataset` | an opened data set: its row index, verified reads, blocks kept in memory |
 //! | `text` | captions to prompts to token ids, in chunks of 75 |
@@ -43,6 +44,7 @@ pub mod prep;
 pub mod reject;
 mod remote;
 pub mod rng;
+mod source;
 mod text;
 
 pub use format::{block_table, bucket, crop, manifest, record, shard};
@@ -50,7 +52,8 @@ pub use load::{batch, loader, test_batches, throughput};
 pub use order::{amplification, epoch, pass, window};
 pub use picture::{contact_sheet, decode, resize};
 pub use prep::publish;
-pub use text::{caption, prompt, token};
+pub use source::no_folder;
+pub use text::{caption, overflow, prompt, tag_list, token};
 
 pub use dataset::{BucketShape, Dataset};
 pub use error::{Error, Result};

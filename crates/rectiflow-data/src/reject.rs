@@ -1,7 +1,11 @@
 //! Why a file of the source folder is not in the data set, or is in it with a note: the lines of
 //! `rejected.jsonl` and `notes.jsonl`. A bad file ends up here and never fails the run.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    fs,
+    path::Path,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -50,8 +54,22 @@ pub enum Reason {
     SecondCaption,
     /// A caption source without an image.
     OrphanCaption,
+    /// A caption file, or a table, of a kind that is not read.
+    UnreadKind,
+    /// An archive, which has to be unpacked.
+    Archive,
     /// (Note) Its colour profile cannot be used: it is taken as sRGB.
     IgnoredProfile,
+    /// (Note) A key with text in JSON or tables that is not read: one note a key.
+    UnreadKey,
+    /// (Note) A string of tags without commas is read as one tag.
+    UnsplitTags,
+    /// (Note) A caption, or all tags together, are beyond 225 tokens: the rest is not read.
+    LongCaption,
+    /// (Note) A caption has the word BREAK, which is read as a word.
+    BreakWord,
+    /// (Note) Its JSON says that the picture is turned, and the picture does not.
+    LostOrientation,
 }
 
 impl Reason {
@@ -75,7 +93,14 @@ impl Reason {
             Self::BadCaption => "bad_caption",
             Self::SecondCaption => "second_caption",
             Self::OrphanCaption => "orphan_caption",
+            Self::UnreadKind => "unread_kind",
+            Self::Archive => "archive",
             Self::IgnoredProfile => "ignored_profile",
+            Self::UnreadKey => "unread_key",
+            Self::UnsplitTags => "unsplit_tags",
+            Self::LongCaption => "long_caption",
+            Self::BreakWord => "break_word",
+            Self::LostOrientation => "lost_orientation",
         }
     }
 }
@@ -130,6 +155,23 @@ pub(crate) fn count(remarks: &[Remark]) -> BTreeMap<Reason, u64> {
         *counts.entry(remark.fault.reason).or_default() += 1;
     }
     counts
+}
+
+/// The first remark by path of each reason.
+pub(crate) fn examples<'a>(remarks: impl Iterator<Item = &'a Remark>) -> BTreeMap<Reason, Remark> {
+    let mut examples = BTreeMap::<Reason, Remark>::new();
+    for remark in remarks {
+        match examples.entry(remark.fault.reason) {
+            Entry::Vacant(entry) => {
+                entry.insert(remark.clone());
+            }
+            Entry::Occupied(mut entry) if remark.sort_key() < entry.get().sort_key() => {
+                entry.insert(remark.clone());
+            }
+            Entry::Occupied(_) => {}
+        }
+    }
+    examples
 }
 
 /// Writes `remarks`, sorted by path, as the list `name` in the data set at `root`, unless the file

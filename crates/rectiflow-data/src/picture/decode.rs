@@ -52,16 +52,7 @@ pub struct Decoded {
 /// The file's fault, which can be a decoder's panic.
 pub fn inspect(bytes: &[u8], max_pixels: u64) -> Result<Header, Fault> {
     contained(|| {
-        let (size, orientation) = match sniff(bytes)? {
-            ImageFormat::Jpeg => jpeg::header(bytes)?,
-            format => {
-                let mut decoder = reader(bytes, format, max_pixels)?;
-                (
-                    decoder.dimensions(),
-                    orientation(&mut decoder, bytes, format),
-                )
-            }
-        };
+        let (size, orientation) = size_and_orientation(bytes, max_pixels)?;
         check_size(size, max_pixels)?;
         let (width_px, height_px) = if swaps_sides(orientation) {
             (size.1, size.0)
@@ -73,6 +64,24 @@ pub fn inspect(bytes: &[u8], max_pixels: u64) -> Result<Header, Fault> {
             height_px,
         })
     })
+}
+
+/// Whether an image is upright as it is stored, with no EXIF orientation. False if its header
+/// cannot be read.
+pub fn is_upright(bytes: &[u8], max_pixels: u64) -> bool {
+    let read = contained(|| size_and_orientation(bytes, max_pixels));
+    read.is_ok_and(|(_, orientation)| orientation == Orientation::NoTransforms)
+}
+
+fn size_and_orientation(bytes: &[u8], max_pixels: u64) -> Result<((u32, u32), Orientation), Fault> {
+    match sniff(bytes)? {
+        ImageFormat::Jpeg => jpeg::header(bytes),
+        format => {
+            let mut decoder = reader(bytes, format, max_pixels)?;
+            let orientation = orientation(&mut decoder, bytes, format);
+            Ok((decoder.dimensions(), orientation))
+        }
+    }
 }
 
 /// Decodes an image completely. Transparent pixels are composed on `background`.

@@ -37,9 +37,9 @@ use crate::{
         objects::{Item, PlannedObject},
         scan::Accepted,
         settings::PrepSettings,
-        source::Source,
     },
     reject::{Fault, Reason},
+    source::Source,
 };
 
 /// Images of more pixels are decoded one at a time: at eight bytes a pixel, one on every core could
@@ -168,8 +168,8 @@ impl Encoding<'_> {
     fn record(&self, item: &Item, placement: &Placement) -> Record {
         let accepted = &self.accepted[item.index];
         let found = &self.source.files[accepted.file];
-        let (text, _) = self.source.text(found, &self.settings.quality_words);
-        let text = text.unwrap_or_default();
+        let texts = self.source.text(found);
+        let text = texts.text.unwrap_or_default();
         Record {
             id: item.id,
             captions: text.captions,

@@ -1,12 +1,12 @@
 //! What a preparation passes to its caller: batches to encode, progress, and a summary.
 
-use std::collections::BTreeMap;
+use std::{cmp::Reverse, collections::BTreeMap};
 
 use serde::Serialize;
 
 use crate::{
     format::{bucket::Bucket, manifest::Split},
-    reject::Reason,
+    reject::{Reason, Remark},
 };
 
 /// Images of one bucket for the encoder.
@@ -103,6 +103,8 @@ pub struct PrepSummary {
     pub rejected: BTreeMap<Reason, u64>,
     /// Accepted files with a note, by reason (see `notes.jsonl`).
     pub notes: BTreeMap<Reason, u64>,
+    /// The first file of each reason, by path.
+    pub examples: BTreeMap<Reason, Remark>,
     /// Rows that this run wrote.
     pub written_rows: u64,
     /// Of these, rows whose latents existed already.
@@ -117,4 +119,17 @@ pub struct PrepSummary {
     pub bytes: u64,
     /// Duration of this run.
     pub secs: f64,
+}
+
+impl PrepSummary {
+    /// The reasons for which most files are not in the data set, with their counts; at most `most`.
+    pub fn commonest_reasons(&self, most: usize) -> Vec<(Reason, u64)> {
+        let mut reasons: Vec<(Reason, u64)> = Vec::new();
+        for (&reason, &count) in &self.rejected {
+            reasons.push((reason, count));
+        }
+        reasons.sort_by_key(|&(reason, count)| (Reverse(count), reason));
+        reasons.truncate(most);
+        reasons
+    }
 }

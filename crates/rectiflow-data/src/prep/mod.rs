@@ -18,8 +18,8 @@ pub(crate) mod objects;
 pub mod publish;
 pub(crate) mod scan;
 pub(crate) mod settings;
-pub(crate) mod source;
 pub(crate) mod split;
+pub(crate) mod text_notes;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -44,10 +44,10 @@ use crate::{
         journal::{Journal, JournalRow, Store, Stored, text_name, text_revision},
         objects::{Cut, Item, ObjectPlan, PlannedObject},
         scan::{Accepted, Scan},
-        source::Source,
         split::sides,
     },
     reject::{self, NOTES_FILE, REJECTED_FILE},
+    source::{Source, no_folder},
 };
 
 pub use events::{BucketCount, PrepEvent, PrepSummary, RgbBatch};
@@ -79,7 +79,7 @@ pub fn prepare(
     check(settings, codec)?;
     check_folders(source, out)?;
     let store = Store::open(out, codec, &settings.geometry())?;
-    let source = Source::list(source, out)?;
+    let source = Source::list(source, out, settings.reading())?;
     let scan = Scan::run(&source, &out.join(FACTS_FILE), settings, progress)?;
     let mut preparation = Preparation {
         source,
@@ -96,6 +96,7 @@ pub fn prepare(
 
 /// Fails if `source` cannot be listed, or if `out` is the same folder.
 fn check_folders(source: &Path, out: &Path) -> Result<()> {
+    no_folder::refuse(source)?;
     fs::read_dir(source).map_err(Error::io(source))?;
     let (Ok(from), Ok(to)) = (fs::canonicalize(source), fs::canonicalize(out)) else {
         return Ok(());
@@ -365,8 +366,7 @@ impl Preparation<'_> {
     /// Puts the current text of a sample into its record.
     fn replace_text(&self, record: &mut Record, accepted: &Accepted) {
         let found = &self.source.files[accepted.file];
-        let (text, _) = self.source.text(found, &self.settings.quality_words);
-        let text = text.unwrap_or_default();
+        let text = self.source.text(found).text.unwrap_or_default();
         record.captions = text.captions;
         record.tags = text.tags;
         record.important_tags = text.important_tags;
@@ -451,7 +451,7 @@ impl Preparation<'_> {
     /// Writes the lists of rejected files and of notes, and the facts for the next run.
     fn leave_lists(&mut self, out: &Path) -> Result<()> {
         reject::write(out, REJECTED_FILE, &self.scan.rejected)?;
-        reject::write(out, NOTES_FILE, &self.scan.notes)?;
+        reject::write(out, NOTES_FILE, &self.scan.all_notes())?;
         self.scan.remember(&out.join(FACTS_FILE))
     }
 
@@ -463,12 +463,14 @@ impl Preparation<'_> {
             deleted_rows += stored.deleted.len() as u64 - stored.num_live();
             bytes += stored.journal.text_bytes + self.latents_bytes(stored);
         }
+        let notes = self.scan.all_notes();
         PrepSummary {
             train_rows: buckets.iter().map(|count| count.train).sum(),
             test_rows: buckets.iter().map(|count| count.test).sum(),
             buckets,
             rejected: reject::count(&self.scan.rejected),
-            notes: reject::count(&self.scan.notes),
+            notes: reject::count(&notes),
+            examples: reject::examples(self.scan.rejected.iter().chain(&notes)),
             written_rows: self.counts.written,
             copied_rows: self.counts.copied,
             resumed_rows: self.counts.resumed,

@@ -6,11 +6,11 @@
 //!
 //! A file whose length and modification time are those of the last run is not read again. Facts
 //! about its bytes (hash, size in pixels, damage) are kept; verdicts that depend on settings or
-//! other files (too small, no bucket, duplicate) are computed in each run. Memory: about 400 bytes
-//! per image, 5 GB for 13 million; pixels and captions are not kept.
+//! other files (too small, no bucket, duplicate) are computed in each run. Memory: about 500 bytes
+//! per image, 6.5 GB for 13 million; pixels and captions are not kept.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     fs::{self, File},
     io::{BufRead, BufReader, ErrorKind, Write},
     path::{Path, PathBuf},
@@ -28,17 +28,19 @@ use crate::{
         record::SampleId,
     },
     picture::decode,
-    prep::{
-        events::PrepEvent,
-        settings::PrepSettings,
-        source::{Found, Source},
-    },
+    prep::{events::PrepEvent, settings::PrepSettings, text_notes::text_notes},
     reject::{Fault, Reason, Remark},
+    source::{
+        Found, Source,
+        names::{Kind, classify},
+    },
     text::caption::Text,
 };
 
 /// Files between two reports of progress.
 const FILES_PER_CHUNK: usize = 512;
+/// Most keys that are named as not read: JSON can have other keys for each image.
+const MOST_UNREAD_KEYS: usize = 100;
 
 /// Facts about a file's bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,6 +118,10 @@ pub(crate) struct Scan {
     pub(crate) accepted: Vec<Accepted>,
     pub(crate) rejected: Vec<Remark>,
     pub(crate) notes: Vec<Remark>,
+    /// Notes about the texts of accepted samples.
+    text_notes: Vec<(SampleId, Remark)>,
+    /// Keys with text that are not read.
+    unread_keys: BTreeMap<String, UnreadKey>,
     /// Facts of this run, in the order of the files.
     facts: Vec<Fact>,
     /// Index in `facts` of an accepted sample's file.
@@ -128,13 +134,25 @@ pub(crate) struct Scan {
     changed: bool,
 }
 
+/// A key with text that is not read.
+#[derive(Debug)]
+struct UnreadKey {
+    num_images: u64,
+    /// The first image whose source has it.
+    example: String,
+}
+
 /// The result of one file, before the comparison with others.
 struct Scanned {
     fact: std::result::Result<Fact, Fault>,
     /// Whether the fact comes from an earlier run.
     known: bool,
     text: Option<u64>,
+    /// Why there is no text.
+    missing_text: String,
     remarks: Vec<Remark>,
+    notes: Vec<Fault>,
+    unread: Vec<String>,
 }
 
 impl Scan {
@@ -249,6 +267,7 @@ impl Scan {
     ) {
         self.changed |= !scanned.known;
         self.rejected.extend(scanned.remarks);
+        self.count_unread(&source.files[file].path, scanned.unread);
         let fact = match scanned.fact {
             Ok(fact) => fact,
             Err(fault) => return self.reject(source.files[file].path.clone(), fault),
@@ -257,14 +276,22 @@ impl Scan {
         let fault = fact.fault.as_ref();
         let verdict = match fault.or_else(|| self.faults.get(&fact.id)) {
             Some(fault) => Err(fault.clone()),
-            None => judge(&fact, scanned.text, buckets, settings),
+            None => judge(&fact, buckets, settings).and_then(|bucket| {
+                let missing = || Fault::new(Reason::NoCaption, scanned.missing_text);
+                Ok((bucket, scanned.text.ok_or_else(missing)?))
+            }),
         };
         match verdict {
             Err(fault) => self.reject(fact.path.clone(), fault),
             Ok((bucket, text)) => {
+                let id = SampleId(fact.id);
+                for note in scanned.notes {
+                    let path = fact.path.clone();
+                    self.text_notes.push((id, Remark { path, fault: note }));
+                }
                 let accepted = Accepted {
                     file,
-                    id: SampleId(fact.id),
+                    id,
                     width_px: fact.width_px,
                     height_px: fact.height_px,
                     bucket,
@@ -294,17 +321,74 @@ impl Scan {
     }
 
     fn reject(&mut self, path: String, fault: Fault) {
+        let fault = by_name(&path, fault);
         self.rejected.push(Remark { path, fault });
+    }
+
+    fn count_unread(&mut self, path: &str, keys: Vec<String>) {
+        for key in keys {
+            if self.unread_keys.len() >= MOST_UNREAD_KEYS && !self.unread_keys.contains_key(&key) {
+                continue;
+            }
+            let counted = self.unread_keys.entry(key).or_insert_with(|| UnreadKey {
+                num_images: 0,
+                example: path.to_owned(),
+            });
+            counted.num_images += 1;
+        }
+    }
+
+    /// Notes about accepted samples, and about keys that are not read.
+    pub(crate) fn all_notes(&self) -> Vec<Remark> {
+        let mut notes = self.notes.clone();
+        for (id, note) in &self.text_notes {
+            if !self.failed.contains(id) {
+                notes.push(note.clone());
+            }
+        }
+        for (
+            key,
+            UnreadKey {
+                num_images,
+                example,
+            },
+        ) in &self.unread_keys
+        {
+            let have_it = if *num_images == 1 {
+                "1 picture has it".to_owned()
+            } else {
+                format!("{num_images} pictures have it")
+            };
+            let detail = format!("the key {key:?} has text and is not read: {have_it}");
+            notes.push(Remark::new(example, Reason::UnreadKey, detail));
+        }
+        notes
     }
 }
 
-/// Applies the settings to a file. Returns its bucket and the fingerprint of its text.
+/// The fault of a file as its name explains it: an archive is no image, and more than that.
+fn by_name(path: &str, fault: Fault) -> Fault {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    match (classify(name).0, fault.reason) {
+        (Kind::Archive, Reason::NotAnImage | Reason::FileTooLarge | Reason::Empty) => {
+            let detail = "an archive: unpack it into the folder and prepare again";
+            Fault::new(Reason::Archive, detail)
+        }
+        (Kind::UnreadCaption, Reason::NotAnImage | Reason::Empty) => {
+            let detail = "a caption file of a kind that is not read; docs/preparation.md lists \
+                          those that are";
+            Fault::new(Reason::UnreadKind, detail)
+        }
+        _ => fault,
+    }
+}
+
+/// Applies the settings to a file. Returns its bucket.
 fn judge(
     fact: &Fact,
-    text: Option<u64>,
     buckets: &[Bucket],
     settings: &PrepSettings,
-) -> std::result::Result<(Bucket, u64), Fault> {
+) -> std::result::Result<Bucket, Fault> {
     let (width, height) = (fact.width_px, fact.height_px);
     let min_side_px = settings.min_side_px;
     if width.min(height) < min_side_px {
@@ -321,11 +405,7 @@ fn judge(
         );
         return Err(Fault::new(Reason::AspectRatio, detail));
     }
-    let detail = "neither name.json nor name.txt nor metadata.jsonl has text for it";
-    match text {
-        Some(text) => Ok((bucket, text)),
-        None => Err(Fault::new(Reason::NoCaption, detail)),
-    }
+    Ok(bucket)
 }
 
 /// Faults of an earlier run by hash, except those that settings decide.
@@ -364,18 +444,50 @@ fn scan_file(
         fact,
         known,
         text: None,
+        missing_text: String::new(),
         remarks: Vec::new(),
+        notes: Vec::new(),
+        unread: Vec::new(),
     };
     if matches!(&scanned.fact, Ok(fact) if fact.fault.is_none()) {
-        let (text, remarks) = source.text(found, &settings.quality_words);
-        let text = match text {
-            None if settings.keep_captionless => Some(Text::default()),
-            text => text,
-        };
-        scanned.text = text.map(|text| text.fingerprint(&found.path));
-        scanned.remarks = remarks;
+        scan_text(source, found, settings, &mut scanned);
     }
     scanned
+}
+
+/// Reads the text of an image.
+fn scan_text(source: &Source, found: &Found, settings: &PrepSettings, scanned: &mut Scanned) {
+    let texts = source.text(found);
+    scanned.remarks = texts.remarks;
+    scanned.notes = texts.notes;
+    scanned.unread = texts.unread;
+    if let Some(orientation) = texts.orientation
+        && lies_as_stored(source, found, settings)
+    {
+        let detail = format!(
+            "its JSON says {orientation:?}, and the picture has no orientation: it may have been \
+             written again without one; look at it, and turn it if it lies on its side"
+        );
+        scanned
+            .notes
+            .push(Fault::new(Reason::LostOrientation, detail));
+    }
+    let text = match texts.text {
+        None if settings.keep_captionless => Text::default(),
+        None => {
+            scanned.missing_text = source.missing_text(found);
+            return;
+        }
+        Some(text) => text,
+    };
+    scanned.notes.extend(text_notes(&text));
+    scanned.text = Some(text.fingerprint(&found.path));
+}
+
+/// Whether an image has no EXIF orientation of its own.
+fn lies_as_stored(source: &Source, found: &Found, settings: &PrepSettings) -> bool {
+    let bytes = fs::read(source.path(&found.path)).unwrap_or_default();
+    decode::is_upright(&bytes, settings.max_pixels)
 }
 
 /// The fact about a file, and whether it comes from an earlier run.

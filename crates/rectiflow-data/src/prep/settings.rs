@@ -6,6 +6,10 @@ use serde::{Deserialize, Serialize};
 use crate::{
     format::bucket::{Geometry, ResizeSpace},
     prep::split::Share,
+    text::{
+        caption::{Reading, TxtFiles},
+        tag_list::TagSeparator,
+    },
 };
 
 /// The `[prep]` section of a recipe.
@@ -60,6 +64,21 @@ pub struct PrepSettings {
     /// `quality` words, are marked verbatim: training adds no quality words to them. Default: the
     /// usual ones.
     pub quality_words: Vec<String>,
+    /// What a `name.txt` beside an image holds: "caption", "tags", or "auto": a caption, unless
+    /// another source has a caption and the text reads like a list of tags, as kohya's scripts
+    /// leave them beside `name.caption`. Default "auto".
+    pub txt_files: TxtFiles,
+    /// Each line of a `name.txt` or `name.caption` is a caption, one of which is drawn each time,
+    /// as OneTrainer and SimpleTuner read them. Default false: the whole file is one caption.
+    pub caption_lines: bool,
+    /// What separates the tags in a string of tags: "comma", or "space" as in Danbooru's strings
+    /// (`1girl solo long_hair`). Lists of tags are not split, and `tag_string` always has spaces.
+    /// Default "comma".
+    pub tag_separator: TagSeparator,
+    /// Take `\(` and `\)` in captions and tags for parentheses, as ComfyUI does with a prompt
+    /// before the text encoder reads it. Turn it off for captions in which the backslash has a
+    /// meaning, such as LaTeX. Default true.
+    pub unescape_parentheses: bool,
     /// Images per call of the encoder. Larger is faster on a GPU until its memory is full. Range 1
     /// to 1024. Default 8.
     pub encode_batch: u32,
@@ -99,6 +118,10 @@ impl Default for PrepSettings {
             test_count: 0,
             keep_captionless: false,
             quality_words: words.map(str::to_owned).to_vec(),
+            txt_files: TxtFiles::Auto,
+            caption_lines: false,
+            tag_separator: TagSeparator::Comma,
+            unescape_parentheses: true,
             encode_batch: 8,
             object_rows: 4096,
             repack: false,
@@ -167,6 +190,17 @@ impl PrepSettings {
             resize: self.resize,
             background: self.background,
             seed: self.seed,
+        }
+    }
+
+    /// How caption sources are read.
+    pub(crate) fn reading(&self) -> Reading {
+        Reading {
+            quality_words: self.quality_words.clone(),
+            txt_files: self.txt_files,
+            caption_lines: self.caption_lines,
+            tag_separator: self.tag_separator,
+            keep_escapes: !self.unescape_parentheses,
         }
     }
 

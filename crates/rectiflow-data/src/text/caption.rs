@@ -1,25 +1,52 @@
-//! The text of an image: parses and cleans the caption sources, and finds quality words in
-//! captions.
+//! The text of an image: captions, tags and quality words, cleaned, from one source or several.
 //!
-//! Sources; the first that has text wins, and the others are listed in `rejected.jsonl`:
-//! 1. `name.json` beside the image: one object with the keys below;
-//! 2. `name.txt` beside the image: the whole file is one caption;
-//! 3. `metadata.jsonl` in the image's folder or one above it (the nearest first): one object per
-//!    line, whose `file_name` names the image, relative to the folder of the `metadata.jsonl`.
-//!
-//! Keys: `caption` or `captions`, `alt_text`, `tags`, `important_tags`, `quality`; each a string or
-//! a list of strings. A string of tags or quality words is split at commas. Other keys are ignored,
-//! since other programs read these files too.
+//! `keys` parses JSON, `tag_list` lists of tags; the folder `source` says which files are sources,
+//! and in which order.
 //!
 //! HTML entities are unescaped twice, as in CLIP's own text cleaning: captions from the web contain
 //! `&amp;quot;`, and the fast tokenizer, unlike the slow one with ftfy, would tokenise its letters.
-//! Texts are also trimmed, and otherwise kept as they are.
+//! `\(` and `\)` become parentheses: prompt syntax escapes them, and what reaches the text encoder
+//! has no backslash. Texts are also trimmed, and otherwise kept as they are.
 
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
+
+use crate::text::{
+    encoding::decoded,
+    tag_list::{self, TagSeparator},
+};
 
 /// Largest size of a caption source in bytes: a longer file is something else.
 pub(crate) const MAX_SOURCE_BYTES: u64 = 1 << 20;
+
+/// What a text file beside an image holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum TxtFiles {
+    /// A caption. If another source has a caption, a text that reads like a list of tags is one.
+    #[default]
+    Auto,
+    /// A caption.
+    Caption,
+    /// A list of tags.
+    Tags,
+}
+
+/// How caption sources are read.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Reading {
+    /// Words that mark a caption as verbatim.
+    pub quality_words: Vec<String>,
+    /// What a text file holds.
+    pub txt_files: TxtFiles,
+    /// Each line of a text or caption file is a caption.
+    pub caption_lines: bool,
+    /// What separates the tags of a string.
+    pub tag_separator: TagSeparator,
+    /// `\(` and `\)` stay as they are.
+    pub keep_escapes: bool,
+}
 
 /// The text of an image.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -36,64 +63,75 @@ pub struct Text {
     pub verbatim: bool,
 }
 
-/// The keys of a JSON source, except `file_name`, which the reader of `metadata.jsonl` parses.
-#[derive(Deserialize)]
-struct Keys {
-    caption: Option<Texts>,
-    captions: Option<Texts>,
-    alt_text: Option<Texts>,
-    tags: Option<Texts>,
-    important_tags: Option<Texts>,
-    quality: Option<Texts>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged, expecting = "a string or a list of strings")]
-enum Texts {
-    One(String),
-    Many(Vec<String>),
-}
-
 impl Text {
     /// Whether there is no caption and no tag.
     pub fn is_empty(&self) -> bool {
-        self.captions.is_empty() && self.tags.is_empty() && self.important_tags.is_empty()
+        self.captions.is_empty() && !self.has_tags()
     }
 
-    /// Parses a `name.txt`: one caption, which is verbatim if it contains one of `quality_words`.
+    fn has_tags(&self) -> bool {
+        !self.tags.is_empty() || !self.important_tags.is_empty()
+    }
+
+    /// Parses a file that is one caption, or with [`Reading::caption_lines`] a caption a line. It
+    /// is verbatim if it contains a quality word.
     ///
     /// # Errors
-    /// A message if it is not UTF-8.
-    pub fn from_txt(bytes: &[u8], quality_words: &[String]) -> Result<Self, String> {
-        let text = utf8(bytes)?;
-        let mut all = Self {
-            captions: clean([text.to_owned()]),
-            ..Self::default()
+    /// A message if it is neither UTF-8 nor, by its first bytes, UTF-16.
+    pub fn from_txt(bytes: &[u8], reading: &Reading) -> Result<Self, String> {
+        let text = decoded(bytes)?;
+        let captions = if reading.caption_lines {
+            clean(text.lines().map(str::to_owned), reading)
+        } else {
+            clean([text.into_owned()], reading)
         };
-        all.mark(quality_words, false);
-        Ok(all)
-    }
-
-    /// Parses a `name.json` or a line of `metadata.jsonl`.
-    ///
-    /// # Errors
-    /// A message if it is not a JSON object, or if a key has a value of another type.
-    pub fn from_json(bytes: &[u8], quality_words: &[String]) -> Result<Self, String> {
-        let keys: Keys = serde_json::from_str(utf8(bytes)?).map_err(|error| error.to_string())?;
-        let mut captions = whole(keys.caption);
-        captions.extend(whole(keys.captions));
-        let alt_texts = whole(keys.alt_text);
-        let has_alt_text = !alt_texts.is_empty();
-        captions.extend(alt_texts);
         let mut all = Self {
             captions,
-            tags: cut_at_commas(keys.tags),
-            important_tags: cut_at_commas(keys.important_tags),
-            quality: cut_at_commas(keys.quality),
-            verbatim: false,
+            ..Self::default()
         };
-        all.mark(quality_words, has_alt_text);
+        all.mark(reading, false);
         Ok(all)
+    }
+
+    /// Parses a file that is a list of tags.
+    ///
+    /// # Errors
+    /// As [`Text::from_txt`].
+    pub fn from_tags(bytes: &[u8], reading: &Reading) -> Result<Self, String> {
+        let tags = tag_list::split(&decoded(bytes)?, reading.tag_separator);
+        Ok(Self {
+            tags: clean(tags, reading),
+            ..Self::default()
+        })
+    }
+
+    /// Adds what another source of the same image has: captions if there are none yet, and
+    /// likewise tags. Returns whether nothing of it is lost: all of it was added or was here.
+    pub(crate) fn absorb(&mut self, other: Self, reading: &Reading) -> bool {
+        let takes_captions = self.captions.is_empty();
+        let takes_tags = !self.has_tags();
+        let is_lost = |text: &String| !contains(&self.captions, text);
+        let loses_caption = !takes_captions && other.captions.iter().any(is_lost);
+        let is_lost =
+            |tag: &String| !contains(&self.tags, tag) && !contains(&self.important_tags, tag);
+        let mut other_tags = other.tags.iter().chain(&other.important_tags);
+        let loses_tag = !takes_tags && other_tags.any(is_lost);
+
+        let is_used =
+            takes_captions && !other.captions.is_empty() || takes_tags && other.has_tags();
+        if is_used && self.quality.is_empty() {
+            self.quality = other.quality;
+        }
+        if takes_captions {
+            self.captions = other.captions;
+            self.verbatim |= other.verbatim;
+        }
+        if takes_tags {
+            self.tags = other.tags;
+            self.important_tags = other.important_tags;
+        }
+        self.mark(reading, self.verbatim);
+        !loses_caption && !loses_tag
     }
 
     /// A hash of all texts and of `source`, the path of the image.
@@ -115,15 +153,22 @@ impl Text {
         hasher.digest()
     }
 
-    fn mark(&mut self, quality_words: &[String], has_alt_text: bool) {
-        self.verbatim = has_alt_text;
-        for word in quality_words.iter().chain(&self.quality) {
+    /// Marks the text as verbatim if `is_verbatim`, or if a caption contains a quality word.
+    pub(crate) fn mark(&mut self, reading: &Reading, is_verbatim: bool) {
+        self.verbatim = is_verbatim;
+        for word in reading.quality_words.iter().chain(&self.quality) {
             self.verbatim |= self
                 .captions
                 .iter()
                 .any(|caption| holds_word(caption, word));
         }
     }
+}
+
+/// Whether `texts` has `text`, however their white space differs.
+fn contains(texts: &[String], text: &str) -> bool {
+    let has_words_of_text = |other: &String| other.split_whitespace().eq(text.split_whitespace());
+    texts.iter().any(has_words_of_text)
 }
 
 /// Whether `text` contains `word`, which can be several words, in any case and with no letter or
@@ -143,39 +188,21 @@ fn holds_word(text: &str, word: &str) -> bool {
     false
 }
 
-fn whole(texts: Option<Texts>) -> Vec<String> {
-    match texts {
-        None => Vec::new(),
-        Some(Texts::One(text)) => clean([text]),
-        Some(Texts::Many(texts)) => clean(texts),
-    }
-}
-
-fn cut_at_commas(texts: Option<Texts>) -> Vec<String> {
-    match texts {
-        Some(Texts::One(text)) => clean(text.split(',').map(str::to_owned)),
-        other => whole(other),
-    }
-}
-
 fn hash_text(hasher: &mut Xxh3, text: &str) {
     hasher.update(&(text.len() as u64).to_le_bytes());
     hasher.update(text.as_bytes());
 }
 
-fn utf8(bytes: &[u8]) -> Result<&str, String> {
-    let text = std::str::from_utf8(bytes).map_err(|error| format!("not UTF-8: {error}"))?;
-    // Windows editors write a byte order mark.
-    Ok(text.strip_prefix('\u{feff}').unwrap_or(text))
-}
-
 /// Unescapes and trims texts, and drops empty ones. NULs are removed, since other readers of the
 /// text files could fail on them.
-fn clean(texts: impl IntoIterator<Item = String>) -> Vec<String> {
+pub(crate) fn clean(texts: impl IntoIterator<Item = String>, reading: &Reading) -> Vec<String> {
     let mut cleaned = Vec::new();
     for text in texts {
         let once = htmlize::unescape(text.as_str());
-        let text = htmlize::unescape(once.as_ref()).replace('\0', "");
+        let mut text = htmlize::unescape(once.as_ref()).replace('\0', "");
+        if !reading.keep_escapes && text.contains('\\') {
+            text = text.replace("\\(", "(").replace("\\)", ")");
+        }
         let text = text.trim();
         if !text.is_empty() {
             cleaned.push(text.to_owned());
@@ -188,108 +215,144 @@ fn clean(texts: impl IntoIterator<Item = String>) -> Vec<String> {
 mod tests {
     use super::*;
 
-    fn words() -> Vec<String> {
-        vec!["best quality".to_owned(), "masterpiece".to_owned()]
+    fn reading() -> Reading {
+        Reading {
+            quality_words: vec!["best quality".to_owned(), "masterpiece".to_owned()],
+            ..Reading::default()
+        }
     }
 
-    fn json(text: &str) -> Text {
-        Text::from_json(text.as_bytes(), &words()).unwrap()
+    fn strings(texts: &[&str]) -> Vec<String> {
+        texts.iter().map(|&text| text.to_owned()).collect()
+    }
+
+    fn text(captions: &[&str], tags: &[&str]) -> Text {
+        Text {
+            captions: strings(captions),
+            tags: strings(tags),
+            ..Text::default()
+        }
     }
 
     #[test]
     fn txt_is_one_caption() {
-        let text = Text::from_txt("\u{feff}A cat\non a mat.\n".as_bytes(), &words()).unwrap();
+        let text = Text::from_txt("\u{feff}A cat\non a mat.\n".as_bytes(), &reading()).unwrap();
         assert_eq!(
             (text.captions, text.verbatim),
             (vec!["A cat\non a mat.".to_owned()], false)
         );
-        assert!(Text::from_txt(b" \n\t", &words()).unwrap().is_empty());
+        assert!(Text::from_txt(b" \n\t", &reading()).unwrap().is_empty());
         assert!(
-            Text::from_txt(b"caf\xe9", &words())
+            Text::from_txt(b"caf\xe9", &reading())
                 .unwrap_err()
                 .contains("not UTF-8")
         );
     }
 
     #[test]
-    fn json_takes_strings_and_lists() {
-        let text = json(
-            r#"{"file_name": "x.png", "caption": "one", "captions": ["two", " ", "three"],
-                "tags": "a, b,,c d", "important_tags": ["x, y"], "quality": "high quality",
-                "score": 7, "rating": null}"#,
-        );
-        assert_eq!(text.captions, ["one", "two", "three"]);
-        assert_eq!(text.tags, ["a", "b", "c d"]);
-        assert_eq!(text.important_tags, ["x, y"]);
-        assert_eq!(text.quality, ["high quality"]);
-        assert!(!text.verbatim);
-        assert!(json("{}").is_empty() && json(r#"{"caption": null}"#).is_empty());
-    }
-
-    #[test]
-    fn values_of_another_kind_are_refused() {
-        let cases = [
-            r#"{"caption": 5}"#,
-            r#"{"tags": [1]}"#,
-            r#"{"captions": {"a": "b"}}"#,
-            "[]",
-            "",
-            "{",
-            "nul",
-            "\u{1}",
-        ];
-        for bad in cases {
-            assert!(Text::from_json(bad.as_bytes(), &words()).is_err(), "{bad}");
-        }
-        let deep = "[".repeat(100_000);
-        assert!(Text::from_json(deep.as_bytes(), &words()).is_err());
-    }
-
-    #[test]
-    fn entities_are_unescaped_also_when_escaped_twice() {
-        let text = json(
-            r#"{"caption": "Tom &amp; Jerry &#39;s &amp;quot;caf&eacute;&amp;quot; 1 &lt; 2"}"#,
-        );
-        assert_eq!(text.captions, ["Tom & Jerry 's \"café\" 1 < 2"]);
-    }
-
-    #[test]
-    fn captions_that_speak_of_quality_and_alt_texts_are_verbatim() {
-        for verbatim in [
-            r#"{"caption": "A Masterpiece, oil on canvas"}"#,
-            r#"{"captions": ["a cat", "best quality photo"]}"#,
-            r#"{"caption": "worst quality scan", "quality": "worst quality"}"#,
-            r#"{"alt_text": "cat.jpg"}"#,
+    fn each_line_can_be_a_caption() {
+        let reading = Reading {
+            caption_lines: true,
+            ..reading()
+        };
+        for (file, captions) in [
+            ("one\ntwo", vec!["one", "two"]),
+            ("one\r\n\r\n  two \r\n", vec!["one", "two"]),
+            ("one", vec!["one"]),
+            ("\n \n", vec![]),
         ] {
-            assert!(json(verbatim).verbatim, "{verbatim}");
+            let text = Text::from_txt(file.as_bytes(), &reading).unwrap();
+            assert_eq!(text.captions, captions, "{file:?}");
         }
-        for plain in [
-            r#"{"caption": "masterpieces of"}"#,
-            r#"{"caption": "a cat", "quality": "best quality"}"#,
+    }
+
+    #[test]
+    fn escaped_parentheses_lose_their_backslash() {
+        for (written, read) in [
+            (r"saber \(fate\)", "saber (fate)"),
+            (r"saber_\(fate\), \(x\)", "saber_(fate), (x)"),
+            (r"\\(", r"\("),
+            ("saber (fate)", "saber (fate)"),
+            (r"C:\a \[b\] \n", r"C:\a \[b\] \n"),
         ] {
-            assert!(!json(plain).verbatim, "{plain}");
+            assert_eq!(clean([written.to_owned()], &reading()), [read]);
+            let keep = Reading {
+                keep_escapes: true,
+                ..reading()
+            };
+            assert_eq!(clean([written.to_owned()], &keep), [written]);
         }
+        let tags = Text::from_tags(br"1girl, saber_\(fate\)", &reading()).unwrap();
+        assert_eq!(tags.tags, ["1girl", "saber_(fate)"]);
+    }
+
+    #[test]
+    fn sources_complement_each_other() {
+        for (first, second, all, nothing_is_lost) in [
+            (
+                text(&["a"], &[]),
+                text(&[], &["x"]),
+                text(&["a"], &["x"]),
+                true,
+            ),
+            (
+                text(&[], &["x"]),
+                text(&["a"], &[]),
+                text(&["a"], &["x"]),
+                true,
+            ),
+            (
+                text(&["a  b"], &[]),
+                text(&["a b"], &[]),
+                text(&["a  b"], &[]),
+                true,
+            ),
+            (
+                text(&["a"], &["x", "y"]),
+                text(&["a"], &["y"]),
+                text(&["a"], &["x", "y"]),
+                true,
+            ),
+            (
+                text(&["a"], &[]),
+                text(&["b"], &[]),
+                text(&["a"], &[]),
+                false,
+            ),
+            (
+                text(&["a"], &["x"]),
+                text(&[], &["y"]),
+                text(&["a"], &["x"]),
+                false,
+            ),
+            (
+                text(&["a"], &[]),
+                text(&["b"], &["x"]),
+                text(&["a"], &["x"]),
+                false,
+            ),
+        ] {
+            let mut merged = first.clone();
+            assert_eq!(
+                merged.absorb(second, &reading()),
+                nothing_is_lost,
+                "{all:?}"
+            );
+            assert_eq!(merged, all);
+        }
+        let mut quiet = text(&[], &["x"]);
+        let loud = Text {
+            quality: strings(&["scan"]),
+            ..text(&["a scan"], &[])
+        };
+        assert!(quiet.absorb(loud, &reading()) && quiet.verbatim);
+        assert_eq!(quiet.quality, ["scan"]);
+    }
+
+    #[test]
+    fn words_are_held_whole() {
         assert!(!holds_word("anything", "  "));
-    }
-
-    #[test]
-    fn fingerprint_sees_every_field() {
-        let base = json(r#"{"caption": "a", "tags": "b", "important_tags": "c", "quality": "d"}"#);
-        let mut seen = vec![base.fingerprint("x"), base.fingerprint("y")];
-        let edits: [fn(&mut Text); 5] = [
-            |t| t.captions.push(String::new()),
-            |t| t.tags[0].push('b'),
-            |t| t.important_tags.clear(),
-            |t| t.quality[0] = "e".to_owned(),
-            |t| t.verbatim = true,
-        ];
-        for edit in edits {
-            let mut text = base.clone();
-            edit(&mut text);
-            seen.push(text.fingerprint("x"));
-        }
-        seen.sort_unstable();
-        seen.dedup();
-        assert_eq!(seen.len(), 7);
+        assert!(holds_word("A Masterpiece, oil", "masterpiece"));
+        assert!(!holds_word("masterpieces of", "masterpiece"));
     }
 }

@@ -157,11 +157,15 @@ impl Tokenizer {
     /// The ids of a text, without BOS and EOS, uncut.
     pub fn ids(&self, text: &str) -> Vec<u32> {
         let mut ids = Vec::with_capacity(text.len() / 3);
-        // Nothing spans a space: no match of `WORDS`, no composed letter, no special token.
-        for word in text.split(SPACES).filter(|word| !word.is_empty()) {
-            self.cache.append(word, &mut ids, |word| self.encode(word));
+        for (_, word) in words(text) {
+            self.append(word, &mut ids);
         }
         ids
+    }
+
+    /// Appends the ids of a word, as [`words`] returns them.
+    pub(crate) fn append(&self, word: &str, ids: &mut Vec<u32>) {
+        self.cache.append(word, ids, |word| self.encode(word));
     }
 
     fn encode(&self, text: &str) -> Vec<u32> {
@@ -191,6 +195,14 @@ impl Tokenizer {
     pub fn num_chunks(&self, text: &str, cut: Cut) -> usize {
         pieces(&self.ids(text), cut).len()
     }
+}
+
+/// The words of a text, each with the byte it begins at. Nothing spans a space: no match of
+/// [`WORDS`], no composed letter, no special token.
+pub(crate) fn words(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let start = text.as_ptr() as usize;
+    let words = text.split(SPACES).filter(|word| !word.is_empty());
+    words.map(move |word| (word.as_ptr() as usize - start, word))
 }
 
 /// The chunk of a text without tokens: BOS, EOS and padding.
@@ -241,7 +253,7 @@ fn chunk(piece: &[u32], clip: Clip) -> [i64; CHUNK_LEN] {
 }
 
 /// Cuts ids into 1 to 3 pieces of at most 75.
-fn pieces(ids: &[u32], cut: Cut) -> Vec<&[u32]> {
+pub(crate) fn pieces(ids: &[u32], cut: Cut) -> Vec<&[u32]> {
     let mut pieces = Vec::with_capacity(1);
     let mut rest = ids;
     while pieces.len() < MAX_CHUNKS && (!rest.is_empty() || pieces.is_empty()) {

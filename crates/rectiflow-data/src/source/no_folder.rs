@@ -1,0 +1,96 @@
+//! What a path is that is no folder of pictures, and what to do with it.
+
+use std::{fs, path::Path};
+
+use crate::{
+    error::{Error, Result},
+    source::names::{Kind, classify},
+};
+
+/// Refuses a path that is a file or a URL. A path that does not exist is left to the caller.
+///
+/// # Errors
+/// [`Error::Invalid`] with what to do.
+pub fn refuse(source: &Path) -> Result<()> {
+    let shown = source.display().to_string();
+    let is_file = fs::metadata(source).is_ok_and(|metadata| !metadata.is_dir());
+    let name = source.file_name().unwrap_or_default().to_string_lossy();
+    let reason = if shown.contains("://") && !source.exists() {
+        "pictures are read from a folder on this machine: copy them there first, and name the \
+         folder"
+            .to_owned()
+    } else if is_file {
+        what_to_do(&name, source)
+    } else {
+        return Ok(());
+    };
+    Err(Error::Invalid {
+        what: shown,
+        reason,
+    })
+}
+
+/// What to do with a file instead of naming it.
+fn what_to_do(name: &str, source: &Path) -> String {
+    match classify(name).0 {
+        Kind::Archive => format!(
+            "an archive; expected a folder of pictures. Unpack it, e.g. {}, and name the folder",
+            unpack(name, source)
+        ),
+        Kind::Table(_) | Kind::Json => {
+            "a table; expected the folder of the pictures that it describes. Put it into that \
+             folder, where it is found, and name the folder"
+                .to_owned()
+        }
+        _ => "a file; expected a folder of pictures. Name the folder that it is in".to_owned(),
+    }
+}
+
+/// A command that unpacks an archive.
+fn unpack(name: &str, source: &Path) -> String {
+    let path = source.display();
+    let folder = name.split('.').next().unwrap_or("pictures");
+    let lower = name.to_ascii_lowercase();
+    let has = |endings: &[&str]| endings.iter().any(|ending| lower.ends_with(ending));
+    if has(&[".zip", ".cbz"]) {
+        format!("`unzip {path} -d {folder}`")
+    } else if has(&[".7z", ".rar", ".cbr"]) {
+        format!("`7z x {path} -o{folder}`")
+    } else {
+        format!("`mkdir {folder} && tar -xf {path} -C {folder}`")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_and_urls_are_refused_with_what_to_do() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, part) in [
+            ("set.zip", "unzip"),
+            ("SET.ZIP", "unzip"),
+            ("set.tar.gz", "tar -xf"),
+            ("shard-000.tar", "-C shard-000"),
+            ("set.7z", "7z x"),
+            ("metadata.parquet", "Put it into that folder"),
+            ("a.png", "Name the folder that it is in"),
+            ("a", "Name the folder that it is in"),
+        ] {
+            let path = folder.path().join(name);
+            fs::write(&path, "x").unwrap();
+            let error = refuse(&path).unwrap_err().to_string();
+            assert!(error.contains(part) && error.contains(name), "{error}");
+        }
+        for url in [
+            "s3://bucket/set",
+            "https://host/set.zip",
+            "hf://datasets/a/b",
+        ] {
+            let error = refuse(Path::new(url)).unwrap_err().to_string();
+            assert!(error.contains("copy them there first"), "{error}");
+        }
+        assert!(refuse(folder.path()).is_ok() && refuse(&folder.path().join("gone")).is_ok());
+    }
+}
