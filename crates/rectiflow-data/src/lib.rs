@@ -52,7 +52,7 @@ pub use picture::{contact_sheet, decode, resize};
 pub use prep::publish;
 pub use text::{caption, prompt, token};
 
-pub use dataset::{BucketShape, Dataset};
+pub use dataset::{BucketShape, Dataset, batch_latents::BatchLatents};
 pub use error::{Error, Result};
 pub use format::manifest::{Codec, Manifest, Split};
 pub use format::record::{Record, SampleId};
