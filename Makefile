@@ -8,6 +8,9 @@ TORCH = LIBTORCH="$$($(PYTHON) scripts/libtorch.py)" || exit 1; export LIBTORCH;
 TESTS = if cargo nextest --version >/dev/null 2>&1; then echo nextest run; else echo test; fi
 PEERS = .venv-peers
 LOADERS = .venv-loaders
+# For loaders that need a newer Python than the others.
+LOADERS_DISK = .venv-loaders-disk
+PYTHON313 ?= python3.13
 
 .PHONY: help build test demo fmt lint unit doc docs restarts two-nodes bench-ranks peers peers-full peers-loaders bench-loaders mixing tiny-base study experiments guard-runs clean-demo
 
@@ -23,7 +26,7 @@ help:
 	@echo 'make test-processors  run the numeric tests with AVX2 only and with two threads (up to ten minutes each)'
 	@echo 'make peers          compare with diffusers (installs pinned versions into $(PEERS), 1.6 GB)'
 	@echo "make peers-full     compare with diffusers at SDXL's own size (30 GB of disk, an hour)"
-	@echo 'make peers-loaders  compare the loader with four others (installs $(LOADERS), 2.5 GB)'
+	@echo 'make peers-loaders  compare the loader with seven others (installs $(LOADERS) and $(LOADERS_DISK), 2.7 GB)'
 	@echo 'make restarts       test restarts under torchrun (installs $(PEERS), 1.6 GB)'
 	@echo 'make two-nodes      test two ranks in two network namespaces with latency and loss; skipped without root'
 	@echo "make bench-ranks    compare weak scaling with PyTorch's FSDP2 (after make demo; quarter of an hour)"
@@ -97,8 +100,14 @@ peers-full: build
 	$(PYTHON) scripts/peers/environment.py $(PEERS)
 	@$(TORCH); TORCH_USE_RTLD_GLOBAL=1 $(PEERS)/bin/python scripts/peers/full_size.py runs/full-size
 
-# Takes a quarter of an hour on an otherwise idle machine, and 13 GB in target/peers-loaders.
+# Takes a quarter of an hour on an otherwise idle machine, and 15 GB in target/peers-loaders. The loaders that read a
+# disk need Python 3.13; without it their rows say so.
 peers-loaders: build
+	if command -v $(PYTHON313) >/dev/null; then \
+	$(PYTHON313) scripts/peers/environment.py $(LOADERS_DISK) scripts/peers/requirements-disk.txt && \
+	WITH="--python $(LOADERS_DISK)/bin/python"; fi && \
+	$(PYTHON) scripts/peers/loaders/compare_disk.py target/peers-loaders $$WITH \
+	--program target/release/examples/side_by_side --out benches/runs/$$(date +%F)-loaders --page docs/streaming.md
 	$(PYTHON) scripts/peers/environment.py $(LOADERS) scripts/peers/requirements-loaders.txt
 	$(PYTHON) scripts/peers/loaders/compare.py target/peers-loaders --python $(LOADERS)/bin/python \
 	--program target/release/examples/side_by_side --out benches/runs/$$(date +%F)-loaders --page docs/streaming.md

@@ -3,11 +3,12 @@
 //! Packs the samples, serves them and the other engines' copies, and reads them with this crate's
 //! loader.
 //!
-//!     side_by_side pack FOLDER       FOLDER/train, 16,000 samples in 40 buckets, and FOLDER/test,
-//!                                    2,048 in 300; 2.3 GB
+//!     side_by_side pack FOLDER       FOLDER/train, 16,000 samples in 40 buckets, FOLDER/test, 2,048
+//!                                    in 300, and FOLDER/disk, 4,000 in 20; 2.8 GB
 //!     side_by_side serve FOLDER      an object store whose buckets are the folders in FOLDER
 //!     side_by_side train URL SECS    one epoch in training's order, or SECS seconds of it
 //!     side_by_side test URL SECS     the test set in the test loss's order
+//!     side_by_side passes FOLDER MODE N    N epochs of a set on a disk
 //!
 //! `serve` prints its URL and then obeys lines on standard input: `delay MS` delays each answer by
 //! that much and resets the counts, `served` prints what has been requested since. The others print
@@ -73,6 +74,13 @@ enum Command {
         /// Time after which it stops.
         secs: f64,
     },
+    /// Reads epochs of a set on a disk in training's order, and measures each.
+    Passes {
+        folder: String,
+        mode: String,
+        /// Number of epochs.
+        passes: u64,
+    },
 }
 
 fn main() {
@@ -81,6 +89,11 @@ fn main() {
         Command::Serve { folder } => serve(&folder),
         Command::Train { url, secs } => read(&mut train(url), secs),
         Command::Test { url, secs } => read(&mut test(url), secs),
+        Command::Passes {
+            folder,
+            mode,
+            passes,
+        } => read_passes(folder, &mode, passes),
     }
 }
 
@@ -88,8 +101,16 @@ fn main() {
 type BucketSize = (u32, u32, u64, u64);
 
 fn pack(folder: &Path) {
-    let (train, test) = (train_buckets(), test_buckets());
-    for (name, buckets, first_id) in [("train", &train, 0), ("test", &test, 20_000)] {
+    let (train, test, disk) = (
+        train_buckets(16_000, 40),
+        test_buckets(),
+        train_buckets(4_000, 20),
+    );
+    for (name, buckets, first_id) in [
+        ("train", &train, 0),
+        ("test", &test, 20_000),
+        ("disk", &disk, 0),
+    ] {
         let root = folder.join(name);
         if !root.join("manifest.json").exists() {
             packed::pack(&root, buckets, first_id, "synthetic");
@@ -110,9 +131,11 @@ fn height_of(width: u32, step: u32) -> u32 {
     (1 << 20) / width / step * step
 }
 
-/// 40 buckets, some far more common than others, as in collections of pictures.
-fn train_buckets() -> Vec<BucketSize> {
-    let shares: Vec<f64> = (0..40).map(|bucket| 1.0 / f64::from(bucket + 2)).collect();
+/// `num_buckets` buckets, some far more common than others, as in collections of pictures.
+fn train_buckets(num_samples: u32, num_buckets: u32) -> Vec<BucketSize> {
+    let shares: Vec<f64> = (0..num_buckets)
+        .map(|bucket| 1.0 / f64::from(bucket + 2))
+        .collect();
     let all: f64 = shares.iter().sum();
     let mut buckets = Vec::new();
     for (bucket, share) in (0..).zip(&shares) {
@@ -123,7 +146,7 @@ fn train_buckets() -> Vec<BucketSize> {
         } else {
             1008 - 16 * (bucket - 1)
         };
-        let rows = (16_000.0 * share / all).round() as u64;
+        let rows = (f64::from(num_samples) * share / all).round() as u64;
         buckets.push((width, height_of(width, 16), rows, 0));
     }
     buckets
@@ -196,16 +219,20 @@ fn union_len(mut ranges: Vec<Range<u64>>) -> u64 {
     sum
 }
 
-/// One epoch on one rank with one micro-batch per step.
-fn train(url: String) -> impl Iterator<Item = Result<MicroBatch>> {
-    let settings = OrderSettings {
+fn settings() -> OrderSettings {
+    OrderSettings {
         seed: 0,
         micro_batch: BATCH,
         micro_batches: 1,
         lanes: None,
         mode: Mode::Window,
         window_samples: 2048,
-    };
+    }
+}
+
+/// One epoch on one rank with one micro-batch per step.
+fn train(url: String) -> impl Iterator<Item = Result<MicroBatch>> {
+    let settings = settings();
     // Opening counts: it happens when the first batch is requested.
     std::iter::once_with(move || {
         let mut loader = Loader::new(vec![packed::source(url)], settings, RankOf::ONLY).unwrap();
@@ -279,4 +306,66 @@ fn read(batches: &mut dyn Iterator<Item = Result<MicroBatch>>, secs: f64) {
         "samples_per_sec_after_first": after_first / (secs - reading.first_batch_secs.unwrap()),
     });
     println!("{line}");
+}
+
+/// Reads `passes` epochs on one rank with one micro-batch per step. Opening counts to the first.
+fn read_passes(folder: String, mode: &str, passes: u64) {
+    let mode = match mode {
+        "local" => Mode::Local,
+        "window" => Mode::Window,
+        other => panic!("expected local or window, found {other}"),
+    };
+    let settings = OrderSettings { mode, ..settings() };
+    let mut measured = Vec::new();
+    let mut began = Instant::now();
+    let mut loader = Loader::new(vec![packed::source(folder)], settings, RankOf::ONLY).unwrap();
+    for pass in 0..passes {
+        let steps = loader.order().epoch_start(pass)..loader.order().epoch_start(pass + 1);
+        let before = Usage::now();
+        let mut samples = 0;
+        for _ in steps {
+            for batch in loader.next_step().unwrap().micro_batches {
+                samples += batch.ids.len();
+            }
+        }
+        let secs = began.elapsed().as_secs_f64();
+        let used = Usage::now();
+        measured.push(json!({
+            "samples": samples,
+            "secs": secs,
+            "samples_per_sec": samples as f64 / secs,
+            "cpu_secs": used.cpu_secs - before.cpu_secs,
+            "minor_faults": used.minor_faults - before.minor_faults,
+            "peak_bytes": used.peak_bytes,
+        }));
+        began = Instant::now();
+    }
+    println!("{}", json!({ "passes": measured }));
+}
+
+/// What this process has used since it started.
+struct Usage {
+    /// User and system, all threads.
+    cpu_secs: f64,
+    minor_faults: u64,
+    /// Most memory resident at one time.
+    peak_bytes: u64,
+}
+
+impl Usage {
+    fn now() -> Self {
+        let stat = fs::read_to_string("/proc/self/stat").unwrap();
+        // The name of the program, in parentheses, may hold spaces.
+        let (_, rest) = stat.rsplit_once(')').unwrap();
+        let fields: Vec<&str> = rest.split_whitespace().collect();
+        let number = |at: usize| fields[at].parse::<u64>().unwrap();
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let peak_kib = peak.unwrap().trim().trim_end_matches(" kB");
+        Self {
+            cpu_secs: (number(11) + number(12)) as f64 / 100.0,
+            minor_faults: number(7),
+            peak_bytes: peak_kib.parse::<u64>().unwrap() * 1024,
+        }
+    }
 }

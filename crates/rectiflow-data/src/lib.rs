@@ -55,7 +55,7 @@ pub use prep::publish;
 pub use source::no_folder;
 pub use text::{caption, overflow, prompt, tag_list, token};
 
-pub use dataset::{BucketShape, Dataset};
+pub use dataset::{BucketShape, Dataset, batch_latents::BatchLatents};
 pub use error::{Error, Result};
 pub use format::manifest::{Codec, Manifest, Split};
 pub use format::record::{Record, SampleId};

@@ -25,6 +25,7 @@ use tokio::{
 use crate::{
     cache::{DatasetCache, flight::Boarding},
     error::{Error, Result},
+    format::block_table::BLOCK_ROWS,
     remote::{
         Remote, on_disk,
         request::{Request, coalesce},
@@ -63,21 +64,96 @@ pub(crate) async fn read(
     }
 }
 
-fn read_local(request: &Request) -> Result<Vec<Bytes>> {
-    let file = File::open(&request.path).map_err(Error::io(&request.path))?;
-    read_from(&file, request)
+/// Starts reading the blocks of a request as [`start`] does, in rows of `row_bytes`. Calls `take`
+/// with the number in the object and the bytes of each, and again if a request is repeated. The
+/// rows are verified once the ticket says that reading has succeeded.
+pub(crate) fn start_rows(
+    request: Request,
+    row_bytes: usize,
+    remote: Option<&Remote>,
+    cache: Option<&DatasetCache>,
+    take: impl Fn(u32, &[u8]) + Send + Sync + 'static,
+) -> Ticket<()> {
+    let (remote, cache) = (remote.cloned(), cache.cloned());
+    let first_row = request.first * BLOCK_ROWS;
+    Ticket::start(async move {
+        match (remote, cache) {
+            (None, _) => in_turn(move || read_local_rows(&request, row_bytes, take)).await,
+            (Some(remote), None) => {
+                let begin = || {
+                    let mut verifier = request.verifier();
+                    let mut rows = first_row..;
+                    let take = &take;
+                    move |bytes: &[u8]| {
+                        verifier.update(bytes)?;
+                        take(rows.next().expect("rows are endless"), bytes);
+                        Ok(())
+                    }
+                };
+                let range = request.range();
+                remote
+                    .read_parts(&request.name, range, row_bytes, begin)
+                    .await
+            }
+            (Some(remote), Some(cache)) => {
+                let blocks = fetch_missing(request, &remote, &cache).await?;
+                let rows = blocks
+                    .iter()
+                    .flat_map(|block| block.chunks_exact(row_bytes));
+                for (row, bytes) in (first_row..).zip(rows) {
+                    take(row, bytes);
+                }
+                Ok(())
+            }
+        }
+    })
 }
 
-/// Reads the blocks of a request from an open file.
-///
-/// # Errors
-/// [`Error::Io`]; those of [`Request::verify`].
-pub(crate) fn read_from(file: &File, request: &Request) -> Result<Vec<Bytes>> {
+/// Reads the blocks of a request from a disk, one row after the other into the same memory.
+fn read_local_rows(request: &Request, row_bytes: usize, take: impl Fn(u32, &[u8])) -> Result<()> {
+    let file = File::open(&request.path).map_err(Error::io(&request.path))?;
+    let mut verifier = request.verifier();
+    let mut bytes = vec![0; row_bytes];
+    let offsets = request.range().step_by(row_bytes);
+    for (row, offset) in (request.first * BLOCK_ROWS..).zip(offsets) {
+        file.read_exact_at(&mut bytes, offset)
+            .map_err(Error::io(&request.path))?;
+        verifier.update(&bytes)?;
+        take(row, &bytes);
+    }
+    Ok(())
+}
+
+fn read_local(request: &Request) -> Result<Vec<Bytes>> {
+    let file = File::open(&request.path).map_err(Error::io(&request.path))?;
     let range = request.range();
     let mut bytes = vec![0; (range.end - range.start) as usize];
     file.read_exact_at(&mut bytes, range.start)
         .map_err(Error::io(&request.path))?;
     request.verify(bytes.into())
+}
+
+/// Reads one row of the block of a request from an open file into `out`, and verifies the whole
+/// block. `row` counts from the first of the block, `scratch` has room for a row.
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::Damaged`] if the block's checksum differs.
+pub(crate) fn read_verified_row(
+    file: &File,
+    request: &Request,
+    row: u32,
+    scratch: &mut [u8],
+    out: &mut [u8],
+) -> Result<()> {
+    let mut verifier = request.verifier();
+    let offsets = request.range().step_by(out.len());
+    for (at, offset) in (0..).zip(offsets) {
+        let bytes = if at == row { &mut *out } else { &mut *scratch };
+        file.read_exact_at(bytes, offset)
+            .map_err(Error::io(&request.path))?;
+        verifier.update(bytes)?;
+    }
+    Ok(())
 }
 
 async fn fetch(request: &Request, remote: &Remote) -> Result<Vec<Bytes>> {

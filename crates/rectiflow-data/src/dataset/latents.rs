@@ -14,12 +14,13 @@ use std::{
 
 use bytes::Bytes;
 use half::f16;
+use zerocopy::IntoBytes;
 
 use crate::{
     cache::DatasetCache,
     dataset::{
         Dataset,
-        fetch::read_from,
+        fetch::read_verified_row,
         index::{BlockKey, ObjectRow, blocks_of},
     },
     error::{Error, Result},
@@ -154,12 +155,11 @@ impl Dataset {
         row: u32,
         out: &mut [f16],
     ) -> Result<bool> {
-        let mut bytes = vec![0; out.len() * 2];
-        let start = u64::from(row % BLOCK_ROWS) * bytes.len() as u64;
-        if !cache.get_part(request, start, &mut bytes) {
+        let start = u64::from(row % BLOCK_ROWS) * size_of_val(out) as u64;
+        if !cache.get_part(request, start, out.as_mut_bytes()) {
             return Ok(false);
         }
-        self.decode_row(request.object, row, &bytes, out)?;
+        self.finish_row(request.object, row, out)?;
         Ok(true)
     }
 
@@ -169,15 +169,16 @@ impl Dataset {
         let block = row / BLOCK_ROWS;
         if !self.verified.contains(object, block) {
             let request = self.request(ObjectFile::Latents, object, block..block + 1)?;
-            let bytes = read_from(&file, &request)?;
+            let mut scratch = self.scratch.take_filled(size_of_val(out));
+            let bytes = out.as_mut_bytes();
+            read_verified_row(&file, &request, row % BLOCK_ROWS, &mut scratch, bytes)?;
             self.verified.insert(object, block);
-            return self.copy_row(object, row, &bytes[0], out);
+            return self.finish_row(object, row, out);
         }
-        let mut bytes = vec![0; out.len() * 2];
-        let offset = LATENTS_OFFSET + u64::from(row) * bytes.len() as u64;
-        file.read_exact_at(&mut bytes, offset)
+        let offset = LATENTS_OFFSET + u64::from(row) * size_of_val(out) as u64;
+        file.read_exact_at(out.as_mut_bytes(), offset)
             .map_err(Error::io(self.latents_path(object)))?;
-        self.decode_row(object, row, &bytes, out)
+        self.finish_row(object, row, out)
     }
 
     /// Decodes one row from its block's bytes.
@@ -188,32 +189,15 @@ impl Dataset {
         block: &[u8],
         out: &mut [f16],
     ) -> Result<()> {
-        let row_bytes = out.len() * 2;
-        let start = (row % BLOCK_ROWS) as usize * row_bytes;
-        self.decode_row(object, row, &block[start..start + row_bytes], out)
+        let start = (row % BLOCK_ROWS) as usize * size_of_val(out);
+        let bytes = &block[start..start + size_of_val(out)];
+        out.as_mut_bytes().copy_from_slice(bytes);
+        self.finish_row(object, row, out)
     }
 
-    /// As [`Dataset::copy_row`], but appends to `out`: memory is written only once.
-    pub(crate) fn append_row(
-        &self,
-        object: usize,
-        row: u32,
-        block: &[u8],
-        out: &mut Vec<f16>,
-    ) -> Result<()> {
-        let bucket = self.manifest.objects[object].bucket;
-        let row_bytes = self.manifest.row_bytes(bucket) as usize;
-        let start = (row % BLOCK_ROWS) as usize * row_bytes;
-        let pairs = block[start..start + row_bytes].chunks_exact(2);
-        let first = out.len();
-        out.extend(pairs.map(|pair| f16::from_le_bytes([pair[0], pair[1]])));
-        self.check_finite(object, row, &out[first..])
-    }
-
-    fn decode_row(&self, object: usize, row: u32, bytes: &[u8], out: &mut [f16]) -> Result<()> {
-        for (out, pair) in out.iter_mut().zip(bytes.chunks_exact(2)) {
-            *out = f16::from_le_bytes([pair[0], pair[1]]);
-        }
+    /// Decodes a row in place, whose bytes are as in the file.
+    fn finish_row(&self, object: usize, row: u32, out: &mut [f16]) -> Result<()> {
+        from_little_endian(out);
         self.check_finite(object, row, out)
     }
 
@@ -238,7 +222,11 @@ impl Dataset {
         Ok(file)
     }
 
-    fn check_finite(&self, object: usize, row: u32, latents: &[f16]) -> Result<()> {
+    /// Checks the numbers of a row.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] if one is not finite; the error names the sample.
+    pub(crate) fn check_finite(&self, object: usize, row: u32, latents: &[f16]) -> Result<()> {
         if all_finite(latents) {
             return Ok(());
         }
@@ -254,6 +242,21 @@ impl Dataset {
             kind: "latents file",
             reason,
         })
+    }
+}
+
+/// Decodes a row. Returns whether all its numbers are finite.
+pub(crate) fn decode_row(bytes: &[u8], out: &mut [f16]) -> bool {
+    out.as_mut_bytes().copy_from_slice(bytes);
+    from_little_endian(out);
+    all_finite(out)
+}
+
+/// Converts numbers in place, whose bytes are as in the file. Nothing to do where numbers are
+/// little-endian in memory too: the compiler drops the loop.
+fn from_little_endian(numbers: &mut [f16]) {
+    for number in numbers {
+        *number = f16::from_bits(u16::from_le(number.to_bits()));
     }
 }
 

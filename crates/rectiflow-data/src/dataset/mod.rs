@@ -6,6 +6,7 @@
 //! at a URL keeps its blocks in memory up to a limit, so a small one reads as fast as a local one.
 //! What is not here: the order of rows (`order`) and reading ahead (`feed`).
 
+pub mod batch_latents;
 pub(crate) mod block_memory;
 pub(crate) mod fetch;
 pub(crate) mod index;
@@ -40,6 +41,7 @@ use crate::{
     remote::{
         Location, Remote,
         block_checksum::BlockChecksum,
+        buffers::Buffers,
         network::Network,
         request::{ObjectFile, Request},
         runtime,
@@ -79,6 +81,8 @@ pub struct Dataset {
     blocks: BlockTable,
     index: RowIndex,
     verified: VerifiedBlocks,
+    /// Memory for rows that are read only to verify their block.
+    scratch: Buffers<u8>,
     /// Open latents files of objects on a disk.
     files: Mutex<HashMap<usize, Arc<File>>>,
 }
@@ -122,6 +126,7 @@ impl Dataset {
             verified: VerifiedBlocks::new(manifest.num_blocks()),
             identity: manifest.identity(),
             memory: BlockMemory::new(MEMORY_BYTES),
+            scratch: Buffers::default(),
             files: Mutex::default(),
             cache: None,
             root,
@@ -246,6 +251,20 @@ impl Dataset {
     /// Starts reading the blocks of a request.
     pub(crate) fn start_request(&self, request: Request) -> Ticket {
         fetch::start(request, self.remote.as_ref(), self.cache.as_ref())
+    }
+
+    /// Starts reading the latents of a request row by row. Calls `take` with each row of the object
+    /// and its bytes, and again if a request is repeated. The rows are verified once the ticket
+    /// says that reading has succeeded.
+    pub(crate) fn start_latent_rows(
+        &self,
+        request: Request,
+        take: impl Fn(u32, &[u8]) + Send + Sync + 'static,
+    ) -> Ticket<()> {
+        let bucket = self.manifest.objects[request.object].bucket;
+        let row_bytes = self.manifest.row_bytes(bucket) as usize;
+        let (remote, cache) = (self.remote.as_ref(), self.cache.as_ref());
+        fetch::start_rows(request, row_bytes, remote, cache, take)
     }
 
     /// One row's share of the bytes of its block, latents and text.
@@ -385,7 +404,7 @@ fn read_description(root: &Path, remote: &Remote) -> Result<(Manifest, BlockTabl
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::{fs, io, os::unix::fs::FileExt};
 
     use half::f16;
@@ -432,7 +451,7 @@ mod tests {
     }
 
     /// A data set of one bucket: train objects of 70 and 5 rows, a test object of 33.
-    fn write(root: &Path) -> Manifest {
+    pub(crate) fn write(root: &Path) -> Manifest {
         let codec = Codec {
             vae: "test".to_owned(),
             hash: "00".repeat(32),

@@ -15,6 +15,7 @@ use half::f16;
 use crate::{
     dataset::{
         Dataset,
+        batch_latents::BatchLatents,
         fetch::{Ticket, in_turn, read},
         index::{BlockKey, ObjectRow, blocks_of},
     },
@@ -26,18 +27,22 @@ use crate::{
 /// Blocks of text that one task reads; many tasks run at once.
 const TEXTS_A_TASK: usize = 16;
 
-/// Starts reading the latents of rows, `[rows, C, h, w]` with `row_len` numbers per row, for
-/// `step`.
+/// Starts reading the latents of rows into `latents`, `[rows, C, h, w]`, for `step`.
 pub(crate) fn start_latents(
     dataset: Arc<Dataset>,
     rows: Vec<ObjectRow>,
-    row_len: usize,
+    mut latents: BatchLatents,
     step: u64,
-) -> Ticket<Vec<f16>> {
+) -> Ticket<BatchLatents> {
     Ticket::start(async move {
         let reader = dataset.clone();
         let wanted = rows.clone();
-        let (mut latents, missing) = in_turn(move || read_all(&reader, &wanted, row_len)).await?;
+        let row_len = latents.len() / rows.len();
+        let (mut latents, missing) = in_turn(move || {
+            let missing = read_all(&reader, &wanted, &mut latents)?;
+            Ok((latents, missing))
+        })
+        .await?;
         let blocks = blocks_of(missing.iter().map(|&at| rows[at]));
         let read = read_latents(&dataset, blocks, step).await?;
         for at in missing {
@@ -70,13 +75,9 @@ async fn read_latents(
     Ok(blocks.into_iter().zip(read).collect())
 }
 
-/// Reads the rows that are on the disk. Returns the latents, and the indices of the missing rows.
-fn read_all(
-    dataset: &Dataset,
-    rows: &[ObjectRow],
-    row_len: usize,
-) -> Result<(Vec<f16>, Vec<usize>)> {
-    let mut latents = vec![f16::ZERO; rows.len() * row_len];
+/// Reads the rows that are on the disk into `latents`. Returns the indices of the missing rows.
+fn read_all(dataset: &Dataset, rows: &[ObjectRow], latents: &mut [f16]) -> Result<Vec<usize>> {
+    let row_len = latents.len() / rows.len();
     let mut missing = Vec::new();
     for (at, &(object, row)) in rows.iter().enumerate() {
         let out = &mut latents[at * row_len..(at + 1) * row_len];
@@ -84,7 +85,7 @@ fn read_all(
             missing.push(at);
         }
     }
-    Ok((latents, missing))
+    Ok(missing)
 }
 
 /// Starts reading the records of rows for `step`. They are returned in no particular order.

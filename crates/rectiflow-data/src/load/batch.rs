@@ -14,13 +14,14 @@ use half::f16;
 use rayon::prelude::*;
 
 use crate::{
-    dataset::Dataset,
+    dataset::{Dataset, batch_latents::BatchLatents},
     error::Result,
     format::{
         manifest::Split,
         record::{Record, SampleId},
     },
     order::{Amount, window::RowRef},
+    remote::buffers::Buffers,
     rng::{Purpose, Rng},
     text::{
         prompt::{self, PromptSettings},
@@ -57,7 +58,7 @@ pub struct MicroBatch {
     /// Channels, height and width of a latent.
     pub latent_shape: [usize; 3],
     /// Posterior means, unscaled, `[n, C, h, w]`.
-    pub latents: Vec<f16>,
+    pub latents: BatchLatents,
     /// Ids of the samples, `[n]`.
     pub ids: Vec<SampleId>,
     /// The pass of each, from 0.
@@ -116,6 +117,8 @@ pub(crate) struct Batcher {
     split: Split,
     seed: u64,
     tokenizer: &'static Tokenizer,
+    /// Memory of the latents of dropped batches.
+    buffers: Buffers<f16>,
     /// Records by data set and bucket.
     texts: Mutex<HashMap<(u32, u32), RecordCache>>,
 }
@@ -127,6 +130,7 @@ impl Batcher {
             split,
             seed,
             tokenizer: Tokenizer::shared(),
+            buffers: Buffers::default(),
             texts: Mutex::default(),
         }
     }
@@ -139,6 +143,11 @@ impl Batcher {
     /// A data set of the run.
     pub(crate) fn source(&self, data: u32) -> &Source {
         &self.sources[data as usize]
+    }
+
+    /// Memory for the latents of batches.
+    pub(crate) fn buffers(&self) -> &Buffers<f16> {
+        &self.buffers
     }
 
     /// Chunk counts of samples of one bucket, on all cores.
@@ -173,7 +182,7 @@ impl Batcher {
             rows.push(u64::from(row_ref.row));
         }
         let row_len: usize = dataset.latent_shape(members.bucket).iter().product();
-        let mut latents = vec![f16::ZERO; rows.len() * row_len];
+        let mut latents = BatchLatents::unwritten(&self.buffers, rows.len() * row_len);
         dataset.read_latents(self.split, members.bucket, &rows, &mut latents)?;
         Ok(self.finish(members, &records, latents))
     }
@@ -183,7 +192,7 @@ impl Batcher {
         &self,
         members: &Members,
         records: &[&Record],
-        latents: Vec<f16>,
+        latents: BatchLatents,
     ) -> MicroBatch {
         let Source {
             dataset,

@@ -2,27 +2,29 @@
 //! in order.
 //!
 //! A scout walks the order ahead of the consumer and finds the windows that this rank needs, in the
-//! order in which it needs them. While there is room, each is admitted: all requests for its text
-//! and latents start at once and complete in any order. A window's text is decoded, its prompts are
-//! drawn and its samples arranged when its first micro-batch is due, or earlier if its text has
-//! arrived; its bytes are released with its last micro-batch. Bytes are reserved before they are
-//! requested, so the limit is a hard one. The constructor checks that the limit covers all windows
-//! that can be open at once (`setup`), so waiting always ends.
+//! order in which it needs them. While there is room and the window is needed soon (`horizon`),
+//! each is admitted: all requests for its text start at once and complete in any order. Its text is
+//! decoded, its prompts are drawn and its samples arranged when its first micro-batch is due, or
+//! earlier if its text has arrived. Then all requests for its latents start, whose rows go straight
+//! to their micro-batches (`scatter`). Its bytes are released micro-batch by micro-batch. Bytes are
+//! reserved before they are requested, so the limit is a hard one. The constructor checks that the
+//! limit covers all windows that can be open at once (`setup`), so waiting always ends.
 
 use std::{
     collections::{HashMap, VecDeque},
     sync::atomic::AtomicBool,
+    time::Instant,
 };
 
-use half::f16;
 use rayon::prelude::*;
 
 use crate::{
-    dataset::index::ObjectRow,
+    dataset::{batch_latents::BatchLatents, index::ObjectRow},
     error::Result,
     format::{manifest::Split, record::Record},
     load::{
         batch::{Members, MicroBatch, Step},
+        horizon::Horizon,
         incoming_window::{Arranged, IncomingWindow, Wanted},
         setup::LoaderSetup,
     },
@@ -33,8 +35,7 @@ use crate::{
     },
 };
 
-/// The scout is at most this many steps ahead. Further ahead, it would fetch small data sets epochs
-/// before they are needed.
+/// The scout is at most this many steps ahead.
 const STEPS_AHEAD: u64 = 256;
 
 /// Stream, first micro-batch, length.
@@ -47,9 +48,11 @@ fn key(slot: &Slot) -> WindowKey {
 /// A micro-batch of which everything has arrived.
 struct Due {
     window: WindowKey,
+    /// Its number in the window.
+    number: usize,
     members: Members,
     /// Its latents, if they were read row by row.
-    rows: Option<Vec<f16>>,
+    rows: Option<BatchLatents>,
 }
 
 /// Reads the steps of one rank.
@@ -71,6 +74,7 @@ pub(crate) struct Feed<'a> {
     /// Windows whose text has not been read, in the order in which they are needed.
     unread: VecDeque<Slot>,
     held_bytes: u64,
+    horizon: Horizon,
 }
 
 impl<'a> Feed<'a> {
@@ -89,6 +93,7 @@ impl<'a> Feed<'a> {
             admitted: HashMap::new(),
             unread: VecDeque::new(),
             held_bytes: 0,
+            horizon: Horizon::new(setup),
         }
     }
 
@@ -97,9 +102,14 @@ impl<'a> Feed<'a> {
     /// # Errors
     /// The error of a read; after `stop` is set, an error that the caller discards.
     pub(crate) fn step(&mut self, step: u64) -> Result<Step> {
+        self.horizon.begin_step(Instant::now());
         let plan = self.steps.plan(step);
         self.admit_needed(step)?;
         let slots: Vec<Slot> = self.setup.slots_of(&plan).collect();
+        // All latents are requested before the first are waited for.
+        for slot in &slots {
+            self.arrange(slot)?;
+        }
         let mut due = Vec::with_capacity(slots.len());
         for slot in &slots {
             due.push(self.arrive(slot)?);
@@ -122,15 +132,15 @@ impl<'a> Feed<'a> {
         })
     }
 
-    /// Waits for everything that a slot's micro-batch needs.
+    /// Waits for the latents of an arranged slot's micro-batch.
     fn arrive(&mut self, slot: &Slot) -> Result<Due> {
-        self.arrange(slot)?;
         let members = self.members(slot);
         let dataset = self.setup.dataset(members.data);
         let stop = self.stop;
         let rows = self.window(slot).arrive(dataset, &members, stop)?;
         Ok(Due {
             window: key(slot),
+            number: (slot.index - slot.window_first) as usize,
             members,
             rows,
         })
@@ -163,8 +173,16 @@ impl<'a> Feed<'a> {
             while self.waiting.is_empty() && self.scout_step <= step + STEPS_AHEAD {
                 self.scout();
             }
+            let Some(&(needed, slot)) = self.waiting.front() else {
+                return;
+            };
+            let data = self.setup.stream(&slot).data;
+            let is_remote = self.setup.dataset(data).is_remote();
+            let is_near = self
+                .horizon
+                .covers(needed - step, slot.window_len, is_remote);
             let room = self.setup.read_ahead_bytes.saturating_sub(self.held_bytes);
-            if self.waiting.is_empty() || !self.admit_next(room).unwrap_or(false) {
+            if !is_near || !self.admit_next(room).unwrap_or(false) {
                 return;
             }
         }
@@ -288,7 +306,12 @@ impl<'a> Feed<'a> {
         // Latents.
         let window = self.window(slot);
         window.arranged = Some(Arranged { row_refs, records });
-        window.start_rows(dataset, stream.bucket, slot.size as usize)
+        window.start_latents(
+            dataset,
+            stream.bucket,
+            slot.size as usize,
+            setup.batcher.buffers(),
+        )
     }
 
     /// The records of a window's samples by row of the bucket, taken from `records`.
@@ -327,12 +350,12 @@ impl<'a> Feed<'a> {
     fn assemble(&self, due: Due) -> Result<MicroBatch> {
         let Due {
             window,
+            number,
             members,
             rows,
         } = due;
         let window = &self.admitted[&window];
-        let dataset = self.setup.dataset(members.data);
-        let latents = window.latents(dataset, &members, rows)?;
+        let latents = window.latents(number, rows)?;
         let arranged = window
             .arranged
             .as_ref()
@@ -346,10 +369,10 @@ impl<'a> Feed<'a> {
 
     fn release(&mut self, slot: &Slot) {
         let window = self.window(slot);
-        window.left -= 1;
-        if window.left == 0 {
-            let held_bytes = window.held_bytes;
-            self.held_bytes -= held_bytes;
+        let released = window.release();
+        let is_empty = window.left == 0;
+        self.held_bytes -= released;
+        if is_empty {
             self.admitted.remove(&key(slot));
         }
     }

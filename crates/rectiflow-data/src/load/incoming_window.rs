@@ -1,9 +1,7 @@
-//! A window being read: first its pending requests, then its text, its arranged samples and their
-//! latents.
+//! A window being read: first its text, then its arranged samples, then their latents.
 //!
 //! A window consists of whole blocks, except in the later passes of `owned` mode: there it consists
-//! of single rows, whose latents are requested per micro-batch once it is arranged
-//! (`dataset::rows`).
+//! of single rows, whose latents are requested per micro-batch (`dataset::rows`).
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -17,15 +15,19 @@ use rayon::prelude::*;
 use crate::{
     dataset::{
         Dataset,
+        batch_latents::BatchLatents,
         fetch::Ticket,
         index::ObjectRow,
         rows::{start_latents, start_records},
     },
     error::{Error, Result},
     format::{block_table::BLOCK_ROWS, manifest::Split, record::Record},
-    load::batch::Members,
+    load::{batch::Members, scatter::Scatter},
     order::{pass::RUN_BLOCKS, window::RowRef},
-    remote::request::{ObjectFile, Request, coalesce},
+    remote::{
+        buffers::Buffers,
+        request::{ObjectFile, Request, coalesce},
+    },
 };
 
 /// What a window needs from its data set.
@@ -73,7 +75,7 @@ impl Wanted {
 /// A window whose requests have started.
 #[derive(Debug)]
 pub(crate) struct IncomingWindow {
-    pub(crate) held_bytes: u64,
+    held_bytes: u64,
     /// The first step that needs it.
     step: u64,
     content: Content,
@@ -87,28 +89,36 @@ pub(crate) struct IncomingWindow {
 #[derive(Debug)]
 enum Content {
     Blocks {
-        text: Vec<Blocks>,
-        latents: Vec<Blocks>,
+        text: Vec<TextBlocks>,
+        /// Requests for latents, which start once the window is arranged.
+        wanted: Vec<Request>,
+        latents: Vec<LatentBlocks>,
+        /// Where the latents go, once the window is arranged.
+        scatter: Option<Arc<Scatter>>,
     },
     Rows {
         text: Vec<Arriving<Vec<(ObjectRow, Record)>>>,
         /// One for each micro-batch that is still to be delivered, once the window is arranged.
-        latents: VecDeque<Arriving<Vec<f16>>>,
+        latents: VecDeque<Arriving<BatchLatents>>,
     },
 }
 
 impl Content {
     fn of_blocks(dataset: &Dataset, requests: Vec<Request>) -> Self {
         let mut text = Vec::new();
-        let mut latents = Vec::new();
+        let mut wanted = Vec::new();
         for request in requests {
-            let to = match request.file {
-                ObjectFile::Text => &mut text,
-                ObjectFile::Latents => &mut latents,
-            };
-            to.push(Blocks::start(dataset, request));
+            match request.file {
+                ObjectFile::Text => text.push(TextBlocks::start(dataset, request)),
+                ObjectFile::Latents => wanted.push(request),
+            }
         }
-        Self::Blocks { text, latents }
+        Self::Blocks {
+            text,
+            wanted,
+            latents: Vec::new(),
+            scatter: None,
+        }
     }
 
     fn of_rows(dataset: &Arc<Dataset>, rows: Vec<ObjectRow>, step: u64) -> Self {
@@ -127,21 +137,43 @@ pub(crate) struct Arranged {
     pub(crate) records: HashMap<u32, Record>,
 }
 
-/// Blocks of one request.
+/// Blocks of text of one request.
 #[derive(Debug)]
-struct Blocks {
+struct TextBlocks {
     object: usize,
     first: u32,
     /// One for each block.
     bytes: Arriving<Vec<Bytes>>,
 }
 
-impl Blocks {
+impl TextBlocks {
     fn start(dataset: &Dataset, request: Request) -> Self {
         Self {
             object: request.object,
             first: request.first,
             bytes: Arriving::UnderWay(dataset.start_request(request)),
+        }
+    }
+}
+
+/// Blocks of latents of one request, which go to a [`Scatter`].
+#[derive(Debug)]
+struct LatentBlocks {
+    object: usize,
+    first: u32,
+    placed: Arriving<()>,
+}
+
+impl LatentBlocks {
+    fn start(dataset: &Dataset, request: Request, scatter: &Arc<Scatter>) -> Self {
+        let scatter = scatter.clone();
+        let object = request.object;
+        Self {
+            object,
+            first: request.first,
+            placed: Arriving::UnderWay(dataset.start_latent_rows(request, move |row, bytes| {
+                scatter.place((object, row), bytes);
+            })),
         }
     }
 }
@@ -176,20 +208,28 @@ impl IncomingWindow {
         }
     }
 
+    /// Releases a delivered micro-batch. Returns the bytes that the window holds no longer.
+    pub(crate) fn release(&mut self) -> u64 {
+        let released = self.held_bytes / u64::from(self.left);
+        self.held_bytes -= released;
+        self.left -= 1;
+        released
+    }
+
     /// Waits for the latents that a micro-batch needs. Returns them if they were read row by row.
     pub(crate) fn arrive(
         &mut self,
         dataset: &Dataset,
         members: &Members,
         stop: &AtomicBool,
-    ) -> Result<Option<Vec<f16>>> {
+    ) -> Result<Option<BatchLatents>> {
         match &mut self.content {
             Content::Blocks { latents, .. } => {
                 for row_ref in &members.row_refs {
                     let (object, row) =
                         dataset.locate(Split::Train, members.bucket, row_ref.row.into())?;
                     let at = position(latents, object, row / BLOCK_ROWS);
-                    latents[at].bytes.arrive(stop)?;
+                    latents[at].placed.arrive(stop)?;
                 }
                 Ok(None)
             }
@@ -227,73 +267,69 @@ impl IncomingWindow {
         }
     }
 
-    /// Starts reading the latents of an arranged window of single rows, in micro-batches of `size`.
-    /// Does nothing for a window of blocks.
-    pub(crate) fn start_rows(
+    /// Starts reading the latents of an arranged window, in micro-batches of `size`.
+    pub(crate) fn start_latents(
         &mut self,
         dataset: &Arc<Dataset>,
         bucket: u32,
         size: usize,
+        buffers: &Buffers<f16>,
     ) -> Result<()> {
-        let Content::Rows { latents, .. } = &mut self.content else {
-            return Ok(());
-        };
         let arranged = self.arranged.as_ref().expect("the caller has arranged it");
-        let row_refs = &arranged.row_refs;
-        let row_len = dataset.latent_shape(bucket).iter().product();
-        for row_refs in row_refs[row_refs.len() - self.left as usize * size..].chunks_exact(size) {
-            let mut rows = Vec::with_capacity(size);
-            for row_ref in row_refs {
-                rows.push(dataset.locate(Split::Train, bucket, row_ref.row.into())?);
+        let row_len: usize = dataset.latent_shape(bucket).iter().product();
+        let mut rows = Vec::with_capacity(arranged.row_refs.len());
+        for row_ref in &arranged.row_refs {
+            rows.push(dataset.locate(Split::Train, bucket, row_ref.row.into())?);
+        }
+        let num_delivered = rows.len() / size - self.left as usize;
+        match &mut self.content {
+            Content::Blocks {
+                wanted,
+                latents,
+                scatter,
+                ..
+            } => {
+                let places = Scatter::new(dataset, &rows, row_len, size, num_delivered, buffers);
+                let places = Arc::new(places);
+                for request in wanted.drain(..) {
+                    latents.push(LatentBlocks::start(dataset, request, &places));
+                }
+                *scatter = Some(places);
             }
-            let ticket = start_latents(dataset.clone(), rows, row_len, self.step);
-            latents.push_back(Arriving::UnderWay(ticket));
+            Content::Rows { latents, .. } => {
+                for rows in rows.chunks_exact(size).skip(num_delivered) {
+                    let out = BatchLatents::unwritten(buffers, size * row_len);
+                    let ticket = start_latents(dataset.clone(), rows.to_vec(), out, self.step);
+                    latents.push_back(Arriving::UnderWay(ticket));
+                }
+            }
         }
         Ok(())
     }
 
-    /// The latents of a micro-batch that has arrived: `rows` if they were read row by row.
+    /// The latents of the window's micro-batch `number`, which has arrived: `rows` if they were
+    /// read row by row.
     pub(crate) fn latents(
         &self,
-        dataset: &Dataset,
-        members: &Members,
-        rows: Option<Vec<f16>>,
-    ) -> Result<Vec<f16>> {
+        number: usize,
+        rows: Option<BatchLatents>,
+    ) -> Result<BatchLatents> {
         match (rows, &self.content) {
             (Some(rows), _) => Ok(rows),
-            (None, Content::Blocks { latents, .. }) => copy_rows(dataset, latents, members),
-            (None, Content::Rows { .. }) => {
-                unreachable!("a window of rows returns them from `arrive`")
-            }
+            (
+                None,
+                Content::Blocks {
+                    scatter: Some(scatter),
+                    ..
+                },
+            ) => scatter.take(number),
+            (None, _) => unreachable!("`arrive` has waited for the latents"),
         }
     }
 }
 
-/// The latents of a micro-batch, from blocks that have arrived.
-fn copy_rows(dataset: &Dataset, latents: &[Blocks], members: &Members) -> Result<Vec<f16>> {
-    let row_len = dataset
-        .latent_shape(members.bucket)
-        .iter()
-        .product::<usize>();
-    let mut out = Vec::with_capacity(members.row_refs.len() * row_len);
-    for row_ref in &members.row_refs {
-        let (object, row) = dataset.locate(Split::Train, members.bucket, row_ref.row.into())?;
-        let blocks = &latents[position(latents, object, row / BLOCK_ROWS)];
-        let Arriving::Here(bytes) = &blocks.bytes else {
-            unreachable!("`arrive` has waited for the block")
-        };
-        dataset.append_row(
-            object,
-            row,
-            &bytes[(row / BLOCK_ROWS - blocks.first) as usize],
-            &mut out,
-        )?;
-    }
-    Ok(out)
-}
-
 /// Index of the request that holds a block. Requests are sorted by object and block.
-fn position(latents: &[Blocks], object: usize, block: u32) -> usize {
+fn position(latents: &[LatentBlocks], object: usize, block: u32) -> usize {
     latents.partition_point(|blocks| (blocks.object, blocks.first) <= (object, block)) - 1
 }
 
@@ -331,13 +367,13 @@ impl<T: Send + 'static> Arriving<T> {
 /// Waits for blocks of text and decodes them. The bytes are dropped.
 fn decode_records(
     dataset: &Dataset,
-    text: &mut Vec<Blocks>,
+    text: &mut Vec<TextBlocks>,
     stop: &AtomicBool,
 ) -> Result<HashMap<ObjectRow, Record>> {
     for blocks in &mut *text {
         blocks.bytes.arrive(stop)?;
     }
-    let decode = |blocks: &Blocks| match &blocks.bytes {
+    let decode = |blocks: &TextBlocks| match &blocks.bytes {
         Arriving::Here(bytes) => dataset.decode_text(blocks.object, blocks.first, bytes),
         Arriving::UnderWay(_) => unreachable!("`arrive` has returned"),
     };

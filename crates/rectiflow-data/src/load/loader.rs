@@ -3,7 +3,8 @@
 //! `order`, `epoch`, `lanes` and `window` decide which samples a step holds; `batch` and, in
 //! `window` and `owned` mode, `feed` read their bytes and text. The thread works at most two steps
 //! ahead of the consumer (one is ready, one in progress) and uses rayon's threads for prompts and
-//! micro-batches. Timing never changes what is delivered. An error reaches the consumer at the step
+//! micro-batches. In `local` mode steps of few micro-batches are read in groups (`local_reader`).
+//! Timing never changes what is delivered. An error reaches the consumer at the step
 //! that it belongs to; the next call tries that step again. Dropping the loader ends the thread.
 
 use std::{
@@ -16,22 +17,17 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use crossbeam_channel::{Receiver, Sender, bounded};
-use rayon::prelude::*;
-
 use crate::{
     error::{Error, Result},
     load::{
-        batch::{Members, MicroBatch, Source, Step},
+        batch::{Source, Step},
         feed::Feed,
+        local_reader::{LocalReader, group_len},
         setup::LoaderSetup,
     },
-    order::{
-        Order, OrderSettings, RankOf, Stream,
-        epoch::{StepPlan, Steps},
-        window::{RowRef, Windows},
-    },
+    order::{Order, OrderSettings, RankOf, epoch::Steps, window::Windows},
 };
+use crossbeam_channel::{Receiver, Sender, bounded};
 
 /// An endless sequence of steps.
 #[derive(Debug)]
@@ -242,7 +238,7 @@ struct ReadAhead {
 
 impl ReadAhead {
     fn start(setup: Arc<LoaderSetup>, from: u64) -> Self {
-        let (sender, steps) = bounded(1);
+        let (sender, steps) = bounded(group_len(&setup));
         let stop = Arc::new(AtomicBool::new(false));
         let flag = stop.clone();
         let thread = thread::Builder::new()
@@ -287,90 +283,19 @@ impl Drop for ReadAhead {
 fn read(setup: &LoaderSetup, from: u64, sender: &Sender<Result<Step>>, stop: &AtomicBool) {
     if setup.order.settings().mode.has_windows() {
         let mut feed = Feed::new(setup, from, stop);
-        send_steps(from, sender, |step| Some(feed.step(step)));
+        send_steps(from, sender, |step| feed.step(step));
     } else {
-        let mut reader = LocalReader {
-            setup,
-            stop,
-            steps: Steps::new(setup.order.clone()),
-            windows: Windows::new(setup.order.clone()),
-        };
-        send_steps(from, sender, |step| reader.step(step));
+        LocalReader::new(setup, from, stop).send(sender);
     }
 }
 
-/// Sends the steps that `read` returns, until it returns `None` or an error, or no receiver is
-/// left.
-fn send_steps(
-    from: u64,
-    sender: &Sender<Result<Step>>,
-    mut read: impl FnMut(u64) -> Option<Result<Step>>,
-) {
+/// Sends the steps that `read` returns, until it returns an error or no receiver is left.
+fn send_steps(from: u64, sender: &Sender<Result<Step>>, mut read: impl FnMut(u64) -> Result<Step>) {
     for step in from.. {
-        let Some(read) = read(step) else {
-            return;
-        };
+        let read = read(step);
         let has_failed = read.is_err();
         if sender.send(read).is_err() || has_failed {
             return;
         }
-    }
-}
-
-/// Reads the steps of one rank in `local` mode.
-struct LocalReader<'a> {
-    setup: &'a LoaderSetup,
-    /// Set when the steps are no longer wanted.
-    stop: &'a AtomicBool,
-    steps: Steps,
-    windows: Windows,
-}
-
-impl LocalReader<'_> {
-    /// Reads one step. Returns `None` once `stop` is set.
-    fn step(&mut self, step: u64) -> Option<Result<Step>> {
-        let plan = self.steps.plan(step);
-        let members = match self.members(&plan)? {
-            Ok(members) => members,
-            Err(error) => return Some(Err(error)),
-        };
-        let micro_batches: Vec<Result<MicroBatch>> = members
-            .par_iter()
-            .map(|members| self.assemble(members))
-            .collect::<Option<_>>()?;
-        let micro_batches: Result<Vec<MicroBatch>> = micro_batches.into_iter().collect();
-        Some(micro_batches.map(|micro_batches| Step {
-            step,
-            epoch: plan.epoch,
-            num_samples: plan.num_samples,
-            micro_batches,
-        }))
-    }
-
-    fn members(&mut self, plan: &StepPlan) -> Option<Result<Vec<Members>>> {
-        let setup = self.setup;
-        let mut members = Vec::with_capacity(setup.slots.len());
-        for slot in setup.slots_of(plan) {
-            if self.is_stopped() {
-                return None;
-            }
-            let count = |stream: &Stream, row_refs: &[RowRef]| setup.count(stream, row_refs);
-            match self.windows.samples(&slot, count) {
-                Ok(row_refs) => members.push(setup.members(&slot, row_refs)),
-                Err(error) => return Some(Err(error)),
-            }
-        }
-        Some(Ok(members))
-    }
-
-    fn assemble(&self, members: &Members) -> Option<Result<MicroBatch>> {
-        if self.is_stopped() {
-            return None;
-        }
-        Some(self.setup.batcher.assemble(members))
-    }
-
-    fn is_stopped(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
     }
 }

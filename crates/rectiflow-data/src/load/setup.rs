@@ -90,7 +90,7 @@ impl LoaderSetup {
     }
 
     /// Lanes that this rank runs.
-    fn lanes(&self) -> Vec<usize> {
+    pub(crate) fn lanes(&self) -> Vec<usize> {
         let RankOf { rank, ranks } = self.rank;
         lanes_of(&self.order, ranks, rank..rank + 1)
     }

@@ -30,6 +30,16 @@ struct Pool<T> {
     most_lent_len: usize,
 }
 
+impl<T: Clone + Default> Buffers<T> {
+    /// A buffer of exactly `len` values, whose content is left over or the default: for callers
+    /// that write all of it.
+    pub(crate) fn take_filled(&self, len: usize) -> Lent<T> {
+        let mut buffer = self.lend(len);
+        buffer.resize(len, T::default());
+        buffer
+    }
+}
+
 impl<T> Buffers<T> {
     fn lock(&self) -> MutexGuard<'_, Pool<T>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -37,6 +47,13 @@ impl<T> Buffers<T> {
 
     /// An empty buffer with room for `len` values.
     pub(crate) fn take(&self, len: usize) -> Lent<T> {
+        let mut buffer = self.lend(len);
+        buffer.clear();
+        buffer
+    }
+
+    /// A buffer with room for `len` values that holds what its last user left.
+    fn lend(&self, len: usize) -> Lent<T> {
         let mut pool = self.lock();
         // A buffer that is much too large would waste the rest of its memory.
         let fits = |buffer: &Vec<T>| (len..=len.saturating_mul(2)).contains(&buffer.capacity());
@@ -58,8 +75,7 @@ impl<T> Buffers<T> {
         }
     }
 
-    fn take_back(&self, mut values: Vec<T>, lent_len: usize) {
-        values.clear();
+    fn take_back(&self, values: Vec<T>, lent_len: usize) {
         let mut pool = self.lock();
         pool.lent_len -= lent_len;
         // A buffer that was moved out has no capacity left.
@@ -116,6 +132,14 @@ pub(crate) struct Lent<T> {
     /// Its capacity when it was lent.
     lent_len: usize,
     pool: Buffers<T>,
+}
+
+impl<T: Clone> Clone for Lent<T> {
+    fn clone(&self) -> Self {
+        let mut copy = self.pool.take(self.values.len());
+        copy.extend_from_slice(&self.values);
+        copy
+    }
 }
 
 impl Lent<u8> {
@@ -188,6 +212,17 @@ mod tests {
         let near = body(&pool, LEAST_BYTES / 4 * 3);
         assert!(idle(&pool).is_empty());
         drop(near);
+    }
+
+    #[test]
+    fn a_filled_buffer_has_its_length_and_an_empty_one_none() {
+        let pool = Buffers::<u8>::default();
+        drop(body(&pool, LEAST_BYTES));
+        let left = pool.take_filled(LEAST_BYTES - 1);
+        assert_eq!(left[..], vec![7; LEAST_BYTES - 1]);
+        drop(left);
+        assert_eq!(pool.take_filled(LEAST_BYTES)[LEAST_BYTES - 2..], [7, 0]);
+        assert!(pool.take(LEAST_BYTES).is_empty());
     }
 
     #[test]

@@ -168,6 +168,65 @@ impl Remote {
         self.read(&Target { name, range }, limit, check).await
     }
 
+    /// Reads the bytes `range` of the object `name` in parts of `part_len` bytes and passes each to
+    /// what `begin` returns, as soon as it is there. If a part is refused or the body is cut, all
+    /// are requested again, and `begin` is called again.
+    pub(crate) async fn read_parts<T>(
+        &self,
+        name: &str,
+        range: Range<u64>,
+        part_len: usize,
+        begin: impl Fn() -> T,
+    ) -> Result<()>
+    where
+        T: FnMut(&[u8]) -> Result<()>,
+    {
+        let range = Some(range);
+        let target = Target { name, range };
+        self.retried(&target, || self.attempt_parts(&target, part_len, begin()))
+            .await
+    }
+
+    /// One request, whose parts are taken as they arrive.
+    async fn attempt_parts(
+        &self,
+        target: &Target<'_>,
+        part_len: usize,
+        mut take: impl FnMut(&[u8]) -> Result<()>,
+    ) -> std::result::Result<(), Failure> {
+        let stall = self.network.stall_timeout;
+        let range = target.range.clone().unwrap_or_default();
+        let expected = (range.end - range.start) as usize;
+        let mut body = self.request(target).await?.into_stream();
+        let mut part = self.buffers.take(part_len);
+        let mut num_read = 0;
+        while num_read <= expected {
+            let Ok(chunk) = timeout(stall, body.next()).await else {
+                return Err(stalled(stall, num_read));
+            };
+            let Some(chunk) = chunk else {
+                break;
+            };
+            let mut chunk = chunk.map_err(|error| self.classify(target, &error))?;
+            num_read += chunk.len();
+            // A chunk can end one part and begin the next. Bytes beyond the range are no part.
+            chunk.truncate(chunk.len() - num_read.saturating_sub(expected).min(chunk.len()));
+            while !chunk.is_empty() {
+                let missing = part_len - part.len();
+                part.extend_from_slice(&chunk.split_to(missing.min(chunk.len())));
+                if part.len() == part_len {
+                    take(&part).map_err(|error| Failure::Passing(Reason::Check(error)))?;
+                    part.clear();
+                }
+            }
+        }
+        if num_read == expected {
+            return Ok(());
+        }
+        let reason = format!("the body has {num_read} bytes, expected {expected}");
+        Err(Failure::Passing(Reason::Words(reason)))
+    }
+
     /// Length of the object `name`.
     pub(crate) async fn len(&self, name: &str) -> Result<u64> {
         let key = self.key(name);

@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use crate::{
     error::Result,
-    remote::block_checksum::{BlockChecksum, num_bytes},
+    remote::block_checksum::{BlockChecksum, BlockVerifier, num_bytes},
 };
 
 /// One of an object's two files.
@@ -61,6 +61,11 @@ impl Request {
             blocks.push(block);
         }
         Ok(blocks)
+    }
+
+    /// Verifies the bytes of its blocks as they come.
+    pub(crate) fn verifier(&self) -> BlockVerifier<'_> {
+        BlockVerifier::new(&self.blocks, &self.path, self.start)
     }
 
     /// The request for some of its blocks.
