@@ -63,9 +63,12 @@ fn write_picture(path: &Path, mark: u8) {
         .unwrap();
 }
 
+/// Names and contents; a picture's contents do not matter.
+type Files<'a> = &'a [(&'a str, &'a str)];
+
 #[test]
 fn no_usable_picture_is_a_failure_with_the_commonest_reasons() {
-    let cases: [(&[(&str, &str)], &[&str]); 5] = [
+    let cases: [(Files, &[&str]); 5] = [
         (&[], &["has no files"]),
         (
             &[("a.png", ""), ("b.png", ""), ("c.png", "")],

@@ -437,21 +437,22 @@ fn every_command_takes_every_kind_of_model_or_says_why_not() {
     a_single_file_stands_for_the_folder(&fixture);
 }
 
-/// A name without ending is completed, folders are made, and what cannot be right is refused.
+/// Exports the folder as a single file named `out`.
+fn export(fixture: &Fixture, out: &str) -> Output {
+    let (model, out) = (fixture.path("diffusers"), fixture.path(out));
+    let arguments = [
+        "export",
+        "--model",
+        text(&model),
+        "--format",
+        "single-file",
+        "--json",
+    ];
+    rectiflow(&[&arguments[..], &["--out", text(&out)]].concat())
+}
+
+/// A name without ending is completed, and folders are made.
 fn names_of_exports(fixture: &Fixture) {
-    let model = fixture.path("diffusers");
-    let export = |out: &str| {
-        let out = fixture.path(out);
-        let arguments = [
-            "export",
-            "--model",
-            text(&model),
-            "--format",
-            "single-file",
-            "--json",
-        ];
-        rectiflow(&[&arguments[..], &["--out", text(&out)]].concat())
-    };
     for (out, written) in [
         ("names/noext", "names/noext.safetensors"),
         (
@@ -462,7 +463,7 @@ fn names_of_exports(fixture: &Fixture) {
         ("names/X.SAFETENSORS", "names/X.SAFETENSORS"),
         ("names/x.sft", "names/x.sft"),
     ] {
-        let output = export(out);
+        let output = export(fixture, out);
         assert!(output.status.success(), "{out}: {}", stderr(&output));
         let answer = String::from_utf8_lossy(&output.stdout).into_owned();
         let answer: serde_json::Value = serde_json::from_str(answer.trim()).expect("JSON");
@@ -476,6 +477,12 @@ fn names_of_exports(fixture: &Fixture) {
             "{out}"
         );
     }
+    names_that_are_refused(fixture);
+}
+
+/// A name that cannot be right is refused, with what to write instead.
+fn names_that_are_refused(fixture: &Fixture) {
+    let model = fixture.path("diffusers");
     fs::write(fixture.path("a-file"), b"x").expect("written");
     for (out, code, words) in [
         ("names/x.ckpt", 2, &["x.safetensors", ".ckpt"][..]),
@@ -484,7 +491,7 @@ fn names_of_exports(fixture: &Fixture) {
         ("names", 2, &["is a folder"]),
         ("a-file/x", 1, &["a-file"]),
     ] {
-        let output = export(out);
+        let output = export(fixture, out);
         let message = stderr(&output);
         assert_eq!(output.status.code(), Some(code), "{out}: {message}");
         for word in words {
