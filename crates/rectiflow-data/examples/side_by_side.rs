@@ -3,8 +3,8 @@
 //! Packs the samples, serves them and the other engines' copies, and reads them with this crate's
 //! loader.
 //!
-//!     side_by_side pack FOLDER       FOLDER/train, 16,000 samples in 40 buckets, FOLDER/test, 2,048
-//!                                    in 300, and FOLDER/disk, 4,000 in 20; 2.8 GB
+//!     side_by_side pack FOLDER       FOLDER/train, 16,000 samples in 40 buckets, FOLDER/test,
+//!                                    2,048 in 300, and FOLDER/disk, 4,000 in 20; 2.8 GB
 //!     side_by_side serve FOLDER      an object store whose buckets are the folders in FOLDER
 //!     side_by_side train URL SECS    one epoch in training's order, or SECS seconds of it
 //!     side_by_side test URL SECS     the test set in the test loss's order
