@@ -7,6 +7,7 @@ use clap::ValueEnum;
 use rectiflow_sdxl::{
     forward::{Pass, forward},
     model::{Component, OpenOptions},
+    tensor_file::TensorFile,
 };
 use rectiflow_train::components::Components;
 use serde_json::{Map, Value, json};
@@ -78,6 +79,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
         kind: args.dtype.into(),
         ..OpenOptions::default()
     };
+    // The cheapest mistake first: the model may take a while to find.
+    TensorFile::open(&args.input)?;
     let place = Components::find_one(args.part.component(), &args.model)?;
     let written = forward(
         args.part.into(),

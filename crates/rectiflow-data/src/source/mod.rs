@@ -480,6 +480,10 @@ fn no_table(kind: TableKind, contents: &Contents, num_rows: u64) -> Fault {
                 .to_owned()
         }
         (_, 0) => "it has no rows".to_owned(),
+        (TableKind::Json, rows) => format!(
+            "a JSON file of a kind that is not read: none of its {rows} rows names an image of \
+             this folder"
+        ),
         (_, rows) => format!("none of its {rows} rows names an image of this folder"),
     };
     Fault::new(Reason::UnreadKind, detail)

@@ -115,8 +115,8 @@ impl<'a> Bundle<'a> {
         Self::new(parts, model.parameterization)
     }
 
-    /// Opens components in folders of diffusers' layout, memory-mapped; `folder` returns the folder
-    /// of each component.
+    /// Opens components in folders of diffusers' layout or in single files, memory-mapped;
+    /// `folder` returns the place of each component.
     ///
     /// # Errors
     /// An error if a folder, a configuration or a file is unusable; [`Error::Weights`] if tensors
@@ -127,7 +127,13 @@ impl<'a> Bundle<'a> {
     ) -> Result<Self> {
         let mut parts = BTreeMap::new();
         for component in Component::ALL {
-            parts.insert(component, part_in_folder(component, &folder(component))?);
+            let place = folder(component);
+            let part = if place.is_file() {
+                part_in_file(component, &mut SingleFile::open(&place)?)?
+            } else {
+                part_in_folder(component, &place)?
+            };
+            parts.insert(component, part);
         }
         Self::new(parts, parameterization)
     }

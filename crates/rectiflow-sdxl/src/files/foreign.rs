@@ -123,6 +123,7 @@ const RELATIVES: [(&[usize], &str); 4] = [
     (&[2, 5], "KOALA-700M"),
     (&[2, 6], "KOALA-1B"),
 ];
+const SDXL_WIDTH: i64 = 320;
 const SDXL_DEPTHS: [usize; 4] = [2, 2, 10, 10];
 
 /// Says what a file is and what to do, if its UNet is a relative of SDXL with other sizes; `shape`
@@ -146,6 +147,7 @@ pub(crate) fn relative<'a>(
                     .into(),
             );
         }
+        Some([width, ..]) if *width != SDXL_WIDTH => return None,
         _ => {}
     }
     let depths = depths(names);
