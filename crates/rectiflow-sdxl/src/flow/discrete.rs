@@ -14,8 +14,8 @@ pub const NUM_STEPS: usize = 1000;
 const BETA_START: f64 = 0.00085;
 const BETA_END: f64 = 0.012;
 
-/// The `alpha_bar` in place of 0 that gives the last step of a zero-terminal-SNR schedule a finite
-/// sigma, 4518.76. ComfyUI, Forge and reForge use the same number.
+/// The `alpha_bar` in place of 0 with which the last sigma of a zero-terminal-SNR schedule is
+/// finite, 4518.76. ComfyUI, Forge and reForge use the same number.
 const LAST_ALPHA_BAR: f64 = 4.897_345_189_085_343_5e-8;
 
 /// The noise levels of the training steps.
