@@ -3,8 +3,8 @@
 //! GNU's OpenMP, which libtorch uses, lets a waiting thread spin for about a millisecond before it
 //! sleeps. Beside other processes a spinning thread takes the time that a working one needs: a
 //! training step takes eight times as long beside four busy processes, and 2.2 times the processor
-//! time. With [`SPINS`] it takes 4.7 times as long and 1.4 times the processor time, and is as fast
-//! as before on an idle machine, where sleeping at once (`OMP_WAIT_POLICY=passive`) costs 8%.
+//! time. With 10,000 turns it takes 4.7 times as long and 1.4 times the processor time. On an idle
+//! machine it is as fast as before, where sleeping at once (`OMP_WAIT_POLICY=passive`) costs 8%.
 //! Measured on an Intel Xeon, two cores: benches/runs/2026-11-29-busy.
 
 use std::env;
