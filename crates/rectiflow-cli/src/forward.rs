@@ -79,16 +79,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
         kind: args.dtype.into(),
         ..OpenOptions::default()
     };
-    // The cheapest mistake first: the model may take a while to find.
-    TensorFile::open(&args.input)?;
+    let input = TensorFile::open(&args.input)?;
     let place = Components::find_one(args.part.component(), &args.model)?;
-    let written = forward(
-        args.part.into(),
-        &place,
-        &args.input,
-        &args.output,
-        &options,
-    )?;
+    let written = forward(args.part.into(), &place, &input, &args.output, &options)?;
     let output = args.output.display();
     let lines: Vec<String> = written
         .iter()

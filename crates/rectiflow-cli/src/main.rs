@@ -89,14 +89,14 @@ impl Command {
     fn uses_models(&self) -> bool {
         match self {
             Self::Prep(_)
+            | Self::Inspect(_)
             | Self::Train(_)
             | Self::Eval(_)
             | Self::Replay(_)
             | Self::Sample(_)
             | Self::Forward(_)
             | Self::Bench(_) => true,
-            Self::Inspect(_)
-            | Self::Plan(_)
+            Self::Plan(_)
             | Self::Export(_)
             | Self::Import(_)
             | Self::Report(_)

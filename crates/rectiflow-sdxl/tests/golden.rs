@@ -274,7 +274,13 @@ impl ForwardCase {
         write_tensors(&input, named, None, &[]).unwrap();
         let options = OpenOptions::default();
         let output = folder.join("out");
-        let written = forward(self.pass, &golden(self.model), &input, &output, &options)?;
+        let written = forward(
+            self.pass,
+            &golden(self.model),
+            &TensorFile::open(&input)?,
+            &output,
+            &options,
+        )?;
         Ok(written.len())
     }
 }

@@ -263,13 +263,7 @@ fn v_exports_carry_the_markers_that_other_tools_go_by_and_others_none() {
 fn a_scheduler_with_zero_terminal_snr_reaches_the_exports() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("model");
-    let model = tiny::model(Some(Parameterization::V));
-    export_diffusers(
-        &Bundle::of_model(&model).unwrap(),
-        &out,
-        &ExportOptions::default(),
-    )
-    .unwrap();
+    tiny::write_folder(&out, Parameterization::V);
     let weights = out.join("unet/diffusion_pytorch_model.safetensors");
     let mut contents = Contents::read(&weights);
     contents.set(OWN_KEY, None);
@@ -814,13 +808,7 @@ fn messages_name_the_file_that_was_given() {
     }
     // A folder, of which one part is another model's.
     let out = folder.path().join("model");
-    let model = tiny::model(Some(Parameterization::Flow));
-    export_diffusers(
-        &Bundle::of_model(&model).unwrap(),
-        &out,
-        &ExportOptions::default(),
-    )
-    .unwrap();
+    tiny::write_folder(&out, Parameterization::Flow);
     for (component, key, value) in [
         (Component::ClipL, "vocab_size", json!(51)),
         (Component::ClipG, "intermediate_size", json!(9)),

@@ -61,12 +61,11 @@ pub enum Pass {
 pub fn forward(
     pass: Pass,
     model: &Path,
-    input: &Path,
+    input: &TensorFile,
     output: &Path,
     options: &OpenOptions,
 ) -> Result<Vec<(&'static str, Vec<i64>)>> {
-    let input = TensorFile::open(input)?;
-    let results = tch::no_grad(|| results(pass, model, &input, options))?;
+    let results = tch::no_grad(|| results(pass, model, input, options))?;
     let named = results.iter().map(|(name, tensor)| (*name, tensor));
     write_tensors(output, named, None, &[("format", "pt")])?;
     let mut shapes = Vec::new();

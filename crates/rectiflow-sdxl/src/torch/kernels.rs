@@ -35,32 +35,25 @@ pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Torc
     // SAFETY: the function queries libtorch's operators.
     let has_onednn = unsafe { rectiflow_has_linear() } != 0;
     let by_onednn = has_onednn && Choices::here().onednn_linear;
-    let bias_pointer = bias.map_or(ptr::null(), Tensor::as_ptr);
-    let (x_pointer, weight_pointer) = (x.as_ptr(), weight.as_ptr());
-    let mut out = ptr::null_mut();
-    match x.kind() {
-        Kind::Float if by_onednn => {
-            // SAFETY: the pointers are live tensors for the whole call, and C++ creates its own
-            // references.
-            checked(unsafe {
-                rectiflow_linear(x_pointer, weight_pointer, bias_pointer, &raw mut out)
-            })?;
-        }
-        Kind::BFloat16 if Choices::here().widens_bf16 => {
-            let by_onednn = c_int::from(by_onednn);
-            // SAFETY: as above.
-            checked(unsafe {
-                rectiflow_wide_linear(
-                    x_pointer,
-                    weight_pointer,
-                    bias_pointer,
-                    by_onednn,
-                    &raw mut out,
-                )
-            })?;
-        }
-        _ => return one_product(x, weight, bias),
+    let in_fp32 = match x.kind() {
+        Kind::Float => by_onednn,
+        Kind::BFloat16 => Choices::here().widens_bf16,
+        _ => false,
+    };
+    if !in_fp32 {
+        return one_product(x, weight, bias);
     }
+    let mut out = ptr::null_mut();
+    // SAFETY: the pointers are live tensors for the whole call, and C++ creates its own references.
+    checked(unsafe {
+        rectiflow_linear(
+            x.as_ptr(),
+            weight.as_ptr(),
+            bias.map_or(ptr::null(), Tensor::as_ptr),
+            c_int::from(by_onednn),
+            &raw mut out,
+        )
+    })?;
     // SAFETY: without an error `out` is a tensor that this function owns.
     Ok(unsafe { Tensor::from_ptr(out) })
 }
@@ -221,12 +214,6 @@ unsafe extern "C" {
     ) -> *mut c_char;
     fn rectiflow_has_linear() -> c_int;
     fn rectiflow_has_attention(low: c_int) -> c_int;
-    fn rectiflow_linear(
-        x: *const C_tensor,
-        weight: *const C_tensor,
-        bias: *const C_tensor,
-        out: *mut *mut C_tensor,
-    ) -> *mut c_char;
     fn rectiflow_attention(
         query: *const C_tensor,
         key: *const C_tensor,
@@ -235,7 +222,7 @@ unsafe extern "C" {
         widens: c_int,
         out: *mut *mut C_tensor,
     ) -> *mut c_char;
-    fn rectiflow_wide_linear(
+    fn rectiflow_linear(
         x: *const C_tensor,
         weight: *const C_tensor,
         bias: *const C_tensor,

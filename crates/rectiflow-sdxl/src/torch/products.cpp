@@ -34,51 +34,23 @@ const std::optional<c10::TypedOperatorHandle<Pointwise>>& onednn() {
   return found;
 }
 
-Tensor product(const Tensor& x, const Tensor& w, const std::optional<Tensor>& b = std::nullopt) {
-  return onednn()->call(x, w, b, "none", c10::List<std::optional<at::Scalar>>(), "");
-}
-
-// x w^T + b for [*, in] and [out, in].
-struct Linear : torch::autograd::Function<Linear> {
-  static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& w, const std::optional<Tensor>& b) {
-    context->save_for_backward({x, w});
-    context->saved_data["has_bias"] = b.has_value();
-    const auto y = product(x.reshape({-1, x.size(-1)}), w, b);
-    auto shape = x.sizes().vec();
-    shape.back() = w.size(0);
-    return y.view(shape);
-  }
-
-  static variable_list backward(AutogradContext* context, variable_list gradients) {
-    const auto saved = context->get_saved_variables();
-    const auto& x = saved[0];
-    const auto& w = saved[1];
-    const auto g = gradients[0].reshape({-1, w.size(0)});
-    variable_list result(3);
-    if (context->needs_input_grad(0)) result[0] = product(g, w.t()).view(x.sizes());
-    if (context->needs_input_grad(1)) result[1] = product(g.t(), x.reshape({-1, x.size(-1)}).t());
-    // Without a bias there is no third edge to query.
-    if (context->saved_data["has_bias"].toBool() && context->needs_input_grad(2)) result[2] = g.sum(0);
-    return result;
-  }
-};
-
 // x w^T + b in fp32, by oneDNN or by libtorch's choice.
-Tensor wide_product(const Tensor& x, const Tensor& w, const std::optional<Tensor>& b, bool by_onednn) {
-  return by_onednn ? product(x, w, b) : at::linear(x, w, b);
+Tensor product(const Tensor& x, const Tensor& w, const std::optional<Tensor>& b, bool by_onednn) {
+  if (!by_onednn) return at::linear(x, w, b);
+  return onednn()->call(x, w, b, "none", c10::List<std::optional<at::Scalar>>(), "");
 }
 
 Tensor wide(const Tensor& x) { return x.to(at::kFloat); }
 
-// x w^T + b for [*, in] and [out, in] in bf16, calculated in fp32.
-struct WideLinear : torch::autograd::Function<WideLinear> {
+// x w^T + b for [*, in] and [out, in], calculated in fp32. Inputs in bf16 are widened.
+struct Linear : torch::autograd::Function<Linear> {
   static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& w, const std::optional<Tensor>& b,
                         bool by_onednn) {
     context->save_for_backward({x, w});
     context->saved_data["has_bias"] = b.has_value();
     context->saved_data["by_onednn"] = by_onednn;
     const auto bias = b ? std::optional<Tensor>(wide(*b)) : std::nullopt;
-    const auto y = wide_product(wide(x).reshape({-1, x.size(-1)}), wide(w), bias, by_onednn);
+    const auto y = product(wide(x).reshape({-1, x.size(-1)}), wide(w), bias, by_onednn);
     auto shape = x.sizes().vec();
     shape.back() = w.size(0);
     return y.to(x.scalar_type()).view(shape);
@@ -92,12 +64,12 @@ struct WideLinear : torch::autograd::Function<WideLinear> {
     const auto g = wide(gradients[0]).reshape({-1, w.size(0)});
     variable_list result(4);
     if (context->needs_input_grad(0)) {
-      const auto of_x = wide_product(g, wide(w).t(), std::nullopt, by_onednn);
+      const auto of_x = product(g, wide(w).t(), std::nullopt, by_onednn);
       result[0] = of_x.to(x.scalar_type()).view(x.sizes());
     }
     if (context->needs_input_grad(1)) {
       const auto rows = wide(x).reshape({-1, x.size(-1)});
-      result[1] = wide_product(g.t(), rows.t(), std::nullopt, by_onednn).to(w.scalar_type());
+      result[1] = product(g.t(), rows.t(), std::nullopt, by_onednn).to(w.scalar_type());
     }
     // Without a bias there is no third edge to query.
     if (context->saved_data["has_bias"].toBool() && context->needs_input_grad(2)) result[2] = g.sum(0).to(w.scalar_type());
@@ -188,15 +160,9 @@ extern "C" {
 
 int rectiflow_has_linear() { return onednn().has_value(); }
 
-char* rectiflow_linear(const Tensor* x, const Tensor* w, const Tensor* b, Tensor** out) {
+char* rectiflow_linear(const Tensor* x, const Tensor* w, const Tensor* b, int by_onednn, Tensor** out) {
   return guarded([&] {
-    *out = new Tensor(Linear::apply(*x, *w, b ? std::optional<Tensor>(*b) : std::nullopt));
-  });
-}
-
-char* rectiflow_wide_linear(const Tensor* x, const Tensor* w, const Tensor* b, int by_onednn, Tensor** out) {
-  return guarded([&] {
-    *out = new Tensor(WideLinear::apply(*x, *w, b ? std::optional<Tensor>(*b) : std::nullopt, by_onednn != 0));
+    *out = new Tensor(Linear::apply(*x, *w, b ? std::optional<Tensor>(*b) : std::nullopt, by_onednn != 0));
   });
 }
 

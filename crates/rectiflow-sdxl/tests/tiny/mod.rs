@@ -7,7 +7,7 @@ use rectiflow_sdxl::{
     bundle::{Bundle, sdxl_configs},
     clip::ClipText,
     config::{ClipConfig, UNetConfig, VaeConfig},
-    export::{ExportOptions, export_single_file},
+    export::{ExportOptions, export_diffusers, export_single_file},
     flow::Parameterization,
     model::{Component, Model},
     tensor_file::{TensorFile, write_tensors},
@@ -27,7 +27,7 @@ fn config(component: Component, changes: Value) -> Map<String, Value> {
 
 /// Two levels, one block a level, one transformer.
 pub(crate) fn model(parameterization: Option<Parameterization>) -> Model {
-    tch::set_num_threads(1);
+    rectiflow_sdxl::test_threads::set();
     let unet = json!({"block_out_channels": [8, 16], "attention_head_dim": [2, 2],
         "norm_num_groups": 4, "layers_per_block": 1, "cross_attention_dim": 12,
         "transformer_layers_per_block": [1, 1], "addition_time_embed_dim": 8,
@@ -54,6 +54,13 @@ pub(crate) fn model(parameterization: Option<Parameterization>) -> Model {
         parameterization,
         scheduler: None,
     }
+}
+
+/// Writes the tiny model as a folder in diffusers' layout.
+pub(crate) fn write_folder(out: &Path, parameterization: Parameterization) {
+    let model = model(Some(parameterization));
+    let bundle = Bundle::of_model(&model).unwrap();
+    export_diffusers(&bundle, out, &ExportOptions::default()).unwrap();
 }
 
 /// Writes the tiny model as a single file of fp32.
