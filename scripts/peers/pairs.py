@@ -55,9 +55,13 @@ def print_ratios(runs, speed_key):
 
 
 def processor():
+    """The processor's name, with family and model: a host may name all its processors alike."""
     lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    models = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    return next(models, platform.machine())
+    pairs = [line.split(":", 1) for line in lines if ":" in line]
+    facts = {key.strip(): value.strip() for key, value in reversed(pairs)}
+    if "model name" not in facts:
+        return platform.machine()
+    return f"{facts['model name']} (family {facts['cpu family']}, model {facts['model']})"
 
 
 def write(out, args, but, runs):

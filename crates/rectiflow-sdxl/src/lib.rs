@@ -54,7 +54,7 @@ pub use sample::{
     brownian, denoise, guidance, infotext, noise, sampler, schedule, solvers, stochastic, unipc,
     workflow,
 };
-pub use torch::{allocator, autograd, ffi, test_threads, waiting, write};
+pub use torch::{allocator, autograd, choices, ffi, test_threads, waiting, write};
 pub use weights::{component, init, keys, tensor_file};
 
 pub use error::{Error, Result};

@@ -6,6 +6,7 @@
 use std::{collections::BTreeSet, path::PathBuf, time::Instant};
 
 use rectiflow_sdxl::{
+    choices,
     cost::keeps_less,
     model::{Component, OpenOptions},
     unet::UNet,
@@ -96,6 +97,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let estimate = passes.estimate(&unet.config, &recomputed);
     let estimated_bytes = estimate.device_bytes(args.device);
 
+    let about_bf16 = about_bf16(args);
+    if let Some(about) = about_bf16 {
+        tracing::info!("{about}");
+    }
     let measured = train(args, &unet, &input)?;
     let timed = &measured.secs[WARM_UP..];
     let median_secs = numbers::median(timed);
@@ -121,9 +126,16 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
         "dtype": dtype::name(args.dtype.into()),
         "checkpointing": args.checkpointing,
         "remade": names(&recomputed),
+        "about_bf16": about_bf16,
         "threads": tch::get_num_threads(),
     });
     Ok(Answer::done(text, json))
+}
+
+/// What this processor makes of bf16, where that is asked for.
+fn about_bf16(args: &Args) -> Option<&'static str> {
+    let asked = args.dtype == ComputeDtype::Bf16 && args.device == Device::Cpu;
+    if asked { choices::about_bf16() } else { None }
 }
 
 fn open(args: &Args) -> anyhow::Result<UNet> {

@@ -3,7 +3,7 @@
 
 pub mod allocator;
 pub mod autograd;
-pub(crate) mod choices;
+pub mod choices;
 pub mod ffi;
 pub(crate) mod kernels;
 pub mod test_threads;

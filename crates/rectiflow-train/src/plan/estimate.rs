@@ -9,6 +9,7 @@ use std::{collections::BTreeSet, fmt};
 
 use rectiflow_data::{batch::Source, manifest::Split};
 use rectiflow_sdxl::{
+    choices::about_bf16,
     clip::ClipText,
     config::{ClipConfig, UNetConfig},
     cost::{Load, PartCost, choose, keeps_less, parts, peak_bytes, text_encoder_bytes},
@@ -473,6 +474,10 @@ pub(crate) fn announce(
         estimate.device_bytes(checked.device) as f64 / f64::from(1 << 30),
         checked.device
     );
+    let is_bf16 = checked.recipe.train.dtype == Precision::Bf16;
+    if let (true, Device::Cpu, Some(about)) = (is_bf16, checked.device, about_bf16()) {
+        tracing::info!("{about}");
+    }
     if let RecomputedBlocks::Some(names) = &recomputed {
         let shown: Vec<&str> = names.iter().map(String::as_str).collect();
         tracing::info!(

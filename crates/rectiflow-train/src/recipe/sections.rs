@@ -195,8 +195,9 @@ pub struct TrainConfig {
     #[serde(default = "frozen")]
     pub text_encoders: TextEncoders,
     /// Precision of training. With `bf16` the model computes in bf16 with copies of the weights,
-    /// while the weights themselves, the sum of gradients and the moments stay in fp32: faster, and
-    /// half the memory for activations. docs/numerics.md lists the precision of every tensor.
+    /// while the weights themselves, the sum of gradients and the moments stay in fp32: half the
+    /// memory for activations, and faster where the device has fast bf16 instructions, as GPUs
+    /// have. docs/numerics.md lists the precision of every tensor.
     #[serde(default)]
     pub dtype: Precision,
     /// Offset noise, 0 to 1: the standard deviation of a normal number that is added to the noise
