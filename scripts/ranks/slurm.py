@@ -201,7 +201,8 @@ class Job:
     def check_end(self, what, state, code):
         self.wait_for_state("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "PENDING")
         end = f"{self.field('JobState')} {self.field('ExitCode')} after {self.field('Restarts')}"
-        check(end == f"{state} {code}:0 after 0", f"{what}: {state} {code}, no restart", self.found())
+        expected = f"{state} {code}:0 after 0"
+        check(end == expected, f"{what}: {state} {code}, no restart", self.found())
 
     def exit_code(self, rank, start=0):
         """The exit code that a rank has left."""
