@@ -11,6 +11,7 @@ ranks on this machine, CPU and Gloo; a minute.
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -97,6 +98,12 @@ def check_terminated(run, torchrun):
     check(launcher.returncode == 1, "torchrun itself exits with 1", launcher.returncode)
 
 
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def start_pod(run, torchrun, recipe):
     """Starts the script of launch/kubernetes.yaml as the only pod, with two ranks."""
     documents = yaml.safe_load_all((ROOT / "launch/kubernetes.yaml").read_text())
@@ -115,7 +122,7 @@ def start_pod(run, torchrun, recipe):
         "RECIPE": str(recipe),
         "RUN_DIR": str(run.folder / recipe.stem),
         "MASTER_ADDR": "localhost",
-        "MASTER_PORT": "29417",
+        "MASTER_PORT": str(free_port()),
         "OMP_NUM_THREADS": "1",
         "TORCH_USE_RTLD_GLOBAL": "1",
     }
