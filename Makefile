@@ -12,7 +12,7 @@ LOADERS = .venv-loaders
 LOADERS_DISK = .venv-loaders-disk
 PYTHON313 ?= python3.13
 
-.PHONY: help build test demo fmt lint unit doc docs restarts two-nodes bench-ranks peers peers-full peers-loaders bench-loaders mixing tiny-base study experiments guard-runs clean-demo
+.PHONY: help build test demo fmt lint unit doc docs restarts slurm two-nodes bench-ranks peers peers-full peers-loaders bench-loaders mixing tiny-base study experiments guard-runs clean-demo
 
 help:
 	@echo 'make build          build the binary, target/release/rectiflow'
@@ -28,6 +28,7 @@ help:
 	@echo "make peers-full     compare with diffusers at SDXL's own size (30 GB of disk, an hour)"
 	@echo 'make peers-loaders  compare the loader with seven others (installs $(LOADERS) and $(LOADERS_DISK), 2.7 GB)'
 	@echo 'make restarts       test restarts under torchrun (installs $(PEERS), 1.6 GB)'
+	@echo 'make slurm          test launch/slurm.sbatch under Slurm; skipped without root, slurm-wlm and munge'
 	@echo 'make two-nodes      test two ranks in two network namespaces with latency and loss; skipped without root'
 	@echo "make bench-ranks    compare weak scaling with PyTorch's FSDP2 (after make demo; quarter of an hour)"
 	@echo 'make mixing         compare three orders of samples, three seeds, on the tiny model (ten minutes)'
@@ -85,6 +86,10 @@ peers: build
 restarts: build
 	$(PYTHON) scripts/peers/environment.py $(PEERS)
 	$(PEERS)/bin/python scripts/ranks/restarts.py target/release/rectiflow $(PEERS)/bin/torchrun
+
+# Not in `make test`, because it needs root and Slurm, and takes minutes.
+slurm: build
+	$(PYTHON) scripts/ranks/slurm.py target/release/rectiflow
 
 # Not in `make test`, because it needs root and takes minutes.
 two-nodes: build

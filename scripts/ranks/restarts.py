@@ -3,18 +3,21 @@
     python scripts/ranks/restarts.py RECTIFLOW TORCHRUN
 
 RECTIFLOW is the program, TORCHRUN that of a Python environment with torch (`make restarts` passes
-both). A killed rank's run resumes from its last checkpoint; a stop by the guard stays a stop. Two
-ranks on this machine, CPU and Gloo; half a minute.
+both). A killed rank's run resumes from its last checkpoint; a stop by the guard stays a stop;
+SIGTERM saves. The script of launch/kubernetes.yaml, run as it stands, exits as its ranks did. Two
+ranks on this machine, CPU and Gloo; a minute.
 """
 
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 
-from small_run import SmallRun, check
+import yaml
+from small_run import ROOT, SmallRun, check
 
 PATIENCE_SECS = 180
 NUM_STEPS = 40
@@ -78,6 +81,79 @@ def check_guard_stop(run, torchrun):
     check(has_code, "the ranks ended with exit code 3", errors)
 
 
+def check_all_saved(run, name, what, found):
+    """The newest checkpoint is that of the last step."""
+    steps, ends = run.events(name, "step"), run.events(name, "end")
+    newest = max((run.folder / name / "checkpoints").iterdir()).name
+    saved = ends and newest == f"step-{steps[-1]['step']:08}"
+    check(saved, f"{what}: both ranks save the last step, {newest}", found)
+
+
+def check_terminated(run, torchrun):
+    launcher = start_torchrun(torchrun, run.rectiflow, run.recipe("terminated", 4000))
+    run.wait_for_steps("terminated", STEPS_BEFORE_KILL, [launcher], PATIENCE_SECS)
+    launcher.terminate()
+    _, errors = launcher.communicate(timeout=PATIENCE_SECS)
+    check_all_saved(run, "terminated", "SIGTERM of torchrun", errors)
+    check(launcher.returncode == 1, "torchrun itself exits with 1", launcher.returncode)
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def start_pod(run, torchrun, recipe):
+    """Starts the script of launch/kubernetes.yaml as the only pod, with two ranks."""
+    documents = yaml.safe_load_all((ROOT / "launch/kubernetes.yaml").read_text())
+    job = next(document for document in documents if document["kind"] == "Job")
+    container = job["spec"]["template"]["spec"]["containers"][0]
+    # Pods have these names in a cluster.
+    script = container["args"][0].replace("rectiflow-$JOB_COMPLETION_INDEX.rectiflow", "localhost")
+    programs = run.folder / "bin"
+    programs.mkdir(exist_ok=True)
+    if not (programs / "rectiflow").exists():
+        (programs / "rectiflow").symlink_to(run.rectiflow)
+    environment = os.environ | {
+        "PATH": f"{programs}:{pathlib.Path(torchrun).parent}:{os.environ['PATH']}",
+        "NUM_NODES": "1",
+        "GPUS_PER_NODE": "2",
+        "RECIPE": str(recipe),
+        "RUN_DIR": str(run.folder / recipe.stem),
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(free_port()),
+        "OMP_NUM_THREADS": "1",
+        "TORCH_USE_RTLD_GLOBAL": "1",
+    }
+    return subprocess.Popen(
+        ["bash", "-c", script],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def check_pod(run, torchrun):
+    broken = run.recipe("broken", NUM_STEPS)
+    broken.write_text(broken.read_text().replace("micro_batch = 1", "micro_batch = 0"))
+    pod = start_pod(run, torchrun, broken)
+    _, errors = pod.communicate(timeout=PATIENCE_SECS)
+    check(pod.returncode == 2, "a pod whose recipe cannot run exits with 2", errors)
+
+    pod = start_pod(run, torchrun, run.recipe("evicted", 4000))
+    run.wait_for_steps("evicted", STEPS_BEFORE_KILL, [pod], PATIENCE_SECS)
+    pod.terminate()
+    _, errors = pod.communicate(timeout=PATIENCE_SECS)
+    check_all_saved(run, "evicted", "SIGTERM of a pod", errors)
+    check(pod.returncode == 143, "the pod exits with 143", (pod.returncode, errors))
+
+    pod = start_pod(run, torchrun, run.recipe("healthy", NUM_STEPS))
+    _, errors = pod.communicate(timeout=PATIENCE_SECS)
+    check(pod.returncode == 0, "a healthy pod exits with 0", errors)
+
+
 def main():
     if len(sys.argv) != 3:
         sys.exit(__doc__)
@@ -86,6 +162,8 @@ def main():
         run = SmallRun(folder, rectiflow)
         check_killed_rank(run, torchrun)
         check_guard_stop(run, torchrun)
+        check_terminated(run, torchrun)
+        check_pod(run, torchrun)
 
 
 if __name__ == "__main__":

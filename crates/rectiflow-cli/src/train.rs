@@ -5,6 +5,7 @@ use std::{env, path::PathBuf, sync::atomic::Ordering};
 
 use anyhow::Context;
 use rectiflow_train::{
+    Error,
     launch::Launch,
     recipe::{Checked, Recipe},
     run::{Options, Outcome, train},
@@ -94,7 +95,10 @@ fn train_as(
     if let Some(live) = &mut live {
         live.finish();
     }
-    let (answer, is_finished) = answer(checked, &outcome?);
+    let (answer, is_finished) = match outcome {
+        Err(Error::Interrupted) => (interrupted(checked), false),
+        outcome => answer(checked, &outcome?),
+    };
     let answer = if is_first {
         answer
     } else {
@@ -107,6 +111,23 @@ fn train_as(
     } else {
         answer.stopped_by(stop.signal().unwrap_or(SIGTERM))
     })
+}
+
+/// The answer of a run that was asked to stop before its ranks had met.
+fn interrupted(checked: &Checked) -> Answer {
+    let run_dir = &checked.recipe.run.dir;
+    let text = format!(
+        "{}: stopped before all ranks had started; run the same command to resume",
+        run_dir.display()
+    );
+    let json = json!({
+        "run": run_dir,
+        "finished": false,
+        "step": null,
+        "samples": null,
+        "checkpoint": null,
+    });
+    Answer::done(text, json)
 }
 
 /// The answer, and whether the run is finished.

@@ -40,10 +40,14 @@ const TORCHRUN: &str = "#!/bin/sh\n\
         shift\n\
     done\n\
     shift\n\
-    RANK=0 WORLD_SIZE=1 LOCAL_RANK=0 \"$@\" || exit 1\n";
+    export RANK=0 WORLD_SIZE=1 LOCAL_RANK=0 TORCHELASTIC_RESTART_COUNT=0\n\
+    \"$@\" || exit 1\n";
+/// Exits with 143 however a process failed, as srun does if it ends the others.
 const SRUN: &str = "#!/bin/sh\n\
+    echo \"srun $*\" >>\"$STAGE/calls\"\n\
     while [ \"${1#--}\" != \"$1\" ]; do shift; done\n\
-    SLURM_PROCID=0 SLURM_NTASKS=1 SLURM_LOCALID=0 exec \"$@\"\n";
+    export SLURM_PROCID=0 SLURM_NTASKS=1 SLURM_LOCALID=0\n\
+    \"$@\" || exit 143\n";
 const SCONTROL: &str = "#!/bin/sh\n\
     echo \"scontrol $*\" >>\"$STAGE/calls\"\n\
     if [ \"$1\" = show ]; then printf 'node-1\\nnode-2\\n'; fi\n";
@@ -259,31 +263,69 @@ fn slurm_runs_stops_and_tries_again() {
     let job = [
         ("SLURM_JOB_NODELIST", "node-[1-2]"),
         ("SLURM_JOB_ID", "4321"),
+        ("SLURM_JOB_NUM_NODES", "1"),
+        ("SLURM_NTASKS_PER_NODE", "1"),
+        ("SLURM_CPUS_PER_TASK", "12"),
     ];
     let calls = stage.rehearse(&script, &variables(&job), "node-1");
     assert!(
         !calls.contains("requeue"),
         "a run that is done is not tried again: {calls}"
     );
-    // A failure for another reason is retried, a limited number of times.
+    for option in ["--wait=0", "--kill-on-bad-exit=1", "--cpus-per-task=12"] {
+        assert!(calls.contains(option), "{option} is not in {calls}");
+    }
+    // What fails before a new checkpoint would fail again: the data set is gone.
     fs::remove_dir_all(stage.path("dataset")).unwrap();
     fs::remove_dir_all(stage.path("run")).unwrap();
-    assert!(stage.run(&script, &variables(&job)).status.success());
-    assert!(
-        stage.read("calls").contains("scontrol requeue 4321"),
-        "{}",
-        stage.read("calls")
-    );
-    let often = [&job[..], &[("SLURM_RESTART_COUNT", "3")]].concat();
-    assert_eq!(
-        stage.run(&script, &variables(&often)).status.code(),
-        Some(1)
-    );
+    assert_eq!(stage.run(&script, &variables(&job)).status.code(), Some(1));
     assert!(!stage.read("calls").contains("requeue"));
-    // A recipe that cannot run is not retried either.
+    // So would a recipe that cannot run.
     fs::write(stage.path("recipe.toml"), "[run]\n").unwrap();
     assert_eq!(stage.run(&script, &variables(&job)).status.code(), Some(2));
     assert!(!stage.read("calls").contains("requeue"));
+}
+
+#[test]
+fn slurm_requeues_what_a_retry_can_mend() {
+    let script = launch_file("slurm.sbatch");
+    let stage = Stage::new();
+    let job = |starts: &str| {
+        variables(&[
+            ("SLURM_JOB_NODELIST", "node-1"),
+            ("SLURM_JOB_ID", "4321"),
+            ("SLURM_JOB_NUM_NODES", "1"),
+            ("SLURM_NTASKS_PER_NODE", "1"),
+            ("SLURM_CPUS_PER_TASK", "12"),
+            ("SLURM_RESTART_COUNT", starts),
+            ("MAX_RESTARTS", "2"),
+        ])
+    };
+    // (what the rank does, how the script ends, whether the job is requeued)
+    let new = "mkdir -p \"$STAGE/run/checkpoints/step-0000000$SLURM_RESTART_COUNT\"";
+    let fails = format!("{new}; exit 1");
+    let again = format!("{new}; kill -9 $$");
+    for (start, (rank, code, is_requeued)) in [
+        ("exit 143", 0, true),
+        ("exit 126", 126, false),
+        ("exit 130", 130, false),
+        ("exit 1", 1, false),
+        (&*fails, 0, true),
+        ("kill -9 $$", 0, true),
+        ("exit 143", 0, true),
+        (&*again, 137, false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let program = stage.path("bin/rectiflow");
+        fs::write(&program, format!("#!/bin/sh\n{rank}\n")).unwrap();
+        let output = stage.run(&script, &job(&start.to_string()));
+        let calls = stage.read("calls");
+        assert_eq!(output.status.code(), Some(code), "{rank}: {output:?}");
+        let requeued = calls.contains("scontrol requeue 4321");
+        assert_eq!(requeued, is_requeued, "{rank}: {calls}");
+    }
 }
 
 #[test]
@@ -352,17 +394,23 @@ fn kubernetes_runs_and_a_stop_fails_the_job() {
 
     assert_eq!(container["command"], serde_json::json!(["bash", "-c"]));
     variables.insert("JOB_COMPLETION_INDEX".into(), "0".into());
-    let calls = Stage::new().rehearse(
-        text(&container["args"][0]),
-        &variables,
-        "rectiflow-0.rectiflow",
-    );
+    let (stage, script) = (Stage::new(), text(&container["args"][0]));
+    let calls = stage.rehearse(script, &variables, "rectiflow-0.rectiflow");
+    let grace = pod["terminationGracePeriodSeconds"].as_i64().unwrap();
     for option in [
         "--nnodes 4 --nproc-per-node 8",
         "--max-restarts",
         "--local-addr rectiflow-0.rectiflow",
+        &format!("--shutdown-timeout {}", grace - 20),
     ] {
         assert!(calls.contains(option), "{option} is not in {calls}");
+    }
+    // The pod ends as its rank did, though torchrun says 1.
+    for code in [1, 2, 137] {
+        let program = stage.path("bin/rectiflow");
+        fs::write(program, format!("#!/bin/sh\nexit {code}\n")).unwrap();
+        let output = stage.run(script, &variables);
+        assert_eq!(output.status.code(), Some(code), "{output:?}");
     }
 }
 

@@ -117,6 +117,12 @@ pub enum Error {
         /// What is wrong, and what to do.
         reason: String,
     },
+    /// A rank was asked to stop before all ranks had started.
+    #[error(
+        "asked to stop before all ranks had started: nothing has been read or written; run the \
+         same command to resume"
+    )]
+    Interrupted,
     /// A collective failed, or another rank failed while this one was waiting for it.
     #[error("rank {rank} of {ranks}: {collective} of {bytes} bytes: {reason}")]
     Collective {

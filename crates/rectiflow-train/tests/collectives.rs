@@ -2,7 +2,13 @@
 //! meet at a store on this machine. Each rank is a thread with its own process group.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::{net::TcpListener, ops::Range, thread, time::Duration};
+use std::{
+    net::TcpListener,
+    ops::Range,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
 
 use rectiflow_data::order::RankOf;
 use rectiflow_train::{
@@ -48,6 +54,7 @@ fn on_ranks<R: Send>(ranks: usize, work: impl Fn(&Comm) -> R + Sync) -> Vec<R> {
                 &launch(rank, ranks, port),
                 Device::Cpu,
                 &RanksConfig::default(),
+                &AtomicBool::new(false),
             )
             .unwrap()
         };
@@ -239,7 +246,8 @@ fn on_failing_ranks(work: impl Fn(&Comm) -> rectiflow_train::Result<()> + Sync) 
             timeout_secs: 1,
             ..RanksConfig::default()
         };
-        let comm = Comm::open(&launch(rank, 3, port), Device::Cpu, &config).unwrap();
+        let (launch, stop) = (launch(rank, 3, port), AtomicBool::new(false));
+        let comm = Comm::open(&launch, Device::Cpu, &config, &stop).unwrap();
         let failed = work(&comm).err();
         if let Some(error) = &failed {
             comm.abandon(error);
@@ -261,8 +269,9 @@ fn ranks_that_do_not_come_up_and_ports_in_use_are_told_in_one_line() {
         start_secs: 1,
         ..RanksConfig::default()
     };
+    let stop = AtomicBool::new(false);
     let open = |rank, port| {
-        Comm::open(&launch(rank, 3, port), Device::Cpu, &config)
+        Comm::open(&launch(rank, 3, port), Device::Cpu, &config, &stop)
             .unwrap_err()
             .to_string()
     };
@@ -288,11 +297,65 @@ fn ranks_that_do_not_come_up_and_ports_in_use_are_told_in_one_line() {
     );
     assert!(!message.contains('\n'), "{message}");
 
-    let message = Comm::open(&launch(0, 3, free_port()), Device::Cuda(0), &config)
+    let message = Comm::open(&launch(0, 3, free_port()), Device::Cuda(0), &config, &stop)
         .unwrap_err()
         .to_string();
     assert!(
         message.contains("built without it: build it with `--features nccl`"),
         "{message}"
     );
+}
+
+/// Opens `ranks` of three ranks, each a thread; rank `asked` is asked to stop after `delay`.
+/// Returns whether each was interrupted.
+fn interrupted(ranks: &[usize], asked: usize, delay: Duration) -> Vec<bool> {
+    let port = free_port();
+    let one = |rank| {
+        let (launch, config) = (launch(rank, 3, port), RanksConfig::default());
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            if rank == asked {
+                scope.spawn(|| {
+                    thread::sleep(delay);
+                    stop.store(true, Ordering::Relaxed);
+                });
+            }
+            match Comm::open(&launch, Device::Cpu, &config, &stop) {
+                Ok(comm) => {
+                    comm.barrier().unwrap();
+                    false
+                }
+                Err(Error::Interrupted) => true,
+                Err(error) => panic!("rank {rank}: {error}"),
+            }
+        })
+    };
+    thread::scope(|scope| {
+        let threads: Vec<_> = ranks
+            .iter()
+            .map(|&rank| scope.spawn(move || one(rank)))
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect()
+    })
+}
+
+#[test]
+fn a_rank_that_waits_at_the_start_leaves_when_asked_to_stop_and_takes_those_it_has_met_along() {
+    let a_second = Duration::from_secs(1);
+    // (ranks that start, which of them is asked)
+    for (ranks, asked) in [(&[0][..], 0), (&[2], 2), (&[0, 2], 0), (&[0, 2], 2)] {
+        let all = interrupted(ranks, asked, a_second);
+        assert!(all.iter().all(|&left| left), "{ranks:?}, {asked}: {all:?}");
+    }
+    // If all start while one is asked, all go on or all leave.
+    for asked in 0..3 {
+        for delay_ms in [0, 5, 20, 50, 80, 100, 120, 200] {
+            let all = interrupted(&[0, 1, 2], asked, Duration::from_millis(delay_ms));
+            let agree = all.iter().all(|&left| left == all[0]);
+            assert!(agree, "rank {asked} after {delay_ms} ms: {all:?}");
+        }
+    }
 }

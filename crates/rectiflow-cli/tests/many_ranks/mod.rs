@@ -40,24 +40,28 @@ fn free_port() -> u16 {
 
 /// Starts `ranks` ranks as a launcher does.
 fn start(recipe: &Path, ranks: usize) -> Vec<Child> {
-    let port = free_port().to_string();
-    let one = |rank: usize| {
-        let mut command = rectiflow(&[&["train", text(recipe)], &SETS[..]].concat());
-        let (rank, ranks) = (rank.to_string(), ranks.to_string());
-        let own = [
-            ("RANK", &rank),
-            ("WORLD_SIZE", &ranks),
-            ("LOCAL_RANK", &rank),
-            ("MASTER_PORT", &port),
-        ];
-        command.envs(own).env("MASTER_ADDR", "127.0.0.1");
-        command
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("a rank starts")
-    };
-    (0..ranks).map(one).collect()
+    let port = free_port();
+    (0..ranks)
+        .map(|rank| start_one(recipe, rank, ranks, port))
+        .collect()
+}
+
+/// Starts rank `rank` of `ranks`, which meet at `port`.
+fn start_one(recipe: &Path, rank: usize, ranks: usize, port: u16) -> Child {
+    let mut command = rectiflow(&[&["train", text(recipe)], &SETS[..]].concat());
+    let (rank, ranks, port) = (rank.to_string(), ranks.to_string(), port.to_string());
+    let own = [
+        ("RANK", &rank),
+        ("WORLD_SIZE", &ranks),
+        ("LOCAL_RANK", &rank),
+        ("MASTER_PORT", &port),
+    ];
+    command.envs(own).env("MASTER_ADDR", "127.0.0.1");
+    command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("a rank starts")
 }
 
 fn count(run: &Path, event: &str) -> usize {
@@ -241,6 +245,46 @@ fn newest(run: &Path) -> PathBuf {
         .map(|entry| entry.expect("an entry").path())
         .max()
         .expect("a checkpoint")
+}
+
+/// Waits until the process handles SIGTERM itself.
+fn wait_for_handler(child: &mut Child) {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let path = format!("/proc/{}/status", child.id());
+        let status = fs::read_to_string(path).expect("the process is alive");
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+        let caught = u64::from_str_radix(caught.expect("Linux says it").trim(), 16);
+        // Bit 14 is signal 15.
+        if caught.expect("a mask of bits") >> 14 & 1 == 1 {
+            return;
+        }
+        assert!(Instant::now() < end, "it handles no SIGTERM");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_rank_that_waits_for_others_at_the_start_obeys_the_first_signal() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    prepare(folder.path());
+    let recipe = write_recipe(folder.path(), "waiting");
+    // Rank 0, which serves the store, and a rank that waits for it.
+    for (rank, name, code) in [(0, "TERM", 143), (1, "TERM", 143), (0, "INT", 130)] {
+        let mut waiting = start_one(&recipe, rank, 2, free_port());
+        wait_for_handler(&mut waiting);
+        signal(&waiting, name);
+        let output = ends(vec![waiting]).remove(0);
+        let message = message(&output);
+        assert_eq!(output.status.code(), Some(code), "rank {rank}: {message}");
+        let answer = String::from_utf8_lossy(&output.stdout);
+        let expected = "stopped before all ranks had started; run the same command to resume";
+        assert_eq!(answer.contains(expected), rank == 0, "{answer}");
+    }
+    // Nothing has changed: the same command trains.
+    for output in ends(start(&recipe, 2)) {
+        assert!(output.status.success(), "{}", message(&output));
+    }
 }
 
 #[test]

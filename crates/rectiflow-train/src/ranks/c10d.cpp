@@ -119,11 +119,12 @@ bool rf_has_nccl() {
 #endif
 }
 
-// Joins the processes that meet at the store. Gloo uses `interface` (the name of a network
-// interface) if it is not empty, else `address` (of this machine), else the address of the
-// machine's host name.
+// Joins the processes that meet at the store; Gloo fails if they do not within the timeout, NCCL
+// meets in the first collective. Gloo uses `interface` (the name of a network interface) if it is
+// not empty, else `address` (of this machine), else the address of the machine's host name.
 char* rf_group_open(
-    rf_store* store, bool nccl, int rank, int ranks, const char* interface, const char* address, rf_group** opened) {
+    rf_store* store, bool nccl, int rank, int ranks, const char* interface, const char* address, int64_t timeout_ms,
+    rf_group** opened) {
   return guarded([&] {
     if (nccl) {
 #ifdef USE_C10D_NCCL
@@ -135,13 +136,15 @@ char* rf_group_open(
       throw std::runtime_error("this build has no NCCL");
 #endif
     }
-    auto options = c10d::ProcessGroupGloo::Options::create(std::chrono::duration_cast<Millis>(kForever));
+    auto options = c10d::ProcessGroupGloo::Options::create(Millis(timeout_ms));
     std::string name = interface, host = address;
     options->devices.push_back(
         !name.empty()   ? c10d::ProcessGroupGloo::createDeviceForInterface(name)
         : !host.empty() ? c10d::ProcessGroupGloo::createDeviceForHostname(host)
                         : c10d::ProcessGroupGloo::createDefaultDevice());
-    *opened = new rf_group{c10::make_intrusive<c10d::ProcessGroupGloo>(store->store, rank, ranks, options)};
+    auto gloo = c10::make_intrusive<c10d::ProcessGroupGloo>(store->store, rank, ranks, options);
+    gloo->setTimeout(std::chrono::duration_cast<Millis>(kForever));
+    *opened = new rf_group{gloo};
   });
 }
 

@@ -64,6 +64,7 @@ unsafe extern "C" {
         ranks: c_int,
         interface: *const c_char,
         address: *const c_char,
+        timeout_ms: i64,
         opened: *mut *mut RawGroup,
     ) -> *mut c_char;
     fn rf_group_close(group: *mut RawGroup);
@@ -250,14 +251,14 @@ unsafe impl Send for Group {}
 unsafe impl Sync for Group {}
 
 impl Group {
-    /// Joins the group as rank `rank` of `ranks`, which meet at `store`. Gloo listens on
-    /// `interface`, or else on `address`; both may be empty.
+    /// Joins the group as rank `rank` of `ranks`, which meet at `store` within `timeout`. Gloo
+    /// listens on `interface`, or else on `address`; both may be empty.
     pub(crate) fn open(
         store: &Store,
         transport: Transport,
         [rank, ranks]: [usize; 2],
-        interface: &str,
-        address: &str,
+        [interface, address]: [&str; 2],
+        timeout: Duration,
     ) -> Outcome<Self> {
         let (interface, address) = (c_string(interface), c_string(address));
         let (nccl, rank, ranks) = (transport == Transport::Nccl, rank as c_int, ranks as c_int);
@@ -271,6 +272,7 @@ impl Group {
                     ranks,
                     interface.as_ptr(),
                     address.as_ptr(),
+                    millis(timeout),
                     made,
                 )
             }

@@ -30,7 +30,7 @@ use crate::{
         c10d::{Group, Store, Transport, Work},
         launch::{Launch, RanksConfig},
         pulse::{self, Pulse},
-        rendezvous::Rendezvous,
+        rendezvous::{LINGER, Rendezvous},
         spare::SpareMemory,
         traffic::{Collective, Counter, Traffic},
     },
@@ -95,9 +95,6 @@ impl Drop for Pending {
 
 /// Interval at which a waiting rank checks whether another one has failed.
 const GLANCE: Duration = Duration::from_millis(100);
-/// Time for which a failing rank 0 stays alive if it serves the store, so that the others can read
-/// the reason.
-const LINGER: Duration = Duration::from_secs(2);
 
 impl Comm {
     /// Returns the connection of a single rank. Every collective is done as soon as it begins.
@@ -109,9 +106,14 @@ impl Comm {
     ///
     /// # Errors
     /// [`Error::Launch`] if a rank does not start in time, the port is in use, or the build lacks
-    /// NCCL for GPUs.
-    pub fn open(launch: &Launch, device: Device, config: &RanksConfig) -> Result<Self> {
-        let peers = Peers::open(launch, device, config)?;
+    /// NCCL for GPUs; [`Error::Interrupted`] if `stop` is set on any rank meanwhile.
+    pub fn open(
+        launch: &Launch,
+        device: Device,
+        config: &RanksConfig,
+        stop: &AtomicBool,
+    ) -> Result<Self> {
+        let peers = Peers::open(launch, device, config, stop)?;
         Ok(Self::new(launch.rank, launch.machine.clone(), Some(peers)))
     }
 
@@ -453,15 +455,20 @@ impl Peers {
     ///
     /// # Errors
     /// [`Error::Launch`] if a rank does not start in time, the port is in use, or the build lacks
-    /// NCCL for GPUs.
-    fn open(launch: &Launch, device: Device, config: &RanksConfig) -> Result<Self> {
+    /// NCCL for GPUs; [`Error::Interrupted`] if `stop` is set on any rank meanwhile.
+    fn open(
+        launch: &Launch,
+        device: Device,
+        config: &RanksConfig,
+        stop: &AtomicBool,
+    ) -> Result<Self> {
         let Rendezvous {
             group,
             transport,
             store,
             pulse_store,
             serves_store,
-        } = Rendezvous::open(launch, device, config)?;
+        } = Rendezvous::open(launch, device, config, stop)?;
         Ok(Self {
             group: Some(group),
             transport,

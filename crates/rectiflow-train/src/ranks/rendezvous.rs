@@ -1,12 +1,17 @@
 //! How ranks meet: at a store that rank 0 or the launcher serves, where they join a process group.
+//!
+//! A rank that is asked to stop while it waits leaves at once. Between ranks that have reached the
+//! store, the first to decide decides for all: either all go on, or all leave. No rank therefore
+//! joins a group that another one, asked to stop a moment earlier, does not join.
 
 use std::{
-    env,
-    net::{ToSocketAddrs, UdpSocket},
+    env, io,
+    net::{TcpStream, ToSocketAddrs, UdpSocket},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
     time::{Duration, Instant},
 };
 
-use rectiflow_data::order::RankOf;
 use tch::Device;
 
 use crate::{
@@ -16,6 +21,18 @@ use crate::{
         launch::{Launch, RanksConfig},
     },
 };
+
+/// Interval at which a waiting rank checks for the others, and whether it was asked to stop.
+const GLANCE: Duration = Duration::from_millis(100);
+/// Longest wait for the answer of a machine that may not be there yet.
+const ANSWER: Duration = Duration::from_secs(2);
+/// Time for which rank 0 stays alive after a failure or a stop at the start if it serves the store,
+/// so that the others can read the reason.
+pub(crate) const LINGER: Duration = Duration::from_secs(2);
+/// The key of the decision whether the ranks go on, and its two values.
+const DECISION: &str = "decision";
+const GO: &[u8] = b"go";
+const STOP: &[u8] = b"stop";
 
 /// What a rank holds once all ranks have met.
 #[derive(Debug)]
@@ -35,31 +52,33 @@ impl Rendezvous {
     ///
     /// # Errors
     /// [`Error::Launch`] if a rank does not start in time, the port is in use, or the build lacks
-    /// NCCL for GPUs.
-    pub(crate) fn open(launch: &Launch, device: Device, config: &RanksConfig) -> Result<Self> {
+    /// NCCL for GPUs; [`Error::Interrupted`] if a rank is asked to stop meanwhile.
+    pub(crate) fn open(
+        launch: &Launch,
+        device: Device,
+        config: &RanksConfig,
+        stop: &AtomicBool,
+    ) -> Result<Self> {
         let transport = transport(device)?;
-        let rank = launch.rank;
-        let serves_store = rank.rank == 0 && !launch.store_is_launchers;
+        let serves_store = launch.rank.rank == 0 && !launch.store_is_launchers;
         let start = Duration::from_secs(config.start_secs);
-        let store = open_store(launch, serves_store, start)?;
-        meet(&store, rank, start)?;
-
-        let interface = env::var("GLOO_SOCKET_IFNAME").unwrap_or_default();
-        let address = if interface.is_empty() {
-            own_address(&launch.host, launch.port)
-        } else {
-            String::new()
+        let waiting = Waiting {
+            launch,
+            stop,
+            start,
+            end: Instant::now() + start,
         };
-        let group = Group::open(
-            &store,
-            transport,
-            [rank.rank, rank.ranks],
-            &interface,
-            &address,
-        )
-        .map_err(|reason| Error::Launch {
-            reason: format!("rank {}: cannot connect to the others: {reason}", rank.rank),
-        })?;
+        if !serves_store {
+            waiting.for_store()?;
+        }
+        let store = open_store(launch, serves_store, start)?;
+        if let Err(error) = waiting.for_all(&store) {
+            if serves_store && matches!(error, Error::Interrupted) {
+                thread::sleep(LINGER);
+            }
+            return Err(error);
+        }
+        let group = open_group(launch, transport, &store, start)?;
         let pulse_store = open_store(launch, false, start)?;
         Ok(Self {
             group,
@@ -69,6 +88,103 @@ impl Rendezvous {
             serves_store,
         })
     }
+}
+
+/// A rank that waits for the others to start.
+struct Waiting<'a> {
+    launch: &'a Launch,
+    /// Set once this rank is asked to stop.
+    stop: &'a AtomicBool,
+    start: Duration,
+    end: Instant,
+}
+
+impl Waiting<'_> {
+    /// Waits until the store accepts connections.
+    fn for_store(&self) -> Result<()> {
+        loop {
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(Error::Interrupted);
+            }
+            let Err(error) = knock(&self.launch.host, self.launch.port) else {
+                return Ok(());
+            };
+            if Instant::now() > self.end {
+                let reason = format!("{error}, for {} s (ranks.start_secs)", self.start.as_secs());
+                return Err(self.store_failed(&reason));
+            }
+            thread::sleep(GLANCE);
+        }
+    }
+
+    /// Waits until all ranks have started or one was asked to stop, and does what all ranks do.
+    fn for_all(&self, store: &Store) -> Result<()> {
+        let failed = |reason: String| self.store_failed(&reason);
+        let rank = self.launch.rank;
+        store.set(&here(rank.rank), b"1").map_err(failed)?;
+        let mut missing = 0;
+        while missing < rank.ranks {
+            if store.has(&here(missing)).map_err(failed)? {
+                missing += 1;
+            } else if self.stop.load(Ordering::Relaxed) || store.has(DECISION).map_err(failed)? {
+                break;
+            } else if Instant::now() > self.end {
+                return Err(self.not_started(store));
+            } else {
+                thread::sleep(GLANCE);
+            }
+        }
+        let own = if self.stop.load(Ordering::Relaxed) {
+            STOP
+        } else {
+            GO
+        };
+        let decided = store.set_once(DECISION, own).map_err(failed)?;
+        if decided == STOP {
+            return Err(Error::Interrupted);
+        }
+        Ok(())
+    }
+
+    fn store_failed(&self, reason: &str) -> Error {
+        Error::Launch {
+            reason: unreachable_store(self.launch, false, reason),
+        }
+    }
+
+    /// The error that names the ranks that have not started.
+    fn not_started(&self, store: &Store) -> Error {
+        let rank = self.launch.rank;
+        let missing = (0..rank.ranks).filter(|&other| !store.has(&here(other)).unwrap_or(false));
+        let missing: Vec<String> = missing.map(|rank| rank.to_string()).collect();
+        Error::Launch {
+            reason: format!(
+                "rank {}: of {} ranks these did not start within {} s (ranks.start_secs): {}",
+                rank.rank,
+                rank.ranks,
+                self.start.as_secs(),
+                missing.join(", ")
+            ),
+        }
+    }
+}
+
+/// The key that a rank sets when it has started.
+fn here(rank: usize) -> String {
+    format!("here/{rank}")
+}
+
+/// Opens a connection to `host:port` and closes it. c10d's own attempts cannot be interrupted, so
+/// they begin when one is sure to succeed.
+fn knock(host: &str, port: u16) -> io::Result<()> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+    for address in (host, port).to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, ANSWER) {
+            Ok(_) => return Ok(()),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }
 
 /// Returns the transport between ranks that compute on `device`.
@@ -97,29 +213,30 @@ fn open_store(launch: &Launch, serves: bool, timeout: Duration) -> Result<Store>
     })
 }
 
-/// Waits until all ranks have started.
-fn meet(store: &Store, rank: RankOf, start: Duration) -> Result<()> {
-    let key = |rank: usize| format!("here/{rank}");
-    let fail = |reason: String| Error::Launch { reason };
-    store.set(&key(rank.rank), b"1").map_err(fail)?;
-    let end = Instant::now() + start;
-    for other in 0..rank.ranks {
-        let left = end
-            .saturating_duration_since(Instant::now())
-            .max(Duration::from_millis(10));
-        if store.get(&key(other), left).is_err() {
-            let missing = (0..rank.ranks).filter(|&other| !store.has(&key(other)).unwrap_or(false));
-            let missing: Vec<String> = missing.map(|rank| rank.to_string()).collect();
-            let (secs, ranks) = (start.as_secs(), rank.ranks);
-            return Err(fail(format!(
-                "rank {}: of {ranks} ranks these did not start within {secs} s \
-                 (ranks.start_secs): {}",
-                rank.rank,
-                missing.join(", ")
-            )));
-        }
-    }
-    Ok(())
+/// Joins the process group of ranks that have all started.
+fn open_group(
+    launch: &Launch,
+    transport: Transport,
+    store: &Store,
+    timeout: Duration,
+) -> Result<Group> {
+    let rank = launch.rank;
+    let interface = env::var("GLOO_SOCKET_IFNAME").unwrap_or_default();
+    let address = if interface.is_empty() {
+        own_address(&launch.host, launch.port)
+    } else {
+        String::new()
+    };
+    Group::open(
+        store,
+        transport,
+        [rank.rank, rank.ranks],
+        [&interface, &address],
+        timeout,
+    )
+    .map_err(|reason| Error::Launch {
+        reason: format!("rank {}: cannot connect to the others: {reason}", rank.rank),
+    })
 }
 
 fn unreachable_store(launch: &Launch, serves_store: bool, reason: &str) -> String {

@@ -68,7 +68,8 @@ use crate::{
 /// their own) and passed to `observe`.
 ///
 /// # Errors
-/// Any [`Error`]; the last checkpoint stays intact in every case.
+/// Any [`Error`]; the last checkpoint stays intact in every case. [`Error::Interrupted`] if `stop`
+/// is set while this rank waits for the others to start.
 pub fn train(
     checked: &Checked,
     options: Options<'_>,
@@ -77,7 +78,7 @@ pub fn train(
 ) -> Result<Outcome> {
     let checked = setup::for_rank(checked, options.launch.as_ref())?;
     let comm = match &options.launch {
-        Some(launch) => Comm::open(launch, checked.device, &checked.recipe.ranks)?,
+        Some(launch) => Comm::open(launch, checked.device, &checked.recipe.ranks, stop)?,
         None => Comm::alone(),
     };
     let outcome = train_together(&checked, &comm, options, stop, observe);
