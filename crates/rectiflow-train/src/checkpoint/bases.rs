@@ -271,3 +271,122 @@ fn part_at(component: Component, path: &Path) -> std::result::Result<PathBuf, St
     let config = Path::new(component.folder()).join("config.json");
     Err(format!("no {} in {shown}", config.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use rectiflow_sdxl::tensor_file::write_tensors;
+    use tch::Tensor;
+
+    use super::*;
+
+    /// Writes a VAE's folder with one weight.
+    fn write_part(folder: &Path, value: f32) {
+        fs::create_dir_all(folder).expect("a folder");
+        fs::write(folder.join("config.json"), "{}").expect("written");
+        let weights = folder.join(Component::Vae.weights_name());
+        let tensor = Tensor::from_slice(&[value]);
+        write_tensors(&weights, [("a", &tensor)], None, &[]).expect("written");
+    }
+
+    /// Writes a checkpoint that references a VAE.
+    fn write_checkpoint(folder: &Path, format: u32, part: &Path, hash: &str) -> Found {
+        fs::create_dir_all(folder).expect("a folder");
+        let state = serde_json::json!({
+            "format": format, "position": {"cursor": 1, "update": 1, "samples": 1},
+            "order_hash": "", "data": [], "program": "", "layout": [],
+            "objective": rectiflow_sdxl::flow::ObjectiveSettings::default(),
+            "frozen": {"vae": {"path": part, "blake3": hash}},
+        });
+        fs::write(folder.join(STATE), state.to_string()).expect("written");
+        Found::unverified(folder).expect("it can be read")
+    }
+
+    #[test]
+    fn older_formats_name_weights_by_their_files_too() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let part = folder.path().join("vae");
+        write_part(&part, 1.5);
+        let by_files = hash_files(&part).expect("hashed");
+        let by_tensors = hash_weights(Component::Vae, &part).expect("hashed");
+        assert_ne!(by_files, by_tensors);
+        for (format, hash, is_found) in [
+            (1, &by_files, true),
+            (1, &by_tensors, true),
+            (2, &by_files, true),
+            (3, &by_files, false),
+            (5, &by_tensors, true),
+        ] {
+            let checkpoint = folder.path().join("step");
+            let checkpoint = write_checkpoint(&checkpoint, format, &part, hash);
+            let found = Bases::default().find(&checkpoint, Component::Vae);
+            assert_eq!(found.is_ok(), is_found, "format {format}: {found:?}");
+            if let Ok(found) = found {
+                // The hash by which data sets name it, whatever the checkpoint has.
+                assert_eq!(found, Some((part.clone(), by_tensors.clone())));
+            }
+        }
+    }
+
+    #[test]
+    fn a_place_is_hashed_once_by_a_command() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let part = folder.path().join("vae");
+        write_part(&part, 1.5);
+        let hash = hash_weights(Component::Vae, &part).expect("hashed");
+        let checkpoint = write_checkpoint(&folder.path().join("step"), 5, &part, &hash);
+        let bases = Bases::new(None, Some(&part));
+        let find = || bases.find(&checkpoint, Component::Vae).is_ok();
+        assert!(find());
+        // A second reading would find other numbers.
+        write_part(&part, 2.5);
+        assert!(find());
+        assert!(Bases::default().find(&checkpoint, Component::Vae).is_err());
+    }
+
+    #[test]
+    fn places_are_tried_in_their_order_and_named_in_the_message() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = |name: &str| folder.path().join(name);
+        write_part(&path("right/vae"), 1.0);
+        write_part(&path("wrong/vae"), 2.0);
+        let hash = hash_weights(Component::Vae, &path("right/vae")).expect("hashed");
+        let (right, wrong) = (path("right"), path("wrong"));
+        let found = |recorded: &str, recipe: &Path, given: Option<&Path>| {
+            let part = path(recorded);
+            let checkpoint = write_checkpoint(&path("run/checkpoints/step"), 5, &part, &hash);
+            let found = Bases::new(Some(recipe), given).find(&checkpoint, Component::Vae);
+            found.map_err(|error| error.to_string())
+        };
+        let is_right = |found: &std::result::Result<Option<(PathBuf, String)>, String>| matches!(found, Ok(Some((place, _))) if *place == path("right/vae"));
+        for (recorded, recipe, given) in [
+            ("right/vae", &wrong, Some(&wrong)),
+            ("wrong/vae", &right, Some(&wrong)),
+            ("wrong/vae", &wrong, Some(&right)),
+            ("gone/vae", &right, None),
+        ] {
+            let found = found(recorded, recipe, given.map(PathBuf::as_path));
+            assert!(is_right(&found), "{recorded}: {found:?}");
+        }
+        let message = found("gone/vae", &wrong, Some(&wrong)).expect_err("it is nowhere");
+        let places = [
+            "--base: ",
+            "has BLAKE3",
+            "the recorded path: nothing at",
+            "put it back",
+        ];
+        for words in places.into_iter().chain([hash.as_str()]) {
+            assert!(message.contains(words), "{words}: {message}");
+        }
+        assert_eq!(
+            message.matches("has BLAKE3").count(),
+            1,
+            "a place is named once"
+        );
+        // A part that the run kept, though the run has moved.
+        write_part(&path("run/base/vae"), 1.0);
+        let found = found("gone/vae", &wrong, None).expect("it is in the run");
+        assert!(found.is_some_and(|(place, _)| place.ends_with("run/base/vae")));
+    }
+}

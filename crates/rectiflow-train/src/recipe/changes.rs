@@ -187,6 +187,15 @@ mod tests {
     }
 
     #[test]
+    fn a_base_may_move() {
+        let mut moved = recipe("");
+        moved.model.base = "elsewhere".into();
+        let found = changes(&recipe("").to_toml(), &moved).expect("both can be read");
+        assert_eq!(found.len(), 1);
+        assert!(found[0].is_harmless(), "{found:?}");
+    }
+
+    #[test]
     fn keys_of_an_older_version_are_passed_over() {
         let old = recipe("")
             .to_toml()
