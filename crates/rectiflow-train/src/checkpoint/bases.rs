@@ -165,8 +165,7 @@ impl Bases {
             Err(error) => return Err(error.to_string()),
         };
         let expected = &part.frozen.blake3;
-        let is_older = part.checkpoint.saved.format <= 2;
-        if found == *expected || is_older && hash_files(place).is_ok_and(|hash| hash == *expected) {
+        if found == *expected || part.is_by_files(place) {
             Ok(found)
         } else {
             Err(format!("{} has BLAKE3 {found}", place.display()))
@@ -196,6 +195,12 @@ impl<'a> Part<'a> {
             component,
             frozen,
         })
+    }
+
+    /// Whether the part is named by the files at a place, as older checkpoints did.
+    fn is_by_files(&self, place: &Path) -> bool {
+        self.checkpoint.saved.format <= 2
+            && hash_files(place).is_ok_and(|hash| hash == self.frozen.blake3)
     }
 
     fn say_if_moved(&self, place: &Path) {
