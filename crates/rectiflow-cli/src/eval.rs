@@ -11,6 +11,7 @@ use rectiflow_train::{
 
 use crate::terminal::{
     answer::Answer,
+    base::BaseArg,
     numbers::{grouped, short, table},
 };
 
@@ -26,6 +27,8 @@ pub(crate) struct Args {
     /// A training checkpoint or a diffusers folder.
     #[arg(long)]
     checkpoint: PathBuf,
+    #[command(flatten)]
+    base: BaseArg,
     /// Override a key of the recipe, e.g. --set test.training_samples=256. Repeatable.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     overrides: Vec<String>,
@@ -33,7 +36,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let checked = Recipe::load(&args.recipe, &args.overrides)?;
-    let evaluation = evaluate(&checked, &args.checkpoint)?;
+    let evaluation = evaluate(&checked, &args.checkpoint, args.base.path())?;
     if evaluation.num_test == 0 {
         tracing::warn!("the data has no test split, so there is no test loss");
     }

@@ -20,13 +20,14 @@ use rectiflow_sdxl::{
     sample::SampleSettings,
     workflow::{Workflow, ascii_json},
 };
-use rectiflow_train::{components::Components, model};
+use rectiflow_train::{bases::Bases, checkpoint::found::Found, components::Components};
 use serde_json::json;
 
 use crate::{
-    model_card::ModelCard,
+    model_card::{ModelCard, Source},
     terminal::{
         answer::{Answer, Misuse},
+        base::BaseArg,
         dtype::{self, FileDtype},
     },
 };
@@ -42,6 +43,8 @@ pub(crate) struct ExportArgs {
     /// A training checkpoint, a diffusers model folder or a single-file checkpoint.
     #[arg(long)]
     model: PathBuf,
+    #[command(flatten)]
+    base: BaseArg,
     /// Which layout to write.
     #[arg(long, value_enum)]
     format: Format,
@@ -92,14 +95,18 @@ pub(crate) fn export(args: &ExportArgs) -> anyhow::Result<Answer> {
         Format::SingleFile => single_file_name(&args.out)?,
         Format::Diffusers => args.out.clone(),
     };
-    let mut bundle = open(&args.model)?;
+    let (mut bundle, checkpoint) = open(&args.model, &args.base.bases())?;
     settle(&mut bundle, args.parameterization)?;
     let own_shift = bundle.scheduler.as_ref().and_then(|read| read.flow_shift);
     let shift = args
         .shift
         .or(own_shift)
         .unwrap_or(ExportOptions::default().sampling_shift);
-    let card = ModelCard::of(&args.model, bundle.parameterization, shift);
+    let source = Source {
+        path: &args.model,
+        checkpoint: checkpoint.as_ref(),
+    };
+    let card = ModelCard::of(source, bundle.parameterization, shift);
     let options = ExportOptions {
         kind: Some(args.dtype.into()),
         sampling_shift: shift,
@@ -130,7 +137,11 @@ pub(crate) fn import(args: &ImportArgs) -> anyhow::Result<Answer> {
     let mut bundle = Bundle::open_single_file(&args.file, args.missing_from.as_deref())?;
     settle(&mut bundle, args.parameterization)?;
     let options = ExportOptions::default();
-    let card = ModelCard::of(&args.file, bundle.parameterization, options.sampling_shift);
+    let source = Source {
+        path: &args.file,
+        checkpoint: None,
+    };
+    let card = ModelCard::of(source, bundle.parameterization, options.sampling_shift);
     let options = ExportOptions {
         title: card.title.clone(),
         description: card.description(),
@@ -286,16 +297,16 @@ fn with_attachments(options: ExportOptions, card: &ModelCard) -> ExportOptions {
 /// The picture of the model card in a diffusers folder.
 const PICTURE: &str = "samples.png";
 
-/// Opens a model of any layout without loading it.
-fn open(path: &Path) -> anyhow::Result<Bundle<'static>> {
+/// Opens a model of any layout without loading it. Also returns the checkpoint that it is.
+fn open(path: &Path, bases: &Bases) -> anyhow::Result<(Bundle<'static>, Option<Found>)> {
     if path.is_file() {
-        return Ok(Bundle::open_single_file(path, None)?);
+        return Ok((Bundle::open_single_file(path, None)?, None));
     }
-    let components = Components::find(path)?;
-    let prediction = model::prediction(path)?;
+    let components = Components::find(path, bases)?;
+    let prediction = components.prediction()?;
     let folder = |component| components.folder(component).to_owned();
     let mut bundle = Bundle::open_folders(folder, prediction.parameterization)?;
     bundle.scheduler = scheduler(path)?;
     bundle.prediction = prediction;
-    Ok(bundle)
+    Ok((bundle, components.checkpoint().cloned()))
 }

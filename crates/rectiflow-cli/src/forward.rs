@@ -12,7 +12,7 @@ use rectiflow_sdxl::{
 use rectiflow_train::components::Components;
 use serde_json::{Map, Value, json};
 
-use crate::terminal::{answer::Answer, dtype::ComputeDtype};
+use crate::terminal::{answer::Answer, base::BaseArg, dtype::ComputeDtype};
 
 /// Run one forward pass on tensors from a file, to compare a model with another implementation of
 /// it.
@@ -31,6 +31,8 @@ pub(crate) struct Args {
     /// this one part, with its config.json.
     #[arg(long)]
     model: PathBuf,
+    #[command(flatten)]
+    base: BaseArg,
     /// Dtype of the calculation and of the results, whatever the files hold.
     #[arg(long, value_enum, default_value_t = ComputeDtype::Fp32)]
     dtype: ComputeDtype,
@@ -80,7 +82,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
         ..OpenOptions::default()
     };
     let input = TensorFile::open(&args.input)?;
-    let place = Components::find_one(args.part.component(), &args.model)?;
+    let place = Components::find_one(args.part.component(), &args.model, &args.base.bases())?;
     let written = forward(args.part.into(), &place, &input, &args.output, &options)?;
     let output = args.output.display();
     let lines: Vec<String> = written

@@ -38,6 +38,7 @@ use tch::{Kind, Tensor};
 
 use crate::terminal::{
     answer::Answer,
+    base::BaseArg,
     numbers::{bytes, grouped, short, table},
     progress::Progress,
 };
@@ -69,6 +70,8 @@ pub(crate) struct Args {
     /// training checkpoint.
     #[arg(long)]
     vae: Option<PathBuf>,
+    #[command(flatten)]
+    base: BaseArg,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
@@ -89,7 +92,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     }
     text += &listed(&prompts, settings.cut);
     if let (Some(sheet), Some(vae)) = (&args.sheet, &args.vae) {
-        draw_sheet(&dataset, vae)?.write_png(sheet, &[])?;
+        draw_sheet(&dataset, vae, &args.base)?.write_png(sheet, &[])?;
         text += &format!("\n\npictures: {}", sheet.display());
     }
 
@@ -346,8 +349,8 @@ const SHEET_BUCKETS: usize = 12;
 const SHEET_PICTURES: u64 = 6;
 
 /// The first pictures of the fullest buckets, decoded by the VAE.
-fn draw_sheet(dataset: &Dataset, vae: &Path) -> anyhow::Result<Picture> {
-    let place = Components::find_one(Component::Vae, vae)?;
+fn draw_sheet(dataset: &Dataset, vae: &Path, base: &BaseArg) -> anyhow::Result<Picture> {
+    let place = Components::find_one(Component::Vae, vae, &base.bases())?;
     let vae = Vae::open(&place, &OpenOptions::default())?;
     let mut shapes = dataset.buckets(Split::Train);
     shapes.sort_by_key(|shape| Reverse(shape.num_rows));

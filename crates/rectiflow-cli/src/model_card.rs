@@ -12,9 +12,18 @@ use std::{
 };
 
 use rectiflow_sdxl::{flow::Parameterization, model_spec::usage_hint};
-use rectiflow_train::checkpoint::{self, Saved};
+use rectiflow_train::checkpoint::{Saved, found::Found};
 
 use crate::terminal::numbers;
+
+/// What a card is written of.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Source<'a> {
+    /// The model's file or folder.
+    pub(crate) path: &'a Path,
+    /// The checkpoint that it is, if it is one.
+    pub(crate) checkpoint: Option<&'a Found>,
+}
 
 /// Facts about a model.
 #[derive(Debug)]
@@ -52,10 +61,14 @@ struct Training {
 }
 
 impl ModelCard {
-    /// The card of the model at `path`; `shift` is the recommended sampling shift. What cannot be
-    /// read of a checkpoint is left out with a warning, since an export needs no card.
-    pub(crate) fn of(path: &Path, parameterization: Option<Parameterization>, shift: f64) -> Self {
-        let names = names(path);
+    /// The card of a model; `shift` is the recommended sampling shift. What cannot be read of a
+    /// checkpoint is left out with a warning, since an export needs no card.
+    pub(crate) fn of(
+        model: Source<'_>,
+        parameterization: Option<Parameterization>,
+        shift: f64,
+    ) -> Self {
+        let names = names(model.path);
         let source = names.last().cloned().unwrap_or_default();
         let mut card = Self {
             title: source.clone(),
@@ -65,12 +78,14 @@ impl ModelCard {
             source,
             training: None,
         };
-        if checkpoint::is_checkpoint(path) {
+        if let Some(checkpoint) = model.checkpoint {
             // The run, the step, and for averaged weights their name.
-            let num_names = if is_average(path) { 3 } else { 2 };
+            let num_names = if checkpoint.is_average() { 3 } else { 2 };
             card.title = names[names.len().saturating_sub(num_names)..].join(" ");
-            card.training = Training::read(path);
-            card.samples = samples_of(path);
+            card.training = Some(Training::of(checkpoint));
+            if !checkpoint.is_average() {
+                card.samples = samples_of(model.path);
+            }
         }
         card
     }
@@ -147,36 +162,20 @@ impl ModelCard {
 }
 
 impl Training {
-    /// What a checkpoint says about its training; `None` if it cannot be read.
-    fn read(checkpoint: &Path) -> Option<Self> {
-        let saved = match Saved::read(checkpoint) {
-            Ok(saved) => saved,
-            Err(error) => {
-                tracing::warn!("the model card says nothing about the training: {error}");
-                return None;
-            }
-        };
-        let is_average = is_average(checkpoint);
-        // The averaged weights have the recipe of the checkpoint that they are in.
-        let folder = if is_average {
-            checkpoint.parent().unwrap_or(checkpoint)
-        } else {
-            checkpoint
-        };
-        let path = folder.join("recipe.toml");
-        let recipe = match fs::read_to_string(&path) {
+    /// What a checkpoint says about its training.
+    fn of(checkpoint: &Found) -> Self {
+        let recipe = match checkpoint.recipe() {
             Ok(recipe) => Some(recipe),
             Err(error) => {
-                let path = path.display();
-                tracing::warn!("the model card is without the recipe: {path}: {error}");
+                tracing::warn!("the model card is without the recipe: {error}");
                 None
             }
         };
-        Some(Self {
-            saved,
+        Self {
+            saved: checkpoint.saved().clone(),
             recipe,
-            is_average,
-        })
+            is_average: checkpoint.is_average(),
+        }
     }
 
     fn write(&self, text: &mut String) {
@@ -217,18 +216,10 @@ fn names(path: &Path) -> Vec<String> {
     parts.filter(|name| name != "checkpoints").collect()
 }
 
-/// Whether a checkpoint's folder holds its averaged weights.
-fn is_average(checkpoint: &Path) -> bool {
-    checkpoint.ends_with("ema")
-}
-
 /// A sheet of samples of exactly this checkpoint: the grid of `rectiflow sample` in the run's
-/// `samples`, if it was drawn with this checkpoint, otherwise the preview of that step. None for
+/// `samples`, if it was drawn with this checkpoint, otherwise the preview of that step. Not for
 /// averaged weights, whose folders all have the same name.
 fn samples_of(path: &Path) -> Option<Vec<u8>> {
-    if is_average(path) {
-        return None;
-    }
     let full = path.canonicalize().ok()?;
     let run = full.parent()?.parent()?;
     let name = full.file_name()?.to_string_lossy();
@@ -261,12 +252,22 @@ mod tests {
         folder
     }
 
+    /// The card of a checkpoint or of another model.
+    fn card_of(path: &Path, parameterization: Option<Parameterization>, shift: f64) -> ModelCard {
+        let checkpoint = Found::unverified(path).ok();
+        let source = Source {
+            path,
+            checkpoint: checkpoint.as_ref(),
+        };
+        ModelCard::of(source, parameterization, shift)
+    }
+
     #[test]
     fn a_checkpoint_says_how_it_was_trained() {
         let folder = tempfile::tempdir().unwrap();
         let run = folder.path().join("birds");
         let path = checkpoint(&run);
-        let card = ModelCard::of(&path, Some(Parameterization::Flow), 5.5);
+        let card = card_of(&path, Some(Parameterization::Flow), 5.5);
         assert_eq!(card.title, "birds step-00000012");
         assert_eq!(
             card.description(),
@@ -303,7 +304,7 @@ mod tests {
         let ema = path.join("ema");
         fs::create_dir(&ema).unwrap();
         fs::copy(path.join("state.json"), ema.join("state.json")).unwrap();
-        let card = || ModelCard::of(&ema, Some(Parameterization::Flow), 6.0);
+        let card = || card_of(&ema, Some(Parameterization::Flow), 6.0);
         assert_eq!(card().title, "birds step-00000012 ema");
         assert!(
             card()
@@ -322,12 +323,8 @@ mod tests {
         );
         fs::remove_file(path.join("recipe.toml")).unwrap();
         assert!(card().markdown("x.png").contains("`0d3f`"));
-        for broken in ["", "{", "{\"format\": 99}"] {
-            fs::write(ema.join("state.json"), broken).unwrap();
-            assert!(!card().markdown("x.png").contains("Training"), "{broken}");
-        }
         for nowhere in ["", "/", "no/such/folder", ".."] {
-            let card = ModelCard::of(Path::new(nowhere), None, 6.0);
+            let card = card_of(Path::new(nowhere), None, 6.0);
             assert!(
                 card.samples.is_none() && card.markdown("x").starts_with("# "),
                 "{nowhere}"
@@ -337,7 +334,7 @@ mod tests {
 
     #[test]
     fn flow_models_carry_a_warning_about_diffusers_and_others_do_not() {
-        let markdown = |p| ModelCard::of(Path::new("x"), Some(p), 6.0).markdown("x.png");
+        let markdown = |p| card_of(Path::new("x"), Some(p), 6.0).markdown("x.png");
         let flow = markdown(Parameterization::Flow);
         for word in [
             "use_karras_sigmas",
@@ -357,7 +354,7 @@ mod tests {
     fn the_picture_is_of_this_checkpoint_or_none() {
         let folder = tempfile::tempdir().unwrap();
         let path = checkpoint(folder.path());
-        let samples = || ModelCard::of(&path, None, 6.0).samples;
+        let samples = || card_of(&path, None, 6.0).samples;
         assert_eq!(samples(), None);
         fs::create_dir(folder.path().join("previews")).unwrap();
         fs::write(folder.path().join("previews/step-00000011.png"), b"earlier").unwrap();
@@ -377,7 +374,7 @@ mod tests {
         let sheet = b"Size: 8x8, Model: step-00000012, Shift: 6";
         fs::write(folder.path().join("samples/grid.png"), sheet).unwrap();
         assert_eq!(samples().as_deref(), Some(&sheet[..]));
-        let card = ModelCard::of(&path, None, 6.0);
+        let card = card_of(&path, None, 6.0);
         assert!(card.markdown("x.png").contains("(x.png)"));
     }
 
@@ -386,7 +383,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("model.safetensors");
         fs::write(&path, b"").unwrap();
-        let card = ModelCard::of(&path, Some(Parameterization::Eps), 6.0);
+        let card = card_of(&path, Some(Parameterization::Eps), 6.0);
         assert_eq!(card.title, "model.safetensors");
         assert!(
             card.description().starts_with(

@@ -23,14 +23,16 @@ use rectiflow_sdxl::{
     vae::Vae,
 };
 use rectiflow_train::{
-    components::{Components, hash_weights},
+    components::Components,
     recipe::{Recipe, parse_device},
+    weights_hash::hash_weights,
 };
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
 use crate::terminal::{
     answer::{Answer, Misuse},
+    base::BaseArg,
     numbers::{bytes, duration, grouped, table},
     progress::Progress,
 };
@@ -55,10 +57,12 @@ pub(crate) struct Args {
     /// URL in the user's cache folder.
     #[arg(long, value_name = "FOLDER")]
     work: Option<PathBuf>,
-    /// The VAE that encodes the images: its folder, a diffusers model folder, a single-file
+    /// The VAE that encodes the images: its folder or file, a diffusers model folder, a single-file
     /// checkpoint or a training checkpoint.
     #[arg(long)]
     vae: PathBuf,
+    #[command(flatten)]
+    base: BaseArg,
     /// A recipe whose `[prep]` section sets area, bucket step, background, test split and more.
     #[arg(long)]
     recipe: Option<PathBuf>,
@@ -84,7 +88,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
         device: args.device,
         ..OpenOptions::default()
     };
-    let place = Components::find_one(Component::Vae, &args.vae)?;
+    let place = Components::find_one(Component::Vae, &args.vae, &args.base.bases())?;
     let vae = Vae::open(&place, &options)?;
     let codec = codec(&place, &vae)?;
     let mut live = Live::default();

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use crate::terminal::{
     answer::Answer,
+    base::BaseArg,
     log,
     numbers::{short, table},
 };
@@ -19,11 +20,13 @@ use crate::terminal::{
 pub(crate) struct Args {
     /// A file of the run's blackbox/ folder.
     black_box: PathBuf,
+    #[command(flatten)]
+    base: BaseArg,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let mut steps = Vec::new();
-    replay(&args.black_box, &mut |step| {
+    replay(&args.black_box, args.base.path(), &mut |step| {
         log::line(&format!(
             "step {}: loss {}",
             step.step + 1,

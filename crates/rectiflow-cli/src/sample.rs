@@ -29,6 +29,7 @@ use crate::{
     report::run_record::{SAMPLES_FILE, Sampled},
     terminal::{
         answer::{Answer, Misuse},
+        base::BaseArg,
         dtype::ComputeDtype,
         progress::Progress,
     },
@@ -44,6 +45,8 @@ pub(crate) struct Args {
     /// A diffusers model folder, a single-file checkpoint or a training checkpoint.
     #[arg(long)]
     model: PathBuf,
+    #[command(flatten)]
+    base: BaseArg,
     /// The prompt. Repeat it for several rows of the grid.
     #[arg(long = "prompt", value_name = "TEXT")]
     prompts: Vec<String>,
@@ -184,7 +187,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let prompts = args.all_prompts()?;
     let mut settings = args.settings();
     settings.check()?;
-    let model = StagedModel::find(&args.model, &args.open_options())?;
+    let model = StagedModel::find(&args.model, &args.base.bases(), &args.open_options())?;
     settings.shift = args.shift.or(model.flow_shift).unwrap_or(settings.shift);
     let parameterization = parameterization_of(args.parameterization, &model, &args.model)?;
     settings.latent_shape(model.vae_config())?;

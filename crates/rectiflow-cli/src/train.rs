@@ -1,7 +1,11 @@
 //! `rectiflow train`: a run from its recipe, with a live line on a terminal and plain lines in a
 //! log.
 
-use std::{env, path::PathBuf, sync::atomic::Ordering};
+use std::{
+    env,
+    path::{Path, PathBuf},
+    sync::atomic::Ordering,
+};
 
 use anyhow::Context;
 use rectiflow_train::{
@@ -17,6 +21,7 @@ use crate::{
     local_ranks,
     terminal::{
         answer::{Answer, Misuse},
+        base::BaseArg,
         numbers::grouped,
         signals::StopSignal,
     },
@@ -40,6 +45,8 @@ pub(crate) struct Args {
     /// else comes from the recipe.
     #[arg(long, value_name = "CHECKPOINT")]
     branch_from: Option<PathBuf>,
+    #[command(flatten)]
+    base: BaseArg,
     /// Continue a run that the guard has stopped.
     #[arg(long)]
     acknowledge_stop: bool,
@@ -81,6 +88,7 @@ fn train_as(
     let mut live = is_first.then(|| Live::new(checked));
     let options = Options {
         branch_from: args.branch_from.clone(),
+        base: args.base.path().map(Path::to_owned),
         acknowledge_stop: args.acknowledge_stop,
         launch,
         ..Options::default()

@@ -44,7 +44,7 @@ pub mod run;
 pub mod state;
 mod step;
 
-pub use checkpoint::{components, model};
+pub use checkpoint::{bases, components, model, weights_hash};
 pub use measure::{findings, metrics, testloss};
 pub use pictures::{generate, preview, staged_model};
 pub use plan::{estimate, facts, gpu_memory, simulate};

@@ -20,6 +20,7 @@ use crate::{
     sample::{parameterization_of, parse_size},
     terminal::{
         answer::Answer,
+        base::BaseArg,
         dtype::{self, ComputeDtype},
         numbers,
         progress::Progress,
@@ -32,6 +33,8 @@ pub(crate) struct Args {
     /// A diffusers model folder, a single-file checkpoint or a training checkpoint.
     #[arg(long)]
     model: PathBuf,
+    #[command(flatten)]
+    base: BaseArg,
     /// What to draw.
     #[arg(
         long,
@@ -79,7 +82,7 @@ struct Measured {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
-    let model = StagedModel::find(&args.model, &args.open_options())?;
+    let model = StagedModel::find(&args.model, &args.base.bases(), &args.open_options())?;
     let parameterization = parameterization_of(args.parameterization, &model, &args.model)?;
     let settings = args.settings();
     settings.latent_shape(model.vae_config())?;

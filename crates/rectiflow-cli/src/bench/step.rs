@@ -12,6 +12,8 @@ use rectiflow_sdxl::{
     unet::UNet,
 };
 use rectiflow_train::{
+    bases::Bases,
+    components::Components,
     estimate::{Passes, RecomputedBlocks},
     precision::Precision,
     recipe::parse_device,
@@ -145,8 +147,10 @@ fn open(args: &Args) -> anyhow::Result<UNet> {
     };
     if args.random {
         options.random.push(Component::UNet);
+        return Ok(UNet::open(&args.unet, &options)?);
     }
-    Ok(UNet::open(&args.unet, &options)?)
+    let unet = Components::find_one(Component::UNet, &args.unet, &Bases::default())?;
+    Ok(UNet::open(&unet, &options)?)
 }
 
 /// The batch of `--input`, or a random one.

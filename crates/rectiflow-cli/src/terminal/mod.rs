@@ -1,6 +1,7 @@
-//! The command's side of the terminal: answers, logs, progress, signals, formatted numbers.
+//! The command's side of the terminal: shared arguments, answers, logs, progress, signals, formatted numbers.
 
 pub(crate) mod answer;
+pub(crate) mod base;
 pub(crate) mod dtype;
 pub(crate) mod log;
 pub(crate) mod numbers;

@@ -31,7 +31,7 @@ impl Mark {
 
 /// Kinds of files that are no SDXL checkpoint: the marks of each, one of which suffices, and what
 /// it is and what to do.
-const FOREIGN: [(&[Mark], &str); 11] = [
+const FOREIGN: [(&[Mark], &str); 12] = [
     (
         &[
             Part(".lora_down."),
@@ -68,6 +68,10 @@ const FOREIGN: [(&[Mark], &str); 11] = [
             Start("input_hint_block"),
         ],
         "this is a ControlNet; use an SDXL checkpoint",
+    ),
+    (
+        &[Start("decoder.layers."), Start("encoder.layers.")],
+        "this is a tiny autoencoder (TAESD), which approximates; use SDXL's autoencoder",
     ),
     (
         &[
@@ -114,6 +118,11 @@ const FIRST_WEIGHT: [&str; 2] = [
     "model.diffusion_model.input_blocks.0.0.weight",
     "input_blocks.0.0.weight",
 ];
+
+/// The tensors by which an autoencoder alone is known, and that of its latent channels.
+const VAE: [&str; 2] = ["encoder.conv_in.weight", LATENT_WEIGHT];
+const LATENT_WEIGHT: &str = "decoder.conv_in.weight";
+const SDXL_LATENT_CHANNELS: i64 = 4;
 
 /// Relatives of SDXL by the number of transformer blocks at each place of the UNet's way down that
 /// has any.
@@ -164,6 +173,25 @@ pub(crate) fn relative<'a>(
     ))
 }
 
+/// Whether a file with these tensor names is an autoencoder alone, in the layout of SDXL's.
+pub(crate) fn is_vae<'a>(names: impl Iterator<Item = &'a str>) -> bool {
+    names.filter(|name| VAE.contains(name)).count() == VAE.len()
+}
+
+/// Says what a file is and what to do, if it has an autoencoder of another kind than SDXL's;
+/// `shape` returns the shape of a tensor. `None` if the autoencoder can be SDXL's.
+pub(crate) fn other_vae<'a>(shape: impl Fn(&str) -> Option<&'a [i64]>) -> Option<String> {
+    let inside = format!("{}{LATENT_WEIGHT}", single_prefix(Component::Vae));
+    let found = shape(LATENT_WEIGHT).or_else(|| shape(&inside))?;
+    match found {
+        [_, channels, ..] if *channels != SDXL_LATENT_CHANNELS => Some(format!(
+            "its autoencoder has {channels} latent channels (16 have those of Stable Diffusion 3 \
+             and Flux), SDXL's has {SDXL_LATENT_CHANNELS}; use SDXL's"
+        )),
+        _ => None,
+    }
+}
+
 /// Returns the number of transformer blocks at each place of the UNet's way down that has any.
 fn depths<'a>(names: impl Iterator<Item = &'a str>) -> Vec<usize> {
     let mut depths = BTreeMap::new();
@@ -202,6 +230,9 @@ pub(crate) fn architecture<'a>(names: impl Iterator<Item = &'a str>) -> Option<&
     let names: Vec<&str> = names.collect();
     if names.is_empty() {
         return Some("it holds no tensor");
+    }
+    if is_vae(names.iter().copied()) {
+        return None;
     }
     for (marks, what) in &FOREIGN {
         if has_any(marks, &names) {

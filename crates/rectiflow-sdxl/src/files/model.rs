@@ -285,6 +285,21 @@ fn difference((left, a): (&str, i64), (right, b): (&str, i64)) -> Option<String>
     (a != b).then(|| format!("{left} ({a}) is not the {right} ({b})"))
 }
 
+/// Compares the tensors of a single file with the hash in its header, if it has one. Returns what a
+/// user should know, one sentence each: a hash that another tool may have left behind, and that the
+/// file is an autoencoder alone.
+///
+/// # Errors
+/// [`Error::Malformed`] if this program wrote the file and it has changed since, or if it is not
+/// SDXL; [`Error::Io`].
+pub fn check_file(path: &Path) -> Result<Vec<String>> {
+    let file = SingleFile::open(path)?;
+    let mut notes = Vec::new();
+    notes.extend(file.check_hash()?);
+    notes.extend(file.vae_note());
+    Ok(notes)
+}
+
 /// Returns what a model's UNet predicts; `None` if its files do not say.
 ///
 /// # Errors

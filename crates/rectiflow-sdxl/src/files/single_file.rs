@@ -1,8 +1,9 @@
 //! A single-file SDXL checkpoint: assigns its tensors to the parts of the model.
 //!
 //! Sizes come from the configurations in its header if this program wrote it, else they are SDXL's.
-//! A file need not hold every part: UNets without text encoders are common. The names of tensors
-//! that belong to no part are kept for messages.
+//! A file need not hold every part: UNets without text encoders are common, and so are autoencoders
+//! alone, in the original layout or in diffusers'. The names of tensors that belong to no part are
+//! kept for messages.
 //!
 //! Not here: the meaning of names (`keys`), the recognition of other files (`foreign`).
 
@@ -14,9 +15,10 @@ use crate::{
     config::{clip::ClipConfig, unet::UNetConfig, vae::VaeConfig},
     error::{Error, Result},
     files::{foreign, prediction::Prediction},
+    nets::vae::current_name,
     weights::{
         component::Component,
-        keys::{FIRST_UNET_WEIGHT, KeyTable, single_prefix},
+        keys::{FIRST_UNET_WEIGHT, Form, KeyTable, single_prefix},
         quantised::{self, FORMATS_KEY},
         stored::{Stored, is_constant},
         tensor_file::TensorFile,
@@ -30,6 +32,43 @@ pub const CONFIGS_KEY: &str = "rectiflow.configs";
 pub(crate) const HASH_KEY: &str = "modelspec.hash_sha256";
 
 const KIND: &str = "single-file SDXL checkpoint";
+
+/// The parts that a file can be, besides a whole checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Holds {
+    /// Any parts, under the names of a whole checkpoint.
+    Parts,
+    /// A UNet, without its prefix.
+    UNet,
+    /// An autoencoder, without its prefix.
+    Vae,
+    /// An autoencoder under diffusers' names.
+    DiffusersVae,
+}
+
+impl Holds {
+    fn of(file: &TensorFile) -> Self {
+        let has = |name| file.shape(name).is_some();
+        if has(FIRST_UNET_WEIGHT) {
+            Self::UNet
+        } else if !foreign::is_vae(file.names()) {
+            Self::Parts
+        } else if file.names().any(|name| name.contains(".mid_block.")) {
+            Self::DiffusersVae
+        } else {
+            Self::Vae
+        }
+    }
+
+    /// Returns what the names of a whole checkpoint have in front of the file's.
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::UNet => single_prefix(Component::UNet),
+            Self::Vae => single_prefix(Component::Vae),
+            Self::Parts | Self::DiffusersVae => "",
+        }
+    }
+}
 
 /// An open single-file checkpoint.
 #[derive(Debug)]
@@ -96,6 +135,17 @@ impl SingleFile {
         )))
     }
 
+    /// Returns a note if the file is an autoencoder alone, which does not say whose.
+    pub(crate) fn vae_note(&self) -> Option<String> {
+        let is_vae = matches!(Holds::of(&self.file), Holds::Vae | Holds::DiffusersVae);
+        let is_said = self.file.metadata().contains_key(CONFIGS_KEY);
+        (is_vae && !is_said).then(|| {
+            "this is an autoencoder alone, taken for SDXL's (scaling factor 0.13025); those of \
+             Stable Diffusion 1 and 2 have the same tensors and do not fit SDXL"
+                .to_owned()
+        })
+    }
+
     /// Returns what a user should know about the file, one sentence each: ignored tensors, weights
     /// in fp8.
     pub(crate) fn notes(&self) -> Vec<String> {
@@ -108,15 +158,15 @@ impl SingleFile {
 
     /// Assigns the file's tensors to parts.
     fn assign(&mut self, table: &KeyTable) {
-        // UNets without the other parts often lack the prefix.
-        let prefix = if self.file.shape(FIRST_UNET_WEIGHT).is_some() {
-            single_prefix(Component::UNet)
-        } else {
-            ""
-        };
+        let holds = Holds::of(&self.file);
         let file = self.file.clone();
         for name in file.names() {
-            let keys = table.to_diffusers(&format!("{prefix}{name}"));
+            if holds == Holds::DiffusersVae {
+                let part = self.part(Component::Vae);
+                part.add(current_name(name), 0, name.to_owned(), Form::Same);
+                continue;
+            }
+            let keys = table.to_diffusers(&format!("{}{name}", holds.prefix()));
             if keys.is_empty() {
                 self.ignored.push(name.to_owned());
             }
@@ -179,10 +229,12 @@ fn check_kind(file: &TensorFile) -> Result<()> {
         return Err(malformed(file, what.into()));
     }
     // A file with configurations of its own has sizes of its own.
-    if !file.metadata().contains_key(CONFIGS_KEY)
-        && let Some(what) = foreign::relative(file.names(), |name| file.shape(name))
-    {
-        return Err(malformed(file, what));
+    if !file.metadata().contains_key(CONFIGS_KEY) {
+        let shape = |name: &str| file.shape(name);
+        let other = foreign::relative(file.names(), shape).or_else(|| foreign::other_vae(shape));
+        if let Some(what) = other {
+            return Err(malformed(file, what));
+        }
     }
     if let Some(formats) = file.metadata().get(FORMATS_KEY)
         && let Some(problem) = quantised::formats_problem(formats)

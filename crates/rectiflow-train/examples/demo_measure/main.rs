@@ -36,7 +36,9 @@ use rectiflow_sdxl::{
     vae::Vae,
 };
 use rectiflow_train::{
-    Error, Result, findings,
+    Error, Result,
+    bases::Bases,
+    findings,
     generate::{Batch, generate_all},
 };
 
@@ -72,7 +74,8 @@ struct Contender {
 
 impl Contender {
     fn open(named: &NamedModel) -> Result<Self> {
-        let model = rectiflow_train::model::open(&named.path, &OpenOptions::default())?;
+        let model =
+            rectiflow_train::model::open(&named.path, &Bases::default(), &OpenOptions::default())?;
         let own = model.parameterization;
         let parameterization = named.parameterization.or(own).unwrap_or_default();
         Ok(Self {

@@ -6,10 +6,20 @@ use std::{
     sync::OnceLock,
 };
 
-use rectiflow_sdxl::{folder, model::Component, visit::visit_weights};
+use rectiflow_sdxl::{
+    flow::Parameterization,
+    folder,
+    model::{Component, check_file},
+    prediction::Prediction,
+};
 
 use crate::{
-    checkpoint::{Checkpoints, Frozen, Saved, is_checkpoint},
+    checkpoint::{
+        Checkpoints,
+        bases::Bases,
+        found::{Found, Reads, found},
+        weights_hash::hash_weights,
+    },
     error::{Error, Result},
     recipe::sections::CheckpointConfig,
 };
@@ -18,64 +28,95 @@ use crate::{
 /// and only on request or if a checkpoint names the hash that it must have.
 #[derive(Debug)]
 pub struct Components {
+    model: PathBuf,
+    checkpoint: Option<Found>,
     folders: BTreeMap<Component, PathBuf>,
     hashes: BTreeMap<Component, OnceLock<String>>,
 }
 
 impl Components {
-    /// Finds the components of a model: those in a diffusers folder, a checkpoint's own and the
-    /// frozen ones that it references, or a single-file checkpoint, which holds all.
+    /// Finds the components of a model to read their weights: those in a diffusers folder, a
+    /// checkpoint's own and the ones that it references, or a single-file checkpoint, which holds
+    /// all. What a checkpoint holds is verified, and the hash of a single file if it has one.
     ///
     /// # Errors
-    /// [`Error::Model`] if one is missing; [`Error::Checkpoint`] if a frozen one is missing or has
-    /// changed.
-    pub fn find(model: &Path) -> Result<Self> {
+    /// [`Error::Model`] if one is missing; [`Error::Checkpoint`] if a checkpoint is damaged, or
+    /// if a part that it references is not found.
+    pub fn find(model: &Path, bases: &Bases) -> Result<Self> {
         if model.is_file() {
-            let folders = Component::ALL.map(|component| (component, model.to_owned()));
-            let hashes = Component::ALL.map(|component| (component, OnceLock::new()));
-            return Ok(Self {
-                folders: folders.into(),
-                hashes: hashes.into(),
-            });
+            check_single_file(model)?;
+            return Ok(Self::in_file(model));
         }
-        let mut frozen = if is_checkpoint(model) {
-            Some(Saved::read(model)?.frozen)
-        } else {
-            None
-        };
-        check_no_run(model)?;
-        let (mut folders, mut hashes) = (BTreeMap::new(), BTreeMap::new());
-        for component in Component::ALL {
-            let hash = OnceLock::new();
-            let folder = match &mut frozen {
-                None => folder::find(component, model)?,
-                Some(frozen) => match frozen.remove(component.folder()) {
-                    None => model.join(component.folder()),
-                    Some(part) => {
-                        check_unchanged(model, component, &part)?;
-                        hash.get_or_init(|| part.blake3);
-                        part.path
-                    }
-                },
-            };
-            folders.insert(component, folder);
-            hashes.insert(component, hash);
+        match found(model, Reads::Model)? {
+            Some(checkpoint) => Self::of_checkpoint(checkpoint, bases),
+            None => Self::in_folder(model),
         }
-        Ok(Self { folders, hashes })
     }
 
-    /// Finds one component, of which a folder of its own is enough. A checkpoint's frozen
-    /// components are found where it references them.
+    /// As [`Self::find`], to read the configurations alone: no weights are read or verified.
     ///
     /// # Errors
     /// Those of [`Self::find`].
-    pub fn find_one(component: Component, model: &Path) -> Result<PathBuf> {
+    pub(crate) fn find_configs(model: &Path) -> Result<Self> {
         if model.is_file() {
+            return Ok(Self::in_file(model));
+        }
+        let Some(checkpoint) = found(model, Reads::Configs)? else {
+            return Self::in_folder(model);
+        };
+        let mut components = Self::empty(model);
+        let bases = Bases::default();
+        for component in Component::ALL {
+            let referenced = bases.find_config(&checkpoint, component)?;
+            let own = || model.join(component.folder());
+            components.add(component, referenced.unwrap_or_else(own));
+        }
+        components.checkpoint = Some(checkpoint);
+        Ok(components)
+    }
+
+    /// Finds the components of a checkpoint that has been verified.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] if a part that it references is not found.
+    pub(crate) fn of_checkpoint(checkpoint: Found, bases: &Bases) -> Result<Self> {
+        let mut components = Self::empty(&checkpoint.path);
+        for component in Component::ALL {
+            let own = checkpoint.path.join(component.folder());
+            match bases.find(&checkpoint, component)? {
+                None => components.add(component, own),
+                Some((place, hash)) => {
+                    components.add(component, place);
+                    components.hashes[&component].get_or_init(|| hash);
+                }
+            }
+        }
+        components.checkpoint = Some(checkpoint);
+        Ok(components)
+    }
+
+    /// Finds one component to read its weights; a folder of its own is enough. A part that a
+    /// checkpoint references is found by its hash.
+    ///
+    /// # Errors
+    /// Those of [`Self::find`].
+    pub fn find_one(component: Component, model: &Path, bases: &Bases) -> Result<PathBuf> {
+        if model.is_file() {
+            check_single_file(model)?;
             return Ok(model.to_owned());
         }
+        if let Some(checkpoint) = found(model, Reads::Part(component))? {
+            let referenced = bases.find(&checkpoint, component)?;
+            return Ok(match referenced {
+                Some((place, _)) => place,
+                None => model.join(component.folder()),
+            });
+        }
         match folder::find(component, model) {
-            Ok(found) => Ok(found),
-            Err(_) if is_checkpoint(model) => Ok(Self::find(model)?.folder(component).to_owned()),
+            Ok(place) => {
+                check_checkpoint_around(component, &place)?;
+                Ok(place)
+            }
             Err(error) => {
                 check_no_run(model)?;
                 Err(error.into())
@@ -83,10 +124,73 @@ impl Components {
         }
     }
 
+    fn empty(model: &Path) -> Self {
+        Self {
+            model: model.to_owned(),
+            checkpoint: None,
+            folders: BTreeMap::new(),
+            hashes: BTreeMap::new(),
+        }
+    }
+
+    fn add(&mut self, component: Component, place: PathBuf) {
+        self.folders.insert(component, place);
+        self.hashes.insert(component, OnceLock::new());
+    }
+
+    fn in_file(model: &Path) -> Self {
+        let mut components = Self::empty(model);
+        for component in Component::ALL {
+            components.add(component, model.to_owned());
+        }
+        components
+    }
+
+    fn in_folder(model: &Path) -> Result<Self> {
+        check_no_run(model)?;
+        let mut components = Self::empty(model);
+        for component in Component::ALL {
+            components.add(component, folder::find(component, model)?);
+        }
+        Ok(components)
+    }
+
+    /// Returns the path of the model.
+    pub fn model(&self) -> &Path {
+        &self.model
+    }
+
+    /// Returns the checkpoint that the model is; `None` for other models.
+    pub fn checkpoint(&self) -> Option<&Found> {
+        self.checkpoint.as_ref()
+    }
+
     /// Returns the folder of a component, which has its `config.json`, or the single file that
     /// holds all components.
     pub fn folder(&self, component: Component) -> &Path {
         &self.folders[&component]
+    }
+
+    /// Returns what the model's files say that its UNet predicts.
+    ///
+    /// # Errors
+    /// [`Error::Model`].
+    pub fn prediction(&self) -> Result<Prediction> {
+        match &self.checkpoint {
+            Some(checkpoint) => {
+                let objective = &checkpoint.saved.objective;
+                Ok(Prediction::named(objective.parameterization, "state.json"))
+            }
+            None => Ok(rectiflow_sdxl::model::prediction(&self.model)?),
+        }
+    }
+
+    /// Returns what the model's UNet predicts, or `None` if the model does not say.
+    ///
+    /// # Errors
+    /// [`Error::Model`].
+    pub fn parameterization(&self) -> Result<Option<Parameterization>> {
+        Ok(self.prediction()?.settled(None)?)
     }
 
     /// Reads a component from another folder, which must hold the same weights.
@@ -108,6 +212,26 @@ impl Components {
     }
 }
 
+/// Compares the tensors of a single file with the hash in its header, and says what a user should
+/// know about it.
+fn check_single_file(file: &Path) -> Result<()> {
+    for note in check_file(file)? {
+        tracing::warn!("{}: {note}", file.display());
+    }
+    Ok(())
+}
+
+/// Verifies a component's own folder, if that is in a checkpoint.
+fn check_checkpoint_around(component: Component, folder: &Path) -> Result<()> {
+    let full = folder.canonicalize().map_err(Error::io(folder))?;
+    if full.ends_with(component.folder())
+        && let Some(around) = full.parent()
+    {
+        found(around, Reads::Part(component))?;
+    }
+    Ok(())
+}
+
 /// Rejects the folder of a run, which is easily mistaken for one of its checkpoints.
 fn check_no_run(model: &Path) -> Result<()> {
     let checkpoints = Checkpoints::at(model, &CheckpointConfig::default()).list();
@@ -127,50 +251,9 @@ fn check_no_run(model: &Path) -> Result<()> {
     })
 }
 
-fn check_unchanged(checkpoint: &Path, component: Component, frozen: &Frozen) -> Result<()> {
-    let broken = |reason: String| Error::Checkpoint {
-        path: frozen.path.clone(),
-        reason,
-    };
-    let (name, checkpoint) = (component.name(), checkpoint.display());
-    let found = hash_weights(component, &frozen.path).map_err(|e| {
-        broken(format!(
-            "the checkpoint {checkpoint} needs this {name}: {e}"
-        ))
-    })?;
-    if found == frozen.blake3 {
-        return Ok(());
-    }
-    let expected = &frozen.blake3;
-    Err(broken(format!(
-        "the {name} has changed since the checkpoint {checkpoint} was written: \
-         expected BLAKE3 {expected}, found {found}; restore the old one"
-    )))
-}
-
-/// Returns the BLAKE3 of a component's tensors, hexadecimal: names, dtypes, shapes and elements,
-/// sorted by name. Equal weights have equal hashes, regardless of how they are split into files and
-/// of the files' metadata, so a model that is exported again still matches the data sets and
-/// checkpoints that name it. A component of a single-file checkpoint has the hash of the folder
-/// that `rectiflow import` writes.
-///
-/// # Errors
-/// [`Error::Model`] for missing or unusable weight files.
-pub fn hash_weights(component: Component, folder: &Path) -> Result<String> {
-    let mut hasher = blake3::Hasher::new();
-    visit_weights(component, folder, &mut |name, kind, shape, bytes| {
-        hasher.update(format!("{name}\0{kind:?}\0{shape:?}\0").as_bytes());
-        hasher.update(bytes);
-    })?;
-    Ok(hasher.finalize().to_hex().to_string())
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
-
-    use rectiflow_sdxl::tensor_file::write_tensors;
-    use tch::Tensor;
 
     use super::*;
 
@@ -182,52 +265,12 @@ mod tests {
             fs::create_dir_all(&folder).expect("a writable folder");
             fs::write(folder.join("state.json"), "{}").expect("writes");
         }
-        let error = Components::find(run.path())
+        let error = Components::find(run.path(), &Bases::default())
             .expect_err("it is a run")
             .to_string();
         assert!(
             error.contains("folder of a run") && error.ends_with("step-00000200"),
             "{error}"
         );
-    }
-
-    #[test]
-    fn a_hash_of_weights_depends_on_the_numbers_alone() {
-        let (a, b) = (
-            Tensor::from_slice(&[1f32, 2.0]),
-            Tensor::from_slice(&[3f32]),
-        );
-        let folder = |files: &[(&str, &[(&str, &Tensor)])], metadata: &[(&str, &str)]| {
-            let dir = tempfile::tempdir().expect("a temporary folder");
-            for (name, tensors) in files {
-                write_tensors(
-                    &dir.path().join(name),
-                    tensors.iter().copied(),
-                    None,
-                    metadata,
-                )
-                .expect("writes");
-            }
-            dir
-        };
-        let hash = |dir: &tempfile::TempDir| {
-            hash_weights(Component::Vae, dir.path()).expect("it can be hashed")
-        };
-        let whole = "diffusion_pytorch_model.safetensors";
-        let one = folder(&[(whole, &[("a", &a), ("b", &b)])], &[]);
-        let told = folder(&[(whole, &[("b", &b), ("a", &a)])], &[("format", "pt")]);
-        let cut = folder(
-            &[
-                ("1.safetensors", &[("b", &b)]),
-                ("2.safetensors", &[("a", &a)]),
-            ],
-            &[],
-        );
-        let index = r#"{"weight_map": {"a": "2.safetensors", "b": "1.safetensors"}}"#;
-        fs::write(cut.path().join(format!("{whole}.index.json")), index).expect("writes");
-        assert_eq!(hash(&one), hash(&told));
-        assert_eq!(hash(&one), hash(&cut));
-        let other = folder(&[(whole, &[("a", &b), ("b", &a)])], &[]);
-        assert_ne!(hash(&one), hash(&other));
     }
 }

@@ -3,7 +3,7 @@
 use std::{fs, path::PathBuf};
 
 use crate::{
-    checkpoint::{Checkpoints, sums::verify},
+    checkpoint::{Checkpoints, found::Found},
     error::{Error, Result},
 };
 
@@ -17,12 +17,12 @@ impl Checkpoints {
     /// # Errors
     /// If no checkpoint is intact, the damage of the newest one: starting over is the user's
     /// decision.
-    pub fn newest_sound(&self) -> Result<Option<PathBuf>> {
+    pub(crate) fn newest_sound(&self) -> Result<Option<Found>> {
         let mut damaged: Vec<(PathBuf, Error)> = Vec::new();
         for path in self.list()?.into_iter().rev() {
-            match verify(&path) {
+            match Found::whole(&path) {
                 Err(error) => damaged.push((path, error)),
-                Ok(()) => {
+                Ok(found) => {
                     for (damaged, error) in damaged {
                         tracing::warn!("{error}; resuming from {} instead", path.display());
                         let aside = damaged.with_extension(DAMAGED);
@@ -31,7 +31,7 @@ impl Checkpoints {
                         }
                         fs::rename(&damaged, &aside).map_err(Error::io(&damaged))?;
                     }
-                    return Ok(Some(path));
+                    return Ok(Some(found));
                 }
             }
         }

@@ -18,22 +18,25 @@
 //!
 //! A checkpoint is written under a temporary name and renamed once all of it is on disk (`saving`),
 //! so a kill at any moment leaves the previous one intact. Frozen components are referenced by path
-//! and hash instead of being copied. Before a run resumes from a checkpoint, every file is
-//! verified. A damaged checkpoint is set aside (`step-00000500.damaged`) and the previous one is
-//! used.
+//! and hash instead of being copied, and found by the hash if they have moved (`bases`). Every
+//! reader verifies the files that it reads (`found`). A run that resumes verifies all: a damaged
+//! checkpoint is set aside (`step-00000500.damaged`) and the previous one is used.
 //!
 //! Format 4 held the guard's numbers as text. Format 3 had no buckets: the whole vector was a
 //! single one. Format 2 always had one optimiser file. Format 1 had neither sums nor `ema/`, nor
 //! what a branch and the guard need. All of them can still be read.
 
 pub(crate) mod adopt;
+pub mod bases;
 pub mod components;
 pub(crate) mod damaged;
+pub mod found;
 pub mod model;
 pub(crate) mod restore;
 pub(crate) mod saving;
 pub(crate) mod snapshots;
-pub mod sums;
+pub(crate) mod sums;
+pub mod weights_hash;
 
 use std::{
     collections::BTreeMap,
@@ -131,9 +134,9 @@ pub struct Ancestor {
 /// A component that is not trained.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Frozen {
-    /// Absolute path of the component's folder.
+    /// Absolute path of the component's folder, or of the single file that it was in.
     pub path: PathBuf,
-    /// BLAKE3 of its weights ([`components::hash_weights`]), hexadecimal.
+    /// BLAKE3 of its weights ([`weights_hash::hash_weights`]), hexadecimal.
     pub blake3: String,
 }
 
@@ -290,26 +293,6 @@ impl Saved {
         }
         Ok(saved)
     }
-
-    /// Returns the text of the recipe that a checkpoint was trained with.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
-    pub(crate) fn recipe(checkpoint: &Path) -> Result<String> {
-        // The averaged weights have no recipe of their own.
-        let folder = if checkpoint.ends_with(EMA) {
-            checkpoint.parent().unwrap_or(checkpoint)
-        } else {
-            checkpoint
-        };
-        let path = folder.join(RECIPE);
-        fs::read_to_string(&path).map_err(Error::io(&path))
-    }
-}
-
-/// Returns whether a folder is a training checkpoint.
-pub fn is_checkpoint(folder: &Path) -> bool {
-    folder.join(STATE).is_file()
 }
 
 pub(crate) const UNFINISHED: &str = "unfinished";

@@ -20,7 +20,7 @@ use rectiflow_sdxl::{
 };
 
 use crate::{
-    checkpoint::{components::Components, model::prediction},
+    checkpoint::{bases::Bases, components::Components},
     error::Result,
     pictures::generate::encode_texts,
 };
@@ -38,12 +38,13 @@ pub struct StagedModel {
 }
 
 impl StagedModel {
-    /// Finds the parts of a model in any layout and reads their configurations.
+    /// Finds the parts of a model in any layout and reads their configurations. What is read later
+    /// is verified now.
     ///
     /// # Errors
     /// If a folder, a file's header or a configuration is invalid, or if the parts do not match.
-    pub fn find(path: &Path, options: &OpenOptions) -> Result<Self> {
-        let components = Components::find(path)?;
+    pub fn find(path: &Path, bases: &Bases, options: &OpenOptions) -> Result<Self> {
+        let components = Components::find(path, bases)?;
         let places = Component::ALL.map(|component| components.folder(component).to_owned());
         let [unet, clip_l, clip_g, vae] = &places;
         let configs = Configs::read([unet, clip_l, clip_g, vae])?;
@@ -52,7 +53,7 @@ impl StagedModel {
             options: options.clone(),
             places,
             configs,
-            prediction: prediction(path)?,
+            prediction: components.prediction()?,
             flow_shift: scheduler(path)?.and_then(|scheduler| scheduler.flow_shift),
         })
     }

@@ -178,7 +178,7 @@ struct ConfigFiles {
 impl ConfigFiles {
     fn find(base: &Path) -> Result<Self> {
         let components = if base.exists() {
-            Some(Components::find(base)?)
+            Some(Components::find_configs(base)?)
         } else {
             None
         };

@@ -22,7 +22,8 @@ pub(crate) struct Change {
 impl Change {
     /// Whether a run may resume with it: it changes what is measured, kept or paid, or when the run
     /// ends, but not what is learnt. The location of a data set does not matter, since the order's
-    /// hash shows whether it is the same data set.
+    /// hash shows whether it is the same data set; nor does that of the base, since a checkpoint
+    /// names the hash of each part that it takes from there.
     pub(crate) fn is_harmless(&self) -> bool {
         let key = self.key.as_str();
         let sections = [
@@ -35,6 +36,7 @@ impl Change {
             "ranks.",
         ];
         let keys = [
+            "model.base",
             "run.dir",
             "run.device",
             "run.hardware",
@@ -182,6 +184,15 @@ mod tests {
             more.contains(&("data[1].prompt.dropped: none -> 0.5".to_owned(), false)),
             "{more:?}"
         );
+    }
+
+    #[test]
+    fn a_base_may_move() {
+        let mut moved = recipe("");
+        moved.model.base = "elsewhere".into();
+        let found = changes(&recipe("").to_toml(), &moved).expect("both can be read");
+        assert_eq!(found.len(), 1);
+        assert!(found[0].is_harmless(), "{found:?}");
     }
 
     #[test]

@@ -31,6 +31,7 @@ pub use crate::run::options::{BeforeStep, Options, Outcome};
 use crate::{
     checkpoint::{
         Checkpoints, Saved,
+        bases::Bases,
         components::Components,
         model, restore,
         snapshots::{self, Ring},
@@ -112,7 +113,8 @@ fn train_together(
 
     // Open the data and the model.
     let sources = open_sources(checked)?;
-    let components = origin.components(checked, comm)?;
+    let bases = Bases::new(Some(&checked.recipe.model.base), options.base.as_deref());
+    let components = origin.components(checked, &bases, comm)?;
     check_vae(checked, &components, &sources)?;
     let recomputed = estimate::announce(checked, comm, &components, &sources)?;
     let mut model = open_model(checked, &origin, &components)?;
@@ -151,7 +153,7 @@ fn open_model(checked: &Checked, origin: &Origin, components: &Components) -> Re
         Origin::Resume(..) | Origin::Branch(..) => &[],
     };
     let options = model::base_options(checked.device, random, checked.recipe.run.seed);
-    let model = model::open_components(origin.model(checked), components, &options)?;
+    let model = model::open_components(components, &options)?;
     checked.objective.check_base(model.parameterization)?;
     Ok(model)
 }

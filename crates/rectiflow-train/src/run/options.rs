@@ -28,6 +28,8 @@ pub type BeforeStep<'a> = dyn FnMut(&mut Step, &mut TrainState) + 'a;
 pub struct Options<'a> {
     /// Checkpoint that a new run begins from, instead of `model.base`.
     pub branch_from: Option<PathBuf>,
+    /// Model where the parts that a checkpoint references are, if they have moved.
+    pub base: Option<PathBuf>,
     /// Whether to continue a run that the guard has stopped.
     pub acknowledge_stop: bool,
     /// This process's place among those of the run; `None` if it is the only one.
@@ -40,14 +42,15 @@ impl fmt::Debug for Options<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             branch_from,
+            base,
             acknowledge_stop,
             launch,
             ..
         } = self;
         write!(
             f,
-            "Options {{ branch_from: {branch_from:?}, acknowledge_stop: {acknowledge_stop}, \
-             launch: {launch:?} }}"
+            "Options {{ branch_from: {branch_from:?}, base: {base:?}, \
+             acknowledge_stop: {acknowledge_stop}, launch: {launch:?} }}"
         )
     }
 }

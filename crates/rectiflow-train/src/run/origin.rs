@@ -23,9 +23,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     checkpoint::{
-        Ancestor, Checkpoints, Saved,
-        components::Components,
-        sums::{hash_file, verify},
+        Ancestor, Checkpoints, STATE, Saved, bases::Bases, components::Components, found::Found,
+        sums::hash_file,
     },
     error::{Error, Result},
     ranks::comm::Comm,
@@ -67,24 +66,8 @@ impl Choice {
     fn read(self) -> Result<Origin> {
         Ok(match self {
             Self::Base => Origin::Base,
-            Self::Resume(path, changed) => Origin::Resume(Found::read(path)?, changed),
-            Self::Branch(path, ancestor) => Origin::Branch(Found::read(path)?, ancestor),
-        })
-    }
-}
-
-/// A checkpoint whose files have been verified, and its `state.json`.
-#[derive(Debug)]
-pub(crate) struct Found {
-    pub(crate) path: PathBuf,
-    pub(crate) saved: Saved,
-}
-
-impl Found {
-    fn read(path: PathBuf) -> Result<Self> {
-        Ok(Self {
-            saved: Saved::read(&path)?,
-            path,
+            Self::Resume(path, changed) => Origin::Resume(Found::unverified(&path)?, changed),
+            Self::Branch(path, ancestor) => Origin::Branch(Found::unverified(&path)?, ancestor),
         })
     }
 }
@@ -101,8 +84,7 @@ impl Origin {
         checkpoints: &Checkpoints,
         branch_from: Option<&Path>,
     ) -> Result<Self> {
-        if let Some(path) = checkpoints.newest_sound()? {
-            let found = Found::read(path)?;
+        if let Some(found) = checkpoints.newest_sound()? {
             if let Some(asked) = branch_from {
                 check_came_from(checked, &found.saved, asked)?;
             }
@@ -140,21 +122,23 @@ impl Origin {
         }
     }
 
-    /// Returns the folder that the model is opened from.
-    pub(crate) fn model<'a>(&'a self, checked: &'a Checked) -> &'a Path {
-        match self {
-            Self::Base => &checked.recipe.model.base,
-            Self::Resume(found, _) | Self::Branch(found, _) => &found.path,
-        }
-    }
-
-    /// Returns the model's components. Components that a branch freezes are copied out of the other
-    /// run's checkpoint, since that may be removed later.
+    /// Returns the components of the model that the run begins from. Components that a branch
+    /// freezes are copied out of the other run's checkpoint, since that may be removed later.
     ///
     /// # Errors
     /// As [`Components::find`], or [`Error::Io`], [`Error::OtherRank`], [`Error::Collective`].
-    pub(crate) fn components(&self, checked: &Checked, comm: &Comm) -> Result<Components> {
-        let mut components = Components::find(self.model(checked))?;
+    pub(crate) fn components(
+        &self,
+        checked: &Checked,
+        bases: &Bases,
+        comm: &Comm,
+    ) -> Result<Components> {
+        let mut components = match self {
+            Self::Base => Components::find(&checked.recipe.model.base, bases)?,
+            Self::Resume(found, _) | Self::Branch(found, _) => {
+                Components::of_checkpoint(found.clone(), bases)?
+            }
+        };
         let Self::Branch(found, _) = self else {
             return Ok(components);
         };
@@ -209,7 +193,7 @@ fn check_came_from(checked: &Checked, saved: &Saved, asked: &Path) -> Result<()>
         .or_else(|_| std::path::absolute(asked))
         .map_err(Error::io(asked))?;
     if let Some(ancestor) = saved.lineage.last()
-        && ancestor.checkpoint == full
+        && (ancestor.checkpoint == full || is_ancestor(ancestor, &full))
     {
         return Ok(());
     }
@@ -219,9 +203,14 @@ fn check_came_from(checked: &Checked, saved: &Saved, asked: &Path) -> Result<()>
     Err(no_branch(asked, reason))
 }
 
+/// Whether a checkpoint is the ancestor, though it has moved.
+fn is_ancestor(ancestor: &Ancestor, checkpoint: &Path) -> bool {
+    hash_file(&checkpoint.join(STATE)).is_ok_and(|hash| hash == ancestor.blake3)
+}
+
 /// Returns the checkpoint to branch from, and its record for the lineage.
 fn ancestor(checked: &Checked, path: &Path) -> Result<(Found, Ancestor)> {
-    let found = Found::read(sound_checkpoint(path)?)?;
+    let found = sound_checkpoint(path)?;
     let seen = found.saved.position.samples;
     let samples = checked.recipe.train.samples;
     if seen >= samples {
@@ -230,30 +219,32 @@ fn ancestor(checked: &Checked, path: &Path) -> Result<(Found, Ancestor)> {
         );
         return Err(no_branch(path, reason));
     }
-    let changed = match recipe_changes(checked, &found.path) {
+    let changed = match recipe_changes(checked, &found) {
         Ok(changes) => lines(changes),
         Err(reason) => return Err(no_branch(path, reason)),
     };
     let ancestor = Ancestor {
         checkpoint: found.path.clone(),
-        blake3: hash_file(&found.path.join("state.json"))?,
+        blake3: hash_file(&found.path.join(STATE))?,
         position: found.saved.position,
         changed,
     };
     Ok((found, ancestor))
 }
 
-/// Returns the full path of a checkpoint whose files have been verified.
-fn sound_checkpoint(path: &Path) -> Result<PathBuf> {
+/// Returns the checkpoint at a path, by its full path, with all files verified.
+fn sound_checkpoint(path: &Path) -> Result<Found> {
     let folder = match path.canonicalize() {
         Ok(folder) => folder,
         Err(error) => return Err(no_branch(path, error.to_string())),
     };
-    if let Err(error) = verify(&folder) {
-        let reason = format!("expected a sound checkpoint: {error}");
-        return Err(no_branch(path, reason));
+    match Found::whole(&folder) {
+        Ok(found) => Ok(found),
+        Err(error) => {
+            let reason = format!("expected a sound checkpoint: {error}");
+            Err(no_branch(path, reason))
+        }
     }
-    Ok(folder)
 }
 
 fn no_branch(path: &Path, reason: String) -> Error {
@@ -271,17 +262,14 @@ fn lines(changes: Vec<Change>) -> Vec<String> {
     lines
 }
 
-fn recipe_changes(
-    checked: &Checked,
-    checkpoint: &Path,
-) -> std::result::Result<Vec<Change>, String> {
-    let old = Saved::recipe(checkpoint).map_err(|error| error.to_string())?;
+fn recipe_changes(checked: &Checked, found: &Found) -> std::result::Result<Vec<Change>, String> {
+    let old = found.recipe().map_err(|error| error.to_string())?;
     changes(&old, &checked.recipe).map_err(|error| format!("its recipe cannot be read: {error}"))
 }
 
 /// Returns the changes of the recipe since the run's checkpoint, if a resumed run may have them.
 fn allowed_changes(checked: &Checked, found: &Found) -> Result<Vec<String>> {
-    let changes = match recipe_changes(checked, &found.path) {
+    let changes = match recipe_changes(checked, found) {
         Ok(changes) => changes,
         Err(reason) => return Err(Error::checkpoint(&found.path, reason)),
     };

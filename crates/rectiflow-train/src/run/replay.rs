@@ -11,7 +11,7 @@ use rectiflow_data::{batch::Step, loader::Loader, order::RankOf};
 use rectiflow_sdxl::model::Model;
 
 use crate::{
-    checkpoint::{Saved, components::Components, model, restore, sums::verify},
+    checkpoint::{bases::Bases, components::Components, found::Found, model, restore},
     error::{Error, Result},
     guard::{GuardState, Observation, Verdict},
     plan::estimate::RecomputedBlocks,
@@ -60,11 +60,12 @@ fn is_same(a: f64, b: f64) -> bool {
 }
 
 /// Replays a black box up to the step that the guard acted on; each step is passed to `observe`.
+/// `base` is where the parts that a checkpoint references are, if they have moved.
 ///
 /// # Errors
 /// [`Error::Checkpoint`] if the checkpoint is missing or damaged, or if the data has changed since;
 /// [`Error::Model`], [`Error::Data`].
-pub fn replay(path: &Path, observe: &mut dyn FnMut(&Replayed)) -> Result<()> {
+pub fn replay(path: &Path, base: Option<&Path>, observe: &mut dyn FnMut(&Replayed)) -> Result<()> {
     let black_box = BlackBox::read(path)?;
     let checked = Recipe::parse(&black_box.recipe, path)?;
     let Some(last) = black_box.steps.last() else {
@@ -74,8 +75,12 @@ pub fn replay(path: &Path, observe: &mut dyn FnMut(&Replayed)) -> Result<()> {
     // Open the data and the model, and go to where the steps begin.
     let sources = open_sources(&checked)?;
     let loader = Loader::new(sources, checked.order.clone(), RankOf::ONLY)?;
-    let start = black_box.checkpoint.as_deref();
-    let model = open_model(&checked, start)?;
+    let start = match &black_box.checkpoint {
+        Some(checkpoint) => Some(Found::whole(checkpoint)?),
+        None => None,
+    };
+    let bases = Bases::new(Some(&checked.recipe.model.base), base);
+    let model = open_model(&checked, start.as_ref(), &bases)?;
     let mut replay = Replay {
         stepper: Stepper::new(&checked, &model),
         state: fresh_state(&checked, &model, &Comm::alone()),
@@ -83,7 +88,7 @@ pub fn replay(path: &Path, observe: &mut dyn FnMut(&Replayed)) -> Result<()> {
         checked: &checked,
         loader,
     };
-    if let Some(checkpoint) = start {
+    if let Some(checkpoint) = &start {
         replay.go_to(checkpoint)?;
     }
     replay.loader.seek(replay.state.position.cursor);
@@ -108,13 +113,19 @@ fn seen(black_box: &BlackBox, step: u64) -> Option<(f64, f64)> {
 }
 
 /// Opens the model of a checkpoint, or the base model of the recipe without one.
-fn open_model(checked: &Checked, checkpoint: Option<&Path>) -> Result<Model> {
-    let (place, random) = match checkpoint {
-        Some(checkpoint) => (checkpoint, &[][..]),
-        None => (&*checked.recipe.model.base, &checked.random[..]),
+fn open_model(checked: &Checked, checkpoint: Option<&Found>, bases: &Bases) -> Result<Model> {
+    let (components, random) = match checkpoint {
+        Some(checkpoint) => {
+            let components = Components::of_checkpoint(checkpoint.clone(), bases)?;
+            (components, &[][..])
+        }
+        None => {
+            let components = Components::find(&checked.recipe.model.base, bases)?;
+            (components, &checked.random[..])
+        }
     };
     let options = model::base_options(checked.device, random, checked.recipe.run.seed);
-    let mut model = model::open_components(place, &Components::find(place)?, &options)?;
+    let mut model = model::open_components(&components, &options)?;
     // Gradients do not depend on which blocks are recomputed.
     let is_recomputed = checked.recipe.memory.checkpointing != Checkpointing::Off;
     RecomputedBlocks::All(is_recomputed).apply(&mut model.unet);
@@ -159,15 +170,14 @@ struct Replay<'a> {
 
 impl Replay<'_> {
     /// Restores a checkpoint into the state and the guard.
-    fn go_to(&mut self, checkpoint: &Path) -> Result<()> {
-        verify(checkpoint)?;
-        let saved = Saved::read(checkpoint)?;
+    fn go_to(&mut self, checkpoint: &Found) -> Result<()> {
+        let Found { path, saved, .. } = checkpoint;
         if saved.order_hash != self.loader.order_hash() {
             let reason = "the data has changed since: the same steps cannot be repeated";
-            return Err(Error::checkpoint(checkpoint, reason));
+            return Err(Error::checkpoint(path, reason));
         }
-        restore::restore(checkpoint, &saved, &mut self.state)?;
-        self.guard = saved.guard;
+        restore::restore(path, saved, &mut self.state)?;
+        self.guard = saved.guard.clone();
         Ok(())
     }
 

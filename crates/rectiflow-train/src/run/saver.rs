@@ -10,12 +10,13 @@ use std::{
 use crate::{
     checkpoint::{
         Saved,
+        found::Found,
         saving::{Pending, Save},
     },
     error::{Error, Result},
     guard::GuardState,
     measure::metrics::Event,
-    run::{origin::Found, setup::Parts},
+    run::setup::Parts,
     state::TrainState,
 };
 

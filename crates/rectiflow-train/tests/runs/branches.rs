@@ -59,7 +59,11 @@ fn a_branch_carries_weights_samples_and_moments_on_with_another_batch_and_rate()
     );
 
     // Before its first step it is the parent's model with the parent's moments.
-    let losses = evaluate(&checked, &parent).unwrap().trained.test.unwrap();
+    let losses = evaluate(&checked, &parent, None)
+        .unwrap()
+        .trained
+        .test
+        .unwrap();
     let Some(Event::Test(test)) = ran
         .events
         .iter()

@@ -7,7 +7,7 @@ use std::{
 
 use rectiflow_train::{
     Error,
-    checkpoint::{Saved, sums::verify},
+    checkpoint::{Saved, found::verify},
     metrics::Event,
     recipe::Checked,
     run::Options,

@@ -29,7 +29,7 @@ fn a_test_loss_does_not_depend_on_the_batch_and_is_the_runs_own() {
     for micro_batch in ["1", "3", "4", "16"] {
         let set = format!("train.micro_batch={micro_batch}");
         let checked = fixture.recipe("run", &[&settings[..], &[&set]].concat());
-        let found = evaluate(&checked, &checkpoint).unwrap();
+        let found = evaluate(&checked, &checkpoint, None).unwrap();
         assert_eq!((found.num_test, found.num_training), (16, 13));
         let averaged = found.ema.expect("an average is kept");
         let pairs = [
@@ -73,7 +73,7 @@ fn a_test_loss_does_not_depend_on_the_batch_and_is_the_runs_own() {
 fn a_model_of_another_objective_is_refused() {
     let fixture = Fixture::new();
     let checked = fixture.recipe("eps", &["objective.parameterization=eps"]);
-    let error = evaluate(&checked, &fixture.base()).unwrap_err();
+    let error = evaluate(&checked, &fixture.base(), None).unwrap_err();
     assert!(matches!(error, Error::Checkpoint { .. }), "{error}");
     assert!(
         error

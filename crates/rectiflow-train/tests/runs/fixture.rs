@@ -22,12 +22,12 @@ use rectiflow_data::{
 use rectiflow_sdxl::model::Component;
 use rectiflow_train::{
     Result,
-    components::hash_weights,
     launch::Launch,
     metrics::Event,
     recipe::{Checked, Recipe},
     run::{Options, Outcome, train},
     state::TrainState,
+    weights_hash::hash_weights,
 };
 
 const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/tiny-sdxl");

@@ -368,7 +368,7 @@ fn a_replay_makes_the_same_numbers_and_finds_the_poisoned_sample() {
     for step in [first, second] {
         let mut steps = Vec::new();
         let path = fixture.path(&format!("poisoned/blackbox/step-{step:08}-skip.json"));
-        replay(&path, &mut |step| steps.push(step.clone())).unwrap();
+        replay(&path, None, &mut |step| steps.push(step.clone())).unwrap();
         let (last, before) = steps.split_last().unwrap();
         assert_eq!((last.step + 1, last.worst.id), (step, POISON));
         assert!(

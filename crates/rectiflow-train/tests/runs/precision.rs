@@ -66,7 +66,7 @@ fn a_bf16_run_ends_where_an_fp32_run_does_and_its_checkpoint_is_evaluated_in_eit
         assert!(run(checked).unwrap().finished);
     }
     let loss = |checked, run: &str| {
-        let losses = evaluate(checked, &fixture.checkpoint(run, 16)).unwrap();
+        let losses = evaluate(checked, &fixture.checkpoint(run, 16), None).unwrap();
         assert!(losses.ema.is_some());
         losses.trained.test.unwrap().loss
     };

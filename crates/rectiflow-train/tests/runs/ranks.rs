@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use rectiflow_train::{
     Error,
     blackbox::BlackBox,
-    checkpoint::{Saved, sums::verify},
+    checkpoint::{Saved, found::verify},
     metrics::{Event, StepMetrics},
     recipe::Checked,
     traffic::Collective,
