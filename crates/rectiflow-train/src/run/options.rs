@@ -30,6 +30,8 @@ pub struct Options<'a> {
     pub branch_from: Option<PathBuf>,
     /// Whether to continue a run that the guard has stopped.
     pub acknowledge_stop: bool,
+    /// Whether to resume a run although its learning rate jumps, since it was made longer.
+    pub accept_rate_jump: bool,
     /// This process's place among those of the run; `None` if it is the only one.
     pub launch: Option<Launch>,
     /// Called before each step with write access to it, so that tests can provoke the guard.
@@ -41,13 +43,14 @@ impl fmt::Debug for Options<'_> {
         let Self {
             branch_from,
             acknowledge_stop,
+            accept_rate_jump,
             launch,
             ..
         } = self;
         write!(
             f,
             "Options {{ branch_from: {branch_from:?}, acknowledge_stop: {acknowledge_stop}, \
-             launch: {launch:?} }}"
+             accept_rate_jump: {accept_rate_jump}, launch: {launch:?} }}"
         )
     }
 }
