@@ -16,7 +16,7 @@ pub const FLOORS: [(&str, &[&str]); 4] = [
         "rectiflow-data",
         &[
             "load", "prep", "source", "order", "dataset", "text", "picture", "cache", "format",
-            "remote", "reject", "durable", "rng", "error",
+            "remote", "reject", "durable", "text_file", "rng", "error",
         ],
     ),
     (

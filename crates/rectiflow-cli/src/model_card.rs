@@ -11,6 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rectiflow_data::text_file;
 use rectiflow_sdxl::{flow::Parameterization, model_spec::usage_hint};
 use rectiflow_train::checkpoint::{self, Saved};
 
@@ -164,11 +165,10 @@ impl Training {
             checkpoint
         };
         let path = folder.join("recipe.toml");
-        let recipe = match fs::read_to_string(&path) {
+        let recipe = match text_file::read(&path) {
             Ok(recipe) => Some(recipe),
             Err(error) => {
-                let path = path.display();
-                tracing::warn!("the model card is without the recipe: {path}: {error}");
+                tracing::warn!("the model card is without the recipe: {error}");
                 None
             }
         };
