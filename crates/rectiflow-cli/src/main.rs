@@ -41,7 +41,9 @@ use terminal::{
     name = "rectiflow",
     version,
     max_term_width = 100,
-    propagate_version = true
+    propagate_version = true,
+    // Scripts append options to override earlier ones.
+    args_override_self = true
 )]
 struct Cli {
     /// Print the answer as one JSON object, last on standard output; progress and logs stay on
