@@ -404,3 +404,30 @@ fn settings(record: &RunRecord) -> String {
         escape(recipe)
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use checks::mutation::cases;
+
+    use super::*;
+
+    /// The events of a short run that was resumed once, as they were written.
+    const EVENTS: &str = include_str!("../../tests/golden/metrics.jsonl");
+
+    #[test]
+    fn mutated_runs_are_reported() {
+        let run = tempfile::tempdir().unwrap();
+        let path = run.path().join("metrics.jsonl");
+        fs::write(&path, EVENTS).unwrap();
+        let record = RunRecord::read(run.path()).unwrap();
+        assert!(record.steps.len() > 5 && record.tests.len() > 1 && record.starts.len() == 2);
+        for case in cases() {
+            let bytes = case.mutation.of(EVENTS.as_bytes(), &mut case.random());
+            fs::write(&path, bytes).unwrap();
+            case.run("metrics.jsonl", || {
+                let record = RunRecord::read(run.path()).unwrap();
+                assert!(page(&record).unwrap().ends_with("</html>\n"));
+            });
+        }
+    }
+}

@@ -15,6 +15,8 @@
 //! Captions come from the first source with a caption, tags from the first with tags. What another
 //! source says differently is listed in `rejected.jsonl`.
 
+#[cfg(test)]
+mod mutated;
 pub(crate) mod named_path;
 pub(crate) mod names;
 pub mod no_folder;
