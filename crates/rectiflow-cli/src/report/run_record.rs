@@ -96,9 +96,10 @@ impl RunRecord {
             match event {
                 Event::Start(start) => {
                     // The steps after the checkpoint were lost and are repeated by this process.
-                    steps.split_off(&(start.step + 1));
-                    tests.split_off(&(start.step + 1));
-                    previews.split_off(&(start.step + 1));
+                    let next = start.step.saturating_add(1);
+                    steps.split_off(&next);
+                    tests.split_off(&next);
+                    previews.split_off(&next);
                     self.finished = false;
                     self.starts.push(start);
                 }
