@@ -167,7 +167,9 @@ pub fn seeds() -> Range<u64> {
 
 fn variable(name: &str, default: u64) -> u64 {
     match env::var(name) {
-        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name}={text}: expected a number")),
+        Ok(text) => text
+            .parse()
+            .unwrap_or_else(|_| panic!("{name}={text}: expected a number")),
         Err(_) => default,
     }
 }
@@ -239,7 +241,10 @@ mod tests {
         for mutation in ALL {
             assert_eq!(mutation.of(b"", &mut Random::new(1)), b"");
         }
-        assert_eq!(Mutation::ReplacedNumber.of(b"none", &mut Random::new(1)), b"none");
+        assert_eq!(
+            Mutation::ReplacedNumber.of(b"none", &mut Random::new(1)),
+            b"none"
+        );
     }
 
     #[test]
@@ -250,6 +255,9 @@ mod tests {
         };
         let failed = catch_unwind(|| case.run("a file", || panic!("broken")));
         let message = *failed.unwrap_err().downcast::<String>().unwrap();
-        assert!(message.contains("Cut") && message.contains("seed: 7"), "{message}");
+        assert!(
+            message.contains("Cut") && message.contains("seed: 7"),
+            "{message}"
+        );
     }
 }

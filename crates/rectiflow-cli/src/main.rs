@@ -157,8 +157,17 @@ mod tests {
 
     #[test]
     fn the_last_of_a_repeated_option_wins_in_every_command() {
-        const VALUES: [&str; 9] =
-            ["1", "x", "64x64", "flow", "fp16", "single-file", "euler", "simple", "0.5"];
+        const VALUES: [&str; 9] = [
+            "1",
+            "x",
+            "64x64",
+            "flow",
+            "fp16",
+            "single-file",
+            "euler",
+            "simple",
+            "0.5",
+        ];
         let mut found = Vec::new();
         commands(&[], &super::Cli::command(), &mut found);
         let mut num_options = 0;
@@ -177,14 +186,21 @@ mod tests {
                 };
                 let fits = |value: &&str| {
                     let problem = with(&[value]);
-                    !matches!(problem, Some(ErrorKind::ValueValidation | ErrorKind::InvalidValue))
+                    !matches!(
+                        problem,
+                        Some(ErrorKind::ValueValidation | ErrorKind::InvalidValue)
+                    )
                 };
                 let possible = option.get_possible_values();
                 let names_of = possible.iter().map(clap::builder::PossibleValue::get_name);
                 let mut values = names_of.chain(VALUES);
                 let value = values.find(|value| fits(value));
                 let value = value.unwrap_or_else(|| panic!("{names:?} {flag}: no value fits"));
-                assert_ne!(with(&[value; 2]), Some(ErrorKind::ArgumentConflict), "{names:?} {flag}");
+                assert_ne!(
+                    with(&[value; 2]),
+                    Some(ErrorKind::ArgumentConflict),
+                    "{names:?} {flag}"
+                );
                 num_options += 1;
             }
         }

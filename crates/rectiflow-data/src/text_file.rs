@@ -134,7 +134,11 @@ mod tests {
             (place("latin"), "it is not UTF-8: byte 3"),
             (place("long"), "it is longer than 67108864 bytes"),
         ] {
-            let Err(Error::Invalid { what, reason: found }) = read(&path) else {
+            let Err(Error::Invalid {
+                what,
+                reason: found,
+            }) = read(&path)
+            else {
                 panic!("{} is refused", path.display())
             };
             assert_eq!(what, path.display().to_string());

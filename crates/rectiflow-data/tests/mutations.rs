@@ -129,7 +129,10 @@ impl Forge {
         let block_bytes = u64::from(BLOCK_ROWS) * self.manifest.row_bytes(entry.bucket);
         let end = self.manifest.latents_bytes(entry);
         let mut sealed = self.blocks[object].clone();
-        for (start, block) in (LATENTS_OFFSET..).step_by(block_bytes as usize).zip(&mut sealed) {
+        for (start, block) in (LATENTS_OFFSET..)
+            .step_by(block_bytes as usize)
+            .zip(&mut sealed)
+        {
             let rows = start..(start + block_bytes).min(end);
             block.latents_xxh3 = hash(&latents, rows);
             let group = block.text_offset..block.text_offset + block.text_bytes();
@@ -169,12 +172,20 @@ fn mutated_data_sets_with_new_checksums_are_read_or_refused() {
         let entry = &forge.manifest.objects[object];
         // Latents and their header, text and its footer, or the table.
         let part = random.below(5);
-        let path = root.join(if part < 2 { &entry.latents } else { &entry.text });
+        let path = root.join(if part < 2 {
+            &entry.latents
+        } else {
+            &entry.text
+        });
         let good = fs::read(&path).unwrap();
         let bad = case.mutation.of(&good, &mut random);
         let mut blocks = forge.blocks.clone();
-        let mut text_bytes: Vec<u64> =
-            forge.manifest.objects.iter().map(|object| object.text_bytes).collect();
+        let mut text_bytes: Vec<u64> = forge
+            .manifest
+            .objects
+            .iter()
+            .map(|object| object.text_bytes)
+            .collect();
         if part == 4 {
             let block = random.below(blocks[object].len());
             mutate_entry(&mut blocks[object][block], case.mutation, &mut random);

@@ -145,7 +145,11 @@ mod tests {
         assert_eq!(text(&old), new.to_str().unwrap());
         assert_eq!(text(&new), old.to_str().unwrap());
         assert!(!exchange_folders(&new, &folder.path().join("none")).unwrap());
-        assert_eq!(text(&new), old.to_str().unwrap(), "nothing changes without the other");
+        assert_eq!(
+            text(&new),
+            old.to_str().unwrap(),
+            "nothing changes without the other"
+        );
     }
 
     #[test]

@@ -445,9 +445,7 @@ mod tests {
     }
 
     fn test(step: u64) -> String {
-        let bin = |from: f64| {
-            json!({"from": from, "to": from + 0.5, "loss": 0.5, "standard_error": 0.1, "count": 7})
-        };
+        let bin = |from: f64| json!({"from": from, "to": from + 0.5, "loss": 0.5, "standard_error": 0.1, "count": 7});
         let test = json!({
             "event": "test", "step": step, "samples": 8 * step, "loss": 0.75, "secs": 0.1,
             "bins": [bin(0.0), bin(0.5)],
@@ -482,7 +480,10 @@ mod tests {
             ("samples", &["18446744073709551615", "0"][..]),
             ("step", &["18446744073709551615", "0"]),
             ("epoch", &["18446744073709551615"]),
-            ("loss", &["5e-324", "1.7976931348623157e308", "\"-inf\"", "-0.0", "0"]),
+            (
+                "loss",
+                &["5e-324", "1.7976931348623157e308", "\"-inf\"", "-0.0", "0"],
+            ),
             ("lr", &["5e-324", "-1e308", "1e308"]),
             ("secs", &["5e-324", "1e308", "-1"]),
             ("flops", &["18446744073709551615"]),
@@ -498,7 +499,10 @@ mod tests {
                 fs::write(&path, start(0) + &changed).unwrap();
                 let record = RunRecord::read(run.path()).unwrap();
                 assert!(!record.steps.is_empty(), "{name} {value}");
-                assert!(page(&record).unwrap().ends_with("</html>\n"), "{name} {value}");
+                assert!(
+                    page(&record).unwrap().ends_with("</html>\n"),
+                    "{name} {value}"
+                );
             }
         }
     }

@@ -710,7 +710,10 @@ pub(crate) mod tests {
             let data = Dataset::open(root.path()).unwrap();
             let error = data.verify_object(0).unwrap_err().to_string();
             let name = format!("a/{row}.png");
-            assert!(error.contains(&name) && error.contains("not finite"), "{error}");
+            assert!(
+                error.contains(&name) && error.contains("not finite"),
+                "{error}"
+            );
             data.verify_object(1).unwrap();
         }
     }

@@ -49,7 +49,9 @@ impl Dataset {
 
     /// Checks that all latents of a block are finite.
     fn check_numbers(&self, object: usize, block: u32, bytes: &Bytes) -> Result<()> {
-        let row_bytes = self.manifest.row_bytes(self.manifest.objects[object].bucket) as usize;
+        let row_bytes = self
+            .manifest
+            .row_bytes(self.manifest.objects[object].bucket) as usize;
         let mut latents = vec![f16::ZERO; row_bytes / size_of::<f16>()];
         for (row, bytes) in (block * BLOCK_ROWS..).zip(bytes.chunks_exact(row_bytes)) {
             if !decode_row(bytes, &mut latents) {

@@ -18,7 +18,10 @@ use crate::text::{
 
 /// Captions and tables of many kinds, each about one image.
 fn sources() -> Vec<(&'static str, &'static str, Vec<u8>)> {
-    let utf16: Vec<u8> = "\u{feff}a blue whale, 12 m".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let utf16: Vec<u8> = "\u{feff}a blue whale, 12 m"
+        .encode_utf16()
+        .flat_map(u16::to_le_bytes)
+        .collect();
     let lines = r#"{"file_name": "e.png", "text": "a red fox", "tags": ["fox", "red"], "score": 5}
 {"file_name": "./sub//f.png", "prompt": "two \(small\) owls", "width": 512}
 "#;
@@ -26,9 +29,17 @@ fn sources() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     let table = "file_name;text;tags\nh.png;\"a house, with \"\"2\"\" doors\";house\n";
     let json = r#"{"caption": "a map of 1905", "exif": {"Orientation": "Rotated 90 CW"}, "n": 3}"#;
     vec![
-        ("a.png", "a.txt", b"a cat, 3 years old\nsecond line".to_vec()),
+        (
+            "a.png",
+            "a.txt",
+            b"a cat, 3 years old\nsecond line".to_vec(),
+        ),
         ("b.png", "b.caption", utf16),
-        ("c.png", "c.tags", b"1girl, solo, (long hair:1.2), \xc3\xa9t\xc3\xa9".to_vec()),
+        (
+            "c.png",
+            "c.tags",
+            b"1girl, solo, (long hair:1.2), \xc3\xa9t\xc3\xa9".to_vec(),
+        ),
         ("d.png", "d.json", json.as_bytes().to_vec()),
         ("e.png", "metadata.jsonl", lines.as_bytes().to_vec()),
         ("g.png", "meta_cap.json", of_images.as_bytes().to_vec()),

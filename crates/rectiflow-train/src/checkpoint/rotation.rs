@@ -190,7 +190,12 @@ mod tests {
 
     fn names(checkpoints: &Checkpoints) -> Vec<String> {
         let entries = checkpoints.entries().expect("a readable folder");
-        let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into();
+        let name = |path: &PathBuf| {
+            path.file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into()
+        };
         let mut names: Vec<String> = entries.iter().map(name).collect();
         names.sort();
         names

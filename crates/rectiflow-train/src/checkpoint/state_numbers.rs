@@ -270,23 +270,45 @@ mod tests {
             ("/shards", json!(1u64 << 40), "shards"),
             ("/moments_from/unet", json!(12), "moments_from.unet"),
             ("/guard/normal/updates", json!(most), "guard.normal.updates"),
-            ("/guard/normal/drifting", json!(u32::MAX), "guard.normal.drifting"),
+            (
+                "/guard/normal/drifting",
+                json!(u32::MAX),
+                "guard.normal.drifting",
+            ),
             ("/guard/normal/above", json!(13), "guard.normal.above"),
-            ("/guard/normal/loss_scatter/count", json!(most), "guard.normal.loss_scatter.count"),
+            (
+                "/guard/normal/loss_scatter/count",
+                json!(most),
+                "guard.normal.loss_scatter.count",
+            ),
             ("/guard/acts/skips", json!(most), "guard.acts.skips"),
             ("/guard/acts/lowered", json!(u32::MAX), "guard.acts.lowered"),
             ("/guard/acts/cooldown", json!(most), "guard.acts.cooldown"),
             ("/guard/acts/rate", json!(0.0), "guard.acts.rate"),
             ("/guard/acts/rate", json!(1.5), "guard.acts.rate"),
             ("/guard/acts/rate", json!("NaN"), "guard.acts.rate"),
-            ("/guard/normal/loss_long", json!("inf"), "guard.normal.loss_long"),
-            ("/guard/normal/norm_variance", json!(-1.0), "guard.normal.norm_variance"),
+            (
+                "/guard/normal/loss_long",
+                json!("inf"),
+                "guard.normal.loss_long",
+            ),
+            (
+                "/guard/normal/norm_variance",
+                json!(-1.0),
+                "guard.normal.norm_variance",
+            ),
             ("/objective/shift", json!(-3.0), "objective"),
-            ("/lineage/0/position/samples", json!(most), "lineage[0].position.samples"),
+            (
+                "/lineage/0/position/samples",
+                json!(most),
+                "lineage[0].position.samples",
+            ),
         ] {
             let found = problems(place, &value);
             assert!(
-                found.iter().any(|problem| problem.starts_with(&format!("{key}: "))),
+                found
+                    .iter()
+                    .any(|problem| problem.starts_with(&format!("{key}: "))),
                 "{place} {value}: {found:?}"
             );
         }
@@ -315,11 +337,18 @@ mod tests {
         ] {
             let found = problems(place, &value);
             let starts = |problem: &String| problem.starts_with(&format!("{key}: "));
-            assert_eq!(found.iter().any(starts), !key.is_empty(), "{place} {value}: {found:?}");
+            assert_eq!(
+                found.iter().any(starts),
+                !key.is_empty(),
+                "{place} {value}: {found:?}"
+            );
         }
         let mut state = state_with("/position/cursor", &json!(10));
         state.lineage.clear();
         let found = state.number_problems();
-        assert!(found[0].starts_with("position.update: expected at most"), "{found:?}");
+        assert!(
+            found[0].starts_with("position.update: expected at most"),
+            "{found:?}"
+        );
     }
 }

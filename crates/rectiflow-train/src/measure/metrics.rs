@@ -340,8 +340,7 @@ impl Writer {
 /// Whether a file is empty or its last byte ends a line.
 fn ends_in_line(mut file: File) -> bool {
     let mut last = [0];
-    file.seek(SeekFrom::End(-1)).is_err()
-        || (file.read_exact(&mut last).is_ok() && last == *b"\n")
+    file.seek(SeekFrom::End(-1)).is_err() || (file.read_exact(&mut last).is_ok() && last == *b"\n")
 }
 
 /// Returns all events of a run, in the order of writing. Lines that are not events, as after a
@@ -358,7 +357,9 @@ pub fn read(run_dir: &Path) -> Result<Vec<Event>> {
         line.clear();
         // A longer line is taken for several, none of which is an event.
         let mut start = (&mut reader).take(MAX_LINE_BYTES);
-        let num_read = start.read_until(b'\n', &mut line).map_err(Error::io(&path))?;
+        let num_read = start
+            .read_until(b'\n', &mut line)
+            .map_err(Error::io(&path))?;
         if num_read == 0 {
             return Ok(events);
         }

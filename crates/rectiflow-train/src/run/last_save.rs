@@ -98,11 +98,18 @@ mod tests {
 
     #[test]
     fn pauses_grow_to_a_minute_and_last_as_long_as_asked() {
-        let secs = |total: u64| pauses(total).map(|pause| pause.as_secs()).collect::<Vec<_>>();
+        let secs = |total: u64| {
+            pauses(total)
+                .map(|pause| pause.as_secs())
+                .collect::<Vec<_>>()
+        };
         assert_eq!(secs(0), [0; 0]);
         assert_eq!(secs(1), [1]);
         assert_eq!(secs(10), [1, 2, 4, 3]);
         let hour = secs(3600);
-        assert_eq!((hour.iter().sum::<u64>(), hour.iter().max()), (3600, Some(&60)));
+        assert_eq!(
+            (hour.iter().sum::<u64>(), hour.iter().max()),
+            (3600, Some(&60))
+        );
     }
 }

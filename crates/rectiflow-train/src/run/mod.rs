@@ -5,8 +5,8 @@
 
 pub mod blackbox;
 pub mod eval;
-mod measurer;
 mod last_save;
+mod measurer;
 mod options;
 pub(crate) mod origin;
 mod rate_jump;

@@ -298,7 +298,10 @@ fn the_last_save_waits_for_what_is_in_its_way() {
     // A file in place of the folder, and a folder in place of a file.
     for (name, place) in [
         ("blocked", "step-00000016.unfinished"),
-        ("occupied", "step-00000016.unfinished/unet/config.json/occupied"),
+        (
+            "occupied",
+            "step-00000016.unfinished/unet/config.json/occupied",
+        ),
     ] {
         let checked = fixture.recipe(name, &["checkpoint.every_steps=100"]);
         let obstacle = fixture.path(name).join("checkpoints").join(place);
@@ -327,7 +330,11 @@ fn the_last_save_waits_for_what_is_in_its_way() {
     });
     let error = ran.outcome.unwrap_err().to_string();
     assert!(error.contains("step-00000016.unfinished"), "{error}");
-    assert!(!ran.events.iter().any(|event| matches!(event, Event::End { .. })));
+    assert!(
+        !ran.events
+            .iter()
+            .any(|event| matches!(event, Event::End { .. }))
+    );
     verify(&fixture.checkpoint("hasty", 8)).unwrap();
 }
 
@@ -404,8 +411,16 @@ fn numbers_that_cannot_be_end_a_run_with_a_message() {
     for (place, value, key) in [
         ("/shards", serde_json::json!(0), "shards"),
         ("/buckets", serde_json::json!([-1]), "buckets[0]"),
-        ("/position/update", serde_json::json!(u64::MAX), "position.update"),
-        ("/guard/normal/updates", serde_json::json!(u64::MAX), "guard.normal.updates"),
+        (
+            "/position/update",
+            serde_json::json!(u64::MAX),
+            "position.update",
+        ),
+        (
+            "/guard/normal/updates",
+            serde_json::json!(u64::MAX),
+            "guard.normal.updates",
+        ),
     ] {
         let mut state: serde_json::Value = serde_json::from_str(&good).unwrap();
         *state.pointer_mut(place).unwrap() = value;
@@ -413,7 +428,10 @@ fn numbers_that_cannot_be_end_a_run_with_a_message() {
         write_with_sum(&checkpoint, &bad);
         verify(&checkpoint).unwrap_or_else(|error| assert!(error.to_string().contains(key)));
         let message = run(&checked).unwrap_err().to_string();
-        assert!(message.contains("state.json") && message.contains(key), "{message}");
+        assert!(
+            message.contains("state.json") && message.contains(key),
+            "{message}"
+        );
     }
     write_with_sum(&checkpoint, &good);
     assert!(run(&checked).unwrap().finished);

@@ -42,7 +42,10 @@ impl Staging {
             .into_iter()
             .chain(leftovers(out, REPLACED)?)
         {
-            tracing::warn!("{} is left of a killed export and is removed", left.display());
+            tracing::warn!(
+                "{} is left of a killed export and is removed",
+                left.display()
+            );
             fs::remove_dir_all(&left).map_err(Error::io(&left))?;
         }
         let folder = own_name(out, UNFINISHED);
@@ -226,10 +229,16 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("out");
         make(&folder.path().join(format!("out.old-{ENDED}")), "earlier");
-        make(&folder.path().join(format!("out.tmp-{ENDED}")), "unfinished");
+        make(
+            &folder.path().join(format!("out.tmp-{ENDED}")),
+            "unfinished",
+        );
         // This export fails: the earlier one is there all the same.
         drop(Staging::beside(&out).unwrap());
-        assert_eq!((text(&out).as_str(), names(folder.path())), ("earlier", vec!["out".into()]));
+        assert_eq!(
+            (text(&out).as_str(), names(folder.path())),
+            ("earlier", vec!["out".into()])
+        );
     }
 
     #[test]
