@@ -3,10 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::Path};
 
 use checks::mutation::cases;
 use rectiflow_train::{
@@ -44,7 +41,7 @@ fn recipes(folder: &Path) -> Vec<String> {
 }
 
 /// Derives from a recipe what a run and a plan do.
-fn derive(checked: &Checked, path: &PathBuf, is_planned: bool) {
+fn derive(checked: &Checked, path: &Path, with_plan: bool) {
     let recipe = &checked.recipe;
     let samples = recipe.train.samples;
     assert!(checked.batch() > 0);
@@ -55,15 +52,8 @@ fn derive(checked: &Checked, path: &PathBuf, is_planned: bool) {
     fs::write(path, recipe.to_toml()).unwrap();
     let again = Recipe::load(path, &[]).unwrap();
     assert_eq!(again.recipe.to_toml(), recipe.to_toml());
-    if is_planned {
-        let question = Question {
-            hardware: hardware("h100-sxm").unwrap(),
-            gpus: 1,
-            network: network(NETWORKS[0].name).unwrap(),
-            mfu: None,
-            price_per_gpu_hour: None,
-        };
-        let _ = Facts::read(checked, 1, 1).and_then(|facts| plan(checked, &facts, &question));
+    if with_plan {
+        is_planned(checked);
     }
 }
 
@@ -92,4 +82,60 @@ fn mutated_recipes_are_read_or_refused() {
         });
     }
     assert!(num_read > 0 && num_refused > 0, "{num_read} {num_refused}");
+}
+
+const COMPONENTS: [&str; 4] = ["unet", "text_encoder", "text_encoder_2", "vae"];
+
+#[test]
+fn mutated_model_configurations_are_planned_or_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = folder.path().join("base");
+    for component in COMPONENTS {
+        let from = Path::new(ASSETS)
+            .join("tiny-sdxl")
+            .join(component)
+            .join("config.json");
+        fs::create_dir_all(base.join(component)).unwrap();
+        fs::copy(from, base.join(component).join("config.json")).unwrap();
+    }
+    let path = folder.path().join("recipe.toml");
+    fs::write(&path, &recipes(folder.path())[0]).unwrap();
+    let set = [
+        format!("model.base={}", base.display()),
+        "train.micro_batch=4096".to_owned(),
+        "train.micro_batches=4096".to_owned(),
+        "memory.checkpointing=budget".to_owned(),
+        "memory.budget_gib=8".to_owned(),
+    ];
+    let checked = Recipe::load(&path, &set).unwrap();
+    let mut num_planned = 0;
+    for case in cases() {
+        let mut random = case.random();
+        let config = base.join(random.of(&COMPONENTS)).join("config.json");
+        let good = fs::read(&config).unwrap();
+        fs::write(&config, case.mutation.of(&good, &mut random)).unwrap();
+        num_planned += usize::from(case.run("a configuration", || is_planned(&checked)));
+        fs::write(&config, good).unwrap();
+    }
+    assert!(
+        num_planned > 0 && num_planned < cases().len(),
+        "{num_planned}"
+    );
+}
+
+/// Whether a run can be planned. Its plan has numbers.
+fn is_planned(checked: &Checked) -> bool {
+    let question = Question {
+        hardware: hardware("h100-sxm").unwrap(),
+        gpus: 1,
+        network: network(NETWORKS[0].name).unwrap(),
+        mfu: None,
+        price_per_gpu_hour: None,
+    };
+    let facts = Facts::read(checked, 1, 3);
+    let Ok(planned) = facts.and_then(|facts| plan(checked, &facts, &question)) else {
+        return false;
+    };
+    assert!(planned.time.hours.is_finite() && planned.memory_bytes > 0);
+    true
 }

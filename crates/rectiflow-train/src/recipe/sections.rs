@@ -165,7 +165,7 @@ pub struct TrainConfig {
     /// skipped or undid do not, and are replaced by further ones. The run ends with the first step
     /// that reaches the number.
     pub samples: u64,
-    /// Samples per micro-batch, 1 to 65536: they are in memory at the same time, and all are of one
+    /// Samples per micro-batch, 1 to 4096: they are in memory at the same time, and all are of one
     /// bucket.
     pub micro_batch: usize,
     /// Micro-batches per step, over all ranks, 1 to 65536: the batch is `micro_batch` x
@@ -250,10 +250,10 @@ impl TrainConfig {
     /// Checks the sizes that memory is reserved for before anything is read.
     fn check_batch(&self, problems: &mut Problems) {
         let (micro_batch, micro_batches) = (self.micro_batch as u64, self.micro_batches as u64);
-        problems.expect_count("micro_batch", micro_batch, MOST_MICRO_BATCHES);
+        problems.expect_count("micro_batch", micro_batch, MOST_MICRO_BATCH);
         problems.expect_count("micro_batches", micro_batches, MOST_MICRO_BATCHES);
         let batch = micro_batch.saturating_mul(micro_batches);
-        let each_fits = micro_batch.max(micro_batches) <= MOST_MICRO_BATCHES;
+        let each_fits = micro_batch <= MOST_MICRO_BATCH && micro_batches <= MOST_MICRO_BATCHES;
         if each_fits && batch > MOST_BATCH {
             let reason = format!(
                 "expected train.micro_batch x train.micro_batches of at most {MOST_BATCH}, found \
@@ -266,7 +266,9 @@ impl TrainConfig {
 
 /// The most samples of a run, 10^15.
 const MOST_SAMPLES: u64 = 1 << 50;
-/// The most samples of a micro-batch, and the most micro-batches of a step.
+/// The most samples of a micro-batch, as of the pictures that are sampled together.
+const MOST_MICRO_BATCH: u64 = 4096;
+/// The most micro-batches of a step.
 const MOST_MICRO_BATCHES: u64 = 1 << 16;
 /// The most samples of a step.
 const MOST_BATCH: u64 = 1 << 24;
