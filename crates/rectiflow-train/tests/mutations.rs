@@ -136,6 +136,6 @@ fn is_planned(checked: &Checked) -> bool {
     let Ok(planned) = facts.and_then(|facts| plan(checked, &facts, &question)) else {
         return false;
     };
-    assert!(planned.time.hours.is_finite() && planned.memory_bytes > 0);
+    assert!(planned.time.hours.is_finite() && planned.memory_bytes > 0.0);
     true
 }

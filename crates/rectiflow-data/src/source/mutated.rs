@@ -10,10 +10,12 @@ use parquet::{
     schema::parser::parse_message_type,
 };
 
-use super::Source;
-use crate::text::{
-    caption::{Reading, Text, TxtFiles},
-    tag_list::TagSeparator,
+use crate::{
+    source::Source,
+    text::{
+        caption::{Reading, Text, TxtFiles},
+        tag_list::TagSeparator,
+    },
 };
 
 /// Captions and tables of many kinds, each about one image.

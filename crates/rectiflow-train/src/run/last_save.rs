@@ -7,11 +7,10 @@
 
 use std::{iter, path::Path, thread, time::Duration};
 
-use super::{Run, saver::failed};
 use crate::{
     error::{Error, Result},
     measure::metrics::Event,
-    run::options::Outcome,
+    run::{Run, options::Outcome, saver::failed},
 };
 
 /// The longest pause between two tries.
