@@ -185,7 +185,7 @@ mod tests {
                     problem(&arguments)
                 };
                 let fits = |value: &&str| {
-                    let problem = with(&[value]);
+                    let problem = with(&[*value]);
                     !matches!(
                         problem,
                         Some(ErrorKind::ValueValidation | ErrorKind::InvalidValue)
