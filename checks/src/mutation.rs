@@ -197,7 +197,7 @@ pub struct Case {
 impl Case {
     /// The random numbers of the case; each mutation of a seed has others.
     pub fn random(self) -> Random {
-        Random::new(self.seed ^ (self.mutation as u64) << 60)
+        Random::new(self.seed ^ ((self.mutation as u64) << 60))
     }
 
     /// Returns what `read` returns.
@@ -253,7 +253,7 @@ mod tests {
             mutation: Mutation::Cut,
             seed: 7,
         };
-        let failed = catch_unwind(|| case.run("a file", || panic!("broken")));
+        let failed = catch_unwind(|| case.run("a file", || assert_eq!(case.seed, 0, "broken")));
         let message = *failed.unwrap_err().downcast::<String>().unwrap();
         assert!(
             message.contains("Cut") && message.contains("seed: 7"),

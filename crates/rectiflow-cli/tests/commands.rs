@@ -582,7 +582,7 @@ fn an_option_that_is_appended_overrides_the_one_before() {
         ),
         (&["--steps=9", "--json", "--json", "--steps=9"], 10),
     ] {
-        let output = rectiflow(&[&["schedule", "simple", "--json"], arguments].concat());
+        let output = rectiflow(&[&["schedule", "simple", "--json"][..], arguments].concat());
         assert!(output.status.success(), "{}", stderr(&output));
         assert_eq!(
             json(&output)["sigmas"].as_array().unwrap().len(),
@@ -590,13 +590,8 @@ fn an_option_that_is_appended_overrides_the_one_before() {
         );
     }
     let plan = |set: &[&str]| {
-        let output = rectiflow(
-            &[
-                &["plan", ARTICLE, "--json", "--gpus", "8", "--gpus", "32"],
-                set,
-            ]
-            .concat(),
-        );
+        let gpus = ["plan", ARTICLE, "--json", "--gpus", "8", "--gpus", "32"];
+        let output = rectiflow(&[&gpus[..], set].concat());
         assert!(output.status.success(), "{}", stderr(&output));
         json(&output)
     };
