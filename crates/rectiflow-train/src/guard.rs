@@ -274,8 +274,8 @@ impl Default for Acts {
     }
 }
 
-/// The most updates of a run, and of whatever is counted in updates: far above what trains in years,
-/// far below what overflows.
+/// The most updates of a run, and of whatever is counted in updates: more than a run makes in
+/// years, and far from an overflow.
 pub(crate) const MOST_UPDATES: u64 = 1 << 31;
 /// Share of the newest value in the mean gradient norm and its variance: ZClip's 1 - 0.97.
 const NORM_SHARE: f64 = 0.03;

@@ -13,7 +13,8 @@ pub(crate) const NO_FILE: &str = "--set";
 /// applied.
 ///
 /// # Errors
-/// [`Error::Data`] if it is no text file; [`Error::Recipe`] if the file is not TOML or an override is invalid.
+/// [`Error::Data`] if it is no text file; [`Error::Recipe`] if the file is not TOML or an override
+/// is invalid.
 pub(crate) fn read_table(path: Option<&Path>, overrides: &[String]) -> Result<toml::Table> {
     let text = match path {
         Some(path) => text_file::read(path)?,

@@ -185,9 +185,9 @@ pub struct TrainConfig {
     #[serde(default = "auto")]
     #[schemars(with = "String")]
     pub mode: Mode,
-    /// Size in samples, 1 to 4294967295, of the window within which micro-batches are grouped by their
-    /// number of 75-token chunks. In `window` mode, and in the first epoch of `owned` mode, it is
-    /// also the window within which samples are shuffled.
+    /// Size in samples, 1 to 4294967295, of the window within which micro-batches are grouped by
+    /// their number of 75-token chunks. In `window` mode, and in the first epoch of `owned` mode,
+    /// it is also the window within which samples are shuffled.
     #[serde(default = "default_window")]
     pub window_samples: u64,
     /// Which text encoders are trained with the UNet: `frozen` (none), `trained` (both), or the

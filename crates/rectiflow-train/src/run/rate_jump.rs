@@ -49,7 +49,10 @@ fn jump(old: &Recipe, new: &Recipe, seen: u64) -> Option<(f64, f64)> {
     if total == new.train.samples || seen >= new.train.samples {
         return None;
     }
-    let batch = (old.train.micro_batch * old.train.micro_batches) as u64;
+    let batch = old
+        .train
+        .micro_batch
+        .saturating_mul(old.train.micro_batches) as u64;
     let mut before = old.lr.rate(seen.saturating_sub(batch), total);
     if seen < total {
         // A rate that is still rising is that of the update which would have come.

@@ -152,9 +152,9 @@ impl<'a> Saver<'a> {
         self.or_warn(step, ended)
     }
 
-    /// Turns a failed write into a warning and an event: a full disk is no reason to stop training,
-    /// since space may be freed before the next checkpoint is due. Errors that concern all ranks stay
-    /// errors.
+    /// Turns a failed write into a warning and an event: a full disk is no reason to stop
+    /// training, since space may be freed before the next checkpoint is due. Errors that concern
+    /// all ranks stay errors.
     pub(super) fn or_warn(&self, step: u64, saved: Result<Option<Event>>) -> Result<Option<Event>> {
         match saved {
             Err(error) if error.concerns_all_ranks() => Err(error),
