@@ -12,12 +12,13 @@ LOADERS = .venv-loaders
 LOADERS_DISK = .venv-loaders-disk
 PYTHON313 ?= python3.13
 
-.PHONY: help build test demo fmt lint unit doc docs restarts slurm two-nodes bench-ranks peers peers-full peers-loaders bench-loaders mixing tiny-base study experiments guard-runs clean-demo
+.PHONY: help build test fuzz demo fmt lint unit doc docs restarts slurm two-nodes bench-ranks peers peers-full peers-loaders bench-loaders mixing tiny-base study experiments guard-runs clean-demo
 
 help:
 	@echo 'make build          build the binary, target/release/rectiflow'
 	@echo 'make demo           convert a tiny SDXL to flow matching and measure it, on the CPU; see runs/demo/report.html'
 	@echo 'make test           run every check of CI, cheapest first'
+	@echo 'make fuzz           read mutated files of every format for an hour (FUZZ_SECS, FUZZ_COUNT, FUZZ_SEED)'
 	@echo 'make docs           regenerate the generated pages of docs/'
 	@echo "make tiny-base      train the demo's base model (an hour) and pack it"
 	@echo "make study          run the demo's full comparison, on three seeds (half an hour)"
@@ -60,6 +61,19 @@ lint:
 # One thread: tests run in parallel, and libgomp's spinning threads would compete for the same cores.
 unit:
 	@$(TORCH); runner=$$($(TESTS)); set -x; OMP_NUM_THREADS=1 cargo $$runner --release --workspace
+
+# Reads mutated files of every format, with other seeds each time, until FUZZ_SECS are over or a test fails. A failing
+# case is repeated by MUTATION_SEED and MUTATION_COUNT, as printed. `make unit` reads 200 cases of each mutation.
+FUZZ_SECS ?= 3600
+FUZZ_COUNT ?= 2000
+FUZZ_SEED ?= 1
+fuzz:
+	@$(TORCH); end=$$(($$(date +%s) + $(FUZZ_SECS))); seed=$(FUZZ_SEED); \
+	while [ $$(date +%s) -lt $$end ]; do \
+	echo "MUTATION_SEED=$$seed MUTATION_COUNT=$(FUZZ_COUNT)"; \
+	MUTATION_SEED=$$seed MUTATION_COUNT=$(FUZZ_COUNT) OMP_NUM_THREADS=1 \
+	cargo test --quiet --release --workspace --lib --bins --tests mutated || exit 1; \
+	seed=$$((seed + 1)); done
 
 # These tests take minutes, so `make test` leaves them out.
 guard-runs:

@@ -41,7 +41,9 @@ use terminal::{
     name = "rectiflow",
     version,
     max_term_width = 100,
-    propagate_version = true
+    propagate_version = true,
+    // Scripts append options to override earlier ones.
+    args_override_self = true
 )]
 struct Cli {
     /// Print the answer as one JSON object, last on standard output; progress and logs stay on
@@ -127,10 +129,83 @@ fn run(command: Command) -> anyhow::Result<Answer> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use clap::{ArgAction, Command, CommandFactory, error::ErrorKind};
 
     #[test]
     fn the_command_line_is_well_formed() {
         super::Cli::command().debug_assert();
+    }
+
+    /// The commands without subcommands of their own, each with its names.
+    fn commands(parent: &[String], command: &Command, found: &mut Vec<(Vec<String>, Command)>) {
+        let mut names = parent.to_vec();
+        names.push(command.get_name().to_owned());
+        if !command.has_subcommands() {
+            found.push((names, command.clone()));
+            return;
+        }
+        for inner in command.get_subcommands() {
+            commands(&names, inner, found);
+        }
+    }
+
+    /// What is wrong with a command line.
+    fn problem(arguments: &[String]) -> Option<ErrorKind> {
+        let parsed = super::Cli::command().try_get_matches_from(arguments);
+        parsed.err().map(|error| error.kind())
+    }
+
+    #[test]
+    fn the_last_of_a_repeated_option_wins_in_every_command() {
+        const VALUES: [&str; 9] = [
+            "1",
+            "x",
+            "64x64",
+            "flow",
+            "fp16",
+            "single-file",
+            "euler",
+            "simple",
+            "0.5",
+        ];
+        let mut found = Vec::new();
+        commands(&[], &super::Cli::command(), &mut found);
+        let mut num_options = 0;
+        for (names, command) in found {
+            for option in command.get_opts() {
+                if !matches!(option.get_action(), ArgAction::Set) {
+                    continue;
+                }
+                let flag = format!("--{}", option.get_long().expect("options have long names"));
+                let with = |values: &[&str]| {
+                    let mut arguments = names.clone();
+                    for value in values {
+                        arguments.extend([flag.clone(), (*value).to_owned()]);
+                    }
+                    problem(&arguments)
+                };
+                let fits = |value: &&str| {
+                    let problem = with(&[*value]);
+                    !matches!(
+                        problem,
+                        Some(ErrorKind::ValueValidation | ErrorKind::InvalidValue)
+                    )
+                };
+                let possible = option.get_possible_values();
+                let names_of = possible.iter().map(clap::builder::PossibleValue::get_name);
+                let mut values = names_of.chain(VALUES);
+                let value = values.find(|value| fits(value));
+                let value = value.unwrap_or_else(|| panic!("{names:?} {flag}: no value fits"));
+                assert_ne!(
+                    with(&[value; 2]),
+                    Some(ErrorKind::ArgumentConflict),
+                    "{names:?} {flag}"
+                );
+                num_options += 1;
+            }
+        }
+        assert!(num_options > 60, "{num_options}");
+        let twice = ["rectiflow", "plan", "r", "--json", "--json"].map(str::to_owned);
+        assert_eq!(problem(&twice), None);
     }
 }

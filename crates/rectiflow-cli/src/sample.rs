@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Context;
 use rectiflow_data::{
-    contact_sheet::ContactSheet, overflow::Overflow, picture::Picture, token::Cut,
+    contact_sheet::ContactSheet, overflow::Overflow, picture::Picture, text_file, token::Cut,
 };
 use rectiflow_sdxl::{
     cond::Cond,
@@ -246,7 +246,7 @@ impl Args {
     fn all_prompts(&self) -> anyhow::Result<Vec<String>> {
         let mut prompts = self.prompts.clone();
         if let Some(path) = &self.file {
-            let text = fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
+            let text = text_file::read(path)?;
             prompts.extend(
                 text.lines()
                     .map(str::trim)

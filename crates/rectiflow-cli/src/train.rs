@@ -50,6 +50,10 @@ pub(crate) struct Args {
     /// Continue a run that the guard has stopped.
     #[arg(long)]
     acknowledge_stop: bool,
+    /// Resume a run that was made longer although its learning rate jumps to more than 1.5 times
+    /// what it was.
+    #[arg(long)]
+    accept_rate_jump: bool,
     /// Start N ranks on this machine. For several machines use a launcher such as torchrun with
     /// `--no-python`.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
@@ -90,6 +94,7 @@ fn train_as(
         branch_from: args.branch_from.clone(),
         base: args.base.path().map(Path::to_owned),
         acknowledge_stop: args.acknowledge_stop,
+        accept_rate_jump: args.accept_rate_jump,
         launch,
         ..Options::default()
     };

@@ -573,6 +573,83 @@ fn schedules_are_lists_of_sigmas_and_pictures() {
 }
 
 #[test]
+fn an_option_that_is_appended_overrides_the_one_before() {
+    for (arguments, num_sigmas) in [
+        (&["--steps", "4", "--steps", "6"][..], 7),
+        (
+            &["--steps", "6", "--shift", "3", "--steps", "4", "--shift=6"],
+            5,
+        ),
+        (&["--steps=9", "--json", "--json", "--steps=9"], 10),
+    ] {
+        let output = rectiflow(&[&["schedule", "simple", "--json"][..], arguments].concat());
+        assert!(output.status.success(), "{}", stderr(&output));
+        assert_eq!(
+            json(&output)["sigmas"].as_array().unwrap().len(),
+            num_sigmas
+        );
+    }
+    let plan = |set: &[&str]| {
+        let gpus = ["plan", ARTICLE, "--json", "--gpus", "8", "--gpus", "32"];
+        let output = rectiflow(&[&gpus[..], set].concat());
+        assert!(output.status.success(), "{}", stderr(&output));
+        json(&output)
+    };
+    // Those that may stand several times still add up, and the later of the same key wins.
+    let fewer = [
+        "--set",
+        "train.samples=4096000",
+        "--set",
+        "train.micro_batch=2",
+    ];
+    let found = plan(&fewer);
+    assert_eq!(found["gpus"], 32);
+    let later = [&fewer[..], &["--set", "train.samples=8192000"]].concat();
+    let (found, later) = (
+        found["time"]["steps"].as_u64(),
+        plan(&later)["time"]["steps"].as_u64(),
+    );
+    assert_eq!(later, found.map(|steps| 2 * steps));
+}
+
+#[test]
+fn what_is_no_text_is_refused_before_it_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let long = folder.path().join("long");
+    fs::File::create(&long).unwrap().set_len(1 << 40).unwrap();
+    let pipe = folder.path().join("pipe");
+    assert!(
+        Command::new("mkfifo")
+            .arg(&pipe)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let began = std::time::Instant::now();
+    for path in [Path::new("/dev/zero"), &long, &pipe, folder.path()] {
+        let path = path.to_str().unwrap();
+        for arguments in [
+            &["plan", path][..],
+            &["train", path],
+            &["eval", path, "--checkpoint", "c"],
+            &["prep", "p", "--out", "o", "--vae", "v", "--recipe", path],
+            &["inspect", "d", "--recipe", path],
+            &["sample", "--model", "m", "--prompts", path],
+            &["replay", path],
+        ] {
+            let output = rectiflow(arguments);
+            let message = stderr(&output);
+            assert_eq!(output.status.code(), Some(2), "{arguments:?}: {message}");
+            assert!(
+                message.contains(path) && message.contains("it is"),
+                "{message}"
+            );
+        }
+    }
+    assert!(began.elapsed().as_secs() < 60);
+}
+
+#[test]
 fn a_reader_that_goes_away_is_no_failure() {
     let mut child = Command::new(env!("CARGO_BIN_EXE_rectiflow"))
         .args(["schedule", "simple", "--steps", "1000"])

@@ -27,6 +27,7 @@
 //! | `format` | the bytes on disk: manifest, block table, buckets, records, shards |
 //! | `remote` | byte ranges from object storage, with deadlines and bounded retries |
 //! | `reject`, `durable` | why a file is not in a data set; files that are whole or absent |
+//! | `text_file` | texts that a user names: regular files up to a limit |
 //! | `rng`, `error` | keyed random numbers; errors by meaning |
 //!
 //! Only `remote` and `dataset` contain `async` code; a [`loader::Loader`] returns one step per
@@ -46,6 +47,7 @@ mod remote;
 pub mod rng;
 mod source;
 mod text;
+pub mod text_file;
 
 pub use format::{block_table, bucket, crop, manifest, record, shard};
 pub use load::{batch, loader, test_batches, throughput};

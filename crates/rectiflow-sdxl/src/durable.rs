@@ -12,6 +12,7 @@ use std::{
 };
 
 use atomic_write_file::{AtomicWriteFile, OpenOptions, unix::OpenOptionsExt};
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
 use crate::error::{Error, Result};
 
@@ -83,6 +84,21 @@ pub fn rename_folder(from: &Path, to: &Path) -> Result<()> {
     sync_folder_of(to)
 }
 
+/// Exchanges the names of a complete folder and an older one, so that there is a folder of either
+/// name at every moment. Returns false, with nothing changed, where the file system cannot do that.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn exchange_folders(from: &Path, to: &Path) -> Result<bool> {
+    sync_folder(from)?;
+    if renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_EXCHANGE).is_err() {
+        // Whatever else is wrong is said by the renames that take its place.
+        return Ok(false);
+    }
+    sync_folder_of(to)?;
+    Ok(true)
+}
+
 /// Flushes a folder to disk: a new name in it is durable only then.
 fn sync_folder(folder: &Path) -> Result<()> {
     File::open(folder)
@@ -113,6 +129,27 @@ mod tests {
         assert!(fails.is_err());
         assert_eq!(fs::read(&path).unwrap(), b"old");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn folders_exchange_their_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let (new, old) = (folder.path().join("new"), folder.path().join("old"));
+        for path in [&new, &old] {
+            fs::create_dir(path).unwrap();
+            fs::write(path.join("a"), path.to_str().unwrap()).unwrap();
+        }
+        // Every file system of Linux that a test folder is likely to be on can do it.
+        assert!(exchange_folders(&new, &old).unwrap());
+        let text = |path: &Path| fs::read_to_string(path.join("a")).unwrap();
+        assert_eq!(text(&old), new.to_str().unwrap());
+        assert_eq!(text(&new), old.to_str().unwrap());
+        assert!(!exchange_folders(&new, &folder.path().join("none")).unwrap());
+        assert_eq!(
+            text(&new),
+            old.to_str().unwrap(),
+            "nothing changes without the other"
+        );
     }
 
     #[test]

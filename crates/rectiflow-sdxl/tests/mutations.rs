@@ -8,10 +8,10 @@ mod tiny;
 
 use std::{
     fs,
-    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
 };
 
+use checks::mutation::{Case, Random, cases};
 use rectiflow_sdxl::{
     bundle::Bundle,
     export::{ExportOptions, export_diffusers, export_single_file},
@@ -21,128 +21,6 @@ use rectiflow_sdxl::{
     tensor_file::{TensorFile, write_tensors},
 };
 use tch::{Device, Kind, Tensor};
-
-/// Mutations of each kind, for each of the two layouts.
-const NUM_EACH: u64 = 200;
-
-/// SplitMix64, so that a failure can be repeated from its seed.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        (self.next() % end.max(1) as u64) as usize
-    }
-
-    fn of<'a, T>(&mut self, list: &'a [T]) -> &'a T {
-        &list[self.below(list.len())]
-    }
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Mutation {
-    FlippedBit,
-    Cut,
-    DoubledRange,
-    ReplacedNumber,
-}
-
-const ALL: [Mutation; 4] = [
-    Mutation::FlippedBit,
-    Mutation::Cut,
-    Mutation::DoubledRange,
-    Mutation::ReplacedNumber,
-];
-
-const NUMBERS: [&str; 20] = [
-    "0",
-    "1",
-    "-1",
-    "2",
-    "3",
-    "7",
-    "0.5",
-    "255",
-    "1e9",
-    "65536",
-    "2147483648",
-    "9223372036854775807",
-    "9223372036854775808",
-    "18446744073709551615",
-    "18446744073709551616",
-    "1e308",
-    "1e999",
-    "NaN",
-    "-Infinity",
-    "\"4\"",
-];
-
-/// Applies a mutation to bytes.
-fn mutated(bytes: &[u8], mutation: Mutation, random: &mut Random) -> Vec<u8> {
-    let mut bytes = bytes.to_vec();
-    match mutation {
-        Mutation::FlippedBit => {
-            let place = random.below(bytes.len());
-            bytes[place] ^= 1 << random.below(8);
-        }
-        Mutation::Cut => bytes.truncate(random.below(bytes.len())),
-        Mutation::DoubledRange => {
-            let start = random.below(bytes.len());
-            let end = (start + 1 + random.below(64)).min(bytes.len());
-            let range = bytes[start..end].to_vec();
-            bytes.splice(end..end, range);
-        }
-        Mutation::ReplacedNumber => bytes = with_other_number(&bytes, random),
-    }
-    bytes
-}
-
-/// Replaces one of the decimal numbers in a text.
-fn with_other_number(text: &[u8], random: &mut Random) -> Vec<u8> {
-    let mut numbers = Vec::new();
-    let mut start = None;
-    for (place, byte) in text.iter().enumerate() {
-        match (byte.is_ascii_digit(), start) {
-            (true, None) => start = Some(place),
-            (false, Some(from)) => {
-                numbers.push(from..place);
-                start = None;
-            }
-            _ => {}
-        }
-    }
-    let mut bytes = text.to_vec();
-    if !numbers.is_empty() {
-        let range = random.of(&numbers).clone();
-        bytes.splice(range, random.of(&NUMBERS).bytes());
-    }
-    bytes
-}
-
-/// Mutates a safetensors file: its header, whose length is then right again, or all of it.
-fn mutated_file(bytes: &[u8], mutation: Mutation, random: &mut Random) -> Vec<u8> {
-    let is_whole = matches!(mutation, Mutation::FlippedBit | Mutation::Cut) && random.below(3) == 0;
-    if is_whole {
-        return mutated(bytes, mutation, random);
-    }
-    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-    let (header, data) = bytes[8..].split_at(length);
-    let header = mutated(header, mutation, random);
-    [&(header.len() as u64).to_le_bytes()[..], &header, data].concat()
-}
-
-/// Runs `read`; a panic fails the test with the mutation's name and seed.
-fn never_panics(what: &str, mutation: Mutation, seed: u64, read: impl FnOnce()) {
-    let result = catch_unwind(AssertUnwindSafe(read));
-    assert!(result.is_ok(), "{what}: {mutation:?} of seed {seed} panics");
-}
 
 /// Inputs of the forward passes.
 fn write_inputs(folder: &Path) -> Vec<(Pass, PathBuf)> {
@@ -206,48 +84,84 @@ fn read_everything(
     opened
 }
 
+/// Writes a single file with the hash of its tensors, or without it: with it, nearly every mutation
+/// is refused first.
+fn write_single_file(path: &Path, has_hash: bool) -> Vec<u8> {
+    tiny::write_single_file(path, Parameterization::VZtsnr);
+    if !has_hash {
+        let mut contents = tiny::Contents::read(path);
+        contents.set("modelspec.hash_sha256", None);
+        contents.write(path);
+    }
+    fs::read(path).unwrap()
+}
+
 #[test]
 fn mutated_single_files_are_read_or_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let own = folder.path().join("own.safetensors");
-    tiny::write_single_file(&own, Parameterization::VZtsnr);
-    // Without the hash, which would refuse nearly every mutation first.
-    let mut contents = tiny::Contents::read(&own);
-    contents.set("modelspec.hash_sha256", None);
-    contents.write(&own);
-    let good = fs::read(&own).unwrap();
-    let inputs = write_inputs(folder.path());
     let path = folder.path().join("mutated.safetensors");
-    fs::write(&path, &good).unwrap();
+    let good = write_single_file(&path, false);
+    let inputs = write_inputs(folder.path());
     assert!(read_everything(
         &path,
         Bundle::open_single_file(&path, None),
         &inputs
     ));
     let mut num_accepted = 0;
-    for mutation in ALL {
-        for seed in 0..NUM_EACH {
-            let mut random = Random(seed);
-            fs::write(&path, mutated_file(&good, mutation, &mut random)).unwrap();
-            never_panics("a single file", mutation, seed, || {
-                let bundle = Bundle::open_single_file(&path, None);
-                // What writes to the disk is tried with some.
-                let inputs = if seed % 4 == 0 { &inputs[..] } else { &[] };
-                if seed % 10 == 0
-                    && let Ok(bundle) = &bundle
-                {
-                    let out = folder.path().join("exported");
-                    let _ = export_diffusers(bundle, &out, &ExportOptions::default());
-                }
-                num_accepted += usize::from(read_everything(&path, bundle, inputs));
-            });
+    for case in cases() {
+        let bytes = case.mutation.of_tensors(&good, &mut case.random());
+        fs::write(&path, bytes).unwrap();
+        num_accepted += usize::from(case.run("a single file", || {
+            let bundle = Bundle::open_single_file(&path, None);
+            // What writes to the disk is tried with some.
+            let inputs = if case.seed % 4 == 0 { &inputs[..] } else { &[] };
+            if case.seed % 10 == 0
+                && let Ok(bundle) = &bundle
+            {
+                let out = folder.path().join("exported");
+                let _ = export_diffusers(bundle, &out, &ExportOptions::default());
+            }
+            read_everything(&path, bundle, inputs)
+        }));
+    }
+    assert!(num_accepted > 0, "some mutations are harmless");
+    assert!(num_accepted < cases().len(), "most are not: {num_accepted}");
+}
+
+/// The elements of all tensors of a bundle, by component and name.
+fn tensors_of(bundle: &Bundle<'_>) -> Vec<(String, Vec<u32>)> {
+    let mut found = Vec::new();
+    for component in Component::ALL {
+        for name in bundle.names(component) {
+            let tensor = bundle.load(component, name).unwrap();
+            let values: Vec<f32> = tensor.flatten(0, -1).try_into().unwrap();
+            let bits = values.into_iter().map(f32::to_bits).collect();
+            found.push((format!("{}.{name}", component.folder()), bits));
         }
     }
-    assert!(
-        num_accepted > 10,
-        "some mutations are harmless: {num_accepted}"
-    );
-    assert!(num_accepted < 700, "most are not: {num_accepted}");
+    found
+}
+
+#[test]
+fn mutated_files_with_a_hash_hold_the_right_numbers_or_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mutated.safetensors");
+    let good = write_single_file(&path, true);
+    let expected = tensors_of(&Bundle::open_single_file(&path, None).unwrap());
+    let length = u64::from_le_bytes(good[..8].try_into().unwrap()) as usize;
+    for case in cases() {
+        let mut random = case.random();
+        // The data alone: the hash covers nothing else.
+        let (header, data) = good.split_at(8 + length);
+        let data = case.mutation.of(data, &mut random);
+        fs::write(&path, [header, &data].concat()).unwrap();
+        case.run("a single file with a hash", || {
+            if let Ok(bundle) = Bundle::open_single_file(&path, None) {
+                assert!(bundle.notes.is_empty(), "{:?}", bundle.notes);
+                assert!(tensors_of(&bundle) == expected, "{case:?}");
+            }
+        });
+    }
 }
 
 /// Every file of a folder, relative to it.
@@ -280,38 +194,39 @@ fn mutated_model_folders_are_read_or_refused() {
     let inputs = write_inputs(folder.path());
     let open = || Bundle::open_folders(|c| out.join(c.folder()), Some(Parameterization::Flow));
     assert!(read_everything(&out, open(), &inputs));
-    for mutation in ALL {
-        for seed in 0..NUM_EACH {
-            let mut random = Random(seed);
-            // Three in four mutations are of a configuration.
-            let is_config = random.below(4) > 0;
-            let place = if is_config {
-                out.join(random.of(&configs))
-            } else {
-                out.join(random.of(&files))
-            };
-            let good = fs::read(&place).unwrap();
-            let is_weights = place
-                .extension()
-                .is_some_and(|ending| ending == "safetensors");
-            let bytes = if is_weights {
-                mutated_file(&good, mutation, &mut random)
-            } else {
-                mutated(&good, mutation, &mut random)
-            };
-            fs::write(&place, bytes).unwrap();
-            never_panics(&place.display().to_string(), mutation, seed, || {
-                let inputs = if seed % 4 == 0 { &inputs[..] } else { &[] };
-                read_everything(&out, open(), inputs);
-                if seed % 10 == 0
-                    && let Ok(mut bundle) = open()
-                {
-                    bundle.scheduler = model::scheduler(&out).unwrap_or_default();
-                    let single = folder.path().join("exported.safetensors");
-                    let _ = export_single_file(&bundle, &single, &ExportOptions::default());
-                }
-            });
-            fs::write(&place, good).unwrap();
-        }
+    for case in cases() {
+        let mut random = case.random();
+        // Three in four mutations are of a configuration.
+        let is_config = random.below(4) > 0;
+        let place = if is_config {
+            out.join(random.of(&configs))
+        } else {
+            out.join(random.of(&files))
+        };
+        let good = fs::read(&place).unwrap();
+        let is_weights = place
+            .extension()
+            .is_some_and(|ending| ending == "safetensors");
+        fs::write(&place, mutated(&good, is_weights, case, &mut random)).unwrap();
+        case.run(&place.display().to_string(), || {
+            let inputs = if case.seed % 4 == 0 { &inputs[..] } else { &[] };
+            read_everything(&out, open(), inputs);
+            if case.seed % 10 == 0
+                && let Ok(mut bundle) = open()
+            {
+                bundle.scheduler = model::scheduler(&out).unwrap_or_default();
+                let single = folder.path().join("exported.safetensors");
+                let _ = export_single_file(&bundle, &single, &ExportOptions::default());
+            }
+        });
+        fs::write(&place, good).unwrap();
+    }
+}
+
+fn mutated(bytes: &[u8], is_weights: bool, case: Case, random: &mut Random) -> Vec<u8> {
+    if is_weights {
+        case.mutation.of_tensors(bytes, random)
+    } else {
+        case.mutation.of(bytes, random)
     }
 }

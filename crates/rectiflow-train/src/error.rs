@@ -61,6 +61,24 @@ pub enum Error {
         /// One line per key: old and new value.
         changes: Vec<String>,
     },
+    /// The learning rate would jump, since the run was made longer.
+    #[error("{}: train.samples {} -> {} lets the learning rate jump from {before:.1e} to \
+             {after:.1e}, which can undo what it has learnt. Continue with --accept-rate-jump, or \
+             start a new run from this one, with its own warm-up: another run.dir and \
+             --branch-from {}",
+            run_dir.display(), samples[0], samples[1], checkpoint.display())]
+    RateJump {
+        /// The run folder.
+        run_dir: PathBuf,
+        /// The checkpoint that the run would resume from.
+        checkpoint: PathBuf,
+        /// `train.samples` of the checkpoint and of the recipe.
+        samples: [u64; 2],
+        /// Rate of the last update.
+        before: f64,
+        /// Rate of the next update.
+        after: f64,
+    },
     /// No branch can start from this checkpoint, or not in this run folder.
     #[error("--branch-from {}: {reason}", checkpoint.display())]
     Branch {
@@ -188,6 +206,11 @@ impl Error {
         }
     }
 
+    /// Whether the ranks no longer work together, so that none can try again.
+    pub(crate) fn concerns_all_ranks(&self) -> bool {
+        matches!(self, Self::Collective { .. } | Self::Launch { .. })
+    }
+
     /// Returns a function for `map_err` that makes an [`Error::Io`] with `path`.
     pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
@@ -242,6 +265,12 @@ impl Problems {
 
     pub(crate) fn expect_at_least_1(&mut self, key: &str, count: u64) {
         self.expect(key, count > 0, "at least 1", count);
+    }
+
+    /// Adds a problem unless a count is 1 to `most`.
+    pub(crate) fn expect_count(&mut self, key: &str, count: u64, most: u64) {
+        let fits = (1..=most).contains(&count);
+        self.expect(key, fits, &format!("1 to {most}"), count);
     }
 
     pub(crate) fn expect_above_0(&mut self, key: &str, number: f64) {

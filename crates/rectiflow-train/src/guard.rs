@@ -65,9 +65,9 @@ pub struct GuardConfig {
     pub snapshot_disk_gib: f64,
     /// Factor of the learning rate after a rewind. Above 0, at most 1.
     pub rate_factor: f64,
-    /// Updates without an action over which one such factor is gradually taken back, or four times
-    /// the distance of the rewind if that is more: a spike is over after a step, but a slow drift
-    /// may recur.
+    /// Updates without an action over which one such factor is gradually taken back, at most 2^31,
+    /// or four times the distance of the rewind if that is more: a spike is over after a step, but
+    /// a slow drift may recur.
     pub cooldown_updates: u64,
     /// Rewinds allowed in a run; one more stops it.
     pub max_rewinds: u32,
@@ -121,6 +121,8 @@ impl GuardConfig {
             self.rate_factor,
         );
         problems.expect_above_0("clip_z", self.clip_z.unwrap_or(1.0));
+        let fits = self.cooldown_updates <= MOST_UPDATES;
+        problems.expect("cooldown_updates", fits, "0 to 2^31", self.cooldown_updates);
         self.check_snapshots(&mut problems);
         problems.into_pairs()
     }
@@ -131,17 +133,18 @@ impl GuardConfig {
         if self.enabled && !self.distances_ascend() {
             let found = &self.snapshot_updates;
             let reason = format!(
-                "expected at least one number of updates, each larger than the one before, \
-                 found {found:?}"
+                "expected at least one number of updates up to 2^31, each larger than the one \
+                 before, found {found:?}"
             );
             problems.add("snapshot_updates", reason);
         }
     }
 
-    /// Whether the distances of a rewind are above 0 and ascend; there is at least one.
+    /// Whether the distances of a rewind are 1 to 2^31 and ascend; there is at least one.
     fn distances_ascend(&self) -> bool {
         let back = &self.snapshot_updates;
         back.first().is_some_and(|first| *first > 0)
+            && back.last().is_some_and(|last| *last <= MOST_UPDATES)
             && back.windows(2).all(|pair| pair[0] < pair[1])
     }
 }
@@ -271,6 +274,9 @@ impl Default for Acts {
     }
 }
 
+/// The most updates of a run, and of whatever is counted in updates: more than a run makes in
+/// years, and far from an overflow.
+pub(crate) const MOST_UPDATES: u64 = 1 << 31;
 /// Share of the newest value in the mean gradient norm and its variance: ZClip's 1 - 0.97.
 const NORM_SHARE: f64 = 0.03;
 const SHORT_SHARE: f64 = 0.1;

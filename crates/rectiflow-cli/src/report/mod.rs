@@ -271,7 +271,7 @@ fn training_numbers(record: &RunRecord) -> Vec<(String, String)> {
     let mut rows = vec![
         row("Steps", grouped(last.step)),
         row("Samples", grouped(last.samples)),
-        row("Epochs begun", grouped(last.epoch + 1)),
+        row("Epochs begun", grouped(last.epoch.saturating_add(1))),
         row("Training loss, mean of the last 100 steps", short(mean, 4)),
     ];
     if let Some(test) = record.tests.last() {
@@ -327,7 +327,7 @@ fn buckets(record: &RunRecord) -> String {
     let mut most = 1;
     for &(width, height, train, test) in &start.buckets {
         longest = longest.max(width).max(height);
-        most = most.max(train + test);
+        most = most.max(train.saturating_add(test));
     }
     let scale = BucketScale { longest, most };
     let mut section = format!(
@@ -362,7 +362,7 @@ impl BucketScale {
         let longest = f64::from(self.longest);
         let shape_width = f64::from(width) * 26.0 / longest;
         let shape_height = f64::from(height) * 26.0 / longest;
-        let share = 100.0 * (train + test) as f64 / self.most as f64;
+        let share = 100.0 * train.saturating_add(test) as f64 / self.most as f64;
         let mut count = grouped(train);
         if test > 0 {
             count += &format!(" + {}", grouped(test));
@@ -403,4 +403,107 @@ fn settings(record: &RunRecord) -> String {
          <pre>{}</pre></details></section>\n",
         escape(recipe)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use checks::mutation::cases;
+
+    use super::*;
+
+    /// The events of a run of 24 steps that was resumed after 16.
+    fn events() -> String {
+        let mut text = start(0) + &test(0);
+        for step in 1..=18 {
+            text += &self::step(step);
+        }
+        text += r#"{"event":"checkpoint","step":16,"name":"step-00000016","secs":0.25}"#;
+        text += "\n";
+        text += &start(16);
+        for step in 17..=24 {
+            text += &self::step(step);
+        }
+        text + &test(24) + r#"{"event":"end","step":24,"reason":"finished","secs":12.5}"# + "\n"
+    }
+
+    fn start(step: u64) -> String {
+        let start = json!({
+            "event": "start", "step": step, "unix_secs": 1_795_639_471_u64, "order_hash": "74",
+            "num_parameters": 2_624_772, "num_train": 5680, "num_test": 200, "threads": 2,
+            "buckets": [[128, 128, 4727, 157], [64, 192, 24, 4]], "peak_flops": 9.89e14,
+        });
+        format!("{start}\n")
+    }
+
+    fn step(step: u64) -> String {
+        let step = json!({
+            "event": "step", "step": step, "samples": 8 * step, "epoch": step / 10,
+            "loss": 1.0 / step as f64, "gradient_norm": "inf", "lr": 1e-4, "secs": 0.5,
+            "data_secs": 0.01, "flops": 1_u64 << 40,
+        });
+        format!("{step}\n")
+    }
+
+    fn test(step: u64) -> String {
+        let bin = |from: f64| json!({"from": from, "to": from + 0.5, "loss": 0.5, "standard_error": 0.1, "count": 7});
+        let test = json!({
+            "event": "test", "step": step, "samples": 8 * step, "loss": 0.75, "secs": 0.1,
+            "bins": [bin(0.0), bin(0.5)],
+        });
+        format!("{test}\n")
+    }
+
+    #[test]
+    fn mutated_runs_are_reported() {
+        let run = tempfile::tempdir().unwrap();
+        let path = run.path().join("metrics.jsonl");
+        let good = events();
+        fs::write(&path, &good).unwrap();
+        let record = RunRecord::read(run.path()).unwrap();
+        let found = (record.starts.len(), record.steps.len(), record.tests.len());
+        assert_eq!(found, (2, 24, 2));
+        for case in cases() {
+            let bytes = case.mutation.of(good.as_bytes(), &mut case.random());
+            fs::write(&path, bytes).unwrap();
+            case.run("metrics.jsonl", || {
+                let record = RunRecord::read(run.path()).unwrap();
+                assert!(page(&record).unwrap().ends_with("</html>\n"));
+            });
+        }
+    }
+
+    #[test]
+    fn numbers_at_the_edges_of_their_ranges_are_drawn() {
+        let run = tempfile::tempdir().unwrap();
+        let path = run.path().join("metrics.jsonl");
+        for (name, values) in [
+            ("samples", &["18446744073709551615", "0"][..]),
+            ("step", &["18446744073709551615", "0"]),
+            ("epoch", &["18446744073709551615"]),
+            (
+                "loss",
+                &["5e-324", "1.7976931348623157e308", "\"-inf\"", "-0.0", "0"],
+            ),
+            ("lr", &["5e-324", "-1e308", "1e308"]),
+            ("secs", &["5e-324", "1e308", "-1"]),
+            ("flops", &["18446744073709551615"]),
+        ] {
+            for value in values {
+                let lines: String = (1..=3).map(step).collect();
+                let with = |line: &str| {
+                    let (before, after) = line.split_once(&format!("\"{name}\":")).unwrap();
+                    let end = after.find([',', '}']).unwrap();
+                    format!("{before}\"{name}\":{value}{}\n", &after[end..])
+                };
+                let changed: String = lines.lines().map(with).collect();
+                fs::write(&path, start(0) + &changed).unwrap();
+                let record = RunRecord::read(run.path()).unwrap();
+                assert!(!record.steps.is_empty(), "{name} {value}");
+                assert!(
+                    page(&record).unwrap().ends_with("</html>\n"),
+                    "{name} {value}"
+                );
+            }
+        }
+    }
 }

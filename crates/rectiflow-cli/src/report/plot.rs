@@ -351,6 +351,10 @@ impl Scale {
             .into_iter()
             .find(|&step| step >= raw);
         let step = step.unwrap_or(10.0 * power);
+        if !step.is_normal() {
+            // The range is smaller than what a number can tell apart, or larger than the largest.
+            return Vec::new();
+        }
         let first = (self.from / step - 1e-9).ceil() as i64;
         let last = (self.to / step + 1e-9).floor() as i64;
         (first..=last).map(|index| index as f64 * step).collect()

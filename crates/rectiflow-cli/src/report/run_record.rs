@@ -8,6 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rectiflow_data::text_file;
 use rectiflow_train::{
     Result,
     findings::{self, Finding},
@@ -95,9 +96,10 @@ impl RunRecord {
             match event {
                 Event::Start(start) => {
                     // The steps after the checkpoint were lost and are repeated by this process.
-                    steps.split_off(&(start.step + 1));
-                    tests.split_off(&(start.step + 1));
-                    previews.split_off(&(start.step + 1));
+                    let next = start.step.saturating_add(1);
+                    steps.split_off(&next);
+                    tests.split_off(&next);
+                    previews.split_off(&next);
                     self.finished = false;
                     self.starts.push(start);
                 }
@@ -152,7 +154,7 @@ fn name_of(run_dir: &Path) -> String {
 
 /// The pictures that exist, with their full paths.
 fn samples(folder: &Path) -> Vec<Sampled> {
-    let text = fs::read_to_string(folder.join(SAMPLES_FILE)).unwrap_or_default();
+    let text = text_file::read(&folder.join(SAMPLES_FILE)).unwrap_or_default();
     let mut samples: Vec<Sampled> = serde_json::from_str(&text).unwrap_or_default();
     for sampled in &mut samples {
         sampled.images = sampled
@@ -173,7 +175,7 @@ fn newest_recipe(checkpoints: &Path) -> Option<String> {
     let newest = folders
         .filter(|folder| folder.join("recipe.toml").is_file())
         .max()?;
-    fs::read_to_string(newest.join("recipe.toml")).ok()
+    text_file::read(&newest.join("recipe.toml")).ok()
 }
 
 /// The entries of a folder by name, with the total bytes of the files below each.
@@ -205,7 +207,7 @@ fn size(path: &Path) -> u64 {
 
 /// A part that was run twice counts once, with the later time.
 fn timeline(path: &Path) -> Vec<Part> {
-    let text = fs::read_to_string(path).unwrap_or_default();
+    let text = text_file::read(path).unwrap_or_default();
     let mut parts: Vec<Part> = Vec::new();
     for part in text
         .lines()

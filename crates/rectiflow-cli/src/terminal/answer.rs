@@ -151,6 +151,7 @@ fn is_setting(error: &rectiflow_train::Error) -> bool {
         error,
         Error::Recipe { .. }
             | Error::Changed { .. }
+            | Error::RateJump { .. }
             | Error::Branch { .. }
             | Error::Launch { .. }
             | Error::Data(rectiflow_data::Error::Invalid { .. })

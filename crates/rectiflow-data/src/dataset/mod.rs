@@ -663,6 +663,62 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn every_byte_around_the_rows_of_text_is_verified() {
+        let root = tempfile::tempdir().unwrap();
+        write(root.path());
+        let data = Dataset::open(root.path()).unwrap();
+        let path = root.path().join("text/b.parquet");
+        let good = fs::read(&path).unwrap();
+        let block = data.blocks.block(1, 0);
+        let footer = block.text_offset + block.text_bytes();
+        assert!(good.len() as u64 - footer > 100);
+        data.verify_object(1).unwrap();
+        for at in (0..block.text_offset).chain(footer..good.len() as u64) {
+            let byte = good[at as usize];
+            patch(&path, at, &[byte ^ 1 << (at % 8)]);
+            let error = data.verify_object(1).unwrap_err().to_string();
+            assert!(
+                error.contains("text/b.parquet") && error.contains("around these rows"),
+                "{at}: {error}"
+            );
+            patch(&path, at, &[byte]);
+        }
+        data.verify_object(1).unwrap();
+    }
+
+    #[test]
+    fn latents_that_are_not_finite_are_found_although_their_checksum_is_right() {
+        for (row, wrong) in [(0, f16::NAN), (69, f16::INFINITY), (40, f16::NEG_INFINITY)] {
+            let root = tempfile::tempdir().unwrap();
+            let mut manifest = write(root.path());
+            let data = Dataset::open(root.path()).unwrap();
+            let path = root.path().join("latents/a.safetensors");
+            let at = LATENTS_OFFSET + (row * ROW_BYTES) as u64;
+            patch(&path, at, &wrong.to_le_bytes());
+            // The checksums of a program that did not look at its numbers.
+            let bytes = fs::read(&path).unwrap();
+            let mut blocks = Vec::new();
+            for (object, entry) in manifest.objects.iter().enumerate() {
+                let block = |block| data.blocks.block(object, block);
+                blocks.push((0..entry.num_blocks()).map(block).collect::<Vec<_>>());
+            }
+            let rows = &bytes[LATENTS_OFFSET as usize..];
+            for (block, rows) in blocks[0].iter_mut().zip(rows.chunks(32 * ROW_BYTES)) {
+                block.latents_xxh3 = xxhash_rust::xxh3::xxh3_64(rows);
+            }
+            commit(root.path(), &mut manifest, &blocks).unwrap();
+            let data = Dataset::open(root.path()).unwrap();
+            let error = data.verify_object(0).unwrap_err().to_string();
+            let name = format!("a/{row}.png");
+            assert!(
+                error.contains(&name) && error.contains("not finite"),
+                "{error}"
+            );
+            data.verify_object(1).unwrap();
+        }
+    }
+
+    #[test]
     fn latents_that_are_not_finite_are_refused_by_name() {
         let root = tempfile::tempdir().unwrap();
         write(root.path());

@@ -117,6 +117,18 @@ impl<W: std::io::Write + Send> TextWriter<W> {
     }
 }
 
+/// The whole text file of `records`, as [`TextWriter`] writes it.
+///
+/// # Errors
+/// None that is known: the sink is memory.
+pub(crate) fn encode(records: &[Record]) -> Result<Vec<u8>, ParquetError> {
+    let mut writer = TextWriter::new(Vec::new())?;
+    for block in records.chunks(BLOCK_ROWS as usize) {
+        writer.write_block(block)?;
+    }
+    Ok(writer.finish()?.1)
+}
+
 type Group<'a, W> = SerializedRowGroupWriter<'a, W>;
 
 /// Definition and repetition levels of a list column: 1/0 for a list's first element, 1/1 for each

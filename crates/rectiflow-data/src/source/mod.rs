@@ -15,6 +15,8 @@
 //! Captions come from the first source with a caption, tags from the first with tags. What another
 //! source says differently is listed in `rejected.jsonl`.
 
+#[cfg(test)]
+mod mutated;
 pub(crate) mod named_path;
 pub(crate) mod names;
 pub mod no_folder;
@@ -26,7 +28,6 @@ pub(crate) mod walk;
 use std::{
     cmp::Reverse,
     fs::{self, File},
-    io::Read,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
@@ -45,6 +46,7 @@ use crate::{
         keys::{self, Description},
         tag_list,
     },
+    text_file,
 };
 
 /// A file that can be an image, and its caption sources.
@@ -252,7 +254,8 @@ impl Source {
         let folder = found.path.rsplit_once('/').map_or("", |(folder, _)| folder);
         for sidecar in &found.sidecars {
             let name = join(folder, &sidecar.name);
-            let bytes = read_small(&self.path(&name));
+            let bytes = text_file::bytes(&self.path(&name), MAX_SOURCE_BYTES);
+            let bytes = bytes.map_err(|error| error.to_string());
             let parsed = bytes.and_then(|bytes| self.parse(sidecar.kind, &bytes));
             keep(parsed, name, sidecar.kind, &mut all, remarks);
         }
@@ -336,24 +339,6 @@ fn unsplit(name: &str, tags: &str) -> Fault {
 /// The detail of a remark about a caption source that is not used for the image `path`.
 fn second_caption(path: &str) -> String {
     format!("the text of {path} comes from a source with precedence, which says something else")
-}
-
-/// The bytes of a regular file that is not longer than a caption file is.
-fn read_small(path: &Path) -> std::result::Result<Vec<u8>, String> {
-    let metadata = fs::metadata(path).map_err(|error| error.to_string())?;
-    if !metadata.is_file() {
-        // Reading a pipe or a device could block or never end.
-        return Err("it is not a regular file".to_owned());
-    }
-    let file = File::open(path).map_err(|error| error.to_string())?;
-    let mut bytes = Vec::new();
-    file.take(MAX_SOURCE_BYTES + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|error| error.to_string())?;
-    if bytes.len() as u64 > MAX_SOURCE_BYTES {
-        return Err(format!("it is longer than {MAX_SOURCE_BYTES} bytes"));
-    }
-    Ok(bytes)
 }
 
 fn read_span(file: &File, span: Span) -> std::result::Result<Vec<u8>, String> {

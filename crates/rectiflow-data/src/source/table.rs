@@ -4,9 +4,10 @@
 //! that all rows are read in one way, and no text is kept in memory.
 
 use std::{
+    cell::Cell,
     fmt,
-    fs::{self, File},
-    io::{BufRead, BufReader, Cursor, Read},
+    fs::File,
+    io::{self, BufRead, BufReader, Cursor, Read},
     os::unix::fs::FileExt,
     path::Path,
 };
@@ -26,6 +27,7 @@ use crate::{
         encoding::{decoded, is_utf16, without_mark},
         keys,
     },
+    text_file,
 };
 
 /// Largest size of a UTF-16 table in bytes: it is decoded in memory.
@@ -43,11 +45,7 @@ pub(crate) fn read(
     rows: &mut Rows<'_>,
     contents: &mut Contents,
 ) -> Result<(), Fault> {
-    if !fs::metadata(path).map_err(unreadable)?.is_file() {
-        // Reading a pipe or a device could block or never end.
-        return Err(Fault::new(Reason::Unreadable, "it is not a regular file"));
-    }
-    let file = File::open(path).map_err(unreadable)?;
+    let file = text_file::open_regular(path).map_err(unreadable)?;
     match kind {
         TableKind::JsonLines if is_list(&file).map_err(unreadable)? => {
             json_document(file, rows, contents)
@@ -137,10 +135,15 @@ fn csv_rows(mut file: File, rows: &mut Rows<'_>) -> Result<(), Fault> {
         None => Box::new(BufReader::new(file)),
     };
     let start = source.fill_buf().map_err(unreadable)?;
+    let separator = delimiter(start);
+    let left = Cell::new(MAX_SOURCE_BYTES);
     let mut reader = csv::ReaderBuilder::new()
-        .delimiter(delimiter(start))
+        .delimiter(separator)
         .flexible(true)
-        .from_reader(source);
+        .from_reader(Rationed {
+            source,
+            left: &left,
+        });
     let bad = |error: csv::Error| Fault::new(Reason::BadCaption, error.to_string());
     let mut names = Vec::new();
     for name in reader.byte_headers().map_err(bad)? {
@@ -151,7 +154,11 @@ fn csv_rows(mut file: File, rows: &mut Rows<'_>) -> Result<(), Fault> {
         return Err(without_images(names.iter().map(String::as_str)));
     }
     let mut record = csv::ByteRecord::new();
-    while reader.read_byte_record(&mut record).map_err(bad)? {
+    loop {
+        left.set(MAX_SOURCE_BYTES);
+        if !reader.read_byte_record(&mut record).map_err(bad)? {
+            break;
+        }
         let line = record.position().map_or(0, csv::Position::line);
         let mut object = Map::new();
         let mut image = None;
@@ -168,6 +175,27 @@ fn csv_rows(mut file: File, rows: &mut Rows<'_>) -> Result<(), Fault> {
         rows.push_about(line, &object, image)?;
     }
     Ok(())
+}
+
+/// A source of which each row may take a certain number of bytes: one whose quotes do not close
+/// would fill the memory.
+struct Rationed<'a, R> {
+    source: R,
+    left: &'a Cell<u64>,
+}
+
+impl<R: Read> Read for Rationed<'_, R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let num_read = self.source.read(out)?;
+        let Some(left) = self.left.get().checked_sub(num_read as u64) else {
+            let reason = format!(
+                "a row is longer than {MAX_SOURCE_BYTES} bytes: is a quotation mark missing?"
+            );
+            return Err(io::Error::other(reason));
+        };
+        self.left.set(left);
+        Ok(num_read)
+    }
 }
 
 /// The text of a cell.

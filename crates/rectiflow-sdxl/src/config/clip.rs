@@ -77,10 +77,10 @@ impl ClipConfig {
             num_attention_heads,
             max_position_embeddings: r.positive("max_position_embeddings", 77),
             hidden_act: r.activation("hidden_act", Activation::QuickGelu, &ACTIVATIONS),
-            layer_norm_eps: r.number("layer_norm_eps", 1e-5),
+            layer_norm_eps: r.epsilon("layer_norm_eps"),
             projection_dim: is_projected.then_some(projection_dim),
             eos_token_id: r.count("eos_token_id", 49407) as i64,
-            initializer_factor: r.number("initializer_factor", 1.0),
+            initializer_factor: r.number_in("initializer_factor", 1.0, 0.0..=1000.0),
             json: Map::new(),
         };
         r.finish(what)?;

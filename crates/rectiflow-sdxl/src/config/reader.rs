@@ -3,14 +3,15 @@
 //!
 //! Each method returns a usable value even if the file is wrong; `finish` then returns the error.
 
-use std::{fs, path::Path};
+use std::{fs, ops::RangeInclusive, path::Path};
 
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 
-/// Largest accepted size: anything larger is a mistake or an attack.
-const MAX_SIZE: i64 = 1 << 24;
+/// Largest accepted size, of a width, a vocabulary or a picture; SDXL's largest is 49408. Anything
+/// larger is a mistake or an attack, and memory estimated from it would overflow.
+const MAX_SIZE: i64 = 1 << 17;
 /// Largest number of layers of a text encoder or a transformer; SDXL's have 32 and 10.
 const MAX_LAYERS: usize = 64;
 /// Largest number of residual blocks per level; SDXL has up to 3. A header of a few bytes must not
@@ -191,6 +192,19 @@ impl<'a> Reader<'a> {
 
     pub(crate) fn number(&mut self, key: &str, default: f64) -> f64 {
         self.typed(key, default, "a number", Value::as_f64)
+    }
+
+    /// A number in a range, both ends included.
+    pub(crate) fn number_in(&mut self, key: &str, default: f64, range: RangeInclusive<f64>) -> f64 {
+        let expected = format!("a number from {} to {}", range.start(), range.end());
+        self.typed(key, default, &expected, |value| {
+            value.as_f64().filter(|number| range.contains(number))
+        })
+    }
+
+    /// The small number that a norm adds to a variance.
+    pub(crate) fn epsilon(&mut self, key: &str) -> f64 {
+        self.number_in(key, 1e-5, 1e-12..=1.0)
     }
 
     pub(crate) fn boolean(&mut self, key: &str, default: bool) -> bool {

@@ -106,15 +106,15 @@ impl UNetConfig {
             down: levels.down,
             use_linear_projection: r.boolean("use_linear_projection", false),
             norm_num_groups,
-            norm_eps: r.number("norm_eps", 1e-5),
+            norm_eps: r.epsilon("norm_eps"),
             time_embed_dim: r
                 .optional_positive("time_embedding_dim")
                 .unwrap_or(widths[0] * 4),
             addition_time_embed_dim,
             pooled_dim,
             flip_sin_to_cos: r.boolean("flip_sin_to_cos", true),
-            freq_shift: r.number("freq_shift", 0.0),
-            downsample_padding: r.count("downsample_padding", 1) as i64,
+            freq_shift: r.number_in("freq_shift", 0.0, 0.0..=1.0),
+            downsample_padding: downsample_padding(&mut r),
             sample_size: r.side("sample_size", 128),
             json: Map::new(),
         };
@@ -137,6 +137,13 @@ impl UNetConfig {
     pub fn down_factor(&self) -> u32 {
         1 << (self.down.len() - 1)
     }
+}
+
+/// Reads the padding of the down-sampling convolutions; with more, sizes would not halve.
+fn downsample_padding(r: &mut Reader<'_>) -> i64 {
+    r.typed("downsample_padding", 1, "0 or 1", |value| {
+        value.as_i64().filter(|padding| (0..=1).contains(padding))
+    })
 }
 
 /// Reads the width of pooled text and size values together, and returns that of the text alone.
@@ -415,6 +422,34 @@ pub(crate) mod tests {
                 problems.iter().any(|p| p.contains(key)),
                 "{key}: {problems:#?}"
             );
+        }
+    }
+
+    #[test]
+    fn numbers_out_of_range_are_named() {
+        for (key, value) in [
+            ("norm_eps", serde_json::json!(-1e-5)),
+            ("norm_eps", serde_json::json!(0)),
+            ("norm_eps", serde_json::json!(1e300)),
+            ("freq_shift", serde_json::json!(128)),
+            ("freq_shift", serde_json::json!(-1)),
+            ("downsample_padding", serde_json::json!(65536)),
+            ("downsample_padding", serde_json::json!(-1)),
+            (
+                "sample_size",
+                serde_json::json!(9_223_372_036_854_775_808_u64),
+            ),
+            ("sample_size", serde_json::json!([128, 1 << 40])),
+            ("cross_attention_dim", serde_json::json!(1 << 30)),
+            ("block_out_channels", serde_json::json!([320, 640, 1 << 40])),
+            ("time_embedding_dim", serde_json::json!(0)),
+            ("layers_per_block", serde_json::json!(1_000_000)),
+            ("transformer_layers_per_block", serde_json::json!(1_000_000)),
+        ] {
+            let mut json = sdxl();
+            json.insert(key.into(), value.clone());
+            let error = UNetConfig::from_json(json, "x").expect_err(key).to_string();
+            assert!(error.contains(key), "{key} {value}: {error}");
         }
     }
 }

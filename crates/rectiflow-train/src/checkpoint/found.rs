@@ -7,11 +7,9 @@
 //!
 //! Not here: where the parts are that a checkpoint only references (`bases`).
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
+use rectiflow_data::text_file;
 use rectiflow_sdxl::model::Component;
 use serde_json::{Map, Value};
 
@@ -218,8 +216,7 @@ impl Found {
         if let Some(sums) = &self.sums {
             sums.verify(|name| name == RECIPE)?;
         }
-        let path = self.root.join(RECIPE);
-        fs::read_to_string(&path).map_err(Error::io(&path))
+        Ok(text_file::read(&self.root.join(RECIPE))?)
     }
 }
 
@@ -273,7 +270,7 @@ fn not_format_1(path: &Path, newer: &str) -> Error {
 /// have; `None` if there is none.
 fn newer_than_format_1(path: &Path) -> Result<Option<String>> {
     let state = path.join(STATE);
-    let text = fs::read_to_string(&state).map_err(Error::io(&state))?;
+    let text = text_file::read(&state)?;
     let keys: Map<String, Value> = serde_json::from_str(&text)
         .map_err(|error| damaged(&state, &format!("it is not JSON: {error}")))?;
     let newer = keys

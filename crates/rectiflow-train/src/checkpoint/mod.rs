@@ -17,10 +17,13 @@
 //! ```
 //!
 //! A checkpoint is written under a temporary name and renamed once all of it is on disk (`saving`),
-//! so a kill at any moment leaves the previous one intact. Frozen components are referenced by path
-//! and hash instead of being copied, and found by the hash if they have moved (`bases`). Every
-//! reader verifies the files that it reads (`found`). A run that resumes verifies all: a damaged
-//! checkpoint is set aside (`step-00000500.damaged`) and the previous one is used.
+//! so a kill at any moment leaves the previous one intact. An old one loses its name before its
+//! files, so that a kill leaves nothing that looks like a checkpoint; the next start removes the
+//! rest (`rotation`). Frozen components are referenced by path and hash instead of being copied,
+//! and found by the hash if they have moved (`bases`). Every reader verifies the files that it
+//! reads (`found`). A run that resumes verifies all: a damaged checkpoint is set aside
+//! (`step-00000500.damaged`) and the previous one is used. Numbers that the sums protect and that
+//! cannot be are refused by name (`state_numbers`).
 //!
 //! Format 4 held the guard's numbers as text. Format 3 had no buckets: the whole vector was a
 //! single one. Format 2 always had one optimiser file. Format 1 had neither sums nor `ema/`, nor
@@ -33,17 +36,19 @@ pub(crate) mod damaged;
 pub mod found;
 pub mod model;
 pub(crate) mod restore;
+mod rotation;
 pub(crate) mod saving;
 pub(crate) mod snapshots;
-pub(crate) mod sums;
+mod state_numbers;
+pub mod sums;
 pub mod weights_hash;
 
 use std::{
     collections::BTreeMap,
-    fs,
     path::{Path, PathBuf},
 };
 
+use rectiflow_data::text_file;
 use rectiflow_sdxl::{flow::ObjectiveSettings, model::Component};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
@@ -169,55 +174,19 @@ impl Checkpoints {
         }
     }
 
-    /// Creates the folder and removes the remains of an interrupted save. The caller holds the
-    /// run's lock.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
-    pub(crate) fn clean(&self) -> Result<()> {
-        let folder = &self.folder;
-        fs::create_dir_all(folder).map_err(Error::io(folder))?;
-        for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
-            let entry = entry.map_err(Error::io(folder))?;
-            if entry.file_name().to_string_lossy().ends_with(UNFINISHED) {
-                fs::remove_dir_all(entry.path()).map_err(Error::io(entry.path()))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Returns the folders of all checkpoints, oldest first.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
-    pub fn list(&self) -> Result<Vec<PathBuf>> {
-        let mut found = Vec::new();
-        for entry in fs::read_dir(&self.folder).map_err(Error::io(&self.folder))? {
-            let path = entry.map_err(Error::io(&self.folder))?.path();
-            if step_of(&path).is_some() && path.join(STATE).is_file() {
-                found.push(path);
-            }
-        }
-        found.sort_by_key(|path| step_of(path));
-        Ok(found)
+    /// Returns the folder of all checkpoints.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// Returns the folder of a step's checkpoint.
     pub(crate) fn place(&self, step: u64) -> PathBuf {
-        self.folder.join(format!("step-{step:08}"))
+        self.folder.join(name_of(step))
     }
+}
 
-    pub(crate) fn prune(&self) -> Result<()> {
-        let all = self.list()?;
-        for old in &all[..all.len().saturating_sub(self.keep)] {
-            let is_kept =
-                |step: u64| self.keep_every_steps > 0 && step.is_multiple_of(self.keep_every_steps);
-            if !step_of(old).is_some_and(is_kept) {
-                fs::remove_dir_all(old).map_err(Error::io(old))?;
-            }
-        }
-        Ok(())
-    }
+fn name_of(step: u64) -> String {
+    format!("step-{step:08}")
 }
 
 /// Returns the name of the file that holds one rank's part of the optimiser's moments.
@@ -274,13 +243,15 @@ impl Saved {
     /// Reads the `state.json` of a checkpoint.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] if the folder is not a checkpoint or has a newer format.
+    /// [`Error::Checkpoint`] if the folder is not a checkpoint, has a newer format or numbers that
+    /// cannot be.
     pub fn read(checkpoint: &Path) -> Result<Self> {
         let path = checkpoint.join(STATE);
-        let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
-        let broken = |reason: String| Error::Checkpoint {
-            path: path.clone(),
-            reason,
+        let broken = |reason: String| Error::checkpoint(&path, reason);
+        let text = match text_file::read(&path) {
+            Ok(text) => text,
+            Err(rectiflow_data::Error::Invalid { reason, .. }) => return Err(broken(reason)),
+            Err(error) => return Err(error.into()),
         };
         let saved: Self = serde_json::from_str(&text)
             .map_err(|e| broken(format!("not a valid checkpoint state: {e}")))?;
@@ -291,16 +262,20 @@ impl Saved {
             );
             return Err(broken(reason));
         }
+        let problems = saved.number_problems();
+        if !problems.is_empty() {
+            return Err(broken(problems.join("; ")));
+        }
         Ok(saved)
     }
 }
 
 pub(crate) const UNFINISHED: &str = "unfinished";
 
+/// Returns the step in the name of a checkpoint's folder. `None` for any other name: `step-9` is a
+/// copy that somebody made.
 fn step_of(path: &Path) -> Option<u64> {
-    path.file_name()?
-        .to_str()?
-        .strip_prefix("step-")?
-        .parse()
-        .ok()
+    let name = path.file_name()?.to_str()?;
+    let step = name.strip_prefix("step-")?.parse().ok()?;
+    (name == name_of(step)).then_some(step)
 }

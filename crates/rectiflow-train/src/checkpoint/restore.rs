@@ -194,14 +194,23 @@ fn inherit_average(ema: &Path, state: &TrainState, average: &Tensor) -> Result<(
 
 #[cfg(test)]
 mod tests {
+    use checks::mutation::cases;
     use rectiflow_sdxl::{init::Init, tensor_file::write_tensors, weights::Weights};
     use tch::{Device, Kind};
 
     use super::*;
-    use crate::state::{
-        Position,
-        flat::FlatParameters,
-        optim::{Optimizer, OptimizerConfig},
+    use crate::{
+        checkpoint::{
+            STATE, SUMS,
+            sums::{collect_files, sums_of, verify},
+        },
+        guard::{GuardConfig, GuardState, Observation},
+        lr::LrRatios,
+        state::{
+            Position,
+            flat::FlatParameters,
+            optim::{Optimizer, OptimizerConfig},
+        },
     };
 
     /// A state with three tensors of 6, 5 and 2 elements, of which this rank owns a part.
@@ -367,5 +376,125 @@ mod tests {
                 && error.contains("expected shape [7], found [6]"),
             "{error}"
         );
+    }
+
+    /// A checkpoint of two ranks, with its sums.
+    fn write_whole(folder: &Path) {
+        let layout = Saved::layout(&state(RankOf::ONLY).parameters.slices);
+        write(folder, 2, &layout, &[8, 5]);
+        let mut saved = saved(2, &layout, &[8, 5]);
+        saved.moments_from.insert("unet".to_owned(), 3);
+        saved.guard = guard_after_some_steps();
+        let json = serde_json::to_vec_pretty(&saved).expect("a state");
+        std::fs::write(folder.join(STATE), json).expect("writes");
+        seal(folder);
+    }
+
+    /// A guard that has seen ten steps, one of them skipped.
+    fn guard_after_some_steps() -> GuardState {
+        let mut guard = GuardState::default();
+        for step in 0..10 {
+            let loss = if step == 7 { f64::NAN } else { 0.5 };
+            guard.judge(&GuardConfig::default(), seen(loss));
+        }
+        guard
+    }
+
+    fn seen(loss: f64) -> Observation {
+        Observation {
+            loss,
+            gradient_norm: 1.5,
+        }
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names = Vec::new();
+        collect_files(folder, &mut names).expect("a readable folder");
+        names.retain(|name| name != SUMS);
+        names.sort();
+        names
+    }
+
+    /// Writes the sums of the files that are there.
+    fn seal(folder: &Path) {
+        let sums = sums_of(folder, &names(folder)).expect("readable files");
+        std::fs::write(folder.join(SUMS), sums).expect("writes");
+    }
+
+    #[test]
+    fn mutated_checkpoints_are_refused_by_their_sums() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        write_whole(folder.path());
+        let mut files = names(folder.path());
+        files.push(SUMS.to_owned());
+        verify(folder.path()).expect("it is whole");
+        for case in cases() {
+            let mut random = case.random();
+            let path = folder.path().join(random.of(&files));
+            let good = std::fs::read(&path).expect("reads");
+            let bad = case.mutation.of(&good, &mut random);
+            std::fs::write(&path, &bad).expect("writes");
+            let is_whole = case.run("a checkpoint", || verify(folder.path()).is_ok());
+            // Format 1 has no sums.
+            let is_old = Saved::read(folder.path()).is_ok_and(|saved| saved.format == 1);
+            assert!(
+                is_old || is_whole == (bad == good),
+                "{case:?} of {}",
+                path.display()
+            );
+            std::fs::write(&path, good).expect("writes");
+        }
+    }
+
+    #[test]
+    fn mutated_checkpoints_with_new_sums_are_restored_or_refused() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        write_whole(folder.path());
+        let files = names(folder.path());
+        let mut num_restored = 0;
+        for case in cases() {
+            let mut random = case.random();
+            // Most mutations are of the state, which has most of the numbers.
+            let name = if random.below(4) > 0 {
+                STATE
+            } else {
+                random.of(&files)
+            };
+            let path = folder.path().join(name);
+            let good = std::fs::read(&path).expect("reads");
+            let bad = if name == STATE {
+                case.mutation.of(&good, &mut random)
+            } else {
+                case.mutation.of_tensors(&good, &mut random)
+            };
+            std::fs::write(&path, bad).expect("writes");
+            num_restored += usize::from(case.run(name, || go_on(folder.path())));
+            std::fs::write(&path, good).expect("writes");
+        }
+        assert!(num_restored > cases().len() / 50, "{num_restored}");
+    }
+
+    /// Restores a checkpoint and does what a run does then; returns whether it could.
+    fn go_on(folder: &Path) -> bool {
+        seal(folder);
+        let Ok(saved) = verify(folder).and_then(|()| Saved::read(folder)) else {
+            return false;
+        };
+        for share in [RankOf::ONLY, RankOf { rank: 1, ranks: 3 }] {
+            let mut state = state(share);
+            if restore(folder, &saved, &mut state).is_err() {
+                return false;
+            }
+            state.position.update += 1;
+            state.update_ranges(1e-4, &LrRatios::default());
+            let cursor = state.position.cursor;
+            state.pass_over(cursor..cursor + 1);
+            state.pass_over(cursor + 2..cursor + 3);
+        }
+        let mut guard = saved.guard;
+        for loss in [0.5, f64::NAN, f64::NAN, f64::NAN, 0.5, f64::NAN] {
+            guard.judge(&GuardConfig::default(), seen(loss));
+        }
+        true
     }
 }

@@ -125,13 +125,12 @@ impl Checkpoints {
             .and_then(|lines| comm.gather_texts(&lines));
         let finish = |lines: Vec<String>| {
             write_sums(&unfinished, &lines)?;
-            if place.exists() {
-                // The same step is saved again, e.g. by an interrupt right after a resume: the new
-                // one is as good.
-                fs::remove_dir_all(&place).map_err(Error::io(&place))?;
-            }
+            self.make_way(&place)?;
             rename_folder(&unfinished, &place)?;
-            self.prune()
+            if let Err(error) = self.prune(&place) {
+                tracing::warn!("an old checkpoint could not be removed: {error}");
+            }
+            Ok(())
         };
         let finished = lines.and_then(|lines| comm.first(|| finish(lines)));
         if finished.is_err() && comm.is_first() {

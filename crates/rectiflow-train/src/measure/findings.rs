@@ -3,11 +3,9 @@
 //! A program that evaluates a run writes `findings.json` to the run folder and pictures beside it;
 //! `rectiflow report` shows them at the top of the page, in the same order.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
+use rectiflow_data::text_file;
 use rectiflow_sdxl::durable::write_bytes;
 use serde::{Deserialize, Serialize};
 
@@ -55,18 +53,20 @@ pub fn write(run_dir: &Path, findings: &[Finding]) -> Result<()> {
 /// Returns the findings of a run; none if it has no file of findings.
 ///
 /// # Errors
-/// [`Error::Io`], also for a file with other contents.
+/// [`Error::Data`]; [`Error::Io`] for a file with other contents.
 pub fn read(run_dir: &Path) -> Result<Vec<Finding>> {
     let path = run_dir.join(FILE);
     if !path.exists() {
         return Ok(Vec::new());
     }
-    let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
+    let text = text_file::read(&path)?;
     serde_json::from_str(&text).map_err(|error| Error::io(&path)(error.into()))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

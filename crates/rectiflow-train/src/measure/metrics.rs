@@ -9,10 +9,11 @@
 use std::{
     collections::BTreeMap,
     fs::{File, OpenOptions},
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
 
+use rectiflow_data::text_file;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{
@@ -311,8 +312,7 @@ impl Writer {
         } else {
             format!("metrics-rank-{rank:05}.jsonl")
         });
-        let torn =
-            std::fs::read(&path).is_ok_and(|bytes| bytes.last().is_some_and(|&byte| byte != b'\n'));
+        let torn = File::open(&path).is_ok_and(|file| !ends_in_line(file));
         let file = OpenOptions::new()
             .create(true)
             .append(true)
@@ -337,23 +337,39 @@ impl Writer {
     }
 }
 
+/// Whether a file is empty or its last byte ends a line.
+fn ends_in_line(mut file: File) -> bool {
+    let mut last = [0];
+    file.seek(SeekFrom::End(-1)).is_err() || (file.read_exact(&mut last).is_ok() && last == *b"\n")
+}
+
 /// Returns all events of a run, in the order of writing. Lines that are not events, as after a
 /// crash, are skipped.
 ///
 /// # Errors
-/// [`Error::Io`] if the run has no `metrics.jsonl`.
+/// [`Error::Data`] if the run has no `metrics.jsonl` that is a regular file; [`Error::Io`].
 pub fn read(run_dir: &Path) -> Result<Vec<Event>> {
     let path = run_dir.join(FILE);
-    let file = File::open(&path).map_err(Error::io(&path))?;
-    let lines = BufReader::new(file)
-        .split(b'\n')
-        .collect::<std::io::Result<Vec<_>>>()
-        .map_err(Error::io(&path))?;
-    Ok(lines
-        .iter()
-        .filter_map(|line| serde_json::from_slice(line).ok())
-        .collect())
+    let mut reader = BufReader::new(text_file::open(&path)?);
+    let mut events = Vec::new();
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        // A longer line is taken for several, none of which is an event.
+        let mut start = (&mut reader).take(MAX_LINE_BYTES);
+        let num_read = start
+            .read_until(b'\n', &mut line)
+            .map_err(Error::io(&path))?;
+        if num_read == 0 {
+            return Ok(events);
+        }
+        events.extend(serde_json::from_slice::<Event>(&line).ok());
+    }
 }
+
+/// The longest line that can be an event, 16 MiB: the vital signs of a model have some hundred
+/// parts.
+const MAX_LINE_BYTES: u64 = 16 << 20;
 
 const FILE: &str = "metrics.jsonl";
 

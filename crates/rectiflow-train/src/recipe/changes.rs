@@ -87,7 +87,10 @@ pub(crate) fn changes(old: &str, new: &Recipe) -> Result<Vec<Change>, String> {
 }
 
 /// Reads the recipe of a checkpoint, without the keys that no longer exist.
-fn read_older(text: &str) -> Result<Recipe, String> {
+///
+/// # Errors
+/// Why it cannot be read.
+pub(crate) fn read_older(text: &str) -> Result<Recipe, String> {
     let parsed: Result<toml::Table, _> = text.parse();
     let mut table = parsed.map_err(|error| error.to_string())?;
     take_unknown_keys::<Recipe>(&mut table);

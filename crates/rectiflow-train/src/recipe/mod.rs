@@ -113,7 +113,7 @@ impl Recipe {
     /// `section.key=value` with the value in TOML.
     ///
     /// # Errors
-    /// [`Error::Recipe`] with every problem found, or [`Error::Io`].
+    /// [`Error::Recipe`] with every problem found, or [`Error::Data`].
     pub fn load(path: &Path, overrides: &[String]) -> Result<Checked> {
         Self::check_table(read_table(Some(path), overrides)?, path)
     }

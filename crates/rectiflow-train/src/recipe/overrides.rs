@@ -1,6 +1,8 @@
 //! `--set section.key=value`: single keys of a recipe, set on the command line.
 
-use std::{fs, path::Path};
+use std::path::Path;
+
+use rectiflow_data::text_file;
 
 use crate::error::{Error, Result};
 
@@ -11,10 +13,11 @@ pub(crate) const NO_FILE: &str = "--set";
 /// applied.
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::Recipe`] if the file is not TOML or an override is invalid.
+/// [`Error::Data`] if it is no text file; [`Error::Recipe`] if the file is not TOML or an override
+/// is invalid.
 pub(crate) fn read_table(path: Option<&Path>, overrides: &[String]) -> Result<toml::Table> {
     let text = match path {
-        Some(path) => fs::read_to_string(path).map_err(Error::io(path))?,
+        Some(path) => text_file::read(path)?,
         None => String::new(),
     };
     let path = path.unwrap_or(Path::new(NO_FILE));

@@ -161,15 +161,15 @@ pub enum TextEncoders {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TrainConfig {
-    /// Total number of samples to train on, at least 1. Repetitions count; samples that the guard
+    /// Total number of samples to train on, 1 to 2^50. Repetitions count; samples that the guard
     /// skipped or undid do not, and are replaced by further ones. The run ends with the first step
     /// that reaches the number.
     pub samples: u64,
-    /// Samples per micro-batch, at least 1: they are in memory at the same time, and all are of one
+    /// Samples per micro-batch, 1 to 4096: they are in memory at the same time, and all are of one
     /// bucket.
     pub micro_batch: usize,
-    /// Micro-batches per step, over all ranks, at least 1: the batch is `micro_batch` x
-    /// `micro_batches`.
+    /// Micro-batches per step, over all ranks, 1 to 65536: the batch is `micro_batch` x
+    /// `micro_batches`, at most 16777216.
     #[serde(default = "one")]
     pub micro_batches: usize,
     /// Number of lanes that share the micro-batches of a step, a divisor of `micro_batches`; it is
@@ -185,9 +185,9 @@ pub struct TrainConfig {
     #[serde(default = "auto")]
     #[schemars(with = "String")]
     pub mode: Mode,
-    /// Size in samples, at least 1, of the window within which micro-batches are grouped by their
-    /// number of 75-token chunks. In `window` mode, and in the first epoch of `owned` mode, it is
-    /// also the window within which samples are shuffled.
+    /// Size in samples, 1 to 4294967295, of the window within which micro-batches are grouped by
+    /// their number of 75-token chunks. In `window` mode, and in the first epoch of `owned` mode,
+    /// it is also the window within which samples are shuffled.
     #[serde(default = "default_window")]
     pub window_samples: u64,
     /// Which text encoders are trained with the UNet: `frozen` (none), `trained` (both), or the
@@ -227,10 +227,9 @@ impl TrainConfig {
     /// Returns the problems of these settings, as (key, reason) pairs.
     pub(crate) fn problems(&self) -> Vec<(String, String)> {
         let mut problems = Problems::of("train");
-        problems.expect_at_least_1("samples", self.samples);
-        problems.expect_at_least_1("micro_batch", self.micro_batch as u64);
-        problems.expect_at_least_1("micro_batches", self.micro_batches as u64);
-        problems.expect_at_least_1("window_samples", self.window_samples);
+        problems.expect_count("samples", self.samples, MOST_SAMPLES);
+        self.check_batch(&mut problems);
+        problems.expect_count("window_samples", self.window_samples, u32::MAX.into());
         if let Some(lanes) = self.lanes {
             problems.expect(
                 "lanes",
@@ -248,7 +247,32 @@ impl TrainConfig {
         );
         problems.into_pairs()
     }
+
+    /// Checks the sizes that memory is reserved for before anything is read.
+    fn check_batch(&self, problems: &mut Problems) {
+        let (micro_batch, micro_batches) = (self.micro_batch as u64, self.micro_batches as u64);
+        problems.expect_count("micro_batch", micro_batch, MOST_MICRO_BATCH);
+        problems.expect_count("micro_batches", micro_batches, MOST_MICRO_BATCHES);
+        let batch = micro_batch.saturating_mul(micro_batches);
+        let each_fits = micro_batch <= MOST_MICRO_BATCH && micro_batches <= MOST_MICRO_BATCHES;
+        if each_fits && batch > MOST_BATCH {
+            let reason = format!(
+                "expected train.micro_batch x train.micro_batches of at most {MOST_BATCH}, found \
+                 {batch}"
+            );
+            problems.add("micro_batches", reason);
+        }
+    }
 }
+
+/// The most samples of a run, 10^15.
+const MOST_SAMPLES: u64 = 1 << 50;
+/// The most samples of a micro-batch, as of the pictures that are sampled together.
+const MOST_MICRO_BATCH: u64 = 4096;
+/// The most micro-batches of a step.
+const MOST_MICRO_BATCHES: u64 = 1 << 16;
+/// The most samples of a step.
+const MOST_BATCH: u64 = 1 << 24;
 
 fn frozen() -> TextEncoders {
     TextEncoders::Frozen
@@ -281,6 +305,10 @@ pub struct CheckpointConfig {
     /// on rank 0, 12 bytes per trained parameter (16 with `ema`); on the others, their parts of the
     /// moments.
     pub in_background: bool,
+    /// Seconds, 0 to 604800, for which the last checkpoint of a run is tried again if it cannot be
+    /// written, for example because the disk is full. Free some space meanwhile, or move the folder
+    /// `checkpoints` to another disk and put a link in its place, which the next try follows.
+    pub retry_secs: u64,
 }
 
 impl Default for CheckpointConfig {
@@ -290,9 +318,13 @@ impl Default for CheckpointConfig {
             keep: 3,
             keep_every_steps: 0,
             in_background: true,
+            retry_secs: 3600,
         }
     }
 }
+
+/// A week.
+const MOST_RETRY_SECS: u64 = 604_800;
 
 impl CheckpointConfig {
     /// Returns the problems of these settings, as (key, reason) pairs.
@@ -309,6 +341,8 @@ impl CheckpointConfig {
             );
             problems.add("keep_every_steps", reason);
         }
+        let fits = self.retry_secs <= MOST_RETRY_SECS;
+        problems.expect("retry_secs", fits, "0 to 604800", self.retry_secs);
         problems.into_pairs()
     }
 }
@@ -454,6 +488,9 @@ impl PreviewConfig {
     pub(crate) fn problems(&self) -> Vec<(String, String)> {
         let mut problems = Problems::of("preview");
         problems.expect_at_least_1("every_steps", self.every_steps);
+        if let (Err(error), false) = (self.sample.check(), self.prompts.is_empty()) {
+            problems.add("sample", error.to_string());
+        }
         problems.into_pairs()
     }
 }

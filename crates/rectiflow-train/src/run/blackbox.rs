@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rectiflow_data::batch::Step;
+use rectiflow_data::{batch::Step, text_file};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -86,9 +86,9 @@ impl BlackBox {
     /// Reads a black box.
     ///
     /// # Errors
-    /// [`Error::Io`], or [`Error::Checkpoint`] if the file is not a black box of this format.
+    /// [`Error::Data`], or [`Error::Checkpoint`] if the file is not a black box of this format.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = fs::read_to_string(path).map_err(Error::io(path))?;
+        let text = text_file::read(path)?;
         let found: Self = match serde_json::from_str(&text) {
             Ok(found) => found,
             Err(error) => {

@@ -5,9 +5,11 @@
 
 pub mod blackbox;
 pub mod eval;
+mod last_save;
 mod measurer;
 mod options;
 pub(crate) mod origin;
+mod rate_jump;
 pub mod replay;
 mod saver;
 pub(crate) mod setup;
@@ -110,6 +112,9 @@ fn train_together(
     comm.first(|| checkpoints.clean())?;
     let branch_from = options.branch_from.as_deref();
     let origin = Origin::find_together(checked, &checkpoints, branch_from, comm)?;
+    if !options.accept_rate_jump {
+        rate_jump::check(checked, &origin)?;
+    }
 
     // Open the data and the model.
     let sources = open_sources(checked)?;
@@ -501,7 +506,9 @@ impl<'a> Run<'a> {
         self.finish_saving()?;
         let goes_on = self.parts.checked.recipe.checkpoint.in_background;
         let begun = self.begin_saving(goes_on);
-        let failed = saver::or_warn(self.state.position.cursor, begun.map(|()| None))?;
+        let failed = self
+            .saver
+            .or_warn(self.state.position.cursor, begun.map(|()| None))?;
         self.emit_if_any(failed);
         if goes_on {
             Ok(())
@@ -529,36 +536,6 @@ impl<'a> Run<'a> {
         let event = self.saver.finish()?;
         self.emit_if_any(event);
         Ok(())
-    }
-
-    /// Completes a checkpoint that was begun, if the run ends with an error that all ranks share or
-    /// has only one rank: the checkpoint is still valid.
-    fn keep_what_is_written(&mut self, error: &Error) {
-        if self.parts.comm.rank().ranks == 1 || matches!(error, Error::NotFinite { .. }) {
-            // The error that ended the run is the one to report; a failed write has been logged.
-            let _ = self.finish_saving();
-        }
-    }
-
-    fn leave(mut self, reason: &str) -> Result<Outcome> {
-        self.finish_saving()?;
-        self.begin_saving(false)?;
-        let event = self.saver.end()?;
-        self.emit_if_any(event);
-        self.exchange.wait_gathers()?;
-        let position = self.state.position;
-        let secs = self.began.elapsed().as_secs_f64();
-        self.emit(Event::End {
-            step: position.cursor,
-            reason: reason.to_owned(),
-            secs,
-        });
-        let checkpoint = self.saver.last().map(Path::to_owned);
-        Ok(Outcome {
-            finished: reason == "finished",
-            position,
-            checkpoint,
-        })
     }
 
     /// Returns the seconds spent on the run, those of earlier processes included.

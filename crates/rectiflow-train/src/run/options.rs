@@ -32,6 +32,8 @@ pub struct Options<'a> {
     pub base: Option<PathBuf>,
     /// Whether to continue a run that the guard has stopped.
     pub acknowledge_stop: bool,
+    /// Whether to resume a run although its learning rate jumps, since it was made longer.
+    pub accept_rate_jump: bool,
     /// This process's place among those of the run; `None` if it is the only one.
     pub launch: Option<Launch>,
     /// Called before each step with write access to it, so that tests can provoke the guard.
@@ -44,13 +46,15 @@ impl fmt::Debug for Options<'_> {
             branch_from,
             base,
             acknowledge_stop,
+            accept_rate_jump,
             launch,
             ..
         } = self;
         write!(
             f,
             "Options {{ branch_from: {branch_from:?}, base: {base:?}, \
-             acknowledge_stop: {acknowledge_stop}, launch: {launch:?} }}"
+             acknowledge_stop: {acknowledge_stop}, accept_rate_jump: {accept_rate_jump}, \
+             launch: {launch:?} }}"
         )
     }
 }

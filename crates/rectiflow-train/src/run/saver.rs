@@ -150,26 +150,40 @@ impl<'a> Saver<'a> {
     pub(super) fn finish(&mut self) -> Result<Option<Event>> {
         let step = self.pending.as_ref().map_or(0, |pending| pending.step);
         let ended = self.end();
-        or_warn(step, ended)
+        self.or_warn(step, ended)
+    }
+
+    /// Turns a failed write into a warning and an event: a full disk is no reason to stop
+    /// training, since space may be freed before the next checkpoint is due. Errors that concern
+    /// all ranks stay errors.
+    pub(super) fn or_warn(&self, step: u64, saved: Result<Option<Event>>) -> Result<Option<Event>> {
+        match saved {
+            Err(error) if error.concerns_all_ranks() => Err(error),
+            Err(error) => {
+                tracing::error!(
+                    "the checkpoint of step {step} could NOT be written: {error}. If the run ends \
+                     without another one, everything since the last checkpoint is lost. {}",
+                    self.advice()
+                );
+                Ok(Some(failed(step, &error)))
+            }
+            Ok(event) => Ok(event),
+        }
+    }
+
+    /// Returns what a user can do about a checkpoint that cannot be written.
+    pub(super) fn advice(&self) -> String {
+        format!(
+            "Free some space, or move {} to another disk and put a link in its place",
+            self.parts.checkpoints.folder().display()
+        )
     }
 }
 
-/// Turns a failed write into a warning and an event: a full disk is no reason to stop training,
-/// since space may be freed before the next checkpoint is due. Errors that concern all ranks stay
-/// errors.
-pub(super) fn or_warn(step: u64, saved: Result<Option<Event>>) -> Result<Option<Event>> {
-    match saved {
-        Err(error @ (Error::Collective { .. } | Error::Launch { .. })) => Err(error),
-        Err(error) => {
-            tracing::error!(
-                "the checkpoint of step {step} could NOT be written: {error}. Training continues; \
-                 if it stops now, everything since the last checkpoint is lost"
-            );
-            Ok(Some(Event::SaveFailed {
-                step,
-                reason: error.to_string(),
-            }))
-        }
-        Ok(event) => Ok(event),
+/// Returns the event of a checkpoint that could not be written.
+pub(super) fn failed(step: u64, error: &Error) -> Event {
+    Event::SaveFailed {
+        step,
+        reason: error.to_string(),
     }
 }

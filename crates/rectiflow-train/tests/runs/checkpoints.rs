@@ -291,3 +291,164 @@ fn a_changed_recipe_is_shown_or_refused() {
     );
     assert_eq!(ran.outcome.unwrap().position.samples, 80);
 }
+
+#[test]
+fn the_last_save_waits_for_what_is_in_its_way() {
+    let fixture = Fixture::new();
+    // A file in place of the folder, and a folder in place of a file.
+    for (name, place) in [
+        ("blocked", "step-00000016.unfinished"),
+        (
+            "occupied",
+            "step-00000016.unfinished/unet/config.json/occupied",
+        ),
+    ] {
+        let checked = fixture.recipe(name, &["checkpoint.every_steps=100"]);
+        let obstacle = fixture.path(name).join("checkpoints").join(place);
+        let folder = obstacle.parent().unwrap().to_owned();
+        let ran = run_with(&checked, Options::default(), |event| match event {
+            Event::Step(step) if step.step == 15 => {
+                fs::create_dir_all(&folder).unwrap();
+                fs::write(&obstacle, "").unwrap();
+            }
+            Event::SaveFailed { .. } if obstacle.exists() => fs::remove_file(&obstacle).unwrap(),
+            _ => {}
+        });
+        let tries = |event: &&Event| matches!(event, Event::SaveFailed { step: 16, .. });
+        assert_eq!(ran.events.iter().filter(tries).count(), 1, "{name}");
+        assert!(ran.outcome.unwrap().finished);
+        verify(&fixture.checkpoint(name, 16)).unwrap();
+    }
+
+    // Without patience the run fails, and does not claim to continue.
+    let checked = fixture.recipe("hasty", &["checkpoint.retry_secs=0"]);
+    let obstacle = fixture.checkpoint("hasty", 16).with_extension("unfinished");
+    let ran = run_with(&checked, Options::default(), |event| {
+        if matches!(event, Event::Step(step) if step.step == 15) {
+            fs::write(&obstacle, "").unwrap();
+        }
+    });
+    let error = ran.outcome.unwrap_err().to_string();
+    assert!(error.contains("step-00000016.unfinished"), "{error}");
+    assert!(
+        !ran.events
+            .iter()
+            .any(|event| matches!(event, Event::End { .. }))
+    );
+    verify(&fixture.checkpoint("hasty", 8)).unwrap();
+}
+
+#[test]
+fn a_copy_that_a_user_made_is_neither_resumed_from_nor_removed() {
+    let fixture = Fixture::new();
+    run_until(&fixture.recipe("copied", &[]), Options::default(), 8);
+    let folder = fixture.path("copied/checkpoints");
+    for name in ["step-9", "step-00000099", "best"] {
+        copy_folder(&fixture.checkpoint("copied", 8), &folder.join(name));
+    }
+    let keep = ["checkpoint.keep=1", "checkpoint.every_steps=4"];
+    let ran = run_with(&fixture.recipe("copied", &keep), Options::default(), |_| {});
+    let Some(Event::Start(start)) = ran.events.first() else {
+        panic!("{:?}", ran.outcome)
+    };
+    assert_eq!(start.step, 8);
+    let mut names: Vec<String> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["best", "step-00000016", "step-00000099", "step-9"]);
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let place = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy_folder(&path, &place);
+        } else {
+            fs::copy(&path, &place).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_rate_that_jumps_is_refused_unless_it_is_accepted() {
+    let fixture = Fixture::new();
+    let cosine = |samples: &str| fixture.recipe("longer", &["lr.decay=cosine", samples]);
+    run(&cosine("train.samples=32")).unwrap();
+    let refused = run(&cosine("train.samples=64")).unwrap_err();
+    assert!(matches!(refused, Error::RateJump { .. }), "{refused}");
+    let message = refused.to_string();
+    for needle in [
+        "train.samples 32 -> 64",
+        "from 1.5e-4 to 5.0e-4",
+        "--accept-rate-jump",
+        "--branch-from",
+    ] {
+        assert!(message.contains(needle), "{needle} is missing in {message}");
+    }
+    let accept = || Options {
+        accept_rate_jump: true,
+        ..Options::default()
+    };
+    let ran = run_with(&cosine("train.samples=64"), accept(), |_| {});
+    assert_eq!(ran.outcome.unwrap().position.samples, 64);
+    // The checkpoint has the longer recipe now: what was accepted is not asked again.
+    assert!(run(&cosine("train.samples=64")).unwrap().finished);
+    assert!(run(&cosine("train.samples=32")).unwrap().finished);
+}
+
+#[test]
+fn numbers_that_cannot_be_end_a_run_with_a_message() {
+    let fixture = Fixture::new();
+    let checked = fixture.recipe("forged", &[]);
+    run_until(&checked, Options::default(), 8);
+    let checkpoint = fixture.checkpoint("forged", 8);
+    let path = checkpoint.join("state.json");
+    let good = fs::read_to_string(&path).unwrap();
+    for (place, value, key) in [
+        ("/shards", serde_json::json!(0), "shards"),
+        ("/buckets", serde_json::json!([-1]), "buckets[0]"),
+        (
+            "/position/update",
+            serde_json::json!(u64::MAX),
+            "position.update",
+        ),
+        (
+            "/guard/normal/updates",
+            serde_json::json!(u64::MAX),
+            "guard.normal.updates",
+        ),
+    ] {
+        let mut state: serde_json::Value = serde_json::from_str(&good).unwrap();
+        *state.pointer_mut(place).unwrap() = value;
+        let bad = serde_json::to_string_pretty(&state).unwrap();
+        write_with_sum(&checkpoint, &bad);
+        verify(&checkpoint).unwrap_or_else(|error| assert!(error.to_string().contains(key)));
+        let message = run(&checked).unwrap_err().to_string();
+        assert!(
+            message.contains("state.json") && message.contains(key),
+            "{message}"
+        );
+    }
+    write_with_sum(&checkpoint, &good);
+    assert!(run(&checked).unwrap().finished);
+}
+
+/// Writes the `state.json` of a checkpoint, and its sum.
+fn write_with_sum(checkpoint: &Path, state: &str) {
+    fs::write(checkpoint.join("state.json"), state).unwrap();
+    let path = checkpoint.join("BLAKE3SUMS");
+    let mut sums = String::new();
+    for line in fs::read_to_string(&path).unwrap().lines() {
+        let hash = blake3::hash(state.as_bytes()).to_hex();
+        if line.ends_with("  state.json") {
+            sums += &format!("{hash}  state.json\n");
+        } else {
+            sums += &format!("{line}\n");
+        }
+    }
+    fs::write(path, sums).unwrap();
+}

@@ -1,22 +1,19 @@
 //! Writes a diffusers folder: the four components, the scheduler, the attachments and the index.
-//! Everything goes to a temporary folder, which is renamed when it is complete.
+//! Everything goes to a temporary folder, which is renamed when it is complete (`staging`).
 
-use std::{
-    ffi::OsString,
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::Path};
 
 use serde_json::Value;
 
 use crate::{
-    durable::{create_parent, rename_folder, write_bytes},
+    durable::{create_parent, write_bytes},
     error::{Error, Result},
     files::{
         bundle::Bundle,
         export::{
             configs::{component_config, model_index, scheduler_config},
             options::ExportOptions,
+            staging::Staging,
             tensors::{borrowed, loaded, written_kind},
         },
     },
@@ -36,14 +33,9 @@ pub fn export_diffusers(bundle: &Bundle<'_>, out: &Path, options: &ExportOptions
     let parameterization = bundle.known_parameterization()?;
     refuse_foreign(out)?;
     create_parent(out)?;
-    let staging = beside(out, "tmp");
-    let written = write_folder(bundle, &staging, parameterization, options)
-        .and_then(|()| replace(&staging, out));
-    if written.is_err() {
-        // The first failure is the one to report; a leftover temporary folder is only untidy.
-        let _ = fs::remove_dir_all(&staging);
-    }
-    written
+    let staging = Staging::beside(out)?;
+    write_folder(bundle, staging.folder(), parameterization, options)?;
+    staging.publish(out)
 }
 
 fn write_folder(
@@ -148,26 +140,4 @@ fn refuse_foreign(out: &Path) -> Result<()> {
         what: out.display().to_string(),
         reason: reason.into(),
     })
-}
-
-/// Renames the finished folder to `out` and deletes an earlier export.
-fn replace(staging: &Path, out: &Path) -> Result<()> {
-    let old = beside(out, "old");
-    let had_old = out.exists();
-    if had_old {
-        fs::rename(out, &old).map_err(Error::io(out))?;
-    }
-    rename_folder(staging, out)?;
-    if had_old {
-        fs::remove_dir_all(&old).map_err(Error::io(old))
-    } else {
-        Ok(())
-    }
-}
-
-/// Returns `OUT.WHAT-PID`, in the same folder as `OUT`.
-fn beside(out: &Path, what: &str) -> PathBuf {
-    let mut name: OsString = out.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{what}-{}", std::process::id()));
-    out.with_file_name(name)
 }

@@ -20,6 +20,7 @@ mod folder;
 pub mod model_spec;
 mod options;
 mod single_file;
+mod staging;
 mod tensors;
 
 pub use folder::export_diffusers;
