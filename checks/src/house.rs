@@ -23,7 +23,7 @@ pub const FLOORS: [(&str, &[&str]); 4] = [
         "rectiflow-sdxl",
         // `compare` opens whole models, so it stands above `files`.
         &[
-            "compare", "files", "sample", "nets", "weights", "cost", "torch", "config", "flow",
+            "compare", "files", "provenance", "sample", "nets", "weights", "cost", "torch", "config", "flow",
             "durable", "error",
         ],
     ),
@@ -61,6 +61,7 @@ pub const FLOORS: [(&str, &[&str]); 4] = [
             "sample",
             "export",
             "model_card",
+            "picture_texts",
             "schedule",
             "tokens",
             "forward",

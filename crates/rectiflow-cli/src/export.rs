@@ -12,19 +12,21 @@ use clap::ValueEnum;
 use rectiflow_data::token::{Clip, tokenizer_files};
 use rectiflow_sdxl::{
     bundle::Bundle,
+    drawing::{Drawing, DrawnText},
     durable::write_bytes,
     export::{Attachment, ExportOptions, export_diffusers, export_single_file},
     flow::Parameterization,
-    infotext::Drawing,
     model::{Component, scheduler},
     sample::SampleSettings,
     workflow::{Workflow, ascii_json},
 };
 use rectiflow_train::{components::Components, model};
 use serde_json::json;
+use tch::Kind;
 
 use crate::{
     model_card::ModelCard,
+    picture_texts::ModelNames,
     terminal::{
         answer::{Answer, Misuse},
         dtype::{self, FileDtype},
@@ -227,16 +229,17 @@ fn write_workflow_beside(file: &Path, bundle: &Bundle<'_>, shift: f64) -> anyhow
         shift,
         ..SampleSettings::default()
     };
-    let name = file.file_name().unwrap_or_default().to_string_lossy();
-    let model = name.strip_suffix(".safetensors").unwrap_or(&name);
+    let names = ModelNames::of(file);
     let drawing = Drawing {
         settings: &settings,
         parameterization,
-        prompt: "",
-        negative: "",
-        model,
+        prompt: DrawnText::default(),
+        negative: DrawnText::default(),
+        model: &names.name,
+        file: names.file.as_deref(),
+        computed_in: Kind::Float,
     };
-    let workflow = Workflow::new(&drawing, &name).workflow();
+    let workflow = Workflow::new(&drawing).workflow();
     let path = file.with_extension("workflow.json");
     Ok(write_bytes(&path, ascii_json(&workflow).as_bytes())?)
 }
