@@ -34,7 +34,7 @@ STEPS = 28
 
 
 def take_all(path, wanted, names):
-    """Defines a file's functions, classes and constants called `wanted` in `names`, in its order."""
+    """Defines a file's functions, classes and constants called `wanted` in `names`."""
     body = [node for node in ast.parse(path.read_text()).body if names_of(node) & set(wanted)]
     missing = set(wanted) - {name for node in body for name in names_of(node)}
     if missing:

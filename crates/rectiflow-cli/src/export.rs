@@ -53,8 +53,9 @@ pub(crate) struct ExportArgs {
     /// Dtype of the numbers in the file; fp16 and bf16 halve its size.
     #[arg(long, value_enum, default_value_t = FileDtype::Fp16)]
     dtype: FileDtype,
-    /// Shift that the diffusers scheduler samples a flow model with. Default: the shift of the
-    /// model's own scheduler, if it has one, otherwise 6.
+    /// Shift that a flow model is sampled with: by the diffusers scheduler, by ComfyUI's loader
+    /// node of this project. Default: the shift of the model's own scheduler or header, if it has
+    /// one, otherwise 6.
     #[arg(long, allow_negative_numbers = true)]
     shift: Option<f64>,
     /// What the model predicts (flow, eps, v or v_ztsnr), if its metadata and its scheduler do not
@@ -96,7 +97,8 @@ pub(crate) fn export(args: &ExportArgs) -> anyhow::Result<Answer> {
     };
     let mut bundle = open(&args.model)?;
     settle(&mut bundle, args.parameterization)?;
-    let own_shift = bundle.scheduler.as_ref().and_then(|read| read.flow_shift);
+    let of_scheduler = bundle.scheduler.as_ref().and_then(|read| read.flow_shift);
+    let own_shift = of_scheduler.or(bundle.prediction.shift);
     let shift = args
         .shift
         .or(own_shift)
@@ -132,8 +134,10 @@ pub(crate) fn import(args: &ImportArgs) -> anyhow::Result<Answer> {
     let mut bundle = Bundle::open_single_file(&args.file, args.missing_from.as_deref())?;
     settle(&mut bundle, args.parameterization)?;
     let options = ExportOptions::default();
-    let card = ModelCard::of(&args.file, bundle.parameterization, options.sampling_shift);
+    let shift = bundle.prediction.shift.unwrap_or(options.sampling_shift);
+    let card = ModelCard::of(&args.file, bundle.parameterization, shift);
     let options = ExportOptions {
+        sampling_shift: shift,
         title: card.title.clone(),
         description: card.description(),
         ..options

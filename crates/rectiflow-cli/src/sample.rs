@@ -66,7 +66,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = SampleSettings::default().schedule)]
     schedule: Schedule,
     /// How far the noise levels are shifted towards noise; 3 to 6 is the useful range. Flow models
-    /// only. Default: the shift of the model's scheduler, if it has one, otherwise 6.
+    /// only. Default: the shift of the model's scheduler or header, if it has one, otherwise 6.
     #[arg(long, allow_negative_numbers = true)]
     shift: Option<f64>,
     /// Guidance scale (CFG); 1 turns guidance off.
