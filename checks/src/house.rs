@@ -23,8 +23,18 @@ pub const FLOORS: [(&str, &[&str]); 4] = [
         "rectiflow-sdxl",
         // `compare` opens whole models, so it stands above `files`.
         &[
-            "compare", "files", "provenance", "sample", "nets", "weights", "cost", "torch", "config", "flow",
-            "durable", "error",
+            "compare",
+            "files",
+            "provenance",
+            "sample",
+            "nets",
+            "weights",
+            "cost",
+            "torch",
+            "config",
+            "flow",
+            "durable",
+            "error",
         ],
     ),
     (

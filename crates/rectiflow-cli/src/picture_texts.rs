@@ -221,6 +221,9 @@ mod tests {
         let found = Elsewhere::of(&drawing(&settings), &prompts);
         assert_eq!((found.differences.len(), found.remarks.len()), (2, 1));
         let found = found.differences.join("\n");
-        assert!(found.contains("cfg 200") && found.contains("three chunks"), "{found}");
+        assert!(
+            found.contains("cfg 200") && found.contains("three chunks"),
+            "{found}"
+        );
     }
 }

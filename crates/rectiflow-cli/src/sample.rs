@@ -213,8 +213,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     let samples = drawn.samples;
     fs::write(&list, serde_json::to_string_pretty(&samples)?)
         .with_context(|| format!("{}", list.display()))?;
-    let mut json =
-        json!({ "out": args.out, "grid": grid, "samples": samples, "settings": settings,
+    let mut json = json!({ "out": args.out, "grid": grid, "samples": samples, "settings": settings,
         "differences": elsewhere.differences, "remarks": elsewhere.remarks });
     let mut text = format!(
         "pictures: {}, with {}",
@@ -394,7 +393,11 @@ impl Args {
         picture: &Picture,
     ) -> anyhow::Result<PathBuf> {
         let name = PathBuf::from(format!("{number:03}-{}.png", slug(drawing.prompt.text)));
-        write_png(picture, &self.out.join(&name), &picture_texts(drawing, position))?;
+        write_png(
+            picture,
+            &self.out.join(&name),
+            &picture_texts(drawing, position),
+        )?;
         Ok(name)
     }
 }

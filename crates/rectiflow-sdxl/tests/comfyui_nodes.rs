@@ -1,9 +1,9 @@
 //! Our graphs against what ComfyUI's server says of its nodes.
 //!
-//! `golden/object_info.json` is the answer of ComfyUI 0.3.64 (commit `a125cd8`) about the nodes that
-//! we use, recorded by `make peers-comfy`, which also draws the graphs. Here every node must have
-//! the inputs that it needs and no others, of the right types and within limits, unless the graph
-//! names a difference.
+//! `golden/object_info.json` is the answer of ComfyUI 0.3.64 (commit `a125cd8`) about the nodes
+//! that we use, recorded by `make peers-comfy`, which also draws the graphs. Here every node must
+//! have the inputs that it needs and no others, of the right types and within limits, unless the
+//! graph names a difference.
 
 use rectiflow_sdxl::{
     drawing::{Drawing, DrawnText},
@@ -49,10 +49,7 @@ fn all_settings() -> Vec<SampleSettings> {
         pag_scale,
         ..default()
     };
-    let shifted = |shift| SampleSettings {
-        shift,
-        ..default()
-    };
+    let shifted = |shift| SampleSettings { shift, ..default() };
     let of_size = |width_px, batch, seed| SampleSettings {
         width_px,
         batch,
@@ -104,7 +101,12 @@ fn all_workflows() -> Vec<Workflow> {
 }
 
 /// Returns what is wrong with a value for an input; `None` if nothing is.
-fn problem(value: &Value, input: &Value, prompt: &Value, info: &Map<String, Value>) -> Option<String> {
+fn problem(
+    value: &Value,
+    input: &Value,
+    prompt: &Value,
+    info: &Map<String, Value>,
+) -> Option<String> {
     let kind = &input["type"];
     let is_right = match (value, kind) {
         // A link: the output's type is the input's.

@@ -181,7 +181,7 @@ fn sampler_differences(settings: &SampleSettings) -> Vec<String> {
         );
         if settings.seed == u64::MAX {
             found.push(format!(
-                "ComfyUI fails at seed {} with euler_ancestral, which seeds its steps with one more",
+                "ComfyUI fails at seed {} with euler_ancestral, whose steps have one more as seed",
                 u64::MAX
             ));
         }
@@ -218,11 +218,7 @@ fn perturbed_parts(settings: &SampleSettings) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        flow::Parameterization,
-        provenance::drawing::DrawnText,
-        sample::SizeConditioning,
-    };
+    use crate::{flow::Parameterization, provenance::drawing::DrawnText, sample::SizeConditioning};
 
     fn drawing<'a>(settings: &'a SampleSettings, prompt: &'a str) -> Drawing<'a> {
         Drawing {
@@ -313,7 +309,10 @@ mod tests {
                 size,
                 ..Default::default()
             };
-            assert_eq!(of(&settings, "a fox").contains("size conditioning"), is_refused);
+            assert_eq!(
+                of(&settings, "a fox").contains("size conditioning"),
+                is_refused
+            );
         }
     }
 
@@ -328,7 +327,15 @@ mod tests {
             assert_eq!(of(&settings, same), "", "{same:?}");
         }
         for other in [
-            "猫", "赤い狐", "a\u{200b}b", "🐈\u{200d}⬛", "a\0b", "ΑΣ", "\u{fffd}", "\u{f8ff}", "\u{7f}",
+            "猫",
+            "赤い狐",
+            "a\u{200b}b",
+            "🐈\u{200d}⬛",
+            "a\0b",
+            "ΑΣ",
+            "\u{fffd}",
+            "\u{f8ff}",
+            "\u{7f}",
         ] {
             let found = of(&settings, other);
             assert!(found.contains("transformers 4"), "{other:?}: {found}");

@@ -52,7 +52,11 @@ impl<'a> Drawing<'a> {
 
     /// Returns the texts that shape the picture: the negative prompt does so under guidance only.
     pub fn read_texts(&self) -> impl Iterator<Item = DrawnText<'a>> + use<'a> {
-        let negative = self.settings.guidance().is_guided().then_some(self.negative);
+        let negative = self
+            .settings
+            .guidance()
+            .is_guided()
+            .then_some(self.negative);
         [self.prompt].into_iter().chain(negative)
     }
 }

@@ -2,10 +2,10 @@
 //! many programs read.
 //!
 //! The prompt, a line with the negative prompt, a line of `Key: value` pairs; a value that would
-//! parse as several is a JSON string. Samplers and schedules have the web interface's names, so that
-//! it can read them back. It keeps unknown keys (`Shift`, `CFG rescale`, `PAG scale`...) unchanged;
-//! Forge's and reForge's own keys for the same settings stand beside them. Forge has no RescaleCFG
-//! (its latent modifier rescales something else), and no shift for SDXL.
+//! parse as several is a JSON string. Samplers and schedules have the web interface's names, so
+//! that it can read them back. It keeps unknown keys (`Shift`, `CFG rescale`, `PAG scale`...)
+//! unchanged; Forge's and reForge's own keys for the same settings stand beside them. Forge has no
+//! RescaleCFG (its latent modifier rescales something else), and no shift for SDXL.
 //!
 //! Our prompts are literal, the web interface's are not. Brackets and backslashes get a backslash,
 //! as its parser expects. That parser also drops a lone backslash, which splits what it would take
@@ -93,9 +93,9 @@ fn escaped(text: &str) -> String {
 /// Whether a backslash before `rest` splits a word that the web interface would act on: behind the
 /// first letter of a divider, or before "Negative prompt:" at the start of a line.
 fn begins_a_keyword(before: &str, rest: &str) -> bool {
-    let line = before.rsplit('\n').next().unwrap_or(before);
-    if rest.starts_with(NEGATIVE) && line.trim().is_empty() {
-        return true;
+    if rest.starts_with(NEGATIVE) {
+        let line = before.rsplit('\n').next().unwrap_or(before);
+        return line.trim().is_empty();
     }
     DIVIDERS.iter().any(|word| {
         let (first, others) = word.split_at(1);
@@ -107,9 +107,10 @@ fn begins_a_keyword(before: &str, rest: &str) -> bool {
     })
 }
 
-/// Whether Python's `\b` takes a character for part of a word.
+/// Whether Python's `\b` surely takes a character for part of a word. A needless backslash is
+/// dropped like any other.
 fn is_of_a_word(letter: char) -> bool {
-    letter.is_alphanumeric() || letter == '_'
+    letter.is_ascii_alphanumeric() || letter == '_'
 }
 
 /// Whether two characters that follow each other are one of `pairs`.
@@ -121,8 +122,9 @@ fn is_inside(pairs: [&str; 3], before: char, letter: char) -> bool {
 
 /// Whether `rest`, behind a `<`, names an extra network: `lora:x:1>`.
 fn is_network(before: char, rest: &str) -> bool {
-    let name = rest.trim_start_matches(is_of_a_word);
-    before == '<' && name.len() < rest.len() && name.starts_with(':')
+    let is_outside = |letter: char| matches!(letter, '<' | '>' | ':') || letter.is_whitespace();
+    let after_name = rest.find(is_outside).map(|at| &rest[at..]);
+    before == '<' && after_name.is_some_and(|after| after.starts_with(':') && after != rest)
 }
 
 /// Returns the byte behind a colon at which a text ends in a number, which the web interface takes
@@ -345,7 +347,10 @@ mod tests {
             ..Default::default()
         };
         let text = infotext(&self::drawing(&middle), 0);
-        assert!(text.contains("PAG scale: 3, pagi_enabled: True, pagi_scale: 3, "), "{text}");
+        assert!(
+            text.contains("PAG scale: 3, pagi_enabled: True, pagi_scale: 3, "),
+            "{text}"
+        );
     }
 
     /// Prompts and negative prompts that the web interface would interpret, if they were not
@@ -384,7 +389,10 @@ mod tests {
         ("Negative prompt:", "Negative prompt:"),
         ("a\nb\n\n  c\r\nd", "e\n\nf"),
         ("Steps: 20, Sampler: Heun, CFG scale: 7, Seed: 1", ""),
-        ("a\nSteps: 20, Sampler: Heun, CFG scale: 7", "Steps: 20, Size: 8x8, Seed: 3"),
+        (
+            "a\nSteps: 20, Sampler: Heun, CFG scale: 7",
+            "Steps: 20, Size: 8x8, Seed: 3",
+        ),
         ("a {b|c} | d __e__ 100%", ""),
         ("\"a, b\": 'c', \"d\\\"", "\""),
         ("赤い狐 (赤:2) é 🐈", "猫 AND 犬"),
@@ -393,8 +401,7 @@ mod tests {
         ("a:)", "(:"),
     ];
     const MODELS: [&str; 4] = ["fox", "fox, v2: \"red\"", "two\nlines", " \\spaced "];
-    const RECORDED: &str =
-        concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/infotext.json");
+    const RECORDED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/infotext.json");
 
     /// Returns the texts of the prompts above, as `scripts/golden/infotext.py` reads them.
     fn written() -> Vec<serde_json::Value> {
@@ -452,7 +459,10 @@ mod tests {
                 assert_eq!(read["model"], case["model"], "{program}: {case}");
                 let settings = &read["settings"];
                 assert_eq!(settings["RNG"], "CPU", "{case}");
-                assert_eq!((&settings["Shift"], &settings["sd3_shift"]), (&"6".into(), &"6".into()));
+                assert_eq!(
+                    (&settings["Shift"], &settings["sd3_shift"]),
+                    (&"6".into(), &"6".into())
+                );
                 assert_eq!(settings["rescale_cfg_multiplier"], "0.5");
                 assert_eq!(settings["pagi_scale"], "2");
             }

@@ -214,7 +214,10 @@ fn text_source(graph: &mut Graph, text: &str, row: i32) -> Input {
 fn literal(text: &str) -> String {
     let mut literal = text.replace('(', "\\(").replace(')', "\\)");
     for space in [" ", "\n"] {
-        literal = literal.replace(&format!("{space}{EMBEDDING}"), &format!("{space}\t{EMBEDDING}"));
+        literal = literal.replace(
+            &format!("{space}{EMBEDDING}"),
+            &format!("{space}\t{EMBEDDING}"),
+        );
     }
     if literal.starts_with(EMBEDDING) {
         literal.insert(0, '\t');
@@ -472,7 +475,10 @@ mod tests {
             ("\\(x\\)", "\\\\(x\\\\)"),
             ("embedding:x", "\tembedding:x"),
             ("a embedding:x", "a \tembedding:x"),
-            ("a\nembedding:x, embedding:y", "a\n\tembedding:x, \tembedding:y"),
+            (
+                "a\nembedding:x, embedding:y",
+                "a\n\tembedding:x, \tembedding:y",
+            ),
             ("an-embedding:x", "an-embedding:x"),
             ("", ""),
         ] {
@@ -497,12 +503,16 @@ mod tests {
         ] {
             let workflow = of_prompt(text);
             let (prompt, page) = (workflow.prompt(), workflow.workflow());
-            let positive = node(&prompt, "KSampler")["inputs"]["positive"][0].as_str().unwrap();
+            let positive = node(&prompt, "KSampler")["inputs"]["positive"][0]
+                .as_str()
+                .unwrap();
             let input = &prompt[positive]["inputs"]["text"];
             assert_eq!(input.is_array(), is_apart, "{text}: {input}");
             let slots = page["nodes"].as_array().unwrap().iter();
             let widgets = slots.flat_map(|node| node["inputs"].as_array().unwrap());
-            let num_linked = widgets.filter(|slot| slot["widget"]["name"] == "text").count();
+            let num_linked = widgets
+                .filter(|slot| slot["widget"]["name"] == "text")
+                .count();
             assert_eq!(num_linked, usize::from(is_apart), "{text}");
         }
     }
@@ -524,7 +534,10 @@ mod tests {
         let loader = &folder.prompt()["1"]["inputs"]["ckpt_name"];
         assert_eq!(loader, "step-8\nb.safetensors");
         let needs = folder.workflow()["extra"]["rectiflow"]["needs"].to_string();
-        assert!(needs.contains("export") && needs.contains("step-8"), "{needs}");
+        assert!(
+            needs.contains("export") && needs.contains("step-8"),
+            "{needs}"
+        );
         let file = Workflow::new(&drawing(Some("fox.sft")));
         assert_eq!(file.prompt()["1"]["inputs"]["ckpt_name"], "fox.sft");
         assert_eq!((file.needs(), folder.needs().is_some()), (None, true));
