@@ -30,6 +30,7 @@ def depths(unet):
 
 def model_class(sizes):
     """ComfyUI's SDXL with other sizes."""
+    import comfy.ops
     import comfy.supported_models
     from comfy.ldm.modules.diffusionmodules.openaimodel import Timestep
     from comfy.sdxl_clip import SDXLTokenizer
@@ -38,7 +39,9 @@ def model_class(sizes):
     unet = sizes["unet"]
     # diffusers calls the number of heads the width of a head.
     head_channels = unet["block_out_channels"][-1] // unet["attention_head_dim"][-1]
-    norms = operations(unet["norm_num_groups"])
+    # A skip connection doubles the channels of a norm.
+    widest = 2 * unet["block_out_channels"][-1]
+    layers = operations(comfy.ops.manual_cast, unet["norm_num_groups"], widest)
     encoder = text_encoder_class(sizes)
 
     class TinySDXL(comfy.supported_models.SDXL):
@@ -51,7 +54,7 @@ def model_class(sizes):
         unet_extra_config = {"num_heads": -1, "num_head_channels": head_channels}  # noqa: RUF012
 
         def get_model(self, state_dict, prefix="", device=None):
-            self.custom_operations = norms
+            self.custom_operations = layers
             model = super().get_model(state_dict, prefix, device)
             model.embedder = Timestep(unet["addition_time_embed_dim"])
             return model
@@ -62,15 +65,14 @@ def model_class(sizes):
     return TinySDXL
 
 
-def operations(num_groups):
-    """ComfyUI's layers, with another number of groups in norms."""
-    import comfy.ops
+def operations(layers, tiny_groups, widest):
+    """ComfyUI's `layers`, with another number of groups in norms of at most `widest` channels."""
 
-    class Operations(comfy.ops.manual_cast):
-        class GroupNorm(comfy.ops.manual_cast.GroupNorm):
-            def __init__(self, _groups=None, num_channels=None, **options):
-                options.pop("num_groups", None)
-                super().__init__(num_groups, num_channels, **options)
+    class Operations(layers):
+        class GroupNorm(layers.GroupNorm):
+            def __init__(self, num_groups, num_channels, **options):
+                groups = tiny_groups if num_channels <= widest else num_groups
+                super().__init__(groups, num_channels, **options)
 
     return Operations
 
@@ -128,11 +130,7 @@ def set_autoencoder(vae):
         "dropout": 0.0,
     }
     tiny_config = {"params": {"ddconfig": sizes, "embed_dim": vae["latent_channels"]}}
-    normalize = blocks.Normalize
-
-    def tiny_normalize(in_channels, num_groups=32):
-        groups = vae["norm_num_groups"] if in_channels <= widths[-1] else num_groups
-        return normalize(in_channels, groups)
+    blocks.ops = operations(blocks.ops, vae["norm_num_groups"], widths[-1])
 
     class TinyVae(comfy.sd.VAE):
         def __init__(self, sd=None, config=None, **options):
@@ -141,5 +139,4 @@ def set_autoencoder(vae):
                 config = tiny_config
             super().__init__(sd=sd, config=config, **options)
 
-    blocks.Normalize = tiny_normalize
     comfy.sd.VAE = TinyVae
