@@ -7,12 +7,15 @@ TORCH = LIBTORCH="$$($(PYTHON) scripts/libtorch.py)" || exit 1; export LIBTORCH;
 # nextest shows a failing test sooner; plain `cargo test` is the fallback.
 TESTS = if cargo nextest --version >/dev/null 2>&1; then echo nextest run; else echo test; fi
 PEERS = .venv-peers
+# For the comparison with ComfyUI, whose source is in the folder COMFYUI.
+PEERS_COMFY = .venv-peers-comfy
+PYTHON312 ?= python3.12
 LOADERS = .venv-loaders
 # For loaders that need a newer Python than the others.
 LOADERS_DISK = .venv-loaders-disk
 PYTHON313 ?= python3.13
 
-.PHONY: help build test fuzz demo fmt lint unit doc docs restarts slurm two-nodes bench-ranks peers peers-full peers-loaders bench-loaders mixing tiny-base study experiments guard-runs clean-demo
+.PHONY: help build test fuzz demo fmt lint unit doc docs restarts slurm two-nodes bench-ranks peers peers-comfy peers-full peers-loaders bench-loaders mixing tiny-base study experiments guard-runs clean-demo
 
 help:
 	@echo 'make build          build the binary, target/release/rectiflow'
@@ -26,6 +29,7 @@ help:
 	@echo 'make guard-runs     measure the cost of a rewind: clean, guarded and unguarded tiny runs (minutes)'
 	@echo 'make test-processors  run the numeric tests with AVX2 only and with two threads (up to ten minutes each)'
 	@echo 'make peers          compare with diffusers (installs pinned versions into $(PEERS), 1.6 GB)'
+	@echo "make peers-comfy    draw the same pictures with a real ComfyUI, its source in COMFYUI=FOLDER (1.8 GB, half an hour)"
 	@echo "make peers-full     compare with diffusers at SDXL's own size (30 GB of disk, an hour)"
 	@echo 'make peers-loaders  compare the loader with seven others (installs $(LOADERS) and $(LOADERS_DISK), 2.7 GB)'
 	@echo 'make restarts       test restarts under torchrun (installs $(PEERS), 1.6 GB)'
@@ -95,6 +99,16 @@ peers: build
 	$(PYTHON) scripts/peers/environment.py $(PEERS)
 	@$(TORCH); set -e; sh scripts/peers/run.sh $(PEERS)/bin/python >$(PEERS)/output.txt || { cat $(PEERS)/output.txt; exit 1; }; \
 	cp $(PEERS)/output.txt docs/peers.txt; cat docs/peers.txt
+
+# Needs ComfyUI's source, Python 3.12 and Chromium. With the checkpoint of `make demo` flow pictures show something.
+FLOW = $$(ls -d runs/demo/checkpoints/step-* 2>/dev/null | sort | tail -n 1)
+peers-comfy: build
+	@test -f "$(COMFYUI)/main.py" || { echo 'make peers-comfy COMFYUI=FOLDER: no main.py of ComfyUI in "$(COMFYUI)"'; exit 2; }
+	$(PYTHON312) scripts/peers/environment.py $(PEERS_COMFY) scripts/peers/requirements-comfyui.txt
+	set -e; RUN=runs/demo; . scripts/parts.sh; mkdir -p $$RUN; unpack_bases
+	@$(TORCH); flow="$(FLOW)"; OMP_NUM_THREADS=1 TORCH_USE_RTLD_GLOBAL=1 $(PEERS_COMFY)/bin/python \
+	scripts/peers/comfyui/compare.py "$(COMFYUI)" --flow "$${flow:-runs/demo/base}" --page docs/interop.md \
+	--details docs/peers-comfy.txt --object-info crates/rectiflow-sdxl/tests/golden/object_info.json
 
 # Not in `make test`, because it needs a Python with torch.
 restarts: build

@@ -36,8 +36,18 @@ pub const FLOORS: [(&str, &[&str]); 4] = [
         "rectiflow-sdxl",
         // `compare` opens whole models, so it stands above `files`.
         &[
-            "compare", "files", "sample", "nets", "weights", "cost", "torch", "config", "flow",
-            "durable", "error",
+            "compare",
+            "files",
+            "provenance",
+            "sample",
+            "nets",
+            "weights",
+            "cost",
+            "torch",
+            "config",
+            "flow",
+            "durable",
+            "error",
         ],
     ),
     (
@@ -74,6 +84,7 @@ pub const FLOORS: [(&str, &[&str]); 4] = [
             "sample",
             "export",
             "model_card",
+            "picture_texts",
             "schedule",
             "tokens",
             "forward",

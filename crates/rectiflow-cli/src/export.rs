@@ -12,19 +12,21 @@ use clap::ValueEnum;
 use rectiflow_data::token::{Clip, tokenizer_files};
 use rectiflow_sdxl::{
     bundle::Bundle,
+    drawing::{Drawing, DrawnText},
     durable::write_bytes,
     export::{Attachment, ExportOptions, export_diffusers, export_single_file},
     flow::Parameterization,
-    infotext::Drawing,
     model::{Component, scheduler},
     sample::SampleSettings,
     workflow::{Workflow, ascii_json},
 };
 use rectiflow_train::{bases::Bases, checkpoint::found::Found, components::Components};
 use serde_json::json;
+use tch::Kind;
 
 use crate::{
     model_card::{ModelCard, Source},
+    picture_texts::ModelNames,
     terminal::{
         answer::{Answer, Misuse},
         base::BaseArg,
@@ -54,8 +56,9 @@ pub(crate) struct ExportArgs {
     /// Dtype of the numbers in the file; fp16 and bf16 halve its size.
     #[arg(long, value_enum, default_value_t = FileDtype::Fp16)]
     dtype: FileDtype,
-    /// Shift that the diffusers scheduler samples a flow model with. Default: the shift of the
-    /// model's own scheduler, if it has one, otherwise 6.
+    /// Shift that a flow model is sampled with: by the diffusers scheduler, by ComfyUI's loader
+    /// node of this project. Default: the shift of the model's own scheduler or header, if it has
+    /// one, otherwise 6.
     #[arg(long, allow_negative_numbers = true)]
     shift: Option<f64>,
     /// What the model predicts (flow, eps, v or v_ztsnr), if its metadata and its scheduler do not
@@ -97,7 +100,8 @@ pub(crate) fn export(args: &ExportArgs) -> anyhow::Result<Answer> {
     };
     let (mut bundle, checkpoint) = open(&args.model, &args.base.bases())?;
     settle(&mut bundle, args.parameterization)?;
-    let own_shift = bundle.scheduler.as_ref().and_then(|read| read.flow_shift);
+    let of_scheduler = bundle.scheduler.as_ref().and_then(|read| read.flow_shift);
+    let own_shift = of_scheduler.or(bundle.prediction.shift);
     let shift = args
         .shift
         .or(own_shift)
@@ -141,8 +145,10 @@ pub(crate) fn import(args: &ImportArgs) -> anyhow::Result<Answer> {
         path: &args.file,
         checkpoint: None,
     };
-    let card = ModelCard::of(source, bundle.parameterization, options.sampling_shift);
+    let shift = bundle.prediction.shift.unwrap_or(options.sampling_shift);
+    let card = ModelCard::of(source, bundle.parameterization, shift);
     let options = ExportOptions {
+        sampling_shift: shift,
         title: card.title.clone(),
         description: card.description(),
         ..options
@@ -238,16 +244,17 @@ fn write_workflow_beside(file: &Path, bundle: &Bundle<'_>, shift: f64) -> anyhow
         shift,
         ..SampleSettings::default()
     };
-    let name = file.file_name().unwrap_or_default().to_string_lossy();
-    let model = name.strip_suffix(".safetensors").unwrap_or(&name);
+    let names = ModelNames::of(file);
     let drawing = Drawing {
         settings: &settings,
         parameterization,
-        prompt: "",
-        negative: "",
-        model,
+        prompt: DrawnText::default(),
+        negative: DrawnText::default(),
+        model: &names.name,
+        file: names.file.as_deref(),
+        computed_in: Kind::Float,
     };
-    let workflow = Workflow::new(&drawing, &name).workflow();
+    let workflow = Workflow::new(&drawing).workflow();
     let path = file.with_extension("workflow.json");
     Ok(write_bytes(&path, ascii_json(&workflow).as_bytes())?)
 }

@@ -12,6 +12,7 @@ mod forward;
 mod inspect;
 mod local_ranks;
 mod model_card;
+mod picture_texts;
 mod plan;
 mod prep;
 mod replay;

@@ -14,7 +14,7 @@ use std::{
 use rectiflow_sdxl::{flow::Parameterization, model_spec::usage_hint};
 use rectiflow_train::checkpoint::{Saved, found::Found};
 
-use crate::terminal::numbers;
+use crate::{picture_texts::sheet_mark, terminal::numbers};
 
 /// What a card is written of.
 #[derive(Debug, Clone, Copy)]
@@ -207,12 +207,14 @@ impl Training {
     }
 }
 
-/// The last parts of a path, without the folders of this machine.
+/// The last parts of a path, without the folders of this machine. Each is a line of its own at
+/// most.
 fn names(path: &Path) -> Vec<String> {
     let full = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let parts = full
-        .components()
-        .map(|part| part.as_os_str().to_string_lossy().into_owned());
+    let parts = full.components().map(|part| {
+        let name = part.as_os_str().to_string_lossy();
+        name.replace(char::is_control, " ")
+    });
     parts.filter(|name| name != "checkpoints").collect()
 }
 
@@ -223,14 +225,17 @@ fn samples_of(path: &Path) -> Option<Vec<u8>> {
     let full = path.canonicalize().ok()?;
     let run = full.parent()?.parent()?;
     let name = full.file_name()?.to_string_lossy();
-    let drawn_with = format!("Model: {name},");
+    // The second mark is that of sheets drawn before there was the first.
+    let marks = [sheet_mark(&name), format!("Model: {name},")];
     let read = |path: PathBuf| fs::read(path).ok();
-    let grid = read(run.join("samples").join("grid.png")).filter(|bytes| {
-        bytes
-            .windows(drawn_with.len())
-            .any(|window| window == drawn_with.as_bytes())
-    });
+    let grid = read(run.join("samples").join("grid.png"))
+        .filter(|bytes| marks.iter().any(|mark| holds(bytes, mark)));
     grid.or_else(|| read(run.join("previews").join(format!("{name}.png"))))
+}
+
+fn holds(bytes: &[u8], mark: &str) -> bool {
+    let mut windows = bytes.windows(mark.len());
+    windows.any(|window| window == mark.as_bytes())
 }
 
 #[cfg(test)]
@@ -374,8 +379,22 @@ mod tests {
         let sheet = b"Size: 8x8, Model: step-00000012, Shift: 6";
         fs::write(folder.path().join("samples/grid.png"), sheet).unwrap();
         assert_eq!(samples().as_deref(), Some(&sheet[..]));
+        let sheet = br#"{"model":"step-00000012","negative":""}"#;
+        fs::write(folder.path().join("samples/grid.png"), sheet).unwrap();
+        assert_eq!(samples().as_deref(), Some(&sheet[..]));
         let card = card_of(&path, None, 6.0);
         assert!(card.markdown("x.png").contains("(x.png)"));
+    }
+
+    #[test]
+    fn a_name_with_line_breaks_stays_in_the_title() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("fox\n## Use\tit.safetensors");
+        fs::write(&path, b"").unwrap();
+        let card = ModelCard::of(&path, None, 6.0);
+        let text = card.markdown("x.png");
+        assert!(text.starts_with("# fox ## Use it.safetensors\n"), "{text}");
+        assert!(!card.description().contains('\n'));
     }
 
     #[test]

@@ -12,20 +12,22 @@ use rectiflow_data::{
 };
 use rectiflow_sdxl::{
     cond::Cond,
+    drawing::{Drawing, DrawnText},
     flow::Parameterization,
-    infotext::{Drawing, infotext},
     model::OpenOptions,
     sample::{SampleSettings, SizeConditioning, Texts, decode, sample_latents},
     sampler::Sampler,
     schedule::Schedule,
     unet::UNetPart,
-    workflow::{Workflow, ascii_json},
 };
 use rectiflow_train::{generate::pictures, recipe::parse_device, staged_model::StagedModel};
 use serde_json::json;
 use tch::Device;
 
 use crate::{
+    picture_texts::{
+        Elsewhere, ModelNames, PngTexts, drawn, of_prompt, picture_texts, sheet_texts,
+    },
     report::run_record::{SAMPLES_FILE, Sampled},
     terminal::{
         answer::{Answer, Misuse},
@@ -39,7 +41,8 @@ use crate::{
 /// them.
 ///
 /// A PNG carries AUTOMATIC1111's `parameters` and a ComfyUI workflow that draws it again: drop it
-/// on ComfyUI's page.
+/// on ComfyUI's page. So does the grid, if there is one prompt. A warning says why ComfyUI would
+/// draw another picture.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// A diffusers model folder, a single-file checkpoint or a training checkpoint.
@@ -66,7 +69,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = SampleSettings::default().schedule)]
     schedule: Schedule,
     /// How far the noise levels are shifted towards noise; 3 to 6 is the useful range. Flow models
-    /// only. Default: the shift of the model's scheduler, if it has one, otherwise 6.
+    /// only. Default: the shift of the model's scheduler or header, if it has one, otherwise 6.
     #[arg(long, allow_negative_numbers = true)]
     shift: Option<f64>,
     /// Guidance scale (CFG); 1 turns guidance off.
@@ -195,24 +198,26 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     fs::create_dir_all(&args.out)
         .with_context(|| format!("creating the folder {}", args.out.display()))?;
 
-    let name = model_name(&args.model);
+    let names = ModelNames::of(&args.model);
+    let template = args.drawing(&settings, parameterization, &names);
+    let elsewhere = Elsewhere::of(&template, &prompts);
+    elsewhere.log();
     let total = (prompts.len() * settings.steps) as u64;
     let mut progress = Progress::new("sample", "steps", 0, total);
     let encoded = args.encode(&model, &prompts, &mut progress)?;
-    let template = args.drawing("", &settings, parameterization, &name);
     let drawn = args.draw(&model, &encoded, &prompts, &template, &mut progress)?;
     progress.finish();
 
     // The grid and the list of pictures.
     let grid = args.out.join("grid.png");
-    let text = infotext(&template, 0);
-    draw_grid(&prompts, args.batch, &drawn.pictures).write_png(&grid, &[("parameters", &text)])?;
+    let sheet = draw_grid(&prompts, args.batch, &drawn.pictures);
+    write_png(&sheet, &grid, &sheet_texts(&template, &prompts))?;
     let list = args.out.join(SAMPLES_FILE);
     let samples = drawn.samples;
     fs::write(&list, serde_json::to_string_pretty(&samples)?)
         .with_context(|| format!("{}", list.display()))?;
-    let mut json =
-        json!({ "out": args.out, "grid": grid, "samples": samples, "settings": settings });
+    let mut json = json!({ "out": args.out, "grid": grid, "samples": samples, "settings": settings,
+        "differences": elsewhere.differences, "remarks": elsewhere.remarks });
     let mut text = format!(
         "pictures: {}, with {}",
         drawn.pictures.len(),
@@ -288,19 +293,21 @@ impl Args {
         }
     }
 
+    /// The drawing of no prompt.
     fn drawing<'a>(
         &'a self,
-        prompt: &'a str,
         settings: &'a SampleSettings,
         parameterization: Parameterization,
-        model: &'a str,
+        names: &'a ModelNames,
     ) -> Drawing<'a> {
         Drawing {
             settings,
             parameterization,
-            prompt,
-            negative: &self.negative,
-            model,
+            prompt: DrawnText::default(),
+            negative: drawn(&self.negative),
+            model: &names.name,
+            file: names.file.as_deref(),
+            computed_in: self.dtype.into(),
         }
     }
 
@@ -367,7 +374,7 @@ impl Args {
                     progress.set(done, prompt);
                 },
             )?;
-            let drawing = self.drawing(prompt, settings, parameterization, template.model);
+            let drawing = of_prompt(template, prompt);
             let mut images = Vec::new();
             for (position, picture) in pictures(&decode(&vae, &latents)?).into_iter().enumerate() {
                 let number = drawn.pictures.len() + 1;
@@ -388,20 +395,22 @@ impl Args {
         number: usize,
         picture: &Picture,
     ) -> anyhow::Result<PathBuf> {
-        let name = PathBuf::from(format!("{number:03}-{}.png", slug(drawing.prompt)));
-        let workflow = Workflow::new(drawing, &format!("{}.safetensors", drawing.model));
-        let texts = [
-            ("parameters", infotext(drawing, position)),
-            ("prompt", ascii_json(&workflow.prompt())),
-            ("workflow", ascii_json(&workflow.workflow())),
-        ];
-        let texts: Vec<(&str, &str)> = texts
-            .iter()
-            .map(|(keyword, text)| (*keyword, text.as_str()))
-            .collect();
-        picture.write_png(&self.out.join(&name), &texts)?;
+        let name = PathBuf::from(format!("{number:03}-{}.png", slug(drawing.prompt.text)));
+        write_png(
+            picture,
+            &self.out.join(&name),
+            &picture_texts(drawing, position),
+        )?;
         Ok(name)
     }
+}
+
+fn write_png(picture: &Picture, path: &Path, texts: &PngTexts) -> anyhow::Result<()> {
+    let mut chunks: Vec<(&str, &str)> = Vec::new();
+    for (keyword, text) in texts {
+        chunks.push((keyword, text));
+    }
+    Ok(picture.write_png(path, &chunks)?)
 }
 
 /// Rows are prompts, columns the pictures of a batch; a batch of one is laid out as a square of
@@ -419,17 +428,6 @@ fn draw_grid(prompts: &[String], batch: usize, pictures: &[Picture]) -> Picture 
         pictures,
     }
     .draw()
-}
-
-/// A model's file or folder, without the ending of a single file.
-fn model_name(path: &Path) -> String {
-    let name = path.file_name().map_or_else(
-        || path.display().to_string(),
-        |name| name.to_string_lossy().into_owned(),
-    );
-    name.strip_suffix(".safetensors")
-        .unwrap_or(&name)
-        .to_owned()
 }
 
 /// The first words of a prompt, as part of a file name.

@@ -272,6 +272,7 @@ fn sample_and_export(folder: &Path, checkpoint: &Path) {
         "{answer}"
     );
     sample_with_everything(folder, &diffusers);
+    sample_one_prompt(folder, &diffusers);
     refuse_what_cannot_be_drawn(folder, &diffusers);
 }
 
@@ -355,7 +356,7 @@ fn sample_with_everything(folder: &Path, model: &Path) {
     let texts = texts_of(&out.join("002-a-red-disc.png"));
     let parameters = &texts["parameters"];
     for needle in [
-        "a red (disc)\nNegative prompt: grey, flou é\n",
+        "a red \\(disc\\)\nNegative prompt: grey, flou é\n",
         "DPM++ 2M SDE",
         "PAG parts: mid up.0",
         "Batch pos: 1",
@@ -390,10 +391,44 @@ fn sample_with_everything(folder: &Path, model: &Path) {
             .to_string()
             .contains("up.0")
     );
+    let needs = &workflow["extra"]["rectiflow"]["needs"];
+    assert!(
+        needs.to_string().contains("export"),
+        "the model is a folder: {needs}"
+    );
     assert!(
         out.join("004-picture.png").exists(),
         "an empty prompt is a prompt"
     );
+    // The grid of two prompts is no picture that another program could draw.
+    let grid = texts_of(&out.join("grid.png"));
+    let keywords: Vec<&str> = grid.keys().map(String::as_str).collect();
+    assert_eq!(keywords, ["rectiflow"]);
+}
+
+/// The grid of one prompt carries the texts of its pictures, and what cannot be drawn elsewhere is
+/// in the answer.
+fn sample_one_prompt(folder: &Path, model: &Path) {
+    let out = folder.join("one-prompt");
+    let prompt = ["sample", "--model", text(model), "--prompt", "#1 {disc}"];
+    let size = [
+        "--size",
+        "64x64",
+        "--steps",
+        "1",
+        "--schedule",
+        "kl_optimal",
+    ];
+    let answer = succeed(&[&prompt[..], &size, &["--json", "--out", text(&out)]].concat());
+    let answer = String::from_utf8(answer.stdout).expect("the answer is text");
+    let last = answer.lines().last().expect("an answer");
+    let json: serde_json::Value = serde_json::from_str(last).expect("the answer is JSON");
+    assert!(json["differences"].to_string().contains("kl_optimal"));
+    assert!(json["remarks"].to_string().contains("comment"));
+    let mut grid = texts_of(&out.join("grid.png"));
+    assert!(grid.remove("rectiflow").is_some());
+    assert_eq!(grid, texts_of(&out.join("001-1-disc.png")));
+    assert!(grid["workflow"].contains("kl_optimal") && grid["prompt"].contains("#1 {disc}"));
 }
 
 /// Sizes that the VAE cannot decode, and weights that are NaN.

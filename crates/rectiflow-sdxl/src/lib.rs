@@ -17,7 +17,8 @@
 //! |---|---|
 //! | `compare` | single forward passes, and the distance between sets of pictures |
 //! | `files` | whole models in files: folders, single files, detection of other files, export |
-//! | `sample` | noise to pictures: schedules, samplers, guidance, metadata inside pictures |
+//! | `provenance` | texts inside pictures, by which other programs draw them again |
+//! | `sample` | noise to pictures: schedules, samplers, guidance |
 //! | `nets` | layers, attention, recomputation, UNet, text encoders, autoencoder, conditioning |
 //! | `weights` | named tensors: the table of names, safetensors files, random weights |
 //! | `cost` | parameters, FLOPs and bytes of activations, from sizes alone |
@@ -41,6 +42,7 @@ pub mod error;
 mod files;
 pub mod flow;
 mod nets;
+mod provenance;
 pub mod sample;
 mod torch;
 pub mod weights;
@@ -50,9 +52,9 @@ pub use cost::{flops, walk};
 pub use files::{bundle, export, export::model_spec, folder, model, prediction, visit};
 pub use flow::discrete;
 pub use nets::{attention, clip, cond, unet, vae};
+pub use provenance::{differences, drawing, infotext, workflow};
 pub use sample::{
-    brownian, denoise, guidance, infotext, noise, sampler, schedule, solvers, stochastic, unipc,
-    workflow,
+    brownian, denoise, guidance, noise, sampler, schedule, solvers, stochastic, unipc,
 };
 pub use torch::{allocator, autograd, choices, ffi, test_threads, waiting, write};
 pub use weights::{component, init, keys, tensor_file};

@@ -13,7 +13,10 @@ use std::fmt::Write as _;
 use crate::{
     error::{Error, Result},
     flow::Parameterization,
-    weights::{component::PARAMETERIZATION_KEY, tensor_file::TensorFile},
+    weights::{
+        component::{PARAMETERIZATION_KEY, SHIFT_KEY},
+        tensor_file::TensorFile,
+    },
 };
 
 /// The empty tensor that says v in a single file.
@@ -26,7 +29,7 @@ pub const ZTSNR_TENSOR: &str = "ztsnr";
 const TEXT_KEYS: [&str; 2] = ["modelspec.prediction_type", "modelspec.predict_key"];
 
 /// What a model's files say of its prediction.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Prediction {
     /// What the UNet predicts; `None` if the files do not say.
     pub parameterization: Option<Parameterization>,
@@ -34,6 +37,8 @@ pub struct Prediction {
     pub has_zero_terminal_snr: bool,
     /// Where the files say so, for messages; empty if they do not.
     pub source: String,
+    /// The shift that a single file of this program names for a flow model.
+    pub shift: Option<f64>,
 }
 
 impl Prediction {
@@ -43,13 +48,14 @@ impl Prediction {
             parameterization: Some(parameterization),
             has_zero_terminal_snr: parameterization == Parameterization::VZtsnr,
             source: source.into(),
+            shift: None,
         }
     }
 
     /// Reads what a single file says.
     ///
     /// # Errors
-    /// [`Error::Malformed`] if this program's own key has an unknown value.
+    /// [`Error::Malformed`] if one of this program's own keys has an unknown value.
     pub(crate) fn of_single_file(file: &TensorFile) -> Result<Self> {
         let has_zero_terminal_snr = file.shape(ZTSNR_TENSOR).is_some();
         let mut found = of_texts(file)?;
@@ -60,6 +66,7 @@ impl Prediction {
         if found.parameterization == Some(Parameterization::V) && found.has_zero_terminal_snr {
             found.parameterization = Some(Parameterization::VZtsnr);
         }
+        found.shift = shift_of(file)?;
         Ok(found)
     }
 
@@ -129,6 +136,22 @@ fn of_marker(texts: Prediction, has_zero_terminal_snr: bool) -> Prediction {
         source,
         has_zero_terminal_snr: texts.has_zero_terminal_snr,
         parameterization: Some(Parameterization::V),
+        shift: None,
+    }
+}
+
+/// Returns the shift that a header names.
+fn shift_of(file: &TensorFile) -> Result<Option<f64>> {
+    let Some(text) = file.metadata().get(SHIFT_KEY) else {
+        return Ok(None);
+    };
+    match text.parse::<f64>() {
+        Ok(shift) if shift.is_finite() && shift > 0.0 => Ok(Some(shift)),
+        _ => Err(Error::Malformed {
+            path: file.path().to_owned(),
+            kind: "model",
+            reason: format!("{SHIFT_KEY} in its header is {text:?}, expected a positive number"),
+        }),
     }
 }
 

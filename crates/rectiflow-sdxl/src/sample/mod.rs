@@ -13,7 +13,6 @@
 pub mod brownian;
 pub mod denoise;
 pub mod guidance;
-pub mod infotext;
 pub mod noise;
 pub mod sampler;
 pub mod schedule;
@@ -21,7 +20,6 @@ pub mod settings;
 pub mod solvers;
 pub mod stochastic;
 pub mod unipc;
-pub mod workflow;
 
 use tch::{Device, Kind, Tensor};
 

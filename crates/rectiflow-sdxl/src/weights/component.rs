@@ -4,6 +4,9 @@
 /// Key in the header of a UNet's weight file for its parameterization: "flow", "eps" or "v".
 pub const PARAMETERIZATION_KEY: &str = "rectiflow.parameterization";
 
+/// The key of a header that says with which shift a flow model is sampled.
+pub const SHIFT_KEY: &str = "rectiflow.shift";
+
 /// A part of SDXL with its own weights.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,

@@ -33,7 +33,7 @@ pub struct StagedModel {
     configs: Configs,
     /// What the model's files say that the UNet predicts.
     pub prediction: Prediction,
-    /// The shift that the model's scheduler samples a flow model with, if it has one.
+    /// The shift that the model's scheduler, or its single file's header, names for a flow model.
     pub flow_shift: Option<f64>,
 }
 
@@ -49,12 +49,14 @@ impl StagedModel {
         let [unet, clip_l, clip_g, vae] = &places;
         let configs = Configs::read([unet, clip_l, clip_g, vae])?;
         configs.check_fit(&path.display().to_string())?;
+        let prediction = components.prediction()?;
+        let of_scheduler = scheduler(path)?.and_then(|scheduler| scheduler.flow_shift);
         Ok(Self {
             options: options.clone(),
             places,
             configs,
-            prediction: components.prediction()?,
-            flow_shift: scheduler(path)?.and_then(|scheduler| scheduler.flow_shift),
+            flow_shift: of_scheduler.or(prediction.shift),
+            prediction,
         })
     }
 

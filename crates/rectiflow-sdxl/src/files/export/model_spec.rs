@@ -11,7 +11,7 @@ use crate::{
     files::{bundle::Bundle, export::options::ExportOptions, single_file::CONFIGS_KEY},
     flow::Parameterization,
     sample::SampleSettings,
-    weights::component::{Component, PARAMETERIZATION_KEY},
+    weights::component::{Component, PARAMETERIZATION_KEY, SHIFT_KEY},
 };
 
 /// The architecture's and its reference implementation's names in the standard.
@@ -28,6 +28,10 @@ pub(crate) fn metadata(
 ) -> Result<Vec<(String, String)>> {
     let side = side_px(bundle)?;
     let prediction = prediction_type(parameterization);
+    let shift = match parameterization {
+        Parameterization::Flow => options.sampling_shift.to_string(),
+        _ => String::new(),
+    };
     let own = [
         ("format", "pt".to_owned()),
         // The standard's keys.
@@ -44,6 +48,7 @@ pub(crate) fn metadata(
         ),
         // Our own.
         (PARAMETERIZATION_KEY, parameterization.to_string()),
+        (SHIFT_KEY, shift),
         (CONFIGS_KEY, Value::Object(configs).to_string()),
     ];
     let mut entries = Vec::new();
