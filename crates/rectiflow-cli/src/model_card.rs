@@ -391,7 +391,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("fox\n## Use\tit.safetensors");
         fs::write(&path, b"").unwrap();
-        let card = ModelCard::of(&path, None, 6.0);
+        let card = card_of(&path, None, 6.0);
         let text = card.markdown("x.png");
         assert!(text.starts_with("# fox ## Use it.safetensors\n"), "{text}");
         assert!(!card.description().contains('\n'));

@@ -18,7 +18,7 @@ use crate::{
     flow::Parameterization,
     nets::unet::UNetPart,
     provenance::drawing::Drawing,
-    sample::{SampleSettings, SizeConditioning, guidance::Guidance, schedule::Schedule},
+    sample::{SizeConditioning, guidance::Guidance, schedule::Schedule},
 };
 
 /// Begins the negative prompt where it begins a line.
@@ -271,7 +271,10 @@ mod tests {
     use tch::Kind;
 
     use super::*;
-    use crate::{provenance::drawing::DrawnText, sample::sampler::Sampler};
+    use crate::{
+        provenance::drawing::DrawnText,
+        sample::{SampleSettings, sampler::Sampler},
+    };
 
     fn drawing(settings: &SampleSettings) -> Drawing<'_> {
         Drawing {

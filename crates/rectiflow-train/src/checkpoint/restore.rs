@@ -202,7 +202,8 @@ mod tests {
     use crate::{
         checkpoint::{
             STATE, SUMS,
-            sums::{collect_files, sums_of, verify},
+            found::verify,
+            sums::{collect_files, sums_of},
         },
         guard::{GuardConfig, GuardState, Observation},
         lr::LrRatios,

@@ -5,10 +5,10 @@
 //! what the decay has settled.
 
 use crate::{
-    checkpoint::{RECIPE, Saved},
+    checkpoint::{RECIPE, found::Found},
     error::{Error, Result},
     recipe::{Checked, Recipe, changes::read_older},
-    run::origin::{Found, Origin},
+    run::origin::Origin,
 };
 
 /// The largest factor by which the rate may grow from the last update to the next.
@@ -38,7 +38,7 @@ pub(crate) fn check(checked: &Checked, origin: &Origin) -> Result<()> {
 }
 
 fn recipe_of(found: &Found) -> Result<Recipe> {
-    let text = Saved::recipe(&found.path)?;
+    let text = found.recipe()?;
     read_older(&text).map_err(|reason| Error::checkpoint(&found.path.join(RECIPE), reason))
 }
 
