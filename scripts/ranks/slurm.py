@@ -39,9 +39,13 @@ STEPS_BEFORE = 7
 STRICT_GUARD = "[guard]\nwarmup_updates = 2\nmax_rewinds = 0\n"
 FATAL_RATE = "peak = 1e30"
 RECTIFLOW = """#!/bin/bash
-# Rank 1 fails as the file `fail` says: "early CODE" at once, "late CODE" after a checkpoint.
+# Rank 1 fails as the file `fail` says: "early CODE" once rank 0 waits for it, "late CODE" after a
+# checkpoint.
 [ "$RANK" = 1 ] && [ -e '{folder}/fail' ] && read -r when code <'{folder}/fail'
-if [ "$when" = early ]; then exit "$code"; fi
+if [ "$when" = early ]; then
+    until (exec 3<>"/dev/tcp/$MASTER_ADDR/$MASTER_PORT"); do sleep 0.1; done 2>/dev/null
+    exit "$code"
+fi
 if [ "$when" = late ]; then
     '{rectiflow}' "$@" &
     until [ -e "$RUN_DIR/checkpoints/step-00000005" ]; do sleep 0.1; done
