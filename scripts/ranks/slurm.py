@@ -29,18 +29,23 @@ import time
 
 from small_run import ROOT, SmallRun, check
 
-PROGRAMS = ["munged", "slurmctld", "slurmd", "sbatch", "scontrol", "scancel", "sinfo"]
-PATIENCE_SECS = 120
+PROGRAMS = ["munged", "slurmctld", "slurmd", "sbatch", "scontrol", "scancel", "sinfo", "squeue"]
+PATIENCE_SECS = 300
 NUM_STEPS = 40
+ENDS = ["COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED"]
 # Steps after which a run is disturbed: behind the first checkpoint.
 STEPS_BEFORE = 7
 # The guard may not rewind, and the rate is one that no weights survive.
 STRICT_GUARD = "[guard]\nwarmup_updates = 2\nmax_rewinds = 0\n"
 FATAL_RATE = "peak = 1e30"
 RECTIFLOW = """#!/bin/bash
-# Rank 1 fails as the file `fail` says: "early CODE" at once, "late CODE" after a checkpoint.
+# Rank 1 fails as the file `fail` says: "early CODE" once rank 0 waits for it, "late CODE" after a
+# checkpoint.
 [ "$RANK" = 1 ] && [ -e '{folder}/fail' ] && read -r when code <'{folder}/fail'
-if [ "$when" = early ]; then exit "$code"; fi
+if [ "$when" = early ]; then
+    until (exec 3<>"/dev/tcp/$MASTER_ADDR/$MASTER_PORT"); do sleep 0.1; done 2>/dev/null
+    exit "$code"
+fi
 if [ "$when" = late ]; then
     '{rectiflow}' "$@" &
     until [ -e "$RUN_DIR/checkpoints/step-00000005" ]; do sleep 0.1; done
@@ -134,6 +139,11 @@ class Cluster:
             self.daemons.append(subprocess.Popen(command, stdout=output, stderr=output))
 
     def stop(self):
+        """Ends all jobs, then the daemons."""
+        sh("scancel", "--user=root")
+        end = time.monotonic() + PATIENCE_SECS
+        while sh("squeue", "-h").stdout and time.monotonic() < end:
+            time.sleep(0.1)
         for daemon in reversed(self.daemons):
             daemon.terminate()
             try:
@@ -175,13 +185,23 @@ class Job:
 
     def found(self):
         fields = [f"{name}={self.field(name)}" for name in ["JobState", "Restarts", "ExitCode"]]
-        return f"{' '.join(fields)}\n{self.log.read_text()}"
+        log = self.log.read_text() if self.log.exists() else ""
+        return f"{' '.join(fields)}\n{log}"
 
-    def wait_for_state(self, *states):
+    def wait_for_state(self, state):
         def is_there():
-            return self.field("JobState") in states
+            return self.field("JobState") == state
 
-        self.cluster.wait_for(is_there, f"{self.name} becomes {' or '.join(states)}", self.found)
+        self.cluster.wait_for(is_there, f"{self.name} becomes {state}", self.found)
+
+    def wait_for_end(self, restarts=0):
+        """Waits until the job has ended, or is in the queue once more than it should be."""
+
+        def has_ended():
+            state = self.field("JobState")
+            return state in ENDS or int(self.field("Restarts")) > restarts
+
+        self.cluster.wait_for(has_ended, f"{self.name} ends", self.found)
 
     def wait_for_steps(self, count=STEPS_BEFORE):
         def are_done():
@@ -198,11 +218,11 @@ class Job:
         self.cluster.wait_for(is_pending, f"{self.name} is requeued", self.found)
         must("scontrol", "update", f"JobId={self.id}", "StartTime=now")
 
-    def check_end(self, what, state, code):
-        self.wait_for_state("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "PENDING")
+    def check_end(self, what, state, code, restarts=0):
+        self.wait_for_end(restarts)
         end = f"{self.field('JobState')} {self.field('ExitCode')} after {self.field('Restarts')}"
-        expected = f"{state} {code} after 0"
-        check(end == expected, f"{what}: {state} {code}, no restart", self.found())
+        expected = f"{state} {code} after {restarts}"
+        check(end == expected, f"{what}: {expected} restarts", self.found())
 
     def exit_code(self, rank, start=0):
         """The exit code that a rank has left."""
@@ -298,7 +318,7 @@ def check_continues(cluster, run, name, what, disturb):
         disturb(job)
     job.wait_for_requeue()
     (run.folder / "fail").unlink(missing_ok=True)
-    job.wait_for_state("COMPLETED", "FAILED")
+    job.wait_for_end(restarts=1)
     starts = [event["step"] for event in run.events(name, "start")]
     is_resumed = job.field("JobState") == "COMPLETED" and len(starts) == 2 and starts[1] >= 5
     check(is_resumed, f"{what}: requeued, resumed from step {starts[-1]}", job.found())
@@ -338,9 +358,7 @@ def check_limits(cluster, run):
     job.wait_for_state("RUNNING")
     job.wait_for_steps(len(run.events("often", "step")) + STEPS_BEFORE)
     kill_rank(job)
-    job.wait_for_state("FAILED", "COMPLETED", "PENDING")
-    end = f"{job.field('JobState')} {job.field('ExitCode')} after {job.field('Restarts')}"
-    check(end == "FAILED 137:0 after 1", "MAX_RESTARTS=1: a second loss ends the job", job.found())
+    job.check_end("MAX_RESTARTS=1, the second loss of a rank", "FAILED", "137:0", restarts=1)
 
     job = Job(cluster, run, "once", run.recipe("once", 4000), options=["--no-requeue"])
     job.wait_for_steps()

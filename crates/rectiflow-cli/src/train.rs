@@ -31,8 +31,8 @@ use crate::{
 /// Train a model from a recipe. An interrupted run resumes.
 ///
 /// The recipe, a TOML file, holds everything about the run. Ctrl-C finishes the step, saves a
-/// checkpoint and exits with 130; SIGTERM does the same and exits with 143. A second signal stops
-/// at once. The same command resumes. A run that the guard has stopped exits with 3, and keeps
+/// checkpoint and exits with 130; SIGTERM does the same and exits with 143. Another Ctrl-C stops at
+/// once. The same command resumes. A run that the guard has stopped exits with 3, and keeps
 /// doing so until the stop is acknowledged.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {

@@ -209,7 +209,7 @@ impl Live {
     pub(crate) fn say_stopping(&mut self) {
         if !std::mem::replace(&mut self.said_stopping, true) {
             log::line(
-                "stopping: saving a checkpoint (a second signal stops at once and loses the \
+                "stopping: saving a checkpoint (Ctrl-C after this stops at once and loses the \
                  steps since the last one)",
             );
         }

@@ -1,5 +1,6 @@
-//! Ctrl-C and SIGTERM: the first asks the work to stop after its current step, the second ends the
-//! process at once.
+//! Ctrl-C and SIGTERM: the first asks the work to stop after its current step. Ctrl-C after it ends
+//! the process at once. SIGTERM after it changes nothing: Slurm sends it twice before a preemption,
+//! within a tenth of a second, and once more at a time limit.
 
 use std::{
     io,
@@ -29,9 +30,9 @@ impl StopSignal {
             Arc::new(AtomicBool::new(false)),
             Arc::new(AtomicUsize::new(0)),
         );
+        // The order matters: Ctrl-C exits if an earlier signal has set the flag.
+        flag::register_conditional_shutdown(SIGINT, 128 + SIGINT, Arc::clone(&asked))?;
         for signal in [SIGINT, SIGTERM] {
-            // The order matters: the second signal exits because the first has set the flag.
-            flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&asked))?;
             flag::register_usize(signal, Arc::clone(&which), signal as usize)?;
             flag::register(signal, Arc::clone(&asked))?;
         }

@@ -247,6 +247,31 @@ fn newest(run: &Path) -> PathBuf {
         .expect("a checkpoint")
 }
 
+#[test]
+fn sigterm_that_is_repeated_is_one_request() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    prepare(folder.path());
+    // (ranks, how often each gets the signal)
+    for (ranks, repeats) in [(1, 2), (2, 2), (2, 5)] {
+        let name = format!("repeated-{ranks}-{repeats}");
+        let (recipe, run) = (
+            write_recipe(folder.path(), &name),
+            folder.path().join(&name),
+        );
+        let mut all = start(&recipe, ranks);
+        wait_for_steps(&run, 0, 3, &mut all);
+        for _ in 0..repeats {
+            all.iter().for_each(|child| signal(child, "TERM"));
+        }
+        for output in ends(all) {
+            assert_eq!(output.status.code(), Some(143), "{}", message(&output));
+        }
+        // The last step is saved.
+        let last = run.join(format!("checkpoints/step-{:08}", steps_in(&run)));
+        assert!(last.join("BLAKE3SUMS").is_file(), "{}", last.display());
+    }
+}
+
 /// Waits until the process handles SIGTERM itself.
 fn wait_for_handler(child: &mut Child) {
     let end = Instant::now() + PATIENCE;
