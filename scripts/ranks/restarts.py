@@ -19,7 +19,7 @@ import tempfile
 import yaml
 from small_run import ROOT, SmallRun, check
 
-PATIENCE_SECS = 180
+PATIENCE_SECS = 600
 NUM_STEPS = 40
 CHECKPOINT_STEPS = 5
 # Steps after which a rank is killed: behind the first checkpoint.

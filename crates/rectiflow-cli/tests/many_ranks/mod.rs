@@ -261,7 +261,9 @@ fn sigterm_that_is_repeated_is_one_request() {
         let mut all = start(&recipe, ranks);
         wait_for_steps(&run, 0, 3, &mut all);
         for _ in 0..repeats {
-            all.iter().for_each(|child| signal(child, "TERM"));
+            for child in &all {
+                signal(child, "TERM");
+            }
         }
         for output in ends(all) {
             assert_eq!(output.status.code(), Some(143), "{}", message(&output));
@@ -281,7 +283,7 @@ fn wait_for_handler(child: &mut Child) {
         let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
         let caught = u64::from_str_radix(caught.expect("Linux says it").trim(), 16);
         // Bit 14 is signal 15.
-        if caught.expect("a mask of bits") >> 14 & 1 == 1 {
+        if (caught.expect("a mask of bits") >> 14) & 1 == 1 {
             return;
         }
         assert!(Instant::now() < end, "it handles no SIGTERM");
