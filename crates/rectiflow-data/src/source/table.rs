@@ -319,6 +319,8 @@ fn object_of(value: Value) -> Option<Map<String, Value>> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::source::rows::RowFile;
 
