@@ -241,7 +241,7 @@ mod tests {
         assert_eq!(problems("", &Value::Null), [""; 0]);
         for (place, value) in [
             ("/position/cursor", json!(11)),
-            // A branch may begin anew in other data.
+            // A branch begins with the first step of other data.
             ("/position/cursor", json!(7)),
             ("/buckets", json!([])),
             ("/buckets", json!([0, 11])),
