@@ -217,7 +217,7 @@ mod tests {
             ..Default::default()
         };
         let long = "fox ".repeat(300);
-        let prompts = ["a #1 fox", "a #2 fox", &long, &long].map(str::to_owned);
+        let prompts = ["a #1 fox", "a #2 fox", long.as_str(), long.as_str()].map(str::to_owned);
         let found = Elsewhere::of(&drawing(&settings), &prompts);
         assert_eq!((found.differences.len(), found.remarks.len()), (2, 1));
         let found = found.differences.join("\n");
