@@ -9,7 +9,7 @@ use std::{
 use rectiflow_sdxl::tensor_file::write_tensors;
 use tch::{Device, Kind, Tensor};
 
-const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/tiny-sdxl");
+pub(crate) const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/tiny-sdxl");
 /// The checkpoint of the fixture's run.
 pub(crate) const STEP: &str = "step-00000002";
 

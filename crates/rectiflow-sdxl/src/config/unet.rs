@@ -441,7 +441,10 @@ pub(crate) mod tests {
             ),
             ("sample_size", serde_json::json!([128, 1_i64 << 40])),
             ("cross_attention_dim", serde_json::json!(1 << 30)),
-            ("block_out_channels", serde_json::json!([320, 640, 1_i64 << 40])),
+            (
+                "block_out_channels",
+                serde_json::json!([320, 640, 1_i64 << 40]),
+            ),
             ("time_embedding_dim", serde_json::json!(0)),
             ("layers_per_block", serde_json::json!(1_000_000)),
             ("transformer_layers_per_block", serde_json::json!(1_000_000)),

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use rectiflow_data::text_file;
 use rectiflow_sdxl::model::Component;
+use serde::{Deserialize, de::IgnoredAny};
 use serde_json::{Map, Value};
 
 use crate::{
@@ -57,17 +58,21 @@ impl Reads {
     }
 }
 
-/// The keys of `state.json` in format 1.
-const KEYS_OF_FORMAT_1: [&str; 8] = [
-    "format",
-    "position",
-    "order_hash",
-    "objective",
-    "frozen",
-    "data",
-    "program",
-    "layout",
-];
+/// The keys of `state.json` in format 1, and those that are newer.
+#[derive(Deserialize)]
+#[expect(dead_code, reason = "only the names of the fields count")]
+struct KeysOfFormat1 {
+    format: IgnoredAny,
+    position: IgnoredAny,
+    order_hash: IgnoredAny,
+    objective: IgnoredAny,
+    frozen: IgnoredAny,
+    data: IgnoredAny,
+    program: IgnoredAny,
+    layout: IgnoredAny,
+    #[serde(flatten)]
+    newer: Map<String, Value>,
+}
 
 /// A checkpoint or its averaged weights, of which what is read has been verified.
 #[derive(Debug, Clone)]
@@ -271,12 +276,9 @@ fn not_format_1(path: &Path, newer: &str) -> Error {
 fn newer_than_format_1(path: &Path) -> Result<Option<String>> {
     let state = path.join(STATE);
     let text = text_file::read(&state)?;
-    let keys: Map<String, Value> = serde_json::from_str(&text)
-        .map_err(|error| damaged(&state, &format!("it is not JSON: {error}")))?;
-    let newer = keys
-        .keys()
-        .find(|key| !KEYS_OF_FORMAT_1.contains(&key.as_str()));
-    if let Some(key) = newer {
+    let keys: KeysOfFormat1 =
+        serde_json::from_str(&text).map_err(|error| damaged(&state, &error.to_string()))?;
+    if let Some(key) = keys.newer.keys().next() {
         return Ok(Some(format!("`{key}`")));
     }
     Ok(path.join(EMA).exists().then(|| format!("{EMA}/")))
