@@ -158,8 +158,9 @@ mod tests {
 
     #[test]
     fn the_last_of_a_repeated_option_wins_in_every_command() {
-        const VALUES: [&str; 9] = [
+        const VALUES: [&str; 10] = [
             "1",
+            "cpu",
             "x",
             "64x64",
             "flow",

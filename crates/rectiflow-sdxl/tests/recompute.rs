@@ -81,7 +81,7 @@ fn gradients_are_the_same_with_the_blocks_that_a_budget_picks() {
         },
     );
     let peak = |names: &std::collections::BTreeSet<String>| {
-        peak_bytes(&parts, 4, |part| names.contains(&part.name))
+        peak_bytes(&parts, 4, 1, |part| names.contains(&part.name))
     };
     let (all, none) = (choose(&parts, |_| false), choose(&parts, |_| true));
     let room = (peak(&all) + peak(&none)) / 2;

@@ -1,5 +1,5 @@
-//! The command's side of the terminal: shared arguments, answers, logs, progress, signals, formatted
-//! numbers.
+//! The command's side of the terminal: shared arguments, answers, logs, progress, signals,
+//! formatted numbers.
 
 pub(crate) mod answer;
 pub(crate) mod base;

@@ -25,7 +25,7 @@ fn sources() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         .flat_map(u16::to_le_bytes)
         .collect();
     let lines = r#"{"file_name": "e.png", "text": "a red fox", "tags": ["fox", "red"], "score": 5}
-{"file_name": "./sub//f.png", "prompt": "two \(small\) owls", "width": 512}
+{"file_name": "./sub//f.png", "prompt": "two \\(small\\) owls", "width": 512}
 "#;
     let of_images = r#"{"g.png": {"caption": "a grey heron", "tags": "1bird, heron"}, "x.png": 1}"#;
     let table = "file_name;text;tags\nh.png;\"a house, with \"\"2\"\" doors\";house\n";

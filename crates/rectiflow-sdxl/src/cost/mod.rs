@@ -348,10 +348,12 @@ impl<'a> PartWalk<'a> {
 
 /// Returns the peak memory of activations and gradients during a backward pass, in bytes.
 /// `is_recomputed` says which parts are recomputed; `gradient_bytes` is the size of one parameter's
-/// gradient.
+/// gradient. `widening` is the size of a temporary number over that of a kept one: 2 where bf16
+/// numbers are multiplied in fp32, else 1.
 pub fn peak_bytes(
     parts: &[PartCost],
     gradient_bytes: u64,
+    widening: u64,
     is_recomputed: impl Fn(&PartCost) -> bool,
 ) -> u64 {
     let waiting = |part: &PartCost| {
@@ -371,7 +373,8 @@ pub fn peak_bytes(
             0
         };
         // Gradients of a part's activations are temporary: about a quarter of them exist at once.
-        peak = peak.max(held + room + part.kept_bytes / 4 + gradient_bytes * part.num_parameters);
+        let temporary = widening * part.kept_bytes / 4;
+        peak = peak.max(held + room + temporary + gradient_bytes * part.num_parameters);
         held += gradient_bytes * part.num_parameters;
         held -= own;
     }
@@ -463,7 +466,8 @@ mod tests {
     fn recomputing_all_keeps_less_and_half_the_bytes_are_half() {
         let config = UNetConfig::read(SDXL.as_ref()).unwrap();
         let (full, half) = (parts(&config, load(4)), parts(&config, load(2)));
-        let peak = |parts: &[PartCost], on: bool| peak_bytes(parts, 0, |part| on && part.is_block);
+        let peak =
+            |parts: &[PartCost], on: bool| peak_bytes(parts, 0, 1, |part| on && part.is_block);
         assert!(
             peak(&full, true) * 4 < peak(&full, false),
             "{} {}",
@@ -472,7 +476,7 @@ mod tests {
         );
         assert!(peak(&half, false) * 2 >= peak(&full, false));
         assert!(
-            peak_bytes(&full, 4, |_| false) >= 4 * 2_567_463_684,
+            peak_bytes(&full, 4, 1, |_| false) >= 4 * 2_567_463_684,
             "the gradients alone"
         );
     }
@@ -494,8 +498,9 @@ mod tests {
             part("c", 2100, 20),
             part("rest", 10_000, 0),
         ];
-        let peak =
-            |chosen: &BTreeSet<String>| peak_bytes(&parts, 0, |part| chosen.contains(&part.name));
+        let peak = |chosen: &BTreeSet<String>| {
+            peak_bytes(&parts, 0, 1, |part| chosen.contains(&part.name))
+        };
         let names = |room| {
             choose(&parts, |chosen| peak(chosen) <= room)
                 .into_iter()
@@ -529,8 +534,9 @@ mod tests {
                 fused: false,
             },
         );
-        let peak =
-            |chosen: &BTreeSet<String>| peak_bytes(&parts, 4, |part| chosen.contains(&part.name));
+        let peak = |chosen: &BTreeSet<String>| {
+            peak_bytes(&parts, 4, 1, |part| chosen.contains(&part.name))
+        };
         let (off, full) = (peak(&BTreeSet::new()), peak(&choose(&parts, |_| false)));
         let mut last = 0;
         for tenths in (0..=10).rev() {

@@ -7,6 +7,7 @@
 use tch::Kind;
 
 use crate::{
+    flow::Parameterization,
     nets::unet::UNetPart,
     provenance::drawing::Drawing,
     sample::{SampleSettings, sampler::Sampler, schedule::Schedule},
@@ -24,7 +25,7 @@ const MAX_PAGE_SEED: u64 = 1 << 53;
 /// Returns what ComfyUI cannot reproduce of a drawing, one sentence each.
 pub fn differences(drawing: &Drawing<'_>) -> Vec<String> {
     let mut found = text_differences(drawing);
-    found.extend(refused_values(drawing.settings));
+    found.extend(refused_values(drawing));
     found.extend(sampler_differences(drawing.settings));
     found.extend(perturbed_parts(drawing.settings));
     let seed = drawing.settings.seed;
@@ -123,14 +124,14 @@ fn is_ideograph(letter: char) -> bool {
 }
 
 /// Returns the values that exceed a limit of ComfyUI's nodes.
-fn refused_values(settings: &SampleSettings) -> Vec<String> {
+fn refused_values(drawing: &Drawing<'_>) -> Vec<String> {
     let mut found = Vec::new();
+    let settings = drawing.settings;
     let guidance = settings.guidance();
-    let scales = [
-        ("cfg", guidance.cfg),
-        ("pag_scale", guidance.pag_scale),
-        ("shift", settings.shift),
-    ];
+    let mut scales = vec![("cfg", guidance.cfg), ("pag_scale", guidance.pag_scale)];
+    if drawing.parameterization == Parameterization::Flow {
+        scales.push(("shift", settings.shift));
+    }
     for (name, value) in scales {
         if !(0.0..=MAX_SCALE).contains(&value) {
             found.push(format!(
@@ -218,7 +219,7 @@ fn perturbed_parts(settings: &SampleSettings) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{flow::Parameterization, provenance::drawing::DrawnText, sample::SizeConditioning};
+    use crate::{provenance::drawing::DrawnText, sample::SizeConditioning};
 
     fn drawing<'a>(settings: &'a SampleSettings, prompt: &'a str) -> Drawing<'a> {
         Drawing {

@@ -177,13 +177,19 @@ impl Passes {
         gradient_bytes: u64,
         is_recomputed: impl Fn(&PartCost) -> bool,
     ) -> u64 {
-        let activations = peak_bytes(parts, 0, &is_recomputed);
+        let widening = if self.widens() { 2 } else { 1 };
+        let activations = peak_bytes(parts, 0, widening, &is_recomputed);
         // Micro-batches that run at the same time share the sum of gradients.
         let beside = (self.width - 1) * activations;
         if self.accumulates {
             return gradient_bytes * num_parameters(parts) + activations + beside;
         }
-        peak_bytes(parts, gradient_bytes, &is_recomputed) + beside
+        peak_bytes(parts, gradient_bytes, widening, &is_recomputed) + beside
+    }
+
+    /// Whether numbers in bf16 are multiplied in fp32, on a CPU without fast bf16 instructions.
+    fn widens(&self) -> bool {
+        self.fused && self.precision == Precision::Bf16 && about_bf16().is_some()
     }
 
     /// Returns the memory of training this UNet alone: weights, moments, activations and gradients.
