@@ -306,26 +306,33 @@ fn ranks_that_do_not_come_up_and_ports_in_use_are_told_in_one_line() {
     );
 }
 
-/// Opens `ranks` of three ranks, each a thread; rank `asked` is asked to stop after `delay`.
-/// Returns whether each was interrupted.
-fn interrupted(ranks: &[usize], asked: usize, delay: Duration) -> Vec<bool> {
+/// Opens `ranks` of three ranks, each a thread; rank `asked` is asked to stop after `delay`. With
+/// `tells_all`, a rank that leaves ends the others, as launchers do: one that leaves before it has
+/// met them can tell them nothing. Returns whether each was interrupted.
+fn interrupted(ranks: &[usize], asked: usize, delay: Duration, tells_all: bool) -> Vec<bool> {
     let port = free_port();
-    let one = |rank| {
+    let stops = [const { AtomicBool::new(false) }; 3];
+    let one = |rank: usize| {
         let (launch, config) = (launch(rank, 3, port), RanksConfig::default());
-        let stop = AtomicBool::new(false);
+        let stop = &stops[rank];
         thread::scope(|scope| {
             if rank == asked {
-                scope.spawn(|| {
+                scope.spawn(move || {
                     thread::sleep(delay);
                     stop.store(true, Ordering::Relaxed);
                 });
             }
-            match Comm::open(&launch, Device::Cpu, &config, &stop) {
+            match Comm::open(&launch, Device::Cpu, &config, stop) {
                 Ok(comm) => {
                     comm.barrier().unwrap();
                     false
                 }
-                Err(Error::Interrupted) => true,
+                Err(Error::Interrupted) => {
+                    for other in stops.iter().filter(|_| tells_all) {
+                        other.store(true, Ordering::Relaxed);
+                    }
+                    true
+                }
                 Err(error) => panic!("rank {rank}: {error}"),
             }
         })
@@ -333,7 +340,10 @@ fn interrupted(ranks: &[usize], asked: usize, delay: Duration) -> Vec<bool> {
     thread::scope(|scope| {
         let threads: Vec<_> = ranks
             .iter()
-            .map(|&rank| scope.spawn(move || one(rank)))
+            .map(|&rank| {
+                let one = &one;
+                scope.spawn(move || one(rank))
+            })
             .collect();
         threads
             .into_iter()
@@ -347,13 +357,13 @@ fn a_rank_that_waits_at_the_start_leaves_when_asked_to_stop_and_takes_those_it_h
     let a_second = Duration::from_secs(1);
     // (ranks that start, which of them is asked)
     for (ranks, asked) in [(&[0][..], 0), (&[2], 2), (&[0, 2], 0), (&[0, 2], 2)] {
-        let all = interrupted(ranks, asked, a_second);
+        let all = interrupted(ranks, asked, a_second, false);
         assert!(all.iter().all(|&left| left), "{ranks:?}, {asked}: {all:?}");
     }
     // If all start while one is asked, all go on or all leave.
     for asked in 0..3 {
         for delay_ms in [0, 5, 20, 50, 80, 100, 120, 200] {
-            let all = interrupted(&[0, 1, 2], asked, Duration::from_millis(delay_ms));
+            let all = interrupted(&[0, 1, 2], asked, Duration::from_millis(delay_ms), true);
             let agree = all.iter().all(|&left| left == all[0]);
             assert!(agree, "rank {asked} after {delay_ms} ms: {all:?}");
         }
