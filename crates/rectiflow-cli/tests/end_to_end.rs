@@ -363,6 +363,19 @@ fn sample_with_everything(folder: &Path, model: &Path) {
     ] {
         assert!(parameters.contains(needle), "{needle}: {parameters}");
     }
+    graphs_have_all(&texts);
+    assert!(
+        out.join("004-picture.png").exists(),
+        "an empty prompt is a prompt"
+    );
+    // The grid of two prompts is no picture that another program could draw.
+    let grid = texts_of(&out.join("grid.png"));
+    let keywords: Vec<&str> = grid.keys().map(String::as_str).collect();
+    assert_eq!(keywords, ["rectiflow"]);
+}
+
+/// The graph of a picture with all options has their nodes, and names what it cannot express.
+fn graphs_have_all(texts: &BTreeMap<String, String>) {
     let json = |keyword: &str| {
         serde_json::from_str::<serde_json::Value>(&texts[keyword]).expect("the chunk is JSON")
     };
@@ -396,14 +409,6 @@ fn sample_with_everything(folder: &Path, model: &Path) {
         needs.to_string().contains("export"),
         "the model is a folder: {needs}"
     );
-    assert!(
-        out.join("004-picture.png").exists(),
-        "an empty prompt is a prompt"
-    );
-    // The grid of two prompts is no picture that another program could draw.
-    let grid = texts_of(&out.join("grid.png"));
-    let keywords: Vec<&str> = grid.keys().map(String::as_str).collect();
-    assert_eq!(keywords, ["rectiflow"]);
 }
 
 /// The grid of one prompt carries the texts of its pictures, and what cannot be drawn elsewhere is

@@ -4,6 +4,7 @@
 //! that we use, recorded by `make peers-comfy`, which also draws the graphs. Here every node must
 //! have the inputs that it needs and no others, of the right types and within limits, unless the
 //! graph names a difference.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use rectiflow_sdxl::{
     drawing::{Drawing, DrawnText},
