@@ -158,9 +158,12 @@ mod tests {
 
     #[test]
     fn the_last_of_a_repeated_option_wins_in_every_command() {
-        const VALUES: [&str; 10] = [
+        const VALUES: [&str; 13] = [
+            "4",
             "1",
             "cpu",
+            "window",
+            "64x64+0+0",
             "x",
             "64x64",
             "flow",
