@@ -323,6 +323,11 @@ impl Scale {
             } else {
                 to + to.abs().max(1.0)
             };
+            // Twice the largest number is none, and an axis to infinity has no end of ticks.
+            to = to.min(f64::MAX);
+            if from == to {
+                from = to / 2.0;
+            }
         }
         Self {
             from,
