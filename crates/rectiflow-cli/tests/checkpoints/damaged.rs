@@ -29,11 +29,7 @@ struct Damage {
 }
 
 /// The damages that every reader is tried with.
-const FOR_ALL: [&str; 3] = [
-    "a bit of the UNet",
-    "the averaged weights",
-    "another format, and another model",
-];
+const FOR_ALL: [&str; 2] = ["a bit of the UNet", "the averaged weights"];
 /// The readers that every damage is tried with.
 const FEW: [&str; 2] = ["export, single file", "resume"];
 
