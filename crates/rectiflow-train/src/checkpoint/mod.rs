@@ -273,7 +273,7 @@ impl Saved {
 pub(crate) const UNFINISHED: &str = "unfinished";
 
 /// Returns the step in the name of a checkpoint's folder. `None` for any other name: `step-9` is a
-/// copy that somebody made.
+/// copy that a user made.
 fn step_of(path: &Path) -> Option<u64> {
     let name = path.file_name()?.to_str()?;
     let step = name.strip_prefix("step-")?.parse().ok()?;

@@ -2,7 +2,7 @@
 //!
 //! A kill can leave three things beside `OUT`: an unfinished folder; the export that was replaced,
 //! under its temporary name; and, on file systems that cannot exchange two names, `OUT.old-PID`
-//! without `OUT`. The next export to `OUT` removes the first two and gives the third its name back.
+//! without `OUT`. The next export to `OUT` removes the first two and renames the third.
 //! It leaves alone what belongs to a process that is alive: that process holds a lock on a file in
 //! the folder, which the system releases when it ends, however it ends.
 
@@ -62,7 +62,7 @@ impl Staging {
         &self.folder
     }
 
-    /// Gives the complete folder its name and removes an earlier export of that name. There is an
+    /// Renames the complete folder to `out` and removes an earlier export of that name. There is an
     /// `out` at every moment if there was one before, where the file system can exchange names.
     ///
     /// # Errors
@@ -91,7 +91,7 @@ impl Drop for Staging {
     }
 }
 
-/// Gives an earlier export its name back, if a kill took it.
+/// Renames an earlier export to `out`, if a kill took its name.
 fn restore(out: &Path) -> Result<()> {
     if out.exists() {
         return Ok(());
@@ -154,7 +154,7 @@ fn has_ended(process: u32, folder: &Path) -> bool {
             Err(TryLockError::Error(_)) => {}
         }
     }
-    // A container gives every first process the same number, this one too.
+    // In each container the first process has the same number, this one too.
     process == std::process::id() || !Path::new("/proc").join(process.to_string()).exists()
 }
 
