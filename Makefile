@@ -4,8 +4,6 @@
 PYTHON ?= python3
 # Every recipe that compiles starts with this: finds or fetches libtorch, or stops.
 TORCH = LIBTORCH="$$($(PYTHON) scripts/libtorch.py)" || exit 1; export LIBTORCH; unset LIBTORCH_USE_PYTORCH
-# nextest shows a failing test sooner; plain `cargo test` is the fallback.
-TESTS = if cargo nextest --version >/dev/null 2>&1; then echo nextest run; else echo test; fi
 PEERS = .venv-peers
 # For the comparison with ComfyUI, whose source is in the folder COMFYUI.
 PEERS_COMFY = .venv-peers-comfy
@@ -62,9 +60,13 @@ fmt:
 lint:
 	@$(TORCH); set -x; cargo clippy --release --workspace --all-targets -- -D warnings
 
-# One thread: tests run in parallel, and libgomp's spinning threads would compete for the same cores.
+# Unit tests share a process, because loading libtorch takes half a second. nextest runs the others beside each other;
+# plain `cargo test` is the fallback. One thread: libgomp's spinning threads would compete for the same cores.
+OTHERS = --release --workspace --tests --example emoji_pictures
 unit:
-	@$(TORCH); runner=$$($(TESTS)); set -x; OMP_NUM_THREADS=1 cargo $$runner --release --workspace
+	@$(TORCH); set -x; export OMP_NUM_THREADS=1; cargo test --quiet --release --workspace --lib --bins && \
+	if cargo nextest --version >/dev/null 2>&1; then cargo nextest run $(OTHERS) -E 'kind(test) + kind(example)'; \
+	else cargo test $(OTHERS:--tests=--test '*'); fi
 
 # Reads mutated files of every format, with other seeds each time, until FUZZ_SECS are over or a test fails. A failing
 # case is repeated by MUTATION_SEED and MUTATION_COUNT, as printed. `make unit` reads 200 cases of each mutation.

@@ -61,6 +61,7 @@ fn compile_cpp(lib: &Path) {
     build
         .cpp(true)
         .std("c++17")
+        .opt_level(3) // whatever the crate's Rust is compiled with
         .files(files)
         .include("..") // guarded.h
         .include(root.join("include"))

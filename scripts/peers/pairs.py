@@ -7,10 +7,11 @@ import datetime
 import json
 import os
 import pathlib
-import platform
 import statistics
 import subprocess
 import sys
+
+from loaders.machine import processor
 
 
 def run(command, threads):
@@ -52,16 +53,6 @@ def print_ratios(runs, speed_key):
     by_pair = ", ".join(f"{ratio:.2f}" for ratio in ratios)
     speed, memory = our_speed / their_speed, our_peak / their_peak
     print(f"speed x{speed:.2f} (by pair {by_pair}); memory x{memory:.2f}")
-
-
-def processor():
-    """The processor's name, with family and model: a host may name all its processors alike."""
-    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    pairs = [line.split(":", 1) for line in lines if ":" in line]
-    facts = {key.strip(): value.strip() for key, value in reversed(pairs)}
-    if "model name" not in facts:
-        return platform.machine()
-    return f"{facts['model name']} (family {facts['cpu family']}, model {facts['model']})"
 
 
 def write(out, args, but, runs):

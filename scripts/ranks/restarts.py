@@ -17,6 +17,7 @@ import sys
 import tempfile
 
 import yaml
+
 from small_run import ROOT, SmallRun, check
 
 PATIENCE_SECS = 600

@@ -392,8 +392,8 @@ def main():
     if reason := reason_to_skip():
         print(f"skipped: {reason}")
         return
-    with tempfile.TemporaryDirectory() as folder:
-        folder = pathlib.Path(folder)
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
         folder.chmod(0o755)
         rectiflow = str(pathlib.Path(sys.argv[1]).absolute())
         cluster, run = Cluster(folder / "slurm"), SmallRun(folder, rectiflow)

@@ -25,6 +25,7 @@ import subprocess
 import threading
 import time
 
+from machine import processor
 from tables import NAMES, Tables
 
 HERE = pathlib.Path(__file__).parent
@@ -225,12 +226,6 @@ def runs_of(args):
             yield {**run, "method": "device_per_stream"}
         else:
             yield run
-
-
-def processor():
-    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    models = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    return next(models, "unknown")
 
 
 def line_of(run):

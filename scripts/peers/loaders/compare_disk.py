@@ -22,7 +22,8 @@ import re
 import statistics
 import subprocess
 
-from compare import into_page_cache, processor
+from compare import into_page_cache
+from machine import processor
 
 HERE = pathlib.Path(__file__).parent
 MARKS = [

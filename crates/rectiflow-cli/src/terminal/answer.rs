@@ -3,10 +3,7 @@
 //! Codes: 0 done, 1 failed, 2 wrong arguments or settings, 3 stopped by the guard, 128 + signal
 //! where a signal stopped it after saving.
 
-use std::{
-    io::{self, ErrorKind, Write},
-    process::ExitCode,
-};
+use std::io::{self, ErrorKind, Write};
 
 use serde_json::{Value, json};
 
@@ -63,8 +60,8 @@ impl Answer {
         }
     }
 
-    /// Prints the answer. A closed pipe (`| head`) is no failure.
-    pub(crate) fn print(&self, as_json: bool) -> ExitCode {
+    /// Prints the answer and returns the exit code. A closed pipe (`| head`) is no failure.
+    pub(crate) fn print(&self, as_json: bool) -> u8 {
         let line = if as_json && !self.json.is_null() {
             self.json.to_string()
         } else {
@@ -73,16 +70,16 @@ impl Answer {
         match write_line(&line) {
             Err(error) if error.kind() != ErrorKind::BrokenPipe => {
                 report(&format!("standard output: {error}"));
-                ExitCode::from(FAILED)
+                FAILED
             }
-            _ => ExitCode::from(self.exit),
+            _ => self.exit,
         }
     }
 }
 
 /// Reports a failure: one message on standard error and, for machines, an object with `error` on
-/// standard output.
-pub(crate) fn fail(error: &anyhow::Error, as_json: bool) -> ExitCode {
+/// standard output. Returns the exit code.
+pub(crate) fn fail(error: &anyhow::Error, as_json: bool) -> u8 {
     let message = message(error);
     let code = exit_code(error);
     report(&message);
@@ -90,7 +87,7 @@ pub(crate) fn fail(error: &anyhow::Error, as_json: bool) -> ExitCode {
         // An error cannot be reported to a closed pipe.
         let _ = write_line(&json!({ "error": message, "exit": code }).to_string());
     }
-    ExitCode::from(code)
+    code
 }
 
 fn report(message: &str) {

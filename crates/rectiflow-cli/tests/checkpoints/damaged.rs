@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::fixture::{Fixture, READERS, Reader, Reads, STEP, Wrong, copy_anew, stderr};
+use crate::fixture::{Fixture, READERS, Reader, Reads, STEP, Wrong, replace_by_copy, stderr};
 
 const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
 const NEWER: [&str; 8] = [
@@ -206,7 +206,7 @@ fn every_reader_refuses_damage_in_what_it_reads_and_only_there() {
     let spoilt = fixture.path("spoilt").join(STEP);
     let mut wrong = Wrong::default();
     for damage in DAMAGES {
-        copy_anew(&fixture.checkpoint(), &spoilt);
+        replace_by_copy(&fixture.checkpoint(), &spoilt);
         (damage.spoil)(&spoilt);
         for reader in READERS {
             let what = format!("{}, {}", reader.name, damage.name);
@@ -239,7 +239,7 @@ fn averaged_weights(fixture: &Fixture, spoilt: &Path, wrong: &mut Wrong) {
             .filter(|reader| reader.reads == Reads::Model)
     };
     let link = fixture.path("link");
-    copy_anew(&fixture.checkpoint(), spoilt);
+    replace_by_copy(&fixture.checkpoint(), spoilt);
     std::os::unix::fs::symlink(spoilt.join("ema"), &link).expect("linked");
     let dotted = spoilt.join("ema/unet/..");
     // The other weights are not theirs.
@@ -269,7 +269,7 @@ fn averaged_weights(fixture: &Fixture, spoilt: &Path, wrong: &mut Wrong) {
     }
     // Without the checkpoint around them nothing covers them.
     let alone = fixture.path("alone/ema");
-    copy_anew(&fixture.checkpoint().join("ema"), &alone);
+    replace_by_copy(&fixture.checkpoint().join("ema"), &alone);
     for reader in readers() {
         let output = (reader.run)(fixture, &alone, &[]);
         let words = ["damaged", "BLAKE3SUMS", "copy the whole checkpoint"];
@@ -279,7 +279,7 @@ fn averaged_weights(fixture: &Fixture, spoilt: &Path, wrong: &mut Wrong) {
 
 /// A part's own folder inside of a checkpoint is that checkpoint's; a card has no damaged recipe.
 fn the_card(fixture: &Fixture, spoilt: &Path) {
-    copy_anew(&fixture.checkpoint(), spoilt);
+    replace_by_copy(&fixture.checkpoint(), spoilt);
     edit(spoilt.join("recipe.toml"), |text| {
         text.replace("seed = 7", "seed = 3")
     });
@@ -327,7 +327,7 @@ fn the_card(fixture: &Fixture, spoilt: &Path) {
 fn a_checkpoint_of_format_1_is_read_by_every_command_with_one_warning() {
     let fixture = Fixture::new();
     let old = fixture.path("old").join(STEP);
-    copy_anew(&fixture.checkpoint(), &old);
+    replace_by_copy(&fixture.checkpoint(), &old);
     to_format_1(&old);
     let mut wrong = Wrong::default();
     for reader in READERS {

@@ -46,7 +46,7 @@ fn copy(from: &Path, to: &Path) {
 }
 
 /// Replaces `to` by a copy of `from`.
-pub(crate) fn copy_anew(from: &Path, to: &Path) {
+pub(crate) fn replace_by_copy(from: &Path, to: &Path) {
     let _ = fs::remove_dir_all(to);
     copy(from, to);
 }
@@ -254,7 +254,7 @@ pub(crate) const READERS: [Reader; 11] = [
         run: |fixture, model, more| {
             let run = fixture.path("resumed");
             let _ = fs::remove_dir_all(&run);
-            copy_anew(model, &run.join("checkpoints").join(STEP));
+            replace_by_copy(model, &run.join("checkpoints").join(STEP));
             let set = ["--set", "run.dir='resumed'", "--set", "train.samples=8"];
             fixture.rectiflow(&[&["train", "run.toml"], &set[..], more].concat())
         },

@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use crate::fixture::{
-    Fixture, READERS, Reads, STEP, TINY, Wrong, copy_anew, rectiflow_in, stderr, text,
+    Fixture, READERS, Reads, STEP, TINY, Wrong, rectiflow_in, replace_by_copy, stderr, text,
 };
 
 /// The readers that are tried with everything.
@@ -89,7 +89,7 @@ fn nothing_says_where(fixture: &Fixture, wrong: &mut Wrong) {
 fn another_model_at_the_old_path(fixture: &Fixture, moved: &Path, wrong: &mut Wrong) {
     let checkpoint = fixture.checkpoint();
     let old = fixture.path("base");
-    copy_anew(moved, &old);
+    replace_by_copy(moved, &old);
     // The second text encoder of one model in the folder of another: a byte differs.
     let weights = old.join("text_encoder_2/model.safetensors");
     let mut bytes = fs::read(&weights).expect("weights");
@@ -175,7 +175,7 @@ fn a_project_that_moves_as_a_whole_keeps_working() {
     wrong.expect_success("a branch that moved", &sample(text(&child)));
     // Repeating the command that began a branch resumes it, though its parent has moved too.
     let parent = fixture.path("parent");
-    copy_anew(&first, &parent);
+    replace_by_copy(&first, &parent);
     fs::remove_dir_all(fixture.path("first")).expect("removed");
     let set = [
         "--set",

@@ -40,7 +40,7 @@ mod rotation;
 pub(crate) mod saving;
 pub(crate) mod snapshots;
 mod state_numbers;
-pub mod sums;
+pub(crate) mod sums;
 pub mod weights_hash;
 
 use std::{

@@ -436,13 +436,7 @@ mod tests {
             let bad = case.mutation.of(&good, &mut random);
             std::fs::write(&path, &bad).expect("writes");
             let is_whole = case.run("a checkpoint", || verify(folder.path()).is_ok());
-            // Format 1 has no sums.
-            let is_old = Saved::read(folder.path()).is_ok_and(|saved| saved.format == 1);
-            assert!(
-                is_old || is_whole == (bad == good),
-                "{case:?} of {}",
-                path.display()
-            );
+            assert_eq!(is_whole, bad == good, "{case:?} of {}", path.display());
             std::fs::write(&path, good).expect("writes");
         }
     }
