@@ -35,10 +35,10 @@ fn the_estimate_is_what_a_step_takes_to_a_tenth() {
     let mut wrong = Vec::new();
     for dtype in ["fp32", "bf16"] {
         for more in [
-            &["--batch", "8"][..],
-            &["--batch", "8", "--checkpointing"],
-            &["--batch", "8", "--budget-gib", "0.6"],
-            &["--batch", "8", "--micro-batches", "2"],
+            &["--batch", "4"][..],
+            &["--batch", "4", "--checkpointing"],
+            &["--batch", "4", "--budget-gib", "0.4"],
+            &["--batch", "4", "--micro-batches", "2"],
         ] {
             let found = step(&[&["--dtype", dtype], more].concat());
             let [peak, estimated] =
