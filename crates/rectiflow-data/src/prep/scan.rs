@@ -28,10 +28,11 @@ use crate::{
         record::SampleId,
     },
     picture::decode,
-    prep::{events::PrepEvent, settings::PrepSettings, text_notes::text_notes},
+    prep::{events::PrepEvent, filtered::Filtered, settings::PrepSettings, text_notes::text_notes},
     reject::{Fault, Reason, Remark},
     source::{
         Found, Source,
+        boards::Size,
         names::{Kind, classify},
     },
     text::caption::Text,
@@ -118,6 +119,8 @@ pub(crate) struct Scan {
     pub(crate) accepted: Vec<Accepted>,
     pub(crate) rejected: Vec<Remark>,
     pub(crate) notes: Vec<Remark>,
+    /// What the filter removed.
+    pub(crate) filtered: Filtered,
     /// Notes about the texts of accepted samples.
     text_notes: Vec<(SampleId, Remark)>,
     /// Keys with text that are not read.
@@ -148,6 +151,8 @@ struct Scanned {
     /// Whether the fact comes from an earlier run.
     known: bool,
     text: Option<u64>,
+    /// The clause of the filter that removes it.
+    removed_by: Option<usize>,
     /// Why there is no text.
     missing_text: String,
     remarks: Vec<Remark>,
@@ -171,6 +176,7 @@ impl Scan {
         let mut scan = Self {
             changed: num_remembered == 0,
             faults: lasting_faults(&remembered),
+            filtered: Filtered::new(source.boards.clauses()),
             ..Self::default()
         };
 
@@ -190,7 +196,7 @@ impl Scan {
             progress(PrepEvent::Scanning {
                 done: done as u64,
                 num_files: source.files.len() as u64,
-                rejected: scan.rejected.len() as u64,
+                rejected: scan.rejected.len() as u64 + scan.filtered.count(),
             });
         }
 
@@ -276,6 +282,10 @@ impl Scan {
         let fault = fact.fault.as_ref();
         let verdict = match fault.or_else(|| self.faults.get(&fact.id)) {
             Some(fault) => Err(fault.clone()),
+            None if let Some(clause) = scanned.removed_by => {
+                self.filtered.add(clause, &fact.path);
+                return self.facts.push(fact);
+            }
             None => judge(&fact, buckets, settings).and_then(|bucket| {
                 let missing = || Fault::new(Reason::NoCaption, scanned.missing_text);
                 Ok((bucket, scanned.text.ok_or_else(missing)?))
@@ -444,6 +454,7 @@ fn scan_file(
         fact,
         known,
         text: None,
+        removed_by: None,
         missing_text: String::new(),
         remarks: Vec::new(),
         notes: Vec::new(),
@@ -458,6 +469,17 @@ fn scan_file(
 /// Reads the text of an image.
 fn scan_text(source: &Source, found: &Found, settings: &PrepSettings, scanned: &mut Scanned) {
     let texts = source.text(found);
+    if let Ok(fact) = &scanned.fact {
+        let size = Size {
+            width_px: fact.width_px,
+            height_px: fact.height_px,
+        };
+        let (text, post) = (texts.text.as_ref(), texts.post.as_ref());
+        scanned.removed_by = source.boards.removed_by(size, text, post);
+    }
+    if scanned.removed_by.is_some() {
+        return;
+    }
     scanned.remarks = texts.remarks;
     scanned.notes = texts.notes;
     scanned.unread = texts.unread;
