@@ -1,6 +1,8 @@
 //! `[prep.tags]`: where each class of a post's tags, its rating and its score go, and how tags are
 //! spelled.
 
+use std::collections::BTreeMap;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -20,39 +22,6 @@ pub enum Place {
     Caption,
     /// They are not read; a filter sees them all the same.
     Nothing,
-}
-
-/// The words of the four ratings.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct RatingWords {
-    /// Rating g, general. Also rating s in tables without a row that is rated g: there it means
-    /// safe, as on e621, and on Danbooru before 2022.
-    pub g: String,
-    /// Rating s, sensitive.
-    pub s: String,
-    /// Rating q, questionable.
-    pub q: String,
-    /// Rating e, explicit.
-    pub e: String,
-}
-
-impl Default for RatingWords {
-    fn default() -> Self {
-        let [g, s, q, e] = ["safe", "sensitive", "nsfw", "explicit"].map(str::to_owned);
-        Self { g, s, q, e }
-    }
-}
-
-/// A quality word, and which scores it is for.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct ScoreWord {
-    /// The word.
-    pub word: String,
-    /// It is for posts whose score is above that of at least this share of all rows, in per cent.
-    /// Range 0 to 100.
-    pub from_percent: f64,
 }
 
 /// The `[prep.tags]` table of a recipe: how rows of tables of image boards become text.
@@ -82,15 +51,23 @@ pub struct TagSettings {
     pub invalid: Place,
     /// Where the word of the rating goes. Default "important".
     pub rating: Place,
-    /// The words of the ratings. Default safe, sensitive, nsfw and explicit, as for Animagine XL
-    /// and NoobAI-XL; Danbooru's own are general, sensitive, questionable and explicit.
-    pub rating_words: RatingWords,
+    /// The word of rating g, general, and of rating s in tables without a row that is rated g: there
+    /// it means safe, as on e621, and on Danbooru before 2022. Default "safe". The four defaults
+    /// are those of Animagine XL and NoobAI-XL; Danbooru's own words are general, sensitive,
+    /// questionable and explicit.
+    pub rating_g: String,
+    /// The word of rating s, sensitive. Default "sensitive".
+    pub rating_s: String,
+    /// The word of rating q, questionable. Default "nsfw".
+    pub rating_q: String,
+    /// The word of rating e, explicit. Default "explicit".
+    pub rating_e: String,
     /// Where the word of the score goes. Default "quality".
     pub score: Place,
-    /// The words of scores by rank among the rows of the tables of a folder. Default masterpiece
-    /// from 95%, best quality from 85%, good quality from 60%, normal quality from 30% and worst
-    /// quality below, as for NoobAI-XL. An empty list: no words.
-    pub score_words: Vec<ScoreWord>,
+    /// The words of scores by rank: each with the percentage of rows, of all tables of a folder,
+    /// that must have a lower score. Range 0 to 100; the highest that a score reaches counts.
+    /// Default as for NoobAI-XL. An empty table: no words.
+    pub score_words: BTreeMap<String, f64>,
     /// Keep the underscores of tags. Default false: they become spaces, except in emoticons such as
     /// `^_^`, and `data.prompt.underscores` brings them back in a share of the prompts.
     pub keep_underscores: bool,
@@ -108,10 +85,10 @@ impl Default for TagSettings {
             ("normal quality", 30.0),
             ("worst quality", 0.0),
         ];
-        let score_word = |(word, from_percent): (&str, f64)| ScoreWord {
-            word: word.to_owned(),
-            from_percent,
-        };
+        let mut score_words = BTreeMap::new();
+        for (word, percent) in words {
+            score_words.insert(word.to_owned(), percent);
+        }
         let dropped = [
             "conditional_dnp",
             "avoid_posting",
@@ -133,9 +110,12 @@ impl Default for TagSettings {
             contributor: Place::Nothing,
             invalid: Place::Nothing,
             rating: Place::Important,
-            rating_words: RatingWords::default(),
+            rating_g: "safe".to_owned(),
+            rating_s: "sensitive".to_owned(),
+            rating_q: "nsfw".to_owned(),
+            rating_e: "explicit".to_owned(),
             score: Place::Quality,
-            score_words: words.map(score_word).to_vec(),
+            score_words,
             keep_underscores: false,
             drop: dropped.map(str::to_owned).to_vec(),
         }
@@ -146,16 +126,15 @@ impl TagSettings {
     /// All problems, one message each, with keys as in a recipe.
     pub(crate) fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        for ScoreWord { word, from_percent } in &self.score_words {
-            if !(0.0..=100.0).contains(from_percent) {
+        for (word, percent) in &self.score_words {
+            if !(0.0..=100.0).contains(percent) {
                 problems.push(format!(
-                    "prep.tags.score_words: from_percent of {word:?} is {from_percent}: must be 0 \
-                     to 100"
+                    "prep.tags.score_words: {word:?} = {percent}: must be 0 to 100"
                 ));
             }
             if word.trim().is_empty() {
                 problems.push(format!(
-                    "prep.tags.score_words: the word from {from_percent}% is empty: remove it, or \
+                    "prep.tags.score_words: the word from {percent}% on is empty: remove it, or \
                      write a word"
                 ));
             }
@@ -180,13 +159,11 @@ impl TagSettings {
 
     /// The word of a rating's letter. With `s_is_safe` s is the lowest.
     pub(crate) fn rating_word(&self, letter: &str, s_is_safe: bool) -> &str {
-        let words = &self.rating_words;
         match letter {
-            "s" if s_is_safe => &words.g,
-            "g" => &words.g,
-            "s" => &words.s,
-            "q" => &words.q,
-            _ => &words.e,
+            "s" if !s_is_safe => &self.rating_s,
+            "g" | "s" => &self.rating_g,
+            "q" => &self.rating_q,
+            _ => &self.rating_e,
         }
     }
 
@@ -271,10 +248,10 @@ mod tests {
     fn score_words_are_checked() {
         let mut settings = TagSettings::default();
         assert!(settings.problems().is_empty());
-        settings.score_words[0].from_percent = 101.0;
-        settings.score_words[1].word = " ".to_owned();
+        settings.score_words.insert("top".to_owned(), 101.0);
+        settings.score_words.insert(" ".to_owned(), 85.0);
         let problems = settings.problems().join("\n");
-        assert!(problems.contains("\"masterpiece\" is 101: must be 0 to 100"));
-        assert!(problems.contains("from 85% is empty"));
+        assert!(problems.contains("\"top\" = 101: must be 0 to 100"));
+        assert!(problems.contains("from 85% on is empty"));
     }
 }

@@ -1,10 +1,11 @@
 //! The posts of the tables of a folder: which row is about which picture of the folder.
 
+use std::collections::BTreeMap;
+
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::{
     board::{
-        classes::ScoreWord,
         index::{Keys, Repeat},
         names::{NamedKeys, keys_of},
         post::Ranks,
@@ -33,6 +34,7 @@ pub(crate) struct Scope {
     files: Keys<4>,
     scores: Scores,
     has_g: bool,
+    has_s: bool,
     pub(crate) ranks: Ranks,
 }
 
@@ -64,12 +66,16 @@ impl Scope {
         if let Some(score) = fields::score(row) {
             self.scores.add(score);
         }
-        self.has_g |= fields::rating(row) == Some("g");
+        match fields::rating(row) {
+            Some("g") => self.has_g = true,
+            Some("s") => self.has_s = true,
+            _ => {}
+        }
         has_key
     }
 
     /// Ends the adding. Returns the rows that repeat a key, in their order, each once.
-    pub(crate) fn finish(&mut self, words: &[ScoreWord]) -> Vec<Repeat> {
+    pub(crate) fn finish(&mut self, words: &BTreeMap<String, f64>) -> Vec<Repeat> {
         let mut repeats = self.ids.finish();
         repeats.extend(self.md5s.finish());
         repeats.extend(self.files.finish());
@@ -77,7 +83,7 @@ impl Scope {
         repeats.dedup_by_key(|repeat| repeat.row);
         self.ranks = Ranks {
             words: self.scores.words(words),
-            s_is_safe: !self.has_g,
+            s_is_safe: self.has_s && !self.has_g,
         };
         self.scores = Scores::default();
         repeats
@@ -173,7 +179,7 @@ mod tests {
         for (number, row) in (0..).zip(rows) {
             scope.add(number, row.as_object().unwrap(), "sub");
         }
-        let repeats = scope.finish(&[]);
+        let repeats = scope.finish(&BTreeMap::new());
         (scope, repeats)
     }
 

@@ -2,8 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use crate::board::classes::ScoreWord;
-
 /// Scores are counted in steps of a thousandth: boards have whole ones, models have fractions.
 const STEPS: f64 = 1000.0;
 
@@ -32,24 +30,19 @@ impl Scores {
 
     /// The words of all scores: of the words whose share of rows is below a score, the one with the
     /// largest share.
-    pub(crate) fn words(&self, words: &[ScoreWord]) -> ScoreWords {
+    pub(crate) fn words(&self, words: &BTreeMap<String, f64>) -> ScoreWords {
         let total: u64 = self.counts.values().sum();
         let mut from = BTreeMap::new();
         let mut below = 0;
         for (&score, &count) in &self.counts {
             let percent = 100.0 * below as f64 / total as f64;
-            let mut best: Option<&ScoreWord> = None;
-            for word in words {
-                let is_better = best.is_none_or(|best| word.from_percent > best.from_percent);
-                if word.from_percent <= percent && is_better {
-                    best = Some(word);
-                }
-            }
+            let reached = words.iter().filter(|&(_, &from)| from <= percent);
+            let best = reached.max_by(|(_, a), (_, b)| a.total_cmp(b));
             // Words change at few scores; a score without a word has none below it either.
-            if let Some(best) = best
-                && from.values().next_back() != Some(&best.word)
+            if let Some((best, _)) = best
+                && from.values().next_back() != Some(best)
             {
-                from.insert(score, best.word.clone());
+                from.insert(score, best.clone());
             }
             below += count;
         }
@@ -103,10 +96,7 @@ mod tests {
         }
         scores.add(-0.25);
         scores.add(f64::MAX);
-        let top = [ScoreWord {
-            word: "top".to_owned(),
-            from_percent: 90.0,
-        }];
+        let top = BTreeMap::from([("top".to_owned(), 90.0)]);
         let words = scores.words(&top);
         assert_eq!((words.of(0.0), words.of(-0.25)), (None, None));
         assert_eq!(words.of(1e300), Some("top"));
