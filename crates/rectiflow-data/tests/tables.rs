@@ -472,7 +472,7 @@ fn filters_and_settings_that_cannot_work_are_named() {
         ),
         (
             filtered("score = high"),
-            ["column score is a number", "\"high\" is a text"],
+            ["column score is a number", "there is no column \"high\""],
         ),
         (
             named(&["post.parquet"]),

@@ -16,6 +16,8 @@ pub mod classes;
 pub mod count;
 pub(crate) mod index;
 pub(crate) mod kept;
+#[cfg(test)]
+mod million;
 pub(crate) mod names;
 pub(crate) mod post;
 pub(crate) mod scope;
@@ -30,7 +32,7 @@ use crate::{
     board::{
         classes::TagSettings,
         count::{BoardCount, Counted, TableCount},
-        index::RowSet,
+        index::{Repeat, RowSet},
         kept::{Keeping, Kept},
         post::Post,
         scope::{Match, Scope, described},
@@ -143,12 +145,7 @@ impl Board {
         for scope in 0..board.scopes.len() {
             let repeats = board.scopes[scope].finish(&board.settings.score_words);
             for repeat in repeats {
-                board.repeated.insert(repeat.row);
-                let first = board.address(repeat.first);
-                let index = board.table_of(repeat.row);
-                let address = board.address(repeat.row);
-                let count = &mut board.tables[index].count.repeated;
-                count.add(|| format!("{address} has the key of {first}"));
+                board.count_repeat(repeat);
             }
         }
         for table in &mut board.tables {
@@ -211,6 +208,20 @@ impl Board {
             count,
         });
         problem.map_or(Ok(()), Err)
+    }
+
+    /// Counts a row whose key a row before it has.
+    fn count_repeat(&mut self, repeat: Repeat) {
+        self.repeated.insert(repeat.row);
+        let index = self.table_of(repeat.row);
+        let has_room = self.tables[index].count.repeated.has_room();
+        let example = if has_room {
+            let first = self.address(repeat.first);
+            format!("{} has the key of {first}", self.address(repeat.row))
+        } else {
+            String::new()
+        };
+        self.tables[index].count.repeated.add(|| example);
     }
 
     /// The number of rows of all tables.

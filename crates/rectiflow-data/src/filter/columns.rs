@@ -50,6 +50,10 @@ impl Columns {
 
     /// Adds a column. One that is there with another kind becomes [`Kind::Any`].
     pub(crate) fn add(&mut self, name: &str, kind: Kind) {
+        // Most columns of JSON lines are known from the line before.
+        if self.0.get(name) == Some(&kind) {
+            return;
+        }
         let known = self.0.entry(name.to_lowercase()).or_insert(kind);
         if *known != kind {
             *known = Kind::Any;

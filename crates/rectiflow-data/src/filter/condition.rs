@@ -207,10 +207,10 @@ impl Checker<'_> {
         right: &Expression,
     ) -> Result<Condition, String> {
         match (self.side(left)?, self.side(right)?) {
-            (Side::Column(column, kind), Side::Word(word) | Side::Quoted(word)) => {
+            (Side::Column(column, kind), word @ (Side::Word(_) | Side::Quoted(_))) => {
                 self.with_word(sign, &column, kind, &word)
             }
-            (Side::Word(word) | Side::Quoted(word), Side::Column(column, kind)) => {
+            (word @ (Side::Word(_) | Side::Quoted(_)), Side::Column(column, kind)) => {
                 self.with_word(reversed(sign), &column, kind, &word)
             }
             (left_side, right_side) => {
@@ -227,10 +227,13 @@ impl Checker<'_> {
         sign: Sign,
         column: &str,
         kind: Kind,
-        word: &str,
+        word: &Side,
     ) -> Result<Condition, String> {
+        let (Side::Word(text) | Side::Quoted(text)) = word else {
+            unreachable!("only words are compared here");
+        };
         let is_equality = matches!(sign, Sign::Equal | Sign::Unequal);
-        let flag = match word.to_lowercase().as_str() {
+        let flag = match text.to_lowercase().as_str() {
             "true" => Some(true),
             "false" => Some(false),
             _ => None,
@@ -241,12 +244,17 @@ impl Checker<'_> {
                 Ok(Condition::Flag(column.to_owned(), wanted))
             }
             (Kind::Text | Kind::Any, _) => {
-                let text = self.text_value(column, word)?;
+                let text = self.text_value(column, text)?;
                 Ok(Condition::Text(sign, column.to_owned(), text))
             }
-            _ if self.columns.nearest(word).is_some() => Err(self.unknown(word)),
+            // A word without quotation marks may be meant as a column.
+            (Kind::Number, None) if matches!(word, Side::Word(_)) => Err(format!(
+                "column {column} is {}; {}",
+                kind.as_str(),
+                self.unknown(text)
+            )),
             _ => Err(format!(
-                "column {column} is {}, and {word:?} is a text: {}",
+                "column {column} is {}, which cannot be compared so with {text:?}: {}",
                 kind.as_str(),
                 advice(column, kind)
             )),

@@ -220,7 +220,7 @@ mod tests {
             ("rating in [g, 5]", "\"5\" is no rating"),
             (
                 "score = \"high\"",
-                "column score is a number, and \"high\" is a text",
+                "column score is a number, which cannot be compared so with \"high\"",
             ),
             (
                 "score in [g]",

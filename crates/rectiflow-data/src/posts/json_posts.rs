@@ -66,7 +66,7 @@ pub(crate) fn read(path: &Path, rows: &mut dyn Rows) -> Result<(), String> {
     let file = text_file::open_regular(path).map_err(|error| error.to_string())?;
     let mut reader = BufReader::with_capacity(1 << 20, file);
     let mut line = Vec::new();
-    for number in 0.. {
+    for number in 0..u32::MAX {
         if !next_line(&mut reader, &mut line, number)? {
             return Ok(());
         }

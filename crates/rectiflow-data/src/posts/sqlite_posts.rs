@@ -54,7 +54,7 @@ pub(crate) fn read(path: &Path, wanted: &[String], rows: &mut dyn Rows) -> Resul
     );
     let mut statement = connection.prepare(&sql).map_err(broken)?;
     let mut found = statement.query([]).map_err(broken)?;
-    for number in 0.. {
+    for number in 0..u32::MAX {
         let Some(record) = found.next().map_err(broken)? else {
             return Ok(());
         };

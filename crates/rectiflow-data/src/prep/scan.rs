@@ -279,13 +279,16 @@ impl Scan {
             Err(fault) => return self.reject(source.files[file].path.clone(), fault),
         };
         // A copy of a bad file has the same fault; settings judge the others.
-        let fault = fact.fault.as_ref();
-        let verdict = match fault.or_else(|| self.faults.get(&fact.id)) {
-            Some(fault) => Err(fault.clone()),
-            None if let Some(clause) = scanned.removed_by => {
-                self.filtered.add(clause, &fact.path);
-                return self.facts.push(fact);
-            }
+        let fault = fact.fault.as_ref().or_else(|| self.faults.get(&fact.id));
+        let fault = fault.cloned();
+        if fault.is_none()
+            && let Some(clause) = scanned.removed_by
+        {
+            self.filtered.add(clause, &fact.path);
+            return self.facts.push(fact);
+        }
+        let verdict = match fault {
+            Some(fault) => Err(fault),
             None => judge(&fact, buckets, settings).and_then(|bucket| {
                 let missing = || Fault::new(Reason::NoCaption, scanned.missing_text);
                 Ok((bucket, scanned.text.ok_or_else(missing)?))
