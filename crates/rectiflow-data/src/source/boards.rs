@@ -56,16 +56,11 @@ pub(crate) struct Size {
     pub(crate) height_px: u32,
 }
 
-/// Takes the tables of image boards out of a walk: those that the settings name, and those that are
-/// found.
+/// The tables that the settings name, for a source at `root` of any kind.
 ///
 /// # Errors
-/// [`Error::Invalid`] if a named table does not exist.
-pub(crate) fn board_tables(
-    walk: &mut Walk<'_>,
-    settings: &BoardSettings<'_>,
-) -> Result<Vec<TableFile>> {
-    let root = walk.root;
+/// [`Error::Invalid`] if one does not exist.
+pub(crate) fn named_tables(root: &Path, settings: &BoardSettings<'_>) -> Result<Vec<TableFile>> {
     let mut files: Vec<TableFile> = Vec::new();
     for name in settings.tables {
         let file = named_table(root, name)?;
@@ -73,7 +68,14 @@ pub(crate) fn board_tables(
             files.push(file);
         }
     }
+    Ok(files)
+}
+
+/// Takes the tables of image boards out of a walk: those of `files`, which are named, and those
+/// that are found, which are added to `files`.
+pub(crate) fn take_tables(walk: &mut Walk<'_>, files: &mut Vec<TableFile>) {
     if !files.is_empty() {
+        let root = walk.root;
         let is_named = |path: &str| {
             let path = fs::canonicalize(root.join(path));
             path.is_ok_and(|path| files.iter().any(|file| file.path == path))
@@ -82,9 +84,8 @@ pub(crate) fn board_tables(
         let tables = &mut walk.tables;
         tables.retain(|table| !is_named(&join(&table.folder, &table.name)));
     }
-    found_tables(walk, &mut files);
-    found_sqlite(walk, &mut files);
-    Ok(files)
+    found_tables(walk, files);
+    found_sqlite(walk, files);
 }
 
 /// The table that the user calls `name`.

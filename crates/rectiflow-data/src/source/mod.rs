@@ -39,7 +39,7 @@ use crate::{
     error::{Error, Result},
     reject::{Fault, Reason, Remark},
     source::{
-        boards::{BoardSettings, Boards, board_tables},
+        boards::{BoardSettings, Boards, named_tables, take_tables},
         named_path::{Finder, Root},
         names::{Kind, Sidecar, TableKind, classify, stem_of},
         rows::{Contents, Row, RowFile, Rows, Span},
@@ -131,7 +131,8 @@ impl Source {
     ) -> Result<Self> {
         fs::read_dir(root).map_err(Error::io(root))?;
         let mut walk = Walk::over(root, out);
-        let board_tables = board_tables(&mut walk, settings)?;
+        let mut board_tables = named_tables(root, settings)?;
+        take_tables(&mut walk, &mut board_tables);
         let Walk {
             images,
             mut tables,
