@@ -20,7 +20,7 @@
 //! | `prep` | a folder of pictures to a packed data set: scan, encode, publish; resumable |
 //! | `source` | the files of a folder by kind: pictures, their captions, tables of metadata |
 //! | `board` | tables of image boards: the row of a picture, its text and its columns |
-//! | `posts` | rows of such tables: Parquet, SQLite, JSON lines |
+//! | `posts` | rows of such tables: Parquet, SQLite, JSON lines, CSV |
 //! | `filter` | `prep.filter`: an expression on columns and tags, checked before it is asked |
 //! | `order` | the samples of each step: passes, shares, lanes, epochs, windows; pure |
 //! | `dataset` | an opened data set: its row index, verified reads, blocks kept in memory |

@@ -191,6 +191,24 @@ fn parquet(rows: &[Value]) -> Vec<u8> {
     writer.into_inner().unwrap()
 }
 
+/// A CSV file with these posts, and a column whose values have commas and lines.
+fn csv(rows: &[Value]) -> Vec<u8> {
+    let mut text = "id,md5,description,rating,score,is_deleted,tag_string_general,\
+                    tag_string_artist\n"
+        .to_owned();
+    for row in rows {
+        let cell = |name: &str| row[name].to_string().replace('"', "");
+        text += &format!("{},{},\"a, \"\"b\"\"\nc\",", cell("id"), cell("md5"));
+        text += &format!("{},{},f,", cell("rating"), cell("score"));
+        text += &format!(
+            "{},{}\n",
+            cell("tag_string_general"),
+            cell("tag_string_artist")
+        );
+    }
+    text.into_bytes()
+}
+
 /// An SQLite file with these posts, an index on their hashes, and a table of something else.
 fn sqlite(path: &Path, rows: &[Value]) {
     let connection = Connection::open(path).unwrap();
@@ -235,17 +253,25 @@ fn posts() -> Vec<Value> {
 #[test]
 fn tables_of_every_format_say_the_same() {
     let pictures = ["0007/7.png", "danbooru_5.png", "a.txt.png"];
-    for name in ["posts.parquet", "posts.sqlite", "posts.db", "posts.jsonl"] {
+    for name in [
+        "posts.parquet",
+        "posts.sqlite",
+        "posts.db",
+        "posts.jsonl",
+        "posts.csv",
+    ] {
         let folder = Folder::with(&pictures);
         folder.write("a.txt.txt", b"a fox");
         if name.ends_with("parquet") {
             folder.write(name, &parquet(&posts()));
         } else if name.ends_with("jsonl") {
             folder.write(name, &lines(&posts()));
+        } else if name.ends_with("csv") {
+            folder.write(name, &csv(&posts()));
         } else {
             sqlite(&folder.source.path().join(name), &posts());
         }
-        let summary = folder.prepare(&settings());
+        let summary = folder.prepare(&filtered("not score > 10"));
         let records = folder.records();
         assert_eq!(records.len(), 3, "{name}: {}", folder.rejected());
         let record = &records["0007/7.png"];

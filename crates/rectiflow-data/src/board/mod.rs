@@ -1,5 +1,5 @@
-//! Tables of image boards, Danbooru's and e621's: Parquet, SQLite or JSON lines with a row for each
-//! post, and pictures that are named after the post's number or hash.
+//! Tables of image boards, Danbooru's and e621's: Parquet, SQLite, JSON lines or CSV with a row for
+//! each post, and pictures that are named after the post's number or hash.
 //!
 //! ```text
 //! open   the keys of all rows (index, names)     32 bytes a row in memory
@@ -404,8 +404,8 @@ fn format_of(file: &TableFile) -> std::result::Result<Format, String> {
     match Format::of(&file.path) {
         Ok(Some(format)) => Ok(format),
         Ok(None) => Err(
-            "expected Parquet, SQLite or JSON lines (an object a line), and its first bytes are \
-             of none of them"
+            "expected Parquet, SQLite, JSON lines (an object a line) or CSV with a column id or \
+             md5, and its first bytes are of none of them"
                 .to_owned(),
         ),
         Err(error) => Err(error.to_string()),

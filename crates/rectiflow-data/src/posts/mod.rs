@@ -3,13 +3,14 @@
 //! A table is read twice, keys first and texts later, so each reader takes the columns that are
 //! needed, and returns rows in the same order each time.
 
+mod csv_posts;
 pub(crate) mod fields;
 mod json_posts;
 mod parquet_posts;
 pub(crate) mod rows;
 mod sqlite_posts;
 
-use std::{fs::File, io, os::unix::fs::FileExt, path::Path};
+use std::{io, path::Path};
 
 use crate::{
     filter::columns::Columns,
@@ -26,6 +27,7 @@ pub(crate) enum Format {
     Parquet,
     Sqlite,
     JsonLines,
+    Csv,
 }
 
 impl Format {
@@ -35,7 +37,7 @@ impl Format {
     /// The system's.
     pub(crate) fn of(path: &Path) -> io::Result<Option<Self>> {
         let file = text_file::open_regular(path)?;
-        let start = start_of(&file)?;
+        let start = text_file::start(&file)?;
         let first = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&start);
         Ok(if start.starts_with(PARQUET_MAGIC) {
             Some(Self::Parquet)
@@ -43,12 +45,15 @@ impl Format {
             Some(Self::Sqlite)
         } else if first.trim_ascii_start().starts_with(b"{") {
             Some(Self::JsonLines)
+        } else if csv_posts::begins_so(&start) {
+            Some(Self::Csv)
         } else {
             None
         })
     }
 
-    /// The columns of a table. Of JSON lines only those of the first lines.
+    /// The columns of a table. Of JSON lines only those of the first lines; of CSV
+    /// the kinds of the first rows.
     ///
     /// # Errors
     /// Why it cannot be read.
@@ -57,6 +62,7 @@ impl Format {
             Self::Parquet => parquet_posts::columns(path),
             Self::Sqlite => sqlite_posts::columns(path),
             Self::JsonLines => json_posts::columns(path),
+            Self::Csv => csv_posts::columns(path),
         }
     }
 
@@ -74,16 +80,9 @@ impl Format {
             Self::Parquet => parquet_posts::read(path, wanted, rows),
             Self::Sqlite => sqlite_posts::read(path, wanted, rows),
             Self::JsonLines => json_posts::read(path, rows),
+            Self::Csv => csv_posts::read(path, wanted, rows),
         }
     }
-}
-
-/// The first bytes of a file.
-fn start_of(file: &File) -> io::Result<Vec<u8>> {
-    let mut start = vec![0; 64];
-    let num_read = file.read_at(&mut start, 0)?;
-    start.truncate(num_read);
-    Ok(start)
 }
 
 #[cfg(test)]
@@ -101,7 +100,8 @@ mod tests {
             (b"SQLite format 3\0...", Some(Format::Sqlite)),
             (b"\xef\xbb\xbf \n{\"id\": 1}", Some(Format::JsonLines)),
             (b"[1]", None),
-            (b"id,md5\n", None),
+            (b"id,md5\n", Some(Format::Csv)),
+            (b"name,text\n", None),
             (b"", None),
         ] {
             fs::write(&path, bytes).unwrap();

@@ -132,7 +132,7 @@ fn found_tables(walk: &mut Walk<'_>, files: &mut Vec<TableFile>) {
     let mut others = Vec::new();
     for table in std::mem::take(&mut walk.tables) {
         let path = join(&table.folder, &table.name);
-        let can_be = matches!(table.kind, TableKind::Parquet | TableKind::JsonLines);
+        let can_be = table.kind != TableKind::Json;
         if can_be && is_board(&walk.root.join(&path)) {
             files.push(found_table(walk.root, path));
         } else {
