@@ -42,9 +42,9 @@ use crate::terminal::{
 ///
 /// Captions and tags come from files beside an image (NAME.txt, NAME.caption, NAME.tags, NAME.json)
 /// or from a table (metadata.jsonl, .csv or .parquet, kohya's JSON, tables of image boards);
-/// docs/preparation.md lists what is read. Images that cannot be used are skipped and listed, with the reason, in the data set's
-/// rejected.jsonl. An interrupted preparation resumes. Repeated on a changed folder, it encodes
-/// only the changes. Exits with 1 if no image can be used.
+/// docs/preparation.md lists what is read. Images that cannot be used are skipped and listed, with
+/// the reason, in the data set's rejected.jsonl. An interrupted preparation resumes. Repeated on a
+/// changed folder, it encodes only the changes. Exits with 1 if no image can be used.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The folder of images; its subfolders are read too.

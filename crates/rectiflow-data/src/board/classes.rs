@@ -51,7 +51,7 @@ pub struct TagSettings {
     pub invalid: Place,
     /// Where the word of the rating goes. Default "important".
     pub rating: Place,
-    /// The word of rating g, general, and of rating s in tables without a row that is rated g: there
+    /// The word of rating g, general, and of rating s in tables in which no row is rated g: there
     /// it means safe, as on e621, and on Danbooru before 2022. Default "safe". The four defaults
     /// are those of Animagine XL and NoobAI-XL; Danbooru's own words are general, sensitive,
     /// questionable and explicit.

@@ -226,7 +226,7 @@ mod tests {
                 "score in [g]",
                 "column score is a number, which \"g\" in the list is not",
             ),
-            ("score in [1+1]", "\"1+1\" in the list is not"),
+            ("score in [(1 + 1)]", "\"(1 + 1)\" in the list is not"),
             ("tags = comic", "column tags is a list"),
             ("rating", "column rating is a text, neither true nor false"),
             ("score + 1", "\"score + 1\" is neither true nor false"),

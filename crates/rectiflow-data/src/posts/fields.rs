@@ -288,7 +288,7 @@ pub(crate) fn add_usual(columns: &mut Columns) {
 }
 
 /// The value of a column for a filter.
-pub(crate) fn filter_value(row: &Row, column: &str) -> Option<&Value> {
+pub(crate) fn filter_value<'a>(row: &'a Row, column: &str) -> Option<&'a Value> {
     at(row, column)
         .filter(|value| !value.is_object())
         .or_else(|| match column {

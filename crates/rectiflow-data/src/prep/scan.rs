@@ -32,7 +32,6 @@ use crate::{
     reject::{Fault, Reason, Remark},
     source::{
         Found, Source,
-        boards::Size,
         names::{Kind, classify},
     },
     text::caption::Text,
@@ -119,7 +118,6 @@ pub(crate) struct Scan {
     pub(crate) accepted: Vec<Accepted>,
     pub(crate) rejected: Vec<Remark>,
     pub(crate) notes: Vec<Remark>,
-    /// What the filter removed.
     pub(crate) filtered: Filtered,
     /// Notes about the texts of accepted samples.
     text_notes: Vec<(SampleId, Remark)>,
@@ -279,11 +277,9 @@ impl Scan {
             Err(fault) => return self.reject(source.files[file].path.clone(), fault),
         };
         // A copy of a bad file has the same fault; settings judge the others.
-        let fault = fact.fault.as_ref().or_else(|| self.faults.get(&fact.id));
-        let fault = fault.cloned();
-        if fault.is_none()
-            && let Some(clause) = scanned.removed_by
-        {
+        let fault = fact.fault.as_ref();
+        let fault = fault.or_else(|| self.faults.get(&fact.id)).cloned();
+        if let (None, Some(clause)) = (&fault, scanned.removed_by) {
             self.filtered.add(clause, &fact.path);
             return self.facts.push(fact);
         }
@@ -473,15 +469,10 @@ fn scan_file(
 fn scan_text(source: &Source, found: &Found, settings: &PrepSettings, scanned: &mut Scanned) {
     let texts = source.text(found);
     if let Ok(fact) = &scanned.fact {
-        let size = Size {
-            width_px: fact.width_px,
-            height_px: fact.height_px,
-        };
-        let (text, post) = (texts.text.as_ref(), texts.post.as_ref());
-        scanned.removed_by = source.boards.removed_by(size, text, post);
-    }
-    if scanned.removed_by.is_some() {
-        return;
+        scanned.removed_by = source.removed_by(&texts, fact.width_px, fact.height_px);
+        if scanned.removed_by.is_some() {
+            return;
+        }
     }
     scanned.remarks = texts.remarks;
     scanned.notes = texts.notes;

@@ -39,7 +39,7 @@ use crate::{
     error::{Error, Result},
     reject::{Fault, Reason, Remark},
     source::{
-        boards::{BoardSettings, Boards, named_tables, take_tables},
+        boards::{BoardSettings, Boards, Size, named_tables, take_tables},
         named_path::{Finder, Root},
         names::{Kind, Sidecar, TableKind, classify, stem_of},
         rows::{Contents, Row, RowFile, Rows, Span},
@@ -222,6 +222,17 @@ impl Source {
         }
         texts.text = (!all.is_empty()).then_some(all);
         texts
+    }
+
+    /// The clause of the filter that removes an image of this size with these texts. None if it is
+    /// kept.
+    pub(crate) fn removed_by(&self, texts: &Texts, width_px: u32, height_px: u32) -> Option<usize> {
+        let size = Size {
+            width_px,
+            height_px,
+        };
+        let post = texts.post.as_ref();
+        self.boards.removed_by(size, texts.text.as_ref(), post)
     }
 
     /// Why an image has no text: what could have been there, and what is there.
