@@ -355,21 +355,13 @@ impl Scan {
                 notes.push(note.clone());
             }
         }
-        for (
-            key,
-            UnreadKey {
-                num_images,
-                example,
-            },
-        ) in &self.unread_keys
-        {
-            let have_it = if *num_images == 1 {
-                "1 picture has it".to_owned()
-            } else {
-                format!("{num_images} pictures have it")
+        for (key, unread) in &self.unread_keys {
+            let have_it = match unread.num_images {
+                1 => "1 picture has it".to_owned(),
+                many => format!("{many} pictures have it"),
             };
             let detail = format!("the key {key:?} has text and is not read: {have_it}");
-            notes.push(Remark::new(example, Reason::UnreadKey, detail));
+            notes.push(Remark::new(&unread.example, Reason::UnreadKey, detail));
         }
         notes
     }

@@ -82,10 +82,10 @@ pub struct PrepSettings {
     /// before the text encoder reads it. Turn it off for captions in which the backslash has a
     /// meaning, such as LaTeX. Default true.
     pub unescape_parentheses: bool,
-    /// Tables of image boards: Parquet, SQLite, JSON lines or CSV with a row for each post, relative
-    /// to the source folder. They are good for all pictures, and each must be usable. Default none:
-    /// tables in the folder that have an id or md5, tags of a board and no names of files are found
-    /// by themselves.
+    /// Tables of image boards: Parquet, SQLite, JSON lines or CSV with a row for each post, named
+    /// relative to the source folder. They are good for all pictures, and each must be usable.
+    /// Default none: tables in the folder that have an id or md5, tags of a board and no names of
+    /// files are found by themselves.
     pub tables: Vec<String>,
     /// How rows of tables of image boards become text.
     pub tags: TagSettings,
