@@ -506,10 +506,7 @@ fn filters_and_settings_that_cannot_work_are_named() {
         ),
         (
             named(&["7.png"]),
-            [
-                "prep.tables, 7.png",
-                "expected Parquet, SQLite, JSON lines",
-            ],
+            ["prep.tables, 7.png", "expected Parquet, SQLite, JSON lines"],
         ),
         (named(&["."]), ["prep.tables, .", "it is a folder"]),
     ] {

@@ -87,8 +87,6 @@ pub struct PrepSettings {
     /// Default none: tables in the folder that have an id or md5, tags of a board and no names of
     /// files are found by themselves.
     pub tables: Vec<String>,
-    /// How rows of tables of image boards become text.
-    pub tags: TagSettings,
     /// Which pictures are kept, such as `rating in [g, s] and score >= 5 and width*height >= 65536
     /// and not tag:comic`: columns of tables of image boards, and of every picture `width`,
     /// `height`, `num_tags` and `tag:name`. Default "": all.
@@ -100,6 +98,8 @@ pub struct PrepSettings {
     /// at most one unfinished object. Range 32 to 1048576. Default 4096, about 512 MiB at 1024 x
     /// 1024.
     pub object_rows: u32,
+    /// How rows of tables of image boards become text.
+    pub tags: TagSettings,
     /// Shuffle all rows again, including those that are packed already; existing latents are not
     /// encoded again. Not a setting of a recipe: `--repack`.
     #[serde(skip)]
@@ -137,10 +137,10 @@ impl Default for PrepSettings {
             tag_separator: TagSeparator::Comma,
             unescape_parentheses: true,
             tables: Vec::new(),
-            tags: TagSettings::default(),
             filter: String::new(),
             encode_batch: 8,
             object_rows: 4096,
+            tags: TagSettings::default(),
             repack: false,
         }
     }
