@@ -12,6 +12,7 @@ use std::{
 use anyhow::Context;
 use half::f16;
 use rectiflow_data::{
+    count::{BoardCount, ClauseCount, Counted, TableCount},
     manifest::Codec,
     no_folder,
     prep::{PrepEvent, PrepSettings, PrepSummary, RgbBatch, prepare},
@@ -40,10 +41,10 @@ use crate::terminal::{
 /// Turn a folder of captioned images of any shape into a packed data set to train on.
 ///
 /// Captions and tags come from files beside an image (NAME.txt, NAME.caption, NAME.tags, NAME.json)
-/// or from a table (metadata.jsonl, .csv or .parquet, kohya's JSON); docs/preparation.md lists what
-/// is read. Images that cannot be used are skipped and listed, with the reason, in the data set's
-/// rejected.jsonl. An interrupted preparation resumes. Repeated on a changed folder, it encodes
-/// only the changes. Exits with 1 if no image can be used.
+/// or from a table (metadata.jsonl, .csv or .parquet, kohya's JSON, tables of image boards);
+/// docs/preparation.md lists what is read. Images that cannot be used are skipped and listed, with
+/// the reason, in the data set's rejected.jsonl. An interrupted preparation resumes. Repeated on a
+/// changed folder, it encodes only the changes. Exits with 1 if no image can be used.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The folder of images; its subfolders are read too.
@@ -312,11 +313,74 @@ fn describe(out: &Path, summary: &PrepSummary) -> String {
         ("with a remark", &summary.notes, NOTES_FILE),
     ] {
         if !counts.is_empty() {
-            text += &format!("\n{title} (all are named in {}):", out.join(file).display());
+            text += &format!("\n{title} (named in {}):", out.join(file).display());
             for (&reason, &count) in counts {
                 text += &format!("\n  {}", with_example(reason, count, summary));
             }
         }
+    }
+    text + &describe_filter(&summary.filter) + &describe_boards(summary.boards.as_ref())
+}
+
+/// What each clause of `prep.filter` removed, of which `rejected.jsonl` has the first pictures.
+fn describe_filter(clauses: &[ClauseCount]) -> String {
+    let mut text = String::new();
+    for ClauseCount { clause, removed } in clauses {
+        text += &format!("\nnot {clause}: {}", with_examples(removed));
+    }
+    text
+}
+
+/// The rows of tables of image boards, and the pictures without one.
+fn describe_boards(boards: Option<&BoardCount>) -> String {
+    let Some(boards) = boards else {
+        return String::new();
+    };
+    let mut text = String::new();
+    for table in &boards.tables {
+        text += &format!("\n{}", describe_table(table));
+    }
+    for (what, counted) in [
+        ("pictures without a row", &boards.without_row),
+        (
+            "pictures with the id of one row and the hash of another",
+            &boards.contradictory,
+        ),
+    ] {
+        if counted.count > 0 {
+            text += &format!("\n{what}: {}", with_examples(counted));
+        }
+    }
+    text
+}
+
+fn describe_table(table: &TableCount) -> String {
+    let mut text = format!(
+        "{}: {} rows, {} with a picture",
+        table.path,
+        grouped(table.rows),
+        grouped(table.with_picture)
+    );
+    for (what, counted) in [
+        ("without a picture", &table.without_picture),
+        ("with the key of another row", &table.repeated),
+        ("that cannot be used", &table.unusable),
+    ] {
+        if counted.count > 0 {
+            text += &format!("\n  {what}: {}", with_examples(counted));
+        }
+    }
+    if table.s_is_safe {
+        text += "\n  rating s is read as safe: no row is rated g";
+    }
+    text
+}
+
+/// A count with its first examples: "3, such as a.png, b.png".
+fn with_examples(counted: &Counted) -> String {
+    let mut text = grouped(counted.count);
+    if !counted.examples.is_empty() {
+        text += &format!(", such as {}", counted.examples.join(", "));
     }
     text
 }

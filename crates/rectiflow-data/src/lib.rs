@@ -19,6 +19,9 @@
 //! | `load` | steps for the trainer: the loader, its reading ahead, test batches, throughput |
 //! | `prep` | a folder of pictures to a packed data set: scan, encode, publish; resumable |
 //! | `source` | the files of a folder by kind: pictures, their captions, tables of metadata |
+//! | `board` | tables of image boards: the row of a picture, its text and its columns |
+//! | `posts` | rows of such tables: Parquet, SQLite, JSON lines, CSV |
+//! | `filter` | `prep.filter`: an expression on columns and tags, checked before it is asked |
 //! | `order` | the samples of each step: passes, shares, lanes, epochs, windows; pure |
 //! | `dataset` | an opened data set: its row index, verified reads, blocks kept in memory |
 //! | `text` | captions to prompts to token ids, in chunks of 75 |
@@ -33,14 +36,17 @@
 //! Only `remote` and `dataset` contain `async` code; a [`loader::Loader`] returns one step per
 //! call. The crate contains no `unsafe`. `docs/format.md` specifies the format byte by byte.
 
+mod board;
 pub mod cache;
 pub mod dataset;
 mod durable;
 pub mod error;
+mod filter;
 mod format;
 mod load;
 pub mod order;
 pub mod picture;
+mod posts;
 pub mod prep;
 pub mod reject;
 mod remote;
@@ -49,6 +55,7 @@ mod source;
 mod text;
 pub mod text_file;
 
+pub use board::{classes, count};
 pub use format::{block_table, bucket, crop, manifest, record, shard};
 pub use load::{batch, loader, test_batches, throughput};
 pub use order::{amplification, epoch, pass, window};

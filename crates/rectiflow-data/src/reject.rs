@@ -46,6 +46,8 @@ pub enum Reason {
     Duplicate,
     /// Its latents are not finite in F16.
     NotFinite,
+    /// A clause of `prep.filter` removes it; the first ones of each clause are listed.
+    Filtered,
     /// No caption, tag or alt-text was found for it.
     NoCaption,
     /// A caption source that cannot be used.
@@ -89,6 +91,7 @@ impl Reason {
             Self::Broken => "broken",
             Self::Duplicate => "duplicate",
             Self::NotFinite => "not_finite",
+            Self::Filtered => "filtered",
             Self::NoCaption => "no_caption",
             Self::BadCaption => "bad_caption",
             Self::SecondCaption => "second_caption",

@@ -6,6 +6,7 @@
 use std::{
     fs::{self, File},
     io::{self, ErrorKind, Read},
+    os::unix::fs::FileExt,
     path::Path,
 };
 
@@ -61,6 +62,14 @@ pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
         "it is not a regular file"
     };
     Err(io::Error::new(ErrorKind::InvalidInput, reason))
+}
+
+/// The first bytes of a file, at most 4 KiB.
+pub(crate) fn start(file: &File) -> io::Result<Vec<u8>> {
+    let mut start = vec![0; 4096];
+    let num_read = file.read_at(&mut start, 0)?;
+    start.truncate(num_read);
+    Ok(start)
 }
 
 fn text_of(bytes: Vec<u8>) -> io::Result<String> {

@@ -5,6 +5,7 @@ use std::{cmp::Reverse, collections::BTreeMap};
 use serde::Serialize;
 
 use crate::{
+    board::count::{BoardCount, ClauseCount},
     format::{bucket::Bucket, manifest::Split},
     reject::{Reason, Remark},
 };
@@ -105,6 +106,10 @@ pub struct PrepSummary {
     pub notes: BTreeMap<Reason, u64>,
     /// The first file of each reason, by path.
     pub examples: BTreeMap<Reason, Remark>,
+    /// Tables of image boards. None without them.
+    pub boards: Option<BoardCount>,
+    /// The clauses of `prep.filter`, and what each removes.
+    pub filter: Vec<ClauseCount>,
     /// Rows that this run wrote.
     pub written_rows: u64,
     /// Of these, rows whose latents existed already.

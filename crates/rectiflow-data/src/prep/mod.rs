@@ -13,6 +13,7 @@
 
 pub(crate) mod encode;
 pub(crate) mod events;
+pub(crate) mod filtered;
 pub(crate) mod journal;
 pub(crate) mod objects;
 pub mod publish;
@@ -46,7 +47,7 @@ use crate::{
         scan::{Accepted, Scan},
         split::sides,
     },
-    reject::{self, NOTES_FILE, REJECTED_FILE},
+    reject::{self, NOTES_FILE, REJECTED_FILE, Reason, Remark},
     source::{Source, no_folder},
 };
 
@@ -79,7 +80,7 @@ pub fn prepare(
     check(settings, codec)?;
     check_folders(source, out)?;
     let store = Store::open(out, codec, &settings.geometry())?;
-    let source = Source::list(source, out, settings.reading())?;
+    let source = Source::list(source, out, settings.reading(), &settings.boards())?;
     let scan = Scan::run(&source, &out.join(FACTS_FILE), settings, progress)?;
     let mut preparation = Preparation {
         source,
@@ -450,9 +451,16 @@ impl Preparation<'_> {
 
     /// Writes the lists of rejected files and of notes, and the facts for the next run.
     fn leave_lists(&mut self, out: &Path) -> Result<()> {
-        reject::write(out, REJECTED_FILE, &self.scan.rejected)?;
+        reject::write(out, REJECTED_FILE, &self.rejected())?;
         reject::write(out, NOTES_FILE, &self.scan.all_notes())?;
         self.scan.remember(&out.join(FACTS_FILE))
+    }
+
+    /// The remarks about files that are not in the data set: of filtered pictures the first.
+    fn rejected(&self) -> Vec<Remark> {
+        let mut rejected = self.scan.rejected.clone();
+        rejected.extend_from_slice(&self.scan.filtered.listed);
+        rejected
     }
 
     fn summary(&self, secs: f64) -> PrepSummary {
@@ -464,13 +472,20 @@ impl Preparation<'_> {
             bytes += stored.journal.text_bytes + self.latents_bytes(stored);
         }
         let notes = self.scan.all_notes();
+        let rejected = self.rejected();
+        let mut counts = reject::count(&rejected);
+        if let Some(count) = counts.get_mut(&Reason::Filtered) {
+            *count = self.scan.filtered.count();
+        }
         PrepSummary {
             train_rows: buckets.iter().map(|count| count.train).sum(),
             test_rows: buckets.iter().map(|count| count.test).sum(),
             buckets,
-            rejected: reject::count(&self.scan.rejected),
+            rejected: counts,
             notes: reject::count(&notes),
-            examples: reject::examples(self.scan.rejected.iter().chain(&notes)),
+            examples: reject::examples(rejected.iter().chain(&notes)),
+            boards: self.source.boards.count(),
+            filter: self.scan.filtered.clauses.clone(),
             written_rows: self.counts.written,
             copied_rows: self.counts.copied,
             resumed_rows: self.counts.resumed,

@@ -28,7 +28,7 @@ use crate::{
         record::SampleId,
     },
     picture::decode,
-    prep::{events::PrepEvent, settings::PrepSettings, text_notes::text_notes},
+    prep::{events::PrepEvent, filtered::Filtered, settings::PrepSettings, text_notes::text_notes},
     reject::{Fault, Reason, Remark},
     source::{
         Found, Source,
@@ -118,6 +118,7 @@ pub(crate) struct Scan {
     pub(crate) accepted: Vec<Accepted>,
     pub(crate) rejected: Vec<Remark>,
     pub(crate) notes: Vec<Remark>,
+    pub(crate) filtered: Filtered,
     /// Notes about the texts of accepted samples.
     text_notes: Vec<(SampleId, Remark)>,
     /// Keys with text that are not read.
@@ -148,6 +149,8 @@ struct Scanned {
     /// Whether the fact comes from an earlier run.
     known: bool,
     text: Option<u64>,
+    /// The clause of the filter that removes it.
+    removed_by: Option<usize>,
     /// Why there is no text.
     missing_text: String,
     remarks: Vec<Remark>,
@@ -171,6 +174,7 @@ impl Scan {
         let mut scan = Self {
             changed: num_remembered == 0,
             faults: lasting_faults(&remembered),
+            filtered: Filtered::new(source.boards.clauses()),
             ..Self::default()
         };
 
@@ -190,7 +194,7 @@ impl Scan {
             progress(PrepEvent::Scanning {
                 done: done as u64,
                 num_files: source.files.len() as u64,
-                rejected: scan.rejected.len() as u64,
+                rejected: scan.rejected.len() as u64 + scan.filtered.count(),
             });
         }
 
@@ -274,8 +278,13 @@ impl Scan {
         };
         // A copy of a bad file has the same fault; settings judge the others.
         let fault = fact.fault.as_ref();
-        let verdict = match fault.or_else(|| self.faults.get(&fact.id)) {
-            Some(fault) => Err(fault.clone()),
+        let fault = fault.or_else(|| self.faults.get(&fact.id)).cloned();
+        if let (None, Some(clause)) = (&fault, scanned.removed_by) {
+            self.filtered.add(clause, &fact.path);
+            return self.facts.push(fact);
+        }
+        let verdict = match fault {
+            Some(fault) => Err(fault),
             None => judge(&fact, buckets, settings).and_then(|bucket| {
                 let missing = || Fault::new(Reason::NoCaption, scanned.missing_text);
                 Ok((bucket, scanned.text.ok_or_else(missing)?))
@@ -346,21 +355,13 @@ impl Scan {
                 notes.push(note.clone());
             }
         }
-        for (
-            key,
-            UnreadKey {
-                num_images,
-                example,
-            },
-        ) in &self.unread_keys
-        {
-            let have_it = if *num_images == 1 {
-                "1 picture has it".to_owned()
-            } else {
-                format!("{num_images} pictures have it")
+        for (key, unread) in &self.unread_keys {
+            let have_it = match unread.num_images {
+                1 => "1 picture has it".to_owned(),
+                many => format!("{many} pictures have it"),
             };
             let detail = format!("the key {key:?} has text and is not read: {have_it}");
-            notes.push(Remark::new(example, Reason::UnreadKey, detail));
+            notes.push(Remark::new(&unread.example, Reason::UnreadKey, detail));
         }
         notes
     }
@@ -444,6 +445,7 @@ fn scan_file(
         fact,
         known,
         text: None,
+        removed_by: None,
         missing_text: String::new(),
         remarks: Vec::new(),
         notes: Vec::new(),
@@ -458,6 +460,12 @@ fn scan_file(
 /// Reads the text of an image.
 fn scan_text(source: &Source, found: &Found, settings: &PrepSettings, scanned: &mut Scanned) {
     let texts = source.text(found);
+    if let Ok(fact) = &scanned.fact {
+        scanned.removed_by = source.removed_by(&texts, fact.width_px, fact.height_px);
+        if scanned.removed_by.is_some() {
+            return;
+        }
+    }
     scanned.remarks = texts.remarks;
     scanned.notes = texts.notes;
     scanned.unread = texts.unread;

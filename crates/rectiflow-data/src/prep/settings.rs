@@ -4,8 +4,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    board::classes::TagSettings,
+    filter,
     format::bucket::{Geometry, ResizeSpace},
     prep::split::Share,
+    source::boards::BoardSettings,
     text::{
         caption::{Reading, TxtFiles},
         tag_list::TagSeparator,
@@ -79,6 +82,15 @@ pub struct PrepSettings {
     /// before the text encoder reads it. Turn it off for captions in which the backslash has a
     /// meaning, such as LaTeX. Default true.
     pub unescape_parentheses: bool,
+    /// Tables of image boards: Parquet, SQLite, JSON lines or CSV with a row for each post, named
+    /// relative to the source folder. They are good for all pictures, and each must be usable.
+    /// Default none: tables in the folder that have an id or md5, tags of a board and no names of
+    /// files are found by themselves.
+    pub tables: Vec<String>,
+    /// Which pictures are kept, such as `rating in [g, s] and score >= 5 and width*height >= 65536
+    /// and not tag:comic`: columns of tables of image boards, and of every picture `width`,
+    /// `height`, `num_tags` and `tag:name`. Default "": all.
+    pub filter: String,
     /// Images per call of the encoder. Larger is faster on a GPU until its memory is full. Range 1
     /// to 1024. Default 8.
     pub encode_batch: u32,
@@ -86,6 +98,8 @@ pub struct PrepSettings {
     /// at most one unfinished object. Range 32 to 1048576. Default 4096, about 512 MiB at 1024 x
     /// 1024.
     pub object_rows: u32,
+    /// How rows of tables of image boards become text.
+    pub tags: TagSettings,
     /// Shuffle all rows again, including those that are packed already; existing latents are not
     /// encoded again. Not a setting of a recipe: `--repack`.
     #[serde(skip)]
@@ -122,8 +136,11 @@ impl Default for PrepSettings {
             caption_lines: false,
             tag_separator: TagSeparator::Comma,
             unescape_parentheses: true,
+            tables: Vec::new(),
+            filter: String::new(),
             encode_batch: 8,
             object_rows: 4096,
+            tags: TagSettings::default(),
             repack: false,
         }
     }
@@ -144,6 +161,10 @@ impl PrepSettings {
                 "prep.test_fraction = {}: must be 0 to 0.5",
                 self.test_fraction
             ));
+        }
+        problems.extend(self.tags.problems());
+        if let Some(problem) = filter::problem(&self.filter) {
+            problems.push(format!("prep.filter: {problem}"));
         }
         if problems.is_empty() && self.geometry().buckets().is_empty() {
             problems.push(format!(
@@ -201,6 +222,15 @@ impl PrepSettings {
             caption_lines: self.caption_lines,
             tag_separator: self.tag_separator,
             keep_escapes: !self.unescape_parentheses,
+        }
+    }
+
+    /// Which tables of image boards are read and how, and which pictures are kept.
+    pub(crate) fn boards(&self) -> BoardSettings<'_> {
+        BoardSettings {
+            tables: &self.tables,
+            tags: &self.tags,
+            filter: &self.filter,
         }
     }
 

@@ -10,11 +10,13 @@
 //! 3. text beside it: `name.txt`, the whole file is one caption;
 //! 4. tags beside it: `name.tags`;
 //! 5. rows of tables that name it, in its folder or one above it: the nearest folder first, in a
-//!    folder `metadata.jsonl`, `metadata.csv` and `metadata.parquet` before other tables.
+//!    folder `metadata.jsonl`, `metadata.csv` and `metadata.parquet` before other tables;
+//! 6. the row of a table of an image board that has its number or hash (`boards`).
 //!
 //! Captions come from the first source with a caption, tags from the first with tags. What another
 //! source says differently is listed in `rejected.jsonl`.
 
+pub(crate) mod boards;
 #[cfg(test)]
 mod mutated;
 pub(crate) mod named_path;
@@ -33,9 +35,11 @@ use std::{
 };
 
 use crate::{
+    board::post::Post,
     error::{Error, Result},
     reject::{Fault, Reason, Remark},
     source::{
+        boards::{BoardSettings, Boards, Size, named_tables, take_tables},
         named_path::{Finder, Root},
         names::{Kind, Sidecar, TableKind, classify, stem_of},
         rows::{Contents, Row, RowFile, Rows, Span},
@@ -85,6 +89,8 @@ pub(crate) struct Source {
     tables: Vec<Table>,
     /// The rows of tables that are not JSON lines.
     rows: File,
+    /// Tables of image boards, and the filter.
+    pub(crate) boards: Boards,
 }
 
 /// The text of an image, and what was found on the way.
@@ -100,6 +106,8 @@ pub(crate) struct Texts {
     pub(crate) notes: Vec<Fault>,
     /// How a source says that the image lies, if not upright.
     pub(crate) orientation: Option<String>,
+    /// The row of a table of an image board.
+    pub(crate) post: Option<Post>,
 }
 
 /// A source of an image that was read.
@@ -114,14 +122,23 @@ impl Source {
     ///
     /// # Errors
     /// [`Error::Io`] if `root` itself cannot be read; an error deeper down becomes a remark.
-    pub(crate) fn list(root: &Path, out: &Path, reading: Reading) -> Result<Self> {
+    /// [`Error::Invalid`] if a table that the settings name, or the filter, cannot be used.
+    pub(crate) fn list(
+        root: &Path,
+        out: &Path,
+        reading: Reading,
+        settings: &BoardSettings<'_>,
+    ) -> Result<Self> {
         fs::read_dir(root).map_err(Error::io(root))?;
+        let mut walk = Walk::over(root, out);
+        let mut board_tables = named_tables(root, settings)?;
+        take_tables(&mut walk, &mut board_tables);
         let Walk {
             images,
             mut tables,
             mut remarks,
             ..
-        } = Walk::over(root, out);
+        } = walk;
         tables.sort_by_cached_key(precedence);
         let work = out.join("prep");
         let row_file = RowFile::create(&work).map_err(Error::io(&work))?;
@@ -153,6 +170,8 @@ impl Source {
                 lines,
             });
         }
+        let names = files.iter().map(|found| found.path.as_str());
+        let boards = Boards::open(board_tables, names, &work, settings, &mut remarks)?;
         Ok(Self {
             root: root.to_owned(),
             reading,
@@ -160,6 +179,7 @@ impl Source {
             remarks,
             tables,
             rows: row_file.finish().map_err(Error::io(&work))?,
+            boards,
         })
     }
 
@@ -171,7 +191,11 @@ impl Source {
     /// The text of an image, if it has any, and remarks about its caption sources.
     pub(crate) fn text(&self, found: &Found) -> Texts {
         let mut texts = Texts::default();
-        let parsed = self.parse_all(found, &mut texts.remarks);
+        let mut parsed = self.parse_all(found, &mut texts.remarks);
+        texts.post = self.boards.post(&found.path, &mut texts.remarks);
+        if let Some(post) = &texts.post {
+            parsed.extend(self.parse_post(post));
+        }
         let is_list = self.lists_of_tags(&parsed);
         let mut all = Text::default();
         for (source, is_list) in parsed.into_iter().zip(is_list) {
@@ -200,6 +224,17 @@ impl Source {
         texts
     }
 
+    /// The clause of the filter that removes an image of this size with these texts. None if it is
+    /// kept.
+    pub(crate) fn removed_by(&self, texts: &Texts, width_px: u32, height_px: u32) -> Option<usize> {
+        let size = Size {
+            width_px,
+            height_px,
+        };
+        let post = texts.post.as_ref();
+        self.boards.removed_by(size, texts.text.as_ref(), post)
+    }
+
     /// Why an image has no text: what could have been there, and what is there.
     pub(crate) fn missing_text(&self, found: &Found) -> String {
         let stem = stem_of(&found.path);
@@ -208,6 +243,7 @@ impl Source {
             "it has no text: there is no {name}.txt, .caption, .tags or .json with text beside it, \
              and no row of a metadata table names it"
         );
+        detail += &self.boards.without_row();
         for ending in names::UNREAD_ENDINGS {
             let other = format!("{stem}{ending}");
             if self.path(&other).exists() {
@@ -268,6 +304,20 @@ impl Source {
             keep(parsed, name, Kind::Json, &mut all, remarks);
         }
         all
+    }
+
+    /// The text of a row of an image board. None if its classes go nowhere.
+    fn parse_post(&self, post: &Post) -> Option<Parsed> {
+        let text = self.boards.text(post, &self.reading);
+        let has_words = !text.is_empty() || !text.quality.is_empty();
+        has_words.then(|| Parsed {
+            name: post.address.clone(),
+            kind: Kind::Json,
+            description: Description {
+                text,
+                ..Description::default()
+            },
+        })
     }
 
     fn parse(&self, kind: Kind, bytes: &[u8]) -> std::result::Result<Description, String> {

@@ -11,7 +11,8 @@ use parquet::{
 };
 
 use crate::{
-    source::Source,
+    board::classes::TagSettings,
+    source::{Source, boards::BoardSettings},
     text::{
         caption::{Reading, Text, TxtFiles},
         tag_list::TagSeparator,
@@ -77,7 +78,13 @@ fn read(folder: &Path, out: &Path) -> BTreeMap<String, Option<Text>> {
         tag_separator: TagSeparator::Comma,
         keep_escapes: false,
     };
-    let source = Source::list(folder, out, reading).unwrap();
+    let tags = TagSettings::default();
+    let settings = BoardSettings {
+        tables: &[],
+        tags: &tags,
+        filter: "",
+    };
+    let source = Source::list(folder, out, reading, &settings).unwrap();
     let mut found = BTreeMap::new();
     for file in &source.files {
         found.insert(file.path.clone(), source.text(file).text);

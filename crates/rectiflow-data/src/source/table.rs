@@ -7,7 +7,7 @@ use std::{
     cell::Cell,
     fmt,
     fs::File,
-    io::{self, BufRead, BufReader, Cursor, Read},
+    io::{BufRead, BufReader, Cursor, Read},
     os::unix::fs::FileExt,
     path::Path,
 };
@@ -26,6 +26,7 @@ use crate::{
         caption::MAX_SOURCE_BYTES,
         encoding::{decoded, is_utf16, without_mark},
         keys,
+        separated::{Rationed, delimiter},
     },
     text_file,
 };
@@ -177,27 +178,6 @@ fn csv_rows(mut file: File, rows: &mut Rows<'_>) -> Result<(), Fault> {
     Ok(())
 }
 
-/// A source of which each row may take a certain number of bytes: one whose quotes do not close
-/// would fill the memory.
-struct Rationed<'a, R> {
-    source: R,
-    left: &'a Cell<u64>,
-}
-
-impl<R: Read> Read for Rationed<'_, R> {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let num_read = self.source.read(out)?;
-        let Some(left) = self.left.get().checked_sub(num_read as u64) else {
-            let reason = format!(
-                "a row is longer than {MAX_SOURCE_BYTES} bytes: is a quotation mark missing?"
-            );
-            return Err(io::Error::other(reason));
-        };
-        self.left.set(left);
-        Ok(num_read)
-    }
-}
-
 /// The text of a cell.
 fn cell(bytes: &[u8]) -> Result<String, String> {
     decoded(bytes).map(|text| text.trim().to_owned())
@@ -209,19 +189,6 @@ fn cell_value(text: &str) -> Value {
         Ok(list) => list.into(),
         Err(_) => text.into(),
     }
-}
-
-/// The most frequent separator in the first line of a file.
-fn delimiter(start: &[u8]) -> u8 {
-    let line = start.split(|&byte| byte == b'\n').next().unwrap_or(start);
-    let count = |separator: u8| line.iter().filter(|&&byte| byte == separator).count();
-    let mut best = b',';
-    for separator in [b';', b'\t'] {
-        if count(separator) > count(best) {
-            best = separator;
-        }
-    }
-    best
 }
 
 /// Reads an object with an entry for each image, as kohya's scripts write it, or a list of objects.

@@ -30,7 +30,7 @@ pub(crate) struct TableFile {
 /// What a folder and its subfolders have.
 #[derive(Debug)]
 pub(crate) struct Walk<'a> {
-    root: &'a Path,
+    pub(crate) root: &'a Path,
     /// The data set's own folder.
     skip: Option<PathBuf>,
     pub(crate) images: Vec<Image>,
