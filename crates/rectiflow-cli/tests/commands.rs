@@ -127,6 +127,12 @@ const MISTAKES: &[(&[&str], i32, &[&str])] = &[
         &["no/such/dataset", "manifest.json"],
     ),
     (
+        &["bench", "prep", "no/such/folder"],
+        1,
+        &["no/such/folder"],
+    ),
+    (&["bench", "prep", "d", "--secs", "0"], 2, &["--secs"]),
+    (
         &["plan", "no-such-recipe.toml", "--hardware", "h100-sxm"],
         1,
         &["no-such-recipe.toml"],

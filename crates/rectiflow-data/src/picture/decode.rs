@@ -89,27 +89,60 @@ fn size_and_orientation(bytes: &[u8], max_pixels: u64) -> Result<((u32, u32), Or
 /// # Errors
 /// The file's fault, which can be a decoder's panic.
 pub fn decode(bytes: &[u8], max_pixels: u64, background: [u8; 3]) -> Result<Decoded, Fault> {
-    contained(|| {
-        let stored = match sniff(bytes)? {
-            ImageFormat::Jpeg => decode_jpeg(bytes, max_pixels)?,
-            format => decode_other(bytes, format, max_pixels)?,
-        };
-        let (srgb, note) = colour::to_srgb(stored.samples, stored.profile.as_deref());
-        let opaque = srgb.compose(background);
-        Ok(Decoded {
-            picture: upright(opaque, stored.size, stored.orientation),
-            note,
-        })
-    })
+    let stored = Stored::decode(bytes, max_pixels)?;
+    Ok(stored.opaque(background)?.upright())
 }
 
 /// What a file holds, before colours and orientation are applied.
-struct Stored {
+pub(crate) struct Stored {
     samples: Samples,
     /// Width and height in pixels.
     size: (u32, u32),
     profile: Option<Vec<u8>>,
     orientation: Orientation,
+}
+
+/// Opaque sRGB pixels, before the orientation is applied.
+pub(crate) struct Opaque {
+    pixels: Vec<u8>, // [h, w, 3]
+    /// Width and height in pixels.
+    size: (u32, u32),
+    orientation: Orientation,
+    /// Why the profile could not be used.
+    note: Option<Fault>,
+}
+
+impl Stored {
+    /// Decodes the samples.
+    pub(crate) fn decode(bytes: &[u8], max_pixels: u64) -> Result<Self, Fault> {
+        contained(|| match sniff(bytes)? {
+            ImageFormat::Jpeg => decode_jpeg(bytes, max_pixels),
+            format => decode_other(bytes, format, max_pixels),
+        })
+    }
+
+    /// Converts the colours to sRGB and composes transparent pixels on `background`.
+    pub(crate) fn opaque(self, background: [u8; 3]) -> Result<Opaque, Fault> {
+        contained(|| {
+            let (srgb, note) = colour::to_srgb(self.samples, self.profile.as_deref());
+            Ok(Opaque {
+                pixels: srgb.compose(background),
+                size: self.size,
+                orientation: self.orientation,
+                note,
+            })
+        })
+    }
+}
+
+impl Opaque {
+    /// Applies the orientation.
+    pub(crate) fn upright(self) -> Decoded {
+        Decoded {
+            picture: upright(self.pixels, self.size, self.orientation),
+            note: self.note,
+        }
+    }
 }
 
 fn decode_jpeg(bytes: &[u8], max_pixels: u64) -> Result<Stored, Fault> {
