@@ -21,7 +21,10 @@ use crate::{
         crop::{Placement, place},
         record::SampleId,
     },
-    picture::{Picture, decode::Stored, resize::fit},
+    picture::{
+        Picture,
+        workspace::{Workspace, Workspaces},
+    },
     prep::settings::PrepSettings,
     reject::{Fault, Reason},
 };
@@ -82,11 +85,14 @@ pub struct Fitted {
 /// [`Error::Io`] if the folder cannot be listed, [`Error::Invalid`] if no file is a picture.
 pub fn measure(folder: &Path, settings: &PrepSettings, at_least: Duration) -> Result<PrepNumbers> {
     let buckets = settings.geometry().buckets();
+    let workspaces = Workspaces::default();
+    let prepare =
+        |path: &Path| workspaces.with(|workspace| fitted_in(workspace, path, &buckets, settings));
     // The first time: which files are pictures.
     let files = list(folder)?;
     let tried: Vec<_> = files
         .par_iter()
-        .map(|path| fitted(path, &buckets, settings).map(drop))
+        .map(|path| prepare(path).map(drop))
         .collect();
     let mut good = Vec::new();
     let mut rejected = Vec::new();
@@ -107,7 +113,7 @@ pub fn measure(folder: &Path, settings: &PrepSettings, at_least: Duration) -> Re
     while began.elapsed() < at_least || passes == 0 {
         let pass = good
             .par_iter()
-            .map(|path| Total::of(fitted(path, &buckets, settings)))
+            .map(|path| Total::of(prepare(path)))
             .reduce(Total::default, Total::plus);
         total = total.plus(pass);
         passes += 1;
@@ -135,23 +141,32 @@ pub fn fitted(
     buckets: &[Bucket],
     settings: &PrepSettings,
 ) -> std::result::Result<Fitted, Fault> {
+    fitted_in(&mut Workspace::default(), path, buckets, settings)
+}
+
+fn fitted_in(
+    workspace: &mut Workspace,
+    path: &Path,
+    buckets: &[Bucket],
+    settings: &PrepSettings,
+) -> std::result::Result<Fitted, Fault> {
     let mut lap = Lap::begin();
     let mut secs = StageSecs::default();
     let bytes =
         fs::read(path).map_err(|error| Fault::new(Reason::Unreadable, error.to_string()))?;
     let id = SampleId::of(&bytes);
-    secs.read = lap.next();
-    let stored = Stored::decode(&bytes, settings.max_pixels)?;
-    secs.decode = lap.next();
-    let opaque = stored.opaque(settings.background)?;
-    secs.colour = lap.next();
+    secs.read = lap.secs();
+    let stored = workspace.stored(&bytes, settings.max_pixels)?;
+    secs.decode = lap.secs();
+    let opaque = workspace.opaque(stored, settings.background)?;
+    secs.colour = lap.secs();
     let picture = opaque.upright().picture;
-    secs.orientation = lap.next();
+    secs.orientation = lap.secs();
     let (width_px, height_px) = (picture.width_px(), picture.height_px());
     let bucket = buckets[nearest(buckets, width_px, height_px)];
     let placement = place(bucket, width_px, height_px, settings.seed, id);
-    let pixels = fit(&picture, &placement, bucket, settings.resize);
-    secs.resize = lap.next();
+    let pixels = workspace.fit(picture, &placement, bucket, settings.resize);
+    secs.resize = lap.secs();
     Ok(Fitted {
         picture: Picture::new(bucket.width_px, bucket.height_px, pixels),
         placement,
@@ -248,7 +263,7 @@ impl Lap {
         Self(clock(ClockId::CLOCK_THREAD_CPUTIME_ID))
     }
 
-    fn next(&mut self) -> f64 {
+    fn secs(&mut self) -> f64 {
         let now = clock(ClockId::CLOCK_THREAD_CPUTIME_ID);
         now - std::mem::replace(&mut self.0, now)
     }
