@@ -9,11 +9,12 @@ PEERS = .venv-peers
 PEERS_COMFY = .venv-peers-comfy
 PYTHON312 ?= python3.12
 LOADERS = .venv-loaders
+PREP = .venv-prep
 # For loaders that need a newer Python than the others.
 LOADERS_DISK = .venv-loaders-disk
 PYTHON313 ?= python3.13
 
-.PHONY: help build test fuzz demo fmt lint unit doc docs restarts slurm two-nodes bench-ranks peers peers-comfy peers-full peers-loaders bench-loaders mixing tiny-base study experiments guard-runs clean-demo
+.PHONY: help build test fuzz demo fmt lint unit doc docs restarts slurm two-nodes bench-ranks peers peers-comfy peers-full peers-loaders peers-prep bench-loaders mixing tiny-base study experiments guard-runs clean-demo
 
 help:
 	@echo 'make build          build the binary, target/release/rectiflow'
@@ -30,6 +31,7 @@ help:
 	@echo "make peers-comfy    draw the same pictures with a real ComfyUI, its source in COMFYUI=FOLDER (1.8 GB, half an hour)"
 	@echo "make peers-full     compare with diffusers at SDXL's own size (30 GB of disk, an hour)"
 	@echo 'make peers-loaders  compare the loader with seven others (installs $(LOADERS) and $(LOADERS_DISK), 2.7 GB)'
+	@echo 'make peers-prep     compare the preparation of pictures with datago and Pillow (installs $(PREP), 0.1 GB)'
 	@echo 'make restarts       test restarts under torchrun (installs $(PEERS), 1.6 GB)'
 	@echo 'make slurm          test launch/slurm.sbatch under Slurm; skipped without root, slurm-wlm and munge'
 	@echo 'make two-nodes      test two ranks in two network namespaces with latency and loss; skipped without root'
@@ -146,6 +148,12 @@ peers-loaders: build
 	$(PYTHON) scripts/peers/environment.py $(LOADERS) scripts/peers/requirements-loaders.txt
 	$(PYTHON) scripts/peers/loaders/compare.py target/peers-loaders --python $(LOADERS)/bin/python \
 	--program target/release/examples/side_by_side --out benches/runs/$$(date +%F)-loaders --page docs/streaming.md
+
+# Takes ten minutes on an otherwise idle machine. The first run draws 0.3 GB of pictures into target/peers-prep.
+peers-prep: build
+	$(PYTHON) scripts/peers/environment.py $(PREP) scripts/peers/requirements-prep.txt
+	PYTHONPATH=scripts/peers $(PREP)/bin/python scripts/peers/prep/compare.py target/peers-prep \
+	--program target/release/examples/bench_prep --out benches/runs/$$(date +%F)-prep --page docs/preparation-speed.md
 
 # The plot needs matplotlib, which the environment of the loaders has.
 mixing: build

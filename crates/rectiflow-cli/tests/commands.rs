@@ -126,6 +126,8 @@ const MISTAKES: &[(&[&str], i32, &[&str])] = &[
         1,
         &["no/such/dataset", "manifest.json"],
     ),
+    (&["bench", "prep", "no/such/folder"], 1, &["no/such/folder"]),
+    (&["bench", "prep", "d", "--secs", "0"], 2, &["--secs"]),
     (
         &["plan", "no-such-recipe.toml", "--hardware", "h100-sxm"],
         1,

@@ -60,7 +60,7 @@ pub use format::{block_table, bucket, crop, manifest, record, shard};
 pub use load::{batch, loader, test_batches, throughput};
 pub use order::{amplification, epoch, pass, window};
 pub use picture::{contact_sheet, decode, resize};
-pub use prep::publish;
+pub use prep::{publish, speed};
 pub use source::no_folder;
 pub use text::{caption, overflow, prompt, tag_list, token};
 

@@ -1,6 +1,7 @@
 //! `rectiflow bench`: measures the numbers that the README quotes on this machine.
 
 mod loader;
+mod prep;
 mod ranks;
 pub(crate) mod sample;
 mod step;
@@ -19,6 +20,7 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 enum What {
     Loader(loader::Args),
+    Prep(prep::Args),
     Ranks(ranks::Args),
     Sample(sample::Args),
     Step(step::Args),
@@ -27,6 +29,7 @@ enum What {
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
     match &args.what {
         What::Loader(args) => loader::run(args),
+        What::Prep(args) => prep::run(args),
         What::Ranks(args) => ranks::run(args),
         What::Sample(args) => sample::run(args),
         What::Step(args) => step::run(args),

@@ -9,7 +9,10 @@ use std::borrow::Cow;
 
 use moxcms::{CmsError, ColorProfile, DataColorSpace, Layout, TransformExecutor, TransformOptions};
 
-use crate::reject::{Fault, Reason};
+use crate::{
+    picture::srgb_profile::ComparedProfiles,
+    reject::{Fault, Reason},
+};
 
 /// Decoded samples, channels interleaved: 1 gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha; or CMYK
 /// ink.
@@ -56,26 +59,46 @@ impl Srgb {
         if !self.alpha {
             return self.values;
         }
-        let mut opaque = Vec::with_capacity(self.values.len() / 4 * 3);
-        for pixel in self.values.chunks_exact(4) {
-            let alpha = u32::from(pixel[3]);
-            for (&over, &under) in pixel.iter().zip(&background) {
-                // On encoded values, as in browsers and image editors.
-                opaque.push(
-                    ((u32::from(over) * alpha + u32::from(under) * (255 - alpha) + 127) / 255)
-                        as u8,
-                );
+        // In place: a pixel is read before it is overwritten by one that comes earlier.
+        let mut values = self.values;
+        let num_pixels = values.len() / 4;
+        for at in 0..num_pixels {
+            let [red, green, blue, alpha] = [0, 1, 2, 3].map(|channel| values[4 * at + channel]);
+            let mut pixel = [red, green, blue];
+            if alpha < 255 {
+                pixel = over(pixel, alpha, background);
             }
+            values[3 * at..3 * at + 3].copy_from_slice(&pixel);
         }
-        opaque
+        values.truncate(3 * num_pixels);
+        values
     }
 }
 
-/// Converts samples to sRGB, by their profile if it is usable. The note says why it is not.
-pub(crate) fn to_srgb(samples: Samples, profile: Option<&[u8]>) -> (Srgb, Option<Fault>) {
+/// A pixel on a background, composed on encoded values as in browsers and image editors.
+fn over(pixel: [u8; 3], alpha: u8, background: [u8; 3]) -> [u8; 3] {
+    let alpha = u32::from(alpha);
+    let mut composed = background;
+    for (under, over) in composed.iter_mut().zip(pixel) {
+        let sum = u32::from(over) * alpha + u32::from(*under) * (255 - alpha);
+        *under = ((sum + 127) / 255) as u8;
+    }
+    composed
+}
+
+/// Converts samples to sRGB, by their profile if it is usable. The note says why it is not. A
+/// profile that equals sRGB changes nothing, so the samples of one stay as they are.
+pub(crate) fn to_srgb(
+    samples: Samples,
+    profile: Option<&[u8]>,
+    compared: &mut ComparedProfiles,
+) -> (Srgb, Option<Fault>) {
     let Some(profile) = profile else {
         return (plain(samples), None);
     };
+    if !matches!(samples, Samples::Cmyk(_)) && compared.equals_srgb(profile) {
+        return (plain(samples), None);
+    }
     let note = match ColorProfile::new_from_slice(profile) {
         Err(error) => format!("its colour profile is broken ({error}): taken as sRGB"),
         Ok(profile) => match by_profile(&samples, &profile) {

@@ -17,13 +17,17 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, metadata::Orientation};
+use image::{
+    ColorType, DynamicImage, ImageDecoder, ImageFormat, ImageReader, ImageResult, Limits,
+    metadata::Orientation,
+};
 
 use crate::{
     picture::{
         Picture,
         colour::{self, Samples},
         jpeg,
+        srgb_profile::ComparedProfiles,
     },
     reject::{Fault, Reason},
 };
@@ -89,22 +93,13 @@ fn size_and_orientation(bytes: &[u8], max_pixels: u64) -> Result<((u32, u32), Or
 /// # Errors
 /// The file's fault, which can be a decoder's panic.
 pub fn decode(bytes: &[u8], max_pixels: u64, background: [u8; 3]) -> Result<Decoded, Fault> {
-    contained(|| {
-        let stored = match sniff(bytes)? {
-            ImageFormat::Jpeg => decode_jpeg(bytes, max_pixels)?,
-            format => decode_other(bytes, format, max_pixels)?,
-        };
-        let (srgb, note) = colour::to_srgb(stored.samples, stored.profile.as_deref());
-        let opaque = srgb.compose(background);
-        Ok(Decoded {
-            picture: upright(opaque, stored.size, stored.orientation),
-            note,
-        })
-    })
+    let stored = Stored::decode(bytes, max_pixels, Vec::new())?;
+    let opaque = stored.opaque(background, &mut ComparedProfiles::default())?;
+    Ok(opaque.upright())
 }
 
 /// What a file holds, before colours and orientation are applied.
-struct Stored {
+pub(crate) struct Stored {
     samples: Samples,
     /// Width and height in pixels.
     size: (u32, u32),
@@ -112,10 +107,57 @@ struct Stored {
     orientation: Orientation,
 }
 
-fn decode_jpeg(bytes: &[u8], max_pixels: u64) -> Result<Stored, Fault> {
+/// Opaque sRGB pixels, before the orientation is applied.
+pub(crate) struct Opaque {
+    pixels: Vec<u8>, // [h, w, 3]
+    /// Width and height in pixels.
+    size: (u32, u32),
+    orientation: Orientation,
+    /// Why the profile could not be used.
+    note: Option<Fault>,
+}
+
+impl Stored {
+    /// Decodes the samples, into `memory` where they have 8 bits.
+    pub(crate) fn decode(bytes: &[u8], max_pixels: u64, memory: Vec<u8>) -> Result<Self, Fault> {
+        contained(|| match sniff(bytes)? {
+            ImageFormat::Jpeg => decode_jpeg(bytes, max_pixels, memory),
+            format => decode_other(bytes, format, max_pixels, memory),
+        })
+    }
+
+    /// Converts the colours to sRGB and composes transparent pixels on `background`.
+    pub(crate) fn opaque(
+        self,
+        background: [u8; 3],
+        compared: &mut ComparedProfiles,
+    ) -> Result<Opaque, Fault> {
+        contained(|| {
+            let (srgb, note) = colour::to_srgb(self.samples, self.profile.as_deref(), compared);
+            Ok(Opaque {
+                pixels: srgb.compose(background),
+                size: self.size,
+                orientation: self.orientation,
+                note,
+            })
+        })
+    }
+}
+
+impl Opaque {
+    /// Applies the orientation.
+    pub(crate) fn upright(self) -> Decoded {
+        Decoded {
+            picture: upright(self.pixels, self.size, self.orientation),
+            note: self.note,
+        }
+    }
+}
+
+fn decode_jpeg(bytes: &[u8], max_pixels: u64, memory: Vec<u8>) -> Result<Stored, Fault> {
     let (size, orientation) = jpeg::header(bytes)?;
     check_size(size, max_pixels)?;
-    let (samples, profile) = jpeg::decode(bytes)?;
+    let (samples, profile) = jpeg::decode(bytes, memory)?;
     Ok(Stored {
         samples,
         size,
@@ -124,16 +166,20 @@ fn decode_jpeg(bytes: &[u8], max_pixels: u64) -> Result<Stored, Fault> {
     })
 }
 
-fn decode_other(bytes: &[u8], format: ImageFormat, max_pixels: u64) -> Result<Stored, Fault> {
+fn decode_other(
+    bytes: &[u8],
+    format: ImageFormat,
+    max_pixels: u64,
+    memory: Vec<u8>,
+) -> Result<Stored, Fault> {
     let mut decoder = reader(bytes, format, max_pixels)?;
     let size = decoder.dimensions();
     check_size(size, max_pixels)?;
     // A profile or orientation that cannot be read counts as missing: the pixels can still be good.
     let profile = decoder.icc_profile().ok().flatten();
     let orientation = orientation(&mut decoder, bytes, format);
-    let decoded = DynamicImage::from_decoder(decoder).map_err(broken)?;
     Ok(Stored {
-        samples: samples_of(decoded),
+        samples: samples_of(decoder, memory).map_err(broken)?,
         size,
         profile,
         orientation,
@@ -246,12 +292,26 @@ fn contained<T>(decode: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
         .unwrap_or_else(|_| Err(Fault::new(Reason::Broken, "the decoder crashed on it")))
 }
 
-fn samples_of(image: DynamicImage) -> Samples {
+/// Decodes the samples, into `memory` where they have 8 bits.
+fn samples_of(decoder: impl ImageDecoder, mut memory: Vec<u8>) -> ImageResult<Samples> {
+    let channels = match decoder.color_type() {
+        ColorType::L8 => 1,
+        ColorType::La8 => 2,
+        ColorType::Rgb8 => 3,
+        ColorType::Rgba8 => 4,
+        _ => return Ok(deep_samples(DynamicImage::from_decoder(decoder)?)),
+    };
+    let num_bytes = usize::try_from(decoder.total_bytes());
+    // Zeros, as a new buffer has: a decoder may leave out what a file leaves out.
+    memory.clear();
+    memory.resize(num_bytes.expect("the number of pixels was checked"), 0);
+    decoder.read_image(&mut memory)?;
+    Ok(Samples::eight(channels, memory))
+}
+
+/// The samples of a picture with more than 8 bits.
+fn deep_samples(image: DynamicImage) -> Samples {
     match image {
-        DynamicImage::ImageLuma8(i) => Samples::eight(1, i.into_raw()),
-        DynamicImage::ImageLumaA8(i) => Samples::eight(2, i.into_raw()),
-        DynamicImage::ImageRgb8(i) => Samples::eight(3, i.into_raw()),
-        DynamicImage::ImageRgba8(i) => Samples::eight(4, i.into_raw()),
         DynamicImage::ImageLuma16(i) => Samples::sixteen(1, i.into_raw()),
         DynamicImage::ImageLumaA16(i) => Samples::sixteen(2, i.into_raw()),
         DynamicImage::ImageRgb16(i) => Samples::sixteen(3, i.into_raw()),
@@ -416,7 +476,8 @@ mod tests {
         let ink = Samples::Cmyk(vec![
             0, 0, 0, 0, 255, 0, 0, 0, 0, 0, 0, 255, 0, 128, 255, 51,
         ]);
-        let pixels = colour::to_srgb(ink, None).0.compose([9; 3]);
+        let compared = &mut ComparedProfiles::default();
+        let pixels = colour::to_srgb(ink, None, compared).0.compose([9; 3]);
         assert_eq!(pixels, [255, 255, 255, 0, 255, 255, 0, 0, 0, 204, 102, 0]);
     }
 

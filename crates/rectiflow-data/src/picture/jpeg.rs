@@ -36,8 +36,11 @@ pub(crate) fn header(bytes: &[u8]) -> Result<((u32, u32), Orientation), Fault> {
     ))
 }
 
-/// The samples and the profile, if any.
-pub(crate) fn decode(bytes: &[u8]) -> Result<(Samples, Option<Vec<u8>>), Fault> {
+/// The samples, in `memory`, and the profile, if any.
+pub(crate) fn decode(
+    bytes: &[u8],
+    mut memory: Vec<u8>,
+) -> Result<(Samples, Option<Vec<u8>>), Fault> {
     if !has_end(bytes) {
         return Err(Fault::new(
             Reason::Broken,
@@ -49,15 +52,28 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<(Samples, Option<Vec<u8>>), Fault> 
     }
     // Strict, so that damage is an error and not a gray area; but stray bytes between headers do no
     // harm.
-    match decode_with(bytes, true) {
-        Err(fault) if fault.detail.contains("Extra bytes between headers") => {
-            decode_with(bytes, false)
-        }
-        result => result,
+    let mut decoded = decode_with(bytes, true, &mut memory);
+    if let Err(fault) = &decoded
+        && fault.detail.contains("Extra bytes between headers")
+    {
+        decoded = decode_with(bytes, false, &mut memory);
     }
+    let (stored, profile) = decoded?;
+    let samples = match stored {
+        ColorSpace::Luma => Samples::eight(1, memory),
+        ColorSpace::CMYK => Samples::Cmyk(ink_of_cmyk(memory)),
+        ColorSpace::YCCK => Samples::Cmyk(ink_of_ycck(memory)),
+        _ => Samples::eight(3, memory),
+    };
+    Ok((samples, profile))
 }
 
-fn decode_with(bytes: &[u8], strict: bool) -> Result<(Samples, Option<Vec<u8>>), Fault> {
+/// Decodes into `memory`. Returns what the samples are, and the profile.
+fn decode_with(
+    bytes: &[u8],
+    strict: bool,
+    memory: &mut Vec<u8>,
+) -> Result<(ColorSpace, Option<Vec<u8>>), Fault> {
     let mut decoder = open(bytes, strict)?;
     let stored = decoder.input_colorspace();
     let wanted = match stored.expect("the headers were decoded") {
@@ -65,14 +81,12 @@ fn decode_with(bytes: &[u8], strict: bool) -> Result<(Samples, Option<Vec<u8>>),
         _ => ColorSpace::RGB,
     };
     decoder.set_options(options(strict).jpeg_set_out_colorspace(wanted));
-    let values = decoder.decode().map_err(broken)?;
-    let samples = match wanted {
-        ColorSpace::Luma => Samples::eight(1, values),
-        ColorSpace::CMYK => Samples::Cmyk(ink_of_cmyk(values)),
-        ColorSpace::YCCK => Samples::Cmyk(ink_of_ycck(values)),
-        _ => Samples::eight(3, values),
-    };
-    Ok((samples, decoder.icc_profile()))
+    let num_bytes = decoder.output_buffer_size();
+    // Zeros: what a damaged file leaves unwritten must not be an earlier picture.
+    memory.clear();
+    memory.resize(num_bytes.expect("the headers were decoded"), 0);
+    decoder.decode_into(memory).map_err(broken)?;
+    Ok((wanted, decoder.icc_profile()))
 }
 
 fn decode_rare(bytes: &[u8]) -> Result<(Samples, Option<Vec<u8>>), Fault> {
@@ -165,10 +179,11 @@ fn segments(bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8], usize)> {
 }
 
 /// Whether the end-of-image marker follows the headers. FF D9 cannot occur inside a scan, where 00
-/// follows FF.
+/// follows FF. The search is from the back, where the marker is in nearly every file.
 fn has_end(bytes: &[u8]) -> bool {
     let behind = segments(bytes).last().map_or(0, |(_, _, end)| end);
-    bytes[behind..].windows(2).any(|pair| pair == [0xff, 0xd9])
+    let mut pairs = bytes[behind..].windows(2).rev();
+    pairs.any(|pair| pair == [0xff, 0xd9])
 }
 
 /// Whether the file is of a kind that zune-jpeg decodes wrongly.

@@ -10,6 +10,8 @@ pub mod contact_sheet;
 pub mod decode;
 pub(crate) mod jpeg;
 pub mod resize;
+pub(crate) mod srgb_profile;
+pub(crate) mod workspace;
 
 use std::{io::Write, path::Path};
 
@@ -76,6 +78,11 @@ impl Picture {
     /// The sRGB bytes, `[h, w, 3]`.
     pub fn pixels(&self) -> &[u8] {
         &self.pixels
+    }
+
+    /// The sRGB bytes, `[h, w, 3]`.
+    pub(crate) fn into_pixels(self) -> Vec<u8> {
+        self.pixels
     }
 
     /// The colour of a pixel; `x` and `y` count from the top left.

@@ -1,8 +1,10 @@
 //! Pictures to the size of their bucket: Lanczos resize and crop, as `crop` computes them.
 
 use fast_image_resize::{
-    FilterType, IntoImageView, PixelType, ResizeAlg, ResizeOptions, Resizer, create_srgb_mapper,
+    FilterType, ImageView, ImageViewMut, PixelTrait, PixelType, ResizeAlg, ResizeOptions, Resizer,
+    create_srgb_mapper,
     images::{Image, ImageRef},
+    pixels::{U8x3, U16x3},
 };
 
 use crate::{
@@ -13,7 +15,85 @@ use crate::{
     picture::Picture,
 };
 
+/// Fits one picture after the other, and keeps the memory that a resize needs.
+#[derive(Debug, Default)]
+pub(crate) struct Fitter {
+    resizer: Resizer,
+    /// A resized picture, `[h, w, 3]`, and what is left of larger ones.
+    resized: Vec<u8>,
+}
+
+impl Fitter {
+    /// As [`fit`].
+    pub(crate) fn fit(
+        &mut self,
+        picture: &Picture,
+        placement: &Placement,
+        bucket: Bucket,
+        space: ResizeSpace,
+    ) -> Vec<u8> {
+        let (width, height) = (placement.resized_width_px, placement.resized_height_px);
+        if (width, height) == (picture.width_px(), picture.height_px()) {
+            return cropped(picture.pixels(), placement, bucket);
+        }
+        if (width, height) == (bucket.width_px, bucket.height_px) {
+            let mut pixels = vec![0; num_bytes(width, height)];
+            self.resize(picture, &mut target(width, height, &mut pixels), space);
+            return pixels;
+        }
+        let mut resized = std::mem::take(&mut self.resized);
+        let used = num_bytes(width, height);
+        if resized.len() < used {
+            resized.resize(used, 0);
+        }
+        self.resize(picture, &mut target(width, height, &mut resized), space);
+        let pixels = cropped(&resized[..used], placement, bucket);
+        self.resized = resized;
+        pixels
+    }
+
+    fn resize(&mut self, picture: &Picture, target: &mut Image<'_>, space: ResizeSpace) {
+        let (from_width, from_height) = (picture.width_px(), picture.height_px());
+        let source = ImageRef::new(from_width, from_height, picture.pixels(), PixelType::U8x3);
+        let source = source.expect(BUFFERS_FIT);
+        match space {
+            ResizeSpace::Gamma => {
+                let source = source.typed_image::<U8x3>().expect(BUFFERS_FIT);
+                let mut target = target.typed_image_mut::<U8x3>().expect(BUFFERS_FIT);
+                self.resample(&source, &mut target);
+            }
+            ResizeSpace::Linear => {
+                // 16 bits in between: 8 linear bits would lose most of the shadows.
+                let mapper = create_srgb_mapper();
+                let mut light = Image::new(from_width, from_height, PixelType::U16x3);
+                mapper.forward_map(&source, &mut light).expect(BUFFERS_FIT);
+                let mut resized = Image::new(target.width(), target.height(), PixelType::U16x3);
+                let source = light.typed_image::<U16x3>().expect(BUFFERS_FIT);
+                let mut smaller = resized.typed_image_mut::<U16x3>().expect(BUFFERS_FIT);
+                self.resample(&source, &mut smaller);
+                mapper.backward_map(&resized, target).expect(BUFFERS_FIT);
+            }
+        }
+    }
+
+    /// Resizes pixels of one type. `Resizer::resize` takes any, and so compiles the filters of 13
+    /// types into this crate: half of its machine code.
+    fn resample<P: PixelTrait>(
+        &mut self,
+        source: &impl ImageView<Pixel = P>,
+        target: &mut impl ImageViewMut<Pixel = P>,
+    ) {
+        let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3));
+        let resized = self.resizer.resize_typed(source, target, &options);
+        resized.expect(BUFFERS_FIT);
+    }
+}
+
 /// Resizes with Lanczos3 (a = 3, antialiased) and crops to the bucket. Returns `[h, w, 3]`.
+///
+/// The pixels that the crop drops are resized too: a resize of the crop alone rounds the weights of
+/// the filter to other fractions, and other pixels would be another data set. They are a few
+/// hundredths of a photograph.
 ///
 /// # Panics
 /// If `placement` was not made for this picture and bucket.
@@ -23,18 +103,26 @@ pub fn fit(
     bucket: Bucket,
     space: ResizeSpace,
 ) -> Vec<u8> {
-    let size = (placement.resized_width_px, placement.resized_height_px);
-    let resized = resize(picture, size, space);
+    Fitter::default().fit(picture, placement, bucket, space)
+}
+
+fn num_bytes(width: u32, height: u32) -> usize {
+    3 * width as usize * height as usize
+}
+
+fn target(width: u32, height: u32, pixels: &mut [u8]) -> Image<'_> {
+    Image::from_slice_u8(width, height, pixels, PixelType::U8x3).expect(BUFFERS_FIT)
+}
+
+/// The crop of resized pixels, a row at a time.
+fn cropped(resized: &[u8], placement: &Placement, bucket: Bucket) -> Vec<u8> {
     let row_bytes = bucket.width_px as usize * 3;
     let num_rows = bucket.height_px as usize;
     let left = placement.crop_left_px as usize * 3;
     let top = placement.crop_top_px as usize;
     let mut cropped = Vec::with_capacity(num_rows * row_bytes);
-    for row in resized
-        .chunks_exact(size.0 as usize * 3)
-        .skip(top)
-        .take(num_rows)
-    {
+    let rows = resized.chunks_exact(placement.resized_width_px as usize * 3);
+    for row in rows.skip(top).take(num_rows) {
         cropped.extend_from_slice(&row[left..left + row_bytes]);
     }
     assert_eq!(
@@ -45,39 +133,7 @@ pub fn fit(
     cropped
 }
 
-fn resize(picture: &Picture, (width, height): (u32, u32), space: ResizeSpace) -> Vec<u8> {
-    let (from_width, from_height) = (picture.width_px(), picture.height_px());
-    if (width, height) == (from_width, from_height) {
-        return picture.pixels().to_vec();
-    }
-    let source = ImageRef::new(from_width, from_height, picture.pixels(), PixelType::U8x3);
-    let source = source.expect(BUFFERS_FIT);
-    let mut target = Image::new(width, height, PixelType::U8x3);
-    match space {
-        ResizeSpace::Gamma => resample(&source, &mut target),
-        ResizeSpace::Linear => {
-            // 16 bits in between: 8 linear bits would lose most of the shadows.
-            let mapper = create_srgb_mapper();
-            let mut light = Image::new(from_width, from_height, PixelType::U16x3);
-            mapper.forward_map(&source, &mut light).expect(BUFFERS_FIT);
-            let mut resized = Image::new(width, height, PixelType::U16x3);
-            resample(&light, &mut resized);
-            mapper
-                .backward_map(&resized, &mut target)
-                .expect(BUFFERS_FIT);
-        }
-    }
-    target.into_vec()
-}
-
 const BUFFERS_FIT: &str = "the buffers have matching sizes and pixel types";
-
-fn resample(source: &impl IntoImageView, target: &mut Image<'_>) {
-    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3));
-    Resizer::new()
-        .resize(source, target, &options)
-        .expect(BUFFERS_FIT);
-}
 
 #[cfg(test)]
 mod tests {

@@ -3,8 +3,8 @@
 //!
 //! A thread decodes a window of images at a time on all cores, at most two windows ahead; the
 //! caller's thread encodes and writes. With enough cores the encoder never waits for a decoder.
-//! Memory is bounded: the pixels of two windows of one bucket, plus one source image per core
-//! (large images are decoded one at a time).
+//! Memory is bounded: the pixels of two windows of one bucket, plus one source image per core, whose
+//! memory is kept for the next one (large images are decoded one at a time).
 
 use std::{
     collections::HashMap,
@@ -28,8 +28,8 @@ use crate::{
         shard::ObjectWriter,
     },
     picture::{
-        decode::{Decoded, decode},
-        resize::fit,
+        decode::Decoded,
+        workspace::{Workspace, Workspaces},
     },
     prep::{
         events::{PrepEvent, RgbBatch},
@@ -63,6 +63,14 @@ pub(crate) struct Encoding<'a> {
     /// Shape of a bucket's latents, `[C, h, w]`.
     pub(crate) shape: &'a (dyn Fn(Bucket) -> [usize; 3] + Sync),
     pub(crate) plan: &'a str,
+}
+
+/// What the decoding threads share.
+#[derive(Default)]
+struct Shared {
+    /// Held while a large image is decoded and resized.
+    large: Mutex<()>,
+    workspaces: Workspaces,
 }
 
 /// A sample that is ready to be encoded or written.
@@ -113,7 +121,7 @@ impl Encoding<'_> {
     }
 
     fn decode_all(&self, objects: &[&PlannedObject], batches: &SyncSender<Vec<Batch>>) {
-        let large = Mutex::new(());
+        let shared = Shared::default();
         let size = self.settings.encode_batch as usize;
         let window = (4 * rayon::current_num_threads()).next_multiple_of(size);
         for (object, planned) in objects.iter().enumerate() {
@@ -121,7 +129,7 @@ impl Encoding<'_> {
             for items in planned.items.chunks(window) {
                 let samples: Vec<Sample> = items
                     .par_iter()
-                    .map(|item| (item.id, self.prepare(item, &large)))
+                    .map(|item| (item.id, self.prepare(item, &shared)))
                     .collect();
                 left -= samples.len();
                 let mut window = cut(object, samples, size);
@@ -137,7 +145,7 @@ impl Encoding<'_> {
 
     /// Prepares a sample: its text, and its decoded, resized and cropped pixels or its existing
     /// latents.
-    fn prepare(&self, item: &Item, large: &Mutex<()>) -> std::result::Result<Prepared, Fault> {
+    fn prepare(&self, item: &Item, shared: &Shared) -> std::result::Result<Prepared, Fault> {
         let accepted = &self.accepted[item.index];
         let placement = place(
             item.bucket,
@@ -150,11 +158,13 @@ impl Encoding<'_> {
             Some(latents) => (Payload::Latents(latents), None),
             None => {
                 let bytes = self.read(accepted.file, item.id)?;
-                let _alone = lock_if_large(accepted, large);
-                let decoded = self.decoded(accepted, &bytes)?;
+                let _alone = lock_if_large(accepted, &shared.large);
                 let resize = self.settings.resize;
-                let pixels = fit(&decoded.picture, &placement, item.bucket, resize);
-                (Payload::Pixels(pixels), decoded.note)
+                shared.workspaces.with(|workspace| {
+                    let decoded = self.decoded(workspace, accepted, &bytes)?;
+                    let pixels = workspace.fit(decoded.picture, &placement, item.bucket, resize);
+                    Ok((Payload::Pixels(pixels), decoded.note))
+                })?
             }
         };
         Ok(Prepared {
@@ -188,8 +198,14 @@ impl Encoding<'_> {
     }
 
     /// Decodes a sample's image, which must have the size of its header.
-    fn decoded(&self, accepted: &Accepted, bytes: &[u8]) -> std::result::Result<Decoded, Fault> {
-        let decoded = decode(bytes, self.settings.max_pixels, self.settings.background)?;
+    fn decoded(
+        &self,
+        workspace: &mut Workspace,
+        accepted: &Accepted,
+        bytes: &[u8],
+    ) -> std::result::Result<Decoded, Fault> {
+        let settings = self.settings;
+        let decoded = workspace.decode(bytes, settings.max_pixels, settings.background)?;
         let size = (decoded.picture.width_px(), decoded.picture.height_px());
         if size != (accepted.width_px, accepted.height_px) {
             let detail = format!("it decodes to {size:?} px, unlike its header");

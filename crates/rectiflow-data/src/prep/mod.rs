@@ -19,6 +19,7 @@ pub(crate) mod objects;
 pub mod publish;
 pub(crate) mod scan;
 pub(crate) mod settings;
+pub mod speed;
 pub(crate) mod split;
 pub(crate) mod text_notes;
 
