@@ -11,7 +11,7 @@ use parquet::{
 };
 
 use crate::{
-    source::Source,
+    source::{Source, choice::SourceKind},
     text::{
         caption::{Reading, Text, TxtFiles},
         tag_list::TagSeparator,
@@ -77,9 +77,9 @@ fn read(folder: &Path, out: &Path) -> BTreeMap<String, Option<Text>> {
         tag_separator: TagSeparator::Comma,
         keep_escapes: false,
     };
-    let source = Source::list(folder, out, reading).unwrap();
+    let source = Source::list(folder, out, SourceKind::Folder, reading).unwrap();
     let mut found = BTreeMap::new();
-    for file in &source.files {
+    for file in &source.samples {
         found.insert(file.path.clone(), source.text(file).text);
         source.missing_text(file);
     }
