@@ -4,6 +4,10 @@
 //! PAIRS sets the number of rows of each source: 10,000 here, 1,000,000 in `make pairs`.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(
+    clippy::print_stderr,
+    reason = "a failing test says which rows are wrong"
+)]
 
 mod written;
 

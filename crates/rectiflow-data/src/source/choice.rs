@@ -11,7 +11,7 @@ use crate::{
         files::Files,
         mds,
         members::is_picture,
-        parquet_pictures,
+        parquet_listing,
         tar_headers::{self, BLOCK_BYTES},
     },
 };
@@ -175,7 +175,7 @@ fn any(files: &Files, names: &[String], is_it: fn(&Files, &str) -> Result<bool>)
 
 fn is_parquet(files: &Files, name: &str) -> Result<bool> {
     match files.shard(name) {
-        Ok(shard) => parquet_pictures::has_pictures(shard),
+        Ok(shard) => parquet_listing::has_pictures(shard),
         Err(error @ Error::Remote { .. }) => Err(error),
         Err(_) => Ok(false),
     }

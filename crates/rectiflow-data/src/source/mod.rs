@@ -58,8 +58,8 @@ use crate::{
         sample::{Place, Sample, Table},
         shards::{
             files::Files,
-            mds,
-            parquet_pictures::{self, Pictures},
+            mds, parquet_listing,
+            parquet_pictures::Pictures,
             shard::Shard,
             tar_headers::{self, BLOCK_BYTES},
             tars,
@@ -291,7 +291,7 @@ fn list(place: &Path, out: &Path, kind: SourceKind, row_file: RowFile) -> Result
     };
     let uses_index = kind == SourceKind::Tar;
     match kind {
-        SourceKind::Parquet => parquet_pictures::list(&files, &survey.parquets, row_file),
+        SourceKind::Parquet => parquet_listing::list(&files, &survey.parquets, row_file),
         SourceKind::Mds => mds::list(&files, &survey.indexes, row_file),
         _ => on_threads(files.is_far(), || {
             tars::list(

@@ -4,6 +4,7 @@
 pub(crate) mod files;
 pub(crate) mod mds;
 pub(crate) mod members;
+pub(crate) mod parquet_listing;
 pub(crate) mod parquet_pictures;
 pub(crate) mod row_texts;
 pub(crate) mod shard;

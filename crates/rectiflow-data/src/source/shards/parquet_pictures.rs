@@ -1,8 +1,8 @@
 //! Parquet files that hold pictures, as Hugging Face's datasets write them: a column
 //! `image: struct{bytes, path}`, or a column of bytes, beside columns of text.
 //!
-//! A listing reads the columns of text alone. A picture is read by its row: pages before it are
-//! skipped by their headers, and one page is in memory at a time.
+//! A picture is read by its row: pages before it are skipped by their headers, and one page is in
+//! memory at a time.
 
 use std::{
     io,
@@ -27,18 +27,10 @@ use serde_json::Map;
 
 use crate::{
     error::{Error, Result},
-    reject::{Fault, Reason, Remark},
+    reject::{Fault, Reason},
     source::{
-        listing::Listing,
         parquet_rows::{explained, is_text, value_of},
-        rows::RowFile,
-        sample::{Place, Sample},
-        shards::{
-            files::Files,
-            row_texts::{enter, keep, only_table},
-            shard::Shard,
-            tar_headers::remark_of,
-        },
+        shards::{row_texts::enter, shard::Shard},
     },
 };
 
@@ -66,7 +58,7 @@ pub(crate) struct Pictures {
     reader: Reader,
     column: Column,
     /// The first row of each row group, and the number of all rows.
-    starts: Vec<u64>,
+    pub(crate) starts: Vec<u64>,
 }
 
 struct Reader(SerializedFileReader<ShardBytes>);
@@ -84,89 +76,19 @@ struct Column {
     path: Option<usize>,
 }
 
-/// Lists the rows of the Parquet files `names`.
-///
-/// # Errors
-/// [`Error::Remote`] if a file at a URL cannot be reached; [`Error::Io`] if the texts cannot be
-/// kept. A bad file is a remark.
-pub(crate) fn list(files: &Files, names: &[String], row_file: RowFile) -> Result<Listing> {
-    let mut listing = Listing::new(row_file);
-    listing.tables.push(only_table());
-    for name in names {
-        let shard = match files.shard(name) {
-            Ok(shard) => Arc::new(shard),
-            Err(error @ Error::Remote { .. }) => return Err(error),
-            Err(error) => {
-                let remark = Remark::new(name, Reason::Unreadable, error.to_string());
-                listing.remarks.push(remark);
-                continue;
-            }
-        };
-        let listed = contained(&shard, || list_one(&shard, &mut listing));
-        if let Err(error) = listed {
-            listing.remarks.push(remark_of(&shard, error)?);
-        }
-    }
-    Ok(listing)
-}
-
-/// Whether a file has a column of pictures.
-///
-/// # Errors
-/// [`Error::Remote`].
-pub(crate) fn has_pictures(shard: Shard) -> Result<bool> {
-    let shard = Arc::new(shard);
-    match contained(&shard, || Pictures::open(&shard)) {
-        Ok(_) => Ok(true),
-        Err(error @ Error::Remote { .. }) => Err(error),
-        // Several columns of pictures are named when the file is listed.
-        Err(error) => Ok(error.to_string().contains(SEVERAL)),
-    }
-}
-
 /// Runs work that a damaged file can make panic.
-fn contained<T>(shard: &Shard, work: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(crate) fn contained<T>(shard: &Shard, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let result = catch_unwind(AssertUnwindSafe(work));
     let damaged = || shard.malformed("the decoder failed on it: it is damaged".to_owned());
     result.unwrap_or_else(|_| Err(damaged()))
 }
 
-fn list_one(shard: &Arc<Shard>, listing: &mut Listing) -> Result<()> {
-    let pictures = Pictures::open(shard)?;
-    let number = listing.shards.len() as u32;
-    let num_rows = pictures.starts.last().copied().unwrap_or_default();
-    let num_before = listing.samples.len();
-    let mut lines = vec![None; 0];
-    let read = pictures.texts(shard, |row, object| {
-        let address = format!("{}#{row}", shard.name);
-        let line = keep(
-            &object,
-            &address,
-            &mut listing.row_file,
-            &mut listing.remarks,
-        );
-        lines.push(line.map_err(Error::io(&shard.name))?);
-        Ok(())
-    });
-    // Rows whose texts cannot be read have pictures all the same.
-    for row in 0..num_rows {
-        let line = lines.get(row as usize).copied().flatten();
-        listing.samples.push(Sample {
-            path: format!("{}#{row}", shard.name),
-            place: Place::Row { shard: number, row },
-            sidecars: Box::default(),
-            lines: line.into_iter().collect(),
-            sha256: None,
-        });
-    }
-    debug_assert!(listing.samples.len() >= num_before);
-    listing.shards.push(shard.clone());
-    listing.pictures.push(pictures);
-    read
-}
-
 impl Pictures {
-    fn open(shard: &Arc<Shard>) -> Result<Self> {
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] for one without a column of pictures, or with several.
+    pub(crate) fn open(shard: &Arc<Shard>) -> Result<Self> {
         let failed = |error: ParquetError| failed(shard, &error);
         let options = ReadOptionsBuilder::new().with_page_index().build();
         let bytes = ShardBytes(shard.clone());
@@ -188,7 +110,7 @@ impl Pictures {
     }
 
     /// Passes the texts of each row to `take`, in the order of the rows.
-    fn texts(
+    pub(crate) fn texts(
         &self,
         shard: &Shard,
         mut take: impl FnMut(u64, Map<String, serde_json::Value>) -> Result<()>,
@@ -267,7 +189,8 @@ impl Pictures {
     }
 }
 
-const SEVERAL: &str = "several columns of pictures";
+/// What an error says of a file with several columns of pictures.
+pub(crate) const SEVERAL: &str = "several columns of pictures";
 
 /// The column of pictures: the only struct with `bytes`, else the only column of bytes with a name
 /// that says so.
