@@ -14,13 +14,14 @@ PREP = .venv-prep
 LOADERS_DISK = .venv-loaders-disk
 PYTHON313 ?= python3.13
 
-.PHONY: help build test fuzz demo fmt lint unit doc docs restarts slurm two-nodes bench-ranks peers peers-comfy peers-full peers-loaders peers-prep bench-loaders mixing tiny-base study experiments guard-runs clean-demo
+.PHONY: help build test fuzz pairs peers-sources demo fmt lint unit doc docs restarts slurm two-nodes bench-ranks peers peers-comfy peers-full peers-loaders peers-prep bench-loaders mixing tiny-base study experiments guard-runs clean-demo
 
 help:
 	@echo 'make build          build the binary, target/release/rectiflow'
 	@echo 'make demo           convert a tiny SDXL to flow matching and measure it, on the CPU; see runs/demo/report.html'
 	@echo 'make test           run every check of CI, cheapest first'
 	@echo 'make fuzz           read mutated files of every format for an hour (FUZZ_SECS, FUZZ_COUNT, FUZZ_SEED)'
+	@echo 'make pairs          compare picture and text of a million rows of each kind of source (PAIRS; 20 minutes, 5 GB)'
 	@echo 'make docs           regenerate the generated pages of docs/'
 	@echo "make tiny-base      train the demo's base model (an hour) and pack it"
 	@echo "make study          run the demo's full comparison, on three seeds (half an hour)"
@@ -32,6 +33,7 @@ help:
 	@echo "make peers-full     compare with diffusers at SDXL's own size (30 GB of disk, an hour)"
 	@echo 'make peers-loaders  compare the loader with seven others (installs $(LOADERS) and $(LOADERS_DISK), 2.7 GB)'
 	@echo 'make peers-prep     compare the preparation of pictures with datago and Pillow (installs $(PREP), 0.1 GB)'
+	@echo 'make peers-sources  list sources that webdataset, tar, hfutils, webshart, datasets and MosaicML write'
 	@echo 'make restarts       test restarts under torchrun (installs $(PEERS), 1.6 GB)'
 	@echo 'make slurm          test launch/slurm.sbatch under Slurm; skipped without root, slurm-wlm and munge'
 	@echo 'make two-nodes      test two ranks in two network namespaces with latency and loss; skipped without root'
@@ -82,6 +84,11 @@ fuzz:
 	MUTATION_SEED=$$seed MUTATION_COUNT=$(FUZZ_COUNT) OMP_NUM_THREADS=1 \
 	cargo test --quiet --release --workspace --lib --bins --tests mutated || exit 1; \
 	seed=$$((seed + 1)); done
+
+# Rows of each kind of source whose picture and text are compared; a kind takes at most 5 GB of disk at a time.
+PAIRS ?= 1000000
+pairs:
+	PAIRS=$(PAIRS) cargo test --release -p rectiflow-data --test pairs -- --test-threads 1 --nocapture
 
 # These tests take minutes, so `make test` leaves them out.
 guard-runs:
@@ -154,6 +161,14 @@ peers-prep: build
 	$(PYTHON) scripts/peers/environment.py $(PREP) scripts/peers/requirements-prep.txt
 	PYTHONPATH=scripts/peers $(PREP)/bin/python scripts/peers/prep/compare.py target/peers-prep \
 	--program target/release/examples/bench_prep --out benches/runs/$$(date +%F)-prep --page docs/preparation-speed.md
+# Sources of pictures as the real tools write them: one environment for MosaicML's, one for the others.
+SOURCES = .venv-sources
+peers-sources:
+	$(PYTHON313) scripts/peers/environment.py $(SOURCES) scripts/peers/requirements-sources.txt
+	$(PYTHON) scripts/peers/environment.py $(LOADERS) scripts/peers/requirements-loaders.txt
+	cargo build --release -p rectiflow-data --example list_source
+	TORCH_USE_RTLD_GLOBAL=1 $(PYTHON) scripts/peers/sources.py target/peers-sources \
+	--program target/release/examples/list_source --python $(SOURCES)/bin/python --mosaic $(LOADERS)/bin/python
 
 # The plot needs matplotlib, which the environment of the loaders has.
 mixing: build

@@ -1,4 +1,4 @@
-//! `rectiflow prep`: a folder of captioned images to a packed data set.
+//! `rectiflow prep`: a source of captioned images to a packed data set.
 //!
 //! The work is in `rectiflow_data::prep`, which links no tensor library; this file passes it a VAE
 //! to encode with. A data set for a URL is prepared in a folder and then sent
@@ -38,7 +38,10 @@ use crate::terminal::{
     progress::Progress,
 };
 
-/// Turn a folder of captioned images of any shape into a packed data set to train on.
+/// Turn captioned images of any shape into a packed data set to train on.
+///
+/// The source is a folder of images, or tars (WebDataset, with or without an index), Parquet files
+/// that hold images, or MDS shards, on a disk or at a URL; it is read where it is.
 ///
 /// Captions and tags come from files beside an image (NAME.txt, NAME.caption, NAME.tags, NAME.json)
 /// or from a table (metadata.jsonl, .csv or .parquet, kohya's JSON, tables of image boards);
@@ -47,7 +50,8 @@ use crate::terminal::{
 /// changed folder, it encodes only the changes. Exits with 1 if no image can be used.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The folder of images; its subfolders are read too.
+    /// The folder, file or URL of the images; subfolders are read too. `prep.source` says what it
+    /// is if its files do not.
     source: PathBuf,
     /// The data set, a folder to create or to bring up to date; or a URL, s3://bucket/prefix, gs://
     /// or az://, to which the finished files are sent, the manifest last.

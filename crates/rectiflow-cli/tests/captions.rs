@@ -149,7 +149,7 @@ fn what_is_no_folder_is_refused_with_what_to_do() {
     let root = tempfile::tempdir().unwrap();
     for (name, part) in [
         ("set.zip", "unzip"),
-        ("set.tar", "tar -xf"),
+        ("set.tar.gz", "gunzip"),
         ("metadata.csv", "Put it into that folder"),
         ("a.png", "Name the folder that it is in"),
     ] {
@@ -170,9 +170,9 @@ fn what_is_no_folder_is_refused_with_what_to_do() {
             stderr(&output)
         );
     }
-    let output = rectiflow(&["prep", "s3://bucket/set", "--out", "o", "--vae", "nowhere"]);
+    let output = rectiflow(&["prep", "hf://set", "--out", "o", "--vae", "nowhere"]);
     assert!(
-        stderr(&output).contains("copy them there first"),
+        stderr(&output).contains("expected s3://"),
         "{}",
         stderr(&output)
     );

@@ -1,6 +1,6 @@
 //! Captioned images to packed data sets, and packed data sets to batches. Links no tensor library.
 //!
-//! A folder of pictures is turned into a data set once ([`prepare`]): each image goes into the
+//! A source of pictures is turned into a data set once ([`prepare`]): each image goes into the
 //! aspect bucket nearest to its shape, the caller's encoder turns it into latents, and latents and
 //! text are written in blocks of 32 rows, each with a checksum. Training then reads it for days
 //! ([`loader::Loader`]): the order of samples is a pure function of the data sets and the settings,
@@ -17,8 +17,8 @@
 //! | folder | holds |
 //! |---|---|
 //! | `load` | steps for the trainer: the loader, its reading ahead, test batches, throughput |
-//! | `prep` | a folder of pictures to a packed data set: scan, encode, publish; resumable |
-//! | `source` | the files of a folder by kind: pictures, their captions, tables of metadata |
+//! | `prep` | a source of pictures to a packed data set: scan, encode, publish; resumable |
+//! | `source` | pictures and their texts, listed and opened: folders, tars, Parquet, MDS |
 //! | `board` | tables of image boards: the row of a picture, its text and its columns |
 //! | `posts` | rows of such tables: Parquet, SQLite, JSON lines, CSV |
 //! | `filter` | `prep.filter`: an expression on columns and tags, checked before it is asked |
@@ -61,7 +61,7 @@ pub use load::{batch, loader, test_batches, throughput};
 pub use order::{amplification, epoch, pass, window};
 pub use picture::{contact_sheet, decode, resize};
 pub use prep::{publish, speed};
-pub use source::no_folder;
+pub use source::{choice, no_folder, sample, texts};
 pub use text::{caption, overflow, prompt, tag_list, token};
 
 pub use dataset::{BucketShape, Dataset, batch_latents::BatchLatents};
@@ -70,3 +70,4 @@ pub use format::manifest::{Codec, Manifest, Split};
 pub use format::record::{Record, SampleId};
 pub use prep::{PrepEvent, PrepSettings, PrepSummary, RgbBatch, prepare};
 pub use remote::network::Network;
+pub use source::Source;

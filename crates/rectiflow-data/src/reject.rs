@@ -60,6 +60,16 @@ pub enum Reason {
     UnreadKind,
     /// An archive, which has to be unpacked.
     Archive,
+    /// A shard that ends in the middle.
+    Truncated,
+    /// A shard that is damaged or of a kind that is not read.
+    BadShard,
+    /// An index that says something else than its shard.
+    BadIndex,
+    /// Members of a shard of which nothing says which belong together.
+    AmbiguousKey,
+    /// A row or a group of members without a picture.
+    NoPicture,
     /// (Note) Its colour profile cannot be used: it is taken as sRGB.
     IgnoredProfile,
     /// (Note) A key with text in JSON or tables that is not read: one note a key.
@@ -70,6 +80,8 @@ pub enum Reason {
     LongCaption,
     /// (Note) A caption has the word BREAK, which is read as a word.
     BreakWord,
+    /// (Note) A folder's name has kohya's repeats, which a recipe sets.
+    FolderRepeats,
     /// (Note) Its JSON says that the picture is turned, and the picture does not.
     LostOrientation,
 }
@@ -98,11 +110,17 @@ impl Reason {
             Self::OrphanCaption => "orphan_caption",
             Self::UnreadKind => "unread_kind",
             Self::Archive => "archive",
+            Self::Truncated => "truncated",
+            Self::BadShard => "bad_shard",
+            Self::BadIndex => "bad_index",
+            Self::AmbiguousKey => "ambiguous_key",
+            Self::NoPicture => "no_picture",
             Self::IgnoredProfile => "ignored_profile",
             Self::UnreadKey => "unread_key",
             Self::UnsplitTags => "unsplit_tags",
             Self::LongCaption => "long_caption",
             Self::BreakWord => "break_word",
+            Self::FolderRepeats => "folder_repeats",
             Self::LostOrientation => "lost_orientation",
         }
     }

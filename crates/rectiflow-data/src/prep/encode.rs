@@ -8,7 +8,6 @@
 
 use std::{
     collections::HashMap,
-    fs,
     sync::{
         Mutex, MutexGuard, PoisonError,
         mpsc::{Receiver, SyncSender, sync_channel},
@@ -127,10 +126,12 @@ impl Encoding<'_> {
         for (object, planned) in objects.iter().enumerate() {
             let mut left = planned.items.len();
             for items in planned.items.chunks(window) {
-                let samples: Vec<Sample> = items
-                    .par_iter()
-                    .map(|item| (item.id, self.prepare(item, &shared)))
-                    .collect();
+                let samples: Vec<Sample> = self.source.on_threads(|| {
+                    let items = items.par_iter();
+                    items
+                        .map(|item| (item.id, self.prepare(item, &shared)))
+                        .collect()
+                });
                 left -= samples.len();
                 let mut window = cut(object, samples, size);
                 if let Some(last) = window.last_mut() {
@@ -177,7 +178,7 @@ impl Encoding<'_> {
     /// The record of a sample, with its text.
     fn record(&self, item: &Item, placement: &Placement) -> Record {
         let accepted = &self.accepted[item.index];
-        let found = &self.source.files[accepted.file];
+        let found = &self.source.samples[accepted.file];
         let texts = self.source.text(found);
         let text = texts.text.unwrap_or_default();
         Record {
@@ -214,17 +215,14 @@ impl Encoding<'_> {
         Ok(decoded)
     }
 
-    /// Reads an image file, by its index in the source, which must have the bytes of sample `id`.
+    /// Reads a picture, by its index in the source, which must have the bytes of sample `id`.
     fn read(&self, file: usize, id: SampleId) -> std::result::Result<Vec<u8>, Fault> {
-        let path = self.source.path(&self.source.files[file].path);
-        match fs::read(path) {
-            Ok(bytes) if SampleId::of(&bytes) == id => Ok(bytes),
-            Ok(_) => {
-                let detail = "it changed while it was read: prepare again";
-                Err(Fault::new(Reason::Unreadable, detail))
-            }
-            Err(error) => Err(Fault::new(Reason::Unreadable, error.to_string())),
+        let bytes = self.source.open(&self.source.samples[file])?;
+        if SampleId::of(&bytes) == id {
+            return Ok(bytes);
         }
+        let detail = "it changed while it was read: prepare again";
+        Err(Fault::new(Reason::Unreadable, detail))
     }
 
     /// The existing latents of a sample, if any. Damaged ones count as missing, so that the image

@@ -81,7 +81,8 @@ pub fn prepare(
     check(settings, codec)?;
     check_folders(source, out)?;
     let store = Store::open(out, codec, &settings.geometry())?;
-    let source = Source::list(source, out, settings.reading(), &settings.boards())?;
+    let (kind, boards) = (settings.source, settings.boards());
+    let source = Source::with_tables(source, out, kind, settings.reading(), &boards)?;
     let scan = Scan::run(&source, &out.join(FACTS_FILE), settings, progress)?;
     let mut preparation = Preparation {
         source,
@@ -96,10 +97,9 @@ pub fn prepare(
     Ok(preparation.summary(start.elapsed().as_secs_f64()))
 }
 
-/// Fails if `source` cannot be listed, or if `out` is the same folder.
+/// Fails if `source` is no source, or if `out` is the same folder.
 fn check_folders(source: &Path, out: &Path) -> Result<()> {
     no_folder::refuse(source)?;
-    fs::read_dir(source).map_err(Error::io(source))?;
     let (Ok(from), Ok(to)) = (fs::canonicalize(source), fs::canonicalize(out)) else {
         return Ok(());
     };
@@ -367,7 +367,7 @@ impl Preparation<'_> {
 
     /// Puts the current text of a sample into its record.
     fn replace_text(&self, record: &mut Record, accepted: &Accepted) {
-        let found = &self.source.files[accepted.file];
+        let found = &self.source.samples[accepted.file];
         let text = self.source.text(found).text.unwrap_or_default();
         record.captions = text.captions;
         record.tags = text.tags;

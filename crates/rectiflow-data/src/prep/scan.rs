@@ -14,7 +14,6 @@ use std::{
     fs::{self, File},
     io::{BufRead, BufReader, ErrorKind, Write},
     path::{Path, PathBuf},
-    time::UNIX_EPOCH,
 };
 
 use rayon::prelude::*;
@@ -31,8 +30,9 @@ use crate::{
     prep::{events::PrepEvent, filtered::Filtered, settings::PrepSettings, text_notes::text_notes},
     reject::{Fault, Reason, Remark},
     source::{
-        Found, Source,
+        Source, Stamp,
         names::{Kind, classify},
+        sample::Sample,
     },
     text::caption::Text,
 };
@@ -47,6 +47,7 @@ const MOST_UNREAD_KEYS: usize = 100;
 pub(crate) struct Fact {
     path: String,
     bytes: u64,
+    /// The version of its file, which is the modification time on a disk.
     mtime_ns: u128,
     id: u64,
     width_px: u32,
@@ -57,20 +58,13 @@ pub(crate) struct Fact {
     note: Option<Fault>,
 }
 
-/// Length and modification time of a file, which say whether its fact is current.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    bytes: u64,
-    mtime_ns: u128,
-}
-
 impl Fact {
     /// The fact about the bytes `content` of the file `path`.
     fn new(path: &str, stamp: Stamp, content: &[u8], settings: &PrepSettings) -> Self {
         let mut fact = Self {
             path: path.to_owned(),
             bytes: stamp.bytes,
-            mtime_ns: stamp.mtime_ns,
+            mtime_ns: stamp.version,
             id: SampleId::of(content).0,
             width_px: 0,
             height_px: 0,
@@ -91,7 +85,7 @@ impl Fact {
     fn is_current(&self, stamp: Stamp) -> bool {
         let is_too_large =
             matches!(&self.fault, Some(fault) if fault.reason == Reason::TooManyPixels);
-        (self.bytes, self.mtime_ns) == (stamp.bytes, stamp.mtime_ns) && !is_too_large
+        (self.bytes, self.mtime_ns) == (stamp.bytes, stamp.version) && !is_too_large
     }
 
     fn to_line(&self) -> String {
@@ -183,7 +177,7 @@ impl Scan {
         let mut part = None;
         let mut num_known = 0;
         let mut done = 0;
-        for files in source.files.chunks(FILES_PER_CHUNK) {
+        for files in source.samples.chunks(FILES_PER_CHUNK) {
             let scanned = scan_files(source, files, &remembered, settings);
             append(&part_of(memory), &mut part, &scanned)?;
             for scanned in scanned {
@@ -193,7 +187,7 @@ impl Scan {
             }
             progress(PrepEvent::Scanning {
                 done: done as u64,
-                num_files: source.files.len() as u64,
+                num_files: source.samples.len() as u64,
                 rejected: scan.rejected.len() as u64 + scan.filtered.count(),
             });
         }
@@ -201,6 +195,7 @@ impl Scan {
         // Facts of files that are gone are dropped.
         scan.changed |= num_known != num_remembered;
         scan.rejected.extend_from_slice(&source.remarks);
+        scan.notes.extend_from_slice(&source.notes);
         scan.remember(memory)?;
         Ok(scan)
     }
@@ -271,10 +266,10 @@ impl Scan {
     ) {
         self.changed |= !scanned.known;
         self.rejected.extend(scanned.remarks);
-        self.count_unread(&source.files[file].path, scanned.unread);
+        self.count_unread(&source.samples[file].path, scanned.unread);
         let fact = match scanned.fact {
             Ok(fact) => fact,
-            Err(fault) => return self.reject(source.files[file].path.clone(), fault),
+            Err(fault) => return self.reject(source.samples[file].path.clone(), fault),
         };
         // A copy of a bad file has the same fault; settings judge the others.
         let fault = fact.fault.as_ref();
@@ -372,8 +367,14 @@ fn by_name(path: &str, fault: Fault) -> Fault {
     let name = path.rsplit('/').next().unwrap_or(path);
     match (classify(name).0, fault.reason) {
         (Kind::Archive, Reason::NotAnImage | Reason::FileTooLarge | Reason::Empty) => {
-            let detail = "an archive: unpack it into the folder and prepare again";
+            let detail = "an archive: unpack it into the folder and prepare again; a tar of pictures \
+                          is a source of its own";
             Fault::new(Reason::Archive, detail)
+        }
+        (Kind::Latents, Reason::NotAnImage | Reason::Empty) => {
+            let detail = "latents or texts that another trainer has encoded: the file does not say \
+                          with which VAE, so they are encoded again from the picture";
+            Fault::new(Reason::UnreadKind, detail)
         }
         (Kind::UnreadCaption, Reason::NotAnImage | Reason::Empty) => {
             let detail = "a caption file of a kind that is not read; docs/preparation.md lists \
@@ -424,19 +425,21 @@ fn lasting_faults(remembered: &HashMap<String, Fact>) -> HashMap<u64, Fault> {
 
 fn scan_files(
     source: &Source,
-    files: &[Found],
+    files: &[Sample],
     remembered: &HashMap<String, Fact>,
     settings: &PrepSettings,
 ) -> Vec<Scanned> {
-    files
-        .par_iter()
-        .map(|found| scan_file(source, found, remembered, settings))
-        .collect()
+    source.on_threads(|| {
+        files
+            .par_iter()
+            .map(|found| scan_file(source, found, remembered, settings))
+            .collect()
+    })
 }
 
 fn scan_file(
     source: &Source,
-    found: &Found,
+    found: &Sample,
     remembered: &HashMap<String, Fact>,
     settings: &PrepSettings,
 ) -> Scanned {
@@ -458,7 +461,7 @@ fn scan_file(
 }
 
 /// Reads the text of an image.
-fn scan_text(source: &Source, found: &Found, settings: &PrepSettings, scanned: &mut Scanned) {
+fn scan_text(source: &Source, found: &Sample, settings: &PrepSettings, scanned: &mut Scanned) {
     let texts = source.text(found);
     if let Ok(fact) = &scanned.fact {
         scanned.removed_by = source.removed_by(&texts, fact.width_px, fact.height_px);
@@ -493,57 +496,45 @@ fn scan_text(source: &Source, found: &Found, settings: &PrepSettings, scanned: &
 }
 
 /// Whether an image has no EXIF orientation of its own.
-fn lies_as_stored(source: &Source, found: &Found, settings: &PrepSettings) -> bool {
-    let bytes = fs::read(source.path(&found.path)).unwrap_or_default();
+fn lies_as_stored(source: &Source, found: &Sample, settings: &PrepSettings) -> bool {
+    let bytes = source.open(found).unwrap_or_default();
     decode::is_upright(&bytes, settings.max_pixels)
 }
 
-/// The fact about a file, and whether it comes from an earlier run.
+/// The fact about a picture, and whether it comes from an earlier run.
 fn fact_of(
     source: &Source,
-    found: &Found,
+    found: &Sample,
     remembered: &HashMap<String, Fact>,
     settings: &PrepSettings,
 ) -> (std::result::Result<Fact, Fault>, bool) {
-    let path = source.path(&found.path);
-    let stamp = match stamp_of(&path, settings) {
+    let stamp = match source.stamp(found) {
         Ok(stamp) => stamp,
         Err(fault) => return (Err(fault), false),
     };
+    if let Err(fault) = check_length(stamp.bytes, settings) {
+        return (Err(fault), false);
+    }
     if let Some(fact) = remembered.get(&found.path)
         && fact.is_current(stamp)
     {
         return (Ok(fact.clone()), true);
     }
-    let fact = match fs::read(&path) {
-        Ok(content) => Ok(Fact::new(&found.path, stamp, &content, settings)),
-        Err(error) => Err(unreadable(&error)),
-    };
+    let content = source.open(found);
+    let fact = content.and_then(|content| {
+        check_length(content.len() as u64, settings)?;
+        Ok(Fact::new(&found.path, stamp, &content, settings))
+    });
     (fact, false)
 }
 
-/// The stamp of a file that is not too long to be read.
-fn stamp_of(path: &Path, settings: &PrepSettings) -> std::result::Result<Stamp, Fault> {
-    let metadata = fs::metadata(path).map_err(|error| unreadable(&error))?;
-    if !metadata.is_file() {
-        // Reading a pipe or a device could block or never end.
-        return Err(Fault::new(Reason::Unreadable, "it is not a regular file"));
-    }
-    let modified = metadata.modified().map_err(|error| unreadable(&error))?;
-    let since = modified.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let (bytes, max_file_mib) = (metadata.len(), settings.max_file_mib);
+fn check_length(bytes: u64, settings: &PrepSettings) -> std::result::Result<(), Fault> {
+    let max_file_mib = settings.max_file_mib;
     if bytes > u64::from(max_file_mib) << 20 {
         let detail = format!("{bytes} bytes, max_file_mib is {max_file_mib}");
         return Err(Fault::new(Reason::FileTooLarge, detail));
     }
-    Ok(Stamp {
-        bytes,
-        mtime_ns: since.as_nanos(),
-    })
-}
-
-fn unreadable(error: &std::io::Error) -> Fault {
-    Fault::new(Reason::Unreadable, error.to_string())
+    Ok(())
 }
 
 /// The file with the facts of an unfinished pass.

@@ -8,7 +8,7 @@ use crate::{
     filter,
     format::bucket::{Geometry, ResizeSpace},
     prep::split::Share,
-    source::boards::BoardSettings,
+    source::{boards::BoardSettings, choice::SourceKind},
     text::{
         caption::{Reading, TxtFiles},
         tag_list::TagSeparator,
@@ -19,6 +19,11 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct PrepSettings {
+    /// What kind of source is prepared: "folder" of pictures, "webdataset": tars, read by their
+    /// headers, "tar": tars, read by the index beside each if there is one, "parquet": Parquet
+    /// files that hold the pictures, "mds": shards of MosaicML Streaming. Default "auto": the files
+    /// that are there decide, and files of several kinds are refused.
+    pub source: SourceKind,
     /// Largest area of a bucket in pixels. Range 1024 to 2^26. Default 1048576 = 1024 * 1024, the
     /// area that SDXL was trained at.
     pub area_px: u64,
@@ -117,6 +122,7 @@ impl Default for PrepSettings {
             "worst quality",
         ];
         Self {
+            source: SourceKind::Auto,
             area_px: 1024 * 1024,
             step_px: 64,
             bucket_min_px: 512,

@@ -14,6 +14,7 @@
 pub(crate) mod aws_profile;
 pub(crate) mod block_checksum;
 pub(crate) mod buffers;
+pub(crate) mod listing;
 pub(crate) mod network;
 pub(crate) mod request;
 mod retry;

@@ -1,10 +1,14 @@
-//! The source folder: its files in a fixed order, each image with its caption sources.
+//! Where pictures and their texts are: a source lists its samples and opens one by its address.
 //!
-//! Names that begin with a dot are skipped, and so is the data set itself if it is inside. Files
-//! behind a symbolic link are read, folders behind one are not. `names` says what a file is;
-//! whatever is no caption source can be an image: content decides.
+//! A source is a folder of pictures (`folder`), or shards that hold them (`shards`): tars, Parquet,
+//! MDS, on a disk or at a URL. `choice` decides which. Nothing is unpacked or copied; a packed row
+//! keeps the address of its picture.
 //!
-//! Sources of an image, in the order of precedence:
+//! In a folder names that begin with a dot are skipped, and so is the data set itself if it is
+//! inside. Files behind a symbolic link are read, folders behind one are not. `names` says what a
+//! file is; whatever is no caption source can be an image: content decides.
+//!
+//! Sources of a picture's text, in the order of precedence:
 //! 1. JSON beside it: `name.json`, `name.png.json`;
 //! 2. captions beside it: `name.caption`;
 //! 3. text beside it: `name.txt`, the whole file is one caption;
@@ -13,10 +17,14 @@
 //!    folder `metadata.jsonl`, `metadata.csv` and `metadata.parquet` before other tables;
 //! 6. the row of a table of an image board that has its number or hash (`boards`).
 //!
-//! Captions come from the first source with a caption, tags from the first with tags. What another
-//! source says differently is listed in `rejected.jsonl`.
+//! Members of a tar with its name stand beside a picture (`shards::members`); in Parquet and MDS
+//! its own row has its texts. Captions come from the first source with a caption, tags from the
+//! first with tags. What another source says differently is listed in `rejected.jsonl`.
 
 pub(crate) mod boards;
+pub mod choice;
+pub(crate) mod folder;
+pub(crate) mod listing;
 #[cfg(test)]
 mod mutated;
 pub(crate) mod named_path;
@@ -24,203 +32,213 @@ pub(crate) mod names;
 pub mod no_folder;
 pub(crate) mod parquet_rows;
 pub(crate) mod rows;
+pub mod sample;
+pub(crate) mod shards;
 pub(crate) mod table;
+pub mod texts;
 pub(crate) mod walk;
 
 use std::{
-    cmp::Reverse,
     fs::{self, File},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
+    sync::Arc,
+    time::UNIX_EPOCH,
 };
 
+use sha2::{Digest, Sha256};
+
 use crate::{
-    board::post::Post,
+    board::{TableFile, classes::TagSettings},
     error::{Error, Result},
     reject::{Fault, Reason, Remark},
+    remote::{Location, network::Network},
     source::{
-        boards::{BoardSettings, Boards, Size, named_tables, take_tables},
-        named_path::{Finder, Root},
-        names::{Kind, Sidecar, TableKind, classify, stem_of},
-        rows::{Contents, Row, RowFile, Rows, Span},
-        walk::{TableFile, Walk, join},
+        boards::{BoardSettings, Boards, Size, named_tables},
+        choice::{SourceKind, Survey},
+        listing::Listing,
+        names::{Kind, Sidecar, stem_of},
+        rows::{RowFile, Span},
+        sample::{Place, Sample, Table},
+        shards::{
+            files::Files,
+            mds, parquet_listing,
+            parquet_pictures::Pictures,
+            shard::Shard,
+            tar_headers::{self, BLOCK_BYTES},
+            tars,
+        },
+        texts::{TextReader, Texts},
+        walk::join,
     },
-    text::{
-        caption::{MAX_SOURCE_BYTES, Reading, Text, TxtFiles, clean},
-        keys::{self, Description},
-        tag_list,
-    },
+    text::caption::{MAX_SOURCE_BYTES, Reading},
     text_file,
 };
 
-/// A file that can be an image, and its caption sources.
-#[derive(Debug)]
-pub(crate) struct Found {
-    /// Relative to the source folder, with `/` between its parts.
-    pub(crate) path: String,
-    sidecars: Box<[Sidecar]>,
-    lines: Vec<Line>,
-}
+/// Requests at a time for the samples of shards at a URL.
+const FAR_THREADS: usize = 16;
 
-/// A row of a table, in the order of precedence.
-#[derive(Debug, Clone, Copy)]
-struct Line {
-    table: u32,
-    number: u64,
-    span: Span,
-}
-
-/// A table of metadata: its path, and the file with its rows as JSON.
+/// The pictures of a place, and their texts.
 #[derive(Debug)]
-struct Table {
-    path: String,
-    file: Option<File>,
-}
-
-/// The files of a folder.
-#[derive(Debug)]
-pub(crate) struct Source {
+pub struct Source {
+    /// The folder, if it is one of pictures.
     root: PathBuf,
     reading: Reading,
-    /// In the order of the walk: by name in each folder, subfolders in their place among the files.
-    pub(crate) files: Vec<Found>,
+    /// In a fixed order: of a folder that of the walk, by name in each folder, subfolders in their
+    /// place among the files; of shards by name and place.
+    pub(crate) samples: Vec<Sample>,
     /// Remarks about names, links and caption sources.
     pub(crate) remarks: Vec<Remark>,
+    /// Notes about what is used all the same.
+    pub(crate) notes: Vec<Remark>,
     tables: Vec<Table>,
     /// The rows of tables that are not JSON lines.
     rows: File,
+    shards: Vec<Arc<Shard>>,
+    /// Of Parquet the reader of each shard.
+    pictures: Vec<Pictures>,
     /// Tables of image boards, and the filter.
     pub(crate) boards: Boards,
 }
 
-/// The text of an image, and what was found on the way.
-#[derive(Debug, Default)]
-pub(crate) struct Texts {
-    /// None if no source has text.
-    pub(crate) text: Option<Text>,
-    /// Remarks about caption sources that are not used.
-    pub(crate) remarks: Vec<Remark>,
-    /// Keys with text that are not read.
-    pub(crate) unread: Vec<String>,
-    /// Notes about the image, which is used all the same.
-    pub(crate) notes: Vec<Fault>,
-    /// How a source says that the image lies, if not upright.
-    pub(crate) orientation: Option<String>,
-    /// The row of a table of an image board.
-    pub(crate) post: Option<Post>,
-}
-
-/// A source of an image that was read.
-struct Parsed {
-    name: String,
-    kind: Kind,
-    description: Description,
+/// What says whether a picture is the same as at an earlier time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    /// Its length; 0 if that is not known without reading it.
+    pub(crate) bytes: u64,
+    /// Modification time of its file; at a URL also a hash of its tag.
+    pub(crate) version: u128,
 }
 
 impl Source {
-    /// Lists the folder `root`, without the data set in `out`, where rows of tables are kept.
+    /// Lists the samples of `place`, a path or a URL, without the data set in `out`, where rows of
+    /// tables are kept. No picture is read.
     ///
     /// # Errors
-    /// [`Error::Io`] if `root` itself cannot be read; an error deeper down becomes a remark.
-    /// [`Error::Invalid`] if a table that the settings name, or the filter, cannot be used.
-    pub(crate) fn list(
-        root: &Path,
+    /// [`Error::Io`] if `place` itself cannot be read; [`Error::Remote`] if anything at a URL
+    /// cannot be reached; [`Error::Invalid`] if it is no source, or several. What is wrong deeper
+    /// down becomes a remark.
+    pub fn list(place: &Path, out: &Path, kind: SourceKind, reading: Reading) -> Result<Self> {
+        let tags = TagSettings::default();
+        let boards = BoardSettings {
+            tables: &[],
+            tags: &tags,
+            filter: "",
+        };
+        Self::with_tables(place, out, kind, reading, &boards)
+    }
+
+    /// As [`Source::list`], with the tables of image boards and the filter of these settings.
+    ///
+    /// # Errors
+    /// Also [`Error::Invalid`] if a table that the settings name, or the filter, cannot be used.
+    pub(crate) fn with_tables(
+        place: &Path,
         out: &Path,
+        kind: SourceKind,
         reading: Reading,
         settings: &BoardSettings<'_>,
     ) -> Result<Self> {
-        fs::read_dir(root).map_err(Error::io(root))?;
-        let mut walk = Walk::over(root, out);
-        let mut board_tables = named_tables(root, settings)?;
-        take_tables(&mut walk, &mut board_tables);
-        let Walk {
-            images,
-            mut tables,
-            mut remarks,
-            ..
-        } = walk;
-        tables.sort_by_cached_key(precedence);
+        // `file://` is a folder or a file on this machine.
+        let local = match Location::parse(place, &Network::default())? {
+            Location::Folder(path) => path,
+            Location::Remote(_) => place.to_owned(),
+        };
         let work = out.join("prep");
         let row_file = RowFile::create(&work).map_err(Error::io(&work))?;
-        let mut reader = TableReader {
-            root: Root::new(root),
-            folder: root,
-            finder: Finder::new(images.iter().map(|image| image.path.as_str()).collect()),
-            row_file,
-            lines: vec![Vec::new(); images.len()],
-            tables: Vec::new(),
-            remarks: Vec::new(),
-        };
-        for table in &tables {
-            reader.read(table);
-        }
-        let TableReader {
-            row_file,
-            lines,
-            tables,
-            remarks: table_remarks,
-            ..
-        } = reader;
-        let mut files = Vec::with_capacity(images.len());
-        remarks.extend(table_remarks);
-        for (image, lines) in images.into_iter().zip(lines) {
-            files.push(Found {
-                path: image.path,
-                sidecars: image.sidecars.into(),
-                lines,
-            });
-        }
-        let names = files.iter().map(|found| found.path.as_str());
-        let boards = Boards::open(board_tables, names, &work, settings, &mut remarks)?;
+        let mut tables = named_tables(&local, settings)?;
+        let mut listing = list(&local, out, kind, &mut tables, row_file)?;
+        let names = listing.samples.iter().map(|sample| sample.path.as_str());
+        let boards = Boards::open(tables, names, &work, settings, &mut listing.remarks)?;
         Ok(Self {
-            root: root.to_owned(),
+            root: local,
             reading,
-            files,
-            remarks,
-            tables,
-            rows: row_file.finish().map_err(Error::io(&work))?,
+            samples: listing.samples,
+            remarks: listing.remarks,
+            notes: listing.notes,
+            tables: listing.tables,
+            rows: listing.row_file.finish().map_err(Error::io(&work))?,
+            shards: listing.shards,
+            pictures: listing.pictures,
             boards,
         })
     }
 
-    /// The full path of a listed file.
-    pub(crate) fn path(&self, relative: &str) -> PathBuf {
-        self.root.join(relative)
+    /// The samples, in a fixed order.
+    pub fn samples(&self) -> &[Sample] {
+        &self.samples
     }
 
-    /// The text of an image, if it has any, and remarks about its caption sources.
-    pub(crate) fn text(&self, found: &Found) -> Texts {
-        let mut texts = Texts::default();
-        let mut parsed = self.parse_all(found, &mut texts.remarks);
-        texts.post = self.boards.post(&found.path, &mut texts.remarks);
-        if let Some(post) = &texts.post {
-            parsed.extend(self.parse_post(post));
-        }
-        let is_list = self.lists_of_tags(&parsed);
-        let mut all = Text::default();
-        for (source, is_list) in parsed.into_iter().zip(is_list) {
-            let Description {
-                mut text,
-                unread,
-                unsplit_tags,
-                orientation,
-            } = source.description;
-            texts.unread.extend(unread);
-            texts.orientation = texts.orientation.or(orientation);
-            if let Some(tags) = unsplit_tags {
-                texts.notes.push(unsplit(&source.name, &tags));
+    /// What is no sample, and why.
+    pub fn remarks(&self) -> &[Remark] {
+        &self.remarks
+    }
+
+    /// Reads the bytes of a picture.
+    ///
+    /// # Errors
+    /// Why it cannot be read.
+    pub fn open(&self, sample: &Sample) -> std::result::Result<Vec<u8>, Fault> {
+        match sample.place {
+            Place::File => fs::read(self.path(&sample.path))
+                .map_err(|error| Fault::new(Reason::Unreadable, error.to_string())),
+            Place::Bytes {
+                shard,
+                offset,
+                bytes,
+                by_index,
+            } => {
+                let shard = &self.shards[shard as usize];
+                if by_index {
+                    return read_indexed(shard, sample, offset, bytes);
+                }
+                read_bytes(shard, offset, bytes)
             }
-            if is_list {
-                text = self.as_tags(&text);
-            }
-            if !all.absorb(text, &self.reading) {
-                let detail = second_caption(&found.path);
-                texts
-                    .remarks
-                    .push(Remark::new(source.name, Reason::SecondCaption, detail));
+            Place::Row { shard, row } => {
+                let number = shard as usize;
+                self.pictures[number].read(&self.shards[number], row)
             }
         }
-        texts.text = (!all.is_empty()).then_some(all);
+    }
+
+    /// The stamp of a picture.
+    pub(crate) fn stamp(&self, sample: &Sample) -> std::result::Result<Stamp, Fault> {
+        match sample.place {
+            Place::File => stamp_of(&self.path(&sample.path)),
+            Place::Bytes { shard, .. } | Place::Row { shard, .. } => Ok(Stamp {
+                bytes: sample.size_bytes().unwrap_or_default(),
+                version: self.shards[shard as usize].version,
+            }),
+        }
+    }
+
+    /// The text of a picture, if it has any, and remarks about its caption sources.
+    pub fn text(&self, sample: &Sample) -> Texts {
+        let mut texts = TextReader::new(&self.reading);
+        for sidecar in &sample.sidecars {
+            let (name, bytes) = self.read_sidecar(sample, sidecar);
+            texts.add(name, sidecar.kind, bytes);
+        }
+        for line in &sample.lines {
+            let table = &self.tables[line.table as usize];
+            let file = table.file.as_ref().unwrap_or(&self.rows);
+            let name = match sample.place {
+                Place::File => format!("{}:{}", table.path, line.number),
+                _ => sample.path.clone(),
+            };
+            texts.add(name, Kind::Json, read_span(file, line.span));
+        }
+        let mut remarks = Vec::new();
+        let post = self.boards.post(&sample.path, &mut remarks);
+        if let Some(post) = &post {
+            let text = self.boards.text(post, &self.reading);
+            if !text.is_empty() || !text.quality.is_empty() {
+                texts.add_text(post.address.clone(), text);
+            }
+        }
+        let mut texts = texts.finish(&sample.path);
+        texts.remarks.extend(remarks);
+        texts.post = post;
         texts
     }
 
@@ -235,10 +253,40 @@ impl Source {
         self.boards.removed_by(size, texts.text.as_ref(), post)
     }
 
-    /// Why an image has no text: what could have been there, and what is there.
-    pub(crate) fn missing_text(&self, found: &Found) -> String {
-        let stem = stem_of(&found.path);
+    /// The name of a caption file beside a picture, and its bytes.
+    fn read_sidecar(
+        &self,
+        sample: &Sample,
+        sidecar: &Sidecar,
+    ) -> (String, std::result::Result<Vec<u8>, String>) {
+        if let (Place::Bytes { shard, .. }, Some(span)) = (sample.place, sidecar.span) {
+            let shard = &self.shards[shard as usize];
+            let name = join(&shard.name, &sidecar.name);
+            return (name, read_text(shard, span));
+        }
+        let folder = sample
+            .path
+            .rsplit_once('/')
+            .map_or("", |(folder, _)| folder);
+        let name = join(folder, &sidecar.name);
+        let bytes = text_file::bytes(&self.path(&name), MAX_SOURCE_BYTES);
+        (name, bytes.map_err(|error| error.to_string()))
+    }
+
+    /// Why a picture has no text: what could have been there, and what is there.
+    pub(crate) fn missing_text(&self, sample: &Sample) -> String {
+        let stem = stem_of(&sample.path);
         let name = stem.rsplit('/').next().unwrap_or(&stem);
+        match sample.place {
+            Place::File => {}
+            Place::Bytes { .. } if !sample.path.contains('#') => {
+                return format!(
+                    "it has no text: the tar has no member {name}.txt, .caption, .tags or .json \
+                     with text"
+                );
+            }
+            _ => return "it has no text: no column of its row has any".to_owned(),
+        }
         let mut detail = format!(
             "it has no text: there is no {name}.txt, .caption, .tags or .json with text beside it, \
              and no row of a metadata table names it"
@@ -253,142 +301,107 @@ impl Source {
         detail
     }
 
-    /// Which sources are text files whose caption is a list of tags: it reads like one, and another
-    /// source has another caption. kohya's scripts and taggers write such pairs.
-    fn lists_of_tags(&self, parsed: &[Parsed]) -> Vec<bool> {
-        let separator = self.reading.tag_separator;
-        let mut is_list = Vec::with_capacity(parsed.len());
-        for (index, source) in parsed.iter().enumerate() {
-            let captions = &source.description.text.captions;
-            let could_be = source.kind == Kind::Txt && self.reading.txt_files == TxtFiles::Auto;
-            is_list.push(
-                could_be
-                    && has_other_captions(parsed, index)
-                    && captions
-                        .iter()
-                        .all(|caption| tag_list::reads_like_tags(caption, separator)),
-            );
-        }
-        is_list
+    /// The full path of a file in a folder of pictures.
+    fn path(&self, relative: &str) -> PathBuf {
+        self.root.join(relative)
     }
 
-    /// The captions of a text as tags.
-    fn as_tags(&self, text: &Text) -> Text {
-        let mut tags = Vec::new();
-        for caption in &text.captions {
-            tags.extend(tag_list::split(caption, self.reading.tag_separator));
-        }
-        Text {
-            tags: clean(tags, &self.reading),
-            ..Text::default()
-        }
-    }
-
-    /// The sources of an image that have text, and remarks about those that cannot be used.
-    fn parse_all(&self, found: &Found, remarks: &mut Vec<Remark>) -> Vec<Parsed> {
-        let mut all = Vec::new();
-        let folder = found.path.rsplit_once('/').map_or("", |(folder, _)| folder);
-        for sidecar in &found.sidecars {
-            let name = join(folder, &sidecar.name);
-            let bytes = text_file::bytes(&self.path(&name), MAX_SOURCE_BYTES);
-            let bytes = bytes.map_err(|error| error.to_string());
-            let parsed = bytes.and_then(|bytes| self.parse(sidecar.kind, &bytes));
-            keep(parsed, name, sidecar.kind, &mut all, remarks);
-        }
-        for line in &found.lines {
-            let table = &self.tables[line.table as usize];
-            let file = table.file.as_ref().unwrap_or(&self.rows);
-            let name = format!("{}:{}", table.path, line.number);
-            let bytes = read_span(file, line.span);
-            let parsed = bytes.and_then(|bytes| self.parse(Kind::Json, &bytes));
-            keep(parsed, name, Kind::Json, &mut all, remarks);
-        }
-        all
-    }
-
-    /// The text of a row of an image board. None if its classes go nowhere.
-    fn parse_post(&self, post: &Post) -> Option<Parsed> {
-        let text = self.boards.text(post, &self.reading);
-        let has_words = !text.is_empty() || !text.quality.is_empty();
-        has_words.then(|| Parsed {
-            name: post.address.clone(),
-            kind: Kind::Json,
-            description: Description {
-                text,
-                ..Description::default()
-            },
-        })
-    }
-
-    fn parse(&self, kind: Kind, bytes: &[u8]) -> std::result::Result<Description, String> {
-        let text = match (kind, self.reading.txt_files) {
-            (Kind::Json, _) => return keys::read(bytes, &self.reading),
-            (Kind::Tags, _) | (Kind::Txt, TxtFiles::Tags) => Text::from_tags(bytes, &self.reading),
-            _ => Text::from_txt(bytes, &self.reading),
-        };
-        Ok(Description {
-            text: text?,
-            ..Description::default()
-        })
+    /// Runs work that opens many samples on as many threads as the source can serve: at a URL more
+    /// than the processor has, since they wait for answers.
+    pub(crate) fn on_threads<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        on_threads(
+            self.shards.first().is_some_and(|shard| shard.is_far()),
+            work,
+        )
     }
 }
 
-/// Keeps a source that has text; any other becomes a remark.
-fn keep(
-    parsed: std::result::Result<Description, String>,
-    name: String,
-    kind: Kind,
-    all: &mut Vec<Parsed>,
-    remarks: &mut Vec<Remark>,
-) {
-    match parsed {
-        Ok(description) if !description.text.is_empty() => all.push(Parsed {
-            name,
-            kind,
-            description,
+fn on_threads<T: Send>(is_far: bool, work: impl FnOnce() -> T + Send) -> T {
+    if !is_far || rayon::current_num_threads() >= FAR_THREADS {
+        return work();
+    }
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(FAR_THREADS);
+    pool.build()
+        .expect("the process can start threads")
+        .install(work)
+}
+
+/// Lists a place of a kind that is known or found out.
+fn list(
+    place: &Path,
+    out: &Path,
+    kind: SourceKind,
+    boards: &mut Vec<TableFile>,
+    row_file: RowFile,
+) -> Result<Listing> {
+    let files = match kind {
+        SourceKind::Folder => None,
+        kind => Some(Files::of(place, out, kind != SourceKind::Auto)?),
+    };
+    let survey = files.as_ref().map(Survey::of).unwrap_or_default();
+    let kind = match (&files, kind) {
+        (Some(files), SourceKind::Auto) => survey.kind(files, place)?,
+        (_, kind) => kind,
+    };
+    let Some(files) = files.filter(|_| kind != SourceKind::Folder) else {
+        no_folder::refuse_shards(place)?;
+        fs::read_dir(place).map_err(Error::io(place))?;
+        return Ok(folder::list(place, out, boards, row_file));
+    };
+    let uses_index = kind == SourceKind::Tar;
+    match kind {
+        SourceKind::Parquet => parquet_listing::list(&files, &survey.parquets, row_file),
+        SourceKind::Mds => mds::list(&files, &survey.indexes, row_file),
+        _ => on_threads(files.is_far(), || {
+            tars::list(
+                &files,
+                &survey.tars,
+                &survey.compressed,
+                uses_index,
+                row_file,
+            )
         }),
-        Ok(description) => {
-            let mut detail = "it has no caption and no tag".to_owned();
-            if !description.unread.is_empty() {
-                detail += "; it has text under keys that are not read: ";
-                detail += &description.unread.join(", ");
-            }
-            remarks.push(Remark::new(name, Reason::BadCaption, detail));
-        }
-        Err(detail) => remarks.push(Remark::new(name, Reason::BadCaption, detail)),
     }
 }
 
-/// Whether sources other than `index` have captions, none of them one of its own.
-fn has_other_captions(parsed: &[Parsed], index: usize) -> bool {
-    let own = &parsed[index].description.text.captions;
-    let mut num_others = 0;
-    for (other, source) in parsed.iter().enumerate() {
-        let captions = &source.description.text.captions;
-        if other == index {
-            continue;
-        }
-        if captions.iter().any(|caption| own.contains(caption)) {
-            return false;
-        }
-        num_others += captions.len();
+/// Reads a picture at a place that an index says, with the header before it, which is compared.
+fn read_indexed(
+    shard: &Shard,
+    sample: &Sample,
+    offset: u64,
+    bytes: u64,
+) -> std::result::Result<Vec<u8>, Fault> {
+    let mut found = read_bytes(shard, offset - BLOCK_BYTES, bytes + BLOCK_BYTES)?;
+    let picture = found.split_off(BLOCK_BYTES as usize);
+    let name = &sample.path[shard.name.len() + 1..];
+    tar_headers::check(&found, name, bytes).map_err(|reason| {
+        let detail = format!("the index says that it begins at byte {offset}: {reason}");
+        Fault::new(Reason::BadIndex, detail)
+    })?;
+    if let Some(expected) = sample.sha256()
+        && Sha256::digest(&picture).as_slice() != expected
+    {
+        let detail =
+            "its bytes have another SHA-256 than the index says: one of the two is damaged";
+        return Err(Fault::new(Reason::BadIndex, detail));
     }
-    num_others > 0
+    Ok(picture)
 }
 
-/// The note about a string of tags that is read as one tag.
-fn unsplit(name: &str, tags: &str) -> Fault {
-    let shown: String = tags.chars().take(60).collect();
-    let detail = format!(
-        "{name}: {shown:?} is read as one tag, since it has no comma; tag_separator = \"space\" in \
-         [prep] splits it"
-    );
-    Fault::new(Reason::UnsplitTags, detail)
+fn read_bytes(shard: &Shard, offset: u64, bytes: u64) -> std::result::Result<Vec<u8>, Fault> {
+    match shard.read(offset..offset + bytes) {
+        Ok(bytes) => Ok(bytes.into()),
+        Err(error) => Err(Fault::new(Reason::Unreadable, error.to_string())),
+    }
 }
 
-/// The detail of a remark about a caption source that is not used for the image `path`.
-fn second_caption(path: &str) -> String {
-    format!("the text of {path} comes from a source with precedence, which says something else")
+/// Reads a text in a shard.
+fn read_text(shard: &Shard, span: Span) -> std::result::Result<Vec<u8>, String> {
+    if u64::from(span.len) > MAX_SOURCE_BYTES {
+        return Err(format!("it is longer than {MAX_SOURCE_BYTES} bytes"));
+    }
+    let bytes = shard.read(span.offset..span.offset + u64::from(span.len));
+    bytes.map(Into::into).map_err(|error| error.to_string())
 }
 
 fn read_span(file: &File, span: Span) -> std::result::Result<Vec<u8>, String> {
@@ -398,140 +411,18 @@ fn read_span(file: &File, span: Span) -> std::result::Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
-/// The place of a table among others: the deepest folder first, since it is the nearest of those
-/// that can name the same image.
-fn precedence(table: &TableFile) -> (Reverse<usize>, String, bool, TableKind, String) {
-    let depth = table
-        .folder
-        .split('/')
-        .filter(|part| !part.is_empty())
-        .count();
-    let (_, stem) = classify(&table.name);
-    (
-        Reverse(depth),
-        table.folder.clone(),
-        !stem.eq_ignore_ascii_case("metadata"),
-        table.kind,
-        table.name.clone(),
-    )
-}
-
-/// Reads tables and finds the images of their rows.
-struct TableReader<'a> {
-    root: Root,
-    folder: &'a Path,
-    finder: Finder<'a>,
-    row_file: RowFile,
-    /// The rows of each image.
-    lines: Vec<Vec<Line>>,
-    tables: Vec<Table>,
-    remarks: Vec<Remark>,
-}
-
-impl TableReader<'_> {
-    /// Reads a table and enters its rows with their images.
-    fn read(&mut self, table: &TableFile) {
-        let path = join(&table.folder, &table.name);
-        let index = self.tables.len() as u32;
-        let mut lost = Vec::new();
-        let mut num_rows = 0u64;
-        let mut num_found = 0u64;
-        let (root, finder, lines) = (&self.root, &mut self.finder, &mut self.lines);
-        let mut take = |row: Row| {
-            num_rows += 1;
-            let image = row
-                .image
-                .and_then(|named| root.relative(&named, &table.folder));
-            let line = Line {
-                table: index,
-                number: row.number,
-                span: row.span,
-            };
-            match image {
-                Ok(image) => match finder.find(&image) {
-                    Some(file) => {
-                        num_found += 1;
-                        lines[file].push(line);
-                    }
-                    None => lost.push((row.number, orphan(&image))),
-                },
-                Err(detail) => lost.push((row.number, Fault::new(Reason::BadCaption, detail))),
-            }
-        };
-        let mut rows = Rows {
-            file: &mut self.row_file,
-            take: &mut take,
-        };
-        let mut contents = Contents::default();
-        let read = table::read(
-            table.kind,
-            &self.folder.join(&path),
-            &mut rows,
-            &mut contents,
-        );
-
-        let is_metadata = table.kind != TableKind::Json && !precedence(table).2;
-        let is_table = num_found > 0 || (is_metadata && num_rows > 0);
-        if is_table {
-            for (number, fault) in lost {
-                let path = format!("{path}:{number}");
-                self.remarks.push(Remark { path, fault });
-            }
-        }
-        match read {
-            Ok(()) if is_table => {}
-            Ok(()) => {
-                let fault = no_table(table.kind, &contents, num_rows);
-                self.remark(path.clone(), fault);
-            }
-            Err(fault) if is_table => self.remark(path.clone(), fault),
-            Err(fault) => self.remark(path.clone(), broken_table(table.kind, fault)),
-        }
-        self.tables.push(Table {
-            path,
-            file: contents.own_file,
-        });
+/// The stamp of a file, which must be a regular one.
+fn stamp_of(path: &Path) -> std::result::Result<Stamp, Fault> {
+    let unreadable = |error: std::io::Error| Fault::new(Reason::Unreadable, error.to_string());
+    let metadata = fs::metadata(path).map_err(unreadable)?;
+    if !metadata.is_file() {
+        // Reading a pipe or a device could block or never end.
+        return Err(Fault::new(Reason::Unreadable, "it is not a regular file"));
     }
-
-    fn remark(&mut self, path: String, fault: Fault) {
-        self.remarks.push(Remark { path, fault });
-    }
-}
-
-fn orphan(image: &str) -> Fault {
-    let detail = format!("it names {image:?}, which does not exist");
-    Fault::new(Reason::OrphanCaption, detail)
-}
-
-/// The fault of a file that could be a table, none of whose rows names an image.
-fn no_table(kind: TableKind, contents: &Contents, num_rows: u64) -> Fault {
-    if contents.is_of_one_image {
-        return Fault::new(Reason::OrphanCaption, "no image has this name");
-    }
-    let detail = match (kind, num_rows) {
-        (TableKind::Json, 0) => {
-            "a JSON file of a kind that is not read: no image has its name, and \
-             it has no entries that name images"
-                .to_owned()
-        }
-        (_, 0) => "it has no rows".to_owned(),
-        (TableKind::Json, rows) => format!(
-            "a JSON file of a kind that is not read: none of its {rows} rows names an image of \
-             this folder"
-        ),
-        (_, rows) => format!("none of its {rows} rows names an image of this folder"),
-    };
-    Fault::new(Reason::UnreadKind, detail)
-}
-
-/// The fault of a table that cannot be read. JSON that no image has the name of is an orphan.
-fn broken_table(kind: TableKind, fault: Fault) -> Fault {
-    if kind == TableKind::Json && fault.reason == Reason::BadCaption {
-        let detail = format!(
-            "no image has this name; nor is it a table: {}",
-            fault.detail
-        );
-        return Fault::new(Reason::OrphanCaption, detail);
-    }
-    fault
+    let modified = metadata.modified().map_err(unreadable)?;
+    let since = modified.duration_since(UNIX_EPOCH).unwrap_or_default();
+    Ok(Stamp {
+        bytes: metadata.len(),
+        version: since.as_nanos(),
+    })
 }

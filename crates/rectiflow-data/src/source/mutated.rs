@@ -11,8 +11,7 @@ use parquet::{
 };
 
 use crate::{
-    board::classes::TagSettings,
-    source::{Source, boards::BoardSettings},
+    source::{Source, choice::SourceKind},
     text::{
         caption::{Reading, Text, TxtFiles},
         tag_list::TagSeparator,
@@ -78,15 +77,9 @@ fn read(folder: &Path, out: &Path) -> BTreeMap<String, Option<Text>> {
         tag_separator: TagSeparator::Comma,
         keep_escapes: false,
     };
-    let tags = TagSettings::default();
-    let settings = BoardSettings {
-        tables: &[],
-        tags: &tags,
-        filter: "",
-    };
-    let source = Source::list(folder, out, reading, &settings).unwrap();
+    let source = Source::list(folder, out, SourceKind::Folder, reading).unwrap();
     let mut found = BTreeMap::new();
-    for file in &source.files {
+    for file in &source.samples {
         found.insert(file.path.clone(), source.text(file).text);
         source.missing_text(file);
     }

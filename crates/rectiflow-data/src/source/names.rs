@@ -7,6 +7,8 @@ use std::{collections::HashMap, path::Path};
 
 use icu_normalizer::ComposingNormalizerBorrowed;
 
+use crate::source::rows::Span;
+
 /// The kind of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Kind {
@@ -22,6 +24,8 @@ pub(crate) enum Kind {
     Table(TableKind),
     /// A caption file of a kind that is not read.
     UnreadCaption,
+    /// What another trainer has encoded.
+    Latents,
     /// An archive, which has to be unpacked.
     Archive,
     /// Anything else: perhaps an image.
@@ -65,6 +69,8 @@ pub(crate) const UNREAD_ENDINGS: [&str; 12] = [
     ".yaml", ".yml", ".xml", ".xmp", ".arrow", ".xlsx", ".docx", ".nfo", ".json5", ".rtf", ".srt",
     ".vtt",
 ];
+/// Endings of what other trainers encode: kohya's scripts, SimpleTuner.
+const LATENTS_ENDINGS: [&str; 3] = [".npz", ".npy", ".pt"];
 /// Endings of archives.
 const ARCHIVE_ENDINGS: [&str; 13] = [
     ".zip", ".tar", ".tgz", ".gz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".7z", ".rar", ".cbz",
@@ -80,6 +86,7 @@ pub(crate) fn classify(name: &str) -> (Kind, &str) {
     }
     for (endings, kind) in [
         (&UNREAD_ENDINGS[..], Kind::UnreadCaption),
+        (&LATENTS_ENDINGS[..], Kind::Latents),
         (&ARCHIVE_ENDINGS[..], Kind::Archive),
     ] {
         for ending in endings {
@@ -112,10 +119,12 @@ pub(crate) fn stem_of(path: &str) -> String {
 }
 
 /// A caption file beside images.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Sidecar {
     pub(crate) kind: Kind,
     pub(crate) name: String,
+    /// Where it is in a shard. None for a file of its own.
+    pub(crate) span: Option<Span>,
 }
 
 /// The caption files of a folder, by the name of the image that they belong to.
@@ -133,6 +142,7 @@ impl Sidecars {
         self.files.push(Sidecar {
             kind,
             name: name.to_owned(),
+            span: None,
         });
         self.is_used.push(false);
         self.by_stem.entry(stem.to_owned()).or_default().push(index);
@@ -235,6 +245,7 @@ mod tests {
             ("Metadata.CSV", Kind::Table(TableKind::Csv), "Metadata"),
             ("train.parquet", Kind::Table(TableKind::Parquet), "train"),
             ("a.yaml", Kind::UnreadCaption, "a"),
+            ("a_1024x1024_sdxl.npz", Kind::Latents, "a_1024x1024_sdxl"),
             ("set.tar.gz", Kind::Archive, "set.tar"),
             ("a.ZIP", Kind::Archive, "a"),
             ("a.png", Kind::Candidate, "a.png"),

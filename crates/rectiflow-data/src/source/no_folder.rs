@@ -1,26 +1,48 @@
-//! What a path is that is no folder of pictures, and what to do with it.
+//! What a path is that is no source of pictures, and what to do with it.
 
 use std::{fs, path::Path};
 
 use crate::{
     error::{Error, Result},
-    source::names::{Kind, classify},
+    remote::{Location, network::Network},
+    source::{
+        choice::{compressed, is_compressed_tar},
+        names::{Kind, classify},
+    },
 };
 
-/// Refuses a path that is a file or a URL. A path that does not exist is left to the caller.
+/// Refuses a file that is no source, and a URL of a kind that is not read. A path that does not
+/// exist is left to the caller.
 ///
 /// # Errors
 /// [`Error::Invalid`] with what to do.
 pub fn refuse(source: &Path) -> Result<()> {
     let shown = source.display().to_string();
-    let is_file = fs::metadata(source).is_ok_and(|metadata| !metadata.is_dir());
+    if shown.contains("://") && !source.exists() {
+        return Location::parse(source, &Network::default()).map(drop);
+    }
     let name = source.file_name().unwrap_or_default().to_string_lossy();
-    let reason = if shown.contains("://") && !source.exists() {
-        "pictures are read from a folder on this machine: copy them there first, and name the \
-         folder"
-            .to_owned()
-    } else if is_file {
+    let lower = name.to_ascii_lowercase();
+    let endings = [".tar", ".parquet"];
+    if lower == "index.json" || endings.iter().any(|ending| lower.ends_with(ending)) {
+        return Ok(());
+    }
+    refuse_shards(source)
+}
+
+/// Refuses what is no folder, also files that other kinds of sources have.
+///
+/// # Errors
+/// As [`refuse`].
+pub(crate) fn refuse_shards(source: &Path) -> Result<()> {
+    let name = source.file_name().unwrap_or_default().to_string_lossy();
+    let shown = source.display().to_string();
+    let is_file = fs::metadata(source).is_ok_and(|metadata| !metadata.is_dir());
+    let reason = if is_file {
         what_to_do(&name, source)
+    } else if shown.contains("://") && !source.exists() {
+        "pictures of a folder are read on this machine: copy them there first, and name the folder"
+            .to_owned()
     } else {
         return Ok(());
     };
@@ -33,6 +55,7 @@ pub fn refuse(source: &Path) -> Result<()> {
 /// What to do with a file instead of naming it.
 fn what_to_do(name: &str, source: &Path) -> String {
     match classify(name).0 {
+        Kind::Archive if is_compressed_tar(name) => compressed(name),
         Kind::Archive => format!(
             "an archive; expected a folder of pictures. Unpack it, e.g. {}, and name the folder",
             unpack(name, source)
@@ -71,10 +94,10 @@ mod tests {
         for (name, part) in [
             ("set.zip", "unzip"),
             ("SET.ZIP", "unzip"),
-            ("set.tar.gz", "tar -xf"),
-            ("shard-000.tar", "-C shard-000"),
+            ("set.tar.gz", "gunzip"),
+            ("a.rar", "7z x"),
             ("set.7z", "7z x"),
-            ("metadata.parquet", "Put it into that folder"),
+            ("metadata.csv", "Put it into that folder"),
             ("a.png", "Name the folder that it is in"),
             ("a", "Name the folder that it is in"),
         ] {
@@ -83,14 +106,14 @@ mod tests {
             let error = refuse(&path).unwrap_err().to_string();
             assert!(error.contains(part) && error.contains(name), "{error}");
         }
-        for url in [
-            "s3://bucket/set",
-            "https://host/set.zip",
-            "hf://datasets/a/b",
-        ] {
-            let error = refuse(Path::new(url)).unwrap_err().to_string();
-            assert!(error.contains("copy them there first"), "{error}");
-        }
+        let error = refuse(Path::new("hf://datasets/a/b"))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("expected s3://"), "{error}");
+        let error = refuse_shards(Path::new("s3://bucket/set"))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("copy them there first"), "{error}");
         assert!(refuse(folder.path()).is_ok() && refuse(&folder.path().join("gone")).is_ok());
     }
 }

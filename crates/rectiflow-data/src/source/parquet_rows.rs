@@ -67,7 +67,7 @@ fn read_columns(file: File, rows: &mut Rows<'_>) -> Result<(), Fault> {
 }
 
 /// A decoder's message, with what to do about a compression that is not read.
-fn explained(message: &str) -> String {
+pub(crate) fn explained(message: &str) -> String {
     if message.contains("Disabled feature") {
         format!("{message}; write it again with Snappy, gzip or Zstandard")
     } else {
@@ -90,7 +90,7 @@ fn no_images(columns: &[TypePtr]) -> Fault {
 }
 
 /// Whether a column is text or a list of texts.
-fn is_text(column: &Arc<Type>) -> bool {
+pub(crate) fn is_text(column: &Arc<Type>) -> bool {
     match &**column {
         Type::PrimitiveType {
             basic_info,
@@ -105,7 +105,7 @@ fn is_text(column: &Arc<Type>) -> bool {
     }
 }
 
-fn value_of(field: &Field) -> Option<Value> {
+pub(crate) fn value_of(field: &Field) -> Option<Value> {
     match field {
         Field::Str(text) => Some(text.as_str().into()),
         Field::ListInternal(list) => {

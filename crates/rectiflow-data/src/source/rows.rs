@@ -63,7 +63,8 @@ impl RowFile {
         })
     }
 
-    fn push(&mut self, row: &Map<String, Value>) -> std::io::Result<Span> {
+    /// Appends a row. Returns its place.
+    pub(crate) fn push(&mut self, row: &Map<String, Value>) -> std::io::Result<Span> {
         let bytes = serde_json::to_vec(row).expect("a map of JSON values is JSON");
         self.file.write_all(&bytes)?;
         let span = Span {

@@ -55,7 +55,7 @@ impl Names {
                 self.sidecars.add(kind, stem, &name);
             }
             (Kind::Table(kind), _) => self.tables.push((kind, name)),
-            (Kind::UnreadCaption | Kind::Archive | Kind::Candidate, _) => {
+            (Kind::UnreadCaption | Kind::Latents | Kind::Archive | Kind::Candidate, _) => {
                 self.entries.push((name, false));
             }
         }
@@ -102,7 +102,7 @@ impl<'a> Walk<'a> {
         for (kind, name) in names.tables {
             self.add_table(relative, name, kind);
         }
-        for Sidecar { kind, name } in names.sidecars.unused() {
+        for Sidecar { kind, name, .. } in names.sidecars.unused() {
             if kind == Kind::Json {
                 self.add_table(relative, name, TableKind::Json);
             } else {

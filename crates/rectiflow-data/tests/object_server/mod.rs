@@ -4,8 +4,8 @@
 //! Written on plain sockets, because an HTTP library does not let a handler cause the faults that
 //! matter: a connection closed in the middle of a body, a body that stalls, a wrong length. It
 //! counts every request and every body byte that it sends. It supports S3's GET with a range, HEAD,
-//! PUT and multipart upload, path style, and checks no signature. A body without a fault goes from
-//! the page cache to the socket without a copy.
+//! list, PUT and multipart upload, path style, and checks no signature. A body without a fault goes
+//! from the page cache to the socket without a copy.
 
 #![allow(dead_code, reason = "each user needs its own part")]
 
@@ -266,6 +266,9 @@ fn answer(
     if matches!(request.method.as_str(), "PUT" | "POST" | "DELETE") {
         return store(state, request, body, out);
     }
+    if request.query.contains("list-type=2") {
+        return words(out, 200, &list(state, request));
+    }
     let file = fs::File::open(state.root.join(&request.name))
         .and_then(|file| Ok((file.metadata()?, file)));
     let Some((size, mut file)) = file
@@ -352,6 +355,39 @@ fn words(out: &mut TcpStream, status: u16, body: &str) -> std::io::Result<bool> 
     );
     out.write_all(format!("{head}\r\n\r\n{body}").as_bytes())?;
     Ok(true)
+}
+
+/// The objects of a bucket below a prefix, in one page.
+fn list(state: &State, request: &Request) -> String {
+    let mut pairs = request.query.split('&');
+    let prefix = pairs
+        .find_map(|pair| pair.strip_prefix("prefix="))
+        .unwrap_or_default();
+    let prefix = prefix.replace("%2F", "/").replace("%2f", "/");
+    let mut objects = Vec::new();
+    below(&state.root.join(&request.name), "", &mut objects);
+    objects.retain(|(name, _)| name.starts_with(&prefix));
+    objects.sort();
+    let mut answer = "<ListBucketResult><IsTruncated>false</IsTruncated>".to_owned();
+    for (name, size) in objects {
+        answer += &format!(
+            "<Contents><Key>{name}</Key><Size>{size}</Size><ETag>\"tag-{size}\"</ETag>\
+             <LastModified>2026-11-24T06:00:00.000Z</LastModified></Contents>"
+        );
+    }
+    answer + "</ListBucketResult>"
+}
+
+/// The files below a folder, with their lengths.
+fn below(folder: &Path, prefix: &str, objects: &mut Vec<(String, u64)>) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
+        match entry.metadata() {
+            Ok(of) if of.is_dir() => below(&entry.path(), &format!("{name}/"), objects),
+            Ok(of) => objects.push((name, of.len())),
+            Err(_) => {}
+        }
+    }
 }
 
 /// Handles PUT of an object or a part, and the other requests of a multipart upload.
