@@ -107,7 +107,7 @@ mod tests {
         let mut files = Vec::new();
         for (width, height) in SIDES {
             let image = RgbaImage::from_fn(width, height, |x, y| {
-                image::Rgba([x as u8 * 6, y as u8 * 10, (x * y) as u8, (x + 200) as u8])
+                image::Rgba([x * 6, y * 10, x * y, x + 200].map(|value| value as u8))
             });
             let image = DynamicImage::ImageRgba8(image);
             for image in [
