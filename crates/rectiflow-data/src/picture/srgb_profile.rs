@@ -77,10 +77,13 @@ mod tests {
     use super::*;
 
     /// What the conversion by a profile makes of every 8-bit colour: the largest change.
-    fn largest_change(profile: &[u8]) -> u8 {
+    fn largest_change(profile: &[u8], prefer_fixed_point: bool) -> u8 {
         let profile = ColorProfile::new_from_slice(profile).unwrap();
         let srgb = ColorProfile::new_srgb();
-        let options = TransformOptions::default();
+        let options = TransformOptions {
+            prefer_fixed_point,
+            ..TransformOptions::default()
+        };
         let transform = profile
             .create_transform_8bit(Layout::Rgb, &srgb, Layout::Rgb, options)
             .unwrap();
@@ -115,7 +118,9 @@ mod tests {
         let own = ColorProfile::new_srgb().encode().unwrap();
         for (name, profile) in SRGB.into_iter().chain([("moxcms", own.as_slice())]) {
             assert!(ComparedProfiles::default().equals_srgb(profile), "{name}");
-            assert!(largest_change(profile) <= 1, "{name}");
+            let exact = largest_change(profile, false);
+            let fast = largest_change(profile, true);
+            assert!(exact <= 1 && fast <= 2, "{name}: {exact}, {fast}");
         }
     }
 

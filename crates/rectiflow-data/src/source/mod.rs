@@ -277,21 +277,22 @@ impl Source {
     pub(crate) fn missing_text(&self, sample: &Sample) -> String {
         let stem = stem_of(&sample.path);
         let name = stem.rsplit('/').next().unwrap_or(&stem);
+        let no_row = self.boards.without_row();
         match sample.place {
             Place::File => {}
             Place::Bytes { .. } if !sample.path.contains('#') => {
                 return format!(
                     "it has no text: the tar has no member {name}.txt, .caption, .tags or .json \
-                     with text"
+                     with text{no_row}"
                 );
             }
-            _ => return "it has no text: no column of its row has any".to_owned(),
+            _ => return format!("it has no text: no column of its row has any{no_row}"),
         }
         let mut detail = format!(
             "it has no text: there is no {name}.txt, .caption, .tags or .json with text beside it, \
              and no row of a metadata table names it"
         );
-        detail += &self.boards.without_row();
+        detail += &no_row;
         for ending in names::UNREAD_ENDINGS {
             let other = format!("{stem}{ending}");
             if self.path(&other).exists() {
