@@ -3,8 +3,8 @@
 //!
 //! A thread decodes a window of images at a time on all cores, at most two windows ahead; the
 //! caller's thread encodes and writes. With enough cores the encoder never waits for a decoder.
-//! Memory is bounded: the pixels of two windows of one bucket, plus one source image per core, whose
-//! memory is kept for the next one (large images are decoded one at a time).
+//! Memory is bounded: the pixels of two windows of one bucket, plus one source image per core,
+//! whose memory is kept for the next one (large images are decoded one at a time).
 
 use std::{
     collections::HashMap,
