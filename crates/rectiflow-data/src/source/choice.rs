@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     error::{Error, Result},
     source::shards::{
-        files::Files,
+        files::{Files, INDEX},
         mds,
         members::is_picture,
         parquet_listing,
@@ -79,7 +79,7 @@ impl Survey {
                 &mut survey.compressed
             } else if lower.ends_with(".parquet") {
                 &mut survey.parquets
-            } else if lower == mds::INDEX || lower.ends_with("/index.json") {
+            } else if lower == INDEX || lower.ends_with("/index.json") {
                 &mut survey.indexes
             } else if is_picture(name) {
                 &mut survey.pictures

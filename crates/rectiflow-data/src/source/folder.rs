@@ -12,6 +12,7 @@ use crate::{
         names::{TableKind, classify},
         rows::{Contents, Row, RowFile, Rows},
         sample::{Line, Place, Sample, Table},
+        shards::members::is_picture,
         table,
         walk::{TableFile, Walk, join},
     },
@@ -78,6 +79,9 @@ pub(crate) fn list(
 fn repeats(samples: &[Sample]) -> Vec<Remark> {
     let mut counts = BTreeMap::<&str, (u64, u64)>::new();
     for sample in samples {
+        if !is_picture(&sample.path) {
+            continue;
+        }
         let folder = sample
             .path
             .rsplit_once('/')

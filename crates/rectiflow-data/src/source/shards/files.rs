@@ -16,6 +16,8 @@ use crate::{
     },
 };
 
+/// The list of shards of MDS.
+pub(crate) const INDEX: &str = "index.json";
 /// Entries of a folder that are looked at to find out what kind of source it is.
 const MOST_ENTRIES: usize = 100_000;
 
@@ -82,7 +84,7 @@ impl Files {
             .trim_end_matches('/')
             .rsplit_once('/')
             .unwrap_or(("", &url));
-        let is_file = [".tar", ".parquet", "index.json"];
+        let is_file = [".tar", ".parquet", INDEX];
         if is_file.iter().any(|ending| last.ends_with(ending)) {
             let Location::Remote(remote) = Location::parse(Path::new(folder), &Network::default())?
             else {
@@ -100,8 +102,9 @@ impl Files {
             });
         }
         let (listed, is_complete) = match runtime().block_on(remote.list()) {
-            Ok(listed) => (listed, true),
-            Err(error) => (vec![only_index(remote, &error)?], false),
+            Ok(listed) if !listed.is_empty() => (listed, true),
+            Ok(_) => (vec![only_index(remote, "nothing is below it")?], false),
+            Err(error) => (vec![only_index(remote, &error.to_string())?], false),
         };
         Ok(Self {
             names: listed.iter().map(|object| object.name.clone()).collect(),
@@ -184,16 +187,18 @@ impl Files {
     }
 }
 
-/// A prefix that cannot be listed and has an index of MDS, which names its shards.
-fn only_index(remote: &Remote, error: &Error) -> Result<Listed> {
-    let index = runtime().block_on(remote.facts("index.json"));
-    index.map_err(|_| Error::Invalid {
-        what: remote.url_of(""),
-        reason: format!(
-            "it cannot be listed, as servers of plain HTTP cannot, and has no index.json: name a \
-             file (.tar, .parquet) or several, as shard-{{0000..0099}}.tar ({error})"
-        ),
-    })
+/// The index of MDS, which names its shards, below a prefix that cannot be listed for this `reason`.
+fn only_index(remote: &Remote, reason: &str) -> Result<Listed> {
+    match runtime().block_on(remote.facts(INDEX)) {
+        Err(error) if error.is_missing_object() => Err(Error::Invalid {
+            what: remote.url_of(""),
+            reason: format!(
+                "it cannot be listed, as servers of plain HTTP cannot, and has no {INDEX}: name a \
+                 file (.tar, .parquet) or several, as shard-{{0000..0099}}.tar ({reason})"
+            ),
+        }),
+        answer => answer,
+    }
 }
 
 /// The names below a folder, folder by folder, sorted; at most `most`.

@@ -26,8 +26,6 @@ use crate::{
     text::caption::MAX_SOURCE_BYTES,
 };
 
-/// The name of the list of shards.
-pub(crate) const INDEX: &str = "index.json";
 /// Largest list of shards in bytes.
 const MAX_INDEX_BYTES: u64 = 1 << 28;
 /// Encodings of pictures that are files.
