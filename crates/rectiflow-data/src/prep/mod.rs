@@ -49,6 +49,7 @@ use crate::{
         split::sides,
     },
     reject::{self, NOTES_FILE, REJECTED_FILE, Reason, Remark},
+    remote::{Location, network::Network},
     source::{Source, no_folder},
 };
 
@@ -100,6 +101,10 @@ pub fn prepare(
 /// Fails if `source` is no source, or if `out` is the same folder.
 fn check_folders(source: &Path, out: &Path) -> Result<()> {
     no_folder::refuse(source)?;
+    // Before anything is written: what a failed call leaves could be part of the next one's source.
+    if let Location::Folder(path) = Location::parse(source, &Network::default())? {
+        fs::metadata(&path).map_err(Error::io(&path))?;
+    }
     let (Ok(from), Ok(to)) = (fs::canonicalize(source), fs::canonicalize(out)) else {
         return Ok(());
     };

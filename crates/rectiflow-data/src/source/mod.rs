@@ -141,10 +141,7 @@ impl Source {
     ) -> Result<Self> {
         // `file://` is a folder or a file on this machine.
         let local = match Location::parse(place, &Network::default())? {
-            Location::Folder(path) => {
-                fs::metadata(&path).map_err(Error::io(&path))?;
-                path
-            }
+            Location::Folder(path) => path,
             Location::Remote(_) => place.to_owned(),
         };
         let work = out.join("prep");

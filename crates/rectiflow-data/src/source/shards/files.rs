@@ -187,7 +187,8 @@ impl Files {
     }
 }
 
-/// The index of MDS, which names its shards, below a prefix that cannot be listed for this `reason`.
+/// The index of MDS, which names its shards, below a prefix that cannot be listed for this
+/// `reason`.
 fn only_index(remote: &Remote, reason: &str) -> Result<Listed> {
     match runtime().block_on(remote.facts(INDEX)) {
         Err(error) if error.is_missing_object() => Err(Error::Invalid {
