@@ -330,7 +330,10 @@ fn describe(out: &Path, summary: &PrepSummary) -> String {
 fn describe_filter(clauses: &[ClauseCount]) -> String {
     let mut text = String::new();
     for ClauseCount { clause, removed } in clauses {
-        text += &format!("\nnot {clause}: {}", with_examples(removed));
+        text += &format!(
+            "\nremoved by the clause {clause}: {}",
+            with_examples(removed)
+        );
     }
     text
 }
