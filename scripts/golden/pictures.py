@@ -4,7 +4,8 @@
     python3 scripts/golden/pictures.py crates/rectiflow-data/tests/golden
 
 Every picture is 64x48 pixels of one formula. Made with pillow 13.0.0, pillow-jxl-plugin 1.3.8 and,
-for JPEG XL with a profile, cjxl 0.7 (Debian's package libjxl-tools). The folder holds two more profiles, of Debian's package icc-profiles-free 2.0.1: sRGB.icc
+for JPEG XL with a profile, cjxl 0.7 (Debian's package libjxl-tools). The folder holds two more
+profiles, of Debian's package icc-profiles-free 2.0.1: sRGB.icc
 as srgb-free.icc, and compatibleWithAdobeRGB1998.icc as adobe-rgb-free.icc (zlib licence).
 """
 

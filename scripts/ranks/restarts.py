@@ -15,15 +15,17 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 
 import yaml
 
 from small_run import ROOT, SmallRun, check
 
 PATIENCE_SECS = 600
-NUM_STEPS = 40
+NUM_STEPS = 120
 CHECKPOINT_STEPS = 5
-# Steps after which a rank is killed: behind the first checkpoint.
+# Steps after which a rank is killed, if the first checkpoint is there too: training goes on while
+# it is written.
 STEPS_BEFORE_KILL = 7
 # The guard may not rewind, and the rate is one that no weights survive.
 STRICT_GUARD = "[guard]\nwarmup_updates = 2\nmax_rewinds = 0\n"
@@ -50,9 +52,19 @@ def ranks_of(launcher):
     return [int(pid) for pid in children if is_rank(pid)]
 
 
+def wait_for_checkpoint(run, name, launcher):
+    end = time.monotonic() + PATIENCE_SECS
+    folder = run.folder / name / "checkpoints"
+    while time.monotonic() < end and launcher.poll() is None:
+        if any(len(path.name) == len("step-00000000") for path in folder.glob("step-*")):
+            return
+        time.sleep(0.01)
+
+
 def check_killed_rank(run, torchrun):
     launcher = start_torchrun(torchrun, run.rectiflow, run.recipe("killed", NUM_STEPS))
     run.wait_for_steps("killed", STEPS_BEFORE_KILL, [launcher], PATIENCE_SECS)
+    wait_for_checkpoint(run, "killed", launcher)
     ranks = ranks_of(launcher)
     check(len(ranks) == 2, "two ranks are running", ranks)
     os.kill(ranks[1], signal.SIGKILL)

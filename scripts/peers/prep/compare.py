@@ -7,7 +7,8 @@
 
 VENV has the packages of requirements-prep.txt. FOLDER (0.3 GB) receives the pictures of
 pictures.py. Every run is a process of its own that reads, decodes, resizes and crops the pictures
-of one kind, to about 1024x1024, with the files in the page cache. rectiflow and datago take turns, pair by pair; the ratio is the median over pairs of pictures
+of one kind, to about 1024x1024, with the files in the page cache. rectiflow and datago take turns,
+pair by pair; the ratio is the median over pairs of pictures
 per CPU second. PROGRAM is the example bench_prep of rectiflow-data, and `--before` an older one.
 
 Errors are against a reference in float64: the pixels that Pillow (libjpeg-turbo) decodes, resized
@@ -23,9 +24,10 @@ import subprocess
 import sys
 
 import numpy as np
+from PIL import Image
+
 import pairs
 import pictures
-from PIL import Image
 
 HERE = pathlib.Path(__file__).parent
 MARKS = ["<!-- scripts/peers/prep/compare.py writes from here -->", "<!-- to here -->"]

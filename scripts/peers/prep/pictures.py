@@ -47,7 +47,8 @@ def leaves(rng, width, height):
     smallest, largest = height / 150, height / 3
     # The inverse of the distribution of sizes, largest first.
     uniform = np.sort(rng.random(3000))
-    sizes = smallest / np.sqrt(uniform * (1 - (smallest / largest) ** 2) + (smallest / largest) ** 2)
+    ratio = (smallest / largest) ** 2
+    sizes = smallest / np.sqrt(uniform * (1 - ratio) + ratio)
     for size in sizes:
         x, y = rng.random() * width, rng.random() * height
         across = size * (0.4 + 0.6 * rng.random())
