@@ -9,7 +9,7 @@ mod packed;
 
 use std::{
     collections::HashMap,
-    fs,
+    fs::{self, File},
     ops::Range,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -19,7 +19,7 @@ use std::{
         mpsc,
     },
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use object_server::{Fault, ObjectServer, Request, Served};
@@ -57,7 +57,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 }
 
 fn file_bytes(folder: &Path) -> u64 {
-    // A file that is evicted in the meantime does not count.
+    // An empty temporary file can be deleted in the meantime.
     files(folder)
         .iter()
         .filter_map(|path| path.metadata().ok())
@@ -65,15 +65,20 @@ fn file_bytes(folder: &Path) -> u64 {
         .sum()
 }
 
-/// The counter matches the files once the last tasks of a dropped loader have ended.
-fn assert_counted(cache: &DiskCache, folder: &Path) {
-    let began = Instant::now();
-    let mut found = (0, 1);
-    while found.0 != found.1 && began.elapsed() < Duration::from_secs(20) {
-        thread::yield_now();
-        found = (cache.used_bytes(), file_bytes(folder));
-    }
-    assert_eq!(found.0, found.1);
+/// The counter of a cache and the bytes of its files, at one instant: files appear, grow and are
+/// evicted only under the counter's lock.
+fn counted(folder: &Path) -> (u64, u64) {
+    let usage = File::open(folder.join("usage")).unwrap();
+    usage.lock_shared().unwrap();
+    let counter = fs::read(folder.join("usage")).unwrap().try_into().unwrap();
+    (u64::from_le_bytes(counter), file_bytes(folder))
+}
+
+/// The counter matches the files. Returns the bytes.
+fn assert_counted(folder: &Path) -> u64 {
+    let (counter, on_disk) = counted(folder);
+    assert_eq!(counter, on_disk);
+    counter
 }
 
 /// No byte of an object was requested twice.
@@ -295,16 +300,11 @@ fn a_disk_too_small_for_the_shares_changes_no_sample_and_is_never_overrun() {
             server.reset();
         }
         assert_eq!(loader.next_step().unwrap(), step);
-        let (used, on_disk) = (cache.used_bytes(), file_bytes(folder.path()));
-        assert!(used.max(on_disk) <= limit, "{used}, {on_disk} of {limit}");
+        let used = assert_counted(folder.path());
+        assert!(used <= limit, "{used} of {limit}");
     }
-    drop(loader);
-    assert_counted(&cache, folder.path());
-    assert!(
-        cache.used_bytes() > limit / 10 * 8,
-        "{} of {limit}",
-        cache.used_bytes()
-    );
+    let used = cache.used_bytes();
+    assert!(used > limit / 10 * 8, "{used} of {limit}");
     // If blocks were evicted at random, every second row would cost a block of 32 rows: 16 times
     // the bytes.
     let fetched = server.served().bytes as f64 / num_bytes as f64;
@@ -446,7 +446,7 @@ fn two_runs_share_a_cache_too_small_for_both() {
         }
     });
     let cache = DiskCache::open(folder.path(), limit).unwrap();
-    assert_counted(&cache, folder.path());
+    assert_counted(folder.path());
     assert!(
         cache.used_bytes() <= limit,
         "{} of {limit}",
@@ -550,11 +550,11 @@ fn a_process_that_is_killed_leaves_nothing_that_stops_another() {
         assert_eq!(reading.join().unwrap(), clean);
     });
     drop((beside, _cache));
-    let (again, cache) = cached(&server.url(), folder.path(), 1 << 30);
+    let (again, _cache) = cached(&server.url(), folder.path(), 1 << 30);
     server.reset();
     assert_eq!(steps(&again, Mode::Owned, 130), clean);
     assert_eq!(server.served().requests, 0);
-    assert_counted(&cache, folder.path());
+    assert_counted(folder.path());
     assert!(
         files(folder.path())
             .iter()
