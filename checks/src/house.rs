@@ -24,6 +24,7 @@ pub const FLOORS: [(&str, &[&str]); 4] = [
             "order",
             "dataset",
             "text",
+            "dedupe",
             "picture",
             "cache",
             "format",
@@ -77,6 +78,7 @@ pub const FLOORS: [(&str, &[&str]); 4] = [
         &[
             "bench",
             "prep",
+            "dedupe",
             "inspect",
             "plan",
             "train",

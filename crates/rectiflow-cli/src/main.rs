@@ -6,6 +6,7 @@
 //! error.
 
 mod bench;
+mod dedupe;
 mod eval;
 mod export;
 mod forward;
@@ -58,6 +59,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Prep(prep::Args),
+    Dedupe(dedupe::Args),
     Inspect(inspect::Args),
     Plan(plan::Args),
     Train(train::Args),
@@ -115,7 +117,8 @@ impl Command {
             | Self::Sample(_)
             | Self::Forward(_)
             | Self::Bench(_) => true,
-            Self::Plan(_)
+            Self::Dedupe(_)
+            | Self::Plan(_)
             | Self::Export(_)
             | Self::Import(_)
             | Self::Report(_)
@@ -128,6 +131,7 @@ impl Command {
 fn run(command: Command) -> anyhow::Result<Answer> {
     match command {
         Command::Prep(args) => prep::run(&args),
+        Command::Dedupe(args) => dedupe::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Train(args) => train::run(&args),
@@ -174,7 +178,7 @@ mod tests {
 
     #[test]
     fn the_last_of_a_repeated_option_wins_in_every_command() {
-        const VALUES: [&str; 13] = [
+        const VALUES: [&str; 14] = [
             "4",
             "1",
             "cpu",
@@ -188,6 +192,7 @@ mod tests {
             "euler",
             "simple",
             "0.5",
+            "0/1",
         ];
         let mut found = Vec::new();
         commands(&[], &super::Cli::command(), &mut found);

@@ -281,3 +281,53 @@ fn a_text_of_360_tokens_shows_its_cut_in_every_command() {
     let text = stdout(&output);
     assert_eq!(text.matches(said).count(), 1, "{text}{}", stderr(&output));
 }
+
+/// Stripes of a colour; `mirrored` from right to left.
+fn striped(path: &Path, colour: [u8; 3], mirrored: bool) {
+    let picture = image::RgbImage::from_fn(96, 64, |x, y| {
+        let x = if mirrored { 95 - x } else { x };
+        let is_lit = (x * x / 40 + y / 9) % 3 == 0;
+        image::Rgb(if is_lit { colour } else { [10, 20, 30] })
+    });
+    picture.save(path).unwrap();
+    fs::write(path.with_extension("txt"), "stripes").unwrap();
+}
+
+#[test]
+fn near_copies_are_shown_on_a_page_and_dropped_when_asked() {
+    let root = tempfile::tempdir().unwrap();
+    let set = root.path().join("set");
+    fs::create_dir(&set).unwrap();
+    striped(&set.join("red <b>.png"), [250, 60, 40], false);
+    striped(&set.join("mirrored.png"), [250, 60, 40], true);
+    write_picture(&set.join("plain.png"), 200);
+    fs::write(set.join("plain.txt"), "a colour").unwrap();
+    assert!(prep(root.path(), &[]).status.success());
+
+    let packed = root.path().join("packed");
+    let dedupe = ["--json", "dedupe", packed.to_str().unwrap()];
+    let found = json(&rectiflow(
+        &[&dedupe[..], &["--pictures", set.to_str().unwrap()]].concat(),
+    ));
+    let clusters = found["near_copies"]["clusters"].as_array().unwrap();
+    assert_eq!(
+        (clusters.len(), clusters[0].as_array().unwrap().len()),
+        (1, 2)
+    );
+    assert_eq!(found["dropped_rows"], Value::Null);
+    assert!(!packed.join("near-copies.jsonl").exists());
+    let page = fs::read_to_string(packed.join("near-copies.html")).unwrap();
+    assert_eq!(page.matches("data:image/png;base64,").count(), 2);
+    assert!(
+        page.contains("red &lt;b&gt;.png") && !page.contains("<b>"),
+        "names are escaped"
+    );
+
+    let dropped = json(&rectiflow(&[&dedupe[..], &["--drop"]].concat()));
+    assert_eq!(dropped["dropped_rows"], 1);
+    let again = prep(root.path(), &[]);
+    assert!(stdout(&again).contains("1 near copy"), "{}", stdout(&again));
+    let none = rectiflow(&["dedupe", root.path().join("set").to_str().unwrap()]);
+    assert_eq!(none.status.code(), Some(1), "{}", stderr(&none));
+    assert!(stderr(&none).contains("manifest.json"), "{}", stderr(&none));
+}

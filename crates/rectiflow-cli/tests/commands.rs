@@ -107,8 +107,8 @@ const MISTAKES: &[(&[&str], i32, &[&str])] = &[
         &[
             "prep", "pictures", "--out", "o", "--work", "w", "--vae", "nowhere",
         ],
-        1,
-        &["nowhere"],
+        2,
+        &["--work is for a data set that goes to a URL"],
     ),
     (
         &["inspect", "no/such/dataset"],

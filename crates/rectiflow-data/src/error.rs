@@ -63,6 +63,14 @@ pub enum Error {
         /// Why it cannot work, and what would.
         reason: String,
     },
+    /// What another process has to do first is not done, or it is still at it. Later it may work.
+    #[error("{what}: {reason}")]
+    NotReady {
+        /// What is not ready.
+        what: String,
+        /// What is missing, and what to do.
+        reason: String,
+    },
     /// The VAE's encoder failed.
     #[error("encoding {num_images} images of {width_px}x{height_px} px failed: {reason}")]
     Encode {

@@ -25,6 +25,7 @@
 //! | `order` | the samples of each step: passes, shares, lanes, epochs, windows; pure |
 //! | `dataset` | an opened data set: its row index, verified reads, blocks kept in memory |
 //! | `text` | captions to prompts to token ids, in chunks of 75 |
+//! | `dedupe` | near-copies of pictures by their signatures; pure |
 //! | `picture` | image files to sRGB pixels; pictures as PNG; contact sheets |
 //! | `cache` | blocks on a local disk, shared by processes, up to a limit in bytes |
 //! | `format` | the bytes on disk: manifest, block table, buckets, records, shards |
@@ -39,6 +40,7 @@
 mod board;
 pub mod cache;
 pub mod dataset;
+pub mod dedupe;
 mod durable;
 pub mod error;
 mod filter;
@@ -60,7 +62,7 @@ pub use format::{block_table, bucket, crop, manifest, record, shard};
 pub use load::{batch, loader, test_batches, throughput};
 pub use order::{amplification, epoch, pass, window};
 pub use picture::{contact_sheet, decode, resize};
-pub use prep::{publish, speed};
+pub use prep::{near_copies, publish, small_pictures, speed};
 pub use source::{choice, no_folder, sample, texts};
 pub use text::{caption, overflow, prompt, tag_list, token};
 

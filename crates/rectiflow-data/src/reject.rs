@@ -44,6 +44,8 @@ pub enum Reason {
     Broken,
     /// Another file has the same bytes.
     Duplicate,
+    /// `near-copies.jsonl` leaves it out.
+    NearCopy,
     /// Its latents are not finite in F16.
     NotFinite,
     /// A clause of `prep.filter` removes it; the first ones of each clause are listed.
@@ -102,6 +104,7 @@ impl Reason {
             Self::AspectRatio => "aspect_ratio",
             Self::Broken => "broken",
             Self::Duplicate => "duplicate",
+            Self::NearCopy => "near_copy",
             Self::NotFinite => "not_finite",
             Self::Filtered => "filtered",
             Self::NoCaption => "no_caption",

@@ -503,7 +503,7 @@ fn bad_files_are_named_and_nothing_stops() {
         ("mute.png", "no_caption"),
         ("photo.avif", "unsupported_format"),
         ("scan.tif", "unsupported_format"),
-        ("new.jxl", "unsupported_format"),
+        ("new.jxl", "broken"),
         ("bomb.png", "too_many_pixels"),
         ("bad.json", "bad_caption"),
         ("bad.png", "no_caption"),
@@ -521,7 +521,7 @@ fn bad_files_are_named_and_nothing_stops() {
         .collect();
     assert_eq!(found, expected);
     assert_eq!(summary.rejected.values().sum::<u64>(), 23);
-    assert_eq!(summary.rejected[&Reason::Broken], 4);
+    assert_eq!(summary.rejected[&Reason::Broken], 5);
     assert_eq!(rows(out.path()).keys().collect::<Vec<_>>(), ["copy.png"]);
     let again = run_without_encoding(source.path(), out.path(), &settings);
     assert_eq!((again.rejected, again.train_rows), (summary.rejected, 1));

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use object_server::{Fault, ObjectServer, Request};
+use object_server::{CHILD, Fault, ObjectServer, Request, with_s3};
 use packed::{
     BUCKETS, SEED, needed_bytes, pack, packed,
     remote::{network, open, settings, steps, take},
@@ -430,38 +430,6 @@ fn a_description_that_is_wrong_is_refused_by_name() {
     );
     assert!(open("http://127.0.0.1:1/x").contains("gave up after 4 attempts"));
 }
-
-/// Runs a test again in a child process with the environment that a user would set for S3, because
-/// the environment belongs to a process. The child finds the folder that the store serves as
-/// `bucket` in the variable [`CHILD`].
-fn with_s3(
-    test: &str,
-    bucket: &Path,
-    faults: impl Fn(&Request) -> Option<Fault> + Send + Sync + 'static,
-) {
-    let server = ObjectServer::start(bucket.parent().unwrap(), faults);
-    let child = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", test])
-        .envs([
-            ("AWS_ENDPOINT_URL", server.url().as_str()),
-            ("AWS_REGION", "auto"),
-        ])
-        .envs([
-            ("AWS_ACCESS_KEY_ID", "key"),
-            ("AWS_SECRET_ACCESS_KEY", "secret"),
-        ])
-        .env(CHILD, bucket)
-        .output()
-        .unwrap();
-    assert!(
-        child.status.success(),
-        "{}",
-        String::from_utf8_lossy(&child.stdout)
-    );
-    assert!(server.served().requests > 0);
-}
-
-const CHILD: &str = "RECTIFLOW_TEST_S3_BUCKET";
 
 #[test]
 fn s3_addresses_work_with_the_usual_environment() {

@@ -37,11 +37,7 @@ impl Keeping {
     /// An empty file in `folder`, which is gone when the process ends.
     pub(crate) fn create(folder: &Path) -> io::Result<Self> {
         fs::create_dir_all(folder)?;
-        let path = folder.join("posts.tmp");
-        let mut options = File::options();
-        options.read(true).write(true).create(true).truncate(true);
-        let file = options.open(&path)?;
-        fs::remove_file(&path)?;
+        let file = tempfile::tempfile_in(folder)?;
         Ok(Self {
             file: BufWriter::with_capacity(1 << 20, file),
             end: 0,

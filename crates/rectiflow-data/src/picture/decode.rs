@@ -27,6 +27,7 @@ use crate::{
         Picture,
         colour::{self, Samples},
         jpeg,
+        jpeg_xl::{JpegXl, Opened, is_jpeg_xl},
         srgb_profile::ComparedProfiles,
     },
     reject::{Fault, Reason},
@@ -78,6 +79,10 @@ pub fn is_upright(bytes: &[u8], max_pixels: u64) -> bool {
 }
 
 fn size_and_orientation(bytes: &[u8], max_pixels: u64) -> Result<((u32, u32), Orientation), Fault> {
+    if is_jpeg_xl(bytes) {
+        let size = Opened::new(bytes, max_pixels)?.size;
+        return Ok((size, Orientation::NoTransforms));
+    }
     match sniff(bytes)? {
         ImageFormat::Jpeg => jpeg::header(bytes),
         format => {
@@ -120,9 +125,14 @@ pub(crate) struct Opaque {
 impl Stored {
     /// Decodes the samples, into `memory` where they have 8 bits.
     pub(crate) fn decode(bytes: &[u8], max_pixels: u64, memory: Vec<u8>) -> Result<Self, Fault> {
-        contained(|| match sniff(bytes)? {
-            ImageFormat::Jpeg => decode_jpeg(bytes, max_pixels, memory),
-            format => decode_other(bytes, format, max_pixels, memory),
+        contained(|| {
+            if is_jpeg_xl(bytes) {
+                return decode_jpeg_xl(bytes, max_pixels, memory);
+            }
+            match sniff(bytes)? {
+                ImageFormat::Jpeg => decode_jpeg(bytes, max_pixels, memory),
+                format => decode_other(bytes, format, max_pixels, memory),
+            }
         })
     }
 
@@ -166,6 +176,19 @@ fn decode_jpeg(bytes: &[u8], max_pixels: u64, memory: Vec<u8>) -> Result<Stored,
     })
 }
 
+fn decode_jpeg_xl(bytes: &[u8], max_pixels: u64, memory: Vec<u8>) -> Result<Stored, Fault> {
+    let opened = Opened::new(bytes, max_pixels)?;
+    let size = opened.size;
+    check_size(size, max_pixels)?;
+    let JpegXl { samples, profile } = opened.decode(memory)?;
+    Ok(Stored {
+        samples,
+        size,
+        profile,
+        orientation: Orientation::NoTransforms,
+    })
+}
+
 fn decode_other(
     bytes: &[u8],
     format: ImageFormat,
@@ -196,16 +219,11 @@ fn sniff(bytes: &[u8]) -> Result<ImageFormat, Fault> {
         Ok(format @ (Jpeg | Png | WebP | Gif)) => Ok(format),
         Ok(other) => Err(unsupported(&format!("{other:?}"))),
         Err(_) if bytes.get(4..8) == Some(b"ftyp") => Err(unsupported("HEIF or video")),
-        Err(_) if is_jpeg_xl(bytes) => Err(unsupported("JPEG XL")),
         Err(_) => Err(Fault::new(
             Reason::NotAnImage,
             "its first bytes are not those of an image",
         )),
     }
-}
-
-fn is_jpeg_xl(bytes: &[u8]) -> bool {
-    bytes.starts_with(&[0xff, 0x0a]) || bytes.starts_with(b"\0\0\0\x0cJXL ")
 }
 
 fn unsupported(name: &str) -> Fault {

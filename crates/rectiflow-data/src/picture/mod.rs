@@ -9,6 +9,7 @@ pub(crate) mod colour;
 pub mod contact_sheet;
 pub mod decode;
 pub(crate) mod jpeg;
+pub(crate) mod jpeg_xl;
 pub mod resize;
 pub(crate) mod srgb_profile;
 pub(crate) mod workspace;
@@ -137,6 +138,17 @@ impl Picture {
         self.encode_png(&mut file, texts)
             .map_err(|error| Error::io(path)(error.into()))?;
         file.commit()
+    }
+
+    /// The bytes of a PNG without texts.
+    ///
+    /// # Panics
+    /// If a side is 0.
+    pub fn to_png(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.encode_png(&mut bytes, &[])
+            .expect("a picture with pixels is a PNG, and memory takes all bytes");
+        bytes
     }
 
     fn encode_png(

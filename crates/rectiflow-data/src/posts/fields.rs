@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     filter::columns::{Columns, Kind, rating_letter},
+    posts::size,
     text::keys,
 };
 
@@ -254,6 +255,9 @@ pub(crate) fn text_columns(columns: &Columns, others: &[String]) -> Vec<String> 
     for class in CLASSES {
         wanted.extend(class.columns().map(str::to_owned));
     }
+    for key in size::KEYS.as_flattened() {
+        wanted.push((*key).to_owned());
+    }
     wanted.extend_from_slice(others);
     present(wanted, columns)
 }
@@ -424,6 +428,7 @@ mod tests {
         assert_eq!(columns.kind("tags.general"), Some(Kind::List));
         assert_eq!((columns.kind("x"), columns.kind("md5")), (None, None));
         assert_eq!(key_columns(&columns), ["id", "score"]);
-        assert_eq!(text_columns(&columns, &[]), ["id", "score", "tags"]);
+        let wanted = ["height", "id", "score", "tags", "width"];
+        assert_eq!(text_columns(&columns, &[]), wanted);
     }
 }

@@ -8,6 +8,7 @@ pub(crate) mod fields;
 mod json_posts;
 mod parquet_posts;
 pub(crate) mod rows;
+pub(crate) mod size;
 mod sqlite_posts;
 
 use std::{io, path::Path};

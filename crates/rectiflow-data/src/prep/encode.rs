@@ -33,9 +33,11 @@ use crate::{
     prep::{
         events::{PrepEvent, RgbBatch},
         journal::{Journal, JournalRow, Store, latents_name, text_name},
+        kept_pictures::KeptPictures,
         objects::{Item, PlannedObject},
         scan::Accepted,
         settings::PrepSettings,
+        signatures::{self, OldRecords},
     },
     reject::{Fault, Reason},
     source::Source,
@@ -56,9 +58,13 @@ pub(crate) struct Encoding<'a> {
     pub(crate) settings: &'a PrepSettings,
     /// The samples that `Item::index` refers to.
     pub(crate) accepted: &'a [Accepted],
+    /// Pictures that need not be read again.
+    pub(crate) kept: &'a KeptPictures,
     /// Object and physical row of the latents of each sample in the data set that is being
     /// repacked.
     pub(crate) latents: &'a HashMap<SampleId, (usize, u32)>,
+    /// The signatures of these samples.
+    pub(crate) signatures: &'a OldRecords,
     /// Shape of a bucket's latents, `[C, h, w]`.
     pub(crate) shape: &'a (dyn Fn(Bucket) -> [usize; 3] + Sync),
     pub(crate) plan: &'a str,
@@ -76,6 +82,8 @@ struct Shared {
 struct Prepared {
     record: Record,
     payload: Payload,
+    /// Its signatures, for near-copies.
+    signatures: Vec<u8>,
     note: Option<Fault>,
 }
 
@@ -102,13 +110,14 @@ impl Encoding<'_> {
     /// complete.
     ///
     /// # Errors
-    /// [`Error::Encode`], [`Error::Io`]. Finished objects are kept for the next run.
+    /// [`Error::Encode`], [`Error::Io`], and those of `finished`. Finished objects are kept for the
+    /// next run.
     pub(crate) fn run(
         &self,
         objects: &[&PlannedObject],
         encode: &mut Encode<'_>,
         progress: &mut dyn FnMut(PrepEvent),
-        finished: &mut dyn FnMut(Journal),
+        finished: &mut dyn FnMut(Journal) -> Result<()>,
     ) -> Result<()> {
         std::thread::scope(|scope| {
             let (sender, batches) = sync_channel(WINDOWS_AHEAD);
@@ -155,22 +164,24 @@ impl Encoding<'_> {
             self.settings.seed,
             item.id,
         );
-        let (payload, note) = match self.stored(item) {
-            Some(latents) => (Payload::Latents(latents), None),
+        let (payload, signatures, note) = match self.stored(item) {
+            Some(latents) => (Payload::Latents(latents), self.signatures.of(item.id), None),
             None => {
                 let bytes = self.read(accepted.file, item.id)?;
                 let _alone = lock_if_large(accepted, &shared.large);
                 let resize = self.settings.resize;
                 shared.workspaces.with(|workspace| {
                     let decoded = self.decoded(workspace, accepted, &bytes)?;
+                    let signatures = signatures::records(item.id, &decoded.picture);
                     let pixels = workspace.fit(decoded.picture, &placement, item.bucket, resize);
-                    Ok((Payload::Pixels(pixels), decoded.note))
+                    Ok((Payload::Pixels(pixels), signatures, decoded.note))
                 })?
             }
         };
         Ok(Prepared {
             record: self.record(item, &placement),
             payload,
+            signatures,
             note,
         })
     }
@@ -217,6 +228,9 @@ impl Encoding<'_> {
 
     /// Reads a picture, by its index in the source, which must have the bytes of sample `id`.
     fn read(&self, file: usize, id: SampleId) -> std::result::Result<Vec<u8>, Fault> {
+        if let Some(bytes) = self.kept.take(file) {
+            return Ok(bytes);
+        }
         let bytes = self.source.open(&self.source.samples[file])?;
         if SampleId::of(&bytes) == id {
             return Ok(bytes);
@@ -249,7 +263,7 @@ impl Encoding<'_> {
         windows: Receiver<Vec<Batch>>,
         encode: &mut Encode<'_>,
         progress: &mut dyn FnMut(PrepEvent),
-        finished: &mut dyn FnMut(Journal),
+        finished: &mut dyn FnMut(Journal) -> Result<()>,
     ) -> Result<()> {
         let num_samples: u64 = objects.iter().map(|object| object.items.len() as u64).sum();
         let mut done = 0;
@@ -278,7 +292,7 @@ impl Encoding<'_> {
             });
             if is_last {
                 rejected = failed;
-                finished(object.finish()?);
+                finished(object.finish()?)?;
             } else {
                 open = Some(object);
             }
@@ -314,6 +328,8 @@ struct OpenObject<'a> {
     shape: [usize; 3],
     journal: Journal,
     writer: Option<ObjectWriter>,
+    /// The signatures of its rows.
+    signatures: Vec<u8>,
 }
 
 impl<'a> OpenObject<'a> {
@@ -329,12 +345,14 @@ impl<'a> OpenObject<'a> {
             blocks: Vec::new(),
             faults: Vec::new(),
             notes: Vec::new(),
+            is_sent: false,
         };
         Self {
             store: encoding.store,
             shape: (encoding.shape)(planned.bucket),
             journal,
             writer: None,
+            signatures: Vec::new(),
         }
     }
 
@@ -350,20 +368,25 @@ impl<'a> OpenObject<'a> {
         let latents = encode_pixels(&good, self.journal.bucket, self.shape, encode)?;
         let mut encoded = latents.chunks_exact(self.shape.iter().product());
         for prepared in good {
-            match &prepared.payload {
-                Payload::Pixels(_) => {
-                    let row = encoded.next();
-                    let row = row.expect("encode_pixels returns one row per image");
-                    self.push(row, prepared.record, prepared.note)?;
-                }
-                Payload::Latents(row) => self.push(row, prepared.record, prepared.note)?,
-            }
+            let row = match &prepared.payload {
+                Payload::Pixels(_) => encoded
+                    .next()
+                    .expect("encode_pixels returns one row per image"),
+                Payload::Latents(row) => row,
+            };
+            self.push(row, prepared.record, prepared.note, &prepared.signatures)?;
         }
         Ok(())
     }
 
     /// Appends a row, unless its latents are not finite.
-    fn push(&mut self, row: &[f16], record: Record, note: Option<Fault>) -> Result<()> {
+    fn push(
+        &mut self,
+        row: &[f16],
+        record: Record,
+        note: Option<Fault>,
+        signatures: &[u8],
+    ) -> Result<()> {
         if !row.iter().all(|x| x.is_finite()) {
             let fault = Fault::new(Reason::NotFinite, "its latents are not finite in F16");
             self.journal.faults.push((record.id, fault));
@@ -372,6 +395,7 @@ impl<'a> OpenObject<'a> {
         if let Some(note) = note {
             self.journal.notes.push((record.id, note));
         }
+        self.signatures.extend_from_slice(signatures);
         self.journal.rows.push(JournalRow::of(&record));
         self.writer()?.push(row, record)
     }
@@ -391,6 +415,7 @@ impl<'a> OpenObject<'a> {
             let done = writer.finish()?;
             self.journal.text_bytes = done.text_bytes;
             self.journal.blocks = done.blocks;
+            signatures::write(&self.store.root, &self.journal.stem, &self.signatures)?;
         }
         self.store.write_journal(&self.journal)?;
         Ok(self.journal)

@@ -7,6 +7,7 @@ use serde::Serialize;
 use crate::{
     board::count::{BoardCount, ClauseCount},
     format::{bucket::Bucket, manifest::Split},
+    prep::part::Part,
     reject::{Reason, Remark},
 };
 
@@ -27,6 +28,13 @@ pub struct RgbBatch {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PrepEvent {
+    /// What tables and indexes say about the samples is read.
+    Listing {
+        /// Samples so far.
+        done: u64,
+        /// Samples of the source.
+        num_samples: u64,
+    },
     /// Files are hashed and their headers read.
     Scanning {
         /// Files scanned so far.
@@ -35,6 +43,22 @@ pub enum PrepEvent {
         num_files: u64,
         /// Rejected so far.
         rejected: u64,
+    },
+    /// A worker waits for the facts of the others.
+    Waiting {
+        /// Workers whose facts are missing.
+        missing: u64,
+        /// Number of all workers.
+        num_workers: u64,
+        /// Seconds since it began to wait.
+        secs: u64,
+    },
+    /// The facts of all workers are read.
+    Joining {
+        /// Samples so far.
+        done: u64,
+        /// Samples of the source.
+        num_files: u64,
     },
     /// Images are decoded, encoded and written, or existing latents are copied.
     Encoding {
@@ -116,12 +140,33 @@ pub struct PrepSummary {
     pub copied_rows: u64,
     /// Rows that an interrupted run had finished.
     pub resumed_rows: u64,
+    /// Pictures that were read twice: they were not kept within `prep.keep_gib`.
+    pub reread_pictures: u64,
     /// Rows whose text changed.
     pub rewritten_rows: u64,
     /// Rows that are marked deleted in the data set.
     pub deleted_rows: u64,
     /// Bytes of latents and text.
     pub bytes: u64,
+    /// Duration of this run.
+    pub secs: f64,
+}
+
+/// Summary of the part of a worker.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PartSummary {
+    /// The worker.
+    pub part: Part,
+    /// Objects of the whole plan.
+    pub all_objects: u64,
+    /// Objects that are the worker's.
+    pub own_objects: u64,
+    /// Of these, objects that an earlier run had finished.
+    pub resumed_objects: u64,
+    /// Rows that this run wrote.
+    pub written_rows: u64,
+    /// Images that failed while they were encoded.
+    pub failed: u64,
     /// Duration of this run.
     pub secs: f64,
 }

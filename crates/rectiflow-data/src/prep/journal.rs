@@ -25,7 +25,10 @@ use crate::{
         manifest::{Codec, LATENTS_OFFSET, MANIFEST_FILE, Manifest, Object, Split, commit},
         record::{Record, SampleId},
     },
-    prep::objects::{Series, parse_stem},
+    prep::{
+        objects::{Series, parse_stem},
+        signatures::{SIGNATURES_FOLDER, signatures_name},
+    },
     reject::Fault,
     text::caption::Text,
 };
@@ -73,6 +76,9 @@ pub(crate) struct Journal {
     /// Faults and notes that encoding found in samples.
     pub(crate) faults: Vec<(SampleId, Fault)>,
     pub(crate) notes: Vec<(SampleId, Fault)>,
+    /// Whether its latents are at the data set's URL, and not here.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) is_sent: bool,
 }
 
 impl Journal {
@@ -92,7 +98,16 @@ pub(crate) struct Stored {
     pub(crate) in_manifest: Option<usize>,
 }
 
-/// The data set in a folder, open in one preparation at a time.
+/// Who has a data set open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Holders {
+    /// One preparation, which commits.
+    One,
+    /// Workers, which write objects that one preparation commits later.
+    Workers,
+}
+
+/// The data set in a folder, open in one preparation or in its workers.
 #[derive(Debug)]
 pub(crate) struct Store {
     pub(crate) root: PathBuf,
@@ -112,13 +127,18 @@ impl Store {
     /// Opens the data set in `root`, or starts a new one.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if another preparation has it open, or if its codec or geometry differs;
-    /// also the errors of [`Dataset::open`].
-    pub(crate) fn open(root: &Path, codec: &Codec, geometry: &Geometry) -> Result<Self> {
+    /// [`Error::NotReady`] if another preparation has it open; [`Error::Invalid`] if its codec or
+    /// geometry differs; also the errors of [`Dataset::open`].
+    pub(crate) fn open(
+        root: &Path,
+        codec: &Codec,
+        geometry: &Geometry,
+        holders: Holders,
+    ) -> Result<Self> {
         let folder = root.join(OBJECTS_FOLDER);
         fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
         let mut store = Self {
-            _lock: lock(root)?,
+            _lock: lock(root, holders)?,
             root: root.to_owned(),
             codec: codec.clone(),
             geometry: geometry.clone(),
@@ -183,7 +203,7 @@ impl Store {
     /// preparation does not write are left alone.
     fn sweep(&self, manifest: &Manifest) -> Result<()> {
         let keep = self.live_files(manifest);
-        for folder in ["", "latents", "text", OBJECTS_FOLDER] {
+        for folder in ["", "latents", "text", OBJECTS_FOLDER, SIGNATURES_FOLDER] {
             let Ok(entries) = fs::read_dir(self.root.join(folder)) else {
                 continue;
             };
@@ -211,6 +231,7 @@ impl Store {
         }
         for stored in &self.objects {
             files.insert(format!("{OBJECTS_FOLDER}/{}.json", stored.journal.stem));
+            files.insert(signatures_name(&stored.journal.stem));
         }
         files
     }
@@ -237,8 +258,8 @@ impl Store {
         Ok(())
     }
 
-    /// Whether the files of a journal exist at full length. They were flushed before the journal
-    /// was written.
+    /// Whether the files of a journal exist at full length, but for latents that were sent. They
+    /// were flushed before the journal was written.
     fn is_complete(&self, journal: &Journal) -> bool {
         if journal.rows.is_empty() {
             return true;
@@ -247,7 +268,7 @@ impl Store {
         let height = u64::from(journal.bucket.height_px / self.codec.down_factor);
         let row_bytes = 2 * u64::from(self.codec.channels) * width * height;
         let latents_bytes = LATENTS_OFFSET + journal.rows.len() as u64 * row_bytes;
-        self.has_file(&latents_name(&journal.stem), latents_bytes)
+        (journal.is_sent || self.has_file(&latents_name(&journal.stem), latents_bytes))
             && self.has_file(&journal.text, journal.text_bytes)
     }
 
@@ -393,6 +414,7 @@ fn journal_of(dataset: &Dataset, index: usize, stem: &str, blocks: Vec<Block>) -
         blocks,
         faults: Vec::new(),
         notes: Vec::new(),
+        is_sent: false,
     })
 }
 
@@ -425,7 +447,7 @@ fn journal_stem(path: &Path) -> Option<&str> {
 }
 
 /// Locks the data set. The lock ends with the process, however it ends.
-fn lock(root: &Path) -> Result<File> {
+fn lock(root: &Path, holders: Holders) -> Result<File> {
     let path = root.join(LOCK_FILE);
     let file = File::options()
         .create(true)
@@ -433,12 +455,16 @@ fn lock(root: &Path) -> Result<File> {
         .write(true)
         .open(&path)
         .map_err(Error::io(&path))?;
-    match file.try_lock() {
+    let locked = match holders {
+        Holders::One => file.try_lock(),
+        Holders::Workers => file.try_lock_shared(),
+    };
+    match locked {
         Ok(()) => Ok(file),
         Err(fs::TryLockError::Error(source)) => Err(Error::Io { path, source }),
         Err(fs::TryLockError::WouldBlock) => {
             let reason = "another preparation is writing it: wait until it ends".to_owned();
-            Err(Error::Invalid {
+            Err(Error::NotReady {
                 what: root.display().to_string(),
                 reason,
             })

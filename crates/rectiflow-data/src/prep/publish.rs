@@ -67,6 +67,7 @@ fn send_objects(
         if is_uploaded(local, remote, &file)? {
             published.num_kept += 1;
         } else {
+            check_is_here(root, &file.name)?;
             send(remote, root, &file.name)?;
             published.num_files += 1;
             published.num_bytes += file.bytes;
@@ -77,7 +78,22 @@ fn send_objects(
     Ok(published)
 }
 
-fn remote_at(url: &str) -> Result<Remote> {
+/// Fails if a file that is not at the URL is not here either: its latents were sent once, and are
+/// gone.
+fn check_is_here(root: &Path, name: &str) -> Result<()> {
+    let path = root.join(name);
+    if path.exists() {
+        return Ok(());
+    }
+    Err(Error::Invalid {
+        what: path.display().to_string(),
+        reason: "it was sent to the URL and is no longer there: delete the folder's manifest.json \
+                 and prep/objects, and prepare again, which encodes all pictures"
+            .to_owned(),
+    })
+}
+
+pub(crate) fn remote_at(url: &str) -> Result<Remote> {
     match Location::parse(Path::new(url), &Network::default())? {
         Location::Remote(remote) => Ok(remote),
         Location::Folder(_) => Err(Error::Invalid {

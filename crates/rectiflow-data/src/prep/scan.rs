@@ -11,13 +11,10 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    fs::{self, File},
-    io::{BufRead, BufReader, ErrorKind, Write},
-    path::{Path, PathBuf},
+    fs,
+    io::{ErrorKind, Write},
+    path::Path,
 };
-
-use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
 
 use crate::{
     durable::DurableFile,
@@ -26,72 +23,26 @@ use crate::{
         bucket::{Bucket, aspect_error, nearest},
         record::SampleId,
     },
-    picture::decode,
-    prep::{events::PrepEvent, filtered::Filtered, settings::PrepSettings, text_notes::text_notes},
+    prep::{
+        copies_list::LeftOut,
+        events::PrepEvent,
+        fact::{Fact, Remembered, part_of, read_facts},
+        filtered::Filtered,
+        kept_pictures::KeptPictures,
+        scanned::{Scanned, append, scan_files},
+        settings::PrepSettings,
+    },
     reject::{Fault, Reason, Remark},
     source::{
-        Source, Stamp,
+        Source,
         names::{Kind, classify},
-        sample::Sample,
     },
-    text::caption::Text,
 };
 
 /// Files between two reports of progress.
 const FILES_PER_CHUNK: usize = 512;
 /// Most keys that are named as not read: JSON can have other keys for each image.
 const MOST_UNREAD_KEYS: usize = 100;
-
-/// Facts about a file's bytes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Fact {
-    path: String,
-    bytes: u64,
-    /// The version of its file, which is the modification time on a disk.
-    mtime_ns: u128,
-    id: u64,
-    width_px: u32,
-    height_px: u32,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    fault: Option<Fault>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    note: Option<Fault>,
-}
-
-impl Fact {
-    /// The fact about the bytes `content` of the file `path`.
-    fn new(path: &str, stamp: Stamp, content: &[u8], settings: &PrepSettings) -> Self {
-        let mut fact = Self {
-            path: path.to_owned(),
-            bytes: stamp.bytes,
-            mtime_ns: stamp.version,
-            id: SampleId::of(content).0,
-            width_px: 0,
-            height_px: 0,
-            fault: None,
-            note: None,
-        };
-        match decode::inspect(content, settings.max_pixels) {
-            Ok(header) => {
-                fact.width_px = header.width_px;
-                fact.height_px = header.height_px;
-            }
-            Err(fault) => fact.fault = Some(fault),
-        }
-        fact
-    }
-
-    /// Whether a file with this stamp has this fact under every setting.
-    fn is_current(&self, stamp: Stamp) -> bool {
-        let is_too_large =
-            matches!(&self.fault, Some(fault) if fault.reason == Reason::TooManyPixels);
-        (self.bytes, self.mtime_ns) == (stamp.bytes, stamp.version) && !is_too_large
-    }
-
-    fn to_line(&self) -> String {
-        serde_json::to_string(self).expect("a fact is strings and numbers")
-    }
-}
 
 /// An image that is accepted for the data set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,6 +55,8 @@ pub(crate) struct Accepted {
     pub(crate) bucket: Bucket,
     /// Fingerprint of its text.
     pub(crate) text: u64,
+    /// Whether the first pass has read it.
+    pub(crate) was_read: bool,
 }
 
 /// The result of the first pass.
@@ -137,48 +90,48 @@ struct UnreadKey {
     example: String,
 }
 
-/// The result of one file, before the comparison with others.
-struct Scanned {
-    fact: std::result::Result<Fact, Fault>,
-    /// Whether the fact comes from an earlier run.
-    known: bool,
-    text: Option<u64>,
-    /// The clause of the filter that removes it.
-    removed_by: Option<usize>,
-    /// Why there is no text.
-    missing_text: String,
-    remarks: Vec<Remark>,
-    notes: Vec<Fault>,
-    unread: Vec<String>,
-}
-
 impl Scan {
-    /// Scans `source`; reads only files without a current fact. `memory` is the file with the facts
-    /// of an earlier run.
+    /// A scan of `source` that no sample has been added to. `remembered` are the facts of an
+    /// earlier run.
+    pub(crate) fn new(source: &Source, remembered: &Remembered) -> Self {
+        Self {
+            changed: true,
+            faults: lasting_faults(remembered),
+            filtered: Filtered::new(source.boards.clauses()),
+            ..Self::default()
+        }
+    }
+
+    /// Scans `source`; reads only files without a current fact, and offers them to `kept`. The file
+    /// `memory` has the facts of an earlier run, to which `remembered` adds others.
     pub(crate) fn run(
         source: &Source,
         memory: &Path,
+        remembered: Remembered,
+        (kept, left_out): (&KeptPictures, &LeftOut),
         settings: &PrepSettings,
         progress: &mut dyn FnMut(PrepEvent),
     ) -> Result<Self> {
-        // The facts of the last run, and those of a killed one.
-        let mut remembered = read_facts(memory);
-        let num_remembered = remembered.len();
-        remembered.extend(read_facts(&part_of(memory)));
+        // The facts of the last run, those of a killed one, and the others.
+        let last = read_facts(memory);
+        let num_last = last.len();
+        let mut all = remembered;
+        all.extend(last);
+        all.extend(read_facts(&part_of(memory)));
         let mut scan = Self {
-            changed: num_remembered == 0,
-            faults: lasting_faults(&remembered),
-            filtered: Filtered::new(source.boards.clauses()),
-            ..Self::default()
+            changed: num_last == 0,
+            ..Self::new(source, &all)
         };
 
         // Files are read in parallel and judged in order.
         let buckets = settings.geometry().buckets();
+        let num_files = source.samples.len();
         let mut part = None;
         let mut num_known = 0;
         let mut done = 0;
-        for files in source.samples.chunks(FILES_PER_CHUNK) {
-            let scanned = scan_files(source, files, &remembered, settings);
+        while done < num_files {
+            let files = done..num_files.min(done + FILES_PER_CHUNK);
+            let scanned = scan_files(source, files, &all, kept, settings);
             append(&part_of(memory), &mut part, &scanned)?;
             for scanned in scanned {
                 num_known += usize::from(scanned.known);
@@ -187,17 +140,41 @@ impl Scan {
             }
             progress(PrepEvent::Scanning {
                 done: done as u64,
-                num_files: source.samples.len() as u64,
+                num_files: num_files as u64,
                 rejected: scan.rejected.len() as u64 + scan.filtered.count(),
             });
         }
 
         // Facts of files that are gone are dropped.
-        scan.changed |= num_known != num_remembered;
-        scan.rejected.extend_from_slice(&source.remarks);
-        scan.notes.extend_from_slice(&source.notes);
+        scan.changed |= num_known != num_last;
+        scan.finish(source, left_out);
         scan.remember(memory)?;
         Ok(scan)
+    }
+
+    /// Adds what the listing of the source says, after the last sample, and leaves near-copies out.
+    pub(crate) fn finish(&mut self, source: &Source, left_out: &LeftOut) {
+        self.leave_out(left_out);
+        self.rejected.extend_from_slice(&source.remarks);
+        self.notes.extend_from_slice(&source.notes);
+    }
+
+    /// Rejects accepted samples that are on the list of near-copies, if the picture that stays
+    /// instead is there.
+    fn leave_out(&mut self, left_out: &LeftOut) {
+        if left_out.is_empty() {
+            return;
+        }
+        for accepted in std::mem::take(&mut self.accepted) {
+            match left_out.get(&accepted.id) {
+                Some(stays) if self.by_id.contains_key(&stays.id) => {
+                    let detail = format!("a near-copy of {}", stays.address);
+                    let path = self.facts[self.by_id[&accepted.id]].path.clone();
+                    self.reject(path, Fault::new(Reason::NearCopy, detail));
+                }
+                _ => self.accepted.push(accepted),
+            }
+        }
     }
 
     /// Records a fault that decoding or encoding found in a sample's bytes.
@@ -256,7 +233,8 @@ impl Scan {
         }
     }
 
-    fn decide(
+    /// Adds the next sample, `file`.
+    pub(crate) fn decide(
         &mut self,
         source: &Source,
         file: usize,
@@ -267,6 +245,7 @@ impl Scan {
         self.changed |= !scanned.known;
         self.rejected.extend(scanned.remarks);
         self.count_unread(&source.samples[file].path, scanned.unread);
+        let was_read = !scanned.known;
         let fact = match scanned.fact {
             Ok(fact) => fact,
             Err(fault) => return self.reject(source.samples[file].path.clone(), fault),
@@ -300,6 +279,7 @@ impl Scan {
                     height_px: fact.height_px,
                     bucket,
                     text,
+                    was_read,
                 };
                 self.accept(accepted, &fact);
             }
@@ -411,7 +391,7 @@ fn judge(
 }
 
 /// Faults of an earlier run by hash, except those that settings decide.
-fn lasting_faults(remembered: &HashMap<String, Fact>) -> HashMap<u64, Fault> {
+fn lasting_faults(remembered: &Remembered) -> HashMap<u64, Fault> {
     let mut faults = HashMap::new();
     for fact in remembered.values() {
         if let Some(fault) = &fact.fault
@@ -421,166 +401,4 @@ fn lasting_faults(remembered: &HashMap<String, Fact>) -> HashMap<u64, Fault> {
         }
     }
     faults
-}
-
-fn scan_files(
-    source: &Source,
-    files: &[Sample],
-    remembered: &HashMap<String, Fact>,
-    settings: &PrepSettings,
-) -> Vec<Scanned> {
-    source.on_threads(|| {
-        files
-            .par_iter()
-            .map(|found| scan_file(source, found, remembered, settings))
-            .collect()
-    })
-}
-
-fn scan_file(
-    source: &Source,
-    found: &Sample,
-    remembered: &HashMap<String, Fact>,
-    settings: &PrepSettings,
-) -> Scanned {
-    let (fact, known) = fact_of(source, found, remembered, settings);
-    let mut scanned = Scanned {
-        fact,
-        known,
-        text: None,
-        removed_by: None,
-        missing_text: String::new(),
-        remarks: Vec::new(),
-        notes: Vec::new(),
-        unread: Vec::new(),
-    };
-    if matches!(&scanned.fact, Ok(fact) if fact.fault.is_none()) {
-        scan_text(source, found, settings, &mut scanned);
-    }
-    scanned
-}
-
-/// Reads the text of an image.
-fn scan_text(source: &Source, found: &Sample, settings: &PrepSettings, scanned: &mut Scanned) {
-    let texts = source.text(found);
-    if let Ok(fact) = &scanned.fact {
-        scanned.removed_by = source.removed_by(&texts, fact.width_px, fact.height_px);
-        if scanned.removed_by.is_some() {
-            return;
-        }
-    }
-    scanned.remarks = texts.remarks;
-    scanned.notes = texts.notes;
-    scanned.unread = texts.unread;
-    if let Some(orientation) = texts.orientation
-        && lies_as_stored(source, found, settings)
-    {
-        let detail = format!(
-            "its JSON says {orientation:?}, and the picture has no orientation: it may have been \
-             written again without one; look at it, and turn it if it lies on its side"
-        );
-        scanned
-            .notes
-            .push(Fault::new(Reason::LostOrientation, detail));
-    }
-    let text = match texts.text {
-        None if settings.keep_captionless => Text::default(),
-        None => {
-            scanned.missing_text = source.missing_text(found);
-            return;
-        }
-        Some(text) => text,
-    };
-    scanned.notes.extend(text_notes(&text));
-    scanned.text = Some(text.fingerprint(&found.path));
-}
-
-/// Whether an image has no EXIF orientation of its own.
-fn lies_as_stored(source: &Source, found: &Sample, settings: &PrepSettings) -> bool {
-    let bytes = source.open(found).unwrap_or_default();
-    decode::is_upright(&bytes, settings.max_pixels)
-}
-
-/// The fact about a picture, and whether it comes from an earlier run.
-fn fact_of(
-    source: &Source,
-    found: &Sample,
-    remembered: &HashMap<String, Fact>,
-    settings: &PrepSettings,
-) -> (std::result::Result<Fact, Fault>, bool) {
-    let stamp = match source.stamp(found) {
-        Ok(stamp) => stamp,
-        Err(fault) => return (Err(fault), false),
-    };
-    if let Err(fault) = check_length(stamp.bytes, settings) {
-        return (Err(fault), false);
-    }
-    if let Some(fact) = remembered.get(&found.path)
-        && fact.is_current(stamp)
-    {
-        return (Ok(fact.clone()), true);
-    }
-    let content = source.open(found);
-    let fact = content.and_then(|content| {
-        check_length(content.len() as u64, settings)?;
-        Ok(Fact::new(&found.path, stamp, &content, settings))
-    });
-    (fact, false)
-}
-
-fn check_length(bytes: u64, settings: &PrepSettings) -> std::result::Result<(), Fault> {
-    let max_file_mib = settings.max_file_mib;
-    if bytes > u64::from(max_file_mib) << 20 {
-        let detail = format!("{bytes} bytes, max_file_mib is {max_file_mib}");
-        return Err(Fault::new(Reason::FileTooLarge, detail));
-    }
-    Ok(())
-}
-
-/// The file with the facts of an unfinished pass.
-fn part_of(memory: &Path) -> PathBuf {
-    memory.with_extension("part.jsonl")
-}
-
-/// Appends new facts to the part file, which the first of them creates. It is not flushed to the
-/// disk: a power cut loses the last facts.
-fn append(path: &Path, file: &mut Option<File>, scanned: &[Scanned]) -> Result<()> {
-    let lines = new_lines(scanned);
-    if lines.is_empty() {
-        return Ok(());
-    }
-    if file.is_none() {
-        let options = File::options().append(true).create(true).open(path);
-        *file = Some(options.map_err(Error::io(path))?);
-    }
-    let file = file.as_mut().expect("it was just opened");
-    file.write_all(lines.as_bytes()).map_err(Error::io(path))
-}
-
-/// The lines of new facts.
-fn new_lines(scanned: &[Scanned]) -> String {
-    let mut lines = String::new();
-    for scanned in scanned.iter().filter(|scanned| !scanned.known) {
-        if let Ok(fact) = &scanned.fact {
-            // The newline before a line ends one that a killed run left half written.
-            lines.push('\n');
-            lines.push_str(&fact.to_line());
-        }
-    }
-    lines
-}
-
-/// The facts of an earlier run, by path. Files with unreadable facts are read again.
-fn read_facts(memory: &Path) -> HashMap<String, Fact> {
-    let mut facts = HashMap::new();
-    let Ok(file) = File::open(memory) else {
-        return facts;
-    };
-    let lines = BufReader::new(file).lines();
-    for line in lines.map_while(std::result::Result::ok) {
-        if let Ok(fact) = serde_json::from_str::<Fact>(&line) {
-            facts.insert(fact.path.clone(), fact);
-        }
-    }
-    facts
 }

@@ -96,6 +96,10 @@ pub struct PrepSettings {
     /// and not tag:comic`: columns of tables of image boards, and of every picture `width`,
     /// `height`, `num_tags` and `tag:name`. Default "": all.
     pub filter: String,
+    /// Memory in GiB for pictures that are read once, for their hash, and kept until they are
+    /// encoded; the others are read twice, which matters for a source at a URL. Workers keep none.
+    /// Range 0 to 1024. Default 1.
+    pub keep_gib: f64,
     /// Images per call of the encoder. Larger is faster on a GPU until its memory is full. Range 1
     /// to 1024. Default 8.
     pub encode_batch: u32,
@@ -109,6 +113,10 @@ pub struct PrepSettings {
     /// encoded again. Not a setting of a recipe: `--repack`.
     #[serde(skip)]
     pub repack: bool,
+    /// URL to which the latents of finished objects are sent, and then deleted from the folder, so
+    /// that the disk never holds more than a few objects. Not a setting of a recipe: `--out URL`.
+    #[serde(skip)]
+    pub send_to: Option<String>,
 }
 
 impl Default for PrepSettings {
@@ -144,10 +152,12 @@ impl Default for PrepSettings {
             unescape_parentheses: true,
             tables: Vec::new(),
             filter: String::new(),
+            keep_gib: 1.0,
             encode_batch: 8,
             object_rows: 4096,
             tags: TagSettings::default(),
             repack: false,
+            send_to: None,
         }
     }
 }
@@ -166,6 +176,12 @@ impl PrepSettings {
             problems.push(format!(
                 "prep.test_fraction = {}: must be 0 to 0.5",
                 self.test_fraction
+            ));
+        }
+        if !(0.0..=1024.0).contains(&self.keep_gib) {
+            problems.push(format!(
+                "prep.keep_gib = {}: must be 0 to 1024",
+                self.keep_gib
             ));
         }
         problems.extend(self.tags.problems());
@@ -238,6 +254,11 @@ impl PrepSettings {
             tags: &self.tags,
             filter: &self.filter,
         }
+    }
+
+    /// Bytes of pictures that are kept between the two passes.
+    pub(crate) fn keep_bytes(&self) -> u64 {
+        (self.keep_gib * f64::from(1 << 30)) as u64
     }
 
     /// The share of the samples that is held out.

@@ -242,6 +242,14 @@ impl Boards {
         })
     }
 
+    /// Whether the filter asks for the size of a picture.
+    pub(crate) fn filter_needs_size(&self) -> bool {
+        let columns = self.filter.columns();
+        columns
+            .iter()
+            .any(|column| *column == "width" || *column == "height")
+    }
+
     /// The clauses of the filter, none of which has removed a picture yet.
     pub(crate) fn clauses(&self) -> Vec<ClauseCount> {
         let mut clauses = Vec::new();

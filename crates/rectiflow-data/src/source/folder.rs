@@ -63,6 +63,7 @@ pub(crate) fn list(
             sidecars: image.sidecars.into(),
             lines: lines.into(),
             sha256: None,
+            listed_px: [0; 2],
         });
     }
     Listing {

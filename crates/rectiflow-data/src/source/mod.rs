@@ -51,6 +51,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     board::{TableFile, classes::TagSettings},
     error::{Error, Result},
+    posts::size,
     reject::{Fault, Reason, Remark},
     remote::{Location, network::Network},
     source::{
@@ -251,6 +252,30 @@ impl Source {
         };
         let post = texts.post.as_ref();
         self.boards.removed_by(size, texts.text.as_ref(), post)
+    }
+
+    /// Width and height of a picture in pixels as its index or a row of a table says. None if none
+    /// does.
+    pub(crate) fn listed_size(&self, sample: &Sample) -> Option<(u32, u32)> {
+        let [width, height] = sample.listed_px;
+        if width > 0 && height > 0 {
+            return Some((width, height));
+        }
+        // What is wrong with a row is said when its text is read.
+        let post = self.boards.post(&sample.path, &mut Vec::new());
+        if let Some(size) = post.and_then(|post| size::of(&post.row)) {
+            return Some(size);
+        }
+        for line in &sample.lines {
+            let table = &self.tables[line.table as usize];
+            let file = table.file.as_ref().unwrap_or(&self.rows);
+            let bytes = read_span(file, line.span).ok()?;
+            let row = serde_json::from_slice(&bytes).ok()?;
+            if let Some(size) = size::of(&row) {
+                return Some(size);
+            }
+        }
+        None
     }
 
     /// The name of a caption file beside a picture, and its bytes.

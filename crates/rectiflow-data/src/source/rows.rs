@@ -52,13 +52,8 @@ impl RowFile {
     /// A file in `folder`, which is gone when the process ends.
     pub(crate) fn create(folder: &Path) -> std::io::Result<Self> {
         fs::create_dir_all(folder)?;
-        let path = folder.join("rows.tmp");
-        let mut options = File::options();
-        options.read(true).write(true).create(true).truncate(true);
-        let file = options.open(&path)?;
-        fs::remove_file(&path)?;
         Ok(Self {
-            file: BufWriter::new(file),
+            file: BufWriter::new(tempfile::tempfile_in(folder)?),
             len: 0,
         })
     }

@@ -15,6 +15,8 @@ pub struct Sample {
     pub(crate) lines: Box<[Line]>,
     /// The hash that the source has for the picture.
     pub(crate) sha256: Option<Box<[u8; 32]>>,
+    /// Width and height that an index says; 0 where none does.
+    pub(crate) listed_px: [u32; 2],
 }
 
 impl Sample {

@@ -438,3 +438,36 @@ fn write(state: &State, name: &str, bytes: &[u8]) -> std::io::Result<()> {
     fs::create_dir_all(path.parent().expect("an object has a folder"))?;
     fs::write(path, bytes)
 }
+
+/// Runs a test again in a child process with the environment that a user would set for S3, because
+/// the environment belongs to a process. The child finds the folder that the store serves as
+/// `bucket` in the variable [`CHILD`].
+pub(crate) fn with_s3(
+    test: &str,
+    bucket: &Path,
+    faults: impl Fn(&Request) -> Option<Fault> + Send + Sync + 'static,
+) {
+    let server = ObjectServer::start(bucket.parent().expect("a bucket is in a folder"), faults);
+    let child = std::process::Command::new(std::env::current_exe().expect("the test has a file"))
+        .args(["--exact", test])
+        .envs([
+            ("AWS_ENDPOINT_URL", server.url().as_str()),
+            ("AWS_REGION", "auto"),
+        ])
+        .envs([
+            ("AWS_ACCESS_KEY_ID", "key"),
+            ("AWS_SECRET_ACCESS_KEY", "secret"),
+        ])
+        .env(CHILD, bucket)
+        .output()
+        .expect("the test starts");
+    assert!(
+        child.status.success(),
+        "{}",
+        String::from_utf8_lossy(&child.stdout)
+    );
+    assert!(server.served().requests > 0);
+}
+
+/// The variable with the folder that the store serves.
+pub(crate) const CHILD: &str = "RECTIFLOW_TEST_S3_BUCKET";

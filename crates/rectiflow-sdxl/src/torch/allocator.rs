@@ -74,10 +74,10 @@ mod tests {
         if env::var_os(ALONE).is_some() {
             return true;
         }
-        let mut test = Command::new(env::current_exe().unwrap());
+        let mut test = Command::new(env::current_exe().expect("the test has a file"));
         let test = test.env(ALONE, "1").args(["--exact", "--nocapture"]);
         let path = format!("torch::allocator::tests::{name}");
-        let output = test.arg(path).output().unwrap();
+        let output = test.arg(path).output().expect("it starts");
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "{output:?}");
         assert!(text.contains("1 passed"), "{text}");

@@ -206,6 +206,7 @@ fn list_samples(shard: &Shard, entry: &Entry, listing: &mut Listing) -> Result<(
             sidecars: Box::default(),
             lines: line.map_err(Error::io(&shard.name))?.into_iter().collect(),
             sha256: None,
+            listed_px: [0; 2],
         });
     }
     if num_cut > 0 || shard.bytes != entry.raw_data.bytes {

@@ -106,6 +106,7 @@ impl Tar<'_> {
             sidecars: sidecars.into(),
             lines: Box::default(),
             sha256: member.sha256.clone(),
+            listed_px: member.listed_px,
         }
     }
 

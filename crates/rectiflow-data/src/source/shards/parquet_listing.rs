@@ -84,6 +84,7 @@ fn list_one(shard: &Arc<Shard>, listing: &mut Listing) -> Result<()> {
             sidecars: Box::default(),
             lines: line.into_iter().collect(),
             sha256: None,
+            listed_px: [0; 2],
         });
     }
     listing.shards.push(shard.clone());

@@ -24,6 +24,8 @@ pub(crate) struct Member {
     pub(crate) offset: u64,
     pub(crate) bytes: u64,
     pub(crate) sha256: Option<Box<[u8; 32]>>,
+    /// Width and height that its index says; 0 without.
+    pub(crate) listed_px: [u32; 2],
     /// JSON with its texts, if its index has them.
     pub(crate) text: Option<Box<str>>,
 }
@@ -194,6 +196,7 @@ impl Walk<'_> {
                 offset: range.start,
                 bytes: range.end - range.start,
                 sha256: None,
+                listed_px: [0; 2],
                 text: None,
             }),
             EntryType::Directory => {}

@@ -46,6 +46,11 @@ struct Entry {
     size: Option<u64>,
     #[serde(default)]
     sha256: Option<String>,
+    /// For a listing alone: a preparation reads the size from the picture.
+    #[serde(default, deserialize_with = "side_px")]
+    width: Option<u32>,
+    #[serde(default, deserialize_with = "side_px")]
+    height: Option<u32>,
     /// The JSON about the picture, a member that need not have an entry.
     #[serde(default)]
     json_path: Option<String>,
@@ -164,9 +169,16 @@ impl Entry {
             offset,
             bytes,
             sha256: self.sha256.as_deref().and_then(digest).map(Box::new),
+            listed_px: [self.width, self.height].map(|side| side.unwrap_or(0)),
             text: text.map(|text| text.to_string().into()),
         })
     }
+}
+
+/// A side in pixels. None for what is no such number.
+fn side_px<'de, D: Deserializer<'de>>(json: D) -> std::result::Result<Option<u32>, D::Error> {
+    let side = Value::deserialize(json)?.as_u64();
+    Ok(side.and_then(|side| u32::try_from(side).ok()))
 }
 
 /// The JSON about a picture as a member.
@@ -180,6 +192,7 @@ fn linked_json(entry: &Entry) -> Option<Member> {
         offset: entry.json_offset?,
         bytes: entry.json_length?,
         sha256: None,
+        listed_px: [0; 2],
         text: None,
     })
 }
@@ -235,6 +248,10 @@ mod tests {
         assert_eq!(found, [("a.jpg", 512, 9), ("b.jpg", 1536, 5)]);
         assert_eq!(members[1].sha256.as_deref(), Some(&[0xab; 32]));
         assert!(members[0].sha256.is_none());
+        assert_eq!(
+            [members[0].listed_px, members[1].listed_px],
+            [[3, 0], [0, 0]]
+        );
         let list = br#"{"files": [{"fname": "c.jpg", "offset": 512, "size": 3, "captions": "a fox",
             "json_path": "c.json", "json_offset": 2048, "json_length": 7}]}"#;
         let members = parse(list, 4096).unwrap();

@@ -1,0 +1,109 @@
+//! The list of near-copies that stay out of a data set, `near-copies.jsonl` in its folder.
+
+use std::{collections::HashMap, io::Write, path::Path};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    durable::DurableFile,
+    error::{Error, Result},
+    format::record::SampleId,
+    text_file,
+};
+
+/// Name of the list inside a data set.
+pub const NEAR_COPIES_FILE: &str = "near-copies.jsonl";
+
+/// A line of the list. Hashes are sixteen hexadecimal digits, since many readers of JSON round
+/// numbers of 64 bits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Line {
+    /// The hash of the picture that stays out.
+    pub(crate) drop: String,
+    /// Its address, for people.
+    pub(crate) address: String,
+    /// The hash of the picture that stays.
+    pub(crate) keep: String,
+    /// The address of the picture that stays, for people.
+    pub(crate) kept_address: String,
+}
+
+/// The picture that stays instead of another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Stays {
+    pub(crate) id: SampleId,
+    pub(crate) address: String,
+}
+
+/// The pictures that stay out, each with the one that stays. Those whose partner is gone do not
+/// stay out.
+pub(crate) type LeftOut = HashMap<SampleId, Stays>;
+
+/// A hash as the list writes it.
+pub(crate) fn digits(id: SampleId) -> String {
+    format!("{:016x}", id.0)
+}
+
+/// The lines of the data set in `root`; none without a list.
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::Malformed`] for what is no line of a list.
+pub(crate) fn read(root: &Path) -> Result<Vec<Line>> {
+    let path = root.join(NEAR_COPIES_FILE);
+    if !path.exists() {
+        return Ok(Vec::new());
+    }
+    let mut lines = Vec::new();
+    for (number, line) in (1..).zip(text_file::read(&path)?.lines()) {
+        let parsed = serde_json::from_str::<Line>(line).map_err(|error| error.to_string());
+        let checked = parsed.and_then(|line| {
+            parse(&line.drop)?;
+            parse(&line.keep)?;
+            Ok(line)
+        });
+        lines.push(checked.map_err(|reason| Error::Malformed {
+            path: path.clone(),
+            kind: "list of near-copies",
+            reason: format!("line {number}: {reason}: mend it, or delete the file"),
+        })?);
+    }
+    Ok(lines)
+}
+
+fn parse(hash: &str) -> std::result::Result<SampleId, String> {
+    let id = u64::from_str_radix(hash, 16);
+    id.map(SampleId)
+        .map_err(|_| format!("{hash:?} is no hash of sixteen hexadecimal digits"))
+}
+
+/// Writes the list of the data set in `root`.
+///
+/// # Errors
+/// [`Error::Io`].
+pub(crate) fn write(root: &Path, lines: &[Line]) -> Result<()> {
+    let mut file = DurableFile::create(&root.join(NEAR_COPIES_FILE))?;
+    for line in lines {
+        let line = serde_json::to_string(line).expect("a line is strings");
+        writeln!(file, "{line}").map_err(file.error())?;
+    }
+    file.commit()
+}
+
+/// The pictures that the list of the data set in `root` leaves out.
+///
+/// # Errors
+/// As [`read`].
+pub(crate) fn left_out(root: &Path) -> Result<LeftOut> {
+    let mut all = LeftOut::new();
+    for line in read(root)? {
+        let (Ok(drop), Ok(keep)) = (parse(&line.drop), parse(&line.keep)) else {
+            continue;
+        };
+        let stays = Stays {
+            id: keep,
+            address: line.kept_address,
+        };
+        all.insert(drop, stays);
+    }
+    Ok(all)
+}

@@ -1,0 +1,36 @@
+//! The source and the data set of a preparation as places: checked, and listed.
+
+use std::{fs, path::Path};
+
+use crate::{
+    error::{Error, Result},
+    prep::settings::PrepSettings,
+    remote::{Location, network::Network},
+    source::{Source, no_folder},
+};
+
+/// Lists a source as the settings say.
+pub(crate) fn list_source(source: &Path, out: &Path, settings: &PrepSettings) -> Result<Source> {
+    let (kind, boards) = (settings.source, settings.boards());
+    Source::with_tables(source, out, kind, settings.reading(), &boards)
+}
+
+/// Fails if `source` is no source, or if `out` is the same folder.
+pub(crate) fn check_folders(source: &Path, out: &Path) -> Result<()> {
+    no_folder::refuse(source)?;
+    // Before anything is written: what a failed call leaves could be part of the next one's source.
+    if let Location::Folder(path) = Location::parse(source, &Network::default())? {
+        fs::metadata(&path).map_err(Error::io(&path))?;
+    }
+    let (Ok(from), Ok(to)) = (fs::canonicalize(source), fs::canonicalize(out)) else {
+        return Ok(());
+    };
+    if from == to {
+        let reason = "the data set cannot be the source folder: name another folder".to_owned();
+        return Err(Error::Invalid {
+            what: out.display().to_string(),
+            reason,
+        });
+    }
+    Ok(())
+}
