@@ -11,7 +11,7 @@ use std::{
 use base64::{Engine, engine::general_purpose::STANDARD};
 use rectiflow_data::{
     Split,
-    manifest::Manifest,
+    manifest::{MANIFEST_FILE, Manifest},
     near_copies::{
         NEAR_COPIES_FILE, NearCopies, NearCopy, NearCopyCluster, NearCopyEvent, drop_near_copies,
         find_near_copies,
@@ -25,7 +25,7 @@ use serde_json::json;
 use crate::{
     report::plot::escape,
     terminal::{
-        answer::Answer,
+        answer::{Answer, Misuse},
         log,
         numbers::{duration, grouped},
         progress::Progress,
@@ -63,6 +63,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
+    check_is_dataset(&args.dataset)?;
     let mut live = Live::default();
     let found = find_near_copies(&args.dataset, &mut |event| live.show(event));
     live.finish();
@@ -81,6 +82,24 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
         "page": page,
     });
     Ok(Answer::done(text, json))
+}
+
+/// Refuses what is no folder of a data set.
+fn check_is_dataset(dataset: &Path) -> anyhow::Result<()> {
+    let shown = dataset.display().to_string();
+    if shown.contains("://") {
+        let problem = format!(
+            "{shown} is a URL: name the folder in which the data set was prepared (--work)"
+        );
+        return Err(Misuse(problem).into());
+    }
+    if !dataset.join(MANIFEST_FILE).exists() {
+        let problem = format!(
+            "{shown} is no data set, it has no {MANIFEST_FILE}: prepare it first, with rectiflow prep"
+        );
+        return Err(Misuse(problem).into());
+    }
+    Ok(())
 }
 
 /// Progress of the search.
@@ -125,8 +144,8 @@ fn describe(args: &Args, found: &NearCopies, num_dropped: Option<u64>, page: &Pa
     );
     if found.num_unsigned > 0 {
         text += &format!(
-            "\n{} pictures have no signature, since an earlier version prepared them: they were not \
-             compared; prepare into a new folder to compare them",
+            "\n{} pictures have no signature and were not compared: an earlier version prepared them, or \
+             prep/signatures was deleted or damaged; prepare into a new folder to compare them",
             grouped(found.num_unsigned)
         );
     }
@@ -226,12 +245,22 @@ fn pictures_of(args: &Args, shown: &[&NearCopyCluster]) -> anyhow::Result<HashMa
     // Not used to read captions.
     let manifest = Manifest::read(&args.dataset)?;
     let small = SmallPictures::open(source, &args.dataset, &manifest.geometry)?;
+    let mut num_wanted = 0;
     for cluster in shown {
         for copy in cluster.iter().take(MAX_COPIES) {
+            num_wanted += 1;
             if let Some(picture) = small.picture(&copy.address, SIDE_PX) {
                 pictures.insert(copy.id.0, picture);
             }
         }
+    }
+    if pictures.len() < num_wanted {
+        tracing::warn!(
+            "{} of {num_wanted} pictures of the page are not in {}, or cannot be opened: what was \
+             compared is shown instead",
+            num_wanted - pictures.len(),
+            source.display()
+        );
     }
     Ok(pictures)
 }

@@ -328,6 +328,12 @@ fn near_copies_are_shown_on_a_page_and_dropped_when_asked() {
     let again = prep(root.path(), &[]);
     assert!(stdout(&again).contains("1 near copy"), "{}", stdout(&again));
     let none = rectiflow(&["dedupe", root.path().join("set").to_str().unwrap()]);
-    assert_eq!(none.status.code(), Some(1), "{}", stderr(&none));
-    assert!(stderr(&none).contains("manifest.json"), "{}", stderr(&none));
+    assert_eq!(none.status.code(), Some(2), "{}", stderr(&none));
+    assert!(
+        stderr(&none).contains("prepare it first"),
+        "{}",
+        stderr(&none)
+    );
+    let url = rectiflow(&["dedupe", "s3://bucket/set"]);
+    assert_eq!(url.status.code(), Some(2), "{}", stderr(&url));
 }

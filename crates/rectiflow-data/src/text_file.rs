@@ -32,7 +32,7 @@ pub fn read(path: &Path) -> Result<String> {
 pub(crate) fn bytes(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     open_regular(path)?
-        .take(limit + 1)
+        .take(limit.saturating_add(1))
         .read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit {
         let reason = format!("it is longer than {limit} bytes");

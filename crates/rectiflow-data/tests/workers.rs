@@ -303,7 +303,10 @@ fn workers_with_one_number_or_another_listing_are_refused() {
         let mut encode = |_: &RgbBatch| panic!("nothing may be encoded");
         let error = prepare(from, to, &settings(), &codec(), &mut encode, &mut |_| {});
         let error = error.unwrap_err().to_string();
-        assert!(error.contains("another preparation is writing"), "{error}");
+        assert!(
+            error.contains("another preparation, or a worker, is writing"),
+            "{error}"
+        );
 
         // The other worker sees a picture more: the first ends, and once it is started again, both
         // go on.

@@ -200,6 +200,14 @@ pub(super) fn describe_listing(source: &Path, summary: &ListSummary) -> String {
     text + &describe_shares(&summary.workers)
 }
 
+/// A number that is 0 where the source does not say it.
+fn known(number: u64, shown: fn(u64) -> String) -> String {
+    match number {
+        0 => "-".to_owned(),
+        number => shown(number),
+    }
+}
+
 /// The shares of several workers.
 fn describe_shares(workers: &[WorkShare]) -> String {
     if workers.len() < 2 {
@@ -212,8 +220,8 @@ fn describe_shares(workers: &[WorkShare]) -> String {
             format!("{worker}/{}", workers.len()),
             grouped(share.samples),
             grouped(share.usable),
-            bytes(share.bytes),
-            grouped(share.pixels / 1_000_000),
+            known(share.bytes, bytes),
+            known(share.pixels / 1_000_000, grouped),
         ]);
     }
     format!("\n\n{}", table(&rows))

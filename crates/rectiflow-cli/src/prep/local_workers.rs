@@ -10,7 +10,7 @@ use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio, exit},
+    process::{Child, Command, ExitStatus, Stdio},
     thread,
     time::Duration,
 };
@@ -18,6 +18,8 @@ use std::{
 use anyhow::{Context, bail};
 use rectiflow_data::prep::Part;
 use tch::Device;
+
+use crate::terminal::answer::Misuse;
 
 /// The variable with the part of a worker, such as `0/8`.
 const PART: &str = "RECTIFLOW_PREP_WORKER";
@@ -38,7 +40,8 @@ pub(super) fn own_part() -> anyhow::Result<Option<Part>> {
     thread::spawn(|| {
         // Nothing is ever written to it; an error counts as its end.
         let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
-        exit(ORPHANED);
+        // Without the destructors of libtorch, which the main thread is still using.
+        signal_hook::low_level::exit(ORPHANED);
     });
     Ok(Some(part))
 }
@@ -97,7 +100,13 @@ pub(super) fn run(num_workers: u32, folder: &Path) -> anyhow::Result<()> {
     }
     match failed {
         None => Ok(()),
-        Some((worker, status)) => bail!(failure(worker, num_workers, status, folder)),
+        Some((worker, status)) => {
+            let text = failure(worker, num_workers, status, folder);
+            match status.code() {
+                Some(2) => Err(Misuse(text).into()),
+                _ => bail!(text),
+            }
+        }
     }
 }
 
@@ -130,7 +139,7 @@ fn start(part: Part, folder: &Path) -> anyhow::Result<Child> {
 fn failure(worker: u32, num_workers: u32, status: ExitStatus, folder: &Path) -> String {
     let mut text = format!("worker {worker}/{num_workers} ended with {status}");
     if worker == 0 {
-        return text;
+        return text + ", its message is above";
     }
     let log = log_path(folder, worker);
     let said = fs::read_to_string(&log).unwrap_or_default();

@@ -20,8 +20,8 @@ use rectiflow_data::{
     manifest::Codec,
     no_folder,
     prep::{
-        Part, PrepSettings, PrepSummary, RgbBatch, Stage as PartStage, gather_facts, join_parts,
-        list, prepare, prepare_part,
+        Part, PrepSettings, PrepSummary, RgbBatch, Stage as PartStage, check_places, gather_facts,
+        join_parts, list, prepare, prepare_part,
     },
     publish::{Published, publish},
 };
@@ -148,6 +148,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
         (Some(Stage::Join), ..) => whole(args, &folder, &settings, url, true),
         _ => match args.workers {
             Some(num_workers) => {
+                // What is wrong for all of them is said once.
+                check_places(&args.source, &folder)?;
+                open_vae(args)?;
                 local_workers::run(num_workers, &folder)?;
                 whole(args, &folder, &settings, url, true)
             }

@@ -18,7 +18,7 @@ const SAME_LEVELS: usize = 5;
 const EDGE_LINES: usize = 12;
 const EDGE_SHARE: usize = 64;
 /// Frames in frames that are trimmed.
-const MAX_ROUNDS: usize = 2;
+const MAX_ROUNDS: usize = 16;
 /// The part of a pixel's difference that counts as content is what exceeds this many levels: JPEG
 /// at quality 50 leaves less beside most strokes.
 const NOISE_LEVELS: usize = 12;
@@ -26,7 +26,7 @@ const NOISE_LEVELS: usize = 12;
 /// level a pixel. A sum, since a smaller copy spreads a thin stroke over fewer, paler pixels.
 const CONTENT_LEVELS: usize = 32;
 /// A margin leaves at least this share (1 of n) of a side.
-const MIN_MARGIN_SHARE: usize = 2;
+const MIN_MARGIN_SHARE: usize = 4;
 /// What is left has at least this many pixels a side and this share (1 of n) of the side.
 const MIN_SIDE: usize = 16;
 const MIN_SHARE: usize = 8;

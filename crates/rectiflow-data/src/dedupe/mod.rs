@@ -9,7 +9,7 @@
 
 /// Bits of 256 in which the keys of copies differ at most, chosen by measurement
 /// (`examples/near_copies`).
-pub const MAX_DISTANCE: u32 = 20;
+pub const MAX_DISTANCE: u32 = 18;
 
 pub mod border;
 pub mod clusters;

@@ -214,8 +214,8 @@ fn difference(pixel: &[u16], weights: [i32; 3]) -> u16 {
     shifted.clamp(0, 255 * UNIT as i32) as u16
 }
 
-/// A slope must exceed this to set a bit: the sum of four differences of half a level.
-const LEAST_SLOPE: i32 = 32;
+/// A slope must exceed this to set a bit: the sum of four differences of a level.
+const LEAST_SLOPE: i32 = 64;
 
 /// The key of 9 x 9 luma means in sixteenths of levels.
 pub fn key(luma: &[u16]) -> Hash {

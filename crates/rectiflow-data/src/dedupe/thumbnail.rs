@@ -25,12 +25,19 @@ const MIDDLE: f32 = 0.625;
 pub struct Limits {
     /// Root mean square of the luma differences of a plain picture.
     pub plain_levels: f32,
+    /// The same in the middle, where 1.8 times the shares below are allowed.
+    pub middle_levels: f32,
     /// Root mean square of the luma differences, as a share of the detail.
     pub share: f32,
     /// The same after a registration.
     pub registered_share: f32,
+    /// The same on a plane of 16 x 16 cells; either is enough.
+    pub coarse_share: f32,
     /// Detail below which nothing is registered.
     pub registered_detail: f32,
+    /// Kurtosis of the luma above which nothing is registered: the detail is in few cells, as of a
+    /// moon in the night, and one moon fits every other.
+    pub registered_kurtosis: f32,
     /// Root mean square of the colour differences of a picture with little colour.
     pub colour_levels: f32,
     /// The same as a share of the colours' contrast, doubled after a registration.
@@ -43,11 +50,14 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             plain_levels: 1.5,
-            share: 0.12,
-            registered_share: 0.16,
+            middle_levels: 1.0,
+            share: 0.22,
+            registered_share: 0.25,
+            coarse_share: 0.15,
             registered_detail: 3.0,
+            registered_kurtosis: 12.0,
             colour_levels: 2.5,
-            colour_share: 0.15,
+            colour_share: 0.25,
             scale: 1.25,
         }
     }
@@ -63,6 +73,7 @@ pub struct Thumbnail {
     /// Root mean square of what no plane explains, in levels.
     detail: f32,
     colour_contrast: f32,
+    kurtosis: f32,
     /// Width divided by height.
     aspect: f32,
 }
@@ -97,20 +108,11 @@ impl Thumbnail {
             soft: softened(&luma),
             detail: detail(&luma),
             colour_contrast: contrast(&colour),
+            kurtosis: kurtosis(&luma),
             aspect: width / height,
             luma,
             colour,
         }
-    }
-
-    /// Width divided by height.
-    pub fn aspect(&self) -> f32 {
-        self.aspect
-    }
-
-    /// Root mean square of what no plane explains, in levels.
-    pub fn detail(&self) -> f32 {
-        self.detail
     }
 
     /// Whether `other` is a copy of this picture, as it is or mirrored.
@@ -133,18 +135,22 @@ impl Thumbnail {
     fn registered_match(&self, other: &Self, limits: &Limits) -> bool {
         let ratio = self.aspect / other.aspect;
         if self.detail.min(other.detail) < limits.registered_detail
+            || self.kurtosis.max(other.kurtosis) > limits.registered_kurtosis
             || ratio > limits.scale
             || ratio * limits.scale < 1.0
         {
             return false;
         }
         [false, true].into_iter().any(|mirrored| {
-            let found = self.registered(&if mirrored {
-                other.mirrored()
+            let found = if mirrored {
+                self.registered(&other.mirrored())
             } else {
-                other.clone()
-            });
-            found.is_some_and(|difference| limits.allow_registered(&difference))
+                self.registered(other)
+            };
+            found.is_some_and(|[coarse, fine]| {
+                limits.allow_registered(&coarse, limits.coarse_share)
+                    || limits.allow_registered(&fine, limits.registered_share)
+            })
         })
     }
 
@@ -186,10 +192,12 @@ impl Thumbnail {
         }
     }
 
-    /// The difference after the registration of `other` onto this one; `None` if there is none.
-    pub fn registered(&self, other: &Self) -> Option<Difference> {
+    /// The differences after the registration of `other` onto this one, on a plane of 16 x 16 cells
+    /// and on that of 32 x 32; `None` if there is none.
+    pub fn registered(&self, other: &Self) -> Option<[Difference; 2]> {
         let coarse = [&self.soft, &other.soft].map(|plane| reduced(plane, 8));
         let mut map = start(&coarse[0], &coarse[1])?;
+        let mut found = [None, None];
         for side in [8, 16, N] {
             let (a, b) = (reduced(&self.soft, side), reduced(&other.soft, side));
             for _ in 0..4 {
@@ -199,18 +207,21 @@ impl Thumbnail {
             if part.luma > 0.7 * part.detail {
                 return None;
             }
+            found = [found[1], Some(part)];
         }
-        let mut found = overlap(&self.soft, &other.soft, N, &map)?;
         let cells = COLOUR_SIDE * COLOUR_SIDE;
         let mut sum = 0.0;
-        for plane in 0..2 {
-            let of = |colour: &[f32]| colour[plane * cells..(plane + 1) * cells].to_vec();
-            let part = overlap(&of(&self.colour), &of(&other.colour), COLOUR_SIDE, &map)?;
+        for plane in [0..cells, cells..2 * cells] {
+            let planes = [&self.colour[plane.clone()], &other.colour[plane]];
+            let part = overlap(planes[0], planes[1], COLOUR_SIDE, &map)?;
             sum += part.luma * part.luma;
         }
-        found.colour = (sum / 2.0).sqrt();
-        found.colour_contrast = self.colour_contrast;
-        Some(found)
+        let with_colour = |difference: Difference| Difference {
+            colour: (sum / 2.0).sqrt(),
+            colour_contrast: self.colour_contrast,
+            ..difference
+        };
+        Some([with_colour(found[0]?), with_colour(found[1]?)])
     }
 }
 
@@ -218,14 +229,14 @@ impl Limits {
     fn allow(&self, d: &Difference) -> bool {
         d.luma <= self.plain_levels.max(self.share * d.detail)
             && d.largest <= 4.0f32.max(2.0 * d.detail)
-            && d.middle[0] <= self.plain_levels.max(2.0 * self.share * d.middle[1])
+            && d.middle[0] <= self.middle_levels.max(1.8 * self.share * d.middle[1])
             && d.colour
                 <= self
                     .colour_levels
                     .max(self.colour_share * d.colour_contrast)
     }
 
-    fn allow_registered(&self, d: &Difference) -> bool {
+    fn allow_registered(&self, d: &Difference, share: f32) -> bool {
         let [sx, tx, sy, ty] = d.map;
         let near = |scale: f32| scale <= self.scale && scale * self.scale >= 1.0;
         // One lies inside the other: a crop, or a border that was not trimmed. Another picture of
@@ -236,11 +247,8 @@ impl Limits {
             && near(sx / sy)
             && inside(sx, tx)
             && inside(sy, ty)
-            && d.luma <= self.registered_share * d.detail
-            && d.middle[0]
-                <= self
-                    .plain_levels
-                    .max(2.0 * self.registered_share * d.middle[1])
+            && d.luma <= share * d.detail
+            && d.middle[0] <= self.middle_levels.max(1.8 * share * d.middle[1])
             && d.colour
                 <= (2.0 * self.colour_levels).max(2.0 * self.colour_share * d.colour_contrast)
     }
@@ -414,6 +422,18 @@ fn overlap(a: &[f32], b: &[f32], side: usize, map: &[f32; 4]) -> Option<Differen
         colour_contrast: 0.0,
         map: *map,
     })
+}
+
+/// The fourth moment divided by the square of the second; 0 of a flat plane.
+fn kurtosis(luma: &[f32; N * N]) -> f32 {
+    let mean = luma.iter().sum::<f32>() / luma.len() as f32;
+    let (mut second, mut fourth) = (0.0f32, 0.0f32);
+    for value in luma {
+        let square = (value - mean) * (value - mean);
+        second += square;
+        fourth += square * square;
+    }
+    fourth * luma.len() as f32 / (second * second).max(1.0)
 }
 
 /// The standard deviation of two planes of colour, together.

@@ -54,8 +54,14 @@ pub(crate) fn read(root: &Path) -> Result<Vec<Line>> {
         return Ok(Vec::new());
     }
     let mut lines = Vec::new();
-    for (number, line) in (1..).zip(text_file::read(&path)?.lines()) {
-        let parsed = serde_json::from_str::<Line>(line).map_err(|error| error.to_string());
+    let text = text_file::bytes(&path, u64::MAX).map_err(Error::io(&path))?;
+    for (number, line) in (1..).zip(String::from_utf8_lossy(&text).lines()) {
+        if line.trim().is_empty() {
+            continue;
+        }
+        let parsed = serde_json::from_str::<Line>(line);
+        let parsed =
+            parsed.map_err(|_| "it has no drop, address, keep and kept_address".to_owned());
         let checked = parsed.and_then(|line| {
             parse(&line.drop)?;
             parse(&line.keep)?;
@@ -106,4 +112,40 @@ pub(crate) fn left_out(root: &Path) -> Result<LeftOut> {
         all.insert(drop, stays);
     }
     Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_list_is_read_as_it_was_written_and_edited() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(read(folder.path()).unwrap(), []);
+        let line = |drop: u64, keep: u64| Line {
+            drop: digits(SampleId(drop)),
+            address: "a.png".to_owned(),
+            keep: digits(SampleId(keep)),
+            kept_address: "b.png".to_owned(),
+        };
+        let lines = [line(1, u64::MAX), line(7, 9)];
+        write(folder.path(), &lines).unwrap();
+        assert_eq!(read(folder.path()).unwrap(), lines);
+        let left_out = left_out(folder.path()).unwrap();
+        assert_eq!(left_out[&SampleId(1)].id, SampleId(u64::MAX));
+
+        // Blank lines and another system's line ends are no damage.
+        let path = folder.path().join(NEAR_COPIES_FILE);
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, format!("\n{}\n\n", text.replace('\n', "\r\n"))).unwrap();
+        assert_eq!(read(folder.path()).unwrap(), lines);
+        for damaged in [&b"\xff\xfe"[..], b"{", b"[1]", br#"{"drop": "xyz"}"#] {
+            fs::write(&path, damaged).unwrap();
+            let error = read(folder.path()).unwrap_err().to_string();
+            assert!(error.contains("line 1: "), "{error}");
+            assert!(error.contains("mend it, or delete the file"), "{error}");
+        }
+    }
 }

@@ -345,6 +345,7 @@ impl<'a> OpenObject<'a> {
             blocks: Vec::new(),
             faults: Vec::new(),
             notes: Vec::new(),
+            signatures_bytes: 0,
             is_sent: false,
         };
         Self {
@@ -415,6 +416,7 @@ impl<'a> OpenObject<'a> {
             let done = writer.finish()?;
             self.journal.text_bytes = done.text_bytes;
             self.journal.blocks = done.blocks;
+            self.journal.signatures_bytes = self.signatures.len() as u64;
             signatures::write(&self.store.root, &self.journal.stem, &self.signatures)?;
         }
         self.store.write_journal(&self.journal)?;

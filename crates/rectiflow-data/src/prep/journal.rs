@@ -76,6 +76,9 @@ pub(crate) struct Journal {
     /// Faults and notes that encoding found in samples.
     pub(crate) faults: Vec<(SampleId, Fault)>,
     pub(crate) notes: Vec<(SampleId, Fault)>,
+    /// Bytes of its signatures; 0 if an earlier version wrote it.
+    #[serde(default)]
+    pub(crate) signatures_bytes: u64,
     /// Whether its latents are at the data set's URL, and not here.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) is_sent: bool,
@@ -268,6 +271,10 @@ impl Store {
         let height = u64::from(journal.bucket.height_px / self.codec.down_factor);
         let row_bytes = 2 * u64::from(self.codec.channels) * width * height;
         let latents_bytes = LATENTS_OFFSET + journal.rows.len() as u64 * row_bytes;
+        let signatures = signatures_name(&journal.stem);
+        if journal.signatures_bytes > 0 && !self.has_file(&signatures, journal.signatures_bytes) {
+            return false;
+        }
         (journal.is_sent || self.has_file(&latents_name(&journal.stem), latents_bytes))
             && self.has_file(&journal.text, journal.text_bytes)
     }
@@ -414,6 +421,7 @@ fn journal_of(dataset: &Dataset, index: usize, stem: &str, blocks: Vec<Block>) -
         blocks,
         faults: Vec::new(),
         notes: Vec::new(),
+        signatures_bytes: 0,
         is_sent: false,
     })
 }
@@ -463,7 +471,9 @@ fn lock(root: &Path, holders: Holders) -> Result<File> {
         Ok(()) => Ok(file),
         Err(fs::TryLockError::Error(source)) => Err(Error::Io { path, source }),
         Err(fs::TryLockError::WouldBlock) => {
-            let reason = "another preparation is writing it: wait until it ends".to_owned();
+            let reason =
+                "another preparation, or a worker, is writing it: wait until it ends, or end it"
+                    .to_owned();
             Err(Error::NotReady {
                 what: root.display().to_string(),
                 reason,

@@ -14,7 +14,7 @@ use crate::{
     prep::{
         events::PrepEvent,
         part::Part,
-        places::{check_folders, list_source},
+        places::{check_places, list_source_in},
         settings::PrepSettings,
     },
     reject::{self, Reason, Remark},
@@ -79,7 +79,7 @@ pub struct ListSummary {
 }
 
 /// Lists `source` and says how a preparation into `out` with `num_workers` workers would share it.
-/// Opens no picture and writes nothing but files without a name in `out`.
+/// Opens no picture and writes nothing but rows of tables, in a temporary folder.
 ///
 /// # Errors
 /// As [`prepare`](crate::prepare).
@@ -98,8 +98,9 @@ pub fn list(
             reason: problems.join("; "),
         });
     }
-    check_folders(source, out)?;
-    let source = list_source(source, out, settings)?;
+    check_places(source, out)?;
+    let work = tempfile::tempdir().map_err(Error::io(std::env::temp_dir()))?;
+    let source = list_source_in(source, out, work.path(), settings)?;
     let mut count = Count::new(&source, settings, num_workers);
     let num_samples = source.samples.len();
     let mut done = 0;

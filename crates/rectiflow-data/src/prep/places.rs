@@ -9,14 +9,27 @@ use crate::{
     source::{Source, no_folder},
 };
 
-/// Lists a source as the settings say.
+/// Lists a source as the settings say. Rows of tables are kept in the data set's folder.
 pub(crate) fn list_source(source: &Path, out: &Path, settings: &PrepSettings) -> Result<Source> {
+    list_source_in(source, out, &out.join("prep"), settings)
+}
+
+/// As [`list_source`], with the rows of tables in the folder `work`.
+pub(crate) fn list_source_in(
+    source: &Path,
+    out: &Path,
+    work: &Path,
+    settings: &PrepSettings,
+) -> Result<Source> {
     let (kind, boards) = (settings.source, settings.boards());
-    Source::with_tables(source, out, kind, settings.reading(), &boards)
+    Source::with_tables(source, (out, work), kind, settings.reading(), &boards)
 }
 
 /// Fails if `source` is no source, or if `out` is the same folder.
-pub(crate) fn check_folders(source: &Path, out: &Path) -> Result<()> {
+///
+/// # Errors
+/// [`Error::Invalid`]; [`Error::Io`] if `source` does not exist.
+pub fn check_places(source: &Path, out: &Path) -> Result<()> {
     no_folder::refuse(source)?;
     // Before anything is written: what a failed call leaves could be part of the next one's source.
     if let Location::Folder(path) = Location::parse(source, &Network::default())? {

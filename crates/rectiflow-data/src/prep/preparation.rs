@@ -27,7 +27,7 @@ use crate::{
         kept_pictures::KeptPictures,
         objects::{Cut, Item, ObjectPlan, PlannedObject},
         outlet::Outlet,
-        places::{check_folders, list_source},
+        places::{check_places, list_source},
         scan::{Accepted, Scan},
         settings::PrepSettings,
         share,
@@ -63,7 +63,7 @@ pub fn prepare(
 ) -> Result<PrepSummary> {
     let start = Instant::now();
     check(settings, codec)?;
-    check_folders(source, out)?;
+    check_places(source, out)?;
     let store = Store::open(out, codec, &settings.geometry(), Holders::One)?;
     let source = list_source(source, out, settings)?;
     let kept = KeptPictures::new(settings.keep_bytes());

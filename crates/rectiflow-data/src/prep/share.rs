@@ -426,7 +426,7 @@ impl Writer {
             .truncate(false)
             .open(&path)
             .map_err(Error::io(&path))?;
-        let (num_lines, len) = whole_lines(&mut file, about).map_err(Error::io(&path))?;
+        let (num_lines, len) = whole_lines(&mut file, about);
         file.set_len(len).map_err(Error::io(&path))?;
         file.seek(SeekFrom::End(0)).map_err(Error::io(&path))?;
         let mut writer = Self {
@@ -465,12 +465,13 @@ impl Writer {
 }
 
 /// The number of samples and the bytes of the whole lines of a part file that is about `about`.
-fn whole_lines(file: &mut File, about: &About) -> std::io::Result<(usize, u64)> {
+fn whole_lines(file: &mut File, about: &About) -> (usize, u64) {
     let mut reader = BufReader::new(&mut *file);
     let mut line = String::new();
-    reader.read_line(&mut line)?;
-    if serde_json::from_str::<About>(&line).ok().as_ref() != Some(about) {
-        return Ok((0, 0));
+    // Bytes that are no text are another version's, or damaged: they are written again.
+    let is_text = reader.read_line(&mut line).is_ok();
+    if !is_text || serde_json::from_str::<About>(&line).ok().as_ref() != Some(about) {
+        return (0, 0);
     }
     let mut len = line.len() as u64;
     let mut num_lines = 0;
@@ -478,7 +479,7 @@ fn whole_lines(file: &mut File, about: &About) -> std::io::Result<(usize, u64)> 
         line.clear();
         let is_text = reader.read_line(&mut line).is_ok();
         if !is_text || !line.ends_with('\n') || serde_json::from_str::<Scanned>(&line).is_err() {
-            return Ok((num_lines, len));
+            return (num_lines, len);
         }
         len += line.len() as u64;
         num_lines += 1;
@@ -490,6 +491,8 @@ struct Reader {
     path: PathBuf,
     lines: BufReader<File>,
     line: String,
+    /// Number of the line, from 1.
+    number: u64,
 }
 
 impl Reader {
@@ -500,6 +503,7 @@ impl Reader {
             path,
             lines: BufReader::with_capacity(1 << 18, file),
             line: String::new(),
+            number: 1,
         };
         reader.advance()?; // the line that says what it is about
         Ok(reader)
@@ -513,10 +517,14 @@ impl Reader {
 
     fn next(&mut self) -> Result<Scanned> {
         self.advance()?;
-        serde_json::from_str(&self.line).map_err(|error| Error::Malformed {
+        self.number += 1;
+        serde_json::from_str(&self.line).map_err(|_| Error::Malformed {
             path: self.path.clone(),
             kind: "file of facts",
-            reason: format!("{error}: delete it and run its worker again"),
+            reason: format!(
+                "line {} is damaged: delete the file and run its worker again",
+                self.number
+            ),
         })
     }
 }

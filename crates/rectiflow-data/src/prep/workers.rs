@@ -28,7 +28,7 @@ use crate::{
         kept_pictures::KeptPictures,
         objects::{ObjectPlan, PlannedObject},
         part::Part,
-        places::{check_folders, list_source},
+        places::{check_places, list_source},
         preparation::{FACTS_FILE, Preparation, check, num_rows, without},
         settings::PrepSettings,
         share::{self, Share},
@@ -63,7 +63,7 @@ pub fn gather_facts(
             reason: problems.join("; "),
         });
     }
-    check_folders(source, out)?;
+    check_places(source, out)?;
     let source = list_source(source, out, settings)?;
     let mut share = Share::of_worker(out, &source, settings, part)?;
     share.gather(&source, &out.join(FACTS_FILE), settings, progress)?;
@@ -93,7 +93,7 @@ pub fn prepare_part(
 ) -> Result<PartSummary> {
     let start = Instant::now();
     check(settings, codec)?;
-    check_folders(source, out)?;
+    check_places(source, out)?;
     let store = Store::open(out, codec, &settings.geometry(), Holders::Workers)?;
     let source = list_source(source, out, settings)?;
     let mut share = Share::of_worker(out, &source, settings, part)?;
@@ -127,7 +127,7 @@ pub fn join_parts(
 ) -> Result<PrepSummary> {
     let start = Instant::now();
     check(settings, codec)?;
-    check_folders(source, out)?;
+    check_places(source, out)?;
     let store = Store::open(out, codec, &settings.geometry(), Holders::One)?;
     let source = list_source(source, out, settings)?;
     let share = Share::of_join(out, &source, settings)?;

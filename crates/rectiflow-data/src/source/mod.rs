@@ -126,16 +126,17 @@ impl Source {
             tags: &tags,
             filter: "",
         };
-        Self::with_tables(place, out, kind, reading, &boards)
+        Self::with_tables(place, (out, &out.join("prep")), kind, reading, &boards)
     }
 
-    /// As [`Source::list`], with the tables of image boards and the filter of these settings.
+    /// As [`Source::list`], with the tables of image boards and the filter of these settings. Rows
+    /// of tables are kept in the folder `work`, in a file without a name.
     ///
     /// # Errors
     /// Also [`Error::Invalid`] if a table that the settings name, or the filter, cannot be used.
     pub(crate) fn with_tables(
         place: &Path,
-        out: &Path,
+        (out, work): (&Path, &Path),
         kind: SourceKind,
         reading: Reading,
         settings: &BoardSettings<'_>,
@@ -145,12 +146,11 @@ impl Source {
             Location::Folder(path) => path,
             Location::Remote(_) => place.to_owned(),
         };
-        let work = out.join("prep");
-        let row_file = RowFile::create(&work).map_err(Error::io(&work))?;
+        let row_file = RowFile::create(work).map_err(Error::io(work))?;
         let mut tables = named_tables(&local, settings)?;
         let mut listing = list(&local, out, kind, &mut tables, row_file)?;
         let names = listing.samples.iter().map(|sample| sample.path.as_str());
-        let boards = Boards::open(tables, names, &work, settings, &mut listing.remarks)?;
+        let boards = Boards::open(tables, names, work, settings, &mut listing.remarks)?;
         Ok(Self {
             root: local,
             reading,
@@ -158,7 +158,7 @@ impl Source {
             remarks: listing.remarks,
             notes: listing.notes,
             tables: listing.tables,
-            rows: listing.row_file.finish().map_err(Error::io(&work))?,
+            rows: listing.row_file.finish().map_err(Error::io(work))?,
             shards: listing.shards,
             pictures: listing.pictures,
             boards,

@@ -1,0 +1,175 @@
+//! How many near-copies are found, and how many found pairs are wrong: the numbers of
+//! `docs/near-copies.md`.
+//!
+//! ```text
+//! cargo run --release --example near_copies -- --seed 2 [--scenes 2400] [--photos FOLDER]
+//! ```
+//!
+//! Draws scenes of 16 kinds from a seed, adds the photographs of a folder, and plants a copy of
+//! each. For every kind of copy the data set is the scenes and their copies of that kind. A found
+//! pair is wrong if it is neither planted nor labelled as natural twins when the scenes were drawn.
+
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a measurement, not a library"
+)]
+
+mod canvas;
+mod copies;
+mod photos;
+mod scenes;
+
+use std::{collections::BTreeMap, path::PathBuf, time::Instant};
+
+use canvas::{Canvas, Dice};
+use clap::Parser;
+use copies::COPIES;
+use rayon::prelude::*;
+use rectiflow_data::dedupe::{
+    MAX_DISTANCE,
+    clusters::{View, candidates, confirmed},
+    signature::Signature,
+    thumbnail::{Limits, Thumbnail},
+};
+use scenes::Scene;
+
+/// Stream of random numbers of the copies.
+const COPY_STREAM: u64 = 0x00c0_b1e5;
+
+/// Measures the search for near-copies on drawn scenes and photographs.
+#[derive(Debug, Parser)]
+struct Args {
+    /// Seed of the scenes and of their copies; photographs with an odd number belong to odd seeds.
+    #[arg(long, default_value_t = 2)]
+    seed: u64,
+    /// Number of drawn scenes.
+    #[arg(long, default_value_t = 2400)]
+    scenes: u64,
+    /// A folder with photographs.
+    #[arg(long)]
+    photos: Option<PathBuf>,
+}
+
+/// What was found of one kind of copy.
+struct Row {
+    kind: &'static str,
+    /// Whether the copy of each scene is paired with it.
+    is_found: Vec<bool>,
+    /// Found pairs that are neither planted nor labelled.
+    wrong: usize,
+    secs: f64,
+}
+
+fn main() {
+    let args = Args::parse();
+    let mut all: Vec<Scene> = (0..args.scenes)
+        .into_par_iter()
+        .map(|number| scenes::scene(args.seed, number))
+        .collect();
+    if let Some(folder) = &args.photos {
+        all.extend(photos::scenes(folder, args.seed % 2 == 1));
+    }
+    let whole: Vec<Vec<Signature>> = all
+        .par_iter()
+        .map(|scene| views_of(&scene.canvas))
+        .collect();
+    println!(
+        "{} scenes, seed {}, distance {MAX_DISTANCE}",
+        all.len(),
+        args.seed
+    );
+    println!("| copy | recall | wrong pairs | precision | seconds |\n|---|---|---|---|---|");
+    let mut by_scene = BTreeMap::new();
+    for (number, kind) in COPIES.into_iter().enumerate() {
+        let row = measure(&args, &all, &whole, number, kind);
+        let hits = row.is_found.iter().filter(|&&found| found).count();
+        println!(
+            "| {} | {:.4} | {} | {:.5} | {:.1} |",
+            row.kind,
+            hits as f64 / all.len() as f64,
+            row.wrong,
+            hits as f64 / (hits + row.wrong) as f64,
+            row.secs
+        );
+        for (scene, &found) in all.iter().zip(&row.is_found) {
+            let (num, hits) = by_scene.entry(scene.kind).or_insert((0u32, 0u32));
+            *num += 1;
+            *hits += u32::from(found);
+        }
+    }
+    println!("\n| scenes | recall over all copies |\n|---|---|");
+    for (kind, (num, hits)) in by_scene {
+        println!("| {kind} | {:.4} |", f64::from(hits) / f64::from(num));
+    }
+}
+
+/// The signatures of a picture: of the whole, and of the part inside its borders.
+fn views_of(canvas: &Canvas) -> Vec<Signature> {
+    let (whole, inside) = Signature::of(&canvas.pixels, canvas.width, canvas.height);
+    [whole].into_iter().chain(inside).collect()
+}
+
+/// Plants a copy of one kind of every scene and looks for it. Picture `2 i` is scene i, `2 i + 1`
+/// its copy.
+fn measure(
+    args: &Args,
+    all: &[Scene],
+    whole: &[Vec<Signature>],
+    number: usize,
+    kind: &'static str,
+) -> Row {
+    let planted: Vec<Vec<Signature>> = (0..all.len())
+        .into_par_iter()
+        .map(|index| {
+            let stream = (index * 16 + number) as u64;
+            let mut dice = Dice::new(args.seed ^ COPY_STREAM, stream);
+            views_of(&copies::copy(&all[index].canvas, kind, &mut dice))
+        })
+        .collect();
+
+    // The search, as `rectiflow dedupe` does it.
+    let start = Instant::now();
+    let mut views = Vec::new();
+    let mut signatures = Vec::new();
+    for (index, (scene, copy)) in (0..).zip(whole.iter().zip(&planted)) {
+        for (picture, own) in [(2 * index, scene), (2 * index + 1, copy)] {
+            for signature in own {
+                let keys = signature.keys;
+                views.push(View { picture, keys });
+                signatures.push(signature.clone());
+            }
+        }
+    }
+    let limits = Limits::default();
+    let thumbnail = |view: u32| Thumbnail::new(&signatures[view as usize]);
+    let near = candidates(&views, MAX_DISTANCE, &thumbnail, &limits);
+    let pairs = confirmed(&views, &near, &thumbnail, &limits);
+    let secs = start.elapsed().as_secs_f64();
+
+    // Plain pictures are a crowd, in which a scene and its copy are found by the leader of both.
+    let mut leaders = vec![Vec::new(); 2 * all.len()];
+    let mut is_found = vec![false; all.len()];
+    let mut wrong = 0;
+    for &(a, b) in &pairs {
+        leaders[a as usize].push(b);
+        leaders[b as usize].push(a);
+        let (i, j) = (a as usize / 2, b as usize / 2);
+        if i == j {
+            is_found[i] = true;
+        } else if !scenes::labelled(&all[i], &all[j]) {
+            wrong += 1;
+        }
+    }
+    for (index, scene) in all.iter().enumerate() {
+        let (own, copy) = (&leaders[2 * index], &leaders[2 * index + 1]);
+        let shares = own.iter().any(|leader| copy.contains(leader));
+        is_found[index] |= scene.plain.is_some() && shares;
+    }
+    Row {
+        kind,
+        is_found,
+        wrong,
+        secs,
+    }
+}
