@@ -69,13 +69,15 @@ pub fn core(pixels: &Pixels<'_>) -> Rect {
     };
     let mut rect = whole;
     for _ in 0..MAX_ROUNDS {
-        let trimmed = trim(pixels, rect, Rule::Frame);
+        let Some(trimmed) = trim(pixels, rect, Rule::Frame) else {
+            return rect;
+        };
         if trimmed == rect || is_too_small(trimmed, whole, MIN_SHARE) {
             break;
         }
         rect = trimmed;
     }
-    let trimmed = trim(pixels, rect, Rule::Margin);
+    let trimmed = trim(pixels, rect, Rule::Margin).unwrap_or(rect);
     if is_too_small(trimmed, rect, MIN_MARGIN_SHARE) {
         rect
     } else {
@@ -97,16 +99,16 @@ enum Rule {
     Margin,
 }
 
-/// Trims one border from each side.
-fn trim(pixels: &Pixels<'_>, rect: Rect, rule: Rule) -> Rect {
+/// Trims one border from each side. `None` if all is of one colour.
+fn trim(pixels: &Pixels<'_>, rect: Rect, rule: Rule) -> Option<Rect> {
     let row = |y: usize| Line {
         pixels,
         rect,
         at: rect.top + y,
         is_row: true,
     };
-    let top = band(rect.height, rule, row);
-    let low = band(rect.height - top, rule, |y| row(rect.height - 1 - y));
+    let top = band(rect.height, rule, row)?;
+    let low = band(rect.height - top, rule, |y| row(rect.height - 1 - y)).unwrap_or(0);
     // Columns are read inside the rows that are left, which are fewer.
     let rect = Rect {
         top: rect.top + top,
@@ -119,34 +121,43 @@ fn trim(pixels: &Pixels<'_>, rect: Rect, rule: Rule) -> Rect {
         at: rect.left + x,
         is_row: false,
     };
-    let left = band(rect.width, rule, column);
-    let right = band(rect.width - left, rule, |x| column(rect.width - 1 - x));
-    Rect {
+    let left = band(rect.width, rule, column).unwrap_or(0);
+    let right = band(rect.width - left, rule, |x| column(rect.width - 1 - x)).unwrap_or(0);
+    Some(Rect {
         left: rect.left + left,
         width: rect.width - left - right,
         ..rect
-    }
+    })
 }
 
-/// The number of lines of a side's border; 0 if they do not end at an edge.
-fn band<'a>(length: usize, rule: Rule, line: impl Fn(usize) -> Line<'a>) -> usize {
+/// The number of lines of a side's border; 0 if they do not end. `None` if all is of one colour.
+fn band<'a>(length: usize, rule: Rule, line: impl Fn(usize) -> Line<'a>) -> Option<usize> {
     let border = line(0).mean();
     let allowed = EDGE_LINES.max(length / EDGE_SHARE);
-    let mut between = 0;
+    let (mut between, mut flat) = (0, true);
     for at in 0..length {
         match line(at).compare(border, rule) {
-            Compared::Same => between = 0,
-            Compared::Between => between += 1,
-            Compared::End => return at,
+            Compared::Flat => between = 0,
+            Compared::Same => {
+                between = 0;
+                flat = false;
+            }
+            Compared::Between => {
+                between += 1;
+                flat = false;
+            }
+            Compared::End => return Some(at),
         }
         if between > allowed {
             break;
         }
     }
-    0
+    (!flat).then_some(0)
 }
 
 enum Compared {
+    /// No pixel is of another colour.
+    Flat,
     Same,
     Between,
     End,
@@ -207,6 +218,12 @@ impl Line<'_> {
         };
         if ends {
             Compared::End
+        } else if largest <= OTHER_LEVELS {
+            if sum <= SAME_LEVELS * self.num_pixels() {
+                Compared::Flat
+            } else {
+                Compared::Between
+            }
         } else if sum <= SAME_LEVELS * self.num_pixels() {
             Compared::Same
         } else {
