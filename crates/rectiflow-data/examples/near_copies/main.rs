@@ -8,6 +8,8 @@
 //! Draws scenes of 16 kinds from a seed, adds the photographs of a folder, and plants a copy of
 //! each. For every kind of copy the data set is the scenes and their copies of that kind. A found
 //! pair is wrong if it is neither planted nor labelled as natural twins when the scenes were drawn.
+//!
+//! With `--keys 1000000` it times the comparison of as many keys, of random windows of the scenes.
 
 #![allow(
     clippy::print_stdout,
@@ -29,6 +31,7 @@ use rayon::prelude::*;
 use rectiflow_data::dedupe::{
     MAX_DISTANCE,
     clusters::{View, candidates, confirmed},
+    pairs::{Hash, near_pairs},
     signature::Signature,
     thumbnail::{Limits, Thumbnail},
 };
@@ -49,6 +52,9 @@ struct Args {
     /// A folder with photographs.
     #[arg(long)]
     photos: Option<PathBuf>,
+    /// Times the comparison of this many keys instead.
+    #[arg(long)]
+    keys: Option<u64>,
 }
 
 /// What was found of one kind of copy.
@@ -69,6 +75,9 @@ fn main() {
         .collect();
     if let Some(folder) = &args.photos {
         all.extend(photos::scenes(folder, args.seed % 2 == 1));
+    }
+    if let Some(num_keys) = args.keys {
+        return time_keys(&all, num_keys, args.seed);
     }
     let whole: Vec<Vec<Signature>> = all
         .par_iter()
@@ -102,6 +111,34 @@ fn main() {
     for (kind, (num, hits)) in by_scene {
         println!("| {kind} | {:.4} |", f64::from(hits) / f64::from(num));
     }
+}
+
+/// Times the search for near pairs among the keys of random windows of the scenes.
+fn time_keys(all: &[Scene], num_keys: u64, seed: u64) {
+    let key = |number: u64| {
+        let mut dice = Dice::new(seed, number);
+        let canvas = &all[(number % all.len() as u64) as usize].canvas;
+        let mut side = |length: usize| {
+            let share = dice.real(0.2, 0.6);
+            let window = ((length as f32 * share) as usize).max(16).min(length);
+            let start = dice.real(0.0, (length - window) as f32) as usize;
+            (start, window)
+        };
+        let ((x, width), (y, height)) = (side(canvas.width), side(canvas.height));
+        let window = canvas.crop(x, y, width, height);
+        Signature::of(&window.pixels, width, height).0.keys[0]
+    };
+    let mut keys: Vec<Hash> = (0..num_keys).into_par_iter().map(key).collect();
+    keys.par_sort_unstable();
+    keys.dedup();
+    let start = Instant::now();
+    let pairs = near_pairs(&keys, MAX_DISTANCE);
+    let secs = start.elapsed().as_secs_f64();
+    println!(
+        "{num_keys} keys, {} of them distinct: {} pairs within distance {MAX_DISTANCE} in {secs:.1} s",
+        keys.len(),
+        pairs.len()
+    );
 }
 
 /// The signatures of a picture: of the whole, and of the part inside its borders.
