@@ -145,16 +145,19 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Answer> {
         (stage, Some(part), _) | (stage, None, Some(part)) if stage != Some(Stage::Join) => {
             one_part(args, &folder, &settings, part)
         }
-        (Some(Stage::Join), ..) => whole(args, &folder, &settings, url, true),
+        (Some(Stage::Join), ..) => {
+            let (_, codec) = open_vae(args)?;
+            joined(args, &folder, &settings, url, &codec)
+        }
         _ => match args.workers {
             Some(num_workers) => {
                 // What is wrong for all of them is said once.
                 check_places(&args.source, &folder)?;
-                open_vae(args)?;
+                let (_, codec) = open_vae(args)?;
                 local_workers::run(num_workers, &folder)?;
-                whole(args, &folder, &settings, url, true)
+                joined(args, &folder, &settings, url, &codec)
             }
-            None => whole(args, &folder, &settings, url, false),
+            None => whole(args, &folder, &settings, url),
         },
     }
 }
@@ -263,32 +266,41 @@ fn one_part(
     ))
 }
 
-/// A whole preparation, or the join of what workers have written.
+/// A whole preparation.
 fn whole(
     args: &Args,
     folder: &Path,
     settings: &PrepSettings,
     url: Option<&str>,
-    joins: bool,
 ) -> anyhow::Result<Answer> {
     let (vae, codec) = open_vae(args)?;
     let mut live = Live::default();
-    let mut progress = |event| live.show(event);
-    let summary = if joins {
-        join_parts(&args.source, folder, settings, &codec, &mut progress)
-    } else {
-        let mut encoder = |batch: &RgbBatch| encode(&vae, batch).map_err(|error| error.to_string());
-        prepare(
-            &args.source,
-            folder,
-            settings,
-            &codec,
-            &mut encoder,
-            &mut progress,
-        )
-    };
+    let summary = prepare(
+        &args.source,
+        folder,
+        settings,
+        &codec,
+        &mut |batch| encode(&vae, batch).map_err(|error| error.to_string()),
+        &mut |event| live.show(event),
+    );
     live.finish();
     answer(args, folder, url, &codec, &summary?)
+}
+
+/// The join of what workers have written.
+fn joined(
+    args: &Args,
+    folder: &Path,
+    settings: &PrepSettings,
+    url: Option<&str>,
+    codec: &Codec,
+) -> anyhow::Result<Answer> {
+    let mut live = Live::default();
+    let summary = join_parts(&args.source, folder, settings, codec, &mut |event| {
+        live.show(event);
+    });
+    live.finish();
+    answer(args, folder, url, codec, &summary?)
 }
 
 /// The answer about a data set, which is sent to its URL if it has one.
