@@ -501,14 +501,15 @@ mod tests {
 
     #[test]
     fn every_recipe_of_the_repository_can_be_run() {
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../recipes");
-        let paths = fs::read_dir(folder)
-            .expect("the recipes")
-            .map(|entry| entry.expect("an entry").path());
-        let recipes: Vec<PathBuf> = paths
-            .filter(|path| path.extension().is_some_and(|e| e == "toml"))
-            .collect();
-        assert!(recipes.len() >= 5, "{recipes:?}");
+        let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../../recipes");
+        let mut recipes = Vec::new();
+        for folder in [PathBuf::from(root), Path::new(root).join("article")] {
+            for entry in fs::read_dir(folder).expect("the recipes") {
+                recipes.push(entry.expect("an entry").path());
+            }
+        }
+        recipes.retain(|path| path.extension().is_some_and(|ending| ending == "toml"));
+        assert!(recipes.len() >= 6, "{recipes:?}");
         for path in recipes {
             // This machine may lack the recipe's device.
             Recipe::load(&path, &["run.device=cpu".to_owned()])
@@ -520,7 +521,7 @@ mod tests {
     fn the_large_recipe_is_the_articles() {
         let path = concat!(
             env!("CARGO_MANIFEST_DIR"),
-            "/../../recipes/sdxl-flow-32xh100.toml"
+            "/../../recipes/article/sdxl-flow-32xh100.toml"
         );
         let checked =
             Recipe::load(Path::new(path), &["run.device=cpu".to_owned()]).expect("it can be run");
