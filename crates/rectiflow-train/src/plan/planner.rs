@@ -153,13 +153,15 @@ impl<'a> Planner<'a> {
     }
 
     /// Returns the seconds of a step with the share of the peak that is asked for, or else the
-    /// published run's.
+    /// published run's. That share includes what the run lost to its own links; slower links, or
+    /// more traffic, are never taken to cost less than their simulation.
     fn step_secs(&self) -> f64 {
+        let simulated = self.simulated_secs();
         if self.question.mfu.is_some() {
-            return self.simulated_secs();
+            return simulated;
         }
         let work = self.step_work(Published::at_least(self.setup.gpus).hfu());
-        work.micro_batch_secs * work.micro_batches as f64
+        simulated.max(work.micro_batch_secs * work.micro_batches as f64)
     }
 
     /// Returns the source of the speed, in words.
