@@ -202,6 +202,13 @@ const MISTAKES: &[(&[&str], i32, &[&str])] = &[
         &["cpu, cuda or cuda:N", "tpu"],
     ),
     (
+        &[
+            "sample", "--model", "nowhere", "--prompt", "a", "--device", "cuda:99",
+        ],
+        2,
+        &["\"cuda:99\" cannot be used: "],
+    ),
+    (
         &["sample", "--model", "nowhere", "--prompt", "a"],
         1,
         &["nowhere"],

@@ -21,6 +21,7 @@ use rectiflow_data::{
 };
 use rectiflow_sdxl::{
     flow::{Objective, ObjectiveSettings},
+    gpu,
     model::Component,
 };
 use schemars::JsonSchema;
@@ -344,13 +345,10 @@ pub fn parse_device(name: &str) -> std::result::Result<Device, String> {
     let Some(index) = index else {
         return Err(format!("expected cpu, cuda or cuda:N, found \"{name}\""));
     };
-    let found = tch::Cuda::device_count();
-    if index as i64 >= found {
-        return Err(format!(
-            "\"{name}\" does not exist: libtorch sees {found} CUDA devices"
-        ));
+    match gpu::why_not(index) {
+        Some(reason) => Err(format!("\"{name}\" cannot be used: {reason}")),
+        None => Ok(Device::Cuda(index)),
     }
-    Ok(Device::Cuda(index))
 }
 
 fn problem_line((key, reason): &(String, String)) -> String {
