@@ -20,7 +20,7 @@ help:
 	@echo 'make build          build the binary, target/release/rectiflow'
 	@echo 'make demo           convert a tiny SDXL to flow matching and measure it, on the CPU; see runs/demo/report.html'
 	@echo 'make test           run every check of CI, cheapest first'
-	@echo 'make cuda-check     build for GPUs into target/cuda and check the program; needs no GPU (5 GB, quarter of an hour)'
+	@echo 'make cuda-check     build for GPUs into target/cuda and check the program; needs no GPU (5 GB, twenty minutes)'
 	@echo 'make fuzz           read mutated files of every format for an hour (FUZZ_SECS, FUZZ_COUNT, FUZZ_SEED)'
 	@echo 'make pairs          compare picture and text of a million rows of each kind of source (PAIRS; 20 minutes, 5 GB)'
 	@echo 'make docs           regenerate the generated pages of docs/'
