@@ -7,8 +7,10 @@
 //! the CUDA kernels when it is loaded.
 //!
 //! A crate's C++ files, `src/*/*.cpp`, are what libtorch has and `tch` does not bind. Each has a C
-//! interface. With the feature `nccl`, `RECTIFLOW_CUDA_INCLUDE` names the folders of CUDA's and
-//! NCCL's headers, separated by colons.
+//! interface. With a libtorch that has CUDA they are compiled for NCCL too, which needs CUDA's and
+//! NCCL's headers; `scripts/libtorch.py` installs them beside it. `RECTIFLOW_CUDA_INCLUDE` names
+//! other folders of them, separated by colons. Without them a build has no NCCL and says so; with
+//! the feature `nccl` it fails instead.
 
 #![allow(
     clippy::print_stdout,
@@ -26,7 +28,7 @@ fn main() {
     let lib = env::var("DEP_TCH_LIBTORCH_LIB")
         .expect("torch-sys publishes libtorch_lib as `links` metadata");
     println!("cargo::rustc-link-arg=-Wl,-rpath,{lib}");
-    if Path::new(&lib).join("libtorch_cuda.so").exists() {
+    if has_cuda(Path::new(&lib)) {
         println!("cargo::rustc-link-arg=-Wl,--no-as-needed");
         println!("cargo::rustc-link-arg=-L{lib}");
         println!("cargo::rustc-link-arg=-ltorch_cuda");
@@ -75,16 +77,63 @@ fn compile_cpp(lib: &Path) {
         println!("cargo::rerun-if-changed=cpp");
         build.include("cpp");
     }
-    if env::var_os("CARGO_FEATURE_NCCL").is_some() {
-        println!("cargo::rerun-if-env-changed=RECTIFLOW_CUDA_INCLUDE");
-        let folders =
-            env::var("RECTIFLOW_CUDA_INCLUDE").unwrap_or_else(|_| "/usr/local/cuda/include".into());
-        build
-            .define("USE_C10D_NCCL", None)
-            .includes(folders.split(':'));
+    println!("cargo::rerun-if-env-changed=RECTIFLOW_CUDA_INCLUDE");
+    if let Some(folders) = nccl_includes(lib) {
+        build.define("USE_C10D_NCCL", None).includes(folders);
     }
     build.compile(&format!(
         "{}_cpp",
         env::var("CARGO_PKG_NAME").expect("cargo sets it")
     ));
+}
+
+/// Headers that c10d's own header for NCCL includes, directly or not.
+const NCCL_HEADERS: [&str; 3] = ["nccl.h", "cuda_runtime_api.h", "crt/host_defines.h"];
+
+/// Returns the folders with [`NCCL_HEADERS`], if this libtorch has CUDA and all of them are found.
+fn nccl_includes(lib: &Path) -> Option<Vec<PathBuf>> {
+    let is_demanded = env::var_os("CARGO_FEATURE_NCCL").is_some();
+    if !has_cuda(lib) {
+        assert!(
+            !is_demanded,
+            "the feature nccl needs a libtorch with CUDA; {} has no libtorch_cuda.so",
+            lib.display()
+        );
+        return None;
+    }
+    let folders = cuda_includes(lib);
+    let is_missing = |name: &&str| !folders.iter().any(|folder| folder.join(name).is_file());
+    let missing: Vec<&str> = NCCL_HEADERS.into_iter().filter(is_missing).collect();
+    if missing.is_empty() {
+        return Some(folders);
+    }
+    let reason = format!(
+        "built without NCCL, so without several ranks on GPUs: {} not found; `scripts/libtorch.py` \
+         installs a libtorch with CUDA and these headers, or set RECTIFLOW_CUDA_INCLUDE to their \
+         folders, separated by colons",
+        missing.join(", ")
+    );
+    assert!(!is_demanded, "{reason}");
+    println!("cargo::warning={reason}");
+    None
+}
+
+fn has_cuda(lib: &Path) -> bool {
+    lib.join("libtorch_cuda.so").exists()
+}
+
+/// Returns the folders of headers that the user names; otherwise those of NVIDIA's Python packages
+/// beside torch's, and that of CUDA's installer.
+fn cuda_includes(lib: &Path) -> Vec<PathBuf> {
+    if let Ok(named) = env::var("RECTIFLOW_CUDA_INCLUDE") {
+        return named.split(':').map(PathBuf::from).collect();
+    }
+    let packages = lib.join("../../nvidia");
+    let mut folders = vec![
+        packages.join("cu13/include"),
+        packages.join("nccl/include"),
+        PathBuf::from("/usr/local/cuda/include"),
+    ];
+    folders.retain(|folder| folder.is_dir());
+    folders
 }

@@ -8,8 +8,10 @@
 3. The pinned torch wheel, fetched with pip into $XDG_CACHE_HOME/rectiflow (default
    ~/.cache/rectiflow), shared by all clones. Without an NVIDIA GPU only the files for the CPU are
    kept: of CUDA's libraries libtorch_cpu.so needs libcudart and libcupti alone, and an empty
-   libtorch.so replaces the real one, which would load libtorch_cuda.so. RECTIFLOW_LIBTORCH=cpu or
-   =cuda overrides the choice.
+   libtorch.so replaces the real one, which would load libtorch_cuda.so. With one, CUDA's libraries
+   and the headers that NCCL's half of c10d needs are fetched too (2.5 GB, 3.7 GB on disk), into a
+   folder of their own. RECTIFLOW_LIBTORCH=cpu or =cuda overrides the choice: a GPU is not needed
+   to build for one.
 
 Standard output is the folder alone; progress and errors go to standard error. A second call costs
 one stat. The SHA-256 of each wheel is checked before any of its files are used.
@@ -28,8 +30,8 @@ TORCH = "2.13.0"
 # tch 0.26 binds exactly this torch. Any Python can fetch the cp312 wheel: only libtorch is used.
 PYTHON_TAG = "3.12"
 
-# Package, version, SHA-256 of the wheel. The CUDA versions are those of torch 2.13.0's cuda-toolkit
-# 13.0.3.
+# Package, version, SHA-256 of the wheel. The CUDA versions are those that torch 2.13.0 asks for,
+# directly and through cuda-toolkit 13.0.3.
 CPU_WHEELS = [
     ("torch", TORCH, "796633c4cdf0fe2cdced72d8f88f22e73dbcfce83132763162f6d4bff13b820b"),
     (
@@ -41,6 +43,81 @@ CPU_WHEELS = [
         "nvidia-cuda-cupti",
         "13.0.85",
         "4eb01c08e859bf924d222250d2e8f8b8ff6d3db4721288cf35d14252a4d933c8",
+    ),
+]
+CUDA_WHEELS = [
+    *CPU_WHEELS,
+    (
+        "nvidia-cublas",
+        "13.1.1.3",
+        "37936a16db8fe4ac1f065c2139360608a543a09275cb1a1af612e08cfa065436",
+    ),
+    (
+        "nvidia-cuda-nvrtc",
+        "13.0.88",
+        "ad9b6d2ead2435f11cbb6868809d2adeeee302e9bb94bcf0539c7a40d80e8575",
+    ),
+    (
+        "nvidia-cudnn-cu13",
+        "9.20.0.48",
+        "0c45dd8eeb50b603f07995b1b300c62ffe6a1980482b82b3bcf94a4ca9d49304",
+    ),
+    (
+        "nvidia-cufft",
+        "12.0.0.61",
+        "6c44f692dce8fd5ffd3e3df134b6cdb9c2f72d99cf40b62c32dde45eea9ddad3",
+    ),
+    (
+        "nvidia-cufile",
+        "1.15.1.6",
+        "08a3ecefae5a01c7f5117351c64f17c7c62efa5fffdbe24fc7d298da19cd0b44",
+    ),
+    (
+        "nvidia-curand",
+        "10.4.0.35",
+        "1aee33a5da6e1db083fe2b90082def8915f30f3248d5896bcec36a579d941bfc",
+    ),
+    (
+        "nvidia-cusolver",
+        "12.0.4.66",
+        "0a759da5dea5c0ea10fd307de75cdeb59e7ea4fcb8add0924859b944babf1112",
+    ),
+    (
+        "nvidia-cusparse",
+        "12.6.3.3",
+        "2b3c89c88d01ee0e477cb7f82ef60a11a4bcd57b6b87c33f789350b59759360b",
+    ),
+    (
+        "nvidia-cusparselt-cu13",
+        "0.8.1",
+        "786ce87568c303fadb5afcc7102d454cd3040d75f6f8626f5db460d1871f4dd0",
+    ),
+    (
+        "nvidia-nccl-cu13",
+        "2.29.7",
+        "edd81538446786ec3b73972543e53bb43bcaf0bfc8ef76cb679fcc390ffe136d",
+    ),
+    (
+        "nvidia-nvjitlink",
+        "13.0.88",
+        "13a74f429e23b921c1109976abefacc69835f2f433ebd323d3946e11d804e47b",
+    ),
+    (
+        "nvidia-nvshmem-cu13",
+        "3.4.5",
+        "290f0a2ee94c9f3687a02502f3b9299a9f9fe826e6d0287ee18482e78d495b80",
+    ),
+    ("nvidia-nvtx", "13.0.85", "4936d1d6780fbe68db454f5e72a42ff64d1fd6397df9f363ae786930fd5c1cd4"),
+    # Headers alone, which those of c10d's NCCL half include.
+    (
+        "nvidia-cuda-crt",
+        "13.0.88",
+        "2c8043c7c9e02492716426e9919fc78d2c5b3b2a7a768a88e952676b08aa55a4",
+    ),
+    (
+        "nvidia-cuda-cccl",
+        "13.0.85",
+        "e0da7ad981f3a8aff08241b5bfc1af868742a63e2762f53a5171c492ef242649",
     ),
 ]
 CPU_LIBRARIES = {
@@ -65,9 +142,9 @@ def fail(text):
     sys.exit(1)
 
 
-def by_hand(packages, folder):
+def by_hand(wheels, folder):
     """The message for a failed download: how to provide libtorch without it."""
-    wanted = " ".join(f"{name}=={version}" for name, version in packages)
+    wanted = " ".join(f"{name}=={version}" for name, version, _ in wheels)
     return f"""could not fetch libtorch. Either
   - install torch {TORCH} yourself (`pip install torch=={TORCH}`) and run make with
     LIBTORCH_USE_PYTORCH=1,
@@ -95,8 +172,13 @@ def find_wheel(folder, name, version):
     return next((p for p in sorted(folder.glob("*.whl")) if p.name.startswith(stem)), None)
 
 
-def download(name, version, wanted_sha256, folder):
-    """The checked wheel of one package; downloads it to `folder` unless it is there already."""
+def download_all(wheels, folder):
+    """The checked wheels; downloads to `folder` those that are not there already."""
+    return [download(*wheel, wheels, folder) for wheel in wheels]
+
+
+def download(name, version, wanted_sha256, wheels, folder):
+    """The checked wheel of one package, which is one of `wheels`."""
     folder.mkdir(parents=True, exist_ok=True)
     if find_wheel(folder, name, version) is None:
         say(f"libtorch: fetching {name} {version}")
@@ -104,7 +186,7 @@ def download(name, version, wanted_sha256, folder):
         # pip's progress goes to standard error: standard output is the answer alone.
         answer = subprocess.run([*command, f"{name}=={version}"], stdout=sys.stderr, check=False)
         if answer.returncode != 0:
-            fail(by_hand([(n, v) for n, v, _ in CPU_WHEELS], folder))
+            fail(by_hand(wheels, folder))
     wheel = find_wheel(folder, name, version)
     if wheel is None:
         fail(f"pip reported success but left no wheel of {name} {version} in {folder}")
@@ -147,9 +229,7 @@ def unpack_cpu(wheels, folder):
 
 
 def install_cpu(cache, target):
-    wheels = [
-        download(name, version, digest, cache / "wheels") for name, version, digest in CPU_WHEELS
-    ]
+    wheels = download_all(CPU_WHEELS, cache / "wheels")
     say(f"libtorch: unpacking the CPU part to {target}")
     unfinished = target.with_name(target.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -159,16 +239,27 @@ def install_cpu(cache, target):
     return target
 
 
+def unpack_cuda(wheel, folder):
+    """Writes libraries and headers of a wheel to `folder`, in pip's layout."""
+    with zipfile.ZipFile(wheel) as archive:
+        for entry in archive.infolist():
+            path = Path(entry.filename)
+            is_torch = path.parts[:2] in (("torch", "lib"), ("torch", "include"))
+            if not entry.is_dir() and (is_torch or path.parts[0] == "nvidia"):
+                archive.extract(entry, folder)
+
+
 def install_cuda(cache, target):
-    """torch with all its CUDA libraries (5 GB), in pip's layout so that its rpaths resolve."""
-    say(f"libtorch: found an NVIDIA GPU, installing torch {TORCH} with CUDA to {target} (5 GB)")
+    """torch with its CUDA libraries, in pip's layout so that its rpaths resolve."""
+    say(f"libtorch: installing {TORCH} with CUDA to {target} (2.5 GB to fetch, 3.7 GB there)")
+    wheels = download_all(CUDA_WHEELS, cache / "wheels")
     unfinished = target.with_name(target.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    command = [*PIP, "install", *CHOOSE_WHEEL, "--no-compile", "--target", str(unfinished)]
-    command.append(f"torch=={TORCH}")
-    if subprocess.run(command, stdout=sys.stderr, check=False).returncode != 0:
-        fail(by_hand([("torch", TORCH)], cache / "wheels"))
+    for wheel in wheels:
+        say(f"libtorch: unpacking {wheel.name}")
+        unpack_cuda(wheel, unfinished)
     unfinished.rename(target)
+    shutil.rmtree(cache / "wheels")
     return target
 
 

@@ -62,7 +62,7 @@ const IMPURE: [&str; 6] = [
 ];
 
 /// The pure files; a name that ends in `/` is a folder.
-const PURE: [(&str, &str); 15] = [
+const PURE: [(&str, &str); 19] = [
     ("data", "format/bucket.rs"),
     ("data", "order/"),
     ("data", "text/prompt.rs"),
@@ -77,7 +77,11 @@ const PURE: [(&str, &str); 15] = [
     ("train", "ranks/launch.rs"),
     ("train", "ranks/straggler.rs"),
     ("train", "plan/mod.rs"),
+    ("train", "plan/planner.rs"),
+    ("train", "plan/search.rs"),
+    ("train", "plan/setup.rs"),
     ("train", "plan/simulate.rs"),
+    ("train", "plan/speed.rs"),
 ];
 
 /// Where `async` is, and `.await`; a name that ends in `/` is a folder. The trainer sees an

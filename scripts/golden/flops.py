@@ -8,6 +8,8 @@ torch.utils.flop_counter.FlopCounterMode runs on diffusers' and transformers' mo
 the two matrix products that define it. A multiply-add is 2 FLOPs; norms, non-linearities, softmax
 and additions are not counted. "backward" is that of a loss over the output with respect to every
 parameter; latents and context need no gradient, as in training with frozen text encoders.
+"recomputed" is what diffusers' activation checkpointing adds to the backward pass. PyTorch ends a
+block's recomputation as soon as it has every tensor that the backward pass needs.
 """
 
 import json
@@ -61,6 +63,9 @@ def unet(folder, batch, height, width, tokens):
     out, forward = count(lambda: model(*inputs, added_cond_kwargs=condition).sample)
     _, backward = count(lambda: out.sum().backward())
     assert all(parameter.grad is not None for parameter in model.parameters())
+    model.enable_gradient_checkpointing()
+    out = model(*inputs, added_cond_kwargs=condition).sample
+    _, again = count(lambda: out.sum().backward())
     return {
         "config": folder,
         "batch": batch,
@@ -69,6 +74,7 @@ def unet(folder, batch, height, width, tokens):
         "tokens": tokens,
         "forward": forward,
         "backward": backward,
+        "recomputed": {kind: again[kind] - backward[kind] for kind in backward},
     }
 
 

@@ -6,8 +6,13 @@ use rectiflow_train::{
     facts::{Facts, ReadFrom, Storage},
     gpu_memory::Term,
     hardware::{HARDWARE, NETWORKS, hardware, network},
-    plan::{Plan, Question, plan},
-    recipe::Recipe,
+    launch::Sharding,
+    plan::{
+        Plan, plan,
+        search::{Priced, Setups},
+        setup::Question,
+    },
+    recipe::{Recipe, sections::Checkpointing},
 };
 
 use crate::terminal::{
@@ -16,7 +21,7 @@ use crate::terminal::{
 };
 
 /// Estimate what a run takes on hardware that is not rented yet: hours, money, memory, bandwidth,
-/// efficiency.
+/// efficiency; and the cheapest set-up of the same run that fits.
 ///
 /// Figures that are assumed rather than counted are named with their source. The recipe's data sets
 /// and base model are read if they exist. Nothing is started, and no GPU is needed.
@@ -28,19 +33,23 @@ pub(crate) struct Args {
     /// name lists all.
     #[arg(long, value_name = "NAME")]
     hardware: Option<String>,
-    /// GPUs that share the run.
+    /// GPUs that share the run; the search for the cheapest set-up takes at most as many.
     #[arg(long, value_name = "N", default_value_t = 1)]
     gpus: usize,
     /// Network between machines: ib-400 or eth-100.
     #[arg(long, value_name = "NAME", default_value = NETWORKS[0].name)]
     network: String,
-    /// Share of its peak that a single GPU reaches, from 0 to 1. Default: that of a published run.
+    /// Share of its peak that a single GPU reaches while it recomputes nothing, from 0 to 1.
+    /// Default: what a published run spent, recomputation included.
     #[arg(long, value_name = "SHARE")]
     mfu: Option<f64>,
     /// Price of one GPU per hour, in any currency. Default: run.price_per_hour, which is the price
     /// of all GPUs.
     #[arg(long, value_name = "PRICE")]
     price_per_gpu_hour: Option<f64>,
+    /// Hours that the cheapest set-up may take at most. Default: those of the recipe's own.
+    #[arg(long, value_name = "HOURS")]
+    within: Option<f64>,
     /// Number of 75-token chunks of a prompt.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=3))]
     chunks: u64,
@@ -85,18 +94,29 @@ fn question(args: &Args, of_recipe: Option<&str>) -> anyhow::Result<Question> {
         ))
         .into());
     }
+    if let Some(hours) = args
+        .within
+        .filter(|hours| !(*hours > 0.0 && hours.is_finite()))
+    {
+        return Err(Misuse(format!(
+            "--within: expected a number of hours above 0, found {hours}"
+        ))
+        .into());
+    }
     Ok(Question {
         hardware: hardware(name)?,
         gpus: args.gpus,
         network: network(&args.network)?,
         mfu: args.mfu,
         price_per_gpu_hour: args.price_per_gpu_hour,
+        within_hours: args.within,
     })
 }
 
 fn describe(plan: &Plan) -> String {
     let sections = [
         time(plan),
+        set_ups(&plan.setups),
         format!(
             "memory of one GPU\n{}",
             terms(
@@ -150,7 +170,7 @@ fn time(plan: &Plan) -> String {
         ("GPU-hours", short(time.gpu_hours, 5)),
         ("money", money),
         ("samples/s", format!("{rate}, {rate_per_gpu} per GPU")),
-        ("MFU", format!("{:.1}%", 100.0 * time.mfu)),
+        ("MFU", mfu(plan)),
         ("steps", format!("{} of {step_secs}", grouped(time.steps))),
         ("arithmetic", arithmetic(plan)),
         (
@@ -165,15 +185,111 @@ fn time(plan: &Plan) -> String {
     text
 }
 
+fn mfu(plan: &Plan) -> String {
+    let time = &plan.time;
+    let mfu = format!("{:.1}%", 100.0 * time.mfu);
+    if plan.flops.recomputed > 0.0 {
+        format!("{mfu}, and {:.1}% with recomputation", 100.0 * time.hfu)
+    } else {
+        mfu
+    }
+}
+
 fn arithmetic(plan: &Plan) -> String {
     let sample = flops(plan.flops.sample);
     let step = flops(plan.flops.step);
     let run = flops(plan.flops.run);
-    format!("{sample} per sample, {step} per step, {run} in total")
+    let mut text = format!("{sample} per sample, {step} per step, {run} in total");
+    if plan.flops.recomputed > 0.0 {
+        text += &format!(
+            "; {} per sample recomputed besides",
+            flops(plan.flops.recomputed)
+        );
+    }
+    text
+}
+
+/// The recipe's set-up beside the cheapest one.
+fn set_ups(setups: &Setups) -> String {
+    let Some(cheapest) = &setups.cheapest else {
+        return format!(
+            "cheapest set-up\nnone with as many GPUs or fewer fits {} a GPU and {} hours",
+            giga(setups.within_bytes),
+            short(setups.within_hours, 4)
+        );
+    };
+    if cheapest.setup == setups.recipe.setup {
+        return "cheapest set-up\nthe recipe's own".to_owned();
+    }
+    let columns = [&setups.recipe, cheapest].map(|priced| column(priced, setups.num_blocks));
+    let mut rows = vec![["", "the recipe's", "the cheapest that fits"].map(str::to_owned)];
+    for (i, name) in NAMES.into_iter().enumerate() {
+        rows.push([
+            name.to_owned(),
+            columns[0][i].clone(),
+            columns[1][i].clone(),
+        ]);
+    }
+    let rows: Vec<Vec<String>> = rows.into_iter().map(Vec::from).collect();
+    format!("set-up\n{}", table(&rows))
+}
+
+/// Names of the rows of [`set_ups`].
+const NAMES: [&str; 8] = [
+    "GPUs",
+    "train.micro_batch",
+    "train.micro_batches",
+    "memory.checkpointing",
+    "ranks.sharding",
+    "memory of one GPU",
+    "samples/s",
+    "hours, money",
+];
+
+/// The values of [`NAMES`] for one set-up.
+fn column(priced: &Priced, num_blocks: usize) -> [String; NAMES.len()] {
+    let setup = &priced.setup;
+    let hours = short(priced.time.hours, 4);
+    [
+        grouped(setup.gpus as u64),
+        setup.micro_batch.to_string(),
+        setup.micro_batches.to_string(),
+        checkpointing(priced, num_blocks),
+        sharding(setup.sharding).to_owned(),
+        giga(priced.memory_bytes),
+        short(priced.time.samples_per_sec, 4),
+        match priced.time.money {
+            Some(money) => format!("{hours}, {money:.0}"),
+            None => hours,
+        },
+    ]
+}
+
+fn checkpointing(priced: &Priced, num_blocks: usize) -> String {
+    let num_recomputed = priced.recomputed_blocks;
+    match (priced.setup.checkpointing, priced.setup.budget_gib) {
+        (Checkpointing::Off, _) => "off".to_owned(),
+        (Checkpointing::Full, _) => "full".to_owned(),
+        (Checkpointing::Budget, gib) => {
+            let gib = gib.unwrap_or(0.0);
+            format!("budget {gib} GiB: {num_recomputed} of {num_blocks} blocks")
+        }
+    }
+}
+
+fn sharding(sharding: Sharding) -> &'static str {
+    match sharding {
+        Sharding::None => "none",
+        Sharding::Once => "once",
+        Sharding::Each => "each",
+    }
+}
+
+fn giga(bytes: f64) -> String {
+    format!("{:.1} GB", bytes / 1e9)
 }
 
 fn terms(terms: &[Term], total: Option<(f64, f64)>) -> String {
-    let giga = |bytes: f64| format!("{:.1} GB", bytes / 1e9);
     let mut rows: Vec<Vec<String>> = terms
         .iter()
         .map(|term| vec![term.what.clone(), giga(term.bytes)])

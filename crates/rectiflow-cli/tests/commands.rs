@@ -39,7 +39,7 @@ fn json(output: &Output) -> Value {
 }
 
 /// The published run; neither its data nor its model is here.
-const ARTICLE: &str = "../../recipes/sdxl-flow-32xh100.toml";
+const ARTICLE: &str = "../../recipes/article/sdxl-flow-32xh100.toml";
 
 /// Arguments, exit code, and what standard error must hold. Each is a mistake that a newcomer
 /// makes.
@@ -148,6 +148,11 @@ const MISTAKES: &[(&[&str], i32, &[&str])] = &[
         2,
         &["--mfu", "at most 1"],
     ),
+    (
+        &["plan", ARTICLE, "--within", "0"],
+        2,
+        &["--within", "above 0"],
+    ),
     (&["plan", ARTICLE, "--gpus", "0"], 2, &["--gpus"]),
     (
         &["plan", ARTICLE, "--gpus", "65"],
@@ -195,6 +200,13 @@ const MISTAKES: &[(&[&str], i32, &[&str])] = &[
         ],
         2,
         &["cpu, cuda or cuda:N", "tpu"],
+    ),
+    (
+        &[
+            "sample", "--model", "nowhere", "--prompt", "a", "--device", "cuda:99",
+        ],
+        2,
+        &["\"cuda:99\" cannot be used: "],
     ),
     (
         &["sample", "--model", "nowhere", "--prompt", "a"],
@@ -349,6 +361,11 @@ fn a_plan_comes_to_what_the_published_run_took() {
     near("/time/gpu_hours", 4433.0);
     near("/time/money", 16_620.0);
     near("/time/mfu", 0.1937);
+    near("/time/hfu", 0.2548);
+    near("/flops/recomputed", 6.43e12);
+    near("/setups/recipe/time/hours", number("/time/hours"));
+    near("/setups/cheapest/time/hours", 105.3);
+    near("/setups/cheapest/micro_batch", 8.0);
     near("/time/samples_per_sec", 300.8);
     near("/time/steps", 36_622.0);
     near("/storage/bytes_per_sec", 300.8 * 132_072.0);
@@ -360,6 +377,8 @@ fn a_plan_comes_to_what_the_published_run_took() {
         "models/sdxl-base-1.0 does not exist",
         "published run",
         "--mfu",
+        "the cheapest that fits",
+        "that a smaller micro-batch spends the same share of the peak has not been measured",
     ] {
         assert!(text.contains(said), "{said} is not in\n{text}");
     }
@@ -367,13 +386,16 @@ fn a_plan_comes_to_what_the_published_run_took() {
 
 #[test]
 fn every_recipe_can_be_planned() {
-    let recipes = fs::read_dir("../../recipes")
-        .unwrap()
-        .map(|entry| entry.unwrap().path());
-    let recipes: Vec<_> = recipes
-        .filter(|path| path.extension().is_some_and(|ending| ending == "toml"))
-        .collect();
-    assert!(!recipes.is_empty());
+    let mut recipes = Vec::new();
+    for folder in ["../../recipes", "../../recipes/article"] {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|ending| ending == "toml") {
+                recipes.push(path);
+            }
+        }
+    }
+    assert!(recipes.len() >= 6, "{recipes:?}");
     for recipe in recipes {
         let output = rectiflow(&[
             "plan",

@@ -7,8 +7,9 @@ use std::path::Path;
 
 use rectiflow_sdxl::{
     config::{ClipConfig, NUM_TIME_IDS, UNetConfig, VaeConfig},
+    cost::{Load, parts},
     flops::{FORWARD_AND_BACKWARD, Flops, text_encoder, unet, vae_decoder, vae_encoder},
-    walk::{BlockKind, unet_blocks},
+    walk::{Block, BlockKind, unet_blocks},
 };
 use serde_json::Value;
 
@@ -101,6 +102,70 @@ fn a_backward_pass_is_two_forward_passes_but_for_what_nothing_asks_for() {
     let ours = flops(&golden["forward"]).total() * FORWARD_AND_BACKWARD;
     let excess = ours as f64 / counted as f64 - 1.0;
     assert!((0.002..0.004).contains(&excess), "{excess}");
+}
+
+/// FLOPs of the last product of each block that can be recomputed, over one sample: nothing of the
+/// backward pass needs its result.
+fn last_products(config: &UNetConfig, size: [i64; 2]) -> u64 {
+    let of_block = |block: Block| {
+        let pixels = block.size[0] * block.size[1];
+        let of_one = match block.kind {
+            // The shortcut, if there is one; otherwise the second convolution.
+            BlockKind::Resnet {
+                channels: [inputs, outputs],
+            } if inputs != outputs => inputs * outputs,
+            BlockKind::Resnet {
+                channels: [_, outputs],
+            } => 9 * outputs * outputs,
+            BlockKind::Layer { channels, .. } => 4 * channels * channels,
+            BlockKind::Conv { .. } | BlockKind::Projections { .. } => 0,
+        };
+        2 * pixels * of_one * block.repeats as i64
+    };
+    let sum: i64 = unet_blocks(config, size).into_iter().map(of_block).sum();
+    sum as u64
+}
+
+/// That of the middle's first residual block.
+fn last_of_middle(config: &UNetConfig, size: [i64; 2]) -> u64 {
+    let pixels = unet_blocks(config, size)
+        .into_iter()
+        .map(|block| block.size[0] * block.size[1])
+        .min();
+    let channels = config.mid.channels;
+    (2 * 9 * channels * channels * pixels.unwrap()) as u64
+}
+
+#[test]
+fn pytorch_recomputes_all_of_each_block_but_its_last_product() {
+    for case in cases("unet") {
+        let config = UNetConfig::read(&config(&case)).unwrap();
+        let (batch, size) = (number(&case, "batch") as u64, size(&case));
+        let load = Load {
+            batch,
+            height: size[0] as u64,
+            width: size[1] as u64,
+            tokens: number(&case, "tokens") as u64,
+            bytes: 2,
+            fused: false,
+        };
+        // diffusers never recomputes the first residual block of the middle.
+        let mut whole = 0;
+        for part in parts(&config, load) {
+            if part.name != "mid_block.resnets.0" {
+                whole += part.flops;
+            }
+        }
+        let left_out = batch * (last_products(&config, size) - last_of_middle(&config, size));
+        assert_eq!(
+            flops(&case["recomputed"]).total(),
+            whole - left_out,
+            "{case}"
+        );
+    }
+    // The figure that a plan names beside that of whole blocks.
+    let sdxl = flops(&cases("unet")[0]["recomputed"]).total() as f64;
+    assert!((sdxl / 5.212e12 - 1.0).abs() < 1e-4, "{sdxl}");
 }
 
 #[test]

@@ -12,8 +12,7 @@ use std::{
 #[non_exhaustive]
 pub enum Error {
     /// The recipe is invalid; every problem is listed.
-    #[error("{}: {} problem{} in the recipe\n{}", path.display(), problems.len(),
-            if problems.len() == 1 { "" } else { "s" }, indented(problems))]
+    #[error("{}: {}", path.display(), in_the_recipe(problems))]
     Recipe {
         /// The file of the recipe.
         path: PathBuf,
@@ -171,6 +170,18 @@ pub enum Error {
         /// The first line of libtorch's message.
         reason: String,
     },
+}
+
+/// Returns one problem in a line; several below their number, a line each.
+fn in_the_recipe(problems: &[String]) -> String {
+    match problems {
+        [only] => only.clone(),
+        several => format!(
+            "{} problems in the recipe\n{}",
+            several.len(),
+            indented(several)
+        ),
+    }
 }
 
 /// Returns the lines of a message, each indented by two spaces.

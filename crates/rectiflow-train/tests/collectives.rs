@@ -301,7 +301,7 @@ fn ranks_that_do_not_come_up_and_ports_in_use_are_told_in_one_line() {
         .unwrap_err()
         .to_string();
     assert!(
-        message.contains("built without it: build it with `--features nccl`"),
+        message.contains("built without it: build it with `RECTIFLOW_LIBTORCH=cuda make build`"),
         "{message}"
     );
 }

@@ -10,7 +10,7 @@ use rectiflow_train::{
     Error,
     facts::Facts,
     hardware::{NETWORKS, hardware, network},
-    plan::{Question, plan},
+    plan::{plan, setup::Question},
     recipe::{Checked, Recipe},
 };
 
@@ -131,11 +131,16 @@ fn is_planned(checked: &Checked) -> bool {
         network: network(NETWORKS[0].name).unwrap(),
         mfu: None,
         price_per_gpu_hour: None,
+        within_hours: None,
     };
     let facts = Facts::read(checked, 1, 3);
     let Ok(planned) = facts.and_then(|facts| plan(checked, &facts, &question)) else {
         return false;
     };
     assert!(planned.time.hours.is_finite() && planned.memory_bytes > 0.0);
+    if let Some(cheapest) = planned.setups.cheapest {
+        assert!(cheapest.time.hours <= planned.setups.within_hours);
+        assert!(cheapest.memory_bytes <= planned.setups.within_bytes);
+    }
     true
 }

@@ -5,6 +5,7 @@ pub mod allocator;
 pub mod autograd;
 pub mod choices;
 pub mod ffi;
+pub mod gpu;
 pub(crate) mod kernels;
 pub mod test_threads;
 pub mod waiting;

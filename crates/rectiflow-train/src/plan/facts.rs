@@ -4,7 +4,7 @@
 //! Of a model only the `config.json` files are read, of a data set only the manifest and the block
 //! table.
 
-use std::{path::Path, sync::Arc};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use rectiflow_data::{
     amplification::amplification,
@@ -14,11 +14,13 @@ use rectiflow_data::{
     loader::Loader,
     manifest::Split,
     order::{Amount, BucketRows, DataShape, Mode, Order, OrderSettings, RankOf, Stream},
+    token::CHUNK_LEN,
 };
 use rectiflow_sdxl::{
     bundle::sdxl_configs,
     clip::ClipText,
     config::{ClipConfig, UNetConfig, VaeConfig},
+    cost::{Load, parts},
     model::{Component, config_of},
     unet::UNet,
     vae::Vae,
@@ -28,8 +30,11 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::{
-    checkpoint::components::Components, error::Result, plan::gpu_memory::Parameters,
-    recipe::Checked, step::step_flops::Configs,
+    checkpoint::components::Components,
+    error::Result,
+    plan::{estimate::RecomputedBlocks, gpu_memory::Parameters, setup::Setup},
+    recipe::Checked,
+    step::step_flops::Configs,
 };
 
 /// Facts about a run.
@@ -51,6 +56,9 @@ pub struct Facts {
     /// Assumptions in place of what could not be read, one sentence each.
     pub assumptions: Vec<String>,
     sample_flops: f64,
+    /// FLOPs of a forward pass over one sample, on average over all buckets, of each block that can
+    /// be recomputed.
+    block_flops: BTreeMap<String, f64>,
 }
 
 /// Facts about all data sets together.
@@ -120,6 +128,7 @@ impl Facts {
         for &(size, share) in &read.latents {
             sample_flops += (configs.unet_flops(size, num_chunks) + text) as f64 * share;
         }
+        let block_flops = block_flops(&model.unet, &read.latents, num_chunks);
         assumptions.push(format!("prompts of {num_chunks} x 75 tokens (--chunks)"));
         Ok(Self {
             parameters,
@@ -129,6 +138,7 @@ impl Facts {
             read_ahead_bytes: read.read_ahead_bytes,
             assumptions,
             sample_flops,
+            block_flops,
             unet: model.unet,
         })
     }
@@ -136,6 +146,42 @@ impl Facts {
     /// Returns the FLOPs of training on one sample, on average over all buckets.
     pub fn mean_sample_flops(&self) -> f64 {
         self.sample_flops
+    }
+
+    /// Returns the FLOPs of recomputing these blocks for one sample, on average over all buckets.
+    pub fn mean_recomputed_flops(&self, recomputed: &RecomputedBlocks) -> f64 {
+        let mut flops = 0.0;
+        for (name, of_block) in &self.block_flops {
+            if recomputed.contains(name) {
+                flops += of_block;
+            }
+        }
+        flops
+    }
+
+    /// Returns how many blocks are recomputed.
+    pub fn num_recomputed(&self, recomputed: &RecomputedBlocks) -> usize {
+        let names = self.block_flops.keys();
+        names.filter(|name| recomputed.contains(name)).count()
+    }
+
+    /// Returns how many blocks can be recomputed.
+    pub fn num_blocks(&self) -> usize {
+        self.block_flops.len()
+    }
+
+    /// Returns an order with the micro-batches of a set-up, of which only the lanes are meaningful.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Data`] if the recipe's lanes do not divide the micro-batches.
+    pub(crate) fn order_of(checked: &Checked, setup: Setup) -> Result<Order> {
+        let settings = OrderSettings {
+            mode: Mode::Local,
+            micro_batch: setup.micro_batch,
+            micro_batches: setup.micro_batches,
+            ..checked.order.clone()
+        };
+        Ok(Order::new(&[assumed_shape(checked)], settings)?)
     }
 
     /// Returns height and width of the largest latents.
@@ -360,6 +406,32 @@ impl DataFacts {
             from: from(checked, sources, num_bytes),
         }
     }
+}
+
+/// Returns the FLOPs of a forward pass of each block over one sample with a context of
+/// `num_chunks` chunks, on average over the sizes of latents.
+fn block_flops(
+    unet: &UNetConfig,
+    latents: &[([i64; 2], f64)],
+    num_chunks: u64,
+) -> BTreeMap<String, f64> {
+    let mut found = BTreeMap::new();
+    for &([height, width], share) in latents {
+        let load = Load {
+            batch: 1,
+            height: height as u64,
+            width: width as u64,
+            tokens: num_chunks * CHUNK_LEN as u64,
+            bytes: 1, // does not matter to FLOPs
+            fused: false,
+        };
+        for part in parts(unet, load) {
+            if part.is_block {
+                *found.entry(part.name).or_insert(0.0) += share * part.flops as f64;
+            }
+        }
+    }
+    found
 }
 
 /// Returns the sizes of latents with their shares. A bucket's share of the work is its share of an

@@ -1,70 +1,35 @@
 //! Predicts what a run takes on hardware that need not exist yet: hours, money, memory, bandwidth,
-//! and how it scales. Pure.
+//! and how it scales; and which set-up of the same run would be the cheapest. Pure.
 //!
-//! FLOPs, bytes and steps are counted. The share of a GPU's peak that training reaches is assumed;
-//! every plan names it and its source. The default is the share that one published run reached,
-//! which includes all losses to that run's network, loader and machines. Facts about the model and
-//! the data come from `facts`.
+//! FLOPs, bytes and steps are counted, recomputation included. The share of a GPU's peak that
+//! training spends is assumed; every plan names it and its source. The default is the share that
+//! one published run spent (`speed`), which includes all losses to that run's network, loader and
+//! machines. Facts about the model and the data come from `facts`.
 
 pub mod estimate;
 pub mod facts;
 pub mod gpu_memory;
+pub mod planner;
+pub mod search;
+pub mod setup;
 pub mod simulate;
+mod speed;
 
-use rectiflow_data::order::RankOf;
 use serde::Serialize;
 
 use crate::{
     error::Result,
-    hardware::{Hardware, Network},
     plan::{
-        estimate::{MOST_TOKENS, Passes},
         facts::{Facts, Storage},
-        gpu_memory::{MemorySettings, Term, memory, total},
-        simulate::{BUCKET_BYTES, Cluster, StepWork, predict},
+        gpu_memory::Term,
+        planner::{Planner, Scaling, Time},
+        search::{FREE_SHARE, Priced, Setups, search},
+        setup::{Question, Setup},
     },
     ranks::launch::Sharding,
     recipe::{Checked, sections::Checkpointing},
     state::precision::Precision,
 };
-
-/// The hardware and prices that a plan is asked for.
-#[derive(Debug, Clone, Copy)]
-pub struct Question {
-    /// GPU model.
-    pub hardware: &'static Hardware,
-    /// Number of GPUs.
-    pub gpus: usize,
-    /// Network between machines.
-    pub network: &'static Network,
-    /// Share of the peak that one GPU reaches without waiting for others, 0 to 1; `None` takes the
-    /// published run's.
-    pub mfu: Option<f64>,
-    /// Price of one GPU per hour, in any currency.
-    pub price_per_gpu_hour: Option<f64>,
-}
-
-/// The published run that is the reference for speed: (GPUs, samples per second and GPU), on H100
-/// SXM (bigASP v2.5, an SDXL to flow matching; 4 machines of 8, latents of about a megapixel,
-/// activation checkpointing).
-const PUBLISHED: [(usize, f64); 3] = [(1, 11.0), (8, 9.6), (32, 9.4)];
-/// FLOPs of one of its samples, assumed to be 1024 x 1024 pixels with 77 tokens: 3 x 6.761e12 in
-/// the UNet, 0.11e12 in the encoders.
-const PUBLISHED_SAMPLE_FLOPS: f64 = 20.39e12;
-/// Peak of its GPUs, in FLOP/s.
-const PUBLISHED_PEAK_FLOPS: f64 = 989.4e12;
-/// Numbers of GPUs in the table of efficiencies.
-const TABLE_GPUS: [usize; 7] = [1, 8, 32, 64, 128, 512, 1024];
-
-/// Returns the share of the peak that the published run reached, and the number of GPUs there: the
-/// smallest of its sizes that is not below `gpus`.
-fn published_mfu(gpus: usize) -> (f64, usize) {
-    let &(at, rate) = PUBLISHED
-        .iter()
-        .find(|(at, _)| *at >= gpus)
-        .unwrap_or(&PUBLISHED[PUBLISHED.len() - 1]);
-    (rate * PUBLISHED_SAMPLE_FLOPS / PUBLISHED_PEAK_FLOPS, at)
-}
 
 /// The prediction for a run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -81,6 +46,8 @@ pub struct Plan {
     pub flops: Arithmetic,
     /// Time and money.
     pub time: Time,
+    /// The recipe's set-up beside the cheapest that fits.
+    pub setups: Setups,
     /// Memory of one GPU, term by term.
     pub memory: Vec<Term>,
     /// Sum of the terms of `memory`.
@@ -103,48 +70,14 @@ pub struct Plan {
 /// FLOPs of training.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Arithmetic {
-    /// FLOPs of training on one sample, on average.
+    /// FLOPs that training requires for one sample, on average.
     pub sample: f64,
-    /// FLOPs of a step, over all GPUs.
+    /// FLOPs that checkpointing computes a second time for one sample, on average.
+    pub recomputed: f64,
+    /// FLOPs that training requires for a step, over all GPUs.
     pub step: f64,
-    /// FLOPs of the run.
+    /// FLOPs that training requires for the run.
     pub run: f64,
-}
-
-/// Duration and cost of the run.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Time {
-    /// Share of the peak that is reached, waiting included.
-    pub mfu: f64,
-    /// Number of steps.
-    pub steps: u64,
-    /// Seconds per step.
-    pub step_secs: f64,
-    /// Samples per second, all GPUs together.
-    pub samples_per_sec: f64,
-    /// Hours of the run.
-    pub hours: f64,
-    /// `hours` times the number of GPUs.
-    pub gpu_hours: f64,
-    /// Hours if nothing but the simulated links slowed down a single GPU's speed.
-    pub simulated_hours: f64,
-    /// Cost of the run, in the currency of the price; `None` without a price.
-    pub money: Option<f64>,
-}
-
-/// Efficiency at a number of GPUs, 0 to 1.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Scaling {
-    /// Number of GPUs.
-    pub gpus: usize,
-    /// Gradients exchanged once per step, overlapping the last backward pass, as the trainer does.
-    pub once: f64,
-    /// The same, without overlap.
-    pub once_in_turn: f64,
-    /// Gradients exchanged after every micro-batch, overlapping its backward pass.
-    pub each: f64,
-    /// The same, without overlap.
-    pub each_in_turn: f64,
 }
 
 /// Predicts a run.
@@ -153,343 +86,180 @@ pub struct Scaling {
 /// [`crate::error::Error::Data`] if there are more GPUs than lanes, with the number of lanes that
 /// would suffice.
 pub fn plan(checked: &Checked, facts: &Facts, question: &Question) -> Result<Plan> {
-    let planner = Planner::new(checked, facts, question)?;
-    let speed = planner.speed();
-    let time = planner.time(&speed);
-    let memory = planner.memory();
-    let memory_bytes = total(&memory);
+    let setup = Setup::of_recipe(checked, question.gpus);
+    let planner = Planner::new(checked, facts, question, setup, &facts.order)?;
+    let setups = search(&planner);
+    let time = setups.recipe.time;
+    let memory_bytes = setups.recipe.memory_bytes;
     let idle_share = facts.order.idle_share(question.gpus);
     Ok(Plan {
         gpus: question.gpus,
         hardware: question.hardware.label.to_owned(),
-        assumptions: planner.assumptions(speed.source),
-        warnings: planner.warnings(memory_bytes, idle_share),
-        flops: planner.arithmetic(),
-        memory,
+        assumptions: assumptions(&planner, &setups),
+        warnings: warnings(&planner, &setups, idle_share),
+        flops: arithmetic(&planner),
+        memory: planner.memory.terms.clone(),
         memory_bytes,
         memory_available_bytes: question.hardware.memory_bytes,
-        host_memory: planner.host_memory(),
-        checkpoint_bytes: planner.checkpoint_bytes(),
+        host_memory: host_memory(&planner),
+        checkpoint_bytes: checkpoint_bytes(&planner),
         storage: facts.storage(checked.recipe.train.samples, time.samples_per_sec),
         idle_share,
         scaling: planner.scaling(),
         time,
+        setups,
     })
 }
 
-/// The speed of a run, and where the figure comes from.
-struct Speed {
-    step_secs: f64,
-    /// Seconds of a step by the simulation of the links alone.
-    simulated_secs: f64,
-    /// The source of `step_secs`, in words.
-    source: String,
-}
-
-/// A question about a run, with the facts that answer it.
-struct Planner<'a> {
-    checked: &'a Checked,
-    facts: &'a Facts,
-    question: &'a Question,
-    /// Micro-batches per step of the rank with the most.
-    micro_batches: u64,
-}
-
-impl<'a> Planner<'a> {
-    fn new(checked: &'a Checked, facts: &'a Facts, question: &'a Question) -> Result<Self> {
-        let slots = facts.order.slots_of(RankOf {
-            rank: 0,
-            ranks: question.gpus,
-        })?;
-        Ok(Self {
-            checked,
-            facts,
-            question,
-            micro_batches: slots.len() as u64,
-        })
-    }
-
-    fn cluster(&self, gpus: usize) -> Cluster {
-        let hardware = self.question.hardware;
-        let gpus_per_node = hardware.gpus_per_node;
-        Cluster {
-            ranks: gpus,
-            ranks_per_node: gpus_per_node,
-            inside: hardware.inside,
-            between: self.question.network.link(gpus_per_node.min(gpus)),
-        }
-    }
-
-    /// Returns the work per step of the rank with the most micro-batches, if a GPU reaches `mfu`.
-    fn step_work(&self, mfu: f64) -> StepWork {
-        let train = &self.checked.recipe.train;
-        let flops = self.facts.mean_sample_flops() * train.micro_batch as f64;
-        let parameters = self.facts.parameters.trained as f64;
-        StepWork {
-            micro_batch_secs: flops / (mfu * self.question.hardware.peak_flops),
-            backward_share: if self.is_checkpointed() {
-                0.75
-            } else {
-                2.0 / 3.0
-            },
-            micro_batches: self.micro_batches,
-            // A few passes over the rank's part in GPU memory take milliseconds.
-            update_secs: 0.0,
-            gradient_bytes: 4.0 * parameters,
-            weight_bytes: train.dtype.value_bytes() as f64 * parameters,
-            bucket_bytes: BUCKET_BYTES,
-        }
-    }
-
-    /// Returns the share of the peak that a single GPU reaches.
-    fn single_gpu_mfu(&self) -> f64 {
-        match self.question.mfu {
-            Some(mfu) => mfu,
-            None => published_mfu(1).0,
-        }
-    }
-
-    /// Returns the speed with the share of the peak that is asked for, or else the published run's.
-    fn speed(&self) -> Speed {
-        let gpus = self.question.gpus;
-        let sharding = self.checked.recipe.ranks.sharding;
-        let work = self.step_work(self.single_gpu_mfu());
-        let simulated_secs = predict(&self.cluster(gpus), &work, sharding, true).step_secs;
-        if let Some(mfu) = self.question.mfu {
-            let percent = 100.0 * mfu;
-            return Speed {
-                step_secs: simulated_secs,
-                simulated_secs,
-                source: format!(
-                    "a single GPU reaches {percent:.1}% of its peak (--mfu); the cost of the \
-                     links is simulated"
-                ),
-            };
-        }
-        let (mfu, at) = published_mfu(gpus);
-        let work = self.step_work(mfu);
-        Speed {
-            step_secs: work.micro_batch_secs * work.micro_batches as f64,
-            simulated_secs,
-            source: published_source(self.question, mfu, at),
-        }
-    }
-
-    fn arithmetic(&self) -> Arithmetic {
-        let sample = self.facts.mean_sample_flops();
-        Arithmetic {
-            sample,
-            step: sample * self.checked.batch() as f64,
-            run: sample * self.checked.recipe.train.samples as f64,
-        }
-    }
-
-    fn time(&self, speed: &Speed) -> Time {
-        let Question { hardware, gpus, .. } = *self.question;
-        let recipe = &self.checked.recipe;
-        let steps = recipe.train.samples.div_ceil(self.checked.batch());
-        let samples_per_sec = self.checked.batch() as f64 / speed.step_secs;
-        let hours = steps as f64 * speed.step_secs / 3600.0;
-        let gpu_hours = hours * gpus as f64;
-        let money = match (self.question.price_per_gpu_hour, recipe.run.price_per_hour) {
-            (Some(price), _) => Some(price * gpu_hours),
-            (None, Some(price)) => Some(price * hours),
-            (None, None) => None,
-        };
-        let flops_per_sec = samples_per_sec * self.facts.mean_sample_flops();
-        Time {
-            mfu: flops_per_sec / (gpus as f64 * hardware.peak_flops),
-            steps,
-            step_secs: speed.step_secs,
-            samples_per_sec,
-            hours,
-            gpu_hours,
-            simulated_hours: steps as f64 * speed.simulated_secs / 3600.0,
-            money,
-        }
-    }
-
-    /// Whether blocks are recomputed in the backward pass; with a budget, some are.
-    fn is_checkpointed(&self) -> bool {
-        self.checked.recipe.memory.checkpointing != Checkpointing::Off
-    }
-
-    /// Returns the number of fp32 vectors of a checkpoint: masters, both moments, the average.
-    fn num_vectors(&self) -> f64 {
-        if self.checked.recipe.ema.half_life_samples.is_some() {
-            4.0
-        } else {
-            3.0
-        }
-    }
-
-    /// Returns the terms of a GPU's memory.
-    fn memory(&self) -> Vec<Term> {
-        let recipe = &self.checked.recipe;
-        let passes = Passes {
-            batch: recipe.train.micro_batch as u64,
-            latent: self.facts.largest_latents().map(|side| side as u64),
-            tokens: MOST_TOKENS,
-            precision: recipe.train.dtype,
-            width: 1,
-            accumulates: recipe.train.micro_batches > self.question.gpus,
-            fused: false,
-        };
-        let settings = MemorySettings {
-            passes,
-            checkpointing: recipe.memory.checkpointing,
-            budget_bytes: recipe.memory.budget_bytes(),
-            sharding: recipe.ranks.sharding,
-            ranks: self.question.gpus,
-            averaged: recipe.ema.half_life_samples.is_some(),
-        };
-        memory(&self.facts.unet, self.facts.parameters, &settings)
-    }
-
-    /// Returns the terms of host memory: the guard's snapshots of the rank's part, and the data
-    /// read ahead.
-    fn host_memory(&self) -> Vec<Term> {
-        let num_snapshots = self.num_snapshots();
-        let mut terms = vec![
-            Term {
-                what: format!("the guard's {num_snapshots} snapshots"),
-                bytes: num_snapshots as f64 * self.snapshot_bytes(),
-            },
-            Term {
-                what: "latents and text read ahead".into(),
-                bytes: self.facts.read_ahead_bytes as f64,
-            },
-        ];
-        terms.retain(|term| term.bytes > 0.0);
-        terms
-    }
-
-    /// Returns the bytes of a rank's part of a snapshot.
-    fn snapshot_bytes(&self) -> f64 {
-        let owners = if self.checked.recipe.ranks.sharding == Sharding::None {
-            1
-        } else {
-            self.question.gpus
-        };
-        4.0 * self.num_vectors() * self.facts.parameters.trained as f64 / owners as f64
-    }
-
-    /// Returns the number of the guard's snapshots that memory has room for.
-    fn num_snapshots(&self) -> usize {
-        let guard = &self.checked.recipe.guard;
-        if !guard.enabled {
-            return 0;
-        }
-        let room = guard.snapshot_gib * f64::from(1 << 30);
-        let levels = (room / (2.0 * self.snapshot_bytes())) as usize;
-        2 * levels.min(guard.snapshot_updates.len())
-    }
-
-    fn checkpoint_bytes(&self) -> f64 {
-        let parameters = self.facts.parameters.trained as f64;
-        let keep = self.checked.recipe.checkpoint.keep;
-        4.0 * self.num_vectors() * parameters * keep as f64
-    }
-
-    /// Returns all assumptions, that on the speed first.
-    fn assumptions(&self, speed: String) -> Vec<String> {
-        let Question { hardware, gpus, .. } = *self.question;
-        let mut found = vec![speed];
-        found.extend(self.facts.assumptions.iter().cloned());
-        found.push(format!(
-            "peak {:.1} TFLOP/s, {} ({})",
-            hardware.peak_flops / 1e12,
-            hardware.label,
-            hardware.source
-        ));
-        let precision = precision_name(self.checked.recipe.train.dtype);
-        let checkpointing = checkpointing_words(self.checked.recipe.memory.checkpointing);
-        found.push(format!(
-            "{precision} and {checkpointing} (train.dtype, memory.checkpointing); gradients are \
-             sent during the backward pass, and new weights are waited for"
-        ));
-        if gpus > 1 {
-            found.push(self.links_assumption());
-        }
-        found
-    }
-
-    fn links_assumption(&self) -> String {
-        let hardware = self.question.hardware;
-        let per_node = hardware.gpus_per_node;
-        let mut links = format!("{} inside", hardware.inside.label);
-        if self.question.gpus > per_node {
-            links += ", between them ";
-            links += self.question.network.label;
-        }
-        format!("machines of {per_node} GPUs, {links}, at the rates that NCCL assumes")
-    }
-
-    fn warnings(&self, memory_bytes: f64, idle_share: f64) -> Vec<String> {
-        let mut found = Vec::new();
-        if memory_bytes > self.question.hardware.memory_bytes {
-            found.push(self.memory_warning(memory_bytes));
-        }
-        if idle_share > 0.0 {
-            found.push(format!(
-                "{:.0}% of the time is spent waiting for GPUs with one lane more: use a number \
-                 that divides train.lanes",
-                100.0 * idle_share
-            ));
-        }
-        found
-    }
-
-    fn memory_warning(&self, memory_bytes: f64) -> String {
-        let hardware = self.question.hardware;
-        let mut warning = format!(
-            "it does not fit: it needs {:.1} GB and {} has {:.0}; lower train.micro_batch, or use \
-             more GPUs",
-            memory_bytes / 1e9,
-            hardware.label,
-            hardware.memory_bytes / 1e9
-        );
-        if !self.is_checkpointed() {
-            warning += ", memory.checkpointing = \"full\"";
-        }
-        if self.checked.recipe.ranks.sharding != Sharding::Each {
-            warning += ", or ranks.sharding = \"each\"";
-        }
-        warning
-    }
-
-    /// Returns the expected efficiency for each number of GPUs in the table.
-    fn scaling(&self) -> Vec<Scaling> {
-        let work = self.step_work(self.single_gpu_mfu());
-        let mut rows = Vec::with_capacity(TABLE_GPUS.len());
-        for gpus in TABLE_GPUS {
-            let cluster = self.cluster(gpus);
-            rows.push(Scaling {
-                gpus,
-                once: predict(&cluster, &work, Sharding::Once, true).efficiency,
-                once_in_turn: predict(&cluster, &work, Sharding::Once, false).efficiency,
-                each: predict(&cluster, &work, Sharding::Each, true).efficiency,
-                each_in_turn: predict(&cluster, &work, Sharding::Each, false).efficiency,
-            });
-        }
-        rows
+fn arithmetic(planner: &Planner<'_>) -> Arithmetic {
+    let sample = planner.sample_flops();
+    Arithmetic {
+        sample: sample.required,
+        recomputed: sample.recomputed,
+        step: sample.required * planner.checked.batch() as f64,
+        run: sample.required * planner.checked.recipe.train.samples as f64,
     }
 }
 
-/// Returns the source of a published speed, in words.
-fn published_source(question: &Question, mfu: f64, at: usize) -> String {
-    let percent = 100.0 * mfu;
-    let rate = mfu * PUBLISHED_PEAK_FLOPS / PUBLISHED_SAMPLE_FLOPS;
-    let elsewhere = if question.hardware.name == "h100-sxm" {
-        String::new()
+/// Returns the number of fp32 vectors of a checkpoint: masters, both moments, the average.
+fn num_vectors(checked: &Checked) -> f64 {
+    if checked.recipe.ema.half_life_samples.is_some() {
+        4.0
     } else {
-        format!("; not measured on {}", question.hardware.label)
+        3.0
+    }
+}
+
+/// Returns the terms of host memory: the guard's snapshots of the rank's part, and the data read
+/// ahead.
+fn host_memory(planner: &Planner<'_>) -> Vec<Term> {
+    let num_snapshots = num_snapshots(planner);
+    let mut terms = vec![
+        Term {
+            what: format!("the guard's {num_snapshots} snapshots"),
+            bytes: num_snapshots as f64 * snapshot_bytes(planner),
+        },
+        Term {
+            what: "latents and text read ahead".into(),
+            bytes: planner.facts.read_ahead_bytes as f64,
+        },
+    ];
+    terms.retain(|term| term.bytes > 0.0);
+    terms
+}
+
+/// Returns the bytes of a rank's part of a snapshot.
+fn snapshot_bytes(planner: &Planner<'_>) -> f64 {
+    let owners = if planner.setup.sharding == Sharding::None {
+        1
+    } else {
+        planner.setup.gpus
     };
-    format!(
-        "{percent:.1}% of the peak is reached, the share of the published run with {rate} \
-         samples/s on each of {at} H100 (11 on one, 9.6 on eight, 9.4 on 32; its network and \
-         loader included){elsewhere}: --mfu sets another share"
-    )
+    let parameters = planner.facts.parameters.trained as f64;
+    4.0 * num_vectors(planner.checked) * parameters / owners as f64
+}
+
+/// Returns the number of the guard's snapshots that memory has room for.
+fn num_snapshots(planner: &Planner<'_>) -> usize {
+    let guard = &planner.checked.recipe.guard;
+    if !guard.enabled {
+        return 0;
+    }
+    let room = guard.snapshot_gib * f64::from(1 << 30);
+    let levels = (room / (2.0 * snapshot_bytes(planner))) as usize;
+    2 * levels.min(guard.snapshot_updates.len())
+}
+
+fn checkpoint_bytes(planner: &Planner<'_>) -> f64 {
+    let parameters = planner.facts.parameters.trained as f64;
+    let keep = planner.checked.recipe.checkpoint.keep;
+    4.0 * num_vectors(planner.checked) * parameters * keep as f64
+}
+
+/// Returns all assumptions, that on the speed first.
+fn assumptions(planner: &Planner<'_>, setups: &Setups) -> Vec<String> {
+    let hardware = planner.question.hardware;
+    let mut found = vec![planner.speed_source()];
+    found.extend(planner.facts.assumptions.iter().cloned());
+    found.push(format!(
+        "peak {:.1} TFLOP/s, {} ({})",
+        hardware.peak_flops / 1e12,
+        hardware.label,
+        hardware.source
+    ));
+    let precision = precision_name(planner.checked.recipe.train.dtype);
+    let checkpointing = checkpointing_words(planner.setup.checkpointing);
+    found.push(format!(
+        "{precision} and {checkpointing} (train.dtype, memory.checkpointing); gradients are sent \
+         during the backward pass, and new weights are waited for"
+    ));
+    if planner.setup.gpus > 1 {
+        found.push(links_assumption(planner.question));
+    }
+    if let Some(cheapest) = &setups.cheapest {
+        found.push(search_assumption(setups, cheapest));
+    }
+    found
+}
+
+fn links_assumption(question: &Question) -> String {
+    let hardware = question.hardware;
+    let per_node = hardware.gpus_per_node;
+    let mut links = format!("{} inside", hardware.inside.label);
+    if question.gpus > per_node {
+        links += ", between them ";
+        links += question.network.label;
+    }
+    format!("machines of {per_node} GPUs, {links}, at the rates that NCCL assumes")
+}
+
+/// Returns what the cheapest set-up rests on, in words.
+fn search_assumption(setups: &Setups, cheapest: &Priced) -> String {
+    let free = 100.0 * FREE_SHARE;
+    let mut found = format!(
+        "the cheapest set-up takes at most {:.1} hours (--within), leaves {free:.0}% of the GPU's \
+         memory free and keeps the samples of a step; within 1% of the price more GPUs, then a \
+         larger micro-batch, count as better",
+        setups.within_hours
+    );
+    if cheapest.setup.micro_batch < setups.recipe.setup.micro_batch {
+        found += "; that a smaller micro-batch spends the same share of the peak has not been \
+                  measured";
+    }
+    found
+}
+
+fn warnings(planner: &Planner<'_>, setups: &Setups, idle_share: f64) -> Vec<String> {
+    let mut found = Vec::new();
+    if setups.recipe.memory_bytes > planner.question.hardware.memory_bytes {
+        found.push(memory_warning(planner, setups));
+    }
+    if idle_share > 0.0 {
+        found.push(format!(
+            "{:.0}% of the time is spent waiting for GPUs with one lane more: use a number that \
+             divides train.lanes",
+            100.0 * idle_share
+        ));
+    }
+    found
+}
+
+fn memory_warning(planner: &Planner<'_>, setups: &Setups) -> String {
+    let hardware = planner.question.hardware;
+    let mut warning = format!(
+        "it does not fit: it needs {:.1} GB and {} has {:.0}; lower train.micro_batch, or use more \
+         GPUs",
+        setups.recipe.memory_bytes / 1e9,
+        hardware.label,
+        hardware.memory_bytes / 1e9
+    );
+    if planner.setup.checkpointing == Checkpointing::Off {
+        warning += ", memory.checkpointing = \"full\"";
+    }
+    if planner.setup.sharding != Sharding::Each {
+        warning += ", or ranks.sharding = \"each\"";
+    }
+    warning
 }
 
 fn precision_name(precision: Precision) -> &'static str {

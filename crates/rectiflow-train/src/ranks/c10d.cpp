@@ -3,8 +3,8 @@
 // through its last argument.
 //
 // A collective returns a work immediately. rf_work_wait waits for a limited time, so the caller can
-// check on its peers in between. With NCCL (feature `nccl`, which needs the headers of CUDA and
-// NCCL) the same source supports GPUs.
+// check on its peers in between. Compiled against a libtorch with CUDA and the headers of NCCL
+// (crates/link-libtorch.rs), the same source supports GPUs.
 
 #include "guarded.h"
 

@@ -195,8 +195,8 @@ fn transport(device: Device) -> Result<Transport> {
     if has_nccl() {
         return Ok(Transport::Nccl);
     }
-    let reason = "several ranks on GPUs need NCCL, and this rectiflow was built without it: build it with \
-                  `--features nccl` against a libtorch with CUDA, or set run.device = \"cpu\"";
+    let reason = "several ranks on GPUs need NCCL, and this rectiflow was built without it: build \
+                  it with `RECTIFLOW_LIBTORCH=cuda make build`, or set run.device = \"cpu\"";
     Err(Error::Launch {
         reason: reason.to_owned(),
     })

@@ -21,6 +21,7 @@ use rectiflow_data::{
 };
 use rectiflow_sdxl::{
     flow::{Objective, ObjectiveSettings},
+    gpu,
     model::Component,
 };
 use schemars::JsonSchema;
@@ -344,13 +345,10 @@ pub fn parse_device(name: &str) -> std::result::Result<Device, String> {
     let Some(index) = index else {
         return Err(format!("expected cpu, cuda or cuda:N, found \"{name}\""));
     };
-    let found = tch::Cuda::device_count();
-    if index as i64 >= found {
-        return Err(format!(
-            "\"{name}\" does not exist: libtorch sees {found} CUDA devices"
-        ));
+    match gpu::why_not(index) {
+        Some(reason) => Err(format!("\"{name}\" cannot be used: {reason}")),
+        None => Ok(Device::Cuda(index)),
     }
-    Ok(Device::Cuda(index))
 }
 
 fn problem_line((key, reason): &(String, String)) -> String {
@@ -501,14 +499,15 @@ mod tests {
 
     #[test]
     fn every_recipe_of_the_repository_can_be_run() {
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../recipes");
-        let paths = fs::read_dir(folder)
-            .expect("the recipes")
-            .map(|entry| entry.expect("an entry").path());
-        let recipes: Vec<PathBuf> = paths
-            .filter(|path| path.extension().is_some_and(|e| e == "toml"))
-            .collect();
-        assert!(recipes.len() >= 5, "{recipes:?}");
+        let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../../recipes");
+        let mut recipes = Vec::new();
+        for folder in [PathBuf::from(root), Path::new(root).join("article")] {
+            for entry in fs::read_dir(folder).expect("the recipes") {
+                recipes.push(entry.expect("an entry").path());
+            }
+        }
+        recipes.retain(|path| path.extension().is_some_and(|ending| ending == "toml"));
+        assert!(recipes.len() >= 6, "{recipes:?}");
         for path in recipes {
             // This machine may lack the recipe's device.
             Recipe::load(&path, &["run.device=cpu".to_owned()])
@@ -520,7 +519,7 @@ mod tests {
     fn the_large_recipe_is_the_articles() {
         let path = concat!(
             env!("CARGO_MANIFEST_DIR"),
-            "/../../recipes/sdxl-flow-32xh100.toml"
+            "/../../recipes/article/sdxl-flow-32xh100.toml"
         );
         let checked =
             Recipe::load(Path::new(path), &["run.device=cpu".to_owned()]).expect("it can be run");

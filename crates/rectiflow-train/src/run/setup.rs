@@ -14,8 +14,11 @@ use std::{
 };
 
 use rectiflow_data::{batch::Source, dataset::Dataset, loader::Loader, manifest::Split};
-use rectiflow_sdxl::model::{Component, Model, config_of};
-use tch::{Cuda, Device};
+use rectiflow_sdxl::{
+    gpu,
+    model::{Component, Model, config_of},
+};
+use tch::Device;
 
 use crate::{
     checkpoint::{
@@ -53,12 +56,8 @@ pub(crate) fn for_rank(checked: &Checked, launch: Option<&Launch>) -> Result<Che
         return Ok(checked);
     };
     let index = launch.local_rank;
-    let found = Cuda::device_count();
-    if index as i64 >= found {
-        let reason = format!(
-            "LOCAL_RANK {index} needs the GPU cuda:{index}, but libtorch sees {found} GPUs on \
-             this machine"
-        );
+    if let Some(reason) = gpu::why_not(index) {
+        let reason = format!("LOCAL_RANK {index} needs the GPU cuda:{index}: {reason}");
         return Err(Error::Launch { reason });
     }
     checked.device = Device::Cuda(index);
