@@ -158,14 +158,14 @@ mod tests {
         for number in all_below(&UPPERS[..9]) {
             let (nearest, _) = split(number);
             let exact = f64::from(number);
-            let distance = (bf16(nearest) - exact).abs();
-            let inwards = bf16(nearest.wrapping_sub(1));
-            let outwards = bf16(nearest + 1);
+            let distance = |bits: u16| (bf16(bits) - exact).abs();
+            let found = distance(nearest);
+            assert!(found < distance(nearest + 1));
             if nearest & 0x7fff != 0 {
-                assert!(distance < (inwards - exact).abs() || bf16(nearest) == exact);
-                assert!((inwards - exact).abs() != distance || bf16(nearest).abs() > exact.abs());
+                let inwards = distance(nearest - 1);
+                let is_tie = found == inwards && bf16(nearest).abs() > exact.abs();
+                assert!(found < inwards || is_tie);
             }
-            assert!(distance < (outwards - exact).abs());
         }
         assert_eq!(split(f32::from_bits(0x3f80_8000)).0, 0x3f81);
         assert_eq!(split(f32::from_bits(0x3f81_8000)).0, 0x3f82);
