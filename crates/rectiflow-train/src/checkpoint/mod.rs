@@ -51,17 +51,12 @@ use std::{
 use rectiflow_data::text_file;
 use rectiflow_sdxl::{flow::ObjectiveSettings, model::Component};
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
 
 use crate::{
     error::{Error, Result},
     guard::GuardState,
     recipe::sections::CheckpointConfig,
-    state::{
-        Position,
-        layout::{Slice, narrow},
-        partition::Partition,
-    },
+    state::{Position, layout::Slice, partition::Partition},
 };
 
 const FORMAT: u32 = 5;
@@ -210,11 +205,6 @@ pub(crate) fn slices_of(
             .strip_prefix('.')?;
         Some((name, slice))
     })
-}
-
-/// Returns a slice of `vector` in the shape of its tensor.
-pub(crate) fn view(vector: &Tensor, slice: &Slice) -> Tensor {
-    narrow(vector, &slice.range).view(slice.shape.as_slice())
 }
 
 impl Saved {

@@ -228,7 +228,7 @@ mod tests {
         TrainState {
             position: Position::default(),
             optimizer: Optimizer::new(OptimizerConfig::default(), &parameters.masters),
-            average: Some(parameters.masters.zeros_like()),
+            average: Some(parameters.masters.zeros()),
             moments_from: vec![0],
             passed_over: Vec::new(),
             parameters,

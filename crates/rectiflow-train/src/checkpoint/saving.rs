@@ -13,6 +13,7 @@
 //! thread is never left behind: dropping a [`Pending`] waits for it.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     thread::{Builder, JoinHandle},
@@ -21,9 +22,9 @@ use std::{
 
 use rectiflow_sdxl::{
     durable::{rename_folder, write_bytes},
-    tensor_file::write_tensors,
+    tensor_file::{Metadata, Planned, write_streamed, write_tensors},
 };
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::{
     checkpoint::{
@@ -31,11 +32,10 @@ use crate::{
         slices_of,
         snapshots::on_host,
         sums::{collect_files, sums_of},
-        view,
     },
     error::{Error, Result},
     ranks::comm::Comm,
-    state::{TrainState, layout::Slice},
+    state::{TrainState, layout::Slice, masters::Masters},
 };
 
 /// The contents of a checkpoint.
@@ -166,10 +166,10 @@ struct ModelFiles {
     recipe: String,
     trained: Vec<Trained>,
     slices: Vec<Slice>,
-    /// Masters, `[n]` fp32.
-    values: Tensor,
-    /// Averaged weights, `[n]` fp32.
-    average: Option<Tensor>,
+    /// Masters, `[n]`.
+    values: Masters,
+    /// Averaged weights, `[n]`.
+    average: Option<Masters>,
 }
 
 impl Files {
@@ -193,13 +193,19 @@ impl Files {
             }
         };
         // A vector collected from several ranks is a copy already.
-        let is_own = parameters.partition.ranks() == 1;
-        let collect = |own: &Tensor| -> Result<Option<Tensor>> {
+        let collect = |own: &Tensor| -> Result<Option<Masters>> {
             let whole = comm.collect(own, &parameters.partition)?;
-            Ok(whole.map(|whole| if is_own { take(&whole) } else { whole }))
+            Ok(whole.map(Masters::whole))
         };
-        let values = collect(&parameters.masters)?;
-        let average: Option<Tensor> = state.average.as_ref().map(collect).transpose()?.flatten();
+        let (values, average) = if parameters.partition.ranks() > 1 {
+            let average = state.average.as_ref().map(collect).transpose()?;
+            (collect(&parameters.masters.to_tensor())?, average.flatten())
+        } else if comm.is_first() {
+            let average = state.average.as_ref().map(take).map(Masters::whole);
+            (Some(parameters.masters.on_host(take)), average)
+        } else {
+            (None, None)
+        };
         let model = values.map(|values| ModelFiles {
             recipe: recipe.to_owned(),
             trained: trained.to_vec(),
@@ -259,23 +265,28 @@ impl ModelFiles {
         Ok(())
     }
 
-    /// Writes `state.json` and the trained components, with the weights `values` `[n]`.
-    fn write_model(&self, folder: &Path, saved: &Saved, values: &Tensor) -> Result<()> {
+    /// Writes `state.json` and the trained components, with the weights `values` `[n]`. Of these,
+    /// one tensor at a time is in memory as fp32.
+    fn write_model(&self, folder: &Path, saved: &Saved, values: &Masters) -> Result<()> {
         for part in &self.trained {
             let folder = folder.join(part.component.folder());
             fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
             write_bytes(&folder.join("config.json"), &part.config)?;
-            let slices = slices_of(&self.slices, part.component);
-            let tensors: Vec<(&str, Tensor)> = slices
-                .map(|(name, slice)| (name, view(values, slice)))
-                .collect();
-            let tensors = tensors.iter().map(|(name, tensor)| (*name, tensor));
-            write_tensors(
-                &folder.join(part.component.weights_name()),
-                tensors,
-                None,
-                &[("format", "pt")],
-            )?;
+            let slices: BTreeMap<&str, &Slice> = slices_of(&self.slices, part.component).collect();
+            let planned = slices.iter().map(|(name, slice)| Planned {
+                name: (*name).to_owned(),
+                kind: Kind::Float,
+                shape: slice.shape.clone(),
+            });
+            let metadata = Metadata {
+                entries: &[("format", "pt")],
+                hash: None,
+            };
+            let path = folder.join(part.component.weights_name());
+            write_streamed(&path, planned.collect(), metadata, &mut |name| {
+                let slice = slices[name];
+                Ok(values.read(&slice.range).view(slice.shape.as_slice()))
+            })?;
         }
         let json = serde_json::to_vec_pretty(saved)
             .expect("the state is plain data that JSON can represent");

@@ -42,14 +42,14 @@ enum Kept {
 }
 
 /// Returns the vectors of a state that a snapshot holds, with their names.
-fn vectors(state: &TrainState) -> Vec<(&'static str, &Tensor)> {
-    let (masters, optimizer) = (&state.parameters.masters, &state.optimizer);
-    let mut all = vec![
-        ("masters", masters),
-        ("mean", &optimizer.mean),
-        ("mean_square", &optimizer.mean_square),
-    ];
-    all.extend(state.average.as_ref().map(|average| ("average", average)));
+fn vectors(state: &TrainState) -> Vec<(String, &Tensor)> {
+    let optimizer = &state.optimizer;
+    let mut all = state.parameters.masters.tensors();
+    all.push(("mean".to_owned(), &optimizer.mean));
+    all.push(("mean_square".to_owned(), &optimizer.mean_square));
+    if let Some(average) = &state.average {
+        all.push(("average".to_owned(), average));
+    }
     all
 }
 
@@ -69,7 +69,11 @@ impl Snapshot {
     }
 
     fn on_disk(state: &TrainState, normal: &Normal, path: PathBuf) -> Result<Self> {
-        write_tensors(&path, vectors(state), None, &[])?;
+        let vectors = vectors(state);
+        let named = vectors
+            .iter()
+            .map(|(name, vector)| (name.as_str(), *vector));
+        write_tensors(&path, named, None, &[])?;
         Ok(Self {
             position: state.position,
             normal: normal.clone(),
@@ -92,7 +96,7 @@ impl Snapshot {
             Kept::Disk(path) => {
                 let file = TensorFile::open(path)?;
                 for (name, vector) in vectors(state) {
-                    write_to(vector, &file.tensor(name)?);
+                    write_to(vector, &file.tensor(&name)?);
                 }
             }
         }
@@ -363,7 +367,8 @@ mod tests {
         for _ in 0..update {
             state.position.update += 1;
             state.position.cursor += 2;
-            let _ = state.parameters.masters.fill_(state.position.update as f64);
+            let value = Tensor::from_slice(&[state.position.update as f32]);
+            state.parameters.masters.write(0, &value);
             ring.keep(&state, &Normal::default(), &comm).expect("alone");
         }
         (ring, state)
@@ -387,10 +392,8 @@ mod tests {
                     2 * update,
                     "the position in the data stays"
                 );
-                assert_eq!(
-                    state.parameters.masters.double_value(&[0]),
-                    (update - age) as f64
-                );
+                let restored = state.parameters.masters.to_tensor();
+                assert_eq!(restored.double_value(&[0]), (update - age) as f64);
             }
         }
     }
@@ -412,7 +415,7 @@ mod tests {
         assert_eq!(
             (
                 state.position.update,
-                state.parameters.masters.double_value(&[0])
+                state.parameters.masters.to_tensor().double_value(&[0])
             ),
             (500, 500.0)
         );

@@ -202,7 +202,7 @@ impl<'a> Exchange<'a> {
 
     /// Returns an empty sum.
     pub(crate) fn begin(&self, parameters: &FlatParameters) -> StepGradients {
-        let own = self.splits().then(|| parameters.masters.zeros_like());
+        let own = self.splits().then(|| parameters.masters.zeros());
         StepGradients {
             own,
             whole: None,
@@ -374,7 +374,6 @@ impl<'a> Exchange<'a> {
     pub(crate) fn publish(&self, parameters: &FlatParameters) -> Result<()> {
         self.wait_gathers()?;
         if !self.splits() {
-            parameters.refresh();
             return Ok(());
         }
         for (piece, all) in parameters.exchanged() {
@@ -402,6 +401,7 @@ impl<'a> Exchange<'a> {
         let Some(average) = &state.average else {
             return Ok(());
         };
+        self.wait_gathers()?;
         ema::swap(&state.parameters.masters, average, workers);
         self.publish(&state.parameters)?;
         self.wait_gathers()

@@ -250,7 +250,7 @@ pub(crate) fn find_trained(checked: &Checked, components: &Components) -> Result
 pub(crate) fn fresh_state(checked: &Checked, model: &Model, comm: &Comm) -> TrainState {
     let parameters = adopt::apply(checked, model, share(comm, checked.recipe.ranks.sharding));
     let average = if checked.recipe.ema.half_life_samples.is_some() {
-        Some(parameters.masters.copy())
+        Some(parameters.masters.to_tensor())
     } else {
         None
     };

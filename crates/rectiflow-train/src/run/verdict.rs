@@ -124,6 +124,8 @@ impl Run<'_> {
             .ring
             .back(update, back)
             .expect("the first snapshot was taken before the first step");
+        // A gather that is not complete would overwrite what is restored.
+        self.exchange.wait_gathers()?;
         let restored = snapshot.restore(&mut self.state);
         self.parts.comm.all_could(restored)?;
         self.exchange.publish(&self.state.parameters)?;

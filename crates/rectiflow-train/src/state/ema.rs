@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use tch::{Tensor, no_grad};
 
 use crate::state::{
-    layout::{chunks, narrow},
+    layout::narrow,
+    masters::{Masters, Numbers},
     workers::Workers,
 };
 
@@ -64,34 +65,36 @@ impl EmaConfig {
     }
 }
 
-/// Sets `average` to `keep * average + (1 - keep) * values` in place, both `[n]` fp32.
-pub(crate) fn lerp_towards(average: &Tensor, values: &Tensor, keep: f64, workers: &Workers) {
-    on_chunks(average, values, workers, |average, values| {
-        let _ = average.lerp_(values, 1.0 - keep);
+/// Sets `average` to `keep * average + (1 - keep) * masters` in place, `[n]` fp32.
+pub(crate) fn lerp_towards(average: &Tensor, masters: &Masters, keep: f64, workers: &Workers) {
+    on_chunks(average, masters, workers, |average, masters| {
+        let _ = average.lerp_(&masters.fp32(), 1.0 - keep);
     });
 }
 
-/// Swaps the values of two vectors `[n]`, bit for bit, without memory for a third vector.
-pub(crate) fn swap(a: &Tensor, b: &Tensor, workers: &Workers) {
-    on_chunks(a, b, workers, |a, b| {
-        let kept = a.copy();
-        write_to(a, b);
-        write_to(b, &kept);
+/// Swaps masters and average `[n]` fp32, bit for bit, without memory for a third vector.
+pub(crate) fn swap(masters: &Masters, average: &Tensor, workers: &Workers) {
+    on_chunks(average, masters, workers, |average, masters| {
+        let kept = masters.fp32().copy();
+        masters.store(average);
+        write_to(average, &kept);
     });
 }
 
-/// Calls `act` on each pair of corresponding chunks of both vectors, on the workers.
+/// Calls `act` on each chunk of the average with its masters, on the workers.
 fn on_chunks(
-    a: &Tensor,
-    b: &Tensor,
+    average: &Tensor,
+    masters: &Masters,
     workers: &Workers,
-    act: impl Fn(&mut Tensor, &Tensor) + Send + Sync,
+    act: impl Fn(&mut Tensor, &Numbers) + Send + Sync,
 ) {
-    let chunks = chunks(&(0..a.numel() as i64), a.device());
-    let mut views: Vec<(Tensor, Tensor)> = chunks
-        .map(|chunk| (narrow(a, &chunk), narrow(b, &chunk)))
-        .collect();
-    workers.map_mut(&mut views, |(a, b)| no_grad(|| act(a, b)));
+    let mut views = Vec::new();
+    for part in masters.chunks() {
+        views.push((narrow(average, &part.range), part.numbers));
+    }
+    workers.map_mut(&mut views, |(average, masters)| {
+        no_grad(|| act(average, masters));
+    });
 }
 
 #[cfg(test)]
@@ -135,8 +138,9 @@ mod tests {
             Tensor::zeros([size], (Kind::Float, Device::Cpu)),
             Tensor::ones([size], (Kind::Float, Device::Cpu)),
         );
+        let masters = Masters::halves(&values);
         for _ in 0..10 {
-            lerp_towards(&average, &values, 0.9, &workers);
+            lerp_towards(&average, &masters, 0.9, &workers);
         }
         let expected = 1.0 - 0.9f64.powi(10);
         assert!((average.min().double_value(&[]) - expected).abs() < 1e-6);
@@ -147,13 +151,15 @@ mod tests {
     fn swapping_twice_changes_nothing() {
         let workers = Workers::new(Device::Cpu, 2);
         tch::manual_seed(1);
-        let a = Tensor::randn([100_000], (Kind::Float, Device::Cpu));
-        let b = a.randn_like();
-        let (old_a, old_b) = (a.copy(), b.copy());
-        swap(&a, &b, &workers);
-        assert!(a.equal(&old_b) && b.equal(&old_a));
-        swap(&a, &b, &workers);
-        assert!(a.equal(&old_a) && b.equal(&old_b));
+        let old = Tensor::randn([100_000], (Kind::Float, Device::Cpu));
+        let average = old.randn_like();
+        let old_average = average.copy();
+        for masters in [Masters::whole(old.copy()), Masters::halves(&old)] {
+            swap(&masters, &average, &workers);
+            assert!(masters.to_tensor().equal(&old_average) && average.equal(&old));
+            swap(&masters, &average, &workers);
+            assert!(masters.to_tensor().equal(&old) && average.equal(&old_average));
+        }
     }
 
     #[test]

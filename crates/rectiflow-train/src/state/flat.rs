@@ -1,11 +1,10 @@
 //! All trained parameters as one flat fp32 vector.
 //!
 //! The vector is cut into buckets of whole tensors, and every bucket into a piece for each rank
-//! (`partition`). A rank holds the fp32 masters of its own pieces, and everything that the model
-//! computes with: a buffer for each bucket in the dtype of its tensors, which the model's tensors
-//! view. After the masters change, the buffers must be updated (`compute_copies`, or `exchange` if
-//! there are several ranks). In fp32 with a single owner, the buffers are views of
-//! the masters, so there is only one copy.
+//! (`partition`). A rank holds everything that the model computes with: a buffer for each bucket in
+//! the dtype of its tensors, which the model's tensors view. The fp32 masters of its own pieces are
+//! in the same memory (`masters`), with a remainder beside it in bf16. After the masters change,
+//! several ranks must exchange their pieces (`exchange`).
 //!
 //! Parameters form groups, one for each component. Within a group, those that stay in fp32 in a
 //! bf16 model come first, so that a bucket has one dtype, then the others, both sorted by name. The
@@ -20,7 +19,9 @@ use tch::{Device, Kind, Tensor};
 
 use crate::state::{
     gradients::GradientSum,
+    halves::round_into,
     layout::{Group, Slice, intersect, narrow},
+    masters::Masters,
     partition::{Bucket, Partition, Piece},
     precision::Precision,
 };
@@ -28,8 +29,8 @@ use crate::state::{
 /// The flat vector of trained parameters and the tensors that view it.
 #[derive(Debug)]
 pub struct FlatParameters {
-    /// Masters of the elements that this rank owns, `[k]` fp32.
-    pub masters: Tensor,
+    /// Masters of the elements that this rank owns, `[k]` fp32, in the memory of `weights`.
+    pub masters: Masters,
     /// One entry for each tensor, in order and without gaps.
     pub slices: Vec<Slice>,
     /// One entry for each component, in order and without gaps.
@@ -40,9 +41,7 @@ pub struct FlatParameters {
     pub share: RankOf,
     /// Values that the model computes with, one tensor `[R c]` for each bucket: the bucket, padded
     /// so that its R pieces are equally long.
-    pub(super) weights: Vec<Tensor>,
-    /// Whether `weights` are views of the masters.
-    pub(super) aliases_masters: bool,
+    weights: Vec<Tensor>,
     /// The sum of a step's gradients.
     pub(crate) gradients: GradientSum,
 }
@@ -69,7 +68,7 @@ impl FlatParameters {
         precision: Precision,
         share: RankOf,
     ) -> Self {
-        // Lay the parameters out and allocate the masters.
+        // Lay the parameters out.
         let Layout {
             slices,
             groups,
@@ -77,24 +76,22 @@ impl FlatParameters {
         } = Layout::of(components, precision);
         let partition = Partition::of_buckets(bucket_lengths(&slices, &groups), share.ranks);
         let device = leaves.first().map_or(Device::Cpu, Tensor::device);
-        let masters = Tensor::zeros([partition.owned(share)], (Kind::Float, device));
-        let aliases_masters = precision == Precision::Fp32 && share.ranks == 1;
 
         // Move the tensors, bucket by bucket.
         let mut weights = Vec::new();
+        let mut masters = Masters::empty(device);
         let mut first = 0;
         for (bucket, piece) in partition.buckets().iter().zip(partition.pieces(share)) {
             let end = slices.partition_point(|slice| slice.range.start < bucket.range.end);
             let kind = slices.get(first).map_or(Kind::Float, |slice| slice.kind);
-            let memory = if aliases_masters {
-                narrow(&masters, &piece.own)
-            } else {
-                Tensor::zeros([bucket.piece * share.ranks as i64], (kind, device))
-            };
+            let memory = Tensor::zeros([bucket.piece * share.ranks as i64], (kind, device));
+            masters.push(part_in(&memory, bucket, &piece));
             for (slice, leaf) in slices[first..end].iter().zip(&mut leaves[first..end]) {
                 let values = leaf.detach().flatten(0, -1);
-                copy_piece(&masters, &piece, &values, slice.range.start);
                 move_into(leaf, slice, bucket, &memory);
+                if let Some((at, owned)) = owned(&piece, &values, slice.range.start) {
+                    masters.write(at, &owned);
+                }
             }
             first = end;
             weights.push(memory);
@@ -108,9 +105,22 @@ impl FlatParameters {
             partition,
             share,
             weights,
-            aliases_masters,
             gradients,
         }
+    }
+
+    /// Returns, for each bucket, this rank's piece of the model's weights `[c]`, and the tensor `[R
+    /// c]` that receives the pieces of all ranks.
+    pub(crate) fn exchanged(&self) -> impl Iterator<Item = (Tensor, &Tensor)> {
+        let buckets = self.partition.buckets().iter().zip(&self.weights);
+        buckets.map(|(bucket, weights)| {
+            let start = self.share.rank as i64 * bucket.piece;
+            // A copy, since the gather overwrites the original with the same numbers.
+            (
+                narrow(weights, &(start..start + bucket.piece)).copy(),
+                weights,
+            )
+        })
     }
 
     /// Returns the part of `range` that this rank owns, as a range within its own elements.
@@ -127,14 +137,32 @@ impl FlatParameters {
 /// Copies into `own`, the elements of a rank, those of `found` `[m]` that are in `piece`. The
 /// first element of `found` is element `start` of the flat vector.
 pub(crate) fn copy_piece(own: &Tensor, piece: &Piece, found: &Tensor, start: i64) {
+    if let Some((at, owned)) = owned(piece, found, start) {
+        let place = at..at + owned.numel() as i64;
+        write_to(&narrow(own, &place), &owned);
+    }
+}
+
+/// Returns a view of the elements of `found` `[m]` that are in `piece`, and the place of the first
+/// among those that the rank owns. The first element of `found` is element `start` of the flat
+/// vector.
+fn owned(piece: &Piece, found: &Tensor, start: i64) -> Option<(i64, Tensor)> {
     let common = intersect(&(start..start + found.numel() as i64), &piece.range);
     if common.is_empty() {
-        return;
+        return None;
     }
     let at = piece.own.start + common.start - piece.range.start;
-    let place = narrow(own, &(at..at + common.end - common.start));
     let inside = common.start - start..common.end - start;
-    write_to(&place, &narrow(found, &inside));
+    Some((at, narrow(found, &inside)))
+}
+
+/// Returns a view of a rank's piece in a bucket's `memory`, without padding.
+fn part_in(memory: &Tensor, bucket: &Bucket, piece: &Piece) -> Tensor {
+    let start = piece.range.start - bucket.range.start;
+    narrow(
+        memory,
+        &(start..start + piece.range.end - piece.range.start),
+    )
 }
 
 /// Turns `leaf` into a view of its slice of a bucket's `memory`, with the same values and with
@@ -143,7 +171,7 @@ fn move_into(leaf: &mut Tensor, slice: &Slice, bucket: &Bucket, memory: &Tensor)
     let start = bucket.range.start;
     let inside = slice.range.start - start..slice.range.end - start;
     let view = narrow(memory, &inside).view(slice.shape.as_slice());
-    write_to(&view, leaf);
+    round_into(&view, leaf);
     leaf.set_data(&view);
     let _ = leaf.set_requires_grad(true);
 }
@@ -223,7 +251,6 @@ fn keeps_fp32(slice: &Slice) -> bool {
 #[cfg(test)]
 mod tests {
     use rectiflow_sdxl::{init::Init, weights::Weights};
-    use tch::no_grad;
 
     use super::*;
 
@@ -303,10 +330,13 @@ mod tests {
                 let before = names(&components);
                 let flat = adopt(&components, precision, RankOf { rank, ranks });
                 for piece in flat.partition.pieces(flat.share) {
-                    assert!(narrow(&flat.masters, &piece.own).equal(&narrow(&whole, &piece.range)));
+                    let masters = flat.masters.read(&piece.own);
+                    assert!(masters.equal(&whole.read(&piece.range)));
                 }
                 for (before, after) in before.iter().zip(names(&components)) {
-                    assert!(before.to_kind(after.kind()).equal(&after));
+                    let wanted = after.zeros_like();
+                    round_into(&wanted, before);
+                    assert!(wanted.equal(&after));
                 }
             }
         }
@@ -317,8 +347,7 @@ mod tests {
         for precision in [Precision::Fp32, Precision::Bf16] {
             let components = components();
             let flat = adopt(&components, precision, RankOf::ONLY);
-            let _ = no_grad(|| flat.masters.shallow_clone().fill_(0.5));
-            flat.refresh();
+            flat.masters.write(0, &(flat.masters.zeros() + 0.5));
             let tensors = components
                 .iter()
                 .flat_map(|part| part.iter().map(|(_, tensor)| tensor.detach()));

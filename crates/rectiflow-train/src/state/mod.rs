@@ -1,15 +1,17 @@
 //! Everything that changes during training, as one value: exactly what a resume needs.
 
-pub(crate) mod compute_copies;
 pub mod ema;
 pub mod flat;
 pub(crate) mod gradient_clip;
 pub(crate) mod gradient_vector;
 pub(crate) mod gradients;
+pub(crate) mod halves;
 pub mod layout;
+pub mod masters;
 pub(crate) mod one_pass;
 pub mod optim;
 pub mod partition;
+pub(crate) mod plain;
 pub mod precision;
 pub(crate) mod workers;
 

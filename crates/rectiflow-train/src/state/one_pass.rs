@@ -6,17 +6,15 @@
 //! million parameters of a small UNet, libtorch's fp32 sum is 0.3% too small, so gradients scaled
 //! by it would be too large.
 //!
-//! No result depends on the number of threads: pieces have a fixed size, and their sums are added
-//! in order.
+//! No result depends on the number of threads: sums of pieces are added in order.
 
-use std::thread;
+use tch::{Kind, Tensor};
 
-use tch::{Device, Kind, Tensor};
-
-use crate::state::workers;
-
-/// Elements in a piece, the unit of work of a thread.
-const PIECE: usize = 1 << 16;
+use crate::state::{
+    halves::{merge, split},
+    masters::Numbers,
+    plain::{PIECE, is_plain, numbers, side_by_side},
+};
 
 /// The scalars of an AdamW update.
 #[derive(Debug, Clone, Copy)]
@@ -31,44 +29,49 @@ pub(crate) struct AdamW {
     pub(crate) update: u64,
 }
 
-/// The vectors that an update reads and writes, each `[n]` fp32 and contiguous.
+/// What an update reads and writes: masters `[n]`, and vectors `[n]` fp32, all contiguous.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Vectors<'a> {
-    pub(crate) values: &'a Tensor,
+    pub(crate) masters: &'a Numbers,
     pub(crate) mean: &'a Tensor,
     pub(crate) mean_square: &'a Tensor,
     pub(crate) gradients: &'a Tensor,
 }
 
 impl AdamW {
-    /// Updates values and moments. Returns `false` and changes nothing if they are not in CPU
+    /// Updates masters and moments. Returns `false` and changes nothing if they are not in CPU
     /// memory.
     pub(crate) fn update(&self, vectors: Vectors<'_>) -> bool {
         let Vectors {
-            values,
+            masters,
             mean,
             mean_square,
             gradients,
         } = vectors;
-        if ![values, mean, mean_square, gradients]
-            .into_iter()
-            .all(is_plain)
-        {
+        let plain = |vector| is_plain(vector, Kind::Float);
+        let all_plain = [mean, mean_square, gradients].into_iter().all(plain);
+        let masters_plain = match masters {
+            Numbers::Whole(whole) => plain(whole),
+            Numbers::Halves(nearest, remainder) => {
+                is_plain(nearest, Kind::BFloat16) && is_plain(remainder, Kind::Int16)
+            }
+        };
+        if !all_plain || !masters_plain {
             return false;
         }
-        // SAFETY: the four vectors do not overlap and nothing else uses them during an update; this
-        // call ends before they do.
-        let (values, mean, mean_square) =
-            unsafe { (numbers(values), numbers(mean), numbers(mean_square)) };
+        // SAFETY: the vectors do not overlap and nothing else uses them during an update; this call
+        // ends before they do.
+        let (mean, mean_square) = unsafe { (numbers(mean), numbers(mean_square)) };
         // SAFETY: as above, and only read.
         let gradients: &[f32] = unsafe { numbers(gradients) };
-        let cut = values
+        let moments = mean
             .chunks_mut(PIECE)
-            .zip(mean.chunks_mut(PIECE))
             .zip(mean_square.chunks_mut(PIECE))
             .zip(gradients.chunks(PIECE));
         let mut pieces = Vec::new();
-        for (((values, mean), mean_square), gradients) in cut {
+        for (values, ((mean, mean_square), gradients)) in
+            pieces_of(masters).into_iter().zip(moments)
+        {
             pieces.push(Piece {
                 values,
                 mean,
@@ -82,12 +85,39 @@ impl AdamW {
     }
 }
 
-/// Equally long parts of the four vectors.
+/// Equally long parts of masters and vectors.
 struct Piece<'a> {
-    values: &'a mut [f32],
+    values: Values<'a>,
     mean: &'a mut [f32],
     mean_square: &'a mut [f32],
     gradients: &'a [f32],
+}
+
+/// A part of the masters.
+enum Values<'a> {
+    Whole(&'a mut [f32]),
+    /// The nearest bf16 numbers, as bits, and the remainders.
+    Halves(&'a mut [u16], &'a mut [i16]),
+}
+
+/// Returns masters in CPU memory in pieces. Nothing else may use them meanwhile.
+fn pieces_of(masters: &Numbers) -> Vec<Values<'_>> {
+    match masters {
+        Numbers::Whole(whole) => {
+            // SAFETY: required of the caller, and `masters` outlives the pieces.
+            let whole: &mut [f32] = unsafe { numbers(whole) };
+            whole.chunks_mut(PIECE).map(Values::Whole).collect()
+        }
+        Numbers::Halves(nearest, remainder) => {
+            // SAFETY: as above.
+            let (nearest, remainder): (&mut [u16], &mut [i16]) =
+                unsafe { (numbers(nearest), numbers(remainder)) };
+            let pairs = nearest.chunks_mut(PIECE).zip(remainder.chunks_mut(PIECE));
+            pairs
+                .map(|(nearest, remainder)| Values::Halves(nearest, remainder))
+                .collect()
+        }
+    }
 }
 
 /// Constants of an element's update, rounded to fp32 as libtorch rounds a scalar that is combined
@@ -120,24 +150,41 @@ impl Constants {
 
     /// Updates one piece.
     fn update(self, piece: Piece<'_>) {
-        let elements = piece
-            .values
+        let moments = piece
+            .mean
             .iter_mut()
-            .zip(piece.mean)
             .zip(piece.mean_square)
             .zip(piece.gradients);
-        for (((value, mean), square), &gradient) in elements {
-            *mean += self.new_mean * (gradient - *mean);
-            *square = *square * self.old_square + gradient * gradient * self.new_square;
-            *value = *value * self.keep
-                - *mean / (square.sqrt() / self.correction + self.eps) * self.step;
+        match piece.values {
+            Values::Whole(values) => {
+                for (value, ((mean, square), &gradient)) in values.iter_mut().zip(moments) {
+                    *value = self.updated(*value, mean, square, gradient);
+                }
+            }
+            Values::Halves(nearest, remainder) => {
+                let halves = nearest.iter_mut().zip(remainder);
+                for ((nearest, remainder), ((mean, square), &gradient)) in halves.zip(moments) {
+                    let value = merge(*nearest, *remainder);
+                    let new = self.updated(value, mean, square, gradient);
+                    (*nearest, *remainder) = split(new);
+                }
+            }
         }
+    }
+
+    /// Updates the moments of an element. Returns its new value.
+    #[inline(always)]
+    fn updated(self, value: f32, mean: &mut f32, square: &mut f32, gradient: f32) -> f32 {
+        *mean += self.new_mean * (gradient - *mean);
+        *square = *square * self.old_square + gradient * gradient * self.new_square;
+        let denominator = square.sqrt() / self.correction + self.eps;
+        value * self.keep - *mean / denominator * self.step
     }
 }
 
 /// Returns the square of an fp32 vector's Euclidean norm, summed in fp64.
 pub(crate) fn square_norm(vector: &Tensor) -> f64 {
-    if !is_plain(vector) {
+    if !is_plain(vector, Kind::Float) {
         let norm = vector.norm_scalaropt_dtype(2, Kind::Double);
         return norm.double_value(&[]).powi(2);
     }
@@ -172,51 +219,12 @@ fn sum_of_row(row: &[f32]) -> f64 {
     rest + lanes.into_iter().map(f64::from).sum::<f64>()
 }
 
-/// Returns whether a tensor is a contiguous fp32 vector in CPU memory.
-fn is_plain(vector: &Tensor) -> bool {
-    vector.device() == Device::Cpu
-        && vector.kind() == Kind::Float
-        && vector.dim() == 1
-        && vector.is_contiguous()
-}
-
-/// Returns the elements of a vector as a slice.
-///
-/// # Safety
-/// The vector is plain and outlives the returned slice. Meanwhile nothing else accesses it, or all
-/// accesses are reads.
-#[allow(
-    clippy::mut_from_ref,
-    reason = "a tensor is a reference to its elements, and any handle may write them"
-)]
-unsafe fn numbers<'a>(vector: &Tensor) -> &'a mut [f32] {
-    let length = vector.numel();
-    if length == 0 {
-        return &mut [];
-    }
-    // SAFETY: required of the caller; the pointer is that of the tensor's first element.
-    unsafe { std::slice::from_raw_parts_mut(vector.data_ptr().cast(), length) }
-}
-
-/// Calls `work` on each piece, with as many threads as libtorch has on this thread.
-fn side_by_side<T: Send>(mut pieces: Vec<T>, work: impl Fn(T) + Sync) {
-    let threads = workers::threads().min(pieces.len());
-    if threads < 2 {
-        return pieces.into_iter().for_each(work);
-    }
-    let share = pieces.len().div_ceil(threads);
-    thread::scope(|scope| {
-        while pieces.len() > share {
-            let own = pieces.split_off(pieces.len() - share);
-            scope.spawn(|| own.into_iter().for_each(&work));
-        }
-        pieces.into_iter().for_each(&work);
-    });
-}
-
 #[cfg(test)]
 mod tests {
+    use tch::Device;
+
     use super::*;
+    use crate::state::masters::Masters;
 
     fn norm(vector: &Tensor) -> f64 {
         square_norm(vector).sqrt()
@@ -247,17 +255,19 @@ mod tests {
     fn the_number_of_threads_does_not_show() {
         let numbers =
             |seed: f64| (Tensor::arange(400_000, (Kind::Float, Device::Cpu)) * seed).sin();
-        let run = |threads| {
+        let run = |threads, take: fn(Tensor) -> Masters| {
             tch::set_num_threads(threads);
             let [values, mean, mean_square, gradients] = [0.1, 0.2, 0.3, 0.4].map(numbers);
             let mean_square = mean_square.square();
-            let [a, b, c, d] = [&values, &mean, &mean_square, &gradients]
-                .map(|vector| vector.narrow(0, 7, 399_992));
+            let masters = take(values);
+            let part = masters.over(&(7..399_999)).remove(0);
+            let [mean_part, square_part, gradient_part] =
+                [&mean, &mean_square, &gradients].map(|vector| vector.narrow(0, 7, 399_992));
             let vectors = Vectors {
-                values: &a,
-                mean: &b,
-                mean_square: &c,
-                gradients: &d,
+                masters: &part.numbers,
+                mean: &mean_part,
+                mean_square: &square_part,
+                gradients: &gradient_part,
             };
             let adamw = AdamW {
                 beta1: 0.9,
@@ -268,13 +278,16 @@ mod tests {
                 update: 3,
             };
             assert!(adamw.update(vectors));
-            (norm(&gradients), [values, mean, mean_square])
+            (norm(&gradients), [masters.to_tensor(), mean, mean_square])
         };
         let before = tch::get_num_threads();
-        let (alone, together) = (run(1), run(3));
+        let alone = run(1, Masters::whole);
+        let together = run(3, Masters::whole);
+        let halves = run(3, |vector| Masters::halves(&vector));
         tch::set_num_threads(before);
         assert!(alone.0 == together.0);
         assert!(alone.1.iter().zip(&together.1).all(|(a, b)| a.equal(b)));
+        assert!(alone.1.iter().zip(&halves.1).all(|(a, b)| a.equal(b)));
         assert!(
             alone.1[0].double_value(&[6]) == numbers(0.1).double_value(&[6]),
             "the element after the range stays"

@@ -17,6 +17,7 @@ use crate::{
     state::{
         gradient_vector::{Chunk, GradientVector},
         layout::narrow,
+        masters::{Masters, Numbers},
         one_pass::{AdamW, Vectors},
         workers::Workers,
     },
@@ -111,12 +112,12 @@ pub struct Optimizer {
 }
 
 impl Optimizer {
-    /// Returns an optimiser for `values` `[n]` with zero moments.
-    pub fn new(config: OptimizerConfig, values: &Tensor) -> Self {
+    /// Returns an optimiser for `masters` `[n]` with zero moments.
+    pub fn new(config: OptimizerConfig, masters: &Masters) -> Self {
         Self {
             config,
-            mean: values.zeros_like(),
-            mean_square: values.zeros_like(),
+            mean: masters.zeros(),
+            mean_square: masters.zeros(),
         }
     }
 
@@ -125,22 +126,22 @@ impl Optimizer {
         self.config.name == OptimizerName::StableAdamW
     }
 
-    /// Updates `values` with `gradients`, range by range. `total` turns sums over this rank's
+    /// Updates `masters` with `gradients`, range by range. `total` turns sums over this rank's
     /// elements into sums over all elements.
     pub(crate) fn update(
         &mut self,
-        values: &Tensor,
+        masters: &Masters,
         gradients: &GradientVector,
         ranges: &[UpdateRange],
         workers: &Workers,
         total: &dyn Fn(&[f64]) -> Result<Vec<f64>>,
     ) -> Result<()> {
         if self.works_by_tensor() {
-            let mut chunks = self.chunks(values, gradients, ranges);
+            let mut chunks = self.chunks(masters, gradients, ranges);
             return update_stably(&mut chunks, ranges, workers, total);
         }
-        if !self.update_in_one_pass(values, gradients, ranges) {
-            let mut chunks = self.chunks(values, gradients, ranges);
+        if !self.update_in_one_pass(masters, gradients, ranges) {
+            let mut chunks = self.chunks(masters, gradients, ranges);
             on_chunks(&mut chunks, workers, |chunk| {
                 chunk.advance();
                 chunk.apply(chunk.of.rate);
@@ -152,44 +153,34 @@ impl Optimizer {
     /// Returns the chunks of all ranges, in order.
     pub(crate) fn chunks<'a>(
         &'a self,
-        values: &Tensor,
+        masters: &Masters,
         gradients: &GradientVector,
         ranges: &'a [UpdateRange],
     ) -> Vec<ChunkViews<'a>> {
         let mut chunks = Vec::new();
-        for (index, range) in ranges.iter().enumerate() {
-            for chunk in gradients.chunks(&range.range) {
-                chunks.push(self.views(values, chunk, range, index));
+        for (index, of) in ranges.iter().enumerate() {
+            for chunk in gradients.chunks(&of.range) {
+                for (numbers, Chunk { range, gradient }) in parts(masters, &chunk) {
+                    chunks.push(ChunkViews {
+                        config: &self.config,
+                        of,
+                        index,
+                        numbers,
+                        mean: narrow(&self.mean, &range),
+                        mean_square: narrow(&self.mean_square, &range),
+                        gradient,
+                    });
+                }
             }
         }
         chunks
-    }
-
-    /// Returns the views of one chunk of the range `of`.
-    fn views<'a>(
-        &'a self,
-        values: &Tensor,
-        chunk: Chunk,
-        of: &'a UpdateRange,
-        index: usize,
-    ) -> ChunkViews<'a> {
-        let Chunk { range, gradient } = chunk;
-        ChunkViews {
-            config: &self.config,
-            of,
-            index,
-            values: narrow(values, &range),
-            mean: narrow(&self.mean, &range),
-            mean_square: narrow(&self.mean_square, &range),
-            gradient,
-        }
     }
 
     /// Updates with AdamW in one pass over memory. Returns `false` and changes nothing if the
     /// vectors are not in CPU memory.
     fn update_in_one_pass(
         &self,
-        values: &Tensor,
+        masters: &Masters,
         gradients: &GradientVector,
         ranges: &[UpdateRange],
     ) -> bool {
@@ -202,15 +193,17 @@ impl Optimizer {
                 rate: range.rate,
                 update: range.update,
             };
-            for Chunk { range, gradient } in gradients.over(&range.range) {
-                let vectors = Vectors {
-                    values: &narrow(values, &range),
-                    mean: &narrow(&self.mean, &range),
-                    mean_square: &narrow(&self.mean_square, &range),
-                    gradients: &gradient,
-                };
-                if !adamw.update(vectors) {
-                    return false;
+            for chunk in gradients.over(&range.range) {
+                for (numbers, Chunk { range, gradient }) in parts(masters, &chunk) {
+                    let vectors = Vectors {
+                        masters: &numbers,
+                        mean: &narrow(&self.mean, &range),
+                        mean_square: &narrow(&self.mean_square, &range),
+                        gradients: &gradient,
+                    };
+                    if !adamw.update(vectors) {
+                        return false;
+                    }
                 }
             }
         }
@@ -218,14 +211,27 @@ impl Optimizer {
     }
 }
 
-/// A chunk of a range, as views of the vectors. Changes to the views change the vectors.
+/// Returns a chunk of the gradient in parts whose masters are next to each other in memory.
+fn parts(masters: &Masters, chunk: &Chunk) -> Vec<(Numbers, Chunk)> {
+    let mut found = Vec::new();
+    for part in masters.over(&chunk.range) {
+        let start = chunk.range.start;
+        let inside = part.range.start - start..part.range.end - start;
+        let gradient = narrow(&chunk.gradient, &inside);
+        let range = part.range;
+        found.push((part.numbers, Chunk { range, gradient }));
+    }
+    found
+}
+
+/// A chunk of a range, as views of masters and vectors. Changes to the views change these.
 #[derive(Debug)]
 pub(crate) struct ChunkViews<'a> {
     config: &'a OptimizerConfig,
     of: &'a UpdateRange,
     /// Index of `of` among the ranges of the update.
     index: usize,
-    pub(crate) values: Tensor,
+    pub(crate) numbers: Numbers,
     mean: Tensor,
     mean_square: Tensor,
     pub(crate) gradient: Tensor,
@@ -251,13 +257,15 @@ impl ChunkViews<'_> {
             .double_value(&[])
     }
 
-    /// Applies weight decay and the step to the values.
+    /// Applies weight decay and the step to the masters.
     fn apply(&mut self, rate: f64) {
-        self.values *= 1.0 - rate * self.config.weight_decay;
-        self.values -= self.step(rate);
+        let mut values = self.numbers.fp32();
+        values *= 1.0 - rate * self.config.weight_decay;
+        values -= self.step(rate);
+        self.numbers.store(&values);
     }
 
-    /// Returns what an update at `rate` subtracts from the values, without weight decay.
+    /// Returns what an update at `rate` subtracts from the masters, without weight decay.
     pub(crate) fn step(&self, rate: f64) -> Tensor {
         let OptimizerConfig {
             beta1, beta2, eps, ..
@@ -315,7 +323,7 @@ mod tests {
     use tch::Device;
 
     use super::*;
-    use crate::state::layout::CHUNK;
+    use crate::state::{halves::round_into, layout::CHUNK};
 
     fn workers() -> Workers {
         Workers::new(Device::Cpu, 2)
@@ -333,13 +341,13 @@ mod tests {
     /// Updates on a single rank.
     fn update(
         optimizer: &mut Optimizer,
-        values: &Tensor,
+        masters: &Masters,
         gradients: &Tensor,
         ranges: &[UpdateRange],
     ) {
         let gradients = GradientVector::new([gradients.shallow_clone()]);
         optimizer
-            .update(values, &gradients, ranges, &workers(), &|own| {
+            .update(masters, &gradients, ranges, &workers(), &|own| {
                 Ok(own.to_vec())
             })
             .expect("nothing is exchanged");
@@ -361,29 +369,65 @@ mod tests {
         let cases: Vec<Golden> = serde_json::from_str(golden).expect("the golden file is JSON");
         assert_eq!(cases.len(), 2);
         for case in cases {
-            let values = Tensor::from_slice(&case.start).to_kind(Kind::Float);
+            let start = Tensor::from_slice(&case.start).to_kind(Kind::Float);
+            compare_case(name, &case, Masters::halves(&start), cuts);
+            compare_case(name, &case, Masters::whole(start), cuts);
+        }
+    }
+
+    fn compare_case(name: OptimizerName, case: &Golden, masters: Masters, cuts: &[Range<i64>]) {
+        let config = OptimizerConfig {
+            name,
+            weight_decay: case.weight_decay,
+            ..OptimizerConfig::default()
+        };
+        let mut optimizer = Optimizer::new(config, &masters);
+        for (number, (gradient, wanted)) in (1..).zip(case.gradients.iter().zip(&case.values)) {
+            let gradient = Tensor::from_slice(gradient).to_kind(Kind::Float);
+            let ranges: Vec<UpdateRange> = cuts
+                .iter()
+                .map(|range| a_range(range.clone(), case.rate, number))
+                .collect();
+            update(&mut optimizer, &masters, &gradient, &ranges);
+            let wanted = Tensor::from_slice(wanted).to_kind(Kind::Float);
+            let error = (masters.to_tensor() - &wanted).norm() / wanted.norm();
+            let error = f64::try_from(&error).expect("a scalar");
+            assert!(error < 1e-6, "update {number}: {error}");
+        }
+    }
+
+    /// Masters apart from the weights, which are rounded after each update, are the reference.
+    #[test]
+    fn halves_are_updated_as_masters_apart_bit_for_bit() {
+        let size = 2 * CHUNK as i64 + 77;
+        let numbers = |seed: f64| (Tensor::arange(size, (Kind::Float, Device::Cpu)) * seed).sin();
+        // As a base in fp16, one number in eight of which is half-way between two of bf16.
+        let start = numbers(0.71).to_kind(Kind::Half).to_kind(Kind::Float);
+        for name in [OptimizerName::AdamW, OptimizerName::StableAdamW] {
             let config = OptimizerConfig {
                 name,
-                weight_decay: case.weight_decay,
                 ..OptimizerConfig::default()
             };
-            let mut optimizer = Optimizer::new(config, &values);
-            for (update_number, (gradient, wanted)) in
-                (1..).zip(case.gradients.iter().zip(&case.values))
-            {
-                let gradient = Tensor::from_slice(gradient).to_kind(Kind::Float);
-                let ranges: Vec<UpdateRange> = cuts
-                    .iter()
-                    .map(|range| a_range(range.clone(), case.rate, update_number))
-                    .collect();
-                update(&mut optimizer, &values, &gradient, &ranges);
-                let wanted = Tensor::from_slice(wanted).to_kind(Kind::Float);
-                let error = (&values - &wanted).norm() / wanted.norm();
-                assert!(
-                    f64::try_from(&error).expect("a scalar") < 1e-6,
-                    "update {update_number}: {error}"
-                );
+            let (apart, halves) = (Masters::whole(start.copy()), Masters::halves(&start));
+            let mut of_apart = Optimizer::new(config.clone(), &apart);
+            let mut of_halves = Optimizer::new(config, &halves);
+            let weights = Tensor::zeros([size], (Kind::BFloat16, Device::Cpu));
+            for number in 1..=200u64 {
+                let gradient = numbers(0.1 + number as f64 * 0.01) * 1e-3;
+                let ranges = [
+                    a_range(0..1000, 1e-4, number),
+                    a_range(1000..size, 1e-5, number),
+                ];
+                update(&mut of_apart, &apart, &gradient, &ranges);
+                update(&mut of_halves, &halves, &gradient, &ranges);
+                round_into(&weights, &apart.to_tensor());
+                let (_, nearest) = halves.tensors().swap_remove(0);
+                assert!(nearest.equal(&weights), "update {number}");
             }
+            let bits = |masters: &Masters| masters.to_tensor().view_dtype(Kind::Int);
+            assert!(bits(&apart).equal(&bits(&halves)));
+            assert!(of_apart.mean_square.equal(&of_halves.mean_square));
+            assert!(!apart.to_tensor().equal(&start));
         }
     }
 
@@ -412,21 +456,16 @@ mod tests {
         let size = 2 * CHUNK as i64;
         let run = |gradient: &Tensor, name| {
             let values = Tensor::zeros([size], (Kind::Float, Device::Cpu));
-            let mut optimizer = Optimizer::new(
-                OptimizerConfig {
-                    name,
-                    ..OptimizerConfig::default()
-                },
-                &values,
-            );
+            let masters = Masters::whole(values.shallow_clone());
+            let config = OptimizerConfig {
+                name,
+                ..OptimizerConfig::default()
+            };
+            let mut optimizer = Optimizer::new(config, &masters);
             let ones = values.ones_like();
-            update(&mut optimizer, &values, &ones, &[a_range(0..size, 0.1, 1)]);
-            update(
-                &mut optimizer,
-                &values,
-                gradient,
-                &[a_range(0..size, 0.1, 2)],
-            );
+            update(&mut optimizer, &masters, &ones, &[a_range(0..size, 0.1, 1)]);
+            let second = [a_range(0..size, 0.1, 2)];
+            update(&mut optimizer, &masters, gradient, &second);
             values
         };
         // Gradients grow only in the second chunk, yet the rates of both chunks must fall.
@@ -450,11 +489,12 @@ mod tests {
     #[test]
     fn a_part_without_rate_keeps_its_values() {
         let values = Tensor::from_slice(&[1f32, 2.0, 3.0, 4.0]);
-        let mut optimizer = Optimizer::new(OptimizerConfig::default(), &values);
+        let masters = Masters::whole(values.shallow_clone());
+        let mut optimizer = Optimizer::new(OptimizerConfig::default(), &masters);
         let ones = Tensor::ones([4], (Kind::Float, Device::Cpu));
         update(
             &mut optimizer,
-            &values,
+            &masters,
             &ones,
             &[a_range(0..2, 0.1, 1), a_range(2..4, 0.0, 1)],
         );

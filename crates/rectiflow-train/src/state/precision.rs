@@ -1,4 +1,5 @@
-//! The dtype of each parameter in the model's computation: fp32, or bf16 beside fp32 masters.
+//! The dtype of each parameter in the model's computation: fp32, or bf16 beside the rest of the
+//! fp32 masters.
 //!
 //! The large matrices and kernels, whose products are sums of many terms, are in bf16. The
 //! following stay in fp32: the norms' weights (near 1, where steps of bf16 are 0.8%), embeddings (a
@@ -9,7 +10,9 @@
 use rectiflow_sdxl::weights::Parameters;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::{Kind, no_grad};
+use tch::Kind;
+
+use crate::state::halves::round_into;
 
 /// The precision that the model computes in while it trains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
@@ -18,8 +21,8 @@ pub enum Precision {
     #[default]
     #[serde(rename = "fp32")]
     Fp32,
-    /// bf16 copies of the weights and bf16 activations; masters, gradient sums and the optimiser
-    /// stay in fp32.
+    /// bf16 weights and activations; the masters, which complete the weights, gradient sums and
+    /// the optimiser stay in fp32.
     #[serde(rename = "bf16")]
     Bf16,
 }
@@ -50,8 +53,12 @@ impl Precision {
     /// Converts the parameters of a model that is not trained, in place.
     pub(crate) fn convert(self, parameters: &Parameters) {
         for (name, tensor) in parameters.iter() {
-            let converted = no_grad(|| tensor.to_kind(self.kind_of(name)));
-            tensor.shallow_clone().set_data(&converted);
+            let kind = self.kind_of(name);
+            if kind != tensor.kind() {
+                let converted = tensor.detach().to_kind(kind);
+                round_into(&converted, tensor);
+                tensor.shallow_clone().set_data(&converted);
+            }
         }
     }
 }

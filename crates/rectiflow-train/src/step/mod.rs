@@ -209,15 +209,15 @@ impl<'a> Stepper<'a> {
         position.samples += step.num_samples;
         position.cursor = step.step + 1;
         let ranges = state.update_ranges(lr, &self.ratios);
-        let masters = state.parameters.masters.shallow_clone();
+        let masters = &state.parameters.masters;
         let total = |excess: &[f64]| exchange.total(excess);
         state
             .optimizer
-            .update(&masters, &gradients, &ranges, &self.workers, &total)?;
+            .update(masters, &gradients, &ranges, &self.workers, &total)?;
         exchange.publish(&state.parameters)?;
         let keep = self.ema.keep(step.num_samples, state.position.samples);
         if let (Some(average), Some(keep)) = (&state.average, keep) {
-            ema::lerp_towards(average, &masters, keep, &self.workers);
+            ema::lerp_towards(average, masters, keep, &self.workers);
         }
         Ok(gradients)
     }

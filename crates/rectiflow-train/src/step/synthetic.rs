@@ -170,7 +170,6 @@ pub fn train_steps(
         };
         let alone = |own: &[f64]| Ok(own.to_vec());
         optimizer.update(&parameters.masters, &gradients, &[range], &workers, &alone)?;
-        parameters.refresh();
         measured.secs.push(began.elapsed().as_secs_f64());
         measured.losses.push(loss);
         measured.gradient_norms.push(norm);

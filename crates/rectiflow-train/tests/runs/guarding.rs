@@ -156,15 +156,15 @@ fn a_corrupted_second_moment_costs_a_guarded_run_a_rewind_and_an_unguarded_one_e
 fn stretch((first, last): (u64, u64), factor: f64) -> impl FnMut(&mut Step, &mut TrainState) {
     let mut before: Option<(u64, Tensor)> = None;
     move |step, state| {
-        let mut values = state.parameters.masters.shallow_clone();
+        let mut values = state.parameters.masters.to_tensor();
         let update = state.position.update;
         if let Some((_, old)) = before.as_ref().filter(|(last, _)| update == last + 1)
             && (first..=last).contains(&step.step)
         {
-            let stretched = old + (&values - old) * factor;
-            tch::no_grad(|| values.copy_(&stretched));
+            values = old + (&values - old) * factor;
+            state.parameters.masters.write(0, &values);
         }
-        before = Some((update, values.copy()));
+        before = Some((update, values));
     }
 }
 
