@@ -14,7 +14,7 @@ PREP = .venv-prep
 LOADERS_DISK = .venv-loaders-disk
 PYTHON313 ?= python3.13
 
-.PHONY: help build cuda-check test fuzz pairs peers-sources demo fmt lint unit doc docs restarts slurm two-nodes bench-ranks peers peers-comfy peers-full peers-loaders peers-prep bench-loaders mixing tiny-base study experiments guard-runs clean-demo
+.PHONY: help build cuda-check test fuzz pairs peers-sources demo fmt lint unit doc docs restarts slurm slurm-prep two-nodes bench-ranks peers peers-comfy peers-full peers-loaders peers-prep bench-loaders mixing tiny-base study experiments guard-runs clean-demo
 
 help:
 	@echo 'make build          build the binary, target/release/rectiflow'
@@ -37,6 +37,7 @@ help:
 	@echo 'make peers-sources  list sources that webdataset, tar, hfutils, webshart, datasets and MosaicML write'
 	@echo 'make restarts       test restarts under torchrun (installs $(PEERS), 1.6 GB)'
 	@echo 'make slurm          test launch/slurm.sbatch under Slurm; skipped without root, slurm-wlm and munge'
+	@echo 'make slurm-prep     test launch/prep-slurm.sh in the same way'
 	@echo 'make two-nodes      test two ranks in two network namespaces with latency and loss; skipped without root'
 	@echo "make bench-ranks    compare weak scaling with PyTorch's FSDP2 (after make demo; quarter of an hour)"
 	@echo 'make mixing         compare three orders of samples, three seeds, on the tiny model (ten minutes)'
@@ -137,6 +138,9 @@ restarts: build
 # Not in `make test`, because it needs root and Slurm, and takes minutes.
 slurm: build
 	$(PYTHON) scripts/ranks/slurm.py target/release/rectiflow
+
+slurm-prep: build
+	$(PYTHON) scripts/ranks/slurm_prep.py target/release/rectiflow
 
 # Not in `make test`, because it needs root and takes minutes.
 two-nodes: build

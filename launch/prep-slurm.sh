@@ -9,7 +9,7 @@
 #
 # OUT, or --work, must be on a file system that all machines share, with locks (flock). Tasks need not run at the same
 # time. A task that fails is put back into the queue MAX_RESTARTS (3) times, and goes on where it was.
-# Tested with Slurm's programs replaced (crates/rectiflow-cli/tests/launch), not yet under Slurm.
+# `make slurm-prep` runs it under Slurm.
 set -eu
 
 if [ -z "${PREP_STAGE:-}" ]; then

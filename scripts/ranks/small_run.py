@@ -1,4 +1,4 @@
-"""A small run for several ranks, shared by restarts.py and two_nodes.py.
+"""A small run for several ranks, shared by restarts.py, slurm.py and two_nodes.py.
 
 Sixteen emoji, the tiny SDXL from random weights, steps of four micro-batches of one sample, and a
 checkpoint every five steps.
@@ -87,10 +87,10 @@ every_steps = 1000
             time.sleep(0.01)
 
 
-def unpack_pictures(folder):
+def unpack_pictures(folder, count=NUM_PICTURES):
     """The first pictures of the emoji archive, each with a caption file."""
     with tarfile.open(ROOT / "assets/emoji/emoji.tar") as tar:
-        for member in [member for member in tar if member.name.endswith(".webp")][:NUM_PICTURES]:
+        for member in [member for member in tar if member.name.endswith(".webp")][:count]:
             path = folder / member.name
             path.write_bytes(tar.extractfile(member).read())
             path.with_suffix(".txt").write_text("an emoji")
