@@ -106,6 +106,14 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     file.commit()
 }
 
+/// Deletes a file, if it is there.
+pub(crate) fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io(path)(error)),
+        _ => Ok(()),
+    }
+}
+
 /// The folder of a file; the current folder for a bare name.
 fn folder_of(path: &Path) -> &Path {
     match path.parent() {

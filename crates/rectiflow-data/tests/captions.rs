@@ -3,12 +3,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod small_preparation;
+
 use std::{
     collections::BTreeMap, fs, io::Cursor, os::unix::fs::symlink, path::Path, process::Command,
     sync::Arc,
 };
 
-use half::f16;
 use image::{ImageFormat, Rgb, RgbImage};
 use parquet::{
     basic::{Compression, ZstdLevel},
@@ -17,38 +18,12 @@ use parquet::{
     schema::parser::parse_message_type,
 };
 use rectiflow_data::{
-    Codec, Dataset, PrepSettings, PrepSummary, Record, RgbBatch, Split, caption::TxtFiles, prepare,
+    Dataset, PrepSettings, PrepSummary, Record, RgbBatch, Split, caption::TxtFiles, prepare,
     reject::Reason, tag_list::TagSeparator,
 };
 use serde_json::Value;
+use small_preparation::{codec, settings, zeros};
 use tempfile::TempDir;
-
-fn codec() -> Codec {
-    Codec {
-        vae: "zeros".to_owned(),
-        hash: "11".repeat(32),
-        scaling_factor: 0.13025,
-        down_factor: 8,
-        channels: 4,
-        dtype: "F16".to_owned(),
-    }
-}
-
-fn settings() -> PrepSettings {
-    PrepSettings {
-        area_px: 64 * 64,
-        step_px: 16,
-        bucket_min_px: 32,
-        bucket_max_px: 128,
-        min_side_px: 16,
-        test_fraction: 0.0,
-        ..PrepSettings::default()
-    }
-}
-
-fn zeros(batch: &RgbBatch) -> Vec<f16> {
-    vec![f16::ZERO; batch.num_images * (batch.width_px * batch.height_px / 16) as usize]
-}
 
 /// A folder of files and the data set that a preparation makes of it.
 struct Prepared {

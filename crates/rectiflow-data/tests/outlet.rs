@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod object_server;
+mod small_preparation;
 
 use std::{fs, path::Path};
 
@@ -11,21 +12,11 @@ use half::f16;
 use image::{Rgb, RgbImage};
 use object_server::{CHILD, Fault, Request, with_s3};
 use rectiflow_data::{
-    Codec, Dataset, Error, PrepSettings, PrepSummary, RgbBatch, prepare, publish::publish,
+    Dataset, Error, PrepSettings, PrepSummary, RgbBatch, prepare, publish::publish,
 };
+use small_preparation::{codec, settings as small_settings};
 
 const URL: &str = "s3://bucket/new";
-
-fn codec() -> Codec {
-    Codec {
-        vae: "flat".to_owned(),
-        hash: "33".repeat(32),
-        scaling_factor: 0.13025,
-        down_factor: 8,
-        channels: 4,
-        dtype: "F16".to_owned(),
-    }
-}
 
 fn settings(send_to: Option<&str>) -> PrepSettings {
     PrepSettings {
@@ -33,11 +24,11 @@ fn settings(send_to: Option<&str>) -> PrepSettings {
         step_px: 8,
         bucket_min_px: 16,
         bucket_max_px: 64,
-        min_side_px: 16,
+        test_fraction: PrepSettings::default().test_fraction,
         object_rows: 32,
         keep_captionless: true,
         send_to: send_to.map(str::to_owned),
-        ..PrepSettings::default()
+        ..small_settings()
     }
 }
 

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod small_preparation;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -19,32 +21,15 @@ use rectiflow_data::{
     Codec, Dataset, Error, PrepSettings, PrepSummary, Record, RgbBatch, SampleId, Split, prepare,
     reject::Reason,
 };
-
-const FACTOR: u32 = 8;
-
-fn codec() -> Codec {
-    Codec {
-        vae: "means".to_owned(),
-        hash: "11".repeat(32),
-        scaling_factor: 0.13025,
-        down_factor: FACTOR,
-        channels: 4,
-        dtype: "F16".to_owned(),
-    }
-}
+use small_preparation::{codec, settings as small_settings};
 
 fn settings() -> PrepSettings {
     PrepSettings {
-        area_px: 64 * 64,
-        step_px: 16,
-        bucket_min_px: 32,
-        bucket_max_px: 128,
-        min_side_px: 16,
         max_pixels: 1_000_000,
         encode_batch: 3,
         object_rows: 32,
         test_fraction: 0.2,
-        ..PrepSettings::default()
+        ..small_settings()
     }
 }
 

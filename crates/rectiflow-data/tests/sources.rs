@@ -3,48 +3,31 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod small_preparation;
 mod written;
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-use half::f16;
 use rectiflow_data::{
-    Codec, Dataset, Error, PrepSettings, PrepSummary, RgbBatch, Source, Split, caption::Reading,
+    Dataset, Error, PrepSettings, PrepSummary, RgbBatch, Source, Split, caption::Reading,
     choice::SourceKind, prepare,
 };
 use serde_json::Value;
+use small_preparation::{codec, settings as small_settings, zeros};
 use tempfile::TempDir;
 use written::{Member, Row, large_picture, write_index, write_mds, write_parquet, write_tar};
-
-fn codec() -> Codec {
-    Codec {
-        vae: "zeros".to_owned(),
-        hash: "11".repeat(32),
-        scaling_factor: 0.13025,
-        down_factor: 8,
-        channels: 4,
-        dtype: "F16".to_owned(),
-    }
-}
 
 fn settings(source: SourceKind) -> PrepSettings {
     PrepSettings {
         source,
         area_px: 32 * 32,
-        step_px: 16,
-        bucket_min_px: 32,
         bucket_max_px: 64,
-        min_side_px: 16,
-        test_fraction: 0.0,
-        ..PrepSettings::default()
+        ..small_settings()
     }
 }
 
 fn prepared(place: &Path, out: &Path, kind: SourceKind) -> Result<PrepSummary, Error> {
-    let mut encode = |batch: &RgbBatch| {
-        let num_numbers = batch.num_images * (batch.width_px * batch.height_px / 16) as usize;
-        Ok(vec![f16::ZERO; num_numbers])
-    };
+    let mut encode = |batch: &RgbBatch| Ok(zeros(batch));
     prepare(
         place,
         out,

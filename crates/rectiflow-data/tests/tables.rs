@@ -3,9 +3,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod small_preparation;
+
 use std::{collections::BTreeMap, fs, io::Cursor, path::Path, sync::Arc};
 
-use half::f16;
 use image::{ImageFormat, Rgb, RgbImage};
 use parquet::{
     data_type::{ByteArray, ByteArrayType, Int64Type},
@@ -13,40 +14,18 @@ use parquet::{
     schema::parser::parse_message_type,
 };
 use rectiflow_data::{
-    Codec, Dataset, Error, PrepSettings, PrepSummary, Record, RgbBatch, Split,
+    Dataset, Error, PrepSettings, PrepSummary, Record, RgbBatch, Split,
     classes::{Place, TagSettings},
     prepare,
     reject::Reason,
 };
 use rusqlite::Connection;
 use serde_json::{Value, json};
+use small_preparation::{codec, settings, zeros};
 use tempfile::TempDir;
 
 const HASH_1: &str = "0123456789abcdef0123456789abcdef";
 const HASH_2: &str = "fedcba9876543210fedcba9876543210";
-
-fn codec() -> Codec {
-    Codec {
-        vae: "zeros".to_owned(),
-        hash: "11".repeat(32),
-        scaling_factor: 0.13025,
-        down_factor: 8,
-        channels: 4,
-        dtype: "F16".to_owned(),
-    }
-}
-
-fn settings() -> PrepSettings {
-    PrepSettings {
-        area_px: 64 * 64,
-        step_px: 16,
-        bucket_min_px: 32,
-        bucket_max_px: 128,
-        min_side_px: 16,
-        test_fraction: 0.0,
-        ..PrepSettings::default()
-    }
-}
 
 fn filtered(filter: &str) -> PrepSettings {
     PrepSettings {
@@ -88,10 +67,7 @@ impl Folder {
     }
 
     fn try_prepare(&self, settings: &PrepSettings) -> Result<PrepSummary, Error> {
-        let mut encode = |batch: &RgbBatch| {
-            let len = batch.num_images * (batch.width_px * batch.height_px / 16) as usize;
-            Ok(vec![f16::ZERO; len])
-        };
+        let mut encode = |batch: &RgbBatch| Ok(zeros(batch));
         let (source, out) = (self.source.path(), self.out.path());
         prepare(source, out, settings, &codec(), &mut encode, &mut |_| {})
     }

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod small_preparation;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -14,7 +16,7 @@ use std::{
 use half::f16;
 use image::{Rgb, RgbImage};
 use rectiflow_data::{
-    Codec, Dataset, Error, PrepSettings, RgbBatch,
+    Dataset, Error, PrepSettings, RgbBatch,
     prep::{
         Part, PartSummary, PrepEvent, PrepSummary, Stage, gather_facts, join_parts, list,
         prepare_part,
@@ -22,17 +24,7 @@ use rectiflow_data::{
     prepare,
     reject::Reason,
 };
-
-fn codec() -> Codec {
-    Codec {
-        vae: "sums".to_owned(),
-        hash: "22".repeat(32),
-        scaling_factor: 0.13025,
-        down_factor: 8,
-        channels: 4,
-        dtype: "F16".to_owned(),
-    }
-}
+use small_preparation::{codec, settings as small_settings};
 
 fn settings() -> PrepSettings {
     PrepSettings {
@@ -40,12 +32,11 @@ fn settings() -> PrepSettings {
         step_px: 8,
         bucket_min_px: 16,
         bucket_max_px: 64,
-        min_side_px: 16,
         encode_batch: 5,
         object_rows: 32,
         test_fraction: 0.1,
         filter: "not tag:comic".to_owned(),
-        ..PrepSettings::default()
+        ..small_settings()
     }
 }
 

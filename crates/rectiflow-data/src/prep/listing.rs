@@ -91,13 +91,7 @@ pub fn list(
     progress: &mut dyn FnMut(PrepEvent),
 ) -> Result<ListSummary> {
     let start = Instant::now();
-    let problems = settings.validate();
-    if !problems.is_empty() {
-        return Err(Error::Invalid {
-            what: "settings of the preparation".to_owned(),
-            reason: problems.join("; "),
-        });
-    }
+    settings.check(None)?;
     check_places(source, out)?;
     let work = tempfile::tempdir().map_err(Error::io(std::env::temp_dir()))?;
     let source = list_source_in(source, out, work.path(), settings)?;

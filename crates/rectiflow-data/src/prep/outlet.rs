@@ -6,13 +6,12 @@
 //! are still here are sent again.
 
 use std::{
-    fs,
-    path::Path,
     sync::mpsc::{Receiver, sync_channel},
     thread,
 };
 
 use crate::{
+    durable,
     error::{Error, Result},
     prep::{
         journal::{Journal, Store, latents_name},
@@ -75,16 +74,9 @@ impl Outlet {
             send(&self.remote, &store.root, &name)?;
             journal.is_sent = true;
             store.write_journal(&journal)?;
-            remove(&store.root.join(name))?;
+            durable::remove(&store.root.join(name))?;
         }
         Ok(())
-    }
-}
-
-fn remove(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(path)(error)),
-        _ => Ok(()),
     }
 }
 

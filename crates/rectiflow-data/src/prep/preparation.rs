@@ -10,7 +10,7 @@ use std::{
 use half::f16;
 
 use crate::{
-    error::{Error, Result},
+    error::Result,
     format::{
         block_table::Block,
         bucket::Bucket,
@@ -49,10 +49,11 @@ pub(crate) const FACTS_FILE: &str = "prep/files.jsonl";
 /// encoder write the same bytes, interrupted or not.
 ///
 /// # Errors
-/// [`Error::Invalid`] for settings that cannot work, or that differ from the data set's;
-/// [`Error::NotReady`] if another preparation is writing `out`; [`Error::Encode`] if the encoder
-/// fails; [`Error::Io`] if `source` cannot be listed or `out` cannot be written;
-/// [`Error::Malformed`] if `out` is not a data set. A bad file in `source` is not an error.
+/// [`Invalid`](crate::Error::Invalid) for settings that cannot work, or that differ from the data
+/// set's; [`NotReady`](crate::Error::NotReady) if another preparation is writing `out`;
+/// [`Encode`](crate::Error::Encode) if the encoder fails; [`Io`](crate::Error::Io) if `source`
+/// cannot be listed or `out` cannot be written; [`Malformed`](crate::Error::Malformed) if `out` is
+/// not a data set. A bad file in `source` is not an error.
 pub fn prepare(
     source: &Path,
     out: &Path,
@@ -62,7 +63,7 @@ pub fn prepare(
     progress: &mut dyn FnMut(PrepEvent),
 ) -> Result<PrepSummary> {
     let start = Instant::now();
-    check(settings, codec)?;
+    settings.check(Some(codec))?;
     check_places(source, out)?;
     let store = Store::open(out, codec, &settings.geometry(), Holders::One)?;
     let source = list_source(source, out, settings)?;
@@ -79,25 +80,6 @@ pub fn prepare(
     preparation.leave_lists(out)?;
     share::forget(out)?;
     Ok(preparation.summary(start.elapsed().as_secs_f64()))
-}
-
-/// Fails with all problems of the settings.
-pub(crate) fn check(settings: &PrepSettings, codec: &Codec) -> Result<()> {
-    let mut problems = settings.validate();
-    if codec.down_factor == 0 || !settings.step_px.is_multiple_of(codec.down_factor) {
-        let factor = codec.down_factor;
-        problems.push(format!(
-            "prep.step_px = {}: must be a multiple of the VAE factor {factor}",
-            settings.step_px
-        ));
-    }
-    if problems.is_empty() {
-        return Ok(());
-    }
-    Err(Error::Invalid {
-        what: "settings of the preparation".to_owned(),
-        reason: problems.join("; "),
-    })
 }
 
 /// One run of [`prepare`].

@@ -11,14 +11,13 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    fs,
-    io::{ErrorKind, Write},
+    io::Write,
     path::Path,
 };
 
 use crate::{
-    durable::DurableFile,
-    error::{Error, Result},
+    durable::{self, DurableFile},
+    error::Result,
     format::{
         bucket::{Bucket, aspect_error, nearest},
         record::SampleId,
@@ -226,11 +225,7 @@ impl Scan {
             writeln!(file, "{}", fact.to_line()).map_err(file.error())?;
         }
         file.commit()?;
-        let part = part_of(memory);
-        match fs::remove_file(&part) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io(part)(error)),
-            _ => Ok(()),
-        }
+        durable::remove(&part_of(memory))
     }
 
     /// Adds the next sample, `file`.

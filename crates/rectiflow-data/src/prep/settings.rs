@@ -5,8 +5,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     board::classes::TagSettings,
+    error::{Error, Result},
     filter,
-    format::bucket::{Geometry, ResizeSpace},
+    format::{
+        bucket::{Geometry, ResizeSpace},
+        manifest::Codec,
+    },
     prep::split::Share,
     source::{boards::BoardSettings, choice::SourceKind},
     text::{
@@ -196,6 +200,29 @@ impl PrepSettings {
             ));
         }
         problems
+    }
+
+    /// Fails with all problems of the settings, and with what does not fit the VAE if it is known.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`].
+    pub(crate) fn check(&self, codec: Option<&Codec>) -> Result<()> {
+        let mut problems = self.validate();
+        if let Some(codec) = codec
+            && (codec.down_factor == 0 || !self.step_px.is_multiple_of(codec.down_factor))
+        {
+            problems.push(format!(
+                "prep.step_px = {}: must be a multiple of the VAE factor {}",
+                self.step_px, codec.down_factor
+            ));
+        }
+        if problems.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Invalid {
+            what: "settings of the preparation".to_owned(),
+            reason: problems.join("; "),
+        })
     }
 
     /// The whole numbers that are out of range.

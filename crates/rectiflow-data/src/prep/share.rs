@@ -19,6 +19,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    cache::folder::open_lockable,
     error::{Error, Result},
     prep::{
         copies_list,
@@ -318,7 +319,7 @@ impl Share {
 
     /// Whether a process holds the number of a worker.
     fn is_running(&self, worker: u32) -> bool {
-        let lock = open_lock(&lock_path(&self.folder, self.part(worker)));
+        let lock = open_lockable(&lock_path(&self.folder, self.part(worker)));
         lock.is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
     }
 
@@ -565,7 +566,7 @@ fn lock_path(folder: &Path, part: Part) -> PathBuf {
 /// Takes the lock of a worker. Another worker can hold it for a moment, to see whether it is free.
 fn take_lock(path: &Path, part: Part) -> Result<File> {
     for _ in 0..LOCK_TRIES {
-        let file = open_lock(path)?;
+        let file = open_lockable(path).map_err(Error::io(path))?;
         match file.try_lock() {
             Ok(()) => return Ok(file),
             Err(TryLockError::Error(source)) => {
@@ -581,10 +582,4 @@ fn take_lock(path: &Path, part: Part) -> Result<File> {
                  of its own"
             .to_owned(),
     })
-}
-
-fn open_lock(path: &Path) -> Result<File> {
-    let mut options = File::options();
-    options.create(true).truncate(false).write(true);
-    options.open(path).map_err(Error::io(path))
 }

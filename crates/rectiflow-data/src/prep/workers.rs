@@ -29,7 +29,7 @@ use crate::{
         objects::{ObjectPlan, PlannedObject},
         part::Part,
         places::{check_places, list_source},
-        preparation::{FACTS_FILE, Preparation, check, num_rows, without},
+        preparation::{FACTS_FILE, Preparation, num_rows, without},
         settings::PrepSettings,
         share::{self, Share},
     },
@@ -56,13 +56,7 @@ pub fn gather_facts(
     part: Part,
     progress: &mut dyn FnMut(PrepEvent),
 ) -> Result<u64> {
-    let problems = settings.validate();
-    if !problems.is_empty() {
-        return Err(Error::Invalid {
-            what: "settings of the preparation".to_owned(),
-            reason: problems.join("; "),
-        });
-    }
+    settings.check(None)?;
     check_places(source, out)?;
     let source = list_source(source, out, settings)?;
     let mut share = Share::of_worker(out, &source, settings, part)?;
@@ -92,7 +86,7 @@ pub fn prepare_part(
     progress: &mut dyn FnMut(PrepEvent),
 ) -> Result<PartSummary> {
     let start = Instant::now();
-    check(settings, codec)?;
+    settings.check(Some(codec))?;
     check_places(source, out)?;
     let store = Store::open(out, codec, &settings.geometry(), Holders::Workers)?;
     let source = list_source(source, out, settings)?;
@@ -126,7 +120,7 @@ pub fn join_parts(
     progress: &mut dyn FnMut(PrepEvent),
 ) -> Result<PrepSummary> {
     let start = Instant::now();
-    check(settings, codec)?;
+    settings.check(Some(codec))?;
     check_places(source, out)?;
     let store = Store::open(out, codec, &settings.geometry(), Holders::One)?;
     let source = list_source(source, out, settings)?;
