@@ -11,7 +11,7 @@ use crate::{
 
 /// Each crate's folders and loose files from the top floor down: each uses only what stands below
 /// it. The face, `lib.rs` or `main.rs`, stands above all of them.
-pub const FLOORS: [(&str, &[&str]); 4] = [
+pub const FLOORS: [(&str, &[&str]); 5] = [
     (
         "rectiflow-data",
         &[
@@ -21,6 +21,7 @@ pub const FLOORS: [(&str, &[&str]); 4] = [
             "board",
             "posts",
             "filter",
+            "captioning",
             "order",
             "dataset",
             "text",
@@ -36,6 +37,7 @@ pub const FLOORS: [(&str, &[&str]); 4] = [
             "error",
         ],
     ),
+    ("rectiflow-annotate", &["pictures", "table", "error"]),
     (
         "rectiflow-sdxl",
         // `compare` opens whole models, so it stands above `files`.

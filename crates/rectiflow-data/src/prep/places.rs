@@ -14,8 +14,12 @@ pub(crate) fn list_source(source: &Path, out: &Path, settings: &PrepSettings) ->
     list_source_in(source, out, &out.join("prep"), settings)
 }
 
-/// As [`list_source`], with the rows of tables in the folder `work`.
-pub(crate) fn list_source_in(
+/// Lists a source as the settings say, without the data set in `out`. Rows of tables are kept in
+/// the folder `work`, in a file without a name.
+///
+/// # Errors
+/// Those of [`Source::list`]; [`Error::Invalid`] for tables or a filter that cannot be used.
+pub fn list_source_in(
     source: &Path,
     out: &Path,
     work: &Path,

@@ -1,0 +1,18 @@
+//! Captions, tags and scores of pictures by models that others have trained. Links no tensor
+//! library of its own.
+//!
+//! A source of pictures or a packed data set goes in, a table of annotations comes out
+//! (`rectiflow_data::annotation`), which `rectiflow prep --annotations` merges. Work that takes
+//! days is resumed: an answer is on disk before the next is asked for.
+//!
+//! The folders, from top to bottom; each one uses only folders below it:
+//!
+//! | folder | holds |
+//! |---|---|
+//! | `pictures` | what is annotated: pictures of a source, or of a packed data set |
+//! | `table` | the answers: a journal, numbered parts, one table at the end |
+//! | `error` | errors by meaning |
+
+pub mod error;
+pub mod pictures;
+pub mod table;
