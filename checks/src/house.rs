@@ -37,7 +37,10 @@ pub const FLOORS: [(&str, &[&str]); 5] = [
             "error",
         ],
     ),
-    ("rectiflow-annotate", &["pictures", "table", "error"]),
+    (
+        "rectiflow-annotate",
+        &["caption", "loopback", "pictures", "table", "error"],
+    ),
     (
         "rectiflow-sdxl",
         // `compare` opens whole models, so it stands above `files`.
@@ -81,6 +84,7 @@ pub const FLOORS: [(&str, &[&str]); 5] = [
             "bench",
             "prep",
             "dedupe",
+            "caption",
             "inspect",
             "plan",
             "train",

@@ -87,7 +87,12 @@ const PURE: [(&str, &str); 15] = [
 
 /// Where `async` is, and `.await`; a name that ends in `/` is a folder. The trainer sees an
 /// iterator.
-const ASYNC: [(&str, &str); 5] = [
+const ASYNC: [(&str, &str); 10] = [
+    ("annotate", "caption/attempt.rs"),
+    ("annotate", "caption/client.rs"),
+    ("annotate", "caption/probe.rs"),
+    ("annotate", "caption/run.rs"),
+    ("annotate", "loopback/"),
     ("data", "remote/"),
     ("data", "dataset/fetch.rs"),
     ("data", "dataset/rows.rs"),

@@ -9,10 +9,14 @@
 //!
 //! | folder | holds |
 //! |---|---|
+//! | `caption` | captions from served models: the client, its checks, the probe, a run |
+//! | `loopback` | a server of chat completions on this machine, for tests and measurements |
 //! | `pictures` | what is annotated: pictures of a source, or of a packed data set |
 //! | `table` | the answers: a journal, numbered parts, one table at the end |
 //! | `error` | errors by meaning |
 
+pub mod caption;
 pub mod error;
+pub mod loopback;
 pub mod pictures;
 pub mod table;

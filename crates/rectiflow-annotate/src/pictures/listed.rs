@@ -104,6 +104,7 @@ impl Pictures {
                     });
                     texts.push(Text {
                         captions: record.captions,
+                        caption_sources: record.caption_sources,
                         tags: record.tags,
                         important_tags: record.important_tags,
                         quality: record.quality,

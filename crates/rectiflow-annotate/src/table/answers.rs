@@ -94,6 +94,11 @@ impl Answers {
         })
     }
 
+    /// The folder of the run, where files can be kept until it is finished.
+    pub fn work(&self) -> &Path {
+        &self.folder
+    }
+
     /// What the rows of all runs are about, for the threads that ask.
     pub fn claims(&self) -> Claims {
         self.known.clone()

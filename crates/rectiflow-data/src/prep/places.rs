@@ -6,7 +6,7 @@ use crate::{
     error::{Error, Result},
     prep::settings::PrepSettings,
     remote::{Location, network::Network},
-    source::{Source, no_folder},
+    source::{Source, annotations::Annotations, no_folder},
 };
 
 /// Lists a source as the settings say. Rows of tables are kept in the data set's folder.
@@ -26,7 +26,10 @@ pub fn list_source_in(
     settings: &PrepSettings,
 ) -> Result<Source> {
     let (kind, boards) = (settings.source, settings.boards());
-    Source::with_tables(source, (out, work), kind, settings.reading(), &boards)
+    let mut source = Source::with_tables(source, (out, work), kind, settings.reading(), &boards)?;
+    let (tables, ranks) = (&settings.annotations, &settings.quality_ranks);
+    source.annotations = Annotations::open(tables, work, &settings.tags, ranks)?;
+    Ok(source)
 }
 
 /// Fails if `source` is no source, or if `out` is the same folder.

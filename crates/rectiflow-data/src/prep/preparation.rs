@@ -367,8 +367,13 @@ impl<'a> Preparation<'a> {
     /// Puts the current text of a sample into its record.
     fn replace_text(&self, record: &mut Record, accepted: &Accepted) {
         let found = &self.source.samples[accepted.file];
-        let text = self.source.text(found).text.unwrap_or_default();
+        let text = self
+            .source
+            .text_of(found, accepted.id)
+            .text
+            .unwrap_or_default();
         record.captions = text.captions;
+        record.caption_sources = text.caption_sources;
         record.tags = text.tags;
         record.important_tags = text.important_tags;
         record.quality = text.quality;

@@ -201,6 +201,7 @@ mod tests {
     fn record() -> Record {
         Record {
             id: SampleId(1),
+            caption_sources: Vec::new(),
             captions: strings(&["A caption.", "Another.", "A third."]),
             tags: strings(&["solo", "long_hair", "blue sky", "cat", "^_^"]),
             important_tags: strings(&["cat"]),
