@@ -23,11 +23,11 @@ use crate::{
     posts::fields::{CLASSES, Class},
     reject::{Reason, Remark},
     source::rows::{RowFile, Span, read_span},
-    text::caption::{Reading, Text, clean},
+    text::{
+        caption::{Reading, Text, clean},
+        prompt::OWN_SOURCE,
+    },
 };
-
-/// The source of captions that were in the prepared source itself.
-pub const OWN_SOURCE: &str = "source";
 
 /// What is merged, and how.
 #[derive(Debug, Default)]

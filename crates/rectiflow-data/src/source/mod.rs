@@ -21,7 +21,7 @@
 //! its own row has its texts. Captions come from the first source with a caption, tags from the
 //! first with tags. What another source says differently is listed in `rejected.jsonl`.
 
-pub mod annotations;
+pub(crate) mod annotations;
 pub(crate) mod boards;
 pub mod choice;
 pub(crate) mod folder;
