@@ -1,6 +1,8 @@
 //! Captions from a server that misbehaves in every way a server can: what is asked, what is asked
 //! again, what is set aside, and what ends the run.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -15,7 +17,10 @@ use rectiflow_annotate::{
         tally::Tally,
     },
     error::{Error, Result},
-    loopback::server::{Asked, Loopback, Manner, Misdeed},
+    loopback::{
+        manner::{Asked, Manner, Misdeed},
+        server::Loopback,
+    },
     pictures::{jpeg::JpegSettings, listed::Pictures},
     table::answers::Answers,
 };

@@ -1,6 +1,8 @@
 //! `rectiflow caption` as a program: killed and started again, merged by `prep` without encoding,
 //! and its messages for what a user gets wrong.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -9,7 +11,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rectiflow_annotate::loopback::server::{Loopback, Manner, Misdeed};
+use rectiflow_annotate::loopback::{
+    manner::{Manner, Misdeed},
+    server::Loopback,
+};
 use rectiflow_data::picture::Picture;
 use serde_json::Value;
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use reqwest::{Client, Response, StatusCode, header::RETRY_AFTER};
+use reqwest::{Client, RequestBuilder, Response, StatusCode, header::RETRY_AFTER};
 
 use crate::caption::{
     answer::{self, Answer},
@@ -45,32 +45,35 @@ pub(crate) async fn send(
     body: Vec<u8>,
     deadline: Duration,
 ) -> Result<Answer, Trouble> {
-    let url = server.chat_url.as_str();
-    let mut request = client
-        .post(url)
+    let request = client
+        .post(server.chat_url.as_str())
         .header("content-type", "application/json")
         .body(body);
-    if let Some(key) = key {
-        request = request.bearer_auth(key);
+    let exchanged = tokio::time::timeout(deadline, exchange(with_key(request, key), server)).await;
+    exchanged.unwrap_or_else(|_| {
+        let secs = deadline.as_secs_f64();
+        Err(Trouble::passing(format!(
+            "no answer in {secs} s (caption.answer_secs)"
+        )))
+    })
+}
+
+/// Sends a request without a limit of time.
+async fn exchange(request: RequestBuilder, server: &Server) -> Result<Answer, Trouble> {
+    let response = request.send().await.map_err(|error| unsent(&error))?;
+    let status = response.status();
+    let asked = retry_after(&response);
+    let body = read(response).await.map_err(Trouble::passing)?;
+    if !status.is_success() {
+        return Err(refused(status, asked, &body, server));
     }
-    let whole = async {
-        let response = request.send().await.map_err(|error| unsent(&error))?;
-        let status = response.status();
-        let asked = retry_after(&response);
-        let body = read(response).await?;
-        if !status.is_success() {
-            return Err(refused(status, asked, &body, server));
-        }
-        answer::parse(&body).map_err(Trouble::passing)
-    };
-    match tokio::time::timeout(deadline, whole).await {
-        Ok(answer) => answer,
-        Err(_) => {
-            let secs = deadline.as_secs_f64();
-            Err(Trouble::passing(format!(
-                "no answer in {secs} s (caption.answer_secs)"
-            )))
-        }
+    answer::parse(&body).map_err(Trouble::passing)
+}
+
+fn with_key(request: RequestBuilder, key: Option<&str>) -> RequestBuilder {
+    match key {
+        Some(key) => request.bearer_auth(key),
+        None => request,
     }
 }
 
@@ -81,39 +84,28 @@ pub(crate) async fn get(
     key: Option<&str>,
     deadline: Duration,
 ) -> Result<(StatusCode, Vec<u8>), String> {
-    let mut request = client.get(url);
-    if let Some(key) = key {
-        request = request.bearer_auth(key);
-    }
-    let whole = async {
-        let response = request.send().await.map_err(|error| chain(&error))?;
-        let status = response.status();
-        let body = read(response).await.map_err(|trouble| match trouble {
-            Trouble::Passing { reason, .. }
-            | Trouble::Picture { reason }
-            | Trouble::Lasting { reason } => reason,
-        })?;
-        Ok((status, body))
-    };
-    let ended = tokio::time::timeout(deadline, whole).await;
+    let fetched = fetch(with_key(client.get(url), key));
+    let ended = tokio::time::timeout(deadline, fetched).await;
     ended.unwrap_or_else(|_| Err(format!("no answer in {} s", deadline.as_secs_f64())))
 }
 
+async fn fetch(request: RequestBuilder) -> Result<(StatusCode, Vec<u8>), String> {
+    let response = request.send().await.map_err(|error| chain(&error))?;
+    let status = response.status();
+    Ok((status, read(response).await?))
+}
+
 /// The body of an answer, up to [`MAX_BODY_BYTES`].
-async fn read(mut response: Response) -> Result<Vec<u8>, Trouble> {
+async fn read(mut response: Response) -> Result<Vec<u8>, String> {
     let mut body = Vec::new();
     loop {
         match response.chunk().await {
             Ok(None) => return Ok(body),
             Ok(Some(chunk)) if body.len() + chunk.len() > MAX_BODY_BYTES => {
-                let reason = format!("an answer of more than {MAX_BODY_BYTES} bytes");
-                return Err(Trouble::passing(reason));
+                return Err(format!("an answer of more than {MAX_BODY_BYTES} bytes"));
             }
             Ok(Some(chunk)) => body.extend_from_slice(&chunk),
-            Err(error) => {
-                let reason = format!("the answer was cut: {}", chain(&error));
-                return Err(Trouble::passing(reason));
-            }
+            Err(error) => return Err(format!("the answer was cut: {}", chain(&error))),
         }
     }
 }

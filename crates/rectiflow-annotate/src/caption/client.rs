@@ -7,7 +7,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -416,6 +416,3 @@ fn models_in(body: &[u8]) -> Option<Vec<String>> {
     let ids = list.iter().filter_map(|model| model.get("id")?.as_str());
     Some(ids.map(str::to_owned).collect())
 }
-
-/// A client that tasks share.
-pub type Shared = Arc<Client>;

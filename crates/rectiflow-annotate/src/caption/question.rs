@@ -8,8 +8,8 @@ use rectiflow_data::{
 };
 use serde_json::{Map, Value, json};
 
-/// Stands for the picture while the rest of a body is written.
-const PICTURE_MARK: &str = "@picture@";
+/// Stands for the picture while the rest of a body is written: a sign that no prompt has.
+const PICTURE_MARK: &str = "\u{1}";
 /// Most tags that a prompt names.
 const MAX_TAGS: usize = 100;
 
@@ -88,9 +88,7 @@ fn tail(rest: &str, messages: &str, jpeg: Option<&[u8]>) -> String {
     let mut tail = String::with_capacity(len + 64);
     tail += &rest[1..rest.len() - 1];
     tail += ",\"messages\":";
-    // The mark is the first of its kind: the system prompt before it is data of the user, in which
-    // the quotation marks around it would be escaped.
-    let mark = format!("\"{PICTURE_MARK}\"");
+    let mark = Value::from(PICTURE_MARK).to_string();
     match (messages.split_once(&mark), jpeg) {
         (Some((before, after)), Some(jpeg)) => {
             tail += before;
@@ -155,17 +153,17 @@ mod tests {
 
     #[test]
     fn a_body_is_the_json_that_servers_expect() {
-        let prompt = "Say {tags}; {caption}; {quality}. \"@picture@\"";
-        let asking = asking(prompt, "Be \"@picture@\" brief.", r#"{"top_p": 0.5}"#);
+        let prompt = "Say {tags}; {caption}; {quality}. \"x\"";
+        let asking = asking(prompt, "Be \"very\" brief.", r#"{"top_p": 0.5}"#);
         assert!(asking.needs_text());
         let question = asking.about(Some(b"\xff\xd8jpeg"), &text());
         let body: Value = serde_json::from_slice(&question.body("m\"1", 7)).unwrap();
-        let prompt = "Say a, b, c; old \"words\"; best. \"@picture@\"";
+        let prompt = "Say a, b, c; old \"words\"; best. \"x\"";
         let expected = json!({
             "model": "m\"1", "seed": 7, "temperature": 0.6, "max_tokens": 300, "stream": false,
             "top_p": 0.5,
             "messages": [
-                { "role": "system", "content": "Be \"@picture@\" brief." },
+                { "role": "system", "content": "Be \"very\" brief." },
                 { "role": "user", "content": [
                     { "type": "image_url",
                       "image_url": { "url": "data:image/jpeg;base64,/9hqcGVn" } },

@@ -113,12 +113,31 @@ struct Posed {
 /// What happened to a picture.
 #[derive(Debug)]
 enum Event {
-    /// A question has ended. The permit is given back when the row is in the journal.
-    Ended(Posed, Result<Outcome>, OwnedSemaphorePermit),
-    /// A picture that cannot be read; with its id if it has one.
-    Unreadable(Option<SampleId>, String, Vec<String>, Fault),
-    /// A picture, or a copy of one, that has its answers.
-    Known(u64),
+    /// A question has ended.
+    Ended(Box<Ended>),
+    /// It cannot be read.
+    Unread(Unread),
+    /// It has its answers, or is a copy of one that has.
+    Known,
+}
+
+/// A question that has ended.
+#[derive(Debug)]
+struct Ended {
+    posed: Posed,
+    outcome: Result<Outcome>,
+    /// Its place among the requests, which is free when the row is in the journal.
+    permit: OwnedSemaphorePermit,
+}
+
+/// A picture that cannot be read.
+#[derive(Debug)]
+struct Unread {
+    /// None without bytes.
+    id: Option<SampleId>,
+    address: String,
+    modes: Vec<String>,
+    fault: Fault,
 }
 
 /// The network's thread and the client, open before a table is begun.
@@ -195,7 +214,7 @@ impl Captioner {
                 scope.spawn(move || posing.run(&posed, &events));
             }
             drop((posed, events));
-            let result = self.collect(&ended, answers, &mut tally, show, (stop, &halt));
+            let result = self.collect(&ended, answers, &mut tally, show, (stop, &*halt));
             // Threads that pose questions stop at a closed queue.
             halt.store(true, Ordering::Relaxed);
             result
@@ -257,47 +276,57 @@ impl Captioner {
 /// Writes what an event says.
 fn record(event: Event, answers: &mut Answers, tally: &mut Tally) -> Result<()> {
     match event {
-        Event::Known(num) => {
-            tally.copies += num;
+        Event::Known => {
+            tally.copies += 1;
             tally.done += 1;
+            Ok(())
         }
-        Event::Unreadable(id, address, modes, fault) => {
-            tally.unreadable += 1;
-            tally.done += 1;
-            let example = format!("{address}: {}", fault.detail);
-            tally.unreadable_example.get_or_insert(example);
-            // A picture without bytes has no id, by which a table knows it.
-            let Some(id) = id else { return Ok(()) };
-            for mode in modes {
-                answers.add(Annotation {
-                    status: Status::Unreadable,
-                    reason: Some(fault.detail.clone()),
-                    ..Annotation::new(id, &address, Kind::Caption, &mode)
-                })?;
-            }
-        }
-        Event::Ended(posed, outcome, permit) => {
-            let Outcome {
-                status,
-                answer,
-                reason,
-                seed,
-                attempt,
-                spent,
-            } = outcome?;
-            tally.add(status, spent);
+        Event::Unread(unread) => record_unread(unread, answers, tally),
+        Event::Ended(ended) => {
+            let Ended {
+                posed,
+                outcome,
+                permit,
+            } = *ended;
+            let outcome = outcome?;
+            tally.add(outcome.status, outcome.spent);
+            let row = Annotation::new(posed.id, &posed.address, Kind::Caption, &posed.mode);
             answers.add(Annotation {
-                model: answer.model,
-                text: Some(answer.text).filter(|text| !text.is_empty()),
-                status,
-                reason,
-                seed: seed.into(),
-                attempt,
-                tokens: answer.answer_tokens,
-                ..Annotation::new(posed.id, &posed.address, Kind::Caption, &posed.mode)
+                model: outcome.answer.model,
+                text: Some(outcome.answer.text).filter(|text| !text.is_empty()),
+                status: outcome.status,
+                reason: outcome.reason,
+                seed: outcome.seed.into(),
+                attempt: outcome.attempt,
+                tokens: outcome.answer.answer_tokens,
+                ..row
             })?;
             drop(permit);
+            Ok(())
         }
+    }
+}
+
+fn record_unread(unread: Unread, answers: &mut Answers, tally: &mut Tally) -> Result<()> {
+    let Unread {
+        id,
+        address,
+        modes,
+        fault,
+    } = unread;
+    tally.unreadable += 1;
+    tally.done += 1;
+    if tally.unreadable_example.is_none() {
+        tally.unreadable_example = Some(format!("{address}: {}", fault.detail));
+    }
+    // A table knows pictures by their bytes.
+    let Some(id) = id else { return Ok(()) };
+    for mode in modes {
+        answers.add(Annotation {
+            status: Status::Unreadable,
+            reason: Some(fault.detail.clone()),
+            ..Annotation::new(id, &address, Kind::Caption, &mode)
+        })?;
     }
     Ok(())
 }
@@ -329,8 +358,13 @@ async fn dispatch(
         let (client, events) = (client.clone(), events.clone());
         tokio::spawn(async move {
             let outcome = client.ask(posed.id, &posed.question).await;
+            let ended = Ended {
+                posed,
+                outcome,
+                permit,
+            };
             // A run that has ended takes no more rows.
-            let _ = events.send(Event::Ended(posed, outcome, permit));
+            let _ = events.send(Event::Ended(Box::new(ended)));
         });
     }
 }
@@ -410,7 +444,7 @@ impl Posing<'_> {
             let listed = &self.job.pictures.listed()[number];
             let is_taken = match self.questions(listed) {
                 Ok(questions) => self.hand_on(questions, posed, events),
-                Err(event) => events.send(event).is_ok(),
+                Err(unread) => events.send(Event::Unread(unread)).is_ok(),
             };
             if !is_taken {
                 return;
@@ -426,7 +460,7 @@ impl Posing<'_> {
         events: &Sender<Event>,
     ) -> bool {
         if questions.is_empty() {
-            return events.send(Event::Known(1)).is_ok();
+            return events.send(Event::Known).is_ok();
         }
         for question in questions {
             let mut question = question;
@@ -449,12 +483,16 @@ impl Posing<'_> {
     }
 
     /// The questions about a picture; none if it has its answers.
-    fn questions(&self, listed: &Listed) -> std::result::Result<Vec<Posed>, Event> {
+    fn questions(&self, listed: &Listed) -> std::result::Result<Vec<Posed>, Unread> {
         let job = self.job;
         let unreadable = |id: Option<SampleId>, fault| {
             let modes = id.map(|id| modes_of(job, id)).unwrap_or_default();
-            let modes = modes.into_iter().map(str::to_owned).collect();
-            Event::Unreadable(id, listed.address.clone(), modes, fault)
+            Unread {
+                id,
+                address: listed.address.clone(),
+                modes: modes.into_iter().map(str::to_owned).collect(),
+                fault,
+            }
         };
         let opened = job
             .pictures

@@ -9,7 +9,7 @@ use tokio::{
     time::sleep,
 };
 
-use crate::loopback::server::{Asked, Misdeed, Shared};
+use crate::loopback::manner::{Asked, Misdeed, Shared};
 
 /// Longest head of a request.
 const MAX_HEAD_BYTES: usize = 1 << 16;
@@ -57,7 +57,7 @@ pub(crate) async fn serve(mut stream: TcpStream, shared: &Shared) -> io::Result<
             write(&mut stream, 200, "", models.to_string().as_bytes()).await?;
         } else {
             let asked = shared.ask(&buffer[num_head_bytes..end]);
-            let sent = answer(&mut stream, shared, &asked, &buffer[num_head_bytes..end]).await;
+            let sent = answer(&mut stream, shared, &asked).await;
             shared.end(&asked, matches!(sent, Ok(Sent::Answer)));
             if matches!(sent?, Sent::Close) {
                 return Ok(());
@@ -111,12 +111,7 @@ fn head_of(bytes: &[u8]) -> Head {
 }
 
 /// Answers a chat request, or does something else.
-async fn answer(
-    stream: &mut TcpStream,
-    shared: &Shared,
-    asked: &Asked,
-    body: &[u8],
-) -> io::Result<Sent> {
+async fn answer(stream: &mut TcpStream, shared: &Shared, asked: &Asked) -> io::Result<Sent> {
     let misdeed = (shared.manner.misdeeds)(asked);
     let mut delay = shared.manner.delay;
     if let Some(Misdeed::Slow(more)) = misdeed {
@@ -158,7 +153,9 @@ async fn answer(
         }
         Some(Misdeed::CutBody(_) | Misdeed::Slow(_)) | None => {}
     }
-    let picture_tokens = if has_picture(body) { PICTURE_TOKENS } else { 0 };
+    // A server that does not look takes every request for one with a picture.
+    let has_picture = asked.picture.is_some() || !shared.manner.looks;
+    let picture_tokens = if has_picture { PICTURE_TOKENS } else { 0 };
     let reply = json!({
         "id": "loopback", "object": "chat.completion", "model": model,
         "choices": [{
@@ -181,11 +178,6 @@ async fn answer(
         None | Some(Misdeed::Slow(_)) => Sent::Answer,
         Some(_) => Sent::Fault,
     })
-}
-
-/// Whether a body is too long for one without a picture.
-fn has_picture(body: &[u8]) -> bool {
-    body.len() > 1500
 }
 
 async fn write(stream: &mut TcpStream, status: u16, head: &str, body: &[u8]) -> io::Result<()> {

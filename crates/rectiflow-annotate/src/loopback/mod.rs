@@ -5,4 +5,5 @@
 //! matter: a body that is cut, a connection that is silent. It counts what it was asked about.
 
 mod connection;
+pub mod manner;
 pub mod server;

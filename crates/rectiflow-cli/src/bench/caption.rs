@@ -15,7 +15,7 @@ use nix::{
 };
 use rectiflow_annotate::{
     caption::run::{Captioner, Job, run_lines},
-    loopback::server::{Loopback, Manner},
+    loopback::{manner::Manner, server::Loopback},
     pictures::{
         jpeg::{JpegSettings, encoded, jpeg_of},
         listed::Pictures,

@@ -165,7 +165,7 @@ impl Annotations {
             let class = row
                 .tag_classes
                 .as_ref()
-                .map_or("general", |all| &all[number]);
+                .map_or("general", |all| all[number].as_str());
             let (tag, place) = self.placed(tag, class);
             for tag in clean([tag], reading) {
                 match place {

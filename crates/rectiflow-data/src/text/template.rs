@@ -88,7 +88,7 @@ impl Template {
             }
             for piece in &part.pieces {
                 text += match piece {
-                    Piece::Text(text) => text,
+                    Piece::Text(text) => text.as_str(),
                     Piece::Field(field) => values[*field],
                 };
             }
