@@ -375,7 +375,7 @@ fn wrong_settings_are_found_before_the_first_picture() {
     fixture.settings.model = "other".to_owned();
     let error = fixture.run().unwrap_err().to_string();
     assert!(
-        error.contains("no model \"other\"") && error.contains("loopback"),
+        error.contains("status 404") && error.contains("no model \"other\""),
         "{error}"
     );
     let url = server.url();

@@ -390,22 +390,17 @@ async fn model_of(http: &Http, url: &str, key: Option<&str>, wanted: &str) -> Re
             ))),
         };
     };
-    let shown = models
-        .iter()
-        .take(10)
-        .cloned()
-        .collect::<Vec<_>>()
-        .join(", ");
-    match (wanted, models.as_slice()) {
-        ("", [only]) => Ok(only.clone()),
-        ("", _) => Err(fault(format!(
-            "name a model with caption.model; it has {shown}"
-        ))),
-        (wanted, _) if models.iter().any(|model| model == wanted) => Ok(wanted.to_owned()),
-        (wanted, []) => Ok(wanted.to_owned()),
-        (wanted, _) => Err(fault(format!(
-            "it has no model \"{wanted}\" (caption.model); it has {shown}"
-        ))),
+    match models.as_slice() {
+        // Lists can be of other models than those that are served: a request will tell.
+        _ if !wanted.is_empty() => Ok(wanted.to_owned()),
+        [only] => Ok(only.clone()),
+        several => {
+            let shown: Vec<&str> = several.iter().take(10).map(String::as_str).collect();
+            let shown = shown.join(", ");
+            Err(fault(format!(
+                "name a model with caption.model; it lists: {shown}"
+            )))
+        }
     }
 }
 

@@ -55,6 +55,10 @@ pub(crate) async fn serve(mut stream: TcpStream, shared: &Shared) -> io::Result<
         } else if !head.is_chat {
             let models = json!({ "object": "list", "data": [{ "id": shared.manner.model }] });
             write(&mut stream, 200, "", models.to_string().as_bytes()).await?;
+        } else if shared.manner.looks && !names(&buffer[num_head_bytes..end], &shared.manner.model)
+        {
+            let body = json!({ "error": { "message": "The model does not exist." } });
+            write(&mut stream, 404, "", body.to_string().as_bytes()).await?;
         } else {
             let asked = shared.ask(&buffer[num_head_bytes..end]);
             let sent = answer(&mut stream, shared, &asked).await;
@@ -65,6 +69,11 @@ pub(crate) async fn serve(mut stream: TcpStream, shared: &Shared) -> io::Result<
         }
         buffer.drain(..end);
     }
+}
+
+/// Whether a body asks for the model, which clients of this repository name first.
+fn names(body: &[u8], model: &str) -> bool {
+    body.starts_with(format!("{{\"model\":{},", json!(model)).as_bytes())
 }
 
 /// Reads a head into the buffer. Returns it with its length. None at the end of the connection.
