@@ -51,7 +51,7 @@ impl Fixture {
         let settings = CaptionSettings {
             servers: vec![server.url()],
             requests: 8,
-            answer_secs: 1.0,
+            answer_secs: 20.0,
             retry_secs: 20.0,
             probe: false,
             ..CaptionSettings::default()
@@ -186,7 +186,8 @@ fn passing_failures_cost_no_picture() {
         let which = asked.picture? % faults.len() as u64;
         (asked.repeat == 0).then(|| faults[which as usize].clone())
     });
-    let fixture = Fixture::new(48, &server);
+    let mut fixture = Fixture::new(48, &server);
+    fixture.settings.answer_secs = 1.0;
     let tally = fixture.run().unwrap();
     assert_eq!(tally.num(Status::Ok), 48, "{tally:?}");
     assert!(tally.retries > 20 && tally.second_seeds == 0, "{tally:?}");

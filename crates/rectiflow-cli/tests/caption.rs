@@ -134,7 +134,7 @@ fn mistakes_are_said_in_one_line_with_what_to_do() {
     let table = table.to_str().unwrap();
     let server = Loopback::start(Manner::default(), || {});
     let servers = format!("caption.servers=[\"{}\"]", server.url());
-    let nobody = "caption.servers=[\"http://127.0.0.1:9/v1\"]";
+    let no_server = "caption.servers=[\"http://127.0.0.1:9/v1\"]";
     let run = |arguments: &[&str]| {
         let output = rectiflow(arguments).output().unwrap();
         let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
@@ -148,7 +148,7 @@ fn mistakes_are_said_in_one_line_with_what_to_do() {
             "--out is needed",
         ),
         (
-            vec!["caption", source, "--out", table, "--set", nobody],
+            vec!["caption", source, "--out", table, "--set", no_server],
             1,
             "it cannot be reached",
         ),

@@ -124,8 +124,8 @@ fn verdict(
     let without = without.and_then(|answer| answer.prompt_tokens);
     match (first.prompt_tokens, without) {
         (Some(with), Some(without)) if with <= without => Err(format!(
-            "it counts {with} tokens for a prompt with a picture and {without} without, and answers \
-             differently each time"
+            "it counts {with} tokens for a prompt with a picture and {without} without, and \
+             answers differently each time"
         )),
         (Some(_), Some(_)) => Ok(None),
         _ => Ok(Some(

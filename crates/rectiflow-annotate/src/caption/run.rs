@@ -464,7 +464,7 @@ impl Posing<'_> {
         }
         for question in questions {
             let mut question = question;
-            // A queue that stays full while the run ends is emptied by nobody.
+            // Nothing empties a queue that is full when the run ends.
             loop {
                 match posed.try_send(question) {
                     Ok(()) => break,

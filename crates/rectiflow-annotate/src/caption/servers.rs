@@ -1,5 +1,5 @@
 //! Which server is asked next, and when: the one with the fewest requests under way that is not
-//! resting, at most so many requests a second.
+//! resting, with a limit of requests a second.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},

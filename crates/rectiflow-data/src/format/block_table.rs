@@ -264,7 +264,7 @@ impl BlockTable {
     }
 }
 
-/// Checks the table's bytes, except its entries, against the manifest's `file`. Returns its version.
+/// Checks the bytes of a table, except its entries, against `file`. Returns its version.
 ///
 /// # Errors
 /// The first difference.

@@ -290,7 +290,7 @@ pub(crate) fn group_table(group: &RowGroupMetaData) -> (u64, [(u32, u32); TEXT_C
     let chunks = group.columns();
     assert!(
         [FIRST_COLUMNS, TEXT_COLUMNS].contains(&chunks.len()),
-        "the schemas have so many leaf columns"
+        "these are the leaf columns of the schemas"
     );
     let mut columns = [(0, 0); TEXT_COLUMNS];
     for (column, chunk) in columns.iter_mut().zip(chunks) {
