@@ -297,7 +297,7 @@ impl Live {
                 }
                 let progress = self
                     .0
-                    .get_or_insert_with(|| Progress::new("caption", "pictures", 0, tally.total));
+                    .get_or_insert_with(|| Progress::new("caption", "captions", 0, tally.total));
                 progress.set(tally.done, &notes.join(", "));
             }
         }

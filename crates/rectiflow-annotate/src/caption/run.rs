@@ -117,8 +117,8 @@ enum Event {
     Ended(Box<Ended>),
     /// It cannot be read.
     Unread(Unread),
-    /// It has its answers, or is a copy of one that has.
-    Known,
+    /// It has its answers, of which there are as many, or is a copy of one that has.
+    Known(u64),
 }
 
 /// A question that has ended.
@@ -184,7 +184,7 @@ impl Captioner {
     ) -> Result<Tally> {
         let todo = Todo::new(job, &answers.claims())?;
         let mut tally = Tally {
-            total: todo.numbers.len() as u64,
+            total: todo.numbers.len() as u64 * num_modes(job),
             known: todo.num_known,
             ..Tally::default()
         };
@@ -276,9 +276,9 @@ impl Captioner {
 /// Writes what an event says.
 fn record(event: Event, answers: &mut Answers, tally: &mut Tally) -> Result<()> {
     match event {
-        Event::Known => {
+        Event::Known(num_answers) => {
             tally.copies += 1;
-            tally.done += 1;
+            tally.done += num_answers;
             Ok(())
         }
         Event::Unread(unread) => record_unread(unread, answers, tally),
@@ -315,7 +315,7 @@ fn record_unread(unread: Unread, answers: &mut Answers, tally: &mut Tally) -> Re
         fault,
     } = unread;
     tally.unreadable += 1;
-    tally.done += 1;
+    tally.done += modes.len().max(1) as u64;
     if tally.unreadable_example.is_none() {
         tally.unreadable_example = Some(format!("{address}: {}", fault.detail));
     }
@@ -414,6 +414,11 @@ impl Todo {
     }
 }
 
+/// How many captions each picture gets.
+fn num_modes(job: &Job<'_>) -> u64 {
+    job.modes.as_ref().map_or(1, Vec::len) as u64
+}
+
 /// The names of a picture's modes.
 fn modes_of<'a>(job: &'a Job<'_>, id: SampleId) -> Vec<&'a str> {
     match &job.modes {
@@ -460,7 +465,7 @@ impl Posing<'_> {
         events: &Sender<Event>,
     ) -> bool {
         if questions.is_empty() {
-            return events.send(Event::Known).is_ok();
+            return events.send(Event::Known(num_modes(self.job))).is_ok();
         }
         for question in questions {
             let mut question = question;

@@ -8,9 +8,9 @@ use serde::Serialize;
 /// Counts of a run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Tally {
-    /// Pictures that this run asks about, at most.
+    /// Captions that this run asks for, at most: one for each picture and mode.
     pub total: u64,
-    /// Pictures of which this run is done, with an answer or without.
+    /// Captions of which this run is done, with an answer or without.
     pub done: u64,
     /// Pictures that had an answer before.
     pub known: u64,
