@@ -158,6 +158,13 @@ fn captions_are_merged_without_encoding_and_taken_out_again() {
     let (summary, num_encoded) = run(&source, &out, &merged);
     assert_eq!((summary.unwrap().rewritten_rows, num_encoded), (0, 0));
     assert_eq!(Dataset::open(&out).unwrap().identity(), identity_2);
+    let error = run(&source, &out, &plain).0.unwrap_err().to_string();
+    assert!(
+        error.contains("it was prepared with --annotations"),
+        "{error}"
+    );
+    assert_eq!(Dataset::open(&out).unwrap().identity(), identity_2);
+    fs::remove_file(out.join("prep/annotations.txt")).unwrap();
     let (summary, num_encoded) = run(&source, &out, &plain);
     assert_eq!((summary.unwrap().rewritten_rows, num_encoded), (2, 0));
     let after = Dataset::open(&out).unwrap();

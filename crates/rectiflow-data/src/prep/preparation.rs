@@ -27,7 +27,7 @@ use crate::{
         kept_pictures::KeptPictures,
         objects::{Cut, Item, ObjectPlan, PlannedObject},
         outlet::Outlet,
-        places::{check_places, list_source},
+        places::{check_places, list_source, remember_annotations},
         scan::{Accepted, Scan},
         settings::PrepSettings,
         share,
@@ -503,6 +503,7 @@ impl<'a> Preparation<'a> {
     pub(crate) fn leave_lists(&mut self, out: &Path) -> Result<()> {
         reject::write(out, REJECTED_FILE, &self.rejected())?;
         reject::write(out, NOTES_FILE, &self.scan.all_notes())?;
+        remember_annotations(out, self.settings)?;
         self.scan.remember(&out.join(FACTS_FILE))
     }
 }
